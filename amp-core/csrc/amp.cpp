@@ -1,0 +1,172 @@
+// What tch does not bind: autocast state, the AMP and foreach kernels, fused optimizers.
+// Tensors cross as at::Tensor*, owned by Rust unless a comment says otherwise.
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
+#include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_foreach_clamp_max.h>
+#include <ATen/ops/_foreach_clamp_min.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_sgd.h>
+#include <c10/core/GradMode.h>
+
+#include <vector>
+
+#include "guard.h"
+
+namespace {
+
+using Handle = at::Tensor*;
+
+std::vector<at::Tensor> list(const Handle* tensors, size_t count) {
+  std::vector<at::Tensor> out;
+  out.reserve(count);
+  for (size_t i = 0; i < count; ++i) out.push_back(*tensors[i]);
+  return out;
+}
+
+std::optional<at::Tensor> optional(const Handle tensor) {
+  return tensor == nullptr ? std::nullopt : std::optional<at::Tensor>(*tensor);
+}
+
+c10::DeviceType device_type(int cuda) {
+  return cuda != 0 ? c10::DeviceType::CUDA : c10::DeviceType::CPU;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Copies the last error into `buffer`, at most `capacity` bytes, and returns its whole length.
+size_t amp_take_error(char* buffer, size_t capacity) {
+  const size_t length = amp::last_error.size();
+  std::memcpy(buffer, amp::last_error.data(), std::min(length, capacity));
+  if (length <= capacity) amp::last_error.clear();
+  return length;
+}
+
+int amp_autocast_get(int cuda, int* enabled, int* dtype, int* cache) {
+  return amp::guarded([&] {
+    *enabled = at::autocast::is_autocast_enabled(device_type(cuda));
+    *dtype = static_cast<int>(at::autocast::get_autocast_dtype(device_type(cuda)));
+    *cache = at::autocast::is_autocast_cache_enabled();
+  });
+}
+
+int amp_autocast_set(int cuda, int enabled, int dtype, int cache) {
+  return amp::guarded([&] {
+    at::autocast::set_autocast_enabled(device_type(cuda), enabled != 0);
+    at::autocast::set_autocast_dtype(device_type(cuda), static_cast<at::ScalarType>(dtype));
+    at::autocast::set_autocast_cache_enabled(cache != 0);
+  });
+}
+
+int amp_autocast_enter(int* depth) {
+  return amp::guarded([&] { *depth = at::autocast::increment_nesting(); });
+}
+
+// Leaves one level; the weight cache goes with the outermost.
+int amp_autocast_leave(int* depth) {
+  return amp::guarded([&] {
+    *depth = at::autocast::decrement_nesting();
+    if (*depth == 0) at::autocast::clear_cache();
+  });
+}
+
+int amp_unscale(const Handle* grads, size_t count, Handle found_inf, Handle inv_scale) {
+  return amp::guarded([&] {
+    c10::NoGradGuard no_grad;
+    at::_amp_foreach_non_finite_check_and_unscale_(list(grads, count), *found_inf, *inv_scale);
+  });
+}
+
+// Writes `count` new tensors into `norms`, owned by the caller. `as_f32` accumulates f16 and
+// bf16 input in f32.
+int amp_foreach_norm(const Handle* tensors, size_t count, double ord, int as_f32, Handle* norms) {
+  return amp::guarded([&] {
+    c10::NoGradGuard no_grad;
+    auto dtype = as_f32 != 0 ? std::optional<at::ScalarType>(at::kFloat) : std::nullopt;
+    auto out = at::_foreach_norm(list(tensors, count), ord, dtype);
+    for (size_t i = 0; i < count; ++i) norms[i] = new at::Tensor(std::move(out[i]));
+  });
+}
+
+int amp_foreach_mul(const Handle* tensors, size_t count, Handle factor) {
+  return amp::guarded([&] {
+    c10::NoGradGuard no_grad;
+    at::_foreach_mul_(list(tensors, count), *factor);
+  });
+}
+
+int amp_foreach_add(const Handle* tensors, size_t count, double value) {
+  return amp::guarded([&] {
+    c10::NoGradGuard no_grad;
+    at::_foreach_add_(list(tensors, count), value);
+  });
+}
+
+int amp_foreach_clamp(const Handle* tensors, size_t count, double low, double high) {
+  return amp::guarded([&] {
+    c10::NoGradGuard no_grad;
+    at::_foreach_clamp_min_(list(tensors, count), low);
+    at::_foreach_clamp_max_(list(tensors, count), high);
+  });
+}
+
+struct AmpAdam {
+  double lr, beta1, beta2, eps, weight_decay;
+  int decoupled;
+};
+
+// The kernel divides the gradients by `grad_scale`, unless it is null.
+int amp_fused_adam(const Handle* params, const Handle* grads, const Handle* exp_avgs,
+                   const Handle* exp_avg_sqs, const Handle* steps, size_t count,
+                   const AmpAdam* options, Handle grad_scale) {
+  return amp::guarded([&] {
+    c10::NoGradGuard no_grad;
+    const auto& o = *options;
+    using Fused = void (*)(at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                           at::TensorList, at::TensorList, double, double, double, double, double,
+                           bool, bool, const std::optional<at::Tensor>&,
+                           const std::optional<at::Tensor>&);
+    // Both are overloaded on the type of lr.
+    Fused adamw = at::_fused_adamw_, adam = at::_fused_adam_;
+    auto fused = o.decoupled != 0 ? adamw : adam;
+    fused(list(params, count), list(grads, count), list(exp_avgs, count),
+          list(exp_avg_sqs, count), {}, list(steps, count), o.lr, o.beta1, o.beta2,
+          o.weight_decay, o.eps, false, false, optional(grad_scale), std::nullopt);
+  });
+}
+
+struct AmpSgd {
+  double lr, momentum, dampening, weight_decay;
+  int nesterov, first_step;
+};
+
+// `buffers` may be null when momentum is 0.
+int amp_fused_sgd(const Handle* params, const Handle* grads, const Handle* buffers, size_t count,
+                  const AmpSgd* options) {
+  return amp::guarded([&] {
+    c10::NoGradGuard no_grad;
+    const auto& o = *options;
+    auto momenta = buffers == nullptr ? std::vector<at::Tensor>() : list(buffers, count);
+    at::_fused_sgd_(list(params, count), list(grads, count), momenta, o.weight_decay, o.momentum,
+                    o.lr, o.dampening, o.nesterov != 0, false, o.first_step != 0);
+  });
+}
+
+// Drops the gradients, so that the next backward pass writes instead of adding.
+int amp_clear_grads(const Handle* tensors, size_t count) {
+  return amp::guarded([&] {
+    for (size_t i = 0; i < count; ++i) tensors[i]->mutable_grad().reset();
+  });
+}
+
+// The address of the tensor's identity: equal for two handles of one tensor.
+const void* amp_identity(Handle tensor) { return tensor->unsafeGetTensorImpl(); }
+
+}  // extern "C"

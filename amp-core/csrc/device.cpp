@@ -1,0 +1,137 @@
+// Memory statistics, numeric switches and device properties.
+
+#include <ATen/Context.h>
+#include <c10/core/Allocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+#include <dlfcn.h>
+
+#include <atomic>
+#include <memory>
+
+#include "guard.h"
+
+namespace {
+
+// Counts the bytes of CPU tensors. libtorch's CPU allocator reports to the debug info of the
+// thread that allocates; its worker threads inherit that of the thread that started them.
+struct HostMemory final : c10::MemoryReportingInfoBase {
+  std::atomic<int64_t> live{0};
+  std::atomic<int64_t> peak{0};
+
+  void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device device) override {
+    if (!device.is_cpu()) return;
+    const int64_t now = live.fetch_add(size) + size;
+    int64_t seen = peak.load();
+    while (now > seen && !peak.compare_exchange_weak(seen, now)) {
+    }
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+};
+
+struct HostMemoryGuard {
+  std::shared_ptr<HostMemory> memory = std::make_shared<HostMemory>();
+  c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, memory};
+};
+
+// The driver's own library: present wherever a GPU can be used, and its ABI is stable, so that
+// neither CUDA headers nor a CUDA build are needed to ask what the device is.
+struct Driver {
+  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+
+  template <typename Function>
+  Function* find(const char* name) const {
+    return library == nullptr ? nullptr : reinterpret_cast<Function*>(dlsym(library, name));
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+int amp_host_memory_start(void** out) {
+  return amp::guarded([&] { *out = new HostMemoryGuard(); });
+}
+
+void amp_host_memory_read(const void* guard, int64_t* live, int64_t* peak) {
+  const auto& memory = *static_cast<const HostMemoryGuard*>(guard)->memory;
+  *live = memory.live.load();
+  *peak = memory.peak.load();
+}
+
+// Must run on the thread that started it.
+int amp_host_memory_stop(void* guard) {
+  return amp::guarded([&] { delete static_cast<HostMemoryGuard*>(guard); });
+}
+
+int amp_cuda_memory(int index, int64_t* allocated, int64_t* peak, int64_t* reserved_peak) {
+  return amp::guarded([&] {
+    using c10::CachingAllocator::StatType;
+    const auto all = static_cast<size_t>(StatType::AGGREGATE);
+    const auto stats = at::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(index);
+    *allocated = stats.allocated_bytes[all].current;
+    *peak = stats.allocated_bytes[all].peak;
+    *reserved_peak = stats.reserved_bytes[all].peak;
+  });
+}
+
+int amp_cuda_memory_reset_peak(int index) {
+  return amp::guarded(
+      [&] { at::getDeviceAllocator(c10::DeviceType::CUDA)->resetPeakStats(index); });
+}
+
+int amp_cuda_empty_cache(void) {
+  return amp::guarded([&] { at::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache(); });
+}
+
+int amp_set_numerics(int tf32, int deterministic) {
+  return amp::guarded([&] {
+    auto& context = at::globalContext();
+    context.setAllowTF32CuBLAS(tf32 != 0);
+    context.setAllowTF32CuDNN(tf32 != 0);
+    context.setDeterministicCuDNN(deterministic != 0);
+    context.setDeterministicAlgorithms(deterministic != 0, /*warn_only=*/true);
+    // Without deterministic algorithms there is nothing to hide by filling; with them, filling
+    // would cost a write of every new tensor.
+    context.setDeterministicFillUninitializedMemory(false);
+  });
+}
+
+int amp_get_numerics(int* tf32, int* deterministic) {
+  return amp::guarded([&] {
+    *tf32 = at::globalContext().allowTF32CuBLAS();
+    *deterministic = at::globalContext().deterministicAlgorithms();
+  });
+}
+
+struct AmpCudaDevice {
+  char name[256];
+  int major, minor, multiprocessors, driver;
+  size_t memory;
+};
+
+int amp_cuda_device(int index, AmpCudaDevice* out) {
+  return amp::guarded([&] {
+    static const Driver driver;
+    // Attribute numbers of cuda.h: CU_DEVICE_ATTRIBUTE_…
+    constexpr int multiprocessor_count = 16, capability_major = 75, capability_minor = 76;
+    auto init = driver.find<int(unsigned)>("cuInit");
+    auto version = driver.find<int(int*)>("cuDriverGetVersion");
+    auto get = driver.find<int(int*, int)>("cuDeviceGet");
+    auto name = driver.find<int(char*, int, int)>("cuDeviceGetName");
+    auto memory = driver.find<int(size_t*, int)>("cuDeviceTotalMem_v2");
+    auto attribute = driver.find<int(int*, int, int)>("cuDeviceGetAttribute");
+    int device = 0;
+    if (!init || !version || !get || !name || !memory || !attribute || init(0) != 0 ||
+        version(&out->driver) != 0 || get(&device, index) != 0 ||
+        name(out->name, sizeof(out->name), device) != 0 || memory(&out->memory, device) != 0 ||
+        attribute(&out->major, capability_major, device) != 0 ||
+        attribute(&out->minor, capability_minor, device) != 0 ||
+        attribute(&out->multiprocessors, multiprocessor_count, device) != 0) {
+      throw std::runtime_error("the CUDA driver does not describe device " +
+                               std::to_string(index));
+    }
+  });
+}
+
+}  // extern "C"

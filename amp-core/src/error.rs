@@ -1,0 +1,73 @@
+//! The one error type. Every C++ exception ends here with its own text.
+
+use std::path::PathBuf;
+
+/// What can go wrong while a model is built, trained or checked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// libtorch refused an operation; the text is the C++ exception's first line.
+    #[error("libtorch: {0}")]
+    Torch(String),
+    /// An operation inside a module failed.
+    #[error("in `{path}`: {source}")]
+    In {
+        /// The module's dotted path, as in `model.0`.
+        path: String,
+        /// What failed there.
+        source: Box<Error>,
+    },
+    /// Something the caller asked for cannot be done; the text says what to do instead.
+    #[error("{0}")]
+    Config(String),
+    /// A file could not be read or written.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// The scaler's methods were called out of order.
+    #[error("grad scaler: {0}")]
+    Scaler(String),
+}
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// A [`Error::Config`] with this text.
+    pub fn config(text: impl Into<String>) -> Self {
+        Self::Config(text.into())
+    }
+
+    /// Wraps an I/O error with the file it happened to.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io { path: path.into(), source }
+    }
+
+    /// Names the module an error came from; the innermost name wins, since its path is whole.
+    #[must_use]
+    pub fn at(self, path: &str) -> Self {
+        match self {
+            Self::In { .. } => self,
+            _ if path.is_empty() => self,
+            source => Self::In { path: path.to_owned(), source: Box::new(source) },
+        }
+    }
+
+    /// libtorch's text without the C++ stack trace that follows its first line.
+    pub(crate) fn torch(text: &str) -> Self {
+        let head = text.split("\nException raised from").next().unwrap_or(text);
+        Self::Torch(head.trim_end().to_owned())
+    }
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        match error {
+            tch::TchError::Torch(text) => Self::torch(&text),
+            other => Self::Torch(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What the training loop says. Everything that shows or stores something listens.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Result,
+    hardware::Fingerprint,
+    log::Logged,
+    precision::Precision,
+    probe::Observed,
+};
+
+/// A moment of a run, in the order they are emitted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// Before the first step.
+    FitStart(FitStart),
+    /// Something the user should know once.
+    Note {
+        /// The text, one line.
+        text: String,
+    },
+    /// The dtypes of the first step.
+    Observed(Observed),
+    /// A batch was trained on.
+    Batch {
+        /// From 0.
+        epoch: i64,
+        /// From 0, in the epoch.
+        batch: i64,
+        /// Optimizer steps applied so far.
+        global_step: u64,
+    },
+    /// A step was not applied because a gradient was not finite.
+    Skipped {
+        /// Optimizer steps attempted before this one.
+        attempt: u64,
+        /// The first parameter whose gradient is not finite.
+        culprit: Option<String>,
+        /// The scale it was tried with.
+        scale: f64,
+    },
+    /// The scale moved.
+    Scale {
+        /// Optimizer steps attempted so far.
+        attempt: u64,
+        /// The new scale.
+        scale: f64,
+    },
+    /// Values of one step, at the logging interval.
+    Logged {
+        /// Optimizer steps applied so far.
+        global_step: u64,
+        /// The values.
+        values: Vec<Logged>,
+    },
+    /// An epoch with its validation has ended.
+    EpochEnd(EpochEnd),
+    /// After the last epoch.
+    FitEnd(FitEnd),
+}
+
+/// What a run is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FitStart {
+    /// The model's name.
+    pub model: String,
+    /// The data's name.
+    pub data: String,
+    /// The precision.
+    pub precision: Precision,
+    /// Seed of weights, order and dropout.
+    pub seed: u64,
+    /// The machine.
+    pub fingerprint: Fingerprint,
+    /// Hyperparameters by name.
+    pub hyperparameters: crate::Hyperparameters,
+    /// Trained numbers.
+    pub parameters: i64,
+    /// Epochs at most.
+    pub max_epochs: i64,
+    /// Batches in an epoch.
+    pub batches_per_epoch: i64,
+}
+
+/// The figures of an epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochEnd {
+    /// From 0.
+    pub epoch: i64,
+    /// Optimizer steps applied so far.
+    pub global_step: u64,
+    /// The learning rate of the epoch's last step.
+    pub lr: f64,
+    /// Training values.
+    pub train: Vec<Logged>,
+    /// Validation values.
+    pub val: Vec<Logged>,
+    /// Wall-clock seconds of training.
+    pub train_seconds: f64,
+    /// Wall-clock seconds of validation.
+    pub val_seconds: f64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FitEnd {
+    /// Optimizer steps applied.
+    pub global_step: u64,
+    /// Optimizer steps skipped.
+    pub skipped: u64,
+    /// The scale at the end; `None` where the precision has none.
+    pub scale: Option<f64>,
+    /// Wall-clock seconds of the whole run.
+    pub seconds: f64,
+}
+
+/// Listens to a run.
+pub trait Subscriber {
+    /// Sees an event.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn on_event(&mut self, event: &Event) -> Result<()>;
+}
+
+impl<F: FnMut(&Event) -> Result<()>> Subscriber for F {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        self(event)
+    }
+}

@@ -1,0 +1,403 @@
+//! The only unsafe code: calls into the C++ shim (`csrc/`).
+//!
+//! Every call goes through [`checked!`], which turns a C++ exception into an [`Error`].
+
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::{c_char, c_double, c_int, c_void},
+    marker::PhantomData,
+};
+
+use tch::{Kind, Tensor};
+use torch_sys::C_tensor;
+
+use crate::{Error, Result};
+
+#[repr(C)]
+struct AmpAdam {
+    lr: c_double,
+    beta1: c_double,
+    beta2: c_double,
+    eps: c_double,
+    weight_decay: c_double,
+    decoupled: c_int,
+}
+
+#[repr(C)]
+struct AmpSgd {
+    lr: c_double,
+    momentum: c_double,
+    dampening: c_double,
+    weight_decay: c_double,
+    nesterov: c_int,
+    first_step: c_int,
+}
+
+#[repr(C)]
+struct AmpCudaDevice {
+    name: [c_char; 256],
+    major: c_int,
+    minor: c_int,
+    multiprocessors: c_int,
+    driver: c_int,
+    memory: usize,
+}
+
+type Handle = *const C_tensor;
+
+unsafe extern "C" {
+    fn amp_take_error(buffer: *mut u8, capacity: usize) -> usize;
+    fn amp_autocast_get(cuda: c_int, on: *mut c_int, dtype: *mut c_int, cache: *mut c_int)
+    -> c_int;
+    fn amp_autocast_set(cuda: c_int, on: c_int, dtype: c_int, cache: c_int) -> c_int;
+    fn amp_autocast_enter(depth: *mut c_int) -> c_int;
+    fn amp_autocast_leave(depth: *mut c_int) -> c_int;
+    fn amp_unscale(grads: *const Handle, count: usize, found_inf: Handle, inv: Handle) -> c_int;
+    fn amp_foreach_norm(
+        tensors: *const Handle,
+        count: usize,
+        ord: c_double,
+        as_f32: c_int,
+        norms: *mut *mut C_tensor,
+    ) -> c_int;
+    fn amp_foreach_mul(tensors: *const Handle, count: usize, factor: Handle) -> c_int;
+    fn amp_foreach_add(tensors: *const Handle, count: usize, value: c_double) -> c_int;
+    fn amp_foreach_clamp(tensors: *const Handle, count: usize, low: f64, high: f64) -> c_int;
+    fn amp_fused_adam(
+        params: *const Handle,
+        grads: *const Handle,
+        exp_avgs: *const Handle,
+        exp_avg_sqs: *const Handle,
+        steps: *const Handle,
+        count: usize,
+        options: *const AmpAdam,
+        grad_scale: Handle,
+    ) -> c_int;
+    fn amp_fused_sgd(
+        params: *const Handle,
+        grads: *const Handle,
+        buffers: *const Handle,
+        count: usize,
+        options: *const AmpSgd,
+    ) -> c_int;
+    fn amp_clear_grads(tensors: *const Handle, count: usize) -> c_int;
+    fn amp_identity(tensor: Handle) -> *const c_void;
+    fn amp_host_memory_start(out: *mut *mut c_void) -> c_int;
+    fn amp_host_memory_read(guard: *const c_void, live: *mut i64, peak: *mut i64);
+    fn amp_host_memory_stop(guard: *mut c_void) -> c_int;
+    fn amp_cuda_memory(
+        index: c_int,
+        allocated: *mut i64,
+        peak: *mut i64,
+        reserved_peak: *mut i64,
+    ) -> c_int;
+    fn amp_cuda_memory_reset_peak(index: c_int) -> c_int;
+    fn amp_cuda_empty_cache() -> c_int;
+    fn amp_set_numerics(tf32: c_int, deterministic: c_int) -> c_int;
+    fn amp_get_numerics(tf32: *mut c_int, deterministic: *mut c_int) -> c_int;
+    fn amp_cuda_device(index: c_int, out: *mut AmpCudaDevice) -> c_int;
+}
+
+/// Calls a shim function; a nonzero status becomes the exception's text.
+macro_rules! checked {
+    ($call:ident($($argument:expr),* $(,)?)) => {{
+        // SAFETY: the shim reads the pointers only during the call, every pointer comes from a
+        // live reference or slice of the stated length, and it lets no exception out.
+        let status = unsafe { $call($($argument),*) };
+        if status == 0 { Ok(()) } else { Err(take_error()) }
+    }};
+}
+
+fn take_error() -> Error {
+    let mut buffer = vec![0_u8; 4096];
+    loop {
+        // SAFETY: the shim writes at most `len` bytes into the buffer.
+        let length = unsafe { amp_take_error(buffer.as_mut_ptr(), buffer.len()) };
+        let fits = length <= buffer.len();
+        buffer.resize(length, 0);
+        if fits {
+            return Error::torch(&String::from_utf8_lossy(&buffer));
+        }
+    }
+}
+
+fn handles<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<Handle> {
+    tensors.into_iter().map(Tensor::as_ptr).collect()
+}
+
+fn handle(tensor: Option<&Tensor>) -> Handle {
+    tensor.map_or(std::ptr::null(), Tensor::as_ptr)
+}
+
+/// The autocast state of one device type on this thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AutocastState {
+    pub(crate) enabled: bool,
+    pub(crate) dtype: c_int,
+    pub(crate) cache: bool,
+}
+
+/// libtorch's number for the dtypes autocast knows (c10/core/ScalarType.h).
+pub(crate) fn scalar_type(kind: Kind) -> Result<c_int> {
+    match kind {
+        Kind::Half => Ok(5),
+        Kind::Float => Ok(6),
+        Kind::Double => Ok(7),
+        Kind::BFloat16 => Ok(15),
+        other => Err(Error::config(format!("{other:?} is not a floating dtype"))),
+    }
+}
+
+pub(crate) fn autocast_state(cuda: bool) -> Result<AutocastState> {
+    let (mut enabled, mut dtype, mut cache) = (0, 0, 0);
+    checked!(amp_autocast_get(c_int::from(cuda), &mut enabled, &mut dtype, &mut cache))?;
+    Ok(AutocastState { enabled: enabled != 0, dtype, cache: cache != 0 })
+}
+
+pub(crate) fn set_autocast(cuda: bool, state: AutocastState) -> Result<()> {
+    checked!(amp_autocast_set(
+        c_int::from(cuda),
+        c_int::from(state.enabled),
+        state.dtype,
+        c_int::from(state.cache),
+    ))
+}
+
+pub(crate) fn autocast_enter() -> Result<i32> {
+    let mut depth = 0;
+    checked!(amp_autocast_enter(&mut depth))?;
+    Ok(depth)
+}
+
+pub(crate) fn autocast_leave() -> Result<i32> {
+    let mut depth = 0;
+    checked!(amp_autocast_leave(&mut depth))?;
+    Ok(depth)
+}
+
+/// Multiplies `grads` by `inv_scale` in place; `found_inf` becomes 1 when one is not finite.
+pub(crate) fn unscale(grads: &[Tensor], found_inf: &Tensor, inv_scale: &Tensor) -> Result<()> {
+    let grads = handles(grads);
+    checked!(amp_unscale(grads.as_ptr(), grads.len(), found_inf.as_ptr(), inv_scale.as_ptr()))
+}
+
+/// The norm of each tensor, on its device.
+pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result<Vec<Tensor>> {
+    let inputs = handles(tensors);
+    let mut norms = vec![std::ptr::null_mut(); inputs.len()];
+    checked!(amp_foreach_norm(
+        inputs.as_ptr(),
+        inputs.len(),
+        ord,
+        c_int::from(as_f32),
+        norms.as_mut_ptr(),
+    ))?;
+    // SAFETY: on success each entry is a new tensor that nobody else owns.
+    Ok(norms.into_iter().map(|norm| unsafe { Tensor::from_ptr(norm) }).collect())
+}
+
+pub(crate) fn foreach_mul(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
+    let tensors = handles(tensors);
+    checked!(amp_foreach_mul(tensors.as_ptr(), tensors.len(), factor.as_ptr()))
+}
+
+pub(crate) fn foreach_add(tensors: &[Tensor], value: f64) -> Result<()> {
+    let tensors = handles(tensors);
+    checked!(amp_foreach_add(tensors.as_ptr(), tensors.len(), value))
+}
+
+pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<()> {
+    let tensors = handles(tensors);
+    checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
+}
+
+/// The tensors of one fused Adam call, all of one length.
+pub(crate) struct AdamTensors<'a> {
+    pub(crate) params: &'a [Tensor],
+    pub(crate) grads: &'a [Tensor],
+    pub(crate) exp_avgs: &'a [Tensor],
+    pub(crate) exp_avg_sqs: &'a [Tensor],
+    pub(crate) steps: &'a [Tensor],
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdamOptions {
+    pub(crate) lr: f64,
+    pub(crate) betas: (f64, f64),
+    pub(crate) eps: f64,
+    pub(crate) weight_decay: f64,
+    pub(crate) decoupled: bool,
+}
+
+/// The kernel divides the gradients by `grad_scale`, if there is one.
+pub(crate) fn fused_adam(
+    tensors: &AdamTensors<'_>,
+    options: &AdamOptions,
+    grad_scale: Option<&Tensor>,
+) -> Result<()> {
+    let count = tensors.params.len();
+    let lists = [
+        tensors.params,
+        tensors.grads,
+        tensors.exp_avgs,
+        tensors.exp_avg_sqs,
+        tensors.steps,
+    ]
+    .map(|list| {
+        assert_eq!(list.len(), count, "one gradient and one state per parameter");
+        handles(list)
+    });
+    let options = AmpAdam {
+        lr: options.lr,
+        beta1: options.betas.0,
+        beta2: options.betas.1,
+        eps: options.eps,
+        weight_decay: options.weight_decay,
+        decoupled: c_int::from(options.decoupled),
+    };
+    checked!(amp_fused_adam(
+        lists[0].as_ptr(),
+        lists[1].as_ptr(),
+        lists[2].as_ptr(),
+        lists[3].as_ptr(),
+        lists[4].as_ptr(),
+        count,
+        &raw const options,
+        handle(grad_scale),
+    ))
+}
+
+pub(crate) struct SgdOptions {
+    pub(crate) lr: f64,
+    pub(crate) momentum: f64,
+    pub(crate) dampening: f64,
+    pub(crate) weight_decay: f64,
+    pub(crate) nesterov: bool,
+    pub(crate) first_step: bool,
+}
+
+/// `buffers` is empty when there is no momentum.
+pub(crate) fn fused_sgd(
+    params: &[Tensor],
+    grads: &[Tensor],
+    buffers: &[Tensor],
+    options: &SgdOptions,
+) -> Result<()> {
+    assert_eq!(params.len(), grads.len(), "one gradient per parameter");
+    assert!(buffers.is_empty() || buffers.len() == params.len(), "one buffer per parameter");
+    let (params, grads, buffers) = (handles(params), handles(grads), handles(buffers));
+    let options = AmpSgd {
+        lr: options.lr,
+        momentum: options.momentum,
+        dampening: options.dampening,
+        weight_decay: options.weight_decay,
+        nesterov: c_int::from(options.nesterov),
+        first_step: c_int::from(options.first_step),
+    };
+    let momenta = if buffers.is_empty() { std::ptr::null() } else { buffers.as_ptr() };
+    checked!(amp_fused_sgd(
+        params.as_ptr(),
+        grads.as_ptr(),
+        momenta,
+        params.len(),
+        &raw const options,
+    ))
+}
+
+/// Drops gradients (PyTorch's `set_to_none=True`).
+pub(crate) fn clear_grads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
+    let tensors = handles(tensors);
+    checked!(amp_clear_grads(tensors.as_ptr(), tensors.len()))
+}
+
+/// A number that two handles share exactly when they are the same tensor.
+pub(crate) fn identity(tensor: &Tensor) -> usize {
+    // SAFETY: the handle is live; only an address comes back, which is never followed.
+    unsafe { amp_identity(tensor.as_ptr()) as usize }
+}
+
+/// Counts the CPU tensor bytes allocated on this thread while it lives.
+pub(crate) struct HostMemory {
+    guard: *mut c_void,
+    /// The guard belongs to the thread that started it.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl HostMemory {
+    pub(crate) fn start() -> Result<Self> {
+        let mut guard = std::ptr::null_mut();
+        checked!(amp_host_memory_start(&mut guard))?;
+        Ok(Self { guard, _not_send: PhantomData })
+    }
+
+    /// Live and peak bytes since the start.
+    pub(crate) fn read(&self) -> (i64, i64) {
+        let (mut live, mut peak) = (0, 0);
+        // SAFETY: the guard lives as long as self.
+        unsafe { amp_host_memory_read(self.guard, &mut live, &mut peak) };
+        (live, peak)
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        // A failed pop leaves a counter that nobody reads; there is nobody to tell in a drop.
+        let _ = checked!(amp_host_memory_stop(self.guard));
+    }
+}
+
+/// Bytes allocated now, their peak, and the peak reserved by the caching allocator.
+pub(crate) fn cuda_memory(index: usize) -> Result<(i64, i64, i64)> {
+    let (mut allocated, mut peak, mut reserved) = (0, 0, 0);
+    checked!(amp_cuda_memory(index as c_int, &mut allocated, &mut peak, &mut reserved))?;
+    Ok((allocated, peak, reserved))
+}
+
+pub(crate) fn cuda_memory_reset_peak(index: usize) -> Result<()> {
+    checked!(amp_cuda_memory_reset_peak(index as c_int))
+}
+
+pub(crate) fn cuda_empty_cache() -> Result<()> {
+    checked!(amp_cuda_empty_cache())
+}
+
+pub(crate) fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
+    checked!(amp_set_numerics(c_int::from(tf32), c_int::from(deterministic)))
+}
+
+/// TF32 and deterministic algorithms.
+pub(crate) fn numerics() -> Result<(bool, bool)> {
+    let (mut tf32, mut deterministic) = (0, 0);
+    checked!(amp_get_numerics(&mut tf32, &mut deterministic))?;
+    Ok((tf32 != 0, deterministic != 0))
+}
+
+pub(crate) struct CudaDevice {
+    pub(crate) name: String,
+    pub(crate) capability: (i32, i32),
+    pub(crate) multiprocessors: i32,
+    pub(crate) driver: i32,
+    pub(crate) memory: u64,
+}
+
+pub(crate) fn cuda_device(index: usize) -> Result<CudaDevice> {
+    let mut out = AmpCudaDevice {
+        name: [0; 256],
+        major: 0,
+        minor: 0,
+        multiprocessors: 0,
+        driver: 0,
+        memory: 0,
+    };
+    checked!(amp_cuda_device(index as c_int, &mut out))?;
+    let name: Vec<u8> =
+        out.name.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned()).collect();
+    Ok(CudaDevice {
+        name: String::from_utf8_lossy(&name).into_owned(),
+        capability: (out.major, out.minor),
+        multiprocessors: out.multiprocessors,
+        driver: out.driver,
+        memory: out.memory as u64,
+    })
+}

@@ -1,0 +1,109 @@
+//! What the machine is and which numeric switches hold.
+
+use serde::{Deserialize, Serialize};
+use tch::{Cuda, Device};
+
+use crate::{Error, Result, ffi};
+
+/// What a figure depends on besides the model: two that differ are not comparable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// The device's name.
+    pub device: String,
+    /// CUDA compute capability as `9.0`, or the CPU's widest vector instructions.
+    pub capability: String,
+    /// The libtorch this was built for.
+    pub libtorch: String,
+    /// Threads of one operation; 0 on CUDA.
+    pub threads: i32,
+    /// Whether f32 matrix products may run in TF32.
+    pub tf32: bool,
+    /// Whether deterministic algorithms are asked for.
+    pub deterministic: bool,
+}
+
+/// The libtorch version tch 0.24 binds.
+pub const LIBTORCH_VERSION: &str = "2.11.0";
+
+impl Fingerprint {
+    /// Of `device`, as things stand now.
+    ///
+    /// # Errors
+    /// When the device cannot be asked.
+    pub fn of(device: Device) -> Result<Self> {
+        let (tf32, deterministic) = ffi::numerics()?;
+        let (name, capability, threads) = match device {
+            Device::Cuda(index) => {
+                let cuda = ffi::cuda_device(index)?;
+                let (major, minor) = cuda.capability;
+                (cuda.name, format!("{major}.{minor}"), 0)
+            }
+            _ => (cpu_name(), cpu_capability().to_owned(), tch::get_num_threads()),
+        };
+        let libtorch = LIBTORCH_VERSION.to_owned();
+        Ok(Self { device: name, capability, libtorch, threads, tf32, deterministic })
+    }
+}
+
+/// Parses `cpu`, `cuda`, `cuda:N` or `auto` (CUDA where present, else CPU).
+///
+/// # Errors
+/// When the name is unknown or there is no such device.
+pub fn parse_device(text: &str) -> Result<Device> {
+    let count = || Cuda::device_count();
+    let index = match text {
+        "cpu" => return Ok(Device::Cpu),
+        "auto" => return Ok(if count() > 0 { Device::Cuda(0) } else { Device::Cpu }),
+        "cuda" => 0,
+        other => other.strip_prefix("cuda:").and_then(|index| index.parse().ok()).ok_or_else(
+            || Error::config(format!("unknown device `{text}`: expected auto, cpu, cuda or cuda:N")),
+        )?,
+    };
+    let devices = count();
+    if devices == 0 {
+        return Err(Error::config(format!(
+            "device `{text}`: libtorch sees no CUDA device here; check the driver with nvidia-smi, or use --device cpu"
+        )));
+    }
+    if index as i64 >= devices {
+        return Err(Error::config(format!(
+            "device `{text}`: there are {devices} CUDA devices, the last is cuda:{}",
+            devices - 1
+        )));
+    }
+    Ok(Device::Cuda(index))
+}
+
+/// Sets TF32 for f32 matrix products and convolutions, and deterministic algorithms.
+///
+/// # Errors
+/// When libtorch does.
+pub fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
+    ffi::set_numerics(tf32, deterministic)
+}
+
+/// Seeds libtorch's generators of every device.
+pub fn seed_everything(seed: u64) {
+    tch::manual_seed(seed.cast_signed());
+}
+
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |name| name.trim().to_owned())
+}
+
+fn cpu_capability() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "avx512";
+        }
+        if is_x86_feature_detected!("avx2") {
+            return "avx2";
+        }
+    }
+    "default"
+}

@@ -1,0 +1,31 @@
+//! Hyperparameters as JSON values, for derived builders.
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// Reads a hyperparameter.
+///
+/// # Errors
+/// When the value has another type.
+pub fn get<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T> {
+    serde_json::from_value(value.clone())
+        .map_err(|error| Error::config(format!("hyperparameter `{name}` = {value}: {error}")))
+}
+
+/// Writes a hyperparameter; what JSON cannot hold (NaN, infinities) becomes null.
+pub fn put<T: Serialize>(value: &T) -> Value {
+    serde_json::to_value(value).unwrap_or(Value::Null)
+}
+
+/// The error for a name that no hyperparameter has.
+pub fn unknown(name: &str, known: &[&str]) -> Error {
+    match known {
+        [] => Error::config(format!("unknown hyperparameter `{name}`: the model has none")),
+        known => Error::config(format!(
+            "unknown hyperparameter `{name}`: expected one of {}",
+            known.join(", ")
+        )),
+    }
+}

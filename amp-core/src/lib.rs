@@ -1,0 +1,66 @@
+//! Mixed-precision training on libtorch: autocast, loss scaling, clipping, precision policies
+//! and the trainer. Data flows one way: annotated struct → [`LightningModule`] → [`Trainer`] →
+//! [`event::Event`]s → [`record::RunRecord`].
+
+mod error;
+mod ffi;
+mod module;
+
+pub mod data;
+pub mod event;
+pub mod hardware;
+pub mod log;
+pub mod logger;
+pub mod loss;
+pub mod memory;
+pub mod metric;
+pub mod nn;
+pub mod optim;
+pub mod precision;
+pub mod probe;
+pub mod record;
+pub mod trainer;
+
+//pub use amp_derive::{LightningModule, Module};
+pub use error::{Error, Result};
+pub use module::{Hyperparameters, LightningModule, Step};
+pub use nn::Module;
+pub use tch;
+pub use trainer::{Trainer, TrainerConfig};
+
+/// What a model's file needs.
+pub mod prelude {
+    pub use crate::{
+        Error, LightningModule, Module, Result, Step,
+        data::Batch,
+        loss, metric,
+        nn::{
+            BatchNorm, Context, Conv2d, Dropout, Embedding, Flatten, Gelu, Identity, LayerNorm,
+            Linear, MaxPool2d, MultiheadAttention, Relu, Sequential, Sigmoid, Silu, Tanh,
+            TransformerEncoderLayer,
+        },
+        optim::{OptimizerConfig, TrainingPlan},
+        precision::{Precision, Region},
+    };
+    pub use tch::Tensor;
+}
+
+/// What derived code names; not for use by hand.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::{
+        Error, Hyperparameters, LightningModule, Module, Result, Step,
+        data::Batch,
+        hparam,
+        log::LogOptions,
+        loss, metric, nn,
+        nn::{Context, Visitor, visit_child},
+        optim,
+        optim::{Interval, OptimizerConfig, TrainingPlan},
+        precision::Region,
+    };
+    pub use tch::Tensor;
+}
+
+#[doc(hidden)]
+pub mod hparam;

@@ -1,0 +1,141 @@
+//! What steps log: sums on the device, read back at the logging interval and the epoch's end.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::{
+    Error, Result,
+    metric::{Metric, Reduction},
+};
+
+/// When a value is reported; the names are Lightning's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogOptions {
+    /// The batch's own value, at the logging interval.
+    pub on_step: bool,
+    /// The epoch's value, at its end.
+    pub on_epoch: bool,
+    /// Whether the progress bar shows it.
+    pub prog_bar: bool,
+}
+
+/// One reported value.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Logged {
+    /// Its name, as in `train_loss`.
+    pub name: String,
+    /// Its value.
+    pub value: f64,
+    /// Whether the progress bar shows it.
+    pub prog_bar: bool,
+}
+
+/// The values of one epoch and stage.
+#[derive(Debug, Default)]
+pub struct Log {
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    options: LogOptions,
+    reduction: Reduction,
+    counts: Tensor,
+    weight: f64,
+    latest: (Tensor, f64),
+}
+
+impl Log {
+    /// Adds a scalar of `batch_size` examples. At least f64 is kept, whatever the precision.
+    ///
+    /// # Errors
+    /// When `value` is not a scalar.
+    pub fn value(
+        &mut self,
+        name: &str,
+        value: &Tensor,
+        batch_size: i64,
+        options: LogOptions,
+    ) -> Result<()> {
+        if value.numel() != 1 {
+            return Err(Error::config(format!(
+                "log `{name}`: a logged value is a scalar, got shape {:?}",
+                value.size()
+            )));
+        }
+        let weight = batch_size as f64;
+        let sum = value.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([] as [i64; 0])?;
+        self.add(name, options, Reduction::Mean, sum.f_mul_scalar(weight)?, weight)
+    }
+
+    /// Adds a metric's counts.
+    ///
+    /// # Errors
+    /// When shapes do not fit the metric.
+    pub fn metric(
+        &mut self,
+        name: &str,
+        metric: &dyn Metric,
+        output: &Tensor,
+        target: &Tensor,
+        options: LogOptions,
+    ) -> Result<()> {
+        let (counts, weight) = tch::no_grad(|| metric.counts(&output.detach(), target))?;
+        self.add(name, options, metric.reduction(), counts, weight)
+    }
+
+    fn add(
+        &mut self,
+        name: &str,
+        options: LogOptions,
+        reduction: Reduction,
+        counts: Tensor,
+        weight: f64,
+    ) -> Result<()> {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == name) {
+            let _ = entry.counts.f_add_(&counts)?;
+            entry.weight += weight;
+            entry.latest = (counts, weight);
+            return Ok(());
+        }
+        self.entries.push(Entry {
+            name: name.to_owned(),
+            options,
+            reduction,
+            counts: counts.f_detach_copy()?,
+            weight,
+            latest: (counts, weight),
+        });
+        Ok(())
+    }
+
+    /// Reads the latest batch's values.
+    ///
+    /// # Errors
+    /// When the device reports an earlier failure.
+    pub fn step_values(&self) -> Result<Vec<Logged>> {
+        let step = self.entries.iter().filter(|entry| entry.options.on_step);
+        step.map(|entry| entry.read(&entry.latest.0, entry.latest.1)).collect()
+    }
+
+    /// Reads the epoch's values.
+    ///
+    /// # Errors
+    /// When the device reports an earlier failure.
+    pub fn epoch_values(&self) -> Result<Vec<Logged>> {
+        let epoch = self.entries.iter().filter(|entry| entry.options.on_epoch);
+        epoch.map(|entry| entry.read(&entry.counts, entry.weight)).collect()
+    }
+}
+
+impl Entry {
+    fn read(&self, counts: &Tensor, weight: f64) -> Result<Logged> {
+        let counts = Vec::<f64>::try_from(&counts.f_reshape([-1])?)?;
+        Ok(Logged {
+            name: self.name.clone(),
+            value: self.reduction.compute(&counts, weight),
+            prog_bar: self.options.prog_bar,
+        })
+    }
+}

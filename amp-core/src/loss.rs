@@ -1,0 +1,64 @@
+//! Loss functions by torch.nn.functional's names; each returns a scalar, the mean over the batch.
+
+use tch::{Reduction, Tensor};
+
+use crate::Result;
+
+/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`; other shapes with classes
+/// last (`[N, L, C]` against `[N, L]`) are flattened.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
+    let (output, target) = flatten_classes(output, target)?;
+    Ok(output.f_cross_entropy_loss(&target, None::<Tensor>, Reduction::Mean, -100, 0.0)?)
+}
+
+/// Negative log likelihood of log probabilities `[N, C]` against int64 classes `[N]`.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn nll_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
+    Ok(output.f_nll_loss(target, None::<Tensor>, Reduction::Mean, -100)?)
+}
+
+/// Mean squared error.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn mse_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
+    Ok(output.f_mse_loss(target, Reduction::Mean)?)
+}
+
+/// Mean absolute error.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn l1_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
+    Ok(output.f_l1_loss(target, Reduction::Mean)?)
+}
+
+/// Binary cross entropy of probabilities. CUDA autocast refuses it.
+///
+/// # Errors
+/// When shapes do not fit, or under CUDA autocast.
+pub fn binary_cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
+    Ok(output.f_binary_cross_entropy(target, None::<Tensor>, Reduction::Mean)?)
+}
+
+/// Binary cross entropy of logits.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn binary_cross_entropy_with_logits(output: &Tensor, target: &Tensor) -> Result<Tensor> {
+    let none = None::<Tensor>;
+    Ok(output.f_binary_cross_entropy_with_logits(target, none, None::<Tensor>, Reduction::Mean)?)
+}
+
+/// `[N, L, C]` with `[N, L]` to `[N·L, C]` with `[N·L]`; anything else as it is.
+pub(crate) fn flatten_classes(output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
+    if output.dim() == 3 && target.dim() == 2 {
+        return Ok((output.f_flatten(0, 1)?, target.f_flatten(0, 1)?));
+    }
+    Ok((output.shallow_clone(), target.shallow_clone()))
+}

@@ -1,0 +1,64 @@
+//! Peak memory of tensors, counted the same way on CPU and CUDA.
+
+use serde::{Deserialize, Serialize};
+use tch::Device;
+
+use crate::{Result, ffi};
+
+/// Bytes of tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// The most that was allocated at once, above what was held at the start.
+    pub peak_allocated: u64,
+    /// The most the caching allocator reserved; CUDA only.
+    pub peak_reserved: Option<u64>,
+}
+
+/// Measures from its creation. On CUDA it reads the caching allocator's statistics
+/// (torch.cuda.max_memory_allocated); on the CPU it counts what libtorch's allocator hands out
+/// on this thread and its workers, which is exact and does not depend on the C library's heap.
+pub struct MemoryMeter {
+    source: Source,
+}
+
+enum Source {
+    Host(ffi::HostMemory),
+    Cuda { index: usize, before: i64 },
+}
+
+impl MemoryMeter {
+    /// Starts measuring; on CUDA cached blocks are given back first.
+    ///
+    /// # Errors
+    /// When the device cannot be asked.
+    pub fn start(device: Device) -> Result<Self> {
+        let source = match device {
+            Device::Cuda(index) => {
+                ffi::cuda_empty_cache()?;
+                ffi::cuda_memory_reset_peak(index)?;
+                Source::Cuda { index, before: ffi::cuda_memory(index)?.0 }
+            }
+            _ => Source::Host(ffi::HostMemory::start()?),
+        };
+        Ok(Self { source })
+    }
+
+    /// What was seen since the start.
+    ///
+    /// # Errors
+    /// When the device cannot be asked.
+    pub fn read(&self) -> Result<Memory> {
+        Ok(match &self.source {
+            Source::Host(host) => {
+                Memory { peak_allocated: host.read().1.max(0).cast_unsigned(), peak_reserved: None }
+            }
+            Source::Cuda { index, before } => {
+                let (_, peak, reserved) = ffi::cuda_memory(*index)?;
+                Memory {
+                    peak_allocated: (peak - before).max(0).cast_unsigned(),
+                    peak_reserved: Some(reserved.max(0).cast_unsigned()),
+                }
+            }
+        })
+    }
+}

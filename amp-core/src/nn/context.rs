@@ -1,0 +1,144 @@
+//! What a forward pass knows besides its input.
+
+use std::{
+    cell::{Cell, Ref, RefCell},
+    collections::BTreeMap,
+    fmt::Write as _,
+    rc::Rc,
+};
+
+use tch::Tensor;
+
+use super::{Module, Op};
+use crate::{
+    Result,
+    precision::{Policy, Region, RegionPlan},
+};
+
+/// Sees the output of every module of one forward pass. Only a probed step pays for it.
+pub trait Probe {
+    /// `path` is the module's dotted path; `plan` holds the dtypes that ought to hold there.
+    fn output(&self, path: &str, op: Op, plan: RegionPlan, output: &Tensor);
+}
+
+/// The state of a forward pass: training or not, precision, path, probe.
+pub struct Context {
+    policy: Policy,
+    training: bool,
+    islands: Rc<BTreeMap<String, Region>>,
+    path: RefCell<String>,
+    plan: Cell<RegionPlan>,
+    probe: Option<Rc<dyn Probe>>,
+}
+
+impl Context {
+    /// A pass under `policy`; `training` switches dropout and batch statistics on.
+    pub fn new(policy: Policy, training: bool) -> Self {
+        Self {
+            policy,
+            training,
+            islands: Rc::default(),
+            path: RefCell::default(),
+            plan: Cell::new(RegionPlan::of(policy.precision)),
+            probe: None,
+        }
+    }
+
+    /// The same pass, shown to `probe`.
+    #[must_use]
+    pub fn with_probe(mut self, probe: Rc<dyn Probe>) -> Self {
+        self.probe = Some(probe);
+        self
+    }
+
+    /// Regions by module path, over those the struct declares. The same map must have been given
+    /// to [`place`](super::place), which puts the parameters in their region's dtype.
+    #[must_use]
+    pub fn with_islands(mut self, islands: Rc<BTreeMap<String, Region>>) -> Self {
+        self.islands = islands;
+        self
+    }
+
+    /// Whether dropout and batch statistics are on.
+    pub fn is_training(&self) -> bool {
+        self.training
+    }
+
+    /// The precision policy of the pass.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// The dotted path of the module that runs now.
+    pub fn path(&self) -> Ref<'_, str> {
+        Ref::map(self.path.borrow(), String::as_str)
+    }
+
+    /// Runs the child `name` on `input` in its precision region.
+    ///
+    /// # Errors
+    /// The child's error, with the path of the innermost module that failed.
+    pub fn call<M: Module + ?Sized>(
+        &self,
+        name: &str,
+        region: Option<Region>,
+        module: &M,
+        input: &Tensor,
+    ) -> Result<Tensor> {
+        let parent = self.enter(format_args!("{name}"));
+        self.run(region, module, input, parent)
+    }
+
+    /// [`call`](Self::call) for the child at `index` of a container.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn call_nth<M: Module + ?Sized>(
+        &self,
+        index: usize,
+        module: &M,
+        input: &Tensor,
+    ) -> Result<Tensor> {
+        let parent = self.enter(format_args!("{index}"));
+        self.run(None, module, input, parent)
+    }
+
+    fn run<M: Module + ?Sized>(
+        &self,
+        region: Option<Region>,
+        module: &M,
+        input: &Tensor,
+        parent: usize,
+    ) -> Result<Tensor> {
+        let outer = self.plan.get();
+        let region = self.islands.get(self.path.borrow().as_str()).copied().or(region);
+        let plan = match region {
+            None => outer,
+            Some(region) => outer.enter(region, self.policy.precision),
+        };
+        self.plan.set(plan);
+        let result = plan.run(outer, self.policy.device, input, |input| {
+            let output = module.forward(input, self)?;
+            if let Some(probe) = &self.probe {
+                probe.output(&self.path.borrow(), module.op(), plan, &output);
+            }
+            Ok(output)
+        });
+        self.plan.set(outer);
+        let result = result.map_err(|error| error.at(&self.path.borrow()));
+        self.path.borrow_mut().truncate(parent);
+        result
+    }
+
+    /// Appends a name to the path; returns the length to cut back to.
+    fn enter(&self, name: std::fmt::Arguments<'_>) -> usize {
+        let mut path = self.path.borrow_mut();
+        let parent = path.len();
+        if parent > 0 {
+            path.push('.');
+        }
+        // Writing to a String cannot fail.
+        let _ = path.write_fmt(name);
+        parent
+    }
+}

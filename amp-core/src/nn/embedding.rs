@@ -1,0 +1,52 @@
+use tch::Tensor;
+
+use super::{Context, Module, Role, Visitor, init};
+use crate::Result;
+
+/// The options of an [`Embedding`].
+#[derive(Debug, Clone, Copy)]
+pub struct EmbeddingConfig {
+    /// Size of the dictionary.
+    pub num_embeddings: i64,
+    /// Size of each vector.
+    pub embedding_dim: i64,
+}
+
+impl EmbeddingConfig {
+    /// A table of `num_embeddings` vectors.
+    pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
+        Self { num_embeddings, embedding_dim }
+    }
+}
+
+/// Looks up `[…]` int64 indices: `[…, embedding_dim]`; nn.Embedding.
+#[derive(Debug)]
+pub struct Embedding {
+    weight: Tensor,
+}
+
+impl Embedding {
+    /// Draws the table from N(0, 1).
+    ///
+    /// # Errors
+    /// When a size is negative.
+    pub fn new(config: EmbeddingConfig) -> Result<Self> {
+        let weight = init::normal(&[config.num_embeddings, config.embedding_dim])?;
+        Ok(Self { weight })
+    }
+
+    /// The table, `[num_embeddings, embedding_dim]`, for tying it to an output layer.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+}
+
+impl Module for Embedding {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(Tensor::f_embedding(&self.weight, input, -1, false, false)?)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("weight", &self.weight, Role::Parameter);
+    }
+}

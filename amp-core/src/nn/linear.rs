@@ -1,0 +1,80 @@
+use tch::Tensor;
+
+use super::{Context, Module, Op, Role, Visitor, init};
+use crate::{Error, Result};
+
+/// The options of a [`Linear`].
+#[derive(Debug, Clone, Copy)]
+pub struct LinearConfig {
+    /// Size of the last input dimension.
+    pub in_features: i64,
+    /// Size of the last output dimension.
+    pub out_features: i64,
+    /// Whether to add a bias.
+    pub bias: bool,
+}
+
+impl LinearConfig {
+    /// With a bias.
+    pub fn new(in_features: i64, out_features: i64) -> Self {
+        Self { in_features, out_features, bias: true }
+    }
+}
+
+/// y = x·Wᵀ + b, for x of shape `[…, in_features]`; nn.Linear.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Draws weight, then bias, from U(±1/√in_features).
+    ///
+    /// # Errors
+    /// When a size is not positive.
+    pub fn new(config: LinearConfig) -> Result<Self> {
+        let LinearConfig { in_features, out_features, bias } = config;
+        if in_features < 1 || out_features < 1 {
+            return Err(Error::config(format!(
+                "linear({in_features}, {out_features}): both sizes must be positive"
+            )));
+        }
+        let weight = init::uniform(&[out_features, in_features], init::kaiming_bound(in_features))?;
+        let bias = match bias {
+            true => Some(init::uniform(&[out_features], init::bias_bound(in_features))?),
+            false => None,
+        };
+        Ok(Self { weight, bias })
+    }
+
+    /// The weight, `[out_features, in_features]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// Sets the bias to zero, as nn.MultiheadAttention does to its projection.
+    pub(super) fn with_zero_bias(mut self) -> Result<Self> {
+        if let Some(bias) = &self.bias {
+            self.bias = Some(init::constant(&bias.size(), 0.0)?);
+        }
+        Ok(self)
+    }
+}
+
+impl Module for Linear {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_linear(&self.weight, self.bias.as_ref())?)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("weight", &self.weight, Role::Parameter);
+        if let Some(bias) = &self.bias {
+            visitor.tensor("bias", bias, Role::Parameter);
+        }
+    }
+
+    fn op(&self) -> Op {
+        Op::Matmul
+    }
+}

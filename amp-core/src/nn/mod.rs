@@ -1,0 +1,101 @@
+//! Layers, and the two traits every layer has: [`Module`] runs it, [`Visitor`] names its tensors.
+//!
+//! Layers own plain tensors, as PyTorch's do; names come from where a layer stands in the
+//! struct (`model.0.weight`), so weights travel between the two under the same names.
+//! Initial values are drawn in f32 on the CPU from libtorch's global generator in PyTorch's
+//! order: one seed gives one set of initial weights, whatever the precision and device.
+
+mod activation;
+mod attention;
+mod container;
+mod context;
+mod conv;
+mod dropout;
+mod embedding;
+mod init;
+mod linear;
+mod norm;
+mod parameters;
+mod transformer;
+
+pub use activation::{Flatten, Gelu, Identity, Relu, Sigmoid, Silu, Tanh};
+pub use attention::{MultiheadAttention, MultiheadAttentionConfig};
+pub use container::Sequential;
+pub use context::{Context, Probe};
+pub use conv::{Conv2d, Conv2dConfig, MaxPool2d, MaxPool2dConfig};
+pub use dropout::Dropout;
+pub use embedding::{Embedding, EmbeddingConfig};
+pub use linear::{Linear, LinearConfig};
+pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
+pub use parameters::{Parameter, Role, named_tensors, parameters, place};
+pub use transformer::{TransformerEncoderLayer, TransformerEncoderLayerConfig};
+
+use tch::Tensor;
+
+use crate::{Result, precision::Region};
+
+/// What a layer computes, as far as proof of the precision is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// A matrix product or convolution: its output's dtype shows the precision that ran.
+    Matmul,
+    /// Anything else.
+    Other,
+}
+
+/// Something that turns one tensor into another, with tensors of its own.
+///
+/// Derived for structs whose fields are modules by [`derive(Module)`](derive@crate::Module) and
+/// [`derive(LightningModule)`](derive@crate::LightningModule).
+pub trait Module {
+    /// Runs the module on `input`. Call children through [`Context::call`], which keeps the
+    /// path for errors and probes and applies precision regions.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation, for example on shapes that do not fit.
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor>;
+
+    /// Shows every parameter and buffer to `visitor`, in order of declaration.
+    fn visit(&self, visitor: &mut dyn Visitor);
+
+    /// What this layer computes itself (its children answer for themselves).
+    fn op(&self) -> Op {
+        Op::Other
+    }
+}
+
+/// Walks over the tensors of a module.
+pub trait Visitor {
+    /// Enters the child `name`; its precision region holds until the matching `leave`.
+    fn enter(&mut self, name: &str, region: Option<Region>);
+    /// Leaves the child entered last.
+    fn leave(&mut self);
+    /// A tensor of the current module.
+    fn tensor(&mut self, name: &str, tensor: &Tensor, role: Role);
+}
+
+/// Visits a child module under its name.
+pub fn visit_child<M: Module + ?Sized>(
+    visitor: &mut dyn Visitor,
+    name: &str,
+    region: Option<Region>,
+    child: &M,
+) {
+    visitor.enter(name, region);
+    child.visit(visitor);
+    visitor.leave();
+}
+
+impl<M: Module + ?Sized> Module for Box<M> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        (**self).forward(input, cx)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        (**self).visit(visitor);
+    }
+
+    fn op(&self) -> Op {
+        (**self).op()
+    }
+}

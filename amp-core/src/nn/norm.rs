@@ -1,0 +1,130 @@
+use tch::{Device, Kind, Tensor};
+
+use super::{Context, Module, Role, Visitor, init};
+use crate::Result;
+
+/// The options of a [`BatchNorm`]; the defaults are nn.BatchNorm1d's.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchNormConfig {
+    /// Size of dimension 1 of the input.
+    pub num_features: i64,
+    /// Added to the variance.
+    pub eps: f64,
+    /// The weight of the newest batch in the running statistics.
+    pub momentum: f64,
+}
+
+impl BatchNormConfig {
+    /// With eps 1e-5 and momentum 0.1.
+    pub fn new(num_features: i64) -> Self {
+        Self { num_features, eps: 1e-5, momentum: 0.1 }
+    }
+}
+
+/// Normalises each feature over the batch, for `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
+#[derive(Debug)]
+pub struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    eps: f64,
+    momentum: f64,
+}
+
+impl BatchNorm {
+    /// Weight 1, bias 0, running mean 0, running variance 1.
+    ///
+    /// # Errors
+    /// When the size is negative.
+    pub fn new(config: BatchNormConfig) -> Result<Self> {
+        let shape = [config.num_features];
+        Ok(Self {
+            weight: init::constant(&shape, 1.0)?,
+            bias: init::constant(&shape, 0.0)?,
+            running_mean: init::buffer(&shape, 0.0)?,
+            running_var: init::buffer(&shape, 1.0)?,
+            num_batches_tracked: Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?,
+            eps: config.eps,
+            momentum: config.momentum,
+        })
+    }
+}
+
+impl Module for BatchNorm {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        if cx.is_training() {
+            let _ = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
+        }
+        Ok(input.f_batch_norm(
+            Some(&self.weight),
+            Some(&self.bias),
+            Some(&self.running_mean),
+            Some(&self.running_var),
+            cx.is_training(),
+            self.momentum,
+            self.eps,
+            true,
+        )?)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("weight", &self.weight, Role::Parameter);
+        visitor.tensor("bias", &self.bias, Role::Parameter);
+        visitor.tensor("running_mean", &self.running_mean, Role::Buffer);
+        visitor.tensor("running_var", &self.running_var, Role::Buffer);
+        visitor.tensor("num_batches_tracked", &self.num_batches_tracked, Role::Buffer);
+    }
+}
+
+/// The options of a [`LayerNorm`].
+#[derive(Debug, Clone, Copy)]
+pub struct LayerNormConfig {
+    /// Size of the last dimension.
+    pub normalized_shape: i64,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl LayerNormConfig {
+    /// With eps 1e-5.
+    pub fn new(normalized_shape: i64) -> Self {
+        Self { normalized_shape, eps: 1e-5 }
+    }
+}
+
+/// Normalises the last dimension of `[…, normalized_shape]`; nn.LayerNorm.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Weight 1, bias 0.
+    ///
+    /// # Errors
+    /// When the size is negative.
+    pub fn new(config: LayerNormConfig) -> Result<Self> {
+        let shape = [config.normalized_shape];
+        Ok(Self {
+            weight: init::constant(&shape, 1.0)?,
+            bias: init::constant(&shape, 0.0)?,
+            eps: config.eps,
+        })
+    }
+}
+
+impl Module for LayerNorm {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let shape = self.weight.size();
+        Ok(input.f_layer_norm(&shape, Some(&self.weight), Some(&self.bias), self.eps, true)?)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("weight", &self.weight, Role::Parameter);
+        visitor.tensor("bias", &self.bias, Role::Parameter);
+    }
+}

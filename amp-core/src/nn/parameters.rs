@@ -1,0 +1,129 @@
+//! A module's tensors by name, and moving them to a device and precision.
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+
+use super::{Module, Visitor};
+use crate::{
+    Result, ffi,
+    precision::{Policy, Precision, Region, RegionPlan, is_floating},
+};
+
+/// What a tensor is to its module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Trained.
+    Parameter,
+    /// Kept, but not trained.
+    Buffer,
+}
+
+/// A trained tensor under its dotted name.
+#[derive(Debug)]
+pub struct Parameter {
+    /// As in PyTorch's state_dict: `model.0.weight`.
+    pub name: String,
+    /// A handle of the module's own tensor.
+    pub tensor: Tensor,
+}
+
+/// Every tensor with its name and role, in order of declaration.
+pub fn named_tensors(module: &(impl Module + ?Sized)) -> Vec<(String, Tensor, Role)> {
+    // Only the names are wanted: any precision gives the same.
+    walk(module, Precision::F32True, &BTreeMap::new())
+        .into_iter()
+        .map(|found| (found.name, found.tensor, found.role))
+        .collect()
+}
+
+/// The trained tensors; a tied one appears once, under its first name.
+pub fn parameters(module: &(impl Module + ?Sized)) -> Vec<Parameter> {
+    let mut seen = std::collections::HashSet::new();
+    named_tensors(module)
+        .into_iter()
+        .filter(|(_, tensor, role)| *role == Role::Parameter && seen.insert(ffi::identity(tensor)))
+        .map(|(name, tensor, _)| Parameter { name, tensor })
+        .collect()
+}
+
+/// Moves every tensor to the policy's device and every floating one to its dtype: the policy's,
+/// or that of the innermost region around it. `islands` are regions by module path, over those
+/// the struct declares. Handles taken earlier see the change.
+///
+/// # Errors
+/// When the device has no room.
+pub fn place(
+    module: &(impl Module + ?Sized),
+    policy: Policy,
+    islands: &BTreeMap<String, Region>,
+) -> Result<()> {
+    for Found { mut tensor, plan, .. } in walk(module, policy.precision, islands) {
+        let kind = if is_floating(tensor.kind()) { plan.storage } else { tensor.kind() };
+        if tensor.kind() != kind || tensor.device() != policy.device {
+            let moved = tch::no_grad(|| tensor.f_to_device_(policy.device, kind, false, true))?;
+            tensor.f_set_data(&moved)?;
+        }
+    }
+    Ok(())
+}
+
+struct Found {
+    name: String,
+    tensor: Tensor,
+    role: Role,
+    plan: RegionPlan,
+}
+
+fn walk(
+    module: &(impl Module + ?Sized),
+    precision: Precision,
+    islands: &BTreeMap<String, Region>,
+) -> Vec<Found> {
+    let plan = RegionPlan::of(precision);
+    let scopes = Vec::new();
+    let mut walk =
+        Walk { precision, islands, path: String::new(), plan, scopes, found: Vec::new() };
+    module.visit(&mut walk);
+    walk.found
+}
+
+struct Walk<'a> {
+    precision: Precision,
+    islands: &'a BTreeMap<String, Region>,
+    path: String,
+    plan: RegionPlan,
+    /// For each scope, the outer path's length and the plan outside.
+    scopes: Vec<(usize, RegionPlan)>,
+    found: Vec<Found>,
+}
+
+impl Visitor for Walk<'_> {
+    fn enter(&mut self, name: &str, region: Option<Region>) {
+        let parent = self.path.len();
+        if parent > 0 {
+            self.path.push('.');
+        }
+        self.path.push_str(name);
+        self.scopes.push((parent, self.plan));
+        if let Some(region) = self.islands.get(&self.path).copied().or(region) {
+            self.plan = self.plan.enter(region, self.precision);
+        }
+    }
+
+    fn leave(&mut self) {
+        if let Some((parent, plan)) = self.scopes.pop() {
+            self.path.truncate(parent);
+            self.plan = plan;
+        }
+    }
+
+    fn tensor(&mut self, name: &str, tensor: &Tensor, role: Role) {
+        let name = match self.path.as_str() {
+            "" => name.to_owned(),
+            path => format!("{path}.{name}"),
+        };
+        let tensor = tensor.shallow_clone();
+        self.found.push(Found { name, tensor, role, plan: self.plan });
+    }
+}

@@ -1,0 +1,85 @@
+use tch::Tensor;
+
+use super::{
+    Context, Dropout, LayerNorm, LayerNormConfig, Linear, LinearConfig, Module,
+    MultiheadAttention, MultiheadAttentionConfig, Visitor, visit_child,
+};
+use crate::Result;
+
+/// The options of a [`TransformerEncoderLayer`]; the defaults are PyTorch's.
+#[derive(Debug, Clone, Copy)]
+pub struct TransformerEncoderLayerConfig {
+    /// Model width.
+    pub d_model: i64,
+    /// Attention heads.
+    pub nhead: i64,
+    /// Width of the feed-forward part.
+    pub dim_feedforward: i64,
+    /// Dropout in attention, feed-forward and on both residual branches.
+    pub dropout: f64,
+    /// Whether attention is causal.
+    pub causal: bool,
+}
+
+impl TransformerEncoderLayerConfig {
+    /// Feed-forward 2048, dropout 0.1, not causal.
+    pub fn new(d_model: i64, nhead: i64) -> Self {
+        Self { d_model, nhead, dim_feedforward: 2048, dropout: 0.1, causal: false }
+    }
+}
+
+/// Attention and feed-forward, each with a residual and then a layer norm (post-norm, ReLU);
+/// nn.TransformerEncoderLayer with batch_first, on `[N, L, d_model]`.
+#[derive(Debug)]
+pub struct TransformerEncoderLayer {
+    self_attn: MultiheadAttention,
+    linear1: Linear,
+    dropout: Dropout,
+    linear2: Linear,
+    norm1: LayerNorm,
+    norm2: LayerNorm,
+}
+
+impl TransformerEncoderLayer {
+    /// Draws its parts in PyTorch's order.
+    ///
+    /// # Errors
+    /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
+    pub fn new(config: TransformerEncoderLayerConfig) -> Result<Self> {
+        let TransformerEncoderLayerConfig { d_model, nhead, dim_feedforward, dropout, causal } =
+            config;
+        Ok(Self {
+            self_attn: MultiheadAttention::new(MultiheadAttentionConfig {
+                dropout,
+                causal,
+                ..MultiheadAttentionConfig::new(d_model, nhead)
+            })?,
+            linear1: Linear::new(LinearConfig::new(d_model, dim_feedforward))?,
+            dropout: Dropout::new(dropout)?,
+            linear2: Linear::new(LinearConfig::new(dim_feedforward, d_model))?,
+            norm1: LayerNorm::new(LayerNormConfig::new(d_model))?,
+            norm2: LayerNorm::new(LayerNormConfig::new(d_model))?,
+        })
+    }
+}
+
+impl Module for TransformerEncoderLayer {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        let attended = cx.call("self_attn", None, &self.self_attn, input)?;
+        let attended = self.dropout.forward(&attended, cx)?;
+        let x = cx.call("norm1", None, &self.norm1, &input.f_add(&attended)?)?;
+        let inner = cx.call("linear1", None, &self.linear1, &x)?.f_relu()?;
+        let inner = self.dropout.forward(&inner, cx)?;
+        let outer = cx.call("linear2", None, &self.linear2, &inner)?;
+        let outer = self.dropout.forward(&outer, cx)?;
+        cx.call("norm2", None, &self.norm2, &x.f_add(&outer)?)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "self_attn", None, &self.self_attn);
+        visit_child(visitor, "linear1", None, &self.linear1);
+        visit_child(visitor, "linear2", None, &self.linear2);
+        visit_child(visitor, "norm1", None, &self.norm1);
+        visit_child(visitor, "norm2", None, &self.norm2);
+    }
+}

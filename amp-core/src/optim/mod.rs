@@ -1,0 +1,176 @@
+//! Optimizers and learning-rate schedulers with torch.optim's rules, on fused kernels.
+
+mod adam;
+mod scheduler;
+mod sgd;
+
+pub use adam::{Adam, AdamW};
+pub use scheduler::{
+    BuildScheduler, CosineAnnealing, LinearLr, OneCycle, Rates, Scheduler, StepLr, WarmupCosine,
+};
+pub use sgd::Sgd;
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::{Error, Result, ffi, nn::Parameter};
+
+/// What [`configure_optimizers`](crate::LightningModule::configure_optimizers) may depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainingPlan {
+    /// Epochs at most.
+    pub max_epochs: i64,
+    /// Optimizer steps over all epochs, as Lightning's property of this name.
+    pub estimated_stepping_batches: i64,
+}
+
+/// When a scheduler moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Interval {
+    /// After every applied optimizer step.
+    Step,
+    /// After every epoch.
+    Epoch,
+}
+
+/// An optimizer and, optionally, its schedule: options only, no state.
+pub struct OptimizerConfig {
+    optimizer: Box<dyn BuildOptimizer>,
+    scheduler: Option<(Box<dyn BuildScheduler>, Interval)>,
+}
+
+impl OptimizerConfig {
+    /// This optimizer at a constant rate.
+    pub fn new(optimizer: impl BuildOptimizer + 'static) -> Self {
+        Self { optimizer: Box::new(optimizer), scheduler: None }
+    }
+
+    /// Adds a schedule.
+    #[must_use]
+    pub fn with_scheduler(
+        mut self,
+        scheduler: impl BuildScheduler + 'static,
+        interval: Interval,
+    ) -> Self {
+        self.scheduler = Some((Box::new(scheduler), interval));
+        self
+    }
+
+    /// Builds both over `parameters`; the schedule's first rate is already set.
+    ///
+    /// # Errors
+    /// When an option is out of range or there is nothing to train.
+    pub fn build(self, parameters: Vec<Parameter>) -> Result<Scheduled> {
+        if parameters.is_empty() {
+            return Err(Error::config("the model has no parameters: give it at least one layer"));
+        }
+        let mut optimizer = self.optimizer.build(parameters)?;
+        let scheduler = match self.scheduler {
+            None => None,
+            Some((config, interval)) => {
+                let scheduler = config.build(optimizer.rates())?;
+                optimizer.set_rates(scheduler.rates());
+                Some((scheduler, interval))
+            }
+        };
+        Ok(Scheduled { optimizer, scheduler })
+    }
+}
+
+/// A built optimizer with its schedule.
+pub struct Scheduled {
+    /// The optimizer.
+    pub optimizer: Box<dyn Optimizer>,
+    scheduler: Option<(Box<dyn Scheduler>, Interval)>,
+}
+
+impl Scheduled {
+    /// Tells the schedule that an interval of this kind has passed.
+    pub fn advance(&mut self, passed: Interval) {
+        if let Some((scheduler, interval)) = &mut self.scheduler
+            && *interval == passed
+        {
+            scheduler.advance();
+            self.optimizer.set_rates(scheduler.rates());
+        }
+    }
+}
+
+/// Options of an optimizer that can be built over parameters.
+pub trait BuildOptimizer {
+    /// Checks the options and makes the state.
+    ///
+    /// # Errors
+    /// When an option is out of range.
+    fn build(&self, parameters: Vec<Parameter>) -> Result<Box<dyn Optimizer>>;
+}
+
+/// An optimizer with its parameters and state.
+pub trait Optimizer {
+    /// The parameters, in order of declaration.
+    fn parameters(&self) -> &[Parameter];
+
+    /// Moves every parameter that has a gradient.
+    ///
+    /// # Errors
+    /// When the kernel fails.
+    fn step(&mut self) -> Result<()>;
+
+    /// The current rates.
+    fn rates(&self) -> Rates;
+
+    /// Sets the rates of the next step.
+    fn set_rates(&mut self, rates: Rates);
+
+    /// What was changed of the options for the parameters' dtype, to be shown to the user.
+    fn note(&self) -> Option<String> {
+        None
+    }
+
+    /// Drops all gradients (PyTorch's `set_to_none=True`).
+    ///
+    /// # Errors
+    /// When libtorch does.
+    fn zero_grad(&mut self) -> Result<()> {
+        ffi::clear_grads(self.parameters().iter().map(|parameter| &parameter.tensor))
+    }
+}
+
+/// Refuses an option outside its range, in one wording.
+fn require(holds: bool, option: &str, value: f64, range: &str) -> Result<()> {
+    if holds {
+        return Ok(());
+    }
+    Err(Error::config(format!("optimizer: {option} is {value}, but must be {range}")))
+}
+
+/// The tensors of one fused call, grouped by dtype since a kernel takes one.
+#[derive(Default)]
+struct Group {
+    kind: Option<tch::Kind>,
+    params: Vec<Tensor>,
+    grads: Vec<Tensor>,
+    /// Places in the optimizer's parameter list.
+    index: Vec<usize>,
+}
+
+/// The parameters that have gradients, by dtype.
+fn groups(parameters: &[Parameter]) -> Result<Vec<Group>> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (index, parameter) in parameters.iter().enumerate() {
+        let grad = parameter.tensor.f_grad()?;
+        if !grad.defined() {
+            continue;
+        }
+        let kind = Some(parameter.tensor.kind());
+        let at = groups.iter().position(|group| group.kind == kind).unwrap_or_else(|| {
+            groups.push(Group { kind, ..Default::default() });
+            groups.len() - 1
+        });
+        groups[at].params.push(parameter.tensor.shallow_clone());
+        groups[at].grads.push(grad);
+        groups[at].index.push(index);
+    }
+    Ok(groups)
+}

@@ -1,0 +1,96 @@
+//! Gradient clipping on the device, without a host read (torch/nn/utils/clip_grad.py).
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::{Error, Result, ffi};
+
+/// How gradients are clipped before the optimizer step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clip {
+    /// Scales all gradients so that their global 2-norm is at most this.
+    Norm(f64),
+    /// Clamps every gradient element to `[-v, v]`.
+    Value(f64),
+}
+
+impl Clip {
+    /// Refuses limits that clip everything away.
+    ///
+    /// # Errors
+    /// When the limit is not a positive number.
+    pub fn validated(self) -> Result<Self> {
+        let (Self::Norm(limit) | Self::Value(limit)) = self;
+        if limit > 0.0 {
+            return Ok(self);
+        }
+        Err(Error::config(format!("gradient clipping takes a positive limit, got {limit}")))
+    }
+}
+
+/// Scales `grads` in place by min(1, `max_norm` / (norm + 1e-6)) and returns the norm before.
+///
+/// The factor is always multiplied, so that nothing is read back; with an infinite norm it is 0
+/// and infinite gradients become NaN, as in PyTorch: unscale first, so that `found_inf` is known.
+/// The norm of f16 and bf16 gradients is taken in f32 (PyTorch takes it in the gradients' dtype,
+/// where the sum of squares overflows f16 beyond 65504).
+///
+/// # Errors
+/// When libtorch does, for example for gradients on several devices.
+pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
+    if grads.is_empty() {
+        return Ok(Tensor::from(0.0_f32));
+    }
+    let norms = by_dtype(grads, |kind, group| {
+        ffi::foreach_norm(group, 2.0, matches!(kind, Kind::Half | Kind::BFloat16))
+    })?;
+    let wide = if norms.iter().any(|norm| norm.kind() == Kind::Double) {
+        Kind::Double
+    } else {
+        Kind::Float
+    };
+    let norms = norms.iter().map(|norm| norm.f_to_kind(wide)).collect::<Result<Vec<_>, _>>()?;
+    let total = Tensor::f_stack(&norms, 0)?.f_norm()?;
+    let factor = (total.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?).f_clamp_max(1.0)?;
+    by_dtype(grads, |kind, group| {
+        ffi::foreach_mul(group, &factor.f_to_kind(kind)?)?;
+        Ok(Vec::new())
+    })?;
+    Ok(total)
+}
+
+/// Clamps every element of `grads` to `[-limit, limit]` in place.
+///
+/// # Errors
+/// When libtorch does.
+pub fn clip_grad_value(grads: &[Tensor], limit: f64) -> Result<()> {
+    by_dtype(grads, |_, group| {
+        ffi::foreach_clamp(group, -limit, limit)?;
+        Ok(Vec::new())
+    })?;
+    Ok(())
+}
+
+/// Calls `each` once per dtype, since a foreach kernel takes one dtype; joins the results.
+pub(crate) fn by_dtype(
+    tensors: &[Tensor],
+    mut each: impl FnMut(Kind, &[Tensor]) -> Result<Vec<Tensor>>,
+) -> Result<Vec<Tensor>> {
+    let mut kinds: Vec<Kind> = Vec::new();
+    for tensor in tensors {
+        if !kinds.contains(&tensor.kind()) {
+            kinds.push(tensor.kind());
+        }
+    }
+    let mut out = Vec::with_capacity(tensors.len());
+    for kind in kinds {
+        let group: Vec<Tensor> = tensors
+            .iter()
+            .filter(|tensor| tensor.kind() == kind)
+            .map(Tensor::shallow_clone)
+            .collect();
+        out.extend(each(kind, &group)?);
+    }
+    Ok(out)
+}

@@ -1,0 +1,169 @@
+//! Precision by Lightning's names, autocast, regions, the gradient scaler and clipping.
+
+mod autocast;
+mod clip;
+mod region;
+mod scaler;
+
+pub use autocast::{AutocastGuard, AutocastState, autocast_state};
+pub use clip::{Clip, clip_grad_norm, clip_grad_value};
+pub use region::{Region, RegionPlan};
+pub use scaler::{
+    GradScaler, GradScalerConfig, Gradients, ScaledLoss, ScalerState, StepOutcome, Scaled, Unscaled,
+};
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind};
+
+use crate::Error;
+
+/// A precision by its Lightning name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Precision {
+    /// `32-true`: everything in f32; the baseline.
+    #[serde(rename = "32-true")]
+    F32True,
+    /// `16-mixed`: f32 weights, f16 autocast, loss scaling.
+    #[serde(rename = "16-mixed")]
+    F16Mixed,
+    /// `bf16-mixed`: f32 weights, bf16 autocast.
+    #[serde(rename = "bf16-mixed")]
+    Bf16Mixed,
+    /// `64-true`: everything in f64.
+    #[serde(rename = "64-true")]
+    F64True,
+    /// `16-true`: weights, inputs, gradients and optimizer state in f16.
+    #[serde(rename = "16-true")]
+    F16True,
+    /// `bf16-true`: weights, inputs, gradients and optimizer state in bf16.
+    #[serde(rename = "bf16-true")]
+    Bf16True,
+}
+
+impl Precision {
+    /// All of them, the baseline first.
+    pub const ALL: [Self; 6] = [
+        Self::F32True,
+        Self::F16Mixed,
+        Self::Bf16Mixed,
+        Self::F64True,
+        Self::F16True,
+        Self::Bf16True,
+    ];
+
+    /// Lightning's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32True => "32-true",
+            Self::F16Mixed => "16-mixed",
+            Self::Bf16Mixed => "bf16-mixed",
+            Self::F64True => "64-true",
+            Self::F16True => "16-true",
+            Self::Bf16True => "bf16-true",
+        }
+    }
+
+    /// The dtype of parameters and inputs.
+    pub fn storage(self) -> Kind {
+        match self {
+            Self::F32True | Self::F16Mixed | Self::Bf16Mixed => Kind::Float,
+            Self::F64True => Kind::Double,
+            Self::F16True => Kind::Half,
+            Self::Bf16True => Kind::BFloat16,
+        }
+    }
+
+    /// The autocast dtype of a mixed precision.
+    pub fn autocast(self) -> Option<Kind> {
+        match self {
+            Self::F16Mixed => Some(Kind::Half),
+            Self::Bf16Mixed => Some(Kind::BFloat16),
+            _ => None,
+        }
+    }
+
+    /// The dtype matrix products run in.
+    pub fn compute(self) -> Kind {
+        self.autocast().unwrap_or(self.storage())
+    }
+
+    /// Whether the loss is scaled: only where f16 gradients meet f32 weights.
+    pub fn scales_loss(self) -> bool {
+        self == Self::F16Mixed
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    /// Also takes Lightning's short forms `16`, `bf16`, `32` and `64`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "16" => return Ok(Self::F16Mixed),
+            "bf16" => return Ok(Self::Bf16Mixed),
+            "32" => return Ok(Self::F32True),
+            "64" => return Ok(Self::F64True),
+            _ => {}
+        }
+        Self::ALL.into_iter().find(|precision| precision.name() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            Error::config(format!("unknown precision `{text}`: expected one of {names}"))
+        })
+    }
+}
+
+/// A precision on a device: what every cast and guard of a run follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// The precision.
+    pub precision: Precision,
+    /// Where it runs.
+    pub device: Device,
+}
+
+impl Policy {
+    /// This precision on this device.
+    pub fn new(precision: Precision, device: Device) -> Self {
+        Self { precision, device }
+    }
+
+    /// Enters the policy's autocast region; nothing for `*-true`.
+    ///
+    /// # Errors
+    /// When libtorch refuses the dtype.
+    pub fn autocast(self) -> Result<Option<AutocastGuard>, Error> {
+        self.precision.autocast().map(|kind| AutocastGuard::enter(self.device, kind)).transpose()
+    }
+}
+
+/// PyTorch's short name of a dtype, as in `bfloat16`.
+pub fn dtype_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Uint8 => "uint8",
+        Kind::Int8 => "int8",
+        Kind::Int16 => "int16",
+        Kind::Int => "int32",
+        Kind::Int64 => "int64",
+        Kind::Half => "float16",
+        Kind::Float => "float32",
+        Kind::Double => "float64",
+        Kind::BFloat16 => "bfloat16",
+        Kind::Bool => "bool",
+        Kind::Float8e4m3fn => "float8_e4m3fn",
+        Kind::Float8e5m2 => "float8_e5m2",
+        _ => "other",
+    }
+}
+
+/// Whether a dtype is one of the floating dtypes a model computes in.
+pub fn is_floating(kind: Kind) -> bool {
+    matches!(kind, Kind::Half | Kind::Float | Kind::Double | Kind::BFloat16)
+}

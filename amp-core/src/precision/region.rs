@@ -1,0 +1,149 @@
+//! Precision regions: parts of a model that run in a dtype of their own.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::{AutocastGuard, Precision, is_floating};
+use crate::{Error, Result};
+
+/// What `#[precision(…)]` asks for a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Region {
+    /// At least f32: autocast off, input and parameters in f32.
+    Fp32,
+    /// f16.
+    Fp16,
+    /// bf16.
+    Bf16,
+    /// f64: autocast off, input and parameters in f64.
+    Fp64,
+    /// Autocast off; dtypes follow the input.
+    AutocastOff,
+}
+
+/// The dtypes that hold in a part of the model: one answer for placing parameters and for running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegionPlan {
+    /// The dtype of parameters and floating buffers.
+    pub storage: Kind,
+    /// The dtype matrix products run in.
+    pub compute: Kind,
+    /// The autocast dtype, if autocast is on.
+    pub autocast: Option<Kind>,
+}
+
+impl RegionPlan {
+    /// What holds outside every region.
+    pub fn of(precision: Precision) -> Self {
+        Self {
+            storage: precision.storage(),
+            compute: precision.compute(),
+            autocast: precision.autocast(),
+        }
+    }
+
+    /// What holds in `region` inside this part. In a `*-true` run a region only ever raises the
+    /// precision, so that the baseline stays the baseline; in a mixed run it does what it says.
+    #[must_use]
+    pub fn enter(self, region: Region, precision: Precision) -> Self {
+        let mixed = precision.autocast().is_some();
+        let own = match region {
+            Region::AutocastOff => {
+                return Self { compute: self.storage, autocast: None, ..self };
+            }
+            Region::Fp32 => Kind::Float,
+            Region::Fp64 => Kind::Double,
+            Region::Fp16 => Kind::Half,
+            Region::Bf16 => Kind::BFloat16,
+        };
+        if mixed && bits(own) == 16 {
+            return Self { storage: Kind::Float, compute: own, autocast: Some(own) };
+        }
+        let base = precision.storage();
+        let raises = bits(own) > bits(base) || (bits(own) == bits(base) && own != base);
+        if mixed || raises {
+            return Self { storage: own, compute: own, autocast: None };
+        }
+        self
+    }
+
+    /// Runs `body` on `input` under this plan, from a part where `outer` holds: switches
+    /// autocast, and casts where no autocast would.
+    ///
+    /// # Errors
+    /// When a cast or `body` fails.
+    pub fn run(
+        self,
+        outer: Self,
+        device: Device,
+        input: &Tensor,
+        body: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if self == outer {
+            return body(input);
+        }
+        let output = {
+            let _guard = match self.autocast {
+                same if same == outer.autocast => None,
+                None => Some(AutocastGuard::off(device)?),
+                Some(kind) => Some(AutocastGuard::enter(device, kind)?),
+            };
+            match self.autocast {
+                None => body(&cast(input, self.storage)?)?,
+                Some(_) => body(input)?,
+            }
+        };
+        // Autocast does not take f64.
+        let leaves_as = match outer.autocast {
+            Some(_) if output.kind() == Kind::Double => Kind::Float,
+            Some(_) => return Ok(output),
+            None => outer.storage,
+        };
+        cast(&output, leaves_as)
+    }
+}
+
+fn bits(kind: Kind) -> u32 {
+    match kind {
+        Kind::Double => 64,
+        Kind::Float => 32,
+        _ => 16,
+    }
+}
+
+fn cast(tensor: &Tensor, kind: Kind) -> Result<Tensor> {
+    if is_floating(tensor.kind()) && tensor.kind() != kind {
+        return Ok(tensor.f_to_kind(kind)?);
+    }
+    Ok(tensor.shallow_clone())
+}
+
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
+            Self::Fp64 => "fp64",
+            Self::AutocastOff => "autocast_off",
+        })
+    }
+}
+
+impl FromStr for Region {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        [Self::Fp32, Self::Fp16, Self::Bf16, Self::Fp64, Self::AutocastOff]
+            .into_iter()
+            .find(|region| region.to_string() == text)
+            .ok_or_else(|| {
+                Error::config(format!(
+                    "unknown precision region `{text}`: expected fp32, fp16, bf16, fp64 or autocast_off"
+                ))
+            })
+    }
+}

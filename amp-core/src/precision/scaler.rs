@@ -1,0 +1,443 @@
+//! The gradient scaler, with the rules of torch/amp/grad_scaler.py and its order of use in types.
+//!
+//! [`GradScaler::scale`] gives a [`ScaledLoss`]; its backward pass fills scaled gradients;
+//! [`GradScaler::gradients`] takes them as [`Gradients<Scaled>`], [`GradScaler::unscale`] turns
+//! those into [`Gradients<Unscaled>`], the only ones that can be clipped and stepped. Each call
+//! consumes what it must not see twice, so a second unscale or a clip before it does not compile:
+//!
+//! ```compile_fail
+//! # use amp_core::{precision::{GradScaler, GradScalerConfig}, optim::Optimizer, tch::Device};
+//! # fn f(scaler: &mut GradScaler, optimizer: &mut dyn Optimizer) -> amp_core::Result<()> {
+//! let gradients = scaler.gradients(optimizer)?;
+//! gradients.clip_grad_norm(1.0)?; // still scaled: there is no such method
+//! # Ok(()) }
+//! ```
+//!
+//! ```
+//! # use amp_core::{precision::{GradScaler, StepOutcome}, optim::Optimizer, tch::Tensor};
+//! # fn f(scaler: &mut GradScaler, optimizer: &mut dyn Optimizer, loss: &Tensor) -> amp_core::Result<()> {
+//! scaler.scale(loss)?.backward()?;
+//! let gradients = scaler.gradients(optimizer)?;
+//! let gradients = scaler.unscale(gradients)?;
+//! gradients.clip_grad_norm(1.0)?;
+//! if let StepOutcome::Skipped { culprit } = scaler.step(gradients, optimizer)? {
+//!     eprintln!("skipped: {culprit:?} is not finite");
+//! }
+//! scaler.update()?;
+//! # Ok(()) }
+//! ```
+
+use std::marker::PhantomData;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::clip;
+use crate::{Error, Result, ffi, nn::Parameter, optim::Optimizer};
+
+/// The scaler's constants; the defaults are PyTorch's.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct GradScalerConfig {
+    /// The scale of the first step.
+    pub init_scale: f64,
+    /// The factor after `growth_interval` steps without overflow; above 1.
+    pub growth_factor: f64,
+    /// The factor after an overflow; below 1.
+    pub backoff_factor: f64,
+    /// Steps without overflow before the scale grows.
+    pub growth_interval: i64,
+}
+
+impl Default for GradScalerConfig {
+    fn default() -> Self {
+        Self {
+            init_scale: 65536.0,
+            growth_factor: 2.0,
+            backoff_factor: 0.5,
+            growth_interval: 2000,
+        }
+    }
+}
+
+/// What a checkpoint holds of the scaler; the keys are PyTorch's.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ScalerState {
+    /// The current scale.
+    pub scale: f64,
+    /// See [`GradScalerConfig::growth_factor`].
+    pub growth_factor: f64,
+    /// See [`GradScalerConfig::backoff_factor`].
+    pub backoff_factor: f64,
+    /// See [`GradScalerConfig::growth_interval`].
+    pub growth_interval: i64,
+    /// Steps since the last overflow or growth; PyTorch's key is `_growth_tracker`.
+    #[serde(rename = "_growth_tracker")]
+    pub growth_tracker: i32,
+}
+
+/// Gradients of a scaled loss.
+#[derive(Debug)]
+pub struct Scaled;
+/// Gradients in their true size.
+#[derive(Debug)]
+pub struct Unscaled;
+
+/// The gradients of one optimizer's parameters between backward and step.
+#[derive(Debug)]
+#[must_use = "gradients do nothing until they are unscaled and stepped"]
+pub struct Gradients<S> {
+    names: Vec<String>,
+    tensors: Vec<Tensor>,
+    found_inf: Option<Tensor>,
+    owner: usize,
+    state: PhantomData<S>,
+}
+
+/// A loss times the scale. Backward runs on it and on nothing else.
+#[derive(Debug)]
+#[must_use = "a scaled loss is there for its backward pass"]
+pub struct ScaledLoss(Tensor);
+
+/// What became of an optimizer step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a skipped step must not move the schedule"]
+pub enum StepOutcome {
+    /// The parameters moved.
+    Applied,
+    /// A gradient was not finite and nothing moved.
+    Skipped {
+        /// The first parameter, in order of declaration, whose gradient is not finite.
+        culprit: Option<String>,
+    },
+}
+
+/// Scales losses and skips steps whose gradients overflowed.
+///
+/// Scale (f32) and growth tracker (i32) live on the device, as in PyTorch, and the same rule is
+/// followed on the host from the outcomes that [`step`](Self::step) reads anyway, so that
+/// [`scale_value`](Self::scale_value) costs nothing.
+#[derive(Debug)]
+pub struct GradScaler {
+    config: GradScalerConfig,
+    enabled: bool,
+    device: Device,
+    scale: Tensor,
+    growth_tracker: Tensor,
+    mirror: (f32, i32),
+    iteration: Vec<Use>,
+}
+
+/// What happened to one optimizer since the last update.
+#[derive(Debug)]
+struct Use {
+    owner: usize,
+    found_inf: Tensor,
+    overflowed: Option<bool>,
+}
+
+impl GradScaler {
+    /// A scaler on `device`.
+    ///
+    /// # Errors
+    /// When a constant is out of range: growth must be above 1, backoff below 1.
+    pub fn new(device: Device, config: GradScalerConfig) -> Result<Self> {
+        if config.growth_factor <= 1.0 {
+            return Err(Error::Scaler("the growth factor must be above 1".into()));
+        }
+        if config.backoff_factor >= 1.0 {
+            return Err(Error::Scaler("the backoff factor must be below 1".into()));
+        }
+        if config.growth_interval < 1 {
+            return Err(Error::Scaler("the growth interval must be at least 1".into()));
+        }
+        let scale = config.init_scale as f32;
+        Ok(Self {
+            config,
+            enabled: true,
+            device,
+            scale: Tensor::f_full([], f64::from(scale), (Kind::Float, device))?,
+            growth_tracker: Tensor::f_zeros([], (Kind::Int, device))?,
+            mirror: (scale, 0),
+            iteration: Vec::new(),
+        })
+    }
+
+    /// A scaler that scales nothing and never skips: the same calls for every precision.
+    ///
+    /// # Errors
+    /// When libtorch has no such device.
+    pub fn disabled(device: Device) -> Result<Self> {
+        Ok(Self {
+            enabled: false,
+            ..Self::new(device, GradScalerConfig { init_scale: 1.0, ..Default::default() })?
+        })
+    }
+
+    /// Whether losses are scaled.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// The current scale; 1 when disabled.
+    pub fn scale_value(&self) -> f64 {
+        f64::from(self.mirror.0)
+    }
+
+    /// Steps since the last overflow or growth.
+    pub fn growth_tracker(&self) -> i32 {
+        self.mirror.1
+    }
+
+    /// The scale and tracker as they are on the device, read back.
+    ///
+    /// # Errors
+    /// When the device reports an earlier failure.
+    pub fn read_device(&self) -> Result<(f32, i32)> {
+        let scale = self.scale.f_double_value(&[])? as f32;
+        let tracker = self.growth_tracker.f_int64_value(&[])? as i32;
+        Ok((scale, tracker))
+    }
+
+    /// Multiplies a loss by the scale.
+    ///
+    /// # Errors
+    /// When `loss` is on another device.
+    pub fn scale(&self, loss: &Tensor) -> Result<ScaledLoss> {
+        if !self.enabled {
+            return Ok(ScaledLoss(loss.shallow_clone()));
+        }
+        // PyTorch multiplies by the f32 scale tensor, 0-dimensional here, so that an f16 loss
+        // would stay f16: it is widened first, since 65536 is infinite in f16.
+        let loss = if loss.kind() == Kind::Half { loss.f_to_kind(Kind::Float)? } else { loss.shallow_clone() };
+        Ok(ScaledLoss(loss.f_mul(&self.scale)?))
+    }
+
+    /// Takes the gradients that backward passes left on the optimizer's parameters.
+    ///
+    /// # Errors
+    /// When this optimizer's gradients were already taken since the last [`update`](Self::update)
+    /// and unscaled.
+    pub fn gradients(&self, optimizer: &dyn Optimizer) -> Result<Gradients<Scaled>> {
+        let parameters = optimizer.parameters();
+        let owner = owner(parameters);
+        if self.iteration.iter().any(|seen| seen.owner == owner) {
+            return Err(Error::Scaler(
+                "these gradients were already unscaled since the last update".into(),
+            ));
+        }
+        let mut names = Vec::with_capacity(parameters.len());
+        let mut tensors = Vec::with_capacity(parameters.len());
+        for parameter in parameters {
+            let grad = parameter.tensor.f_grad()?;
+            if grad.defined() {
+                names.push(parameter.name.clone());
+                tensors.push(grad);
+            }
+        }
+        Ok(Gradients { names, tensors, found_inf: None, owner, state: PhantomData })
+    }
+
+    /// Divides gradients by the scale in place and notes on the device whether all are finite.
+    ///
+    /// # Errors
+    /// When there is no gradient, or one is f16 (its range does not hold unscaled values).
+    pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
+        let Gradients { names, tensors, owner, .. } = gradients;
+        if !self.enabled {
+            return Ok(Gradients { names, tensors, found_inf: None, owner, state: PhantomData });
+        }
+        if tensors.is_empty() {
+            return Err(Error::Scaler(
+                "no parameter has a gradient: run the backward pass of the scaled loss first".into(),
+            ));
+        }
+        if let Some(at) = tensors.iter().position(|grad| grad.kind() == Kind::Half) {
+            return Err(Error::Scaler(format!(
+                "`{}` has f16 gradients, which cannot be unscaled: keep its weights in f32 (16-mixed), or train without a scaler (16-true)",
+                names[at]
+            )));
+        }
+        let found_inf = Tensor::f_zeros([], (Kind::Float, self.device))?;
+        // The reciprocal is taken in f64 and rounded once, as PyTorch does.
+        let inv_scale = self
+            .scale
+            .f_to_kind(Kind::Double)?
+            .f_reciprocal()?
+            .f_to_kind(Kind::Float)?;
+        clip::by_dtype(&tensors, |kind, group| {
+            unscale_group(kind, group, &found_inf, &inv_scale)?;
+            Ok(Vec::new())
+        })?;
+        self.iteration.push(Use {
+            owner,
+            found_inf: found_inf.shallow_clone(),
+            overflowed: None,
+        });
+        Ok(Gradients { names, tensors, found_inf: Some(found_inf), owner, state: PhantomData })
+    }
+
+    /// Steps the optimizer unless a gradient is not finite. Reads one number from the device.
+    ///
+    /// # Errors
+    /// When the gradients belong to another optimizer, or its kernel fails.
+    pub fn step(
+        &mut self,
+        gradients: Gradients<Unscaled>,
+        optimizer: &mut dyn Optimizer,
+    ) -> Result<StepOutcome> {
+        if owner(optimizer.parameters()) != gradients.owner {
+            return Err(Error::Scaler("these gradients belong to another optimizer".into()));
+        }
+        let overflowed = match &gradients.found_inf {
+            Some(found_inf) => found_inf.f_double_value(&[])? != 0.0,
+            None => false,
+        };
+        if let Some(seen) = self.iteration.iter_mut().find(|seen| seen.owner == gradients.owner) {
+            seen.overflowed = Some(overflowed);
+        }
+        if overflowed {
+            return Ok(StepOutcome::Skipped { culprit: gradients.first_non_finite()? });
+        }
+        optimizer.step()?;
+        Ok(StepOutcome::Applied)
+    }
+
+    /// Moves the scale, once per iteration and after every optimizer's step.
+    ///
+    /// # Errors
+    /// When no gradients were unscaled since the last update.
+    pub fn update(&mut self) -> Result<()> {
+        if !self.enabled {
+            return Ok(());
+        }
+        let uses = std::mem::take(&mut self.iteration);
+        let Some((first, rest)) = uses.split_first() else {
+            return Err(Error::Scaler(
+                "update without unscaled gradients: no inf checks were recorded".into(),
+            ));
+        };
+        let mut total = first.found_inf.shallow_clone();
+        for other in rest {
+            total = total.f_add(&other.found_inf)?;
+        }
+        let overflowed = match uses.iter().map(|seen| seen.overflowed).collect::<Option<Vec<_>>>() {
+            Some(known) => known.contains(&true),
+            // Unscaled but never stepped: nobody has read it yet.
+            None => total.f_double_value(&[])? != 0.0,
+        };
+        let _ = self.scale.f_internal_amp_update_scale_(
+            &self.growth_tracker,
+            &total,
+            self.config.growth_factor,
+            self.config.backoff_factor,
+            self.config.growth_interval,
+        )?;
+        self.mirror = next(self.mirror, overflowed, self.config);
+        Ok(())
+    }
+
+    /// What a checkpoint needs. Take it after [`update`](Self::update).
+    pub fn state(&self) -> ScalerState {
+        ScalerState {
+            scale: self.scale_value(),
+            growth_factor: self.config.growth_factor,
+            backoff_factor: self.config.backoff_factor,
+            growth_interval: self.config.growth_interval,
+            growth_tracker: self.mirror.1,
+        }
+    }
+
+    /// Continues from a saved state.
+    ///
+    /// # Errors
+    /// When a constant is out of range.
+    pub fn load_state(&mut self, state: ScalerState) -> Result<()> {
+        let config = GradScalerConfig {
+            init_scale: state.scale,
+            growth_factor: state.growth_factor,
+            backoff_factor: state.backoff_factor,
+            growth_interval: state.growth_interval,
+        };
+        let mut fresh = Self::new(self.device, config)?;
+        let _ = fresh.growth_tracker.f_fill_(i64::from(state.growth_tracker))?;
+        fresh.mirror.1 = state.growth_tracker;
+        fresh.enabled = self.enabled;
+        *self = fresh;
+        Ok(())
+    }
+}
+
+impl ScaledLoss {
+    /// Adds the gradients of the scaled loss to the parameters.
+    ///
+    /// # Errors
+    /// When the loss is not a scalar or does not depend on a parameter.
+    pub fn backward(self) -> Result<()> {
+        Ok(self.0.f_backward()?)
+    }
+}
+
+impl Gradients<Unscaled> {
+    /// Clips by global norm; see [`clip_grad_norm`](super::clip_grad_norm). Returns the norm before.
+    ///
+    /// # Errors
+    /// When libtorch does.
+    pub fn clip_grad_norm(&self, max_norm: f64) -> Result<Tensor> {
+        clip::clip_grad_norm(&self.tensors, max_norm)
+    }
+
+    /// Clips by value; see [`clip_grad_value`](super::clip_grad_value).
+    ///
+    /// # Errors
+    /// When libtorch does.
+    pub fn clip_grad_value(&self, limit: f64) -> Result<()> {
+        clip::clip_grad_value(&self.tensors, limit)
+    }
+
+    /// The gradients with their parameters' names, in order of declaration.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.names.iter().map(String::as_str).zip(&self.tensors)
+    }
+
+    fn first_non_finite(&self) -> Result<Option<String>> {
+        for (name, grad) in self.iter() {
+            if grad.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                return Ok(Some(name.to_owned()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Unscales one dtype. The CUDA kernel has no bf16 (pytorch#127176): those take the same two
+/// steps in elementary operations.
+fn unscale_group(kind: Kind, grads: &[Tensor], found_inf: &Tensor, inv: &Tensor) -> Result<()> {
+    if kind != Kind::BFloat16 || !found_inf.device().is_cuda() {
+        return ffi::unscale(grads, found_inf, inv);
+    }
+    let mut found = found_inf.shallow_clone();
+    for grad in grads {
+        let bad = grad.f_isfinite()?.f_all()?.f_logical_not()?.f_to_kind(Kind::Float)?;
+        found.f_copy_(&found.f_maximum(&bad)?)?;
+        let mut target = grad.shallow_clone();
+        target.f_copy_(&grad.f_to_kind(Kind::Float)?.f_mul(inv)?)?;
+    }
+    Ok(())
+}
+
+/// The update rule of ATen's `_amp_update_scale_`: products in f64, rounded to f32.
+fn next((scale, tracker): (f32, i32), overflowed: bool, config: GradScalerConfig) -> (f32, i32) {
+    if overflowed {
+        return ((f64::from(scale) * config.backoff_factor) as f32, 0);
+    }
+    if i64::from(tracker) + 1 < config.growth_interval {
+        return (scale, tracker + 1);
+    }
+    let grown = (f64::from(scale) * config.growth_factor) as f32;
+    (if grown.is_finite() { grown } else { scale }, 0)
+}
+
+/// Tells optimizers apart by the parameter they begin with.
+fn owner(parameters: &[Parameter]) -> usize {
+    parameters.first().map_or(0, |parameter| ffi::identity(&parameter.tensor))
+}

@@ -1,0 +1,86 @@
+//! Proof that the precision ran: the dtypes of one step, held against what its name says.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::{
+    Error, Result,
+    nn::{Op, Parameter, Probe},
+    precision::{Precision, RegionPlan, dtype_name},
+};
+
+/// The dtypes one training step was seen to use, by PyTorch's names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Observed {
+    /// Outputs of matrix products and convolutions.
+    pub matmul: BTreeSet<String>,
+    /// The loss.
+    pub loss: String,
+    /// Parameters.
+    pub parameters: BTreeSet<String>,
+    /// Gradients.
+    pub gradients: BTreeSet<String>,
+}
+
+/// Collects the matmul outputs of a forward pass.
+#[derive(Debug, Default)]
+pub(crate) struct DtypeProbe {
+    seen: RefCell<BTreeMap<String, (Kind, Kind)>>,
+}
+
+impl Probe for DtypeProbe {
+    fn output(&self, path: &str, op: Op, plan: RegionPlan, output: &Tensor) {
+        if op == Op::Matmul {
+            self.seen.borrow_mut().insert(path.to_owned(), (plan.compute, output.kind()));
+        }
+    }
+}
+
+impl DtypeProbe {
+    /// What was seen, after the backward pass.
+    ///
+    /// # Errors
+    /// When a dtype is not the one the precision's name promises.
+    pub(crate) fn finish(
+        &self,
+        precision: Precision,
+        loss: &Tensor,
+        parameters: &[Parameter],
+    ) -> Result<Observed> {
+        let name = |kind| dtype_name(kind).to_owned();
+        let mut observed = Observed { loss: name(loss.kind()), ..Default::default() };
+        let mismatch = |what: &str, expected: Kind, seen: Kind| {
+            Error::config(format!(
+                "{precision} did not run: {what} is {}, but the precision asks for {}",
+                dtype_name(seen),
+                dtype_name(expected)
+            ))
+        };
+        for (path, (expected, seen)) in self.seen.borrow().iter() {
+            if expected != seen {
+                return Err(mismatch(&format!("the output of `{path}`"), *expected, *seen));
+            }
+            observed.matmul.insert(name(*seen));
+        }
+        let mut plain = false;
+        for parameter in parameters {
+            let kind = parameter.tensor.kind();
+            plain |= kind == precision.storage();
+            observed.parameters.insert(name(kind));
+            let grad = parameter.tensor.f_grad()?;
+            if grad.defined() {
+                observed.gradients.insert(name(grad.kind()));
+            }
+        }
+        if let (false, Some(first)) = (plain, parameters.first()) {
+            let what = format!("the parameter `{}`", first.name);
+            return Err(mismatch(&what, precision.storage(), first.tensor.kind()));
+        }
+        Ok(observed)
+    }
+}

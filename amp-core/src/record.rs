@@ -1,0 +1,99 @@
+//! The figures of one run, gathered from its events.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Result,
+    event::{EpochEnd, Event, FitEnd, FitStart, Subscriber},
+    memory::Memory,
+    probe::Observed,
+};
+
+/// A skipped step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Skip {
+    /// Optimizer steps attempted before.
+    pub attempt: u64,
+    /// The first parameter whose gradient was not finite.
+    pub culprit: Option<String>,
+    /// The scale it was tried with.
+    pub scale: f64,
+}
+
+/// Everything kept of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// What ran.
+    #[serde(flatten)]
+    pub start: FitStart,
+    /// The dtypes that were seen.
+    pub observed: Observed,
+    /// The epochs.
+    pub epochs: Vec<EpochEnd>,
+    /// The steps that were not applied.
+    pub skips: Vec<Skip>,
+    /// The scale's changes: after how many attempted steps, and to what.
+    pub scales: Vec<(u64, f64)>,
+    /// What the user was told.
+    pub notes: Vec<String>,
+    /// How it ended.
+    pub end: FitEnd,
+    /// Peak memory, when it was measured.
+    pub memory: Option<Memory>,
+}
+
+impl RunRecord {
+    /// The last epoch's value of this name, training or validation.
+    pub fn last(&self, name: &str) -> Option<f64> {
+        let epoch = self.epochs.last()?;
+        let mut values = epoch.train.iter().chain(&epoch.val);
+        values.find(|logged| logged.name == name).map(|logged| logged.value)
+    }
+}
+
+/// Builds the record while the run goes on.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    start: Option<FitStart>,
+    observed: Observed,
+    epochs: Vec<EpochEnd>,
+    skips: Vec<Skip>,
+    scales: Vec<(u64, f64)>,
+    notes: Vec<String>,
+    end: Option<FitEnd>,
+}
+
+impl Subscriber for Recorder {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::FitStart(start) => self.start = Some(start.clone()),
+            Event::Note { text } => self.notes.push(text.clone()),
+            Event::Observed(observed) => self.observed = observed.clone(),
+            Event::Skipped { attempt, culprit, scale } => {
+                let (attempt, scale) = (*attempt, *scale);
+                self.skips.push(Skip { attempt, culprit: culprit.clone(), scale });
+            }
+            Event::Scale { attempt, scale } => self.scales.push((*attempt, *scale)),
+            Event::EpochEnd(epoch) => self.epochs.push(epoch.clone()),
+            Event::FitEnd(end) => self.end = Some(end.clone()),
+            Event::Batch { .. } | Event::Logged { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+impl Recorder {
+    /// The record of a run that has ended; `None` before that.
+    pub fn finish(self) -> Option<RunRecord> {
+        Some(RunRecord {
+            start: self.start?,
+            observed: self.observed,
+            epochs: self.epochs,
+            skips: self.skips,
+            scales: self.scales,
+            notes: self.notes,
+            end: self.end?,
+            memory: None,
+        })
+    }
+}

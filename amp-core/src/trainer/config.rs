@@ -1,0 +1,73 @@
+use std::{collections::BTreeMap, rc::Rc};
+
+use tch::Device;
+
+use crate::{
+    Error, Result,
+    precision::{Clip, GradScalerConfig, Policy, Precision, Region},
+};
+
+/// The trainer's options, by Lightning's names.
+#[derive(Debug, Clone)]
+pub struct TrainerConfig {
+    /// Epochs to train.
+    pub max_epochs: i64,
+    /// The precision.
+    pub precision: Precision,
+    /// Where to run.
+    pub device: Device,
+    /// Seed of the order of examples (weights and dropout follow libtorch's generator).
+    pub seed: u64,
+    /// Gradient clipping, if any.
+    pub gradient_clip: Option<Clip>,
+    /// Batches whose gradients are added up to one step.
+    pub accumulate_grad_batches: i64,
+    /// Batches between two logged steps.
+    pub log_every_n_steps: i64,
+    /// Whether a skipped step moves the schedule and the step count, as Lightning does.
+    pub skipped_step_advances: bool,
+    /// The scaler's constants, used by `16-mixed`.
+    pub scaler: GradScalerConfig,
+    /// Precision regions by module path, over those the model declares.
+    pub islands: Rc<BTreeMap<String, Region>>,
+    /// Whether the training set is shuffled anew each epoch.
+    pub shuffle: bool,
+}
+
+impl TrainerConfig {
+    /// Lightning's defaults, except that a skipped step moves nothing.
+    pub fn new(precision: Precision, device: Device) -> Self {
+        Self {
+            max_epochs: 1000,
+            precision,
+            device,
+            seed: 0,
+            gradient_clip: None,
+            accumulate_grad_batches: 1,
+            log_every_n_steps: 50,
+            skipped_step_advances: false,
+            scaler: GradScalerConfig::default(),
+            islands: Rc::default(),
+            shuffle: true,
+        }
+    }
+
+    /// The policy of the run.
+    pub fn policy(&self) -> Policy {
+        Policy::new(self.precision, self.device)
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let positive = |name: &str, value: i64| {
+            if value > 0 {
+                return Ok(());
+            }
+            Err(Error::config(format!("{name} is {value}, but must be at least 1")))
+        };
+        positive("max_epochs", self.max_epochs)?;
+        positive("accumulate_grad_batches", self.accumulate_grad_batches)?;
+        positive("log_every_n_steps", self.log_every_n_steps)?;
+        self.gradient_clip.map(Clip::validated).transpose()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! The loop over epochs.
+
+use std::time::Instant;
+
+use super::{TrainerConfig, step::StepRunner};
+use crate::{
+    LightningModule, Result, Step,
+    data::{Batch, DataLoader, DataModule},
+    event::{EpochEnd, Event, FitEnd, FitStart},
+    hardware::Fingerprint,
+    log::{Log, Logged},
+    nn::{self, Context},
+    optim::TrainingPlan,
+};
+
+/// Where events go.
+pub(super) type Emit<'a> = dyn FnMut(Event) -> Result<()> + 'a;
+
+pub(super) fn fit(
+    config: &TrainerConfig,
+    model: &mut dyn LightningModule,
+    data: &DataModule,
+    emit: &mut Emit<'_>,
+) -> Result<()> {
+    let started = Instant::now();
+    config.check()?;
+    data.check()?;
+    let policy = config.policy();
+    nn::place(model, policy, &config.islands)?;
+    let (train, val) = (data.train.place(policy)?, data.val.place(policy)?);
+    let mut loader = DataLoader::new(&train, data.batch_size);
+    if config.shuffle {
+        loader = loader.shuffled(config.seed);
+    }
+    let window = config.accumulate_grad_batches;
+    let windows = (loader.batches() + window - 1) / window;
+    let plan = TrainingPlan {
+        max_epochs: config.max_epochs,
+        estimated_stepping_batches: windows * config.max_epochs,
+    };
+    let scheduled = model.configure_optimizers(&plan)?.build(nn::parameters(model))?;
+    emit(Event::FitStart(FitStart {
+        model: model.name().to_owned(),
+        data: data.name.clone(),
+        precision: config.precision,
+        seed: config.seed,
+        fingerprint: Fingerprint::of(config.device)?,
+        hyperparameters: model.hyperparameters(),
+        parameters: scheduled.optimizer.parameters().iter().map(|p| p.tensor.numel() as i64).sum(),
+        max_epochs: config.max_epochs,
+        batches_per_epoch: loader.batches(),
+    }))?;
+    if let Some(text) = scheduled.optimizer.note() {
+        emit(Event::Note { text })?;
+    }
+    let mut runner = StepRunner::new(config, scheduled)?;
+    for epoch in 0..config.max_epochs {
+        let (train, train_seconds) =
+            timed(|| train_epoch(config, model, &loader, epoch, &mut runner, emit))?;
+        let lr = runner.lr();
+        runner.end_epoch();
+        let (val, val_seconds) = timed(|| validate(config, model, &val, data.batch_size, &runner))?;
+        emit(Event::EpochEnd(EpochEnd {
+            epoch,
+            global_step: runner.global_step(),
+            lr,
+            train,
+            val,
+            train_seconds,
+            val_seconds,
+        }))?;
+    }
+    emit(Event::FitEnd(FitEnd {
+        global_step: runner.global_step(),
+        skipped: runner.skipped(),
+        scale: runner.scale(),
+        seconds: started.elapsed().as_secs_f64(),
+    }))
+}
+
+/// Trains one epoch and returns its values; reading them waits for the device.
+fn train_epoch(
+    config: &TrainerConfig,
+    model: &mut dyn LightningModule,
+    loader: &DataLoader<'_>,
+    epoch: i64,
+    runner: &mut StepRunner<'_>,
+    emit: &mut Emit<'_>,
+) -> Result<Vec<Logged>> {
+    let mut log = Log::default();
+    let window = config.accumulate_grad_batches;
+    let batches = loader.batches();
+    for (index, batch) in (0_i64..).zip(loader.epoch(epoch.cast_unsigned())?) {
+        let batch = batch?;
+        let first = index - index % window;
+        let last = (first + window).min(batches) - 1;
+        // A mean over the window's examples, whatever the window's true length.
+        let examples: i64 = (first..=last).map(|at| loader.batch_len(at)).sum();
+        let share = batch.len() as f64 / examples as f64;
+        runner.accumulate(model, &batch, index, share, &mut log, emit)?;
+        if index == last {
+            runner.step(emit)?;
+        }
+        emit(Event::Batch { epoch, batch: index, global_step: runner.global_step() })?;
+        if (index + 1) % config.log_every_n_steps == 0 {
+            let global_step = runner.global_step();
+            emit(Event::Logged { global_step, values: log.step_values()? })?;
+        }
+    }
+    log.epoch_values()
+}
+
+/// Validates on `data` and returns its values.
+fn validate(
+    config: &TrainerConfig,
+    model: &mut dyn LightningModule,
+    data: &Batch,
+    batch_size: i64,
+    runner: &StepRunner<'_>,
+) -> Result<Vec<Logged>> {
+    let policy = config.policy();
+    let context = Context::new(policy, false).with_islands(config.islands.clone());
+    let mut log = Log::default();
+    let _no_grad = tch::no_grad_guard();
+    for (index, batch) in DataLoader::new(data, batch_size).epoch(0)?.enumerate() {
+        let _autocast = policy.autocast()?;
+        let mut step = Step::new(&context, &mut log, index, runner.global_step());
+        model.validation_step(&batch?, &mut step)?;
+    }
+    log.epoch_values()
+}
+
+fn timed<T>(body: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+    let started = Instant::now();
+    let value = body()?;
+    Ok((value, started.elapsed().as_secs_f64()))
+}

@@ -1,0 +1,55 @@
+//! The training loop.
+
+mod config;
+mod fit;
+mod step;
+
+pub use config::TrainerConfig;
+
+use crate::{
+    LightningModule, Result,
+    data::DataModule,
+    event::{Event, Subscriber},
+    record::{Recorder, RunRecord},
+};
+
+/// Trains models and tells its subscribers what happens.
+pub struct Trainer<'a> {
+    config: TrainerConfig,
+    subscribers: Vec<&'a mut dyn Subscriber>,
+}
+
+impl<'a> Trainer<'a> {
+    /// A trainer nobody listens to yet.
+    pub fn new(config: TrainerConfig) -> Self {
+        Self { config, subscribers: Vec::new() }
+    }
+
+    /// Adds a listener; each event reaches them in the order they were added.
+    #[must_use]
+    pub fn subscribe(mut self, subscriber: &'a mut dyn Subscriber) -> Self {
+        self.subscribers.push(subscriber);
+        self
+    }
+
+    /// Trains and validates `model` for the configured epochs. The model is moved to the
+    /// policy's device and dtype and stays there.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used, a step fails, the observed dtypes are not those of
+    /// the precision, or a subscriber fails.
+    pub fn fit(
+        &mut self,
+        model: &mut dyn LightningModule,
+        data: &DataModule,
+    ) -> Result<RunRecord> {
+        let mut recorder = Recorder::default();
+        let mut emit = |event: Event| -> Result<()> {
+            recorder.on_event(&event)?;
+            self.subscribers.iter_mut().try_for_each(|subscriber| subscriber.on_event(&event))
+        };
+        fit::fit(&self.config, model, data, &mut emit)?;
+        // The loop's last event is FitEnd, its first FitStart.
+        Ok(recorder.finish().expect("a run that ended has a start and an end"))
+    }
+}

@@ -1,0 +1,147 @@
+//! One optimizer step: forward and scaled backward, unscale, clip, step, update.
+
+use std::rc::Rc;
+
+use super::{TrainerConfig, fit::Emit};
+use crate::{
+    LightningModule, Result, Step,
+    data::Batch,
+    event::Event,
+    log::Log,
+    nn::Context,
+    optim::{Interval, Scheduled},
+    precision::{Clip, GradScaler, Policy, StepOutcome},
+    probe::DtypeProbe,
+};
+
+/// Carries what lives from step to step.
+pub(super) struct StepRunner<'a> {
+    config: &'a TrainerConfig,
+    policy: Policy,
+    context: Context,
+    scheduled: Scheduled,
+    scaler: GradScaler,
+    applied: u64,
+    skipped: u64,
+    /// Whether gradients of the running window are already there.
+    accumulating: bool,
+    probed: bool,
+}
+
+impl<'a> StepRunner<'a> {
+    pub(super) fn new(config: &'a TrainerConfig, scheduled: Scheduled) -> Result<Self> {
+        let policy = config.policy();
+        let scaler = match config.precision.scales_loss() {
+            true => GradScaler::new(config.device, config.scaler)?,
+            false => GradScaler::disabled(config.device)?,
+        };
+        Ok(Self {
+            config,
+            policy,
+            context: Context::new(policy, true).with_islands(config.islands.clone()),
+            scheduled,
+            scaler,
+            applied: 0,
+            skipped: 0,
+            accumulating: false,
+            probed: false,
+        })
+    }
+
+    /// Steps that count: those applied and, as Lightning has it, those skipped.
+    pub(super) fn global_step(&self) -> u64 {
+        self.applied + if self.config.skipped_step_advances { self.skipped } else { 0 }
+    }
+
+    pub(super) fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    pub(super) fn lr(&self) -> f64 {
+        self.scheduled.optimizer.rates().lr
+    }
+
+    pub(super) fn scale(&self) -> Option<f64> {
+        self.scaler.is_enabled().then(|| self.scaler.scale_value())
+    }
+
+    pub(super) fn end_epoch(&mut self) {
+        self.scheduled.advance(Interval::Epoch);
+    }
+
+    /// Adds the gradients of `share` of the batch's loss. The very first batch is probed for
+    /// the dtypes it ran in.
+    pub(super) fn accumulate(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &Batch,
+        index: i64,
+        share: f64,
+        log: &mut Log,
+        emit: &mut Emit<'_>,
+    ) -> Result<()> {
+        if !self.accumulating {
+            self.scheduled.optimizer.zero_grad()?;
+            self.accumulating = true;
+        }
+        let probe = (!self.probed).then(|| Rc::new(DtypeProbe::default()));
+        let probed = probe.clone().map(|probe| {
+            Context::new(self.policy, true)
+                .with_islands(self.config.islands.clone())
+                .with_probe(probe)
+        });
+        let loss = {
+            let _autocast = self.policy.autocast()?;
+            let context = probed.as_ref().unwrap_or(&self.context);
+            let mut step = Step::new(context, log, index as usize, self.global_step());
+            model.training_step(batch, &mut step)?
+        };
+        let shared = if share < 1.0 { loss.f_mul_scalar(share)? } else { loss.shallow_clone() };
+        self.scaler.scale(&shared)?.backward()?;
+        if let Some(probe) = probe {
+            let parameters = self.scheduled.optimizer.parameters();
+            emit(Event::Observed(probe.finish(self.config.precision, &loss, parameters)?))?;
+            self.probed = true;
+        }
+        Ok(())
+    }
+
+    /// Steps on the accumulated gradients. A skipped step moves neither the schedule nor the
+    /// step count, unless configured as in Lightning.
+    pub(super) fn step(&mut self, emit: &mut Emit<'_>) -> Result<()> {
+        self.accumulating = false;
+        let optimizer = self.scheduled.optimizer.as_mut();
+        let gradients = self.scaler.gradients(optimizer)?;
+        let gradients = self.scaler.unscale(gradients)?;
+        match self.config.gradient_clip {
+            Some(Clip::Norm(limit)) => {
+                // The norm stays on the device.
+                let _ = gradients.clip_grad_norm(limit)?;
+            }
+            Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
+            None => {}
+        }
+        let attempt = self.applied + self.skipped;
+        let scale = self.scaler.scale_value();
+        let outcome = self.scaler.step(gradients, optimizer)?;
+        self.scaler.update()?;
+        let advances = match outcome {
+            StepOutcome::Applied => {
+                self.applied += 1;
+                true
+            }
+            StepOutcome::Skipped { culprit } => {
+                self.skipped += 1;
+                emit(Event::Skipped { attempt, culprit, scale })?;
+                self.config.skipped_step_advances
+            }
+        };
+        if self.scaler.scale_value() != scale {
+            emit(Event::Scale { attempt: attempt + 1, scale: self.scaler.scale_value() })?;
+        }
+        if advances {
+            self.scheduled.advance(Interval::Step);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,174 @@
+//! Runs pip, shows what it does, and says in one line why it failed.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+
+use super::version::REQUIRED;
+use crate::error::Error;
+
+/// Prints the Python version, then whether pip is there.
+const PROBE: &str = "\
+import importlib.util, sys
+print('%d.%d' % sys.version_info[:2])
+print(importlib.util.find_spec('pip') is not None)
+";
+
+/// What helps against every failure of pip.
+const OTHERWISE: &str = "or set LIBTORCH to a libtorch 2.11.0 folder";
+
+/// A `python3` that has pip.
+pub(super) struct Pip {
+    python_version: String,
+}
+
+impl Pip {
+    pub(super) fn find() -> Result<Self, Error> {
+        let python = format!("install Python 3.10 to 3.14 with pip, {OTHERWISE}");
+        let output = Command::new("python3").args(["-c", PROBE]).output().map_err(|e| {
+            Error::new(format!(
+                "python3, which fetches libtorch {REQUIRED}, cannot be run ({e}): {python}"
+            ))
+        })?;
+        let answer = String::from_utf8_lossy(&output.stdout);
+        let mut lines = answer.lines();
+        match (lines.next(), lines.next()) {
+            (Some(version), _) if !has_wheels(version) => Err(Error::new(format!(
+                "python3 is Python {version}, for which there is no torch {REQUIRED}: put a \
+                 Python from 3.10 to 3.14 first on PATH as python3, {OTHERWISE}"
+            ))),
+            (Some(version), Some("True")) => Ok(Pip { python_version: version.to_owned() }),
+            (Some(version), Some(_)) => Err(Error::new(format!(
+                "python3 (Python {version}) has no pip, which fetches libtorch {REQUIRED}: \
+                 install it (package python3-pip, or `python3 -m ensurepip`), put a virtual \
+                 environment made by `python3 -m venv` first on PATH, {OTHERWISE}"
+            ))),
+            _ => Err(Error::new(format!(
+                "python3, which fetches libtorch {REQUIRED}, does not work ({}): {python}",
+                last_line(&String::from_utf8_lossy(&output.stderr))
+            ))),
+        }
+    }
+
+    /// The arguments of python3 that install `requirements` into `target`.
+    ///
+    /// With `--target`, pip also works under a Python that its distribution manages (PEP 668).
+    pub(super) fn arguments(target: &Path, requirements: &[String]) -> Vec<String> {
+        // Nothing is compiled: a package that has no wheel is refused, and Python's own bytecode
+        // is of no use to C++.
+        let mut arguments: Vec<String> =
+            ["-m", "pip", "install", "--only-binary=:all:", "--no-compile", "--target"]
+                .map(String::from)
+                .into();
+        arguments.push(target.display().to_string());
+        arguments.extend_from_slice(requirements);
+        arguments
+    }
+
+    /// Runs pip in `folder` with `arguments`; its temporary files go into `temporary`.
+    pub(super) fn run(
+        &self,
+        folder: &Path,
+        temporary: &Path,
+        arguments: &[String],
+    ) -> Result<(), Error> {
+        let (status, errors) = show(
+            Command::new("python3")
+                .args(arguments)
+                .current_dir(folder)
+                // pip unpacks in a temporary folder and moves from there: on the same disk that
+                // is a rename, and a small /tmp is not filled.
+                .env("TMPDIR", temporary)
+                // A user's settings for other installs, which pip refuses together with --target
+                // or outside a virtual environment.
+                .env("PIP_USER", "0")
+                .env("PIP_REQUIRE_VIRTUALENV", "0")
+                // Root need not be warned of an install that touches no system folder.
+                .env("PIP_ROOT_USER_ACTION", "ignore")
+                .env("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
+        )
+        .map_err(|e| Error::new(format!("python3 -m pip could not be run: {e}")))?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Error::new(format!(
+                "libtorch could not be fetched: {}",
+                self.cause(status, &errors)
+            )))
+        }
+    }
+
+    /// Names the cause of a failed pip and the fix, from what it wrote to stderr.
+    fn cause(&self, status: ExitStatus, errors: &str) -> String {
+        let says = |marks: &[&str]| marks.iter().any(|mark| errors.contains(mark));
+        let no_wheel = says(&["No matching distribution found"]);
+        // pip reports an index that it could not reach as one without versions.
+        let index_answered = !errors.contains("(from versions: none)");
+        if says(&["No space left on device", "Disk quota exceeded"]) {
+            format!(
+                "the disk is full: make room where the checkout and pip's cache lie, {OTHERWISE}"
+            )
+        } else if says(NETWORK) && !(no_wheel && index_answered) {
+            format!(
+                "pip could not reach its package index: check the network and pip's proxy \
+                 settings and run the command again, {OTHERWISE}"
+            )
+        } else if no_wheel {
+            format!(
+                "pip's index has no wheel for this machine and Python {}: check pip's settings \
+                 (`python3 -m pip config list`), {OTHERWISE}",
+                self.python_version
+            )
+        } else {
+            format!(
+                "pip failed ({status}; {}): mend what pip says above and run the command again, \
+                 {OTHERWISE}",
+                last_line(errors)
+            )
+        }
+    }
+}
+
+/// Whether the required torch was published for this version of Python.
+fn has_wheels(python: &str) -> bool {
+    let minor = python.strip_prefix("3.").and_then(|minor| minor.parse().ok());
+    minor.is_some_and(|minor: u32| (10..=14).contains(&minor))
+}
+
+/// What pip writes when a connection fails.
+const NETWORK: &[&str] = &[
+    "Retrying (Retry",
+    "Could not fetch URL",
+    "ConnectionError",
+    "Max retries exceeded",
+    "Read timed out",
+    "IncompleteRead",
+    "HTTP error",
+    "SSLError",
+];
+
+/// Runs `command` in sight of the user and returns its exit status and what it wrote to stderr.
+///
+/// Both streams go to stderr, since stdout belongs to the program that is handed over to. Its
+/// stdout, with the progress bars, goes there directly, so that pip still sees a terminal.
+fn show(command: &mut Command) -> io::Result<(ExitStatus, String)> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(io::stderr()))
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut errors = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        let mut stderr = BufReader::new(stderr);
+        let mut seen = 0;
+        while stderr.read_until(b'\n', &mut errors)? > 0 {
+            io::stderr().write_all(&errors[seen..])?;
+            seen = errors.len();
+        }
+    }
+    Ok((child.wait()?, String::from_utf8_lossy(&errors).into_owned()))
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no message")
+}

@@ -49,6 +49,23 @@ struct Driver {
 
 extern "C" {
 
+// Loads libtorch's CUDA half where there is a driver; 1 in `loaded` when it is there. A linker
+// drops the library, since nothing names a symbol of it, and a machine without a GPU is spared
+// its start-up time. Must come before libtorch is first asked about CUDA: it asks once.
+int amp_load_cuda(int* loaded) {
+  return amp::guarded([&] {
+    static const bool found = [] {
+      if (Driver().library == nullptr) return false;
+      Dl_info here{};
+      if (dladdr(reinterpret_cast<void*>(&at::globalContext), &here) == 0) return false;
+      const std::string path(here.dli_fname);
+      const std::string cuda = path.substr(0, path.rfind('/') + 1) + "libtorch_cuda.so";
+      return dlopen(cuda.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr;
+    }();
+    *loaded = found;
+  });
+}
+
 int amp_host_memory_start(void** out) {
   return amp::guarded([&] { *out = new HostMemoryGuard(); });
 }

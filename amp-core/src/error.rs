@@ -27,6 +27,9 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// A run did not compute in the dtypes its precision promises.
+    #[error("{0}")]
+    Precision(String),
     /// The scaler's methods were called out of order.
     #[error("grad scaler: {0}")]
     Scaler(String),

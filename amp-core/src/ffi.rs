@@ -83,6 +83,7 @@ unsafe extern "C" {
     ) -> c_int;
     fn amp_clear_grads(tensors: *const Handle, count: usize) -> c_int;
     fn amp_identity(tensor: Handle) -> *const c_void;
+    fn amp_load_cuda(loaded: *mut c_int) -> c_int;
     fn amp_host_memory_start(out: *mut *mut c_void) -> c_int;
     fn amp_host_memory_read(guard: *const c_void, live: *mut i64, peak: *mut i64);
     fn amp_host_memory_stop(guard: *mut c_void) -> c_int;
@@ -315,6 +316,13 @@ pub(crate) fn clear_grads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> 
 pub(crate) fn identity(tensor: &Tensor) -> usize {
     // SAFETY: the handle is live; only an address comes back, which is never followed.
     unsafe { amp_identity(tensor.as_ptr()) as usize }
+}
+
+/// Whether libtorch's CUDA half could be loaded.
+pub(crate) fn load_cuda() -> Result<bool> {
+    let mut loaded = 0;
+    checked!(amp_load_cuda(&mut loaded))?;
+    Ok(loaded != 0)
 }
 
 /// Counts the CPU tensor bytes allocated on this thread while it lives.

@@ -50,16 +50,15 @@ impl Fingerprint {
 /// # Errors
 /// When the name is unknown or there is no such device.
 pub fn parse_device(text: &str) -> Result<Device> {
-    let count = || Cuda::device_count();
     let index = match text {
         "cpu" => return Ok(Device::Cpu),
-        "auto" => return Ok(if count() > 0 { Device::Cuda(0) } else { Device::Cpu }),
+        "auto" => return Ok(if cuda_devices()? > 0 { Device::Cuda(0) } else { Device::Cpu }),
         "cuda" => 0,
         other => other.strip_prefix("cuda:").and_then(|index| index.parse().ok()).ok_or_else(
             || Error::config(format!("unknown device `{text}`: expected auto, cpu, cuda or cuda:N")),
         )?,
     };
-    let devices = count();
+    let devices = cuda_devices()?;
     if devices == 0 {
         return Err(Error::config(format!(
             "device `{text}`: libtorch sees no CUDA device here; check the driver with nvidia-smi, or use --device cpu"
@@ -74,6 +73,15 @@ pub fn parse_device(text: &str) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
+/// How many CUDA devices libtorch can use. Ask here and not tch, which does not load libtorch's
+/// CUDA half.
+///
+/// # Errors
+/// When libtorch does.
+pub fn cuda_devices() -> Result<i64> {
+    Ok(if ffi::load_cuda()? { Cuda::device_count() } else { 0 })
+}
+
 /// Sets TF32 for f32 matrix products and convolutions, and deterministic algorithms.
 ///
 /// # Errors
@@ -83,8 +91,13 @@ pub fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
 }
 
 /// Seeds libtorch's generators of every device.
-pub fn seed_everything(seed: u64) {
+///
+/// # Errors
+/// When libtorch does.
+pub fn seed_everything(seed: u64) -> Result<()> {
+    ffi::load_cuda()?;
     tch::manual_seed(seed.cast_signed());
+    Ok(())
 }
 
 fn cpu_name() -> String {

@@ -55,7 +55,7 @@ impl DtypeProbe {
         let name = |kind| dtype_name(kind).to_owned();
         let mut observed = Observed { loss: name(loss.kind()), ..Default::default() };
         let mismatch = |what: &str, expected: Kind, seen: Kind| {
-            Error::config(format!(
+            Error::Precision(format!(
                 "{precision} did not run: {what} is {}, but the precision asks for {}",
                 dtype_name(seen),
                 dtype_name(expected)

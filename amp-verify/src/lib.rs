@@ -1,1 +1,10 @@
-//! x
+//! Trains a model under every precision and holds each run against the 32-true baseline:
+//! [`case::Case`] → [`runner`] → [`matrix`] → [`comparison::Comparison`] → [`view`].
+
+pub mod case;
+pub mod cli;
+pub mod comparison;
+pub mod matrix;
+pub mod output;
+pub mod runner;
+pub mod view;

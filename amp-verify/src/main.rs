@@ -1,1 +1,114 @@
-fn main(){}
+//! `cargo amp`: what the bootstrap crate hands over to.
+
+use std::{io, process::ExitCode};
+
+use amp_core::{
+    Error, Result,
+    event::{Event, Subscriber},
+    hardware,
+    tch,
+};
+use amp_verify::{
+    case::Case,
+    cli::{Cli, Command, Format, RunArgs, TrainArgs, VerifyArgs},
+    matrix,
+    output::{Logs, Staged},
+    runner,
+    view::{EpochTable, Progress, table},
+};
+use clap::Parser;
+use fixtures::models;
+
+/// The run itself failed.
+const FAILED: u8 = 1;
+/// The user asked for something that cannot be done; clap uses the same code.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Verify(args) => verify(&args),
+        Command::Train(args) => train(&args),
+        Command::Models => list(),
+    };
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    // One line, whatever libtorch put into its text.
+    let text = error.to_string();
+    eprintln!("error: {}", text.lines().map(str::trim).collect::<Vec<_>>().join(" "));
+    ExitCode::from(match error {
+        Error::Config(_) | Error::Io { .. } => USAGE,
+        _ => FAILED,
+    })
+}
+
+fn verify(args: &VerifyArgs) -> Result<()> {
+    let case = prepare(&args.run)?;
+    let output = args.output.as_deref().map(Staged::create).transpose()?;
+    let mut logs = logs(&args.run)?;
+    let runs = matrix::plan(&args.precision).len();
+    let mut progress = if args.run.quiet { Progress::hidden(runs) } else { Progress::new(runs) };
+    let mut listen = |event: &Event| -> Result<()> {
+        progress.on_event(event)?;
+        logs.on_event(event)
+    };
+    let outcome = matrix::run(&case, &args.precision, &mut listen);
+    progress.finish();
+    let comparison = outcome?;
+    let json = serde_json::to_string_pretty(&comparison).map_err(|error| Error::io("comparison", error.into()))? + "\n";
+    if let Some(output) = output {
+        output.write(&json)?;
+    }
+    let text = match args.format {
+        Format::Table => table(&comparison),
+        Format::Json => json,
+    };
+    print(&text)
+}
+
+fn train(args: &TrainArgs) -> Result<()> {
+    let case = prepare(&args.run)?;
+    let mut logs = logs(&args.run)?;
+    let mut epochs = EpochTable::new(io::stdout());
+    let mut progress = if args.run.quiet { Progress::hidden(1) } else { Progress::new(1) };
+    let mut listen = |event: &Event| -> Result<()> {
+        progress.suspend(|| epochs.on_event(event))?;
+        progress.on_event(event)?;
+        logs.on_event(event)
+    };
+    let outcome = runner::run(&case, args.precision, &mut listen);
+    progress.finish();
+    outcome.map(drop)
+}
+
+fn logs(args: &RunArgs) -> Result<Logs> {
+    Logs::create(args.log_jsonl.as_deref(), args.log_csv.as_deref())
+}
+
+fn list() -> Result<()> {
+    let lines = models::ALL.iter().map(|model| {
+        format!("{}\n    {}; data: {}, {} epochs\n", model.name, model.about, model.data, model.epochs)
+    });
+    print(&lines.collect::<String>())
+}
+
+/// Checks everything that can be checked before a file is touched.
+fn prepare(args: &RunArgs) -> Result<Case> {
+    if let Some(threads) = args.threads {
+        if threads < 1 {
+            return Err(Error::config(format!("threads {threads}: it must be at least 1")));
+        }
+        tch::set_num_threads(threads);
+    }
+    let model = models::find(&args.model)?;
+    let device = hardware::parse_device(&args.device)?;
+    hardware::set_numerics(args.tf32, false)?;
+    Case::new(model, args.choices(), device)
+}
+
+fn print(text: &str) -> Result<()> {
+    use io::Write;
+    match io::stdout().write_all(text.as_bytes()) {
+        // The reader has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.map_err(|error| Error::io("standard output", error)),
+    }
+}

@@ -1,0 +1,80 @@
+//! What is run: a model, its data and the options that all precisions share.
+
+use amp_core::{
+    Error, Hyperparameters, LightningModule, Result,
+    data::DataModule,
+    hardware::seed_everything,
+    precision::Clip,
+    tch::Device,
+};
+use fixtures::{data::DataKind, models::Model};
+
+/// A model with everything but the precision decided.
+pub struct Case {
+    /// The model's entry.
+    pub model: &'static Model,
+    /// The loaded data.
+    pub data: DataModule,
+    /// Where it runs.
+    pub device: Device,
+    /// Hyperparameters, merged: the entry's, the data's, the user's.
+    pub hyperparameters: Hyperparameters,
+    /// Epochs.
+    pub epochs: i64,
+    /// Seed of weights, order and dropout.
+    pub seed: u64,
+    /// Gradient clipping.
+    pub clip: Option<Clip>,
+}
+
+/// What a user may decide about a case; `None` leaves the model's own.
+#[derive(Debug, Default)]
+pub struct Choices {
+    /// The data set.
+    pub data: Option<DataKind>,
+    /// Epochs.
+    pub epochs: Option<i64>,
+    /// Examples in a batch.
+    pub batch_size: Option<i64>,
+    /// Seed.
+    pub seed: u64,
+    /// Gradient clipping.
+    pub clip: Option<Clip>,
+    /// Hyperparameters by name.
+    pub set: Hyperparameters,
+}
+
+impl Case {
+    /// Loads the data, merges the choices and builds the model once to see that it can be.
+    ///
+    /// # Errors
+    /// When the data cannot be loaded or batched, an option is out of range, or a hyperparameter
+    /// is unknown.
+    pub fn new(model: &'static Model, choices: Choices, device: Device) -> Result<Self> {
+        let kind = choices.data.unwrap_or(model.data);
+        let epochs = choices.epochs.unwrap_or(model.epochs);
+        if epochs < 1 {
+            return Err(Error::config(format!("epochs {epochs}: it must be at least 1")));
+        }
+        let clip = choices.clip.map(Clip::validated).transpose()?;
+        let mut hyperparameters = model.hyperparameters();
+        if hyperparameters.contains_key("input_size") {
+            hyperparameters.insert("input_size".into(), kind.features().into());
+        }
+        hyperparameters.extend(choices.set);
+        let data = kind.load(choices.batch_size.unwrap_or(model.batch_size))?;
+        let seed = choices.seed;
+        let case = Self { model, data, device, hyperparameters, epochs, seed, clip };
+        case.build()?;
+        Ok(case)
+    }
+
+    /// The model with the seed's initial weights.
+    ///
+    /// # Errors
+    /// When a hyperparameter is unknown or out of range.
+    pub fn build(&self) -> Result<Box<dyn LightningModule>> {
+        seed_everything(self.seed)?;
+        self.model.build(&self.hyperparameters)
+    }
+}

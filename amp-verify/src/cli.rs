@@ -1,0 +1,135 @@
+//! The command line.
+
+use std::{path::PathBuf, str::FromStr};
+
+use amp_core::{Error, Hyperparameters, precision::{Clip, Precision}};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use fixtures::data::DataKind;
+use serde_json::Value;
+
+use crate::case::Choices;
+
+/// Mixed-precision training, held against 32-bit training.
+#[derive(Debug, Parser)]
+#[command(name = "cargo amp", bin_name = "cargo amp", version, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model under every precision and print each run beside the 32-true baseline
+    Verify(VerifyArgs),
+    /// Train a model under one precision
+    Train(TrainArgs),
+    /// List the models and their data
+    Models,
+}
+
+/// Options of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Precisions besides the baseline, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str,
+          default_values_t = Precision::ALL, hide_default_value = true)]
+    pub precision: Vec<Precision>,
+    /// How to print the comparison
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Write the comparison as JSON to this file too
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub run: RunArgs,
+}
+
+/// Options of `train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The precision
+    #[arg(long, value_name = "NAME", value_parser = Precision::from_str, default_value_t = Precision::F32True)]
+    pub precision: Precision,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub run: RunArgs,
+}
+
+/// What both commands take.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The model; `cargo amp models` lists them
+    #[arg(long, default_value = "MixedPrecisionDemo")]
+    pub model: String,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// digits or synthetic [default: the model's own]
+    #[arg(long, value_parser = DataKind::from_str)]
+    pub data: Option<DataKind>,
+    /// Epochs [default: the model's own]
+    #[arg(long)]
+    pub epochs: Option<i64>,
+    /// Examples in a batch [default: the model's own]
+    #[arg(long, allow_negative_numbers = true)]
+    pub batch_size: Option<i64>,
+    /// Seed of initial weights, order of examples and dropout
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Clip gradients to this global norm
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    pub gradient_clip_val: Option<f64>,
+    /// Set a hyperparameter, as in --set hidden_size=1024; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
+    pub set: Vec<(String, Value)>,
+    /// Let f32 matrix products run in TF32 on CUDA
+    #[arg(long)]
+    pub tf32: bool,
+    /// Threads of one CPU operation [default: all cores]
+    #[arg(long)]
+    pub threads: Option<i32>,
+    /// Write every event as a line of JSON to this file
+    #[arg(long, value_name = "FILE")]
+    pub log_jsonl: Option<PathBuf>,
+    /// Write every logged value as a row of CSV to this file
+    #[arg(long, value_name = "FILE")]
+    pub log_csv: Option<PathBuf>,
+    /// Show no progress bar
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Forms of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table for people
+    Table,
+    /// One JSON object
+    Json,
+}
+
+impl RunArgs {
+    /// The choices about the case.
+    pub fn choices(&self) -> Choices {
+        Choices {
+            data: self.data,
+            epochs: self.epochs,
+            batch_size: self.batch_size,
+            seed: self.seed,
+            clip: self.gradient_clip_val.map(Clip::Norm),
+            set: self.set.iter().cloned().collect::<Hyperparameters>(),
+        }
+    }
+}
+
+/// `name=value`; a value that is no JSON is taken as a string.
+fn assignment(text: &str) -> Result<(String, Value), Error> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| Error::config(format!("`{text}` is not of the form NAME=VALUE")))?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+    Ok((name.to_owned(), value))
+}

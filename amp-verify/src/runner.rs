@@ -1,0 +1,59 @@
+//! One run: a case under one precision.
+
+use amp_core::{
+    Result, Trainer, TrainerConfig,
+    data::{Batch, DataModule},
+    event::Subscriber,
+    memory::MemoryMeter,
+    precision::Precision,
+    record::RunRecord,
+};
+
+use crate::case::Case;
+
+/// Trains the case under `precision`; its events go to `subscriber`.
+///
+/// Two batches are trained and thrown away first, so that loading kernels and starting threads
+/// count for no precision's time or memory.
+///
+/// # Errors
+/// When a step fails or the observed dtypes are not the precision's.
+pub fn run(
+    case: &Case,
+    precision: Precision,
+    subscriber: &mut dyn Subscriber,
+) -> Result<RunRecord> {
+    warm_up(case, precision)?;
+    let meter = MemoryMeter::start(case.device)?;
+    let mut model = case.build()?;
+    let mut record = Trainer::new(config(case, precision, case.epochs))
+        .subscribe(subscriber)
+        .fit(model.as_mut(), &case.data)?;
+    record.memory = Some(meter.read()?);
+    Ok(record)
+}
+
+fn warm_up(case: &Case, precision: Precision) -> Result<()> {
+    let first = |all: &Batch| -> Result<Batch> {
+        let count = all.len().min(2 * case.data.batch_size);
+        Batch::new(all.input.f_narrow(0, 0, count)?, all.target.f_narrow(0, 0, count)?)
+    };
+    let data = DataModule {
+        name: case.data.name.clone(),
+        train: first(&case.data.train)?,
+        val: first(&case.data.val)?,
+        batch_size: case.data.batch_size,
+    };
+    let mut model = case.build()?;
+    Trainer::new(config(case, precision, 1)).fit(model.as_mut(), &data)?;
+    Ok(())
+}
+
+fn config(case: &Case, precision: Precision, max_epochs: i64) -> TrainerConfig {
+    TrainerConfig {
+        max_epochs,
+        seed: case.seed,
+        gradient_clip: case.clip,
+        ..TrainerConfig::new(precision, case.device)
+    }
+}

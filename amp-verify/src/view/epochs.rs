@@ -1,0 +1,67 @@
+//! A run's epochs, one line each as they end.
+
+use std::io::Write;
+
+use amp_core::{
+    Error, Result,
+    event::{Event, Subscriber},
+};
+
+/// Writes a line per epoch, and one for each thing the user should know.
+pub struct EpochTable<W> {
+    out: W,
+    header: bool,
+}
+
+impl<W: Write> EpochTable<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        Self { out, header: false }
+    }
+
+    fn line(&mut self, text: &str) -> Result<()> {
+        writeln!(self.out, "{text}").map_err(|error| Error::io("standard output", error))
+    }
+}
+
+impl<W: Write> Subscriber for EpochTable<W> {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::FitStart(start) => self.line(&format!(
+                "{} on {} under {}, {} on {}",
+                start.model,
+                start.data,
+                start.precision,
+                start.fingerprint.device,
+                start.fingerprint.capability
+            )),
+            Event::Note { text } => self.line(&format!("note: {text}")),
+            Event::Skipped { attempt, culprit, scale } => {
+                let culprit = culprit.as_deref().unwrap_or("a gradient");
+                self.line(&format!(
+                    "step {attempt} skipped: `{culprit}` was not finite at scale {scale}"
+                ))
+            }
+            Event::EpochEnd(end) => {
+                let values: Vec<_> = end.train.iter().chain(&end.val).collect();
+                if !self.header {
+                    self.header = true;
+                    let names: Vec<String> =
+                        values.iter().map(|logged| format!("{:>12}", logged.name)).collect();
+                    self.line(&format!("epoch  step {} {:>10} {:>8}", names.join(""), "lr", "seconds"))?;
+                }
+                let values: Vec<String> =
+                    values.iter().map(|logged| format!("{:>12.5}", logged.value)).collect();
+                self.line(&format!(
+                    "{:>5} {:>5} {} {:>10.3e} {:>8.2}",
+                    end.epoch + 1,
+                    end.global_step,
+                    values.join(""),
+                    end.lr,
+                    end.train_seconds + end.val_seconds
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Packs what a GPU machine without Rust needs into dist/: the amp binary, the test binaries,
+# the data and run.sh. Usage: xtask/gpu/pack.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+cargo amp setup
+rm -rf dist.partial
+mkdir -p dist.partial/tests
+
+# Lists the executables that cargo has just built: name and path.
+executables() {
+    cargo "$@" --message-format json | python3 -c '
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("reason") == "compiler-artifact" and message.get("executable"):
+        print(message["package_id"].rsplit("/", 1)[-1].split("#")[0], message["target"]["name"],
+              message["executable"])
+'
+}
+
+executables build --package amp-verify --bin amp | while read -r _ _ path; do
+    strip --strip-all -o dist.partial/amp "$path"
+done
+# Compile-fail tests need a compiler, so only what runs on a device is packed.
+executables test --no-run --package amp-core --package amp-verify --package fixtures --package tests |
+    while read -r package target path; do
+        [[ $target == ui || $target == amp ]] && continue
+        strip --strip-all -o "dist.partial/tests/$package-$target" "$path"
+    done
+mkdir -p dist.partial/fixtures
+cp -r fixtures/data fixtures/oracles dist.partial/fixtures/
+cp xtask/gpu/run.sh dist.partial/
+rm -rf dist
+mv dist.partial dist
+du -sh dist

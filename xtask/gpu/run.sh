@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Runs packed binaries on a machine with a GPU and Python's torch 2.11.0, but without Rust.
+# Usage, from the packed folder:
+#   ./run.sh test [filter…]     the tests, on CUDA
+#   ./run.sh <command> [args…]  any command of the amp binary, as in ./run.sh verify --device cuda
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+site=$(python3 - <<'PY'
+import importlib.util, pathlib, sys
+spec = importlib.util.find_spec("torch")
+if spec is None:
+    sys.exit("error: python3 has no torch: pip install torch==2.11.0")
+folder = pathlib.Path(spec.origin).parent
+version = {}
+exec((folder / "version.py").read_text(), version)
+if not version["__version__"].startswith("2.11.0"):
+    sys.exit(f"error: torch is {version['__version__']}, but 2.11.0 is needed: pip install torch==2.11.0")
+print(folder.parent)
+PY
+)
+libraries="$site/torch/lib"
+for folder in "$site"/nvidia/*/lib "$site"/nvidia/*/*/lib; do
+    [[ -d $folder ]] && libraries+=":$folder"
+done
+export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export AMP_DATA="$here/fixtures/data" AMP_ORACLES="$here/fixtures/oracles"
+
+if [[ ${1:-} != test ]]; then
+    exec "$here/amp" "$@"
+fi
+shift
+export AMP_DEVICE=cuda
+for binary in "$here"/tests/*; do
+    echo "== $(basename "$binary")"
+    "$binary" "$@"
+done

@@ -1,0 +1,148 @@
+//! The command line, and what runs after libtorch is there.
+
+use std::env;
+use std::fs;
+use std::process::Command;
+
+use crate::support::{Checkout, assert_refused, assert_succeeded, fakes, output, stderr, stdout};
+
+#[test]
+fn help_needs_no_libtorch_and_no_checkout() {
+    let checkout = Checkout::new();
+    for arguments in
+        [&[][..], &["help"], &["--help"], &["-h"], &["test", "--help"], &["setup", "-h"]]
+    {
+        let run = output(checkout.xtask(arguments).current_dir(env::temp_dir()));
+        assert_succeeded(&run);
+        for part in ["verify", "test", "setup", "cargo amp verify --help", "LIBTORCH"] {
+            assert!(stdout(&run).contains(part), "`{part}` is missing: {}", stdout(&run));
+        }
+        assert_eq!(stderr(&run), "");
+    }
+    assert!(checkout.is_bare());
+}
+
+#[test]
+fn a_wrong_command_line_is_one_line_and_fetches_nothing() {
+    let checkout = Checkout::new();
+    let cases: [(&[&str], &[&str]); 5] = [
+        (&["test", "--device", "tpu"], &["unknown device `tpu`", "cpu or cuda"]),
+        (&["test", "--device=tpu"], &["unknown device `tpu`", "cpu or cuda"]),
+        (&["test", "--device"], &["--device needs a value"]),
+        (&["test", "scaler"], &["unexpected argument `scaler`", "behind `--`"]),
+        (&["setup", "now"], &["unexpected argument `now`"]),
+    ];
+    for (arguments, parts) in cases {
+        assert_refused(&output(&mut checkout.xtask(arguments)), parts);
+    }
+    assert!(checkout.is_bare());
+}
+
+#[test]
+fn outside_a_checkout_nothing_happens() {
+    let checkout = Checkout::new();
+    let run = output(checkout.xtask(&["setup"]).current_dir("/"));
+    assert_refused(&run, &["not inside a checkout"]);
+}
+
+#[test]
+fn the_checkout_is_found_from_a_folder_in_it_and_from_the_package() {
+    let checkout = Checkout::new();
+    // Two folders on the way up that each have only one of the marks of a checkout.
+    checkout.write("amp-core/amp-core/mod.rs", "");
+    checkout.write("amp-core/deep/.cargo/config.toml", "");
+    let deep = checkout.path("amp-core/deep");
+    assert_succeeded(&output(checkout.xtask(&["setup"]).current_dir(deep)));
+    assert!(checkout.is_provisioned());
+
+    let checkout = Checkout::new();
+    let package = checkout.path("xtask");
+    let run =
+        output(checkout.xtask(&["setup"]).current_dir("/").env("CARGO_MANIFEST_DIR", package));
+    assert_succeeded(&run);
+    assert!(checkout.is_provisioned());
+}
+
+#[test]
+fn test_becomes_cargo_test_of_the_workspace() {
+    let checkout = Checkout::new();
+    let run = output(&mut checkout.xtask(&["test"]));
+    // The exit code is cargo's own.
+    assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
+    let root = checkout.path("amp-core");
+    let root = root.parent().expect("in the root");
+    for line in [
+        "cargo test --workspace",
+        &format!("folder {}", root.display()),
+        "device unset",
+        // Left to `.cargo/config.toml`, as for a plain cargo.
+        "LIBTORCH unset",
+        "LD_LIBRARY_PATH unset",
+    ] {
+        assert!(stdout(&run).lines().any(|l| l == line), "`{line}`: {}", stdout(&run));
+    }
+
+    let arguments = ["test", "--device", "cuda", "--", "--nocapture", "--device"];
+    let run = output(&mut checkout.xtask(&arguments));
+    for line in ["cargo test --workspace -- --nocapture --device", "device cuda"] {
+        assert!(stdout(&run).lines().any(|l| l == line), "`{line}`: {}", stdout(&run));
+    }
+    let run = output(&mut checkout.xtask(&["test", "--device=cpu"]));
+    assert!(stdout(&run).contains("device cpu"), "{}", stdout(&run));
+}
+
+#[test]
+fn an_empty_libtorch_counts_as_unset() {
+    let checkout = Checkout::new();
+    let run = output(checkout.xtask(&["test"]).env("LIBTORCH", ""));
+    assert!(stdout(&run).contains("LIBTORCH unset"), "{}", stderr(&run));
+    assert!(checkout.is_provisioned());
+}
+
+#[test]
+fn a_failed_build_keeps_the_exit_code_of_cargo() {
+    let checkout = Checkout::new();
+    let run = output(&mut checkout.xtask(&["verify"]));
+    assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
+    assert_eq!(stdout(&run), "");
+}
+
+#[test]
+fn every_other_command_reaches_the_built_binary_as_typed() {
+    let checkout = Checkout::new();
+    checkout.write("Cargo.toml", "[workspace]\nmembers = [\"amp-verify\"]\nresolver = \"3\"\n");
+    checkout.write(
+        "amp-verify/Cargo.toml",
+        "[package]\nname = \"amp-verify\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\
+         [[bin]]\nname = \"amp\"\npath = \"main.rs\"\n",
+    );
+    checkout.write(
+        "amp-verify/main.rs",
+        "fn main() {\n    let given: Vec<String> = std::env::args().skip(1).collect();\n    \
+         println!(\"{given:?} in {}\", std::env::current_dir().unwrap().display());\n    \
+         std::process::exit(3);\n}\n",
+    );
+    let mut command = checkout.xtask(&["verify", "--format", "a b", "--", "-x"]);
+    real_cargo(&mut command);
+    // An odd target folder, and a working directory below the root that the binary must keep.
+    let folder = checkout.path("amp-core");
+    command.env("CARGO_TARGET_DIR", checkout.path("some \"target\"")).current_dir(&folder);
+    let run = output(&mut command);
+    assert_eq!(run.status.code(), Some(3), "{}", stderr(&run));
+    let expected =
+        format!(r#"["verify", "--format", "a b", "--", "-x"] in {}"#, folder.display()) + "\n";
+    assert_eq!(stdout(&run), expected);
+    assert!(fs::exists(checkout.path("some \"target\"/debug/amp")).expect("readable"));
+}
+
+/// Gives `command` the cargo that runs this test, and where that finds its toolchain.
+fn real_cargo(command: &mut Command) {
+    for variable in ["CARGO", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "HOME"] {
+        if let Some(value) = env::var_os(variable) {
+            command.env(variable, value);
+        }
+    }
+    let mut path = vec![fakes()];
+    path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+    command.env("PATH", env::join_paths(path).expect("PATH was a path list"));
+}

@@ -1,0 +1,9 @@
+//! The xtask binary in small temporary checkouts, with stand-ins for python3, df and cargo.
+
+// Nothing is provisioned elsewhere, and the stand-ins are shell scripts.
+#![cfg(target_os = "linux")]
+
+mod foreign;
+mod handover;
+mod provision;
+mod support;

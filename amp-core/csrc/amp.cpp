@@ -29,10 +29,6 @@ std::vector<at::Tensor> list(const Handle* tensors, size_t count) {
   return out;
 }
 
-std::optional<at::Tensor> optional(const Handle tensor) {
-  return tensor == nullptr ? std::nullopt : std::optional<at::Tensor>(*tensor);
-}
-
 c10::DeviceType device_type(int cuda) {
   return cuda != 0 ? c10::DeviceType::CUDA : c10::DeviceType::CPU;
 }
@@ -122,10 +118,9 @@ struct AmpAdam {
   int decoupled;
 };
 
-// The kernel divides the gradients by `grad_scale`, unless it is null.
 int amp_fused_adam(const Handle* params, const Handle* grads, const Handle* exp_avgs,
                    const Handle* exp_avg_sqs, const Handle* steps, size_t count,
-                   const AmpAdam* options, Handle grad_scale) {
+                   const AmpAdam* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
     const auto& o = *options;
@@ -138,7 +133,7 @@ int amp_fused_adam(const Handle* params, const Handle* grads, const Handle* exp_
     auto fused = o.decoupled != 0 ? adamw : adam;
     fused(list(params, count), list(grads, count), list(exp_avgs, count),
           list(exp_avg_sqs, count), {}, list(steps, count), o.lr, o.beta1, o.beta2,
-          o.weight_decay, o.eps, false, false, optional(grad_scale), std::nullopt);
+          o.weight_decay, o.eps, false, false, std::nullopt, std::nullopt);
   });
 }
 

@@ -1,11 +1,13 @@
 // Memory statistics, numeric switches and device properties.
 
 #include <ATen/Context.h>
+#include <ATen/Version.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 
@@ -118,6 +120,16 @@ int amp_get_numerics(int* tf32, int* deterministic) {
   return amp::guarded([&] {
     *tf32 = at::globalContext().allowTF32CuBLAS();
     *deterministic = at::globalContext().deterministicAlgorithms();
+  });
+}
+
+// Writes the kernel set ATen chose, as `AVX2`, cut to fit and ended by a NUL.
+int amp_cpu_capability(char* out, size_t capacity) {
+  return amp::guarded([&] {
+    const std::string name = at::get_cpu_capability();
+    const size_t length = std::min(name.size(), capacity - 1);
+    std::memcpy(out, name.data(), length);
+    out[length] = 0;
   });
 }
 

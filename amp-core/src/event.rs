@@ -2,13 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Result,
-    hardware::Fingerprint,
-    log::Logged,
-    precision::Precision,
-    probe::Observed,
-};
+use crate::{Result, hardware::Fingerprint, log::Logged, precision::Precision, probe::Observed};
 
 /// A moment of a run, in the order they are emitted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

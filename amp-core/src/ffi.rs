@@ -72,7 +72,6 @@ unsafe extern "C" {
         steps: *const Handle,
         count: usize,
         options: *const AmpAdam,
-        grad_scale: Handle,
     ) -> c_int;
     fn amp_fused_sgd(
         params: *const Handle,
@@ -97,6 +96,7 @@ unsafe extern "C" {
     fn amp_cuda_empty_cache() -> c_int;
     fn amp_set_numerics(tf32: c_int, deterministic: c_int) -> c_int;
     fn amp_get_numerics(tf32: *mut c_int, deterministic: *mut c_int) -> c_int;
+    fn amp_cpu_capability(out: *mut c_char, capacity: usize) -> c_int;
     fn amp_cuda_device(index: c_int, out: *mut AmpCudaDevice) -> c_int;
 }
 
@@ -125,10 +125,6 @@ fn take_error() -> Error {
 
 fn handles<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<Handle> {
     tensors.into_iter().map(Tensor::as_ptr).collect()
-}
-
-fn handle(tensor: Option<&Tensor>) -> Handle {
-    tensor.map_or(std::ptr::null(), Tensor::as_ptr)
 }
 
 /// The autocast state of one device type on this thread.
@@ -231,24 +227,15 @@ pub(crate) struct AdamOptions {
     pub(crate) decoupled: bool,
 }
 
-/// The kernel divides the gradients by `grad_scale`, if there is one.
-pub(crate) fn fused_adam(
-    tensors: &AdamTensors<'_>,
-    options: &AdamOptions,
-    grad_scale: Option<&Tensor>,
-) -> Result<()> {
+pub(crate) fn fused_adam(tensors: &AdamTensors<'_>, options: &AdamOptions) -> Result<()> {
     let count = tensors.params.len();
-    let lists = [
-        tensors.params,
-        tensors.grads,
-        tensors.exp_avgs,
-        tensors.exp_avg_sqs,
-        tensors.steps,
-    ]
-    .map(|list| {
-        assert_eq!(list.len(), count, "one gradient and one state per parameter");
-        handles(list)
-    });
+    let lists =
+        [tensors.params, tensors.grads, tensors.exp_avgs, tensors.exp_avg_sqs, tensors.steps].map(
+            |list| {
+                assert_eq!(list.len(), count, "one gradient and one state per parameter");
+                handles(list)
+            },
+        );
     let options = AmpAdam {
         lr: options.lr,
         beta1: options.betas.0,
@@ -265,7 +252,6 @@ pub(crate) fn fused_adam(
         lists[4].as_ptr(),
         count,
         &raw const options,
-        handle(grad_scale),
     ))
 }
 
@@ -381,6 +367,18 @@ pub(crate) fn numerics() -> Result<(bool, bool)> {
     Ok((tf32 != 0, deterministic != 0))
 }
 
+/// The kernel set ATen chose, as `AVX2`.
+pub(crate) fn cpu_capability() -> Result<String> {
+    let mut name = [0; 32];
+    checked!(amp_cpu_capability(name.as_mut_ptr(), name.len()))?;
+    Ok(text(&name))
+}
+
+fn text(chars: &[c_char]) -> String {
+    let bytes: Vec<u8> = chars.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned()).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 pub(crate) struct CudaDevice {
     pub(crate) name: String,
     pub(crate) capability: (i32, i32),
@@ -399,10 +397,8 @@ pub(crate) fn cuda_device(index: usize) -> Result<CudaDevice> {
         memory: 0,
     };
     checked!(amp_cuda_device(index as c_int, &mut out))?;
-    let name: Vec<u8> =
-        out.name.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned()).collect();
     Ok(CudaDevice {
-        name: String::from_utf8_lossy(&name).into_owned(),
+        name: text(&out.name),
         capability: (out.major, out.minor),
         multiprocessors: out.multiprocessors,
         driver: out.driver,

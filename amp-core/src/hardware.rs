@@ -1,5 +1,9 @@
 //! What the machine is and which numeric switches hold.
 
+mod report;
+
+pub use report::{Cpu, CudaDevice, Recommendation, Report};
+
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device};
 
@@ -10,7 +14,8 @@ use crate::{Error, Result, ffi};
 pub struct Fingerprint {
     /// The device's name.
     pub device: String,
-    /// CUDA compute capability as `9.0`, or the CPU's widest vector instructions.
+    /// CUDA compute capability as `9.0`, or the CPU kernels that ATen chose: `avx512`, `avx2`,
+    /// `default`, …; results differ between them, and ATEN_CPU_CAPABILITY may ask for less.
     pub capability: String,
     /// The libtorch this was built for.
     pub libtorch: String,
@@ -38,7 +43,10 @@ impl Fingerprint {
                 let (major, minor) = cuda.capability;
                 (cuda.name, format!("{major}.{minor}"), 0)
             }
-            _ => (cpu_name(), cpu_capability().to_owned(), tch::get_num_threads()),
+            _ => {
+                let kernels = ffi::cpu_capability()?.to_lowercase();
+                (cpu_name(), kernels, tch::get_num_threads())
+            }
         };
         let libtorch = LIBTORCH_VERSION.to_owned();
         Ok(Self { device: name, capability, libtorch, threads, tf32, deterministic })
@@ -54,9 +62,13 @@ pub fn parse_device(text: &str) -> Result<Device> {
         "cpu" => return Ok(Device::Cpu),
         "auto" => return Ok(if cuda_devices()? > 0 { Device::Cuda(0) } else { Device::Cpu }),
         "cuda" => 0,
-        other => other.strip_prefix("cuda:").and_then(|index| index.parse().ok()).ok_or_else(
-            || Error::config(format!("unknown device `{text}`: expected auto, cpu, cuda or cuda:N")),
-        )?,
+        other => {
+            other.strip_prefix("cuda:").and_then(|index| index.parse().ok()).ok_or_else(|| {
+                Error::config(format!(
+                    "unknown device `{text}`: expected auto, cpu, cuda or cuda:N"
+                ))
+            })?
+        }
     };
     let devices = cuda_devices()?;
     if devices == 0 {
@@ -101,22 +113,13 @@ pub fn seed_everything(seed: u64) -> Result<()> {
 }
 
 fn cpu_name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name));
-    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |name| name.trim().to_owned())
+    cpu_field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
-fn cpu_capability() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            return "avx512";
-        }
-        if is_x86_feature_detected!("avx2") {
-            return "avx2";
-        }
-    }
-    "default"
+/// The first CPU's field in /proc/cpuinfo.
+fn cpu_field(name: &str) -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let fields = info.lines().filter_map(|line| line.split_once(':'));
+    let mut values = fields.filter(|(field, _)| field.trim() == name);
+    values.next().map(|(_, value)| value.trim().to_owned())
 }

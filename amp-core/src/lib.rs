@@ -6,6 +6,7 @@ mod error;
 mod ffi;
 mod module;
 
+pub mod convert;
 pub mod data;
 pub mod event;
 pub mod hardware;

@@ -27,6 +27,8 @@ pub enum Command {
     Train(TrainArgs),
     /// List the models and their data
     Models,
+    /// Show the devices, what they can do and which precision to start with
+    Doctor(DoctorArgs),
 }
 
 /// Options of `verify`.
@@ -56,6 +58,14 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub run: RunArgs,
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// How to print the report
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
 }
 
 /// What both commands take.

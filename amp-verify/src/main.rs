@@ -10,11 +10,11 @@ use amp_core::{
 };
 use amp_verify::{
     case::Case,
-    cli::{Cli, Command, Format, RunArgs, TrainArgs, VerifyArgs},
+    cli::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs},
     matrix,
     output::{Logs, Staged},
     runner,
-    view::{EpochTable, Progress, table},
+    view::{EpochTable, Progress, doctor, table},
 };
 use clap::Parser;
 use fixtures::models;
@@ -25,10 +25,15 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let outcome = match cli.command {
         Command::Verify(args) => verify(&args),
         Command::Train(args) => train(&args),
         Command::Models => list(),
+        Command::Doctor(args) => diagnose(&args),
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     // One line, whatever libtorch put into its text.
@@ -38,6 +43,20 @@ fn main() -> ExitCode {
         Error::Config(_) | Error::Io { .. } => USAGE,
         _ => FAILED,
     })
+}
+
+/// Help as clap prints it; a mistake as one line, like every other error.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        print!("{error}");
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("Usage:")).collect();
+    let line = lines.join(" ");
+    eprintln!("{}", line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end());
+    ExitCode::from(USAGE)
 }
 
 fn verify(args: &VerifyArgs) -> Result<()> {
@@ -53,7 +72,7 @@ fn verify(args: &VerifyArgs) -> Result<()> {
     let outcome = matrix::run(&case, &args.precision, &mut listen);
     progress.finish();
     let comparison = outcome?;
-    let json = serde_json::to_string_pretty(&comparison).map_err(|error| Error::io("comparison", error.into()))? + "\n";
+    let json = pretty(&comparison)?;
     if let Some(output) = output {
         output.write(&json)?;
     }
@@ -88,6 +107,19 @@ fn list() -> Result<()> {
         format!("{}\n    {}; data: {}, {} epochs\n", model.name, model.about, model.data, model.epochs)
     });
     print(&lines.collect::<String>())
+}
+
+fn diagnose(args: &DoctorArgs) -> Result<()> {
+    let report = hardware::Report::gather()?;
+    print(&match args.format {
+        Format::Table => doctor(&report),
+        Format::Json => pretty(&report)?,
+    })
+}
+
+fn pretty(value: &impl serde::Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(value);
+    Ok(text.map_err(|error| Error::io("standard output", error.into()))? + "\n")
 }
 
 /// Checks everything that can be checked before a file is touched.

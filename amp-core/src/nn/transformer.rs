@@ -1,8 +1,8 @@
 use tch::Tensor;
 
 use super::{
-    Context, Dropout, LayerNorm, LayerNormConfig, Linear, LinearConfig, Module,
-    MultiheadAttention, MultiheadAttentionConfig, Visitor, visit_child,
+    Context, Dropout, LayerNorm, LayerNormConfig, Linear, LinearConfig, Module, MultiheadAttention,
+    MultiheadAttentionConfig, Visitor, visit_child,
 };
 use crate::Result;
 

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{BuildOptimizer, Optimizer, Rates, groups, require};
+use super::{BuildOptimizer, Group, Optimizer, Rates, groups, require};
 use crate::{
     Result,
     ffi::{self, AdamOptions, AdamTensors},
@@ -63,20 +63,13 @@ impl BuildOptimizer for Adam {
     }
 }
 
-/// The factor on f16 gradients inside the kernel.
-///
-/// f16 moments flush the running square (1−β₂)g² to zero below 2⁻²⁵, that is for |g| under 5e-3:
-/// the update then divides by eps alone and runs away (Lightning #20619). Adam's update does not
-/// depend on the gradient's scale as long as eps takes part, so the kernel sees gradients times
-/// 2⁸: room below, and room above up to |g| = 31.
-const HALF_SCALE: f64 = 256.0;
+/// Elements of f16 parameters that are widened to f32 at once: bounds the memory of the copies.
+const WIDENED: usize = 1 << 22;
 
-/// The smallest eps with which an f16 running square that was flushed to zero moves a weight by
-/// no more than lr: √(2⁻²⁴ / (1−β₂)) in the kernel's scale.
-fn smallest_half_eps(beta2: f64) -> f64 {
-    (2.0_f64.powi(-24) / (1.0 - beta2)).sqrt() / HALF_SCALE
-}
-
+/// f16 holds the square of a gradient between 2⁻¹² and 2⁸ alone: below, the running square is
+/// zero and the update is divided by eps; above, it is infinite and the parameter never moves
+/// again (Lightning #20619). So f16 parameters keep their running averages in f32 and are stepped
+/// in f32; only the result is rounded. Other dtypes keep theirs, as in PyTorch.
 struct Running {
     options: AdamOptions,
     parameters: Vec<Parameter>,
@@ -84,8 +77,6 @@ struct Running {
     exp_avg_sqs: Vec<Tensor>,
     /// f32, on the parameters' device, as the kernels want them.
     steps: Vec<Tensor>,
-    /// 1 / [`HALF_SCALE`]: the kernel divides f16 gradients by it.
-    half_scale: Option<Tensor>,
 }
 
 impl Running {
@@ -98,29 +89,57 @@ impl Running {
         let decay = options.weight_decay;
         require(decay >= 0.0, "weight_decay", decay, "at least 0")?;
         let zeros = || -> Result<Vec<Tensor>> {
-            parameters.iter().map(|p| Ok(p.tensor.f_zeros_like()?.f_detach()?)).collect()
+            let zeros = |p: &Parameter| wide(&p.tensor.f_zeros_like()?.f_detach()?);
+            parameters.iter().map(zeros).collect()
         };
         let steps = parameters
             .iter()
             .map(|p| Tensor::f_zeros([], (Kind::Float, p.tensor.device())))
             .collect::<Result<_, _>>()?;
-        let half = parameters.iter().find(|p| p.tensor.kind() == Kind::Half);
-        let half_scale = half
-            .map(|p| Tensor::f_full([], 1.0 / HALF_SCALE, (Kind::Float, p.tensor.device())))
-            .transpose()?;
-        Ok(Self { exp_avgs: zeros()?, exp_avg_sqs: zeros()?, steps, half_scale, options, parameters })
+        Ok(Self { exp_avgs: zeros()?, exp_avg_sqs: zeros()?, steps, options, parameters })
     }
 
-    /// The options of one dtype's call: what an f16 call needs besides its scaled gradients.
-    fn options_for(&self, kind: Option<Kind>) -> AdamOptions {
-        let mut options = self.options;
-        if kind == Some(Kind::Half) {
-            options.eps = options.eps.max(smallest_half_eps(options.betas.1)) * HALF_SCALE;
-            if !options.decoupled {
-                options.weight_decay *= HALF_SCALE;
+    /// Steps parameters of one dtype, given with their gradients and their places in the list.
+    fn step_on(&self, params: &[Tensor], grads: &[Tensor], places: &[usize]) -> Result<()> {
+        let pick = |from: &[Tensor]| -> Vec<Tensor> {
+            places.iter().map(|at| from[*at].shallow_clone()).collect()
+        };
+        let steps = pick(&self.steps);
+        ffi::foreach_add(&steps, 1.0)?;
+        let (exp_avgs, exp_avg_sqs) = (&pick(&self.exp_avgs), &pick(&self.exp_avg_sqs));
+        let tensors = AdamTensors { params, grads, exp_avgs, exp_avg_sqs, steps: &steps };
+        ffi::fused_adam(&tensors, &self.options)
+    }
+
+    fn step_widened(&self, group: &Group) -> Result<()> {
+        let mut rest = 0..group.params.len();
+        while !rest.is_empty() {
+            let mut elements = 0;
+            let chunk = rest.clone().take_while(|at| {
+                let fits = elements == 0 || elements + group.params[*at].numel() <= WIDENED;
+                elements += group.params[*at].numel();
+                fits
+            });
+            let chunk = rest.start..rest.start + chunk.count();
+            let widen = |narrow: &[Tensor]| -> Result<Vec<Tensor>> {
+                narrow[chunk.clone()].iter().map(wide).collect()
+            };
+            let (params, grads) = (widen(&group.params)?, widen(&group.grads)?);
+            self.step_on(&params, &grads, &group.index[chunk.clone()])?;
+            for (to, from) in group.params[chunk.clone()].iter().zip(&params) {
+                tch::no_grad(|| to.shallow_clone().f_copy_(from))?;
             }
+            rest.start = chunk.end;
         }
-        options
+        Ok(())
+    }
+}
+
+/// A tensor that the kernels can square: f32 in place of f16.
+fn wide(tensor: &Tensor) -> Result<Tensor> {
+    match tensor.kind() {
+        Kind::Half => Ok(tensor.f_detach()?.f_to_kind(Kind::Float)?),
+        _ => Ok(tensor.shallow_clone()),
     }
 }
 
@@ -131,21 +150,10 @@ impl Optimizer for Running {
 
     fn step(&mut self) -> Result<()> {
         for group in groups(&self.parameters)? {
-            let pick = |from: &[Tensor]| -> Vec<Tensor> {
-                group.index.iter().map(|at| from[*at].shallow_clone()).collect()
-            };
-            let steps = pick(&self.steps);
-            ffi::foreach_add(&steps, 1.0)?;
-            let tensors = AdamTensors {
-                params: &group.params,
-                grads: &group.grads,
-                exp_avgs: &pick(&self.exp_avgs),
-                exp_avg_sqs: &pick(&self.exp_avg_sqs),
-                steps: &steps,
-            };
-            let half = group.kind == Some(Kind::Half);
-            let scale = if half { self.half_scale.as_ref() } else { None };
-            ffi::fused_adam(&tensors, &self.options_for(group.kind), scale)?;
+            match group.kind {
+                Some(Kind::Half) => self.step_widened(&group)?,
+                _ => self.step_on(&group.params, &group.grads, &group.index)?,
+            }
         }
         Ok(())
     }
@@ -162,12 +170,7 @@ impl Optimizer for Running {
     }
 
     fn note(&self) -> Option<String> {
-        let smallest = smallest_half_eps(self.options.betas.1);
-        (self.half_scale.is_some() && self.options.eps < smallest).then(|| {
-            format!(
-                "eps raised from {:e} to {smallest:.1e}: a running square below that is zero in f16",
-                self.options.eps
-            )
-        })
+        let half = self.parameters.iter().any(|p| p.tensor.kind() == Kind::Half);
+        half.then(|| "Adam steps in float32: float16 cannot hold a gradient's square".to_owned())
     }
 }

@@ -77,7 +77,8 @@ impl BuildScheduler for CosineAnnealing {
             let lr = if (t - 1 - t_max) % (2 * t_max) == 0 {
                 last.lr + (base.lr - eta_min) * (1.0 - (PI / period).cos()) / 2.0
             } else {
-                (1.0 + (PI * t as f64 / period).cos()) / (1.0 + (PI * (t - 1) as f64 / period).cos())
+                (1.0 + (PI * t as f64 / period).cos())
+                    / (1.0 + (PI * (t - 1) as f64 / period).cos())
                     * (last.lr - eta_min)
                     + eta_min
             };

@@ -52,7 +52,8 @@ pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
     };
     let norms = norms.iter().map(|norm| norm.f_to_kind(wide)).collect::<Result<Vec<_>, _>>()?;
     let total = Tensor::f_stack(&norms, 0)?.f_norm()?;
-    let factor = (total.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?).f_clamp_max(1.0)?;
+    let factor =
+        (total.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?).f_clamp_max(1.0)?;
     by_dtype(grads, |kind, group| {
         ffi::foreach_mul(group, &factor.f_to_kind(kind)?)?;
         Ok(Vec::new())

@@ -9,7 +9,7 @@ pub use autocast::{AutocastGuard, AutocastState, autocast_state};
 pub use clip::{Clip, clip_grad_norm, clip_grad_value};
 pub use region::{Region, RegionPlan};
 pub use scaler::{
-    GradScaler, GradScalerConfig, Gradients, ScaledLoss, ScalerState, StepOutcome, Scaled, Unscaled,
+    GradScaler, GradScalerConfig, Gradients, Scaled, ScaledLoss, ScalerState, StepOutcome, Unscaled,
 };
 
 use std::{fmt, str::FromStr};
@@ -34,7 +34,7 @@ pub enum Precision {
     /// `64-true`: everything in f64.
     #[serde(rename = "64-true")]
     F64True,
-    /// `16-true`: weights, inputs, gradients and optimizer state in f16.
+    /// `16-true`: weights, inputs and gradients in f16.
     #[serde(rename = "16-true")]
     F16True,
     /// `bf16-true`: weights, inputs, gradients and optimizer state in bf16.

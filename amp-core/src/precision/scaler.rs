@@ -3,15 +3,7 @@
 //! [`GradScaler::scale`] gives a [`ScaledLoss`]; its backward pass fills scaled gradients;
 //! [`GradScaler::gradients`] takes them as [`Gradients<Scaled>`], [`GradScaler::unscale`] turns
 //! those into [`Gradients<Unscaled>`], the only ones that can be clipped and stepped. Each call
-//! consumes what it must not see twice, so a second unscale or a clip before it does not compile:
-//!
-//! ```compile_fail
-//! # use amp_core::{precision::{GradScaler, GradScalerConfig}, optim::Optimizer, tch::Device};
-//! # fn f(scaler: &mut GradScaler, optimizer: &mut dyn Optimizer) -> amp_core::Result<()> {
-//! let gradients = scaler.gradients(optimizer)?;
-//! gradients.clip_grad_norm(1.0)?; // still scaled: there is no such method
-//! # Ok(()) }
-//! ```
+//! consumes what it must not see twice:
 //!
 //! ```
 //! # use amp_core::{precision::{GradScaler, StepOutcome}, optim::Optimizer, tch::Tensor};
@@ -26,8 +18,59 @@
 //! scaler.update()?;
 //! # Ok(()) }
 //! ```
+//!
+//! Clipping or stepping before unscaling does not compile:
+//!
+//! ```compile_fail,E0599
+//! # use amp_core::{precision::GradScaler, optim::Optimizer};
+//! # fn f(scaler: &mut GradScaler, optimizer: &mut dyn Optimizer) -> amp_core::Result<()> {
+//! let gradients = scaler.gradients(optimizer)?;
+//! gradients.clip_grad_norm(1.0)?;
+//! # Ok(()) }
+//! ```
+//!
+//! ```compile_fail,E0308
+//! # use amp_core::{precision::GradScaler, optim::Optimizer};
+//! # fn f(scaler: &mut GradScaler, optimizer: &mut dyn Optimizer) -> amp_core::Result<()> {
+//! let gradients = scaler.gradients(optimizer)?;
+//! let _ = scaler.step(gradients, optimizer)?;
+//! # Ok(()) }
+//! ```
+//!
+//! Nor does unscaling, stepping or going backward a second time:
+//!
+//! ```compile_fail,E0382
+//! # use amp_core::{precision::GradScaler, optim::Optimizer};
+//! # fn f(scaler: &mut GradScaler, optimizer: &mut dyn Optimizer) -> amp_core::Result<()> {
+//! let gradients = scaler.gradients(optimizer)?;
+//! let _ = scaler.unscale(gradients)?;
+//! let _ = scaler.unscale(gradients)?;
+//! # Ok(()) }
+//! ```
+//!
+//! ```compile_fail,E0382
+//! # use amp_core::{precision::{GradScaler, Gradients, Unscaled}, optim::Optimizer};
+//! # fn f(scaler: &mut GradScaler, gradients: Gradients<Unscaled>, optimizer: &mut dyn Optimizer)
+//! #     -> amp_core::Result<()> {
+//! let _ = scaler.step(gradients, optimizer)?;
+//! let _ = scaler.step(gradients, optimizer)?;
+//! # Ok(()) }
+//! ```
+//!
+//! ```compile_fail,E0382
+//! # use amp_core::{precision::GradScaler, tch::Tensor};
+//! # fn f(scaler: &GradScaler, loss: &Tensor) -> amp_core::Result<()> {
+//! let scaled = scaler.scale(loss)?;
+//! scaled.backward()?;
+//! scaled.backward()?;
+//! # Ok(()) }
+//! ```
+//!
+//! What is left for the run time is an [`Error::Scaler`]: gradients without a scaled loss, taken
+//! twice, kept beyond an update or handed to another optimizer, f16 gradients, and an update
+//! without any gradients.
 
-use std::marker::PhantomData;
+use std::{cell::Cell, marker::PhantomData};
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -50,12 +93,7 @@ pub struct GradScalerConfig {
 
 impl Default for GradScalerConfig {
     fn default() -> Self {
-        Self {
-            init_scale: 65536.0,
-            growth_factor: 2.0,
-            backoff_factor: 0.5,
-            growth_interval: 2000,
-        }
+        Self { init_scale: 65536.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2000 }
     }
 }
 
@@ -124,6 +162,8 @@ pub struct GradScaler {
     scale: Tensor,
     growth_tracker: Tensor,
     mirror: (f32, i32),
+    /// Whether a loss was scaled since the last update.
+    scaled: Cell<bool>,
     iteration: Vec<Use>,
 }
 
@@ -139,18 +179,21 @@ impl GradScaler {
     /// A scaler on `device`.
     ///
     /// # Errors
-    /// When a constant is out of range: growth must be above 1, backoff below 1.
+    /// When a constant is out of range: the scale must be positive and finite in f32, growth
+    /// above 1, backoff between 0 and 1.
     pub fn new(device: Device, config: GradScalerConfig) -> Result<Self> {
-        if config.growth_factor <= 1.0 {
-            return Err(Error::Scaler("the growth factor must be above 1".into()));
-        }
-        if config.backoff_factor >= 1.0 {
-            return Err(Error::Scaler("the backoff factor must be below 1".into()));
-        }
-        if config.growth_interval < 1 {
-            return Err(Error::Scaler("the growth interval must be at least 1".into()));
-        }
-        let scale = config.init_scale as f32;
+        let GradScalerConfig { init_scale, growth_factor, backoff_factor, growth_interval } =
+            config;
+        let within = |holds: bool, what: &str, value: f64, range: &str| match holds {
+            true => Ok(()),
+            false => Err(Error::Scaler(format!("the {what} is {value}, but must be {range}"))),
+        };
+        let scale = usable_scale(init_scale)?;
+        let grows = growth_factor > 1.0 && growth_factor.is_finite();
+        within(grows, "growth factor", growth_factor, "above 1")?;
+        let backs_off = backoff_factor > 0.0 && backoff_factor < 1.0;
+        within(backs_off, "backoff factor", backoff_factor, "below 1 and above 0")?;
+        within(growth_interval >= 1, "growth interval", growth_interval as f64, "at least 1")?;
         Ok(Self {
             config,
             enabled: true,
@@ -158,6 +201,7 @@ impl GradScaler {
             scale: Tensor::f_full([], f64::from(scale), (Kind::Float, device))?,
             growth_tracker: Tensor::f_zeros([], (Kind::Int, device))?,
             mirror: (scale, 0),
+            scaled: Cell::new(false),
             iteration: Vec::new(),
         })
     }
@@ -183,6 +227,15 @@ impl GradScaler {
         f64::from(self.mirror.0)
     }
 
+    /// Whether backoff has taken the scale so low that its reciprocal is infinite in f32.
+    ///
+    /// PyTorch has no floor. From 2⁻¹²⁸ down finite gradients become infinite, or NaN, while they
+    /// are unscaled, after the check that would have skipped the step: the parameters are lost
+    /// without a sign. Ask this after [`update`](Self::update) and stop; the trainer does.
+    pub fn has_collapsed(&self) -> bool {
+        !((1.0 / f64::from(self.mirror.0)) as f32).is_finite()
+    }
+
     /// Steps since the last overflow or growth.
     pub fn growth_tracker(&self) -> i32 {
         self.mirror.1
@@ -206,23 +259,29 @@ impl GradScaler {
         if !self.enabled {
             return Ok(ScaledLoss(loss.shallow_clone()));
         }
-        // PyTorch multiplies by the f32 scale tensor, 0-dimensional here, so that an f16 loss
-        // would stay f16: it is widened first, since 65536 is infinite in f16.
-        let loss = if loss.kind() == Kind::Half { loss.f_to_kind(Kind::Float)? } else { loss.shallow_clone() };
+        self.scaled.set(true);
+        // The 0-dimensional f32 scale would leave an f16 loss of shape [1] in f16, where 65536 is
+        // infinite: it is widened first.
+        let loss = if loss.kind() == Kind::Half {
+            loss.f_to_kind(Kind::Float)?
+        } else {
+            loss.shallow_clone()
+        };
         Ok(ScaledLoss(loss.f_mul(&self.scale)?))
     }
 
     /// Takes the gradients that backward passes left on the optimizer's parameters.
     ///
     /// # Errors
-    /// When this optimizer's gradients were already taken since the last [`update`](Self::update)
-    /// and unscaled.
+    /// When no loss was scaled since the last [`update`](Self::update), or this optimizer's
+    /// gradients were already unscaled.
     pub fn gradients(&self, optimizer: &dyn Optimizer) -> Result<Gradients<Scaled>> {
         let parameters = optimizer.parameters();
         let owner = owner(parameters);
-        if self.iteration.iter().any(|seen| seen.owner == owner) {
+        self.refuse_second_use(owner)?;
+        if self.enabled && !self.scaled.get() {
             return Err(Error::Scaler(
-                "these gradients were already unscaled since the last update".into(),
+                "no loss was scaled since the last update: run backward on scale(loss)".into(),
             ));
         }
         let mut names = Vec::with_capacity(parameters.len());
@@ -240,15 +299,18 @@ impl GradScaler {
     /// Divides gradients by the scale in place and notes on the device whether all are finite.
     ///
     /// # Errors
-    /// When there is no gradient, or one is f16 (its range does not hold unscaled values).
+    /// When there is no gradient, one is f16 (its range does not hold unscaled values), or they
+    /// were already unscaled.
     pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
         let Gradients { names, tensors, owner, .. } = gradients;
         if !self.enabled {
             return Ok(Gradients { names, tensors, found_inf: None, owner, state: PhantomData });
         }
+        self.refuse_second_use(owner)?;
         if tensors.is_empty() {
             return Err(Error::Scaler(
-                "no parameter has a gradient: run the backward pass of the scaled loss first".into(),
+                "no parameter has a gradient: run the backward pass of the scaled loss first"
+                    .into(),
             ));
         }
         if let Some(at) = tensors.iter().position(|grad| grad.kind() == Kind::Half) {
@@ -259,27 +321,21 @@ impl GradScaler {
         }
         let found_inf = Tensor::f_zeros([], (Kind::Float, self.device))?;
         // The reciprocal is taken in f64 and rounded once, as PyTorch does.
-        let inv_scale = self
-            .scale
-            .f_to_kind(Kind::Double)?
-            .f_reciprocal()?
-            .f_to_kind(Kind::Float)?;
+        let inv_scale =
+            self.scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?;
         clip::by_dtype(&tensors, |kind, group| {
             unscale_group(kind, group, &found_inf, &inv_scale)?;
             Ok(Vec::new())
         })?;
-        self.iteration.push(Use {
-            owner,
-            found_inf: found_inf.shallow_clone(),
-            overflowed: None,
-        });
+        self.iteration.push(Use { owner, found_inf: found_inf.shallow_clone(), overflowed: None });
         Ok(Gradients { names, tensors, found_inf: Some(found_inf), owner, state: PhantomData })
     }
 
     /// Steps the optimizer unless a gradient is not finite. Reads one number from the device.
     ///
     /// # Errors
-    /// When the gradients belong to another optimizer, or its kernel fails.
+    /// When the gradients belong to another optimizer or were unscaled before the last update,
+    /// or the optimizer's kernel fails.
     pub fn step(
         &mut self,
         gradients: Gradients<Unscaled>,
@@ -289,12 +345,18 @@ impl GradScaler {
             return Err(Error::Scaler("these gradients belong to another optimizer".into()));
         }
         let overflowed = match &gradients.found_inf {
-            Some(found_inf) => found_inf.f_double_value(&[])? != 0.0,
             None => false,
+            Some(found_inf) => {
+                let mut uses = self.iteration.iter_mut();
+                let Some(seen) = uses.find(|seen| seen.owner == gradients.owner) else {
+                    return Err(Error::Scaler(
+                        "these gradients were unscaled before the last update: take them anew"
+                            .into(),
+                    ));
+                };
+                *seen.overflowed.insert(found_inf.f_double_value(&[])? != 0.0)
+            }
         };
-        if let Some(seen) = self.iteration.iter_mut().find(|seen| seen.owner == gradients.owner) {
-            seen.overflowed = Some(overflowed);
-        }
         if overflowed {
             return Ok(StepOutcome::Skipped { culprit: gradients.first_non_finite()? });
         }
@@ -310,7 +372,7 @@ impl GradScaler {
         if !self.enabled {
             return Ok(());
         }
-        let uses = std::mem::take(&mut self.iteration);
+        let uses = self.end_iteration();
         let Some((first, rest)) = uses.split_first() else {
             return Err(Error::Scaler(
                 "update without unscaled gradients: no inf checks were recorded".into(),
@@ -333,6 +395,21 @@ impl GradScaler {
             self.config.growth_interval,
         )?;
         self.mirror = next(self.mirror, overflowed, self.config);
+        Ok(())
+    }
+
+    /// Ends the iteration with this scale in place of the rule's: PyTorch's `update(new_scale)`.
+    /// The tracker stays where it is.
+    ///
+    /// # Errors
+    /// When the scale is not positive and finite in f32.
+    pub fn set_scale(&mut self, scale: f64) -> Result<()> {
+        let scale = usable_scale(scale)?;
+        if self.enabled {
+            let _ = self.scale.f_fill_(f64::from(scale))?;
+            self.mirror.0 = scale;
+            self.end_iteration();
+        }
         Ok(())
     }
 
@@ -363,6 +440,20 @@ impl GradScaler {
         fresh.mirror.1 = state.growth_tracker;
         fresh.enabled = self.enabled;
         *self = fresh;
+        Ok(())
+    }
+
+    fn end_iteration(&mut self) -> Vec<Use> {
+        self.scaled.set(false);
+        std::mem::take(&mut self.iteration)
+    }
+
+    fn refuse_second_use(&self, owner: usize) -> Result<()> {
+        if self.iteration.iter().any(|seen| seen.owner == owner) {
+            return Err(Error::Scaler(
+                "these gradients were already unscaled since the last update".into(),
+            ));
+        }
         Ok(())
     }
 }
@@ -435,6 +526,15 @@ fn next((scale, tracker): (f32, i32), overflowed: bool, config: GradScalerConfig
     }
     let grown = (f64::from(scale) * config.growth_factor) as f32;
     (if grown.is_finite() { grown } else { scale }, 0)
+}
+
+/// The scale as f32; PyTorch takes any number here and trains on zeros or NaN.
+fn usable_scale(scale: f64) -> Result<f32> {
+    let narrow = scale as f32;
+    if narrow > 0.0 && narrow.is_finite() {
+        return Ok(narrow);
+    }
+    Err(Error::Scaler(format!("the scale is {scale}, but must be positive and finite in float32")))
 }
 
 /// Tells optimizers apart by the parameter they begin with.

@@ -38,11 +38,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// When the configuration cannot be used, a step fails, the observed dtypes are not those of
     /// the precision, or a subscriber fails.
-    pub fn fit(
-        &mut self,
-        model: &mut dyn LightningModule,
-        data: &DataModule,
-    ) -> Result<RunRecord> {
+    pub fn fit(&mut self, model: &mut dyn LightningModule, data: &DataModule) -> Result<RunRecord> {
         let mut recorder = Recorder::default();
         let mut emit = |event: Event| -> Result<()> {
             recorder.on_event(&event)?;

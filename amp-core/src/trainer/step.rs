@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{TrainerConfig, fit::Emit};
 use crate::{
-    LightningModule, Result, Step,
+    Error, LightningModule, Result, Step,
     data::Batch,
     event::Event,
     log::Log,
@@ -138,6 +138,15 @@ impl<'a> StepRunner<'a> {
         };
         if self.scaler.scale_value() != scale {
             emit(Event::Scale { attempt: attempt + 1, scale: self.scaler.scale_value() })?;
+        }
+        if self.scaler.has_collapsed() {
+            return Err(Error::Scaler(format!(
+                "the scale fell to {:e}, too low to divide by: {} of {} steps were skipped, so the \
+                 gradients overflow at any scale; lower the learning rate or clip the gradients",
+                self.scaler.scale_value(),
+                self.skipped,
+                self.applied + self.skipped,
+            )));
         }
         if advances {
             self.scheduled.advance(Interval::Step);

@@ -1,9 +1,11 @@
 //! How figures are shown.
 
+mod doctor;
 mod epochs;
 mod progress;
 mod table;
 
+pub use doctor::doctor;
 pub use epochs::EpochTable;
 pub use progress::Progress;
 pub use table::table;

@@ -1,0 +1,63 @@
+//! f16 and bf16 values in and out of tensors, bit for bit.
+//!
+//! tch says that `half::bf16` is f16 ([`Element::KIND`](tch::kind::Element), tch #995): what
+//! `Tensor::from_slice` makes of it are the right bits under the wrong dtype, other numbers
+//! altogether. The conversions here go by the bytes and name the dtype themselves.
+
+pub use half::{bf16, f16};
+
+use tch::{Kind, Tensor};
+
+use crate::{Error, Result, precision::dtype_name};
+
+/// A bf16 tensor of one dimension.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn from_bf16(values: &[bf16]) -> Result<Tensor> {
+    from_words(values.iter().map(|value| value.to_bits()), Kind::BFloat16)
+}
+
+/// An f16 tensor of one dimension.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn from_f16(values: &[f16]) -> Result<Tensor> {
+    from_words(values.iter().map(|value| value.to_bits()), Kind::Half)
+}
+
+/// The values of a bf16 tensor, row-major, from any device.
+///
+/// # Errors
+/// When the tensor has another dtype.
+pub fn to_bf16(tensor: &Tensor) -> Result<Vec<bf16>> {
+    Ok(to_words(tensor, Kind::BFloat16)?.map(bf16::from_bits).collect())
+}
+
+/// The values of an f16 tensor, row-major, from any device.
+///
+/// # Errors
+/// When the tensor has another dtype.
+pub fn to_f16(tensor: &Tensor) -> Result<Vec<f16>> {
+    Ok(to_words(tensor, Kind::Half)?.map(f16::from_bits).collect())
+}
+
+fn from_words(words: impl Iterator<Item = u16>, kind: Kind) -> Result<Tensor> {
+    let bytes: Vec<u8> = words.flat_map(u16::to_ne_bytes).collect();
+    Ok(Tensor::f_from_data_size(&bytes, &[(bytes.len() / 2) as i64], kind)?)
+}
+
+fn to_words(tensor: &Tensor, kind: Kind) -> Result<impl Iterator<Item = u16>> {
+    if tensor.kind() != kind {
+        return Err(Error::config(format!(
+            "a {} tensor was to be read as {}: convert it first",
+            dtype_name(tensor.kind()),
+            dtype_name(kind)
+        )));
+    }
+    let mut bytes = vec![0_u8; 2 * tensor.numel()];
+    tensor.f_contiguous()?.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    let words: Vec<u16> =
+        bytes.chunks_exact(2).map(|pair| u16::from_ne_bytes([pair[0], pair[1]])).collect();
+    Ok(words.into_iter())
+}

@@ -1,0 +1,197 @@
+//! What this machine can do, by capability and not by name, and the precision that follows.
+
+use serde::{Deserialize, Serialize};
+
+use super::{LIBTORCH_VERSION, cpu_field, cuda_devices};
+use crate::{Result, ffi, precision::Precision};
+
+/// What `cargo amp doctor` shows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The libtorch this was built for.
+    pub libtorch: String,
+    /// The CPU.
+    pub cpu: Cpu,
+    /// The CUDA version the driver supports, as `13.0`; null without a usable device.
+    pub cuda_driver: Option<String>,
+    /// The CUDA devices libtorch can use.
+    pub devices: Vec<CudaDevice>,
+    /// The precision to start with.
+    pub recommended: Recommendation,
+}
+
+/// A CPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cpu {
+    /// Its name.
+    pub name: String,
+    /// The kernel set ATen chose.
+    pub kernels: String,
+    /// The instructions that matter for low precision, of those it has.
+    pub features: Vec<String>,
+    /// Threads of one operation.
+    pub threads: i32,
+}
+
+/// A CUDA device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CudaDevice {
+    /// Its index, as in `cuda:0`.
+    pub index: usize,
+    /// Its name.
+    pub name: String,
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// Multiprocessors.
+    pub multiprocessors: i32,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// f16 matrix units: compute capability 7.0.
+    pub tensor_cores: bool,
+    /// bf16 matrix units: 8.0.
+    pub bf16: bool,
+    /// TF32: 8.0.
+    pub tf32: bool,
+    /// FP8 matrix units: 8.9.
+    pub fp8: bool,
+}
+
+/// A precision and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recommendation {
+    /// The precision.
+    pub precision: Precision,
+    /// Why.
+    pub reason: String,
+}
+
+/// Instructions for low precision, by the kernel's names in /proc/cpuinfo.
+const FEATURES: [&str; 8] = [
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_fp16",
+    "asimdhp",
+    "bf16",
+];
+
+impl Report {
+    /// Asks the machine.
+    ///
+    /// # Errors
+    /// When a device does not answer.
+    pub fn gather() -> Result<Self> {
+        let flags = cpu_field("flags").or_else(|| cpu_field("Features")).unwrap_or_default();
+        let cpu = Cpu {
+            name: super::cpu_name(),
+            kernels: ffi::cpu_capability()?.to_lowercase(),
+            features: FEATURES
+                .into_iter()
+                .filter(|feature| flags.split_whitespace().any(|flag| flag == *feature))
+                .map(str::to_owned)
+                .collect(),
+            threads: tch::get_num_threads(),
+        };
+        let mut devices = Vec::new();
+        let mut cuda_driver = None;
+        for index in 0..cuda_devices()? as usize {
+            let device = ffi::cuda_device(index)?;
+            // The driver packs 13.0 as 13000.
+            cuda_driver = Some(format!("{}.{}", device.driver / 1000, device.driver % 1000 / 10));
+            devices.push(CudaDevice::new(index, device));
+        }
+        let recommended = recommend(&cpu, devices.first());
+        Ok(Self { libtorch: LIBTORCH_VERSION.into(), cpu, cuda_driver, devices, recommended })
+    }
+}
+
+impl CudaDevice {
+    fn new(index: usize, device: ffi::CudaDevice) -> Self {
+        let ffi::CudaDevice { name, capability, multiprocessors, memory, .. } = device;
+        Self {
+            index,
+            name,
+            capability,
+            multiprocessors,
+            memory,
+            tensor_cores: capability >= (7, 0),
+            bf16: capability >= (8, 0),
+            tf32: capability >= (8, 0),
+            fp8: capability >= (8, 9),
+        }
+    }
+}
+
+/// bf16 before f16: it has the range of f32, so that nothing overflows and no scaler is needed.
+fn recommend(cpu: &Cpu, device: Option<&CudaDevice>) -> Recommendation {
+    let has = |feature: &str| cpu.features.iter().any(|own| own == feature);
+    let (precision, reason) = match device {
+        Some(device) if device.bf16 => (
+            Precision::Bf16Mixed,
+            format!("{} has bf16 matrix units, and bf16 has the range of f32: no loss scaling, nothing to overflow", device.name),
+        ),
+        Some(device) if device.tensor_cores => (
+            Precision::F16Mixed,
+            format!("{} has f16 but no bf16 matrix units; the loss is scaled", device.name),
+        ),
+        Some(device) => (
+            Precision::F32True,
+            format!("{} has no matrix units for low precision", device.name),
+        ),
+        None if has("amx_bf16") || has("avx512_bf16") || has("bf16") => (
+            Precision::Bf16Mixed,
+            "no CUDA device, and this CPU multiplies bf16 in hardware; compare times, since small models gain nothing".into(),
+        ),
+        None => (
+            Precision::F32True,
+            "no CUDA device, and this CPU has no bf16 instructions: low precision would be emulated".into(),
+        ),
+    };
+    Recommendation { precision, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpu(features: &[&str]) -> Cpu {
+        let features = features.iter().map(|feature| (*feature).to_owned()).collect();
+        Cpu { name: "cpu".into(), kernels: "avx2".into(), features, threads: 1 }
+    }
+
+    fn device(major: i32, minor: i32) -> CudaDevice {
+        let (name, capability) = ("gpu".to_owned(), (major, minor));
+        let device =
+            ffi::CudaDevice { name, capability, multiprocessors: 1, driver: 13000, memory: 1 };
+        CudaDevice::new(0, device)
+    }
+
+    /// NVIDIA's tables of arithmetic by compute capability (CUDA C programming guide).
+    #[test]
+    fn capabilities_decide_what_a_device_can_do() {
+        let of = |major, minor| {
+            let device = device(major, minor);
+            (device.tensor_cores, device.bf16, device.tf32, device.fp8)
+        };
+        assert_eq!(of(6, 1), (false, false, false, false));
+        assert_eq!(of(7, 0), (true, false, false, false));
+        assert_eq!(of(7, 5), (true, false, false, false));
+        assert_eq!(of(8, 0), (true, true, true, false));
+        assert_eq!(of(8, 9), (true, true, true, true));
+        assert_eq!(of(9, 0), (true, true, true, true));
+    }
+
+    #[test]
+    fn the_recommendation_follows_the_capability() {
+        let plain = cpu(&["avx2"]);
+        let on = |device: Option<&CudaDevice>| recommend(&plain, device).precision;
+        assert_eq!(on(Some(&device(9, 0))), Precision::Bf16Mixed);
+        assert_eq!(on(Some(&device(7, 5))), Precision::F16Mixed);
+        assert_eq!(on(Some(&device(6, 1))), Precision::F32True);
+        assert_eq!(on(None), Precision::F32True);
+        let bf16 = recommend(&cpu(&["avx512_bf16"]), None);
+        assert_eq!(bf16.precision, Precision::Bf16Mixed);
+    }
+}

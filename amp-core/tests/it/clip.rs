@@ -1,0 +1,142 @@
+//! Gradient clipping against torch.nn.utils, and in the low dtypes, where torch loses the norm.
+
+use amp_core::{
+    Result,
+    precision::{Clip, clip_grad_norm, clip_grad_value},
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+use serde_json::Value;
+
+use crate::support::{
+    bits::{assert_bits, from_bits, values},
+    message,
+    oracle::{Lcg, integer, list, number, oracle, shapes, text},
+};
+
+/// The gradients that a recorded case starts from.
+fn gradients(oracle: &Value, case: &Value) -> Vec<Tensor> {
+    let mut lcg = Lcg(integer(oracle, "seed") as u64);
+    let factor = from_bits(Kind::Float, text(case, "factor"));
+    let grads: Vec<Tensor> =
+        shapes(oracle).iter().map(|shape| lcg.tensor(shape, 64.0) * &factor).collect();
+    let spoiled = text(case, "content");
+    if spoiled != "finite" {
+        let at = &oracle["spoiled_at"];
+        let (grad, element) = (at[0].as_u64().expect("a place"), at[1].as_i64().expect("a place"));
+        let mut element = grads[grad as usize].view([-1]).get(element);
+        let _ = element.fill_(spoiled.parse::<f64>().expect("inf or nan"));
+    }
+    grads
+}
+
+fn cases<'a>(oracle: &'a Value, call: &'a str) -> impl Iterator<Item = &'a Value> {
+    list(oracle, "cases").iter().filter(move |case| text(case, "call") == call)
+}
+
+#[track_caller]
+fn assert_grads(grads: &[Tensor], case: &Value) {
+    for (grad, bits) in grads.iter().zip(list(case, "grads")) {
+        assert_bits(grad, bits.as_str().expect("bits"), &format!("clipped: {case}"));
+    }
+}
+
+/// [19]: the norm before clipping and every gradient after it have torch's bits: ordinary ones,
+/// those with an inf or a NaN (which spoil all), and norms beyond f32 at both ends.
+#[test]
+fn norms_and_gradients_have_torchs_bits() -> Result<()> {
+    let oracle = oracle!("clip.json");
+    let mut count = 0;
+    for case in cases(&oracle, "clip_grad_norm_").filter(|case| number(case, "norm_type") == 2.0) {
+        let grads = gradients(&oracle, case);
+        let norm = clip_grad_norm(&grads, number(case, "max_norm"))?;
+        assert_bits(&norm, text(case, "norm"), &format!("norm: {case}"));
+        assert_grads(&grads, case);
+        count += 1;
+    }
+    assert_eq!(count, 8, "every recorded 2-norm is replayed");
+    Ok(())
+}
+
+#[test]
+fn clipping_by_value_has_torchs_bits() -> Result<()> {
+    let oracle = oracle!("clip.json");
+    let mut count = 0;
+    for case in cases(&oracle, "clip_grad_value_") {
+        let grads = gradients(&oracle, case);
+        clip_grad_value(&grads, number(case, "clip_value"))?;
+        assert_grads(&grads, case);
+        count += 1;
+    }
+    assert_eq!(count, 6, "every recorded case is replayed");
+    Ok(())
+}
+
+/// Finite gradients whose f32 norm is infinite become 0, as in torch, so that a step would go by
+/// without them. The norm that comes back tells: it is infinite where every gradient was finite.
+#[test]
+fn gradients_beyond_the_norms_range_become_zero_and_the_norm_says_so() -> Result<()> {
+    let grads = [Tensor::from_slice(&[1e30_f32, -1e30])];
+    let norm = clip_grad_norm(&grads, 1.0)?;
+    assert!(norm.double_value(&[]).is_infinite());
+    assert_eq!(values(&grads[0]), [0.0, -0.0]);
+    Ok(())
+}
+
+/// The norm of f16 and bf16 gradients is that of their values: in f16 a sum of squares overflows
+/// from a norm of 256 on, and in bf16 it keeps 8 bits.
+#[rstest]
+#[case(Kind::Half, 1000.0)]
+#[case(Kind::Half, 1e-4)]
+#[case(Kind::BFloat16, 1000.0)]
+#[case(Kind::BFloat16, 1e-4)]
+fn norms_of_low_dtypes_are_taken_in_f32(#[case] kind: Kind, #[case] size: f64) -> Result<()> {
+    let mut lcg = Lcg(3);
+    let grads: Vec<Tensor> = [[3, 5].as_slice(), &[5], &[63]]
+        .iter()
+        .map(|shape| (lcg.tensor(shape, 64.0) * size).to_kind(kind))
+        .collect();
+    let before: Vec<f64> = grads.iter().flat_map(values).collect();
+    let exact = before.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let limit = exact / 8.0;
+    let norm = clip_grad_norm(&grads, limit)?;
+    assert_eq!(norm.kind(), Kind::Float);
+    assert!((norm.double_value(&[]) / exact - 1.0).abs() < 1e-6);
+    let after: Vec<f64> = grads.iter().flat_map(values).collect();
+    assert!(grads.iter().all(|grad| grad.kind() == kind));
+    // The factor and the product are each rounded to the dtype once.
+    let unit = if kind == Kind::Half { 2.0_f64.powi(-11) } else { 2.0_f64.powi(-8) };
+    let smallest = 2.0_f64.powi(-24);
+    for (after, before) in after.iter().zip(&before) {
+        let expected = before * limit / (exact + 1e-6);
+        assert!((after - expected).abs() <= 2.5 * unit * expected.abs() + smallest);
+    }
+    Ok(())
+}
+
+/// Parameters of several dtypes have one norm, and each is scaled by it in its own dtype.
+#[test]
+fn one_norm_spans_several_dtypes() -> Result<()> {
+    let three = Tensor::full([1], 3.0, (Kind::Double, Device::Cpu));
+    let four = Tensor::full([1], 4.0, (Kind::BFloat16, Device::Cpu));
+    let norm = clip_grad_norm(&[three.shallow_clone(), four.shallow_clone()], 2.5)?;
+    assert_eq!(norm.double_value(&[]), 5.0);
+    assert!((three.double_value(&[0]) - 1.5).abs() < 1e-6);
+    assert_eq!((four.double_value(&[0]), four.kind()), (2.0, Kind::BFloat16));
+    Ok(())
+}
+
+#[test]
+fn no_gradients_have_the_norm_zero() -> Result<()> {
+    let oracle = oracle!("clip.json");
+    assert_bits(&clip_grad_norm(&[], 1.0)?, text(&oracle, "norm_without_gradients"), "the norm");
+    Ok(())
+}
+
+#[rstest]
+#[case(Clip::Norm(0.0))]
+#[case(Clip::Norm(f64::NAN))]
+#[case(Clip::Value(-1.0))]
+fn a_limit_that_clips_everything_is_refused(#[case] clip: Clip) {
+    assert!(message(clip.validated()).contains("takes a positive limit"));
+}

@@ -1,0 +1,24 @@
+//! amp-core held to what the real PyTorch does (`fixtures/oracles`) and to the rules it sets itself.
+//!
+//! Numbers in brackets, as in `[5]`, are those of the list of semantics the project follows:
+//! PyTorch's rules for the scaler (1 to 9), autocast (10 to 14), the loop (15 to 19).
+
+mod autocast;
+mod clip;
+mod conversions;
+mod data;
+mod demo_training;
+mod errors;
+mod islands;
+mod log;
+mod loggers;
+mod memory;
+mod metrics;
+mod optimizers;
+mod optimizers_f16;
+mod scaler;
+mod scaler_misuse;
+mod schedulers;
+mod support;
+mod trainer;
+mod trainer_steps;

@@ -1,0 +1,184 @@
+//! Adam, AdamW and SGD against 200 recorded steps of torch.optim's fused kernels, bit for bit.
+
+use amp_core::{
+    Result,
+    optim::{Adam, AdamW, BuildOptimizer, Optimizer, Rates, Sgd},
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+use serde_json::Value;
+
+use crate::support::{
+    bits::assert_bits,
+    capability, message,
+    oracle::{Lcg, integer, list, number, oracle, parsed, shapes, text},
+    parameter, set_gradient,
+};
+
+/// f32 on the CPU, constant rates and falling ones: the parameters have torch's bits after 1, 2,
+/// 10, 50 and 200 steps. The kernels differ in the last bit with the CPU's instructions, so the
+/// recording of the set that runs here is the one that counts.
+#[rstest]
+#[case::adamw("AdamW", 6)]
+#[case::adam("Adam", 4)]
+#[case::sgd("SGD", 5)]
+fn two_hundred_steps_have_torchs_bits(#[case] kind: &str, #[case] count: usize) -> Result<()> {
+    let oracle = match kind {
+        "AdamW" => oracle!("adamw.json"),
+        _ => oracle!("optimizers.json"),
+    };
+    let ours = capability();
+    let recorded = oracle["same_capability"][&ours].as_str().unwrap_or(&ours);
+    let cases: Vec<&Value> = list(&oracle, "cases")
+        .iter()
+        .filter(|case| text(case, "optimizer") == kind && text(case, "way") == "fused")
+        .filter(|case| text(case, "capability") == recorded)
+        .collect();
+    assert_eq!(cases.len(), count, "every case recorded for {recorded} is replayed");
+    for case in cases {
+        replay(&oracle, case)?;
+    }
+    Ok(())
+}
+
+fn replay(oracle: &Value, case: &Value) -> Result<()> {
+    let shapes = shapes(oracle);
+    let mut lcg = Lcg(integer(oracle, "seed") as u64);
+    let parameters = shapes
+        .iter()
+        .enumerate()
+        .map(|(at, shape)| parameter(&format!("p{at}"), &lcg.tensor(shape, 128.0)));
+    let mut optimizer = build(case)?.build(parameters.collect())?;
+    let first = optimizer.rates();
+    for step in 0..integer(oracle, "steps") {
+        if text(case, "lr_rule") == "linear256" {
+            let lr = first.lr * (256 - step) as f64 / 256.0;
+            optimizer.set_rates(Rates { lr, ..first });
+        }
+        if let Some(lr) = case["lr_first"].get(step as usize) {
+            assert_eq!(optimizer.rates().lr, parsed(lr));
+        }
+        for (parameter, shape) in optimizer.parameters().iter().zip(&shapes) {
+            let grad = lcg.tensor(shape, 64.0);
+            match step {
+                0 => set_gradient(parameter, &grad),
+                _ => parameter.tensor.grad().copy_(&grad),
+            }
+        }
+        optimizer.step()?;
+        for (at, bits) in
+            case["params"][(step + 1).to_string()].as_array().into_iter().flatten().enumerate()
+        {
+            let what = format!("{} after step {}", text(case, "name"), step + 1);
+            assert_bits(&optimizer.parameters()[at].tensor, bits.as_str().expect("bits"), &what);
+        }
+    }
+    Ok(())
+}
+
+fn build(case: &Value) -> Result<Box<dyn BuildOptimizer>> {
+    let hyper = &case["hyper"];
+    let (lr, weight_decay) = (number(hyper, "lr"), number(hyper, "weight_decay"));
+    let betas = || (parsed(&hyper["betas"][0]), parsed(&hyper["betas"][1]));
+    Ok(match text(case, "optimizer") {
+        "AdamW" => Box::new(AdamW { lr, betas: betas(), eps: number(hyper, "eps"), weight_decay }),
+        "Adam" => Box::new(Adam { lr, betas: betas(), eps: number(hyper, "eps"), weight_decay }),
+        _ => Box::new(Sgd {
+            lr,
+            momentum: number(hyper, "momentum"),
+            dampening: number(hyper, "dampening"),
+            weight_decay,
+            nesterov: hyper["nesterov"] == true,
+        }),
+    })
+}
+
+/// The defaults are torch.optim's.
+#[test]
+fn the_defaults_are_torchs() {
+    let (adamw, adam, sgd) = (AdamW::default(), Adam::default(), Sgd::default());
+    assert_eq!(
+        (adamw.lr, adamw.betas, adamw.eps, adamw.weight_decay),
+        (1e-3, (0.9, 0.999), 1e-8, 1e-2)
+    );
+    assert_eq!((adam.lr, adam.betas, adam.eps, adam.weight_decay), (1e-3, (0.9, 0.999), 1e-8, 0.0));
+    assert_eq!((sgd.lr, sgd.momentum, sgd.dampening, sgd.weight_decay), (1e-3, 0.0, 0.0, 0.0));
+}
+
+/// A parameter whose gradient comes late starts its own count of steps and, with SGD, its own
+/// momentum: each is as it would be alone.
+#[rstest]
+#[case::adam(&AdamW::default())]
+#[case::sgd(&Sgd { momentum: 0.9, dampening: 0.5, ..Default::default() })]
+fn a_parameter_without_a_gradient_waits(#[case] options: &dyn BuildOptimizer) -> Result<()> {
+    let (value, grad) = (Tensor::from_slice(&[1.0_f32, -2.0]), Tensor::from_slice(&[0.5_f32, 3.0]));
+    let mut alone = options.build(vec![parameter("late", &value)])?;
+    set_gradient(&alone.parameters()[0], &grad);
+    let mut both = options.build(vec![parameter("early", &value), parameter("late", &value)])?;
+    set_gradient(&both.parameters()[0], &grad);
+    both.step()?;
+    assert_eq!(both.parameters()[1].tensor, value, "no gradient, no step");
+    set_gradient(&both.parameters()[1], &grad);
+    for _ in 0..3 {
+        both.step()?;
+        alone.step()?;
+        assert_eq!(both.parameters()[1].tensor, alone.parameters()[0].tensor);
+    }
+    Ok(())
+}
+
+/// Gradients are the caller's: a step leaves them as they were, in every dtype.
+#[rstest]
+fn a_step_leaves_the_gradients(
+    #[values(&AdamW::default(), &Sgd::default())] options: &dyn BuildOptimizer,
+    #[values(Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16)] kind: Kind,
+) -> Result<()> {
+    let grad = Tensor::from_slice(&[0.5_f32, -3.0]).to_kind(kind);
+    let mut optimizer = options.build(vec![parameter("p", &Tensor::ones_like(&grad))])?;
+    set_gradient(&optimizer.parameters()[0], &grad);
+    optimizer.step()?;
+    assert_eq!(optimizer.parameters()[0].tensor.grad(), grad);
+    Ok(())
+}
+
+/// Parameters of several dtypes in one optimizer are stepped each in its own.
+#[test]
+fn one_optimizer_steps_several_dtypes() -> Result<()> {
+    let kinds = [Kind::Float, Kind::Half, Kind::Double, Kind::BFloat16, Kind::Half];
+    let one = |kind| Tensor::ones([2], (kind, Device::Cpu));
+    let parameters = kinds.iter().map(|kind| parameter("p", &one(*kind))).collect();
+    let mut optimizer =
+        AdamW { lr: 0.5, weight_decay: 0.0, ..Default::default() }.build(parameters)?;
+    for (parameter, kind) in optimizer.parameters().iter().zip(kinds) {
+        set_gradient(parameter, &one(kind));
+    }
+    optimizer.step()?;
+    for (parameter, kind) in optimizer.parameters().iter().zip(kinds) {
+        assert_eq!(parameter.tensor.kind(), kind);
+        assert!(
+            (parameter.tensor.double_value(&[0]) - 0.5).abs() < 1e-2,
+            "Adam's first step is lr"
+        );
+    }
+    Ok(())
+}
+
+#[rstest]
+#[case(&AdamW { lr: -1.0, ..Default::default() }, "lr is -1, but must be at least 0")]
+#[case(&AdamW { lr: f64::NAN, ..Default::default() }, "lr is NaN")]
+#[case(&AdamW { eps: -1.0, ..Default::default() }, "eps is -1")]
+#[case(&AdamW { betas: (1.0, 0.9), ..Default::default() }, "betas.0 is 1, but must be in [0, 1)")]
+#[case(&Adam { betas: (0.9, -0.1), ..Default::default() }, "betas.1 is -0.1")]
+#[case(&Adam { weight_decay: -1.0, ..Default::default() }, "weight_decay is -1")]
+#[case(&Sgd { lr: -1.0, ..Default::default() }, "lr is -1")]
+#[case(&Sgd { momentum: -1.0, ..Default::default() }, "momentum is -1")]
+#[case(&Sgd { weight_decay: -1.0, ..Default::default() }, "weight_decay is -1")]
+#[case(&Sgd { nesterov: true, ..Default::default() }, "momentum is 0, but must be positive with nesterov")]
+#[case(
+    &Sgd { nesterov: true, momentum: 0.9, dampening: 0.1, ..Default::default() },
+    "dampening is 0.1, but must be 0 with nesterov"
+)]
+fn options_out_of_range_are_refused(#[case] options: &dyn BuildOptimizer, #[case] says: &str) {
+    let said = message(options.build(vec![parameter("p", &Tensor::from_slice(&[1.0_f32]))]));
+    assert!(said.contains(says), "{said}");
+}

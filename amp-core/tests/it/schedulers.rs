@@ -1,0 +1,151 @@
+//! Learning-rate schedules against torch.optim.lr_scheduler, to the last bit.
+
+use std::f64::consts::PI;
+
+use amp_core::{
+    Result,
+    optim::{
+        AdamW, BuildScheduler, CosineAnnealing, Interval, LinearLr, OneCycle, OptimizerConfig,
+        Rates, StepLr, WarmupCosine,
+    },
+    tch::Tensor,
+};
+use rstest::rstest;
+
+use crate::support::{
+    message,
+    oracle::{list, number, oracle, parsed, text},
+    parameter,
+};
+
+/// The rates of `count` steps.
+fn rates(schedule: &dyn BuildScheduler, base: Rates, count: usize) -> Result<Vec<Rates>> {
+    let mut scheduler = schedule.build(base)?;
+    Ok((0..count)
+        .map(|_| {
+            let rates = scheduler.rates();
+            scheduler.advance();
+            rates
+        })
+        .collect())
+}
+
+const CYCLE: OneCycle = OneCycle {
+    max_lr: 1e-3,
+    total_steps: 100,
+    pct_start: 0.3,
+    div_factor: 25.0,
+    final_div_factor: 1e4,
+    base_momentum: 0.85,
+    max_momentum: 0.95,
+};
+
+/// Every one of 101 recorded rates, and the momentum (Adam's first beta) where it moves. Of
+/// OneCycle the 100 that belong to the cycle; see the next test for the one beyond.
+#[rstest]
+#[case("cosine", &CosineAnnealing { t_max: 50, eta_min: 0.0 }, 101)]
+#[case("cosine_eta_min", &CosineAnnealing { t_max: 50, eta_min: 1e-5 }, 101)]
+#[case("cosine_once", &CosineAnnealing { t_max: 100, eta_min: 0.0 }, 101)]
+#[case("one_cycle_30", &CYCLE, 100)]
+#[case("one_cycle_10", &OneCycle { pct_start: 0.1, ..CYCLE }, 100)]
+#[case("one_cycle_sgd", &OneCycle { max_lr: 0.1, ..CYCLE }, 100)]
+#[case("step", &StepLr { step_size: 30, gamma: 0.1 }, 101)]
+#[case("linear", &LinearLr { start_factor: 0.1, end_factor: 1.0, total_iters: 40 }, 101)]
+#[case("linear_down", &LinearLr { start_factor: 1.0, end_factor: 0.01, total_iters: 100 }, 101)]
+fn rates_are_torchs_to_the_last_bit(
+    #[case] name: &str,
+    #[case] schedule: &dyn BuildScheduler,
+    #[case] count: usize,
+) -> Result<()> {
+    let oracle = oracle!("schedulers.json");
+    let case = list(&oracle, "cases").iter().find(|case| text(case, "name") == name);
+    let case = case.expect("recorded");
+    let base = Rates { lr: number(case, "lr"), momentum: Some(0.9) };
+    let seen = rates(schedule, base, count)?;
+    for (at, (seen, lr)) in seen.iter().zip(list(case, "lrs")).enumerate() {
+        assert_eq!(seen.lr, parsed(lr), "{name}: the rate at {at}");
+        let momentum = case.get("momenta").map_or(0.9, |momenta| parsed(&momenta[at]));
+        assert_eq!(seen.momentum, Some(momentum), "{name}: the momentum at {at}");
+    }
+    Ok(())
+}
+
+/// torch's OneCycleLR turns back up after its last step and then raises: an accumulation window
+/// or an epoch too many ends a run. Here the last rate holds.
+#[test]
+fn one_cycle_holds_its_last_rate_where_torch_turns_back_up() -> Result<()> {
+    let oracle = oracle!("schedulers.json");
+    let case = list(&oracle, "cases").iter().find(|case| text(case, "name") == "one_cycle_30");
+    let torchs = list(case.expect("recorded"), "lrs");
+    assert!(parsed(&torchs[100]) > parsed(&torchs[99]));
+    let ours = rates(&CYCLE, Rates { lr: 1e-3, momentum: Some(0.9) }, 200)?;
+    assert!(ours[100..].iter().all(|rates| *rates == ours[99]));
+    assert_eq!(ours[99].momentum, Some(0.95));
+    Ok(())
+}
+
+/// An optimizer without momentum is not given one.
+#[test]
+fn one_cycle_leaves_an_optimizer_without_momentum() -> Result<()> {
+    let rates = rates(&CYCLE, Rates { lr: 1e-3, momentum: None }, 100)?;
+    assert!(rates.iter().all(|rates| rates.momentum.is_none()));
+    Ok(())
+}
+
+/// transformers' get_cosine_schedule_with_warmup: t / warm-up, then half a cosine. The recorded
+/// warm-ups of torch are LambdaLR with (t + 1) / warm-up and differ on the way up; from there on
+/// the cosine is the same to rounding.
+#[test]
+fn warmup_cosine_follows_its_formula() -> Result<()> {
+    let schedule = WarmupCosine { warmup_steps: 10, total_steps: 100 };
+    let seen = rates(&schedule, Rates { lr: 1e-3, momentum: Some(0.9) }, 121)?;
+    let oracle = oracle!("schedulers.json");
+    let lambda =
+        list(&oracle, "cases").iter().find(|case| text(case, "name") == "lambda_warmup_cosine");
+    let lambda = list(lambda.expect("recorded"), "lrs");
+    for (t, rates) in seen.iter().enumerate() {
+        let expected = match t {
+            0..10 => 1e-3 * t as f64 / 10.0,
+            10..100 => 1e-3 * 0.5 * (1.0 + (PI * (t - 10) as f64 / 90.0).cos()),
+            _ => 0.0,
+        };
+        assert!((rates.lr - expected).abs() <= 1e-18, "{} for {expected} at {t}", rates.lr);
+        if (10..=100).contains(&t) {
+            assert!((rates.lr - parsed(&lambda[t])).abs() <= 1e-18);
+        }
+        assert_eq!(rates.momentum, Some(0.9));
+    }
+    let none = WarmupCosine { warmup_steps: 0, total_steps: 4 };
+    assert_eq!(none.build(Rates { lr: 1.0, momentum: None })?.rates().lr, 1.0);
+    Ok(())
+}
+
+/// A schedule's first rate is the optimizer's from the start, and it moves with its own interval
+/// alone.
+#[test]
+fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
+    let schedule = LinearLr { start_factor: 0.5, end_factor: 1.0, total_iters: 2 };
+    let mut scheduled = OptimizerConfig::new(AdamW { lr: 1.0, ..Default::default() })
+        .with_scheduler(schedule, Interval::Epoch)
+        .build(vec![parameter("p", &Tensor::from_slice(&[1.0_f32]))])?;
+    let lr = |scheduled: &amp_core::optim::Scheduled| scheduled.optimizer.rates().lr;
+    assert_eq!(lr(&scheduled), 0.5);
+    scheduled.advance(Interval::Step);
+    assert_eq!(lr(&scheduled), 0.5);
+    scheduled.advance(Interval::Epoch);
+    assert_eq!(lr(&scheduled), 0.75);
+    Ok(())
+}
+
+#[rstest]
+#[case(&CosineAnnealing { t_max: 0, eta_min: 0.0 }, "t_max is 0, but must be positive")]
+#[case(&OneCycle::default(), "total_steps is 0")]
+#[case(&OneCycle { pct_start: 1.5, ..CYCLE }, "pct_start is 1.5, but must be in [0, 1]")]
+#[case(&StepLr { step_size: 0, gamma: 0.1 }, "step_size is 0")]
+#[case(&LinearLr { total_iters: -1, ..Default::default() }, "total_iters is -1")]
+#[case(&WarmupCosine { warmup_steps: 0, total_steps: 0 }, "total_steps is 0")]
+#[case(&WarmupCosine { warmup_steps: 5, total_steps: 4 }, "warmup_steps is 5, but there are 4 steps")]
+fn options_out_of_range_are_refused(#[case] schedule: &dyn BuildScheduler, #[case] says: &str) {
+    let said = message(schedule.build(Rates { lr: 1e-3, momentum: None }));
+    assert!(said.contains(says), "{said}");
+}

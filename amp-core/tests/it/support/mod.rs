@@ -1,0 +1,61 @@
+//! Reading the oracles, comparing bits, and a small model to train.
+
+pub(crate) mod bits;
+pub(crate) mod model;
+pub(crate) mod oracle;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use amp_core::{
+    hardware::{self, Fingerprint},
+    nn::Parameter,
+    optim::Optimizer,
+    tch::{self, Device, Tensor},
+};
+
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+/// Seeds libtorch's generator and keeps it from other tests while the guard lives: it is one for
+/// the process, and weights and dropout draw from it. Sums run on one thread meanwhile.
+pub(crate) fn seeded(seed: u64) -> MutexGuard<'static, ()> {
+    // A test that failed has not harmed the generator.
+    let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::set_num_threads(1);
+    hardware::seed_everything(seed).expect("libtorch takes a seed");
+    guard
+}
+
+/// The kernel set that ATen uses in this process, as the oracles name it.
+pub(crate) fn capability() -> String {
+    Fingerprint::of(Device::Cpu).expect("a CPU describes itself").capability.to_uppercase()
+}
+
+/// A leaf tensor that is trained under this name.
+pub(crate) fn parameter(name: &str, value: &Tensor) -> Parameter {
+    Parameter { name: name.to_owned(), tensor: value.detach().copy().set_requires_grad(true) }
+}
+
+/// Gives a parameter this gradient, bit for bit; it must not have one.
+pub(crate) fn set_gradient(parameter: &Parameter, grad: &Tensor) {
+    assert!(!parameter.tensor.grad().defined(), "gradients would add up");
+    // d/dp Σ p·g = 1·g, and 1·g is g for every g.
+    (&parameter.tensor * grad).sum(grad.kind()).backward();
+}
+
+/// Sets every gradient of the optimizer; `None` leaves a parameter without one.
+pub(crate) fn set_gradients(optimizer: &mut dyn Optimizer, grads: &[Option<Tensor>]) {
+    optimizer.zero_grad().expect("gradients can be dropped");
+    for (parameter, grad) in optimizer.parameters().iter().zip(grads) {
+        if let Some(grad) = grad {
+            set_gradient(parameter, grad);
+        }
+    }
+}
+
+/// The text of the error, which there must be.
+pub(crate) fn message<T>(result: amp_core::Result<T>) -> String {
+    match result {
+        Ok(_) => panic!("this ought to be an error"),
+        Err(error) => error.to_string(),
+    }
+}

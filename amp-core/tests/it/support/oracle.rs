@@ -1,0 +1,79 @@
+//! The recorded files, compiled in so that the test binary can travel alone.
+
+use amp_core::tch::{Kind, Tensor};
+use serde_json::Value;
+
+/// One of `fixtures/oracles`, parsed.
+macro_rules! oracle {
+    ($name:literal) => {
+        serde_json::from_str::<serde_json::Value>(include_str!(concat!(
+            "../../../fixtures/oracles/",
+            $name
+        )))
+        .expect("an oracle is JSON")
+    };
+}
+pub(crate) use oracle;
+
+/// A text field.
+#[track_caller]
+pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_else(|| panic!("`{key}` is a text"))
+}
+
+/// A number that the oracles keep as the text Python's repr gives it.
+#[track_caller]
+pub(crate) fn number(value: &Value, key: &str) -> f64 {
+    parsed(&value[key])
+}
+
+/// See [`number`].
+#[track_caller]
+pub(crate) fn parsed(value: &Value) -> f64 {
+    let text = value.as_str().unwrap_or_else(|| panic!("{value} is a number in a text"));
+    text.parse().unwrap_or_else(|_| panic!("{text} is a number"))
+}
+
+/// An integer field.
+#[track_caller]
+pub(crate) fn integer(value: &Value, key: &str) -> i64 {
+    value[key].as_i64().unwrap_or_else(|| panic!("`{key}` is an integer"))
+}
+
+/// A list field.
+#[track_caller]
+pub(crate) fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value[key].as_array().unwrap_or_else(|| panic!("`{key}` is a list"))
+}
+
+/// The shapes of an oracle's tensors.
+pub(crate) fn shapes(value: &Value) -> Vec<Vec<i64>> {
+    serde_json::from_value(value["shapes"].clone()).expect("lists of sizes")
+}
+
+/// Knuth's MMIX generator, which makes the oracles' inputs.
+pub(crate) struct Lcg(pub(crate) u64);
+
+impl Lcg {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+
+    /// Row-major, ((output mod 257) − 128) / denominator; exact in f32.
+    pub(crate) fn tensor(&mut self, shape: &[i64], denominator: f32) -> Tensor {
+        let count: i64 = shape.iter().product();
+        let values: Vec<f32> =
+            (0..count).map(|_| ((self.next() % 257) as f32 - 128.0) / denominator).collect();
+        Tensor::from_slice(&values).reshape(shape).to_kind(Kind::Float)
+    }
+}
+
+/// The check that the README of the oracles gives.
+#[test]
+fn the_generator_is_the_oracles() {
+    let mut zero = Lcg(0);
+    assert_eq!([zero.next(), zero.next(), zero.next()], [167951807, 218396424, 1299921937]);
+    let seven = Vec::<f32>::try_from(Lcg(7).tensor(&[6], 1.0)).expect("six numbers");
+    assert_eq!(seven, [45.0, -117.0, -101.0, 125.0, -89.0, 97.0]);
+}

@@ -1,0 +1,168 @@
+//! When a figure agrees with its golden: each kind by its own rule.
+
+use std::fmt;
+
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use insta::{comparator::Comparator, internals::SnapshotContents};
+
+use super::{
+    Figures, Golden, Spread,
+    spread::{Samples, tolerance},
+};
+
+/// Peak memory may differ by this share: kernels of other CPUs want other workspaces.
+const MEMORY_SHARE: f64 = 0.05;
+/// Below this share a loss has not moved: sums of f64 in another order.
+const LOSS_SHARE: f64 = 1e-6;
+
+/// A figure that does not agree.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moved {
+    /// The precision, or empty for what all share.
+    pub precision: String,
+    /// The figure's name.
+    pub figure: &'static str,
+    /// What the golden holds.
+    pub golden: String,
+    /// What was found.
+    pub found: String,
+    /// How far it may move.
+    pub allowed: String,
+}
+
+/// Holds a comparison against its golden.
+#[derive(Debug, Clone)]
+pub struct Agreement {
+    /// The recorded spread of unchanged code.
+    pub spread: Spread,
+}
+
+impl Agreement {
+    /// Every figure that moved, in the golden's order.
+    pub fn moved(&self, golden: &Golden, found: &Golden) -> Vec<Moved> {
+        let mut moved = Vec::new();
+        let head = |g: &Golden| {
+            let hyperparameters = serde_json::Value::Object(g.hyperparameters.clone());
+            format!(
+                "{} on {}, seed {}, {} epochs of {}, {hyperparameters}",
+                g.model, g.data, g.seed, g.epochs, g.batch_size
+            )
+        };
+        exact(&mut moved, "", "case", &head(golden), &head(found));
+        let names = |g: &Golden| g.runs.keys().cloned().collect::<Vec<_>>().join(" ");
+        exact(&mut moved, "", "precisions", &names(golden), &names(found));
+        for (precision, golden) in &golden.runs {
+            if let Some(found) = found.runs.get(precision) {
+                self.figures(&mut moved, precision, golden, found);
+            }
+        }
+        moved
+    }
+
+    fn figures(&self, moved: &mut Vec<Moved>, precision: &str, golden: &Figures, found: &Figures) {
+        exact(moved, precision, "skipped_steps", &golden.skipped_steps, &found.skipped_steps);
+        let scale = |figures: &Figures| figures.final_scale.map_or("none".into(), |s| s.to_string());
+        exact(moved, precision, "final_scale", &scale(golden), &scale(found));
+        let dtypes = |figures: &Figures| {
+            format!("{:?} {} {:?}", figures.matmul, figures.loss_dtype, figures.weights)
+        };
+        exact(moved, precision, "dtypes", &dtypes(golden), &dtypes(found));
+        let Some(Samples { accuracy, loss, peak_memory_bytes }) =
+            self.spread.samples.get(precision)
+        else {
+            exact(moved, precision, "recorded spread", &"present", &"missing");
+            return;
+        };
+        let one = 1.0 / f64::from(self.spread.examples);
+        // Half an example more than one: the quotient's last bit must not decide.
+        let allowed = tolerance(accuracy).max(1.5 * one);
+        within(moved, precision, "accuracy", golden.accuracy, found.accuracy, allowed);
+        let allowed = allowed * std::f64::consts::SQRT_2;
+        let (a, b) = (golden.accuracy_delta, found.accuracy_delta);
+        within(moved, precision, "accuracy_delta", a, b, allowed);
+        let allowed = tolerance(loss).max(LOSS_SHARE * golden.loss.unwrap_or(0.0).abs());
+        within(moved, precision, "loss", golden.loss, found.loss, allowed);
+        let bytes = |figures: &Figures| Some(figures.peak_memory_bytes as f64);
+        let allowed =
+            tolerance(peak_memory_bytes).max(MEMORY_SHARE * golden.peak_memory_bytes as f64);
+        within(moved, precision, "peak_memory_bytes", bytes(golden), bytes(found), allowed);
+    }
+}
+
+fn exact<T: PartialEq + fmt::Display>(
+    moved: &mut Vec<Moved>,
+    precision: &str,
+    figure: &'static str,
+    golden: &T,
+    found: &T,
+) {
+    if golden != found {
+        moved.push(Moved {
+            precision: precision.to_owned(),
+            figure,
+            golden: golden.to_string(),
+            found: found.to_string(),
+            allowed: "equal".into(),
+        });
+    }
+}
+
+/// Agrees when both are numbers and close, or both are absent; never a number with none.
+fn within(
+    moved: &mut Vec<Moved>,
+    precision: &str,
+    figure: &'static str,
+    golden: Option<f64>,
+    found: Option<f64>,
+    allowed: f64,
+) {
+    let agrees = match (golden, found) {
+        (Some(golden), Some(found)) => (golden - found).abs() <= allowed,
+        (None, None) => true,
+        _ => false,
+    };
+    if !agrees {
+        let text = |value: Option<f64>| value.map_or("not finite".into(), |v| format!("{v:.6}"));
+        moved.push(Moved {
+            precision: precision.to_owned(),
+            figure,
+            golden: text(golden),
+            found: text(found),
+            allowed: format!("± {allowed:.6}"),
+        });
+    }
+}
+
+impl Comparator for Agreement {
+    fn matches(&self, reference: &insta::Snapshot, test: &insta::Snapshot) -> bool {
+        let parse = |snapshot: &insta::Snapshot| match snapshot.contents() {
+            SnapshotContents::Text(text) => serde_json::from_str::<Golden>(&text.to_string()).ok(),
+            SnapshotContents::Binary(_) => None,
+        };
+        let (Some(golden), Some(found)) = (parse(reference), parse(test)) else { return false };
+        let moved = self.moved(&golden, &found);
+        if !moved.is_empty() {
+            eprintln!("{}", table(&moved));
+        }
+        moved.is_empty()
+    }
+
+    /// Asked for by `INSTA_REQUIRE_FULL_MATCH`: to the letter.
+    fn matches_fully(&self, reference: &insta::Snapshot, test: &insta::Snapshot) -> bool {
+        reference.contents() == test.contents()
+    }
+
+    fn dyn_clone(&self) -> Box<dyn Comparator> {
+        Box::new(self.clone())
+    }
+}
+
+fn table(moved: &[Moved]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED);
+    table.set_header(["precision", "figure", "golden", "found", "allowed"]);
+    for Moved { precision, figure, golden, found, allowed } in moved {
+        table.add_row([precision, *figure, golden, found, allowed]);
+    }
+    table
+}

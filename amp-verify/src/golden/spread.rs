@@ -1,0 +1,65 @@
+//! How far figures of unchanged code move between machines, and the tolerance that follows.
+
+use std::collections::BTreeMap;
+
+use amp_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+use statrs::distribution::{ContinuousCDF, StudentsT};
+
+/// Figures of one case under several kernel sets and thread counts, by precision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// How the samples were made.
+    pub recorded_by: String,
+    /// Validation examples: the accuracy moves in steps of one over this.
+    pub examples: u32,
+    /// Samples by precision.
+    pub samples: BTreeMap<String, Samples>,
+}
+
+/// One precision's samples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Samples {
+    /// Validation metric.
+    pub accuracy: Vec<f64>,
+    /// Validation loss.
+    pub loss: Vec<f64>,
+    /// Peak tensor bytes.
+    pub peak_memory_bytes: Vec<f64>,
+}
+
+impl Spread {
+    /// Reads a recorded spread.
+    ///
+    /// # Errors
+    /// When the text is not one, or has fewer than three samples of a figure.
+    pub fn parse(text: &str) -> Result<Self> {
+        let spread: Self = serde_json::from_str(text)
+            .map_err(|error| Error::config(format!("recorded spread: {error}")))?;
+        for (precision, samples) in &spread.samples {
+            let Samples { accuracy, loss, peak_memory_bytes } = samples;
+            if [accuracy, loss, peak_memory_bytes].iter().any(|figures| figures.len() < 3) {
+                return Err(Error::config(format!(
+                    "recorded spread: {precision} has fewer than three samples"
+                )));
+            }
+        }
+        Ok(spread)
+    }
+}
+
+/// The two-sided risk that one unchanged figure is called moved. A golden of six precisions
+/// holds about twenty such figures, so that a machine is woken for nothing one time in fifty.
+const RISK: f64 = 1e-3;
+
+/// How far two draws from the population of `samples` may lie apart:
+/// t(1 − risk/2, K−1) · s · √2, the prediction interval of a difference.
+pub(super) fn tolerance(samples: &[f64]) -> f64 {
+    let count = samples.len() as f64;
+    let mean = samples.iter().sum::<f64>() / count;
+    let variance = samples.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (count - 1.0);
+    // Only fewer than two samples have no distribution; `parse` lets none through.
+    let t = StudentsT::new(0.0, 1.0, count - 1.0)
+        .map_or(f64::INFINITY, |t| t.inverse_cdf(1.0 - RISK / 2.0));
+    t * (2.0 * variance).sqrt()
+}

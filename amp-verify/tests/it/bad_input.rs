@@ -1,0 +1,80 @@
+//! Bad input: one line that names cause and fix, exit code 2, nothing written.
+
+use rstest::rstest;
+use tempfile::tempdir;
+
+use crate::support::{amp, files, refusal};
+
+#[rstest]
+#[case::precision(&["--precision", "16-mixd"], "unknown precision `16-mixd`")]
+#[case::model(&["--model", "Demo"], "unknown model `Demo`: expected one of MixedPrecisionDemo")]
+#[case::data(&["--data", "mnist"], "unknown data `mnist`: expected digits or synthetic")]
+#[case::device(&["--device", "tpu"], "unknown device `tpu`: expected auto, cpu, cuda or cuda:N")]
+#[case::batch_larger_than_data(&["--batch-size", "2000"], "batch size 2000 is larger than the 1437 training examples")]
+#[case::batch_of_none(&["--batch-size", "0"], "batch size 0: it must be at least 1")]
+#[case::no_epochs(&["--epochs", "0"], "epochs 0: it must be at least 1")]
+#[case::hyperparameter(&["--set", "hidden=3"], "unknown hyperparameter `hidden`: expected one of")]
+#[case::hyperparameter_type(&["--set", "hidden_size=wide"], "hyperparameter `hidden_size`")]
+#[case::hyperparameter_range(&["--set", "hidden_size=0"], "both sizes must be positive")]
+#[case::assignment(&["--set", "hidden_size"], "`hidden_size` is not of the form NAME=VALUE")]
+#[case::clip(&["--gradient-clip-val", "-1"], "gradient clipping takes a positive limit, got -1")]
+#[case::threads(&["--threads", "0"], "threads 0: it must be at least 1")]
+#[case::folder(&["--output", "nowhere/report.json"], "there is no folder nowhere; create it first")]
+fn is_refused(#[case] arguments: &[&str], #[case] expected: &str) {
+    let folder = tempdir().expect("a temporary folder");
+    let device: &[&str] = if arguments.contains(&"--device") { &[] } else { &["--device", "cpu"] };
+    let output = amp(folder.path())
+        .args(["verify", "--log-jsonl", "log.jsonl", "--log-csv", "log.csv"])
+        .args(device)
+        .args(arguments)
+        .output()
+        .expect("the binary runs");
+    let line = refusal(&output);
+    assert!(line.contains(expected), "`{line}` does not say `{expected}`");
+    assert_eq!(files(folder.path()), Vec::<String>::new(), "files written");
+}
+
+#[test]
+fn a_missing_data_file_is_named_with_the_way_to_restore_it() {
+    let folder = tempdir().expect("a temporary folder");
+    let output = amp(folder.path())
+        .args(["verify", "--device", "cpu"])
+        .env("AMP_DATA", folder.path())
+        .output()
+        .expect("the binary runs");
+    let line = refusal(&output);
+    assert!(line.contains("digits.csv.gz: data file missing"), "{line}");
+    assert!(line.contains("git checkout -- fixtures/data"), "{line}");
+}
+
+#[test]
+fn a_changed_data_file_is_refused_by_its_checksum() {
+    let folder = tempdir().expect("a temporary folder");
+    let data = std::env::var("AMP_DATA")
+        .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/data").to_owned());
+    let path = std::path::Path::new(&data).join("digits.csv.gz");
+    let mut bytes = std::fs::read(path).expect("the data file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(folder.path().join("digits.csv.gz"), bytes).expect("a copy");
+    let output = amp(folder.path())
+        .args(["verify", "--device", "cpu"])
+        .env("AMP_DATA", folder.path())
+        .output()
+        .expect("the binary runs");
+    let line = refusal(&output);
+    assert!(line.contains("is not the recorded 09f66e6debde"), "{line}");
+}
+
+#[test]
+fn cuda_without_a_device_is_refused() {
+    let folder = tempdir().expect("a temporary folder");
+    let output = amp(folder.path())
+        .args(["verify", "--device", "cuda"])
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .output()
+        .expect("the binary runs");
+    let line = refusal(&output);
+    assert!(line.contains("sees no CUDA device here"), "{line}");
+    assert!(line.contains("--device cpu"), "{line}");
+}

@@ -1,0 +1,5 @@
+//! The `amp` binary as a user runs it.
+
+mod bad_input;
+mod output;
+mod support;

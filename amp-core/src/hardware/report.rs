@@ -66,16 +66,8 @@ pub struct Recommendation {
 }
 
 /// Instructions for low precision, by the kernel's names in /proc/cpuinfo.
-const FEATURES: [&str; 8] = [
-    "avx2",
-    "avx512f",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_bf16",
-    "amx_fp16",
-    "asimdhp",
-    "bf16",
-];
+const FEATURES: [&str; 8] =
+    ["avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "asimdhp", "bf16"];
 
 impl Report {
     /// Asks the machine.

@@ -25,6 +25,7 @@ pub trait Probe {
 pub struct Context {
     policy: Policy,
     training: bool,
+    recomputing: bool,
     islands: Rc<BTreeMap<String, Region>>,
     path: RefCell<String>,
     plan: Cell<RegionPlan>,
@@ -37,6 +38,7 @@ impl Context {
         Self {
             policy,
             training,
+            recomputing: false,
             islands: Rc::default(),
             path: RefCell::default(),
             plan: Cell::new(RegionPlan::of(policy.precision)),
@@ -62,6 +64,26 @@ impl Context {
     /// Whether dropout and batch statistics are on.
     pub fn is_training(&self) -> bool {
         self.training
+    }
+
+    /// Whether a checkpointed module runs for the second time: batch statistics were already
+    /// counted.
+    pub fn is_recomputing(&self) -> bool {
+        self.recomputing
+    }
+
+    /// This point of the pass, for running a module again later. It shares nothing with the pass,
+    /// since it may be freed on another thread, and is not probed.
+    pub(super) fn recomputing(&self) -> Self {
+        Self {
+            policy: self.policy,
+            training: self.training,
+            recomputing: true,
+            islands: Rc::new(self.islands.as_ref().clone()),
+            path: self.path.clone(),
+            plan: self.plan.clone(),
+            probe: None,
+        }
     }
 
     /// The precision policy of the pass.
@@ -101,6 +123,24 @@ impl Context {
     ) -> Result<Tensor> {
         let parent = self.enter(format_args!("{index}"));
         self.run(None, module, input, parent)
+    }
+
+    /// Runs an expression on `input` in a precision region.
+    ///
+    /// # Errors
+    /// When a cast or `body` fails.
+    pub fn region(
+        &self,
+        region: Region,
+        input: &Tensor,
+        body: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let outer = self.plan.get();
+        let plan = outer.enter(region, self.policy.precision);
+        self.plan.set(plan);
+        let output = plan.run(outer, self.policy.device, input, body);
+        self.plan.set(outer);
+        output
     }
 
     fn run<M: Module + ?Sized>(

@@ -7,6 +7,7 @@
 
 mod activation;
 mod attention;
+mod checkpoint;
 mod container;
 mod context;
 mod conv;
@@ -20,6 +21,7 @@ mod transformer;
 
 pub use activation::{Flatten, Gelu, Identity, Relu, Sigmoid, Silu, Tanh};
 pub use attention::{MultiheadAttention, MultiheadAttentionConfig};
+pub use checkpoint::Checkpoint;
 pub use container::Sequential;
 pub use context::{Context, Probe};
 pub use conv::{Conv2d, Conv2dConfig, MaxPool2d, MaxPool2dConfig};

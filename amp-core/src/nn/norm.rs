@@ -54,14 +54,16 @@ impl BatchNorm {
 
 impl Module for BatchNorm {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        if cx.is_training() {
+        // A recomputed batch was already counted.
+        let tracks = !cx.is_recomputing();
+        if cx.is_training() && tracks {
             let _ = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
         }
         Ok(input.f_batch_norm(
             Some(&self.weight),
             Some(&self.bias),
-            Some(&self.running_mean),
-            Some(&self.running_var),
+            tracks.then_some(&self.running_mean),
+            tracks.then_some(&self.running_var),
             cx.is_training(),
             self.momentum,
             self.eps,

@@ -3,7 +3,7 @@
 //! libtorch keeps the switch and the dtype per thread and device type, and one cache of cast
 //! weights per process, cleared when the outermost region ends (ATen/autocast_mode.cpp).
 
-use std::marker::PhantomData;
+use std::{cell::RefCell, marker::PhantomData};
 
 use tch::{Device, Kind};
 
@@ -30,14 +30,26 @@ pub fn autocast_state(device: Device) -> Result<AutocastState> {
     Ok(AutocastState { enabled: state.enabled, dtype })
 }
 
-/// An autocast region: it begins when the guard is made and ends when it is dropped, in reverse
-/// order of nesting. Not `Send`: the state belongs to the thread.
+/// An autocast region: it begins when the guard is made and ends when it is dropped. Guards are
+/// best dropped in reverse order; in any other, what was around them all is restored in the end.
+/// Not `Send`: the state belongs to the thread.
 #[derive(Debug)]
 #[must_use = "the region ends when the guard is dropped"]
 pub struct AutocastGuard {
+    number: u64,
+    _thread: PhantomData<*const ()>,
+}
+
+/// An open region and the state around it.
+struct Open {
+    number: u64,
     cuda: bool,
     outer: ffi::AutocastState,
-    _thread: PhantomData<*const ()>,
+}
+
+thread_local! {
+    /// This thread's open regions, outermost first.
+    static OPEN: RefCell<Vec<Open>> = const { RefCell::new(Vec::new()) };
 }
 
 impl AutocastGuard {
@@ -69,7 +81,14 @@ impl AutocastGuard {
         let dtype = kind.map(ffi::scalar_type).transpose()?.unwrap_or(outer.dtype);
         ffi::autocast_enter()?;
         // Made before the switch, so that a refusal also leaves the nesting as it was.
-        let guard = Self { cuda, outer, _thread: PhantomData };
+        let guard = Self {
+            number: OPEN.with_borrow_mut(|open| {
+                let number = open.last().map_or(0, |last| last.number + 1);
+                open.push(Open { number, cuda, outer });
+                number
+            }),
+            _thread: PhantomData,
+        };
         ffi::set_autocast(cuda, ffi::AutocastState { enabled: kind.is_some(), dtype, ..outer })?;
         Ok(guard)
     }
@@ -77,8 +96,22 @@ impl AutocastGuard {
 
 impl Drop for AutocastGuard {
     fn drop(&mut self) {
+        let around = OPEN.with_borrow_mut(|open| {
+            let at = open.iter().position(|region| region.number == self.number)?;
+            let Open { cuda, outer, .. } = open.remove(at);
+            match open[at..].iter_mut().find(|region| region.cuda == cuda) {
+                // Dropped before a region inside it, which holds on and will restore for both.
+                Some(inner) => {
+                    inner.outer = outer;
+                    None
+                }
+                None => Some((cuda, outer)),
+            }
+        });
         // Both only assign thread-local state; if they ever failed, a drop could not say so.
         let _ = ffi::autocast_leave();
-        let _ = ffi::set_autocast(self.cuda, self.outer);
+        if let Some((cuda, outer)) = around {
+            let _ = ffi::set_autocast(cuda, outer);
+        }
     }
 }

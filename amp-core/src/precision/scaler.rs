@@ -260,13 +260,6 @@ impl GradScaler {
             return Ok(ScaledLoss(loss.shallow_clone()));
         }
         self.scaled.set(true);
-        // The 0-dimensional f32 scale would leave an f16 loss of shape [1] in f16, where 65536 is
-        // infinite: it is widened first.
-        let loss = if loss.kind() == Kind::Half {
-            loss.f_to_kind(Kind::Float)?
-        } else {
-            loss.shallow_clone()
-        };
         Ok(ScaledLoss(loss.f_mul(&self.scale)?))
     }
 

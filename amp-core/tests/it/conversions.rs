@@ -1,1 +1,74 @@
-//! To be written.
+//! f16 and bf16 in and out of tensors.
+
+use amp_core::{
+    Result, convert,
+    convert::{bf16, f16},
+    tch::{Device, Kind, Tensor, kind::Element},
+};
+
+use crate::support::{bits::values, message};
+
+/// tch #995: `half::bf16` says that it is f16, so a tensor made of it holds other numbers. When
+/// this fails, tch has mended it, and `convert` can go.
+#[test]
+fn the_bf16_trap_of_tch_is_still_there() {
+    assert_eq!(<bf16 as Element>::KIND, Kind::Half);
+    let tensor = Tensor::from_slice(&[bf16::from_f32(1.0)]);
+    assert_eq!(tensor.kind(), Kind::Half);
+    assert_eq!(tensor.double_value(&[0]), 1.875, "the bits of bf16's 1, read as f16");
+}
+
+/// All 65,536 patterns survive both ways, NaNs with their payloads, and mean the same number to
+/// libtorch as to `half`.
+#[test]
+fn every_bf16_survives_both_ways() -> Result<()> {
+    let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+    let tensor = convert::from_bf16(&all)?;
+    assert_eq!((tensor.kind(), tensor.size()), (Kind::BFloat16, vec![65536]));
+    let back: Vec<u16> = convert::to_bf16(&tensor)?.into_iter().map(bf16::to_bits).collect();
+    assert!(back.into_iter().eq(0..=u16::MAX));
+    let same = |(seen, bits): (f64, &bf16)| seen == bits.to_f64() || seen.is_nan() && bits.is_nan();
+    assert!(values(&tensor).into_iter().zip(&all).all(same));
+    Ok(())
+}
+
+/// See [`every_bf16_survives_both_ways`].
+#[test]
+fn every_f16_survives_both_ways() -> Result<()> {
+    let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+    let tensor = convert::from_f16(&all)?;
+    assert_eq!((tensor.kind(), tensor.size()), (Kind::Half, vec![65536]));
+    let back: Vec<u16> = convert::to_f16(&tensor)?.into_iter().map(f16::to_bits).collect();
+    assert!(back.into_iter().eq(0..=u16::MAX));
+    let same = |(seen, bits): (f64, &f16)| seen == bits.to_f64() || seen.is_nan() && bits.is_nan();
+    assert!(values(&tensor).into_iter().zip(&all).all(same));
+    Ok(())
+}
+
+/// Reading goes row by row, whatever the strides.
+#[test]
+fn a_transposed_tensor_is_read_row_by_row() -> Result<()> {
+    let tensor =
+        Tensor::arange(6, (Kind::Float, Device::Cpu)).reshape([2, 3]).to_kind(Kind::BFloat16);
+    let read: Vec<f32> =
+        convert::to_bf16(&tensor.transpose(0, 1))?.into_iter().map(bf16::to_f32).collect();
+    assert_eq!(read, [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+    Ok(())
+}
+
+/// One dtype is never read as another.
+#[test]
+fn another_dtype_is_refused() {
+    let f16 = Tensor::zeros([1], (Kind::Half, Device::Cpu));
+    let said = message(convert::to_bf16(&f16));
+    assert!(said.contains("float16 tensor was to be read as bfloat16"), "{said}");
+    let f32 = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+    assert!(message(convert::to_f16(&f32)).contains("float32 tensor was to be read as float16"));
+}
+
+#[test]
+fn nothing_converts_to_nothing() -> Result<()> {
+    assert_eq!(convert::from_bf16(&[])?.numel(), 0);
+    assert!(convert::to_f16(&convert::from_f16(&[])?)?.is_empty());
+    Ok(())
+}

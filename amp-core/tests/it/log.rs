@@ -1,1 +1,97 @@
-//! To be written.
+//! What steps log and how it is reduced.
+
+use amp_core::{
+    Result,
+    log::{Log, LogOptions, Logged},
+    metric::Accuracy,
+    tch::{Device, Kind, Tensor},
+};
+
+use crate::support::message;
+
+const BOTH: LogOptions = LogOptions { on_step: true, on_epoch: true, prog_bar: false };
+
+fn only(values: Vec<Logged>) -> f64 {
+    assert_eq!(values.len(), 1);
+    values[0].value
+}
+
+/// The epoch's value is the mean over examples, so a smaller last batch weighs less.
+#[test]
+fn the_epochs_mean_weighs_batches_by_their_examples() -> Result<()> {
+    let mut log = Log::default();
+    log.value("loss", &Tensor::from(1.0_f32), 30, BOTH)?;
+    log.value("loss", &Tensor::from(5.0_f32), 10, BOTH)?;
+    assert_eq!(only(log.epoch_values()?), 2.0);
+    assert_eq!(only(log.step_values()?), 5.0, "a step's value is its own batch's");
+    Ok(())
+}
+
+/// `on_step` and `on_epoch` choose where a value appears; `prog_bar` goes along; the order is that
+/// of the first logging.
+#[test]
+fn options_choose_where_a_value_appears() -> Result<()> {
+    let mut log = Log::default();
+    let one = Tensor::from(1.0_f32);
+    log.value("step", &one, 1, LogOptions { on_epoch: false, ..BOTH })?;
+    log.value("epoch", &one, 1, LogOptions { on_step: false, ..BOTH })?;
+    log.value("bar", &one, 1, LogOptions { prog_bar: true, ..BOTH })?;
+    let names = |values: Vec<Logged>| -> Vec<(String, bool)> {
+        values.into_iter().map(|logged| (logged.name, logged.prog_bar)).collect()
+    };
+    assert_eq!(names(log.step_values()?), [("step".into(), false), ("bar".into(), true)]);
+    assert_eq!(names(log.epoch_values()?), [("epoch".into(), false), ("bar".into(), true)]);
+    Ok(())
+}
+
+/// [18]: values are kept in more than the dtype they come in. In f16 a sum of ones stops at 2048.
+#[test]
+fn f16_values_add_up_in_f64() -> Result<()> {
+    let mut log = Log::default();
+    let third = Tensor::from(1.0_f32 / 3.0).to_kind(Kind::Half);
+    for _ in 0..5000 {
+        log.value("loss", &third, 7, BOTH)?;
+    }
+    assert!((only(log.epoch_values()?) - third.double_value(&[])).abs() < 1e-12);
+    Ok(())
+}
+
+/// A logged loss keeps its number when the model goes on, and holds no graph.
+#[test]
+fn a_logged_value_is_a_copy_without_a_graph() -> Result<()> {
+    let mut log = Log::default();
+    let loss = Tensor::from_slice(&[2.0_f64]).set_requires_grad(true);
+    log.value("loss", &loss, 1, BOTH)?;
+    let _ = amp_core::tch::no_grad(|| loss.shallow_clone().fill_(9.0));
+    assert_eq!(only(log.step_values()?), 2.0);
+    assert_eq!(only(log.epoch_values()?), 2.0);
+    Ok(())
+}
+
+#[test]
+fn only_scalars_can_be_logged() {
+    let mut log = Log::default();
+    let two = Tensor::zeros([2], (Kind::Float, Device::Cpu));
+    let said = message(log.value("activation", &two, 1, BOTH));
+    assert_eq!(said, "log `activation`: a logged value is a scalar, got shape [2]");
+}
+
+/// A metric's epoch value comes from the summed counts.
+#[test]
+fn metrics_add_up_their_counts() -> Result<()> {
+    let mut log = Log::default();
+    let logits = Tensor::from_slice(&[1.0_f32, 0.0]).reshape([1, 2]);
+    let label = |class: i64| Tensor::from_slice(&[class]);
+    log.metric("acc", &Accuracy, &logits, &label(0), BOTH)?;
+    let three = logits.repeat([3, 1]);
+    log.metric("acc", &Accuracy, &three, &label(1).repeat([3]), BOTH)?;
+    assert_eq!(only(log.epoch_values()?), 0.25);
+    assert_eq!(only(log.step_values()?), 0.0);
+    Ok(())
+}
+
+#[test]
+fn an_empty_log_has_no_values() -> Result<()> {
+    assert!(Log::default().epoch_values()?.is_empty());
+    Ok(())
+}

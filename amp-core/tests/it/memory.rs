@@ -1,1 +1,56 @@
-//! To be written.
+//! Peak memory on the CPU, to the byte.
+
+use amp_core::{
+    Result,
+    memory::MemoryMeter,
+    tch::{Device, Kind, Tensor},
+};
+
+fn bytes(count: i64) -> Tensor {
+    Tensor::empty([count], (Kind::Uint8, Device::Cpu))
+}
+
+/// Tensors that live at once add up; one that is freed makes room for the next; those from before
+/// the measurement do not count, also when they go.
+#[test]
+fn the_peak_is_the_most_that_lived_at_once() -> Result<()> {
+    let before = bytes(10_000);
+    let meter = MemoryMeter::start(Device::Cpu)?;
+    assert_eq!(meter.read()?.peak_allocated, 0);
+    let first = bytes(4096);
+    assert_eq!(meter.read()?.peak_allocated, 4096);
+    drop(bytes(1_000_000));
+    assert_eq!(meter.read()?.peak_allocated, 4096 + 1_000_000);
+    drop(first);
+    let _second = bytes(1_000_000);
+    assert_eq!(meter.read()?.peak_allocated, 4096 + 1_000_000, "room that was freed");
+    drop(before);
+    assert_eq!(meter.read()?.peak_reserved, None, "the CPU has no caching allocator");
+    Ok(())
+}
+
+/// The dtype shows: f16 takes half of f32.
+#[test]
+fn elements_count_in_their_dtypes_size() -> Result<()> {
+    for (kind, size) in [(Kind::Half, 2), (Kind::Float, 4), (Kind::Double, 8)] {
+        let meter = MemoryMeter::start(Device::Cpu)?;
+        let _tensor = Tensor::zeros([1000], (kind, Device::Cpu));
+        assert_eq!(meter.read()?.peak_allocated, 1000 * size);
+    }
+    Ok(())
+}
+
+/// Two measurements, one after the other, have nothing in common; another thread's tensors are its
+/// own.
+#[test]
+fn a_measurement_is_its_threads_own() -> Result<()> {
+    {
+        let meter = MemoryMeter::start(Device::Cpu)?;
+        let _tensor = bytes(5000);
+        assert_eq!(meter.read()?.peak_allocated, 5000);
+    }
+    let meter = MemoryMeter::start(Device::Cpu)?;
+    std::thread::spawn(|| drop(bytes(9000))).join().expect("a thread that only allocates");
+    assert_eq!(meter.read()?.peak_allocated, 0);
+    Ok(())
+}

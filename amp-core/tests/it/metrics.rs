@@ -1,1 +1,118 @@
-//! To be written.
+//! Accuracy, top-k and macro F1 against exact fractions from plain Python.
+
+use amp_core::{
+    Result,
+    metric::{Accuracy, F1, Metric, TopK},
+    tch::{Device, Kind, Tensor},
+};
+use serde_json::Value;
+
+use crate::support::oracle::{list, oracle, text};
+
+/// The value of a fraction, `"11/15"`.
+fn fraction(text: &str) -> f64 {
+    let (part, whole) = text.split_once('/').expect("a fraction");
+    let number = |text: &str| text.parse::<f64>().expect("an integer");
+    number(part) / number(whole)
+}
+
+fn logits_and_labels(case: &Value) -> (Tensor, Tensor) {
+    let rows: Vec<Vec<f64>> =
+        serde_json::from_value(case["logits"].clone()).expect("rows of integers");
+    let labels: Vec<i64> = serde_json::from_value(case["labels"].clone()).expect("classes");
+    let flat: Vec<f64> = rows.concat();
+    let logits = Tensor::from_slice(&flat).reshape([rows.len() as i64, -1]).to_kind(Kind::Float);
+    (logits, Tensor::from_slice(&labels))
+}
+
+/// The metric of these batches, as the trainer takes it: counts added up, then reduced.
+fn measure(metric: &dyn Metric, batches: &[(Tensor, Tensor)]) -> Result<f64> {
+    let (mut counts, mut weight) = (None::<Tensor>, 0.0);
+    for (logits, labels) in batches {
+        let (more, examples) = metric.counts(logits, labels)?;
+        assert_eq!(more.kind(), Kind::Double, "counts stay exact");
+        counts = Some(counts.map_or_else(|| more.copy(), |counts| &counts + &more));
+        weight += examples;
+    }
+    let counts = Vec::<f64>::try_from(counts.expect("a batch").reshape([-1]))?;
+    Ok(metric.reduction().compute(&counts, weight))
+}
+
+/// The whole set at once and row by row: nothing depends on how it is cut.
+#[track_caller]
+fn assert_metric(metric: &dyn Metric, case: &Value, expected: &str, what: &str) -> Result<()> {
+    let (logits, labels) = logits_and_labels(case);
+    let rows = labels.size()[0];
+    let single = |at| (logits.narrow(0, at, 1), labels.narrow(0, at, 1));
+    let singles: Vec<_> = (0..rows).map(single).collect();
+    for batches in [vec![(logits.shallow_clone(), labels.shallow_clone())], singles] {
+        let seen = measure(metric, &batches)?;
+        let expected = fraction(expected);
+        assert!((seen - expected).abs() < 1e-12, "{what} of {}: {seen}", text(case, "name"));
+    }
+    Ok(())
+}
+
+/// Absent classes, ties with none, one class predicted: averages run over the classes that occur
+/// among labels or predictions, which is torchmetrics' rule.
+#[test]
+fn metrics_are_exact_however_the_set_is_cut() -> Result<()> {
+    let oracle = oracle!("metrics.json");
+    let cases = list(&oracle, "cases");
+    assert_eq!(cases.len(), 8);
+    for case in cases {
+        let expected = &case["expected"];
+        let classes = case["logits"][0].as_array().expect("a row").len() as i64;
+        assert_metric(&Accuracy, case, text(expected, "accuracy"), "accuracy")?;
+        assert_metric(&F1 { num_classes: classes }, case, text(expected, "f1_macro"), "F1")?;
+        for k in 1..=classes {
+            let top = text(&expected["top_k"], &k.to_string());
+            assert_metric(&TopK { k }, case, top, &format!("top-{k}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Batches of unequal size weigh by their examples: a mean of the batches' means would differ.
+#[test]
+fn unequal_batches_weigh_by_their_examples() -> Result<()> {
+    let oracle = oracle!("metrics.json");
+    let batched = &oracle["batched"];
+    let case = list(&oracle, "cases").iter().find(|case| case["name"] == batched["case"]);
+    let (logits, labels) = logits_and_labels(case.expect("recorded"));
+    let (mut start, mut batches, mut means) = (0, Vec::new(), Vec::new());
+    for size in list(batched, "batches").iter().map(|size| size.as_i64().expect("a size")) {
+        let batch = (logits.narrow(0, start, size), labels.narrow(0, start, size));
+        means.push(measure(&Accuracy, std::slice::from_ref(&batch))?);
+        batches.push(batch);
+        start += size;
+    }
+    let expected = fraction(text(batched, "accuracy"));
+    let seen = measure(&Accuracy, &batches)?;
+    assert_eq!(seen, expected);
+    let mean_of_means = means.iter().sum::<f64>() / means.len() as f64;
+    assert!((mean_of_means - expected).abs() > 1e-3, "the example tells the two apart");
+    Ok(())
+}
+
+/// Language models put classes last: `[N, L, C]` against `[N, L]` is the flattened problem.
+#[test]
+fn sequences_count_every_position() -> Result<()> {
+    let logits = Tensor::from_slice(&[2.0_f32, 1.0, 1.0, 2.0, 2.0, 1.0, 2.0, 1.0]);
+    let labels = Tensor::from_slice(&[0_i64, 1, 1, 0]).reshape([2, 2]);
+    let batch = [(logits.reshape([2, 2, 2]), labels)];
+    assert_eq!(measure(&Accuracy, &batch)?, 0.75);
+    assert_eq!(measure(&TopK { k: 2 }, &batch)?, 1.0);
+    Ok(())
+}
+
+/// Counts are exact in f64 where a sum in the logits' dtype would not be.
+#[test]
+fn f16_logits_are_counted_exactly() -> Result<()> {
+    let rows = 5000;
+    let logits = Tensor::from_slice(&[1.0_f32, 0.0]).repeat([rows, 1]).to_kind(Kind::Half);
+    let labels = Tensor::zeros([rows], (Kind::Int64, Device::Cpu));
+    let (counts, weight) = Accuracy.counts(&logits, &labels)?;
+    assert_eq!((counts.double_value(&[]), weight), (5000.0, 5000.0));
+    Ok(())
+}

@@ -2,7 +2,7 @@
 
 use amp_core::{
     Result,
-    optim::{Adam, AdamW, BuildOptimizer, Optimizer, Rates, Sgd},
+    optim::{Adam, AdamW, BuildOptimizer, Rates, Sgd},
     tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;

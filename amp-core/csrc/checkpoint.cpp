@@ -1,0 +1,168 @@
+// Gradient checkpointing: a node of the autograd graph that keeps a module's input instead of its
+// activations and runs the module again when the gradient arrives.
+
+#include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "guard.h"
+
+namespace {
+
+// Why the module that ran last on this thread failed.
+thread_local std::string failure;
+
+// Rust's closure that runs the module: `run` returns a new tensor, or null when it failed.
+struct Module {
+  void* state;
+  at::Tensor* (*run)(void* state, const at::Tensor* input);
+  void (*drop)(void* state);
+
+  Module(void* state, at::Tensor* (*run)(void*, const at::Tensor*), void (*drop)(void*))
+      : state(state), run(run), drop(drop) {}
+  Module(const Module&) = delete;
+  Module& operator=(const Module&) = delete;
+  ~Module() { drop(state); }
+
+  at::Tensor operator()(const at::Tensor& input) const {
+    std::unique_ptr<at::Tensor> output(run(state, &input));
+    if (output == nullptr) throw std::runtime_error("recomputing a checkpoint: " + failure);
+    return *output;
+  }
+};
+
+// The state of a random generator, so that dropout drops the same elements again.
+struct Random {
+  at::Generator generator;
+  at::Tensor state;
+
+  static at::Tensor read(at::Generator& generator) {
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    return generator.get_state();
+  }
+  void write(const at::Tensor& to) {
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_state(to);
+  }
+  explicit Random(c10::Device device)
+      : generator(at::globalContext().defaultGenerator(device)), state(read(generator)) {}
+};
+
+struct Autocast {
+  c10::DeviceType device;
+  bool enabled, cache;
+  at::ScalarType dtype;
+
+  explicit Autocast(c10::DeviceType type)
+      : device(type),
+        enabled(at::autocast::is_autocast_enabled(type)),
+        cache(at::autocast::is_autocast_cache_enabled()),
+        dtype(at::autocast::get_autocast_dtype(type)) {}
+
+  void set() const {
+    at::autocast::set_autocast_enabled(device, enabled);
+    at::autocast::set_autocast_dtype(device, dtype);
+    at::autocast::set_autocast_cache_enabled(cache);
+  }
+};
+
+// What must hold again while the module is run again; what held before comes back afterwards.
+class Surroundings {
+ public:
+  explicit Surroundings(c10::Device device) : autocast_(device.type()), random_(device) {}
+
+  template <typename Body>
+  auto restore(c10::Device device, Body&& body) {
+    struct Outer {
+      Autocast autocast;
+      Random random;
+      ~Outer() {
+        random.write(random.state);
+        if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+        autocast.set();
+      }
+    } outer{Autocast(device.type()), Random(device)};
+    at::autocast::increment_nesting();
+    autocast_.set();
+    random_.write(random_.state);
+    return body();
+  }
+
+ private:
+  Autocast autocast_;
+  Random random_;
+};
+
+struct CheckpointNode : torch::autograd::Node {
+  std::unique_ptr<Module> module;
+  at::Tensor input;
+  bool input_requires_grad;
+  Surroundings surroundings;
+
+  CheckpointNode(std::unique_ptr<Module> module, const at::Tensor& input, Surroundings surroundings)
+      : module(std::move(module)),
+        input(input.detach()),
+        input_requires_grad(input.requires_grad()),
+        surroundings(std::move(surroundings)) {}
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
+    if (module == nullptr) {
+      throw std::runtime_error("a checkpointed part of the graph was already run backward");
+    }
+    auto leaf = input.detach().requires_grad_(input_requires_grad);
+    at::AutoGradMode enabled(true);
+    auto output = surroundings.restore(input.device(), [&] { return (*module)(leaf); });
+    torch::autograd::backward({output}, {grads.at(0)});
+    return {leaf.grad()};
+  }
+
+  void release_variables() override {
+    module.reset();
+    input.reset();
+  }
+
+  std::string name() const override { return "AmpCheckpoint"; }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Called by a closure that is about to return null.
+void amp_checkpoint_failed(const char* text, size_t length) { failure.assign(text, length); }
+
+// Notes the autocast state and random generator of `input`'s device. The result goes to
+// amp_checkpoint or amp_surroundings_drop.
+int amp_surroundings(const at::Tensor* input, void** out) {
+  return amp::guarded([&] { *out = new Surroundings(input->device()); });
+}
+
+void amp_surroundings_drop(void* surroundings) {
+  delete static_cast<Surroundings*>(surroundings);
+}
+
+// Hooks `output`, computed from `input` without gradients in these surroundings, into the graph.
+// Takes the surroundings and the closure's state over, whatever happens.
+int amp_checkpoint(void* surroundings, void* state, at::Tensor* (*run)(void*, const at::Tensor*),
+                   void (*drop)(void*), const at::Tensor* input, const at::Tensor* output) {
+  std::unique_ptr<Surroundings> noted(static_cast<Surroundings*>(surroundings));
+  auto module = std::make_unique<Module>(state, run, drop);
+  return amp::guarded([&] {
+    auto node = std::shared_ptr<CheckpointNode>(
+        new CheckpointNode(std::move(module), *input, std::move(*noted)),
+        torch::autograd::deleteNode);
+    node->set_next_edges(torch::autograd::collect_next_edges(*input));
+    torch::autograd::set_history(*output, node);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,47 @@
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use super::{Context, Module, Op, Visitor};
+use crate::{Result, ffi};
+
+/// Gradient checkpointing (torch.utils.checkpoint): the module's activations are not kept for the
+/// backward pass but computed again, under the same autocast state and random numbers, so that
+/// gradients are the same to the last bit on the CPU. Batch statistics are counted once.
+///
+/// It adds no name of its own to its module's.
+#[derive(Debug)]
+pub struct Checkpoint<M> {
+    module: Arc<M>,
+    enabled: bool,
+}
+
+impl<M> Checkpoint<M> {
+    /// Checkpoints `module` while training if `enabled`; otherwise runs it as it is.
+    pub fn new(module: M, enabled: bool) -> Self {
+        // An Arc, since the graph may be freed on a thread of libtorch's.
+        Self { module: Arc::new(module), enabled }
+    }
+}
+
+impl<M: Module + 'static> Module for Checkpoint<M> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        if !(self.enabled && cx.is_training()) {
+            return self.module.forward(input, cx);
+        }
+        let (module, again) = (self.module.clone(), cx.recomputing());
+        ffi::checkpoint(
+            input,
+            || self.module.forward(input, cx),
+            move |input| module.forward(input, &again),
+        )
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.module.visit(visitor);
+    }
+
+    fn op(&self) -> Op {
+        self.module.op()
+    }
+}

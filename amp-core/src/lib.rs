@@ -24,7 +24,7 @@ pub mod trainer;
 
 //pub use amp_derive::{LightningModule, Module};
 pub use error::{Error, Result};
-pub use module::{Hyperparameters, LightningModule, Step};
+pub use module::{Hook, Hyperparameters, LightningModule, Step};
 pub use nn::Module;
 pub use tch;
 pub use trainer::{Trainer, TrainerConfig};
@@ -32,16 +32,17 @@ pub use trainer::{Trainer, TrainerConfig};
 /// What a model's file needs.
 pub mod prelude {
     pub use crate::{
-        Error, LightningModule, Module, Result, Step,
+        Error, Hook, LightningModule, Module, Result, Step,
         data::Batch,
+        log::LogOptions,
         loss, metric,
         nn::{
-            BatchNorm, Context, Conv2d, Dropout, Embedding, Flatten, Gelu, Identity, LayerNorm,
-            Linear, MaxPool2d, MultiheadAttention, Relu, Sequential, Sigmoid, Silu, Tanh,
-            TransformerEncoderLayer,
+            BatchNorm, Checkpoint, Context, Conv2d, Dropout, Embedding, Flatten, Gelu, Identity,
+            LayerNorm, Linear, MaxPool2d, MultiheadAttention, Relu, Sequential, Sigmoid, Silu,
+            Tanh, TransformerEncoderLayer,
         },
         optim::{OptimizerConfig, TrainingPlan},
-        precision::{Precision, Region},
+        precision::{Gradients, Precision, Region, StepOutcome, Unscaled},
     };
     pub use tch::Tensor;
 }
@@ -50,7 +51,7 @@ pub mod prelude {
 #[doc(hidden)]
 pub mod __private {
     pub use crate::{
-        Error, Hyperparameters, LightningModule, Module, Result, Step,
+        Error, Hook, Hyperparameters, LightningModule, Module, Result, Step,
         data::Batch,
         hparam,
         log::LogOptions,
@@ -58,7 +59,7 @@ pub mod __private {
         nn::{Context, Visitor, visit_child},
         optim,
         optim::{Interval, OptimizerConfig, TrainingPlan},
-        precision::Region,
+        precision::{Gradients, Region, StepOutcome, Unscaled},
     };
     pub use tch::Tensor;
 }

@@ -9,6 +9,7 @@ use crate::{
     metric::Metric,
     nn::{Context, Module},
     optim::{OptimizerConfig, TrainingPlan},
+    precision::{Gradients, StepOutcome, Unscaled},
 };
 
 /// Hyperparameters by name, as saved beside weights.
@@ -45,6 +46,107 @@ pub trait LightningModule: Module {
     /// # Errors
     /// When an option is out of range.
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<OptimizerConfig>;
+
+    /// Before the first epoch.
+    ///
+    /// # Errors
+    /// An error ends the run; so it does in every hook.
+    fn on_train_start(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Before an epoch's first batch.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        let _ = hook;
+        Ok(())
+    }
+
+    /// Before an optimizer step: gradients are unscaled and not yet clipped. After an overflow
+    /// some are not finite, and the step will be skipped.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn on_before_optimizer_step(
+        &mut self,
+        gradients: &Gradients<Unscaled>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        let _ = (gradients, hook);
+        Ok(())
+    }
+
+    /// After a batch, with what the training step returned, detached, and what became of the
+    /// optimizer step; `None` while gradients are only accumulated.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn on_train_batch_end(
+        &mut self,
+        loss: &Tensor,
+        outcome: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        let _ = (loss, outcome, hook);
+        Ok(())
+    }
+
+    /// After an epoch's last batch, before its values are read.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        let _ = hook;
+        Ok(())
+    }
+
+    /// After an epoch's validation, before its values are read.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn on_validation_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        let _ = hook;
+        Ok(())
+    }
+
+    /// After the last epoch.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn on_train_end(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a hook sees of the run, and where it logs.
+pub struct Hook<'a> {
+    /// From 0.
+    pub epoch: i64,
+    /// Optimizer steps applied so far.
+    pub global_step: u64,
+    /// The loss scale; `None` where the precision has none.
+    pub scale: Option<f64>,
+    pub(crate) log: &'a mut Log,
+}
+
+impl Hook<'_> {
+    /// Logs a scalar; nothing is read back to the host here.
+    ///
+    /// # Errors
+    /// When `value` is not a scalar.
+    pub fn log(&mut self, name: &str, value: &Tensor, options: LogOptions) -> Result<()> {
+        self.log.value(name, value, 1, options)
+    }
+
+    /// Logs a number of the host's.
+    ///
+    /// # Errors
+    /// When libtorch has no room for it.
+    pub fn log_number(&mut self, name: &str, value: f64, options: LogOptions) -> Result<()> {
+        self.log.value(name, &Tensor::from(value), 1, options)
+    }
 }
 
 /// What a step sees besides its batch.

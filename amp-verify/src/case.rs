@@ -1,11 +1,8 @@
 //! What is run: a model, its data and the options that all precisions share.
 
 use amp_core::{
-    Error, Hyperparameters, LightningModule, Result,
-    data::DataModule,
-    hardware::seed_everything,
-    precision::Clip,
-    tch::Device,
+    Error, Hyperparameters, LightningModule, Result, data::DataModule, hardware::seed_everything,
+    precision::Clip, tch::Device,
 };
 use fixtures::{data::DataKind, models::Model};
 

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use amp_core::{Error, Hyperparameters, precision::{Clip, Precision}};
+use amp_core::{
+    Error, Hyperparameters,
+    precision::{Clip, Precision},
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fixtures::data::DataKind;
 use serde_json::Value;

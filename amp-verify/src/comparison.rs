@@ -1,11 +1,6 @@
 //! Runs beside their baseline.
 
-use amp_core::{
-    event::FitStart,
-    precision::Precision,
-    probe::Observed,
-    record::RunRecord,
-};
+use amp_core::{event::FitStart, precision::Precision, probe::Observed, record::RunRecord};
 use serde::{Deserialize, Serialize};
 
 /// A case's runs, each with its deltas.
@@ -75,7 +70,8 @@ impl Comparison {
     /// When there is no record.
     pub fn new(records: Vec<RunRecord>, metric: &str, batch_size: i64) -> Self {
         let subject = records.first().expect("a comparison has a baseline").start.clone();
-        let mut runs: Vec<Run> = records.into_iter().map(|record| Run::new(record, metric)).collect();
+        let mut runs: Vec<Run> =
+            records.into_iter().map(|record| Run::new(record, metric)).collect();
         let baseline = runs[0].clone();
         for run in &mut runs[1..] {
             run.delta = Some(Delta::new(run, &baseline));

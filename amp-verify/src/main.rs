@@ -5,8 +5,7 @@ use std::{io, process::ExitCode};
 use amp_core::{
     Error, Result,
     event::{Event, Subscriber},
-    hardware,
-    tch,
+    hardware, tch,
 };
 use amp_verify::{
     case::Case,
@@ -55,7 +54,10 @@ fn usage(error: &clap::Error) -> ExitCode {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("Usage:")).collect();
     let line = lines.join(" ");
-    eprintln!("{}", line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end());
+    eprintln!(
+        "{}",
+        line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end()
+    );
     ExitCode::from(USAGE)
 }
 
@@ -104,7 +106,10 @@ fn logs(args: &RunArgs) -> Result<Logs> {
 
 fn list() -> Result<()> {
     let lines = models::ALL.iter().map(|model| {
-        format!("{}\n    {}; data: {}, {} epochs\n", model.name, model.about, model.data, model.epochs)
+        format!(
+            "{}\n    {}; data: {}, {} epochs\n",
+            model.name, model.about, model.data, model.epochs
+        )
     });
     print(&lines.collect::<String>())
 }

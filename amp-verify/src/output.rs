@@ -34,7 +34,8 @@ impl Staged {
     /// # Errors
     /// When the disk is full, for example.
     pub fn write(mut self, text: &str) -> Result<()> {
-        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.as_file().sync_all());
+        let written =
+            self.file.write_all(text.as_bytes()).and_then(|()| self.file.as_file().sync_all());
         written.map_err(|error| Error::io(&self.path, error))?;
         self.file.persist(&self.path).map_err(|error| Error::io(&self.path, error.error))?;
         Ok(())

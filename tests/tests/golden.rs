@@ -53,7 +53,10 @@ fn a_changed_figure_is_named() {
     let run = |golden: &mut Golden, change: &dyn Fn(&mut amp_verify::golden::Figures)| {
         change(golden.runs.get_mut("16-mixed").expect("a run of 16-mixed"));
     };
-    assert_eq!(refused(&|g| run(g, &|f| f.accuracy = f.accuracy.map(|a| a - 0.03))), in_16("accuracy"));
+    assert_eq!(
+        refused(&|g| run(g, &|f| f.accuracy = f.accuracy.map(|a| a - 0.03))),
+        in_16("accuracy")
+    );
     assert_eq!(refused(&|g| run(g, &|f| f.accuracy = None)), in_16("accuracy"));
     assert_eq!(refused(&|g| run(g, &|f| f.loss = Some(f64::NAN))), in_16("loss"));
     assert_eq!(refused(&|g| run(g, &|f| f.loss = f.loss.map(|l| l * 1.05))), in_16("loss"));
@@ -65,8 +68,5 @@ fn a_changed_figure_is_named() {
         in_16("peak_memory_bytes")
     );
     assert_eq!(refused(&|g| g.seed += 1), [(String::new(), "case")]);
-    assert_eq!(
-        refused(&|g| drop(g.runs.remove("16-mixed"))),
-        [(String::new(), "precisions")]
-    );
+    assert_eq!(refused(&|g| drop(g.runs.remove("16-mixed"))), [(String::new(), "precisions")]);
 }

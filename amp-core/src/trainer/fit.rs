@@ -54,12 +54,14 @@ pub(super) fn fit(
         emit(Event::Note { text })?;
     }
     let mut runner = StepRunner::new(config, scheduled)?;
+    model.on_train_start()?;
     for epoch in 0..config.max_epochs {
         let (train, train_seconds) =
             timed(|| train_epoch(config, model, &loader, epoch, &mut runner, emit))?;
         let lr = runner.lr();
         runner.end_epoch();
-        let (val, val_seconds) = timed(|| validate(config, model, &val, data.batch_size, &runner))?;
+        let (val, val_seconds) =
+            timed(|| validate(config, model, &val, data.batch_size, epoch, &runner))?;
         emit(Event::EpochEnd(EpochEnd {
             epoch,
             global_step: runner.global_step(),
@@ -70,6 +72,7 @@ pub(super) fn fit(
             val_seconds,
         }))?;
     }
+    model.on_train_end()?;
     emit(Event::FitEnd(FitEnd {
         global_step: runner.global_step(),
         skipped: runner.skipped(),
@@ -88,6 +91,7 @@ fn train_epoch(
     emit: &mut Emit<'_>,
 ) -> Result<Vec<Logged>> {
     let mut log = Log::default();
+    model.on_train_epoch_start(&mut runner.hook(epoch, &mut log))?;
     let window = config.accumulate_grad_batches;
     let batches = loader.batches();
     for (index, batch) in (0_i64..).zip(loader.epoch(epoch.cast_unsigned())?) {
@@ -97,16 +101,19 @@ fn train_epoch(
         // A mean over the window's examples, whatever the window's true length.
         let examples: i64 = (first..=last).map(|at| loader.batch_len(at)).sum();
         let share = batch.len() as f64 / examples as f64;
-        runner.accumulate(model, &batch, index, share, &mut log, emit)?;
-        if index == last {
-            runner.step(emit)?;
-        }
+        let loss = runner.accumulate(model, &batch, index, share, &mut log, emit)?;
+        let outcome = match index == last {
+            true => Some(runner.step(model, epoch, &mut log, emit)?),
+            false => None,
+        };
+        model.on_train_batch_end(&loss, outcome.as_ref(), &mut runner.hook(epoch, &mut log))?;
         emit(Event::Batch { epoch, batch: index, global_step: runner.global_step() })?;
         if (index + 1) % config.log_every_n_steps == 0 {
             let global_step = runner.global_step();
             emit(Event::Logged { global_step, values: log.step_values()? })?;
         }
     }
+    model.on_train_epoch_end(&mut runner.hook(epoch, &mut log))?;
     log.epoch_values()
 }
 
@@ -116,6 +123,7 @@ fn validate(
     model: &mut dyn LightningModule,
     data: &Batch,
     batch_size: i64,
+    epoch: i64,
     runner: &StepRunner<'_>,
 ) -> Result<Vec<Logged>> {
     let policy = config.policy();
@@ -127,6 +135,7 @@ fn validate(
         let mut step = Step::new(&context, &mut log, index, runner.global_step());
         model.validation_step(&batch?, &mut step)?;
     }
+    model.on_validation_epoch_end(&mut runner.hook(epoch, &mut log))?;
     log.epoch_values()
 }
 

@@ -2,9 +2,11 @@
 
 use std::rc::Rc;
 
+use tch::Tensor;
+
 use super::{TrainerConfig, fit::Emit};
 use crate::{
-    Error, LightningModule, Result, Step,
+    Error, Hook, LightningModule, Result, Step,
     data::Batch,
     event::Event,
     log::Log,
@@ -23,6 +25,8 @@ pub(super) struct StepRunner<'a> {
     scaler: GradScaler,
     applied: u64,
     skipped: u64,
+    /// The rate of the last step.
+    lr: f64,
     /// Whether gradients of the running window are already there.
     accumulating: bool,
     probed: bool,
@@ -35,6 +39,7 @@ impl<'a> StepRunner<'a> {
             true => GradScaler::new(config.device, config.scaler)?,
             false => GradScaler::disabled(config.device)?,
         };
+        let lr = scheduled.optimizer.rates().lr;
         Ok(Self {
             config,
             policy,
@@ -43,6 +48,7 @@ impl<'a> StepRunner<'a> {
             scaler,
             applied: 0,
             skipped: 0,
+            lr,
             accumulating: false,
             probed: false,
         })
@@ -58,7 +64,7 @@ impl<'a> StepRunner<'a> {
     }
 
     pub(super) fn lr(&self) -> f64 {
-        self.scheduled.optimizer.rates().lr
+        self.lr
     }
 
     pub(super) fn scale(&self) -> Option<f64> {
@@ -69,8 +75,13 @@ impl<'a> StepRunner<'a> {
         self.scheduled.advance(Interval::Epoch);
     }
 
-    /// Adds the gradients of `share` of the batch's loss. The very first batch is probed for
-    /// the dtypes it ran in.
+    /// What a hook sees now.
+    pub(super) fn hook<'l>(&self, epoch: i64, log: &'l mut Log) -> Hook<'l> {
+        Hook { epoch, global_step: self.global_step(), scale: self.scale(), log }
+    }
+
+    /// Adds the gradients of `share` of the batch's loss and returns the loss. The very first
+    /// batch is probed for the dtypes it ran in.
     pub(super) fn accumulate(
         &mut self,
         model: &mut dyn LightningModule,
@@ -79,7 +90,7 @@ impl<'a> StepRunner<'a> {
         share: f64,
         log: &mut Log,
         emit: &mut Emit<'_>,
-    ) -> Result<()> {
+    ) -> Result<Tensor> {
         if !self.accumulating {
             self.scheduled.optimizer.zero_grad()?;
             self.accumulating = true;
@@ -103,16 +114,22 @@ impl<'a> StepRunner<'a> {
             emit(Event::Observed(probe.finish(self.config.precision, &loss, parameters)?))?;
             self.probed = true;
         }
-        Ok(())
+        Ok(loss.f_detach()?)
     }
 
     /// Steps on the accumulated gradients. A skipped step moves neither the schedule nor the
     /// step count, unless configured as in Lightning.
-    pub(super) fn step(&mut self, emit: &mut Emit<'_>) -> Result<()> {
+    pub(super) fn step(
+        &mut self,
+        model: &mut dyn LightningModule,
+        epoch: i64,
+        log: &mut Log,
+        emit: &mut Emit<'_>,
+    ) -> Result<StepOutcome> {
         self.accumulating = false;
-        let optimizer = self.scheduled.optimizer.as_mut();
-        let gradients = self.scaler.gradients(optimizer)?;
+        let gradients = self.scaler.gradients(self.scheduled.optimizer.as_ref())?;
         let gradients = self.scaler.unscale(gradients)?;
+        model.on_before_optimizer_step(&gradients, &mut self.hook(epoch, log))?;
         match self.config.gradient_clip {
             Some(Clip::Norm(limit)) => {
                 // The norm stays on the device.
@@ -121,18 +138,19 @@ impl<'a> StepRunner<'a> {
             Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
             None => {}
         }
+        self.lr = self.scheduled.optimizer.rates().lr;
         let attempt = self.applied + self.skipped;
         let scale = self.scaler.scale_value();
-        let outcome = self.scaler.step(gradients, optimizer)?;
+        let outcome = self.scaler.step(gradients, self.scheduled.optimizer.as_mut())?;
         self.scaler.update()?;
-        let advances = match outcome {
+        let advances = match &outcome {
             StepOutcome::Applied => {
                 self.applied += 1;
                 true
             }
             StepOutcome::Skipped { culprit } => {
                 self.skipped += 1;
-                emit(Event::Skipped { attempt, culprit, scale })?;
+                emit(Event::Skipped { attempt, culprit: culprit.clone(), scale })?;
                 self.config.skipped_step_advances
             }
         };
@@ -151,6 +169,6 @@ impl<'a> StepRunner<'a> {
         if advances {
             self.scheduled.advance(Interval::Step);
         }
-        Ok(())
+        Ok(outcome)
     }
 }

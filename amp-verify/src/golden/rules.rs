@@ -61,7 +61,8 @@ impl Agreement {
 
     fn figures(&self, moved: &mut Vec<Moved>, precision: &str, golden: &Figures, found: &Figures) {
         exact(moved, precision, "skipped_steps", &golden.skipped_steps, &found.skipped_steps);
-        let scale = |figures: &Figures| figures.final_scale.map_or("none".into(), |s| s.to_string());
+        let scale =
+            |figures: &Figures| figures.final_scale.map_or("none".into(), |s| s.to_string());
         exact(moved, precision, "final_scale", &scale(golden), &scale(found));
         let dtypes = |figures: &Figures| {
             format!("{:?} {} {:?}", figures.matmul, figures.loss_dtype, figures.weights)

@@ -48,7 +48,12 @@ impl<W: Write> Subscriber for EpochTable<W> {
                     self.header = true;
                     let names: Vec<String> =
                         values.iter().map(|logged| format!("{:>12}", logged.name)).collect();
-                    self.line(&format!("epoch  step {} {:>10} {:>8}", names.join(""), "lr", "seconds"))?;
+                    self.line(&format!(
+                        "epoch  step {} {:>10} {:>8}",
+                        names.join(""),
+                        "lr",
+                        "seconds"
+                    ))?;
                 }
                 let values: Vec<String> =
                     values.iter().map(|logged| format!("{:>12.5}", logged.value)).collect();

@@ -32,8 +32,18 @@ pub fn table(comparison: &Comparison) -> String {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header([
-        "precision", comparison.metric.as_str(), "Δ", "val_loss", "Δ", "skipped", "scale", "peak memory", "×",
-        "time", "×", "matmul / loss / weights",
+        "precision",
+        comparison.metric.as_str(),
+        "Δ",
+        "val_loss",
+        "Δ",
+        "skipped",
+        "scale",
+        "peak memory",
+        "×",
+        "time",
+        "×",
+        "matmul / loss / weights",
     ]);
     for run in &comparison.runs {
         table.add_row(row(run));
@@ -46,7 +56,8 @@ pub fn table(comparison: &Comparison) -> String {
     let _ = writeln!(out, "{table}");
     for run in &comparison.runs {
         if let Some(culprit) = &run.first_culprit {
-            let _ = writeln!(out, "{}: first skipped step: `{culprit}` was not finite", run.precision);
+            let _ =
+                writeln!(out, "{}: first skipped step: `{culprit}` was not finite", run.precision);
         }
         for note in &run.notes {
             let _ = writeln!(out, "{}: {note}", run.precision);
@@ -77,7 +88,12 @@ fn row(run: &Run) -> Vec<Cell> {
         or(delta.map(|d| format!("{:.2}", d.peak_memory_ratio)), ""),
         format!("{:.2} s", run.train_seconds),
         or(delta.map(|d| format!("{:.2}", d.train_seconds_ratio)), ""),
-        format!("{} / {} / {}", set(&observed.matmul), short(&observed.loss), set(&observed.parameters)),
+        format!(
+            "{} / {} / {}",
+            set(&observed.matmul),
+            short(&observed.loss),
+            set(&observed.parameters)
+        ),
     ]
     .map(Cell::new)
     .into()

@@ -34,5 +34,7 @@ pub(crate) fn refusal(output: &Output) -> String {
 /// The names of the files in `folder`.
 pub(crate) fn files(folder: &Path) -> Vec<String> {
     let entries = folder.read_dir().expect("a folder");
-    entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+    entries
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect()
 }

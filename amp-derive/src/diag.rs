@@ -1,0 +1,105 @@
+//! Collects every mistake of one struct, so that one compile shows them all.
+
+use std::{cell::RefCell, fmt::Display, thread};
+
+use proc_macro2::Span;
+use quote::ToTokens;
+
+/// Advice that does not stop the build.
+#[derive(Debug)]
+pub(crate) struct Warning {
+    /// The token it is about.
+    pub(crate) at: Span,
+    /// The rule, in SCREAMING_SNAKE_CASE: rustc prints it beside the note.
+    pub(crate) rule: &'static str,
+    /// What is wrong and what to do.
+    pub(crate) note: String,
+}
+
+#[derive(Default)]
+struct Collected {
+    errors: Vec<syn::Error>,
+    warnings: Vec<Warning>,
+}
+
+/// The collector. It must be [`finish`](Self::finish)ed: dropping it unread panics, since an
+/// error would be lost.
+pub(crate) struct Diagnostics(RefCell<Option<Collected>>);
+
+impl Diagnostics {
+    pub(crate) fn new() -> Self {
+        Self(RefCell::new(Some(Collected::default())))
+    }
+
+    /// An error that underlines `at`.
+    pub(crate) fn error(&self, at: impl ToTokens, message: impl Display) {
+        self.push(syn::Error::new_spanned(at, message));
+    }
+
+    /// An error that syn found.
+    pub(crate) fn push(&self, error: syn::Error) {
+        if let Some(collected) = self.0.borrow_mut().as_mut() {
+            collected.errors.push(error);
+        }
+    }
+
+    /// Advice about `at`, under the name of its rule.
+    pub(crate) fn warn(&self, at: Span, rule: &'static str, note: impl Into<String>) {
+        if let Some(collected) = self.0.borrow_mut().as_mut() {
+            collected.warnings.push(Warning { at, rule, note: note.into() });
+        }
+    }
+
+    /// `value` and the warnings if there was no error. A `value` is only ever missing because of
+    /// an error.
+    pub(crate) fn finish<T>(self, value: Option<T>) -> Result<(T, Vec<Warning>), syn::Error> {
+        let Collected { errors, warnings } = self.0.take().unwrap_or_default();
+        let all = errors.into_iter().reduce(|mut all, error| {
+            all.combine(error);
+            all
+        });
+        match (all, value) {
+            (Some(errors), _) => Err(errors),
+            (None, Some(value)) => Ok((value, warnings)),
+            (None, None) => Err(syn::Error::new(
+                Span::call_site(),
+                "bug in amp-derive: the struct was refused without a reason",
+            )),
+        }
+    }
+}
+
+impl Drop for Diagnostics {
+    fn drop(&mut self) {
+        if self.0.borrow().is_some() && !thread::panicking() {
+            panic!("diagnostics were dropped unread");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "dropped unread")]
+    fn dropping_it_unread_panics() {
+        drop(Diagnostics::new());
+    }
+
+    #[test]
+    fn a_missing_value_is_never_silent() {
+        assert!(Diagnostics::new().finish(None::<()>).is_err());
+    }
+
+    #[test]
+    fn errors_come_together_and_win_over_the_value() {
+        let diag = Diagnostics::new();
+        diag.error(syn::Ident::new("a", Span::call_site()), "first");
+        diag.error(syn::Ident::new("b", Span::call_site()), "second");
+        diag.warn(Span::call_site(), "RULE", "advice");
+        let errors = diag.finish(Some(())).expect_err("two errors");
+        let texts: Vec<String> = errors.into_iter().map(|error| error.to_string()).collect();
+        assert_eq!(texts, ["first", "second"]);
+    }
+}

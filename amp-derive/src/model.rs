@@ -1,0 +1,158 @@
+//! The checked struct. What generated code cannot be written for cannot be said here.
+
+use proc_macro2::Ident;
+use syn::{Attribute, Expr, ExprClosure, ExprPath, Generics, Pat, Type, Visibility};
+
+use crate::table;
+
+/// A struct that code is generated for.
+pub(crate) struct Model {
+    pub(crate) ident: Ident,
+    pub(crate) vis: Visibility,
+    pub(crate) generics: Generics,
+    pub(crate) allows: Vec<Attribute>,
+    pub(crate) fields: Vec<Field>,
+    pub(crate) forward: Forward,
+    /// What `LightningModule` has and `Module` has not.
+    pub(crate) lightning: Option<Lightning>,
+}
+
+impl Model {
+    /// The layer fields in order of declaration.
+    pub(crate) fn layers(&self) -> impl Iterator<Item = (&Field, Option<Region>)> {
+        self.fields.iter().filter_map(|field| match &field.kind {
+            Kind::Layer { region, .. } => Some((field, *region)),
+            Kind::Hparam { .. } | Kind::State { .. } => None,
+        })
+    }
+
+    /// The hyperparameters in order of declaration.
+    pub(crate) fn hparams(&self) -> impl Iterator<Item = &Field> {
+        self.fields.iter().filter(|field| matches!(field.kind, Kind::Hparam { .. }))
+    }
+}
+
+pub(crate) struct Field {
+    pub(crate) ident: Ident,
+    pub(crate) ty: Type,
+    pub(crate) docs: Vec<Attribute>,
+    pub(crate) kind: Kind,
+}
+
+pub(crate) enum Kind {
+    Hparam { default: Default },
+    Layer { source: Source, region: Option<Region> },
+    /// `None` starts from `Default::default()`.
+    State { initial: Option<Expr> },
+}
+
+/// Where a hyperparameter's value comes from unless a setter gives it.
+pub(crate) enum Default {
+    /// An argument of `builder`.
+    Required,
+    /// `Default::default()`.
+    OfType,
+    Expr(Expr),
+}
+
+/// Where a layer comes from.
+pub(crate) enum Source {
+    /// An argument of `builder`.
+    Given,
+    Built(Build),
+}
+
+/// How a layer is built.
+pub(crate) enum Build {
+    /// A Rust expression of the user's.
+    Rust(Expr),
+    /// A row of the table; `values` are its required keys in order.
+    Layer { row: &'static table::Layer, at: Ident, values: Vec<Expr>, options: Vec<Pair> },
+    Sequential { at: Ident, layers: Vec<Build> },
+    /// `Vec` of `count` layers.
+    Repeat { at: Ident, count: Expr, index: Pat, layer: Box<Build> },
+    /// `Option` of a layer.
+    Optional { at: Ident, condition: Expr, layer: Box<Build> },
+}
+
+/// `key = value`.
+#[derive(Clone)]
+pub(crate) struct Pair {
+    pub(crate) key: Ident,
+    pub(crate) value: Expr,
+}
+
+/// A precision region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Region {
+    Fp32,
+    Fp16,
+    Bf16,
+    Fp64,
+    AutocastOff,
+}
+
+pub(crate) enum Forward {
+    /// Every layer in order of declaration.
+    InOrder,
+    /// A body in which layers are called by name.
+    Body { input: Ident, ty: Option<Type>, body: Expr },
+    /// A function with `forward`'s signature.
+    Function(ExprPath),
+}
+
+pub(crate) struct Lightning {
+    pub(crate) training: Step,
+    pub(crate) validation: Step,
+    pub(crate) optimizers: Optimizers,
+}
+
+pub(crate) enum Step {
+    Generated { loss: Loss, log: LogOptions, metrics: Vec<Metric> },
+    /// A function with the step's signature.
+    Function(ExprPath),
+}
+
+#[derive(Clone)]
+pub(crate) enum Loss {
+    /// One of amp-core's.
+    Known(Ident),
+    /// `fn(&Tensor, &Tensor) -> Result<Tensor>`.
+    Function(Expr),
+    Closure(ExprClosure),
+}
+
+pub(crate) struct Metric {
+    /// The logged name, with its stage.
+    pub(crate) name: String,
+    pub(crate) value: MetricValue,
+    pub(crate) log: LogOptions,
+}
+
+#[derive(Clone)]
+pub(crate) enum MetricValue {
+    /// One of amp-core's.
+    Known { row: &'static table::Entry, at: Ident, keys: Vec<Pair> },
+    /// A value that implements `Metric`.
+    Rust(Expr),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LogOptions {
+    pub(crate) on_step: bool,
+    pub(crate) on_epoch: bool,
+    pub(crate) prog_bar: bool,
+}
+
+pub(crate) enum Optimizers {
+    Generated { optimizer: Config, scheduler: Option<(Config, table::Interval)> },
+    /// A function with `configure_optimizers`'s signature.
+    Function(ExprPath),
+}
+
+/// A struct of options in amp-core's `optim`.
+pub(crate) struct Config {
+    pub(crate) row: &'static table::Entry,
+    pub(crate) at: Ident,
+    pub(crate) keys: Vec<Pair>,
+}

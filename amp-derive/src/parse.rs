@@ -1,0 +1,118 @@
+//! Annotated struct → [`Spec`]. Only shape is looked at here; spans are kept.
+
+use syn::{
+    Attribute, Data, DeriveInput, Expr, Fields, Meta, Token,
+    ext::IdentExt,
+    parse::{Parse, ParseStream},
+    punctuated::Punctuated,
+};
+
+use crate::{
+    diag::Diagnostics,
+    spec::{Attr, Derive, Field, Spec},
+    symbol,
+};
+
+/// Sorts the input; `None` if it is no struct with named fields, which is reported.
+pub(crate) fn parse(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> Option<Spec> {
+    let fields = named_fields(input, derive, diag)?;
+    Some(Spec {
+        derive,
+        ident: input.ident.clone(),
+        vis: input.vis.clone(),
+        generics: input.generics.clone(),
+        allows: input
+            .attrs
+            .iter()
+            .filter(|attr| attr.path().is_ident("allow") || attr.path().is_ident("expect"))
+            .cloned()
+            .collect(),
+        attrs: own_attributes(&input.attrs, diag),
+        fields,
+    })
+}
+
+/// Rule: the derives are for structs with named fields, because parameters are called after them.
+fn named_fields(
+    input: &DeriveInput,
+    derive: Derive,
+    diag: &Diagnostics,
+) -> Option<Vec<Field>> {
+    let name = derive.name();
+    match &input.data {
+        Data::Struct(data) => match &data.fields {
+            Fields::Named(fields) => Some(fields.named.iter().filter_map(|f| field(f, diag)).collect()),
+            Fields::Unnamed(fields) => {
+                diag.error(
+                    &fields.unnamed,
+                    "name the fields, as in `{ model: Linear }`: parameters are called after them, \
+                     `model.weight`",
+                );
+                None
+            }
+            // Without fields there are no layers either, which has its own rule.
+            Fields::Unit => Some(Vec::new()),
+        },
+        Data::Enum(data) => {
+            diag.error(
+                data.enum_token,
+                format!("{name} is derived for structs; put the variants' layers in a struct with `Option` fields"),
+            );
+            None
+        }
+        Data::Union(data) => {
+            diag.error(data.union_token, format!("{name} is derived for structs, not for unions"));
+            None
+        }
+    }
+}
+
+fn field(field: &syn::Field, diag: &Diagnostics) -> Option<Field> {
+    let known = [symbol::ON_STRUCT, symbol::ON_FIELD, &["doc"]].concat();
+    let is_foreign = |attr: &&Attribute| !known.iter().any(|name| attr.path().is_ident(name));
+    Some(Field {
+        ident: field.ident.clone()?,
+        ty: field.ty.clone(),
+        docs: field.attrs.iter().filter(|attr| attr.path().is_ident("doc")).cloned().collect(),
+        attrs: own_attributes(&field.attrs, diag),
+        foreign: field
+            .attrs
+            .iter()
+            .filter(is_foreign)
+            .map(|attr| attr.path().clone())
+            .collect(),
+    })
+}
+
+fn own_attributes(attrs: &[Attribute], diag: &Diagnostics) -> Vec<Attr> {
+    let known = [symbol::ON_STRUCT, symbol::ON_FIELD].concat();
+    let is_own = |attr: &&Attribute| known.iter().any(|name| attr.path().is_ident(name));
+    attrs.iter().filter(is_own).map(|attr| attribute(attr, diag)).collect()
+}
+
+/// Every attribute is a comma-separated list of Rust expressions, where `key = value` is an
+/// assignment: one grammar for all, and rust-analyzer understands it too.
+fn attribute(attr: &Attribute, diag: &Diagnostics) -> Attr {
+    let path = attr.path().clone();
+    let args = match &attr.meta {
+        Meta::Path(_) => Some(Vec::new()),
+        Meta::List(list) => match list.parse_args_with(arguments) {
+            Ok(args) => Some(args),
+            Err(error) => {
+                diag.push(error);
+                None
+            }
+        },
+        Meta::NameValue(pair) => {
+            let name = path.get_ident().map(|ident| ident.unraw().to_string()).unwrap_or_default();
+            diag.error(pair, format!("write the argument in parentheses: `#[{name}(…)]`"));
+            None
+        }
+    };
+    Attr { path, args }
+}
+
+fn arguments(input: ParseStream<'_>) -> syn::Result<Vec<Expr>> {
+    Punctuated::<Expr, Token![,]>::parse_terminated_with(input, Expr::parse)
+        .map(|args| args.into_iter().collect())
+}

@@ -1,0 +1,97 @@
+//! The annotated struct as written: sorted, nothing decided.
+
+use proc_macro2::Ident;
+use syn::{Attribute, Expr, ExprPath, Generics, Path, Type, Visibility};
+
+/// Which of the two derives runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Derive {
+    Module,
+    LightningModule,
+}
+
+impl Derive {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Module => "Module",
+            Self::LightningModule => "LightningModule",
+        }
+    }
+}
+
+/// An annotated struct with named fields.
+pub(crate) struct Spec {
+    pub(crate) derive: Derive,
+    pub(crate) ident: Ident,
+    pub(crate) vis: Visibility,
+    pub(crate) generics: Generics,
+    /// `#[allow]` and `#[expect]`, which also hold for warnings of the derive.
+    pub(crate) allows: Vec<Attribute>,
+    pub(crate) attrs: Vec<Attr>,
+    pub(crate) fields: Vec<Field>,
+}
+
+pub(crate) struct Field {
+    pub(crate) ident: Ident,
+    pub(crate) ty: Type,
+    pub(crate) docs: Vec<Attribute>,
+    /// Attributes of this derive.
+    pub(crate) attrs: Vec<Attr>,
+    /// The paths of all other attributes, among which a misspelt one may be.
+    pub(crate) foreign: Vec<Path>,
+}
+
+/// One attribute of this derive: `#[path(args, …)]`.
+pub(crate) struct Attr {
+    pub(crate) path: Path,
+    /// Empty for a bare `#[path]`; `None` if they could not be read, which is already reported.
+    pub(crate) args: Option<Vec<Expr>>,
+}
+
+impl Attr {
+    pub(crate) fn is(&self, name: &str) -> bool {
+        self.path.is_ident(name)
+    }
+}
+
+/// The attributes called `name`.
+pub(crate) fn named<'a>(attrs: &'a [Attr], name: &'a str) -> impl Iterator<Item = &'a Attr> {
+    attrs.iter().filter(move |attr| attr.is(name))
+}
+
+/// Whether there is an attribute called `name`.
+pub(crate) fn has(attrs: &[Attr], name: &str) -> bool {
+    named(attrs, name).next().is_some()
+}
+
+/// An attribute's or a layer's argument, by its shape.
+#[derive(Clone, Copy)]
+pub(crate) enum Arg<'a> {
+    /// `word`
+    Word(&'a Ident),
+    /// `key = value`
+    Pair(&'a Ident, &'a Expr),
+    /// Any other expression.
+    Other(&'a Expr),
+}
+
+impl<'a> From<&'a Expr> for Arg<'a> {
+    fn from(expr: &'a Expr) -> Self {
+        match (word(expr), expr) {
+            (Some(word), _) => Self::Word(word),
+            (None, Expr::Assign(assign)) => match word(&assign.left) {
+                Some(key) => Self::Pair(key, &assign.right),
+                None => Self::Other(expr),
+            },
+            _ => Self::Other(expr),
+        }
+    }
+}
+
+/// The identifier that `expr` consists of.
+pub(crate) fn word(expr: &Expr) -> Option<&Ident> {
+    match expr {
+        Expr::Path(ExprPath { attrs, qself: None, path }) if attrs.is_empty() => path.get_ident(),
+        _ => None,
+    }
+}

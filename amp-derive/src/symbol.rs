@@ -1,0 +1,60 @@
+//! The names of attributes and the bare words of their grammar, each written once.
+
+pub(crate) const FORWARD: &str = "forward";
+pub(crate) const LOSS: &str = "loss";
+pub(crate) const METRIC: &str = "metric";
+pub(crate) const LOG: &str = "log";
+pub(crate) const OPTIMIZER: &str = "optimizer";
+pub(crate) const SCHEDULER: &str = "scheduler";
+pub(crate) const TRAINING_STEP: &str = "training_step";
+pub(crate) const VALIDATION_STEP: &str = "validation_step";
+pub(crate) const CONFIGURE_OPTIMIZERS: &str = "configure_optimizers";
+
+/// Attributes of the struct.
+pub(crate) const ON_STRUCT: &[&str] = &[
+    FORWARD,
+    LOSS,
+    METRIC,
+    LOG,
+    OPTIMIZER,
+    SCHEDULER,
+    TRAINING_STEP,
+    VALIDATION_STEP,
+    CONFIGURE_OPTIMIZERS,
+];
+
+pub(crate) const HPARAM: &str = "hparam";
+pub(crate) const LAYER: &str = "layer";
+pub(crate) const STATE: &str = "state";
+pub(crate) const PRECISION: &str = "precision";
+
+/// Attributes of a field.
+pub(crate) const ON_FIELD: &[&str] = &[HPARAM, LAYER, STATE, PRECISION];
+
+/// The attributes of which every field has exactly one.
+pub(crate) const FIELD_KINDS: &[&str] = &[HPARAM, LAYER, STATE];
+
+pub(crate) const DEFAULT: &str = "default";
+pub(crate) const WITH: &str = "with";
+pub(crate) const NAME: &str = "name";
+pub(crate) const STAGE: &str = "stage";
+pub(crate) const INTERVAL: &str = "interval";
+pub(crate) const AUTOCAST: &str = "autocast";
+pub(crate) const OFF: &str = "off";
+pub(crate) const ON_STEP: &str = "on_step";
+pub(crate) const ON_EPOCH: &str = "on_epoch";
+pub(crate) const PROG_BAR: &str = "prog_bar";
+
+/// The arguments of `#[log]` after the name.
+pub(crate) const LOG_FLAGS: &[&str] = &[ON_STEP, ON_EPOCH, PROG_BAR];
+
+pub(crate) const SEQUENTIAL: &str = "sequential";
+pub(crate) const REPEAT: &str = "repeat";
+pub(crate) const OPTIONAL: &str = "optional";
+
+/// The context argument of `forward`, which a `#[forward]` closure may name.
+pub(crate) const CX: &str = "cx";
+/// The argument of `configure_optimizers`, which optimizer and scheduler keys may name.
+pub(crate) const PLAN: &str = "plan";
+/// The plan's number of optimizer steps.
+pub(crate) const STEPPING_BATCHES: &str = "estimated_stepping_batches";

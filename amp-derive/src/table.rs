@@ -1,0 +1,303 @@
+//! What attributes may name: layers, losses, metrics, optimizers and schedulers with their keys.
+//!
+//! A row here and the type it names in amp-core are all that a new one needs.
+
+/// An argument of a layer, metric, optimizer or scheduler.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    /// What a literal is held against.
+    pub(crate) range: Range,
+}
+
+/// The values that a key takes, as far as a literal shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Range {
+    Any,
+    /// Above zero.
+    Positive,
+    /// Zero or above.
+    NotNegative,
+    /// From zero to one.
+    Fraction,
+}
+
+impl Range {
+    pub(crate) fn contains(self, value: f64) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Positive => value > 0.0,
+            Self::NotNegative => value >= 0.0,
+            Self::Fraction => (0.0..=1.0).contains(&value),
+        }
+    }
+
+    /// Completes "takes a value …".
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Any => "of any size",
+            Self::Positive => "above 0",
+            Self::NotNegative => "of at least 0",
+            Self::Fraction => "between 0 and 1",
+        }
+    }
+}
+
+/// Something that is named in an attribute and built from keys.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// As users write it.
+    pub(crate) name: &'static str,
+    /// The type in amp-core.
+    pub(crate) ty: &'static str,
+    /// Keys without a default; a layer takes them in this order.
+    pub(crate) required: &'static [Key],
+    /// Keys with a default.
+    pub(crate) options: &'static [Key],
+}
+
+impl Entry {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'static Key> {
+        self.required.iter().chain(self.options)
+    }
+}
+
+/// How a layer's type is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// A unit struct.
+    Unit,
+    /// `new(values…)`.
+    Plain,
+    /// `new(XConfig)`, whose own `new` takes the required keys and whose fields are the options.
+    Config,
+}
+
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) entry: Entry,
+    pub(crate) form: Form,
+}
+
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    pub(crate) entry: Entry,
+    /// What its counts count unless `interval` says otherwise.
+    pub(crate) interval: Interval,
+}
+
+/// When a scheduler moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interval {
+    Step,
+    Epoch,
+}
+
+/// Named things by name.
+pub(crate) trait Named {
+    fn entry(&self) -> &Entry;
+}
+
+impl Named for Entry {
+    fn entry(&self) -> &Entry {
+        self
+    }
+}
+
+impl Named for Layer {
+    fn entry(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl Named for Scheduler {
+    fn entry(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+/// The row called `name`.
+pub(crate) fn find<T: Named>(rows: &'static [T], name: &str) -> Option<&'static T> {
+    rows.iter().find(|row| row.entry().name == name)
+}
+
+/// The names of all rows.
+pub(crate) fn names<T: Named>(rows: &'static [T]) -> Vec<&'static str> {
+    rows.iter().map(|row| row.entry().name).collect()
+}
+
+const fn any(name: &'static str) -> Key {
+    Key { name, range: Range::Any }
+}
+
+const fn positive(name: &'static str) -> Key {
+    Key { name, range: Range::Positive }
+}
+
+const fn not_negative(name: &'static str) -> Key {
+    Key { name, range: Range::NotNegative }
+}
+
+const fn fraction(name: &'static str) -> Key {
+    Key { name, range: Range::Fraction }
+}
+
+const fn layer(
+    name: &'static str,
+    ty: &'static str,
+    required: &'static [Key],
+    options: &'static [Key],
+) -> Layer {
+    Layer { entry: Entry { name, ty, required, options }, form: Form::Config }
+}
+
+const fn unit(name: &'static str, ty: &'static str) -> Layer {
+    Layer { entry: Entry { name, ty, required: &[], options: &[] }, form: Form::Unit }
+}
+
+pub(crate) const LAYERS: &[Layer] = &[
+    layer(
+        "linear",
+        "Linear",
+        &[positive("in_features"), positive("out_features")],
+        &[any("bias")],
+    ),
+    layer(
+        "conv2d",
+        "Conv2d",
+        &[positive("in_channels"), positive("out_channels"), positive("kernel_size")],
+        &[positive("stride"), not_negative("padding"), any("bias")],
+    ),
+    layer("max_pool2d", "MaxPool2d", &[positive("kernel_size")], &[positive("stride")]),
+    layer("batch_norm1d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
+    layer("batch_norm2d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
+    layer("layer_norm", "LayerNorm", &[positive("normalized_shape")], &[positive("eps")]),
+    layer(
+        "embedding",
+        "Embedding",
+        &[positive("num_embeddings"), positive("embedding_dim")],
+        &[],
+    ),
+    layer(
+        "multihead_attention",
+        "MultiheadAttention",
+        &[positive("embed_dim"), positive("num_heads")],
+        &[fraction("dropout"), any("causal")],
+    ),
+    layer(
+        "transformer_encoder_layer",
+        "TransformerEncoderLayer",
+        &[positive("d_model"), positive("nhead")],
+        &[positive("dim_feedforward"), fraction("dropout"), any("causal")],
+    ),
+    Layer {
+        entry: Entry { name: "dropout", ty: "Dropout", required: &[fraction("p")], options: &[] },
+        form: Form::Plain,
+    },
+    unit("relu", "Relu"),
+    unit("gelu", "Gelu"),
+    unit("silu", "Silu"),
+    unit("tanh", "Tanh"),
+    unit("sigmoid", "Sigmoid"),
+    unit("flatten", "Flatten"),
+    unit("identity", "Identity"),
+];
+
+const BATCH_NORM: &[Key] = &[positive("num_features")];
+const BATCH_NORM_OPTIONS: &[Key] = &[positive("eps"), fraction("momentum")];
+
+/// Keywords of PyTorch's layers that have no counterpart, and why.
+pub(crate) const NOT_NEEDED: &[(&str, &str)] = &[
+    ("batch_first", "batches always come first here: leave it out"),
+    ("inplace", "nothing is overwritten here: leave it out"),
+    ("device", "the trainer places the model: leave it out"),
+    ("dtype", "the trainer's precision decides; for one field write `#[precision(fp32)]`"),
+];
+
+/// Loss functions, by torch.nn.functional's names.
+pub(crate) const LOSSES: &[&str] = &[
+    "cross_entropy",
+    "nll_loss",
+    "mse_loss",
+    "l1_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+];
+
+pub(crate) const METRICS: &[Entry] = &[
+    Entry { name: "accuracy", ty: "Accuracy", required: &[], options: &[] },
+    Entry { name: "top_k", ty: "TopK", required: &[positive("k")], options: &[] },
+    Entry { name: "f1", ty: "F1", required: &[positive("num_classes")], options: &[] },
+];
+
+const ADAM_OPTIONS: &[Key] = &[any("betas"), not_negative("eps"), not_negative("weight_decay")];
+
+pub(crate) const OPTIMIZERS: &[Entry] = &[
+    Entry { name: "adamw", ty: "AdamW", required: &[not_negative("lr")], options: ADAM_OPTIONS },
+    Entry { name: "adam", ty: "Adam", required: &[not_negative("lr")], options: ADAM_OPTIONS },
+    Entry {
+        name: "sgd",
+        ty: "Sgd",
+        required: &[not_negative("lr")],
+        options: &[
+            not_negative("momentum"),
+            any("dampening"),
+            not_negative("weight_decay"),
+            any("nesterov"),
+        ],
+    },
+];
+
+pub(crate) const SCHEDULERS: &[Scheduler] = &[
+    Scheduler {
+        entry: Entry {
+            name: "cosine_annealing",
+            ty: "CosineAnnealing",
+            required: &[positive("t_max")],
+            options: &[not_negative("eta_min")],
+        },
+        interval: Interval::Epoch,
+    },
+    Scheduler {
+        entry: Entry {
+            name: "one_cycle",
+            ty: "OneCycle",
+            required: &[positive("max_lr"), positive("total_steps")],
+            options: &[
+                fraction("pct_start"),
+                positive("div_factor"),
+                positive("final_div_factor"),
+                fraction("base_momentum"),
+                fraction("max_momentum"),
+            ],
+        },
+        interval: Interval::Step,
+    },
+    Scheduler {
+        entry: Entry {
+            name: "step_lr",
+            ty: "StepLr",
+            required: &[positive("step_size")],
+            options: &[positive("gamma")],
+        },
+        interval: Interval::Epoch,
+    },
+    Scheduler {
+        entry: Entry {
+            name: "linear_lr",
+            ty: "LinearLr",
+            required: &[positive("total_iters")],
+            options: &[positive("start_factor"), not_negative("end_factor")],
+        },
+        interval: Interval::Epoch,
+    },
+    Scheduler {
+        entry: Entry {
+            name: "warmup_cosine",
+            ty: "WarmupCosine",
+            required: &[not_negative("warmup_steps"), positive("total_steps")],
+            options: &[],
+        },
+        interval: Interval::Step,
+    },
+];

@@ -1,5 +1,7 @@
 //! What the training loop says. Everything that shows or stores something listens.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Result, hardware::Fingerprint, log::Logged, precision::Precision, probe::Observed};
@@ -51,6 +53,16 @@ pub enum Event {
     },
     /// An epoch with its validation has ended.
     EpochEnd(EpochEnd),
+    /// A callback saved the model.
+    Saved {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A callback ended the run before its last epoch.
+    Stopped {
+        /// Why.
+        reason: String,
+    },
     /// After the last epoch.
     FitEnd(FitEnd),
 }

@@ -6,9 +6,11 @@ mod error;
 mod ffi;
 mod module;
 
+pub mod callback;
 pub mod convert;
 pub mod data;
 pub mod event;
+pub mod file;
 pub mod hardware;
 pub mod log;
 pub mod logger;
@@ -21,6 +23,7 @@ pub mod precision;
 pub mod probe;
 pub mod record;
 pub mod trainer;
+pub mod weights;
 
 //pub use amp_derive::{LightningModule, Module};
 pub use error::{Error, Result};

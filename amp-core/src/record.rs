@@ -76,7 +76,8 @@ impl Subscriber for Recorder {
             Event::Scale { attempt, scale } => self.scales.push((*attempt, *scale)),
             Event::EpochEnd(epoch) => self.epochs.push(epoch.clone()),
             Event::FitEnd(end) => self.end = Some(end.clone()),
-            Event::Batch { .. } | Event::Logged { .. } => {}
+            Event::Stopped { reason } => self.notes.push(format!("stopped early: {reason}")),
+            Event::Batch { .. } | Event::Logged { .. } | Event::Saved { .. } => {}
         }
         Ok(())
     }

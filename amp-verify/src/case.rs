@@ -22,6 +22,10 @@ pub struct Case {
     pub seed: u64,
     /// Gradient clipping.
     pub clip: Option<Clip>,
+    /// Batches whose gradients are added up to one step.
+    pub accumulate_grad_batches: i64,
+    /// The value that ends training when it no longer falls, and for how many epochs.
+    pub early_stopping: Option<(String, u32)>,
 }
 
 /// What a user may decide about a case; `None` leaves the model's own.
@@ -37,6 +41,10 @@ pub struct Choices {
     pub seed: u64,
     /// Gradient clipping.
     pub clip: Option<Clip>,
+    /// Batches whose gradients are added up to one step.
+    pub accumulate_grad_batches: Option<i64>,
+    /// The value to watch, and for how many epochs.
+    pub early_stopping: Option<(String, u32)>,
     /// Hyperparameters by name.
     pub set: Hyperparameters,
 }
@@ -53,7 +61,17 @@ impl Case {
         if epochs < 1 {
             return Err(Error::config(format!("epochs {epochs}: it must be at least 1")));
         }
-        let clip = choices.clip.map(Clip::validated).transpose()?;
+        let accumulate_grad_batches =
+            choices.accumulate_grad_batches.unwrap_or(model.accumulate_grad_batches);
+        if accumulate_grad_batches < 1 {
+            return Err(Error::config(format!(
+                "accumulate_grad_batches {accumulate_grad_batches}: it must be at least 1"
+            )));
+        }
+        let clip = choices.clip.or(model.gradient_clip_val.map(Clip::Norm));
+        let clip = clip.map(Clip::validated).transpose()?;
+        let own = model.early_stopping.map(|(monitor, patience)| (monitor.to_owned(), patience));
+        let early_stopping = choices.early_stopping.or(own);
         let mut hyperparameters = model.hyperparameters();
         if hyperparameters.contains_key("input_size") {
             hyperparameters.insert("input_size".into(), kind.features().into());
@@ -61,7 +79,17 @@ impl Case {
         hyperparameters.extend(choices.set);
         let data = kind.load(choices.batch_size.unwrap_or(model.batch_size))?;
         let seed = choices.seed;
-        let case = Self { model, data, device, hyperparameters, epochs, seed, clip };
+        let case = Self {
+            model,
+            data,
+            device,
+            hyperparameters,
+            epochs,
+            seed,
+            clip,
+            accumulate_grad_batches,
+            early_stopping,
+        };
         case.build()?;
         Ok(case)
     }

@@ -58,6 +58,12 @@ pub struct TrainArgs {
     /// The precision
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str, default_value_t = Precision::F32True)]
     pub precision: Precision,
+    /// Keep the weights of the best epochs in this folder, and of the last
+    #[arg(long, value_name = "FOLDER")]
+    pub checkpoint_dir: Option<PathBuf>,
+    /// How many of the best epochs to keep
+    #[arg(long, value_name = "K", default_value_t = 3)]
+    pub save_top_k: usize,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub run: RunArgs,
@@ -95,6 +101,15 @@ pub struct RunArgs {
     /// Clip gradients to this global norm
     #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
     pub gradient_clip_val: Option<f64>,
+    /// Add up the gradients of so many batches to one step [default: the model's own]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub accumulate_grad_batches: Option<i64>,
+    /// End training when this value no longer falls, as in val_loss [default: the model's own]
+    #[arg(long, value_name = "NAME")]
+    pub early_stopping: Option<String>,
+    /// Epochs without improvement that end it
+    #[arg(long, value_name = "EPOCHS", default_value_t = 3)]
+    pub patience: u32,
     /// Set a hyperparameter, as in --set hidden_size=1024; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub set: Vec<(String, Value)>,
@@ -133,6 +148,8 @@ impl RunArgs {
             batch_size: self.batch_size,
             seed: self.seed,
             clip: self.gradient_clip_val.map(Clip::Norm),
+            accumulate_grad_batches: self.accumulate_grad_batches,
+            early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),
             set: self.set.iter().cloned().collect::<Hyperparameters>(),
         }
     }

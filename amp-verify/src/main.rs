@@ -4,6 +4,7 @@ use std::{io, process::ExitCode};
 
 use amp_core::{
     Error, Result,
+    callback::{Callback, Mode, ModelCheckpoint},
     event::{Event, Subscriber},
     hardware, tch,
 };
@@ -11,7 +12,7 @@ use amp_verify::{
     case::Case,
     cli::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs},
     matrix,
-    output::{Logs, Staged},
+    output::Logs,
     runner,
     view::{EpochTable, Progress, doctor, table},
 };
@@ -76,7 +77,7 @@ fn verify(args: &VerifyArgs) -> Result<()> {
     let comparison = outcome?;
     let json = pretty(&comparison)?;
     if let Some(output) = output {
-        output.write(&json)?;
+        output.write(json.as_bytes())?;
     }
     let text = match args.format {
         Format::Table => table(&comparison),
@@ -95,7 +96,12 @@ fn train(args: &TrainArgs) -> Result<()> {
         progress.on_event(event)?;
         logs.on_event(event)
     };
-    let outcome = runner::run(&case, args.precision, &mut listen);
+    let mut callbacks: Vec<Box<dyn Callback>> = Vec::new();
+    if let Some(folder) = &args.checkpoint_dir {
+        let checkpoint = ModelCheckpoint::new(folder, case.model.metric, Mode::Max)?;
+        callbacks.push(Box::new(checkpoint.save_top_k(args.save_top_k).save_last(true)));
+    }
+    let outcome = runner::run(&case, args.precision, callbacks, &mut listen);
     progress.finish();
     outcome.map(drop)
 }

@@ -16,7 +16,7 @@ pub fn run(
     let records = plan(precisions)
         .into_iter()
         .map(|precision| {
-            runner::run(case, precision, subscriber)
+            runner::run(case, precision, Vec::new(), subscriber)
                 .map_err(|error| error.at(&format!("{} under {precision}", case.model.name)))
         })
         .collect::<Result<Vec<_>>>()?;

@@ -1,46 +1,13 @@
-//! Files a command writes.
+//! The logs a command writes.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use amp_core::{
-    Error, Result,
+    Result,
     event::{Event, Subscriber},
+    file::folder,
     logger::{CsvLogger, JsonLinesLogger},
 };
-use tempfile::NamedTempFile;
-
-/// A file that appears whole or not at all. Made before the work, so that a folder that cannot
-/// be written to is found before and not after it.
-pub struct Staged {
-    path: PathBuf,
-    file: NamedTempFile,
-}
-
-impl Staged {
-    /// Reserves `path`.
-    ///
-    /// # Errors
-    /// When its folder is missing or cannot be written to.
-    pub fn create(path: &Path) -> Result<Self> {
-        let file = NamedTempFile::new_in(folder(path)?).map_err(|error| Error::io(path, error))?;
-        Ok(Self { path: path.to_owned(), file })
-    }
-
-    /// Writes `text` and gives the file its name.
-    ///
-    /// # Errors
-    /// When the disk is full, for example.
-    pub fn write(mut self, text: &str) -> Result<()> {
-        let written =
-            self.file.write_all(text.as_bytes()).and_then(|()| self.file.as_file().sync_all());
-        written.map_err(|error| Error::io(&self.path, error))?;
-        self.file.persist(&self.path).map_err(|error| Error::io(&self.path, error.error))?;
-        Ok(())
-    }
-}
 
 /// The logs the user asked for.
 pub struct Logs {
@@ -71,19 +38,4 @@ impl Subscriber for Logs {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         self.loggers.iter_mut().try_for_each(|logger| logger.on_event(event))
     }
-}
-
-fn folder(path: &Path) -> Result<&Path> {
-    let folder = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    if folder.is_dir() {
-        return Ok(folder);
-    }
-    Err(Error::config(format!(
-        "{}: there is no folder {}; create it first",
-        path.display(),
-        folder.display()
-    )))
 }

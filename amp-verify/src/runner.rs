@@ -2,6 +2,7 @@
 
 use amp_core::{
     Result, Trainer, TrainerConfig,
+    callback::{Callback, EarlyStopping, Mode},
     data::{Batch, DataModule},
     event::Subscriber,
     memory::MemoryMeter,
@@ -11,24 +12,30 @@ use amp_core::{
 
 use crate::case::Case;
 
-/// Trains the case under `precision`; its events go to `subscriber`.
+/// Trains the case under `precision`; its events go to `subscriber`, and `callbacks` act on it.
 ///
 /// Two batches are trained and thrown away first, so that loading kernels and starting threads
 /// count for no precision's time or memory.
 ///
 /// # Errors
-/// When a step fails or the observed dtypes are not the precision's.
+/// When a step or a callback fails, or the observed dtypes are not the precision's.
 pub fn run(
     case: &Case,
     precision: Precision,
+    callbacks: Vec<Box<dyn Callback>>,
     subscriber: &mut dyn Subscriber,
 ) -> Result<RunRecord> {
     warm_up(case, precision)?;
     let meter = MemoryMeter::start(case.device)?;
     let mut model = case.build()?;
-    let mut record = Trainer::new(config(case, precision, case.epochs))
-        .subscribe(subscriber)
-        .fit(model.as_mut(), &case.data)?;
+    let mut trainer = Trainer::new(config(case, precision, case.epochs)).subscribe(subscriber);
+    if let Some((monitor, patience)) = &case.early_stopping {
+        trainer = trainer.callback(EarlyStopping::new(monitor, Mode::Min).patience(*patience));
+    }
+    for callback in callbacks {
+        trainer = trainer.callback(callback);
+    }
+    let mut record = trainer.fit(model.as_mut(), &case.data)?;
     record.memory = Some(meter.read()?);
     Ok(record)
 }
@@ -54,6 +61,7 @@ fn config(case: &Case, precision: Precision, max_epochs: i64) -> TrainerConfig {
         max_epochs,
         seed: case.seed,
         gradient_clip: case.clip,
+        accumulate_grad_batches: case.accumulate_grad_batches,
         ..TrainerConfig::new(precision, case.device)
     }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::{TrainerConfig, step::StepRunner};
 use crate::{
     LightningModule, Result, Step,
+    callback::{Action, Callback, Epoch},
     data::{Batch, DataLoader, DataModule},
     event::{EpochEnd, Event, FitEnd, FitStart},
     hardware::Fingerprint,
@@ -20,6 +21,7 @@ pub(super) fn fit(
     config: &TrainerConfig,
     model: &mut dyn LightningModule,
     data: &DataModule,
+    callbacks: &mut [Box<dyn Callback>],
     emit: &mut Emit<'_>,
 ) -> Result<()> {
     let started = Instant::now();
@@ -62,7 +64,7 @@ pub(super) fn fit(
         runner.end_epoch();
         let (val, val_seconds) =
             timed(|| validate(config, model, &val, data.batch_size, epoch, &runner))?;
-        emit(Event::EpochEnd(EpochEnd {
+        let end = EpochEnd {
             epoch,
             global_step: runner.global_step(),
             lr,
@@ -70,7 +72,11 @@ pub(super) fn fit(
             val,
             train_seconds,
             val_seconds,
-        }))?;
+        };
+        emit(Event::EpochEnd(end.clone()))?;
+        if act(callbacks, &Epoch { model, precision: config.precision, end: &end }, emit)? {
+            break;
+        }
     }
     model.on_train_end()?;
     emit(Event::FitEnd(FitEnd {
@@ -79,6 +85,27 @@ pub(super) fn fit(
         scale: runner.scale(),
         seconds: started.elapsed().as_secs_f64(),
     }))
+}
+
+/// Lets the callbacks act on an epoch; whether one of them ends the run.
+fn act(
+    callbacks: &mut [Box<dyn Callback>],
+    epoch: &Epoch<'_>,
+    emit: &mut Emit<'_>,
+) -> Result<bool> {
+    let mut stops = false;
+    for callback in callbacks {
+        for action in callback.on_epoch_end(epoch)? {
+            match action {
+                Action::Saved(path) => emit(Event::Saved { path })?,
+                Action::Stop(reason) => {
+                    stops = true;
+                    emit(Event::Stopped { reason })?;
+                }
+            }
+        }
+    }
+    Ok(stops)
 }
 
 /// Trains one epoch and returns its values; reading them waits for the device.

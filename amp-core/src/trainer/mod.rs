@@ -8,6 +8,7 @@ pub use config::TrainerConfig;
 
 use crate::{
     LightningModule, Result,
+    callback::Callback,
     data::DataModule,
     event::{Event, Subscriber},
     record::{Recorder, RunRecord},
@@ -17,18 +18,26 @@ use crate::{
 pub struct Trainer<'a> {
     config: TrainerConfig,
     subscribers: Vec<&'a mut dyn Subscriber>,
+    callbacks: Vec<Box<dyn Callback>>,
 }
 
 impl<'a> Trainer<'a> {
     /// A trainer nobody listens to yet.
     pub fn new(config: TrainerConfig) -> Self {
-        Self { config, subscribers: Vec::new() }
+        Self { config, subscribers: Vec::new(), callbacks: Vec::new() }
     }
 
     /// Adds a listener; each event reaches them in the order they were added.
     #[must_use]
     pub fn subscribe(mut self, subscriber: &'a mut dyn Subscriber) -> Self {
         self.subscribers.push(subscriber);
+        self
+    }
+
+    /// Adds a callback; after each epoch they act in the order they were added.
+    #[must_use]
+    pub fn callback(mut self, callback: impl Callback + 'static) -> Self {
+        self.callbacks.push(Box::new(callback));
         self
     }
 
@@ -44,7 +53,7 @@ impl<'a> Trainer<'a> {
             recorder.on_event(&event)?;
             self.subscribers.iter_mut().try_for_each(|subscriber| subscriber.on_event(&event))
         };
-        fit::fit(&self.config, model, data, &mut emit)?;
+        fit::fit(&self.config, model, data, &mut self.callbacks, &mut emit)?;
         // The loop's last event is FitEnd, its first FitStart.
         Ok(recorder.finish().expect("a run that ended has a start and an end"))
     }

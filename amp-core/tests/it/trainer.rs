@@ -1,1 +1,296 @@
-//! To be written.
+//! The loop: what it emits, what it refuses and what it leaves behind.
+
+use amp_core::{
+    Error, Module, Result, Trainer, TrainerConfig,
+    event::{Event, FitEnd},
+    log::Logged,
+    nn::{Context, Linear, Op, Relu, Sequential, Visitor},
+    optim::{AdamW, OptimizerConfig, Sgd},
+    precision::{Clip, Precision, autocast_state},
+    record::RunRecord,
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{
+    message,
+    model::{Model, constant, demo, digits, fit, linear, same},
+    seeded,
+};
+
+fn sgd(model: impl Module + 'static) -> Model {
+    Model::regression(model, |_| OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() }))
+}
+
+fn config(precision: Precision) -> TrainerConfig {
+    TrainerConfig { max_epochs: 2, ..TrainerConfig::new(precision, Device::Cpu) }
+}
+
+/// What kind of event it is, and the figures that place it.
+fn brief(event: &Event) -> String {
+    match event {
+        Event::FitStart(start) => format!("start {}x{}", start.max_epochs, start.batches_per_epoch),
+        Event::Note { .. } => "note".into(),
+        Event::Observed(_) => "observed".into(),
+        Event::Batch { epoch, batch, global_step } => {
+            format!("batch {epoch}.{batch} {global_step}")
+        }
+        Event::Skipped { attempt, .. } => format!("skipped {attempt}"),
+        Event::Scale { attempt, scale } => format!("scale {attempt} {scale}"),
+        Event::Logged { global_step, values } => format!("logged {global_step} {}", values.len()),
+        Event::EpochEnd(end) => format!("epoch {} {}", end.epoch, end.global_step),
+        Event::FitEnd(end) => format!("end {}", end.global_step),
+    }
+}
+
+/// A run is one stream of events in one order; a logging interval counts batches of an epoch.
+#[test]
+fn events_come_in_order() -> Result<()> {
+    let _generator = seeded(0);
+    let mut config = config(Precision::F16True);
+    config.log_every_n_steps = 2;
+    let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(AdamW::default()));
+    let (events, record) = fit(&config, &mut model, &same(constant(5, 3, 1.0)?, 2)?);
+    record?;
+    let seen: Vec<String> = events.iter().map(brief).collect();
+    let expected = [
+        "start 2x3",
+        "note",
+        "observed",
+        "batch 0.0 1",
+        "batch 0.1 2",
+        "logged 2 1",
+        "batch 0.2 3",
+        "epoch 0 3",
+        "batch 1.0 4",
+        "batch 1.1 5",
+        "logged 5 1",
+        "batch 1.2 6",
+        "epoch 1 6",
+        "end 6",
+    ];
+    assert_eq!(seen, expected);
+    Ok(())
+}
+
+/// The record is what the events said, gathered.
+#[test]
+fn the_record_gathers_the_events() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = sgd(linear(3, 3)?);
+    let (events, record) =
+        fit(&config(Precision::Bf16Mixed), &mut model, &same(constant(5, 3, 1.0)?, 2)?);
+    let record = record?;
+    assert_eq!(record.epochs.len(), 2);
+    assert_eq!((record.start.parameters, record.start.model.as_str()), (12, "Model"));
+    let end = events.iter().find_map(|event| match event {
+        Event::FitEnd(end) => Some(end.clone()),
+        _ => None,
+    });
+    assert_eq!(Some(record.end.clone()), end);
+    assert_eq!(record.last("val_loss"), record.epochs[1].val.first().map(|logged| logged.value));
+    assert_eq!(record.last("train_loss"), record.epochs[1].train.first().map(|l| l.value));
+    assert_eq!(record.last("nothing"), None);
+    Ok(())
+}
+
+/// The same seed gives the same run, event for event, but for the clock.
+#[rstest]
+#[case(Precision::F32True)]
+#[case(Precision::F16Mixed)]
+fn a_run_repeats_itself(#[case] precision: Precision) -> Result<()> {
+    let run = || -> Result<RunRecord> {
+        let _generator = seeded(5);
+        let optimizer = |_: &_| OptimizerConfig::new(AdamW::default());
+        let mut model = Model {
+            model: Box::new(demo(0.2)?),
+            loss: amp_core::loss::cross_entropy,
+            optimizer: Box::new(optimizer),
+        };
+        let mut record = fit(&config(precision), &mut model, &same(digits(100)?, 32)?).1?;
+        record.end = FitEnd { seconds: 0.0, ..record.end };
+        for epoch in &mut record.epochs {
+            (epoch.train_seconds, epoch.val_seconds) = (0.0, 0.0);
+        }
+        Ok(record)
+    };
+    assert_eq!(run()?, run()?);
+    Ok(())
+}
+
+/// The seed of the configuration decides the order of the examples.
+#[test]
+fn shuffling_follows_the_configured_seed() -> Result<()> {
+    let losses = |seed, shuffle| -> Result<Vec<Logged>> {
+        let _generator = seeded(0);
+        let mut config = config(Precision::F64True);
+        (config.seed, config.shuffle, config.max_epochs) = (seed, shuffle, 1);
+        let mut model = sgd(linear(64, 64)?);
+        model.loss = |output, _| amp_core::loss::mse_loss(output, &output.zeros_like());
+        Ok(fit(&config, &mut model, &same(digits(40)?, 4)?).1?.epochs[0].train.clone())
+    };
+    assert_eq!(losses(1, true)?, losses(1, true)?);
+    assert_ne!(losses(1, true)?, losses(2, true)?);
+    assert_eq!(losses(1, false)?, losses(2, false)?);
+    Ok(())
+}
+
+/// Validation computes no gradients, uses running statistics and drops nothing.
+#[test]
+fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
+    let _generator = seeded(0);
+    let mut config = config(Precision::F32True);
+    config.max_epochs = 3;
+    let mut model = Model {
+        model: Box::new(demo(0.5)?),
+        loss: amp_core::loss::cross_entropy,
+        // Training that moves no weight, so that only the running statistics change.
+        optimizer: Box::new(|_| OptimizerConfig::new(Sgd { lr: 0.0, ..Default::default() })),
+    };
+    let record = fit(&config, &mut model, &same(digits(64)?, 64)?).1?;
+    let again =
+        fit(&TrainerConfig { max_epochs: 1, ..config }, &mut model, &same(digits(64)?, 64)?);
+    // One more pass of training data moves the statistics on; validation in between did not.
+    let tracked = amp_core::nn::named_tensors(&model)
+        .into_iter()
+        .find(|(name, ..)| name == "model.1.num_batches_tracked");
+    assert_eq!(tracked.expect("a batch norm").1.int64_value(&[]), 4);
+    assert!(record.last("val_loss").is_some_and(f64::is_finite));
+    again.1.map(drop)
+}
+
+/// An error names the module it came from, by the path its weights have.
+#[test]
+fn an_error_names_the_module() -> Result<()> {
+    let _generator = seeded(0);
+    let layers: Vec<Box<dyn Module>> =
+        vec![Box::new(linear(3, 4)?), Box::new(Relu), Box::new(linear(5, 3)?)];
+    let (events, record) = fit(
+        &config(Precision::F32True),
+        &mut sgd(Sequential::new(layers)),
+        &same(constant(4, 3, 1.0)?, 2)?,
+    );
+    let said = message(record);
+    assert_eq!(
+        said,
+        "in `model.2`: libtorch: mat1 and mat2 shapes cannot be multiplied (2x4 and 5x3)"
+    );
+    assert_eq!(events.len(), 1, "nothing but the start was said");
+    Ok(())
+}
+
+/// Claims to be a matrix product, but computes in f32 whatever the precision.
+struct Stubborn(Linear);
+
+impl Module for Stubborn {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let weight = self.0.weight().to_kind(Kind::Float);
+        Ok((input.to_kind(Kind::Float).unsqueeze(1) * weight).sum_dim_intlist(
+            [-1_i64].as_slice(),
+            false,
+            Kind::Float,
+        ))
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.0.visit(visitor);
+    }
+
+    fn op(&self) -> Op {
+        Op::Matmul
+    }
+}
+
+/// A run that did not compute in its precision is an error, not a figure under a wrong name.
+#[rstest]
+#[case(Precision::F16Mixed, "16-mixed did not run", "float16")]
+#[case(Precision::Bf16Mixed, "bf16-mixed did not run", "bfloat16")]
+fn a_precision_that_did_not_run_is_an_error(
+    #[case] precision: Precision,
+    #[case] says: &str,
+    #[case] asked: &str,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = sgd(Stubborn(linear(3, 3)?));
+    let record = fit(&config(precision), &mut model, &same(constant(4, 3, 1.0)?, 2)?).1;
+    assert!(matches!(record, Err(Error::Precision(_))));
+    let said = message(record);
+    let whole =
+        format!("{says}: the output of `model` is float32, but the precision asks for {asked}");
+    assert_eq!(said, whole);
+    Ok(())
+}
+
+/// [14]: autocast is off after a run, after a failed one as well.
+#[test]
+fn a_run_leaves_autocast_as_it_was() -> Result<()> {
+    let _generator = seeded(0);
+    let data = same(constant(4, 3, 1.0)?, 2)?;
+    let before = autocast_state(Device::Cpu)?;
+    fit(&config(Precision::F16Mixed), &mut sgd(linear(3, 3)?), &data).1?;
+    assert_eq!(autocast_state(Device::Cpu)?, before);
+    assert!(fit(&config(Precision::F16Mixed), &mut sgd(linear(4, 3)?), &data).1.is_err());
+    assert_eq!(autocast_state(Device::Cpu)?, before);
+    Ok(())
+}
+
+/// A subscriber's error ends the run.
+#[test]
+fn a_subscribers_error_ends_the_run() -> Result<()> {
+    let _generator = seeded(0);
+    let mut seen = 0;
+    let mut full = |event: &Event| match event {
+        Event::Batch { .. } if seen == 1 => Err(Error::config("the disk is full")),
+        Event::Batch { .. } => {
+            seen += 1;
+            Ok(())
+        }
+        _ => Ok(()),
+    };
+    let data = same(constant(8, 3, 1.0)?, 2)?;
+    let mut model = sgd(linear(3, 3)?);
+    let record =
+        Trainer::new(config(Precision::F32True)).subscribe(&mut full).fit(&mut model, &data);
+    assert_eq!(message(record), "the disk is full");
+    assert_eq!(seen, 1);
+    Ok(())
+}
+
+/// What cannot run is refused before anything is said or changed.
+#[rstest]
+#[case(|config: &mut TrainerConfig| config.max_epochs = 0, "max_epochs is 0, but must be at least 1")]
+#[case(|config: &mut TrainerConfig| config.accumulate_grad_batches = 0, "accumulate_grad_batches is 0")]
+#[case(|config: &mut TrainerConfig| config.log_every_n_steps = -1, "log_every_n_steps is -1")]
+#[case(|config: &mut TrainerConfig| config.gradient_clip = Some(Clip::Norm(0.0)), "takes a positive limit")]
+#[case(|config: &mut TrainerConfig| config.scaler.growth_factor = 0.5, "growth factor is 0.5")]
+fn a_configuration_that_cannot_run_is_refused(
+    #[case] change: fn(&mut TrainerConfig),
+    #[case] says: &str,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let mut config = config(Precision::F16Mixed);
+    change(&mut config);
+    let (events, record) = fit(&config, &mut sgd(linear(3, 3)?), &same(constant(4, 3, 1.0)?, 2)?);
+    let said = message(record);
+    assert!(said.contains(says), "{said}");
+    assert!(events.is_empty(), "{events:?}");
+    Ok(())
+}
+
+#[test]
+fn a_batch_larger_than_the_data_is_refused() -> Result<()> {
+    let _generator = seeded(0);
+    let (events, record) =
+        fit(&config(Precision::F32True), &mut sgd(linear(3, 3)?), &same(constant(4, 3, 1.0)?, 5)?);
+    assert!(message(record).contains("batch size 5 is larger than the 4 training examples"));
+    assert!(events.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_model_without_parameters_is_refused() -> Result<()> {
+    let record =
+        fit(&config(Precision::F32True), &mut sgd(Relu), &same(constant(4, 3, 1.0)?, 2)?).1;
+    assert!(message(record).contains("no parameters: give it at least one layer"));
+    Ok(())
+}

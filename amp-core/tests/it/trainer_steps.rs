@@ -1,1 +1,229 @@
-//! To be written.
+//! The step: accumulation, skipped steps, the schedule, and a scale that collapses.
+
+use amp_core::{
+    Error, Result, TrainerConfig,
+    data::Batch,
+    nn::{self, Linear},
+    optim::{AdamW, CosineAnnealing, Interval, OptimizerConfig, Sgd, StepLr},
+    precision::{Clip, GradScalerConfig, Precision},
+    record::RunRecord,
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::values,
+    message,
+    model::{Model, constant, digits, fit, linear, same},
+    seeded,
+};
+
+fn config(precision: Precision) -> TrainerConfig {
+    let mut config = TrainerConfig::new(precision, Device::Cpu);
+    (config.max_epochs, config.shuffle, config.log_every_n_steps) = (1, false, 1);
+    config
+}
+
+fn weights(model: &Model) -> Vec<f64> {
+    nn::parameters(model).iter().flat_map(|parameter| values(&parameter.tensor)).collect()
+}
+
+/// A regression onto noise of `count` examples, and the weights after training on it.
+fn trained_on(
+    examples: std::ops::Range<i64>,
+    batch: i64,
+    window: i64,
+    from: Option<&Model>,
+) -> Result<Model> {
+    let _generator = seeded(4);
+    let all = digits(10)?;
+    let cut = |tensor: &Tensor| tensor.narrow(0, examples.start, examples.end - examples.start);
+    let inputs = cut(&all.input);
+    let targets = inputs.narrow(1, 20, 3).copy() - 0.5;
+    let mut model = Model::regression(linear(64, 3)?, |_| {
+        OptimizerConfig::new(Sgd { lr: 0.5, ..Default::default() })
+    });
+    if let Some(from) = from {
+        nn::place(&model, config(Precision::F64True).policy(), &Default::default())?;
+        for (to, from) in nn::parameters(&model).iter().zip(nn::parameters(from)) {
+            amp_core::tch::no_grad(|| to.tensor.shallow_clone().copy_(&from.tensor));
+        }
+    }
+    let mut config = config(Precision::F64True);
+    config.accumulate_grad_batches = window;
+    fit(&config, &mut model, &same(Batch::new(inputs, targets)?, batch)?).1?;
+    Ok(model)
+}
+
+#[track_caller]
+fn assert_close(seen: &[f64], expected: &[f64]) {
+    for (seen, expected) in seen.iter().zip(expected) {
+        assert!((seen - expected).abs() < 1e-14, "{seen} for {expected}");
+    }
+}
+
+/// [17]: the gradients of a window are those of one large batch to f64 rounding: its batches weigh
+/// by their examples, so that also a smaller last batch is right.
+#[rstest]
+#[case(5, 2)]
+#[case(3, 4)]
+#[case(2, 5)]
+#[case(2, 100)]
+fn a_window_is_one_large_batch(#[case] batch: i64, #[case] window: i64) -> Result<()> {
+    let accumulated = weights(&trained_on(0..10, batch, window, None)?);
+    assert_close(&accumulated, &weights(&trained_on(0..10, 10, 1, None)?));
+    Ok(())
+}
+
+/// [17], Lightning #19987: the last window of an epoch may be shorter. It is divided by its own
+/// length: one step on six examples and one on four.
+#[test]
+fn a_partial_last_window_is_divided_by_its_own_length() -> Result<()> {
+    let accumulated = weights(&trained_on(0..10, 2, 3, None)?);
+    let first = trained_on(0..6, 6, 1, None)?;
+    let expected = weights(&trained_on(6..10, 4, 1, Some(&first))?);
+    assert_close(&accumulated, &expected);
+    Ok(())
+}
+
+/// A scheduled model whose first steps overflow: f16 gradients of a loss scaled by 2^24.
+fn overflowing(advances: bool) -> Result<(RunRecord, f64)> {
+    let _generator = seeded(0);
+    let mut config = config(Precision::F16Mixed);
+    config.skipped_step_advances = advances;
+    config.scaler = GradScalerConfig { init_scale: 2.0_f64.powi(24), ..Default::default() };
+    let mut model = Model::regression(linear(8, 8)?, |plan| {
+        assert_eq!(plan.estimated_stepping_batches, 12);
+        OptimizerConfig::new(Sgd { lr: 1e-3, ..Default::default() })
+            .with_scheduler(StepLr { step_size: 1, gamma: 0.5 }, Interval::Step)
+    });
+    let record = fit(&config, &mut model, &same(constant(24, 8, 100.0)?, 2)?).1?;
+    let lr = record.epochs[0].lr;
+    Ok((record, lr))
+}
+
+/// [16]: a skipped step moves neither the count of steps nor the schedule (accelerate's rule),
+/// unless the Lightning-compatible switch is on: then both.
+#[rstest]
+#[case(false)]
+#[case(true)]
+fn a_skipped_step_moves_nothing_unless_asked_to(#[case] advances: bool) -> Result<()> {
+    let (record, lr) = overflowing(advances)?;
+    let skipped = record.end.skipped;
+    assert!((1..11).contains(&skipped), "{skipped} of 12 steps overflow");
+    let counted = if advances { 12 } else { 12 - skipped };
+    assert_eq!(record.end.global_step, counted);
+    // The rate of the last of the counted steps.
+    assert_eq!(lr, 1e-3 * 0.5_f64.powi(counted as i32 - 1));
+    let halved = 2.0_f64.powi(24 - skipped as i32);
+    assert_eq!(record.end.scale, Some(halved));
+    let attempts: Vec<u64> = record.skips.iter().map(|skip| skip.attempt).collect();
+    assert!(attempts.iter().copied().eq(0..skipped), "the first steps overflow");
+    assert_eq!(record.skips[0].culprit.as_deref(), Some("model.weight"));
+    assert_eq!(record.scales[0], (1, 2.0_f64.powi(23)));
+    Ok(())
+}
+
+/// A skipped step changes no weight.
+#[test]
+fn a_skipped_step_changes_no_weight() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = Model::regression(linear(8, 8)?, |_| OptimizerConfig::new(AdamW::default()));
+    let before = weights(&model);
+    let mut config = config(Precision::F16Mixed);
+    config.scaler.init_scale = 2.0_f64.powi(40);
+    let record = fit(&config, &mut model, &same(constant(4, 8, 100.0)?, 2)?).1?;
+    assert_eq!((record.end.global_step, record.end.skipped), (0, 2));
+    assert_eq!(weights(&model), before);
+    Ok(())
+}
+
+/// The epoch reports the rate its last step was made with, not the next one's.
+#[rstest]
+#[case(Interval::Step, 1e-3 * (1.0 + (std::f64::consts::PI * 3.0 / 4.0).cos()) / 2.0)]
+#[case(Interval::Epoch, 1e-3)]
+fn an_epoch_reports_its_last_steps_rate(#[case] interval: Interval, #[case] lr: f64) -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = Model::regression(linear(8, 8)?, move |_| {
+        OptimizerConfig::new(AdamW::default())
+            .with_scheduler(CosineAnnealing { t_max: 4, eta_min: 0.0 }, interval)
+    });
+    let record = fit(&config(Precision::F32True), &mut model, &same(constant(8, 8, 1.0)?, 2)?).1?;
+    assert!((record.epochs[0].lr / lr - 1.0).abs() < 1e-12, "{}", record.epochs[0].lr);
+    Ok(())
+}
+
+/// [5], pytorch#99640: a loss that overflows at any scale ends the run with the reason, before the
+/// scale is so low that unscaling ruins the weights.
+#[test]
+fn a_collapsing_scale_ends_the_run() -> Result<()> {
+    let _generator = seeded(0);
+    let mut config = config(Precision::F16Mixed);
+    config.max_epochs = 100;
+    let mut model = Model::regression(linear(8, 8)?, |_| OptimizerConfig::new(Sgd::default()));
+    let before = weights(&model);
+    let record = fit(&config, &mut model, &same(constant(4, 8, f64::INFINITY)?, 2)?).1;
+    assert!(matches!(record, Err(Error::Scaler(_))));
+    let said = message(record);
+    assert!(
+        said.contains("the scale fell to 2.9387") && said.contains("144 of 144 steps"),
+        "{said}"
+    );
+    assert_eq!(weights(&model), before);
+    Ok(())
+}
+
+/// [15], [19]: clipping sees unscaled gradients, so a scale does not change the step.
+#[rstest]
+#[case(Clip::Norm(0.01), 0.01)]
+#[case(Clip::Value(0.001), 0.001)]
+fn clipping_sees_unscaled_gradients(#[case] clip: Clip, #[case] limit: f64) -> Result<()> {
+    let _generator = seeded(0);
+    let mut config = config(Precision::F16Mixed);
+    config.gradient_clip = Some(clip);
+    let mut model = Model::regression(linear(8, 8)?, |_| {
+        OptimizerConfig::new(Sgd { lr: 1.0, ..Default::default() })
+    });
+    let before = weights(&model);
+    fit(&config, &mut model, &same(constant(4, 8, 3.0)?, 4)?).1?;
+    let moved: Vec<f64> = weights(&model).iter().zip(before).map(|(a, b)| a - b).collect();
+    let norm = moved.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let largest = moved.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+    let seen = if matches!(clip, Clip::Norm(_)) { norm } else { largest };
+    assert!((seen / limit - 1.0).abs() < 1e-3, "{seen} for {limit}");
+    Ok(())
+}
+
+/// A loss that is no scalar is refused where it is logged, by its name.
+#[test]
+fn a_loss_that_is_no_scalar_is_an_error() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(Sgd::default()));
+    model.loss = |output, _| Ok(output.shallow_clone());
+    let record = fit(&config(Precision::F32True), &mut model, &same(constant(4, 3, 1.0)?, 2)?).1;
+    assert_eq!(message(record), "log `train_loss`: a logged value is a scalar, got shape [2, 3]");
+    Ok(())
+}
+
+/// A weight that two places share is trained once, under its first name.
+#[test]
+fn a_tied_weight_is_one_parameter() -> Result<()> {
+    struct Tied(Linear);
+    impl nn::Module for Tied {
+        fn forward(&self, input: &Tensor, cx: &nn::Context) -> Result<Tensor> {
+            let once = cx.call("first", None, &self.0, input)?;
+            cx.call("second", None, &self.0, &once)
+        }
+        fn visit(&self, visitor: &mut dyn nn::Visitor) {
+            nn::visit_child(visitor, "first", None, &self.0);
+            nn::visit_child(visitor, "second", None, &self.0);
+        }
+    }
+    let _generator = seeded(0);
+    let tied = Tied(linear(3, 3)?);
+    let names: Vec<String> = nn::parameters(&tied).into_iter().map(|p| p.name).collect();
+    assert_eq!(names, ["first.weight", "first.bias"]);
+    assert_eq!(nn::named_tensors(&tied).len(), 4);
+    assert_eq!(nn::parameters(&tied)[0].tensor.kind(), Kind::Float);
+    Ok(())
+}

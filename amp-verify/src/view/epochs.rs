@@ -42,6 +42,8 @@ impl<W: Write> Subscriber for EpochTable<W> {
                     "step {attempt} skipped: `{culprit}` was not finite at scale {scale}"
                 ))
             }
+            Event::Saved { path } => self.line(&format!("saved {}", path.display())),
+            Event::Stopped { reason } => self.line(&format!("stopped early: {reason}")),
             Event::EpochEnd(end) => {
                 let values: Vec<_> = end.train.iter().chain(&end.val).collect();
                 if !self.header {

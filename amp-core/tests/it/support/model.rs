@@ -1,1 +1,137 @@
-//! To be written.
+//! Models written out by hand, as the derive would write them, and runs of the trainer on them.
+
+use std::io::Read;
+
+use amp_core::{
+    Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
+    data::{Batch, DataModule},
+    event::Event,
+    log::LogOptions,
+    loss,
+    nn::{
+        BatchNorm, BatchNormConfig, Context, Dropout, Linear, LinearConfig, Relu, Sequential,
+        Visitor, visit_child,
+    },
+    optim::{OptimizerConfig, TrainingPlan},
+    record::RunRecord,
+    tch::{Device, Kind, Tensor},
+};
+use flate2::read::GzDecoder;
+
+/// A module under the name `model`, with a loss and an optimizer of the test's choice.
+pub(crate) struct Model {
+    pub(crate) model: Box<dyn Module>,
+    pub(crate) loss: fn(&Tensor, &Tensor) -> Result<Tensor>,
+    pub(crate) optimizer: Box<dyn Fn(&TrainingPlan) -> OptimizerConfig>,
+}
+
+impl Model {
+    /// This module, trained on the mean squared error.
+    pub(crate) fn regression(
+        model: impl Module + 'static,
+        optimizer: impl Fn(&TrainingPlan) -> OptimizerConfig + 'static,
+    ) -> Self {
+        Self { model: Box::new(model), loss: loss::mse_loss, optimizer: Box::new(optimizer) }
+    }
+
+    fn log(&self, name: &str, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+        let output = self.forward(&batch.input, step.context())?;
+        let loss = (self.loss)(&output, &batch.target)?;
+        let options = LogOptions { on_step: true, on_epoch: true, prog_bar: true };
+        step.log(name, &loss, batch.len(), options)?;
+        Ok(loss)
+    }
+}
+
+impl Module for Model {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        cx.call("model", None, &self.model, input)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "model", None, &self.model);
+    }
+}
+
+impl LightningModule for Model {
+    fn name(&self) -> &'static str {
+        "Model"
+    }
+
+    fn hyperparameters(&self) -> Hyperparameters {
+        Hyperparameters::new()
+    }
+
+    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+        self.log("train_loss", batch, step)
+    }
+
+    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+        self.log("val_loss", batch, step).map(drop)
+    }
+
+    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<OptimizerConfig> {
+        Ok((self.optimizer)(plan))
+    }
+}
+
+/// Trains and gives back every event with the record.
+pub(crate) fn fit(
+    config: &TrainerConfig,
+    model: &mut Model,
+    data: &DataModule,
+) -> (Vec<Event>, Result<RunRecord>) {
+    let mut events = Vec::new();
+    let mut listen = |event: &Event| -> Result<()> {
+        events.push(event.clone());
+        Ok(())
+    };
+    let record = Trainer::new(config.clone()).subscribe(&mut listen).fit(model, data);
+    (events, record)
+}
+
+pub(crate) fn linear(inputs: i64, outputs: i64) -> Result<Linear> {
+    Linear::new(LinearConfig::new(inputs, outputs))
+}
+
+/// The notebook's MixedPrecisionDemo, 64 → 32 → 32 → 16 → 10, drawn in PyTorch's order.
+pub(crate) fn demo(dropout: f64) -> Result<Sequential> {
+    let mut layers: Vec<Box<dyn Module>> = Vec::new();
+    let mut width = 64;
+    for out in [32, 32, 16] {
+        layers.push(Box::new(linear(width, out)?));
+        layers.push(Box::new(BatchNorm::new(BatchNormConfig::new(out))?));
+        layers.push(Box::new(Relu));
+        layers.push(Box::new(Dropout::new(dropout)?));
+        width = out;
+    }
+    layers.push(Box::new(linear(width, 10)?));
+    Ok(Sequential::new(layers))
+}
+
+/// The first rows of the handwritten digits: features / 16, and classes.
+pub(crate) fn digits(rows: usize) -> Result<Batch> {
+    let packed = include_bytes!("../../../../fixtures/data/digits.csv.gz");
+    let mut table = String::new();
+    GzDecoder::new(packed.as_slice()).read_to_string(&mut table).expect("a gzipped table");
+    let fields = table
+        .lines()
+        .take(rows)
+        .flat_map(|row| row.split(',').map(|field| field.parse::<i64>().expect("an integer")));
+    let table = Tensor::from_slice(&fields.collect::<Vec<_>>()).reshape([rows as i64, 65]);
+    let features = table.narrow(1, 0, 64).to_kind(Kind::Float) / 16.0;
+    Batch::new(features, table.select(1, 64))
+}
+
+/// Ones with targets of this value, `[count, width]`.
+pub(crate) fn constant(count: i64, width: i64, target: f64) -> Result<Batch> {
+    let shape = [count, width];
+    let options = (Kind::Float, Device::Cpu);
+    Batch::new(Tensor::ones(shape, options), Tensor::full(shape, target, options))
+}
+
+/// Trained and validated on the same examples.
+pub(crate) fn same(examples: Batch, batch_size: i64) -> Result<DataModule> {
+    let val = Batch::new(examples.input.shallow_clone(), examples.target.shallow_clone())?;
+    Ok(DataModule { name: "examples".into(), train: examples, val, batch_size })
+}

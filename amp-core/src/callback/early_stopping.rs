@@ -1,0 +1,58 @@
+use super::{Action, Callback, Epoch, Mode};
+use crate::Result;
+
+/// Ends a run whose monitored value no longer improves, or is no longer finite
+/// (lightning.pytorch.callbacks.EarlyStopping).
+#[derive(Debug, Clone)]
+pub struct EarlyStopping {
+    monitor: String,
+    mode: Mode,
+    patience: u32,
+    min_delta: f64,
+    best: Option<f64>,
+    waited: u32,
+}
+
+impl EarlyStopping {
+    /// Waits three epochs for any improvement.
+    pub fn new(monitor: impl Into<String>, mode: Mode) -> Self {
+        Self { monitor: monitor.into(), mode, patience: 3, min_delta: 0.0, best: None, waited: 0 }
+    }
+
+    /// How many epochs without improvement end the run.
+    #[must_use]
+    pub fn patience(mut self, epochs: u32) -> Self {
+        self.patience = epochs;
+        self
+    }
+
+    /// What a change must exceed to count as an improvement.
+    #[must_use]
+    pub fn min_delta(mut self, min_delta: f64) -> Self {
+        self.min_delta = min_delta;
+        self
+    }
+}
+
+impl Callback for EarlyStopping {
+    fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
+        let Self { monitor, mode, patience, min_delta, .. } = self;
+        let value = epoch.monitored(monitor)?;
+        if !value.is_finite() {
+            return Ok(vec![Action::Stop(format!("{monitor} is {value}"))]);
+        }
+        if self.best.is_none_or(|best| mode.better(value, best, *min_delta)) {
+            self.best = Some(value);
+            self.waited = 0;
+            return Ok(Vec::new());
+        }
+        self.waited += 1;
+        if self.waited < *patience {
+            return Ok(Vec::new());
+        }
+        let best = self.best.unwrap_or(value);
+        Ok(vec![Action::Stop(format!(
+            "{monitor} has not improved on {best:.5} for {patience} epochs"
+        ))])
+    }
+}

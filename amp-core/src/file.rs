@@ -1,0 +1,69 @@
+//! Files that appear whole or not at all.
+
+use std::{
+    fs::{File, Permissions},
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use tempfile::NamedTempFile;
+
+use crate::{Error, Result};
+
+/// A place reserved beside `path`. Make it before the work whose result it is to hold: a folder
+/// that cannot be written to is then found before the work and not after it.
+#[derive(Debug)]
+pub struct Staged {
+    path: PathBuf,
+    file: NamedTempFile,
+}
+
+impl Staged {
+    /// Reserves the place.
+    ///
+    /// # Errors
+    /// When the folder is missing or cannot be written to.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = tempfile::Builder::new()
+            // As for any new file: what the umask leaves of this.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder(path)?)
+            .map_err(|error| Error::io(path, error))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Writes `bytes` and gives the file its name, replacing an earlier one. When this returns
+    /// both are on the disk.
+    ///
+    /// # Errors
+    /// When the disk is full, for example; then an earlier file is still there.
+    pub fn write(mut self, bytes: &[u8]) -> Result<()> {
+        let failed = |error| Error::io(&self.path, error);
+        self.file.write_all(bytes).map_err(failed)?;
+        self.file.as_file().sync_all().map_err(failed)?;
+        self.file.persist(&self.path).map_err(|error| failed(error.error))?;
+        // The new name is on the disk when its folder is.
+        let folder = folder(&self.path)?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    }
+}
+
+/// The folder a file stands in.
+///
+/// # Errors
+/// When it is missing.
+pub fn folder(path: &Path) -> Result<&Path> {
+    let folder = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    Err(Error::config(format!(
+        "{}: there is no folder {}; create it first",
+        path.display(),
+        folder.display()
+    )))
+}

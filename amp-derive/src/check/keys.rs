@@ -1,0 +1,173 @@
+//! `key = value` arguments, held against the keys that their owner knows.
+
+use proc_macro2::Ident;
+use quote::ToTokens;
+use syn::{Expr, ExprLit, ExprUnary, Lit, UnOp};
+
+use crate::{
+    diag::Diagnostics,
+    model::Pair,
+    spec::{Arg, word},
+    suggest::{self, one_of, quoted},
+    table::{Entry, Key, Range},
+};
+
+/// The pairs among `args`, whose keys must be among `known`; `None` if one was refused.
+pub(super) fn pairs(
+    owner: &str,
+    args: &[Expr],
+    known: &[&str],
+    diag: &Diagnostics,
+) -> Option<Vec<Pair>> {
+    let mut pairs: Vec<Pair> = Vec::new();
+    let mut complete = true;
+    for arg in args {
+        let Some((key, value)) = has_key_and_value(owner, arg, known, diag) else {
+            complete = false;
+            continue;
+        };
+        complete &= key_is_known(owner, key, known, diag);
+        complete &= key_is_new(key, &pairs, diag);
+        pairs.push(Pair { key: key.clone(), value: value.clone() });
+    }
+    complete.then_some(pairs)
+}
+
+/// Rule: an option is written `key = value`.
+fn has_key_and_value<'a>(
+    owner: &str,
+    arg: &'a Expr,
+    known: &[&str],
+    diag: &Diagnostics,
+) -> Option<(&'a Ident, &'a Expr)> {
+    match Arg::from(arg) {
+        Arg::Pair(key, value) => return Some((key, value)),
+        Arg::Word(key) if known.iter().any(|known| key == known) => {
+            diag.error(key, format!("`{key}` needs a value: `{key} = …`"));
+        }
+        Arg::Word(key) => {
+            key_is_known(owner, key, known, diag);
+        }
+        Arg::Other(other) => {
+            let expected = match known {
+                [] => format!("`{owner}` takes no options"),
+                [first, ..] => format!("expected `key = value`, as in `{first} = …`"),
+            };
+            diag.error(other, expected);
+        }
+    }
+    None
+}
+
+/// Rule: a key is one that its owner has.
+pub(super) fn key_is_known(owner: &str, key: &Ident, known: &[&str], diag: &Diagnostics) -> bool {
+    if known.iter().any(|known| key == known) {
+        return true;
+    }
+    let instead = match (suggest::closest(&key.to_string(), known), known) {
+        (Some(meant), _) => format!("did you mean `{meant}`?"),
+        (None, []) => "it takes no options".to_owned(),
+        (None, known) => format!("it takes {}", quoted(known)),
+    };
+    diag.error(key, format!("`{owner}` has no `{key}`: {instead}"));
+    false
+}
+
+/// Rule: a key is given once.
+pub(super) fn key_is_new(key: &Ident, before: &[Pair], diag: &Diagnostics) -> bool {
+    let new = before.iter().all(|pair| pair.key != *key);
+    if !new {
+        diag.error(key, format!("`{key}` is given twice: keep one"));
+    }
+    new
+}
+
+/// Rule: keys without a default are given, and literals are in range.
+pub(super) fn fit(
+    at: &Ident,
+    row: &'static Entry,
+    pairs: &[Pair],
+    diag: &Diagnostics,
+) -> Option<()> {
+    let mut fits = true;
+    let missing: Vec<&str> = row
+        .required
+        .iter()
+        .map(|key| key.name)
+        .filter(|name| pairs.iter().all(|pair| pair.key != name))
+        .collect();
+    if !missing.is_empty() {
+        let example: Vec<String> = missing.iter().map(|name| format!("{name} = …")).collect();
+        diag.error(
+            at,
+            format!("`{at}` needs {}: add `{}`", quoted(&missing), example.join(", ")),
+        );
+        fits = false;
+    }
+    for pair in pairs {
+        if let Some(key) = row.keys().find(|key| pair.key == key.name) {
+            fits &= literal_is_in_range(&at.to_string(), key, &pair.value, diag);
+        }
+    }
+    fits.then_some(())
+}
+
+/// Rule: a literal is a value that its key can have.
+pub(super) fn literal_is_in_range(
+    owner: &str,
+    key: &Key,
+    value: &Expr,
+    diag: &Diagnostics,
+) -> bool {
+    let fits = key.range == Range::Any || number(value).is_none_or(|n| key.range.contains(n));
+    if !fits {
+        diag.error(
+            value,
+            format!(
+                "`{}` of `{owner}` takes a value {}, not {}",
+                key.name,
+                key.range.text(),
+                value.to_token_stream().to_string().replace(' ', "")
+            ),
+        );
+    }
+    fits
+}
+
+/// The value of a literal number, with its sign.
+pub(super) fn number(expr: &Expr) -> Option<f64> {
+    match expr {
+        Expr::Lit(ExprLit { lit: Lit::Int(int), .. }) => int.base10_parse().ok(),
+        Expr::Lit(ExprLit { lit: Lit::Float(float), .. }) => float.base10_parse().ok(),
+        Expr::Unary(ExprUnary { op: UnOp::Neg(_), expr, .. }) => number(expr).map(|n| -n),
+        _ => None,
+    }
+}
+
+/// Takes the pair called `key` out of `pairs`.
+pub(super) fn take(pairs: &mut Vec<Pair>, key: &str) -> Option<Pair> {
+    let at = pairs.iter().position(|pair| pair.key == key)?;
+    Some(pairs.remove(at))
+}
+
+/// Rule: a choice is one of the words it has, and bare.
+pub(super) fn choice<T: Copy>(pair: &Pair, words: &[(&str, T)], diag: &Diagnostics) -> Option<T> {
+    let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+    let key = &pair.key;
+    if let Some(word) = word(&pair.value) {
+        let found = words.iter().find(|(name, _)| word == name);
+        if found.is_none() {
+            diag.error(word, suggest::unknown(&key.to_string(), &word.to_string(), &names));
+        }
+        return found.map(|(_, value)| *value);
+    }
+    let quoted = match &pair.value {
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.value()),
+        _ => None,
+    };
+    match quoted.filter(|text| names.contains(&text.as_str())) {
+        Some(text) => diag.error(&pair.value, format!("write it without quotes: `{key} = {text}`")),
+        None => diag.error(&pair.value, format!("`{key}` is {}", one_of(&names))),
+    }
+    None
+}

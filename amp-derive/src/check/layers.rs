@@ -1,0 +1,260 @@
+//! Rules about how layers are built: `linear(64, 10, bias = false)`, `sequential(…)`, or any
+//! Rust expression.
+
+use proc_macro2::Ident;
+use syn::{Expr, ExprCall, ExprClosure, ExprMethodCall, Pat};
+
+use super::keys;
+use crate::{
+    diag::Diagnostics,
+    model::{Build, Pair},
+    spec::{Arg, word},
+    suggest::{closest, fold, one_of, quoted},
+    symbol,
+    table::{self, Form, LAYERS, Layer, NOT_NEEDED},
+};
+
+/// Reads one layer; `None` if it was refused.
+pub(super) fn build(expr: &Expr, diag: &Diagnostics) -> Option<Build> {
+    has_no_question_mark(expr, diag)?;
+    is_not_spelt_as_in_python(expr, diag)?;
+    let Some((name, args)) = named(expr) else {
+        return Some(Build::Rust(expr.clone()));
+    };
+    let args = args.unwrap_or_default();
+    if name == symbol::SEQUENTIAL {
+        return sequential(name, &args, diag);
+    } else if name == symbol::REPEAT {
+        return repeat(name, &args, diag);
+    } else if name == symbol::OPTIONAL {
+        return optional(name, &args, diag);
+    }
+    bind(name, name_is_known(name, diag)?, &args, diag)
+}
+
+/// A bare lowercase name or a call of one; everything else is Rust.
+fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
+    let (name, args) = match expr {
+        Expr::Call(ExprCall { func, args, .. }) => (word(func)?, Some(args.iter().cloned().collect())),
+        _ => (word(expr)?, None),
+    };
+    let lowercase = name.to_string().starts_with(|c: char| c.is_lowercase());
+    lowercase.then_some((name, args))
+}
+
+/// Names of everything that is no Rust expression.
+fn names() -> Vec<&'static str> {
+    let mut names = table::names(LAYERS);
+    names.extend([symbol::SEQUENTIAL, symbol::REPEAT, symbol::OPTIONAL]);
+    names
+}
+
+/// Rule: a bare lowercase name is a layer of the table.
+fn name_is_known(name: &Ident, diag: &Diagnostics) -> Option<&'static Layer> {
+    let text = name.to_string();
+    let found = table::find(LAYERS, &text);
+    if found.is_none() {
+        let instead = match closest(&text, &names()) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!(
+                "expected {}; a function of your own is called by its path, as in \
+                 `self::{text}(…)`",
+                one_of(&names())
+            ),
+        };
+        diag.error(name, format!("unknown layer `{text}`: {instead}"));
+    }
+    found
+}
+
+/// Rule: layers stand without `?`; the generated code has it.
+fn has_no_question_mark(expr: &Expr, diag: &Diagnostics) -> Option<()> {
+    if let Expr::Try(tried) = expr
+        && let Some((name, _)) = named(&tried.expr)
+        && names().iter().any(|known| name == known)
+    {
+        let mark = tried.question_token;
+        diag.error(mark, format!("take the `?` away: a failing `{name}` is an error of `build`"));
+        return None;
+    }
+    Some(())
+}
+
+/// Rule: PyTorch's class names are written in snake case: `batch_norm1d(64)`, not
+/// `BatchNorm1d(64)` or `nn.BatchNorm1d(64)`.
+fn is_not_spelt_as_in_python(expr: &Expr, diag: &Diagnostics) -> Option<()> {
+    let class = match expr {
+        Expr::Call(ExprCall { func, .. }) => word(func).or_else(|| last_of_nn(func)),
+        Expr::MethodCall(ExprMethodCall { receiver, method, .. }) => {
+            word(receiver).filter(|receiver| *receiver == "nn").map(|_| method)
+        }
+        _ => None,
+    };
+    let Some(class) = class.filter(|class| class.to_string().starts_with(char::is_uppercase)) else {
+        return Some(());
+    };
+    let text = class.to_string();
+    let Some(meant) = names().into_iter().find(|name| fold(name) == fold(&text)) else {
+        return Some(());
+    };
+    diag.error(class, format!("`{text}` is written `{meant}` here"));
+    None
+}
+
+fn sequential(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
+    let mut layers = Vec::new();
+    for arg in args {
+        match Arg::from(arg) {
+            Arg::Pair(key, _) => {
+                diag.error(
+                    key,
+                    format!("`sequential` takes layers: `{key}` belongs inside one of them"),
+                );
+                layers.push(None);
+            }
+            Arg::Word(_) | Arg::Other(_) => layers.push(build(arg, diag)),
+        }
+    }
+    if layers.is_empty() {
+        diag.error(name, "`sequential` needs layers, as in `sequential(linear(64, 10), relu)`");
+        return None;
+    }
+    let layers = layers.into_iter().collect::<Option<_>>()?;
+    Some(Build::Sequential { at: name.clone(), layers })
+}
+
+/// Rule: `repeat(count, |index| layer)`.
+fn repeat(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
+    if let [count, Expr::Closure(closure)] = args
+        && let Some(index) = index(closure)
+    {
+        let layer = Box::new(build(&closure.body, diag)?);
+        return Some(Build::Repeat { at: name.clone(), count: count.clone(), index, layer });
+    }
+    diag.error(name, "`repeat` takes a count and a layer by index: `repeat(6, |i| linear(64, 64))`");
+    None
+}
+
+fn index(closure: &ExprClosure) -> Option<Pat> {
+    match closure.inputs.first() {
+        Some(pat @ (Pat::Ident(_) | Pat::Wild(_))) if closure.inputs.len() == 1 => Some(pat.clone()),
+        _ => None,
+    }
+}
+
+/// Rule: `optional(condition, layer)`.
+fn optional(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
+    if let [condition, layer] = args {
+        let layer = Box::new(build(layer, diag)?);
+        return Some(Build::Optional { at: name.clone(), condition: condition.clone(), layer });
+    }
+    diag.error(name, "`optional` takes a condition and a layer: `optional(norm, layer_norm(64))`");
+    None
+}
+
+/// Arguments as in a Python call: required keys by position or by name, options by name.
+fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
+    let entry = &row.entry;
+    let owner = entry.name;
+    let known: Vec<&str> = entry.keys().map(|key| key.name).collect();
+    let mut fits = true;
+    let mut given: Vec<Pair> = Vec::new();
+    let mut positional = 0;
+    for arg in args {
+        match Arg::from(arg) {
+            Arg::Pair(key, value) => {
+                fits &= keyword_has_a_counterpart(owner, key, &known, diag)
+                    && keys::key_is_known(owner, key, &known, diag)
+                    && keys::key_is_new(key, &given, diag);
+                given.push(Pair { key: key.clone(), value: value.clone() });
+            }
+            Arg::Word(_) | Arg::Other(_) => {
+                fits &= stands_before_keywords(arg, positional < given.len(), diag);
+                if let Some(key) = entry.required.get(positional) {
+                    let key = Ident::new(key.name, name.span());
+                    given.push(Pair { key, value: arg.clone() });
+                }
+                positional += 1;
+            }
+        }
+    }
+    fits = fits && number_of_arguments_fits(name, row, &given, (positional, args.len()), diag);
+    if !fits {
+        return None;
+    }
+    keys::fit(name, entry, &given, diag)?;
+    let values: Option<Vec<Expr>> =
+        entry.required.iter().map(|key| Some(keys::take(&mut given, key.name)?.value)).collect();
+    Some(Build::Layer { row, at: name.clone(), values: values?, options: given })
+}
+
+/// Rule: arguments by position stand before those by name, as in Python.
+fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
+    if late {
+        diag.error(arg, "arguments without a name come first");
+    }
+    !late
+}
+
+/// Rule: a layer gets its required arguments, and no more by position.
+fn number_of_arguments_fits(
+    name: &Ident,
+    row: &'static Layer,
+    given: &[Pair],
+    (positional, all): (usize, usize),
+    diag: &Diagnostics,
+) -> bool {
+    let entry = &row.entry;
+    let required: Vec<&str> = entry.required.iter().map(|key| key.name).collect();
+    let missing: Vec<&str> = required
+        .iter()
+        .copied()
+        .filter(|key| given.iter().all(|pair| pair.key != key))
+        .collect();
+    if missing.is_empty() && positional <= required.len() {
+        return true;
+    }
+    let takes = match required.as_slice() {
+        [] => "no arguments".to_owned(),
+        required => quoted(required),
+    };
+    let got = match all {
+        0 => "none".to_owned(),
+        1 => "1 argument".to_owned(),
+        more => format!("{more} arguments"),
+    };
+    let options: Vec<&str> = entry.options.iter().map(|key| key.name).collect();
+    let hint = match options.as_slice() {
+        [first, ..] if missing.is_empty() => {
+            format!("; options are given by name, as in `{first} = …`")
+        }
+        _ => String::new(),
+    };
+    diag.error(name, format!("`{name}` takes {takes}; got {got}{hint}"));
+    false
+}
+
+/// Rule: a keyword of PyTorch's that means nothing here says why.
+fn keyword_has_a_counterpart(
+    owner: &str,
+    key: &Ident,
+    known: &[&str],
+    diag: &Diagnostics,
+) -> bool {
+    let reason = NOT_NEEDED.iter().find(|(name, _)| key == name && !known.contains(name));
+    if let Some((_, reason)) = reason {
+        diag.error(key, format!("`{owner}` has no `{key}`: {reason}"));
+    }
+    reason.is_none()
+}
+
+/// The last segment of `nn::X`.
+fn last_of_nn(func: &Expr) -> Option<&Ident> {
+    match func {
+        Expr::Path(path) => {
+            let segments = &path.path.segments;
+            (segments.len() == 2 && segments[0].ident == "nn").then(|| &segments[1].ident)
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,143 @@
+//! [`Spec`] → [`Model`]: the rules, one named function each, the rule stated above it.
+//!
+//! A rule reports through [`Diagnostics`] and the others go on, so that one compile shows every
+//! mistake. A mistake that is already reported is never reported again in other words: what
+//! could not be read is `None`, and rules that need it stay silent.
+
+mod fields;
+mod forward;
+mod keys;
+mod layers;
+mod lints;
+mod logging;
+mod optimizer;
+mod training;
+
+#[cfg(test)]
+mod tests;
+
+use syn::{Expr, ExprPath};
+
+use crate::{
+    diag::Diagnostics,
+    model::Model,
+    spec::{Attr, Derive, Spec, has, named},
+    symbol,
+};
+
+/// Applies every rule; `None` if one was broken.
+pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
+    attributes_stand_where_they_belong(spec, diag);
+    has_a_layer(spec, diag);
+    let fields = fields::check(spec, diag);
+    let forward = forward::check(spec, diag);
+    let lightning = match spec.derive {
+        Derive::Module => Some(None),
+        Derive::LightningModule => training::check(spec, diag).map(Some),
+    };
+    let model = Model {
+        ident: spec.ident.clone(),
+        vis: spec.vis.clone(),
+        generics: spec.generics.clone(),
+        allows: spec.allows.clone(),
+        fields: fields?,
+        forward: forward?,
+        lightning: lightning?,
+    };
+    lints::check(&model, diag);
+    Some(model)
+}
+
+/// Rule: field attributes stand on fields, the others on the struct, and those of training only
+/// where the derive trains.
+fn attributes_stand_where_they_belong(spec: &Spec, diag: &Diagnostics) {
+    for attr in &spec.attrs {
+        if let Some(name) = symbol::ON_FIELD.iter().find(|name| attr.is(name)) {
+            let of = if *name == symbol::PRECISION { "layer field" } else { "field" };
+            diag.error(&attr.path, format!("`#[{name}]` belongs on a {of}, not on the struct"));
+        } else if spec.derive == Derive::Module && !attr.is(symbol::FORWARD) {
+            let name = attr_name(attr);
+            diag.error(
+                &attr.path,
+                format!(
+                    "`#[{name}]` is for training: derive `LightningModule` instead of `Module`, \
+                     or move it to the model that this block is part of"
+                ),
+            );
+        }
+    }
+    for attr in spec.fields.iter().flat_map(|field| &field.attrs) {
+        if let Some(name) = symbol::ON_STRUCT.iter().find(|name| attr.is(name)) {
+            diag.error(&attr.path, format!("`#[{name}]` belongs on the struct, not on a field"));
+        }
+    }
+}
+
+/// Rule: a model has a layer, since without one nothing is trained and forward has nothing to run.
+fn has_a_layer(spec: &Spec, diag: &Diagnostics) {
+    if !spec.fields.iter().any(|field| has(&field.attrs, symbol::LAYER)) {
+        diag.error(
+            &spec.ident,
+            format!(
+                "`{}` has no layers: give it a field such as \
+                 `#[layer(linear(64, 10))] model: Linear`",
+                spec.ident
+            ),
+        );
+    }
+}
+
+/// Rule: an attribute that says one thing is written once. Returns the first.
+fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> Option<&'a Attr> {
+    let mut all = named(attrs, name);
+    let first = all.next();
+    for again in all {
+        diag.error(&again.path, format!("`#[{name}]` is given twice: keep one"));
+    }
+    first
+}
+
+/// What stands in for a generated function.
+enum Own {
+    /// Nothing: it is generated.
+    Generated,
+    Function(ExprPath),
+    /// An attribute that was refused.
+    Refused,
+}
+
+impl Own {
+    fn is_generated(&self) -> bool {
+        matches!(self, Self::Generated)
+    }
+}
+
+/// Rule: what replaces a generated function is the path of one with the same signature.
+fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) -> Own {
+    let Some(attr) = only(&spec.attrs, name, diag) else {
+        return Own::Generated;
+    };
+    match attr.args.as_deref() {
+        None => Own::Refused,
+        Some([Expr::Path(path)]) => Own::Function(path.clone()),
+        Some(_) => {
+            diag.error(
+                &attr.path,
+                format!("`#[{name}]` takes the path of a function, as in `#[{name}(Self::my_{name})]`, with the signature `{signature}`"),
+            );
+            Own::Refused
+        }
+    }
+}
+
+/// Rule: an attribute for a function that the user replaces would be ignored, so it is refused.
+fn has_no_effect(spec: &Spec, names: &[&str], because: &str, diag: &Diagnostics) {
+    for attr in spec.attrs.iter().filter(|attr| names.iter().any(|name| attr.is(name))) {
+        let name = attr_name(attr);
+        diag.error(&attr.path, format!("`#[{name}]` has no effect: {because}"));
+    }
+}
+
+fn attr_name(attr: &Attr) -> String {
+    attr.path.get_ident().map(ToString::to_string).unwrap_or_default()
+}

@@ -1,0 +1,98 @@
+//! Looks for names in a user's code without parsing it, so that macro calls are seen through.
+
+use proc_macro2::{Ident, Spacing, TokenStream, TokenTree};
+
+/// Whether `name` stands anywhere.
+pub(crate) fn contains(tokens: TokenStream, name: &Ident) -> bool {
+    flat(tokens).iter().any(|token| matches!(token, TokenTree::Ident(ident) if ident == name))
+}
+
+/// Whether `name` stands as a variable or function, and not after `.` or `::`.
+pub(crate) fn mentions(tokens: TokenStream, name: &Ident) -> bool {
+    let tokens = flat(tokens);
+    tokens.iter().enumerate().any(|(at, token)| {
+        matches!(token, TokenTree::Ident(ident) if ident == name) && !is_member(&tokens[..at])
+    })
+}
+
+/// Whether `self` or `Self` stands other than in `self.field` with one of `fields`.
+pub(crate) fn hands_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
+    let tokens = flat(tokens);
+    tokens.iter().enumerate().any(|(at, token)| {
+        let TokenTree::Ident(ident) = token else {
+            return false;
+        };
+        let reads_a_field = matches!(
+            tokens.get(at + 1..at + 3),
+            Some([TokenTree::Punct(dot), TokenTree::Ident(field)])
+                if dot.as_char() == '.' && fields.contains(&field)
+        );
+        ident == "Self" || ident == "self" && !reads_a_field
+    })
+}
+
+/// Whether what follows `before` is a field, method or path segment.
+fn is_member(before: &[TokenTree]) -> bool {
+    let punct = |token: Option<&TokenTree>, c: char| {
+        matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == c)
+    };
+    let joint = |token: Option<&TokenTree>| {
+        matches!(token, Some(TokenTree::Punct(punct)) if punct.spacing() == Spacing::Joint)
+    };
+    let mut back = before.iter().rev();
+    let (last, last_but_one) = (back.next(), back.next());
+    if punct(last, '.') {
+        // `..name` is a range.
+        return !(punct(last_but_one, '.') && joint(last_but_one));
+    }
+    punct(last, ':') && punct(last_but_one, ':') && joint(last_but_one)
+}
+
+/// All tokens in order, without the delimiters.
+fn flat(tokens: TokenStream) -> Vec<TokenTree> {
+    tokens
+        .into_iter()
+        .flat_map(|token| match token {
+            TokenTree::Group(group) => flat(group.stream()),
+            other => vec![other],
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proc_macro2::Span;
+    use quote::quote;
+
+    use super::*;
+
+    fn ident(name: &str) -> Ident {
+        Ident::new(name, Span::call_site())
+    }
+
+    #[test]
+    fn variables_are_mentioned_and_members_are_not() {
+        let head = ident("head");
+        for tokens in [
+            quote!(head(x)),
+            quote!(vec![head(x)?]),
+            quote!(0..head),
+            quote!(Pair { a: head }),
+            quote!(f(&head)),
+        ] {
+            assert!(mentions(tokens.clone(), &head), "{tokens}");
+        }
+        for tokens in [quote!(self.head), quote!(x.head()), quote!(models::head(x)), quote!(body)] {
+            assert!(!mentions(tokens.clone(), &head), "{tokens}");
+        }
+    }
+
+    #[test]
+    fn self_is_handed_on_unless_a_field_is_read() {
+        let fields = [&ident("head")];
+        assert!(!hands_self_on(quote!(x.matmul(self.head.weight())), &fields));
+        for tokens in [quote!(self.run(x)), quote!(run(self, x)), quote!(Self::run(x))] {
+            assert!(hands_self_on(tokens.clone(), &fields), "{tokens}");
+        }
+    }
+}

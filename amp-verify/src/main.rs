@@ -6,6 +6,7 @@ use amp_core::{
     Error, Result,
     callback::{Callback, Mode, ModelCheckpoint},
     event::{Event, Subscriber},
+    file::Staged,
     hardware, tch,
 };
 use amp_verify::{

@@ -41,6 +41,10 @@ pub(super) fn fit(
         estimated_stepping_batches: windows * config.max_epochs,
     };
     let scheduled = model.configure_optimizers(&plan)?.build(nn::parameters(model))?;
+    let parameters = scheduled.optimizer.parameters().iter();
+    let parameters = parameters.map(|parameter| parameter.tensor.numel() as i64).sum();
+    let note = scheduled.optimizer.note();
+    let mut runner = StepRunner::new(config, scheduled)?;
     emit(Event::FitStart(FitStart {
         model: model.name().to_owned(),
         data: data.name.clone(),
@@ -48,14 +52,13 @@ pub(super) fn fit(
         seed: config.seed,
         fingerprint: Fingerprint::of(config.device)?,
         hyperparameters: model.hyperparameters(),
-        parameters: scheduled.optimizer.parameters().iter().map(|p| p.tensor.numel() as i64).sum(),
+        parameters,
         max_epochs: config.max_epochs,
         batches_per_epoch: loader.batches(),
     }))?;
-    if let Some(text) = scheduled.optimizer.note() {
+    if let Some(text) = note {
         emit(Event::Note { text })?;
     }
-    let mut runner = StepRunner::new(config, scheduled)?;
     model.on_train_start()?;
     for epoch in 0..config.max_epochs {
         let (train, train_seconds) =

@@ -1,1 +1,252 @@
-//! To be written.
+//! Precision regions: parts of a model in a dtype of their own, under every precision.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use amp_core::{
+    Module, Result,
+    nn::{self, Context, Linear, LinearConfig, Op, Probe, Visitor, visit_child},
+    precision::{Policy, Precision, Region, RegionPlan, autocast_state},
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{message, model::linear, seeded};
+
+/// A linear layer, perhaps with a region and others inside it that run first.
+struct Part {
+    region: Option<Region>,
+    layer: Linear,
+    inner: Option<Box<Part>>,
+}
+
+impl Part {
+    fn of(region: Option<Region>, inner: Option<Part>) -> Result<Self> {
+        Ok(Self { region, layer: linear(8, 8)?, inner: inner.map(Box::new) })
+    }
+}
+
+impl Module for Part {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        let x = match &self.inner {
+            Some(inner) => cx.call("inner", inner.region, inner, input)?,
+            None => input.shallow_clone(),
+        };
+        cx.call("layer", None, &self.layer, &x)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        if let Some(inner) = &self.inner {
+            visit_child(visitor, "inner", inner.region, inner);
+        }
+        visit_child(visitor, "layer", None, &self.layer);
+    }
+}
+
+/// The dtype of every matrix product, and what the plan says it should be.
+#[derive(Default)]
+struct Products(RefCell<BTreeMap<String, (Kind, Kind)>>);
+
+impl Probe for Products {
+    fn output(&self, path: &str, op: Op, plan: RegionPlan, output: &Tensor) {
+        if op == Op::Matmul {
+            self.0.borrow_mut().insert(path.to_owned(), (output.kind(), plan.compute));
+        }
+    }
+}
+
+struct Run {
+    products: BTreeMap<String, (Kind, Kind)>,
+    parameters: BTreeMap<String, Kind>,
+    output: Kind,
+}
+
+/// Places `outer ⊃ inner`, runs it, goes backward, and tells every dtype.
+fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<Run> {
+    let policy = Policy::new(precision, Device::Cpu);
+    let islands: BTreeMap<_, _> =
+        islands.iter().map(|(path, region)| ((*path).to_owned(), *region)).collect();
+    nn::place(part, policy, &islands)?;
+    let before = autocast_state(Device::Cpu)?;
+    let products = Rc::new(Products::default());
+    let context =
+        Context::new(policy, true).with_islands(Rc::new(islands)).with_probe(products.clone());
+    let input = Tensor::ones([2, 8], (precision.storage(), Device::Cpu));
+    let output = {
+        let _autocast = policy.autocast()?;
+        part.forward(&input, &context)?
+    };
+    assert_eq!(autocast_state(Device::Cpu)?, before);
+    output.to_kind(Kind::Float).sum(Kind::Float).backward();
+    let parameters = nn::parameters(part);
+    for parameter in &parameters {
+        assert_eq!(parameter.tensor.grad().kind(), parameter.tensor.kind(), "{}", parameter.name);
+    }
+    drop(context);
+    Ok(Run {
+        products: products.0.take(),
+        parameters: parameters.into_iter().map(|p| (p.name, p.tensor.kind())).collect(),
+        output: output.kind(),
+    })
+}
+
+/// What a region inside a model asks for under each precision: the dtype of its parameters, of
+/// its products, and of the products around it. In a mixed run it is what it says; in a `*-true`
+/// run it only raises, so that the baseline stays the baseline.
+#[rstest]
+#[case(Precision::F16Mixed, Region::Fp32, Kind::Float, Kind::Float)]
+#[case(Precision::F16Mixed, Region::Bf16, Kind::Float, Kind::BFloat16)]
+#[case(Precision::F16Mixed, Region::Fp16, Kind::Float, Kind::Half)]
+#[case(Precision::F16Mixed, Region::Fp64, Kind::Double, Kind::Double)]
+#[case(Precision::F16Mixed, Region::AutocastOff, Kind::Float, Kind::Float)]
+#[case(Precision::Bf16Mixed, Region::Fp16, Kind::Float, Kind::Half)]
+#[case(Precision::Bf16Mixed, Region::Fp32, Kind::Float, Kind::Float)]
+#[case(Precision::F32True, Region::Fp16, Kind::Float, Kind::Float)]
+#[case(Precision::F32True, Region::Bf16, Kind::Float, Kind::Float)]
+#[case(Precision::F32True, Region::Fp32, Kind::Float, Kind::Float)]
+#[case(Precision::F32True, Region::Fp64, Kind::Double, Kind::Double)]
+#[case(Precision::F64True, Region::Fp32, Kind::Double, Kind::Double)]
+#[case(Precision::F16True, Region::Fp32, Kind::Float, Kind::Float)]
+#[case(Precision::F16True, Region::Bf16, Kind::BFloat16, Kind::BFloat16)]
+#[case(Precision::Bf16True, Region::Fp16, Kind::Half, Kind::Half)]
+#[case(Precision::Bf16True, Region::Bf16, Kind::BFloat16, Kind::BFloat16)]
+#[case(Precision::Bf16True, Region::Fp64, Kind::Double, Kind::Double)]
+#[case(Precision::Bf16True, Region::AutocastOff, Kind::BFloat16, Kind::BFloat16)]
+fn a_region_holds_for_its_part_alone(
+    #[case] precision: Precision,
+    #[case] region: Region,
+    #[case] storage: Kind,
+    #[case] compute: Kind,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let part = Part::of(None, Some(Part::of(Some(region), None)?))?;
+    let run = run(precision, &part, &[])?;
+    assert_eq!(run.products["inner.layer"], (compute, compute));
+    assert_eq!(run.products["layer"], (precision.compute(), precision.compute()));
+    assert_eq!(run.parameters["inner.layer.weight"], storage);
+    assert_eq!(run.parameters["layer.weight"], precision.storage());
+    assert_eq!(run.output, precision.compute());
+    Ok(())
+}
+
+/// Regions nest: bf16 autocast inside an f32 island of an f16 run, and each ends where it began.
+#[test]
+fn regions_nest() -> Result<()> {
+    let _generator = seeded(0);
+    let innermost = Part::of(Some(Region::Bf16), None)?;
+    let island = Part::of(Some(Region::Fp32), Some(innermost))?;
+    let run = run(Precision::F16Mixed, &Part::of(None, Some(island))?, &[])?;
+    let seen = |path: &str| run.products[path].0;
+    assert_eq!(seen("inner.inner.layer"), Kind::BFloat16);
+    assert_eq!(seen("inner.layer"), Kind::Float);
+    assert_eq!(seen("layer"), Kind::Half);
+    Ok(())
+}
+
+/// In a `*-true` run the innermost region that raises decides, and its parameters follow.
+#[test]
+fn a_region_inside_a_raised_one_raises_from_the_runs_dtype() -> Result<()> {
+    let _generator = seeded(0);
+    let innermost = Part::of(Some(Region::Fp32), None)?;
+    let island = Part::of(Some(Region::Fp64), Some(innermost))?;
+    let run = run(Precision::Bf16True, &Part::of(None, Some(island))?, &[])?;
+    assert_eq!(run.products["inner.inner.layer"], (Kind::Float, Kind::Float));
+    assert_eq!(run.products["inner.layer"], (Kind::Double, Kind::Double));
+    assert_eq!(run.parameters["inner.inner.layer.weight"], Kind::Float);
+    assert_eq!(run.output, Kind::BFloat16);
+    Ok(())
+}
+
+/// Islands given by path count over what the model declares.
+#[test]
+fn islands_by_path_override_the_declared_region() -> Result<()> {
+    let _generator = seeded(0);
+    let part = Part::of(None, Some(Part::of(Some(Region::Fp32), None)?))?;
+    let run = run(Precision::F16Mixed, &part, &[("inner", Region::Bf16), ("layer", Region::Fp64)])?;
+    assert_eq!(run.products["inner.layer"], (Kind::BFloat16, Kind::BFloat16));
+    assert_eq!(run.products["layer"], (Kind::Double, Kind::Double));
+    assert_eq!(run.parameters["layer.weight"], Kind::Double);
+    assert_eq!(run.output, Kind::Float, "autocast around does not take f64");
+    Ok(())
+}
+
+/// An error inside a region leaves autocast, path and plan as they were: the next pass runs.
+#[test]
+fn an_error_inside_a_region_leaves_it() -> Result<()> {
+    let _generator = seeded(0);
+    let mut island = Part::of(Some(Region::Fp32), None)?;
+    island.layer = Linear::new(LinearConfig::new(5, 8))?;
+    let part = Part::of(None, Some(island))?;
+    let policy = Policy::new(Precision::F16Mixed, Device::Cpu);
+    let context = Context::new(policy, true);
+    let _autocast = policy.autocast()?;
+    let before = autocast_state(Device::Cpu)?;
+    let input = Tensor::ones([2, 8], (Kind::Float, Device::Cpu));
+    let said = message(part.forward(&input, &context));
+    assert!(said.starts_with("in `inner.layer`: libtorch: mat1 and mat2"), "{said}");
+    assert_eq!(autocast_state(Device::Cpu)?, before);
+    assert_eq!(&*context.path(), "");
+    let good = Part::of(None, None)?;
+    assert_eq!(context.call("good", None, &good, &input)?.kind(), Kind::Half);
+    Ok(())
+}
+
+/// A panic inside a region leaves autocast as it was.
+#[test]
+fn a_panic_inside_a_region_leaves_autocast() -> Result<()> {
+    struct Panics;
+    impl Module for Panics {
+        fn forward(&self, _: &Tensor, _: &Context) -> Result<Tensor> {
+            std::panic::resume_unwind(Box::new("a panic that prints nothing"))
+        }
+        fn visit(&self, _: &mut dyn Visitor) {}
+    }
+    let policy = Policy::new(Precision::F16Mixed, Device::Cpu);
+    let _autocast = policy.autocast()?;
+    let before = autocast_state(Device::Cpu)?;
+    let left = std::panic::catch_unwind(|| {
+        let input = Tensor::ones([1], (Kind::Float, Device::Cpu));
+        Context::new(policy, true).call("panics", Some(Region::Fp32), &Panics, &input).map(drop)
+    });
+    assert!(left.is_err());
+    assert_eq!(autocast_state(Device::Cpu)?, before);
+    Ok(())
+}
+
+/// Placing changes the module's own tensors: handles that an optimizer holds see it.
+#[test]
+fn handles_taken_before_placing_see_it() -> Result<()> {
+    let _generator = seeded(0);
+    let layer = linear(2, 2)?;
+    let handles = nn::parameters(&layer);
+    nn::place(&layer, Policy::new(Precision::F64True, Device::Cpu), &BTreeMap::new())?;
+    assert!(handles.iter().all(|parameter| parameter.tensor.kind() == Kind::Double));
+    assert!(handles.iter().all(|parameter| parameter.tensor.requires_grad()));
+    Ok(())
+}
+
+#[test]
+fn every_region_parses_from_its_name() -> Result<()> {
+    for name in ["fp32", "fp16", "bf16", "fp64", "autocast_off"] {
+        assert_eq!(name.parse::<Region>()?.to_string(), name);
+    }
+    let said = message("float".parse::<Region>());
+    assert!(said.contains("unknown precision region `float`: expected fp32, fp16"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn every_precision_parses_from_lightnings_names() -> Result<()> {
+    for precision in Precision::ALL {
+        assert_eq!(precision.name().parse::<Precision>()?, precision);
+        let json = serde_json::to_string(&precision).expect("a name");
+        assert_eq!(json, format!("\"{precision}\""));
+    }
+    for (short, long) in
+        [("16", "16-mixed"), ("bf16", "bf16-mixed"), ("32", "32-true"), ("64", "64-true")]
+    {
+        assert_eq!(short.parse::<Precision>()?.name(), long);
+    }
+    let said = message("fp8".parse::<Precision>());
+    assert!(said.contains("unknown precision `fp8`: expected one of 32-true, 16-mixed"), "{said}");
+    Ok(())
+}

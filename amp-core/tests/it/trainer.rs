@@ -40,6 +40,7 @@ fn brief(event: &Event) -> String {
         Event::Logged { global_step, values } => format!("logged {global_step} {}", values.len()),
         Event::EpochEnd(end) => format!("epoch {} {}", end.epoch, end.global_step),
         Event::FitEnd(end) => format!("end {}", end.global_step),
+        other => format!("{other:?}"),
     }
 }
 

@@ -97,7 +97,7 @@ fn overflowing(advances: bool) -> Result<(RunRecord, f64)> {
         OptimizerConfig::new(Sgd { lr: 1e-3, ..Default::default() })
             .with_scheduler(StepLr { step_size: 1, gamma: 0.5 }, Interval::Step)
     });
-    let record = fit(&config, &mut model, &same(constant(24, 8, 100.0)?, 2)?).1?;
+    let record = fit(&config, &mut model, &same(constant(24, 8, 1.0)?, 2)?).1?;
     let lr = record.epochs[0].lr;
     Ok((record, lr))
 }

@@ -1,1 +1,78 @@
-//! x
+//! The derives.
+mod check;
+mod diag;
+mod expand;
+mod fallback;
+mod model;
+mod parse;
+mod spec;
+mod suggest;
+mod symbol;
+mod table;
+mod tokens;
+
+use proc_macro::TokenStream;
+use syn::{DeriveInput, parse_macro_input};
+
+use crate::{diag::Diagnostics, spec::Derive};
+
+/// LM
+#[proc_macro_derive(
+    LightningModule,
+    attributes(
+        forward,
+        loss,
+        metric,
+        log,
+        optimizer,
+        scheduler,
+        training_step,
+        validation_step,
+        configure_optimizers,
+        hparam,
+        layer,
+        state,
+        precision
+    )
+)]
+pub fn lightning_module(input: TokenStream) -> TokenStream {
+    derive(&parse_macro_input!(input as DeriveInput), Derive::LightningModule).into()
+}
+
+/// M
+#[proc_macro_derive(
+    Module,
+    attributes(
+        forward,
+        loss,
+        metric,
+        log,
+        optimizer,
+        scheduler,
+        training_step,
+        validation_step,
+        configure_optimizers,
+        hparam,
+        layer,
+        state,
+        precision
+    )
+)]
+pub fn module(input: TokenStream) -> TokenStream {
+    derive(&parse_macro_input!(input as DeriveInput), Derive::Module).into()
+}
+
+/// The whole pipeline, without a compiler around it.
+fn derive(input: &DeriveInput, which: Derive) -> proc_macro2::TokenStream {
+    let diag = Diagnostics::new();
+    let spec = parse::parse(input, which, &diag);
+    let model = spec.as_ref().and_then(|spec| check::check(spec, &diag));
+    match diag.finish(model) {
+        Ok((model, warnings)) => expand::expand(&model, &warnings),
+        Err(errors) => {
+            let mut tokens = errors.into_compile_error();
+            tokens.extend(fallback::expand(input, spec.as_ref(), which));
+            tokens
+        }
+    }
+}

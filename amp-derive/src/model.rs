@@ -40,10 +40,17 @@ pub(crate) struct Field {
 }
 
 pub(crate) enum Kind {
-    Hparam { default: Default },
-    Layer { source: Source, region: Option<Region> },
+    Hparam {
+        default: Default,
+    },
+    Layer {
+        source: Source,
+        region: Option<Region>,
+    },
     /// `None` starts from `Default::default()`.
-    State { initial: Option<Expr> },
+    State {
+        initial: Option<Expr>,
+    },
 }
 
 /// Where a hyperparameter's value comes from unless a setter gives it.
@@ -67,12 +74,24 @@ pub(crate) enum Build {
     /// A Rust expression of the user's.
     Rust(Expr),
     /// A row of the table; `values` are its required keys in order.
-    Layer { row: &'static table::Layer, at: Ident, values: Vec<Expr>, options: Vec<Pair> },
-    Sequential { at: Ident, layers: Vec<Build> },
+    Layer {
+        row: &'static table::Layer,
+        at: Ident,
+        values: Vec<Expr>,
+        options: Vec<Pair>,
+    },
+    Sequential(Vec<Build>),
     /// `Vec` of `count` layers.
-    Repeat { at: Ident, count: Expr, index: Pat, layer: Box<Build> },
+    Repeat {
+        count: Expr,
+        index: Pat,
+        layer: Box<Build>,
+    },
     /// `Option` of a layer.
-    Optional { at: Ident, condition: Expr, layer: Box<Build> },
+    Optional {
+        condition: Expr,
+        layer: Box<Build>,
+    },
 }
 
 /// `key = value`.
@@ -108,7 +127,11 @@ pub(crate) struct Lightning {
 }
 
 pub(crate) enum Step {
-    Generated { loss: Loss, log: LogOptions, metrics: Vec<Metric> },
+    Generated {
+        loss: Loss,
+        log: LogOptions,
+        metrics: Vec<Metric>,
+    },
     /// A function with the step's signature.
     Function(ExprPath),
 }
@@ -145,7 +168,10 @@ pub(crate) struct LogOptions {
 }
 
 pub(crate) enum Optimizers {
-    Generated { optimizer: Config, scheduler: Option<(Config, table::Interval)> },
+    Generated {
+        optimizer: Config,
+        scheduler: Option<(Config, table::Interval)>,
+    },
     /// A function with `configure_optimizers`'s signature.
     Function(ExprPath),
 }

@@ -33,15 +33,13 @@ pub(crate) fn parse(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> 
 }
 
 /// Rule: the derives are for structs with named fields, because parameters are called after them.
-fn named_fields(
-    input: &DeriveInput,
-    derive: Derive,
-    diag: &Diagnostics,
-) -> Option<Vec<Field>> {
+fn named_fields(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> Option<Vec<Field>> {
     let name = derive.name();
     match &input.data {
         Data::Struct(data) => match &data.fields {
-            Fields::Named(fields) => Some(fields.named.iter().filter_map(|f| field(f, diag)).collect()),
+            Fields::Named(fields) => {
+                Some(fields.named.iter().filter_map(|f| field(f, diag)).collect())
+            }
             Fields::Unnamed(fields) => {
                 diag.error(
                     &fields.unnamed,
@@ -75,12 +73,7 @@ fn field(field: &syn::Field, diag: &Diagnostics) -> Option<Field> {
         ty: field.ty.clone(),
         docs: field.attrs.iter().filter(|attr| attr.path().is_ident("doc")).cloned().collect(),
         attrs: own_attributes(&field.attrs, diag),
-        foreign: field
-            .attrs
-            .iter()
-            .filter(is_foreign)
-            .map(|attr| attr.path().clone())
-            .collect(),
+        foreign: field.attrs.iter().filter(is_foreign).map(|attr| attr.path().clone()).collect(),
     })
 }
 

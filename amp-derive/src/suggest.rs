@@ -134,6 +134,9 @@ mod tests {
         assert_eq!(one_of(&["a"]), "`a`");
         assert_eq!(one_of(&["a", "b", "c"]), "`a`, `b` or `c`");
         assert_eq!(unknown("loss", "x", &[]), "unknown loss `x`");
-        assert_eq!(unknown("loss", "focal", &["mse_loss"]), "unknown loss `focal`: expected `mse_loss`");
+        assert_eq!(
+            unknown("loss", "focal", &["mse_loss"]),
+            "unknown loss `focal`: expected `mse_loss`"
+        );
     }
 }

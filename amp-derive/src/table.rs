@@ -156,12 +156,7 @@ const fn unit(name: &'static str, ty: &'static str) -> Layer {
 }
 
 pub(crate) const LAYERS: &[Layer] = &[
-    layer(
-        "linear",
-        "Linear",
-        &[positive("in_features"), positive("out_features")],
-        &[any("bias")],
-    ),
+    layer("linear", "Linear", &[positive("in_features"), positive("out_features")], &[any("bias")]),
     layer(
         "conv2d",
         "Conv2d",
@@ -172,12 +167,7 @@ pub(crate) const LAYERS: &[Layer] = &[
     layer("batch_norm1d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
     layer("batch_norm2d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
     layer("layer_norm", "LayerNorm", &[positive("normalized_shape")], &[positive("eps")]),
-    layer(
-        "embedding",
-        "Embedding",
-        &[positive("num_embeddings"), positive("embedding_dim")],
-        &[],
-    ),
+    layer("embedding", "Embedding", &[positive("num_embeddings"), positive("embedding_dim")], &[]),
     layer(
         "multihead_attention",
         "MultiheadAttention",

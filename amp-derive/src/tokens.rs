@@ -33,12 +33,8 @@ pub(crate) fn hands_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
 
 /// Whether what follows `before` is a field, method or path segment.
 fn is_member(before: &[TokenTree]) -> bool {
-    let punct = |token: Option<&TokenTree>, c: char| {
-        matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == c)
-    };
-    let joint = |token: Option<&TokenTree>| {
-        matches!(token, Some(TokenTree::Punct(punct)) if punct.spacing() == Spacing::Joint)
-    };
+    let punct = |token: Option<&TokenTree>, c: char| matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == c);
+    let joint = |token: Option<&TokenTree>| matches!(token, Some(TokenTree::Punct(punct)) if punct.spacing() == Spacing::Joint);
     let mut back = before.iter().rev();
     let (last, last_but_one) = (back.next(), back.next());
     if punct(last, '.') {

@@ -73,8 +73,10 @@ impl Case {
         let own = model.early_stopping.map(|(monitor, patience)| (monitor.to_owned(), patience));
         let early_stopping = choices.early_stopping.or(own);
         let mut hyperparameters = model.hyperparameters();
-        if hyperparameters.contains_key("input_size") {
-            hyperparameters.insert("input_size".into(), kind.features().into());
+        for (name, size) in kind.sizes() {
+            if let Some(own) = hyperparameters.get_mut(*name) {
+                *own = (*size).into();
+            }
         }
         hyperparameters.extend(choices.set);
         let data = kind.load(choices.batch_size.unwrap_or(model.batch_size))?;

@@ -86,7 +86,7 @@ pub struct RunArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// digits or synthetic [default: the model's own]
+    /// digits, synthetic or text [default: the model's own]
     #[arg(long, value_parser = DataKind::from_str)]
     pub data: Option<DataKind>,
     /// Epochs [default: the model's own]

@@ -74,7 +74,9 @@ fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
         let (name, first, second) = (&field.ident, text(first), text(other));
         diag.error(
             &other.path,
-            format!("field `{name}` is `#[{first}]` already: take `#[{first}]` or `#[{second}]` away"),
+            format!(
+                "field `{name}` is `#[{first}]` already: take `#[{first}]` or `#[{second}]` away"
+            ),
         );
         one = false;
     }
@@ -216,7 +218,8 @@ fn unknown_region(word: &str) -> String {
 }
 
 fn regions() -> String {
-    let names: Vec<&str> = REGIONS.iter().map(|(name, _)| *name).chain(["autocast = off"]).collect();
+    let names: Vec<&str> =
+        REGIONS.iter().map(|(name, _)| *name).chain(["autocast = off"]).collect();
     one_of(&names)
 }
 

@@ -98,10 +98,7 @@ pub(super) fn fit(
         .collect();
     if !missing.is_empty() {
         let example: Vec<String> = missing.iter().map(|name| format!("{name} = …")).collect();
-        diag.error(
-            at,
-            format!("`{at}` needs {}: add `{}`", quoted(&missing), example.join(", ")),
-        );
+        diag.error(at, format!("`{at}` needs {}: add `{}`", quoted(&missing), example.join(", ")));
         fits = false;
     }
     for pair in pairs {

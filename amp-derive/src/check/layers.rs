@@ -11,7 +11,7 @@ use crate::{
     spec::{Arg, word},
     suggest::{closest, fold, one_of, quoted},
     symbol,
-    table::{self, Form, LAYERS, Layer, NOT_NEEDED},
+    table::{self, LAYERS, Layer, NOT_NEEDED},
 };
 
 /// Reads one layer; `None` if it was refused.
@@ -35,7 +35,9 @@ pub(super) fn build(expr: &Expr, diag: &Diagnostics) -> Option<Build> {
 /// A bare lowercase name or a call of one; everything else is Rust.
 fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
     let (name, args) = match expr {
-        Expr::Call(ExprCall { func, args, .. }) => (word(func)?, Some(args.iter().cloned().collect())),
+        Expr::Call(ExprCall { func, args, .. }) => {
+            (word(func)?, Some(args.iter().cloned().collect()))
+        }
         _ => (word(expr)?, None),
     };
     let lowercase = name.to_string().starts_with(|c: char| c.is_lowercase());
@@ -90,7 +92,8 @@ fn is_not_spelt_as_in_python(expr: &Expr, diag: &Diagnostics) -> Option<()> {
         }
         _ => None,
     };
-    let Some(class) = class.filter(|class| class.to_string().starts_with(char::is_uppercase)) else {
+    let Some(class) = class.filter(|class| class.to_string().starts_with(char::is_uppercase))
+    else {
         return Some(());
     };
     let text = class.to_string();
@@ -120,7 +123,7 @@ fn sequential(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> 
         return None;
     }
     let layers = layers.into_iter().collect::<Option<_>>()?;
-    Some(Build::Sequential { at: name.clone(), layers })
+    Some(Build::Sequential(layers))
 }
 
 /// Rule: `repeat(count, |index| layer)`.
@@ -129,15 +132,20 @@ fn repeat(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
         && let Some(index) = index(closure)
     {
         let layer = Box::new(build(&closure.body, diag)?);
-        return Some(Build::Repeat { at: name.clone(), count: count.clone(), index, layer });
+        return Some(Build::Repeat { count: count.clone(), index, layer });
     }
-    diag.error(name, "`repeat` takes a count and a layer by index: `repeat(6, |i| linear(64, 64))`");
+    diag.error(
+        name,
+        "`repeat` takes a count and a layer by index: `repeat(6, |i| linear(64, 64))`",
+    );
     None
 }
 
 fn index(closure: &ExprClosure) -> Option<Pat> {
     match closure.inputs.first() {
-        Some(pat @ (Pat::Ident(_) | Pat::Wild(_))) if closure.inputs.len() == 1 => Some(pat.clone()),
+        Some(pat @ (Pat::Ident(_) | Pat::Wild(_))) if closure.inputs.len() == 1 => {
+            Some(pat.clone())
+        }
         _ => None,
     }
 }
@@ -146,7 +154,7 @@ fn index(closure: &ExprClosure) -> Option<Pat> {
 fn optional(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     if let [condition, layer] = args {
         let layer = Box::new(build(layer, diag)?);
-        return Some(Build::Optional { at: name.clone(), condition: condition.clone(), layer });
+        return Some(Build::Optional { condition: condition.clone(), layer });
     }
     diag.error(name, "`optional` takes a condition and a layer: `optional(norm, layer_norm(64))`");
     None
@@ -206,11 +214,8 @@ fn number_of_arguments_fits(
 ) -> bool {
     let entry = &row.entry;
     let required: Vec<&str> = entry.required.iter().map(|key| key.name).collect();
-    let missing: Vec<&str> = required
-        .iter()
-        .copied()
-        .filter(|key| given.iter().all(|pair| pair.key != key))
-        .collect();
+    let missing: Vec<&str> =
+        required.iter().copied().filter(|key| given.iter().all(|pair| pair.key != key)).collect();
     if missing.is_empty() && positional <= required.len() {
         return true;
     }
@@ -235,12 +240,7 @@ fn number_of_arguments_fits(
 }
 
 /// Rule: a keyword of PyTorch's that means nothing here says why.
-fn keyword_has_a_counterpart(
-    owner: &str,
-    key: &Ident,
-    known: &[&str],
-    diag: &Diagnostics,
-) -> bool {
+fn keyword_has_a_counterpart(owner: &str, key: &Ident, known: &[&str], diag: &Diagnostics) -> bool {
     let reason = NOT_NEEDED.iter().find(|(name, _)| key == name && !known.contains(name));
     if let Some((_, reason)) = reason {
         diag.error(key, format!("`{owner}` has no `{key}`: {reason}"));

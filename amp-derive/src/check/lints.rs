@@ -1,17 +1,20 @@
-//! Lints over the checked model: code that runs, but not as meant in low precision.
+//! Lints: code that runs, but not as meant.
 
 use proc_macro2::Ident;
+use syn::{Expr, spanned::Spanned};
 
 use super::keys;
 use crate::{
     diag::Diagnostics,
-    model::{Build, Forward, Kind, Loss, Model, Optimizers, Region, Source, Step},
+    model::{Build, Forward, Kind, Model, Optimizers, Region, Source},
+    spec::{Attr, Field, Spec, has, named, word},
+    symbol,
 };
 
-pub(super) fn check(model: &Model, diag: &Diagnostics) {
+/// Advice about a struct without mistakes.
+pub(super) fn advise(model: &Model, diag: &Diagnostics) {
     eps_is_representable_in_half_precision(model, diag);
     batch_norm_is_not_fed_low_precision(model, diag);
-    logits_have_no_sigmoid(model, diag);
 }
 
 /// Rule (advice): Adam divides by √v + eps. Below 2⁻²⁴ ≈ 6e-8 f16 has no numbers, so a smaller
@@ -25,9 +28,8 @@ fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
     };
     let eps = optimizer.keys.iter().find(|pair| pair.key == "eps");
     if let Some(eps) = eps.filter(|eps| keys::number(&eps.value).is_some_and(|eps| eps < 1e-7)) {
-        let at = syn::spanned::Spanned::span(&eps.value);
         diag.warn(
-            at,
+            eps.value.span(),
             "EPS_UNDERFLOWS_IN_HALF_PRECISION",
             "float16 has no numbers this small, so under 16-true a larger eps is used; write \
              `eps = 1e-4` to have the same in every precision",
@@ -42,7 +44,7 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
     if !matches!(model.forward, Forward::InOrder) {
         return;
     }
-    let mut before: Option<(&Ident, Region)> = None;
+    let mut low: Option<&Ident> = None;
     for field in &model.fields {
         let Kind::Layer { source, region } = &field.kind else {
             continue;
@@ -51,7 +53,7 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
             Source::Built(build) => find(build, &|name| name.starts_with("batch_norm")),
             Source::Given => None,
         };
-        if let (Some(norm), Some((low, _)), None) = (norm, before, region) {
+        if let (Some(norm), Some(low), None) = (norm, low, region) {
             diag.warn(
                 norm.span(),
                 "BATCH_NORM_AFTER_LOW_PRECISION",
@@ -62,31 +64,31 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
                 ),
             );
         }
-        before = match region {
-            Some(low @ (Region::Fp16 | Region::Bf16)) => Some((&field.ident, *low)),
+        low = match region {
+            Some(Region::Fp16 | Region::Bf16) => Some(&field.ident),
             Some(_) => None,
-            None => before,
+            None => low,
         };
     }
 }
 
 /// Rule: a loss of logits applies the sigmoid itself; a model that ends in one applies it twice
 /// and learns slowly, without an error.
-fn logits_have_no_sigmoid(model: &Model, diag: &Diagnostics) {
-    let Some(lightning) = &model.lightning else {
-        return;
-    };
-    let Step::Generated { loss: Loss::Known(loss), .. } = &lightning.training else {
-        return;
-    };
-    if loss != "binary_cross_entropy_with_logits" || !matches!(model.forward, Forward::InOrder) {
+pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
+    const LOSS: &str = "binary_cross_entropy_with_logits";
+    let args = |attr: &'_ Attr| attr.args.as_ref().and_then(|args| args.first().cloned());
+    let loss = named(&spec.attrs, symbol::LOSS).next().and_then(args);
+    let is_of_logits = loss.is_some_and(|loss| word(&loss).is_some_and(|loss| loss == LOSS));
+    // With a forward of the user's own, the last field need not run last.
+    if !is_of_logits || has(&spec.attrs, symbol::FORWARD) {
         return;
     }
-    let last = model.layers().last().map(|(field, _)| &field.kind);
-    if let Some(Kind::Layer { source: Source::Built(build), .. }) = last
-        && let Some(sigmoid) = last_of(build).filter(|name| *name == "sigmoid")
+    let layer = |field: &Field| named(&field.attrs, symbol::LAYER).next().and_then(args);
+    let layers = spec.fields.iter().filter(|field| has(&field.attrs, symbol::LAYER));
+    if let Some(last) = layers.last().and_then(layer)
+        && let Some(sigmoid) = last_of(&last).filter(|name| *name == "sigmoid")
     {
-        diag.error(sigmoid, format!("`{loss}` applies the sigmoid itself: take this one away"));
+        diag.error(sigmoid, format!("`{LOSS}` applies the sigmoid itself: take this one away"));
     }
 }
 
@@ -95,17 +97,18 @@ fn find<'a>(build: &'a Build, accepts: &dyn Fn(&str) -> bool) -> Option<&'a Iden
     match build {
         Build::Rust(_) => None,
         Build::Layer { row, at, .. } => accepts(row.entry.name).then_some(at),
-        Build::Sequential { layers, .. } => layers.iter().find_map(|layer| find(layer, accepts)),
+        Build::Sequential(layers) => layers.iter().find_map(|layer| find(layer, accepts)),
         Build::Repeat { layer, .. } | Build::Optional { layer, .. } => find(layer, accepts),
     }
 }
 
-/// The name of the layer that runs last in `build`.
-fn last_of(build: &Build) -> Option<&Ident> {
-    match build {
-        Build::Rust(_) => None,
-        Build::Layer { at, .. } => Some(at),
-        Build::Sequential { layers, .. } => layers.last().and_then(last_of),
-        Build::Repeat { layer, .. } | Build::Optional { layer, .. } => last_of(layer),
+/// The name of the layer that runs last.
+fn last_of(layer: &Expr) -> Option<&Ident> {
+    match layer {
+        Expr::Call(call) => match word(&call.func)? {
+            name if name == symbol::SEQUENTIAL => call.args.last().and_then(last_of),
+            name => Some(name),
+        },
+        _ => word(layer),
     }
 }

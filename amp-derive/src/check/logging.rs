@@ -176,7 +176,9 @@ fn is_logged_at_all(name: &Ident, options: LogOptions, diag: &Diagnostics) -> bo
     if !logged {
         diag.error(
             name,
-            format!("`{name}` is logged neither per step nor per epoch: add `on_step` or `on_epoch`"),
+            format!(
+                "`{name}` is logged neither per step nor per epoch: add `on_step` or `on_epoch`"
+            ),
         );
     }
     logged

@@ -29,6 +29,7 @@ use crate::{
 pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
     attributes_stand_where_they_belong(spec, diag);
     has_a_layer(spec, diag);
+    lints::logits_have_no_sigmoid(spec, diag);
     let fields = fields::check(spec, diag);
     let forward = forward::check(spec, diag);
     let lightning = match spec.derive {
@@ -44,7 +45,7 @@ pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
         forward: forward?,
         lightning: lightning?,
     };
-    lints::check(&model, diag);
+    lints::advise(&model, diag);
     Some(model)
 }
 

@@ -10,7 +10,7 @@ use crate::{
     model::{Config, Optimizers, Pair},
     spec::{Arg, Attr, Spec, has},
     suggest, symbol,
-    table::{self, Entry, Interval, OPTIMIZERS, SCHEDULERS, Scheduler},
+    table::{self, Interval, OPTIMIZERS, SCHEDULERS, Scheduler},
     tokens,
 };
 
@@ -118,9 +118,7 @@ pub(super) fn begins_with_a_name<'a>(
 /// Rule: Nesterov's rule looks ahead along the momentum, so it needs one (torch.optim.SGD).
 fn nesterov_has_momentum(pairs: &[Pair], diag: &Diagnostics) -> Option<()> {
     let find = |key: &str| pairs.iter().find(|pair| pair.key == key);
-    let is_true = |pair: &&Pair| {
-        matches!(&pair.value, Expr::Lit(ExprLit { lit: Lit::Bool(value), .. }) if value.value)
-    };
+    let is_true = |pair: &&Pair| matches!(&pair.value, Expr::Lit(ExprLit { lit: Lit::Bool(value), .. }) if value.value);
     let no_momentum = find("momentum").is_none_or(|pair| keys::number(&pair.value) == Some(0.0));
     match find("nesterov").filter(is_true) {
         Some(nesterov) if no_momentum => {
@@ -138,7 +136,8 @@ fn betas_are_a_pair(pairs: &[Pair], diag: &Diagnostics) -> Option<()> {
     };
     let fits = match &betas.value {
         Expr::Tuple(tuple) => {
-            let below_one = |beta: &Expr| keys::number(beta).is_none_or(|b| (0.0..1.0).contains(&b));
+            let below_one =
+                |beta: &Expr| keys::number(beta).is_none_or(|b| (0.0..1.0).contains(&b));
             tuple.elems.len() == 2 && tuple.elems.iter().all(below_one)
         }
         Expr::Lit(_) | Expr::Array(_) => false,
@@ -174,10 +173,8 @@ fn counts_fit_the_interval(
             &given.value,
             format!("`{key}` counts optimizer steps, {message}: write `interval = step`"),
         ),
-        None => diag.error(
-            at,
-            format!("`{key}` counts optimizer steps, {message}: add `interval = step`"),
-        ),
+        None => diag
+            .error(at, format!("`{key}` counts optimizer steps, {message}: add `interval = step`")),
     }
     None
 }

@@ -289,12 +289,7 @@ fn own_metric_is_named(name: Option<String>, at: &Ident, diag: &Diagnostics) -> 
 }
 
 /// Rule: two values are not logged under one name.
-fn name_is_its_own(
-    metric: &Declared,
-    at: &Ident,
-    before: &[Declared],
-    diag: &Diagnostics,
-) -> bool {
+fn name_is_its_own(metric: &Declared, at: &Ident, before: &[Declared], diag: &Diagnostics) -> bool {
     let name = &metric.name;
     let meets = |other: &&Declared| {
         let both = |stage| metric.is_for(stage) && other.is_for(stage);
@@ -307,7 +302,9 @@ fn name_is_its_own(
     if before.iter().any(|other| meets(&other)) {
         diag.error(
             at,
-            format!("two metrics are called `{name}`: give this one a name, as in `name = \"{name}_2\"`"),
+            format!(
+                "two metrics are called `{name}`: give this one a name, as in `name = \"{name}_2\"`"
+            ),
         );
         return false;
     }
@@ -315,12 +312,7 @@ fn name_is_its_own(
 }
 
 /// Rule: a metric of one stage needs that stage's generated step.
-fn stage_is_generated(
-    metric: &Declared,
-    at: &Ident,
-    steps: [&Own; 2],
-    diag: &Diagnostics,
-) -> bool {
+fn stage_is_generated(metric: &Declared, at: &Ident, steps: [&Own; 2], diag: &Diagnostics) -> bool {
     let [train, val] = steps;
     let own = match metric.stage {
         Some(stage @ Stage::Train) if !train.is_generated() => stage,
@@ -340,7 +332,8 @@ pub(super) fn loggable(metrics: &[Declared], steps: [&Own; 2]) -> Vec<(String, S
             let prefix = stage.prefix();
             names.push((format!("{prefix}_loss"), stage, true));
             let of_stage = metrics.iter().filter(|metric| metric.is_for(stage));
-            names.extend(of_stage.map(|metric| (format!("{prefix}_{}", metric.name), stage, false)));
+            names
+                .extend(of_stage.map(|metric| (format!("{prefix}_{}", metric.name), stage, false)));
         }
     }
     names

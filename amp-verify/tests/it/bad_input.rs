@@ -8,7 +8,7 @@ use crate::support::{amp, files, refusal};
 #[rstest]
 #[case::precision(&["--precision", "16-mixd"], "unknown precision `16-mixd`")]
 #[case::model(&["--model", "Demo"], "unknown model `Demo`: expected one of MixedPrecisionDemo")]
-#[case::data(&["--data", "mnist"], "unknown data `mnist`: expected digits or synthetic")]
+#[case::data(&["--data", "mnist"], "unknown data `mnist`: expected digits, synthetic or text")]
 #[case::device(&["--device", "tpu"], "unknown device `tpu`: expected auto, cpu, cuda or cuda:N")]
 #[case::batch_larger_than_data(&["--batch-size", "2000"], "batch size 2000 is larger than the 1437 training examples")]
 #[case::batch_of_none(&["--batch-size", "0"], "batch size 0: it must be at least 1")]

@@ -5,7 +5,7 @@
 //! those into [`Gradients<Unscaled>`], the only ones that can be clipped and stepped. Each call
 //! consumes what it must not see twice:
 //!
-//! ```
+//! ```no_run
 //! # use amp_core::{precision::{GradScaler, StepOutcome}, optim::Optimizer, tch::Tensor};
 //! # fn f(scaler: &mut GradScaler, optimizer: &mut dyn Optimizer, loss: &Tensor) -> amp_core::Result<()> {
 //! scaler.scale(loss)?.backward()?;
@@ -70,84 +70,19 @@
 //! twice, kept beyond an update or handed to another optimizer, f16 gradients, and an update
 //! without any gradients.
 
+mod config;
+mod gradients;
+
+pub use config::{GradScalerConfig, ScalerState};
+pub use gradients::{Gradients, Scaled, ScaledLoss, StepOutcome, Unscaled};
+
 use std::{cell::Cell, marker::PhantomData};
 
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use self::{config::usable_scale, gradients::unscale_group};
 use super::clip;
 use crate::{Error, Result, ffi, nn::Parameter, optim::Optimizer};
-
-/// The scaler's constants; the defaults are PyTorch's.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct GradScalerConfig {
-    /// The scale of the first step.
-    pub init_scale: f64,
-    /// The factor after `growth_interval` steps without overflow; above 1.
-    pub growth_factor: f64,
-    /// The factor after an overflow; below 1.
-    pub backoff_factor: f64,
-    /// Steps without overflow before the scale grows.
-    pub growth_interval: i64,
-}
-
-impl Default for GradScalerConfig {
-    fn default() -> Self {
-        Self { init_scale: 65536.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2000 }
-    }
-}
-
-/// What a checkpoint holds of the scaler; the keys are PyTorch's.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct ScalerState {
-    /// The current scale.
-    pub scale: f64,
-    /// See [`GradScalerConfig::growth_factor`].
-    pub growth_factor: f64,
-    /// See [`GradScalerConfig::backoff_factor`].
-    pub backoff_factor: f64,
-    /// See [`GradScalerConfig::growth_interval`].
-    pub growth_interval: i64,
-    /// Steps since the last overflow or growth; PyTorch's key is `_growth_tracker`.
-    #[serde(rename = "_growth_tracker")]
-    pub growth_tracker: i32,
-}
-
-/// Gradients of a scaled loss.
-#[derive(Debug)]
-pub struct Scaled;
-/// Gradients in their true size.
-#[derive(Debug)]
-pub struct Unscaled;
-
-/// The gradients of one optimizer's parameters between backward and step.
-#[derive(Debug)]
-#[must_use = "gradients do nothing until they are unscaled and stepped"]
-pub struct Gradients<S> {
-    names: Vec<String>,
-    tensors: Vec<Tensor>,
-    found_inf: Option<Tensor>,
-    owner: usize,
-    state: PhantomData<S>,
-}
-
-/// A loss times the scale. Backward runs on it and on nothing else.
-#[derive(Debug)]
-#[must_use = "a scaled loss is there for its backward pass"]
-pub struct ScaledLoss(Tensor);
-
-/// What became of an optimizer step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use = "a skipped step must not move the schedule"]
-pub enum StepOutcome {
-    /// The parameters moved.
-    Applied,
-    /// A gradient was not finite and nothing moved.
-    Skipped {
-        /// The first parameter, in order of declaration, whose gradient is not finite.
-        culprit: Option<String>,
-    },
-}
 
 /// Scales losses and skips steps whose gradients overflowed.
 ///
@@ -182,18 +117,7 @@ impl GradScaler {
     /// When a constant is out of range: the scale must be positive and finite in f32, growth
     /// above 1, backoff between 0 and 1.
     pub fn new(device: Device, config: GradScalerConfig) -> Result<Self> {
-        let GradScalerConfig { init_scale, growth_factor, backoff_factor, growth_interval } =
-            config;
-        let within = |holds: bool, what: &str, value: f64, range: &str| match holds {
-            true => Ok(()),
-            false => Err(Error::Scaler(format!("the {what} is {value}, but must be {range}"))),
-        };
-        let scale = usable_scale(init_scale)?;
-        let grows = growth_factor > 1.0 && growth_factor.is_finite();
-        within(grows, "growth factor", growth_factor, "above 1")?;
-        let backs_off = backoff_factor > 0.0 && backoff_factor < 1.0;
-        within(backs_off, "backoff factor", backoff_factor, "below 1 and above 0")?;
-        within(growth_interval >= 1, "growth interval", growth_interval as f64, "at least 1")?;
+        let scale = config.checked_scale()?;
         Ok(Self {
             config,
             enabled: true,
@@ -387,7 +311,7 @@ impl GradScaler {
             self.config.backoff_factor,
             self.config.growth_interval,
         )?;
-        self.mirror = next(self.mirror, overflowed, self.config);
+        self.mirror = self.config.next(self.mirror, overflowed);
         Ok(())
     }
 
@@ -449,85 +373,6 @@ impl GradScaler {
         }
         Ok(())
     }
-}
-
-impl ScaledLoss {
-    /// Adds the gradients of the scaled loss to the parameters.
-    ///
-    /// # Errors
-    /// When the loss is not a scalar or does not depend on a parameter.
-    pub fn backward(self) -> Result<()> {
-        Ok(self.0.f_backward()?)
-    }
-}
-
-impl Gradients<Unscaled> {
-    /// Clips by global norm; see [`clip_grad_norm`](super::clip_grad_norm). Returns the norm before.
-    ///
-    /// # Errors
-    /// When libtorch does.
-    pub fn clip_grad_norm(&self, max_norm: f64) -> Result<Tensor> {
-        clip::clip_grad_norm(&self.tensors, max_norm)
-    }
-
-    /// Clips by value; see [`clip_grad_value`](super::clip_grad_value).
-    ///
-    /// # Errors
-    /// When libtorch does.
-    pub fn clip_grad_value(&self, limit: f64) -> Result<()> {
-        clip::clip_grad_value(&self.tensors, limit)
-    }
-
-    /// The gradients with their parameters' names, in order of declaration.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.names.iter().map(String::as_str).zip(&self.tensors)
-    }
-
-    fn first_non_finite(&self) -> Result<Option<String>> {
-        for (name, grad) in self.iter() {
-            if grad.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-                return Ok(Some(name.to_owned()));
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Unscales one dtype. The CUDA kernel has no bf16 (pytorch#127176): those take the same two
-/// steps in elementary operations.
-fn unscale_group(kind: Kind, grads: &[Tensor], found_inf: &Tensor, inv: &Tensor) -> Result<()> {
-    if kind != Kind::BFloat16 || !found_inf.device().is_cuda() {
-        return ffi::unscale(grads, found_inf, inv);
-    }
-    let mut found = found_inf.shallow_clone();
-    for grad in grads {
-        let bad = grad.f_isfinite()?.f_all()?.f_logical_not()?.f_to_kind(Kind::Float)?;
-        found.f_copy_(&found.f_maximum(&bad)?)?;
-        let mut target = grad.shallow_clone();
-        target.f_copy_(&grad.f_to_kind(Kind::Float)?.f_mul(inv)?)?;
-    }
-    Ok(())
-}
-
-/// The update rule of ATen's `_amp_update_scale_`: products in f64, rounded to f32.
-fn next((scale, tracker): (f32, i32), overflowed: bool, config: GradScalerConfig) -> (f32, i32) {
-    if overflowed {
-        return ((f64::from(scale) * config.backoff_factor) as f32, 0);
-    }
-    if i64::from(tracker) + 1 < config.growth_interval {
-        return (scale, tracker + 1);
-    }
-    let grown = (f64::from(scale) * config.growth_factor) as f32;
-    (if grown.is_finite() { grown } else { scale }, 0)
-}
-
-/// The scale as f32; PyTorch takes any number here and trains on zeros or NaN.
-fn usable_scale(scale: f64) -> Result<f32> {
-    let narrow = scale as f32;
-    if narrow > 0.0 && narrow.is_finite() {
-        return Ok(narrow);
-    }
-    Err(Error::Scaler(format!("the scale is {scale}, but must be positive and finite in float32")))
 }
 
 /// Tells optimizers apart by the parameter they begin with.

@@ -1,0 +1,80 @@
+//! The scaler's constants, its saved state and its rule.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The scaler's constants; the defaults are PyTorch's.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct GradScalerConfig {
+    /// The scale of the first step.
+    pub init_scale: f64,
+    /// The factor after `growth_interval` steps without overflow; above 1.
+    pub growth_factor: f64,
+    /// The factor after an overflow; below 1.
+    pub backoff_factor: f64,
+    /// Steps without overflow before the scale grows.
+    pub growth_interval: i64,
+}
+
+impl Default for GradScalerConfig {
+    fn default() -> Self {
+        Self { init_scale: 65536.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2000 }
+    }
+}
+
+/// What a checkpoint holds of the scaler; the keys are PyTorch's.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ScalerState {
+    /// The current scale.
+    pub scale: f64,
+    /// See [`GradScalerConfig::growth_factor`].
+    pub growth_factor: f64,
+    /// See [`GradScalerConfig::backoff_factor`].
+    pub backoff_factor: f64,
+    /// See [`GradScalerConfig::growth_interval`].
+    pub growth_interval: i64,
+    /// Steps since the last overflow or growth; PyTorch's key is `_growth_tracker`.
+    #[serde(rename = "_growth_tracker")]
+    pub growth_tracker: i32,
+}
+
+impl GradScalerConfig {
+    /// The first scale in f32, when every constant is in range.
+    pub(super) fn checked_scale(&self) -> Result<f32> {
+        let Self { init_scale, growth_factor, backoff_factor, growth_interval } = *self;
+        let within = |holds: bool, what: &str, value: f64, range: &str| match holds {
+            true => Ok(()),
+            false => Err(Error::Scaler(format!("the {what} is {value}, but must be {range}"))),
+        };
+        let scale = usable_scale(init_scale)?;
+        let grows = growth_factor > 1.0 && growth_factor.is_finite();
+        within(grows, "growth factor", growth_factor, "above 1 and finite")?;
+        let backs_off = backoff_factor > 0.0 && backoff_factor < 1.0;
+        within(backs_off, "backoff factor", backoff_factor, "below 1 and above 0")?;
+        within(growth_interval >= 1, "growth interval", growth_interval as f64, "at least 1")?;
+        Ok(scale)
+    }
+
+    /// The rule of ATen's `_amp_update_scale_` on scale and tracker: products in f64, rounded to
+    /// f32.
+    pub(super) fn next(&self, (scale, tracker): (f32, i32), overflowed: bool) -> (f32, i32) {
+        if overflowed {
+            return ((f64::from(scale) * self.backoff_factor) as f32, 0);
+        }
+        if i64::from(tracker) + 1 < self.growth_interval {
+            return (scale, tracker + 1);
+        }
+        let grown = (f64::from(scale) * self.growth_factor) as f32;
+        (if grown.is_finite() { grown } else { scale }, 0)
+    }
+}
+
+/// The scale as f32; PyTorch takes any number here and trains on zeros or NaN.
+pub(super) fn usable_scale(scale: f64) -> Result<f32> {
+    let narrow = scale as f32;
+    if narrow > 0.0 && narrow.is_finite() {
+        return Ok(narrow);
+    }
+    Err(Error::Scaler(format!("the scale is {scale}, but must be positive and finite in float32")))
+}

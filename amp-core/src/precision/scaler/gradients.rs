@@ -1,0 +1,106 @@
+//! What passes through the scaler: a scaled loss, its gradients, and what became of the step.
+
+use std::marker::PhantomData;
+
+use tch::{Kind, Tensor};
+
+use crate::{Result, ffi, precision::clip};
+
+/// Gradients of a scaled loss.
+#[derive(Debug)]
+pub struct Scaled;
+/// Gradients in their true size.
+#[derive(Debug)]
+pub struct Unscaled;
+
+/// The gradients of one optimizer's parameters between backward and step.
+#[derive(Debug)]
+#[must_use = "gradients do nothing until they are unscaled and stepped"]
+pub struct Gradients<S> {
+    pub(super) names: Vec<String>,
+    pub(super) tensors: Vec<Tensor>,
+    pub(super) found_inf: Option<Tensor>,
+    pub(super) owner: usize,
+    pub(super) state: PhantomData<S>,
+}
+
+/// A loss times the scale. Backward runs on it and on nothing else.
+#[derive(Debug)]
+#[must_use = "a scaled loss is there for its backward pass"]
+pub struct ScaledLoss(pub(super) Tensor);
+
+/// What became of an optimizer step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a skipped step must not move the schedule"]
+pub enum StepOutcome {
+    /// The parameters moved.
+    Applied,
+    /// A gradient was not finite and nothing moved.
+    Skipped {
+        /// The first parameter, in order of declaration, whose gradient is not finite.
+        culprit: Option<String>,
+    },
+}
+
+impl ScaledLoss {
+    /// Adds the gradients of the scaled loss to the parameters.
+    ///
+    /// # Errors
+    /// When the loss is not a scalar or does not depend on a parameter.
+    pub fn backward(self) -> Result<()> {
+        Ok(self.0.f_backward()?)
+    }
+}
+
+impl Gradients<Unscaled> {
+    /// Clips by global norm; see [`clip_grad_norm`](crate::precision::clip_grad_norm). Returns the norm before.
+    ///
+    /// # Errors
+    /// When libtorch does.
+    pub fn clip_grad_norm(&self, max_norm: f64) -> Result<Tensor> {
+        clip::clip_grad_norm(&self.tensors, max_norm)
+    }
+
+    /// Clips by value; see [`clip_grad_value`](crate::precision::clip_grad_value).
+    ///
+    /// # Errors
+    /// When libtorch does.
+    pub fn clip_grad_value(&self, limit: f64) -> Result<()> {
+        clip::clip_grad_value(&self.tensors, limit)
+    }
+
+    /// The gradients with their parameters' names, in order of declaration.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.names.iter().map(String::as_str).zip(&self.tensors)
+    }
+
+    pub(super) fn first_non_finite(&self) -> Result<Option<String>> {
+        for (name, grad) in self.iter() {
+            if grad.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                return Ok(Some(name.to_owned()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Unscales one dtype. The CUDA kernel has no bf16 (pytorch#127176): those take the same two
+/// steps in elementary operations.
+pub(super) fn unscale_group(
+    kind: Kind,
+    grads: &[Tensor],
+    found_inf: &Tensor,
+    inv: &Tensor,
+) -> Result<()> {
+    if kind != Kind::BFloat16 || !found_inf.device().is_cuda() {
+        return ffi::unscale(grads, found_inf, inv);
+    }
+    let mut found = found_inf.shallow_clone();
+    for grad in grads {
+        let bad = grad.f_isfinite()?.f_all()?.f_logical_not()?.f_to_kind(Kind::Float)?;
+        found.f_copy_(&found.f_maximum(&bad)?)?;
+        let mut target = grad.shallow_clone();
+        target.f_copy_(&grad.f_to_kind(Kind::Float)?.f_mul(inv)?)?;
+    }
+    Ok(())
+}

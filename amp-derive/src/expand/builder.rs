@@ -1,0 +1,214 @@
+//! The builder: hyperparameters in, a model out.
+
+use proc_macro2::{Ident, TokenStream};
+use quote::{format_ident, quote};
+use syn::ext::IdentExt;
+
+use super::{key, layer, local};
+use crate::model::{Default, Field, Kind, Model, Source};
+
+/// `builder()`, the builder with its setters, and how it becomes the model.
+pub(super) fn expand(model: &Model) -> TokenStream {
+    let (ident, vis) = (&model.ident, &model.vis);
+    let name = name(ident);
+    let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
+    let inputs: Vec<&Field> = model.fields.iter().filter(|field| is_input(field)).collect();
+
+    let declared = inputs.iter().map(|Field { ident, ty, .. }| quote!(#ident: #ty));
+    let arguments = inputs.iter().filter(|field| is_argument(field));
+    let arguments = arguments.map(|Field { ident, ty, .. }| quote!(#ident: #ty));
+    let starts = inputs.iter().map(|field| start(field));
+    let docs = format!(" Starts a [`{}`] from its default hyperparameters.", ident.unraw());
+    let builder_docs = format!(" Sets hyperparameters and builds a [`{}`].", ident.unraw());
+    let marker = has_marker(model)
+        .then(|| quote!(__model: ::core::marker::PhantomData<fn() -> #ident #ty_generics>));
+    let mark = has_marker(model).then(|| quote!(__model: ::core::marker::PhantomData));
+
+    let setters = model.fields.iter().filter_map(setter);
+    let by_name = model.lightning.as_ref().map(|_| by_name(model));
+    let build = build(model, &name, &inputs);
+    quote! {
+        #[automatically_derived]
+        impl #impl_generics #ident #ty_generics #where_clause {
+            #[doc = #docs]
+            #vis fn builder(#(#arguments),*) -> #name #ty_generics {
+                #name { #(#starts,)* #mark }
+            }
+        }
+
+        #[doc = #builder_docs]
+        #[must_use = "nothing is made before `build`"]
+        #vis struct #name #impl_generics #where_clause {
+            #(#declared,)*
+            #marker
+        }
+
+        impl #impl_generics #name #ty_generics #where_clause {
+            #(#setters)*
+            #by_name
+
+            /// Builds the layers; their initial weights come from libtorch's generator.
+            ///
+            /// # Errors
+            /// When a layer refuses its arguments.
+            pub fn build(self) -> __amp::Result<#ident #ty_generics> {
+                ::core::convert::TryFrom::try_from(self)
+            }
+        }
+
+        #build
+    }
+}
+
+/// What the builder of `model` is called.
+pub(crate) fn name(model: &Ident) -> Ident {
+    format_ident!("__{}Builder", model.unraw())
+}
+
+/// Reads every hyperparameter of a block once. They are there to build the layers from; without
+/// this, rustc would advise to remove them.
+pub(super) fn reads(model: &Model) -> Option<TokenStream> {
+    let (ident, block) = (&model.ident, local("block"));
+    let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
+    let reads: Vec<TokenStream> =
+        model.hparams().map(|Field { ident, .. }| quote!(let _ = &#block.#ident;)).collect();
+    (!reads.is_empty()).then(|| {
+        quote! {
+            #[allow(dead_code)]
+            fn __reads #impl_generics (#block: &#ident #ty_generics) #where_clause {
+                #(#reads)*
+            }
+        }
+    })
+}
+
+/// Whether the builder needs a marker to keep generics in use that no field of it has.
+fn has_marker(model: &Model) -> bool {
+    !model.generics.params.is_empty()
+}
+
+/// Whether the builder holds the field.
+fn is_input(field: &Field) -> bool {
+    match &field.kind {
+        Kind::Hparam { .. } => true,
+        Kind::Layer { source, .. } => matches!(source, Source::Given),
+        Kind::State { .. } => false,
+    }
+}
+
+/// Whether `builder` takes the field.
+fn is_argument(field: &Field) -> bool {
+    match &field.kind {
+        Kind::Hparam { default } => matches!(default, Default::Required),
+        Kind::Layer { source, .. } => matches!(source, Source::Given),
+        Kind::State { .. } => false,
+    }
+}
+
+/// The builder's field at first.
+fn start(field: &Field) -> TokenStream {
+    let ident = &field.ident;
+    match &field.kind {
+        Kind::Hparam { default: Default::Expr(value) } => quote!(#ident: #value),
+        Kind::Hparam { default: Default::OfType } => quote!(#ident: __amp::Default::default()),
+        _ => quote!(#ident),
+    }
+}
+
+fn setter(field: &Field) -> Option<TokenStream> {
+    let Kind::Hparam { default: Default::OfType | Default::Expr(_) } = &field.kind else {
+        return None;
+    };
+    let Field { ident, ty, docs, .. } = field;
+    let fallback = format!(" Sets `{}`.", ident.unraw());
+    let fallback = docs.is_empty().then(|| quote!(#[doc = #fallback]));
+    Some(quote! {
+        #(#docs)*
+        #fallback
+        pub fn #ident(mut self, #ident: #ty) -> Self {
+            self.#ident = #ident;
+            self
+        }
+    })
+}
+
+/// `hyperparameters`, which sets by name what `LightningModule::hyperparameters` saved.
+fn by_name(model: &Model) -> TokenStream {
+    let (values, name, value) = (local("values"), local("name"), local("value"));
+    let keys: Vec<String> = model.hparams().map(|field| key(&field.ident)).collect();
+    let arms = model.hparams().zip(&keys).map(|(Field { ident, .. }, key)| {
+        quote!(#key => self.#ident = __amp::hparam::get(#name, #value)?,)
+    });
+    let (body, receiver) = if keys.is_empty() {
+        let body = quote! {
+            match #values.keys().next() {
+                __amp::Some(#name) => __amp::Err(__amp::hparam::unknown(#name, &[])),
+                __amp::None => __amp::Ok(self),
+            }
+        };
+        (body, quote!(self))
+    } else {
+        let body = quote! {
+            for (#name, #value) in #values {
+                match #name.as_str() {
+                    #(#arms)*
+                    _ => return __amp::Err(__amp::hparam::unknown(#name, &[#(#keys),*])),
+                }
+            }
+            __amp::Ok(self)
+        };
+        (body, quote!(mut self))
+    };
+    quote! {
+        /// Sets hyperparameters by name.
+        ///
+        /// # Errors
+        /// When there is none of a name, or a value has another type.
+        pub fn hyperparameters(
+            #receiver,
+            #values: &__amp::Hyperparameters,
+        ) -> __amp::Result<Self> {
+            #body
+        }
+    }
+}
+
+/// The conversion is on the model, so that `Self` in the user's code is the model.
+fn build(model: &Model, name: &Ident, inputs: &[&Field]) -> TokenStream {
+    let ident = &model.ident;
+    let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
+    let builder = local("builder");
+    let taken = inputs.iter().map(|field| &field.ident);
+    let rest = has_marker(model).then(|| quote!(..));
+    let (taken, builder) = if inputs.is_empty() {
+        (None, local("_builder"))
+    } else {
+        (Some(quote!(let #name { #(#taken,)* #rest } = #builder;)), builder)
+    };
+    // In order of declaration: weights are drawn in this order, and what stands further up is in
+    // scope further down.
+    let made = model.fields.iter().filter_map(|Field { ident, kind, .. }| {
+        let value = match kind {
+            Kind::Layer { source: Source::Built(build), .. } => layer::expand(build),
+            Kind::State { initial: Some(value) } => quote!(#value),
+            Kind::State { initial: None } => quote!(__amp::Default::default()),
+            Kind::Hparam { .. } | Kind::Layer { source: Source::Given, .. } => return None,
+        };
+        Some(quote!(let #ident = #value;))
+    });
+    let fields = model.fields.iter().map(|field| &field.ident);
+    quote! {
+        #[automatically_derived]
+        impl #impl_generics ::core::convert::TryFrom<#name #ty_generics> for #ident #ty_generics
+        #where_clause
+        {
+            type Error = __amp::Error;
+
+            fn try_from(#builder: #name #ty_generics) -> __amp::Result<Self> {
+                #taken
+                #(#made)*
+                __amp::Ok(Self { #(#fields),* })
+            }
+        }
+    }
+}

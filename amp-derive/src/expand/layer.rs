@@ -1,0 +1,59 @@
+//! How a layer is built.
+
+use proc_macro2::{Ident, TokenStream};
+use quote::{format_ident, quote};
+
+use super::local;
+use crate::{
+    model::{Build, Pair},
+    table::Form,
+};
+
+/// An expression of the layer's type, in a function that returns `Result`.
+pub(super) fn expand(build: &Build) -> TokenStream {
+    match build {
+        Build::Rust(expr) => quote!(#expr),
+        Build::Layer { row, at, values, options } => {
+            let ty = Ident::new(row.entry.ty, at.span());
+            match row.form {
+                Form::Unit => quote!(__amp::nn::#ty),
+                Form::Plain => quote!(__amp::nn::#ty::new(#(#values),*)?),
+                Form::Config => {
+                    let config = config(&ty, values, options);
+                    quote!(__amp::nn::#ty::new(#config)?)
+                }
+            }
+        }
+        Build::Sequential(layers) => {
+            let mut layers = layers.iter().map(expand).map(|layer| quote!(__amp::Box::new(#layer)));
+            // The first one's type is that of the others.
+            let first = layers.next().map(|first| quote!(#first as __amp::Box<dyn __amp::Module>));
+            let layers = first.into_iter().chain(layers);
+            quote!(__amp::nn::Sequential::new(__amp::Vec::from([#(#layers),*])))
+        }
+        Build::Repeat { count, index, layer } => {
+            let (layers, layer) = (local("layers"), expand(layer));
+            quote!({
+                let mut #layers = __amp::Vec::new();
+                for #index in 0..#count {
+                    #layers.push(#layer);
+                }
+                #layers
+            })
+        }
+        Build::Optional { condition, layer } => {
+            let layer = expand(layer);
+            quote!(if #condition { __amp::Some(#layer) } else { __amp::None })
+        }
+    }
+}
+
+fn config(ty: &Ident, values: &[syn::Expr], options: &[Pair]) -> TokenStream {
+    let config = format_ident!("{ty}Config");
+    let new = quote!(__amp::nn::#config::new(#(#values),*));
+    if options.is_empty() {
+        return new;
+    }
+    let options = options.iter().map(|Pair { key, value }| quote!(#key: #value));
+    quote!(__amp::nn::#config { #(#options,)* ..#new })
+}

@@ -1,0 +1,152 @@
+//! [`Model`] → the code that stands beside the struct.
+//!
+//! Everything is inside `const _`, names amp-core only through `__amp`, and gives its own locals
+//! the hygiene of the derive ([`local`]), so that nothing meets a name of the user's. What the
+//! user's code may name (`self`, hyperparameters, layers, `cx`, `plan`) has the user's hygiene.
+
+mod builder;
+mod forward;
+mod layer;
+mod log;
+mod optimizer;
+mod train;
+mod validate;
+mod visit;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use builder::name as builder_name;
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{ToTokens, format_ident, quote};
+use syn::ext::IdentExt;
+
+use crate::{
+    diag::Warning,
+    model::{Lightning, Model, Region},
+};
+
+/// The impls, the builder and the warnings.
+pub(crate) fn expand(model: &Model, warnings: &[Warning]) -> TokenStream {
+    let module = module(model);
+    let lightning = model.lightning.as_ref().map(|lightning| lightning_module(model, lightning));
+    let builder = builder::expand(model);
+    let reads = model.lightning.is_none().then(|| builder::reads(model)).flatten();
+    let warnings = warnings.iter().map(|warning| advice(model, warning));
+    let items = in_const(&quote! { #module #lightning #builder #reads });
+    quote! { #items #(#warnings)* }
+}
+
+/// Wraps `items` so that they add no name to the user's module.
+pub(crate) fn in_const(items: &TokenStream) -> TokenStream {
+    quote! {
+        const _: () = {
+            use ::amp_core::__private as __amp;
+            #items
+        };
+    }
+}
+
+fn module(model: &Model) -> TokenStream {
+    let forward = forward::expand(model);
+    let visit = visit::expand(model);
+    impl_for(model, &quote!(__amp::Module), &quote! { #forward #visit })
+}
+
+fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
+    let name = model.ident.unraw().to_string();
+    let hyperparameters = hyperparameters(model);
+    let train = train::expand(&lightning.training);
+    let validate = validate::expand(&lightning.validation);
+    let optimizers = optimizer::expand(&lightning.optimizers);
+    let items = quote! {
+        fn name(&self) -> &'static str {
+            #name
+        }
+        #hyperparameters
+        #train
+        #validate
+        #optimizers
+    };
+    impl_for(model, &quote!(__amp::LightningModule), &items)
+}
+
+fn impl_for(model: &Model, of: &TokenStream, items: &TokenStream) -> TokenStream {
+    let ident = &model.ident;
+    let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
+    quote! {
+        #[automatically_derived]
+        impl #impl_generics #of for #ident #ty_generics #where_clause {
+            #items
+        }
+    }
+}
+
+fn hyperparameters(model: &Model) -> TokenStream {
+    let values = local("values");
+    let mut puts = model
+        .hparams()
+        .map(|field| {
+            let (ident, key) = (&field.ident, key(&field.ident));
+            quote! { #values.insert(__amp::String::from(#key), __amp::hparam::put(&self.#ident)); }
+        })
+        .peekable();
+    let body = match puts.peek() {
+        None => quote!(__amp::Hyperparameters::new()),
+        Some(_) => quote! {
+            let mut #values = __amp::Hyperparameters::new();
+            #(#puts)*
+            #values
+        },
+    };
+    quote! {
+        fn hyperparameters(&self) -> __amp::Hyperparameters {
+            #body
+        }
+    }
+}
+
+/// Advice as the only warning that a derive can give: the use of a deprecated constant.
+fn advice(model: &Model, warning: &Warning) -> TokenStream {
+    let Warning { at, rule, note } = warning;
+    let allows = &model.allows;
+    let (defined, used) = (format_ident!("{rule}"), Ident::new(rule, *at));
+    quote! {
+        const _: () = {
+            #[deprecated(note = #note)]
+            const #defined: () = ();
+            #(#allows)*
+            const _: () = #used;
+        };
+    }
+}
+
+/// A name that the user's code can neither see nor hide.
+fn local(name: &str) -> Ident {
+    Ident::new(name, Span::mixed_site())
+}
+
+/// A field's name as data: in paths of parameters, in saved hyperparameters.
+fn key(ident: &Ident) -> String {
+    ident.unraw().to_string()
+}
+
+impl ToTokens for Region {
+    fn to_tokens(&self, tokens: &mut TokenStream) {
+        tokens.extend(match self {
+            Self::Fp32 => quote!(__amp::Region::Fp32),
+            Self::Fp16 => quote!(__amp::Region::Fp16),
+            Self::Bf16 => quote!(__amp::Region::Bf16),
+            Self::Fp64 => quote!(__amp::Region::Fp64),
+            Self::AutocastOff => quote!(__amp::Region::AutocastOff),
+        });
+    }
+}
+
+/// `Option<Region>` as an argument.
+fn region(region: Option<Region>) -> TokenStream {
+    match region {
+        None => quote!(__amp::None),
+        Some(region) => quote!(__amp::Some(#region)),
+    }
+}

@@ -1,0 +1,45 @@
+//! Golden expansions of the structs in `tests/expand`.
+
+use quote::quote;
+use syn::{DeriveInput, File, Item};
+
+use crate::{derive, spec::Derive};
+
+/// The expansion of the struct in a file, without the struct.
+fn expanded(source: &str) -> String {
+    let file: File = syn::parse_str(source).expect("a Rust file");
+    let input = file.items.into_iter().find_map(|item| match item {
+        Item::Struct(item) => Some(item),
+        _ => None,
+    });
+    let mut input: DeriveInput = syn::parse2(quote!(#input)).expect("a struct");
+    // As rustc does before a derive sees them.
+    let derive_attr = input.attrs.iter().position(|attr| attr.path().is_ident("derive"));
+    let which = input.attrs.remove(derive_attr.expect("a derive"));
+    let which = if quote!(#which).to_string().contains("LightningModule") {
+        Derive::LightningModule
+    } else {
+        Derive::Module
+    };
+    let tokens = derive(&input, which);
+    prettyplease::unparse(&syn::parse2(tokens).expect("items"))
+}
+
+macro_rules! golden {
+    ($name:ident) => {
+        #[test]
+        fn $name() {
+            let source = include_str!(concat!("../../../tests/expand/", stringify!($name), ".rs"));
+            let mut settings = insta::Settings::clone_current();
+            settings.set_snapshot_path("../../../tests/expand");
+            settings.set_prepend_module_to_snapshot(false);
+            settings.set_omit_expression(true);
+            settings.bind(|| insta::assert_snapshot!(stringify!($name), expanded(source)));
+        }
+    };
+}
+
+golden!(mixed_precision_demo);
+golden!(regions);
+golden!(generic);
+golden!(block);

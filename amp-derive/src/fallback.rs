@@ -1,0 +1,125 @@
+//! What is emitted beside errors, so that rustc reports them and nothing that follows from them.
+//!
+//! The impls and the builder are there with the signatures that the attributes promise as far as
+//! they could be read; the bodies never run, since the crate does not compile.
+
+use proc_macro2::TokenStream;
+use quote::quote;
+use syn::DeriveInput;
+
+use crate::{
+    expand::{builder_name, in_const},
+    spec::{Derive, Field, Spec, named},
+    symbol,
+};
+
+/// Stubs for the refused struct.
+pub(crate) fn expand(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStream {
+    let ident = &input.ident;
+    let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();
+    let lightning = (derive == Derive::LightningModule).then(|| {
+        quote! {
+            impl #impl_generics __amp::LightningModule for #ident #ty_generics #where_clause {
+                fn name(&self) -> &'static str {
+                    ::core::unimplemented!()
+                }
+                fn hyperparameters(&self) -> __amp::Hyperparameters {
+                    ::core::unimplemented!()
+                }
+                fn training_step(
+                    &mut self,
+                    _: &__amp::Batch,
+                    _: &mut __amp::Step<'_>,
+                ) -> __amp::Result<__amp::Tensor> {
+                    ::core::unimplemented!()
+                }
+                fn validation_step(
+                    &mut self,
+                    _: &__amp::Batch,
+                    _: &mut __amp::Step<'_>,
+                ) -> __amp::Result<()> {
+                    ::core::unimplemented!()
+                }
+                fn configure_optimizers(
+                    &self,
+                    _: &__amp::TrainingPlan,
+                ) -> __amp::Result<__amp::OptimizerConfig> {
+                    ::core::unimplemented!()
+                }
+            }
+        }
+    });
+    let builder = builder(input, spec, derive);
+    in_const(&quote! {
+        impl #impl_generics __amp::Module for #ident #ty_generics #where_clause {
+            fn forward(&self, _: &__amp::Tensor, _: &__amp::Context) -> __amp::Result<__amp::Tensor> {
+                ::core::unimplemented!()
+            }
+            fn visit(&self, _: &mut dyn __amp::Visitor) {
+                ::core::unimplemented!()
+            }
+        }
+        #lightning
+        #builder
+    })
+}
+
+fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStream {
+    let DeriveInput { ident, vis, generics, .. } = input;
+    let name = builder_name(ident);
+    let (impl_generics, ty_generics, where_clause) = generics.split_for_impl();
+    let fields = spec.map_or(&[][..], |spec| &spec.fields);
+    let arguments = fields.iter().filter(|field| is_argument(field));
+    let arguments = arguments.map(|Field { ty, .. }| quote!(_: #ty));
+    let setters =
+        fields.iter().filter(|field| has_setter(field)).map(|Field { ident, ty, .. }| {
+            quote! {
+                pub fn #ident(self, _: #ty) -> Self {
+                    ::core::unimplemented!()
+                }
+            }
+        });
+    let by_name = (derive == Derive::LightningModule).then(|| {
+        quote! {
+            pub fn hyperparameters(self, _: &__amp::Hyperparameters) -> __amp::Result<Self> {
+                ::core::unimplemented!()
+            }
+        }
+    });
+    quote! {
+        #[allow(dead_code, missing_docs)]
+        impl #impl_generics #ident #ty_generics #where_clause {
+            #vis fn builder(#(#arguments),*) -> #name #ty_generics {
+                ::core::unimplemented!()
+            }
+        }
+
+        #[allow(dead_code, missing_docs)]
+        #vis struct #name #impl_generics (::core::marker::PhantomData<fn() -> #ident #ty_generics>)
+        #where_clause;
+
+        #[allow(dead_code, missing_docs)]
+        impl #impl_generics #name #ty_generics #where_clause {
+            #(#setters)*
+            #by_name
+            pub fn build(self) -> __amp::Result<#ident #ty_generics> {
+                ::core::unimplemented!()
+            }
+        }
+    }
+}
+
+/// A bare `#[hparam]` or `#[layer]`.
+fn is_argument(field: &Field) -> bool {
+    [symbol::HPARAM, symbol::LAYER].iter().any(|name| {
+        named(&field.attrs, name).any(|attr| attr.args.as_ref().is_some_and(Vec::is_empty))
+    })
+}
+
+/// An `#[hparam(…)]` with something in it, which was meant to be a default. Names of the
+/// builder's own methods would clash.
+fn has_setter(field: &Field) -> bool {
+    let is_own = field.ident == "build" || field.ident == "hyperparameters";
+    let mut hparams = named(&field.attrs, symbol::HPARAM);
+    !is_own && hparams.any(|attr| attr.args.as_ref().is_none_or(|args| !args.is_empty()))
+}

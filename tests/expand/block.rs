@@ -1,0 +1,17 @@
+//! A block to nest in models.
+
+use amp_core::prelude::*;
+
+/// x + f(x).
+#[derive(Module)]
+#[forward(|x| Ok(x + inner(x)?))]
+pub struct Residual {
+    /// Features in and out.
+    #[hparam]
+    width: i64,
+    /// Share of features that are dropped.
+    #[hparam(default = 0.1)]
+    dropout: f64,
+    #[layer(sequential(linear(width, width), relu, dropout(dropout)))]
+    inner: Sequential,
+}

@@ -51,6 +51,15 @@ pub enum Event {
         /// The values.
         values: Vec<Logged>,
     },
+    /// A step was profiled.
+    Profiled {
+        /// From 0.
+        epoch: i64,
+        /// From 0, in the epoch.
+        batch: i64,
+        /// What was measured.
+        phases: Phases,
+    },
     /// An epoch with its validation has ended.
     EpochEnd(EpochEnd),
     /// A callback saved the model.
@@ -65,6 +74,20 @@ pub enum Event {
     },
     /// After the last epoch.
     FitEnd(FitEnd),
+}
+
+/// Wall-clock seconds of a step's phases, and the memory held.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Phases {
+    /// Forward pass and loss.
+    pub forward: f64,
+    /// Backward pass.
+    pub backward: f64,
+    /// Unscaling, hooks, clipping, optimizer step and scaler update; 0 while gradients are only
+    /// accumulated.
+    pub optimizer: f64,
+    /// The most tensor bytes held at the end of a phase; CUDA only.
+    pub memory: Option<u64>,
 }
 
 /// What a run is.

@@ -19,6 +19,15 @@ pub struct LogOptions {
     pub prog_bar: bool,
 }
 
+impl LogOptions {
+    /// The batch's value alone.
+    pub const ON_STEP: Self = Self { on_step: true, on_epoch: false, prog_bar: false };
+    /// The epoch's value alone.
+    pub const ON_EPOCH: Self = Self { on_step: false, on_epoch: true, prog_bar: false };
+    /// Both values.
+    pub const ON_BOTH: Self = Self { on_step: true, on_epoch: true, prog_bar: false };
+}
+
 /// One reported value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Logged {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use crate::{Result, ffi};
+use crate::{Error, Result, ffi};
 
 /// Bytes of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -12,6 +12,17 @@ pub struct Memory {
     pub peak_allocated: u64,
     /// The most the caching allocator reserved; CUDA only.
     pub peak_reserved: Option<u64>,
+}
+
+/// Bytes of tensors allocated on a CUDA device now.
+///
+/// # Errors
+/// When the device is not a CUDA device or cannot be asked.
+pub fn cuda_allocated(device: Device) -> Result<u64> {
+    match device {
+        Device::Cuda(index) => Ok(ffi::cuda_memory(index)?.0.max(0).cast_unsigned()),
+        other => Err(Error::config(format!("{other:?} is not a CUDA device"))),
+    }
 }
 
 /// Measures from its creation. On CUDA it reads the caching allocator's statistics

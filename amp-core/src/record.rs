@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Result,
-    event::{EpochEnd, Event, FitEnd, FitStart, Subscriber},
+    event::{EpochEnd, Event, FitEnd, FitStart, Phases, Subscriber},
     memory::Memory,
     probe::Observed,
 };
@@ -36,6 +36,8 @@ pub struct RunRecord {
     pub scales: Vec<(u64, f64)>,
     /// What the user was told.
     pub notes: Vec<String>,
+    /// The profiled steps.
+    pub profile: Vec<Phases>,
     /// How it ended.
     pub end: FitEnd,
     /// Peak memory, when it was measured.
@@ -60,6 +62,7 @@ pub struct Recorder {
     skips: Vec<Skip>,
     scales: Vec<(u64, f64)>,
     notes: Vec<String>,
+    profile: Vec<Phases>,
     end: Option<FitEnd>,
 }
 
@@ -78,6 +81,7 @@ impl Subscriber for Recorder {
             Event::FitEnd(end) => self.end = Some(end.clone()),
             Event::Stopped { reason } => self.notes.push(format!("stopped early: {reason}")),
             Event::Batch { .. } | Event::Logged { .. } | Event::Saved { .. } => {}
+            Event::Profiled { phases, .. } => self.profile.push(*phases),
         }
         Ok(())
     }
@@ -93,6 +97,7 @@ impl Recorder {
             skips: self.skips,
             scales: self.scales,
             notes: self.notes,
+            profile: self.profile,
             end: self.end?,
             memory: None,
         })

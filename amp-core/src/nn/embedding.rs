@@ -10,12 +10,15 @@ pub struct EmbeddingConfig {
     pub num_embeddings: i64,
     /// Size of each vector.
     pub embedding_dim: i64,
+    /// Standard deviation of the initial values. An output layer that shares the table wants a
+    /// small one (GPT-2 has 0.02).
+    pub std: f64,
 }
 
 impl EmbeddingConfig {
-    /// A table of `num_embeddings` vectors.
+    /// A table of `num_embeddings` vectors from N(0, 1), as in PyTorch.
     pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
-        Self { num_embeddings, embedding_dim }
+        Self { num_embeddings, embedding_dim, std: 1.0 }
     }
 }
 
@@ -26,12 +29,12 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Draws the table from N(0, 1).
+    /// Draws the table from N(0, std²).
     ///
     /// # Errors
     /// When a size is negative.
     pub fn new(config: EmbeddingConfig) -> Result<Self> {
-        let weight = init::normal(&[config.num_embeddings, config.embedding_dim])?;
+        let weight = init::normal(&[config.num_embeddings, config.embedding_dim], config.std)?;
         Ok(Self { weight })
     }
 

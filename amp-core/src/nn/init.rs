@@ -11,10 +11,10 @@ pub(super) fn uniform(shape: &[i64], bound: f64) -> Result<Tensor> {
     Ok(tensor.f_set_requires_grad(true)?)
 }
 
-/// A parameter from a standard normal distribution.
-pub(super) fn normal(shape: &[i64]) -> Result<Tensor> {
+/// A parameter from a normal distribution around 0.
+pub(super) fn normal(shape: &[i64], std: f64) -> Result<Tensor> {
     let mut tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
-    let _ = tensor.f_normal_(0.0, 1.0)?;
+    let _ = tensor.f_normal_(0.0, std)?;
     Ok(tensor.f_set_requires_grad(true)?)
 }
 

@@ -29,16 +29,13 @@ impl Clip {
     }
 }
 
-/// Scales `grads` in place by min(1, `max_norm` / (norm + 1e-6)) and returns the norm before.
-///
-/// The factor is always multiplied, so that nothing is read back; with an infinite norm it is 0
-/// and infinite gradients become NaN, as in PyTorch: unscale first, so that `found_inf` is known.
-/// The norm of f16 and bf16 gradients is taken in f32 (PyTorch takes it in the gradients' dtype,
-/// where the sum of squares overflows f16 beyond 65504).
+/// The 2-norm of all gradients together, on the device; 0 without any. That of f16 and bf16
+/// gradients is taken in f32 (PyTorch takes it in the gradients' dtype, where the sum of squares
+/// overflows f16 beyond 65504).
 ///
 /// # Errors
 /// When libtorch does, for example for gradients on several devices.
-pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
+pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
     if grads.is_empty() {
         return Ok(Tensor::from(0.0_f32));
     }
@@ -51,7 +48,18 @@ pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
         Kind::Float
     };
     let norms = norms.iter().map(|norm| norm.f_to_kind(wide)).collect::<Result<Vec<_>, _>>()?;
-    let total = Tensor::f_stack(&norms, 0)?.f_norm()?;
+    Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
+}
+
+/// Scales `grads` in place by min(1, `max_norm` / (norm + 1e-6)) and returns the norm before.
+///
+/// The factor is always multiplied, so that nothing is read back; with an infinite norm it is 0
+/// and infinite gradients become NaN, as in PyTorch: unscale first, so that `found_inf` is known.
+///
+/// # Errors
+/// When libtorch does, for example for gradients on several devices.
+pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
+    let total = grad_norm(grads)?;
     let factor =
         (total.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?).f_clamp_max(1.0)?;
     by_dtype(grads, |kind, group| {

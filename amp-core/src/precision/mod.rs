@@ -6,7 +6,7 @@ mod region;
 mod scaler;
 
 pub use autocast::{AutocastGuard, AutocastState, autocast_state};
-pub use clip::{Clip, clip_grad_norm, clip_grad_value};
+pub use clip::{Clip, clip_grad_norm, clip_grad_value, grad_norm};
 pub use region::{Region, RegionPlan};
 pub use scaler::{
     GradScaler, GradScalerConfig, Gradients, Scaled, ScaledLoss, ScalerState, StepOutcome, Unscaled,

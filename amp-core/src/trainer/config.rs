@@ -26,6 +26,11 @@ pub struct TrainerConfig {
     pub log_every_n_steps: i64,
     /// Whether a skipped step moves the schedule and the step count, as Lightning does.
     pub skipped_step_advances: bool,
+    /// Whether steps whose gradients are not finite are skipped under every precision; `16-mixed`
+    /// does so anyway. Costs a pass over the gradients and one host read a step.
+    pub skip_non_finite: bool,
+    /// Steps between two that are profiled: their phases are timed, with the device waited for.
+    pub profile_every_n_steps: Option<i64>,
     /// The scaler's constants, used by `16-mixed`.
     pub scaler: GradScalerConfig,
     /// Precision regions by module path, over those the model declares.
@@ -46,6 +51,8 @@ impl TrainerConfig {
             accumulate_grad_batches: 1,
             log_every_n_steps: 50,
             skipped_step_advances: false,
+            skip_non_finite: false,
+            profile_every_n_steps: None,
             scaler: GradScalerConfig::default(),
             islands: Rc::default(),
             shuffle: true,
@@ -67,6 +74,7 @@ impl TrainerConfig {
         positive("max_epochs", self.max_epochs)?;
         positive("accumulate_grad_batches", self.accumulate_grad_batches)?;
         positive("log_every_n_steps", self.log_every_n_steps)?;
+        positive("profile_every_n_steps", self.profile_every_n_steps.unwrap_or(1))?;
         self.gradient_clip.map(Clip::validated).transpose()?;
         Ok(())
     }

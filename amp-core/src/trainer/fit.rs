@@ -137,6 +137,9 @@ fn train_epoch(
             false => None,
         };
         model.on_train_batch_end(&loss, outcome.as_ref(), &mut runner.hook(epoch, &mut log))?;
+        if let Some(phases) = runner.take_profile() {
+            emit(Event::Profiled { epoch, batch: index, phases })?;
+        }
         emit(Event::Batch { epoch, batch: index, global_step: runner.global_step() })?;
         if (index + 1) % config.log_every_n_steps == 0 {
             let global_step = runner.global_step();

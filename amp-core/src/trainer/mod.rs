@@ -2,6 +2,7 @@
 
 mod config;
 mod fit;
+mod profile;
 mod step;
 
 pub use config::TrainerConfig;

@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
-use super::{TrainerConfig, fit::Emit};
+use super::{TrainerConfig, fit::Emit, profile::Stopwatch};
 use crate::{
     Error, Hook, LightningModule, Result, Step,
     data::Batch,
-    event::Event,
+    event::{Event, Phases},
     log::Log,
     nn::Context,
     optim::{Interval, Scheduled},
@@ -30,6 +30,8 @@ pub(super) struct StepRunner<'a> {
     /// Whether gradients of the running window are already there.
     accumulating: bool,
     probed: bool,
+    /// The phases of the step that is being profiled.
+    profile: Option<Stopwatch>,
 }
 
 impl<'a> StepRunner<'a> {
@@ -37,6 +39,7 @@ impl<'a> StepRunner<'a> {
         let policy = config.policy();
         let scaler = match config.precision.scales_loss() {
             true => GradScaler::new(config.device, config.scaler)?,
+            false if config.skip_non_finite => GradScaler::checking(config.device)?,
             false => GradScaler::disabled(config.device)?,
         };
         let lr = scheduled.optimizer.rates().lr;
@@ -51,6 +54,7 @@ impl<'a> StepRunner<'a> {
             lr,
             accumulating: false,
             probed: false,
+            profile: None,
         })
     }
 
@@ -95,6 +99,10 @@ impl<'a> StepRunner<'a> {
             self.scheduled.optimizer.zero_grad()?;
             self.accumulating = true;
         }
+        self.profile = match self.config.profile_every_n_steps {
+            Some(every) if index % every == 0 => Some(Stopwatch::start(self.config.device)?),
+            _ => None,
+        };
         let probe = (!self.probed).then(|| Rc::new(DtypeProbe::default()));
         let probed = probe.clone().map(|probe| {
             Context::new(self.policy, true)
@@ -107,8 +115,10 @@ impl<'a> StepRunner<'a> {
             let mut step = Step::new(context, log, index as usize, self.global_step());
             model.training_step(batch, &mut step)?
         };
+        self.lap(|phases| &mut phases.forward)?;
         let shared = if share < 1.0 { loss.f_mul_scalar(share)? } else { loss.shallow_clone() };
         self.scaler.scale(&shared)?.backward()?;
+        self.lap(|phases| &mut phases.backward)?;
         if let Some(probe) = probe {
             let parameters = self.scheduled.optimizer.parameters();
             emit(Event::Observed(probe.finish(self.config.precision, &loss, parameters)?))?;
@@ -169,6 +179,20 @@ impl<'a> StepRunner<'a> {
         if advances {
             self.scheduled.advance(Interval::Step);
         }
+        self.lap(|phases| &mut phases.optimizer)?;
         Ok(outcome)
+    }
+
+    /// Ends a phase of a profiled step.
+    fn lap(&mut self, phase: impl FnOnce(&mut Phases) -> &mut f64) -> Result<()> {
+        match &mut self.profile {
+            Some(stopwatch) => stopwatch.lap(phase),
+            None => Ok(()),
+        }
+    }
+
+    /// What was measured of this step, if it was profiled.
+    pub(super) fn take_profile(&mut self) -> Option<Phases> {
+        self.profile.take().map(Stopwatch::finish)
     }
 }

@@ -270,75 +270,35 @@ fn operation(name: &str) -> Operation {
     }
 }
 
+const OPERATIONS: &str = "
+    linear matmul mm mv dot addmm addmv addbmm bmm baddbmm einsum outer conv1d conv2d conv3d
+    scaled_dot_product_attention embedding layer_norm group_norm_low softmax softmax_low
+    softmax_with_dtype log_softmax log_softmax_low relu_low gelu_low cross_entropy_low
+    nll_loss_low mse_loss_low mse_loss_mixed l1_loss_low binary_cross_entropy
+    binary_cross_entropy_low exp_low log_low sum_low mean_low prod_low norm_low cdist_low
+    argmax_low add_mixed cat_mixed stack_mixed dot_mixed matmul_mixed linear_f64
+    matmul_f64_with_f32 prelu_low";
+
 /// [10] to [12]: each operation's output under f16 and bf16 autocast and without: dtype or error.
-#[rstest]
-fn operations_put_out_torchs_dtypes(
-    #[values(
-        "linear",
-        "matmul",
-        "mm",
-        "mv",
-        "dot",
-        "addmm",
-        "addmv",
-        "addbmm",
-        "bmm",
-        "baddbmm",
-        "einsum",
-        "outer",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "scaled_dot_product_attention",
-        "embedding",
-        "layer_norm",
-        "group_norm_low",
-        "softmax",
-        "softmax_low",
-        "softmax_with_dtype",
-        "log_softmax",
-        "log_softmax_low",
-        "relu_low",
-        "gelu_low",
-        "cross_entropy_low",
-        "nll_loss_low",
-        "mse_loss_low",
-        "mse_loss_mixed",
-        "l1_loss_low",
-        "binary_cross_entropy",
-        "binary_cross_entropy_low",
-        "exp_low",
-        "log_low",
-        "sum_low",
-        "mean_low",
-        "prod_low",
-        "norm_low",
-        "cdist_low",
-        "argmax_low",
-        "add_mixed",
-        "cat_mixed",
-        "stack_mixed",
-        "dot_mixed",
-        "matmul_mixed",
-        "linear_f64",
-        "matmul_f64_with_f32",
-        "prelu_low"
-    )]
-    name: &str,
-) -> Result<()> {
-    let expected = &oracle!("autocast_cpu.json")["ops"][name];
-    let operation = operation(name);
-    for low in ["f16", "bf16"] {
+#[test]
+fn operations_put_out_torchs_dtypes() -> Result<()> {
+    let oracle = &oracle!("autocast_cpu.json")["ops"];
+    for (name, low) in
+        OPERATIONS.split_whitespace().flat_map(|name| [(name, "f16"), (name, "bf16")])
+    {
         for (key, on) in [(low.to_owned(), true), (format!("{low}_off"), false)] {
             let _guard = on.then(|| AutocastGuard::enter(CPU, kind_of(low))).transpose()?;
-            match (operation(kind_of(low)), expected[&key].as_str()) {
-                (Ok(output), Some(dtype)) => assert_eq!(name_of(output.kind()), dtype, "{key}"),
+            let expected = &oracle[name][&key];
+            match (operation(name)(kind_of(low)), expected.as_str()) {
+                (Ok(output), Some(dtype)) => {
+                    assert_eq!(name_of(output.kind()), dtype, "{name} {key}");
+                }
                 (Err(error), None) => {
                     let said = amp_core::Error::from(error).to_string();
-                    let torchs = text(&expected[&key], "message");
-                    assert!(said.contains(torchs), "{key}: {said} for {torchs}");
+                    let torchs = text(expected, "message");
+                    assert!(said.contains(torchs), "{name} {key}: {said} for {torchs}");
                 }
-                (outcome, expected) => panic!("{key}: {outcome:?} for {expected:?}"),
+                (outcome, expected) => panic!("{name} {key}: {outcome:?} for {expected:?}"),
             }
         }
     }

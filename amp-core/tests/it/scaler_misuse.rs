@@ -90,8 +90,14 @@ fn perform(
     match call {
         "half" => Ok(()),
         "scale" => scaler.scale(&Tensor::from(1.0_f32)).map(drop),
-        "backward" => Ok(backward(optimizer, 1.0)),
-        "backward_inf" => Ok(backward(optimizer, f64::INFINITY)),
+        "backward" => {
+            backward(optimizer, 1.0);
+            Ok(())
+        }
+        "backward_inf" => {
+            backward(optimizer, f64::INFINITY);
+            Ok(())
+        }
         "unscale_" => unscaled(scaler, optimizer).map(|gradients| *held = Some(gradients)),
         "step" => {
             let gradients = match held.take() {

@@ -4,19 +4,20 @@ use std::io::Write;
 
 use amp_core::{
     Error, Result,
-    event::{Event, Subscriber},
+    event::{Event, Phases, Subscriber},
 };
 
 /// Writes a line per epoch, and one for each thing the user should know.
 pub struct EpochTable<W> {
     out: W,
     header: bool,
+    profile: Vec<Phases>,
 }
 
 impl<W: Write> EpochTable<W> {
     /// Writes to `out`.
     pub fn new(out: W) -> Self {
-        Self { out, header: false }
+        Self { out, header: false, profile: Vec::new() }
     }
 
     fn line(&mut self, text: &str) -> Result<()> {
@@ -68,7 +69,33 @@ impl<W: Write> Subscriber for EpochTable<W> {
                     end.train_seconds + end.val_seconds
                 ))
             }
+            Event::Profiled { phases, .. } => {
+                self.profile.push(*phases);
+                Ok(())
+            }
+            Event::FitEnd(_) if !self.profile.is_empty() => self.line(&summary(&self.profile)),
             _ => Ok(()),
         }
     }
+}
+
+/// Mean and standard deviation of each phase, in milliseconds. The first step is left out: it
+/// loads kernels and is probed.
+fn summary(profile: &[Phases]) -> String {
+    let steps = if profile.len() > 1 { &profile[1..] } else { profile };
+    let count = steps.len() as f64;
+    let phase = |name: &str, of: fn(&Phases) -> f64| {
+        let mean = steps.iter().map(of).sum::<f64>() / count;
+        let variance = steps.iter().map(|step| (of(step) - mean).powi(2)).sum::<f64>() / count;
+        format!("{name} {:.3} ± {:.3} ms", 1e3 * mean, 1e3 * variance.sqrt())
+    };
+    let mut parts = vec![
+        phase("forward", |step| step.forward),
+        phase("backward", |step| step.backward),
+        phase("optimizer", |step| step.optimizer),
+    ];
+    if let Some(bytes) = steps.iter().filter_map(|step| step.memory).max() {
+        parts.push(format!("memory {:.1} MiB", bytes as f64 / f64::from(1 << 20)));
+    }
+    format!("{} profiled steps: {}", steps.len(), parts.join(", "))
 }

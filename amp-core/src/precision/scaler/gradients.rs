@@ -69,6 +69,39 @@ impl Gradients<Unscaled> {
         clip::clip_grad_value(&self.tensors, limit)
     }
 
+    /// The global 2-norm, on the device; see [`grad_norm`](crate::precision::grad_norm).
+    ///
+    /// # Errors
+    /// When libtorch does.
+    pub fn norm(&self) -> Result<Tensor> {
+        clip::grad_norm(&self.tensors)
+    }
+
+    /// How many parameters have a NaN in their gradient: a scalar on the device.
+    ///
+    /// # Errors
+    /// When libtorch does.
+    pub fn nan_count(&self) -> Result<Tensor> {
+        self.count(|grad| Ok(grad.f_isnan()?))
+    }
+
+    /// How many parameters have an infinity in their gradient: a scalar on the device.
+    ///
+    /// # Errors
+    /// When libtorch does.
+    pub fn inf_count(&self) -> Result<Tensor> {
+        self.count(|grad| Ok(grad.f_isinf()?))
+    }
+
+    fn count(&self, is: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let any = |grad: &Tensor| Ok(is(grad)?.f_any()?);
+        let flags = self.tensors.iter().map(any).collect::<Result<Vec<_>>>()?;
+        match flags.is_empty() {
+            true => Ok(Tensor::from(0_i64)),
+            false => Ok(Tensor::f_stack(&flags, 0)?.f_sum(Kind::Int64)?),
+        }
+    }
+
     /// The gradients with their parameters' names, in order of declaration.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.names.iter().map(String::as_str).zip(&self.tensors)

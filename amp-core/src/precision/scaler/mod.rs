@@ -92,7 +92,7 @@ use crate::{Error, Result, ffi, nn::Parameter, optim::Optimizer};
 #[derive(Debug)]
 pub struct GradScaler {
     config: GradScalerConfig,
-    enabled: bool,
+    mode: Mode,
     device: Device,
     scale: Tensor,
     growth_tracker: Tensor,
@@ -100,6 +100,17 @@ pub struct GradScaler {
     /// Whether a loss was scaled since the last update.
     scaled: Cell<bool>,
     iteration: Vec<Use>,
+}
+
+/// What the scaler does with a precision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Passes everything through.
+    Off,
+    /// Skips steps whose gradients are not finite.
+    Check,
+    /// Scales the loss as well.
+    Scale,
 }
 
 /// What happened to one optimizer since the last update.
@@ -120,7 +131,7 @@ impl GradScaler {
         let scale = config.checked_scale()?;
         Ok(Self {
             config,
-            enabled: true,
+            mode: Mode::Scale,
             device,
             scale: Tensor::f_full([], f64::from(scale), (Kind::Float, device))?,
             growth_tracker: Tensor::f_zeros([], (Kind::Int, device))?,
@@ -135,15 +146,26 @@ impl GradScaler {
     /// # Errors
     /// When libtorch has no such device.
     pub fn disabled(device: Device) -> Result<Self> {
-        Ok(Self {
-            enabled: false,
-            ..Self::new(device, GradScalerConfig { init_scale: 1.0, ..Default::default() })?
-        })
+        Self::unscaled(device, Mode::Off)
+    }
+
+    /// A scaler that scales nothing, but skips steps whose gradients are not finite, in any
+    /// dtype.
+    ///
+    /// # Errors
+    /// When libtorch has no such device.
+    pub fn checking(device: Device) -> Result<Self> {
+        Self::unscaled(device, Mode::Check)
+    }
+
+    fn unscaled(device: Device, mode: Mode) -> Result<Self> {
+        let config = GradScalerConfig { init_scale: 1.0, ..Default::default() };
+        Ok(Self { mode, ..Self::new(device, config)? })
     }
 
     /// Whether losses are scaled.
     pub fn is_enabled(&self) -> bool {
-        self.enabled
+        self.mode == Mode::Scale
     }
 
     /// The current scale; 1 when disabled.
@@ -180,7 +202,7 @@ impl GradScaler {
     /// # Errors
     /// When `loss` is on another device.
     pub fn scale(&self, loss: &Tensor) -> Result<ScaledLoss> {
-        if !self.enabled {
+        if self.mode != Mode::Scale {
             return Ok(ScaledLoss(loss.shallow_clone()));
         }
         self.scaled.set(true);
@@ -196,7 +218,7 @@ impl GradScaler {
         let parameters = optimizer.parameters();
         let owner = owner(parameters);
         self.refuse_second_use(owner)?;
-        if self.enabled && !self.scaled.get() {
+        if self.mode == Mode::Scale && !self.scaled.get() {
             return Err(Error::Scaler(
                 "no loss was scaled since the last update: run backward on scale(loss)".into(),
             ));
@@ -220,7 +242,7 @@ impl GradScaler {
     /// were already unscaled.
     pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
         let Gradients { names, tensors, owner, .. } = gradients;
-        if !self.enabled {
+        if self.mode == Mode::Off {
             return Ok(Gradients { names, tensors, found_inf: None, owner, state: PhantomData });
         }
         self.refuse_second_use(owner)?;
@@ -230,7 +252,8 @@ impl GradScaler {
                     .into(),
             ));
         }
-        if let Some(at) = tensors.iter().position(|grad| grad.kind() == Kind::Half) {
+        let half = tensors.iter().position(|grad| grad.kind() == Kind::Half);
+        if let (Mode::Scale, Some(at)) = (self.mode, half) {
             return Err(Error::Scaler(format!(
                 "`{}` has f16 gradients, which cannot be unscaled: keep its weights in f32 (16-mixed), or train without a scaler (16-true)",
                 names[at]
@@ -286,7 +309,8 @@ impl GradScaler {
     /// # Errors
     /// When no gradients were unscaled since the last update.
     pub fn update(&mut self) -> Result<()> {
-        if !self.enabled {
+        if self.mode != Mode::Scale {
+            self.end_iteration();
             return Ok(());
         }
         let uses = self.end_iteration();
@@ -322,7 +346,7 @@ impl GradScaler {
     /// When the scale is not positive and finite in f32.
     pub fn set_scale(&mut self, scale: f64) -> Result<()> {
         let scale = usable_scale(scale)?;
-        if self.enabled {
+        if self.mode == Mode::Scale {
             let _ = self.scale.f_fill_(f64::from(scale))?;
             self.mirror.0 = scale;
             self.end_iteration();
@@ -355,7 +379,7 @@ impl GradScaler {
         let mut fresh = Self::new(self.device, config)?;
         let _ = fresh.growth_tracker.f_fill_(i64::from(state.growth_tracker))?;
         fresh.mirror.1 = state.growth_tracker;
-        fresh.enabled = self.enabled;
+        fresh.mode = self.mode;
         *self = fresh;
         Ok(())
     }

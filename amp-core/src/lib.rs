@@ -25,7 +25,7 @@ pub mod record;
 pub mod trainer;
 pub mod weights;
 
-//pub use amp_derive::{LightningModule, Module};
+pub use amp_derive::{LightningModule, Module};
 pub use error::{Error, Result};
 pub use module::{Hook, Hyperparameters, LightningModule, Step};
 pub use nn::Module;
@@ -63,6 +63,19 @@ pub mod __private {
         optim,
         optim::{Interval, OptimizerConfig, TrainingPlan},
         precision::{Gradients, Region, StepOutcome, Unscaled},
+    };
+    pub use core::{
+        clone::Clone,
+        default::Default,
+        iter::Iterator,
+        option::Option::{self, None, Some},
+        result::Result::{Err, Ok},
+    };
+    pub use std::{
+        boxed::Box,
+        string::{String, ToString},
+        vec,
+        vec::Vec,
     };
     pub use tch::Tensor;
 }

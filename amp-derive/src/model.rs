@@ -1,5 +1,7 @@
 //! The checked struct. What generated code cannot be written for cannot be said here.
 
+#![expect(clippy::large_enum_variant, reason = "there is one model for each derive")]
+
 use proc_macro2::Ident;
 use syn::{Attribute, Expr, ExprClosure, ExprPath, Generics, Pat, Type, Visibility};
 
@@ -87,6 +89,11 @@ pub(crate) enum Build {
         index: Pat,
         layer: Box<Build>,
     },
+    /// A layer whose activations are not kept.
+    Checkpoint {
+        enabled: Option<Expr>,
+        layer: Box<Build>,
+    },
     /// `Option` of a layer.
     Optional {
         condition: Expr,
@@ -124,6 +131,7 @@ pub(crate) struct Lightning {
     pub(crate) training: Step,
     pub(crate) validation: Step,
     pub(crate) optimizers: Optimizers,
+    pub(crate) hooks: Vec<(&'static table::Hook, ExprPath)>,
 }
 
 pub(crate) enum Step {

@@ -10,6 +10,14 @@ pub(crate) const TRAINING_STEP: &str = "training_step";
 pub(crate) const VALIDATION_STEP: &str = "validation_step";
 pub(crate) const CONFIGURE_OPTIMIZERS: &str = "configure_optimizers";
 
+pub(crate) const ON_TRAIN_START: &str = "on_train_start";
+pub(crate) const ON_TRAIN_EPOCH_START: &str = "on_train_epoch_start";
+pub(crate) const ON_BEFORE_OPTIMIZER_STEP: &str = "on_before_optimizer_step";
+pub(crate) const ON_TRAIN_BATCH_END: &str = "on_train_batch_end";
+pub(crate) const ON_TRAIN_EPOCH_END: &str = "on_train_epoch_end";
+pub(crate) const ON_VALIDATION_EPOCH_END: &str = "on_validation_epoch_end";
+pub(crate) const ON_TRAIN_END: &str = "on_train_end";
+
 /// Attributes of the struct.
 pub(crate) const ON_STRUCT: &[&str] = &[
     FORWARD,
@@ -21,6 +29,13 @@ pub(crate) const ON_STRUCT: &[&str] = &[
     TRAINING_STEP,
     VALIDATION_STEP,
     CONFIGURE_OPTIMIZERS,
+    ON_TRAIN_START,
+    ON_TRAIN_EPOCH_START,
+    ON_BEFORE_OPTIMIZER_STEP,
+    ON_TRAIN_BATCH_END,
+    ON_TRAIN_EPOCH_END,
+    ON_VALIDATION_EPOCH_END,
+    ON_TRAIN_END,
 ];
 
 pub(crate) const HPARAM: &str = "hparam";
@@ -51,6 +66,8 @@ pub(crate) const LOG_FLAGS: &[&str] = &[ON_STEP, ON_EPOCH, PROG_BAR];
 pub(crate) const SEQUENTIAL: &str = "sequential";
 pub(crate) const REPEAT: &str = "repeat";
 pub(crate) const OPTIONAL: &str = "optional";
+pub(crate) const CHECKPOINT: &str = "checkpoint";
+pub(crate) const ENABLED: &str = "enabled";
 
 /// The context argument of `forward`, which a `#[forward]` closure may name.
 pub(crate) const CX: &str = "cx";

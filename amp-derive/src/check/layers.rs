@@ -28,6 +28,8 @@ pub(super) fn build(expr: &Expr, diag: &Diagnostics) -> Option<Build> {
         return repeat(name, &args, diag);
     } else if name == symbol::OPTIONAL {
         return optional(name, &args, diag);
+    } else if name == symbol::CHECKPOINT {
+        return checkpoint(name, &args, diag);
     }
     bind(name, name_is_known(name, diag)?, &args, diag)
 }
@@ -47,7 +49,7 @@ fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
 /// Names of everything that is no Rust expression.
 fn names() -> Vec<&'static str> {
     let mut names = table::names(LAYERS);
-    names.extend([symbol::SEQUENTIAL, symbol::REPEAT, symbol::OPTIONAL]);
+    names.extend([symbol::SEQUENTIAL, symbol::REPEAT, symbol::OPTIONAL, symbol::CHECKPOINT]);
     names
 }
 
@@ -157,6 +159,30 @@ fn optional(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
         return Some(Build::Optional { condition: condition.clone(), layer });
     }
     diag.error(name, "`optional` takes a condition and a layer: `optional(norm, layer_norm(64))`");
+    None
+}
+
+/// Rule: `checkpoint(layer)` or `checkpoint(layer, enabled = condition)`.
+fn checkpoint(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
+    let parts = match args {
+        [layer] => Some((layer, None)),
+        [layer, condition] => match Arg::from(condition) {
+            Arg::Pair(key, value) if key == symbol::ENABLED => Some((layer, Some(value.clone()))),
+            _ => None,
+        },
+        _ => None,
+    };
+    if let Some((layer, enabled)) = parts
+        && !matches!(Arg::from(layer), Arg::Pair(..))
+    {
+        let layer = Box::new(build(layer, diag)?);
+        return Some(Build::Checkpoint { enabled, layer });
+    }
+    diag.error(
+        name,
+        "`checkpoint` takes a layer and perhaps a condition: \
+         `checkpoint(linear(64, 64), enabled = use_checkpointing)`",
+    );
     None
 }
 

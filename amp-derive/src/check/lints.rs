@@ -98,7 +98,9 @@ fn find<'a>(build: &'a Build, accepts: &dyn Fn(&str) -> bool) -> Option<&'a Iden
         Build::Rust(_) => None,
         Build::Layer { row, at, .. } => accepts(row.entry.name).then_some(at),
         Build::Sequential(layers) => layers.iter().find_map(|layer| find(layer, accepts)),
-        Build::Repeat { layer, .. } | Build::Optional { layer, .. } => find(layer, accepts),
+        Build::Repeat { layer, .. }
+        | Build::Optional { layer, .. }
+        | Build::Checkpoint { layer, .. } => find(layer, accepts),
     }
 }
 

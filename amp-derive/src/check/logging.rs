@@ -6,25 +6,44 @@ use syn::{Expr, ExprLit, Lit};
 
 use super::{
     Own, keys,
-    training::{Declared, Stage, loggable, unknown_log},
+    training::{Declared, Stage},
 };
 use crate::{
     diag::Diagnostics,
     model::LogOptions,
     spec::{Arg, Attr, Spec, named},
-    suggest::{one_of, quoted},
+    suggest::{self, one_of, quoted},
     symbol,
 };
 
-/// What is logged how.
-pub(super) struct Logs(Vec<(Ident, LogOptions)>);
+/// The values that generated steps log.
+pub(super) struct Names {
+    logged: Vec<(String, LogOptions)>,
+    /// Whether no metric was refused, so that a name that is not here is wrong.
+    complete: bool,
+    /// Stages whose step is the user's.
+    own: Vec<Stage>,
+}
 
-impl Logs {
-    /// The options of the value `name` of `stage`.
-    pub(super) fn options(&self, stage: Stage, name: &str) -> LogOptions {
-        let full = format!("{}_{name}", stage.prefix());
-        let given = self.0.iter().find(|(logged, _)| *logged == full);
-        given.map_or_else(|| defaults(stage, name == symbol::LOSS), |(_, options)| *options)
+impl Names {
+    pub(super) fn new(metrics: &[Declared], complete: bool, steps: [&Own; 2]) -> Self {
+        let mut names = Self { logged: Vec::new(), complete, own: Vec::new() };
+        for (stage, step) in [Stage::Train, Stage::Val].into_iter().zip(steps) {
+            if !step.is_generated() {
+                names.own.push(stage);
+                continue;
+            }
+            let metrics = metrics.iter().filter(|metric| metric.is_for(stage));
+            let values = [symbol::LOSS].into_iter().chain(metrics.map(|metric| &*metric.name));
+            names.logged.extend(
+                values.map(|value| (stage.name_of(value), defaults(stage, value == symbol::LOSS))),
+            );
+        }
+        names
+    }
+
+    fn texts(&self) -> Vec<&str> {
+        self.logged.iter().map(|(name, _)| name.as_str()).collect()
     }
 }
 
@@ -35,92 +54,93 @@ fn defaults(stage: Stage, is_loss: bool) -> LogOptions {
     LogOptions { on_step, on_epoch: !on_step, prog_bar: false }
 }
 
-/// Reads all `#[log]`s. A refused one has its default.
-pub(super) fn check(
-    spec: &Spec,
-    metrics: &[Declared],
-    steps: [&Own; 2],
-    diag: &Diagnostics,
-) -> Logs {
-    let names = loggable(metrics, steps);
-    let mut logs: Vec<(Ident, LogOptions)> = Vec::new();
-    if names.is_empty() {
-        // Both steps are the user's, which has its own rule.
-        return Logs(logs);
+/// What is logged how.
+pub(super) struct Logs(Vec<(String, LogOptions)>);
+
+impl Logs {
+    /// How `value` of `stage` is logged.
+    pub(super) fn options(&self, stage: Stage, value: &str) -> LogOptions {
+        let name = stage.name_of(value);
+        let given = self.0.iter().find(|(logged, _)| *logged == name);
+        given.map_or_else(|| defaults(stage, value == symbol::LOSS), |(_, options)| *options)
     }
-    for attr in named(&spec.attrs, symbol::LOG) {
-        let Some((name, flags)) = begins_with_a_logged_name(attr, &names, diag) else {
-            continue;
-        };
-        let found = name_is_logged(name, &names, steps, diag);
-        let default = found.map(|(_, stage, is_loss)| defaults(*stage, *is_loss));
-        let options = options(name, flags, default, diag);
-        name_is_new(name, &logs, diag);
-        if let Some(options) = options {
-            logs.push((name.clone(), options));
-        }
-    }
-    Logs(logs)
 }
 
+/// Reads all `#[log]`s; `None` if one was refused.
+pub(super) fn check(spec: &Spec, names: &Names, diag: &Diagnostics) -> Option<Logs> {
+    let mut seen: Vec<&Ident> = Vec::new();
+    let mut logs = Some(Vec::new());
+    // Where both steps are the user's, every `#[log]` is refused as such.
+    let attrs = named(&spec.attrs, symbol::LOG).filter(|_| !names.logged.is_empty());
+    for attr in attrs {
+        let Some((name, flags)) = begins_with_a_logged_name(attr, names, diag) else {
+            logs = None;
+            continue;
+        };
+        let defaults = name_is_logged(name, names, diag);
+        let options = options(name, flags, defaults, diag);
+        if !name_is_new(name, &seen, diag) {
+            logs = None;
+        }
+        seen.push(name);
+        match (&mut logs, options) {
+            (Some(logs), Some(options)) => logs.push((name.to_string(), options)),
+            _ => logs = None,
+        }
+    }
+    logs.map(Logs)
+}
+
+/// Rule: `#[log(name, flags…)]`.
 fn begins_with_a_logged_name<'a>(
     attr: &'a Attr,
-    names: &[(String, Stage, bool)],
+    names: &Names,
     diag: &Diagnostics,
 ) -> Option<(&'a Ident, &'a [Expr])> {
     let args = attr.args.as_deref()?;
-    let names = names.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>();
     match args.split_first() {
         Some((first, rest)) => match Arg::from(first) {
             Arg::Word(name) => return Some((name, rest)),
             Arg::Pair(..) | Arg::Other(_) => {
-                diag.error(first, format!("name what is logged first: {}", one_of(&names)));
+                let names = one_of(&names.texts());
+                diag.error(first, format!("name what is logged first: {names}"));
             }
         },
-        None => diag.error(&attr.path, format!("name what is logged: {}", one_of(&names))),
+        None => {
+            diag.error(&attr.path, format!("name what is logged: {}", one_of(&names.texts())));
+        }
     }
     None
 }
 
-/// Rule: only what a generated step computes can be logged.
-fn name_is_logged<'a>(
-    name: &Ident,
-    names: &'a [(String, Stage, bool)],
-    steps: [&Own; 2],
-    diag: &Diagnostics,
-) -> Option<&'a (String, Stage, bool)> {
-    let found = names.iter().find(|(known, ..)| name == known);
-    if found.is_none() {
-        let text = name.to_string();
-        let own = [Stage::Train, Stage::Val].into_iter().zip(steps).find(|(stage, own)| {
-            !own.is_generated() && text.starts_with(&format!("{}_", stage.prefix()))
-        });
-        let known: Vec<&str> = names.iter().map(|(name, ..)| name.as_str()).collect();
-        let message = match own {
-            Some((stage, _)) => {
-                format!("`#[log]` has no effect: `{}` is yours, log `{text}` there", stage.step())
-            }
-            None => {
-                let message = unknown_log(&text, &known);
-                let metric = text.split_once('_').map(|(_, metric)| metric);
-                match metric.filter(|_| !message.contains("did you mean")) {
-                    Some(metric) => {
-                        format!("{message}; for a new one add `#[metric(…, name = \"{metric}\")]`")
-                    }
-                    None => message,
-                }
-            }
-        };
+/// Rule: only what a generated step computes can be logged. Returns its defaults.
+fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<LogOptions> {
+    if let Some((_, defaults)) = names.logged.iter().find(|(logged, _)| name == logged) {
+        return Some(*defaults);
+    }
+    let text = name.to_string();
+    let is_of = |stage: &&Stage| text.starts_with(&stage.name_of(""));
+    if let Some(stage) = names.own.iter().find(is_of) {
+        let step = stage.step();
+        diag.error(name, format!("`#[log]` has no effect: `{step}` is yours, log `{text}` there"));
+    } else if names.complete {
+        let known = names.texts();
+        let mut message = suggest::unknown("logged value", &text, &known);
+        if let (None, Some((_, metric))) = (suggest::closest(&text, &known), text.split_once('_')) {
+            message += &format!("; for a new one add `#[metric(…, name = \"{metric}\")]`");
+        }
         diag.error(name, message);
     }
-    found
+    None
 }
 
 /// Rule: how a value is logged is said once.
-fn name_is_new(name: &Ident, before: &[(Ident, LogOptions)], diag: &Diagnostics) {
-    if before.iter().any(|(other, _)| other == name) {
+fn name_is_new(name: &Ident, before: &[&Ident], diag: &Diagnostics) -> bool {
+    let new = !before.contains(&name);
+    if !new {
         diag.error(name, format!("`#[log({name})]` is given twice: keep one"));
     }
+    new
 }
 
 /// The flags over the defaults; without defaults only the rules are applied.
@@ -137,8 +157,11 @@ fn options(
             options = None;
             continue;
         };
-        let known = keys::key_is_known(symbol::LOG, key, symbol::LOG_FLAGS, diag);
-        if known && seen.contains(&key) {
+        if !keys::key_is_known(symbol::LOG, key, symbol::LOG_FLAGS, diag) {
+            options = None;
+            continue;
+        }
+        if seen.contains(&key) {
             diag.error(key, format!("`{key}` is given twice: keep one"));
         }
         seen.push(key);

@@ -1,7 +1,7 @@
 //! Rules about the loss, the metrics and the steps they are part of.
 
 use proc_macro2::Ident;
-use syn::{BinOp, Expr, ExprClosure, ExprLit, Lit, Stmt};
+use syn::{BinOp, Expr, ExprClosure, ExprLit, ExprPath, Lit, Stmt};
 
 use super::{
     Own, has_no_effect, keys, logging,
@@ -13,8 +13,8 @@ use crate::{
     diag::Diagnostics,
     model::{Lightning, Loss, Metric, MetricValue, Pair, Step},
     spec::{Arg, Attr, Spec, named},
-    suggest, symbol,
-    table::{self, LOSSES, METRICS},
+    symbol,
+    table::{self, HOOKS, Hook, LOSSES, METRICS},
 };
 
 /// A half of training with a step of its own.
@@ -25,11 +25,11 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    /// What logged names begin with.
-    pub(super) fn prefix(self) -> &'static str {
+    /// What `value` is logged as.
+    pub(super) fn name_of(self, value: &str) -> String {
         match self {
-            Self::Train => "train",
-            Self::Val => "val",
+            Self::Train => format!("train_{value}"),
+            Self::Val => format!("val_{value}"),
         }
     }
 
@@ -70,29 +70,30 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
         "fn(&mut Self, &Batch, &mut Step<'_>) -> Result<()>",
         diag,
     );
-    let (loss, metrics) = if train.is_generated() || val.is_generated() {
+    let (loss, (metrics, complete)) = if train.is_generated() || val.is_generated() {
         let loss = loss(spec, diag);
         (loss, metrics(spec, [&train, &val], diag))
     } else {
         let because = "both steps are yours: compute and log there";
         has_no_effect(spec, &[symbol::LOSS, symbol::METRIC, symbol::LOG], because, diag);
-        (None, Some(Vec::new()))
+        (None, (Vec::new(), true))
     };
     let optimizers = optimizer::check(spec, diag);
-    let logs = metrics.as_ref().map(|metrics| logging::check(spec, metrics, [&train, &val], diag));
+    let hooks = hooks(spec, diag);
+    let names = logging::Names::new(&metrics, complete, [&train, &val]);
+    let logs = logging::check(spec, &names, diag);
     let step = |stage: Stage, own: Own| match own {
         Own::Refused => None,
         Own::Function(path) => Some(Step::Function(path)),
         Own::Generated => {
-            let (metrics, logs) = (metrics.as_ref()?, logs.as_ref()?);
+            let logs = logs.as_ref()?;
+            let of_stage = metrics.iter().filter(|metric| metric.is_for(stage));
             Some(Step::Generated {
                 loss: loss.clone()?,
-                log: logs.options(stage, "loss"),
-                metrics: metrics
-                    .iter()
-                    .filter(|metric| metric.is_for(stage))
+                log: logs.options(stage, symbol::LOSS),
+                metrics: of_stage
                     .map(|metric| Metric {
-                        name: format!("{}_{}", stage.prefix(), metric.name),
+                        name: stage.name_of(&metric.name),
                         value: metric.value.clone(),
                         log: logs.options(stage, &metric.name),
                     })
@@ -100,11 +101,31 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
             })
         }
     };
+    complete.then_some(())?;
     Some(Lightning {
         training: step(Stage::Train, train)?,
         validation: step(Stage::Val, val)?,
         optimizers: optimizers?,
+        hooks: hooks?,
     })
+}
+
+/// The functions given for hooks, or `None` if one was refused.
+fn hooks(spec: &Spec, diag: &Diagnostics) -> Option<Vec<(&'static Hook, ExprPath)>> {
+    // Collected in two steps, so that every hook is looked at.
+    let found: Vec<(&Hook, Own)> = HOOKS
+        .iter()
+        .map(|hook| (hook, own_function(spec, hook.name, hook.signature, diag)))
+        .collect();
+    let mut hooks = Vec::new();
+    for (hook, own) in found {
+        match own {
+            Own::Generated => {}
+            Own::Function(path) => hooks.push((hook, path)),
+            Own::Refused => return None,
+        }
+    }
+    Some(hooks)
 }
 
 fn loss(spec: &Spec, diag: &Diagnostics) -> Option<Loss> {
@@ -208,8 +229,8 @@ fn divisor(expr: &Expr) -> Option<&Expr> {
     }
 }
 
-/// The metrics, each with a name of its own; `None` if one was refused.
-fn metrics(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> Option<Vec<Declared>> {
+/// The metrics, each with a name of its own, and whether none was refused.
+fn metrics(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> (Vec<Declared>, bool) {
     let mut declared: Vec<Declared> = Vec::new();
     let mut complete = true;
     for attr in named(&spec.attrs, symbol::METRIC) {
@@ -221,7 +242,7 @@ fn metrics(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> Option<Vec<Decl
         complete &= stage_is_generated(&metric, &at, steps, diag);
         declared.push(metric);
     }
-    complete.then_some(declared)
+    (declared, complete)
 }
 
 fn metric(attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ident)> {
@@ -322,24 +343,4 @@ fn stage_is_generated(metric: &Declared, at: &Ident, steps: [&Own; 2], diag: &Di
     let message = format!("`#[metric]` has no effect: `{}` is yours, log it there", own.step());
     diag.error(at, message);
     false
-}
-
-/// The names that are logged, for `#[log]`.
-pub(super) fn loggable(metrics: &[Declared], steps: [&Own; 2]) -> Vec<(String, Stage, bool)> {
-    let mut names = Vec::new();
-    for (stage, own) in [Stage::Train, Stage::Val].into_iter().zip(steps) {
-        if own.is_generated() {
-            let prefix = stage.prefix();
-            names.push((format!("{prefix}_loss"), stage, true));
-            let of_stage = metrics.iter().filter(|metric| metric.is_for(stage));
-            names
-                .extend(of_stage.map(|metric| (format!("{prefix}_{}", metric.name), stage, false)));
-        }
-    }
-    names
-}
-
-/// `unknown …` for a name that is not logged.
-pub(super) fn unknown_log(name: &str, names: &[&str]) -> String {
-    suggest::unknown("logged value", name, names)
 }

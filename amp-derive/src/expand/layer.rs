@@ -41,6 +41,11 @@ pub(super) fn expand(build: &Build) -> TokenStream {
                 #layers
             })
         }
+        Build::Checkpoint { enabled, layer } => {
+            let layer = expand(layer);
+            let enabled = enabled.as_ref().map_or_else(|| quote!(true), |when| quote!(#when));
+            quote!(__amp::nn::Checkpoint::new(#layer, #enabled))
+        }
         Build::Optional { condition, layer } => {
             let layer = expand(layer);
             quote!(if #condition { __amp::Some(#layer) } else { __amp::None })

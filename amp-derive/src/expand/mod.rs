@@ -6,6 +6,7 @@
 
 mod builder;
 mod forward;
+mod hooks;
 mod layer;
 mod log;
 mod optimizer;
@@ -59,6 +60,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
     let train = train::expand(&lightning.training);
     let validate = validate::expand(&lightning.validation);
     let optimizers = optimizer::expand(&lightning.optimizers);
+    let hooks = lightning.hooks.iter().map(hooks::expand);
     let items = quote! {
         fn name(&self) -> &'static str {
             #name
@@ -67,6 +69,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
         #train
         #validate
         #optimizers
+        #(#hooks)*
     };
     impl_for(model, &quote!(__amp::LightningModule), &items)
 }

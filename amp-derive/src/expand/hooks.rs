@@ -1,0 +1,28 @@
+//! The hooks of the training loop that the user gives a function for.
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::quote;
+use syn::ExprPath;
+
+use super::local;
+use crate::table::{Given, Hook};
+
+pub(super) fn expand((hook, function): &(&'static Hook, ExprPath)) -> TokenStream {
+    let name = Ident::new(hook.name, Span::call_site());
+    let (names, types): (Vec<Ident>, Vec<TokenStream>) =
+        hook.takes.iter().map(|given| argument(*given)).unzip();
+    quote! {
+        fn #name(&mut self, #(#names: #types),*) -> __amp::Result<()> {
+            #function(self, #(#names),*)
+        }
+    }
+}
+
+fn argument(given: Given) -> (Ident, TokenStream) {
+    match given {
+        Given::Gradients => (local("gradients"), quote!(&__amp::Gradients<__amp::Unscaled>)),
+        Given::Loss => (local("loss"), quote!(&__amp::Tensor)),
+        Given::Outcome => (local("outcome"), quote!(__amp::Option<&__amp::StepOutcome>)),
+        Given::Hook => (local("hook"), quote!(&mut __amp::Hook<'_>)),
+    }
+}

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{BuildOptimizer, Group, Optimizer, Rates, groups, require};
+use super::{BuildOptimizer, Optimizer, Rates, groups, require, wide};
 use crate::{
     Result,
     ffi::{self, AdamOptions, AdamTensors},
@@ -63,9 +63,6 @@ impl BuildOptimizer for Adam {
     }
 }
 
-/// Elements of f16 parameters that are widened to f32 at once: bounds the memory of the copies.
-const WIDENED: usize = 1 << 22;
-
 /// f16 holds the square of a gradient between 2⁻¹² and 2⁸ alone: below, the running square is
 /// zero and the update is divided by eps; above, it is infinite and the parameter never moves
 /// again (Lightning #20619). So f16 parameters keep their running averages in f32 and are stepped
@@ -89,7 +86,10 @@ impl Running {
         let decay = options.weight_decay;
         require(decay >= 0.0, "weight_decay", decay, "at least 0")?;
         let zeros = || -> Result<Vec<Tensor>> {
-            let zeros = |p: &Parameter| wide(&p.tensor.f_zeros_like()?.f_detach()?);
+            let zeros = |p: &Parameter| match p.tensor.kind() {
+                Kind::Half => wide(&p.tensor.f_zeros_like()?),
+                _ => Ok(p.tensor.f_zeros_like()?.f_detach()?),
+            };
             parameters.iter().map(zeros).collect()
         };
         let steps = parameters
@@ -110,37 +110,6 @@ impl Running {
         let tensors = AdamTensors { params, grads, exp_avgs, exp_avg_sqs, steps: &steps };
         ffi::fused_adam(&tensors, &self.options)
     }
-
-    fn step_widened(&self, group: &Group) -> Result<()> {
-        let mut rest = 0..group.params.len();
-        while !rest.is_empty() {
-            let mut elements = 0;
-            let chunk = rest.clone().take_while(|at| {
-                let fits = elements == 0 || elements + group.params[*at].numel() <= WIDENED;
-                elements += group.params[*at].numel();
-                fits
-            });
-            let chunk = rest.start..rest.start + chunk.count();
-            let widen = |narrow: &[Tensor]| -> Result<Vec<Tensor>> {
-                narrow[chunk.clone()].iter().map(wide).collect()
-            };
-            let (params, grads) = (widen(&group.params)?, widen(&group.grads)?);
-            self.step_on(&params, &grads, &group.index[chunk.clone()])?;
-            for (to, from) in group.params[chunk.clone()].iter().zip(&params) {
-                tch::no_grad(|| to.shallow_clone().f_copy_(from))?;
-            }
-            rest.start = chunk.end;
-        }
-        Ok(())
-    }
-}
-
-/// A tensor that the kernels can square: f32 in place of f16.
-fn wide(tensor: &Tensor) -> Result<Tensor> {
-    match tensor.kind() {
-        Kind::Half => Ok(tensor.f_detach()?.f_to_kind(Kind::Float)?),
-        _ => Ok(tensor.shallow_clone()),
-    }
 }
 
 impl Optimizer for Running {
@@ -151,7 +120,9 @@ impl Optimizer for Running {
     fn step(&mut self) -> Result<()> {
         for group in groups(&self.parameters)? {
             match group.kind {
-                Some(Kind::Half) => self.step_widened(&group)?,
+                Some(Kind::Half) => {
+                    group.widened(|params, grads, places| self.step_on(params, grads, places))?;
+                }
                 _ => self.step_on(&group.params, &group.grads, &group.index)?,
             }
         }

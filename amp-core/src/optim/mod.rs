@@ -174,3 +174,42 @@ fn groups(parameters: &[Parameter]) -> Result<Vec<Group>> {
     }
     Ok(groups)
 }
+
+/// Elements of 16-bit parameters that are widened to f32 at once: bounds the memory of the copies.
+const WIDENED: usize = 1 << 22;
+
+impl Group {
+    /// Steps on f32 copies of parameters and gradients, a part of them at a time, and rounds the
+    /// result: for what a 16-bit kernel cannot do. `step` gets the places of its part in the
+    /// optimizer's list.
+    fn widened(
+        &self,
+        mut step: impl FnMut(&[Tensor], &[Tensor], &[usize]) -> Result<()>,
+    ) -> Result<()> {
+        let mut rest = 0..self.params.len();
+        while !rest.is_empty() {
+            let mut elements = 0;
+            let part = rest.clone().take_while(|at| {
+                let fits = elements == 0 || elements + self.params[*at].numel() <= WIDENED;
+                elements += self.params[*at].numel();
+                fits
+            });
+            let part = rest.start..rest.start + part.count();
+            let widen = |narrow: &[Tensor]| -> Result<Vec<Tensor>> {
+                narrow[part.clone()].iter().map(wide).collect()
+            };
+            let (params, grads) = (widen(&self.params)?, widen(&self.grads)?);
+            step(&params, &grads, &self.index[part.clone()])?;
+            for (to, from) in self.params[part.clone()].iter().zip(&params) {
+                tch::no_grad(|| to.shallow_clone().f_copy_(from))?;
+            }
+            rest.start = part.end;
+        }
+        Ok(())
+    }
+}
+
+/// A copy in f32, outside the graph.
+fn wide(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.f_detach()?.f_to_kind(tch::Kind::Float)?)
+}

@@ -1,8 +1,8 @@
 //! SGD with momentum (torch/optim/sgd.py) on the fused kernel.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::{BuildOptimizer, Optimizer, Rates, groups, require};
+use super::{BuildOptimizer, Optimizer, Rates, groups, require, wide};
 use crate::{
     Result,
     ffi::{self, SgdOptions},
@@ -44,7 +44,10 @@ impl BuildOptimizer for Sgd {
             0.0 => Vec::new(),
             _ => parameters
                 .iter()
-                .map(|p| Ok(p.tensor.f_zeros_like()?.f_detach()?))
+                .map(|p| match p.tensor.kind() {
+                    Kind::Half | Kind::BFloat16 => wide(&p.tensor.f_zeros_like()?),
+                    _ => Ok(p.tensor.f_zeros_like()?.f_detach()?),
+                })
                 .collect::<Result<_>>()?,
         };
         let started = vec![false; parameters.len()];
@@ -52,12 +55,42 @@ impl BuildOptimizer for Sgd {
     }
 }
 
+/// The 16-bit kernels of libtorch 2.11 lose the momentum on the CPU (a bf16 net stays at chance;
+/// PyTorch's own `SGD(fused=True)` does too), so 16-bit parameters are stepped in f32, with their
+/// momentum in f32, and only the result is rounded.
 struct Running {
     options: Sgd,
     parameters: Vec<Parameter>,
     buffers: Vec<Tensor>,
     /// Whether a parameter has been stepped: its first gradient fills the buffer undamped.
     started: Vec<bool>,
+}
+
+impl Running {
+    /// Steps parameters of one dtype, given with their gradients and their places in the list.
+    fn step_on(&self, params: &[Tensor], grads: &[Tensor], places: &[usize]) -> Result<()> {
+        for first_step in [true, false] {
+            let chosen: Vec<usize> =
+                (0..places.len()).filter(|at| self.started[places[*at]] != first_step).collect();
+            if chosen.is_empty() {
+                continue;
+            }
+            let pick = |from: &[Tensor]| -> Vec<Tensor> {
+                chosen.iter().map(|at| from[*at].shallow_clone()).collect()
+            };
+            let buffers = match self.buffers.is_empty() {
+                true => Vec::new(),
+                false => {
+                    chosen.iter().map(|at| self.buffers[places[*at]].shallow_clone()).collect()
+                }
+            };
+            let Sgd { lr, momentum, dampening, weight_decay, nesterov } = self.options;
+            let options =
+                SgdOptions { lr, momentum, dampening, weight_decay, nesterov, first_step };
+            ffi::fused_sgd(&pick(params), &pick(grads), &buffers, &options)?;
+        }
+        Ok(())
+    }
 }
 
 impl Optimizer for Running {
@@ -67,25 +100,11 @@ impl Optimizer for Running {
 
     fn step(&mut self) -> Result<()> {
         for group in groups(&self.parameters)? {
-            for first_step in [true, false] {
-                let chosen: Vec<usize> = (0..group.index.len())
-                    .filter(|at| self.started[group.index[*at]] != first_step)
-                    .collect();
-                if chosen.is_empty() {
-                    continue;
+            match group.kind {
+                Some(Kind::Half | Kind::BFloat16) => {
+                    group.widened(|params, grads, places| self.step_on(params, grads, places))?;
                 }
-                let pick = |from: &[Tensor], at: &dyn Fn(usize) -> usize| -> Vec<Tensor> {
-                    chosen.iter().map(|i| from[at(*i)].shallow_clone()).collect()
-                };
-                let buffers = match self.buffers.as_slice() {
-                    [] => Vec::new(),
-                    buffers => pick(buffers, &|i| group.index[i]),
-                };
-                let Sgd { lr, momentum, dampening, weight_decay, nesterov } = self.options;
-                let options =
-                    SgdOptions { lr, momentum, dampening, weight_decay, nesterov, first_step };
-                let (params, grads) = (pick(&group.params, &|i| i), pick(&group.grads, &|i| i));
-                ffi::fused_sgd(&params, &grads, &buffers, &options)?;
+                _ => self.step_on(&group.params, &group.grads, &group.index)?,
             }
             for at in &group.index {
                 self.started[*at] = true;

@@ -84,8 +84,8 @@ pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
         return;
     }
     let layer = |field: &Field| named(&field.attrs, symbol::LAYER).next().and_then(args);
-    let layers = spec.fields.iter().filter(|field| has(&field.attrs, symbol::LAYER));
-    if let Some(last) = layers.last().and_then(layer)
+    let last = spec.fields.iter().rfind(|field| has(&field.attrs, symbol::LAYER));
+    if let Some(last) = last.and_then(layer)
         && let Some(sigmoid) = last_of(&last).filter(|name| *name == "sigmoid")
     {
         diag.error(sigmoid, format!("`{LOSS}` applies the sigmoid itself: take this one away"));

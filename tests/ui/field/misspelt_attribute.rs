@@ -1,0 +1,15 @@
+//! rustc does not know it either.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layr(linear(64, 10))]
+    model: Linear,
+    #[layer(relu)]
+    act: Relu,
+}
+
+fn main() {}

@@ -1,0 +1,15 @@
+//! The builder has `build` itself.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[hparam]
+    build: i64,
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

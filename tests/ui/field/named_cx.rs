@@ -1,0 +1,13 @@
+//! `cx` is the context.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10))]
+    cx: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,15 @@
+//! The value is the default.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[hparam(64)]
+    width: i64,
+    #[layer(linear(width, 10))]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! Nothing to run.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(sequential())]
+    model: Sequential,
+}
+
+fn main() {}

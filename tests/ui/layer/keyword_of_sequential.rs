@@ -1,0 +1,13 @@
+//! Misplaced by one parenthesis.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(sequential(linear(64, 10), bias = false))]
+    model: Sequential,
+}
+
+fn main() {}

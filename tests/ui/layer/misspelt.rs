@@ -1,0 +1,13 @@
+//! A close name is suggested.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(sequential(lienar(64, 32), rellu, linear(32, 10)))]
+    model: Sequential,
+}
+
+fn main() {}

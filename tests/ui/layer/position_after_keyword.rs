@@ -1,0 +1,13 @@
+//! As in Python.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(in_features = 64, 10))]
+    model: Linear,
+}
+
+fn main() {}

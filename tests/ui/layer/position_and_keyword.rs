@@ -1,0 +1,13 @@
+//! By position and by name.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10, in_features = 32))]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! A percentage.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(sequential(linear(64, 10), dropout(20)))]
+    model: Sequential,
+}
+
+fn main() {}

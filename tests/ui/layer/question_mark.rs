@@ -1,0 +1,13 @@
+//! The generated code has it.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10)?)]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! A literal that cannot be.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(0, 10))]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! A keyword of PyTorch's that means nothing here.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(transformer_encoder_layer(64, 8, batch_first = true))]
+    model: TransformerEncoderLayer,
+}
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! Needs a sequential.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10), relu)]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! The trainer divides already.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(with = |output, target| Ok(loss::mse_loss(output, target)? / self.accumulation_steps))]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

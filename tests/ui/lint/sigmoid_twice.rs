@@ -1,0 +1,13 @@
+//! The loss has one.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(binary_cross_entropy_with_logits)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(sequential(linear(64, 1), sigmoid))]
+    model: Sequential,
+}
+
+fn main() {}

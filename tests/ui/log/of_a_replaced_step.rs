@@ -1,0 +1,15 @@
+//! That step logs for itself.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+#[training_step(Self::step)]
+#[log(train_loss, prog_bar)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! All names are listed.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! A close name is suggested.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entorpy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! What is it?
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(sgd, lr)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

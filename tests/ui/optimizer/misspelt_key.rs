@@ -1,0 +1,13 @@
+//! A close name is suggested.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(sgd, lr = 0.1, wieght_decay = 1e-4)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! Which of the two?
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(sgd, lr = 0.1)]
+#[configure_optimizers(Self::optimizers)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

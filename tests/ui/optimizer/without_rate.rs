@@ -1,0 +1,13 @@
+//! The rate has no default.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

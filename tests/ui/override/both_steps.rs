@@ -1,0 +1,15 @@
+//! Nothing is left for the loss.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+#[training_step(Self::train)]
+#[validation_step(Self::val)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,16 @@
+//! A number has no region.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[hparam]
+    #[precision(fp32)]
+    width: i64,
+    #[layer(linear(width, 10))]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! Bare words.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10))]
+    #[precision("fp32")]
+    model: Linear,
+}
+
+fn main() {}

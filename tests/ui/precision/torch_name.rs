@@ -1,0 +1,14 @@
+//! PyTorch's name of it.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10))]
+    #[precision(bfloat16)]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! One region.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10))]
+    #[precision(fp32, fp64)]
+    model: Linear,
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! There is no such region.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10))]
+    #[precision(int8)]
+    model: Linear,
+}
+
+fn main() {}

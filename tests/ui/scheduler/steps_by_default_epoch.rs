@@ -1,0 +1,14 @@
+//! Cosine annealing moves every epoch unless told otherwise.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+#[scheduler(cosine_annealing, t_max = plan.estimated_stepping_batches)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

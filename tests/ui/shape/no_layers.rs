@@ -1,0 +1,13 @@
+//! Hyperparameters alone are not a model.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[hparam(default = 64)]
+    width: i64,
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! The loss is the model's.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10))]
+    #[log(train_loss, prog_bar)]
+    model: Linear,
+}
+
+fn main() {}

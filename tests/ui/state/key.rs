@@ -1,0 +1,15 @@
+//! The value stands alone.
+
+use amp_core::prelude::*;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+    #[state(default = 0)]
+    seen: u64,
+}
+
+fn main() {}

@@ -253,15 +253,10 @@ pub(crate) const HOOKS: &[Hook] = &[
     hook(symbol::ON_TRAIN_END, &[], PLAIN),
 ];
 
-/// Loss functions, by torch.nn.functional's names.
-pub(crate) const LOSSES: &[&str] = &[
-    "cross_entropy",
-    "nll_loss",
-    "mse_loss",
-    "l1_loss",
-    "binary_cross_entropy",
-    "binary_cross_entropy_with_logits",
-];
+/// Loss functions, by torch.nn.functional's names. Its `binary_cross_entropy` is refused by a
+/// rule.
+pub(crate) const LOSSES: &[&str] =
+    &["cross_entropy", "nll_loss", "mse_loss", "l1_loss", "binary_cross_entropy_with_logits"];
 
 pub(crate) const METRICS: &[Entry] = &[
     Entry { name: "accuracy", ty: "Accuracy", required: &[], options: &[] },

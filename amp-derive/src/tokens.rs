@@ -1,6 +1,6 @@
 //! Looks for names in a user's code without parsing it, so that macro calls are seen through.
 
-use proc_macro2::{Ident, Spacing, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Ident, Spacing, TokenStream, TokenTree};
 
 /// Whether `name` stands anywhere.
 pub(crate) fn contains(tokens: TokenStream, name: &Ident) -> bool {
@@ -13,6 +13,47 @@ pub(crate) fn mentions(tokens: TokenStream, name: &Ident) -> bool {
     tokens.iter().enumerate().any(|(at, token)| {
         matches!(token, TokenTree::Ident(ident) if ident == name) && !is_member(&tokens[..at])
     })
+}
+
+/// The names that are called as functions.
+pub(crate) fn called(tokens: TokenStream) -> Vec<Ident> {
+    let mut called = Vec::new();
+    let mut before: Vec<TokenTree> = Vec::new();
+    for token in tokens {
+        if let TokenTree::Group(group) = &token {
+            if let (Delimiter::Parenthesis, Some((TokenTree::Ident(name), rest))) =
+                (group.delimiter(), before.split_last())
+                && !is_member(rest)
+            {
+                called.push(name.clone());
+            }
+            called.extend(self::called(group.stream()));
+        }
+        before.push(token);
+    }
+    called
+}
+
+/// The first place where `name` stands as a variable: not as a member, and not called.
+pub(crate) fn variable(tokens: TokenStream, name: &Ident) -> Option<Ident> {
+    let mut before: Vec<TokenTree> = Vec::new();
+    let mut rest = tokens.into_iter().peekable();
+    while let Some(token) = rest.next() {
+        let is_called = matches!(rest.peek(), Some(TokenTree::Group(group))
+            if group.delimiter() == Delimiter::Parenthesis);
+        let found = match &token {
+            TokenTree::Ident(ident) if ident == name && !is_member(&before) && !is_called => {
+                Some(ident.clone())
+            }
+            TokenTree::Group(group) => variable(group.stream(), name),
+            _ => None,
+        };
+        if found.is_some() {
+            return found;
+        }
+        before.push(token);
+    }
+    None
 }
 
 /// Whether `self` or `Self` stands other than in `self.field` with one of `fields`.
@@ -80,6 +121,17 @@ mod tests {
         }
         for tokens in [quote!(self.head), quote!(x.head()), quote!(models::head(x)), quote!(body)] {
             assert!(!mentions(tokens.clone(), &head), "{tokens}");
+        }
+    }
+
+    #[test]
+    fn calls_and_variables_are_told_apart() {
+        let tokens = quote!(head(&body(x)?).tanh() * rate + self.decay + f![y]);
+        let called: Vec<String> = called(tokens.clone()).iter().map(Ident::to_string).collect();
+        assert_eq!(called, ["head", "body"]);
+        for (name, is_variable) in [("rate", true), ("x", true), ("head", false), ("decay", false)]
+        {
+            assert_eq!(variable(tokens.clone(), &ident(name)).is_some(), is_variable, "{name}");
         }
     }
 

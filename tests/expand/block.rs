@@ -4,8 +4,8 @@ use amp_core::prelude::*;
 
 /// x + f(x).
 #[derive(Module)]
-#[forward(|x| Ok(x + inner(x)?))]
-pub struct Residual {
+#[forward(|x| Ok(x.f_add(&inner(x)?)?))]
+pub(crate) struct Residual {
     /// Features in and out.
     #[hparam]
     width: i64,

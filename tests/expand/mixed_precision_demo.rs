@@ -12,7 +12,7 @@ use amp_core::prelude::*;
 #[log(val_acc, on_epoch, prog_bar)]
 #[optimizer(adamw, lr = self.learning_rate, weight_decay = 1e-4)]
 #[scheduler(cosine_annealing, t_max = 50, interval = epoch)]
-pub struct MixedPrecisionDemo {
+pub(crate) struct MixedPrecisionDemo {
     /// Features of an example.
     #[hparam(default = 512)]
     input_size: i64,

@@ -23,14 +23,14 @@ for line in sys.stdin:
 executables build --package amp-verify --bin amp | while read -r _ _ path; do
     strip --strip-all -o dist.partial/amp "$path"
 done
-# Compile-fail tests need a compiler, so only what runs on a device is packed.
+# Left out: what needs a compiler (ui), and what holds on a CPU alone (golden).
 executables test --no-run --package amp-core --package amp-verify --package fixtures --package tests |
     while read -r package target path; do
-        [[ $target == ui || $target == amp ]] && continue
+        [[ $target == ui || $target == golden || $target == amp ]] && continue
         strip --strip-all -o "dist.partial/tests/$package-$target" "$path"
     done
 mkdir -p dist.partial/fixtures
-cp -r fixtures/data fixtures/oracles dist.partial/fixtures/
+cp -r fixtures/data dist.partial/fixtures/
 cp xtask/gpu/run.sh dist.partial/
 rm -rf dist
 mv dist.partial dist

@@ -24,7 +24,7 @@ for folder in "$site"/nvidia/*/lib "$site"/nvidia/*/*/lib; do
     [[ -d $folder ]] && libraries+=":$folder"
 done
 export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-export AMP_DATA="$here/fixtures/data" AMP_ORACLES="$here/fixtures/oracles"
+export AMP_DATA="$here/fixtures/data" AMP_BINARY="$here/amp"
 
 if [[ ${1:-} != test ]]; then
     exec "$here/amp" "$@"

@@ -4,10 +4,13 @@
 //! PyTorch's rules for the scaler (1 to 9), autocast (10 to 14), the loop (15 to 19).
 
 mod autocast;
+mod callbacks;
+mod checkpoint;
 mod clip;
 mod conversions;
 mod data;
 mod demo_training;
+mod device;
 mod errors;
 mod islands;
 mod log;
@@ -22,3 +25,4 @@ mod schedulers;
 mod support;
 mod trainer;
 mod trainer_steps;
+mod weights;

@@ -1,7 +1,7 @@
 //! Rules about fields: what each is, hyperparameters, precision.
 
 use quote::ToTokens;
-use syn::ext::IdentExt;
+use syn::{Expr, ExprLit, Lit, ext::IdentExt};
 
 use super::{keys, layers, only};
 use crate::{
@@ -130,7 +130,7 @@ fn default(attr: &Attr, diag: &Diagnostics) -> Option<Default> {
 }
 
 /// Rule: `#[state]` or `#[state(value)]`.
-fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Option<syn::Expr>> {
+fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Option<Expr>> {
     match attr.args.as_deref()? {
         [] => Some(None),
         [only] => match Arg::from(only) {
@@ -200,6 +200,13 @@ fn precision(field: &Field, diag: &Diagnostics) -> Option<Option<Region>> {
         Arg::Pair(key, value) if key == symbol::AUTOCAST => {
             let pair = model::Pair { key: key.clone(), value: value.clone() };
             keys::choice(&pair, &[(symbol::OFF, Region::AutocastOff)], diag)
+        }
+        Arg::Other(Expr::Lit(ExprLit { lit: Lit::Str(text), .. }))
+            if REGIONS.iter().any(|(name, _)| *name == text.value()) =>
+        {
+            let text = text.value();
+            diag.error(only, format!("write it without quotes: `#[precision({text})]`"));
+            None
         }
         Arg::Pair(..) | Arg::Other(_) => {
             diag.error(only, format!("expected {}", regions()));

@@ -9,7 +9,7 @@ use crate::{
     diag::Diagnostics,
     model::Forward,
     spec::{Field, Spec, has},
-    suggest::quoted,
+    suggest::closest,
     symbol, tokens,
 };
 
@@ -23,7 +23,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Forward> {
         [Expr::Closure(closure)] => {
             let (input, ty) = takes_one_input(closure, diag)?;
             input_is_no_layer(spec, &input, diag)?;
-            runs_every_layer(spec, &closure.body, diag);
+            runs_every_layer(spec, &input, &closure.body, diag);
             Some(Forward::Body { input, ty, body: unwrapped(&closure.body) })
         }
         _ => {
@@ -75,7 +75,7 @@ fn input_is_no_layer(spec: &Spec, input: &Ident, diag: &Diagnostics) -> Option<(
 
 /// Rule: a layer that `forward` never mentions has parameters that are never trained. A body
 /// that hands `self` on may run it elsewhere.
-fn runs_every_layer(spec: &Spec, body: &Expr, diag: &Diagnostics) {
+fn runs_every_layer(spec: &Spec, input: &Ident, body: &Expr, diag: &Diagnostics) {
     let body: TokenStream = body.to_token_stream();
     let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
     if tokens::hands_self_on(body.clone(), &fields) {
@@ -83,16 +83,21 @@ fn runs_every_layer(spec: &Spec, body: &Expr, diag: &Diagnostics) {
     }
     for layer in layers(spec).filter(|layer| !tokens::contains(body.clone(), &layer.ident)) {
         let name = &layer.ident;
-        let run: Vec<String> = layers(spec).map(|layer| layer.ident.to_string()).collect();
-        let run: Vec<&str> = run.iter().map(String::as_str).collect();
-        diag.error(
-            name,
-            format!(
-                "`forward` never runs `{name}`: call it in the closure, where {} are functions, \
-                 or take the field away",
-                quoted(&run)
+        let text = name.to_string();
+        let is_meant = |called: &Ident| closest(&called.to_string(), &[&text]).is_some();
+        let misspelt = tokens::called(body.clone()).into_iter().find(is_meant);
+        match misspelt.filter(|called| fields.iter().all(|field| *field != called)) {
+            Some(called) => {
+                diag.error(&called, format!("unknown layer `{called}`: did you mean `{name}`?"));
+            }
+            None => diag.error(
+                name,
+                format!(
+                    "`forward` never runs `{name}`: call it, as in `{name}({input})?`, or take \
+                     the field away"
+                ),
             ),
-        );
+        }
     }
 }
 

@@ -7,9 +7,11 @@ use syn::{Expr, ExprLit, ExprUnary, Lit, UnOp};
 use crate::{
     diag::Diagnostics,
     model::Pair,
-    spec::{Arg, word},
+    spec::{Arg, Spec, has, word},
     suggest::{self, one_of, quoted},
+    symbol,
     table::{Entry, Key, Range},
+    tokens,
 };
 
 /// The pairs among `args`, whose keys must be among `known`; `None` if one was refused.
@@ -139,6 +141,26 @@ pub(super) fn number(expr: &Expr) -> Option<f64> {
         Expr::Unary(ExprUnary { op: UnOp::Neg(_), expr, .. }) => number(expr).map(|n| -n),
         _ => None,
     }
+}
+
+/// Rule: values are evaluated in a method, where a hyperparameter is a field of `self`.
+pub(super) fn fields_are_read_from_self(
+    spec: &Spec,
+    pairs: &[Pair],
+    diag: &Diagnostics,
+) -> Option<()> {
+    let mut fits = Some(());
+    let hparams = || spec.fields.iter().filter(|field| has(&field.attrs, symbol::HPARAM));
+    for (pair, field) in pairs.iter().flat_map(|pair| hparams().map(move |field| (pair, field))) {
+        // A closure or block may have a variable of this name.
+        let opaque = matches!(pair.value, Expr::Closure(_) | Expr::Block(_));
+        let found = tokens::variable(pair.value.to_token_stream(), &field.ident);
+        if let Some(found) = found.filter(|found| !opaque && *found != symbol::PLAN) {
+            diag.error(&found, format!("`{found}` is a field here: write `self.{found}`"));
+            fits = None;
+        }
+    }
+    fits
 }
 
 /// Takes the pair called `key` out of `pairs`.

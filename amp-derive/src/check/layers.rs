@@ -9,7 +9,7 @@ use crate::{
     diag::Diagnostics,
     model::{Build, Pair},
     spec::{Arg, word},
-    suggest::{closest, fold, one_of, quoted},
+    suggest::{closest, fold, quoted},
     symbol,
     table::{self, LAYERS, Layer, NOT_NEEDED},
 };
@@ -61,9 +61,9 @@ fn name_is_known(name: &Ident, diag: &Diagnostics) -> Option<&'static Layer> {
         let instead = match closest(&text, &names()) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => format!(
-                "expected {}; a function of your own is called by its path, as in \
-                 `self::{text}(…)`",
-                one_of(&names())
+                "a function of your own is called by its path, `self::{text}(…)`; the layers are \
+                 {}",
+                quoted(&names())
             ),
         };
         diag.error(name, format!("unknown layer `{text}`: {instead}"));
@@ -225,7 +225,7 @@ fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) ->
 /// Rule: arguments by position stand before those by name, as in Python.
 fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
     if late {
-        diag.error(arg, "arguments without a name come first");
+        diag.error(arg, "arguments without a name come first: name this one too");
     }
     !late
 }

@@ -21,20 +21,27 @@ pub(super) struct Names {
     logged: Vec<(String, LogOptions)>,
     /// Whether no metric was refused, so that a name that is not here is wrong.
     complete: bool,
+    /// Names of metrics in the stage that they leave out, with the metric's own name and stage.
+    left_out: Vec<(String, String, Stage)>,
     /// Stages whose step is the user's.
     own: Vec<Stage>,
 }
 
 impl Names {
     pub(super) fn new(metrics: &[Declared], complete: bool, steps: [&Own; 2]) -> Self {
-        let mut names = Self { logged: Vec::new(), complete, own: Vec::new() };
+        let (logged, left_out, own) = (Vec::new(), Vec::new(), Vec::new());
+        let mut names = Self { logged, complete, left_out, own };
         for (stage, step) in [Stage::Train, Stage::Val].into_iter().zip(steps) {
             if !step.is_generated() {
                 names.own.push(stage);
                 continue;
             }
-            let metrics = metrics.iter().filter(|metric| metric.is_for(stage));
-            let values = [symbol::LOSS].into_iter().chain(metrics.map(|metric| &*metric.name));
+            let (metrics, others): (Vec<&Declared>, Vec<&Declared>) =
+                metrics.iter().partition(|metric| metric.is_for(stage));
+            names.left_out.extend(
+                others.iter().map(|m| (stage.name_of(&m.name), m.name.clone(), stage.other())),
+            );
+            let values = [symbol::LOSS].into_iter().chain(metrics.iter().map(|m| &*m.name));
             names.logged.extend(
                 values.map(|value| (stage.name_of(value), defaults(stage, value == symbol::LOSS))),
             );
@@ -123,6 +130,10 @@ fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<Log
     if let Some(stage) = names.own.iter().find(is_of) {
         let step = stage.step();
         diag.error(name, format!("`#[log]` has no effect: `{step}` is yours, log `{text}` there"));
+    } else if let Some((_, metric, stage)) = names.left_out.iter().find(|(n, ..)| name == n) {
+        let word = stage.word();
+        let message = format!("`{text}` is not computed: take `stage = {word}` off `{metric}`");
+        diag.error(name, message);
     } else if names.complete {
         let known = names.texts();
         let mut message = suggest::unknown("logged value", &text, &known);

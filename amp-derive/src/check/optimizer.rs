@@ -32,10 +32,10 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Optimizers> {
     let scheduler = only(&spec.attrs, symbol::SCHEDULER, diag);
     has_an_optimizer(spec, scheduler, diag);
     // Both are looked at before either is missed.
-    let optimizer = optimizer.and_then(|attr| check_optimizer(attr, diag));
+    let optimizer = optimizer.and_then(|attr| check_optimizer(spec, attr, diag));
     let scheduler = match scheduler {
         None => Some(None),
-        Some(attr) => check_scheduler(attr, diag).map(Some),
+        Some(attr) => check_scheduler(spec, attr, diag).map(Some),
     };
     Some(Optimizers::Generated { optimizer: optimizer?, scheduler: scheduler? })
 }
@@ -60,18 +60,19 @@ fn has_an_optimizer(spec: &Spec, scheduler: Option<&Attr>, diag: &Diagnostics) {
     }
 }
 
-fn check_optimizer(attr: &Attr, diag: &Diagnostics) -> Option<Config> {
+fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Config> {
     let (at, args) = begins_with_a_name(attr, symbol::OPTIMIZER, &table::names(OPTIMIZERS), diag)?;
     let row = table::find(OPTIMIZERS, &at.to_string())?;
     let known: Vec<&str> = row.keys().map(|key| key.name).collect();
     let pairs = keys::pairs(row.name, args, &known, diag)?;
     keys::fit(at, row, &pairs, diag)?;
+    keys::fields_are_read_from_self(spec, &pairs, diag)?;
     nesterov_has_momentum(&pairs, diag)?;
     betas_are_a_pair(&pairs, diag)?;
     Some(Config { row, at: at.clone(), keys: pairs })
 }
 
-fn check_scheduler(attr: &Attr, diag: &Diagnostics) -> Option<(Config, Interval)> {
+fn check_scheduler(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Config, Interval)> {
     let (at, args) = begins_with_a_name(attr, symbol::SCHEDULER, &table::names(SCHEDULERS), diag)?;
     let Scheduler { entry: row, interval } = table::find(SCHEDULERS, &at.to_string())?;
     let mut known: Vec<&str> = row.keys().map(|key| key.name).collect();
@@ -83,6 +84,7 @@ fn check_scheduler(attr: &Attr, diag: &Diagnostics) -> Option<(Config, Interval)
         Some(pair) => keys::choice(pair, INTERVALS, diag),
     };
     keys::fit(at, row, &pairs, diag)?;
+    keys::fields_are_read_from_self(spec, &pairs, diag)?;
     let interval = interval?;
     counts_fit_the_interval(at, &pairs, interval, given.as_ref(), diag)?;
     Some((Config { row, at: at.clone(), keys: pairs }, interval))

@@ -12,7 +12,7 @@ use crate::{
     check::only,
     diag::Diagnostics,
     model::{Lightning, Loss, Metric, MetricValue, Pair, Step},
-    spec::{Arg, Attr, Spec, named},
+    spec::{Arg, Attr, Spec, named, word},
     symbol,
     table::{self, HOOKS, Hook, LOSSES, METRICS},
 };
@@ -25,11 +25,23 @@ pub(super) enum Stage {
 }
 
 impl Stage {
+    /// As users write it, and what logged names begin with.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Val => "val",
+        }
+    }
+
     /// What `value` is logged as.
     pub(super) fn name_of(self, value: &str) -> String {
+        format!("{}_{value}", self.word())
+    }
+
+    pub(super) fn other(self) -> Self {
         match self {
-            Self::Train => format!("train_{value}"),
-            Self::Val => format!("val_{value}"),
+            Self::Train => Self::Val,
+            Self::Val => Self::Train,
         }
     }
 
@@ -145,13 +157,13 @@ fn loss(spec: &Spec, diag: &Diagnostics) -> Option<Loss> {
             function => Some(Loss::Function(function.clone())),
         };
     }
+    runs_under_autocast(args, diag)?;
     let (name, rest) = begins_with_a_name(attr, symbol::LOSS, LOSSES, diag)?;
     let more = format!(
         "`{name}` takes no options: for a loss of your own write \
          `#[loss(with = |output, target| …)]`"
     );
     has_no_more(rest, &more, diag)?;
-    runs_under_autocast(name, diag)?;
     Some(Loss::Known(name.clone()))
 }
 
@@ -177,8 +189,9 @@ fn has_no_more(rest: &[Expr], message: &str, diag: &Diagnostics) -> Option<()> {
 
 /// Rule: binary cross entropy of probabilities is refused, because CUDA autocast refuses it and
 /// every model must run in every precision: its logarithm overflows in f16.
-fn runs_under_autocast(name: &Ident, diag: &Diagnostics) -> Option<()> {
-    if name == "binary_cross_entropy" {
+fn runs_under_autocast(args: &[Expr], diag: &Diagnostics) -> Option<()> {
+    let name = args.first().and_then(word);
+    if let Some(name) = name.filter(|name| *name == "binary_cross_entropy") {
         diag.error(
             name,
             "cuda autocast refuses `binary_cross_entropy`: use `binary_cross_entropy_with_logits` \
@@ -234,7 +247,7 @@ fn metrics(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> (Vec<Declared>,
     let mut declared: Vec<Declared> = Vec::new();
     let mut complete = true;
     for attr in named(&spec.attrs, symbol::METRIC) {
-        let Some((metric, at)) = metric(attr, diag) else {
+        let Some((metric, at)) = metric(spec, attr, diag) else {
             complete = false;
             continue;
         };
@@ -245,7 +258,7 @@ fn metrics(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> (Vec<Declared>,
     (declared, complete)
 }
 
-fn metric(attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ident)> {
+fn metric(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ident)> {
     let args = attr.args.as_deref()?;
     if let Some(first) = args.first()
         && let Arg::Pair(with, _) = Arg::from(first)
@@ -265,6 +278,7 @@ fn metric(attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ident)> {
     let mut pairs = keys::pairs(row.name, args, &known, diag)?;
     let choices = name_and_stage(&mut pairs, diag);
     keys::fit(at, row, &pairs, diag)?;
+    keys::fields_are_read_from_self(spec, &pairs, diag)?;
     let (name, stage) = choices?;
     let name = name.unwrap_or_else(|| row.name.to_owned());
     let value = MetricValue::Known { row, at: at.clone(), keys: pairs };

@@ -4,7 +4,7 @@ use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, quote};
 use syn::{Expr, Stmt};
 
-use super::{key, local, region};
+use super::{key, layer_of_self, local, region};
 use crate::{
     model::{Field, Forward, Model, Region},
     symbol, tokens,
@@ -75,8 +75,8 @@ fn statements(body: &Expr) -> Vec<Stmt> {
 }
 
 fn call(field: &Field, precision: Option<Region>, cx: &Ident, input: &TokenStream) -> TokenStream {
-    let (ident, name, region) = (&field.ident, key(&field.ident), region(precision));
-    quote!(#cx.call(#name, #region, &self.#ident, #input))
+    let (name, region, layer) = (key(&field.ident), region(precision), layer_of_self(field));
+    quote!(#cx.call(#name, #region, #layer, #input))
 }
 
 fn signature(input: &Ident, ty: &TokenStream, cx: &Ident, body: &TokenStream) -> TokenStream {

@@ -1,9 +1,10 @@
 //! How a layer is built.
 
-use proc_macro2::{Ident, TokenStream};
-use quote::{format_ident, quote};
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{format_ident, quote, quote_spanned};
+use syn::spanned::Spanned;
 
-use super::local;
+use super::{local, located_at};
 use crate::{
     model::{Build, Pair},
     table::Form,
@@ -25,7 +26,16 @@ pub(super) fn expand(build: &Build) -> TokenStream {
             }
         }
         Build::Sequential(layers) => {
-            let mut layers = layers.iter().map(expand).map(|layer| quote!(__amp::Box::new(#layer)));
+            // Located at the layer, so that rustc says there that its type is no `Module`.
+            let boxed = |layer: &Build| {
+                let value = expand(layer);
+                let span = match layer {
+                    Build::Rust(expr) => located_at(expr.span()),
+                    _ => Span::call_site(),
+                };
+                quote_spanned!(span=> __amp::Box::new(#value))
+            };
+            let mut layers = layers.iter().map(boxed);
             // The first one's type is that of the others.
             let first = layers.next().map(|first| quote!(#first as __amp::Box<dyn __amp::Module>));
             let layers = first.into_iter().chain(layers);

@@ -19,12 +19,12 @@ mod tests;
 
 pub(crate) use builder::name as builder_name;
 use proc_macro2::{Ident, Span, TokenStream};
-use quote::{ToTokens, format_ident, quote};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
 
 use crate::{
     diag::Warning,
-    model::{Lightning, Model, Region},
+    model::{Field, Lightning, Model, Region},
 };
 
 /// The impls, the builder and the warnings.
@@ -144,6 +144,18 @@ impl ToTokens for Region {
             Self::AutocastOff => quote!(__amp::Region::AutocastOff),
         });
     }
+}
+
+/// A reference to a layer's field. Located at the field, so that rustc says there that its type
+/// is no `Module`.
+fn layer_of_self(field: &Field) -> TokenStream {
+    let ident = &field.ident;
+    quote_spanned!(located_at(ident.span())=> &self.#ident)
+}
+
+/// The derive's hygiene at a place of the user's.
+fn located_at(span: Span) -> Span {
+    Span::call_site().located_at(span)
 }
 
 /// `Option<Region>` as an argument.

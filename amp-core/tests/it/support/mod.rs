@@ -59,3 +59,9 @@ pub(crate) fn message<T>(result: amp_core::Result<T>) -> String {
         Err(error) => error.to_string(),
     }
 }
+
+/// The device that tests of both halves run on: `AMP_DEVICE`, or the CPU.
+pub(crate) fn device() -> Device {
+    let name = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    hardware::parse_device(&name).expect("AMP_DEVICE names a device of this machine")
+}

@@ -1,0 +1,228 @@
+//! Callbacks and hooks: when they run, what they see, and what they leave.
+
+use std::cell::RefCell;
+
+use amp_core::{
+    Hook, Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
+    callback::{EarlyStopping, Mode, ModelCheckpoint},
+    data::Batch,
+    event::Event,
+    log::LogOptions,
+    loss::mse_loss,
+    nn::{Context, Linear, Visitor},
+    optim::{OptimizerConfig, Sgd, TrainingPlan},
+    precision::{Clip, Gradients, Precision, StepOutcome, Unscaled},
+    record::RunRecord,
+    tch::{Device, Tensor},
+};
+use tempfile::tempdir;
+
+use crate::support::{
+    message,
+    model::{constant, linear, same},
+    seeded,
+};
+
+/// Logs the numbers it is given, one an epoch, as `val_score`, and notes its hooks.
+struct Scripted {
+    linear: Linear,
+    scores: Vec<f64>,
+    calls: RefCell<Vec<String>>,
+}
+
+impl Scripted {
+    fn new(scores: &[f64]) -> Result<Self> {
+        Ok(Self { linear: linear(3, 3)?, scores: scores.to_vec(), calls: RefCell::default() })
+    }
+
+    fn call(&self, text: impl Into<String>) -> Result<()> {
+        self.calls.borrow_mut().push(text.into());
+        Ok(())
+    }
+}
+
+impl Module for Scripted {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        cx.call("linear", None, &self.linear, input)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        amp_core::nn::visit_child(visitor, "linear", None, &self.linear);
+    }
+}
+
+impl LightningModule for Scripted {
+    fn name(&self) -> &'static str {
+        "Scripted"
+    }
+
+    fn hyperparameters(&self) -> Hyperparameters {
+        Hyperparameters::new()
+    }
+
+    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+        self.call("step")?;
+        mse_loss(&self.forward(&batch.input, step.context())?, &batch.target)
+    }
+
+    fn validation_step(&mut self, _: &Batch, _: &mut Step<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn configure_optimizers(&self, _: &TrainingPlan) -> Result<OptimizerConfig> {
+        Ok(OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() }))
+    }
+
+    fn on_train_start(&mut self) -> Result<()> {
+        self.call("train start")
+    }
+
+    fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        self.call(format!("epoch {} start", hook.epoch))
+    }
+
+    fn on_before_optimizer_step(
+        &mut self,
+        gradients: &Gradients<Unscaled>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        let norm = gradients.norm()?.double_value(&[]);
+        self.call(format!("norm {} {norm:.3}", hook.global_step))
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        loss: &Tensor,
+        outcome: Option<&StepOutcome>,
+        _: &mut Hook<'_>,
+    ) -> Result<()> {
+        assert!(!loss.requires_grad(), "a hook cannot hold the graph");
+        self.call(match outcome {
+            None => "accumulated",
+            Some(StepOutcome::Applied) => "applied",
+            Some(StepOutcome::Skipped { .. }) => "skipped",
+        })
+    }
+
+    fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        self.call(format!("epoch {} end", hook.epoch))
+    }
+
+    fn on_validation_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        let score = self.scores[hook.epoch as usize];
+        hook.log_number("val_score", score, LogOptions::ON_EPOCH)
+    }
+
+    fn on_train_end(&mut self) -> Result<()> {
+        self.call("train end")
+    }
+}
+
+fn config(epochs: usize) -> TrainerConfig {
+    let max_epochs = epochs as i64;
+    TrainerConfig { max_epochs, ..TrainerConfig::new(Precision::F32True, Device::Cpu) }
+}
+
+fn trained(scores: &[f64], trainer: Trainer<'_>) -> Result<RunRecord> {
+    let mut trainer = trainer;
+    trainer.fit(&mut Scripted::new(scores)?, &same(constant(4, 3, 1.0)?, 2)?)
+}
+
+/// [15] Hooks come in Lightning's order; one batch of two is accumulated, gradients are seen
+/// before clipping (the norm is far above the limit).
+#[test]
+fn hooks_come_in_lightnings_order_and_see_unclipped_gradients() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = Scripted::new(&[1.0])?;
+    let config = TrainerConfig {
+        accumulate_grad_batches: 2,
+        gradient_clip: Some(Clip::Norm(1e-3)),
+        ..config(1)
+    };
+    Trainer::new(config).fit(&mut model, &same(constant(4, 3, 9.0)?, 2)?)?;
+    let calls = model.calls.into_inner();
+    let norm = calls.iter().find_map(|call| call.strip_prefix("norm 0 ")).expect("a norm");
+    assert!(norm.parse::<f64>().expect("a number") > 1.0, "{norm} was clipped");
+    let calls: Vec<&str> =
+        calls.iter().map(|call| if call.starts_with("norm") { "norm" } else { call }).collect();
+    let expected = [
+        "train start",
+        "epoch 0 start",
+        "step",
+        "accumulated",
+        "step",
+        "norm",
+        "applied",
+        "epoch 0 end",
+        "train end",
+    ];
+    assert_eq!(calls, expected);
+    Ok(())
+}
+
+#[test]
+fn early_stopping_waits_for_its_patience_and_says_why() -> Result<()> {
+    let _generator = seeded(0);
+    let scores = [5.0, 4.0, 4.0, 4.1, 3.0, 3.0];
+    let run = |patience| {
+        let stop = EarlyStopping::new("val_score", Mode::Min).patience(patience);
+        trained(&scores, Trainer::new(config(6)).callback(stop))
+    };
+    let record = run(2)?;
+    assert_eq!(record.epochs.len(), 4, "epochs 2 and 3 do not improve on epoch 1");
+    let reason = "stopped early: val_score has not improved on 4.00000 for 2 epochs";
+    assert_eq!(record.notes, [reason]);
+    assert_eq!(run(3)?.epochs.len(), 6, "epoch 4 improves in time");
+    Ok(())
+}
+
+#[test]
+fn early_stopping_ends_a_run_that_is_not_finite() -> Result<()> {
+    let _generator = seeded(0);
+    let stop = EarlyStopping::new("val_score", Mode::Max).patience(10);
+    let record = trained(&[1.0, f64::NAN, 2.0], Trainer::new(config(3)).callback(stop))?;
+    assert_eq!(record.epochs.len(), 2);
+    assert_eq!(record.notes, ["stopped early: val_score is NaN"]);
+    Ok(())
+}
+
+#[test]
+fn a_value_that_is_not_logged_cannot_be_monitored() -> Result<()> {
+    let _generator = seeded(0);
+    let stop = EarlyStopping::new("val_acc", Mode::Max);
+    let text = message(trained(&[1.0], Trainer::new(config(1)).callback(stop)));
+    assert!(
+        text.contains("nothing to monitor under `val_acc`: this model logs val_score"),
+        "{text}"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_best_epochs_are_kept_and_the_others_removed() -> Result<()> {
+    let _generator = seeded(0);
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("made/when/missing");
+    let checkpoint =
+        ModelCheckpoint::new(&path, "val_score", Mode::Max)?.save_top_k(2).save_last(true);
+    let mut saved = Vec::new();
+    let mut listen = |event: &Event| -> Result<()> {
+        if let Event::Saved { path } = event {
+            saved.push(path.file_name().expect("a name").to_string_lossy().into_owned());
+        }
+        Ok(())
+    };
+    let scores = [0.1, 0.3, 0.2, f64::NAN, 0.25];
+    let trainer = Trainer::new(config(5)).callback(checkpoint).subscribe(&mut listen);
+    trained(&scores, trainer)?;
+    let mut files: Vec<String> = path
+        .read_dir()
+        .expect("the folder")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    files.sort();
+    let best = ["epoch=01-val_score=0.3000.safetensors", "epoch=04-val_score=0.2500.safetensors"];
+    assert_eq!(files, [best[0], best[1], "last.safetensors"]);
+    assert_eq!(saved.len(), 4, "{saved:?}");
+    Ok(())
+}

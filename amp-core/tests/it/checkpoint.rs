@@ -1,0 +1,123 @@
+//! Gradient checkpointing gives the same run with less memory.
+
+use amp_core::{
+    Module, Result,
+    loss::cross_entropy,
+    memory::MemoryMeter,
+    nn::{
+        BatchNorm, BatchNormConfig, Checkpoint, Context, Dropout, Gelu, Linear, LinearConfig,
+        Sequential, Visitor, named_tensors, parameters, place,
+    },
+    precision::{Policy, Precision},
+    tch::{Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{device, message, seeded};
+
+fn block(inputs: i64, outputs: i64, checkpointed: bool) -> Result<Box<dyn Module>> {
+    let layers: Vec<Box<dyn Module>> = vec![
+        Box::new(Linear::new(LinearConfig::new(inputs, outputs))?),
+        Box::new(BatchNorm::new(BatchNormConfig::new(outputs))?),
+        Box::new(Gelu),
+        Box::new(Dropout::new(0.3)?),
+    ];
+    Ok(Box::new(Checkpoint::new(Sequential::new(layers), checkpointed)))
+}
+
+struct Outcome {
+    loss: Tensor,
+    peak: u64,
+    gradients: Vec<Tensor>,
+    tensors: Vec<(String, Tensor)>,
+    after: Tensor,
+}
+
+/// One training step of four blocks on the device the tests run on.
+fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
+    let _generator = seeded(1);
+    let policy = Policy::new(precision, device());
+    let model = Sequential::new(vec![
+        block(32, 256, checkpointed)?,
+        block(256, 256, checkpointed)?,
+        block(256, 256, checkpointed)?,
+        Box::new(Linear::new(LinearConfig::new(256, 4))?),
+    ]);
+    place(&model, policy, &Default::default())?;
+    let options = (precision.storage(), policy.device);
+    let x = Tensor::randn([512, 32], (Kind::Float, policy.device)).to_kind(options.0);
+    let y = Tensor::randint(4, [512], (Kind::Int64, policy.device));
+    let meter = MemoryMeter::start(policy.device)?;
+    let loss = {
+        let _autocast = policy.autocast()?;
+        cross_entropy(&model.forward(&x, &Context::new(policy, true))?, &y)?
+    };
+    loss.f_backward()?;
+    Ok(Outcome {
+        loss: loss.detach(),
+        peak: meter.read()?.peak_allocated,
+        gradients: parameters(&model).iter().map(|p| p.tensor.grad()).collect(),
+        tensors: named_tensors(&model).into_iter().map(|(name, t, _)| (name, t)).collect(),
+        after: Tensor::rand([8], (Kind::Float, policy.device)),
+    })
+}
+
+/// Gradients, batch statistics and what the generator draws next are equal to the last bit; the
+/// names are those of the module inside; the peak is lower by more than a quarter.
+#[rstest]
+#[case::f32(Precision::F32True)]
+#[case::f16_mixed(Precision::F16Mixed)]
+#[case::bf16_mixed(Precision::Bf16Mixed)]
+#[case::f64(Precision::F64True)]
+fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) -> Result<()> {
+    let (kept, again) = (step(precision, false)?, step(precision, true)?);
+    assert!(kept.loss.equal(&again.loss), "loss");
+    assert_eq!(kept.gradients.len(), 14);
+    for (at, (a, b)) in kept.gradients.iter().zip(&again.gradients).enumerate() {
+        assert!(a.equal(b), "gradient {at}");
+    }
+    for ((name, a), (other, b)) in kept.tensors.iter().zip(&again.tensors) {
+        assert_eq!(name, other);
+        assert!(a.equal(b), "{name}");
+    }
+    assert!(kept.after.equal(&again.after), "the generator's next draw");
+    assert!(again.peak * 4 < kept.peak * 3, "peak {} of {}", again.peak, kept.peak);
+    Ok(())
+}
+
+/// Fails when it is run for the second time.
+struct FailsAgain;
+
+impl Module for FailsAgain {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        match cx.is_recomputing() {
+            true => Err(amp_core::Error::config("no second time")),
+            false => Ok(input.f_mul_scalar(2.0)?),
+        }
+    }
+
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+#[test]
+fn a_failure_while_recomputing_is_an_error_with_its_text() -> Result<()> {
+    let policy = Policy::new(Precision::F32True, device());
+    let x = Tensor::ones([3], (Kind::Float, policy.device)).set_requires_grad(true);
+    let y = Checkpoint::new(FailsAgain, true).forward(&x, &Context::new(policy, true))?;
+    let text = message(y.sum(Kind::Float).f_backward().map_err(amp_core::Error::from));
+    assert!(text.contains("recomputing a checkpoint: no second time"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_second_backward_pass_is_refused() -> Result<()> {
+    let _generator = seeded(1);
+    let policy = Policy::new(Precision::F32True, device());
+    let module = Checkpoint::new(Linear::new(LinearConfig::new(3, 3))?, true);
+    place(&module, policy, &Default::default())?;
+    let x = Tensor::ones([2, 3], (Kind::Float, policy.device));
+    let loss = module.forward(&x, &Context::new(policy, true))?.sum(Kind::Float);
+    loss.f_backward()?;
+    let _ = message(loss.f_backward().map_err(amp_core::Error::from));
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! Weights as files: what is saved comes back, and a bad file changes nothing.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use amp_core::{
+    Result,
+    nn::{Linear, LinearConfig, Sequential, named_tensors, place},
+    precision::{Policy, Precision},
+    tch::{Device, Tensor},
+    weights::{load, save},
+};
+use rstest::rstest;
+use tempfile::tempdir;
+
+use crate::support::{message, model::demo, seeded};
+
+fn tensors(module: &Sequential) -> Vec<Tensor> {
+    named_tensors(module).into_iter().map(|(_, tensor, _)| tensor.detach().copy()).collect()
+}
+
+fn equal(a: &[Tensor], b: &[Tensor]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.equal(b))
+}
+
+fn demo_from(seed: u64, precision: Precision) -> Result<Sequential> {
+    let _generator = seeded(seed);
+    let module = demo(0.2)?;
+    place(&module, Policy::new(precision, Device::Cpu), &Default::default())?;
+    Ok(module)
+}
+
+#[rstest]
+#[case::f32(Precision::F32True)]
+#[case::f64(Precision::F64True)]
+#[case::f16(Precision::F16True)]
+#[case::bf16(Precision::Bf16True)]
+fn what_is_saved_comes_back_bit_for_bit(#[case] precision: Precision) -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    let (saved, other) = (demo_from(1, precision)?, demo_from(2, precision)?);
+    assert!(!equal(&tensors(&saved), &tensors(&other)));
+    save(&saved, &path, HashMap::from([("epoch".to_owned(), "3".to_owned())]))?;
+    let metadata = load(&other, &path)?;
+    assert!(equal(&tensors(&saved), &tensors(&other)));
+    assert_eq!(metadata["epoch"], "3");
+    Ok(())
+}
+
+/// The header is PyTorch's names and safetensors' dtypes, read without our own code.
+#[test]
+fn the_file_has_pytorchs_names() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    save(&demo_from(1, Precision::F32True)?, &path, HashMap::new())?;
+    let bytes = fs::read(&path).expect("the file");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let header: serde_json::Value =
+        serde_json::from_slice(&bytes[8..8 + length]).expect("a JSON header");
+    assert_eq!(header["0.weight"]["dtype"], "F32");
+    assert_eq!(header["0.weight"]["shape"], serde_json::json!([32, 64]));
+    assert_eq!(header["1.num_batches_tracked"]["dtype"], "I64");
+    Ok(())
+}
+
+fn refused(change: impl Fn(&Path), expected: &str) -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    let (saved, other) = (demo_from(1, Precision::F32True)?, demo_from(2, Precision::F32True)?);
+    save(&saved, &path, HashMap::new())?;
+    change(&path);
+    let before = tensors(&other);
+    let text = message(load(&other, &path));
+    assert!(text.contains(expected), "`{text}` does not say `{expected}`");
+    assert!(equal(&before, &tensors(&other)), "a refused file changes nothing");
+    Ok(())
+}
+
+fn rewrite(path: &Path, change: impl Fn(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).expect("the file");
+    change(&mut bytes);
+    fs::write(path, bytes).expect("the file can be written");
+}
+
+#[test]
+fn a_truncated_file_is_refused() -> Result<()> {
+    let cut = |path: &Path| rewrite(path, |bytes| bytes.truncate(bytes.len() - 5));
+    refused(cut, "not a whole safetensors file")
+}
+
+#[test]
+fn a_damaged_header_is_refused() -> Result<()> {
+    let damage = |path: &Path| rewrite(path, |bytes| bytes[9] = b'!');
+    refused(damage, "not a whole safetensors file")
+}
+
+#[test]
+fn a_missing_file_is_refused() -> Result<()> {
+    let remove = |path: &Path| fs::remove_file(path).expect("the file can be removed");
+    refused(remove, "No such file")
+}
+
+#[test]
+fn another_models_weights_are_refused() -> Result<()> {
+    let linear = |inputs| -> Result<Sequential> {
+        let _generator = seeded(0);
+        Ok(Sequential::new(vec![Box::new(Linear::new(LinearConfig::new(inputs, 32))?)]))
+    };
+    let overwrite = |module: Sequential| {
+        move |path: &Path| save(&module, path, HashMap::new()).expect("weights can be saved")
+    };
+    refused(overwrite(linear(64)?), "it has no tensor `1.weight`")?;
+    refused(overwrite(linear(63)?), "`0.weight` has shape [32, 63] there, [32, 64] here")
+}

@@ -1,0 +1,30 @@
+use super::*;
+
+#[test]
+fn a_small_eps() {
+    let source = |eps| {
+        format!(
+            "#[loss(mse_loss)] #[optimizer(adamw, lr = 0.1, eps = {eps})] struct Net {{ {LAYER} }}"
+        )
+    };
+    advises(&source("1e-8"), &[("1e-8", "EPS_UNDERFLOWS_IN_HALF_PRECISION")]);
+    advises(&source("1e-4"), &[]);
+    advises(&source("self.eps"), &[]);
+}
+
+#[test]
+fn batch_norm_behind_half_precision() {
+    let source = |first, second| {
+        format!(
+            "{TRAINED} struct Net {{ #[layer(linear(4, 4))] {first} a: Linear, \
+             #[layer(sequential(relu, batch_norm1d(4)))] {second} b: Sequential }}"
+        )
+    };
+    advises(
+        &source("#[precision(fp16)]", ""),
+        &[("batch_norm1d", "BATCH_NORM_AFTER_LOW_PRECISION")],
+    );
+    advises(&source("#[precision(fp16)]", "#[precision(fp32)]"), &[]);
+    advises(&source("#[precision(fp32)]", ""), &[]);
+    advises(&source("", ""), &[]);
+}

@@ -1,0 +1,151 @@
+use super::*;
+
+#[test]
+fn unknown_names() {
+    layer("lienar(64, 10)", &[("lienar", "unknown layer `lienar`: did you mean `linear`?")]);
+    layer(
+        "my_block(64)",
+        &[(
+            "my_block",
+            "unknown layer `my_block`: a function of your own is called by its path, \
+             `self::my_block(…)`; the layers are `linear`, `conv2d`, `max_pool2d`, \
+             `batch_norm1d`, `batch_norm2d`, `layer_norm`, `embedding`, \
+             `multihead_attention`, `transformer_encoder_layer`, `dropout`, `relu`, `gelu`, \
+             `silu`, `tanh`, `sigmoid`, `flatten`, `identity`, `sequential`, `repeat`, \
+             `optional`, `checkpoint`",
+        )],
+    );
+}
+
+#[test]
+fn numbers_of_arguments() {
+    layer(
+        "linear(64)",
+        &[("linear", "`linear` takes `in_features`, `out_features`; got 1 argument")],
+    );
+    layer("linear", &[("linear", "`linear` takes `in_features`, `out_features`; got none")]);
+    layer(
+        "linear(64, 10, false)",
+        &[(
+            "linear",
+            "`linear` takes `in_features`, `out_features`; got 3 arguments; options are given by name, as in `bias = …`",
+        )],
+    );
+    layer("relu(1)", &[("relu", "`relu` takes no arguments; got 1 argument")]);
+}
+
+#[test]
+fn keywords() {
+    layer(
+        "linear(64, 10, biass = false)",
+        &[("biass", "`linear` has no `biass`: did you mean `bias`?")],
+    );
+    layer(
+        "linear(64, 10, bias = false, bias = true)",
+        &[("bias", "`bias` is given twice: keep one")],
+    );
+    layer(
+        "linear(64, in_features = 3)",
+        &[("in_features", "`in_features` is given twice: keep one")],
+    );
+    layer(
+        "linear(out_features = 10, 64)",
+        &[("64", "arguments without a name come first: name this one too")],
+    );
+    layer(
+        "relu(inplace = true)",
+        &[("inplace", "`relu` has no `inplace`: nothing is overwritten here: leave it out")],
+    );
+    layer(
+        "transformer_encoder_layer(64, 8, batch_first = true)",
+        &[(
+            "batch_first",
+            "`transformer_encoder_layer` has no `batch_first`: batches always come first here: leave it out",
+        )],
+    );
+}
+
+#[test]
+fn literals_in_range() {
+    layer("dropout(20)", &[("20", "`p` of `dropout` takes a value between 0 and 1, not 20")]);
+    layer("linear(0, 10)", &[("0", "`in_features` of `linear` takes a value above 0, not 0")]);
+    layer(
+        "conv2d(1, 8, 3, padding = -1)",
+        &[("-1", "`padding` of `conv2d` takes a value of at least 0, not -1")],
+    );
+}
+
+#[test]
+fn spellings_of_python_and_question_marks() {
+    layer("Linear(64, 10)", &[("Linear", "`Linear` is written `linear` here")]);
+    layer(
+        "nn::BatchNorm1d(64)",
+        &[("BatchNorm1d", "`BatchNorm1d` is written `batch_norm1d` here")],
+    );
+    layer("nn.ReLU()", &[("ReLU", "`ReLU` is written `relu` here")]);
+    layer(
+        "linear(64, 10)?",
+        &[("?", "take the `?` away: a failing `linear` is an error of `build`")],
+    );
+}
+
+#[test]
+fn containers() {
+    layer(
+        "sequential()",
+        &[("sequential", "`sequential` needs layers, as in `sequential(linear(64, 10), relu)`")],
+    );
+    layer(
+        "sequential(relu, bias = true)",
+        &[("bias", "`sequential` takes layers: `bias` belongs inside one of them")],
+    );
+    layer("relu, relu", &[("relu", "a field holds one layer: wrap several in `sequential(…)`")]);
+    layer(
+        "repeat(3, relu)",
+        &[(
+            "repeat",
+            "`repeat` takes a count and a layer by index: `repeat(6, |i| linear(64, 64))`",
+        )],
+    );
+    layer(
+        "optional(relu)",
+        &[(
+            "optional",
+            "`optional` takes a condition and a layer: `optional(norm, layer_norm(64))`",
+        )],
+    );
+    layer(
+        "checkpoint(relu, on = true)",
+        &[(
+            "checkpoint",
+            "`checkpoint` takes a layer and perhaps a condition: `checkpoint(linear(64, 64), enabled = use_checkpointing)`",
+        )],
+    );
+}
+
+#[test]
+fn mistakes_inside_containers_come_together() {
+    layer(
+        "sequential(liner(1, 2), repeat(2, |_| dropout(2.0)), optional(x, rellu))",
+        &[
+            ("liner", "unknown layer `liner`: did you mean `linear`?"),
+            ("2.0", "`p` of `dropout` takes a value between 0 and 1, not 2.0"),
+            ("rellu", "unknown layer `rellu`: did you mean `relu`?"),
+        ],
+    );
+}
+
+#[test]
+fn everything_else_is_rust() {
+    for build in [
+        "Block::builder(64).build()?",
+        "self::make(64)?",
+        "Relu",
+        "sequential(linear(64, 10), Block::new(3))",
+        "linear(in_features = 64, out_features = 10, bias = false)",
+        "transformer_encoder_layer(64, nhead = 8)",
+        "relu()",
+    ] {
+        layer(build, &[]);
+    }
+}

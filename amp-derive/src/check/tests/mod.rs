@@ -1,0 +1,132 @@
+//! Every rule, broken once: what is underlined and what is said.
+
+mod advice;
+mod field;
+mod forward;
+mod layers;
+mod optimizer;
+mod shape;
+mod training;
+
+use syn::{DeriveInput, parse_str};
+
+use crate::{
+    check, derive,
+    diag::{Diagnostics, Warning},
+    parse,
+    spec::Derive,
+};
+
+/// Attributes of a struct that lacks nothing.
+const TRAINED: &str = "#[loss(cross_entropy)] #[optimizer(adamw, lr = 1e-3)]";
+/// A field that lacks nothing.
+const LAYER: &str = "#[layer(linear(64, 10))] model: Linear";
+
+/// Parses and checks; the errors are pairs of underlined source and message.
+fn run(source: &str, which: Derive) -> Result<Vec<Warning>, Vec<(String, String)>> {
+    let input: DeriveInput = parse_str(source).expect("an item");
+    let diag = Diagnostics::new();
+    let spec = parse::parse(&input, which, &diag);
+    let model = spec.as_ref().and_then(|spec| check::check(spec, &diag));
+    let text =
+        |error: syn::Error| (error.span().source_text().unwrap_or_default(), error.to_string());
+    match diag.finish(model) {
+        Ok((_, warnings)) => Ok(warnings),
+        Err(errors) => Err(errors.into_iter().map(text).collect()),
+    }
+}
+
+#[track_caller]
+fn refuses(source: &str, which: Derive, expected: &[(&str, &str)]) {
+    let found = run(source, which).err().unwrap_or_default();
+    let found: Vec<(&str, &str)> = found.iter().map(|(at, text)| (&**at, &**text)).collect();
+    assert_eq!(found, expected, "{source}");
+    // What stands beside the errors is valid Rust.
+    let input = parse_str(source).expect("an item");
+    syn::parse2::<syn::File>(derive(&input, which)).expect("items");
+}
+
+/// A struct with these attributes and one layer.
+#[track_caller]
+fn attributes(attributes: &str, expected: &[(&str, &str)]) {
+    refuses(&format!("{attributes} struct Net {{ {LAYER} }}"), Derive::LightningModule, expected);
+}
+
+/// A struct that is trained as usual with these fields.
+#[track_caller]
+fn fields(fields: &str, expected: &[(&str, &str)]) {
+    refuses(&format!("{TRAINED} struct Net {{ {fields} }}"), Derive::LightningModule, expected);
+}
+
+/// A layer built like this.
+#[track_caller]
+fn layer(build: &str, expected: &[(&str, &str)]) {
+    fields(&format!("#[layer({build})] model: Model"), expected);
+}
+
+#[track_caller]
+fn advises(source: &str, rules: &[(&str, &str)]) {
+    let warnings = run(source, Derive::LightningModule).expect("no errors");
+    let found: Vec<(String, &str)> = warnings
+        .iter()
+        .map(|warning| (warning.at.source_text().unwrap_or_default(), warning.rule))
+        .collect();
+    let found: Vec<(&str, &str)> = found.iter().map(|(at, rule)| (&**at, *rule)).collect();
+    assert_eq!(found, rules, "{source}");
+}
+
+#[test]
+fn every_mistake_is_reported_at_once() {
+    refuses(
+        "#[loss(cros_entropy)]
+        #[metric(acuracy)]
+        #[optimizer(adamw, lr = 1e-3, momentum = 0.9)]
+        #[scheduler(cosine_annealing, interval = epoc)]
+        #[log(train_acc, on_stp)]
+        struct Net {
+            #[hparam(defualt = 64)] width: i64,
+            #[layer(liner(width, 10))] #[precision(float16)] model: Linear,
+            extra: u64,
+        }",
+        Derive::LightningModule,
+        &[
+            ("defualt", "`hparam` has no `defualt`: did you mean `default`?"),
+            ("float16", "unknown precision `float16`: did you mean `fp16`?"),
+            ("liner", "unknown layer `liner`: did you mean `linear`?"),
+            (
+                "extra",
+                "field `extra` needs an attribute: `#[layer(…)]` for a module, `#[hparam]` for a \
+                 hyperparameter or `#[state]` for anything else",
+            ),
+            ("cros_entropy", "unknown loss `cros_entropy`: did you mean `cross_entropy`?"),
+            ("acuracy", "unknown metric `acuracy`: did you mean `accuracy`?"),
+            (
+                "momentum",
+                "`adamw` has no `momentum`: it takes `lr`, `betas`, `eps`, `weight_decay`",
+            ),
+            ("epoc", "unknown interval `epoc`: did you mean `epoch`?"),
+            ("cosine_annealing", "`cosine_annealing` needs `t_max`: add `t_max = …`"),
+            ("on_stp", "`log` has no `on_stp`: did you mean `on_step`?"),
+        ],
+    );
+}
+
+/// The attributes that rustc lets through are the ones that are read.
+#[test]
+fn both_derives_register_every_attribute() {
+    let source: syn::File = parse_str(include_str!("../../lib.rs")).expect("a Rust file");
+    let known = [crate::symbol::ON_STRUCT, crate::symbol::ON_FIELD].concat();
+    let mut derives = 0;
+    for item in source.items {
+        let syn::Item::Fn(function) = item else { continue };
+        for attr in function.attrs.iter().filter(|a| a.path().is_ident("proc_macro_derive")) {
+            let syn::Meta::List(list) = &attr.meta else { continue };
+            let text = list.tokens.to_string();
+            let names = text.split_once('(').map(|(_, names)| names.trim_end_matches(')'));
+            let names: Vec<&str> = names.unwrap_or_default().split(',').map(str::trim).collect();
+            assert_eq!(names, known, "{}", function.sig.ident);
+            derives += 1;
+        }
+    }
+    assert_eq!(derives, 2);
+}

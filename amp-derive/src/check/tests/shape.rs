@@ -1,0 +1,86 @@
+use super::*;
+
+#[test]
+fn only_structs_with_named_fields() {
+    let refuses = |source, expected| refuses(source, Derive::LightningModule, &[expected]);
+    refuses(
+        "enum Net { A }",
+        (
+            "enum",
+            "LightningModule is derived for structs; put the variants' layers in a struct with `Option` fields",
+        ),
+    );
+    refuses(
+        "union Net { a: u8 }",
+        ("union", "LightningModule is derived for structs, not for unions"),
+    );
+    refuses(
+        "struct Net(Linear);",
+        (
+            "Linear",
+            "name the fields, as in `{ model: Linear }`: parameters are called after them, `model.weight`",
+        ),
+    );
+}
+
+#[test]
+fn at_least_one_layer() {
+    let text =
+        "`Net` has no layers: give it a field such as `#[layer(linear(64, 10))] model: Linear`";
+    fields("#[hparam] width: i64", &[("Net", text)]);
+    refuses("struct Net;", Derive::Module, &[("Net", text)]);
+}
+
+#[test]
+fn attributes_on_the_right_level() {
+    refuses(
+        &format!(
+            "{TRAINED} #[precision(fp32)] #[layer(relu)] struct Net {{ #[log(train_loss)] {LAYER} }}"
+        ),
+        Derive::LightningModule,
+        &[
+            ("precision", "`#[precision]` belongs on a layer field, not on the struct"),
+            ("layer", "`#[layer]` belongs on a field, not on the struct"),
+            ("log", "`#[log]` belongs on the struct, not on a field"),
+        ],
+    );
+}
+
+#[test]
+fn nothing_of_training_in_a_block() {
+    refuses(
+        &format!("#[loss(mse_loss)] #[forward(|x| model(x))] struct Net {{ {LAYER} }}"),
+        Derive::Module,
+        &[(
+            "loss",
+            "`#[loss]` is for training: derive `LightningModule` instead of `Module`, or move it to the model that this block is part of",
+        )],
+    );
+}
+
+#[test]
+fn single_attributes_once() {
+    attributes(
+        "#[loss(mse_loss)] #[loss(l1_loss)] #[optimizer(sgd, lr = 0.1)] #[optimizer(sgd, lr = 0.2)]",
+        &[
+            ("loss", "`#[loss]` is given twice: keep one"),
+            ("optimizer", "`#[optimizer]` is given twice: keep one"),
+        ],
+    );
+}
+
+#[test]
+fn arguments_in_parentheses() {
+    attributes(
+        "#[loss = \"mse_loss\"] #[optimizer(sgd, lr = 0.1)]",
+        &[("loss = \"mse_loss\"", "write the argument in parentheses: `#[loss(…)]`")],
+    );
+}
+
+#[test]
+fn unreadable_arguments_are_reported_once() {
+    attributes(
+        "#[loss(mse_loss)] #[optimizer(sgd, lr = )]",
+        &[(")", "unexpected end of input, expected an expression")],
+    );
+}

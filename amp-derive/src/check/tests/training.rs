@@ -1,0 +1,239 @@
+use super::*;
+
+const OPTIMIZER: &str = "#[optimizer(sgd, lr = 0.1)]";
+
+#[track_caller]
+fn training(attrs: &str, expected: &[(&str, &str)]) {
+    attributes(&format!("{OPTIMIZER} {attrs}"), expected);
+}
+
+#[test]
+fn a_loss() {
+    training("", &[("Net", "`Net` has no loss: add one, as in `#[loss(cross_entropy)]`")]);
+    training("#[loss(mse)]", &[("mse", "unknown loss `mse`: did you mean `mse_loss`?")]);
+    let names =
+        "`cross_entropy`, `nll_loss`, `mse_loss`, `l1_loss` or `binary_cross_entropy_with_logits`";
+    training("#[loss]", &[("loss", &format!("name the loss: {names}"))]);
+    training("#[loss(\"mse\")]", &[("\"mse\"", &format!("name the loss first: {names}"))]);
+    training(
+        "#[loss(cross_entropy, label_smoothing = 0.1)]",
+        &[(
+            "label_smoothing = 0.1",
+            "`cross_entropy` takes no options: for a loss of your own write `#[loss(with = |output, target| …)]`",
+        )],
+    );
+    training(
+        "#[loss(with = f, mse_loss)]",
+        &[("mse_loss", "`#[loss(with = …)]` takes nothing else")],
+    );
+    training(
+        "#[loss(with = |o| f(o))]",
+        &[("|o| f(o)", "a loss has two arguments: `|output, target| …`")],
+    );
+}
+
+#[test]
+fn a_loss_that_autocast_takes() {
+    training(
+        "#[loss(binary_cross_entropy)]",
+        &[(
+            "binary_cross_entropy",
+            "cuda autocast refuses `binary_cross_entropy`: use `binary_cross_entropy_with_logits` and take the sigmoid off the model's end",
+        )],
+    );
+}
+
+#[test]
+fn one_sigmoid() {
+    let source = |last| {
+        format!(
+            "#[loss(binary_cross_entropy_with_logits)] {OPTIMIZER} struct Net {{ #[layer(sequential(linear(4, 1), {last}))] model: Sequential }}"
+        )
+    };
+    refuses(
+        &source("sigmoid"),
+        Derive::LightningModule,
+        &[(
+            "sigmoid",
+            "`binary_cross_entropy_with_logits` applies the sigmoid itself: take this one away",
+        )],
+    );
+    refuses(&source("identity"), Derive::LightningModule, &[]);
+}
+
+#[test]
+fn a_loss_not_divided_for_accumulation() {
+    training(
+        "#[loss(with = |o, t| Ok(mse(o, t)? / self.accumulation_steps))]",
+        &[(
+            "self.accumulation_steps",
+            "the trainer divides the loss by the accumulation window: take this division away",
+        )],
+    );
+    training("#[loss(with = |o, t| { Ok(mse(o, t)? / 2.0) })]", &[]);
+}
+
+#[track_caller]
+fn metrics(attrs: &str, expected: &[(&str, &str)]) {
+    training(&format!("#[loss(mse_loss)] {attrs}"), expected);
+}
+
+#[test]
+fn metrics_with_their_keys() {
+    metrics("#[metric(top_k)]", &[("top_k", "`top_k` needs `k`: add `k = …`")]);
+    metrics("#[metric(top_k, k = 0)]", &[("0", "`k` of `top_k` takes a value above 0, not 0")]);
+    metrics(
+        "#[metric(accuracy, k = 5)]",
+        &[("k", "`accuracy` has no `k`: it takes `name`, `stage`")],
+    );
+    metrics("#[metric(accuracy, name)]", &[("name", "`name` needs a value: `name = …`")]);
+    metrics(
+        "#[metric(accuracy, \"acc\")]",
+        &[("\"acc\"", "expected `key = value`, as in `name = …`")],
+    );
+    metrics(
+        "#[metric(with = Mine)]",
+        &[("with", "a metric of your own needs a name: add `name = \"…\"`")],
+    );
+}
+
+#[test]
+fn metrics_with_names_of_their_own() {
+    metrics(
+        "#[metric(accuracy, name = acc)]",
+        &[("acc", "a metric's name is a string: `name = \"acc\"`")],
+    );
+    metrics(
+        "#[metric(accuracy, name = \"a c\")]",
+        &[("\"a c\"", "a metric's name has letters, digits and `_` only: `name = \"acc\"`")],
+    );
+    metrics(
+        "#[metric(accuracy, name = \"loss\")]",
+        &[("accuracy", "`loss` is logged already: give the metric another name")],
+    );
+    metrics(
+        "#[metric(top_k, k = 3)] #[metric(top_k, k = 5)]",
+        &[(
+            "top_k",
+            "two metrics are called `top_k`: give this one a name, as in `name = \"top_k_2\"`",
+        )],
+    );
+    metrics("#[metric(accuracy, stage = train)] #[metric(accuracy, stage = val)]", &[]);
+}
+
+#[test]
+fn stages() {
+    metrics(
+        "#[metric(accuracy, stage = validation)]",
+        &[("validation", "unknown stage `validation`: did you mean `val`?")],
+    );
+    metrics(
+        "#[metric(accuracy, stage = \"val\")]",
+        &[("\"val\"", "write it without quotes: `stage = val`")],
+    );
+}
+
+#[test]
+fn logged_names() {
+    metrics(
+        "#[metric(accuracy, name = \"acc\", stage = val)] #[log(train_acc)]",
+        &[("train_acc", "`train_acc` is not computed: take `stage = val` off `acc`")],
+    );
+    metrics(
+        "#[log(train_los)]",
+        &[("train_los", "unknown logged value `train_los`: did you mean `train_loss`?")],
+    );
+    metrics("#[log]", &[("log", "name what is logged: `train_loss` or `val_loss`")]);
+    metrics(
+        "#[log(on_step = true)]",
+        &[("on_step = true", "name what is logged first: `train_loss` or `val_loss`")],
+    );
+    metrics(
+        "#[log(val_loss)] #[log(val_loss, prog_bar)]",
+        &[("val_loss", "`#[log(val_loss)]` is given twice: keep one")],
+    );
+}
+
+#[test]
+fn new_names() {
+    metrics(
+        "#[log(train_speed)]",
+        &[(
+            "train_speed",
+            "unknown logged value `train_speed`: expected `train_loss` or `val_loss`; for a \
+             new one add `#[metric(…, name = \"speed\")]`",
+        )],
+    );
+}
+
+#[test]
+fn log_flags() {
+    metrics(
+        "#[log(val_loss, progbar)]",
+        &[("progbar", "`log` has no `progbar`: did you mean `prog_bar`?")],
+    );
+    metrics(
+        "#[log(val_loss, prog_bar, prog_bar)]",
+        &[("prog_bar", "`prog_bar` is given twice: keep one")],
+    );
+    metrics("#[log(val_loss, prog_bar = 1)]", &[("1", "`prog_bar` is `true` or `false`")]);
+    metrics(
+        "#[log(val_loss, \"prog_bar\")]",
+        &[("\"prog_bar\"", "expected flags: `on_step`, `on_epoch`, `prog_bar`")],
+    );
+    metrics(
+        "#[log(val_loss, on_epoch = false)]",
+        &[(
+            "val_loss",
+            "`val_loss` is logged neither per step nor per epoch: add `on_step` or `on_epoch`",
+        )],
+    );
+}
+
+#[test]
+fn replaced_steps() {
+    let own = "#[training_step(Self::train)]";
+    metrics(
+        &format!("{own} #[log(train_loss)]"),
+        &[(
+            "train_loss",
+            "`#[log]` has no effect: `training_step` is yours, log `train_loss` there",
+        )],
+    );
+    metrics(
+        &format!("{own} #[metric(accuracy, stage = train)]"),
+        &[("accuracy", "`#[metric]` has no effect: `training_step` is yours, log it there")],
+    );
+    metrics(
+        &format!("{own} #[validation_step(Self::val)] #[log(val_loss)]"),
+        &[
+            ("loss", "`#[loss]` has no effect: both steps are yours: compute and log there"),
+            ("log", "`#[log]` has no effect: both steps are yours: compute and log there"),
+        ],
+    );
+    training(&format!("{own} #[validation_step(Self::val)]"), &[]);
+    metrics(
+        "#[training_step(|b| b)]",
+        &[(
+            "training_step",
+            "`#[training_step]` takes the path of a function, as in `#[training_step(Self::my_training_step)]`, with the signature `fn(&mut Self, &Batch, &mut Step<'_>) -> Result<Tensor>`",
+        )],
+    );
+}
+
+#[test]
+fn hooks_are_functions() {
+    metrics(
+        "#[on_train_start] #[on_train_end(1)]",
+        &[
+            (
+                "on_train_start",
+                "`#[on_train_start]` takes the path of a function, as in `#[on_train_start(Self::my_on_train_start)]`, with the signature `fn(&mut Self) -> Result<()>`",
+            ),
+            (
+                "on_train_end",
+                "`#[on_train_end]` takes the path of a function, as in `#[on_train_end(Self::my_on_train_end)]`, with the signature `fn(&mut Self) -> Result<()>`",
+            ),
+        ],
+    );
+}

@@ -1,0 +1,90 @@
+//! The structs whose expansions are goldens, compiled and run.
+
+#[path = "../expand/block.rs"]
+mod block;
+#[path = "../expand/generic.rs"]
+mod generic;
+#[path = "../expand/mixed_precision_demo.rs"]
+mod mixed_precision_demo;
+#[path = "../expand/regions.rs"]
+mod regions;
+
+use amp_core::{
+    Hyperparameters,
+    nn::named_tensors,
+    precision::Policy,
+    prelude::*,
+    tch::{Device, Kind},
+};
+use serde_json::json;
+
+fn cpu(precision: Precision) -> Context {
+    Context::new(Policy::new(precision, Device::Cpu), true)
+}
+
+fn values(value: serde_json::Value) -> Hyperparameters {
+    serde_json::from_value(value).expect("an object")
+}
+
+#[test]
+fn parameters_have_pytorch_names_in_order() {
+    let model = mixed_precision_demo::MixedPrecisionDemo::builder();
+    let model = model.input_size(8).hidden_size(4).build().expect("a model");
+    let names: Vec<String> = named_tensors(&model).into_iter().map(|(name, ..)| name).collect();
+    let start = ["weight", "bias"].map(|name| format!("model.0.{name}"));
+    assert_eq!(names[..2], start);
+    assert_eq!(names.last().map(String::as_str), Some("model.12.bias"));
+}
+
+#[test]
+fn hyperparameters_go_in_and_come_out_by_name() {
+    let given = values(json!({ "num_classes": 7, "weight": 2.0 }));
+    let builder = regions::Regions::builder(10).hyperparameters(&given).expect("known names");
+    assert_eq!(builder.build().expect("a model").hyperparameters(), given);
+
+    let refused = |value| {
+        let builder = regions::Regions::builder(10).hyperparameters(&values(value));
+        builder.err().expect("an error").to_string()
+    };
+    assert_eq!(
+        refused(json!({ "wieght": 2.0 })),
+        "unknown hyperparameter `wieght`: expected one of num_classes, weight"
+    );
+    assert_eq!(
+        refused(json!({ "num_classes": "ten" })),
+        "hyperparameter `num_classes` = \"ten\": invalid type: string \"ten\", expected i64"
+    );
+}
+
+#[test]
+fn regions_hold_in_a_forward_of_ones_own() {
+    let model = regions::Regions::builder(10).build().expect("a model");
+    let input = Tensor::randn([3, 64], (Kind::Float, Device::Cpu));
+    let output = model.forward(&input, &cpu(Precision::F16Mixed)).expect("an output");
+    assert_eq!((output.size(), output.kind()), (vec![3, 10], Kind::Float), "the head runs in f32");
+}
+
+#[test]
+fn given_optional_and_repeated_layers() {
+    let builder = generic::Generic::<_, u8>::builder(Relu);
+    let model = builder.depth(2).norm(false).build().expect("a model");
+    assert_eq!((model.many.len(), model.maybe.is_some(), model.losses), (2, false, vec![0.0; 2]));
+}
+
+#[test]
+fn blocks_nest() {
+    #[derive(LightningModule)]
+    #[loss(mse_loss)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Net {
+        #[layer(block::Residual::builder(4).dropout(0.5).build()?)]
+        first: block::Residual,
+        #[layer(repeat(2, |_| block::Residual::builder(4).build()?))]
+        r#loop: Vec<block::Residual>,
+    }
+    let model = Net::builder().build().expect("a model");
+    let names: Vec<String> = named_tensors(&model).into_iter().map(|(name, ..)| name).collect();
+    let expected = ["first.inner.0", "loop.0.inner.0", "loop.1.inner.0"];
+    let expected = expected.iter().flat_map(|at| ["weight", "bias"].map(|n| format!("{at}.{n}")));
+    assert_eq!(names, expected.collect::<Vec<_>>());
+}

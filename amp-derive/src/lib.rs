@@ -82,7 +82,7 @@ fn derive(input: &DeriveInput, which: Derive) -> proc_macro2::TokenStream {
     let spec = parse::parse(input, which, &diag);
     let model = spec.as_ref().and_then(|spec| check::check(spec, &diag));
     match diag.finish(model) {
-        Ok((model, warnings)) => expand::expand(&model, &warnings),
+        Ok((model, warnings)) => expand::expand(model, &warnings),
         Err(errors) => {
             let mut tokens = errors.into_compile_error();
             tokens.extend(fallback::expand(input, spec.as_ref(), which));

@@ -12,7 +12,7 @@ use amp_core::prelude::*;
 #[on_train_batch_end(Self::remember)]
 pub(crate) struct Generic<'a, B, T = f32>
 where
-    B: Module + Debug,
+    B: Debug,
     T: Default,
 {
     #[hparam(default)]

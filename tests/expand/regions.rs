@@ -30,7 +30,12 @@ pub(crate) struct Regions {
     normalize: Normalize,
     #[layer(sequential(linear(64, 32), layer_norm(32), gelu, dropout(0.1)))]
     feature_extractor: Sequential,
-    #[layer(transformer_encoder_layer(d_model = 32, nhead = 4, dim_feedforward = 64, dropout = 0.1))]
+    #[layer(transformer_encoder_layer(
+        d_model = 32,
+        nhead = 4,
+        dim_feedforward = 64,
+        dropout = 0.1
+    ))]
     #[precision(bf16)]
     transformer_block: TransformerEncoderLayer,
     #[layer(linear(32, num_classes, bias = false))]

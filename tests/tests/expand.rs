@@ -88,3 +88,17 @@ fn blocks_nest() {
     let expected = expected.iter().flat_map(|at| ["weight", "bias"].map(|n| format!("{at}.{n}")));
     assert_eq!(names, expected.collect::<Vec<_>>());
 }
+
+#[test]
+#[deny(deprecated)]
+fn advice_is_silenced_where_it_is_given() {
+    #[derive(LightningModule)]
+    #[loss(mse_loss)]
+    #[optimizer(adamw, lr = 1e-3, eps = 1e-8)]
+    #[allow(deprecated)]
+    struct Net {
+        #[layer(linear(4, 2))]
+        model: Linear,
+    }
+    assert!(Net::builder().build().is_ok());
+}

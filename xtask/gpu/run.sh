@@ -31,7 +31,12 @@ if [[ ${1:-} != test ]]; then
 fi
 shift
 export AMP_DEVICE=cuda
+failed=()
 for binary in "$here"/tests/*; do
     echo "== $(basename "$binary")"
-    "$binary" "$@"
+    "$binary" "$@" || failed+=("$(basename "$binary")")
 done
+if ((${#failed[@]})); then
+    echo "error: failed in ${failed[*]}" >&2
+    exit 1
+fi

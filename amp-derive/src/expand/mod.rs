@@ -4,6 +4,7 @@
 //! the hygiene of the derive ([`local`]), so that nothing meets a name of the user's. What the
 //! user's code may name (`self`, hyperparameters, layers, `cx`, `plan`) has the user's hygiene.
 
+mod bounds;
 mod builder;
 mod forward;
 mod hooks;
@@ -28,7 +29,9 @@ use crate::{
 };
 
 /// The impls, the builder and the warnings.
-pub(crate) fn expand(model: &Model, warnings: &[Warning]) -> TokenStream {
+pub(crate) fn expand(mut model: Model, warnings: &[Warning]) -> TokenStream {
+    model.generics = bounds::with_modules(&model);
+    let model = &model;
     let module = module(model);
     let lightning = model.lightning.as_ref().map(|lightning| lightning_module(model, lightning));
     let builder = builder::expand(model);

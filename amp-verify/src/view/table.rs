@@ -1,19 +1,41 @@
 //! The comparison as a table.
 
-use std::fmt::Write as _;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
+use crate::comparison::{Comparison, Delta, Run};
 
-use crate::comparison::{Comparison, Run};
-
-/// The table with a line above saying what ran and lines below with what should be known.
+/// The table with lines above saying what ran and lines below with what should be known. On a
+/// terminal too narrow for one table its columns come in two.
 pub fn table(comparison: &Comparison) -> String {
+    let mut out = heading(comparison);
+    let columns = columns(&comparison.metric);
+    let whole = render(comparison, &columns);
+    let fits = |width: u16| whole.lines().all(|line| line.chars().count() <= width.into());
+    if whole.width().is_none_or(fits) {
+        out += &format!("{whole}\n");
+    } else {
+        let (results, costs) = columns.split_at(RESULTS);
+        out += &format!("{}\n", render(comparison, results));
+        let costs: Vec<Column> = columns[..1].iter().chain(costs).cloned().collect();
+        out += &format!("{}\n", render(comparison, &costs));
+    }
+    for run in &comparison.runs {
+        if let Some(culprit) = &run.first_culprit {
+            let precision = run.precision;
+            out += &format!("{precision}: first skipped step: `{culprit}` was not finite\n");
+        }
+        for note in &run.notes {
+            out += &format!("{}: {note}\n", run.precision);
+        }
+    }
+    out
+}
+
+fn heading(comparison: &Comparison) -> String {
     let subject = &comparison.subject;
-    let mut out = String::new();
-    // Writing to a String cannot fail.
-    let _ = writeln!(
-        out,
-        "{} ({} parameters) on {}, {} epochs of {} batches of {}, seed {}\n{}{}, libtorch {}{}",
+    let machine = &subject.fingerprint;
+    format!(
+        "{} ({} parameters) on {}, {} epochs of {} batches of {}, seed {}\n{}{}, libtorch {}{}\n",
         subject.model,
         grouped(subject.parameters),
         subject.data,
@@ -21,82 +43,77 @@ pub fn table(comparison: &Comparison) -> String {
         subject.batches_per_epoch,
         comparison.batch_size,
         subject.seed,
-        subject.fingerprint.device,
-        match subject.fingerprint.threads {
-            0 => format!(" (compute capability {})", subject.fingerprint.capability),
-            n => format!(" ({}, {n} threads)", subject.fingerprint.capability),
+        machine.device,
+        match machine.threads {
+            0 => format!(" (compute capability {})", machine.capability),
+            n => format!(" ({}, {n} threads)", machine.capability),
         },
-        subject.fingerprint.libtorch,
-        if subject.fingerprint.tf32 { ", TF32 on" } else { "" },
-    );
+        machine.libtorch,
+        if machine.tf32 { ", TF32 on" } else { "" },
+    )
+}
+
+#[derive(Clone)]
+struct Column {
+    header: String,
+    cell: fn(&Run) -> String,
+}
+
+/// The columns before this one say how good a run is, those from it on what it costs.
+const RESULTS: usize = 7;
+
+fn columns(metric: &str) -> Vec<Column> {
+    let column = |header: &str, cell| Column { header: header.to_owned(), cell };
+    vec![
+        column("precision", |run| run.precision.to_string()),
+        column(metric, |run| {
+            run.accuracy.map_or("not a number".into(), |value| format!("{:.2}%", 100.0 * value))
+        }),
+        column("Δ", |run| {
+            delta(run, |d| d.accuracy.map(|value| format!("{:+.2}", 100.0 * value)))
+        }),
+        column("val_loss", |run| {
+            run.loss.map_or("not finite".into(), |value| format!("{value:.4}"))
+        }),
+        column("Δ", |run| delta(run, |d| d.loss.map(|value| format!("{value:+.4}")))),
+        column("skipped", |run| {
+            format!("{} of {}", run.skipped_steps, run.applied_steps + run.skipped_steps)
+        }),
+        column("scale", |run| run.final_scale.map_or("–".into(), |scale| scale.to_string())),
+        column("peak memory", |run| bytes(run.peak_memory_bytes)),
+        column("×", |run| delta(run, |d| Some(format!("{:.2}", d.peak_memory_ratio)))),
+        column("time", |run| format!("{:.2} s", run.train_seconds)),
+        column("×", |run| delta(run, |d| Some(format!("{:.2}", d.train_seconds_ratio)))),
+        column("matmul / loss / weights", |run| {
+            let observed = &run.observed;
+            let names = |set: &std::collections::BTreeSet<String>| {
+                set.iter().map(|name| short(name)).collect::<Vec<_>>().join("+")
+            };
+            let (matmul, weights) = (names(&observed.matmul), names(&observed.parameters));
+            format!("{matmul} / {} / {weights}", short(&observed.loss))
+        }),
+    ]
+}
+
+fn render(comparison: &Comparison, columns: &[Column]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header([
-        "precision",
-        comparison.metric.as_str(),
-        "Δ",
-        "val_loss",
-        "Δ",
-        "skipped",
-        "scale",
-        "peak memory",
-        "×",
-        "time",
-        "×",
-        "matmul / loss / weights",
-    ]);
+    table.set_header(columns.iter().map(|column| &column.header));
     for run in &comparison.runs {
-        table.add_row(row(run));
+        table.add_row(columns.iter().map(|column| (column.cell)(run)));
     }
-    for column in 1..=10 {
-        if let Some(column) = table.column_mut(column) {
+    // The name on the left and the dtypes on the right read as text, all between as numbers.
+    for (column, of) in table.column_iter_mut().zip(columns) {
+        if of.header != "precision" && !of.header.contains('/') {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let _ = writeln!(out, "{table}");
-    for run in &comparison.runs {
-        if let Some(culprit) = &run.first_culprit {
-            let _ =
-                writeln!(out, "{}: first skipped step: `{culprit}` was not finite", run.precision);
-        }
-        for note in &run.notes {
-            let _ = writeln!(out, "{}: {note}", run.precision);
-        }
-    }
-    out
+    table
 }
 
-fn row(run: &Run) -> Vec<Cell> {
-    let delta = run.delta.as_ref();
-    let or = |text: Option<String>, none: &str| text.unwrap_or_else(|| none.to_owned());
-    let set = |names: &std::collections::BTreeSet<String>| {
-        names.iter().map(|name| short(name)).collect::<Vec<_>>().join("+")
-    };
-    let observed = &run.observed;
-    [
-        run.precision.to_string(),
-        or(run.accuracy.map(|value| format!("{:.2}%", 100.0 * value)), "not a number"),
-        or(delta.and_then(|d| d.accuracy).map(|value| format!("{:+.2}", 100.0 * value)), ""),
-        or(run.loss.map(|value| format!("{value:.4}")), "not finite"),
-        or(delta.and_then(|d| d.loss).map(|value| format!("{value:+.4}")), ""),
-        match run.skipped_steps {
-            0 => format!("0 of {}", run.applied_steps),
-            skipped => format!("{skipped} of {}", run.applied_steps + skipped),
-        },
-        or(run.final_scale.map(|scale| format!("{scale}")), "–"),
-        bytes(run.peak_memory_bytes),
-        or(delta.map(|d| format!("{:.2}", d.peak_memory_ratio)), ""),
-        format!("{:.2} s", run.train_seconds),
-        or(delta.map(|d| format!("{:.2}", d.train_seconds_ratio)), ""),
-        format!(
-            "{} / {} / {}",
-            set(&observed.matmul),
-            short(&observed.loss),
-            set(&observed.parameters)
-        ),
-    ]
-    .map(Cell::new)
-    .into()
+/// The baseline has no delta.
+fn delta(run: &Run, text: impl Fn(&Delta) -> Option<String>) -> String {
+    run.delta.as_ref().and_then(text).unwrap_or_default()
 }
 
 /// `bfloat16` as `bf16`, `float32` as `f32`.

@@ -1,0 +1,48 @@
+//! The bounds that generated code needs beyond the struct's own.
+
+use proc_macro2::Ident;
+use syn::{GenericArgument, Generics, PathArguments, Type, WherePredicate, parse_quote};
+
+use crate::model::Model;
+
+/// Containers of amp-core's and std's that are modules when what they hold is one.
+const CONTAINERS: &[&str] = &["Option", "Vec", "Box", "Checkpoint"];
+
+/// The struct's generics, with `M: Module` for every type parameter that is a layer.
+pub(super) fn with_modules(model: &Model) -> Generics {
+    let mut generics = model.generics.clone();
+    let mut modules: Vec<Ident> = Vec::new();
+    for (field, _) in model.layers() {
+        if let Some(held) = held(&field.ty)
+            && model.generics.type_params().any(|param| param.ident == *held)
+            && !modules.contains(held)
+        {
+            modules.push(held.clone());
+        }
+    }
+    for module in modules {
+        let predicate: WherePredicate = parse_quote!(#module: __amp::Module);
+        generics.make_where_clause().predicates.push(predicate);
+    }
+    generics
+}
+
+/// `M` of `M`, `Vec<M>`, `Option<Box<M>>` and the like.
+fn held(ty: &Type) -> Option<&Ident> {
+    let Type::Path(path) = ty else {
+        return None;
+    };
+    let last = path.path.segments.last()?;
+    match &last.arguments {
+        PathArguments::None => path.path.get_ident(),
+        PathArguments::AngleBracketed(arguments)
+            if CONTAINERS.iter().any(|container| last.ident == container) =>
+        {
+            arguments.args.iter().find_map(|argument| match argument {
+                GenericArgument::Type(ty) => held(ty),
+                _ => None,
+            })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,72 @@
+//! Every model trains under every precision, on the device of `AMP_DEVICE` or the CPU.
+
+use amp_core::{
+    event::Event,
+    hardware::parse_device,
+    precision::{Precision, dtype_name},
+};
+use amp_verify::{
+    case::{Case, Choices},
+    runner,
+};
+use fixtures::models;
+use rstest::rstest;
+
+const NAMES: [&str; 12] = [
+    "MixedPrecisionDemo",
+    "AdvancedAMPModel",
+    "ManualAMPModel",
+    "DebuggingAMPModel",
+    "ProductionAMPModel",
+    "PrecisionTestModel",
+    "MemoryEfficientModel",
+    "GradientAccumulationModel",
+    "RobustAMPModel",
+    "ProfilingAMPModel",
+    "DigitsConvNet",
+    "CharTransformer",
+];
+
+#[test]
+fn no_model_is_left_out() {
+    assert_eq!(models::ALL.iter().map(|model| model.name).collect::<Vec<_>>(), NAMES);
+}
+
+/// Two epochs lower the validation loss, no step is skipped, and the matrix products ran in the
+/// dtype of the precision's name.
+#[rstest]
+#[case::mixed_precision_demo("MixedPrecisionDemo")]
+#[case::advanced("AdvancedAMPModel")]
+#[case::manual("ManualAMPModel")]
+#[case::debugging("DebuggingAMPModel")]
+#[case::production("ProductionAMPModel")]
+#[case::precision_test("PrecisionTestModel")]
+#[case::memory_efficient("MemoryEfficientModel")]
+#[case::gradient_accumulation("GradientAccumulationModel")]
+#[case::robust("RobustAMPModel")]
+#[case::profiling("ProfilingAMPModel")]
+#[case::digits_conv_net("DigitsConvNet")]
+#[case::char_transformer("CharTransformer")]
+fn trains_under_every_precision(#[case] name: &str) {
+    let device = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    let device = parse_device(&device).expect("AMP_DEVICE names a device of this machine");
+    let model = models::find(name).expect("a model of this name");
+    let choices = Choices { epochs: Some(2), seed: 1, ..Choices::default() };
+    let case = Case::new(model, choices, device).expect("a case");
+    for precision in Precision::ALL {
+        let mut ignore = |_: &Event| Ok(());
+        let record = runner::run(&case, precision, Vec::new(), &mut ignore).expect("a run");
+        let losses: Vec<f64> = record
+            .epochs
+            .iter()
+            .flat_map(|epoch| epoch.val.iter().filter(|logged| logged.name == "val_loss"))
+            .map(|logged| logged.value)
+            .collect();
+        assert_eq!(losses.len(), 2, "{precision}");
+        assert!(losses[1] < losses[0], "{precision}: validation loss {losses:?} did not fall");
+        assert_eq!(record.end.skipped, 0, "{precision}");
+        let seen: Vec<&str> = record.observed.matmul.iter().map(String::as_str).collect();
+        assert_eq!(seen, [dtype_name(precision.compute())], "{precision}");
+        assert!(record.last(model.metric).is_some_and(|value| value > 0.0), "{precision}");
+    }
+}

@@ -1,4 +1,9 @@
-//! The derives.
+//! The derives of amp-core: an annotated struct becomes a model that trains.
+//!
+//! One way, without torch: [`parse`] reads the struct into a [`spec`], [`check`] applies the rules
+//! and makes the [`model`], [`expand`] writes the code. Errors are collected in [`diag`]; beside
+//! them [`fallback`] puts stubs, so that nothing follows from a mistake but its message.
+
 mod check;
 mod diag;
 mod expand;
@@ -16,7 +21,7 @@ use syn::{DeriveInput, parse_macro_input};
 
 use crate::{diag::Diagnostics, spec::Derive};
 
-/// LM
+#[doc = include_str!("../docs/lightning_module.md")]
 #[proc_macro_derive(
     LightningModule,
     attributes(
@@ -46,7 +51,7 @@ pub fn lightning_module(input: TokenStream) -> TokenStream {
     derive(&parse_macro_input!(input as DeriveInput), Derive::LightningModule).into()
 }
 
-/// M
+#[doc = include_str!("../docs/module.md")]
 #[proc_macro_derive(
     Module,
     attributes(

@@ -1,8 +1,8 @@
 //! The derives of amp-core: an annotated struct becomes a model that trains.
 //!
-//! One way, without torch: [`parse`] reads the struct into a [`spec`], [`check`] applies the rules
-//! and makes the [`model`], [`expand`] writes the code. Errors are collected in [`diag`]; beside
-//! them [`fallback`] puts stubs, so that nothing follows from a mistake but its message.
+//! One way, without torch: `parse` reads the struct into a `spec`, `check` applies the rules
+//! and makes the `model`, `expand` writes the code. Errors are collected in `diag`; beside
+//! them `fallback` puts stubs, so that nothing follows from a mistake but its message.
 
 mod check;
 mod diag;

@@ -102,3 +102,54 @@ fn advice_is_silenced_where_it_is_given() {
     }
     assert!(Net::builder().build().is_ok());
 }
+
+/// Nothing here is called what it is elsewhere, and no trait is in scope.
+#[no_implicit_prelude]
+mod hostile {
+    use ::amp_core::{LightningModule, Module, nn};
+
+    #[derive(Module)]
+    #[forward(|input| output(&loss(input)?))]
+    pub(crate) struct Option {
+        #[hparam]
+        name: i64,
+        #[layer(linear(name, name))]
+        output: nn::Linear,
+        #[layer(relu)]
+        loss: nn::Relu,
+    }
+
+    #[derive(LightningModule)]
+    #[loss(with = |batch, step| loss(batch, step))]
+    #[metric(f1, num_classes = self.values)]
+    #[optimizer(sgd, lr = lr(self))]
+    pub(crate) struct Result {
+        #[hparam(default = 4)]
+        values: i64,
+        #[hparam(default)]
+        builder: i64,
+        #[layer(sequential(linear(values, values), identity))]
+        visitor: nn::Sequential,
+        #[layer(repeat(1, |name| Option::builder(values + name).build()?))]
+        layers: ::std::vec::Vec<Option>,
+        #[layer(optional(builder > 0, relu))]
+        config: ::core::option::Option<nn::Relu>,
+    }
+
+    fn loss(a: &::amp_core::tch::Tensor, b: &::amp_core::tch::Tensor) -> Loss {
+        ::amp_core::loss::mse_loss(a, b)
+    }
+
+    type Loss = ::amp_core::Result<::amp_core::tch::Tensor>;
+
+    fn lr(of: &Result) -> f64 {
+        of.values as f64
+    }
+}
+
+#[test]
+fn names_of_the_user_meet_no_generated_ones() {
+    let model = hostile::Result::builder().values(2).builder(3).build().expect("a model");
+    let names: Vec<String> = named_tensors(&model).into_iter().map(|(name, ..)| name).collect();
+    assert_eq!(names[2..], ["layers.0.output.weight", "layers.0.output.bias"]);
+}

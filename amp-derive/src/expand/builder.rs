@@ -141,7 +141,7 @@ fn by_name(model: &Model) -> TokenStream {
     });
     let (body, receiver) = if keys.is_empty() {
         let body = quote! {
-            match #values.keys().next() {
+            match __amp::Iterator::next(&mut #values.keys()) {
                 __amp::Some(#name) => __amp::Err(__amp::hparam::unknown(#name, &[])),
                 __amp::None => __amp::Ok(self),
             }

@@ -94,7 +94,7 @@ fn hyperparameters(model: &Model) -> TokenStream {
         .hparams()
         .map(|field| {
             let (ident, key) = (&field.ident, key(&field.ident));
-            quote! { #values.insert(__amp::String::from(#key), __amp::hparam::put(&self.#ident)); }
+            quote! { #values.insert(__amp::ToString::to_string(#key), __amp::hparam::put(&self.#ident)); }
         })
         .peekable();
     let body = match puts.peek() {

@@ -5,7 +5,7 @@
 //! those into [`Gradients<Unscaled>`], the only ones that can be clipped and stepped. Each call
 //! consumes what it must not see twice:
 //!
-//! ```no_run
+//! ```no_run,standalone_crate
 //! # use amp_core::{precision::{GradScaler, StepOutcome}, optim::Optimizer, tch::Tensor};
 //! # fn f(scaler: &mut GradScaler, optimizer: &mut dyn Optimizer, loss: &Tensor) -> amp_core::Result<()> {
 //! scaler.scale(loss)?.backward()?;

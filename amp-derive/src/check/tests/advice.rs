@@ -1,3 +1,5 @@
+//! Warnings.
+
 use super::*;
 
 #[test]

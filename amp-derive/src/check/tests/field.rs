@@ -1,3 +1,5 @@
+//! What a field is.
+
 use super::*;
 
 #[test]

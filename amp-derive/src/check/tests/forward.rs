@@ -1,3 +1,5 @@
+//! `#[forward]`.
+
 use super::*;
 
 #[track_caller]

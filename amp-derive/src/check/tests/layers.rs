@@ -1,3 +1,5 @@
+//! How layers are built.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! `#[optimizer]` and `#[scheduler]`.
+
 use super::*;
 
 #[track_caller]

@@ -1,3 +1,5 @@
+//! The struct and where its attributes stand.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! Loss, metrics, logging and functions of one's own.
+
 use super::*;
 
 const OPTIMIZER: &str = "#[optimizer(sgd, lr = 0.1)]";

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     diag::Diagnostics,
     model::LogOptions,
-    spec::{Arg, Attr, Spec, named},
+    spec::{Arg, Attr, Spec, named, word},
     suggest::{self, one_of, quoted},
     symbol,
 };
@@ -80,44 +80,74 @@ pub(super) fn check(spec: &Spec, names: &Names, diag: &Diagnostics) -> Option<Lo
     // Where both steps are the user's, every `#[log]` is refused as such.
     let attrs = named(&spec.attrs, symbol::LOG).filter(|_| !names.logged.is_empty());
     for attr in attrs {
-        let Some((name, flags)) = begins_with_a_logged_name(attr, names, diag) else {
-            logs = None;
-            continue;
-        };
-        let defaults = name_is_logged(name, names, diag);
-        let options = options(name, flags, defaults, diag);
-        if !name_is_new(name, &seen, diag) {
+        let (values, complete) = begins_with_logged_names(attr, names, diag);
+        if !complete {
             logs = None;
         }
-        seen.push(name);
-        match (&mut logs, options) {
-            (Some(logs), Some(options)) => logs.push((name.to_string(), options)),
-            _ => logs = None,
+        for Value { name, flags } in values {
+            let defaults = name_is_logged(name, names, diag);
+            let options = options(name, &flags, defaults, diag);
+            if !name_is_new(name, &seen, diag) {
+                logs = None;
+            }
+            seen.push(name);
+            match (&mut logs, options) {
+                (Some(logs), Some(options)) => logs.push((name.to_string(), options)),
+                _ => logs = None,
+            }
         }
     }
     logs.map(Logs)
 }
 
-/// Rule: `#[log(name, flags…)]`.
-fn begins_with_a_logged_name<'a>(
+/// A value and how it is to be logged.
+struct Value<'a> {
+    name: &'a Ident,
+    flags: Vec<&'a Expr>,
+}
+
+/// Rule: `#[log(name, flags…)]` for one value, `#[log(name(flags…), …)]` for several. Returns
+/// what could be read, and whether all could.
+fn begins_with_logged_names<'a>(
     attr: &'a Attr,
     names: &Names,
     diag: &Diagnostics,
-) -> Option<(&'a Ident, &'a [Expr])> {
-    let args = attr.args.as_deref()?;
-    match args.split_first() {
-        Some((first, rest)) => match Arg::from(first) {
-            Arg::Word(name) => return Some((name, rest)),
-            Arg::Pair(..) | Arg::Other(_) => {
-                let names = one_of(&names.texts());
-                diag.error(first, format!("name what is logged first: {names}"));
+) -> (Vec<Value<'a>>, bool) {
+    let Some(args) = attr.args.as_deref() else {
+        return (Vec::new(), false);
+    };
+    let Some((first, rest)) = args.split_first() else {
+        diag.error(&attr.path, format!("name what is logged: {}", one_of(&names.texts())));
+        return (Vec::new(), false);
+    };
+    if let Some(name) = word(first) {
+        return (vec![Value { name, flags: rest.iter().collect() }], true);
+    }
+    let mut values = Vec::new();
+    for arg in args {
+        match (with_flags(arg), word(arg)) {
+            (Some(value), _) => values.push(value),
+            (None, Some(word)) => {
+                diag.error(word, format!("say how `{word}` is logged: `{word}(prog_bar)`"));
             }
-        },
-        None => {
-            diag.error(&attr.path, format!("name what is logged: {}", one_of(&names.texts())));
+            (None, None) => {
+                let names = one_of(&names.texts());
+                diag.error(arg, format!("name what is logged first: {names}"));
+            }
         }
     }
-    None
+    let complete = values.len() == args.len();
+    (values, complete)
+}
+
+/// `name(flags…)`.
+fn with_flags(arg: &Expr) -> Option<Value<'_>> {
+    match arg {
+        Expr::Call(call) => {
+            Some(Value { name: word(&call.func)?, flags: call.args.iter().collect() })
+        }
+        _ => None,
+    }
 }
 
 /// Rule: only what a generated step computes can be logged. Returns its defaults.
@@ -138,7 +168,7 @@ fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<Log
         let known = names.texts();
         let mut message = suggest::unknown("logged value", &text, &known);
         if let (None, Some((_, metric))) = (suggest::closest(&text, &known), text.split_once('_')) {
-            message += &format!("; for a new one add `#[metric(…, name = \"{metric}\")]`");
+            message += &format!("; for a new one add `#[metric(…, name = {metric})]`");
         }
         diag.error(name, message);
     }
@@ -157,7 +187,7 @@ fn name_is_new(name: &Ident, before: &[&Ident], diag: &Diagnostics) -> bool {
 /// The flags over the defaults; without defaults only the rules are applied.
 fn options(
     name: &Ident,
-    flags: &[Expr],
+    flags: &[&Expr],
     defaults: Option<LogOptions>,
     diag: &Diagnostics,
 ) -> Option<LogOptions> {

@@ -1,7 +1,7 @@
 //! Rules about the loss, the metrics and the steps they are part of.
 
 use proc_macro2::Ident;
-use syn::{BinOp, Expr, ExprClosure, ExprLit, ExprPath, Lit, Stmt};
+use syn::{BinOp, Expr, ExprClosure, ExprLit, ExprPath, Lit, Stmt, ext::IdentExt};
 
 use super::{
     Own, has_no_effect, keys, logging,
@@ -300,25 +300,28 @@ fn name_and_stage(
     Some((name?, stage?))
 }
 
-/// Rule: a metric's name is a string that `#[log(train_NAME)]` can name.
+/// Rule: a metric's name is one that `#[log(train_NAME)]` can name.
 fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
-    if let Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) = &pair.value {
-        let name = text.value();
-        // Behind a prefix, so that a digit in front does no harm.
-        if syn::parse_str::<Ident>(&format!("train_{name}")).is_ok() && !name.is_empty() {
-            return Some(name);
-        }
-        diag.error(text, "a metric's name has letters, digits and `_` only: `name = \"acc\"`");
-        return None;
+    if let Some(name) = word(&pair.value) {
+        return Some(name.unraw().to_string());
     }
-    diag.error(&pair.value, "a metric's name is a string: `name = \"acc\"`");
-    None
+    let Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) = &pair.value else {
+        diag.error(&pair.value, "a metric's name is a word, as in `name = acc`");
+        return None;
+    };
+    let name = text.value();
+    // Behind a prefix, so that a digit in front does no harm.
+    let fits = !name.is_empty() && syn::parse_str::<Ident>(&format!("train_{name}")).is_ok();
+    if !fits {
+        diag.error(text, "a metric's name has letters, digits and `_` only, as in `name = acc`");
+    }
+    fits.then_some(name)
 }
 
 /// Rule: a metric of one's own has a name to be logged under.
 fn own_metric_is_named(name: Option<String>, at: &Ident, diag: &Diagnostics) -> Option<String> {
     if name.is_none() {
-        diag.error(at, "a metric of your own needs a name: add `name = \"…\"`");
+        diag.error(at, "a metric of your own needs a name: add `name = …`");
     }
     name
 }
@@ -338,7 +341,7 @@ fn name_is_its_own(metric: &Declared, at: &Ident, before: &[Declared], diag: &Di
         diag.error(
             at,
             format!(
-                "two metrics are called `{name}`: give this one a name, as in `name = \"{name}_2\"`"
+                "two metrics are called `{name}`: give this one a name, as in `name = {name}_2`"
             ),
         );
         return false;

@@ -99,7 +99,8 @@ pub struct FitStart {
     pub data: String,
     /// The precision.
     pub precision: Precision,
-    /// Seed of weights, order and dropout.
+    /// The trainer's seed: of the order of examples, and of weights and dropout where the caller
+    /// has seeded libtorch alike.
     pub seed: u64,
     /// The machine.
     pub fingerprint: Fingerprint,

@@ -315,9 +315,12 @@ pub(crate) fn identity(tensor: &Tensor) -> usize {
     unsafe { amp_identity(tensor.as_ptr()) as usize }
 }
 
+/// Computes a module's output from its input.
+type Run = dyn Fn(&Tensor) -> Result<Tensor>;
+
 /// A checkpointed module as C++ keeps it.
 struct Recompute {
-    run: Box<dyn Fn(&Tensor) -> Result<Tensor>>,
+    run: Box<Run>,
 }
 
 /// Runs `first` on `input` without keeping activations, and hooks its output into the graph so

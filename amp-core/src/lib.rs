@@ -35,8 +35,8 @@ pub use trainer::{Trainer, TrainerConfig};
 /// What a model's file needs.
 pub mod prelude {
     pub use crate::{
-        Error, Hook, LightningModule, Module, Result, Step,
-        data::Batch,
+        Error, Hook, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
+        data::{Batch, DataModule},
         log::LogOptions,
         loss, metric,
         nn::{
@@ -47,7 +47,7 @@ pub mod prelude {
         optim::{OptimizerConfig, TrainingPlan},
         precision::{Gradients, Precision, Region, StepOutcome, Unscaled},
     };
-    pub use tch::Tensor;
+    pub use tch::{Device, Kind, Tensor};
 }
 
 /// What derived code names; not for use by hand.

@@ -5,11 +5,8 @@ use amp_core::prelude::*;
 /// Linear, batch norm, ReLU and dropout three times over.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
-#[metric(accuracy, name = "acc")]
-#[log(train_loss, on_step, on_epoch)]
-#[log(train_acc, on_epoch)]
-#[log(val_loss, on_epoch, prog_bar)]
-#[log(val_acc, on_epoch, prog_bar)]
+#[metric(accuracy, name = acc)]
+#[log(train_loss(on_step, on_epoch), val_loss(prog_bar), val_acc(prog_bar))]
 #[optimizer(adamw, lr = self.learning_rate, weight_decay = 1e-4)]
 #[scheduler(cosine_annealing, t_max = 50, interval = epoch)]
 pub(crate) struct MixedPrecisionDemo {

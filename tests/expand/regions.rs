@@ -10,7 +10,7 @@ use amp_core::{nn::Visitor, prelude::*};
 })]
 #[loss(with = |output, target| Ok(loss::cross_entropy(output, target)?.f_mul_scalar(self.weight)?))]
 #[metric(accuracy)]
-#[metric(top_k, k = 5, name = "top5", stage = val)]
+#[metric(top_k, k = 5, name = top5, stage = val)]
 #[metric(f1, num_classes = self.num_classes, stage = val)]
 #[log(val_accuracy, prog_bar)]
 #[optimizer(adamw, lr = 1e-3, betas = (0.9, 0.95), eps = 1e-4)]

@@ -22,6 +22,12 @@ pub trait Callback {
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>>;
 }
 
+impl<C: Callback + ?Sized> Callback for &mut C {
+    fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
+        (**self).on_epoch_end(epoch)
+    }
+}
+
 impl<C: Callback + ?Sized> Callback for Box<C> {
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         (**self).on_epoch_end(epoch)

@@ -46,7 +46,7 @@ pub struct CudaDevice {
     pub multiprocessors: i32,
     /// Bytes of memory.
     pub memory: u64,
-    /// f16 matrix units: compute capability 7.0.
+    /// f16 matrix units: compute capability 7.0 (the GTX 16 series has 7.5 and none).
     pub tensor_cores: bool,
     /// bf16 matrix units: 8.0.
     pub bf16: bool,

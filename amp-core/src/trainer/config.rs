@@ -22,14 +22,15 @@ pub struct TrainerConfig {
     pub gradient_clip: Option<Clip>,
     /// Batches whose gradients are added up to one step.
     pub accumulate_grad_batches: i64,
-    /// Batches between two logged steps.
+    /// Optimizer steps between two logged ones, counted across epochs.
     pub log_every_n_steps: i64,
     /// Whether a skipped step moves the schedule and the step count, as Lightning does.
     pub skipped_step_advances: bool,
     /// Whether steps whose gradients are not finite are skipped under every precision; `16-mixed`
     /// does so anyway. Costs a pass over the gradients and one host read a step.
     pub skip_non_finite: bool,
-    /// Steps between two that are profiled: their phases are timed, with the device waited for.
+    /// Optimizer steps between two that are profiled, counted across epochs: their phases are
+    /// timed, with the device waited for.
     pub profile_every_n_steps: Option<i64>,
     /// The scaler's constants, used by `16-mixed`.
     pub scaler: GradScalerConfig,

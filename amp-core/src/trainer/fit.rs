@@ -21,7 +21,7 @@ pub(super) fn fit(
     config: &TrainerConfig,
     model: &mut dyn LightningModule,
     data: &DataModule,
-    callbacks: &mut [Box<dyn Callback>],
+    callbacks: &mut [Box<dyn Callback + '_>],
     emit: &mut Emit<'_>,
 ) -> Result<()> {
     let started = Instant::now();
@@ -92,7 +92,7 @@ pub(super) fn fit(
 
 /// Lets the callbacks act on an epoch; whether one of them ends the run.
 fn act(
-    callbacks: &mut [Box<dyn Callback>],
+    callbacks: &mut [Box<dyn Callback + '_>],
     epoch: &Epoch<'_>,
     emit: &mut Emit<'_>,
 ) -> Result<bool> {
@@ -132,16 +132,17 @@ fn train_epoch(
         let examples: i64 = (first..=last).map(|at| loader.batch_len(at)).sum();
         let share = batch.len() as f64 / examples as f64;
         let loss = runner.accumulate(model, &batch, index, share, &mut log, emit)?;
-        let outcome = match index == last {
+        let stepped = index == last;
+        let outcome = match stepped {
             true => Some(runner.step(model, epoch, &mut log, emit)?),
             false => None,
         };
         model.on_train_batch_end(&loss, outcome.as_ref(), &mut runner.hook(epoch, &mut log))?;
-        if let Some(phases) = runner.take_profile() {
+        if stepped && let Some(phases) = runner.take_profile() {
             emit(Event::Profiled { epoch, batch: index, phases })?;
         }
         emit(Event::Batch { epoch, batch: index, global_step: runner.global_step() })?;
-        if (index + 1) % config.log_every_n_steps == 0 {
+        if stepped && runner.attempts() % config.log_every_n_steps.cast_unsigned() == 0 {
             let global_step = runner.global_step();
             emit(Event::Logged { global_step, values: log.step_values()? })?;
         }

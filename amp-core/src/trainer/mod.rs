@@ -19,7 +19,7 @@ use crate::{
 pub struct Trainer<'a> {
     config: TrainerConfig,
     subscribers: Vec<&'a mut dyn Subscriber>,
-    callbacks: Vec<Box<dyn Callback>>,
+    callbacks: Vec<Box<dyn Callback + 'a>>,
 }
 
 impl<'a> Trainer<'a> {
@@ -35,9 +35,10 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Adds a callback; after each epoch they act in the order they were added.
+    /// Adds a callback; after each epoch they act in the order they were added. Give a `&mut` to
+    /// ask it something afterwards.
     #[must_use]
-    pub fn callback(mut self, callback: impl Callback + 'static) -> Self {
+    pub fn callback(mut self, callback: impl Callback + 'a) -> Self {
         self.callbacks.push(Box::new(callback));
         self
     }

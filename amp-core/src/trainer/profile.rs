@@ -15,9 +15,9 @@ pub(super) struct Stopwatch {
 }
 
 impl Stopwatch {
-    pub(super) fn start(device: Device) -> Result<Self> {
+    pub(super) fn start(device: Device) -> Self {
         wait(device);
-        Ok(Self { device, since: Instant::now(), phases: Phases::default() })
+        Self { device, since: Instant::now(), phases: Phases::default() }
     }
 
     /// Adds the time since the last lap to a phase.

@@ -63,6 +63,11 @@ impl<'a> StepRunner<'a> {
         self.applied + if self.config.skipped_step_advances { self.skipped } else { 0 }
     }
 
+    /// Steps applied or skipped.
+    pub(super) fn attempts(&self) -> u64 {
+        self.applied + self.skipped
+    }
+
     pub(super) fn skipped(&self) -> u64 {
         self.skipped
     }
@@ -98,11 +103,13 @@ impl<'a> StepRunner<'a> {
         if !self.accumulating {
             self.scheduled.optimizer.zero_grad()?;
             self.accumulating = true;
+            self.profile = match self.config.profile_every_n_steps {
+                Some(every) if self.attempts() % every.cast_unsigned() == 0 => {
+                    Some(Stopwatch::start(self.config.device))
+                }
+                _ => None,
+            };
         }
-        self.profile = match self.config.profile_every_n_steps {
-            Some(every) if index % every == 0 => Some(Stopwatch::start(self.config.device)?),
-            _ => None,
-        };
         let probe = (!self.probed).then(|| Rc::new(DtypeProbe::default()));
         let probed = probe.clone().map(|probe| {
             Context::new(self.policy, true)
@@ -149,7 +156,7 @@ impl<'a> StepRunner<'a> {
             None => {}
         }
         self.lr = self.scheduled.optimizer.rates().lr;
-        let attempt = self.applied + self.skipped;
+        let attempt = self.attempts();
         let scale = self.scaler.scale_value();
         let outcome = self.scaler.step(gradients, self.scheduled.optimizer.as_mut())?;
         self.scaler.update()?;
@@ -173,7 +180,7 @@ impl<'a> StepRunner<'a> {
                  gradients overflow at any scale; lower the learning rate or clip the gradients",
                 self.scaler.scale_value(),
                 self.skipped,
-                self.applied + self.skipped,
+                self.attempts(),
             )));
         }
         if advances {

@@ -203,7 +203,7 @@ fn the_best_epochs_are_kept_and_the_others_removed() -> Result<()> {
     let _generator = seeded(0);
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("made/when/missing");
-    let checkpoint =
+    let mut checkpoint =
         ModelCheckpoint::new(&path, "val_score", Mode::Max)?.save_top_k(2).save_last(true);
     let mut saved = Vec::new();
     let mut listen = |event: &Event| -> Result<()> {
@@ -213,7 +213,7 @@ fn the_best_epochs_are_kept_and_the_others_removed() -> Result<()> {
         Ok(())
     };
     let scores = [0.1, 0.3, 0.2, f64::NAN, 0.25];
-    let trainer = Trainer::new(config(5)).callback(checkpoint).subscribe(&mut listen);
+    let trainer = Trainer::new(config(5)).callback(&mut checkpoint).subscribe(&mut listen);
     trained(&scores, trainer)?;
     let mut files: Vec<String> = path
         .read_dir()
@@ -224,5 +224,6 @@ fn the_best_epochs_are_kept_and_the_others_removed() -> Result<()> {
     let best = ["epoch=01-val_score=0.3000.safetensors", "epoch=04-val_score=0.2500.safetensors"];
     assert_eq!(files, [best[0], best[1], "last.safetensors"]);
     assert_eq!(saved.len(), 4, "{saved:?}");
+    assert_eq!(checkpoint.best_model_path(), Some(path.join(best[0]).as_path()));
     Ok(())
 }

@@ -44,7 +44,7 @@ fn brief(event: &Event) -> String {
     }
 }
 
-/// A run is one stream of events in one order; a logging interval counts batches of an epoch.
+/// A run is one stream of events in one order; a logging interval counts steps across epochs.
 #[test]
 fn events_come_in_order() -> Result<()> {
     let _generator = seeded(0);
@@ -64,9 +64,10 @@ fn events_come_in_order() -> Result<()> {
         "batch 0.2 3",
         "epoch 0 3",
         "batch 1.0 4",
+        "logged 4 1",
         "batch 1.1 5",
-        "logged 5 1",
         "batch 1.2 6",
+        "logged 6 1",
         "epoch 1 6",
         "end 6",
     ];

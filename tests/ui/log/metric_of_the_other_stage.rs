@@ -5,7 +5,7 @@ use amp_core::prelude::*;
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 1e-3)]
-#[metric(accuracy, name = "acc", stage = val)]
+#[metric(accuracy, name = acc, stage = val)]
 #[log(train_acc)]
 struct Net {
     #[layer(linear(64, 10))]

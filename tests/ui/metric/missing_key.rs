@@ -5,7 +5,7 @@ use amp_core::prelude::*;
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 1e-3)]
-#[metric(top_k, name = "top5")]
+#[metric(top_k, name = top5)]
 struct Net {
     #[layer(linear(64, 10))]
     model: Linear,

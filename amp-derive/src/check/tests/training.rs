@@ -95,19 +95,19 @@ fn metrics_with_their_keys() {
     );
     metrics(
         "#[metric(with = Mine)]",
-        &[("with", "a metric of your own needs a name: add `name = \"…\"`")],
+        &[("with", "a metric of your own needs a name: add `name = …`")],
     );
 }
 
 #[test]
 fn metrics_with_names_of_their_own() {
     metrics(
-        "#[metric(accuracy, name = acc)]",
-        &[("acc", "a metric's name is a string: `name = \"acc\"`")],
+        "#[metric(accuracy, name = 3)]",
+        &[("3", "a metric's name is a word, as in `name = acc`")],
     );
     metrics(
         "#[metric(accuracy, name = \"a c\")]",
-        &[("\"a c\"", "a metric's name has letters, digits and `_` only: `name = \"acc\"`")],
+        &[("\"a c\"", "a metric's name has letters, digits and `_` only, as in `name = acc`")],
     );
     metrics(
         "#[metric(accuracy, name = \"loss\")]",
@@ -117,7 +117,7 @@ fn metrics_with_names_of_their_own() {
         "#[metric(top_k, k = 3)] #[metric(top_k, k = 5)]",
         &[(
             "top_k",
-            "two metrics are called `top_k`: give this one a name, as in `name = \"top_k_2\"`",
+            "two metrics are called `top_k`: give this one a name, as in `name = top_k_2`",
         )],
     );
     metrics("#[metric(accuracy, stage = train)] #[metric(accuracy, stage = val)]", &[]);
@@ -163,8 +163,25 @@ fn new_names() {
         &[(
             "train_speed",
             "unknown logged value `train_speed`: expected `train_loss` or `val_loss`; for a \
-             new one add `#[metric(…, name = \"speed\")]`",
+             new one add `#[metric(…, name = speed)]`",
         )],
+    );
+}
+
+#[test]
+fn several_in_one_log() {
+    metrics("#[log(train_loss(on_epoch), val_loss(on_step, prog_bar))]", &[]);
+    metrics(
+        "#[log(val_loss(progbar), train_los(on_step), val_loss(prog_bar))]",
+        &[
+            ("progbar", "`log` has no `progbar`: did you mean `prog_bar`?"),
+            ("train_los", "unknown logged value `train_los`: did you mean `train_loss`?"),
+            ("val_loss", "`#[log(val_loss)]` is given twice: keep one"),
+        ],
+    );
+    metrics(
+        "#[log(val_loss(prog_bar), train_loss)]",
+        &[("train_loss", "say how `train_loss` is logged: `train_loss(prog_bar)`")],
     );
 }
 

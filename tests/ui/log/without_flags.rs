@@ -1,11 +1,11 @@
-//! A name is text.
+//! Flags say how.
 
 use amp_core::prelude::*;
 
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 1e-3)]
-#[metric(accuracy, name = acc)]
+#[log(train_loss(prog_bar), val_loss)]
 struct Net {
     #[layer(linear(64, 10))]
     model: Linear,

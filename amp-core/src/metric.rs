@@ -79,6 +79,21 @@ impl Metric for F1 {
     }
 }
 
+/// The mean over examples of what a function makes of output and target (torchmetrics'
+/// MeanMetric), as in `#[metric(mean, of = confidence, name = "confidence")]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Mean<F> {
+    /// One value per example, or per element of any shape.
+    pub of: F,
+}
+
+impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor>> Metric for Mean<F> {
+    fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
+        let values = (self.of)(output, target)?;
+        Ok((values.f_sum(Kind::Double)?, values.numel() as f64))
+    }
+}
+
 impl Reduction {
     /// The metric of summed counts; NaN without any.
     pub fn compute(self, counts: &[f64], weight: f64) -> f64 {

@@ -261,6 +261,7 @@ pub(crate) const LOSSES: &[&str] =
 pub(crate) const METRICS: &[Entry] = &[
     Entry { name: "accuracy", ty: "Accuracy", required: &[], options: &[] },
     Entry { name: "top_k", ty: "TopK", required: &[positive("k")], options: &[] },
+    Entry { name: "mean", ty: "Mean", required: &[any("of")], options: &[] },
     Entry { name: "f1", ty: "F1", required: &[positive("num_classes")], options: &[] },
 ];
 

@@ -116,6 +116,9 @@ pub struct RunArgs {
     /// Let f32 matrix products run in TF32 on CUDA
     #[arg(long)]
     pub tf32: bool,
+    /// Ask libtorch for deterministic algorithms
+    #[arg(long)]
+    pub deterministic: bool,
     /// Threads of one CPU operation [default: all cores]
     #[arg(long)]
     pub threads: Option<i32>,

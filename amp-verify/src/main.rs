@@ -144,7 +144,7 @@ fn prepare(args: &RunArgs) -> Result<Case> {
     }
     let model = models::find(&args.model)?;
     let device = hardware::parse_device(&args.device)?;
-    hardware::set_numerics(args.tf32, false)?;
+    hardware::set_numerics(args.tf32, args.deterministic)?;
     Case::new(model, args.choices(), device)
 }
 

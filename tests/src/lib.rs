@@ -1,1 +1,12 @@
-//! x
+//! What holds across the crates is in `tests/tests`. Here the derives' documentation is compiled:
+//! amp-derive cannot do it, since its examples need amp-core.
+
+/// The examples of `derive(LightningModule)`.
+#[cfg(doctest)]
+#[doc = include_str!("../../amp-derive/docs/lightning_module.md")]
+pub struct LightningModuleDocs;
+
+/// The examples of `derive(Module)`.
+#[cfg(doctest)]
+#[doc = include_str!("../../amp-derive/docs/module.md")]
+pub struct ModuleDocs;

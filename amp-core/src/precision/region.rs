@@ -20,7 +20,7 @@ pub enum Region {
     Bf16,
     /// f64: autocast off, input and parameters in f64.
     Fp64,
-    /// Autocast off; dtypes follow the input.
+    /// Autocast off; inputs and parameters in the precision's own dtype.
     AutocastOff,
 }
 

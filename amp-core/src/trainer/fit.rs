@@ -142,7 +142,7 @@ fn train_epoch(
             emit(Event::Profiled { epoch, batch: index, phases })?;
         }
         emit(Event::Batch { epoch, batch: index, global_step: runner.global_step() })?;
-        if stepped && runner.attempts() % config.log_every_n_steps.cast_unsigned() == 0 {
+        if stepped && runner.attempts().is_multiple_of(config.log_every_n_steps.cast_unsigned()) {
             let global_step = runner.global_step();
             emit(Event::Logged { global_step, values: log.step_values()? })?;
         }

@@ -104,7 +104,7 @@ impl<'a> StepRunner<'a> {
             self.scheduled.optimizer.zero_grad()?;
             self.accumulating = true;
             self.profile = match self.config.profile_every_n_steps {
-                Some(every) if self.attempts() % every.cast_unsigned() == 0 => {
+                Some(every) if self.attempts().is_multiple_of(every.cast_unsigned()) => {
                     Some(Stopwatch::start(self.config.device))
                 }
                 _ => None,

@@ -117,3 +117,20 @@ fn f16_logits_are_counted_exactly() -> Result<()> {
     assert_eq!((counts.double_value(&[]), weight), (5000.0, 5000.0));
     Ok(())
 }
+
+/// The mean of a function's values is weighed by how many there are, not by batches.
+#[test]
+fn a_mean_is_over_values_and_not_over_batches() -> amp_core::Result<()> {
+    use amp_core::metric::Mean;
+
+    let first = |output: &Tensor, _: &Tensor| Ok(output.f_select(1, 0)?);
+    let mut log = amp_core::log::Log::default();
+    for rows in [vec![1.0_f64, 0.0, 2.0, 0.0, 6.0, 0.0], vec![11.0, 0.0]] {
+        let output = Tensor::from_slice(&rows).reshape([-1, 2]);
+        let target = Tensor::zeros([output.size()[0]], (Kind::Int64, Device::Cpu));
+        let options = amp_core::log::LogOptions::ON_EPOCH;
+        log.metric("first", &Mean { of: first }, &output, &target, options)?;
+    }
+    assert_eq!(log.epoch_values()?[0].value, (1.0 + 2.0 + 6.0 + 11.0) / 4.0);
+    Ok(())
+}

@@ -43,7 +43,10 @@ pub(super) fn expand(optimizers: &Optimizers) -> TokenStream {
 fn config(config: &Config) -> TokenStream {
     let ty = Ident::new(config.row.ty, config.at.span());
     let keys = config.keys.iter().map(|Pair { key, value }| quote!(#key: #value));
-    quote!(__amp::optim::#ty { #(#keys,)* ..__amp::Default::default() })
+    // With every key given, the rest would be a needless update.
+    let whole = config.keys.len() == config.row.keys().count();
+    let rest = (!whole).then(|| quote!(..__amp::Default::default()));
+    quote!(__amp::optim::#ty { #(#keys,)* #rest })
 }
 
 impl ToTokens for Interval {

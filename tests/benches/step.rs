@@ -1,9 +1,9 @@
 //! What a step costs beyond its tensor work, on small tensors where that shows:
 //! the derived training step, the same written by hand, and the bare libtorch calls.
 //!
-//! `cargo bench -p tests`. The three are timed in one run; read their ratio. For instruction
-//! counts run one of them under callgrind:
-//! `valgrind --tool=callgrind target/release/deps/step-… --bench derived --profile-time 1`.
+//! `cargo bench -p tests --bench step` times the three in one run; read their ratio. With
+//! `AMP_STEPS=100` and the name of one in `AMP_STEP` it runs so many steps and ends: the
+//! difference of two such runs under `valgrind --tool=callgrind` is the instructions of a step.
 
 use amp_core::{
     data::Batch,
@@ -14,7 +14,7 @@ use amp_core::{
     prelude::*,
     tch::{Device, Kind},
 };
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use fixtures::models::PrecisionTestModel;
 
 const FEATURES: i64 = 128;
@@ -102,25 +102,43 @@ fn bare(weights: &[(Tensor, Tensor)], batch: &Batch, sum: &mut Tensor) -> Result
     Ok(loss)
 }
 
-fn steps(criterion: &mut Criterion) {
+/// Runs one step.
+type Run = Box<dyn FnMut() -> Tensor>;
+
+/// The three by name.
+fn contenders() -> Result<Vec<(&'static str, Run)>> {
     amp_core::tch::set_num_threads(1);
-    let batch = batch().expect("a batch");
-    let cx = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
-    let mut group = criterion.benchmark_group("training step");
-    let mut derived = PrecisionTestModel::builder().input_size(FEATURES).build().expect("a model");
-    let mut log = Log::default();
-    group.bench_function("derived", |b| b.iter(|| step(&mut derived, &batch, &cx, &mut log)));
-    let mut hand = by_hand().expect("a model");
-    let mut log = Log::default();
-    group.bench_function("by hand", |b| b.iter(|| step(&mut hand, &batch, &cx, &mut log)));
+    let context = || Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
+    let (mut derived, mut hand) =
+        (PrecisionTestModel::builder().input_size(FEATURES).build()?, by_hand()?);
     let weights: Vec<(Tensor, Tensor)> = amp_core::nn::parameters(&hand)
         .chunks(2)
         .map(|pair| (pair[0].tensor.shallow_clone(), pair[1].tensor.shallow_clone()))
         .collect();
-    let mut sum = Tensor::zeros([], (Kind::Double, Device::Cpu));
-    group.bench_function("bare libtorch", |b| b.iter(|| bare(&weights, &batch, &mut sum)));
-    group.finish();
+    let (data, cx, mut log) = (batch()?, context(), Log::default());
+    let first: Run = Box::new(move || step(&mut derived, &data, &cx, &mut log));
+    let (data, cx, mut log) = (batch()?, context(), Log::default());
+    let second: Run = Box::new(move || step(&mut hand, &data, &cx, &mut log));
+    let (data, mut sum) = (batch()?, Tensor::zeros([], (Kind::Double, Device::Cpu)));
+    let third: Run = Box::new(move || bare(&weights, &data, &mut sum).expect("a step"));
+    Ok(vec![("derived", first), ("by-hand", second), ("bare-libtorch", third)])
 }
 
-criterion_group!(benches, steps);
-criterion_main!(benches);
+fn main() {
+    let contenders = contenders().expect("models");
+    let wanted = |name: &str| std::env::var(name).ok();
+    if let (Some(steps), Some(name)) = (wanted("AMP_STEPS"), wanted("AMP_STEP")) {
+        let steps: u64 = steps.parse().expect("AMP_STEPS is a number");
+        let mut chosen = contenders.into_iter().filter(|(own, _)| *own == name);
+        let (_, mut step) = chosen.next().expect("AMP_STEP names one of the three");
+        (0..steps).for_each(|_| drop(step()));
+        return;
+    }
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut group = criterion.benchmark_group("training step");
+    for (name, mut step) in contenders {
+        group.bench_function(name, |bencher| bencher.iter(&mut step));
+    }
+    group.finish();
+    criterion.final_summary();
+}

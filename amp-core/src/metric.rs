@@ -8,7 +8,7 @@ use crate::{Result, loss::flatten_classes};
 /// How an epoch's counts become the metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reduction {
-    /// counts[0] over the weight.
+    /// The one count over the weight.
     Mean,
     /// F1 averaged over classes, from `[3, C]` counts: true positives, predicted, actual.
     MacroF1,

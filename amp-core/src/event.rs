@@ -76,15 +76,14 @@ pub enum Event {
     FitEnd(FitEnd),
 }
 
-/// Wall-clock seconds of a step's phases, and the memory held.
+/// Wall-clock seconds of a step's phases, over all batches it accumulates, and the memory held.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Phases {
     /// Forward pass and loss.
     pub forward: f64,
     /// Backward pass.
     pub backward: f64,
-    /// Unscaling, hooks, clipping, optimizer step and scaler update; 0 while gradients are only
-    /// accumulated.
+    /// Unscaling, hooks, clipping, optimizer step and scaler update.
     pub optimizer: f64,
     /// The most tensor bytes held at the end of a phase; CUDA only.
     pub memory: Option<u64>,
@@ -131,6 +130,14 @@ pub struct EpochEnd {
     pub train_seconds: f64,
     /// Wall-clock seconds of validation.
     pub val_seconds: f64,
+}
+
+impl EpochEnd {
+    /// The value of this name, training or validation.
+    pub fn value(&self, name: &str) -> Option<f64> {
+        let mut values = self.train.iter().chain(&self.val);
+        values.find(|logged| logged.name == name).map(|logged| logged.value)
+    }
 }
 
 /// How a run ended.

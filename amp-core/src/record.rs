@@ -47,9 +47,7 @@ pub struct RunRecord {
 impl RunRecord {
     /// The last epoch's value of this name, training or validation.
     pub fn last(&self, name: &str) -> Option<f64> {
-        let epoch = self.epochs.last()?;
-        let mut values = epoch.train.iter().chain(&epoch.val);
-        values.find(|logged| logged.name == name).map(|logged| logged.value)
+        self.epochs.last()?.value(name)
     }
 }
 

@@ -79,10 +79,9 @@ impl Epoch<'_> {
     /// # Errors
     /// When nothing of this name is logged on the epoch.
     pub fn monitored(&self, monitor: &str) -> Result<f64> {
-        let values = || self.end.train.iter().chain(&self.end.val);
-        let found = values().find(|logged| logged.name == monitor);
-        found.map(|logged| logged.value).ok_or_else(|| {
-            let names: Vec<&str> = values().map(|logged| logged.name.as_str()).collect();
+        self.end.value(monitor).ok_or_else(|| {
+            let values = self.end.train.iter().chain(&self.end.val);
+            let names: Vec<&str> = values.map(|logged| logged.name.as_str()).collect();
             Error::config(format!(
                 "nothing to monitor under `{monitor}`: this model logs {} on the epoch",
                 names.join(", ")

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{BuildOptimizer, Optimizer, Rates, groups, require, wide};
+use super::{BuildOptimizer, Optimizer, Rates, groups, require, zeros_like};
 use crate::{
     Result,
     ffi::{self, AdamOptions, AdamTensors},
@@ -76,6 +76,10 @@ struct Running {
     steps: Vec<Tensor>,
 }
 
+fn widens(kind: Kind) -> bool {
+    kind == Kind::Half
+}
+
 impl Running {
     fn new(options: AdamOptions, parameters: Vec<Parameter>) -> Result<Self> {
         let (beta1, beta2) = options.betas;
@@ -85,13 +89,7 @@ impl Running {
         require((0.0..1.0).contains(&beta2), "betas.1", beta2, "in [0, 1)")?;
         let decay = options.weight_decay;
         require(decay >= 0.0, "weight_decay", decay, "at least 0")?;
-        let zeros = || -> Result<Vec<Tensor>> {
-            let zeros = |p: &Parameter| match p.tensor.kind() {
-                Kind::Half => wide(&p.tensor.f_zeros_like()?),
-                _ => Ok(p.tensor.f_zeros_like()?.f_detach()?),
-            };
-            parameters.iter().map(zeros).collect()
-        };
+        let zeros = || zeros_like(&parameters, widens);
         let steps = parameters
             .iter()
             .map(|p| Tensor::f_zeros([], (Kind::Float, p.tensor.device())))
@@ -119,12 +117,7 @@ impl Optimizer for Running {
 
     fn step(&mut self) -> Result<()> {
         for group in groups(&self.parameters)? {
-            match group.kind {
-                Some(Kind::Half) => {
-                    group.widened(|params, grads, places| self.step_on(params, grads, places))?;
-                }
-                _ => self.step_on(&group.params, &group.grads, &group.index)?,
-            }
+            group.step(widens, |params, grads, places| self.step_on(params, grads, places))?;
         }
         Ok(())
     }
@@ -141,7 +134,7 @@ impl Optimizer for Running {
     }
 
     fn note(&self) -> Option<String> {
-        let half = self.parameters.iter().any(|p| p.tensor.kind() == Kind::Half);
+        let half = self.parameters.iter().any(|p| widens(p.tensor.kind()));
         half.then(|| "Adam steps in float32: float16 cannot hold a gradient's square".to_owned())
     }
 }

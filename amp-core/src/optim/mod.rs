@@ -179,6 +179,19 @@ fn groups(parameters: &[Parameter]) -> Result<Vec<Group>> {
 const WIDENED: usize = 1 << 22;
 
 impl Group {
+    /// Steps the group: as it is, or on f32 copies if its dtype `widens`. `step` gets parameters,
+    /// gradients and their places in the optimizer's list.
+    fn step(
+        &self,
+        widens: fn(tch::Kind) -> bool,
+        mut step: impl FnMut(&[Tensor], &[Tensor], &[usize]) -> Result<()>,
+    ) -> Result<()> {
+        match self.kind.is_some_and(widens) {
+            true => self.widened(step),
+            false => step(&self.params, &self.grads, &self.index),
+        }
+    }
+
     /// Steps on f32 copies of parameters and gradients, a part of them at a time, and rounds the
     /// result: for what a 16-bit kernel cannot do. `step` gets the places of its part in the
     /// optimizer's list.
@@ -207,6 +220,18 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// Zeros for each parameter's state: in f32 if its dtype `widens`, else in its own.
+fn zeros_like(parameters: &[Parameter], widens: fn(tch::Kind) -> bool) -> Result<Vec<Tensor>> {
+    let zeros = |parameter: &Parameter| {
+        let zeros = parameter.tensor.f_zeros_like()?;
+        match widens(zeros.kind()) {
+            true => wide(&zeros),
+            false => Ok(zeros.f_detach()?),
+        }
+    };
+    parameters.iter().map(zeros).collect()
 }
 
 /// A copy in f32, outside the graph.

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{BuildOptimizer, Optimizer, Rates, groups, require, wide};
+use super::{BuildOptimizer, Optimizer, Rates, groups, require, zeros_like};
 use crate::{
     Result,
     ffi::{self, SgdOptions},
@@ -42,13 +42,7 @@ impl BuildOptimizer for Sgd {
         }
         let buffers = match self.momentum {
             0.0 => Vec::new(),
-            _ => parameters
-                .iter()
-                .map(|p| match p.tensor.kind() {
-                    Kind::Half | Kind::BFloat16 => wide(&p.tensor.f_zeros_like()?),
-                    _ => Ok(p.tensor.f_zeros_like()?.f_detach()?),
-                })
-                .collect::<Result<_>>()?,
+            _ => zeros_like(&parameters, widens)?,
         };
         let started = vec![false; parameters.len()];
         Ok(Box::new(Running { options: *self, parameters, buffers, started }))
@@ -64,6 +58,10 @@ struct Running {
     buffers: Vec<Tensor>,
     /// Whether a parameter has been stepped: its first gradient fills the buffer undamped.
     started: Vec<bool>,
+}
+
+fn widens(kind: Kind) -> bool {
+    matches!(kind, Kind::Half | Kind::BFloat16)
 }
 
 impl Running {
@@ -100,12 +98,7 @@ impl Optimizer for Running {
 
     fn step(&mut self) -> Result<()> {
         for group in groups(&self.parameters)? {
-            match group.kind {
-                Some(Kind::Half | Kind::BFloat16) => {
-                    group.widened(|params, grads, places| self.step_on(params, grads, places))?;
-                }
-                _ => self.step_on(&group.params, &group.grads, &group.index)?,
-            }
+            group.step(widens, |params, grads, places| self.step_on(params, grads, places))?;
             for at in &group.index {
                 self.started[*at] = true;
             }

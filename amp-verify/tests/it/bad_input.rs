@@ -1,5 +1,7 @@
 //! Bad input: one line that names cause and fix, exit code 2, nothing written.
 
+use std::path::Path;
+
 use rstest::rstest;
 use tempfile::tempdir;
 
@@ -34,15 +36,20 @@ fn is_refused(#[case] arguments: &[&str], #[case] expected: &str) {
     assert_eq!(files(folder.path()), Vec::<String>::new(), "files written");
 }
 
+/// The line that refuses the data in `folder`.
+fn refused_data(folder: &Path) -> String {
+    let output = amp(folder)
+        .args(["verify", "--device", "cpu"])
+        .env("AMP_DATA", folder)
+        .output()
+        .expect("the binary runs");
+    refusal(&output)
+}
+
 #[test]
 fn a_missing_data_file_is_named_with_the_way_to_restore_it() {
     let folder = tempdir().expect("a temporary folder");
-    let output = amp(folder.path())
-        .args(["verify", "--device", "cpu"])
-        .env("AMP_DATA", folder.path())
-        .output()
-        .expect("the binary runs");
-    let line = refusal(&output);
+    let line = refused_data(folder.path());
     assert!(line.contains("digits.csv.gz: data file missing"), "{line}");
     assert!(line.contains("git checkout -- fixtures/data"), "{line}");
 }
@@ -52,17 +59,12 @@ fn a_changed_data_file_is_refused_by_its_checksum() {
     let folder = tempdir().expect("a temporary folder");
     let data = std::env::var("AMP_DATA")
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/data").to_owned());
-    let path = std::path::Path::new(&data).join("digits.csv.gz");
+    let path = Path::new(&data).join("digits.csv.gz");
     let mut bytes = std::fs::read(path).expect("the data file");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(folder.path().join("digits.csv.gz"), bytes).expect("a copy");
-    let output = amp(folder.path())
-        .args(["verify", "--device", "cpu"])
-        .env("AMP_DATA", folder.path())
-        .output()
-        .expect("the binary runs");
-    let line = refusal(&output);
+    let line = refused_data(folder.path());
     assert!(line.contains("is not the recorded 09f66e6debde"), "{line}");
 }
 

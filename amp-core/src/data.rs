@@ -133,15 +133,15 @@ impl<'a> DataLoader<'a> {
         self.batch_size.min(self.data.len() - index * self.batch_size)
     }
 
-    /// The batches of one epoch.
+    /// The batches of one epoch, from the one at `first` on.
     ///
     /// # Errors
     /// When the device has no room for the permutation; the iterator's items fail likewise.
-    pub fn epoch(&self, epoch: u64) -> Result<impl Iterator<Item = Result<Batch>>> {
+    pub fn epoch(&self, epoch: u64, first: i64) -> Result<impl Iterator<Item = Result<Batch>>> {
         let device = self.data.input.device();
         let order = self.shuffle.map(|seed| permutation(self.data.len(), seed, epoch, device));
         let order = order.transpose()?;
-        Ok((0..self.batches()).map(move |index| {
+        Ok((first..self.batches()).map(move |index| {
             let (start, length) = (index * self.batch_size, self.batch_len(index));
             match &order {
                 Some(order) => self.data.select(&order.f_narrow(0, start, length)?),

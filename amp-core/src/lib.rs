@@ -22,6 +22,7 @@ pub mod optim;
 pub mod precision;
 pub mod probe;
 pub mod record;
+pub mod state;
 pub mod trainer;
 pub mod weights;
 

@@ -124,7 +124,7 @@ fn train_epoch(
     model.on_train_epoch_start(&mut runner.hook(epoch, &mut log))?;
     let window = config.accumulate_grad_batches;
     let batches = loader.batches();
-    for (index, batch) in (0_i64..).zip(loader.epoch(epoch.cast_unsigned())?) {
+    for (index, batch) in (0_i64..).zip(loader.epoch(epoch.cast_unsigned(), 0)?) {
         let batch = batch?;
         let first = index - index % window;
         let last = (first + window).min(batches) - 1;
@@ -164,7 +164,7 @@ fn validate(
     let context = Context::new(policy, false).with_islands(config.islands.clone());
     let mut log = Log::default();
     let _no_grad = tch::no_grad_guard();
-    for (index, batch) in DataLoader::new(data, batch_size).epoch(0)?.enumerate() {
+    for (index, batch) in DataLoader::new(data, batch_size).epoch(0, 0)?.enumerate() {
         let _autocast = policy.autocast()?;
         let mut step = Step::new(&context, &mut log, index, runner.global_step());
         model.validation_step(&batch?, &mut step)?;

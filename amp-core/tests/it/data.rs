@@ -21,7 +21,7 @@ fn numbered(count: i64) -> Result<Batch> {
 /// The numbers of each batch's examples; input and target must belong together.
 fn order(loader: &DataLoader<'_>, epoch: u64) -> Result<Vec<Vec<i64>>> {
     loader
-        .epoch(epoch)?
+        .epoch(epoch, 0)?
         .map(|batch| {
             let batch = batch?;
             let targets = Vec::<i64>::try_from(&batch.target)?;

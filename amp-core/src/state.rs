@@ -1,0 +1,115 @@
+//! What a part of a run needs to go on later: tensors by name, and small values as JSON.
+
+use std::collections::BTreeMap;
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+use tch::Tensor;
+
+use crate::{Error, Result};
+
+/// The state of an optimizer, a schedule, a scaler, a log or a whole run. Names are paths with
+/// `/` between parts (`optimizer/0/exp_avg/model.0.weight`), so that none is a weight's name.
+#[derive(Debug, Default)]
+pub struct State {
+    tensors: BTreeMap<String, Tensor>,
+    values: Map<String, Value>,
+}
+
+impl State {
+    /// Keeps a handle of `tensor`: what is written to it before the state is saved, is saved.
+    pub fn put_tensor(&mut self, name: impl Into<String>, tensor: &Tensor) {
+        self.tensors.insert(name.into(), tensor.shallow_clone());
+    }
+
+    /// Keeps a small value.
+    ///
+    /// # Errors
+    /// When JSON cannot hold it, as a NaN.
+    pub fn put(&mut self, name: impl Into<String>, value: &impl Serialize) -> Result<()> {
+        let name = name.into();
+        let value = serde_json::to_value(value)
+            .map_err(|error| Error::config(format!("state `{name}`: {error}")))?;
+        self.values.insert(name, value);
+        Ok(())
+    }
+
+    /// Takes another state in, its names under `part/`.
+    pub fn put_part(&mut self, part: &str, state: Self) {
+        let under = |name: String| format!("{part}/{name}");
+        self.tensors.extend(state.tensors.into_iter().map(|(name, t)| (under(name), t)));
+        self.values.extend(state.values.into_iter().map(|(name, v)| (under(name), v)));
+    }
+
+    /// The state whose names begin with `part/`, without that.
+    #[must_use]
+    pub fn part(&self, part: &str) -> Self {
+        let within = |name: &str| Some(name.strip_prefix(part)?.strip_prefix('/')?.to_owned());
+        Self {
+            tensors: self
+                .tensors
+                .iter()
+                .filter_map(|(name, tensor)| Some((within(name)?, tensor.shallow_clone())))
+                .collect(),
+            values: self
+                .values
+                .iter()
+                .filter_map(|(name, value)| Some((within(name)?, value.clone())))
+                .collect(),
+        }
+    }
+
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| missing(name))
+    }
+
+    /// The tensor of this name, when it has the shape and dtype of `like`.
+    ///
+    /// # Errors
+    /// When there is none, or it is another.
+    pub fn tensor_like(&self, name: &str, like: &Tensor) -> Result<&Tensor> {
+        let found = self.tensor(name)?;
+        if found.size() == like.size() && found.kind() == like.kind() {
+            return Ok(found);
+        }
+        let (kind, size) = (found.kind(), found.size());
+        let (wanted, wanted_size) = (like.kind(), like.size());
+        Err(Error::config(format!(
+            "state `{name}` is {kind:?} {size:?}, but {wanted:?} {wanted_size:?} is needed"
+        )))
+    }
+
+    /// The value of this name.
+    ///
+    /// # Errors
+    /// When there is none, or it is of another type.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let value = self.values.get(name).ok_or_else(|| missing(name))?;
+        T::deserialize(value).map_err(|error| Error::config(format!("state `{name}`: {error}")))
+    }
+
+    /// Its tensors by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// Its values by name.
+    pub fn values(&self) -> &Map<String, Value> {
+        &self.values
+    }
+
+    pub(crate) fn from_parts(
+        tensors: BTreeMap<String, Tensor>,
+        values: Map<String, Value>,
+    ) -> Self {
+        Self { tensors, values }
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::config(format!("the saved state has no `{name}`"))
+}

@@ -1,4 +1,4 @@
-// What tch does not bind: autocast state, the AMP and foreach kernels, fused optimizers.
+// What tch does not bind: autocast state, the AMP and foreach kernels.
 // Tensors cross as at::Tensor*, owned by Rust unless a comment says otherwise.
 
 #include <ATen/autocast_mode.h>
@@ -9,9 +9,6 @@
 #include <ATen/ops/_foreach_clamp_min.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
-#include <ATen/ops/_fused_adam.h>
-#include <ATen/ops/_fused_adamw.h>
-#include <ATen/ops/_fused_sgd.h>
 #include <c10/core/GradMode.h>
 
 #include <vector>
@@ -110,47 +107,6 @@ int amp_foreach_clamp(const Handle* tensors, size_t count, double low, double hi
     c10::NoGradGuard no_grad;
     at::_foreach_clamp_min_(list(tensors, count), low);
     at::_foreach_clamp_max_(list(tensors, count), high);
-  });
-}
-
-struct AmpAdam {
-  double lr, beta1, beta2, eps, weight_decay;
-  int decoupled;
-};
-
-int amp_fused_adam(const Handle* params, const Handle* grads, const Handle* exp_avgs,
-                   const Handle* exp_avg_sqs, const Handle* steps, size_t count,
-                   const AmpAdam* options) {
-  return amp::guarded([&] {
-    c10::NoGradGuard no_grad;
-    const auto& o = *options;
-    using Fused = void (*)(at::TensorList, at::TensorList, at::TensorList, at::TensorList,
-                           at::TensorList, at::TensorList, double, double, double, double, double,
-                           bool, bool, const std::optional<at::Tensor>&,
-                           const std::optional<at::Tensor>&);
-    // Both are overloaded on the type of lr.
-    Fused adamw = at::_fused_adamw_, adam = at::_fused_adam_;
-    auto fused = o.decoupled != 0 ? adamw : adam;
-    fused(list(params, count), list(grads, count), list(exp_avgs, count),
-          list(exp_avg_sqs, count), {}, list(steps, count), o.lr, o.beta1, o.beta2,
-          o.weight_decay, o.eps, false, false, std::nullopt, std::nullopt);
-  });
-}
-
-struct AmpSgd {
-  double lr, momentum, dampening, weight_decay;
-  int nesterov, first_step;
-};
-
-// `buffers` may be null when momentum is 0.
-int amp_fused_sgd(const Handle* params, const Handle* grads, const Handle* buffers, size_t count,
-                  const AmpSgd* options) {
-  return amp::guarded([&] {
-    c10::NoGradGuard no_grad;
-    const auto& o = *options;
-    auto momenta = buffers == nullptr ? std::vector<at::Tensor>() : list(buffers, count);
-    at::_fused_sgd_(list(params, count), list(grads, count), momenta, o.weight_decay, o.momentum,
-                    o.lr, o.dampening, o.nesterov != 0, false, o.first_step != 0);
   });
 }
 

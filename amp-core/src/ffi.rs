@@ -14,24 +14,51 @@ use torch_sys::C_tensor;
 
 use crate::{Error, Result};
 
+/// Options of an Adam step.
 #[repr(C)]
-struct AmpAdam {
-    lr: c_double,
-    beta1: c_double,
-    beta2: c_double,
-    eps: c_double,
-    weight_decay: c_double,
-    decoupled: c_int,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdamStep {
+    pub(crate) lr: c_double,
+    pub(crate) beta1: c_double,
+    pub(crate) beta2: c_double,
+    pub(crate) eps: c_double,
+    pub(crate) weight_decay: c_double,
+    /// Whether the decay is AdamW's; 0 or 1, as are the other integers here.
+    pub(crate) decoupled: c_int,
 }
 
+/// Options of an SGD step.
 #[repr(C)]
-struct AmpSgd {
-    lr: c_double,
-    momentum: c_double,
-    dampening: c_double,
-    weight_decay: c_double,
-    nesterov: c_int,
-    first_step: c_int,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SgdStep {
+    pub(crate) lr: c_double,
+    pub(crate) momentum: c_double,
+    pub(crate) dampening: c_double,
+    pub(crate) weight_decay: c_double,
+    pub(crate) nesterov: c_int,
+    pub(crate) first_step: c_int,
+}
+
+/// Options of an RMSprop step.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RmspropStep {
+    pub(crate) lr: c_double,
+    pub(crate) alpha: c_double,
+    pub(crate) eps: c_double,
+    pub(crate) weight_decay: c_double,
+    pub(crate) momentum: c_double,
+    pub(crate) centered: c_int,
+}
+
+/// Options of a Lion step.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LionStep {
+    pub(crate) lr: c_double,
+    pub(crate) beta1: c_double,
+    pub(crate) beta2: c_double,
+    pub(crate) weight_decay: c_double,
 }
 
 #[repr(C)]
@@ -64,22 +91,16 @@ unsafe extern "C" {
     fn amp_foreach_mul(tensors: *const Handle, count: usize, factor: Handle) -> c_int;
     fn amp_foreach_add(tensors: *const Handle, count: usize, value: c_double) -> c_int;
     fn amp_foreach_clamp(tensors: *const Handle, count: usize, low: f64, high: f64) -> c_int;
-    fn amp_fused_adam(
-        params: *const Handle,
-        grads: *const Handle,
-        exp_avgs: *const Handle,
-        exp_avg_sqs: *const Handle,
-        steps: *const Handle,
+    fn amp_fused_adam(lists: *const *const Handle, count: usize, step: *const AdamStep) -> c_int;
+    fn amp_foreach_adam(lists: *const *const Handle, count: usize, step: *const AdamStep) -> c_int;
+    fn amp_fused_sgd(lists: *const *const Handle, count: usize, step: *const SgdStep) -> c_int;
+    fn amp_foreach_sgd(lists: *const *const Handle, count: usize, step: *const SgdStep) -> c_int;
+    fn amp_foreach_rmsprop(
+        lists: *const *const Handle,
         count: usize,
-        options: *const AmpAdam,
+        step: *const RmspropStep,
     ) -> c_int;
-    fn amp_fused_sgd(
-        params: *const Handle,
-        grads: *const Handle,
-        buffers: *const Handle,
-        count: usize,
-        options: *const AmpSgd,
-    ) -> c_int;
+    fn amp_foreach_lion(lists: *const *const Handle, count: usize, step: *const LionStep) -> c_int;
     fn amp_clear_grads(tensors: *const Handle, count: usize) -> c_int;
     fn amp_identity(tensor: Handle) -> *const c_void;
     fn amp_surroundings(input: Handle, out: *mut *mut c_void) -> c_int;
@@ -220,87 +241,51 @@ pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<(
     checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
 }
 
-/// The tensors of one fused Adam call, all of one length.
-pub(crate) struct AdamTensors<'a> {
-    pub(crate) params: &'a [Tensor],
-    pub(crate) grads: &'a [Tensor],
-    pub(crate) exp_avgs: &'a [Tensor],
-    pub(crate) exp_avg_sqs: &'a [Tensor],
-    pub(crate) steps: &'a [Tensor],
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct AdamOptions {
-    pub(crate) lr: f64,
-    pub(crate) betas: (f64, f64),
-    pub(crate) eps: f64,
-    pub(crate) weight_decay: f64,
-    pub(crate) decoupled: bool,
-}
-
-pub(crate) fn fused_adam(tensors: &AdamTensors<'_>, options: &AdamOptions) -> Result<()> {
-    let count = tensors.params.len();
-    let lists =
-        [tensors.params, tensors.grads, tensors.exp_avgs, tensors.exp_avg_sqs, tensors.steps].map(
-            |list| {
-                assert_eq!(list.len(), count, "one gradient and one state per parameter");
-                handles(list)
-            },
-        );
-    let options = AmpAdam {
-        lr: options.lr,
-        beta1: options.betas.0,
-        beta2: options.betas.1,
-        eps: options.eps,
-        weight_decay: options.weight_decay,
-        decoupled: c_int::from(options.decoupled),
-    };
-    checked!(amp_fused_adam(
-        lists[0].as_ptr(),
-        lists[1].as_ptr(),
-        lists[2].as_ptr(),
-        lists[3].as_ptr(),
-        lists[4].as_ptr(),
-        count,
-        &raw const options,
-    ))
-}
-
-pub(crate) struct SgdOptions {
-    pub(crate) lr: f64,
-    pub(crate) momentum: f64,
-    pub(crate) dampening: f64,
-    pub(crate) weight_decay: f64,
-    pub(crate) nesterov: bool,
-    pub(crate) first_step: bool,
-}
-
-/// `buffers` is empty when there is no momentum.
-pub(crate) fn fused_sgd(
-    params: &[Tensor],
-    grads: &[Tensor],
-    buffers: &[Tensor],
-    options: &SgdOptions,
+/// Calls `step` with the handles of lists of one length.
+fn with_lists(
+    lists: &[&[Tensor]],
+    step: impl FnOnce(*const *const Handle, usize) -> Result<()>,
 ) -> Result<()> {
-    assert_eq!(params.len(), grads.len(), "one gradient per parameter");
-    assert!(buffers.is_empty() || buffers.len() == params.len(), "one buffer per parameter");
-    let (params, grads, buffers) = (handles(params), handles(grads), handles(buffers));
-    let options = AmpSgd {
-        lr: options.lr,
-        momentum: options.momentum,
-        dampening: options.dampening,
-        weight_decay: options.weight_decay,
-        nesterov: c_int::from(options.nesterov),
-        first_step: c_int::from(options.first_step),
-    };
-    let momenta = if buffers.is_empty() { std::ptr::null() } else { buffers.as_ptr() };
-    checked!(amp_fused_sgd(
-        params.as_ptr(),
-        grads.as_ptr(),
-        momenta,
-        params.len(),
-        &raw const options,
-    ))
+    let count = lists.first().map_or(0, |list| list.len());
+    let lists: Vec<Vec<Handle>> = lists
+        .iter()
+        .map(|list| {
+            assert_eq!(list.len(), count, "one gradient and one state per parameter");
+            handles(*list)
+        })
+        .collect();
+    let lists: Vec<*const Handle> = lists.iter().map(|list| list.as_ptr()).collect();
+    step(lists.as_ptr(), count)
+}
+
+/// Steps on parameters, gradients, exp_avgs, exp_avg_sqs and steps, which are counted up.
+pub(crate) fn adam(lists: [&[Tensor]; 5], step: &AdamStep, fused: bool) -> Result<()> {
+    with_lists(&lists, |lists, count| match fused {
+        true => checked!(amp_fused_adam(lists, count, &raw const *step)),
+        false => checked!(amp_foreach_adam(lists, count, &raw const *step)),
+    })
+}
+
+/// Steps on parameters, gradients and, with momentum, its buffers.
+pub(crate) fn sgd(lists: &[&[Tensor]], step: &SgdStep, fused: bool) -> Result<()> {
+    assert_eq!(lists.len(), if step.momentum == 0.0 { 2 } else { 3 }, "buffers go with momentum");
+    with_lists(lists, |lists, count| match fused {
+        true => checked!(amp_fused_sgd(lists, count, &raw const *step)),
+        false => checked!(amp_foreach_sgd(lists, count, &raw const *step)),
+    })
+}
+
+/// Steps on parameters, gradients, square_avgs and, in this order, the momentum's buffers and
+/// the grad_avgs where the options want them.
+pub(crate) fn rmsprop(lists: &[&[Tensor]], step: &RmspropStep) -> Result<()> {
+    let wanted = 3 + usize::from(step.momentum > 0.0) + usize::from(step.centered != 0);
+    assert_eq!(lists.len(), wanted, "state goes with the options");
+    with_lists(lists, |lists, count| checked!(amp_foreach_rmsprop(lists, count, &raw const *step)))
+}
+
+/// Steps on parameters, gradients and exp_avgs.
+pub(crate) fn lion(lists: [&[Tensor]; 3], step: &LionStep) -> Result<()> {
+    with_lists(&lists, |lists, count| checked!(amp_foreach_lion(lists, count, &raw const *step)))
 }
 
 /// Drops gradients (PyTorch's `set_to_none=True`).

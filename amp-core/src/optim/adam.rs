@@ -1,12 +1,15 @@
-//! Adam and AdamW (torch/optim/adam.py, adamw.py) on the fused kernels.
+//! Adam and AdamW (torch/optim/adam.py, adamw.py).
 
-use tch::{Kind, Tensor};
+use tch::Kind;
 
-use super::{BuildOptimizer, Optimizer, Rates, groups, require, zeros_like};
+use super::{
+    Rates, build_plainly,
+    engine::{Algorithm, Slot, SlotShape, StepTensors},
+    require,
+};
 use crate::{
     Result,
-    ffi::{self, AdamOptions, AdamTensors},
-    nn::Parameter,
+    ffi::{self, AdamStep},
 };
 
 /// Adam with decoupled weight decay; defaults are torch.optim.AdamW's.
@@ -20,11 +23,14 @@ pub struct AdamW {
     pub eps: f64,
     /// Each step takes lr·weight_decay of the weight away.
     pub weight_decay: f64,
+    /// Whether one kernel takes the whole step (torch's `fused=True`) or a few do, each over all
+    /// parameters (`foreach=True`). They differ in the last bit.
+    pub fused: bool,
 }
 
 impl Default for AdamW {
     fn default() -> Self {
-        Self { lr: 1e-3, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 1e-2 }
+        Self { lr: 1e-3, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 1e-2, fused: true }
     }
 }
 
@@ -39,102 +45,74 @@ pub struct Adam {
     pub eps: f64,
     /// weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
+    /// As [`AdamW::fused`].
+    pub fused: bool,
 }
 
 impl Default for Adam {
     fn default() -> Self {
-        Self { lr: 1e-3, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0 }
+        Self { lr: 1e-3, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0, fused: true }
     }
 }
 
-impl BuildOptimizer for AdamW {
-    fn build(&self, parameters: Vec<Parameter>) -> Result<Box<dyn Optimizer>> {
-        let Self { lr, betas, eps, weight_decay } = *self;
-        let options = AdamOptions { lr, betas, eps, weight_decay, decoupled: true };
-        Ok(Box::new(Running::new(options, parameters)?))
-    }
-}
+macro_rules! adam {
+    ($options:ident, $decoupled:literal) => {
+        impl Algorithm for $options {
+            const NAME: &'static str = stringify!($options);
 
-impl BuildOptimizer for Adam {
-    fn build(&self, parameters: Vec<Parameter>) -> Result<Box<dyn Optimizer>> {
-        let Self { lr, betas, eps, weight_decay } = *self;
-        let options = AdamOptions { lr, betas, eps, weight_decay, decoupled: false };
-        Ok(Box::new(Running::new(options, parameters)?))
-    }
-}
+            /// f16 holds the square of a gradient between 2⁻¹² and 2⁸ alone: below, the running
+            /// square is zero and the update is divided by eps; above, it is infinite and the
+            /// parameter never moves again (Lightning #20619).
+            fn widens(kind: Kind) -> Option<&'static str> {
+                (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
+            }
 
-/// f16 holds the square of a gradient between 2⁻¹² and 2⁸ alone: below, the running square is
-/// zero and the update is divided by eps; above, it is infinite and the parameter never moves
-/// again (Lightning #20619). So f16 parameters keep their running averages in f32 and are stepped
-/// in f32; only the result is rounded. Other dtypes keep theirs, as in PyTorch.
-struct Running {
-    options: AdamOptions,
-    parameters: Vec<Parameter>,
-    exp_avgs: Vec<Tensor>,
-    exp_avg_sqs: Vec<Tensor>,
-    /// f32, on the parameters' device, as the kernels want them.
-    steps: Vec<Tensor>,
-}
+            fn check(&self) -> Result<()> {
+                require(self.lr >= 0.0, "lr", self.lr, "at least 0")?;
+                require(self.eps >= 0.0, "eps", self.eps, "at least 0")?;
+                super::require_betas(self.betas)?;
+                require(self.weight_decay >= 0.0, "weight_decay", self.weight_decay, "at least 0")
+            }
 
-fn widens(kind: Kind) -> bool {
-    kind == Kind::Half
-}
+            fn slots(&self) -> Vec<Slot> {
+                // The fused kernel reads the count on the device, the foreach form on the host.
+                let shape = if self.fused { SlotShape::Scalar } else { SlotShape::HostScalar };
+                vec![
+                    Slot::like_parameter("exp_avg"),
+                    Slot::like_parameter("exp_avg_sq"),
+                    Slot { name: "step", shape },
+                ]
+            }
 
-impl Running {
-    fn new(options: AdamOptions, parameters: Vec<Parameter>) -> Result<Self> {
-        let (beta1, beta2) = options.betas;
-        require(options.lr >= 0.0, "lr", options.lr, "at least 0")?;
-        require(options.eps >= 0.0, "eps", options.eps, "at least 0")?;
-        require((0.0..1.0).contains(&beta1), "betas.0", beta1, "in [0, 1)")?;
-        require((0.0..1.0).contains(&beta2), "betas.1", beta2, "in [0, 1)")?;
-        let decay = options.weight_decay;
-        require(decay >= 0.0, "weight_decay", decay, "at least 0")?;
-        let zeros = || zeros_like(&parameters, widens);
-        let steps = parameters
-            .iter()
-            .map(|p| Tensor::f_zeros([], (Kind::Float, p.tensor.device())))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { exp_avgs: zeros()?, exp_avg_sqs: zeros()?, steps, options, parameters })
-    }
+            fn rates(&self) -> Rates {
+                Rates { lr: self.lr, momentum: Some(self.betas.0) }
+            }
 
-    /// Steps parameters of one dtype, given with their gradients and their places in the list.
-    fn step_on(&self, params: &[Tensor], grads: &[Tensor], places: &[usize]) -> Result<()> {
-        let pick = |from: &[Tensor]| -> Vec<Tensor> {
-            places.iter().map(|at| from[*at].shallow_clone()).collect()
-        };
-        let steps = pick(&self.steps);
-        ffi::foreach_add(&steps, 1.0)?;
-        let (exp_avgs, exp_avg_sqs) = (&pick(&self.exp_avgs), &pick(&self.exp_avg_sqs));
-        let tensors = AdamTensors { params, grads, exp_avgs, exp_avg_sqs, steps: &steps };
-        ffi::fused_adam(&tensors, &self.options)
-    }
-}
+            fn set_rates(&mut self, rates: Rates) {
+                self.lr = rates.lr;
+                self.betas.0 = rates.momentum.unwrap_or(self.betas.0);
+            }
 
-impl Optimizer for Running {
-    fn parameters(&self) -> &[Parameter] {
-        &self.parameters
-    }
-
-    fn step(&mut self) -> Result<()> {
-        for group in groups(&self.parameters)? {
-            group.step(widens, |params, grads, places| self.step_on(params, grads, places))?;
+            fn step(&self, tensors: &StepTensors<'_>) -> Result<()> {
+                let Self { lr, betas: (beta1, beta2), eps, weight_decay, fused } = *self;
+                let decoupled = $decoupled.into();
+                let options = AdamStep { lr, beta1, beta2, eps, weight_decay, decoupled };
+                step(tensors, &options, fused)
+            }
         }
-        Ok(())
-    }
 
-    fn rates(&self) -> Rates {
-        Rates { lr: self.options.lr, momentum: Some(self.options.betas.0) }
-    }
+        build_plainly!($options);
+    };
+}
 
-    fn set_rates(&mut self, rates: Rates) {
-        self.options.lr = rates.lr;
-        if let Some(momentum) = rates.momentum {
-            self.options.betas.0 = momentum;
-        }
-    }
+adam!(AdamW, true);
+adam!(Adam, false);
 
-    fn note(&self) -> Option<String> {
-        let half = self.parameters.iter().any(|p| widens(p.tensor.kind()));
-        half.then(|| "Adam steps in float32: float16 cannot hold a gradient's square".to_owned())
-    }
+fn step(tensors: &StepTensors<'_>, options: &AdamStep, fused: bool) -> Result<()> {
+    let StepTensors { params, grads, states, .. } = tensors;
+    let [exp_avgs, exp_avg_sqs, steps] = *states else {
+        unreachable!("Adam has three slots");
+    };
+    ffi::foreach_add(steps, 1.0)?;
+    ffi::adam([params, grads, exp_avgs, exp_avg_sqs, steps], options, fused)
 }

@@ -1,19 +1,32 @@
 //! Optimizers and learning-rate schedulers with torch.optim's rules, on fused kernels.
 
 mod adam;
+mod config;
+mod engine;
+mod groups;
+mod lion;
+mod rmsprop;
+mod saved;
+mod scheduled;
 mod scheduler;
 mod sgd;
+mod weight_update;
 
 pub use adam::{Adam, AdamW};
+pub use config::OptimizerConfig;
+pub use lion::Lion;
+pub use rmsprop::RmsProp;
+pub use scheduled::Scheduled;
 pub use scheduler::{
     BuildScheduler, CosineAnnealing, LinearLr, OneCycle, Rates, Scheduler, StepLr, WarmupCosine,
 };
 pub use sgd::Sgd;
+pub use weight_update::WeightUpdate;
 
+use groups::build_plainly;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 
-use crate::{Error, Result, ffi, nn::Parameter};
+use crate::{Error, Result, ffi, nn::Parameter, state::State};
 
 /// What [`configure_optimizers`](crate::LightningModule::configure_optimizers) may depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,80 +47,32 @@ pub enum Interval {
     Epoch,
 }
 
-/// An optimizer and, optionally, its schedule: options only, no state.
-pub struct OptimizerConfig {
-    optimizer: Box<dyn BuildOptimizer>,
-    scheduler: Option<(Box<dyn BuildScheduler>, Interval)>,
-}
-
-impl OptimizerConfig {
-    /// This optimizer at a constant rate.
-    pub fn new(optimizer: impl BuildOptimizer + 'static) -> Self {
-        Self { optimizer: Box::new(optimizer), scheduler: None }
-    }
-
-    /// Adds a schedule.
-    #[must_use]
-    pub fn with_scheduler(
-        mut self,
-        scheduler: impl BuildScheduler + 'static,
-        interval: Interval,
-    ) -> Self {
-        self.scheduler = Some((Box::new(scheduler), interval));
-        self
-    }
-
-    /// Builds both over `parameters`; the schedule's first rate is already set.
-    ///
-    /// # Errors
-    /// When an option is out of range or there is nothing to train.
-    pub fn build(self, parameters: Vec<Parameter>) -> Result<Scheduled> {
-        if parameters.is_empty() {
-            return Err(Error::config("the model has no parameters: give it at least one layer"));
-        }
-        let mut optimizer = self.optimizer.build(parameters)?;
-        let scheduler = match self.scheduler {
-            None => None,
-            Some((config, interval)) => {
-                let scheduler = config.build(optimizer.rates())?;
-                optimizer.set_rates(scheduler.rates());
-                Some((scheduler, interval))
-            }
-        };
-        Ok(Scheduled { optimizer, scheduler })
-    }
-}
-
-/// A built optimizer with its schedule.
-pub struct Scheduled {
-    /// The optimizer.
-    pub optimizer: Box<dyn Optimizer>,
-    scheduler: Option<(Box<dyn Scheduler>, Interval)>,
-}
-
-impl Scheduled {
-    /// Tells the schedule that an interval of this kind has passed.
-    pub fn advance(&mut self, passed: Interval) {
-        if let Some((scheduler, interval)) = &mut self.scheduler
-            && *interval == passed
-        {
-            scheduler.advance();
-            self.optimizer.set_rates(scheduler.rates());
-        }
-    }
-}
-
 /// Options of an optimizer that can be built over parameters.
 pub trait BuildOptimizer {
     /// Checks the options and makes the state.
     ///
     /// # Errors
+    /// When an option is out of range, or `update` is not for the parameters' dtype.
+    fn build_with(
+        &self,
+        parameters: Vec<Parameter>,
+        update: WeightUpdate,
+    ) -> Result<Box<dyn Optimizer>>;
+
+    /// [`build_with`](Self::build_with) PyTorch's way of updating weights.
+    ///
+    /// # Errors
     /// When an option is out of range.
-    fn build(&self, parameters: Vec<Parameter>) -> Result<Box<dyn Optimizer>>;
+    fn build(&self, parameters: Vec<Parameter>) -> Result<Box<dyn Optimizer>> {
+        self.build_with(parameters, WeightUpdate::default())
+    }
 }
 
 /// An optimizer with its parameters and state.
 pub trait Optimizer {
+    /// PyTorch's name, as `AdamW`.
+    fn name(&self) -> &'static str;
+
     /// The parameters, in order of declaration.
     fn parameters(&self) -> &[Parameter];
 
@@ -117,11 +82,26 @@ pub trait Optimizer {
     /// When the kernel fails.
     fn step(&mut self) -> Result<()>;
 
-    /// The current rates.
-    fn rates(&self) -> Rates;
+    /// The current rates of each parameter group; there is at least one.
+    fn rates(&self) -> Vec<Rates>;
 
-    /// Sets the rates of the next step.
-    fn set_rates(&mut self, rates: Rates);
+    /// Sets the rates of the next step, group by group.
+    fn set_rates(&mut self, rates: &[Rates]);
+
+    /// What a checkpoint needs: PyTorch's state by its names, then the parameter's
+    /// (`exp_avg/model.0.weight`), and the rates of each group. Tensors are handles: save them
+    /// before the next step.
+    ///
+    /// # Errors
+    /// When a rate is not finite.
+    fn state(&self) -> Result<State>;
+
+    /// Goes on from a saved state, which may have been saved on another device.
+    ///
+    /// # Errors
+    /// When a name, shape or dtype is another than this optimizer would save. Nothing is
+    /// changed then.
+    fn load_state(&mut self, state: &State) -> Result<()>;
 
     /// What was changed of the options for the parameters' dtype, to be shown to the user.
     fn note(&self) -> Option<String> {
@@ -145,96 +125,7 @@ fn require(holds: bool, option: &str, value: f64, range: &str) -> Result<()> {
     Err(Error::config(format!("optimizer: {option} is {value}, but must be {range}")))
 }
 
-/// The tensors of one fused call, grouped by dtype since a kernel takes one.
-#[derive(Default)]
-struct Group {
-    kind: Option<tch::Kind>,
-    params: Vec<Tensor>,
-    grads: Vec<Tensor>,
-    /// Places in the optimizer's parameter list.
-    index: Vec<usize>,
-}
-
-/// The parameters that have gradients, by dtype.
-fn groups(parameters: &[Parameter]) -> Result<Vec<Group>> {
-    let mut groups: Vec<Group> = Vec::new();
-    for (index, parameter) in parameters.iter().enumerate() {
-        let grad = parameter.tensor.f_grad()?;
-        if !grad.defined() {
-            continue;
-        }
-        let kind = Some(parameter.tensor.kind());
-        let at = groups.iter().position(|group| group.kind == kind).unwrap_or_else(|| {
-            groups.push(Group { kind, ..Default::default() });
-            groups.len() - 1
-        });
-        groups[at].params.push(parameter.tensor.shallow_clone());
-        groups[at].grads.push(grad);
-        groups[at].index.push(index);
-    }
-    Ok(groups)
-}
-
-/// Elements of 16-bit parameters that are widened to f32 at once: bounds the memory of the copies.
-const WIDENED: usize = 1 << 22;
-
-impl Group {
-    /// Steps the group: as it is, or on f32 copies if its dtype `widens`. `step` gets parameters,
-    /// gradients and their places in the optimizer's list.
-    fn step(
-        &self,
-        widens: fn(tch::Kind) -> bool,
-        mut step: impl FnMut(&[Tensor], &[Tensor], &[usize]) -> Result<()>,
-    ) -> Result<()> {
-        match self.kind.is_some_and(widens) {
-            true => self.widened(step),
-            false => step(&self.params, &self.grads, &self.index),
-        }
-    }
-
-    /// Steps on f32 copies of parameters and gradients, a part of them at a time, and rounds the
-    /// result: for what a 16-bit kernel cannot do. `step` gets the places of its part in the
-    /// optimizer's list.
-    fn widened(
-        &self,
-        mut step: impl FnMut(&[Tensor], &[Tensor], &[usize]) -> Result<()>,
-    ) -> Result<()> {
-        let mut rest = 0..self.params.len();
-        while !rest.is_empty() {
-            let mut elements = 0;
-            let part = rest.clone().take_while(|at| {
-                let fits = elements == 0 || elements + self.params[*at].numel() <= WIDENED;
-                elements += self.params[*at].numel();
-                fits
-            });
-            let part = rest.start..rest.start + part.count();
-            let widen = |narrow: &[Tensor]| -> Result<Vec<Tensor>> {
-                narrow[part.clone()].iter().map(wide).collect()
-            };
-            let (params, grads) = (widen(&self.params)?, widen(&self.grads)?);
-            step(&params, &grads, &self.index[part.clone()])?;
-            for (to, from) in self.params[part.clone()].iter().zip(&params) {
-                tch::no_grad(|| to.shallow_clone().f_copy_(from))?;
-            }
-            rest.start = part.end;
-        }
-        Ok(())
-    }
-}
-
-/// Zeros for each parameter's state: in f32 if its dtype `widens`, else in its own.
-fn zeros_like(parameters: &[Parameter], widens: fn(tch::Kind) -> bool) -> Result<Vec<Tensor>> {
-    let zeros = |parameter: &Parameter| {
-        let zeros = parameter.tensor.f_zeros_like()?;
-        match widens(zeros.kind()) {
-            true => wide(&zeros),
-            false => Ok(zeros.f_detach()?),
-        }
-    };
-    parameters.iter().map(zeros).collect()
-}
-
-/// A copy in f32, outside the graph.
-fn wide(tensor: &Tensor) -> Result<Tensor> {
-    Ok(tensor.f_detach()?.f_to_kind(tch::Kind::Float)?)
+fn require_betas((beta1, beta2): (f64, f64)) -> Result<()> {
+    require((0.0..1.0).contains(&beta1), "betas.0", beta1, "in [0, 1)")?;
+    require((0.0..1.0).contains(&beta2), "betas.1", beta2, "in [0, 1)")
 }

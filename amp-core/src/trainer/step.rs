@@ -42,7 +42,7 @@ impl<'a> StepRunner<'a> {
             false if config.skip_non_finite => GradScaler::checking(config.device)?,
             false => GradScaler::disabled(config.device)?,
         };
-        let lr = scheduled.optimizer.rates().lr;
+        let lr = scheduled.optimizer.rates()[0].lr;
         Ok(Self {
             config,
             policy,
@@ -155,7 +155,7 @@ impl<'a> StepRunner<'a> {
             Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
             None => {}
         }
-        self.lr = self.scheduled.optimizer.rates().lr;
+        self.lr = self.scheduled.optimizer.rates()[0].lr;
         let attempt = self.attempts();
         let scale = self.scaler.scale_value();
         let outcome = self.scaler.step(gradients, self.scheduled.optimizer.as_mut())?;

@@ -19,6 +19,7 @@ mod memory;
 mod metrics;
 mod optimizers;
 mod optimizers_f16;
+mod optimizers_resume;
 mod scaler;
 mod scaler_misuse;
 mod schedulers;

@@ -1,8 +1,8 @@
-//! Adam, AdamW and SGD against 200 recorded steps of torch.optim's fused kernels, bit for bit.
+//! Optimizers against 200 recorded steps of torch.optim, fused and foreach, bit for bit.
 
 use amp_core::{
     Result,
-    optim::{Adam, AdamW, BuildOptimizer, Rates, Sgd},
+    optim::{Adam, AdamW, BuildOptimizer, Lion, Rates, RmsProp, Sgd},
     tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;
@@ -19,19 +19,28 @@ use crate::support::{
 /// 10, 50 and 200 steps. The kernels differ in the last bit with the CPU's instructions, so the
 /// recording of the set that runs here is the one that counts.
 #[rstest]
-#[case::adamw("AdamW", 6)]
-#[case::adam("Adam", 4)]
-#[case::sgd("SGD", 5)]
-fn two_hundred_steps_have_torchs_bits(#[case] kind: &str, #[case] count: usize) -> Result<()> {
+#[case::adamw("AdamW", "fused", 6)]
+#[case::adam("Adam", "fused", 4)]
+#[case::sgd("SGD", "fused", 5)]
+#[case::adamw_foreach("AdamW", "foreach", 6)]
+#[case::adam_foreach("Adam", "foreach", 4)]
+#[case::sgd_foreach("SGD", "foreach", 5)]
+#[case::rmsprop("RMSprop", "foreach", 3)]
+fn two_hundred_steps_have_torchs_bits(
+    #[case] kind: &str,
+    #[case] way: &str,
+    #[case] count: usize,
+) -> Result<()> {
     let oracle = match kind {
         "AdamW" => oracle!("adamw.json"),
         _ => oracle!("optimizers.json"),
     };
+    let way = oracle["same_way"][way].as_str().unwrap_or(way);
     let ours = capability();
     let recorded = oracle["same_capability"][&ours].as_str().unwrap_or(&ours);
     let cases: Vec<&Value> = list(&oracle, "cases")
         .iter()
-        .filter(|case| text(case, "optimizer") == kind && text(case, "way") == "fused")
+        .filter(|case| text(case, "optimizer") == kind && text(case, "way") == way)
         .filter(|case| text(case, "capability") == recorded)
         .collect();
     assert_eq!(cases.len(), count, "every case recorded for {recorded} is replayed");
@@ -49,14 +58,14 @@ fn replay(oracle: &Value, case: &Value) -> Result<()> {
         .enumerate()
         .map(|(at, shape)| parameter(&format!("p{at}"), &lcg.tensor(shape, 128.0)));
     let mut optimizer = build(case)?.build(parameters.collect())?;
-    let first = optimizer.rates();
+    let first = optimizer.rates()[0];
     for step in 0..integer(oracle, "steps") {
         if text(case, "lr_rule") == "linear256" {
             let lr = first.lr * (256 - step) as f64 / 256.0;
-            optimizer.set_rates(Rates { lr, ..first });
+            optimizer.set_rates(&[Rates { lr, ..first }]);
         }
         if let Some(lr) = case["lr_first"].get(step as usize) {
-            assert_eq!(optimizer.rates().lr, parsed(lr));
+            assert_eq!(optimizer.rates()[0].lr, parsed(lr));
         }
         for (parameter, shape) in optimizer.parameters().iter().zip(&shapes) {
             let grad = lcg.tensor(shape, 64.0);
@@ -77,26 +86,46 @@ fn replay(oracle: &Value, case: &Value) -> Result<()> {
 }
 
 fn build(case: &Value) -> Result<Box<dyn BuildOptimizer>> {
-    let hyper = &case["hyper"];
+    let (hyper, fused) = (&case["hyper"], text(case, "way") == "fused");
     let (lr, weight_decay) = (number(hyper, "lr"), number(hyper, "weight_decay"));
     let betas = || (parsed(&hyper["betas"][0]), parsed(&hyper["betas"][1]));
     Ok(match text(case, "optimizer") {
-        "AdamW" => Box::new(AdamW { lr, betas: betas(), eps: number(hyper, "eps"), weight_decay }),
-        "Adam" => Box::new(Adam { lr, betas: betas(), eps: number(hyper, "eps"), weight_decay }),
+        "AdamW" => {
+            Box::new(AdamW { lr, betas: betas(), eps: number(hyper, "eps"), weight_decay, fused })
+        }
+        "Adam" => {
+            Box::new(Adam { lr, betas: betas(), eps: number(hyper, "eps"), weight_decay, fused })
+        }
+        "RMSprop" => Box::new(RmsProp {
+            lr,
+            alpha: number(hyper, "alpha"),
+            eps: number(hyper, "eps"),
+            weight_decay,
+            momentum: number(hyper, "momentum"),
+            centered: hyper["centered"] == true,
+        }),
         _ => Box::new(Sgd {
             lr,
             momentum: number(hyper, "momentum"),
             dampening: number(hyper, "dampening"),
             weight_decay,
             nesterov: hyper["nesterov"] == true,
+            fused,
         }),
     })
 }
 
-/// The defaults are torch.optim's.
+/// The defaults are torch.optim's, and Lion's those of its paper.
 #[test]
 fn the_defaults_are_torchs() {
     let (adamw, adam, sgd) = (AdamW::default(), Adam::default(), Sgd::default());
+    let RmsProp { lr, alpha, eps, weight_decay, momentum, centered } = RmsProp::default();
+    assert_eq!(
+        (lr, alpha, eps, weight_decay, momentum, centered),
+        (1e-2, 0.99, 1e-8, 0.0, 0.0, false)
+    );
+    let Lion { lr, betas, weight_decay } = Lion::default();
+    assert_eq!((lr, betas, weight_decay), (1e-4, (0.9, 0.99), 0.0));
     assert_eq!(
         (adamw.lr, adamw.betas, adamw.eps, adamw.weight_decay),
         (1e-3, (0.9, 0.999), 1e-8, 1e-2)
@@ -130,7 +159,16 @@ fn a_parameter_without_a_gradient_waits(#[case] options: &dyn BuildOptimizer) ->
 /// Gradients are the caller's: a step leaves them as they were, in every dtype.
 #[rstest]
 fn a_step_leaves_the_gradients(
-    #[values(&AdamW::default(), &Sgd::default())] options: &dyn BuildOptimizer,
+    #[values(
+        &AdamW::default(),
+        &AdamW { fused: false, ..Default::default() },
+        &Adam { fused: false, weight_decay: 0.1, ..Default::default() },
+        &Sgd::default(),
+        &Sgd { momentum: 0.9, nesterov: true, fused: false, ..Default::default() },
+        &RmsProp::default(),
+        &Lion::default()
+    )]
+    options: &dyn BuildOptimizer,
     #[values(Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16)] kind: Kind,
 ) -> Result<()> {
     let grad = Tensor::from_slice(&[0.5_f32, -3.0]).to_kind(kind);
@@ -171,6 +209,10 @@ fn one_optimizer_steps_several_dtypes() -> Result<()> {
 #[case(&Adam { betas: (0.9, -0.1), ..Default::default() }, "betas.1 is -0.1")]
 #[case(&Adam { weight_decay: -1.0, ..Default::default() }, "weight_decay is -1")]
 #[case(&Sgd { lr: -1.0, ..Default::default() }, "lr is -1")]
+#[case(&RmsProp { alpha: 1.5, ..Default::default() }, "alpha is 1.5, but must be in [0, 1]")]
+#[case(&RmsProp { momentum: -1.0, ..Default::default() }, "momentum is -1")]
+#[case(&Lion { betas: (0.9, 1.0), ..Default::default() }, "betas.1 is 1, but must be in [0, 1)")]
+#[case(&Lion { lr: -1.0, ..Default::default() }, "lr is -1")]
 #[case(&Sgd { momentum: -1.0, ..Default::default() }, "momentum is -1")]
 #[case(&Sgd { weight_decay: -1.0, ..Default::default() }, "weight_decay is -1")]
 #[case(&Sgd { nesterov: true, ..Default::default() }, "momentum is 0, but must be positive with nesterov")]

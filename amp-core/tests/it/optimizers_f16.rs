@@ -22,7 +22,7 @@ struct Reference {
 
 impl Reference {
     fn step(&mut self, grad: f64) {
-        let AdamW { lr, betas: (beta1, beta2), eps, weight_decay } = self.options;
+        let AdamW { lr, betas: (beta1, beta2), eps, weight_decay, .. } = self.options;
         let decay = weight_decay * self.weight;
         let grad = if self.decoupled { grad } else { grad + decay };
         self.step += 1;
@@ -52,14 +52,14 @@ fn f16_parameters_follow_adam_in_f64(
 ) -> Result<()> {
     const STEPS: i32 = 400;
     let options = AdamW { lr: 1e-3, weight_decay: 1e-2, ..Default::default() };
-    let AdamW { lr, betas, eps, weight_decay } = options;
+    let AdamW { lr, betas, eps, weight_decay, fused } = options;
     // One sign for the first element; two that alternate for the second, as noise does.
     let start = [0.5, -0.25];
     let start_tensor = Tensor::from_slice(&start).to_kind(Kind::Half);
     let parameters = vec![parameter("p", &start_tensor)];
     let mut optimizer = match decoupled {
         true => options.build(parameters)?,
-        false => Adam { lr, betas, eps, weight_decay }.build(parameters)?,
+        false => Adam { lr, betas, eps, weight_decay, fused }.build(parameters)?,
     };
     let mut reference = start.map(|weight| Reference {
         options,

@@ -128,7 +128,7 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
     let mut scheduled = OptimizerConfig::new(AdamW { lr: 1.0, ..Default::default() })
         .with_scheduler(schedule, Interval::Epoch)
         .build(vec![parameter("p", &Tensor::from_slice(&[1.0_f32]))])?;
-    let lr = |scheduled: &amp_core::optim::Scheduled| scheduled.optimizer.rates().lr;
+    let lr = |scheduled: &amp_core::optim::Scheduled| scheduled.optimizer.rates()[0].lr;
     assert_eq!(lr(&scheduled), 0.5);
     scheduled.advance(Interval::Step);
     assert_eq!(lr(&scheduled), 0.5);

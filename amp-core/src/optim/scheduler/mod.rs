@@ -2,7 +2,8 @@
 
 use std::f64::consts::PI;
 
-use crate::{Error, Result};
+use super::saved;
+use crate::{Error, Result, state::State};
 
 /// What a schedule sets.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,10 +29,21 @@ pub trait Scheduler {
     fn rates(&self) -> Rates;
     /// Moves on by one interval.
     fn advance(&mut self);
+    /// What a checkpoint needs.
+    ///
+    /// # Errors
+    /// When a rate is not finite.
+    fn state(&self) -> Result<State>;
+    /// Goes on from a saved state.
+    ///
+    /// # Errors
+    /// When the state is of another schedule. Nothing is changed then.
+    fn load_state(&mut self, state: &State) -> Result<()>;
 }
 
 /// A schedule whose rates follow from the number of intervals passed and the last rates.
 struct Rule<F> {
+    name: &'static str,
     next: F,
     rates: Rates,
     passed: i64,
@@ -46,10 +58,33 @@ impl<F: Fn(i64, Rates) -> Rates> Scheduler for Rule<F> {
         self.passed += 1;
         self.rates = (self.next)(self.passed, self.rates);
     }
+
+    fn state(&self) -> Result<State> {
+        let mut state = State::default();
+        state.put(saved::NAME, &self.name)?;
+        state.put(LAST_EPOCH, &self.passed)?;
+        saved::put_rates(&mut state, LAST, self.rates)?;
+        Ok(state)
+    }
+
+    fn load_state(&mut self, state: &State) -> Result<()> {
+        saved::same_layout(&self.state()?, state)?;
+        let (passed, rates) = (state.get(LAST_EPOCH)?, saved::get_rates(state, LAST)?);
+        (self.passed, self.rates) = (passed, rates);
+        Ok(())
+    }
 }
 
-fn rule(first: Rates, next: impl Fn(i64, Rates) -> Rates + 'static) -> Box<dyn Scheduler> {
-    Box::new(Rule { next, rates: first, passed: 0 })
+/// Intervals passed; PyTorch calls it so for steps too.
+const LAST_EPOCH: &str = "last_epoch";
+const LAST: &str = "last";
+
+fn rule(
+    name: &'static str,
+    first: Rates,
+    next: impl Fn(i64, Rates) -> Rates + 'static,
+) -> Box<dyn Scheduler> {
+    Box::new(Rule { name, next, rates: first, passed: 0 })
 }
 
 fn positive(name: &str, value: i64) -> Result<()> {
@@ -73,7 +108,7 @@ impl BuildScheduler for CosineAnnealing {
         positive("t_max", self.t_max)?;
         let Self { t_max, eta_min } = *self;
         let period = t_max as f64;
-        Ok(rule(base, move |t, last| {
+        Ok(rule("CosineAnnealingLR", base, move |t, last| {
             let lr = if (t - 1 - t_max) % (2 * t_max) == 0 {
                 last.lr + (base.lr - eta_min) * (1.0 - (PI / period).cos()) / 2.0
             } else {
@@ -132,7 +167,7 @@ impl BuildScheduler for OneCycle {
         }
         let cycle = *self;
         let cycles = base.momentum.is_some();
-        Ok(rule(cycle.at(0, cycles), move |t, _| cycle.at(t, cycles)))
+        Ok(rule("OneCycleLR", cycle.at(0, cycles), move |t, _| cycle.at(t, cycles)))
     }
 }
 
@@ -175,7 +210,7 @@ impl BuildScheduler for StepLr {
     fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>> {
         positive("step_size", self.step_size)?;
         let Self { step_size, gamma } = *self;
-        Ok(rule(base, move |t, last| {
+        Ok(rule("StepLR", base, move |t, last| {
             let lr = if t % step_size == 0 { last.lr * gamma } else { last.lr };
             Rates { lr, ..last }
         }))
@@ -204,7 +239,7 @@ impl BuildScheduler for LinearLr {
         positive("total_iters", self.total_iters)?;
         let Self { start_factor: start, end_factor: end, total_iters } = *self;
         let first = Rates { lr: base.lr * start, ..base };
-        Ok(rule(first, move |t, last| {
+        Ok(rule("LinearLR", first, move |t, last| {
             if t > total_iters {
                 return last;
             }
@@ -243,6 +278,9 @@ impl BuildScheduler for WarmupCosine {
             let progress = ((t - warmup_steps) as f64 / rest).min(1.0);
             base.lr * 0.5 * (1.0 + (PI * progress).cos())
         };
-        Ok(rule(Rates { lr: at(0), ..base }, move |t, last| Rates { lr: at(t), ..last }))
+        Ok(rule("WarmupCosine", Rates { lr: at(0), ..base }, move |t, last| Rates {
+            lr: at(t),
+            ..last
+        }))
     }
 }

@@ -1,0 +1,70 @@
+//! Lion (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", Algorithm 2).
+
+use tch::Kind;
+
+use super::{
+    Rates, build_plainly,
+    engine::{Algorithm, Slot, StepTensors},
+    require, require_betas,
+};
+use crate::{
+    Result,
+    ffi::{self, LionStep},
+};
+
+/// Every weight moves by lr, in the direction of the sign of an interpolation between the
+/// gradient and its running mean; defaults are the paper's. Its lr is 3 to 10 times smaller than
+/// AdamW's, its weight decay that many times larger.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lion {
+    /// Learning rate.
+    pub lr: f64,
+    /// The running mean's share in the interpolation, and its decay.
+    pub betas: (f64, f64),
+    /// Each step takes lr·weight_decay of the weight away.
+    pub weight_decay: f64,
+}
+
+impl Default for Lion {
+    fn default() -> Self {
+        Self { lr: 1e-4, betas: (0.9, 0.99), weight_decay: 0.0 }
+    }
+}
+
+impl Algorithm for Lion {
+    const NAME: &'static str = "Lion";
+
+    fn widens(kind: Kind) -> Option<&'static str> {
+        (kind == Kind::Half).then_some("float16 loses small gradients from the running mean")
+    }
+
+    fn check(&self) -> Result<()> {
+        require(self.lr >= 0.0, "lr", self.lr, "at least 0")?;
+        require_betas(self.betas)?;
+        require(self.weight_decay >= 0.0, "weight_decay", self.weight_decay, "at least 0")
+    }
+
+    fn slots(&self) -> Vec<Slot> {
+        vec![Slot::like_parameter("exp_avg")]
+    }
+
+    fn rates(&self) -> Rates {
+        Rates { lr: self.lr, momentum: Some(self.betas.0) }
+    }
+
+    fn set_rates(&mut self, rates: Rates) {
+        self.lr = rates.lr;
+        self.betas.0 = rates.momentum.unwrap_or(self.betas.0);
+    }
+
+    fn step(&self, tensors: &StepTensors<'_>) -> Result<()> {
+        let Self { lr, betas: (beta1, beta2), weight_decay } = *self;
+        let [exp_avgs] = tensors.states else {
+            unreachable!("Lion has one slot");
+        };
+        let options = LionStep { lr, beta1, beta2, weight_decay };
+        ffi::lion([tensors.params, tensors.grads, exp_avgs], &options)
+    }
+}
+
+build_plainly!(Lion);

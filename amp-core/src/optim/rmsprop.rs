@@ -1,0 +1,83 @@
+//! RMSprop (torch/optim/rmsprop.py).
+
+use tch::Kind;
+
+use super::{
+    Rates, build_plainly,
+    engine::{Algorithm, Slot, StepTensors},
+    require,
+};
+use crate::{
+    Result,
+    ffi::{self, RmspropStep},
+};
+
+/// Gradients divided by a running root mean square; defaults are torch.optim.RMSprop's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RmsProp {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the running square.
+    pub alpha: f64,
+    /// Added to the root of the running square.
+    pub eps: f64,
+    /// weight_decay·weight is added to the gradient.
+    pub weight_decay: f64,
+    /// Decay of the running sum of updates; 0 for none.
+    pub momentum: f64,
+    /// Whether the running square is reduced to the variance by the running mean.
+    pub centered: bool,
+}
+
+impl Default for RmsProp {
+    fn default() -> Self {
+        Self { lr: 1e-2, alpha: 0.99, eps: 1e-8, weight_decay: 0.0, momentum: 0.0, centered: false }
+    }
+}
+
+impl Algorithm for RmsProp {
+    const NAME: &'static str = "RMSprop";
+
+    fn widens(kind: Kind) -> Option<&'static str> {
+        (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
+    }
+
+    fn check(&self) -> Result<()> {
+        for (name, value) in [
+            ("lr", self.lr),
+            ("eps", self.eps),
+            ("momentum", self.momentum),
+            ("weight_decay", self.weight_decay),
+        ] {
+            require(value >= 0.0, name, value, "at least 0")?;
+        }
+        require((0.0..=1.0).contains(&self.alpha), "alpha", self.alpha, "in [0, 1]")
+    }
+
+    fn slots(&self) -> Vec<Slot> {
+        let momentum = (self.momentum > 0.0).then_some("momentum_buffer");
+        let centered = self.centered.then_some("grad_avg");
+        let names = [Some("square_avg"), momentum, centered];
+        names.into_iter().flatten().map(Slot::like_parameter).collect()
+    }
+
+    fn rates(&self) -> Rates {
+        Rates { lr: self.lr, momentum: (self.momentum > 0.0).then_some(self.momentum) }
+    }
+
+    fn set_rates(&mut self, rates: Rates) {
+        self.lr = rates.lr;
+        self.momentum = rates.momentum.unwrap_or(self.momentum);
+    }
+
+    fn step(&self, tensors: &StepTensors<'_>) -> Result<()> {
+        let Self { lr, alpha, eps, weight_decay, momentum, centered } = *self;
+        let options =
+            RmspropStep { lr, alpha, eps, weight_decay, momentum, centered: centered.into() };
+        let mut lists = vec![tensors.params, tensors.grads];
+        lists.extend(tensors.states.iter().map(Vec::as_slice));
+        ffi::rmsprop(&lists, &options)
+    }
+}
+
+build_plainly!(RmsProp);

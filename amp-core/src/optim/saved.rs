@@ -1,0 +1,70 @@
+//! The names under which optimizers and schedules save, and the check before anything is loaded.
+
+use std::mem::discriminant;
+
+use serde_json::Value;
+
+use super::Rates;
+use crate::{Error, Result, state::State};
+
+/// What kind of optimizer or schedule saved the state.
+pub(super) const NAME: &str = "name";
+/// f32 masters of 16-bit parameters.
+pub(super) const MASTER: &str = "master";
+/// Whether a parameter has been stepped.
+pub(super) const STARTED: &str = "started";
+
+/// Where a parameter group saves.
+pub(super) fn group(index: usize) -> String {
+    format!("param_groups/{index}")
+}
+
+pub(super) fn put_rates(state: &mut State, under: &str, rates: Rates) -> Result<()> {
+    state.put(format!("{under}/lr"), &rates.lr)?;
+    state.put(format!("{under}/momentum"), &rates.momentum)
+}
+
+pub(super) fn get_rates(state: &State, under: &str) -> Result<Rates> {
+    Ok(Rates {
+        lr: state.get(&format!("{under}/lr"))?,
+        momentum: state.get(&format!("{under}/momentum"))?,
+    })
+}
+
+/// Refuses a state that was saved by something else than what would save `own`: other names,
+/// shapes, dtypes or types of values.
+pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
+    let names = own.values().iter().filter(|(path, _)| path.rsplit('/').next() == Some(NAME));
+    for (path, own) in names {
+        if let (Some(own), Some(saved)) =
+            (own.as_str(), saved.values().get(path).and_then(Value::as_str))
+            && own != saved
+        {
+            return Err(Error::config(format!(
+                "the saved state is of {saved}, but {own} would load it: configure what was saved"
+            )));
+        }
+    }
+    for (name, tensor) in own.tensors() {
+        saved.tensor_like(name, tensor)?;
+    }
+    for (name, value) in own.values() {
+        let found: Value = saved.get(name)?;
+        let is_float = |value: &Value| value.as_number().is_some_and(serde_json::Number::is_f64);
+        if discriminant(value) != discriminant(&found) || is_float(value) != is_float(&found) {
+            return Err(Error::config(format!(
+                "state `{name}` is {found}, but a value like {value} is needed"
+            )));
+        }
+    }
+    let known = |name: &str| own.values().contains_key(name) || own.tensor(name).is_ok();
+    let mut names =
+        saved.tensors().map(|(name, _)| name).chain(saved.values().keys().map(String::as_str));
+    match names.find(|name| !known(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::config(format!(
+            "the saved state has `{name}`, which nothing here would load: the model or its \
+             optimizer is another"
+        ))),
+    }
+}

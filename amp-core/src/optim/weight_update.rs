@@ -1,0 +1,52 @@
+//! How 16-bit weights take an update that is finer than their spacing.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::Result;
+
+/// How an optimizer writes to 16-bit parameters (those of the `*-true` precisions).
+///
+/// bfloat16 has 8 significant bits, so a weight near 1 moves by at least 2⁻⁸ upwards or not at
+/// all: rounded to nearest, smaller updates are lost, however often they come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightUpdate {
+    /// As PyTorch: each update is rounded to the nearest weight, and the running averages have
+    /// the parameters' dtype where its kernels can work with that.
+    #[default]
+    RoundToNearest,
+    /// The optimizer steps f32 copies, kept beside the weights, which are those copies rounded.
+    /// The running averages are f32.
+    MasterWeights,
+    /// The step is taken in f32 and rounded up or down at random, so that the weight's
+    /// expectation is the f32 result. No copies are kept; the running averages are f32. For
+    /// bfloat16 alone. Draws from libtorch's generator of the parameters' device.
+    StochasticRounding,
+}
+
+/// Whether parameters of this dtype can be stepped in f32 instead.
+pub(super) fn is_half(kind: Kind) -> bool {
+    matches!(kind, Kind::Half | Kind::BFloat16)
+}
+
+/// A copy in f32, outside the graph.
+pub(super) fn wide(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.f_detach()?.f_to_kind(Kind::Float)?)
+}
+
+/// Writes f32 values into a tensor of its own dtype, rounded to nearest.
+pub(super) fn write(to: &Tensor, from: &Tensor) -> Result<()> {
+    tch::no_grad(|| to.shallow_clone().f_copy_(from))?;
+    Ok(())
+}
+
+/// Writes f32 values into a bf16 tensor, rounded up with the probability of the part that is cut
+/// off: 16 random bits are added below those that stay. An infinity or NaN stays what it is.
+pub(super) fn write_stochastically(to: &Tensor, from: &Tensor) -> Result<()> {
+    let bits = from.f_view_dtype(Kind::Int)?;
+    let noise = bits.f_randint_like(1 << 16)?;
+    // Cleared, since the cast to bf16 would round them again.
+    let rounded = bits.f_add(&noise)?.f_bitwise_and(-(1_i64 << 16))?;
+    write(to, &rounded.f_view_dtype(Kind::Float)?)
+}

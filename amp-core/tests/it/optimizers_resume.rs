@@ -1,0 +1,199 @@
+//! What optimizers and schedules save, and going on from it.
+
+use amp_core::{
+    Result,
+    optim::{
+        Adam, AdamW, BuildOptimizer, CosineAnnealing, Interval, LinearLr, Lion, OneCycle,
+        OptimizerConfig, RmsProp, Scheduled, Sgd, StepLr, WarmupCosine,
+    },
+    state::State,
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{bits::bits, device, message, oracle::Lcg, parameter, set_gradients};
+
+const SHAPES: [&[i64]; 3] = [&[3, 5], &[5], &[2, 2, 2]];
+
+fn optimizer(kind: &str) -> OptimizerConfig {
+    match kind {
+        "adamw" => OptimizerConfig::new(AdamW::default()),
+        "adamw_foreach" => OptimizerConfig::new(AdamW { fused: false, ..Default::default() }),
+        "adam" => OptimizerConfig::new(Adam::default()),
+        "sgd" => OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() }),
+        "sgd_damped" => OptimizerConfig::new(Sgd {
+            lr: 0.1,
+            momentum: 0.9,
+            dampening: 0.5,
+            ..Default::default()
+        }),
+        "rmsprop" => {
+            OptimizerConfig::new(RmsProp { momentum: 0.9, centered: true, ..Default::default() })
+        }
+        "lion" => OptimizerConfig::new(Lion { weight_decay: 0.1, ..Default::default() }),
+        other => panic!("no optimizer is called {other}"),
+    }
+}
+
+fn schedule(kind: &str, config: OptimizerConfig) -> OptimizerConfig {
+    match kind {
+        "constant" => config,
+        "cosine" => {
+            config.with_scheduler(CosineAnnealing { t_max: 30, eta_min: 1e-5 }, Interval::Step)
+        }
+        "one_cycle" => config.with_scheduler(
+            OneCycle { max_lr: 0.1, total_steps: 200, ..Default::default() },
+            Interval::Step,
+        ),
+        "step" => config.with_scheduler(StepLr { step_size: 7, gamma: 0.9 }, Interval::Step),
+        "linear" => config
+            .with_scheduler(LinearLr { total_iters: 150, ..Default::default() }, Interval::Step),
+        "warmup_cosine" => config
+            .with_scheduler(WarmupCosine { warmup_steps: 20, total_steps: 200 }, Interval::Step),
+        other => panic!("no schedule is called {other}"),
+    }
+}
+
+fn built(config: OptimizerConfig, values: &[Tensor]) -> Result<Scheduled> {
+    let parameters = values.iter().enumerate().map(|(at, v)| parameter(&format!("layer.{at}"), v));
+    config.build(parameters.collect())
+}
+
+fn start(kind: Kind) -> Vec<Tensor> {
+    let mut lcg = Lcg(3);
+    SHAPES.iter().map(|shape| lcg.tensor(shape, 128.0).to_kind(kind).to_device(device())).collect()
+}
+
+/// Takes these steps with recorded-like gradients; the last parameter gets its first one in the
+/// hundredth step, so that a state can be saved in which it has none yet.
+fn train(scheduled: &mut Scheduled, steps: std::ops::Range<u64>) -> Result<()> {
+    for step in steps {
+        let mut lcg = Lcg(1000 + step);
+        let grads: Vec<Option<Tensor>> = scheduled
+            .optimizer
+            .parameters()
+            .iter()
+            .enumerate()
+            .map(|(at, p)| {
+                let grad = lcg.tensor(&p.tensor.size(), 64.0);
+                let grad = grad.to_kind(p.tensor.kind()).to_device(p.tensor.device());
+                (at < 2 || step >= 100).then_some(grad)
+            })
+            .collect();
+        set_gradients(scheduled.optimizer.as_mut(), &grads);
+        scheduled.optimizer.step()?;
+        scheduled.advance(Interval::Step);
+    }
+    Ok(())
+}
+
+fn weights(scheduled: &Scheduled) -> Vec<Tensor> {
+    let parameters = scheduled.optimizer.parameters().iter();
+    parameters.map(|parameter| parameter.tensor.detach().copy()).collect()
+}
+
+/// The state as a file keeps it: its own tensors on the CPU, its values as JSON text.
+fn through_a_file(state: &State) -> State {
+    let mut read = State::default();
+    for (name, tensor) in state.tensors() {
+        read.put_tensor(name, &tensor.to_device(Device::Cpu).copy());
+    }
+    for (name, value) in state.values() {
+        let text = serde_json::to_string(value).expect("JSON");
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        read.put(name, &value).expect("a value again");
+    }
+    read
+}
+
+/// 200 steps, and 100, saving, loading into a new optimizer and another 100: the same bits in
+/// every weight, in all state and in the rates.
+#[rstest]
+fn going_on_from_a_saved_state_is_not_having_stopped(
+    #[values("adamw", "adamw_foreach", "adam", "sgd", "sgd_damped", "rmsprop", "lion")] kind: &str,
+    #[values("constant", "cosine", "one_cycle", "step", "linear", "warmup_cosine")] rates: &str,
+    #[values(Kind::Float, Kind::Double, Kind::BFloat16, Kind::Half)] dtype: Kind,
+) -> Result<()> {
+    let config = || schedule(rates, optimizer(kind));
+    let mut straight = built(config(), &start(dtype))?;
+    train(&mut straight, 0..200)?;
+
+    let mut first = built(config(), &start(dtype))?;
+    train(&mut first, 0..100)?;
+    let saved = through_a_file(&first.state()?);
+    let mut second = built(config(), &weights(&first))?;
+    second.load_state(&saved)?;
+    train(&mut second, 100..200)?;
+
+    for (one, other) in weights(&straight).iter().zip(weights(&second)) {
+        assert_eq!(bits(one), bits(&other), "weights");
+    }
+    let (one, other) = (straight.state()?, second.state()?);
+    assert_eq!(one.values(), other.values());
+    assert_eq!(one.tensors().count(), other.tensors().count());
+    for (name, tensor) in one.tensors() {
+        assert_eq!(bits(tensor), bits(other.tensor(name)?), "{name}");
+    }
+    Ok(())
+}
+
+/// The names are PyTorch's state keys, then the parameter's dotted name.
+#[test]
+fn state_is_named_as_in_pytorch() -> Result<()> {
+    let adam = built(schedule("cosine", optimizer("adamw")), &start(Kind::Float))?.state()?;
+    let names: Vec<&str> = adam.tensors().map(|(name, _)| name).collect();
+    let expected = ["exp_avg", "exp_avg_sq", "step"]
+        .into_iter()
+        .flat_map(|slot| (0..3).map(move |at| format!("optimizer/{slot}/layer.{at}")));
+    assert_eq!(names, expected.collect::<Vec<_>>());
+    assert_eq!(adam.get::<f64>("optimizer/param_groups/0/lr")?, 1e-3);
+    assert_eq!(adam.get::<f64>("optimizer/param_groups/0/momentum")?, 0.9);
+    assert_eq!(adam.get::<i64>("scheduler/0/last_epoch")?, 0);
+    let sgd = built(optimizer("sgd_damped"), &start(Kind::Float))?.state()?;
+    assert_eq!(sgd.tensor("optimizer/momentum_buffer/layer.0")?.size(), [3, 5]);
+    Ok(())
+}
+
+/// A state that does not fit is refused before anything is changed.
+#[rstest]
+#[case::another_optimizer("adam", "constant", SHAPES.to_vec(), Kind::Float, "is of Adam, but AdamW would load it")]
+#[case::another_schedule("adamw", "step", SHAPES.to_vec(), Kind::Float, "of StepLR, but CosineAnnealingLR")]
+#[case::no_schedule("adamw", "constant", SHAPES.to_vec(), Kind::Float, "has no `scheduler/0/name`")]
+#[case::a_parameter_less("adamw", "cosine", SHAPES[..2].to_vec(), Kind::Float, "has no `optimizer/exp_avg/layer.2`")]
+#[case::another_dtype("adamw", "cosine", SHAPES.to_vec(), Kind::Double, "`optimizer/exp_avg/layer.0` is Double")]
+#[case::another_shape("adamw", "cosine", vec![[5, 3].as_slice(), &[5], &[2, 2, 2]], Kind::Float, "is Float [5, 3], but Float [3, 5] is needed")]
+#[case::a_parameter_more("adamw", "cosine", [&SHAPES[..], &[&[1]]].concat(), Kind::Float, "has `optimizer/exp_avg/layer.3`")]
+fn another_state_is_refused_and_changes_nothing(
+    #[case] kind: &str,
+    #[case] rates: &str,
+    #[case] shapes: Vec<&[i64]>,
+    #[case] dtype: Kind,
+    #[case] says: &str,
+) -> Result<()> {
+    let values: Vec<Tensor> =
+        shapes.iter().map(|shape| Tensor::ones(*shape, (dtype, device()))).collect();
+    let mut other = built(schedule(rates, optimizer(kind)), &values)?;
+    train(&mut other, 0..3)?;
+    let mut loading = built(schedule("cosine", optimizer("adamw")), &start(Kind::Float))?;
+    train(&mut loading, 0..2)?;
+    let before = through_a_file(&loading.state()?);
+    let said = message(loading.load_state(&other.state()?));
+    assert!(said.contains(says), "{said}");
+    let after = loading.state()?;
+    assert_eq!(before.values(), after.values());
+    for (name, tensor) in before.tensors() {
+        assert_eq!(bits(tensor), bits(after.tensor(name)?), "{name}");
+    }
+    Ok(())
+}
+
+/// A value of another type is refused too.
+#[test]
+fn a_value_of_another_type_is_refused() -> Result<()> {
+    let mut optimizer = AdamW::default().build(vec![parameter("p", &Tensor::from(1.0_f32))])?;
+    let mut state = optimizer.state()?;
+    state.put("param_groups/0/lr", &"fast")?;
+    let said = message(optimizer.load_state(&state));
+    assert!(said.contains("`param_groups/0/lr` is \"fast\", but a value like 0.001"), "{said}");
+    Ok(())
+}

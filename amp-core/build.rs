@@ -15,7 +15,13 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .flag("-Wall")
         .flag("-Wno-unused-parameter")
-        .files(["csrc/amp.cpp", "csrc/checkpoint.cpp", "csrc/device.cpp", "csrc/optim.cpp"])
+        .files([
+            "csrc/amp.cpp",
+            "csrc/checkpoint.cpp",
+            "csrc/device.cpp",
+            "csrc/optim.cpp",
+            "csrc/run.cpp",
+        ])
         .compile("amp_shim");
     println!("cargo:rustc-link-lib=dl");
 }

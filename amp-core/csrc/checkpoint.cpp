@@ -10,11 +10,11 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 
 #include "guard.h"
+#include "random.h"
 
 namespace {
 
@@ -38,23 +38,6 @@ struct Module {
     if (output == nullptr) throw std::runtime_error("recomputing a checkpoint: " + failure);
     return *output;
   }
-};
-
-// The state of a random generator, so that dropout drops the same elements again.
-struct Random {
-  at::Generator generator;
-  at::Tensor state;
-
-  static at::Tensor read(at::Generator& generator) {
-    std::lock_guard<std::mutex> lock(generator.mutex());
-    return generator.get_state();
-  }
-  void write(const at::Tensor& to) {
-    std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.set_state(to);
-  }
-  explicit Random(c10::Device device)
-      : generator(at::globalContext().defaultGenerator(device)), state(read(generator)) {}
 };
 
 struct Autocast {
@@ -84,13 +67,13 @@ class Surroundings {
   auto restore(c10::Device device, Body&& body) {
     struct Outer {
       Autocast autocast;
-      Random random;
+      amp::Random random;
       ~Outer() {
         random.write(random.state);
         if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
         autocast.set();
       }
-    } outer{Autocast(device.type()), Random(device)};
+    } outer{Autocast(device.type()), amp::Random(device)};
     at::autocast::increment_nesting();
     autocast_.set();
     random_.write(random_.state);
@@ -99,7 +82,7 @@ class Surroundings {
 
  private:
   Autocast autocast_;
-  Random random_;
+  amp::Random random_;
 };
 
 struct CheckpointNode : torch::autograd::Node {

@@ -30,7 +30,10 @@ pub enum Error {
     /// A run did not compute in the dtypes its precision promises.
     #[error("{0}")]
     Precision(String),
-    /// The scaler's methods were called out of order.
+    /// A run was ended since a step was not finite; the text names the first place.
+    #[error("{0}")]
+    NonFinite(String),
+    /// The scaler's methods were called out of order, or its scale fell too low.
     #[error("grad scaler: {0}")]
     Scaler(String),
 }
@@ -47,6 +50,18 @@ impl Error {
     /// Wraps an I/O error with the file it happened to.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }
+    }
+
+    /// Whether a device, or the host, has no room left. libtorch says so in the text alone, since
+    /// the type of its exception is lost on the way here.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::In { source, .. } => source.is_out_of_memory(),
+            Self::Torch(text) => {
+                ["out of memory", "can't allocate memory"].iter().any(|sign| text.contains(sign))
+            }
+            _ => false,
+        }
     }
 
     /// Names the module an error came from; the innermost name wins, since its path is whole.

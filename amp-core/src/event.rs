@@ -4,7 +4,15 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, hardware::Fingerprint, log::Logged, precision::Precision, probe::Observed};
+use crate::{
+    Result,
+    hardware::Fingerprint,
+    log::Logged,
+    precision::Precision,
+    probe::Observed,
+    provenance::Provenance,
+    trainer::{Profile, Recovery},
+};
 
 /// A moment of a run, in the order they are emitted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,13 +37,14 @@ pub enum Event {
         global_step: u64,
     },
     /// A step was not applied because a gradient was not finite.
-    Skipped {
-        /// Optimizer steps attempted before this one.
+    Skipped(Skipped),
+    /// The trainer did something so that the run could go on.
+    Recovered {
+        /// Optimizer steps attempted so far.
         attempt: u64,
-        /// The first parameter whose gradient is not finite.
-        culprit: Option<String>,
-        /// The scale it was tried with.
-        scale: f64,
+        /// What it did.
+        #[serde(flatten)]
+        recovery: Recovery,
     },
     /// The scale moved.
     Scale {
@@ -51,18 +60,11 @@ pub enum Event {
         /// The values.
         values: Vec<Logged>,
     },
-    /// A step was profiled.
-    Profiled {
-        /// From 0.
-        epoch: i64,
-        /// From 0, in the epoch.
-        batch: i64,
-        /// What was measured.
-        phases: Phases,
-    },
+    /// A step was profiled. Told when the device has done it, some steps later.
+    Profiled(Profile),
     /// An epoch with its validation has ended.
     EpochEnd(EpochEnd),
-    /// A callback saved the model.
+    /// The run was saved for a callback.
     Saved {
         /// The file.
         path: PathBuf,
@@ -76,17 +78,37 @@ pub enum Event {
     FitEnd(FitEnd),
 }
 
-/// Wall-clock seconds of a step's phases, over all batches it accumulates, and the memory held.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Phases {
-    /// Forward pass and loss.
-    pub forward: f64,
-    /// Backward pass.
-    pub backward: f64,
-    /// Unscaling, hooks, clipping, optimizer step and scaler update.
-    pub optimizer: f64,
-    /// The most tensor bytes held at the end of a phase; CUDA only.
-    pub memory: Option<u64>,
+/// A step that was not applied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Optimizer steps attempted before this one.
+    pub attempt: u64,
+    /// The first parameter, in order of declaration, whose gradient is not finite.
+    pub culprit: Option<String>,
+    /// The scale it was tried with.
+    pub scale: f64,
+    /// Where it began, when that was looked for and found.
+    pub provenance: Option<Provenance>,
+}
+
+impl Skipped {
+    /// Why it was skipped, as far as is known.
+    pub fn cause(&self) -> String {
+        match (&self.provenance, &self.culprit) {
+            (Some(found), _) => found.to_string(),
+            (None, Some(culprit)) => format!("the gradient of `{culprit}` is not finite"),
+            (None, None) => "a gradient is not finite".to_owned(),
+        }
+    }
+}
+
+/// Where training is: the next batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Position {
+    /// From 0.
+    pub epoch: i64,
+    /// From 0, in the epoch.
+    pub batch: i64,
 }
 
 /// What a run is.
@@ -111,6 +133,8 @@ pub struct FitStart {
     pub max_epochs: i64,
     /// Batches in an epoch.
     pub batches_per_epoch: i64,
+    /// Where it goes on, when it was resumed from a checkpoint.
+    pub resumed: Option<Position>,
 }
 
 /// The figures of an epoch.

@@ -1,15 +1,19 @@
 //! Files that appear whole or not at all.
 
 use std::{
-    fs::{File, Permissions},
+    fs::{self, File, Permissions},
     io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process,
 };
 
 use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
+
+/// What the name of an unfinished file begins with, before its process.
+const UNFINISHED: &str = ".unfinished-";
 
 /// A place reserved beside `path`. Make it before the work whose result it is to hold: a folder
 /// that cannot be written to is then found before the work and not after it.
@@ -26,6 +30,7 @@ impl Staged {
     /// When the folder is missing or cannot be written to.
     pub fn create(path: &Path) -> Result<Self> {
         let file = tempfile::Builder::new()
+            .prefix(&format!("{UNFINISHED}{}-", process::id()))
             // As for any new file: what the umask leaves of this.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder(path)?)
@@ -47,6 +52,25 @@ impl Staged {
         let folder = folder(&self.path)?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
+}
+
+/// Removes from `folder` the unfinished files of processes that are gone, killed while they wrote.
+///
+/// # Errors
+/// When the folder cannot be read, or a file not be removed.
+pub fn remove_abandoned(folder: &Path) -> Result<()> {
+    let failed = |error| Error::io(folder, error);
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let writer = name.to_str().and_then(|name| name.strip_prefix(UNFINISHED)?.split_once('-'));
+        if let Some((process, _)) = writer
+            && !Path::new("/proc").join(process).exists()
+        {
+            fs::remove_file(entry.path()).map_err(|error| Error::io(entry.path(), error))?;
+        }
+    }
+    Ok(())
 }
 
 /// The folder a file stands in.

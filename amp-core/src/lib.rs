@@ -5,8 +5,11 @@
 mod error;
 mod ffi;
 mod module;
+mod random;
+mod tensor_file;
 
 pub mod callback;
+pub mod checkpoint;
 pub mod convert;
 pub mod data;
 pub mod event;
@@ -21,6 +24,7 @@ pub mod nn;
 pub mod optim;
 pub mod precision;
 pub mod probe;
+pub mod provenance;
 pub mod record;
 pub mod state;
 pub mod trainer;

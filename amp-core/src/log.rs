@@ -1,11 +1,12 @@
 //! What steps log: sums on the device, read back at the logging interval and the epoch's end.
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error, Result,
     metric::{Metric, Reduction},
+    state::State,
 };
 
 /// When a value is reported; the names are Lightning's.
@@ -103,10 +104,7 @@ impl Log {
         weight: f64,
     ) -> Result<()> {
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == name) {
-            let _ = entry.counts.f_add_(&counts)?;
-            entry.weight += weight;
-            entry.latest = (counts, weight);
-            return Ok(());
+            return entry.add(counts, weight);
         }
         self.entries.push(Entry {
             name: name.to_owned(),
@@ -117,6 +115,55 @@ impl Log {
             latest: (counts, weight),
         });
         Ok(())
+    }
+
+    /// Takes in what one batch logged, perhaps in parts.
+    pub(crate) fn merge(&mut self, batch: Self) -> Result<()> {
+        for entry in batch.entries {
+            match self.entries.iter_mut().find(|own| own.name == entry.name) {
+                Some(own) => own.add(entry.counts, entry.weight)?,
+                None => {
+                    let latest = (entry.counts.f_detach_copy()?, entry.weight);
+                    self.entries.push(Entry { latest, ..entry });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The sums so far, to go on from.
+    pub(crate) fn state(&self) -> Result<State> {
+        let mut state = State::default();
+        let names: Vec<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();
+        state.put("names", &names)?;
+        for entry in &self.entries {
+            let mut part = State::default();
+            part.put("options", &entry.options)?;
+            part.put("reduction", &entry.reduction)?;
+            part.put("weights", &(entry.weight, entry.latest.1))?;
+            part.put_tensor("counts", &entry.counts);
+            part.put_tensor("latest", &entry.latest.0);
+            state.put_part(&entry.name, part);
+        }
+        Ok(state)
+    }
+
+    /// The log that was saved, on `device`.
+    pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
+        let entry = |name: String| -> Result<Entry> {
+            let part = state.part(&name);
+            let (weight, latest) = part.get("weights")?;
+            Ok(Entry {
+                options: part.get("options")?,
+                reduction: part.get("reduction")?,
+                counts: part.tensor("counts")?.f_to_device(device)?,
+                weight,
+                latest: (part.tensor("latest")?.f_to_device(device)?, latest),
+                name,
+            })
+        };
+        let names: Vec<String> = state.get("names")?;
+        Ok(Self { entries: names.into_iter().map(entry).collect::<Result<_>>()? })
     }
 
     /// Reads the latest batch's values.
@@ -139,6 +186,13 @@ impl Log {
 }
 
 impl Entry {
+    fn add(&mut self, counts: Tensor, weight: f64) -> Result<()> {
+        let _ = self.counts.f_add_(&counts)?;
+        self.weight += weight;
+        self.latest = (counts, weight);
+        Ok(())
+    }
+
     fn read(&self, counts: &Tensor, weight: f64) -> Result<Logged> {
         let counts = Vec::<f64>::try_from(&counts.f_reshape([-1])?)?;
         Ok(Logged {

@@ -1,6 +1,6 @@
 //! [`LightningModule`]: what the derive generates and the trainer drives.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::{
     Result,
@@ -8,8 +8,9 @@ use crate::{
     log::{Log, LogOptions},
     metric::Metric,
     nn::{Context, Module},
-    optim::{OptimizerConfig, TrainingPlan},
+    optim::{OptimizerConfig, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
+    state::State,
 };
 
 /// Hyperparameters by name, as saved beside weights.
@@ -111,6 +112,25 @@ pub trait LightningModule: Module {
         Ok(())
     }
 
+    /// Adds what the model needs besides its tensors to a checkpoint.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn on_save_checkpoint(&self, state: &mut State) -> Result<()> {
+        let _ = state;
+        Ok(())
+    }
+
+    /// Takes back what [`on_save_checkpoint`](Self::on_save_checkpoint) added; the tensors are
+    /// there already.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn on_load_checkpoint(&mut self, state: &State) -> Result<()> {
+        let _ = state;
+        Ok(())
+    }
+
     /// After the last epoch.
     ///
     /// # Errors
@@ -128,10 +148,18 @@ pub struct Hook<'a> {
     pub global_step: u64,
     /// The loss scale; `None` where the precision has none.
     pub scale: Option<f64>,
+    /// Where the run computes.
+    pub device: Device,
+    pub(crate) optimizers: &'a [Scheduled],
     pub(crate) log: &'a mut Log,
 }
 
 impl Hook<'_> {
+    /// The optimizers with their schedules.
+    pub fn optimizers(&self) -> &[Scheduled] {
+        self.optimizers
+    }
+
     /// Logs a scalar; nothing is read back to the host here.
     ///
     /// # Errors

@@ -10,8 +10,8 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error, Result,
-    nn::{Op, Parameter, Probe},
-    precision::{Precision, RegionPlan, dtype_name},
+    nn::{Call, Op, Parameter, Probe},
+    precision::{Precision, dtype_name},
 };
 
 /// The dtypes one training step was seen to use, by PyTorch's names.
@@ -34,9 +34,10 @@ pub(crate) struct DtypeProbe {
 }
 
 impl Probe for DtypeProbe {
-    fn output(&self, path: &str, op: Op, plan: RegionPlan, output: &Tensor) {
-        if op == Op::Matmul {
-            self.seen.borrow_mut().insert(path.to_owned(), (plan.compute, output.kind()));
+    fn ran(&self, call: &Call<'_>) {
+        if call.op == Op::Matmul {
+            let seen = (call.plan.compute, call.output.kind());
+            self.seen.borrow_mut().insert(call.path.to_owned(), seen);
         }
     }
 }
@@ -46,11 +47,11 @@ impl DtypeProbe {
     ///
     /// # Errors
     /// When a dtype is not the one the precision's name promises.
-    pub(crate) fn finish(
+    pub(crate) fn finish<'p>(
         &self,
         precision: Precision,
         loss: &Tensor,
-        parameters: &[Parameter],
+        parameters: impl Iterator<Item = &'p Parameter>,
     ) -> Result<Observed> {
         let name = |kind| dtype_name(kind).to_owned();
         let mut observed = Observed { loss: name(loss.kind()), ..Default::default() };
@@ -68,8 +69,10 @@ impl DtypeProbe {
             observed.matmul.insert(name(*seen));
         }
         let mut plain = false;
+        let mut first = None;
         for parameter in parameters {
             let kind = parameter.tensor.kind();
+            first.get_or_insert(parameter);
             plain |= kind == precision.storage();
             observed.parameters.insert(name(kind));
             let grad = parameter.tensor.f_grad()?;
@@ -77,7 +80,7 @@ impl DtypeProbe {
                 observed.gradients.insert(name(grad.kind()));
             }
         }
-        if let (false, Some(first)) = (plain, parameters.first()) {
+        if let (false, Some(first)) = (plain, first) {
             let what = format!("the parameter `{}`", first.name);
             return Err(mismatch(&what, precision.storage(), first.tensor.kind()));
         }

@@ -4,21 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Result,
-    event::{EpochEnd, Event, FitEnd, FitStart, Phases, Subscriber},
+    event::{EpochEnd, Event, FitEnd, FitStart, Skipped, Subscriber},
     memory::Memory,
     probe::Observed,
+    trainer::{Profile, Recovery},
 };
-
-/// A skipped step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Skip {
-    /// Optimizer steps attempted before.
-    pub attempt: u64,
-    /// The first parameter whose gradient was not finite.
-    pub culprit: Option<String>,
-    /// The scale it was tried with.
-    pub scale: f64,
-}
 
 /// Everything kept of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,13 +21,15 @@ pub struct RunRecord {
     /// The epochs.
     pub epochs: Vec<EpochEnd>,
     /// The steps that were not applied.
-    pub skips: Vec<Skip>,
+    pub skips: Vec<Skipped>,
     /// The scale's changes: after how many attempted steps, and to what.
     pub scales: Vec<(u64, f64)>,
+    /// What was done so that the run could go on: after how many attempted steps, and what.
+    pub recoveries: Vec<(u64, Recovery)>,
     /// What the user was told.
     pub notes: Vec<String>,
     /// The profiled steps.
-    pub profile: Vec<Phases>,
+    pub profile: Vec<Profile>,
     /// How it ended.
     pub end: FitEnd,
     /// Peak memory, when it was measured.
@@ -57,10 +49,11 @@ pub struct Recorder {
     start: Option<FitStart>,
     observed: Observed,
     epochs: Vec<EpochEnd>,
-    skips: Vec<Skip>,
+    skips: Vec<Skipped>,
     scales: Vec<(u64, f64)>,
+    recoveries: Vec<(u64, Recovery)>,
     notes: Vec<String>,
-    profile: Vec<Phases>,
+    profile: Vec<Profile>,
     end: Option<FitEnd>,
 }
 
@@ -70,16 +63,16 @@ impl Subscriber for Recorder {
             Event::FitStart(start) => self.start = Some(start.clone()),
             Event::Note { text } => self.notes.push(text.clone()),
             Event::Observed(observed) => self.observed = observed.clone(),
-            Event::Skipped { attempt, culprit, scale } => {
-                let (attempt, scale) = (*attempt, *scale);
-                self.skips.push(Skip { attempt, culprit: culprit.clone(), scale });
+            Event::Skipped(skipped) => self.skips.push(skipped.clone()),
+            Event::Recovered { attempt, recovery } => {
+                self.recoveries.push((*attempt, recovery.clone()));
             }
             Event::Scale { attempt, scale } => self.scales.push((*attempt, *scale)),
             Event::EpochEnd(epoch) => self.epochs.push(epoch.clone()),
             Event::FitEnd(end) => self.end = Some(end.clone()),
             Event::Stopped { reason } => self.notes.push(format!("stopped early: {reason}")),
             Event::Batch { .. } | Event::Logged { .. } | Event::Saved { .. } => {}
-            Event::Profiled { phases, .. } => self.profile.push(*phases),
+            Event::Profiled(profile) => self.profile.push(profile.clone()),
         }
         Ok(())
     }
@@ -94,6 +87,7 @@ impl Recorder {
             epochs: self.epochs,
             skips: self.skips,
             scales: self.scales,
+            recoveries: self.recoveries,
             notes: self.notes,
             profile: self.profile,
             end: self.end?,

@@ -92,6 +92,22 @@ impl State {
         T::deserialize(value).map_err(|error| Error::config(format!("state `{name}`: {error}")))
     }
 
+    /// The same with tensors of its own, on their devices: later changes do not reach it.
+    ///
+    /// # Errors
+    /// When a device has no room.
+    pub fn copied(mut self) -> Result<Self> {
+        for tensor in self.tensors.values_mut() {
+            *tensor = tensor.f_detach_copy()?;
+        }
+        Ok(self)
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty() && self.values.is_empty()
+    }
+
     /// Its tensors by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))

@@ -1,24 +1,20 @@
 //! Weights as safetensors files, under PyTorch's names.
 //!
-//! A file is read whole and checked before the first tensor changes.
+//! A file is read whole and checked before the first tensor changes. A checkpoint of a whole run
+//! ([`checkpoint`](crate::checkpoint)) is such a file too: what else it holds has names with a
+//! `/`, which no weight has, and is passed over here.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    fs,
+    collections::{BTreeMap, HashSet},
     path::Path,
 };
 
-use safetensors::{
-    Dtype, SafeTensors,
-    tensor::{TensorView, serialize},
-};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use crate::{
     Error, Result, ffi,
-    file::Staged,
     nn::{Module, named_tensors},
-    precision::dtype_name,
+    tensor_file::{self, TensorFile},
 };
 
 /// Saves every tensor of `module` and some text beside them. A tied tensor is saved once, under
@@ -29,23 +25,11 @@ use crate::{
 pub fn save(
     module: &(impl Module + ?Sized),
     path: &Path,
-    metadata: HashMap<String, String>,
+    metadata: BTreeMap<String, String>,
 ) -> Result<()> {
-    let mut seen = HashSet::new();
-    let tensors = named_tensors(module)
-        .into_iter()
-        .filter(|(_, tensor, _)| seen.insert(ffi::identity(tensor)))
-        .map(|(name, tensor, _)| Ok((name, Stored::new(&tensor)?)))
-        .collect::<Result<Vec<_>>>()?;
-    let views = tensors
-        .iter()
-        .map(|(name, stored)| {
-            let view = TensorView::new(stored.dtype, stored.shape.clone(), &stored.bytes);
-            Ok((name, view.map_err(|error| refused(path, error))?))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let bytes = serialize(views, Some(metadata)).map_err(|error| refused(path, error))?;
-    Staged::create(path)?.write(&bytes)
+    let tensors = distinct(module);
+    let named = tensors.iter().map(|(name, tensor)| (name.clone(), tensor));
+    tensor_file::write(path, named, metadata)
 }
 
 /// Loads every tensor of `module` from a file that has exactly its names and shapes; dtypes are
@@ -54,82 +38,67 @@ pub fn save(
 /// # Errors
 /// When the file is missing, damaged, or another model's: then nothing has changed.
 pub fn load(module: &(impl Module + ?Sized), path: &Path) -> Result<BTreeMap<String, String>> {
-    let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| refused(path, error))?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| refused(path, error))?;
+    let TensorFile { tensors, metadata } = tensor_file::read(path)?;
+    Found::in_file(module, path, &tensors)?.apply()?;
+    Ok(metadata)
+}
+
+/// A model's tensors, each under its first name.
+pub(crate) fn distinct(module: &(impl Module + ?Sized)) -> Vec<(String, Tensor)> {
     let mut seen = HashSet::new();
-    let mut unused: HashSet<&str> = file.names().into_iter().collect();
-    let mut loaded = Vec::new();
-    for (name, tensor, _) in named_tensors(module) {
-        let first = seen.insert(ffi::identity(&tensor));
-        let present = unused.remove(name.as_str());
-        if !first {
-            continue;
+    named_tensors(module)
+        .into_iter()
+        .filter(|(_, tensor, _)| seen.insert(ffi::identity(tensor)))
+        .map(|(name, tensor, _)| (name, tensor))
+        .collect()
+}
+
+/// A model's tensors beside the values they are to have.
+pub(crate) struct Found {
+    pairs: Vec<(Tensor, Tensor)>,
+}
+
+impl Found {
+    /// Pairs a model's tensors with those of the file at `path`.
+    ///
+    /// # Errors
+    /// When names or shapes are not the model's.
+    pub(crate) fn in_file(
+        module: &(impl Module + ?Sized),
+        path: &Path,
+        tensors: &BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
+        let foreign = |why: String| {
+            Error::config(format!("{}: these are another model's weights: {why}", path.display()))
+        };
+        let own = named_tensors(module);
+        let names: HashSet<&str> = own.iter().map(|(name, ..)| name.as_str()).collect();
+        let mut pairs = Vec::new();
+        for (name, tensor) in distinct(module) {
+            let values =
+                tensors.get(&name).ok_or_else(|| foreign(format!("it has no tensor `{name}`")))?;
+            let (there, here) = (values.size(), tensor.size());
+            if there != here {
+                return Err(foreign(format!("`{name}` has shape {there:?} there, {here:?} here")));
+            }
+            pairs.push((tensor, values.shallow_clone()));
         }
-        if !present {
-            return Err(foreign(path, &format!("it has no tensor `{name}`")));
+        let is_weight = |name: &&String| !name.contains('/');
+        let mut weights = tensors.keys().filter(is_weight);
+        match weights.find(|name| !names.contains(name.as_str())) {
+            Some(name) => Err(foreign(format!("the model has no tensor `{name}`"))),
+            None => Ok(Self { pairs }),
         }
-        let view = file.tensor(&name).map_err(|error| refused(path, error))?;
-        let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
-        if shape != tensor.size() {
-            let (found, wanted) = (shape, tensor.size());
-            return Err(foreign(
-                path,
-                &format!("`{name}` has shape {found:?} there, {wanted:?} here"),
-            ));
+    }
+
+    /// Gives the model these values.
+    ///
+    /// # Errors
+    /// When libtorch does.
+    pub(crate) fn apply(self) -> Result<()> {
+        for (mut tensor, values) in self.pairs {
+            tch::no_grad(|| tensor.f_copy_(&values))?;
         }
-        let kind = kind(view.dtype())
-            .ok_or_else(|| foreign(path, &format!("`{name}` is of type {:?}", view.dtype())))?;
-        loaded.push((tensor, Tensor::f_from_data_size(view.data(), &shape, kind)?));
+        Ok(())
     }
-    if let Some(name) = unused.into_iter().min() {
-        return Err(foreign(path, &format!("the model has no tensor `{name}`")));
-    }
-    for (mut tensor, values) in loaded {
-        tch::no_grad(|| tensor.f_copy_(&values))?;
-    }
-    Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
-}
-
-fn refused(path: &Path, error: impl std::fmt::Display) -> Error {
-    Error::config(format!("{}: not a whole safetensors file: {error}", path.display()))
-}
-
-fn foreign(path: &Path, why: &str) -> Error {
-    Error::config(format!("{}: these are another model's weights: {why}", path.display()))
-}
-
-struct Stored {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl Stored {
-    fn new(tensor: &Tensor) -> Result<Self> {
-        let kind = tensor.kind();
-        let dtype = DTYPES.iter().find(|(own, _)| *own == kind).map(|(_, dtype)| *dtype);
-        let dtype = dtype.ok_or_else(|| {
-            Error::config(format!("tensors of type {} cannot be saved", dtype_name(kind)))
-        })?;
-        let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
-        let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
-        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-        let shape = tensor.size().into_iter().map(|size| size as usize).collect();
-        Ok(Self { dtype, shape, bytes })
-    }
-}
-
-const DTYPES: [(Kind, Dtype); 7] = [
-    (Kind::Half, Dtype::F16),
-    (Kind::BFloat16, Dtype::BF16),
-    (Kind::Float, Dtype::F32),
-    (Kind::Double, Dtype::F64),
-    (Kind::Int64, Dtype::I64),
-    (Kind::Int, Dtype::I32),
-    (Kind::Uint8, Dtype::U8),
-];
-
-fn kind(dtype: Dtype) -> Option<Kind> {
-    DTYPES.iter().find(|(_, own)| *own == dtype).map(|(kind, _)| *kind)
 }

@@ -1,6 +1,11 @@
 //! Runs beside their baseline.
 
-use amp_core::{event::FitStart, precision::Precision, probe::Observed, record::RunRecord};
+use amp_core::{
+    event::{FitStart, Skipped},
+    precision::Precision,
+    probe::Observed,
+    record::RunRecord,
+};
 use serde::{Deserialize, Serialize};
 
 /// A case's runs, each with its deltas.
@@ -34,6 +39,8 @@ pub struct Run {
     pub skipped_steps: u64,
     /// The first parameter blamed for a skipped step.
     pub first_culprit: Option<String>,
+    /// Where the first skipped step stopped being finite.
+    pub first_cause: Option<String>,
     /// The loss scale at the end; null where the precision has none.
     pub final_scale: Option<f64>,
     /// The most tensor bytes at once.
@@ -90,6 +97,7 @@ impl Run {
             applied_steps: record.end.global_step,
             skipped_steps: record.end.skipped,
             first_culprit: record.skips.first().and_then(|skip| skip.culprit.clone()),
+            first_cause: record.skips.first().map(Skipped::cause),
             final_scale: record.end.scale,
             peak_memory_bytes: record.memory.unwrap_or_default().peak_allocated,
             train_seconds: record.epochs.iter().map(|epoch| epoch.train_seconds).sum(),

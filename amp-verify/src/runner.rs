@@ -62,7 +62,6 @@ fn config(case: &Case, precision: Precision, max_epochs: i64) -> TrainerConfig {
         seed: case.seed,
         gradient_clip: case.clip,
         accumulate_grad_batches: case.accumulate_grad_batches,
-        skip_non_finite: case.model.skip_non_finite,
         profile_every_n_steps: case.model.profile_every_n_steps,
         ..TrainerConfig::new(precision, case.device)
     }

@@ -1,5 +1,5 @@
 use super::{Action, Callback, Epoch, Mode};
-use crate::Result;
+use crate::{Result, state::State};
 
 /// Ends a run whose monitored value no longer improves, or is no longer finite
 /// (lightning.pytorch.callbacks.EarlyStopping).
@@ -35,6 +35,22 @@ impl EarlyStopping {
 }
 
 impl Callback for EarlyStopping {
+    fn name(&self) -> String {
+        format!("EarlyStopping/{}", self.monitor)
+    }
+
+    fn state(&self) -> Result<State> {
+        let mut state = State::default();
+        state.put("best", &self.best)?;
+        state.put("waited", &self.waited)?;
+        Ok(state)
+    }
+
+    fn load_state(&mut self, state: &State) -> Result<()> {
+        (self.best, self.waited) = (state.get("best")?, state.get("waited")?);
+        Ok(())
+    }
+
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         let Self { monitor, mode, patience, min_delta, .. } = self;
         let value = epoch.monitored(monitor)?;

@@ -1,38 +1,150 @@
-//! Callbacks act on a run at the end of each epoch: they may save the model or end the run.
-//! What only listens is a [`Subscriber`](crate::event::Subscriber).
+//! Callbacks act on a run: they measure, save the model or end the run. Their hooks have
+//! Lightning's names and order. What only listens is a [`Subscriber`](crate::event::Subscriber).
 
 mod early_stopping;
+mod gradient_statistics;
+mod learning_rate_monitor;
+mod memory_monitor;
 mod model_checkpoint;
+mod speed_benchmark;
 
 pub use early_stopping::EarlyStopping;
+pub use gradient_statistics::GradientStatistics;
+pub use learning_rate_monitor::LearningRateMonitor;
+pub use memory_monitor::MemoryMonitor;
 pub use model_checkpoint::ModelCheckpoint;
+pub use speed_benchmark::SpeedBenchmark;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, LightningModule, Result, event::EpochEnd, precision::Precision};
+use crate::{
+    Error, Hook, LightningModule, Result,
+    event::EpochEnd,
+    precision::{Gradients, Precision, StepOutcome, Unscaled},
+    state::State,
+};
 
-/// Acts after each epoch's validation.
+/// Takes part in a run. Every hook does nothing unless it is written.
+///
+/// # Errors
+/// An error in any of them ends the run as failed.
+#[expect(clippy::missing_errors_doc, reason = "said once, above")]
 pub trait Callback {
-    /// Sees the model and the epoch's figures.
-    ///
-    /// # Errors
-    /// An error ends the run as failed.
-    fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>>;
-}
+    /// Its name in a checkpoint; two in one run need different ones.
+    fn name(&self) -> String;
 
-impl<C: Callback + ?Sized> Callback for &mut C {
+    /// Before the first epoch, also of a run that goes on from a checkpoint.
+    fn on_train_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        let _ = hook;
+        Ok(())
+    }
+
+    /// Before an epoch's first batch.
+    fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        let _ = hook;
+        Ok(())
+    }
+
+    /// Before an optimizer step: gradients are unscaled and not yet clipped.
+    fn on_before_optimizer_step(
+        &mut self,
+        gradients: &Gradients<Unscaled>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        let _ = (gradients, hook);
+        Ok(())
+    }
+
+    /// After a batch, with what became of the optimizer step; `None` while gradients are only
+    /// accumulated.
+    fn on_train_batch_end(
+        &mut self,
+        outcome: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        let _ = (outcome, hook);
+        Ok(Vec::new())
+    }
+
+    /// After an epoch's last batch, before its values are read.
+    fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        let _ = hook;
+        Ok(())
+    }
+
+    /// After an epoch's validation.
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
-        (**self).on_epoch_end(epoch)
+        let _ = epoch;
+        Ok(Vec::new())
+    }
+
+    /// What it needs to go on from a checkpoint.
+    fn state(&self) -> Result<State> {
+        Ok(State::default())
+    }
+
+    /// Goes on from a saved state.
+    fn load_state(&mut self, state: &State) -> Result<()> {
+        let _ = state;
+        Ok(())
     }
 }
 
-impl<C: Callback + ?Sized> Callback for Box<C> {
-    fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
-        (**self).on_epoch_end(epoch)
-    }
+/// Passes every hook on.
+macro_rules! forward_callback {
+    ($type:ty) => {
+        impl<C: Callback + ?Sized> Callback for $type {
+            fn name(&self) -> String {
+                (**self).name()
+            }
+
+            fn on_train_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+                (**self).on_train_start(hook)
+            }
+
+            fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+                (**self).on_train_epoch_start(hook)
+            }
+
+            fn on_before_optimizer_step(
+                &mut self,
+                gradients: &Gradients<Unscaled>,
+                hook: &mut Hook<'_>,
+            ) -> Result<()> {
+                (**self).on_before_optimizer_step(gradients, hook)
+            }
+
+            fn on_train_batch_end(
+                &mut self,
+                outcome: Option<&StepOutcome>,
+                hook: &mut Hook<'_>,
+            ) -> Result<Vec<Action>> {
+                (**self).on_train_batch_end(outcome, hook)
+            }
+
+            fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+                (**self).on_train_epoch_end(hook)
+            }
+
+            fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
+                (**self).on_epoch_end(epoch)
+            }
+
+            fn state(&self) -> Result<State> {
+                (**self).state()
+            }
+
+            fn load_state(&mut self, state: &State) -> Result<()> {
+                (**self).load_state(state)
+            }
+        }
+    };
 }
+
+forward_callback!(&mut C);
+forward_callback!(Box<C>);
 
 /// An epoch that has just been validated.
 pub struct Epoch<'a> {
@@ -44,12 +156,20 @@ pub struct Epoch<'a> {
     pub end: &'a EpochEnd,
 }
 
-/// What a callback did or wants.
+/// What a callback wants done. The loop does it when all callbacks have spoken, so that what is
+/// saved holds the state of each; files are deleted last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// It saved the model there.
-    Saved(PathBuf),
-    /// The run is to end, and why.
+    /// Save the run to this file.
+    Save {
+        /// The file.
+        path: PathBuf,
+        /// Whether the weights alone are saved, without what the run needs to go on.
+        weights_only: bool,
+    },
+    /// Delete this file.
+    Delete(PathBuf),
+    /// End the run, and why.
     Stop(String),
 }
 

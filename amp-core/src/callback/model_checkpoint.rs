@@ -1,16 +1,14 @@
 use std::{
-    collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
 
-use serde_json::json;
-
 use super::{Action, Callback, Epoch, Mode};
-use crate::{Error, Result, weights};
+use crate::{Error, Hook, Result, file, precision::StepOutcome, state::State};
 
-/// Keeps the weights of the best epochs (lightning.pytorch.callbacks.ModelCheckpoint), as
-/// `epoch=03-val_acc=0.9821.safetensors`, and on request those of the last as `last.safetensors`.
+/// Saves a run (lightning.pytorch.callbacks.ModelCheckpoint): the best epochs by a monitored
+/// value, as `epoch=03-val_acc=0.9821.safetensors`, and on request the last epoch, and every so
+/// many steps, as `last.safetensors`. Each file holds all that the run needs to go on.
 #[derive(Debug, Clone)]
 pub struct ModelCheckpoint {
     folder: PathBuf,
@@ -18,20 +16,32 @@ pub struct ModelCheckpoint {
     mode: Mode,
     save_top_k: usize,
     save_last: bool,
+    weights_only: bool,
+    every_n_train_steps: Option<u64>,
     /// The files kept, the best first.
     best: Vec<(f64, PathBuf)>,
 }
 
 impl ModelCheckpoint {
-    /// Keeps the best epoch in `folder`, which is made if it is missing.
+    /// Keeps the best epoch in `folder`, which is made if it is missing and rid of what an
+    /// earlier process left half-written there.
     ///
     /// # Errors
     /// When the folder cannot be made.
     pub fn new(folder: impl Into<PathBuf>, monitor: impl Into<String>, mode: Mode) -> Result<Self> {
         let folder = folder.into();
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
-        let (monitor, best) = (monitor.into(), Vec::new());
-        Ok(Self { folder, monitor, mode, save_top_k: 1, save_last: false, best })
+        file::remove_abandoned(&folder)?;
+        Ok(Self {
+            folder,
+            monitor: monitor.into(),
+            mode,
+            save_top_k: 1,
+            save_last: false,
+            weights_only: false,
+            every_n_train_steps: None,
+            best: Vec::new(),
+        })
     }
 
     /// How many of the best epochs are kept.
@@ -48,27 +58,51 @@ impl ModelCheckpoint {
         self
     }
 
+    /// Whether files hold the weights alone.
+    #[must_use]
+    pub fn save_weights_only(mut self, weights_only: bool) -> Self {
+        self.weights_only = weights_only;
+        self
+    }
+
+    /// Also saves `last.safetensors` after every `n` optimizer steps applied, within epochs.
+    #[must_use]
+    pub fn every_n_train_steps(mut self, n: u64) -> Self {
+        self.every_n_train_steps = Some(n.max(1));
+        self
+    }
+
     /// The best epoch's file so far.
     pub fn best_model_path(&self) -> Option<&Path> {
         self.best.first().map(|(_, path)| path.as_path())
     }
 
-    fn save(&self, epoch: &Epoch<'_>, path: &Path) -> Result<()> {
-        let hyperparameters = serde_json::Value::Object(epoch.model.hyperparameters());
-        let metadata = HashMap::from([
-            ("model".to_owned(), epoch.model.name().to_owned()),
-            ("hyperparameters".to_owned(), hyperparameters.to_string()),
-            ("precision".to_owned(), epoch.precision.to_string()),
-            ("epoch".to_owned(), epoch.end.epoch.to_string()),
-            ("global_step".to_owned(), epoch.end.global_step.to_string()),
-            ("values".to_owned(), json!([epoch.end.train, epoch.end.val]).to_string()),
-            ("amp".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ]);
-        weights::save(epoch.model, path, metadata)
+    fn save(&self, path: PathBuf) -> Action {
+        Action::Save { path, weights_only: self.weights_only }
+    }
+
+    fn last(&self) -> Action {
+        self.save(self.folder.join("last.safetensors"))
     }
 }
 
 impl Callback for ModelCheckpoint {
+    fn name(&self) -> String {
+        format!("ModelCheckpoint/{}", self.monitor)
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        outcome: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        let due = |every: u64| hook.global_step.is_multiple_of(every);
+        match (outcome, self.every_n_train_steps) {
+            (Some(StepOutcome::Applied), Some(every)) if due(every) => Ok(vec![self.last()]),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         let mut actions = Vec::new();
         let value = epoch.monitored(&self.monitor)?;
@@ -79,16 +113,25 @@ impl Callback for ModelCheckpoint {
             let name =
                 format!("epoch={:02}-{}={value:.4}.safetensors", epoch.end.epoch, self.monitor);
             let path = self.folder.join(name);
-            self.save(epoch, &path)?;
-            self.best.insert(place, (value, path.clone()));
-            actions.push(Action::Saved(path));
-            for (_, dropped) in self.best.split_off(self.save_top_k.min(self.best.len())) {
-                fs::remove_file(&dropped).map_err(|error| Error::io(&dropped, error))?;
-            }
+            actions.push(self.save(path.clone()));
+            self.best.insert(place, (value, path));
+            let dropped = self.best.split_off(self.save_top_k.min(self.best.len()));
+            actions.extend(dropped.into_iter().map(|(_, path)| Action::Delete(path)));
         }
         if self.save_last {
-            self.save(epoch, &self.folder.join("last.safetensors"))?;
+            actions.push(self.last());
         }
         Ok(actions)
+    }
+
+    fn state(&self) -> Result<State> {
+        let mut state = State::default();
+        state.put("best", &self.best)?;
+        Ok(state)
+    }
+
+    fn load_state(&mut self, state: &State) -> Result<()> {
+        self.best = state.get("best")?;
+        Ok(())
     }
 }

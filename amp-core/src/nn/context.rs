@@ -15,10 +15,25 @@ use crate::{
     precision::{Policy, Region, RegionPlan},
 };
 
-/// Sees the output of every module of one forward pass. Only a probed step pays for it.
+/// Sees every module of one forward pass. Only a probed step pays for it.
 pub trait Probe {
-    /// `path` is the module's dotted path; `plan` holds the dtypes that ought to hold there.
-    fn output(&self, path: &str, op: Op, plan: RegionPlan, output: &Tensor);
+    /// A module has run, after the modules within it.
+    fn ran(&self, call: &Call<'_>);
+}
+
+/// One module's run.
+#[derive(Debug)]
+pub struct Call<'a> {
+    /// The module's dotted path.
+    pub path: &'a str,
+    /// What it computes itself.
+    pub op: Op,
+    /// The dtypes that ought to hold there.
+    pub plan: RegionPlan,
+    /// What it was given, cast for its region.
+    pub input: &'a Tensor,
+    /// What it returned.
+    pub output: &'a Tensor,
 }
 
 /// The state of a forward pass: training or not, precision, path, probe.
@@ -61,13 +76,20 @@ impl Context {
         self
     }
 
+    /// The same pass, run once more: what it counts was already counted.
+    #[must_use]
+    pub(crate) fn again(mut self) -> Self {
+        self.recomputing = true;
+        self
+    }
+
     /// Whether dropout and batch statistics are on.
     pub fn is_training(&self) -> bool {
         self.training
     }
 
-    /// Whether a checkpointed module runs for the second time: batch statistics were already
-    /// counted.
+    /// Whether a module runs for the second time on the same input, as checkpointed modules do:
+    /// batch statistics were already counted.
     pub fn is_recomputing(&self) -> bool {
         self.recomputing
     }
@@ -160,7 +182,8 @@ impl Context {
         let result = plan.run(outer, self.policy.device, input, |input| {
             let output = module.forward(input, self)?;
             if let Some(probe) = &self.probe {
-                probe.output(&self.path.borrow(), module.op(), plan, &output);
+                let (path, op) = (&*self.path.borrow(), module.op());
+                probe.ran(&Call { path, op, plan, input, output: &output });
             }
             Ok(output)
         });

@@ -23,7 +23,7 @@ pub use activation::{Flatten, Gelu, Identity, Relu, Sigmoid, Silu, Tanh};
 pub use attention::{MultiheadAttention, MultiheadAttentionConfig};
 pub use checkpoint::Checkpoint;
 pub use container::Sequential;
-pub use context::{Context, Probe};
+pub use context::{Call, Context, Probe};
 pub use conv::{Conv2d, Conv2dConfig, MaxPool2d, MaxPool2dConfig};
 pub use dropout::Dropout;
 pub use embedding::{Embedding, EmbeddingConfig};

@@ -2,6 +2,7 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use tch::Device;
 
+use super::recovery::{NonFinite, ScaleFloor};
 use crate::{
     Error, Result,
     precision::{Clip, GradScalerConfig, Policy, Precision, Region},
@@ -12,6 +13,8 @@ use crate::{
 pub struct TrainerConfig {
     /// Epochs to train.
     pub max_epochs: i64,
+    /// Optimizer steps after which training ends, if before the last epoch.
+    pub max_steps: Option<u64>,
     /// The precision.
     pub precision: Precision,
     /// Where to run.
@@ -26,11 +29,21 @@ pub struct TrainerConfig {
     pub log_every_n_steps: i64,
     /// Whether a skipped step moves the schedule and the step count, as Lightning does.
     pub skipped_step_advances: bool,
-    /// Whether steps whose gradients are not finite are skipped under every precision; `16-mixed`
-    /// does so anyway. Costs a pass over the gradients and one host read a step.
-    pub skip_non_finite: bool,
-    /// Optimizer steps between two that are profiled, counted across epochs: their phases are
-    /// timed, with the device waited for.
+    /// What is done about a step whose gradients are not finite.
+    pub on_non_finite: NonFinite,
+    /// Skipped steps in a row after which skipping is no longer an answer.
+    pub max_consecutive_skips: u64,
+    /// Applied steps between two states kept for [`NonFinite::RestoreLastGood`].
+    pub keep_good_every_n_steps: u64,
+    /// Whether a skipped step is run once more, observed, to name the module where it began.
+    /// Other steps pay nothing.
+    pub provenance: bool,
+    /// How low the loss scale may fall.
+    pub scale_floor: ScaleFloor,
+    /// Whether a batch that does not fit into memory is run in halves, quarters and so on, whose
+    /// gradients add up to the batch's. Batch statistics are then those of the parts.
+    pub micro_batching: bool,
+    /// Optimizer steps between two that are profiled, counted across epochs.
     pub profile_every_n_steps: Option<i64>,
     /// The scaler's constants, used by `16-mixed`.
     pub scaler: GradScalerConfig,
@@ -41,10 +54,12 @@ pub struct TrainerConfig {
 }
 
 impl TrainerConfig {
-    /// Lightning's defaults, except that a skipped step moves nothing.
+    /// Lightning's defaults, except that a skipped step moves nothing and a step that is not
+    /// finite is skipped under every precision.
     pub fn new(precision: Precision, device: Device) -> Self {
         Self {
             max_epochs: 1000,
+            max_steps: None,
             precision,
             device,
             seed: 0,
@@ -52,7 +67,12 @@ impl TrainerConfig {
             accumulate_grad_batches: 1,
             log_every_n_steps: 50,
             skipped_step_advances: false,
-            skip_non_finite: false,
+            on_non_finite: NonFinite::default(),
+            max_consecutive_skips: 100,
+            keep_good_every_n_steps: 100,
+            provenance: true,
+            scale_floor: ScaleFloor::default(),
+            micro_batching: true,
             profile_every_n_steps: None,
             scaler: GradScalerConfig::default(),
             islands: Rc::default(),
@@ -77,6 +97,23 @@ impl TrainerConfig {
         positive("log_every_n_steps", self.log_every_n_steps)?;
         positive("profile_every_n_steps", self.profile_every_n_steps.unwrap_or(1))?;
         self.gradient_clip.map(Clip::validated).transpose()?;
+        if self.keep_good_every_n_steps == 0 {
+            return Err(Error::config("keep_good_every_n_steps is 0, but must be at least 1"));
+        }
+        let (floor, lowest) = (self.scale_floor.min_scale, f64::from(f32::MIN_POSITIVE));
+        if !(floor >= lowest && floor.is_finite()) {
+            // Below, the scale's reciprocal is infinite and unscaling ruins finite gradients.
+            return Err(Error::config(format!(
+                "the scale floor is {floor:e}, but must be at least {lowest:e}"
+            )));
+        }
+        if self.on_non_finite == NonFinite::FallBackToBf16 && self.precision != Precision::F16Mixed
+        {
+            return Err(Error::config(format!(
+                "falling back to bf16 is for 16-mixed, not for {}: choose another on_non_finite",
+                self.precision
+            )));
+        }
         Ok(())
     }
 }

@@ -1,176 +1,286 @@
-//! The loop over epochs.
+//! The loop over epochs and batches.
 
 use std::time::Instant;
 
-use super::{TrainerConfig, step::StepRunner};
+use super::{TrainerConfig, profile::Phase, step::StepRunner};
 use crate::{
-    LightningModule, Result, Step,
+    Hook, LightningModule, Result, Step,
     callback::{Action, Callback, Epoch},
     data::{Batch, DataLoader, DataModule},
-    event::{EpochEnd, Event, FitEnd, FitStart},
+    event::{EpochEnd, Event, FitEnd, FitStart, Position},
     hardware::Fingerprint,
     log::{Log, Logged},
     nn::{self, Context},
     optim::TrainingPlan,
+    precision::{Gradients, StepOutcome, Unscaled},
 };
 
 /// Where events go.
 pub(super) type Emit<'a> = dyn FnMut(Event) -> Result<()> + 'a;
 
-pub(super) fn fit(
-    config: &TrainerConfig,
-    model: &mut dyn LightningModule,
-    data: &DataModule,
-    callbacks: &mut [Box<dyn Callback + '_>],
-    emit: &mut Emit<'_>,
-) -> Result<()> {
-    let started = Instant::now();
-    config.check()?;
-    data.check()?;
-    let policy = config.policy();
-    nn::place(model, policy, &config.islands)?;
-    let (train, val) = (data.train.place(policy)?, data.val.place(policy)?);
-    let mut loader = DataLoader::new(&train, data.batch_size);
-    if config.shuffle {
-        loader = loader.shuffled(config.seed);
-    }
-    let window = config.accumulate_grad_batches;
-    let windows = (loader.batches() + window - 1) / window;
-    let plan = TrainingPlan {
-        max_epochs: config.max_epochs,
-        estimated_stepping_batches: windows * config.max_epochs,
-    };
-    let scheduled = model.configure_optimizers(&plan)?.build(nn::parameters(model))?;
-    let parameters = scheduled.optimizer.parameters().iter();
-    let parameters = parameters.map(|parameter| parameter.tensor.numel() as i64).sum();
-    let note = scheduled.optimizer.note();
-    let mut runner = StepRunner::new(config, scheduled)?;
-    emit(Event::FitStart(FitStart {
-        model: model.name().to_owned(),
-        data: data.name.clone(),
-        precision: config.precision,
-        seed: config.seed,
-        fingerprint: Fingerprint::of(config.device)?,
-        hyperparameters: model.hyperparameters(),
-        parameters,
-        max_epochs: config.max_epochs,
-        batches_per_epoch: loader.batches(),
-    }))?;
-    if let Some(text) = note {
-        emit(Event::Note { text })?;
-    }
-    model.on_train_start()?;
-    for epoch in 0..config.max_epochs {
-        let (train, train_seconds) =
-            timed(|| train_epoch(config, model, &loader, epoch, &mut runner, emit))?;
-        let lr = runner.lr();
-        runner.end_epoch();
-        let (val, val_seconds) =
-            timed(|| validate(config, model, &val, data.batch_size, epoch, &runner))?;
-        let end = EpochEnd {
-            epoch,
-            global_step: runner.global_step(),
-            lr,
-            train,
-            val,
-            train_seconds,
-            val_seconds,
-        };
-        emit(Event::EpochEnd(end.clone()))?;
-        if act(callbacks, &Epoch { model, precision: config.precision, end: &end }, emit)? {
-            break;
+/// The callbacks of a run, called in the order they were added.
+pub(super) struct Callbacks<'r, 'c>(pub(super) &'r mut [Box<dyn Callback + 'c>]);
+
+impl Callbacks<'_, '_> {
+    fn each(
+        &mut self,
+        mut call: impl FnMut(&mut dyn Callback) -> Result<Vec<Action>>,
+    ) -> Result<Vec<Action>> {
+        let mut actions = Vec::new();
+        for callback in self.0.iter_mut() {
+            actions.extend(call(callback.as_mut())?);
         }
+        Ok(actions)
     }
-    model.on_train_end()?;
-    emit(Event::FitEnd(FitEnd {
-        global_step: runner.global_step(),
-        skipped: runner.skipped(),
-        scale: runner.scale(),
-        seconds: started.elapsed().as_secs_f64(),
-    }))
+
+    pub(super) fn on_before_optimizer_step(
+        &mut self,
+        gradients: &Gradients<Unscaled>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        let mut callbacks = self.0.iter_mut();
+        callbacks.try_for_each(|callback| callback.on_before_optimizer_step(gradients, hook))
+    }
 }
 
-/// Lets the callbacks act on an epoch; whether one of them ends the run.
-fn act(
-    callbacks: &mut [Box<dyn Callback + '_>],
-    epoch: &Epoch<'_>,
-    emit: &mut Emit<'_>,
-) -> Result<bool> {
-    let mut stops = false;
-    for callback in callbacks {
-        for action in callback.on_epoch_end(epoch)? {
+/// A run and where it is.
+pub(super) struct Run<'r, 'c> {
+    pub(super) config: &'r TrainerConfig,
+    pub(super) model: &'r mut dyn LightningModule,
+    pub(super) data: &'r DataModule,
+    pub(super) runner: StepRunner<'r>,
+    pub(super) callbacks: Callbacks<'r, 'c>,
+    pub(super) emit: &'r mut Emit<'r>,
+    pub(super) position: Position,
+    /// The running epoch's values.
+    pub(super) log: Log,
+}
+
+/// Whether the run goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    On,
+    End,
+}
+
+impl<'r, 'c> Run<'r, 'c> {
+    /// Checks everything, moves the model to its place and builds the optimizers.
+    pub(super) fn new(
+        config: &'r TrainerConfig,
+        model: &'r mut dyn LightningModule,
+        data: &'r DataModule,
+        callbacks: &'r mut [Box<dyn Callback + 'c>],
+        emit: &'r mut Emit<'r>,
+    ) -> Result<Self> {
+        config.check()?;
+        data.check()?;
+        nn::place(model, config.policy(), &config.islands)?;
+        let batches = DataLoader::new(&data.train, data.batch_size).batches();
+        let window = config.accumulate_grad_batches;
+        let steps = (batches + window - 1) / window * config.max_epochs;
+        let plan = TrainingPlan {
+            max_epochs: config.max_epochs,
+            estimated_stepping_batches: config
+                .max_steps
+                .map_or(steps, |most| steps.min(i64::try_from(most).unwrap_or(i64::MAX))),
+        };
+        let scheduled = model.configure_optimizers(&plan)?.build(nn::parameters(model))?;
+        let runner = StepRunner::new(config, vec![scheduled])?;
+        let (position, log) = (Position::default(), Log::default());
+        let callbacks = Callbacks(callbacks);
+        Ok(Self { config, model, data, runner, callbacks, emit, position, log })
+    }
+
+    /// Trains and validates from the present position to the end.
+    pub(super) fn go(mut self, resumed: Option<Position>) -> Result<()> {
+        let started = Instant::now();
+        let policy = self.config.policy();
+        let (train, val) = (self.data.train.place(policy)?, self.data.val.place(policy)?);
+        let mut loader = DataLoader::new(&train, self.data.batch_size);
+        if self.config.shuffle {
+            loader = loader.shuffled(self.config.seed);
+        }
+        self.start(&loader, resumed)?;
+        let mut flow = self.past_max_steps();
+        while flow == Flow::On && self.position.epoch < self.config.max_epochs {
+            flow = self.epoch(&loader, &val)?;
+        }
+        self.model.on_train_end()?;
+        (self.emit)(Event::FitEnd(FitEnd {
+            global_step: self.runner.global_step(),
+            skipped: self.runner.counts.skipped,
+            scale: self.runner.scale(),
+            seconds: started.elapsed().as_secs_f64(),
+        }))
+    }
+
+    fn start(&mut self, loader: &DataLoader<'_>, resumed: Option<Position>) -> Result<()> {
+        let optimizers = self.runner.scheduled.iter().map(|scheduled| &scheduled.optimizer);
+        let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters());
+        let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
+        let notes: Vec<String> = optimizers.filter_map(|optimizer| optimizer.note()).collect();
+        (self.emit)(Event::FitStart(FitStart {
+            model: self.model.name().to_owned(),
+            data: self.data.name.clone(),
+            precision: self.config.precision,
+            seed: self.config.seed,
+            fingerprint: Fingerprint::of(self.config.device)?,
+            hyperparameters: self.model.hyperparameters(),
+            parameters,
+            max_epochs: self.config.max_epochs,
+            batches_per_epoch: loader.batches(),
+            resumed,
+        }))?;
+        notes.into_iter().try_for_each(|text| (self.emit)(Event::Note { text }))?;
+        self.model.on_train_start()?;
+        let mut hook = self.runner.hook(self.position.epoch, &mut self.log);
+        self.callbacks.each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
+        self.runner.keep_good(self.model)
+    }
+
+    /// Trains the rest of an epoch, validates and lets the callbacks act.
+    fn epoch(&mut self, loader: &DataLoader<'_>, val: &Batch) -> Result<Flow> {
+        let epoch = self.position.epoch;
+        let (mut flow, train_seconds) = timed(|| self.train(loader))?;
+        // An epoch that ended early is gone on with later: its sums are kept as they are.
+        let unfinished = match self.position.batch < loader.batches() {
+            true => Some(Log::from_state(&self.log.state()?, self.config.device)?),
+            false => None,
+        };
+        let mut hook = self.runner.hook(epoch, &mut self.log);
+        self.model.on_train_epoch_end(&mut hook)?;
+        self.callbacks
+            .each(|callback| callback.on_train_epoch_end(&mut hook).map(|()| Vec::new()))?;
+        let train = self.log.epoch_values()?;
+        let profiles = self.runner.take_profiles()?;
+        profiles.into_iter().try_for_each(|profile| (self.emit)(Event::Profiled(profile)))?;
+        let lr = self.runner.lr;
+        let (val, val_seconds) = timed(|| self.validate(val))?;
+        match unfinished {
+            Some(log) => self.log = log,
+            None => {
+                self.runner.end_epoch();
+                self.position = Position { epoch: epoch + 1, batch: 0 };
+                self.log = Log::default();
+            }
+        }
+        let global_step = self.runner.global_step();
+        let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds, val_seconds };
+        (self.emit)(Event::EpochEnd(end.clone()))?;
+        let precision = self.runner.policy().precision;
+        let seen = Epoch { model: self.model, precision, end: &end };
+        let actions = self.callbacks.each(|callback| callback.on_epoch_end(&seen))?;
+        if self.act(actions)? == Flow::End {
+            flow = Flow::End;
+        }
+        Ok(flow)
+    }
+
+    /// Trains from the present batch to the end of the epoch, or until the run is to end.
+    fn train(&mut self, loader: &DataLoader<'_>) -> Result<Flow> {
+        let Position { epoch, batch: first } = self.position;
+        if first == 0 {
+            let mut hook = self.runner.hook(epoch, &mut self.log);
+            self.model.on_train_epoch_start(&mut hook)?;
+            self.callbacks
+                .each(|callback| callback.on_train_epoch_start(&mut hook).map(|()| Vec::new()))?;
+        }
+        let mut batches = loader.epoch(epoch.cast_unsigned(), first)?;
+        while self.position.batch < loader.batches() {
+            let start = self.position.batch;
+            let end = (start + self.config.accumulate_grad_batches).min(loader.batches());
+            // A mean over the window's examples, whatever the window's true length.
+            let examples: i64 = (start..end).map(|at| loader.batch_len(at)).sum();
+            self.runner.begin_window(epoch, start)?;
+            let mut actions = Vec::new();
+            for (index, batch) in (start..end).zip(&mut batches) {
+                let batch = batch?;
+                self.runner.profiler.lap(Phase::Data)?;
+                let share = batch.len() as f64 / examples as f64;
+                let stepped = index + 1 == end;
+                actions.extend(self.batch(batch, index, share, stepped)?);
+            }
+            self.position.batch = end;
+            if self.act(actions)? == Flow::End || self.past_max_steps() == Flow::End {
+                return Ok(Flow::End);
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    /// Adds a batch's gradients and, on the window's last, steps on them.
+    fn batch(
+        &mut self,
+        batch: Batch,
+        index: i64,
+        share: f64,
+        stepped: bool,
+    ) -> Result<Vec<Action>> {
+        let Self { config, model, runner, callbacks, emit, log, position, .. } = self;
+        let epoch = position.epoch;
+        let loss = runner.accumulate(*model, batch, index, share, log, *emit)?;
+        let outcome: Option<StepOutcome> = match stepped {
+            true => Some(runner.step(*model, epoch, log, callbacks, *emit)?),
+            false => None,
+        };
+        let mut hook = runner.hook(epoch, log);
+        model.on_train_batch_end(&loss, outcome.as_ref(), &mut hook)?;
+        let actions =
+            callbacks.each(|callback| callback.on_train_batch_end(outcome.as_ref(), &mut hook))?;
+        let global_step = runner.global_step();
+        emit(Event::Batch { epoch, batch: index, global_step })?;
+        let every = config.log_every_n_steps.cast_unsigned();
+        if stepped && runner.counts.attempts.is_multiple_of(every) {
+            emit(Event::Logged { global_step, values: log.step_values()? })?;
+        }
+        Ok(actions)
+    }
+
+    /// Validates and returns the values.
+    fn validate(&mut self, data: &Batch) -> Result<Vec<Logged>> {
+        let policy = self.runner.policy();
+        let context = Context::new(policy, false).with_islands(self.config.islands.clone());
+        let mut log = Log::default();
+        let _no_grad = tch::no_grad_guard();
+        for (index, batch) in DataLoader::new(data, self.data.batch_size).epoch(0, 0)?.enumerate() {
+            let _autocast = policy.autocast()?;
+            let mut step = Step::new(&context, &mut log, index, self.runner.global_step());
+            self.model.validation_step(&batch?, &mut step)?;
+        }
+        let mut hook = self.runner.hook(self.position.epoch, &mut log);
+        self.model.on_validation_epoch_end(&mut hook)?;
+        log.epoch_values()
+    }
+
+    /// Does what callbacks want: saves first, then deletes; whether the run goes on.
+    fn act(&mut self, actions: Vec<Action>) -> Result<Flow> {
+        let mut flow = Flow::On;
+        let mut deleted = Vec::new();
+        for action in actions {
             match action {
-                Action::Saved(path) => emit(Event::Saved { path })?,
+                Action::Save { path, weights_only } => {
+                    self.save(&path, weights_only)?;
+                    (self.emit)(Event::Saved { path })?;
+                }
+                Action::Delete(path) => deleted.push(path),
                 Action::Stop(reason) => {
-                    stops = true;
-                    emit(Event::Stopped { reason })?;
+                    flow = Flow::End;
+                    (self.emit)(Event::Stopped { reason })?;
                 }
             }
         }
-    }
-    Ok(stops)
-}
-
-/// Trains one epoch and returns its values; reading them waits for the device.
-fn train_epoch(
-    config: &TrainerConfig,
-    model: &mut dyn LightningModule,
-    loader: &DataLoader<'_>,
-    epoch: i64,
-    runner: &mut StepRunner<'_>,
-    emit: &mut Emit<'_>,
-) -> Result<Vec<Logged>> {
-    let mut log = Log::default();
-    model.on_train_epoch_start(&mut runner.hook(epoch, &mut log))?;
-    let window = config.accumulate_grad_batches;
-    let batches = loader.batches();
-    for (index, batch) in (0_i64..).zip(loader.epoch(epoch.cast_unsigned(), 0)?) {
-        let batch = batch?;
-        let first = index - index % window;
-        let last = (first + window).min(batches) - 1;
-        // A mean over the window's examples, whatever the window's true length.
-        let examples: i64 = (first..=last).map(|at| loader.batch_len(at)).sum();
-        let share = batch.len() as f64 / examples as f64;
-        let loss = runner.accumulate(model, &batch, index, share, &mut log, emit)?;
-        let stepped = index == last;
-        let outcome = match stepped {
-            true => Some(runner.step(model, epoch, &mut log, emit)?),
-            false => None,
-        };
-        model.on_train_batch_end(&loss, outcome.as_ref(), &mut runner.hook(epoch, &mut log))?;
-        if stepped && let Some(phases) = runner.take_profile() {
-            emit(Event::Profiled { epoch, batch: index, phases })?;
+        for path in deleted {
+            std::fs::remove_file(&path).map_err(|error| crate::Error::io(&path, error))?;
         }
-        emit(Event::Batch { epoch, batch: index, global_step: runner.global_step() })?;
-        if stepped && runner.attempts().is_multiple_of(config.log_every_n_steps.cast_unsigned()) {
-            let global_step = runner.global_step();
-            emit(Event::Logged { global_step, values: log.step_values()? })?;
+        Ok(flow)
+    }
+
+    fn past_max_steps(&self) -> Flow {
+        match self.config.max_steps {
+            Some(most) if self.runner.global_step() >= most => Flow::End,
+            _ => Flow::On,
         }
     }
-    model.on_train_epoch_end(&mut runner.hook(epoch, &mut log))?;
-    log.epoch_values()
-}
-
-/// Validates on `data` and returns its values.
-fn validate(
-    config: &TrainerConfig,
-    model: &mut dyn LightningModule,
-    data: &Batch,
-    batch_size: i64,
-    epoch: i64,
-    runner: &StepRunner<'_>,
-) -> Result<Vec<Logged>> {
-    let policy = config.policy();
-    let context = Context::new(policy, false).with_islands(config.islands.clone());
-    let mut log = Log::default();
-    let _no_grad = tch::no_grad_guard();
-    for (index, batch) in DataLoader::new(data, batch_size).epoch(0, 0)?.enumerate() {
-        let _autocast = policy.autocast()?;
-        let mut step = Step::new(&context, &mut log, index, runner.global_step());
-        model.validation_step(&batch?, &mut step)?;
-    }
-    model.on_validation_epoch_end(&mut runner.hook(epoch, &mut log))?;
-    log.epoch_values()
 }
 
 fn timed<T>(body: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {

@@ -1,11 +1,18 @@
 //! The training loop.
 
+mod checkpoint;
 mod config;
 mod fit;
 mod profile;
+mod recovery;
 mod step;
+mod window;
 
 pub use config::TrainerConfig;
+pub use profile::{Interval, Phase, Profile, Span};
+pub use recovery::{AtFloor, NonFinite, Recovery, ScaleFloor};
+
+use std::path::PathBuf;
 
 use crate::{
     LightningModule, Result,
@@ -20,18 +27,28 @@ pub struct Trainer<'a> {
     config: TrainerConfig,
     subscribers: Vec<&'a mut dyn Subscriber>,
     callbacks: Vec<Box<dyn Callback + 'a>>,
+    resume_from: Option<PathBuf>,
 }
 
 impl<'a> Trainer<'a> {
     /// A trainer nobody listens to yet.
     pub fn new(config: TrainerConfig) -> Self {
-        Self { config, subscribers: Vec::new(), callbacks: Vec::new() }
+        Self { config, subscribers: Vec::new(), callbacks: Vec::new(), resume_from: None }
     }
 
     /// Adds a listener; each event reaches them in the order they were added.
     #[must_use]
     pub fn subscribe(mut self, subscriber: &'a mut dyn Subscriber) -> Self {
         self.subscribers.push(subscriber);
+        self
+    }
+
+    /// Goes on from a [`checkpoint`](crate::checkpoint) of the same run: the numbers that follow
+    /// are those of a run that was never stopped, to the last bit on the CPU. A model, callbacks
+    /// and data like those of the run that was saved are given as for a new one.
+    #[must_use]
+    pub fn resume_from(mut self, checkpoint: impl Into<PathBuf>) -> Self {
+        self.resume_from = Some(checkpoint.into());
         self
     }
 
@@ -47,15 +64,21 @@ impl<'a> Trainer<'a> {
     /// policy's device and dtype and stays there.
     ///
     /// # Errors
-    /// When the configuration cannot be used, a step fails, the observed dtypes are not those of
-    /// the precision, or a subscriber fails.
+    /// When the configuration cannot be used, the checkpoint is damaged or another run's, a step
+    /// fails or is not finite beyond recovery, the observed dtypes are not those of the precision,
+    /// or a subscriber fails.
     pub fn fit(&mut self, model: &mut dyn LightningModule, data: &DataModule) -> Result<RunRecord> {
         let mut recorder = Recorder::default();
         let mut emit = |event: Event| -> Result<()> {
             recorder.on_event(&event)?;
             self.subscribers.iter_mut().try_for_each(|subscriber| subscriber.on_event(&event))
         };
-        fit::fit(&self.config, model, data, &mut self.callbacks, &mut emit)?;
+        let mut run = fit::Run::new(&self.config, model, data, &mut self.callbacks, &mut emit)?;
+        let resumed = match &self.resume_from {
+            Some(path) => Some(run.resume(path)?),
+            None => None,
+        };
+        run.go(resumed)?;
         // The loop's last event is FitEnd, its first FitStart.
         Ok(recorder.finish().expect("a run that ended has a start and an end"))
     }

@@ -1,45 +1,190 @@
-//! Times of a step's phases. The device is waited for at the end of each, so that only every
-//! n-th step is profiled and the others run ahead as usual.
+//! Times of a step's phases, on the host and on the device. Nothing waits: on CUDA a phase's ends
+//! are events in the stream, read at the end of the epoch.
 
 use std::time::Instant;
 
-use tch::{Cuda, Device};
+use serde::{Deserialize, Serialize};
+use tch::Device;
 
-use crate::{Result, event::Phases, memory};
+use crate::{Result, ffi::CudaEvent, memory};
 
-/// Runs from the start of a step.
-pub(super) struct Stopwatch {
-    device: Device,
-    since: Instant,
-    phases: Phases,
+/// A part of an optimizer step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Waiting for a batch.
+    Data,
+    /// Forward pass and loss.
+    Forward,
+    /// Backward pass.
+    Backward,
+    /// Unscaling and looking for what is not finite.
+    Unscale,
+    /// The hooks of the model and the callbacks before the step.
+    Hooks,
+    /// Clipping.
+    Clip,
+    /// The optimizers' steps and the scaler's update.
+    Optimizer,
 }
 
-impl Stopwatch {
-    pub(super) fn start(device: Device) -> Self {
-        wait(device);
-        Self { device, since: Instant::now(), phases: Phases::default() }
+impl Phase {
+    /// All, in the order in which they pass.
+    pub const ALL: [Self; 7] = [
+        Self::Data,
+        Self::Forward,
+        Self::Backward,
+        Self::Unscale,
+        Self::Hooks,
+        Self::Clip,
+        Self::Optimizer,
+    ];
+
+    /// Its name, as in `forward`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+            Self::Unscale => "unscale",
+            Self::Hooks => "hooks",
+            Self::Clip => "clip",
+            Self::Optimizer => "optimizer",
+        }
+    }
+}
+
+/// When something began, in seconds since the run's first profiled step, and how long it took.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Seconds since the first profiled step began.
+    pub start: f64,
+    /// Seconds.
+    pub seconds: f64,
+}
+
+/// One passage of a phase; a step that accumulates batches passes some of them several times.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Span {
+    /// Which.
+    pub phase: Phase,
+    /// On the host: on CUDA the time it took to hand the work over.
+    pub host: Interval,
+    /// On the CUDA device: from the end of the work before to the end of this.
+    pub device: Option<Interval>,
+}
+
+/// A profiled optimizer step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Profile {
+    /// From 0.
+    pub epoch: i64,
+    /// The step's first batch, from 0 in the epoch.
+    pub batch: i64,
+    /// Its phases in order.
+    pub spans: Vec<Span>,
+    /// The most tensor bytes held at the end of a phase; CUDA only.
+    pub memory: Option<u64>,
+}
+
+impl Profile {
+    /// Seconds of a phase: the device's where there is one, else the host's.
+    pub fn seconds(&self, phase: Phase) -> f64 {
+        let spans = self.spans.iter().filter(|span| span.phase == phase);
+        spans.map(|span| span.device.unwrap_or(span.host).seconds).sum()
+    }
+}
+
+/// A moment on the host and, on CUDA, in the device's stream.
+struct Mark {
+    host: Instant,
+    device: Option<CudaEvent>,
+}
+
+impl Mark {
+    fn now(device: Device) -> Result<Self> {
+        let event = device.is_cuda().then(|| CudaEvent::record(device)).transpose()?;
+        Ok(Self { host: Instant::now(), device: event })
     }
 
-    /// Adds the time since the last lap to a phase.
-    pub(super) fn lap(&mut self, phase: impl FnOnce(&mut Phases) -> &mut f64) -> Result<()> {
-        wait(self.device);
-        let now = Instant::now();
-        *phase(&mut self.phases) += (now - self.since).as_secs_f64();
-        self.since = now;
-        if let Device::Cuda(_) = self.device {
+    fn interval_to(&self, end: &Self, origin: &Self) -> Result<(Interval, Option<Interval>)> {
+        let host = Interval {
+            start: (self.host - origin.host).as_secs_f64(),
+            seconds: (end.host - self.host).as_secs_f64(),
+        };
+        let device = match (&origin.device, &self.device, &end.device) {
+            (Some(origin), Some(start), Some(end)) => {
+                let (start, seconds) = (origin.seconds_to(start)?, start.seconds_to(end)?);
+                Some(Interval { start, seconds })
+            }
+            _ => None,
+        };
+        Ok((host, device))
+    }
+}
+
+/// A step that is being profiled, or waits to be read.
+struct Recording {
+    epoch: i64,
+    batch: i64,
+    start: Mark,
+    ends: Vec<(Phase, Mark)>,
+    memory: Option<u64>,
+}
+
+/// Profiles the steps it is told to.
+pub(super) struct Profiler {
+    device: Device,
+    origin: Option<Mark>,
+    running: Option<Recording>,
+    done: Vec<Recording>,
+}
+
+impl Profiler {
+    pub(super) fn new(device: Device) -> Self {
+        Self { device, origin: None, running: None, done: Vec::new() }
+    }
+
+    /// Begins a step.
+    pub(super) fn start(&mut self, epoch: i64, batch: i64) -> Result<()> {
+        if self.origin.is_none() {
+            self.origin = Some(Mark::now(self.device)?);
+        }
+        let start = Mark::now(self.device)?;
+        self.running = Some(Recording { epoch, batch, start, ends: Vec::new(), memory: None });
+        Ok(())
+    }
+
+    /// Ends a phase of the step that is being profiled, if one is.
+    pub(super) fn lap(&mut self, phase: Phase) -> Result<()> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        running.ends.push((phase, Mark::now(self.device)?));
+        if self.device.is_cuda() {
             let allocated = memory::cuda_allocated(self.device)?;
-            self.phases.memory = self.phases.memory.max(Some(allocated));
+            running.memory = running.memory.max(Some(allocated));
         }
         Ok(())
     }
 
-    pub(super) fn finish(self) -> Phases {
-        self.phases
+    /// Ends the step.
+    pub(super) fn stop(&mut self) {
+        self.done.extend(self.running.take());
     }
-}
 
-fn wait(device: Device) {
-    if let Device::Cuda(index) = device {
-        Cuda::synchronize(index as i64);
+    /// What was profiled since the last call. Waits for the device.
+    pub(super) fn take(&mut self) -> Result<Vec<Profile>> {
+        let Some(origin) = &self.origin else { return Ok(Vec::new()) };
+        let read = |recording: Recording| -> Result<Profile> {
+            let Recording { epoch, batch, start, ends, memory } = recording;
+            let mut spans = Vec::with_capacity(ends.len());
+            let mut since = &start;
+            for (phase, end) in &ends {
+                let (host, device) = since.interval_to(end, origin)?;
+                spans.push(Span { phase: *phase, host, device });
+                since = end;
+            }
+            Ok(Profile { epoch, batch, spans, memory })
+        };
+        self.done.drain(..).map(read).collect()
     }
 }

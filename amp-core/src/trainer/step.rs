@@ -1,79 +1,91 @@
-//! One optimizer step: forward and scaled backward, unscale, clip, step, update.
-
-use std::rc::Rc;
+//! One optimizer step: unscale, hooks, clip, step, update, and what follows from the outcome.
 
 use tch::Tensor;
 
-use super::{TrainerConfig, fit::Emit, profile::Stopwatch};
+use super::{
+    TrainerConfig,
+    fit::{Callbacks, Emit},
+    profile::{Phase, Profile, Profiler},
+    recovery::{Good, Next, NonFinite},
+    window::Window,
+};
 use crate::{
-    Error, Hook, LightningModule, Result, Step,
-    data::Batch,
-    event::{Event, Phases},
+    Hook, LightningModule, Result,
+    event::{Event, Skipped},
     log::Log,
     nn::Context,
     optim::{Interval, Scheduled},
     precision::{Clip, GradScaler, Policy, StepOutcome},
-    probe::DtypeProbe,
 };
+
+/// How many steps there were.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
+pub(super) struct Counts {
+    /// Steps that moved the parameters.
+    pub(super) applied: u64,
+    /// Steps left out.
+    pub(super) skipped: u64,
+    /// Both, and those taken back since.
+    pub(super) attempts: u64,
+    /// Steps left out since the last applied.
+    pub(super) consecutive_skips: u64,
+}
 
 /// Carries what lives from step to step.
 pub(super) struct StepRunner<'a> {
-    config: &'a TrainerConfig,
-    policy: Policy,
-    context: Context,
-    scheduled: Scheduled,
-    scaler: GradScaler,
-    applied: u64,
-    skipped: u64,
+    pub(super) config: &'a TrainerConfig,
+    /// The configuration's, until the run falls back to another precision.
+    pub(super) policy: Policy,
+    pub(super) context: Context,
+    pub(super) scheduled: Vec<Scheduled>,
+    pub(super) scaler: GradScaler,
+    pub(super) counts: Counts,
+    pub(super) window: Window,
+    /// Parts that a batch runs in.
+    pub(super) parts: i64,
+    pub(super) probed: bool,
+    pub(super) profiler: Profiler,
+    /// The state to come back to.
+    pub(super) good: Option<Good>,
     /// The rate of the last step.
-    lr: f64,
-    /// Whether gradients of the running window are already there.
-    accumulating: bool,
-    probed: bool,
-    /// The phases of the step that is being profiled.
-    profile: Option<Stopwatch>,
+    pub(super) lr: f64,
 }
 
 impl<'a> StepRunner<'a> {
-    pub(super) fn new(config: &'a TrainerConfig, scheduled: Scheduled) -> Result<Self> {
+    pub(super) fn new(config: &'a TrainerConfig, scheduled: Vec<Scheduled>) -> Result<Self> {
         let policy = config.policy();
         let scaler = match config.precision.scales_loss() {
             true => GradScaler::new(config.device, config.scaler)?,
-            false if config.skip_non_finite => GradScaler::checking(config.device)?,
-            false => GradScaler::disabled(config.device)?,
+            false if config.on_non_finite == NonFinite::Ignore => {
+                GradScaler::disabled(config.device)?
+            }
+            false => GradScaler::checking(config.device)?,
         };
-        let lr = scheduled.optimizer.rates()[0].lr;
+        let lr = first_lr(&scheduled);
         Ok(Self {
             config,
             policy,
             context: Context::new(policy, true).with_islands(config.islands.clone()),
             scheduled,
             scaler,
-            applied: 0,
-            skipped: 0,
-            lr,
-            accumulating: false,
+            counts: Counts::default(),
+            window: Window::default(),
+            parts: 1,
             probed: false,
-            profile: None,
+            profiler: Profiler::new(config.device),
+            good: None,
+            lr,
         })
     }
 
     /// Steps that count: those applied and, as Lightning has it, those skipped.
     pub(super) fn global_step(&self) -> u64 {
-        self.applied + if self.config.skipped_step_advances { self.skipped } else { 0 }
+        let Self { counts, config, .. } = self;
+        counts.applied + if config.skipped_step_advances { counts.skipped } else { 0 }
     }
 
-    /// Steps applied or skipped.
-    pub(super) fn attempts(&self) -> u64 {
-        self.applied + self.skipped
-    }
-
-    pub(super) fn skipped(&self) -> u64 {
-        self.skipped
-    }
-
-    pub(super) fn lr(&self) -> f64 {
-        self.lr
+    pub(super) fn policy(&self) -> Policy {
+        self.policy
     }
 
     pub(super) fn scale(&self) -> Option<f64> {
@@ -81,125 +93,124 @@ impl<'a> StepRunner<'a> {
     }
 
     pub(super) fn end_epoch(&mut self) {
-        self.scheduled.advance(Interval::Epoch);
+        for scheduled in &mut self.scheduled {
+            scheduled.advance(Interval::Epoch);
+        }
     }
 
     /// What a hook sees now.
-    pub(super) fn hook<'l>(&self, epoch: i64, log: &'l mut Log) -> Hook<'l> {
-        Hook { epoch, global_step: self.global_step(), scale: self.scale(), log }
+    pub(super) fn hook<'l>(&'l self, epoch: i64, log: &'l mut Log) -> Hook<'l> {
+        Hook {
+            epoch,
+            global_step: self.global_step(),
+            scale: self.scale(),
+            device: self.policy.device,
+            optimizers: &self.scheduled,
+            log,
+        }
     }
 
-    /// Adds the gradients of `share` of the batch's loss and returns the loss. The very first
-    /// batch is probed for the dtypes it ran in.
-    pub(super) fn accumulate(
-        &mut self,
-        model: &mut dyn LightningModule,
-        batch: &Batch,
-        index: i64,
-        share: f64,
-        log: &mut Log,
-        emit: &mut Emit<'_>,
-    ) -> Result<Tensor> {
-        if !self.accumulating {
-            self.scheduled.optimizer.zero_grad()?;
-            self.accumulating = true;
-            self.profile = match self.config.profile_every_n_steps {
-                Some(every) if self.attempts().is_multiple_of(every.cast_unsigned()) => {
-                    Some(Stopwatch::start(self.config.device))
-                }
-                _ => None,
-            };
-        }
-        let probe = (!self.probed).then(|| Rc::new(DtypeProbe::default()));
-        let probed = probe.clone().map(|probe| {
-            Context::new(self.policy, true)
-                .with_islands(self.config.islands.clone())
-                .with_probe(probe)
-        });
-        let loss = {
-            let _autocast = self.policy.autocast()?;
-            let context = probed.as_ref().unwrap_or(&self.context);
-            let mut step = Step::new(context, log, index as usize, self.global_step());
-            model.training_step(batch, &mut step)?
-        };
-        self.lap(|phases| &mut phases.forward)?;
-        let shared = if share < 1.0 { loss.f_mul_scalar(share)? } else { loss.shallow_clone() };
-        self.scaler.scale(&shared)?.backward()?;
-        self.lap(|phases| &mut phases.backward)?;
-        if let Some(probe) = probe {
-            let parameters = self.scheduled.optimizer.parameters();
-            emit(Event::Observed(probe.finish(self.config.precision, &loss, parameters)?))?;
-            self.probed = true;
-        }
-        Ok(loss.f_detach()?)
-    }
-
-    /// Steps on the accumulated gradients. A skipped step moves neither the schedule nor the
-    /// step count, unless configured as in Lightning.
+    /// Steps on the window's gradients, and again where the recovery says so.
     pub(super) fn step(
         &mut self,
         model: &mut dyn LightningModule,
         epoch: i64,
         log: &mut Log,
+        callbacks: &mut Callbacks<'_, '_>,
         emit: &mut Emit<'_>,
     ) -> Result<StepOutcome> {
-        self.accumulating = false;
-        let gradients = self.scaler.gradients(self.scheduled.optimizer.as_ref())?;
-        let gradients = self.scaler.unscale(gradients)?;
-        model.on_before_optimizer_step(&gradients, &mut self.hook(epoch, log))?;
-        match self.config.gradient_clip {
-            Some(Clip::Norm(limit)) => {
-                // The norm stays on the device.
-                let _ = gradients.clip_grad_norm(limit)?;
+        loop {
+            let scale = self.scaler.scale_value();
+            let outcome = self.attempt(model, epoch, log, callbacks)?;
+            let attempt = self.counts.attempts;
+            self.counts.attempts += 1;
+            self.profiler.lap(Phase::Optimizer)?;
+            let next = match &outcome {
+                StepOutcome::Applied => {
+                    self.counts.applied += 1;
+                    self.counts.consecutive_skips = 0;
+                    self.keep_good(model)?;
+                    Next::GoOn
+                }
+                StepOutcome::Skipped { culprit } => {
+                    self.counts.skipped += 1;
+                    self.counts.consecutive_skips += 1;
+                    let provenance = match self.config.provenance {
+                        true => self.explain(model, scale, emit)?,
+                        false => None,
+                    };
+                    let skipped = Skipped { attempt, culprit: culprit.clone(), scale, provenance };
+                    emit(Event::Skipped(skipped.clone()))?;
+                    self.recover(model, &skipped, emit)?
+                }
+            };
+            if self.scaler.scale_value() != scale {
+                let scale = self.scaler.scale_value();
+                emit(Event::Scale { attempt: self.counts.attempts, scale })?;
             }
-            Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
-            None => {}
+            if next == Next::Again {
+                self.rerun_window(model)?;
+                continue;
+            }
+            self.profiler.stop();
+            return Ok(outcome);
         }
-        self.lr = self.scheduled.optimizer.rates()[0].lr;
-        let attempt = self.attempts();
-        let scale = self.scaler.scale_value();
-        let outcome = self.scaler.step(gradients, self.scheduled.optimizer.as_mut())?;
+    }
+
+    /// One try: the outcome is a skip when no optimizer could step. A schedule moves when its
+    /// optimizer did, or for every step where a skipped one counts.
+    fn attempt(
+        &mut self,
+        model: &mut dyn LightningModule,
+        epoch: i64,
+        log: &mut Log,
+        callbacks: &mut Callbacks<'_, '_>,
+    ) -> Result<StepOutcome> {
+        let mut gradients = Vec::with_capacity(self.scheduled.len());
+        for scheduled in &self.scheduled {
+            let scaled = self.scaler.gradients(scheduled.optimizer.as_ref())?;
+            gradients.push(self.scaler.unscale(scaled)?);
+        }
+        self.profiler.lap(Phase::Unscale)?;
+        for gradients in &gradients {
+            let mut hook = self.hook(epoch, log);
+            model.on_before_optimizer_step(gradients, &mut hook)?;
+            callbacks.on_before_optimizer_step(gradients, &mut hook)?;
+        }
+        self.profiler.lap(Phase::Hooks)?;
+        for gradients in &gradients {
+            match self.config.gradient_clip {
+                Some(Clip::Norm(limit)) => {
+                    // The norm stays on the device.
+                    let _: Tensor = gradients.clip_grad_norm(limit)?;
+                }
+                Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
+                None => {}
+            }
+        }
+        self.profiler.lap(Phase::Clip)?;
+        self.lr = first_lr(&self.scheduled);
+        let mut overall: Option<StepOutcome> = None;
+        for (gradients, scheduled) in gradients.into_iter().zip(&mut self.scheduled) {
+            let outcome = self.scaler.step(gradients, scheduled.optimizer.as_mut())?;
+            if outcome == StepOutcome::Applied || self.config.skipped_step_advances {
+                scheduled.advance(Interval::Step);
+            }
+            if outcome == StepOutcome::Applied || overall.is_none() {
+                overall = Some(outcome);
+            }
+        }
         self.scaler.update()?;
-        let advances = match &outcome {
-            StepOutcome::Applied => {
-                self.applied += 1;
-                true
-            }
-            StepOutcome::Skipped { culprit } => {
-                self.skipped += 1;
-                emit(Event::Skipped { attempt, culprit: culprit.clone(), scale })?;
-                self.config.skipped_step_advances
-            }
-        };
-        if self.scaler.scale_value() != scale {
-            emit(Event::Scale { attempt: attempt + 1, scale: self.scaler.scale_value() })?;
-        }
-        if self.scaler.has_collapsed() {
-            return Err(Error::Scaler(format!(
-                "the scale fell to {:e}, too low to divide by: {} of {} steps were skipped, so the \
-                 gradients overflow at any scale; lower the learning rate or clip the gradients",
-                self.scaler.scale_value(),
-                self.skipped,
-                self.attempts(),
-            )));
-        }
-        if advances {
-            self.scheduled.advance(Interval::Step);
-        }
-        self.lap(|phases| &mut phases.optimizer)?;
-        Ok(outcome)
+        Ok(overall.unwrap_or(StepOutcome::Applied))
     }
 
-    /// Ends a phase of a profiled step.
-    fn lap(&mut self, phase: impl FnOnce(&mut Phases) -> &mut f64) -> Result<()> {
-        match &mut self.profile {
-            Some(stopwatch) => stopwatch.lap(phase),
-            None => Ok(()),
-        }
+    /// The steps profiled since the last call.
+    pub(super) fn take_profiles(&mut self) -> Result<Vec<Profile>> {
+        self.profiler.take()
     }
+}
 
-    /// What was measured of this step, if it was profiled.
-    pub(super) fn take_profile(&mut self) -> Option<Phases> {
-        self.profile.take().map(Stopwatch::finish)
-    }
+/// The rate of the first optimizer's first group: the one that stands for all in a line of figures.
+fn first_lr(scheduled: &[Scheduled]) -> f64 {
+    scheduled.first().map_or(0.0, |first| first.optimizer.rates()[0].lr)
 }

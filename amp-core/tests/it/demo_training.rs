@@ -6,9 +6,9 @@ use amp_core::{
     Module, Result, TrainerConfig,
     event::Event,
     loss,
-    nn::{self, Context, Op, Probe},
+    nn::{self, Call, Context, Probe},
     optim::{AdamW, OptimizerConfig},
-    precision::{Clip, GradScalerConfig, Policy, Precision, RegionPlan, dtype_name, is_floating},
+    precision::{Clip, GradScalerConfig, Policy, Precision, dtype_name, is_floating},
     record::RunRecord,
     tch::{Device, Kind, Tensor, no_grad},
 };
@@ -257,8 +257,8 @@ fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
 struct Outputs(RefCell<BTreeMap<String, Kind>>);
 
 impl Probe for Outputs {
-    fn output(&self, path: &str, _: Op, _: RegionPlan, output: &Tensor) {
-        self.0.borrow_mut().insert(path.to_owned(), output.kind());
+    fn ran(&self, call: &Call<'_>) {
+        self.0.borrow_mut().insert(call.path.to_owned(), call.output.kind());
     }
 }
 

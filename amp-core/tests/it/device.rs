@@ -13,6 +13,7 @@ use amp_core::{
         autocast_state, clip_grad_norm,
     },
     tch::{Device, Kind, Tensor},
+    trainer::Phase,
 };
 use rstest::rstest;
 
@@ -84,11 +85,7 @@ fn steps_that_are_not_finite_are_skipped_under_every_precision(
     precision: Precision,
 ) -> Result<()> {
     let _generator = seeded(0);
-    let config = TrainerConfig {
-        max_epochs: 1,
-        skip_non_finite: true,
-        ..TrainerConfig::new(precision, device())
-    };
+    let config = TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, device()) };
     let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(Sgd::default()));
     let record = fit(&config, &mut model, &same(constant(4, 3, f64::INFINITY)?, 2)?).1?;
     assert_eq!((record.end.global_step, record.end.skipped), (0, 2));
@@ -301,7 +298,18 @@ fn a_profiled_step_has_times_of_every_phase() -> Result<()> {
     let record = fit(&config, &mut model, &same(constant(10, 3, 1.0)?, 2)?).1?;
     assert_eq!(record.profile.len(), 3, "steps 0, 2 and 4 of five");
     for phases in &record.profile {
-        assert!(phases.forward > 0.0 && phases.backward > 0.0 && phases.optimizer > 0.0);
+        let seen: Vec<Phase> = phases.spans.iter().map(|span| span.phase).collect();
+        assert_eq!(seen, Phase::ALL, "each phase once, in order");
+        for phase in [Phase::Forward, Phase::Backward, Phase::Optimizer] {
+            assert!(phases.seconds(phase) > 0.0, "{phase:?}");
+        }
+        for span in &phases.spans {
+            assert_eq!(span.device.is_some(), device().is_cuda());
+        }
+        for pair in phases.spans.windows(2) {
+            let end = pair[0].host.start + pair[0].host.seconds;
+            assert!((pair[1].host.start - end).abs() < 1e-9, "nothing between the phases");
+        }
         assert_eq!(phases.memory.is_some(), device().is_cuda());
     }
     Ok(())

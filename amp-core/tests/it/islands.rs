@@ -4,8 +4,8 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use amp_core::{
     Module, Result,
-    nn::{self, Context, Linear, LinearConfig, Op, Probe, Visitor, visit_child},
-    precision::{Policy, Precision, Region, RegionPlan, autocast_state},
+    nn::{self, Call, Context, Linear, LinearConfig, Op, Probe, Visitor, visit_child},
+    precision::{Policy, Precision, Region, autocast_state},
     tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;
@@ -47,9 +47,10 @@ impl Module for Part {
 struct Products(RefCell<BTreeMap<String, (Kind, Kind)>>);
 
 impl Probe for Products {
-    fn output(&self, path: &str, op: Op, plan: RegionPlan, output: &Tensor) {
-        if op == Op::Matmul {
-            self.0.borrow_mut().insert(path.to_owned(), (output.kind(), plan.compute));
+    fn ran(&self, call: &Call<'_>) {
+        if call.op == Op::Matmul {
+            let kinds = (call.output.kind(), call.plan.compute);
+            self.0.borrow_mut().insert(call.path.to_owned(), kinds);
         }
     }
 }

@@ -35,7 +35,7 @@ fn brief(event: &Event) -> String {
         Event::Batch { epoch, batch, global_step } => {
             format!("batch {epoch}.{batch} {global_step}")
         }
-        Event::Skipped { attempt, .. } => format!("skipped {attempt}"),
+        Event::Skipped(skipped) => format!("skipped {}", skipped.attempt),
         Event::Scale { attempt, scale } => format!("scale {attempt} {scale}"),
         Event::Logged { global_step, values } => format!("logged {global_step} {}", values.len()),
         Event::EpochEnd(end) => format!("epoch {} {}", end.epoch, end.global_step),

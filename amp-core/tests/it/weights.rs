@@ -1,6 +1,6 @@
 //! Weights as files: what is saved comes back, and a bad file changes nothing.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use amp_core::{
     Result,
@@ -39,7 +39,7 @@ fn what_is_saved_comes_back_bit_for_bit(#[case] precision: Precision) -> Result<
     let path = folder.path().join("weights.safetensors");
     let (saved, other) = (demo_from(1, precision)?, demo_from(2, precision)?);
     assert!(!equal(&tensors(&saved), &tensors(&other)));
-    save(&saved, &path, HashMap::from([("epoch".to_owned(), "3".to_owned())]))?;
+    save(&saved, &path, BTreeMap::from([("epoch".to_owned(), "3".to_owned())]))?;
     let metadata = load(&other, &path)?;
     assert!(equal(&tensors(&saved), &tensors(&other)));
     assert_eq!(metadata["epoch"], "3");
@@ -51,7 +51,7 @@ fn what_is_saved_comes_back_bit_for_bit(#[case] precision: Precision) -> Result<
 fn the_file_has_pytorchs_names() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("weights.safetensors");
-    save(&demo_from(1, Precision::F32True)?, &path, HashMap::new())?;
+    save(&demo_from(1, Precision::F32True)?, &path, BTreeMap::new())?;
     let bytes = fs::read(&path).expect("the file");
     let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
     let header: serde_json::Value =
@@ -66,7 +66,7 @@ fn refused(change: impl Fn(&Path), expected: &str) -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("weights.safetensors");
     let (saved, other) = (demo_from(1, Precision::F32True)?, demo_from(2, Precision::F32True)?);
-    save(&saved, &path, HashMap::new())?;
+    save(&saved, &path, BTreeMap::new())?;
     change(&path);
     let before = tensors(&other);
     let text = message(load(&other, &path));
@@ -106,7 +106,7 @@ fn another_models_weights_are_refused() -> Result<()> {
         Ok(Sequential::new(vec![Box::new(Linear::new(LinearConfig::new(inputs, 32))?)]))
     };
     let overwrite = |module: Sequential| {
-        move |path: &Path| save(&module, path, HashMap::new()).expect("weights can be saved")
+        move |path: &Path| save(&module, path, BTreeMap::new()).expect("weights can be saved")
     };
     refused(overwrite(linear(64)?), "it has no tensor `1.weight`")?;
     refused(overwrite(linear(63)?), "`0.weight` has shape [32, 63] there, [32, 64] here")

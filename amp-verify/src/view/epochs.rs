@@ -4,14 +4,17 @@ use std::io::Write;
 
 use amp_core::{
     Error, Result,
-    event::{Event, Phases, Subscriber},
+    event::{Event, Subscriber},
+    trainer::Profile,
 };
+
+use super::phases;
 
 /// Writes a line per epoch, and one for each thing the user should know.
 pub struct EpochTable<W> {
     out: W,
     header: bool,
-    profile: Vec<Phases>,
+    profile: Vec<Profile>,
 }
 
 impl<W: Write> EpochTable<W> {
@@ -37,11 +40,14 @@ impl<W: Write> Subscriber for EpochTable<W> {
                 start.fingerprint.capability
             )),
             Event::Note { text } => self.line(&format!("note: {text}")),
-            Event::Skipped { attempt, culprit, scale } => {
-                let culprit = culprit.as_deref().unwrap_or("a gradient");
-                self.line(&format!(
-                    "step {attempt} skipped: `{culprit}` was not finite at scale {scale}"
-                ))
+            Event::Skipped(skipped) => self.line(&format!(
+                "step {} skipped at scale {}: {}",
+                skipped.attempt,
+                skipped.scale,
+                skipped.cause()
+            )),
+            Event::Recovered { attempt, recovery } => {
+                self.line(&format!("after step {attempt}: {recovery}"))
             }
             Event::Saved { path } => self.line(&format!("saved {}", path.display())),
             Event::Stopped { reason } => self.line(&format!("stopped early: {reason}")),
@@ -69,33 +75,14 @@ impl<W: Write> Subscriber for EpochTable<W> {
                     end.train_seconds + end.val_seconds
                 ))
             }
-            Event::Profiled { phases, .. } => {
-                self.profile.push(*phases);
+            Event::Profiled(profile) => {
+                self.profile.push(profile.clone());
                 Ok(())
             }
-            Event::FitEnd(_) if !self.profile.is_empty() => self.line(&summary(&self.profile)),
+            Event::FitEnd(_) if !self.profile.is_empty() => {
+                self.line(phases(&self.profile).trim_end())
+            }
             _ => Ok(()),
         }
     }
-}
-
-/// Mean and standard deviation of each phase, in milliseconds. The first step is left out: it
-/// loads kernels and is probed.
-fn summary(profile: &[Phases]) -> String {
-    let steps = if profile.len() > 1 { &profile[1..] } else { profile };
-    let count = steps.len() as f64;
-    let phase = |name: &str, of: fn(&Phases) -> f64| {
-        let mean = steps.iter().map(of).sum::<f64>() / count;
-        let variance = steps.iter().map(|step| (of(step) - mean).powi(2)).sum::<f64>() / count;
-        format!("{name} {:.3} ± {:.3} ms", 1e3 * mean, 1e3 * variance.sqrt())
-    };
-    let mut parts = vec![
-        phase("forward", |step| step.forward),
-        phase("backward", |step| step.backward),
-        phase("optimizer", |step| step.optimizer),
-    ];
-    if let Some(bytes) = steps.iter().filter_map(|step| step.memory).max() {
-        parts.push(format!("memory {:.1} MiB", bytes as f64 / f64::from(1 << 20)));
-    }
-    format!("{} profiled steps: {}", steps.len(), parts.join(", "))
 }

@@ -2,10 +2,12 @@
 
 mod doctor;
 mod epochs;
+mod phases;
 mod progress;
 mod table;
 
 pub use doctor::doctor;
 pub use epochs::EpochTable;
+pub use phases::phases;
 pub use progress::Progress;
 pub use table::table;

@@ -20,9 +20,8 @@ pub fn table(comparison: &Comparison) -> String {
         out += &format!("{}\n", render(comparison, &costs));
     }
     for run in &comparison.runs {
-        if let Some(culprit) = &run.first_culprit {
-            let precision = run.precision;
-            out += &format!("{precision}: first skipped step: `{culprit}` was not finite\n");
+        if let Some(cause) = &run.first_cause {
+            out += &format!("{}: first skipped step: {cause}\n", run.precision);
         }
         for note in &run.notes {
             out += &format!("{}: {note}\n", run.precision);

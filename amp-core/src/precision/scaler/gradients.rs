@@ -69,6 +69,11 @@ impl Gradients<Unscaled> {
         clip::clip_grad_value(&self.tensors, limit)
     }
 
+    /// Each gradient under its parameter's name.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.names.iter().map(String::as_str).zip(&self.tensors)
+    }
+
     /// The global 2-norm, on the device; see [`grad_norm`](crate::precision::grad_norm).
     ///
     /// # Errors

@@ -76,7 +76,10 @@ mod gradients;
 pub use config::{GradScalerConfig, ScalerState};
 pub use gradients::{Gradients, Scaled, ScaledLoss, StepOutcome, Unscaled};
 
-use std::{cell::Cell, marker::PhantomData};
+use std::{
+    cell::{Cell, RefCell},
+    marker::PhantomData,
+};
 
 use tch::{Device, Kind, Tensor};
 
@@ -99,6 +102,8 @@ pub struct GradScaler {
     mirror: (f32, i32),
     /// Whether a loss was scaled since the last update.
     scaled: Cell<bool>,
+    /// Zero on the device, or NaN if a loss since the last update was not finite.
+    losses: RefCell<Option<Tensor>>,
     iteration: Vec<Use>,
 }
 
@@ -137,6 +142,7 @@ impl GradScaler {
             growth_tracker: Tensor::f_zeros([], (Kind::Int, device))?,
             mirror: (scale, 0),
             scaled: Cell::new(false),
+            losses: RefCell::default(),
             iteration: Vec::new(),
         })
     }
@@ -197,12 +203,24 @@ impl GradScaler {
         Ok((scale, tracker))
     }
 
-    /// Multiplies a loss by the scale.
+    /// Multiplies a loss by the scale. One that is not finite makes its step a skipped one, even
+    /// if its gradients are finite, as those of a squared error that overflows are; PyTorch steps
+    /// there.
     ///
     /// # Errors
     /// When `loss` is on another device.
     pub fn scale(&self, loss: &Tensor) -> Result<ScaledLoss> {
-        if self.mode != Mode::Scale {
+        if self.mode == Mode::Off {
+            return Ok(ScaledLoss(loss.shallow_clone()));
+        }
+        let zero =
+            loss.f_detach()?.f_mul_scalar(0.0)?.f_to_kind(Kind::Float)?.f_reshape([0_i64; 0])?;
+        let mut losses = self.losses.borrow_mut();
+        *losses = Some(match losses.take() {
+            Some(sum) => sum.f_add(&zero)?,
+            None => zero,
+        });
+        if self.mode == Mode::Check {
             return Ok(ScaledLoss(loss.shallow_clone()));
         }
         self.scaled.set(true);
@@ -259,7 +277,10 @@ impl GradScaler {
                 names[at]
             )));
         }
-        let found_inf = Tensor::f_zeros([], (Kind::Float, self.device))?;
+        let found_inf = match &*self.losses.borrow() {
+            Some(losses) => losses.f_detach_copy()?,
+            None => Tensor::f_zeros([], (Kind::Float, self.device))?,
+        };
         // The reciprocal is taken in f64 and rounded once, as PyTorch does.
         let inv_scale =
             self.scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?;
@@ -386,6 +407,7 @@ impl GradScaler {
 
     fn end_iteration(&mut self) -> Vec<Use> {
         self.scaled.set(false);
+        self.losses.take();
         std::mem::take(&mut self.iteration)
     }
 

@@ -1,0 +1,68 @@
+use tch::{Kind, Tensor};
+
+use super::Callback;
+use crate::{
+    Hook, Result,
+    log::LogOptions,
+    precision::{Gradients, Unscaled},
+};
+
+/// Logs what gradients look like before clipping, without reading anything back until the
+/// logging interval: `grad_norm`, the global 2-norm; and for each parameter
+/// `grad_norm/NAME`, `grad_nan/NAME` and `grad_inf/NAME`, the elements that are NaN and infinite,
+/// and `grad_zero/NAME`, the share of elements that are exactly zero.
+///
+/// Under f16 a gradient below 2⁻²⁵ over the scale is flushed to zero: compare the share with that
+/// of the f32 run, since units that are switched off have zeros too.
+#[derive(Debug, Clone)]
+pub struct GradientStatistics {
+    per_parameter: bool,
+}
+
+impl Default for GradientStatistics {
+    fn default() -> Self {
+        Self { per_parameter: true }
+    }
+}
+
+impl GradientStatistics {
+    /// All statistics of every parameter.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The global norm alone.
+    pub fn norm_only() -> Self {
+        Self { per_parameter: false }
+    }
+}
+
+impl Callback for GradientStatistics {
+    fn name(&self) -> String {
+        "GradientStatistics".to_owned()
+    }
+
+    fn on_before_optimizer_step(
+        &mut self,
+        gradients: &Gradients<Unscaled>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        hook.log("grad_norm", &gradients.norm()?, LogOptions::ON_STEP)?;
+        if !self.per_parameter {
+            return Ok(());
+        }
+        for (name, gradient) in gradients.named() {
+            let sum = |mask: Tensor| -> Result<Tensor> { Ok(mask.f_sum(Kind::Double)?) };
+            let values = [
+                ("grad_norm", gradient.f_to_kind(Kind::Float)?.f_norm()?),
+                ("grad_nan", sum(gradient.f_isnan()?)?),
+                ("grad_inf", sum(gradient.f_isinf()?)?),
+                ("grad_zero", sum(gradient.f_eq(0.0)?)?.f_div_scalar(gradient.numel() as f64)?),
+            ];
+            for (statistic, value) in values {
+                hook.log(&format!("{statistic}/{name}"), &value, LogOptions::ON_BOTH)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,44 @@
+use super::Callback;
+use crate::{Hook, Result, log::LogOptions, memory::MemoryMeter};
+
+/// Logs each epoch's peak memory in MiB: `memory_peak_mib`, the most that tensors held at once
+/// above what was held when the epoch began, and on CUDA `memory_reserved_mib`, the most that the
+/// caching allocator reserved.
+///
+/// One at a time: on CUDA the allocator keeps one peak for everybody.
+#[derive(Default)]
+pub struct MemoryMonitor {
+    meter: Option<MemoryMeter>,
+}
+
+impl MemoryMonitor {
+    /// A monitor that has seen nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Callback for MemoryMonitor {
+    fn name(&self) -> String {
+        "MemoryMonitor".to_owned()
+    }
+
+    fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        self.meter = Some(MemoryMeter::start(hook.device)?);
+        Ok(())
+    }
+
+    fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        // Without a start the epoch was gone on with in its middle: half a peak would mislead.
+        let Some(meter) = self.meter.take() else { return Ok(()) };
+        let memory = meter.read()?;
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        hook.log_number("memory_peak_mib", mib(memory.peak_allocated), LogOptions::ON_EPOCH)?;
+        match memory.peak_reserved {
+            Some(reserved) => {
+                hook.log_number("memory_reserved_mib", mib(reserved), LogOptions::ON_EPOCH)
+            }
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+use std::time::Instant;
+
+use super::{Action, Callback};
+use crate::{Hook, Result, log::LogOptions, precision::StepOutcome};
+
+/// Logs each epoch's training time, `epoch_seconds`, and of its batches, data and callbacks
+/// included, the median `batch_ms` and the 95th percentile `batch_ms_p95`.
+///
+/// On CUDA a batch's time is that of handing its work over; only the epoch's waits for the device.
+#[derive(Debug, Default)]
+pub struct SpeedBenchmark {
+    epoch: Option<Instant>,
+    batch: Option<Instant>,
+    milliseconds: Vec<f64>,
+}
+
+impl SpeedBenchmark {
+    /// A benchmark that has measured nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Callback for SpeedBenchmark {
+    fn name(&self) -> String {
+        "SpeedBenchmark".to_owned()
+    }
+
+    fn on_train_epoch_start(&mut self, _: &mut Hook<'_>) -> Result<()> {
+        let now = Instant::now();
+        (self.epoch, self.batch) = (Some(now), Some(now));
+        self.milliseconds.clear();
+        Ok(())
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        _: Option<&StepOutcome>,
+        _: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        let now = Instant::now();
+        if let Some(before) = self.batch.replace(now) {
+            self.milliseconds.push((now - before).as_secs_f64() * 1e3);
+        }
+        Ok(Vec::new())
+    }
+
+    fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        // Without a start the epoch was gone on with in its middle.
+        let Some(start) = self.epoch.take() else { return Ok(()) };
+        if let tch::Device::Cuda(index) = hook.device {
+            tch::Cuda::synchronize(index as i64);
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        hook.log_number("epoch_seconds", seconds, LogOptions::ON_EPOCH)?;
+        self.milliseconds.sort_by(f64::total_cmp);
+        for (name, quantile) in [("batch_ms", 0.5), ("batch_ms_p95", 0.95)] {
+            if let Some(value) = nearest_rank(&self.milliseconds, quantile) {
+                hook.log_number(name, value, LogOptions::ON_EPOCH)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The smallest of the sorted values that at least this share of them do not exceed.
+fn nearest_rank(sorted: &[f64], quantile: f64) -> Option<f64> {
+    let rank = (quantile * sorted.len() as f64).ceil().max(1.0) as usize;
+    sorted.get(rank - 1).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest_rank;
+
+    #[test]
+    fn ranks_are_those_of_the_definition() {
+        let ten: Vec<f64> = (1..=10).map(f64::from).collect();
+        assert_eq!(nearest_rank(&ten, 0.5), Some(5.0));
+        assert_eq!(nearest_rank(&ten, 0.95), Some(10.0));
+        assert_eq!(nearest_rank(&ten[..1], 0.5), Some(1.0));
+        assert_eq!(nearest_rank(&[], 0.5), None);
+    }
+}

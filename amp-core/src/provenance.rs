@@ -1,0 +1,223 @@
+//! Where a value that is not finite came from: found by running the step once more, observed.
+
+use std::{cell::RefCell, fmt, rc::Rc};
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::{
+    Error, LightningModule, Result, Step,
+    data::Batch,
+    log::Log,
+    nn::{Call, Context, Parameter, Probe, parameters},
+    precision::{Policy, dtype_name, is_floating},
+};
+
+/// The first place of a step where a value stopped being finite.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// What it is.
+    pub cause: Cause,
+    /// Its dtype, as in `float16`.
+    pub dtype: String,
+    /// How many of its elements are NaN.
+    pub nan: i64,
+    /// How many are infinite.
+    pub inf: i64,
+    /// Its elements.
+    pub of: i64,
+    /// The largest magnitude among what it was computed from, where that is known.
+    pub from: Option<f64>,
+}
+
+/// What stopped being finite.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A parameter, before the step.
+    Parameter(String),
+    /// The batch's input.
+    Input,
+    /// The output of a module whose input was finite.
+    Activation(String),
+    /// The loss; every module's output was finite.
+    Loss,
+    /// The gradient that the loss passes back to the model's output.
+    LossGradient,
+    /// The gradient that a module passes back to its input; what it was given back was finite.
+    InputGradient(String),
+    /// A parameter's gradient; what its module was given back was finite.
+    WeightGradient(String),
+}
+
+impl Cause {
+    /// Whether the forward pass, or what it starts from, is not finite: no loss scale helps there.
+    pub fn is_forward(&self) -> bool {
+        matches!(self, Self::Parameter(_) | Self::Input | Self::Activation(_) | Self::Loss)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Parameter(name) => write!(f, "the parameter `{name}`"),
+            Self::Input => f.write_str("the batch's input"),
+            Self::Activation(module) => write!(f, "the output of `{module}`"),
+            Self::Loss => f.write_str("the loss"),
+            Self::LossGradient => f.write_str("the gradient of the loss"),
+            Self::InputGradient(module) => write!(f, "the input gradient of `{module}`"),
+            Self::WeightGradient(name) => write!(f, "the gradient of `{name}`"),
+        }
+    }
+}
+
+impl fmt::Display for Provenance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cause, dtype, nan, inf, of, from } = self;
+        write!(f, "{cause} ({dtype}) has {inf} inf and {nan} NaN among {of}")?;
+        match from {
+            Some(largest) => write!(f, ", from values up to {largest:.3e}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is run once more.
+pub(crate) struct Replay<'a> {
+    pub(crate) policy: Policy,
+    /// The pass's context without a probe.
+    pub(crate) context: Context,
+    pub(crate) scale: f64,
+    /// A batch and the share of its loss.
+    pub(crate) batches: &'a [(Batch, f64)],
+    pub(crate) global_step: u64,
+}
+
+/// Keeps all inputs and outputs, in the order in which modules ended.
+#[derive(Default)]
+struct Recording(RefCell<Vec<Seen>>);
+
+struct Seen {
+    path: String,
+    input: Tensor,
+    output: Tensor,
+}
+
+impl Probe for Recording {
+    fn ran(&self, call: &Call<'_>) {
+        let (input, output) = (call.input.shallow_clone(), call.output.shallow_clone());
+        self.0.borrow_mut().push(Seen { path: call.path.to_owned(), input, output });
+    }
+}
+
+impl Replay<'_> {
+    /// Runs the batches until something is not finite. The caller has put the random generator
+    /// back to where the step began. Parameters and gradients are left alone; `None` when all is
+    /// finite this time.
+    pub(crate) fn find(self, model: &mut dyn LightningModule) -> Result<Option<Provenance>> {
+        let parameters = parameters(model);
+        for Parameter { name, tensor } in &parameters {
+            if let Some(found) = check(Cause::Parameter(name.clone()), tensor, None)? {
+                return Ok(Some(found));
+            }
+        }
+        let recording = Rc::new(Recording::default());
+        let context = self.context.again().with_probe(recording.clone());
+        for (batch, share) in self.batches {
+            if let Some(found) = check(Cause::Input, &batch.input, None)? {
+                return Ok(Some(found));
+            }
+            let loss = {
+                let _autocast = self.policy.autocast()?;
+                let mut log = Log::default();
+                let mut step = Step::new(&context, &mut log, 0, self.global_step);
+                model.training_step(batch, &mut step)?
+            };
+            let seen = recording.0.take();
+            if let Some(found) = forward(&seen, &loss)? {
+                return Ok(Some(found));
+            }
+            let scaled = loss.f_mul_scalar(share * self.scale)?;
+            if let Some(found) = backward(&seen, &scaled, &parameters)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn forward(seen: &[Seen], loss: &Tensor) -> Result<Option<Provenance>> {
+    for Seen { path, input, output } in seen {
+        let cause = Cause::Activation(path.clone());
+        if let Some(found) = check(cause, output, Some(input))? {
+            return Ok(Some(found));
+        }
+    }
+    check(Cause::Loss, loss, seen.last().map(|last| &last.output))
+}
+
+/// Follows the gradient of the scaled loss back through the modules, the last one first.
+fn backward(
+    seen: &[Seen],
+    scaled: &Tensor,
+    parameters: &[Parameter],
+) -> Result<Option<Provenance>> {
+    let traced: Vec<usize> = (0..seen.len())
+        .filter(|at| is_floating(seen[*at].output.kind()) && seen[*at].output.requires_grad())
+        .collect();
+    let mut inputs: Vec<&Tensor> = traced.iter().map(|at| &seen[*at].output).collect();
+    inputs.extend(parameters.iter().map(|parameter| &parameter.tensor));
+    let gradients = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
+    let (outputs, weights) = gradients.split_at(traced.len());
+    for (place, at) in traced.iter().enumerate().rev() {
+        // A gradient that is not finite was made by what used this output: the module after it.
+        let cause = match seen.get(at + 1) {
+            None => Cause::LossGradient,
+            Some(next) => Cause::InputGradient(next.path.clone()),
+        };
+        let given = traced.get(place + 1).map(|_| &outputs[place + 1]);
+        if let Some(found) = check(cause, &outputs[place], given)? {
+            return Ok(Some(found));
+        }
+    }
+    for (Parameter { name, .. }, gradient) in parameters.iter().zip(weights) {
+        if let Some(found) = check(Cause::WeightGradient(name.clone()), gradient, None)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// What is not finite in `tensor`, computed from `source`; `None` if all is finite.
+fn check(cause: Cause, tensor: &Tensor, source: Option<&Tensor>) -> Result<Option<Provenance>> {
+    if !tensor.defined() || !is_floating(tensor.kind()) {
+        return Ok(None);
+    }
+    let count = |mask: Tensor| -> Result<i64> { Ok(mask.f_sum(Kind::Int64)?.f_int64_value(&[])?) };
+    tch::no_grad(|| {
+        let finite = tensor.f_isfinite()?;
+        if finite.f_all()?.f_int64_value(&[])? != 0 {
+            return Ok(None);
+        }
+        let source = source.filter(|source| source.defined() && is_floating(source.kind()));
+        let from = source.map(|source| -> Result<f64> {
+            Ok(source.f_abs()?.f_max()?.f_to_kind(Kind::Double)?.f_double_value(&[])?)
+        });
+        Ok(Some(Provenance {
+            cause,
+            dtype: dtype_name(tensor.kind()).to_owned(),
+            nan: count(tensor.f_isnan()?)?,
+            inf: count(tensor.f_isinf()?)?,
+            of: tensor.numel() as i64,
+            from: from.transpose()?.filter(|largest| largest.is_finite()),
+        }))
+    })
+}
+
+/// Text for a step whose cause a second run did not show.
+pub(crate) fn unexplained(error: Option<&Error>) -> String {
+    match error {
+        Some(error) => format!("looking for the cause failed: {error}"),
+        None => "running the step once more, everything was finite".to_owned(),
+    }
+}

@@ -1,0 +1,154 @@
+//! Tensors and text in one safetensors file, with a checksum over both.
+//!
+//! safetensors has none of its own: without it a flipped bit in a weight would be loaded.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::Path,
+};
+
+use safetensors::{
+    Dtype, SafeTensors,
+    tensor::{TensorView, serialize},
+};
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use crate::{Error, Result, file::Staged, precision::dtype_name};
+
+/// The text under which the checksum stands.
+const CHECKSUM: &str = "sha256";
+
+/// The text that says that a file is ours and so has a checksum: one flipped bit cannot take both
+/// away.
+const WRITER: &str = "amp";
+
+/// The content of a file, on the CPU.
+#[derive(Debug)]
+pub(crate) struct TensorFile {
+    pub(crate) tensors: BTreeMap<String, Tensor>,
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
+/// Writes tensors from any device, and some text, so that the file appears whole or not at all.
+///
+/// # Errors
+/// When the folder is missing or cannot be written to.
+pub(crate) fn write<'t>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, &'t Tensor)>,
+    mut metadata: BTreeMap<String, String>,
+) -> Result<()> {
+    let stored = tensors
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, Stored::new(tensor)?)))
+        .collect::<Result<BTreeMap<_, _>>>()?;
+    let views = stored
+        .iter()
+        .map(|(name, stored)| {
+            let view = TensorView::new(stored.dtype, stored.shape.clone(), &stored.bytes);
+            Ok((name.as_str(), view.map_err(|error| damaged(path, error))?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    metadata.insert(WRITER.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    metadata.insert(CHECKSUM.to_owned(), checksum(&views, &metadata));
+    let metadata: HashMap<_, _> = metadata.into_iter().collect();
+    let bytes = serialize(views, Some(metadata)).map_err(|error| damaged(path, error))?;
+    Staged::create(path)?.write(&bytes)
+}
+
+/// Reads a file whole. One without a checksum is another program's and is taken as it is.
+///
+/// # Errors
+/// When the file is missing, cut off or changed.
+pub(crate) fn read(path: &Path) -> Result<TensorFile> {
+    let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(path, error))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| damaged(path, error))?;
+    let mut metadata: BTreeMap<_, _> =
+        header.metadata().clone().unwrap_or_default().into_iter().collect();
+    let mut views = file.tensors();
+    views.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let expected = metadata.remove(CHECKSUM);
+    if expected.is_some() || metadata.contains_key(WRITER) {
+        let views: Vec<_> =
+            views.iter().map(|(name, view)| (name.as_str(), view.clone())).collect();
+        if expected != Some(checksum(&views, &metadata)) {
+            return Err(damaged(path, "its checksum does not fit its content"));
+        }
+    }
+    let tensors = views
+        .into_iter()
+        .map(|(name, view)| {
+            let kind = kind(view.dtype()).ok_or_else(|| {
+                Error::config(format!(
+                    "{}: `{name}` is of type {:?}, which is not supported",
+                    path.display(),
+                    view.dtype()
+                ))
+            })?;
+            let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
+            Ok((name, Tensor::f_from_data_size(view.data(), &shape, kind)?))
+        })
+        .collect::<Result<_>>()?;
+    Ok(TensorFile { tensors, metadata })
+}
+
+/// Over names, types, shapes, bytes and text in the order of names, with lengths between them.
+fn checksum(views: &[(&str, TensorView<'_>)], metadata: &BTreeMap<String, String>) -> String {
+    let mut hash = Sha256::new();
+    let mut add = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    for (name, view) in views {
+        add(name.as_bytes());
+        add(format!("{:?}{:?}", view.dtype(), view.shape()).as_bytes());
+        add(view.data());
+    }
+    for (name, text) in metadata {
+        add(name.as_bytes());
+        add(text.as_bytes());
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn damaged(path: &Path, error: impl std::fmt::Display) -> Error {
+    Error::config(format!("{}: not a whole safetensors file: {error}", path.display()))
+}
+
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Stored {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        let kind = tensor.kind();
+        let dtype = DTYPES.iter().find(|(own, _)| *own == kind).map(|(_, dtype)| *dtype);
+        let dtype = dtype.ok_or_else(|| {
+            Error::config(format!("tensors of type {} cannot be saved", dtype_name(kind)))
+        })?;
+        let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+        let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
+        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+        let shape = tensor.size().into_iter().map(|size| size as usize).collect();
+        Ok(Self { dtype, shape, bytes })
+    }
+}
+
+const DTYPES: [(Kind, Dtype); 7] = [
+    (Kind::Half, Dtype::F16),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Float, Dtype::F32),
+    (Kind::Double, Dtype::F64),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Int, Dtype::I32),
+    (Kind::Uint8, Dtype::U8),
+];
+
+fn kind(dtype: Dtype) -> Option<Kind> {
+    DTYPES.iter().find(|(_, own)| *own == dtype).map(|(kind, _)| *kind)
+}

@@ -1,0 +1,216 @@
+//! The examples of one optimizer step: forward and scaled backward passes whose gradients add up,
+//! in parts where memory is short, and once more where a step is to be explained or repeated.
+
+use std::rc::Rc;
+
+use tch::Tensor;
+
+use super::{fit::Emit, profile::Phase, recovery::Recovery, step::StepRunner};
+use crate::{
+    Error, LightningModule, Result, Step,
+    data::Batch,
+    event::Event,
+    ffi,
+    log::Log,
+    nn::Context,
+    probe::DtypeProbe,
+    provenance::{self, Provenance, Replay},
+    random::RandomState,
+};
+
+/// What a step was computed from.
+#[derive(Default)]
+pub(super) struct Window {
+    /// The batches so far, each with the share of its loss.
+    batches: Vec<(Batch, f64)>,
+    losses: Vec<Tensor>,
+    /// The generators before its first batch.
+    random: Option<RandomState>,
+}
+
+impl Window {
+    /// Whether every batch's loss is finite; reads them from the device.
+    pub(super) fn is_loss_finite(&self) -> Result<bool> {
+        for loss in &self.losses {
+            if loss.f_isfinite()?.f_int64_value(&[])? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl StepRunner<'_> {
+    /// Forgets the last step's examples and gradients.
+    pub(super) fn begin_window(&mut self, epoch: i64, batch: i64) -> Result<()> {
+        self.zero_grad()?;
+        self.window = Window::default();
+        self.window.random = Some(RandomState::read(self.policy.device)?);
+        let attempts = self.counts.attempts;
+        match self.config.profile_every_n_steps {
+            Some(every) if attempts.is_multiple_of(every.cast_unsigned()) => {
+                self.profiler.start(epoch, batch)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds the gradients of `share` of the batch's loss and returns the loss, detached. The very
+    /// first batch is probed for the dtypes it ran in.
+    pub(super) fn accumulate(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: Batch,
+        index: i64,
+        share: f64,
+        log: &mut Log,
+        emit: &mut Emit<'_>,
+    ) -> Result<Tensor> {
+        self.window.batches.push((batch, share));
+        let at = self.window.batches.len() - 1;
+        let probe = (!self.probed).then(|| Rc::new(DtypeProbe::default()));
+        let mut own = Log::default();
+        let mut outcome = self.forward_backward(model, at, index, &mut own, probe.clone());
+        while let Err(error) = outcome {
+            self.split(error, at, emit)?;
+            own = Log::default();
+            outcome = self
+                .rerun(model, at)
+                .and_then(|()| self.forward_backward(model, at, index, &mut own, probe.clone()));
+        }
+        let loss = outcome?;
+        log.merge(own)?;
+        self.window.losses.push(loss.shallow_clone());
+        if let Some(probe) = probe {
+            let parameters = self.scheduled.iter().flat_map(|s| s.optimizer.parameters());
+            let precision = self.policy.precision;
+            emit(Event::Observed(probe.finish(precision, &loss, parameters)?))?;
+            self.probed = true;
+        }
+        Ok(loss)
+    }
+
+    /// Forward and scaled backward over one batch of the window, in as many parts as memory asks
+    /// for; returns the batch's loss, detached.
+    fn forward_backward(
+        &mut self,
+        model: &mut dyn LightningModule,
+        at: usize,
+        index: i64,
+        log: &mut Log,
+        probe: Option<Rc<DtypeProbe>>,
+    ) -> Result<Tensor> {
+        let (batch, share) = &self.window.batches[at];
+        let (length, share) = (batch.len(), *share);
+        let parts = split_evenly(batch, self.parts)?;
+        let probed = probe.map(|probe| {
+            let context = Context::new(self.policy, true);
+            context.with_islands(self.config.islands.clone()).with_probe(probe)
+        });
+        let mut whole: Option<Tensor> = None;
+        for part in parts {
+            let loss = {
+                let _autocast = self.policy.autocast()?;
+                let context = probed.as_ref().unwrap_or(&self.context);
+                let mut step = Step::new(context, log, index as usize, self.global_step());
+                model.training_step(&part, &mut step)?
+            };
+            self.profiler.lap(Phase::Forward)?;
+            let fraction = part.len() as f64 / length as f64;
+            let shared = match share * fraction {
+                1.0 => loss.shallow_clone(),
+                share => loss.f_mul_scalar(share)?,
+            };
+            self.scaler.scale(&shared)?.backward()?;
+            self.profiler.lap(Phase::Backward)?;
+            let loss = loss.f_detach()?;
+            whole = Some(match whole {
+                None if fraction == 1.0 => loss,
+                None => loss.f_mul_scalar(fraction)?,
+                Some(sum) => sum.f_add(&loss.f_mul_scalar(fraction)?)?,
+            });
+        }
+        whole.ok_or_else(|| Error::config("a batch without examples"))
+    }
+
+    /// Computes the gradients of the window's first `count` batches anew, with the same random
+    /// numbers. What they log was logged.
+    fn rerun(&mut self, model: &mut dyn LightningModule, count: usize) -> Result<()> {
+        self.zero_grad()?;
+        if let Some(random) = &self.window.random {
+            random.restore(self.policy.device)?;
+        }
+        for at in 0..count {
+            let _ = self.forward_backward(model, at, at as i64, &mut Log::default(), None)?;
+        }
+        Ok(())
+    }
+
+    /// The whole window once more.
+    pub(super) fn rerun_window(&mut self, model: &mut dyn LightningModule) -> Result<()> {
+        self.rerun(model, self.window.batches.len())
+    }
+
+    /// Halves the parts that batches run in, if `error` asks for it and they can be halved.
+    fn split(&mut self, error: Error, at: usize, emit: &mut Emit<'_>) -> Result<()> {
+        let parts = 2 * self.parts;
+        let fits = parts <= self.window.batches[at].0.len();
+        if !self.config.micro_batching || !error.is_out_of_memory() || !fits {
+            return Err(error);
+        }
+        self.parts = parts;
+        self.zero_grad()?;
+        if self.policy.device.is_cuda() {
+            ffi::cuda_empty_cache()?;
+        }
+        self.recovered(Recovery::MicroBatches { parts }, emit)
+    }
+
+    /// Runs the window once more, observed, to find where it stopped being finite.
+    pub(super) fn explain(
+        &mut self,
+        model: &mut dyn LightningModule,
+        scale: f64,
+        emit: &mut Emit<'_>,
+    ) -> Result<Option<Provenance>> {
+        let device = self.policy.device;
+        let now = RandomState::read(device)?;
+        if let Some(random) = &self.window.random {
+            random.restore(device)?;
+        }
+        let context = Context::new(self.policy, true).with_islands(self.config.islands.clone());
+        let replay = Replay {
+            policy: self.policy,
+            context,
+            scale,
+            batches: &self.window.batches,
+            global_step: self.global_step(),
+        };
+        let found = replay.find(model);
+        now.restore(device)?;
+        let (provenance, text) = match found {
+            Ok(Some(found)) => return Ok(Some(found)),
+            Ok(None) => (None, provenance::unexplained(None)),
+            Err(error) => (None, provenance::unexplained(Some(&error))),
+        };
+        emit(Event::Note { text })?;
+        Ok(provenance)
+    }
+
+    pub(super) fn zero_grad(&mut self) -> Result<()> {
+        self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.zero_grad())
+    }
+}
+
+/// The batch in at most so many parts of one size; the last may be smaller.
+fn split_evenly(batch: &Batch, parts: i64) -> Result<Vec<Batch>> {
+    let length = batch.len();
+    let size = (length + parts - 1) / parts.max(1);
+    (0..length)
+        .step_by(size.max(1) as usize)
+        .map(|start| {
+            let cut = |tensor: &Tensor| tensor.f_narrow(0, start, size.min(length - start));
+            Batch::new(cut(&batch.input)?, cut(&batch.target)?)
+        })
+        .collect()
+}

@@ -1,0 +1,295 @@
+//! A step that is not finite names the first place where it stopped being so.
+
+use std::{cell::Cell, rc::Rc};
+
+use amp_core::{
+    Module, Result, TrainerConfig,
+    data::Batch,
+    event::Skipped,
+    loss::mse_loss,
+    nn::{BatchNorm, BatchNormConfig, Checkpoint, Context, Dropout, Relu, Sequential, Visitor},
+    optim::{OptimizerConfig, Sgd},
+    precision::{GradScalerConfig, Precision},
+    provenance::Cause,
+    tch::{Kind, Tensor},
+    trainer::NonFinite,
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::sha256,
+    device, message,
+    model::{Model, constant, fit, linear, same},
+    seeded,
+};
+
+/// Multiplies its input by this forward, and the gradient by that backward.
+#[derive(Clone, Copy)]
+struct Gain {
+    forward: f64,
+    backward: f64,
+}
+
+impl Module for Gain {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let fixed = input.f_detach()?;
+        // The second part is zero and has the gradient.
+        let traced = input.f_sub(&fixed)?.f_mul_scalar(self.backward)?;
+        Ok(fixed.f_mul_scalar(self.forward)?.f_add(&traced)?)
+    }
+
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+const PLAIN: Gain = Gain { forward: 1.0, backward: 1.0 };
+
+/// 4 → 4, a gain, a ReLU, 4 → 4, all under `model`.
+fn stack(gain: Gain, after: Gain) -> Result<Model> {
+    let layers: Vec<Box<dyn Module>> = vec![
+        Box::new(linear(4, 4)?),
+        Box::new(gain),
+        Box::new(Relu),
+        Box::new(linear(4, 4)?),
+        Box::new(after),
+    ];
+    Ok(Model::regression(Sequential::new(layers), sgd))
+}
+
+fn sgd(_: &amp_core::optim::TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(Sgd { lr: 1e-3, ..Default::default() })
+}
+
+fn config(precision: Precision) -> TrainerConfig {
+    TrainerConfig {
+        max_epochs: 1,
+        shuffle: false,
+        scaler: GradScalerConfig { init_scale: 1024.0, ..Default::default() },
+        ..TrainerConfig::new(precision, device())
+    }
+}
+
+fn examples(target: f64) -> Result<Batch> {
+    constant(4, 4, target)
+}
+
+fn first_skip(config: &TrainerConfig, model: &mut Model, examples: Batch) -> Result<Skipped> {
+    let record = fit(config, model, &same(examples, 2)?).1?;
+    Ok(record.skips.into_iter().next().expect("a skipped step"))
+}
+
+fn cause(skipped: &Skipped) -> &Cause {
+    &skipped.provenance.as_ref().expect("a provenance").cause
+}
+
+#[rstest]
+#[case::f32(Precision::F32True, 1e39)]
+#[case::f16_mixed(Precision::F16Mixed, 1e39)]
+#[case::bf16_mixed(Precision::Bf16Mixed, 1e39)]
+#[case::f16(Precision::F16True, 1e6)]
+fn an_activation_that_overflows_is_named(
+    #[case] precision: Precision,
+    #[case] forward: f64,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = stack(Gain { forward, backward: 1.0 }, PLAIN)?;
+    let skipped = first_skip(&config(precision), &mut model, examples(0.0)?)?;
+    assert_eq!(*cause(&skipped), Cause::Activation("model.1".into()));
+    let found = skipped.provenance.expect("a provenance");
+    assert!(found.inf > 0 && found.of == 8, "{found:?}");
+    assert!(found.from.is_some_and(|largest| largest > 0.0 && largest < 10.0), "{found:?}");
+    assert!(found.to_string().contains("the output of `model.1` ("), "{found}");
+    Ok(())
+}
+
+/// Under f16 the matrix product itself overflows: the module is the layer, its dtype float16.
+#[test]
+fn a_matrix_product_that_overflows_in_f16_is_named() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = stack(Gain { forward: 1e8, backward: 1.0 }, PLAIN)?;
+    let skipped = first_skip(&config(Precision::F16Mixed), &mut model, examples(0.0)?)?;
+    let found = skipped.provenance.expect("a provenance");
+    let product = Cause::Activation("model.1".into());
+    assert_eq!((found.cause, found.dtype.as_str()), (product, "float16"));
+    Ok(())
+}
+
+#[test]
+fn a_loss_that_overflows_is_named() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = stack(PLAIN, Gain { forward: 1e25, backward: 1.0 })?;
+    let skipped = first_skip(&config(Precision::F32True), &mut model, examples(0.0)?)?;
+    assert_eq!(*cause(&skipped), Cause::Loss);
+    Ok(())
+}
+
+/// The loss is finite and its gradient with respect to the output is not.
+#[test]
+fn a_loss_gradient_that_overflows_is_named() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = stack(PLAIN, PLAIN)?;
+    // The square root of zero has an infinite slope.
+    model.loss = |output, target| Ok((mse_loss(output, target)? * 0.0).f_sqrt()?);
+    let skipped = first_skip(&config(Precision::F32True), &mut model, examples(0.0)?)?;
+    assert_eq!(*cause(&skipped), Cause::LossGradient);
+    Ok(())
+}
+
+#[rstest]
+#[case::f32(Precision::F32True, 3e38, 1000.0)]
+#[case::f16_mixed(Precision::F16Mixed, 1e6, 5.0)]
+#[case::f16(Precision::F16True, 1e8, 5.0)]
+fn an_input_gradient_that_overflows_is_named(
+    #[case] precision: Precision,
+    #[case] backward: f64,
+    #[case] target: f64,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = stack(Gain { forward: 1.0, backward }, PLAIN)?;
+    let skipped = first_skip(&config(precision), &mut model, examples(target)?)?;
+    assert_eq!(*cause(&skipped), Cause::InputGradient("model.1".into()));
+    assert!(!cause(&skipped).is_forward());
+    Ok(())
+}
+
+/// Every gradient that passes through the layer is finite; their sum over the batch is not.
+#[test]
+fn a_weight_gradient_that_overflows_is_named() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = Model::regression(linear(4, 4)?, sgd);
+    model.loss = |output, _| {
+        let sum = output.f_sum(None)?;
+        Ok(sum.f_sub(&sum.f_detach()?)?.f_mul_scalar(300.0)?)
+    };
+    let options = (Kind::Float, device());
+    let batch = Batch::new(Tensor::full([4, 4], 300.0, options), Tensor::zeros([4, 4], options))?;
+    let skipped = first_skip(&config(Precision::F16True), &mut model, batch)?;
+    assert_eq!(*cause(&skipped), Cause::WeightGradient("model.weight".into()));
+    assert_eq!(skipped.culprit.as_deref(), Some("model.weight"));
+    Ok(())
+}
+
+#[test]
+fn a_bad_input_and_a_bad_weight_are_named_before_all_else() -> Result<()> {
+    let _generator = seeded(0);
+    let options = (Kind::Float, device());
+    let nan = Batch::new(Tensor::full([4, 4], f64::NAN, options), Tensor::zeros([4, 4], options))?;
+    let skipped = first_skip(&config(Precision::F32True), &mut stack(PLAIN, PLAIN)?, nan)?;
+    assert_eq!(*cause(&skipped), Cause::Input);
+    assert!(skipped.cause().contains("the batch's input (float32) has 0 inf and 8 NaN among 8"));
+    let mut model = stack(PLAIN, PLAIN)?;
+    let _ = amp_core::tch::no_grad(|| {
+        amp_core::nn::parameters(&model)[1].tensor.shallow_clone().fill_(f64::INFINITY)
+    });
+    let skipped = first_skip(&config(Precision::F32True), &mut model, examples(0.0)?)?;
+    assert_eq!(*cause(&skipped), Cause::Parameter("model.0.bias".into()));
+    Ok(())
+}
+
+/// Is infinite in one of three draws, and counts its runs.
+struct Rare {
+    runs: Rc<Cell<u32>>,
+}
+
+impl Module for Rare {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        self.runs.set(self.runs.get() + 1);
+        let draw = Tensor::f_rand([1], (Kind::Float, input.device()))?;
+        // 1 ∕ 0 in a third of the draws.
+        let gate = draw.f_gt(1.0 / 3.0)?.f_to_kind(Kind::Float)?.f_reciprocal()?;
+        Ok(input.f_mul(&gate.f_to_kind(input.kind())?)?)
+    }
+
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+/// The second run draws the same numbers, disturbs none of those to come, and is made for skipped
+/// steps alone.
+#[rstest]
+#[case(Precision::F32True)]
+#[case(Precision::F16Mixed)]
+fn the_step_runs_again_as_it_was_and_no_other_does(#[case] precision: Precision) -> Result<()> {
+    let trained = |provenance: bool| -> Result<_> {
+        let _generator = seeded(5);
+        let runs = Rc::new(Cell::new(0));
+        let layers: Vec<Box<dyn Module>> = vec![
+            Box::new(linear(4, 4)?),
+            Box::new(BatchNorm::new(BatchNormConfig::new(4))?),
+            Box::new(Dropout::new(0.5)?),
+            Box::new(Rare { runs: runs.clone() }),
+        ];
+        let mut model = Model::regression(Sequential::new(layers), sgd);
+        let config = TrainerConfig { provenance, max_epochs: 10, ..config(precision) };
+        let examples = constant(12, 4, 0.5)?;
+        let record = fit(&config, &mut model, &same(examples, 4)?).1?;
+        let tensors = amp_core::nn::named_tensors(&model);
+        let tensors: Vec<String> = tensors.iter().map(|(_, tensor, _)| sha256(tensor)).collect();
+        Ok((record, tensors, runs.get()))
+    };
+    let (with, weights, runs) = trained(true)?;
+    let (without, same_weights, fewer) = trained(false)?;
+    assert!(with.end.skipped > 3, "{:?}", with.end);
+    let named = Cause::Activation("model.3".into());
+    assert!(with.skips.iter().all(|skip| *cause(skip) == named), "{:?}", with.skips);
+    assert!(without.skips.iter().all(|skip| skip.provenance.is_none()));
+    assert_eq!((weights, with.end.skipped), (same_weights, without.end.skipped));
+    assert_eq!(u64::from(runs - fewer), with.end.skipped, "one run more for each skipped step");
+    Ok(())
+}
+
+/// A module inside a checkpointed part is beyond the second run's sight: the part is named.
+#[test]
+fn a_checkpointed_part_is_named_as_a_whole() -> Result<()> {
+    let _generator = seeded(0);
+    let inner: Vec<Box<dyn Module>> =
+        vec![Box::new(linear(4, 4)?), Box::new(Gain { forward: 1e39, backward: 1.0 })];
+    let layers: Vec<Box<dyn Module>> =
+        vec![Box::new(linear(4, 4)?), Box::new(Checkpoint::new(Sequential::new(inner), true))];
+    let mut model = Model::regression(Sequential::new(layers), sgd);
+    let skipped = first_skip(&config(Precision::F32True), &mut model, examples(0.0)?)?;
+    let named = cause(&skipped).clone();
+    assert!(
+        matches!(&named, Cause::Activation(module) if module.starts_with("model.1")),
+        "{named}"
+    );
+    Ok(())
+}
+
+/// A step that only looks wrong once is reported as such.
+#[test]
+fn a_cause_that_does_not_come_back_is_said_to_be_unknown() -> Result<()> {
+    struct Once(Cell<bool>);
+    impl Module for Once {
+        fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+            match self.0.replace(false) {
+                true => Ok(input.f_mul_scalar(f64::INFINITY)?),
+                false => Ok(input.shallow_clone()),
+            }
+        }
+        fn visit(&self, _: &mut dyn Visitor) {}
+    }
+    let _generator = seeded(0);
+    let layers: Vec<Box<dyn Module>> =
+        vec![Box::new(linear(4, 4)?), Box::new(Once(Cell::new(true)))];
+    let mut model = Model::regression(Sequential::new(layers), sgd);
+    let record = fit(&config(Precision::F32True), &mut model, &same(examples(0.0)?, 2)?).1?;
+    assert_eq!(record.skips.len(), 1);
+    assert_eq!(record.skips[0].provenance, None);
+    assert!(record.notes[0].contains("everything was finite"), "{:?}", record.notes);
+    Ok(())
+}
+
+/// The cause is in the error of a run that is to stop there.
+#[test]
+fn a_run_that_stops_names_the_cause() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = stack(Gain { forward: 1e39, backward: 1.0 }, PLAIN)?;
+    let config = TrainerConfig { on_non_finite: NonFinite::Stop, ..config(Precision::Bf16Mixed) };
+    let said = message(fit(&config, &mut model, &same(examples(0.0)?, 2)?).1);
+    assert!(
+        said.starts_with(
+            "optimizer step 0 under bf16-mixed is not finite: the output of `model.1` (bfloat16)"
+        ),
+        "{said}"
+    );
+    Ok(())
+}

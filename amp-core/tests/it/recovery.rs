@@ -1,0 +1,318 @@
+//! What the trainer does so that a run can go on: after steps that are not finite, at the scale's
+//! floor, and when memory is short.
+
+use std::{cell::Cell, rc::Rc};
+
+use amp_core::{
+    Error, Module, Result, TrainerConfig,
+    data::Batch,
+    event::Event,
+    nn::{self, Context, Sequential, Visitor},
+    optim::{Adam, OptimizerConfig, Sgd, TrainingPlan},
+    precision::{GradScalerConfig, Precision},
+    record::RunRecord,
+    tch::{Kind, Tensor},
+    trainer::{AtFloor, NonFinite, Recovery, ScaleFloor},
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::sha256,
+    device, message,
+    model::{Model, constant, digits, fit, linear, same},
+    seeded,
+};
+
+fn sgd(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(Sgd { lr: 1e-3, momentum: 0.9, ..Default::default() })
+}
+
+fn config(precision: Precision) -> TrainerConfig {
+    TrainerConfig {
+        max_epochs: 1,
+        shuffle: false,
+        log_every_n_steps: 1,
+        ..TrainerConfig::new(precision, device())
+    }
+}
+
+/// Multiplies by infinity in those forward passes of training that `bad` names, from 0.
+struct Faulty {
+    bad: fn(u32) -> bool,
+    runs: Rc<Cell<u32>>,
+}
+
+impl Module for Faulty {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        let run = self.runs.get();
+        if !cx.is_training() {
+            return Ok(input.shallow_clone());
+        }
+        self.runs.set(run + 1);
+        match (self.bad)(run) {
+            true => Ok(input.f_mul_scalar(f64::INFINITY)?),
+            false => Ok(input.shallow_clone()),
+        }
+    }
+
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+fn faulty(bad: fn(u32) -> bool) -> Result<Model> {
+    let layers: Vec<Box<dyn Module>> =
+        vec![Box::new(linear(4, 4)?), Box::new(Faulty { bad, runs: Rc::default() })];
+    Ok(Model::regression(Sequential::new(layers), sgd))
+}
+
+/// Trains on twenty steps of two examples; the provenance's second runs would count as runs.
+fn train(config: &TrainerConfig, model: &mut Model) -> Result<RunRecord> {
+    let config = TrainerConfig { provenance: false, ..config.clone() };
+    fit(&config, model, &same(constant(40, 4, 0.5)?, 2)?).1
+}
+
+fn fingerprint(model: &Model) -> Vec<String> {
+    nn::named_tensors(model).iter().map(|(_, tensor, _)| sha256(tensor)).collect()
+}
+
+fn finite(model: &Model) -> bool {
+    let all = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) != 0;
+    nn::parameters(model).iter().all(|parameter| all(&parameter.tensor))
+}
+
+#[rstest]
+fn a_bad_step_is_left_out_and_the_run_goes_on(
+    #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = faulty(|run| run == 3 || run == 4)?;
+    let config = TrainerConfig {
+        scaler: GradScalerConfig { init_scale: 256.0, ..Default::default() },
+        ..config(precision)
+    };
+    let record = train(&config, &mut model)?;
+    assert_eq!((record.end.global_step, record.end.skipped), (18, 2));
+    assert_eq!(record.skips.iter().map(|skip| skip.attempt).collect::<Vec<_>>(), [3, 4]);
+    assert!(finite(&model));
+    Ok(())
+}
+
+/// Lightning's way: nobody looks, and the weights are lost.
+#[test]
+fn without_looking_the_weights_are_lost() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = faulty(|run| run == 3)?;
+    let config = TrainerConfig { on_non_finite: NonFinite::Ignore, ..config(Precision::F32True) };
+    let record = train(&config, &mut model)?;
+    assert_eq!(record.end.skipped, 0);
+    assert!(!finite(&model));
+    Ok(())
+}
+
+#[test]
+fn too_many_bad_steps_in_a_row_end_the_run() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = faulty(|run| run >= 3)?;
+    let config = TrainerConfig { max_consecutive_skips: 5, ..config(Precision::F32True) };
+    let outcome = train(&config, &mut model);
+    assert!(matches!(outcome, Err(Error::NonFinite(_))));
+    let said = message(outcome);
+    assert!(said.contains("step 8") && said.contains("the 6th in a row"), "{said}");
+    Ok(())
+}
+
+#[rstest]
+#[case::stop(NonFinite::Stop)]
+#[case::skip(NonFinite::Skip)]
+fn stopping_is_for_what_the_scaler_cannot_mend(#[case] policy: NonFinite) -> Result<()> {
+    let _generator = seeded(0);
+    // The first scales overflow with a finite loss: the scaler's own affair under both.
+    let scaler = GradScalerConfig { init_scale: 2f64.powi(30), ..Default::default() };
+    let config = TrainerConfig { on_non_finite: policy, scaler, ..config(Precision::F16Mixed) };
+    let record = train(&config, &mut faulty(|_| false)?)?;
+    assert!(record.end.skipped > 3 && record.end.global_step > 3, "{:?}", record.end);
+    let outcome = train(&config, &mut faulty(|run| run == 19)?);
+    assert_eq!(outcome.is_err(), policy == NonFinite::Stop);
+    Ok(())
+}
+
+/// No example is lost: the weights are those of a run that began at the scale that fits.
+#[test]
+fn lowering_the_scale_runs_the_same_examples_again() -> Result<()> {
+    let train = |init_scale: f64, policy: NonFinite| -> Result<_> {
+        let _generator = seeded(0);
+        let mut model = faulty(|_| false)?;
+        let scaler = GradScalerConfig { init_scale, ..Default::default() };
+        let config = TrainerConfig { on_non_finite: policy, scaler, ..config(Precision::F16Mixed) };
+        let record = train(&config, &mut model)?;
+        Ok((record, fingerprint(&model)))
+    };
+    let (high, weights) = train(2f64.powi(30), NonFinite::LowerScale)?;
+    assert!(high.end.skipped > 3);
+    assert_eq!(high.end.global_step, 20, "one step for every window");
+    let lowered = high
+        .recoveries
+        .iter()
+        .filter(|(_, recovery)| matches!(recovery, Recovery::LoweredScale { .. }));
+    assert_eq!(lowered.count() as u64, high.end.skipped);
+    let fits = high.end.scale.expect("a scale");
+    let (low, same_weights) = train(fits, NonFinite::Skip)?;
+    assert_eq!((low.end.skipped, low.end.scale), (0, Some(fits)));
+    assert_eq!(weights, same_weights);
+    Ok(())
+}
+
+#[test]
+fn the_last_good_state_comes_back() -> Result<()> {
+    let _generator = seeded(0);
+    let restoring = TrainerConfig {
+        on_non_finite: NonFinite::RestoreLastGood,
+        keep_good_every_n_steps: 5,
+        ..config(Precision::F32True)
+    };
+    let mut model = faulty(|run| run == 7)?;
+    let record = train(&restoring, &mut model)?;
+    assert_eq!(record.recoveries, [(8, Recovery::Restored { global_step: 5 })]);
+    // 7 applied, back to 5, and 12 batches left.
+    assert_eq!((record.end.global_step, record.end.skipped), (17, 1));
+    // All examples are alike, so that is a run of 17 good steps, momentum included.
+    let _ = amp_core::hardware::seed_everything(0);
+    let mut straight = faulty(|_| false)?;
+    let config = TrainerConfig { max_steps: Some(17), ..config(Precision::F32True) };
+    let _: RunRecord = train(&config, &mut straight)?;
+    assert_eq!(fingerprint(&model), fingerprint(&straight));
+    // Where nothing good comes after, coming back again is no way out.
+    let outcome = train(&restoring, &mut faulty(|run| run >= 7)?);
+    assert!(message(outcome).contains("is not finite"));
+    Ok(())
+}
+
+#[test]
+fn falling_back_to_bf16_goes_on_with_the_same_weights() -> Result<()> {
+    let _generator = seeded(0);
+    // Its values overflow f16, and not bf16.
+    let layers: Vec<Box<dyn Module>> = vec![Box::new(linear(4, 4)?), Box::new(linear(4, 4)?)];
+    let mut model = Model::regression(Sequential::new(layers), |_| {
+        OptimizerConfig::new(Adam { lr: 1e-3, ..Default::default() })
+    });
+    let config =
+        TrainerConfig { on_non_finite: NonFinite::FallBackToBf16, ..config(Precision::F16Mixed) };
+    let options = (Kind::Float, device());
+    let large = Batch::new(Tensor::full([8, 4], 1e6, options), Tensor::zeros([8, 4], options))?;
+    let record = fit(&config, &mut model, &same(large, 2)?).1?;
+    let fell = Recovery::FellBack { precision: Precision::Bf16Mixed };
+    assert_eq!(record.recoveries, [(1, fell)]);
+    assert_eq!((record.end.global_step, record.end.skipped, record.end.scale), (4, 1, None));
+    let wrong = TrainerConfig { precision: Precision::F32True, ..config };
+    let said = message(fit(&wrong, &mut model, &same(constant(4, 4, 0.0)?, 2)?).1);
+    assert!(said.contains("falling back to bf16 is for 16-mixed, not for 32-true"), "{said}");
+    Ok(())
+}
+
+/// A scale floor, recorded: hold it and say so, or go on in bf16, or end with the reason.
+#[rstest]
+#[case::warn(AtFloor::Warn)]
+#[case::fall_back(AtFloor::FallBackToBf16)]
+#[case::halt(AtFloor::Halt)]
+fn the_scale_has_a_floor(#[case] then: AtFloor) -> Result<()> {
+    let _generator = seeded(0);
+    let config = TrainerConfig {
+        scaler: GradScalerConfig { init_scale: 4.0, ..Default::default() },
+        scale_floor: ScaleFloor { min_scale: 1.0, then },
+        ..config(Precision::F16Mixed)
+    };
+    let outcome = train(&config, &mut faulty(|run| run < 4)?);
+    match then {
+        AtFloor::Halt => {
+            assert!(matches!(outcome, Err(Error::Scaler(_))));
+            let said = message(outcome);
+            assert!(said.contains("the scale fell to 5e-1, below its floor of 1e0"), "{said}");
+        }
+        AtFloor::Warn => {
+            let record = outcome?;
+            let held = Recovery::HeldScale { scale: 1.0 };
+            assert_eq!(record.recoveries, [(3, held.clone()), (4, held)]);
+            assert_eq!((record.end.skipped, record.end.scale), (4, Some(1.0)));
+        }
+        AtFloor::FallBackToBf16 => {
+            let record = outcome?;
+            let fell = Recovery::FellBack { precision: Precision::Bf16Mixed };
+            assert_eq!(record.recoveries, [(3, fell)]);
+            assert_eq!(record.end.scale, None);
+        }
+    }
+    Ok(())
+}
+
+#[rstest]
+#[case(0.0)]
+#[case(f64::NAN)]
+#[case(1e-39)]
+fn a_floor_that_cannot_be_divided_by_is_refused(#[case] min_scale: f64) -> Result<()> {
+    let scale_floor = ScaleFloor { min_scale, then: AtFloor::Warn };
+    let config = TrainerConfig { scale_floor, ..config(Precision::F16Mixed) };
+    let said = message(train(&config, &mut faulty(|_| false)?));
+    assert!(said.contains("the scale floor is") && said.contains("at least 1.17549"), "{said}");
+    Ok(())
+}
+
+/// Has room for so many examples.
+struct Room {
+    examples: i64,
+}
+
+impl Module for Room {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        if cx.is_training() && input.size()[0] > self.examples {
+            return Err(Error::Torch("CUDA out of memory. Tried to allocate 1.00 GiB".into()));
+        }
+        Ok(input.shallow_clone())
+    }
+
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+/// A batch that does not fit runs in halves until it does; the step is that of the whole batch.
+#[rstest]
+#[case::one_batch(1)]
+#[case::windows(3)]
+fn a_batch_that_does_not_fit_runs_in_parts(#[case] window: i64) -> Result<()> {
+    let train = |examples: i64, micro_batching: bool| -> Result<_> {
+        let _generator = seeded(2);
+        let layers: Vec<Box<dyn Module>> =
+            vec![Box::new(Room { examples }), Box::new(linear(64, 3)?)];
+        let mut model = Model::regression(Sequential::new(layers), sgd);
+        let all = digits(40)?;
+        let data = Batch::new(all.input.shallow_clone(), all.input.narrow(1, 20, 3).copy())?;
+        let config = TrainerConfig {
+            accumulate_grad_batches: window,
+            micro_batching,
+            ..config(Precision::F64True)
+        };
+        let (events, record) = fit(&config, &mut model, &same(data, 10)?);
+        let weights: Vec<f64> = nn::parameters(&model)
+            .iter()
+            .flat_map(|parameter| crate::support::bits::values(&parameter.tensor))
+            .collect();
+        Ok((events, record, weights))
+    };
+    let (_, whole, expected) = train(10, true)?;
+    let whole = whole?;
+    assert_eq!(whole.recoveries, []);
+    let (events, parts, weights) = train(3, true)?;
+    let parts = parts?;
+    let halved = |parts| Recovery::MicroBatches { parts };
+    assert_eq!(parts.recoveries, [(0, halved(2)), (0, halved(4))], "said once for each halving");
+    assert_eq!(parts.end.global_step, whole.end.global_step);
+    for (seen, expected) in weights.iter().zip(&expected) {
+        assert!((seen - expected).abs() < 1e-14, "{seen} against {expected}");
+    }
+    let logged = events.iter().filter(|event| matches!(event, Event::Logged { .. })).count();
+    assert_eq!(logged as u64, parts.end.global_step);
+    let losses = |record: &RunRecord| record.epochs[0].train[0].value;
+    assert!((losses(&parts) - losses(&whole)).abs() < 1e-12, "each example is logged once");
+    let (_, refused, _) = train(3, false)?;
+    assert!(message(refused).contains("out of memory"));
+    let (_, hopeless, _) = train(0, true)?;
+    assert!(message(hopeless).contains("in `model.0`: libtorch: CUDA out of memory"));
+    Ok(())
+}

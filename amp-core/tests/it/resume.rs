@@ -1,0 +1,450 @@
+//! Going on from a checkpoint is the run that was never stopped; a bad file changes nothing.
+
+use std::{
+    cell::RefCell,
+    fs,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use amp_core::{
+    Error, Hook, LightningModule, Result, Trainer, TrainerConfig,
+    callback::{Action, Callback, EarlyStopping, Mode, ModelCheckpoint},
+    checkpoint,
+    data::DataModule,
+    event::Event,
+    loss::cross_entropy,
+    nn,
+    optim::{Adam, AdamW, Interval, OneCycle, OptimizerConfig, Sgd, StepLr, TrainingPlan},
+    precision::{Clip, GradScalerConfig, Precision, StepOutcome},
+    record::RunRecord,
+    trainer::{AtFloor, ScaleFloor},
+    weights,
+};
+use rstest::rstest;
+use serde_json::Value;
+use tempfile::tempdir;
+
+use crate::support::{
+    bits::sha256,
+    device, message,
+    model::{Model, constant, demo, digits, linear, same},
+    seeded,
+};
+
+/// Saves the run after every optimizer step, whatever became of it.
+struct EveryStep {
+    folder: PathBuf,
+    saved: usize,
+}
+
+impl Callback for EveryStep {
+    fn name(&self) -> String {
+        "EveryStep".into()
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        outcome: Option<&StepOutcome>,
+        _: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        if outcome.is_none() {
+            return Ok(Vec::new());
+        }
+        self.saved += 1;
+        Ok(vec![Action::Save { path: file(&self.folder, self.saved), weights_only: false }])
+    }
+}
+
+fn file(folder: &Path, step: usize) -> PathBuf {
+    folder.join(format!("step-{step:03}.safetensors"))
+}
+
+type Optimizers = fn(&TrainingPlan) -> OptimizerConfig;
+
+fn one_cycle(plan: &TrainingPlan) -> OptimizerConfig {
+    let total_steps = plan.estimated_stepping_batches;
+    let schedule = OneCycle { max_lr: 0.01, total_steps, ..Default::default() };
+    OptimizerConfig::new(AdamW::default()).with_scheduler(schedule, Interval::Step)
+}
+
+fn step_lr(_: &TrainingPlan) -> OptimizerConfig {
+    let schedule = StepLr { step_size: 1, gamma: 0.5 };
+    let sgd = Sgd { lr: 0.05, momentum: 0.9, ..Default::default() };
+    OptimizerConfig::new(sgd).with_scheduler(schedule, Interval::Epoch)
+}
+
+fn adam(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(Adam { lr: 1e-2, ..Default::default() })
+}
+
+fn config(precision: Precision, window: i64) -> TrainerConfig {
+    TrainerConfig {
+        max_epochs: 2,
+        accumulate_grad_batches: window,
+        log_every_n_steps: 1,
+        gradient_clip: Some(Clip::Norm(1.0)),
+        // The first steps overflow, and the scale grows soon after.
+        scaler: GradScalerConfig {
+            init_scale: if window == 1 { 2f64.powi(24) } else { 2f64.powi(21) },
+            growth_interval: 3,
+            ..Default::default()
+        },
+        ..TrainerConfig::new(precision, device())
+    }
+}
+
+fn model(optimizer: Optimizers) -> Result<Model> {
+    Ok(Model { model: Box::new(demo(0.3)?), loss: cross_entropy, optimizer: Box::new(optimizer) })
+}
+
+fn data() -> Result<DataModule> {
+    same(digits(90)?, 16)
+}
+
+/// Every tensor of the model, as one text.
+fn fingerprint(model: &Model) -> String {
+    nn::named_tensors(model)
+        .iter()
+        .map(|(name, tensor, _)| name.clone() + &sha256(tensor))
+        .collect()
+}
+
+/// What is the same in both runs: no times, and not where the run began.
+fn comparable(event: &Event) -> Option<Value> {
+    if matches!(event, Event::FitStart(_) | Event::Observed(_) | Event::Note { .. }) {
+        return None;
+    }
+    let mut value = serde_json::to_value(event).expect("events are JSON");
+    for seconds in ["seconds", "train_seconds", "val_seconds"] {
+        value.as_object_mut().expect("an object").remove(seconds);
+    }
+    Some(value)
+}
+
+/// Trains and returns the events.
+fn run(
+    trainer: Trainer<'_>,
+    model: &mut Model,
+    data: &DataModule,
+) -> (Vec<Event>, Result<RunRecord>) {
+    let events = Rc::new(RefCell::new(Vec::new()));
+    let kept = events.clone();
+    // Leaked, so that it outlives the trainer whatever else that one borrows.
+    let listen = Box::leak(Box::new(move |event: &Event| -> Result<()> {
+        kept.borrow_mut().push(event.clone());
+        Ok(())
+    }));
+    let record = trainer.subscribe(listen).fit(model, data);
+    (events.take(), record)
+}
+
+#[rstest]
+#[case::f32(Precision::F32True, 1, one_cycle)]
+#[case::f32_windows(Precision::F32True, 4, step_lr)]
+#[case::f16_mixed(Precision::F16Mixed, 1, one_cycle)]
+#[case::f16_mixed_windows(Precision::F16Mixed, 4, adam)]
+#[case::bf16_mixed(Precision::Bf16Mixed, 1, step_lr)]
+#[case::f16(Precision::F16True, 2, adam)]
+#[case::bf16(Precision::Bf16True, 1, adam)]
+#[case::f64(Precision::F64True, 1, one_cycle)]
+fn resuming_at_any_step_is_the_run_that_was_not_stopped(
+    #[case] precision: Precision,
+    #[case] window: i64,
+    #[case] optimizer: Optimizers,
+) -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let config = config(precision, window);
+    let data = data()?;
+    let generator = seeded(7);
+    let mut straight = model(optimizer)?;
+    let mut callback = EveryStep { folder: folder.path().to_owned(), saved: 0 };
+    let trainer = Trainer::new(config.clone()).callback(&mut callback);
+    let (events, record) = run(trainer, &mut straight, &data);
+    let record = record?;
+    drop(generator);
+    let steps = 2 * 6_usize.div_ceil(window as usize);
+    assert_eq!(callback.saved, steps);
+    if precision == Precision::F16Mixed {
+        assert!(record.end.skipped > 0 && record.end.global_step > 0, "{:?}", record.end);
+    }
+    for step in 1..=steps {
+        // Another seed: nothing may come from how the process began.
+        let _generator = seeded(100 + step as u64);
+        let path = file(folder.path(), step);
+        let mut resumed = model(optimizer)?;
+        let mut callback = EveryStep { folder: folder.path().join("again"), saved: step };
+        fs::create_dir_all(&callback.folder).expect("a folder");
+        let trainer = Trainer::new(config.clone()).resume_from(&path).callback(&mut callback);
+        let (resumed_events, record) = run(trainer, &mut resumed, &data);
+        let _: RunRecord = record?;
+        let saved = events.iter().position(|event| *event == Event::Saved { path: path.clone() });
+        let rest = &events[saved.expect("it was saved") + 1..];
+        let no_saves = |event: &&Event| !matches!(event, Event::Saved { .. });
+        let expected: Vec<_> = rest.iter().filter(no_saves).filter_map(comparable).collect();
+        let seen: Vec<_> = resumed_events.iter().filter(no_saves).filter_map(comparable).collect();
+        assert_eq!(seen, expected, "after step {step}");
+        assert_eq!(fingerprint(&resumed), fingerprint(&straight), "after step {step}");
+    }
+    Ok(())
+}
+
+/// Trains one epoch of a linear model and leaves a checkpoint.
+fn saved(folder: &Path, config: &TrainerConfig) -> Result<PathBuf> {
+    let _generator = seeded(1);
+    let mut model = Model::regression(linear(8, 8)?, adam);
+    let mut callback = EveryStep { folder: folder.to_owned(), saved: 0 };
+    let trainer = Trainer::new(config.clone()).callback(&mut callback);
+    let _: RunRecord = run(trainer, &mut model, &same(constant(8, 8, 1.0)?, 2)?).1?;
+    Ok(file(folder, 2))
+}
+
+/// What resuming from `path` says, when the model must stay as it was.
+fn refused(path: &Path, config: &TrainerConfig, batch_size: i64) -> Result<String> {
+    let _generator = seeded(2);
+    let mut model = Model::regression(linear(8, 8)?, adam);
+    nn::place(&model, config.policy(), &Default::default())?;
+    let before = fingerprint(&model);
+    let trainer = Trainer::new(config.clone()).resume_from(path);
+    let (events, outcome) = run(trainer, &mut model, &same(constant(8, 8, 1.0)?, batch_size)?);
+    assert!(matches!(&outcome, Err(Error::Config(_) | Error::Io { .. })), "{outcome:?}");
+    assert_eq!(events, [], "nothing has begun");
+    assert_eq!(fingerprint(&model), before);
+    Ok(message(outcome))
+}
+
+fn short(precision: Precision) -> TrainerConfig {
+    TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, device()) }
+}
+
+#[test]
+fn a_file_that_was_cut_off_is_refused() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let config = short(Precision::F32True);
+    let path = saved(folder.path(), &config)?;
+    let whole = fs::read(&path).expect("the file");
+    for length in (0..whole.len()).step_by(whole.len() / 40) {
+        fs::write(&path, &whole[..length]).expect("a shorter file");
+        let said = refused(&path, &config, 2)?;
+        assert!(said.contains("step-002.safetensors: not a whole safetensors file"), "{said}");
+    }
+    Ok(())
+}
+
+/// Anywhere: in the header's length, in its names and text, in the padding and in the values.
+#[test]
+fn a_flipped_bit_is_noticed_wherever_it_is() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let config = short(Precision::F32True);
+    let path = saved(folder.path(), &config)?;
+    let whole = fs::read(&path).expect("the file");
+    let header = u64::from_le_bytes(whole[..8].try_into().expect("eight bytes")) as usize + 8;
+    let in_header = (0..header).step_by(7);
+    let in_values = (header..whole.len()).step_by((whole.len() - header) / 60);
+    for (count, at) in in_header.chain(in_values).chain([header - 1, whole.len() - 1]).enumerate() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (count % 8);
+        fs::write(&path, &bytes).expect("a changed file");
+        let said = refused(&path, &config, 2)?;
+        assert!(said.contains("step-002.safetensors"), "byte {at}: {said}");
+    }
+    fs::write(&path, &whole).expect("the file as it was");
+    let _generator = seeded(2);
+    let mut model = Model::regression(linear(8, 8)?, adam);
+    let trainer = Trainer::new(config).resume_from(&path);
+    run(trainer, &mut model, &same(constant(8, 8, 1.0)?, 2)?).1.map(drop)
+}
+
+#[test]
+fn another_runs_checkpoint_is_refused_with_what_differs() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let config = short(Precision::F32True);
+    let path = saved(folder.path(), &config)?;
+    let said = refused(&path, &config, 4)?;
+    assert!(said.contains("whose batch_size is 2, but here it is 4"), "{said}");
+    let said = refused(&path, &short(Precision::Bf16Mixed), 2)?;
+    assert!(said.contains(r#"precision is "32-true", but here it is "bf16-mixed""#), "{said}");
+    let said = refused(&path, &TrainerConfig { seed: 3, ..config.clone() }, 2)?;
+    assert!(said.contains("whose seed is 0, but here it is 3"), "{said}");
+    let said = refused(&folder.path().join("none.safetensors"), &config, 2)?;
+    assert!(said.contains("none.safetensors: No such file"), "{said}");
+    let model = Model::regression(linear(8, 8)?, adam);
+    let bare = folder.path().join("bare.safetensors");
+    weights::save(&model, &bare, Default::default())?;
+    let said = refused(&bare, &config, 2)?;
+    assert!(said.contains("holds weights alone"), "{said}");
+    Ok(())
+}
+
+/// The weights of a checkpoint load by themselves; what the run needs stands beside them.
+#[test]
+fn a_checkpoint_is_a_file_of_weights_too() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let path = saved(folder.path(), &short(Precision::F32True))?;
+    let model = Model::regression(linear(8, 8)?, adam);
+    let text = weights::load(&model, &path)?;
+    assert_eq!((text["model"].as_str(), text["global_step"].as_str()), ("Model", "2"));
+    assert_eq!(text["libtorch"], amp_core::hardware::LIBTORCH_VERSION);
+    Ok(())
+}
+
+#[test]
+fn the_newest_checkpoint_has_the_most_steps() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    assert_eq!(checkpoint::latest(folder.path())?, None);
+    saved(folder.path(), &short(Precision::F32True))?;
+    let model = Model::regression(linear(8, 8)?, adam);
+    weights::save(&model, &folder.path().join("zzz.safetensors"), Default::default())?;
+    fs::write(folder.path().join("notes.txt"), "not a checkpoint").expect("a file");
+    assert_eq!(checkpoint::latest(folder.path())?, Some(file(folder.path(), 4)));
+    fs::write(folder.path().join("half.safetensors"), [1, 2, 3]).expect("a file");
+    let said = message(checkpoint::latest(folder.path()));
+    assert!(said.contains("half.safetensors: not a whole safetensors file"), "{said}");
+    Ok(())
+}
+
+/// Stopping in the middle of an epoch and resuming gives the epoch's whole values; the callbacks
+/// go on with what they had seen.
+#[test]
+fn a_run_that_was_ended_by_its_steps_goes_on_in_the_middle_of_its_epoch() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let data = data()?;
+    let checkpoints = || -> Result<ModelCheckpoint> {
+        let checkpoint = ModelCheckpoint::new(folder.path(), "val_loss", Mode::Min)?;
+        Ok(checkpoint.save_top_k(1).save_last(true))
+    };
+    let stopping = || EarlyStopping::new("val_loss", Mode::Min).patience(2).min_delta(100.0);
+    let config = TrainerConfig { max_epochs: 5, ..config(Precision::F32True, 1) };
+    let straight = {
+        let _generator = seeded(3);
+        let trainer = Trainer::new(config.clone()).callback(stopping());
+        run(trainer, &mut model(adam)?, &data).1?
+    };
+    assert_eq!(straight.epochs.len(), 3, "nothing improves by 100");
+    let first = {
+        let _generator = seeded(3);
+        let config = TrainerConfig { max_steps: Some(8), ..config.clone() };
+        let trainer = Trainer::new(config).callback(stopping()).callback(checkpoints()?);
+        run(trainer, &mut model(adam)?, &data).1?
+    };
+    assert_eq!((first.end.global_step, first.epochs.len()), (8, 2));
+    let rest = {
+        let _generator = seeded(9);
+        let trainer = Trainer::new(config)
+            .resume_from(folder.path().join("last.safetensors"))
+            .callback(stopping())
+            .callback(checkpoints()?);
+        run(trainer, &mut model(adam)?, &data).1?
+    };
+    let values = |record: &RunRecord, at: usize| {
+        let epoch = &record.epochs[at];
+        (epoch.epoch, epoch.train.clone(), epoch.val.clone(), epoch.lr)
+    };
+    assert_eq!(rest.start.resumed.map(|at| (at.epoch, at.batch)), Some((1, 2)));
+    assert_eq!(values(&rest, 0), values(&straight, 1));
+    assert!(rest.epochs.len() < 3, "early stopping had waited before: {}", rest.epochs.len());
+    Ok(())
+}
+
+/// A model with a count of its own beside its tensors.
+struct Counting {
+    inner: Model,
+    seen: i64,
+}
+
+impl amp_core::Module for Counting {
+    fn forward(
+        &self,
+        input: &amp_core::tch::Tensor,
+        cx: &nn::Context,
+    ) -> Result<amp_core::tch::Tensor> {
+        self.inner.forward(input, cx)
+    }
+
+    fn visit(&self, visitor: &mut dyn nn::Visitor) {
+        self.inner.visit(visitor);
+    }
+}
+
+impl LightningModule for Counting {
+    fn name(&self) -> &'static str {
+        "Counting"
+    }
+
+    fn hyperparameters(&self) -> amp_core::Hyperparameters {
+        Default::default()
+    }
+
+    fn training_step(
+        &mut self,
+        batch: &amp_core::data::Batch,
+        step: &mut amp_core::Step<'_>,
+    ) -> Result<amp_core::tch::Tensor> {
+        self.seen += 1;
+        self.inner.training_step(batch, step)
+    }
+
+    fn validation_step(
+        &mut self,
+        batch: &amp_core::data::Batch,
+        step: &mut amp_core::Step<'_>,
+    ) -> Result<()> {
+        self.inner.validation_step(batch, step)
+    }
+
+    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<OptimizerConfig> {
+        self.inner.configure_optimizers(plan)
+    }
+
+    fn on_save_checkpoint(&self, state: &mut amp_core::state::State) -> Result<()> {
+        state.put("seen", &self.seen)
+    }
+
+    fn on_load_checkpoint(&mut self, state: &amp_core::state::State) -> Result<()> {
+        self.seen = state.get("seen")?;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_models_own_state_goes_with_the_checkpoint() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let counting = || -> Result<Counting> {
+        Ok(Counting { inner: Model::regression(linear(8, 8)?, adam), seen: 0 })
+    };
+    let data = same(constant(8, 8, 1.0)?, 2)?;
+    let mut callback = EveryStep { folder: folder.path().to_owned(), saved: 0 };
+    let config = short(Precision::F32True);
+    let _: RunRecord =
+        Trainer::new(config.clone()).callback(&mut callback).fit(&mut counting()?, &data)?;
+    let mut resumed = counting()?;
+    let _: RunRecord =
+        Trainer::new(config).resume_from(file(folder.path(), 3)).fit(&mut resumed, &data)?;
+    assert_eq!(resumed.seen, 4, "three before, one after");
+    Ok(())
+}
+
+/// A run that fell back to bf16 goes on in bf16.
+#[test]
+fn a_fallen_back_run_goes_on_as_it_was() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let mut config = config(Precision::F16Mixed, 1);
+    config.scale_floor = ScaleFloor { min_scale: 2f64.powi(23), then: AtFloor::FallBackToBf16 };
+    let data = data()?;
+    let straight = {
+        let _generator = seeded(7);
+        let mut callback = EveryStep { folder: folder.path().to_owned(), saved: 0 };
+        let trainer = Trainer::new(config.clone()).callback(&mut callback);
+        let mut model = model(adam)?;
+        let record = run(trainer, &mut model, &data).1?;
+        assert_eq!(record.recoveries.len(), 1, "{:?}", record.recoveries);
+        fingerprint(&model)
+    };
+    let _generator = seeded(8);
+    let mut resumed = model(adam)?;
+    let trainer = Trainer::new(config).resume_from(file(folder.path(), 5));
+    let record = run(trainer, &mut resumed, &data).1?;
+    assert_eq!(record.end.scale, None, "bf16 has no scale");
+    assert_eq!(fingerprint(&resumed), straight);
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! The phases of the profiled steps as a table.
+
+use amp_core::trainer::{Phase, Profile};
+use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+
+/// Mean, standard deviation and share of each phase. The first step is left out where there are
+/// others: it loads kernels and is probed.
+pub fn phases(profile: &[Profile]) -> String {
+    let steps = if profile.len() > 1 { &profile[1..] } else { profile };
+    let on_device = steps.iter().flat_map(|step| &step.spans).any(|span| span.device.is_some());
+    let total: f64 = Phase::ALL.iter().map(|phase| mean(steps, *phase)).sum();
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED);
+    table.set_header(["phase", "mean ms", "± sd", "share"]);
+    for phase in Phase::ALL {
+        let mean = mean(steps, phase);
+        table.add_row([
+            phase.name().to_owned(),
+            format!("{:.3}", 1e3 * mean),
+            format!("{:.3}", 1e3 * deviation(steps, phase, mean)),
+            format!("{:.1}%", if total > 0.0 { 100.0 * mean / total } else { 0.0 }),
+        ]);
+    }
+    table.add_row(["step".to_owned(), format!("{:.3}", 1e3 * total), String::new(), String::new()]);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let clock = if on_device { "CUDA events" } else { "host clock" };
+    let mut out = format!("{} profiled steps ({clock})\n{table}\n", steps.len());
+    if let Some(bytes) = steps.iter().filter_map(|step| step.memory).max() {
+        out += &format!("memory held: {:.1} MiB\n", bytes as f64 / f64::from(1 << 20));
+    }
+    out
+}
+
+fn mean(steps: &[Profile], phase: Phase) -> f64 {
+    steps.iter().map(|step| step.seconds(phase)).sum::<f64>() / steps.len().max(1) as f64
+}
+
+fn deviation(steps: &[Profile], phase: Phase, mean: f64) -> f64 {
+    let squares = steps.iter().map(|step| (step.seconds(phase) - mean).powi(2)).sum::<f64>();
+    (squares / steps.len().max(1) as f64).sqrt()
+}

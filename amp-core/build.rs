@@ -15,7 +15,7 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .flag("-Wall")
         .flag("-Wno-unused-parameter")
-        .files(["csrc/amp.cpp", "csrc/checkpoint.cpp", "csrc/device.cpp"])
+        .files(["csrc/amp.cpp", "csrc/checkpoint.cpp", "csrc/device.cpp", "csrc/transfer.cpp"])
         .compile("amp_shim");
     println!("cargo:rustc-link-lib=dl");
 }

@@ -6,7 +6,7 @@ use super::{TrainerConfig, step::StepRunner};
 use crate::{
     LightningModule, Result, Step,
     callback::{Action, Callback, Epoch},
-    data::{Batch, DataLoader, DataModule},
+    data::{DataLoader, DataModule},
     event::{EpochEnd, Event, FitEnd, FitStart},
     hardware::Fingerprint,
     log::{Log, Logged},
@@ -29,11 +29,8 @@ pub(super) fn fit(
     data.check()?;
     let policy = config.policy();
     nn::place(model, policy, &config.islands)?;
-    let (train, val) = (data.train.place(policy)?, data.val.place(policy)?);
-    let mut loader = DataLoader::new(&train, data.batch_size);
-    if config.shuffle {
-        loader = loader.shuffled(config.seed);
-    }
+    let loader = data.train_loader(policy, config.shuffle.then_some(config.seed))?;
+    let val = data.val_loader(policy)?;
     let window = config.accumulate_grad_batches;
     let windows = (loader.batches() + window - 1) / window;
     let plan = TrainingPlan {
@@ -65,8 +62,7 @@ pub(super) fn fit(
             timed(|| train_epoch(config, model, &loader, epoch, &mut runner, emit))?;
         let lr = runner.lr();
         runner.end_epoch();
-        let (val, val_seconds) =
-            timed(|| validate(config, model, &val, data.batch_size, epoch, &runner))?;
+        let (val, val_seconds) = timed(|| validate(config, model, &val, epoch, &runner))?;
         let end = EpochEnd {
             epoch,
             global_step: runner.global_step(),
@@ -115,7 +111,7 @@ fn act(
 fn train_epoch(
     config: &TrainerConfig,
     model: &mut dyn LightningModule,
-    loader: &DataLoader<'_>,
+    loader: &DataLoader,
     epoch: i64,
     runner: &mut StepRunner<'_>,
     emit: &mut Emit<'_>,
@@ -151,12 +147,11 @@ fn train_epoch(
     log.epoch_values()
 }
 
-/// Validates on `data` and returns its values.
+/// Validates on the loader's batches and returns its values.
 fn validate(
     config: &TrainerConfig,
     model: &mut dyn LightningModule,
-    data: &Batch,
-    batch_size: i64,
+    loader: &DataLoader,
     epoch: i64,
     runner: &StepRunner<'_>,
 ) -> Result<Vec<Logged>> {
@@ -164,7 +159,7 @@ fn validate(
     let context = Context::new(policy, false).with_islands(config.islands.clone());
     let mut log = Log::default();
     let _no_grad = tch::no_grad_guard();
-    for (index, batch) in DataLoader::new(data, batch_size).epoch(0, 0)?.enumerate() {
+    for (index, batch) in loader.epoch(0, 0)?.enumerate() {
         let _autocast = policy.autocast()?;
         let mut step = Step::new(&context, &mut log, index, runner.global_step());
         model.validation_step(&batch?, &mut step)?;

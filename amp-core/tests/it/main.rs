@@ -9,6 +9,7 @@ mod checkpoint;
 mod clip;
 mod conversions;
 mod data;
+mod data_threads;
 mod demo_training;
 mod device;
 mod errors;

@@ -1,6 +1,7 @@
 //! Reading the oracles, comparing bits, and a small model to train.
 
 pub(crate) mod bits;
+pub(crate) mod data;
 pub(crate) mod model;
 pub(crate) mod oracle;
 

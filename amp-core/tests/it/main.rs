@@ -24,6 +24,7 @@ mod scaler;
 mod scaler_misuse;
 mod schedulers;
 mod support;
+mod tensorboard;
 mod trainer;
 mod trainer_steps;
 mod weights;

@@ -21,7 +21,7 @@ pub(crate) fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
 /// As TensorFlow masks it.
 fn masked_crc(data: &[u8]) -> [u8; 4] {
     let crc = crc32c(data);
-    ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8).to_le_bytes()
+    crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
 
 /// Castagnoli's polynomial, reflected; bit by bit.

@@ -21,6 +21,7 @@ fn main() {
             "csrc/device.cpp",
             "csrc/optim.cpp",
             "csrc/run.cpp",
+            "csrc/transfer.cpp",
         ])
         .compile("amp_shim");
     println!("cargo:rustc-link-lib=dl");

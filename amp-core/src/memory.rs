@@ -25,6 +25,17 @@ pub fn cuda_allocated(device: Device) -> Result<u64> {
     }
 }
 
+/// Bytes the driver has free on a CUDA device now; what the caching allocator keeps is not free.
+///
+/// # Errors
+/// When the device is not a CUDA device or cannot be asked.
+pub fn cuda_free(device: Device) -> Result<u64> {
+    match device {
+        Device::Cuda(index) => ffi::cuda_free_memory(index),
+        other => Err(Error::config(format!("{other:?} is not a CUDA device"))),
+    }
+}
+
 /// Measures from its creation. On CUDA it reads the caching allocator's statistics
 /// (torch.cuda.max_memory_allocated); on the CPU it counts what libtorch's allocator hands out
 /// on this thread and its workers, which is exact and does not depend on the C library's heap.

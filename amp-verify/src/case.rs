@@ -1,8 +1,11 @@
 //! What is run: a model, its data and the options that all precisions share.
 
 use amp_core::{
-    Error, Hyperparameters, LightningModule, Result, data::DataModule, hardware::seed_everything,
-    precision::Clip, tch::Device,
+    Error, Hyperparameters, LightningModule, Result,
+    data::{DataModule, Loading},
+    hardware::seed_everything,
+    precision::Clip,
+    tch::Device,
 };
 use fixtures::{data::DataKind, models::Model};
 
@@ -47,6 +50,8 @@ pub struct Choices {
     pub early_stopping: Option<(String, u32)>,
     /// Hyperparameters by name.
     pub set: Hyperparameters,
+    /// How batches reach the device.
+    pub loading: Loading,
 }
 
 impl Case {
@@ -79,7 +84,9 @@ impl Case {
             }
         }
         hyperparameters.extend(choices.set);
-        let data = kind.load(choices.batch_size.unwrap_or(model.batch_size))?;
+        let mut data = kind.load(choices.batch_size.unwrap_or(model.batch_size))?;
+        data.loading = choices.loading;
+        data.check()?;
         let seed = choices.seed;
         let case = Self {
             model,

@@ -4,6 +4,7 @@ use std::{path::PathBuf, str::FromStr};
 
 use amp_core::{
     Error, Hyperparameters,
+    data::{Loading, Placement},
     precision::{Clip, Precision},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -122,15 +123,34 @@ pub struct RunArgs {
     /// Threads of one CPU operation [default: all cores]
     #[arg(long)]
     pub threads: Option<i32>,
+    /// Where the data lies: auto, device or host; auto keeps on the GPU what takes at most a
+    /// quarter of its free memory
+    #[arg(long, value_name = "WHERE", value_parser = Placement::from_str,
+          default_value_t = Placement::Auto)]
+    pub data_placement: Placement,
+    /// Batches a thread loads ahead from the host [default: 2 for CUDA, 0 for the CPU]
+    #[arg(long, value_name = "N")]
+    pub prefetch: Option<usize>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub logs: LogArgs,
+    /// Show no progress bar
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// The logs to write.
+#[derive(Debug, Args)]
+pub struct LogArgs {
     /// Write every event as a line of JSON to this file
     #[arg(long, value_name = "FILE")]
     pub log_jsonl: Option<PathBuf>,
     /// Write every logged value as a row of CSV to this file
     #[arg(long, value_name = "FILE")]
     pub log_csv: Option<PathBuf>,
-    /// Show no progress bar
-    #[arg(long)]
-    pub quiet: bool,
+    /// Write TensorBoard's event files under this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub log_tensorboard: Option<PathBuf>,
 }
 
 /// Forms of output.
@@ -154,6 +174,11 @@ impl RunArgs {
             accumulate_grad_batches: self.accumulate_grad_batches,
             early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),
             set: self.set.iter().cloned().collect::<Hyperparameters>(),
+            loading: Loading {
+                placement: self.data_placement,
+                prefetch: self.prefetch,
+                ..Loading::default()
+            },
         }
     }
 }

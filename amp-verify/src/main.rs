@@ -66,7 +66,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 fn verify(args: &VerifyArgs) -> Result<()> {
     let case = prepare(&args.run)?;
     let output = args.output.as_deref().map(Staged::create).transpose()?;
-    let mut logs = logs(&args.run)?;
+    let mut logs = Logs::create(&args.run.logs)?;
     let runs = matrix::plan(&args.precision).len();
     let mut progress = if args.run.quiet { Progress::hidden(runs) } else { Progress::new(runs) };
     let mut listen = |event: &Event| -> Result<()> {
@@ -89,7 +89,7 @@ fn verify(args: &VerifyArgs) -> Result<()> {
 
 fn train(args: &TrainArgs) -> Result<()> {
     let case = prepare(&args.run)?;
-    let mut logs = logs(&args.run)?;
+    let mut logs = Logs::create(&args.run.logs)?;
     let mut epochs = EpochTable::new(io::stdout());
     let mut progress = if args.run.quiet { Progress::hidden(1) } else { Progress::new(1) };
     let mut listen = |event: &Event| -> Result<()> {
@@ -105,10 +105,6 @@ fn train(args: &TrainArgs) -> Result<()> {
     let outcome = runner::run(&case, args.precision, callbacks, &mut listen);
     progress.finish();
     outcome.map(drop)
-}
-
-fn logs(args: &RunArgs) -> Result<Logs> {
-    Logs::create(args.log_jsonl.as_deref(), args.log_csv.as_deref())
 }
 
 fn list() -> Result<()> {

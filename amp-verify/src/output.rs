@@ -1,13 +1,13 @@
 //! The logs a command writes.
 
-use std::path::Path;
-
 use amp_core::{
     Result,
     event::{Event, Subscriber},
     file::folder,
-    logger::{CsvLogger, JsonLinesLogger},
+    logger::{CsvLogger, JsonLinesLogger, TensorBoardLogger},
 };
+
+use crate::cli::LogArgs;
 
 /// The logs the user asked for.
 pub struct Logs {
@@ -19,15 +19,18 @@ impl Logs {
     ///
     /// # Errors
     /// When a folder is missing or a file cannot be created.
-    pub fn create(jsonl: Option<&Path>, csv: Option<&Path>) -> Result<Self> {
-        for path in [jsonl, csv].into_iter().flatten() {
+    pub fn create(args: &LogArgs) -> Result<Self> {
+        for path in [&args.log_jsonl, &args.log_csv, &args.log_tensorboard].into_iter().flatten() {
             folder(path)?;
         }
         let mut loggers: Vec<Box<dyn Subscriber>> = Vec::new();
-        if let Some(path) = jsonl {
+        if let Some(folder) = &args.log_tensorboard {
+            loggers.push(Box::new(TensorBoardLogger::create(folder)?));
+        }
+        if let Some(path) = &args.log_jsonl {
             loggers.push(Box::new(JsonLinesLogger::create(path)?));
         }
-        if let Some(path) = csv {
+        if let Some(path) = &args.log_csv {
             loggers.push(Box::new(CsvLogger::create(path)?));
         }
         Ok(Self { loggers })

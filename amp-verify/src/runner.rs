@@ -3,7 +3,6 @@
 use amp_core::{
     Result, Trainer, TrainerConfig,
     callback::{Callback, EarlyStopping, Mode},
-    data::{Batch, DataModule},
     event::Subscriber,
     memory::MemoryMeter,
     precision::Precision,
@@ -41,16 +40,7 @@ pub fn run(
 }
 
 fn warm_up(case: &Case, precision: Precision) -> Result<()> {
-    let first = |all: &Batch| -> Result<Batch> {
-        let count = all.len().min(2 * case.data.batch_size);
-        Batch::new(all.input.f_narrow(0, 0, count)?, all.target.f_narrow(0, 0, count)?)
-    };
-    let data = DataModule {
-        name: case.data.name.clone(),
-        train: first(&case.data.train)?,
-        val: first(&case.data.val)?,
-        batch_size: case.data.batch_size,
-    };
+    let data = case.data.head(2)?;
     let mut model = case.build()?;
     Trainer::new(config(case, precision, 1)).fit(model.as_mut(), &data)?;
     Ok(())

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Packs what a GPU machine without Rust needs into dist/: the amp binary, the test binaries,
-# the data and run.sh. Usage: xtask/gpu/pack.sh
+# Packs what a GPU machine without Rust needs into dist/: the amp binary, the test binaries, the
+# benches, the data and run.sh. Usage: xtask/gpu/pack.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 cargo amp setup
 rm -rf dist.partial
-mkdir -p dist.partial/tests
+mkdir -p dist.partial/tests dist.partial/benches
 
 # Lists the executables that cargo has just built: name and path.
 executables() {
@@ -23,12 +23,17 @@ for line in sys.stdin:
 executables build --package amp-verify --bin amp | while read -r _ _ path; do
     strip --strip-all -o dist.partial/amp "$path"
 done
-# Left out: what needs a compiler (ui, expand), and what holds on a CPU alone (golden).
+# Left out: what needs a compiler (ui, expand) or TensorBoard's Python package (tensorboard), and
+# what holds on a CPU alone (golden).
 executables test --no-run --package amp-core --package amp-verify --package fixtures --package tests |
     while read -r package target path; do
-        case $target in ui | expand | golden | amp) continue ;; esac
+        case $target in ui | expand | golden | tensorboard | amp) continue ;; esac
         strip --strip-all -o "dist.partial/tests/$package-$target" "$path"
     done
+# In the tests' profile, so that the C++ bindings are not built again.
+executables build --package tests --benches | while read -r _ target path; do
+    strip --strip-all -o "dist.partial/benches/$target" "$path"
+done
 mkdir -p dist.partial/fixtures
 cp -r fixtures/data dist.partial/fixtures/
 cp xtask/gpu/run.sh dist.partial/

@@ -53,6 +53,12 @@ impl Checkout {
     pub(crate) fn lock_file(&self) -> PathBuf {
         self.root.join(".libtorch.lock")
     }
+
+    /// TensorBoard's reader, which a test runs; apart from libtorch, so that neither is fetched
+    /// again for the other's sake.
+    pub(crate) fn tensorboard(&self) -> PathBuf {
+        self.root.join(".tensorboard")
+    }
 }
 
 fn is_checkout(folder: &Path) -> bool {

@@ -17,6 +17,7 @@ usage: cargo amp <command> [arguments]
 every other command goes, with its arguments, to the amp binary, which is built
 first: `cargo amp verify --help` shows the options of verify.
 
+`test` fetches tensorboard once into .tensorboard (130 MB), whose reader a test runs.
 libtorch 2.11.0 is fetched once into .libtorch with `python3 -m pip`. to use another:
   LIBTORCH=<folder>        a libtorch 2.11.0 folder
   LIBTORCH_USE_PYTORCH=1   the torch 2.11.0 of your python

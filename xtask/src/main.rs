@@ -8,6 +8,9 @@ mod cli;
 mod error;
 mod handover;
 mod libtorch;
+mod lock;
+mod pip;
+mod tensorboard;
 
 use std::env;
 use std::process::ExitCode;
@@ -34,6 +37,7 @@ fn run() -> Result<ExitCode, Error> {
     let libtorch = Libtorch::find_or_provision(&checkout)?;
     match request {
         Request::Test { device, arguments } => {
+            tensorboard::ensure(&checkout)?;
             handover::test(&checkout, &libtorch, device, &arguments)
         }
         Request::Amp(arguments) => handover::amp(&checkout, &libtorch, &arguments),

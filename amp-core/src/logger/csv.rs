@@ -1,8 +1,6 @@
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
+use super::{Background, Sink, file::RecordFile};
 use crate::{
     Error, Result,
     event::{Event, Subscriber},
@@ -12,11 +10,7 @@ use crate::{
 
 /// Writes one row per logged value: model, precision, epoch, step, name, value.
 #[derive(Debug)]
-pub struct CsvLogger {
-    path: PathBuf,
-    writer: csv::Writer<File>,
-    run: Option<(String, Precision)>,
-}
+pub struct CsvLogger(Background);
 
 impl CsvLogger {
     /// Creates the file with its header, replacing an earlier one.
@@ -24,42 +18,64 @@ impl CsvLogger {
     /// # Errors
     /// When the file cannot be created.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref().to_owned();
-        let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
-        let mut logger = Self { path, writer: csv::Writer::from_writer(file), run: None };
-        logger.row(["model", "precision", "epoch", "step", "name", "value"])?;
-        Ok(logger)
-    }
-
-    fn row<'r>(&mut self, fields: impl IntoIterator<Item = &'r str>) -> Result<()> {
-        self.writer
-            .write_record(fields)
-            .map_err(|error| Error::io(&self.path, std::io::Error::other(error)))
-    }
-
-    fn values(&mut self, epoch: Option<i64>, step: u64, values: &[Logged]) -> Result<()> {
-        let Some((model, precision)) = self.run.clone() else { return Ok(()) };
-        let (epoch, step) = (epoch.map_or(String::new(), |e| e.to_string()), step.to_string());
-        for Logged { name, value, .. } in values {
-            let value = value.to_string();
-            self.row([&model, precision.name(), &epoch, &step, name, &value])?;
-        }
-        Ok(())
+        let mut rows = Rows { file: RecordFile::create(path.as_ref())?, run: None };
+        let header = ["model", "precision", "epoch", "step", "name", "value"];
+        rows.add([header.map(str::to_owned)])?;
+        rows.flush()?;
+        Background::start(rows).map(Self)
     }
 }
 
 impl Subscriber for CsvLogger {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         match event {
+            Event::Batch { .. } => Ok(()),
+            _ => self.0.on_event(event),
+        }
+    }
+}
+
+struct Rows {
+    file: RecordFile,
+    run: Option<(String, Precision)>,
+}
+
+impl Rows {
+    fn add(&mut self, rows: impl IntoIterator<Item = [String; 6]>) -> Result<()> {
+        let failed = |error: String| Error::config(format!("a row of the CSV log: {error}"));
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        for row in rows {
+            writer.write_record(&row).map_err(|error| failed(error.to_string()))?;
+        }
+        let bytes = writer.into_inner().map_err(|error| failed(error.to_string()))?;
+        self.file.write(&bytes)
+    }
+
+    fn values(&mut self, epoch: Option<i64>, step: u64, values: &[Logged]) -> Result<()> {
+        let Some((model, precision)) = self.run.clone() else { return Ok(()) };
+        let epoch = epoch.map_or(String::new(), |epoch| epoch.to_string());
+        self.add(values.iter().map(|Logged { name, value, .. }| {
+            let (precision, epoch) = (precision.name().to_owned(), epoch.clone());
+            [model.clone(), precision, epoch, step.to_string(), name.clone(), value.to_string()]
+        }))
+    }
+}
+
+impl Sink for Rows {
+    fn write(&mut self, event: &Event) -> Result<()> {
+        match event {
             Event::FitStart(start) => self.run = Some((start.model.clone(), start.precision)),
             Event::Logged { global_step, values } => self.values(None, *global_step, values)?,
             Event::EpochEnd(end) => {
                 self.values(Some(end.epoch), end.global_step, &end.train)?;
                 self.values(Some(end.epoch), end.global_step, &end.val)?;
-                self.writer.flush().map_err(|error| Error::io(&self.path, error))?;
             }
             _ => {}
         }
         Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.file.flush()
     }
 }

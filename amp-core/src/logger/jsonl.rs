@@ -1,9 +1,6 @@
-use std::{
-    fs::File,
-    io::{BufWriter, Write},
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
+use super::{Background, Sink, file::RecordFile};
 use crate::{
     Error, Result,
     event::{Event, Subscriber},
@@ -11,10 +8,7 @@ use crate::{
 
 /// Writes every event but single batches as one JSON object a line.
 #[derive(Debug)]
-pub struct JsonLinesLogger {
-    path: PathBuf,
-    file: BufWriter<File>,
-}
+pub struct JsonLinesLogger(Background);
 
 impl JsonLinesLogger {
     /// Creates the file, replacing an earlier one.
@@ -22,24 +16,30 @@ impl JsonLinesLogger {
     /// # Errors
     /// When the file cannot be created.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref().to_owned();
-        let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
-        Ok(Self { path, file: BufWriter::new(file) })
+        Background::start(Lines(RecordFile::create(path.as_ref())?)).map(Self)
     }
 }
 
 impl Subscriber for JsonLinesLogger {
     fn on_event(&mut self, event: &Event) -> Result<()> {
-        if matches!(event, Event::Batch { .. }) {
-            return Ok(());
+        match event {
+            Event::Batch { .. } => Ok(()),
+            _ => self.0.on_event(event),
         }
-        serde_json::to_writer(&mut self.file, event)
-            .map_err(std::io::Error::from)
-            .and_then(|()| writeln!(self.file))
-            .and_then(|()| match event {
-                Event::EpochEnd(_) | Event::FitEnd(_) => self.file.flush(),
-                _ => Ok(()),
-            })
-            .map_err(|error| Error::io(&self.path, error))
+    }
+}
+
+struct Lines(RecordFile);
+
+impl Sink for Lines {
+    fn write(&mut self, event: &Event) -> Result<()> {
+        let mut line = serde_json::to_vec(event)
+            .map_err(|error| Error::config(format!("an event as JSON: {error}")))?;
+        line.push(b'\n');
+        self.0.write(&line)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.0.flush()
     }
 }

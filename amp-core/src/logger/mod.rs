@@ -1,7 +1,15 @@
-//! Subscribers that write a run to a file.
+//! Subscribers that keep a run: in files, written by threads of their own, or in memory.
 
+mod background;
 mod csv;
+mod file;
 mod jsonl;
+mod memory;
+mod scalar;
+mod tensorboard;
 
+pub use background::{Background, Sink};
 pub use csv::CsvLogger;
 pub use jsonl::JsonLinesLogger;
+pub use memory::MemoryLogger;
+pub use tensorboard::TensorBoardLogger;

@@ -67,6 +67,7 @@ impl Run<'_, '_> {
             ("data", self.data.name.as_str().into()),
             ("training examples", self.data.train.len().into()),
             ("batch_size", self.data.batch_size.into()),
+            ("drop_last", self.data.loading.drop_last.into()),
             ("accumulate_grad_batches", config.accumulate_grad_batches.into()),
             ("seed", config.seed.into()),
             ("shuffle", config.shuffle.into()),

@@ -1,6 +1,6 @@
 //! The loop over epochs and batches.
 
-use std::time::Instant;
+use std::{rc::Rc, time::Instant};
 
 use super::{TrainerConfig, profile::Phase, step::StepRunner};
 use crate::{
@@ -48,6 +48,7 @@ pub(super) struct Run<'r, 'c> {
     pub(super) config: &'r TrainerConfig,
     pub(super) model: &'r mut dyn LightningModule,
     pub(super) data: &'r DataModule,
+    loader: Rc<DataLoader>,
     pub(super) runner: StepRunner<'r>,
     pub(super) callbacks: Callbacks<'r, 'c>,
     pub(super) emit: &'r mut Emit<'r>,
@@ -75,7 +76,9 @@ impl<'r, 'c> Run<'r, 'c> {
         config.check()?;
         data.check()?;
         nn::place(model, config.policy(), &config.islands)?;
-        let batches = DataLoader::new(&data.train, data.batch_size).batches();
+        let shuffle = config.shuffle.then_some(config.seed);
+        let loader = Rc::new(data.train_loader(config.policy(), shuffle)?);
+        let batches = loader.batches();
         let window = config.accumulate_grad_batches;
         let steps = (batches + window - 1) / window * config.max_epochs;
         let plan = TrainingPlan {
@@ -88,22 +91,17 @@ impl<'r, 'c> Run<'r, 'c> {
         let runner = StepRunner::new(config, vec![scheduled])?;
         let (position, log) = (Position::default(), Log::default());
         let callbacks = Callbacks(callbacks);
-        Ok(Self { config, model, data, runner, callbacks, emit, position, log })
+        Ok(Self { config, model, data, loader, runner, callbacks, emit, position, log })
     }
 
     /// Trains and validates from the present position to the end.
     pub(super) fn go(mut self, resumed: Option<Position>) -> Result<()> {
         let started = Instant::now();
-        let policy = self.config.policy();
-        let (train, val) = (self.data.train.place(policy)?, self.data.val.place(policy)?);
-        let mut loader = DataLoader::new(&train, self.data.batch_size);
-        if self.config.shuffle {
-            loader = loader.shuffled(self.config.seed);
-        }
-        self.start(&loader, resumed)?;
+        let val = self.data.val_loader(self.config.policy())?;
+        self.start(resumed)?;
         let mut flow = self.past_max_steps();
         while flow == Flow::On && self.position.epoch < self.config.max_epochs {
-            flow = self.epoch(&loader, &val)?;
+            flow = self.epoch(&val)?;
         }
         self.model.on_train_end()?;
         (self.emit)(Event::FitEnd(FitEnd {
@@ -114,7 +112,7 @@ impl<'r, 'c> Run<'r, 'c> {
         }))
     }
 
-    fn start(&mut self, loader: &DataLoader<'_>, resumed: Option<Position>) -> Result<()> {
+    fn start(&mut self, resumed: Option<Position>) -> Result<()> {
         let optimizers = self.runner.scheduled.iter().map(|scheduled| &scheduled.optimizer);
         let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
@@ -128,7 +126,7 @@ impl<'r, 'c> Run<'r, 'c> {
             hyperparameters: self.model.hyperparameters(),
             parameters,
             max_epochs: self.config.max_epochs,
-            batches_per_epoch: loader.batches(),
+            batches_per_epoch: self.loader.batches(),
             resumed,
         }))?;
         notes.into_iter().try_for_each(|text| (self.emit)(Event::Note { text }))?;
@@ -139,11 +137,11 @@ impl<'r, 'c> Run<'r, 'c> {
     }
 
     /// Trains the rest of an epoch, validates and lets the callbacks act.
-    fn epoch(&mut self, loader: &DataLoader<'_>, val: &Batch) -> Result<Flow> {
+    fn epoch(&mut self, val: &DataLoader) -> Result<Flow> {
         let epoch = self.position.epoch;
-        let (mut flow, train_seconds) = timed(|| self.train(loader))?;
+        let (mut flow, train_seconds) = timed(|| self.train())?;
         // An epoch that ended early is gone on with later: its sums are kept as they are.
-        let unfinished = match self.position.batch < loader.batches() {
+        let unfinished = match self.position.batch < self.loader.batches() {
             true => Some(Log::from_state(&self.log.state()?, self.config.device)?),
             false => None,
         };
@@ -177,7 +175,7 @@ impl<'r, 'c> Run<'r, 'c> {
     }
 
     /// Trains from the present batch to the end of the epoch, or until the run is to end.
-    fn train(&mut self, loader: &DataLoader<'_>) -> Result<Flow> {
+    fn train(&mut self) -> Result<Flow> {
         let Position { epoch, batch: first } = self.position;
         if first == 0 {
             let mut hook = self.runner.hook(epoch, &mut self.log);
@@ -185,6 +183,7 @@ impl<'r, 'c> Run<'r, 'c> {
             self.callbacks
                 .each(|callback| callback.on_train_epoch_start(&mut hook).map(|()| Vec::new()))?;
         }
+        let loader = self.loader.clone();
         let mut batches = loader.epoch(epoch.cast_unsigned(), first)?;
         while self.position.batch < loader.batches() {
             let start = self.position.batch;
@@ -237,12 +236,12 @@ impl<'r, 'c> Run<'r, 'c> {
     }
 
     /// Validates and returns the values.
-    fn validate(&mut self, data: &Batch) -> Result<Vec<Logged>> {
+    fn validate(&mut self, loader: &DataLoader) -> Result<Vec<Logged>> {
         let policy = self.runner.policy();
         let context = Context::new(policy, false).with_islands(self.config.islands.clone());
         let mut log = Log::default();
         let _no_grad = tch::no_grad_guard();
-        for (index, batch) in DataLoader::new(data, self.data.batch_size).epoch(0, 0)?.enumerate() {
+        for (index, batch) in loader.epoch(0, 0)?.enumerate() {
             let _autocast = policy.autocast()?;
             let mut step = Step::new(&context, &mut log, index, self.runner.global_step());
             self.model.validation_step(&batch?, &mut step)?;

@@ -4,24 +4,35 @@ use std::collections::BTreeSet;
 
 use amp_core::{
     Result,
-    data::{Batch, DataLoader, DataModule},
+    data::{Batch, DataLoader, DataModule, Loading, Placement, SharedDataset},
     precision::{Policy, Precision},
     tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;
 
-use crate::support::message;
+use crate::support::{data::numbered, device, message};
 
-/// Examples whose input and target are their number.
-fn numbered(count: i64) -> Result<Batch> {
-    let numbers = Tensor::arange(count, (Kind::Int64, Device::Cpu));
-    Batch::new(numbers.to_kind(Kind::Float).reshape([-1, 1]), numbers)
+fn policy(precision: Precision) -> Policy {
+    Policy::new(precision, device())
+}
+
+fn loader(count: i64, batch_size: i64, loading: Loading) -> Result<DataLoader> {
+    DataLoader::new(&numbered(count)?.into(), batch_size, loading, policy(Precision::F32True))
+}
+
+/// In order, placed as the device likes.
+fn plain(count: i64, batch_size: i64) -> Result<DataLoader> {
+    loader(count, batch_size, Loading::default())
 }
 
 /// The numbers of each batch's examples; input and target must belong together.
-fn order(loader: &DataLoader<'_>, epoch: u64) -> Result<Vec<Vec<i64>>> {
+fn order(loader: &DataLoader, epoch: u64) -> Result<Vec<Vec<i64>>> {
+    order_from(loader, epoch, 0)
+}
+
+fn order_from(loader: &DataLoader, epoch: u64, first: i64) -> Result<Vec<Vec<i64>>> {
     loader
-        .epoch(epoch, 0)?
+        .epoch(epoch, first)?
         .map(|batch| {
             let batch = batch?;
             let targets = Vec::<i64>::try_from(&batch.target)?;
@@ -34,8 +45,7 @@ fn order(loader: &DataLoader<'_>, epoch: u64) -> Result<Vec<Vec<i64>>> {
 
 #[test]
 fn without_shuffling_the_order_is_the_sets() -> Result<()> {
-    let data = numbered(5)?;
-    let loader = DataLoader::new(&data, 2);
+    let loader = plain(5, 2)?;
     assert_eq!(order(&loader, 0)?, [vec![0, 1], vec![2, 3], vec![4]]);
     assert_eq!(order(&loader, 7)?, order(&loader, 0)?);
     Ok(())
@@ -48,8 +58,7 @@ fn without_shuffling_the_order_is_the_sets() -> Result<()> {
 #[case(7, 7)]
 #[case(3, 1)]
 fn an_epoch_is_a_permutation(#[case] count: i64, #[case] size: i64) -> Result<()> {
-    let data = numbered(count)?;
-    let loader = DataLoader::new(&data, size).shuffled(42);
+    let loader = plain(count, size)?.shuffled(42);
     for epoch in 0..3 {
         let batches = order(&loader, epoch)?;
         assert_eq!(batches.len() as i64, loader.batches());
@@ -68,15 +77,18 @@ fn an_epoch_is_a_permutation(#[case] count: i64, #[case] size: i64) -> Result<()
 /// or epoch gives another, also where their sums agree.
 #[test]
 fn the_order_depends_on_seed_and_epoch_alone() -> Result<()> {
-    let data = numbered(64)?;
-    let with = |seed| DataLoader::new(&data, 64).shuffled(seed);
-    assert_eq!(order(&with(1), 5)?, order(&with(1), 5)?);
-    let f64s = data.place(Policy::new(Precision::F64True, Device::Cpu))?;
-    assert_eq!(order(&DataLoader::new(&f64s, 64).shuffled(1), 5)?, order(&with(1), 5)?);
+    let data: SharedDataset = numbered(64)?.into();
+    let with = |seed, precision| -> Result<DataLoader> {
+        let loading = Loading::default();
+        Ok(DataLoader::new(&data, 64, loading, policy(precision))?.shuffled(seed))
+    };
+    let f32s = |seed| with(seed, Precision::F32True);
+    assert_eq!(order(&f32s(1)?, 5)?, order(&f32s(1)?, 5)?);
+    assert_eq!(order(&with(1, Precision::F64True)?, 5)?, order(&f32s(1)?, 5)?);
     let mut orders = BTreeSet::new();
     for seed in 0..8 {
         for epoch in 0..8 {
-            orders.insert(order(&with(seed), epoch)?);
+            orders.insert(order(&f32s(seed)?, epoch)?);
         }
     }
     assert_eq!(orders.len(), 64, "all orders differ");
@@ -86,12 +98,11 @@ fn the_order_depends_on_seed_and_epoch_alone() -> Result<()> {
 /// libtorch's generator is for weights and dropout: shuffling leaves it alone.
 #[test]
 fn shuffling_draws_nothing_from_libtorch() -> Result<()> {
-    let data = numbered(64)?;
     let draw = || Vec::<f32>::try_from(Tensor::rand([4], (Kind::Float, Device::Cpu)));
     let _generator = crate::support::seeded(3);
     let expected = draw()?;
     amp_core::hardware::seed_everything(3)?;
-    order(&DataLoader::new(&data, 8).shuffled(3), 0)?;
+    order(&plain(64, 8)?.shuffled(3), 0)?;
     assert_eq!(draw()?, expected);
     Ok(())
 }
@@ -126,14 +137,153 @@ fn sets_that_cannot_be_batched_are_refused(
     #[case] val: i64,
     #[case] says: &str,
 ) -> Result<()> {
-    let name = "numbers".to_owned();
-    let data = DataModule { name, train: numbered(8)?, val: numbered(val)?, batch_size };
+    let data = DataModule::new("numbers", numbered(8)?, numbered(val)?, batch_size);
     assert_eq!(message(data.check()), says);
     Ok(())
 }
 
 #[test]
 fn a_batch_as_large_as_the_set_is_taken() -> Result<()> {
-    let name = "numbers".to_owned();
-    DataModule { name, train: numbered(8)?, val: numbered(1)?, batch_size: 8 }.check()
+    DataModule::new("numbers", numbered(8)?, numbered(1)?, 8).check()
+}
+
+/// The permutation of seed 42 and epoch 3 as it has been since the first release: runs that were
+/// saved go on with the same batches.
+#[test]
+fn the_permutation_is_what_it_was() -> Result<()> {
+    assert_eq!(order(&plain(8, 8)?.shuffled(42), 3)?, [[6, 4, 2, 7, 0, 3, 1, 5]]);
+    Ok(())
+}
+
+/// Without its last batch an epoch has full ones alone; validation keeps every example.
+#[rstest]
+#[case(103, 10, 10)]
+#[case(100, 10, 10)]
+#[case(7, 7, 1)]
+#[case(7, 4, 1)]
+fn drop_last_leaves_full_batches(
+    #[case] count: i64,
+    #[case] size: i64,
+    #[case] batches: i64,
+    #[values(Placement::Device, Placement::Host)] placement: Placement,
+) -> Result<()> {
+    let loading = Loading { drop_last: true, placement, prefetch: None };
+    let loader = loader(count, size, loading)?.shuffled(42);
+    let seen = order(&loader, 1)?;
+    assert_eq!((loader.batches(), seen.len() as i64), (batches, batches));
+    assert!(seen.iter().all(|batch| batch.len() as i64 == size));
+    let all = order(&plain(count, size)?.shuffled(42), 1)?;
+    assert_eq!(seen, all[..batches as usize]);
+    let mut data = DataModule::new("numbers", numbered(count)?, numbered(count)?, size);
+    data.loading = loading;
+    let policy = policy(Precision::F32True);
+    assert_eq!(data.train_loader(policy, None)?.batches(), batches);
+    assert_eq!(order(&data.val_loader(policy)?, 0)?.concat().len() as i64, count);
+    Ok(())
+}
+
+/// Every way of loading, by placement and batches ahead.
+const WAYS: [(Placement, Option<usize>); 6] = [
+    (Placement::Auto, None),
+    (Placement::Device, None),
+    (Placement::Host, None),
+    (Placement::Host, Some(0)),
+    (Placement::Host, Some(1)),
+    (Placement::Host, Some(5)),
+];
+
+/// A run that begins at a batch sees what one that came there sees, however its data is loaded.
+#[test]
+fn an_epoch_can_begin_at_any_batch() -> Result<()> {
+    for (placement, prefetch) in WAYS {
+        let loading = Loading { placement, prefetch, ..Loading::default() };
+        let loader = loader(23, 4, loading)?.shuffled(9);
+        let whole = order(&plain(23, 4)?.shuffled(9), 2)?;
+        for first in 0..=loader.batches() {
+            let rest = order_from(&loader, 2, first)?;
+            assert_eq!(rest, whole[first as usize..], "{loading:?} from {first}");
+        }
+    }
+    Ok(())
+}
+
+/// Values that every dtype rounds, in each precision bit for bit the same by every way, in order
+/// and shuffled.
+#[rstest]
+fn every_way_gives_the_same_bits(
+    #[values(Precision::F32True, Precision::F16True, Precision::Bf16True, Precision::F64True)]
+    precision: Precision,
+    #[values(None, Some(3))] seed: Option<u64>,
+) -> Result<()> {
+    let x = Tensor::arange(37 * 6, (Kind::Float, Device::Cpu)).reshape([37, 2, 3]) / 7.0;
+    let y = Tensor::arange(37, (Kind::Int64, Device::Cpu));
+    let data: SharedDataset = Batch::new(x, y)?.into();
+    let read = |placement, prefetch| -> Result<Vec<Batch>> {
+        let loading = Loading { placement, prefetch, ..Loading::default() };
+        let mut loader = DataLoader::new(&data, 5, loading, policy(precision))?;
+        if let Some(seed) = seed {
+            loader = loader.shuffled(seed);
+        }
+        loader.epoch(4, 0)?.collect()
+    };
+    let expected = read(Placement::Device, None)?;
+    assert_eq!(expected.len(), 8);
+    for (placement, prefetch) in WAYS {
+        let seen = read(placement, prefetch)?;
+        assert_eq!(seen.len(), expected.len());
+        for (seen, expected) in seen.iter().zip(&expected) {
+            assert_eq!(seen.input.device(), device());
+            assert_eq!(seen.input.kind(), precision.storage());
+            assert!(seen.input.equal(&expected.input), "{placement} {prefetch:?}");
+            assert!(seen.target.equal(&expected.target), "{placement} {prefetch:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A set in memory lies on the device where it fits; on a CPU that is asked to prefetch, and
+/// where `Host` says so, it does not.
+#[test]
+fn sets_lie_where_the_placement_says() -> Result<()> {
+    let resident = |placement, prefetch| -> Result<bool> {
+        Ok(loader(8, 2, Loading { placement, prefetch, ..Loading::default() })?.is_resident())
+    };
+    assert!(resident(Placement::Auto, None)?);
+    assert!(resident(Placement::Auto, Some(0))?);
+    assert_eq!(resident(Placement::Auto, Some(2))?, device().is_cuda());
+    assert!(resident(Placement::Device, None)?);
+    assert!(!resident(Placement::Host, None)?);
+    for placement in Placement::ALL {
+        assert_eq!(placement.to_string().parse::<Placement>()?, placement);
+    }
+    let text = message("gpu".parse::<Placement>());
+    assert_eq!(text, "unknown placement `gpu`: expected auto, device or host");
+    Ok(())
+}
+
+#[test]
+fn loading_that_cannot_be_is_refused() -> Result<()> {
+    let text = message(loader(8, 0, Loading::default()));
+    assert_eq!(text, "batch size 0: it must be at least 1");
+    let text = message(loader(8, 9, Loading { drop_last: true, ..Loading::default() }));
+    assert!(text.starts_with("drop_last leaves no batch of 9 of 8 examples: choose"), "{text}");
+    let (placement, prefetch) = (Placement::Device, Some(3));
+    let text = message(loader(8, 2, Loading { placement, prefetch, ..Loading::default() }));
+    assert!(text.starts_with("prefetch 3: sets on the device need none; choose"), "{text}");
+    for first in [-1, 5] {
+        let text = message(plain(8, 2)?.epoch(0, first).map(drop));
+        let says = format!("an epoch of 4 batches cannot begin at batch {first}");
+        assert!(text.starts_with(&says), "{text}");
+    }
+    Ok(())
+}
+
+/// The first batches of a set, for a trial.
+#[test]
+fn a_head_has_the_first_batches() -> Result<()> {
+    let head = DataModule::new("numbers", numbered(9)?, numbered(3)?, 2).head(2)?;
+    assert_eq!((head.train.len(), head.val.len()), (4, 3));
+    let loader = head.train_loader(policy(Precision::F32True), None)?;
+    assert_eq!(order(&loader, 0)?, [[0, 1], [2, 3]]);
+    Ok(())
 }

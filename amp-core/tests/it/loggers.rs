@@ -1,41 +1,22 @@
-//! The files that loggers write, read back.
+//! The files that loggers write, read back, and the threads that write them.
+
+use std::{
+    collections::BTreeMap,
+    sync::mpsc::{Receiver, Sender, channel},
+};
 
 use amp_core::{
-    Error, Result, Trainer, TrainerConfig,
+    Error, Result,
     event::{Event, Subscriber},
     log::Logged,
-    logger::{CsvLogger, JsonLinesLogger},
-    optim::{AdamW, OptimizerConfig},
-    precision::{GradScalerConfig, Precision},
-    tch::Device,
+    logger::{Background, CsvLogger, JsonLinesLogger, MemoryLogger, Sink, TensorBoardLogger},
 };
 use tempfile::TempDir;
 
-use crate::support::{
-    message,
-    model::{Model, constant, linear, same},
-    seeded,
-};
+use crate::support::{logged_run as run, message};
 
 fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder for the test")
-}
-
-/// A short 16-mixed run with skips under this listener; every event comes back.
-fn run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
-    let _generator = seeded(0);
-    let mut config = TrainerConfig::new(Precision::F16Mixed, Device::Cpu);
-    (config.max_epochs, config.log_every_n_steps) = (2, 2);
-    config.scaler = GradScalerConfig { init_scale: 2.0_f64.powi(22), ..Default::default() };
-    let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(AdamW::default()));
-    let mut events = Vec::new();
-    let mut keep = |event: &Event| -> Result<()> {
-        events.push(event.clone());
-        Ok(())
-    };
-    let data = same(constant(10, 3, 1.0)?, 2)?;
-    Trainer::new(config).subscribe(listener).subscribe(&mut keep).fit(&mut model, &data)?;
-    Ok(events)
 }
 
 /// One line an event, each the event again to the last digit; single batches are left out.
@@ -116,9 +97,149 @@ fn csv_fields_are_quoted() -> Result<()> {
 fn a_file_that_cannot_be_made_is_named() {
     let folder = folder();
     let path = folder.path().join("missing").join("run.jsonl");
-    let outcomes = [CsvLogger::create(&path).map(drop), JsonLinesLogger::create(&path).map(drop)];
+    let file = folder.path().join("run.jsonl");
+    std::fs::write(&file, "").expect("a file");
+    let outcomes = [
+        CsvLogger::create(&path).map(drop),
+        JsonLinesLogger::create(&path).map(drop),
+        TensorBoardLogger::create(&file).map(drop),
+    ];
     for outcome in outcomes {
         assert!(matches!(outcome, Err(Error::Io { .. })));
-        assert!(message(outcome).contains("run.jsonl: No such file"));
+        let text = message(outcome);
+        let reasons = ["run.jsonl: No such file", "run.jsonl: File exists"];
+        assert!(reasons.iter().any(|reason| text.contains(reason)), "{text}");
     }
+}
+
+/// What an event says in numbers, by the names that the logger documents.
+#[test]
+fn the_memory_logger_keeps_every_number() -> Result<()> {
+    let mut logger = MemoryLogger::default();
+    // A run that is forgotten when the next begins.
+    run(&mut logger)?;
+    let events = run(&mut logger)?;
+    let mut expected: BTreeMap<String, Vec<(u64, f64)>> = BTreeMap::new();
+    let mut add =
+        |name: &str, step, value| expected.entry(name.to_owned()).or_default().push((step, value));
+    for event in &events {
+        match event {
+            Event::Logged { global_step, values } => values.iter().for_each(|logged| {
+                add(&format!("{}_step", logged.name), *global_step, logged.value)
+            }),
+            Event::EpochEnd(end) => {
+                add("train_loss", end.global_step, end.value("train_loss").expect("a loss"));
+                add("val_loss", end.global_step, end.value("val_loss").expect("a loss"));
+                add("epoch", end.global_step, end.epoch as f64);
+                add("lr", end.global_step, end.lr);
+            }
+            Event::Skipped { attempt, .. } => add("grad_scaler/skipped", *attempt, 1.0),
+            Event::Scale { attempt, scale } => add("grad_scaler/scale", *attempt, *scale),
+            _ => {}
+        }
+    }
+    assert_eq!(logger.history(), &expected);
+    assert!(expected.contains_key("grad_scaler/skipped") && expected.len() == 7);
+    assert_eq!(logger.get("val_loss"), expected["val_loss"]);
+    assert_eq!(logger.last("lr"), Some(1e-3));
+    assert_eq!((logger.get("accuracy"), logger.last("accuracy")), (&[][..], None));
+    Ok(())
+}
+
+/// Waits at the first event until the test lets it go on; what it wrote comes out in the end.
+struct Gated {
+    gate: Receiver<()>,
+    written: Vec<Event>,
+    out: Sender<Vec<Event>>,
+}
+
+impl Sink for Gated {
+    fn write(&mut self, event: &Event) -> Result<()> {
+        if self.written.is_empty() {
+            self.gate.recv().expect("the test opens the gate");
+        }
+        self.written.push(event.clone());
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        // The test may have ended.
+        let _ = self.out.send(std::mem::take(&mut self.written));
+        Ok(())
+    }
+}
+
+/// Nothing waits for a sink that is stuck, but the run's end, when everything is written, once and
+/// in order; so it is when the logger is dropped without an end.
+#[test]
+fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
+    let events = run(&mut |_: &Event| Ok(()))?;
+    let (end, before) = events.split_last().expect("events");
+    for ended in [true, false] {
+        let ((open, gate), (out, written)) = (channel(), channel());
+        let mut logger = Background::start(Gated { gate, written: Vec::new(), out })?;
+        // More than a file's buffer holds, and all while the sink is stuck at the first.
+        let sent: Vec<&Event> = before.iter().cycle().take(1000).collect();
+        sent.iter().try_for_each(|event| logger.on_event(event))?;
+        open.send(()).expect("the sink waits");
+        if ended {
+            logger.on_event(end)?;
+        } else {
+            drop(logger);
+        }
+        let written: Vec<Event> = written.try_iter().flatten().collect();
+        let expected: Vec<&Event> = sent.into_iter().chain(ended.then_some(end)).collect();
+        assert_eq!(written.iter().collect::<Vec<_>>(), expected);
+    }
+    Ok(())
+}
+
+/// Fails, or panics, at the event of this kind.
+struct Failing {
+    at: fn(&Event) -> bool,
+    panics: bool,
+}
+
+impl Sink for Failing {
+    fn write(&mut self, event: &Event) -> Result<()> {
+        if !(self.at)(event) {
+            return Ok(());
+        }
+        assert!(!self.panics, "a bug in the sink");
+        Err(Error::config("the disk is on fire"))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A sink's error ends the run with its own text, whenever it comes; a panic is an error too.
+#[test]
+fn a_sinks_error_ends_the_run() -> Result<()> {
+    let first: fn(&Event) -> bool = |event| matches!(event, Event::FitStart(_));
+    let last: fn(&Event) -> bool = |event| matches!(event, Event::FitEnd(_));
+    for (at, panics, says) in [
+        (first, false, "the disk is on fire"),
+        (last, false, "the disk is on fire"),
+        (last, true, "a logger panicked"),
+    ] {
+        let mut logger = Background::start(Failing { at, panics })?;
+        let text = message(run(&mut logger).map(drop));
+        assert!(text.starts_with(says), "{text}");
+        let text = message(logger.flush());
+        assert!(text.starts_with("a logger failed earlier"), "{text}");
+    }
+    Ok(())
+}
+
+/// A full disk is named by the file, however late it is seen.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_ends_the_run() -> Result<()> {
+    let text = message(run(&mut JsonLinesLogger::create("/dev/full")?).map(drop));
+    assert!(text.starts_with("/dev/full: No space left on device"), "{text}");
+    let text = message(CsvLogger::create("/dev/full").map(drop));
+    assert!(text.starts_with("/dev/full: No space left on device"), "{text}");
+    Ok(())
 }

@@ -21,6 +21,10 @@ use crate::support::{amp, files, refusal};
 #[case::assignment(&["--set", "hidden_size"], "`hidden_size` is not of the form NAME=VALUE")]
 #[case::clip(&["--gradient-clip-val", "-1"], "gradient clipping takes a positive limit, got -1")]
 #[case::threads(&["--threads", "0"], "threads 0: it must be at least 1")]
+#[case::placement(&["--data-placement", "gpu"], "unknown placement `gpu`: expected auto, device or host")]
+#[case::prefetch(&["--data-placement", "device", "--prefetch", "2"], "prefetch 2: sets on the device need none")]
+#[case::prefetch_of_no_number(&["--prefetch", "two"], "invalid value 'two' for '--prefetch <N>'")]
+#[case::tensorboard(&["--log-tensorboard", "nowhere/runs"], "there is no folder nowhere; create it first")]
 #[case::folder(&["--output", "nowhere/report.json"], "there is no folder nowhere; create it first")]
 fn is_refused(#[case] arguments: &[&str], #[case] expected: &str) {
     let folder = tempdir().expect("a temporary folder");
@@ -34,6 +38,20 @@ fn is_refused(#[case] arguments: &[&str], #[case] expected: &str) {
     let line = refusal(&output);
     assert!(line.contains(expected), "`{line}` does not say `{expected}`");
     assert_eq!(files(folder.path()), Vec::<String>::new(), "files written");
+}
+
+/// A folder for TensorBoard that is a file, or may not be written to.
+#[test]
+fn a_log_folder_that_cannot_be_is_named() {
+    let folder = tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("taken"), "").expect("a file");
+    let output = amp(folder.path())
+        .args(["train", "--device", "cpu", "--log-tensorboard", "taken", "--log-csv", "log.csv"])
+        .output()
+        .expect("the binary runs");
+    let line = refusal(&output);
+    assert!(line.contains("taken: ") && line.contains("exists"), "{line}");
+    assert_eq!(files(folder.path()), ["taken"], "files written");
 }
 
 /// The line that refuses the data in `folder`.

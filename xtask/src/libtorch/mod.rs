@@ -3,7 +3,6 @@
 mod disk;
 mod foreign;
 mod installed;
-mod pip;
 mod provision;
 pub(crate) mod version;
 

@@ -1,15 +1,22 @@
 //! Fetches libtorch into the checkout: once, whole or not at all.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io;
 use std::path::Path;
 
 use super::disk;
 use super::installed::{self, State};
-use super::pip::Pip;
 use super::version::REQUIRED;
 use crate::checkout::Checkout;
 use crate::error::Error;
+use crate::lock::lock;
+use crate::pip::{Pip, Wanted};
+
+const WANTED: Wanted = Wanted {
+    name: "libtorch 2.11.0",
+    package: "torch 2.11.0",
+    otherwise: "or set LIBTORCH to a libtorch 2.11.0 folder",
+};
 
 /// What pip was seen to hold on the disk at its peak: 7 GB of wheels and what they unpack to, and
 /// 2 GB for its cache, which may lie on another disk but mostly does not.
@@ -21,7 +28,7 @@ pub(super) fn ensure(checkout: &Checkout) -> Result<(), Error> {
         return Ok(());
     }
     // Freed by the system when this process ends, however it ends.
-    let _lock = lock(&checkout.lock_file())?;
+    let _lock = lock(&checkout.lock_file(), "libtorch")?;
     // Looked at again: another process may have provisioned while this one waited.
     match installed::inspect(&checkout.libtorch()) {
         State::Complete => Ok(()),
@@ -51,7 +58,7 @@ fn fetch(checkout: &Checkout) -> Result<(), Error> {
         eprintln!("an earlier fetch of libtorch was interrupted: starting again");
         fs::remove_dir_all(&partial).map_err(|e| unwritable(checkout, &e))?;
     }
-    let pip = Pip::find()?;
+    let pip = Pip::find(WANTED)?;
     if let Some(free) = disk::free_gb(checkout.root()).filter(|free| *free < NEEDED_GB) {
         return Err(Error::new(format!(
             "fetching libtorch needs {NEEDED_GB} GB and {} has {free} GB free: make room, or set \
@@ -104,25 +111,6 @@ fn fetch_with(pip: &Pip, checkout: &Checkout) -> Result<(), Error> {
         fs::rename(&fetched, &home)
     };
     put_into_place().map_err(|e| unwritable(checkout, &e))
-}
-
-/// Waits until no other process provisions this checkout.
-fn lock(path: &Path) -> Result<File, Error> {
-    let cannot_lock = |e: io::Error| {
-        Error::new(format!("{} cannot be locked ({e}): make it writable", path.display()))
-    };
-    let file = File::options().create(true).append(true).open(path).map_err(cannot_lock)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            eprintln!("waiting for another process that is fetching libtorch");
-            file.lock().map_err(cannot_lock)?;
-        }
-        // Some network file systems have no locks; two processes at once are rare enough there.
-        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
-        Err(TryLockError::Error(e)) => return Err(cannot_lock(e)),
-    }
-    Ok(file)
 }
 
 fn unwritable(checkout: &Checkout, error: &io::Error) -> Error {

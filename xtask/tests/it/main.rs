@@ -7,3 +7,4 @@ mod foreign;
 mod handover;
 mod provision;
 mod support;
+mod tensorboard;

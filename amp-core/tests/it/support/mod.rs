@@ -1,17 +1,24 @@
 //! Reading the oracles, comparing bits, and a small model to train.
 
 pub(crate) mod bits;
+pub(crate) mod data;
 pub(crate) mod model;
 pub(crate) mod oracle;
+pub(crate) mod tfevents;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use amp_core::{
+    Result, Trainer, TrainerConfig,
+    event::{Event, Subscriber},
     hardware::{self, Fingerprint},
     nn::Parameter,
-    optim::Optimizer,
+    optim::{AdamW, Optimizer, OptimizerConfig},
+    precision::{GradScalerConfig, Precision},
     tch::{self, Device, Tensor},
 };
+
+use self::model::{Model, constant, linear, same};
 
 static GENERATOR: Mutex<()> = Mutex::new(());
 
@@ -64,4 +71,21 @@ pub(crate) fn message<T>(result: amp_core::Result<T>) -> String {
 pub(crate) fn device() -> Device {
     let name = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     hardware::parse_device(&name).expect("AMP_DEVICE names a device of this machine")
+}
+
+/// A short 16-mixed run with skips under this listener; every event comes back.
+pub(crate) fn logged_run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
+    let _generator = seeded(0);
+    let mut config = TrainerConfig::new(Precision::F16Mixed, Device::Cpu);
+    (config.max_epochs, config.log_every_n_steps) = (2, 2);
+    config.scaler = GradScalerConfig { init_scale: 2.0_f64.powi(22), ..Default::default() };
+    let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(AdamW::default()));
+    let mut events = Vec::new();
+    let mut keep = |event: &Event| -> Result<()> {
+        events.push(event.clone());
+        Ok(())
+    };
+    let data = same(constant(10, 3, 1.0)?, 2)?;
+    Trainer::new(config).subscribe(listener).subscribe(&mut keep).fit(&mut model, &data)?;
+    Ok(events)
 }

@@ -133,5 +133,5 @@ pub(crate) fn constant(count: i64, width: i64, target: f64) -> Result<Batch> {
 /// Trained and validated on the same examples.
 pub(crate) fn same(examples: Batch, batch_size: i64) -> Result<DataModule> {
     let val = Batch::new(examples.input.shallow_clone(), examples.target.shallow_clone())?;
-    Ok(DataModule { name: "examples".into(), train: examples, val, batch_size })
+    Ok(DataModule::new("examples", examples, val, batch_size))
 }

@@ -4,7 +4,6 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
-use super::version::REQUIRED;
 use crate::error::Error;
 
 /// Prints the Python version, then whether pip is there.
@@ -14,37 +13,45 @@ print('%d.%d' % sys.version_info[:2])
 print(importlib.util.find_spec('pip') is not None)
 ";
 
-/// What helps against every failure of pip.
-const OTHERWISE: &str = "or set LIBTORCH to a libtorch 2.11.0 folder";
+/// What is fetched, in the words of the messages.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    /// As in `libtorch`.
+    pub(crate) name: &'static str,
+    /// The package and its version, as in `torch 2.11.0`.
+    pub(crate) package: &'static str,
+    /// What helps against every failure: the end of a sentence, which begins with `or`.
+    pub(crate) otherwise: &'static str,
+}
 
 /// A `python3` that has pip.
-pub(super) struct Pip {
+pub(crate) struct Pip {
+    wanted: Wanted,
     python_version: String,
 }
 
 impl Pip {
-    pub(super) fn find() -> Result<Self, Error> {
-        let python = format!("install Python 3.10 to 3.14 with pip, {OTHERWISE}");
+    pub(crate) fn find(wanted: Wanted) -> Result<Self, Error> {
+        let Wanted { name, package, otherwise } = wanted;
+        let python = format!("install Python 3.10 to 3.14 with pip, {otherwise}");
         let output = Command::new("python3").args(["-c", PROBE]).output().map_err(|e| {
-            Error::new(format!(
-                "python3, which fetches libtorch {REQUIRED}, cannot be run ({e}): {python}"
-            ))
+            Error::new(format!("python3, which fetches {name}, cannot be run ({e}): {python}"))
         })?;
         let answer = String::from_utf8_lossy(&output.stdout);
         let mut lines = answer.lines();
         match (lines.next(), lines.next()) {
             (Some(version), _) if !has_wheels(version) => Err(Error::new(format!(
-                "python3 is Python {version}, for which there is no torch {REQUIRED}: put a \
-                 Python from 3.10 to 3.14 first on PATH as python3, {OTHERWISE}"
+                "python3 is Python {version}, for which there is no {package}: put a \
+                 Python from 3.10 to 3.14 first on PATH as python3, {otherwise}"
             ))),
-            (Some(version), Some("True")) => Ok(Pip { python_version: version.to_owned() }),
+            (Some(version), Some("True")) => Ok(Pip { wanted, python_version: version.to_owned() }),
             (Some(version), Some(_)) => Err(Error::new(format!(
-                "python3 (Python {version}) has no pip, which fetches libtorch {REQUIRED}: \
+                "python3 (Python {version}) has no pip, which fetches {name}: \
                  install it (package python3-pip, or `python3 -m ensurepip`), put a virtual \
-                 environment made by `python3 -m venv` first on PATH, {OTHERWISE}"
+                 environment made by `python3 -m venv` first on PATH, {otherwise}"
             ))),
             _ => Err(Error::new(format!(
-                "python3, which fetches libtorch {REQUIRED}, does not work ({}): {python}",
+                "python3, which fetches {name}, does not work ({}): {python}",
                 last_line(&String::from_utf8_lossy(&output.stderr))
             ))),
         }
@@ -53,7 +60,7 @@ impl Pip {
     /// The arguments of python3 that install `requirements` into `target`.
     ///
     /// With `--target`, pip also works under a Python that its distribution manages (PEP 668).
-    pub(super) fn arguments(target: &Path, requirements: &[String]) -> Vec<String> {
+    pub(crate) fn arguments(target: &Path, requirements: &[String]) -> Vec<String> {
         // Nothing is compiled: a package that has no wheel is refused, and Python's own bytecode
         // is of no use to C++.
         let mut arguments: Vec<String> =
@@ -66,7 +73,7 @@ impl Pip {
     }
 
     /// Runs pip in `folder` with `arguments`; its temporary files go into `temporary`.
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         folder: &Path,
         temporary: &Path,
@@ -92,7 +99,8 @@ impl Pip {
             Ok(())
         } else {
             Err(Error::new(format!(
-                "libtorch could not be fetched: {}",
+                "{} could not be fetched: {}",
+                self.wanted.name,
                 self.cause(status, &errors)
             )))
         }
@@ -100,36 +108,37 @@ impl Pip {
 
     /// Names the cause of a failed pip and the fix, from what it wrote to stderr.
     fn cause(&self, status: ExitStatus, errors: &str) -> String {
+        let otherwise = self.wanted.otherwise;
         let says = |marks: &[&str]| marks.iter().any(|mark| errors.contains(mark));
         let no_wheel = says(&["No matching distribution found"]);
         // pip reports an index that it could not reach as one without versions.
         let index_answered = !errors.contains("(from versions: none)");
         if says(&["No space left on device", "Disk quota exceeded"]) {
             format!(
-                "the disk is full: make room where the checkout and pip's cache lie, {OTHERWISE}"
+                "the disk is full: make room where the checkout and pip's cache lie, {otherwise}"
             )
         } else if says(NETWORK) && !(no_wheel && index_answered) {
             format!(
                 "pip could not reach its package index: check the network and pip's proxy \
-                 settings and run the command again, {OTHERWISE}"
+                 settings and run the command again, {otherwise}"
             )
         } else if no_wheel {
             format!(
                 "pip's index has no wheel for this machine and Python {}: check pip's settings \
-                 (`python3 -m pip config list`), {OTHERWISE}",
+                 (`python3 -m pip config list`), {otherwise}",
                 self.python_version
             )
         } else {
             format!(
                 "pip failed ({status}; {}): mend what pip says above and run the command again, \
-                 {OTHERWISE}",
+                 {otherwise}",
                 last_line(errors)
             )
         }
     }
 }
 
-/// Whether the required torch was published for this version of Python.
+/// Whether what is fetched was published for this version of Python.
 fn has_wheels(python: &str) -> bool {
     let minor = python.strip_prefix("3.").and_then(|minor| minor.parse().ok());
     minor.is_some_and(|minor: u32| (10..=14).contains(&minor))

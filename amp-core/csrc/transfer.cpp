@@ -1,0 +1,98 @@
+// Copies to a CUDA device on a stream of their own, and what a thread that loads data takes over
+// from the thread it loads for. Through c10's virtual guards, which need no CUDA headers.
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+
+#include <memory>
+#include <utility>
+
+#include "guard.h"
+
+namespace {
+
+c10::Device cuda(int index) {
+  return c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
+}
+
+using DebugInfo = std::shared_ptr<c10::ThreadLocalDebugInfo>;
+
+}  // namespace
+
+extern "C" {
+
+// Bytes the driver has free on a CUDA device.
+int amp_cuda_free_memory(int index, size_t* bytes) {
+  return amp::guarded([&] {
+    const auto device = cuda(index);
+    *bytes = at::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).first;
+  });
+}
+
+// A stream that the device's default stream does not wait for, by its number.
+int amp_side_stream(int index, int64_t* id) {
+  return amp::guarded([&] {
+    const c10::impl::VirtualGuardImpl device(c10::DeviceType::CUDA);
+    *id = device.getStreamFromGlobalPool(cuda(index)).id();
+  });
+}
+
+// Starts copying two host tensors to the device on a side stream. `out` is not to be used before
+// amp_copy_arrive, to which, or to amp_copy_drop, `event` goes.
+int amp_copy_start(int index, int64_t stream_id, const at::Tensor* const* host, at::Tensor** out,
+                   void** event) {
+  return amp::guarded([&] {
+    const c10::NoGradGuard no_grad;
+    const c10::Stream stream(c10::Stream::UNSAFE, cuda(index), stream_id);
+    const c10::StreamGuard guard(stream);
+    // The pinned copies may go at once: their allocator waits for the copy before it gives the
+    // memory out again.
+    auto copy = [&](const at::Tensor& tensor) {
+      auto to = tensor.options().device(stream.device());
+      return std::make_unique<at::Tensor>(
+          tensor.pin_memory().to(to, /*non_blocking=*/true, /*copy=*/true));
+    };
+    auto first = copy(*host[0]), second = copy(*host[1]);
+    auto done = std::make_unique<c10::Event>(c10::DeviceType::CUDA);
+    done->record(stream);
+    out[0] = first.release();
+    out[1] = second.release();
+    *event = done.release();
+  });
+}
+
+// Lets the stream that this thread computes on wait for the copy, without waiting itself.
+int amp_copy_arrive(void* event, const at::Tensor* const* tensors) {
+  return amp::guarded([&] {
+    const c10::impl::VirtualGuardImpl device(c10::DeviceType::CUDA);
+    const auto stream = device.getStream(tensors[0]->device());
+    static_cast<c10::Event*>(event)->block(stream);
+    // Their memory is the side stream's: without this, a tensor freed while the computation on it
+    // is still queued would be overwritten by the next copy.
+    tensors[0]->record_stream(stream);
+    tensors[1]->record_stream(stream);
+  });
+}
+
+void amp_copy_drop(void* event) { delete static_cast<c10::Event*>(event); }
+
+// What this thread reports to: the memory meter, among others. Goes to amp_debug_info_drop.
+int amp_debug_info_current(void** out) {
+  return amp::guarded([&] { *out = new DebugInfo(c10::ThreadLocalDebugInfo::current()); });
+}
+
+// Lets this thread, until it ends, report to the same.
+int amp_debug_info_enter(const void* info) {
+  return amp::guarded([&] {
+    c10::ThreadLocalDebugInfo::_forceCurrentDebugInfo(*static_cast<const DebugInfo*>(info));
+  });
+}
+
+void amp_debug_info_drop(void* info) { delete static_cast<DebugInfo*>(info); }
+
+}  // extern "C"

@@ -1,0 +1,150 @@
+use tch::Tensor;
+
+use super::{Batch, Loading, SharedDataset, prefetch::Prefetch};
+use crate::{Error, Result, precision::Policy};
+
+/// Cuts a dataset into batches and brings them to the policy's device and dtype.
+///
+/// An epoch's batches depend on the dataset, the seed and the epoch's number alone, so that the
+/// pair (epoch, batch) is all a run needs to go on where it was.
+#[derive(Debug)]
+pub struct DataLoader {
+    source: Source,
+    len: i64,
+    batch_size: i64,
+    drop_last: bool,
+    shuffle: Option<u64>,
+    policy: Policy,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// The whole set, placed.
+    Resident(Batch),
+    Host {
+        data: SharedDataset,
+        prefetch: usize,
+    },
+}
+
+impl DataLoader {
+    /// Batches in order; the last one may be smaller.
+    ///
+    /// # Errors
+    /// When nothing can be batched so, or the device has no room for a set that is to lie there.
+    pub fn new(
+        data: &SharedDataset,
+        batch_size: i64,
+        loading: Loading,
+        policy: Policy,
+    ) -> Result<Self> {
+        loading.check()?;
+        if batch_size < 1 {
+            return Err(Error::config(format!("batch size {batch_size}: it must be at least 1")));
+        }
+        let len = data.len();
+        if loading.drop_last && batch_size > len {
+            return Err(Error::config(format!(
+                "drop_last leaves no batch of {batch_size} of {len} examples: choose a batch size \
+                 of at most {len}"
+            )));
+        }
+        let source = match loading.resident(data, policy)? {
+            Some(all) => Source::Resident(all),
+            None => {
+                let prefetch = loading.prefetch_for(policy.device);
+                Source::Host { data: data.clone(), prefetch }
+            }
+        };
+        let drop_last = loading.drop_last;
+        Ok(Self { source, len, batch_size, drop_last, shuffle: None, policy })
+    }
+
+    /// Batches of a permutation that depends on the seed and the epoch alone, whatever the
+    /// device and precision.
+    #[must_use]
+    pub fn shuffled(mut self, seed: u64) -> Self {
+        self.shuffle = Some(seed);
+        self
+    }
+
+    /// Whether the whole set lies on the device.
+    pub fn is_resident(&self) -> bool {
+        matches!(self.source, Source::Resident(_))
+    }
+
+    /// Batches in an epoch.
+    pub fn batches(&self) -> i64 {
+        let rounded = if self.drop_last { self.len } else { self.len + self.batch_size - 1 };
+        rounded / self.batch_size
+    }
+
+    /// Examples of the batch at `index`.
+    pub fn batch_len(&self, index: i64) -> i64 {
+        self.batch_size.min(self.len - index * self.batch_size)
+    }
+
+    /// The batches of one epoch, from the one at `first` on, on the policy's device and in its
+    /// dtype. After an error there are no more. Dropping the iterator ends its thread.
+    ///
+    /// # Errors
+    /// When an epoch has no batch `first`, the device has no room or no thread can be started.
+    pub fn epoch(
+        &self,
+        epoch: u64,
+        first: i64,
+    ) -> Result<Box<dyn Iterator<Item = Result<Batch>> + '_>> {
+        let batches = self.batches();
+        if !(0..=batches).contains(&first) {
+            return Err(Error::config(format!(
+                "an epoch of {batches} batches cannot begin at batch {first}: were the data or \
+                 the batch size others?"
+            )));
+        }
+        let order = self.shuffle.map(|seed| permutation(self.len, seed, epoch));
+        let (len, batch_size, policy) = (self.len, self.batch_size, self.policy);
+        let ranges = (first..batches).map(move |index| {
+            let start = index * batch_size;
+            (start, batch_size.min(len - start))
+        });
+        match &self.source {
+            Source::Resident(all) => {
+                let order = order.map(|order| -> Result<Tensor> {
+                    Ok(Tensor::f_from_slice(&order)?.f_to_device(all.input.device())?)
+                });
+                let order = order.transpose()?;
+                Ok(Box::new(ranges.map(move |(start, length)| match &order {
+                    Some(order) => all.select(&order.f_narrow(0, start, length)?),
+                    None => all.narrow(start, length),
+                })))
+            }
+            Source::Host { data, prefetch } => {
+                let indices = ranges.map(move |(start, length)| match &order {
+                    Some(order) => order[start as usize..(start + length) as usize].to_vec(),
+                    None => (start..start + length).collect(),
+                });
+                if *prefetch == 0 {
+                    let load = move |indices: Vec<i64>| data.gather(&indices)?.place(policy);
+                    return Ok(Box::new(until_error(indices.map(load))));
+                }
+                Ok(Box::new(Prefetch::start(data.clone(), indices, policy, *prefetch)?))
+            }
+        }
+    }
+}
+
+/// Ends after the first error.
+fn until_error<T>(items: impl Iterator<Item = Result<T>>) -> impl Iterator<Item = Result<T>> {
+    items.scan(false, |failed, item| {
+        let before = std::mem::replace(failed, item.is_err());
+        (!before).then_some(item)
+    })
+}
+
+fn permutation(count: i64, seed: u64, epoch: u64) -> Vec<i64> {
+    // Two generators, so that (seed, epoch) and (seed + 1, epoch - 1) have nothing in common.
+    let mut rng = fastrand::Rng::with_seed(fastrand::Rng::with_seed(seed).u64(..) ^ epoch);
+    let mut order: Vec<i64> = (0..count).collect();
+    rng.shuffle(&mut order);
+    order
+}

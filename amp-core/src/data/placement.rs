@@ -1,0 +1,111 @@
+use std::{fmt, str::FromStr};
+
+use tch::Device;
+
+use super::{Batch, SharedDataset};
+use crate::{Error, Result, memory, precision::Policy};
+
+/// The share of a CUDA device's free memory that [`Placement::Auto`] gives to a set.
+pub const DEVICE_SHARE: f64 = 0.25;
+
+/// Where a set lies while it is trained on. The batches are the same to the last bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Placement {
+    /// On the device where that is the quicker way: for a set in memory that takes at most
+    /// [`DEVICE_SHARE`] of the free memory of a CUDA device, or where the device is the CPU and
+    /// no prefetching is asked for. Otherwise on the host.
+    #[default]
+    Auto,
+    /// On the device, read whole before the first batch: batches are cut out there.
+    Device,
+    /// On the host: each batch is gathered there and copied to the device.
+    Host,
+}
+
+impl Placement {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Device, Self::Host];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Device => "device",
+            Self::Host => "host",
+        }
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Placement {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|placement| placement.name() == text).ok_or_else(|| {
+            Error::config(format!("unknown placement `{text}`: expected auto, device or host"))
+        })
+    }
+}
+
+/// How batches reach the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Loading {
+    /// Whether a last batch that is not full is left out of training.
+    pub drop_last: bool,
+    /// Where the sets lie.
+    pub placement: Placement,
+    /// For sets on the host, how many batches a thread of the loader's gathers ahead of the
+    /// training loop; for CUDA it also pins their memory and copies them on a stream of its own.
+    /// `Some(0)` does all this in the loop, one batch at a time. [`Loading::prefetch_for`] says
+    /// what `None` means.
+    pub prefetch: Option<usize>,
+}
+
+impl Loading {
+    /// Batches ahead of the loop: as asked for, otherwise 2 for CUDA (as PyTorch's
+    /// `prefetch_factor`) and 0 for the CPU, whose cores the loop itself needs.
+    pub fn prefetch_for(&self, device: Device) -> usize {
+        self.prefetch.unwrap_or(if device.is_cuda() { 2 } else { 0 })
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        match (self.placement, self.prefetch) {
+            (Placement::Device, Some(ahead)) if ahead > 0 => Err(Error::config(format!(
+                "prefetch {ahead}: sets on the device need none; choose placement auto or host, \
+                 or leave prefetch out"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The whole set on the policy's device, when it is to lie there.
+    pub(super) fn resident(&self, data: &SharedDataset, policy: Policy) -> Result<Option<Batch>> {
+        let all = match self.placement {
+            Placement::Host => None,
+            Placement::Device => Some(match data.in_memory() {
+                Some(all) => all,
+                None => data.head(data.len())?,
+            }),
+            Placement::Auto => match data.in_memory() {
+                Some(all) if self.fits(&all, policy)? => Some(all),
+                _ => None,
+            },
+        };
+        all.map(|all| all.place(policy)).transpose()
+    }
+
+    fn fits(&self, all: &Batch, policy: Policy) -> Result<bool> {
+        if !policy.device.is_cuda() {
+            return Ok(self.prefetch_for(policy.device) == 0);
+        }
+        let there = [&all.input, &all.target].map(|tensor| tensor.device() == policy.device);
+        let bytes = all.placed_bytes(policy.precision) as f64;
+        Ok(there == [true, true]
+            || bytes <= DEVICE_SHARE * memory::cuda_free(policy.device)? as f64)
+    }
+}

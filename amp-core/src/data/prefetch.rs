@@ -1,0 +1,133 @@
+//! A thread that gathers batches ahead of the loop.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread::{self, JoinHandle},
+};
+
+use tch::{Device, Tensor};
+
+use super::{Batch, SharedDataset};
+use crate::{Error, Result, ffi, precision::Policy};
+
+/// The batches of an epoch, gathered by a thread that ends with it.
+pub(super) struct Prefetch {
+    /// Taken when there is nothing more to receive.
+    receiver: Option<Receiver<Result<Loaded>>>,
+    worker: Option<JoinHandle<()>>,
+}
+
+/// A batch as it comes from the thread.
+enum Loaded {
+    Placed(Batch),
+    /// Its copy to the device may still be running.
+    Copying(ffi::DeviceCopy),
+}
+
+impl Prefetch {
+    /// Starts gathering the examples of each of `indices`, at most `ahead` batches before they
+    /// are asked for.
+    pub(super) fn start(
+        data: SharedDataset,
+        indices: impl Iterator<Item = Vec<i64>> + Send + 'static,
+        policy: Policy,
+        ahead: usize,
+    ) -> Result<Self> {
+        // The thread holds one more while it waits for room.
+        let (sender, receiver) = sync_channel(ahead.saturating_sub(1));
+        let context = ffi::DebugInfo::current()?;
+        let body = move || {
+            let loaded = context.enter().and_then(|()| {
+                let stream = match policy.device {
+                    Device::Cuda(index) => Some(ffi::SideStream::new(index)?),
+                    _ => None,
+                };
+                Ok(Worker { data, policy, stream })
+            });
+            match loaded {
+                Ok(worker) => worker.run(indices, &sender),
+                // Nobody listens any more when this cannot be sent.
+                Err(error) => drop(sender.send(Err(error))),
+            }
+        };
+        let worker = thread::Builder::new()
+            .name("data loader".into())
+            .spawn(body)
+            .map_err(|error| Error::config(format!("no thread to load data on: {error}")))?;
+        Ok(Self { receiver: Some(receiver), worker: Some(worker) })
+    }
+}
+
+impl Iterator for Prefetch {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        let loaded = self.receiver.as_ref()?.recv().ok()?;
+        let batch = loaded.and_then(|loaded| match loaded {
+            Loaded::Placed(batch) => Ok(batch),
+            Loaded::Copying(copy) => {
+                let [input, target] = copy.arrive()?;
+                Ok(Batch { input, target })
+            }
+        });
+        if batch.is_err() {
+            self.receiver = None;
+        }
+        Some(batch)
+    }
+}
+
+impl Drop for Prefetch {
+    fn drop(&mut self) {
+        // First, so that a thread that waits for room sees that nobody listens any more.
+        self.receiver = None;
+        if let Some(worker) = self.worker.take() {
+            // It catches its own panics.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// What the thread works with.
+struct Worker {
+    data: SharedDataset,
+    policy: Policy,
+    stream: Option<ffi::SideStream>,
+}
+
+impl Worker {
+    fn run(&self, indices: impl Iterator<Item = Vec<i64>>, sender: &SyncSender<Result<Loaded>>) {
+        let _no_grad = tch::no_grad_guard();
+        for indices in indices {
+            let loaded = catch_unwind(AssertUnwindSafe(|| self.load(&indices)));
+            let loaded = loaded.unwrap_or_else(|payload| {
+                let reason = panic_text(payload.as_ref());
+                Err(Error::config(format!("the dataset panicked: {reason}")))
+            });
+            let failed = loaded.is_err();
+            if sender.send(loaded).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    fn load(&self, indices: &[i64]) -> Result<Loaded> {
+        let batch = self.data.gather(indices)?;
+        let on_host = |tensor: &Tensor| tensor.device() == Device::Cpu;
+        match self.stream {
+            Some(stream) if on_host(&batch.input) && on_host(&batch.target) => {
+                // Converted here: the thread has the time, and f16 is half the copy.
+                let batch = batch.place(Policy::new(self.policy.precision, Device::Cpu))?;
+                Ok(Loaded::Copying(stream.copy([&batch.input, &batch.target])?))
+            }
+            _ => Ok(Loaded::Placed(batch.place(self.policy)?)),
+        }
+    }
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

@@ -1,0 +1,133 @@
+use std::{
+    sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    thread::{self, JoinHandle},
+};
+
+use crate::{
+    Error, Result,
+    event::{Event, Subscriber},
+};
+
+/// Writes events somewhere; [`Background`] runs it on a thread.
+pub trait Sink: Send + 'static {
+    /// Takes an event; it may be kept until the next `flush`.
+    ///
+    /// # Errors
+    /// An error ends the thread and the run.
+    fn write(&mut self, event: &Event) -> Result<()>;
+
+    /// Puts everything taken so far where it belongs. Called whenever no event is waiting, so it
+    /// costs nothing when there is nothing to do.
+    ///
+    /// # Errors
+    /// An error ends the thread and the run.
+    fn flush(&mut self) -> Result<()>;
+}
+
+/// Events that may wait for the thread.
+const QUEUE: usize = 1024;
+
+/// Hands events to a [`Sink`] on a thread of its own, so that no step waits for a disk.
+///
+/// At most 1,024 events wait; only when the disk is so far behind does the loop wait for it, since
+/// nothing is dropped. An error of the sink is returned for the next event. The run's last event
+/// returns when everything is written; so does dropping this.
+#[derive(Debug)]
+pub struct Background {
+    /// Gone when the thread has failed or is to end.
+    sender: Option<SyncSender<Message>>,
+    worker: Option<JoinHandle<Result<()>>>,
+}
+
+enum Message {
+    Event(Box<Event>),
+    /// Answered when all before it is written.
+    Flush(SyncSender<()>),
+}
+
+impl Background {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system has none to give.
+    pub fn start(sink: impl Sink) -> Result<Self> {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let worker = thread::Builder::new()
+            .name("logger".into())
+            .spawn(move || run(sink, &receiver))
+            .map_err(|error| Error::config(format!("no thread to log on: {error}")))?;
+        Ok(Self { sender: Some(sender), worker: Some(worker) })
+    }
+
+    /// Waits until everything is written.
+    ///
+    /// # Errors
+    /// The sink's, if it failed since.
+    pub fn flush(&mut self) -> Result<()> {
+        let (done, answer) = sync_channel(1);
+        self.send(Message::Flush(done))?;
+        // No answer comes from a thread that has ended.
+        answer.recv().map_err(|_| self.failure())
+    }
+
+    fn send(&mut self, message: Message) -> Result<()> {
+        match &self.sender {
+            Some(sender) if sender.send(message).is_ok() => Ok(()),
+            _ => Err(self.failure()),
+        }
+    }
+
+    /// Why the thread has ended.
+    fn failure(&mut self) -> Error {
+        self.sender = None;
+        match self.worker.take().map(JoinHandle::join) {
+            Some(Ok(Err(error))) => error,
+            Some(Err(_)) => Error::config("a logger panicked: its log ends there"),
+            // A thread ends by itself only when it fails, and that was said.
+            Some(Ok(Ok(()))) | None => Error::config("a logger failed earlier: its log ends there"),
+        }
+    }
+}
+
+impl Subscriber for Background {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        self.send(Message::Event(Box::new(event.clone())))?;
+        match event {
+            Event::FitEnd(_) => self.flush(),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.sender = None;
+        if let Some(worker) = self.worker.take() {
+            // Reached with unwritten events only when the run has failed for another reason,
+            // which is what its caller is told.
+            let _ = worker.join();
+        }
+    }
+}
+
+fn run(mut sink: impl Sink, receiver: &Receiver<Message>) -> Result<()> {
+    loop {
+        let message = match receiver.try_recv() {
+            Ok(message) => message,
+            Err(TryRecvError::Disconnected) => return sink.flush(),
+            Err(TryRecvError::Empty) => {
+                sink.flush()?;
+                let Ok(message) = receiver.recv() else { return Ok(()) };
+                message
+            }
+        };
+        match message {
+            Message::Event(event) => sink.write(&event)?,
+            Message::Flush(done) => {
+                sink.flush()?;
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
+        }
+    }
+}

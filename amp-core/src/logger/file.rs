@@ -1,0 +1,39 @@
+use std::{
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use crate::{Error, Result};
+
+/// Bytes of whole records that are kept at most.
+const BUFFER: usize = 1 << 16;
+
+/// A file of records. What reaches it are whole records alone, so that a run that is killed leaves
+/// all up to the last flush.
+#[derive(Debug)]
+pub(super) struct RecordFile {
+    path: PathBuf,
+    file: File,
+    buffer: Vec<u8>,
+}
+
+impl RecordFile {
+    /// Creates the file, replacing an earlier one.
+    pub(super) fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).map_err(|error| Error::io(path, error))?;
+        Ok(Self { path: path.to_owned(), file, buffer: Vec::new() })
+    }
+
+    /// Takes one record, or several.
+    pub(super) fn write(&mut self, records: &[u8]) -> Result<()> {
+        self.buffer.extend_from_slice(records);
+        if self.buffer.len() < BUFFER { Ok(()) } else { self.flush() }
+    }
+
+    pub(super) fn flush(&mut self) -> Result<()> {
+        self.file.write_all(&self.buffer).map_err(|error| Error::io(&self.path, error))?;
+        self.buffer.clear();
+        Ok(())
+    }
+}

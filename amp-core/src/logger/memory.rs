@@ -1,0 +1,52 @@
+use std::collections::BTreeMap;
+
+use super::scalar::scalars;
+use crate::{
+    Result,
+    event::{Event, Subscriber},
+};
+
+/// Keeps the numbers of one run in memory, by tag.
+///
+/// | tag | value | step |
+/// |---|---|---|
+/// | `val_loss` | of an epoch, training or validation | applied optimizer steps |
+/// | `train_loss_step` | of one step, at the logging interval (Lightning's suffix) | likewise |
+/// | `epoch` | the epoch's number, from 0 | likewise |
+/// | `lr` | of the epoch's last step | likewise |
+/// | `grad_scaler/scale` | after a change | attempted optimizer steps |
+/// | `grad_scaler/skipped` | 1 for a step that was not applied | likewise |
+#[derive(Debug, Clone, Default)]
+pub struct MemoryLogger {
+    history: BTreeMap<String, Vec<(u64, f64)>>,
+}
+
+impl MemoryLogger {
+    /// The steps and values of this tag, in the order they were logged; empty for one that has
+    /// none.
+    pub fn get(&self, tag: &str) -> &[(u64, f64)] {
+        self.history.get(tag).map_or(&[], Vec::as_slice)
+    }
+
+    /// The last value of this tag.
+    pub fn last(&self, tag: &str) -> Option<f64> {
+        self.get(tag).last().map(|(_, value)| *value)
+    }
+
+    /// All of them.
+    pub fn history(&self) -> &BTreeMap<String, Vec<(u64, f64)>> {
+        &self.history
+    }
+}
+
+impl Subscriber for MemoryLogger {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        if let Event::FitStart(_) = event {
+            self.history.clear();
+        }
+        for scalar in scalars(event) {
+            self.history.entry(scalar.tag).or_default().push((scalar.step, scalar.value));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! The HParams page's summaries (tensorboard/plugins/hparams/{plugin_data,api}.proto).
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+
+use super::proto::{Dim, Metadata, PluginData, Shape, Tensor, Value};
+use crate::event::FitStart;
+
+/// plugin_data.proto, HParamsPluginData
+#[derive(Clone, PartialEq, Message)]
+struct Content {
+    #[prost(int32, tag = "1")]
+    version: i32,
+    #[prost(message, optional, tag = "3")]
+    start: Option<SessionStart>,
+    #[prost(message, optional, tag = "4")]
+    end: Option<SessionEnd>,
+}
+
+/// plugin_data.proto, SessionStartInfo
+#[derive(Clone, PartialEq, Message)]
+struct SessionStart {
+    #[prost(btree_map = "string, message", tag = "1")]
+    hparams: BTreeMap<String, Hparam>,
+    #[prost(double, tag = "5")]
+    start_time_secs: f64,
+}
+
+/// plugin_data.proto, SessionEndInfo
+#[derive(Clone, PartialEq, Message)]
+struct SessionEnd {
+    #[prost(int32, tag = "1")]
+    status: i32,
+    #[prost(double, tag = "2")]
+    end_time_secs: f64,
+}
+
+/// google/protobuf/struct.proto, Value
+#[derive(Clone, PartialEq, Message)]
+struct Hparam {
+    #[prost(double, optional, tag = "2")]
+    number: Option<f64>,
+    #[prost(string, optional, tag = "3")]
+    string: Option<String>,
+    #[prost(bool, optional, tag = "4")]
+    bool: Option<bool>,
+}
+
+/// api.proto, STATUS_SUCCESS
+const SUCCESS: i32 = 1;
+/// types.proto, DT_FLOAT
+const FLOAT: i32 = 1;
+
+/// What the run is: the model's hyperparameters, and the trainer's choices that runs differ in.
+pub(super) fn session_start(start: &FitStart, now: f64) -> Value {
+    let own = [
+        ("data", start.data.as_str().into()),
+        ("precision", start.precision.name().into()),
+        ("seed", start.seed.into()),
+    ];
+    let own = own.into_iter().map(|(name, value)| (name.to_owned(), hparam(&value)));
+    let models = start.hyperparameters.iter().map(|(name, value)| (name.clone(), hparam(value)));
+    let session = SessionStart { hparams: own.chain(models).collect(), start_time_secs: now };
+    let content = Content { start: Some(session), ..Default::default() };
+    value("_hparams_/session_start_info", &content)
+}
+
+/// That the run came to its end.
+pub(super) fn session_end(now: f64) -> Value {
+    let session = SessionEnd { status: SUCCESS, end_time_secs: now };
+    let content = Content { end: Some(session), ..Default::default() };
+    value("_hparams_/session_end_info", &content)
+}
+
+fn hparam(value: &serde_json::Value) -> Hparam {
+    use serde_json::Value::{Bool, Number, String};
+    match value {
+        Bool(flag) => Hparam { bool: Some(*flag), ..Default::default() },
+        Number(number) => Hparam { number: number.as_f64(), ..Default::default() },
+        String(text) => Hparam { string: Some(text.clone()), ..Default::default() },
+        other => Hparam { string: Some(other.to_string()), ..Default::default() },
+    }
+}
+
+/// The content travels as the metadata of a tensor that means nothing (the plugin's own
+/// summary_v2.py writes the same).
+fn value(tag: &str, content: &Content) -> Value {
+    let plugin_data =
+        PluginData { plugin_name: "hparams".to_owned(), content: content.encode_to_vec() };
+    let shape = Some(Shape { dim: vec![Dim { size: 1 }] });
+    Value {
+        tag: tag.to_owned(),
+        simple_value: None,
+        tensor: Some(Tensor { dtype: FLOAT, shape, float_val: vec![0.0] }),
+        metadata: Some(Metadata { plugin_data: Some(plugin_data) }),
+    }
+}

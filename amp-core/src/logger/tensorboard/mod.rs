@@ -1,0 +1,135 @@
+//! TensorBoard's event files.
+
+mod hparams;
+mod proto;
+mod record;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use prost::Message;
+
+use self::proto::{Summary, Value};
+use super::{
+    Background, Sink,
+    file::RecordFile,
+    scalar::{Scalar, scalars},
+};
+use crate::{
+    Error, Result,
+    event::{Event, FitStart, Subscriber},
+};
+
+/// Writes event files for `tensorboard --logdir FOLDER`: scalars under the tags of
+/// [`MemoryLogger`](super::MemoryLogger), in f32 as TensorBoard keeps them, and the
+/// hyperparameters of its HParams page.
+///
+/// Every run has a folder of its own, `FOLDER/<model>/<precision>/version_<n>`, numbered as
+/// Lightning does, so that runs are compared and none is drawn over another.
+#[derive(Debug)]
+pub struct TensorBoardLogger(Background);
+
+impl TensorBoardLogger {
+    /// Makes the folder, if it is missing.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or written to.
+    pub fn create(folder: impl Into<PathBuf>) -> Result<Self> {
+        let folder = folder.into();
+        let failed = |error| Error::io(&folder, error);
+        fs::create_dir_all(&folder).map_err(failed)?;
+        tempfile::tempfile_in(&folder).map_err(failed)?;
+        Background::start(EventFiles { folder, run: None }).map(Self)
+    }
+}
+
+impl Subscriber for TensorBoardLogger {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::Batch { .. } => Ok(()),
+            _ => self.0.on_event(event),
+        }
+    }
+}
+
+struct EventFiles {
+    folder: PathBuf,
+    /// The file of the run that has started last.
+    run: Option<RecordFile>,
+}
+
+impl EventFiles {
+    fn start(&mut self, start: &FitStart) -> Result<()> {
+        self.flush()?;
+        let folder = self.folder.join(&start.model).join(start.precision.name());
+        let mut file = RecordFile::create(&new_version(&folder)?.join(file_name()))?;
+        let version = Some("brain.Event:2".to_owned());
+        let event = proto::Event { wall_time: now(), file_version: version, ..Default::default() };
+        file.write(&record::framed(&event.encode_to_vec()))?;
+        self.run = Some(file);
+        self.summary(0, vec![hparams::session_start(start, now())])
+    }
+
+    fn summary(&mut self, step: u64, value: Vec<Value>) -> Result<()> {
+        let Some(file) = &mut self.run else { return Ok(()) };
+        let event = proto::Event {
+            wall_time: now(),
+            step: step.cast_signed(),
+            summary: Some(Summary { value }),
+            ..Default::default()
+        };
+        file.write(&record::framed(&event.encode_to_vec()))
+    }
+}
+
+impl Sink for EventFiles {
+    fn write(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::FitStart(start) => self.start(start)?,
+            Event::FitEnd(end) => {
+                self.summary(end.global_step, vec![hparams::session_end(now())])?
+            }
+            _ => {}
+        }
+        for Scalar { tag, step, value } in scalars(event) {
+            let simple_value = Some(value as f32);
+            self.summary(step, vec![Value { tag, simple_value, ..Default::default() }])?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.run.as_mut().map_or(Ok(()), RecordFile::flush)
+    }
+}
+
+/// Makes the first `version_<n>` that is not there yet.
+fn new_version(folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    let mut number = 0;
+    loop {
+        let version = folder.join(format!("version_{number}"));
+        // Made rather than looked for, so that two processes never share one.
+        match fs::create_dir(&version) {
+            Ok(()) => return Ok(version),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) => return Err(Error::io(&version, error)),
+        }
+    }
+}
+
+/// As TensorFlow names it: TensorBoard reads the files with `tfevents` in their names, in their
+/// order.
+fn file_name() -> String {
+    let (seconds, process) = (now() as u64, std::process::id());
+    let host = gethostname::gethostname();
+    format!("events.out.tfevents.{seconds:010}.{}.{process}.0", host.to_string_lossy())
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}

@@ -1,0 +1,19 @@
+//! TFRecord (tensorflow/core/lib/io/record_writer.h): the data's length as little-endian u64, its
+//! masked CRC, the data, its masked CRC.
+
+/// The record of this data.
+pub(super) fn framed(data: &[u8]) -> Vec<u8> {
+    let length = (data.len() as u64).to_le_bytes();
+    let mut record = Vec::with_capacity(data.len() + 16);
+    record.extend_from_slice(&length);
+    record.extend_from_slice(&masked_crc(&length).to_le_bytes());
+    record.extend_from_slice(data);
+    record.extend_from_slice(&masked_crc(data).to_le_bytes());
+    record
+}
+
+/// tensorflow/core/lib/hash/crc32c.h: rotated and shifted, since a CRC of data that holds CRCs
+/// protects it badly.
+fn masked_crc(data: &[u8]) -> u32 {
+    crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
+}

@@ -1,0 +1,279 @@
+//! Loading on a thread: datasets of one's own, their failures, the thread's end, and copies to
+//! CUDA that run beside the computation.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use amp_core::{
+    Error, Result, TrainerConfig,
+    data::{Batch, DataLoader, DataModule, Dataset, Loading, Placement, SharedDataset},
+    memory::MemoryMeter,
+    optim::{AdamW, OptimizerConfig},
+    precision::{Policy, Precision},
+    record::RunRecord,
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{
+    data::numbered,
+    device, message,
+    model::{Model, constant, digits, fit, linear},
+    seeded,
+};
+
+fn policy() -> Policy {
+    Policy::new(Precision::F32True, device())
+}
+
+fn ahead(batches: usize) -> Loading {
+    Loading { placement: Placement::Host, prefetch: Some(batches), ..Loading::default() }
+}
+
+/// Eight little-endian f32 and a class a record, in a file.
+struct Records {
+    file: File,
+    count: i64,
+}
+
+const WIDTH: usize = 8;
+const RECORD: usize = 4 * WIDTH + 1;
+
+impl Dataset for Records {
+    fn len(&self) -> i64 {
+        self.count
+    }
+
+    fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
+        let (mut x, mut y) = (Vec::new(), Vec::new());
+        for index in indices {
+            let mut record = [0; RECORD];
+            self.file
+                .seek(SeekFrom::Start(*index as u64 * RECORD as u64))
+                .and_then(|_| self.file.read_exact(&mut record))
+                .map_err(|error| Error::io("records", error))?;
+            let words = record[..4 * WIDTH].chunks(4);
+            x.extend(words.map(|w| f32::from_le_bytes(w.try_into().expect("four bytes"))));
+            y.push(i64::from(record[4 * WIDTH]));
+        }
+        let x = Tensor::f_from_slice(&x)?.f_reshape([-1, WIDTH as i64])?;
+        Batch::new(x, Tensor::f_from_slice(&y)?)
+    }
+}
+
+/// A dataset of one's own reads batches from disk, and gives what the same set in memory gives,
+/// by every placement.
+#[rstest]
+fn a_dataset_from_disk_equals_one_in_memory(
+    #[values(Placement::Auto, Placement::Device, Placement::Host)] placement: Placement,
+) -> Result<()> {
+    let mut file = tempfile::tempfile().expect("a file");
+    let x: Vec<f32> = (0..50 * WIDTH).map(|at| at as f32 / 3.0).collect();
+    let y: Vec<i64> = (0..50).map(|at| at % 7).collect();
+    for (x, y) in x.chunks(WIDTH).zip(&y) {
+        let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).chain([*y as u8]).collect();
+        file.write_all(&bytes).expect("room on the disk");
+    }
+    let memory = Batch::new(Tensor::from_slice(&x).reshape([50, -1]), Tensor::from_slice(&y))?;
+    let load = |data: SharedDataset| -> Result<Vec<Batch>> {
+        let loading = Loading { placement, ..Loading::default() };
+        let loader = DataLoader::new(&data, 8, loading, policy())?.shuffled(1);
+        loader.epoch(0, 0)?.collect()
+    };
+    let (disk, memory) = (load(Records { file, count: 50 }.into())?, load(memory.into())?);
+    assert_eq!(disk.len(), memory.len());
+    for (disk, memory) in disk.iter().zip(&memory) {
+        assert!(disk.input.equal(&memory.input) && disk.target.equal(&memory.target));
+    }
+    Ok(())
+}
+
+/// What a test's dataset does when it is asked for this example.
+#[derive(Clone, Copy)]
+enum Fault {
+    Error,
+    Panic,
+    TooFew,
+}
+
+/// Numbered examples with a fault at one of them; it counts what is gathered.
+struct Faulty {
+    inner: Batch,
+    at: i64,
+    fault: Fault,
+    gathered: Arc<AtomicI64>,
+}
+
+impl Dataset for Faulty {
+    fn len(&self) -> i64 {
+        self.inner.len()
+    }
+
+    fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
+        self.gathered.fetch_add(1, Ordering::SeqCst);
+        match self.fault {
+            _ if !indices.contains(&self.at) => self.inner.gather(indices),
+            Fault::Error => Err(Error::config("record 5 is unreadable")),
+            Fault::Panic => panic!("a bug in the dataset"),
+            Fault::TooFew => self.inner.gather(&indices[1..]),
+        }
+    }
+}
+
+/// The dataset, and how often it was asked.
+fn faulty(count: i64, at: i64, fault: Fault) -> Result<(SharedDataset, Arc<AtomicI64>)> {
+    let gathered = Arc::new(AtomicI64::new(0));
+    let data = Faulty { inner: numbered(count)?, at, fault, gathered: gathered.clone() };
+    Ok((data.into(), gathered))
+}
+
+/// The batches before the fault come, then the error, then nothing; the next epoch can be read.
+#[rstest]
+#[case::error(Fault::Error, "record 5 is unreadable")]
+#[case::panic(Fault::Panic, "the dataset panicked: a bug in the dataset")]
+#[case::too_few(Fault::TooFew, "the dataset gave 1 examples for 2 indices")]
+fn a_datasets_failure_reaches_the_loop(#[case] fault: Fault, #[case] says: &str) -> Result<()> {
+    let (data, _) = faulty(12, 5, fault)?;
+    let loader = DataLoader::new(&data, 2, ahead(2), policy())?;
+    for _ in 0..2 {
+        let mut epoch = loader.epoch(0, 0)?;
+        for expected in [[0, 1], [2, 3]] {
+            let batch = epoch.next().expect("a batch")?;
+            assert_eq!(Vec::<i64>::try_from(&batch.target)?, expected);
+        }
+        let text = message(epoch.next().expect("the error"));
+        assert!(text.starts_with(says), "{text}");
+        assert!(epoch.next().is_none() && epoch.next().is_none());
+    }
+    let rest: Result<Vec<Batch>> = loader.epoch(0, 3)?.collect();
+    assert_eq!(rest?.len(), 3);
+    Ok(())
+}
+
+/// Without a thread an error ends the epoch too.
+#[test]
+fn an_error_ends_an_epoch_without_a_thread() -> Result<()> {
+    let (data, _) = faulty(12, 5, Fault::Error)?;
+    let loader = DataLoader::new(&data, 2, ahead(0), policy())?;
+    let outcomes: Vec<bool> = loader.epoch(0, 0)?.map(|batch| batch.is_ok()).collect();
+    assert_eq!(outcomes, [true, true, false]);
+    Ok(())
+}
+
+/// The thread gathers no more than it may ahead of the loop.
+#[rstest]
+#[case(1)]
+#[case(3)]
+fn no_more_is_gathered_than_asked(#[case] batches: i64) -> Result<()> {
+    let (data, gathered) = faulty(64, -1, Fault::Error)?;
+    let loader = DataLoader::new(&data, 1, ahead(batches as usize), policy())?;
+    for (taken, batch) in (1..).zip(loader.epoch(0, 0)?) {
+        batch?;
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        let ahead = gathered.load(Ordering::SeqCst) - taken;
+        assert!(ahead <= batches, "{ahead} batches ahead of batch {taken}");
+    }
+    Ok(())
+}
+
+/// Dropping an epoch in the middle ends its thread, which held the last handle of the dataset.
+#[rstest]
+fn dropping_an_epoch_ends_its_thread(#[values(0, 1, 5)] taken: usize) -> Result<()> {
+    let (data, gathered) = faulty(1000, -1, Fault::Error)?;
+    let loader = DataLoader::new(&data, 1, ahead(4), policy())?;
+    let mut epoch = loader.epoch(0, 0)?;
+    for _ in 0..taken {
+        epoch.next().expect("a batch")?;
+    }
+    drop(epoch);
+    let asked = gathered.load(Ordering::SeqCst);
+    assert!(asked < 1000, "the thread went on to the end");
+    drop((loader, data));
+    assert_eq!(Arc::strong_count(&gathered), 1, "somebody still holds the dataset");
+    assert_eq!(gathered.load(Ordering::SeqCst), asked);
+    Ok(())
+}
+
+/// Batches that a thread allocates and the loop frees leave the meter where it was: a tensor that
+/// comes after them raises the peak by its own bytes.
+#[test]
+fn the_meter_sees_the_threads_batches() -> Result<()> {
+    let data: SharedDataset = constant(64, 1 << 14, 1.0)?.into();
+    let meter = MemoryMeter::start(Device::Cpu)?;
+    let on_cpu = Policy::new(Precision::F32True, Device::Cpu);
+    DataLoader::new(&data, 8, ahead(2), on_cpu)?.epoch(0, 0)?.try_for_each(|b| b.map(drop))?;
+    drop(Tensor::zeros([1 << 21], (Kind::Float, Device::Cpu)));
+    let peak = meter.read()?.peak_allocated;
+    assert!(peak >= 8 << 20, "{peak} bytes, but one tensor has 8 MiB");
+    Ok(())
+}
+
+fn train(data: &DataModule) -> Result<RunRecord> {
+    let _generator = seeded(5);
+    let mut config = TrainerConfig::new(Precision::F32True, device());
+    (config.max_epochs, config.seed) = (2, 7);
+    let mut model = Model::regression(linear(64, 64)?, |_| OptimizerConfig::new(AdamW::default()));
+    fit(&config, &mut model, data).1
+}
+
+/// Training is the same to the last bit however its data is loaded, and `drop_last` leaves a step
+/// out.
+#[test]
+fn training_does_not_depend_on_loading() -> Result<()> {
+    let all = digits(100)?;
+    let x = || all.input.shallow_clone();
+    let mut data = DataModule::new("digits", Batch::new(x(), x())?, Batch::new(x(), x())?, 16);
+    let expected = train(&data)?;
+    for prefetch in [0, 3] {
+        data.loading = ahead(prefetch);
+        let seen = train(&data)?;
+        assert_eq!(seen.last("train_loss"), expected.last("train_loss"));
+        assert_eq!(seen.last("val_loss"), expected.last("val_loss"));
+        assert_eq!(seen.end.global_step, 14);
+    }
+    data.loading = Loading { drop_last: true, ..Loading::default() };
+    let record = train(&data)?;
+    assert_eq!((record.end.global_step, record.start.batches_per_epoch), (12, 6));
+    Ok(())
+}
+
+/// Copies that run beside the computation: each batch is summed the moment it comes, and let go
+/// before its sum has run. A sum that did not wait for the copy, or memory that the next copy was
+/// given too early, shows as another number. `busy` queues work before each sum, so that copies
+/// run ahead of the computation; without it the computation runs ahead of the copies.
+#[rstest]
+fn copies_arrive_before_they_are_used(#[values(false, true)] busy: bool) -> Result<()> {
+    let cuda = device().is_cuda();
+    let (width, rounds) = if cuda { (1 << 20, 4) } else { (1 << 10, 1) };
+    let rows = 64;
+    let number = Tensor::arange(rows, (Kind::Float, Device::Cpu)).reshape([rows, 1]);
+    let x = number.expand([rows, width], false).contiguous();
+    let data = Batch::new(x, Tensor::arange(rows, (Kind::Int64, Device::Cpu)))?.into();
+    let loader = DataLoader::new(&data, 4, ahead(3), policy())?.shuffled(1);
+    // Longer than the thread takes for a batch, so that sums are queued when their memory is free.
+    let products = if busy { 8 } else { 0 };
+    let side = if cuda { 4096 } else { 8 };
+    let work = Tensor::ones([side, side], (Kind::Float, device()));
+    let mut sums = Vec::new();
+    for epoch in 0..rounds {
+        for batch in loader.epoch(epoch, 0)? {
+            let batch = batch?;
+            for _ in 0..products {
+                let _ = work.f_mm(&work)?;
+            }
+            let input = batch.input.f_mean_dim([1].as_slice(), false, Kind::Double)?;
+            sums.push((input, batch.target.f_to_kind(Kind::Double)?));
+        }
+    }
+    assert_eq!(sums.len() as u64, rounds * 16);
+    for (at, (input, target)) in sums.iter().enumerate() {
+        assert!(input.equal(target), "batch {at}: {input} is not {target}");
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! What a batch costs by the way it is loaded, read to the end of an epoch of 64 MiB, shuffled:
+//! cut from a set on the device, gathered on the host by a thread ahead of the loop, and gathered
+//! on the host by the loop itself. Each batch is multiplied with a matrix, as a training step
+//! would, so that loading has something to hide behind.
+//!
+//! `cargo bench -p tests --bench loader` on the CPU; `AMP_DEVICE=cuda` before it on a GPU. Read
+//! the ratio of the three.
+
+use amp_core::{
+    Result,
+    data::{Batch, DataLoader, Loading, Placement, SharedDataset},
+    hardware::parse_device,
+    precision::{Policy, Precision},
+    tch::{Cuda, Device, Kind, Tensor},
+};
+use criterion::{Criterion, Throughput};
+
+const EXAMPLES: i64 = 16384;
+const FEATURES: i64 = 1024;
+const BATCH: i64 = 256;
+
+/// The ways by name.
+const WAYS: [(&str, Placement, Option<usize>); 3] = [
+    ("on the device", Placement::Device, None),
+    ("host, 2 ahead", Placement::Host, Some(2)),
+    ("host, in the loop", Placement::Host, Some(0)),
+];
+
+/// Reads an epoch and waits for the device.
+fn epoch(loader: &DataLoader, number: u64, weight: &Tensor) -> Result<()> {
+    for batch in loader.epoch(number, 0)? {
+        let _ = batch?.input.f_mm(weight)?;
+    }
+    if let Device::Cuda(index) = weight.device() {
+        Cuda::synchronize(index as i64);
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let device = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    let device = parse_device(&device)?;
+    let x = Tensor::f_randn([EXAMPLES, FEATURES], (Kind::Float, Device::Cpu))?;
+    let y = Tensor::f_randint(10, [EXAMPLES], (Kind::Int64, Device::Cpu))?;
+    let data: SharedDataset = Batch::new(x, y)?.into();
+    let weight = Tensor::f_randn([FEATURES, 256], (Kind::Float, device))?;
+    let mut criterion = Criterion::default().configure_from_args().sample_size(10);
+    let mut group = criterion.benchmark_group("loading an epoch");
+    group.throughput(Throughput::Elements(EXAMPLES.cast_unsigned()));
+    for (name, placement, prefetch) in WAYS {
+        let loading = Loading { placement, prefetch, ..Loading::default() };
+        let policy = Policy::new(Precision::F32True, device);
+        let loader = DataLoader::new(&data, BATCH, loading, policy)?.shuffled(1);
+        let mut number = 0;
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                number += 1;
+                epoch(&loader, number, &weight).expect("an epoch")
+            });
+        });
+    }
+    group.finish();
+    criterion.final_summary();
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! TensorBoard's own reader reads what a run writes.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use amp_core::{
+    Result,
+    event::{Event, Subscriber},
+    logger::{MemoryLogger, TensorBoardLogger},
+    precision::Precision,
+    tch::Device,
+};
+use amp_verify::{
+    case::{Case, Choices},
+    runner,
+};
+use fixtures::models;
+use serde::Deserialize;
+
+/// A run as `read_tensorboard.py` prints it.
+#[derive(Deserialize)]
+struct Run {
+    scalars: BTreeMap<String, Vec<(u64, f64)>>,
+    hparams: BTreeMap<String, serde_json::Value>,
+    ended: bool,
+}
+
+/// The package that `cargo amp test` installs.
+fn package() -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tensorboard");
+    assert!(
+        folder.join("tensorboard").is_dir(),
+        "TensorBoard's reader is not installed: run `cargo amp test`, which installs it once"
+    );
+    folder
+}
+
+fn read(folder: &Path) -> BTreeMap<String, Run> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("read_tensorboard.py");
+    let output = Command::new("python3")
+        .arg(script)
+        .arg(folder)
+        .env("PYTHONPATH", package())
+        .output()
+        .expect("python3 runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
+}
+
+/// Every tag, step and value, in f32; the hyperparameters; and that the runs came to their end.
+#[test]
+fn tensorboards_own_reader_reads_every_run() -> Result<()> {
+    package();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut tensorboard = TensorBoardLogger::create(folder.path())?;
+    let model = models::find("MixedPrecisionDemo")?;
+    let choices = Choices { epochs: Some(3), seed: 5, ..Choices::default() };
+    let case = Case::new(model, choices, Device::Cpu)?;
+    let mut expected = BTreeMap::new();
+    for precision in [Precision::F32True, Precision::F16Mixed] {
+        let mut memory = MemoryLogger::default();
+        let mut listen = |event: &Event| -> Result<()> {
+            memory.on_event(event)?;
+            tensorboard.on_event(event)
+        };
+        runner::run(&case, precision, Vec::new(), &mut listen)?;
+        expected.insert(format!("MixedPrecisionDemo/{precision}/version_0"), (precision, memory));
+    }
+    let runs = read(folder.path());
+    assert!(runs.keys().eq(expected.keys()), "{:?}", runs.keys());
+    for (name, run) in &runs {
+        let (precision, memory) = &expected[name];
+        let rounded: BTreeMap<String, Vec<(u64, f64)>> = memory
+            .history()
+            .iter()
+            .map(|(tag, values)| {
+                let values = values.iter().map(|(step, value)| (*step, f64::from(*value as f32)));
+                (tag.clone(), values.collect())
+            })
+            .collect();
+        assert_eq!(run.scalars, rounded, "{name}");
+        assert!(run.scalars.contains_key("val_acc"), "{:?}", run.scalars.keys());
+        assert!(run.ended, "{name}");
+        assert_eq!(run.hparams["precision"], precision.name());
+        assert_eq!(run.hparams["data"], "digits");
+        assert_eq!(run.hparams["seed"].as_f64(), Some(5.0));
+        assert_eq!(run.hparams["hidden_size"].as_f64(), Some(256.0));
+    }
+    Ok(())
+}

@@ -1,0 +1,26 @@
+//! Keeps two fetches of the same apart.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::Path;
+
+use crate::error::Error;
+
+/// Waits until no other process fetches the same into this checkout.
+pub(crate) fn lock(path: &Path, what: &str) -> Result<File, Error> {
+    let cannot_lock = |e: io::Error| {
+        Error::new(format!("{} cannot be locked ({e}): make it writable", path.display()))
+    };
+    let file = File::options().create(true).append(true).open(path).map_err(cannot_lock)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            eprintln!("waiting for another process that is fetching {what}");
+            file.lock().map_err(cannot_lock)?;
+        }
+        // Some network file systems have no locks; two processes at once are rare enough there.
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
+        Err(TryLockError::Error(e)) => return Err(cannot_lock(e)),
+    }
+    Ok(file)
+}

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Saves every tensor of `module` and some text beside them. A tied tensor is saved once, under
-/// its first name, as `safetensors.torch.save_model` does.
+/// its first name in order of declaration.
 ///
 /// # Errors
 /// When the folder is missing or cannot be written to.
@@ -31,11 +31,9 @@ pub fn save(
     path: &Path,
     metadata: HashMap<String, String>,
 ) -> Result<()> {
-    let mut seen = HashSet::new();
-    let tensors = named_tensors(module)
+    let tensors = tied(module)
         .into_iter()
-        .filter(|(_, tensor, _)| seen.insert(ffi::identity(tensor)))
-        .map(|(name, tensor, _)| Ok((name, Stored::new(&tensor)?)))
+        .map(|(tensor, mut names)| Ok((names.swap_remove(0), Stored::new(&tensor)?)))
         .collect::<Result<Vec<_>>>()?;
     let views = tensors
         .iter()
@@ -49,7 +47,8 @@ pub fn save(
 }
 
 /// Loads every tensor of `module` from a file that has exactly its names and shapes; dtypes are
-/// converted. Returns the text beside them.
+/// converted. Of a tied tensor any of its names will do: `safetensors.torch.save_model` keeps the
+/// first of the alphabet. Returns the text beside them.
 ///
 /// # Errors
 /// When the file is missing, damaged, or another model's: then nothing has changed.
@@ -57,19 +56,15 @@ pub fn load(module: &(impl Module + ?Sized), path: &Path) -> Result<BTreeMap<Str
     let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| refused(path, error))?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| refused(path, error))?;
-    let mut seen = HashSet::new();
     let mut unused: HashSet<&str> = file.names().into_iter().collect();
     let mut loaded = Vec::new();
-    for (name, tensor, _) in named_tensors(module) {
-        let first = seen.insert(ffi::identity(&tensor));
-        let present = unused.remove(name.as_str());
-        if !first {
-            continue;
-        }
-        if !present {
-            return Err(foreign(path, &format!("it has no tensor `{name}`")));
-        }
-        let view = file.tensor(&name).map_err(|error| refused(path, error))?;
+    for (tensor, names) in tied(module) {
+        let present: Vec<&String> =
+            names.iter().filter(|name| unused.remove(name.as_str())).collect();
+        let Some(name) = present.first() else {
+            return Err(foreign(path, &format!("it has no tensor `{}`", names.join("` or `"))));
+        };
+        let view = file.tensor(name).map_err(|error| refused(path, error))?;
         let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
         if shape != tensor.size() {
             let (found, wanted) = (shape, tensor.size());
@@ -89,6 +84,20 @@ pub fn load(module: &(impl Module + ?Sized), path: &Path) -> Result<BTreeMap<Str
         tch::no_grad(|| tensor.f_copy_(&values))?;
     }
     Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
+}
+
+/// Every tensor once, with its names in order of declaration.
+fn tied(module: &(impl Module + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
+    let mut places = HashMap::new();
+    let mut all: Vec<(Tensor, Vec<String>)> = Vec::new();
+    for (name, tensor, _) in named_tensors(module) {
+        let place = *places.entry(ffi::identity(&tensor)).or_insert(all.len());
+        match all.get_mut(place) {
+            Some((_, names)) => names.push(name),
+            None => all.push((tensor, vec![name])),
+        }
+    }
+    all
 }
 
 fn refused(path: &Path, error: impl std::fmt::Display) -> Error {

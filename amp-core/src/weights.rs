@@ -5,7 +5,7 @@
 //! `/`, which no weight has, and is passed over here.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
 };
 
@@ -33,7 +33,8 @@ pub fn save(
 }
 
 /// Loads every tensor of `module` from a file that has exactly its names and shapes; dtypes are
-/// converted. Returns the text beside them.
+/// converted. Of a tied tensor any of its names will do: `safetensors.torch.save_model` keeps the
+/// first of the alphabet. Returns the text beside them.
 ///
 /// # Errors
 /// When the file is missing, damaged, or another model's: then nothing has changed.
@@ -45,12 +46,21 @@ pub fn load(module: &(impl Module + ?Sized), path: &Path) -> Result<BTreeMap<Str
 
 /// A model's tensors, each under its first name.
 pub(crate) fn distinct(module: &(impl Module + ?Sized)) -> Vec<(String, Tensor)> {
-    let mut seen = HashSet::new();
-    named_tensors(module)
-        .into_iter()
-        .filter(|(_, tensor, _)| seen.insert(ffi::identity(tensor)))
-        .map(|(name, tensor, _)| (name, tensor))
-        .collect()
+    tied(module).into_iter().map(|(tensor, mut names)| (names.swap_remove(0), tensor)).collect()
+}
+
+/// Every tensor once, with its names in order of declaration.
+fn tied(module: &(impl Module + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
+    let mut places = HashMap::new();
+    let mut all: Vec<(Tensor, Vec<String>)> = Vec::new();
+    for (name, tensor, _) in named_tensors(module) {
+        let place = *places.entry(ffi::identity(&tensor)).or_insert(all.len());
+        match all.get_mut(place) {
+            Some((_, names)) => names.push(name),
+            None => all.push((tensor, vec![name])),
+        }
+    }
+    all
 }
 
 /// A model's tensors beside the values they are to have.
@@ -71,21 +81,24 @@ impl Found {
         let foreign = |why: String| {
             Error::config(format!("{}: these are another model's weights: {why}", path.display()))
         };
-        let own = named_tensors(module);
-        let names: HashSet<&str> = own.iter().map(|(name, ..)| name.as_str()).collect();
+        let mut unused: BTreeSet<&str> =
+            tensors.keys().map(String::as_str).filter(|name| !name.contains('/')).collect();
         let mut pairs = Vec::new();
-        for (name, tensor) in distinct(module) {
-            let values =
-                tensors.get(&name).ok_or_else(|| foreign(format!("it has no tensor `{name}`")))?;
+        for (tensor, names) in tied(module) {
+            let present: Vec<&String> =
+                names.iter().filter(|name| unused.remove(name.as_str())).collect();
+            let Some((name, values)) =
+                present.first().and_then(|name| tensors.get_key_value(name.as_str()))
+            else {
+                return Err(foreign(format!("it has no tensor `{}`", names.join("` or `"))));
+            };
             let (there, here) = (values.size(), tensor.size());
             if there != here {
                 return Err(foreign(format!("`{name}` has shape {there:?} there, {here:?} here")));
             }
             pairs.push((tensor, values.shallow_clone()));
         }
-        let is_weight = |name: &&String| !name.contains('/');
-        let mut weights = tensors.keys().filter(is_weight);
-        match weights.find(|name| !names.contains(name.as_str())) {
+        match unused.first() {
             Some(name) => Err(foreign(format!("the model has no tensor `{name}`"))),
             None => Ok(Self { pairs }),
         }

@@ -160,6 +160,28 @@ fn hooks_come_in_lightnings_order_and_see_unclipped_gradients() -> Result<()> {
     Ok(())
 }
 
+/// [15], Lightning #11407: what a hook sees and logs under `16-mixed` is the true norm, not 65536
+/// times as much.
+#[test]
+fn a_hook_sees_unscaled_gradients_whatever_the_scale() -> Result<()> {
+    let norm = |precision, init_scale| -> Result<f64> {
+        let _generator = seeded(0);
+        let mut model = Scripted::new(&[1.0])?;
+        let mut config = TrainerConfig { precision, ..config(1) };
+        config.scaler.init_scale = init_scale;
+        Trainer::new(config).fit(&mut model, &same(constant(2, 3, 9.0)?, 2)?)?;
+        let calls = model.calls.into_inner();
+        let norm = calls.iter().find_map(|call| call.strip_prefix("norm 0 ")).expect("a norm");
+        Ok(norm.parse().expect("a number"))
+    };
+    let exact = norm(Precision::F32True, 1.0)?;
+    for scale in [1.0, 1024.0] {
+        let seen = norm(Precision::F16Mixed, scale)?;
+        assert!((seen / exact - 1.0).abs() < 2e-3, "{seen} at scale {scale}, {exact} in f32");
+    }
+    Ok(())
+}
+
 #[test]
 fn early_stopping_waits_for_its_patience_and_says_why() -> Result<()> {
     let _generator = seeded(0);

@@ -133,7 +133,7 @@ fn the_memory_logger_keeps_every_number() -> Result<()> {
                 add("epoch", end.global_step, end.epoch as f64);
                 add("lr", end.global_step, end.lr);
             }
-            Event::Skipped { attempt, .. } => add("grad_scaler/skipped", *attempt, 1.0),
+            Event::Skipped(skipped) => add("grad_scaler/skipped", skipped.attempt, 1.0),
             Event::Scale { attempt, scale } => add("grad_scaler/scale", *attempt, *scale),
             _ => {}
         }

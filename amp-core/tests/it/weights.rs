@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use amp_core::{
     Result,
-    nn::{Linear, LinearConfig, Sequential, named_tensors, place},
+    nn::{Context, Linear, LinearConfig, Module, Role, Sequential, Visitor, named_tensors, place},
     precision::{Policy, Precision},
-    tch::{Device, Tensor},
+    tch::{Device, Kind, Tensor},
     weights::{load, save},
 };
 use rstest::rstest;
@@ -59,6 +59,56 @@ fn the_file_has_pytorchs_names() -> Result<()> {
     assert_eq!(header["0.weight"]["dtype"], "F32");
     assert_eq!(header["0.weight"]["shape"], serde_json::json!([32, 64]));
     assert_eq!(header["1.num_batches_tracked"]["dtype"], "I64");
+    Ok(())
+}
+
+/// One weight under two names.
+struct Tied(Tensor);
+
+impl Module for Tied {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_linear(&self.0, None::<Tensor>)?)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        for name in ["token.weight", "head.weight"] {
+            visitor.tensor(name, &self.0, Role::Parameter);
+        }
+    }
+}
+
+/// `safetensors.torch.save_model` keeps one name of a tied weight, the first of the alphabet, and a
+/// state_dict has both: each loads, and so does what is saved here.
+#[rstest]
+#[case::the_first_of_the_alphabet(&["head.weight"])]
+#[case::the_first_declared(&["token.weight"])]
+#[case::both(&["token.weight", "head.weight"])]
+fn a_tied_weight_loads_under_any_of_its_names(#[case] names: &[&str]) -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    let options = (Kind::Float, Device::Cpu);
+    let ones = Tensor::ones([3, 2], options);
+    let named: Vec<(&str, &Tensor)> = names.iter().map(|name| (*name, &ones)).collect();
+    Tensor::write_safetensors(&named, &path)?;
+    let model = Tied(Tensor::zeros([3, 2], options));
+    load(&model, &path)?;
+    assert!(model.0.equal(&ones));
+
+    save(&model, &path, BTreeMap::new())?;
+    let saved = Tensor::read_safetensors(&path)?;
+    assert_eq!(saved.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["token.weight"]);
+    load(&Tied(Tensor::zeros([3, 2], options)), &path).map(drop)
+}
+
+/// A file without any name of a tied weight lacks it.
+#[test]
+fn a_tied_weight_may_not_be_missing() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    let zeros = Tensor::zeros([3, 2], (Kind::Float, Device::Cpu));
+    Tensor::write_safetensors(&[("other", &zeros)], &path)?;
+    let text = message(load(&Tied(zeros), &path));
+    assert!(text.contains("it has no tensor `token.weight` or `head.weight`"), "{text}");
     Ok(())
 }
 

@@ -1,0 +1,220 @@
+//! Weights go from PyTorch to the models here, and back, under the same names.
+//!
+//! `fixtures/oracles/pytorch_copies.json` and the files beside it were recorded from PyTorch copies
+//! of the models. The way back runs the real PyTorch, which `cargo amp` provisions.
+
+use std::{collections::HashMap, fs, path::Path, process::Command};
+
+use amp_core::{
+    Hyperparameters, LightningModule,
+    hardware::{parse_device, seed_everything, set_numerics},
+    nn::{Context, named_tensors, place},
+    precision::{Policy, Precision},
+    tch::{Device, Kind, Tensor, no_grad},
+    weights,
+};
+use fixtures::models;
+use rstest::rstest;
+use serde_json::Value;
+use tempfile::tempdir;
+
+/// Recorded files, compiled in so that the test binary can travel alone.
+macro_rules! recorded {
+    ($($name:literal),*) => {
+        [$((
+            $name,
+            include_bytes!(concat!("../../fixtures/oracles/weights/", $name, ".safetensors"))
+                .as_slice(),
+        )),*]
+    };
+}
+
+const WEIGHTS: [(&str, &[u8]); 12] = recorded![
+    "MixedPrecisionDemo",
+    "AdvancedAMPModel",
+    "ManualAMPModel",
+    "DebuggingAMPModel",
+    "ProductionAMPModel",
+    "PrecisionTestModel",
+    "MemoryEfficientModel",
+    "GradientAccumulationModel",
+    "RobustAMPModel",
+    "ProfilingAMPModel",
+    "DigitsConvNet",
+    "CharTransformer"
+];
+const OUTPUTS: [(&str, &[u8]); 1] = recorded!["logits"];
+
+/// The Python that reads weights back, and what it imports.
+const PYTHON: [(&str, &str); 4] = [
+    ("read_weights.py", include_str!("../read_weights.py")),
+    ("recorders/__init__.py", include_str!("../../fixtures/oracles/recorders/__init__.py")),
+    ("recorders/copies.py", include_str!("../../fixtures/oracles/recorders/copies.py")),
+    (
+        "recorders/safetensors_file.py",
+        include_str!("../../fixtures/oracles/recorders/safetensors_file.py"),
+    ),
+];
+
+fn recorded(name: &str) -> Value {
+    let all: Value =
+        serde_json::from_str(include_str!("../../fixtures/oracles/pytorch_copies.json"))
+            .expect("an oracle is JSON");
+    all["models"][name].clone()
+}
+
+/// The model with the copy's hyperparameters; its weights are drawn from libtorch's generator.
+fn build(name: &str) -> Box<dyn LightningModule> {
+    let hyperparameters: Hyperparameters =
+        serde_json::from_value(recorded(name)["hyperparameters"].clone()).expect("an object");
+    models::find(name).and_then(|model| model.build(&hyperparameters)).expect("a model")
+}
+
+/// The tensors of a file, read by tch rather than by the code under test.
+fn read(path: &Path) -> HashMap<String, Tensor> {
+    Tensor::read_safetensors(path).expect("a safetensors file").into_iter().collect()
+}
+
+/// What PyTorch was given and put out for `name`: `input`, `f32` and `f64`.
+fn outputs(name: &str) -> impl Fn(&str) -> Tensor {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("logits.safetensors");
+    fs::write(&path, OUTPUTS[0].1).expect("the file can be written");
+    let (name, tensors) = (name.to_owned(), read(&path));
+    move |what| tensors[&format!("{name}.{what}")].shallow_clone()
+}
+
+fn device() -> Device {
+    let name = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    parse_device(&name).expect("AMP_DEVICE names a device of this machine")
+}
+
+/// The model's logits outside of training, on the CPU.
+fn logits(model: &dyn LightningModule, policy: Policy, input: &Tensor) -> Tensor {
+    let input = match input.kind() {
+        Kind::Int64 => input.to_device(policy.device),
+        _ => input.to_device(policy.device).to_kind(policy.precision.storage()),
+    };
+    let output = no_grad(|| model.forward(&input, &Context::new(policy, false)));
+    output.expect("logits").to_device(Device::Cpu)
+}
+
+/// The largest difference, in f64.
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+}
+
+/// Above 1 the figures below are relative to the largest logit.
+fn size(logits: &Tensor) -> f64 {
+    logits.abs().max().double_value(&[]).max(1.0)
+}
+
+#[test]
+fn every_model_has_a_copy() {
+    let names = WEIGHTS.map(|(name, _)| name);
+    assert_eq!(models::ALL.iter().map(|model| model.name).collect::<Vec<_>>(), names);
+}
+
+/// Weights that a PyTorch copy saved load here, and give its logits: within 1e-6 in f32 and 1e-12
+/// in f64 on the CPU. On CUDA f32 sums go in another order: there the bound is eight times the
+/// distance of PyTorch's own f32 logits from its f64 ones, or eight roundings of the largest. TF32,
+/// off here, would be a hundred times as far.
+#[rstest]
+fn pytorchs_weights_give_its_logits(
+    #[values(Precision::F32True, Precision::F64True)] precision: Precision,
+) {
+    set_numerics(false, false).expect("TF32 can be switched off");
+    let policy = Policy::new(precision, device());
+    let folder = tempdir().expect("a temporary folder");
+    for (name, bytes) in WEIGHTS {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).expect("the file can be written");
+        let model = build(name);
+        place(model.as_ref(), policy, &Default::default()).expect("the device has room");
+        weights::load(model.as_ref(), &path).expect("PyTorch's weights");
+        let own = outputs(name);
+        let found = logits(model.as_ref(), policy, &own("input"));
+        assert_eq!(found.kind(), precision.storage(), "{name}");
+        let exact = own("f64");
+        let (expected, bound) = match (precision, policy.device) {
+            (Precision::F64True, _) => (&exact, 1e-12 * size(&exact)),
+            (_, Device::Cpu) => (&own("f32"), 1e-6 * size(&exact)),
+            _ => {
+                let error = distance(&own("f32"), &exact);
+                let rounding = f64::from(f32::EPSILON) / 2.0 * size(&exact);
+                (&exact, 8.0 * error.max(rounding))
+            }
+        };
+        let distance = distance(&found, expected);
+        assert!(distance <= bound, "{name}: {distance:e} from PyTorch's logits, not {bound:e}");
+    }
+}
+
+/// The names come in the order of PyTorch's state_dict.
+#[test]
+fn state_dicts_have_pytorchs_order() {
+    for (name, _) in WEIGHTS {
+        let own: Vec<String> =
+            named_tensors(build(name).as_ref()).into_iter().map(|(name, ..)| name).collect();
+        assert_eq!(serde_json::json!(own), recorded(name)["state_dict"], "{name}");
+    }
+}
+
+/// Another model's weights, and a file with the same names in other shapes, are refused.
+#[test]
+fn the_recorded_weights_belong_to_one_model() {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights");
+    fs::write(&path, WEIGHTS[0].1).expect("the file can be written");
+    let error = weights::load(build("ManualAMPModel").as_ref(), &path).expect_err("another's");
+    assert!(error.to_string().contains("these are another model's weights"), "{error}");
+}
+
+/// Weights saved here load in PyTorch with `strict=True`, under the names and dtypes that the
+/// copy's state_dict has in each precision, and give the same logits there.
+#[test]
+fn pytorch_reads_our_weights() {
+    let folder = tempdir().expect("a temporary folder");
+    fs::create_dir(folder.path().join("recorders")).expect("a folder");
+    for (name, text) in PYTHON {
+        fs::write(folder.path().join(name), text).expect("the file can be written");
+    }
+    seed_everything(7).expect("libtorch takes a seed");
+    for (name, _) in WEIGHTS {
+        let model = build(name);
+        let input = outputs(name)("input");
+        let cpu = |precision| Policy::new(precision, Device::Cpu);
+        // Moves the running statistics away from where they start.
+        let training = Context::new(cpu(Precision::F32True), true);
+        drop(no_grad(|| model.forward(&input, &training)).expect("logits"));
+        for precision in
+            [Precision::F32True, Precision::F64True, Precision::Bf16True, Precision::F16True]
+        {
+            let place = |policy| place(model.as_ref(), policy, &Default::default());
+            place(cpu(precision)).expect("memory");
+            let found = logits(model.as_ref(), cpu(precision), &input);
+            let file = |what| folder.path().join(format!("{name}.{precision}.{what}"));
+            let own = [("input", &input), ("logits", &found)];
+            Tensor::write_safetensors(&own, file("io")).expect("the file can be written");
+            place(Policy::new(precision, device())).expect("the device has room");
+            weights::save(model.as_ref(), &file("weights"), HashMap::new())
+                .expect("weights are saved");
+        }
+    }
+    // `cargo amp` puts torch beside its libtorch; elsewhere Python's own torch does.
+    let site = std::env::var("LIBTORCH").unwrap_or_default();
+    let site = Path::new(&site).parent().map(Path::to_path_buf).unwrap_or_default();
+    let out = Command::new("python3")
+        .args(["-B", "read_weights.py", "."])
+        .current_dir(folder.path())
+        .env("PYTHONPATH", site)
+        .output()
+        .expect("python3 can be run");
+    assert!(
+        out.status.success(),
+        "python3 with torch 2.11 is needed and must agree:\n{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+}

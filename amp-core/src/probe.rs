@@ -46,11 +46,11 @@ impl DtypeProbe {
     ///
     /// # Errors
     /// When a dtype is not the one the precision's name promises.
-    pub(crate) fn finish(
+    pub(crate) fn finish<'p>(
         &self,
         precision: Precision,
         loss: &Tensor,
-        parameters: &[Parameter],
+        parameters: impl Iterator<Item = &'p Parameter>,
     ) -> Result<Observed> {
         let name = |kind| dtype_name(kind).to_owned();
         let mut observed = Observed { loss: name(loss.kind()), ..Default::default() };
@@ -67,8 +67,9 @@ impl DtypeProbe {
             }
             observed.matmul.insert(name(*seen));
         }
-        let mut plain = false;
+        let (mut plain, mut first) = (false, None);
         for parameter in parameters {
+            first.get_or_insert(parameter);
             let kind = parameter.tensor.kind();
             plain |= kind == precision.storage();
             observed.parameters.insert(name(kind));
@@ -77,7 +78,7 @@ impl DtypeProbe {
                 observed.gradients.insert(name(grad.kind()));
             }
         }
-        if let (false, Some(first)) = (plain, parameters.first()) {
+        if let (false, Some(first)) = (plain, first) {
             let what = format!("the parameter `{}`", first.name);
             return Err(mismatch(&what, precision.storage(), first.tensor.kind()));
         }

@@ -4,6 +4,7 @@ use tch::Device;
 
 use crate::{
     Error, Result,
+    optim::WeightUpdate,
     precision::{Clip, GradScalerConfig, Policy, Precision, Region},
 };
 
@@ -24,6 +25,8 @@ pub struct TrainerConfig {
     pub accumulate_grad_batches: i64,
     /// Optimizer steps between two logged ones, counted across epochs.
     pub log_every_n_steps: i64,
+    /// How optimizers write to 16-bit parameters, which the `*-true` precisions have.
+    pub weight_update: WeightUpdate,
     /// Whether a skipped step moves the schedule and the step count, as Lightning does.
     pub skipped_step_advances: bool,
     /// Whether steps whose gradients are not finite are skipped under every precision; `16-mixed`
@@ -51,6 +54,7 @@ impl TrainerConfig {
             gradient_clip: None,
             accumulate_grad_batches: 1,
             log_every_n_steps: 50,
+            weight_update: WeightUpdate::default(),
             skipped_step_advances: false,
             skip_non_finite: false,
             profile_every_n_steps: None,

@@ -40,11 +40,12 @@ pub(super) fn fit(
         max_epochs: config.max_epochs,
         estimated_stepping_batches: windows * config.max_epochs,
     };
-    let scheduled = model.configure_optimizers(&plan)?.build(nn::parameters(model))?;
-    let parameters = scheduled.optimizer.parameters().iter();
+    let optimizers = model.configure_optimizers(&plan)?;
+    let optimizers = optimizers.build(nn::parameters(model), config.weight_update)?;
+    let parameters = optimizers.iter().flat_map(|scheduled| scheduled.optimizer.parameters());
     let parameters = parameters.map(|parameter| parameter.tensor.numel() as i64).sum();
-    let note = scheduled.optimizer.note();
-    let mut runner = StepRunner::new(config, scheduled)?;
+    let notes: Vec<String> = optimizers.iter().filter_map(|s| s.optimizer.note()).collect();
+    let mut runner = StepRunner::new(config, optimizers)?;
     emit(Event::FitStart(FitStart {
         model: model.name().to_owned(),
         data: data.name.clone(),
@@ -56,7 +57,7 @@ pub(super) fn fit(
         max_epochs: config.max_epochs,
         batches_per_epoch: loader.batches(),
     }))?;
-    if let Some(text) = note {
+    for text in notes {
         emit(Event::Note { text })?;
     }
     model.on_train_start()?;
@@ -64,9 +65,9 @@ pub(super) fn fit(
         let (train, train_seconds) =
             timed(|| train_epoch(config, model, &loader, epoch, &mut runner, emit))?;
         let lr = runner.lr();
-        runner.end_epoch();
         let (val, val_seconds) =
             timed(|| validate(config, model, &val, data.batch_size, epoch, &runner))?;
+        runner.end_epoch(&[train.as_slice(), &val].concat())?;
         let end = EpochEnd {
             epoch,
             global_step: runner.global_step(),

@@ -9,7 +9,7 @@ use crate::{
     Error, Hook, LightningModule, Result, Step,
     data::Batch,
     event::{Event, Phases},
-    log::Log,
+    log::{Log, Logged},
     nn::Context,
     optim::{Interval, Scheduled},
     precision::{Clip, GradScaler, Policy, StepOutcome},
@@ -21,7 +21,7 @@ pub(super) struct StepRunner<'a> {
     config: &'a TrainerConfig,
     policy: Policy,
     context: Context,
-    scheduled: Scheduled,
+    optimizers: Vec<Scheduled>,
     scaler: GradScaler,
     applied: u64,
     skipped: u64,
@@ -35,19 +35,19 @@ pub(super) struct StepRunner<'a> {
 }
 
 impl<'a> StepRunner<'a> {
-    pub(super) fn new(config: &'a TrainerConfig, scheduled: Scheduled) -> Result<Self> {
+    pub(super) fn new(config: &'a TrainerConfig, optimizers: Vec<Scheduled>) -> Result<Self> {
         let policy = config.policy();
         let scaler = match config.precision.scales_loss() {
             true => GradScaler::new(config.device, config.scaler)?,
             false if config.skip_non_finite => GradScaler::checking(config.device)?,
             false => GradScaler::disabled(config.device)?,
         };
-        let lr = scheduled.optimizer.rates()[0].lr;
+        let lr = first_lr(&optimizers);
         Ok(Self {
             config,
             policy,
             context: Context::new(policy, true).with_islands(config.islands.clone()),
-            scheduled,
+            optimizers,
             scaler,
             applied: 0,
             skipped: 0,
@@ -80,8 +80,10 @@ impl<'a> StepRunner<'a> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
 
-    pub(super) fn end_epoch(&mut self) {
-        self.scheduled.advance(Interval::Epoch);
+    /// Moves the schedules that move by epochs; `logged` are the epoch's values.
+    pub(super) fn end_epoch(&mut self, logged: &[Logged]) -> Result<()> {
+        let mut optimizers = self.optimizers.iter_mut();
+        optimizers.try_for_each(|scheduled| scheduled.advance(Interval::Epoch, logged))
     }
 
     /// What a hook sees now.
@@ -101,7 +103,7 @@ impl<'a> StepRunner<'a> {
         emit: &mut Emit<'_>,
     ) -> Result<Tensor> {
         if !self.accumulating {
-            self.scheduled.optimizer.zero_grad()?;
+            self.optimizers.iter_mut().try_for_each(|s| s.optimizer.zero_grad())?;
             self.accumulating = true;
             self.profile = match self.config.profile_every_n_steps {
                 Some(every) if self.attempts().is_multiple_of(every.cast_unsigned()) => {
@@ -127,15 +129,16 @@ impl<'a> StepRunner<'a> {
         self.scaler.scale(&shared)?.backward()?;
         self.lap(|phases| &mut phases.backward)?;
         if let Some(probe) = probe {
-            let parameters = self.scheduled.optimizer.parameters();
+            let parameters = self.optimizers.iter().flat_map(|s| s.optimizer.parameters());
             emit(Event::Observed(probe.finish(self.config.precision, &loss, parameters)?))?;
             self.probed = true;
         }
         Ok(loss.f_detach()?)
     }
 
-    /// Steps on the accumulated gradients. A skipped step moves neither the schedule nor the
-    /// step count, unless configured as in Lightning.
+    /// Steps every optimizer on the accumulated gradients. A skipped step moves neither the
+    /// optimizer's schedule nor the step count, unless configured as in Lightning; with several
+    /// optimizers a step is skipped where one of them is.
     pub(super) fn step(
         &mut self,
         model: &mut dyn LightningModule,
@@ -144,33 +147,25 @@ impl<'a> StepRunner<'a> {
         emit: &mut Emit<'_>,
     ) -> Result<StepOutcome> {
         self.accumulating = false;
-        let gradients = self.scaler.gradients(self.scheduled.optimizer.as_ref())?;
-        let gradients = self.scaler.unscale(gradients)?;
-        model.on_before_optimizer_step(&gradients, &mut self.hook(epoch, log))?;
-        match self.config.gradient_clip {
-            Some(Clip::Norm(limit)) => {
-                // The norm stays on the device.
-                let _ = gradients.clip_grad_norm(limit)?;
-            }
-            Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
-            None => {}
-        }
-        self.lr = self.scheduled.optimizer.rates()[0].lr;
+        self.lr = first_lr(&self.optimizers);
         let attempt = self.attempts();
         let scale = self.scaler.scale_value();
-        let outcome = self.scaler.step(gradients, self.scheduled.optimizer.as_mut())?;
-        self.scaler.update()?;
-        let advances = match &outcome {
-            StepOutcome::Applied => {
-                self.applied += 1;
-                true
-            }
-            StepOutcome::Skipped { culprit } => {
-                self.skipped += 1;
+        let mut outcome = StepOutcome::Applied;
+        let mut applied = Vec::with_capacity(self.optimizers.len());
+        for at in 0..self.optimizers.len() {
+            let stepped = self.step_one(at, model, epoch, log)?;
+            applied.push(stepped == StepOutcome::Applied);
+            if let StepOutcome::Skipped { culprit } = &stepped {
                 emit(Event::Skipped { attempt, culprit: culprit.clone(), scale })?;
-                self.config.skipped_step_advances
+                outcome = stepped;
             }
-        };
+        }
+        // Once, after all: their gradients are of one backward pass with one scale.
+        self.scaler.update()?;
+        match &outcome {
+            StepOutcome::Applied => self.applied += 1,
+            StepOutcome::Skipped { .. } => self.skipped += 1,
+        }
         if self.scaler.scale_value() != scale {
             emit(Event::Scale { attempt: attempt + 1, scale: self.scaler.scale_value() })?;
         }
@@ -183,11 +178,35 @@ impl<'a> StepRunner<'a> {
                 self.attempts(),
             )));
         }
-        if advances {
-            self.scheduled.advance(Interval::Step);
+        for (scheduled, applied) in self.optimizers.iter_mut().zip(applied) {
+            if applied || self.config.skipped_step_advances {
+                scheduled.advance(Interval::Step, &[])?;
+            }
         }
         self.lap(|phases| &mut phases.optimizer)?;
         Ok(outcome)
+    }
+
+    /// Unscales, clips and steps one optimizer.
+    fn step_one(
+        &mut self,
+        at: usize,
+        model: &mut dyn LightningModule,
+        epoch: i64,
+        log: &mut Log,
+    ) -> Result<StepOutcome> {
+        let gradients = self.scaler.gradients(self.optimizers[at].optimizer.as_ref())?;
+        let gradients = self.scaler.unscale(gradients)?;
+        model.on_before_optimizer_step(&gradients, &mut self.hook(epoch, log))?;
+        match self.config.gradient_clip {
+            Some(Clip::Norm(limit)) => {
+                // The norm stays on the device.
+                let _ = gradients.clip_grad_norm(limit)?;
+            }
+            Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
+            None => {}
+        }
+        self.scaler.step(gradients, self.optimizers[at].optimizer.as_mut())
     }
 
     /// Ends a phase of a profiled step.
@@ -202,4 +221,9 @@ impl<'a> StepRunner<'a> {
     pub(super) fn take_profile(&mut self) -> Option<Phases> {
         self.profile.take().map(Stopwatch::finish)
     }
+}
+
+/// The rate of the first optimizer's first parameter group.
+fn first_lr(optimizers: &[Scheduled]) -> f64 {
+    optimizers.first().map_or(0.0, |scheduled| scheduled.optimizer.rates()[0].lr)
 }

@@ -187,7 +187,8 @@ impl<'a> StepRunner<'a> {
         Ok(outcome)
     }
 
-    /// Unscales, clips and steps one optimizer.
+    /// Unscales, clips and steps one optimizer. Clipping is by its own gradients' norm, as in
+    /// Lightning.
     fn step_one(
         &mut self,
         at: usize,

@@ -40,9 +40,9 @@ fn train(optimizer: &mut dyn amp_core::optim::Optimizer, from: &[&str]) -> Resul
 #[case::sgd(Sgd { lr: 0.1, ..Default::default() }, Sgd { lr: 0.1, momentum: 0.9, dampening: 0.1, ..Default::default() })]
 #[case::rmsprop(RmsProp::default(), RmsProp { momentum: 0.9, centered: true, ..Default::default() })]
 #[case::lion(Lion::default(), Lion { betas: (0.5, 0.5), ..Default::default() })]
-fn a_group_is_an_optimizer_of_its_own<O: Copy>(#[case] base: O, #[case] other: O) -> Result<()>
+fn a_group_is_an_optimizer_of_its_own<O>(#[case] base: O, #[case] other: O) -> Result<()>
 where
-    O: BuildOptimizer,
+    O: BuildOptimizer + Copy,
     ParamGroups<O>: BuildOptimizer,
 {
     let grouped = ParamGroups::new(base).group(["*.bias", "norm.*"], other);
@@ -174,9 +174,9 @@ impl Module for Factor {
 #[derive(LightningModule)]
 #[forward(|x| Ok(first(&x.f_narrow(1, 0, 1)?)?.f_add(&second(&x.f_narrow(1, 1, 1)?)?)?))]
 #[loss(with = |output, _| Ok(output.f_mean(None)?))]
-#[optimizer(sgd, lr = 0.25, params("first.*"))]
+#[optimizer(sgd, lr = 0.25, params = ["first.*"])]
 #[scheduler(step_lr, step_size = 1, gamma = 0.5, interval = step)]
-#[optimizer(sgd, lr = 0.25, group("second.*", lr = 0.5))]
+#[optimizer(sgd, lr = 0.25, group(params = ["second.*"], lr = 0.5))]
 #[scheduler(step_lr, step_size = 1, gamma = 0.5, interval = step)]
 struct TwoFactors {
     #[layer(Factor::new())]

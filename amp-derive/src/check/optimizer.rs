@@ -2,7 +2,7 @@
 
 use proc_macro2::Ident;
 use quote::ToTokens;
-use syn::{Expr, ExprCall, ExprLit, Lit, LitStr};
+use syn::{Expr, ExprArray, ExprCall, ExprLit, Lit, LitStr};
 
 use super::{Own, has_no_effect, keys, own_function};
 use crate::{
@@ -99,7 +99,7 @@ fn one_takes_the_rest(
         diag.error(
             &attr.path,
             "two optimizers would train all parameters: say which ones this one takes, as in \
-             `params(\"head.*\")`, or keep one of the two",
+             `params = [\"head.*\"]`, or keep one of the two",
         );
         fits = None;
     }
@@ -125,96 +125,100 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
     let row = table::find(OPTIMIZERS, &at.to_string())?;
     let (calls, args): (Vec<Expr>, Vec<Expr>) =
         args.iter().cloned().partition(|arg| matches!(arg, Expr::Call(_)));
-    let known: Vec<&str> = row.keys().map(|key| key.name).collect();
-    let pairs = keys::pairs(row.name, &args, &known, diag);
-    let selections = calls.iter().map(|call| check_call(spec, at, row, call, &known, diag));
-    let selections: Vec<Option<Selection>> = selections.collect();
-    let pairs = pairs?;
+    let base = own_options(spec, row, &args, diag);
+    let groups = calls.iter().map(|call| check_group(spec, at, row, call, diag));
+    // Collected in two steps, so that every group is looked at.
+    let groups: Vec<Option<Group>> = groups.collect();
+    let (params, pairs) = base?;
     keys::fit(at, row, &pairs, diag)?;
-    keys::fields_are_read_from_self(spec, &pairs, diag)?;
     nesterov_has_momentum(&pairs, diag)?;
-    betas_are_a_pair(&pairs, diag)?;
-    let (mut params, mut groups) = (Vec::new(), Vec::new());
-    for (selection, call) in selections.into_iter().zip(&calls) {
-        match selection? {
-            Selection::Params(_) if !params.is_empty() => {
-                diag.error(call, "`params` is given twice: keep one");
-                return None;
-            }
-            Selection::Params(patterns) => params = patterns,
-            Selection::Group(group) => {
-                // What the group leaves out it has from the optimizer.
-                let inherited =
-                    pairs.iter().filter(|pair| group.keys.iter().all(|own| own.key != pair.key));
-                let all: Vec<Pair> = group.keys.iter().chain(inherited).cloned().collect();
-                nesterov_has_momentum(&all, diag)?;
-                groups.push(group);
-            }
-        }
+    let groups = groups.into_iter().collect::<Option<Vec<_>>>()?;
+    for group in &groups {
+        // What the group leaves out it has from the optimizer.
+        let inherited =
+            pairs.iter().filter(|pair| group.keys.iter().all(|own| own.key != pair.key));
+        let all: Vec<Pair> = group.keys.iter().chain(inherited).cloned().collect();
+        nesterov_has_momentum(&all, diag)?;
     }
     let config = Config { row, at: at.clone(), keys: pairs };
-    Some(Optimizer { config, params, groups, scheduler: None })
+    Some(Optimizer { config, params: params.unwrap_or_default(), groups, scheduler: None })
 }
 
-/// What chooses parameters by name.
-enum Selection {
-    Params(Vec<LitStr>),
-    Group(Group),
+/// `params = […]`, if it is there, and the options.
+fn own_options(
+    spec: &Spec,
+    row: &'static Entry,
+    args: &[Expr],
+    diag: &Diagnostics,
+) -> Option<(Option<Vec<LitStr>>, Vec<Pair>)> {
+    let mut known: Vec<&str> = row.keys().map(|key| key.name).collect();
+    known.push(symbol::PARAMS);
+    let mut pairs = keys::pairs(row.name, args, &known, diag)?;
+    let params = match keys::take(&mut pairs, symbol::PARAMS) {
+        None => None,
+        Some(pair) => Some(params_are_patterns(&pair, diag)?),
+    };
+    keys::fields_are_read_from_self(spec, &pairs, diag)?;
+    betas_are_a_pair(&pairs, diag)?;
+    Some((params, pairs))
 }
 
-/// `params("head.*")` or `group("*.bias", weight_decay = 0.0)`.
-fn check_call(
+/// Rule: parameters are chosen by a list of patterns. Not by one alone: Clippy would take two
+/// attributes of nothing but literals for duplicates.
+fn params_are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
+    let pattern = |arg: &Expr| match arg {
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.clone()),
+        _ => None,
+    };
+    let patterns = match &pair.value {
+        Expr::Array(ExprArray { elems, .. }) => elems.iter().map(pattern).collect(),
+        _ => None,
+    };
+    let patterns = patterns.filter(|patterns: &Vec<LitStr>| !patterns.is_empty());
+    if patterns.is_none() {
+        let text = "`params` is a list of patterns of names, as in `params = [\"head.*\"]`";
+        diag.error(&pair.value, text);
+    }
+    patterns
+}
+
+/// `group(params = ["*.bias"], weight_decay = 0.0)`.
+fn check_group(
     spec: &Spec,
     at: &Ident,
     row: &'static Entry,
     call: &Expr,
-    known: &[&str],
     diag: &Diagnostics,
-) -> Option<Selection> {
+) -> Option<Group> {
     let Expr::Call(ExprCall { func, args, .. }) = call else {
         return None;
     };
-    let selections = [symbol::PARAMS, symbol::GROUP];
-    let Some(name) = word(func).filter(|name| selections.iter().any(|known| name == known)) else {
-        let written = func.to_token_stream().to_string();
-        diag.error(call, suggest::unknown("argument", &written, &selections));
-        return None;
-    };
-    let args: Vec<Expr> = args.iter().cloned().collect();
-    let count = args.iter().take_while(|arg| pattern(arg).is_some()).count();
-    let (patterns, rest) = args.split_at(count);
-    let patterns: Vec<LitStr> = patterns.iter().filter_map(pattern).cloned().collect();
-    if patterns.is_empty() {
-        let example = match name == symbol::PARAMS {
-            true => "params(\"head.*\")",
-            false => "group(\"*.bias\", weight_decay = 0.0)",
-        };
-        diag.error(call, format!("`{name}` begins with patterns of parameters, as in `{example}`"));
-        return None;
-    }
-    if name == symbol::PARAMS {
-        if let Some(other) = rest.first() {
-            diag.error(other, "`params` takes patterns alone, as in `params(\"head.*\")`");
+    match word(func) {
+        Some(name) if name == symbol::GROUP => {}
+        Some(name) if name == symbol::PARAMS => {
+            diag.error(call, "write it as a list: `params = [\"head.*\"]`");
             return None;
         }
-        return Some(Selection::Params(patterns));
+        _ => {
+            let written = func.to_token_stream().to_string();
+            diag.error(call, suggest::unknown("argument", &written, &[symbol::GROUP]));
+            return None;
+        }
     }
-    let keys = keys::pairs(row.name, rest, known, diag)?;
+    let args: Vec<Expr> = args.iter().cloned().collect();
+    let (params, keys) = own_options(spec, row, &args, diag)?;
+    let Some(patterns) = params else {
+        diag.error(
+            call,
+            "say which parameters the group is of, as in `group(params = [\"*.bias\"], …)`",
+        );
+        return None;
+    };
     if keys.is_empty() {
         diag.error(call, "say what is different for these parameters, as in `weight_decay = 0.0`");
         return None;
     }
-    keys::are_in_range(at, row, &keys, diag).then_some(())?;
-    keys::fields_are_read_from_self(spec, &keys, diag)?;
-    betas_are_a_pair(&keys, diag)?;
-    Some(Selection::Group(Group { patterns, keys }))
-}
-
-fn pattern(arg: &Expr) -> Option<&LitStr> {
-    match arg {
-        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text),
-        _ => None,
-    }
+    keys::are_in_range(at, row, &keys, diag).then_some(Group { patterns, keys })
 }
 
 fn check_scheduler(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Config, Interval)> {

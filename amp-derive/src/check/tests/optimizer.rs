@@ -136,19 +136,22 @@ fn several_optimizers() {
         &[(
             "optimizer",
             "two optimizers would train all parameters: say which ones this one takes, as in \
-             `params(\"head.*\")`, or keep one of the two",
+             `params = [\"head.*\"]`, or keep one of the two",
         )],
     );
-    optimizer("#[optimizer(sgd, lr = 0.1)] #[optimizer(sgd, lr = 0.2, params(\"head.*\"))]", &[]);
+    optimizer(
+        "#[optimizer(sgd, lr = 0.1)] #[optimizer(sgd, lr = 0.2, params = [\"head.*\"])]",
+        &[],
+    );
     let below = "put the scheduler below the optimizer it is for";
     let steps = "#[scheduler(step_lr, step_size = 5)]";
     optimizer(
-        &format!("{steps} #[optimizer(sgd, lr = 1, params(\"a\"))] #[optimizer(sgd, lr = 1)]"),
+        &format!("{steps} #[optimizer(sgd, lr = 1, params = [\"a\"])] #[optimizer(sgd, lr = 1)]"),
         &[("scheduler", below)],
     );
     optimizer(
         &format!(
-            "#[optimizer(sgd, lr = 1, params(\"a\"))] {steps} #[optimizer(sgd, lr = 1)] {steps}"
+            "#[optimizer(sgd, lr = 1, params = [\"a\"])] {steps} #[optimizer(sgd, lr = 1)] {steps}"
         ),
         &[],
     );
@@ -158,63 +161,62 @@ fn several_optimizers() {
     );
     optimizer(&format!("{steps} #[optimizer(sgd, lr = 1)]"), &[]);
     let params = |args: &str| format!("#[optimizer(sgd, lr = 1, {args})]");
+    let list = "`params` is a list of patterns of names, as in `params = [\"head.*\"]`";
+    optimizer(&params("params = \"head.*\""), &[("\"head.*\"", list)]);
+    optimizer(&params("params = [head]"), &[("[head]", list)]);
+    optimizer(&params("params = []"), &[("[]", list)]);
     optimizer(
-        &params("params(head)"),
-        &[(
-            "params(head)",
-            "`params` begins with patterns of parameters, as in `params(\"head.*\")`",
-        )],
+        &params("params(\"head.*\")"),
+        &[("params(\"head.*\")", "write it as a list: `params = [\"head.*\"]`")],
     );
     optimizer(
-        &params("params(\"head.*\", lr = 0.1)"),
-        &[("lr = 0.1", "`params` takes patterns alone, as in `params(\"head.*\")`")],
-    );
-    optimizer(
-        &params("params(\"a\"), params(\"b\")"),
-        &[("params(\"b\")", "`params` is given twice: keep one")],
-    );
-    optimizer(
-        &params("parms(\"a\")"),
-        &[("parms(\"a\")", "unknown argument `parms`: did you mean `params`?")],
+        &params("params = [\"a\"], params = [\"b\"]"),
+        &[("params", "`params` is given twice: keep one")],
     );
 }
 
 #[test]
 fn parameter_groups() {
     let sgd = |args: &str| format!("#[optimizer(sgd, lr = 0.1, {args})]");
-    optimizer(&sgd("group(\"*.bias\", \"*.norm.*\", weight_decay = 0.0)"), &[]);
+    optimizer(&sgd("group(params = [\"*.bias\", \"*.norm.*\"], weight_decay = 0.0)"), &[]);
+    optimizer(
+        &sgd("grup(params = [\"*.bias\"], lr = 1.0)"),
+        &[(
+            "grup(params = [\"*.bias\"], lr = 1.0)",
+            "unknown argument `grup`: did you mean `group`?",
+        )],
+    );
     optimizer(
         &sgd("group(weight_decay = 0.0)"),
         &[(
             "group(weight_decay = 0.0)",
-            "`group` begins with patterns of parameters, as in \
-             `group(\"*.bias\", weight_decay = 0.0)`",
+            "say which parameters the group is of, as in `group(params = [\"*.bias\"], …)`",
         )],
     );
     optimizer(
-        &sgd("group(\"*.bias\")"),
+        &sgd("group(params = [\"*.bias\"])"),
         &[(
-            "group(\"*.bias\")",
+            "group(params = [\"*.bias\"])",
             "say what is different for these parameters, as in `weight_decay = 0.0`",
         )],
     );
     optimizer(
-        &sgd("group(\"*.bias\", betas = (0.9, 0.9))"),
+        &sgd("group(params = [\"*.bias\"], betas = (0.9, 0.9))"),
         &[(
             "betas",
             "`sgd` has no `betas`: it takes `lr`, `momentum`, `dampening`, `weight_decay`, \
-             `nesterov`, `fused`",
+             `nesterov`, `fused`, `params`",
         )],
     );
     optimizer(
-        &sgd("group(\"*.bias\", lr = -1.0)"),
+        &sgd("group(params = [\"*.bias\"], lr = -1.0)"),
         &[("-1.0", "`lr` of `sgd` takes a value of at least 0, not -1.0")],
     );
     optimizer(
-        &sgd("momentum = 0.9, group(\"*.bias\", nesterov = true, momentum = 0.0)"),
+        &sgd("momentum = 0.9, group(params = [\"b\"], nesterov = true, momentum = 0.0)"),
         &[("nesterov", "`nesterov` needs a momentum: add `momentum = 0.9`")],
     );
-    optimizer(&sgd("momentum = 0.9, group(\"*.bias\", nesterov = true)"), &[]);
+    optimizer(&sgd("momentum = 0.9, group(params = [\"b\"], nesterov = true)"), &[]);
 }
 
 #[test]

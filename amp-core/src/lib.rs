@@ -49,7 +49,7 @@ pub mod prelude {
             LayerNorm, Linear, MaxPool2d, MultiheadAttention, Relu, Sequential, Sigmoid, Silu,
             Tanh, TransformerEncoderLayer,
         },
-        optim::{OptimizerConfig, TrainingPlan},
+        optim::{OptimizerConfig, Optimizers, TrainingPlan},
         precision::{Gradients, Precision, Region, StepOutcome, Unscaled},
     };
     pub use tch::{Device, Kind, Tensor};
@@ -60,17 +60,19 @@ pub mod prelude {
 pub mod __private {
     pub use crate::{
         Error, Hook, Hyperparameters, LightningModule, Module, Result, Step,
+        callback::Mode,
         data::Batch,
         hparam,
         log::LogOptions,
         loss, metric, nn,
         nn::{Context, Visitor, visit_child},
         optim,
-        optim::{Interval, OptimizerConfig, TrainingPlan},
+        optim::{Interval, OptimizerConfig, Optimizers, ParamGroups, TrainingPlan},
         precision::{Gradients, Region, StepOutcome, Unscaled},
     };
     pub use core::{
         clone::Clone,
+        convert::Into,
         default::Default,
         iter::Iterator,
         option::Option::{self, None, Some},

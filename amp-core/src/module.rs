@@ -8,7 +8,7 @@ use crate::{
     log::{Log, LogOptions},
     metric::Metric,
     nn::{Context, Module},
-    optim::{OptimizerConfig, Scheduled, TrainingPlan},
+    optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
 };
@@ -42,11 +42,11 @@ pub trait LightningModule: Module {
     /// When the forward pass or the loss fails.
     fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()>;
 
-    /// The optimizer and its schedule.
+    /// The optimizers and their schedules; each parameter belongs to one of them.
     ///
     /// # Errors
     /// When an option is out of range.
-    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<OptimizerConfig>;
+    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers>;
 
     /// Before the first epoch.
     ///
@@ -65,8 +65,8 @@ pub trait LightningModule: Module {
         Ok(())
     }
 
-    /// Before an optimizer step: gradients are unscaled and not yet clipped. After an overflow
-    /// some are not finite, and the step will be skipped.
+    /// Before the step of each optimizer: its gradients are unscaled and not yet clipped. After
+    /// an overflow some are not finite, and the step will be skipped.
     ///
     /// # Errors
     /// An error ends the run.

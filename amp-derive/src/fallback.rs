@@ -43,7 +43,7 @@ pub(crate) fn expand(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -
                 fn configure_optimizers(
                     &self,
                     _: &__amp::TrainingPlan,
-                ) -> __amp::Result<__amp::OptimizerConfig> {
+                ) -> __amp::Result<__amp::Optimizers> {
                     ::core::unimplemented!()
                 }
             }

@@ -3,7 +3,7 @@
 #![expect(clippy::large_enum_variant, reason = "there is one model for each derive")]
 
 use proc_macro2::Ident;
-use syn::{Attribute, Expr, ExprClosure, ExprPath, Generics, Pat, Type, Visibility};
+use syn::{Attribute, Expr, ExprClosure, ExprPath, Generics, LitStr, Pat, Type, Visibility};
 
 use crate::table;
 
@@ -176,12 +176,24 @@ pub(crate) struct LogOptions {
 }
 
 pub(crate) enum Optimizers {
-    Generated {
-        optimizer: Config,
-        scheduler: Option<(Config, table::Interval)>,
-    },
-    /// A function with `configure_optimizers`'s signature.
+    /// At least one.
+    Generated(Vec<Optimizer>),
+    /// A function that returns what `Optimizers` is made from.
     Function(ExprPath),
+}
+
+pub(crate) struct Optimizer {
+    pub(crate) config: Config,
+    /// Patterns of the parameters it trains; empty where it takes the rest.
+    pub(crate) params: Vec<LitStr>,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) scheduler: Option<(Config, table::Interval)>,
+}
+
+/// Parameters with options of their own.
+pub(crate) struct Group {
+    pub(crate) patterns: Vec<LitStr>,
+    pub(crate) keys: Vec<Pair>,
 }
 
 /// A struct of options in amp-core's `optim`.

@@ -22,12 +22,16 @@ pub(crate) enum Range {
     NotNegative,
     /// From zero to one.
     Fraction,
+    /// One of these bare words, and what each stands for in amp-core.
+    Choice(&'static [(&'static str, &'static str)]),
+    /// The name of a logged value, a bare word.
+    Logged,
 }
 
 impl Range {
     pub(crate) fn contains(self, value: f64) -> bool {
         match self {
-            Self::Any => true,
+            Self::Any | Self::Choice(_) | Self::Logged => true,
             Self::Positive => value > 0.0,
             Self::NotNegative => value >= 0.0,
             Self::Fraction => (0.0..=1.0).contains(&value),
@@ -37,7 +41,7 @@ impl Range {
     /// Completes "takes a value …".
     pub(crate) fn text(self) -> &'static str {
         match self {
-            Self::Any => "of any size",
+            Self::Any | Self::Choice(_) | Self::Logged => "of any size",
             Self::Positive => "above 0",
             Self::NotNegative => "of at least 0",
             Self::Fraction => "between 0 and 1",
@@ -142,6 +146,10 @@ const fn not_negative(name: &'static str) -> Key {
 
 const fn fraction(name: &'static str) -> Key {
     Key { name, range: Range::Fraction }
+}
+
+const fn choice(name: &'static str, words: &'static [(&'static str, &'static str)]) -> Key {
+    Key { name, range: Range::Choice(words) }
 }
 
 const fn layer(
@@ -265,22 +273,41 @@ pub(crate) const METRICS: &[Entry] = &[
     Entry { name: "f1", ty: "F1", required: &[positive("num_classes")], options: &[] },
 ];
 
-const ADAM_OPTIONS: &[Key] = &[any("betas"), not_negative("eps"), not_negative("weight_decay")];
+const ADAM_OPTIONS: &[Key] =
+    &[any("betas"), not_negative("eps"), not_negative("weight_decay"), any("fused")];
+
+const RATE: &[Key] = &[not_negative("lr")];
+
+const fn optimizer(name: &'static str, ty: &'static str, options: &'static [Key]) -> Entry {
+    Entry { name, ty, required: RATE, options }
+}
 
 pub(crate) const OPTIMIZERS: &[Entry] = &[
-    Entry { name: "adamw", ty: "AdamW", required: &[not_negative("lr")], options: ADAM_OPTIONS },
-    Entry { name: "adam", ty: "Adam", required: &[not_negative("lr")], options: ADAM_OPTIONS },
-    Entry {
-        name: "sgd",
-        ty: "Sgd",
-        required: &[not_negative("lr")],
-        options: &[
+    optimizer("adamw", "AdamW", ADAM_OPTIONS),
+    optimizer("adam", "Adam", ADAM_OPTIONS),
+    optimizer(
+        "sgd",
+        "Sgd",
+        &[
             not_negative("momentum"),
             any("dampening"),
             not_negative("weight_decay"),
             any("nesterov"),
+            any("fused"),
         ],
-    },
+    ),
+    optimizer(
+        "rmsprop",
+        "RmsProp",
+        &[
+            fraction("alpha"),
+            not_negative("eps"),
+            not_negative("weight_decay"),
+            not_negative("momentum"),
+            any("centered"),
+        ],
+    ),
+    optimizer("lion", "Lion", &[any("betas"), not_negative("weight_decay")]),
 ];
 
 pub(crate) const SCHEDULERS: &[Scheduler] = &[
@@ -334,6 +361,30 @@ pub(crate) const SCHEDULERS: &[Scheduler] = &[
             options: &[],
         },
         interval: Interval::Step,
+    },
+    Scheduler {
+        entry: Entry {
+            name: "reduce_lr_on_plateau",
+            ty: "ReduceLrOnPlateau",
+            required: &[Key { name: symbol::MONITOR, range: Range::Logged }],
+            options: &[
+                choice("mode", &[("min", "__amp::Mode::Min"), ("max", "__amp::Mode::Max")]),
+                fraction("factor"),
+                not_negative("patience"),
+                not_negative("threshold"),
+                choice(
+                    "threshold_mode",
+                    &[
+                        ("rel", "__amp::optim::ThresholdMode::Rel"),
+                        ("abs", "__amp::optim::ThresholdMode::Abs"),
+                    ],
+                ),
+                not_negative("cooldown"),
+                not_negative("min_lr"),
+                not_negative("eps"),
+            ],
+        },
+        interval: Interval::Epoch,
     },
 ];
 

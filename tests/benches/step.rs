@@ -9,7 +9,7 @@ use amp_core::{
     data::Batch,
     log::{Log, LogOptions},
     nn::{Context, Linear, LinearConfig, Relu, Sequential, visit_child},
-    optim::{Adam, OptimizerConfig, TrainingPlan},
+    optim::{Adam, OptimizerConfig, Optimizers, TrainingPlan},
     precision::{Policy, Precision},
     prelude::*,
     tch::{Device, Kind},
@@ -55,8 +55,8 @@ impl LightningModule for ByHand {
         Ok(())
     }
 
-    fn configure_optimizers(&self, _: &TrainingPlan) -> Result<OptimizerConfig> {
-        Ok(OptimizerConfig::new(Adam::default()))
+    fn configure_optimizers(&self, _: &TrainingPlan) -> Result<Optimizers> {
+        Ok(OptimizerConfig::new(Adam::default()).into())
     }
 }
 

@@ -1,9 +1,14 @@
 use super::{Action, Callback};
-use crate::{Hook, Result, log::LogOptions, precision::StepOutcome};
+use crate::{
+    Hook, Result,
+    log::LogOptions,
+    optim::{GroupRates, Scheduled},
+    precision::StepOutcome,
+};
 
-/// Logs the learning rate that the next step will take, and the momentum where a schedule moves
-/// it (lightning.pytorch.callbacks.LearningRateMonitor): `lr`, `momentum`, with the numbers of the
-/// optimizer and the parameter group behind slashes where there are several.
+/// Logs the learning rate that the next step will take, and on request the momentum, under the
+/// names of lightning.pytorch.callbacks.LearningRateMonitor: `lr-AdamW`, `lr-AdamW/pg2` for the
+/// second parameter group, `lr-AdamW-1` for a second optimizer, `lr-AdamW-momentum`.
 #[derive(Debug, Clone, Default)]
 pub struct LearningRateMonitor {
     momentum: bool,
@@ -36,21 +41,14 @@ impl Callback for LearningRateMonitor {
         if outcome.is_none() {
             return Ok(Vec::new());
         }
-        let several = hook.optimizers().len() > 1;
-        let rates: Vec<_> = hook.optimizers().iter().map(|s| s.optimizer.rates()).collect();
-        for (optimizer, groups) in rates.into_iter().enumerate() {
-            let grouped = groups.len() > 1;
-            for (group, rates) in groups.into_iter().enumerate() {
-                let name = |value: &str| match (several, grouped) {
-                    (false, false) => value.to_owned(),
-                    (true, false) => format!("{value}/{optimizer}"),
-                    (false, true) => format!("{value}/group{group}"),
-                    (true, true) => format!("{value}/{optimizer}/group{group}"),
-                };
-                hook.log_number(&name("lr"), rates.lr, LogOptions::ON_STEP)?;
-                if let (true, Some(momentum)) = (self.momentum, rates.momentum) {
-                    hook.log_number(&name("momentum"), momentum, LogOptions::ON_STEP)?;
-                }
+        let rates: Vec<GroupRates> = hook.optimizers().iter().flat_map(Scheduled::rates).collect();
+        let grouped = rates.iter().any(|rates| rates.group > 0);
+        for GroupRates { optimizer, group, rates } in rates {
+            let group = if grouped { format!("/pg{}", group + 1) } else { String::new() };
+            hook.log_number(&format!("lr-{optimizer}{group}"), rates.lr, LogOptions::ON_STEP)?;
+            if let (true, Some(momentum)) = (self.momentum, rates.momentum) {
+                let name = format!("lr-{optimizer}-momentum{group}");
+                hook.log_number(&name, momentum, LogOptions::ON_STEP)?;
             }
         }
         Ok(Vec::new())

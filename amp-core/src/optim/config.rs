@@ -1,18 +1,21 @@
-//! An optimizer and its schedule as options.
+//! Optimizers and their schedules as options, and which parameters each one trains.
 
-use super::{BuildOptimizer, BuildScheduler, Interval, Scheduled, WeightUpdate};
+use super::{
+    BuildOptimizer, BuildScheduler, Interval, Scheduled, WeightUpdate, patterns::Patterns,
+};
 use crate::{Error, Result, nn::Parameter};
 
 /// An optimizer and, optionally, its schedule: options only, no state.
 pub struct OptimizerConfig {
     optimizer: Box<dyn BuildOptimizer>,
     scheduler: Option<(Box<dyn BuildScheduler>, Interval)>,
+    params: Option<Patterns>,
 }
 
 impl OptimizerConfig {
     /// This optimizer at a constant rate.
     pub fn new(optimizer: impl BuildOptimizer + 'static) -> Self {
-        Self { optimizer: Box::new(optimizer), scheduler: None }
+        Self { optimizer: Box::new(optimizer), scheduler: None, params: None }
     }
 
     /// Adds a schedule.
@@ -26,15 +29,108 @@ impl OptimizerConfig {
         self
     }
 
+    /// Trains the parameters that one of these patterns matches, instead of those that no other
+    /// optimizer takes. `*` in a pattern is any text, dots included, `?` any one character:
+    /// `head.*`, `*.bias`.
+    #[must_use]
+    pub fn params<P: Into<String>>(mut self, patterns: impl IntoIterator<Item = P>) -> Self {
+        self.params = Some(patterns.into_iter().collect());
+        self
+    }
+
     /// Builds both over `parameters`; the schedule's first rate is already set.
     ///
     /// # Errors
-    /// When an option is out of range or there is nothing to train.
+    /// When an option is out of range, there is nothing to train, or a parameter is left out.
     pub fn build(self, parameters: Vec<Parameter>) -> Result<Scheduled> {
+        let mut built = Optimizers::from(self).build(parameters, WeightUpdate::default())?;
+        Ok(built.remove(0))
+    }
+}
+
+/// The optimizers of a model, which share its backward pass: one, or several over different
+/// parameters. Made from an [`OptimizerConfig`] or several.
+pub struct Optimizers(Vec<OptimizerConfig>);
+
+impl From<OptimizerConfig> for Optimizers {
+    fn from(config: OptimizerConfig) -> Self {
+        Self(vec![config])
+    }
+}
+
+impl From<Vec<OptimizerConfig>> for Optimizers {
+    fn from(configs: Vec<OptimizerConfig>) -> Self {
+        Self(configs)
+    }
+}
+
+impl Optimizers {
+    /// Builds each over its parameters, in the same order; there is at least one.
+    ///
+    /// # Errors
+    /// When an option is out of range, there is nothing to train, a pattern matches nothing, or a
+    /// parameter belongs to two optimizers or to none.
+    pub fn build(self, parameters: Vec<Parameter>, update: WeightUpdate) -> Result<Vec<Scheduled>> {
         if parameters.is_empty() {
             return Err(Error::config("the model has no parameters: give it at least one layer"));
         }
-        let optimizer = self.optimizer.build_with(parameters, WeightUpdate::default())?;
-        Scheduled::new(optimizer, self.scheduler)
+        let patterns: Vec<Option<&Patterns>> =
+            self.0.iter().map(|config| config.params.as_ref()).collect();
+        let shares = split(parameters, &patterns)?;
+        let mut built: Vec<Scheduled> = Vec::with_capacity(shares.len());
+        for (config, share) in self.0.into_iter().zip(shares) {
+            let optimizer = config.optimizer.build_with(share, update)?;
+            let same = built.iter().filter(|other| other.optimizer.name() == optimizer.name());
+            let name = match same.count() {
+                0 => optimizer.name().to_owned(),
+                before => format!("{}-{before}", optimizer.name()),
+            };
+            built.push(Scheduled::new(optimizer, name, config.scheduler)?);
+        }
+        Ok(built)
     }
+}
+
+/// Each optimizer's parameters; `None` takes those that no pattern of the others matches.
+fn split(
+    parameters: Vec<Parameter>,
+    patterns: &[Option<&Patterns>],
+) -> Result<Vec<Vec<Parameter>>> {
+    let mut takes_rest = (0..patterns.len()).filter(|at| patterns[*at].is_none());
+    let rest = takes_rest.next();
+    if takes_rest.next().is_some() {
+        return Err(Error::config(
+            "two optimizers would take all parameters: say which ones each takes, as in \
+             params([\"head.*\"])",
+        ));
+    }
+    for patterns in patterns.iter().flatten() {
+        patterns.match_something(&parameters)?;
+    }
+    let mut shares: Vec<Vec<Parameter>> = patterns.iter().map(|_| Vec::new()).collect();
+    for parameter in parameters {
+        let matches = |at: &usize| patterns[*at].is_some_and(|p| p.matches(&parameter.name));
+        let mut matching = (0..patterns.len()).filter(matches);
+        let (owner, second) = (matching.next(), matching.next());
+        if second.is_some() {
+            return Err(Error::config(format!(
+                "`{}` would be trained by two optimizers: let the patterns of one match it",
+                parameter.name
+            )));
+        }
+        let Some(owner) = owner.or(rest) else {
+            return Err(Error::config(format!(
+                "`{}` would be trained by no optimizer: add a pattern that matches it, or leave \
+                 one optimizer without patterns for the rest",
+                parameter.name
+            )));
+        };
+        shares[owner].push(parameter);
+    }
+    if shares.iter().any(Vec::is_empty) {
+        return Err(Error::config(
+            "nothing is left to train for the optimizer without patterns: leave it out",
+        ));
+    }
+    Ok(shares)
 }

@@ -5,6 +5,7 @@ mod config;
 mod engine;
 mod groups;
 mod lion;
+mod patterns;
 mod rmsprop;
 mod saved;
 mod scheduled;
@@ -13,12 +14,14 @@ mod sgd;
 mod weight_update;
 
 pub use adam::{Adam, AdamW};
-pub use config::OptimizerConfig;
+pub use config::{OptimizerConfig, Optimizers};
+pub use groups::ParamGroups;
 pub use lion::Lion;
 pub use rmsprop::RmsProp;
-pub use scheduled::Scheduled;
+pub use scheduled::{GroupRates, Scheduled};
 pub use scheduler::{
-    BuildScheduler, CosineAnnealing, LinearLr, OneCycle, Rates, Scheduler, StepLr, WarmupCosine,
+    BuildScheduler, CosineAnnealing, LinearLr, OneCycle, Rates, ReduceLrOnPlateau, Scheduler,
+    SequentialLr, StepLr, ThresholdMode, WarmupCosine,
 };
 pub use sgd::Sgd;
 pub use weight_update::WeightUpdate;
@@ -43,7 +46,7 @@ pub struct TrainingPlan {
 pub enum Interval {
     /// After every applied optimizer step.
     Step,
-    /// After every epoch.
+    /// After every epoch, when it has been validated.
     Epoch,
 }
 

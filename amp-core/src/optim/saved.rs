@@ -13,6 +13,10 @@ pub(super) const NAME: &str = "name";
 pub(super) const MASTER: &str = "master";
 /// Whether a parameter has been stepped.
 pub(super) const STARTED: &str = "started";
+/// Intervals that a schedule has seen; PyTorch calls it so for steps too.
+pub(super) const LAST_EPOCH: &str = "last_epoch";
+/// A schedule's current rates.
+pub(super) const LAST: &str = "last";
 
 /// Where a parameter group saves.
 pub(super) fn group(index: usize) -> String {

@@ -1,19 +1,33 @@
 //! A built optimizer with its schedule.
 
 use super::{BuildScheduler, Interval, Optimizer, Rates, Scheduler, saved};
-use crate::{Result, state::State};
+use crate::{Error, Result, log::Logged, state::State};
 
 /// A built optimizer with its schedule.
 pub struct Scheduled {
     /// The optimizer.
     pub optimizer: Box<dyn Optimizer>,
+    name: String,
     schedule: Option<Schedule>,
+}
+
+/// The current rates of one parameter group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupRates {
+    /// The optimizer's name among those of the run: `AdamW`, and `AdamW-1` for a second one, as
+    /// Lightning's LearningRateMonitor has it.
+    pub optimizer: String,
+    /// The group's place in the optimizer, from 0.
+    pub group: usize,
+    /// Learning rate, and momentum where there is one.
+    pub rates: Rates,
 }
 
 struct Schedule {
     /// One for each parameter group, each from the group's own first rate.
     groups: Vec<Box<dyn Scheduler>>,
     interval: Interval,
+    monitor: Option<String>,
 }
 
 impl Schedule {
@@ -30,27 +44,56 @@ fn scheduler(group: usize) -> String {
 }
 
 impl Scheduled {
+    /// `name` tells optimizers of one run apart.
     pub(super) fn new(
         mut optimizer: Box<dyn Optimizer>,
+        name: String,
         scheduler: Option<(Box<dyn BuildScheduler>, Interval)>,
     ) -> Result<Self> {
         let Some((config, interval)) = scheduler else {
-            return Ok(Self { optimizer, schedule: None });
+            return Ok(Self { optimizer, name, schedule: None });
         };
+        let monitor = config.monitor().map(str::to_owned);
+        if let (Some(monitor), Interval::Step) = (&monitor, interval) {
+            return Err(Error::config(format!(
+                "scheduler: `{monitor}` is known at the end of an epoch: give the schedule the \
+                 epoch as its interval"
+            )));
+        }
         let groups = optimizer.rates().into_iter().map(|base| config.build(base));
-        let schedule = Schedule { groups: groups.collect::<Result<_>>()?, interval };
+        let schedule = Schedule { groups: groups.collect::<Result<_>>()?, interval, monitor };
         optimizer.set_rates(&schedule.rates());
-        Ok(Self { optimizer, schedule: Some(schedule) })
+        Ok(Self { optimizer, name, schedule: Some(schedule) })
     }
 
-    /// Tells the schedule that an interval of this kind has passed.
-    pub fn advance(&mut self, passed: Interval) {
-        if let Some(schedule) = &mut self.schedule
-            && schedule.interval == passed
-        {
-            schedule.groups.iter_mut().for_each(|scheduler| scheduler.advance());
-            self.optimizer.set_rates(&schedule.rates());
-        }
+    /// The optimizer's name among those of the run: `AdamW`, and `AdamW-1` for a second one.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The current rates of every parameter group.
+    pub fn rates(&self) -> Vec<GroupRates> {
+        let groups = self.optimizer.rates().into_iter().enumerate();
+        let named = |(group, rates)| GroupRates { optimizer: self.name.clone(), group, rates };
+        groups.map(named).collect()
+    }
+
+    /// Tells the schedule that an interval of this kind has passed. `logged` are the values of
+    /// an epoch that was just validated, among which a schedule may monitor one.
+    ///
+    /// # Errors
+    /// When the monitored value is not among them. Nothing moves then.
+    pub fn advance(&mut self, passed: Interval, logged: &[Logged]) -> Result<()> {
+        let Some(schedule) = self.schedule.as_mut().filter(|s| s.interval == passed) else {
+            return Ok(());
+        };
+        let monitored = match &schedule.monitor {
+            None => None,
+            Some(name) => Some(monitored(name, logged)?),
+        };
+        schedule.groups.iter_mut().for_each(|scheduler| scheduler.advance(monitored));
+        self.optimizer.set_rates(&schedule.rates());
+        Ok(())
     }
 
     /// What a checkpoint needs: the optimizer's state under `optimizer/`, that of each parameter
@@ -68,17 +111,38 @@ impl Scheduled {
         Ok(state)
     }
 
+    /// Whether this state can be loaded, for a look at all optimizers before the first is changed.
+    ///
+    /// # Errors
+    /// When the state is of another optimizer or schedule.
+    pub fn check_state(&self, state: &State) -> Result<()> {
+        saved::same_layout(&self.state()?, state)
+    }
+
     /// Goes on from a saved state.
     ///
     /// # Errors
     /// When the state is of another optimizer or schedule. Nothing is changed then.
     pub fn load_state(&mut self, state: &State) -> Result<()> {
-        saved::same_layout(&self.state()?, state)?;
+        self.check_state(state)?;
         self.optimizer.load_state(&state.part(OPTIMIZER))?;
         let groups = self.schedule.iter_mut().flat_map(|schedule| &mut schedule.groups);
         for (group, running) in groups.enumerate() {
             running.load_state(&state.part(&scheduler(group)))?;
         }
         Ok(())
+    }
+}
+
+fn monitored(name: &str, logged: &[Logged]) -> Result<f64> {
+    match logged.iter().find(|logged| logged.name == name) {
+        Some(logged) => Ok(logged.value),
+        None => {
+            let names: Vec<&str> = logged.iter().map(|logged| logged.name.as_str()).collect();
+            Err(Error::config(format!(
+                "scheduler: nothing to monitor under `{name}`: this model logs {} on the epoch",
+                names.join(", ")
+            )))
+        }
     }
 }

@@ -17,7 +17,8 @@ pub enum WeightUpdate {
     #[default]
     RoundToNearest,
     /// The optimizer steps f32 copies, kept beside the weights, which are those copies rounded.
-    /// The running averages are f32.
+    /// They are taken when the optimizer is built: weights that are written to later are
+    /// overwritten in the next step. The running averages are f32.
     MasterWeights,
     /// The step is taken in f32 and rounded up or down at random, so that the weight's
     /// expectation is the f32 result. No copies are kept; the running averages are f32. For

@@ -45,7 +45,7 @@ impl Run<'_, '_> {
         state.put("scaler", &runner.scaler.state())?;
         state.put_part("random", RandomState::read(self.config.device)?.state());
         state.put_part("log", self.log.state()?);
-        for (index, scheduled) in runner.scheduled.iter().enumerate() {
+        for (index, scheduled) in runner.optimizers.iter().enumerate() {
             state.put_part(&format!("optimizer/{index}"), scheduled.state()?);
         }
         for callback in self.callbacks.0.iter() {
@@ -94,12 +94,15 @@ impl Run<'_, '_> {
         let lr = state.get("lr").map_err(at)?;
         let random = RandomState::from_state(&state.part("random"), device).map_err(at)?;
         let log = Log::from_state(&state.part("log"), device).map_err(at)?;
+        let part = |index: usize| state.part(&format!("optimizer/{index}"));
+        for (index, scheduled) in self.runner.optimizers.iter().enumerate() {
+            scheduled.check_state(&part(index)).map_err(at)?;
+        }
         if precision != self.config.precision {
             self.runner.set_precision(self.model, precision)?;
         }
-        for (index, scheduled) in self.runner.scheduled.iter_mut().enumerate() {
-            let part = state.part(&format!("optimizer/{index}"));
-            scheduled.load_state(&part).map_err(at)?;
+        for (index, scheduled) in self.runner.optimizers.iter_mut().enumerate() {
+            scheduled.load_state(&part(index)).map_err(at)?;
         }
         self.runner.scaler.load_state(scaler).map_err(at)?;
         for callback in self.callbacks.0.iter_mut() {

@@ -5,6 +5,7 @@ use tch::Device;
 use super::recovery::{NonFinite, ScaleFloor};
 use crate::{
     Error, Result,
+    optim::WeightUpdate,
     precision::{Clip, GradScalerConfig, Policy, Precision, Region},
 };
 
@@ -27,6 +28,8 @@ pub struct TrainerConfig {
     pub accumulate_grad_batches: i64,
     /// Optimizer steps between two logged ones, counted across epochs.
     pub log_every_n_steps: i64,
+    /// How optimizers write to 16-bit parameters, which the `*-true` precisions have.
+    pub weight_update: WeightUpdate,
     /// Whether a skipped step moves the schedule and the step count, as Lightning does.
     pub skipped_step_advances: bool,
     /// What is done about a step whose gradients are not finite.
@@ -66,6 +69,7 @@ impl TrainerConfig {
             gradient_clip: None,
             accumulate_grad_batches: 1,
             log_every_n_steps: 50,
+            weight_update: WeightUpdate::default(),
             skipped_step_advances: false,
             on_non_finite: NonFinite::default(),
             max_consecutive_skips: 100,

@@ -87,8 +87,9 @@ impl<'r, 'c> Run<'r, 'c> {
                 .max_steps
                 .map_or(steps, |most| steps.min(i64::try_from(most).unwrap_or(i64::MAX))),
         };
-        let scheduled = model.configure_optimizers(&plan)?.build(nn::parameters(model))?;
-        let runner = StepRunner::new(config, vec![scheduled])?;
+        let optimizers = model.configure_optimizers(&plan)?;
+        let optimizers = optimizers.build(nn::parameters(model), config.weight_update)?;
+        let runner = StepRunner::new(config, optimizers)?;
         let (position, log) = (Position::default(), Log::default());
         let callbacks = Callbacks(callbacks);
         Ok(Self { config, model, data, loader, runner, callbacks, emit, position, log })
@@ -113,7 +114,7 @@ impl<'r, 'c> Run<'r, 'c> {
     }
 
     fn start(&mut self, resumed: Option<Position>) -> Result<()> {
-        let optimizers = self.runner.scheduled.iter().map(|scheduled| &scheduled.optimizer);
+        let optimizers = self.runner.optimizers.iter().map(|scheduled| &scheduled.optimizer);
         let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
         let notes: Vec<String> = optimizers.filter_map(|optimizer| optimizer.note()).collect();
@@ -157,7 +158,7 @@ impl<'r, 'c> Run<'r, 'c> {
         match unfinished {
             Some(log) => self.log = log,
             None => {
-                self.runner.end_epoch();
+                self.runner.end_epoch(&[train.as_slice(), &val].concat())?;
                 self.position = Position { epoch: epoch + 1, batch: 0 };
                 self.log = Log::default();
             }

@@ -143,7 +143,7 @@ impl StepRunner<'_> {
         }
         let tensors = named_tensors(model).into_iter();
         let tensors = tensors.map(|(_, tensor, _)| Ok(tensor.f_detach_copy()?));
-        let optimizers = self.scheduled.iter().map(|scheduled| scheduled.state()?.copied());
+        let optimizers = self.optimizers.iter().map(|scheduled| scheduled.state()?.copied());
         self.good = Some(Good {
             applied: self.counts.applied,
             tensors: tensors.collect::<Result<_>>()?,
@@ -262,7 +262,7 @@ impl StepRunner<'_> {
         for ((_, mut tensor, _), kept) in named_tensors(model).into_iter().zip(&good.tensors) {
             tch::no_grad(|| tensor.f_copy_(kept))?;
         }
-        for (scheduled, state) in self.scheduled.iter_mut().zip(&good.optimizers) {
+        for (scheduled, state) in self.optimizers.iter_mut().zip(&good.optimizers) {
             scheduled.load_state(state)?;
         }
         let global_step = good.applied;

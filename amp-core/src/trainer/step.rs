@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Hook, LightningModule, Result,
     event::{Event, Skipped},
-    log::Log,
+    log::{Log, Logged},
     nn::Context,
     optim::{Interval, Scheduled},
     precision::{Clip, GradScaler, Policy, StepOutcome},
@@ -37,7 +37,7 @@ pub(super) struct StepRunner<'a> {
     /// The configuration's, until the run falls back to another precision.
     pub(super) policy: Policy,
     pub(super) context: Context,
-    pub(super) scheduled: Vec<Scheduled>,
+    pub(super) optimizers: Vec<Scheduled>,
     pub(super) scaler: GradScaler,
     pub(super) counts: Counts,
     pub(super) window: Window,
@@ -52,7 +52,7 @@ pub(super) struct StepRunner<'a> {
 }
 
 impl<'a> StepRunner<'a> {
-    pub(super) fn new(config: &'a TrainerConfig, scheduled: Vec<Scheduled>) -> Result<Self> {
+    pub(super) fn new(config: &'a TrainerConfig, optimizers: Vec<Scheduled>) -> Result<Self> {
         let policy = config.policy();
         let scaler = match config.precision.scales_loss() {
             true => GradScaler::new(config.device, config.scaler)?,
@@ -61,12 +61,12 @@ impl<'a> StepRunner<'a> {
             }
             false => GradScaler::checking(config.device)?,
         };
-        let lr = first_lr(&scheduled);
+        let lr = first_lr(&optimizers);
         Ok(Self {
             config,
             policy,
             context: Context::new(policy, true).with_islands(config.islands.clone()),
-            scheduled,
+            optimizers,
             scaler,
             counts: Counts::default(),
             window: Window::default(),
@@ -92,10 +92,10 @@ impl<'a> StepRunner<'a> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
 
-    pub(super) fn end_epoch(&mut self) {
-        for scheduled in &mut self.scheduled {
-            scheduled.advance(Interval::Epoch);
-        }
+    /// Moves the schedules that move by epochs; `logged` are the epoch's values.
+    pub(super) fn end_epoch(&mut self, logged: &[Logged]) -> Result<()> {
+        let mut optimizers = self.optimizers.iter_mut();
+        optimizers.try_for_each(|scheduled| scheduled.advance(Interval::Epoch, logged))
     }
 
     /// What a hook sees now.
@@ -105,7 +105,7 @@ impl<'a> StepRunner<'a> {
             global_step: self.global_step(),
             scale: self.scale(),
             device: self.policy.device,
-            optimizers: &self.scheduled,
+            optimizers: &self.optimizers,
             log,
         }
     }
@@ -157,8 +157,9 @@ impl<'a> StepRunner<'a> {
         }
     }
 
-    /// One try: the outcome is a skip when no optimizer could step. A schedule moves when its
-    /// optimizer did, or for every step where a skipped one counts.
+    /// One try. With several optimizers it is skipped where one of them is; a schedule moves when
+    /// its own optimizer did, or for every step where a skipped one counts. Clipping is by the
+    /// norm of each optimizer's own gradients, as in Lightning.
     fn attempt(
         &mut self,
         model: &mut dyn LightningModule,
@@ -166,8 +167,8 @@ impl<'a> StepRunner<'a> {
         log: &mut Log,
         callbacks: &mut Callbacks<'_, '_>,
     ) -> Result<StepOutcome> {
-        let mut gradients = Vec::with_capacity(self.scheduled.len());
-        for scheduled in &self.scheduled {
+        let mut gradients = Vec::with_capacity(self.optimizers.len());
+        for scheduled in &self.optimizers {
             let scaled = self.scaler.gradients(scheduled.optimizer.as_ref())?;
             gradients.push(self.scaler.unscale(scaled)?);
         }
@@ -189,19 +190,20 @@ impl<'a> StepRunner<'a> {
             }
         }
         self.profiler.lap(Phase::Clip)?;
-        self.lr = first_lr(&self.scheduled);
-        let mut overall: Option<StepOutcome> = None;
-        for (gradients, scheduled) in gradients.into_iter().zip(&mut self.scheduled) {
+        self.lr = first_lr(&self.optimizers);
+        let mut overall = StepOutcome::Applied;
+        for (gradients, scheduled) in gradients.into_iter().zip(&mut self.optimizers) {
             let outcome = self.scaler.step(gradients, scheduled.optimizer.as_mut())?;
             if outcome == StepOutcome::Applied || self.config.skipped_step_advances {
-                scheduled.advance(Interval::Step);
+                scheduled.advance(Interval::Step, &[])?;
             }
-            if outcome == StepOutcome::Applied || overall.is_none() {
-                overall = Some(outcome);
+            if overall == StepOutcome::Applied {
+                overall = outcome;
             }
         }
+        // Once, after all: their gradients are of one backward pass with one scale.
         self.scaler.update()?;
-        Ok(overall.unwrap_or(StepOutcome::Applied))
+        Ok(overall)
     }
 
     /// The steps profiled since the last call.

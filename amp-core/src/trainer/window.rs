@@ -82,7 +82,7 @@ impl StepRunner<'_> {
         log.merge(own)?;
         self.window.losses.push(loss.shallow_clone());
         if let Some(probe) = probe {
-            let parameters = self.scheduled.iter().flat_map(|s| s.optimizer.parameters());
+            let parameters = self.optimizers.iter().flat_map(|s| s.optimizer.parameters());
             let precision = self.policy.precision;
             emit(Event::Observed(probe.finish(precision, &loss, parameters)?))?;
             self.probed = true;
@@ -198,7 +198,7 @@ impl StepRunner<'_> {
     }
 
     pub(super) fn zero_grad(&mut self) -> Result<()> {
-        self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.zero_grad())
+        self.optimizers.iter_mut().try_for_each(|scheduled| scheduled.optimizer.zero_grad())
     }
 }
 

@@ -10,7 +10,7 @@ use amp_core::{
     log::LogOptions,
     loss::mse_loss,
     nn::{Context, Linear, Visitor},
-    optim::{OptimizerConfig, Sgd, TrainingPlan},
+    optim::{OptimizerConfig, Optimizers, Sgd, TrainingPlan},
     precision::{Clip, Gradients, Precision, StepOutcome, Unscaled},
     record::RunRecord,
     tch::{Device, Tensor},
@@ -69,8 +69,8 @@ impl LightningModule for Scripted {
         Ok(())
     }
 
-    fn configure_optimizers(&self, _: &TrainingPlan) -> Result<OptimizerConfig> {
-        Ok(OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() }))
+    fn configure_optimizers(&self, _: &TrainingPlan) -> Result<Optimizers> {
+        Ok(OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() }).into())
     }
 
     fn on_train_start(&mut self) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use amp_core::{
     Result,
+    nn::Parameter,
     optim::{Adam, AdamW, BuildOptimizer, Lion, Rates, RmsProp, Sgd},
     tch::{Device, Kind, Tensor},
 };
@@ -9,7 +10,7 @@ use rstest::rstest;
 use serde_json::Value;
 
 use crate::support::{
-    bits::assert_bits,
+    bits::{assert_bits, from_bits, sha256, values},
     capability, message,
     oracle::{Lcg, integer, list, number, oracle, parsed, shapes, text},
     parameter, set_gradient,
@@ -35,28 +36,91 @@ fn two_hundred_steps_have_torchs_bits(
         "AdamW" => oracle!("adamw.json"),
         _ => oracle!("optimizers.json"),
     };
+    replay_all(&oracle, kind, way, count, Kind::Float)
+}
+
+/// The same in f64: the bytes after 200 steps.
+#[rstest]
+#[case::adamw("AdamW", "fused", 6)]
+#[case::adam("Adam", "fused", 4)]
+#[case::sgd("SGD", "fused", 5)]
+#[case::adamw_foreach("AdamW", "foreach", 6)]
+#[case::adam_foreach("Adam", "foreach", 4)]
+#[case::sgd_foreach("SGD", "foreach", 5)]
+#[case::rmsprop("RMSprop", "foreach", 3)]
+fn two_hundred_steps_in_f64_have_torchs_bits(
+    #[case] kind: &str,
+    #[case] way: &str,
+    #[case] count: usize,
+) -> Result<()> {
+    replay_all(&oracle!("optimizers_f64.json"), kind, way, count, Kind::Double)
+}
+
+/// Lion moves as its paper says. The tolerances are what 200 roundings of a weight below 2 can
+/// add up to in either dtype.
+#[rstest]
+fn lion_follows_its_paper(#[values(Kind::Double, Kind::Float)] dtype: Kind) -> Result<()> {
+    let oracle = oracle!("lion.json");
+    let epsilon = if dtype == Kind::Double { f64::EPSILON } else { f64::from(f32::EPSILON) };
+    for case in list(&oracle, "cases") {
+        replay(&oracle, case, dtype, |step, parameters| {
+            for (at, bits) in
+                case["params"][step.to_string()].as_array().into_iter().flatten().enumerate()
+            {
+                let expected = values(&from_bits(Kind::Double, bits.as_str().expect("bits")));
+                for (seen, expected) in values(&parameters[at].tensor).into_iter().zip(expected) {
+                    assert!(
+                        (seen - expected).abs() <= 2.0 * step as f64 * epsilon,
+                        "{} after step {step}: {seen} for {expected}",
+                        text(case, "name")
+                    );
+                }
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Replays the cases of the kernel set that runs here, of which there are `count`.
+fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) -> Result<()> {
     let way = oracle["same_way"][way].as_str().unwrap_or(way);
     let ours = capability();
     let recorded = oracle["same_capability"][&ours].as_str().unwrap_or(&ours);
-    let cases: Vec<&Value> = list(&oracle, "cases")
+    let cases: Vec<&Value> = list(oracle, "cases")
         .iter()
         .filter(|case| text(case, "optimizer") == kind && text(case, "way") == way)
         .filter(|case| text(case, "capability") == recorded)
         .collect();
     assert_eq!(cases.len(), count, "every case recorded for {recorded} is replayed");
     for case in cases {
-        replay(&oracle, case)?;
+        replay(oracle, case, dtype, |step, parameters| {
+            let what = format!("{} after step {step}", text(case, "name"));
+            let bits = case["params"][step.to_string()].as_array();
+            for (parameter, bits) in parameters.iter().zip(bits.into_iter().flatten()) {
+                assert_bits(&parameter.tensor, bits.as_str().expect("bits"), &what);
+            }
+            let digests = case["sha256"].as_array().filter(|_| step == integer(oracle, "steps"));
+            for (parameter, digest) in parameters.iter().zip(digests.into_iter().flatten()) {
+                assert_eq!(sha256(&parameter.tensor), digest.as_str().expect("a digest"), "{what}");
+            }
+        })?;
     }
     Ok(())
 }
 
-fn replay(oracle: &Value, case: &Value) -> Result<()> {
+/// Takes the recorded steps; `look` sees the parameters after each, which are counted from 1.
+fn replay(
+    oracle: &Value,
+    case: &Value,
+    dtype: Kind,
+    look: impl Fn(i64, &[Parameter]),
+) -> Result<()> {
     let shapes = shapes(oracle);
     let mut lcg = Lcg(integer(oracle, "seed") as u64);
     let parameters = shapes
         .iter()
         .enumerate()
-        .map(|(at, shape)| parameter(&format!("p{at}"), &lcg.tensor(shape, 128.0)));
+        .map(|(at, shape)| parameter(&format!("p{at}"), &lcg.tensor(shape, 128.0).to_kind(dtype)));
     let mut optimizer = build(case)?.build(parameters.collect())?;
     let first = optimizer.rates()[0];
     for step in 0..integer(oracle, "steps") {
@@ -68,25 +132,20 @@ fn replay(oracle: &Value, case: &Value) -> Result<()> {
             assert_eq!(optimizer.rates()[0].lr, parsed(lr));
         }
         for (parameter, shape) in optimizer.parameters().iter().zip(&shapes) {
-            let grad = lcg.tensor(shape, 64.0);
+            let grad = lcg.tensor(shape, 64.0).to_kind(dtype);
             match step {
                 0 => set_gradient(parameter, &grad),
                 _ => parameter.tensor.grad().copy_(&grad),
             }
         }
         optimizer.step()?;
-        for (at, bits) in
-            case["params"][(step + 1).to_string()].as_array().into_iter().flatten().enumerate()
-        {
-            let what = format!("{} after step {}", text(case, "name"), step + 1);
-            assert_bits(&optimizer.parameters()[at].tensor, bits.as_str().expect("bits"), &what);
-        }
+        look(step + 1, optimizer.parameters());
     }
     Ok(())
 }
 
 fn build(case: &Value) -> Result<Box<dyn BuildOptimizer>> {
-    let (hyper, fused) = (&case["hyper"], text(case, "way") == "fused");
+    let (hyper, fused) = (&case["hyper"], case["way"] == "fused");
     let (lr, weight_decay) = (number(hyper, "lr"), number(hyper, "weight_decay"));
     let betas = || (parsed(&hyper["betas"][0]), parsed(&hyper["betas"][1]));
     Ok(match text(case, "optimizer") {
@@ -96,6 +155,7 @@ fn build(case: &Value) -> Result<Box<dyn BuildOptimizer>> {
         "Adam" => {
             Box::new(Adam { lr, betas: betas(), eps: number(hyper, "eps"), weight_decay, fused })
         }
+        "Lion" => Box::new(Lion { lr, betas: betas(), weight_decay }),
         "RMSprop" => Box::new(RmsProp {
             lr,
             alpha: number(hyper, "alpha"),

@@ -2,16 +2,19 @@
 
 use amp_core::{
     Result,
+    hardware::seed_everything,
+    log::Logged,
     optim::{
         Adam, AdamW, BuildOptimizer, CosineAnnealing, Interval, LinearLr, Lion, OneCycle,
-        OptimizerConfig, RmsProp, Scheduled, Sgd, StepLr, WarmupCosine,
+        OptimizerConfig, Optimizers, ParamGroups, ReduceLrOnPlateau, RmsProp, Scheduled,
+        SequentialLr, Sgd, StepLr, WarmupCosine, WeightUpdate,
     },
     state::State,
     tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;
 
-use crate::support::{bits::bits, device, message, oracle::Lcg, parameter, set_gradients};
+use crate::support::{bits::bits, device, message, oracle::Lcg, parameter, seeded, set_gradients};
 
 const SHAPES: [&[i64]; 3] = [&[3, 5], &[5], &[2, 2, 2]];
 
@@ -50,13 +53,32 @@ fn schedule(kind: &str, config: OptimizerConfig) -> OptimizerConfig {
             .with_scheduler(LinearLr { total_iters: 150, ..Default::default() }, Interval::Step),
         "warmup_cosine" => config
             .with_scheduler(WarmupCosine { warmup_steps: 20, total_steps: 200 }, Interval::Step),
+        "sequential" => config.with_scheduler(
+            SequentialLr::new(LinearLr { total_iters: 50, ..Default::default() })
+                .then(70, CosineAnnealing { t_max: 130, eta_min: 0.0 }),
+            Interval::Step,
+        ),
+        "plateau" => config.with_scheduler(
+            ReduceLrOnPlateau { factor: 0.9, patience: 2, ..Default::default() },
+            Interval::Epoch,
+        ),
         other => panic!("no schedule is called {other}"),
     }
 }
 
 fn built(config: OptimizerConfig, values: &[Tensor]) -> Result<Scheduled> {
+    built_with(config, values, WeightUpdate::default())
+}
+
+fn built_with(
+    config: OptimizerConfig,
+    values: &[Tensor],
+    update: WeightUpdate,
+) -> Result<Scheduled> {
     let parameters = values.iter().enumerate().map(|(at, v)| parameter(&format!("layer.{at}"), v));
-    config.build(parameters.collect())
+    let mut built = Optimizers::from(config).build(parameters.collect(), update)?;
+    assert_eq!(built.len(), 1);
+    Ok(built.remove(0))
 }
 
 fn start(kind: Kind) -> Vec<Tensor> {
@@ -82,7 +104,10 @@ fn train(scheduled: &mut Scheduled, steps: std::ops::Range<u64>) -> Result<()> {
             .collect();
         set_gradients(scheduled.optimizer.as_mut(), &grads);
         scheduled.optimizer.step()?;
-        scheduled.advance(Interval::Step);
+        scheduled.advance(Interval::Step, &[])?;
+        let value = (step % 13) as f64;
+        let logged = Logged { name: "val_loss".to_owned(), value, prog_bar: false };
+        scheduled.advance(Interval::Epoch, &[logged])?;
     }
     Ok(())
 }
@@ -111,18 +136,62 @@ fn through_a_file(state: &State) -> State {
 #[rstest]
 fn going_on_from_a_saved_state_is_not_having_stopped(
     #[values("adamw", "adamw_foreach", "adam", "sgd", "sgd_damped", "rmsprop", "lion")] kind: &str,
-    #[values("constant", "cosine", "one_cycle", "step", "linear", "warmup_cosine")] rates: &str,
+    #[values(
+        "constant",
+        "cosine",
+        "one_cycle",
+        "step",
+        "linear",
+        "warmup_cosine",
+        "sequential",
+        "plateau"
+    )]
+    rates: &str,
     #[values(Kind::Float, Kind::Double, Kind::BFloat16, Kind::Half)] dtype: Kind,
 ) -> Result<()> {
-    let config = || schedule(rates, optimizer(kind));
-    let mut straight = built(config(), &start(dtype))?;
-    train(&mut straight, 0..200)?;
+    goes_on_alike(|| schedule(rates, optimizer(kind)), dtype, WeightUpdate::default())
+}
 
-    let mut first = built(config(), &start(dtype))?;
+/// So with masters, which are saved; and with random rounding, when the generator goes on alike.
+#[rstest]
+fn going_on_with_every_weight_update(
+    #[values("adamw", "adamw_foreach", "adam", "sgd", "sgd_damped", "rmsprop", "lion")] kind: &str,
+    #[values(WeightUpdate::MasterWeights, WeightUpdate::StochasticRounding)] update: WeightUpdate,
+) -> Result<()> {
+    goes_on_alike(|| schedule("cosine", optimizer(kind)), Kind::BFloat16, update)
+}
+
+/// So with parameter groups, each with its own state and rate.
+#[test]
+fn going_on_with_parameter_groups() -> Result<()> {
+    let config = || {
+        let base = Sgd { lr: 0.1, momentum: 0.9, ..Default::default() };
+        let groups = ParamGroups::new(base)
+            .group(["layer.1"], Sgd { momentum: 0.0, lr: 0.01, ..base })
+            .group(["layer.2"], Sgd { dampening: 0.5, ..base });
+        schedule("cosine", OptimizerConfig::new(groups))
+    };
+    goes_on_alike(config, Kind::Float, WeightUpdate::default())
+}
+
+fn goes_on_alike(
+    config: impl Fn() -> OptimizerConfig,
+    dtype: Kind,
+    update: WeightUpdate,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let mut straight = built_with(config(), &start(dtype), update)?;
+    train(&mut straight, 0..100)?;
+    seed_everything(1)?;
+    train(&mut straight, 100..200)?;
+
+    seed_everything(0)?;
+    let mut first = built_with(config(), &start(dtype), update)?;
     train(&mut first, 0..100)?;
     let saved = through_a_file(&first.state()?);
-    let mut second = built(config(), &weights(&first))?;
+    let mut second = built_with(config(), &weights(&first), update)?;
     second.load_state(&saved)?;
+    seed_everything(1)?;
     train(&mut second, 100..200)?;
 
     for (one, other) in weights(&straight).iter().zip(weights(&second)) {

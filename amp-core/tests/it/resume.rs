@@ -392,7 +392,7 @@ impl LightningModule for Counting {
         self.inner.validation_step(batch, step)
     }
 
-    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<OptimizerConfig> {
+    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<amp_core::optim::Optimizers> {
         self.inner.configure_optimizers(plan)
     }
 

@@ -4,13 +4,16 @@ use std::f64::consts::PI;
 
 use amp_core::{
     Result,
+    callback::Mode,
+    log::Logged,
     optim::{
         AdamW, BuildScheduler, CosineAnnealing, Interval, LinearLr, OneCycle, OptimizerConfig,
-        Rates, StepLr, WarmupCosine,
+        ParamGroups, Rates, ReduceLrOnPlateau, SequentialLr, StepLr, ThresholdMode, WarmupCosine,
     },
     tch::Tensor,
 };
 use rstest::rstest;
+use serde_json::Value;
 
 use crate::support::{
     message,
@@ -24,7 +27,7 @@ fn rates(schedule: &dyn BuildScheduler, base: Rates, count: usize) -> Result<Vec
     Ok((0..count)
         .map(|_| {
             let rates = scheduler.rates();
-            scheduler.advance();
+            scheduler.advance(None);
             rates
         })
         .collect())
@@ -40,6 +43,117 @@ const CYCLE: OneCycle = OneCycle {
     max_momentum: 0.95,
 };
 
+fn linear_then_cosine() -> SequentialLr {
+    SequentialLr::new(LinearLr { start_factor: 0.01, end_factor: 1.0, total_iters: 10 })
+        .then(10, CosineAnnealing { t_max: 90, eta_min: 1e-6 })
+}
+
+fn plateau(case: &Value) -> ReduceLrOnPlateau {
+    let (given, default) = (&case["arguments"], ReduceLrOnPlateau::default());
+    let number = |key: &str, default| given.get(key).map_or(default, parsed);
+    let integer = |key: &str, default| given[key].as_i64().unwrap_or(default);
+    ReduceLrOnPlateau {
+        monitor: default.monitor,
+        mode: if given["mode"] == "max" { Mode::Max } else { Mode::Min },
+        factor: number("factor", default.factor),
+        patience: integer("patience", default.patience),
+        threshold: number("threshold", default.threshold),
+        threshold_mode: match given["threshold_mode"] == "abs" {
+            true => ThresholdMode::Abs,
+            false => ThresholdMode::Rel,
+        },
+        cooldown: integer("cooldown", default.cooldown),
+        min_lr: number("min_lr", default.min_lr),
+        eps: default.eps,
+    }
+}
+
+/// The rate after each of 100 recorded values, a NaN now and then among them.
+#[rstest]
+fn a_plateau_is_torchs(
+    #[values("defaults", "min_rel", "max_abs_cooldown", "nan")] name: &str,
+) -> Result<()> {
+    let oracle = oracle!("schedulers.json");
+    let case = list(&oracle, "plateau").iter().find(|case| text(case, "name") == name);
+    let case = case.expect("recorded");
+    let mut scheduler =
+        plateau(case).build(Rates { lr: number(case, "lr"), momentum: Some(0.9) })?;
+    for (at, (value, lr)) in list(case, "metrics").iter().zip(list(case, "lrs")).enumerate() {
+        scheduler.advance(Some(parsed(value)));
+        assert_eq!(scheduler.rates().lr, parsed(lr), "{name}: after value {at}");
+        if at % 7 == 0 {
+            // Saved and loaded along the way, which changes nothing.
+            let state = scheduler.state()?;
+            scheduler = plateau(case).build(Rates { lr: 1.0, momentum: Some(0.9) })?;
+            scheduler.load_state(&state)?;
+        }
+    }
+    Ok(())
+}
+
+/// Each parameter group is moved from its own rate, as in torch.
+#[rstest]
+fn groups_have_torchs_rates(
+    #[values("cosine_eta_min", "step", "linear", "one_cycle_30", "plateau")] name: &str,
+) -> Result<()> {
+    let oracle = oracle!("schedulers.json");
+    let find = |list: &'_ [Value], name: &str| {
+        list.iter().find(|case| text(case, "name") == name).cloned().expect("recorded")
+    };
+    let case = find(list(&oracle, "groups"), name);
+    let watched = find(list(&oracle, "plateau"), "min_rel");
+    let options = |at: usize| AdamW { lr: parsed(&case["base"][at]), ..Default::default() };
+    let groups = ParamGroups::new(options(0)).group(["second"], options(1));
+    let config = OptimizerConfig::new(groups);
+    let interval = Interval::Epoch;
+    let config = match name {
+        "cosine_eta_min" => {
+            config.with_scheduler(CosineAnnealing { t_max: 50, eta_min: 1e-5 }, interval)
+        }
+        "step" => config.with_scheduler(StepLr { step_size: 30, gamma: 0.1 }, interval),
+        "linear" => config.with_scheduler(
+            LinearLr { start_factor: 0.1, end_factor: 1.0, total_iters: 40 },
+            interval,
+        ),
+        "one_cycle_30" => config.with_scheduler(CYCLE, interval),
+        _ => config.with_scheduler(plateau(&watched), interval),
+    };
+    let one = Tensor::from_slice(&[1.0_f32]);
+    let mut scheduled = config.build(vec![parameter("first", &one), parameter("second", &one)])?;
+    // See above for OneCycle's last.
+    for step in 0..100 {
+        for rates in scheduled.rates() {
+            assert_eq!(rates.optimizer, "AdamW");
+            let expected = parsed(&case["lrs"][rates.group][step]);
+            assert_eq!(rates.rates.lr, expected, "group {} at {step}", rates.group);
+        }
+        let value = parsed(&watched["metrics"][step]);
+        let logged = Logged { name: "val_loss".to_owned(), value, prog_bar: false };
+        scheduled.advance(interval, &[logged])?;
+    }
+    Ok(())
+}
+
+/// What is monitored must be logged, and is known after an epoch.
+#[test]
+fn a_monitored_value_must_be_there() -> Result<()> {
+    let plateau = || ReduceLrOnPlateau { monitor: "val_acc".to_owned(), ..Default::default() };
+    let build = |interval| {
+        OptimizerConfig::new(AdamW::default())
+            .with_scheduler(plateau(), interval)
+            .build(vec![parameter("p", &Tensor::from_slice(&[1.0_f32]))])
+    };
+    let said = message(build(Interval::Step));
+    assert!(said.contains("`val_acc` is known at the end of an epoch"), "{said}");
+    let logged = Logged { name: "val_loss".to_owned(), value: 1.0, prog_bar: false };
+    let said = message(build(Interval::Epoch)?.advance(Interval::Epoch, &[logged]));
+    assert!(
+        said.contains("nothing to monitor under `val_acc`: this model logs val_loss"),
+        "{said}"
+    );
+    Ok(())
+}
+
 /// Every one of 101 recorded rates, and the momentum (Adam's first beta) where it moves. Of
 /// OneCycle the 100 that belong to the cycle; see the next test for the one beyond.
 #[rstest]
@@ -51,6 +165,7 @@ const CYCLE: OneCycle = OneCycle {
 #[case("one_cycle_sgd", &OneCycle { max_lr: 0.1, ..CYCLE }, 100)]
 #[case("step", &StepLr { step_size: 30, gamma: 0.1 }, 101)]
 #[case("linear", &LinearLr { start_factor: 0.1, end_factor: 1.0, total_iters: 40 }, 101)]
+#[case("sequential_linear_cosine", &linear_then_cosine(), 101)]
 #[case("linear_down", &LinearLr { start_factor: 1.0, end_factor: 0.01, total_iters: 100 }, 101)]
 fn rates_are_torchs_to_the_last_bit(
     #[case] name: &str,
@@ -130,9 +245,9 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
         .build(vec![parameter("p", &Tensor::from_slice(&[1.0_f32]))])?;
     let lr = |scheduled: &amp_core::optim::Scheduled| scheduled.optimizer.rates()[0].lr;
     assert_eq!(lr(&scheduled), 0.5);
-    scheduled.advance(Interval::Step);
+    scheduled.advance(Interval::Step, &[])?;
     assert_eq!(lr(&scheduled), 0.5);
-    scheduled.advance(Interval::Epoch);
+    scheduled.advance(Interval::Epoch, &[])?;
     assert_eq!(lr(&scheduled), 0.75);
     Ok(())
 }
@@ -144,6 +259,13 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
 #[case(&StepLr { step_size: 0, gamma: 0.1 }, "step_size is 0")]
 #[case(&LinearLr { total_iters: -1, ..Default::default() }, "total_iters is -1")]
 #[case(&WarmupCosine { warmup_steps: 0, total_steps: 0 }, "total_steps is 0")]
+#[case(&ReduceLrOnPlateau { factor: 1.0, ..Default::default() }, "factor is 1, but must be in [0, 1)")]
+#[case(&ReduceLrOnPlateau { patience: -1, ..Default::default() }, "patience is -1")]
+#[case(&linear_then_cosine().then(5, StepLr::default()), "milestones are [10, 5], but must be positive and rise")]
+#[case(
+    &linear_then_cosine().then(20, ReduceLrOnPlateau::default()),
+    "one that monitors `val_loss` cannot be part of a sequence"
+)]
 #[case(&WarmupCosine { warmup_steps: 5, total_steps: 4 }, "warmup_steps is 5, but there are 4 steps")]
 fn options_out_of_range_are_refused(#[case] schedule: &dyn BuildScheduler, #[case] says: &str) {
     let said = message(schedule.build(Rates { lr: 1e-3, momentum: None }));

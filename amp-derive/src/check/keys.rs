@@ -103,12 +103,62 @@ pub(super) fn fit(
         diag.error(at, format!("`{at}` needs {}: add `{}`", quoted(&missing), example.join(", ")));
         fits = false;
     }
+    fits &= are_in_range(at, row, pairs, diag);
+    fits.then_some(())
+}
+
+/// Whether the literals among the values are in range.
+pub(super) fn are_in_range(
+    at: &Ident,
+    row: &'static Entry,
+    pairs: &[Pair],
+    diag: &Diagnostics,
+) -> bool {
+    let mut fits = true;
     for pair in pairs {
         if let Some(key) = row.keys().find(|key| pair.key == key.name) {
             fits &= literal_is_in_range(&at.to_string(), key, &pair.value, diag);
         }
     }
-    fits.then_some(())
+    fits
+}
+
+/// Puts what a bare word stands for in its place.
+pub(super) fn words_to_values(
+    row: &'static Entry,
+    pairs: Vec<Pair>,
+    diag: &Diagnostics,
+) -> Option<Vec<Pair>> {
+    let value = |pair: &Pair| match row.keys().find(|key| pair.key == key.name)?.range {
+        Range::Choice(words) => syn::parse_str(choice(pair, words, diag)?).ok(),
+        Range::Logged => {
+            let name = logged_name(pair, diag)?;
+            Some(syn::parse_quote!(__amp::ToString::to_string(#name)))
+        }
+        _ => Some(pair.value.clone()),
+    };
+    // Collected in two steps, so that every value is looked at.
+    let values: Vec<Option<Expr>> = pairs.iter().map(value).collect();
+    let pair = |(pair, value): (Pair, Option<Expr>)| Some(Pair { value: value?, ..pair });
+    pairs.into_iter().zip(values).map(pair).collect()
+}
+
+/// Rule: a logged value is named by a bare word.
+fn logged_name(pair: &Pair, diag: &Diagnostics) -> Option<String> {
+    if let Some(name) = word(&pair.value) {
+        return Some(name.to_string());
+    }
+    let key = &pair.key;
+    match &pair.value {
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => {
+            diag.error(&pair.value, format!("write it without quotes: `{key} = {}`", text.value()))
+        }
+        value => diag.error(
+            value,
+            format!("`{key}` is the name of a logged value, as in `{key} = val_loss`"),
+        ),
+    }
+    None
 }
 
 /// Rule: a literal is a value that its key can have.

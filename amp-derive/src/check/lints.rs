@@ -23,17 +23,22 @@ fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
     let Some(lightning) = &model.lightning else {
         return;
     };
-    let Optimizers::Generated { optimizer, .. } = &lightning.optimizers else {
+    let Optimizers::Generated(optimizers) = &lightning.optimizers else {
         return;
     };
-    let eps = optimizer.keys.iter().find(|pair| pair.key == "eps");
-    if let Some(eps) = eps.filter(|eps| keys::number(&eps.value).is_some_and(|eps| eps < 1e-7)) {
-        diag.warn(
-            eps.value.span(),
-            "EPS_UNDERFLOWS_IN_HALF_PRECISION",
-            "float16 has no numbers this small, so under 16-true a larger eps is used; write \
-             `eps = 1e-4` to have the same in every precision",
-        );
+    let pairs = optimizers.iter().flat_map(|optimizer| {
+        let groups = optimizer.groups.iter().flat_map(|group| &group.keys);
+        optimizer.config.keys.iter().chain(groups)
+    });
+    for eps in pairs.filter(|pair| pair.key == "eps") {
+        if keys::number(&eps.value).is_some_and(|eps| eps < 1e-7) {
+            diag.warn(
+                eps.value.span(),
+                "EPS_UNDERFLOWS_IN_HALF_PRECISION",
+                "float16 has no numbers this small, so under 16-true a larger eps is used; write \
+                 `eps = 1e-4` to have the same in every precision",
+            );
+        }
     }
 }
 

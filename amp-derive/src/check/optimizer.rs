@@ -2,15 +2,15 @@
 
 use proc_macro2::Ident;
 use quote::ToTokens;
-use syn::{Expr, ExprLit, Lit};
+use syn::{Expr, ExprArray, ExprCall, ExprLit, Lit, LitStr};
 
-use super::{Own, has_no_effect, keys, only, own_function};
+use super::{Own, has_no_effect, keys, own_function};
 use crate::{
     diag::Diagnostics,
-    model::{Config, Optimizers, Pair},
-    spec::{Arg, Attr, Spec, has},
+    model::{Config, Group, Optimizer, Optimizers, Pair},
+    spec::{Arg, Attr, Spec, has, named, word},
     suggest, symbol,
-    table::{self, Interval, OPTIMIZERS, SCHEDULERS, Scheduler},
+    table::{self, Entry, Interval, OPTIMIZERS, SCHEDULERS, Scheduler},
     tokens,
 };
 
@@ -28,24 +28,22 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Optimizers> {
             };
         }
     }
-    let optimizer = only(&spec.attrs, symbol::OPTIMIZER, diag);
-    let scheduler = only(&spec.attrs, symbol::SCHEDULER, diag);
-    has_an_optimizer(spec, scheduler, diag);
-    // Both are looked at before either is missed.
-    let optimizer = optimizer.and_then(|attr| check_optimizer(spec, attr, diag));
-    let scheduler = match scheduler {
-        None => Some(None),
-        Some(attr) => check_scheduler(spec, attr, diag).map(Some),
-    };
-    Some(Optimizers::Generated { optimizer: optimizer?, scheduler: scheduler? })
+    has_an_optimizer(spec, diag);
+    let pairs = with_their_schedulers(spec, diag);
+    // Each is looked at before one is missed.
+    let optimizers: Vec<Option<Optimizer>> =
+        pairs.iter().map(|(attr, scheduler)| check_one(spec, attr, *scheduler, diag)).collect();
+    let optimizers = optimizers.into_iter().collect::<Option<Vec<_>>>()?;
+    one_takes_the_rest(&pairs, &optimizers, diag)?;
+    (!optimizers.is_empty()).then_some(Optimizers::Generated(optimizers))
 }
 
 /// Rule: a model says how it is optimized; a scheduler alone has nothing to schedule.
-fn has_an_optimizer(spec: &Spec, scheduler: Option<&Attr>, diag: &Diagnostics) {
+fn has_an_optimizer(spec: &Spec, diag: &Diagnostics) {
     if has(&spec.attrs, symbol::OPTIMIZER) {
         return;
     }
-    match scheduler {
+    match named(&spec.attrs, symbol::SCHEDULER).next() {
         Some(attr) => diag.error(
             &attr.path,
             "a scheduler needs an optimizer: add one, as in `#[optimizer(adamw, lr = 1e-3)]`",
@@ -60,16 +58,167 @@ fn has_an_optimizer(spec: &Spec, scheduler: Option<&Attr>, diag: &Diagnostics) {
     }
 }
 
-fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Config> {
+/// Rule: a scheduler stands below the optimizer that it is for, which has no other. A single
+/// optimizer may have it above.
+fn with_their_schedulers<'a>(
+    spec: &'a Spec,
+    diag: &Diagnostics,
+) -> Vec<(&'a Attr, Option<&'a Attr>)> {
+    let mut pairs: Vec<(&Attr, Option<&Attr>)> = Vec::new();
+    let single = named(&spec.attrs, symbol::OPTIMIZER).count() == 1;
+    let mut above = None;
+    for attr in &spec.attrs {
+        if attr.is(symbol::OPTIMIZER) {
+            pairs.push((attr, above.take()));
+        } else if attr.is(symbol::SCHEDULER) {
+            match pairs.last_mut() {
+                Some((_, scheduler @ None)) => *scheduler = Some(attr),
+                None if single && above.is_none() => above = Some(attr),
+                None if !single => {
+                    if has(&spec.attrs, symbol::OPTIMIZER) {
+                        diag.error(&attr.path, "put the scheduler below the optimizer it is for");
+                    }
+                }
+                _ => diag.error(&attr.path, "`#[scheduler]` is given twice: keep one"),
+            }
+        }
+    }
+    pairs
+}
+
+/// Rule: of several optimizers at most one does without `params`, and trains the rest.
+fn one_takes_the_rest(
+    pairs: &[(&Attr, Option<&Attr>)],
+    optimizers: &[Optimizer],
+    diag: &Diagnostics,
+) -> Option<()> {
+    let mut rest = pairs.iter().zip(optimizers).filter(|(_, one)| one.params.is_empty());
+    rest.next();
+    let mut fits = Some(());
+    for ((attr, _), _) in rest {
+        diag.error(
+            &attr.path,
+            "two optimizers would train all parameters: say which ones this one takes, as in \
+             `params = [\"head.*\"]`, or keep one of the two",
+        );
+        fits = None;
+    }
+    fits
+}
+
+fn check_one(
+    spec: &Spec,
+    attr: &Attr,
+    scheduler: Option<&Attr>,
+    diag: &Diagnostics,
+) -> Option<Optimizer> {
+    let optimizer = check_optimizer(spec, attr, diag);
+    let scheduler = match scheduler {
+        None => Some(None),
+        Some(attr) => check_scheduler(spec, attr, diag).map(Some),
+    };
+    Some(Optimizer { scheduler: scheduler?, ..optimizer? })
+}
+
+fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optimizer> {
     let (at, args) = begins_with_a_name(attr, symbol::OPTIMIZER, &table::names(OPTIMIZERS), diag)?;
     let row = table::find(OPTIMIZERS, &at.to_string())?;
-    let known: Vec<&str> = row.keys().map(|key| key.name).collect();
-    let pairs = keys::pairs(row.name, args, &known, diag)?;
+    let (calls, args): (Vec<Expr>, Vec<Expr>) =
+        args.iter().cloned().partition(|arg| matches!(arg, Expr::Call(_)));
+    let base = own_options(spec, row, &args, diag);
+    let groups = calls.iter().map(|call| check_group(spec, at, row, call, diag));
+    // Collected in two steps, so that every group is looked at.
+    let groups: Vec<Option<Group>> = groups.collect();
+    let (params, pairs) = base?;
     keys::fit(at, row, &pairs, diag)?;
-    keys::fields_are_read_from_self(spec, &pairs, diag)?;
     nesterov_has_momentum(&pairs, diag)?;
+    let groups = groups.into_iter().collect::<Option<Vec<_>>>()?;
+    for group in &groups {
+        // What the group leaves out it has from the optimizer.
+        let inherited =
+            pairs.iter().filter(|pair| group.keys.iter().all(|own| own.key != pair.key));
+        let all: Vec<Pair> = group.keys.iter().chain(inherited).cloned().collect();
+        nesterov_has_momentum(&all, diag)?;
+    }
+    let config = Config { row, at: at.clone(), keys: pairs };
+    Some(Optimizer { config, params: params.unwrap_or_default(), groups, scheduler: None })
+}
+
+/// `params = […]`, if it is there, and the options.
+fn own_options(
+    spec: &Spec,
+    row: &'static Entry,
+    args: &[Expr],
+    diag: &Diagnostics,
+) -> Option<(Option<Vec<LitStr>>, Vec<Pair>)> {
+    let mut known: Vec<&str> = row.keys().map(|key| key.name).collect();
+    known.push(symbol::PARAMS);
+    let mut pairs = keys::pairs(row.name, args, &known, diag)?;
+    let params = match keys::take(&mut pairs, symbol::PARAMS) {
+        None => None,
+        Some(pair) => Some(params_are_patterns(&pair, diag)?),
+    };
+    keys::fields_are_read_from_self(spec, &pairs, diag)?;
     betas_are_a_pair(&pairs, diag)?;
-    Some(Config { row, at: at.clone(), keys: pairs })
+    Some((params, pairs))
+}
+
+/// Rule: parameters are chosen by a list of patterns. Not by one alone: Clippy would take two
+/// attributes of nothing but literals for duplicates.
+fn params_are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
+    let pattern = |arg: &Expr| match arg {
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.clone()),
+        _ => None,
+    };
+    let patterns = match &pair.value {
+        Expr::Array(ExprArray { elems, .. }) => elems.iter().map(pattern).collect(),
+        _ => None,
+    };
+    let patterns = patterns.filter(|patterns: &Vec<LitStr>| !patterns.is_empty());
+    if patterns.is_none() {
+        let text = "`params` is a list of patterns of names, as in `params = [\"head.*\"]`";
+        diag.error(&pair.value, text);
+    }
+    patterns
+}
+
+/// `group(params = ["*.bias"], weight_decay = 0.0)`.
+fn check_group(
+    spec: &Spec,
+    at: &Ident,
+    row: &'static Entry,
+    call: &Expr,
+    diag: &Diagnostics,
+) -> Option<Group> {
+    let Expr::Call(ExprCall { func, args, .. }) = call else {
+        return None;
+    };
+    match word(func) {
+        Some(name) if name == symbol::GROUP => {}
+        Some(name) if name == symbol::PARAMS => {
+            diag.error(call, "write it as a list: `params = [\"head.*\"]`");
+            return None;
+        }
+        _ => {
+            let written = func.to_token_stream().to_string();
+            diag.error(call, suggest::unknown("argument", &written, &[symbol::GROUP]));
+            return None;
+        }
+    }
+    let args: Vec<Expr> = args.iter().cloned().collect();
+    let (params, keys) = own_options(spec, row, &args, diag)?;
+    let Some(patterns) = params else {
+        diag.error(
+            call,
+            "say which parameters the group is of, as in `group(params = [\"*.bias\"], …)`",
+        );
+        return None;
+    };
+    if keys.is_empty() {
+        diag.error(call, "say what is different for these parameters, as in `weight_decay = 0.0`");
+        return None;
+    }
+    keys::are_in_range(at, row, &keys, diag).then_some(Group { patterns, keys })
 }
 
 fn check_scheduler(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Config, Interval)> {
@@ -84,10 +233,31 @@ fn check_scheduler(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Conf
         Some(pair) => keys::choice(pair, INTERVALS, diag),
     };
     keys::fit(at, row, &pairs, diag)?;
+    let pairs = keys::words_to_values(row, pairs, diag)?;
     keys::fields_are_read_from_self(spec, &pairs, diag)?;
     let interval = interval?;
     counts_fit_the_interval(at, &pairs, interval, given.as_ref(), diag)?;
+    monitors_by_epoch(at, &pairs, interval, given.as_ref(), diag)?;
     Some((Config { row, at: at.clone(), keys: pairs }, interval))
+}
+
+/// Rule: a monitored value is known at the end of an epoch.
+fn monitors_by_epoch(
+    at: &Ident,
+    pairs: &[Pair],
+    interval: Interval,
+    given: Option<&Pair>,
+    diag: &Diagnostics,
+) -> Option<()> {
+    let monitors = pairs.iter().any(|pair| pair.key == symbol::MONITOR);
+    match given.filter(|_| monitors && interval == Interval::Step) {
+        None => Some(()),
+        Some(given) => {
+            let text = format!("`{at}` follows a value of the epoch: leave `interval` out");
+            diag.error(&given.value, text);
+            None
+        }
+    }
 }
 
 const INTERVALS: &[(&str, Interval)] = &[("step", Interval::Step), ("epoch", Interval::Epoch)];

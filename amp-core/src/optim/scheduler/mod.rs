@@ -1,5 +1,11 @@
 //! Learning-rate schedules with torch.optim.lr_scheduler's rules and rounding.
 
+mod plateau;
+mod sequential;
+
+pub use plateau::{ReduceLrOnPlateau, ThresholdMode};
+pub use sequential::SequentialLr;
+
 use std::f64::consts::PI;
 
 use super::saved;
@@ -21,14 +27,20 @@ pub trait BuildScheduler {
     /// # Errors
     /// When an option is out of range.
     fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>>;
+
+    /// The logged value that the schedule follows, if it follows one.
+    fn monitor(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// A running schedule.
 pub trait Scheduler {
     /// The rates of the next step.
     fn rates(&self) -> Rates;
-    /// Moves on by one interval.
-    fn advance(&mut self);
+    /// Moves on by one interval; `monitored` is the value of what
+    /// [`monitor`](BuildScheduler::monitor) named.
+    fn advance(&mut self, monitored: Option<f64>);
     /// What a checkpoint needs.
     ///
     /// # Errors
@@ -54,7 +66,7 @@ impl<F: Fn(i64, Rates) -> Rates> Scheduler for Rule<F> {
         self.rates
     }
 
-    fn advance(&mut self) {
+    fn advance(&mut self, _: Option<f64>) {
         self.passed += 1;
         self.rates = (self.next)(self.passed, self.rates);
     }
@@ -62,22 +74,19 @@ impl<F: Fn(i64, Rates) -> Rates> Scheduler for Rule<F> {
     fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put(saved::NAME, &self.name)?;
-        state.put(LAST_EPOCH, &self.passed)?;
-        saved::put_rates(&mut state, LAST, self.rates)?;
+        state.put(saved::LAST_EPOCH, &self.passed)?;
+        saved::put_rates(&mut state, saved::LAST, self.rates)?;
         Ok(state)
     }
 
     fn load_state(&mut self, state: &State) -> Result<()> {
         saved::same_layout(&self.state()?, state)?;
-        let (passed, rates) = (state.get(LAST_EPOCH)?, saved::get_rates(state, LAST)?);
+        let (passed, rates) =
+            (state.get(saved::LAST_EPOCH)?, saved::get_rates(state, saved::LAST)?);
         (self.passed, self.rates) = (passed, rates);
         Ok(())
     }
 }
-
-/// Intervals passed; PyTorch calls it so for steps too.
-const LAST_EPOCH: &str = "last_epoch";
-const LAST: &str = "last";
 
 fn rule(
     name: &'static str,

@@ -12,7 +12,7 @@ use amp_core::{
         BatchNorm, BatchNormConfig, Context, Dropout, Linear, LinearConfig, Relu, Sequential,
         Visitor, visit_child,
     },
-    optim::{OptimizerConfig, TrainingPlan},
+    optim::{OptimizerConfig, Optimizers, TrainingPlan},
     record::RunRecord,
     tch::{Device, Kind, Tensor},
 };
@@ -70,8 +70,8 @@ impl LightningModule for Model {
         self.log("val_loss", batch, step).map(drop)
     }
 
-    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<OptimizerConfig> {
-        Ok((self.optimizer)(plan))
+    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers> {
+        Ok((self.optimizer)(plan).into())
     }
 }
 

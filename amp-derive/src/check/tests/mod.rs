@@ -102,7 +102,8 @@ fn every_mistake_is_reported_at_once() {
             ("acuracy", "unknown metric `acuracy`: did you mean `accuracy`?"),
             (
                 "momentum",
-                "`adamw` has no `momentum`: it takes `lr`, `betas`, `eps`, `weight_decay`",
+                "`adamw` has no `momentum`: it takes `lr`, `betas`, `eps`, `weight_decay`, `fused`, \
+                 `params`",
             ),
             ("epoc", "unknown interval `epoc`: did you mean `epoch`?"),
             ("cosine_annealing", "`cosine_annealing` needs `t_max`: add `t_max = …`"),

@@ -26,8 +26,11 @@ fn an_optimizer() {
         )],
     );
     optimizer(
-        "#[optimizer(lion, lr = 0.1)]",
-        &[("lion", "unknown optimizer `lion`: expected `adamw`, `adam` or `sgd`")],
+        "#[optimizer(lamb, lr = 0.1)]",
+        &[(
+            "lamb",
+            "unknown optimizer `lamb`: expected `adamw`, `adam`, `sgd`, `rmsprop` or `lion`",
+        )],
     );
     optimizer(
         "#[optimizer(AdamW, lr = 0.1)]",
@@ -35,7 +38,7 @@ fn an_optimizer() {
     );
     optimizer(
         "#[optimizer(lr = 0.1)]",
-        &[("lr = 0.1", "name the optimizer first: `adamw`, `adam` or `sgd`")],
+        &[("lr = 0.1", "name the optimizer first: `adamw`, `adam`, `sgd`, `rmsprop` or `lion`")],
     );
 }
 
@@ -124,6 +127,122 @@ fn counts_of_the_interval() {
         )],
     );
     scheduler(&format!("one_cycle, max_lr = 0.1, {total}"), &[]);
+}
+
+#[test]
+fn several_optimizers() {
+    optimizer(
+        "#[optimizer(sgd, lr = 0.1)] #[optimizer(sgd, lr = 0.2)]",
+        &[(
+            "optimizer",
+            "two optimizers would train all parameters: say which ones this one takes, as in \
+             `params = [\"head.*\"]`, or keep one of the two",
+        )],
+    );
+    optimizer(
+        "#[optimizer(sgd, lr = 0.1)] #[optimizer(sgd, lr = 0.2, params = [\"head.*\"])]",
+        &[],
+    );
+    let below = "put the scheduler below the optimizer it is for";
+    let steps = "#[scheduler(step_lr, step_size = 5)]";
+    optimizer(
+        &format!("{steps} #[optimizer(sgd, lr = 1, params = [\"a\"])] #[optimizer(sgd, lr = 1)]"),
+        &[("scheduler", below)],
+    );
+    optimizer(
+        &format!(
+            "#[optimizer(sgd, lr = 1, params = [\"a\"])] {steps} #[optimizer(sgd, lr = 1)] {steps}"
+        ),
+        &[],
+    );
+    optimizer(
+        &format!("#[optimizer(sgd, lr = 1)] {steps} {steps}"),
+        &[("scheduler", "`#[scheduler]` is given twice: keep one")],
+    );
+    optimizer(&format!("{steps} #[optimizer(sgd, lr = 1)]"), &[]);
+    let params = |args: &str| format!("#[optimizer(sgd, lr = 1, {args})]");
+    let list = "`params` is a list of patterns of names, as in `params = [\"head.*\"]`";
+    optimizer(&params("params = \"head.*\""), &[("\"head.*\"", list)]);
+    optimizer(&params("params = [head]"), &[("[head]", list)]);
+    optimizer(&params("params = []"), &[("[]", list)]);
+    optimizer(
+        &params("params(\"head.*\")"),
+        &[("params(\"head.*\")", "write it as a list: `params = [\"head.*\"]`")],
+    );
+    optimizer(
+        &params("params = [\"a\"], params = [\"b\"]"),
+        &[("params", "`params` is given twice: keep one")],
+    );
+}
+
+#[test]
+fn parameter_groups() {
+    let sgd = |args: &str| format!("#[optimizer(sgd, lr = 0.1, {args})]");
+    optimizer(&sgd("group(params = [\"*.bias\", \"*.norm.*\"], weight_decay = 0.0)"), &[]);
+    optimizer(
+        &sgd("grup(params = [\"*.bias\"], lr = 1.0)"),
+        &[(
+            "grup(params = [\"*.bias\"], lr = 1.0)",
+            "unknown argument `grup`: did you mean `group`?",
+        )],
+    );
+    optimizer(
+        &sgd("group(weight_decay = 0.0)"),
+        &[(
+            "group(weight_decay = 0.0)",
+            "say which parameters the group is of, as in `group(params = [\"*.bias\"], …)`",
+        )],
+    );
+    optimizer(
+        &sgd("group(params = [\"*.bias\"])"),
+        &[(
+            "group(params = [\"*.bias\"])",
+            "say what is different for these parameters, as in `weight_decay = 0.0`",
+        )],
+    );
+    optimizer(
+        &sgd("group(params = [\"*.bias\"], betas = (0.9, 0.9))"),
+        &[(
+            "betas",
+            "`sgd` has no `betas`: it takes `lr`, `momentum`, `dampening`, `weight_decay`, \
+             `nesterov`, `fused`, `params`",
+        )],
+    );
+    optimizer(
+        &sgd("group(params = [\"*.bias\"], lr = -1.0)"),
+        &[("-1.0", "`lr` of `sgd` takes a value of at least 0, not -1.0")],
+    );
+    optimizer(
+        &sgd("momentum = 0.9, group(params = [\"b\"], nesterov = true, momentum = 0.0)"),
+        &[("nesterov", "`nesterov` needs a momentum: add `momentum = 0.9`")],
+    );
+    optimizer(&sgd("momentum = 0.9, group(params = [\"b\"], nesterov = true)"), &[]);
+}
+
+#[test]
+fn a_monitoring_scheduler() {
+    let plateau = |args: &str| format!("reduce_lr_on_plateau, {args}");
+    scheduler(&plateau("monitor = val_loss, mode = min, threshold_mode = abs"), &[]);
+    scheduler(
+        "reduce_lr_on_plateau, patience = 3",
+        &[("reduce_lr_on_plateau", "`reduce_lr_on_plateau` needs `monitor`: add `monitor = …`")],
+    );
+    scheduler(
+        &plateau("monitor = \"val_loss\""),
+        &[("\"val_loss\"", "write it without quotes: `monitor = val_loss`")],
+    );
+    scheduler(
+        &plateau("monitor = 3"),
+        &[("3", "`monitor` is the name of a logged value, as in `monitor = val_loss`")],
+    );
+    scheduler(
+        &plateau("monitor = val_loss, mode = maximum"),
+        &[("maximum", "unknown mode `maximum`: did you mean `max`?")],
+    );
+    scheduler(
+        &plateau("monitor = val_loss, interval = step"),
+        &[("step", "`reduce_lr_on_plateau` follows a value of the epoch: leave `interval` out")],
+    );
 }
 
 #[test]

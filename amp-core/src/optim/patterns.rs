@@ -1,0 +1,42 @@
+//! Choosing parameters by name.
+
+use wildmatch::WildMatch;
+
+use crate::{Error, Result, nn::Parameter};
+
+/// Patterns of parameters' dotted names: `*` is any text, `?` any one character.
+#[derive(Debug, Clone)]
+pub(super) struct Patterns(Vec<WildMatch>);
+
+impl<P: Into<String>> FromIterator<P> for Patterns {
+    fn from_iter<I: IntoIterator<Item = P>>(patterns: I) -> Self {
+        Self(patterns.into_iter().map(|pattern| WildMatch::new(&pattern.into())).collect())
+    }
+}
+
+impl Patterns {
+    /// Whether one of them matches.
+    pub(super) fn matches(&self, name: &str) -> bool {
+        self.0.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// Refuses patterns that are for nothing, as a misspelt one is.
+    pub(super) fn match_something(&self, parameters: &[Parameter]) -> Result<()> {
+        let idle = |pattern: &&WildMatch| {
+            !parameters.iter().any(|parameter| pattern.matches(&parameter.name))
+        };
+        let Some(idle) = self.0.iter().find(idle) else {
+            return match self.0.is_empty() {
+                false => Ok(()),
+                true => Err(Error::config("optimizer: parameters are chosen by no pattern")),
+            };
+        };
+        let names = parameters.iter().map(|parameter| format!("`{}`", parameter.name));
+        let names: Vec<String> = names.take(8).collect();
+        let more = if parameters.len() > names.len() { ", …" } else { "" };
+        Err(Error::config(format!(
+            "optimizer: no parameter matches `{idle}`: they are called {}{more}",
+            names.join(", ")
+        )))
+    }
+}

@@ -1,0 +1,163 @@
+//! ReduceLROnPlateau (torch/optim/lr_scheduler.py).
+
+use serde::{Deserialize, Serialize};
+
+use super::{BuildScheduler, Rates, Scheduler};
+use crate::{Error, Result, callback::Mode, optim::saved, state::State};
+
+/// What `threshold` is a difference of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ThresholdMode {
+    /// A share of the best value.
+    #[default]
+    Rel,
+    /// The value itself.
+    Abs,
+}
+
+/// Times factor when the monitored value has not improved for more than patience epochs;
+/// defaults are torch's, and `val_loss`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReduceLrOnPlateau {
+    /// The logged value that is watched, as `val_loss`.
+    pub monitor: String,
+    /// Which way it improves.
+    pub mode: Mode,
+    /// The factor, below 1.
+    pub factor: f64,
+    /// Epochs without improvement that are borne.
+    pub patience: i64,
+    /// What a change must exceed to count as an improvement.
+    pub threshold: f64,
+    /// What `threshold` is a difference of.
+    pub threshold_mode: ThresholdMode,
+    /// Epochs after a reduction in which nothing is counted.
+    pub cooldown: i64,
+    /// The lowest rate.
+    pub min_lr: f64,
+    /// A change of the rate that is not above this is left out.
+    pub eps: f64,
+}
+
+impl Default for ReduceLrOnPlateau {
+    fn default() -> Self {
+        Self {
+            monitor: "val_loss".to_owned(),
+            mode: Mode::Min,
+            factor: 0.1,
+            patience: 10,
+            threshold: 1e-4,
+            threshold_mode: ThresholdMode::Rel,
+            cooldown: 0,
+            min_lr: 0.0,
+            eps: 1e-8,
+        }
+    }
+}
+
+impl BuildScheduler for ReduceLrOnPlateau {
+    fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>> {
+        if !(0.0..1.0).contains(&self.factor) {
+            return Err(Error::config(format!(
+                "scheduler: factor is {}, but must be in [0, 1)",
+                self.factor
+            )));
+        }
+        for (name, value) in [("patience", self.patience), ("cooldown", self.cooldown)] {
+            if value < 0 {
+                return Err(Error::config(format!(
+                    "scheduler: {name} is {value}, but must be at least 0"
+                )));
+            }
+        }
+        let best = match self.mode {
+            Mode::Min => f64::INFINITY,
+            Mode::Max => f64::NEG_INFINITY,
+        };
+        let options = self.clone();
+        Ok(Box::new(Plateau { options, rates: base, best, bad_epochs: 0, cooldown: 0 }))
+    }
+
+    fn monitor(&self) -> Option<&str> {
+        Some(&self.monitor)
+    }
+}
+
+struct Plateau {
+    options: ReduceLrOnPlateau,
+    rates: Rates,
+    best: f64,
+    bad_epochs: i64,
+    /// Epochs of it that are left.
+    cooldown: i64,
+}
+
+impl Plateau {
+    /// A NaN is no improvement.
+    fn is_better(&self, value: f64) -> bool {
+        let ReduceLrOnPlateau { mode, threshold, threshold_mode, .. } = self.options;
+        match (threshold_mode, mode) {
+            (ThresholdMode::Abs, mode) => mode.better(value, self.best, threshold),
+            (ThresholdMode::Rel, Mode::Min) => value < self.best * (1.0 - threshold),
+            (ThresholdMode::Rel, Mode::Max) => value > self.best * (threshold + 1.0),
+        }
+    }
+}
+
+impl Scheduler for Plateau {
+    fn rates(&self) -> Rates {
+        self.rates
+    }
+
+    fn advance(&mut self, monitored: Option<f64>) {
+        let Some(value) = monitored else {
+            return;
+        };
+        if self.is_better(value) {
+            self.best = value;
+            self.bad_epochs = 0;
+        } else {
+            self.bad_epochs += 1;
+        }
+        if self.cooldown > 0 {
+            self.cooldown -= 1;
+            self.bad_epochs = 0;
+        }
+        if self.bad_epochs > self.options.patience {
+            let lr = (self.rates.lr * self.options.factor).max(self.options.min_lr);
+            if self.rates.lr - lr > self.options.eps {
+                self.rates.lr = lr;
+            }
+            self.cooldown = self.options.cooldown;
+            self.bad_epochs = 0;
+        }
+    }
+
+    fn state(&self) -> Result<State> {
+        let mut state = State::default();
+        state.put(saved::NAME, &"ReduceLROnPlateau")?;
+        // As text, since it is infinite at first, which JSON cannot hold.
+        state.put(BEST, &self.best.to_string())?;
+        state.put(BAD_EPOCHS, &self.bad_epochs)?;
+        state.put(COOLDOWN, &self.cooldown)?;
+        saved::put_rates(&mut state, saved::LAST, self.rates)?;
+        Ok(state)
+    }
+
+    fn load_state(&mut self, state: &State) -> Result<()> {
+        saved::same_layout(&self.state()?, state)?;
+        let best: String = state.get(BEST)?;
+        let best = best.parse().map_err(|_| {
+            Error::config(format!("state `{BEST}` is {best}, but a number in a text is needed"))
+        })?;
+        let (bad_epochs, cooldown) = (state.get(BAD_EPOCHS)?, state.get(COOLDOWN)?);
+        let rates = saved::get_rates(state, saved::LAST)?;
+        *self = Self { options: self.options.clone(), rates, best, bad_epochs, cooldown };
+        Ok(())
+    }
+}
+
+const BEST: &str = "best";
+const BAD_EPOCHS: &str = "num_bad_epochs";
+const COOLDOWN: &str = "cooldown_counter";

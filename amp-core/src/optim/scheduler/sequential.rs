@@ -1,0 +1,97 @@
+//! SequentialLR (torch/optim/lr_scheduler.py).
+
+use super::{BuildScheduler, Rates, Scheduler};
+use crate::{Error, Result, optim::saved, state::State};
+
+/// One schedule after another, each from the optimizer's own rates.
+pub struct SequentialLr {
+    schedules: Vec<Box<dyn BuildScheduler>>,
+    milestones: Vec<i64>,
+}
+
+impl SequentialLr {
+    /// Begins with this schedule.
+    pub fn new(first: impl BuildScheduler + 'static) -> Self {
+        Self { schedules: vec![Box::new(first)], milestones: Vec::new() }
+    }
+
+    /// After `milestone` intervals, counted from the start, goes on with this schedule.
+    #[must_use]
+    pub fn then(mut self, milestone: i64, next: impl BuildScheduler + 'static) -> Self {
+        self.schedules.push(Box::new(next));
+        self.milestones.push(milestone);
+        self
+    }
+}
+
+impl BuildScheduler for SequentialLr {
+    fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>> {
+        if !self.milestones.is_sorted_by(|before, after| before < after)
+            || self.milestones.first().is_some_and(|first| *first < 1)
+        {
+            return Err(Error::config(format!(
+                "scheduler: milestones are {:?}, but must be positive and rise",
+                self.milestones
+            )));
+        }
+        if let Some(name) = self.schedules.iter().find_map(|schedule| schedule.monitor()) {
+            return Err(Error::config(format!(
+                "scheduler: one that monitors `{name}` cannot be part of a sequence: use it alone"
+            )));
+        }
+        let schedules = self.schedules.iter().map(|schedule| schedule.build(base));
+        let milestones = self.milestones.clone();
+        Ok(Box::new(Sequential {
+            schedules: schedules.collect::<Result<_>>()?,
+            milestones,
+            passed: 0,
+        }))
+    }
+}
+
+struct Sequential {
+    schedules: Vec<Box<dyn Scheduler>>,
+    milestones: Vec<i64>,
+    passed: i64,
+}
+
+impl Sequential {
+    /// The place of the schedule that rules now.
+    fn current(&self) -> usize {
+        self.milestones.partition_point(|milestone| *milestone <= self.passed)
+    }
+}
+
+impl Scheduler for Sequential {
+    fn rates(&self) -> Rates {
+        self.schedules[self.current()].rates()
+    }
+
+    fn advance(&mut self, monitored: Option<f64>) {
+        self.passed += 1;
+        // At a milestone the next schedule begins with its own first rates.
+        if !self.milestones.contains(&self.passed) {
+            let current = self.current();
+            self.schedules[current].advance(monitored);
+        }
+    }
+
+    fn state(&self) -> Result<State> {
+        let mut state = State::default();
+        state.put(saved::NAME, &"SequentialLR")?;
+        state.put(saved::LAST_EPOCH, &self.passed)?;
+        for (at, schedule) in self.schedules.iter().enumerate() {
+            state.put_part(&at.to_string(), schedule.state()?);
+        }
+        Ok(state)
+    }
+
+    fn load_state(&mut self, state: &State) -> Result<()> {
+        saved::same_layout(&self.state()?, state)?;
+        self.passed = state.get(saved::LAST_EPOCH)?;
+        for (at, schedule) in self.schedules.iter_mut().enumerate() {
+            schedule.load_state(&state.part(&at.to_string()))?;
+        }
+        Ok(())
+    }
+}

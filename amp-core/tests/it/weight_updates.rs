@@ -1,0 +1,231 @@
+//! What becomes of updates that are finer than bf16: lost, kept in masters, or kept on average.
+
+use amp_core::{
+    Result, TrainerConfig,
+    optim::{
+        Adam, AdamW, BuildOptimizer, Lion, Optimizer, OptimizerConfig, RmsProp, Sgd, WeightUpdate,
+    },
+    precision::Precision,
+    tch::{Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::{bits, values},
+    device, message,
+    model::{Model, constant, fit, linear, same},
+    parameter, seeded, set_gradients,
+};
+
+fn ones(count: i64, kind: Kind) -> Tensor {
+    Tensor::ones([count], (kind, device()))
+}
+
+/// An optimizer over `count` ones.
+fn over_ones(
+    options: &dyn BuildOptimizer,
+    count: i64,
+    kind: Kind,
+    update: WeightUpdate,
+) -> Result<Box<dyn Optimizer>> {
+    options.build_with(vec![parameter("weight", &ones(count, kind))], update)
+}
+
+/// Takes steps with gradients of 1.
+fn train(optimizer: &mut dyn Optimizer, steps: usize) -> Result<()> {
+    for _ in 0..steps {
+        let grad = Tensor::ones_like(&optimizer.parameters()[0].tensor).detach();
+        set_gradients(optimizer, &[Some(grad)]);
+        optimizer.step()?;
+    }
+    Ok(())
+}
+
+/// The weight's mean, in f64.
+fn mean(optimizer: &dyn Optimizer) -> f64 {
+    optimizer.parameters()[0]
+        .tensor
+        .detach()
+        .to_kind(Kind::Double)
+        .mean(Kind::Double)
+        .double_value(&[])
+}
+
+/// Spacing of bf16 just below 1.
+const SPACING: f64 = 1.0 / 256.0;
+
+/// One step to 1 − 0.001: every weight is one of the two neighbours of that in bf16, and their
+/// mean is the f32 value, within five standard errors of `count` draws between the two.
+#[test]
+fn stochastic_rounding_is_unbiased() -> Result<()> {
+    let _generator = seeded(0);
+    let count = 400_000;
+    let options = Sgd { lr: 1e-3, ..Default::default() };
+    let update = WeightUpdate::StochasticRounding;
+    let mut optimizer = over_ones(&options, count, Kind::BFloat16, update)?;
+    train(optimizer.as_mut(), 1)?;
+    let exact = f64::from(1.0_f32 - 1e-3_f32);
+    let weights = values(&optimizer.parameters()[0].tensor);
+    assert!(weights.iter().all(|weight| *weight == 1.0 || *weight == 1.0 - SPACING));
+    let share = (1.0 - exact) / SPACING;
+    let error = SPACING * (share * (1.0 - share) / count as f64).sqrt();
+    let mean = mean(optimizer.as_ref());
+    assert!((mean - exact).abs() < 5.0 * error, "{mean} for {exact} ± {error}");
+    Ok(())
+}
+
+/// Rounding of both signs and of several sizes; exact values, infinities and zeros stay.
+#[test]
+fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
+    let _generator = seeded(1);
+    let count = 100_000;
+    for start in [3.0, -3.0, 1e-30, -1e30, 0.0, f64::INFINITY] {
+        let start = (ones(count, Kind::Float) * start).to_kind(Kind::BFloat16);
+        let first = values(&start)[0];
+        let (target, spacing) = match first.is_finite() && first != 0.0 {
+            // A third of the way to the next value further from 0.
+            true => {
+                let spacing = first.abs().log2().floor().exp2() / 128.0;
+                (first + first.signum() * spacing / 3.0, spacing)
+            }
+            false => (first, 1.0),
+        };
+        let grad = if target == first { 0.0 } else { first - target };
+        let options = Sgd { lr: 1.0, ..Default::default() };
+        let mut optimizer = options
+            .build_with(vec![parameter("weight", &start)], WeightUpdate::StochasticRounding)?;
+        let grad = (ones(count, Kind::Float) * grad).to_kind(Kind::BFloat16);
+        let step = values(&grad)[0];
+        set_gradients(optimizer.as_mut(), &[Some(grad)]);
+        optimizer.step()?;
+        let target = f64::from((first - step) as f32);
+        if step == 0.0 {
+            let weights = values(&optimizer.parameters()[0].tensor);
+            assert!(weights.iter().all(|weight| *weight == first), "{first} stays");
+            continue;
+        }
+        let share = (target - first).abs() / spacing;
+        let error = spacing * (share * (1.0 - share) / count as f64).sqrt();
+        let mean = mean(optimizer.as_ref());
+        assert!((mean - target).abs() < 5.0 * error, "{mean} for {target} ± {error}");
+    }
+    Ok(())
+}
+
+/// 200 steps of 10⁻⁵, each a four-hundredth of the spacing: rounded to nearest the weight never
+/// moves; rounded stochastically it moves by their sum on average; with masters it moves to the
+/// neighbour when their sum is nearer to that.
+#[test]
+fn updates_below_the_spacing() -> Result<()> {
+    let _generator = seeded(2);
+    let options = Sgd { lr: 1e-5, ..Default::default() };
+    let count = 100_000;
+    let run = |update, steps| -> Result<f64> {
+        let mut optimizer = over_ones(&options, count, Kind::BFloat16, update)?;
+        train(optimizer.as_mut(), steps)?;
+        Ok(mean(optimizer.as_ref()))
+    };
+    assert_eq!(run(WeightUpdate::RoundToNearest, 400)?, 1.0);
+    let moved = run(WeightUpdate::StochasticRounding, 200)?;
+    let share = 2e-3 / SPACING;
+    let error = SPACING * (share * (1.0 - share) / count as f64).sqrt();
+    assert!((moved - (1.0 - 2e-3)).abs() < 6.0 * error, "{moved} ± {error}");
+    assert_eq!(run(WeightUpdate::MasterWeights, 190)?, 1.0);
+    assert_eq!(run(WeightUpdate::MasterWeights, 200)?, 1.0 - SPACING);
+    Ok(())
+}
+
+/// With masters, 16-bit parameters go the way of f32 ones to the last bit, and are those
+/// rounded; running averages are f32.
+#[rstest]
+fn masters_are_an_f32_run(
+    #[values(
+        &AdamW::default(),
+        &Adam { fused: false, ..Default::default() },
+        &Sgd { momentum: 0.9, ..Default::default() },
+        &RmsProp { centered: true, ..Default::default() },
+        &Lion::default()
+    )]
+    options: &dyn BuildOptimizer,
+    #[values(Kind::BFloat16, Kind::Half)] kind: Kind,
+) -> Result<()> {
+    let mut half = over_ones(options, 9, kind, WeightUpdate::MasterWeights)?;
+    let mut full = over_ones(options, 9, Kind::Float, WeightUpdate::RoundToNearest)?;
+    train(half.as_mut(), 50)?;
+    train(full.as_mut(), 50)?;
+    let weight = &full.parameters()[0].tensor;
+    let (half_state, full_state) = (half.state()?, full.state()?);
+    assert_eq!(bits(half_state.tensor("master/weight")?), bits(weight));
+    assert_eq!(bits(&half.parameters()[0].tensor), bits(&weight.to_kind(kind)));
+    for (name, tensor) in full_state.tensors() {
+        assert_eq!(bits(half_state.tensor(name)?), bits(tensor), "{name}");
+    }
+    assert!(full_state.tensor("master/weight").is_err(), "f32 needs none");
+    Ok(())
+}
+
+/// As in torch, Adam's averages of bf16 parameters are bf16 by default: with a second beta of
+/// 0.999 the running square cannot decay there. In f32 it does.
+#[rstest]
+#[case(WeightUpdate::RoundToNearest, Kind::BFloat16, 1.0)]
+#[case(WeightUpdate::MasterWeights, Kind::Float, 0.999)]
+#[case(WeightUpdate::StochasticRounding, Kind::Float, 0.999)]
+fn the_running_square_decays_in_f32(
+    #[case] update: WeightUpdate,
+    #[case] kind: Kind,
+    #[case] decay: f64,
+) -> Result<()> {
+    let _generator = seeded(3);
+    let mut optimizer = over_ones(&Adam::default(), 1, Kind::BFloat16, update)?;
+    train(optimizer.as_mut(), 1)?;
+    let square = |optimizer: &dyn Optimizer| -> Result<(Kind, f64)> {
+        let state = optimizer.state()?;
+        let square = state.tensor("exp_avg_sq/weight")?;
+        Ok((square.kind(), square.double_value(&[0])))
+    };
+    let before = square(optimizer.as_ref())?.1;
+    let zero = Tensor::zeros_like(&optimizer.parameters()[0].tensor).detach();
+    set_gradients(optimizer.as_mut(), &[Some(zero)]);
+    optimizer.step()?;
+    let (seen, after) = square(optimizer.as_ref())?;
+    assert_eq!(seen, kind);
+    assert!((after / before - decay).abs() < 1e-6, "{after} after {before}");
+    Ok(())
+}
+
+/// Stochastic rounding is bf16's; f32 parameters are left alone by either.
+#[test]
+fn stochastic_rounding_is_for_bfloat16() -> Result<()> {
+    let options = Sgd { lr: 1e-5, ..Default::default() };
+    let said = message(over_ones(&options, 1, Kind::Half, WeightUpdate::StochasticRounding));
+    assert!(said.contains("`weight` is float16: use master weights"), "{said}");
+    let mut optimizer = over_ones(&options, 1, Kind::Float, WeightUpdate::StochasticRounding)?;
+    train(optimizer.as_mut(), 1)?;
+    assert_eq!(values(&optimizer.parameters()[0].tensor), [f64::from(1.0_f32 - 1e-5)]);
+    Ok(())
+}
+
+/// The trainer's switch reaches the optimizer.
+#[rstest]
+#[case(WeightUpdate::RoundToNearest, false)]
+#[case(WeightUpdate::MasterWeights, true)]
+#[case(WeightUpdate::StochasticRounding, true)]
+fn the_trainer_passes_it_on(#[case] update: WeightUpdate, #[case] moves: bool) -> Result<()> {
+    let _generator = seeded(4);
+    let mut config = TrainerConfig::new(Precision::Bf16True, device());
+    config.max_epochs = 40;
+    config.weight_update = update;
+    let module = linear(8, 8)?;
+    for (_, tensor, _) in amp_core::nn::named_tensors(&module) {
+        let _ = amp_core::tch::no_grad(|| tensor.shallow_clone().fill_(1.0));
+    }
+    // Gradients around 2, so that 40 steps add up to 8e-3.
+    let mut model =
+        Model::regression(module, |_| OptimizerConfig::new(Sgd { lr: 1e-4, ..Default::default() }));
+    fit(&config, &mut model, &same(constant(8, 8, 1.0)?, 8)?).1?;
+    let moved = amp_core::nn::named_tensors(&model)
+        .iter()
+        .any(|(_, tensor, _)| values(tensor).iter().any(|weight| *weight != 1.0));
+    assert_eq!(moved, moves);
+    Ok(())
+}

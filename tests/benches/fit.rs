@@ -12,7 +12,7 @@ use std::time::Instant;
 use amp_core::{
     data::{Batch, DataModule},
     nn::{named_tensors, parameters},
-    optim::{Optimizer, TrainingPlan},
+    optim::{Optimizer, TrainingPlan, WeightUpdate},
     prelude::*,
     tch::{Reduction, set_num_threads},
 };
@@ -60,7 +60,9 @@ impl Bare {
     /// Over the tensors of `model`: each layer by the sizes of what it has.
     fn new(model: &dyn LightningModule, dropout: Option<f64>) -> Result<Self> {
         let plan = TrainingPlan { max_epochs: 1, estimated_stepping_batches: STEPS };
-        let optimizer = model.configure_optimizers(&plan)?.build(parameters(model))?.optimizer;
+        let optimizers = model.configure_optimizers(&plan)?;
+        let mut built = optimizers.build(parameters(model), WeightUpdate::default())?;
+        let optimizer = built.remove(0).optimizer;
         let mut calls = Vec::new();
         let mut tensors = named_tensors(model).into_iter().map(|(_, tensor, _)| tensor).peekable();
         let next = |tensors: &mut dyn Iterator<Item = Tensor>| tensors.next().expect("a tensor");
@@ -109,8 +111,14 @@ struct Pair {
     model: Box<dyn LightningModule>,
     bare: Bare,
     trainer: Trainer<'static>,
-    long: DataModule,
-    short: DataModule,
+    long: Data,
+    short: Data,
+}
+
+/// Examples for the trainer, and the same for the bare loop.
+struct Data {
+    module: DataModule,
+    train: Batch,
 }
 
 fn examples(batches: i64) -> Result<Batch> {
@@ -119,9 +127,10 @@ fn examples(batches: i64) -> Result<Batch> {
     Batch::new(x, y)
 }
 
-fn data(batches: i64) -> Result<DataModule> {
-    let (train, val) = (examples(batches)?, examples(1)?);
-    Ok(DataModule { name: "noise".into(), train, val, batch_size: BATCH })
+fn data(batches: i64) -> Result<Data> {
+    let train = examples(batches)?;
+    let same = Batch::new(train.input.shallow_clone(), train.target.shallow_clone())?;
+    Ok(Data { module: DataModule::new("noise", same, examples(1)?, BATCH), train })
 }
 
 impl Pair {
@@ -144,7 +153,7 @@ impl Pair {
     }
 
     fn fit(&mut self) {
-        self.trainer.fit(self.model.as_mut(), &self.long).expect("a run");
+        self.trainer.fit(self.model.as_mut(), &self.long.module).expect("a run");
     }
 
     fn bare(&mut self) {
@@ -161,7 +170,7 @@ impl Pair {
         let long = timed(&mut || self.fit());
         let bare_long = timed(&mut || self.bare());
         let short = timed(&mut || {
-            self.trainer.fit(self.model.as_mut(), &self.short).expect("a run");
+            self.trainer.fit(self.model.as_mut(), &self.short.module).expect("a run");
         });
         let bare_short = timed(&mut || {
             self.bare.epoch(&self.short.train).expect("an epoch");

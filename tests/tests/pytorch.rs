@@ -3,7 +3,7 @@
 //! `fixtures/oracles/pytorch_copies.json` and the files beside it were recorded from PyTorch copies
 //! of the models. The way back runs the real PyTorch, which `cargo amp` provisions.
 
-use std::{collections::HashMap, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use amp_core::{
     Hyperparameters, LightningModule,
@@ -198,7 +198,7 @@ fn pytorch_reads_our_weights() {
             let own = [("input", &input), ("logits", &found)];
             Tensor::write_safetensors(&own, file("io")).expect("the file can be written");
             place(Policy::new(precision, device())).expect("the device has room");
-            weights::save(model.as_ref(), &file("weights"), HashMap::new())
+            weights::save(model.as_ref(), &file("weights"), BTreeMap::new())
                 .expect("weights are saved");
         }
     }

@@ -12,6 +12,37 @@ use crate::{Error, Result};
 /// disk or one `index_select` serves the whole batch).
 ///
 /// A [`Batch`] in memory is one. Under prefetching `gather` runs on a thread of the loader's.
+///
+/// ```no_run,standalone_crate
+/// use std::path::PathBuf;
+///
+/// use amp_core::{
+///     Result,
+///     data::{Batch, Dataset},
+///     tch::{Kind, Tensor, vision::image},
+/// };
+///
+/// /// Images of one size, a file each.
+/// struct Images {
+///     files: Vec<PathBuf>,
+///     classes: Vec<i64>,
+/// }
+///
+/// impl Dataset for Images {
+///     fn len(&self) -> i64 {
+///         self.classes.len() as i64
+///     }
+///
+///     fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
+///         let at = |index: &i64| *index as usize;
+///         let read = |index| Ok(image::load(&self.files[at(index)])?.f_to_kind(Kind::Float)?);
+///         let images: Result<Vec<Tensor>> = indices.iter().map(read).collect();
+///         let classes: Vec<i64> = indices.iter().map(|index| self.classes[at(index)]).collect();
+///         Batch::new(Tensor::f_stack(&images?, 0)?, Tensor::f_from_slice(&classes)?)
+///     }
+/// }
+/// # fn main() {}
+/// ```
 pub trait Dataset: Send {
     /// Number of examples; it must not change.
     fn len(&self) -> i64;

@@ -148,15 +148,16 @@ fn the_memory_logger_keeps_every_number() -> Result<()> {
 
 /// Waits at the first event until the test lets it go on; what it wrote comes out in the end.
 struct Gated {
-    gate: Receiver<()>,
+    /// Gone once it was passed.
+    gate: Option<Receiver<()>>,
     written: Vec<Event>,
     out: Sender<Vec<Event>>,
 }
 
 impl Sink for Gated {
     fn write(&mut self, event: &Event) -> Result<()> {
-        if self.written.is_empty() {
-            self.gate.recv().expect("the test opens the gate");
+        if let Some(gate) = self.gate.take() {
+            gate.recv().expect("the test opens the gate");
         }
         self.written.push(event.clone());
         Ok(())
@@ -177,7 +178,7 @@ fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     let (end, before) = events.split_last().expect("events");
     for ended in [true, false] {
         let ((open, gate), (out, written)) = (channel(), channel());
-        let mut logger = Background::start(Gated { gate, written: Vec::new(), out })?;
+        let mut logger = Background::start(Gated { gate: Some(gate), written: Vec::new(), out })?;
         // More than a file's buffer holds, and all while the sink is stuck at the first.
         let sent: Vec<&Event> = before.iter().cycle().take(1000).collect();
         sent.iter().try_for_each(|event| logger.on_event(event))?;

@@ -1,5 +1,5 @@
-//! What holds across the crates is in `tests/tests`. Here the derives' documentation is compiled:
-//! amp-derive cannot do it, since its examples need amp-core.
+//! What holds across the crates is in `tests/tests`. Here the README's example and the derives'
+//! documentation are compiled: amp-derive cannot do it, since its examples need amp-core.
 
 /// The examples of `derive(LightningModule)`.
 #[cfg(doctest)]
@@ -10,3 +10,8 @@ pub struct LightningModuleDocs;
 #[cfg(doctest)]
 #[doc = include_str!("../../amp-derive/docs/module.md")]
 pub struct ModuleDocs;
+
+/// The README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

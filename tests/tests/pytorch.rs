@@ -3,7 +3,12 @@
 //! `fixtures/oracles/pytorch_copies.json` and the files beside it were recorded from PyTorch copies
 //! of the models. The way back runs the real PyTorch, which `cargo amp` provisions.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::Path,
+    process::Command,
+};
 
 use amp_core::{
     Hyperparameters, LightningModule,

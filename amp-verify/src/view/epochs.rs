@@ -5,6 +5,7 @@ use std::io::Write;
 use amp_core::{
     Error, Result,
     event::{Event, Subscriber},
+    log::Logged,
     trainer::Profile,
 };
 
@@ -53,24 +54,26 @@ impl<W: Write> Subscriber for EpochTable<W> {
             Event::Stopped { reason } => self.line(&format!("stopped early: {reason}")),
             Event::EpochEnd(end) => {
                 let values: Vec<_> = end.train.iter().chain(&end.val).collect();
+                // Wide enough for its name, and for a number with five decimals.
+                let column = |logged: &Logged, text: String| {
+                    format!("{text:>0$}", logged.name.len().max(10))
+                };
                 if !self.header {
                     self.header = true;
                     let names: Vec<String> =
-                        values.iter().map(|logged| format!("{:>12}", logged.name)).collect();
-                    self.line(&format!(
-                        "epoch  step {} {:>10} {:>8}",
-                        names.join(""),
-                        "lr",
-                        "seconds"
-                    ))?;
+                        values.iter().map(|logged| column(logged, logged.name.clone())).collect();
+                    let (names, lr, seconds) = (names.join("  "), "lr", "seconds");
+                    self.line(&format!("epoch  step  {names}  {lr:>9} {seconds:>8}"))?;
                 }
-                let values: Vec<String> =
-                    values.iter().map(|logged| format!("{:>12.5}", logged.value)).collect();
+                let figures: Vec<String> = values
+                    .iter()
+                    .map(|logged| column(logged, format!("{:.5}", logged.value)))
+                    .collect();
                 self.line(&format!(
-                    "{:>5} {:>5} {} {:>10.3e} {:>8.2}",
+                    "{:>5} {:>5}  {}  {:>9.3e} {:>8.2}",
                     end.epoch + 1,
                     end.global_step,
-                    values.join(""),
+                    figures.join("  "),
                     end.lr,
                     end.train_seconds + end.val_seconds
                 ))

@@ -110,3 +110,25 @@ fn the_table_has_a_row_per_precision_and_fits_no_decimals_away() {
     }
     assert_eq!(text(&output.stderr), "", "no progress bar where there is no terminal");
 }
+
+/// Names longer than their numbers widen their column: each stands by itself above its figure.
+#[test]
+fn every_value_of_an_epoch_has_a_column_with_its_name() {
+    let folder = tempdir().expect("a temporary folder");
+    let output = amp(folder.path())
+        .args(["train", "--model", "ProductionAMPModel", "--epochs", "1", "--quiet"])
+        .args(["--device", &device()])
+        .output()
+        .expect("the binary runs");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    let mut lines = printed.lines().skip_while(|line| !line.starts_with("epoch "));
+    let header = lines.next().expect("a header");
+    let names: Vec<&str> = header.split_whitespace().collect();
+    for name in ["train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_confidence"] {
+        assert!(names.contains(&name), "{name} in {header}");
+    }
+    let figures = lines.next().expect("an epoch");
+    assert_eq!(figures.split_whitespace().count(), names.len(), "{header}\n{figures}");
+    assert_eq!(figures.chars().count(), header.chars().count(), "{header}\n{figures}");
+}

@@ -19,6 +19,7 @@ mod log;
 mod loggers;
 mod memory;
 mod metrics;
+mod monitors;
 mod optimizers;
 mod optimizers_f16;
 mod optimizers_groups;

@@ -10,7 +10,7 @@ use rstest::rstest;
 use serde_json::Value;
 
 use crate::support::{
-    bits::{assert_bits, from_bits, sha256, values},
+    bits::{assert_bits, from_bits, name_of, sha256, values},
     capability, message,
     oracle::{Lcg, integer, list, number, oracle, parsed, shapes, text},
     parameter, set_gradient,
@@ -18,7 +18,8 @@ use crate::support::{
 
 /// f32 on the CPU, constant rates and falling ones: the parameters have torch's bits after 1, 2,
 /// 10, 50 and 200 steps. The kernels differ in the last bit with the CPU's instructions, so the
-/// recording of the set that runs here is the one that counts.
+/// recording of the set that runs here is the one that counts. Where MKL's square root is not the
+/// recorder's, what takes it is held to a bound instead.
 #[rstest]
 #[case::adamw("AdamW", "fused", 6)]
 #[case::adam("Adam", "fused", 4)]
@@ -92,12 +93,21 @@ fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) 
         .filter(|case| text(case, "capability") == recorded)
         .collect();
     assert_eq!(cases.len(), count, "every case recorded for {recorded} is replayed");
+    // The fused kernels take the square root by an instruction, and SGD takes none.
+    let same_bits = way == "fused" || kind == "SGD" || takes_the_recorded_roots(oracle, dtype);
     for case in cases {
         replay(oracle, case, dtype, |step, parameters| {
             let what = format!("{} after step {step}", text(case, "name"));
             let bits = case["params"][step.to_string()].as_array();
             for (parameter, bits) in parameters.iter().zip(bits.into_iter().flatten()) {
-                assert_bits(&parameter.tensor, bits.as_str().expect("bits"), &what);
+                let bits = bits.as_str().expect("bits");
+                match same_bits {
+                    true => assert_bits(&parameter.tensor, bits, &what),
+                    false => assert_near(&parameter.tensor, bits, step, &what),
+                }
+            }
+            if !same_bits {
+                return;
             }
             let digests = case["sha256"].as_array().filter(|_| step == integer(oracle, "steps"));
             for (parameter, digest) in parameters.iter().zip(digests.into_iter().flatten()) {
@@ -106,6 +116,24 @@ fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) 
         })?;
     }
     Ok(())
+}
+
+/// Whether `torch.sqrt` has the recorder's bits here. On the CPU it is MKL's, whose last bit
+/// differs between makers of processors; what follows from it can then only be near.
+fn takes_the_recorded_roots(oracle: &Value, dtype: Kind) -> bool {
+    let roots = (Tensor::arange_start(1, 4097, (dtype, Device::Cpu)) / 7.0).sqrt();
+    sha256(&roots.to_kind(Kind::Double)) == text(&oracle["sqrt"], name_of(dtype))
+}
+
+/// Within what a last bit in each step's root can add up to in f32: a step is no larger than the
+/// weights, which are below 2.
+#[track_caller]
+fn assert_near(tensor: &Tensor, bits: &str, step: i64, what: &str) {
+    let expected = values(&from_bits(tensor.kind(), bits));
+    for (seen, expected) in values(tensor).into_iter().zip(expected) {
+        let tolerance = 4.0 * step as f64 * f64::from(f32::EPSILON);
+        assert!((seen - expected).abs() <= tolerance, "{what}: {seen} for {expected}");
+    }
 }
 
 /// Takes the recorded steps; `look` sees the parameters after each, which are counted from 1.

@@ -316,3 +316,29 @@ fn a_batch_that_does_not_fit_runs_in_parts(#[case] window: i64) -> Result<()> {
     assert!(message(hopeless).contains("in `model.0`: libtorch: CUDA out of memory"));
     Ok(())
 }
+
+/// The device's own refusal: activations of 64 GiB do not fit, a quarter of them does.
+#[test]
+fn a_cuda_device_that_is_full_runs_in_parts() -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let _generator = seeded(2);
+    let (width, examples) = (1 << 20, 1 << 15);
+    let layers: Vec<Box<dyn Module>> = vec![
+        Box::new(linear(8, width)?),
+        Box::new(nn::Gelu::default()),
+        Box::new(linear(width, 1)?),
+    ];
+    let mut model = Model::regression(Sequential::new(layers), sgd);
+    let options = (Kind::Float, device());
+    let data =
+        Batch::new(Tensor::ones([examples, 8], options), Tensor::ones([examples, 1], options))?;
+    let val = Batch::new(Tensor::ones([8, 8], options), Tensor::ones([8, 1], options))?;
+    let data = amp_core::data::DataModule::new("ones", data, val, examples);
+    let record = fit(&config(Precision::F32True), &mut model, &data).1?;
+    assert!(matches!(record.recoveries[0], (0, Recovery::MicroBatches { parts: 2 })), "{record:?}");
+    assert_eq!((record.end.global_step, record.end.skipped), (1, 0));
+    assert!(finite(&model));
+    Ok(())
+}

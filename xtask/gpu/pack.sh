@@ -23,11 +23,11 @@ for line in sys.stdin:
 executables build --package amp-verify --bin amp | while read -r _ _ path; do
     strip --strip-all -o dist.partial/amp "$path"
 done
-# Left out: what needs a compiler (ui, expand) or TensorBoard's Python package (tensorboard), and
-# what holds on a CPU alone (golden).
+# Left out: what needs a compiler (ui, expand), TensorBoard's Python package (tensorboard) or the
+# sources (docs), and what holds on a CPU alone (golden).
 executables test --no-run --package amp-core --package amp-verify --package fixtures --package tests |
     while read -r package target path; do
-        case $target in ui | expand | golden | tensorboard | amp) continue ;; esac
+        case $target in ui | expand | golden | tensorboard | docs | amp) continue ;; esac
         strip --strip-all -o "dist.partial/tests/$package-$target" "$path"
     done
 # In the tests' profile, so that the C++ bindings are not built again.

@@ -11,6 +11,8 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .warnings(false)
+        // Its few loops are on every step's way, in the tests' profile too.
+        .opt_level(3)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .flag("-Wall")

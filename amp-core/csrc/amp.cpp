@@ -1,6 +1,7 @@
 // What tch does not bind: autocast state, the AMP and foreach kernels.
 // Tensors cross as at::Tensor*, owned by Rust unless a comment says otherwise.
 
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
@@ -11,6 +12,7 @@
 #include <ATen/ops/_foreach_norm.h>
 #include <c10/core/GradMode.h>
 
+#include <atomic>
 #include <vector>
 
 #include "guard.h"
@@ -24,6 +26,32 @@ std::vector<at::Tensor> list(const Handle* tensors, size_t count) {
   out.reserve(count);
   for (size_t i = 0; i < count; ++i) out.push_back(*tensors[i]);
   return out;
+}
+
+// Whether no element has all bits of the exponent set, as NaN and infinities have. Written so that
+// the compiler turns it into vector instructions.
+template <typename Word>
+bool finite(const void* data, int64_t count, Word exponent) {
+  const auto* words = static_cast<const Word*>(data);
+  std::atomic<bool> all{true};
+  at::parallel_for(0, count, 1 << 19, [&](int64_t begin, int64_t end) {
+    Word bad = 0;
+    for (int64_t i = begin; i < end; ++i) bad |= (words[i] & exponent) == exponent;
+    if (bad != 0) all = false;
+  });
+  return all;
+}
+
+bool finite(const at::Tensor& tensor) {
+  const auto dense = tensor.contiguous();
+  const void* data = dense.const_data_ptr();
+  switch (dense.scalar_type()) {
+    case at::kHalf: return finite<uint16_t>(data, dense.numel(), 0x7c00);
+    case at::kBFloat16: return finite<uint16_t>(data, dense.numel(), 0x7f80);
+    case at::kFloat: return finite<uint32_t>(data, dense.numel(), 0x7f800000);
+    case at::kDouble: return finite<uint64_t>(data, dense.numel(), 0x7ff0000000000000);
+    default: throw std::runtime_error("gradients of this dtype cannot be checked");
+  }
 }
 
 c10::DeviceType device_type(int cuda) {
@@ -74,6 +102,15 @@ int amp_unscale(const Handle* grads, size_t count, Handle found_inf, Handle inv_
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
     at::_amp_foreach_non_finite_check_and_unscale_(list(grads, count), *found_inf, *inv_scale);
+  });
+}
+
+// Sets `found_inf` to 1 when an element of the CPU tensors is not finite.
+int amp_check_finite(const Handle* tensors, size_t count, Handle found_inf) {
+  return amp::guarded([&] {
+    for (size_t i = 0; i < count; ++i) {
+      if (!finite(*tensors[i])) *found_inf->mutable_data_ptr<float>() = 1;
+    }
   });
 }
 

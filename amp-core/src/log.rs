@@ -51,9 +51,11 @@ struct Entry {
     name: String,
     options: LogOptions,
     reduction: Reduction,
+    /// The same tensor as the latest one's, until there is a second to add.
     counts: Tensor,
     weight: f64,
     latest: (Tensor, f64),
+    batches: u64,
 }
 
 impl Log {
@@ -110,9 +112,10 @@ impl Log {
             name: name.to_owned(),
             options,
             reduction,
-            counts: counts.f_detach_copy()?,
+            counts: counts.shallow_clone(),
             weight,
             latest: (counts, weight),
+            batches: 1,
         });
         Ok(())
     }
@@ -123,8 +126,8 @@ impl Log {
             match self.entries.iter_mut().find(|own| own.name == entry.name) {
                 Some(own) => own.add(entry.counts, entry.weight)?,
                 None => {
-                    let latest = (entry.counts.f_detach_copy()?, entry.weight);
-                    self.entries.push(Entry { latest, ..entry });
+                    let latest = (entry.counts.shallow_clone(), entry.weight);
+                    self.entries.push(Entry { latest, batches: 1, ..entry });
                 }
             }
         }
@@ -140,7 +143,7 @@ impl Log {
             let mut part = State::default();
             part.put("options", &entry.options)?;
             part.put("reduction", &entry.reduction)?;
-            part.put("weights", &(entry.weight, entry.latest.1))?;
+            part.put("weights", &(entry.weight, entry.latest.1, entry.batches))?;
             part.put_tensor("counts", &entry.counts);
             part.put_tensor("latest", &entry.latest.0);
             state.put_part(&entry.name, part);
@@ -152,13 +155,15 @@ impl Log {
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
         let entry = |name: String| -> Result<Entry> {
             let part = state.part(&name);
-            let (weight, latest) = part.get("weights")?;
+            let (weight, latest, batches) = part.get("weights")?;
             Ok(Entry {
                 options: part.get("options")?,
                 reduction: part.get("reduction")?,
-                counts: part.tensor("counts")?.f_to_device(device)?,
+                // Of its own: sums are added to in place.
+                counts: part.tensor("counts")?.f_to_device_(device, Kind::Double, false, true)?,
                 weight,
                 latest: (part.tensor("latest")?.f_to_device(device)?, latest),
+                batches,
                 name,
             })
         };
@@ -187,7 +192,11 @@ impl Log {
 
 impl Entry {
     fn add(&mut self, counts: Tensor, weight: f64) -> Result<()> {
-        let _ = self.counts.f_add_(&counts)?;
+        match self.batches {
+            1 => self.counts = self.counts.f_add(&counts)?,
+            _ => _ = self.counts.f_add_(&counts)?,
+        }
+        self.batches += 1;
         self.weight += weight;
         self.latest = (counts, weight);
         Ok(())

@@ -204,8 +204,12 @@ impl StepRunner<'_> {
 
 /// The batch in at most so many parts of one size; the last may be smaller.
 fn split_evenly(batch: &Batch, parts: i64) -> Result<Vec<Batch>> {
+    if parts == 1 {
+        let (input, target) = (batch.input.shallow_clone(), batch.target.shallow_clone());
+        return Ok(vec![Batch { input, target }]);
+    }
     let length = batch.len();
-    let size = (length + parts - 1) / parts.max(1);
+    let size = (length + parts - 1) / parts;
     (0..length)
         .step_by(size.max(1) as usize)
         .map(|start| {

@@ -72,18 +72,16 @@
 
 mod config;
 mod gradients;
+mod losses;
 
 pub use config::{GradScalerConfig, ScalerState};
 pub use gradients::{Gradients, Scaled, ScaledLoss, StepOutcome, Unscaled};
 
-use std::{
-    cell::{Cell, RefCell},
-    marker::PhantomData,
-};
+use std::{cell::Cell, marker::PhantomData};
 
 use tch::{Device, Kind, Tensor};
 
-use self::{config::usable_scale, gradients::unscale_group};
+use self::{config::usable_scale, gradients::unscale_group, losses::Losses};
 use super::clip;
 use crate::{Error, Result, ffi, nn::Parameter, optim::Optimizer};
 
@@ -102,8 +100,7 @@ pub struct GradScaler {
     mirror: (f32, i32),
     /// Whether a loss was scaled since the last update.
     scaled: Cell<bool>,
-    /// Zero on the device, or NaN if a loss since the last update was not finite.
-    losses: RefCell<Option<Tensor>>,
+    losses: Losses,
     iteration: Vec<Use>,
 }
 
@@ -142,7 +139,7 @@ impl GradScaler {
             growth_tracker: Tensor::f_zeros([], (Kind::Int, device))?,
             mirror: (scale, 0),
             scaled: Cell::new(false),
-            losses: RefCell::default(),
+            losses: Losses::default(),
             iteration: Vec::new(),
         })
     }
@@ -213,13 +210,7 @@ impl GradScaler {
         if self.mode == Mode::Off {
             return Ok(ScaledLoss(loss.shallow_clone()));
         }
-        let zero =
-            loss.f_detach()?.f_mul_scalar(0.0)?.f_to_kind(Kind::Float)?.f_reshape([0_i64; 0])?;
-        let mut losses = self.losses.borrow_mut();
-        *losses = Some(match losses.take() {
-            Some(sum) => sum.f_add(&zero)?,
-            None => zero,
-        });
+        self.losses.add(loss)?;
         if self.mode == Mode::Check {
             return Ok(ScaledLoss(loss.shallow_clone()));
         }
@@ -277,17 +268,18 @@ impl GradScaler {
                 names[at]
             )));
         }
-        let found_inf = match &*self.losses.borrow() {
-            Some(losses) => losses.f_detach_copy()?,
-            None => Tensor::f_zeros([], (Kind::Float, self.device))?,
-        };
-        // The reciprocal is taken in f64 and rounded once, as PyTorch does.
-        let inv_scale =
-            self.scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?;
-        clip::by_dtype(&tensors, |kind, group| {
-            unscale_group(kind, group, &found_inf, &inv_scale)?;
-            Ok(Vec::new())
-        })?;
+        let found_inf = self.losses.found_inf(self.device)?;
+        if self.mode == Mode::Check && !self.device.is_cuda() {
+            ffi::check_finite(&tensors, &found_inf)?;
+        } else {
+            // The reciprocal is taken in f64 and rounded once, as PyTorch does.
+            let inv_scale =
+                self.scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?;
+            clip::by_dtype(&tensors, |kind, group| {
+                unscale_group(kind, group, &found_inf, &inv_scale)?;
+                Ok(Vec::new())
+            })?;
+        }
         self.iteration.push(Use { owner, found_inf: found_inf.shallow_clone(), overflowed: None });
         Ok(Gradients { names, tensors, found_inf: Some(found_inf), owner, state: PhantomData })
     }
@@ -407,7 +399,7 @@ impl GradScaler {
 
     fn end_iteration(&mut self) -> Vec<Use> {
         self.scaled.set(false);
-        self.losses.take();
+        self.losses.clear();
         std::mem::take(&mut self.iteration)
     }
 

@@ -1,0 +1,51 @@
+//! Whether the losses since the last update were finite.
+
+use std::cell::{Cell, RefCell};
+
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+
+/// On the CPU a loss is read at once, which costs nothing there; on CUDA it stays on the device.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    /// A loss on the CPU was not finite.
+    bad: Cell<bool>,
+    /// Zero on the device, or NaN if a loss was not finite.
+    on_device: RefCell<Option<Tensor>>,
+}
+
+impl Losses {
+    pub(super) fn add(&self, loss: &Tensor) -> Result<()> {
+        if loss.device() == Device::Cpu {
+            if loss.numel() == 1 && !f64::try_from(loss)?.is_finite() {
+                self.bad.set(true);
+            }
+            return Ok(());
+        }
+        let zero = loss.f_detach()?.f_mul_scalar(0.0)?.f_to_kind(Kind::Float)?;
+        let zero = zero.f_reshape([0_i64; 0])?;
+        let mut sum = self.on_device.borrow_mut();
+        *sum = Some(match sum.take() {
+            Some(sum) => sum.f_add(&zero)?,
+            None => zero,
+        });
+        Ok(())
+    }
+
+    /// A new scalar on `device` that counts as true when a loss was not finite.
+    pub(super) fn found_inf(&self, device: Device) -> Result<Tensor> {
+        match &*self.on_device.borrow() {
+            Some(sum) => Ok(sum.f_detach_copy()?),
+            None => {
+                let bad = if self.bad.get() { 1.0 } else { 0.0 };
+                Ok(Tensor::f_full([0_i64; 0], bad, (Kind::Float, device))?)
+            }
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        self.bad.set(false);
+        self.on_device.take();
+    }
+}

@@ -94,6 +94,7 @@ fn train(args: &TrainArgs) -> Result<()> {
     case.trainer(args.precision)?;
     let resume_from = args.checkpoints.resume_from()?;
     let mut logs = Logs::new(&args.run.logs)?;
+    let had_folder = args.checkpoints.has_folder();
     let mut callbacks: Vec<Box<dyn Callback>> = args.monitors.callbacks();
     if let Some(checkpoint) = args.checkpoints.callback(case.model.metric)? {
         callbacks.push(Box::new(checkpoint));
@@ -109,6 +110,9 @@ fn train(args: &TrainArgs) -> Result<()> {
     let extras = Extras { callbacks, resume_from };
     let outcome = runner::run(&case, args.precision, extras, &mut listen);
     progress.finish();
+    if outcome.is_err() && !had_folder {
+        args.checkpoints.remove_empty_folder();
+    }
     outcome.map(drop)
 }
 

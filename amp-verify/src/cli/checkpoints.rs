@@ -65,4 +65,17 @@ impl CheckpointArgs {
         }
         Ok(Some(checkpoint))
     }
+
+    /// Whether the folder is there.
+    pub fn has_folder(&self) -> bool {
+        self.checkpoint_dir.as_ref().is_some_and(|folder| folder.exists())
+    }
+
+    /// Removes the folder again if nothing was saved there.
+    pub fn remove_empty_folder(&self) {
+        if let Some(folder) = &self.checkpoint_dir {
+            // The system refuses to remove one that holds something, which is what is wanted.
+            let _ = fs::remove_dir(folder);
+        }
+    }
 }

@@ -46,6 +46,9 @@ impl<W: Write> Subscriber for EpochTable<W> {
                     start.fingerprint.capability
                 ))?;
                 let Some(Position { epoch, batch }) = start.resumed else { return Ok(()) };
+                if epoch >= start.max_epochs {
+                    return self.line("resumed after the last epoch: nothing is left to train");
+                }
                 self.line(&format!("resumed in epoch {} after {batch} batches", epoch + 1))
             }
             Event::Note { text } => self.line(&format!("note: {text}")),

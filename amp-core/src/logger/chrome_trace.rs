@@ -21,8 +21,9 @@ use crate::{
 /// two: in both a `step` and within it its phases, with `epoch` and `batch`; and `memory`, the most
 /// tensor bytes held, as a counter. What is profiled is decided by
 /// [`profile_every_n_steps`](crate::TrainerConfig::profile_every_n_steps). The trainer tells of
-/// profiled steps at the end of an epoch; a run that is killed leaves a whole file with those of
-/// the epochs before.
+/// profiled steps at the end of an epoch, and the file is a whole array whenever nothing is being
+/// written: a run that is killed leaves the steps of the epochs before, cut off only if it was
+/// killed in the middle of a write.
 #[derive(Debug)]
 pub struct ChromeTrace(Background);
 
@@ -157,7 +158,7 @@ impl Sink for Array {
             return Ok(());
         }
         let length = self.buffer.len() as u64;
-        // In one write, so that a run that is killed leaves a whole file.
+        // In one write, so that there is hardly a moment in which the file is not whole.
         self.buffer.extend_from_slice(END);
         self.file
             .write_all_at(&self.buffer, self.end)

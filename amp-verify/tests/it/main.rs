@@ -4,4 +4,5 @@ mod bad_input;
 mod kill;
 mod logs;
 mod output;
+mod resume;
 mod support;

@@ -124,7 +124,7 @@ fn two_hundred_kills_leave_no_trace() {
     }
     println!("{while_writing} of {KILLS} kills hit a file being written; step {reached} reached");
     assert!(while_writing > 0, "no kill came while a file was being written: nothing was tested");
-    assert!(reached > u64::from(KILLS), "{reached} steps: the runs hardly trained");
+    assert!(reached > 23, "step {reached}: no epoch's end was reached");
 
     let end = (reached + 7).to_string();
     finished(train(killed.path()).args(["--resume", CHECKPOINTS, "--max-steps", &end]));

@@ -15,7 +15,7 @@ use amp_verify::{
     matrix,
     output::Logs,
     runner::{self, Extras},
-    view::{EpochTable, Progress, doctor, table},
+    view::{EpochTable, PhaseTables, Progress, doctor, table},
 };
 use clap::Parser;
 use fixtures::models;
@@ -69,10 +69,12 @@ fn verify(args: &VerifyArgs) -> Result<()> {
     plan.iter().try_for_each(|precision| case.trainer(*precision).map(drop))?;
     let output = args.output.as_deref().map(Staged::create).transpose()?;
     let mut logs = Logs::new(&args.run.logs)?;
+    let mut phases = PhaseTables::default();
     let runs = plan.len();
     let mut progress = if args.run.quiet { Progress::hidden(runs) } else { Progress::new(runs) };
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
+        phases.on_event(event)?;
         progress.on_event(event)
     };
     let outcome = matrix::run(&case, &args.precision, &mut listen);
@@ -83,6 +85,8 @@ fn verify(args: &VerifyArgs) -> Result<()> {
         output.write(json.as_bytes())?;
     }
     let text = match args.format {
+        // A model that profiles itself does so in every run: its times are shown when asked for.
+        Format::Table if args.run.logs.profile.is_some() => table(&comparison) + phases.text(),
         Format::Table => table(&comparison),
         Format::Json => json,
     };

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use amp_core::{
-    Result, Trainer, TrainerConfig,
+    Result, TrainerConfig,
     event::{Event, Subscriber},
     logger::ChromeTrace,
     optim::{OptimizerConfig, Sgd},
@@ -14,8 +14,8 @@ use serde_json::Value;
 use tempfile::tempdir;
 
 use crate::support::{
-    device,
-    model::{Model, constant, linear, same},
+    device, heard,
+    model::{Model, linear},
     seeded,
 };
 
@@ -29,14 +29,7 @@ fn run(listener: &mut dyn Subscriber, every: i64) -> Result<Vec<Event>> {
         ..TrainerConfig::new(Precision::F32True, device())
     };
     let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(Sgd::default()));
-    let mut events = Vec::new();
-    let mut keep = |event: &Event| -> Result<()> {
-        events.push(event.clone());
-        Ok(())
-    };
-    let data = same(constant(10, 3, 1.0)?, 2)?;
-    Trainer::new(config).subscribe(listener).subscribe(&mut keep).fit(&mut model, &data)?;
-    Ok(events)
+    heard(config, &mut model, listener)
 }
 
 fn profiles(events: &[Event]) -> Vec<Profile> {

@@ -154,3 +154,19 @@ fn a_trace_holds_the_measured_steps(#[case] profile: &[&str], #[case] steps: usi
     let printed = text(&output.stdout);
     assert!(printed.contains(&format!("\n{} profiled steps (", steps - 1)), "{printed}");
 }
+
+#[test]
+fn every_precisions_phases_are_shown_when_asked_for() {
+    let folder = tempdir().expect("a temporary folder");
+    let output = amp(folder.path())
+        .args(["verify", "--device", &device(), "--epochs", "1", "--precision", "bf16-mixed"])
+        .args(["--profile", "5"])
+        .output()
+        .expect("the binary runs");
+    let printed = text(&output.stdout);
+    // Steps 0, 5, 10, 15 and 20 of 23, less the first.
+    for precision in ["32-true", "bf16-mixed"] {
+        let title = format!("\n{precision}: 4 profiled steps (");
+        assert!(printed.contains(&title), "{printed}");
+    }
+}

@@ -5,6 +5,7 @@
 mod error;
 mod ffi;
 mod module;
+mod named;
 mod random;
 mod tensor_file;
 

@@ -1,11 +1,13 @@
 //! What is run: a model, its data and the options that all precisions share.
 
 use amp_core::{
-    Error, Hyperparameters, LightningModule, Result,
+    Error, Hyperparameters, LightningModule, Result, TrainerConfig,
     data::{DataModule, Loading},
     hardware::seed_everything,
-    precision::Clip,
+    optim::WeightUpdate,
+    precision::{Clip, Precision},
     tch::Device,
+    trainer::{NonFinite, ScaleFloor},
 };
 use fixtures::{data::DataKind, models::Model};
 
@@ -15,18 +17,10 @@ pub struct Case {
     pub model: &'static Model,
     /// The loaded data.
     pub data: DataModule,
-    /// Where it runs.
-    pub device: Device,
     /// Hyperparameters, merged: the entry's, the data's, the user's.
     pub hyperparameters: Hyperparameters,
-    /// Epochs.
-    pub epochs: i64,
-    /// Seed of weights, order and dropout.
-    pub seed: u64,
-    /// Gradient clipping.
-    pub clip: Option<Clip>,
-    /// Batches whose gradients are added up to one step.
-    pub accumulate_grad_batches: i64,
+    /// The trainer's options; those of the baseline. Its seed is that of weights and dropout too.
+    pub trainer: TrainerConfig,
     /// The value that ends training when it no longer falls, and for how many epochs.
     pub early_stopping: Option<(String, u32)>,
 }
@@ -46,6 +40,18 @@ pub struct Choices {
     pub clip: Option<Clip>,
     /// Batches whose gradients are added up to one step.
     pub accumulate_grad_batches: Option<i64>,
+    /// Optimizer steps after which training ends.
+    pub max_steps: Option<u64>,
+    /// Optimizer steps between two logged ones.
+    pub log_every_n_steps: Option<u64>,
+    /// Optimizer steps between two profiled ones.
+    pub profile_every_n_steps: Option<u64>,
+    /// What is done about steps that are not finite.
+    pub on_non_finite: NonFinite,
+    /// How low the loss scale may fall.
+    pub scale_floor: ScaleFloor,
+    /// How optimizers write to 16-bit weights.
+    pub weight_update: WeightUpdate,
     /// The value to watch, and for how many epochs.
     pub early_stopping: Option<(String, u32)>,
     /// Hyperparameters by name.
@@ -87,20 +93,37 @@ impl Case {
         let mut data = kind.load(choices.batch_size.unwrap_or(model.batch_size))?;
         data.loading = choices.loading;
         data.check()?;
-        let seed = choices.seed;
-        let case = Self {
-            model,
-            data,
-            device,
-            hyperparameters,
-            epochs,
-            seed,
-            clip,
+        let defaults = TrainerConfig::new(Precision::F32True, device);
+        let steps = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let trainer = TrainerConfig {
+            max_epochs: epochs,
+            max_steps: choices.max_steps,
+            seed: choices.seed,
+            gradient_clip: clip,
             accumulate_grad_batches,
-            early_stopping,
+            log_every_n_steps: choices.log_every_n_steps.map_or(defaults.log_every_n_steps, steps),
+            weight_update: choices.weight_update,
+            on_non_finite: choices.on_non_finite,
+            scale_floor: choices.scale_floor,
+            profile_every_n_steps: choices
+                .profile_every_n_steps
+                .map(steps)
+                .or(model.profile_every_n_steps),
+            ..defaults
         };
+        let case = Self { model, data, hyperparameters, trainer, early_stopping };
         case.build()?;
         Ok(case)
+    }
+
+    /// The trainer's options under `precision`.
+    ///
+    /// # Errors
+    /// When one of them is out of range, or not for this precision.
+    pub fn trainer(&self, precision: Precision) -> Result<TrainerConfig> {
+        let config = TrainerConfig { precision, ..self.trainer.clone() };
+        config.check()?;
+        Ok(config)
     }
 
     /// The model with the seed's initial weights.
@@ -108,7 +131,7 @@ impl Case {
     /// # Errors
     /// When a hyperparameter is unknown or out of range.
     pub fn build(&self) -> Result<Box<dyn LightningModule>> {
-        seed_everything(self.seed)?;
+        seed_everything(self.trainer.seed)?;
         self.model.build(&self.hyperparameters)
     }
 }

@@ -4,7 +4,7 @@ use std::{io, process::ExitCode};
 
 use amp_core::{
     Error, Result,
-    callback::{Callback, Mode, ModelCheckpoint},
+    callback::Callback,
     event::{Event, Subscriber},
     file::Staged,
     hardware, tch,
@@ -14,8 +14,8 @@ use amp_verify::{
     cli::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs},
     matrix,
     output::Logs,
-    runner,
-    view::{EpochTable, Progress, doctor, table},
+    runner::{self, Extras},
+    view::{EpochTable, PhaseTables, Progress, doctor, table},
 };
 use clap::Parser;
 use fixtures::models;
@@ -65,13 +65,17 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 fn verify(args: &VerifyArgs) -> Result<()> {
     let case = prepare(&args.run)?;
+    let plan = matrix::plan(&args.precision);
+    plan.iter().try_for_each(|precision| case.trainer(*precision).map(drop))?;
     let output = args.output.as_deref().map(Staged::create).transpose()?;
-    let mut logs = Logs::create(&args.run.logs)?;
-    let runs = matrix::plan(&args.precision).len();
+    let mut logs = Logs::new(&args.run.logs)?;
+    let mut phases = PhaseTables::default();
+    let runs = plan.len();
     let mut progress = if args.run.quiet { Progress::hidden(runs) } else { Progress::new(runs) };
     let mut listen = |event: &Event| -> Result<()> {
-        progress.on_event(event)?;
-        logs.on_event(event)
+        logs.on_event(event)?;
+        phases.on_event(event)?;
+        progress.on_event(event)
     };
     let outcome = matrix::run(&case, &args.precision, &mut listen);
     progress.finish();
@@ -81,6 +85,8 @@ fn verify(args: &VerifyArgs) -> Result<()> {
         output.write(json.as_bytes())?;
     }
     let text = match args.format {
+        // A model that profiles itself does so in every run: its times are shown when asked for.
+        Format::Table if args.run.logs.profile.is_some() => table(&comparison) + phases.text(),
         Format::Table => table(&comparison),
         Format::Json => json,
     };
@@ -89,21 +95,28 @@ fn verify(args: &VerifyArgs) -> Result<()> {
 
 fn train(args: &TrainArgs) -> Result<()> {
     let case = prepare(&args.run)?;
-    let mut logs = Logs::create(&args.run.logs)?;
+    case.trainer(args.precision)?;
+    let resume_from = args.checkpoints.resume_from()?;
+    let mut logs = Logs::new(&args.run.logs)?;
+    let had_folder = args.checkpoints.has_folder();
+    let mut callbacks: Vec<Box<dyn Callback>> = args.monitors.callbacks();
+    if let Some(checkpoint) = args.checkpoints.callback(case.model.metric)? {
+        callbacks.push(Box::new(checkpoint));
+    }
     let mut epochs = EpochTable::new(io::stdout());
     let mut progress = if args.run.quiet { Progress::hidden(1) } else { Progress::new(1) };
+    // What can fail comes first: what is shown has happened.
     let mut listen = |event: &Event| -> Result<()> {
+        logs.on_event(event)?;
         progress.suspend(|| epochs.on_event(event))?;
-        progress.on_event(event)?;
-        logs.on_event(event)
+        progress.on_event(event)
     };
-    let mut callbacks: Vec<Box<dyn Callback>> = Vec::new();
-    if let Some(folder) = &args.checkpoint_dir {
-        let checkpoint = ModelCheckpoint::new(folder, case.model.metric, Mode::Max)?;
-        callbacks.push(Box::new(checkpoint.save_top_k(args.save_top_k).save_last(true)));
-    }
-    let outcome = runner::run(&case, args.precision, callbacks, &mut listen);
+    let extras = Extras { callbacks, resume_from };
+    let outcome = runner::run(&case, args.precision, extras, &mut listen);
     progress.finish();
+    if outcome.is_err() && !had_folder {
+        args.checkpoints.remove_empty_folder();
+    }
     outcome.map(drop)
 }
 

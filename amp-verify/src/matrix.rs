@@ -2,7 +2,11 @@
 
 use amp_core::{Result, event::Subscriber, precision::Precision};
 
-use crate::{case::Case, comparison::Comparison, runner};
+use crate::{
+    case::Case,
+    comparison::Comparison,
+    runner::{self, Extras},
+};
 
 /// Runs the case under the baseline and `precisions`, each once, and compares.
 ///
@@ -16,7 +20,7 @@ pub fn run(
     let records = plan(precisions)
         .into_iter()
         .map(|precision| {
-            runner::run(case, precision, Vec::new(), subscriber)
+            runner::run(case, precision, Extras::default(), subscriber)
                 .map_err(|error| error.at(&format!("{} under {precision}", case.model.name)))
         })
         .collect::<Result<Vec<_>>>()?;

@@ -4,41 +4,55 @@ use amp_core::{
     Result,
     event::{Event, Subscriber},
     file::folder,
-    logger::{CsvLogger, JsonLinesLogger, TensorBoardLogger},
+    logger::{ChromeTrace, CsvLogger, JsonLinesLogger, TensorBoardLogger},
 };
 
 use crate::cli::LogArgs;
 
-/// The logs the user asked for.
-pub struct Logs {
-    loggers: Vec<Box<dyn Subscriber>>,
+/// The logs the user asked for. They are opened when the first run starts: until then a request
+/// may turn out to be impossible, and must leave the files of earlier runs alone.
+pub struct Logs<'a> {
+    args: &'a LogArgs,
+    loggers: Option<Vec<Box<dyn Subscriber>>>,
 }
 
-impl Logs {
-    /// Opens them; none is created when the folder of one is missing.
+impl<'a> Logs<'a> {
+    /// Checks that they have a place.
     ///
     /// # Errors
-    /// When a folder is missing or a file cannot be created.
-    pub fn create(args: &LogArgs) -> Result<Self> {
-        for path in [&args.log_jsonl, &args.log_csv, &args.log_tensorboard].into_iter().flatten() {
+    /// When a folder is missing.
+    pub fn new(args: &'a LogArgs) -> Result<Self> {
+        let LogArgs { log_jsonl, log_csv, log_tensorboard, trace, .. } = args;
+        for path in [log_jsonl, log_csv, log_tensorboard, trace].into_iter().flatten() {
             folder(path)?;
         }
-        let mut loggers: Vec<Box<dyn Subscriber>> = Vec::new();
-        if let Some(folder) = &args.log_tensorboard {
-            loggers.push(Box::new(TensorBoardLogger::create(folder)?));
-        }
-        if let Some(path) = &args.log_jsonl {
-            loggers.push(Box::new(JsonLinesLogger::create(path)?));
-        }
-        if let Some(path) = &args.log_csv {
-            loggers.push(Box::new(CsvLogger::create(path)?));
-        }
-        Ok(Self { loggers })
+        Ok(Self { args, loggers: None })
     }
 }
 
-impl Subscriber for Logs {
+fn open(args: &LogArgs) -> Result<Vec<Box<dyn Subscriber>>> {
+    let mut loggers: Vec<Box<dyn Subscriber>> = Vec::new();
+    if let Some(folder) = &args.log_tensorboard {
+        loggers.push(Box::new(TensorBoardLogger::create(folder)?));
+    }
+    if let Some(path) = &args.log_jsonl {
+        loggers.push(Box::new(JsonLinesLogger::create(path)?));
+    }
+    if let Some(path) = &args.log_csv {
+        loggers.push(Box::new(CsvLogger::create(path)?));
+    }
+    if let Some(path) = &args.trace {
+        loggers.push(Box::new(ChromeTrace::create(path)?));
+    }
+    Ok(loggers)
+}
+
+impl Subscriber for Logs<'_> {
     fn on_event(&mut self, event: &Event) -> Result<()> {
-        self.loggers.iter_mut().try_for_each(|logger| logger.on_event(event))
+        let loggers = match &mut self.loggers {
+            Some(loggers) => loggers,
+            none => none.insert(open(self.args)?),
+        };
+        loggers.iter_mut().try_for_each(|logger| logger.on_event(event))
     }
 }

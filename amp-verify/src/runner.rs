@@ -1,5 +1,7 @@
 //! One run: a case under one precision.
 
+use std::path::PathBuf;
+
 use amp_core::{
     Result, Trainer, TrainerConfig,
     callback::{Callback, EarlyStopping, Mode},
@@ -11,48 +13,51 @@ use amp_core::{
 
 use crate::case::Case;
 
-/// Trains the case under `precision`; its events go to `subscriber`, and `callbacks` act on it.
+/// What acts on a run, beside what its case says.
+#[derive(Default)]
+pub struct Extras {
+    /// Callbacks, in the order in which they act.
+    pub callbacks: Vec<Box<dyn Callback>>,
+    /// The checkpoint to go on from.
+    pub resume_from: Option<PathBuf>,
+}
+
+/// Trains the case under `precision`; its events go to `subscriber`.
 ///
 /// Two batches are trained and thrown away first, so that loading kernels and starting threads
 /// count for no precision's time or memory.
 ///
 /// # Errors
-/// When a step or a callback fails, or the observed dtypes are not the precision's.
+/// When an option is not for this precision, the checkpoint is not this run's, a step or a
+/// callback fails, or the observed dtypes are not the precision's.
 pub fn run(
     case: &Case,
     precision: Precision,
-    callbacks: Vec<Box<dyn Callback>>,
+    extras: Extras,
     subscriber: &mut dyn Subscriber,
 ) -> Result<RunRecord> {
-    warm_up(case, precision)?;
-    let meter = MemoryMeter::start(case.device)?;
+    let config = case.trainer(precision)?;
+    warm_up(case, &config)?;
+    let meter = MemoryMeter::start(config.device)?;
     let mut model = case.build()?;
-    let mut trainer = Trainer::new(config(case, precision, case.epochs)).subscribe(subscriber);
+    let mut trainer = Trainer::new(config).subscribe(subscriber);
     if let Some((monitor, patience)) = &case.early_stopping {
         trainer = trainer.callback(EarlyStopping::new(monitor, Mode::Min).patience(*patience));
     }
-    for callback in callbacks {
+    for callback in extras.callbacks {
         trainer = trainer.callback(callback);
+    }
+    if let Some(checkpoint) = extras.resume_from {
+        trainer = trainer.resume_from(checkpoint);
     }
     let mut record = trainer.fit(model.as_mut(), &case.data)?;
     record.memory = Some(meter.read()?);
     Ok(record)
 }
 
-fn warm_up(case: &Case, precision: Precision) -> Result<()> {
+fn warm_up(case: &Case, config: &TrainerConfig) -> Result<()> {
     let data = case.data.head(2)?;
     let mut model = case.build()?;
-    Trainer::new(config(case, precision, 1)).fit(model.as_mut(), &data)?;
+    Trainer::new(TrainerConfig { max_epochs: 1, ..config.clone() }).fit(model.as_mut(), &data)?;
     Ok(())
-}
-
-fn config(case: &Case, precision: Precision, max_epochs: i64) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs,
-        seed: case.seed,
-        gradient_clip: case.clip,
-        accumulate_grad_batches: case.accumulate_grad_batches,
-        profile_every_n_steps: case.model.profile_every_n_steps,
-        ..TrainerConfig::new(precision, case.device)
-    }
 }

@@ -7,7 +7,7 @@ use amp_core::{
 };
 use amp_verify::{
     case::{Case, Choices},
-    runner,
+    runner::{self, Extras},
 };
 use fixtures::models;
 use rstest::rstest;
@@ -55,7 +55,7 @@ fn trains_under_every_precision(#[case] name: &str) {
     let case = Case::new(model, choices, device).expect("a case");
     for precision in Precision::ALL {
         let mut ignore = |_: &Event| Ok(());
-        let record = runner::run(&case, precision, Vec::new(), &mut ignore).expect("a run");
+        let record = runner::run(&case, precision, Extras::default(), &mut ignore).expect("a run");
         let losses: Vec<f64> = record
             .epochs
             .iter()

@@ -15,7 +15,7 @@ use amp_core::{
 };
 use amp_verify::{
     case::{Case, Choices},
-    runner,
+    runner::{self, Extras},
 };
 use fixtures::models;
 use serde::Deserialize;
@@ -67,7 +67,7 @@ fn tensorboards_own_reader_reads_every_run() -> Result<()> {
             memory.on_event(event)?;
             tensorboard.on_event(event)
         };
-        runner::run(&case, precision, Vec::new(), &mut listen)?;
+        runner::run(&case, precision, Extras::default(), &mut listen)?;
         expected.insert(format!("MixedPrecisionDemo/{precision}/version_0"), (precision, memory));
     }
     let runs = read(folder.path());

@@ -1,6 +1,7 @@
 //! Subscribers that keep a run: in files, written by threads of their own, or in memory.
 
 mod background;
+mod chrome_trace;
 mod csv;
 mod file;
 mod jsonl;
@@ -9,6 +10,7 @@ mod scalar;
 mod tensorboard;
 
 pub use background::{Background, Sink};
+pub use chrome_trace::ChromeTrace;
 pub use csv::CsvLogger;
 pub use jsonl::JsonLinesLogger;
 pub use memory::MemoryLogger;

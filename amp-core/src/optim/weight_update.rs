@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::Result;
+use crate::{Result, named::named};
 
 /// How an optimizer writes to 16-bit parameters (those of the `*-true` precisions).
 ///
@@ -25,6 +25,12 @@ pub enum WeightUpdate {
     /// bfloat16 alone. Draws from libtorch's generator of the parameters' device.
     StochasticRounding,
 }
+
+named!(WeightUpdate, "weight update", {
+    RoundToNearest => "round-to-nearest",
+    MasterWeights => "master-weights",
+    StochasticRounding => "stochastic-rounding",
+});
 
 /// Whether parameters of this dtype can be stepped in f32 instead.
 pub(super) fn is_half(kind: Kind) -> bool {

@@ -89,7 +89,11 @@ impl TrainerConfig {
         Policy::new(self.precision, self.device)
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    /// Checks what can be checked before a run; [`Trainer::fit`](crate::Trainer::fit) does so too.
+    ///
+    /// # Errors
+    /// When an option is out of range, or not for this precision.
+    pub fn check(&self) -> Result<()> {
         let positive = |name: &str, value: i64| {
             if value > 0 {
                 return Ok(());

@@ -9,6 +9,7 @@ use super::{fit::Emit, step::StepRunner};
 use crate::{
     Error, LightningModule, Result,
     event::{Event, Skipped},
+    named::named,
     nn::{self, Context, named_tensors},
     precision::{GradScaler, Precision},
     state::State,
@@ -43,6 +44,15 @@ pub enum NonFinite {
     Stop,
 }
 
+named!(NonFinite, "policy", {
+    Ignore => "ignore",
+    Skip => "skip",
+    LowerScale => "lower-scale",
+    RestoreLastGood => "restore-last-good",
+    FallBackToBf16 => "fall-back-to-bf16",
+    Stop => "stop",
+});
+
 /// How low the loss scale may fall; PyTorch has no floor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ScaleFloor {
@@ -59,16 +69,23 @@ impl Default for ScaleFloor {
 }
 
 /// What is done when the scale falls below its floor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AtFloor {
     /// Ends the run with an error.
+    #[default]
     Halt,
     /// Holds the scale at the floor and says so.
     Warn,
     /// Goes on in `bf16-mixed`.
     FallBackToBf16,
 }
+
+named!(AtFloor, "policy", {
+    Halt => "halt",
+    Warn => "warn",
+    FallBackToBf16 => "fall-back-to-bf16",
+});
 
 /// What the trainer did so that a run could go on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

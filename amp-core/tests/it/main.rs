@@ -7,6 +7,7 @@ mod autocast;
 mod autocast_lists;
 mod callbacks;
 mod checkpoint;
+mod chrome_trace;
 mod clip;
 mod conversions;
 mod data;

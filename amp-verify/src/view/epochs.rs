@@ -4,7 +4,7 @@ use std::io::Write;
 
 use amp_core::{
     Error, Result,
-    event::{Event, Subscriber},
+    event::{Event, Position, Subscriber},
     log::Logged,
     trainer::Profile,
 };
@@ -12,16 +12,20 @@ use amp_core::{
 use super::phases;
 
 /// Writes a line per epoch, and one for each thing the user should know.
+///
+/// Values with a `/` in their name, as `grad_norm/model.0.weight`, are for loggers: there is one for
+/// each parameter. Nor is `last.safetensors` told of, which may be written every step.
 pub struct EpochTable<W> {
     out: W,
-    header: bool,
+    /// The header that was written last.
+    header: String,
     profile: Vec<Profile>,
 }
 
 impl<W: Write> EpochTable<W> {
     /// Writes to `out`.
     pub fn new(out: W) -> Self {
-        Self { out, header: false, profile: Vec::new() }
+        Self { out, header: String::new(), profile: Vec::new() }
     }
 
     fn line(&mut self, text: &str) -> Result<()> {
@@ -32,14 +36,21 @@ impl<W: Write> EpochTable<W> {
 impl<W: Write> Subscriber for EpochTable<W> {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         match event {
-            Event::FitStart(start) => self.line(&format!(
-                "{} on {} under {}, {} on {}",
-                start.model,
-                start.data,
-                start.precision,
-                start.fingerprint.device,
-                start.fingerprint.capability
-            )),
+            Event::FitStart(start) => {
+                self.line(&format!(
+                    "{} on {} under {}, {} on {}",
+                    start.model,
+                    start.data,
+                    start.precision,
+                    start.fingerprint.device,
+                    start.fingerprint.capability
+                ))?;
+                let Some(Position { epoch, batch }) = start.resumed else { return Ok(()) };
+                if epoch >= start.max_epochs {
+                    return self.line("resumed after the last epoch: nothing is left to train");
+                }
+                self.line(&format!("resumed in epoch {} after {batch} batches", epoch + 1))
+            }
             Event::Note { text } => self.line(&format!("note: {text}")),
             Event::Skipped(skipped) => self.line(&format!(
                 "step {} skipped at scale {}: {}",
@@ -50,20 +61,26 @@ impl<W: Write> Subscriber for EpochTable<W> {
             Event::Recovered { attempt, recovery } => {
                 self.line(&format!("after step {attempt}: {recovery}"))
             }
+            Event::Saved { path } if path.file_stem().is_some_and(|stem| stem == "last") => Ok(()),
             Event::Saved { path } => self.line(&format!("saved {}", path.display())),
             Event::Stopped { reason } => self.line(&format!("stopped early: {reason}")),
             Event::EpochEnd(end) => {
-                let values: Vec<_> = end.train.iter().chain(&end.val).collect();
+                let values = end.train.iter().chain(&end.val);
+                let values: Vec<&Logged> =
+                    values.filter(|logged| !logged.name.contains('/')).collect();
                 // Wide enough for its name, and for a number with five decimals.
                 let column = |logged: &Logged, text: String| {
                     format!("{text:>0$}", logged.name.len().max(10))
                 };
-                if !self.header {
-                    self.header = true;
-                    let names: Vec<String> =
-                        values.iter().map(|logged| column(logged, logged.name.clone())).collect();
-                    let (names, lr, seconds) = (names.join("  "), "lr", "seconds");
-                    self.line(&format!("epoch  step  {names}  {lr:>9} {seconds:>8}"))?;
+                let names: Vec<String> =
+                    values.iter().map(|logged| column(logged, logged.name.clone())).collect();
+                let (names, lr, seconds) = (names.join("  "), "lr", "seconds");
+                let header = format!("epoch  step  {names}  {lr:>9} {seconds:>8}");
+                // An epoch that was gone on with in its middle lacks what is measured over all
+                // of it.
+                if header != self.header {
+                    self.line(&header)?;
+                    self.header = header;
                 }
                 let figures: Vec<String> = values
                     .iter()

@@ -8,6 +8,6 @@ mod table;
 
 pub use doctor::doctor;
 pub use epochs::EpochTable;
-pub use phases::phases;
+pub use phases::{PhaseTables, phases};
 pub use progress::Progress;
 pub use table::table;

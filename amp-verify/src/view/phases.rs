@@ -1,7 +1,41 @@
-//! The phases of the profiled steps as a table.
+//! The phases of the profiled steps as tables.
 
-use amp_core::trainer::{Phase, Profile};
+use amp_core::{
+    Result,
+    event::{Event, Subscriber},
+    trainer::{Phase, Profile},
+};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+
+/// Gathers the profiled steps of each run.
+#[derive(Debug, Default)]
+pub struct PhaseTables {
+    run: String,
+    steps: Vec<Profile>,
+    text: String,
+}
+
+impl PhaseTables {
+    /// A table for each run that has ended.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl Subscriber for PhaseTables {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::FitStart(start) => self.run = start.precision.to_string(),
+            Event::Profiled(profile) => self.steps.push(profile.clone()),
+            Event::FitEnd(_) => {
+                let steps = std::mem::take(&mut self.steps);
+                self.text += &format!("{}: {}", self.run, phases(&steps));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
 
 /// Mean, standard deviation and share of each phase. The first step is left out where there are
 /// others: it loads kernels and is probed.

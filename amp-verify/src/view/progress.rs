@@ -2,7 +2,7 @@
 
 use amp_core::{
     Result,
-    event::{Event, Subscriber},
+    event::{Event, Position, Subscriber},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -52,6 +52,12 @@ impl Subscriber for Progress {
                 self.epochs = start.max_epochs;
                 self.steps = (start.max_epochs * start.batches_per_epoch).cast_unsigned();
                 self.bar.set_length(self.runs * self.steps);
+                if let Some(Position { epoch, batch }) = start.resumed {
+                    let done = epoch * start.batches_per_epoch + batch;
+                    // What was done before took none of this run's time.
+                    self.bar.inc(done.cast_unsigned());
+                    self.bar.reset_eta();
+                }
                 self.bar.set_prefix(start.precision.name());
                 self.bar.set_message("starting");
             }

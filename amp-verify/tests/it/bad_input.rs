@@ -25,6 +25,14 @@ use crate::support::{amp, files, refusal};
 #[case::prefetch(&["--data-placement", "device", "--prefetch", "2"], "prefetch 2: sets on the device need none")]
 #[case::prefetch_of_no_number(&["--prefetch", "two"], "invalid value 'two' for '--prefetch <N>'")]
 #[case::tensorboard(&["--log-tensorboard", "nowhere/runs"], "there is no folder nowhere; create it first")]
+#[case::max_steps(&["--max-steps", "0"], "invalid value '0' for '--max-steps <N>': it must be at least 1")]
+#[case::profile(&["--profile", "0"], "invalid value '0' for '--profile <N>': it must be at least 1")]
+#[case::trace(&["--trace", "nowhere/trace.json"], "there is no folder nowhere; create it first")]
+#[case::policy(&["--on-non-finite", "retry"], "unknown policy `retry`: expected one of ignore, skip, lower-scale")]
+#[case::policy_of_another_precision(&["--on-non-finite", "fall-back-to-bf16"], "falling back to bf16 is for 16-mixed, not for 32-true")]
+#[case::min_scale(&["--min-scale", "-1"], "the scale floor is -1e0, but must be at least")]
+#[case::at_min_scale(&["--at-min-scale", "go on"], "unknown policy `go on`: expected one of halt, warn, fall-back-to-bf16")]
+#[case::weight_update(&["--weight-update", "exact"], "unknown weight update `exact`: expected one of round-to-nearest")]
 #[case::folder(&["--output", "nowhere/report.json"], "there is no folder nowhere; create it first")]
 fn is_refused(#[case] arguments: &[&str], #[case] expected: &str) {
     let folder = tempdir().expect("a temporary folder");
@@ -38,6 +46,41 @@ fn is_refused(#[case] arguments: &[&str], #[case] expected: &str) {
     let line = refusal(&output);
     assert!(line.contains(expected), "`{line}` does not say `{expected}`");
     assert_eq!(files(folder.path()), Vec::<String>::new(), "files written");
+}
+
+/// What `train` alone takes. The folder for checkpoints is not left behind, and the log of an
+/// earlier run stays as it is.
+#[rstest]
+#[case::missing(&["--resume", "nowhere"], "nowhere: No such file or directory")]
+#[case::empty_folder(&["--resume", "."], ".: no checkpoint to go on from is in this folder")]
+#[case::no_checkpoint(&["--resume", "log.csv"], "log.csv: not a whole safetensors file")]
+#[case::every_no_step(&["--every-n-train-steps", "0"], "'--every-n-train-steps <N>': it must be at least 1")]
+#[case::monitor(&["--monitor", "memory,disk"], "invalid value 'disk' for '--monitor <NAMES>' [possible values: memory, speed, lr, gradients]")]
+#[case::rounding(&["--precision", "16-true", "--weight-update", "stochastic-rounding"], "stochastic rounding is for bfloat16, but")]
+fn training_is_refused(#[case] arguments: &[&str], #[case] expected: &str) {
+    let folder = tempdir().expect("a temporary folder");
+    let log = folder.path().join("log.csv");
+    std::fs::write(&log, "of an earlier run, which was a good one").expect("a file");
+    let output = amp(folder.path())
+        .args(["train", "--device", "cpu", "--log-csv", "log.csv", "--checkpoint-dir", "saved"])
+        .args(arguments)
+        .output()
+        .expect("the binary runs");
+    let line = refusal(&output);
+    assert!(line.contains(expected), "`{line}` does not say `{expected}`");
+    assert_eq!(files(folder.path()), ["log.csv"], "files written");
+    let kept = std::fs::read_to_string(&log).expect("the log");
+    assert_eq!(kept, "of an earlier run, which was a good one");
+}
+
+#[rstest]
+#[case(&["--every-n-train-steps", "5"])]
+#[case(&["--save-weights-only"])]
+fn saving_needs_a_folder(#[case] arguments: &[&str]) {
+    let folder = tempdir().expect("a temporary folder");
+    let output = amp(folder.path()).arg("train").args(arguments).output().expect("the binary runs");
+    let line = refusal(&output);
+    assert!(line.ends_with("were not provided: --checkpoint-dir <FOLDER>"), "{line}");
 }
 
 /// A folder for TensorBoard that is a file, or may not be written to.

@@ -106,3 +106,67 @@ fn loading_changes_no_result(#[case] loading: &[&str]) {
     };
     assert_eq!(loss(loading), loss(&["--data-placement", "device"]));
 }
+
+/// What is monitored goes to the logs; of it the table shows what is one value for the run.
+#[test]
+fn monitors_fill_the_logs_and_not_the_table() {
+    let folder = tempdir().expect("a temporary folder");
+    let output = amp(folder.path())
+        .args(["train", "--device", &device(), "--epochs", "2", "--log-every-n-steps", "10"])
+        .args(["--monitor", "memory,speed,lr,gradients"])
+        .args(LOGS)
+        .output()
+        .expect("the binary runs");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let rows = fs::read_to_string(folder.path().join("log.csv")).expect("the log");
+    let named = |name: &str| rows.lines().filter(|row| row.contains(&format!(",{name},"))).count();
+    for name in ["memory_peak_mib", "epoch_seconds", "batch_ms", "batch_ms_p95"] {
+        assert_eq!(named(name), 2, "{name}, of each epoch");
+    }
+    assert_eq!(named("lr-AdamW"), 4, "of steps 10 to 40");
+    assert_eq!(named("grad_norm"), 4);
+    for statistic in ["grad_norm", "grad_nan", "grad_inf", "grad_zero"] {
+        assert_eq!(named(&format!("{statistic}/model.0.weight")), 6, "steps and epochs");
+    }
+    let printed = text(&output.stdout);
+    let header = printed.lines().find(|line| line.starts_with("epoch ")).expect("a header");
+    assert!(header.contains("memory_peak_mib") && header.contains("batch_ms"), "{header}");
+    assert!(!header.contains('/') && header.split_whitespace().count() < 15, "{header}");
+}
+
+/// `--trace` alone measures every step, with `--profile` those that it asks for; both print times.
+#[rstest]
+#[case(&[], 46)]
+#[case(&["--profile", "10"], 5)]
+fn a_trace_holds_the_measured_steps(#[case] profile: &[&str], #[case] steps: usize) {
+    let folder = tempdir().expect("a temporary folder");
+    let output = amp(folder.path())
+        .args(["train", "--device", &device(), "--epochs", "2", "--trace", "trace.json"])
+        .args(profile)
+        .output()
+        .expect("the binary runs");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let trace = fs::read(folder.path().join("trace.json")).expect("the trace");
+    let trace: Vec<Value> = serde_json::from_slice(&trace).expect("a JSON array");
+    let host = trace.iter().filter(|event| event["name"] == "step" && event["pid"] == 2);
+    assert_eq!(host.count(), steps);
+    // The first is left out of the means.
+    let printed = text(&output.stdout);
+    assert!(printed.contains(&format!("\n{} profiled steps (", steps - 1)), "{printed}");
+}
+
+#[test]
+fn every_precisions_phases_are_shown_when_asked_for() {
+    let folder = tempdir().expect("a temporary folder");
+    let output = amp(folder.path())
+        .args(["verify", "--device", &device(), "--epochs", "1", "--precision", "bf16-mixed"])
+        .args(["--profile", "5"])
+        .output()
+        .expect("the binary runs");
+    let printed = text(&output.stdout);
+    // Steps 0, 5, 10, 15 and 20 of 23, less the first.
+    for precision in ["32-true", "bf16-mixed"] {
+        let title = format!("\n{precision}: 4 profiled steps (");
+        assert!(printed.contains(&title), "{printed}");
+    }
+}

@@ -1,6 +1,8 @@
 //! The `amp` binary as a user runs it.
 
 mod bad_input;
+mod kill;
 mod logs;
 mod output;
+mod resume;
 mod support;

@@ -80,12 +80,21 @@ pub(crate) fn logged_run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
     (config.max_epochs, config.log_every_n_steps) = (2, 2);
     config.scaler = GradScalerConfig { init_scale: 2.0_f64.powi(22), ..Default::default() };
     let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(AdamW::default()));
+    heard(config, &mut model, listener)
+}
+
+/// The events of a run over five batches of two ones each, which `listener` hears too.
+pub(crate) fn heard(
+    config: TrainerConfig,
+    model: &mut Model,
+    listener: &mut dyn Subscriber,
+) -> Result<Vec<Event>> {
     let mut events = Vec::new();
     let mut keep = |event: &Event| -> Result<()> {
         events.push(event.clone());
         Ok(())
     };
     let data = same(constant(10, 3, 1.0)?, 2)?;
-    Trainer::new(config).subscribe(listener).subscribe(&mut keep).fit(&mut model, &data)?;
+    Trainer::new(config).subscribe(listener).subscribe(&mut keep).fit(model, &data)?;
     Ok(events)
 }

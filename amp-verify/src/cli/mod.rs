@@ -1,10 +1,21 @@
 //! The command line.
 
+mod checkpoints;
+mod logs;
+mod monitors;
+mod recovery;
+
+pub use checkpoints::CheckpointArgs;
+pub use logs::LogArgs;
+pub use monitors::{Monitor, MonitorArgs};
+pub use recovery::RecoveryArgs;
+
 use std::{path::PathBuf, str::FromStr};
 
 use amp_core::{
     Error, Hyperparameters,
     data::{Loading, Placement},
+    optim::WeightUpdate,
     precision::{Clip, Precision},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -59,12 +70,12 @@ pub struct TrainArgs {
     /// The precision
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str, default_value_t = Precision::F32True)]
     pub precision: Precision,
-    /// Keep the weights of the best epochs in this folder, and of the last
-    #[arg(long, value_name = "FOLDER")]
-    pub checkpoint_dir: Option<PathBuf>,
-    /// How many of the best epochs to keep
-    #[arg(long, value_name = "K", default_value_t = 3)]
-    pub save_top_k: usize,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub checkpoints: CheckpointArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub monitors: MonitorArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub run: RunArgs,
@@ -93,6 +104,9 @@ pub struct RunArgs {
     /// Epochs [default: the model's own]
     #[arg(long)]
     pub epochs: Option<i64>,
+    /// End training after so many optimizer steps, if that is before the last epoch
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub max_steps: Option<u64>,
     /// Examples in a batch [default: the model's own]
     #[arg(long, allow_negative_numbers = true)]
     pub batch_size: Option<i64>,
@@ -105,6 +119,11 @@ pub struct RunArgs {
     /// Add up the gradients of so many batches to one step [default: the model's own]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub accumulate_grad_batches: Option<i64>,
+    /// How optimizers write to 16-bit weights: round-to-nearest, master-weights or
+    /// stochastic-rounding
+    #[arg(long, value_name = "HOW", value_parser = WeightUpdate::from_str,
+          default_value_t = WeightUpdate::default())]
+    pub weight_update: WeightUpdate,
     /// End training when this value no longer falls, as in val_loss [default: the model's own]
     #[arg(long, value_name = "NAME")]
     pub early_stopping: Option<String>,
@@ -133,24 +152,13 @@ pub struct RunArgs {
     pub prefetch: Option<usize>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub recovery: RecoveryArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub logs: LogArgs,
     /// Show no progress bar
     #[arg(long)]
     pub quiet: bool,
-}
-
-/// The logs to write.
-#[derive(Debug, Args)]
-pub struct LogArgs {
-    /// Write every event as a line of JSON to this file
-    #[arg(long, value_name = "FILE")]
-    pub log_jsonl: Option<PathBuf>,
-    /// Write every logged value as a row of CSV to this file
-    #[arg(long, value_name = "FILE")]
-    pub log_csv: Option<PathBuf>,
-    /// Write TensorBoard's event files under this folder
-    #[arg(long, value_name = "FOLDER")]
-    pub log_tensorboard: Option<PathBuf>,
 }
 
 /// Forms of output.
@@ -172,6 +180,12 @@ impl RunArgs {
             seed: self.seed,
             clip: self.gradient_clip_val.map(Clip::Norm),
             accumulate_grad_batches: self.accumulate_grad_batches,
+            max_steps: self.max_steps,
+            log_every_n_steps: Some(self.logs.log_every_n_steps),
+            profile_every_n_steps: self.logs.profile_every_n_steps(),
+            on_non_finite: self.recovery.on_non_finite,
+            scale_floor: self.recovery.scale_floor(),
+            weight_update: self.weight_update,
             early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),
             set: self.set.iter().cloned().collect::<Hyperparameters>(),
             loading: Loading {
@@ -190,4 +204,13 @@ fn assignment(text: &str) -> Result<(String, Value), Error> {
         .ok_or_else(|| Error::config(format!("`{text}` is not of the form NAME=VALUE")))?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
     Ok((name.to_owned(), value))
+}
+
+/// A count that is not 0.
+fn positive(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(count) => Ok(count),
+        Err(error) => Err(format!("{error}")),
+    }
 }

@@ -1,0 +1,170 @@
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+
+use super::{Background, Sink};
+use crate::{
+    Error, Result,
+    event::{Event, FitStart, Subscriber},
+    trainer::{Interval, Profile, Span},
+};
+
+/// Writes the profiled steps as a trace that chrome://tracing and Perfetto open: Trace Event
+/// Format, JSON array, complete events (`"ph": "X"`) in microseconds since the run's first
+/// profiled step.
+///
+/// Each run has a process for the host and, on CUDA, one for the device, since their clocks are
+/// two: in both a `step` and within it its phases, with `epoch` and `batch`; and `memory`, the most
+/// tensor bytes held, as a counter. What is profiled is decided by
+/// [`profile_every_n_steps`](crate::TrainerConfig::profile_every_n_steps). The trainer tells of
+/// profiled steps at the end of an epoch, and the file is a whole array whenever nothing is being
+/// written: a run that is killed leaves the steps of the epochs before, cut off only if it was
+/// killed in the middle of a write.
+#[derive(Debug)]
+pub struct ChromeTrace(Background);
+
+impl ChromeTrace {
+    /// Creates the file, replacing an earlier one.
+    ///
+    /// # Errors
+    /// When the file cannot be created.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        Background::start(Array::create(path.as_ref())?).map(Self)
+    }
+}
+
+impl Subscriber for ChromeTrace {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::FitStart(_) | Event::Profiled(_) | Event::FitEnd(_) => self.0.on_event(event),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What ends the array. It is written over by the next event.
+const END: &[u8] = b"\n]\n";
+
+/// A file that is a whole JSON array after every flush.
+#[derive(Debug)]
+struct Array {
+    path: PathBuf,
+    file: File,
+    /// Where the array's end stands.
+    end: u64,
+    buffer: Vec<u8>,
+    /// The number of the run, from 1, and its name.
+    run: (u64, String),
+    /// The run whose process for the device has a name.
+    device_named: u64,
+}
+
+impl Array {
+    fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).map_err(|error| Error::io(path, error))?;
+        let mut array = Self {
+            path: path.to_owned(),
+            file,
+            end: 0,
+            buffer: b"[".to_vec(),
+            run: (0, String::new()),
+            device_named: 0,
+        };
+        array.flush()?;
+        Ok(array)
+    }
+
+    fn add(&mut self, event: &Value) {
+        let first = self.end + self.buffer.len() as u64 == 1;
+        self.buffer.extend_from_slice(if first { b"\n" } else { b",\n" });
+        self.buffer.extend_from_slice(event.to_string().as_bytes());
+    }
+
+    fn start(&mut self, start: &FitStart) {
+        self.run = (self.run.0 + 1, format!("{} {}", start.model, start.precision));
+        self.process(self.host(), "host");
+    }
+
+    /// Names a process of the run and its one thread.
+    fn process(&mut self, pid: u64, place: &str) {
+        let process = format!("{}: {place}", self.run.1);
+        for (event, name) in [("process_name", process.as_str()), ("thread_name", "steps")] {
+            self.add(&json!({
+                "name": event, "ph": "M", "pid": pid, "tid": 1, "args": { "name": name },
+            }));
+        }
+    }
+
+    /// Every run has two numbers.
+    fn host(&self) -> u64 {
+        2 * self.run.0
+    }
+
+    fn device(&self) -> u64 {
+        2 * self.run.0 + 1
+    }
+
+    fn step(&mut self, profile: &Profile) {
+        self.track(self.host(), profile, |span| Some(span.host));
+        if profile.spans.iter().all(|span| span.device.is_none()) {
+            return;
+        }
+        if self.device_named != self.run.0 {
+            self.device_named = self.run.0;
+            self.process(self.device(), "device");
+        }
+        self.track(self.device(), profile, |span| span.device);
+        if let (Some(bytes), Some(last)) = (profile.memory, profile.spans.last()) {
+            self.add(&json!({
+                "name": "memory", "ph": "C", "pid": self.host(), "tid": 1,
+                "ts": 1e6 * (last.host.start + last.host.seconds), "args": { "bytes": bytes },
+            }));
+        }
+    }
+
+    /// A step and its phases by one clock.
+    fn track(&mut self, pid: u64, step: &Profile, clock: impl Fn(&Span) -> Option<Interval>) {
+        let spans = step.spans.iter().filter_map(|span| Some((span.phase.name(), clock(span)?)));
+        let spans: Vec<(&str, Interval)> = spans.collect();
+        let (Some((_, first)), Some((_, last))) = (spans.first(), spans.last()) else { return };
+        let seconds = last.start + last.seconds - first.start;
+        let whole = ("step", Interval { start: first.start, seconds });
+        for (name, Interval { start, seconds }) in [whole].into_iter().chain(spans) {
+            self.add(&json!({
+                "name": name, "ph": "X", "pid": pid, "tid": 1,
+                "ts": 1e6 * start, "dur": 1e6 * seconds,
+                "args": { "epoch": step.epoch, "batch": step.batch },
+            }));
+        }
+    }
+}
+
+impl Sink for Array {
+    fn write(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::FitStart(start) => self.start(start),
+            Event::Profiled(profile) => self.step(profile),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let length = self.buffer.len() as u64;
+        // In one write, so that there is hardly a moment in which the file is not whole.
+        self.buffer.extend_from_slice(END);
+        self.file
+            .write_all_at(&self.buffer, self.end)
+            .map_err(|error| Error::io(&self.path, error))?;
+        self.end += length;
+        self.buffer.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,41 @@
+//! Choices that are written as words, on a command line say.
+
+/// Gives an enum a name for each variant, and reads and shows it by that. `$what` is what an error
+/// calls the choice.
+macro_rules! named {
+    ($type:ident, $what:literal, { $($variant:ident => $name:literal),+ $(,)? }) => {
+        impl $type {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Its name on the command line.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name),+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = $crate::Error;
+
+            fn from_str(text: &str) -> $crate::Result<Self> {
+                let found = Self::ALL.iter().find(|choice| choice.name() == text);
+                found.copied().ok_or_else(|| {
+                    let names = [$($name),+].join(", ");
+                    $crate::Error::config(format!(
+                        "unknown {} `{text}`: expected one of {names}", $what
+                    ))
+                })
+            }
+        }
+    };
+}
+
+pub(crate) use named;

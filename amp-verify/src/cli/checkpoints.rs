@@ -1,0 +1,81 @@
+use std::{fs, path::PathBuf};
+
+use amp_core::{
+    Error, Result,
+    callback::{Mode, ModelCheckpoint},
+    checkpoint,
+};
+use clap::Args;
+
+use super::positive;
+
+/// What is saved, and what a run goes on from.
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// Save the run in this folder: its best epochs, and the last as last.safetensors
+    #[arg(long, value_name = "FOLDER")]
+    pub checkpoint_dir: Option<PathBuf>,
+    /// How many of the best epochs to keep
+    #[arg(long, value_name = "K", default_value_t = 3)]
+    pub save_top_k: usize,
+    /// Save last.safetensors after every N optimizer steps too
+    #[arg(long, value_name = "N", value_parser = positive, requires = "checkpoint_dir")]
+    pub every_n_train_steps: Option<u64>,
+    /// Save the weights alone, without what a run needs to go on
+    #[arg(long, requires = "checkpoint_dir")]
+    pub save_weights_only: bool,
+    /// Go on from this checkpoint, or from the newest in this folder
+    #[arg(long, value_name = "PATH")]
+    pub resume: Option<PathBuf>,
+}
+
+impl CheckpointArgs {
+    /// The checkpoint to go on from.
+    ///
+    /// # Errors
+    /// When there is none where the user said, or a file of the folder is damaged.
+    pub fn resume_from(&self) -> Result<Option<PathBuf>> {
+        let Some(path) = &self.resume else { return Ok(None) };
+        let kind = fs::metadata(path).map_err(|error| Error::io(path, error))?;
+        if kind.is_file() {
+            return Ok(Some(path.clone()));
+        }
+        match checkpoint::latest(path)? {
+            Some(newest) => Ok(Some(newest)),
+            None => Err(Error::config(format!(
+                "{}: no checkpoint to go on from is in this folder; without --resume the run \
+                 begins anew",
+                path.display()
+            ))),
+        }
+    }
+
+    /// What saves the epochs with the largest values of `metric`, where that was asked for.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn callback(&self, metric: &str) -> Result<Option<ModelCheckpoint>> {
+        let Some(folder) = &self.checkpoint_dir else { return Ok(None) };
+        let mut checkpoint = ModelCheckpoint::new(folder, metric, Mode::Max)?
+            .save_top_k(self.save_top_k)
+            .save_last(true)
+            .save_weights_only(self.save_weights_only);
+        if let Some(steps) = self.every_n_train_steps {
+            checkpoint = checkpoint.every_n_train_steps(steps);
+        }
+        Ok(Some(checkpoint))
+    }
+
+    /// Whether the folder is there.
+    pub fn has_folder(&self) -> bool {
+        self.checkpoint_dir.as_ref().is_some_and(|folder| folder.exists())
+    }
+
+    /// Removes the folder again if nothing was saved there.
+    pub fn remove_empty_folder(&self) {
+        if let Some(folder) = &self.checkpoint_dir {
+            // The system refuses to remove one that holds something, which is what is wanted.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}

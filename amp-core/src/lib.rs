@@ -70,6 +70,7 @@ pub mod __private {
         optim,
         optim::{Interval, OptimizerConfig, Optimizers, ParamGroups, TrainingPlan},
         precision::{Gradients, Region, StepOutcome, Unscaled},
+        state::State,
     };
     pub use core::{
         clone::Clone,

@@ -44,6 +44,7 @@ use crate::{diag::Diagnostics, spec::Derive};
         hparam,
         layer,
         state,
+        transient,
         precision
     )
 )]
@@ -74,6 +75,7 @@ pub fn lightning_module(input: TokenStream) -> TokenStream {
         hparam,
         layer,
         state,
+        transient,
         precision
     )
 )]

@@ -49,9 +49,11 @@ pub(crate) enum Kind {
         source: Source,
         region: Option<Region>,
     },
-    /// `None` starts from `Default::default()`.
     State {
+        /// `None` starts from `Default::default()`.
         initial: Option<Expr>,
+        /// Whether a checkpoint holds it.
+        saved: bool,
     },
 }
 

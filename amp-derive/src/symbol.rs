@@ -41,13 +41,14 @@ pub(crate) const ON_STRUCT: &[&str] = &[
 pub(crate) const HPARAM: &str = "hparam";
 pub(crate) const LAYER: &str = "layer";
 pub(crate) const STATE: &str = "state";
+pub(crate) const TRANSIENT: &str = "transient";
 pub(crate) const PRECISION: &str = "precision";
 
 /// Attributes of a field.
-pub(crate) const ON_FIELD: &[&str] = &[HPARAM, LAYER, STATE, PRECISION];
+pub(crate) const ON_FIELD: &[&str] = &[HPARAM, LAYER, STATE, TRANSIENT, PRECISION];
 
 /// The attributes of which every field has exactly one.
-pub(crate) const FIELD_KINDS: &[&str] = &[HPARAM, LAYER, STATE];
+pub(crate) const FIELD_KINDS: &[&str] = &[HPARAM, LAYER, STATE, TRANSIENT];
 
 pub(crate) const DEFAULT: &str = "default";
 pub(crate) const WITH: &str = "with";

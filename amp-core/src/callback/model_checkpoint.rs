@@ -132,6 +132,9 @@ impl Callback for ModelCheckpoint {
 
     fn load_state(&mut self, state: &State) -> Result<()> {
         self.best = state.get("best")?;
+        // Another folder's files are not this run's to replace, and some may be gone.
+        let here = |path: &Path| path.parent() == Some(self.folder.as_path()) && path.exists();
+        self.best.retain(|(_, path)| here(path));
         Ok(())
     }
 }

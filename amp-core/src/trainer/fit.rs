@@ -1,10 +1,10 @@
 //! The loop over epochs and batches.
 
-use std::{rc::Rc, time::Instant};
+use std::{fs, io::ErrorKind, rc::Rc, time::Instant};
 
 use super::{TrainerConfig, profile::Phase, step::StepRunner};
 use crate::{
-    Hook, LightningModule, Result, Step,
+    Error, Hook, LightningModule, Result, Step,
     callback::{Action, Callback, Epoch},
     data::{Batch, DataLoader, DataModule},
     event::{EpochEnd, Event, FitEnd, FitStart, Position},
@@ -270,7 +270,11 @@ impl<'r, 'c> Run<'r, 'c> {
             }
         }
         for path in deleted {
-            std::fs::remove_file(&path).map_err(|error| crate::Error::io(&path, error))?;
+            match fs::remove_file(&path) {
+                // Somebody else was quicker; it is gone, as was wanted.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                outcome => outcome.map_err(|error| Error::io(&path, error))?,
+            }
         }
         Ok(flow)
     }

@@ -448,3 +448,37 @@ fn a_fallen_back_run_goes_on_as_it_was() -> Result<()> {
     assert_eq!(fingerprint(&resumed), straight);
     Ok(())
 }
+
+/// Files of another folder, or that are gone, are neither compared with nor deleted.
+#[test]
+fn the_best_files_of_another_folder_stay() -> Result<()> {
+    let (one, other) = (tempdir().expect("a folder"), tempdir().expect("a folder"));
+    let train = |folder: &Path, epochs: i64, from: Option<&Path>| -> Result<Vec<String>> {
+        let _generator = seeded(3);
+        let config = TrainerConfig { max_epochs: epochs, ..config(Precision::F32True, 1) };
+        let checkpoint = ModelCheckpoint::new(folder, "val_loss", Mode::Min)?.save_last(true);
+        let mut trainer = Trainer::new(config).callback(checkpoint);
+        if let Some(from) = from {
+            trainer = trainer.resume_from(from);
+        }
+        let _: RunRecord = run(trainer, &mut model(adam)?, &data()?).1?;
+        let entries = fs::read_dir(folder).expect("the folder");
+        let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+        let mut names: Vec<String> =
+            entries.map(|entry| name(entry).to_string_lossy().into_owned()).collect();
+        names.sort();
+        Ok(names)
+    };
+    let first = train(one.path(), 1, None)?;
+    assert_eq!(first.len(), 2, "{first:?}");
+    let last = one.path().join("last.safetensors");
+    let resumed = train(other.path(), 3, Some(&last))?;
+    assert!(resumed.len() == 2 && one.path().join(&first[0]).exists(), "{resumed:?}");
+    // Resuming twice from one copy: the best file was replaced in between.
+    let kept = other.path().join("kept.safetensors.copy");
+    fs::copy(&last, &kept).expect("a copy");
+    for _ in 0..2 {
+        train(one.path(), 3, Some(&kept))?;
+    }
+    Ok(())
+}

@@ -27,7 +27,12 @@ fn check_field(spec: &Spec, field: &Field, diag: &Diagnostics) -> Option<model::
             name_is_free_in_the_builder(field, spec.derive, diag)?;
             Kind::Hparam { default: default(attr, diag)? }
         }
-        attr if attr.is(symbol::STATE) => Kind::State { initial: initial(attr, diag)? },
+        attr if attr.is(symbol::STATE) => {
+            Kind::State { initial: initial(attr, diag)?, saved: true }
+        }
+        attr if attr.is(symbol::TRANSIENT) => {
+            Kind::State { initial: initial(attr, diag)?, saved: false }
+        }
         attr => {
             name_is_free_in_forward(field, diag)?;
             Kind::Layer { source: source(attr, diag)?, region: region? }
@@ -41,8 +46,8 @@ fn check_field(spec: &Spec, field: &Field, diag: &Diagnostics) -> Option<model::
     })
 }
 
-/// Rule: every field is exactly one of hyperparameter, layer and state, so that nothing is left
-/// out of the weights or the saved hyperparameters by oversight.
+/// Rule: every field is exactly one of hyperparameter, layer, state and transient, so that nothing
+/// is left out of the weights, the saved hyperparameters or a checkpoint by oversight.
 fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut kinds = symbol::FIELD_KINDS.iter().filter_map(|kind| only(&field.attrs, kind, diag));
     let Some(first) = kinds.next() else {
@@ -172,7 +177,7 @@ fn precision(field: &Field, diag: &Diagnostics) -> Option<Option<Region>> {
     let Some(attr) = only(&field.attrs, symbol::PRECISION, diag) else {
         return Some(None);
     };
-    for kind in [symbol::HPARAM, symbol::STATE] {
+    for kind in [symbol::HPARAM, symbol::STATE, symbol::TRANSIENT] {
         if has(&field.attrs, kind) {
             diag.error(
                 &attr.path,

@@ -190,8 +190,8 @@ fn build(model: &Model, name: &Ident, inputs: &[&Field]) -> TokenStream {
     let made = model.fields.iter().filter_map(|Field { ident, kind, .. }| {
         let value = match kind {
             Kind::Layer { source: Source::Built(build), .. } => layer::expand(build),
-            Kind::State { initial: Some(value) } => quote!(#value),
-            Kind::State { initial: None } => quote!(__amp::Default::default()),
+            Kind::State { initial: Some(value), .. } => quote!(#value),
+            Kind::State { initial: None, .. } => quote!(__amp::Default::default()),
             Kind::Hparam { .. } | Kind::Layer { source: Source::Given, .. } => return None,
         };
         Some(quote!(let #ident = #value;))

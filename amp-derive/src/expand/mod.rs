@@ -6,6 +6,7 @@
 
 mod bounds;
 mod builder;
+mod checkpoint;
 mod forward;
 mod hooks;
 mod layer;
@@ -64,6 +65,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
     let validate = validate::expand(&lightning.validation);
     let optimizers = optimizer::expand(&lightning.optimizers);
     let hooks = lightning.hooks.iter().map(hooks::expand);
+    let checkpoint = checkpoint::expand(model);
     let items = quote! {
         fn name(&self) -> &'static str {
             #name
@@ -73,6 +75,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
         #validate
         #optimizers
         #(#hooks)*
+        #checkpoint
     };
     impl_for(model, &quote!(__amp::LightningModule), &items)
 }

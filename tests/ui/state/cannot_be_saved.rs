@@ -1,0 +1,20 @@
+//! A checkpoint holds state; what cannot be saved is `#[transient]`.
+
+use amp_core::prelude::*;
+
+#[derive(Default)]
+struct Cache;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-3)]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+    #[state]
+    cache: Cache,
+    #[transient]
+    fine: Cache,
+}
+
+fn main() {}

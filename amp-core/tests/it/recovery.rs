@@ -325,11 +325,8 @@ fn a_cuda_device_that_is_full_runs_in_parts() -> Result<()> {
     }
     let _generator = seeded(2);
     let (width, examples) = (1 << 20, 1 << 15);
-    let layers: Vec<Box<dyn Module>> = vec![
-        Box::new(linear(8, width)?),
-        Box::new(nn::Gelu),
-        Box::new(linear(width, 1)?),
-    ];
+    let layers: Vec<Box<dyn Module>> =
+        vec![Box::new(linear(8, width)?), Box::new(nn::Gelu), Box::new(linear(width, 1)?)];
     let mut model = Model::regression(Sequential::new(layers), sgd);
     let options = (Kind::Float, device());
     let data =

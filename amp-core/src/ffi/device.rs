@@ -1,0 +1,138 @@
+//! Memory, numeric switches and devices (`csrc/device.cpp`).
+
+use std::ffi::{c_char, c_int, c_void};
+use std::marker::PhantomData;
+
+use super::take_error;
+use crate::Result;
+
+#[repr(C)]
+struct AmpCudaDevice {
+    name: [c_char; 256],
+    major: c_int,
+    minor: c_int,
+    multiprocessors: c_int,
+    driver: c_int,
+    memory: usize,
+}
+
+unsafe extern "C" {
+    fn amp_load_cuda(loaded: *mut c_int) -> c_int;
+    fn amp_host_memory_start(out: *mut *mut c_void) -> c_int;
+    fn amp_host_memory_read(guard: *const c_void, live: *mut i64, peak: *mut i64);
+    fn amp_host_memory_stop(guard: *mut c_void) -> c_int;
+    fn amp_cuda_memory(
+        index: c_int,
+        allocated: *mut i64,
+        peak: *mut i64,
+        reserved_peak: *mut i64,
+    ) -> c_int;
+    fn amp_cuda_memory_reset_peak(index: c_int) -> c_int;
+    fn amp_cuda_empty_cache() -> c_int;
+    fn amp_set_numerics(tf32: c_int, deterministic: c_int) -> c_int;
+    fn amp_get_numerics(tf32: *mut c_int, deterministic: *mut c_int) -> c_int;
+    fn amp_cpu_capability(out: *mut c_char, capacity: usize) -> c_int;
+    fn amp_cuda_device(index: c_int, out: *mut AmpCudaDevice) -> c_int;
+}
+
+/// Whether libtorch's CUDA half could be loaded.
+pub(crate) fn load_cuda() -> Result<bool> {
+    let mut loaded = 0;
+    checked!(amp_load_cuda(&mut loaded))?;
+    Ok(loaded != 0)
+}
+
+/// Counts the CPU tensor bytes allocated on this thread while it lives.
+pub(crate) struct HostMemory {
+    guard: *mut c_void,
+    /// The guard belongs to the thread that started it.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl HostMemory {
+    pub(crate) fn start() -> Result<Self> {
+        let mut guard = std::ptr::null_mut();
+        checked!(amp_host_memory_start(&mut guard))?;
+        Ok(Self { guard, _not_send: PhantomData })
+    }
+
+    /// Live and peak bytes since the start.
+    pub(crate) fn read(&self) -> (i64, i64) {
+        let (mut live, mut peak) = (0, 0);
+        // SAFETY: the guard lives as long as self.
+        unsafe { amp_host_memory_read(self.guard, &mut live, &mut peak) };
+        (live, peak)
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        // A failed pop leaves a counter that nobody reads; there is nobody to tell in a drop.
+        let _ = checked!(amp_host_memory_stop(self.guard));
+    }
+}
+
+/// Bytes allocated now, their peak, and the peak reserved by the caching allocator.
+pub(crate) fn cuda_memory(index: usize) -> Result<(i64, i64, i64)> {
+    let (mut allocated, mut peak, mut reserved) = (0, 0, 0);
+    checked!(amp_cuda_memory(index as c_int, &mut allocated, &mut peak, &mut reserved))?;
+    Ok((allocated, peak, reserved))
+}
+
+pub(crate) fn cuda_memory_reset_peak(index: usize) -> Result<()> {
+    checked!(amp_cuda_memory_reset_peak(index as c_int))
+}
+
+pub(crate) fn cuda_empty_cache() -> Result<()> {
+    checked!(amp_cuda_empty_cache())
+}
+
+pub(crate) fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
+    checked!(amp_set_numerics(c_int::from(tf32), c_int::from(deterministic)))
+}
+
+/// TF32 and deterministic algorithms.
+pub(crate) fn numerics() -> Result<(bool, bool)> {
+    let (mut tf32, mut deterministic) = (0, 0);
+    checked!(amp_get_numerics(&mut tf32, &mut deterministic))?;
+    Ok((tf32 != 0, deterministic != 0))
+}
+
+/// The kernel set ATen chose, as `AVX2`.
+pub(crate) fn cpu_capability() -> Result<String> {
+    let mut name = [0; 32];
+    checked!(amp_cpu_capability(name.as_mut_ptr(), name.len()))?;
+    Ok(text(&name))
+}
+
+fn text(chars: &[c_char]) -> String {
+    let bytes: Vec<u8> = chars.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned()).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+pub(crate) struct CudaDevice {
+    pub(crate) name: String,
+    pub(crate) capability: (i32, i32),
+    pub(crate) multiprocessors: i32,
+    pub(crate) driver: i32,
+    pub(crate) memory: u64,
+}
+
+pub(crate) fn cuda_device(index: usize) -> Result<CudaDevice> {
+    let mut out = AmpCudaDevice {
+        name: [0; 256],
+        major: 0,
+        minor: 0,
+        multiprocessors: 0,
+        driver: 0,
+        memory: 0,
+    };
+    checked!(amp_cuda_device(index as c_int, &mut out))?;
+    Ok(CudaDevice {
+        name: text(&out.name),
+        capability: (out.major, out.minor),
+        multiprocessors: out.multiprocessors,
+        driver: out.driver,
+        memory: out.memory as u64,
+    })
+}

@@ -1,0 +1,132 @@
+//! Autocast state and the kernels on lists of tensors (`csrc/amp.cpp`).
+
+use std::ffi::{c_double, c_int, c_void};
+
+use tch::{Kind, Tensor};
+use torch_sys::C_tensor;
+
+use super::{Handle, handles, take_error};
+use crate::{Error, Result};
+
+unsafe extern "C" {
+    fn amp_autocast_get(cuda: c_int, on: *mut c_int, dtype: *mut c_int, cache: *mut c_int)
+    -> c_int;
+    fn amp_autocast_set(cuda: c_int, on: c_int, dtype: c_int, cache: c_int) -> c_int;
+    fn amp_autocast_enter(depth: *mut c_int) -> c_int;
+    fn amp_autocast_leave(depth: *mut c_int) -> c_int;
+    fn amp_unscale(grads: *const Handle, count: usize, found_inf: Handle, inv: Handle) -> c_int;
+    fn amp_check_finite(tensors: *const Handle, count: usize, found_inf: Handle) -> c_int;
+    fn amp_foreach_norm(
+        tensors: *const Handle,
+        count: usize,
+        ord: c_double,
+        as_f32: c_int,
+        norms: *mut *mut C_tensor,
+    ) -> c_int;
+    fn amp_foreach_mul(tensors: *const Handle, count: usize, factor: Handle) -> c_int;
+    fn amp_foreach_add(tensors: *const Handle, count: usize, value: c_double) -> c_int;
+    fn amp_foreach_clamp(tensors: *const Handle, count: usize, low: f64, high: f64) -> c_int;
+    fn amp_clear_grads(tensors: *const Handle, count: usize) -> c_int;
+    fn amp_identity(tensor: Handle) -> *const c_void;
+}
+
+/// The autocast state of one device type on this thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AutocastState {
+    pub(crate) enabled: bool,
+    pub(crate) dtype: c_int,
+    pub(crate) cache: bool,
+}
+
+/// libtorch's number for the dtypes autocast knows (c10/core/ScalarType.h).
+pub(crate) fn scalar_type(kind: Kind) -> Result<c_int> {
+    match kind {
+        Kind::Half => Ok(5),
+        Kind::Float => Ok(6),
+        Kind::Double => Ok(7),
+        Kind::BFloat16 => Ok(15),
+        other => Err(Error::config(format!("{other:?} is not a floating dtype"))),
+    }
+}
+
+pub(crate) fn autocast_state(cuda: bool) -> Result<AutocastState> {
+    let (mut enabled, mut dtype, mut cache) = (0, 0, 0);
+    checked!(amp_autocast_get(c_int::from(cuda), &mut enabled, &mut dtype, &mut cache))?;
+    Ok(AutocastState { enabled: enabled != 0, dtype, cache: cache != 0 })
+}
+
+pub(crate) fn set_autocast(cuda: bool, state: AutocastState) -> Result<()> {
+    checked!(amp_autocast_set(
+        c_int::from(cuda),
+        c_int::from(state.enabled),
+        state.dtype,
+        c_int::from(state.cache),
+    ))
+}
+
+pub(crate) fn autocast_enter() -> Result<i32> {
+    let mut depth = 0;
+    checked!(amp_autocast_enter(&mut depth))?;
+    Ok(depth)
+}
+
+pub(crate) fn autocast_leave() -> Result<i32> {
+    let mut depth = 0;
+    checked!(amp_autocast_leave(&mut depth))?;
+    Ok(depth)
+}
+
+/// Multiplies `grads` by `inv_scale` in place; `found_inf` becomes 1 when one is not finite.
+pub(crate) fn unscale(grads: &[Tensor], found_inf: &Tensor, inv_scale: &Tensor) -> Result<()> {
+    let grads = handles(grads);
+    checked!(amp_unscale(grads.as_ptr(), grads.len(), found_inf.as_ptr(), inv_scale.as_ptr()))
+}
+
+/// Sets `found_inf`, an f32 scalar on the CPU, to 1 when an element of the CPU tensors is not
+/// finite.
+pub(crate) fn check_finite(tensors: &[Tensor], found_inf: &Tensor) -> Result<()> {
+    let tensors = handles(tensors);
+    checked!(amp_check_finite(tensors.as_ptr(), tensors.len(), found_inf.as_ptr()))
+}
+
+/// The norm of each tensor, on its device.
+pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result<Vec<Tensor>> {
+    let inputs = handles(tensors);
+    let mut norms = vec![std::ptr::null_mut(); inputs.len()];
+    checked!(amp_foreach_norm(
+        inputs.as_ptr(),
+        inputs.len(),
+        ord,
+        c_int::from(as_f32),
+        norms.as_mut_ptr(),
+    ))?;
+    // SAFETY: on success each entry is a new tensor that nobody else owns.
+    Ok(norms.into_iter().map(|norm| unsafe { Tensor::from_ptr(norm) }).collect())
+}
+
+pub(crate) fn foreach_mul(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
+    let tensors = handles(tensors);
+    checked!(amp_foreach_mul(tensors.as_ptr(), tensors.len(), factor.as_ptr()))
+}
+
+pub(crate) fn foreach_add(tensors: &[Tensor], value: f64) -> Result<()> {
+    let tensors = handles(tensors);
+    checked!(amp_foreach_add(tensors.as_ptr(), tensors.len(), value))
+}
+
+pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<()> {
+    let tensors = handles(tensors);
+    checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
+}
+
+/// Drops gradients (PyTorch's `set_to_none=True`).
+pub(crate) fn clear_grads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
+    let tensors = handles(tensors);
+    checked!(amp_clear_grads(tensors.as_ptr(), tensors.len()))
+}
+
+/// A number that two handles share exactly when they are the same tensor.
+pub(crate) fn identity(tensor: &Tensor) -> usize {
+    // SAFETY: the handle is live; only an address comes back, which is never followed.
+    unsafe { amp_identity(tensor.as_ptr()) as usize }
+}

@@ -1,0 +1,59 @@
+//! The only unsafe code: calls into the C++ shim (`csrc/`), a module for each of its files.
+//!
+//! Every call goes through [`checked!`], which turns a C++ exception into an [`Error`].
+
+#![allow(unsafe_code)]
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::Error;
+
+/// A tensor as it crosses; Rust owns it.
+type Handle = *const C_tensor;
+
+unsafe extern "C" {
+    fn amp_take_error(buffer: *mut u8, capacity: usize) -> usize;
+}
+
+/// Calls a shim function; a nonzero status becomes the exception's text.
+macro_rules! checked {
+    ($call:ident($($argument:expr),* $(,)?)) => {{
+        // SAFETY: the shim reads the pointers only during the call, every pointer comes from a
+        // live reference or slice of the stated length, and it lets no exception out.
+        let status = unsafe { $call($($argument),*) };
+        if status == 0 { Ok(()) } else { Err(take_error()) }
+    }};
+}
+
+// Below the macro, which they use.
+mod checkpoint;
+mod device;
+mod kernels;
+mod optim;
+mod run;
+mod transfer;
+
+pub(crate) use checkpoint::*;
+pub(crate) use device::*;
+pub(crate) use kernels::*;
+pub(crate) use optim::*;
+pub(crate) use run::*;
+pub(crate) use transfer::*;
+
+fn take_error() -> Error {
+    let mut buffer = vec![0_u8; 4096];
+    loop {
+        // SAFETY: the shim writes at most `len` bytes into the buffer.
+        let length = unsafe { amp_take_error(buffer.as_mut_ptr(), buffer.len()) };
+        let fits = length <= buffer.len();
+        buffer.resize(length, 0);
+        if fits {
+            return Error::torch(&String::from_utf8_lossy(&buffer));
+        }
+    }
+}
+
+fn handles<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<Handle> {
+    tensors.into_iter().map(Tensor::as_ptr).collect()
+}

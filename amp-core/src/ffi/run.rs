@@ -1,0 +1,68 @@
+//! Random generators and times on the device (`csrc/run.cpp`).
+
+use std::ffi::{c_double, c_int, c_void};
+
+use tch::{Device, Tensor};
+use torch_sys::C_tensor;
+
+use super::{Handle, take_error};
+use crate::Result;
+
+unsafe extern "C" {
+    fn amp_random_get(cuda: c_int, out: *mut *mut C_tensor) -> c_int;
+    fn amp_random_set(cuda: c_int, state: Handle) -> c_int;
+    fn amp_event_record(cuda: c_int, out: *mut *mut c_void) -> c_int;
+    fn amp_event_elapsed(
+        from: *const c_void,
+        to: *const c_void,
+        milliseconds: *mut c_double,
+    ) -> c_int;
+    fn amp_event_drop(event: *mut c_void);
+}
+
+/// A device's index as the shim takes it.
+fn index(device: Device) -> c_int {
+    match device {
+        Device::Cuda(index) => index as c_int,
+        _ => -1,
+    }
+}
+
+/// The state of a device's default generator, a byte tensor on the CPU.
+pub(crate) fn random_state(device: Device) -> Result<Tensor> {
+    let mut state = std::ptr::null_mut();
+    checked!(amp_random_get(index(device), &mut state))?;
+    // SAFETY: on success a new tensor that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(state) })
+}
+
+pub(crate) fn set_random_state(device: Device, state: &Tensor) -> Result<()> {
+    checked!(amp_random_set(index(device), state.as_ptr()))
+}
+
+/// A point in the work of a CUDA device's current stream.
+pub(crate) struct CudaEvent {
+    event: *mut c_void,
+}
+
+impl CudaEvent {
+    pub(crate) fn record(device: Device) -> Result<Self> {
+        let mut event = std::ptr::null_mut();
+        checked!(amp_event_record(index(device), &mut event))?;
+        Ok(Self { event })
+    }
+
+    /// Seconds from this point to a later one; waits for it.
+    pub(crate) fn seconds_to(&self, later: &Self) -> Result<f64> {
+        let mut milliseconds = 0.0;
+        checked!(amp_event_elapsed(self.event, later.event, &mut milliseconds))?;
+        Ok(milliseconds / 1e3)
+    }
+}
+
+impl Drop for CudaEvent {
+    fn drop(&mut self) {
+        // SAFETY: made by `amp_event_record` and dropped once.
+        unsafe { amp_event_drop(self.event) };
+    }
+}

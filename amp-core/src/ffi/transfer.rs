@@ -1,0 +1,119 @@
+//! Copies to a device and what loader threads take over (`csrc/transfer.cpp`).
+
+use std::ffi::{c_int, c_void};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use super::{Handle, take_error};
+use crate::Result;
+
+unsafe extern "C" {
+    fn amp_cuda_free_memory(index: c_int, bytes: *mut usize) -> c_int;
+    fn amp_side_stream(index: c_int, id: *mut i64) -> c_int;
+    fn amp_copy_start(
+        index: c_int,
+        stream: i64,
+        host: *const Handle,
+        out: *mut *mut C_tensor,
+        event: *mut *mut c_void,
+    ) -> c_int;
+    fn amp_copy_arrive(event: *mut c_void, tensors: *const Handle) -> c_int;
+    fn amp_copy_drop(event: *mut c_void);
+    fn amp_debug_info_current(out: *mut *mut c_void) -> c_int;
+    fn amp_debug_info_enter(info: *const c_void) -> c_int;
+    fn amp_debug_info_drop(info: *mut c_void);
+}
+
+/// Bytes the driver has free on a device.
+pub(crate) fn cuda_free_memory(index: usize) -> Result<u64> {
+    let mut bytes = 0;
+    checked!(amp_cuda_free_memory(index as c_int, &mut bytes))?;
+    Ok(bytes as u64)
+}
+
+/// A stream of a CUDA device beside the one that is computed on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SideStream {
+    index: c_int,
+    id: i64,
+}
+
+impl SideStream {
+    pub(crate) fn new(index: usize) -> Result<Self> {
+        let (index, mut id) = (index as c_int, 0);
+        checked!(amp_side_stream(index, &mut id))?;
+        Ok(Self { index, id })
+    }
+
+    /// Starts copying two tensors of the host to the device, by way of pinned memory.
+    pub(crate) fn copy(self, tensors: [&Tensor; 2]) -> Result<DeviceCopy> {
+        let tensors = tensors.map(|tensor| tensor.as_ptr());
+        let (mut out, mut event) = ([std::ptr::null_mut(); 2], std::ptr::null_mut());
+        checked!(amp_copy_start(
+            self.index,
+            self.id,
+            tensors.as_ptr().cast(),
+            out.as_mut_ptr(),
+            &mut event,
+        ))?;
+        // SAFETY: on success each is a new tensor that nobody else owns.
+        let tensors = out.map(|tensor| unsafe { Tensor::from_ptr(tensor) });
+        Ok(DeviceCopy { event, tensors: Some(tensors) })
+    }
+}
+
+/// Two tensors on their way to a device.
+#[derive(Debug)]
+pub(crate) struct DeviceCopy {
+    event: *mut c_void,
+    /// Gone once they have arrived.
+    tensors: Option<[Tensor; 2]>,
+}
+
+// SAFETY: the event is the device's; any thread may wait for it and free it.
+unsafe impl Send for DeviceCopy {}
+
+impl DeviceCopy {
+    /// The tensors, for use on the stream that this thread computes on: it will wait for the
+    /// copy, this thread does not.
+    pub(crate) fn arrive(mut self) -> Result<[Tensor; 2]> {
+        let tensors = self.tensors.take().expect("`arrive` is the only taker, and takes self");
+        let handles = [tensors[0].as_ptr(), tensors[1].as_ptr()];
+        checked!(amp_copy_arrive(self.event, handles.as_ptr().cast()))?;
+        Ok(tensors)
+    }
+}
+
+impl Drop for DeviceCopy {
+    fn drop(&mut self) {
+        // SAFETY: made by `SideStream::copy` and freed here alone.
+        unsafe { amp_copy_drop(self.event) };
+    }
+}
+
+/// What a thread reports to, the memory meter among others, for another thread that works for it.
+pub(crate) struct DebugInfo(*mut c_void);
+
+// SAFETY: a counted pointer to what C++ only reads, and whose meters count atomically.
+unsafe impl Send for DebugInfo {}
+
+impl DebugInfo {
+    pub(crate) fn current() -> Result<Self> {
+        let mut info = std::ptr::null_mut();
+        checked!(amp_debug_info_current(&mut info))?;
+        Ok(Self(info))
+    }
+
+    /// Lets this thread report to the same.
+    pub(crate) fn enter(&self) -> Result<()> {
+        checked!(amp_debug_info_enter(self.0))
+    }
+}
+
+impl Drop for DebugInfo {
+    fn drop(&mut self) {
+        // SAFETY: made by `current` and freed here alone.
+        unsafe { amp_debug_info_drop(self.0) };
+    }
+}

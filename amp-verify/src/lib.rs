@@ -1,5 +1,5 @@
 //! Trains a model under every precision and holds each run against the 32-true baseline:
-//! [`case::Case`] → [`runner`] → [`matrix`] → [`comparison::Comparison`] → [`view`].
+//! [`case::Case`] → [`runner`] → [`matrix`] → [`comparison::Comparison`] → [`view`], [`report`].
 
 pub mod case;
 pub mod cli;
@@ -7,5 +7,6 @@ pub mod comparison;
 pub mod golden;
 pub mod matrix;
 pub mod output;
+pub mod report;
 pub mod runner;
 pub mod view;

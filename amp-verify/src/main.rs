@@ -14,6 +14,7 @@ use amp_verify::{
     cli::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs},
     matrix,
     output::Logs,
+    report::{self, Courses},
     runner::{self, Extras},
     view::{EpochTable, PhaseTables, Progress, doctor, table},
 };
@@ -68,6 +69,8 @@ fn verify(args: &VerifyArgs) -> Result<()> {
     let plan = matrix::plan(&args.precision);
     plan.iter().try_for_each(|precision| case.trainer(*precision).map(drop))?;
     let output = args.output.as_deref().map(Staged::create).transpose()?;
+    let page = args.html.as_deref().map(Staged::create).transpose()?;
+    let mut courses = Courses::default();
     let mut logs = Logs::new(&args.run.logs)?;
     let mut phases = PhaseTables::default();
     let runs = plan.len();
@@ -75,6 +78,7 @@ fn verify(args: &VerifyArgs) -> Result<()> {
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
         phases.on_event(event)?;
+        courses.on_event(event)?;
         progress.on_event(event)
     };
     let outcome = matrix::run(&case, &args.precision, &mut listen);
@@ -83,6 +87,10 @@ fn verify(args: &VerifyArgs) -> Result<()> {
     let json = pretty(&comparison)?;
     if let Some(output) = output {
         output.write(json.as_bytes())?;
+    }
+    if let Some(page) = page {
+        let examples = case.data.val.len();
+        page.write(report::html(&comparison, &courses, examples)?.as_bytes())?;
     }
     let text = match args.format {
         // A model that profiles itself does so in every run: its times are shown when asked for.

@@ -59,6 +59,9 @@ pub struct VerifyArgs {
     /// Write the comparison as JSON to this file too
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Write a report with charts to this file: one page that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub run: RunArgs,

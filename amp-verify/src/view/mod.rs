@@ -10,4 +10,5 @@ pub use doctor::doctor;
 pub use epochs::EpochTable;
 pub use phases::{PhaseTables, phases};
 pub use progress::Progress;
+pub(crate) use table::heading;
 pub use table::table;

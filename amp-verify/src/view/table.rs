@@ -30,7 +30,8 @@ pub fn table(comparison: &Comparison) -> String {
     out
 }
 
-fn heading(comparison: &Comparison) -> String {
+/// What ran, and on what machine.
+pub(crate) fn heading(comparison: &Comparison) -> String {
     let subject = &comparison.subject;
     let machine = &subject.fingerprint;
     format!(

@@ -4,5 +4,6 @@ mod bad_input;
 mod kill;
 mod logs;
 mod output;
+mod report;
 mod resume;
 mod support;

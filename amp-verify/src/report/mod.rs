@@ -1,0 +1,90 @@
+//! The comparison as one HTML file that needs nothing else: readable in light and dark, offline.
+
+mod chart;
+mod page;
+
+use std::collections::BTreeMap;
+
+use amp_core::{
+    Result,
+    event::{Event, Subscriber},
+    precision::Precision,
+};
+
+pub use page::html;
+
+/// What the charts show of one run beyond the comparison's figures.
+#[derive(Debug, Clone, Default)]
+pub struct Course {
+    /// Optimizer steps applied so far and the validation loss, at each epoch's end.
+    pub val_loss: Vec<(f64, f64)>,
+    /// The same of the training loss.
+    pub train_loss: Vec<(f64, f64)>,
+    /// Attempted steps and the scale from then on; empty where there is none.
+    pub scale: Vec<(f64, f64)>,
+    /// Attempted steps at which a step was skipped, and the scale it was tried with.
+    pub skips: Vec<(f64, f64)>,
+}
+
+/// Gathers the courses of runs, one after the other.
+#[derive(Debug, Default)]
+pub struct Courses {
+    runs: BTreeMap<Precision, Course>,
+    current: Option<Precision>,
+}
+
+impl Courses {
+    /// The course of this precision's run, if there was one.
+    pub fn of(&self, precision: Precision) -> Option<&Course> {
+        self.runs.get(&precision)
+    }
+}
+
+impl Subscriber for Courses {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        if let Event::FitStart(start) = event {
+            self.current = Some(start.precision);
+            self.runs.insert(start.precision, Course::default());
+        }
+        let Some(course) = self.current.and_then(|now| self.runs.get_mut(&now)) else {
+            return Ok(());
+        };
+        match event {
+            Event::Skipped(skipped) => {
+                if course.scale.is_empty() {
+                    course.scale.push((0.0, skipped.scale));
+                }
+                course.skips.push((skipped.attempt as f64, skipped.scale));
+            }
+            Event::Scale { attempt, scale } => course.scale.push((*attempt as f64, *scale)),
+            Event::EpochEnd(end) => {
+                let step = end.global_step as f64;
+                for (name, line) in
+                    [("val_loss", &mut course.val_loss), ("train_loss", &mut course.train_loss)]
+                {
+                    line.extend(end.value(name).filter(|v| v.is_finite()).map(|v| (step, v)));
+                }
+            }
+            Event::FitEnd(end) => {
+                if let Some(scale) = end.scale {
+                    if course.scale.is_empty() {
+                        course.scale.push((0.0, scale));
+                    }
+                    course.scale.push(((end.global_step + end.skipped) as f64, scale));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Wilson's score interval of a share (Wilson 1927) at 95 %: what chance alone makes of `n`
+/// examples. It stays within 0 and 1, and is not empty at either end.
+pub fn wilson(share: f64, n: i64) -> (f64, f64) {
+    let (z, n) = (1.959_963_985, n.max(1) as f64);
+    let z2 = z * z;
+    let middle = (share + z2 / (2.0 * n)) / (1.0 + z2 / n);
+    let half = z / (1.0 + z2 / n) * (share * (1.0 - share) / n + z2 / (4.0 * n * n)).sqrt();
+    ((middle - half).max(0.0), (middle + half).min(1.0))
+}

@@ -4,6 +4,7 @@
 pub mod case;
 pub mod cli;
 pub mod comparison;
+pub mod exponents;
 pub mod golden;
 pub mod matrix;
 pub mod output;

@@ -1,6 +1,7 @@
-//! The `amp` binary as a user runs it.
+//! The `amp` binary as a user runs it, and the library's own figures.
 
 mod bad_input;
+mod exponents;
 mod logs;
 mod output;
 mod support;

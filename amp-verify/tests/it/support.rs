@@ -38,3 +38,8 @@ pub(crate) fn files(folder: &Path) -> Vec<String> {
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
         .collect()
 }
+
+/// The same device for tensors.
+pub(crate) fn torch_device() -> amp_core::tch::Device {
+    amp_core::hardware::parse_device(&device()).expect("AMP_DEVICE names a device of this machine")
+}

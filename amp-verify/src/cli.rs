@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fixtures::data::DataKind;
 use serde_json::Value;
 
-use crate::case::Choices;
+use crate::{case::Choices, layers::LayersArgs};
 
 /// Mixed-precision training, held against 32-bit training.
 #[derive(Debug, Parser)]
@@ -29,6 +29,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Train a model under one precision
     Train(TrainArgs),
+    /// Show what each layer of a model loses under a precision, against a 64-true step
+    Layers(LayersArgs),
     /// List the models and their data
     Models,
     /// Show the devices, what they can do and which precision to start with

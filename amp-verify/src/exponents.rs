@@ -279,7 +279,7 @@ pub struct WindowOptions {
 
 impl Default for WindowOptions {
     fn default() -> Self {
-        Self { underflow_share: 0.01, headroom_bits: 1 }
+        Self { underflow_share: 0.05, headroom_bits: 1 }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod comparison;
 pub mod exponents;
 pub mod golden;
+pub mod layers;
 pub mod matrix;
 pub mod output;
 pub mod runner;

@@ -12,10 +12,11 @@ use amp_core::{
 use amp_verify::{
     case::Case,
     cli::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs},
+    layers::LayersArgs,
     matrix,
     output::Logs,
     runner,
-    view::{EpochTable, Progress, doctor, table},
+    view::{self, EpochTable, Progress, doctor, table},
 };
 use clap::Parser;
 use fixtures::models;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Verify(args) => verify(&args),
         Command::Train(args) => train(&args),
+        Command::Layers(args) => layers(&args),
         Command::Models => list(),
         Command::Doctor(args) => diagnose(&args),
     };
@@ -105,6 +107,15 @@ fn train(args: &TrainArgs) -> Result<()> {
     let outcome = runner::run(&case, args.precision, callbacks, &mut listen);
     progress.finish();
     outcome.map(drop)
+}
+
+fn layers(args: &LayersArgs) -> Result<()> {
+    let case = prepare(&args.run)?;
+    let report = args.measure(&case)?;
+    print(&match args.format {
+        Format::Table => view::layers(&report),
+        Format::Json => pretty(&report)?,
+    })
 }
 
 fn list() -> Result<()> {

@@ -46,7 +46,7 @@ fn warm_up(case: &Case, precision: Precision) -> Result<()> {
     Ok(())
 }
 
-fn config(case: &Case, precision: Precision, max_epochs: i64) -> TrainerConfig {
+pub(crate) fn config(case: &Case, precision: Precision, max_epochs: i64) -> TrainerConfig {
     TrainerConfig {
         max_epochs,
         seed: case.seed,

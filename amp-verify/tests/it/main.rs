@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod exponents;
+mod layers;
 mod logs;
+mod model;
 mod output;
 mod support;

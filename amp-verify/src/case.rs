@@ -9,7 +9,10 @@ use amp_core::{
 };
 use fixtures::{data::DataKind, models::Model};
 
+use crate::diagnose::Islands;
+
 /// A model with everything but the precision decided.
+#[derive(Clone)]
 pub struct Case {
     /// The model's entry.
     pub model: &'static Model,
@@ -29,6 +32,8 @@ pub struct Case {
     pub accumulate_grad_batches: i64,
     /// The value that ends training when it no longer falls, and for how many epochs.
     pub early_stopping: Option<(String, u32)>,
+    /// Precision regions by module path, over those the model declares.
+    pub islands: Islands,
 }
 
 /// What a user may decide about a case; `None` leaves the model's own.
@@ -98,6 +103,7 @@ impl Case {
             clip,
             accumulate_grad_batches,
             early_stopping,
+            islands: Islands::new(),
         };
         case.build()?;
         Ok(case)

@@ -4,6 +4,7 @@
 pub mod case;
 pub mod cli;
 pub mod comparison;
+pub mod diagnose;
 pub mod exponents;
 pub mod golden;
 pub mod layers;

@@ -12,6 +12,7 @@ use amp_core::{
 use amp_verify::{
     case::Case,
     cli::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs},
+    diagnose::{DiagnoseArgs, PolicyFile},
     layers::LayersArgs,
     matrix,
     output::Logs,
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify(&args),
         Command::Train(args) => train(&args),
         Command::Layers(args) => layers(&args),
+        Command::Diagnose(args) => explain(&args),
         Command::Models => list(),
         Command::Doctor(args) => diagnose(&args),
     };
@@ -118,6 +120,15 @@ fn layers(args: &LayersArgs) -> Result<()> {
     })
 }
 
+fn explain(args: &DiagnoseArgs) -> Result<()> {
+    let case = prepare(&args.run)?;
+    let diagnosis = args.diagnose(&case)?;
+    print(&match args.format {
+        Format::Table => view::diagnosis(&diagnosis),
+        Format::Json => pretty(&diagnosis)?,
+    })
+}
+
 fn list() -> Result<()> {
     let lines = models::ALL.iter().map(|model| {
         format!(
@@ -152,7 +163,11 @@ fn prepare(args: &RunArgs) -> Result<Case> {
     let model = models::find(&args.model)?;
     let device = hardware::parse_device(&args.device)?;
     hardware::set_numerics(args.tf32, args.deterministic)?;
-    Case::new(model, args.choices(), device)
+    let mut case = Case::new(model, args.choices(), device)?;
+    if let Some(path) = &args.policy {
+        case.islands = PolicyFile::read(path, model.name, case.build()?.as_ref())?.islands;
+    }
+    Ok(case)
 }
 
 fn print(text: &str) -> Result<()> {

@@ -1,5 +1,7 @@
 //! One run: a case under one precision.
 
+use std::rc::Rc;
+
 use amp_core::{
     Result, Trainer, TrainerConfig,
     callback::{Callback, EarlyStopping, Mode},
@@ -52,6 +54,7 @@ pub(crate) fn config(case: &Case, precision: Precision, max_epochs: i64) -> Trai
         seed: case.seed,
         gradient_clip: case.clip,
         accumulate_grad_batches: case.accumulate_grad_batches,
+        islands: Rc::new(case.islands.clone()),
         profile_every_n_steps: case.model.profile_every_n_steps,
         ..TrainerConfig::new(precision, case.device)
     }

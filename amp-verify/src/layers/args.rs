@@ -58,7 +58,7 @@ impl LayersArgs {
             batch: &batch,
             device: case.device,
             seed: case.seed,
-            islands: Rc::default(),
+            islands: Rc::new(case.islands.clone()),
         };
         measure(&subject, options)
     }

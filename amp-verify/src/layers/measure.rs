@@ -78,6 +78,33 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
     no_grad(|| passes.report(subject, dropout))
 }
 
+/// The paths of the layers, as [`measure`] has them, and those of all modules: each once, in the
+/// order in which they end.
+///
+/// # Errors
+/// When a step fails.
+pub fn module_paths(subject: &Subject<'_>) -> Result<(Vec<String>, Vec<String>)> {
+    let jobs = Vec::new();
+    let plan = Plan { precision: Precision::F32True, scale: 1.0, dropout: false, jobs };
+    let calls = run(subject, plan)?.calls;
+    let (mut layers, mut modules) = (Vec::new(), Vec::new());
+    for call in calls.iter().filter(|call| !call.path.contains('#')) {
+        modules.push(call.path.clone());
+        if is_layer(&calls, call) {
+            layers.push(call.path.clone());
+        }
+    }
+    Ok((layers, modules))
+}
+
+/// Modules that only call others answer by their children.
+fn is_layer(calls: &[Ran], call: &Ran) -> bool {
+    let path = module(&call.path);
+    let inside =
+        |other: &Ran| other.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+    is_floating(call.output.kind()) && (call.op == Op::Matmul || !calls.iter().any(inside))
+}
+
 impl Subject<'_> {
     fn name(&self) -> Result<&'static str> {
         Ok((self.build)()?.name())
@@ -110,7 +137,7 @@ impl Passes {
         let mut layers = Vec::new();
         let mut changes = Vec::new();
         for at in 0..self.reference.calls.len() {
-            if !self.is_layer(at) {
+            if !is_layer(&self.reference.calls, &self.reference.calls[at]) {
                 continue;
             }
             let (call, exact) = (&self.actual.calls[at], &self.reference.calls[at]);
@@ -135,16 +162,6 @@ impl Passes {
             window: CommonWindow::of(windows),
             layers,
         })
-    }
-
-    /// Modules that only call others answer by their children.
-    fn is_layer(&self, at: usize) -> bool {
-        let call = &self.reference.calls[at];
-        let path = module(&call.path);
-        let inside =
-            |other: &Ran| other.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-        let computes = call.op == Op::Matmul || !self.reference.calls.iter().any(inside);
-        is_floating(call.output.kind()) && computes
     }
 
     fn layer(&self, at: usize) -> Result<Layer> {

@@ -8,7 +8,7 @@ mod pass;
 
 pub use args::LayersArgs;
 pub use error::{Bias, Growth, bias, growth, relative_change, rms, rmse};
-pub use measure::{Options, measure};
+pub use measure::{Options, measure, module_paths};
 
 use std::{collections::BTreeMap, rc::Rc};
 

@@ -1,5 +1,6 @@
 //! How figures are shown.
 
+mod diagnosis;
 mod doctor;
 mod epochs;
 mod layers;
@@ -7,6 +8,7 @@ mod phases;
 mod progress;
 mod table;
 
+pub use diagnosis::diagnosis;
 pub use doctor::doctor;
 pub use epochs::EpochTable;
 pub use layers::layers;

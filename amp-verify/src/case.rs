@@ -12,6 +12,7 @@ use amp_core::{
 use fixtures::{data::DataKind, models::Model};
 
 /// A model with everything but the precision decided.
+#[derive(Clone)]
 pub struct Case {
     /// The model's entry.
     pub model: &'static Model,

@@ -4,7 +4,10 @@
 pub mod case;
 pub mod cli;
 pub mod comparison;
+pub mod diagnose;
+pub mod exponents;
 pub mod golden;
+pub mod layers;
 pub mod matrix;
 pub mod output;
 pub mod report;

@@ -12,11 +12,13 @@ use amp_core::{
 use amp_verify::{
     case::Case,
     cli::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs},
+    diagnose::{DiagnoseArgs, PolicyFile},
+    layers::LayersArgs,
     matrix,
     output::Logs,
     report::{self, Courses},
     runner::{self, Extras},
-    view::{EpochTable, PhaseTables, Progress, doctor, table},
+    view::{self, EpochTable, PhaseTables, Progress, doctor, table},
 };
 use clap::Parser;
 use fixtures::models;
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Verify(args) => verify(&args),
         Command::Train(args) => train(&args),
+        Command::Layers(args) => layers(&args),
+        Command::Diagnose(args) => explain(&args),
         Command::Models => list(),
         Command::Doctor(args) => diagnose(&args),
     };
@@ -128,6 +132,24 @@ fn train(args: &TrainArgs) -> Result<()> {
     outcome.map(drop)
 }
 
+fn layers(args: &LayersArgs) -> Result<()> {
+    let case = prepare(&args.run)?;
+    let report = args.measure(&case)?;
+    print(&match args.format {
+        Format::Table => view::layers(&report),
+        Format::Json => pretty(&report)?,
+    })
+}
+
+fn explain(args: &DiagnoseArgs) -> Result<()> {
+    let case = prepare(&args.run)?;
+    let diagnosis = args.diagnose(&case)?;
+    print(&match args.format {
+        Format::Table => view::diagnosis(&diagnosis),
+        Format::Json => pretty(&diagnosis)?,
+    })
+}
+
 fn list() -> Result<()> {
     let lines = models::ALL.iter().map(|model| {
         format!(
@@ -162,7 +184,12 @@ fn prepare(args: &RunArgs) -> Result<Case> {
     let model = models::find(&args.model)?;
     let device = hardware::parse_device(&args.device)?;
     hardware::set_numerics(args.tf32, args.deterministic)?;
-    Case::new(model, args.choices(), device)
+    let mut case = Case::new(model, args.choices(), device)?;
+    if let Some(path) = &args.policy {
+        let policy = PolicyFile::read(path, model.name, case.build()?.as_ref())?;
+        case.trainer.islands = policy.islands.into();
+    }
+    Ok(case)
 }
 
 fn print(text: &str) -> Result<()> {

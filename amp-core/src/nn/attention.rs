@@ -67,7 +67,7 @@ impl Module for MultiheadAttention {
         };
         let projected = input.f_linear(&self.in_proj_weight, Some(&self.in_proj_bias))?;
         let qkv = projected.f_chunk(3, -1)?;
-        let dropout = if cx.is_training() { dropout } else { 0.0 };
+        let dropout = if cx.drops_out() { dropout } else { 0.0 };
         let attended = Tensor::f_scaled_dot_product_attention(
             &heads(&qkv[0])?,
             &heads(&qkv[1])?,

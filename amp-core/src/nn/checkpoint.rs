@@ -26,7 +26,7 @@ impl<M> Checkpoint<M> {
 
 impl<M: Module + 'static> Module for Checkpoint<M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        if !(self.enabled && cx.is_training()) {
+        if !(self.enabled && cx.checkpoints()) {
             return self.module.forward(input, cx);
         }
         let (module, again) = (self.module.clone(), cx.recomputing());

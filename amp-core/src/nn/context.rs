@@ -22,7 +22,6 @@ pub trait Probe {
 }
 
 /// One module's run.
-#[derive(Debug)]
 pub struct Call<'a> {
     /// The module's dotted path.
     pub path: &'a str,
@@ -34,6 +33,9 @@ pub struct Call<'a> {
     pub input: &'a Tensor,
     /// What it returned.
     pub output: &'a Tensor,
+    /// Runs it once more on another input, under the same plan and unobserved. Random numbers go
+    /// on from where they are; batch statistics are not counted.
+    pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
 /// The state of a forward pass: training or not, precision, path, probe.
@@ -41,6 +43,8 @@ pub struct Context {
     policy: Policy,
     training: bool,
     recomputing: bool,
+    dropout: bool,
+    checkpointing: bool,
     islands: Rc<BTreeMap<String, Region>>,
     path: RefCell<String>,
     plan: Cell<RegionPlan>,
@@ -54,6 +58,8 @@ impl Context {
             policy,
             training,
             recomputing: false,
+            dropout: training,
+            checkpointing: training,
             islands: Rc::default(),
             path: RefCell::default(),
             plan: Cell::new(RegionPlan::of(policy.precision)),
@@ -76,6 +82,20 @@ impl Context {
         self
     }
 
+    /// The same pass without dropout, also while training.
+    #[must_use]
+    pub fn without_dropout(mut self) -> Self {
+        self.dropout = false;
+        self
+    }
+
+    /// The same pass, keeping every activation: a probe sees checkpointed modules with their graph.
+    #[must_use]
+    pub fn without_checkpointing(mut self) -> Self {
+        self.checkpointing = false;
+        self
+    }
+
     /// The same pass, run once more: what it counts was already counted.
     #[must_use]
     pub(crate) fn again(mut self) -> Self {
@@ -83,9 +103,20 @@ impl Context {
         self
     }
 
-    /// Whether dropout and batch statistics are on.
+    /// Whether the pass trains: batch statistics are on, and dropout unless
+    /// [without](Self::without_dropout).
     pub fn is_training(&self) -> bool {
         self.training
+    }
+
+    /// Whether dropout is on.
+    pub fn drops_out(&self) -> bool {
+        self.dropout
+    }
+
+    /// Whether checkpointed modules drop their activations.
+    pub(super) fn checkpoints(&self) -> bool {
+        self.checkpointing
     }
 
     /// Whether a module runs for the second time on the same input, as checkpointed modules do:
@@ -101,6 +132,8 @@ impl Context {
             policy: self.policy,
             training: self.training,
             recomputing: true,
+            dropout: self.dropout,
+            checkpointing: self.checkpointing,
             islands: Rc::new(self.islands.as_ref().clone()),
             path: self.path.clone(),
             plan: self.plan.clone(),
@@ -183,7 +216,8 @@ impl Context {
             let output = module.forward(input, self)?;
             if let Some(probe) = &self.probe {
                 let (path, op) = (&*self.path.borrow(), module.op());
-                probe.ran(&Call { path, op, plan, input, output: &output });
+                let rerun = |input: &Tensor| module.forward(input, &self.recomputing());
+                probe.ran(&Call { path, op, plan, input, output: &output, rerun: &rerun });
             }
             Ok(output)
         });

@@ -24,7 +24,7 @@ impl Dropout {
 
 impl Module for Dropout {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        Ok(input.f_dropout(self.p, cx.is_training())?)
+        Ok(input.f_dropout(self.p, cx.drops_out())?)
     }
 
     fn visit(&self, _: &mut dyn Visitor) {}

@@ -22,7 +22,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fixtures::data::DataKind;
 use serde_json::Value;
 
-use crate::case::Choices;
+use crate::{case::Choices, diagnose::DiagnoseArgs, layers::LayersArgs};
 
 /// Mixed-precision training, held against 32-bit training.
 #[derive(Debug, Parser)]
@@ -40,6 +40,10 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Train a model under one precision
     Train(TrainArgs),
+    /// Show what each layer of a model loses under a precision, against a 64-true step
+    Layers(LayersArgs),
+    /// Tell what a loss of precision is due to and which modules must stay FP32
+    Diagnose(DiagnoseArgs),
     /// List the models and their data
     Models,
     /// Show the devices, what they can do and which precision to start with
@@ -136,6 +140,9 @@ pub struct RunArgs {
     /// Set a hyperparameter, as in --set hidden_size=1024; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub set: Vec<(String, Value)>,
+    /// Precision regions by module path, as `diagnose --fix` writes them
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
     /// Let f32 matrix products run in TF32 on CUDA
     #[arg(long)]
     pub tf32: bool,

@@ -1,13 +1,17 @@
 //! How figures are shown.
 
+mod diagnosis;
 mod doctor;
 mod epochs;
+mod layers;
 mod phases;
 mod progress;
 mod table;
 
+pub use diagnosis::diagnosis;
 pub use doctor::doctor;
 pub use epochs::EpochTable;
+pub use layers::layers;
 pub use phases::{PhaseTables, phases};
 pub use progress::Progress;
 pub(crate) use table::heading;

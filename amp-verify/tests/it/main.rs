@@ -1,8 +1,12 @@
-//! The `amp` binary as a user runs it.
+//! The `amp` binary as a user runs it, and the library's own figures.
 
 mod bad_input;
+mod diagnose;
+mod exponents;
 mod kill;
+mod layers;
 mod logs;
+mod model;
 mod output;
 mod report;
 mod resume;

@@ -1,0 +1,155 @@
+use std::{fs, path::PathBuf, str::FromStr};
+
+use amp_core::{Error, Result, file::Staged, hardware::Fingerprint, precision::Precision};
+use clap::{Args, ValueEnum};
+
+use super::{
+    Check, Cost, Diagnosis, Island, LayerError, MetricLoss, PolicyFile, Scope,
+    checks::{train, with},
+    diagnose, fp32,
+};
+use crate::{
+    case::Case,
+    cli::{Format, RunArgs},
+    comparison::Comparison,
+    layers::{Options, Subject, module_paths},
+};
+
+/// The checks to search by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Search {
+    /// The validation metric lost against 32-true
+    Metric,
+    /// The error a layer makes by itself in the first step
+    Layers,
+}
+
+/// Options of `diagnose`.
+#[derive(Debug, Args)]
+pub struct DiagnoseArgs {
+    /// The precision
+    #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
+          default_value_t = Precision::F16Mixed)]
+    pub precision: Precision,
+    /// What must hold
+    #[arg(long, value_enum, default_value_t = Search::Metric)]
+    pub check: Search,
+    /// How much may be lost: of the metric [default: 0.01], or relative to a layer's values
+    /// [default: 0.05]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub limit: Option<f64>,
+    /// Seeds to train under, from --seed on
+    #[arg(long, value_name = "K", default_value_t = 3,
+          value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: u64,
+    /// What `verify --output` once wrote: tells a change of the environment from one of the precision
+    #[arg(long, value_name = "FILE")]
+    pub reference: Option<PathBuf>,
+    /// Write the modules that must stay FP32 to this policy file
+    #[arg(long, value_name = "FILE")]
+    pub fix: Option<PathBuf>,
+    /// How to print the diagnosis
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub run: RunArgs,
+}
+
+impl DiagnoseArgs {
+    /// Diagnoses the case, and writes the policy file if one is asked for.
+    ///
+    /// # Errors
+    /// When an option or a file cannot be used, or training fails.
+    pub fn diagnose(&self, case: &Case) -> Result<Diagnosis> {
+        if self.precision == Precision::F32True {
+            return Err(Error::config(
+                "32-true is what the others are held against: choose another --precision",
+            ));
+        }
+        let limit = self.limit.unwrap_or(match self.check {
+            Search::Metric => 0.01,
+            Search::Layers => 0.05,
+        });
+        if !(limit >= 0.0 && limit.is_finite()) {
+            return Err(Error::config(format!("limit {limit}: it must be a number from 0 on")));
+        }
+        let fix = self.fix.as_deref().map(Staged::create).transpose()?;
+        let baseline_moved = self.reference.as_ref().map(|path| moved(case, path)).transpose()?;
+        let build = || case.build();
+        let batch = case.data.train.head(case.data.batch_size)?;
+        let subject = || Subject {
+            build: &build,
+            batch: &batch,
+            device: case.trainer.device,
+            seed: case.trainer.seed,
+            islands: case.trainer.islands.clone(),
+        };
+        let (layers, modules) = module_paths(&subject())?;
+        let scope = Scope { islands: &case.trainer.islands, layers, modules, baseline_moved };
+        let mut check: Box<dyn Check> = match self.check {
+            Search::Metric => Box::new(MetricLoss::new(case, self.precision, limit, self.seeds)?),
+            Search::Layers => {
+                let options = Options::new(self.precision);
+                Box::new(LayerError { subject: subject(), options, limit })
+            }
+        };
+        let mut diagnosis = diagnose(check.as_mut(), &scope)?;
+        if let Some(island) = &mut diagnosis.island {
+            if self.check == Search::Metric {
+                island.cost = Some(self.cost(case, island)?);
+            }
+            if let Some(fix) = fix {
+                let reason = format!("{}: {}", self.precision, diagnosis.check);
+                let islands = fp32(&case.trainer.islands, &island.modules);
+                let fingerprint = Fingerprint::of(case.trainer.device)?;
+                PolicyFile::new(case.model.name, self.precision, fingerprint, reason, islands)
+                    .write(fix)?;
+            }
+        }
+        Ok(diagnosis)
+    }
+
+    fn cost(&self, case: &Case, island: &Island) -> Result<Cost> {
+        let run = |case: &Case| -> Result<(f64, f64)> {
+            let record = train(case, self.precision)?;
+            let seconds = record.epochs.iter().map(|epoch| epoch.train_seconds).sum();
+            Ok((seconds, record.memory.unwrap_or_default().peak_allocated as f64))
+        };
+        // An epoch each, since a run without the island may end early.
+        let brief = |islands| {
+            let mut case = with(case, case.trainer.seed, islands);
+            case.trainer.max_epochs = 1;
+            case
+        };
+        let without = run(&brief(&case.trainer.islands))?;
+        let with_island = run(&brief(&fp32(&case.trainer.islands, &island.modules)))?;
+        Ok(Cost {
+            train_seconds_ratio: with_island.0 / without.0,
+            peak_memory_ratio: with_island.1 / without.1,
+        })
+    }
+}
+
+/// Whether 32-true gives other figures than it gave in this report, on the same machine.
+fn moved(case: &Case, path: &PathBuf) -> Result<bool> {
+    let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    let refuse = |why: String| Error::config(format!("{}: {why}", path.display()));
+    let fix = "write it with `cargo amp verify --output` and the same options";
+    let report: Comparison = serde_json::from_str(&text)
+        .map_err(|error| refuse(format!("it is no report of verify ({error}); {fix}")))?;
+    let now = train(case, Precision::F32True)?;
+    let (then, start) = (&report.subject, &now.start);
+    if then.fingerprint != start.fingerprint {
+        return Err(refuse("NOT COMPARABLE: it is from another machine or other settings".into()));
+    }
+    let options = |subject: &amp_core::event::FitStart| {
+        (subject.model.clone(), subject.data.clone(), subject.seed, subject.max_epochs)
+    };
+    if options(then) != options(start) || report.batch_size != case.data.batch_size {
+        return Err(refuse(format!("it is of another model, data, seed or length; {fix}")));
+    }
+    let baseline = report.runs.first().ok_or_else(|| refuse(format!("it has no runs; {fix}")))?;
+    let finite = |name: &str| now.last(name).filter(|value| value.is_finite());
+    Ok((baseline.accuracy, baseline.loss) != (finite(case.model.metric), finite("val_loss")))
+}

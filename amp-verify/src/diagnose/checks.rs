@@ -1,0 +1,138 @@
+//! What is asked of a precision with some modules in FP32.
+
+use std::rc::Rc;
+
+use amp_core::{Error, Result, event::Event, precision::Precision, record::RunRecord};
+use serde::{Deserialize, Serialize};
+
+use super::Islands;
+use crate::{
+    case::Case,
+    layers::{Flow, Kind, Options, Subject, measure},
+    runner::{self, Extras},
+};
+
+/// A check's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What is held against the limit; null when it is not finite, which never passes.
+    pub figure: Option<f64>,
+    /// The largest figure that passes.
+    pub limit: f64,
+}
+
+impl Outcome {
+    /// Whether the figure is within the limit.
+    pub fn passes(self) -> bool {
+        self.figure.is_some_and(|figure| figure <= self.limit)
+    }
+
+    /// Of a figure; one that is not finite is none.
+    pub fn new(figure: f64, limit: f64) -> Self {
+        Self { figure: figure.is_finite().then_some(figure), limit }
+    }
+}
+
+/// A check to search by.
+pub trait Check {
+    /// What is held against the limit, for people.
+    fn describe(&self) -> String;
+
+    /// Asks it of the precision with these regions.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    fn run(&mut self, islands: &Islands) -> Result<Outcome>;
+}
+
+/// The validation metric lost against 32-true, the mean over paired seeds.
+pub struct MetricLoss<'a> {
+    case: &'a Case,
+    precision: Precision,
+    limit: f64,
+    /// 32-true's metric by seed.
+    baseline: Vec<f64>,
+}
+
+impl<'a> MetricLoss<'a> {
+    /// Trains the case in 32-true under as many seeds, from its own on.
+    ///
+    /// # Errors
+    /// When training fails, or 32-true's metric is not finite.
+    pub fn new(case: &'a Case, precision: Precision, limit: f64, seeds: u64) -> Result<Self> {
+        let metric = |seed: u64| -> Result<f64> {
+            let record = train(&with(case, seed, &case.trainer.islands), Precision::F32True)?;
+            record.last(case.model.metric).filter(|value| value.is_finite()).ok_or_else(|| {
+                Error::config(format!(
+                    "{} is not finite in 32-true under seed {seed}: there is nothing to lose",
+                    case.model.metric
+                ))
+            })
+        };
+        let baseline =
+            (0..seeds).map(|at| metric(case.trainer.seed + at)).collect::<Result<_>>()?;
+        Ok(Self { case, precision, limit, baseline })
+    }
+}
+
+impl Check for MetricLoss<'_> {
+    fn describe(&self) -> String {
+        format!(
+            "{} lost against 32-true, the mean of {} seeds",
+            self.case.model.metric,
+            self.baseline.len()
+        )
+    }
+
+    fn run(&mut self, islands: &Islands) -> Result<Outcome> {
+        let mut lost = 0.0;
+        for (seed, baseline) in (self.case.trainer.seed..).zip(&self.baseline) {
+            let metric = match train(&with(self.case, seed, islands), self.precision) {
+                Ok(record) => record.last(self.case.model.metric).unwrap_or(f64::NAN),
+                // A run that gave up has lost everything.
+                Err(Error::NonFinite(_) | Error::Scaler(_)) => f64::NAN,
+                Err(error) => return Err(error),
+            };
+            lost += baseline - metric;
+        }
+        Ok(Outcome::new(lost / self.baseline.len() as f64, self.limit))
+    }
+}
+
+/// The largest relative error that a layer makes by itself, in one step.
+pub struct LayerError<'a> {
+    /// What is measured; its islands are replaced.
+    pub subject: Subject<'a>,
+    /// How.
+    pub options: Options,
+    /// The largest error that passes.
+    pub limit: f64,
+}
+
+impl Check for LayerError<'_> {
+    fn describe(&self) -> String {
+        "the largest relative error that a layer makes by itself".into()
+    }
+
+    fn run(&mut self, islands: &Islands) -> Result<Outcome> {
+        self.subject.islands = Rc::new(islands.clone());
+        let report = measure(&self.subject, self.options)?;
+        let flows =
+            report.layers.iter().flat_map(|l| Kind::ALL.into_iter().filter_map(|k| l.flow(k)));
+        let largest = flows.map(Flow::relative_local_error).fold(0.0, f64::max);
+        Ok(Outcome::new(largest, self.limit))
+    }
+}
+
+/// The case under another seed and these regions.
+pub(super) fn with(case: &Case, seed: u64, islands: &Islands) -> Case {
+    let mut case = case.clone();
+    case.trainer.seed = seed;
+    case.trainer.islands = islands.clone().into();
+    case
+}
+
+pub(super) fn train(case: &Case, precision: Precision) -> Result<RunRecord> {
+    let mut ignore = |_: &Event| -> Result<()> { Ok(()) };
+    runner::run(case, precision, Extras::default(), &mut ignore)
+}

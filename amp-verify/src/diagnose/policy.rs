@@ -1,0 +1,119 @@
+//! Policy files: precision regions by module path, kept outside the model.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use amp_core::{
+    Error, Module, Result,
+    file::Staged,
+    hardware::Fingerprint,
+    nn::{Role, Visitor},
+    precision::{Precision, Region},
+    tch::Tensor,
+};
+use serde::{Deserialize, Serialize};
+
+/// Regions by module path.
+pub type Islands = BTreeMap<String, Region>;
+
+const SCHEMA: &str = "amp-policy/1";
+
+/// What a policy file holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyFile {
+    /// The form of this object; a change of meaning changes it.
+    pub schema: String,
+    /// The model it is for.
+    pub model: String,
+    /// The precision it was found under.
+    pub precision: Precision,
+    /// The machine it was found on; it holds on others too.
+    pub fingerprint: Fingerprint,
+    /// Why these modules.
+    pub reason: String,
+    /// Regions by module path, over those the model declares.
+    pub islands: Islands,
+}
+
+impl PolicyFile {
+    /// A policy for this model.
+    pub fn new(
+        model: &str,
+        precision: Precision,
+        fingerprint: Fingerprint,
+        reason: String,
+        islands: Islands,
+    ) -> Self {
+        let (schema, model) = (SCHEMA.to_owned(), model.to_owned());
+        Self { schema, model, precision, fingerprint, reason, islands }
+    }
+
+    /// Writes it to a reserved place.
+    ///
+    /// # Errors
+    /// When the disk is full, for example.
+    pub fn write(&self, place: Staged) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|error| Error::config(format!("the policy cannot be written: {error}")))?;
+        place.write((text + "\n").as_bytes())
+    }
+
+    /// Reads the policy for `model`, which is called `name`.
+    ///
+    /// # Errors
+    /// When the file is missing or no policy, is another model's, or names a module that the
+    /// model does not have.
+    pub fn read(path: &Path, name: &str, model: &(impl Module + ?Sized)) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+        let refuse = |why: String| Error::config(format!("{}: {why}", path.display()));
+        let fix = "write one with `cargo amp diagnose --fix`";
+        let policy: Self = serde_json::from_str(&text)
+            .map_err(|error| refuse(format!("it is no policy file ({error}); {fix}")))?;
+        if policy.schema != SCHEMA {
+            return Err(refuse(format!(
+                "its schema is `{}`, not `{SCHEMA}`; {fix}",
+                policy.schema
+            )));
+        }
+        if policy.model != name {
+            return Err(refuse(format!("it is for {}, not for {name}; {fix}", policy.model)));
+        }
+        let modules = Modules::of(model);
+        if let Some(unknown) = policy.islands.keys().find(|path| !modules.contains(path)) {
+            return Err(refuse(format!("{name} has no module `{unknown}`; {fix}")));
+        }
+        Ok(policy)
+    }
+}
+
+/// The paths of a model's modules.
+#[derive(Default)]
+struct Modules {
+    all: Vec<String>,
+    open: Vec<String>,
+}
+
+impl Modules {
+    fn of(model: &(impl Module + ?Sized)) -> Self {
+        let mut modules = Self::default();
+        model.visit(&mut modules);
+        modules
+    }
+
+    fn contains(&self, path: &str) -> bool {
+        self.all.iter().any(|other| other == path)
+    }
+}
+
+impl Visitor for Modules {
+    fn enter(&mut self, name: &str, _: Option<Region>) {
+        self.open.push(name.to_owned());
+        self.all.push(self.open.join("."));
+    }
+
+    fn leave(&mut self) {
+        self.open.pop();
+    }
+
+    fn tensor(&mut self, _: &str, _: &Tensor, _: Role) {}
+}

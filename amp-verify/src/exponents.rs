@@ -1,0 +1,351 @@
+//! Histograms of exponents, and what they say about every floating format without running it.
+
+use std::collections::BTreeMap;
+
+use amp_core::{
+    Result,
+    precision::is_floating,
+    tch::{Kind, Tensor, no_grad},
+};
+use serde::{Deserialize, Serialize};
+
+/// A floating format narrower than f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Format {
+    /// IEEE binary16.
+    #[serde(rename = "float16")]
+    F16,
+    /// bfloat16.
+    #[serde(rename = "bfloat16")]
+    Bf16,
+    /// FP8 with 4 exponent bits, without infinities (OCP E4M3).
+    #[serde(rename = "float8_e4m3fn")]
+    E4M3,
+    /// FP8 with 5 exponent bits (OCP E5M2).
+    #[serde(rename = "float8_e5m2")]
+    E5M2,
+}
+
+impl Format {
+    /// All of them; [`Bucket::beyond`] has their order.
+    pub const ALL: [Self; 4] = [Self::F16, Self::Bf16, Self::E4M3, Self::E5M2];
+
+    /// The dtype in libtorch.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::F16 => Kind::Half,
+            Self::Bf16 => Kind::BFloat16,
+            Self::E4M3 => Kind::Float8e4m3fn,
+            Self::E5M2 => Kind::Float8e5m2,
+        }
+    }
+
+    /// The format of a dtype, if it is one of these.
+    pub fn of(kind: Kind) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.kind() == kind)
+    }
+
+    /// The exponent of the largest finite value.
+    pub fn max_exponent(self) -> i32 {
+        match self {
+            Self::F16 | Self::E5M2 => 15,
+            Self::Bf16 => 127,
+            Self::E4M3 => 8,
+        }
+    }
+
+    /// The exponent of the smallest normal value.
+    pub fn min_exponent(self) -> i32 {
+        match self {
+            Self::F16 | Self::E5M2 => -14,
+            Self::Bf16 => -126,
+            Self::E4M3 => -6,
+        }
+    }
+
+    /// The exponent of the smallest subnormal value.
+    pub fn min_subnormal_exponent(self) -> i32 {
+        let fraction_bits = match self {
+            Self::F16 => 10,
+            Self::Bf16 => 7,
+            Self::E4M3 => 3,
+            Self::E5M2 => 2,
+        };
+        self.min_exponent() - fraction_bits
+    }
+
+    /// The significand in `[1, 2)` from which a value of the largest exponent is rounded past the
+    /// largest finite one: halfway to the next, which goes to the even neighbour.
+    fn last_significand(self) -> f64 {
+        match self {
+            Self::F16 => 65520.0 / 32768.0,
+            Self::Bf16 => 2.0 - 2.0_f64.powi(-8),
+            Self::E4M3 => 464.0 / 256.0,
+            Self::E5M2 => 61440.0 / 32768.0,
+        }
+    }
+
+    /// Whether the halfway value itself still rounds to the largest finite one: 448 is even, the
+    /// largest values of the other formats are odd.
+    fn keeps_halfway(self) -> bool {
+        self == Self::E4M3
+    }
+}
+
+/// The values whose magnitude lies in `[2^k, 2^(k+1))`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Bucket {
+    /// How many there are.
+    pub count: u64,
+    /// How many are exactly 2^k.
+    pub powers: u64,
+    /// How many would overflow if k were the format's largest exponent, in [`Format::ALL`]'s order.
+    pub beyond: [u64; 4],
+}
+
+/// A tensor's values by exponent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Histogram {
+    /// By exponent k; buckets without values are left out.
+    pub buckets: BTreeMap<i32, Bucket>,
+    /// Zeros.
+    pub zeros: u64,
+    /// NaN and infinities.
+    pub non_finite: u64,
+}
+
+/// How many values a format loses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Losses {
+    /// Finite values that become infinite, or NaN in E4M3.
+    pub overflow: u64,
+    /// Values other than zero that become zero.
+    pub underflow: u64,
+}
+
+/// Exponents from below those of f64's subnormals.
+const LOWEST: i64 = -1100;
+
+impl Histogram {
+    /// Of a floating tensor.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn of(tensor: &Tensor) -> Result<Self> {
+        no_grad(|| {
+            let values = tensor.f_detach()?.f_to_kind(Kind::Double)?.f_flatten(0, -1)?;
+            let values = values.f_to_device(amp_core::tch::Device::Cpu)?;
+            let all = values.numel() as u64;
+            let values = values.f_masked_select(&values.f_isfinite()?)?;
+            let non_finite = all - values.numel() as u64;
+            let values = values.f_masked_select(&values.f_ne(0.0)?)?.f_abs()?;
+            let zeros = all - non_finite - values.numel() as u64;
+            // frexp's mantissa lies in [1/2, 1).
+            let (mantissa, exponent) = values.f_frexp()?;
+            let significand = mantissa.f_mul_scalar(2.0)?;
+            let place = exponent.f_to_kind(Kind::Int64)?.f_sub_scalar(1 + LOWEST)?;
+            let count = |mask: Option<Tensor>| -> Result<Vec<i64>> {
+                let place = match mask {
+                    Some(mask) => place.f_masked_select(&mask)?,
+                    None => place.shallow_clone(),
+                };
+                Ok(Vec::try_from(place.f_bincount(None::<Tensor>, 2200)?)?)
+            };
+            let counts = count(None)?;
+            let powers = count(Some(significand.f_eq(1.0)?))?;
+            let mut beyond = Vec::new();
+            for format in Format::ALL {
+                let last = format.last_significand();
+                beyond.push(count(Some(match format.keeps_halfway() {
+                    true => significand.f_gt(last)?,
+                    false => significand.f_ge(last)?,
+                }))?);
+            }
+            let buckets = (0..counts.len()).filter(|at| counts[*at] > 0).map(|at| {
+                let bucket = Bucket {
+                    count: counts[at].cast_unsigned(),
+                    powers: powers[at].cast_unsigned(),
+                    beyond: [0, 1, 2, 3].map(|format: usize| beyond[format][at].cast_unsigned()),
+                };
+                ((at as i64 + LOWEST) as i32, bucket)
+            });
+            Ok(Self { buckets: buckets.collect(), zeros, non_finite })
+        })
+    }
+
+    /// Values other than zero that are finite.
+    pub fn nonzero(&self) -> u64 {
+        self.buckets.values().map(|bucket| bucket.count).sum()
+    }
+
+    /// The largest exponent; `None` when all is zero.
+    pub fn max_exponent(&self) -> Option<i32> {
+        self.buckets.keys().next_back().copied()
+    }
+
+    /// The largest exponent that at most `share` of the nonzero values lie below.
+    pub fn low_exponent(&self, share: f64) -> Option<i32> {
+        let limit = share * self.nonzero() as f64;
+        let mut below = 0;
+        for (exponent, bucket) in &self.buckets {
+            below += bucket.count;
+            if below as f64 > limit {
+                return Some(*exponent);
+            }
+        }
+        self.max_exponent()
+    }
+
+    /// What the format loses of the values times 2^`log2_scale`, rounded to nearest even without
+    /// saturation, as libtorch casts: exact, from the buckets alone.
+    pub fn predict(&self, format: Format, log2_scale: i32) -> Losses {
+        let (top, zero) = (format.max_exponent(), format.min_subnormal_exponent() - 1);
+        let place = Format::ALL.iter().position(|other| *other == format).unwrap_or_default();
+        let mut losses = Losses::default();
+        for (exponent, bucket) in &self.buckets {
+            let exponent = exponent + log2_scale;
+            losses.overflow += match exponent {
+                k if k > top => bucket.count,
+                k if k == top => bucket.beyond[place],
+                _ => 0,
+            };
+            // Half of the smallest value goes to the even neighbour, zero.
+            losses.underflow += match exponent {
+                k if k < zero => bucket.count,
+                k if k == zero => bucket.powers,
+                _ => 0,
+            };
+        }
+        losses
+    }
+
+    /// The loss scales under which the format keeps the values.
+    ///
+    /// `None` when all are zero.
+    pub fn window(&self, format: Format, options: WindowOptions) -> Option<Window> {
+        let low = self.low_exponent(options.underflow_share)?;
+        let high = self.max_exponent()?;
+        Some(Window {
+            low: format.min_subnormal_exponent() - low,
+            high: format.max_exponent() - high - options.headroom_bits,
+        })
+    }
+}
+
+/// What really becomes of a tensor times 2^`log2_scale`.
+///
+/// # Errors
+/// When libtorch cannot cast to the format here.
+pub fn cast(tensor: &Tensor, format: Format, log2_scale: i32) -> Result<Losses> {
+    no_grad(|| {
+        let scaled = match log2_scale {
+            0 => tensor.f_detach()?,
+            _ => tensor.f_mul_scalar(2.0_f64.powi(log2_scale))?,
+        };
+        let back = scaled.f_to_kind(format.kind())?.f_to_kind(Kind::Float)?;
+        losses(tensor, &back)
+    })
+}
+
+/// What `after` has lost of `before`, element by element.
+///
+/// # Errors
+/// When their shapes differ.
+pub fn losses(before: &Tensor, after: &Tensor) -> Result<Losses> {
+    if !is_floating(before.kind()) {
+        return Ok(Losses::default());
+    }
+    no_grad(|| {
+        let count = |mask: Tensor| -> Result<u64> {
+            Ok(mask.f_sum(Kind::Int64)?.f_int64_value(&[])?.cast_unsigned())
+        };
+        let lost = after.f_isfinite()?.f_logical_not()?;
+        let vanished = after.f_eq(0.0)?.f_logical_and(&before.f_ne(0.0)?)?;
+        Ok(Losses {
+            overflow: count(lost.f_logical_and(&before.f_isfinite()?)?)?,
+            underflow: count(vanished)?,
+        })
+    })
+}
+
+/// What a safe loss scale is to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WindowOptions {
+    /// The share of a tensor's nonzero values that may become zero.
+    pub underflow_share: f64,
+    /// Bits between the largest value and the largest exponent.
+    pub headroom_bits: i32,
+}
+
+impl Default for WindowOptions {
+    fn default() -> Self {
+        Self { underflow_share: 0.05, headroom_bits: 1 }
+    }
+}
+
+/// The safe loss scales, as exponents of 2: `[2^low, 2^high]`, where
+/// low = e_min − q_low and high = e_max − q_max − headroom. e_min is the smallest subnormal's
+/// exponent, q_low the exponent that the permitted share lies below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Below, too many values become zero.
+    pub low: i32,
+    /// Above, values may overflow.
+    pub high: i32,
+}
+
+impl Window {
+    /// Whether no scale is safe.
+    pub fn is_empty(self) -> bool {
+        self.low > self.high
+    }
+
+    /// Bits from the scale to the nearer end; negative outside.
+    pub fn margin_bits(self, log2_scale: i32) -> i32 {
+        (log2_scale - self.low).min(self.high - log2_scale)
+    }
+
+    /// The scales that are in both.
+    #[must_use]
+    pub fn intersect(self, other: Self) -> Self {
+        Self { low: self.low.max(other.low), high: self.high.min(other.high) }
+    }
+}
+
+/// The intersection of named windows; when it is empty, the two that are furthest apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommonWindow {
+    /// The scales that are safe everywhere.
+    pub window: Window,
+    /// The layer whose values vanish first.
+    pub lowest: String,
+    /// The layer that overflows first.
+    pub highest: String,
+}
+
+impl CommonWindow {
+    /// Of windows by the name of their layer; `None` when there are none.
+    pub fn of<'a>(windows: impl IntoIterator<Item = (&'a str, Window)>) -> Option<Self> {
+        let mut common: Option<Self> = None;
+        for (name, window) in windows {
+            let Some(common) = &mut common else {
+                let (lowest, highest) = (name.to_owned(), name.to_owned());
+                common = Some(Self { window, lowest, highest });
+                continue;
+            };
+            if window.low > common.window.low {
+                name.clone_into(&mut common.lowest);
+            }
+            if window.high < common.window.high {
+                name.clone_into(&mut common.highest);
+            }
+            common.window = common.window.intersect(window);
+        }
+        common
+    }
+
+    /// The two layers no scale serves: the one that needs more and the one that bears less.
+    pub fn conflict(&self) -> Option<(&str, &str)> {
+        self.window.is_empty().then_some((self.lowest.as_str(), self.highest.as_str()))
+    }
+}

@@ -1,0 +1,91 @@
+use std::{collections::BTreeMap, str::FromStr};
+
+use amp_core::{
+    LightningModule, Result, Trainer,
+    nn::named_tensors,
+    precision::Precision,
+    tch::{Device, Tensor, no_grad},
+};
+use clap::Args;
+
+use super::{Options, Report, Subject, measure};
+use crate::{
+    case::Case,
+    cli::{Format, RunArgs},
+    exponents::WindowOptions,
+    runner,
+};
+
+/// Options of `layers`.
+#[derive(Debug, Args)]
+pub struct LayersArgs {
+    /// The precision
+    #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
+          default_value_t = Precision::F16Mixed)]
+    pub precision: Precision,
+    /// How to print the figures
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Measure with the weights that training in 32-true ends with, not the initial ones
+    #[arg(long)]
+    pub trained: bool,
+    /// The exponent of 16-mixed's loss scale
+    #[arg(long, value_name = "N", default_value_t = 16, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(-126..=127))]
+    pub log2_scale: i32,
+    /// Bits to keep free above the largest gradient in the window of safe scales
+    #[arg(long, value_name = "BITS", default_value_t = WindowOptions::default().headroom_bits)]
+    pub headroom: i32,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub run: RunArgs,
+}
+
+impl LayersArgs {
+    /// Measures the case's first training batch.
+    ///
+    /// # Errors
+    /// When training or a step fails.
+    pub fn measure(&self, case: &Case) -> Result<Report> {
+        let window = WindowOptions { headroom_bits: self.headroom, ..WindowOptions::default() };
+        let log2_scale = self.log2_scale;
+        let options = Options { log2_scale, window, ..Options::new(self.precision) };
+        let weights = if self.trained { Some(trained(case)?) } else { None };
+        let build = || build(case, weights.as_ref());
+        let batch = case.data.train.head(case.data.batch_size)?;
+        let subject = Subject {
+            build: &build,
+            batch: &batch,
+            device: case.trainer.device,
+            seed: case.trainer.seed,
+            islands: case.trainer.islands.clone(),
+        };
+        measure(&subject, options)
+    }
+}
+
+/// The model, with these tensors in place of its initial ones.
+fn build(
+    case: &Case,
+    weights: Option<&BTreeMap<String, Tensor>>,
+) -> Result<Box<dyn LightningModule>> {
+    let model = case.build()?;
+    for (name, mut tensor, _) in named_tensors(model.as_ref()) {
+        if let Some(value) = weights.and_then(|weights| weights.get(&name)) {
+            no_grad(|| tensor.f_copy_(value))?;
+        }
+    }
+    Ok(model)
+}
+
+/// Every tensor after training in 32-true.
+fn trained(case: &Case) -> Result<BTreeMap<String, Tensor>> {
+    let mut model = case.build()?;
+    let config = case.trainer(Precision::F32True)?;
+    Trainer::new(config).fit(model.as_mut(), &case.data)?;
+    let host = |tensor: Tensor| -> Result<Tensor> {
+        Ok(tensor.f_detach()?.f_to_device_(Device::Cpu, tensor.kind(), false, true)?)
+    };
+    let tensors = named_tensors(model.as_ref()).into_iter();
+    tensors.map(|(name, tensor, _)| Ok((name, host(tensor)?))).collect()
+}

@@ -1,0 +1,136 @@
+//! Figures about a tensor's error.
+
+use amp_core::{
+    Result,
+    tch::{Kind, Tensor},
+};
+use serde::{Deserialize, Serialize};
+
+/// A mean of signed errors, beside what chance would give.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Bias {
+    /// Mean of error × sign of the exact value: negative when values shrink, as by truncation.
+    pub magnitude: f64,
+    /// `magnitude` over its standard error; chance keeps it within ±3 or so.
+    pub magnitude_z: f64,
+    /// Mean of the error.
+    pub shift: f64,
+    /// `shift` over its standard error.
+    pub shift_z: f64,
+}
+
+impl Bias {
+    /// The larger of the two, with its sign.
+    pub fn z(self) -> f64 {
+        if self.shift_z.abs() > self.magnitude_z.abs() { self.shift_z } else { self.magnitude_z }
+    }
+}
+
+/// A slope of bias over depth.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Growth {
+    /// Relative change of magnitude (Σ error × sign / Σ |exact|) that a layer adds, by least squares
+    /// over the layers in the order in which they run.
+    pub per_layer: f64,
+    /// The slope over its standard error; `None` where the points lie on a line.
+    pub t: Option<f64>,
+}
+
+/// Root mean square; `None` when a value is not finite.
+///
+/// # Errors
+/// When the device has no room.
+pub fn rms(tensor: &Tensor) -> Result<Option<f64>> {
+    if tensor.numel() == 0 {
+        return Ok(Some(0.0));
+    }
+    let squares = tensor.f_to_kind(Kind::Double)?.f_square()?;
+    let value = squares.f_mean(Kind::Double)?.f_double_value(&[])?.sqrt();
+    Ok(value.is_finite().then_some(value))
+}
+
+/// Root mean square of the difference; `None` when a value is not finite.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn rmse(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
+    rms(&difference(found, exact)?)
+}
+
+/// The bias of `found`; `None` when a value is not finite.
+///
+/// Errors of one example, and of one feature (dimension 1 of `[N, C, H, W]`, else the last), have
+/// causes in common, as a rounded weight: the standard error allows for both (two-way clustering,
+/// Cameron, Gelbach and Miller 2011).
+///
+/// # Errors
+/// When the shapes differ.
+pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
+    let error = difference(found, exact)?;
+    if rms(&error)?.is_none() {
+        return Ok(None);
+    }
+    let signed = error.f_mul(&exact.f_to_kind(Kind::Double)?.f_sign()?)?;
+    let (magnitude, magnitude_z) = mean_and_z(&signed)?;
+    let (shift, shift_z) = mean_and_z(&error)?;
+    Ok(Some(Bias { magnitude, magnitude_z, shift, shift_z }))
+}
+
+/// The mean, and the mean over its standard error were it zero.
+fn mean_and_z(values: &Tensor) -> Result<(f64, f64)> {
+    let count = values.numel();
+    if count == 0 {
+        return Ok((0.0, 0.0));
+    }
+    let number = |tensor: Tensor| -> Result<f64> { Ok(tensor.f_double_value(&[])?) };
+    let squares = |tensor: &Tensor| number(tensor.f_square()?.f_sum(Kind::Double)?);
+    let mean = number(values.f_mean(Kind::Double)?)?;
+    let single = squares(values)?;
+    let size = values.size();
+    let feature = if size.len() == 4 { 1 } else { size.len().saturating_sub(1) };
+    let variance = if size.len() < 2 || size[0] < 2 || size[feature] < 2 {
+        single
+    } else {
+        let sums = |dim: usize| -> Result<f64> {
+            let others: Vec<i64> =
+                (0..size.len()).filter(|at| *at != dim).map(|at| at as i64).collect();
+            squares(&values.f_sum_dim_intlist(others, false, Kind::Double)?)
+        };
+        (sums(0)? + sums(feature)? - single).max(single)
+    };
+    let deviation = variance.sqrt() / count as f64;
+    Ok((mean, if deviation > 0.0 { mean / deviation } else { 0.0 }))
+}
+
+/// Σ error × sign / Σ |exact|; `None` where that is no number.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn relative_change(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
+    let error = difference(found, exact)?;
+    let exact = exact.f_to_kind(Kind::Double)?;
+    let sum =
+        |tensor: Tensor| -> Result<f64> { Ok(tensor.f_sum(Kind::Double)?.f_double_value(&[])?) };
+    let change = sum(error.f_mul(&exact.f_sign()?)?)? / sum(exact.f_abs()?)?;
+    Ok(change.is_finite().then_some(change))
+}
+
+/// The least-squares line through `changes` over their places; `None` for fewer than three.
+pub fn growth(changes: &[f64]) -> Option<Growth> {
+    let n = changes.len() as f64;
+    if changes.len() < 3 {
+        return None;
+    }
+    let (middle, mean) = ((n - 1.0) / 2.0, changes.iter().sum::<f64>() / n);
+    let places = || (0..changes.len()).map(|at| at as f64 - middle);
+    let spread: f64 = places().map(|x| x * x).sum();
+    let slope = places().zip(changes).map(|(x, y)| x * (y - mean)).sum::<f64>() / spread;
+    let residual: f64 = places().zip(changes).map(|(x, y)| (y - mean - slope * x).powi(2)).sum();
+    let deviation = (residual / (n - 2.0) / spread).sqrt();
+    let t = slope / deviation;
+    Some(Growth { per_layer: slope, t: t.is_finite().then_some(t) })
+}
+
+fn difference(found: &Tensor, exact: &Tensor) -> Result<Tensor> {
+    Ok(found.f_to_kind(Kind::Double)?.f_sub(&exact.f_to_kind(Kind::Double)?)?)
+}

@@ -1,0 +1,265 @@
+//! Three steps beside each other, and each layer by itself.
+
+use amp_core::{
+    Error, Result,
+    hardware::Fingerprint,
+    nn::Op,
+    precision::{Precision, dtype_name, is_floating},
+    tch::{Kind as Dtype, Tensor, no_grad},
+};
+
+use super::{
+    Flow, Kind, Layer, Report, Subject, error,
+    pass::{Job, Pass, Plan, Ran, exact, masks_agree, module, run},
+};
+use crate::exponents::{CommonWindow, Format, Histogram, Window, WindowOptions, losses};
+
+/// How it is measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Options {
+    /// The precision.
+    pub precision: Precision,
+    /// The exponent of the loss scale, used where the precision scales its loss.
+    pub log2_scale: i32,
+    /// What a safe loss scale is to leave.
+    pub window: WindowOptions,
+}
+
+impl Options {
+    /// At a loss scale of 65536.
+    pub fn new(precision: Precision) -> Self {
+        Self { precision, log2_scale: 16, window: WindowOptions::default() }
+    }
+}
+
+/// Measures every layer of the subject.
+///
+/// # Errors
+/// When a step fails, or does not run the same layers under every precision.
+pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
+    let Options { precision, .. } = options;
+    let log2_scale = if precision.scales_loss() { options.log2_scale } else { 0 };
+    let scale = 2.0_f64.powi(log2_scale);
+    let kinds = [Dtype::Float, precision.storage(), precision.compute()];
+    let dropout = masks_agree(subject.device, &kinds)?;
+    let plain = |precision| Plan { precision, scale: 1.0, dropout, jobs: Vec::new() };
+    let reference = run(subject, plain(Precision::F64True))?;
+    let baseline = run(subject, plain(Precision::F32True))?;
+    let jobs = reference.calls.iter().map(|call| {
+        let gradient = call.output_gradient.as_ref().map(Tensor::shallow_clone);
+        vec![Job { input: call.input.shallow_clone(), gradient }]
+    });
+    let actual = run(subject, Plan { precision, scale, dropout, jobs: jobs.collect() })?;
+    for other in [&baseline, &actual] {
+        let paths =
+            |pass: &Pass| pass.calls.iter().map(|call| call.path.clone()).collect::<Vec<_>>();
+        if paths(other) != paths(&reference) {
+            return Err(Error::config(format!(
+                "`{}` runs other layers in 64-true: its precisions cannot be compared by layer",
+                subject.name()?
+            )));
+        }
+    }
+    let jobs = reference.calls.iter().zip(&actual.calls).map(|(exact_call, call)| {
+        let clone = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::shallow_clone);
+        let rounded = &call.reruns[0].job;
+        Ok(vec![
+            Job {
+                input: exact_call.input.shallow_clone(),
+                gradient: clone(&exact_call.output_gradient),
+            },
+            Job { input: rounded.input.shallow_clone(), gradient: clone(&rounded.gradient) },
+            Job { input: exact(&call.input)?, gradient: clone(&call.output_gradient) },
+        ])
+    });
+    let jobs = jobs.collect::<Result<Vec<_>>>()?;
+    let alone = run(subject, Plan { jobs, ..plain(Precision::F64True) })?;
+    let passes = Passes { reference, baseline, actual, alone, log2_scale, options };
+    no_grad(|| passes.report(subject, dropout))
+}
+
+/// The paths of the layers, as [`measure`] has them, and those of all modules: each once, in the
+/// order in which they end.
+///
+/// # Errors
+/// When a step fails.
+pub fn module_paths(subject: &Subject<'_>) -> Result<(Vec<String>, Vec<String>)> {
+    let jobs = Vec::new();
+    let plan = Plan { precision: Precision::F32True, scale: 1.0, dropout: false, jobs };
+    let calls = run(subject, plan)?.calls;
+    let (mut layers, mut modules) = (Vec::new(), Vec::new());
+    for call in calls.iter().filter(|call| !call.path.contains('#')) {
+        modules.push(call.path.clone());
+        if is_layer(&calls, call) {
+            layers.push(call.path.clone());
+        }
+    }
+    Ok((layers, modules))
+}
+
+/// Modules that only call others answer by their children.
+fn is_layer(calls: &[Ran], call: &Ran) -> bool {
+    let path = module(&call.path);
+    let inside =
+        |other: &Ran| other.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+    is_floating(call.output.kind()) && (call.op == Op::Matmul || !calls.iter().any(inside))
+}
+
+impl Subject<'_> {
+    fn name(&self) -> Result<&'static str> {
+        Ok((self.build)()?.name())
+    }
+}
+
+struct Passes {
+    reference: Pass,
+    baseline: Pass,
+    actual: Pass,
+    /// 64-true, with each layer run on the exact, the rounded and the actual values.
+    alone: Pass,
+    log2_scale: i32,
+    options: Options,
+}
+
+/// One kind of tensor of a layer, as each of the steps had it.
+struct Values {
+    exact: Tensor,
+    baseline: Tensor,
+    actual: Tensor,
+    /// What the layer made of the rounded values, and 64-true of the same.
+    local: Option<[Tensor; 2]>,
+    /// What 64-true made of the actual values, and of the exact ones.
+    inherited: Option<[Tensor; 2]>,
+}
+
+impl Passes {
+    fn report(&self, subject: &Subject<'_>, dropout: bool) -> Result<Report> {
+        let mut layers = Vec::new();
+        let mut changes = Vec::new();
+        for at in 0..self.reference.calls.len() {
+            if !is_layer(&self.reference.calls, &self.reference.calls[at]) {
+                continue;
+            }
+            let (call, exact) = (&self.actual.calls[at], &self.reference.calls[at]);
+            changes.extend(error::relative_change(&call.output, &exact.output)?);
+            layers.push(self.layer(at)?);
+        }
+        mark_worst(&mut layers);
+        let windows = layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.window?)));
+        let finite = |value: f64| value.is_finite().then_some(value);
+        Ok(Report {
+            schema: "amp-layers/1".into(),
+            model: subject.name()?.into(),
+            precision: self.options.precision,
+            fingerprint: Fingerprint::of(subject.device)?,
+            seed: subject.seed,
+            batch_size: subject.batch.len(),
+            log2_scale: self.log2_scale,
+            dropout,
+            loss: finite(self.actual.loss),
+            exact_loss: self.reference.loss,
+            growth: error::growth(&changes),
+            window: CommonWindow::of(windows),
+            layers,
+        })
+    }
+
+    fn layer(&self, at: usize) -> Result<Layer> {
+        let call = &self.actual.calls[at];
+        let format = Format::of(call.output.kind());
+        let mut flows = Vec::with_capacity(3);
+        for kind in Kind::ALL {
+            let scale = if kind == Kind::Forward { 0 } else { self.log2_scale };
+            let values = self.values(at, kind)?;
+            flows.push(values.map(|values| values.flow(format, scale)).transpose()?);
+        }
+        let window = format.and_then(|format| {
+            let gradients = flows[1..].iter().flatten();
+            let windows =
+                gradients.filter_map(|flow| flow.histogram.window(format, self.options.window));
+            windows.reduce(Window::intersect)
+        });
+        let [forward, input_gradient, weight_gradient] = <[_; 3]>::try_from(flows)
+            .map_err(|_| Error::config("a layer has three kinds of tensors"))?;
+        Ok(Layer {
+            path: call.path.clone(),
+            dtype: dtype_name(call.output.kind()).into(),
+            forward: forward.ok_or_else(|| Error::config("a layer has an output"))?,
+            input_gradient,
+            weight_gradient,
+            window,
+            margin_bits: window.map(|window| window.margin_bits(self.log2_scale)),
+            worst: Vec::new(),
+        })
+    }
+
+    fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
+        let of = |pass: &Pass| -> Result<Option<Tensor>> {
+            let call = &pass.calls[at];
+            Ok(match kind {
+                Kind::Forward => Some(exact(&call.output)?),
+                Kind::InputGradient => call.input_gradient.as_ref().map(Tensor::shallow_clone),
+                Kind::WeightGradient => pass.weight_gradient(&call.path)?,
+            })
+        };
+        let alone = |pass: &Pass, job: usize| {
+            let rerun = &pass.calls[at].reruns[job];
+            match kind {
+                Kind::Forward => Some(rerun.output.shallow_clone()),
+                Kind::InputGradient => rerun.input_gradient.as_ref().map(Tensor::shallow_clone),
+                Kind::WeightGradient => rerun.weight_gradient.as_ref().map(Tensor::shallow_clone),
+            }
+        };
+        let pair = |a: Option<Tensor>, b: Option<Tensor>| Some([a?, b?]);
+        let (Some(exact), Some(baseline), Some(actual)) =
+            (of(&self.reference)?, of(&self.baseline)?, of(&self.actual)?)
+        else {
+            return Ok(None);
+        };
+        let local = pair(alone(&self.actual, 0), alone(&self.alone, 1));
+        let inherited = pair(alone(&self.alone, 2), alone(&self.alone, 0));
+        Ok(Some(Values { exact, baseline, actual, local, inherited }))
+    }
+}
+
+impl Values {
+    fn flow(&self, format: Option<Format>, log2_scale: i32) -> Result<Flow> {
+        let between = |pair: &Option<[Tensor; 2]>| -> Result<Option<f64>> {
+            let error = pair.as_ref().map(|[found, exact]| error::rmse(found, exact));
+            Ok(error.transpose()?.flatten())
+        };
+        let (local_error, inherited_error) = (between(&self.local)?, between(&self.inherited)?);
+        let error = error::rmse(&self.actual, &self.exact)?;
+        let baseline_error = error::rmse(&self.baseline, &self.exact)?;
+        let over = |a: f64, b: f64| (b > 0.0).then(|| a / b);
+        let both = |a: Option<f64>, b: Option<f64>| Some((a?, b?));
+        let histogram = Histogram::of(&self.baseline)?;
+        let bias = self.local.as_ref().map(|[found, exact]| error::bias(found, exact));
+        Ok(Flow {
+            rms: error::rms(&self.exact)?,
+            error,
+            baseline_error,
+            ratio: both(error, baseline_error).and_then(|(a, b)| over(a, b)),
+            local_error,
+            inherited_error,
+            local_share: both(local_error, inherited_error)
+                .and_then(|(local, inherited)| over(local * local, local.hypot(inherited).powi(2))),
+            bias: bias.transpose()?.flatten(),
+            predicted: format.map(|format| histogram.predict(format, log2_scale)),
+            observed: losses(&self.baseline, &self.actual)?,
+            histogram,
+        })
+    }
+}
+
+fn mark_worst(layers: &mut [Layer]) {
+    for kind in Kind::ALL {
+        let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, super::Flow::relative_local_error);
+        // The first of equals: what comes after it may only hand on what it did.
+        let worst = layers.iter().map(blame).fold(0.0, f64::max);
+        let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
+        if let Some(layer) = first {
+            layer.worst.push(kind);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! One training step, observed layer by layer.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
+
+use amp_core::{
+    Error, Result, Step,
+    hardware::seed_everything,
+    log::Log,
+    nn::{Call, Context, Op, Parameter, Probe, parameters, place},
+    precision::{Policy, Precision, is_floating},
+    tch::{Device, Kind, Tensor},
+};
+
+use super::Subject;
+
+/// A layer's run within a step. Tensors are in the step's dtypes, gradients of the unscaled loss
+/// in f64.
+pub(super) struct Ran {
+    /// The module's path; a second run of one module has `#2` after it.
+    pub(super) path: String,
+    pub(super) op: Op,
+    pub(super) input: Tensor,
+    pub(super) output: Tensor,
+    pub(super) output_gradient: Option<Tensor>,
+    pub(super) input_gradient: Option<Tensor>,
+    /// One result for each of the layer's jobs.
+    pub(super) reruns: Vec<Rerun>,
+}
+
+/// Something to run a layer on by itself, in f64; it is rounded to the layer's dtypes first.
+pub(super) struct Job {
+    pub(super) input: Tensor,
+    /// Of the unscaled loss with respect to the output.
+    pub(super) gradient: Option<Tensor>,
+}
+
+/// What came of a job, in f64.
+pub(super) struct Rerun {
+    /// What it ran on, rounded.
+    pub(super) job: Job,
+    pub(super) output: Tensor,
+    pub(super) input_gradient: Option<Tensor>,
+    pub(super) weight_gradient: Option<Tensor>,
+}
+
+/// A step's layers in the order in which they ended.
+pub(super) struct Pass {
+    pub(super) calls: Vec<Ran>,
+    /// Gradients of the unscaled loss by parameter, in f64.
+    pub(super) gradients: BTreeMap<String, Tensor>,
+    pub(super) loss: f64,
+}
+
+impl Pass {
+    /// The gradients of the parameters that belong to the layer itself, as one vector.
+    pub(super) fn weight_gradient(&self, path: &str) -> Result<Option<Tensor>> {
+        let path = module(path);
+        let own = self.gradients.iter().filter(|(name, _)| is_own(path, name));
+        joined(own.map(|(_, gradient)| gradient))
+    }
+}
+
+/// The path without the number of the run.
+pub(super) fn module(path: &str) -> &str {
+    path.split_once('#').map_or(path, |(module, _)| module)
+}
+
+fn is_own(path: &str, parameter: &str) -> bool {
+    let rest = parameter.strip_prefix(path).and_then(|rest| rest.strip_prefix('.'));
+    rest.is_some_and(|rest| !rest.contains('.'))
+}
+
+fn joined<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Option<Tensor>> {
+    let flat =
+        tensors.map(|tensor| Ok(tensor.f_flatten(0, -1)?)).collect::<Result<Vec<Tensor>>>()?;
+    if flat.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Tensor::f_cat(&flat, 0)?))
+}
+
+/// How a step is run.
+pub(super) struct Plan {
+    pub(super) precision: Precision,
+    /// The loss scale.
+    pub(super) scale: f64,
+    pub(super) dropout: bool,
+    /// For each layer, in the order in which they end.
+    pub(super) jobs: Vec<Vec<Job>>,
+}
+
+/// Runs the step. Every pass of one subject draws the same random numbers in each layer, whatever
+/// its jobs.
+pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
+    let policy = Policy::new(plan.precision, subject.device);
+    let mut model = (subject.build)()?;
+    place(model.as_ref(), policy, &subject.islands)?;
+    let batch = subject.batch.place(policy)?;
+    let parameters = parameters(model.as_ref());
+    let (scale, dropout) = (plan.scale, plan.dropout);
+    let observer = Rc::new(Observer {
+        seed: subject.seed,
+        scale,
+        jobs: plan.jobs,
+        parameters: parameters.iter().map(clone).collect(),
+        calls: RefCell::default(),
+        drawn: Cell::default(),
+        failed: RefCell::default(),
+    });
+    let mut context = Context::new(policy, true).with_islands(subject.islands.clone());
+    context = context.without_checkpointing().with_probe(observer.clone());
+    if !dropout {
+        context = context.without_dropout();
+    }
+    seed_everything(subject.seed)?;
+    let loss = {
+        let _autocast = policy.autocast()?;
+        let mut log = Log::default();
+        model.training_step(&batch, &mut Step::new(&context, &mut log, 0, 0))?
+    };
+    if let Some(error) = observer.failed.take() {
+        return Err(error);
+    }
+    let mut calls = observer.calls.take();
+    let traced = |tensor: &Tensor| is_floating(tensor.kind()) && tensor.requires_grad();
+    let mut wanted: Vec<Tensor> = Vec::new();
+    for call in &calls {
+        let both = [&call.output, &call.input];
+        wanted.extend(both.into_iter().filter(|tensor| traced(tensor)).map(Tensor::shallow_clone));
+    }
+    wanted.extend(parameters.iter().map(|parameter| parameter.tensor.shallow_clone()));
+    let scaled = match scale {
+        1.0 => loss.shallow_clone(),
+        // The scaler's is an f32 tensor, which an f16 loss is promoted to.
+        scale => loss.f_mul(&Tensor::from(scale as f32).f_to_device(subject.device)?)?,
+    };
+    let mut found = Tensor::f_run_backward(&[scaled], &wanted, false, false)?.into_iter();
+    let mut next = || -> Result<Option<Tensor>> {
+        found.next().filter(Tensor::defined).map(|gradient| unscaled(&gradient, scale)).transpose()
+    };
+    for call in &mut calls {
+        if traced(&call.output) {
+            call.output_gradient = next()?;
+        }
+        if traced(&call.input) {
+            call.input_gradient = next()?;
+        }
+        (call.output, call.input) = (call.output.f_detach()?, call.input.f_detach()?);
+    }
+    let mut gradients = BTreeMap::new();
+    for parameter in parameters {
+        if let Some(gradient) = next()? {
+            gradients.insert(parameter.name, gradient);
+        }
+    }
+    let loss = loss.f_to_kind(Kind::Double)?.f_double_value(&[])?;
+    Ok(Pass { calls, gradients, loss })
+}
+
+fn clone(parameter: &Parameter) -> Parameter {
+    Parameter { name: parameter.name.clone(), tensor: parameter.tensor.shallow_clone() }
+}
+
+fn unscaled(gradient: &Tensor, scale: f64) -> Result<Tensor> {
+    Ok(gradient.f_detach()?.f_to_kind(Kind::Double)?.f_mul_scalar(1.0 / scale)?)
+}
+
+struct Observer {
+    seed: u64,
+    scale: f64,
+    jobs: Vec<Vec<Job>>,
+    parameters: Vec<Parameter>,
+    calls: RefCell<Vec<Ran>>,
+    drawn: Cell<u64>,
+    failed: RefCell<Option<Error>>,
+}
+
+impl Probe for Observer {
+    fn ran(&self, call: &Call<'_>) {
+        if let Err(error) = self.observe(call) {
+            // The first is the cause of those after it.
+            self.failed.borrow_mut().get_or_insert(error.at(call.path));
+        }
+    }
+}
+
+impl Observer {
+    fn observe(&self, call: &Call<'_>) -> Result<()> {
+        let at = self.calls.borrow().len();
+        let jobs = self.jobs.get(at).map_or(&[][..], Vec::as_slice);
+        // What a layer draws by itself, and what is drawn after it, follow from its place alone.
+        self.drawn.set(self.drawn.get() + 1);
+        let seed = self.seed.wrapping_add(self.drawn.get());
+        let mut reruns = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            seed_everything(seed)?;
+            reruns.push(self.rerun(call, job)?);
+        }
+        seed_everything(seed)?;
+        let runs = |ran: &&Ran| module(&ran.path) == call.path;
+        let before = self.calls.borrow().iter().filter(runs).count();
+        let path = match before {
+            0 => call.path.to_owned(),
+            n => format!("{}#{}", call.path, n + 1),
+        };
+        self.calls.borrow_mut().push(Ran {
+            path,
+            op: call.op,
+            input: call.input.shallow_clone(),
+            output: call.output.shallow_clone(),
+            output_gradient: None,
+            input_gradient: None,
+            reruns,
+        });
+        Ok(())
+    }
+
+    fn rerun(&self, call: &Call<'_>, job: &Job) -> Result<Rerun> {
+        let floating = is_floating(call.input.kind());
+        let input = job.input.f_detach()?.f_to_kind(call.input.kind())?;
+        let input = if floating { input.f_set_requires_grad(true)? } else { input };
+        let output = (call.rerun)(&input)?;
+        let own = self.parameters.iter().filter(|parameter| is_own(call.path, &parameter.name));
+        let mut wanted: Vec<Tensor> = own.map(|p| p.tensor.shallow_clone()).collect();
+        if floating {
+            wanted.insert(0, input.shallow_clone());
+        }
+        let mut rerun = Rerun {
+            job: Job { input: exact(&input)?, gradient: None },
+            output: exact(&output)?,
+            input_gradient: None,
+            weight_gradient: None,
+        };
+        if let (Some(gradient), false, true) =
+            (&job.gradient, wanted.is_empty(), output.requires_grad())
+        {
+            let gradient = gradient.f_mul_scalar(self.scale)?.f_to_kind(output.kind())?;
+            // d/dy Σ y·g = 1·g, and 1·g is g for every g.
+            let sum = output.f_mul(&gradient)?.f_sum(output.kind())?;
+            // Autocast's cache of cast weights is part of both graphs.
+            let found = Tensor::f_run_backward(&[sum], &wanted, true, false)?;
+            let mut found = found
+                .iter()
+                .map(|gradient| gradient.defined().then(|| unscaled(gradient, self.scale)));
+            if floating {
+                rerun.input_gradient = found.next().flatten().transpose()?;
+            }
+            let weights = found.flatten().collect::<Result<Vec<Tensor>>>()?;
+            rerun.weight_gradient = joined(weights.iter())?;
+            rerun.job.gradient = Some(unscaled(&gradient, self.scale)?);
+        }
+        Ok(rerun)
+    }
+}
+
+/// Whether layers drop the same elements in these dtypes when the generator has the same seed.
+/// They do on the CPU; on CUDA the elements that one thread draws for follow from the dtype.
+pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
+    let draw = |kind: Kind| -> Result<Tensor> {
+        seed_everything(0)?;
+        let mut drawn = Vec::new();
+        for size in [7, 1000, 65_537] {
+            drawn.push(Tensor::f_ones([size], (kind, device))?.f_dropout(0.5, true)?.f_ne(0.0)?);
+        }
+        // Equal weights times the identity show the attention weights that were dropped.
+        let zeros = Tensor::f_zeros([2, 2, 16, 16], (kind, device))?;
+        let values = Tensor::f_eye(16, (kind, device))?.f_expand([2, 2, 16, 16], false)?;
+        let attended = Tensor::f_scaled_dot_product_attention(
+            &zeros,
+            &zeros,
+            &values.f_contiguous()?,
+            None::<Tensor>,
+            0.5,
+            false,
+            None,
+            false,
+        )?;
+        drawn.push(attended.f_ne(0.0)?.f_flatten(0, -1)?);
+        Ok(Tensor::f_cat(&drawn, 0)?)
+    };
+    let first = draw(Kind::Double)?;
+    for kind in kinds {
+        if !draw(*kind)?.f_equal(&first)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// In f64, where it is floating.
+pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
+    let tensor = tensor.f_detach()?;
+    Ok(if is_floating(tensor.kind()) { tensor.f_to_kind(Kind::Double)? } else { tensor })
+}

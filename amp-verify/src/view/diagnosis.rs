@@ -1,0 +1,70 @@
+//! What a failed check is due to, in lines to paste from.
+
+use crate::diagnose::{Attribution, Diagnosis, Outcome};
+
+/// The diagnosis as text.
+pub fn diagnosis(diagnosis: &Diagnosis) -> String {
+    let Diagnosis { check, attribution, before, island, .. } = diagnosis;
+    let mut out = format!("{check}: {}\n", outcome(*before));
+    out += &match attribution {
+        Attribution::Passes => "The check passes; there is nothing to find.\n".into(),
+        Attribution::Determinism { again } => format!(
+            "determinism: the same seed gave {} when run again; use --deterministic, or more \
+             seeds\n",
+            outcome(*again)
+        ),
+        Attribution::Environment => {
+            "environment: 32-true itself gives other figures than the reference\n".into()
+        }
+        Attribution::Precision => "precision: a rerun fails too; 32-true does not\n".into(),
+    };
+    let Some(island) = island else {
+        if *attribution == Attribution::Precision {
+            out += "FP32 in every module does not help: look at the loss, the loss scale and the \
+                    optimizer\n";
+        }
+        return out;
+    };
+    let minimal = if island.is_one_minimal { "none can be left out" } else { "not minimal" };
+    out += &format!(
+        "must stay FP32 ({minimal}; {} tests): {}\nwith that: {}\n",
+        island.tests,
+        island.modules.join(", "),
+        outcome(island.after)
+    );
+    if let Some(cost) = island.cost {
+        out += &format!(
+            "cost: time ×{:.2}, peak memory ×{:.2}\n",
+            cost.train_seconds_ratio, cost.peak_memory_ratio
+        );
+    }
+    for field in &island.fields {
+        out += &format!("\n    #[precision(fp32)]\n    {field}: …\n");
+    }
+    let whole = island.fields == island.modules;
+    if !whole {
+        out += &format!(
+            "\nThe attribute takes the whole field ({}); --fix FILE writes a policy for the \
+             modules alone.\n",
+            outcome(island.with_fields)
+        );
+    }
+    out
+}
+
+fn outcome(outcome: Outcome) -> String {
+    let verdict = if outcome.passes() { "passes" } else { "FAILS" };
+    match outcome.figure {
+        Some(figure) => format!("{}, limit {}: {verdict}", number(figure), outcome.limit),
+        None => format!("not finite: {verdict}"),
+    }
+}
+
+/// Three digits after the first.
+fn number(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".into(),
+        v if v < 0.01 => format!("{value:.3e}"),
+        _ => format!("{value:.4}"),
+    }
+}

@@ -1,0 +1,125 @@
+//! What each layer loses, as a table.
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
+
+use crate::{
+    exponents::{Losses, Window},
+    layers::{Flow, Kind, Layer, Report},
+};
+
+/// The table with a line above saying what ran and lines below with what follows.
+pub fn layers(report: &Report) -> String {
+    let mut out = format!(
+        "{} under {}, a batch of {}, seed {}, loss {} (64-true: {:.6}){}{}\n",
+        report.model,
+        report.precision,
+        report.batch_size,
+        report.seed,
+        report.loss.map_or("not finite".into(), |loss| format!("{loss:.6}")),
+        report.exact_loss,
+        if report.precision.scales_loss() {
+            format!(", loss scale 2^{}", report.log2_scale)
+        } else {
+            String::new()
+        },
+        if report.dropout { "" } else { ", dropout off" },
+    );
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header([
+        "layer",
+        "dtype",
+        "E output",
+        "E input grad",
+        "E weight grad",
+        "local",
+        "bias z",
+        "overflow",
+        "underflow",
+        "safe scales",
+        "margin",
+    ]);
+    for layer in &report.layers {
+        table.add_row(row(layer));
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    out += &format!("{table}\n");
+    out += "E: error over 32-true's; *: the layer that loses most by itself; local: its own share \
+            of its output's squared error; overflow, underflow: predicted / observed\n";
+    for kind in Kind::ALL {
+        if let Some(layer) = report.worst(kind) {
+            let size = layer.flow(kind).map_or(0.0, Flow::relative_local_error);
+            let what = match kind {
+                Kind::Forward => "output",
+                Kind::InputGradient => "input gradient",
+                Kind::WeightGradient => "weight gradient",
+            };
+            out += &format!("largest local error of the {what}: {} ({size:.2e})\n", layer.path);
+        }
+    }
+    if let Some(growth) = report.growth {
+        let t = growth.t.map_or(String::new(), |t| format!(", t = {t:.1}"));
+        out += &format!("bias of outputs grows by {:+.1e} a layer{t}\n", growth.per_layer);
+    }
+    if let Some(common) = &report.window {
+        out += &match common.conflict() {
+            None => format!("safe loss scales: {}\n", window(common.window)),
+            Some((more, less)) => format!(
+                "no loss scale is safe: {more} needs at least 2^{}, {less} bears at most 2^{}\n",
+                common.window.low, common.window.high
+            ),
+        };
+    }
+    out
+}
+
+fn row(layer: &Layer) -> Vec<String> {
+    let dash = || "–".to_owned();
+    let ratio = |kind: Kind| {
+        let mark = if layer.worst.contains(&kind) { "*" } else { "" };
+        let text = layer.flow(kind).map(|flow| match (flow.ratio, flow.error) {
+            (Some(ratio), _) => significant(ratio),
+            (None, None) => "not finite".into(),
+            (None, Some(0.0)) => "exact".into(),
+            (None, Some(_)) => dash(),
+        });
+        text.map_or_else(dash, |text| text + mark)
+    };
+    let flows = || Kind::ALL.into_iter().filter_map(|kind| layer.flow(kind));
+    let lost = |of: fn(Losses) -> u64| {
+        let predicted: Option<u64> = flows().map(|flow| flow.predicted.map(of)).sum();
+        let observed: u64 = flows().map(|flow| of(flow.observed)).sum();
+        format!("{} / {observed}", predicted.map_or_else(dash, |count| count.to_string()))
+    };
+    vec![
+        layer.path.clone(),
+        layer.dtype.replace("bfloat", "bf").replace("float", "f"),
+        ratio(Kind::Forward),
+        ratio(Kind::InputGradient),
+        ratio(Kind::WeightGradient),
+        layer.forward.local_share.map_or_else(dash, |share| format!("{:.0}%", 100.0 * share)),
+        layer.forward.bias.map_or_else(dash, |bias| format!("{:+.1}", bias.z())),
+        lost(|losses| losses.overflow),
+        lost(|losses| losses.underflow),
+        layer.window.map_or_else(dash, window),
+        layer.margin_bits.map_or_else(dash, |bits| format!("{bits:+} bits")),
+    ]
+}
+
+fn window(window: Window) -> String {
+    match window.is_empty() {
+        true => "none".into(),
+        false => format!("2^{} … 2^{}", window.low, window.high),
+    }
+}
+
+/// Three significant digits.
+fn significant(value: f64) -> String {
+    match value {
+        v if v >= 99.95 => format!("{v:.0}"),
+        v if v >= 9.995 => format!("{v:.1}"),
+        v => format!("{v:.2}"),
+    }
+}

@@ -8,4 +8,5 @@ pub mod golden;
 pub mod matrix;
 pub mod output;
 pub mod runner;
+pub mod verdict;
 pub mod view;

@@ -4,3 +4,4 @@ mod bad_input;
 mod logs;
 mod output;
 mod support;
+mod verdict;

@@ -11,7 +11,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fixtures::data::DataKind;
 use serde_json::Value;
 
-use crate::case::Choices;
+use crate::{
+    case::Choices,
+    gate::{GateArgs, WORKER},
+    selftest::SelftestArgs,
+};
 
 /// Mixed-precision training, held against 32-bit training.
 #[derive(Debug, Parser)]
@@ -33,6 +37,17 @@ pub enum Command {
     Models,
     /// Show the devices, what they can do and which precision to start with
     Doctor(DoctorArgs),
+    /// Judge every precision against 32-true over several seeds: exits with 0 pass, 1 regression,
+    /// 2 usage, 3 inconclusive, 4 not comparable
+    Gate(GateArgs),
+    /// Inject faults, each of which must turn the gate red, and repeat unchanged runs
+    Selftest(SelftestArgs),
+    /// Do the gate's jobs from standard input
+    #[command(name = WORKER, hide = true)]
+    GateWorker {
+        /// Threads of one operation
+        threads: i32,
+    },
 }
 
 /// Options of `verify`.

@@ -4,9 +4,11 @@
 pub mod case;
 pub mod cli;
 pub mod comparison;
+pub mod gate;
 pub mod golden;
 pub mod matrix;
 pub mod output;
 pub mod runner;
+pub mod selftest;
 pub mod verdict;
 pub mod view;

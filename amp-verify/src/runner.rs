@@ -46,7 +46,8 @@ fn warm_up(case: &Case, precision: Precision) -> Result<()> {
     Ok(())
 }
 
-fn config(case: &Case, precision: Precision, max_epochs: i64) -> TrainerConfig {
+/// The trainer's options for a case.
+pub(crate) fn config(case: &Case, precision: Precision, max_epochs: i64) -> TrainerConfig {
     TrainerConfig {
         max_epochs,
         seed: case.seed,

@@ -3,7 +3,7 @@
 mod rules;
 mod spread;
 
-pub use rules::{Agreement, Moved};
+pub use rules::{Agreement, Moved, refuses_not_a_number};
 pub use spread::{Samples, Spread};
 
 use std::collections::{BTreeMap, BTreeSet};

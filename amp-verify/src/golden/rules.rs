@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use amp_core::precision::Precision;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use insta::{comparator::Comparator, internals::SnapshotContents};
 
@@ -80,7 +81,10 @@ impl Agreement {
         within(moved, precision, "accuracy", golden.accuracy, found.accuracy, allowed);
         let allowed = allowed * std::f64::consts::SQRT_2;
         let (a, b) = (golden.accuracy_delta, found.accuracy_delta);
-        within(moved, precision, "accuracy_delta", a, b, allowed);
+        // The baseline has none.
+        if precision != Precision::F32True.name() || a.is_some() || b.is_some() {
+            within(moved, precision, "accuracy_delta", a, b, allowed);
+        }
         let allowed = tolerance(loss).max(LOSS_SHARE * golden.loss.unwrap_or(0.0).abs());
         within(moved, precision, "loss", golden.loss, found.loss, allowed);
         let bytes = |figures: &Figures| Some(figures.peak_memory_bytes as f64);
@@ -108,7 +112,8 @@ fn exact<T: PartialEq + fmt::Display>(
     }
 }
 
-/// Agrees when both are numbers and close, or both are absent; never a number with none.
+/// Agrees when both are numbers and close. What is not a number agrees with nothing, itself
+/// included: a run that broke in the same way twice is no agreement.
 fn within(
     moved: &mut Vec<Moved>,
     precision: &str,
@@ -119,7 +124,6 @@ fn within(
 ) {
     let agrees = match (golden, found) {
         (Some(golden), Some(found)) => (golden - found).abs() <= allowed,
-        (None, None) => true,
         _ => false,
     };
     if !agrees {
@@ -166,4 +170,61 @@ fn table(moved: &[Moved]) -> Table {
         table.add_row([precision, *figure, golden, found, allowed]);
     }
     table
+}
+
+/// Whether a golden whose figures are not numbers is refused, by itself and by a sound run: part
+/// of the gate's self-test.
+pub fn refuses_not_a_number() -> bool {
+    let samples = |value: f64| vec![value; 3];
+    let name = Precision::F16Mixed.name().to_owned();
+    let spread = Spread {
+        recorded_by: String::new(),
+        examples: 100,
+        samples: [(
+            name.clone(),
+            Samples {
+                accuracy: samples(0.9),
+                loss: samples(0.3),
+                peak_memory_bytes: samples(1e6),
+            },
+        )]
+        .into(),
+    };
+    let sound = Golden {
+        model: String::new(),
+        data: String::new(),
+        seed: 0,
+        epochs: 1,
+        batch_size: 1,
+        hyperparameters: Default::default(),
+        runs: [(
+            name.clone(),
+            Figures {
+                accuracy: Some(0.9),
+                accuracy_delta: Some(0.0),
+                loss: Some(0.3),
+                skipped_steps: 0,
+                final_scale: None,
+                peak_memory_bytes: 1_000_000,
+                matmul: Default::default(),
+                loss_dtype: String::new(),
+                weights: Default::default(),
+            },
+        )]
+        .into(),
+    };
+    let agreement = Agreement { spread };
+    let broken = |value: Option<f64>| {
+        let mut golden = sound.clone();
+        if let Some(figures) = golden.runs.get_mut(&name) {
+            figures.loss = value;
+        }
+        golden
+    };
+    agreement.moved(&sound, &sound).is_empty()
+        && [None, Some(f64::NAN)].into_iter().all(|value| {
+            let golden = broken(value);
+            let refused = |found: &Golden| !agreement.moved(&golden, found).is_empty();
+            refused(&sound) && refused(&golden)
+        })
 }

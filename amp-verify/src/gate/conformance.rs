@@ -54,8 +54,9 @@ pub struct Figures {
     pub overflows: Option<u64>,
 }
 
-/// How far a precision may be from 32-true. Each is at least twice what any fixture model shows on
-/// a CPU, recorded by `tests/record_margins.py` in `fixtures/margins.json`.
+/// How far a precision may be from 32-true: three times the most that any fixture model shows on
+/// a CPU, rounded up; `tests/record_margins.py` records those in `fixtures/margins.json`. What is
+/// random (a unit of ReLU that falls on the other side) makes most of a gradient's error.
 struct Bounds {
     gradient: f64,
     loss: f64,
@@ -67,11 +68,11 @@ impl Bounds {
     fn of(precision: Precision) -> Self {
         let (gradient, loss, update, bias) = match precision {
             Precision::F32True => (0.0, 0.0, 0.0, 0.0),
-            Precision::F64True => (1e-4, 1e-5, 0.05, 0.005),
-            Precision::F16Mixed => (0.02, 0.004, 0.25, 0.01),
-            Precision::Bf16Mixed => (0.12, 0.03, 0.6, 0.04),
-            Precision::F16True => (0.03, 0.01, 0.4, 0.05),
-            Precision::Bf16True => (0.2, 0.05, 1.0, 0.4),
+            Precision::F64True => (1e-3, 1e-6, 0.1, 1e-3),
+            Precision::F16Mixed => (0.1, 1e-4, 0.3, 3e-3),
+            Precision::Bf16Mixed => (0.2, 2e-3, 0.4, 6e-3),
+            Precision::F16True => (0.2, 0.01, 0.5, 0.05),
+            Precision::Bf16True => (0.3, 0.05, 1.0, 0.4),
         };
         Self { gradient, loss, update, bias }
     }

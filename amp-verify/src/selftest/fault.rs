@@ -100,7 +100,7 @@ impl Fault {
             Self::NothingLearns => "neither run moves its weights, and both agree",
             Self::LearningRateDoubled => "the learning rate is twice the baseline's",
             Self::StaleGradients => "gradients are not cleared between steps",
-            Self::NoisyGradients => "gradients carry noise of a tenth of their size",
+            Self::NoisyGradients => "gradients carry noise of 0.3 of their size",
         }
     }
 
@@ -278,7 +278,7 @@ impl Tap for Faulty {
             Fault::NoisyGradients => {
                 for (_, gradient) in gradients.named() {
                     let noise = gradient.f_randn_like()?.f_mul(&gradient.f_std(false)?)?;
-                    let _ = gradient.shallow_clone().f_add_(&noise.f_mul_scalar(0.1)?)?;
+                    let _ = gradient.shallow_clone().f_add_(&noise.f_mul_scalar(0.3)?)?;
                 }
                 Ok(())
             }

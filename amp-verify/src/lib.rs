@@ -12,3 +12,9 @@ pub mod runner;
 pub mod selftest;
 pub mod verdict;
 pub mod view;
+
+/// What [`verify!`] names; not for use by hand.
+#[doc(hidden)]
+pub mod __private {
+    pub use insta;
+}

@@ -6,10 +6,19 @@ pub mod cli;
 pub mod comparison;
 pub mod diagnose;
 pub mod exponents;
+pub mod gate;
 pub mod golden;
 pub mod layers;
 pub mod matrix;
 pub mod output;
 pub mod report;
 pub mod runner;
+pub mod selftest;
+pub mod verdict;
 pub mod view;
+
+/// What [`verify!`] names; not for use by hand.
+#[doc(hidden)]
+pub mod __private {
+    pub use insta;
+}

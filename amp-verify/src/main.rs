@@ -13,11 +13,13 @@ use amp_verify::{
     case::Case,
     cli::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs},
     diagnose::{DiagnoseArgs, PolicyFile},
+    gate,
     layers::LayersArgs,
     matrix,
     output::Logs,
     report::{self, Courses},
     runner::{self, Extras},
+    selftest::{self, SelftestArgs},
     view::{self, EpochTable, PhaseTables, Progress, doctor, table},
 };
 use clap::Parser;
@@ -40,6 +42,19 @@ fn main() -> ExitCode {
         Command::Diagnose(args) => explain(&args),
         Command::Models => list(),
         Command::Doctor(args) => diagnose(&args),
+        Command::Gate(args) => match gate::command(&args) {
+            Ok((report, text)) => match print(&text) {
+                Ok(()) => return ExitCode::from(report.status.exit_code()),
+                failed => failed,
+            },
+            Err(error) => Err(error),
+        },
+        Command::Selftest(args) => match self_test(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::from(FAILED),
+            Err(error) => Err(error),
+        },
+        Command::GateWorker { threads } => gate::work(threads),
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     // One line, whatever libtorch put into its text.
@@ -166,6 +181,13 @@ fn diagnose(args: &DoctorArgs) -> Result<()> {
         Format::Table => doctor(&report),
         Format::Json => pretty(&report)?,
     })
+}
+
+/// Whether every fault was caught and nothing else.
+fn self_test(args: &SelftestArgs) -> Result<bool> {
+    let report = selftest::run(args)?;
+    print(&if args.json { pretty(&report)? } else { report.table() })?;
+    Ok(report.passes())
 }
 
 fn pretty(value: &impl serde::Serialize) -> Result<String> {

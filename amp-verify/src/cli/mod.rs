@@ -22,7 +22,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fixtures::data::DataKind;
 use serde_json::Value;
 
-use crate::{case::Choices, diagnose::DiagnoseArgs, layers::LayersArgs};
+use crate::{
+    case::Choices,
+    diagnose::DiagnoseArgs,
+    gate::{GateArgs, WORKER},
+    layers::LayersArgs,
+    selftest::SelftestArgs,
+};
 
 /// Mixed-precision training, held against 32-bit training.
 #[derive(Debug, Parser)]
@@ -48,6 +54,17 @@ pub enum Command {
     Models,
     /// Show the devices, what they can do and which precision to start with
     Doctor(DoctorArgs),
+    /// Judge every precision against 32-true over several seeds: exits with 0 pass, 1 regression,
+    /// 2 usage, 3 inconclusive, 4 not comparable
+    Gate(GateArgs),
+    /// Inject faults, each of which must turn the gate red, and repeat unchanged runs
+    Selftest(SelftestArgs),
+    /// Do the gate's jobs from standard input
+    #[command(name = WORKER, hide = true)]
+    GateWorker {
+        /// Threads of one operation
+        threads: i32,
+    },
 }
 
 /// Options of `verify`.

@@ -1,16 +1,26 @@
 //! Goldens of a comparison: what of it is kept, and when a new one still agrees.
 
+mod anchor;
+mod check;
+mod comparable;
 mod rules;
 mod spread;
 
-pub use rules::{Agreement, Moved};
+pub use anchor::{Anchor, Anchored, Value};
+pub use check::{Check, Taken, file_name};
+pub use comparable::{incomparable, machine};
+pub use rules::{Agreement, Moved, Tolerances, refuses_not_a_number, table};
 pub use spread::{Samples, Spread};
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use amp_core::{Error, Result, hardware::Fingerprint};
 use serde::{Deserialize, Serialize};
 
-use crate::comparison::{Comparison, Run};
+use crate::{
+    comparison::{Comparison, Run},
+    verdict::{Design, standard_deviation},
+};
 
 /// The figures of a comparison that other machines must reproduce.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,8 +29,16 @@ pub struct Golden {
     pub model: String,
     /// The data's name.
     pub data: String,
-    /// The seed.
-    pub seed: u64,
+    /// The seeds: the figures are the first one's, n and s are over all.
+    pub seeds: Vec<u64>,
+    /// The machine; a golden says nothing of another kind.
+    pub fingerprint: Option<Fingerprint>,
+    /// δ: the regression of the metric that the gate does not accept.
+    pub margin: f64,
+    /// ρ: the share by which peak memory may differ.
+    pub memory_share: f64,
+    /// Validation examples: the metric moves in steps of one over this.
+    pub examples: i64,
     /// Epochs.
     pub epochs: i64,
     /// Examples in a batch.
@@ -52,25 +70,81 @@ pub struct Figures {
     pub loss_dtype: String,
     /// Dtypes of weights.
     pub weights: BTreeSet<String>,
+    /// Against 32-true over the seeds; null for 32-true itself and for a single seed.
+    pub paired: Option<Paired>,
 }
 
-impl From<&Comparison> for Golden {
-    fn from(comparison: &Comparison) -> Self {
-        let subject = &comparison.subject;
-        Self {
+/// Differences from 32-true over seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Paired {
+    /// Pairs.
+    pub n: usize,
+    /// The mean of 32-true's metric less the precision's.
+    pub mean: f64,
+    /// Their standard deviation, at least that of the metric's steps.
+    pub s: f64,
+    /// The standard deviation of the differences of the validation loss.
+    pub loss_s: f64,
+    /// The chance that a precision without any regression passes the gate with so many seeds.
+    pub power: f64,
+}
+
+impl Golden {
+    /// The golden of comparisons that differ in nothing but the seed; `margin` is the model's δ.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn over_seeds(comparisons: &[Comparison], margin: f64, examples: i64) -> Result<Self> {
+        let Some(first) = comparisons.first() else {
+            return Err(Error::config("a golden needs at least one seed"));
+        };
+        let subject = &first.subject;
+        let figures = |(at, run): (usize, &Run)| {
+            let paired = paired(comparisons, at, margin, examples);
+            (run.precision.name().to_owned(), Figures { paired, ..Figures::from(run) })
+        };
+        Ok(Self {
             model: subject.model.clone(),
             data: subject.data.clone(),
-            seed: subject.seed,
+            seeds: comparisons.iter().map(|comparison| comparison.subject.seed).collect(),
+            fingerprint: Some(subject.fingerprint.clone()),
+            margin,
+            memory_share: rules::MEMORY_SHARE,
+            examples,
             epochs: subject.max_epochs,
-            batch_size: comparison.batch_size,
+            batch_size: first.batch_size,
             hyperparameters: subject.hyperparameters.clone(),
-            runs: comparison
-                .runs
-                .iter()
-                .map(|run| (run.precision.name().to_owned(), Figures::from(run)))
-                .collect(),
-        }
+            runs: first.runs.iter().enumerate().map(figures).collect(),
+        })
     }
+}
+
+/// The run at `at` of each comparison less its baseline.
+fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> Option<Paired> {
+    if at == 0 || comparisons.len() < 2 {
+        return None;
+    }
+    let deltas = comparisons.iter().map(|comparison| comparison.runs[at].delta.as_ref());
+    let worse: Vec<f64> = deltas.clone().map(|d| d?.accuracy.map(|a| -a)).collect::<Option<_>>()?;
+    let loss: Vec<f64> = deltas.map(|delta| delta?.loss).collect::<Option<_>>()?;
+    let (alpha, n) = (0.05, worse.len());
+    let resolution = 1.0 / examples as f64;
+    let design = Design { margin, alpha, first: n, most: n, resolution, equivalence: false };
+    let found = design.judge(&worse);
+    let loss_s = standard_deviation(&loss);
+    Some(Paired { n, mean: found.mean, s: found.s_used, loss_s, power: found.power })
+}
+
+/// Reads a golden from JSON or from an insta snapshot, whose header is skipped.
+///
+/// # Errors
+/// When it is neither.
+pub fn parse(text: &str) -> Result<Golden> {
+    let body = match text.strip_prefix("---\n") {
+        Some(rest) => rest.split_once("---\n").map_or("", |(_, body)| body),
+        None => text,
+    };
+    serde_json::from_str(body).map_err(|error| Error::config(format!("golden: {error}")))
 }
 
 impl From<&Run> for Figures {
@@ -85,6 +159,7 @@ impl From<&Run> for Figures {
             matmul: run.observed.matmul.clone(),
             loss_dtype: run.observed.loss.clone(),
             weights: run.observed.parameters.clone(),
+            paired: None,
         }
     }
 }

@@ -2,16 +2,17 @@
 
 use std::fmt;
 
+use amp_core::precision::Precision;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use insta::{comparator::Comparator, internals::SnapshotContents};
 
 use super::{
     Figures, Golden, Spread,
-    spread::{Samples, tolerance},
+    spread::{Samples, tolerance, tolerance_of},
 };
 
 /// Peak memory may differ by this share: kernels of other CPUs want other workspaces.
-const MEMORY_SHARE: f64 = 0.05;
+pub(super) const MEMORY_SHARE: f64 = 0.05;
 /// Below this share a loss has not moved: sums of f64 in another order.
 const LOSS_SHARE: f64 = 1e-6;
 
@@ -33,8 +34,23 @@ pub struct Moved {
 /// Holds a comparison against its golden.
 #[derive(Debug, Clone)]
 pub struct Agreement {
-    /// The recorded spread of unchanged code.
-    pub spread: Spread,
+    /// The recorded spread of unchanged code over machines. Without one, figures may differ as
+    /// much as those of two precisions do over seeds, by the golden's own n and s: more than
+    /// other kernels make them differ.
+    pub spread: Option<Spread>,
+    /// Whether peak memory is judged: it is that of warmed-up runs.
+    pub memory: bool,
+}
+
+/// How far one run's figures may be from the golden's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tolerances {
+    /// Of the metric.
+    pub accuracy: f64,
+    /// Of the validation loss.
+    pub loss: f64,
+    /// Of peak memory.
+    pub peak_memory_bytes: f64,
 }
 
 impl Agreement {
@@ -44,22 +60,57 @@ impl Agreement {
         let head = |g: &Golden| {
             let hyperparameters = serde_json::Value::Object(g.hyperparameters.clone());
             format!(
-                "{} on {}, seed {}, {} epochs of {}, {hyperparameters}",
-                g.model, g.data, g.seed, g.epochs, g.batch_size
+                "{} on {}, seeds {:?}, {} epochs of {}, {hyperparameters}",
+                g.model, g.data, g.seeds, g.epochs, g.batch_size
             )
         };
         exact(&mut moved, "", "case", &head(golden), &head(found));
         let names = |g: &Golden| g.runs.keys().cloned().collect::<Vec<_>>().join(" ");
         exact(&mut moved, "", "precisions", &names(golden), &names(found));
-        for (precision, golden) in &golden.runs {
+        for (precision, figures) in &golden.runs {
             if let Some(found) = found.runs.get(precision) {
-                self.figures(&mut moved, precision, golden, found);
+                let tolerances = self.tolerances(golden, precision, figures);
+                self.figures(&mut moved, precision, figures, found, tolerances);
             }
         }
         moved
     }
 
-    fn figures(&self, moved: &mut Vec<Moved>, precision: &str, golden: &Figures, found: &Figures) {
+    /// How far figures may be from these.
+    pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
+        let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
+        // Half an example more than one: the quotient's last bit must not decide.
+        let step = 1.5 / golden.examples as f64;
+        let share = LOSS_SHARE * figures.loss.unwrap_or(0.0).abs();
+        let bytes = MEMORY_SHARE * figures.peak_memory_bytes as f64;
+        if let Some(Samples { accuracy, loss, peak_memory_bytes }) = recorded {
+            return Tolerances {
+                accuracy: tolerance(accuracy).max(step),
+                loss: tolerance(loss).max(share),
+                peak_memory_bytes: tolerance(peak_memory_bytes).max(bytes),
+            };
+        }
+        // 32-true has no pairs of its own: what holds for the others holds for it.
+        let others = golden.runs.values().filter_map(|run| run.paired);
+        let paired: Vec<_> = figures.paired.map_or_else(|| others.collect(), |own| vec![own]);
+        let widest = |of: fn(&super::Paired) -> f64| {
+            paired.iter().map(|pair| tolerance_of(pair.n, of(pair))).fold(0.0, f64::max)
+        };
+        Tolerances {
+            accuracy: widest(|pair| pair.s).max(step),
+            loss: widest(|pair| pair.loss_s).max(share),
+            peak_memory_bytes: bytes,
+        }
+    }
+
+    fn figures(
+        &self,
+        moved: &mut Vec<Moved>,
+        precision: &str,
+        golden: &Figures,
+        found: &Figures,
+        allowed: Tolerances,
+    ) {
         exact(moved, precision, "skipped_steps", &golden.skipped_steps, &found.skipped_steps);
         let scale =
             |figures: &Figures| figures.final_scale.map_or("none".into(), |s| s.to_string());
@@ -68,29 +119,24 @@ impl Agreement {
             format!("{:?} {} {:?}", figures.matmul, figures.loss_dtype, figures.weights)
         };
         exact(moved, precision, "dtypes", &dtypes(golden), &dtypes(found));
-        let Some(Samples { accuracy, loss, peak_memory_bytes }) =
-            self.spread.samples.get(precision)
-        else {
-            exact(moved, precision, "recorded spread", &"present", &"missing");
-            return;
-        };
-        let one = 1.0 / f64::from(self.spread.examples);
-        // Half an example more than one: the quotient's last bit must not decide.
-        let allowed = tolerance(accuracy).max(1.5 * one);
-        within(moved, precision, "accuracy", golden.accuracy, found.accuracy, allowed);
-        let allowed = allowed * std::f64::consts::SQRT_2;
+        let Tolerances { accuracy, loss, peak_memory_bytes } = allowed;
+        within(moved, precision, "accuracy", golden.accuracy, found.accuracy, accuracy);
         let (a, b) = (golden.accuracy_delta, found.accuracy_delta);
-        within(moved, precision, "accuracy_delta", a, b, allowed);
-        let allowed = tolerance(loss).max(LOSS_SHARE * golden.loss.unwrap_or(0.0).abs());
-        within(moved, precision, "loss", golden.loss, found.loss, allowed);
-        let bytes = |figures: &Figures| Some(figures.peak_memory_bytes as f64);
-        let allowed =
-            tolerance(peak_memory_bytes).max(MEMORY_SHARE * golden.peak_memory_bytes as f64);
-        within(moved, precision, "peak_memory_bytes", bytes(golden), bytes(found), allowed);
+        // The baseline has none.
+        if precision != Precision::F32True.name() || a.is_some() || b.is_some() {
+            let both = accuracy * std::f64::consts::SQRT_2;
+            within(moved, precision, "accuracy_delta", a, b, both);
+        }
+        within(moved, precision, "loss", golden.loss, found.loss, loss);
+        if self.memory {
+            let bytes = |figures: &Figures| Some(figures.peak_memory_bytes as f64);
+            let (a, b) = (bytes(golden), bytes(found));
+            within(moved, precision, "peak_memory_bytes", a, b, peak_memory_bytes);
+        }
     }
 }
 
-fn exact<T: PartialEq + fmt::Display>(
+pub(super) fn exact<T: PartialEq + fmt::Display>(
     moved: &mut Vec<Moved>,
     precision: &str,
     figure: &'static str,
@@ -108,8 +154,9 @@ fn exact<T: PartialEq + fmt::Display>(
     }
 }
 
-/// Agrees when both are numbers and close, or both are absent; never a number with none.
-fn within(
+/// Agrees when both are numbers and close. What is not a number agrees with nothing, itself
+/// included: a run that broke in the same way twice is no agreement.
+pub(super) fn within(
     moved: &mut Vec<Moved>,
     precision: &str,
     figure: &'static str,
@@ -119,7 +166,6 @@ fn within(
 ) {
     let agrees = match (golden, found) {
         (Some(golden), Some(found)) => (golden - found).abs() <= allowed,
-        (None, None) => true,
         _ => false,
     };
     if !agrees {
@@ -137,7 +183,7 @@ fn within(
 impl Comparator for Agreement {
     fn matches(&self, reference: &insta::Snapshot, test: &insta::Snapshot) -> bool {
         let parse = |snapshot: &insta::Snapshot| match snapshot.contents() {
-            SnapshotContents::Text(text) => serde_json::from_str::<Golden>(&text.to_string()).ok(),
+            SnapshotContents::Text(text) => super::parse(&text.to_string()).ok(),
             SnapshotContents::Binary(_) => None,
         };
         let (Some(golden), Some(found)) = (parse(reference), parse(test)) else { return false };
@@ -158,7 +204,8 @@ impl Comparator for Agreement {
     }
 }
 
-fn table(moved: &[Moved]) -> Table {
+/// What moved and by how much.
+pub fn table(moved: &[Moved]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED);
     table.set_header(["precision", "figure", "golden", "found", "allowed"]);
@@ -166,4 +213,62 @@ fn table(moved: &[Moved]) -> Table {
         table.add_row([precision, *figure, golden, found, allowed]);
     }
     table
+}
+
+/// Whether a golden whose figures are not numbers is refused, by itself and by a sound run: part
+/// of the gate's self-test.
+pub fn refuses_not_a_number() -> bool {
+    let samples = |value: f64| vec![value; 3];
+    let name = Precision::F16Mixed.name().to_owned();
+    let spread = Spread {
+        recorded_by: String::new(),
+        examples: 100,
+        samples: [(
+            name.clone(),
+            Samples { accuracy: samples(0.9), loss: samples(0.3), peak_memory_bytes: samples(1e6) },
+        )]
+        .into(),
+    };
+    let sound = Golden {
+        model: String::new(),
+        data: String::new(),
+        seeds: vec![0],
+        fingerprint: None,
+        margin: 0.01,
+        memory_share: MEMORY_SHARE,
+        examples: 100,
+        epochs: 1,
+        batch_size: 1,
+        hyperparameters: Default::default(),
+        runs: [(
+            name.clone(),
+            Figures {
+                accuracy: Some(0.9),
+                accuracy_delta: Some(0.0),
+                loss: Some(0.3),
+                skipped_steps: 0,
+                final_scale: None,
+                peak_memory_bytes: 1_000_000,
+                matmul: Default::default(),
+                loss_dtype: String::new(),
+                weights: Default::default(),
+                paired: None,
+            },
+        )]
+        .into(),
+    };
+    let agreement = Agreement { spread: Some(spread), memory: true };
+    let broken = |value: Option<f64>| {
+        let mut golden = sound.clone();
+        if let Some(figures) = golden.runs.get_mut(&name) {
+            figures.loss = value;
+        }
+        golden
+    };
+    agreement.moved(&sound, &sound).is_empty()
+        && [None, Some(f64::NAN)].into_iter().all(|value| {
+            let golden = broken(value);
+            let refused = |found: &Golden| !agreement.moved(&golden, found).is_empty();
+            refused(&sound) && refused(&golden)
+        })
 }

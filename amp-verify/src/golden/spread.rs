@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use amp_core::{Error, Result};
 use serde::{Deserialize, Serialize};
-use statrs::distribution::{ContinuousCDF, StudentsT};
+
+use crate::verdict::{standard_deviation, t_quantile};
 
 /// Figures of one case under several kernel sets and thread counts, by precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,11 +56,10 @@ const RISK: f64 = 1e-3;
 /// How far two draws from the population of `samples` may lie apart:
 /// t(1 − risk/2, K−1) · s · √2, the prediction interval of a difference.
 pub(super) fn tolerance(samples: &[f64]) -> f64 {
-    let count = samples.len() as f64;
-    let mean = samples.iter().sum::<f64>() / count;
-    let variance = samples.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (count - 1.0);
-    // Only fewer than two samples have no distribution; `parse` lets none through.
-    let t = StudentsT::new(0.0, 1.0, count - 1.0)
-        .map_or(f64::INFINITY, |t| t.inverse_cdf(1.0 - RISK / 2.0));
-    t * (2.0 * variance).sqrt()
+    tolerance_of(samples.len(), standard_deviation(samples))
+}
+
+/// The same for `n` draws of standard deviation `s`; infinite for fewer than two.
+pub(super) fn tolerance_of(n: usize, s: f64) -> f64 {
+    t_quantile(1.0 - RISK / 2.0, n as f64 - 1.0) * s * std::f64::consts::SQRT_2
 }

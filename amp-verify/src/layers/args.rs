@@ -13,7 +13,6 @@ use crate::{
     case::Case,
     cli::{Format, RunArgs},
     exponents::WindowOptions,
-    runner,
 };
 
 /// Options of `layers`.

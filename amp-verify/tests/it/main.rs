@@ -11,3 +11,4 @@ mod output;
 mod report;
 mod resume;
 mod support;
+mod verdict;

@@ -1,0 +1,96 @@
+//! Options of `gate`.
+
+use std::{path::PathBuf, str::FromStr};
+
+use amp_core::precision::Precision;
+use clap::{Args, ValueEnum};
+
+/// How much is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// Few epochs and seeds, the mixed precisions: for every change
+    Quick,
+    /// Each model's own epochs, more seeds, every precision
+    Nightly,
+}
+
+impl Tier {
+    /// Seeds of the first look, and at most.
+    pub fn seeds(self) -> (usize, usize) {
+        match self {
+            Self::Quick => (4, 10),
+            Self::Nightly => (8, 24),
+        }
+    }
+
+    /// The precisions that are judged.
+    pub fn precisions(self) -> &'static [Precision] {
+        match self {
+            Self::Quick => &[Precision::F16Mixed, Precision::Bf16Mixed],
+            Self::Nightly => {
+                let [_, others @ ..] = &Precision::ALL;
+                others
+            }
+        }
+    }
+}
+
+/// Options of `gate`.
+#[derive(Debug, Args)]
+pub struct GateArgs {
+    /// Models, separated by commas [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", conflicts_with = "all")]
+    pub model: Vec<String>,
+    /// Every model
+    #[arg(long)]
+    pub all: bool,
+    /// How much is run
+    #[arg(long, value_enum, default_value_t = Tier::Quick)]
+    pub tier: Tier,
+    /// Precisions to judge, separated by commas [default: the tier's]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str)]
+    pub precision: Vec<Precision>,
+    /// Seeds of the first look [default: the tier's]
+    #[arg(long, value_name = "N")]
+    pub seeds: Option<usize>,
+    /// Seeds at most, where the first look is inconclusive [default: the tier's]
+    #[arg(long, value_name = "M")]
+    pub max_seeds: Option<usize>,
+    /// The first seed; the others follow it
+    #[arg(long, value_name = "SEED", default_value_t = 42)]
+    pub first_seed: u64,
+    /// The risk that a regression of a model's margin passes
+    #[arg(long, default_value_t = 0.05)]
+    pub alpha: f64,
+    /// Fail a precision that is better by the margin, too
+    #[arg(long)]
+    pub equivalence: bool,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Let f32 matrix products run in TF32 on CUDA, in the baseline too
+    #[arg(long)]
+    pub tf32: bool,
+    /// Ask libtorch for deterministic algorithms
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Processes that share the work on a CPU [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub processes: Option<usize>,
+    /// Run what was run before, too
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Hold the first seed's figures against the goldens in this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub goldens: Option<PathBuf>,
+    /// Write JUnit XML to this file
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Write the report as JSON to this file; its schema is amp-verify/schema/gate.json
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write a summary in Markdown to this file, besides GITHUB_STEP_SUMMARY where that is set
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+}

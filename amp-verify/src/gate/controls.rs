@@ -1,0 +1,65 @@
+//! Controls: what a run that learns nothing comes to.
+
+use amp_core::{
+    LightningModule, Result,
+    nn::Parameter,
+    optim::{
+        BuildOptimizer, Optimizer, OptimizerConfig, Optimizers, Rates, TrainingPlan, WeightUpdate,
+    },
+    state::State,
+};
+
+use super::tap::Tap;
+
+/// Trains without ever moving a weight: forward and backward passes, batch statistics and all
+/// else are those of a run. What such a model scores is what an untrained one does, and more where
+/// statistics alone help.
+pub(super) struct Freeze;
+
+impl Tap for Freeze {
+    fn optimizers(&self, _: &dyn LightningModule, _: &TrainingPlan) -> Result<Optimizers> {
+        Ok(OptimizerConfig::new(NoStep).into())
+    }
+}
+
+struct NoStep;
+
+impl BuildOptimizer for NoStep {
+    fn build_with(
+        &self,
+        parameters: Vec<Parameter>,
+        _: WeightUpdate,
+    ) -> Result<Box<dyn Optimizer>> {
+        Ok(Box::new(Frozen(parameters)))
+    }
+}
+
+struct Frozen(Vec<Parameter>);
+
+impl Optimizer for Frozen {
+    fn name(&self) -> &'static str {
+        "Frozen"
+    }
+
+    fn parameters(&self) -> &[Parameter] {
+        &self.0
+    }
+
+    fn step(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn rates(&self) -> Vec<Rates> {
+        vec![Rates { lr: 0.0, momentum: None }]
+    }
+
+    fn set_rates(&mut self, _: &[Rates]) {}
+
+    fn state(&self) -> Result<State> {
+        Ok(State::default())
+    }
+
+    fn load_state(&mut self, _: &State) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! What two runs of a pair share: initial weights, the order of examples, the validation set.
+
+use std::{cell::RefCell, collections::HashSet, rc::Rc};
+
+use amp_core::{
+    LightningModule, Result,
+    data::{Batch, DataModule},
+    nn::named_tensors,
+    tch::{Device, Kind, Tensor},
+};
+use sha2::{Digest, Sha256};
+
+/// Batches whose targets are noted: enough to tell two shuffles apart.
+const NOTED: usize = 4;
+
+/// The order of a run's first examples.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Order(Rc<RefCell<(usize, Sha256)>>);
+
+impl Order {
+    pub(super) fn add(&self, batch: &Batch) -> Result<()> {
+        let (count, hash) = &mut *self.0.borrow_mut();
+        if *count < NOTED {
+            *count += 1;
+            hash.update(bytes(&batch.target)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn digest(&self) -> String {
+        hex(&self.0.borrow().1.clone().finalize())
+    }
+}
+
+/// A digest of the weights as they are, in f32.
+pub(super) fn weights(model: &dyn LightningModule) -> Result<String> {
+    let mut hash = Sha256::new();
+    for (name, tensor, _) in named_tensors(model) {
+        hash.update(name);
+        hash.update(bytes(&tensor)?);
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// Whether every number of the model is finite.
+pub(super) fn is_finite(model: &dyn LightningModule) -> Result<bool> {
+    for (_, tensor, _) in named_tensors(model) {
+        if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What is known of the data.
+pub(super) struct Data {
+    /// A digest of the validation set.
+    pub(super) validation: String,
+    /// The share of validation examples that are training examples too.
+    pub(super) overlap: f64,
+}
+
+impl Data {
+    pub(super) fn of(data: &DataModule) -> Result<Self> {
+        let train: HashSet<String> =
+            examples(&data.train.head(data.train.len())?)?.into_iter().collect();
+        let val = examples(&data.val.head(data.val.len())?)?;
+        let shared = val.iter().filter(|example| train.contains(*example)).count();
+        let validation = digest(&val.iter().map(String::as_str).collect::<Vec<_>>());
+        Ok(Self { validation, overlap: shared as f64 / val.len() as f64 })
+    }
+}
+
+/// A digest of each example with its target.
+fn examples(batch: &Batch) -> Result<Vec<String>> {
+    let length = batch.len();
+    let (input, target) = (bytes(&batch.input)?, bytes(&batch.target)?);
+    let row = |all: &[u8], at: usize| {
+        let size = all.len() / length as usize;
+        all[at * size..(at + 1) * size].to_vec()
+    };
+    Ok((0..length as usize)
+        .map(|at| {
+            let mut hash = Sha256::new();
+            hash.update(row(&input, at));
+            hash.update(row(&target, at));
+            hex(&hash.finalize())
+        })
+        .collect())
+}
+
+/// One digest of several.
+pub(crate) fn digest<T: AsRef<str>>(parts: &[T]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.as_ref());
+        hash.update([0]);
+    }
+    hex(&hash.finalize())
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A tensor's numbers, in f64 so that no dtype loses any.
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
+    let values = Vec::<f64>::try_from(flat.f_reshape([-1])?)?;
+    Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+}

@@ -1,0 +1,297 @@
+//! One piece of the gate's work, which any process of it can do, and what came of it.
+
+use amp_core::{
+    Error, Hyperparameters, LightningModule, Result, Trainer, TrainerConfig,
+    callback::{EarlyStopping, Mode},
+    hardware::{self, Fingerprint},
+    memory::MemoryMeter,
+    precision::Precision,
+    probe::Observed,
+    tch::Device,
+};
+use fixtures::models;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    conformance, controls, identity,
+    tap::{Tap, Tapped},
+};
+use crate::{
+    case::{Case, Choices},
+    selftest::{Fault, Faulty},
+};
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// Trains and validates.
+    Train,
+    /// The same, without ever moving a weight.
+    Frozen,
+    /// Takes a few steps beside 32-true ones, overflows on purpose, saves and resumes.
+    Conformance,
+}
+
+/// A piece of work. Two that are equal come to the same figures.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Job {
+    /// The model's name.
+    pub model: String,
+    /// The precision.
+    pub precision: Precision,
+    /// Seed of weights, order and dropout.
+    pub seed: u64,
+    /// Epochs.
+    pub epochs: i64,
+    /// The device by name.
+    pub device: String,
+    /// Whether f32 matrix products may run in TF32.
+    pub tf32: bool,
+    /// Whether deterministic algorithms are asked for.
+    pub deterministic: bool,
+    /// What is done.
+    pub task: Task,
+    /// What a self-test breaks.
+    pub fault: Option<Fault>,
+}
+
+/// Why a precision fails before its metric is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// A loss or a metric is not finite.
+    NonFinite,
+    /// No step was applied.
+    AllSkipped,
+    /// No better than a model that was not trained.
+    DidNotLearn,
+    /// The dtypes are not those of the precision.
+    PrecisionDidNotRun,
+    /// Weights, order or data are not those of the baseline.
+    NotPaired,
+    /// The validation set is in the training set.
+    Contaminated,
+    /// Gradients, updates or schedule are not those of 32-true as far as the dtype allows.
+    NotConformant,
+    /// A figure is not the golden's.
+    Moved,
+    /// The golden is of another kind of machine, or there is none.
+    NotComparable,
+    /// The run ended with an error.
+    Crashed,
+}
+
+/// A failure in one line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Its kind.
+    pub reason: Reason,
+    /// What was seen.
+    pub text: String,
+}
+
+impl Failure {
+    /// This kind, with what was seen.
+    pub fn new(reason: Reason, text: impl Into<String>) -> Self {
+        let text: String = text.into();
+        Self { reason, text: text.lines().map(str::trim).collect::<Vec<_>>().join(" ") }
+    }
+
+    fn of(error: &Error) -> Self {
+        let reason = match error {
+            Error::Precision(_) => Reason::PrecisionDidNotRun,
+            Error::NonFinite(_) => Reason::NonFinite,
+            _ => Reason::Crashed,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+/// What came of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The last epoch's validation metric; null when it is not a number.
+    pub metric: Option<f64>,
+    /// The last epoch's validation loss; null when it is not finite.
+    pub loss: Option<f64>,
+    /// Steps applied.
+    pub applied_steps: u64,
+    /// Steps skipped.
+    pub skipped_steps: u64,
+    /// Loss scale at the end.
+    pub final_scale: Option<f64>,
+    /// The most tensor bytes at once.
+    pub peak_memory_bytes: u64,
+    /// The dtypes that were seen.
+    pub observed: Observed,
+    /// Validation examples.
+    pub examples: i64,
+    /// What makes two runs a pair: initial weights, order of examples, validation set.
+    pub pairing: String,
+    /// The share of validation examples that are training examples too.
+    pub overlap: f64,
+    /// The hyperparameters.
+    pub hyperparameters: Hyperparameters,
+    /// The data's name.
+    pub data: String,
+    /// Examples in a batch.
+    pub batch_size: i64,
+    /// The machine.
+    pub fingerprint: Option<Fingerprint>,
+    /// Distances from the 32-true steps, where that was the task.
+    pub conformance: Option<conformance::Figures>,
+    /// What went wrong.
+    pub failures: Vec<Failure>,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+impl Outcome {
+    /// A job that came to nothing but this.
+    pub fn failed(failure: Failure) -> Self {
+        Self {
+            metric: None,
+            loss: None,
+            applied_steps: 0,
+            skipped_steps: 0,
+            final_scale: None,
+            peak_memory_bytes: 0,
+            observed: Observed::default(),
+            examples: 0,
+            pairing: String::new(),
+            overlap: 0.0,
+            hyperparameters: Hyperparameters::new(),
+            data: String::new(),
+            batch_size: 0,
+            fingerprint: None,
+            conformance: None,
+            failures: vec![failure],
+            seconds: 0.0,
+        }
+    }
+}
+
+impl Job {
+    /// Does the work. What goes wrong in a run is an outcome.
+    pub fn execute(&self) -> Outcome {
+        let started = std::time::Instant::now();
+        let outcome = match self.task {
+            Task::Train | Task::Frozen => self.train(),
+            Task::Conformance => conformance::run(self),
+        };
+        let mut outcome = outcome.unwrap_or_else(|error| Outcome::failed(Failure::of(&error)));
+        outcome.seconds = started.elapsed().as_secs_f64();
+        outcome
+    }
+
+    /// The device.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn device(&self) -> Result<Device> {
+        hardware::parse_device(&self.device)
+    }
+
+    /// The case of a run under `precision`, broken where the job says so.
+    pub(super) fn case(&self, precision: Precision) -> Result<Case> {
+        hardware::set_numerics(self.tf32, self.deterministic)?;
+        let seed = Fault::seed(self.fault, precision, self.seed);
+        let choices = Choices { epochs: Some(self.epochs), seed, ..Choices::default() };
+        let mut case = Case::new(models::find(&self.model)?, choices, self.device()?)?;
+        Fault::data(self.fault, precision, &mut case.data);
+        Ok(case)
+    }
+
+    /// The trainer's options, broken where the job says so.
+    pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
+        let mut config = TrainerConfig { precision, ..case.trainer.clone() };
+        config.provenance = false;
+        config.profile_every_n_steps = None;
+        Fault::config(self.fault, precision, &mut config);
+        config
+    }
+
+    /// The model, broken where the job says so.
+    pub(super) fn model(
+        &self,
+        case: &Case,
+        precision: Precision,
+    ) -> Result<Box<dyn LightningModule>> {
+        let model = case.build()?;
+        Ok(match self.fault {
+            Some(fault) => Box::new(Tapped::new(model, Faulty::new(fault, precision))),
+            None => model,
+        })
+    }
+
+    fn train(&self) -> Result<Outcome> {
+        let case = self.case(self.precision)?;
+        let config = self.config(&case, self.precision);
+        let meter = MemoryMeter::start(case.trainer.device)?;
+        let model = self.model(&case, self.precision)?;
+        let weights = identity::weights(model.as_ref())?;
+        let order = identity::Order::default();
+        let mut model: Box<dyn LightningModule> =
+            Box::new(Tapped::new(model, Watch(order.clone())));
+        if self.task == Task::Frozen {
+            model = Box::new(Tapped::new(model, controls::Freeze));
+        }
+        let mut trainer = Trainer::new(config);
+        if let Some((monitor, patience)) = &case.early_stopping {
+            trainer = trainer.callback(EarlyStopping::new(monitor, Mode::Min).patience(*patience));
+        }
+        let record = trainer.fit(model.as_mut(), &case.data)?;
+        let memory = meter.read()?;
+        let data = identity::Data::of(&case.data)?;
+        let last = |name: &str| record.last(name).filter(|value| value.is_finite());
+        let (metric, loss) = (last(case.model.metric), last("val_loss"));
+        let mut failures = Vec::new();
+        if metric.is_none() || loss.is_none() || !identity::is_finite(model.as_ref())? {
+            let what = match (metric, loss) {
+                (None, _) => case.model.metric,
+                (_, None) => "val_loss",
+                _ => "a weight",
+            };
+            failures.push(Failure::new(Reason::NonFinite, format!("{what} is not finite")));
+        }
+        if record.end.global_step == 0 {
+            let text = format!("all {} steps were skipped", record.end.skipped);
+            failures.push(Failure::new(Reason::AllSkipped, text));
+        }
+        Ok(Outcome {
+            metric,
+            loss,
+            applied_steps: record.end.global_step,
+            skipped_steps: record.end.skipped,
+            final_scale: record.end.scale,
+            peak_memory_bytes: memory.peak_allocated,
+            observed: record.observed,
+            examples: case.data.val.len(),
+            pairing: identity::digest(&[&weights, &order.digest(), &data.validation]),
+            overlap: data.overlap,
+            hyperparameters: record.start.hyperparameters,
+            data: record.start.data,
+            batch_size: case.data.batch_size,
+            fingerprint: Some(record.start.fingerprint),
+            conformance: None,
+            failures,
+            seconds: 0.0,
+        })
+    }
+}
+
+/// Notes the order of the first epoch's examples.
+struct Watch(identity::Order);
+
+impl Tap for Watch {
+    fn training_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &amp_core::data::Batch,
+        step: &mut amp_core::Step<'_>,
+    ) -> Result<amp_core::tch::Tensor> {
+        self.0.add(batch)?;
+        model.training_step(batch, step)
+    }
+}

@@ -1,0 +1,368 @@
+//! `cargo amp gate`: [`job::Job`]s for every model, precision and seed → [`pool::Pool`] →
+//! [`crate::verdict`] → [`Report`] → table, JUnit, JSON, Markdown, annotations.
+
+mod args;
+mod cache;
+mod command;
+mod conformance;
+mod controls;
+mod identity;
+mod job;
+mod pool;
+mod render;
+mod report;
+mod tap;
+
+pub use args::{GateArgs, Tier};
+pub use cache::Cache;
+pub use command::command;
+pub use conformance::Figures;
+pub use job::{Failure, Job, Outcome, Reason, Task};
+pub use pool::{Pool, WORKER, work};
+pub use render::{annotations, junit, markdown, table};
+pub use report::{Cell, ModelReport, Report, Status};
+pub use tap::{Tap, Tapped};
+
+use std::{path::Path, thread, time::Instant};
+
+use amp_core::{Error, Result, hardware, precision::Precision};
+use fixtures::models::{self, Model};
+
+use crate::{
+    selftest::Fault,
+    verdict::{Design, Verdict, mean},
+};
+
+/// The form of a [`Report`].
+pub const SCHEMA: &str = "amp-gate/1";
+/// Where outcomes are kept.
+pub const CACHE: &str = ".amp/cache";
+/// The share of validation examples that may be training examples too: texts and images do recur.
+const OVERLAP: f64 = 0.05;
+
+/// What is to be judged.
+pub struct Plan {
+    /// The models.
+    pub models: Vec<&'static Model>,
+    /// How much is run.
+    pub tier: Tier,
+    /// The precisions.
+    pub precisions: Vec<Precision>,
+    /// Seeds of the first look.
+    pub first: usize,
+    /// Seeds at most.
+    pub most: usize,
+    /// The first seed.
+    pub first_seed: u64,
+    /// See [`Design::alpha`].
+    pub alpha: f64,
+    /// See [`Design::equivalence`].
+    pub equivalence: bool,
+    /// The device by name.
+    pub device: String,
+    /// TF32 for f32 matrix products.
+    pub tf32: bool,
+    /// Deterministic algorithms.
+    pub deterministic: bool,
+    /// What a self-test breaks.
+    pub fault: Option<Fault>,
+}
+
+impl Plan {
+    /// The plan of these options.
+    ///
+    /// # Errors
+    /// When a name is unknown or a number out of range.
+    pub fn new(args: &GateArgs) -> Result<Self> {
+        let models = match args.model.as_slice() {
+            [] => models::ALL.iter().collect(),
+            names => names.iter().map(|name| models::find(name)).collect::<Result<_>>()?,
+        };
+        let mut precisions = match args.precision.as_slice() {
+            [] => args.tier.precisions().to_vec(),
+            chosen => chosen.to_vec(),
+        };
+        precisions.retain(|precision| *precision != Precision::F32True);
+        precisions.dedup();
+        if precisions.is_empty() {
+            return Err(Error::config(
+                "precision: 32-true is the baseline; name one to hold against it",
+            ));
+        }
+        let (first, most) = args.tier.seeds();
+        let first = args.seeds.unwrap_or(first);
+        let most = args.max_seeds.unwrap_or(most.max(first));
+        if first < 2 || most < first {
+            return Err(Error::config(format!(
+                "seeds {first}, at most {most}: there must be at least 2, and no fewer at most"
+            )));
+        }
+        if !(args.alpha > 0.0 && args.alpha < 0.5) {
+            return Err(Error::config(format!("alpha {}: it must be in (0, 0.5)", args.alpha)));
+        }
+        hardware::parse_device(&args.device)?;
+        Ok(Self {
+            models,
+            tier: args.tier,
+            precisions,
+            first,
+            most,
+            first_seed: args.first_seed,
+            alpha: args.alpha,
+            equivalence: args.equivalence,
+            device: args.device.clone(),
+            tf32: args.tf32,
+            deterministic: args.deterministic,
+            fault: None,
+        })
+    }
+
+    fn epochs(&self, model: &Model) -> i64 {
+        match self.tier {
+            Tier::Quick => model.quick_epochs,
+            Tier::Nightly => model.epochs,
+        }
+    }
+
+    fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
+        let fault = match (precision, self.fault) {
+            // The baseline is shared by all faults that leave it alone.
+            (Precision::F32True, Some(fault)) if !fault.touches_baseline() => None,
+            (_, fault) => fault,
+        };
+        Job {
+            model: model.name.to_owned(),
+            precision,
+            seed,
+            epochs: self.epochs(model),
+            device: self.device.clone(),
+            tf32: self.tf32
+                || (precision == Precision::F32True && fault == Some(Fault::Tf32Baseline)),
+            deterministic: self.deterministic,
+            task,
+            fault,
+        }
+    }
+
+    fn seeds(&self, count: usize) -> impl Iterator<Item = u64> + use<> {
+        let first = self.first_seed;
+        (0..count as u64).map(move |index| first + index)
+    }
+
+    /// Jobs of a first look at every model.
+    fn first_look(&self) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for model in &self.models {
+            jobs.push(self.job(model, Precision::F32True, self.first_seed, Task::Frozen));
+            for precision in &self.precisions {
+                jobs.push(self.job(model, *precision, self.first_seed, Task::Conformance));
+            }
+            for seed in self.seeds(self.first) {
+                for precision in [Precision::F32True].iter().chain(&self.precisions) {
+                    jobs.push(self.job(model, *precision, seed, Task::Train));
+                }
+            }
+        }
+        jobs
+    }
+
+    /// Judges one precision of a model by so many seeds.
+    fn cell(&self, pool: &Pool, model: &Model, precision: Precision, count: usize) -> Cell {
+        let outcome = |precision, seed, task| {
+            let found = pool.outcome(&self.job(model, precision, seed, task));
+            found.cloned().unwrap_or_else(|| {
+                Outcome::failed(Failure::new(Reason::Crashed, "the job was not done"))
+            })
+        };
+        let train = |precision| -> Vec<Outcome> {
+            self.seeds(count).map(|seed| outcome(precision, seed, Task::Train)).collect()
+        };
+        let (baseline, own) = (train(Precision::F32True), train(precision));
+        let control = outcome(Precision::F32True, self.first_seed, Task::Frozen);
+        let steps = outcome(precision, self.first_seed, Task::Conformance);
+        let mut failures: Vec<Failure> = Vec::new();
+        for (whose, outcomes) in [("the baseline: ", &baseline), ("", &own)] {
+            for (seed, outcome) in self.seeds(count).zip(outcomes.iter()) {
+                failures.extend(outcome.failures.iter().map(|failure| {
+                    Failure::new(failure.reason, format!("{whose}seed {seed}: {}", failure.text))
+                }));
+            }
+        }
+        let metrics = |outcomes: &[Outcome]| -> Vec<Option<f64>> {
+            outcomes.iter().map(|outcome| outcome.metric).collect()
+        };
+        if failures.is_empty() {
+            failures.extend(pairing(&baseline, &own));
+            failures.extend(learning(model, &control, &baseline, "the baseline's "));
+            failures.extend(learning(model, &control, &own, ""));
+        }
+        failures.extend(steps.failures.iter().cloned());
+        let pairs = metrics(&baseline).into_iter().zip(metrics(&own));
+        let differences: Option<Vec<f64>> = pairs.map(|(base, own)| Some(base? - own?)).collect();
+        let design = Design {
+            margin: model.margin,
+            alpha: self.alpha,
+            first: self.first,
+            most: self.most,
+            resolution: 1.0 / own.first().map_or(1, |outcome| outcome.examples.max(1)) as f64,
+            equivalence: self.equivalence,
+        };
+        let judgement = differences.map(|differences| design.judge(&differences));
+        Cell {
+            precision,
+            status: Status::Inconclusive,
+            judgement,
+            failures,
+            seeds: self.seeds(count).collect(),
+            baseline: metrics(&baseline),
+            metric: metrics(&own),
+            conformance: steps.conformance,
+            skipped_steps: own.iter().map(|outcome| outcome.skipped_steps).sum(),
+        }
+        .settle()
+    }
+}
+
+/// Whether each pair had the same weights, order and validation set, and one that is not the
+/// training set.
+fn pairing(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
+    if baseline.iter().zip(own).any(|(base, own)| base.pairing != own.pairing) {
+        let text = "initial weights, order of examples or validation set are not the baseline's";
+        return Some(Failure::new(Reason::NotPaired, text));
+    }
+    let overlap = own.iter().map(|outcome| outcome.overlap).fold(0.0, f64::max);
+    (overlap > OVERLAP).then(|| {
+        let text = format!("{:.0}% of the validation set are training examples", 100.0 * overlap);
+        Failure::new(Reason::Contaminated, text)
+    })
+}
+
+fn learning(model: &Model, control: &Outcome, runs: &[Outcome], whose: &str) -> Option<Failure> {
+    let metrics: Vec<f64> = runs.iter().filter_map(|outcome| outcome.metric).collect();
+    let Some(control) = control.metric else {
+        return Some(Failure::new(Reason::DidNotLearn, "the control without training failed"));
+    };
+    let reached = mean(&metrics);
+    // NaN exceeds nothing.
+    let learned = reached >= control + model.learns_by;
+    (!learned).then(|| {
+        let text = format!(
+            "{whose}{} of {reached:.3} does not exceed the untrained {control:.3} by {}",
+            model.metric, model.learns_by
+        );
+        Failure::new(Reason::DidNotLearn, text)
+    })
+}
+
+/// Runs the plan: a first look at every model, and a second one, with all seeds, at each
+/// precision that the first left open.
+///
+/// # Errors
+/// When the cache cannot be written.
+pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
+    let started = Instant::now();
+    pool.run(plan.first_look())?;
+    let (mut second, mut jobs) = (Vec::new(), Vec::new());
+    for model in &plan.models {
+        for precision in &plan.precisions {
+            let cell = plan.cell(pool, model, *precision, plan.first);
+            let open = cell.judgement.is_some_and(|j| j.verdict == Verdict::Inconclusive);
+            if open && cell.failures.is_empty() && plan.most > plan.first {
+                second.push((model.name, *precision));
+                for seed in plan.seeds(plan.most) {
+                    jobs.push(plan.job(model, Precision::F32True, seed, Task::Train));
+                    jobs.push(plan.job(model, *precision, seed, Task::Train));
+                }
+            }
+        }
+    }
+    pool.run(jobs)?;
+    let mut fingerprint = None;
+    let reports: Vec<ModelReport> = plan
+        .models
+        .iter()
+        .map(|model| {
+            let control = plan.job(model, Precision::F32True, plan.first_seed, Task::Frozen);
+            let control = pool.outcome(&control);
+            fingerprint = fingerprint.take().or(control.and_then(|c| c.fingerprint.clone()));
+            let cells = plan.precisions.iter().map(|precision| {
+                let again = second.contains(&(model.name, *precision));
+                let count = if again { plan.most } else { plan.first };
+                plan.cell(pool, model, *precision, count)
+            });
+            ModelReport {
+                model: model.name.into(),
+                metric: model.metric.into(),
+                epochs: plan.epochs(model),
+                margin: model.margin,
+                learns_by: model.learns_by,
+                control: control.and_then(|outcome| outcome.metric),
+                cells: cells.collect(),
+            }
+        })
+        .collect();
+    let cells = reports.iter().flat_map(|model| &model.cells);
+    Ok(Report {
+        schema: SCHEMA.into(),
+        status: cells.map(|cell| cell.status).max().unwrap_or(Status::Pass),
+        tier: plan.tier,
+        fingerprint,
+        alpha: plan.alpha,
+        models: reports,
+        left_out: left_out(plan),
+        executed: pool.executed,
+        cached: pool.cached,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// What the nightly tier does beyond this plan.
+fn left_out(plan: &Plan) -> Vec<String> {
+    let mut left = Vec::new();
+    let missing: Vec<String> = Tier::Nightly
+        .precisions()
+        .iter()
+        .filter(|precision| !plan.precisions.contains(precision))
+        .map(ToString::to_string)
+        .collect();
+    if !missing.is_empty() {
+        left.push(format!("precisions: {}", missing.join(", ")));
+    }
+    let shorter: Vec<String> = plan
+        .models
+        .iter()
+        .filter(|model| plan.epochs(model) < model.epochs)
+        .map(|model| format!("{} ({} of {})", model.name, plan.epochs(model), model.epochs))
+        .collect();
+    if !shorter.is_empty() {
+        left.push(format!("full epochs: {}", shorter.join(", ")));
+    }
+    let (first, most) = Tier::Nightly.seeds();
+    if plan.most < most {
+        let (own, at_most) = (plan.first, plan.most);
+        left.push(format!("seeds: {own} to {at_most} here, {first} to {most} nightly"));
+    }
+    left
+}
+
+/// A pool for the device: a process for each core of a CPU, each with its share of threads; this
+/// process alone for a GPU.
+///
+/// # Errors
+/// When a process cannot be started or the cache not be opened.
+pub fn pool(device: &str, processes: Option<usize>, cache: Option<&Path>) -> Result<Pool> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let wanted = match hardware::parse_device(device)?.is_cuda() {
+        true => 1,
+        false => processes.unwrap_or(cores),
+    };
+    if wanted < 1 {
+        return Err(Error::config("processes 0: it must be at least 1"));
+    }
+    let threads = (cores / wanted).max(1);
+    let cache = match cache {
+        Some(folder) => Cache::open(folder, threads)?,
+        None => Cache::none(),
+    };
+    Pool::new(wanted, threads, cache)
+}

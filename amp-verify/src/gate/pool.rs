@@ -1,0 +1,173 @@
+//! The processes that do the gate's jobs, and the jobs whose outcome is known already.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use amp_core::{Error, Result, tch};
+
+use super::{
+    cache::Cache,
+    job::{Failure, Job, Outcome, Reason},
+};
+
+/// The hidden command that turns the binary into a worker.
+pub const WORKER: &str = "gate-worker";
+
+/// Does jobs, each once.
+pub struct Pool {
+    workers: Vec<Worker>,
+    cache: Cache,
+    /// What is known.
+    outcomes: BTreeMap<Job, Outcome>,
+    /// Jobs that were run.
+    pub executed: usize,
+    /// Jobs whose outcome was in the cache.
+    pub cached: usize,
+}
+
+/// A process that does one job after another.
+struct Worker {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Pool {
+    /// `processes` workers that run this binary, each with `threads` threads; none for work in
+    /// this process, as a GPU wants it.
+    ///
+    /// # Errors
+    /// When a process cannot be started.
+    pub fn new(processes: usize, threads: usize, cache: Cache) -> Result<Self> {
+        let mut workers = Vec::new();
+        if processes > 1 {
+            for _ in 0..processes {
+                workers.push(Worker::start(threads)?);
+            }
+        } else {
+            tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
+        }
+        Ok(Self { workers, cache, outcomes: BTreeMap::new(), executed: 0, cached: 0 })
+    }
+
+    /// What came of a job that was given to [`run`](Self::run).
+    pub fn outcome(&self, job: &Job) -> Option<&Outcome> {
+        self.outcomes.get(job)
+    }
+
+    /// Does those of `jobs` that are not known yet.
+    ///
+    /// # Errors
+    /// When the cache cannot be written.
+    pub fn run(&mut self, jobs: impl IntoIterator<Item = Job>) -> Result<()> {
+        let mut open = Vec::new();
+        for job in jobs.into_iter().collect::<BTreeSet<_>>() {
+            if self.outcomes.contains_key(&job) {
+                continue;
+            }
+            match self.cache.get(&job) {
+                Some(outcome) => {
+                    self.cached += 1;
+                    self.outcomes.insert(job, outcome);
+                }
+                None => open.push(job),
+            }
+        }
+        // Long ones first, so that no process waits for the last.
+        open.sort_by_key(|job| std::cmp::Reverse(job.epochs));
+        self.executed += open.len();
+        for (job, outcome) in self.execute(&open) {
+            // A crash may be the machine's: it is worth another try.
+            if outcome.failures.iter().all(|failure| failure.reason != Reason::Crashed) {
+                self.cache.put(&job, &outcome)?;
+            }
+            self.outcomes.insert(job, outcome);
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, jobs: &[Job]) -> Vec<(Job, Outcome)> {
+        if self.workers.is_empty() {
+            return jobs.iter().map(|job| (job.clone(), job.execute())).collect();
+        }
+        let next = AtomicUsize::new(0);
+        let done = Mutex::new(Vec::with_capacity(jobs.len()));
+        thread::scope(|scope| {
+            for worker in &mut self.workers {
+                let (next, done) = (&next, &done);
+                scope.spawn(move || {
+                    while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let outcome = worker.execute(job);
+                        let mut done = done.lock().unwrap_or_else(|error| error.into_inner());
+                        done.push((job.clone(), outcome));
+                    }
+                });
+            }
+        });
+        done.into_inner().unwrap_or_else(|error| error.into_inner())
+    }
+}
+
+impl Worker {
+    fn start(threads: usize) -> Result<Self> {
+        let failed = |error| Error::io("a process of the gate", error);
+        let binary = env::current_exe().map_err(failed)?;
+        let mut child = Command::new(binary)
+            .args([WORKER, &threads.to_string()])
+            .env("OMP_NUM_THREADS", threads.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        let missing = || failed(std::io::ErrorKind::BrokenPipe.into());
+        let input = child.stdin.take().ok_or_else(missing)?;
+        let output = BufReader::new(child.stdout.take().ok_or_else(missing)?);
+        Ok(Self { child, input, output })
+    }
+
+    fn execute(&mut self, job: &Job) -> Outcome {
+        let mut ask = || -> std::io::Result<Outcome> {
+            writeln!(self.input, "{}", serde_json::to_string(job)?)?;
+            let mut line = String::new();
+            self.output.read_line(&mut line)?;
+            Ok(serde_json::from_str(&line)?)
+        };
+        ask().unwrap_or_else(|error| {
+            let text = format!("the process died: {error}");
+            Outcome::failed(Failure::new(Reason::Crashed, text))
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Its input ends with this; what is left of it holds nothing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Does jobs from standard input, one a line, until it ends.
+///
+/// # Errors
+/// When a line is no job or standard output is gone.
+pub fn work(threads: i32) -> Result<()> {
+    tch::set_num_threads(threads);
+    let failed = |error| Error::io("standard input", error);
+    for line in std::io::stdin().lock().lines() {
+        let job: Job = serde_json::from_str(&line.map_err(failed)?)
+            .map_err(|error| Error::config(format!("not a job: {error}")))?;
+        let outcome = serde_json::to_string(&job.execute()).map_err(|e| failed(e.into()))?;
+        println!("{outcome}");
+    }
+    Ok(())
+}

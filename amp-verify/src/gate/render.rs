@@ -1,0 +1,197 @@
+//! The report for people, for CI and for GitHub.
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
+
+use super::{
+    args::Tier,
+    report::{Cell, ModelReport, Report, Status},
+};
+
+const HEADER: [&str; 9] =
+    ["model", "precision", "verdict", "mean d", "interval", "δ", "n", "power", "first failure"];
+
+fn percent(value: f64) -> String {
+    format!("{:+.2}", 100.0 * value)
+}
+
+fn row(model: &ModelReport, cell: &Cell) -> [String; 9] {
+    let of = |text: &dyn Fn(&crate::verdict::Judgement) -> String| {
+        cell.judgement.as_ref().map_or("–".into(), text)
+    };
+    [
+        model.model.clone(),
+        cell.precision.to_string(),
+        cell.status.name().into(),
+        of(&|j| percent(j.mean)),
+        of(&|j| format!("{} … {}", percent(j.lower), percent(j.upper))),
+        format!("{:.2}", 100.0 * model.margin),
+        cell.seeds.len().to_string(),
+        of(&|j| format!("{:.0}%", 100.0 * j.power)),
+        cell.note(),
+    ]
+}
+
+fn rows(report: &Report) -> Vec<[String; 9]> {
+    let rows = |model: &ModelReport| -> Vec<_> {
+        model.cells.iter().map(|cell| row(model, cell)).collect()
+    };
+    report.models.iter().flat_map(rows).collect()
+}
+
+fn tier(report: &Report) -> &'static str {
+    match report.tier {
+        Tier::Quick => "quick",
+        Tier::Nightly => "nightly",
+    }
+}
+
+/// The lines around every table.
+fn heading(report: &Report) -> String {
+    let machine = report.fingerprint.as_ref().map_or("no run ended".into(), |machine| {
+        let tf32 = if machine.tf32 { ", TF32 on" } else { "" };
+        format!("{} ({}), libtorch {}{tf32}", machine.device, machine.capability, machine.libtorch)
+    });
+    let alpha = report.alpha;
+    format!(
+        "{} tier on {machine}\nd = 32-true less the precision, in percentage points: positive is \
+         worse; α = {alpha}",
+        tier(report)
+    )
+}
+
+fn closing(report: &Report) -> Vec<String> {
+    let mut lines: Vec<String> =
+        report.left_out.iter().map(|left| format!("left to the nightly tier: {left}")).collect();
+    lines.push(format!(
+        "{}: {} runs, {} known from before, {:.1} s",
+        report.status.name(),
+        report.executed,
+        report.cached,
+        report.seconds
+    ));
+    lines
+}
+
+/// The table with the lines around it.
+pub fn table(report: &Report) -> String {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(HEADER);
+    for row in rows(report) {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().skip(3).take(5) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{}\n{table}\n{}\n", heading(report), closing(report).join("\n"))
+}
+
+/// The table in Markdown, for a job summary.
+pub fn markdown(report: &Report) -> String {
+    let line = |cells: &[String]| {
+        let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    let mut out = format!("## Precision gate: {}\n\n", report.status.name());
+    out += &format!("{}\n\n", heading(report).replace('\n', "\n\n"));
+    out += &line(&HEADER.map(String::from));
+    out +=
+        &line(&["---", "---", "---", "--:", "--:", "--:", "--:", "--:", "---"].map(String::from));
+    for row in rows(report) {
+        out += &line(&row);
+    }
+    for closing in closing(report) {
+        out += &format!("\n{closing}\n");
+    }
+    out
+}
+
+/// JUnit XML: a suite for each model, a case for each precision, whose figures are its output.
+///
+/// # Errors
+/// When the XML cannot be written, which memory alone can cause.
+pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
+    let mut xml = quick_junit::Report::new("precision gate");
+    for model in &report.models {
+        let mut suite = TestSuite::new(model.model.as_str());
+        for cell in &model.cells {
+            let kind = match cell.status {
+                Status::Pass => None,
+                Status::Regression => Some(NonSuccessKind::Failure),
+                Status::Inconclusive | Status::NotComparable => Some(NonSuccessKind::Error),
+            };
+            let status = match kind {
+                None => TestCaseStatus::success(),
+                Some(kind) => {
+                    let mut status = TestCaseStatus::non_success(kind);
+                    status.set_type(cell.status.name()).set_message(message(cell));
+                    let lines = cell.failures.iter().map(|failure| failure.text.as_str());
+                    status.set_description(lines.collect::<Vec<_>>().join("\n"));
+                    status
+                }
+            };
+            let mut case = TestCase::new(cell.precision.name(), status);
+            case.set_classname(model.model.as_str());
+            let figures = HEADER.iter().zip(row(model, cell));
+            let figures: Vec<String> =
+                figures.map(|(name, value)| format!("{name}: {value}")).collect();
+            case.set_system_out(figures.join("\n"));
+            suite.add_test_case(case);
+        }
+        xml.add_test_suite(suite);
+    }
+    xml.to_string()
+}
+
+/// Why a cell is not green, in one line.
+fn message(cell: &Cell) -> String {
+    match (cell.note(), &cell.judgement) {
+        (note, _) if !note.is_empty() => note,
+        (_, Some(judgement)) => format!(
+            "{} seeds leave {} … {} around a margin of {:.2}: {:.0}% power",
+            judgement.n,
+            percent(judgement.lower),
+            percent(judgement.upper),
+            100.0 * judgement.margin,
+            100.0 * judgement.power
+        ),
+        _ => String::new(),
+    }
+}
+
+/// GitHub shows ten annotations of a kind for a step.
+const SHOWN: usize = 8;
+
+/// Workflow commands for the worst cells; the last says how many are not shown.
+pub fn annotations(report: &Report) -> String {
+    let mut bad: Vec<(&ModelReport, &Cell)> = report
+        .models
+        .iter()
+        .flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
+        .filter(|(_, cell)| cell.status != Status::Pass)
+        .collect();
+    bad.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.status));
+    let mut out = String::new();
+    for (model, cell) in bad.iter().take(SHOWN) {
+        let level = if cell.status == Status::Regression { "error" } else { "warning" };
+        let title = format!("{} {} under {}", cell.status.name(), model.model, cell.precision);
+        out += &format!("::{level} title={}::{}\n", property(&title), escaped(&message(cell)));
+    }
+    if bad.len() > SHOWN {
+        out += &format!("::warning::{} more are in the job summary\n", bad.len() - SHOWN);
+    }
+    out
+}
+
+/// As actions/toolkit escapes data.
+fn escaped(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+}
+
+/// As actions/toolkit escapes properties.
+fn property(text: &str) -> String {
+    escaped(text).replace(':', "%3A").replace(',', "%2C")
+}

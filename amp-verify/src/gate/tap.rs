@@ -1,0 +1,151 @@
+//! A model with something between it and the trainer: what watches a run, and what a self-test
+//! breaks.
+
+use amp_core::{
+    Hook, Hyperparameters, LightningModule, Module, Result, Step,
+    data::Batch,
+    nn::{Context, Op, Visitor},
+    optim::{Optimizers, TrainingPlan},
+    precision::{Gradients, StepOutcome, Unscaled},
+    state::State,
+    tch::Tensor,
+};
+
+/// Stands between a model and the trainer; every method passes on unless it is written.
+#[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
+pub trait Tap {
+    /// Computes the loss.
+    fn training_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &Batch,
+        step: &mut Step<'_>,
+    ) -> Result<Tensor> {
+        model.training_step(batch, step)
+    }
+
+    /// Chooses the optimizers.
+    fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
+        model.configure_optimizers(plan)
+    }
+
+    /// Sees unscaled gradients before the callbacks and clipping do.
+    fn before_step(
+        &mut self,
+        model: &dyn LightningModule,
+        gradients: &Gradients<Unscaled>,
+        hook: &Hook<'_>,
+    ) -> Result<()> {
+        let _ = (model, gradients, hook);
+        Ok(())
+    }
+
+    /// Sees what became of a step.
+    fn after_step(
+        &mut self,
+        model: &dyn LightningModule,
+        outcome: &StepOutcome,
+        hook: &Hook<'_>,
+    ) -> Result<()> {
+        let _ = (model, outcome, hook);
+        Ok(())
+    }
+}
+
+/// The model with its tap.
+pub struct Tapped<T> {
+    model: Box<dyn LightningModule>,
+    tap: T,
+}
+
+impl<T: Tap> Tapped<T> {
+    /// Puts `tap` before `model`.
+    pub fn new(model: Box<dyn LightningModule>, tap: T) -> Self {
+        Self { model, tap }
+    }
+}
+
+impl<T> Module for Tapped<T> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.model.forward(input, cx)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.model.visit(visitor);
+    }
+
+    fn op(&self) -> Op {
+        self.model.op()
+    }
+}
+
+impl<T: Tap> LightningModule for Tapped<T> {
+    fn name(&self) -> &'static str {
+        self.model.name()
+    }
+
+    fn hyperparameters(&self) -> Hyperparameters {
+        self.model.hyperparameters()
+    }
+
+    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+        self.tap.training_step(self.model.as_mut(), batch, step)
+    }
+
+    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+        self.model.validation_step(batch, step)
+    }
+
+    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers> {
+        self.tap.optimizers(self.model.as_ref(), plan)
+    }
+
+    fn on_train_start(&mut self) -> Result<()> {
+        self.model.on_train_start()
+    }
+
+    fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        self.model.on_train_epoch_start(hook)
+    }
+
+    fn on_before_optimizer_step(
+        &mut self,
+        gradients: &Gradients<Unscaled>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        self.tap.before_step(self.model.as_ref(), gradients, hook)?;
+        self.model.on_before_optimizer_step(gradients, hook)
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        loss: &Tensor,
+        outcome: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        if let Some(outcome) = outcome {
+            self.tap.after_step(self.model.as_ref(), outcome, hook)?;
+        }
+        self.model.on_train_batch_end(loss, outcome, hook)
+    }
+
+    fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        self.model.on_train_epoch_end(hook)
+    }
+
+    fn on_validation_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        self.model.on_validation_epoch_end(hook)
+    }
+
+    fn on_save_checkpoint(&self, state: &mut State) -> Result<()> {
+        self.model.on_save_checkpoint(state)
+    }
+
+    fn on_load_checkpoint(&mut self, state: &State) -> Result<()> {
+        self.model.on_load_checkpoint(state)
+    }
+
+    fn on_train_end(&mut self) -> Result<()> {
+        self.model.on_train_end()
+    }
+}

@@ -1,0 +1,120 @@
+//! What keeps a golden from drifting: the figures of its first day and how far all accepted
+//! changes together may lead away from them. insta does not write this file, and nothing here
+//! replaces one: to move an anchor, delete it, and say why in the commit.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use amp_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use super::{Agreement, Golden, Moved, rules};
+
+/// Accepted changes together may be this many times what one golden tolerates.
+const BUDGET: f64 = 2.0;
+
+/// The file's content.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Anchor {
+    /// By precision.
+    pub runs: BTreeMap<String, Anchored>,
+}
+
+/// One precision's first figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Anchored {
+    /// The metric and its budget.
+    pub accuracy: Value,
+    /// The loss and its budget.
+    pub loss: Value,
+    /// The most tensor bytes and their budget.
+    pub peak_memory_bytes: Value,
+}
+
+/// A figure's first value and how far it may ever go.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Value {
+    /// On the first day.
+    pub original: f64,
+    /// The most that all changes together may come to.
+    pub budget: f64,
+}
+
+impl Anchor {
+    /// Anchors a golden at its own figures.
+    ///
+    /// # Errors
+    /// When a figure is not a number.
+    pub fn new(golden: &Golden, agreement: &Agreement) -> Result<Self> {
+        let runs = golden.runs.iter().map(|(precision, figures)| {
+            let tolerance = agreement.tolerances(golden, precision, figures);
+            let value = |original: Option<f64>, tolerance: f64| match original {
+                Some(original) if original.is_finite() => {
+                    Ok(Value { original, budget: BUDGET * tolerance })
+                }
+                _ => Err(Error::config(format!(
+                    "{} under {precision}: a figure is not a number, which is no golden",
+                    golden.model
+                ))),
+            };
+            let anchored = Anchored {
+                accuracy: value(figures.accuracy, tolerance.accuracy)?,
+                loss: value(figures.loss, tolerance.loss)?,
+                peak_memory_bytes: value(
+                    Some(figures.peak_memory_bytes as f64),
+                    tolerance.peak_memory_bytes,
+                )?,
+            };
+            Ok((precision.clone(), anchored))
+        });
+        Ok(Self { runs: runs.collect::<Result<_>>()? })
+    }
+
+    /// The anchor in `path`, or a new one of `golden` where there is none and `may_write`.
+    ///
+    /// # Errors
+    /// When the file is damaged, or missing where it may not be written.
+    pub fn load_or_create(
+        path: &Path,
+        golden: &Golden,
+        agreement: &Agreement,
+        may_write: bool,
+    ) -> Result<Self> {
+        let failed = |error| Error::io(path, error);
+        if path.exists() {
+            let text = fs::read_to_string(path).map_err(failed)?;
+            return serde_json::from_str(&text)
+                .map_err(|error| Error::config(format!("{}: {error}", path.display())));
+        }
+        if !may_write {
+            return Err(Error::config(format!(
+                "{}: a golden needs its anchor: run the test once outside of CI and commit the \
+                 file",
+                path.display()
+            )));
+        }
+        let anchor = Self::new(golden, agreement)?;
+        let text = serde_json::to_string_pretty(&anchor).map_err(|e| failed(e.into()))?;
+        amp_core::file::Staged::create(path)?.write(format!("{text}\n").as_bytes())?;
+        Ok(anchor)
+    }
+
+    /// The figures that have gone further than their budget.
+    pub fn exceeded(&self, found: &Golden) -> Vec<Moved> {
+        let mut moved = Vec::new();
+        for (precision, anchored) in &self.runs {
+            let Some(figures) = found.runs.get(precision) else {
+                rules::exact(&mut moved, precision, "anchored run", &"present", &"missing");
+                continue;
+            };
+            let mut check = |figure, value: Value, found| {
+                let Value { original, budget } = value;
+                rules::within(&mut moved, precision, figure, Some(original), found, budget);
+            };
+            check("accuracy since the anchor", anchored.accuracy, figures.accuracy);
+            check("loss since the anchor", anchored.loss, figures.loss);
+            let bytes = Some(figures.peak_memory_bytes as f64);
+            check("peak_memory_bytes since the anchor", anchored.peak_memory_bytes, bytes);
+        }
+        moved
+    }
+}

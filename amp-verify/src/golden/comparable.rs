@@ -1,0 +1,36 @@
+//! Whether a golden says anything of a machine.
+
+use amp_core::hardware::Fingerprint;
+
+/// Why figures of `found` cannot be held against those of `golden`; `None` when they can.
+///
+/// On a CPU the processor, its kernels and the threads may be others: a figure's tolerance is the
+/// spread over those. On CUDA the compute capability must be the same, since kernels are chosen by
+/// it. libtorch, TF32 and deterministic algorithms must be the same anywhere.
+pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String> {
+    let cuda = |machine: &Fingerprint| machine.threads == 0;
+    let kind = |machine: &Fingerprint| match cuda(machine) {
+        true => format!("compute capability {}", machine.capability),
+        false => "a CPU".to_owned(),
+    };
+    let switch = |on: bool| if on { "on" } else { "off" }.to_owned();
+    [
+        ("device", kind(golden), kind(found)),
+        ("libtorch", golden.libtorch.clone(), found.libtorch.clone()),
+        ("TF32", switch(golden.tf32), switch(found.tf32)),
+        ("deterministic", switch(golden.deterministic), switch(found.deterministic)),
+    ]
+    .into_iter()
+    .find(|(_, golden, found)| golden != found)
+    .map(|(what, golden, found)| {
+        format!("NOT COMPARABLE: {what} is {golden} in the golden, but {found} here")
+    })
+}
+
+/// The part of a golden's name that tells machines apart: `cpu`, or `cuda_9_0`.
+pub fn machine(fingerprint: &Fingerprint) -> String {
+    match fingerprint.threads {
+        0 => format!("cuda_{}", fingerprint.capability.replace('.', "_")),
+        _ => "cpu".to_owned(),
+    }
+}

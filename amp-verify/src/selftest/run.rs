@@ -1,0 +1,107 @@
+use std::time::Instant;
+
+use amp_core::{Error, Result, hardware};
+use fixtures::models;
+
+use super::{Fate, Fault, Report, SelftestArgs, report::is_red};
+use crate::{
+    gate::{self, Plan, Pool, Tier},
+    golden,
+};
+
+/// Seeds of the unchanged runs begin here, away from every other.
+const FRESH: u64 = 10_000;
+
+/// Injects every fault and repeats unchanged runs with fresh seeds.
+///
+/// # Errors
+/// When a fault's name is unknown or the device is missing.
+pub fn run(args: &SelftestArgs) -> Result<Report> {
+    let started = Instant::now();
+    let cuda = hardware::parse_device(&args.device)?.is_cuda();
+    let chosen = chosen(&args.fault)?;
+    let (faults, skipped): (Vec<_>, Vec<_>) =
+        chosen.into_iter().partition(|fault| cuda || !fault.needs_cuda());
+    let mut pool = gate::pool(&args.device, args.processes, None)?;
+    let plans: Vec<Plan> =
+        faults.iter().map(|fault| injected(args, *fault)).collect::<Result<_>>()?;
+    let fates = plans.iter().zip(&faults).map(|(plan, fault)| fate(plan, *fault, &mut pool));
+    let fates = fates.collect::<Result<Vec<_>>>()?;
+    let (mut false_alarms, mut cells, mut inconclusive) = (Vec::new(), 0, 0);
+    for index in 0..args.repetitions {
+        // Each model in turn: twenty repetitions see every one.
+        let model = &models::ALL[index as usize % models::ALL.len()];
+        let mut plan = plan(args, model.name)?;
+        plan.first_seed = FRESH + 100 * index;
+        let report = gate::run(&plan, &mut pool)?;
+        for cell in report.models.iter().flat_map(|model| &model.cells) {
+            cells += 1;
+            if is_red(cell.status) {
+                let (precision, seed) = (cell.precision, plan.first_seed);
+                false_alarms.push(format!(
+                    "{} under {precision}, seeds from {seed}: {}",
+                    model.name,
+                    cell.note()
+                ));
+            } else if cell.status != gate::Status::Pass {
+                inconclusive += 1;
+            }
+        }
+    }
+    Ok(Report {
+        faults: fates,
+        skipped,
+        repetitions: args.repetitions,
+        cells,
+        false_alarms,
+        inconclusive,
+        nan_golden_refused: golden::refuses_not_a_number(),
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+fn chosen(names: &[String]) -> Result<Vec<Fault>> {
+    if names.is_empty() {
+        return Ok(Fault::ALL.to_vec());
+    }
+    let parse = |name: &String| {
+        serde_json::from_value(serde_json::Value::String(name.clone()))
+            .map_err(|error| Error::config(format!("fault: {error}")))
+    };
+    names.iter().map(parse).collect()
+}
+
+fn plan(args: &SelftestArgs, model: &str) -> Result<Plan> {
+    let (first, most) = Tier::Quick.seeds();
+    Ok(Plan {
+        models: vec![models::find(model)?],
+        tier: Tier::Quick,
+        precisions: Tier::Quick.precisions().to_vec(),
+        first,
+        most,
+        first_seed: 42,
+        alpha: 0.05,
+        equivalence: false,
+        device: args.device.clone(),
+        tf32: false,
+        deterministic: false,
+        fault: None,
+    })
+}
+
+fn injected(args: &SelftestArgs, fault: Fault) -> Result<Plan> {
+    Ok(Plan { fault: Some(fault), ..plan(args, fault.subject())? })
+}
+
+/// What the gate says of a fault.
+fn fate(plan: &Plan, fault: Fault, pool: &mut Pool) -> Result<Fate> {
+    let report = gate::run(plan, pool)?;
+    let cells = report.models.iter().flat_map(|model| &model.cells);
+    let red: Vec<_> = cells.filter(|cell| is_red(cell.status)).collect();
+    Ok(Fate {
+        fault,
+        model: fault.subject().into(),
+        caught_under: red.iter().map(|cell| cell.precision.to_string()).collect(),
+        said: red.first().map(|cell| cell.note()).unwrap_or_default(),
+    })
+}

@@ -1,0 +1,150 @@
+//! The verdict against tables, closed forms and simulated seeds.
+
+use amp_verify::verdict::{Design, Verdict, power, t_quantile};
+use rstest::rstest;
+
+const DESIGN: Design =
+    Design { margin: 0.02, alpha: 0.05, first: 5, most: 5, resolution: 0.0, equivalence: false };
+
+/// Standard tables of Student's t, as scipy.stats.t.ppf prints them.
+#[rstest]
+#[case(0.95, 1.0, 6.313751514675043)]
+#[case(0.975, 2.0, 4.302652729696142)]
+#[case(0.95, 4.0, 2.131846786326649)]
+#[case(0.975, 9.0, 2.2621571627409915)]
+#[case(0.995, 4.0, 4.604094871349993)]
+#[case(0.99, 30.0, 2.457261542285175)]
+fn quantiles_are_the_tables(#[case] p: f64, #[case] freedom: f64, #[case] expected: f64) {
+    assert!((t_quantile(p, freedom) - expected).abs() < 1e-7 * expected);
+}
+
+/// The fewest seeds for a power of 80% and of 97% at α = 0.05, for δ/σ: the known table of the
+/// one-sided t test.
+#[rstest]
+#[case(0.5, 27, 52)]
+#[case(1.0, 8, 14)]
+#[case(1.5, 5, 8)]
+#[case(2.0, 4, 5)]
+#[case(3.0, 3, 4)]
+fn power_gives_the_tables_seeds(#[case] ratio: f64, #[case] eighty: usize, #[case] high: usize) {
+    let fewest = |wanted: f64| (2..200).find(|n| power(ratio, 1.0, *n, 0.05) >= wanted);
+    assert_eq!((fewest(0.80), fewest(0.97)), (Some(eighty), Some(high)));
+}
+
+/// With no effect the power is α, whatever n.
+#[rstest]
+fn power_without_an_effect_is_alpha(#[values(2, 3, 10, 60)] n: usize) {
+    assert!((power(0.0, 1.0, n, 0.05) - 0.05).abs() < 1e-6);
+}
+
+/// d̄ = 0.01, s = 0.01·√2.5/2 = 0.0079057; U, L = d̄ ± 2.1318·s/√5.
+#[test]
+fn intervals_are_those_of_the_formula() {
+    let found = DESIGN.judge(&[0.0, 0.005, 0.01, 0.015, 0.02]);
+    let half = 2.131846786326649 * 0.007905694150420948 / 5.0_f64.sqrt();
+    assert!((found.mean - 0.01).abs() < 1e-15);
+    assert!((found.upper - (0.01 + half)).abs() < 1e-9);
+    assert!((found.lower - (0.01 - half)).abs() < 1e-9);
+    assert_eq!(found.verdict, Verdict::Pass);
+}
+
+#[rstest]
+#[case::unchanged(&[0.0, 0.001, -0.001, 0.0, 0.001], false, Verdict::Pass)]
+#[case::worse(&[0.05, 0.051, 0.049, 0.05, 0.052], false, Verdict::Fail)]
+#[case::scattered(&[0.05, -0.05, 0.01, 0.03, -0.02], false, Verdict::Inconclusive)]
+#[case::better(&[-0.05, -0.051, -0.049, -0.05, -0.052], false, Verdict::Pass)]
+#[case::better_is_no_equivalence(&[-0.05, -0.051, -0.049, -0.05, -0.052], true, Verdict::Fail)]
+#[case::equivalent(&[0.0, 0.001, -0.001, 0.0, 0.001], true, Verdict::Pass)]
+#[case::one_pair_says_nothing(&[0.0], false, Verdict::Inconclusive)]
+#[case::none_says_nothing(&[], false, Verdict::Inconclusive)]
+#[case::not_a_number(&[0.0, f64::NAN, 0.0], false, Verdict::Inconclusive)]
+fn three_ways(#[case] d: &[f64], #[case] equivalence: bool, #[case] expected: Verdict) {
+    let found = Design { equivalence, ..DESIGN }.judge(d);
+    assert_eq!(found.verdict, expected, "{found:?}");
+    assert_eq!(found.improved, found.mean < -0.04);
+}
+
+/// Equal differences do not make a certainty: two of them leave the interval wider than a step.
+#[test]
+fn equal_differences_are_judged_by_the_metrics_step() {
+    let step = 1.0 / 360.0;
+    let found = Design { resolution: step, ..DESIGN }.judge(&[0.0; 3]);
+    assert_eq!(found.s, 0.0);
+    assert!((found.s_used - step / 6.0_f64.sqrt()).abs() < 1e-15);
+    assert!(found.upper > 0.5 * step && found.lower < -0.5 * step, "{found:?}");
+    let coarse = Design { resolution: 0.1, ..DESIGN }.judge(&[0.0; 3]);
+    assert_eq!(coarse.verdict, Verdict::Inconclusive, "ten examples cannot show 2%");
+}
+
+fn normal(random: &mut fastrand::Rng) -> f64 {
+    let (u, v) = (1.0 - random.f64(), random.f64());
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
+
+const TRIALS: u32 = 4000;
+
+/// How often `design` comes to `verdict` over the two looks, for differences of this mean, σ = 1
+/// step of 0.01, rounded to the metric's resolution.
+fn rate(design: Design, mean: f64, verdict: Verdict) -> f64 {
+    let mut random = fastrand::Rng::with_seed(20260801);
+    let mut count = 0;
+    for _ in 0..TRIALS {
+        let mut d = Vec::new();
+        let mut draw = |count: usize, d: &mut Vec<f64>| {
+            while d.len() < count {
+                let exact = mean + 0.01 * normal(&mut random);
+                d.push(match design.resolution {
+                    0.0 => exact,
+                    step => (exact / step).round() * step,
+                });
+            }
+        };
+        draw(design.first, &mut d);
+        let mut found = design.judge(&d).verdict;
+        if found == Verdict::Inconclusive {
+            draw(design.most, &mut d);
+            found = design.judge(&d).verdict;
+        }
+        count += u32::from(found == verdict);
+    }
+    f64::from(count) / f64::from(TRIALS)
+}
+
+/// A regression of exactly δ passes with probability α: 4,000 trials put the observed rate within
+/// 3.3 binomial standard deviations, one run in a thousand outside. Two looks at α/2 lie between
+/// α/2 and α.
+#[rstest]
+#[case::one_look(5, 5, 0.05, 0.05)]
+#[case::two_looks(4, 10, 0.025, 0.05)]
+fn a_regression_of_the_margin_passes_at_most_alpha(
+    #[case] first: usize,
+    #[case] most: usize,
+    #[case] low: f64,
+    #[case] high: f64,
+) {
+    let design = Design { first, most, ..DESIGN };
+    let deviation = |p: f64| 3.3 * (p * (1.0 - p) / f64::from(TRIALS)).sqrt();
+    let found = rate(design, design.margin, Verdict::Pass);
+    assert!(found >= low - deviation(low) && found <= high + deviation(high), "{found}");
+}
+
+/// At one look an unchanged precision passes as often as the power says; one worse by 2δ fails as
+/// often.
+#[rstest]
+fn power_is_the_simulated_rate(#[values(3, 5, 8)] n: usize) {
+    let design = Design { first: n, most: n, ..DESIGN };
+    let expected = power(design.margin, 0.01, n, design.alpha);
+    let bound = 3.3 * (expected * (1.0 - expected) / f64::from(TRIALS)).sqrt();
+    let passes = rate(design, 0.0, Verdict::Pass);
+    let fails = rate(design, 2.0 * design.margin, Verdict::Fail);
+    assert!((passes - expected).abs() <= bound, "{passes}, not {expected} ± {bound}");
+    assert!((fails - expected).abs() <= bound, "{fails}, not {expected} ± {bound}");
+}
+
+/// A metric that moves in steps of σ keeps to α as well.
+#[test]
+fn coarse_metrics_keep_to_alpha() {
+    let design = Design { first: 3, most: 10, resolution: 0.01, ..DESIGN };
+    let found = rate(design, design.margin, Verdict::Pass);
+    assert!(found <= 0.05 + 3.3 * (0.05 * 0.95 / f64::from(TRIALS)).sqrt(), "{found}");
+}

@@ -2,11 +2,12 @@
 
 use std::{cell::RefCell, collections::BTreeSet, fs};
 
-use amp_core::{LightningModule, Result, precision::Precision};
+use amp_core::{LightningModule, Result, precision::Precision, tch::Device};
 use amp_verify::{
+    case::{Case, Choices},
     diagnose::{
-        Attribution, Check, Diagnosis, Islands, LayerError, Outcome, PolicyFile, Scope, ddmin,
-        diagnose, fp32,
+        Attribution, Check, Diagnosis, Islands, LayerError, MetricLoss, Outcome, PolicyFile, Scope,
+        ddmin, diagnose, fp32,
     },
     layers::{Options, measure, module_paths},
 };
@@ -15,7 +16,7 @@ use tempfile::tempdir;
 
 use crate::{
     model::{batch, planted, subject},
-    support::{amp, device, files, generator, refusal, text},
+    support::{amp, device, files, generator, refusal, text, torch_device},
 };
 
 /// All, none, then halves: the first half each time, or the first and the second.
@@ -271,4 +272,23 @@ fn bad_options_of_diagnose_are_refused(#[case] arguments: &[&str], #[case] expec
     let line = refusal(&output);
     assert!(line.contains(expected), "`{line}` does not say `{expected}`");
     assert_eq!(files(folder.path()), Vec::<String>::new(), "files written");
+}
+
+/// With the whole model FP32 a mixed run is a 32-true run: 16-mixed's scale is a power of two, and
+/// nothing is lost, to the last bit.
+#[test]
+fn the_metric_of_a_whole_island_is_the_baselines() {
+    let _generator = generator();
+    let model = fixtures::models::find("PrecisionTestModel").expect("a model");
+    let choices = Choices { epochs: Some(1), seed: 3, ..Choices::default() };
+    let case = Case::new(model, choices, torch_device()).expect("a case");
+    let mut check = MetricLoss::new(&case, Precision::F16Mixed, 0.25, 2).expect("a baseline");
+    assert_eq!(check.describe(), "val_acc lost against 32-true, the mean of 2 seeds");
+    let whole = fp32(&Islands::new(), &["model".to_owned()]);
+    let found = check.run(&whole).expect("an outcome");
+    assert!(found.figure == Some(0.0) || torch_device() != Device::Cpu, "{found:?}");
+    assert!(found.passes() && check.run(&Islands::new()).expect("an outcome").passes());
+    // bf16-true has no parameter of its own dtype left then, and may still be trained.
+    let mut check = MetricLoss::new(&case, Precision::Bf16True, 0.25, 1).expect("a baseline");
+    assert!(check.run(&whole).expect("an outcome").passes());
 }

@@ -1,5 +1,8 @@
 //! Trains a model under every precision and holds each run against the 32-true baseline:
 //! [`case::Case`] → [`runner`] → [`matrix`] → [`comparison::Comparison`] → [`view`], [`report`].
+//!
+//! [`layers`] and [`exponents`] say what a precision loses in each layer of one step; [`diagnose`]
+//! what a failed check is due to.
 
 pub mod case;
 pub mod cli;

@@ -84,7 +84,12 @@ impl StepRunner<'_> {
         if let Some(probe) = probe {
             let parameters = self.optimizers.iter().flat_map(|s| s.optimizer.parameters());
             let precision = self.policy.precision;
-            emit(Event::Observed(probe.finish(precision, &loss, parameters)?))?;
+            emit(Event::Observed(probe.finish(
+                precision,
+                &loss,
+                parameters,
+                !self.config.islands.is_empty(),
+            )?))?;
             self.probed = true;
         }
         Ok(loss)

@@ -25,6 +25,7 @@ mod optimizers;
 mod optimizers_f16;
 mod optimizers_groups;
 mod optimizers_resume;
+mod probes;
 mod provenance;
 mod recovery;
 mod resume;

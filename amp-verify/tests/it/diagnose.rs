@@ -2,20 +2,22 @@
 
 use std::{cell::RefCell, collections::BTreeSet, fs};
 
-use amp_core::{LightningModule, Result, precision::Precision};
+use amp_core::{LightningModule, Result, event::Event, precision::Precision, tch::Device};
 use amp_verify::{
+    case::{Case, Choices},
     diagnose::{
-        Attribution, Check, Diagnosis, Islands, LayerError, Outcome, PolicyFile, Scope, ddmin,
-        diagnose, fp32,
+        Attribution, Check, Diagnosis, Islands, LayerError, MetricLoss, Outcome, PolicyFile, Scope,
+        ddmin, diagnose, fp32,
     },
     layers::{Options, measure, module_paths},
+    runner,
 };
 use rstest::rstest;
 use tempfile::tempdir;
 
 use crate::{
     model::{batch, planted, subject},
-    support::{amp, device, files, generator, refusal, text},
+    support::{amp, device, files, generator, refusal, text, torch_device},
 };
 
 /// All, none, then halves: the first half each time, or the first and the second.
@@ -162,12 +164,14 @@ fn a_policy_file_heals_what_was_diagnosed() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         text(&output.stdout)
     };
-    let check = ["diagnose", "--precision", "16-mixed", "--check", "layers", "--limit", "0.00029"];
+    let check = ["diagnose", "--precision", "16-mixed", "--check", "layers", "--limit", "1e-5"];
     let found = run(&[&check[..], &["--fix", "policy.json", "--format", "json"]].concat());
     let found: Diagnosis = serde_json::from_str(&found).expect("the schema's form");
     assert_eq!(found.schema, "amp-diagnosis/1");
     let island = found.island.expect("an island");
     assert!(island.is_one_minimal && island.after.passes(), "{island:?}");
+    // f16's rounding is above the limit and f32's below; a ReLU rounds nothing.
+    assert_eq!(island.modules, ["model.0", "model.2", "model.4"]);
     let text = fs::read_to_string(folder.path().join("policy.json")).expect("the policy");
     let policy: PolicyFile = serde_json::from_str(&text).expect("a policy");
     assert!(policy.islands.keys().eq(island.modules.iter()), "{text}");
@@ -271,4 +275,29 @@ fn bad_options_of_diagnose_are_refused(#[case] arguments: &[&str], #[case] expec
     let line = refusal(&output);
     assert!(line.contains(expected), "`{line}` does not say `{expected}`");
     assert_eq!(files(folder.path()), Vec::<String>::new(), "files written");
+}
+
+/// With the whole model FP32 a mixed run is a 32-true run: 16-mixed's scale is a power of two, and
+/// nothing is lost, to the last bit.
+#[test]
+fn the_metric_of_a_whole_island_is_the_baselines() {
+    let _generator = generator();
+    let model = fixtures::models::find("PrecisionTestModel").expect("a model");
+    let choices = Choices { epochs: Some(1), seed: 3, ..Choices::default() };
+    let case = Case::new(model, choices, torch_device()).expect("a case");
+    let mut check = MetricLoss::new(&case, Precision::F16Mixed, 0.25, 2).expect("a baseline");
+    assert_eq!(check.describe(), "val_acc lost against 32-true, the mean of 2 seeds");
+    let whole = fp32(&Islands::new(), &["model".to_owned()]);
+    let found = check.run(&whole).expect("an outcome");
+    assert!(found.figure == Some(0.0) || torch_device() != Device::Cpu, "{found:?}");
+    assert!(found.passes() && check.run(&Islands::new()).expect("an outcome").passes());
+    let islands = whole.clone();
+    let healed = Case { islands, ..case.clone() };
+    let mut ignore = |_: &Event| -> Result<()> { Ok(()) };
+    let record = runner::run(&healed, Precision::F16Mixed, Vec::new(), &mut ignore);
+    let matmul = record.expect("a record").observed.matmul;
+    assert!(matmul.iter().eq(["float32"]), "{matmul:?}");
+    // bf16-true has no parameter of its own dtype left then, and may still be trained.
+    let mut check = MetricLoss::new(&case, Precision::Bf16True, 0.25, 1).expect("a baseline");
+    assert!(check.run(&whole).expect("an outcome").passes());
 }

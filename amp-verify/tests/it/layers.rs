@@ -136,6 +136,28 @@ fn the_observed_step_loses_what_was_predicted() {
     assert!(report.layers[0].worst.contains(&Kind::Forward));
 }
 
+/// At a scale of 2^16 the gradient of the weight, the mean of the inputs, comes to 2^16: too much.
+#[test]
+fn gradients_are_predicted_at_the_loss_scale() {
+    let _generator = generator();
+    let build = || -> Result<Box<dyn LightningModule>> {
+        Ok(Box::new(Model::new(linear(1, 1, false), mean)))
+    };
+    let rows = Tensor::ones([2, 1], (Dtype::Float, Device::Cpu));
+    let batch = Batch::new(rows, Tensor::zeros([2], (Dtype::Int64, Device::Cpu))).expect("a batch");
+    for (log2_scale, overflow) in [(15, 0), (16, 1)] {
+        let options = Options { log2_scale, ..Options::new(Precision::F16Mixed) };
+        let report = measure(&subject(&build, &batch, &[]), options).expect("a report");
+        let weight = flow(&report, 0, Kind::WeightGradient);
+        let expected = Losses { overflow, underflow: 0 };
+        assert_eq!((weight.predicted, weight.observed), (Some(expected), expected));
+        // 2^15 is the largest exponent; one bit is to be kept free.
+        let layer = &report.layers[0];
+        assert_eq!(layer.window.map(|window| window.high), Some(14));
+        assert_eq!(layer.margin_bits, Some(14 - log2_scale));
+    }
+}
+
 #[rstest]
 #[case::f16_mixed(Precision::F16Mixed)]
 #[case::bf16_true(Precision::Bf16True)]
@@ -204,6 +226,11 @@ fn a_planted_layer_is_the_worst_and_an_island_heals_it() {
     let healed = measure(&subject(&build, &batch, &["model.4"]), options).expect("a report");
     let layer = healed.layers.iter().find(|layer| layer.path == "model.4").expect("the layer");
     assert_eq!(layer.dtype, "float32");
+    // In a `*-true` run the island's parameters are f32 too.
+    let options = Options::new(Precision::Bf16True);
+    let raised = measure(&subject(&build, &batch, &["model.4"]), options).expect("a report");
+    let dtypes: Vec<&str> = raised.layers[3..6].iter().map(|layer| layer.dtype.as_str()).collect();
+    assert_eq!(dtypes, ["bfloat16", "float32", "bfloat16"]);
     let size = |report: &Report| flow(report, 4, Kind::Forward).relative_local_error();
     assert!(size(&healed) < 1e-5 && size(&sick) > 1e-2, "{} {}", size(&healed), size(&sick));
     assert!(sick.loss.is_some_and(f64::is_finite) || worst.forward.observed.overflow > 0);

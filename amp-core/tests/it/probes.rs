@@ -1,0 +1,107 @@
+//! What a probe is given: a module to run once more, and passes without dropout or checkpoints.
+
+use std::{cell::RefCell, rc::Rc};
+
+use amp_core::{
+    Module, Result,
+    nn::{
+        BatchNorm, BatchNormConfig, Call, Checkpoint, Context, Dropout, Probe, Relu, Sequential,
+        named_tensors, place,
+    },
+    precision::{Policy, Precision},
+    tch::Tensor,
+};
+
+use crate::support::{
+    device,
+    model::{digits, linear},
+    seeded,
+};
+
+/// Runs each module once more on its input, and on half of it.
+#[derive(Default)]
+struct Again(RefCell<Vec<(String, Tensor, Tensor, Tensor)>>);
+
+impl Probe for Again {
+    fn ran(&self, call: &Call<'_>) {
+        let rerun = |input: &Tensor| (call.rerun)(input).expect("it ran before");
+        let half = call.input.f_mul_scalar(0.5).expect("a half");
+        let output = call.output.shallow_clone();
+        let again = (call.path.to_owned(), output, rerun(call.input), rerun(&half));
+        self.0.borrow_mut().push(again);
+    }
+}
+
+fn stack(checkpointed: bool) -> Result<Sequential> {
+    let inner: Vec<Box<dyn Module>> = vec![
+        Box::new(linear(64, 8)?),
+        Box::new(BatchNorm::new(BatchNormConfig::new(8))?),
+        Box::new(Relu),
+        Box::new(Dropout::new(0.5)?),
+    ];
+    let block = Checkpoint::new(Sequential::new(inner), checkpointed);
+    Ok(Sequential::new(vec![Box::new(block), Box::new(linear(8, 2)?)]))
+}
+
+fn run(module: &Sequential, context: &Context, policy: Policy) -> Result<()> {
+    place(module, policy, &Default::default())?;
+    let input = digits(32)?.place(policy)?.input;
+    let _autocast = policy.autocast()?;
+    module.forward(&input, context).map(drop)
+}
+
+/// The same output again under the pass's own autocast, another on another input; the batch is
+/// counted once.
+#[test]
+fn a_module_runs_once_more_as_it_ran() -> Result<()> {
+    let _generator = seeded(0);
+    let policy = Policy::new(Precision::Bf16Mixed, device());
+    let module = stack(false)?;
+    let again = Rc::new(Again::default());
+    let context = Context::new(policy, true).without_dropout().with_probe(again.clone());
+    run(&module, &context, policy)?;
+    let seen = again.0.take();
+    let paths: Vec<&str> = seen.iter().map(|(path, ..)| path.as_str()).collect();
+    assert_eq!(paths, ["0.0", "0.1", "0.2", "0.3", "0", "1"]);
+    for (path, output, same, _) in &seen {
+        assert_eq!((output.kind(), output), (same.kind(), same), "{path}");
+    }
+    assert_ne!(seen[0].1, seen[0].3, "another input has another output");
+    let counted = named_tensors(&module).into_iter().find(|(name, ..)| name.ends_with("tracked"));
+    let (_, counted, _) = counted.expect("batch norm counts");
+    assert_eq!(counted.int64_value(&[]), 1);
+    Ok(())
+}
+
+/// Without dropout nothing is dropped, while batch statistics are the batch's.
+#[test]
+fn dropout_can_be_left_out_of_a_training_pass() -> Result<()> {
+    let _generator = seeded(0);
+    let policy = Policy::new(Precision::F32True, device());
+    let dropped = |context: Context| -> Result<bool> {
+        assert!(context.is_training());
+        let again = Rc::new(Again::default());
+        run(&stack(false)?, &context.with_probe(again.clone()), policy)?;
+        let seen = again.0.take();
+        Ok(seen[2].1 != seen[3].1)
+    };
+    assert!(dropped(Context::new(policy, true))?);
+    assert!(!dropped(Context::new(policy, true).without_dropout())?);
+    Ok(())
+}
+
+/// Checkpointed activations have no graph that a probe could follow; without checkpoints they do.
+#[test]
+fn checkpoints_can_be_left_out_of_a_training_pass() -> Result<()> {
+    let _generator = seeded(0);
+    let policy = Policy::new(Precision::F32True, device());
+    let traced = |context: Context| -> Result<bool> {
+        let again = Rc::new(Again::default());
+        run(&stack(true)?, &context.with_probe(again.clone()), policy)?;
+        let seen = again.0.take();
+        Ok(seen[0].1.requires_grad())
+    };
+    assert!(!traced(Context::new(policy, true))?);
+    assert!(traced(Context::new(policy, true).without_checkpointing())?);
+    Ok(())
+}

@@ -4,9 +4,7 @@ use std::{env, fs::OpenOptions, io::Write, path::Path};
 
 use amp_core::{Error, Result, file::Staged};
 
-use super::{
-    CACHE, GateArgs, Plan, Report, annotations, junit, markdown, pool, run, table,
-};
+use super::{CACHE, GateArgs, Plan, Report, annotations, junit, markdown, pool, run, table};
 
 /// Runs the gate and writes what was asked for; returns the report with what is to be printed.
 ///
@@ -21,7 +19,8 @@ pub fn command(args: &GateArgs) -> Result<(Report, String)> {
     let mut pool = pool(&args.device, args.processes, cache)?;
     let report = run(&plan, &mut pool)?;
     if let Some(file) = json_file {
-        let text = serde_json::to_string_pretty(&report).map_err(|e| Error::io("report", e.into()))?;
+        let text =
+            serde_json::to_string_pretty(&report).map_err(|e| Error::io("report", e.into()))?;
         file.write(format!("{text}\n").as_bytes())?;
     }
     if let Some(file) = junit_file {

@@ -3,7 +3,9 @@
 use amp_core::{
     LightningModule, Result,
     nn::Parameter,
-    optim::{BuildOptimizer, Optimizer, OptimizerConfig, Optimizers, Rates, TrainingPlan, WeightUpdate},
+    optim::{
+        BuildOptimizer, Optimizer, OptimizerConfig, Optimizers, Rates, TrainingPlan, WeightUpdate,
+    },
     state::State,
 };
 

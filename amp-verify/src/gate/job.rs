@@ -214,7 +214,11 @@ impl Job {
     }
 
     /// The model, broken where the job says so.
-    pub(super) fn model(&self, case: &Case, precision: Precision) -> Result<Box<dyn LightningModule>> {
+    pub(super) fn model(
+        &self,
+        case: &Case,
+        precision: Precision,
+    ) -> Result<Box<dyn LightningModule>> {
         let model = case.build()?;
         Ok(match self.fault {
             Some(fault) => Box::new(Tapped::new(model, Faulty::new(fault, precision))),

@@ -98,7 +98,8 @@ pub fn markdown(report: &Report) -> String {
     let mut out = format!("## Precision gate: {}\n\n", report.status.name());
     out += &format!("{}\n\n", heading(report).replace('\n', "\n\n"));
     out += &line(&HEADER.map(String::from));
-    out += &line(&["---", "---", "---", "--:", "--:", "--:", "--:", "--:", "---"].map(String::from));
+    out +=
+        &line(&["---", "---", "---", "--:", "--:", "--:", "--:", "--:", "---"].map(String::from));
     for row in rows(report) {
         out += &line(&row);
     }

@@ -225,11 +225,7 @@ pub fn refuses_not_a_number() -> bool {
         examples: 100,
         samples: [(
             name.clone(),
-            Samples {
-                accuracy: samples(0.9),
-                loss: samples(0.3),
-                peak_memory_bytes: samples(1e6),
-            },
+            Samples { accuracy: samples(0.9), loss: samples(0.3), peak_memory_bytes: samples(1e6) },
         )]
         .into(),
     };

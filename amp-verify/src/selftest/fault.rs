@@ -13,9 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::gate::Tap;
 
 /// A mistake.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "`about` says what each does")]
 pub enum Fault {
@@ -81,7 +79,9 @@ impl Fault {
             Self::UnscaleTwice => "gradients are divided by the loss scale twice",
             Self::ClipBeforeUnscale => "scaled gradients are clipped",
             Self::DropFoundInf => "a step is taken although a gradient is infinite",
-            Self::LoseStateOnLoad => "a resumed run has its weights, but a new scaler and optimizer",
+            Self::LoseStateOnLoad => {
+                "a resumed run has its weights, but a new scaler and optimizer"
+            }
             Self::Tf32Baseline => "the 32-true baseline multiplies in TF32 (CUDA)",
             Self::AutocastOff => "autocast does nothing",
             Self::TruncatingRounding => "weights are rounded towards zero",
@@ -199,7 +199,8 @@ impl Tap for Faulty {
             Some(Fault::LayerNormInF16) => {
                 // The variance of activations of a thousand, squared in f16.
                 let large = batch.input.f_mul_scalar(1000.0)?.f_to_kind(Kind::Half)?;
-                let variance = large.f_square()?.f_mean_dim([-1_i64].as_slice(), true, Kind::Half)?;
+                let variance =
+                    large.f_square()?.f_mean_dim([-1_i64].as_slice(), true, Kind::Half)?;
                 let normed = large.f_div(&variance.f_sqrt()?)?.f_to_kind(batch.input.kind())?;
                 model.training_step(&Batch::new(normed, batch.target.shallow_clone())?, step)
             }
@@ -325,4 +326,3 @@ impl Tap for Faulty {
         Ok(())
     }
 }
-

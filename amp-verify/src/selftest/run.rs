@@ -3,10 +3,7 @@ use std::time::Instant;
 use amp_core::{Error, Result, hardware};
 use fixtures::models;
 
-use super::{
-    Fate, Fault, Report, SelftestArgs,
-    report::is_red,
-};
+use super::{Fate, Fault, Report, SelftestArgs, report::is_red};
 use crate::{
     gate::{self, Plan, Pool, Tier},
     golden,
@@ -26,7 +23,8 @@ pub fn run(args: &SelftestArgs) -> Result<Report> {
     let (faults, skipped): (Vec<_>, Vec<_>) =
         chosen.into_iter().partition(|fault| cuda || !fault.needs_cuda());
     let mut pool = gate::pool(&args.device, args.processes, None)?;
-    let plans: Vec<Plan> = faults.iter().map(|fault| injected(args, *fault)).collect::<Result<_>>()?;
+    let plans: Vec<Plan> =
+        faults.iter().map(|fault| injected(args, *fault)).collect::<Result<_>>()?;
     let fates = plans.iter().zip(&faults).map(|(plan, fault)| fate(plan, *fault, &mut pool));
     let fates = fates.collect::<Result<Vec<_>>>()?;
     let (mut false_alarms, mut cells, mut inconclusive) = (Vec::new(), 0, 0);
@@ -87,6 +85,7 @@ fn plan(args: &SelftestArgs, model: &str) -> Result<Plan> {
         device: args.device.clone(),
         tf32: false,
         deterministic: false,
+        goldens: None,
         fault: None,
     })
 }

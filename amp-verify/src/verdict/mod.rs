@@ -98,6 +98,18 @@ impl Design {
             Verdict::Inconclusive
         };
         let power = power(delta, s_used, n, alpha);
-        Judgement { verdict, n, mean, s, s_used, lower, upper, margin: delta, alpha, power, improved }
+        Judgement {
+            verdict,
+            n,
+            mean,
+            s,
+            s_used,
+            lower,
+            upper,
+            margin: delta,
+            alpha,
+            power,
+            improved,
+        }
     }
 }

@@ -3,14 +3,8 @@
 use amp_verify::verdict::{Design, Verdict, power, t_quantile};
 use rstest::rstest;
 
-const DESIGN: Design = Design {
-    margin: 0.02,
-    alpha: 0.05,
-    first: 5,
-    most: 5,
-    resolution: 0.0,
-    equivalence: false,
-};
+const DESIGN: Design =
+    Design { margin: 0.02, alpha: 0.05, first: 5, most: 5, resolution: 0.0, equivalence: false };
 
 /// Standard tables of Student's t, as scipy.stats.t.ppf prints them.
 #[rstest]

@@ -1,72 +1,186 @@
-//! The comparison of the first model, held against its golden on any CPU.
+//! The models held against their goldens, on any CPU or on a GPU of a recorded compute capability,
+//! and what a golden refuses.
 
-use amp_core::{precision::Precision, tch::Device};
-use amp_verify::{
-    case::{Case, Choices},
-    golden::{Agreement, Golden, Spread},
-    matrix,
-    view::Progress,
+use amp_core::{hardware::Fingerprint, precision::Precision};
+use amp_verify::golden::{
+    Agreement, Anchor, Check, Figures, Golden, Spread, file_name, incomparable, machine, parse,
 };
-use fixtures::models;
+use rstest::rstest;
 
-/// The case of `tests/record_spread.py`.
-fn comparison() -> Golden {
-    let choices = Choices { epochs: Some(3), seed: 42, ..Choices::default() };
-    let model = models::find("MixedPrecisionDemo").expect("a model of this name");
-    let case = Case::new(model, choices, Device::Cpu).expect("a case");
-    let comparison = matrix::run(&case, &Precision::ALL, &mut Progress::hidden(6)).expect("runs");
-    Golden::from(&comparison)
+/// One test for each model, under its own name.
+macro_rules! goldens {
+    ($($test:ident: $model:ident),* $(,)?) => {
+        $(#[test]
+        fn $test() {
+            amp_verify::verify!($model);
+        })*
+    };
+}
+
+goldens! {
+    advanced_amp_model: AdvancedAMPModel,
+    manual_amp_model: ManualAMPModel,
+    debugging_amp_model: DebuggingAMPModel,
+    production_amp_model: ProductionAMPModel,
+    precision_test_model: PrecisionTestModel,
+    memory_efficient_model: MemoryEfficientModel,
+    gradient_accumulation_model: GradientAccumulationModel,
+    robust_amp_model: RobustAMPModel,
+    profiling_amp_model: ProfilingAMPModel,
+    digits_conv_net: DigitsConvNet,
+    char_transformer: CharTransformer,
+}
+
+/// Every precision, and on a CPU with the spread over machines that `tests/record_spread.py`
+/// recorded of the same case.
+#[test]
+fn mixed_precision_demo() {
+    let on_gpu = std::env::var("AMP_DEVICE").is_ok_and(|device| device != "cpu");
+    let spread = (!on_gpu).then(spread);
+    let precisions = Precision::ALL[1..].to_vec();
+    amp_verify::verify!(MixedPrecisionDemo, Check { precisions, spread, ..Check::default() });
+}
+
+fn spread() -> Spread {
+    Spread::parse(include_str!("goldens/cpu_spread.json")).expect("a spread")
 }
 
 fn agreement() -> Agreement {
-    let spread = Spread::parse(include_str!("goldens/cpu_spread.json")).expect("a spread");
-    Agreement { spread }
+    Agreement { spread: Some(spread()), memory: true }
 }
 
-#[test]
-fn mixed_precision_demo_agrees_with_its_golden() {
-    let mut settings = insta::Settings::clone_current();
-    settings.set_comparator(Box::new(agreement()));
-    settings.set_snapshot_path("goldens");
-    settings.set_prepend_module_to_snapshot(false);
-    settings.set_omit_expression(true);
-    let golden = serde_json::to_string_pretty(&comparison()).expect("JSON");
-    settings.bind(|| insta::assert_snapshot!("mixed_precision_demo_cpu", golden));
+fn golden() -> Golden {
+    parse(include_str!("goldens/mixed_precision_demo_cpu.snap")).expect("a golden")
 }
 
-/// A golden is worth what it refuses: each of these changes must be seen, under its own name.
-#[test]
-fn a_changed_figure_is_named() {
-    let agreement = agreement();
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/mixed_precision_demo_cpu.snap");
-    let text = std::fs::read_to_string(path).expect("the golden's file");
-    let body = text.splitn(3, "---\n").nth(2).expect("a body after the header");
-    let golden: Golden = serde_json::from_str(body).expect("a golden");
+fn in_16(golden: &mut Golden) -> &mut Figures {
+    golden.runs.get_mut("16-mixed").expect("a run of 16-mixed")
+}
+
+/// A golden is worth what it refuses: each of these changes must be seen, under its own name, by
+/// the spread over machines and by the golden's own seeds alike.
+#[rstest]
+fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
+    let agreement = Agreement { spread: recorded.then(spread), memory: true };
+    let golden = golden();
     assert_eq!(agreement.moved(&golden, &golden), [], "a golden agrees with itself");
-
     let refused = |change: &dyn Fn(&mut Golden)| -> Vec<(String, &'static str)> {
         let mut found = golden.clone();
         change(&mut found);
         agreement.moved(&golden, &found).into_iter().map(|m| (m.precision, m.figure)).collect()
     };
-    let in_16 = |figure| vec![("16-mixed".to_owned(), figure)];
-    let run = |golden: &mut Golden, change: &dyn Fn(&mut amp_verify::golden::Figures)| {
-        change(golden.runs.get_mut("16-mixed").expect("a run of 16-mixed"));
-    };
+    let run = |change: &dyn Fn(&mut Figures)| refused(&|golden| change(in_16(golden)));
+    let expected = |figure| vec![("16-mixed".to_owned(), figure)];
+    assert_eq!(run(&|f| f.accuracy = f.accuracy.map(|a| a - 0.1)), expected("accuracy"));
+    assert_eq!(run(&|f| f.accuracy = None), expected("accuracy"));
+    assert_eq!(run(&|f| f.loss = Some(f64::NAN)), expected("loss"));
+    assert_eq!(run(&|f| f.loss = f.loss.map(|l| l * 1.3)), expected("loss"));
+    assert_eq!(run(&|f| f.skipped_steps += 1), expected("skipped_steps"));
+    assert_eq!(run(&|f| f.final_scale = None), expected("final_scale"));
+    assert_eq!(run(&|f| f.loss_dtype = "float16".into()), expected("dtypes"));
     assert_eq!(
-        refused(&|g| run(g, &|f| f.accuracy = f.accuracy.map(|a| a - 0.03))),
-        in_16("accuracy")
+        run(&|f| f.peak_memory_bytes += f.peak_memory_bytes / 10),
+        expected("peak_memory_bytes")
     );
-    assert_eq!(refused(&|g| run(g, &|f| f.accuracy = None)), in_16("accuracy"));
-    assert_eq!(refused(&|g| run(g, &|f| f.loss = Some(f64::NAN))), in_16("loss"));
-    assert_eq!(refused(&|g| run(g, &|f| f.loss = f.loss.map(|l| l * 1.05))), in_16("loss"));
-    assert_eq!(refused(&|g| run(g, &|f| f.skipped_steps += 1)), in_16("skipped_steps"));
-    assert_eq!(refused(&|g| run(g, &|f| f.final_scale = None)), in_16("final_scale"));
-    assert_eq!(refused(&|g| run(g, &|f| f.loss_dtype = "float16".into())), in_16("dtypes"));
-    assert_eq!(
-        refused(&|g| run(g, &|f| f.peak_memory_bytes += f.peak_memory_bytes / 10)),
-        in_16("peak_memory_bytes")
-    );
-    assert_eq!(refused(&|g| g.seed += 1), [(String::new(), "case")]);
+    assert_eq!(refused(&|g| g.seeds[0] += 1), [(String::new(), "case")]);
     assert_eq!(refused(&|g| drop(g.runs.remove("16-mixed"))), [(String::new(), "precisions")]);
+}
+
+/// A run that broke as it broke before is no agreement, and no anchor.
+#[test]
+fn what_is_not_a_number_agrees_with_nothing() {
+    for value in [None, Some(f64::NAN), Some(f64::INFINITY)] {
+        let mut broken = golden();
+        in_16(&mut broken).loss = value;
+        let moved = agreement().moved(&broken, &broken);
+        assert_eq!(moved.len(), 1, "{moved:?}");
+        assert!(Anchor::new(&broken, &agreement()).is_err());
+    }
+}
+
+/// Each step is within the golden's tolerance and is accepted; the anchor ends it.
+#[test]
+fn accepted_drift_cannot_ratchet() {
+    let agreement = agreement();
+    let anchor = Anchor::new(&golden(), &agreement).expect("an anchor");
+    let mut accepted = golden();
+    let mut stopped = None;
+    for step in 1..=10 {
+        let figures = &accepted.runs["16-mixed"];
+        let drift = 0.9 * agreement.tolerances(&accepted, "16-mixed", figures).loss;
+        let mut found = accepted.clone();
+        let run = in_16(&mut found);
+        run.loss = run.loss.map(|loss| loss + drift);
+        assert_eq!(agreement.moved(&accepted, &found), [], "step {step} is within tolerance");
+        let exceeded = anchor.exceeded(&found);
+        if !exceeded.is_empty() {
+            assert_eq!(exceeded[0].figure, "loss since the anchor");
+            stopped = Some(step);
+            break;
+        }
+        accepted = found;
+    }
+    assert_eq!(stopped, Some(3), "a budget of two tolerances is spent by the third step of 0.9");
+}
+
+/// The anchor is written once and never again.
+#[test]
+fn an_anchor_is_immutable() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("golden.anchor.json");
+    let refused = Anchor::load_or_create(&path, &golden(), &agreement(), false);
+    assert!(refused.is_err_and(|error| error.to_string().contains("outside of CI")));
+    let first = Anchor::load_or_create(&path, &golden(), &agreement(), true).expect("written");
+    let mut drifted = golden();
+    in_16(&mut drifted).loss = Some(0.5);
+    let second = Anchor::load_or_create(&path, &drifted, &agreement(), true).expect("read");
+    assert_eq!(first, second);
+    assert_eq!(second.exceeded(&drifted).len(), 1);
+}
+
+fn cpu() -> Fingerprint {
+    Fingerprint {
+        device: "a CPU".into(),
+        capability: "avx2".into(),
+        libtorch: "2.11.0".into(),
+        threads: 2,
+        tf32: false,
+        deterministic: false,
+    }
+}
+
+fn cuda(capability: &str) -> Fingerprint {
+    Fingerprint { capability: capability.into(), threads: 0, ..cpu() }
+}
+
+#[rstest]
+#[case::other_kernels(cpu(), Fingerprint { capability: "avx512".into(), ..cpu() }, None)]
+#[case::other_threads(cpu(), Fingerprint { threads: 64, ..cpu() }, None)]
+#[case::other_cpu(cpu(), Fingerprint { device: "another".into(), ..cpu() }, None)]
+#[case::same_gpu(cuda("9.0"), Fingerprint { device: "H200".into(), ..cuda("9.0") }, None)]
+#[case::other_gpu(cuda("9.0"), cuda("8.0"), Some("device"))]
+#[case::gpu_for_cpu(cpu(), cuda("9.0"), Some("device"))]
+#[case::libtorch(cpu(), Fingerprint { libtorch: "2.12.0".into(), ..cpu() }, Some("libtorch"))]
+#[case::tf32(cuda("9.0"), Fingerprint { tf32: true, ..cuda("9.0") }, Some("TF32"))]
+#[case::deterministic(cpu(), Fingerprint { deterministic: true, ..cpu() }, Some("deterministic"))]
+fn machines_are_told_apart_by_what_changes_figures(
+    #[case] golden: Fingerprint,
+    #[case] found: Fingerprint,
+    #[case] expected: Option<&str>,
+) {
+    let why = incomparable(&golden, &found);
+    match expected {
+        None => assert_eq!(why, None),
+        Some(what) => {
+            let why = why.expect("a reason");
+            assert!(why.starts_with(&format!("NOT COMPARABLE: {what} is ")), "{why}");
+        }
+    }
+}
+
+#[test]
+fn names_say_model_and_machine() {
+    assert_eq!(machine(&cuda("9.0")), "cuda_9_0");
+    assert_eq!(file_name("AdvancedAMPModel", Some(&cpu())), "advanced_amp_model_cpu");
+    assert_eq!(file_name("DigitsConvNet", Some(&cuda("9.0"))), "digits_conv_net_cuda_9_0");
 }

@@ -54,8 +54,8 @@ pub struct Figures {
     pub overflows: Option<u64>,
 }
 
-/// How far a precision may be from 32-true: three times the most that any fixture model shows on
-/// a CPU, rounded up; `tests/record_margins.py` records those in `fixtures/margins.json`. What is
+/// How far a precision may be from 32-true: about three times the most that any fixture model shows
+/// on a CPU; `tests/record_margins.py` records those in `fixtures/margins.json`. What is
 /// random (a unit of ReLU that falls on the other side) makes most of a gradient's error.
 struct Bounds {
     gradient: f64,
@@ -69,10 +69,10 @@ impl Bounds {
         let (gradient, loss, update, bias) = match precision {
             Precision::F32True => (0.0, 0.0, 0.0, 0.0),
             Precision::F64True => (1e-3, 1e-6, 0.1, 1e-3),
-            Precision::F16Mixed => (0.1, 1e-4, 0.3, 3e-3),
+            Precision::F16Mixed => (0.15, 1e-4, 0.3, 3e-3),
             Precision::Bf16Mixed => (0.2, 2e-3, 0.4, 6e-3),
-            Precision::F16True => (0.2, 0.01, 0.5, 0.05),
-            Precision::Bf16True => (0.3, 0.05, 1.0, 0.4),
+            Precision::F16True => (0.15, 0.004, 0.3, 0.015),
+            Precision::Bf16True => (0.2, 0.02, 0.5, 0.15),
         };
         Self { gradient, loss, update, bias }
     }
@@ -381,7 +381,8 @@ fn compare(exact: &Ran, ran: &Ran) -> Result<Figures> {
 fn judge(precision: Precision, figures: &Figures, failures: &mut Vec<Failure>) {
     let bounds = Bounds::of(precision);
     let mut within = |what: &str, value: f64, bound: f64| {
-        if !(value.abs() <= bound) {
+        // NaN is within no bound.
+        if value.is_nan() || value.abs() > bound {
             let text = format!("{what} is {value:.2e} from 32-true, beyond {bound:.0e}");
             failures.push(Failure::new(Reason::NotConformant, text));
         }

@@ -6,6 +6,7 @@ mod cache;
 mod command;
 mod conformance;
 mod controls;
+mod goldens;
 mod identity;
 mod job;
 mod pool;
@@ -23,7 +24,11 @@ pub use render::{annotations, junit, markdown, table};
 pub use report::{Cell, ModelReport, Report, Status};
 pub use tap::{Tap, Tapped};
 
-use std::{path::Path, thread, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::Instant,
+};
 
 use amp_core::{Error, Result, hardware, precision::Precision};
 use fixtures::models::{self, Model};
@@ -64,6 +69,8 @@ pub struct Plan {
     pub tf32: bool,
     /// Deterministic algorithms.
     pub deterministic: bool,
+    /// The folder of goldens, if runs are held against them.
+    pub goldens: Option<PathBuf>,
     /// What a self-test breaks.
     pub fault: Option<Fault>,
 }
@@ -113,6 +120,7 @@ impl Plan {
             device: args.device.clone(),
             tf32: args.tf32,
             deterministic: args.deterministic,
+            goldens: args.goldens.clone(),
             fault: None,
         })
     }
@@ -197,6 +205,18 @@ impl Plan {
             failures.extend(learning(model, &control, &own, ""));
         }
         failures.extend(steps.failures.iter().cloned());
+        if let (Some(folder), Some(base), Some(first)) =
+            (&self.goldens, baseline.first(), own.first())
+            && failures.is_empty()
+        {
+            let case = goldens::Case {
+                model: model.name,
+                epochs: self.epochs(model),
+                seed: self.first_seed,
+                precision,
+            };
+            failures.extend(case.failures(folder, base, first));
+        }
         let pairs = metrics(&baseline).into_iter().zip(metrics(&own));
         let differences: Option<Vec<f64>> = pairs.map(|(base, own)| Some(base? - own?)).collect();
         let design = Design {

@@ -15,6 +15,10 @@ const BUDGET: f64 = 2.0;
 /// The file's content.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchor {
+    /// The kernels whose memory is anchored: see [`Fingerprint::capability`].
+    ///
+    /// [`Fingerprint::capability`]: amp_core::hardware::Fingerprint::capability
+    pub capability: Option<String>,
     /// By precision.
     pub runs: BTreeMap<String, Anchored>,
 }
@@ -66,7 +70,7 @@ impl Anchor {
             };
             Ok((precision.clone(), anchored))
         });
-        Ok(Self { runs: runs.collect::<Result<_>>()? })
+        Ok(Self { capability: capability(golden), runs: runs.collect::<Result<_>>()? })
     }
 
     /// The anchor in `path`, or a new one of `golden` where there is none and `may_write`.
@@ -112,9 +116,16 @@ impl Anchor {
             };
             check("accuracy since the anchor", anchored.accuracy, figures.accuracy);
             check("loss since the anchor", anchored.loss, figures.loss);
+            if self.capability != capability(found) {
+                continue;
+            }
             let bytes = Some(figures.peak_memory_bytes as f64);
             check("peak_memory_bytes since the anchor", anchored.peak_memory_bytes, bytes);
         }
         moved
     }
+}
+
+fn capability(golden: &Golden) -> Option<String> {
+    golden.fingerprint.as_ref().map(|machine| machine.capability.clone())
 }

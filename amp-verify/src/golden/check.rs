@@ -1,6 +1,10 @@
 //! A golden in a user's test.
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
 use amp_core::{
     Error, Result,
@@ -15,6 +19,10 @@ use crate::{
     matrix,
     view::Progress,
 };
+
+/// libtorch's random generator is the process's: two tests that draw from it at once would have
+/// other weights each time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// What a golden is taken of.
 #[derive(Debug, Clone)]
@@ -35,7 +43,7 @@ impl Default for Check {
         Self {
             device: None,
             precisions: vec![Precision::F16Mixed, Precision::Bf16Mixed],
-            seeds: (42..48).collect(),
+            seeds: (42..46).collect(),
             spread: None,
         }
     }
@@ -57,6 +65,7 @@ impl Check {
     /// # Errors
     /// When a run fails or there is no such model or device.
     pub fn golden(&self, model: &str) -> Result<Golden> {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let own = env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
         let device = hardware::parse_device(self.device.as_ref().unwrap_or(&own))?;
         let model = models::find(model)?;
@@ -92,7 +101,8 @@ impl Check {
         let agreement = Agreement { spread: self.spread.clone(), memory: true };
         let name = file_name(model, golden.fingerprint.as_ref());
         let snapshot = folder.join(format!("{name}.snap"));
-        let known = std::fs::read_to_string(&snapshot).ok().map(|text| parse(&text)).transpose()?;
+        // One of another form agrees with nothing: insta shows both.
+        let known = std::fs::read_to_string(&snapshot).ok().and_then(|text| parse(&text).ok());
         match (known.as_ref().and_then(|golden| golden.fingerprint.as_ref()), &golden.fingerprint) {
             (Some(known), Some(own)) => {
                 if let Some(why) = incomparable(known, own) {

@@ -85,6 +85,7 @@ fn plan(args: &SelftestArgs, model: &str) -> Result<Plan> {
         device: args.device.clone(),
         tf32: false,
         deterministic: false,
+        goldens: None,
         fault: None,
     })
 }

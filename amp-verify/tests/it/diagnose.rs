@@ -292,9 +292,10 @@ fn the_metric_of_a_whole_island_is_the_baselines() {
     assert!(found.figure == Some(0.0) || torch_device() != Device::Cpu, "{found:?}");
     assert!(found.passes() && check.run(&Islands::new()).expect("an outcome").passes());
     let islands = whole.clone();
-    let healed = Case { islands, ..case.clone() };
+    let mut healed = case.clone();
+    healed.trainer.islands = islands.into();
     let mut ignore = |_: &Event| -> Result<()> { Ok(()) };
-    let record = runner::run(&healed, Precision::F16Mixed, Vec::new(), &mut ignore);
+    let record = runner::run(&healed, Precision::F16Mixed, runner::Extras::default(), &mut ignore);
     let matmul = record.expect("a record").observed.matmul;
     assert!(matmul.iter().eq(["float32"]), "{matmul:?}");
     // bf16-true has no parameter of its own dtype left then, and may still be trained.

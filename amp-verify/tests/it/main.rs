@@ -3,6 +3,7 @@
 mod bad_input;
 mod diagnose;
 mod exponents;
+mod gate;
 mod kill;
 mod layers;
 mod logs;
@@ -10,5 +11,6 @@ mod model;
 mod output;
 mod report;
 mod resume;
+mod selftest;
 mod support;
 mod verdict;

@@ -1,0 +1,88 @@
+//! The first seed's figures against the model's golden.
+
+use std::{fs, path::Path};
+
+use amp_core::precision::Precision;
+
+use super::job::{Failure, Outcome, Reason};
+use crate::golden::{self, Agreement, Figures, Golden};
+
+/// What was run.
+pub(super) struct Case<'a> {
+    pub(super) model: &'a str,
+    pub(super) epochs: i64,
+    pub(super) seed: u64,
+    pub(super) precision: Precision,
+}
+
+impl Case<'_> {
+    /// What moved, or why there is nothing to compare with.
+    pub(super) fn failures(&self, folder: &Path, base: &Outcome, own: &Outcome) -> Vec<Failure> {
+        let name = golden::file_name(self.model, own.fingerprint.as_ref());
+        let path = folder.join(format!("{name}.snap"));
+        let unlike = |why: String| vec![Failure::new(Reason::NotComparable, why)];
+        let Ok(text) = fs::read_to_string(&path) else {
+            return unlike(format!("NOT COMPARABLE: there is no golden {name} in this folder"));
+        };
+        let golden = match golden::parse(&text) {
+            Ok(golden) => golden,
+            Err(error) => return unlike(format!("NOT COMPARABLE: {name}: {error}")),
+        };
+        let machines = (golden.fingerprint.as_ref(), own.fingerprint.as_ref());
+        if let (Some(known), Some(here)) = machines
+            && let Some(why) = golden::incomparable(known, here)
+        {
+            return unlike(why);
+        }
+        let precision = self.precision.name();
+        let baseline = Precision::F32True.name();
+        if golden.seeds.first() != Some(&self.seed)
+            || golden.epochs != self.epochs
+            || golden.batch_size != own.batch_size
+            || golden.hyperparameters != own.hyperparameters
+            || !golden.runs.contains_key(precision)
+        {
+            return unlike(format!(
+                "NOT COMPARABLE: {name} is of another seed, length or precision"
+            ));
+        }
+        let only = |golden: &Golden| {
+            let mut golden = golden.clone();
+            golden.runs.retain(|name, _| name == precision || name == baseline);
+            golden
+        };
+        let known = only(&golden);
+        let mut found = known.clone();
+        found.runs.insert(baseline.into(), figures(base, base, Precision::F32True));
+        found.runs.insert(precision.into(), figures(own, base, self.precision));
+        // Memory is that of warmed-up runs, which those of the gate are not.
+        let agreement = Agreement { spread: None, memory: false };
+        let moved = agreement.moved(&known, &found).into_iter();
+        moved
+            .map(|moved| {
+                let golden::Moved { precision, figure, golden, found, allowed } = moved;
+                let text = format!("{precision} {figure}: {found}, golden {golden} ({allowed})");
+                Failure::new(Reason::Moved, text)
+            })
+            .collect()
+    }
+}
+
+fn figures(own: &Outcome, base: &Outcome, precision: Precision) -> Figures {
+    let delta = match (own.metric, base.metric) {
+        (Some(own), Some(base)) if precision != Precision::F32True => Some(own - base),
+        _ => None,
+    };
+    Figures {
+        accuracy: own.metric,
+        accuracy_delta: delta,
+        loss: own.loss,
+        skipped_steps: own.skipped_steps,
+        final_scale: own.final_scale,
+        peak_memory_bytes: own.peak_memory_bytes,
+        matmul: own.observed.matmul.clone(),
+        loss_dtype: own.observed.loss.clone(),
+        weights: own.observed.parameters.clone(),
+        paired: None,
+    }
+}

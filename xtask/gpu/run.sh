@@ -35,7 +35,8 @@ if [[ ${1:-} != test ]]; then
     exec "$here/amp" "$@"
 fi
 shift
-export AMP_DEVICE=cuda
+# One at a time: a CUDA device's memory statistics are the process's.
+export AMP_DEVICE=cuda RUST_TEST_THREADS=1
 failed=()
 for binary in "$here"/tests/*; do
     echo "== $(basename "$binary")"

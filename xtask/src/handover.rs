@@ -21,6 +21,10 @@ pub(crate) fn test(
     command.args(["test", "--workspace"]);
     if let Some(device) = device {
         command.env("AMP_DEVICE", device.name());
+        if device == Device::Cuda {
+            // One at a time: a CUDA device's memory statistics are the process's.
+            command.env("RUST_TEST_THREADS", "1");
+        }
     }
     if !arguments.is_empty() {
         command.arg("--").args(arguments);

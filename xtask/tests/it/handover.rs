@@ -75,6 +75,7 @@ fn test_becomes_cargo_test_of_the_workspace() {
         "cargo test --workspace",
         &format!("folder {}", root.display()),
         "device unset",
+        "test threads unset",
         // Left to `.cargo/config.toml`, as for a plain cargo.
         "LIBTORCH unset",
         "LD_LIBRARY_PATH unset",
@@ -84,7 +85,8 @@ fn test_becomes_cargo_test_of_the_workspace() {
 
     let arguments = ["test", "--device", "cuda", "--", "--nocapture", "--device"];
     let run = output(&mut checkout.xtask(&arguments));
-    for line in ["cargo test --workspace -- --nocapture --device", "device cuda"] {
+    for line in ["cargo test --workspace -- --nocapture --device", "device cuda", "test threads 1"]
+    {
         assert!(stdout(&run).lines().any(|l| l == line), "`{line}`: {}", stdout(&run));
     }
     let run = output(&mut checkout.xtask(&["test", "--device=cpu"]));

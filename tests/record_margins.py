@@ -2,9 +2,9 @@
 """Measures σ_d, the spread over seeds of 32-true's metric less each precision's, and the distance of
 the first steps from 32-true ones; writes fixtures/margins.json.
 
-A model's margin δ is three times its widest σ_d, rounded up to half a percentage point: four seeds,
-the quick tier's first look, then tell a regression of δ from none nine times in ten. The margins in
-fixtures/src/models/mod.rs are these; a test holds them together. Takes ten minutes on two cores.
+A model's margin δ is three times its widest σ_d, rounded up to half a percentage point; the gate
+prints the power that its seeds have against it. The margins in fixtures/src/models/mod.rs are
+these; a test holds them together. Takes ten minutes on two cores.
 Usage, from the checkout, after `cargo amp gate` has built the binary:
 
     python3 tests/record_margins.py target/debug/amp

@@ -21,6 +21,7 @@ fn main() {
             "csrc/amp.cpp",
             "csrc/checkpoint.cpp",
             "csrc/device.cpp",
+            "csrc/graph.cpp",
             "csrc/optim.cpp",
             "csrc/run.cpp",
             "csrc/transfer.cpp",

@@ -8,6 +8,7 @@
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_clamp_max.h>
 #include <ATen/ops/_foreach_clamp_min.h>
+#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <c10/core/GradMode.h>
@@ -129,6 +130,13 @@ int amp_foreach_mul(const Handle* tensors, size_t count, Handle factor) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
     at::_foreach_mul_(list(tensors, count), *factor);
+  });
+}
+
+int amp_foreach_copy(const Handle* to, const Handle* from, size_t count) {
+  return amp::guarded([&] {
+    c10::NoGradGuard no_grad;
+    at::_foreach_copy_(list(to, count), list(from, count));
   });
 }
 

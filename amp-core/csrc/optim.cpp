@@ -19,6 +19,7 @@
 #include <c10/core/GradMode.h>
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "guard.h"
@@ -33,6 +34,12 @@ Tensors list(const Handle* tensors, size_t count) {
   out.reserve(count);
   for (size_t i = 0; i < count; ++i) out.push_back(*tensors[i]);
   return out;
+}
+
+using MaybeTensor = std::optional<at::Tensor>;
+
+MaybeTensor maybe(Handle tensor) {
+  return tensor == nullptr ? MaybeTensor() : MaybeTensor(*tensor);
 }
 
 // The gradients with L2 decay in them; without decay the caller's own.
@@ -50,21 +57,24 @@ struct AmpAdam {
   int decoupled;
 };
 
-// params, grads, exp_avgs, exp_avg_sqs, steps (already counted up)
-int amp_fused_adam(const Handle* const* lists, size_t count, const AmpAdam* options) {
+// params, grads, exp_avgs, exp_avg_sqs, steps (already counted up). Where `found_inf`, if given, is
+// 1, nothing moves and the steps are counted down again.
+int amp_fused_adam(const Handle* const* lists, size_t count, const AmpAdam* options,
+                   Handle found_inf) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
     const auto& o = *options;
+    auto steps = list(lists[4], count);
     using Fused = void (*)(at::TensorList, at::TensorList, at::TensorList, at::TensorList,
                            at::TensorList, at::TensorList, double, double, double, double, double,
-                           bool, bool, const std::optional<at::Tensor>&,
-                           const std::optional<at::Tensor>&);
+                           bool, bool, const MaybeTensor&, const MaybeTensor&);
     // Both are overloaded on the type of lr.
     Fused adamw = at::_fused_adamw_, adam = at::_fused_adam_;
     auto fused = o.decoupled != 0 ? adamw : adam;
     fused(list(lists[0], count), list(lists[1], count), list(lists[2], count),
-          list(lists[3], count), {}, list(lists[4], count), o.lr, o.beta1, o.beta2,
-          o.weight_decay, o.eps, false, false, std::nullopt, std::nullopt);
+          list(lists[3], count), {}, steps, o.lr, o.beta1, o.beta2, o.weight_decay, o.eps, false,
+          false, std::nullopt, maybe(found_inf));
+    if (found_inf != nullptr) at::_foreach_add_(steps, *found_inf, -1);
   });
 }
 
@@ -101,18 +111,20 @@ struct AmpSgd {
   int nesterov, first_step;
 };
 
-// params, grads, momentum buffers (only with momentum)
-int amp_fused_sgd(const Handle* const* lists, size_t count, const AmpSgd* options) {
+// params, grads, momentum buffers (only with momentum); `found_inf` as above.
+int amp_fused_sgd(const Handle* const* lists, size_t count, const AmpSgd* options,
+                  Handle found_inf) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
     const auto& o = *options;
     auto buffers = o.momentum != 0 ? list(lists[2], count) : Tensors();
     at::_fused_sgd_(list(lists[0], count), list(lists[1], count), buffers, o.weight_decay,
-                    o.momentum, o.lr, o.dampening, o.nesterov != 0, false, o.first_step != 0);
+                    o.momentum, o.lr, o.dampening, o.nesterov != 0, false, o.first_step != 0,
+                    std::nullopt, maybe(found_inf));
   });
 }
 
-// As above.
+// params, grads, momentum buffers (only with momentum)
 int amp_foreach_sgd(const Handle* const* lists, size_t count, const AmpSgd* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;

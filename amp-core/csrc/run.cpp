@@ -47,6 +47,10 @@ int amp_event_elapsed(const void* from, const void* to, double* milliseconds) {
   });
 }
 
+int amp_event_synchronize(const void* event) {
+  return amp::guarded([&] { static_cast<const c10::Event*>(event)->synchronize(); });
+}
+
 void amp_event_drop(void* event) { delete static_cast<c10::Event*>(event); }
 
 }  // extern "C"

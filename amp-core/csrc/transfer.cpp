@@ -34,6 +34,11 @@ int amp_cuda_free_memory(int index, size_t* bytes) {
   });
 }
 
+// A copy in pinned memory, which a CUDA device reads and writes without the host's waiting.
+int amp_pinned(const at::Tensor* host, at::Tensor** out) {
+  return amp::guarded([&] { *out = new at::Tensor(host->pin_memory()); });
+}
+
 // A stream that the device's default stream does not wait for, by its number.
 int amp_side_stream(int index, int64_t* id) {
   return amp::guarded([&] {

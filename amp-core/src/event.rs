@@ -171,6 +171,9 @@ pub struct FitEnd {
     pub global_step: u64,
     /// Optimizer steps skipped.
     pub skipped: u64,
+    /// Of those applied, the ones that ran as a CUDA graph.
+    #[serde(default)]
+    pub replayed: u64,
     /// The scale at the end; `None` where the precision has none.
     pub scale: Option<f64>,
     /// Wall-clock seconds of the whole run.

@@ -71,6 +71,7 @@ pub mod __private {
         optim::{Interval, OptimizerConfig, Optimizers, ParamGroups, TrainingPlan},
         precision::{Gradients, Region, StepOutcome, Unscaled},
         state::State,
+        trainer::StepAccess,
     };
     pub use core::{
         clone::Clone,

@@ -11,6 +11,7 @@ use crate::{
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
+    trainer::StepAccess,
 };
 
 /// Hyperparameters by name, as saved beside weights.
@@ -47,6 +48,12 @@ pub trait LightningModule: Module {
     /// # Errors
     /// When an option is out of range.
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers>;
+
+    /// How near each step this model has to be, which decides whether steps may run as CUDA
+    /// graphs. The derive answers for what it generates.
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Within("the model's steps are written by hand")
+    }
 
     /// Before the first epoch.
     ///

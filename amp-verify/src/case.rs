@@ -7,7 +7,7 @@ use amp_core::{
     optim::WeightUpdate,
     precision::{Clip, Precision},
     tch::Device,
-    trainer::{NonFinite, ScaleFloor},
+    trainer::{Graph, NonFinite, ScaleFloor},
 };
 use fixtures::{data::DataKind, models::Model};
 
@@ -53,6 +53,8 @@ pub struct Choices {
     pub scale_floor: ScaleFloor,
     /// How optimizers write to 16-bit weights.
     pub weight_update: WeightUpdate,
+    /// Whether whole steps run as CUDA graphs.
+    pub graph: Graph,
     /// The value to watch, and for how many epochs.
     pub early_stopping: Option<(String, u32)>,
     /// Hyperparameters by name.
@@ -104,6 +106,7 @@ impl Case {
             accumulate_grad_batches,
             log_every_n_steps: choices.log_every_n_steps.map_or(defaults.log_every_n_steps, steps),
             weight_update: choices.weight_update,
+            graph: choices.graph,
             on_non_finite: choices.on_non_finite,
             scale_floor: choices.scale_floor,
             profile_every_n_steps: choices

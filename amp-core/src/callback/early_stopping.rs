@@ -1,5 +1,5 @@
 use super::{Action, Callback, Epoch, Mode};
-use crate::{Result, state::State};
+use crate::{Result, state::State, trainer::StepAccess};
 
 /// Ends a run whose monitored value no longer improves, or is no longer finite
 /// (lightning.pytorch.callbacks.EarlyStopping).
@@ -37,6 +37,10 @@ impl EarlyStopping {
 impl Callback for EarlyStopping {
     fn name(&self) -> String {
         format!("EarlyStopping/{}", self.monitor)
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Late
     }
 
     fn state(&self) -> Result<State> {

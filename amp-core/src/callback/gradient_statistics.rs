@@ -5,6 +5,7 @@ use crate::{
     Hook, Result,
     log::LogOptions,
     precision::{Gradients, Unscaled},
+    trainer::StepAccess,
 };
 
 /// Logs what gradients look like before clipping, without reading anything back until the
@@ -40,6 +41,10 @@ impl GradientStatistics {
 impl Callback for GradientStatistics {
     fn name(&self) -> String {
         "GradientStatistics".to_owned()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Within("GradientStatistics looks at the gradients")
     }
 
     fn on_before_optimizer_step(

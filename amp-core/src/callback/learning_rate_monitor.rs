@@ -4,6 +4,7 @@ use crate::{
     log::LogOptions,
     optim::{GroupRates, Scheduled},
     precision::StepOutcome,
+    trainer::StepAccess,
 };
 
 /// Logs the learning rate that the next step will take, and on request the momentum, under the
@@ -31,6 +32,10 @@ impl LearningRateMonitor {
 impl Callback for LearningRateMonitor {
     fn name(&self) -> String {
         "LearningRateMonitor".to_owned()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::EachStep
     }
 
     fn on_train_batch_end(

@@ -1,5 +1,5 @@
 use super::Callback;
-use crate::{Hook, Result, log::LogOptions, memory::MemoryMeter};
+use crate::{Hook, Result, log::LogOptions, memory::MemoryMeter, trainer::StepAccess};
 
 /// Logs each epoch's peak memory in MiB: `memory_peak_mib`, the most that tensors held at once
 /// above what was held when the epoch began, and on CUDA `memory_reserved_mib`, the most that the
@@ -21,6 +21,10 @@ impl MemoryMonitor {
 impl Callback for MemoryMonitor {
     fn name(&self) -> String {
         "MemoryMonitor".to_owned()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Late
     }
 
     fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {

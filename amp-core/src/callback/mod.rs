@@ -24,6 +24,7 @@ use crate::{
     event::EpochEnd,
     precision::{Gradients, Precision, StepOutcome, Unscaled},
     state::State,
+    trainer::StepAccess,
 };
 
 /// Takes part in a run. Every hook does nothing unless it is written.
@@ -66,6 +67,11 @@ pub trait Callback {
     ) -> Result<Vec<Action>> {
         let _ = (outcome, hook);
         Ok(Vec::new())
+    }
+
+    /// How near each step it has to be, which decides whether steps may run as CUDA graphs.
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Within("a callback does not say that it lets them")
     }
 
     /// After an epoch's last batch, before its values are read.
@@ -122,6 +128,10 @@ macro_rules! forward_callback {
                 hook: &mut Hook<'_>,
             ) -> Result<Vec<Action>> {
                 (**self).on_train_batch_end(outcome, hook)
+            }
+
+            fn step_access(&self) -> StepAccess {
+                (**self).step_access()
             }
 
             fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {

@@ -4,7 +4,7 @@ use std::{
 };
 
 use super::{Action, Callback, Epoch, Mode};
-use crate::{Error, Hook, Result, file, precision::StepOutcome, state::State};
+use crate::{Error, Hook, Result, file, precision::StepOutcome, state::State, trainer::StepAccess};
 
 /// Saves a run (lightning.pytorch.callbacks.ModelCheckpoint): the best epochs by a monitored
 /// value, as `epoch=03-val_acc=0.9821.safetensors`, and on request the last epoch, and every so
@@ -89,6 +89,13 @@ impl ModelCheckpoint {
 impl Callback for ModelCheckpoint {
     fn name(&self) -> String {
         format!("ModelCheckpoint/{}", self.monitor)
+    }
+
+    fn step_access(&self) -> StepAccess {
+        match self.every_n_train_steps {
+            Some(_) => StepAccess::EachStep,
+            None => StepAccess::Late,
+        }
     }
 
     fn on_train_batch_end(

@@ -1,7 +1,7 @@
 use std::time::Instant;
 
 use super::{Action, Callback};
-use crate::{Hook, Result, log::LogOptions, precision::StepOutcome};
+use crate::{Hook, Result, log::LogOptions, precision::StepOutcome, trainer::StepAccess};
 
 /// Logs each epoch's training time, `epoch_seconds`, and of its batches, data and callbacks
 /// included, the median `batch_ms` and the 95th percentile `batch_ms_p95`.
@@ -24,6 +24,10 @@ impl SpeedBenchmark {
 impl Callback for SpeedBenchmark {
     fn name(&self) -> String {
         "SpeedBenchmark".to_owned()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Late
     }
 
     fn on_train_epoch_start(&mut self, _: &mut Hook<'_>) -> Result<()> {

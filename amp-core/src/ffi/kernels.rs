@@ -24,6 +24,7 @@ unsafe extern "C" {
         norms: *mut *mut C_tensor,
     ) -> c_int;
     fn amp_foreach_mul(tensors: *const Handle, count: usize, factor: Handle) -> c_int;
+    fn amp_foreach_copy(to: *const Handle, from: *const Handle, count: usize) -> c_int;
     fn amp_foreach_add(tensors: *const Handle, count: usize, value: c_double) -> c_int;
     fn amp_foreach_clamp(tensors: *const Handle, count: usize, low: f64, high: f64) -> c_int;
     fn amp_clear_grads(tensors: *const Handle, count: usize) -> c_int;
@@ -107,6 +108,13 @@ pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result
 pub(crate) fn foreach_mul(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
     let tensors = handles(tensors);
     checked!(amp_foreach_mul(tensors.as_ptr(), tensors.len(), factor.as_ptr()))
+}
+
+/// Copies each tensor of `from` into the one of `to` at its place.
+pub(crate) fn foreach_copy(to: &[Tensor], from: &[Tensor]) -> Result<()> {
+    assert_eq!(to.len(), from.len(), "one for each");
+    let (to, from) = (handles(to), handles(from));
+    checked!(amp_foreach_copy(to.as_ptr(), from.as_ptr(), to.len()))
 }
 
 pub(crate) fn foreach_add(tensors: &[Tensor], value: f64) -> Result<()> {

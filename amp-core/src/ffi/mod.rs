@@ -29,6 +29,7 @@ macro_rules! checked {
 // Below the macro, which they use.
 mod checkpoint;
 mod device;
+mod graph;
 mod kernels;
 mod optim;
 mod run;
@@ -36,6 +37,7 @@ mod transfer;
 
 pub(crate) use checkpoint::*;
 pub(crate) use device::*;
+pub(crate) use graph::*;
 pub(crate) use kernels::*;
 pub(crate) use optim::*;
 pub(crate) use run::*;

@@ -55,9 +55,19 @@ pub(crate) struct LionStep {
 }
 
 unsafe extern "C" {
-    fn amp_fused_adam(lists: *const *const Handle, count: usize, step: *const AdamStep) -> c_int;
+    fn amp_fused_adam(
+        lists: *const *const Handle,
+        count: usize,
+        step: *const AdamStep,
+        found_inf: Handle,
+    ) -> c_int;
     fn amp_foreach_adam(lists: *const *const Handle, count: usize, step: *const AdamStep) -> c_int;
-    fn amp_fused_sgd(lists: *const *const Handle, count: usize, step: *const SgdStep) -> c_int;
+    fn amp_fused_sgd(
+        lists: *const *const Handle,
+        count: usize,
+        step: *const SgdStep,
+        found_inf: Handle,
+    ) -> c_int;
     fn amp_foreach_sgd(lists: *const *const Handle, count: usize, step: *const SgdStep) -> c_int;
     fn amp_foreach_rmsprop(
         lists: *const *const Handle,
@@ -84,20 +94,37 @@ fn with_lists(
     step(lists.as_ptr(), count)
 }
 
+/// How a step's kernels work.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kernels<'a> {
+    /// One for the whole step; nothing moves where this f32 scalar on the device is 1.
+    Fused(Option<&'a Tensor>),
+    /// Some, each over all parameters.
+    Foreach,
+}
+
+fn handle(tensor: Option<&Tensor>) -> Handle {
+    tensor.map_or(std::ptr::null(), Tensor::as_ptr)
+}
+
 /// Steps on parameters, gradients, exp_avgs, exp_avg_sqs and steps, which are counted up.
-pub(crate) fn adam(lists: [&[Tensor]; 5], step: &AdamStep, fused: bool) -> Result<()> {
-    with_lists(&lists, |lists, count| match fused {
-        true => checked!(amp_fused_adam(lists, count, &raw const *step)),
-        false => checked!(amp_foreach_adam(lists, count, &raw const *step)),
+pub(crate) fn adam(lists: [&[Tensor]; 5], step: &AdamStep, kernels: Kernels<'_>) -> Result<()> {
+    with_lists(&lists, |lists, count| match kernels {
+        Kernels::Fused(found_inf) => {
+            checked!(amp_fused_adam(lists, count, &raw const *step, handle(found_inf)))
+        }
+        Kernels::Foreach => checked!(amp_foreach_adam(lists, count, &raw const *step)),
     })
 }
 
 /// Steps on parameters, gradients and, with momentum, its buffers.
-pub(crate) fn sgd(lists: &[&[Tensor]], step: &SgdStep, fused: bool) -> Result<()> {
+pub(crate) fn sgd(lists: &[&[Tensor]], step: &SgdStep, kernels: Kernels<'_>) -> Result<()> {
     assert_eq!(lists.len(), if step.momentum == 0.0 { 2 } else { 3 }, "buffers go with momentum");
-    with_lists(lists, |lists, count| match fused {
-        true => checked!(amp_fused_sgd(lists, count, &raw const *step)),
-        false => checked!(amp_foreach_sgd(lists, count, &raw const *step)),
+    with_lists(lists, |lists, count| match kernels {
+        Kernels::Fused(found_inf) => {
+            checked!(amp_fused_sgd(lists, count, &raw const *step, handle(found_inf)))
+        }
+        Kernels::Foreach => checked!(amp_foreach_sgd(lists, count, &raw const *step)),
     })
 }
 

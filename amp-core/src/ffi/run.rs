@@ -17,6 +17,7 @@ unsafe extern "C" {
         to: *const c_void,
         milliseconds: *mut c_double,
     ) -> c_int;
+    fn amp_event_synchronize(event: *const c_void) -> c_int;
     fn amp_event_drop(event: *mut c_void);
 }
 
@@ -50,6 +51,16 @@ impl CudaEvent {
         let mut event = std::ptr::null_mut();
         checked!(amp_event_record(index(device), &mut event))?;
         Ok(Self { event })
+    }
+
+    /// Takes over an event of the shim's.
+    pub(super) fn from_handle(event: *mut c_void) -> Self {
+        Self { event }
+    }
+
+    /// Waits until this point has been reached.
+    pub(crate) fn wait(&self) -> Result<()> {
+        checked!(amp_event_synchronize(self.event))
     }
 
     /// Seconds from this point to a later one; waits for it.

@@ -10,6 +10,7 @@ use crate::Result;
 
 unsafe extern "C" {
     fn amp_cuda_free_memory(index: c_int, bytes: *mut usize) -> c_int;
+    fn amp_pinned(host: Handle, out: *mut *mut C_tensor) -> c_int;
     fn amp_side_stream(index: c_int, id: *mut i64) -> c_int;
     fn amp_copy_start(
         index: c_int,
@@ -30,6 +31,14 @@ pub(crate) fn cuda_free_memory(index: usize) -> Result<u64> {
     let mut bytes = 0;
     checked!(amp_cuda_free_memory(index as c_int, &mut bytes))?;
     Ok(bytes as u64)
+}
+
+/// A copy in pinned memory, which a CUDA device reads and writes without the host's waiting.
+pub(crate) fn pinned(host: &Tensor) -> Result<Tensor> {
+    let mut out = std::ptr::null_mut();
+    checked!(amp_pinned(host.as_ptr(), &mut out))?;
+    // SAFETY: on success a new tensor that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 /// A stream of a CUDA device beside the one that is computed on.

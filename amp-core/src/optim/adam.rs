@@ -4,7 +4,7 @@ use tch::Kind;
 
 use super::{
     Rates, build_plainly,
-    engine::{Algorithm, Slot, SlotShape, StepTensors},
+    engine::{Algorithm, Slot, SlotShape, StepTensors, kernels},
     require,
 };
 use crate::{
@@ -99,6 +99,10 @@ macro_rules! adam {
                 let options = AdamStep { lr, beta1, beta2, eps, weight_decay, decoupled };
                 step(tensors, &options, fused)
             }
+
+            fn skips_on_device(&self) -> bool {
+                self.fused
+            }
         }
 
         build_plainly!($options);
@@ -109,10 +113,10 @@ adam!(AdamW, true);
 adam!(Adam, false);
 
 fn step(tensors: &StepTensors<'_>, options: &AdamStep, fused: bool) -> Result<()> {
-    let StepTensors { params, grads, states, .. } = tensors;
-    let [exp_avgs, exp_avg_sqs, steps] = *states else {
+    let StepTensors { params, grads, states, found_inf, .. } = *tensors;
+    let [exp_avgs, exp_avg_sqs, steps] = states else {
         unreachable!("Adam has three slots");
     };
     ffi::foreach_add(steps, 1.0)?;
-    ffi::adam([params, grads, exp_avgs, exp_avg_sqs, steps], options, fused)
+    ffi::adam([params, grads, exp_avgs, exp_avg_sqs, steps], options, kernels(fused, found_inf))
 }

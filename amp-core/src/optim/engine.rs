@@ -6,7 +6,7 @@ use super::{
     Optimizer, Rates, WeightUpdate, saved,
     weight_update::{is_half, wide, write, write_stochastically},
 };
-use crate::{Error, Result, nn::Parameter, state::State};
+use crate::{Error, Result, ffi::Kernels, nn::Parameter, state::State};
 
 /// An optimizer's options with its rule for one step. Implemented by this module's optimizers.
 pub(super) trait Algorithm: Copy + 'static {
@@ -40,6 +40,16 @@ pub(super) trait Algorithm: Copy + 'static {
     /// # Errors
     /// When a kernel fails.
     fn step(&self, tensors: &StepTensors<'_>) -> Result<()>;
+
+    /// Whether [`step`](Self::step) looks at `found_inf`.
+    fn skips_on_device(&self) -> bool {
+        false
+    }
+}
+
+/// The kernels of an algorithm that has both.
+pub(super) fn kernels(fused: bool, found_inf: Option<&Tensor>) -> Kernels<'_> {
+    if fused { Kernels::Fused(found_inf) } else { Kernels::Foreach }
 }
 
 /// One tensor of a parameter's state.
@@ -75,6 +85,8 @@ pub(super) struct StepTensors<'a> {
     pub(super) states: &'a [Vec<Tensor>],
     /// Whether these parameters have never been stepped; all of them or none.
     pub(super) first: bool,
+    /// An f32 scalar on the device: where it is 1, nothing moves.
+    pub(super) found_inf: Option<&'a Tensor>,
 }
 
 /// A built optimizer.
@@ -171,14 +183,15 @@ impl<A: Algorithm> Engine<A> {
         Ok(batches)
     }
 
-    fn step_batch(&self, batch: &Batch) -> Result<()> {
+    fn step_batch(&self, batch: &Batch, found_inf: Option<&Tensor>) -> Result<()> {
         let (_, kind, _) = batch.key;
         let working = working::<A>(kind, self.update);
         let tensors = |places: &[usize]| -> Vec<Tensor> {
             places.iter().map(|at| self.parameters[*at].tensor.shallow_clone()).collect()
         };
         if working == Working::Itself {
-            return self.step_on(batch, &batch.places, &tensors(&batch.places), &batch.grads);
+            let params = tensors(&batch.places);
+            return self.step_on(batch, &batch.places, &params, &batch.grads, found_inf);
         }
         for part in parts(&batch.grads) {
             let places = &batch.places[part.clone()];
@@ -189,7 +202,7 @@ impl<A: Algorithm> Engine<A> {
                 Working::Masters => masters.map(Tensor::shallow_clone).collect(),
                 _ => narrow.iter().map(wide).collect::<Result<Vec<_>>>()?,
             };
-            self.step_on(batch, places, &params, &grads)?;
+            self.step_on(batch, places, &params, &grads, found_inf)?;
             for (to, from) in narrow.iter().zip(&params) {
                 match working {
                     Working::Copies { stochastic: true } => write_stochastically(to, from)?,
@@ -206,13 +219,15 @@ impl<A: Algorithm> Engine<A> {
         places: &[usize],
         params: &[Tensor],
         grads: &[Tensor],
+        found_inf: Option<&Tensor>,
     ) -> Result<()> {
         let (group, _, first) = batch.key;
         let slot =
             |slot: usize| places.iter().map(move |at| self.kept[*at].states[slot].shallow_clone());
         let slots = 0..self.slots[group].len();
         let states: Vec<Vec<Tensor>> = slots.map(|at| slot(at).collect()).collect();
-        self.options[group].step(&StepTensors { params, grads, states: &states, first })
+        let states = &states;
+        self.options[group].step(&StepTensors { params, grads, states, first, found_inf })
     }
 }
 
@@ -268,12 +283,22 @@ impl<A: Algorithm> Optimizer for Engine<A> {
 
     fn step(&mut self) -> Result<()> {
         for batch in self.batches()? {
-            self.step_batch(&batch)?;
+            self.step_batch(&batch, None)?;
             for at in batch.places {
                 self.kept[at].started = true;
             }
         }
         Ok(())
+    }
+
+    fn skips_on_device(&self) -> bool {
+        // Whether the first step was taken is known on the host alone.
+        let started = !A::FIRST_STEP_DIFFERS || self.kept.iter().all(|kept| kept.started);
+        started && self.options.iter().all(A::skips_on_device)
+    }
+
+    fn step_unless(&mut self, found_inf: &Tensor) -> Result<()> {
+        self.batches()?.iter().try_for_each(|batch| self.step_batch(batch, Some(found_inf)))
     }
 
     fn rates(&self) -> Vec<Rates> {

@@ -28,6 +28,7 @@ pub use weight_update::WeightUpdate;
 
 use groups::build_plainly;
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
 use crate::{Error, Result, ffi, nn::Parameter, state::State};
 
@@ -84,6 +85,22 @@ pub trait Optimizer {
     /// # Errors
     /// When the kernel fails.
     fn step(&mut self) -> Result<()>;
+
+    /// Whether the device can leave a step out by itself: then [`step_unless`](Self::step_unless)
+    /// works.
+    fn skips_on_device(&self) -> bool {
+        false
+    }
+
+    /// [`step`](Self::step), but where `found_inf`, an f32 scalar on the parameters' device, is 1
+    /// nothing moves. The host learns nothing of it.
+    ///
+    /// # Errors
+    /// When the optimizer cannot, or the kernel fails.
+    fn step_unless(&mut self, found_inf: &Tensor) -> Result<()> {
+        let _ = found_inf;
+        Err(Error::config(format!("{} cannot leave a step out on the device", self.name())))
+    }
 
     /// The current rates of each parameter group; there is at least one.
     fn rates(&self) -> Vec<Rates>;

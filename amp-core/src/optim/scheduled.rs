@@ -96,6 +96,20 @@ impl Scheduled {
         Ok(())
     }
 
+    /// Where the schedule is, to come back to; nothing where it does not move by steps.
+    pub(crate) fn fork_schedule(&self) -> Option<Vec<Box<dyn Scheduler>>> {
+        let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
+        Some(schedule.groups.iter().map(|scheduler| scheduler.fork()).collect())
+    }
+
+    /// Comes back to where the schedule was.
+    pub(crate) fn restore_schedule(&mut self, forked: Vec<Box<dyn Scheduler>>) {
+        if let Some(schedule) = &mut self.schedule {
+            schedule.groups = forked;
+            self.optimizer.set_rates(&schedule.rates());
+        }
+    }
+
     /// What a checkpoint needs: the optimizer's state under `optimizer/`, that of each parameter
     /// group's schedule under `scheduler/<group>/`. Tensors are handles: save them before the
     /// next step.

@@ -4,7 +4,7 @@ use tch::Kind;
 
 use super::{
     Rates, build_plainly,
-    engine::{Algorithm, Slot, StepTensors},
+    engine::{Algorithm, Slot, StepTensors, kernels},
     require,
     weight_update::is_half,
 };
@@ -88,7 +88,11 @@ impl Algorithm for Sgd {
         // A schedule may have taken the momentum to 0.
         let buffers = tensors.states.first().filter(|_| momentum != 0.0);
         lists.extend(buffers.map(Vec::as_slice));
-        ffi::sgd(&lists, &options, fused)
+        ffi::sgd(&lists, &options, kernels(fused, tensors.found_inf))
+    }
+
+    fn skips_on_device(&self) -> bool {
+        self.fused
     }
 }
 

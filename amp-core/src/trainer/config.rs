@@ -2,7 +2,10 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use tch::Device;
 
-use super::recovery::{NonFinite, ScaleFloor};
+use super::{
+    graph::Graph,
+    recovery::{NonFinite, ScaleFloor},
+};
 use crate::{
     Error, Result,
     optim::WeightUpdate,
@@ -46,6 +49,8 @@ pub struct TrainerConfig {
     /// Whether a batch that does not fit into memory is run in halves, quarters and so on, whose
     /// gradients add up to the batch's. Batch statistics are then those of the parts.
     pub micro_batching: bool,
+    /// Whether whole steps run as CUDA graphs. The numbers are the same, to the last bit.
+    pub graph: Graph,
     /// Optimizer steps between two that are profiled, counted across epochs.
     pub profile_every_n_steps: Option<i64>,
     /// The scaler's constants, used by `16-mixed`.
@@ -77,6 +82,7 @@ impl TrainerConfig {
             provenance: true,
             scale_floor: ScaleFloor::default(),
             micro_batching: true,
+            graph: Graph::default(),
             profile_every_n_steps: None,
             scaler: GradScalerConfig::default(),
             islands: Rc::default(),

@@ -1,8 +1,10 @@
 //! The loop over epochs and batches.
 
-use std::{fs, io::ErrorKind, rc::Rc, time::Instant};
+use std::{collections::VecDeque, fs, io::ErrorKind, rc::Rc, time::Instant};
 
-use super::{TrainerConfig, profile::Phase, step::StepRunner};
+use tch::Tensor;
+
+use super::{TrainerConfig, graph::Flight, profile::Phase, step::StepRunner, window::Examples};
 use crate::{
     Error, Hook, LightningModule, Result, Step,
     callback::{Action, Callback, Epoch},
@@ -52,6 +54,7 @@ pub(super) struct Run<'r, 'c> {
     pub(super) runner: StepRunner<'r>,
     pub(super) callbacks: Callbacks<'r, 'c>,
     pub(super) emit: &'r mut Emit<'r>,
+    pub(super) flight: Flight,
     pub(super) position: Position,
     /// The running epoch's values.
     pub(super) log: Log,
@@ -90,9 +93,18 @@ impl<'r, 'c> Run<'r, 'c> {
         let optimizers = model.configure_optimizers(&plan)?;
         let optimizers = optimizers.build(nn::parameters(model), config.weight_update)?;
         let runner = StepRunner::new(config, optimizers)?;
-        let (position, log) = (Position::default(), Log::default());
-        let callbacks = Callbacks(callbacks);
-        Ok(Self { config, model, data, loader, runner, callbacks, emit, position, log })
+        Ok(Self {
+            config,
+            model,
+            data,
+            loader,
+            runner,
+            callbacks: Callbacks(callbacks),
+            emit,
+            flight: Flight::default(),
+            position: Position::default(),
+            log: Log::default(),
+        })
     }
 
     /// Trains and validates from the present position to the end.
@@ -108,6 +120,7 @@ impl<'r, 'c> Run<'r, 'c> {
         (self.emit)(Event::FitEnd(FitEnd {
             global_step: self.runner.global_step(),
             skipped: self.runner.counts.skipped,
+            replayed: self.flight.replayed,
             scale: self.runner.scale(),
             seconds: started.elapsed().as_secs_f64(),
         }))
@@ -131,6 +144,7 @@ impl<'r, 'c> Run<'r, 'c> {
             resumed,
         }))?;
         notes.into_iter().try_for_each(|text| (self.emit)(Event::Note { text }))?;
+        self.prepare_flight()?;
         self.model.on_train_start()?;
         let mut hook = self.runner.hook(self.position.epoch, &mut self.log);
         self.callbacks.each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
@@ -186,54 +200,124 @@ impl<'r, 'c> Run<'r, 'c> {
         }
         let loader = self.loader.clone();
         let mut batches = loader.epoch(epoch.cast_unsigned(), first)?;
+        // Examples that were read, but not stepped on yet; and where to read on.
+        let (mut queue, mut next) = (VecDeque::new(), first);
+        let mut actions = Vec::new();
         while self.position.batch < loader.batches() {
-            let start = self.position.batch;
-            let end = (start + self.config.accumulate_grad_batches).min(loader.batches());
-            // A mean over the window's examples, whatever the window's true length.
-            let examples: i64 = (start..end).map(|at| loader.batch_len(at)).sum();
-            self.runner.begin_window(epoch, start)?;
-            let mut actions = Vec::new();
-            for (index, batch) in (start..end).zip(&mut batches) {
-                let batch = batch?;
-                self.runner.profiler.lap(Phase::Data)?;
-                let share = batch.len() as f64 / examples as f64;
-                let stepped = index + 1 == end;
-                actions.extend(self.batch(batch, index, share, stepped)?);
+            let examples = match queue.pop_front() {
+                Some(examples) => Some(examples),
+                None => self.read(&loader, &mut batches, &mut next)?,
+            };
+            match examples {
+                Some(examples) if self.may_fly(&examples)? => self.start_step(examples)?,
+                Some(examples) if self.flight.is_empty() => {
+                    actions.extend(self.step_without_graph(examples)?);
+                }
+                // It cannot begin before those in flight have ended.
+                waiting => {
+                    queue.extend(waiting);
+                    actions.extend(self.land(&mut queue)?);
+                }
             }
-            self.position.batch = end;
-            if self.act(actions)? == Flow::End || self.past_max_steps() == Flow::End {
-                return Ok(Flow::End);
+            while self.must_land() || (!actions.is_empty() && !self.flight.is_empty()) {
+                actions.extend(self.land(&mut queue)?);
+            }
+            if self.flight.is_empty() {
+                if !actions.is_empty() {
+                    self.leave_graph()?;
+                }
+                let flow = self.act(std::mem::take(&mut actions))?;
+                if flow == Flow::End || self.past_max_steps() == Flow::End {
+                    self.leave_graph()?;
+                    return Ok(Flow::End);
+                }
             }
         }
+        self.leave_graph()?;
         Ok(Flow::On)
     }
 
-    /// Adds a batch's gradients and, on the window's last, steps on them.
-    fn batch(
+    /// Reads the examples of a step; none where the epoch has no more, or no more are to be
+    /// stepped on before those in flight have ended.
+    fn read(
         &mut self,
-        batch: Batch,
+        loader: &DataLoader,
+        batches: &mut dyn Iterator<Item = Result<Batch>>,
+        next: &mut i64,
+    ) -> Result<Option<Examples>> {
+        let in_flight = self.flight.len();
+        let most = self.config.max_steps;
+        if *next >= loader.batches()
+            || most.is_some_and(|most| self.runner.global_step() + in_flight >= most)
+        {
+            return Ok(None);
+        }
+        let attempt = self.runner.counts.attempts + in_flight;
+        let profiled = self.config.profile_every_n_steps.map(i64::cast_unsigned);
+        if profiled.is_some_and(|every| attempt.is_multiple_of(every)) {
+            if in_flight > 0 {
+                return Ok(None);
+            }
+            self.runner.profiler.start(self.position.epoch, *next)?;
+        }
+        let start = *next;
+        let end = (start + self.config.accumulate_grad_batches).min(loader.batches());
+        let examples: i64 = (start..end).map(|at| loader.batch_len(at)).sum();
+        let mut read = Examples { start, batches: Vec::new(), shares: Vec::new() };
+        for batch in batches.take((end - start) as usize) {
+            let batch = batch?;
+            self.runner.profiler.lap(Phase::Data)?;
+            read.shares.push(batch.len() as f64 / examples as f64);
+            read.batches.push(batch);
+        }
+        *next = end;
+        Ok(Some(read))
+    }
+
+    /// Steps on some examples, kernel by kernel.
+    pub(super) fn step_without_graph(&mut self, examples: Examples) -> Result<Vec<Action>> {
+        self.leave_graph()?;
+        self.runner.begin_window()?;
+        let Examples { start, batches, shares } = examples;
+        let end = start + batches.len() as i64;
+        let mut actions = Vec::new();
+        for (index, (batch, share)) in (start..).zip(batches.into_iter().zip(shares)) {
+            let Self { model, runner, callbacks, emit, log, position, .. } = self;
+            let loss = runner.accumulate(*model, batch, index, share, log, *emit)?;
+            let outcome = match index + 1 == end {
+                true => Some(runner.step(*model, position.epoch, log, callbacks, *emit)?),
+                false => None,
+            };
+            actions.extend(self.end_batch(index, &loss, outcome.as_ref())?);
+        }
+        self.flight.warmed_up += 1;
+        self.position.batch = end;
+        Ok(actions)
+    }
+
+    /// Lets everybody know of a batch, and of the step if it was the step's last.
+    pub(super) fn end_batch(
+        &mut self,
         index: i64,
-        share: f64,
-        stepped: bool,
+        loss: &Tensor,
+        outcome: Option<&StepOutcome>,
     ) -> Result<Vec<Action>> {
-        let Self { config, model, runner, callbacks, emit, log, position, .. } = self;
+        let Self { model, runner, callbacks, emit, log, position, .. } = self;
         let epoch = position.epoch;
-        let loss = runner.accumulate(*model, batch, index, share, log, *emit)?;
-        let outcome: Option<StepOutcome> = match stepped {
-            true => Some(runner.step(*model, epoch, log, callbacks, *emit)?),
-            false => None,
-        };
         let mut hook = runner.hook(epoch, log);
-        model.on_train_batch_end(&loss, outcome.as_ref(), &mut hook)?;
-        let actions =
-            callbacks.each(|callback| callback.on_train_batch_end(outcome.as_ref(), &mut hook))?;
+        model.on_train_batch_end(loss, outcome, &mut hook)?;
+        let actions = callbacks.each(|callback| callback.on_train_batch_end(outcome, &mut hook))?;
         let global_step = runner.global_step();
         emit(Event::Batch { epoch, batch: index, global_step })?;
-        let every = config.log_every_n_steps.cast_unsigned();
-        if stepped && runner.counts.attempts.is_multiple_of(every) {
-            emit(Event::Logged { global_step, values: log.step_values()? })?;
+        if outcome.is_some() && self.logs_now() {
+            (self.emit)(Event::Logged { global_step, values: self.log.step_values()? })?;
         }
         Ok(actions)
+    }
+
+    /// Whether the last step is one whose values are told.
+    pub(super) fn logs_now(&self) -> bool {
+        self.runner.counts.attempts.is_multiple_of(self.config.log_every_n_steps.cast_unsigned())
     }
 
     /// Validates and returns the values.

@@ -3,12 +3,14 @@
 mod checkpoint;
 mod config;
 mod fit;
+mod graph;
 mod profile;
 mod recovery;
 mod step;
 mod window;
 
 pub use config::TrainerConfig;
+pub use graph::{Graph, StepAccess};
 pub use profile::{Interval, Phase, Profile, Span};
 pub use recovery::{AtFloor, NonFinite, Recovery, ScaleFloor};
 

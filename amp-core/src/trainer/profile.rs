@@ -155,6 +155,11 @@ impl Profiler {
         Ok(())
     }
 
+    /// Whether a step is being profiled.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
     /// Ends a phase of the step that is being profiled, if one is.
     pub(super) fn lap(&mut self, phase: Phase) -> Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };

@@ -1,7 +1,5 @@
 //! One optimizer step: unscale, hooks, clip, step, update, and what follows from the outcome.
 
-use tch::Tensor;
-
 use super::{
     TrainerConfig,
     fit::{Callbacks, Emit},
@@ -15,7 +13,7 @@ use crate::{
     log::{Log, Logged},
     nn::Context,
     optim::{Interval, Scheduled},
-    precision::{Clip, GradScaler, Policy, StepOutcome},
+    precision::{Clip, GradScaler, Gradients, Policy, StepOutcome, Unscaled},
 };
 
 /// How many steps there were.
@@ -127,9 +125,7 @@ impl<'a> StepRunner<'a> {
             self.profiler.lap(Phase::Optimizer)?;
             let next = match &outcome {
                 StepOutcome::Applied => {
-                    self.counts.applied += 1;
-                    self.counts.consecutive_skips = 0;
-                    self.keep_good(model)?;
+                    self.count_applied(model)?;
                     Next::GoOn
                 }
                 StepOutcome::Skipped { culprit } => {
@@ -144,10 +140,7 @@ impl<'a> StepRunner<'a> {
                     self.recover(model, &skipped, emit)?
                 }
             };
-            if self.scaler.scale_value() != scale {
-                let scale = self.scaler.scale_value();
-                emit(Event::Scale { attempt: self.counts.attempts, scale })?;
-            }
+            self.tell_scale(scale, emit)?;
             if next == Next::Again {
                 self.rerun_window(model)?;
                 continue;
@@ -157,9 +150,55 @@ impl<'a> StepRunner<'a> {
         }
     }
 
+    fn count_applied(&mut self, model: &dyn LightningModule) -> Result<()> {
+        self.counts.applied += 1;
+        self.counts.consecutive_skips = 0;
+        self.keep_good(model)
+    }
+
+    /// Counts a step that the device has applied by itself.
+    pub(super) fn follow_applied(
+        &mut self,
+        model: &dyn LightningModule,
+        emit: &mut Emit<'_>,
+    ) -> Result<()> {
+        let scale = self.scaler.scale_value();
+        self.counts.attempts += 1;
+        self.count_applied(model)?;
+        self.scaler.follow_applied();
+        self.tell_scale(scale, emit)
+    }
+
+    /// Tells when the scale is no longer what it was.
+    fn tell_scale(&self, before: f64, emit: &mut Emit<'_>) -> Result<()> {
+        match self.scaler.scale_value() {
+            same if same == before => Ok(()),
+            scale => emit(Event::Scale { attempt: self.counts.attempts, scale }),
+        }
+    }
+
+    /// Unscales the gradients of each optimizer's parameters.
+    pub(super) fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
+        let mut gradients = Vec::with_capacity(self.optimizers.len());
+        for scheduled in &self.optimizers {
+            let scaled = self.scaler.gradients(scheduled.optimizer.as_ref())?;
+            gradients.push(self.scaler.unscale(scaled)?);
+        }
+        Ok(gradients)
+    }
+
+    /// Clips by the norm of each optimizer's own gradients, as Lightning does.
+    pub(super) fn clip(&self, gradients: &[Gradients<Unscaled>]) -> Result<()> {
+        gradients.iter().try_for_each(|gradients| match self.config.gradient_clip {
+            // The norm stays on the device.
+            Some(Clip::Norm(limit)) => gradients.clip_grad_norm(limit).map(drop),
+            Some(Clip::Value(limit)) => gradients.clip_grad_value(limit),
+            None => Ok(()),
+        })
+    }
+
     /// One try. With several optimizers it is skipped where one of them is; a schedule moves when
-    /// its own optimizer did, or for every step where a skipped one counts. Clipping is by the
-    /// norm of each optimizer's own gradients, as in Lightning.
+    /// its own optimizer did, or for every step where a skipped one counts.
     fn attempt(
         &mut self,
         model: &mut dyn LightningModule,
@@ -167,11 +206,7 @@ impl<'a> StepRunner<'a> {
         log: &mut Log,
         callbacks: &mut Callbacks<'_, '_>,
     ) -> Result<StepOutcome> {
-        let mut gradients = Vec::with_capacity(self.optimizers.len());
-        for scheduled in &self.optimizers {
-            let scaled = self.scaler.gradients(scheduled.optimizer.as_ref())?;
-            gradients.push(self.scaler.unscale(scaled)?);
-        }
+        let gradients = self.unscale()?;
         self.profiler.lap(Phase::Unscale)?;
         for gradients in &gradients {
             let mut hook = self.hook(epoch, log);
@@ -179,16 +214,7 @@ impl<'a> StepRunner<'a> {
             callbacks.on_before_optimizer_step(gradients, &mut hook)?;
         }
         self.profiler.lap(Phase::Hooks)?;
-        for gradients in &gradients {
-            match self.config.gradient_clip {
-                Some(Clip::Norm(limit)) => {
-                    // The norm stays on the device.
-                    let _: Tensor = gradients.clip_grad_norm(limit)?;
-                }
-                Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
-                None => {}
-            }
-        }
+        self.clip(&gradients)?;
         self.profiler.lap(Phase::Clip)?;
         self.lr = first_lr(&self.optimizers);
         let mut overall = StepOutcome::Applied;
@@ -213,6 +239,6 @@ impl<'a> StepRunner<'a> {
 }
 
 /// The rate of the first optimizer's first group: the one that stands for all in a line of figures.
-fn first_lr(scheduled: &[Scheduled]) -> f64 {
+pub(super) fn first_lr(scheduled: &[Scheduled]) -> f64 {
     scheduled.first().map_or(0.0, |first| first.optimizer.rates()[0].lr)
 }

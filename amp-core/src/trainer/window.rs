@@ -18,6 +18,15 @@ use crate::{
     random::RandomState,
 };
 
+/// The batches of one optimizer step.
+pub(super) struct Examples {
+    /// The first one's place in the epoch.
+    pub(super) start: i64,
+    pub(super) batches: Vec<Batch>,
+    /// What each one's loss counts: a mean over the step's examples, whatever the step's length.
+    pub(super) shares: Vec<f64>,
+}
+
 /// What a step was computed from.
 #[derive(Default)]
 pub(super) struct Window {
@@ -42,17 +51,25 @@ impl Window {
 
 impl StepRunner<'_> {
     /// Forgets the last step's examples and gradients.
-    pub(super) fn begin_window(&mut self, epoch: i64, batch: i64) -> Result<()> {
+    pub(super) fn begin_window(&mut self) -> Result<()> {
         self.zero_grad()?;
         self.window = Window::default();
         self.window.random = Some(RandomState::read(self.policy.device)?);
-        let attempts = self.counts.attempts;
-        match self.config.profile_every_n_steps {
-            Some(every) if attempts.is_multiple_of(every.cast_unsigned()) => {
-                self.profiler.start(epoch, batch)
-            }
-            _ => Ok(()),
-        }
+        Ok(())
+    }
+
+    /// Makes these batches the step's, to be captured.
+    pub(super) fn begin_capture(&mut self, batches: &[Batch], shares: &[f64]) -> Result<()> {
+        self.zero_grad()?;
+        let batches = batches.iter().map(Batch::shallow_clone).zip(shares.iter().copied());
+        self.window = Window { batches: batches.collect(), ..Window::default() };
+        Ok(())
+    }
+
+    /// Forgets what was captured, whether or not it can be used.
+    pub(super) fn end_capture(&mut self) {
+        self.window = Window::default();
+        self.scaler.forget();
     }
 
     /// Adds the gradients of `share` of the batch's loss and returns the loss, detached. The very
@@ -97,7 +114,7 @@ impl StepRunner<'_> {
 
     /// Forward and scaled backward over one batch of the window, in as many parts as memory asks
     /// for; returns the batch's loss, detached.
-    fn forward_backward(
+    pub(super) fn forward_backward(
         &mut self,
         model: &mut dyn LightningModule,
         at: usize,

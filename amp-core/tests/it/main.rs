@@ -15,6 +15,7 @@ mod data_threads;
 mod demo_training;
 mod device;
 mod errors;
+mod graphs;
 mod islands;
 mod log;
 mod loggers;

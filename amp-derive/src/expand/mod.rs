@@ -12,6 +12,7 @@ mod hooks;
 mod layer;
 mod log;
 mod optimizer;
+mod step_access;
 mod train;
 mod validate;
 mod visit;
@@ -66,6 +67,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
     let optimizers = optimizer::expand(&lightning.optimizers);
     let hooks = lightning.hooks.iter().map(hooks::expand);
     let checkpoint = checkpoint::expand(model);
+    let step_access = step_access::expand(lightning);
     let items = quote! {
         fn name(&self) -> &'static str {
             #name
@@ -74,6 +76,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
         #train
         #validate
         #optimizers
+        #step_access
         #(#hooks)*
         #checkpoint
     };

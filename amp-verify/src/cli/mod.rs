@@ -17,6 +17,7 @@ use amp_core::{
     data::{Loading, Placement},
     optim::WeightUpdate,
     precision::{Clip, Precision},
+    trainer::Graph,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fixtures::data::DataKind;
@@ -166,6 +167,10 @@ pub struct RunArgs {
     /// Ask libtorch for deterministic algorithms
     #[arg(long)]
     pub deterministic: bool,
+    /// Whether whole steps run as CUDA graphs: auto, on or off; the numbers are the same
+    #[arg(long, value_name = "WHEN", value_parser = Graph::from_str,
+          default_value_t = Graph::default())]
+    pub graph: Graph,
     /// Threads of one CPU operation [default: all cores]
     #[arg(long)]
     pub threads: Option<i32>,
@@ -213,6 +218,7 @@ impl RunArgs {
             on_non_finite: self.recovery.on_non_finite,
             scale_floor: self.recovery.scale_floor(),
             weight_update: self.weight_update,
+            graph: self.graph,
             early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),
             set: self.set.iter().cloned().collect::<Hyperparameters>(),
             loading: Loading {

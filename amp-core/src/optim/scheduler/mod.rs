@@ -51,9 +51,12 @@ pub trait Scheduler {
     /// # Errors
     /// When the state is of another schedule. Nothing is changed then.
     fn load_state(&mut self, state: &State) -> Result<()>;
+    /// Another that goes on from here.
+    fn fork(&self) -> Box<dyn Scheduler>;
 }
 
 /// A schedule whose rates follow from the number of intervals passed and the last rates.
+#[derive(Clone)]
 struct Rule<F> {
     name: &'static str,
     next: F,
@@ -61,7 +64,7 @@ struct Rule<F> {
     passed: i64,
 }
 
-impl<F: Fn(i64, Rates) -> Rates> Scheduler for Rule<F> {
+impl<F: Fn(i64, Rates) -> Rates + Clone + 'static> Scheduler for Rule<F> {
     fn rates(&self) -> Rates {
         self.rates
     }
@@ -86,12 +89,16 @@ impl<F: Fn(i64, Rates) -> Rates> Scheduler for Rule<F> {
         (self.passed, self.rates) = (passed, rates);
         Ok(())
     }
+
+    fn fork(&self) -> Box<dyn Scheduler> {
+        Box::new(self.clone())
+    }
 }
 
 fn rule(
     name: &'static str,
     first: Rates,
-    next: impl Fn(i64, Rates) -> Rates + 'static,
+    next: impl Fn(i64, Rates) -> Rates + Clone + 'static,
 ) -> Box<dyn Scheduler> {
     Box::new(Rule { name, next, rates: first, passed: 0 })
 }

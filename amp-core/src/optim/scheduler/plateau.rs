@@ -84,6 +84,7 @@ impl BuildScheduler for ReduceLrOnPlateau {
     }
 }
 
+#[derive(Clone)]
 struct Plateau {
     options: ReduceLrOnPlateau,
     rates: Rates,
@@ -155,6 +156,10 @@ impl Scheduler for Plateau {
         let rates = saved::get_rates(state, saved::LAST)?;
         *self = Self { options: self.options.clone(), rates, best, bad_epochs, cooldown };
         Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn Scheduler> {
+        Box::new(self.clone())
     }
 }
 

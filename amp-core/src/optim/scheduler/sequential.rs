@@ -94,4 +94,9 @@ impl Scheduler for Sequential {
         }
         Ok(())
     }
+    fn fork(&self) -> Box<dyn Scheduler> {
+        let Self { schedules, milestones, passed } = self;
+        let schedules = schedules.iter().map(|schedule| schedule.fork()).collect();
+        Box::new(Self { schedules, milestones: milestones.clone(), passed: *passed })
+    }
 }

@@ -70,6 +70,7 @@
 //! twice, kept beyond an update or handed to another optimizer, f16 gradients, and an update
 //! without any gradients.
 
+mod captured;
 mod config;
 mod gradients;
 mod losses;

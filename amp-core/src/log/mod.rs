@@ -1,5 +1,9 @@
 //! What steps log: sums on the device, read back at the logging interval and the epoch's end.
 
+mod captured;
+
+pub(crate) use captured::CapturedLog;
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -191,6 +195,12 @@ impl Log {
 }
 
 impl Entry {
+    fn shallow_clone(&self) -> Self {
+        let (name, counts) = (self.name.clone(), self.counts.shallow_clone());
+        let latest = (self.latest.0.shallow_clone(), self.latest.1);
+        Self { name, counts, latest, ..*self }
+    }
+
     fn add(&mut self, counts: Tensor, weight: f64) -> Result<()> {
         match self.batches {
             1 => self.counts = self.counts.f_add(&counts)?,

@@ -1,0 +1,129 @@
+// CUDA graphs: a step's kernels, captured once and started with one call. libtorch's own class does
+// it, reached by name, so that neither CUDA's headers nor its libraries are needed to build.
+
+#include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <utility>
+
+#include "guard.h"
+
+namespace {
+
+using PoolId = std::pair<unsigned long long, unsigned long long>;
+
+template <typename Function>
+Function find(const char* symbol) {
+  // The library was loaded with its symbols for all (amp_load_cuda).
+  void* found = dlsym(RTLD_DEFAULT, symbol);
+  if (found == nullptr) throw std::runtime_error(std::string("libtorch has no ") + symbol);
+  return reinterpret_cast<Function>(found);
+}
+
+// at::cuda::CUDAGraph of libtorch 2.11.0 (ATen/cuda/CUDAGraph.h) with its members by their mangled
+// names; each takes the object as its first argument (Itanium C++ ABI).
+class CudaGraph {
+ public:
+  CudaGraph() { find<void (*)(void*, bool)>("_ZN2at4cuda9CUDAGraphC1Eb")(object_, false); }
+  ~CudaGraph() { find<void (*)(void*)>("_ZN2at4cuda9CUDAGraphD1Ev")(object_); }
+  CudaGraph(const CudaGraph&) = delete;
+
+  void capture_begin() {
+    // cudaStreamCaptureModeThreadLocal: a thread that loads data may go on allocating.
+    constexpr int thread_local_mode = 1;
+    find<void (*)(void*, PoolId, int)>(
+        "_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode")(
+        object_, PoolId{0, 0}, thread_local_mode);
+  }
+  void capture_end() { call("_ZN2at4cuda9CUDAGraph11capture_endEv"); }
+  void replay() { replay_(object_); }
+
+ private:
+  void call(const char* symbol) { find<void (*)(void*)>(symbol)(object_); }
+
+  // Some 150 bytes are needed.
+  alignas(16) unsigned char object_[512];
+  void (*replay_)(void*) = find<void (*)(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
+};
+
+struct Capture {
+  explicit Capture(c10::Stream stream) : guard(std::in_place, stream) {}
+  CudaGraph graph;
+  std::optional<c10::StreamGuard> guard;
+  bool capturing = false;
+};
+
+}  // namespace
+
+extern "C" {
+
+// From here on this thread's work on the device is noted instead of done, until amp_graph_end. The
+// capture goes to amp_graph_drop.
+int amp_graph_begin(int index, void** out) {
+  return amp::guarded([&] {
+    const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
+    const c10::impl::VirtualGuardImpl impl(device.type());
+    // What was started before must not be waited for within the capture.
+    impl.synchronizeDevice(device.index());
+    auto capture = std::make_unique<Capture>(impl.getStreamFromGlobalPool(device));
+    capture->graph.capture_begin();
+    capture->capturing = true;
+    *out = capture.release();
+  });
+}
+
+// Ends the capture, whether or not what was captured can be used.
+int amp_graph_end(void* handle) {
+  auto& capture = *static_cast<Capture*>(handle);
+  const int status = amp::guarded([&] {
+    capture.capturing = false;
+    capture.graph.capture_end();
+  });
+  capture.guard.reset();
+  return status;
+}
+
+int amp_graph_drop(void* handle) {
+  return amp::guarded([&] { delete static_cast<Capture*>(handle); });
+}
+
+// Starts the captured work on the device's current stream, then copying `from` to `to`, which lies
+// in pinned memory. `event` tells when that has been done; it goes to amp_event_drop.
+int amp_graph_launch(void* handle, const at::Tensor* from, const at::Tensor* to, void** event) {
+  return amp::guarded([&] {
+    const c10::NoGradGuard no_grad;
+    static_cast<Capture*>(handle)->graph.replay();
+    to->copy_(*from, /*non_blocking=*/true);
+    auto done = std::make_unique<c10::Event>(c10::DeviceType::CUDA);
+    const c10::impl::VirtualGuardImpl impl(c10::DeviceType::CUDA);
+    done->record(impl.getStream(from->device()));
+    *event = done.release();
+  });
+}
+
+// Whether waiting for the device is an error on this process's threads
+// (torch.cuda.set_sync_debug_mode).
+int amp_forbid_synchronization(int forbid) {
+  return amp::guarded([&] {
+    // c10::cuda::warning_state(): an enum, 0 for allowed and 2 for an error.
+    *find<int*>("_ZZN3c104cuda13warning_stateEvE14warning_state_") = forbid != 0 ? 2 : 0;
+  });
+}
+
+// Gives the parameters these tensors as their gradients.
+int amp_set_grads(const at::Tensor* const* parameters, const at::Tensor* const* grads,
+                  size_t count) {
+  return amp::guarded([&] {
+    for (size_t i = 0; i < count; ++i) parameters[i]->mutable_grad() = *grads[i];
+  });
+}
+
+}  // extern "C"

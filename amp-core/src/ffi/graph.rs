@@ -1,0 +1,83 @@
+//! CUDA graphs (`csrc/graph.cpp`).
+
+use std::{
+    ffi::{c_int, c_void},
+    marker::PhantomData,
+};
+
+use tch::Tensor;
+
+use super::{CudaEvent, Handle, handles, take_error};
+use crate::{Result, error::Error};
+
+unsafe extern "C" {
+    fn amp_graph_begin(index: c_int, out: *mut *mut c_void) -> c_int;
+    fn amp_graph_end(capture: *mut c_void) -> c_int;
+    fn amp_graph_drop(capture: *mut c_void) -> c_int;
+    fn amp_graph_launch(
+        graph: *mut c_void,
+        from: Handle,
+        to: Handle,
+        event: *mut *mut c_void,
+    ) -> c_int;
+    fn amp_forbid_synchronization(forbid: c_int) -> c_int;
+    fn amp_set_grads(parameters: *const Handle, grads: *const Handle, count: usize) -> c_int;
+}
+
+/// Work of a CUDA device, captured to be started as a whole. Its tensors' memory is its own until
+/// it is dropped.
+#[derive(Debug)]
+pub(crate) struct CudaGraph {
+    handle: *mut c_void,
+    /// The stream it is captured on belongs to the thread.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl CudaGraph {
+    /// Captures what `body` starts on the device, without doing it.
+    pub(crate) fn capture<T>(index: usize, body: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
+        let mut handle = std::ptr::null_mut();
+        checked!(amp_graph_begin(index as c_int, &mut handle))?;
+        let graph = Self { handle, _not_send: PhantomData };
+        let noted = body();
+        let ended: Result<(), Error> = checked!(amp_graph_end(graph.handle));
+        // What the body refused says more than that its capture is of no use.
+        let noted = noted?;
+        ended?;
+        Ok((graph, noted))
+    }
+
+    /// Starts the work, then copying `from` to `to` in pinned memory; the event tells when both
+    /// have been done.
+    pub(crate) fn launch(&self, from: &Tensor, to: &Tensor) -> Result<CudaEvent> {
+        let mut event = std::ptr::null_mut();
+        checked!(amp_graph_launch(self.handle, from.as_ptr(), to.as_ptr(), &mut event))?;
+        Ok(CudaEvent::from_handle(event))
+    }
+}
+
+impl Drop for CudaGraph {
+    fn drop(&mut self) {
+        // There is nobody to tell in a drop.
+        let _ = checked!(amp_graph_drop(self.handle));
+    }
+}
+
+/// Runs `body` with waiting for the device as an error, as far as libtorch's operations know of
+/// it.
+pub(crate) fn without_synchronization<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    checked!(amp_forbid_synchronization(1))?;
+    let done = body();
+    checked!(amp_forbid_synchronization(0))?;
+    done
+}
+
+/// Gives each parameter a tensor as its gradient.
+pub(crate) fn set_grads<'a>(
+    parameters: impl IntoIterator<Item = &'a Tensor>,
+    grads: &[Tensor],
+) -> Result<()> {
+    let (parameters, grads) = (handles(parameters), handles(grads));
+    assert_eq!(parameters.len(), grads.len(), "a gradient for each parameter");
+    checked!(amp_set_grads(parameters.as_ptr(), grads.as_ptr(), grads.len()))
+}

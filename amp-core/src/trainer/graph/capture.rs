@@ -1,0 +1,170 @@
+//! Capturing a step.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{super::step::StepRunner, kept::Kept, refused};
+use crate::{
+    Error, LightningModule, Result,
+    data::Batch,
+    ffi::{self, CudaEvent, CudaGraph},
+    log::{CapturedLog, Log},
+    nn::{Role, named_tensors},
+    precision::Precision,
+};
+
+/// A captured step. Every tensor it names lies where the graph reads or writes it.
+pub(super) struct StepGraph {
+    graph: CudaGraph,
+    /// Where the batches are read.
+    inputs: Vec<Batch>,
+    /// Of each batch, detached.
+    pub(super) losses: Vec<Tensor>,
+    /// Of each optimizer's parameters, unscaled and clipped; those without a gradient are left
+    /// out.
+    grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
+    pub(super) log: CapturedLog,
+    /// 1 from the first step on that was not finite.
+    pub(super) void: Tensor,
+    /// `void` as it was after each step in flight, in pinned memory.
+    outcomes: Vec<Tensor>,
+    kept: Kept,
+    precision: Precision,
+}
+
+impl StepGraph {
+    /// Captures a step on batches like these. Nothing is computed and nothing changes.
+    pub(super) fn capture(
+        runner: &mut StepRunner<'_>,
+        model: &mut dyn LightningModule,
+        batches: &[Batch],
+        shares: &[f64],
+        slots: usize,
+    ) -> Result<Self> {
+        let Device::Cuda(index) = runner.policy().device else {
+            return Err(refused("they need a CUDA device"));
+        };
+        let device = runner.policy().device;
+        let buffers = buffers(model, device)?;
+        let inputs = batches.iter().map(Batch::copied).collect::<Result<Vec<_>>>()?;
+        let void = Tensor::f_zeros([0_i64; 0], (Kind::Float, device))?;
+        let room = CapturedLog::room(device)?;
+        let outcomes = Tensor::f_zeros([slots as i64], (Kind::Float, Device::Cpu))?;
+        let outcomes = ffi::pinned(&outcomes)?;
+        let outcomes = (0..slots).map(|slot| Ok(outcomes.f_select(0, slot as i64)?));
+        let outcomes = outcomes.collect::<Result<_>>()?;
+        runner.begin_capture(&inputs, shares)?;
+        // What the eager steps left cached would lie beside the graph's own memory.
+        ffi::cuda_empty_cache()?;
+        let captured = CudaGraph::capture(index, || {
+            ffi::without_synchronization(|| capture_step(runner, model, inputs.len(), &void, &room))
+        });
+        runner.end_capture();
+        let (graph, Captured { losses, log, grads }) = captured.map_err(why)?;
+        let kept = buffers.into_iter().chain(log.sums().map(Tensor::shallow_clone)).collect();
+        let kept = Kept::new(kept, slots)?;
+        let precision = runner.policy().precision;
+        Ok(Self { graph, inputs, losses, grads, log, void, outcomes, kept, precision })
+    }
+
+    /// Whether it computes in this precision.
+    pub(super) fn is_of(&self, precision: Precision) -> bool {
+        self.precision == precision
+    }
+
+    /// Whether a step on these batches is the one that was captured.
+    pub(super) fn fits(&self, batches: &[Batch], precision: Precision) -> bool {
+        let alike = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.kind() == b.kind();
+        self.precision == precision
+            && self.inputs.len() == batches.len()
+            && self.inputs.iter().zip(batches).all(|(own, other)| {
+                alike(&own.input, &other.input) && alike(&own.target, &other.target)
+            })
+    }
+
+    /// Takes over from steps without a graph.
+    pub(super) fn enter(&mut self, log: &mut Log) -> Result<()> {
+        self.log.take_over(log)?;
+        let mut grads = self.grads.iter();
+        grads.try_for_each(|(parameters, grads)| ffi::set_grads(parameters, grads))
+    }
+
+    /// Starts a step; the event tells when its outcome is known.
+    pub(super) fn launch(&self, batches: &[Batch], slot: usize) -> Result<CudaEvent> {
+        self.kept.keep(slot)?;
+        for (own, batch) in self.inputs.iter().zip(batches) {
+            own.write(batch)?;
+        }
+        self.graph.launch(&self.void, &self.outcomes[slot])
+    }
+
+    /// Whether the step, whose event has passed, was left out.
+    pub(super) fn is_void(&self, slot: usize) -> Result<bool> {
+        Ok(self.outcomes[slot].f_double_value(&[])? != 0.0)
+    }
+
+    /// Takes back what a step that was left out, and those after it, changed.
+    pub(super) fn take_back(&self, slot: usize) -> Result<()> {
+        self.kept.restore(slot)?;
+        let _ = self.void.shallow_clone().f_zero_()?;
+        Ok(())
+    }
+}
+
+struct Captured {
+    losses: Vec<Tensor>,
+    log: CapturedLog,
+    grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
+}
+
+fn capture_step(
+    runner: &mut StepRunner<'_>,
+    model: &mut dyn LightningModule,
+    batches: usize,
+    void: &Tensor,
+    room: &Tensor,
+) -> Result<Captured> {
+    let (mut losses, mut logs) = (Vec::new(), Vec::new());
+    for at in 0..batches {
+        let mut log = Log::default();
+        losses.push(runner.forward_backward(model, at, at as i64, &mut log, None)?);
+        logs.push(log);
+    }
+    let gradients = runner.unscale()?;
+    runner.scaler.note_non_finite(void)?;
+    runner.clip(&gradients)?;
+    runner.scaler.update_applied()?;
+    let log = CapturedLog::capture(logs, room)?;
+    let grads = runner.optimizers.iter().map(|scheduled| {
+        let mut pairs = (Vec::new(), Vec::new());
+        for parameter in scheduled.optimizer.parameters() {
+            let grad = parameter.tensor.f_grad()?;
+            if grad.defined() {
+                pairs.0.push(parameter.tensor.shallow_clone());
+                pairs.1.push(grad);
+            }
+        }
+        Ok(pairs)
+    });
+    Ok(Captured { losses, log, grads: grads.collect::<Result<_>>()? })
+}
+
+fn buffers(model: &dyn LightningModule, device: Device) -> Result<Vec<Tensor>> {
+    let mut buffers = Vec::new();
+    for (name, tensor, role) in named_tensors(model) {
+        if tensor.device() != device {
+            return Err(refused(&format!("`{name}` is not on the device")));
+        }
+        if role == Role::Buffer {
+            buffers.push(tensor);
+        }
+    }
+    Ok(buffers)
+}
+
+fn why(error: Error) -> Error {
+    let text = error.to_string();
+    match text.contains("called a synchronizing CUDA operation") {
+        true => refused(&format!("the step waits for the device: {text}")),
+        false => refused(&text),
+    }
+}

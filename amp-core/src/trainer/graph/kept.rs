@@ -1,0 +1,46 @@
+//! What a step changes besides parameters and optimizers, as it was before each step in flight.
+
+use tch::{Kind, Tensor};
+
+use crate::{Result, ffi};
+
+/// Tensors, and room for their values before each of some steps.
+pub(super) struct Kept {
+    /// By dtype, since one kernel copies one dtype.
+    groups: Vec<Group>,
+}
+
+struct Group {
+    live: Vec<Tensor>,
+    slots: Vec<Vec<Tensor>>,
+}
+
+impl Kept {
+    pub(super) fn new(tensors: Vec<Tensor>, slots: usize) -> Result<Self> {
+        let mut groups: Vec<(Kind, Vec<Tensor>)> = Vec::new();
+        for tensor in tensors {
+            match groups.iter_mut().find(|(kind, _)| *kind == tensor.kind()) {
+                Some((_, group)) => group.push(tensor),
+                None => groups.push((tensor.kind(), vec![tensor])),
+            }
+        }
+        let groups = groups.into_iter().map(|(_, live)| {
+            let room = |_| live.iter().map(|tensor| Ok(tensor.f_empty_like()?)).collect();
+            let slots = (0..slots).map(room).collect::<Result<_>>()?;
+            Ok(Group { live, slots })
+        });
+        Ok(Self { groups: groups.collect::<Result<_>>()? })
+    }
+
+    /// Keeps the values of now.
+    pub(super) fn keep(&self, slot: usize) -> Result<()> {
+        let mut groups = self.groups.iter();
+        groups.try_for_each(|group| ffi::foreach_copy(&group.slots[slot], &group.live))
+    }
+
+    /// Brings kept values back.
+    pub(super) fn restore(&self, slot: usize) -> Result<()> {
+        let mut groups = self.groups.iter();
+        groups.try_for_each(|group| ffi::foreach_copy(&group.live, &group.slots[slot]))
+    }
+}

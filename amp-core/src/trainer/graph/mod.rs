@@ -1,0 +1,97 @@
+//! Whole steps as CUDA graphs: captured once, then started with one call each.
+//!
+//! The graph holds the forward and backward passes of a step's batches, unscaling, the look for
+//! what is not finite, clipping, the scaler's update and the sums of what is logged. The
+//! optimizers' kernels follow it in the stream, since their rates are the host's, in f64. Some
+//! steps are [in flight](flight) at a time, so that the device need not wait for the host.
+//!
+//! A step that is not finite stops the device: neither it nor any step after it moves a parameter.
+//! The host finds that out, takes back what those steps left, and runs the step once more the way
+//! steps run without a graph. So whatever follows from such a step (the scaler's back-off, its
+//! explanation, recovery) has one implementation, and a run has the same numbers, bit for bit,
+//! with and without graphs.
+
+mod capture;
+mod flight;
+mod kept;
+
+use serde::{Deserialize, Serialize};
+
+pub(super) use flight::Flight;
+
+use super::{TrainerConfig, recovery::NonFinite};
+use crate::{Error, LightningModule, Result, callback::Callback, named::named};
+
+/// Whether steps run as CUDA graphs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Graph {
+    /// Where they can; a note says why not.
+    #[default]
+    Auto,
+    /// They must; an error says why not.
+    On,
+    /// Never.
+    Off,
+}
+
+named!(Graph, "graph mode", {
+    Auto => "auto",
+    On => "on",
+    Off => "off",
+});
+
+/// How near a step someone has to be who follows it, when it runs as a CUDA graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepAccess {
+    /// Is told of steps in order, perhaps when later ones are under way. What he wants done is
+    /// done once those have ended.
+    Late,
+    /// Sees the model as each step left it.
+    EachStep,
+    /// Is called within the step, or changes it from one to the next: it cannot be a graph. The
+    /// text says who he is, as in `a hook before the optimizer step`.
+    Within(&'static str),
+}
+
+impl StepAccess {
+    /// What both can live with.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Within(_), _) | (Self::EachStep, Self::Late) => self,
+            (Self::Late, _) | (_, Self::Within(_)) => other,
+            (Self::EachStep, Self::EachStep) => self,
+        }
+    }
+}
+
+/// Steps in flight where nobody needs to see each.
+const IN_FLIGHT: usize = 4;
+
+/// Steps that run without a graph first: libraries choose their kernels and take their workspaces.
+const WARM_UP: u64 = 3;
+
+/// How many steps may be in flight; an error says why none can.
+fn steps_in_flight(
+    config: &TrainerConfig,
+    model: &dyn LightningModule,
+    callbacks: &[Box<dyn Callback + '_>],
+) -> Result<usize> {
+    if !config.device.is_cuda() {
+        return Err(refused("they need a CUDA device"));
+    }
+    let callbacks = callbacks.iter().map(|callback| callback.step_access());
+    let mut access = callbacks.fold(model.step_access(), StepAccess::and);
+    if config.on_non_finite == NonFinite::RestoreLastGood {
+        access = access.and(StepAccess::EachStep);
+    }
+    match access {
+        StepAccess::Late => Ok(IN_FLIGHT),
+        StepAccess::EachStep => Ok(1),
+        StepAccess::Within(who) => Err(refused(who)),
+    }
+}
+
+fn refused(why: &str) -> Error {
+    Error::config(format!("steps do not run as CUDA graphs: {why}"))
+}

@@ -1,0 +1,444 @@
+//! Whole steps as CUDA graphs: the same numbers as without, what keeps steps from it, and what is
+//! said then. What needs a graph runs on CUDA alone (`AMP_DEVICE=cuda`).
+
+use std::{cell::RefCell, rc::Rc};
+
+use amp_core::{
+    Hook, Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
+    callback::{Action, Callback, LearningRateMonitor, ModelCheckpoint, SpeedBenchmark},
+    data::Batch,
+    event::Event,
+    nn::{Context, Sequential, Visitor, named_tensors},
+    optim::{
+        AdamW, Interval, Lion, OneCycle, OptimizerConfig, Optimizers, Sgd, StepLr, TrainingPlan,
+    },
+    precision::{Clip, GradScalerConfig, Precision, StepOutcome},
+    record::RunRecord,
+    tch::{Device, Tensor},
+    trainer::{Graph, NonFinite, StepAccess},
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::sha256,
+    device, message,
+    model::{Model, demo, digits, linear, same},
+    seeded,
+};
+
+/// A model whose steps may be graphs.
+struct Free {
+    model: Model,
+    access: StepAccess,
+}
+
+impl Module for Free {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.model.forward(input, cx)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.model.visit(visitor);
+    }
+}
+
+impl LightningModule for Free {
+    fn name(&self) -> &'static str {
+        self.model.name()
+    }
+
+    fn hyperparameters(&self) -> Hyperparameters {
+        self.model.hyperparameters()
+    }
+
+    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+        self.model.training_step(batch, step)
+    }
+
+    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+        self.model.validation_step(batch, step)
+    }
+
+    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers> {
+        self.model.configure_optimizers(plan)
+    }
+
+    fn step_access(&self) -> StepAccess {
+        self.access
+    }
+}
+
+/// What a run left: its weights, what it said but for times, and its record.
+struct Outcome {
+    weights: String,
+    events: Vec<String>,
+    record: RunRecord,
+}
+
+/// Trains a demo with batch statistics and dropout on some digits.
+fn train(
+    config: &TrainerConfig,
+    optimizer: fn(&TrainingPlan) -> OptimizerConfig,
+    callbacks: Vec<Box<dyn Callback + '_>>,
+) -> Result<Outcome> {
+    let _generator = seeded(7);
+    let network = demo(0.2)?;
+    train_on(config, network, StepAccess::Late, optimizer, callbacks)
+}
+
+fn train_on(
+    config: &TrainerConfig,
+    network: Sequential,
+    access: StepAccess,
+    optimizer: fn(&TrainingPlan) -> OptimizerConfig,
+    callbacks: Vec<Box<dyn Callback + '_>>,
+) -> Result<Outcome> {
+    let loss = amp_core::loss::cross_entropy;
+    let model = Model { model: Box::new(network), loss, optimizer: Box::new(optimizer) };
+    let mut model = Free { model, access };
+    // The last batch is an odd one.
+    let data = same(digits(330)?, 32)?;
+    let mut events = Vec::new();
+    let mut listen = |event: &Event| -> Result<()> {
+        match event.clone() {
+            Event::EpochEnd(mut end) => {
+                (end.train_seconds, end.val_seconds) = (0.0, 0.0);
+                events.push(format!("{end:?}"));
+            }
+            Event::FitEnd(mut end) => {
+                (end.seconds, end.replayed) = (0.0, 0);
+                events.push(format!("{end:?}"));
+            }
+            other => events.push(format!("{other:?}")),
+        }
+        Ok(())
+    };
+    let mut trainer = Trainer::new(config.clone()).subscribe(&mut listen);
+    for callback in callbacks {
+        trainer = trainer.callback(callback);
+    }
+    let record = trainer.fit(&mut model, &data)?;
+    drop(trainer);
+    let tensors: Vec<Tensor> =
+        named_tensors(&model).into_iter().map(|(_, tensor, _)| tensor).collect();
+    let weights = tensors.iter().map(sha256).collect::<Vec<_>>().join(" ");
+    Ok(Outcome { weights, events, record })
+}
+
+/// Some 500 steps of eleven in an epoch.
+fn config(precision: Precision, graph: Graph) -> TrainerConfig {
+    TrainerConfig {
+        max_epochs: 46,
+        gradient_clip: Some(Clip::Norm(1.0)),
+        log_every_n_steps: 7,
+        graph,
+        provenance: false,
+        ..TrainerConfig::new(precision, device())
+    }
+}
+
+fn one_cycle(plan: &TrainingPlan) -> OptimizerConfig {
+    let total_steps = plan.estimated_stepping_batches;
+    let schedule = OneCycle { max_lr: 3e-3, total_steps, ..Default::default() };
+    OptimizerConfig::new(AdamW::default()).with_scheduler(schedule, Interval::Step)
+}
+
+fn momentum(_: &TrainingPlan) -> OptimizerConfig {
+    let sgd = Sgd { lr: 1e-2, momentum: 0.9, nesterov: true, ..Default::default() };
+    OptimizerConfig::new(sgd).with_scheduler(StepLr { step_size: 5, gamma: 0.9 }, Interval::Epoch)
+}
+
+/// Its kernels cannot leave a step out by themselves.
+fn lion(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(Lion::default())
+}
+
+/// The same run with and without graphs.
+fn both(
+    change: impl Fn(&mut TrainerConfig),
+    precision: Precision,
+    optimizer: fn(&TrainingPlan) -> OptimizerConfig,
+) -> Result<[Outcome; 2]> {
+    let run = |graph| {
+        let mut config = config(precision, graph);
+        change(&mut config);
+        train(&config, optimizer, Vec::new())
+    };
+    Ok([run(Graph::Off)?, run(Graph::On)?])
+}
+
+fn assert_same([eager, graphed]: &[Outcome; 2]) {
+    assert_eq!(eager.record.end.replayed, 0);
+    assert_eq!(eager.events.len(), graphed.events.len());
+    for (eager, graphed) in eager.events.iter().zip(&graphed.events) {
+        assert_eq!(eager, graphed);
+    }
+    assert_eq!(eager.weights, graphed.weights);
+}
+
+#[rstest]
+#[case(one_cycle)]
+#[case(momentum)]
+#[case(lion)]
+fn a_graph_computes_what_the_steps_compute(
+    #[values(
+        Precision::F32True,
+        Precision::F16Mixed,
+        Precision::Bf16Mixed,
+        Precision::F64True,
+        Precision::F16True,
+        Precision::Bf16True
+    )]
+    precision: Precision,
+    #[case] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let runs = both(|_| {}, precision, optimizer)?;
+    assert_same(&runs);
+    // All but the first few and the last of each epoch.
+    assert!(runs[1].record.end.replayed > 400, "{}", runs[1].record.end.replayed);
+    Ok(())
+}
+
+#[rstest]
+#[case(one_cycle)]
+#[case(momentum)]
+#[case(lion)]
+fn steps_that_overflow_are_dealt_with_as_without_a_graph(
+    #[case] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
+    #[values(1, 3)] window: i64,
+    #[values(false, true)] advances: bool,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let change = |config: &mut TrainerConfig| {
+        // Overflows at first and whenever it has grown for long enough.
+        config.scaler = GradScalerConfig {
+            init_scale: 2.0_f64.powi(26),
+            growth_interval: 3,
+            ..Default::default()
+        };
+        config.accumulate_grad_batches = window;
+        config.skipped_step_advances = advances;
+        config.provenance = true;
+    };
+    let runs = both(change, Precision::F16Mixed, optimizer)?;
+    assert_same(&runs);
+    assert!(runs[1].record.end.skipped > 20, "{}", runs[1].record.end.skipped);
+    assert!(runs[1].record.end.replayed > 60, "{}", runs[1].record.end.replayed);
+    Ok(())
+}
+
+#[rstest]
+fn steps_are_repeated_at_a_lower_scale_as_without_a_graph() -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let change = |config: &mut TrainerConfig| {
+        config.scaler = GradScalerConfig { growth_interval: 5, ..Default::default() };
+        config.scaler.init_scale = 2.0_f64.powi(26);
+        config.on_non_finite = NonFinite::LowerScale;
+    };
+    let runs = both(change, Precision::F16Mixed, one_cycle)?;
+    assert_same(&runs);
+    assert!(runs[1].record.recoveries.len() > 10);
+    Ok(())
+}
+
+#[rstest]
+fn a_run_ends_after_so_many_steps_as_without_a_graph() -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let runs = both(|config| config.max_steps = Some(107), Precision::Bf16Mixed, one_cycle)?;
+    assert_same(&runs);
+    assert_eq!(runs[1].record.end.global_step, 107);
+    Ok(())
+}
+
+/// Notes the outcome of each step, and the model's first weight where it may.
+struct Watch {
+    access: StepAccess,
+    seen: Rc<RefCell<Vec<String>>>,
+}
+
+impl Callback for Watch {
+    fn name(&self) -> String {
+        "Watch".to_owned()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        self.access
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        outcome: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        let optimizer = &hook.optimizers()[0].optimizer;
+        let state = match self.access {
+            StepAccess::Late => String::new(),
+            _ => format!("{} {:?}", sha256(&optimizer.parameters()[0].tensor), optimizer.rates()),
+        };
+        let seen = format!("{} {:?} {outcome:?} {state}", hook.global_step, hook.scale);
+        self.seen.borrow_mut().push(seen);
+        // After the 60th step the run is to end.
+        Ok(match hook.global_step {
+            60 => vec![Action::Stop("enough".to_owned())],
+            _ => Vec::new(),
+        })
+    }
+}
+
+#[rstest]
+#[case::late(StepAccess::Late, 60)]
+#[case::each(StepAccess::EachStep, 60)]
+fn a_callback_sees_the_steps_it_asks_for(
+    #[case] access: StepAccess,
+    #[case] stopped: u64,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let run = |graph| {
+        let mut config = config(Precision::F16Mixed, graph);
+        config.scaler = GradScalerConfig { growth_interval: 4, ..Default::default() };
+        config.scaler.init_scale = 2.0_f64.powi(26);
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let watch = Box::new(Watch { access, seen: seen.clone() });
+        let outcome = train(&config, one_cycle, vec![watch])?;
+        Ok::<_, amp_core::Error>((seen.take(), outcome))
+    };
+    let (eager, _) = run(Graph::Off)?;
+    let (graphed, outcome) = run(Graph::On)?;
+    assert_eq!(eager[..], graphed[..eager.len()]);
+    assert!(outcome.record.end.replayed > 20);
+    // One who is told late is heard late: after the steps in flight.
+    let steps = outcome.record.end.global_step;
+    match access {
+        StepAccess::EachStep => assert_eq!(steps, stopped),
+        _ => assert!((stopped..stopped + 4).contains(&steps), "{steps}"),
+    }
+    Ok(())
+}
+
+#[rstest]
+fn a_checkpoint_amid_replays_goes_on_as_if_nothing_had_happened() -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = config(Precision::F16Mixed, Graph::On);
+    config.max_epochs = 8;
+    let save = |folder| -> Result<Box<dyn Callback>> {
+        let checkpoint = ModelCheckpoint::new(folder, "val_loss", amp_core::callback::Mode::Min)?;
+        Ok(Box::new(checkpoint.every_n_train_steps(37)))
+    };
+    let whole = train(&config, one_cycle, vec![save(folder.path())?])?;
+    assert!(whole.record.end.replayed > 60);
+    config.graph = Graph::Off;
+    let again = tempfile::tempdir().expect("a folder");
+    let eager = train(&config, one_cycle, vec![save(again.path())?])?;
+    assert_eq!(whole.weights, eager.weights);
+    let saved = |folder: &std::path::Path| -> Result<Vec<String>> {
+        let file = std::fs::read(folder.join("last.safetensors")).expect("a checkpoint");
+        let tensors = safetensors::SafeTensors::deserialize(&file).expect("of tensors");
+        let mut tensors: Vec<String> =
+            tensors.iter().map(|(name, view)| format!("{name} {:?}", view.data())).collect();
+        tensors.sort();
+        Ok(tensors)
+    };
+    assert_eq!(saved(folder.path())?, saved(again.path())?);
+    Ok(())
+}
+
+#[rstest]
+fn timing_may_come_late_and_rates_are_seen_at_each_step() {
+    assert_eq!(SpeedBenchmark::new().step_access(), StepAccess::Late);
+    assert_eq!(LearningRateMonitor::new().step_access(), StepAccess::EachStep);
+}
+
+/// Reads a number from the device in every forward pass.
+struct Reads;
+
+impl Module for Reads {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let largest = input.f_max()?.f_double_value(&[])?;
+        Ok(input.f_mul_scalar(if largest > 1e9 { 0.5 } else { 1.0 })?)
+    }
+
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+#[rstest]
+#[case::asked(Graph::On)]
+#[case::by_itself(Graph::Auto)]
+fn a_step_that_waits_for_the_device_is_no_graph(#[case] graph: Graph) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let run = |graph| {
+        let _generator = seeded(7);
+        let network = Sequential::new(vec![
+            Box::new(Reads) as Box<dyn Module>,
+            Box::new(linear(64, 32)?),
+            Box::new(amp_core::nn::Dropout::new(0.5)?),
+            Box::new(linear(32, 10)?),
+        ]);
+        let mut config = config(Precision::Bf16Mixed, graph);
+        config.max_epochs = 2;
+        train_on(&config, network, StepAccess::Late, one_cycle, Vec::new())
+    };
+    match graph {
+        Graph::On => {
+            let text = message(run(graph));
+            assert!(text.contains("the step waits for the device"), "{text}");
+        }
+        _ => {
+            let (outcome, eager) = (run(graph)?, run(Graph::Off)?);
+            let notes = outcome.record.notes;
+            assert_eq!(notes.len(), 1, "{notes:?}");
+            assert!(notes[0].contains("the step waits for the device"), "{notes:?}");
+            // The attempt left nothing behind, random numbers neither.
+            assert_eq!(outcome.weights, eager.weights);
+        }
+    }
+    Ok(())
+}
+
+#[rstest]
+fn a_hand_written_step_says_why_it_is_no_graph() -> Result<()> {
+    let within = StepAccess::Within("the model is peculiar");
+    let run = |graph| {
+        let _generator = seeded(7);
+        let mut config = config(Precision::F32True, graph);
+        config.max_epochs = 1;
+        train_on(&config, demo(0.2)?, within, one_cycle, Vec::new())
+    };
+    let text = message(run(Graph::On));
+    let cuda = device().is_cuda();
+    let why = if cuda { "the model is peculiar" } else { "they need a CUDA device" };
+    assert_eq!(text, format!("steps do not run as CUDA graphs: {why}"));
+    // A CPU has no graphs, and nobody needs to be told.
+    let notes = run(Graph::Auto)?.record.notes;
+    assert_eq!(notes.len(), usize::from(cuda), "{notes:?}");
+    Ok(())
+}
+
+#[rstest]
+fn the_memory_of_a_graph_is_given_back() -> Result<()> {
+    let Device::Cuda(_) = device() else { return Ok(()) };
+    let run = |graph| -> Result<u64> {
+        let mut config = config(Precision::Bf16Mixed, graph);
+        config.max_epochs = 2;
+        train(&config, one_cycle, Vec::new())?;
+        amp_core::memory::cuda_allocated(device())
+    };
+    let before = run(Graph::Off)?;
+    assert_eq!(run(Graph::On)?, before);
+    Ok(())
+}

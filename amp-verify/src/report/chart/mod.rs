@@ -1,0 +1,39 @@
+//! The charts, each as SVG.
+
+mod axis;
+mod columns;
+mod exponents;
+mod lines;
+mod ratios;
+
+pub(super) use columns::{Share, bars, shares};
+pub(super) use exponents::{Shown, exponents, short};
+pub(super) use lines::{lines, scale};
+pub(super) use ratios::ratios;
+
+use amp_core::{Error, Result};
+use plotters::{coord::Shift, prelude::*};
+
+use super::ink::{self, PAPER};
+
+/// Width of every chart in SVG units; the page scales it.
+const WIDTH: u32 = 600;
+const HEIGHT: u32 = 340;
+const FONT: (&str, i32) = ("sans-serif", 15);
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::config(format!("a chart could not be drawn: {error}"))
+}
+
+fn svg(height: u32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<String> {
+    let mut text = String::new();
+    {
+        let area = SVGBackend::with_string(&mut text, (WIDTH, height)).into_drawing_area();
+        area.fill(&PAPER.colour()).map_err(failed)?;
+        draw(&area)?;
+        area.present().map_err(failed)?;
+    }
+    Ok(ink::with_variables(text))
+}

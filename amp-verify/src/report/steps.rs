@@ -98,7 +98,10 @@ fn exponents(report: &Report, kind: Kind, log2_scale: Option<i32>) -> Result<Str
     );
     let mut keys = vec![("values".to_owned(), Ink::series(2))];
     if let Some(scale) = log2_scale {
-        keys.push((format!("times the loss scale at the end, 2^{scale}"), Ink::series(1)));
+        keys.push((
+            format!("times the loss scale at the end, {}", table::power(scale)),
+            Ink::series(1),
+        ));
     }
     keys.push(("normal range".to_owned(), NORMAL));
     keys.push(("subnormal range".to_owned(), SUBNORMAL));

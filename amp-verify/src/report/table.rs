@@ -1,6 +1,9 @@
 //! The page's tables.
 
-use super::{chart::short, page::escaped};
+use super::{
+    chart::{short, superscript},
+    page::escaped,
+};
 use crate::{
     comparison::{Comparison, Run, Sample},
     exponents::{Format, Histogram},
@@ -109,26 +112,26 @@ pub(super) fn losses(
     log2_scale: Option<i32>,
 ) -> String {
     let nonzero = all.nonzero();
-    let cells = |format: Format, shift: i32| {
-        let lost = all.predict(format, shift);
-        [lost.overflow, all.subnormal(format, shift), lost.underflow]
-            .map(|count| share(count, nonzero))
+    let rows = |shift: i32, times: &str| -> String {
+        Format::ALL
+            .into_iter()
+            .map(|format| {
+                let lost = all.predict(format, shift);
+                let kept = all.subnormal(format, shift);
+                let cells = [lost.overflow, kept, lost.underflow];
+                row(&format!("{}{times}", short(format)), cells.map(|count| share(count, nonzero)))
+            })
+            .collect()
     };
-    let rows: String = Format::ALL
-        .into_iter()
-        .map(|format| {
-            let own = cells(format, 0).into_iter();
-            let scaled = log2_scale.into_iter().flat_map(|shift| cells(format, shift));
-            row(short(format), own.chain(scaled))
-        })
-        .collect();
-    let mut heads = vec!["format", "overflow", "subnormal", "to zero"];
-    let scaled: Vec<String> = log2_scale
-        .into_iter()
-        .flat_map(|scale| ["overflow", "subnormal", "to zero"].map(|h| format!("{h} × 2^{scale}")))
-        .collect();
-    heads.extend(scaled.iter().map(String::as_str));
-    table(&heads, &rows) + &worst(report, kind, log2_scale.unwrap_or(0))
+    let scaled = |scale: i32| rows(scale, &format!(", × {}", power(scale)));
+    let rows = rows(0, "") + &log2_scale.map_or(String::new(), scaled);
+    table(&["format", "overflow", "subnormal", "to zero"], &rows)
+        + &worst(report, kind, log2_scale.unwrap_or(0))
+}
+
+/// A power of two.
+pub(super) fn power(exponent: i32) -> String {
+    format!("2{}", superscript(f64::from(exponent)))
 }
 
 /// The layers that lose most in f16 as it is trained.
@@ -151,8 +154,12 @@ fn worst(report: &Report, kind: Kind, log2_scale: i32) -> String {
     let under = lost(|histogram, scale| histogram.predict(Format::F16, scale).underflow);
     let none = || "none".to_owned();
     format!(
-        "<p>In f16{}, most overflow: {}; most become zero: {}.</p>\n",
-        if log2_scale == 0 { String::new() } else { format!(" at the loss scale 2^{log2_scale}") },
+        "<p class=\"note\">In f16{}, most overflow: {}; most become zero: {}.</p>\n",
+        if log2_scale == 0 {
+            String::new()
+        } else {
+            format!(" at the loss scale {}", power(log2_scale))
+        },
         over.unwrap_or_else(none),
         under.unwrap_or_else(none)
     )

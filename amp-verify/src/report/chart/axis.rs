@@ -48,7 +48,7 @@ impl Ranged for Ticked {
 }
 
 /// Pixels of an average digit or letter.
-const LETTER: f64 = 7.6;
+const LETTER: f64 = 7.1;
 
 impl Axis {
     fn new(
@@ -85,6 +85,12 @@ impl Axis {
         Self::new(range, ticks, title, move |tick| format!("{base}{}", superscript(tick)))
     }
 
+    /// The same without labels and title, for a plane that stands on another's.
+    pub(super) fn unlabelled(&self) -> Self {
+        let (range, ticks) = (self.range.clone(), self.ticks.clone());
+        Self { range, ticks, label: Box::new(|_| String::new()), title: String::new(), room: 0 }
+    }
+
     /// One place for each name, at 0, 1, …
     pub(super) fn names(names: Vec<String>) -> Self {
         let ticks: Vec<f64> = (0..names.len()).map(|place| place as f64).collect();
@@ -99,8 +105,7 @@ impl Axis {
         self.plane_beside(y, y.room, area)
     }
 
-    /// The same with so many pixels left of the plane; no tick is labelled on an axis without a
-    /// title and names.
+    /// The same with so many pixels left of the plane.
     pub(super) fn plane_beside<'a, 'b>(
         &self,
         y: &Self,
@@ -112,7 +117,7 @@ impl Axis {
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .margin_right(16)
-            .x_label_area_size(if self.title.is_empty() { 26 } else { 44 })
+            .x_label_area_size(if self.title.is_empty() { self.room.min(26) } else { 44 })
             .y_label_area_size(room)
             .build_cartesian_2d(coordinate(self), coordinate(y))
             .map_err(failed)?;
@@ -161,7 +166,7 @@ fn minus(number: &str) -> String {
 }
 
 /// A whole number as an exponent.
-fn superscript(number: f64) -> String {
+pub(in crate::report) fn superscript(number: f64) -> String {
     let letter = |letter: char| match letter {
         '-' => '⁻',
         '1' => '¹',

@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// Heights of the histogram and of the formats' strips.
-const PLOT: u32 = 250;
-const STRIPS: u32 = 150;
+const PLOT: u32 = 200;
+const STRIPS: u32 = 140;
 /// Exponents further out than these are drawn at the edge.
 const FURTHEST: (i32, i32) = (-80, 40);
 /// The lowest share on the axis, as a power of ten.
@@ -49,8 +49,7 @@ pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
     let range = f64::from(low)..f64::from(high);
     let least = all().map(|(_, share)| share.log10()).fold(0.0, f64::min);
     let least = least.floor().clamp(LOWEST, -1.0);
-    let x = Axis::powers(2, range.clone(), 12.0, "");
-    let named = Axis::powers(2, range.clone(), 12.0, "magnitude");
+    let x = Axis::powers(2, range.clone(), 10.0, "magnitude");
     let y = Axis::powers(10, least..0.0, 8.0, "share of values");
     let formats: Vec<String> =
         Format::ALL.iter().rev().map(|format| short(*format).to_owned()).collect();
@@ -58,7 +57,7 @@ pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
     let room = y.room();
     svg(PLOT + STRIPS, |area| {
         let (upper, lower) = area.split_vertically(PLOT);
-        let mut chart = x.plane_beside(&y, room, &upper)?;
+        let mut chart = x.unlabelled().plane_beside(&y, room, &upper)?;
         let bars = own.iter().map(|(exponent, share)| {
             let (x, y) = (f64::from(*exponent), share.log10().max(least));
             Rectangle::new([(x, least), (x + 1.0, y)], Ink::series(2).colour().filled())
@@ -69,7 +68,7 @@ pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
             let outline = outline(scaled, least);
             chart.draw_series([PathElement::new(outline, colour)]).map_err(failed)?;
         }
-        let mut chart = named.plane_beside(&strips, room, &lower)?;
+        let mut chart = x.plane_beside(&strips, room, &lower)?;
         for (place, format) in Format::ALL.iter().rev().enumerate() {
             let y = place as f64;
             let edge = |exponent: i32| f64::from(exponent).clamp(range.start, range.end);

@@ -6,6 +6,7 @@ mod exponents;
 mod lines;
 mod ratios;
 
+pub(super) use axis::superscript;
 pub(super) use columns::{Share, bars, shares};
 pub(super) use exponents::{Shown, exponents, short};
 pub(super) use lines::{lines, scale};
@@ -16,10 +17,10 @@ use plotters::{coord::Shift, prelude::*};
 
 use super::ink::{self, PAPER};
 
-/// Width of every chart in SVG units; the page scales it.
-const WIDTH: u32 = 600;
-const HEIGHT: u32 = 340;
-const FONT: (&str, i32) = ("sans-serif", 15);
+/// Width of every chart in SVG units; the page scales it, to three quarters on a telephone.
+const WIDTH: u32 = 520;
+const HEIGHT: u32 = 300;
+const FONT: (&str, i32) = ("sans-serif", 14);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 

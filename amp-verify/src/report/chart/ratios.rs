@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Letters of a layer's name; the end of a longer one is kept.
-const LETTERS: usize = 26;
+const LETTERS: usize = 24;
 
 /// Rows of layers, the first at the top; marks for output, input gradient and weight gradient on an
 /// axis of powers of ten. `unit` is the ratio of the unit roundoffs, drawn as a line.
@@ -21,9 +21,9 @@ pub(in crate::report) fn ratios(report: &Report, unit: f64) -> Result<String> {
     let logs = || ratios().map(f64::log10).chain([0.0, unit.log10()]);
     let low = logs().fold(f64::INFINITY, f64::min).floor();
     let high = logs().fold(f64::NEG_INFINITY, f64::max).ceil() + 0.5;
-    let x = Axis::powers(10, low..high, 12.0, "error over 32-true's");
+    let x = Axis::powers(10, low..high, 9.0, "error over 32-true's");
     let y = Axis::names(layers().map(|layer| shortened(&layer.path)).collect());
-    let height = 60 + 30 * report.layers.len().max(2) as u32;
+    let height = 60 + 26 * report.layers.len().max(2) as u32;
     svg(height, |area| {
         let mut chart = x.plane(&y, area)?;
         for at in [0.0, unit.log10()] {

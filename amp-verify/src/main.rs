@@ -92,7 +92,7 @@ fn verify(args: &VerifyArgs) -> Result<()> {
     let mut courses = Courses::default();
     let mut logs = Logs::new(&args.run.logs)?;
     let mut phases = PhaseTables::default();
-    let runs = plan.len();
+    let runs = plan.len() * usize::try_from(args.seeds).unwrap_or(usize::MAX);
     let mut progress = if args.run.quiet { Progress::hidden(runs) } else { Progress::new(runs) };
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
@@ -100,7 +100,7 @@ fn verify(args: &VerifyArgs) -> Result<()> {
         courses.on_event(event)?;
         progress.on_event(event)
     };
-    let outcome = matrix::run(&case, &args.precision, &mut listen);
+    let outcome = matrix::over_seeds(&case, &args.precision, args.seeds, &mut listen);
     progress.finish();
     let comparison = outcome?;
     let json = pretty(&comparison)?;
@@ -108,8 +108,14 @@ fn verify(args: &VerifyArgs) -> Result<()> {
         output.write(json.as_bytes())?;
     }
     if let Some(page) = page {
-        let examples = case.data.val.len();
-        page.write(report::html(&comparison, &courses, examples)?.as_bytes())?;
+        let steps = report::measure_steps(&case, &comparison);
+        let content = report::Content {
+            comparison: &comparison,
+            courses: &courses,
+            examples: case.data.val.len(),
+            steps: &steps,
+        };
+        page.write(report::html(&content)?.as_bytes())?;
     }
     let text = match args.format {
         // A model that profiles itself does so in every run: its times are shown when asked for.

@@ -75,6 +75,10 @@ pub struct VerifyArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str,
           default_values_t = Precision::ALL, hide_default_value = true)]
     pub precision: Vec<Precision>,
+    /// Run so many seeds, from --seed on: figures are then means with their 95 % intervals, and
+    /// differences from the baseline are taken seed by seed
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    pub seeds: u64,
     /// How to print the comparison
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
@@ -217,6 +221,7 @@ impl RunArgs {
             profile_every_n_steps: self.logs.profile_every_n_steps(),
             on_non_finite: self.recovery.on_non_finite,
             scale_floor: self.recovery.scale_floor(),
+            scaler: self.recovery.scaler(),
             weight_update: self.weight_update,
             graph: self.graph,
             early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),

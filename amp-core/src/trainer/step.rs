@@ -124,6 +124,7 @@ impl<'a> StepRunner<'a> {
         callbacks: &mut Callbacks<'_, '_>,
         emit: &mut Emit<'_>,
     ) -> Result<StepOutcome> {
+        self.end_passes();
         loop {
             let scale = self.scaler.scale_value();
             let outcome = self.attempt(model, epoch, log, callbacks)?;

@@ -129,6 +129,7 @@ fn capture_step(
         losses.push(runner.forward_backward(model, at, at as i64, &mut log, None)?);
         logs.push(log);
     }
+    runner.end_passes();
     runner.prepare_gradients()?;
     runner.scaler.note_non_finite(void)?;
     runner.scaler.update_applied()?;

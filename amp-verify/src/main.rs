@@ -10,6 +10,7 @@ use amp_core::{
     hardware, tch,
 };
 use amp_verify::{
+    bench::{self, BenchArgs},
     case::Case,
     cli::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs},
     diagnose::{DiagnoseArgs, PolicyFile},
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
             },
             Err(error) => Err(error),
         },
+        Command::Bench(args) => benchmark(&args),
         Command::Selftest(args) => match self_test(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(FAILED),
@@ -187,6 +189,23 @@ fn diagnose(args: &DoctorArgs) -> Result<()> {
         Format::Table => doctor(&report),
         Format::Json => pretty(&report)?,
     })
+}
+
+fn benchmark(args: &BenchArgs) -> Result<()> {
+    let json = args.json.as_deref().map(Staged::create).transpose()?;
+    let markdown = args.markdown.as_deref().map(Staged::create).transpose()?;
+    let report = bench::run(args, &|what| {
+        if !args.quiet {
+            eprintln!("measuring: {what}");
+        }
+    })?;
+    if let Some(json) = json {
+        json.write(pretty(&report)?.as_bytes())?;
+    }
+    if let Some(markdown) = markdown {
+        markdown.write(view::bench_markdown(&report).as_bytes())?;
+    }
+    print(&view::bench(&report))
 }
 
 /// Whether every fault was caught and nothing else.

@@ -227,6 +227,10 @@ impl<'r, 'c> Run<'r, 'c> {
                     actions.extend(self.land(&mut queue)?);
                 }
             }
+            // While the device is at work.
+            if queue.is_empty() && !self.flight.is_empty() {
+                queue.extend(self.read(&loader, &mut batches, &mut next)?);
+            }
             while self.must_land() || (!actions.is_empty() && !self.flight.is_empty()) {
                 actions.extend(self.land(&mut queue)?);
             }

@@ -24,6 +24,7 @@ use fixtures::data::DataKind;
 use serde_json::Value;
 
 use crate::{
+    bench::BenchArgs,
     case::Choices,
     diagnose::DiagnoseArgs,
     gate::{GateArgs, WORKER},
@@ -58,6 +59,9 @@ pub enum Command {
     /// Judge every precision against 32-true over several seeds: exits with 0 pass, 1 regression,
     /// 2 usage, 3 inconclusive, 4 not comparable
     Gate(GateArgs),
+    /// Measure speed and memory, beside Lightning and PyTorch with --peers, and hold them against
+    /// the targets
+    Bench(BenchArgs),
     /// Inject faults, each of which must turn the gate red, and repeat unchanged runs
     Selftest(SelftestArgs),
     /// Do the gate's jobs from standard input

@@ -7,8 +7,9 @@ its seeds have against it. The margins in fixtures/src/models/mod.rs are these; 
 together. Takes ten minutes on two cores.
 
 `steps`: the distance of the first steps from 32-true ones over seeds, on a CPU over kernel sets and
-threads as well: of errors the logarithm's mean and deviation, of signed differences their own.
-amp-verify/src/gate/conformance/bounds.rs makes the bounds of these. Takes ten minutes on two cores.
+threads as well: of errors the mean and deviation of their power 2/3, of differences their own.
+amp-verify/src/gate/conformance/bounds.rs makes the bounds of these. Takes half an hour on two
+cores.
 
 Usage, from the checkout, after `cargo amp gate` has built the binary; each replaces its own part:
 
@@ -31,9 +32,11 @@ import kernel_sets
 PRECISIONS = ["16-mixed", "bf16-mixed", "64-true", "16-true", "bf16-true"]
 METRIC_SEEDS = range(100, 110)
 STEP_SEEDS = range(1000, 1040)
-# Errors are positive and spread by factors; differences have a sign and are near zero.
+# An error's square is a sum of squares, whose cube root is close to normal (Wilson and Hilferty
+# 1931): that is recorded. Differences lie around a mean; of the loss's the sign is not known, and
+# its mean is taken as zero.
 ERRORS = ["gradient_error", "update_error"]
-DIFFERENCES = ["loss_difference", "update_bias", "norm_bias"]
+DIFFERENCES = ["loss_error", "update_bias", "norm_bias"]
 PATH = pathlib.Path(__file__).parent.parent / "fixtures" / "margins.json"
 
 
@@ -78,6 +81,13 @@ def first_steps(amp, jobs, environment, threads):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def machine(amp, device):
+    if device == "cpu":
+        return f"{kernel_sets.processor()}: {kernel_sets.DESCRIPTION}"
+    report = json.loads(subprocess.check_output([amp, "doctor", "--format", "json"]))
+    return report["devices"][0]["name"]
+
+
 def steps(amp, margins, device):
     # Each seed under one kernel set, each set under as many seeds.
     sets = kernel_sets.SETS if device == "cpu" else [(None, 1)]
@@ -109,20 +119,17 @@ def steps(amp, margins, device):
 
     with ThreadPoolExecutor(max_workers=2 if device == "cpu" else 1) as pool:
         done = [pair for pairs in pool.map(work, shares) for pair in pairs]
-    samples, machine = {}, None
+    samples = {}
     for job, outcome in done:
         figures = outcome["conformance"]
         if figures is None:
             sys.exit(f"{job}: {outcome['failures']}")
-        machine = outcome.get("fingerprint") or machine
         own = samples.setdefault(job["model"], {}).setdefault(job["precision"], {})
         for name in ERRORS + DIFFERENCES:
             own.setdefault(name, []).append(figures[name])
-    described = kernel_sets.processor() + ", " + kernel_sets.DESCRIPTION
     recorded = margins.setdefault("first_steps", {})
     recorded[device] = {
-        "device": described if device == "cpu" else subprocess.check_output(
-            [amp, "doctor"], text=True).splitlines()[0],
+        "device": machine(amp, device),
         "n": len(STEP_SEEDS),
         "models": {
             model: {
@@ -135,12 +142,15 @@ def steps(amp, margins, device):
 
 
 def population(name, values):
-    values = [math.log10(value) for value in values] if name in ERRORS else values
+    if name == "loss_error":
+        mean, sigma = 0.0, math.sqrt(statistics.fmean(value * value for value in values))
+    else:
+        numbers = [value ** (2 / 3) for value in values] if name in ERRORS else values
+        mean, sigma = statistics.mean(numbers), statistics.stdev(numbers)
     return {
-        "mean": significant(statistics.mean(values)),
-        "sigma": significant(statistics.stdev(values)),
-        "least": significant(min(values)),
-        "most": significant(max(values)),
+        "mean": significant(mean),
+        "sigma": significant(sigma),
+        "most": significant(max(abs(value) for value in values)),
     }
 
 

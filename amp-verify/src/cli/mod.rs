@@ -86,7 +86,7 @@ pub struct VerifyArgs {
     /// How to print the comparison
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
-    /// Write the comparison as JSON to this file too
+    /// Write the comparison as JSON to this file too; its schema is amp-verify/schema/verify.json
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Write a report with charts to this file: one page that needs nothing else

@@ -17,7 +17,7 @@ mod tap;
 pub use args::{GateArgs, Tier};
 pub use cache::Cache;
 pub use command::command;
-pub use conformance::Figures;
+pub use conformance::{Bounds, Figures, RISK};
 pub use job::{Failure, Job, Outcome, Reason, Task};
 pub use pool::{Pool, WORKER, work};
 pub use render::{annotations, junit, markdown, table};

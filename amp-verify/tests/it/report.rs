@@ -13,7 +13,10 @@ use amp_verify::{
 use rstest::rstest;
 use tempfile::tempdir;
 
-use crate::support::{amp, device, text};
+use crate::{
+    output::schema,
+    support::{amp, conforms, device, text},
+};
 
 /// The ends are the shares from which the one seen is just 1.96 standard errors away, which is
 /// what the interval is made of; they stay within 0 and 1.
@@ -93,6 +96,7 @@ fn several_seeds_are_compared_seed_by_seed() {
     };
     let table = run(&["--seeds", "2", "--output", "r.json", "--html", "r.html"]);
     let json = fs::read_to_string(folder.path().join("r.json")).expect("the report");
+    conforms(&serde_json::from_str(&json).expect("JSON"), &schema());
     let all: Comparison = serde_json::from_str(&json).expect("a comparison");
     assert_eq!(all.seeds, [42, 43]);
     let second = run(&["--seed", "43", "--format", "json"]);

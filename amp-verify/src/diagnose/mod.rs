@@ -145,6 +145,12 @@ pub fn fp32(islands: &Islands, modules: &[String]) -> Islands {
     all
 }
 
+/// What to write for these fields, one after the other.
+pub fn attribute_to_paste(fields: &[String]) -> String {
+    let lines = fields.iter().map(|field| format!("    #[precision(fp32)]\n    {field}: …"));
+    lines.collect::<Vec<_>>().join("\n\n")
+}
+
 /// The struct's field that a module is in.
 fn field(path: &str) -> &str {
     path.split_once('.').map_or(path, |(field, _)| field)

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     case::{Case, Choices},
+    diagnose::Islands,
     selftest::{Fault, Faulty},
 };
 
@@ -52,6 +53,8 @@ pub struct Job {
     pub deterministic: bool,
     /// What is done.
     pub task: Task,
+    /// Precision regions by module path, over those the model declares.
+    pub islands: Islands,
     /// What a self-test breaks.
     pub fault: Option<Fault>,
 }
@@ -199,6 +202,7 @@ impl Job {
         let seed = Fault::seed(self.fault, precision, self.seed);
         let choices = Choices { epochs: Some(self.epochs), seed, ..Choices::default() };
         let mut case = Case::new(models::find(&self.model)?, choices, self.device()?)?;
+        case.trainer.islands = self.islands.clone().into();
         Fault::data(self.fault, precision, &mut case.data);
         Ok(case)
     }

@@ -86,6 +86,8 @@ fn plan(args: &SelftestArgs, model: &str) -> Result<Plan> {
         tf32: false,
         deterministic: false,
         goldens: None,
+        islands: Default::default(),
+        diagnosed: 0,
         fault: None,
     })
 }

@@ -32,9 +32,7 @@ fn passes_writes_and_remembers() {
     let first = gate(folder.path(), &files);
     assert_eq!(first.status.code(), Some(0), "{}{}", text(&first.stdout), text(&first.stderr));
     let json: Value = serde_json::from_str(&read(folder.path(), "g.json")).expect("JSON");
-    let schema: Value =
-        serde_json::from_str(include_str!("../../schema/gate.json")).expect("a schema");
-    check(&json, &schema, &schema, "report");
+    check(&json, &schema(), &schema(), "report");
     let report: Report = serde_json::from_value(json).expect("a report");
     assert_eq!((report.status, report.cached), (Status::Pass, 0));
     assert!(report.executed > 8 && !report.left_out.is_empty());
@@ -122,6 +120,7 @@ fn annotations_are_capped_and_escaped() {
         metric: vec![None],
         conformance: None,
         skipped_steps: 0,
+        finding: None,
     };
     let model = ModelReport {
         model: "a,b".into(),
@@ -140,6 +139,7 @@ fn annotations_are_capped_and_escaped() {
         alpha: 0.05,
         models: vec![model],
         left_out: Vec::new(),
+        undiagnosed: 0,
         executed: 0,
         cached: 0,
         seconds: 0.0,
@@ -151,8 +151,13 @@ fn annotations_are_capped_and_escaped() {
     assert_eq!(text.lines().last(), Some("::warning::4 more are in the job summary"));
 }
 
+/// The report's published schema.
+pub(crate) fn schema() -> Value {
+    serde_json::from_str(include_str!("../../schema/gate.json")).expect("a schema")
+}
+
 /// Holds `value` against the keywords that the schema uses.
-fn check(value: &Value, schema: &Value, root: &Value, at: &str) {
+pub(crate) fn check(value: &Value, schema: &Value, root: &Value, at: &str) {
     if let Some(name) = schema["$ref"].as_str() {
         let name = name.strip_prefix("#/$defs/").expect("a definition");
         return check(value, &root["$defs"][name], root, at);

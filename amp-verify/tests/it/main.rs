@@ -9,6 +9,7 @@ mod layers;
 mod logs;
 mod model;
 mod output;
+mod planted;
 mod report;
 mod resume;
 mod selftest;

@@ -10,7 +10,7 @@ use std::{
 use amp_core::precision::Precision;
 use amp_verify::{
     gate::{Cause, Cell, Finding, Report, Status},
-    golden::{Check, file_name},
+    golden::{Check, Paired, Target, file_name},
 };
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -104,18 +104,14 @@ fn a_baseline_that_moved_is_the_environment() {
         Check { seeds: vec![42, 43], precisions: vec![Precision::F16Mixed], ..Check::default() };
     let mut golden = {
         let _generator = generator();
-        check.golden(model).expect("a golden")
+        Target::fixture(model).check(check).golden().expect("a golden")
     };
     for (moved, expected) in [(0.0, Cause::Precision), (5.0, Cause::Environment)] {
         let baseline = golden.runs.get_mut("32-true").expect("the baseline");
         baseline.loss = baseline.loss.map(|loss| loss + moved);
         // Between two seeds nothing can be said of a spread.
         for run in golden.runs.values_mut() {
-            run.paired = run.paired.map(|paired| amp_verify::golden::Paired {
-                s: 1e-3,
-                loss_s: 1e-3,
-                ..paired
-            });
+            run.paired = run.paired.map(|paired| Paired { s: 1e-3, loss_s: 1e-3, ..paired });
         }
         let name = format!("{}.snap", file_name(model, golden.fingerprint.as_ref()));
         let body = serde_json::to_string(&golden).expect("JSON");

@@ -4,6 +4,7 @@ mod args;
 mod checks;
 mod ddmin;
 mod policy;
+mod reference;
 
 pub use args::{DiagnoseArgs, Search};
 pub use checks::{Check, LayerError, MetricLoss, Outcome};

@@ -20,7 +20,7 @@ pub use cache::Cache;
 pub use command::command;
 pub use conformance::Figures;
 pub use finding::{Cause, Finding};
-pub use job::{Failure, Job, Outcome, Reason, Task};
+pub use job::{Failure, Job, Outcome, Reason, Task, product_error};
 pub use pool::{Pool, WORKER, work};
 pub use render::{annotations, junit, markdown, table};
 pub use report::{Cell, ModelReport, Report, Status};
@@ -46,6 +46,8 @@ use crate::{
 pub const SCHEMA: &str = "amp-gate/1";
 /// Where outcomes are kept.
 pub const CACHE: &str = ".amp/cache";
+/// The most that a product of f32 matrices is off; in TF32 it is thirty times as much.
+const F32_PRODUCT: f64 = 1e-5;
 /// The share of validation examples that may be training examples too: texts and images do recur.
 const OVERLAP: f64 = 0.05;
 /// Failing cells that are diagnosed, unless none are to be: each costs tens of runs.
@@ -224,6 +226,7 @@ impl Plan {
             outcomes.iter().map(|outcome| outcome.metric).collect()
         };
         if failures.is_empty() {
+            failures.extend(self.tf32_products(&baseline));
             failures.extend(pairing(&baseline, &own));
             failures.extend(learning(model, &control, &baseline, "the baseline's "));
             failures.extend(learning(model, &control, &own, ""));
@@ -268,6 +271,21 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Whether the baseline multiplied in TF32 although nobody asked for it.
+    fn tf32_products(&self, baseline: &[Outcome]) -> Option<Failure> {
+        let errors = baseline.iter().filter_map(|outcome| outcome.product_error);
+        let error = errors.fold(0.0, f64::max);
+        (!self.tf32 && error > F32_PRODUCT).then(|| {
+            let text = format!(
+                "the baseline: f32 matrix products are {error:.1e} off, as in TF32, which \
+                 something has turned on"
+            );
+            Failure::new(Reason::PrecisionDidNotRun, text)
+        })
+    }
+}
+
 fn for_one_model(option: &str) -> Error {
     Error::config(format!("{option}: a policy is for one model; name it with --model"))
 }
@@ -277,6 +295,10 @@ fn for_one_model(option: &str) -> Error {
 fn pairing(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
     if baseline.iter().zip(own).any(|(base, own)| base.pairing != own.pairing) {
         let text = "initial weights, order of examples or validation set are not the baseline's";
+        return Some(Failure::new(Reason::NotPaired, text));
+    }
+    if baseline.iter().zip(own).any(|(base, own)| base.fingerprint != own.fingerprint) {
+        let text = "the baseline ran with other settings: TF32, deterministic algorithms or device";
         return Some(Failure::new(Reason::NotPaired, text));
     }
     let overlap = own.iter().map(|outcome| outcome.overlap).fold(0.0, f64::max);

@@ -30,6 +30,8 @@ pub enum Cause {
     Baseline,
     /// Only the precision fails, each time.
     Precision,
+    /// The diagnosis came to nothing.
+    Unknown,
 }
 
 /// What was found about a failing cell.
@@ -61,7 +63,7 @@ pub struct Finding {
 }
 
 /// Diagnoses the first failing cells; returns how many more there are.
-pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport]) -> Result<usize> {
+pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport]) -> usize {
     let mut open = plan.diagnosed;
     let mut more = 0;
     for (model, report) in plan.models.iter().zip(reports) {
@@ -73,10 +75,10 @@ pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport]) -> Res
             }
             open -= 1;
             pool.join();
-            cell.finding = Some(suspect.finding()?);
+            cell.finding = Some(suspect.finding());
         }
     }
-    Ok(more)
+    more
 }
 
 /// A failing cell and the evidence against it.
@@ -151,7 +153,7 @@ impl<'a> Suspect<'a> {
         })
     }
 
-    fn finding(&self) -> Result<Finding> {
+    fn finding(&self) -> Finding {
         let mut finding = Finding {
             seed: self.seed,
             cause: Cause::Baseline,
@@ -165,11 +167,18 @@ impl<'a> Suspect<'a> {
             attribute: String::new(),
             text: String::new(),
         };
-        if !self.baseline_fails {
-            self.search(&mut finding)?;
-        }
+        let failed = match self.baseline_fails {
+            true => None,
+            false => self.search(&mut finding).err(),
+        };
         finding.text = text(&finding, self.known > 1.0);
-        Ok(finding)
+        // The verdict stands whatever became of its reasons.
+        if let Some(error) = failed {
+            finding.cause = Cause::Unknown;
+            let error = error.to_string();
+            finding.text = text(&finding, false) + error.lines().next().unwrap_or_default();
+        }
+        finding
     }
 
     fn search(&self, finding: &mut Finding) -> Result<()> {
@@ -290,6 +299,7 @@ fn text(finding: &Finding, searched: bool) -> String {
             return "environment: 32-true itself is not what its golden says".into();
         }
         Cause::Baseline => return "baseline: 32-true fails as well".into(),
+        Cause::Unknown => return "unknown: ".into(),
         Cause::Precision => format!("precision: seed {seed} gives this again, 32-true does not"),
     };
     let worst = layer.as_ref().map_or(String::new(), |layer| {

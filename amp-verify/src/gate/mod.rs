@@ -372,7 +372,7 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
             }
         })
         .collect();
-    let undiagnosed = finding::find(plan, pool, &mut reports)?;
+    let undiagnosed = finding::find(plan, pool, &mut reports);
     let cells = reports.iter().flat_map(|model| &model.cells);
     Ok(Report {
         schema: SCHEMA.into(),

@@ -33,6 +33,9 @@ pub enum Error {
     /// A run was ended since a step was not finite; the text names the first place.
     #[error("{0}")]
     NonFinite(String),
+    /// Figures were made on a kind of machine that this one cannot be held against.
+    #[error("{0}")]
+    NotComparable(String),
     /// The scaler's methods were called out of order, or its scale fell too low.
     #[error("grad scaler: {0}")]
     Scaler(String),

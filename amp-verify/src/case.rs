@@ -1,5 +1,7 @@
 //! What is run: a model, its data and the options that all precisions share.
 
+use std::rc::Rc;
+
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
     data::{DataModule, Loading},
@@ -11,11 +13,32 @@ use amp_core::{
 };
 use fixtures::{data::DataKind, models::Model};
 
+/// Builds a model from hyperparameters, drawing its weights from libtorch's global generator.
+pub type Build = dyn Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>>;
+
+/// A model before it is built.
+#[derive(Clone)]
+pub struct Subject {
+    /// Its name.
+    pub name: &'static str,
+    /// The validation metric it is judged by; larger is better.
+    pub metric: &'static str,
+    /// How it is built.
+    pub build: Rc<Build>,
+}
+
+impl From<&'static Model> for Subject {
+    fn from(model: &'static Model) -> Self {
+        let build = Rc::new(|hyperparameters: &Hyperparameters| model.build(hyperparameters));
+        Self { name: model.name, metric: model.metric, build }
+    }
+}
+
 /// A model with everything but the precision decided.
 #[derive(Clone)]
 pub struct Case {
-    /// The model's entry.
-    pub model: &'static Model,
+    /// The model.
+    pub model: Subject,
     /// The loaded data.
     pub data: DataModule,
     /// Hyperparameters, merged: the entry's, the data's, the user's.
@@ -118,7 +141,7 @@ impl Case {
                 .or(model.profile_every_n_steps),
             ..defaults
         };
-        let case = Self { model, data, hyperparameters, trainer, early_stopping };
+        let case = Self { model: model.into(), data, hyperparameters, trainer, early_stopping };
         case.build()?;
         Ok(case)
     }
@@ -139,6 +162,6 @@ impl Case {
     /// When a hyperparameter is unknown or out of range.
     pub fn build(&self) -> Result<Box<dyn LightningModule>> {
         seed_everything(self.trainer.seed)?;
-        self.model.build(&self.hyperparameters)
+        (self.model.build)(&self.hyperparameters)
     }
 }

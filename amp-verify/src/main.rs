@@ -30,6 +30,8 @@ use fixtures::models;
 const FAILED: u8 = 1;
 /// The user asked for something that cannot be done; clap uses the same code.
 const USAGE: u8 = 2;
+/// What was to be compared with is another machine's; the gate's code for it.
+const NOT_COMPARABLE: u8 = 4;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
     eprintln!("error: {}", text.lines().map(str::trim).collect::<Vec<_>>().join(" "));
     ExitCode::from(match error {
         Error::Config(_) | Error::Io { .. } => USAGE,
+        Error::NotComparable(_) => NOT_COMPARABLE,
         _ => FAILED,
     })
 }

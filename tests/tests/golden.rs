@@ -3,7 +3,8 @@
 
 use amp_core::{hardware::Fingerprint, precision::Precision};
 use amp_verify::golden::{
-    Agreement, Anchor, Check, Figures, Golden, Spread, file_name, incomparable, machine, parse,
+    Agreement, Anchor, Check, Figures, Golden, Spread, Target, file_name, incomparable, machine,
+    parse,
 };
 use rstest::rstest;
 
@@ -131,7 +132,7 @@ fn an_anchor_is_immutable() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("golden.anchor.json");
     let refused = Anchor::load_or_create(&path, &golden(), &agreement(), false);
-    assert!(refused.is_err_and(|error| error.to_string().contains("outside of CI")));
+    assert!(refused.is_err_and(|error| error.to_string().contains("AMP_ANCHORS=write")));
     let first = Anchor::load_or_create(&path, &golden(), &agreement(), true).expect("written");
     let mut drifted = golden();
     in_16(&mut drifted).loss = Some(0.5);
@@ -178,6 +179,48 @@ fn machines_are_told_apart_by_what_changes_figures(
             assert!(why.starts_with(&format!("NOT COMPARABLE: {what} is ")), "{why}");
         }
     }
+}
+
+/// What a GPU's golden is called, what it needs beside it, and what it says of another's: with a
+/// fabricated fingerprint.
+#[test]
+fn goldens_are_kept_by_compute_capability() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let prepare = |golden: &Golden, may_write: bool| {
+        Target::fixture("MixedPrecisionDemo").prepare(golden, folder.path(), may_write)
+    };
+    let names = || {
+        let entries = folder.path().read_dir().expect("a folder");
+        let names = entries.map(|e| e.expect("an entry").file_name().into_string());
+        names.collect::<Result<Vec<_>, _>>().expect("names")
+    };
+    let hopper = Golden { fingerprint: Some(cuda("9.0")), ..golden() };
+    let taken = prepare(&hopper, false).expect("without a golden the rest is insta's");
+    assert_eq!((taken.name.as_str(), names().len()), ("mixed_precision_demo_cuda_9_0", 0));
+    prepare(&hopper, true).expect("an anchor is written when that is asked for");
+    assert_eq!(names(), ["mixed_precision_demo_cuda_9_0.anchor.json"]);
+    let ampere = Golden { fingerprint: Some(cuda("8.0")), ..golden() };
+    let file = |name: &str| folder.path().join(name);
+    std::fs::write(file("mixed_precision_demo_cuda_8_0.snap"), &taken.text).expect("a file");
+    let other = prepare(&ampere, true).err().expect("a golden of another GPU").to_string();
+    assert!(other.starts_with("NOT COMPARABLE: device is compute capability 9.0"), "{other}");
+    let own = serde_json::to_string(&ampere).expect("JSON");
+    std::fs::write(file("mixed_precision_demo_cuda_8_0.snap"), own).expect("a file");
+    let bare = prepare(&ampere, false).err().expect("no anchor").to_string();
+    assert!(bare.contains("AMP_ANCHORS=write"), "{bare}");
+}
+
+/// On one kind of GPU memory is the same to the byte; on another of its capability, nearly.
+#[test]
+fn memory_is_exact_on_the_same_gpu() {
+    let golden = Golden { fingerprint: Some(cuda("9.0")), ..golden() };
+    let mut found = golden.clone();
+    in_16(&mut found).peak_memory_bytes += 512;
+    let agreement = Agreement { spread: None, memory: true };
+    let moved = agreement.moved(&golden, &found);
+    assert_eq!(moved.iter().map(|m| m.figure).collect::<Vec<_>>(), ["peak_memory_bytes"]);
+    found.fingerprint = Some(Fingerprint { device: "another".into(), ..cuda("9.0") });
+    assert_eq!(agreement.moved(&golden, &found), []);
 }
 
 #[test]

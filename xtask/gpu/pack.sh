@@ -25,10 +25,10 @@ executables build --release --package amp-verify --bin amp | while read -r _ _ p
     strip --strip-all -o dist.partial/amp "$path"
 done
 # Left out: what needs a compiler (ui, expand), TensorBoard's Python package (tensorboard) or the
-# sources (docs), and what holds on a CPU alone (golden).
+# sources (docs).
 executables test --no-run --package amp-core --package amp-verify --package fixtures --package tests |
     while read -r package target path; do
-        case $target in ui | expand | golden | tensorboard | docs | amp) continue ;; esac
+        case $target in ui | expand | tensorboard | docs | amp) continue ;; esac
         strip --strip-all -o "dist.partial/tests/$package-$target" "$path"
     done
 # In the tests' profile, so that the C++ bindings are not built again.
@@ -37,6 +37,7 @@ executables build --package tests --benches | while read -r _ target path; do
 done
 mkdir -p dist.partial/fixtures
 cp -r fixtures/data dist.partial/fixtures/
+cp -r tests/tests/goldens dist.partial/
 cp xtask/gpu/run.sh dist.partial/
 rm -rf dist
 mv dist.partial dist

@@ -3,6 +3,8 @@
 # Usage, from the packed folder:
 #   ./run.sh test [filter…]     the tests, on CUDA
 #   ./run.sh criterion [name]   a benchmark of tests/benches, on CUDA: loader unless another is named
+#   ./run.sh golden-record      goldens and anchors of this GPU's compute capability, into goldens/:
+#                               copy them to tests/tests/goldens; an anchor that is there stays
 #   ./run.sh <command> [args…]  any command of the amp binary, as in ./run.sh verify --device cuda
 #                               or ./run.sh bench --peers
 set -euo pipefail
@@ -32,12 +34,27 @@ if [[ ${1:-} == criterion ]]; then
     export AMP_DEVICE=cuda
     exec "$here/benches/${2:-loader}" --bench
 fi
+# One at a time: a CUDA device's memory statistics are the process's. The workspace makes cuBLAS
+# deterministic, which goldens on CUDA ask for.
+packed_tests() {
+    export AMP_DEVICE=cuda RUST_TEST_THREADS=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
+    export AMP_GOLDENS="$here/goldens" INSTA_WORKSPACE_ROOT="$here"
+}
+if [[ ${1:-} == golden-record ]]; then
+    packed_tests
+    export INSTA_UPDATE=always AMP_ANCHORS=write
+    unset CI
+    for binary in "$here"/tests/tests-golden "$here"/tests/tests-own_model; do
+        "$binary"
+    done
+    exec ls "$here"/goldens
+fi
 if [[ ${1:-} != test ]]; then
     exec "$here/amp" "$@"
 fi
 shift
-# One at a time: a CUDA device's memory statistics are the process's.
-export AMP_DEVICE=cuda RUST_TEST_THREADS=1
+packed_tests
+export INSTA_UPDATE=no
 failed=()
 for binary in "$here"/tests/*; do
     echo "== $(basename "$binary")"

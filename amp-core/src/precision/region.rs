@@ -9,7 +9,7 @@ use super::{AutocastGuard, Precision, is_floating};
 use crate::{Error, Result};
 
 /// What `#[precision(…)]` asks for a field.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Region {
     /// At least f32: autocast off, input and parameters in f32.

@@ -1,4 +1,4 @@
-use std::{fs, path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr};
 
 use amp_core::{Error, Result, file::Staged, hardware::Fingerprint, precision::Precision};
 use clap::{Args, ValueEnum};
@@ -7,11 +7,11 @@ use super::{
     Check, Cost, Diagnosis, Island, LayerError, MetricLoss, PolicyFile, Scope,
     checks::{train, with},
     diagnose, fp32,
+    reference::Reference,
 };
 use crate::{
     case::Case,
     cli::{Format, RunArgs},
-    comparison::Comparison,
     layers::{Options, Subject, module_paths},
 };
 
@@ -42,7 +42,8 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "K", default_value_t = 3,
           value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
-    /// What `verify --output` once wrote: tells a change of the environment from one of the precision
+    /// What `verify --output` once wrote, or a golden (.snap): tells a change of the environment from
+    /// one of the precision
     #[arg(long, value_name = "FILE")]
     pub reference: Option<PathBuf>,
     /// Write the modules that must stay FP32 to this policy file
@@ -75,7 +76,8 @@ impl DiagnoseArgs {
             return Err(Error::config(format!("limit {limit}: it must be a number from 0 on")));
         }
         let fix = self.fix.as_deref().map(Staged::create).transpose()?;
-        let baseline_moved = self.reference.as_ref().map(|path| moved(case, path)).transpose()?;
+        let reference = self.reference.as_deref().map(Reference::read).transpose()?;
+        let baseline_moved = reference.map(|reference| reference.moved(case)).transpose()?;
         let build = || case.build();
         let batch = case.data.train.head(case.data.batch_size)?;
         let subject = || Subject {
@@ -129,27 +131,4 @@ impl DiagnoseArgs {
             peak_memory_ratio: with_island.1 / without.1,
         })
     }
-}
-
-/// Whether 32-true gives other figures than it gave in this report, on the same machine.
-fn moved(case: &Case, path: &PathBuf) -> Result<bool> {
-    let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
-    let refuse = |why: String| Error::config(format!("{}: {why}", path.display()));
-    let fix = "write it with `cargo amp verify --output` and the same options";
-    let report: Comparison = serde_json::from_str(&text)
-        .map_err(|error| refuse(format!("it is no report of verify ({error}); {fix}")))?;
-    let now = train(case, Precision::F32True)?;
-    let (then, start) = (&report.subject, &now.start);
-    if then.fingerprint != start.fingerprint {
-        return Err(refuse("NOT COMPARABLE: it is from another machine or other settings".into()));
-    }
-    let options = |subject: &amp_core::event::FitStart| {
-        (subject.model.clone(), subject.data.clone(), subject.seed, subject.max_epochs)
-    };
-    if options(then) != options(start) || report.batch_size != case.data.batch_size {
-        return Err(refuse(format!("it is of another model, data, seed or length; {fix}")));
-    }
-    let baseline = report.runs.first().ok_or_else(|| refuse(format!("it has no runs; {fix}")))?;
-    let finite = |name: &str| now.last(name).filter(|value| value.is_finite());
-    Ok((baseline.accuracy, baseline.loss) != (finite(case.model.metric), finite("val_loss")))
 }

@@ -4,6 +4,7 @@ mod args;
 mod checks;
 mod ddmin;
 mod policy;
+mod reference;
 
 pub use args::{DiagnoseArgs, Search};
 pub use checks::{Check, LayerError, MetricLoss, Outcome};
@@ -143,6 +144,12 @@ pub fn fp32(islands: &Islands, modules: &[String]) -> Islands {
     let mut all = islands.clone();
     all.extend(modules.iter().map(|path| (path.clone(), Region::Fp32)));
     all
+}
+
+/// What to write for these fields, one after the other.
+pub fn attribute_to_paste(fields: &[String]) -> String {
+    let lines = fields.iter().map(|field| format!("    #[precision(fp32)]\n    {field}: …"));
+    lines.collect::<Vec<_>>().join("\n\n")
 }
 
 /// The struct's field that a module is in.

@@ -84,6 +84,15 @@ pub struct GateArgs {
     /// Hold the first seed's figures against the goldens in this folder
     #[arg(long, value_name = "FOLDER")]
     pub goldens: Option<PathBuf>,
+    /// Precision regions by module path, as --fix writes them; for one --model
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Write the modules that a failing model must keep in FP32 to this policy file; for one --model
+    #[arg(long, value_name = "FILE", conflicts_with = "no_diagnose")]
+    pub fix: Option<PathBuf>,
+    /// Do not look for what a failure is due to; otherwise that is done for the first few
+    #[arg(long)]
+    pub no_diagnose: bool,
     /// Write JUnit XML to this file
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,

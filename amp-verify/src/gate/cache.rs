@@ -63,7 +63,9 @@ impl Open {
     /// `None` where the machine cannot be told.
     fn path(&self, job: &Job) -> Option<PathBuf> {
         let device = hardware::parse_device(&job.device).ok()?;
-        let machine = Fingerprint { threads: 0, ..Fingerprint::of(device).ok()? };
+        let machine = Fingerprint::of(device).ok()?;
+        // The job says these: here they are the last one's that this process did.
+        let machine = Fingerprint { threads: 0, tf32: false, deterministic: false, ..machine };
         let parts = [
             self.binary.clone(),
             self.threads.to_string(),

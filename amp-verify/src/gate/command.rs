@@ -2,9 +2,34 @@
 
 use std::{env, fs::OpenOptions, io::Write, path::Path};
 
-use amp_core::{Error, Result, file::Staged};
+use amp_core::{Error, Result, file::Staged, precision::Region};
+
+use crate::diagnose::PolicyFile;
 
 use super::{CACHE, GateArgs, Plan, Report, annotations, junit, markdown, pool, run, table};
+
+/// Writes the modules that must stay FP32, under every precision that was diagnosed; returns what
+/// there is to say.
+fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static str> {
+    let Some(model) = report.models.first() else { return Ok("") };
+    let mut islands = plan.islands.clone();
+    let mut precisions = Vec::new();
+    for cell in &model.cells {
+        let modules = cell.finding.iter().flat_map(|finding| &finding.modules);
+        let before = islands.len();
+        islands.extend(modules.map(|path| (path.clone(), Region::Fp32)));
+        if islands.len() > before {
+            precisions.push(cell.precision);
+        }
+    }
+    let (Some(first), Some(machine)) = (precisions.first(), &report.fingerprint) else {
+        return Ok("no policy was written: there is no module that helps\n");
+    };
+    let names = precisions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let reason = format!("cargo amp gate: {} under {names}", report.status.name());
+    PolicyFile::new(&model.model, *first, machine.clone(), reason, islands).write(file)?;
+    Ok("the policy was written: --policy judges the model with it\n")
+}
 
 /// Runs the gate and writes what was asked for; returns the report with what is to be printed.
 ///
@@ -15,9 +40,11 @@ pub fn command(args: &GateArgs) -> Result<(Report, String)> {
     let stage = |path: &Option<std::path::PathBuf>| path.as_deref().map(Staged::create).transpose();
     let (json_file, junit_file, markdown_file) =
         (stage(&args.json)?, stage(&args.junit)?, stage(&args.markdown)?);
+    let fix = stage(&args.fix)?;
     let cache = (!args.no_cache).then_some(Path::new(CACHE));
     let mut pool = pool(&args.device, args.processes, cache)?;
     let report = run(&plan, &mut pool)?;
+    let fixed = fix.map(|file| write_policy(&plan, &report, file)).transpose()?;
     if let Some(file) = json_file {
         let text =
             serde_json::to_string_pretty(&report).map_err(|e| Error::io("report", e.into()))?;
@@ -37,6 +64,7 @@ pub fn command(args: &GateArgs) -> Result<(Report, String)> {
             .map_err(|error| Error::io(&path, error))?;
     }
     let mut text = table(&report);
+    text += fixed.unwrap_or_default();
     if env::var_os("GITHUB_ACTIONS").is_some_and(|value| value == "true") {
         text += &annotations(&report);
     }

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use amp_core::precision::Precision;
 
 use super::job::{Failure, Outcome, Reason};
-use crate::golden::{self, Agreement, Figures, Golden};
+use crate::golden::{self, Agreement, Figures, Golden, Moved};
 
 /// What was run.
 pub(super) struct Case<'a> {
@@ -18,21 +18,42 @@ pub(super) struct Case<'a> {
 impl Case<'_> {
     /// What moved, or why there is nothing to compare with.
     pub(super) fn failures(&self, folder: &Path, base: &Outcome, own: &Outcome) -> Vec<Failure> {
+        let moved = match self.moved(folder, base, own) {
+            Ok(moved) => moved,
+            Err(why) => return vec![Failure::new(Reason::NotComparable, why)],
+        };
+        let failure = |moved: Moved| {
+            let Moved { precision, figure, golden, found, allowed } = moved;
+            let text = format!("{precision} {figure}: {found}, golden {golden} ({allowed})");
+            Failure::new(Reason::Moved, text)
+        };
+        moved.into_iter().map(failure).collect()
+    }
+
+    /// Whether 32-true is not what it was; `None` where there is nothing to compare with.
+    pub(super) fn baseline_moved(
+        &self,
+        folder: &Path,
+        base: &Outcome,
+        own: &Outcome,
+    ) -> Option<bool> {
+        let moved = self.moved(folder, base, own).ok()?;
+        Some(moved.iter().any(|moved| moved.precision == Precision::F32True.name()))
+    }
+
+    fn moved(&self, folder: &Path, base: &Outcome, own: &Outcome) -> Result<Vec<Moved>, String> {
         let name = golden::file_name(self.model, own.fingerprint.as_ref());
         let path = folder.join(format!("{name}.snap"));
-        let unlike = |why: String| vec![Failure::new(Reason::NotComparable, why)];
         let Ok(text) = fs::read_to_string(&path) else {
-            return unlike(format!("NOT COMPARABLE: there is no golden {name} in this folder"));
+            return Err(format!("NOT COMPARABLE: there is no golden {name} in this folder"));
         };
-        let golden = match golden::parse(&text) {
-            Ok(golden) => golden,
-            Err(error) => return unlike(format!("NOT COMPARABLE: {name}: {error}")),
-        };
+        let golden =
+            golden::parse(&text).map_err(|error| format!("NOT COMPARABLE: {name}: {error}"))?;
         let machines = (golden.fingerprint.as_ref(), own.fingerprint.as_ref());
         if let (Some(known), Some(here)) = machines
             && let Some(why) = golden::incomparable(known, here)
         {
-            return unlike(why);
+            return Err(why);
         }
         let precision = self.precision.name();
         let baseline = Precision::F32True.name();
@@ -42,9 +63,7 @@ impl Case<'_> {
             || golden.hyperparameters != own.hyperparameters
             || !golden.runs.contains_key(precision)
         {
-            return unlike(format!(
-                "NOT COMPARABLE: {name} is of another seed, length or precision"
-            ));
+            return Err(format!("NOT COMPARABLE: {name} is of another seed, length or precision"));
         }
         let only = |golden: &Golden| {
             let mut golden = golden.clone();
@@ -57,14 +76,7 @@ impl Case<'_> {
         found.runs.insert(precision.into(), figures(own, base, self.precision));
         // Memory is that of warmed-up runs, which those of the gate are not.
         let agreement = Agreement { spread: None, memory: false };
-        let moved = agreement.moved(&known, &found).into_iter();
-        moved
-            .map(|moved| {
-                let golden::Moved { precision, figure, golden, found, allowed } = moved;
-                let text = format!("{precision} {figure}: {found}, golden {golden} ({allowed})");
-                Failure::new(Reason::Moved, text)
-            })
-            .collect()
+        Ok(agreement.moved(&known, &found))
     }
 }
 

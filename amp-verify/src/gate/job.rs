@@ -7,7 +7,8 @@ use amp_core::{
     memory::MemoryMeter,
     precision::Precision,
     probe::Observed,
-    tch::Device,
+    tch::{Device, Kind, Tensor},
+    trainer::Graph,
 };
 use fixtures::models;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use super::{
 };
 use crate::{
     case::{Case, Choices},
+    diagnose::Islands,
     selftest::{Fault, Faulty},
 };
 
@@ -52,6 +54,8 @@ pub struct Job {
     pub deterministic: bool,
     /// What is done.
     pub task: Task,
+    /// Precision regions by module path, over those the model declares.
+    pub islands: Islands,
     /// What a self-test breaks.
     pub fault: Option<Fault>,
 }
@@ -139,6 +143,8 @@ pub struct Outcome {
     pub batch_size: i64,
     /// The machine.
     pub fingerprint: Option<Fingerprint>,
+    /// How far a product of f32 matrices is off, where the job is one of 32-true.
+    pub product_error: Option<f64>,
     /// Distances from the 32-true steps, where that was the task.
     pub conformance: Option<conformance::Figures>,
     /// What went wrong.
@@ -165,6 +171,7 @@ impl Outcome {
             data: String::new(),
             batch_size: 0,
             fingerprint: None,
+            product_error: None,
             conformance: None,
             failures: vec![failure],
             seconds: 0.0,
@@ -197,8 +204,11 @@ impl Job {
     pub(super) fn case(&self, precision: Precision) -> Result<Case> {
         hardware::set_numerics(self.tf32, self.deterministic)?;
         let seed = Fault::seed(self.fault, precision, self.seed);
-        let choices = Choices { epochs: Some(self.epochs), seed, ..Choices::default() };
+        // What watches a run looks into its steps.
+        let choices =
+            Choices { epochs: Some(self.epochs), seed, graph: Graph::Off, ..Choices::default() };
         let mut case = Case::new(models::find(&self.model)?, choices, self.device()?)?;
+        case.trainer.islands = self.islands.clone().into();
         Fault::data(self.fault, precision, &mut case.data);
         Ok(case)
     }
@@ -274,11 +284,30 @@ impl Job {
             data: record.start.data,
             batch_size: case.data.batch_size,
             fingerprint: Some(record.start.fingerprint),
+            product_error: (self.precision == Precision::F32True)
+                .then(|| product_error(case.trainer.device))
+                .transpose()?,
             conformance: None,
             failures,
             seconds: 0.0,
         })
     }
+}
+
+/// The relative error of a product of f32 matrices as the device multiplies them now: 1e-7 in f32,
+/// some 1e-4 in TF32, whatever the switch says that turned it on.
+///
+/// # Errors
+/// When libtorch's are.
+pub fn product_error(device: Device) -> Result<f64> {
+    const SIZE: i64 = 256;
+    // Draws nothing: the generator is the run's.
+    let phases = Tensor::f_arange(SIZE * SIZE, (Kind::Double, device))?.f_view([SIZE, SIZE])?;
+    let [a, b] = [phases.f_sin()?, phases.f_cos()?].map(|m| m.f_to_kind(Kind::Float));
+    let (a, b) = (a?, b?);
+    let exact = a.f_to_kind(Kind::Double)?.f_matmul(&b.f_to_kind(Kind::Double)?)?;
+    let error = a.f_matmul(&b)?.f_to_kind(Kind::Double)?.f_sub(&exact)?;
+    Ok(error.f_norm()?.f_double_value(&[])? / exact.f_norm()?.f_double_value(&[])?)
 }
 
 /// Notes the order of the first epoch's examples.
@@ -290,7 +319,7 @@ impl Tap for Watch {
         model: &mut dyn LightningModule,
         batch: &amp_core::data::Batch,
         step: &mut amp_core::Step<'_>,
-    ) -> Result<amp_core::tch::Tensor> {
+    ) -> Result<Tensor> {
         self.0.add(batch)?;
         model.training_step(batch, step)
     }

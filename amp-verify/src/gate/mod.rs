@@ -6,6 +6,7 @@ mod cache;
 mod command;
 mod conformance;
 mod controls;
+mod finding;
 mod goldens;
 mod identity;
 mod job;
@@ -18,7 +19,8 @@ pub use args::{GateArgs, Tier};
 pub use cache::Cache;
 pub use command::command;
 pub use conformance::{Bounds, Figures, RISK};
-pub use job::{Failure, Job, Outcome, Reason, Task};
+pub use finding::{Cause, Finding};
+pub use job::{Failure, Job, Outcome, Reason, Task, product_error};
 pub use pool::{Pool, WORKER, work};
 pub use render::{annotations, junit, markdown, table};
 pub use report::{Cell, ModelReport, Report, Status};
@@ -34,6 +36,8 @@ use amp_core::{Error, Result, hardware, precision::Precision};
 use fixtures::models::{self, Model};
 
 use crate::{
+    case::{Case, Choices},
+    diagnose::{Islands, PolicyFile},
     selftest::Fault,
     verdict::{Design, Verdict, mean},
 };
@@ -42,8 +46,12 @@ use crate::{
 pub const SCHEMA: &str = "amp-gate/1";
 /// Where outcomes are kept.
 pub const CACHE: &str = ".amp/cache";
+/// The most that a product of f32 matrices is off; in TF32 it is thirty times as much.
+const F32_PRODUCT: f64 = 1e-5;
 /// The share of validation examples that may be training examples too: texts and images do recur.
 const OVERLAP: f64 = 0.05;
+/// Failing cells that are diagnosed, unless none are to be: each costs tens of runs.
+pub const DIAGNOSED: usize = 3;
 
 /// What is to be judged.
 pub struct Plan {
@@ -71,6 +79,10 @@ pub struct Plan {
     pub deterministic: bool,
     /// The folder of goldens, if runs are held against them.
     pub goldens: Option<PathBuf>,
+    /// Precision regions by module path, over those the model declares.
+    pub islands: Islands,
+    /// How many failing cells are diagnosed.
+    pub diagnosed: usize,
     /// What a self-test breaks.
     pub fault: Option<Fault>,
 }
@@ -81,7 +93,7 @@ impl Plan {
     /// # Errors
     /// When a name is unknown or a number out of range.
     pub fn new(args: &GateArgs) -> Result<Self> {
-        let models = match args.model.as_slice() {
+        let models: Vec<&Model> = match args.model.as_slice() {
             [] => models::ALL.iter().collect(),
             names => names.iter().map(|name| models::find(name)).collect::<Result<_>>()?,
         };
@@ -107,7 +119,18 @@ impl Plan {
         if !(args.alpha > 0.0 && args.alpha < 0.5) {
             return Err(Error::config(format!("alpha {}: it must be in (0, 0.5)", args.alpha)));
         }
-        hardware::parse_device(&args.device)?;
+        let device = hardware::parse_device(&args.device)?;
+        let islands = match (&args.policy, models.as_slice()) {
+            (None, _) => Islands::new(),
+            (Some(path), [model]) => {
+                let built = Case::new(model, Choices::default(), device)?.build()?;
+                PolicyFile::read(path, model.name, built.as_ref())?.islands
+            }
+            (Some(_), _) => return Err(for_one_model("policy")),
+        };
+        if args.fix.is_some() && models.len() != 1 {
+            return Err(for_one_model("fix"));
+        }
         Ok(Self {
             models,
             tier: args.tier,
@@ -121,6 +144,8 @@ impl Plan {
             tf32: args.tf32,
             deterministic: args.deterministic,
             goldens: args.goldens.clone(),
+            islands,
+            diagnosed: if args.no_diagnose { 0 } else { DIAGNOSED },
             fault: None,
         })
     }
@@ -148,6 +173,7 @@ impl Plan {
                 || (precision == Precision::F32True && fault == Some(Fault::Tf32Baseline)),
             deterministic: self.deterministic,
             task,
+            islands: self.islands.clone(),
             fault,
         }
     }
@@ -200,6 +226,7 @@ impl Plan {
             outcomes.iter().map(|outcome| outcome.metric).collect()
         };
         if failures.is_empty() {
+            failures.extend(self.tf32_products(&baseline));
             failures.extend(pairing(&baseline, &own));
             failures.extend(learning(model, &control, &baseline, "the baseline's "));
             failures.extend(learning(model, &control, &own, ""));
@@ -238,9 +265,29 @@ impl Plan {
             metric: metrics(&own),
             conformance: steps.conformance,
             skipped_steps: own.iter().map(|outcome| outcome.skipped_steps).sum(),
+            finding: None,
         }
         .settle()
     }
+}
+
+impl Plan {
+    /// Whether the baseline multiplied in TF32 although nobody asked for it.
+    fn tf32_products(&self, baseline: &[Outcome]) -> Option<Failure> {
+        let errors = baseline.iter().filter_map(|outcome| outcome.product_error);
+        let error = errors.fold(0.0, f64::max);
+        (!self.tf32 && error > F32_PRODUCT).then(|| {
+            let text = format!(
+                "the baseline: f32 matrix products are {error:.1e} off, as in TF32, which \
+                 something has turned on"
+            );
+            Failure::new(Reason::PrecisionDidNotRun, text)
+        })
+    }
+}
+
+fn for_one_model(option: &str) -> Error {
+    Error::config(format!("{option}: a policy is for one model; name it with --model"))
 }
 
 /// Whether each pair had the same weights, order and validation set, and one that is not the
@@ -248,6 +295,10 @@ impl Plan {
 fn pairing(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
     if baseline.iter().zip(own).any(|(base, own)| base.pairing != own.pairing) {
         let text = "initial weights, order of examples or validation set are not the baseline's";
+        return Some(Failure::new(Reason::NotPaired, text));
+    }
+    if baseline.iter().zip(own).any(|(base, own)| base.fingerprint != own.fingerprint) {
+        let text = "the baseline ran with other settings: TF32, deterministic algorithms or device";
         return Some(Failure::new(Reason::NotPaired, text));
     }
     let overlap = own.iter().map(|outcome| outcome.overlap).fold(0.0, f64::max);
@@ -298,7 +349,7 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
     }
     pool.run(jobs)?;
     let mut fingerprint = None;
-    let reports: Vec<ModelReport> = plan
+    let mut reports: Vec<ModelReport> = plan
         .models
         .iter()
         .map(|model| {
@@ -321,6 +372,7 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
             }
         })
         .collect();
+    let undiagnosed = finding::find(plan, pool, &mut reports);
     let cells = reports.iter().flat_map(|model| &model.cells);
     Ok(Report {
         schema: SCHEMA.into(),
@@ -330,6 +382,7 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
         alpha: plan.alpha,
         models: reports,
         left_out: left_out(plan),
+        undiagnosed,
         executed: pool.executed,
         cached: pool.cached,
         seconds: started.elapsed().as_secs_f64(),

@@ -25,6 +25,8 @@ pub const WORKER: &str = "gate-worker";
 /// Does jobs, each once.
 pub struct Pool {
     workers: Vec<Worker>,
+    /// Threads of one operation, in each process.
+    threads: usize,
     cache: Cache,
     /// What is known.
     outcomes: BTreeMap<Job, Outcome>,
@@ -53,10 +55,18 @@ impl Pool {
             for _ in 0..processes {
                 workers.push(Worker::start(threads)?);
             }
-        } else {
-            tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
         }
-        Ok(Self { workers, cache, outcomes: BTreeMap::new(), executed: 0, cached: 0 })
+        let pool =
+            Self { workers, threads, cache, outcomes: BTreeMap::new(), executed: 0, cached: 0 };
+        if pool.workers.is_empty() {
+            pool.join();
+        }
+        Ok(pool)
+    }
+
+    /// Gives this process the threads of a worker, so that it comes to the same figures.
+    pub(super) fn join(&self) {
+        tch::set_num_threads(i32::try_from(self.threads).unwrap_or(1));
     }
 
     /// What came of a job that was given to [`run`](Self::run).

@@ -33,10 +33,7 @@ fn row(model: &ModelReport, cell: &Cell) -> [String; 9] {
 }
 
 fn rows(report: &Report) -> Vec<[String; 9]> {
-    let rows = |model: &ModelReport| -> Vec<_> {
-        model.cells.iter().map(|cell| row(model, cell)).collect()
-    };
-    report.models.iter().flat_map(rows).collect()
+    cells(report).map(|(model, cell)| row(model, cell)).collect()
 }
 
 fn tier(report: &Report) -> &'static str {
@@ -60,9 +57,31 @@ fn heading(report: &Report) -> String {
     )
 }
 
+/// What was found of each failing cell, in one line with what to paste.
+fn findings(report: &Report) -> Vec<(String, &str)> {
+    let mut found = Vec::new();
+    for (model, cell) in cells(report) {
+        if let Some(finding) = &cell.finding {
+            let line = format!("{} under {}: {}", model.model, cell.precision, finding.text);
+            found.push((line, finding.attribute.as_str()));
+        }
+    }
+    found
+}
+
+fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
+    report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
+}
+
 fn closing(report: &Report) -> Vec<String> {
     let mut lines: Vec<String> =
         report.left_out.iter().map(|left| format!("left to the nightly tier: {left}")).collect();
+    if report.undiagnosed > 0 {
+        let more = report.undiagnosed;
+        lines.push(format!(
+            "{more} more failing cells were not diagnosed: name their model with --model"
+        ));
+    }
     lines.push(format!(
         "{}: {} runs, {} known from before, {:.1} s",
         report.status.name(),
@@ -86,7 +105,14 @@ pub fn table(report: &Report) -> String {
     for column in table.column_iter_mut().skip(3).take(5) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    format!("{}\n{table}\n{}\n", heading(report), closing(report).join("\n"))
+    let mut found = String::new();
+    for (line, attribute) in findings(report) {
+        found += &format!("{line}\n");
+        if !attribute.is_empty() {
+            found += &format!("\n{attribute}\n\n");
+        }
+    }
+    format!("{}\n{table}\n{found}{}\n", heading(report), closing(report).join("\n"))
 }
 
 /// The table in Markdown, for a job summary.
@@ -102,6 +128,12 @@ pub fn markdown(report: &Report) -> String {
         &line(&["---", "---", "---", "--:", "--:", "--:", "--:", "--:", "---"].map(String::from));
     for row in rows(report) {
         out += &line(&row);
+    }
+    for (line, attribute) in findings(report) {
+        out += &format!("\n{line}\n");
+        if !attribute.is_empty() {
+            out += &format!("\n```rust\n{attribute}\n```\n");
+        }
     }
     for closing in closing(report) {
         out += &format!("\n{closing}\n");
@@ -128,8 +160,10 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
                 Some(kind) => {
                     let mut status = TestCaseStatus::non_success(kind);
                     status.set_type(cell.status.name()).set_message(message(cell));
-                    let lines = cell.failures.iter().map(|failure| failure.text.as_str());
-                    status.set_description(lines.collect::<Vec<_>>().join("\n"));
+                    let failures = cell.failures.iter().map(|failure| failure.text.as_str());
+                    let found = cell.finding.iter();
+                    let found = found.flat_map(|f| [f.text.as_str(), f.attribute.as_str()]);
+                    status.set_description(failures.chain(found).collect::<Vec<_>>().join("\n"));
                     status
                 }
             };
@@ -148,6 +182,14 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
 
 /// Why a cell is not green, in one line.
 fn message(cell: &Cell) -> String {
+    let failure = failure(cell);
+    match &cell.finding {
+        Some(finding) => format!("{failure}; {}", finding.text),
+        None => failure,
+    }
+}
+
+fn failure(cell: &Cell) -> String {
     match (cell.note(), &cell.judgement) {
         (note, _) if !note.is_empty() => note,
         (_, Some(judgement)) => format!(
@@ -167,12 +209,8 @@ const SHOWN: usize = 8;
 
 /// Workflow commands for the worst cells; the last says how many are not shown.
 pub fn annotations(report: &Report) -> String {
-    let mut bad: Vec<(&ModelReport, &Cell)> = report
-        .models
-        .iter()
-        .flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
-        .filter(|(_, cell)| cell.status != Status::Pass)
-        .collect();
+    let mut bad: Vec<(&ModelReport, &Cell)> =
+        cells(report).filter(|(_, cell)| cell.status != Status::Pass).collect();
     bad.sort_by_key(|(_, cell)| std::cmp::Reverse(cell.status));
     let mut out = String::new();
     for (model, cell) in bad.iter().take(SHOWN) {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     args::Tier,
     conformance::Figures,
+    finding::Finding,
     job::{Failure, Reason},
 };
 use crate::verdict::{Judgement, Verdict};
@@ -64,6 +65,8 @@ pub struct Report {
     pub models: Vec<ModelReport>,
     /// What this tier leaves to the nightly one.
     pub left_out: Vec<String>,
+    /// Failing cells beyond those that were diagnosed.
+    pub undiagnosed: usize,
     /// Jobs that ran.
     pub executed: usize,
     /// Jobs whose outcome was known from before.
@@ -112,6 +115,8 @@ pub struct Cell {
     pub conformance: Option<Figures>,
     /// Steps skipped, over all seeds.
     pub skipped_steps: u64,
+    /// What a failure is due to; null where there is none, or its text says it all.
+    pub finding: Option<Finding>,
 }
 
 impl Cell {

@@ -91,8 +91,8 @@ impl Anchor {
         }
         if !may_write {
             return Err(Error::config(format!(
-                "{}: a golden needs its anchor: run the test once outside of CI and commit the \
-                 file",
+                "{}: a golden needs its anchor: run the test once with AMP_ANCHORS=write and \
+                 commit the file",
                 path.display()
             )));
         }

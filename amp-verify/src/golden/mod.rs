@@ -1,16 +1,18 @@
 //! Goldens of a comparison: what of it is kept, and when a new one still agrees.
 
 mod anchor;
-mod check;
 mod comparable;
 mod rules;
 mod spread;
+mod take;
+mod target;
 
 pub use anchor::{Anchor, Anchored, Value};
-pub use check::{Check, Taken, file_name};
 pub use comparable::{incomparable, machine};
 pub use rules::{Agreement, Moved, Tolerances, refuses_not_a_number, table};
 pub use spread::{Samples, Spread};
+pub use take::{Taken, file_name};
+pub use target::{Check, Target};
 
 use std::collections::{BTreeMap, BTreeSet};
 

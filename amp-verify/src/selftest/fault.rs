@@ -82,7 +82,7 @@ impl Fault {
             Self::LoseStateOnLoad => {
                 "a resumed run has its weights, but a new scaler and optimizer"
             }
-            Self::Tf32Baseline => "the 32-true baseline multiplies in TF32 (CUDA)",
+            Self::Tf32Baseline => "the 32-true baseline may multiply in TF32, as it does on CUDA",
             Self::AutocastOff => "autocast does nothing",
             Self::TruncatingRounding => "weights are rounded towards zero",
             Self::Bf16Weights => "master weights are kept in bf16",
@@ -115,11 +115,6 @@ impl Fault {
             Self::LayerNormInF16 => "DebuggingAMPModel",
             _ => "MixedPrecisionDemo",
         }
-    }
-
-    /// Whether it can be made only on CUDA.
-    pub fn needs_cuda(self) -> bool {
-        self == Self::Tf32Baseline
     }
 
     /// Whether the baseline is another with this fault.

@@ -24,8 +24,6 @@ pub struct Fate {
 pub struct Report {
     /// The faults.
     pub faults: Vec<Fate>,
-    /// Faults that this device cannot show.
-    pub skipped: Vec<Fault>,
     /// Unchanged runs of the gate, over all models in turn.
     pub repetitions: u64,
     /// Their cells.
@@ -74,9 +72,6 @@ impl Report {
         let golden = if self.nan_golden_refused { "refused" } else { "SURVIVED" };
         table.add_row(["a golden that is not a number", "MixedPrecisionDemo", golden, ""]);
         let mut out = format!("{table}\n");
-        for fault in &self.skipped {
-            out += &format!("not on this device: {}\n", fault.about());
-        }
         for alarm in &self.false_alarms {
             out += &format!("false alarm: {alarm}\n");
         }

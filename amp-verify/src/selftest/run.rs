@@ -1,6 +1,6 @@
 use std::time::Instant;
 
-use amp_core::{Error, Result, hardware};
+use amp_core::{Error, Result};
 use fixtures::models;
 
 use super::{Fate, Fault, Report, SelftestArgs, report::is_red};
@@ -18,10 +18,7 @@ const FRESH: u64 = 10_000;
 /// When a fault's name is unknown or the device is missing.
 pub fn run(args: &SelftestArgs) -> Result<Report> {
     let started = Instant::now();
-    let cuda = hardware::parse_device(&args.device)?.is_cuda();
-    let chosen = chosen(&args.fault)?;
-    let (faults, skipped): (Vec<_>, Vec<_>) =
-        chosen.into_iter().partition(|fault| cuda || !fault.needs_cuda());
+    let faults = chosen(&args.fault)?;
     let mut pool = gate::pool(&args.device, args.processes, None)?;
     let plans: Vec<Plan> =
         faults.iter().map(|fault| injected(args, *fault)).collect::<Result<_>>()?;
@@ -50,7 +47,6 @@ pub fn run(args: &SelftestArgs) -> Result<Report> {
     }
     Ok(Report {
         faults: fates,
-        skipped,
         repetitions: args.repetitions,
         cells,
         false_alarms,
@@ -86,6 +82,8 @@ fn plan(args: &SelftestArgs, model: &str) -> Result<Plan> {
         tf32: false,
         deterministic: false,
         goldens: None,
+        islands: Default::default(),
+        diagnosed: 0,
         fault: None,
     })
 }

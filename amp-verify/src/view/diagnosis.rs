@@ -1,6 +1,6 @@
 //! What a failed check is due to, in lines to paste from.
 
-use crate::diagnose::{Attribution, Diagnosis, Outcome};
+use crate::diagnose::{Attribution, Diagnosis, Outcome, attribute_to_paste};
 
 /// The diagnosis as text.
 pub fn diagnosis(diagnosis: &Diagnosis) -> String {
@@ -38,8 +38,8 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
             cost.train_seconds_ratio, cost.peak_memory_ratio
         );
     }
-    for field in &island.fields {
-        out += &format!("\n    #[precision(fp32)]\n    {field}: …\n");
+    if !island.fields.is_empty() {
+        out += &format!("\n{}\n", attribute_to_paste(&island.fields));
     }
     let whole = island.fields == island.modules;
     if !whole {

@@ -2,13 +2,17 @@
 
 use std::{cell::RefCell, collections::BTreeSet, fs};
 
-use amp_core::{LightningModule, Result, event::Event, precision::Precision, tch::Device};
+use amp_core::{
+    LightningModule, Result, event::Event, hardware::Fingerprint, precision::Precision, tch::Device,
+};
 use amp_verify::{
     case::{Case, Choices},
+    comparison::Comparison,
     diagnose::{
         Attribution, Check, Diagnosis, Islands, LayerError, MetricLoss, Outcome, PolicyFile, Scope,
         ddmin, diagnose, fp32,
     },
+    golden::Golden,
     layers::{Options, measure, module_paths},
     runner,
 };
@@ -186,7 +190,8 @@ fn a_policy_file_heals_what_was_diagnosed() {
     assert_eq!(files(folder.path()), ["policy.json"]);
 }
 
-/// A run of the same seed and machine gives the reference's figures; another's are not compared.
+/// A run of the same seed and machine gives the reference's figures, as verify wrote them or as a
+/// golden keeps them; another machine's are not compared.
 #[test]
 fn a_reference_tells_the_environment_from_the_precision() {
     let folder = tempdir().expect("a temporary folder");
@@ -198,23 +203,69 @@ fn a_reference_tells_the_environment_from_the_precision() {
     };
     let written = run(&["verify", "--precision", "32-true", "--output", "reference.json"]);
     assert!(written.status.success(), "{}", text(&written.stderr));
-    let check = ["diagnose", "--check", "layers", "--limit", "0", "--format", "json"];
+    let diagnose = |file: &str, more: &[&str]| {
+        let check = ["diagnose", "--check", "layers", "--limit", "0", "--format", "json"];
+        run(&[&check[..], &["--reference", file], more].concat())
+    };
     let is = |file: &str| {
-        let output = run(&[&check[..], &["--reference", file]].concat());
+        let output = diagnose(file, &[]);
         let found: Diagnosis =
             serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
         found.attribution
     };
+    let write = |name: &str, text: String| {
+        fs::write(folder.path().join(name), text).expect("a file");
+    };
+    let refused = |file: &str, more: &[&str], code: i32| {
+        let output = diagnose(file, more);
+        let line = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{file}: {line}");
+        assert_eq!((line.lines().count(), output.stdout.len()), (1, 0), "{line}");
+        line
+    };
+
     assert_eq!(is("reference.json"), Attribution::Precision);
     let reference = fs::read_to_string(folder.path().join("reference.json")).expect("a report");
     let mut report: serde_json::Value = serde_json::from_str(&reference).expect("an object");
     report["runs"][0]["loss"] = 0.5.into();
-    fs::write(folder.path().join("moved.json"), report.to_string()).expect("a file");
+    write("moved.json", report.to_string());
     assert_eq!(is("moved.json"), Attribution::Environment);
     report["fingerprint"]["libtorch"] = "1.0".into();
-    fs::write(folder.path().join("other.json"), report.to_string()).expect("a file");
-    let output = run(&[&check[..], &["--reference", "other.json"]].concat());
-    assert!(refusal(&output).contains("NOT COMPARABLE"), "{output:?}");
+    write("other.json", report.to_string());
+    assert!(refused("other.json", &[], 4).contains("NOT COMPARABLE"));
+
+    let comparison: Comparison = serde_json::from_str(&reference).expect("a report");
+    let golden = Golden::over_seeds(&[comparison], 0.01, 360).expect("a golden");
+    let snapshot = |change: &dyn Fn(&mut Golden)| {
+        let mut golden = golden.clone();
+        change(&mut golden);
+        let body = serde_json::to_string_pretty(&golden).expect("JSON");
+        format!("---\nsource: tests/golden.rs\n---\n{body}\n")
+    };
+    let machine = |golden: &mut Golden, change: &dyn Fn(&mut Fingerprint)| {
+        change(golden.fingerprint.as_mut().expect("a machine"));
+    };
+    // The kernels of another CPU are within a golden's tolerances.
+    write("a.snap", snapshot(&|g| machine(g, &|m| m.capability = "other kernels".into())));
+    assert_eq!(is("a.snap"), Attribution::Precision);
+    let baseline = |golden: &mut Golden| {
+        let figures = golden.runs.get_mut("32-true").expect("a baseline");
+        figures.loss = figures.loss.map(|loss| 1.01 * loss);
+    };
+    write("b.snap", snapshot(&baseline));
+    assert_eq!(is("b.snap"), Attribution::Environment);
+    write("c.snap", snapshot(&|g| machine(g, &|m| m.libtorch = "1.0".into())));
+    let line = refused("c.snap", &[], 4);
+    assert!(line.contains("c.snap: NOT COMPARABLE: libtorch is 1.0 in the golden"), "{line}");
+    write("d.snap", snapshot(&|g| g.fingerprint = None));
+    assert!(refused("d.snap", &[], 4).contains("NOT COMPARABLE: it does not say"));
+    // What must be given is what it says.
+    let line = refused("a.snap", &["--seed", "7"], 2);
+    let of = "it is of `--model PrecisionTestModel --data digits --seed 42 --epochs 1 \
+              --batch-size 64 --set input_size=64`";
+    assert!(line.contains(of), "{line}");
+    write("e.snap", "---\n---\n{}".into());
+    assert!(refused("e.snap", &[], 2).contains("no report of verify"));
 }
 
 #[rstest]

@@ -189,6 +189,7 @@ fn annotations_are_capped_and_escaped() {
         metric: vec![None],
         conformance: None,
         skipped_steps: 0,
+        finding: None,
     };
     let model = ModelReport {
         model: "a,b".into(),
@@ -207,6 +208,7 @@ fn annotations_are_capped_and_escaped() {
         alpha: 0.05,
         models: vec![model],
         left_out: Vec::new(),
+        undiagnosed: 0,
         executed: 0,
         cached: 0,
         seconds: 0.0,

@@ -10,6 +10,7 @@ mod logs;
 mod model;
 mod output;
 mod page;
+mod planted;
 mod report;
 mod resume;
 mod selftest;

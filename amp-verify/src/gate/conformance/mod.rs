@@ -67,7 +67,8 @@ fn differs(what: &str) -> Failure {
 fn overflow(steps: &Steps<'_>, exact: &Ran, failures: &mut Vec<Failure>) -> Result<u64> {
     let ran = steps.run(steps.config(STEPS, OVERFLOWING), Trace::default(), None)?;
     let mut fail = |text: &str| failures.push(Failure::new(Reason::NotConformant, text));
-    if ran.trace.skips == 0 {
+    // With regions by path nothing may be left in f16.
+    if ran.trace.skips == 0 && steps.job.islands.is_empty() {
         fail("no step was skipped although the scale overflows");
     }
     if ran.trace.moved_on_skip {

@@ -19,6 +19,7 @@ use amp_core::{
 
 use crate::{
     case::Case,
+    diagnose::Islands,
     gate::{
         identity,
         job::Job,
@@ -96,7 +97,7 @@ impl Callback for Tracer {
 }
 
 /// Computes each loss without dropout and batch statistics, and notes the first.
-struct Still(Tracer);
+struct Still(Tracer, Rc<Islands>);
 
 impl Tap for Still {
     fn training_step(
@@ -105,7 +106,7 @@ impl Tap for Still {
         batch: &Batch,
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
-        let context = Context::new(step.context().policy(), false);
+        let context = Context::new(step.context().policy(), false).with_islands(self.1.clone());
         let mut log = Log::default();
         let mut own = Step::new(&context, &mut log, step.batch_idx, step.global_step);
         let loss = model.training_step(batch, &mut own)?;
@@ -163,7 +164,7 @@ impl Steps<'_> {
         let tracer = Tracer(Rc::new(RefCell::new(trace)));
         let model = self.job.model(self.case, self.precision)?;
         let initial = parameters(model.as_ref())?;
-        let mut model = Tapped::new(model, Still(tracer.clone()));
+        let mut model = Tapped::new(model, Still(tracer.clone(), config.islands.clone()));
         let mut trainer = Trainer::new(config).callback(tracer.clone());
         if let Some(path) = resume {
             if Fault::loses_state(self.job.fault) {

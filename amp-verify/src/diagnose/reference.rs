@@ -1,0 +1,148 @@
+//! What 32-true once gave, to tell a change of the environment from one of the precision.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use amp_core::{Error, Hyperparameters, Result, precision::Precision};
+
+use super::checks::train;
+use crate::{
+    case::Case,
+    comparison::Comparison,
+    golden::{self, Agreement, Figures, Golden, incomparable},
+};
+
+/// A file with 32-true's figures.
+pub(super) struct Reference {
+    path: PathBuf,
+    known: Known,
+}
+
+enum Known {
+    /// What `verify --output` wrote: of this very machine, to the last bit.
+    Report(Box<Comparison>),
+    /// A golden: of any machine of its kind, within the golden's own tolerances.
+    Golden(Box<Golden>),
+}
+
+/// What must be the same of two runs, as it is given on the command line.
+struct Options<'a> {
+    model: &'a str,
+    data: &'a str,
+    seed: Option<u64>,
+    epochs: i64,
+    batch_size: i64,
+    hyperparameters: &'a Hyperparameters,
+}
+
+impl fmt::Display for Options<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, data, seed, epochs, batch_size, hyperparameters } = self;
+        write!(f, "--model {model} --data {data}")?;
+        seed.map_or(Ok(()), |seed| write!(f, " --seed {seed}"))?;
+        write!(f, " --epochs {epochs} --batch-size {batch_size}")?;
+        hyperparameters.iter().try_for_each(|(name, value)| write!(f, " --set {name}={value}"))
+    }
+}
+
+impl<'a> From<&'a Comparison> for Options<'a> {
+    fn from(report: &'a Comparison) -> Self {
+        let subject = &report.subject;
+        Self {
+            model: &subject.model,
+            data: &subject.data,
+            seed: Some(subject.seed),
+            epochs: subject.max_epochs,
+            batch_size: report.batch_size,
+            hyperparameters: &subject.hyperparameters,
+        }
+    }
+}
+
+impl<'a> From<&'a Golden> for Options<'a> {
+    fn from(golden: &'a Golden) -> Self {
+        Self {
+            model: &golden.model,
+            data: &golden.data,
+            seed: golden.seeds.first().copied(),
+            epochs: golden.epochs,
+            batch_size: golden.batch_size,
+            hyperparameters: &golden.hyperparameters,
+        }
+    }
+}
+
+impl Reference {
+    /// Reads either kind.
+    ///
+    /// # Errors
+    /// When the file is missing or neither of them.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+        let known = match (serde_json::from_str(&text), golden::parse(&text)) {
+            (Ok(report), _) => Known::Report(report),
+            (_, Ok(golden)) => Known::Golden(Box::new(golden)),
+            (Err(error), Err(golden)) => {
+                return Err(Error::config(format!(
+                    "{}: it is no report of verify ({error}) and no golden ({golden}); write it \
+                     with `cargo amp verify --output` and the same options",
+                    path.display()
+                )));
+            }
+        };
+        Ok(Self { path: path.to_owned(), known })
+    }
+
+    /// Whether the case's 32-true gives other figures.
+    ///
+    /// # Errors
+    /// When training fails, or the reference is of another machine or other options.
+    pub(super) fn moved(&self, case: &Case) -> Result<bool> {
+        let record = train(case, Precision::F32True)?;
+        let now = Comparison::new(vec![record], case.model.metric, case.data.batch_size);
+        let refuse = |why: String| format!("{}: {why}", self.path.display());
+        let here = &now.subject.fingerprint;
+        let unlike = match &self.known {
+            Known::Report(report) if report.subject.fingerprint != *here => {
+                Some("NOT COMPARABLE: it is from another machine or other settings".to_owned())
+            }
+            Known::Report(_) => None,
+            Known::Golden(golden) => match &golden.fingerprint {
+                Some(known) => incomparable(known, here),
+                None => Some("NOT COMPARABLE: it does not say of which machine it is".to_owned()),
+            },
+        };
+        if let Some(why) = unlike {
+            return Err(Error::NotComparable(refuse(why)));
+        }
+        let (then, own) = (self.options().to_string(), Options::from(&now).to_string());
+        if then != own {
+            let why = format!("it is of `{then}`, but this is of `{own}`");
+            return Err(Error::config(refuse(why)));
+        }
+        Ok(match &self.known {
+            Known::Report(report) => {
+                let figures = |report: &Comparison| {
+                    report.runs.first().map(|baseline| (baseline.accuracy, baseline.loss))
+                };
+                figures(report) != figures(&now)
+            }
+            Known::Golden(golden) => {
+                let mut found = golden.as_ref().clone();
+                found.runs.insert(Precision::F32True.name().into(), Figures::from(&now.runs[0]));
+                // How much memory a run takes says nothing of what it computes.
+                let agreement = Agreement { spread: None, memory: false };
+                !agreement.moved(golden, &found).is_empty()
+            }
+        })
+    }
+
+    fn options(&self) -> Options<'_> {
+        match &self.known {
+            Known::Report(report) => report.as_ref().into(),
+            Known::Golden(golden) => golden.as_ref().into(),
+        }
+    }
+}

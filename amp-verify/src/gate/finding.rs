@@ -1,0 +1,319 @@
+//! On FAIL: what the failure is due to. The first failing seed is run again in this process, as it
+//! is and with layers in FP32; see [`crate::diagnose`].
+
+use std::rc::Rc;
+
+use amp_core::{LightningModule, Result, precision::Precision};
+use fixtures::models::Model;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Plan, Pool, goldens,
+    job::{Outcome, Reason, Task},
+    learning,
+    report::{Cell, ModelReport, Status},
+};
+use crate::{
+    diagnose::{self, Attribution, Check, Diagnosis, Islands, Scope, attribute_to_paste},
+    layers::{self, Kind, Options, Subject, module_paths},
+};
+
+/// What a failure is due to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The same seed, run again, does not fail as it did.
+    Nondeterministic,
+    /// 32-true is not what its golden says.
+    Environment,
+    /// 32-true fails as well.
+    Baseline,
+    /// Only the precision fails, each time.
+    Precision,
+    /// The diagnosis came to nothing.
+    Unknown,
+}
+
+/// What was found about a failing cell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The seed that was run again.
+    pub seed: u64,
+    /// What the failure is due to.
+    pub cause: Cause,
+    /// How far off the seed was, in multiples of what the gate accepts; null when a run came to no
+    /// figure.
+    pub figure: Option<f64>,
+    /// The layer that loses most by itself in the first forward pass.
+    pub layer: Option<String>,
+    /// What it loses, relative to its exact output; null when that is not finite.
+    pub layer_error: Option<f64>,
+    /// The modules that must stay FP32: the seed passes with them.
+    pub modules: Vec<String>,
+    /// Whether it fails again without any one of them.
+    pub one_minimal: bool,
+    /// Runs it took to find them.
+    pub tests: usize,
+    /// The model's fields they are in.
+    pub fields: Vec<String>,
+    /// What to write before these fields; empty where no module helps.
+    pub attribute: String,
+    /// All of it in one line.
+    pub text: String,
+}
+
+/// Diagnoses the first failing cells; returns how many more there are.
+pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport]) -> usize {
+    let mut open = plan.diagnosed;
+    let mut more = 0;
+    for (model, report) in plan.models.iter().zip(reports) {
+        for cell in &mut report.cells {
+            let Some(suspect) = Suspect::of(plan, pool, model, cell) else { continue };
+            if open == 0 {
+                more += usize::from(plan.diagnosed > 0);
+                continue;
+            }
+            open -= 1;
+            pool.join();
+            cell.finding = Some(suspect.finding());
+        }
+    }
+    more
+}
+
+/// A failing cell and the evidence against it.
+struct Suspect<'a> {
+    plan: &'a Plan,
+    model: &'a Model,
+    precision: Precision,
+    /// The seed that is run again.
+    seed: u64,
+    /// 32-true's metric of that seed, where training is what failed.
+    baseline: Option<f64>,
+    /// Whether the first steps failed.
+    steps: bool,
+    /// Whether 32-true failed as well.
+    baseline_fails: bool,
+    /// Whether 32-true is not its golden's.
+    baseline_moved: Option<bool>,
+    /// What is known of the seed.
+    known: f64,
+    /// Its run.
+    recorded: Outcome,
+}
+
+impl<'a> Suspect<'a> {
+    /// `None` where nothing failed, or what failed is no matter of precision.
+    fn of(plan: &'a Plan, pool: &Pool, model: &'a Model, cell: &Cell) -> Option<Self> {
+        use Reason::{AllSkipped, DidNotLearn, Moved, NonFinite, NotConformant};
+        let ours = [AllSkipped, DidNotLearn, Moved, NonFinite, NotConformant];
+        let other = cell.failures.iter().any(|failure| !ours.contains(&failure.reason));
+        if cell.status != Status::Regression || other {
+            return None;
+        }
+        let precision = cell.precision;
+        let outcome = |precision, seed, task| pool.outcome(&plan.job(model, precision, seed, task));
+        let control = outcome(Precision::F32True, plan.first_seed, Task::Frozen)?;
+        let all = |precision| -> Option<Vec<Outcome>> {
+            let seeds = cell.seeds.iter();
+            seeds.map(|seed| outcome(precision, *seed, Task::Train).cloned()).collect()
+        };
+        let (baseline, own) = (all(Precision::F32True)?, all(precision)?);
+        let broken = baseline.iter().any(|outcome| !outcome.failures.is_empty());
+        let baseline_fails = broken || learning(model, control, &baseline, "").is_some();
+        let baseline_moved = plan.goldens.as_ref().and_then(|folder| {
+            let case = goldens::Case {
+                model: model.name,
+                epochs: plan.epochs(model),
+                seed: plan.first_seed,
+                precision,
+            };
+            case.baseline_moved(folder, baseline.first()?, own.first()?)
+        });
+        let first_steps = outcome(precision, plan.first_seed, Task::Conformance)?;
+        let steps = !first_steps.failures.is_empty();
+        let lost = |at: usize| Some(of_training(&own[at], baseline[at].metric?, model.margin));
+        let losing = (0..own.len()).find(|at| lost(*at).is_some_and(|figure| figure > 1.0));
+        let at = losing.unwrap_or(0);
+        let known = f64::max(
+            losing.and_then(lost).unwrap_or(0.0),
+            if steps { of_steps(first_steps) } else { 0.0 },
+        );
+        Some(Self {
+            plan,
+            model,
+            precision,
+            seed: *cell.seeds.get(at)?,
+            baseline: losing.and_then(|at| baseline[at].metric),
+            steps,
+            baseline_fails,
+            baseline_moved,
+            known,
+            recorded: own[at].clone(),
+        })
+    }
+
+    fn finding(&self) -> Finding {
+        let mut finding = Finding {
+            seed: self.seed,
+            cause: Cause::Baseline,
+            figure: Some(self.known).filter(|figure| figure.is_finite()),
+            layer: None,
+            layer_error: None,
+            modules: Vec::new(),
+            one_minimal: false,
+            tests: 0,
+            fields: Vec::new(),
+            attribute: String::new(),
+            text: String::new(),
+        };
+        let failed = match self.baseline_fails {
+            true => None,
+            false => self.search(&mut finding).err(),
+        };
+        finding.text = text(&finding, self.known > 1.0);
+        // The verdict stands whatever became of its reasons.
+        if let Some(error) = failed {
+            finding.cause = Cause::Unknown;
+            let error = error.to_string();
+            finding.text = text(&finding, false) + error.lines().next().unwrap_or_default();
+        }
+        finding
+    }
+
+    fn search(&self, finding: &mut Finding) -> Result<()> {
+        let job = self.plan.job(self.model, self.precision, self.seed, Task::Train);
+        let case = job.case(self.precision)?;
+        let build = || -> Result<Box<dyn LightningModule>> { job.model(&case, self.precision) };
+        let batch = case.data.train.head(case.data.batch_size)?;
+        let islands = &self.plan.islands;
+        let subject = Subject {
+            build: &build,
+            batch: &batch,
+            device: case.trainer.device,
+            seed: self.seed,
+            islands: Rc::new(islands.clone()),
+        };
+        let (layers, modules) = module_paths(&subject)?;
+        let scope = Scope { islands, layers, modules, baseline_moved: self.baseline_moved };
+        let mut check = Again { suspect: self, known: Some(self.known) };
+        let Diagnosis { attribution, island, .. } = diagnose::diagnose(&mut check, &scope)?;
+        finding.cause = match attribution {
+            Attribution::Environment => Cause::Environment,
+            Attribution::Determinism { .. } => Cause::Nondeterministic,
+            Attribution::Precision => Cause::Precision,
+            // A golden alone, or --equivalence, was failed.
+            Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
+            Attribution::Passes if figures(&job.execute()) == figures(&self.recorded) => {
+                Cause::Precision
+            }
+            Attribution::Passes => Cause::Nondeterministic,
+        };
+        if finding.cause != Cause::Precision {
+            return Ok(());
+        }
+        // A model whose layers cannot be told apart in 64-true still has its island.
+        if let Ok(report) = layers::measure(&subject, Options::new(self.precision))
+            && let Some(worst) = report.worst(Kind::Forward)
+        {
+            let error = worst.forward.relative_local_error();
+            finding.layer = Some(worst.path.clone());
+            finding.layer_error = Some(error).filter(|error| error.is_finite());
+        }
+        if let Some(island) = island {
+            finding.attribute = attribute_to_paste(&island.fields);
+            finding.modules = island.modules;
+            finding.fields = island.fields;
+            finding.one_minimal = island.is_one_minimal;
+            finding.tests = island.tests;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the seed again, with other regions.
+struct Again<'a> {
+    suspect: &'a Suspect<'a>,
+    /// The figure that is known already.
+    known: Option<f64>,
+}
+
+impl Check for Again<'_> {
+    fn describe(&self) -> String {
+        format!("seed {}, in multiples of what the gate accepts", self.suspect.seed)
+    }
+
+    fn run(&mut self, islands: &Islands) -> Result<diagnose::Outcome> {
+        if let Some(known) = self.known.take() {
+            return Ok(diagnose::Outcome::new(known, 1.0));
+        }
+        let Suspect { plan, model, precision, seed, baseline, steps, .. } = *self.suspect;
+        let run = |seed: u64, task: Task| {
+            let mut job = plan.job(model, precision, seed, task);
+            job.islands = islands.clone();
+            job.execute()
+        };
+        let mut figure = 0.0;
+        if let Some(baseline) = baseline {
+            figure = of_training(&run(seed, Task::Train), baseline, model.margin);
+        }
+        if steps && figure <= 1.0 {
+            figure = of_steps(&run(plan.first_seed, Task::Conformance)).max(figure);
+        }
+        Ok(diagnose::Outcome::new(figure, 1.0))
+    }
+}
+
+/// d over δ; a run that failed is infinitely far off.
+fn of_training(outcome: &Outcome, baseline: f64, margin: f64) -> f64 {
+    match outcome.metric {
+        Some(metric) if outcome.failures.is_empty() => (baseline - metric) / margin,
+        _ => f64::INFINITY,
+    }
+}
+
+/// One more than the rules that were broken, and 0 for none.
+fn of_steps(outcome: &Outcome) -> f64 {
+    match outcome.failures.len() {
+        0 => 0.0,
+        broken => 1.0 + broken as f64,
+    }
+}
+
+/// What two runs of one seed share.
+fn figures(outcome: &Outcome) -> (Option<f64>, Option<f64>, u64, Option<f64>) {
+    (outcome.metric, outcome.loss, outcome.skipped_steps, outcome.final_scale)
+}
+
+/// `searched` for modules that help.
+fn text(finding: &Finding, searched: bool) -> String {
+    let Finding { seed, cause, layer, modules, .. } = finding;
+    let text = match cause {
+        Cause::Nondeterministic => {
+            return format!(
+                "nondeterministic: seed {seed} gives other figures when it is run again; use \
+                 --deterministic or more seeds"
+            );
+        }
+        Cause::Environment => {
+            return "environment: 32-true itself is not what its golden says".into();
+        }
+        Cause::Baseline => return "baseline: 32-true fails as well".into(),
+        Cause::Unknown => return "unknown: ".into(),
+        Cause::Precision => format!("precision: seed {seed} gives this again, 32-true does not"),
+    };
+    let worst = layer.as_ref().map_or(String::new(), |layer| {
+        let error = finding.layer_error.map_or("not finite".into(), |error| format!("{error:.1e}"));
+        format!("; `{layer}` loses most by itself ({error} of its output)")
+    });
+    let remedy = if !searched {
+        return text + &worst;
+    } else if modules.is_empty() {
+        "FP32 in every module does not help: look at the loss, the loss scale and the optimizer"
+            .to_owned()
+    } else {
+        let minimal = if finding.one_minimal { "none can be left out" } else { "not minimal" };
+        format!("must stay FP32 ({minimal}): {}", modules.join(", "))
+    };
+    format!("{text}{worst}; {remedy}")
+}

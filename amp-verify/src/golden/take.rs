@@ -1,0 +1,196 @@
+//! Taking a golden in a user's test.
+
+use std::{
+    env, path,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use amp_core::{
+    Error, Result,
+    hardware::{self, Fingerprint},
+};
+
+use super::{Agreement, Anchor, Golden, Target, incomparable, machine, parse, table};
+use crate::{matrix, view::Progress};
+
+/// libtorch's random generator is the process's: two tests that draw from it at once would have
+/// other weights each time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The variable that lets a missing anchor be written, by the value `write`.
+const ANCHORS: &str = "AMP_ANCHORS";
+
+/// A golden to be given to insta.
+pub struct Taken {
+    /// The snapshot's name.
+    pub name: String,
+    /// Its body.
+    pub text: String,
+    /// insta's settings: folder and comparator.
+    pub settings: insta::Settings,
+}
+
+impl Target {
+    /// Trains under every precision and seed. On CUDA deterministic algorithms are asked for, and
+    /// TF32 is off: two machines of one compute capability then run the same kernels.
+    ///
+    /// # Errors
+    /// When a run fails or there is no such model or device.
+    pub fn golden(&self) -> Result<Golden> {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+        let device = hardware::parse_device(self.check.device.as_ref().unwrap_or(&own))?;
+        hardware::set_numerics(false, device.is_cuda())?;
+        let (case, margin) = self.prototype(device)?;
+        let precisions = &self.check.precisions;
+        let runs = matrix::plan(precisions).len();
+        let run = |seed: &u64| {
+            let mut case = case.clone();
+            case.trainer.seed = *seed;
+            matrix::run(&case, precisions, &mut Progress::hidden(runs))
+        };
+        let taken = self.check.seeds.iter().map(run).collect::<Result<Vec<_>>>();
+        if device.is_cuda() {
+            hardware::set_numerics(false, false)?;
+        }
+        Golden::over_seeds(&taken?, margin, case.data.val.len())
+    }
+
+    /// Takes the golden and holds it against its anchor in `folder`, or in `AMP_GOLDENS` where that
+    /// is set; the rest is insta's.
+    ///
+    /// # Panics
+    /// When a run fails, or a figure is further from its anchor than the budget: it is a test's
+    /// assertion.
+    pub fn take(&self, folder: &str) -> Taken {
+        let folder = env::var_os("AMP_GOLDENS").map_or_else(|| folder.into(), PathBuf::from);
+        let may_write = env::var(ANCHORS).is_ok_and(|value| value == "write");
+        match self.golden().and_then(|golden| self.prepare(&golden, &folder, may_write)) {
+            Ok(taken) => taken,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Holds a golden that was just taken against what is in `folder`; a missing anchor is written
+    /// where it `may_write`.
+    ///
+    /// # Errors
+    /// When what is there is of another kind of machine, lacks its anchor, or has one that is
+    /// further away than its budget.
+    pub fn prepare(&self, golden: &Golden, folder: &Path, may_write: bool) -> Result<Taken> {
+        // insta takes what is relative from the test's source.
+        let folder = path::absolute(folder).map_err(|error| Error::io(folder, error))?;
+        let agreement = Agreement { spread: self.check.spread.clone(), memory: true };
+        let name = self.file_name(golden.fingerprint.as_ref());
+        let snapshot = folder.join(format!("{name}.snap"));
+        let path = folder.join(format!("{name}.anchor.json"));
+        // One of another form agrees with nothing: insta shows both.
+        let known = std::fs::read_to_string(&snapshot).ok().and_then(|text| parse(&text).ok());
+        match (known.as_ref().and_then(|golden| golden.fingerprint.as_ref()), &golden.fingerprint) {
+            (Some(known), Some(own)) => {
+                if let Some(why) = incomparable(known, own) {
+                    return Err(Error::config(why));
+                }
+            }
+            _ => eprintln!(
+                "NOT COMPARABLE: there is no golden {name} yet; {ANCHORS}=write writes its anchor"
+            ),
+        }
+        // Without a golden insta refuses, and keeps the new one for review.
+        if snapshot.exists() || path.exists() || may_write {
+            let anchor = Anchor::load_or_create(&path, golden, &agreement, may_write)?;
+            let exceeded = anchor.exceeded(golden);
+            if !exceeded.is_empty() {
+                return Err(Error::config(format!(
+                    "{name} has drifted beyond its budget:\n{}\nif that is intended, delete {} and \
+                     say why in the commit",
+                    table(&exceeded),
+                    path.display()
+                )));
+            }
+        }
+        let mut settings = insta::Settings::clone_current();
+        settings.set_comparator(Box::new(agreement));
+        settings.set_snapshot_path(folder);
+        settings.set_prepend_module_to_snapshot(false);
+        settings.set_omit_expression(true);
+        let text = serde_json::to_string_pretty(golden)
+            .map_err(|error| Error::io("golden", error.into()))?;
+        Ok(Taken { name, text, settings })
+    }
+}
+
+/// `MixedPrecisionDemo` on a CPU: `mixed_precision_demo_cpu`.
+pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
+    let mut name = String::new();
+    let letters: Vec<char> = model.chars().collect();
+    for (at, letter) in letters.iter().enumerate() {
+        let after_small = at > 0 && !letters[at - 1].is_uppercase();
+        let before_small = letters.get(at + 1).is_some_and(|next| !next.is_uppercase());
+        if at > 0 && letter.is_uppercase() && (after_small || before_small) {
+            name.push('_');
+        }
+        name.extend(letter.to_lowercase());
+    }
+    let machine = fingerprint.map_or("cpu".to_owned(), machine);
+    format!("{name}_{machine}")
+}
+
+/// Runs a model under every precision and holds what comes out against its golden, an insta
+/// snapshot in `tests/goldens` of the calling crate with an anchor beside it. A model of one's own
+/// comes with its data; what may follow are the setters of [`Target`]:
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{data::DataModule, precision::Precision, prelude::*};
+///
+/// #[derive(LightningModule)]
+/// #[loss(cross_entropy)]
+/// #[metric(accuracy, name = acc)]
+/// #[optimizer(adamw, lr = 1e-3)]
+/// struct Net {
+///     #[layer(linear(64, 10))]
+///     head: Linear,
+/// }
+/// # fn data() -> DataModule { unimplemented!() }
+///
+/// #[test]
+/// fn net() {
+///     amp_verify::verify!(Net, data = data(), epochs = 3, margin = 0.02,
+///                         precisions = [Precision::Bf16Mixed]);
+/// }
+///
+/// #[test]
+/// fn fixture() {
+///     amp_verify::verify!(MixedPrecisionDemo);
+/// }
+/// ```
+///
+/// After a fixture's name a [`Check`](crate::golden::Check) may follow. Figures that moved are
+/// printed as a table; `cargo insta review` accepts them. `AMP_ANCHORS=write` writes an anchor that
+/// is missing, which nothing else does.
+#[macro_export]
+macro_rules! verify {
+    ($model:ident) => {
+        $crate::verify!(@take $crate::golden::Target::fixture(::std::stringify!($model)))
+    };
+    ($model:ident, data = $data:expr $(, $setter:ident = $value:expr)* $(,)?) => {
+        $crate::verify!(@take $crate::golden::Target::model(
+            ::std::stringify!($model),
+            |hyperparameters| {
+                let builder = $model::builder().hyperparameters(hyperparameters)?;
+                ::std::result::Result::Ok(::std::boxed::Box::new(builder.build()?))
+            },
+            $data,
+        )$(.$setter($value))*)
+    };
+    ($model:ident, $check:expr) => {
+        $crate::verify!(@take
+            $crate::golden::Target::fixture(::std::stringify!($model)).check($check))
+    };
+    (@take $target:expr) => {{
+        let folder = ::std::concat!(::std::env!("CARGO_MANIFEST_DIR"), "/tests/goldens");
+        let taken = $crate::golden::Target::take(&$target, folder);
+        taken.settings.bind(|| $crate::__private::insta::assert_snapshot!(taken.name, taken.text));
+    }};
+}

@@ -1,0 +1,115 @@
+//! `verify!` for a model that no registry knows, with data of its own; and a golden that is
+//! recorded and checked by the test binary alone, as on a machine without cargo.
+
+use std::{
+    env,
+    path::Path,
+    process::{Command, Output},
+};
+
+use amp_core::{
+    data::DataModule,
+    precision::Precision,
+    prelude::*,
+    tch::{Device, Kind},
+};
+use amp_verify::golden::parse;
+use rstest::rstest;
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[metric(accuracy, name = acc)]
+#[optimizer(adamw, lr = 1e-2)]
+struct WaveNet {
+    #[hparam(default = 32)]
+    hidden_size: i64,
+    #[layer(sequential(linear(16, hidden_size), layer_norm(hidden_size), relu))]
+    body: Sequential,
+    #[layer(linear(hidden_size, 4))]
+    head: Linear,
+}
+
+/// Waves, raised where the class is: 512 examples to train on and 128 others.
+fn waves() -> DataModule {
+    let examples = |first: i64, count: i64| -> Batch {
+        let row = Tensor::arange_start(first, first + count, (Kind::Int64, Device::Cpu));
+        let column = Tensor::arange(16, (Kind::Int64, Device::Cpu));
+        let class = row.remainder(4);
+        let raised = class.unsqueeze(1).eq_tensor(&column.remainder(4)).to_kind(Kind::Float);
+        let phase = row.unsqueeze(1) * (column + 1);
+        let input = (phase.to_kind(Kind::Float) * 0.7).sin() + raised;
+        Batch::new(input, class).expect("a batch")
+    };
+    DataModule::new("waves", examples(0, 512), examples(512, 128), 64)
+}
+
+/// A golden for each case of a matrix.
+#[rstest]
+fn wave_net(#[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision) {
+    amp_verify::verify!(
+        WaveNet,
+        data = waves(),
+        margin = 0.04,
+        precisions = [precision],
+        case = precision
+    );
+}
+
+/// Runs the test above once more, for 16-mixed, without a cargo to be found.
+fn packed(folder: &Path, variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env::current_exe().expect("this binary"));
+    command.args(["--exact", "wave_net::precision_1_Precision__F16Mixed", "--nocapture"]);
+    command.current_dir(folder).env_remove("CI").env_remove("AMP_ANCHORS").env("PATH", "");
+    command.env("AMP_GOLDENS", "goldens").env("INSTA_WORKSPACE_ROOT", folder);
+    command.envs(variables.iter().copied()).output().expect("this binary runs")
+}
+
+/// Recorded into a folder that a variable names, checked against it, and refused where it moved or
+/// is missing; nothing is written unless it is asked for.
+#[test]
+fn a_packed_binary_records_and_checks() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let goldens = folder.path().join("goldens");
+    std::fs::create_dir(&goldens).expect("a folder");
+    let files = || {
+        let entries = goldens.read_dir().expect("a folder");
+        let names = entries.map(|e| e.expect("an entry").file_name().into_string());
+        let mut names: Vec<String> = names.collect::<Result<_, _>>().expect("names");
+        names.sort();
+        names
+    };
+    let said = |output: &Output| {
+        format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    };
+
+    let missing = packed(folder.path(), &[("INSTA_UPDATE", "no")]);
+    assert!(!missing.status.success() && said(&missing).contains("NOT COMPARABLE"));
+    assert_eq!(files(), Vec::<String>::new());
+
+    let record = [("INSTA_UPDATE", "always"), ("AMP_ANCHORS", "write")];
+    let recorded = packed(folder.path(), &record);
+    assert!(recorded.status.success(), "{}", said(&recorded));
+    assert!(said(&recorded).contains("1 passed"), "{}", said(&recorded));
+    let [anchor, snapshot] = files().try_into().expect("two files");
+    assert!(anchor.ends_with("_16_mixed.anchor.json") && snapshot.ends_with("_16_mixed.snap"));
+
+    let checked = packed(folder.path(), &[("INSTA_UPDATE", "no")]);
+    assert!(checked.status.success(), "{}", said(&checked));
+
+    let path = goldens.join(&snapshot);
+    let text = std::fs::read_to_string(&path).expect("the golden");
+    let skipped = parse(&text).expect("a golden").runs["16-mixed"].skipped_steps;
+    let was = format!("\"skipped_steps\": {skipped}");
+    let moved = text.replace(&was, "\"skipped_steps\": 99");
+    std::fs::write(&path, moved).expect("a file");
+    let refused = packed(folder.path(), &[("INSTA_UPDATE", "no")]);
+    assert!(!refused.status.success() && said(&refused).contains("skipped_steps"));
+    std::fs::remove_file(goldens.join(anchor)).expect("the anchor");
+    let bare = packed(folder.path(), &[("INSTA_UPDATE", "no")]);
+    assert!(said(&bare).contains("AMP_ANCHORS=write"), "{}", said(&bare));
+    assert_eq!(files(), [snapshot]);
+}

@@ -13,7 +13,7 @@ use amp_core::{
     prelude::*,
     tch::{Device, Kind},
 };
-use amp_verify::golden::parse;
+use amp_verify::golden::{Golden, Target, parse};
 use rstest::rstest;
 
 #[derive(LightningModule)]
@@ -55,7 +55,39 @@ fn wave_net(#[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Prec
     );
 }
 
-/// Runs the test above once more, for 16-mixed, without a cargo to be found.
+/// Seeds after the first are run only where its figures are not the golden's: nothing is held
+/// against what they give.
+#[test]
+fn further_seeds_are_run_when_a_figure_moved() {
+    let target = Target::model(
+        "WaveNet",
+        |hyperparameters| {
+            Ok(Box::new(WaveNet::builder().hyperparameters(hyperparameters)?.build()?))
+        },
+        waves(),
+    );
+    let target = target.precisions([Precision::Bf16Mixed]).seeds(42..44);
+    let mut known = target.golden().expect("a golden");
+    let run = known.runs.get_mut("bf16-mixed").expect("a run");
+    run.paired.as_mut().expect("pairs").n = 99;
+    let found = target.golden_like(|_| Some(known.clone())).expect("a golden");
+    assert_eq!(found, known, "the first seed's figures, and the rest as it was");
+    let pairs = |change: &dyn Fn(&mut Golden)| {
+        let mut known = known.clone();
+        change(&mut known);
+        let found = target.golden_like(|_| Some(known.clone())).expect("a golden");
+        found.runs["bf16-mixed"].paired.expect("pairs").n
+    };
+    let figures = |golden: &mut Golden| {
+        let run = golden.runs.get_mut("bf16-mixed").expect("a run");
+        run.loss = run.loss.map(|loss| 2.0 * loss + 1.0);
+    };
+    assert_eq!(pairs(&figures), 2);
+    assert_eq!(pairs(&|golden| golden.seeds.push(44)), 2);
+    assert_eq!(pairs(&|golden| drop(golden.runs.remove("bf16-mixed"))), 2);
+}
+
+/// Runs `wave_net` once more, for 16-mixed, without a cargo to be found.
 fn packed(folder: &Path, variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command.args(["--exact", "wave_net::precision_1_Precision__F16Mixed", "--nocapture"]);

@@ -13,6 +13,7 @@
 #include <ATen/ops/_foreach_norm.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <atomic>
 #include <vector>
 
@@ -32,27 +33,39 @@ std::vector<at::Tensor> list(const Handle* tensors, size_t count) {
 // Whether no element has all bits of the exponent set, as NaN and infinities have. Written so that
 // the compiler turns it into vector instructions.
 template <typename Word>
+bool run_is_finite(const Word* words, int64_t count, Word exponent) {
+  Word bad = 0;
+  for (int64_t i = 0; i < count; ++i) bad |= (words[i] & exponent) == exponent;
+  return bad == 0;
+}
+
+template <typename Word>
 bool finite(const void* data, int64_t count, Word exponent) {
+  constexpr int64_t grain = 1 << 19;
   const auto* words = static_cast<const Word*>(data);
+  // Threads cost more than they save here, and so does asking for them.
+  if (count <= grain) return run_is_finite(words, count, exponent);
   std::atomic<bool> all{true};
-  at::parallel_for(0, count, 1 << 19, [&](int64_t begin, int64_t end) {
-    Word bad = 0;
-    for (int64_t i = begin; i < end; ++i) bad |= (words[i] & exponent) == exponent;
-    if (bad != 0) all = false;
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    if (!run_is_finite(words + begin, end - begin, exponent)) all = false;
   });
   return all;
 }
 
 bool finite(const at::Tensor& tensor) {
-  const auto dense = tensor.contiguous();
-  const void* data = dense.const_data_ptr();
-  switch (dense.scalar_type()) {
-    case at::kHalf: return finite<uint16_t>(data, dense.numel(), 0x7c00);
-    case at::kBFloat16: return finite<uint16_t>(data, dense.numel(), 0x7f80);
-    case at::kFloat: return finite<uint32_t>(data, dense.numel(), 0x7f800000);
-    case at::kDouble: return finite<uint64_t>(data, dense.numel(), 0x7ff0000000000000);
-    default: throw std::runtime_error("gradients of this dtype cannot be checked");
+  const auto dense = tensor.expect_contiguous();
+  const void* data = dense->const_data_ptr();
+  switch (dense->scalar_type()) {
+    case at::kHalf: return finite<uint16_t>(data, dense->numel(), 0x7c00);
+    case at::kBFloat16: return finite<uint16_t>(data, dense->numel(), 0x7f80);
+    case at::kFloat: return finite<uint32_t>(data, dense->numel(), 0x7f800000);
+    case at::kDouble: return finite<uint64_t>(data, dense->numel(), 0x7ff0000000000000);
+    default: throw std::runtime_error("only f16, bf16, f32 and f64 can be looked through for what is not finite");
   }
+}
+
+bool is_host_number(Handle tensor) {
+  return tensor->is_cpu() && tensor->scalar_type() == at::kFloat && tensor->numel() == 1;
 }
 
 c10::DeviceType device_type(int cuda) {
@@ -106,12 +119,10 @@ int amp_unscale(const Handle* grads, size_t count, Handle found_inf, Handle inv_
   });
 }
 
-// Sets `found_inf` to 1 when an element of the CPU tensors is not finite.
-int amp_check_finite(const Handle* tensors, size_t count, Handle found_inf) {
+// Whether every element of the CPU tensors is finite.
+int amp_all_finite(const Handle* tensors, size_t count, int* all) {
   return amp::guarded([&] {
-    for (size_t i = 0; i < count; ++i) {
-      if (!finite(*tensors[i])) *found_inf->mutable_data_ptr<float>() = 1;
-    }
+    *all = std::all_of(tensors, tensors + count, [](Handle tensor) { return finite(*tensor); });
   });
 }
 
@@ -143,6 +154,14 @@ int amp_foreach_copy(const Handle* to, const Handle* from, size_t count) {
 int amp_foreach_add(const Handle* tensors, size_t count, double value) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
+    // On the CPU libtorch would make a call of each: for an optimizer's step counts that takes
+    // longer than the step itself.
+    if (std::all_of(tensors, tensors + count, is_host_number)) {
+      for (size_t i = 0; i < count; ++i) {
+        *tensors[i]->mutable_data_ptr<float>() += static_cast<float>(value);
+      }
+      return;
+    }
     at::_foreach_add_(list(tensors, count), value);
   });
 }

@@ -1,12 +1,37 @@
 // What belongs to a run as a whole: its random generators and the times of its steps.
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <optional>
 
 #include "guard.h"
 #include "random.h"
 
 namespace {
+
+// What the CPU's generator will go on with, copied as it is: its state as a tensor, which
+// libtorch lays out word by word, takes some microseconds to make.
+struct CpuRandom {
+  at::mt19937 engine;
+  std::optional<float> next_float;
+  std::optional<double> next_double;
+
+  static CpuRandom of(at::CPUGeneratorImpl& generator) {
+    return {generator.engine(), generator.next_float_normal_sample(),
+            generator.next_double_normal_sample()};
+  }
+  void write(at::CPUGeneratorImpl& generator) const {
+    generator.set_engine(engine);
+    generator.set_next_float_normal_sample(next_float);
+    generator.set_next_double_normal_sample(next_double);
+  }
+};
+
+at::CPUGeneratorImpl& cpu(const at::Generator& generator) {
+  return *at::check_generator<at::CPUGeneratorImpl>(generator);
+}
 
 c10::Device device(int cuda) {
   return cuda < 0 ? c10::Device(c10::DeviceType::CPU)
@@ -17,7 +42,7 @@ c10::Device device(int cuda) {
 
 extern "C" {
 
-// `cuda` is a device's index, or -1 for the CPU. The new tensor is the caller's.
+// `cuda` is a device's index. The new tensor is the caller's.
 int amp_random_get(int cuda, at::Tensor** out) {
   return amp::guarded([&] { *out = new at::Tensor(amp::Random(device(cuda)).state); });
 }
@@ -25,6 +50,43 @@ int amp_random_get(int cuda, at::Tensor** out) {
 int amp_random_set(int cuda, const at::Tensor* state) {
   return amp::guarded([&] { amp::Random(device(cuda)).write(*state); });
 }
+
+// The state of the CPU's default generator; it goes to amp_cpu_random_drop.
+int amp_cpu_random_read(void** out) {
+  return amp::guarded([&] {
+    auto generator = at::detail::getDefaultCPUGenerator();
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    *out = new CpuRandom(CpuRandom::of(cpu(generator)));
+  });
+}
+
+int amp_cpu_random_write(const void* random) {
+  return amp::guarded([&] {
+    auto generator = at::detail::getDefaultCPUGenerator();
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    static_cast<const CpuRandom*>(random)->write(cpu(generator));
+  });
+}
+
+// As torch.get_rng_state() lays it out. The new tensor is the caller's.
+int amp_cpu_random_tensor(const void* random, at::Tensor** out) {
+  return amp::guarded([&] {
+    const auto generator = at::detail::createCPUGenerator();
+    static_cast<const CpuRandom*>(random)->write(cpu(generator));
+    *out = new at::Tensor(generator.get_state());
+  });
+}
+
+// From what amp_cpu_random_tensor gave; it goes to amp_cpu_random_drop.
+int amp_cpu_random_of(const at::Tensor* state, void** out) {
+  return amp::guarded([&] {
+    auto generator = at::detail::createCPUGenerator();
+    generator.set_state(*state);
+    *out = new CpuRandom(CpuRandom::of(cpu(generator)));
+  });
+}
+
+void amp_cpu_random_drop(void* random) { delete static_cast<CpuRandom*>(random); }
 
 // Notes on the device's current stream that everything before has been done by now. The event
 // goes to amp_event_drop.

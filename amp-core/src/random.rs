@@ -2,12 +2,16 @@
 
 use tch::{Device, Tensor};
 
-use crate::{Result, ffi, state::State};
+use crate::{
+    Result,
+    ffi::{self, CpuRandom},
+    state::State,
+};
 
 /// The generators of the CPU and of the run's device.
 #[derive(Debug)]
 pub(crate) struct RandomState {
-    cpu: Tensor,
+    cpu: CpuRandom,
     cuda: Option<Tensor>,
 }
 
@@ -15,31 +19,31 @@ impl RandomState {
     /// The state now. Waits for nothing: a CUDA generator's state is on the host.
     pub(crate) fn read(device: Device) -> Result<Self> {
         let cuda = device.is_cuda().then(|| ffi::random_state(device)).transpose()?;
-        Ok(Self { cpu: ffi::random_state(Device::Cpu)?, cuda })
+        Ok(Self { cpu: CpuRandom::read()?, cuda })
     }
 
     /// Lets the generators of the same device go on from here.
     pub(crate) fn restore(&self, device: Device) -> Result<()> {
-        ffi::set_random_state(Device::Cpu, &self.cpu)?;
+        self.cpu.restore()?;
         match &self.cuda {
             Some(cuda) => ffi::set_random_state(device, cuda),
             None => Ok(()),
         }
     }
 
-    pub(crate) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> Result<State> {
         let mut state = State::default();
-        state.put_tensor("cpu", &self.cpu);
+        state.put_tensor("cpu", &self.cpu.tensor()?);
         if let Some(cuda) = &self.cuda {
             state.put_tensor("cuda", cuda);
         }
-        state
+        Ok(state)
     }
 
     /// What was saved, in place of the state now; a CUDA generator that was not saved stays.
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
         let now = Self::read(device)?;
-        let cpu = state.tensor_like("cpu", &now.cpu)?.shallow_clone();
+        let cpu = CpuRandom::from_tensor(state.tensor_like("cpu", &now.cpu.tensor()?)?)?;
         let cuda = match (now.cuda, state.tensor("cuda")) {
             (Some(now), Ok(_)) => Some(state.tensor_like("cuda", &now)?.shallow_clone()),
             (now, _) => now,

@@ -15,7 +15,7 @@ unsafe extern "C" {
     fn amp_autocast_enter(depth: *mut c_int) -> c_int;
     fn amp_autocast_leave(depth: *mut c_int) -> c_int;
     fn amp_unscale(grads: *const Handle, count: usize, found_inf: Handle, inv: Handle) -> c_int;
-    fn amp_check_finite(tensors: *const Handle, count: usize, found_inf: Handle) -> c_int;
+    fn amp_all_finite(tensors: *const Handle, count: usize, all: *mut c_int) -> c_int;
     fn amp_foreach_norm(
         tensors: *const Handle,
         count: usize,
@@ -83,11 +83,12 @@ pub(crate) fn unscale(grads: &[Tensor], found_inf: &Tensor, inv_scale: &Tensor) 
     checked!(amp_unscale(grads.as_ptr(), grads.len(), found_inf.as_ptr(), inv_scale.as_ptr()))
 }
 
-/// Sets `found_inf`, an f32 scalar on the CPU, to 1 when an element of the CPU tensors is not
-/// finite.
-pub(crate) fn check_finite(tensors: &[Tensor], found_inf: &Tensor) -> Result<()> {
+/// Whether every element of the CPU tensors is finite.
+pub(crate) fn all_finite(tensors: &[Tensor]) -> Result<bool> {
     let tensors = handles(tensors);
-    checked!(amp_check_finite(tensors.as_ptr(), tensors.len(), found_inf.as_ptr()))
+    let mut all = 0;
+    checked!(amp_all_finite(tensors.as_ptr(), tensors.len(), &mut all))?;
+    Ok(all != 0)
 }
 
 /// The norm of each tensor, on its device.

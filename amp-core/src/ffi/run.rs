@@ -11,6 +11,11 @@ use crate::Result;
 unsafe extern "C" {
     fn amp_random_get(cuda: c_int, out: *mut *mut C_tensor) -> c_int;
     fn amp_random_set(cuda: c_int, state: Handle) -> c_int;
+    fn amp_cpu_random_read(out: *mut *mut c_void) -> c_int;
+    fn amp_cpu_random_write(random: *const c_void) -> c_int;
+    fn amp_cpu_random_tensor(random: *const c_void, out: *mut *mut C_tensor) -> c_int;
+    fn amp_cpu_random_of(state: Handle, out: *mut *mut c_void) -> c_int;
+    fn amp_cpu_random_drop(random: *mut c_void);
     fn amp_event_record(cuda: c_int, out: *mut *mut c_void) -> c_int;
     fn amp_event_elapsed(
         from: *const c_void,
@@ -29,7 +34,49 @@ fn index(device: Device) -> c_int {
     }
 }
 
-/// The state of a device's default generator, a byte tensor on the CPU.
+/// A state of the CPU's default generator.
+#[derive(Debug)]
+pub(crate) struct CpuRandom {
+    random: *mut c_void,
+}
+
+impl CpuRandom {
+    /// The state now.
+    pub(crate) fn read() -> Result<Self> {
+        let mut random = std::ptr::null_mut();
+        checked!(amp_cpu_random_read(&mut random))?;
+        Ok(Self { random })
+    }
+
+    /// Lets the generator go on from here.
+    pub(crate) fn restore(&self) -> Result<()> {
+        checked!(amp_cpu_random_write(self.random))
+    }
+
+    /// A byte tensor as `torch.get_rng_state` gives it.
+    pub(crate) fn tensor(&self) -> Result<Tensor> {
+        let mut state = std::ptr::null_mut();
+        checked!(amp_cpu_random_tensor(self.random, &mut state))?;
+        // SAFETY: on success a new tensor that nobody else owns.
+        Ok(unsafe { Tensor::from_ptr(state) })
+    }
+
+    /// From such a tensor.
+    pub(crate) fn from_tensor(state: &Tensor) -> Result<Self> {
+        let mut random = std::ptr::null_mut();
+        checked!(amp_cpu_random_of(state.as_ptr(), &mut random))?;
+        Ok(Self { random })
+    }
+}
+
+impl Drop for CpuRandom {
+    fn drop(&mut self) {
+        // SAFETY: made by the shim and dropped once.
+        unsafe { amp_cpu_random_drop(self.random) };
+    }
+}
+
+/// The state of a CUDA device's default generator, a byte tensor on the CPU.
 pub(crate) fn random_state(device: Device) -> Result<Tensor> {
     let mut state = std::ptr::null_mut();
     checked!(amp_random_get(index(device), &mut state))?;

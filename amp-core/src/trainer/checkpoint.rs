@@ -43,7 +43,7 @@ impl Run<'_, '_> {
         state.put("parts", &runner.parts)?;
         state.put("lr", &runner.lr)?;
         state.put("scaler", &runner.scaler.state())?;
-        state.put_part("random", RandomState::read(self.config.device)?.state());
+        state.put_part("random", RandomState::read(self.config.device)?.state()?);
         state.put_part("log", self.log.state()?);
         for (index, scheduled) in runner.optimizers.iter().enumerate() {
             state.put_part(&format!("optimizer/{index}"), scheduled.state()?);

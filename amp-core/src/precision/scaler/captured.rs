@@ -11,7 +11,7 @@ impl GradScaler {
     pub(crate) fn note_non_finite(&self, void: &Tensor) -> Result<()> {
         for seen in &self.iteration {
             // NaN counts as true.
-            let _ = void.shallow_clone().f_logical_or_(&seen.found_inf)?;
+            let _ = void.shallow_clone().f_logical_or_(&seen.found_inf.on(self.device)?)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{Result, ffi, precision::clip};
 
@@ -19,9 +19,46 @@ pub struct Unscaled;
 pub struct Gradients<S> {
     pub(super) names: Vec<String>,
     pub(super) tensors: Vec<Tensor>,
-    pub(super) found_inf: Option<Tensor>,
+    pub(super) found_inf: Option<FoundInf>,
     pub(super) owner: usize,
     pub(super) state: PhantomData<S>,
+}
+
+/// Whether a loss or gradient was not finite.
+#[derive(Debug)]
+pub(super) enum FoundInf {
+    /// The host has looked.
+    Known(bool),
+    /// An f32 scalar, 0 unless one was.
+    Device(Tensor),
+}
+
+impl FoundInf {
+    /// Waits for the device.
+    pub(super) fn read(&self) -> Result<bool> {
+        match self {
+            Self::Known(found) => Ok(*found),
+            Self::Device(found) => Ok(found.f_double_value(&[])? != 0.0),
+        }
+    }
+
+    /// A scalar on `device` that counts as true if one was.
+    pub(super) fn on(&self, device: Device) -> Result<Tensor> {
+        match self {
+            Self::Known(found) => {
+                let found = f64::from(u8::from(*found));
+                Ok(Tensor::f_full([0_i64; 0], found, (Kind::Float, device))?)
+            }
+            Self::Device(found) => Ok(found.shallow_clone()),
+        }
+    }
+
+    pub(super) fn shallow_clone(&self) -> Self {
+        match self {
+            Self::Known(found) => Self::Known(*found),
+            Self::Device(found) => Self::Device(found.shallow_clone()),
+        }
+    }
 }
 
 /// A loss times the scale. Backward runs on it and on nothing else.
@@ -122,12 +159,9 @@ impl Gradients<Unscaled> {
     }
 }
 
-/// Makes `found_inf` NaN or 1 when an element of a gradient is not finite. On the CPU one pass over
-/// the bits, on CUDA the largest size of each: NaN and infinities are not lost in it.
+/// Makes `found_inf` NaN when an element of a gradient is not finite: the largest size of each says
+/// so, since NaN and infinities are not lost in it.
 pub(super) fn check_finite(grads: &[Tensor], found_inf: &Tensor) -> Result<()> {
-    if !found_inf.device().is_cuda() {
-        return ffi::check_finite(grads, found_inf);
-    }
     let largest = clip::by_dtype(grads, |_, group| {
         let sizes = ffi::foreach_norm(group, f64::INFINITY, false)?;
         Ok(vec![Tensor::f_stack(&sizes, 0)?.f_max()?])

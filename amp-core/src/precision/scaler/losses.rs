@@ -1,10 +1,13 @@
 //! Whether the losses since the last update were finite.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    slice,
+};
 
 use tch::{Device, Kind, Tensor};
 
-use crate::Result;
+use crate::{Result, ffi};
 
 /// On the CPU a loss is read at once, which costs nothing there; on CUDA it stays on the device.
 #[derive(Debug, Default)]
@@ -18,7 +21,7 @@ pub(super) struct Losses {
 impl Losses {
     pub(super) fn add(&self, loss: &Tensor) -> Result<()> {
         if loss.device() == Device::Cpu {
-            if loss.numel() == 1 && !f64::try_from(loss)?.is_finite() {
+            if loss.numel() == 1 && !ffi::all_finite(slice::from_ref(loss))? {
                 self.bad.set(true);
             }
             return Ok(());
@@ -31,6 +34,11 @@ impl Losses {
             None => zero,
         });
         Ok(())
+    }
+
+    /// Whether a loss on the CPU was not finite.
+    pub(super) fn bad_on_host(&self) -> bool {
+        self.bad.get()
     }
 
     /// A new scalar on `device` that counts as true when a loss was not finite.

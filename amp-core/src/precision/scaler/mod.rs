@@ -84,7 +84,7 @@ use tch::{Device, Kind, Tensor};
 
 use self::{
     config::usable_scale,
-    gradients::{check_finite, note_norm, unscale_group},
+    gradients::{FoundInf, check_finite, note_norm, unscale_group},
     losses::Losses,
 };
 use super::clip;
@@ -124,7 +124,7 @@ enum Mode {
 #[derive(Debug)]
 struct Use {
     owner: usize,
-    found_inf: Tensor,
+    found_inf: FoundInf,
     overflowed: Option<bool>,
 }
 
@@ -260,6 +260,10 @@ impl GradScaler {
             return Ok(Gradients { names, tensors, found_inf: None, owner, state: PhantomData });
         }
         self.refuse_unusable(&names, &tensors, owner)?;
+        if self.mode == Mode::Check && self.device == Device::Cpu {
+            let bad = self.losses.bad_on_host() || !ffi::all_finite(&tensors)?;
+            return Ok(self.unscaled_by(names, tensors, owner, FoundInf::Known(bad)));
+        }
         let found_inf = self.losses.found_inf(self.device)?;
         match self.mode {
             Mode::Check => check_finite(&tensors, &found_inf)?,
@@ -271,7 +275,7 @@ impl GradScaler {
                 })?;
             }
         }
-        Ok(self.unscaled_by(names, tensors, owner, found_inf))
+        Ok(self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf)))
     }
 
     /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) in one pass
@@ -305,7 +309,7 @@ impl GradScaler {
         };
         // A NaN would spread to every gradient and hide where it came from.
         clip::multiply(&tensors, &factor.f_nan_to_num(1.0, None, None)?)?;
-        Ok(self.unscaled_by(names, tensors, owner, found_inf))
+        Ok(self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf)))
     }
 
     /// The reciprocal of the scale, taken in f64 and rounded once, as PyTorch does.
@@ -318,7 +322,7 @@ impl GradScaler {
         names: Vec<String>,
         tensors: Vec<Tensor>,
         owner: usize,
-        found_inf: Tensor,
+        found_inf: FoundInf,
     ) -> Gradients<Unscaled> {
         self.iteration.push(Use { owner, found_inf: found_inf.shallow_clone(), overflowed: None });
         Gradients { names, tensors, found_inf: Some(found_inf), owner, state: PhantomData }
@@ -365,7 +369,7 @@ impl GradScaler {
                             .into(),
                     ));
                 };
-                *seen.overflowed.insert(found_inf.f_double_value(&[])? != 0.0)
+                *seen.overflowed.insert(found_inf.read()?)
             }
         };
         if overflowed {
@@ -390,9 +394,9 @@ impl GradScaler {
                 "update without unscaled gradients: no inf checks were recorded".into(),
             ));
         };
-        let mut total = first.found_inf.shallow_clone();
+        let mut total = first.found_inf.on(self.device)?;
         for other in rest {
-            total = total.f_add(&other.found_inf)?;
+            total = total.f_add(&other.found_inf.on(self.device)?)?;
         }
         let overflowed = match uses.iter().map(|seen| seen.overflowed).collect::<Option<Vec<_>>>() {
             Some(known) => known.contains(&true),

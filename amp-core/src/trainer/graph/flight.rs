@@ -100,15 +100,15 @@ impl Run<'_, '_> {
         if runner.parts > 1 || runner.profiler.is_running() {
             return Ok(false);
         }
-        if let State::Captured(graph) = &flight.state {
-            if graph.fits(&examples.batches, runner.policy().precision) {
-                return Ok(true);
-            }
+        let precision = runner.policy().precision;
+        if matches!(&flight.state, State::Captured(graph) if graph.fits(&examples.batches, precision))
+        {
+            return Ok(true);
         }
         let whole = examples.batches.len() as i64 == self.config.accumulate_grad_batches;
         let due = match &flight.state {
             State::Waiting => whole && flight.warmed_up >= WARM_UP,
-            State::Captured(graph) => !graph.is_of(runner.policy().precision),
+            State::Captured(graph) => !graph.is_of(precision),
             State::Refused => false,
         };
         if !due || !flight.steps.is_empty() {

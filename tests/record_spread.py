@@ -1,52 +1,60 @@
 #!/usr/bin/env python3
-"""Measures how far the golden's figures move between machines, on one machine.
+"""Measures how far the goldens' figures move between machines, on one machine.
 
-Kernel sets (ATen, oneDNN, MKL) and the thread count are switched to those of other CPUs; the code
-is the same each time, so what differs is what a golden must allow. Needs a CPU with AVX-512.
+Kernel sets (ATen, oneDNN, MKL) and the thread count are switched to those of other CPUs
+(kernel_sets.py); the code is the same each time, so what differs is what a golden must allow.
+Needs a CPU with AVX-512; takes ten minutes on two cores. Writes NAME.spread.json beside every
+NAME.snap of a CPU in tests/tests/goldens, or beside those named; a new golden is taken first.
 Usage, from the checkout, after `cargo amp verify` has built the binary:
 
-    python3 tests/record_spread.py target/debug/amp
+    python3 tests/record_spread.py target/debug/amp [NAME…]
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
-# Name of ATen's kernels, of oneDNN's, of MKL's.
-KERNELS = [("default", "SSE41", "SSE4_2"), ("avx2", "AVX2", "AVX2"), ("avx512", "ALL", "AVX512")]
-THREADS = [1, 2]
-# The golden's case; tests/tests/golden.rs runs the same.
-ARGUMENTS = ["verify", "--device", "cpu", "--epochs", "3", "--format", "json", "--quiet"]
-EXAMPLES = 360
+import kernel_sets
+
+GOLDENS = pathlib.Path(__file__).parent / "tests" / "goldens"
+FIGURES = ["accuracy", "loss", "peak_memory_bytes"]
+
+
+def measure(amp, golden):
+    """The golden's own case under every kernel set and thread count."""
+    precisions = [name for name in golden["runs"] if name != "32-true"]
+    command = [amp, "verify", "--device", "cpu", "--format", "json", "--quiet"]
+    command += ["--model", golden["model"], "--seed", str(golden["seeds"][0])]
+    command += ["--epochs", str(golden["epochs"]), "--precision", ",".join(precisions)]
+    samples = {}
+    for kernels, threads in kernel_sets.SETS:
+        environment = kernel_sets.environment(kernels, threads)
+        own = [*command, "--threads", str(threads)]
+        report = json.loads(subprocess.check_output(own, env=environment))
+        for run in report["runs"]:
+            figures = samples.setdefault(run["precision"], {name: [] for name in FIGURES})
+            for name in FIGURES:
+                figures[name].append(float(run[name]))
+    return samples
 
 
 def main():
-    amp = sys.argv[1]
-    samples = {}
-    for aten, onednn, mkl in KERNELS:
-        for threads in THREADS:
-            environment = dict(
-                os.environ,
-                ATEN_CPU_CAPABILITY=aten,
-                ONEDNN_MAX_CPU_ISA=onednn,
-                MKL_ENABLE_INSTRUCTIONS=mkl,
-            )
-            command = [amp, *ARGUMENTS, "--threads", str(threads)]
-            report = json.loads(subprocess.check_output(command, env=environment))
-            for run in report["runs"]:
-                figures = samples.setdefault(run["precision"], {})
-                for name in ["accuracy", "loss", "peak_memory_bytes"]:
-                    figures.setdefault(name, []).append(float(run[name]))
-    spread = {
-        "recorded_by": "tests/record_spread.py: ATen, oneDNN and MKL kernels of SSE, AVX2 and"
-        " AVX-512 machines, with 1 and 2 threads",
-        "examples": EXAMPLES,
-        "samples": samples,
-    }
-    path = pathlib.Path(__file__).parent / "tests" / "goldens" / "cpu_spread.json"
-    path.write_text(json.dumps(spread, indent=1) + "\n")
+    amp, *chosen = sys.argv[1:]
+    names = chosen or sorted(path.stem for path in GOLDENS.glob("*_cpu.snap"))
+    for name in names:
+        _, _, body = (GOLDENS / f"{name}.snap").read_text().split("---\n", 2)
+        golden = json.loads(body)
+        spread = {
+            "recorded_by": f"tests/record_spread.py on {kernel_sets.processor()}: "
+            + kernel_sets.DESCRIPTION,
+            "examples": golden["examples"],
+            "samples": measure(amp, golden),
+        }
+        path = GOLDENS / f"{name}.spread.json"
+        path.write_text(json.dumps(spread, indent=1) + "\n")
+        print(name, flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -54,6 +54,12 @@ class CudaGraph {
   void (*replay_)(void*) = find<void (*)(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
 };
 
+// cuBLAS keeps a workspace for each stream it has worked on, 32 MiB on recent devices, also when
+// nothing will work there again. What a graph uses of it stays the graph's.
+void clear_cublas_workspaces() {
+  find<void (*)()>("_ZN2at4cuda21clearCublasWorkspacesEv")();
+}
+
 struct Capture {
   explicit Capture(c10::Stream stream) : guard(std::in_place, stream) {}
   CudaGraph graph;
@@ -73,6 +79,7 @@ int amp_graph_begin(int index, void** out) {
     const c10::impl::VirtualGuardImpl impl(device.type());
     // What was started before must not be waited for within the capture.
     impl.synchronizeDevice(device.index());
+    clear_cublas_workspaces();
     auto capture = std::make_unique<Capture>(impl.getStreamFromGlobalPool(device));
     capture->graph.capture_begin();
     capture->capturing = true;
@@ -86,6 +93,7 @@ int amp_graph_end(void* handle) {
   const int status = amp::guarded([&] {
     capture.capturing = false;
     capture.graph.capture_end();
+    clear_cublas_workspaces();
   });
   capture.guard.reset();
   return status;

@@ -7,7 +7,7 @@ use amp_core::{
     data::{DataModule, Loading},
     hardware::seed_everything,
     optim::WeightUpdate,
-    precision::{Clip, Precision},
+    precision::{Clip, GradScalerConfig, Precision},
     tch::Device,
     trainer::{Graph, NonFinite, ScaleFloor},
 };
@@ -74,6 +74,8 @@ pub struct Choices {
     pub on_non_finite: NonFinite,
     /// How low the loss scale may fall.
     pub scale_floor: ScaleFloor,
+    /// How it starts and grows.
+    pub scaler: GradScalerConfig,
     /// How optimizers write to 16-bit weights.
     pub weight_update: WeightUpdate,
     /// Whether whole steps run as CUDA graphs.
@@ -132,6 +134,7 @@ impl Case {
             graph: choices.graph,
             on_non_finite: choices.on_non_finite,
             scale_floor: choices.scale_floor,
+            scaler: choices.scaler,
             profile_every_n_steps: choices
                 .profile_every_n_steps
                 .map(steps)

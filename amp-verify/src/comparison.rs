@@ -8,6 +8,8 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::verdict::{mean, standard_deviation, t_quantile};
+
 /// A case's runs, each with its deltas.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
@@ -20,6 +22,8 @@ pub struct Comparison {
     pub batch_size: i64,
     /// The validation metric reported as accuracy.
     pub metric: String,
+    /// The seeds: a run's figures are the first one's, [`Run::over_seeds`] has those of all.
+    pub seeds: Vec<u64>,
     /// The baseline first.
     pub runs: Vec<Run>,
 }
@@ -53,6 +57,59 @@ pub struct Run {
     pub notes: Vec<String>,
     /// This run less the baseline; null for the baseline itself.
     pub delta: Option<Delta>,
+    /// The precision's figures over all seeds; null where there is one.
+    pub over_seeds: Option<OverSeeds>,
+}
+
+/// One precision's figures over the seeds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OverSeeds {
+    /// The validation metric.
+    pub accuracy: Sample,
+    /// The validation loss.
+    pub loss: Sample,
+    /// The metric less the baseline's of the same seed; null for the baseline itself.
+    pub accuracy_delta: Option<Sample>,
+    /// The loss less the baseline's of the same seed; null for the baseline itself.
+    pub loss_delta: Option<Sample>,
+    /// Steps applied, over all seeds.
+    pub applied_steps: u64,
+    /// Steps skipped, over all seeds.
+    pub skipped_steps: u64,
+}
+
+/// A figure for each seed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// In the seeds' order; null where it is not a number.
+    pub values: Vec<Option<f64>>,
+    /// Of their mean; null where one is not a number.
+    pub interval: Option<Interval>,
+}
+
+/// Student's interval of a mean at 95 %: mean ± t(0.975, n − 1)·s/√n. An accuracy moves in steps of
+/// one example, so that a few equal ones have s = 0, which would claim certainty: s is never taken
+/// below that of rounding to such steps, step/√12 for a metric and step/√6 for the difference of two.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// The mean.
+    pub mean: f64,
+    /// Half of the interval.
+    pub half_width: f64,
+}
+
+impl Sample {
+    /// These values with their interval; `least` is the smallest s that it is made with.
+    pub fn new(values: Vec<Option<f64>>, least: f64) -> Self {
+        let numbers: Option<Vec<f64>> = values.iter().copied().collect();
+        let interval = numbers.filter(|numbers| numbers.len() > 1).map(|numbers| {
+            let n = numbers.len() as f64;
+            let s = standard_deviation(&numbers).max(least);
+            let half_width = t_quantile(0.975, n - 1.0) * s / n.sqrt();
+            Interval { mean: mean(&numbers), half_width }
+        });
+        Self { values, interval }
+    }
 }
 
 /// A run against the baseline.
@@ -83,7 +140,52 @@ impl Comparison {
         for run in &mut runs[1..] {
             run.delta = Some(Delta::new(run, &baseline));
         }
-        Self { schema: "amp-verify/1".into(), subject, batch_size, metric: metric.into(), runs }
+        Self {
+            schema: "amp-verify/2".into(),
+            seeds: vec![subject.seed],
+            subject,
+            batch_size,
+            metric: metric.into(),
+            runs,
+        }
+    }
+
+    /// This comparison with the figures of others that differ in nothing but the seed; the metric
+    /// moves in steps of `step`.
+    #[must_use]
+    pub fn with_seeds(mut self, others: &[Self], step: f64) -> Self {
+        if others.is_empty() {
+            return self;
+        }
+        let all: Vec<&Self> = std::iter::once(&self).chain(others).collect();
+        let seeds = all.iter().map(|comparison| comparison.subject.seed).collect();
+        let over_seeds: Vec<OverSeeds> =
+            (0..self.runs.len()).map(|at| OverSeeds::of(&all, at, step)).collect();
+        for (run, figures) in self.runs.iter_mut().zip(over_seeds) {
+            run.over_seeds = Some(figures);
+        }
+        self.seeds = seeds;
+        self
+    }
+}
+
+impl OverSeeds {
+    /// The run at `at` of each comparison.
+    fn of(all: &[&Comparison], at: usize, step: f64) -> Self {
+        let runs = || all.iter().map(|comparison| &comparison.runs[at]);
+        let delta = |of: fn(&Delta) -> Option<f64>, least: f64| {
+            let values = runs().map(|run| run.delta.as_ref().and_then(of)).collect();
+            (at > 0).then(|| Sample::new(values, least))
+        };
+        let (one, two) = (step / 12.0_f64.sqrt(), step / 6.0_f64.sqrt());
+        Self {
+            accuracy: Sample::new(runs().map(|run| run.accuracy).collect(), one),
+            loss: Sample::new(runs().map(|run| run.loss).collect(), 0.0),
+            accuracy_delta: delta(|delta| delta.accuracy, two),
+            loss_delta: delta(|delta| delta.loss, 0.0),
+            applied_steps: runs().map(|run| run.applied_steps).sum(),
+            skipped_steps: runs().map(|run| run.skipped_steps).sum(),
+        }
     }
 }
 
@@ -104,6 +206,7 @@ impl Run {
             observed: record.observed,
             notes: record.notes,
             delta: None,
+            over_seeds: None,
         }
     }
 }

@@ -173,6 +173,20 @@ impl Histogram {
         })
     }
 
+    /// Counts the values of `other` as well.
+    pub fn add(&mut self, other: &Self) {
+        for (exponent, bucket) in &other.buckets {
+            let own = self.buckets.entry(*exponent).or_default();
+            own.count += bucket.count;
+            own.powers += bucket.powers;
+            for (own, more) in own.beyond.iter_mut().zip(bucket.beyond) {
+                *own += more;
+            }
+        }
+        self.zeros += other.zeros;
+        self.non_finite += other.non_finite;
+    }
+
     /// Values other than zero that are finite.
     pub fn nonzero(&self) -> u64 {
         self.buckets.values().map(|bucket| bucket.count).sum()
@@ -217,6 +231,14 @@ impl Histogram {
             };
         }
         losses
+    }
+
+    /// How many of the values times 2^`log2_scale` the format keeps with fewer bits: those below its
+    /// smallest normal value that do not become zero.
+    pub fn subnormal(&self, format: Format, log2_scale: i32) -> u64 {
+        let below = self.buckets.range(..format.min_exponent() - log2_scale);
+        let count: u64 = below.map(|(_, bucket)| bucket.count).sum();
+        count - self.predict(format, log2_scale).underflow
     }
 
     /// The loss scales under which the format keeps the values.

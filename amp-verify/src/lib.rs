@@ -2,8 +2,9 @@
 //! [`case::Case`] → [`runner`] → [`matrix`] → [`comparison::Comparison`] → [`view`], [`report`].
 //!
 //! [`layers`] and [`exponents`] say what a precision loses in each layer of one step; [`diagnose`]
-//! what a failed check is due to.
+//! what a failed check is due to; [`bench`] how fast it all is.
 
+pub mod bench;
 pub mod case;
 pub mod cli;
 pub mod comparison;

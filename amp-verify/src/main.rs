@@ -10,6 +10,7 @@ use amp_core::{
     hardware, tch,
 };
 use amp_verify::{
+    bench::{self, BenchArgs},
     case::Case,
     cli::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs},
     diagnose::{DiagnoseArgs, PolicyFile},
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
             },
             Err(error) => Err(error),
         },
+        Command::Bench(args) => benchmark(&args),
         Command::Selftest(args) => match self_test(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(FAILED),
@@ -95,7 +97,7 @@ fn verify(args: &VerifyArgs) -> Result<()> {
     let mut courses = Courses::default();
     let mut logs = Logs::new(&args.run.logs)?;
     let mut phases = PhaseTables::default();
-    let runs = plan.len();
+    let runs = plan.len() * usize::try_from(args.seeds).unwrap_or(usize::MAX);
     let mut progress = if args.run.quiet { Progress::hidden(runs) } else { Progress::new(runs) };
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
@@ -103,7 +105,7 @@ fn verify(args: &VerifyArgs) -> Result<()> {
         courses.on_event(event)?;
         progress.on_event(event)
     };
-    let outcome = matrix::run(&case, &args.precision, &mut listen);
+    let outcome = matrix::over_seeds(&case, &args.precision, args.seeds, &mut listen);
     progress.finish();
     let comparison = outcome?;
     let json = pretty(&comparison)?;
@@ -111,8 +113,14 @@ fn verify(args: &VerifyArgs) -> Result<()> {
         output.write(json.as_bytes())?;
     }
     if let Some(page) = page {
-        let examples = case.data.val.len();
-        page.write(report::html(&comparison, &courses, examples)?.as_bytes())?;
+        let steps = report::measure_steps(&case, &comparison);
+        let content = report::Content {
+            comparison: &comparison,
+            courses: &courses,
+            examples: case.data.val.len(),
+            steps: &steps,
+        };
+        page.write(report::html(&content)?.as_bytes())?;
     }
     let text = match args.format {
         // A model that profiles itself does so in every run: its times are shown when asked for.
@@ -184,6 +192,23 @@ fn diagnose(args: &DoctorArgs) -> Result<()> {
         Format::Table => doctor(&report),
         Format::Json => pretty(&report)?,
     })
+}
+
+fn benchmark(args: &BenchArgs) -> Result<()> {
+    let json = args.json.as_deref().map(Staged::create).transpose()?;
+    let markdown = args.markdown.as_deref().map(Staged::create).transpose()?;
+    let report = bench::run(args, &|what| {
+        if !args.quiet {
+            eprintln!("measuring: {what}");
+        }
+    })?;
+    if let Some(json) = json {
+        json.write(pretty(&report)?.as_bytes())?;
+    }
+    if let Some(markdown) = markdown {
+        markdown.write(view::bench_markdown(&report).as_bytes())?;
+    }
+    print(&view::bench(&report))
 }
 
 /// Whether every fault was caught and nothing else.

@@ -27,6 +27,27 @@ pub fn run(
     Ok(Comparison::new(records, case.model.metric, case.data.batch_size))
 }
 
+/// Runs the case with its own seed and the `seeds - 1` that follow it, each under the baseline and
+/// `precisions`, and compares seed by seed.
+///
+/// # Errors
+/// When a run fails; the error says under which precision.
+pub fn over_seeds(
+    case: &Case,
+    precisions: &[Precision],
+    seeds: u64,
+    subscriber: &mut dyn Subscriber,
+) -> Result<Comparison> {
+    let first = run(case, precisions, subscriber)?;
+    let others = (1..seeds).map(|index| {
+        let mut case = case.clone();
+        case.trainer.seed = case.trainer.seed.wrapping_add(index);
+        run(&case, precisions, subscriber)
+    });
+    let others = others.collect::<Result<Vec<_>>>()?;
+    Ok(first.with_seeds(&others, 1.0 / case.data.val.len().max(1) as f64))
+}
+
 /// The precisions to run: the baseline, then the others in the order given, none twice.
 pub fn plan(precisions: &[Precision]) -> Vec<Precision> {
     let mut plan = vec![Precision::F32True];

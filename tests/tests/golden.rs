@@ -8,42 +8,44 @@ use amp_verify::golden::{
 };
 use rstest::rstest;
 
-/// One test for each model, under its own name.
+/// The spread over machines that `tests/record_spread.py` recorded of a golden's own case.
+macro_rules! recorded {
+    ($test:ident) => {
+        Spread::parse(include_str!(concat!("goldens/", stringify!($test), "_cpu.spread.json")))
+            .expect("a spread")
+    };
+}
+
+/// One test for each model, under its own name: on a CPU with the spread over machines.
 macro_rules! goldens {
-    ($($test:ident: $model:ident),* $(,)?) => {
+    ($($test:ident: $model:ident $(, $field:ident: $value:expr)?;)*) => {
         $(#[test]
         fn $test() {
-            amp_verify::verify!($model);
+            let on_gpu = std::env::var("AMP_DEVICE").is_ok_and(|device| device != "cpu");
+            let spread = (!on_gpu).then(|| recorded!($test));
+            let check = Check { spread, $($field: $value,)? ..Check::default() };
+            amp_verify::verify!($model, check);
         })*
     };
 }
 
 goldens! {
-    advanced_amp_model: AdvancedAMPModel,
-    manual_amp_model: ManualAMPModel,
-    debugging_amp_model: DebuggingAMPModel,
-    production_amp_model: ProductionAMPModel,
-    precision_test_model: PrecisionTestModel,
-    memory_efficient_model: MemoryEfficientModel,
-    gradient_accumulation_model: GradientAccumulationModel,
-    robust_amp_model: RobustAMPModel,
-    profiling_amp_model: ProfilingAMPModel,
-    digits_conv_net: DigitsConvNet,
-    char_transformer: CharTransformer,
-}
-
-/// Every precision, and on a CPU with the spread over machines that `tests/record_spread.py`
-/// recorded of the same case.
-#[test]
-fn mixed_precision_demo() {
-    let on_gpu = std::env::var("AMP_DEVICE").is_ok_and(|device| device != "cpu");
-    let spread = (!on_gpu).then(spread);
-    let precisions = Precision::ALL[1..].to_vec();
-    amp_verify::verify!(MixedPrecisionDemo, Check { precisions, spread, ..Check::default() });
+    mixed_precision_demo: MixedPrecisionDemo, precisions: Precision::ALL[1..].to_vec();
+    advanced_amp_model: AdvancedAMPModel;
+    manual_amp_model: ManualAMPModel;
+    debugging_amp_model: DebuggingAMPModel;
+    production_amp_model: ProductionAMPModel;
+    precision_test_model: PrecisionTestModel;
+    memory_efficient_model: MemoryEfficientModel;
+    gradient_accumulation_model: GradientAccumulationModel;
+    robust_amp_model: RobustAMPModel;
+    profiling_amp_model: ProfilingAMPModel;
+    digits_conv_net: DigitsConvNet;
+    char_transformer: CharTransformer;
 }
 
 fn spread() -> Spread {
-    Spread::parse(include_str!("goldens/cpu_spread.json")).expect("a spread")
+    recorded!(mixed_precision_demo)
 }
 
 fn agreement() -> Agreement {

@@ -20,7 +20,8 @@ for line in sys.stdin:
 '
 }
 
-executables build --package amp-verify --bin amp | while read -r _ _ path; do
+# As users run it, since it measures as well.
+executables build --release --package amp-verify --bin amp | while read -r _ _ path; do
     strip --strip-all -o dist.partial/amp "$path"
 done
 # Left out: what needs a compiler (ui, expand), TensorBoard's Python package (tensorboard) or the

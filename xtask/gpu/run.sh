@@ -4,8 +4,9 @@
 #   ./run.sh test [filter…]     the tests, on CUDA
 #   ./run.sh golden-record      goldens and anchors of this GPU's compute capability, into goldens/:
 #                               copy them to tests/tests/goldens; an anchor that is there stays
-#   ./run.sh bench [name]       a benchmark, on CUDA: loader unless another is named
+#   ./run.sh criterion [name]   a benchmark of tests/benches, on CUDA: loader unless another is named
 #   ./run.sh <command> [args…]  any command of the amp binary, as in ./run.sh verify --device cuda
+#                               or ./run.sh bench --peers
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -29,7 +30,7 @@ done
 export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export AMP_DATA="$here/fixtures/data" AMP_BINARY="$here/amp"
 
-if [[ ${1:-} == bench ]]; then
+if [[ ${1:-} == criterion ]]; then
     export AMP_DEVICE=cuda
     exec "$here/benches/${2:-loader}" --bench
 fi

@@ -38,11 +38,12 @@ pub(crate) fn amp(
     libtorch: &Libtorch,
     arguments: &[OsString],
 ) -> Result<ExitCode, Error> {
-    // The dev profile is the tests' profile too, so the C++ bindings are compiled once for both.
-    // Errors and warnings still go to the terminal; stdout carries what was built.
+    // The dev profile is the tests' profile too, so the C++ bindings are compiled once for both;
+    // what measures is built for speed. Errors and warnings still go to the terminal; stdout carries what was built.
     let mut build = cargo(checkout, libtorch);
     build
         .args(["build", "--package", "amp-verify", "--bin", "amp"])
+        .args(arguments.first().filter(|command| *command == "bench").map(|_| "--release"))
         .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped());
     let built = build

@@ -61,7 +61,11 @@ impl Batch {
         Ok(Self { input, target })
     }
 
-    pub(super) fn narrow(&self, start: i64, length: i64) -> Result<Self> {
+    /// `length` examples from `start` on, in the same memory.
+    ///
+    /// # Errors
+    /// When there are not so many.
+    pub fn narrow(&self, start: i64, length: i64) -> Result<Self> {
         let (input, target) =
             (self.input.f_narrow(0, start, length)?, self.target.f_narrow(0, start, length)?);
         Ok(Self { input, target })

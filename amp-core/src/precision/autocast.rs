@@ -40,6 +40,29 @@ pub struct AutocastGuard {
     _thread: PhantomData<*const ()>,
 }
 
+/// Keeps the cast weights of the autocast regions that begin while it lives, so that passes with
+/// the same weights cast them once. Drop it before the weights change. Not `Send`, as a region.
+#[derive(Debug)]
+#[must_use = "the casts are kept until this is dropped"]
+pub(crate) struct KeptCasts {
+    _thread: PhantomData<*const ()>,
+}
+
+impl KeptCasts {
+    pub(crate) fn keep() -> Result<Self> {
+        // The cache goes with the outermost level of nesting.
+        ffi::autocast_enter()?;
+        Ok(Self { _thread: PhantomData })
+    }
+}
+
+impl Drop for KeptCasts {
+    fn drop(&mut self) {
+        // It only counts down and clears a map; if it ever failed, a drop could not say so.
+        let _ = ffi::autocast_leave();
+    }
+}
+
 /// An open region and the state around it.
 struct Open {
     number: u64,

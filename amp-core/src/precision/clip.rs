@@ -60,13 +60,23 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 /// When libtorch does, for example for gradients on several devices.
 pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
     let total = grad_norm(grads)?;
-    let factor =
-        (total.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?).f_clamp_max(1.0)?;
+    multiply(grads, &factor(&total, max_norm)?)?;
+    Ok(total)
+}
+
+/// min(1, `max_norm` / (`norm` + 1e-6)), on the device.
+pub(super) fn factor(norm: &Tensor, max_norm: f64) -> Result<Tensor> {
+    let quotient = norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?;
+    Ok(quotient.f_clamp_max(1.0)?)
+}
+
+/// Multiplies every gradient by a scalar on the device, in place.
+pub(super) fn multiply(grads: &[Tensor], factor: &Tensor) -> Result<()> {
     by_dtype(grads, |kind, group| {
         ffi::foreach_mul(group, &factor.f_to_kind(kind)?)?;
         Ok(Vec::new())
     })?;
-    Ok(total)
+    Ok(())
 }
 
 /// Clamps every element of `grads` to `[-limit, limit]` in place.

@@ -5,6 +5,7 @@ mod clip;
 mod region;
 mod scaler;
 
+pub(crate) use autocast::KeptCasts;
 pub use autocast::{AutocastGuard, AutocastState, autocast_state};
 pub use clip::{Clip, clip_grad_norm, clip_grad_value, grad_norm};
 pub use region::{Region, RegionPlan};

@@ -4,7 +4,13 @@ use std::{collections::VecDeque, fs, io::ErrorKind, rc::Rc, time::Instant};
 
 use tch::Tensor;
 
-use super::{TrainerConfig, graph::Flight, profile::Phase, step::StepRunner, window::Examples};
+use super::{
+    TrainerConfig,
+    graph::{Flight, StepAccess, step_access},
+    profile::Phase,
+    step::StepRunner,
+    window::Examples,
+};
 use crate::{
     Error, Hook, LightningModule, Result, Step,
     callback::{Action, Callback, Epoch},
@@ -92,7 +98,9 @@ impl<'r, 'c> Run<'r, 'c> {
         };
         let optimizers = model.configure_optimizers(&plan)?;
         let optimizers = optimizers.build(nn::parameters(model), config.weight_update)?;
-        let runner = StepRunner::new(config, optimizers)?;
+        let access = step_access(model, callbacks);
+        let looked_at = matches!(access, StepAccess::Within(_));
+        let runner = StepRunner::new(config, optimizers, looked_at)?;
         Ok(Self {
             config,
             model,
@@ -218,6 +226,10 @@ impl<'r, 'c> Run<'r, 'c> {
                     queue.extend(waiting);
                     actions.extend(self.land(&mut queue)?);
                 }
+            }
+            // While the device is at work.
+            if queue.is_empty() && !self.flight.is_empty() {
+                queue.extend(self.read(&loader, &mut batches, &mut next)?);
             }
             while self.must_land() || (!actions.is_empty() && !self.flight.is_empty()) {
                 actions.extend(self.land(&mut queue)?);

@@ -47,10 +47,16 @@ pub(super) struct StepRunner<'a> {
     pub(super) good: Option<Good>,
     /// The rate of the last step.
     pub(super) lr: f64,
+    /// Whether somebody looks at the gradients before they are clipped.
+    pub(super) looked_at: bool,
 }
 
 impl<'a> StepRunner<'a> {
-    pub(super) fn new(config: &'a TrainerConfig, optimizers: Vec<Scheduled>) -> Result<Self> {
+    pub(super) fn new(
+        config: &'a TrainerConfig,
+        optimizers: Vec<Scheduled>,
+        looked_at: bool,
+    ) -> Result<Self> {
         let policy = config.policy();
         let scaler = match config.precision.scales_loss() {
             true => GradScaler::new(config.device, config.scaler)?,
@@ -73,6 +79,7 @@ impl<'a> StepRunner<'a> {
             profiler: Profiler::new(config.device),
             good: None,
             lr,
+            looked_at,
         })
     }
 
@@ -117,6 +124,7 @@ impl<'a> StepRunner<'a> {
         callbacks: &mut Callbacks<'_, '_>,
         emit: &mut Emit<'_>,
     ) -> Result<StepOutcome> {
+        self.end_passes();
         loop {
             let scale = self.scaler.scale_value();
             let outcome = self.attempt(model, epoch, log, callbacks)?;
@@ -177,24 +185,37 @@ impl<'a> StepRunner<'a> {
         }
     }
 
-    /// Unscales the gradients of each optimizer's parameters.
-    pub(super) fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
+    /// Unscales the gradients of each optimizer's parameters and, where nobody looks at them in
+    /// between, clips them too.
+    fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
         let mut gradients = Vec::with_capacity(self.optimizers.len());
         for scheduled in &self.optimizers {
             let scaled = self.scaler.gradients(scheduled.optimizer.as_ref())?;
-            gradients.push(self.scaler.unscale(scaled)?);
+            gradients.push(match self.config.gradient_clip {
+                Some(Clip::Norm(limit)) if !self.looked_at => {
+                    self.scaler.unscale_and_clip_norm(scaled, limit)?
+                }
+                _ => self.scaler.unscale(scaled)?,
+            });
         }
         Ok(gradients)
     }
 
-    /// Clips by the norm of each optimizer's own gradients, as Lightning does.
-    pub(super) fn clip(&self, gradients: &[Gradients<Unscaled>]) -> Result<()> {
+    /// Clips by the norm of each optimizer's own gradients, as Lightning does, unless
+    /// [`unscale`](Self::unscale) did.
+    fn clip(&self, gradients: &[Gradients<Unscaled>]) -> Result<()> {
         gradients.iter().try_for_each(|gradients| match self.config.gradient_clip {
             // The norm stays on the device.
-            Some(Clip::Norm(limit)) => gradients.clip_grad_norm(limit).map(drop),
+            Some(Clip::Norm(limit)) if self.looked_at => gradients.clip_grad_norm(limit).map(drop),
             Some(Clip::Value(limit)) => gradients.clip_grad_value(limit),
-            None => Ok(()),
+            _ => Ok(()),
         })
+    }
+
+    /// Unscales and clips; nobody looks.
+    pub(super) fn prepare_gradients(&mut self) -> Result<()> {
+        let gradients = self.unscale()?;
+        self.clip(&gradients)
     }
 
     /// One try. With several optimizers it is skipped where one of them is; a schedule moves when
@@ -208,7 +229,7 @@ impl<'a> StepRunner<'a> {
     ) -> Result<StepOutcome> {
         let gradients = self.unscale()?;
         self.profiler.lap(Phase::Unscale)?;
-        for gradients in &gradients {
+        for gradients in gradients.iter().filter(|_| self.looked_at) {
             let mut hook = self.hook(epoch, log);
             model.on_before_optimizer_step(gradients, &mut hook)?;
             callbacks.on_before_optimizer_step(gradients, &mut hook)?;

@@ -13,6 +13,7 @@ use crate::{
     ffi,
     log::Log,
     nn::Context,
+    precision::KeptCasts,
     probe::DtypeProbe,
     provenance::{self, Provenance, Replay},
     random::RandomState,
@@ -35,6 +36,8 @@ pub(super) struct Window {
     losses: Vec<Tensor>,
     /// The generators before its first batch.
     random: Option<RandomState>,
+    /// While its batches run, if there are several: the weights are cast once for all.
+    casts: Option<KeptCasts>,
 }
 
 impl Window {
@@ -53,16 +56,28 @@ impl StepRunner<'_> {
     /// Forgets the last step's examples and gradients.
     pub(super) fn begin_window(&mut self) -> Result<()> {
         self.zero_grad()?;
-        self.window = Window::default();
-        self.window.random = Some(RandomState::read(self.policy.device)?);
+        let random = Some(RandomState::read(self.policy.device)?);
+        self.window = Window { random, casts: self.keep_casts()?, ..Window::default() };
         Ok(())
+    }
+
+    fn keep_casts(&self) -> Result<Option<KeptCasts>> {
+        let several = self.config.accumulate_grad_batches > 1 || self.parts > 1;
+        let casts = self.policy.precision.autocast().is_some() && several;
+        casts.then(KeptCasts::keep).transpose()
+    }
+
+    /// The batches have run: what follows changes the weights.
+    pub(super) fn end_passes(&mut self) {
+        self.window.casts = None;
     }
 
     /// Makes these batches the step's, to be captured.
     pub(super) fn begin_capture(&mut self, batches: &[Batch], shares: &[f64]) -> Result<()> {
         self.zero_grad()?;
         let batches = batches.iter().map(Batch::shallow_clone).zip(shares.iter().copied());
-        self.window = Window { batches: batches.collect(), ..Window::default() };
+        let (batches, casts) = (batches.collect(), self.keep_casts()?);
+        self.window = Window { batches, casts, ..Window::default() };
         Ok(())
     }
 

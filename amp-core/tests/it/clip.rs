@@ -2,7 +2,8 @@
 
 use amp_core::{
     Result,
-    precision::{Clip, clip_grad_norm, clip_grad_value},
+    optim::{BuildOptimizer, Optimizer, Sgd},
+    precision::{Clip, GradScaler, GradScalerConfig, StepOutcome, clip_grad_norm, clip_grad_value},
     tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;
@@ -10,8 +11,9 @@ use serde_json::Value;
 
 use crate::support::{
     bits::{assert_bits, from_bits, values},
-    message,
+    device, message,
     oracle::{Lcg, integer, list, number, oracle, shapes, text},
+    parameter, set_gradients,
 };
 
 /// The gradients that a recorded case starts from.
@@ -140,4 +142,75 @@ fn no_gradients_have_the_norm_zero() -> Result<()> {
 #[case(Clip::Value(-1.0))]
 fn a_limit_that_clips_everything_is_refused(#[case] clip: Clip) {
     assert!(message(clip.validated()).contains("takes a positive limit"));
+}
+
+/// Parameters with these gradients, of some hundred elements each.
+fn with_gradients(kind: Kind, size: f64, spoiled: Option<f64>) -> Result<Box<dyn Optimizer>> {
+    let mut lcg = Lcg(11);
+    let shapes = [vec![17, 9], vec![64], vec![3, 5, 7]];
+    let grads: Vec<Tensor> = shapes
+        .iter()
+        .map(|shape| (lcg.tensor(shape, 2.0) * size).to_device(device()).to_kind(kind))
+        .collect();
+    if let Some(value) = spoiled {
+        let _ = grads[1].view([-1]).get(3).fill_(value);
+    }
+    let names = ["first", "second", "third"].into_iter().zip(&grads);
+    let parameters = names.map(|(name, grad)| parameter(name, &grad.zeros_like()));
+    let mut optimizer = Sgd { fused: false, ..Default::default() }.build(parameters.collect())?;
+    set_gradients(optimizer.as_mut(), &grads.into_iter().map(Some).collect::<Vec<_>>());
+    Ok(optimizer)
+}
+
+/// One pass less over the gradients, and the same bits: the scale is a power of two.
+#[rstest]
+fn unscaling_and_clipping_at_once_have_the_bits_of_both(
+    #[values(None, Some(65536.0), Some(0.25))] scale: Option<f64>,
+    #[values(Kind::Float, Kind::Double)] kind: Kind,
+    #[values(1e-3, 1e3)] size: f64,
+) -> Result<()> {
+    let mut bits = Vec::new();
+    for at_once in [false, true] {
+        let mut optimizer = with_gradients(kind, size, None)?;
+        let mut scaler = match scale {
+            Some(init_scale) => {
+                GradScaler::new(device(), GradScalerConfig { init_scale, ..Default::default() })?
+            }
+            None => GradScaler::checking(device())?,
+        };
+        let _loss = scaler.scale(&Tensor::from(1.0_f32).to_device(device()))?;
+        let gradients = scaler.gradients(optimizer.as_ref())?;
+        let gradients = match at_once {
+            true => scaler.unscale_and_clip_norm(gradients, 0.7)?,
+            false => {
+                let gradients = scaler.unscale(gradients)?;
+                let _ = gradients.clip_grad_norm(0.7)?;
+                gradients
+            }
+        };
+        let seen: Vec<Vec<f64>> = gradients.named().map(|(_, grad)| values(grad)).collect();
+        bits.push(seen);
+        assert_eq!(scaler.step(gradients, optimizer.as_mut())?, StepOutcome::Applied);
+    }
+    assert_eq!(bits[0], bits[1]);
+    Ok(())
+}
+
+/// A NaN makes the norm NaN, which clipping spreads to all gradients: the culprit is named still.
+#[rstest]
+fn the_culprit_is_named_though_its_gradient_was_clipped(
+    #[values(f64::NAN, f64::INFINITY, f64::NEG_INFINITY)] value: f64,
+    #[values(false, true)] scales: bool,
+) -> Result<()> {
+    let mut optimizer = with_gradients(Kind::Float, 1.0, Some(value))?;
+    let mut scaler = match scales {
+        true => GradScaler::new(device(), GradScalerConfig::default())?,
+        false => GradScaler::checking(device())?,
+    };
+    let _loss = scaler.scale(&Tensor::from(1.0_f32).to_device(device()))?;
+    let gradients = scaler.gradients(optimizer.as_ref())?;
+    let gradients = scaler.unscale_and_clip_norm(gradients, 0.7)?;
+    let skipped = StepOutcome::Skipped { culprit: Some("second".to_owned()) };
+    assert_eq!(scaler.step(gradients, optimizer.as_mut())?, skipped);
+    Ok(())
 }

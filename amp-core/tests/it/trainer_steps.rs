@@ -1,11 +1,12 @@
 //! The step: accumulation, skipped steps, the schedule, and a scale that collapses.
 
 use amp_core::{
-    Error, Result, TrainerConfig,
+    Error, Hook, Result, Trainer, TrainerConfig,
+    callback::{Action, Callback},
     data::Batch,
     nn::{self, Linear},
     optim::{AdamW, CosineAnnealing, Interval, OptimizerConfig, Sgd, StepLr},
-    precision::{Clip, GradScalerConfig, Precision},
+    precision::{Clip, GradScalerConfig, Precision, StepOutcome},
     record::RunRecord,
     tch::{Device, Kind, Tensor},
 };
@@ -222,5 +223,54 @@ fn a_tied_weight_is_one_parameter() -> Result<()> {
     assert_eq!(names, ["first.weight", "first.bias"]);
     assert_eq!(nn::named_tensors(&tied).len(), 4);
     assert_eq!(nn::parameters(&tied)[0].tensor.kind(), Kind::Float);
+    Ok(())
+}
+
+/// Zeroes the weights between the batches of a step.
+struct Wipe;
+
+impl Callback for Wipe {
+    fn name(&self) -> String {
+        "Wipe".to_owned()
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        outcome: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        if outcome.is_none() {
+            for parameter in hook.optimizers()[0].optimizer.parameters() {
+                let _ = amp_core::tch::no_grad(|| parameter.tensor.shallow_clone().zero_());
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// Autocast casts weights once for all batches of a step, which shows when they change in between;
+/// the next step sees what it left.
+#[rstest]
+#[case(Precision::Bf16Mixed, true)]
+#[case(Precision::F16Mixed, true)]
+#[case(Precision::F32True, false)]
+fn weights_are_cast_once_a_step(#[case] precision: Precision, #[case] casts: bool) -> Result<()> {
+    let run = |wipe: bool, epochs| -> Result<Vec<f64>> {
+        let _generator = seeded(4);
+        let mut config = config(precision);
+        (config.accumulate_grad_batches, config.max_epochs) = (2, epochs);
+        let sgd = Sgd { lr: 0.125, ..Default::default() };
+        let mut model = Model::regression(linear(3, 3)?, move |_| OptimizerConfig::new(sgd));
+        let mut trainer = Trainer::new(config);
+        if wipe {
+            trainer = trainer.callback(Wipe);
+        }
+        let record = trainer.fit(&mut model, &same(constant(4, 3, 1.0)?, 2)?)?;
+        let losses = record.epochs.iter().map(|epoch| epoch.value("train_loss"));
+        Ok(losses.map(|loss| loss.expect("it is logged")).collect())
+    };
+    let (plain, wiped) = (run(false, 2)?, run(true, 2)?);
+    assert_eq!(plain[0] == wiped[0], casts, "{plain:?} {wiped:?}");
+    assert_ne!(plain[1], wiped[1]);
     Ok(())
 }

@@ -24,6 +24,7 @@ use fixtures::data::DataKind;
 use serde_json::Value;
 
 use crate::{
+    bench::BenchArgs,
     case::Choices,
     diagnose::DiagnoseArgs,
     gate::{GateArgs, WORKER},
@@ -58,6 +59,9 @@ pub enum Command {
     /// Judge every precision against 32-true over several seeds: exits with 0 pass, 1 regression,
     /// 2 usage, 3 inconclusive, 4 not comparable
     Gate(GateArgs),
+    /// Measure speed and memory, beside Lightning and PyTorch with --peers, and hold them against
+    /// the targets
+    Bench(BenchArgs),
     /// Inject faults, each of which must turn the gate red, and repeat unchanged runs
     Selftest(SelftestArgs),
     /// Do the gate's jobs from standard input
@@ -75,10 +79,14 @@ pub struct VerifyArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str,
           default_values_t = Precision::ALL, hide_default_value = true)]
     pub precision: Vec<Precision>,
+    /// Run so many seeds, from --seed on: figures are then means with their 95 % intervals, and
+    /// differences from the baseline are taken seed by seed
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    pub seeds: u64,
     /// How to print the comparison
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
-    /// Write the comparison as JSON to this file too
+    /// Write the comparison as JSON to this file too; its schema is amp-verify/schema/verify.json
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Write a report with charts to this file: one page that needs nothing else
@@ -217,6 +225,7 @@ impl RunArgs {
             profile_every_n_steps: self.logs.profile_every_n_steps(),
             on_non_finite: self.recovery.on_non_finite,
             scale_floor: self.recovery.scale_floor(),
+            scaler: self.recovery.scaler(),
             weight_update: self.weight_update,
             graph: self.graph,
             early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),

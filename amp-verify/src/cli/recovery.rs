@@ -1,6 +1,9 @@
 use std::str::FromStr;
 
-use amp_core::trainer::{AtFloor, NonFinite, ScaleFloor};
+use amp_core::{
+    precision::GradScalerConfig,
+    trainer::{AtFloor, NonFinite, ScaleFloor},
+};
 use clap::Args;
 
 /// What is done about steps that are not finite.
@@ -11,6 +14,15 @@ pub struct RecoveryArgs {
     #[arg(long, value_name = "POLICY", value_parser = NonFinite::from_str,
           default_value_t = NonFinite::default())]
     pub on_non_finite: NonFinite,
+    /// The loss scale to begin with under 16-mixed
+    #[arg(long, value_name = "SCALE", default_value_t = GradScalerConfig::default().init_scale,
+          allow_negative_numbers = true, value_parser = loss_scale)]
+    pub init_scale: f64,
+    /// Steps without overflow after which the loss scale is doubled
+    #[arg(long, value_name = "STEPS", allow_negative_numbers = true,
+          default_value_t = GradScalerConfig::default().growth_interval,
+          value_parser = clap::value_parser!(i64).range(1..))]
+    pub growth_interval: i64,
     /// The lowest loss scale to train with
     #[arg(long, value_name = "SCALE", default_value_t = ScaleFloor::default().min_scale,
           allow_negative_numbers = true)]
@@ -22,8 +34,24 @@ pub struct RecoveryArgs {
 }
 
 impl RecoveryArgs {
+    /// How the loss scale starts and grows.
+    pub fn scaler(&self) -> GradScalerConfig {
+        GradScalerConfig {
+            init_scale: self.init_scale,
+            growth_interval: self.growth_interval,
+            ..GradScalerConfig::default()
+        }
+    }
+
     /// The floor of the loss scale.
     pub fn scale_floor(&self) -> ScaleFloor {
         ScaleFloor { min_scale: self.min_scale, then: self.at_min_scale }
     }
+}
+
+/// A scale that f32 can hold.
+fn loss_scale(text: &str) -> Result<f64, String> {
+    let scale: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    let usable = (scale as f32).is_finite() && scale as f32 > 0.0;
+    usable.then_some(scale).ok_or_else(|| "it must be above 0 and finite in 32 bits".to_owned())
 }

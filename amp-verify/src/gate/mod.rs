@@ -18,7 +18,7 @@ mod tap;
 pub use args::{GateArgs, Tier};
 pub use cache::Cache;
 pub use command::command;
-pub use conformance::Figures;
+pub use conformance::{Bounds, Figures, RISK};
 pub use finding::{Cause, Finding};
 pub use job::{Failure, Job, Outcome, Reason, Task, product_error};
 pub use pool::{Pool, WORKER, work};

@@ -50,17 +50,33 @@ impl LayersArgs {
         let log2_scale = self.log2_scale;
         let options = Options { log2_scale, window, ..Options::new(self.precision) };
         let weights = if self.trained { Some(trained(case)?) } else { None };
-        let build = || build(case, weights.as_ref());
-        let batch = case.data.train.head(case.data.batch_size)?;
-        let subject = Subject {
-            build: &build,
-            batch: &batch,
-            device: case.trainer.device,
-            seed: case.trainer.seed,
-            islands: case.trainer.islands.clone(),
-        };
-        measure(&subject, options)
+        case_with(case, weights.as_ref(), options)
     }
+}
+
+/// Measures the case's first training batch with its initial weights.
+///
+/// # Errors
+/// When a step fails, or does not run the same layers under every precision.
+pub fn measure_case(case: &Case, options: Options) -> Result<Report> {
+    case_with(case, None, options)
+}
+
+fn case_with(
+    case: &Case,
+    weights: Option<&BTreeMap<String, Tensor>>,
+    options: Options,
+) -> Result<Report> {
+    let build = || build(case, weights);
+    let batch = case.data.train.head(case.data.batch_size)?;
+    let subject = Subject {
+        build: &build,
+        batch: &batch,
+        device: case.trainer.device,
+        seed: case.trainer.seed,
+        islands: case.trainer.islands.clone(),
+    };
+    measure(&subject, options)
 }
 
 /// The model, with these tensors in place of its initial ones.

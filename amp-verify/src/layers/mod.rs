@@ -6,7 +6,7 @@ mod error;
 mod measure;
 mod pass;
 
-pub use args::LayersArgs;
+pub use args::{LayersArgs, measure_case};
 pub use error::{Bias, Growth, bias, growth, relative_change, rms, rmse};
 pub use measure::{Options, measure, module_paths};
 

@@ -1,7 +1,10 @@
 //! The comparison as one HTML file that needs nothing else: readable in light and dark, offline.
 
 mod chart;
+mod ink;
 mod page;
+mod steps;
+mod table;
 
 use std::collections::BTreeMap;
 
@@ -11,7 +14,8 @@ use amp_core::{
     precision::Precision,
 };
 
-pub use page::html;
+pub use page::{Content, html};
+pub use steps::measure_steps;
 
 /// What the charts show of one run beyond the comparison's figures.
 #[derive(Debug, Clone, Default)]
@@ -26,7 +30,8 @@ pub struct Course {
     pub skips: Vec<(f64, f64)>,
 }
 
-/// Gathers the courses of runs, one after the other.
+/// Gathers the courses of runs, one after the other; of a precision that runs more than once, that
+/// of the first run.
 #[derive(Debug, Default)]
 pub struct Courses {
     runs: BTreeMap<Precision, Course>,
@@ -43,8 +48,8 @@ impl Courses {
 impl Subscriber for Courses {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         if let Event::FitStart(start) = event {
-            self.current = Some(start.precision);
-            self.runs.insert(start.precision, Course::default());
+            self.current = (!self.runs.contains_key(&start.precision)).then_some(start.precision);
+            self.runs.entry(start.precision).or_default();
         }
         let Some(course) = self.current.and_then(|now| self.runs.get_mut(&now)) else {
             return Ok(());

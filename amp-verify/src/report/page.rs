@@ -4,94 +4,159 @@ use amp_core::{Result, precision::Precision};
 
 use super::{
     Course, Courses,
-    chart::{self, DARK, LIGHT, Palette, Share},
-    wilson,
+    chart::{self, Share},
+    ink::{self, Ink},
+    steps, table, wilson,
 };
 use crate::{
-    comparison::{Comparison, Run},
+    comparison::{Comparison, Run, Sample},
+    layers,
     view::heading,
 };
 
 const STYLE: &str = include_str!("style.css");
 
-/// The page. `examples` is the number of validation examples, from which the interval of a share
-/// follows.
+/// What the page shows.
+pub struct Content<'a> {
+    /// The runs.
+    pub comparison: &'a Comparison,
+    /// What happened in them.
+    pub courses: &'a Courses,
+    /// Validation examples, from which the interval of a share follows.
+    pub examples: i64,
+    /// The layers of one step under each precision, or why there are none.
+    pub steps: &'a Result<Vec<layers::Report>>,
+}
+
+/// The page.
 ///
 /// # Errors
 /// When a chart cannot be drawn.
-pub fn html(comparison: &Comparison, courses: &Courses, examples: i64) -> Result<String> {
+pub fn html(content: &Content<'_>) -> Result<String> {
+    let Content { comparison, courses, .. } = content;
     let subject = &comparison.subject;
+    let precisions = comparison.runs.len();
     let mut body = format!(
-        "<h1>{} under {} precisions</h1>\n<pre class=\"subject\">{}</pre>\n",
+        "<header>\n<h1>{} under {precisions} precision{}</h1>\n<p class=\"subject\">{}</p>\n{}</header>\n",
         escaped(&subject.model),
-        comparison.runs.len(),
-        escaped(heading(comparison).trim_end())
+        if precisions == 1 { "" } else { "s" },
+        escaped(heading(comparison).trim_end()),
+        table::comparison(comparison)
     );
-    body += &table(comparison);
-    let shares: Vec<Share> = comparison
-        .runs
-        .iter()
-        .filter_map(|run| {
-            let value = run.accuracy?;
-            Some(Share { precision: run.precision, value, interval: wilson(value, examples) })
-        })
-        .collect();
-    body += &section(
-        &format!("{}, with 95 % intervals", escaped(&comparison.metric)),
-        &format!(
-            "What chance alone makes of {examples} validation examples (Wilson's interval), for \
-             one seed: intervals that overlap are no sign of a difference."
-        ),
-        |palette| chart::shares(palette, &shares),
-    )?;
+    body += &accuracy(content)?;
     let of = |run: &Run| courses.of(run.precision);
     for (title, name, points) in [
         ("Validation loss", "val_loss", (|course| &course.val_loss) as fn(&Course) -> &Vec<_>),
         ("Training loss", "train_loss", |course| &course.train_loss),
     ] {
-        let all: Vec<(Precision, Vec<(f64, f64)>)> = comparison
+        let all: Vec<Line> = comparison
             .runs
             .iter()
             .filter_map(|run| Some((run.precision, points(of(run)?).clone())))
             .filter(|(_, points)| !points.is_empty())
             .collect();
         if !all.is_empty() {
-            let text = "At the end of each epoch.";
-            body += &section(title, text, |palette| chart::lines(palette, &all, name))?;
+            let text = format!("At the end of each epoch, seed {}.", subject.seed);
+            body += &Section::new(title, &text).legend(&all).chart(chart::lines(&all, name)?);
         }
         let beside = against_first(&all);
         if !beside.is_empty() {
             let title = format!("{title}, less that of 32-true");
             let text = "Epoch by epoch; above zero is worse than 32-true.";
-            body += &section(&title, text, |palette| chart::lines(palette, &beside, "difference"))?;
+            let y_label = format!("{name} − 32-true's");
+            let drawn = chart::lines(&beside, &y_label)?;
+            body += &Section::new(&title, text).legend(&beside).chart(drawn);
         }
     }
     for run in &comparison.runs {
         let Some(course) = of(run).filter(|course| !course.scale.is_empty()) else { continue };
         let text = match course.skips.len() {
             0 => "No step was skipped.".to_owned(),
-            n => format!("{n} skipped steps are marked with a cross."),
+            1 => "The one skipped step is marked with a cross.".to_owned(),
+            n => format!("The {n} skipped steps are marked with crosses."),
         };
-        body += &section(&format!("Loss scale under {}", run.precision), &text, |palette| {
-            chart::scale(palette, run.precision, &course.scale, &course.skips)
-        })?;
+        let title = format!("Loss scale under {}", run.precision);
+        let drawn = chart::scale(run.precision, &course.scale, &course.skips)?;
+        body += &Section::new(&title, &text).chart(drawn);
     }
     let mib = |run: &Run| (run.precision, run.peak_memory_bytes as f64 / f64::from(1 << 20));
     let memory: Vec<_> = comparison.runs.iter().map(mib).collect();
-    body += &section("Peak memory", "Bytes of tensors, above what was held before.", |palette| {
-        chart::bars(palette, &memory, "MiB")
-    })?;
+    let text = "The most bytes of tensors at once, above what was held before the run.";
+    body += &Section::new("Peak memory", text).chart(chart::bars(&memory, "MiB")?);
+    body += &steps::sections(content.steps)?;
     Ok(format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n\
-         </body>\n</html>\n",
-        escaped(&subject.model)
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
+         <title>{}: precisions compared</title>\n<style>\n{}{STYLE}</style>\n</head>\n<body>\n\
+         <main>\n{body}</main>\n</body>\n</html>\n",
+        escaped(&subject.model),
+        ink::style()
     ))
 }
 
+/// A precision's name and points.
+type Line = (Precision, Vec<(f64, f64)>);
+
+/// The metric with its intervals: those of the mean over seeds, or of chance for a single one.
+fn accuracy(content: &Content<'_>) -> Result<String> {
+    let Content { comparison, examples, .. } = content;
+    let percent = |share: f64| 100.0 * share;
+    let metric = escaped(&comparison.metric);
+    if comparison.seeds.len() < 2 {
+        let share = |run: &Run| {
+            let value = run.accuracy?;
+            let (low, high) = wilson(value, *examples);
+            Some(Share {
+                precision: run.precision,
+                value: percent(value),
+                interval: (percent(low), percent(high)),
+                each: Vec::new(),
+            })
+        };
+        let shares: Vec<Share> = comparison.runs.iter().filter_map(share).collect();
+        let text = format!(
+            "What chance alone makes of {examples} validation examples (Wilson's interval), for \
+             one seed: intervals that overlap are no sign of a difference, and --seeds N tells \
+             more."
+        );
+        let title = format!("{metric} with 95 % intervals");
+        let drawn = chart::shares(&shares, &format!("{}, %", comparison.metric))?;
+        return Ok(Section::new(&title, &text).chart(drawn));
+    }
+    let shares = |of: fn(&Run) -> Option<&Sample>| -> Vec<Share> {
+        let share = |run: &Run| {
+            let sample = of(run)?;
+            let interval = sample.interval?;
+            let (low, high) =
+                (interval.mean - interval.half_width, interval.mean + interval.half_width);
+            Some(Share {
+                precision: run.precision,
+                value: percent(interval.mean),
+                interval: (percent(low), percent(high)),
+                each: sample.values.iter().flatten().map(|value| percent(*value)).collect(),
+            })
+        };
+        comparison.runs.iter().filter_map(share).collect()
+    };
+    let n = comparison.seeds.len();
+    let means = shares(|run| Some(&run.over_seeds.as_ref()?.accuracy));
+    let title = format!("{metric}, mean of {n} seeds");
+    let text = "With Student's 95 % interval of the mean; rings are the seeds.";
+    let drawn = chart::shares(&means, &format!("{}, %", comparison.metric))?;
+    let mut sections = Section::new(&title, text).chart(drawn);
+    let deltas = shares(|run| run.over_seeds.as_ref()?.accuracy_delta.as_ref());
+    if !deltas.is_empty() {
+        let title = format!("{metric} less 32-true's, seed by seed");
+        let text = "Mean of the paired differences with Student's 95 % interval: one that holds \
+                    zero is no sign of a difference. Below zero is worse than 32-true.";
+        let drawn = chart::shares(&deltas, "percentage points")?;
+        sections += &Section::new(&title, text).chart(drawn);
+    }
+    Ok(sections)
+}
+
 /// Every line but the first, less the first, as far as both go.
-fn against_first(all: &[(Precision, Vec<(f64, f64)>)]) -> Vec<(Precision, Vec<(f64, f64)>)> {
+fn against_first(all: &[Line]) -> Vec<Line> {
     let Some(((_, first), others)) = all.split_first() else { return Vec::new() };
     let less = |points: &[(f64, f64)]| {
         let pairs = points.iter().zip(first);
@@ -100,62 +165,59 @@ fn against_first(all: &[(Precision, Vec<(f64, f64)>)]) -> Vec<(Precision, Vec<(f
     others.iter().map(|(precision, points)| (*precision, less(points))).collect()
 }
 
-/// A chart under its title, drawn for light and for dark; the style shows one.
-fn section(title: &str, text: &str, draw: impl Fn(&Palette) -> Result<String>) -> Result<String> {
-    let (light, dark) = (draw(&LIGHT)?, draw(&DARK)?);
-    Ok(format!(
-        "<section>\n<h2>{title}</h2>\n<p>{text}</p>\n<figure class=\"light\">{light}</figure>\n\
-         <figure class=\"dark\">{dark}</figure>\n</section>\n"
-    ))
+/// A chart under its title; the legend stands above it, where no data is.
+pub(super) struct Section {
+    title: String,
+    text: String,
+    keys: Vec<(String, Ink)>,
+    below: String,
 }
 
-fn table(comparison: &Comparison) -> String {
-    let number = |value: Option<f64>, digits: usize| {
-        value.map_or("–".to_owned(), |value| format!("{value:.digits$}"))
-    };
-    let rows = comparison.runs.iter().map(|run| {
-        let delta = run.delta.as_ref();
-        let points = delta.and_then(|delta| delta.accuracy);
-        let cells = [
-            number(run.accuracy.map(|share| 100.0 * share), 2),
-            points.map_or(String::new(), |points| format!("{:+.2}", 100.0 * points)),
-            number(run.loss, 4),
-            format!("{} of {}", run.skipped_steps, run.applied_steps + run.skipped_steps),
-            number(run.final_scale, 0),
-            format!("{:.1}", run.peak_memory_bytes as f64 / f64::from(1 << 20)),
-            delta.map_or(String::new(), |delta| format!("{:.2}", delta.peak_memory_ratio)),
-            format!("{:.2}", run.train_seconds),
-        ];
-        let cells: String = cells.map(|cell| format!("<td>{}</td>", escaped(&cell))).concat();
-        format!("<tr><th scope=\"row\">{}</th>{cells}</tr>\n", run.precision)
-    });
-    let heads = [
-        "precision",
-        &comparison.metric,
-        "Δ points",
-        "val_loss",
-        "skipped",
-        "scale",
-        "MiB",
-        "×",
-        "seconds",
-    ];
-    let heads: String =
-        heads.map(|head| format!("<th scope=\"col\">{}</th>", escaped(head))).concat();
-    let causes = comparison.runs.iter().filter_map(|run| {
-        let cause = run.first_cause.as_deref()?;
-        Some(format!("<li>{}: first skipped step: {}</li>\n", run.precision, escaped(cause)))
-    });
-    let notes = comparison.runs.iter().flat_map(|run| {
-        run.notes.iter().map(|note| format!("<li>{}: {}</li>\n", run.precision, escaped(note)))
-    });
-    let list: String = causes.chain(notes).collect();
-    format!(
-        "<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{}</tbody>\n</table>\n<ul>\n{list}</ul>\n",
-        rows.collect::<String>()
-    )
+impl Section {
+    /// `title` and `text` are HTML.
+    pub(super) fn new(title: &str, text: &str) -> Self {
+        let (title, text) = (title.to_owned(), text.to_owned());
+        Self { title, text, keys: Vec::new(), below: String::new() }
+    }
+
+    pub(super) fn keys(mut self, keys: impl IntoIterator<Item = (String, Ink)>) -> Self {
+        self.keys.extend(keys);
+        self
+    }
+
+    fn legend(self, lines: &[Line]) -> Self {
+        let keys =
+            lines.iter().map(|(precision, _)| (precision.name().to_owned(), Ink::of(*precision)));
+        self.keys(keys)
+    }
+
+    /// HTML below the chart.
+    pub(super) fn below(mut self, html: &str) -> Self {
+        self.below.push_str(html);
+        self
+    }
+
+    pub(super) fn chart(self, svg: String) -> String {
+        let Self { title, text, keys, below } = self;
+        let key = |(name, ink): &(String, Ink)| {
+            let colour = ink.variable();
+            format!(
+                "<li><span class=\"key\" style=\"background: {colour}\"></span>{}</li>",
+                escaped(name)
+            )
+        };
+        let legend: String = keys.iter().map(key).collect();
+        let legend = match legend.is_empty() {
+            true => legend,
+            false => format!("<ul class=\"legend\">{legend}</ul>\n"),
+        };
+        let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{title}\" "), 1);
+        format!(
+            "<section>\n<h2>{title}</h2>\n<p>{text}</p>\n{legend}<figure>{svg}</figure>\n{below}</section>\n"
+        )
+    }
 }
 
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -7,7 +7,7 @@
 
 mod statistics;
 
-pub use statistics::{mean, power, standard_deviation, t_quantile};
+pub use statistics::{mean, power, standard_deviation, t_quantile, tolerance_factor};
 
 use serde::{Deserialize, Serialize};
 

@@ -33,7 +33,35 @@ pub fn power(effect: f64, s: f64, n: usize, alpha: f64) -> f64 {
         return 1.0;
     }
     let shift = effect * (n as f64).sqrt() / s;
-    let critical = t_quantile(1.0 - alpha, freedom);
+    noncentral_t_above(t_quantile(1.0 - alpha, freedom), freedom, shift)
+}
+
+/// The factor k of a one-sided tolerance limit: mean + k·s of `n` draws from a normal distribution
+/// leaves no more than the share `risk` of it above with probability `confidence`. It is the quantile
+/// of a noncentral T, t′(confidence; n − 1, z(1 − risk)·√n)/√n (Natrella 1963; ISO 16269-6). Infinite
+/// for fewer than two draws.
+pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
+    let (freedom, root) = (n as f64 - 1.0, (n as f64).sqrt());
+    let Ok(normal) = Normal::new(0.0, 1.0) else { return f64::INFINITY };
+    if freedom < 1.0 {
+        return f64::INFINITY;
+    }
+    let shift = normal.inverse_cdf(1.0 - risk) * root;
+    let is_below = |k: f64| noncentral_t_above(k * root, freedom, shift) > 1.0 - confidence;
+    let (mut low, mut high) = (0.0, 1.0);
+    while is_below(high) && high < 1e6 {
+        (low, high) = (high, 2.0 * high);
+    }
+    // Halved until f64 has no number between.
+    for _ in 0..60 {
+        let middle = f64::midpoint(low, high);
+        (low, high) = if is_below(middle) { (middle, high) } else { (low, middle) };
+    }
+    high
+}
+
+/// P(T > `critical`) for a T of so many degrees of freedom with this noncentrality.
+fn noncentral_t_above(critical: f64, freedom: f64, shift: f64) -> f64 {
     let (Ok(normal), Ok(chi)) = (Normal::new(0.0, 1.0), ChiSquared::new(freedom)) else {
         return f64::NAN;
     };

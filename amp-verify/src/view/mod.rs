@@ -1,5 +1,6 @@
 //! How figures are shown.
 
+mod bench;
 mod diagnosis;
 mod doctor;
 mod epochs;
@@ -8,6 +9,7 @@ mod phases;
 mod progress;
 mod table;
 
+pub use bench::{bench, bench_markdown};
 pub use diagnosis::diagnosis;
 pub use doctor::doctor;
 pub use epochs::EpochTable;

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 
-use crate::comparison::{Comparison, Delta, Run};
+use crate::comparison::{Comparison, Delta, OverSeeds, Run, Sample};
 
 /// The table with lines above saying what ran and lines below with what should be known. On a
 /// terminal too narrow for one table its columns come in two.
@@ -18,6 +18,12 @@ pub fn table(comparison: &Comparison) -> String {
         out += &format!("{}\n", render(comparison, results));
         let costs: Vec<Column> = columns[..1].iter().chain(costs).cloned().collect();
         out += &format!("{}\n", render(comparison, &costs));
+    }
+    if let [first, .., last] = comparison.seeds.as_slice() {
+        out += &format!(
+            "± half of the mean's 95 % interval (Student's t) over seeds {first} to {last}; Δ: seed by \
+             seed; scale, memory, time and dtypes: seed {first}\n"
+        );
     }
     for run in &comparison.runs {
         if let Some(cause) = &run.first_cause {
@@ -67,17 +73,27 @@ fn columns(metric: &str) -> Vec<Column> {
     vec![
         column("precision", |run| run.precision.to_string()),
         column(metric, |run| {
-            run.accuracy.map_or("not a number".into(), |value| format!("{:.2}%", 100.0 * value))
+            let one = run.accuracy.map_or("not a number".into(), percent);
+            over(run, |all| Some(&all.accuracy), percent, percent_width).unwrap_or(one)
         }),
         column("Δ", |run| {
-            delta(run, |d| d.accuracy.map(|value| format!("{:+.2}", 100.0 * value)))
+            let one = delta(run, |d| d.accuracy.map(points));
+            over(run, |all| all.accuracy_delta.as_ref(), points, percent_width).unwrap_or(one)
         }),
         column("val_loss", |run| {
-            run.loss.map_or("not finite".into(), |value| format!("{value:.4}"))
+            let one = run.loss.map_or("not finite".into(), loss);
+            over(run, |all| Some(&all.loss), loss, loss).unwrap_or(one)
         }),
-        column("Δ", |run| delta(run, |d| d.loss.map(|value| format!("{value:+.4}")))),
+        column("Δ", |run| {
+            let one = delta(run, |d| d.loss.map(signed_loss));
+            over(run, |all| all.loss_delta.as_ref(), signed_loss, loss).unwrap_or(one)
+        }),
         column("skipped", |run| {
-            format!("{} of {}", run.skipped_steps, run.applied_steps + run.skipped_steps)
+            let (applied, skipped) = match &run.over_seeds {
+                Some(all) => (all.applied_steps, all.skipped_steps),
+                None => (run.applied_steps, run.skipped_steps),
+            };
+            format!("{skipped} of {}", applied + skipped)
         }),
         column("scale", |run| run.final_scale.map_or("–".into(), |scale| scale.to_string())),
         column("peak memory", |run| bytes(run.peak_memory_bytes)),
@@ -109,6 +125,40 @@ fn render(comparison: &Comparison, columns: &[Column]) -> Table {
         }
     }
     table
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2}%", 100.0 * share)
+}
+
+fn percent_width(share: f64) -> String {
+    format!("{:.2}", 100.0 * share)
+}
+
+fn points(share: f64) -> String {
+    format!("{:+.2}", 100.0 * share)
+}
+
+fn loss(value: f64) -> String {
+    format!("{value:.4}")
+}
+
+fn signed_loss(value: f64) -> String {
+    format!("{value:+.4}")
+}
+
+/// The mean over seeds ± half of its interval; `None` where there is one seed.
+fn over(
+    run: &Run,
+    of: impl Fn(&OverSeeds) -> Option<&Sample>,
+    mean: impl Fn(f64) -> String,
+    width: impl Fn(f64) -> String,
+) -> Option<String> {
+    let Some(sample) = of(run.over_seeds.as_ref()?) else { return Some(String::new()) };
+    Some(match sample.interval {
+        Some(interval) => format!("{} ± {}", mean(interval.mean), width(interval.half_width)),
+        None => "not a number".into(),
+    })
 }
 
 /// The baseline has no delta.

@@ -2,14 +2,20 @@
 
 use std::{fs, path::Path, process::Output};
 
-use amp_core::precision::Precision;
-use amp_verify::gate::{self, Cell, Failure, ModelReport, Reason, Report, SCHEMA, Status, Tier};
+use amp_core::{precision::Precision, tch::Device};
+use amp_verify::{
+    gate::{
+        self, Bounds, Cell, Failure, Figures, ModelReport, RISK, Reason, Report, SCHEMA, Status,
+        Tier,
+    },
+    verdict::tolerance_factor,
+};
 use fixtures::models;
 use rstest::rstest;
 use serde_json::Value;
 use tempfile::tempdir;
 
-use crate::support::{amp, device, refusal, text};
+use crate::support::{amp, conforms, device, refusal, text};
 
 /// The smallest of gates.
 fn gate(folder: &Path, arguments: &[&str]) -> Output {
@@ -32,7 +38,7 @@ fn passes_writes_and_remembers() {
     let first = gate(folder.path(), &files);
     assert_eq!(first.status.code(), Some(0), "{}{}", text(&first.stdout), text(&first.stderr));
     let json: Value = serde_json::from_str(&read(folder.path(), "g.json")).expect("JSON");
-    check(&json, &schema(), &schema(), "report");
+    conforms(&json, &schema());
     let report: Report = serde_json::from_value(json).expect("a report");
     assert_eq!((report.status, report.cached), (Status::Pass, 0));
     assert!(report.executed > 8 && !report.left_out.is_empty());
@@ -107,6 +113,67 @@ fn margins_are_those_that_were_recorded() {
     }
 }
 
+/// Every precision of every model has bounds: above what was seen, and below what would forgive
+/// anything.
+#[test]
+fn every_model_has_bounds_from_its_own_spread() {
+    let recorded: Value = serde_json::from_str(models::MARGINS).expect("JSON");
+    for model in models::ALL {
+        for precision in &Precision::ALL[1..] {
+            let bounds = Bounds::of(model.name, *precision, Device::Cpu).expect("bounds");
+            let own = &recorded["first_steps"]["cpu"]["models"][model.name][precision.name()];
+            for (name, bound) in [
+                ("gradient_error", bounds.gradient_error),
+                ("loss_error", bounds.loss_error),
+                ("update_error", bounds.update_error),
+                ("update_bias", bounds.update_bias),
+                ("norm_bias", bounds.norm_bias),
+            ] {
+                let most = own[name]["most"].as_f64().expect("a number");
+                assert!(most < bound, "{} {precision} {name}: {most}, {bound}", model.name);
+                assert!(bound < 0.5, "{} {precision} {name}: {bound} is no bound", model.name);
+            }
+        }
+    }
+    let missing = Bounds::of("Other", Precision::F16Mixed, Device::Cpu);
+    let said = missing.expect_err("nothing was recorded of it").to_string();
+    assert!(said.contains("record_margins.py"), "{said}");
+}
+
+/// The limits of a population in closed form: mean + k·s, of errors of the square's cube root; what
+/// is not a number is beyond any.
+#[test]
+fn a_figure_beyond_its_bound_is_named() {
+    let (model, precision) = (models::ALL[0].name, Precision::F16Mixed);
+    let bounds = Bounds::of(model, precision, Device::Cpu).expect("bounds");
+    let recorded: Value = serde_json::from_str(models::MARGINS).expect("JSON");
+    let recorded = &recorded["first_steps"]["cpu"];
+    let n = recorded["n"].as_u64().expect("a count") as usize;
+    let own = &recorded["models"][model][precision.name()];
+    let of = |name: &str, what: &str| own[name][what].as_f64().expect("a number");
+    let k = |risk: f64| tolerance_factor(risk, 0.95, n);
+    let error = of("gradient_error", "mean") + k(RISK) * of("gradient_error", "sigma");
+    assert!((bounds.gradient_error.powi(2).cbrt() - error).abs() < 1e-12);
+    let bias = of("update_bias", "mean").abs() + k(RISK / 2.0) * of("update_bias", "sigma");
+    assert!((bounds.update_bias - bias).abs() < 1e-12);
+    let inside = Figures {
+        gradient_error: 0.9 * bounds.gradient_error,
+        gradient_parameter: "w".into(),
+        loss_error: 0.9 * bounds.loss_error,
+        update_error: 0.9 * bounds.update_error,
+        update_bias: -0.9 * bounds.update_bias,
+        norm_bias: -0.9 * bounds.norm_bias,
+        overflows: None,
+    };
+    assert_eq!(bounds.exceeded(&inside), []);
+    let beyond = Figures { update_bias: -1.1 * bounds.update_bias, ..inside.clone() };
+    let found = bounds.exceeded(&beyond);
+    assert_eq!(found.len(), 1);
+    assert!(found[0].text.starts_with("the length of the weights' way is "), "{found:?}");
+    let broken = Figures { gradient_error: f64::NAN, ..inside };
+    assert!(bounds.exceeded(&broken)[0].text.starts_with("the first gradient of `w`"));
+}
+
 /// Twelve red cells whose text would end a workflow command early.
 #[test]
 fn annotations_are_capped_and_escaped() {
@@ -154,52 +221,4 @@ fn annotations_are_capped_and_escaped() {
 /// The report's published schema.
 pub(crate) fn schema() -> Value {
     serde_json::from_str(include_str!("../../schema/gate.json")).expect("a schema")
-}
-
-/// Holds `value` against the keywords that the schema uses.
-pub(crate) fn check(value: &Value, schema: &Value, root: &Value, at: &str) {
-    if let Some(name) = schema["$ref"].as_str() {
-        let name = name.strip_prefix("#/$defs/").expect("a definition");
-        return check(value, &root["$defs"][name], root, at);
-    }
-    if let Some(any) = schema["anyOf"].as_array() {
-        // Here always an object or null.
-        let of = usize::from(value.is_null());
-        return check(value, &any[of], root, at);
-    }
-    if let Some(allowed) = schema["enum"].as_array() {
-        assert!(allowed.contains(value), "{at}: {value}");
-    }
-    if !schema["const"].is_null() {
-        assert_eq!(*value, schema["const"], "{at}");
-    }
-    let types = match &schema["type"] {
-        Value::Array(types) => types.clone(),
-        Value::Null => Vec::new(),
-        one => vec![one.clone()],
-    };
-    let is = |name: &Value| match name.as_str() {
-        Some("object") => value.is_object(),
-        Some("array") => value.is_array(),
-        Some("string") => value.is_string(),
-        Some("boolean") => value.is_boolean(),
-        Some("integer") => value.is_i64() || value.is_u64(),
-        Some("number") => value.is_number(),
-        Some("null") => value.is_null(),
-        other => panic!("{at}: the schema has type {other:?}"),
-    };
-    assert!(types.is_empty() || types.iter().any(is), "{at}: {value} is not {types:?}");
-    if let (Some(object), Some(properties)) = (value.as_object(), schema["properties"].as_object())
-    {
-        let keys = |map: &serde_json::Map<String, Value>| {
-            map.keys().cloned().collect::<std::collections::BTreeSet<_>>()
-        };
-        assert_eq!(keys(object), keys(properties), "{at}");
-        for (name, value) in object {
-            check(value, &properties[name], root, &format!("{at}.{name}"));
-        }
-    }
-    for (index, item) in value.as_array().into_iter().flatten().enumerate() {
-        check(item, &schema["items"], root, &format!("{at}[{index}]"));
-    }
 }

@@ -9,6 +9,7 @@ mod layers;
 mod logs;
 mod model;
 mod output;
+mod page;
 mod planted;
 mod report;
 mod resume;

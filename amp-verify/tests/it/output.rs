@@ -5,7 +5,12 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use tempfile::tempdir;
 
-use crate::support::{amp, device, files, text};
+use crate::support::{amp, conforms, device, files, text};
+
+/// What is published of the report.
+pub(crate) fn schema() -> Value {
+    serde_json::from_str(include_str!("../../schema/verify.json")).expect("a schema")
+}
 
 fn precisions(report: &Value) -> Vec<String> {
     let runs = report["runs"].as_array().expect("runs");
@@ -22,6 +27,7 @@ fn json_is_one_object_with_every_precision_and_its_deltas() {
         .expect("the binary runs");
     assert!(output.status.success(), "{}", text(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    conforms(&report, &schema());
     assert_eq!(
         precisions(&report),
         ["32-true", "16-mixed", "bf16-mixed", "64-true", "16-true", "bf16-true"]

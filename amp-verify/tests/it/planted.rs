@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use crate::{
-    gate::{check, schema},
-    support::{amp, device, files, generator, refusal, text},
+    gate::schema,
+    support::{amp, conforms, device, files, generator, refusal, text},
 };
 
 fn gate(folder: &Path, model: &str, arguments: &[&str]) -> Output {
@@ -32,7 +32,7 @@ fn gate(folder: &Path, model: &str, arguments: &[&str]) -> Output {
 fn report(folder: &Path) -> Report {
     let text = fs::read_to_string(folder.join("gate.json")).expect("the file was written");
     let json: Value = serde_json::from_str(&text).expect("JSON");
-    check(&json, &schema(), &schema(), "report");
+    conforms(&json, &schema());
     serde_json::from_value(json).expect("a report")
 }
 

@@ -1,4 +1,4 @@
-//! The report: one page that needs nothing else, with what the run did in it.
+//! What the report shows of runs: intervals, courses, several seeds.
 
 use std::fs;
 
@@ -6,11 +6,17 @@ use amp_core::{
     event::{Event, Skipped, Subscriber},
     precision::Precision,
 };
-use amp_verify::report::{Courses, wilson};
+use amp_verify::{
+    comparison::{Comparison, Sample},
+    report::{Courses, wilson},
+};
 use rstest::rstest;
 use tempfile::tempdir;
 
-use crate::support::{amp, device, refusal, text};
+use crate::{
+    output::schema,
+    support::{amp, conforms, device, text},
+};
 
 /// The ends are the shares from which the one seen is just 1.96 standard errors away, which is
 /// what the interval is made of; they stay within 0 and 1.
@@ -51,27 +57,63 @@ fn the_scales_course_has_its_skipped_steps() -> amp_core::Result<()> {
     Ok(())
 }
 
+/// The mean's interval for three seeds: t(0.975, 2) = 4.302653, s = 0.02. Three equal values do not
+/// claim certainty.
+#[rstest]
+#[case::spread(&[0.90, 0.92, 0.94], 0.0, Some((0.92, 4.302_653 * 0.02 / 3.0_f64.sqrt())))]
+#[case::steps(&[0.92, 0.92, 0.92], 0.01, Some((0.92, 4.302_653 * 0.01 / 3.0_f64.sqrt())))]
+#[case::not_a_number(&[0.92, f64::NAN, 0.92], 0.01, None)]
+#[case::one(&[0.92], 0.01, None)]
+fn the_interval_of_a_mean_is_students(
+    #[case] values: &[f64],
+    #[case] least: f64,
+    #[case] expected: Option<(f64, f64)>,
+) {
+    let values = values.iter().map(|value| Some(*value).filter(|v| v.is_finite())).collect();
+    let found = Sample::new(values, least).interval.map(|found| (found.mean, found.half_width));
+    match (found, expected) {
+        (Some((mean, half)), Some(expected)) => {
+            assert!((mean - expected.0).abs() < 1e-12, "{mean}");
+            assert!((half - expected.1).abs() < 1e-7, "{half}");
+        }
+        (found, expected) => assert_eq!(found, expected),
+    }
+}
+
+/// Each difference is that of one seed's runs, and the page and the table show what the JSON holds.
 #[test]
-fn the_page_needs_nothing_else() {
+fn several_seeds_are_compared_seed_by_seed() {
     let folder = tempdir().expect("a temporary folder");
-    let run = |path: &str| {
-        amp(folder.path())
-            .args(["verify", "--model", "PrecisionTestModel", "--epochs", "2", "--quiet"])
-            .args(["--device", &device(), "--precision", "16-mixed,bf16-mixed", "--html", path])
+    let run = |arguments: &[&str]| {
+        let output = amp(folder.path())
+            .args(["verify", "--model", "PrecisionTestModel", "--epochs", "1", "--quiet"])
+            .args(["--device", &device(), "--precision", "16-mixed"])
+            .args(arguments)
             .output()
-            .expect("the binary runs")
+            .expect("the binary runs");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
     };
-    let output = run("report.html");
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let page = fs::read_to_string(folder.path().join("report.html")).expect("the page");
-    for name in ["32-true", "16-mixed", "bf16-mixed", "PrecisionTestModel"] {
-        assert!(page.contains(name), "{name}");
+    let table = run(&["--seeds", "2", "--output", "r.json", "--html", "r.html"]);
+    let json = fs::read_to_string(folder.path().join("r.json")).expect("the report");
+    conforms(&serde_json::from_str(&json).expect("JSON"), &schema());
+    let all: Comparison = serde_json::from_str(&json).expect("a comparison");
+    assert_eq!(all.seeds, [42, 43]);
+    let second = run(&["--seed", "43", "--format", "json"]);
+    let second: Comparison = serde_json::from_str(&second).expect("a comparison");
+    for (run, other) in all.runs.iter().zip(&second.runs) {
+        let figures = run.over_seeds.as_ref().expect("figures over seeds");
+        assert_eq!(figures.loss.values.len(), 2);
+        assert_eq!(figures.loss.values[0], run.loss);
+        let delta = other.delta.as_ref().and_then(|delta| delta.accuracy);
+        assert_eq!(figures.accuracy_delta.as_ref().and_then(|sample| sample.values[1]), delta);
+        if device() == "cpu" {
+            assert_eq!(figures.loss.values[1], other.loss, "the seed's own run");
+        }
+        let interval = figures.accuracy.interval.expect("two numbers");
+        let (mean, half) = (100.0 * interval.mean, 100.0 * interval.half_width);
+        assert!(table.contains(&format!("{mean:.2}% ± {half:.2}")), "{mean} ± {half} in {table}");
+        let page = fs::read_to_string(folder.path().join("r.html")).expect("the page");
+        assert!(page.contains(&format!("<td>{mean:.2} ± {half:.2}</td>")), "{mean} ± {half}");
     }
-    // Accuracy, the loss and its differences, the scale, memory: each for light and dark.
-    assert_eq!(page.matches("<svg").count(), 2 * 5);
-    for foreign in [" src=", " href=", "url(", "@import", "<script"] {
-        assert!(!page.contains(foreign), "{foreign}");
-    }
-    let said = refusal(&run("missing/report.html"));
-    assert!(said.contains("there is no folder"), "{said}");
 }

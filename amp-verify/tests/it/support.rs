@@ -1,8 +1,11 @@
 use std::{
+    collections::BTreeSet,
     env,
     path::Path,
     process::{Command, Output},
 };
+
+use serde_json::{Map, Value};
 
 /// The binary under test; packed tests find it beside their folder.
 pub(crate) fn amp(folder: &Path) -> Command {
@@ -50,4 +53,55 @@ static GENERATOR: std::sync::Mutex<()> = std::sync::Mutex::new(());
 pub(crate) fn generator() -> std::sync::MutexGuard<'static, ()> {
     // A test that failed has not harmed them.
     GENERATOR.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Holds a report against its published schema.
+pub(crate) fn conforms(report: &Value, schema: &Value) {
+    check(report, schema, schema, "report");
+}
+
+/// Holds `value` against the keywords that the schema uses.
+fn check(value: &Value, schema: &Value, root: &Value, at: &str) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.strip_prefix("#/$defs/").expect("a definition");
+        return check(value, &root["$defs"][name], root, at);
+    }
+    if let Some(any) = schema["anyOf"].as_array() {
+        // Here always an object or null.
+        let of = usize::from(value.is_null());
+        return check(value, &any[of], root, at);
+    }
+    if let Some(allowed) = schema["enum"].as_array() {
+        assert!(allowed.contains(value), "{at}: {value}");
+    }
+    if !schema["const"].is_null() {
+        assert_eq!(*value, schema["const"], "{at}");
+    }
+    let types = match &schema["type"] {
+        Value::Array(types) => types.clone(),
+        Value::Null => Vec::new(),
+        one => vec![one.clone()],
+    };
+    let is = |name: &Value| match name.as_str() {
+        Some("object") => value.is_object(),
+        Some("array") => value.is_array(),
+        Some("string") => value.is_string(),
+        Some("boolean") => value.is_boolean(),
+        Some("integer") => value.is_i64() || value.is_u64(),
+        Some("number") => value.is_number(),
+        Some("null") => value.is_null(),
+        other => panic!("{at}: the schema has type {other:?}"),
+    };
+    assert!(types.is_empty() || types.iter().any(is), "{at}: {value} is not {types:?}");
+    if let (Some(object), Some(properties)) = (value.as_object(), schema["properties"].as_object())
+    {
+        let keys = |map: &Map<String, Value>| map.keys().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(keys(object), keys(properties), "{at}");
+        for (name, value) in object {
+            check(value, &properties[name], root, &format!("{at}.{name}"));
+        }
+    }
+    for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+        check(item, &schema["items"], root, &format!("{at}[{index}]"));
+    }
 }

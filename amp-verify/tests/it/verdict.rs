@@ -1,6 +1,6 @@
 //! The verdict against tables, closed forms and simulated seeds.
 
-use amp_verify::verdict::{Design, Verdict, power, t_quantile};
+use amp_verify::verdict::{Design, Verdict, power, t_quantile, tolerance_factor};
 use rstest::rstest;
 
 const DESIGN: Design =
@@ -147,4 +147,21 @@ fn coarse_metrics_keep_to_alpha() {
     let design = Design { first: 3, most: 10, resolution: 0.01, ..DESIGN };
     let found = rate(design, design.margin, Verdict::Pass);
     assert!(found <= 0.05 + 3.3 * (0.05 * 0.95 / f64::from(TRIALS)).sqrt(), "{found}");
+}
+
+/// Factors as ISO 16269-6 and the NIST handbook print them.
+#[rstest]
+#[case(10, 0.05, 0.95, 2.911)]
+#[case(30, 0.05, 0.95, 2.220)]
+#[case(30, 0.01, 0.95, 3.064)]
+#[case(50, 0.01, 0.95, 2.862)]
+#[case(10, 0.10, 0.99, 3.048)]
+fn the_tolerance_factor_is_the_tables(
+    #[case] n: usize,
+    #[case] risk: f64,
+    #[case] confidence: f64,
+    #[case] expected: f64,
+) {
+    let found = tolerance_factor(risk, confidence, n);
+    assert!((found - expected).abs() < 1.5e-3, "{found}, not {expected}");
 }

@@ -122,6 +122,26 @@ impl Gradients<Unscaled> {
     }
 }
 
+/// Makes `found_inf` NaN or 1 when an element of a gradient is not finite. On the CPU one pass over
+/// the bits, on CUDA the largest size of each: NaN and infinities are not lost in it.
+pub(super) fn check_finite(grads: &[Tensor], found_inf: &Tensor) -> Result<()> {
+    if !found_inf.device().is_cuda() {
+        return ffi::check_finite(grads, found_inf);
+    }
+    let largest = clip::by_dtype(grads, |_, group| {
+        let sizes = ffi::foreach_norm(group, f64::INFINITY, false)?;
+        Ok(vec![Tensor::f_stack(&sizes, 0)?.f_max()?])
+    })?;
+    largest.iter().try_for_each(|largest| note_norm(largest, found_inf))
+}
+
+/// Makes `found_inf` NaN when a norm is not finite.
+pub(super) fn note_norm(norm: &Tensor, found_inf: &Tensor) -> Result<()> {
+    let zero_or_nan = norm.f_mul_scalar(0.0)?.f_to_kind(Kind::Float)?;
+    let _ = found_inf.shallow_clone().f_add_(&zero_or_nan)?;
+    Ok(())
+}
+
 /// Unscales one dtype. The CUDA kernel has no bf16 (pytorch#127176): those take the same two
 /// steps in elementary operations.
 pub(super) fn unscale_group(

@@ -82,7 +82,11 @@ use std::{cell::Cell, marker::PhantomData};
 
 use tch::{Device, Kind, Tensor};
 
-use self::{config::usable_scale, gradients::unscale_group, losses::Losses};
+use self::{
+    config::usable_scale,
+    gradients::{check_finite, note_norm, unscale_group},
+    losses::Losses,
+};
 use super::clip;
 use crate::{Error, Result, ffi, nn::Parameter, optim::Optimizer};
 
@@ -255,6 +259,72 @@ impl GradScaler {
         if self.mode == Mode::Off {
             return Ok(Gradients { names, tensors, found_inf: None, owner, state: PhantomData });
         }
+        self.refuse_unusable(&names, &tensors, owner)?;
+        let found_inf = self.losses.found_inf(self.device)?;
+        match self.mode {
+            Mode::Check => check_finite(&tensors, &found_inf)?,
+            _ => {
+                let inv_scale = self.inv_scale()?;
+                clip::by_dtype(&tensors, |kind, group| {
+                    unscale_group(kind, group, &found_inf, &inv_scale)?;
+                    Ok(Vec::new())
+                })?;
+            }
+        }
+        Ok(self.unscaled_by(names, tensors, owner, found_inf))
+    }
+
+    /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) in one pass
+    /// less: the norm of the scaled gradients says whether all are finite, and one factor then
+    /// does both. With a scale that is a power of two the bits are those of the two steps.
+    /// Gradients that are not finite keep that, and the others stay finite.
+    ///
+    /// # Errors
+    /// As [`unscale`](Self::unscale).
+    pub fn unscale_and_clip_norm(
+        &mut self,
+        gradients: Gradients<Scaled>,
+        max_norm: f64,
+    ) -> Result<Gradients<Unscaled>> {
+        if self.mode == Mode::Off {
+            let gradients = self.unscale(gradients)?;
+            let _ = gradients.clip_grad_norm(max_norm)?;
+            return Ok(gradients);
+        }
+        let Gradients { names, tensors, owner, .. } = gradients;
+        self.refuse_unusable(&names, &tensors, owner)?;
+        let found_inf = self.losses.found_inf(self.device)?;
+        let scaled_norm = clip::grad_norm(&tensors)?;
+        note_norm(&scaled_norm, &found_inf)?;
+        let factor = match self.mode {
+            Mode::Scale => {
+                let inv_scale = self.inv_scale()?;
+                clip::factor(&scaled_norm.f_mul(&inv_scale)?, max_norm)?.f_mul(&inv_scale)?
+            }
+            _ => clip::factor(&scaled_norm, max_norm)?,
+        };
+        // A NaN would spread to every gradient and hide where it came from.
+        clip::multiply(&tensors, &factor.f_nan_to_num(1.0, None, None)?)?;
+        Ok(self.unscaled_by(names, tensors, owner, found_inf))
+    }
+
+    /// The reciprocal of the scale, taken in f64 and rounded once, as PyTorch does.
+    fn inv_scale(&self) -> Result<Tensor> {
+        Ok(self.scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?)
+    }
+
+    fn unscaled_by(
+        &mut self,
+        names: Vec<String>,
+        tensors: Vec<Tensor>,
+        owner: usize,
+        found_inf: Tensor,
+    ) -> Gradients<Unscaled> {
+        self.iteration.push(Use { owner, found_inf: found_inf.shallow_clone(), overflowed: None });
+        Gradients { names, tensors, found_inf: Some(found_inf), owner, state: PhantomData }
+    }
+
+    fn refuse_unusable(&self, names: &[String], tensors: &[Tensor], owner: usize) -> Result<()> {
         self.refuse_second_use(owner)?;
         if tensors.is_empty() {
             return Err(Error::Scaler(
@@ -269,20 +339,7 @@ impl GradScaler {
                 names[at]
             )));
         }
-        let found_inf = self.losses.found_inf(self.device)?;
-        if self.mode == Mode::Check && !self.device.is_cuda() {
-            ffi::check_finite(&tensors, &found_inf)?;
-        } else {
-            // The reciprocal is taken in f64 and rounded once, as PyTorch does.
-            let inv_scale =
-                self.scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?;
-            clip::by_dtype(&tensors, |kind, group| {
-                unscale_group(kind, group, &found_inf, &inv_scale)?;
-                Ok(Vec::new())
-            })?;
-        }
-        self.iteration.push(Use { owner, found_inf: found_inf.shallow_clone(), overflowed: None });
-        Ok(Gradients { names, tensors, found_inf: Some(found_inf), owner, state: PhantomData })
+        Ok(())
     }
 
     /// Steps the optimizer unless a gradient is not finite. Reads one number from the device.

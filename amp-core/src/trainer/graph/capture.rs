@@ -129,9 +129,9 @@ fn capture_step(
         losses.push(runner.forward_backward(model, at, at as i64, &mut log, None)?);
         logs.push(log);
     }
-    let gradients = runner.unscale()?;
+    runner.end_passes();
+    runner.prepare_gradients()?;
     runner.scaler.note_non_finite(void)?;
-    runner.clip(&gradients)?;
     runner.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let grads = runner.optimizers.iter().map(|scheduled| {

@@ -49,8 +49,9 @@ pub enum StepAccess {
     Late,
     /// Sees the model as each step left it.
     EachStep,
-    /// Is called within the step, or changes it from one to the next: it cannot be a graph. The
-    /// text says who he is, as in `a hook before the optimizer step`.
+    /// Is called within the step, as before the optimizer's, or changes it from one to the next: it
+    /// cannot be a graph. The text says who he is, as in `the model has a hook there`. Nobody else
+    /// is called within a step.
     Within(&'static str),
 }
 
@@ -71,6 +72,15 @@ const IN_FLIGHT: usize = 4;
 /// Steps that run without a graph first: libraries choose their kernels and take their workspaces.
 const WARM_UP: u64 = 3;
 
+/// What all who follow a run's steps need together.
+pub(super) fn step_access(
+    model: &dyn LightningModule,
+    callbacks: &[Box<dyn Callback + '_>],
+) -> StepAccess {
+    let callbacks = callbacks.iter().map(|callback| callback.step_access());
+    callbacks.fold(model.step_access(), StepAccess::and)
+}
+
 /// How many steps may be in flight; an error says why none can.
 fn steps_in_flight(
     config: &TrainerConfig,
@@ -80,8 +90,7 @@ fn steps_in_flight(
     if !config.device.is_cuda() {
         return Err(refused("they need a CUDA device"));
     }
-    let callbacks = callbacks.iter().map(|callback| callback.step_access());
-    let mut access = callbacks.fold(model.step_access(), StepAccess::and);
+    let mut access = step_access(model, callbacks);
     if config.on_non_finite == NonFinite::RestoreLastGood {
         access = access.and(StepAccess::EachStep);
     }

@@ -1,0 +1,114 @@
+//! Options of `bench`.
+
+use std::{path::PathBuf, str::FromStr};
+
+use amp_core::{Error, Result, hardware, precision::Precision, tch, tch::Device};
+use clap::Args;
+
+use super::workload::{self, Workload};
+
+/// Options of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What to train, separated by commas: demo, advanced, wide or precision-test [default: the
+    /// first three on CUDA, precision-test and demo on the CPU]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub workload: Vec<String>,
+    /// Precisions, separated by commas [default: 32-true and bf16-mixed, on CUDA 16-mixed too]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str)]
+    pub precision: Vec<Precision>,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Rounds in which everything is measured once, in turns
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub rounds: usize,
+    /// Steps that are timed in a round, at least [default: the workload's own]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<i64>,
+    /// Gigabytes of the set that is fed from the host and, beside it, from the device; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 0.25, allow_negative_numbers = true)]
+    pub feed_gb: f64,
+    /// Measure Lightning, PyTorch loops and torch.compile beside ours, in the Python that has them
+    #[arg(long)]
+    pub peers: bool,
+    /// The Python of the peers
+    #[arg(long, value_name = "PATH", default_value = "python3", requires = "peers")]
+    pub python: PathBuf,
+    /// Another script for the peers than the one in this binary
+    #[arg(long, value_name = "FILE", requires = "peers")]
+    pub peers_script: Option<PathBuf>,
+    /// Threads of one CPU operation [default: all cores]
+    #[arg(long)]
+    pub threads: Option<i32>,
+    /// Write the report as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the tables in Markdown to this file
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+    /// Do not say on standard error what is measured
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// What was asked for, checked.
+#[derive(Debug)]
+pub struct Plan {
+    /// Where.
+    pub device: Device,
+    /// What.
+    pub workloads: Vec<&'static Workload>,
+    /// How; 32-true first, which the others are held against.
+    pub precisions: Vec<Precision>,
+    /// How often.
+    pub rounds: usize,
+    /// Steps of a round, where the workload's own do not hold.
+    pub steps: Option<i64>,
+    /// Bytes of the set that is fed.
+    pub feed_bytes: u64,
+}
+
+impl BenchArgs {
+    /// Checks what was asked for.
+    ///
+    /// # Errors
+    /// When a name is unknown or a number is out of range.
+    pub fn plan(&self) -> Result<Plan> {
+        let at_least_one = |name: &str, value: i64| match value {
+            1.. => Ok(()),
+            _ => Err(Error::config(format!("{name} {value}: it must be at least 1"))),
+        };
+        at_least_one("rounds", i64::try_from(self.rounds).unwrap_or(i64::MAX))?;
+        at_least_one("steps", self.steps.unwrap_or(1))?;
+        if !(self.feed_gb >= 0.0 && self.feed_gb <= 1e6) {
+            return Err(Error::config(format!(
+                "feed-gb {}: it must be a number of gigabytes, or 0",
+                self.feed_gb
+            )));
+        }
+        if let Some(threads) = self.threads {
+            at_least_one("threads", threads.into())?;
+            tch::set_num_threads(threads);
+        }
+        let device = hardware::parse_device(&self.device)?;
+        let workloads = match self.workload.as_slice() {
+            [] => workload::defaults(device),
+            names => names.iter().map(|name| workload::find(name)).collect::<Result<_>>()?,
+        };
+        let mut precisions = vec![Precision::F32True];
+        let default: &[Precision] = match device.is_cuda() {
+            true => &[Precision::F16Mixed, Precision::Bf16Mixed],
+            false => &[Precision::Bf16Mixed],
+        };
+        let asked = if self.precision.is_empty() { default } else { &self.precision };
+        for precision in asked {
+            if !precisions.contains(precision) {
+                precisions.push(*precision);
+            }
+        }
+        let feed_bytes = (self.feed_gb * 1e9) as u64;
+        let Self { rounds, steps, .. } = *self;
+        Ok(Plan { device, workloads, precisions, rounds, steps, feed_bytes })
+    }
+}

@@ -1,0 +1,121 @@
+//! Contestants take turns, a chunk of steps each, so that what disturbs the machine for a while
+//! disturbs them alike.
+
+use amp_core::Result;
+use serde::{Deserialize, Serialize};
+
+/// Who trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// Our trainer, kernel by kernel.
+    Eager,
+    /// Our trainer, whole steps as CUDA graphs.
+    Graph,
+    /// Lightning.
+    Lightning,
+    /// A loop by hand in PyTorch.
+    TorchLoop,
+    /// The same with fused AdamW.
+    TorchFused,
+    /// The same compiled by torch.compile with mode reduce-overhead.
+    TorchCompile,
+}
+
+impl Engine {
+    /// Its name in tables and in the peers' protocol.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Eager => "eager",
+            Self::Graph => "graph",
+            Self::Lightning => "lightning",
+            Self::TorchLoop => "torch-loop",
+            Self::TorchFused => "torch-fused",
+            Self::TorchCompile => "torch-compile",
+        }
+    }
+
+    /// Whether it is of this workspace.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Eager | Self::Graph)
+    }
+}
+
+/// Some steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// How many.
+    pub steps: u64,
+    /// Wall-clock seconds, to the last kernel's end.
+    pub seconds: f64,
+    /// The most tensor bytes at once; null where nobody counts.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// Someone who trains a workload when it is his turn.
+pub trait Contestant {
+    /// Who he is.
+    fn engine(&self) -> Engine;
+
+    /// Does what counts for nobody's time: loads kernels, compiles, captures.
+    ///
+    /// # Errors
+    /// When he cannot; he is left out then.
+    fn prepare(&mut self) -> Result<()>;
+
+    /// Trains a chunk.
+    ///
+    /// # Errors
+    /// When he cannot go on; he is left out from then on.
+    fn chunk(&mut self) -> Result<Chunk>;
+}
+
+/// What one contestant did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Score {
+    /// Who.
+    pub engine: Engine,
+    /// Steps a second in each round.
+    pub rates: Vec<f64>,
+    /// The most tensor bytes at once, in any round.
+    pub peak_memory_bytes: Option<u64>,
+    /// Why he was left out.
+    pub failure: Option<String>,
+}
+
+/// Lets everybody train a chunk in each round, back and forth.
+pub fn contest(contestants: &mut [Box<dyn Contestant + '_>], rounds: usize) -> Vec<Score> {
+    let mut scores: Vec<Score> = contestants
+        .iter_mut()
+        .map(|contestant| Score {
+            engine: contestant.engine(),
+            rates: Vec::new(),
+            peak_memory_bytes: None,
+            failure: contestant.prepare().err().map(|error| one_line(&error.to_string())),
+        })
+        .collect();
+    for round in 0..rounds {
+        let mut order: Vec<usize> = (0..contestants.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for at in order {
+            let score = &mut scores[at];
+            if score.failure.is_some() {
+                continue;
+            }
+            match contestants[at].chunk() {
+                Ok(chunk) => {
+                    score.rates.push(chunk.steps as f64 / chunk.seconds);
+                    score.peak_memory_bytes = score.peak_memory_bytes.max(chunk.peak_memory_bytes);
+                }
+                Err(error) => score.failure = Some(one_line(&error.to_string())),
+            }
+        }
+    }
+    scores
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}

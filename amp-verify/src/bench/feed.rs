@@ -1,0 +1,123 @@
+//! A set too large for its place, fed from the host, beside the same set on the device.
+
+use amp_core::{
+    Result, TrainerConfig,
+    data::{Batch, DataModule, Placement},
+    precision::Precision,
+    tch::{Device, Kind, Tensor},
+    trainer::Graph,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    contest::Engine,
+    ours::seconds_of,
+    statistics::{Spread, paired_ratio},
+    workload::{Size, Workload, config},
+};
+
+/// What feeding costs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Feed {
+    /// What was trained.
+    pub workload: String,
+    /// How.
+    pub precision: Precision,
+    /// By whom.
+    pub engine: Engine,
+    /// Of the set.
+    pub bytes: u64,
+    /// Steps a second in each round, from the host.
+    pub host: Vec<f64>,
+    /// The same from the device.
+    pub device: Vec<f64>,
+}
+
+impl Feed {
+    /// The share of the device's rate that feeding costs: the median over rounds.
+    pub fn cost(&self) -> Option<f64> {
+        paired_ratio(&self.host, &self.device).map(|ratio| 1.0 - ratio)
+    }
+
+    /// Steps a second, from the host and from the device.
+    pub fn rates(&self) -> Option<(Spread, Spread)> {
+        Some((Spread::of(&self.host)?, Spread::of(&self.device)?))
+    }
+}
+
+/// Steps that are left out: kernels are loaded and graphs are captured in them.
+const WARM_UP: u64 = 16;
+
+/// A set of at least this many bytes, the same examples over and over: what they are makes no
+/// difference to what moving them takes.
+fn data(workload: &Workload, bytes: u64) -> Result<DataModule> {
+    let some = workload.data(Size::Full)?;
+    let block = some.train.head(some.train.len())?;
+    let block_bytes = (block.input.numel() * 4 + block.target.numel() * 8) as u64;
+    let blocks = i64::try_from(bytes.div_ceil(block_bytes)).unwrap_or(i64::MAX).max(1);
+    let repeated = |tensor: &Tensor, kind: Kind| -> Result<Tensor> {
+        let mut size = tensor.size();
+        let length = size[0];
+        size[0] = length * blocks;
+        let all = Tensor::f_empty(&size, (kind, Device::Cpu))?;
+        for at in 0..blocks {
+            all.f_narrow(0, at * length, length)?.f_copy_(tensor)?;
+        }
+        Ok(all)
+    };
+    let train =
+        Batch::new(repeated(&block.input, Kind::Float)?, repeated(&block.target, Kind::Int64)?)?;
+    let val = block.narrow(0, workload.batch)?;
+    Ok(DataModule::new("feed", train, val, workload.batch))
+}
+
+/// Trains `steps` steps in each round from the host and from the device, in turns. A run's start
+/// is left out by the difference of a long and a short one. The examples come in random order from
+/// the whole set.
+///
+/// # Errors
+/// When a run fails, or the set has no room.
+pub fn measure(
+    workload: &'static Workload,
+    precision: Precision,
+    device: Device,
+    bytes: u64,
+    rounds: usize,
+    steps: i64,
+) -> Result<Feed> {
+    let mut data = data(workload, bytes)?;
+    let batches = data.train.len() / workload.batch;
+    let graph = if device.is_cuda() { Graph::On } else { Graph::Off };
+    let engine = if device.is_cuda() { Engine::Graph } else { Engine::Eager };
+    let mut model = workload.build(Size::Full)?;
+    let mut seconds = |placement: Placement, steps: u64| -> Result<f64> {
+        data.loading.placement = placement;
+        let config = TrainerConfig {
+            max_epochs: 1 + steps as i64 / batches.max(1),
+            max_steps: Some(steps),
+            graph,
+            ..config(precision, device)
+        };
+        Ok(seconds_of(&config, 0, model.as_mut(), &data)?.0)
+    };
+    let steps = steps.cast_unsigned();
+    let mut rate = |placement: Placement| -> Result<f64> {
+        let short = seconds(placement, WARM_UP)?;
+        Ok(steps as f64 / (seconds(placement, WARM_UP + steps)? - short))
+    };
+    // Both are run once first, and do not count.
+    rate(Placement::Host)?;
+    rate(Placement::Device)?;
+    let (mut host, mut resident) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        if round % 2 == 0 {
+            host.push(rate(Placement::Host)?);
+            resident.push(rate(Placement::Device)?);
+        } else {
+            resident.push(rate(Placement::Device)?);
+            host.push(rate(Placement::Host)?);
+        }
+    }
+    let workload = workload.name.to_owned();
+    Ok(Feed { workload, precision, engine, bytes, host, device: resident })
+}

@@ -1,0 +1,163 @@
+//! How fast the trainer is, beside the peers: [`workload`] says what is trained, [`contest`] lets
+//! [`ours`] and the [`peers`] take turns, [`report`] holds it against the [`target`]s.
+
+mod args;
+pub mod contest;
+pub mod feed;
+mod ours;
+pub mod overhead;
+pub mod peers;
+mod rate;
+pub mod report;
+pub mod statistics;
+pub mod target;
+pub mod workload;
+
+pub use args::{BenchArgs, Plan};
+
+use amp_core::{
+    Result,
+    hardware::{self, Fingerprint, LIBTORCH_VERSION},
+    precision::Precision,
+    tch::Device,
+};
+
+use self::{
+    contest::{Contestant, Engine, contest},
+    ours::Ours,
+    peers::{Entry, Peer},
+    report::{Report, Row},
+    statistics::Spread,
+    workload::{Size, Workload},
+};
+
+/// Measures what was asked for and says on the way, through `tell`, what is measured.
+///
+/// # Errors
+/// When what was asked for cannot be done. A peer that fails is told in the report.
+pub fn run(args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
+    let plan = args.plan()?;
+    let mut notes = Vec::new();
+    if cfg!(debug_assertions) {
+        notes.push(
+            "a debug build: `cargo amp bench` builds in release mode, or cargo run --release"
+                .to_owned(),
+        );
+    }
+    let mut versions = [("amp", env!("CARGO_PKG_VERSION")), ("libtorch", LIBTORCH_VERSION)]
+        .map(|(name, version)| (name.to_owned(), version.to_owned()));
+    versions.sort();
+    let mut report = Report {
+        schema: "amp-bench/1".to_owned(),
+        date: chrono::Utc::now().format("%Y-%m-%d").to_string(),
+        command: command(),
+        fingerprint: Fingerprint::of(plan.device)?,
+        cpu: hardware::Report::gather()?.cpu.name,
+        versions: versions.into(),
+        rounds: plan.rounds,
+        rows: Vec::new(),
+        bf16_matrix_rates: Vec::new(),
+        overheads: Vec::new(),
+        feeds: Vec::new(),
+        targets: Vec::new(),
+        notes,
+    };
+    let (python, mut peers) = match args.peers {
+        true => {
+            let script = args.peers_script.as_deref();
+            let (python, peers) =
+                peers::start(&args.python, script, plan.device, &mut report.notes)?;
+            (Some(python), peers)
+        }
+        false => (None, Vec::new()),
+    };
+    for peer in &peers {
+        report.versions.extend(peer.versions.clone());
+    }
+    if plan.device.is_cuda() {
+        tell("the device's bf16 matrix rate");
+        // The first is that of a device that has just woken.
+        rate::bf16_matrix_rate(plan.device)?;
+        for _ in 0..plan.rounds {
+            report.bf16_matrix_rates.push(rate::bf16_matrix_rate(plan.device)?);
+        }
+    } else {
+        tell("the loop's own cost");
+        report.overheads = overhead::measure()?;
+    }
+    for workload in &plan.workloads {
+        for precision in &plan.precisions {
+            tell(&format!("{} under {precision}", workload.name));
+            report.rows.extend(compare(&plan, workload, *precision, &mut peers)?);
+        }
+    }
+    // What else is measured needs the memory more.
+    drop((peers, python));
+    if plan.feed_bytes > 0 {
+        for (workload, precision) in fed(&plan) {
+            tell(&format!("{} under {precision}, fed from the host", workload.name));
+            let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
+            let Plan { device, feed_bytes, rounds, .. } = plan;
+            report
+                .feeds
+                .push(feed::measure(workload, precision, device, feed_bytes, rounds, steps)?);
+        }
+    }
+    report.judge();
+    Ok(report)
+}
+
+/// Ours and the peers on one workload under one precision.
+fn compare(
+    plan: &Plan,
+    workload: &'static Workload,
+    precision: Precision,
+    peers: &mut [Peer],
+) -> Result<Vec<Row>> {
+    let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
+    let ours: &[Engine] =
+        if plan.device.is_cuda() { &[Engine::Eager, Engine::Graph] } else { &[Engine::Eager] };
+    let new = |engine, size| Ours::new(engine, workload, size, precision, plan.device, steps);
+    let mut contestants: Vec<Box<dyn Contestant + '_>> = Vec::new();
+    for engine in ours {
+        contestants.push(Box::new(new(*engine, Size::Full)));
+    }
+    for peer in peers {
+        contestants.push(Box::new(Entry::new(peer, workload, precision, steps)));
+    }
+    let scores = contest(&mut contestants, plan.rounds);
+    drop(contestants);
+    let mut tiny: Vec<Box<dyn Contestant + '_>> = Vec::new();
+    for engine in ours {
+        tiny.push(Box::new(new(*engine, Size::Tiny)));
+    }
+    let host = contest(&mut tiny, plan.rounds);
+    let host_microseconds = |engine: Engine| {
+        let score = host.iter().find(|score| score.engine == engine)?;
+        Spread::of(&score.rates).map(|rates| 1e6 / rates.median)
+    };
+    let operations = workload.matrix_operations(workload.build(Size::Full)?.as_ref());
+    let row = |score: contest::Score| {
+        let host = host_microseconds(score.engine);
+        Row::new(workload.name, precision, score, host, operations)
+    };
+    Ok(scores.into_iter().map(row).collect())
+}
+
+/// What is fed: on CUDA the smallest and the largest steps there are, in bf16-mixed.
+fn fed(plan: &Plan) -> Vec<(&'static Workload, Precision)> {
+    let names: &[&str] =
+        if plan.device.is_cuda() { &["demo", "wide"] } else { &["precision-test"] };
+    let precision = match plan.device {
+        Device::Cuda(_) => Precision::Bf16Mixed,
+        _ => Precision::F32True,
+    };
+    let workloads = plan.workloads.iter().filter(|workload| names.contains(&workload.name));
+    workloads.map(|workload| (*workload, precision)).collect()
+}
+
+/// As it can be typed again.
+fn command() -> String {
+    let arguments = std::env::args().skip(1);
+    std::iter::once("cargo amp".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,94 @@
+//! Our trainer, as a user calls it: [`Trainer::fit`], timed by its [`SpeedBenchmark`].
+
+use amp_core::{
+    Error, LightningModule, Result, Trainer, TrainerConfig, callback::SpeedBenchmark,
+    data::DataModule, event::Event, memory::MemoryMeter, precision::Precision, tch::Device,
+    trainer::Graph,
+};
+
+use super::{
+    contest::{Chunk, Contestant, Engine},
+    workload::{Size, Workload, config},
+};
+
+/// A workload under our trainer. Every chunk is a run of its own over the same model; its first
+/// epoch counts for nothing, since kernels are loaded and graphs are captured there.
+pub(super) struct Ours {
+    engine: Engine,
+    workload: &'static Workload,
+    size: Size,
+    config: TrainerConfig,
+    ready: Option<(Box<dyn LightningModule>, DataModule)>,
+    /// Of the first run, with the model.
+    peak_memory_bytes: Option<u64>,
+}
+
+impl Ours {
+    /// Trains at least `steps` steps a chunk.
+    pub(super) fn new(
+        engine: Engine,
+        workload: &'static Workload,
+        size: Size,
+        precision: Precision,
+        device: Device,
+        steps: i64,
+    ) -> Self {
+        let epochs = (steps + workload.batches - 1) / workload.batches;
+        let graph = if engine == Engine::Graph { Graph::On } else { Graph::Off };
+        let config = TrainerConfig { max_epochs: 1 + epochs, graph, ..config(precision, device) };
+        Self { engine, workload, size, config, ready: None, peak_memory_bytes: None }
+    }
+}
+
+/// Seconds of the epochs from `first` on, each to its last kernel's end, and the steps that ran as
+/// CUDA graphs.
+pub(super) fn seconds_of(
+    config: &TrainerConfig,
+    first: i64,
+    model: &mut dyn LightningModule,
+    data: &DataModule,
+) -> Result<(f64, u64)> {
+    let mut seconds = 0.0;
+    let mut listen = |event: &Event| -> Result<()> {
+        match event {
+            Event::EpochEnd(end) if end.epoch >= first => {
+                seconds += end.value("epoch_seconds").unwrap_or(f64::NAN);
+            }
+            _ => {}
+        }
+        Ok(())
+    };
+    let trainer = Trainer::new(config.clone()).subscribe(&mut listen);
+    let record = trainer.callback(SpeedBenchmark::new()).fit(model, data)?;
+    Ok((seconds, record.end.replayed))
+}
+
+impl Contestant for Ours {
+    fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        let data = self.workload.data(self.size)?;
+        let meter = MemoryMeter::start(self.config.device)?;
+        let mut model = self.workload.build(self.size)?;
+        let once = TrainerConfig { max_epochs: 2, ..self.config.clone() };
+        let (_, replayed) = seconds_of(&once, 1, model.as_mut(), &data)?;
+        if self.engine == Engine::Graph && replayed == 0 {
+            return Err(Error::config("no step ran as a CUDA graph"));
+        }
+        self.peak_memory_bytes = Some(meter.read()?.peak_allocated);
+        self.ready = Some((model, data));
+        Ok(())
+    }
+
+    fn chunk(&mut self) -> Result<Chunk> {
+        let Some((model, data)) = &mut self.ready else {
+            return Err(Error::config("not prepared"));
+        };
+        let (seconds, _) = seconds_of(&self.config, 1, model.as_mut(), data)?;
+        let steps = (self.config.max_epochs - 1) * self.workload.batches;
+        let peak_memory_bytes = self.peak_memory_bytes;
+        Ok(Chunk { steps: steps.cast_unsigned(), seconds, peak_memory_bytes })
+    }
+}

@@ -1,0 +1,261 @@
+//! The peers: a Python process for each, asked in lines of JSON (`peers/peers.py` says which).
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use amp_core::{Error, Result, precision::Precision, tch, tch::Device};
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+
+use super::{
+    contest::{Chunk, Contestant, Engine},
+    workload::{CLIP, Size, Workload},
+};
+
+/// The script, carried in the binary: there is nothing to be found where it runs.
+const SCRIPT: &str = include_str!("../../peers/peers.py");
+
+/// The Python that runs the peers, with its script.
+pub struct Python {
+    program: PathBuf,
+    script: PathBuf,
+    /// Removed with this.
+    _own: Option<NamedTempFile>,
+}
+
+/// A peer's process.
+pub struct Peer {
+    engine: Engine,
+    /// Of Python and its packages.
+    pub versions: BTreeMap<String, String>,
+    child: Child,
+    requests: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Python {
+    /// `program`, with the script of this binary unless another is given.
+    ///
+    /// # Errors
+    /// When the script is not there or cannot be written.
+    pub fn new(program: &Path, script: Option<&Path>) -> Result<Self> {
+        if let Some(script) = script {
+            if !script.is_file() {
+                return Err(Error::config(format!(
+                    "{}: there is no such script; leave --peers-script out for the own one",
+                    script.display()
+                )));
+            }
+            return Ok(Self { program: program.into(), script: script.into(), _own: None });
+        }
+        let failed = |error| Error::io(std::env::temp_dir(), error);
+        let mut own = tempfile::Builder::new().suffix(".py").tempfile().map_err(failed)?;
+        own.write_all(SCRIPT.as_bytes()).map_err(failed)?;
+        Ok(Self { program: program.into(), script: own.path().into(), _own: Some(own) })
+    }
+}
+
+impl Peer {
+    /// Starts the process. [`Peer::greet`] waits for it, so that several start at once.
+    ///
+    /// # Errors
+    /// When there is no such Python.
+    pub fn start(python: &Python, engine: Engine, device: Device) -> Result<Self> {
+        let device = match device {
+            Device::Cuda(index) => format!("cuda:{index}"),
+            _ => "cpu".to_owned(),
+        };
+        let arguments: [OsString; 6] = [
+            "--engine".into(),
+            engine.name().into(),
+            "--device".into(),
+            device.into(),
+            "--threads".into(),
+            tch::get_num_threads().to_string().into(),
+        ];
+        let mut child = Command::new(&python.program)
+            .arg(&python.script)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| Error::io(&python.program, error))?;
+        let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
+            unreachable!("both are pipes");
+        };
+        let answers = BufReader::new(answers);
+        let versions = BTreeMap::new();
+        Ok(Self { engine, versions, child, requests: Some(requests), answers })
+    }
+
+    /// Waits until it has loaded its packages.
+    ///
+    /// # Errors
+    /// When one is missing; the text says which.
+    pub fn greet(&mut self) -> Result<()> {
+        let hello = self.answer()?;
+        let versions = hello.get("versions").and_then(Value::as_object);
+        let versions = versions.ok_or_else(|| self.unexpected(&hello))?;
+        let text = |value: &Value| value.as_str().map_or(value.to_string(), str::to_owned);
+        self.versions = versions.iter().map(|(name, value)| (name.clone(), text(value))).collect();
+        Ok(())
+    }
+
+    fn ask(&mut self, request: &Value) -> Result<Value> {
+        let sent = match &mut self.requests {
+            Some(requests) => writeln!(requests, "{request}").and_then(|()| requests.flush()),
+            None => Ok(()),
+        };
+        match sent {
+            Ok(()) => self.answer(),
+            // Why it no longer listens, it may have said.
+            Err(_) => Err(self.gone()),
+        }
+    }
+
+    fn answer(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        match self.answers.read_line(&mut line) {
+            Ok(0) | Err(_) => return Err(self.gone()),
+            Ok(_) => {}
+        }
+        let answer: Value = serde_json::from_str(&line)
+            .map_err(|_| self.unexpected(&Value::String(line.trim_end().to_owned())))?;
+        match answer.get("error").and_then(Value::as_str) {
+            Some(error) => Err(Error::config(error)),
+            None => Ok(answer),
+        }
+    }
+
+    fn gone(&mut self) -> Error {
+        self.requests = None;
+        match self.child.wait() {
+            Ok(status) => Error::config(format!("its process ended without an answer: {status}")),
+            Err(error) => Error::config(format!("its process is lost: {error}")),
+        }
+    }
+
+    fn unexpected(&self, answer: &Value) -> Error {
+        Error::config(format!("an answer that was not expected: {answer}"))
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // The end of its input is the end of its work, wherever it is.
+        self.requests = None;
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A peer with one workload.
+pub struct Entry<'a> {
+    peer: &'a mut Peer,
+    task: Value,
+    steps: u64,
+    running: bool,
+}
+
+impl<'a> Entry<'a> {
+    /// The peer trains whole epochs of the workload, at least `steps` steps a chunk, as ours does.
+    pub fn new(
+        peer: &'a mut Peer,
+        workload: &'static Workload,
+        precision: Precision,
+        steps: i64,
+    ) -> Self {
+        let epochs = (steps + workload.batches - 1) / workload.batches;
+        let steps = (epochs * workload.batches).cast_unsigned();
+        let task = json!({
+            "model": workload.model,
+            "hyperparameters": workload.hyperparameters(Size::Full),
+            "precision": precision.to_string(),
+            "batch": workload.batch,
+            "batches": workload.batches,
+            "features": workload.features,
+            "clip": CLIP,
+            "warm_up": workload.batches,
+        });
+        Self { peer, task, steps, running: false }
+    }
+}
+
+impl Contestant for Entry<'_> {
+    fn engine(&self) -> Engine {
+        self.peer.engine
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        self.peer.ask(&json!({ "prepare": self.task }))?;
+        self.running = true;
+        Ok(())
+    }
+
+    fn chunk(&mut self) -> Result<Chunk> {
+        // After an error the task is over on the other side.
+        self.running = false;
+        let answer = self.peer.ask(&json!({ "go": self.steps }))?;
+        self.running = true;
+        let chunk: Option<Chunk> = serde_json::from_value(answer.clone()).ok();
+        let usable = |chunk: &Chunk| chunk.steps > 0 && chunk.seconds > 0.0;
+        chunk.filter(usable).ok_or_else(|| self.peer.unexpected(&answer))
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        if self.running {
+            let _ = self.peer.ask(&json!({ "end": true }));
+        }
+    }
+}
+
+/// Those that are measured on `device`.
+pub fn engines(device: Device) -> &'static [Engine] {
+    match device.is_cuda() {
+        true => &[Engine::Lightning, Engine::TorchLoop, Engine::TorchFused, Engine::TorchCompile],
+        false => &[Engine::Lightning, Engine::TorchLoop],
+    }
+}
+
+/// Starts the peers of `device`; those that cannot be started are told in `notes`.
+///
+/// # Errors
+/// When there is no script.
+pub fn start(
+    program: &Path,
+    script: Option<&Path>,
+    device: Device,
+    notes: &mut Vec<String>,
+) -> Result<(Python, Vec<Peer>)> {
+    let python = Python::new(program, script)?;
+    let mut peers = Vec::new();
+    let mut failures: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let mut fail = |engine: Engine, error: &Error| {
+        failures.entry(error.to_string()).or_default().push(engine.name());
+    };
+    for engine in engines(device) {
+        match Peer::start(&python, *engine, device) {
+            Ok(peer) => peers.push(peer),
+            Err(error) => fail(*engine, &error),
+        }
+    }
+    peers.retain_mut(|peer| match peer.greet() {
+        Ok(()) => true,
+        Err(error) => {
+            fail(peer.engine, &error);
+            false
+        }
+    });
+    for (error, engines) in failures {
+        notes.push(format!("not measured: {}: {error}", engines.join(", ")));
+    }
+    Ok((python, peers))
+}

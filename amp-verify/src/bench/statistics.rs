@@ -1,0 +1,48 @@
+//! Medians and quartiles of a few rounds.
+
+use serde::{Deserialize, Serialize};
+
+/// What some rounds gave.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// The median.
+    pub median: f64,
+    /// The first quartile.
+    pub q1: f64,
+    /// The third quartile.
+    pub q3: f64,
+}
+
+impl Spread {
+    /// Of these values; none where there are none.
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        Some(Self {
+            median: quantile(&sorted, 0.5)?,
+            q1: quantile(&sorted, 0.25)?,
+            q3: quantile(&sorted, 0.75)?,
+        })
+    }
+
+    /// The distance of the quartiles, as a share of the median.
+    pub fn relative(&self) -> f64 {
+        (self.q3 - self.q1) / self.median
+    }
+}
+
+/// The quantile of sorted values, linear between neighbours (Hyndman and Fan's type 7, numpy's and
+/// R's default).
+fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
+    let at = share * (sorted.len().checked_sub(1)?) as f64;
+    let (low, part) = (at.floor() as usize, at.fract());
+    let high = (low + 1).min(sorted.len() - 1);
+    Some(sorted[low] + part * (sorted[high] - sorted[low]))
+}
+
+/// The median of `numerator[i] / denominator[i]`: values of one round belong together, since what
+/// slows the machine for a while slows both.
+pub fn paired_ratio(numerator: &[f64], denominator: &[f64]) -> Option<f64> {
+    let ratios: Vec<f64> = numerator.iter().zip(denominator).map(|(a, b)| a / b).collect();
+    Spread::of(&ratios).map(|spread| spread.median)
+}

@@ -1,0 +1,189 @@
+//! A run of some steps, and what is noted of it.
+
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use amp_core::{
+    Hook, LightningModule, Result, Step, Trainer, TrainerConfig,
+    callback::{Action, Callback},
+    data::Batch,
+    log::Log,
+    nn::{self, Context, Role, named_tensors},
+    precision::{GradScalerConfig, Gradients, Policy, Precision, StepOutcome, Unscaled},
+    tch::{Device, Kind, Tensor},
+    weights,
+};
+
+use crate::{
+    case::Case,
+    diagnose::Islands,
+    gate::{
+        identity,
+        job::Job,
+        tap::{Tap, Tapped},
+    },
+    selftest::Fault,
+};
+
+/// What is noted of a run.
+#[derive(Default)]
+pub(super) struct Trace {
+    pub(super) gradients: Vec<(String, Tensor)>,
+    pub(super) loss: Option<Tensor>,
+    pub(super) rates: Vec<f64>,
+    pub(super) skips: u64,
+    pub(super) moved_on_skip: bool,
+    pub(super) before: Vec<Tensor>,
+    pub(super) save_at: Option<(u64, PathBuf)>,
+}
+
+#[derive(Clone, Default)]
+struct Tracer(Rc<RefCell<Trace>>);
+
+impl Callback for Tracer {
+    fn name(&self) -> String {
+        "conformance".into()
+    }
+
+    fn on_before_optimizer_step(
+        &mut self,
+        gradients: &Gradients<Unscaled>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        let mut trace = self.0.borrow_mut();
+        if trace.gradients.is_empty() {
+            for (name, gradient) in gradients.named() {
+                trace.gradients.push((name.to_owned(), on_host(gradient)?));
+            }
+        }
+        let parameters = hook.optimizers().iter().flat_map(|s| s.optimizer.parameters());
+        trace.before = parameters.map(|p| Ok(p.tensor.f_detach_copy()?)).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        outcome: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        let mut trace = self.0.borrow_mut();
+        match outcome {
+            None => return Ok(Vec::new()),
+            Some(StepOutcome::Applied) => {
+                let rates = hook.optimizers().iter().flat_map(|s| s.rates());
+                trace.rates.extend(rates.map(|group| group.rates.lr));
+            }
+            Some(StepOutcome::Skipped { .. }) => {
+                trace.skips += 1;
+                let parameters = hook.optimizers().iter().flat_map(|s| s.optimizer.parameters());
+                let mut moved = trace.moved_on_skip;
+                for (old, parameter) in trace.before.iter().zip(parameters) {
+                    moved |= !old.f_equal(&parameter.tensor.f_detach()?)?;
+                }
+                trace.moved_on_skip = moved;
+                return Ok(Vec::new());
+            }
+        }
+        match &trace.save_at {
+            Some((step, path)) if *step == hook.global_step => {
+                Ok(vec![Action::Save { path: path.clone(), weights_only: false }])
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+/// Computes each loss without dropout and batch statistics, and notes the first.
+struct Still(Tracer, Rc<Islands>);
+
+impl Tap for Still {
+    fn training_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &Batch,
+        step: &mut Step<'_>,
+    ) -> Result<Tensor> {
+        let context = Context::new(step.context().policy(), false).with_islands(self.1.clone());
+        let mut log = Log::default();
+        let mut own = Step::new(&context, &mut log, step.batch_idx, step.global_step);
+        let loss = model.training_step(batch, &mut own)?;
+        let mut trace = self.0.0.borrow_mut();
+        if trace.loss.is_none() {
+            trace.loss = Some(on_host(&loss)?);
+        }
+        Ok(loss)
+    }
+}
+
+fn on_host(tensor: &Tensor) -> Result<Tensor> {
+    let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
+    Ok(tensor.f_detach_copy()?)
+}
+
+fn parameters(model: &dyn LightningModule) -> Result<Vec<Tensor>> {
+    let tensors = named_tensors(model).into_iter();
+    let own = tensors.filter(|(_, _, role)| *role == Role::Parameter);
+    own.map(|(_, tensor, _)| on_host(&tensor)).collect()
+}
+
+/// A run of some steps.
+pub(super) struct Ran {
+    pub(super) trace: Trace,
+    pub(super) initial: Vec<Tensor>,
+    pub(super) weights: Vec<Tensor>,
+    pub(super) finite: bool,
+    pub(super) steps: u64,
+    pub(super) scale: Option<f64>,
+}
+
+pub(super) struct Steps<'a> {
+    pub(super) job: &'a Job,
+    pub(super) case: &'a Case,
+    pub(super) precision: Precision,
+}
+
+impl Steps<'_> {
+    pub(super) fn config(&self, steps: u64, init_scale: f64) -> TrainerConfig {
+        let mut config = self.job.config(self.case, self.precision);
+        // Enough for the scale to come down, and an end where no step is ever applied.
+        config.max_epochs = 12;
+        config.max_steps = Some(steps);
+        config.scaler = GradScalerConfig { init_scale, growth_interval: 4, ..config.scaler };
+        config
+    }
+
+    pub(super) fn run(
+        &self,
+        config: TrainerConfig,
+        trace: Trace,
+        resume: Option<&Path>,
+    ) -> Result<Ran> {
+        let tracer = Tracer(Rc::new(RefCell::new(trace)));
+        let model = self.job.model(self.case, self.precision)?;
+        let initial = parameters(model.as_ref())?;
+        let mut model = Tapped::new(model, Still(tracer.clone(), config.islands.clone()));
+        let mut trainer = Trainer::new(config).callback(tracer.clone());
+        if let Some(path) = resume {
+            if Fault::loses_state(self.job.fault) {
+                nn::place(
+                    &model,
+                    Policy::new(self.precision, self.case.trainer.device),
+                    &Default::default(),
+                )?;
+                weights::load(&model, path)?;
+            } else {
+                trainer = trainer.resume_from(path);
+            }
+        }
+        let record = trainer.fit(&mut model, &self.case.data)?;
+        drop(trainer);
+        let finite = identity::is_finite(&model)?;
+        let weights = parameters(&model)?;
+        let trace = tracer.0.take();
+        let (steps, scale) = (record.end.global_step, record.end.scale);
+        Ok(Ran { trace, initial, weights, finite, steps, scale })
+    }
+}

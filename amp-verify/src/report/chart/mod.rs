@@ -1,0 +1,40 @@
+//! The charts, each as SVG.
+
+mod axis;
+mod columns;
+mod exponents;
+mod lines;
+mod ratios;
+
+pub(super) use axis::superscript;
+pub(super) use columns::{Share, bars, shares};
+pub(super) use exponents::{Shown, exponents, short};
+pub(super) use lines::{lines, scale};
+pub(super) use ratios::ratios;
+
+use amp_core::{Error, Result};
+use plotters::{coord::Shift, prelude::*};
+
+use super::ink::{self, PAPER};
+
+/// Width of every chart in SVG units; the page scales it, to three quarters on a telephone.
+const WIDTH: u32 = 520;
+const HEIGHT: u32 = 300;
+const FONT: (&str, i32) = ("sans-serif", 14);
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::config(format!("a chart could not be drawn: {error}"))
+}
+
+fn svg(height: u32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<String> {
+    let mut text = String::new();
+    {
+        let area = SVGBackend::with_string(&mut text, (WIDTH, height)).into_drawing_area();
+        area.fill(&PAPER.colour()).map_err(failed)?;
+        draw(&area)?;
+        area.present().map_err(failed)?;
+    }
+    Ok(ink::with_variables(text))
+}

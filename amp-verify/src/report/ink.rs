@@ -1,0 +1,96 @@
+//! The colours of charts. They are drawn as on paper; on the page each is a CSS variable, which
+//! dark surroundings set to another.
+
+use amp_core::precision::Precision;
+use plotters::style::RGBColor;
+
+/// A colour with its name.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ink {
+    variable: &'static str,
+    light: (u8, u8, u8),
+    dark: (u8, u8, u8),
+}
+
+const fn ink(variable: &'static str, light: (u8, u8, u8), dark: (u8, u8, u8)) -> Ink {
+    Ink { variable, light, dark }
+}
+
+/// What lies behind a chart.
+pub(super) const PAPER: Ink = ink("paper", (255, 255, 255), (24, 26, 27));
+/// Axes and text.
+pub(super) const TEXT: Ink = ink("text", (51, 51, 51), (220, 220, 220));
+/// The mesh.
+pub(super) const GRID: Ink = ink("grid", (225, 225, 225), (58, 61, 63));
+/// Limits and zero lines.
+pub(super) const LIMIT: Ink = ink("limit", (130, 130, 130), (150, 150, 150));
+/// Skipped steps and what is not finite.
+pub(super) const ALARM: Ink = ink("alarm", (190, 20, 20), (255, 110, 110));
+/// The exponents of a format's normal values.
+pub(super) const NORMAL: Ink = ink("normal", (86, 140, 180), (60, 120, 165));
+/// The exponents of its subnormal values.
+pub(super) const SUBNORMAL: Ink = ink("subnormal", (196, 218, 234), (38, 68, 92));
+
+/// Okabe and Ito's colours, told apart by most colour-blind readers; darker on white than theirs,
+/// lighter on black.
+const SERIES: [Ink; 6] = [
+    ink("s0", (20, 20, 20), (240, 240, 240)),
+    ink("s1", (213, 94, 0), (255, 150, 60)),
+    ink("s2", (0, 114, 178), (90, 180, 240)),
+    ink("s3", (0, 158, 115), (70, 215, 165)),
+    ink("s4", (204, 121, 167), (235, 160, 205)),
+    ink("s5", (150, 120, 0), (235, 215, 90)),
+];
+
+impl Ink {
+    /// A precision's colour, the same in every chart.
+    pub(super) fn of(precision: Precision) -> Self {
+        let place = Precision::ALL.iter().position(|known| *known == precision);
+        Self::series(place.unwrap_or_default())
+    }
+
+    /// The colour of the series at `place`.
+    pub(super) fn series(place: usize) -> Self {
+        SERIES[place % SERIES.len()]
+    }
+
+    /// To draw with.
+    pub(super) fn colour(self) -> RGBColor {
+        let (red, green, blue) = self.light;
+        RGBColor(red, green, blue)
+    }
+
+    /// The CSS variable.
+    pub(super) fn variable(self) -> String {
+        format!("var(--{})", self.variable)
+    }
+}
+
+fn all() -> impl Iterator<Item = Ink> {
+    [PAPER, TEXT, GRID, LIMIT, ALARM, NORMAL, SUBNORMAL].into_iter().chain(SERIES)
+}
+
+/// A chart's SVG with variables for the colours it was drawn in.
+pub(super) fn with_variables(svg: String) -> String {
+    all().fold(svg, |svg, ink| {
+        let (red, green, blue) = ink.light;
+        let drawn = format!("\"#{red:02X}{green:02X}{blue:02X}\"");
+        svg.replace(&drawn, &format!("\"{}\"", ink.variable()))
+    })
+}
+
+/// The variables for light and for dark surroundings; paper is light.
+pub(super) fn style() -> String {
+    let rules = |of: fn(Ink) -> (u8, u8, u8)| -> String {
+        let rule = |ink: Ink| {
+            let (red, green, blue) = of(ink);
+            format!(" --{}: #{red:02x}{green:02x}{blue:02x};", ink.variable)
+        };
+        all().map(rule).collect()
+    };
+    format!(
+        ":root {{{} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{{} }} }}\n",
+        rules(|ink| ink.light),
+        rules(|ink| ink.dark)
+    )
+}

@@ -10,7 +10,7 @@ use std::{
 use amp_core::{
     Error, Result,
     hardware::{self, Fingerprint},
-    tch::Device,
+    tch::{self, Device},
 };
 
 use super::{Agreement, Anchor, Golden, Target, incomparable, machine, parse, table};
@@ -53,7 +53,12 @@ impl Target {
         let own = env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
         let device = hardware::parse_device(self.check.device.as_ref().unwrap_or(&own))?;
         hardware::set_numerics(false, device.is_cuda())?;
+        // Models of a test are too small for two threads, which wait for each other ten times as
+        // long as one takes where other processes want the cores.
+        let threads = tch::get_num_threads();
+        tch::set_num_threads(1);
         let taken = self.over_seeds(device, known);
+        tch::set_num_threads(threads);
         if device.is_cuda() {
             hardware::set_numerics(false, false)?;
         }

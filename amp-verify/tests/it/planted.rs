@@ -16,7 +16,10 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
-use crate::support::{amp, conforms, device, files, generator, refusal, text};
+use crate::{
+    gate::schema,
+    support::{amp, conforms, device, files, generator, refusal, text},
+};
 
 fn gate(folder: &Path, model: &str, arguments: &[&str]) -> Output {
     let mut command: Command = amp(folder);
@@ -29,9 +32,7 @@ fn gate(folder: &Path, model: &str, arguments: &[&str]) -> Output {
 fn report(folder: &Path) -> Report {
     let text = fs::read_to_string(folder.join("gate.json")).expect("the file was written");
     let json: Value = serde_json::from_str(&text).expect("JSON");
-    let schema: Value =
-        serde_json::from_str(include_str!("../../schema/gate.json")).expect("a schema");
-    conforms(&json, &schema);
+    conforms(&json, &schema());
     serde_json::from_value(json).expect("a report")
 }
 

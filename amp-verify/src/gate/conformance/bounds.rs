@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use amp_core::{Error, Result, precision::Precision, tch::Device};
-use fixtures::models::MARGINS;
+use fixtures::models::{MARGINS, sound};
 use serde::Deserialize;
 
 use super::Figures;
@@ -88,32 +88,20 @@ impl Spread {
     }
 }
 
-impl Recorded {
-    /// Of this model, or the widest of all where it was not recorded.
-    fn bounds(&self, model: &str, precision: Precision) -> Option<Bounds> {
-        let of = |spreads: &BTreeMap<String, Spreads>| {
-            Some(Bounds::new(spreads.get(precision.name())?, self.n))
-        };
-        match self.models.get(model) {
-            Some(spreads) => of(spreads),
-            None => self.models.values().filter_map(of).reduce(Bounds::widest),
-        }
-    }
-}
-
 impl Bounds {
-    /// The model's bounds; on CUDA those of a CPU until `tests/record_margins.py` has run there. A
-    /// model that was not recorded has the widest bounds of those that were.
+    /// The model's bounds; on CUDA those of a CPU until `tests/record_margins.py` has run there.
     ///
     /// # Errors
-    /// When nothing was recorded under this precision.
+    /// When nothing was recorded of the model under this precision.
     pub fn of(model: &str, precision: Precision, device: Device) -> Result<Self> {
         let margins: Margins = serde_json::from_str(MARGINS)
             .map_err(|error| Error::config(format!("fixtures/margins.json: {error}")))?;
         let kind = if device.is_cuda() { "cuda" } else { "cpu" };
         let recorded = [kind, "cpu"].iter().find_map(|kind| margins.first_steps.get(*kind));
         let found = recorded.and_then(|recorded| {
-            let of = |precision: Precision| recorded.bounds(model, precision);
+            let model = recorded.models.get(sound(model))?;
+            let of =
+                |precision: Precision| Some(Self::new(model.get(precision.name())?, recorded.n));
             let own = of(precision)?;
             match precision {
                 Precision::F64True => Some(own.at_least(of(Precision::F16Mixed)?)),
@@ -122,8 +110,8 @@ impl Bounds {
         });
         found.ok_or_else(|| {
             Error::config(format!(
-                "fixtures/margins.json has no first steps under {precision}: record them with \
-                 tests/record_margins.py"
+                "fixtures/margins.json has no first steps of {model} under {precision}: record \
+                 them with tests/record_margins.py"
             ))
         })
     }
@@ -136,12 +124,6 @@ impl Bounds {
             update_bias: spreads.update_bias.of_difference(n),
             norm_bias: spreads.norm_bias.of_difference(n),
         }
-    }
-
-    /// The wider of two.
-    fn widest(self, other: Self) -> Self {
-        let loss_error = self.loss_error.max(other.loss_error);
-        Self { loss_error, ..self.at_least(other) }
     }
 
     /// The wider of two, but for the loss.

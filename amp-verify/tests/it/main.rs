@@ -1,6 +1,7 @@
 //! The `amp` binary as a user runs it, and the library's own figures.
 
 mod bad_input;
+mod bench;
 mod diagnose;
 mod exponents;
 mod gate;

@@ -74,6 +74,7 @@ mod captured;
 mod config;
 mod gradients;
 mod losses;
+mod unscale;
 
 pub use config::{GradScalerConfig, ScalerState};
 pub use gradients::{Gradients, Scaled, ScaledLoss, StepOutcome, Unscaled};
@@ -82,12 +83,7 @@ use std::{cell::Cell, marker::PhantomData};
 
 use tch::{Device, Kind, Tensor};
 
-use self::{
-    config::usable_scale,
-    gradients::{FoundInf, check_finite, note_norm, unscale_group},
-    losses::Losses,
-};
-use super::clip;
+use self::{config::usable_scale, gradients::FoundInf, losses::Losses};
 use crate::{Error, Result, ffi, nn::Parameter, optim::Optimizer};
 
 /// Scales losses and skips steps whose gradients overflowed.
@@ -247,103 +243,6 @@ impl GradScaler {
             }
         }
         Ok(Gradients { names, tensors, found_inf: None, owner, state: PhantomData })
-    }
-
-    /// Divides gradients by the scale in place and notes on the device whether all are finite.
-    ///
-    /// # Errors
-    /// When there is no gradient, one is f16 (its range does not hold unscaled values), or they
-    /// were already unscaled.
-    pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
-        let Gradients { names, tensors, owner, .. } = gradients;
-        if self.mode == Mode::Off {
-            return Ok(Gradients { names, tensors, found_inf: None, owner, state: PhantomData });
-        }
-        self.refuse_unusable(&names, &tensors, owner)?;
-        if self.mode == Mode::Check && self.device == Device::Cpu {
-            let bad = self.losses.bad_on_host() || !ffi::all_finite(&tensors)?;
-            return Ok(self.unscaled_by(names, tensors, owner, FoundInf::Known(bad)));
-        }
-        let found_inf = self.losses.found_inf(self.device)?;
-        match self.mode {
-            Mode::Check => check_finite(&tensors, &found_inf)?,
-            _ => {
-                let inv_scale = self.inv_scale()?;
-                clip::by_dtype(&tensors, |kind, group| {
-                    unscale_group(kind, group, &found_inf, &inv_scale)?;
-                    Ok(Vec::new())
-                })?;
-            }
-        }
-        Ok(self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf)))
-    }
-
-    /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) in one pass
-    /// less: the norm of the scaled gradients says whether all are finite, and one factor then
-    /// does both. With a scale that is a power of two the bits are those of the two steps.
-    /// Gradients that are not finite keep that, and the others stay finite.
-    ///
-    /// # Errors
-    /// As [`unscale`](Self::unscale).
-    pub fn unscale_and_clip_norm(
-        &mut self,
-        gradients: Gradients<Scaled>,
-        max_norm: f64,
-    ) -> Result<Gradients<Unscaled>> {
-        if self.mode == Mode::Off {
-            let gradients = self.unscale(gradients)?;
-            let _ = gradients.clip_grad_norm(max_norm)?;
-            return Ok(gradients);
-        }
-        let Gradients { names, tensors, owner, .. } = gradients;
-        self.refuse_unusable(&names, &tensors, owner)?;
-        let found_inf = self.losses.found_inf(self.device)?;
-        let scaled_norm = clip::grad_norm(&tensors)?;
-        note_norm(&scaled_norm, &found_inf)?;
-        let factor = match self.mode {
-            Mode::Scale => {
-                let inv_scale = self.inv_scale()?;
-                clip::factor(&scaled_norm.f_mul(&inv_scale)?, max_norm)?.f_mul(&inv_scale)?
-            }
-            _ => clip::factor(&scaled_norm, max_norm)?,
-        };
-        // A NaN would spread to every gradient and hide where it came from.
-        clip::multiply(&tensors, &factor.f_nan_to_num(1.0, None, None)?)?;
-        Ok(self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf)))
-    }
-
-    /// The reciprocal of the scale, taken in f64 and rounded once, as PyTorch does.
-    fn inv_scale(&self) -> Result<Tensor> {
-        Ok(self.scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?)
-    }
-
-    fn unscaled_by(
-        &mut self,
-        names: Vec<String>,
-        tensors: Vec<Tensor>,
-        owner: usize,
-        found_inf: FoundInf,
-    ) -> Gradients<Unscaled> {
-        self.iteration.push(Use { owner, found_inf: found_inf.shallow_clone(), overflowed: None });
-        Gradients { names, tensors, found_inf: Some(found_inf), owner, state: PhantomData }
-    }
-
-    fn refuse_unusable(&self, names: &[String], tensors: &[Tensor], owner: usize) -> Result<()> {
-        self.refuse_second_use(owner)?;
-        if tensors.is_empty() {
-            return Err(Error::Scaler(
-                "no parameter has a gradient: run the backward pass of the scaled loss first"
-                    .into(),
-            ));
-        }
-        let half = tensors.iter().position(|grad| grad.kind() == Kind::Half);
-        if let (Mode::Scale, Some(at)) = (self.mode, half) {
-            return Err(Error::Scaler(format!(
-                "`{}` has f16 gradients, which cannot be unscaled: keep its weights in f32 (16-mixed), or train without a scaler (16-true)",
-                names[at]
-            )));
-        }
-        Ok(())
     }
 
     /// Steps the optimizer unless a gradient is not finite. Reads one number from the device.

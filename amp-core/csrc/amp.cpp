@@ -18,17 +18,12 @@
 #include <vector>
 
 #include "guard.h"
+#include "list.h"
 
 namespace {
 
-using Handle = at::Tensor*;
-
-std::vector<at::Tensor> list(const Handle* tensors, size_t count) {
-  std::vector<at::Tensor> out;
-  out.reserve(count);
-  for (size_t i = 0; i < count; ++i) out.push_back(*tensors[i]);
-  return out;
-}
+using amp::Handle;
+using amp::list;
 
 // Whether no element has all bits of the exponent set, as NaN and infinities have. Written so that
 // the compiler turns it into vector instructions.

@@ -1,7 +1,6 @@
 // CUDA graphs: a step's kernels, captured once and started with one call. libtorch's own class does
 // it, reached by name, so that neither CUDA's headers nor its libraries are needed to build.
 
-#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
@@ -12,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "guard.h"
@@ -43,12 +43,10 @@ class CudaGraph {
         "_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode")(
         object_, PoolId{0, 0}, thread_local_mode);
   }
-  void capture_end() { call("_ZN2at4cuda9CUDAGraph11capture_endEv"); }
+  void capture_end() { find<void (*)(void*)>("_ZN2at4cuda9CUDAGraph11capture_endEv")(object_); }
   void replay() { replay_(object_); }
 
  private:
-  void call(const char* symbol) { find<void (*)(void*)>(symbol)(object_); }
-
   // Some 150 bytes are needed.
   alignas(16) unsigned char object_[512];
   void (*replay_)(void*) = find<void (*)(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
@@ -64,7 +62,6 @@ struct Capture {
   explicit Capture(c10::Stream stream) : guard(std::in_place, stream) {}
   CudaGraph graph;
   std::optional<c10::StreamGuard> guard;
-  bool capturing = false;
 };
 
 }  // namespace
@@ -82,7 +79,6 @@ int amp_graph_begin(int index, void** out) {
     clear_cublas_workspaces();
     auto capture = std::make_unique<Capture>(impl.getStreamFromGlobalPool(device));
     capture->graph.capture_begin();
-    capture->capturing = true;
     *out = capture.release();
   });
 }
@@ -91,7 +87,6 @@ int amp_graph_begin(int index, void** out) {
 int amp_graph_end(void* handle) {
   auto& capture = *static_cast<Capture*>(handle);
   const int status = amp::guarded([&] {
-    capture.capturing = false;
     capture.graph.capture_end();
     clear_cublas_workspaces();
   });

@@ -23,18 +23,13 @@
 #include <vector>
 
 #include "guard.h"
+#include "list.h"
 
 namespace {
 
-using Handle = at::Tensor*;
-using Tensors = std::vector<at::Tensor>;
-
-Tensors list(const Handle* tensors, size_t count) {
-  Tensors out;
-  out.reserve(count);
-  for (size_t i = 0; i < count; ++i) out.push_back(*tensors[i]);
-  return out;
-}
+using amp::Handle;
+using amp::list;
+using amp::Tensors;
 
 using MaybeTensor = std::optional<at::Tensor>;
 

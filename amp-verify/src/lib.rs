@@ -18,6 +18,7 @@ pub mod output;
 pub mod report;
 pub mod runner;
 pub mod selftest;
+pub mod text;
 pub mod verdict;
 pub mod view;
 

@@ -21,6 +21,7 @@ use amp_verify::{
     report::{self, Courses},
     runner::{self, Extras},
     selftest::{self, SelftestArgs},
+    text::one_line,
     view::{self, EpochTable, PhaseTables, Progress, doctor, table},
 };
 use clap::Parser;
@@ -62,8 +63,7 @@ fn main() -> ExitCode {
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     // One line, whatever libtorch put into its text.
-    let text = error.to_string();
-    eprintln!("error: {}", text.lines().map(str::trim).collect::<Vec<_>>().join(" "));
+    eprintln!("error: {}", one_line(&error.to_string()));
     ExitCode::from(match error {
         Error::Config(_) | Error::Io { .. } => USAGE,
         Error::NotComparable(_) => NOT_COMPARABLE,

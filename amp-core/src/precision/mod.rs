@@ -7,6 +7,7 @@ mod scaler;
 
 pub(crate) use autocast::KeptCasts;
 pub use autocast::{AutocastGuard, AutocastState, autocast_state};
+pub(crate) use clip::by_dtype;
 pub use clip::{Clip, clip_grad_norm, clip_grad_value, grad_norm};
 pub use region::{Region, RegionPlan};
 pub use scaler::{

@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::{
     TrainerConfig,
-    graph::{Flight, StepAccess, step_access},
+    graph::{Flight, step_access},
     profile::Phase,
     step::StepRunner,
     window::Examples,
@@ -99,8 +99,7 @@ impl<'r, 'c> Run<'r, 'c> {
         let optimizers = model.configure_optimizers(&plan)?;
         let optimizers = optimizers.build(nn::parameters(model), config.weight_update)?;
         let access = step_access(model, callbacks);
-        let looked_at = matches!(access, StepAccess::Within(_));
-        let runner = StepRunner::new(config, optimizers, looked_at)?;
+        let runner = StepRunner::new(config, optimizers, access)?;
         Ok(Self {
             config,
             model,

@@ -3,6 +3,7 @@
 use super::{
     TrainerConfig,
     fit::{Callbacks, Emit},
+    graph::StepAccess,
     profile::{Phase, Profile, Profiler},
     recovery::{Good, Next, NonFinite},
     window::Window,
@@ -47,15 +48,15 @@ pub(super) struct StepRunner<'a> {
     pub(super) good: Option<Good>,
     /// The rate of the last step.
     pub(super) lr: f64,
-    /// Whether somebody looks at the gradients before they are clipped.
-    pub(super) looked_at: bool,
+    /// What those who follow the steps need.
+    pub(super) access: StepAccess,
 }
 
 impl<'a> StepRunner<'a> {
     pub(super) fn new(
         config: &'a TrainerConfig,
         optimizers: Vec<Scheduled>,
-        looked_at: bool,
+        access: StepAccess,
     ) -> Result<Self> {
         let policy = config.policy();
         let scaler = match config.precision.scales_loss() {
@@ -79,7 +80,7 @@ impl<'a> StepRunner<'a> {
             profiler: Profiler::new(config.device),
             good: None,
             lr,
-            looked_at,
+            access,
         })
     }
 
@@ -185,6 +186,11 @@ impl<'a> StepRunner<'a> {
         }
     }
 
+    /// Whether somebody looks at the gradients before they are clipped.
+    fn looked_at(&self) -> bool {
+        matches!(self.access, StepAccess::Within(_))
+    }
+
     /// Unscales the gradients of each optimizer's parameters and, where nobody looks at them in
     /// between, clips them too.
     fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
@@ -192,7 +198,7 @@ impl<'a> StepRunner<'a> {
         for scheduled in &self.optimizers {
             let scaled = self.scaler.gradients(scheduled.optimizer.as_ref())?;
             gradients.push(match self.config.gradient_clip {
-                Some(Clip::Norm(limit)) if !self.looked_at => {
+                Some(Clip::Norm(limit)) if !self.looked_at() => {
                     self.scaler.unscale_and_clip_norm(scaled, limit)?
                 }
                 _ => self.scaler.unscale(scaled)?,
@@ -206,7 +212,9 @@ impl<'a> StepRunner<'a> {
     fn clip(&self, gradients: &[Gradients<Unscaled>]) -> Result<()> {
         gradients.iter().try_for_each(|gradients| match self.config.gradient_clip {
             // The norm stays on the device.
-            Some(Clip::Norm(limit)) if self.looked_at => gradients.clip_grad_norm(limit).map(drop),
+            Some(Clip::Norm(limit)) if self.looked_at() => {
+                gradients.clip_grad_norm(limit).map(drop)
+            }
             Some(Clip::Value(limit)) => gradients.clip_grad_value(limit),
             _ => Ok(()),
         })
@@ -229,7 +237,7 @@ impl<'a> StepRunner<'a> {
     ) -> Result<StepOutcome> {
         let gradients = self.unscale()?;
         self.profiler.lap(Phase::Unscale)?;
-        for gradients in gradients.iter().filter(|_| self.looked_at) {
+        for gradients in gradients.iter().filter(|_| self.looked_at()) {
             let mut hook = self.hook(epoch, log);
             model.on_before_optimizer_step(gradients, &mut hook)?;
             callbacks.on_before_optimizer_step(gradients, &mut hook)?;

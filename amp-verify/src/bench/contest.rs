@@ -4,6 +4,8 @@
 use amp_core::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::text::one_line;
+
 /// Who trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -114,8 +116,4 @@ pub fn contest(contestants: &mut [Box<dyn Contestant + '_>], rounds: usize) -> V
         }
     }
     scores
-}
-
-fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }

@@ -21,6 +21,7 @@ use crate::{
     case::{Case, Choices},
     diagnose::Islands,
     selftest::{Fault, Faulty},
+    text::one_line,
 };
 
 /// What a job does.
@@ -98,8 +99,7 @@ pub struct Failure {
 impl Failure {
     /// This kind, with what was seen.
     pub fn new(reason: Reason, text: impl Into<String>) -> Self {
-        let text: String = text.into();
-        Self { reason, text: text.lines().map(str::trim).collect::<Vec<_>>().join(" ") }
+        Self { reason, text: one_line(&text.into()) }
     }
 
     fn of(error: &Error) -> Self {

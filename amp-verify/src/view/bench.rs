@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
+use super::significant;
 use crate::bench::{
     contest::Engine,
     report::{Report, Row},
@@ -222,13 +223,4 @@ fn closing(report: &Report) -> Vec<String> {
     }
     lines.extend(report.notes.iter().cloned());
     lines
-}
-
-/// With three figures, or all before the point.
-fn significant(value: f64) -> String {
-    match value {
-        value if value >= 100.0 => format!("{value:.0}"),
-        value if value >= 10.0 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
-    }
 }

@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 
+use super::significant;
 use crate::{
     exponents::{Losses, Window},
     layers::{Flow, Kind, Layer, Report},
@@ -112,14 +113,5 @@ fn window(window: Window) -> String {
     match window.is_empty() {
         true => "none".into(),
         false => format!("2^{} … 2^{}", window.low, window.high),
-    }
-}
-
-/// Three significant digits.
-fn significant(value: f64) -> String {
-    match value {
-        v if v >= 99.95 => format!("{v:.0}"),
-        v if v >= 9.995 => format!("{v:.1}"),
-        v => format!("{v:.2}"),
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use rstest::rstest;
 use tempfile::tempdir;
 
-use crate::support::{amp, files, refusal};
+use crate::support::{amp, assert_refused, files, refusal};
 
 #[rstest]
 #[case::precision(&["--precision", "16-mixd"], "unknown precision `16-mixd`")]
@@ -37,15 +37,10 @@ use crate::support::{amp, files, refusal};
 fn is_refused(#[case] arguments: &[&str], #[case] expected: &str) {
     let folder = tempdir().expect("a temporary folder");
     let device: &[&str] = if arguments.contains(&"--device") { &[] } else { &["--device", "cpu"] };
-    let output = amp(folder.path())
-        .args(["verify", "--log-jsonl", "log.jsonl", "--log-csv", "log.csv"])
-        .args(device)
-        .args(arguments)
-        .output()
-        .expect("the binary runs");
-    let line = refusal(&output);
-    assert!(line.contains(expected), "`{line}` does not say `{expected}`");
-    assert_eq!(files(folder.path()), Vec::<String>::new(), "files written");
+    let mut command = amp(folder.path());
+    command.args(["verify", "--log-jsonl", "log.jsonl", "--log-csv", "log.csv"]);
+    command.args(device).args(arguments);
+    assert_refused(&mut command, folder.path(), expected);
 }
 
 /// What `train` alone takes. The folder for checkpoints is not left behind, and the log of an

@@ -13,7 +13,7 @@ use amp_verify::bench::{
 use rstest::rstest;
 use tempfile::tempdir;
 
-use crate::support::{amp, refusal};
+use crate::support::{amp, assert_refused};
 
 #[test]
 fn quartiles_are_those_of_the_definition() {
@@ -170,7 +170,5 @@ fn what_cannot_be_measured_is_refused(#[case] arguments: &[&str], #[case] why: &
     let folder = tempdir().expect("a folder");
     let mut command = amp(folder.path());
     command.args(["bench", "--device", "cpu", "--json", "bench.json"]).args(arguments);
-    let said = refusal(&command.output().expect("the binary runs"));
-    assert!(said.contains(why), "{said}");
-    assert!(!folder.path().join("bench.json").exists(), "nothing is left half-written");
+    assert_refused(&mut command, folder.path(), why);
 }

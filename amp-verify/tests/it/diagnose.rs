@@ -21,7 +21,7 @@ use tempfile::tempdir;
 
 use crate::{
     model::{batch, planted, subject},
-    support::{amp, device, files, generator, refusal, text, torch_device},
+    support::{amp, assert_refused, device, files, generator, refusal, text, torch_device},
 };
 
 /// All, none, then halves: the first half each time, or the first and the second.
@@ -318,14 +318,9 @@ fn a_bad_policy_file_is_refused(#[case] change: Option<&str>, #[case] expected: 
 #[case::reference(&["--reference", "none.json"], "none.json: No such file")]
 fn bad_options_of_diagnose_are_refused(#[case] arguments: &[&str], #[case] expected: &str) {
     let folder = tempdir().expect("a temporary folder");
-    let output = amp(folder.path())
-        .args(["diagnose", "--device", "cpu", "--epochs", "1"])
-        .args(arguments)
-        .output()
-        .expect("the binary runs");
-    let line = refusal(&output);
-    assert!(line.contains(expected), "`{line}` does not say `{expected}`");
-    assert_eq!(files(folder.path()), Vec::<String>::new(), "files written");
+    let mut command = amp(folder.path());
+    command.args(["diagnose", "--device", "cpu", "--epochs", "1"]).args(arguments);
+    assert_refused(&mut command, folder.path(), expected);
 }
 
 /// With the whole model FP32 a mixed run is a 32-true run: 16-mixed's scale is a power of two, and

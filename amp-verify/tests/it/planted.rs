@@ -18,7 +18,7 @@ use tempfile::tempdir;
 
 use crate::{
     gate::schema,
-    support::{amp, conforms, device, files, generator, refusal, text},
+    support::{amp, assert_refused, conforms, device, generator, text},
 };
 
 fn gate(folder: &Path, model: &str, arguments: &[&str]) -> Output {
@@ -132,9 +132,7 @@ fn bad_options_are_refused(#[case] arguments: &[&str], #[case] expected: &str) {
     let folder = tempdir().expect("a folder");
     let mut command = amp(folder.path());
     command.args(["gate", "--device", "cpu", "--model", "PrecisionTestModel"]).args(arguments);
-    let line = refusal(&command.output().expect("the binary runs"));
-    assert!(line.contains(expected), "`{line}` does not say `{expected}`");
-    assert_eq!(files(folder.path()), Vec::<String>::new(), "files written");
+    assert_refused(&mut command, folder.path(), expected);
 }
 
 /// A sound model leaves no policy.

@@ -34,6 +34,14 @@ pub(crate) fn refusal(output: &Output) -> String {
     err.trim_end().to_owned()
 }
 
+/// The command is refused, with a line that says this, and writes nothing.
+#[track_caller]
+pub(crate) fn assert_refused(command: &mut Command, folder: &Path, expected: &str) {
+    let line = refusal(&command.output().expect("the binary runs"));
+    assert!(line.contains(expected), "`{line}` does not say `{expected}`");
+    assert_eq!(files(folder), Vec::<String>::new(), "files written");
+}
+
 /// The names of the files in `folder`.
 pub(crate) fn files(folder: &Path) -> Vec<String> {
     let entries = folder.read_dir().expect("a folder");

@@ -60,8 +60,8 @@ impl StepGraph {
         });
         runner.end_capture();
         let (graph, Captured { losses, log, grads }) = captured.map_err(why)?;
-        let kept = buffers.into_iter().chain(log.sums().map(Tensor::shallow_clone)).collect();
-        let kept = Kept::new(kept, slots)?;
+        let sums = log.sums().map(Tensor::shallow_clone);
+        let kept = Kept::new(&buffers.into_iter().chain(sums).collect::<Vec<_>>(), slots)?;
         let precision = runner.policy().precision;
         Ok(Self { graph, inputs, losses, grads, log, void, outcomes, kept, precision })
     }

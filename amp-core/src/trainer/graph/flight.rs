@@ -83,7 +83,7 @@ impl Run<'_, '_> {
         if asked == Graph::Off || (asked == Graph::Auto && !self.config.device.is_cuda()) {
             return Ok(());
         }
-        match steps_in_flight(self.config, self.model, self.callbacks.0) {
+        match steps_in_flight(self.config, self.runner.access) {
             Ok(capacity) => {
                 self.flight.capacity = capacity;
                 self.flight.state = State::Waiting;

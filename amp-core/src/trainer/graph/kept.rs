@@ -1,8 +1,8 @@
 //! What a step changes besides parameters and optimizers, as it was before each step in flight.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use crate::{Result, ffi};
+use crate::{Result, ffi, precision::by_dtype};
 
 /// Tensors, and room for their values before each of some steps.
 pub(super) struct Kept {
@@ -16,20 +16,16 @@ struct Group {
 }
 
 impl Kept {
-    pub(super) fn new(tensors: Vec<Tensor>, slots: usize) -> Result<Self> {
-        let mut groups: Vec<(Kind, Vec<Tensor>)> = Vec::new();
-        for tensor in tensors {
-            match groups.iter_mut().find(|(kind, _)| *kind == tensor.kind()) {
-                Some((_, group)) => group.push(tensor),
-                None => groups.push((tensor.kind(), vec![tensor])),
-            }
-        }
-        let groups = groups.into_iter().map(|(_, live)| {
+    pub(super) fn new(tensors: &[Tensor], slots: usize) -> Result<Self> {
+        let mut groups = Vec::new();
+        by_dtype(tensors, |_, live| {
             let room = |_| live.iter().map(|tensor| Ok(tensor.f_empty_like()?)).collect();
             let slots = (0..slots).map(room).collect::<Result<_>>()?;
-            Ok(Group { live, slots })
-        });
-        Ok(Self { groups: groups.collect::<Result<_>>()? })
+            let live = live.iter().map(Tensor::shallow_clone).collect();
+            groups.push(Group { live, slots });
+            Ok(Vec::new())
+        })?;
+        Ok(Self { groups })
     }
 
     /// Keeps the values of now.

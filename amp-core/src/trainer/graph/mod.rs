@@ -82,19 +82,12 @@ pub(super) fn step_access(
 }
 
 /// How many steps may be in flight; an error says why none can.
-fn steps_in_flight(
-    config: &TrainerConfig,
-    model: &dyn LightningModule,
-    callbacks: &[Box<dyn Callback + '_>],
-) -> Result<usize> {
+fn steps_in_flight(config: &TrainerConfig, access: StepAccess) -> Result<usize> {
     if !config.device.is_cuda() {
         return Err(refused("they need a CUDA device"));
     }
-    let mut access = step_access(model, callbacks);
-    if config.on_non_finite == NonFinite::RestoreLastGood {
-        access = access.and(StepAccess::EachStep);
-    }
-    match access {
+    let restores = config.on_non_finite == NonFinite::RestoreLastGood;
+    match if restores { access.and(StepAccess::EachStep) } else { access } {
         StepAccess::Late => Ok(IN_FLIGHT),
         StepAccess::EachStep => Ok(1),
         StepAccess::Within(who) => Err(refused(who)),

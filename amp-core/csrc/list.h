@@ -1,0 +1,20 @@
+// Lists of tensors as they cross from Rust.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+namespace amp {
+
+using Handle = at::Tensor*;
+using Tensors = std::vector<at::Tensor>;
+
+inline Tensors list(const Handle* tensors, size_t count) {
+  Tensors out;
+  out.reserve(count);
+  for (size_t i = 0; i < count; ++i) out.push_back(*tensors[i]);
+  return out;
+}
+
+}  // namespace amp

@@ -9,7 +9,7 @@ together. Takes ten minutes on two cores.
 `steps`: the distance of the first steps from 32-true ones over seeds, on a CPU over kernel sets and
 threads as well: of errors the mean and deviation of their power 2/3, of differences their own.
 amp-verify/src/gate/conformance/bounds.rs makes the bounds of these. Takes half an hour on two
-cores.
+cores. On a GPU machine without Rust, `./run.sh record-steps` of the packed folder does it.
 
 Usage, from the checkout, after `cargo amp gate` has built the binary; each replaces its own part:
 
@@ -32,6 +32,7 @@ import kernel_sets
 PRECISIONS = ["16-mixed", "bf16-mixed", "64-true", "16-true", "bf16-true"]
 METRIC_SEEDS = range(100, 110)
 STEP_SEEDS = range(1000, 1040)
+GPU_PROCESSES = 8
 # An error's square is a sum of squares, whose cube root is close to normal (Wilson and Hilferty
 # 1931): that is recorded. Differences lie around a mean; of the loss's the sign is not known, and
 # its mean is taken as zero.
@@ -91,8 +92,9 @@ def machine(amp, device):
 
 
 def steps(amp, margins, device):
-    # Each seed under one kernel set, each set under as many seeds.
-    sets = kernel_sets.SETS if device == "cpu" else [(None, 1)]
+    # Each seed under one kernel set, each set under as many seeds. A GPU has one set, and is kept
+    # busy by several processes.
+    sets = kernel_sets.SETS if device == "cpu" else [(None, 1)] * GPU_PROCESSES
     shares = [(at, STEP_SEEDS[at :: len(sets)]) for at in range(len(sets))]
 
     models = {model: own["epochs"] for model, own in margins["models"].items()} | PLANTED
@@ -122,7 +124,7 @@ def steps(amp, margins, device):
         ]
         return list(zip(jobs, first_steps(amp, jobs, environment, threads)))
 
-    with ThreadPoolExecutor(max_workers=2 if device == "cpu" else 1) as pool:
+    with ThreadPoolExecutor(max_workers=2 if device == "cpu" else GPU_PROCESSES) as pool:
         done = [pair for pairs in pool.map(work, shares) for pair in pairs]
     samples = {}
     for job, outcome in done:

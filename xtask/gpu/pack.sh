@@ -35,8 +35,9 @@ executables test --no-run --package amp-core --package amp-verify --package fixt
 executables build --package tests --benches | while read -r _ target path; do
     strip --strip-all -o "dist.partial/benches/$target" "$path"
 done
-mkdir -p dist.partial/fixtures
-cp -r fixtures/data dist.partial/fixtures/
+mkdir -p dist.partial/fixtures dist.partial/record
+cp -r fixtures/data fixtures/margins.json dist.partial/fixtures/
+cp tests/kernel_sets.py tests/record_margins.py dist.partial/record/
 cp -r tests/tests/goldens dist.partial/
 cp xtask/gpu/run.sh dist.partial/
 rm -rf dist

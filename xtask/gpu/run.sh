@@ -5,6 +5,8 @@
 #   ./run.sh criterion [name]   a benchmark of tests/benches, on CUDA: loader unless another is named
 #   ./run.sh golden-record      goldens and anchors of this GPU's compute capability, into goldens/:
 #                               copy them to tests/tests/goldens; an anchor that is there stays
+#   ./run.sh record-steps       the spread of unchanged first steps on this GPU, into
+#                               fixtures/margins.json: copy it to fixtures
 #   ./run.sh <command> [args…]  any command of the amp binary, as in ./run.sh verify --device cuda
 #                               or ./run.sh bench --peers
 set -euo pipefail
@@ -48,6 +50,9 @@ if [[ ${1:-} == golden-record ]]; then
         "$binary"
     done
     exec ls "$here"/goldens
+fi
+if [[ ${1:-} == record-steps ]]; then
+    exec python3 "$here/record/record_margins.py" "$here/amp" steps cuda
 fi
 if [[ ${1:-} != test ]]; then
     exec "$here/amp" "$@"

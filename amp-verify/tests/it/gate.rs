@@ -113,15 +113,17 @@ fn margins_are_those_that_were_recorded() {
     }
 }
 
-/// Every precision of every model has bounds: above what was seen, and below what would forgive
-/// anything.
-#[test]
-fn every_model_has_bounds_from_its_own_spread() {
+/// Every precision of every model has bounds on both kinds of device: above what was seen, and below
+/// what would forgive anything.
+#[rstest]
+#[case::cpu(Device::Cpu, "cpu")]
+#[case::cuda(Device::Cuda(0), "cuda")]
+fn every_model_has_bounds_from_its_own_spread(#[case] device: Device, #[case] kind: &str) {
     let recorded: Value = serde_json::from_str(models::MARGINS).expect("JSON");
     for model in models::ALL {
         for precision in &Precision::ALL[1..] {
-            let bounds = Bounds::of(model.name, *precision, Device::Cpu).expect("bounds");
-            let own = &recorded["first_steps"]["cpu"]["models"][model.name][precision.name()];
+            let bounds = Bounds::of(model.name, *precision, device).expect("bounds");
+            let own = &recorded["first_steps"][kind]["models"][model.name][precision.name()];
             for (name, bound) in [
                 ("gradient_error", bounds.gradient_error),
                 ("loss_error", bounds.loss_error),
@@ -130,12 +132,13 @@ fn every_model_has_bounds_from_its_own_spread() {
                 ("norm_bias", bounds.norm_bias),
             ] {
                 let most = own[name]["most"].as_f64().expect("a number");
-                assert!(most < bound, "{} {precision} {name}: {most}, {bound}", model.name);
-                assert!(bound < 0.5, "{} {precision} {name}: {bound} is no bound", model.name);
+                let what = format!("{} {precision} {name} on {kind}", model.name);
+                assert!(most < bound, "{what}: {most}, {bound}");
+                assert!(bound < 0.5, "{what}: {bound} is no bound");
             }
         }
     }
-    let missing = Bounds::of("Other", Precision::F16Mixed, Device::Cpu);
+    let missing = Bounds::of("Other", Precision::F16Mixed, device);
     let said = missing.expect_err("nothing was recorded of it").to_string();
     assert!(said.contains("record_margins.py"), "{said}");
 }

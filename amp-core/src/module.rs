@@ -87,7 +87,8 @@ pub trait LightningModule: Module {
     }
 
     /// After a batch, with what the training step returned, detached, and what became of the
-    /// optimizer step; `None` while gradients are only accumulated.
+    /// optimizer step; `None` while gradients are only accumulated. Where the step ran as a CUDA
+    /// graph, the loss is on the host: reading it does not wait for the device.
     ///
     /// # Errors
     /// An error ends the run.

@@ -134,6 +134,8 @@ pub(crate) struct Lightning {
     pub(crate) validation: Step,
     pub(crate) optimizers: Optimizers,
     pub(crate) hooks: Vec<(&'static table::Hook, ExprPath)>,
+    /// Whether `on_train_batch_end` may be called when later steps are under way.
+    pub(crate) late: bool,
 }
 
 pub(crate) enum Step {

@@ -14,6 +14,8 @@ pub(crate) const ON_TRAIN_START: &str = "on_train_start";
 pub(crate) const ON_TRAIN_EPOCH_START: &str = "on_train_epoch_start";
 pub(crate) const ON_BEFORE_OPTIMIZER_STEP: &str = "on_before_optimizer_step";
 pub(crate) const ON_TRAIN_BATCH_END: &str = "on_train_batch_end";
+/// Of a hook that may be called when later steps are under way.
+pub(crate) const LATE: &str = "late";
 pub(crate) const ON_TRAIN_EPOCH_END: &str = "on_train_epoch_end";
 pub(crate) const ON_VALIDATION_EPOCH_END: &str = "on_validation_epoch_end";
 pub(crate) const ON_TRAIN_END: &str = "on_train_end";

@@ -16,6 +16,7 @@ mod demo_training;
 mod device;
 mod errors;
 mod graphs;
+mod graphs_hooks;
 mod islands;
 mod log;
 mod loggers;

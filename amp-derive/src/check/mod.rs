@@ -121,14 +121,27 @@ fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) ->
     match attr.args.as_deref() {
         None => Own::Refused,
         Some([Expr::Path(path)]) => Own::Function(path.clone()),
+        Some([Expr::Path(path), late]) if may_be_late(name) && is_late(late) => {
+            Own::Function(path.clone())
+        }
         Some(_) => {
+            let late = if may_be_late(name) { "; `late` may follow it" } else { "" };
             diag.error(
                 &attr.path,
-                format!("`#[{name}]` takes the path of a function, as in `#[{name}(Self::my_{name})]`, with the signature `{signature}`"),
+                format!("`#[{name}]` takes the path of a function, as in `#[{name}(Self::my_{name})]`, with the signature `{signature}`{late}"),
             );
             Own::Refused
         }
     }
+}
+
+/// Whether a hook may be told of a step when later ones are under way.
+fn may_be_late(name: &str) -> bool {
+    name == symbol::ON_TRAIN_BATCH_END
+}
+
+fn is_late(argument: &Expr) -> bool {
+    matches!(argument, Expr::Path(path) if path.path.is_ident(symbol::LATE))
 }
 
 /// Rule: an attribute for a function that the user replaces would be ignored, so it is refused.

@@ -4,7 +4,7 @@ use proc_macro2::Ident;
 use syn::{BinOp, Expr, ExprClosure, ExprLit, ExprPath, Lit, Stmt, ext::IdentExt};
 
 use super::{
-    Own, has_no_effect, keys, logging,
+    Own, has_no_effect, is_late, keys, logging,
     optimizer::{self, begins_with_a_name},
     own_function,
 };
@@ -119,6 +119,10 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
         validation: step(Stage::Val, val)?,
         optimizers: optimizers?,
         hooks: hooks?,
+        late: spec.attrs.iter().any(|attr| {
+            attr.is(symbol::ON_TRAIN_BATCH_END)
+                && matches!(attr.args.as_deref(), Some([_, argument]) if is_late(argument))
+        }),
     })
 }
 

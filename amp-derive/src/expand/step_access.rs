@@ -12,7 +12,7 @@ pub(super) fn expand(lightning: &Lightning) -> TokenStream {
         quote!(Within("the model's training step is a function of its own"))
     } else if has("on_before_optimizer_step") {
         quote!(Within("the model has an on_before_optimizer_step"))
-    } else if has("on_train_batch_end") {
+    } else if has("on_train_batch_end") && !lightning.late {
         quote!(EachStep)
     } else {
         quote!(Late)

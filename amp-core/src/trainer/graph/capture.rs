@@ -17,16 +17,18 @@ pub(super) struct StepGraph {
     graph: CudaGraph,
     /// Where the batches are read.
     inputs: Vec<Batch>,
-    /// Of each batch, detached.
-    pub(super) losses: Vec<Tensor>,
+    /// The dtype of each batch's loss.
+    losses: Vec<Kind>,
     /// Of each optimizer's parameters, unscaled and clipped; those without a gradient are left
     /// out.
     grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
     pub(super) log: CapturedLog,
     /// 1 from the first step on that was not finite.
     pub(super) void: Tensor,
-    /// `void` as it was after each step in flight, in pinned memory.
-    outcomes: Vec<Tensor>,
+    /// `void` and the losses, `[1 + batches]`.
+    report: Tensor,
+    /// The report after each step in flight, in pinned memory.
+    reports: Vec<Tensor>,
     kept: Kept,
     precision: Precision,
 }
@@ -48,10 +50,6 @@ impl StepGraph {
         let inputs = batches.iter().map(Batch::copied).collect::<Result<Vec<_>>>()?;
         let void = Tensor::f_zeros([0_i64; 0], (Kind::Float, device))?;
         let room = CapturedLog::room(device)?;
-        let outcomes = Tensor::f_zeros([slots as i64], (Kind::Float, Device::Cpu))?;
-        let outcomes = ffi::pinned(&outcomes)?;
-        let outcomes = (0..slots).map(|slot| Ok(outcomes.f_select(0, slot as i64)?));
-        let outcomes = outcomes.collect::<Result<_>>()?;
         runner.begin_capture(&inputs, shares)?;
         // What the eager steps left cached would lie beside the graph's own memory.
         ffi::cuda_empty_cache()?;
@@ -59,11 +57,13 @@ impl StepGraph {
             ffi::without_synchronization(|| capture_step(runner, model, inputs.len(), &void, &room))
         });
         runner.end_capture();
-        let (graph, Captured { losses, log, grads }) = captured.map_err(why)?;
+        let (graph, Captured { losses, report, log, grads }) = captured.map_err(why)?;
+        let room = Tensor::f_zeros([report.numel() as i64], (report.kind(), Device::Cpu))?;
+        let reports = (0..slots).map(|_| ffi::pinned(&room)).collect::<Result<_>>()?;
         let sums = log.sums().map(Tensor::shallow_clone);
         let kept = Kept::new(&buffers.into_iter().chain(sums).collect::<Vec<_>>(), slots)?;
         let precision = runner.policy().precision;
-        Ok(Self { graph, inputs, losses, grads, log, void, outcomes, kept, precision })
+        Ok(Self { graph, inputs, losses, grads, log, void, report, reports, kept, precision })
     }
 
     /// Whether it computes in this precision.
@@ -94,12 +94,21 @@ impl StepGraph {
         for (own, batch) in self.inputs.iter().zip(batches) {
             own.write(batch)?;
         }
-        self.graph.launch(&self.void, &self.outcomes[slot])
+        self.graph.launch(&self.report, &self.reports[slot])
     }
 
     /// Whether the step, whose event has passed, was left out.
     pub(super) fn is_void(&self, slot: usize) -> Result<bool> {
-        Ok(self.outcomes[slot].f_double_value(&[])? != 0.0)
+        Ok(self.reports[slot].f_double_value(&[0])? != 0.0)
+    }
+
+    /// The loss of each batch of such a step, on the host.
+    pub(super) fn losses(&self, slot: usize) -> Result<Vec<Tensor>> {
+        let losses = (1..).zip(&self.losses).map(|(at, kind)| {
+            // A copy, since the slot is written again.
+            Ok(self.reports[slot].f_select_copy(0, at)?.f_totype(*kind)?)
+        });
+        losses.collect()
     }
 
     /// Takes back what a step that was left out, and those after it, changed.
@@ -111,7 +120,8 @@ impl StepGraph {
 }
 
 struct Captured {
-    losses: Vec<Tensor>,
+    losses: Vec<Kind>,
+    report: Tensor,
     log: CapturedLog,
     grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
 }
@@ -134,6 +144,10 @@ fn capture_step(
     runner.scaler.note_non_finite(void)?;
     runner.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
+    let reported = std::iter::once(void).chain(&losses).map(|tensor| tensor.f_reshape([1]));
+    // In the widest of their dtypes, which holds each as it is.
+    let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
+    let losses = losses.iter().map(Tensor::kind).collect();
     let grads = runner.optimizers.iter().map(|scheduled| {
         let mut pairs = (Vec::new(), Vec::new());
         for parameter in scheduled.optimizer.parameters() {
@@ -145,7 +159,7 @@ fn capture_step(
         }
         Ok(pairs)
     });
-    Ok(Captured { losses, log, grads: grads.collect::<Result<_>>()? })
+    Ok(Captured { losses, report, log, grads: grads.collect::<Result<_>>()? })
 }
 
 fn buffers(model: &dyn LightningModule, device: Device) -> Result<Vec<Tensor>> {

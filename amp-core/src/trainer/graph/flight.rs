@@ -197,7 +197,7 @@ impl Run<'_, '_> {
         }
         graph.log.count_step();
         flight.replayed += 1;
-        let losses: Vec<_> = graph.losses.iter().map(|loss| loss.shallow_clone()).collect();
+        let losses = graph.losses(step.slot)?;
         let (Some((last, others)), start) = (losses.split_last(), step.examples.start) else {
             unreachable!("a step has a batch");
         };

@@ -256,3 +256,21 @@ fn hooks_are_functions() {
         ],
     );
 }
+
+#[test]
+fn a_hook_may_be_late_where_it_is_called_after_a_step() {
+    metrics("#[on_train_batch_end(Self::note, late)]", &[]);
+    metrics(
+        "#[on_train_start(Self::start, late)] #[on_train_batch_end(Self::note, later)]",
+        &[
+            (
+                "on_train_start",
+                "`#[on_train_start]` takes the path of a function, as in `#[on_train_start(Self::my_on_train_start)]`, with the signature `fn(&mut Self) -> Result<()>`",
+            ),
+            (
+                "on_train_batch_end",
+                "`#[on_train_batch_end]` takes the path of a function, as in `#[on_train_batch_end(Self::my_on_train_batch_end)]`, with the signature `fn(&mut Self, &Tensor, Option<&StepOutcome>, &mut Hook<'_>) -> Result<()>`; `late` may follow it",
+            ),
+        ],
+    );
+}

@@ -1,0 +1,102 @@
+//! A derived model's hook after each batch, where steps are CUDA graphs (`AMP_DEVICE=cuda`).
+
+use amp_core::{
+    event::Event,
+    prelude::*,
+    trainer::{Graph, StepAccess},
+};
+use rstest::rstest;
+
+use crate::support::{
+    device,
+    model::{digits, same},
+    seeded,
+};
+
+macro_rules! noting {
+    ($name:ident, $hook:meta) => {
+        /// Notes the steps and their losses, and logs the losses.
+        #[derive(LightningModule)]
+        #[loss(cross_entropy)]
+        #[optimizer(adamw, lr = 1e-3)]
+        #[$hook]
+        struct $name {
+            #[layer(sequential(linear(64, 32), relu, dropout(0.2), linear(32, 10)))]
+            model: Sequential,
+            #[transient]
+            seen: Vec<String>,
+        }
+
+        impl $name {
+            fn note(
+                &mut self,
+                loss: &Tensor,
+                outcome: Option<&StepOutcome>,
+                hook: &mut Hook<'_>,
+            ) -> Result<()> {
+                hook.log("hooked", loss, LogOptions::ON_BOTH)?;
+                let (step, scale) = (hook.global_step, hook.scale);
+                let loss = loss.f_double_value(&[])?;
+                self.seen.push(format!("{step} {scale:?} {outcome:?} {loss}"));
+                Ok(())
+            }
+        }
+    };
+}
+
+noting!(Late, on_train_batch_end(Self::note, late));
+noting!(Each, on_train_batch_end(Self::note));
+
+#[test]
+fn a_hook_is_late_where_it_says_so() -> Result<()> {
+    assert_eq!(Late::builder().build()?.step_access(), StepAccess::Late);
+    assert_eq!(Each::builder().build()?.step_access(), StepAccess::EachStep);
+    Ok(())
+}
+
+/// What it saw and what was logged are the same without graphs and with several steps in flight;
+/// some steps overflow.
+#[rstest]
+#[case::late(|| Late::builder().build(), |model: &mut Late| std::mem::take(&mut model.seen))]
+#[case::each(|| Each::builder().build(), |model: &mut Each| std::mem::take(&mut model.seen))]
+fn a_hook_is_told_of_each_step_with_its_own_loss<M: LightningModule>(
+    #[case] new: impl Fn() -> Result<M>,
+    #[case] seen: impl Fn(&mut M) -> Vec<String>,
+    #[values(1, 3)] window: i64,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let run = |graph| {
+        let _generator = seeded(7);
+        let mut model = new()?;
+        let mut config = TrainerConfig {
+            max_epochs: 8,
+            accumulate_grad_batches: window,
+            log_every_n_steps: 7,
+            graph,
+            ..TrainerConfig::new(Precision::F16Mixed, device())
+        };
+        config.scaler.init_scale = 2.0_f64.powi(26);
+        config.scaler.growth_interval = 10;
+        let mut logged = Vec::new();
+        let mut listen = |event: &Event| -> Result<()> {
+            match event {
+                Event::Logged { .. } => logged.push(format!("{event:?}")),
+                Event::EpochEnd(end) => logged.push(format!("{:?}", end.train)),
+                _ => {}
+            }
+            Ok(())
+        };
+        // The last batch is an odd one.
+        let data = same(digits(330)?, 32)?;
+        let record = Trainer::new(config).subscribe(&mut listen).fit(&mut model, &data)?;
+        Ok::<_, amp_core::Error>((seen(&mut model), logged, record.end))
+    };
+    let (eager, eager_log, _) = run(Graph::Off)?;
+    let (graphed, graphed_log, end) = run(Graph::On)?;
+    assert_eq!(eager, graphed);
+    assert_eq!(eager_log, graphed_log);
+    assert!(end.replayed > 10 && end.skipped > 0, "{end:?}");
+    Ok(())
+}

@@ -57,6 +57,24 @@ impl MultiheadAttention {
     }
 }
 
+impl MultiheadAttention {
+    /// The values alone. Where there is one position, the softmax over it is 1 whatever query and
+    /// key are: they change nothing, and their gradients are zero. libtorch's fused kernels take
+    /// longer for that than the rest of the layer, and give them gradients of rounding errors.
+    fn project_values(&self, input: &Tensor) -> Result<Tensor> {
+        let d = self.config.embed_dim;
+        let values = |packed: &Tensor| packed.f_narrow(0, 2 * d, d);
+        let (weight, bias) = (values(&self.in_proj_weight)?, values(&self.in_proj_bias)?);
+        Ok(input.f_linear(&weight, Some(&bias))?)
+    }
+}
+
+/// The attention weights `[N, heads, 1, 1]` of one position to itself.
+fn weights_of_one(values: &Tensor) -> Result<Tensor> {
+    let (n, heads) = (values.size()[0], values.size()[1]);
+    Ok(Tensor::f_ones([n, heads, 1, 1], (values.kind(), values.device()))?)
+}
+
 impl Module for MultiheadAttention {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let MultiheadAttentionConfig { embed_dim, num_heads, dropout, causal } = self.config;
@@ -65,19 +83,27 @@ impl Module for MultiheadAttention {
             let shape = [n, length, num_heads, embed_dim / num_heads];
             Ok(x.f_reshape(shape)?.f_transpose(1, 2)?)
         };
-        let projected = input.f_linear(&self.in_proj_weight, Some(&self.in_proj_bias))?;
-        let qkv = projected.f_chunk(3, -1)?;
         let dropout = if cx.drops_out() { dropout } else { 0.0 };
-        let attended = Tensor::f_scaled_dot_product_attention(
-            &heads(&qkv[0])?,
-            &heads(&qkv[1])?,
-            &heads(&qkv[2])?,
-            None::<Tensor>,
-            dropout,
-            causal,
-            None,
-            false,
-        )?;
+        let attended = if length == 1 {
+            let values = heads(&self.project_values(input)?)?;
+            match dropout {
+                0.0 => values,
+                _ => values.f_mul(&weights_of_one(&values)?.f_dropout(dropout, true)?)?,
+            }
+        } else {
+            let projected = input.f_linear(&self.in_proj_weight, Some(&self.in_proj_bias))?;
+            let qkv = projected.f_chunk(3, -1)?;
+            Tensor::f_scaled_dot_product_attention(
+                &heads(&qkv[0])?,
+                &heads(&qkv[1])?,
+                &heads(&qkv[2])?,
+                None::<Tensor>,
+                dropout,
+                causal,
+                None,
+                false,
+            )?
+        };
         let joined = attended.f_transpose(1, 2)?.f_reshape([n, length, embed_dim])?;
         cx.call("out_proj", None, &self.out_proj, &joined)
     }

@@ -3,6 +3,7 @@
 //! Numbers in brackets, as in `[5]`, are those of the list of semantics the project follows:
 //! PyTorch's rules for the scaler (1 to 9), autocast (10 to 14), the loop (15 to 19).
 
+mod attention;
 mod autocast;
 mod autocast_lists;
 mod callbacks;

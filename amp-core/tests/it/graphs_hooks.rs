@@ -54,15 +54,22 @@ fn a_hook_is_late_where_it_says_so() -> Result<()> {
     Ok(())
 }
 
+#[rstest]
+fn a_late_hook_is_told_of_each_step_with_its_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
+    sees_the_same(|| Late::builder().build(), |model| std::mem::take(&mut model.seen), window)
+}
+
+#[rstest]
+fn a_hook_is_told_of_each_step_with_its_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
+    sees_the_same(|| Each::builder().build(), |model| std::mem::take(&mut model.seen), window)
+}
+
 /// What it saw and what was logged are the same without graphs and with several steps in flight;
 /// some steps overflow.
-#[rstest]
-#[case::late(|| Late::builder().build(), |model: &mut Late| std::mem::take(&mut model.seen))]
-#[case::each(|| Each::builder().build(), |model: &mut Each| std::mem::take(&mut model.seen))]
-fn a_hook_is_told_of_each_step_with_its_own_loss<M: LightningModule>(
-    #[case] new: impl Fn() -> Result<M>,
-    #[case] seen: impl Fn(&mut M) -> Vec<String>,
-    #[values(1, 3)] window: i64,
+fn sees_the_same<M: LightningModule>(
+    new: impl Fn() -> Result<M>,
+    seen: impl Fn(&mut M) -> Vec<String>,
+    window: i64,
 ) -> Result<()> {
     if !device().is_cuda() {
         return Ok(());

@@ -145,7 +145,7 @@ impl Target {
         match (known.as_ref().and_then(|golden| golden.fingerprint.as_ref()), &golden.fingerprint) {
             (Some(known), Some(own)) => {
                 if let Some(why) = incomparable(known, own) {
-                    return Err(Error::config(why));
+                    return Err(Error::NotComparable(why));
                 }
             }
             _ => eprintln!(

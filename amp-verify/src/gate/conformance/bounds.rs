@@ -90,7 +90,7 @@ impl Spread {
 
 impl Bounds {
     /// The model's bounds on a kind of device. CUDA has its own: there autocast rounds the
-    /// log-probabilities of a cross entropy, so that a first loss is ten to sixty times as far from
+    /// log-probabilities of a cross entropy, so that a first loss is up to sixty times as far from
     /// 32-true's.
     ///
     /// # Errors

@@ -124,7 +124,7 @@ def steps(amp, margins, device):
         ]
         return list(zip(jobs, first_steps(amp, jobs, environment, threads)))
 
-    with ThreadPoolExecutor(max_workers=2 if device == "cpu" else GPU_PROCESSES) as pool:
+    with ThreadPoolExecutor(max_workers=2 if device == "cpu" else len(sets)) as pool:
         done = [pair for pairs in pool.map(work, shares) for pair in pairs]
     samples = {}
     for job, outcome in done:

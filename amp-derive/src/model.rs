@@ -133,8 +133,14 @@ pub(crate) struct Lightning {
     pub(crate) training: Step,
     pub(crate) validation: Step,
     pub(crate) optimizers: Optimizers,
-    pub(crate) hooks: Vec<(&'static table::Hook, ExprPath)>,
-    /// Whether `on_train_batch_end` may be called when later steps are under way.
+    pub(crate) hooks: Vec<OwnHook>,
+}
+
+/// A hook that the user gives a function for.
+pub(crate) struct OwnHook {
+    pub(crate) hook: &'static table::Hook,
+    pub(crate) path: ExprPath,
+    /// Whether it may be called when later steps are under way.
     pub(crate) late: bool,
 }
 

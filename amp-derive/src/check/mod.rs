@@ -102,7 +102,11 @@ fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> Option<&'a 
 enum Own {
     /// Nothing: it is generated.
     Generated,
-    Function(ExprPath),
+    Function {
+        path: ExprPath,
+        /// Whether it may be called when later steps are under way.
+        late: bool,
+    },
     /// An attribute that was refused.
     Refused,
 }
@@ -120,9 +124,9 @@ fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) ->
     };
     match attr.args.as_deref() {
         None => Own::Refused,
-        Some([Expr::Path(path)]) => Own::Function(path.clone()),
+        Some([Expr::Path(path)]) => Own::Function { path: path.clone(), late: false },
         Some([Expr::Path(path), late]) if may_be_late(name) && is_late(late) => {
-            Own::Function(path.clone())
+            Own::Function { path: path.clone(), late: true }
         }
         Some(_) => {
             let late = if may_be_late(name) { "; `late` may follow it" } else { "" };

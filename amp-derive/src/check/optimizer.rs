@@ -23,7 +23,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Optimizers> {
             let because = "`#[configure_optimizers]` replaces it: keep one of the two";
             has_no_effect(spec, &[symbol::OPTIMIZER, symbol::SCHEDULER], because, diag);
             return match own {
-                Own::Function(path) => Some(Optimizers::Function(path)),
+                Own::Function { path, .. } => Some(Optimizers::Function(path)),
                 Own::Generated | Own::Refused => None,
             };
         }

@@ -1,17 +1,17 @@
 //! Rules about the loss, the metrics and the steps they are part of.
 
 use proc_macro2::Ident;
-use syn::{BinOp, Expr, ExprClosure, ExprLit, ExprPath, Lit, Stmt, ext::IdentExt};
+use syn::{BinOp, Expr, ExprClosure, ExprLit, Lit, Stmt, ext::IdentExt};
 
 use super::{
-    Own, has_no_effect, is_late, keys, logging,
+    Own, has_no_effect, keys, logging,
     optimizer::{self, begins_with_a_name},
     own_function,
 };
 use crate::{
     check::only,
     diag::Diagnostics,
-    model::{Lightning, Loss, Metric, MetricValue, Pair, Step},
+    model::{Lightning, Loss, Metric, MetricValue, OwnHook, Pair, Step},
     spec::{Arg, Attr, Spec, named, word},
     symbol,
     table::{self, HOOKS, Hook, LOSSES, METRICS},
@@ -96,7 +96,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     let logs = logging::check(spec, &names, diag);
     let step = |stage: Stage, own: Own| match own {
         Own::Refused => None,
-        Own::Function(path) => Some(Step::Function(path)),
+        Own::Function { path, .. } => Some(Step::Function(path)),
         Own::Generated => {
             let logs = logs.as_ref()?;
             let of_stage = metrics.iter().filter(|metric| metric.is_for(stage));
@@ -119,17 +119,13 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
         validation: step(Stage::Val, val)?,
         optimizers: optimizers?,
         hooks: hooks?,
-        late: spec.attrs.iter().any(|attr| {
-            attr.is(symbol::ON_TRAIN_BATCH_END)
-                && matches!(attr.args.as_deref(), Some([_, argument]) if is_late(argument))
-        }),
     })
 }
 
 /// The functions given for hooks, or `None` if one was refused.
-fn hooks(spec: &Spec, diag: &Diagnostics) -> Option<Vec<(&'static Hook, ExprPath)>> {
+fn hooks(spec: &Spec, diag: &Diagnostics) -> Option<Vec<OwnHook>> {
     // Collected in two steps, so that every hook is looked at.
-    let found: Vec<(&Hook, Own)> = HOOKS
+    let found: Vec<(&'static Hook, Own)> = HOOKS
         .iter()
         .map(|hook| (hook, own_function(spec, hook.name, hook.signature, diag)))
         .collect();
@@ -137,7 +133,7 @@ fn hooks(spec: &Spec, diag: &Diagnostics) -> Option<Vec<(&'static Hook, ExprPath
     for (hook, own) in found {
         match own {
             Own::Generated => {}
-            Own::Function(path) => hooks.push((hook, path)),
+            Own::Function { path, late } => hooks.push(OwnHook { hook, path, late }),
             Own::Refused => return None,
         }
     }

@@ -2,18 +2,17 @@
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;
-use syn::ExprPath;
 
 use super::local;
-use crate::table::{Given, Hook};
+use crate::{model::OwnHook, table::Given};
 
-pub(super) fn expand((hook, function): &(&'static Hook, ExprPath)) -> TokenStream {
+pub(super) fn expand(OwnHook { hook, path, .. }: &OwnHook) -> TokenStream {
     let name = Ident::new(hook.name, Span::call_site());
     let (names, types): (Vec<Ident>, Vec<TokenStream>) =
         hook.takes.iter().map(|given| argument(*given)).unzip();
     quote! {
         fn #name(&mut self, #(#names: #types),*) -> __amp::Result<()> {
-            #function(self, #(#names),*)
+            #path(self, #(#names),*)
         }
     }
 }

@@ -7,12 +7,12 @@ use quote::quote;
 use crate::model::{Lightning, Step};
 
 pub(super) fn expand(lightning: &Lightning) -> TokenStream {
-    let has = |name: &str| lightning.hooks.iter().any(|(hook, _)| hook.name == name);
+    let own = |name: &str| lightning.hooks.iter().find(|own| own.hook.name == name);
     let access = if matches!(lightning.training, Step::Function(_)) {
         quote!(Within("the model's training step is a function of its own"))
-    } else if has("on_before_optimizer_step") {
+    } else if own("on_before_optimizer_step").is_some() {
         quote!(Within("the model has an on_before_optimizer_step"))
-    } else if has("on_train_batch_end") && !lightning.late {
+    } else if own("on_train_batch_end").is_some_and(|own| !own.late) {
         quote!(EachStep)
     } else {
         quote!(Late)

@@ -89,13 +89,15 @@ int amp_host_memory_stop(void* guard) {
   return amp::guarded([&] { delete static_cast<HostMemoryGuard*>(guard); });
 }
 
-int amp_cuda_memory(int index, int64_t* allocated, int64_t* peak, int64_t* reserved_peak) {
+// What tensors asked for. The allocator's own count (allocated_bytes) is that of the blocks it gave
+// them, which may be up to 1 MiB larger each, depending on what was cached before.
+int amp_cuda_memory(int index, int64_t* requested, int64_t* peak, int64_t* reserved_peak) {
   return amp::guarded([&] {
     using c10::CachingAllocator::StatType;
     const auto all = static_cast<size_t>(StatType::AGGREGATE);
     const auto stats = at::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(index);
-    *allocated = stats.allocated_bytes[all].current;
-    *peak = stats.allocated_bytes[all].peak;
+    *requested = stats.requested_bytes[all].current;
+    *peak = stats.requested_bytes[all].peak;
     *reserved_peak = stats.reserved_bytes[all].peak;
   });
 }

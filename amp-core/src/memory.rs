@@ -8,13 +8,13 @@ use crate::{Error, Result, ffi};
 /// Bytes of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Memory {
-    /// The most that was allocated at once, above what was held at the start.
+    /// The most that tensors asked for at once, above what was held at the start.
     pub peak_allocated: u64,
     /// The most the caching allocator reserved; CUDA only.
     pub peak_reserved: Option<u64>,
 }
 
-/// Bytes of tensors allocated on a CUDA device now.
+/// Bytes that tensors on a CUDA device have asked for now.
 ///
 /// # Errors
 /// When the device is not a CUDA device or cannot be asked.
@@ -36,9 +36,11 @@ pub fn cuda_free(device: Device) -> Result<u64> {
     }
 }
 
-/// Measures from its creation. On CUDA it reads the caching allocator's statistics
-/// (torch.cuda.max_memory_allocated); on the CPU it counts what libtorch's allocator hands out
-/// on this thread and its workers, which is exact and does not depend on the C library's heap.
+/// Measures from its creation. On CUDA it reads the caching allocator's statistics of what was asked
+/// for (`requested_bytes.all.peak` of torch.cuda.memory_stats), since the blocks that it gives, which
+/// torch.cuda.max_memory_allocated counts, are up to 1 MiB larger each, depending on what ran before;
+/// on the CPU it counts what libtorch's allocator hands out on this thread and its workers, which is
+/// exact and does not depend on the C library's heap.
 pub struct MemoryMeter {
     source: Source,
 }

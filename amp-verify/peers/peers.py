@@ -166,7 +166,8 @@ class Clock:
             answer(ready=True)
         else:
             seconds = time.perf_counter() - self.start
-            peak = torch.cuda.max_memory_allocated() if CUDA else None
+            # What tensors asked for, as on our side.
+            peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] if CUDA else None
             answer(steps=self.steps, seconds=seconds, peak_memory_bytes=peak)
         asked = request() or {"end": True}
         if "go" not in asked:

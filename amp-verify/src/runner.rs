@@ -9,6 +9,7 @@ use amp_core::{
     memory::MemoryMeter,
     precision::Precision,
     record::RunRecord,
+    trainer::Graph,
 };
 
 use crate::case::Case;
@@ -24,8 +25,8 @@ pub struct Extras {
 
 /// Trains the case under `precision`; its events go to `subscriber`.
 ///
-/// Two batches are trained and thrown away first, so that loading kernels and starting threads
-/// count for no precision's time or memory.
+/// A few batches are trained and thrown away first, so that loading kernels, starting threads and a
+/// process's first CUDA graph count for no precision's time or memory.
 ///
 /// # Errors
 /// When an option is not for this precision, the checkpoint is not this run's, a step or a
@@ -56,8 +57,16 @@ pub fn run(
 }
 
 fn warm_up(case: &Case, config: &TrainerConfig) -> Result<()> {
-    let data = case.data.head(2)?;
-    let mut model = case.build()?;
-    Trainer::new(TrainerConfig { max_epochs: 1, ..config.clone() }).fit(model.as_mut(), &data)?;
-    Ok(())
+    let train = |batches: i64, graph: Graph| -> Result<()> {
+        let data = case.data.head(batches)?;
+        let mut model = case.build()?;
+        let config = TrainerConfig { max_epochs: 1, graph, ..config.clone() };
+        Trainer::new(config).fit(model.as_mut(), &data).map(drop)
+    };
+    if config.device.is_cuda() {
+        // As many as come before a graph, and one within it. Its capture gives cuBLAS's workspaces
+        // back, which the last batches bring again.
+        train(4 * config.accumulate_grad_batches, config.graph)?;
+    }
+    train(2, Graph::Off)
 }

@@ -72,11 +72,11 @@ impl Drop for HostMemory {
     }
 }
 
-/// Bytes allocated now, their peak, and the peak reserved by the caching allocator.
+/// Bytes asked for now, their peak, and the peak reserved by the caching allocator.
 pub(crate) fn cuda_memory(index: usize) -> Result<(i64, i64, i64)> {
-    let (mut allocated, mut peak, mut reserved) = (0, 0, 0);
-    checked!(amp_cuda_memory(index as c_int, &mut allocated, &mut peak, &mut reserved))?;
-    Ok((allocated, peak, reserved))
+    let (mut requested, mut peak, mut reserved) = (0, 0, 0);
+    checked!(amp_cuda_memory(index as c_int, &mut requested, &mut peak, &mut reserved))?;
+    Ok((requested, peak, reserved))
 }
 
 pub(crate) fn cuda_memory_reset_peak(index: usize) -> Result<()> {

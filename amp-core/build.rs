@@ -1,31 +1,54 @@
 //! Compiles the C++ shim against the libtorch that torch-sys found.
 
-use std::{env, path::PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
     // torch-sys tells its dependents where the libraries are; the headers lie beside them.
     let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys sets this"));
     let include = lib.parent().expect("lib has a parent").join("include");
+    let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets this"));
+    embed_kernels(&out);
     cc::Build::new()
         .cpp(true)
         .std("c++17")
         .warnings(false)
         // Its few loops are on every step's way, in the tests' profile too.
         .opt_level(3)
+        .include(&out)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .flag("-Wall")
         .flag("-Wno-unused-parameter")
         .files([
+            "csrc/adam.cpp",
             "csrc/amp.cpp",
             "csrc/checkpoint.cpp",
             "csrc/device.cpp",
             "csrc/graph.cpp",
+            "csrc/kernel.cpp",
+            "csrc/linear.cpp",
             "csrc/optim.cpp",
             "csrc/run.cpp",
             "csrc/transfer.cpp",
         ])
         .compile("amp_shim");
     println!("cargo:rustc-link-lib=dl");
+}
+
+/// Makes each CUDA kernel's source a string of the shim (`kernels/adam.cu.h`), which is compiled
+/// where it runs.
+fn embed_kernels(out: &Path) {
+    fs::create_dir_all(out.join("kernels")).expect("a folder for the kernels");
+    for entry in fs::read_dir("csrc/kernels").expect("the kernels") {
+        let path = entry.expect("a kernel").path();
+        let text = fs::read_to_string(&path).expect("its source");
+        let (Some(name), Some(stem)) = (path.file_name(), path.file_stem()) else { continue };
+        let (name, stem) = (name.to_string_lossy(), stem.to_string_lossy());
+        let header = format!("constexpr char amp_kernels_{stem}[] = R\"cuda({text})cuda\";\n");
+        fs::write(out.join("kernels").join(format!("{name}.h")), header).expect("a header");
+    }
 }

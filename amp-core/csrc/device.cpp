@@ -6,12 +6,12 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/Logging.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
-#include <dlfcn.h>
 
 #include <algorithm>
 #include <atomic>
 #include <memory>
 
+#include "driver.h"
 #include "guard.h"
 
 namespace {
@@ -37,17 +37,6 @@ struct HostMemoryGuard {
   c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, memory};
 };
 
-// The driver's own library: present wherever a GPU can be used, and its ABI is stable, so that
-// neither CUDA headers nor a CUDA build are needed to ask what the device is.
-struct Driver {
-  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-
-  template <typename Function>
-  Function* find(const char* name) const {
-    return library == nullptr ? nullptr : reinterpret_cast<Function*>(dlsym(library, name));
-  }
-};
-
 }  // namespace
 
 extern "C" {
@@ -57,14 +46,9 @@ extern "C" {
 // its start-up time. Must come before libtorch is first asked about CUDA: it asks once.
 int amp_load_cuda(int* loaded) {
   return amp::guarded([&] {
-    static const bool found = [] {
-      if (Driver().library == nullptr) return false;
-      Dl_info here{};
-      if (dladdr(reinterpret_cast<void*>(&at::globalContext), &here) == 0) return false;
-      const std::string path(here.dli_fname);
-      const std::string cuda = path.substr(0, path.rfind('/') + 1) + "libtorch_cuda.so";
-      return dlopen(cuda.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr;
-    }();
+    static const bool found =
+        amp::driver().handle != nullptr &&
+        amp::beside_libtorch("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL).handle != nullptr;
     *loaded = found;
   });
 }
@@ -149,7 +133,7 @@ struct AmpCudaDevice {
 
 int amp_cuda_device(int index, AmpCudaDevice* out) {
   return amp::guarded([&] {
-    static const Driver driver;
+    static const amp::Library driver = amp::driver();
     // Attribute numbers of cuda.h: CU_DEVICE_ATTRIBUTE_…
     constexpr int multiprocessor_count = 16, capability_major = 75, capability_minor = 76;
     auto init = driver.find<int(unsigned)>("cuInit");

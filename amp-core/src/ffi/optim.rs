@@ -1,4 +1,4 @@
-//! Optimizer steps (`csrc/optim.cpp`).
+//! Optimizer steps (`csrc/optim.cpp`, `csrc/adam.cpp`).
 
 use std::ffi::{c_double, c_int};
 
@@ -54,7 +54,27 @@ pub(crate) struct LionStep {
     pub(crate) weight_decay: c_double,
 }
 
+/// Options of an Adam step whose rates lie on the device.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdamOnDevice {
+    pub(crate) beta2: c_double,
+    pub(crate) eps: c_double,
+    pub(crate) weight_decay: c_double,
+    /// As [`AdamStep::decoupled`].
+    pub(crate) decoupled: c_int,
+}
+
 unsafe extern "C" {
+    fn amp_adam_write_rates(rates: Handle, lr: c_double, beta1: c_double) -> c_int;
+    fn amp_adam_on_device(
+        lists: *const *const Handle,
+        count: usize,
+        options: *const AdamOnDevice,
+        rates: Handle,
+        factor: Handle,
+        found_inf: Handle,
+    ) -> c_int;
     fn amp_fused_adam(
         lists: *const *const Handle,
         count: usize,
@@ -114,6 +134,33 @@ pub(crate) fn adam(lists: [&[Tensor]; 5], step: &AdamStep, kernels: Kernels<'_>)
             checked!(amp_fused_adam(lists, count, &raw const *step, handle(found_inf)))
         }
         Kernels::Foreach => checked!(amp_foreach_adam(lists, count, &raw const *step)),
+    })
+}
+
+/// Makes `rates`, f64 `[2]` on a CUDA device, the learning rate and beta1.
+pub(crate) fn adam_write_rates(rates: &Tensor, lr: f64, beta1: f64) -> Result<()> {
+    checked!(amp_adam_write_rates(rates.as_ptr(), lr, beta1))
+}
+
+/// As [`adam`], of one dtype on a CUDA device, with kernels of our own: steps are not counted up
+/// before, `rates` are those of [`adam_write_rates`], `factor` multiplies the gradients, and where
+/// `found_inf`, of f32, is not 0 nothing moves; both are scalars on the device.
+pub(crate) fn adam_on_device(
+    lists: [&[Tensor]; 5],
+    options: &AdamOnDevice,
+    rates: &Tensor,
+    factor: Option<&Tensor>,
+    found_inf: Option<&Tensor>,
+) -> Result<()> {
+    with_lists(&lists, |lists, count| {
+        checked!(amp_adam_on_device(
+            lists,
+            count,
+            &raw const *options,
+            rates.as_ptr(),
+            handle(factor),
+            handle(found_inf),
+        ))
     })
 }
 

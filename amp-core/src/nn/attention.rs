@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::{Context, Linear, LinearConfig, Module, Op, Role, Visitor, init, visit_child};
-use crate::{Error, Result};
+use crate::{Error, Result, ffi};
 
 /// The options of a [`MultiheadAttention`].
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,7 @@ impl MultiheadAttention {
         let d = self.config.embed_dim;
         let values = |packed: &Tensor| packed.f_narrow(0, 2 * d, d);
         let (weight, bias) = (values(&self.in_proj_weight)?, values(&self.in_proj_bias)?);
-        Ok(input.f_linear(&weight, Some(&bias))?)
+        ffi::linear(input, &weight, Some(&bias))
     }
 }
 
@@ -91,7 +91,7 @@ impl Module for MultiheadAttention {
                 _ => values.f_mul(&weights_of_one(&values)?.f_dropout(dropout, true)?)?,
             }
         } else {
-            let projected = input.f_linear(&self.in_proj_weight, Some(&self.in_proj_bias))?;
+            let projected = ffi::linear(input, &self.in_proj_weight, Some(&self.in_proj_bias))?;
             let qkv = projected.f_chunk(3, -1)?;
             Tensor::f_scaled_dot_product_attention(
                 &heads(&qkv[0])?,

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::{Context, Module, Op, Role, Visitor, init};
-use crate::{Error, Result};
+use crate::{Error, Result, ffi};
 
 /// The options of a [`Linear`].
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +21,8 @@ impl LinearConfig {
     }
 }
 
-/// y = x·Wᵀ + b, for x of shape `[…, in_features]`; nn.Linear.
+/// y = x·Wᵀ + b, for x of shape `[…, in_features]`; nn.Linear. Under autocast on CUDA the weight's
+/// gradient is not rounded to 16 bits on its way to f32, as it is in PyTorch.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -64,7 +65,7 @@ impl Linear {
 
 impl Module for Linear {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        Ok(input.f_linear(&self.weight, self.bias.as_ref())?)
+        ffi::linear(input, &self.weight, self.bias.as_ref())
     }
 
     fn visit(&self, visitor: &mut dyn Visitor) {

@@ -1,15 +1,15 @@
 //! Adam and AdamW (torch/optim/adam.py, adamw.py).
 
-use tch::Kind;
+use tch::{Device, Kind, Tensor};
 
 use super::{
-    Rates, build_plainly,
+    Abilities, Rates, build_plainly,
     engine::{Algorithm, Slot, SlotShape, StepTensors, kernels},
     require,
 };
 use crate::{
     Result,
-    ffi::{self, AdamStep},
+    ffi::{self, AdamOnDevice, AdamStep},
 };
 
 /// Adam with decoupled weight decay; defaults are torch.optim.AdamW's.
@@ -24,7 +24,8 @@ pub struct AdamW {
     /// Each step takes lr·weight_decay of the weight away.
     pub weight_decay: f64,
     /// Whether one kernel takes the whole step (torch's `fused=True`) or a few do, each over all
-    /// parameters (`foreach=True`). They differ in the last bit.
+    /// parameters (`foreach=True`). They differ in the last bit. On CUDA it is a kernel of ours,
+    /// which takes unscaling and clipping along and may be part of a CUDA graph.
     pub fused: bool,
 }
 
@@ -100,8 +101,13 @@ macro_rules! adam {
                 step(tensors, &options, fused)
             }
 
-            fn skips_on_device(&self) -> bool {
-                self.fused
+            fn abilities(&self, device: Device) -> Abilities {
+                let ours = self.fused && device.is_cuda();
+                Abilities { skips: self.fused, scales: ours, captures: ours }
+            }
+
+            fn write_rates(&self, rates: &Tensor) -> Result<()> {
+                ffi::adam_write_rates(rates, self.lr, self.betas.0)
             }
         }
 
@@ -113,10 +119,16 @@ adam!(AdamW, true);
 adam!(Adam, false);
 
 fn step(tensors: &StepTensors<'_>, options: &AdamStep, fused: bool) -> Result<()> {
-    let StepTensors { params, grads, states, found_inf, .. } = *tensors;
+    let StepTensors { params, grads, states, known, rates, .. } = *tensors;
     let [exp_avgs, exp_avg_sqs, steps] = states else {
         unreachable!("Adam has three slots");
     };
+    let lists = [params, grads, exp_avgs, exp_avg_sqs, steps.as_slice()];
+    if let Some(rates) = rates {
+        let AdamStep { beta2, eps, weight_decay, decoupled, .. } = *options;
+        let options = AdamOnDevice { beta2, eps, weight_decay, decoupled };
+        return ffi::adam_on_device(lists, &options, rates, known.factor, known.found_inf);
+    }
     ffi::foreach_add(steps, 1.0)?;
-    ffi::adam([params, grads, exp_avgs, exp_avg_sqs, steps], options, kernels(fused, found_inf))
+    ffi::adam(lists, options, kernels(fused, known.found_inf))
 }

@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Optimizer, Rates, WeightUpdate, saved,
+    Abilities, OnDevice, Optimizer, Rates, WeightUpdate, saved,
     weight_update::{is_half, wide, write, write_stochastically},
 };
 use crate::{Error, Result, ffi::Kernels, nn::Parameter, state::State};
@@ -41,9 +41,19 @@ pub(super) trait Algorithm: Copy + 'static {
     /// When a kernel fails.
     fn step(&self, tensors: &StepTensors<'_>) -> Result<()>;
 
-    /// Whether [`step`](Self::step) looks at `found_inf`.
-    fn skips_on_device(&self) -> bool {
-        false
+    /// What [`step`](Self::step) can take on this device.
+    fn abilities(&self, device: Device) -> Abilities {
+        let _ = device;
+        Abilities::default()
+    }
+
+    /// Writes the rates to `[2]` f64 on the device, for steps that can be captured.
+    ///
+    /// # Errors
+    /// When the kernel fails.
+    fn write_rates(&self, rates: &Tensor) -> Result<()> {
+        let _ = rates;
+        Ok(())
     }
 }
 
@@ -85,8 +95,10 @@ pub(super) struct StepTensors<'a> {
     pub(super) states: &'a [Vec<Tensor>],
     /// Whether these parameters have never been stepped; all of them or none.
     pub(super) first: bool,
-    /// An f32 scalar on the device: where it is 1, nothing moves.
-    pub(super) found_inf: Option<&'a Tensor>,
+    /// What the device alone knows.
+    pub(super) known: OnDevice<'a>,
+    /// Where a step that can be captured finds its rates.
+    pub(super) rates: Option<&'a Tensor>,
 }
 
 /// A built optimizer.
@@ -95,10 +107,18 @@ pub(super) struct Engine<A> {
     options: Vec<A>,
     /// By group, as the options wanted them at the start.
     slots: Vec<Vec<Slot>>,
+    /// By group, where the steps can be captured.
+    rates: Vec<Option<RatesOnDevice>>,
     parameters: Vec<Parameter>,
     /// By parameter.
     kept: Vec<Kept>,
     update: WeightUpdate,
+}
+
+/// The rates where a captured step reads them.
+struct RatesOnDevice {
+    tensor: Tensor,
+    written: Option<Rates>,
 }
 
 /// What is kept for a parameter.
@@ -160,7 +180,16 @@ impl<A: Algorithm> Engine<A> {
             Ok(Kept { group, states, master, started: false })
         });
         let kept = kept.collect::<Result<_>>()?;
-        Ok(Self { options, slots, kept, parameters, update })
+        let device = common_device(&parameters);
+        let rates = options.iter().map(|options| match device {
+            Some(device) if options.abilities(device).captures => {
+                let tensor = Tensor::f_zeros([2], (Kind::Double, device))?;
+                Ok(Some(RatesOnDevice { tensor, written: None }))
+            }
+            _ => Ok(None),
+        });
+        let rates = rates.collect::<Result<_>>()?;
+        Ok(Self { options, slots, rates, kept, parameters, update })
     }
 
     /// The parameters that have gradients, in parts that one kernel call takes.
@@ -183,7 +212,7 @@ impl<A: Algorithm> Engine<A> {
         Ok(batches)
     }
 
-    fn step_batch(&self, batch: &Batch, found_inf: Option<&Tensor>) -> Result<()> {
+    fn step_batch(&self, batch: &Batch, known: OnDevice<'_>) -> Result<()> {
         let (_, kind, _) = batch.key;
         let working = working::<A>(kind, self.update);
         let tensors = |places: &[usize]| -> Vec<Tensor> {
@@ -191,7 +220,7 @@ impl<A: Algorithm> Engine<A> {
         };
         if working == Working::Itself {
             let params = tensors(&batch.places);
-            return self.step_on(batch, &batch.places, &params, &batch.grads, found_inf);
+            return self.step_on(batch, &batch.places, &params, &batch.grads, known);
         }
         for part in parts(&batch.grads) {
             let places = &batch.places[part.clone()];
@@ -202,7 +231,7 @@ impl<A: Algorithm> Engine<A> {
                 Working::Masters => masters.map(Tensor::shallow_clone).collect(),
                 _ => narrow.iter().map(wide).collect::<Result<Vec<_>>>()?,
             };
-            self.step_on(batch, places, &params, &grads, found_inf)?;
+            self.step_on(batch, places, &params, &grads, known)?;
             for (to, from) in narrow.iter().zip(&params) {
                 match working {
                     Working::Copies { stochastic: true } => write_stochastically(to, from)?,
@@ -219,7 +248,7 @@ impl<A: Algorithm> Engine<A> {
         places: &[usize],
         params: &[Tensor],
         grads: &[Tensor],
-        found_inf: Option<&Tensor>,
+        known: OnDevice<'_>,
     ) -> Result<()> {
         let (group, _, first) = batch.key;
         let slot =
@@ -227,7 +256,8 @@ impl<A: Algorithm> Engine<A> {
         let slots = 0..self.slots[group].len();
         let states: Vec<Vec<Tensor>> = slots.map(|at| slot(at).collect()).collect();
         let states = &states;
-        self.options[group].step(&StepTensors { params, grads, states, first, found_inf })
+        let rates = self.rates[group].as_ref().map(|rates| &rates.tensor);
+        self.options[group].step(&StepTensors { params, grads, states, first, known, rates })
     }
 }
 
@@ -238,6 +268,13 @@ struct Batch {
     /// Places in the optimizer's list.
     places: Vec<usize>,
     grads: Vec<Tensor>,
+}
+
+/// The device that all parameters are on.
+fn common_device(parameters: &[Parameter]) -> Option<Device> {
+    let mut devices = parameters.iter().map(|parameter| parameter.tensor.device());
+    let first = devices.next()?;
+    devices.all(|device| device == first).then_some(first)
 }
 
 /// Elements of 16-bit parameters that are widened to f32 at once: bounds the memory of the copies.
@@ -281,9 +318,19 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         &self.parameters
     }
 
-    fn step(&mut self) -> Result<()> {
+    fn step_with(&mut self, known: OnDevice<'_>) -> Result<()> {
+        let abilities = self.abilities();
+        if known.found_inf.is_some() && !abilities.skips
+            || known.factor.is_some() && !abilities.scales
+        {
+            return Err(Error::config(format!(
+                "{} cannot leave a step out, or scale gradients, on the device here",
+                A::NAME
+            )));
+        }
+        self.write_rates()?;
         for batch in self.batches()? {
-            self.step_batch(&batch, None)?;
+            self.step_batch(&batch, known)?;
             for at in batch.places {
                 self.kept[at].started = true;
             }
@@ -291,14 +338,25 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         Ok(())
     }
 
-    fn skips_on_device(&self) -> bool {
+    fn abilities(&self) -> Abilities {
         // Whether the first step was taken is known on the host alone.
         let started = !A::FIRST_STEP_DIFFERS || self.kept.iter().all(|kept| kept.started);
-        started && self.options.iter().all(A::skips_on_device)
+        let (true, Some(device)) = (started, common_device(&self.parameters)) else {
+            return Abilities::default();
+        };
+        let all = Abilities { skips: true, scales: true, captures: true };
+        self.options.iter().map(|options| options.abilities(device)).fold(all, Abilities::and)
     }
 
-    fn step_unless(&mut self, found_inf: &Tensor) -> Result<()> {
-        self.batches()?.iter().try_for_each(|batch| self.step_batch(batch, Some(found_inf)))
+    fn write_rates(&mut self) -> Result<()> {
+        for (options, rates) in self.options.iter().zip(&mut self.rates) {
+            let Some(rates) = rates.as_mut().filter(|r| r.written != Some(options.rates())) else {
+                continue;
+            };
+            options.write_rates(&rates.tensor)?;
+            rates.written = Some(options.rates());
+        }
+        Ok(())
     }
 
     fn rates(&self) -> Vec<Rates> {

@@ -72,6 +72,37 @@ pub trait BuildOptimizer {
     }
 }
 
+/// Numbers on the parameters' device that a step depends on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OnDevice<'a> {
+    /// Where it, an f32 scalar, is not 0, nothing moves.
+    pub found_inf: Option<&'a Tensor>,
+    /// What every gradient is multiplied by first: a scalar.
+    pub factor: Option<&'a Tensor>,
+}
+
+/// What an optimizer's steps can do on the device, without the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// Be left out: [`OnDevice::found_inf`].
+    pub skips: bool,
+    /// Multiply the gradients: [`OnDevice::factor`].
+    pub scales: bool,
+    /// Be part of a CUDA graph: a step reads its rates from the device, where
+    /// [`Optimizer::write_rates`] writes them.
+    pub captures: bool,
+}
+
+impl Abilities {
+    fn and(self, other: Self) -> Self {
+        Self {
+            skips: self.skips && other.skips,
+            scales: self.scales && other.scales,
+            captures: self.captures && other.captures,
+        }
+    }
+}
+
 /// An optimizer with its parameters and state.
 pub trait Optimizer {
     /// PyTorch's name, as `AdamW`.
@@ -84,22 +115,27 @@ pub trait Optimizer {
     ///
     /// # Errors
     /// When the kernel fails.
-    fn step(&mut self) -> Result<()>;
-
-    /// Whether the device can leave a step out by itself: then [`step_unless`](Self::step_unless)
-    /// works.
-    fn skips_on_device(&self) -> bool {
-        false
+    fn step(&mut self) -> Result<()> {
+        self.step_with(OnDevice::default())
     }
 
-    /// [`step`](Self::step), but where `found_inf`, an f32 scalar on the parameters' device, is 1
-    /// nothing moves. The host learns nothing of it.
+    /// [`step`](Self::step) with numbers that the device alone knows.
     ///
     /// # Errors
-    /// When the optimizer cannot, or the kernel fails.
-    fn step_unless(&mut self, found_inf: &Tensor) -> Result<()> {
-        let _ = found_inf;
-        Err(Error::config(format!("{} cannot leave a step out on the device", self.name())))
+    /// When [`abilities`](Self::abilities) has one of them not, or the kernel fails.
+    fn step_with(&mut self, known: OnDevice<'_>) -> Result<()>;
+
+    /// What [`step_with`](Self::step_with) can take.
+    fn abilities(&self) -> Abilities {
+        Abilities::default()
+    }
+
+    /// Brings the current rates to the device, for steps that were captured.
+    ///
+    /// # Errors
+    /// When the kernel fails.
+    fn write_rates(&mut self) -> Result<()> {
+        Ok(())
     }
 
     /// The current rates of each parameter group; there is at least one.

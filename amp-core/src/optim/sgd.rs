@@ -1,9 +1,9 @@
 //! SGD with momentum (torch/optim/sgd.py).
 
-use tch::Kind;
+use tch::{Device, Kind};
 
 use super::{
-    Rates, build_plainly,
+    Abilities, Rates, build_plainly,
     engine::{Algorithm, Slot, StepTensors, kernels},
     require,
     weight_update::is_half,
@@ -88,11 +88,11 @@ impl Algorithm for Sgd {
         // A schedule may have taken the momentum to 0.
         let buffers = tensors.states.first().filter(|_| momentum != 0.0);
         lists.extend(buffers.map(Vec::as_slice));
-        ffi::sgd(&lists, &options, kernels(fused, tensors.found_inf))
+        ffi::sgd(&lists, &options, kernels(fused, tensors.known.found_inf))
     }
 
-    fn skips_on_device(&self) -> bool {
-        self.fused
+    fn abilities(&self, _: Device) -> Abilities {
+        Abilities { skips: self.fused, ..Default::default() }
     }
 }
 

@@ -1,5 +1,7 @@
 //! One optimizer step: unscale, hooks, clip, step, update, and what follows from the outcome.
 
+use tch::Tensor;
+
 use super::{
     TrainerConfig,
     fit::{Callbacks, Emit},
@@ -13,7 +15,7 @@ use crate::{
     event::{Event, Skipped},
     log::{Log, Logged},
     nn::Context,
-    optim::{Interval, Scheduled},
+    optim::{Interval, OnDevice, Scheduled},
     precision::{Clip, GradScaler, Gradients, Policy, StepOutcome, Unscaled},
 };
 
@@ -192,14 +194,19 @@ impl<'a> StepRunner<'a> {
     }
 
     /// Unscales the gradients of each optimizer's parameters and, where nobody looks at them in
-    /// between, clips them too.
+    /// between, clips them too; where nobody looks at them afterwards either, an optimizer that can
+    /// does both within its step.
     fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
         let mut gradients = Vec::with_capacity(self.optimizers.len());
         for scheduled in &self.optimizers {
             let scaled = self.scaler.gradients(scheduled.optimizer.as_ref())?;
             gradients.push(match self.config.gradient_clip {
                 Some(Clip::Norm(limit)) if !self.looked_at() => {
-                    self.scaler.unscale_and_clip_norm(scaled, limit)?
+                    let unseen = matches!(self.access, StepAccess::Late);
+                    match unseen && scheduled.optimizer.abilities().scales {
+                        true => self.scaler.clip_norm_within_step(scaled, limit)?,
+                        false => self.scaler.unscale_and_clip_norm(scaled, limit)?,
+                    }
                 }
                 _ => self.scaler.unscale(scaled)?,
             });
@@ -221,9 +228,31 @@ impl<'a> StepRunner<'a> {
     }
 
     /// Unscales and clips; nobody looks.
-    pub(super) fn prepare_gradients(&mut self) -> Result<()> {
+    pub(super) fn prepare_gradients(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
         let gradients = self.unscale()?;
-        self.clip(&gradients)
+        self.clip(&gradients)?;
+        Ok(gradients)
+    }
+
+    /// Steps each optimizer that can be captured, unless `void` is not 0.
+    pub(super) fn step_captured(
+        &mut self,
+        gradients: Vec<Gradients<Unscaled>>,
+        void: &Tensor,
+    ) -> Result<()> {
+        for (gradients, scheduled) in gradients.into_iter().zip(&mut self.optimizers) {
+            if scheduled.optimizer.abilities().captures {
+                let factor = gradients.into_factor();
+                let known = OnDevice { found_inf: Some(void), factor: factor.as_ref() };
+                scheduled.optimizer.step_with(known)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the rates to where captured steps read them.
+    pub(super) fn write_rates(&mut self) -> Result<()> {
+        self.optimizers.iter_mut().try_for_each(|scheduled| scheduled.optimizer.write_rates())
     }
 
     /// One try. With several optimizers it is skipped where one of them is; a schedule moves when

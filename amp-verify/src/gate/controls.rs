@@ -4,7 +4,8 @@ use amp_core::{
     LightningModule, Result,
     nn::Parameter,
     optim::{
-        BuildOptimizer, Optimizer, OptimizerConfig, Optimizers, Rates, TrainingPlan, WeightUpdate,
+        BuildOptimizer, OnDevice, Optimizer, OptimizerConfig, Optimizers, Rates, TrainingPlan,
+        WeightUpdate,
     },
     state::State,
 };
@@ -45,7 +46,7 @@ impl Optimizer for Frozen {
         &self.0
     }
 
-    fn step(&mut self) -> Result<()> {
+    fn step_with(&mut self, _: OnDevice<'_>) -> Result<()> {
         Ok(())
     }
 

@@ -20,6 +20,8 @@ pub struct Gradients<S> {
     pub(super) names: Vec<String>,
     pub(super) tensors: Vec<Tensor>,
     pub(super) found_inf: Option<FoundInf>,
+    /// What the tensors still have to be multiplied by within the step: a scalar.
+    pub(super) factor: Option<Tensor>,
     pub(super) owner: usize,
     pub(super) state: PhantomData<S>,
 }
@@ -147,6 +149,11 @@ impl Gradients<Unscaled> {
     /// The gradients with their parameters' names, in order of declaration.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.names.iter().map(String::as_str).zip(&self.tensors)
+    }
+
+    /// What the step has to multiply by, if it was left to it.
+    pub(crate) fn into_factor(self) -> Option<Tensor> {
+        self.factor
     }
 
     pub(super) fn first_non_finite(&self) -> Result<Option<String>> {

@@ -22,7 +22,7 @@
 //! Clipping or stepping before unscaling does not compile:
 //!
 //! ```compile_fail,E0599
-//! # use amp_core::{precision::GradScaler, optim::Optimizer};
+//! # use amp_core::{precision::GradScaler, optim::{OnDevice, Optimizer}};
 //! # fn f(scaler: &mut GradScaler, optimizer: &mut dyn Optimizer) -> amp_core::Result<()> {
 //! let gradients = scaler.gradients(optimizer)?;
 //! gradients.clip_grad_norm(1.0)?;
@@ -84,7 +84,11 @@ use std::{cell::Cell, marker::PhantomData};
 use tch::{Device, Kind, Tensor};
 
 use self::{config::usable_scale, gradients::FoundInf, losses::Losses};
-use crate::{Error, Result, ffi, nn::Parameter, optim::Optimizer};
+use crate::{
+    Error, Result, ffi,
+    nn::Parameter,
+    optim::{OnDevice, Optimizer},
+};
 
 /// Scales losses and skips steps whose gradients overflowed.
 ///
@@ -242,7 +246,7 @@ impl GradScaler {
                 tensors.push(grad);
             }
         }
-        Ok(Gradients { names, tensors, found_inf: None, owner, state: PhantomData })
+        Ok(Gradients { names, tensors, found_inf: None, factor: None, owner, state: PhantomData })
     }
 
     /// Steps the optimizer unless a gradient is not finite. Reads one number from the device.
@@ -274,7 +278,7 @@ impl GradScaler {
         if overflowed {
             return Ok(StepOutcome::Skipped { culprit: gradients.first_non_finite()? });
         }
-        optimizer.step()?;
+        optimizer.step_with(OnDevice { factor: gradients.factor.as_ref(), found_inf: None })?;
         Ok(StepOutcome::Applied)
     }
 

@@ -19,7 +19,15 @@ impl GradScaler {
     pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
         let Gradients { names, tensors, owner, .. } = gradients;
         if self.mode == Mode::Off {
-            return Ok(Gradients { names, tensors, found_inf: None, owner, state: PhantomData });
+            let found_inf = None;
+            return Ok(Gradients {
+                names,
+                tensors,
+                found_inf,
+                factor: None,
+                owner,
+                state: PhantomData,
+            });
         }
         self.refuse_unusable(&names, &tensors, owner)?;
         if self.mode == Mode::Check && self.device == Device::Cpu {
@@ -57,6 +65,24 @@ impl GradScaler {
             let _ = gradients.clip_grad_norm(max_norm)?;
             return Ok(gradients);
         }
+        let mut gradients = self.clip_norm_within_step(gradients, max_norm)?;
+        if let Some(factor) = gradients.factor.take() {
+            // A NaN would spread to every gradient and hide where it came from.
+            clip::multiply(&gradients.tensors, &factor.f_nan_to_num(1.0, None, None)?)?;
+        }
+        Ok(gradients)
+    }
+
+    /// [`unscale_and_clip_norm`](Self::unscale_and_clip_norm), but the factor is left to the
+    /// optimizer's kernel: the tensors stay scaled.
+    ///
+    /// # Errors
+    /// As [`unscale`](Self::unscale).
+    pub(crate) fn clip_norm_within_step(
+        &mut self,
+        gradients: Gradients<Scaled>,
+        max_norm: f64,
+    ) -> Result<Gradients<Unscaled>> {
         let Gradients { names, tensors, owner, .. } = gradients;
         self.refuse_unusable(&names, &tensors, owner)?;
         let found_inf = self.losses.found_inf(self.device)?;
@@ -69,9 +95,9 @@ impl GradScaler {
             }
             _ => clip::factor(&scaled_norm, max_norm)?,
         };
-        // A NaN would spread to every gradient and hide where it came from.
-        clip::multiply(&tensors, &factor.f_nan_to_num(1.0, None, None)?)?;
-        Ok(self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf)))
+        let mut gradients = self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf));
+        gradients.factor = Some(factor);
+        Ok(gradients)
     }
 
     /// The reciprocal of the scale, taken in f64 and rounded once, as PyTorch does.
@@ -87,7 +113,8 @@ impl GradScaler {
         found_inf: FoundInf,
     ) -> Gradients<Unscaled> {
         self.iteration.push(Use { owner, found_inf: found_inf.shallow_clone(), overflowed: None });
-        Gradients { names, tensors, found_inf: Some(found_inf), owner, state: PhantomData }
+        let found_inf = Some(found_inf);
+        Gradients { names, tensors, found_inf, factor: None, owner, state: PhantomData }
     }
 
     fn refuse_unusable(&self, names: &[String], tensors: &[Tensor], owner: usize) -> Result<()> {

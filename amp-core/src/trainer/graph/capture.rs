@@ -50,6 +50,7 @@ impl StepGraph {
         let inputs = batches.iter().map(Batch::copied).collect::<Result<Vec<_>>>()?;
         let void = Tensor::f_zeros([0_i64; 0], (Kind::Float, device))?;
         let room = CapturedLog::room(device)?;
+        runner.write_rates()?;
         runner.begin_capture(&inputs, shares)?;
         // What the eager steps left cached would lie beside the graph's own memory.
         ffi::cuda_empty_cache()?;
@@ -140,8 +141,9 @@ fn capture_step(
         logs.push(log);
     }
     runner.end_passes();
-    runner.prepare_gradients()?;
+    let gradients = runner.prepare_gradients()?;
     runner.scaler.note_non_finite(void)?;
+    runner.step_captured(gradients, void)?;
     runner.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let reported = std::iter::once(void).chain(&losses).map(|tensor| tensor.f_reshape([1]));

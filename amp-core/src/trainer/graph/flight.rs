@@ -13,7 +13,7 @@ use crate::{
     callback::Action,
     event::Event,
     ffi::CudaEvent,
-    optim::{Interval, Scheduler},
+    optim::{Interval, OnDevice, Scheduler},
     precision::StepOutcome,
     random::RandomState,
 };
@@ -145,13 +145,16 @@ impl Run<'_, '_> {
         flight.started += 1;
         let random = RandomState::read(runner.policy().device)?;
         let lr = first_lr(&runner.optimizers);
+        runner.write_rates()?;
         let known = graph.launch(&examples.batches, slot)?;
         let mut schedules = Vec::with_capacity(runner.optimizers.len());
         for scheduled in &mut runner.optimizers {
             schedules.push(scheduled.fork_schedule());
-            if scheduled.optimizer.skips_on_device() {
-                scheduled.optimizer.step_unless(&graph.void)?;
-            } else {
+            let abilities = scheduled.optimizer.abilities();
+            if abilities.skips && !abilities.captures {
+                let unless = OnDevice { found_inf: Some(&graph.void), factor: None };
+                scheduled.optimizer.step_with(unless)?;
+            } else if !abilities.captures {
                 known.wait()?;
                 if !graph.is_void(slot)? {
                     scheduled.optimizer.step()?;

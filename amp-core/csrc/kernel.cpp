@@ -1,0 +1,134 @@
+#include "kernel.h"
+
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/Stream.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "driver.h"
+
+namespace {
+
+// What is used of cuda.h and nvrtc.h; handles are pointers.
+struct Functions {
+  int (*device_get)(int*, int);
+  int (*attribute)(int*, int, int);
+  int (*module_load)(void**, const void*);
+  int (*module_function)(void**, void*, const char*);
+  int (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*,
+                void**, void**);
+  int (*error_name)(int, const char**);
+  int (*create)(void**, const char*, const char*, int, const char* const*, const char* const*);
+  int (*compile)(void*, int, const char* const*);
+  int (*log_size)(void*, size_t*);
+  int (*log)(void*, char*);
+  int (*cubin_size)(void*, size_t*);
+  int (*cubin)(void*, char*);
+  int (*destroy)(void**);
+};
+
+template <typename Function>
+void find(const amp::Library& library, const char* name, Function*& out) {
+  out = library.find<Function>(name);
+  if (out == nullptr) throw std::runtime_error(std::string("CUDA's libraries have no ") + name);
+}
+
+const Functions& functions() {
+  static const Functions found = [] {
+    const auto driver = amp::driver();
+    // It is linked with NVRTC, and knows where to find it.
+    const auto compiler = amp::beside_libtorch("libcaffe2_nvrtc.so", RTLD_NOW | RTLD_LOCAL);
+    Functions f{};
+    find(driver, "cuDeviceGet", f.device_get);
+    find(driver, "cuDeviceGetAttribute", f.attribute);
+    find(driver, "cuModuleLoadData", f.module_load);
+    find(driver, "cuModuleGetFunction", f.module_function);
+    find(driver, "cuLaunchKernel", f.launch);
+    find(driver, "cuGetErrorName", f.error_name);
+    find(compiler, "nvrtcCreateProgram", f.create);
+    find(compiler, "nvrtcCompileProgram", f.compile);
+    find(compiler, "nvrtcGetProgramLogSize", f.log_size);
+    find(compiler, "nvrtcGetProgramLog", f.log);
+    find(compiler, "nvrtcGetCUBINSize", f.cubin_size);
+    find(compiler, "nvrtcGetCUBIN", f.cubin);
+    find(compiler, "nvrtcDestroyProgram", f.destroy);
+    return f;
+  }();
+  return found;
+}
+
+void check(int status, const std::string& what) {
+  if (status == 0) return;
+  const char* name = nullptr;
+  functions().error_name(status, &name);
+  throw std::runtime_error(what + ": " + (name == nullptr ? "unknown error" : name));
+}
+
+std::string architecture(int index) {
+  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+  int device = 0, major = 0, minor = 0;
+  check(functions().device_get(&device, index), "finding the device");
+  check(functions().attribute(&major, 75, device), "asking for its capability");
+  check(functions().attribute(&minor, 76, device), "asking for its capability");
+  return "sm_" + std::to_string(major) + std::to_string(minor);
+}
+
+std::vector<char> compile(const char* file, const char* text, const std::string& architecture) {
+  const auto& f = functions();
+  void* program = nullptr;
+  if (f.create(&program, text, file, 0, nullptr, nullptr) != 0) {
+    throw std::runtime_error("libtorch's run-time compiler cannot be used");
+  }
+  const std::string target = "--gpu-architecture=" + architecture;
+  const char* options[] = {target.c_str(), "--std=c++17"};
+  const int status = f.compile(program, 2, options);
+  size_t size = 0;
+  std::vector<char> out;
+  if (status == 0) {
+    f.cubin_size(program, &size);
+    out.resize(size);
+    f.cubin(program, out.data());
+  } else {
+    f.log_size(program, &size);
+    out.resize(size);
+    f.log(program, out.data());
+  }
+  f.destroy(&program);
+  if (status != 0) {
+    throw std::runtime_error(std::string("compiling ") + file + " for " + architecture + ": " +
+                             std::string(out.begin(), out.end()));
+  }
+  return out;
+}
+
+}  // namespace
+
+namespace amp {
+
+void* KernelSource::module(c10::Device device) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  auto& found = modules_[device.index()];
+  if (found == nullptr) {
+    const auto binary = compile(file_, text_, architecture(device.index()));
+    check(functions().module_load(&found, binary.data()), std::string("loading ") + file_);
+  }
+  return found;
+}
+
+void KernelSource::launch(const char* name, c10::Device device, unsigned blocks, unsigned threads,
+                          void** arguments) {
+  // The device's context is that of whoever works on it.
+  const c10::DeviceGuard guard(device);
+  const c10::impl::VirtualGuardImpl impl(device.type());
+  const auto& f = functions();
+  void* function = nullptr;
+  check(f.module_function(&function, module(device), name), std::string("finding ") + name);
+  check(f.launch(function, blocks, 1, 1, threads, 1, 1, 0,
+                 impl.getStream(device).native_handle(), arguments, nullptr),
+        std::string("starting ") + name);
+}
+
+}  // namespace amp

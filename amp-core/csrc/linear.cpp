@@ -1,0 +1,95 @@
+// nn.Linear under autocast on CUDA, where the product that gives the weight's gradient is written as
+// f32: it is accumulated as that, and PyTorch rounds it to 16 bits to cast it back at once.
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/engine.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "guard.h"
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr auto cuda = c10::DeviceType::CUDA;
+constexpr auto weight_key = "weight";
+
+struct AmpLinear : torch::autograd::Function<AmpLinear> {
+  // Input, weight and bias in 16 bits, then the weight and bias whose gradients are asked for.
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
+                            const at::Tensor& weight16, const at::Tensor& bias16,
+                            const at::Tensor& /*weight*/, const at::Tensor& /*bias*/) {
+    context->save_for_backward({input});
+    context->saved_data[weight_key] = weight16;
+    std::optional<at::Tensor> bias;
+    if (bias16.defined()) bias = bias16;
+    return at::linear(input, weight16, bias);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto& grad = grads.at(0);
+    const auto input = context->get_saved_variables().at(0);
+    auto& saved = context->saved_data;
+    if (saved.count(weight_key) == 0) {
+      throw std::runtime_error("a linear layer's part of the graph was already run backward");
+    }
+    auto weight16 = saved.at(weight_key).toTensor();
+    const auto rows = grad.reshape({-1, weight16.size(0)});
+    const auto features = weight16.size(1);
+    variable_list out(5);
+    if (context->needs_input_grad(0)) out[0] = at::matmul(grad, weight16);
+    // Goes before the weight's gradient comes, which is twice as large.
+    weight16.reset();
+    if (!torch::autograd::get_current_graph_task_keep_graph()) saved.erase(weight_key);
+    if (context->needs_input_grad(3)) {
+      out[3] = at::mm(rows.t(), input.reshape({-1, features}), at::kFloat);
+    }
+    if (context->needs_input_grad(4)) out[4] = at::sum(rows, {0}, /*keepdim=*/false, at::kFloat);
+    return out;
+  }
+};
+
+bool wants_f32_gradient(const at::Tensor& input, const at::Tensor& weight) {
+  if (!input.is_cuda() || !at::autocast::is_autocast_enabled(cuda)) return false;
+  const auto dtype = at::autocast::get_autocast_dtype(cuda);
+  return (dtype == at::kHalf || dtype == at::kBFloat16) && weight.scalar_type() == at::kFloat &&
+         weight.requires_grad() && c10::GradMode::is_enabled() &&
+         input.scalar_type() != at::kDouble;
+}
+
+}  // namespace
+
+extern "C" {
+
+// x·Wᵀ + b; `bias` may be null. The result is new.
+int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
+               at::Tensor** out) {
+  return amp::guarded([&] {
+    if (!wants_f32_gradient(*input, *weight)) {
+      std::optional<at::Tensor> maybe;
+      if (bias != nullptr) maybe = *bias;
+      *out = new at::Tensor(at::linear(*input, *weight, maybe));
+      return;
+    }
+    const auto dtype = at::autocast::get_autocast_dtype(cuda);
+    const auto cast = [&](const at::Tensor& tensor) {
+      return at::autocast::cached_cast(dtype, tensor, cuda);
+    };
+    const at::Tensor given = bias == nullptr ? at::Tensor() : *bias;
+    const at::Tensor bias16 = bias == nullptr ? at::Tensor() : cast(given).detach();
+    *out = new at::Tensor(
+        AmpLinear::apply(cast(*input), cast(*weight).detach(), bias16, *weight, given));
+  });
+}
+
+}  // extern "C"

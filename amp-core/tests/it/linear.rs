@@ -1,0 +1,69 @@
+//! A linear layer under autocast: what its gradients are rounded to.
+
+use std::collections::BTreeMap;
+
+use amp_core::{
+    Module, Result,
+    nn::{Context, parameters, place},
+    precision::{Policy, Precision},
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{device, model::linear, seeded};
+
+/// Largest distance over largest value.
+fn relative(seen: &Tensor, exact: &Tensor) -> f64 {
+    let seen = seen.detach().to(Device::Cpu).to_kind(Kind::Double);
+    ((seen - exact).abs().max() / exact.abs().max()).double_value(&[])
+}
+
+/// Input, weight and incoming gradient have 16 bits. The product that is the weight's gradient, and
+/// the sum that is the bias's, are f32 sums on CUDA, and rounded to 16 bits as in PyTorch on the CPU.
+/// The input's gradient is rounded on both.
+#[rstest]
+fn gradients_of_weights_are_f32_sums_on_cuda(
+    #[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
+    #[values(vec![96, 64], vec![8, 12, 64])] shape: Vec<i64>,
+) -> Result<()> {
+    let _generator = seeded(5);
+    let half = precision.compute();
+    let draw = |shape: &[i64]| {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(half).to_kind(Kind::Double)
+    };
+    let policy = Policy::new(precision, device());
+    let layer = linear(64, 33)?;
+    place(&layer, policy, &BTreeMap::new())?;
+    let weight = layer.weight().detach().to(Device::Cpu).to_kind(half).to_kind(Kind::Double);
+    let input = draw(&shape);
+    let incoming = draw(&[&shape[..shape.len() - 1], &[33]].concat());
+
+    let given = input.to_kind(half).to(device()).set_requires_grad(true);
+    let output = {
+        let _region = policy.autocast()?;
+        layer.forward(&given, &Context::new(policy, true))?
+    };
+    assert_eq!(output.kind(), half);
+    (output.to_kind(Kind::Double) * incoming.to(device())).sum(Kind::Double).backward();
+
+    let (x, g) = (input.reshape([-1, 64]), incoming.reshape([-1, 33]));
+    let [weight_grad, bias_grad] = [0, 1].map(|at| parameters(&layer)[at].tensor.grad());
+    assert_eq!(
+        [weight_grad.kind(), bias_grad.kind(), given.grad().kind()],
+        [Kind::Float, Kind::Float, half]
+    );
+    let input_error = relative(&given.grad().reshape([-1, 64]), &g.matmul(&weight));
+    let errors = [
+        relative(&weight_grad, &g.tr().matmul(&x)),
+        relative(&bias_grad, &g.sum_dim_intlist(0, false, Kind::Double)),
+    ];
+    let rounding = if half == Kind::Half { 2.0_f64.powi(-11) } else { 2.0_f64.powi(-8) };
+    assert!((rounding / 8.0..2.0 * rounding).contains(&input_error), "{input_error}");
+    for error in errors {
+        match device().is_cuda() {
+            true => assert!(error < 1e-6, "{error}"),
+            false => assert!((rounding / 8.0..2.0 * rounding).contains(&error), "{error}"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! Adam's kernel of our own, on CUDA alone (`AMP_DEVICE=cuda`), against libtorch's on the CPU.
+
+use amp_core::{
+    Result,
+    nn::Parameter,
+    optim::{Abilities, Adam, AdamW, BuildOptimizer, OnDevice, Optimizer, Rates},
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{bits::sha256, device, parameter, seeded};
+
+/// More tensors than one start of the kernel takes, of sizes that fill no block, and a matrix whose
+/// gradient lies the other way round.
+fn tensors(kind: Kind) -> (Vec<Tensor>, Vec<Tensor>) {
+    let _generator = seeded(3);
+    let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(kind);
+    let mut shapes: Vec<Vec<i64>> = (1..68).map(|at| vec![at * at]).collect();
+    shapes.extend([vec![123, 77], vec![0], vec![]]);
+    let params = shapes.iter().map(|shape| draw(shape)).collect();
+    let mut grads: Vec<Tensor> = shapes.iter().map(|shape| draw(shape)).collect();
+    grads[67] = draw(&[77, 123]).transpose(0, 1);
+    (params, grads)
+}
+
+fn build(
+    options: &dyn BuildOptimizer,
+    params: &[Tensor],
+    device: Device,
+) -> Result<Box<dyn Optimizer>> {
+    let named = |(at, tensor): (usize, &Tensor)| parameter(&format!("{at}"), &tensor.to(device));
+    options.build(params.iter().enumerate().map(named).collect())
+}
+
+/// Gives the parameters these gradients as they lie.
+fn give(parameters: &[Parameter], grads: &[Tensor]) {
+    for (parameter, grad) in parameters.iter().zip(grads) {
+        let mut own = parameter.tensor.grad();
+        if own.defined() {
+            let _ = own.copy_(grad);
+        } else {
+            let given = grad.to(parameter.tensor.device());
+            (&parameter.tensor * &given).sum(given.kind()).backward();
+        }
+    }
+}
+
+/// The largest distance between weights, in units of the last place of a weight of 1.
+fn distance(a: &dyn Optimizer, b: &dyn Optimizer, epsilon: f64) -> f64 {
+    let wide =
+        |parameter: &Parameter| parameter.tensor.detach().to(Device::Cpu).to_kind(Kind::Double);
+    let pairs = a.parameters().iter().zip(b.parameters());
+    pairs.filter(|(a, _)| a.tensor.numel() > 0).fold(0.0, |most, (a, b)| {
+        let (a, b) = (wide(a), wide(b));
+        let size = b.abs().clamp_min(1.0);
+        most.max(((a - &b).abs() / size).max().double_value(&[]) / epsilon)
+    })
+}
+
+/// Twenty steps at changing rates. A step rounds a weight twice, for its decay and its update, and
+/// sums may be rounded once or twice on the way there: two units in the last place for each step.
+#[rstest]
+#[case::adamw(&AdamW { weight_decay: 0.1, ..Default::default() })]
+#[case::adamw_plain(&AdamW { weight_decay: 0.0, ..Default::default() })]
+#[case::adam(&Adam { weight_decay: 0.1, betas: (0.8, 0.99), ..Default::default() })]
+fn adam_steps_on_cuda_as_on_the_cpu(
+    #[case] options: &dyn BuildOptimizer,
+    #[values((Kind::Double, f64::EPSILON), (Kind::Float, f32::EPSILON as f64), (Kind::BFloat16, 0.0078125))]
+    (kind, epsilon): (Kind, f64),
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let (params, grads) = tensors(kind);
+    let mut ours = build(options, &params, device())?;
+    let mut theirs = build(options, &params, Device::Cpu)?;
+    for step in 1..=20 {
+        let rates =
+            Rates { lr: 1e-2 / f64::from(step), momentum: Some(0.95 - 0.01 * f64::from(step)) };
+        for optimizer in [&mut ours, &mut theirs] {
+            give(optimizer.parameters(), &grads);
+            optimizer.set_rates(&[rates]);
+            optimizer.step()?;
+        }
+        let off = distance(ours.as_ref(), theirs.as_ref(), epsilon);
+        assert!(off <= 2.0 * f64::from(step), "step {step}: {off} units in the last place");
+    }
+    Ok(())
+}
+
+#[rstest]
+fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing() -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let (params, grads) = tensors(Kind::Float);
+    let number = |value: f32| Tensor::from(value).to(device());
+    let options = AdamW::default();
+    let mut scaled = build(&options, &params, device())?;
+    let mut plain = build(&options, &params, device())?;
+    assert_eq!(scaled.abilities(), Abilities { skips: true, scales: true, captures: true });
+    let state = |optimizer: &dyn Optimizer| -> Result<Vec<String>> {
+        let state = optimizer.state()?;
+        let weights = optimizer.parameters().iter().map(|parameter| sha256(&parameter.tensor));
+        Ok(weights.chain(state.tensors().map(|(_, tensor)| sha256(tensor))).collect())
+    };
+    let before = state(plain.as_ref())?;
+    let (factor, zero, one) = (number(0.3), number(0.0), number(1.0));
+    for _ in 0..3 {
+        give(scaled.parameters(), &grads);
+        scaled.step_with(OnDevice { factor: Some(&factor), found_inf: Some(&zero) })?;
+        let small: Vec<Tensor> = grads.iter().map(|grad| grad * 0.3_f32 as f64).collect();
+        give(plain.parameters(), &small);
+        plain.step()?;
+    }
+    let after = state(plain.as_ref())?;
+    assert_ne!(before, after);
+    assert_eq!(state(scaled.as_ref())?, after);
+    for void in [one, number(f32::NAN)] {
+        scaled.step_with(OnDevice { factor: None, found_inf: Some(&void) })?;
+        assert_eq!(state(scaled.as_ref())?, after);
+    }
+    Ok(())
+}
+
+/// libtorch's kernels on the CPU can leave a step out, but no more.
+#[rstest]
+fn what_an_optimizer_cannot_do_is_refused() -> Result<()> {
+    let (params, _) = tensors(Kind::Float);
+    let number = Tensor::from(1.0_f32);
+    let mut optimizer = build(&AdamW { fused: false, ..Default::default() }, &params, Device::Cpu)?;
+    for known in [
+        OnDevice { factor: Some(&number), found_inf: None },
+        OnDevice { factor: None, found_inf: Some(&number) },
+    ] {
+        let text = crate::support::message(optimizer.step_with(known));
+        assert!(text.contains("AdamW cannot leave a step out, or scale gradients"), "{text}");
+    }
+    Ok(())
+}

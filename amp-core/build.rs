@@ -27,7 +27,10 @@ fn main() {
             "csrc/adam.cpp",
             "csrc/amp.cpp",
             "csrc/checkpoint.cpp",
+            "csrc/batch_norm.cpp",
             "csrc/device.cpp",
+            "csrc/dropout.cpp",
+            "csrc/gradient.cpp",
             "csrc/graph.cpp",
             "csrc/kernel.cpp",
             "csrc/linear.cpp",
@@ -39,16 +42,23 @@ fn main() {
     println!("cargo:rustc-link-lib=dl");
 }
 
-/// Makes each CUDA kernel's source a string of the shim (`kernels/adam.cu.h`), which is compiled
-/// where it runs.
+/// Makes the source of each file of CUDA kernels, with what they share before it, a string of the
+/// shim (`kernels/adam.cu.h`): it is compiled where it runs.
 fn embed_kernels(out: &Path) {
+    let folder = Path::new("csrc/kernels");
+    let common = fs::read_to_string(folder.join("common.cuh")).expect("what kernels share");
     fs::create_dir_all(out.join("kernels")).expect("a folder for the kernels");
-    for entry in fs::read_dir("csrc/kernels").expect("the kernels") {
-        let path = entry.expect("a kernel").path();
+    for entry in fs::read_dir(folder).expect("the kernels") {
+        let path = entry.expect("a file").path();
+        if path.extension().is_none_or(|extension| extension != "cu") {
+            continue;
+        }
+        let stem = path.file_stem().expect("a name").to_string_lossy();
         let text = fs::read_to_string(&path).expect("its source");
-        let (Some(name), Some(stem)) = (path.file_name(), path.file_stem()) else { continue };
-        let (name, stem) = (name.to_string_lossy(), stem.to_string_lossy());
-        let header = format!("constexpr char amp_kernels_{stem}[] = R\"cuda({text})cuda\";\n");
-        fs::write(out.join("kernels").join(format!("{name}.h")), header).expect("a header");
+        // Two literals, since a compiler need not take long ones.
+        let header = format!(
+            "constexpr char amp_kernels_{stem}[] = R\"cuda({common})cuda\" R\"cuda({text})cuda\";\n"
+        );
+        fs::write(out.join("kernels").join(format!("{stem}.cu.h")), header).expect("a header");
     }
 }

@@ -34,16 +34,6 @@ amp::KernelSource& source() {
   return source;
 }
 
-const char* kernel(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat: return "adam_f32";
-    case at::kDouble: return "adam_f64";
-    case at::kBFloat16: return "adam_bf16";
-    default: throw std::runtime_error("Adam steps parameters in f32, f64 or bf16 on CUDA");
-  }
-}
-
-
 }  // namespace
 
 extern "C" {
@@ -58,7 +48,7 @@ int amp_adam_write_rates(const at::Tensor* rates, double lr, double beta1) {
   return amp::guarded([&] {
     double* data = rates->mutable_data_ptr<double>();
     void* arguments[] = {&data, &lr, &beta1};
-    source().launch("write_rates", rates->device(), 1, 1, arguments);
+    source().launch("write_rates", {"float"}, rates->device(), 1, 1, arguments);
   });
 }
 
@@ -75,6 +65,8 @@ int amp_adam_on_device(const Handle* const* lists, size_t count, const AmpAdamOn
     auto given = *options;
     if (count == 0) return;
     const auto dtype = lists[0][0]->scalar_type();
+    const char* type = amp::kernel_dtype(dtype);
+    if (type == nullptr) throw std::runtime_error("Adam is for floating dtypes");
     at::Tensor multiplier;
     if (factor != nullptr) multiplier = factor->to(dtype == at::kDouble ? at::kDouble : at::kFloat);
     const void* factor_data = factor == nullptr ? nullptr : multiplier.const_data_ptr();
@@ -104,10 +96,9 @@ int amp_adam_on_device(const Handle* const* lists, size_t count, const AmpAdamOn
       }
       if (tensors.count == 0) continue;
       void* counted[] = {&tensors, &found_inf_data};
-      source().launch("count_steps", device, 1, max_tensors, counted);
+      source().launch("count_steps", {type}, device, 1, max_tensors, counted);
       void* stepped[] = {&tensors, &rates_data, &given, &factor_data, &found_inf_data};
-      source().launch(kernel(dtype), device,
-                      static_cast<unsigned>(blocks), 256, stepped);
+      source().launch("step", {type}, device, static_cast<unsigned>(blocks), 256, stepped);
     }
   });
 }

@@ -36,6 +36,20 @@ void find(const amp::Library& library, const char* name, Function*& out) {
   if (out == nullptr) throw std::runtime_error(std::string("CUDA's libraries have no ") + name);
 }
 
+// NVRTC opens a library by its bare name, which only a search path leads to: opened before, it is
+// found. It lies beside NVRTC's own.
+void load_builtins(const amp::Library& compiler) {
+  int (*version)(int*, int*);
+  find(compiler, "nvrtcVersion", version);
+  int major = 0, minor = 0;
+  Dl_info here{};
+  if (version(&major, &minor) != 0 || dladdr(reinterpret_cast<void*>(version), &here) == 0) return;
+  const std::string path(here.dli_fname);
+  const auto name = "libnvrtc-builtins.so." + std::to_string(major) + "." + std::to_string(minor);
+  // Without it, compiling says what is missing.
+  dlopen((path.substr(0, path.rfind('/') + 1) + name).c_str(), RTLD_NOW | RTLD_LOCAL);
+}
+
 const Functions& functions() {
   static const Functions found = [] {
     const auto driver = amp::driver();
@@ -55,6 +69,7 @@ const Functions& functions() {
     find(compiler, "nvrtcGetCUBINSize", f.cubin_size);
     find(compiler, "nvrtcGetCUBIN", f.cubin);
     find(compiler, "nvrtcDestroyProgram", f.destroy);
+    load_builtins(compiler);
     return f;
   }();
   return found;
@@ -76,15 +91,21 @@ std::string architecture(int index) {
   return "sm_" + std::to_string(major) + std::to_string(minor);
 }
 
-std::vector<char> compile(const char* file, const char* text, const std::string& architecture) {
+std::vector<char> compile(const char* file, const char* text, const std::string& architecture,
+                          const amp::Types& types) {
   const auto& f = functions();
   void* program = nullptr;
   if (f.create(&program, text, file, 0, nullptr, nullptr) != 0) {
     throw std::runtime_error("libtorch's run-time compiler cannot be used");
   }
-  const std::string target = "--gpu-architecture=" + architecture;
-  const char* options[] = {target.c_str(), "--std=c++17"};
-  const int status = f.compile(program, 2, options);
+  std::vector<std::string> options{"--gpu-architecture=" + architecture, "--std=c++17"};
+  const char* names[] = {"AMP_T", "AMP_P"};
+  for (size_t i = 0; i < types.size(); ++i) {
+    options.push_back(std::string("--define-macro=") + names[i] + "=" + types[i]);
+  }
+  std::vector<const char*> given;
+  for (const auto& option : options) given.push_back(option.c_str());
+  const int status = f.compile(program, static_cast<int>(given.size()), given.data());
   size_t size = 0;
   std::vector<char> out;
   if (status == 0) {
@@ -108,24 +129,24 @@ std::vector<char> compile(const char* file, const char* text, const std::string&
 
 namespace amp {
 
-void* KernelSource::module(c10::Device device) {
+void* KernelSource::module(c10::Device device, const Types& types) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  auto& found = modules_[device.index()];
+  auto& found = modules_[{device.index(), types}];
   if (found == nullptr) {
-    const auto binary = compile(file_, text_, architecture(device.index()));
+    const auto binary = compile(file_, text_, architecture(device.index()), types);
     check(functions().module_load(&found, binary.data()), std::string("loading ") + file_);
   }
   return found;
 }
 
-void KernelSource::launch(const char* name, c10::Device device, unsigned blocks, unsigned threads,
-                          void** arguments) {
+void KernelSource::launch(const char* name, const Types& types, c10::Device device,
+                          unsigned blocks, unsigned threads, void** arguments) {
   // The device's context is that of whoever works on it.
   const c10::DeviceGuard guard(device);
   const c10::impl::VirtualGuardImpl impl(device.type());
   const auto& f = functions();
   void* function = nullptr;
-  check(f.module_function(&function, module(device), name), std::string("finding ") + name);
+  check(f.module_function(&function, module(device, types), name), std::string("finding ") + name);
   check(f.launch(function, blocks, 1, 1, threads, 1, 1, 0,
                  impl.getStream(device).native_handle(), arguments, nullptr),
         std::string("starting ") + name);

@@ -3,11 +3,28 @@
 #pragma once
 
 #include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
 
 #include <map>
 #include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace amp {
+
+using Types = std::vector<std::string>;
+
+// The kernels' name of a dtype, or null.
+inline const char* kernel_dtype(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat: return "float";
+    case at::kDouble: return "double";
+    case at::kHalf: return "f16";
+    case at::kBFloat16: return "bf16";
+    default: return nullptr;
+  }
+}
 
 // A source file of `kernels/`.
 class KernelSource {
@@ -15,18 +32,19 @@ class KernelSource {
   // `text` must live as long as this does.
   KernelSource(const char* file, const char* text) : file_(file), text_(text) {}
 
-  // Starts kernel `name` on the device's current stream. Its first start on a device compiles the
+  // Starts kernel `name` on the device's current stream. `types` are the file's T, and P if it has
+  // one, by kernel_dtype's names. The first start on a device with them compiles the
   // file, which cannot be done while a graph is captured.
-  void launch(const char* name, c10::Device device, unsigned blocks, unsigned threads,
-              void** arguments);
+  void launch(const char* name, const Types& types, c10::Device device, unsigned blocks,
+              unsigned threads, void** arguments);
 
  private:
-  void* module(c10::Device device);
+  void* module(c10::Device device, const Types& types);
 
   const char* file_;
   const char* text_;
   std::mutex mutex_;
-  std::map<int, void*> modules_;
+  std::map<std::pair<int, Types>, void*> modules_;
 };
 
 }  // namespace amp

@@ -1,11 +1,11 @@
-//! Autocast state and the kernels on lists of tensors (`csrc/amp.cpp`).
+//! Autocast state and the kernels on lists of tensors (`csrc/amp.cpp`, `csrc/gradient.cpp`).
 
 use std::ffi::{c_double, c_int, c_void};
 
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
-use super::{Handle, handles, take_error};
+use super::{Handle, handle, handles, take_error};
 use crate::{Error, Result};
 
 unsafe extern "C" {
@@ -22,6 +22,16 @@ unsafe extern "C" {
         ord: c_double,
         as_f32: c_int,
         norms: *mut *mut C_tensor,
+    ) -> c_int;
+    fn amp_clip_factor(
+        grads: *const Handle,
+        count: usize,
+        scale: Handle,
+        max_norm: c_double,
+        found_inf: Handle,
+        wide: c_int,
+        norm: *mut *mut C_tensor,
+        factor: *mut *mut C_tensor,
     ) -> c_int;
     fn amp_foreach_mul(tensors: *const Handle, count: usize, factor: Handle) -> c_int;
     fn amp_foreach_copy(to: *const Handle, from: *const Handle, count: usize) -> c_int;
@@ -104,6 +114,32 @@ pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result
     ))?;
     // SAFETY: on success each entry is a new tensor that nobody else owns.
     Ok(norms.into_iter().map(|norm| unsafe { Tensor::from_ptr(norm) }).collect())
+}
+
+/// The norm of gradients on one CUDA device together, as they are, and
+/// min(1, `max_norm` / (norm / `scale` + 1e-6)) / `scale`: scalars there, of f64 if a gradient is, or
+/// else f32. `found_inf` becomes NaN where the norm is not finite.
+pub(crate) fn clip_factor(
+    grads: &[Tensor],
+    scale: Option<&Tensor>,
+    max_norm: f64,
+    found_inf: Option<&Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    let wide = grads.iter().any(|grad| grad.kind() == Kind::Double);
+    let grads = handles(grads);
+    let (mut norm, mut factor) = (std::ptr::null_mut(), std::ptr::null_mut());
+    checked!(amp_clip_factor(
+        grads.as_ptr(),
+        grads.len(),
+        handle(scale),
+        max_norm,
+        handle(found_inf),
+        c_int::from(wide),
+        &mut norm,
+        &mut factor,
+    ))?;
+    // SAFETY: on success both are new tensors that nobody else owns.
+    Ok(unsafe { (Tensor::from_ptr(norm), Tensor::from_ptr(factor)) })
 }
 
 pub(crate) fn foreach_mul(tensors: &[Tensor], factor: &Tensor) -> Result<()> {

@@ -31,7 +31,7 @@ mod checkpoint;
 mod device;
 mod graph;
 mod kernels;
-mod linear;
+mod layers;
 mod optim;
 mod run;
 mod transfer;
@@ -40,7 +40,7 @@ pub(crate) use checkpoint::*;
 pub(crate) use device::*;
 pub(crate) use graph::*;
 pub(crate) use kernels::*;
-pub(crate) use linear::*;
+pub(crate) use layers::*;
 pub(crate) use optim::*;
 pub(crate) use run::*;
 pub(crate) use transfer::*;
@@ -56,6 +56,10 @@ fn take_error() -> Error {
             return Error::torch(&String::from_utf8_lossy(&buffer));
         }
     }
+}
+
+fn handle(tensor: Option<&Tensor>) -> Handle {
+    tensor.map_or(std::ptr::null(), Tensor::as_ptr)
 }
 
 fn handles<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<Handle> {

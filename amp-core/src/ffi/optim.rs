@@ -4,7 +4,7 @@ use std::ffi::{c_double, c_int};
 
 use tch::Tensor;
 
-use super::{Handle, handles, take_error};
+use super::{Handle, handle, handles, take_error};
 use crate::Result;
 
 /// Options of an Adam step.
@@ -121,10 +121,6 @@ pub(crate) enum Kernels<'a> {
     Fused(Option<&'a Tensor>),
     /// Some, each over all parameters.
     Foreach,
-}
-
-fn handle(tensor: Option<&Tensor>) -> Handle {
-    tensor.map_or(std::ptr::null(), Tensor::as_ptr)
 }
 
 /// Steps on parameters, gradients, exp_avgs, exp_avg_sqs and steps, which are counted up.

@@ -2,8 +2,24 @@
 
 use tch::Tensor;
 
-use super::{Context, Module, Visitor};
+use super::{Context, Fusable, Module, Visitor};
 use crate::Result;
+
+/// max(x, 0).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Relu;
+
+impl Module for Relu {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_relu()?)
+    }
+
+    fn visit(&self, _: &mut dyn Visitor) {}
+
+    fn fusable(&self) -> Fusable<'_> {
+        Fusable::Relu
+    }
+}
 
 macro_rules! stateless {
     ($($(#[$doc:meta])* $name:ident => |$input:ident| $body:expr;)*) => {$(
@@ -22,8 +38,6 @@ macro_rules! stateless {
 }
 
 stateless! {
-    /// max(x, 0).
-    Relu => |x| x.f_relu()?;
     /// x·Φ(x), exact; nn.GELU.
     Gelu => |x| x.f_gelu("none")?;
     /// tanh(x).

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Context, Module, Visitor, visit_child};
+use super::{Context, Fusable, Module, Visitor, fused, visit_child};
 use crate::Result;
 
 /// Runs its layers in order; their names are their indices, as in nn.Sequential.
@@ -32,8 +32,14 @@ impl Module for Sequential {
 impl<M: Module> Module for Vec<M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let mut x = input.shallow_clone();
-        for (index, layer) in self.iter().enumerate() {
-            x = cx.call_nth(index, layer, &x)?;
+        let mut index = 0;
+        while index < self.len() {
+            let (count, output) = match fused::run(&self[index..], index, &x, cx)? {
+                Some(done) => done,
+                None => (1, cx.call_nth(index, &self[index], &x)?),
+            };
+            x = output;
+            index += count;
         }
         Ok(x)
     }
@@ -62,5 +68,9 @@ impl<M: Module> Module for Option<M> {
 
     fn op(&self) -> super::Op {
         self.as_ref().map_or(super::Op::Other, Module::op)
+    }
+
+    fn fusable(&self) -> Fusable<'_> {
+        self.as_ref().map_or(Fusable::Other, Module::fusable)
     }
 }

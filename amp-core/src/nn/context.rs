@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, Ref, RefCell},
     collections::BTreeMap,
     fmt::Write as _,
+    ops::Range,
     rc::Rc,
 };
 
@@ -178,6 +179,25 @@ impl Context {
     ) -> Result<Tensor> {
         let parent = self.enter(format_args!("{index}"));
         self.run(None, module, input, parent)
+    }
+
+    /// Whether nobody looks at the children at `places`, and none has a region of its own.
+    pub(super) fn is_plain(&self, mut places: Range<usize>) -> bool {
+        let has_island = |place| {
+            let parent = self.enter(format_args!("{place}"));
+            let has = self.islands.contains_key(self.path.borrow().as_str());
+            self.path.borrow_mut().truncate(parent);
+            has
+        };
+        self.probe.is_none() && (self.islands.is_empty() || !places.any(has_island))
+    }
+
+    /// Runs several children in one, under the path of the first, at `place`.
+    pub(super) fn call_fused<T>(&self, place: usize, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        let parent = self.enter(format_args!("{place}"));
+        let result = run().map_err(|error| error.at(&self.path.borrow()));
+        self.path.borrow_mut().truncate(parent);
+        result
     }
 
     /// Runs an expression on `input` in a precision region.

@@ -1,9 +1,10 @@
 use tch::Tensor;
 
-use super::{Context, Module, Visitor};
-use crate::{Error, Result};
+use super::{Context, Fusable, Module, Visitor};
+use crate::{Error, Result, ffi};
 
-/// Zeroes elements with probability p while training and scales the rest by 1/(1−p).
+/// Zeroes elements with probability p while training and scales the rest by 1/(1−p). On CUDA it draws
+/// a key from libtorch's generator and derives the elements from that, without a mask in memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
     p: f64,
@@ -20,12 +21,25 @@ impl Dropout {
         }
         Ok(Self { p })
     }
+
+    /// The probability in this pass.
+    pub(super) fn active(&self, cx: &Context) -> f64 {
+        if cx.drops_out() { self.p } else { 0.0 }
+    }
 }
 
 impl Module for Dropout {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        Ok(input.f_dropout(self.p, cx.drops_out())?)
+        let p = self.active(cx);
+        if input.device().is_cuda() && p > 0.0 && p < 1.0 {
+            return ffi::dropout(input, p);
+        }
+        Ok(input.f_dropout(p, true)?)
     }
 
     fn visit(&self, _: &mut dyn Visitor) {}
+
+    fn fusable(&self) -> Fusable<'_> {
+        Fusable::Dropout(self)
+    }
 }

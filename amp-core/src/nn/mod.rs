@@ -13,6 +13,7 @@ mod context;
 mod conv;
 mod dropout;
 mod embedding;
+mod fused;
 mod init;
 mod linear;
 mod norm;
@@ -27,6 +28,8 @@ pub use context::{Call, Context, Probe};
 pub use conv::{Conv2d, Conv2dConfig, MaxPool2d, MaxPool2dConfig};
 pub use dropout::Dropout;
 pub use embedding::{Embedding, EmbeddingConfig};
+#[doc(hidden)]
+pub use fused::Fusable;
 pub use linear::{Linear, LinearConfig};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
 pub use parameters::{Parameter, Role, named_tensors, parameters, place};
@@ -64,6 +67,12 @@ pub trait Module {
     fn op(&self) -> Op {
         Op::Other
     }
+
+    /// What this layer is to those that run some layers in one.
+    #[doc(hidden)]
+    fn fusable(&self) -> Fusable<'_> {
+        Fusable::Other
+    }
 }
 
 /// Walks over the tensors of a module.
@@ -99,5 +108,9 @@ impl<M: Module + ?Sized> Module for Box<M> {
 
     fn op(&self) -> Op {
         (**self).op()
+    }
+
+    fn fusable(&self) -> Fusable<'_> {
+        (**self).fusable()
     }
 }

@@ -1,7 +1,10 @@
 use tch::{Device, Kind, Tensor};
 
-use super::{Context, Module, Role, Visitor, init};
-use crate::Result;
+use super::{Context, Fusable, Module, Role, Visitor, init};
+use crate::{
+    Result,
+    ffi::{self, BatchNormOptions},
+};
 
 /// The options of a [`BatchNorm`]; the defaults are nn.BatchNorm1d's.
 #[derive(Debug, Clone, Copy)]
@@ -52,9 +55,35 @@ impl BatchNorm {
     }
 }
 
+impl BatchNorm {
+    /// A training pass with ReLU and dropout of probability `p` behind it, in one kernel; `None`
+    /// where that is not for this input or pass.
+    pub(super) fn forward_with(
+        &self,
+        input: &Tensor,
+        cx: &Context,
+        relu: bool,
+        p: f64,
+    ) -> Result<Option<Tensor>> {
+        if !cx.is_training() || p >= 1.0 || !input.device().is_cuda() {
+            return Ok(None);
+        }
+        let Self { weight, bias, running_mean, running_var, num_batches_tracked, .. } = self;
+        // A recomputed batch was already counted.
+        let statistics =
+            (!cx.is_recomputing()).then_some([running_mean, running_var, num_batches_tracked]);
+        let options =
+            BatchNormOptions { momentum: self.momentum, eps: self.eps, p, relu: relu.into() };
+        ffi::batch_norm(input, [weight, bias], statistics, &options)
+    }
+}
+
 impl Module for BatchNorm {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        // A recomputed batch was already counted.
+        if let Some(output) = self.forward_with(input, cx, false, 0.0)? {
+            return Ok(output);
+        }
+        // As above.
         let tracks = !cx.is_recomputing();
         if cx.is_training() && tracks {
             let _ = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
@@ -77,6 +106,10 @@ impl Module for BatchNorm {
         visitor.tensor("running_mean", &self.running_mean, Role::Buffer);
         visitor.tensor("running_var", &self.running_var, Role::Buffer);
         visitor.tensor("num_batches_tracked", &self.num_batches_tracked, Role::Buffer);
+    }
+
+    fn fusable(&self) -> Fusable<'_> {
+        Fusable::BatchNorm(self)
     }
 }
 

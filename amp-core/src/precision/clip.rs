@@ -39,6 +39,9 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
     if grads.is_empty() {
         return Ok(Tensor::from(0.0_f32));
     }
+    if is_on_cuda(grads) {
+        return Ok(ffi::clip_factor(grads, None, f64::INFINITY, None)?.0);
+    }
     let norms = by_dtype(grads, |kind, group| {
         ffi::foreach_norm(group, 2.0, matches!(kind, Kind::Half | Kind::BFloat16))
     })?;
@@ -59,9 +62,22 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 /// # Errors
 /// When libtorch does, for example for gradients on several devices.
 pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
-    let total = grad_norm(grads)?;
-    multiply(grads, &factor(&total, max_norm)?)?;
+    let (total, factor) = if is_on_cuda(grads) {
+        ffi::clip_factor(grads, None, max_norm, None)?
+    } else {
+        let total = grad_norm(grads)?;
+        let factor = factor(&total, max_norm)?;
+        (total, factor)
+    };
+    multiply(grads, &factor)?;
     Ok(total)
+}
+
+/// Whether all gradients, of which there is one, are on one CUDA device, where a kernel of ours
+/// takes norm and factor at once.
+pub(super) fn is_on_cuda(grads: &[Tensor]) -> bool {
+    let mut devices = grads.iter().map(Tensor::device);
+    devices.next().is_some_and(|first| first.is_cuda() && devices.all(|device| device == first))
 }
 
 /// min(1, `max_norm` / (`norm` + 1e-6)), on the device.

@@ -16,6 +16,7 @@ mod data_threads;
 mod demo_training;
 mod device;
 mod errors;
+mod fused;
 mod graphs;
 mod graphs_hooks;
 mod islands;

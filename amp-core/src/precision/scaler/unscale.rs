@@ -86,14 +86,20 @@ impl GradScaler {
         let Gradients { names, tensors, owner, .. } = gradients;
         self.refuse_unusable(&names, &tensors, owner)?;
         let found_inf = self.losses.found_inf(self.device)?;
-        let scaled_norm = clip::grad_norm(&tensors)?;
-        note_norm(&scaled_norm, &found_inf)?;
-        let factor = match self.mode {
-            Mode::Scale => {
-                let inv_scale = self.inv_scale()?;
-                clip::factor(&scaled_norm.f_mul(&inv_scale)?, max_norm)?.f_mul(&inv_scale)?
+        let scale = (self.mode == Mode::Scale).then_some(&self.scale);
+        let factor = if clip::is_on_cuda(&tensors) {
+            ffi::clip_factor(&tensors, scale, max_norm, Some(&found_inf))?.1
+        } else {
+            let scaled_norm = clip::grad_norm(&tensors)?;
+            note_norm(&scaled_norm, &found_inf)?;
+            match scale {
+                Some(_) => {
+                    let inv_scale = self.inv_scale()?;
+                    let norm = scaled_norm.f_mul(&inv_scale)?;
+                    clip::factor(&norm, max_norm)?.f_mul(&inv_scale)?
+                }
+                None => clip::factor(&scaled_norm, max_norm)?,
             }
-            _ => clip::factor(&scaled_norm, max_norm)?,
         };
         let mut gradients = self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf));
         gradients.factor = Some(factor);

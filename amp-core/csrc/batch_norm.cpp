@@ -1,0 +1,154 @@
+// Batch normalisation with ReLU and dropout on CUDA devices (kernels/batch_norm.cu).
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <limits>
+#include <string>
+
+#include "dropout.h"
+#include "guard.h"
+#include "kernel.h"
+#include "kernels/batch_norm.cu.h"
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t columns_per_block = 32;
+constexpr unsigned threads = 512;
+
+// Laid out as in the kernels.
+struct Layer {
+  int rows, columns, relu;
+  double momentum, eps;
+  amp::Dropout dropout;
+};
+
+struct Options {
+  double momentum, eps, p;
+  bool relu;
+};
+
+void start(const char* pass, const at::Tensor& input, const at::Tensor& weight, void** arguments) {
+  static amp::KernelSource source("batch_norm.cu", amp_kernels_batch_norm);
+  const amp::Types types{amp::kernel_dtype(input.scalar_type()),
+                         amp::kernel_dtype(weight.scalar_type())};
+  const auto blocks = (input.size(1) + columns_per_block - 1) / columns_per_block;
+  source.launch(pass, types, input.device(), static_cast<unsigned>(blocks), threads, arguments);
+}
+
+Layer layer_of(const at::Tensor& input, const Options& options, const at::Tensor& key) {
+  return {static_cast<int>(input.size(0)), static_cast<int>(input.size(1)), options.relu,
+          options.momentum, options.eps, amp::dropout(options.p, key)};
+}
+
+// Whether the kernels' vectors lie well in it.
+bool is_aligned(const at::Tensor& tensor) {
+  const auto size = 4 * tensor.element_size();
+  return tensor.is_contiguous() && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % size == 0;
+}
+
+bool is_known(at::ScalarType input, at::ScalarType weight) {
+  const bool half = input == at::kHalf || input == at::kBFloat16;
+  return (input == weight && amp::kernel_dtype(input) != nullptr) ||
+         (half && weight == at::kFloat);
+}
+
+void* data(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
+}
+
+struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
+                            const at::Tensor& weight, const at::Tensor& bias,
+                            const at::Tensor& running_mean, const at::Tensor& running_var,
+                            const at::Tensor& tracked, double momentum, double eps, double p,
+                            bool relu) {
+    const auto wide = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const auto statistics = at::TensorOptions(input.device()).dtype(wide);
+    const auto means = at::empty({input.size(1)}, statistics), inverses = at::empty_like(means);
+    const auto out = at::empty_like(input), key = amp::dropout_key(p, input.device());
+    const Options options{momentum, eps, p, relu};
+    auto layer = layer_of(input, options, key);
+    const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
+               *b = bias.const_data_ptr();
+    void *rm = data(running_mean), *rv = data(running_var), *t = data(tracked), *m = data(means),
+         *i = data(inverses), *o = data(out);
+    void* arguments[] = {&in, &w, &b, &rm, &rv, &t, &m, &i, &o, &layer};
+    start("forward", input, weight, arguments);
+    context->save_for_backward({input, weight, bias, means, inverses, key});
+    context->saved_data["momentum"] = momentum;
+    context->saved_data["eps"] = eps;
+    context->saved_data["p"] = p;
+    context->saved_data["relu"] = relu;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
+               &means = saved.at(3), &inverses = saved.at(4);
+    auto& kept = context->saved_data;
+    const Options options{kept.at("momentum").toDouble(), kept.at("eps").toDouble(),
+                          kept.at("p").toDouble(), kept.at("relu").toBool()};
+    auto grad = grads.at(0).contiguous();
+    if (!is_aligned(grad)) grad = grad.clone();
+    variable_list out(10);
+    if (context->needs_input_grad(0)) out[0] = at::empty_like(input);
+    out[1] = at::empty_like(weight);
+    out[2] = at::empty_like(bias);
+    auto layer = layer_of(input, options, saved.at(5));
+    const void *in = input.const_data_ptr(), *g = grad.const_data_ptr(),
+               *w = weight.const_data_ptr(), *b = bias.const_data_ptr(),
+               *m = means.const_data_ptr(), *i = inverses.const_data_ptr();
+    void *gi = data(out[0]), *gw = data(out[1]), *gb = data(out[2]);
+    void* arguments[] = {&in, &g, &w, &b, &m, &i, &gi, &gw, &gb, &layer};
+    start("backward", input, weight, arguments);
+    return out;
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+struct AmpBatchNormOptions {
+  double momentum, eps, p;
+  int relu;
+};
+
+// Whether amp_batch_norm can take these: [rows, columns] on a CUDA device with two rows at least and a
+// multiple of four columns.
+int amp_batch_norm_fits(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
+                        int* fits) {
+  return amp::guarded([&] {
+    constexpr int64_t largest = std::numeric_limits<int>::max();
+    *fits = input->is_cuda() && input->dim() == 2 && input->size(0) >= 2 &&
+            input->size(0) <= largest && input->size(1) <= largest && input->size(1) % 4 == 0 &&
+            input->size(1) == weight->numel() && weight->device() == input->device() &&
+            is_known(input->scalar_type(), weight->scalar_type()) && is_aligned(*input) &&
+            is_aligned(*weight) && is_aligned(*bias);
+  });
+}
+
+// Normalises over the rows. Behind it come ReLU, if wanted, and dropout with probability p below 1.
+// The statistics and their count may be null. The result is new.
+int amp_batch_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
+                   const at::Tensor* running_mean, const at::Tensor* running_var,
+                   const at::Tensor* tracked, const AmpBatchNormOptions* options,
+                   at::Tensor** out) {
+  return amp::guarded([&] {
+    const auto maybe = [](const at::Tensor* tensor) {
+      return tensor == nullptr ? at::Tensor() : *tensor;
+    };
+    *out = new at::Tensor(AmpBatchNorm::apply(
+        *input, *weight, *bias, maybe(running_mean), maybe(running_var), maybe(tracked),
+        options->momentum, options->eps, options->p, options->relu != 0));
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,63 @@
+// Dropout on CUDA devices (kernels/dropout.cu).
+
+#include "dropout.h"
+
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <stdexcept>
+
+#include "guard.h"
+#include "kernel.h"
+#include "kernels/dropout.cu.h"
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+at::Tensor run(const at::Tensor& given, double p, const at::Tensor& key) {
+  static amp::KernelSource source("dropout.cu", amp_kernels_dropout);
+  const auto in = given.contiguous();
+  const auto out = at::empty_like(in);
+  long long count = in.numel();
+  if (count == 0) return out;
+  constexpr long long per_block = 256 * 4;
+  auto dropout = amp::dropout(p, key);
+  const void* from = in.const_data_ptr();
+  void* to = out.mutable_data_ptr();
+  void* arguments[] = {&from, &to, &count, &dropout};
+  source.launch("apply", {amp::kernel_dtype(in.scalar_type())}, in.device(),
+                static_cast<unsigned>((count + per_block - 1) / per_block), 256, arguments);
+  return out;
+}
+
+struct AmpDropout : torch::autograd::Function<AmpDropout> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, double p) {
+    const auto key = amp::dropout_key(p, input.device());
+    context->saved_data["p"] = p;
+    context->saved_data["key"] = key;
+    return run(input, p, key);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto p = context->saved_data.at("p").toDouble();
+    return {run(grads.at(0), p, context->saved_data.at("key").toTensor()), at::Tensor()};
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Drops elements of a CUDA tensor with probability p, above 0 and below 1. The result is new.
+int amp_dropout(const at::Tensor* input, double p, at::Tensor** out) {
+  return amp::guarded([&] {
+    if (amp::kernel_dtype(input->scalar_type()) == nullptr) {
+      throw std::runtime_error("dropout is for floating dtypes");
+    }
+    *out = new at::Tensor(AmpDropout::apply(*input, p));
+  });
+}
+
+}  // extern "C"

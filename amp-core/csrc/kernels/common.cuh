@@ -1,0 +1,129 @@
+// What stands before every kernel file: dtypes, vectors, sums and random numbers.
+
+struct bf16 {
+  unsigned short bits;
+};
+struct f16 {
+  unsigned short bits;
+};
+
+// What the file is compiled for: the dtype that it works on and, where there are some, its weights'.
+using T = AMP_T;
+#ifdef AMP_P
+using P = AMP_P;
+#endif
+
+__device__ float widen(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+__device__ float widen(f16 x) {
+  float out;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(x.bits));
+  return out;
+}
+__device__ float widen(float x) { return x; }
+__device__ double widen(double x) { return x; }
+
+// To nearest, ties to even.
+__device__ void narrow(float x, bf16& out) {
+  const unsigned bits = __float_as_uint(x);
+  out.bits = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+__device__ void narrow(float x, f16& out) {
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+}
+__device__ void narrow(float x, float& out) { out = x; }
+__device__ void narrow(double x, double& out) { out = x; }
+__device__ void narrow(double x, float& out) { out = static_cast<float>(x); }
+__device__ void narrow(double x, bf16& out) { narrow(static_cast<float>(x), out); }
+__device__ void narrow(double x, f16& out) { narrow(static_cast<float>(x), out); }
+
+// The dtype that U is computed in.
+template <typename U>
+using Wide = decltype(widen(U()));
+
+constexpr int per_thread = 4;
+
+template <typename U>
+struct alignas(sizeof(U) * per_thread) Pack {
+  U at[per_thread];
+};
+
+template <typename U>
+__device__ bool is_aligned(const U* pointer) {
+  return reinterpret_cast<unsigned long long>(pointer) % alignof(Pack<U>) == 0;
+}
+
+template <typename U>
+__device__ Pack<U>& pack_at(U* data, long long at) {
+  return *reinterpret_cast<Pack<U>*>(data + at);
+}
+template <typename U>
+__device__ const Pack<U>& pack_at(const U* data, long long at) {
+  return *reinterpret_cast<const Pack<U>*>(data + at);
+}
+
+// Where a block finds its part of a list of tensors.
+struct Part {
+  int tensor;
+  long long begin;
+  int count;
+};
+
+template <typename List>
+__device__ Part part_of(const List& list, int elements_per_block) {
+  int at = 0;
+  while (at + 1 < list.count && list.first_blocks[at + 1] <= static_cast<int>(blockIdx.x)) ++at;
+  const long long begin =
+      static_cast<long long>(static_cast<int>(blockIdx.x) - list.first_blocks[at]) *
+      elements_per_block;
+  const long long left = list.sizes[at] - begin;
+  return {at, begin, left < elements_per_block ? static_cast<int>(left) : elements_per_block};
+}
+
+// The sum over a block of at most 1024 threads, in its first thread.
+__device__ double block_sum(double value) {
+  __shared__ double sums[32];
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(~0u, value, offset);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    value = threadIdx.x < (blockDim.x + 31) / 32 ? sums[threadIdx.x] : 0;
+    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(~0u, value, offset);
+  }
+  return value;
+}
+
+// Four random words of a key and a counter: Philox4x32 with 7 rounds, the fewest that Salmon et al.
+// (2011, table 2) found to pass BigCrush.
+__device__ uint4 philox(unsigned long long key, unsigned long long counter) {
+  unsigned k0 = static_cast<unsigned>(key), k1 = static_cast<unsigned>(key >> 32);
+  uint4 c = make_uint4(static_cast<unsigned>(counter), static_cast<unsigned>(counter >> 32), 0, 0);
+  for (int round = 0; round < 7; ++round) {
+    const unsigned high0 = __umulhi(0xD2511F53u, c.x), low0 = 0xD2511F53u * c.x;
+    const unsigned high1 = __umulhi(0xCD9E8D57u, c.z), low1 = 0xCD9E8D57u * c.z;
+    c = make_uint4(high1 ^ c.y ^ k0, low1, high0 ^ c.w ^ k1, low0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return c;
+}
+
+// What dropout multiplies four neighbouring elements by: 0 for those that are dropped. `group` is the
+// place of the first divided by four. Without a key nothing is dropped.
+struct Dropout {
+  const long long* key;
+  // Those whose random word is below this are dropped.
+  unsigned threshold;
+  float scale;
+
+  __device__ void factors(long long group, float (&out)[per_thread]) const {
+    if (key == nullptr) {
+      for (float& factor : out) factor = 1;
+      return;
+    }
+    const uint4 words = philox(*key, group);
+    out[0] = words.x < threshold ? 0 : scale;
+    out[1] = words.y < threshold ? 0 : scale;
+    out[2] = words.z < threshold ? 0 : scale;
+    out[3] = words.w < threshold ? 0 : scale;
+  }
+};

@@ -26,8 +26,9 @@ fn main() {
         .files([
             "csrc/adam.cpp",
             "csrc/amp.cpp",
-            "csrc/checkpoint.cpp",
             "csrc/batch_norm.cpp",
+            "csrc/cast.cpp",
+            "csrc/checkpoint.cpp",
             "csrc/device.cpp",
             "csrc/dropout.cpp",
             "csrc/gradient.cpp",

@@ -17,6 +17,7 @@
 #include <atomic>
 #include <vector>
 
+#include "cast.h"
 #include "guard.h"
 #include "list.h"
 
@@ -103,7 +104,10 @@ int amp_autocast_enter(int* depth) {
 int amp_autocast_leave(int* depth) {
   return amp::guarded([&] {
     *depth = at::autocast::decrement_nesting();
-    if (*depth == 0) at::autocast::clear_cache();
+    if (*depth == 0) {
+      at::autocast::clear_cache();
+      amp::end_cast_weights();
+    }
   });
 }
 

@@ -33,6 +33,11 @@ struct Options {
   bool relu;
 };
 
+// Those that are kept; each may be undefined.
+struct Statistics {
+  at::Tensor mean, var, tracked;
+};
+
 void start(const char* pass, const at::Tensor& input, const at::Tensor& weight, void** arguments) {
   static amp::KernelSource source("batch_norm.cu", amp_kernels_batch_norm);
   const amp::Types types{amp::kernel_dtype(input.scalar_type()),
@@ -41,9 +46,9 @@ void start(const char* pass, const at::Tensor& input, const at::Tensor& weight, 
   source.launch(pass, types, input.device(), static_cast<unsigned>(blocks), threads, arguments);
 }
 
-Layer layer_of(const at::Tensor& input, const Options& options, const at::Tensor& key) {
+Layer layer_of(const at::Tensor& input, const Options& options, const amp::Dropout& dropout) {
   return {static_cast<int>(input.size(0)), static_cast<int>(input.size(1)), options.relu,
-          options.momentum, options.eps, amp::dropout(options.p, key)};
+          options.momentum, options.eps, dropout};
 }
 
 // Whether the kernels' vectors lie well in it.
@@ -65,26 +70,23 @@ void* data(const at::Tensor& tensor) {
 struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, const at::Tensor& bias,
-                            const at::Tensor& running_mean, const at::Tensor& running_var,
-                            const at::Tensor& tracked, double momentum, double eps, double p,
-                            bool relu) {
+                            const Statistics& running, const Options& options) {
     const auto wide = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     const auto statistics = at::TensorOptions(input.device()).dtype(wide);
     const auto means = at::empty({input.size(1)}, statistics), inverses = at::empty_like(means);
-    const auto out = at::empty_like(input), key = amp::dropout_key(p, input.device());
-    const Options options{momentum, eps, p, relu};
-    auto layer = layer_of(input, options, key);
+    const auto out = at::empty_like(input);
+    const amp::Dropout dropout(options.p, input.device());
+    auto layer = layer_of(input, options, dropout);
     const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
                *b = bias.const_data_ptr();
-    void *rm = data(running_mean), *rv = data(running_var), *t = data(tracked), *m = data(means),
-         *i = data(inverses), *o = data(out);
+    void *rm = data(running.mean), *rv = data(running.var), *t = data(running.tracked),
+         *m = data(means), *i = data(inverses), *o = data(out);
     void* arguments[] = {&in, &w, &b, &rm, &rv, &t, &m, &i, &o, &layer};
     start("forward", input, weight, arguments);
-    context->save_for_backward({input, weight, bias, means, inverses, key});
-    context->saved_data["momentum"] = momentum;
-    context->saved_data["eps"] = eps;
-    context->saved_data["p"] = p;
-    context->saved_data["relu"] = relu;
+    context->save_for_backward({input, weight, bias, means, inverses});
+    context->saved_data["drawn"] = dropout.drawn();
+    context->saved_data["p"] = options.p;
+    context->saved_data["relu"] = options.relu;
     return out;
   }
 
@@ -93,15 +95,15 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
                &means = saved.at(3), &inverses = saved.at(4);
     auto& kept = context->saved_data;
-    const Options options{kept.at("momentum").toDouble(), kept.at("eps").toDouble(),
-                          kept.at("p").toDouble(), kept.at("relu").toBool()};
+    // The rest is for the forward pass.
+    const Options options{0, 0, kept.at("p").toDouble(), kept.at("relu").toBool()};
     auto grad = grads.at(0).contiguous();
     if (!is_aligned(grad)) grad = grad.clone();
-    variable_list out(10);
+    variable_list out(5);
     if (context->needs_input_grad(0)) out[0] = at::empty_like(input);
     out[1] = at::empty_like(weight);
     out[2] = at::empty_like(bias);
-    auto layer = layer_of(input, options, saved.at(5));
+    auto layer = layer_of(input, options, {options.p, kept.at("drawn").toIntVector()});
     const void *in = input.const_data_ptr(), *g = grad.const_data_ptr(),
                *w = weight.const_data_ptr(), *b = bias.const_data_ptr(),
                *m = means.const_data_ptr(), *i = inverses.const_data_ptr();
@@ -145,9 +147,9 @@ int amp_batch_norm(const at::Tensor* input, const at::Tensor* weight, const at::
     const auto maybe = [](const at::Tensor* tensor) {
       return tensor == nullptr ? at::Tensor() : *tensor;
     };
-    *out = new at::Tensor(AmpBatchNorm::apply(
-        *input, *weight, *bias, maybe(running_mean), maybe(running_var), maybe(tracked),
-        options->momentum, options->eps, options->p, options->relu != 0));
+    const Statistics running{maybe(running_mean), maybe(running_var), maybe(tracked)};
+    const Options given{options->momentum, options->eps, options->p, options->relu != 0};
+    *out = new at::Tensor(AmpBatchNorm::apply(*input, *weight, *bias, running, given));
   });
 }
 

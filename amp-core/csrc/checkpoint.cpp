@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cast.h"
 #include "guard.h"
 #include "random.h"
 
@@ -70,7 +71,10 @@ class Surroundings {
       amp::Random random;
       ~Outer() {
         random.write(random.state);
-        if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+        if (at::autocast::decrement_nesting() == 0) {
+          at::autocast::clear_cache();
+          amp::end_cast_weights();
+        }
         autocast.set();
       }
     } outer{Autocast(device.type()), amp::Random(device)};

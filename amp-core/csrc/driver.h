@@ -1,10 +1,10 @@
-// The CUDA driver's own library: present wherever a GPU can be used, and its ABI is stable, so that
-// neither CUDA headers nor a CUDA build are needed.
+// Libraries that are found where they are needed, so that neither CUDA's headers nor a CUDA build are.
 #pragma once
 
 #include <ATen/Context.h>
 #include <dlfcn.h>
 
+#include <stdexcept>
 #include <string>
 
 namespace amp {
@@ -18,6 +18,7 @@ struct Library {
   }
 };
 
+// The CUDA driver's own: present wherever a GPU can be used, and its ABI is stable.
 inline Library driver() { return {dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)}; }
 
 // A library of libtorch's own folder; `flags` are dlopen's.
@@ -26,6 +27,15 @@ inline Library beside_libtorch(const char* name, int flags) {
   if (dladdr(reinterpret_cast<void*>(&at::globalContext), &here) == 0) return {nullptr};
   const std::string path(here.dli_fname);
   return {dlopen((path.substr(0, path.rfind('/') + 1) + name).c_str(), flags)};
+}
+
+// A symbol of libtorch's CUDA half by its mangled name: the library was loaded with its symbols for
+// all (amp_load_cuda).
+template <typename Function>
+Function cuda_symbol(const char* name) {
+  void* found = dlsym(RTLD_DEFAULT, name);
+  if (found == nullptr) throw std::runtime_error(std::string("libtorch has no ") + name);
+  return reinterpret_cast<Function>(found);
 }
 
 }  // namespace amp

@@ -16,14 +16,13 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-at::Tensor run(const at::Tensor& given, double p, const at::Tensor& key) {
+at::Tensor run(const at::Tensor& given, amp::Dropout dropout) {
   static amp::KernelSource source("dropout.cu", amp_kernels_dropout);
   const auto in = given.contiguous();
   const auto out = at::empty_like(in);
   long long count = in.numel();
   if (count == 0) return out;
   constexpr long long per_block = 256 * 4;
-  auto dropout = amp::dropout(p, key);
   const void* from = in.const_data_ptr();
   void* to = out.mutable_data_ptr();
   void* arguments[] = {&from, &to, &count, &dropout};
@@ -34,15 +33,16 @@ at::Tensor run(const at::Tensor& given, double p, const at::Tensor& key) {
 
 struct AmpDropout : torch::autograd::Function<AmpDropout> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, double p) {
-    const auto key = amp::dropout_key(p, input.device());
+    const amp::Dropout dropout(p, input.device());
     context->saved_data["p"] = p;
-    context->saved_data["key"] = key;
-    return run(input, p, key);
+    context->saved_data["drawn"] = dropout.drawn();
+    return run(input, dropout);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const auto p = context->saved_data.at("p").toDouble();
-    return {run(grads.at(0), p, context->saved_data.at("key").toTensor()), at::Tensor()};
+    const auto& saved = context->saved_data;
+    const amp::Dropout dropout(saved.at("p").toDouble(), saved.at("drawn").toIntVector());
+    return {run(grads.at(0), dropout), at::Tensor()};
   }
 };
 

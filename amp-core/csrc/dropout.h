@@ -1,34 +1,56 @@
 // What the kernels need to know of a dropout.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/randint.h>
+#include <ATen/Context.h>
+#include <ATen/core/Generator.h>
+#include <ATen/cuda/PhiloxCudaState.h>
+#include <c10/core/Device.h>
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
+#include <mutex>
+#include <vector>
+
+#include "driver.h"
 
 namespace amp {
 
 // Laid out as in kernels/common.cuh.
 struct Dropout {
-  const int64_t* key;
+  at::PhiloxCudaState random;
   unsigned threshold;
   float scale;
+
+  // With probability p, below 1. Takes random numbers from libtorch's generator of the device, within
+  // a graph anew at each replay.
+  Dropout(double p, c10::Device device) : Dropout(p) {
+    if (threshold == 0) return;
+    // at::CUDAGeneratorImpl::philox_cuda_state, whose first argument is the object.
+    static const auto draw = cuda_symbol<at::PhiloxCudaState (*)(void*, uint64_t)>(
+        "_ZN2at17CUDAGeneratorImpl17philox_cuda_stateEm");
+    auto generator = at::globalContext().defaultGenerator(device);
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    // Offsets are multiples of four.
+    random = draw(generator.unsafeGetGeneratorImpl(), 4);
+  }
+
+  // The same elements again, for the backward pass.
+  Dropout(double p, const std::vector<int64_t>& drawn) : Dropout(p) {
+    random.seed_.val = static_cast<uint64_t>(drawn.at(0));
+    random.offset_.val = static_cast<uint64_t>(drawn.at(1));
+    random.offset_intragraph_ = static_cast<uint64_t>(drawn.at(2));
+    random.captured_ = drawn.at(3) != 0;
+  }
+
+  std::vector<int64_t> drawn() const {
+    return {static_cast<int64_t>(random.seed_.val), static_cast<int64_t>(random.offset_.val),
+            static_cast<int64_t>(random.offset_intragraph_), random.captured_};
+  }
+
+ private:
+  explicit Dropout(double p)
+      : threshold(static_cast<unsigned>(std::floor(p * 4294967296.0))),
+        scale(static_cast<float>(1 / (1 - p))) {}
 };
-
-// A new key, drawn from libtorch's generator of the device; nothing where nothing is dropped.
-inline at::Tensor dropout_key(double p, c10::Device device) {
-  if (p == 0) return {};
-  return at::randint(std::numeric_limits<int64_t>::max(), {1},
-                     at::TensorOptions(device).dtype(at::kLong));
-}
-
-// Drops with probability p, below 1.
-inline Dropout dropout(double p, const at::Tensor& key) {
-  if (!key.defined()) return {nullptr, 0, 1};
-  return {key.const_data_ptr<int64_t>(), static_cast<unsigned>(std::floor(p * 4294967296.0)),
-          static_cast<float>(1 / (1 - p))};
-}
 
 }  // namespace amp

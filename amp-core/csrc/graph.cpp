@@ -6,7 +6,6 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <dlfcn.h>
 
 #include <memory>
 #include <optional>
@@ -14,48 +13,43 @@
 #include <string>
 #include <utility>
 
+#include "driver.h"
 #include "guard.h"
 
 namespace {
 
 using PoolId = std::pair<unsigned long long, unsigned long long>;
 
-template <typename Function>
-Function find(const char* symbol) {
-  // The library was loaded with its symbols for all (amp_load_cuda).
-  void* found = dlsym(RTLD_DEFAULT, symbol);
-  if (found == nullptr) throw std::runtime_error(std::string("libtorch has no ") + symbol);
-  return reinterpret_cast<Function>(found);
-}
+using amp::cuda_symbol;
 
 // at::cuda::CUDAGraph of libtorch 2.11.0 (ATen/cuda/CUDAGraph.h) with its members by their mangled
 // names; each takes the object as its first argument (Itanium C++ ABI).
 class CudaGraph {
  public:
-  CudaGraph() { find<void (*)(void*, bool)>("_ZN2at4cuda9CUDAGraphC1Eb")(object_, false); }
-  ~CudaGraph() { find<void (*)(void*)>("_ZN2at4cuda9CUDAGraphD1Ev")(object_); }
+  CudaGraph() { cuda_symbol<void (*)(void*, bool)>("_ZN2at4cuda9CUDAGraphC1Eb")(object_, false); }
+  ~CudaGraph() { cuda_symbol<void (*)(void*)>("_ZN2at4cuda9CUDAGraphD1Ev")(object_); }
   CudaGraph(const CudaGraph&) = delete;
 
   void capture_begin() {
     // cudaStreamCaptureModeThreadLocal: a thread that loads data may go on allocating.
     constexpr int thread_local_mode = 1;
-    find<void (*)(void*, PoolId, int)>(
+    cuda_symbol<void (*)(void*, PoolId, int)>(
         "_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode")(
         object_, PoolId{0, 0}, thread_local_mode);
   }
-  void capture_end() { find<void (*)(void*)>("_ZN2at4cuda9CUDAGraph11capture_endEv")(object_); }
+  void capture_end() { cuda_symbol<void (*)(void*)>("_ZN2at4cuda9CUDAGraph11capture_endEv")(object_); }
   void replay() { replay_(object_); }
 
  private:
   // Some 150 bytes are needed.
   alignas(16) unsigned char object_[512];
-  void (*replay_)(void*) = find<void (*)(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
+  void (*replay_)(void*) = cuda_symbol<void (*)(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
 };
 
 // cuBLAS keeps a workspace for each stream it has worked on, 32 MiB on recent devices, also when
 // nothing will work there again. What a graph uses of it stays the graph's.
 void clear_cublas_workspaces() {
-  find<void (*)()>("_ZN2at4cuda21clearCublasWorkspacesEv")();
+  cuda_symbol<void (*)()>("_ZN2at4cuda21clearCublasWorkspacesEv")();
 }
 
 struct Capture {
@@ -117,7 +111,7 @@ int amp_graph_launch(void* handle, const at::Tensor* from, const at::Tensor* to,
 int amp_forbid_synchronization(int forbid) {
   return amp::guarded([&] {
     // c10::cuda::warning_state(): an enum, 0 for allowed and 2 for an error.
-    *find<int*>("_ZZN3c104cuda13warning_stateEvE14warning_state_") = forbid != 0 ? 2 : 0;
+    *cuda_symbol<int*>("_ZZN3c104cuda13warning_stateEvE14warning_state_") = forbid != 0 ? 2 : 0;
   });
 }
 

@@ -14,6 +14,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "cast.h"
 #include "guard.h"
 
 namespace {
@@ -23,17 +24,20 @@ using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
 constexpr auto weight_key = "weight";
+constexpr auto bias_key = "bias";
 
 struct AmpLinear : torch::autograd::Function<AmpLinear> {
-  // Input, weight and bias in 16 bits, then the weight and bias whose gradients are asked for.
+  // The input in 16 bits.
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
-                            const at::Tensor& weight16, const at::Tensor& bias16,
-                            const at::Tensor& /*weight*/, const at::Tensor& /*bias*/) {
+                            const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+    const auto dtype = input.scalar_type();
+    const auto weight16 = amp::cast_weight(weight, dtype);
+    std::optional<at::Tensor> bias16;
+    if (bias) bias16 = amp::cast_weight(*bias, dtype);
     context->save_for_backward({input});
     context->saved_data[weight_key] = weight16;
-    std::optional<at::Tensor> bias;
-    if (bias16.defined()) bias = bias16;
-    return at::linear(input, weight16, bias);
+    context->saved_data[bias_key] = bias.has_value();
+    return at::linear(input, weight16, bias16);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -46,15 +50,17 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     auto weight16 = saved.at(weight_key).toTensor();
     const auto rows = grad.reshape({-1, weight16.size(0)});
     const auto features = weight16.size(1);
-    variable_list out(5);
+    variable_list out(3);
     if (context->needs_input_grad(0)) out[0] = at::matmul(grad, weight16);
     // Goes before the weight's gradient comes, which is twice as large.
     weight16.reset();
     if (!torch::autograd::get_current_graph_task_keep_graph()) saved.erase(weight_key);
-    if (context->needs_input_grad(3)) {
-      out[3] = at::mm(rows.t(), input.reshape({-1, features}), at::kFloat);
+    if (context->needs_input_grad(1)) {
+      out[1] = at::mm(rows.t(), input.reshape({-1, features}), at::kFloat);
     }
-    if (context->needs_input_grad(4)) out[4] = at::sum(rows, {0}, /*keepdim=*/false, at::kFloat);
+    if (saved.at(bias_key).toBool() && context->needs_input_grad(2)) {
+      out[2] = at::sum(rows, {0}, /*keepdim=*/false, at::kFloat);
+    }
     return out;
   }
 };
@@ -75,20 +81,15 @@ extern "C" {
 int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                at::Tensor** out) {
   return amp::guarded([&] {
+    std::optional<at::Tensor> given;
+    if (bias != nullptr) given = *bias;
     if (!wants_f32_gradient(*input, *weight)) {
-      std::optional<at::Tensor> maybe;
-      if (bias != nullptr) maybe = *bias;
-      *out = new at::Tensor(at::linear(*input, *weight, maybe));
+      *out = new at::Tensor(at::linear(*input, *weight, given));
       return;
     }
     const auto dtype = at::autocast::get_autocast_dtype(cuda);
-    const auto cast = [&](const at::Tensor& tensor) {
-      return at::autocast::cached_cast(dtype, tensor, cuda);
-    };
-    const at::Tensor given = bias == nullptr ? at::Tensor() : *bias;
-    const at::Tensor bias16 = bias == nullptr ? at::Tensor() : cast(given).detach();
-    *out = new at::Tensor(
-        AmpLinear::apply(cast(*input), cast(*weight).detach(), bias16, *weight, given));
+    const auto input16 = at::autocast::cached_cast(dtype, *input, cuda);
+    *out = new at::Tensor(AmpLinear::apply(input16, *weight, given));
   });
 }
 

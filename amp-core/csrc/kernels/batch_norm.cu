@@ -99,13 +99,14 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
   });
   if (!within) return;
 
+  const Factors drops(layer.dropout);
   const auto w = pack_at(weights, column), b = pack_at(biases, column);
 #pragma unroll 4
   for (int row = first_row; row < layer.rows; row += rows_at_once) {
     const long long at = static_cast<long long>(row) * layer.columns + column;
     auto x = pack_at(in, at);
     float factors[per_thread];
-    layer.dropout.factors(group_of(layer, row, column), factors);
+    drops.of(group_of(layer, row, column), factors);
     for (int k = 0; k < per_thread; ++k) {
       const int own = lane * per_thread + k;
       W y = scaled(widen(x.at[k]), mean[own], inverse[own], W(widen(w.at[k])), W(widen(b.at[k])));
@@ -126,6 +127,7 @@ extern "C" __global__ void backward(const T* in, const T* grads, const P* weight
   const int column = blockIdx.x * columns_per_block + lane * per_thread;
   const bool within = column < layer.columns;
 
+  const Factors drops(layer.dropout);
   Pack<W> mean, inverse;
   Pack<P> w, b;
   if (within) {
@@ -137,7 +139,7 @@ extern "C" __global__ void backward(const T* in, const T* grads, const P* weight
     const long long at = static_cast<long long>(row) * layer.columns + column;
     const auto x = pack_at(in, at), g = pack_at(grads, at);
     float factors[per_thread];
-    layer.dropout.factors(group_of(layer, row, column), factors);
+    drops.of(group_of(layer, row, column), factors);
     for (int k = 0; k < per_thread; ++k) {
       const W value = widen(x.at[k]);
       const W y = scaled(value, mean.at[k], inverse.at[k], W(widen(w.at[k])), W(widen(b.at[k])));

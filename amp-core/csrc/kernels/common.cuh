@@ -92,11 +92,13 @@ __device__ double block_sum(double value) {
   return value;
 }
 
-// Four random words of a key and a counter: Philox4x32 with 7 rounds, the fewest that Salmon et al.
+// Four random words for a place in a stream: Philox4x32 with 7 rounds, the fewest that Salmon et al.
 // (2011, table 2) found to pass BigCrush.
-__device__ uint4 philox(unsigned long long key, unsigned long long counter) {
-  unsigned k0 = static_cast<unsigned>(key), k1 = static_cast<unsigned>(key >> 32);
-  uint4 c = make_uint4(static_cast<unsigned>(counter), static_cast<unsigned>(counter >> 32), 0, 0);
+__device__ uint4 philox(unsigned long long seed, unsigned long long stream,
+                        unsigned long long place) {
+  unsigned k0 = static_cast<unsigned>(seed), k1 = static_cast<unsigned>(seed >> 32);
+  uint4 c = make_uint4(static_cast<unsigned>(place), static_cast<unsigned>(place >> 32),
+                       static_cast<unsigned>(stream), static_cast<unsigned>(stream >> 32));
   for (int round = 0; round < 7; ++round) {
     const unsigned high0 = __umulhi(0xD2511F53u, c.x), low0 = 0xD2511F53u * c.x;
     const unsigned high1 = __umulhi(0xCD9E8D57u, c.z), low1 = 0xCD9E8D57u * c.z;
@@ -107,20 +109,46 @@ __device__ uint4 philox(unsigned long long key, unsigned long long counter) {
   return c;
 }
 
-// What dropout multiplies four neighbouring elements by: 0 for those that are dropped. `group` is the
-// place of the first divided by four. Without a key nothing is dropped.
+// Where libtorch's generator is: at::PhiloxCudaState.
+struct Random {
+  union Number {
+    unsigned long long value;
+    const long long* place;
+  };
+  Number seed, offset;
+  unsigned long long offset_in_graph;
+  bool captured;
+};
+
+// Laid out as in csrc/dropout.h.
 struct Dropout {
-  const long long* key;
-  // Those whose random word is below this are dropped.
+  Random random;
+  // Those whose random word is below this are dropped; 0 for none.
+  unsigned threshold;
+  float scale;
+};
+
+// What dropout multiplies elements by: 0 for those that are dropped.
+struct Factors {
+  unsigned long long seed, stream;
   unsigned threshold;
   float scale;
 
-  __device__ void factors(long long group, float (&out)[per_thread]) const {
-    if (key == nullptr) {
-      for (float& factor : out) factor = 1;
+  __device__ explicit Factors(const Dropout& dropout)
+      : threshold(dropout.threshold), scale(dropout.scale) {
+    if (threshold == 0) return;
+    const auto& [from, offset, offset_in_graph, captured] = dropout.random;
+    seed = captured ? *from.place : from.value;
+    stream = captured ? *offset.place + offset_in_graph : offset.value;
+  }
+
+  // Of four neighbours; `group` is the place of the first divided by four.
+  __device__ void of(long long group, float (&out)[per_thread]) const {
+    if (threshold == 0) {
+      for (float& factor : out) factor = scale;
       return;
     }
-    const uint4 words = philox(*key, group);
+    const uint4 words = philox(seed, stream, group);
     out[0] = words.x < threshold ? 0 : scale;
     out[1] = words.y < threshold ? 0 : scale;
     out[2] = words.z < threshold ? 0 : scale;

@@ -1,5 +1,5 @@
-// Dropout without a mask in memory: what is dropped follows from a key and the element's place, so
-// that the backward pass is the forward pass of the gradient.
+// Dropout without a mask in memory: what is dropped follows from where the generator was and the
+// element's place, so that the backward pass is the forward pass of the gradient.
 
 extern "C" __global__ void apply(const T* in, T* out, long long count, const Dropout dropout) {
   const bool packed = is_aligned(in) && is_aligned(out);
@@ -7,7 +7,7 @@ extern "C" __global__ void apply(const T* in, T* out, long long count, const Dro
   const long long begin = group * per_thread;
   if (begin >= count) return;
   float factors[per_thread];
-  dropout.factors(group, factors);
+  Factors(dropout).of(group, factors);
   if (packed && begin + per_thread <= count) {
     auto pack = pack_at(in, begin);
     for (int k = 0; k < per_thread; ++k) narrow(widen(pack.at[k]) * factors[k], pack.at[k]);

@@ -3,8 +3,8 @@ use tch::Tensor;
 use super::{Context, Fusable, Module, Visitor};
 use crate::{Error, Result, ffi};
 
-/// Zeroes elements with probability p while training and scales the rest by 1/(1−p). On CUDA it draws
-/// a key from libtorch's generator and derives the elements from that, without a mask in memory.
+/// Zeroes elements with probability p while training and scales the rest by 1/(1−p). On CUDA the
+/// elements follow from where libtorch's generator is, without a mask in memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
     p: f64,

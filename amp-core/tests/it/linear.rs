@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use amp_core::{
     Module, Result,
-    nn::{Context, parameters, place},
+    nn::{Context, Linear, LinearConfig, Sequential, parameters, place},
     precision::{Policy, Precision},
-    tch::{Device, Kind, Tensor},
+    tch::{self, Device, Kind, Tensor},
 };
 use rstest::rstest;
 
@@ -66,4 +66,58 @@ fn gradients_of_weights_are_f32_sums_on_cuda(
         }
     }
     Ok(())
+}
+
+/// Weights are cast once for a region, all that the last one used together: what the second region
+/// computes is what it would with nothing cast before, and each weight counts as it is then.
+#[rstest]
+fn a_region_casts_the_weights_that_it_finds(
+    #[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
+) -> Result<()> {
+    let _generator = seeded(6);
+    let policy = Policy::new(precision, device());
+    let build = |factor: f64| -> Result<Sequential> {
+        tch::manual_seed(6);
+        let options = LinearConfig { bias: false, ..LinearConfig::new(16, 5) };
+        let layers = Sequential::new(vec![
+            Box::new(linear(8, 16)?) as Box<dyn Module>,
+            Box::new(linear(16, 16)?),
+            Box::new(Linear::new(options)?),
+        ]);
+        place(&layers, policy, &BTreeMap::new())?;
+        multiply(&layers, factor);
+        Ok(layers)
+    };
+    let input = Tensor::randn([7, 8], (Kind::Float, device()));
+    let pass = |layers: &Sequential| -> Result<(Tensor, Vec<Tensor>)> {
+        let output = {
+            let _region = policy.autocast()?;
+            let cx = Context::new(policy, true);
+            // Twice in a region, as micro-batches may be.
+            drop(layers.forward(&input, &cx)?);
+            layers.forward(&input, &cx)?
+        };
+        output.to_kind(Kind::Float).square().sum(Kind::Float).backward();
+        let grads = parameters(layers).into_iter().map(|mut parameter| {
+            let grad = parameter.tensor.grad().copy();
+            parameter.tensor.zero_grad();
+            grad
+        });
+        Ok((output, grads.collect()))
+    };
+    let layers = build(1.0)?;
+    let first = pass(&layers)?;
+    multiply(&layers, 2.0);
+    let second = pass(&layers)?;
+    assert_ne!(first, second);
+    assert_eq!(second, pass(&build(2.0)?)?);
+    multiply(&layers, 0.5);
+    assert_eq!(pass(&layers)?, first);
+    Ok(())
+}
+
+fn multiply(layers: &Sequential, factor: f64) {
+    for parameter in parameters(layers) {
+        let _ = tch::no_grad(|| parameter.tensor.shallow_clone().g_mul_scalar_(factor));
+    }
 }

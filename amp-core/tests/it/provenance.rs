@@ -229,6 +229,7 @@ fn the_step_runs_again_as_it_was_and_no_other_does(#[case] precision: Precision)
     let (without, same_weights, fewer) = trained(false)?;
     assert!(with.end.skipped > 3, "{:?}", with.end);
     let named = Cause::Activation("model.3".into());
+    assert!(with.skips.iter().all(|skip| skip.provenance.is_some()), "{:?}", with.notes);
     assert!(with.skips.iter().all(|skip| *cause(skip) == named), "{:?}", with.skips);
     assert!(without.skips.iter().all(|skip| skip.provenance.is_none()));
     assert_eq!((weights, with.end.skipped), (same_weights, without.end.skipped));

@@ -26,7 +26,7 @@ impl GradScaler {
         }
         let _ = self.scale.f_internal_amp_update_scale_(
             &self.growth_tracker,
-            &self.scale.f_zeros_like()?,
+            &self.no_overflow,
             self.config.growth_factor,
             self.config.backoff_factor,
             self.config.growth_interval,

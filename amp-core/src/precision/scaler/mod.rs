@@ -102,6 +102,8 @@ pub struct GradScaler {
     device: Device,
     scale: Tensor,
     growth_tracker: Tensor,
+    /// Zero: what a captured step tells the rule.
+    no_overflow: Tensor,
     mirror: (f32, i32),
     /// Whether a loss was scaled since the last update.
     scaled: Cell<bool>,
@@ -142,6 +144,7 @@ impl GradScaler {
             device,
             scale: Tensor::f_full([], f64::from(scale), (Kind::Float, device))?,
             growth_tracker: Tensor::f_zeros([], (Kind::Int, device))?,
+            no_overflow: Tensor::f_zeros([], (Kind::Float, device))?,
             mirror: (scale, 0),
             scaled: Cell::new(false),
             losses: Losses::default(),

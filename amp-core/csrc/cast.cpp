@@ -1,0 +1,122 @@
+#include "cast.h"
+
+#include <ATen/ops/empty_like.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "kernel.h"
+#include "kernels/cast.cu.h"
+
+namespace {
+
+constexpr size_t max_tensors = 128;
+constexpr int64_t elements_per_block = 8192;
+
+struct Tensors {
+  const float* from[max_tensors];
+  void* to[max_tensors];
+  long long sizes[max_tensors];
+  int first_blocks[max_tensors];
+  int count;
+};
+
+using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+using Key = std::pair<const void*, at::ScalarType>;
+
+struct Use {
+  Weak weight;
+  at::ScalarType dtype;
+};
+
+Key key_of(const at::Tensor& weight, at::ScalarType dtype) {
+  return {weight.unsafeGetTensorImpl(), dtype};
+}
+
+struct Casts {
+  // Of this region.
+  std::map<Key, std::pair<at::Tensor, at::Tensor>> made;
+  std::vector<Use> used;
+  // What regions used, by what they used first.
+  std::map<Key, std::vector<Use>> known;
+};
+
+// Autocast's state is the thread's, too.
+thread_local Casts casts;
+
+void run(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
+  static amp::KernelSource source("cast.cu", amp_kernels_cast);
+  for (size_t begin = 0; begin < weights.size(); begin += max_tensors) {
+    Tensors tensors{};
+    int64_t blocks = 0;
+    for (size_t i = begin; i < weights.size() && i < begin + max_tensors; ++i) {
+      const auto& weight = weights[i];
+      const auto out = at::empty_like(weight, weight.options().dtype(dtype));
+      casts.made[key_of(weight, dtype)] = {weight, out};
+      if (weight.numel() == 0) continue;
+      const int at = tensors.count++;
+      tensors.from[at] = weight.const_data_ptr<float>();
+      tensors.to[at] = out.mutable_data_ptr();
+      tensors.sizes[at] = weight.numel();
+      tensors.first_blocks[at] = static_cast<int>(blocks);
+      blocks += (weight.numel() + elements_per_block - 1) / elements_per_block;
+    }
+    if (tensors.count == 0) continue;
+    void* arguments[] = {&tensors};
+    source.launch("cast", {amp::kernel_dtype(dtype)}, weights[begin].device(),
+                  static_cast<unsigned>(blocks), 256, arguments);
+  }
+}
+
+// Whether the kernel can take it, and it is the same tensor in the next region.
+bool is_plain(const at::Tensor& weight) {
+  return weight.is_leaf() && weight.is_non_overlapping_and_dense() &&
+         weight.scalar_type() == at::kFloat;
+}
+
+}  // namespace
+
+namespace amp {
+
+at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
+  const c10::NoGradGuard no_grad;
+  if (!is_plain(weight)) return weight.to(dtype);
+  const auto key = key_of(weight, dtype);
+  auto found = casts.made.find(key);
+  if (found == casts.made.end()) {
+    // Those of one kernel: of one device and dtype.
+    std::vector<at::Tensor> weights{weight};
+    if (casts.used.empty()) {
+      for (const auto& use : casts.known[key]) {
+        auto other = use.weight.lock();
+        if (!other || other.get() == weight.unsafeGetTensorImpl() || use.dtype != dtype) continue;
+        const at::Tensor tensor(std::move(other));
+        if (is_plain(tensor) && tensor.device() == weight.device()) weights.push_back(tensor);
+      }
+    }
+    run(weights, dtype);
+    found = casts.made.find(key);
+  }
+  casts.used.push_back({Weak(weight.getIntrusivePtr()), dtype});
+  return found->second.second;
+}
+
+void end_cast_weights() {
+  if (!casts.used.empty()) {
+    const auto& first = casts.used.front();
+    const Key key(first.weight._unsafe_get_target(), first.dtype);
+    casts.known[key] = std::move(casts.used);
+  }
+  casts.used.clear();
+  casts.made.clear();
+  // Those of models that are gone.
+  for (auto at = casts.known.begin(); at != casts.known.end();) {
+    at = at->second.empty() || at->second.front().weight.expired() ? casts.known.erase(at)
+                                                                    : std::next(at);
+  }
+}
+
+}  // namespace amp

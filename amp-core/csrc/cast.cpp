@@ -36,9 +36,15 @@ Key key_of(const at::Tensor& weight, at::ScalarType dtype) {
   return {weight.unsafeGetTensorImpl(), dtype};
 }
 
+struct Cast {
+  at::Tensor weight, out;
+  bool used;
+};
+
 struct Casts {
   // Of this region.
-  std::map<Key, std::pair<at::Tensor, at::Tensor>> made;
+  std::map<Key, Cast> made;
+  // Those asked for, in this order, each once.
   std::vector<Use> used;
   // What regions used, by what they used first.
   std::map<Key, std::vector<Use>> known;
@@ -55,7 +61,7 @@ void run(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
     for (size_t i = begin; i < weights.size() && i < begin + max_tensors; ++i) {
       const auto& weight = weights[i];
       const auto out = at::empty_like(weight, weight.options().dtype(dtype));
-      casts.made[key_of(weight, dtype)] = {weight, out};
+      casts.made[key_of(weight, dtype)] = {weight, out, false};
       if (weight.numel() == 0) continue;
       const int at = tensors.count++;
       tensors.from[at] = weight.const_data_ptr<float>();
@@ -100,8 +106,10 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
     run(weights, dtype);
     found = casts.made.find(key);
   }
-  casts.used.push_back({Weak(weight.getIntrusivePtr()), dtype});
-  return found->second.second;
+  auto& cast = found->second;
+  if (!cast.used) casts.used.push_back({Weak(weight.getIntrusivePtr()), dtype});
+  cast.used = true;
+  return cast.out;
 }
 
 void end_cast_weights() {

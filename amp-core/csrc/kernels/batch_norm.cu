@@ -53,6 +53,14 @@ __device__ double scaled(double x, double mean, double inverse, double weight, d
   return fma((x - mean) * inverse, weight, bias);
 }
 
+// Between the layers a value has their dtype: in one kernel they have the bits that they have one by
+// one.
+__device__ Wide<T> rounded(Wide<T> x) {
+  T out;
+  narrow(x, out);
+  return widen(out);
+}
+
 // The row's and column's place among the groups of four elements.
 __device__ long long group_of(const Layer& layer, int row, int column) {
   return (static_cast<long long>(row) * layer.columns + column) / per_thread;
@@ -109,7 +117,8 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
     drops.of(group_of(layer, row, column), factors);
     for (int k = 0; k < per_thread; ++k) {
       const int own = lane * per_thread + k;
-      W y = scaled(widen(x.at[k]), mean[own], inverse[own], W(widen(w.at[k])), W(widen(b.at[k])));
+      W y = rounded(
+          scaled(widen(x.at[k]), mean[own], inverse[own], W(widen(w.at[k])), W(widen(b.at[k]))));
       // Leaves a NaN.
       if (layer.relu && y <= 0) y = 0;
       narrow(y * factors[k], x.at[k]);
@@ -142,8 +151,9 @@ extern "C" __global__ void backward(const T* in, const T* grads, const P* weight
     drops.of(group_of(layer, row, column), factors);
     for (int k = 0; k < per_thread; ++k) {
       const W value = widen(x.at[k]);
-      const W y = scaled(value, mean.at[k], inverse.at[k], W(widen(w.at[k])), W(widen(b.at[k])));
-      grad[k] = layer.relu && y <= 0 ? W(0) : widen(g.at[k]) * factors[k];
+      const W y =
+          rounded(scaled(value, mean.at[k], inverse.at[k], W(widen(w.at[k])), W(widen(b.at[k]))));
+      grad[k] = layer.relu && y <= 0 ? W(0) : rounded(widen(g.at[k]) * factors[k]);
       distance[k] = value - mean.at[k];
     }
   };

@@ -6,7 +6,7 @@ use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
     data::{DataModule, Loading},
     hardware::seed_everything,
-    optim::WeightUpdate,
+    optim::{Moments, WeightUpdate},
     precision::{Clip, GradScalerConfig, Precision},
     tch::Device,
     trainer::{Graph, NonFinite, ScaleFloor},
@@ -78,6 +78,8 @@ pub struct Choices {
     pub scaler: GradScalerConfig,
     /// How optimizers write to 16-bit weights.
     pub weight_update: WeightUpdate,
+    /// How optimizers keep their running averages.
+    pub moments: Moments,
     /// Whether whole steps run as CUDA graphs.
     pub graph: Graph,
     /// The value to watch, and for how many epochs.
@@ -131,6 +133,7 @@ impl Case {
             accumulate_grad_batches,
             log_every_n_steps: choices.log_every_n_steps.map_or(defaults.log_every_n_steps, steps),
             weight_update: choices.weight_update,
+            moments: choices.moments,
             graph: choices.graph,
             on_non_finite: choices.on_non_finite,
             scale_floor: choices.scale_floor,

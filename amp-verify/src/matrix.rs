@@ -1,6 +1,6 @@
 //! All precisions of a case, the baseline first.
 
-use amp_core::{Result, event::Subscriber, precision::Precision};
+use amp_core::{Result, event::Subscriber, optim::Moments, precision::Precision};
 
 use crate::{
     case::Case,
@@ -8,7 +8,8 @@ use crate::{
     runner::{self, Extras},
 };
 
-/// Runs the case under the baseline and `precisions`, each once, and compares.
+/// Runs the case under the baseline and `precisions`, each once, and compares. The baseline keeps full
+/// moments.
 ///
 /// # Errors
 /// When a run fails; the error says under which precision.
@@ -17,9 +18,12 @@ pub fn run(
     precisions: &[Precision],
     subscriber: &mut dyn Subscriber,
 ) -> Result<Comparison> {
+    let mut baseline = case.clone();
+    baseline.trainer.moments = Moments::Full;
     let records = plan(precisions)
         .into_iter()
         .map(|precision| {
+            let case = if precision == Precision::F32True { &baseline } else { case };
             runner::run(case, precision, Extras::default(), subscriber)
                 .map_err(|error| error.at(&format!("{} under {precision}", case.model.name)))
         })

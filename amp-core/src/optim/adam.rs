@@ -80,7 +80,7 @@ macro_rules! adam {
                 let shape = if self.fused { SlotShape::Scalar } else { SlotShape::HostScalar };
                 vec![
                     Slot::like_parameter("exp_avg"),
-                    Slot::like_parameter("exp_avg_sq"),
+                    Slot::of_squares("exp_avg_sq"),
                     Slot { name: "step", shape },
                 ]
             }

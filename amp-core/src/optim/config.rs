@@ -1,8 +1,6 @@
 //! Optimizers and their schedules as options, and which parameters each one trains.
 
-use super::{
-    BuildOptimizer, BuildScheduler, Interval, Scheduled, WeightUpdate, patterns::Patterns,
-};
+use super::{BuildOptimizer, BuildScheduler, Interval, Scheduled, Storage, patterns::Patterns};
 use crate::{Error, Result, nn::Parameter};
 
 /// An optimizer and, optionally, its schedule: options only, no state.
@@ -43,7 +41,7 @@ impl OptimizerConfig {
     /// # Errors
     /// When an option is out of range, there is nothing to train, or a parameter is left out.
     pub fn build(self, parameters: Vec<Parameter>) -> Result<Scheduled> {
-        let mut built = Optimizers::from(self).build(parameters, WeightUpdate::default())?;
+        let mut built = Optimizers::from(self).build(parameters, Storage::default())?;
         Ok(built.remove(0))
     }
 }
@@ -70,7 +68,12 @@ impl Optimizers {
     /// # Errors
     /// When an option is out of range, there is nothing to train, a pattern matches nothing, or a
     /// parameter belongs to two optimizers or to none.
-    pub fn build(self, parameters: Vec<Parameter>, update: WeightUpdate) -> Result<Vec<Scheduled>> {
+    pub fn build(
+        self,
+        parameters: Vec<Parameter>,
+        storage: impl Into<Storage>,
+    ) -> Result<Vec<Scheduled>> {
+        let storage = storage.into();
         if parameters.is_empty() {
             return Err(Error::config("the model has no parameters: give it at least one layer"));
         }
@@ -79,7 +82,7 @@ impl Optimizers {
         let shares = split(parameters, &patterns)?;
         let mut built: Vec<Scheduled> = Vec::with_capacity(shares.len());
         for (config, share) in self.0.into_iter().zip(shares) {
-            let optimizer = config.optimizer.build_with(share, update)?;
+            let optimizer = config.optimizer.build_with(share, storage)?;
             let same = built.iter().filter(|other| other.optimizer.name() == optimizer.name());
             let name = match same.count() {
                 0 => optimizer.name().to_owned(),

@@ -3,7 +3,10 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Abilities, OnDevice, Optimizer, Rates, WeightUpdate, saved,
+    Abilities, Moments, OnDevice, Optimizer, Rates, Storage, WeightUpdate,
+    moments::Moment,
+    parts::{Piece, Scalars, parts},
+    saved,
     weight_update::{is_half, wide, write, write_stochastically},
 };
 use crate::{Error, Result, ffi::Kernels, nn::Parameter, state::State};
@@ -71,8 +74,9 @@ pub(super) struct Slot {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum SlotShape {
-    /// The parameter's, and its dtype unless that is widened.
-    Parameter,
+    /// The parameter's, and its dtype unless that is widened: a running average, which may be
+    /// negative where it is signed.
+    Parameter { signed: bool },
     /// One f32, on the parameter's device.
     Scalar,
     /// One f32 on the CPU.
@@ -80,9 +84,14 @@ pub(super) enum SlotShape {
 }
 
 impl Slot {
-    /// State of the parameter's shape.
+    /// A running average of the parameter's shape.
     pub(super) const fn like_parameter(name: &'static str) -> Self {
-        Self { name, shape: SlotShape::Parameter }
+        Self { name, shape: SlotShape::Parameter { signed: true } }
+    }
+
+    /// One of squares.
+    pub(super) const fn of_squares(name: &'static str) -> Self {
+        Self { name, shape: SlotShape::Parameter { signed: false } }
     }
 }
 
@@ -112,7 +121,7 @@ pub(super) struct Engine<A> {
     parameters: Vec<Parameter>,
     /// By parameter.
     kept: Vec<Kept>,
-    update: WeightUpdate,
+    storage: Storage,
 }
 
 /// The rates where a captured step reads them.
@@ -125,7 +134,7 @@ struct RatesOnDevice {
 struct Kept {
     group: usize,
     /// By slot.
-    states: Vec<Tensor>,
+    states: Vec<Moment>,
     master: Option<Tensor>,
     started: bool,
 }
@@ -141,11 +150,20 @@ enum Working {
     Masters,
 }
 
-fn working<A: Algorithm>(kind: Kind, update: WeightUpdate) -> Working {
-    match update {
+/// Averages of f64 stay what they are.
+fn moments(kind: Kind, storage: Storage) -> Moments {
+    if kind == Kind::Double { Moments::Full } else { storage.moments }
+}
+
+fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
+    match storage.weights {
         WeightUpdate::MasterWeights if is_half(kind) => Working::Masters,
         WeightUpdate::StochasticRounding if is_half(kind) => Working::Copies { stochastic: true },
         _ if A::widens(kind).is_some() => Working::Copies { stochastic: false },
+        // The averages are read as f32.
+        _ if is_half(kind) && storage.moments != Moments::Full => {
+            Working::Copies { stochastic: false }
+        }
         _ => Working::Itself,
     }
 }
@@ -156,13 +174,14 @@ impl<A: Algorithm> Engine<A> {
         options: Vec<A>,
         parameters: Vec<Parameter>,
         group_of: &[usize],
-        update: WeightUpdate,
+        storage: Storage,
     ) -> Result<Self> {
         options.iter().try_for_each(A::check)?;
         let slots: Vec<Vec<Slot>> = options.iter().map(A::slots).collect();
-        if let (WeightUpdate::StochasticRounding, Some(half)) =
-            (update, parameters.iter().find(|parameter| parameter.tensor.kind() == Kind::Half))
-        {
+        if let (WeightUpdate::StochasticRounding, Some(half)) = (
+            storage.weights,
+            parameters.iter().find(|parameter| parameter.tensor.kind() == Kind::Half),
+        ) {
             return Err(Error::config(format!(
                 "optimizer: stochastic rounding is for bfloat16, but `{}` is float16: \
                  use master weights",
@@ -170,8 +189,18 @@ impl<A: Algorithm> Engine<A> {
             )));
         }
         let kept = parameters.iter().zip(group_of).map(|(parameter, &group)| {
-            let working = working::<A>(parameter.tensor.kind(), update);
-            let states = slots[group].iter().map(|slot| zeros(slot, &parameter.tensor, working));
+            let working = working::<A>(parameter.tensor.kind(), storage);
+            let moments = moments(parameter.tensor.kind(), storage);
+            let in_parts = working != Working::Itself || moments != Moments::Full;
+            if in_parts && !parameter.tensor.is_contiguous() {
+                // Its pieces would be copies.
+                return Err(Error::config(format!(
+                    "optimizer: `{}` is not contiguous, and cannot be stepped in parts",
+                    parameter.name
+                )));
+            }
+            let zeros = |slot| zeros(slot, &parameter.tensor, working, moments);
+            let states = slots[group].iter().map(zeros);
             let states = states.collect::<Result<_>>()?;
             let master = match working {
                 Working::Masters => Some(wide(&parameter.tensor)?),
@@ -181,15 +210,16 @@ impl<A: Algorithm> Engine<A> {
         });
         let kept = kept.collect::<Result<_>>()?;
         let device = common_device(&parameters);
+        let full = storage.moments == Moments::Full;
         let rates = options.iter().map(|options| match device {
-            Some(device) if options.abilities(device).captures => {
+            Some(device) if full && options.abilities(device).captures => {
                 let tensor = Tensor::f_zeros([2], (Kind::Double, device))?;
                 Ok(Some(RatesOnDevice { tensor, written: None }))
             }
             _ => Ok(None),
         });
         let rates = rates.collect::<Result<_>>()?;
-        Ok(Self { options, slots, rates, kept, parameters, update })
+        Ok(Self { options, slots, rates, kept, parameters, storage })
     }
 
     /// The parameters that have gradients, in parts that one kernel call takes.
@@ -214,29 +244,72 @@ impl<A: Algorithm> Engine<A> {
 
     fn step_batch(&self, batch: &Batch, known: OnDevice<'_>) -> Result<()> {
         let (_, kind, _) = batch.key;
-        let working = working::<A>(kind, self.update);
-        let tensors = |places: &[usize]| -> Vec<Tensor> {
-            places.iter().map(|at| self.parameters[*at].tensor.shallow_clone()).collect()
-        };
-        if working == Working::Itself {
-            let params = tensors(&batch.places);
-            return self.step_on(batch, &batch.places, &params, &batch.grads, known);
+        let working = working::<A>(kind, self.storage);
+        if working == Working::Itself && moments(kind, self.storage) == Moments::Full {
+            return self.step_whole(batch, known);
         }
-        for part in parts(&batch.grads) {
-            let places = &batch.places[part.clone()];
-            let narrow = tensors(places);
-            let grads = batch.grads[part].iter().map(wide).collect::<Result<Vec<_>>>()?;
-            let masters = places.iter().filter_map(|at| self.kept[*at].master.as_ref());
-            let params = match working {
-                Working::Masters => masters.map(Tensor::shallow_clone).collect(),
-                _ => narrow.iter().map(wide).collect::<Result<Vec<_>>>()?,
-            };
-            self.step_on(batch, places, &params, &grads, known)?;
-            for (to, from) in narrow.iter().zip(&params) {
-                match working {
-                    Working::Copies { stochastic: true } => write_stochastically(to, from)?,
-                    _ => write(to, from)?,
-                }
+        let mut scalars = Scalars::default();
+        parts(&batch.grads)
+            .iter()
+            .try_for_each(|part| self.step_part(batch, part, working, &mut scalars, known))
+    }
+
+    /// Steps parameters on their own state.
+    fn step_whole(&self, batch: &Batch, known: OnDevice<'_>) -> Result<()> {
+        let places = || batch.places.iter();
+        let params: Vec<Tensor> =
+            places().map(|at| self.parameters[*at].tensor.shallow_clone()).collect();
+        let slots = 0..self.slots[batch.key.0].len();
+        let states: Vec<Vec<Tensor>> = slots
+            .map(|slot| places().map(|at| self.kept[*at].states[slot].plain()).collect())
+            .collect();
+        self.step_on(batch, &params, &batch.grads, &states, known)
+    }
+
+    /// Steps f32 copies of pieces of parameters and state, and writes them back.
+    fn step_part(
+        &self,
+        batch: &Batch,
+        part: &[Piece],
+        working: Working,
+        scalars: &mut Scalars,
+        known: OnDevice<'_>,
+    ) -> Result<()> {
+        let each = |read: &dyn Fn(&Piece, usize) -> Result<Tensor>| -> Result<Vec<Tensor>> {
+            part.iter().map(|piece| read(piece, batch.places[piece.at])).collect()
+        };
+        let grads = each(&|piece, _| wide(&piece.of(&batch.grads[piece.at])?))?;
+        let narrow = each(&|piece, place| piece.of(&self.parameters[place].tensor))?;
+        let params = each(&|piece, place| match &self.kept[place].master {
+            Some(master) => piece.of(master),
+            None => Ok(wide(&piece.of(&self.parameters[place].tensor)?)?),
+        })?;
+        let mut states = Vec::new();
+        for (slot, Slot { shape, .. }) in self.slots[batch.key.0].iter().enumerate() {
+            states.push(match shape {
+                SlotShape::Parameter { .. } => each(&|piece, place| {
+                    self.kept[place].states[slot].read(piece.start, piece.count)
+                })?,
+                _ => part
+                    .iter()
+                    .map(|piece| {
+                        let own = self.kept[batch.places[piece.at]].states[slot].plain();
+                        scalars.of(piece, slot, own)
+                    })
+                    .collect::<Result<_>>()?,
+            });
+        }
+        self.step_on(batch, &params, &grads, &states, known)?;
+        for (to, from) in narrow.iter().zip(&params) {
+            match working {
+                Working::Itself => {}
+                Working::Copies { stochastic: true } => write_stochastically(to, from)?,
+                _ => write(to, from)?,
+            }
+        }
+        for (slot, values) in states.iter().enumerate() {
+            for (piece, values) in part.iter().zip(values) {
+                self.kept[batch.places[piece.at]].states[slot].write(piece.start, values)?;
             }
         }
         Ok(())
@@ -245,17 +318,12 @@ impl<A: Algorithm> Engine<A> {
     fn step_on(
         &self,
         batch: &Batch,
-        places: &[usize],
         params: &[Tensor],
         grads: &[Tensor],
+        states: &[Vec<Tensor>],
         known: OnDevice<'_>,
     ) -> Result<()> {
         let (group, _, first) = batch.key;
-        let slot =
-            |slot: usize| places.iter().map(move |at| self.kept[*at].states[slot].shallow_clone());
-        let slots = 0..self.slots[group].len();
-        let states: Vec<Vec<Tensor>> = slots.map(|at| slot(at).collect()).collect();
-        let states = &states;
         let rates = self.rates[group].as_ref().map(|rates| &rates.tensor);
         self.options[group].step(&StepTensors { params, grads, states, first, known, rates })
     }
@@ -277,36 +345,19 @@ fn common_device(parameters: &[Parameter]) -> Option<Device> {
     devices.all(|device| device == first).then_some(first)
 }
 
-/// Elements of 16-bit parameters that are widened to f32 at once: bounds the memory of the copies.
-const WIDENED: usize = 1 << 22;
-
-/// Ranges of `tensors` with at most [`WIDENED`] elements, or of one tensor.
-fn parts(tensors: &[Tensor]) -> Vec<std::ops::Range<usize>> {
-    let mut parts: Vec<std::ops::Range<usize>> = Vec::new();
-    let mut elements = 0;
-    for (at, tensor) in tensors.iter().enumerate() {
-        elements += tensor.numel();
-        match parts.last_mut() {
-            Some(part) if elements <= WIDENED => part.end = at + 1,
-            _ => {
-                elements = tensor.numel();
-                parts.push(at..at + 1);
-            }
+fn zeros(slot: &Slot, parameter: &Tensor, working: Working, moments: Moments) -> Result<Moment> {
+    let number = |device| Tensor::f_zeros([], (Kind::Float, device));
+    Ok(Moment::Plain(match slot.shape {
+        SlotShape::Scalar => number(parameter.device())?,
+        SlotShape::HostScalar => number(Device::Cpu)?,
+        SlotShape::Parameter { signed } if moments != Moments::Full => {
+            return Moment::zeros(moments, parameter.numel() as i64, signed, parameter.device());
         }
-    }
-    parts
-}
-
-fn zeros(slot: &Slot, parameter: &Tensor, working: Working) -> Result<Tensor> {
-    let zeros = |device| Tensor::f_zeros([], (Kind::Float, device));
-    Ok(match slot.shape {
-        SlotShape::Scalar => zeros(parameter.device())?,
-        SlotShape::HostScalar => zeros(Device::Cpu)?,
-        SlotShape::Parameter if working == Working::Itself => {
+        SlotShape::Parameter { .. } if working == Working::Itself => {
             parameter.f_zeros_like()?.f_detach()?
         }
-        SlotShape::Parameter => wide(&parameter.f_zeros_like()?)?,
-    })
+        SlotShape::Parameter { .. } => wide(&parameter.f_zeros_like()?)?,
+    }))
 }
 
 impl<A: Algorithm> Optimizer for Engine<A> {
@@ -341,7 +392,8 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     fn abilities(&self) -> Abilities {
         // Whether the first step was taken is known on the host alone.
         let started = !A::FIRST_STEP_DIFFERS || self.kept.iter().all(|kept| kept.started);
-        let (true, Some(device)) = (started, common_device(&self.parameters)) else {
+        let full = self.storage.moments == Moments::Full;
+        let (true, Some(device)) = (started && full, common_device(&self.parameters)) else {
             return Abilities::default();
         };
         let all = Abilities { skips: true, scales: true, captures: true };
@@ -372,7 +424,8 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     fn note(&self) -> Option<String> {
         let kinds = self.parameters.iter().map(|parameter| parameter.tensor.kind());
         let mut widened = kinds.filter(|kind| {
-            working::<A>(*kind, self.update) == Working::Copies { stochastic: false }
+            A::widens(*kind).is_some()
+                && working::<A>(*kind, self.storage) == Working::Copies { stochastic: false }
         });
         Some(format!("{} steps in float32: {}", A::NAME, A::widens(widened.next()?)?))
     }
@@ -382,8 +435,10 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         state.put(saved::NAME, &A::NAME)?;
         for (parameter, kept) in self.parameters.iter().zip(&self.kept) {
             let name = &parameter.name;
-            for (slot, tensor) in self.slots[kept.group].iter().zip(&kept.states) {
-                state.put_tensor(format!("{}/{name}", slot.name), tensor);
+            for (slot, moment) in self.slots[kept.group].iter().zip(&kept.states) {
+                for (suffix, tensor) in moment.tensors() {
+                    state.put_tensor(format!("{}{suffix}/{name}", slot.name), tensor);
+                }
             }
             if let Some(master) = &kept.master {
                 state.put_tensor(format!("{}/{name}", saved::MASTER), master);

@@ -1,7 +1,7 @@
 //! Parameter groups: options of their own for parameters chosen by name.
 
 use super::{
-    BuildOptimizer, Optimizer, WeightUpdate,
+    BuildOptimizer, Optimizer, Storage,
     engine::{Algorithm, Engine},
     patterns::Patterns,
 };
@@ -51,7 +51,7 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
     fn build_with(
         &self,
         parameters: Vec<Parameter>,
-        update: WeightUpdate,
+        storage: Storage,
     ) -> Result<Box<dyn Optimizer>> {
         for (patterns, _) in &self.groups {
             patterns.match_something(&parameters)?;
@@ -75,7 +75,7 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
             options.remove(0);
             group_of.iter_mut().for_each(|group| *group -= 1);
         }
-        Ok(Box::new(Engine::new(options, parameters, &group_of, update)?))
+        Ok(Box::new(Engine::new(options, parameters, &group_of, storage)?))
     }
 }
 
@@ -83,10 +83,10 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
 pub(super) fn build<A: Algorithm>(
     options: A,
     parameters: Vec<Parameter>,
-    update: WeightUpdate,
+    storage: Storage,
 ) -> Result<Box<dyn Optimizer>> {
     let group_of = vec![0; parameters.len()];
-    Ok(Box::new(Engine::new(vec![options], parameters, &group_of, update)?))
+    Ok(Box::new(Engine::new(vec![options], parameters, &group_of, storage)?))
 }
 
 /// Options of an [`Algorithm`] build one group of all parameters.
@@ -96,9 +96,9 @@ macro_rules! build_plainly {
             fn build_with(
                 &self,
                 parameters: Vec<$crate::nn::Parameter>,
-                update: $crate::optim::WeightUpdate,
+                storage: $crate::optim::Storage,
             ) -> $crate::Result<Box<dyn $crate::optim::Optimizer>> {
-                $crate::optim::groups::build(*self, parameters, update)
+                $crate::optim::groups::build(*self, parameters, storage)
             }
         }
     };

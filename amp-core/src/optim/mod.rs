@@ -5,6 +5,8 @@ mod config;
 mod engine;
 mod groups;
 mod lion;
+mod moments;
+mod parts;
 mod patterns;
 mod rmsprop;
 mod saved;
@@ -17,6 +19,7 @@ pub use adam::{Adam, AdamW};
 pub use config::{OptimizerConfig, Optimizers};
 pub use groups::ParamGroups;
 pub use lion::Lion;
+pub use moments::Moments;
 pub use rmsprop::RmsProp;
 pub use scheduled::{GroupRates, Scheduled};
 pub use scheduler::{
@@ -24,7 +27,7 @@ pub use scheduler::{
     SequentialLr, StepLr, ThresholdMode, WarmupCosine,
 };
 pub use sgd::Sgd;
-pub use weight_update::WeightUpdate;
+pub use weight_update::{Storage, WeightUpdate};
 
 use groups::build_plainly;
 use serde::{Deserialize, Serialize};
@@ -56,19 +59,19 @@ pub trait BuildOptimizer {
     /// Checks the options and makes the state.
     ///
     /// # Errors
-    /// When an option is out of range, or `update` is not for the parameters' dtype.
+    /// When an option is out of range, or `storage` is not for the parameters' dtype.
     fn build_with(
         &self,
         parameters: Vec<Parameter>,
-        update: WeightUpdate,
+        storage: Storage,
     ) -> Result<Box<dyn Optimizer>>;
 
-    /// [`build_with`](Self::build_with) PyTorch's way of updating weights.
+    /// [`build_with`](Self::build_with) PyTorch's way of keeping weights and averages.
     ///
     /// # Errors
     /// When an option is out of range.
     fn build(&self, parameters: Vec<Parameter>) -> Result<Box<dyn Optimizer>> {
-        self.build_with(parameters, WeightUpdate::default())
+        self.build_with(parameters, Storage::default())
     }
 }
 

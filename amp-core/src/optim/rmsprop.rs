@@ -57,8 +57,8 @@ impl Algorithm for RmsProp {
     fn slots(&self) -> Vec<Slot> {
         let momentum = (self.momentum > 0.0).then_some("momentum_buffer");
         let centered = self.centered.then_some("grad_avg");
-        let names = [Some("square_avg"), momentum, centered];
-        names.into_iter().flatten().map(Slot::like_parameter).collect()
+        let signed = [momentum, centered].into_iter().flatten().map(Slot::like_parameter);
+        std::iter::once(Slot::of_squares("square_avg")).chain(signed).collect()
     }
 
     fn rates(&self) -> Rates {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::Moments;
 use crate::{Result, named::named};
 
 /// How an optimizer writes to 16-bit parameters (those of the `*-true` precisions).
@@ -24,6 +25,27 @@ pub enum WeightUpdate {
     /// expectation is the f32 result. No copies are kept; the running averages are f32. For
     /// bfloat16 alone. Draws from libtorch's generator of the parameters' device.
     StochasticRounding,
+}
+
+/// How an optimizer keeps what it keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Storage {
+    /// 16-bit weights.
+    pub weights: WeightUpdate,
+    /// Running averages.
+    pub moments: Moments,
+}
+
+impl From<WeightUpdate> for Storage {
+    fn from(weights: WeightUpdate) -> Self {
+        Self { weights, moments: Moments::Full }
+    }
+}
+
+impl From<Moments> for Storage {
+    fn from(moments: Moments) -> Self {
+        Self { weights: WeightUpdate::default(), moments }
+    }
 }
 
 named!(WeightUpdate, "weight update", {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    optim::WeightUpdate,
+    optim::{Moments, WeightUpdate},
     precision::{Clip, GradScalerConfig, Policy, Precision, Region},
 };
 
@@ -33,6 +33,8 @@ pub struct TrainerConfig {
     pub log_every_n_steps: i64,
     /// How optimizers write to 16-bit parameters, which the `*-true` precisions have.
     pub weight_update: WeightUpdate,
+    /// How optimizers keep their running averages.
+    pub moments: Moments,
     /// Whether a skipped step moves the schedule and the step count, as Lightning does.
     pub skipped_step_advances: bool,
     /// What is done about a step whose gradients are not finite.
@@ -75,6 +77,7 @@ impl TrainerConfig {
             accumulate_grad_batches: 1,
             log_every_n_steps: 50,
             weight_update: WeightUpdate::default(),
+            moments: Moments::default(),
             skipped_step_advances: false,
             on_non_finite: NonFinite::default(),
             max_consecutive_skips: 100,

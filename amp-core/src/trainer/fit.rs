@@ -19,7 +19,7 @@ use crate::{
     hardware::Fingerprint,
     log::{Log, Logged},
     nn::{self, Context},
-    optim::TrainingPlan,
+    optim::{Storage, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
 };
 
@@ -97,7 +97,8 @@ impl<'r, 'c> Run<'r, 'c> {
                 .map_or(steps, |most| steps.min(i64::try_from(most).unwrap_or(i64::MAX))),
         };
         let optimizers = model.configure_optimizers(&plan)?;
-        let optimizers = optimizers.build(nn::parameters(model), config.weight_update)?;
+        let storage = Storage { weights: config.weight_update, moments: config.moments };
+        let optimizers = optimizers.build(nn::parameters(model), storage)?;
         let access = step_access(model, callbacks);
         let runner = StepRunner::new(config, optimizers, access)?;
         Ok(Self {

@@ -25,6 +25,7 @@ mod log;
 mod loggers;
 mod memory;
 mod metrics;
+mod moments;
 mod monitors;
 mod optimizers;
 mod optimizers_cuda;

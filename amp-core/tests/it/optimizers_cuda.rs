@@ -37,7 +37,7 @@ fn give(parameters: &[Parameter], grads: &[Tensor]) {
     for (parameter, grad) in parameters.iter().zip(grads) {
         let mut own = parameter.tensor.grad();
         if own.defined() {
-            let _ = own.copy_(grad);
+            own.copy_(grad);
         } else {
             let given = grad.to(parameter.tensor.device());
             (&parameter.tensor * &given).sum(given.kind()).backward();

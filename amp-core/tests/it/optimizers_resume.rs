@@ -5,9 +5,9 @@ use amp_core::{
     hardware::seed_everything,
     log::Logged,
     optim::{
-        Adam, AdamW, BuildOptimizer, CosineAnnealing, Interval, LinearLr, Lion, OneCycle,
+        Adam, AdamW, BuildOptimizer, CosineAnnealing, Interval, LinearLr, Lion, Moments, OneCycle,
         OptimizerConfig, Optimizers, ParamGroups, ReduceLrOnPlateau, RmsProp, Scheduled,
-        SequentialLr, Sgd, StepLr, WarmupCosine, WeightUpdate,
+        SequentialLr, Sgd, StepLr, Storage, WarmupCosine, WeightUpdate,
     },
     state::State,
     tch::{Device, Kind, Tensor},
@@ -67,16 +67,12 @@ fn schedule(kind: &str, config: OptimizerConfig) -> OptimizerConfig {
 }
 
 fn built(config: OptimizerConfig, values: &[Tensor]) -> Result<Scheduled> {
-    built_with(config, values, WeightUpdate::default())
+    built_with(config, values, Storage::default())
 }
 
-fn built_with(
-    config: OptimizerConfig,
-    values: &[Tensor],
-    update: WeightUpdate,
-) -> Result<Scheduled> {
+fn built_with(config: OptimizerConfig, values: &[Tensor], storage: Storage) -> Result<Scheduled> {
     let parameters = values.iter().enumerate().map(|(at, v)| parameter(&format!("layer.{at}"), v));
-    let mut built = Optimizers::from(config).build(parameters.collect(), update)?;
+    let mut built = Optimizers::from(config).build(parameters.collect(), storage)?;
     assert_eq!(built.len(), 1);
     Ok(built.remove(0))
 }
@@ -161,6 +157,16 @@ fn going_on_with_every_weight_update(
     goes_on_alike(|| schedule("cosine", optimizer(kind)), Kind::BFloat16, update)
 }
 
+/// So with running averages in fewer bits; bf16's are rounded at random.
+#[rstest]
+fn going_on_with_smaller_moments(
+    #[values("adamw", "adamw_foreach", "adam", "sgd", "sgd_damped", "rmsprop", "lion")] kind: &str,
+    #[values(Moments::Bf16, Moments::EightBit)] moments: Moments,
+    #[values(Kind::Float, Kind::BFloat16)] dtype: Kind,
+) -> Result<()> {
+    goes_on_alike(|| schedule("cosine", optimizer(kind)), dtype, moments)
+}
+
 /// So with parameter groups, each with its own state and rate.
 #[test]
 fn going_on_with_parameter_groups() -> Result<()> {
@@ -177,19 +183,20 @@ fn going_on_with_parameter_groups() -> Result<()> {
 fn goes_on_alike(
     config: impl Fn() -> OptimizerConfig,
     dtype: Kind,
-    update: WeightUpdate,
+    storage: impl Into<Storage>,
 ) -> Result<()> {
+    let storage = storage.into();
     let _generator = seeded(0);
-    let mut straight = built_with(config(), &start(dtype), update)?;
+    let mut straight = built_with(config(), &start(dtype), storage)?;
     train(&mut straight, 0..100)?;
     seed_everything(1)?;
     train(&mut straight, 100..200)?;
 
     seed_everything(0)?;
-    let mut first = built_with(config(), &start(dtype), update)?;
+    let mut first = built_with(config(), &start(dtype), storage)?;
     train(&mut first, 0..100)?;
     let saved = through_a_file(&first.state()?);
-    let mut second = built_with(config(), &weights(&first), update)?;
+    let mut second = built_with(config(), &weights(&first), storage)?;
     second.load_state(&saved)?;
     seed_everything(1)?;
     train(&mut second, 100..200)?;

@@ -28,7 +28,7 @@ fn over_ones(
     kind: Kind,
     update: WeightUpdate,
 ) -> Result<Box<dyn Optimizer>> {
-    options.build_with(vec![parameter("weight", &ones(count, kind))], update)
+    options.build_with(vec![parameter("weight", &ones(count, kind))], update.into())
 }
 
 /// Takes steps with gradients of 1.
@@ -92,8 +92,10 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
         };
         let grad = if target == first { 0.0 } else { first - target };
         let options = Sgd { lr: 1.0, ..Default::default() };
-        let mut optimizer = options
-            .build_with(vec![parameter("weight", &start)], WeightUpdate::StochasticRounding)?;
+        let mut optimizer = options.build_with(
+            vec![parameter("weight", &start)],
+            WeightUpdate::StochasticRounding.into(),
+        )?;
         let grad = (ones(count, Kind::Float) * grad).to_kind(Kind::BFloat16);
         let step = values(&grad)[0];
         set_gradients(optimizer.as_mut(), &[Some(grad)]);
@@ -201,7 +203,8 @@ fn stochastic_rounding_is_for_bfloat16() -> Result<()> {
     let options = Sgd { lr: 1e-5, ..Default::default() };
     let said = message(over_ones(&options, 1, Kind::Half, WeightUpdate::StochasticRounding));
     assert!(said.contains("`weight` is float16: use master weights"), "{said}");
-    let mut optimizer = over_ones(&options, 1, Kind::Float, WeightUpdate::StochasticRounding)?;
+    let mut optimizer =
+        over_ones(&options, 1, Kind::Float, WeightUpdate::StochasticRounding.into())?;
     train(optimizer.as_mut(), 1)?;
     assert_eq!(values(&optimizer.parameters()[0].tensor), [f64::from(1.0_f32 - 1e-5)]);
     Ok(())

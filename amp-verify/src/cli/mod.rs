@@ -15,7 +15,7 @@ use std::{path::PathBuf, str::FromStr};
 use amp_core::{
     Error, Hyperparameters,
     data::{Loading, Placement},
-    optim::WeightUpdate,
+    optim::{Moments, WeightUpdate},
     precision::{Clip, Precision},
     trainer::Graph,
 };
@@ -157,6 +157,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "HOW", value_parser = WeightUpdate::from_str,
           default_value_t = WeightUpdate::default())]
     pub weight_update: WeightUpdate,
+    /// How optimizers keep their running averages: full, bf16 or 8-bit
+    #[arg(long, value_name = "HOW", value_parser = Moments::from_str,
+          default_value_t = Moments::default())]
+    pub moments: Moments,
     /// End training when this value no longer falls, as in val_loss [default: the model's own]
     #[arg(long, value_name = "NAME")]
     pub early_stopping: Option<String>,
@@ -227,6 +231,7 @@ impl RunArgs {
             scale_floor: self.recovery.scale_floor(),
             scaler: self.recovery.scaler(),
             weight_update: self.weight_update,
+            moments: self.moments,
             graph: self.graph,
             early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),
             set: self.set.iter().cloned().collect::<Hyperparameters>(),

@@ -4,8 +4,8 @@ use amp_core::{
     LightningModule, Result,
     nn::Parameter,
     optim::{
-        BuildOptimizer, OnDevice, Optimizer, OptimizerConfig, Optimizers, Rates, TrainingPlan,
-        WeightUpdate,
+        BuildOptimizer, OnDevice, Optimizer, OptimizerConfig, Optimizers, Rates, Storage,
+        TrainingPlan,
     },
     state::State,
 };
@@ -26,11 +26,7 @@ impl Tap for Freeze {
 struct NoStep;
 
 impl BuildOptimizer for NoStep {
-    fn build_with(
-        &self,
-        parameters: Vec<Parameter>,
-        _: WeightUpdate,
-    ) -> Result<Box<dyn Optimizer>> {
+    fn build_with(&self, parameters: Vec<Parameter>, _: Storage) -> Result<Box<dyn Optimizer>> {
         Ok(Box::new(Frozen(parameters)))
     }
 }

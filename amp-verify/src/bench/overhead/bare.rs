@@ -4,7 +4,7 @@ use amp_core::{
     LightningModule, Result,
     data::Batch,
     nn::{named_tensors, parameters},
-    optim::{Optimizer, TrainingPlan, WeightUpdate},
+    optim::{Optimizer, Storage, TrainingPlan},
     tch::{Device, Kind, Reduction, Tensor},
 };
 
@@ -46,7 +46,7 @@ impl Bare {
     pub(super) fn new(model: &dyn LightningModule, dropout: Option<f64>) -> Result<Self> {
         let plan = TrainingPlan { max_epochs: 1, estimated_stepping_batches: STEPS };
         let optimizers = model.configure_optimizers(&plan)?;
-        let mut built = optimizers.build(parameters(model), WeightUpdate::default())?;
+        let mut built = optimizers.build(parameters(model), Storage::default())?;
         let optimizer = built.remove(0).optimizer;
         let mut calls = Vec::new();
         let mut tensors = named_tensors(model).into_iter().map(|(_, tensor, _)| tensor).peekable();

@@ -1,0 +1,184 @@
+//! Running averages in fewer bits.
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::weight_update::{wide, write, write_stochastically};
+use crate::{Result, named::named};
+
+/// How an optimizer keeps its running averages of gradients (the moments), which are as large as the
+/// weights each. Its steps are taken in f32, a part of the parameters at a time. Averages of f64
+/// parameters stay f64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moments {
+    /// In the parameters' dtype, or f32 where that is stepped in f32.
+    #[default]
+    Full,
+    /// In bfloat16, 2 bytes each, rounded up or down at random: to nearest, an average that moves by
+    /// less than 1/256 of itself, as a running square does, would never move. Draws from libtorch's
+    /// generator of the parameters' device.
+    Bf16,
+    /// In 8 bits with an f32 scale for each 256 (Dettmers et al. 2022, "8-bit Optimizers via
+    /// Block-wise Quantization", §2: dynamic tree quantization, to nearest), 1.016 bytes each. A
+    /// positive square is never rounded to zero, which would divide a step by eps.
+    EightBit,
+}
+
+named!(Moments, "moments", {
+    Full => "full",
+    Bf16 => "bf16",
+    EightBit => "8-bit",
+});
+
+/// Elements that share a scale.
+pub(super) const BLOCK: i64 = 256;
+
+/// One running average of a parameter, as it is kept.
+#[derive(Debug)]
+pub(super) enum Moment {
+    /// The kernels work on it.
+    Plain(Tensor),
+    /// Flat.
+    Bf16(Tensor),
+    /// Codes `[blocks · 256]` and scales `[blocks]`.
+    EightBit { codes: Tensor, scales: Tensor, code: Code },
+}
+
+impl Moment {
+    /// Zeros for a parameter of this size; `signed` tells whether it may be negative.
+    pub(super) fn zeros(
+        moments: Moments,
+        elements: i64,
+        signed: bool,
+        device: Device,
+    ) -> Result<Self> {
+        match moments {
+            Moments::Full => Ok(Self::Plain(Tensor::f_zeros([elements], (Kind::Float, device))?)),
+            Moments::Bf16 => Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?)),
+            Moments::EightBit => {
+                let blocks = (elements + BLOCK - 1) / BLOCK;
+                let code = Code::new(signed, device)?;
+                let zero = (Kind::Uint8, device);
+                Ok(Self::EightBit {
+                    codes: Tensor::f_full([blocks * BLOCK], code.zero, zero)?,
+                    scales: Tensor::f_zeros([blocks], (Kind::Float, device))?,
+                    code,
+                })
+            }
+        }
+    }
+
+    /// Elements `start..start + count` in f32, a copy unless it is plain. A part begins with a block.
+    pub(super) fn read(&self, start: i64, count: i64) -> Result<Tensor> {
+        match self {
+            Self::Plain(tensor) => Ok(tensor.f_reshape([-1])?.f_narrow(0, start, count)?),
+            Self::Bf16(tensor) => wide(&tensor.f_narrow(0, start, count)?),
+            Self::EightBit { codes, scales, code } => {
+                let (from, blocks) = blocks(start, count);
+                let codes = codes.f_narrow(0, from * BLOCK, blocks * BLOCK)?;
+                let values = code.values.f_index_select(0, &codes.f_to_kind(Kind::Int)?)?;
+                let scales = scales.f_narrow(0, from, blocks)?.f_unsqueeze(1)?;
+                let values = values.f_view([blocks, BLOCK])?.f_mul(&scales)?;
+                Ok(values.f_view(-1)?.f_narrow(0, 0, count)?.f_contiguous()?)
+            }
+        }
+    }
+
+    /// Writes what [`read`](Self::read) gave and a step changed.
+    pub(super) fn write(&self, start: i64, values: &Tensor) -> Result<()> {
+        let count = values.numel() as i64;
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Bf16(tensor) => write_stochastically(&tensor.f_narrow(0, start, count)?, values),
+            Self::EightBit { codes, scales, code } => {
+                let (from, blocks) = blocks(start, count);
+                let padded = values.f_constant_pad_nd([0, blocks * BLOCK - count])?;
+                let padded = padded.f_view([blocks, BLOCK])?;
+                let largest = padded.f_abs()?.f_amax([1_i64].as_slice(), true)?;
+                // Of a block of zeros, too.
+                let share = padded.f_div(&largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
+                let codes_to = codes.f_narrow(0, from * BLOCK, blocks * BLOCK)?;
+                write(&codes_to.f_view([blocks, BLOCK])?, &code.of(&share)?)?;
+                write(&scales.f_narrow(0, from, blocks)?, &largest.f_view(-1)?)
+            }
+        }
+    }
+
+    /// The tensor that the kernels work on.
+    pub(super) fn plain(&self) -> Tensor {
+        match self {
+            Self::Plain(tensor) => tensor.shallow_clone(),
+            _ => unreachable!("averages in fewer bits are read and written"),
+        }
+    }
+
+    /// What is saved of it, each with what comes behind the slot's name.
+    pub(super) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            Self::Plain(tensor) | Self::Bf16(tensor) => vec![("", tensor)],
+            Self::EightBit { codes, scales, .. } => vec![("", codes), ("_scale", scales)],
+        }
+    }
+}
+
+/// The first block of a part, and how many it has.
+fn blocks(start: i64, count: i64) -> (i64, i64) {
+    debug_assert!(start % BLOCK == 0, "a part begins with a block");
+    (start / BLOCK, (count + BLOCK - 1) / BLOCK)
+}
+
+/// The 256 values of dynamic tree quantization: seven decades from 10⁻⁶ to 1, each of twice as many
+/// values as the one below, in the middles of equal parts of its upper nine tenths; 0 and 1.
+#[derive(Debug)]
+pub(super) struct Code {
+    /// Ascending.
+    values: Tensor,
+    /// Between two values each.
+    bounds: Tensor,
+    /// The code of 0.
+    zero: i64,
+    signed: bool,
+}
+
+impl Code {
+    fn new(signed: bool, device: Device) -> Result<Self> {
+        let values = dynamic_tree(signed);
+        let zero = values.iter().position(|value| *value == 0.0).unwrap_or_default() as i64;
+        let bounds: Vec<f32> =
+            values.windows(2).map(|pair| f32::midpoint(pair[0], pair[1])).collect();
+        Ok(Self {
+            values: Tensor::f_from_slice(&values)?.f_to_device(device)?,
+            bounds: Tensor::f_from_slice(&bounds)?.f_to_device(device)?,
+            zero,
+            signed,
+        })
+    }
+
+    /// The code of the nearest value; of the smallest positive one for what lies between zero and
+    /// that, where nothing is negative.
+    fn of(&self, shares: &Tensor) -> Result<Tensor> {
+        let codes = shares.f_bucketize(&self.bounds, true, false)?;
+        if self.signed {
+            return Ok(codes);
+        }
+        Ok(codes.f_maximum(&shares.f_gt(0.0)?.f_to_kind(Kind::Int)?)?)
+    }
+}
+
+fn dynamic_tree(signed: bool) -> Vec<f32> {
+    let mut values = vec![0.0_f64, 1.0];
+    for decade in 0..7 {
+        let count = if signed { 1 << decade } else { 2 << decade };
+        let scale = 10.0_f64.powi(decade - 6);
+        for part in 0..count {
+            let middle = 0.1 + 0.9 * (f64::from(part) + 0.5) / f64::from(count);
+            values.push(scale * middle);
+            if signed {
+                values.push(-scale * middle);
+            }
+        }
+    }
+    values.sort_by(f64::total_cmp);
+    values.into_iter().map(|value| value as f32).collect()
+}

@@ -35,6 +35,7 @@ fn main() {
             "csrc/graph.cpp",
             "csrc/kernel.cpp",
             "csrc/linear.cpp",
+            "csrc/moments.cpp",
             "csrc/optim.cpp",
             "csrc/run.cpp",
             "csrc/transfer.cpp",

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::weight_update::{wide, write, write_stochastically};
-use crate::{Result, named::named};
+use crate::{Result, ffi, named::named};
 
 /// How an optimizer keeps its running averages of gradients (the moments), which are as large as the
 /// weights each. Its steps are taken in f32, a part of the parameters at a time. Averages of f64
@@ -75,12 +75,8 @@ impl Moment {
             Self::Plain(tensor) => Ok(tensor.f_reshape([-1])?.f_narrow(0, start, count)?),
             Self::Bf16(tensor) => wide(&tensor.f_narrow(0, start, count)?),
             Self::EightBit { codes, scales, code } => {
-                let (from, blocks) = blocks(start, count);
-                let codes = codes.f_narrow(0, from * BLOCK, blocks * BLOCK)?;
-                let values = code.values.f_index_select(0, &codes.f_to_kind(Kind::Int)?)?;
-                let scales = scales.f_narrow(0, from, blocks)?.f_unsqueeze(1)?;
-                let values = values.f_view([blocks, BLOCK])?.f_mul(&scales)?;
-                Ok(values.f_view(-1)?.f_narrow(0, 0, count)?.f_contiguous()?)
+                let (codes, scales) = part(codes, scales, start, count)?;
+                code.decode(&codes, &scales, count)
             }
         }
     }
@@ -92,15 +88,8 @@ impl Moment {
             Self::Plain(_) => Ok(()),
             Self::Bf16(tensor) => write_stochastically(&tensor.f_narrow(0, start, count)?, values),
             Self::EightBit { codes, scales, code } => {
-                let (from, blocks) = blocks(start, count);
-                let padded = values.f_constant_pad_nd([0, blocks * BLOCK - count])?;
-                let padded = padded.f_view([blocks, BLOCK])?;
-                let largest = padded.f_abs()?.f_amax([1_i64].as_slice(), true)?;
-                // Of a block of zeros, too.
-                let share = padded.f_div(&largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
-                let codes_to = codes.f_narrow(0, from * BLOCK, blocks * BLOCK)?;
-                write(&codes_to.f_view([blocks, BLOCK])?, &code.of(&share)?)?;
-                write(&scales.f_narrow(0, from, blocks)?, &largest.f_view(-1)?)
+                let (codes, scales) = part(codes, scales, start, count)?;
+                code.encode(values, &codes, &scales)
             }
         }
     }
@@ -122,10 +111,11 @@ impl Moment {
     }
 }
 
-/// The first block of a part, and how many it has.
-fn blocks(start: i64, count: i64) -> (i64, i64) {
+/// The codes and scales of the blocks that hold these elements.
+fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tensor, Tensor)> {
     debug_assert!(start % BLOCK == 0, "a part begins with a block");
-    (start / BLOCK, (count + BLOCK - 1) / BLOCK)
+    let (from, blocks) = (start / BLOCK, (count + BLOCK - 1) / BLOCK);
+    Ok((codes.f_narrow(0, from * BLOCK, blocks * BLOCK)?, scales.f_narrow(0, from, blocks)?))
 }
 
 /// The 256 values of dynamic tree quantization: seven decades from 10⁻⁶ to 1, each of twice as many
@@ -155,14 +145,49 @@ impl Code {
         })
     }
 
-    /// The code of the nearest value; of the smallest positive one for what lies between zero and
-    /// that, where nothing is negative.
-    fn of(&self, shares: &Tensor) -> Result<Tensor> {
-        let codes = shares.f_bucketize(&self.bounds, true, false)?;
-        if self.signed {
-            return Ok(codes);
+    /// The first `count` elements of these blocks. On the CPU a loop of ours, elsewhere libtorch's
+    /// operations, with the same bits.
+    fn decode(&self, codes: &Tensor, scales: &Tensor, count: i64) -> Result<Tensor> {
+        if codes.device() == Device::Cpu {
+            let out = Tensor::f_empty([count], (Kind::Float, Device::Cpu))?;
+            ffi::moments_decode(codes, scales, &self.values, &out)?;
+            return Ok(out);
         }
-        Ok(codes.f_maximum(&shares.f_gt(0.0)?.f_to_kind(Kind::Int)?)?)
+        self.decode_by_operations(codes, scales, count)
+    }
+
+    fn decode_by_operations(&self, codes: &Tensor, scales: &Tensor, count: i64) -> Result<Tensor> {
+        let values = self.values.f_index_select(0, &codes.f_to_kind(Kind::Int)?)?;
+        let values = values.f_view([-1, BLOCK])?.f_mul(&scales.f_unsqueeze(1)?)?;
+        Ok(values.f_view(-1)?.f_narrow(0, 0, count)?.f_contiguous()?)
+    }
+
+    /// Writes elements as codes and scales: each as the nearest value, or as the smallest positive
+    /// one if it lies between zero and that and nothing is negative.
+    fn encode(&self, elements: &Tensor, codes: &Tensor, scales: &Tensor) -> Result<()> {
+        if codes.device() == Device::Cpu {
+            return ffi::moments_encode(elements, &self.bounds, !self.signed, codes, scales);
+        }
+        self.encode_by_operations(elements, codes, scales)
+    }
+
+    fn encode_by_operations(
+        &self,
+        elements: &Tensor,
+        codes: &Tensor,
+        scales: &Tensor,
+    ) -> Result<()> {
+        let rest = codes.numel() as i64 - elements.numel() as i64;
+        let blocks = elements.f_constant_pad_nd([0, rest])?.f_view([-1, BLOCK])?;
+        let largest = blocks.f_abs()?.f_amax([1_i64].as_slice(), true)?;
+        // Of a block of zeros, too.
+        let shares = blocks.f_div(&largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
+        let mut nearest = shares.f_bucketize(&self.bounds, true, false)?;
+        if !self.signed {
+            nearest = nearest.f_maximum(&shares.f_gt(0.0)?.f_to_kind(Kind::Int)?)?;
+        }
+        write(&codes.f_view([-1, BLOCK])?, &nearest)?;
+        write(scales, &largest.f_view(-1)?)
     }
 }
 
@@ -181,4 +206,35 @@ fn dynamic_tree(signed: bool) -> Vec<f32> {
     }
     values.sort_by(f64::total_cmp);
     values.into_iter().map(|value| value as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The loops for the CPU and the operations for other devices, of which a CPU has both.
+    #[test]
+    fn both_ways_have_the_same_bits() -> Result<()> {
+        for (signed, count) in [(true, 1000), (false, 1000), (true, 256), (false, 3)] {
+            let code = Code::new(signed, Device::Cpu)?;
+            let blocks = (count + BLOCK - 1) / BLOCK;
+            let kept = || -> Result<(Tensor, Tensor)> {
+                Ok((
+                    Tensor::f_zeros([blocks * BLOCK], (Kind::Uint8, Device::Cpu))?,
+                    Tensor::f_zeros([blocks], (Kind::Float, Device::Cpu))?,
+                ))
+            };
+            let draw =
+                Tensor::f_randn([count], (Kind::Float, Device::Cpu))?.f_pow_tensor_scalar(5)?;
+            let elements = if signed { draw } else { draw.f_abs()? };
+            let _ = elements.f_narrow(0, 0, 2)?.f_zero_()?;
+            let ((codes, scales), (other_codes, other_scales)) = (kept()?, kept()?);
+            code.encode(&elements, &codes, &scales)?;
+            code.encode_by_operations(&elements, &other_codes, &other_scales)?;
+            assert_eq!((&codes, &scales), (&other_codes, &other_scales));
+            let decoded = code.decode(&codes, &scales, count)?;
+            assert_eq!(decoded, code.decode_by_operations(&codes, &scales, count)?);
+        }
+        Ok(())
+    }
 }

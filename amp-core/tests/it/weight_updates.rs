@@ -203,8 +203,7 @@ fn stochastic_rounding_is_for_bfloat16() -> Result<()> {
     let options = Sgd { lr: 1e-5, ..Default::default() };
     let said = message(over_ones(&options, 1, Kind::Half, WeightUpdate::StochasticRounding));
     assert!(said.contains("`weight` is float16: use master weights"), "{said}");
-    let mut optimizer =
-        over_ones(&options, 1, Kind::Float, WeightUpdate::StochasticRounding.into())?;
+    let mut optimizer = over_ones(&options, 1, Kind::Float, WeightUpdate::StochasticRounding)?;
     train(optimizer.as_mut(), 1)?;
     assert_eq!(values(&optimizer.parameters()[0].tensor), [f64::from(1.0_f32 - 1e-5)]);
     Ok(())

@@ -1,6 +1,6 @@
 //! Options of `bench`.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use amp_core::{Error, Result, hardware, precision::Precision, tch, tch::Device};
 use clap::Args;
@@ -29,6 +29,9 @@ pub struct BenchArgs {
     /// Gigabytes of the set that is fed from the host and, beside it, from the device; 0 for none
     #[arg(long, value_name = "N", default_value_t = 0.25, allow_negative_numbers = true)]
     pub feed_gb: f64,
+    /// Seconds after which nothing more is begun that may not end by then; what is left out is said
+    #[arg(long, value_name = "SECONDS")]
+    pub time_limit: Option<u64>,
     /// Measure Lightning, PyTorch loops and torch.compile beside ours, in the Python that has them
     #[arg(long)]
     pub peers: bool,
@@ -67,6 +70,8 @@ pub struct Plan {
     pub steps: Option<i64>,
     /// Bytes of the set that is fed.
     pub feed_bytes: u64,
+    /// How long it may take.
+    pub time_limit: Option<Duration>,
 }
 
 impl BenchArgs {
@@ -81,6 +86,7 @@ impl BenchArgs {
         };
         at_least_one("rounds", i64::try_from(self.rounds).unwrap_or(i64::MAX))?;
         at_least_one("steps", self.steps.unwrap_or(1))?;
+        at_least_one("time-limit", self.time_limit.map_or(1, |seconds| seconds.min(1) as i64))?;
         if !(self.feed_gb >= 0.0 && self.feed_gb <= 1e6) {
             return Err(Error::config(format!(
                 "feed-gb {}: it must be a number of gigabytes, or 0",
@@ -109,6 +115,7 @@ impl BenchArgs {
         }
         let feed_bytes = (self.feed_gb * 1e9) as u64;
         let Self { rounds, steps, .. } = *self;
-        Ok(Plan { device, workloads, precisions, rounds, steps, feed_bytes })
+        let time_limit = self.time_limit.map(Duration::from_secs);
+        Ok(Plan { device, workloads, precisions, rounds, steps, feed_bytes, time_limit })
     }
 }

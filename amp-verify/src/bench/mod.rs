@@ -2,6 +2,7 @@
 //! [`ours`] and the [`peers`] take turns, [`report`] holds it against the [`target`]s.
 
 mod args;
+pub mod clock;
 pub mod contest;
 pub mod feed;
 mod ours;
@@ -15,6 +16,8 @@ pub mod workload;
 
 pub use args::{BenchArgs, Plan};
 
+use std::time::Instant;
+
 use amp_core::{
     Result,
     hardware::{self, Fingerprint, LIBTORCH_VERSION},
@@ -23,6 +26,7 @@ use amp_core::{
 };
 
 use self::{
+    clock::Clock,
     contest::{Contestant, Engine, contest},
     ours::Ours,
     peers::{Entry, Peer},
@@ -36,7 +40,9 @@ use self::{
 /// # Errors
 /// When what was asked for cannot be done. A peer that fails is told in the report.
 pub fn run(args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
+    let begun = Instant::now();
     let plan = args.plan()?;
+    let mut clock = Clock::new(plan.time_limit, || begun.elapsed());
     let mut notes = Vec::new();
     if cfg!(debug_assertions) {
         notes.push(
@@ -87,22 +93,29 @@ pub fn run(args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     }
     for workload in &plan.workloads {
         for precision in &plan.precisions {
-            tell(&format!("{} under {precision}", workload.name));
-            report.rows.extend(compare(&plan, workload, *precision, &mut peers)?);
+            let name = format!("{} under {precision}", workload.name);
+            let rows = clock.run(&name, || {
+                tell(&name);
+                compare(&plan, workload, *precision, &mut peers)
+            });
+            report.rows.extend(rows.transpose()?.into_iter().flatten());
         }
     }
     // What else is measured needs the memory more.
     drop((peers, python));
     if plan.feed_bytes > 0 {
         for (workload, precision) in fed(&plan) {
-            tell(&format!("{} under {precision}, fed from the host", workload.name));
+            let name = format!("{} under {precision}, fed from the host", workload.name);
             let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
             let Plan { device, feed_bytes, rounds, .. } = plan;
-            report
-                .feeds
-                .push(feed::measure(workload, precision, device, feed_bytes, rounds, steps)?);
+            let fed = clock.run(&name, || {
+                tell(&name);
+                feed::measure(workload, precision, device, feed_bytes, rounds, steps)
+            });
+            report.feeds.extend(fed.transpose()?);
         }
     }
+    report.notes.extend(clock.note());
     report.judge();
     Ok(report)
 }

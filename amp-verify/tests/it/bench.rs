@@ -1,9 +1,10 @@
 //! The benchmark's arithmetic, its turns, the peers' protocol and what it refuses.
 
-use std::{fs, path::Path};
+use std::{cell::Cell, fs, path::Path, time::Duration};
 
 use amp_core::{Error, Result, precision::Precision, tch::Device};
 use amp_verify::bench::{
+    clock::Clock,
     contest::{Chunk, Contestant, Engine, contest},
     peers::{self, Entry},
     statistics::{Spread, paired_ratio},
@@ -41,6 +42,30 @@ fn a_target_is_met_or_missed(
 ) {
     let target = Target::new("speed".to_owned(), goal, Unit::Times, measured);
     assert_eq!(target.outcome, outcome);
+}
+
+/// Each part takes ten seconds: of three that would end after 10, 20 and 30 seconds, two end within
+/// 25, and the third is named. Without a limit all run.
+#[test]
+fn nothing_begins_that_would_end_too_late() {
+    let run = |limit: Option<u64>| {
+        let now = Cell::new(Duration::ZERO);
+        let mut clock = Clock::new(limit.map(Duration::from_secs), || now.get());
+        let ran: Vec<&str> = ["a", "b", "c"]
+            .into_iter()
+            .filter_map(|name| {
+                clock.run(name, || {
+                    now.set(now.get() + Duration::from_secs(10));
+                    name
+                })
+            })
+            .collect();
+        (ran, clock.note())
+    };
+    let note = Some("left out, since the time limit is 25 s: c".to_owned());
+    assert_eq!(run(Some(25)), (vec!["a", "b"], note));
+    assert_eq!(run(Some(30)), (vec!["a", "b", "c"], None));
+    assert_eq!(run(None), (vec!["a", "b", "c"], None));
 }
 
 /// Ten steps a chunk, of a second each; fails from some chunk on.
@@ -164,6 +189,7 @@ fn operations_are_counted_from_the_matrices() -> Result<()> {
 #[case(&["--workload", "nothing"], "unknown workload `nothing`")]
 #[case(&["--rounds", "0"], "rounds 0")]
 #[case(&["--steps", "0"], "steps 0")]
+#[case(&["--time-limit", "0"], "time-limit 0")]
 #[case(&["--feed-gb", "-1"], "feed-gb -1")]
 #[case(&["--peers", "--peers-script", "nowhere.py"], "nowhere.py: there is no such script")]
 fn what_cannot_be_measured_is_refused(#[case] arguments: &[&str], #[case] why: &str) {

@@ -3,9 +3,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Abilities, Rates, build_plainly,
-    engine::{Algorithm, Slot, SlotShape, StepTensors, kernels},
-    require,
+    Abilities, Rates,
+    algorithm::{Algorithm, Slot, SlotShape, StepTensors, kernels},
+    build_plainly, require,
 };
 use crate::{
     Result,

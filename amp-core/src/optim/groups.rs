@@ -1,9 +1,7 @@
 //! Parameter groups: options of their own for parameters chosen by name.
 
 use super::{
-    BuildOptimizer, Optimizer, Storage,
-    engine::{Algorithm, Engine},
-    patterns::Patterns,
+    BuildOptimizer, Optimizer, Storage, algorithm::Algorithm, engine::Engine, patterns::Patterns,
 };
 use crate::{Error, Result, nn::Parameter};
 

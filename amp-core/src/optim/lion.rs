@@ -3,9 +3,9 @@
 use tch::Kind;
 
 use super::{
-    Rates, build_plainly,
-    engine::{Algorithm, Slot, StepTensors},
-    require, require_betas,
+    Rates,
+    algorithm::{Algorithm, Slot, StepTensors},
+    build_plainly, require, require_betas,
 };
 use crate::{
     Result,

@@ -1,6 +1,7 @@
 //! Optimizers and learning-rate schedulers with torch.optim's rules, on fused kernels.
 
 mod adam;
+mod algorithm;
 mod config;
 mod engine;
 mod groups;

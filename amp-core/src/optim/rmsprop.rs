@@ -3,9 +3,9 @@
 use tch::Kind;
 
 use super::{
-    Rates, build_plainly,
-    engine::{Algorithm, Slot, StepTensors},
-    require,
+    Rates,
+    algorithm::{Algorithm, Slot, StepTensors},
+    build_plainly, require,
 };
 use crate::{
     Result,

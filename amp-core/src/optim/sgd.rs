@@ -3,9 +3,9 @@
 use tch::{Device, Kind};
 
 use super::{
-    Abilities, Rates, build_plainly,
-    engine::{Algorithm, Slot, StepTensors, kernels},
-    require,
+    Abilities, Rates,
+    algorithm::{Algorithm, Slot, StepTensors, kernels},
+    build_plainly, require,
     weight_update::is_half,
 };
 use crate::{

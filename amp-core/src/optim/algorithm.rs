@@ -1,0 +1,105 @@
+//! What makes an optimizer: its options, what it keeps for a parameter, and its rule for a step.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Abilities, OnDevice, Rates};
+use crate::{Result, ffi::Kernels};
+
+/// An optimizer's options with its rule for one step. Implemented by this module's optimizers.
+pub(super) trait Algorithm: Copy + 'static {
+    /// PyTorch's name.
+    const NAME: &'static str;
+
+    /// Whether the first step of a parameter follows another rule.
+    const FIRST_STEP_DIFFERS: bool = false;
+
+    /// Why a dtype is stepped in f32 with its state in f32, whatever the user chose; `None` where
+    /// the kernels can step it as it is.
+    fn widens(kind: Kind) -> Option<&'static str>;
+
+    /// Refuses options out of range.
+    ///
+    /// # Errors
+    /// Names the option and its range.
+    fn check(&self) -> Result<()>;
+
+    /// What is kept for each parameter, by PyTorch's names.
+    fn slots(&self) -> Vec<Slot>;
+
+    /// The current rates.
+    fn rates(&self) -> Rates;
+
+    /// Sets the rates.
+    fn set_rates(&mut self, rates: Rates);
+
+    /// Steps parameters of one dtype.
+    ///
+    /// # Errors
+    /// When a kernel fails.
+    fn step(&self, tensors: &StepTensors<'_>) -> Result<()>;
+
+    /// What [`step`](Self::step) can take on this device.
+    fn abilities(&self, device: Device) -> Abilities {
+        let _ = device;
+        Abilities::default()
+    }
+
+    /// Writes the rates to `[2]` f64 on the device, for steps that can be captured.
+    ///
+    /// # Errors
+    /// When the kernel fails.
+    fn write_rates(&self, rates: &Tensor) -> Result<()> {
+        let _ = rates;
+        Ok(())
+    }
+}
+
+/// The kernels of an algorithm that has both.
+pub(super) fn kernels(fused: bool, found_inf: Option<&Tensor>) -> Kernels<'_> {
+    if fused { Kernels::Fused(found_inf) } else { Kernels::Foreach }
+}
+
+/// One tensor of a parameter's state.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slot {
+    pub(super) name: &'static str,
+    pub(super) shape: SlotShape,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SlotShape {
+    /// The parameter's, and its dtype unless that is widened: a running average, which may be
+    /// negative where it is signed.
+    Parameter { signed: bool },
+    /// One f32, on the parameter's device.
+    Scalar,
+    /// One f32 on the CPU.
+    HostScalar,
+}
+
+impl Slot {
+    /// A running average of the parameter's shape.
+    pub(super) const fn like_parameter(name: &'static str) -> Self {
+        Self { name, shape: SlotShape::Parameter { signed: true } }
+    }
+
+    /// One of squares.
+    pub(super) const fn of_squares(name: &'static str) -> Self {
+        Self { name, shape: SlotShape::Parameter { signed: false } }
+    }
+}
+
+/// What one step works on: lists of one length.
+#[derive(Debug)]
+pub(super) struct StepTensors<'a> {
+    pub(super) params: &'a [Tensor],
+    pub(super) grads: &'a [Tensor],
+    /// By slot.
+    pub(super) states: &'a [Vec<Tensor>],
+    /// Whether these parameters have never been stepped; all of them or none.
+    pub(super) first: bool,
+    /// What the device alone knows.
+    pub(super) known: OnDevice<'a>,
+    /// Where a step that can be captured finds its rates.
+    pub(super) rates: Option<&'a Tensor>,
+}

@@ -21,6 +21,8 @@ pub(super) struct Engine<A> {
     /// By group, where the steps can be captured.
     rates: Vec<Option<RatesOnDevice>>,
     parameters: Vec<Parameter>,
+    /// That all of them are on.
+    device: Option<Device>,
     /// By parameter.
     kept: Vec<Kept>,
     storage: Storage,
@@ -121,7 +123,7 @@ impl<A: Algorithm> Engine<A> {
             _ => Ok(None),
         });
         let rates = rates.collect::<Result<_>>()?;
-        Ok(Self { options, slots, rates, kept, parameters, storage })
+        Ok(Self { options, slots, rates, parameters, device, kept, storage })
     }
 
     /// The parameters that have gradients, in parts that one kernel call takes.
@@ -295,7 +297,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         // Whether the first step was taken is known on the host alone.
         let started = !A::FIRST_STEP_DIFFERS || self.kept.iter().all(|kept| kept.started);
         let full = self.storage.moments == Moments::Full;
-        let (true, Some(device)) = (started && full, common_device(&self.parameters)) else {
+        let (true, Some(device)) = (started && full, self.device) else {
             return Abilities::default();
         };
         let all = Abilities { skips: true, scales: true, captures: true };

@@ -56,10 +56,12 @@ fn embed_kernels(out: &Path) {
             continue;
         }
         let stem = path.file_stem().expect("a name").to_string_lossy();
+        // What it shares with its host half.
+        let shared = fs::read_to_string(path.with_extension("h")).unwrap_or_default();
         let text = fs::read_to_string(&path).expect("its source");
-        // Two literals, since a compiler need not take long ones.
+        // Several literals, since a compiler need not take long ones.
         let header = format!(
-            "constexpr char amp_kernels_{stem}[] = R\"cuda({common})cuda\" R\"cuda({text})cuda\";\n"
+            "constexpr char amp_kernels_{stem}[] = R\"cuda({common})cuda\" R\"cuda({shared})cuda\" R\"cuda({text})cuda\";\n"
         );
         fs::write(out.join("kernels").join(format!("{stem}.cu.h")), header).expect("a header");
     }

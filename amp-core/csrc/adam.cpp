@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "adam.h"
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/adam.cu.h"
@@ -13,21 +14,9 @@
 
 namespace {
 
+#include "kernels/adam.h"
+
 using amp::Handle;
-
-constexpr size_t max_tensors = 64;
-constexpr int64_t elements_per_block = 4096;
-
-struct Tensors {
-  void* params[max_tensors];
-  const void* grads[max_tensors];
-  void* exp_avgs[max_tensors];
-  void* exp_avg_sqs[max_tensors];
-  float* steps[max_tensors];
-  long long sizes[max_tensors];
-  int first_blocks[max_tensors];
-  int count;
-};
 
 amp::KernelSource& source() {
   static amp::KernelSource source("adam.cu", amp_kernels_adam);
@@ -38,11 +27,6 @@ amp::KernelSource& source() {
 
 extern "C" {
 
-struct AmpAdamOnDevice {
-  double beta2, eps, weight_decay;
-  int decoupled;
-};
-
 // Makes `rates`, f64 [2] on the device, the learning rate and beta1.
 int amp_adam_write_rates(const at::Tensor* rates, double lr, double beta1) {
   return amp::guarded([&] {
@@ -52,17 +36,18 @@ int amp_adam_write_rates(const at::Tensor* rates, double lr, double beta1) {
   });
 }
 
-// params, grads, exp_avgs, exp_avg_sqs of one dtype and layout, steps (f32 scalars, counted here).
+// params, grads, exp_avgs, exp_avg_sqs of one dtype and layout, steps (f32 scalars, counted here). The
+// options' lr and beta1 are those of `rates`.
 // Gradients are multiplied by `factor`, a scalar, if given; where `found_inf`, an f32 scalar, is not 0,
 // nothing moves.
-int amp_adam_on_device(const Handle* const* lists, size_t count, const AmpAdamOnDevice* options,
+int amp_adam_on_device(const Handle* const* lists, size_t count, const AmpAdam* options,
                        Handle rates, Handle factor, Handle found_inf) {
   return amp::guarded([&] {
     const auto device = rates->device();
     const double* rates_data = rates->const_data_ptr<double>();
     const float* found_inf_data =
         found_inf == nullptr ? nullptr : found_inf->const_data_ptr<float>();
-    auto given = *options;
+    Options given{options->beta2, options->eps, options->weight_decay, options->decoupled};
     if (count == 0) return;
     const auto dtype = lists[0][0]->scalar_type();
     const char* type = amp::kernel_dtype(dtype);

@@ -13,16 +13,7 @@
 
 namespace {
 
-constexpr size_t max_tensors = 128;
-constexpr int64_t elements_per_block = 8192;
-
-struct Tensors {
-  const float* from[max_tensors];
-  void* to[max_tensors];
-  long long sizes[max_tensors];
-  int first_blocks[max_tensors];
-  int count;
-};
+#include "kernels/cast.h"
 
 using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
 using Key = std::pair<const void*, at::ScalarType>;

@@ -14,17 +14,9 @@
 
 namespace {
 
+#include "kernels/gradient.h"
+
 using amp::Handle;
-
-constexpr size_t max_tensors = 128;
-constexpr int64_t elements_per_block = 8192;
-
-struct Tensors {
-  const void* data[max_tensors];
-  long long sizes[max_tensors];
-  int first_blocks[max_tensors];
-  int count;
-};
 
 amp::KernelSource& source() {
   static amp::KernelSource source("gradient.cu", amp_kernels_gradient);

@@ -22,6 +22,7 @@
 #include <optional>
 #include <vector>
 
+#include "adam.h"
 #include "guard.h"
 #include "list.h"
 
@@ -46,11 +47,6 @@ Tensors decayed(const Tensors& grads, const Tensors& params, double weight_decay
 }  // namespace
 
 extern "C" {
-
-struct AmpAdam {
-  double lr, beta1, beta2, eps, weight_decay;
-  int decoupled;
-};
 
 // params, grads, exp_avgs, exp_avg_sqs, steps (already counted up). Where `found_inf`, if given, is
 // 1, nothing moves and the steps are counted down again.

@@ -4,27 +4,6 @@
 // follows its schedule, and the gradients are multiplied by a factor on the way, so that unscaling
 // and clipping need no pass of their own.
 
-constexpr int max_tensors = 64;
-constexpr int elements_per_block = 4096;
-
-// Tensors of one dtype. Laid out as in csrc/adam.cpp.
-struct Tensors {
-  void* params[max_tensors];
-  const void* grads[max_tensors];
-  void* exp_avgs[max_tensors];
-  void* exp_avg_sqs[max_tensors];
-  float* steps[max_tensors];
-  long long sizes[max_tensors];
-  // The block that works on a tensor's first elements.
-  int first_blocks[max_tensors];
-  int count;
-};
-
-struct Options {
-  double beta2, eps, weight_decay;
-  int decoupled;
-};
-
 __device__ bool is_left_out(const float* found_inf) {
   return found_inf != nullptr && *found_inf != 0;
 }

@@ -1,17 +1,5 @@
 // The norm of many gradients together, and what clipping multiplies them by.
 
-constexpr int max_tensors = 128;
-constexpr int elements_per_block = 8192;
-
-// Tensors of one dtype. Laid out as in csrc/gradient.cpp.
-struct Tensors {
-  const void* data[max_tensors];
-  long long sizes[max_tensors];
-  // The block that works on a tensor's first elements.
-  int first_blocks[max_tensors];
-  int count;
-};
-
 // Squares are summed in f64: no f32 is too large for that.
 extern "C" __global__ void square_sums(const Tensors tensors, double* sums) {
   const auto [at, begin, count] = part_of(tensors, elements_per_block);

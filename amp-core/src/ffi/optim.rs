@@ -54,23 +54,12 @@ pub(crate) struct LionStep {
     pub(crate) weight_decay: c_double,
 }
 
-/// Options of an Adam step whose rates lie on the device.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct AdamOnDevice {
-    pub(crate) beta2: c_double,
-    pub(crate) eps: c_double,
-    pub(crate) weight_decay: c_double,
-    /// As [`AdamStep::decoupled`].
-    pub(crate) decoupled: c_int,
-}
-
 unsafe extern "C" {
     fn amp_adam_write_rates(rates: Handle, lr: c_double, beta1: c_double) -> c_int;
     fn amp_adam_on_device(
         lists: *const *const Handle,
         count: usize,
-        options: *const AdamOnDevice,
+        options: *const AdamStep,
         rates: Handle,
         factor: Handle,
         found_inf: Handle,
@@ -139,11 +128,11 @@ pub(crate) fn adam_write_rates(rates: &Tensor, lr: f64, beta1: f64) -> Result<()
 }
 
 /// As [`adam`], of one dtype on a CUDA device, with kernels of our own: steps are not counted up
-/// before, `rates` are those of [`adam_write_rates`], `factor` multiplies the gradients, and where
+/// before, learning rate and beta1 are those of [`adam_write_rates`], `factor` multiplies the gradients, and where
 /// `found_inf`, of f32, is not 0 nothing moves; both are scalars on the device.
 pub(crate) fn adam_on_device(
     lists: [&[Tensor]; 5],
-    options: &AdamOnDevice,
+    options: &AdamStep,
     rates: &Tensor,
     factor: Option<&Tensor>,
     found_inf: Option<&Tensor>,

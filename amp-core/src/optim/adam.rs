@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Result,
-    ffi::{self, AdamOnDevice, AdamStep},
+    ffi::{self, AdamStep},
 };
 
 /// Adam with decoupled weight decay; defaults are torch.optim.AdamW's.
@@ -125,9 +125,7 @@ fn step(tensors: &StepTensors<'_>, options: &AdamStep, fused: bool) -> Result<()
     };
     let lists = [params, grads, exp_avgs, exp_avg_sqs, steps.as_slice()];
     if let Some(rates) = rates {
-        let AdamStep { beta2, eps, weight_decay, decoupled, .. } = *options;
-        let options = AdamOnDevice { beta2, eps, weight_decay, decoupled };
-        return ffi::adam_on_device(lists, &options, rates, known.factor, known.found_inf);
+        return ffi::adam_on_device(lists, options, rates, known.factor, known.found_inf);
     }
     ffi::foreach_add(steps, 1.0)?;
     ffi::adam(lists, options, kernels(fused, known.found_inf))

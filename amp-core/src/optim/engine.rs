@@ -251,16 +251,18 @@ fn common_device(parameters: &[Parameter]) -> Option<Device> {
 
 fn zeros(slot: &Slot, parameter: &Tensor, working: Working, moments: Moments) -> Result<Moment> {
     let number = |device| Tensor::f_zeros([], (Kind::Float, device));
-    Ok(Moment::Plain(match slot.shape {
-        SlotShape::Scalar => number(parameter.device())?,
-        SlotShape::HostScalar => number(Device::Cpu)?,
-        SlotShape::Parameter { signed } if moments != Moments::Full => {
-            return Moment::zeros(moments, parameter.numel() as i64, signed, parameter.device());
+    let (elements, device) = (parameter.numel() as i64, parameter.device());
+    Ok(Moment::Plain(match (slot.shape, moments) {
+        (SlotShape::Scalar, _) => number(device)?,
+        (SlotShape::HostScalar, _) => number(Device::Cpu)?,
+        (SlotShape::Parameter { .. }, Moments::Bf16) => return Moment::bf16(elements, device),
+        (SlotShape::Parameter { signed }, Moments::EightBit) => {
+            return Moment::eight_bit(elements, signed, device);
         }
-        SlotShape::Parameter { .. } if working == Working::Itself => {
+        (SlotShape::Parameter { .. }, Moments::Full) if working == Working::Itself => {
             parameter.f_zeros_like()?.f_detach()?
         }
-        SlotShape::Parameter { .. } => wide(&parameter.f_zeros_like()?)?,
+        (SlotShape::Parameter { .. }, Moments::Full) => wide(&parameter.f_zeros_like()?)?,
     }))
 }
 

@@ -46,27 +46,20 @@ pub(super) enum Moment {
 }
 
 impl Moment {
-    /// Zeros for a parameter of this size; `signed` tells whether it may be negative.
-    pub(super) fn zeros(
-        moments: Moments,
-        elements: i64,
-        signed: bool,
-        device: Device,
-    ) -> Result<Self> {
-        match moments {
-            Moments::Full => Ok(Self::Plain(Tensor::f_zeros([elements], (Kind::Float, device))?)),
-            Moments::Bf16 => Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?)),
-            Moments::EightBit => {
-                let blocks = (elements + BLOCK - 1) / BLOCK;
-                let code = Code::new(signed, device)?;
-                let zero = (Kind::Uint8, device);
-                Ok(Self::EightBit {
-                    codes: Tensor::f_full([blocks * BLOCK], code.zero, zero)?,
-                    scales: Tensor::f_zeros([blocks], (Kind::Float, device))?,
-                    code,
-                })
-            }
-        }
+    /// Zeros in bf16 for a parameter of this size.
+    pub(super) fn bf16(elements: i64, device: Device) -> Result<Self> {
+        Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
+    }
+
+    /// Zeros in 8 bits; `signed` tells whether they may become negative.
+    pub(super) fn eight_bit(elements: i64, signed: bool, device: Device) -> Result<Self> {
+        let blocks = (elements + BLOCK - 1) / BLOCK;
+        let code = Code::new(signed, device)?;
+        Ok(Self::EightBit {
+            codes: Tensor::f_full([blocks * BLOCK], code.zero, (Kind::Uint8, device))?,
+            scales: Tensor::f_zeros([blocks], (Kind::Float, device))?,
+            code,
+        })
     }
 
     /// Elements `start..start + count` in f32, a copy unless it is plain. A part begins with a block.

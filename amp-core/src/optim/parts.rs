@@ -32,27 +32,23 @@ impl Piece {
 /// The tensors cut so that each part has at most [`PART`] elements.
 pub(super) fn parts(tensors: &[Tensor]) -> Vec<Vec<Piece>> {
     const { assert!(PART % BLOCK == 0, "a piece begins with a block") };
-    let mut parts: Vec<Vec<Piece>> = vec![Vec::new()];
-    let mut room = PART;
+    let mut parts: Vec<Vec<Piece>> = Vec::new();
+    let mut room = 0;
     for (at, tensor) in tensors.iter().enumerate() {
         let elements = tensor.numel() as i64;
-        if elements > room {
-            parts.push(Vec::new());
-            room = PART;
-        }
         for start in (0..elements).step_by(PART as usize) {
             let count = PART.min(elements - start);
-            if count > room {
-                parts.push(Vec::new());
-                room = PART;
-            }
-            if let Some(part) = parts.last_mut() {
-                part.push(Piece { at, start, count, whole: count == elements });
+            let piece = Piece { at, start, count, whole: count == elements };
+            match parts.last_mut() {
+                Some(part) if count <= room => part.push(piece),
+                _ => {
+                    parts.push(vec![piece]);
+                    room = PART;
+                }
             }
             room -= count;
         }
     }
-    parts.retain(|part| !part.is_empty());
     parts
 }
 

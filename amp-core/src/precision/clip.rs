@@ -62,26 +62,57 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 /// # Errors
 /// When libtorch does, for example for gradients on several devices.
 pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
-    let (total, factor) = if is_on_cuda(grads) {
-        ffi::clip_factor(grads, None, max_norm, None)?
-    } else {
-        let total = grad_norm(grads)?;
-        let factor = factor(&total, max_norm)?;
-        (total, factor)
-    };
+    let (total, factor) = norm_and_factor(grads, None, max_norm, None)?;
     multiply(grads, &factor)?;
     Ok(total)
 }
 
+/// The norm of gradients as they are, and min(1, `max_norm` / (norm / `scale` + 1e-6)) / `scale`, on
+/// the device. `found_inf` becomes NaN where the norm is not finite.
+pub(super) fn norm_and_factor(
+    grads: &[Tensor],
+    scale: Option<&Tensor>,
+    max_norm: f64,
+    found_inf: Option<&Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    if is_on_cuda(grads) {
+        return ffi::clip_factor(grads, scale, max_norm, found_inf);
+    }
+    let norm = grad_norm(grads)?;
+    if let Some(found_inf) = found_inf {
+        note_norm(&norm, found_inf)?;
+    }
+    let factor = match scale {
+        Some(scale) => {
+            let inverse = reciprocal(scale)?;
+            factor(&norm.f_mul(&inverse)?, max_norm)?.f_mul(&inverse)?
+        }
+        None => factor(&norm, max_norm)?,
+    };
+    Ok((norm, factor))
+}
+
+/// The reciprocal of the scale, taken in f64 and rounded once, as PyTorch does.
+pub(super) fn reciprocal(scale: &Tensor) -> Result<Tensor> {
+    Ok(scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?)
+}
+
+/// Makes `found_inf` NaN when a norm is not finite.
+pub(super) fn note_norm(norm: &Tensor, found_inf: &Tensor) -> Result<()> {
+    let zero_or_nan = norm.f_mul_scalar(0.0)?.f_to_kind(Kind::Float)?;
+    let _ = found_inf.shallow_clone().f_add_(&zero_or_nan)?;
+    Ok(())
+}
+
 /// Whether all gradients, of which there is one, are on one CUDA device, where a kernel of ours
 /// takes norm and factor at once.
-pub(super) fn is_on_cuda(grads: &[Tensor]) -> bool {
+fn is_on_cuda(grads: &[Tensor]) -> bool {
     let mut devices = grads.iter().map(Tensor::device);
     devices.next().is_some_and(|first| first.is_cuda() && devices.all(|device| device == first))
 }
 
 /// min(1, `max_norm` / (`norm` + 1e-6)), on the device.
-pub(super) fn factor(norm: &Tensor, max_norm: f64) -> Result<Tensor> {
+fn factor(norm: &Tensor, max_norm: f64) -> Result<Tensor> {
     let quotient = norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?;
     Ok(quotient.f_clamp_max(1.0)?)
 }

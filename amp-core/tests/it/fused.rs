@@ -14,16 +14,10 @@ use amp_core::{
 };
 use rstest::rstest;
 
-use crate::support::{device, seeded};
-
-fn wide(tensor: &Tensor) -> Tensor {
-    tensor.detach().to(Device::Cpu).to_kind(Kind::Double)
-}
-
-/// Largest distance over largest value.
-fn relative(seen: &Tensor, exact: &Tensor) -> f64 {
-    ((wide(seen) - exact).abs().max() / exact.abs().max()).double_value(&[])
-}
+use crate::support::{
+    bits::{relative, wide},
+    device, seeded,
+};
 
 /// Half a unit in the last place, relative.
 fn rounding(kind: Kind) -> f64 {

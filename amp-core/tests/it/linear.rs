@@ -10,13 +10,7 @@ use amp_core::{
 };
 use rstest::rstest;
 
-use crate::support::{device, model::linear, seeded};
-
-/// Largest distance over largest value.
-fn relative(seen: &Tensor, exact: &Tensor) -> f64 {
-    let seen = seen.detach().to(Device::Cpu).to_kind(Kind::Double);
-    ((seen - exact).abs().max() / exact.abs().max()).double_value(&[])
-}
+use crate::support::{bits::relative, device, model::linear, seeded};
 
 /// Input, weight and incoming gradient have 16 bits. The product that is the weight's gradient, and
 /// the sum that is the bias's, are f32 sums on CUDA, and rounded to 16 bits as in PyTorch on the CPU.

@@ -8,7 +8,10 @@ use amp_core::{
 };
 use rstest::rstest;
 
-use crate::support::{bits::sha256, device, parameter, seeded};
+use crate::support::{
+    bits::{sha256, wide},
+    device, parameter, seeded,
+};
 
 /// More tensors than one start of the kernel takes, of sizes that fill no block, and a matrix whose
 /// gradient lies the other way round.
@@ -47,11 +50,9 @@ fn give(parameters: &[Parameter], grads: &[Tensor]) {
 
 /// The largest distance between weights, in units of the last place of a weight of 1.
 fn distance(a: &dyn Optimizer, b: &dyn Optimizer, epsilon: f64) -> f64 {
-    let wide =
-        |parameter: &Parameter| parameter.tensor.detach().to(Device::Cpu).to_kind(Kind::Double);
     let pairs = a.parameters().iter().zip(b.parameters());
     pairs.filter(|(a, _)| a.tensor.numel() > 0).fold(0.0, |most, (a, b)| {
-        let (a, b) = (wide(a), wide(b));
+        let (a, b) = (wide(&a.tensor), wide(&b.tensor));
         let size = b.abs().clamp_min(1.0);
         most.max(((a - &b).abs() / size).max().double_value(&[]) / epsilon)
     })

@@ -173,14 +173,7 @@ pub(super) fn check_finite(grads: &[Tensor], found_inf: &Tensor) -> Result<()> {
         let sizes = ffi::foreach_norm(group, f64::INFINITY, false)?;
         Ok(vec![Tensor::f_stack(&sizes, 0)?.f_max()?])
     })?;
-    largest.iter().try_for_each(|largest| note_norm(largest, found_inf))
-}
-
-/// Makes `found_inf` NaN when a norm is not finite.
-pub(super) fn note_norm(norm: &Tensor, found_inf: &Tensor) -> Result<()> {
-    let zero_or_nan = norm.f_mul_scalar(0.0)?.f_to_kind(Kind::Float)?;
-    let _ = found_inf.shallow_clone().f_add_(&zero_or_nan)?;
-    Ok(())
+    largest.iter().try_for_each(|largest| clip::note_norm(largest, found_inf))
 }
 
 /// Unscales one dtype. The CUDA kernel has no bf16 (pytorch#127176): those take the same two

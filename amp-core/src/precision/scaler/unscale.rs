@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     GradScaler, Gradients, Mode, Scaled, Unscaled, Use,
-    gradients::{FoundInf, check_finite, note_norm, unscale_group},
+    gradients::{FoundInf, check_finite, unscale_group},
 };
 use crate::{Error, Result, ffi, precision::clip};
 
@@ -38,7 +38,7 @@ impl GradScaler {
         match self.mode {
             Mode::Check => check_finite(&tensors, &found_inf)?,
             _ => {
-                let inv_scale = self.inv_scale()?;
+                let inv_scale = clip::reciprocal(&self.scale)?;
                 clip::by_dtype(&tensors, |kind, group| {
                     unscale_group(kind, group, &found_inf, &inv_scale)?;
                     Ok(Vec::new())
@@ -87,28 +87,10 @@ impl GradScaler {
         self.refuse_unusable(&names, &tensors, owner)?;
         let found_inf = self.losses.found_inf(self.device)?;
         let scale = (self.mode == Mode::Scale).then_some(&self.scale);
-        let factor = if clip::is_on_cuda(&tensors) {
-            ffi::clip_factor(&tensors, scale, max_norm, Some(&found_inf))?.1
-        } else {
-            let scaled_norm = clip::grad_norm(&tensors)?;
-            note_norm(&scaled_norm, &found_inf)?;
-            match scale {
-                Some(_) => {
-                    let inv_scale = self.inv_scale()?;
-                    let norm = scaled_norm.f_mul(&inv_scale)?;
-                    clip::factor(&norm, max_norm)?.f_mul(&inv_scale)?
-                }
-                None => clip::factor(&scaled_norm, max_norm)?,
-            }
-        };
+        let (_, factor) = clip::norm_and_factor(&tensors, scale, max_norm, Some(&found_inf))?;
         let mut gradients = self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf));
         gradients.factor = Some(factor);
         Ok(gradients)
-    }
-
-    /// The reciprocal of the scale, taken in f64 and rounded once, as PyTorch does.
-    fn inv_scale(&self) -> Result<Tensor> {
-        Ok(self.scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?)
     }
 
     fn unscaled_by(

@@ -1,6 +1,6 @@
 //! Tensors as the oracles write them: hex bit patterns, row-major.
 
-use amp_core::tch::{Kind, Tensor};
+use amp_core::tch::{Device, Kind, Tensor};
 use sha2::{Digest, Sha256};
 
 /// The dtype of an oracle's name for it.
@@ -92,4 +92,14 @@ pub(crate) fn assert_bits(tensor: &Tensor, expected: &str, what: &str) {
         "{what}: the bits are {}, but torch has {expected}",
         bits(tensor)
     );
+}
+
+/// Its elements in f64, on the CPU.
+pub(crate) fn wide(tensor: &Tensor) -> Tensor {
+    tensor.detach().to(Device::Cpu).to_kind(Kind::Double)
+}
+
+/// The largest distance over the largest value.
+pub(crate) fn relative(seen: &Tensor, exact: &Tensor) -> f64 {
+    ((wide(seen) - exact).abs().max() / exact.abs().max()).double_value(&[])
 }

@@ -1,6 +1,6 @@
 // What adam.cu is started with.
 
-constexpr int max_tensors = 64;
+constexpr int max_tensors = 48;
 constexpr int elements_per_block = 4096;
 
 // Tensors of one dtype.
@@ -9,6 +9,9 @@ struct Tensors {
   const void* grads[max_tensors];
   void* exp_avgs[max_tensors];
   void* exp_avg_sqs[max_tensors];
+  // Where the averages have 8 bits: one of each for every 256 elements.
+  float* exp_avg_scales[max_tensors];
+  float* exp_avg_sq_scales[max_tensors];
   float* steps[max_tensors];
   long long sizes[max_tensors];
   // The block that works on a tensor's first elements.
@@ -19,4 +22,10 @@ struct Tensors {
 struct Options {
   double beta2, eps, weight_decay;
   int decoupled;
+};
+
+// Of averages in 8 bits (optim/moments.rs): 256 values, ascending, and the 255 bounds between them.
+struct Code {
+  const float* values;
+  const float* bounds;
 };

@@ -61,6 +61,7 @@ unsafe extern "C" {
         count: usize,
         options: *const AdamStep,
         rates: Handle,
+        code: *const Handle,
         factor: Handle,
         found_inf: Handle,
     ) -> c_int;
@@ -130,19 +131,26 @@ pub(crate) fn adam_write_rates(rates: &Tensor, lr: f64, beta1: f64) -> Result<()
 /// As [`adam`], of one dtype on a CUDA device, with kernels of our own: steps are not counted up
 /// before, learning rate and beta1 are those of [`adam_write_rates`], `factor` multiplies the gradients, and where
 /// `found_inf`, of f32, is not 0 nothing moves; both are scalars on the device.
+///
+/// The averages may be bfloat16, rounded at random, or, with the scales of both as the last lists,
+/// codes (u8) of the values (f32 `[256]`) and bounds (f32 `[255]`) of each of them: `code`.
 pub(crate) fn adam_on_device(
-    lists: [&[Tensor]; 5],
+    lists: &[&[Tensor]],
     options: &AdamStep,
     rates: &Tensor,
+    code: Option<[&Tensor; 4]>,
     factor: Option<&Tensor>,
     found_inf: Option<&Tensor>,
 ) -> Result<()> {
-    with_lists(&lists, |lists, count| {
+    assert_eq!(lists.len(), if code.is_some() { 7 } else { 5 }, "scales go with codes");
+    let code = code.map(|tables| tables.map(Tensor::as_ptr));
+    with_lists(lists, |lists, count| {
         checked!(amp_adam_on_device(
             lists,
             count,
             &raw const *options,
             rates.as_ptr(),
+            code.as_ref().map_or(std::ptr::null(), |tables| tables.as_ptr()),
             handle(factor),
             handle(found_inf),
         ))

@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Abilities, Rates,
+    Abilities, Moments, OnDevice, Rates,
     algorithm::{Algorithm, Slot, SlotShape, StepTensors, kernels},
     build_plainly, require,
 };
@@ -106,6 +106,11 @@ macro_rules! adam {
                 Abilities { skips: self.fused, scales: ours, captures: ours }
             }
 
+            fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {
+                let ours = self.fused && device.is_cuda() && kind == Kind::Float;
+                moments == Moments::Full || ours
+            }
+
             fn write_rates(&self, rates: &Tensor) -> Result<()> {
                 ffi::adam_write_rates(rates, self.lr, self.betas.0)
             }
@@ -119,13 +124,23 @@ adam!(AdamW, true);
 adam!(Adam, false);
 
 fn step(tensors: &StepTensors<'_>, options: &AdamStep, fused: bool) -> Result<()> {
-    let StepTensors { params, grads, states, known, rates, .. } = *tensors;
+    let StepTensors { params, grads, states, scales, codes, known, rates, .. } = *tensors;
     let [exp_avgs, exp_avg_sqs, steps] = states else {
         unreachable!("Adam has three slots");
     };
     let lists = [params, grads, exp_avgs, exp_avg_sqs, steps.as_slice()];
     if let Some(rates) = rates {
-        return ffi::adam_on_device(lists, options, rates, known.factor, known.found_inf);
+        let lists: Vec<&[Tensor]> =
+            lists.into_iter().chain(scales.iter().map(|list| &**list)).collect();
+        let code = match codes {
+            [exp_avg, exp_avg_sq] => {
+                let ([a, b], [c, d]) = (exp_avg.tables(), exp_avg_sq.tables());
+                Some([a, b, c, d])
+            }
+            _ => None,
+        };
+        let OnDevice { factor, found_inf } = known;
+        return ffi::adam_on_device(&lists, options, rates, code, factor, found_inf);
     }
     ffi::foreach_add(steps, 1.0)?;
     ffi::adam(lists, options, kernels(fused, known.found_inf))

@@ -1,7 +1,6 @@
 // nn.Linear on CUDA while training. Under autocast the product that gives the weight's gradient is
 // written as f32: it is accumulated as that, and PyTorch rounds it to 16 bits to cast it back at
-// once. Within a graph the backward pass' two products run at the same time where neither fills the
-// device.
+// once.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -14,10 +13,10 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/engine.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 
-#include "branch.h"
 #include "cast.h"
 #include "guard.h"
 #include "kernel.h"
@@ -35,38 +34,33 @@ constexpr auto weight_key = "weight";
 // Whether there is one.
 constexpr auto bias_key = "bias";
 
-// Beyond these rows libtorch's kernel, which cuts them too, is faster.
 void column_sums(const at::Tensor& matrix, at::Tensor& out) {
-  constexpr int64_t most_rows = 1024, columns_per_block = 32;
-  const int64_t rows = matrix.size(0), columns = matrix.size(1);
-  if (rows > most_rows || columns == 0 || !matrix.is_contiguous()) {
-    at::sum_out(out, matrix, {0}, /*keepdim=*/false, out.scalar_type());
-    return;
-  }
   static amp::KernelSource source("column_sums.cu", amp_kernels_column_sums);
-  const void* from = matrix.const_data_ptr();
-  void* to = out.mutable_data_ptr();
-  int height = static_cast<int>(rows), width = static_cast<int>(columns);
-  void* arguments[] = {&from, &to, &height, &width};
+  constexpr int64_t rows_per_block = 1024, columns_per_block = 32;
+  const int64_t rows = matrix.size(0), columns = matrix.size(1);
+  const int64_t parts = std::max<int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
+  const int64_t blocks = parts * ((columns + columns_per_block - 1) / columns_per_block);
+  if (blocks == 0) return;
+  // Those of each part, which are summed in turn.
+  const bool in_parts = parts > 1;
+  const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  auto sums = in_parts ? at::empty({parts, columns}, out.options().dtype(wide)) : out;
+  const auto given = matrix.contiguous();
+  const void* from = given.const_data_ptr();
+  void* to = sums.mutable_data_ptr();
+  long long height = rows, width = columns, part = rows_per_block;
+  void* arguments[] = {&from, &to, &height, &width, &part};
   const amp::Types types{amp::kernel_dtype(matrix.scalar_type()),
-                         amp::kernel_dtype(out.scalar_type())};
-  source.launch("column_sums", types, matrix.device(),
-                static_cast<unsigned>((columns + columns_per_block - 1) / columns_per_block), 512,
+                         amp::kernel_dtype(sums.scalar_type())};
+  source.launch("column_sums", types, matrix.device(), static_cast<unsigned>(blocks), 512,
                 arguments);
+  if (in_parts) column_sums(sums, out);
 }
 
 // aᵀ·b in `out`, whose dtype may be wider than theirs.
 void transposed_product(const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
   const bool wider = out.scalar_type() != a.scalar_type();
   wider ? at::mm_out(out, a.t(), b, out.scalar_type()) : at::mm_out(out, a.t(), b);
-}
-
-// Whether either product, in tiles of 128 × 128 as large ones are cut, leaves a part of the device
-// idle.
-bool fill_no_device(c10::Device device, int64_t rows, int64_t in, int64_t out) {
-  const auto tiles = [](int64_t elements) { return (elements + 127) / 128; };
-  const int64_t whole = amp::multiprocessors(device);
-  return tiles(rows) * tiles(in) <= whole && tiles(out) * tiles(in) <= whole;
 }
 
 struct AmpLinear : torch::autograd::Function<AmpLinear> {
@@ -97,35 +91,23 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     const auto weight = kept.at(weight_key).toTensor();
     const bool wants_bias = kept.at(bias_key).toBool() && context->needs_input_grad(2);
     if (!torch::autograd::get_current_graph_task_keep_graph()) kept.clear();
-    const auto device = grad.device();
     const int64_t features = weight.size(1), outputs = weight.size(0);
     const auto rows = grad.reshape({-1, outputs}), inputs = input.reshape({-1, features});
     if (c10::GradMode::is_enabled()) {
       return differentiable(context, grad, rows, inputs, weight, wants_bias);
     }
     variable_list out(3);
-    const bool wants_input = context->needs_input_grad(0);
-    const bool wants_weight = context->needs_input_grad(1);
-    const auto to_input = [&] { out[0] = at::matmul(grad, factor); };
-    const auto allocate = [&] {
-      if (wants_bias) out[2] = at::empty({outputs}, weight.options());
-      if (wants_weight) out[1] = at::empty({outputs, features}, weight.options());
-    };
-    const auto to_parameters = [&] {
-      if (wants_bias) column_sums(rows, out[2]);
-      if (wants_weight) transposed_product(rows, inputs, out[1]);
-    };
-    if (wants_input && wants_weight && amp::is_captured(device) &&
-        fill_no_device(device, rows.size(0), features, outputs)) {
-      allocate();
-      amp::run_beside(device, to_parameters, to_input);
-      return out;
-    }
-    if (wants_input) to_input();
+    if (context->needs_input_grad(0)) out[0] = at::matmul(grad, factor);
     // Goes before the weight's gradient comes, which may be twice as large.
     factor.reset();
-    allocate();
-    to_parameters();
+    if (wants_bias) {
+      out[2] = at::empty({outputs}, weight.options());
+      column_sums(rows, out[2]);
+    }
+    if (context->needs_input_grad(1)) {
+      out[1] = at::empty({outputs, features}, weight.options());
+      transposed_product(rows, inputs, out[1]);
+    }
     return out;
   }
 

@@ -21,29 +21,32 @@ extern "C" __global__ void write_rates(double* rates, double lr, double beta1) {
   rates[1] = beta1;
 }
 
-// A step's numbers for one tensor.
+// A step's numbers for one tensor; R is the dtype of its rates.
+template <typename R>
 struct Update {
   using W = Wide<T>;
-  double lr, beta1, beta2, eps, weight_decay;
-  bool decoupled;
+  R decay, beta1, beta2, rest1, rest2, eps;
+  bool decoupled, decays;
   W step_size, correction2_sqrt, multiplier;
 
   // For the whole block.
   __device__ Update(const double* rates, const Options& options, const float* steps,
                     const W* factor)
-      : lr(rates[0]),
+      : decay(options.decoupled ? rates[0] * options.weight_decay : options.weight_decay),
         beta1(rates[1]),
         beta2(options.beta2),
+        rest1(1 - rates[1]),
+        rest2(1 - options.beta2),
         eps(options.eps),
-        weight_decay(options.weight_decay),
         decoupled(options.decoupled),
+        decays(options.weight_decay != 0),
         multiplier(factor == nullptr ? 1 : *factor) {
     __shared__ W shared[2];
     if (threadIdx.x == 0) {
       const double count = *steps;
-      const W correction1 = 1 - pow(beta1, count);
-      shared[0] = lr / correction1;
-      shared[1] = sqrt(1 - pow(beta2, count));
+      const W correction1 = 1 - pow(rates[1], count);
+      shared[0] = rates[0] / correction1;
+      shared[1] = sqrt(1 - pow(options.beta2, count));
     }
     __syncthreads();
     step_size = shared[0];
@@ -52,15 +55,15 @@ struct Update {
 
   __device__ void operator()(W& param, W grad, W& exp_avg, W& exp_avg_sq) const {
     grad *= multiplier;
-    if (weight_decay != 0) {
+    if (decays) {
       if (decoupled) {
-        param -= lr * weight_decay * param;
+        param -= decay * param;
       } else {
-        grad += param * weight_decay;
+        grad += param * decay;
       }
     }
-    exp_avg = beta1 * exp_avg + (1 - beta1) * grad;
-    exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad;
+    exp_avg = beta1 * exp_avg + rest1 * grad;
+    exp_avg_sq = beta2 * exp_avg_sq + rest2 * grad * grad;
     const W denominator = sqrt(exp_avg_sq) / correction2_sqrt + eps;
     param -= step_size * exp_avg / denominator;
   }
@@ -83,7 +86,7 @@ extern "C" __global__ void step(const Tensors tensors, const double* rates, cons
   constexpr bool at_random = sizeof(P) < sizeof(T);
   if (is_left_out(found_inf)) return;
   const auto [at, begin, count] = part_of(tensors, elements_per_block);
-  const Update update(rates, options, tensors.steps[at], factor);
+  const Update<double> update(rates, options, tensors.steps[at], factor);
   const Stream noise = at_random ? Stream(random) : Stream();
 
   auto* params = static_cast<T*>(tensors.params[at]);
@@ -128,48 +131,60 @@ extern "C" __global__ void step(const Tensors tensors, const double* rates, cons
 
 constexpr int block_elements = 256;
 
-// A code's tables in shared memory, with the codes of values as csrc/moments.cpp finds them.
+// How a share becomes a code, as optim/moments.rs lays them out: seven decades of values, each in the
+// middle of one of `count` equal parts, so that the parts' edges are the bounds between them. Only the
+// bounds between decades lie elsewhere.
 template <bool is_signed>
 struct Coder {
-  float* values;
-  float* bounds;
+  struct Decade {
+    // part = size · slope - offset; its code is `first` more.
+    float slope, offset;
+    int last, first;
+  };
+  const float* values;
+  const Decade* decades;
+  // Of sizes: from nothing to the first decade, from each to the next, and from the last to 1.
+  float bounds[8];
 
   // For the whole block, before it synchronises.
   __device__ void load(const Code& code) {
-    __shared__ float kept_values[256], kept_bounds[255];
+    __shared__ float kept_values[256];
+    __shared__ Decade kept_decades[9];
     values = kept_values;
-    bounds = kept_bounds;
-    for (int i = threadIdx.x; i < 256; i += blockDim.x) {
-      values[i] = code.values[i];
-      if (i < 255) bounds[i] = code.bounds[i];
+    decades = kept_decades;
+    for (int i = threadIdx.x; i < 256; i += blockDim.x) kept_values[i] = code.values[i];
+    // The codes of nothing and, in each decade, of its first part.
+    constexpr int nothing = is_signed ? 127 : 0;
+    const auto first = [](int decade) { return nothing + 1 + (count(decade) - count(0)); };
+    for (int decade = 0; decade < 8; ++decade) bounds[decade] = code.bounds[first(decade) - 1];
+    // A positive square is never nothing.
+    if (!is_signed) bounds[0] = 0;
+    if (threadIdx.x >= 9) return;
+    const int decade = static_cast<int>(threadIdx.x) - 1;
+    if (decade < 0) {
+      kept_decades[0] = {0, 0, 0, nothing};
+    } else if (decade == 7) {
+      kept_decades[8] = {0, 0, 0, 255};
+    } else {
+      const double parts = count(decade), size = pow(10.0, decade - 6.0);
+      kept_decades[decade + 1] = {static_cast<float>(parts / (0.9 * size)),
+                                  static_cast<float>(parts / 9), count(decade) - 1, first(decade)};
     }
   }
 
-  // Of a share of the largest, between -1 and 1: where it would lie in its decade, and from there
-  // to the nearest value.
+  // The parts of a decade.
+  static __device__ int count(int decade) { return (is_signed ? 1 : 2) << decade; }
+
+  // Of a share of the largest, between -1 and 1.
   __device__ unsigned char of(float share) const {
     const float size = fabsf(share);
-    int decade = 0;
-    float inverse = 1e6f;
-    const auto reach = [&](float least, float next) {
-      if (size >= least) {
-        ++decade;
-        inverse = next;
-      }
-    };
-    reach(1e-6f, 1e5f);
-    reach(1e-5f, 1e4f);
-    reach(1e-4f, 1e3f);
-    reach(1e-3f, 1e2f);
-    reach(1e-2f, 1e1f);
-    reach(1e-1f, 1);
-    const int count = (is_signed ? 1 : 2) << decade;
-    int part = static_cast<int>((size * inverse - 0.1f) * (count / 0.9f));
-    part = part < 0 ? 0 : part >= count ? count - 1 : part;
-    int code = is_signed ? (share < 0 ? 127 - count - part : 127 + count + part) : count - 1 + part;
-    while (code < 255 && bounds[code] < share) ++code;
-    while (code > 0 && !(bounds[code - 1] < share)) --code;
-    if (!is_signed && share > 0 && code == 0) code = 1;
+    int at = 0;
+    for (int decade = 0; decade < 8; ++decade) at += size > bounds[decade];
+    const Decade decade = decades[at];
+    const int part = static_cast<int>(size * decade.slope - decade.offset);
+    const int code = decade.first + max(0, min(part, decade.last));
+    // Below zero the codes lie the other way round; there is none for -1.
+    if (is_signed && share < 0) return static_cast<unsigned char>(max(0, 254 - code));
     return static_cast<unsigned char>(code);
   }
 };
@@ -194,7 +209,8 @@ extern "C" __global__ void step_8bit(const Tensors tensors, const double* rates,
   Coder<false> exp_avg_sq_coder;
   exp_avg_coder.load(exp_avg_code);
   exp_avg_sq_coder.load(exp_avg_sq_code);
-  const Update update(rates, options, tensors.steps[at], factor);
+  // No f64: what 8 bits take from memory's time it would give back.
+  const Update<Wide<T>> update(rates, options, tensors.steps[at], factor);
 
   auto* params = static_cast<T*>(tensors.params[at]);
   const auto* grads = static_cast<const T*>(tensors.grads[at]);
@@ -247,14 +263,14 @@ extern "C" __global__ void step_8bit(const Tensors tensors, const double* rates,
       exp_avg_sq_scale = largest_sq;
     }
     // Of a block of zeros, too.
-    const float divisor = fmaxf(largest, smallest_normal);
-    const float sq_divisor = fmaxf(largest_sq, smallest_normal);
+    const float inverse = 1 / fmaxf(largest, smallest_normal);
+    const float sq_inverse = 1 / fmaxf(largest_sq, smallest_normal);
     for (int p = 0; p < packs; ++p) {
       const long long from = begin + first + (p * 32 + lane) * per_thread;
       Pack<unsigned char> codes, sq_codes;
       for (int k = 0; k < per_thread; ++k) {
-        codes.at[k] = exp_avg_coder.of(exp_avg[p][k] / divisor);
-        sq_codes.at[k] = exp_avg_sq_coder.of(exp_avg_sq[p][k] / sq_divisor);
+        codes.at[k] = exp_avg_coder.of(exp_avg[p][k] * inverse);
+        sq_codes.at[k] = exp_avg_sq_coder.of(exp_avg_sq[p][k] * sq_inverse);
       }
       pack_at(exp_avgs, from) = codes;
       pack_at(exp_avg_sqs, from) = sq_codes;

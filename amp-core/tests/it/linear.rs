@@ -68,7 +68,7 @@ fn gradients_of_weights_are_f32_sums_on_cuda(
 }
 
 /// A layer that computes in its parameters' own dtype: each gradient is a sum in f32, or f64, that is
-/// rounded once, also with more rows than our kernel sums for the bias. The errors of n terms add up
+/// rounded once, also with more rows than are summed at once for the bias. The errors of n terms add up
 /// as √n does.
 #[rstest]
 fn gradients_are_rounded_once(

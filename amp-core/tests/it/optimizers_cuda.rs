@@ -139,9 +139,10 @@ fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
     Ok(())
 }
 
-/// With rates of zero the averages are the gradient and its square, which both devices have to the bit:
-/// so are then their codes and scales, over all decades, of blocks that are full and that are not, of
-/// zeros, and where the gradient lies the other way round or off a vector's place.
+/// With rates of zero the averages are the gradient and its square, which both devices have to the bit,
+/// and so their scales. Their codes are the same but where a value lies between two, within a rounding:
+/// over all decades, of blocks that are full and that are not, of zeros, and where the gradient lies the
+/// other way round or off a vector's place.
 #[rstest]
 fn codes_are_those_of_the_cpu() -> Result<()> {
     if !device().is_cuda() {
@@ -169,7 +170,14 @@ fn codes_are_those_of_the_cpu() -> Result<()> {
         states.push(optimizer.state()?);
     }
     for (name, seen) in states[1].tensors() {
-        assert_eq!(sha256(seen), sha256(states[0].tensor(name)?), "{name}");
+        let exact = states[0].tensor(name)?;
+        if seen.kind() != Kind::Uint8 {
+            assert_eq!(sha256(seen), sha256(exact), "{name}");
+            continue;
+        }
+        let off = (wide(seen) - wide(exact)).abs();
+        let (most, sum) = (off.max().double_value(&[]), off.sum(Kind::Double).double_value(&[]));
+        assert!(most <= 1.0 && sum <= 1e-3 * seen.numel() as f64, "{name}: {most} {sum}");
     }
     Ok(())
 }

@@ -1,15 +1,15 @@
 //! Adam and AdamW (torch/optim/adam.py, adamw.py).
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use super::{
     Abilities, Rates,
-    algorithm::{Algorithm, Slot, SlotShape, StepTensors, kernels},
+    algorithm::{Algorithm, Slot, SlotShape, StepTensors},
     build_plainly, require,
 };
 use crate::{
     Result,
-    ffi::{self, AdamStep},
+    ffi::{self, AdamStep, Kernels},
 };
 
 /// Adam with decoupled weight decay; defaults are torch.optim.AdamW's.
@@ -102,12 +102,7 @@ macro_rules! adam {
             }
 
             fn abilities(&self, device: Device) -> Abilities {
-                let ours = self.fused && device.is_cuda();
-                Abilities { skips: self.fused, scales: ours, captures: ours }
-            }
-
-            fn write_rates(&self, rates: &Tensor) -> Result<()> {
-                ffi::adam_write_rates(rates, self.lr, self.betas.0)
+                Abilities { skips: self.fused, ..Abilities::all(self.fused && device.is_cuda()) }
             }
         }
 
@@ -119,14 +114,14 @@ adam!(AdamW, true);
 adam!(Adam, false);
 
 fn step(tensors: &StepTensors<'_>, options: &AdamStep, fused: bool) -> Result<()> {
-    let StepTensors { params, grads, states, known, rates, .. } = *tensors;
+    let StepTensors { params, grads, states, .. } = *tensors;
     let [exp_avgs, exp_avg_sqs, steps] = states else {
         unreachable!("Adam has three slots");
     };
     let lists = [params, grads, exp_avgs, exp_avg_sqs, steps.as_slice()];
-    if let Some(rates) = rates {
-        return ffi::adam_on_device(lists, options, rates, known.factor, known.found_inf);
+    let kernels = tensors.kernels(fused);
+    if !matches!(kernels, Kernels::Ours(_)) {
+        ffi::foreach_add(steps, 1.0)?;
     }
-    ffi::foreach_add(steps, 1.0)?;
-    ffi::adam(lists, options, kernels(fused, known.found_inf))
+    ffi::adam(lists, options, kernels)
 }

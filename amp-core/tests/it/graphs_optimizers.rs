@@ -1,0 +1,100 @@
+//! Optimizers that a CUDA graph cannot hold, or not yet: they step behind it, with the same numbers
+//! (`AMP_DEVICE=cuda`).
+
+use amp_core::{
+    Module, Result,
+    nn::{Context, Linear, Sequential, Visitor},
+    optim::{AdamW, OptimizerConfig, Sgd, TrainingPlan},
+    precision::{GradScalerConfig, Precision},
+    tch::Tensor,
+    trainer::{Graph, StepAccess},
+};
+use rstest::rstest;
+
+use crate::{
+    graphs::{assert_same, config, train_on},
+    support::{
+        device,
+        model::{demo, linear},
+        seeded,
+    },
+};
+
+fn foreach_adamw(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(AdamW { fused: false, ..Default::default() })
+}
+
+fn foreach_sgd(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, fused: false, ..Default::default() })
+}
+
+/// The first step of each parameter is another: a graph holds it once all have taken theirs.
+fn damped(_: &TrainingPlan) -> OptimizerConfig {
+    let sgd = Sgd { lr: 1e-2, momentum: 0.9, dampening: 0.5, ..Default::default() };
+    OptimizerConfig::new(sgd)
+}
+
+/// With overflows, after which a step behind the graph must not be taken.
+#[rstest]
+#[case(foreach_adamw)]
+#[case(foreach_sgd)]
+#[case(damped)]
+fn a_step_behind_the_graph_is_the_step(
+    #[case] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
+    #[values(Precision::F32True, Precision::F16Mixed)] precision: Precision,
+) -> Result<()> {
+    runs(precision, optimizer, || demo(0.2))
+}
+
+/// A layer that batches of 32 go around: the last of an epoch is smaller.
+struct ForOddBatches(Linear);
+
+impl Module for ForOddBatches {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        match input.size()[0] {
+            32 => Ok(input.shallow_clone()),
+            _ => self.0.forward(input, cx),
+        }
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.0.visit(visitor);
+    }
+}
+
+/// Its parameters have no gradient when the step is first captured, and take their first step when
+/// the first epoch ends.
+#[rstest]
+fn a_graph_follows_what_can_be_captured() -> Result<()> {
+    let network = || -> Result<Sequential> {
+        Ok(Sequential::new(vec![
+            Box::new(ForOddBatches(linear(64, 64)?)) as Box<dyn Module>,
+            Box::new(linear(64, 10)?),
+        ]))
+    };
+    runs(Precision::F32True, damped, network)
+}
+
+fn runs(
+    precision: Precision,
+    optimizer: fn(&TrainingPlan) -> OptimizerConfig,
+    network: impl Fn() -> Result<Sequential>,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let run = |graph| {
+        let _generator = seeded(7);
+        let mut config = config(precision, graph);
+        config.max_epochs = 12;
+        config.scaler = GradScalerConfig { growth_interval: 5, ..Default::default() };
+        config.scaler.init_scale = 2.0_f64.powi(26);
+        train_on(&config, network()?, StepAccess::Late, optimizer, Vec::new())
+    };
+    let runs = [run(Graph::Off)?, run(Graph::On)?];
+    assert_same(&runs);
+    let end = &runs[1].record.end;
+    assert!(end.replayed > 20, "{end:?}");
+    assert!(precision != Precision::F16Mixed || end.skipped > 0, "{end:?}");
+    Ok(())
+}

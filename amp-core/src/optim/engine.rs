@@ -303,8 +303,8 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         let (true, Some(device)) = (started && full, self.device) else {
             return Abilities::default();
         };
-        let all = Abilities { skips: true, scales: true, captures: true };
-        self.options.iter().map(|options| options.abilities(device)).fold(all, Abilities::and)
+        let abilities = self.options.iter().map(|options| options.abilities(device));
+        abilities.fold(Abilities::all(true), Abilities::and)
     }
 
     fn write_rates(&mut self) -> Result<()> {

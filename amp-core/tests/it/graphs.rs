@@ -144,7 +144,7 @@ fn one_cycle(plan: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW::default()).with_scheduler(schedule, Interval::Step)
 }
 
-fn momentum(_: &TrainingPlan) -> OptimizerConfig {
+pub(crate) fn momentum(_: &TrainingPlan) -> OptimizerConfig {
     let sgd = Sgd { lr: 1e-2, momentum: 0.9, nesterov: true, ..Default::default() };
     OptimizerConfig::new(sgd).with_scheduler(StepLr { step_size: 5, gamma: 0.9 }, Interval::Epoch)
 }

@@ -96,7 +96,7 @@ impl Run<'_, '_> {
 
     /// Whether the step on these examples runs as a graph; captures it when the time has come.
     pub(in super::super) fn may_fly(&mut self, examples: &Examples) -> Result<bool> {
-        let (runner, flight) = (&mut self.runner, &mut self.flight);
+        let (runner, flight) = (&self.runner, &self.flight);
         if runner.parts > 1 || runner.profiler.is_running() {
             return Ok(false);
         }
@@ -114,7 +114,9 @@ impl Run<'_, '_> {
         if !due || !flight.steps.is_empty() {
             return Ok(false);
         }
-        // Another graph goes first, with its memory.
+        // Another graph goes first, with its memory, and leaves what it has summed up.
+        self.leave_graph()?;
+        let (runner, flight) = (&mut self.runner, &mut self.flight);
         flight.state = State::Refused;
         let Examples { batches, shares, .. } = examples;
         match StepGraph::capture(runner, self.model, batches, shares, flight.capacity) {
@@ -138,6 +140,8 @@ impl Run<'_, '_> {
             unreachable!("only a captured step may fly");
         };
         if !flight.entered {
+            // Those that the graph computes none of would be stepped by.
+            runner.zero_grad()?;
             graph.enter(&mut self.log)?;
             flight.entered = true;
         }

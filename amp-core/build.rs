@@ -27,6 +27,7 @@ fn main() {
             "csrc/adam.cpp",
             "csrc/amp.cpp",
             "csrc/batch_norm.cpp",
+            "csrc/branch.cpp",
             "csrc/cast.cpp",
             "csrc/checkpoint.cpp",
             "csrc/device.cpp",

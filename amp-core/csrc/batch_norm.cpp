@@ -91,6 +91,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    amp::refuse_second_derivative("batch normalisation with ReLU or dropout");
     const auto saved = context->get_saved_variables();
     const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
                &means = saved.at(3), &inverses = saved.at(4);

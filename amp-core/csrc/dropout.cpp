@@ -40,6 +40,7 @@ struct AmpDropout : torch::autograd::Function<AmpDropout> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    amp::refuse_second_derivative("dropout");
     const auto& saved = context->saved_data;
     const amp::Dropout dropout(saved.at("p").toDouble(), saved.at("drawn").toIntVector());
     return {run(grads.at(0), dropout), at::Tensor()};

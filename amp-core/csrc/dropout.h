@@ -1,17 +1,13 @@
 // What the kernels need to know of a dropout.
 #pragma once
 
-#include <ATen/Context.h>
-#include <ATen/core/Generator.h>
-#include <ATen/cuda/PhiloxCudaState.h>
 #include <c10/core/Device.h>
 
 #include <cmath>
 #include <cstdint>
-#include <mutex>
 #include <vector>
 
-#include "driver.h"
+#include "philox.h"
 
 namespace amp {
 
@@ -24,14 +20,7 @@ struct Dropout {
   // With probability p, below 1. Takes random numbers from libtorch's generator of the device, within
   // a graph anew at each replay.
   Dropout(double p, c10::Device device) : Dropout(p) {
-    if (threshold == 0) return;
-    // at::CUDAGeneratorImpl::philox_cuda_state, whose first argument is the object.
-    static const auto draw = cuda_symbol<at::PhiloxCudaState (*)(void*, uint64_t)>(
-        "_ZN2at17CUDAGeneratorImpl17philox_cuda_stateEm");
-    auto generator = at::globalContext().defaultGenerator(device);
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    // Offsets are multiples of four.
-    random = draw(generator.unsafeGetGeneratorImpl(), 4);
+    if (threshold != 0) random = draw_random(device);
   }
 
   // The same elements again, for the backward pass.

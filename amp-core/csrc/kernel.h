@@ -3,10 +3,12 @@
 #pragma once
 
 #include <c10/core/Device.h>
+#include <c10/core/GradMode.h>
 #include <c10/core/ScalarType.h>
 
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +26,13 @@ inline const char* kernel_dtype(at::ScalarType dtype) {
     case at::kBFloat16: return "bf16";
     default: return nullptr;
   }
+}
+
+// For a backward pass that is a kernel: autograd would take what it gives for constants.
+inline void refuse_second_derivative(const char* layer) {
+  if (!c10::GradMode::is_enabled()) return;
+  throw std::runtime_error(std::string("second derivatives through ") + layer +
+                           " (create_graph) can be had on the CPU alone, not on CUDA");
 }
 
 // A source file of `kernels/`.

@@ -1,8 +1,11 @@
-// nn.Linear under autocast on CUDA, where the product that gives the weight's gradient is written as
-// f32: it is accumulated as that, and PyTorch rounds it to 16 bits to cast it back at once.
+// nn.Linear on CUDA while training. Under autocast the product that gives the weight's gradient is
+// written as f32: it is accumulated as that, and PyTorch rounds it to 16 bits to cast it back at
+// once. Within a graph the backward pass' two products run at the same time where neither fills the
+// device.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
@@ -14,8 +17,11 @@
 #include <optional>
 #include <stdexcept>
 
+#include "branch.h"
 #include "cast.h"
 #include "guard.h"
+#include "kernel.h"
+#include "kernels/column_sums.cu.h"
 
 namespace {
 
@@ -23,54 +29,136 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
+// The weight as it is multiplied with, and as it is.
+constexpr auto factor_key = "factor";
 constexpr auto weight_key = "weight";
+// Whether there is one.
 constexpr auto bias_key = "bias";
 
+// Beyond these rows libtorch's kernel, which cuts them too, is faster.
+void column_sums(const at::Tensor& matrix, at::Tensor& out) {
+  constexpr int64_t most_rows = 1024, columns_per_block = 32;
+  const int64_t rows = matrix.size(0), columns = matrix.size(1);
+  if (rows > most_rows || columns == 0 || !matrix.is_contiguous()) {
+    at::sum_out(out, matrix, {0}, /*keepdim=*/false, out.scalar_type());
+    return;
+  }
+  static amp::KernelSource source("column_sums.cu", amp_kernels_column_sums);
+  const void* from = matrix.const_data_ptr();
+  void* to = out.mutable_data_ptr();
+  int height = static_cast<int>(rows), width = static_cast<int>(columns);
+  void* arguments[] = {&from, &to, &height, &width};
+  const amp::Types types{amp::kernel_dtype(matrix.scalar_type()),
+                         amp::kernel_dtype(out.scalar_type())};
+  source.launch("column_sums", types, matrix.device(),
+                static_cast<unsigned>((columns + columns_per_block - 1) / columns_per_block), 512,
+                arguments);
+}
+
+// aᵀ·b in `out`, whose dtype may be wider than theirs.
+void transposed_product(const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
+  const bool wider = out.scalar_type() != a.scalar_type();
+  wider ? at::mm_out(out, a.t(), b, out.scalar_type()) : at::mm_out(out, a.t(), b);
+}
+
+// Whether either product, in tiles of 128 × 128 as large ones are cut, leaves a part of the device
+// idle.
+bool fill_no_device(c10::Device device, int64_t rows, int64_t in, int64_t out) {
+  const auto tiles = [](int64_t elements) { return (elements + 127) / 128; };
+  const int64_t whole = amp::multiprocessors(device);
+  return tiles(rows) * tiles(in) <= whole && tiles(out) * tiles(in) <= whole;
+}
+
 struct AmpLinear : torch::autograd::Function<AmpLinear> {
-  // The input in 16 bits.
+  // The input in the dtype that is computed in; the weight's may be f32 instead.
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
     const auto dtype = input.scalar_type();
-    const auto weight16 = amp::cast_weight(weight, dtype);
-    std::optional<at::Tensor> bias16;
-    if (bias) bias16 = amp::cast_weight(*bias, dtype);
-    context->save_for_backward({input});
-    context->saved_data[weight_key] = weight16;
+    const bool casts = weight.scalar_type() != dtype;
+    const auto factor = casts ? amp::cast_weight(weight, dtype) : weight;
+    auto addend = bias;
+    if (bias && casts) addend = amp::cast_weight(*bias, dtype);
+    // A weight that is cast may be written to before the backward pass, as in PyTorch.
+    context->save_for_backward({input, casts ? at::Tensor() : weight});
+    context->saved_data[factor_key] = factor.detach();
+    context->saved_data[weight_key] = weight;
     context->saved_data[bias_key] = bias.has_value();
-    return at::linear(input, weight16, bias16);
+    return at::linear(input, factor, addend);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto& grad = grads.at(0);
     const auto input = context->get_saved_variables().at(0);
-    auto& saved = context->saved_data;
-    if (saved.count(weight_key) == 0) {
+    auto& kept = context->saved_data;
+    if (kept.count(factor_key) == 0) {
       throw std::runtime_error("a linear layer's part of the graph was already run backward");
     }
-    auto weight16 = saved.at(weight_key).toTensor();
-    const auto rows = grad.reshape({-1, weight16.size(0)});
-    const auto features = weight16.size(1);
+    auto factor = kept.at(factor_key).toTensor();
+    const auto weight = kept.at(weight_key).toTensor();
+    const bool wants_bias = kept.at(bias_key).toBool() && context->needs_input_grad(2);
+    if (!torch::autograd::get_current_graph_task_keep_graph()) kept.clear();
+    const auto device = grad.device();
+    const int64_t features = weight.size(1), outputs = weight.size(0);
+    const auto rows = grad.reshape({-1, outputs}), inputs = input.reshape({-1, features});
+    if (c10::GradMode::is_enabled()) {
+      return differentiable(context, grad, rows, inputs, weight, wants_bias);
+    }
     variable_list out(3);
-    if (context->needs_input_grad(0)) out[0] = at::matmul(grad, weight16);
-    // Goes before the weight's gradient comes, which is twice as large.
-    weight16.reset();
-    if (!torch::autograd::get_current_graph_task_keep_graph()) saved.erase(weight_key);
-    if (context->needs_input_grad(1)) {
-      out[1] = at::mm(rows.t(), input.reshape({-1, features}), at::kFloat);
+    const bool wants_input = context->needs_input_grad(0);
+    const bool wants_weight = context->needs_input_grad(1);
+    const auto to_input = [&] { out[0] = at::matmul(grad, factor); };
+    const auto allocate = [&] {
+      if (wants_bias) out[2] = at::empty({outputs}, weight.options());
+      if (wants_weight) out[1] = at::empty({outputs, features}, weight.options());
+    };
+    const auto to_parameters = [&] {
+      if (wants_bias) column_sums(rows, out[2]);
+      if (wants_weight) transposed_product(rows, inputs, out[1]);
+    };
+    if (wants_input && wants_weight && amp::is_captured(device) &&
+        fill_no_device(device, rows.size(0), features, outputs)) {
+      allocate();
+      amp::run_beside(device, to_parameters, to_input);
+      return out;
     }
-    if (saved.at(bias_key).toBool() && context->needs_input_grad(2)) {
-      out[2] = at::sum(rows, {0}, /*keepdim=*/false, at::kFloat);
-    }
+    if (wants_input) to_input();
+    // Goes before the weight's gradient comes, which may be twice as large.
+    factor.reset();
+    allocate();
+    to_parameters();
+    return out;
+  }
+
+  // With a graph of its own, for second derivatives.
+  static variable_list differentiable(AutogradContext* context, const at::Tensor& grad,
+                                      const at::Tensor& rows, const at::Tensor& inputs,
+                                      const at::Tensor& weight, bool wants_bias) {
+    const auto dtype = weight.scalar_type();
+    variable_list out(3);
+    if (context->needs_input_grad(0)) out[0] = at::matmul(grad, weight.to(grad.scalar_type()));
+    if (context->needs_input_grad(1)) out[1] = at::mm(rows.t(), inputs).to(dtype);
+    if (wants_bias) out[2] = at::sum(rows, {0}, /*keepdim=*/false, dtype);
     return out;
   }
 };
 
-bool wants_f32_gradient(const at::Tensor& input, const at::Tensor& weight) {
-  if (!input.is_cuda() || !at::autocast::is_autocast_enabled(cuda)) return false;
+// The dtype that the layer computes in, if this backward pass is for it.
+std::optional<at::ScalarType> dtype_of(const at::Tensor& input, const at::Tensor& weight,
+                                       const std::optional<at::Tensor>& bias) {
+  const auto own = weight.scalar_type();
+  if (!input.is_cuda() || !weight.is_cuda() || !weight.requires_grad() ||
+      !c10::GradMode::is_enabled() || input.dim() == 0 ||
+      (bias && bias->scalar_type() != own)) {
+    return std::nullopt;
+  }
+  if (!at::autocast::is_autocast_enabled(cuda)) {
+    const bool alike = input.scalar_type() == own && amp::kernel_dtype(own) != nullptr;
+    return alike ? std::optional(own) : std::nullopt;
+  }
   const auto dtype = at::autocast::get_autocast_dtype(cuda);
-  return (dtype == at::kHalf || dtype == at::kBFloat16) && weight.scalar_type() == at::kFloat &&
-         weight.requires_grad() && c10::GradMode::is_enabled() &&
-         input.scalar_type() != at::kDouble;
+  const bool narrows = (dtype == at::kHalf || dtype == at::kBFloat16) && own == at::kFloat &&
+                       input.scalar_type() != at::kDouble;
+  return narrows ? std::optional(dtype) : std::nullopt;
 }
 
 }  // namespace
@@ -83,13 +171,14 @@ int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tens
   return amp::guarded([&] {
     std::optional<at::Tensor> given;
     if (bias != nullptr) given = *bias;
-    if (!wants_f32_gradient(*input, *weight)) {
+    const auto dtype = dtype_of(*input, *weight, given);
+    if (!dtype) {
       *out = new at::Tensor(at::linear(*input, *weight, given));
       return;
     }
-    const auto dtype = at::autocast::get_autocast_dtype(cuda);
-    const auto input16 = at::autocast::cached_cast(dtype, *input, cuda);
-    *out = new at::Tensor(AmpLinear::apply(input16, *weight, given));
+    const bool as_it_is = input->scalar_type() == *dtype;
+    *out = new at::Tensor(AmpLinear::apply(
+        as_it_is ? *input : at::autocast::cached_cast(*dtype, *input, cuda), *weight, given));
   });
 }
 

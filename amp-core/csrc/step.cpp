@@ -49,18 +49,23 @@ Step::Step(const Handle* const* lists, size_t count, const AmpOnDevice& known)
   }
 }
 
-void Step::for_tensors(KernelSource& source, const char* name) {
-  for (auto& [dtype, tensors, _] : starts_) {
-    void* arguments[] = {&tensors, &known_};
-    source.launch(name, {kernel_dtype(dtype)}, device_, 1, StepTensors::max_tensors, arguments);
+void Step::run(KernelSource& source, const void* options) {
+  for (auto& start : starts_) {
+    on_elements(source, {kernel_dtype(start.dtype)}, "step", start, {options});
   }
 }
 
-void Step::run(KernelSource& source, const void* options) {
-  for (auto& [dtype, tensors, blocks] : starts_) {
-    void* arguments[] = {&tensors, &known_, const_cast<void*>(options)};
-    source.launch("step", {kernel_dtype(dtype)}, device_, blocks, 256, arguments);
-  }
+void Step::on_tensors(KernelSource& source, const Types& types, const char* name,
+                      Start<StepTensors>& start) {
+  void* arguments[] = {&start.tensors, &known_};
+  source.launch(name, types, device_, 1, StepTensors::max_tensors, arguments);
+}
+
+void Step::on_elements(KernelSource& source, const Types& types, const char* name,
+                       Start<StepTensors>& start, std::initializer_list<const void*> last) {
+  std::vector<void*> arguments{&start.tensors, &known_};
+  for (const void* argument : last) arguments.push_back(const_cast<void*>(argument));
+  source.launch(name, types, device_, start.blocks, 256, arguments.data());
 }
 
 }  // namespace amp

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <initializer_list>
 #include <vector>
 
 #include "kernel.h"
@@ -19,15 +20,22 @@ namespace amp {
 
 class Step {
  public:
-  // The lists are a kernel's (see StepTensors), of `count` tensors each; parameters, gradients and
-  // state are of one dtype, and state lies as its parameter does.
+  // The lists are a kernel's (see StepTensors), of `count` tensors each; parameters and gradients are
+  // of one dtype, and what has a parameter's shape lies as it does.
   Step(const Handle* const* lists, size_t count, const AmpOnDevice& known);
 
-  // Starts kernel `name` of `source` with a thread for each tensor.
-  void for_tensors(KernelSource& source, const char* name);
-
-  // Starts kernel "step" of `source` on all elements.
+  // Starts kernel "step" of `source`, whose only dtype is the parameters', on all elements.
   void run(KernelSource& source, const void* options);
+
+  std::vector<Start<StepTensors>>& starts() { return starts_; }
+
+  // Starts a kernel with a thread for each tensor.
+  void on_tensors(KernelSource& source, const Types& types, const char* name,
+                  Start<StepTensors>& start);
+
+  // Starts a kernel on all elements; `last` points to its arguments beyond those of all steps.
+  void on_elements(KernelSource& source, const Types& types, const char* name,
+                   Start<StepTensors>& start, std::initializer_list<const void*> last);
 
  private:
   std::vector<Start<StepTensors>> starts_;

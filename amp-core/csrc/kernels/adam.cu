@@ -1,45 +1,257 @@
 // Adam and AdamW over many tensors at once: parameters, gradients, exp_avgs, exp_avg_sqs, steps (f32
-// scalars). The arithmetic is that of libtorch's fused kernel
+// scalars) and, where the averages have 8 bits, for each 256 elements an exp_avg_scale and an
+// exp_avg_sq_scale. The arithmetic is that of libtorch's fused kernel
 // (ATen/native/cuda/fused_adam_utils.cuh): rates in f64, everything else in the parameter's dtype,
 // or in f32 where that has 16 bits. Unlike there the rates lie on the device, so that a captured step
 // follows its schedule, and the gradients are multiplied by a factor on the way, so that unscaling
-// and clipping need no pass of their own.
+// and clipping need no pass of their own; and the averages may have fewer bits than the parameters.
 
-__device__ float& steps_of(const StepTensors& tensors, int at) {
-  return *static_cast<float*>(tensors.data[4][at]);
+constexpr float smallest_normal = 1.17549435e-38f;
+
+__device__ float* steps_of(const StepTensors& tensors, int at) {
+  return static_cast<float*>(tensors.data[4][at]);
 }
 
 // One block.
 extern "C" __global__ void count_steps(const StepTensors tensors, const OnDevice known) {
   const int at = threadIdx.x;
-  if (at < tensors.count && !is_left_out(known)) steps_of(tensors, at) += 1;
+  if (at < tensors.count && !is_left_out(known)) *steps_of(tensors, at) += 1;
 }
 
-extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
-                                const AmpAdam options) {
+// A step's numbers for one tensor.
+struct Update {
   using W = Wide<T>;
-  if (is_left_out(known)) return;
-  __shared__ W step_size, correction2_sqrt;
-  const double lr = known.rates[0], beta1 = known.rates[1], beta2 = options.beta2;
-  if (threadIdx.x == 0) {
-    const double steps = steps_of(tensors, part_of(tensors).tensor);
-    const W correction1 = 1 - pow(beta1, steps);
-    step_size = lr / correction1;
-    correction2_sqrt = sqrt(1 - pow(beta2, steps));
+  double lr, beta1, beta2, eps, weight_decay;
+  bool decoupled;
+  W step_size, correction2_sqrt, multiplier;
+
+  // For the whole block.
+  __device__ Update(const OnDevice& known, const AmpAdam& options, const float* steps)
+      : lr(known.rates[0]),
+        beta1(known.rates[1]),
+        beta2(options.beta2),
+        eps(options.eps),
+        weight_decay(options.weight_decay),
+        decoupled(options.decoupled),
+        multiplier(factor_of<W>(known)) {
+    __shared__ W shared[2];
+    if (threadIdx.x == 0) {
+      const double count = *steps;
+      const W correction1 = 1 - pow(beta1, count);
+      shared[0] = lr / correction1;
+      shared[1] = sqrt(1 - pow(beta2, count));
+    }
+    __syncthreads();
+    step_size = shared[0];
+    correction2_sqrt = shared[1];
   }
-  __syncthreads();
-  step_elements<4>(tensors, known, [&](W (&values)[4]) {
-    auto& [param, grad, exp_avg, exp_avg_sq] = values;
-    if (options.weight_decay != 0) {
-      if (options.decoupled) {
-        param -= lr * options.weight_decay * param;
+
+  __device__ void operator()(W& param, W grad, W& exp_avg, W& exp_avg_sq) const {
+    grad *= multiplier;
+    if (weight_decay != 0) {
+      if (decoupled) {
+        param -= lr * weight_decay * param;
       } else {
-        grad += param * options.weight_decay;
+        grad += param * weight_decay;
       }
     }
     exp_avg = beta1 * exp_avg + (1 - beta1) * grad;
     exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad;
-    const W denominator = sqrt(exp_avg_sq) / correction2_sqrt + options.eps;
+    const W denominator = sqrt(exp_avg_sq) / correction2_sqrt + eps;
     param -= step_size * exp_avg / denominator;
-  });
+  }
+};
+
+template <typename U>
+__device__ void keep(Wide<T> average, U& out, unsigned noise) {
+  if constexpr (sizeof(U) < sizeof(T)) {
+    narrow_at_random(average, out, noise);
+  } else {
+    narrow(average, out);
+  }
+}
+
+// The averages' dtype is P: narrower than the parameters' they are rounded up or down at random.
+extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
+                                const AmpAdam options, const Random random) {
+  using W = Wide<T>;
+  constexpr bool at_random = sizeof(P) < sizeof(T);
+  if (is_left_out(known)) return;
+  const auto [at, begin, count] = part_of(tensors);
+  const Update update(known, options, steps_of(tensors, at));
+  const Stream noise = at_random ? Stream(random) : Stream();
+
+  auto* params = static_cast<T*>(tensors.data[0][at]);
+  const auto* grads = static_cast<const T*>(tensors.data[1][at]);
+  auto* exp_avgs = static_cast<P*>(tensors.data[2][at]);
+  auto* exp_avg_sqs = static_cast<P*>(tensors.data[3][at]);
+  const auto step = [&](T& param_out, T grad, P& exp_avg_out, P& exp_avg_sq_out, unsigned bits) {
+    W param = widen(param_out);
+    W exp_avg = widen(exp_avg_out), exp_avg_sq = widen(exp_avg_sq_out);
+    update(param, widen(grad), exp_avg, exp_avg_sq);
+    narrow(param, param_out);
+    keep(exp_avg, exp_avg_out, bits & 0xffff);
+    keep(exp_avg_sq, exp_avg_sq_out, bits >> 16);
+  };
+
+  const bool packed = is_aligned(params) && is_aligned(grads) && is_aligned(exp_avgs) &&
+                      is_aligned(exp_avg_sqs);
+  for (int i = threadIdx.x * per_thread; i < count; i += blockDim.x * per_thread) {
+    const long long from = begin + i;
+    unsigned bits[per_thread]{};
+    if (at_random) {
+      noise.words((static_cast<long long>(blockIdx.x) * StepTensors::elements_per_block + i) / per_thread, bits);
+    }
+    if (packed && i + per_thread <= count) {
+      auto param = pack_at(params, from);
+      const auto grad = pack_at(grads, from);
+      auto exp_avg = pack_at(exp_avgs, from), exp_avg_sq = pack_at(exp_avg_sqs, from);
+      for (int k = 0; k < per_thread; ++k) {
+        step(param.at[k], grad.at[k], exp_avg.at[k], exp_avg_sq.at[k], bits[k]);
+      }
+      pack_at(params, from) = param;
+      pack_at(exp_avgs, from) = exp_avg;
+      pack_at(exp_avg_sqs, from) = exp_avg_sq;
+    } else {
+      for (int k = 0; k < per_thread && i + k < count; ++k) {
+        const long long one = from + k;
+        step(params[one], grads[one], exp_avgs[one], exp_avg_sqs[one], bits[k]);
+      }
+    }
+  }
+}
+
+constexpr int block_elements = 256;
+
+// A code's tables in shared memory, with the codes of values as csrc/moments.cpp finds them.
+template <bool is_signed>
+struct Coder {
+  float* values;
+  float* bounds;
+
+  // For the whole block, before it synchronises.
+  __device__ void load(const Code& code) {
+    __shared__ float kept_values[256], kept_bounds[255];
+    values = kept_values;
+    bounds = kept_bounds;
+    for (int i = threadIdx.x; i < 256; i += blockDim.x) {
+      values[i] = code.values[i];
+      if (i < 255) bounds[i] = code.bounds[i];
+    }
+  }
+
+  // Of a share of the largest, between -1 and 1: where it would lie in its decade, and from there
+  // to the nearest value.
+  __device__ unsigned char of(float share) const {
+    const float size = fabsf(share);
+    int decade = 0;
+    float inverse = 1e6f;
+    const auto reach = [&](float least, float next) {
+      if (size >= least) {
+        ++decade;
+        inverse = next;
+      }
+    };
+    reach(1e-6f, 1e5f);
+    reach(1e-5f, 1e4f);
+    reach(1e-4f, 1e3f);
+    reach(1e-3f, 1e2f);
+    reach(1e-2f, 1e1f);
+    reach(1e-1f, 1);
+    const int count = (is_signed ? 1 : 2) << decade;
+    int part = static_cast<int>((size * inverse - 0.1f) * (count / 0.9f));
+    part = part < 0 ? 0 : part >= count ? count - 1 : part;
+    int code = is_signed ? (share < 0 ? 127 - count - part : 127 + count + part) : count - 1 + part;
+    while (code < 255 && bounds[code] < share) ++code;
+    while (code > 0 && !(bounds[code - 1] < share)) --code;
+    if (!is_signed && share > 0 && code == 0) code = 1;
+    return static_cast<unsigned char>(code);
+  }
+};
+
+__device__ float warp_max(float value) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(~0u, value, offset));
+  }
+  return value;
+}
+
+// The averages have 8 bits, and an f32 scale for each 256: a warp steps 256.
+extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice known,
+                                     const AmpAdam options, const Code exp_avg_code,
+                                     const Code exp_avg_sq_code) {
+  using W = Wide<T>;
+  constexpr int packs = block_elements / 32 / per_thread;
+  if (is_left_out(known)) return;
+  const auto [at, begin, count] = part_of(tensors);
+  Coder<true> exp_avg_coder;
+  Coder<false> exp_avg_sq_coder;
+  exp_avg_coder.load(exp_avg_code);
+  exp_avg_sq_coder.load(exp_avg_sq_code);
+  const Update update(known, options, steps_of(tensors, at));
+
+  auto* params = static_cast<T*>(tensors.data[0][at]);
+  const auto* grads = static_cast<const T*>(tensors.data[1][at]);
+  auto* exp_avgs = static_cast<unsigned char*>(tensors.data[2][at]);
+  auto* exp_avg_sqs = static_cast<unsigned char*>(tensors.data[3][at]);
+  const bool packed = is_aligned(params) && is_aligned(grads);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  for (int first = warp * block_elements; first < count; first += warps * block_elements) {
+    const long long block = (begin + first) / block_elements;
+    float& exp_avg_scale = static_cast<float*>(tensors.data[5][at])[block];
+    float& exp_avg_sq_scale = static_cast<float*>(tensors.data[6][at])[block];
+    const float old_scale = exp_avg_scale, old_sq_scale = exp_avg_sq_scale;
+    float exp_avg[packs][per_thread], exp_avg_sq[packs][per_thread];
+    float largest = 0, largest_sq = 0;
+    for (int p = 0; p < packs; ++p) {
+      const int i = first + (p * 32 + lane) * per_thread;
+      const long long from = begin + i;
+      // Blocks of codes are whole.
+      const auto codes = pack_at(exp_avgs, from), sq_codes = pack_at(exp_avg_sqs, from);
+      const bool whole = packed && i + per_thread <= count;
+      Pack<T> param{}, grad{};
+      if (whole) {
+        param = pack_at(params, from);
+        grad = pack_at(grads, from);
+      }
+      for (int k = 0; k < per_thread; ++k) {
+        exp_avg[p][k] = exp_avg_sq[p][k] = 0;
+        if (i + k >= count) continue;
+        if (!whole) {
+          param.at[k] = params[from + k];
+          grad.at[k] = grads[from + k];
+        }
+        W weight = widen(param.at[k]);
+        W average = exp_avg_coder.values[codes.at[k]] * old_scale;
+        W square = exp_avg_sq_coder.values[sq_codes.at[k]] * old_sq_scale;
+        update(weight, widen(grad.at[k]), average, square);
+        narrow(weight, param.at[k]);
+        if (!whole) params[from + k] = param.at[k];
+        exp_avg[p][k] = average;
+        exp_avg_sq[p][k] = square;
+        largest = fmaxf(largest, fabsf(exp_avg[p][k]));
+        largest_sq = fmaxf(largest_sq, exp_avg_sq[p][k]);
+      }
+      if (whole) pack_at(params, from) = param;
+    }
+    largest = warp_max(largest);
+    largest_sq = warp_max(largest_sq);
+    if (lane == 0) {
+      exp_avg_scale = largest;
+      exp_avg_sq_scale = largest_sq;
+    }
+    // Of a block of zeros, too.
+    const float divisor = fmaxf(largest, smallest_normal);
+    const float sq_divisor = fmaxf(largest_sq, smallest_normal);
+    for (int p = 0; p < packs; ++p) {
+      const long long from = begin + first + (p * 32 + lane) * per_thread;
+      Pack<unsigned char> codes, sq_codes;
+      for (int k = 0; k < per_thread; ++k) {
+        codes.at[k] = exp_avg_coder.of(exp_avg[p][k] / divisor);
+        sq_codes.at[k] = exp_avg_sq_coder.of(exp_avg_sq[p][k] / sq_divisor);
+      }
+      pack_at(exp_avgs, from) = codes;
+      pack_at(exp_avg_sqs, from) = sq_codes;
+    }
+  }
 }

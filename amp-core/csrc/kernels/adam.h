@@ -4,3 +4,9 @@ struct AmpAdam {
   double lr, beta1, beta2, eps, weight_decay;
   int decoupled;
 };
+
+// Of averages in 8 bits (optim/moments.rs): 256 values, ascending, and the 255 bounds between them.
+struct Code {
+  const float* values;
+  const float* bounds;
+};

@@ -36,6 +36,11 @@ __device__ void narrow(double x, float& out) { out = static_cast<float>(x); }
 __device__ void narrow(double x, bf16& out) { narrow(static_cast<float>(x), out); }
 __device__ void narrow(double x, f16& out) { narrow(static_cast<float>(x), out); }
 
+// Up with the probability of the part that is cut off, or else down; `noise` has 16 bits.
+__device__ void narrow_at_random(float x, bf16& out, unsigned noise) {
+  out.bits = x != x ? 0x7fc0 : (__float_as_uint(x) + noise) >> 16;
+}
+
 // The dtype that U is computed in.
 template <typename U>
 using Wide = decltype(widen(U()));
@@ -84,6 +89,12 @@ __device__ bool is_left_out(const OnDevice& known) {
   return known.found_inf != nullptr && *known.found_inf != 0;
 }
 
+// What gradients are multiplied by.
+template <typename W>
+__device__ W factor_of(const OnDevice& known) {
+  return known.factor == nullptr ? 1 : *static_cast<const W*>(known.factor);
+}
+
 // A product that is rounded, whatever is added to it.
 __device__ float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ double product(double a, double b) { return __dmul_rn(a, b); }
@@ -97,7 +108,7 @@ __device__ void step_elements(const StepTensors& tensors, const OnDevice& known,
   using W = Wide<T>;
   constexpr int gradient = 1;
   const auto [at, begin, count] = part_of(tensors);
-  const W factor = known.factor == nullptr ? 1 : *static_cast<const W*>(known.factor);
+  const W factor = factor_of<W>(known);
   T* data[lists];
   bool packed = true;
   for (int list = 0; list < lists; ++list) {
@@ -175,6 +186,24 @@ struct Random {
   bool captured;
 };
 
+// Random words for a run of one kernel; by default none.
+struct Stream {
+  unsigned long long seed = 0, stream = 0;
+
+  Stream() = default;
+  __device__ explicit Stream(const Random& random) {
+    const auto& [from, offset, offset_in_graph, captured] = random;
+    seed = captured ? *from.place : from.value;
+    stream = captured ? *offset.place + offset_in_graph : offset.value;
+  }
+
+  // For a place of the user's numbering.
+  __device__ void words(long long place, unsigned (&out)[per_thread]) const {
+    const uint4 drawn = philox(seed, stream, place);
+    out[0] = drawn.x, out[1] = drawn.y, out[2] = drawn.z, out[3] = drawn.w;
+  }
+};
+
 // Laid out as in csrc/dropout.h.
 struct Dropout {
   Random random;
@@ -185,16 +214,13 @@ struct Dropout {
 
 // What dropout multiplies elements by: 0 for those that are dropped.
 struct Factors {
-  unsigned long long seed, stream;
+  Stream stream;
   unsigned threshold;
   float scale;
 
   __device__ explicit Factors(const Dropout& dropout)
       : threshold(dropout.threshold), scale(dropout.scale) {
-    if (threshold == 0) return;
-    const auto& [from, offset, offset_in_graph, captured] = dropout.random;
-    seed = captured ? *from.place : from.value;
-    stream = captured ? *offset.place + offset_in_graph : offset.value;
+    if (threshold != 0) stream = Stream(dropout.random);
   }
 
   // Of four neighbours; `group` is the place of the first divided by four.
@@ -203,10 +229,8 @@ struct Factors {
       for (float& factor : out) factor = scale;
       return;
     }
-    const uint4 words = philox(seed, stream, group);
-    out[0] = words.x < threshold ? 0 : scale;
-    out[1] = words.y < threshold ? 0 : scale;
-    out[2] = words.z < threshold ? 0 : scale;
-    out[3] = words.w < threshold ? 0 : scale;
+    unsigned words[per_thread];
+    stream.words(group, words);
+    for (int k = 0; k < per_thread; ++k) out[k] = words[k] < threshold ? 0 : scale;
   }
 };

@@ -16,7 +16,7 @@ struct TensorList {
 
 // What an optimizer steps: parameters, their gradients and, as it names them, state. A list that it
 // does not have is null.
-using StepTensors = TensorList<5, 64, 4096>;
+using StepTensors = TensorList<7, 48, 4096>;
 
 // What the device knows of a step.
 struct OnDevice {

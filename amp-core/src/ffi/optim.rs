@@ -86,6 +86,7 @@ unsafe extern "C" {
         lists: *const *const Handle,
         count: usize,
         step: *const AdamStep,
+        code: *const Handle,
         known: *const Known<'_>,
     ) -> c_int;
     fn amp_sgd_on_device(
@@ -129,7 +130,7 @@ unsafe extern "C" {
 }
 
 /// Lists at most, of which those that an optimizer does not keep are null.
-const LISTS: usize = 5;
+const LISTS: usize = 7;
 
 /// Calls `step` with the handles of lists of one length; what is not kept is empty.
 fn with_lists(
@@ -163,12 +164,24 @@ pub(crate) fn write_rates(rates: &Tensor, lr: f64, momentum: f64) -> Result<()> 
 }
 
 /// Steps on parameters, gradients, exp_avgs, exp_avg_sqs and steps, which only a kernel of our own
-/// counts up.
-pub(crate) fn adam(lists: [&[Tensor]; 5], step: &AdamStep, kernels: Kernels<'_>) -> Result<()> {
+/// counts up. For that the averages may be bfloat16, rounded at random, or, with the scales of both as
+/// the last lists, codes (u8) of the values (f32 `[256]`) and bounds (f32 `[255]`) of each: `code`.
+pub(crate) fn adam(
+    lists: [&[Tensor]; 7],
+    code: Option<[&Tensor; 4]>,
+    step: &AdamStep,
+    kernels: Kernels<'_>,
+) -> Result<()> {
+    assert!(
+        [5, 6].iter().all(|at| lists[*at].is_empty() == code.is_none()),
+        "scales go with codes"
+    );
+    let code = code.map(|tables| tables.map(Tensor::as_ptr));
     let step = &raw const *step;
     with_lists(&lists, |lists, count| match kernels {
         Kernels::Ours(known) => {
-            checked!(amp_adam_on_device(lists, count, step, &raw const known))
+            let code = code.as_ref().map_or(std::ptr::null(), |tables| tables.as_ptr());
+            checked!(amp_adam_on_device(lists, count, step, code, &raw const known))
         }
         Kernels::Fused(found_inf) => {
             checked!(amp_fused_adam(lists, count, step, handle(found_inf)))

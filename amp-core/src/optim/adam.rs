@@ -3,8 +3,8 @@
 use tch::{Device, Kind};
 
 use super::{
-    Abilities, Rates,
-    algorithm::{Algorithm, Slot, SlotShape, StepTensors},
+    Abilities, Moments, Rates,
+    algorithm::{Algorithm, Slot, SlotShape, StepTensors, kept},
     build_plainly, require,
 };
 use crate::{
@@ -104,6 +104,11 @@ macro_rules! adam {
             fn abilities(&self, device: Device) -> Abilities {
                 Abilities { skips: self.fused, ..Abilities::all(self.fused && device.is_cuda()) }
             }
+
+            fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {
+                let ours = self.fused && device.is_cuda() && kind == Kind::Float;
+                moments == Moments::Full || ours
+            }
         }
 
         build_plainly!($options);
@@ -114,14 +119,22 @@ adam!(AdamW, true);
 adam!(Adam, false);
 
 fn step(tensors: &StepTensors<'_>, options: &AdamStep, fused: bool) -> Result<()> {
-    let StepTensors { params, grads, states, .. } = *tensors;
+    let StepTensors { params, grads, states, scales, codes, .. } = *tensors;
     let [exp_avgs, exp_avg_sqs, steps] = states else {
         unreachable!("Adam has three slots");
     };
-    let lists = [params, grads, exp_avgs, exp_avg_sqs, steps.as_slice()];
+    let [exp_avg_scales, exp_avg_sq_scales] = [0, 1].map(|at| kept(scales.get(at)));
+    let lists = [params, grads, exp_avgs, exp_avg_sqs, steps, exp_avg_scales, exp_avg_sq_scales];
+    let code = match codes {
+        [exp_avg, exp_avg_sq] => {
+            let ([a, b], [c, d]) = (exp_avg.tables(), exp_avg_sq.tables());
+            Some([a, b, c, d])
+        }
+        _ => None,
+    };
     let kernels = tensors.kernels(fused);
     if !matches!(kernels, Kernels::Ours(_)) {
         ffi::foreach_add(steps, 1.0)?;
     }
-    ffi::adam(lists, options, kernels)
+    ffi::adam(lists, code, options, kernels)
 }

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Abilities, OnDevice, Rates};
+use super::{Abilities, Moments, OnDevice, Rates, moments::Code};
 use crate::{
     Result,
     ffi::{Kernels, Known},
@@ -47,6 +47,13 @@ pub(super) trait Algorithm: Copy + 'static {
     fn abilities(&self, device: Device) -> Abilities {
         Abilities::all(device.is_cuda())
     }
+
+    /// Whether [`step`](Self::step) takes running averages as they are kept for parameters of this
+    /// dtype, rather than in f32 for the time of the step.
+    fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {
+        let _ = (kind, device);
+        moments == Moments::Full
+    }
 }
 
 /// A slot's tensors; none where the options want no such slot.
@@ -89,8 +96,12 @@ impl Slot {
 pub(super) struct StepTensors<'a> {
     pub(super) params: &'a [Tensor],
     pub(super) grads: &'a [Tensor],
-    /// By slot.
+    /// By slot; what has 8 bits as codes.
     pub(super) states: &'a [Vec<Tensor>],
+    /// Of the slots with codes, in their order.
+    pub(super) scales: &'a [Vec<Tensor>],
+    /// As `scales`, what the codes stand for.
+    pub(super) codes: &'a [&'a Code],
     /// Whether these parameters have never been stepped; all of them or none.
     pub(super) first: bool,
     /// What the device alone knows.

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     Abilities, Moments, OnDevice, Optimizer, Rates, Storage, WeightUpdate,
     algorithm::{Algorithm, Slot, SlotShape, StepTensors},
-    moments::Moment,
+    moments::{Code, Codes, Moment},
     parts::{Piece, Scalars, parts},
     saved,
     weight_update::{is_half, wide, write, write_stochastically},
@@ -26,6 +26,9 @@ pub(super) struct Engine<A> {
     /// By parameter.
     kept: Vec<Kept>,
     storage: Storage,
+    /// Whether a step that is left out changes none of the averages: those that are read and written
+    /// are rounded anew.
+    steady: bool,
 }
 
 /// The rates where a captured step reads them.
@@ -93,6 +96,7 @@ impl<A: Algorithm> Engine<A> {
                 half.name
             )));
         }
+        let mut codes = Codes::default();
         let kept = parameters.iter().zip(group_of).map(|(parameter, &group)| {
             let working = working::<A>(parameter.tensor.kind(), storage);
             let moments = moments(parameter.tensor.kind(), storage);
@@ -104,7 +108,7 @@ impl<A: Algorithm> Engine<A> {
                     parameter.name
                 )));
             }
-            let zeros = |slot| zeros(slot, &parameter.tensor, working, moments);
+            let zeros = |slot| zeros(slot, &parameter.tensor, working, moments, &mut codes);
             let states = slots[group].iter().map(zeros);
             let states = states.collect::<Result<_>>()?;
             let master = match working {
@@ -114,18 +118,22 @@ impl<A: Algorithm> Engine<A> {
             let started = !options[group].first_step_differs();
             Ok(Kept { group, states, master, started })
         });
-        let kept = kept.collect::<Result<_>>()?;
+        let kept = kept.collect::<Result<Vec<Kept>>>()?;
         let device = common_device(&parameters);
-        let full = storage.moments == Moments::Full;
+        let steady = parameters.iter().zip(&kept).all(|(parameter, kept)| {
+            let kind = parameter.tensor.kind();
+            moments(kind, storage) == Moments::Full
+                || is_taken(&options[kept.group], &parameter.tensor, storage)
+        });
         let rates = options.iter().map(|options| match device {
-            Some(device) if full && options.abilities(device).captures => {
+            Some(device) if options.abilities(device).captures => {
                 let tensor = Tensor::f_zeros([2], (Kind::Double, device))?;
                 Ok(Some(RatesOnDevice { tensor, written: None }))
             }
             _ => Ok(None),
         });
         let rates = rates.collect::<Result<_>>()?;
-        Ok(Self { options, slots, rates, parameters, device, kept, storage })
+        Ok(Self { options, slots, rates, parameters, device, kept, storage, steady })
     }
 
     /// The parameters that have gradients, in parts that one kernel call takes.
@@ -148,9 +156,9 @@ impl<A: Algorithm> Engine<A> {
     }
 
     fn step_batch(&self, batch: &Batch, known: OnDevice<'_>) -> Result<()> {
-        let (_, kind, _) = batch.key;
+        let (group, kind, _) = batch.key;
         let working = working::<A>(kind, self.storage);
-        if working == Working::Itself && moments(kind, self.storage) == Moments::Full {
+        if is_taken(&self.options[group], &batch.grads[0], self.storage) {
             return self.step_whole(batch, known);
         }
         let mut scalars = Scalars::default();
@@ -166,9 +174,19 @@ impl<A: Algorithm> Engine<A> {
             places().map(|at| self.parameters[*at].tensor.shallow_clone()).collect();
         let slots = 0..self.slots[batch.key.0].len();
         let states: Vec<Vec<Tensor>> = slots
-            .map(|slot| places().map(|at| self.kept[*at].states[slot].plain()).collect())
+            .clone()
+            .map(|slot| places().map(|at| self.kept[*at].states[slot].kept()).collect())
             .collect();
-        self.step_on(batch, &params, &batch.grads, &states, known)
+        let (mut scales, mut codes) = (Vec::new(), Vec::new());
+        for slot in slots {
+            let coded = places().map(|at| self.kept[*at].states[slot].coded());
+            let (of_slot, code): (Vec<Tensor>, Vec<&Code>) = coded.flatten().unzip();
+            if let Some(code) = code.first() {
+                scales.push(of_slot);
+                codes.push(*code);
+            }
+        }
+        self.step_on(batch, &params, &batch.grads, &states, (&scales, &codes), known)
     }
 
     /// Steps f32 copies of pieces of parameters and state, and writes them back.
@@ -198,13 +216,13 @@ impl<A: Algorithm> Engine<A> {
                 _ => part
                     .iter()
                     .map(|piece| {
-                        let own = self.kept[batch.places[piece.at]].states[slot].plain();
+                        let own = self.kept[batch.places[piece.at]].states[slot].kept();
                         scalars.of(piece, slot, own)
                     })
                     .collect::<Result<_>>()?,
             });
         }
-        self.step_on(batch, &params, &grads, &states, known)?;
+        self.step_on(batch, &params, &grads, &states, (&[], &[]), known)?;
         for (to, from) in narrow.iter().zip(&params) {
             match working {
                 Working::Itself => {}
@@ -226,11 +244,13 @@ impl<A: Algorithm> Engine<A> {
         params: &[Tensor],
         grads: &[Tensor],
         states: &[Vec<Tensor>],
+        (scales, codes): (&[Vec<Tensor>], &[&Code]),
         known: OnDevice<'_>,
     ) -> Result<()> {
         let (group, _, first) = batch.key;
         let rates = self.rates[group].as_ref().map(|rates| &rates.tensor);
-        self.options[group].step(&StepTensors { params, grads, states, first, known, rates })
+        let tensors = StepTensors { params, grads, states, scales, codes, first, known, rates };
+        self.options[group].step(&tensors)
     }
 }
 
@@ -250,7 +270,20 @@ fn common_device(parameters: &[Parameter]) -> Option<Device> {
     devices.all(|device| device == first).then_some(first)
 }
 
-fn zeros(slot: &Slot, parameter: &Tensor, working: Working, moments: Moments) -> Result<Moment> {
+/// Whether the kernels step tensors like this one with the averages as they are kept.
+fn is_taken<A: Algorithm>(options: &A, like: &Tensor, storage: Storage) -> bool {
+    let kind = like.kind();
+    working::<A>(kind, storage) == Working::Itself
+        && options.takes(moments(kind, storage), kind, like.device())
+}
+
+fn zeros(
+    slot: &Slot,
+    parameter: &Tensor,
+    working: Working,
+    moments: Moments,
+    codes: &mut Codes,
+) -> Result<Moment> {
     let number = |device| Tensor::f_zeros([], (Kind::Float, device));
     let (elements, device) = (parameter.numel() as i64, parameter.device());
     Ok(Moment::Plain(match (slot.shape, moments) {
@@ -258,7 +291,7 @@ fn zeros(slot: &Slot, parameter: &Tensor, working: Working, moments: Moments) ->
         (SlotShape::HostScalar, _) => number(Device::Cpu)?,
         (SlotShape::Parameter { .. }, Moments::Bf16) => return Moment::bf16(elements, device),
         (SlotShape::Parameter { signed }, Moments::EightBit) => {
-            return Moment::eight_bit(elements, signed, device);
+            return Moment::eight_bit(elements, codes.of(signed, device)?);
         }
         (SlotShape::Parameter { .. }, Moments::Full) if working == Working::Itself => {
             parameter.f_zeros_like()?.f_detach()?
@@ -299,8 +332,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     fn abilities(&self) -> Abilities {
         // Whether the first step was taken is known on the host alone.
         let started = self.kept.iter().all(|kept| kept.started);
-        let full = self.storage.moments == Moments::Full;
-        let (true, Some(device)) = (started && full, self.device) else {
+        let (true, Some(device)) = (started && self.steady, self.device) else {
             return Abilities::default();
         };
         let abilities = self.options.iter().map(|options| options.abilities(device));

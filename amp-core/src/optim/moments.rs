@@ -1,5 +1,7 @@
 //! Running averages in fewer bits.
 
+use std::rc::Rc;
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -7,8 +9,9 @@ use super::weight_update::{wide, write, write_stochastically};
 use crate::{Result, ffi, named::named};
 
 /// How an optimizer keeps its running averages of gradients (the moments), which are as large as the
-/// weights each. Its steps are taken in f32, a part of the parameters at a time. Averages of f64
-/// parameters stay f64.
+/// weights each. Its steps are taken in f32, a part of the parameters at a time; Adam's on CUDA, of f32
+/// parameters, by a kernel that reads and writes the averages as they are. Averages of f64 parameters
+/// stay f64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Moments {
@@ -42,7 +45,7 @@ pub(super) enum Moment {
     /// Flat.
     Bf16(Tensor),
     /// Codes `[blocks · 256]` and scales `[blocks]`.
-    EightBit { codes: Tensor, scales: Tensor, code: Code },
+    EightBit { codes: Tensor, scales: Tensor, code: Rc<Code> },
 }
 
 impl Moment {
@@ -51,10 +54,9 @@ impl Moment {
         Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
     }
 
-    /// Zeros in 8 bits; `signed` tells whether they may become negative.
-    pub(super) fn eight_bit(elements: i64, signed: bool, device: Device) -> Result<Self> {
-        let blocks = (elements + BLOCK - 1) / BLOCK;
-        let code = Code::new(signed, device)?;
+    /// Zeros in 8 bits of this code, whose device they are on.
+    pub(super) fn eight_bit(elements: i64, code: Rc<Code>) -> Result<Self> {
+        let (blocks, device) = ((elements + BLOCK - 1) / BLOCK, code.values.device());
         Ok(Self::EightBit {
             codes: Tensor::f_full([blocks * BLOCK], code.zero, (Kind::Uint8, device))?,
             scales: Tensor::f_zeros([blocks], (Kind::Float, device))?,
@@ -88,10 +90,17 @@ impl Moment {
     }
 
     /// The tensor that the kernels work on.
-    pub(super) fn plain(&self) -> Tensor {
+    pub(super) fn kept(&self) -> Tensor {
+        let (Self::Plain(tensor) | Self::Bf16(tensor) | Self::EightBit { codes: tensor, .. }) =
+            self;
+        tensor.shallow_clone()
+    }
+
+    /// The scales of its codes and what they stand for, if it is kept in 8 bits.
+    pub(super) fn coded(&self) -> Option<(Tensor, &Code)> {
         match self {
-            Self::Plain(tensor) => tensor.shallow_clone(),
-            _ => unreachable!("averages in fewer bits are read and written"),
+            Self::EightBit { scales, code, .. } => Some((scales.shallow_clone(), code)),
+            _ => None,
         }
     }
 
@@ -124,7 +133,29 @@ pub(super) struct Code {
     signed: bool,
 }
 
+/// The codes of a device, each made once.
+#[derive(Debug, Default)]
+pub(super) struct Codes(Vec<(bool, Device, Rc<Code>)>);
+
+impl Codes {
+    /// That of averages which may become negative where they are `signed`.
+    pub(super) fn of(&mut self, signed: bool, device: Device) -> Result<Rc<Code>> {
+        let found = self.0.iter().find(|(own, place, _)| (*own, *place) == (signed, device));
+        if let Some((.., code)) = found {
+            return Ok(code.clone());
+        }
+        let code = Rc::new(Code::new(signed, device)?);
+        self.0.push((signed, device, code.clone()));
+        Ok(code)
+    }
+}
+
 impl Code {
+    /// Values and bounds.
+    pub(super) fn tables(&self) -> [&Tensor; 2] {
+        [&self.values, &self.bounds]
+    }
+
     fn new(signed: bool, device: Device) -> Result<Self> {
         let values = dynamic_tree(signed);
         let zero = values.iter().position(|value| *value == 0.0).unwrap_or_default() as i64;

@@ -76,6 +76,26 @@ pub(super) fn write_stochastically(to: &Tensor, from: &Tensor) -> Result<()> {
     let bits = from.f_view_dtype(Kind::Int)?;
     let noise = bits.f_randint_like(1 << 16)?;
     // Cleared, since the cast to bf16 would round them again.
-    let rounded = bits.f_add(&noise)?.f_bitwise_and(-(1_i64 << 16))?;
-    write(to, &rounded.f_view_dtype(Kind::Float)?)
+    let rounded = bits.f_add(&noise)?.f_bitwise_and(-(1_i64 << 16))?.f_view_dtype(Kind::Float)?;
+    // A NaN that has all bits, as CUDA's have, would become zero.
+    write(to, &from.f_where_self(&from.f_isnan()?, &rounded)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_stays_what_it_is() -> Result<()> {
+        let bits = [i32::MAX, 0x7fc0_0000, -1, 0x7f80_0000, -0x80_0000];
+        let from = Tensor::f_from_slice(&bits)?.f_view_dtype(Kind::Float)?;
+        let to = Tensor::f_zeros([5], (Kind::BFloat16, Device::Cpu))?;
+        write_stochastically(&to, &from)?;
+        let seen = Vec::<f32>::try_from(to.f_to_kind(Kind::Float)?)?;
+        assert!(seen[..3].iter().all(|value| value.is_nan()), "{seen:?}");
+        assert_eq!(seen[3..], [f32::INFINITY, f32::NEG_INFINITY]);
+        Ok(())
+    }
 }

@@ -10,8 +10,8 @@ use amp_core::{
     event::Event,
     nn::{Context, Sequential, Visitor, named_tensors},
     optim::{
-        AdamW, Interval, Lion, OneCycle, OptimizerConfig, Optimizers, RmsProp, Sgd, StepLr,
-        TrainingPlan,
+        AdamW, Interval, Lion, Moments, OneCycle, OptimizerConfig, Optimizers, RmsProp, Sgd,
+        StepLr, TrainingPlan,
     },
     precision::{Clip, GradScalerConfig, Precision, StepOutcome},
     record::RunRecord,
@@ -238,6 +238,29 @@ fn steps_that_overflow_are_dealt_with_as_without_a_graph(
     assert_same(&runs);
     assert!(runs[1].record.end.skipped > 20, "{}", runs[1].record.end.skipped);
     assert!(runs[1].record.end.replayed > 60, "{}", runs[1].record.end.replayed);
+    Ok(())
+}
+
+/// Averages in fewer bits are stepped as they are, those in bf16 with random numbers that a graph draws
+/// anew.
+#[rstest]
+fn smaller_moments_are_part_of_a_graph(
+    #[values(Moments::Bf16, Moments::EightBit)] moments: Moments,
+    #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16True)] precision: Precision,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let change = |config: &mut TrainerConfig| {
+        config.max_epochs = 10;
+        config.moments = moments;
+        // Overflows at first and whenever it has grown for long enough.
+        config.scaler = GradScalerConfig { growth_interval: 3, ..Default::default() };
+        config.scaler.init_scale = 2.0_f64.powi(26);
+    };
+    let runs = both(change, precision, one_cycle)?;
+    assert_same(&runs);
+    assert!(runs[1].record.end.replayed > 20, "{}", runs[1].record.end.replayed);
     Ok(())
 }
 

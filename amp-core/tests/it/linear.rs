@@ -10,7 +10,12 @@ use amp_core::{
 };
 use rstest::rstest;
 
-use crate::support::{bits::relative, device, model::linear, seeded};
+use crate::support::{
+    bits::{relative, wide},
+    device,
+    model::linear,
+    seeded,
+};
 
 /// Input, weight and incoming gradient have 16 bits. The product that is the weight's gradient, and
 /// the sum that is the bias's, are f32 sums on CUDA, and rounded to 16 bits as in PyTorch on the CPU.
@@ -59,6 +64,83 @@ fn gradients_of_weights_are_f32_sums_on_cuda(
             false => assert!((rounding / 8.0..2.0 * rounding).contains(&error), "{error}"),
         }
     }
+    Ok(())
+}
+
+/// A layer that computes in its parameters' own dtype: each gradient is a sum in f32, or f64, that is
+/// rounded once, also with more rows than our kernel sums for the bias. The errors of n terms add up
+/// as √n does.
+#[rstest]
+fn gradients_are_rounded_once(
+    #[values(
+        (Precision::F64True, f64::EPSILON),
+        (Precision::F32True, f64::from(f32::EPSILON)),
+        (Precision::F16True, 2.0_f64.powi(-11)),
+        (Precision::Bf16True, 2.0_f64.powi(-8))
+    )]
+    (precision, epsilon): (Precision, f64),
+    #[values(vec![64], vec![33, 64], vec![3, 700, 64])] shape: Vec<i64>,
+    #[values(true, false)] bias: bool,
+) -> Result<()> {
+    let _generator = seeded(7);
+    let kind = precision.compute();
+    let policy = Policy::new(precision, device());
+    let layer = Linear::new(LinearConfig { bias, ..LinearConfig::new(64, 37) })?;
+    place(&layer, policy, &BTreeMap::new())?;
+    let draw = |shape: &[i64]| {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(kind).to(device())
+    };
+    let given = draw(&shape).set_requires_grad(true);
+    let incoming = draw(&[&shape[..shape.len() - 1], &[37]].concat());
+    let output = layer.forward(&given, &Context::new(policy, true))?;
+    (output.to_kind(Kind::Double) * incoming.to_kind(Kind::Double)).sum(Kind::Double).backward();
+
+    let matrix = |tensor: &Tensor, columns| wide(tensor).reshape([-1, columns]);
+    let (x, g) = (matrix(&given, 64), matrix(&incoming, 37));
+    let summed = if kind == Kind::Double { f64::EPSILON } else { f64::from(f32::EPSILON) };
+    let bound = 2.0 * epsilon + (g.size()[0] as f64).sqrt() * summed;
+    let mut exact = vec![g.tr().matmul(&x)];
+    if bias {
+        exact.push(g.sum_dim_intlist(0, false, Kind::Double));
+    }
+    for (parameter, exact) in parameters(&layer).iter().zip(&exact) {
+        let grad = parameter.tensor.grad();
+        assert_eq!(grad.kind(), kind);
+        let error = relative(&wide(&grad), exact);
+        assert!(error <= bound, "{}: {error}", parameter.name);
+    }
+    let error = relative(&matrix(&given.grad(), 64), &g.matmul(&wide(layer.weight())));
+    assert!(error <= bound, "input: {error}");
+    Ok(())
+}
+
+/// d/dW of |d/dx sum((x·Wᵀ)²)|² = |2·x·Wᵀ·W|², against autograd in f64 on the CPU's own operations.
+#[rstest]
+#[case(Precision::F32True, 1e-5)]
+#[case(Precision::Bf16Mixed, 0.02)]
+fn a_layer_has_second_derivatives(#[case] precision: Precision, #[case] bound: f64) -> Result<()> {
+    let _generator = seeded(8);
+    let policy = Policy::new(precision, device());
+    let layer = linear(16, 8)?;
+    place(&layer, policy, &BTreeMap::new())?;
+    let input = Tensor::randn([5, 16], (Kind::Float, device()));
+    let penalty = |input: &Tensor, output: &Tensor| -> Result<Tensor> {
+        let loss = output.to_kind(input.kind()).square().sum(input.kind());
+        let grads = Tensor::f_run_backward(&[loss], &[input], true, true)?;
+        Ok(grads[0].square().sum(input.kind()))
+    };
+    let given = input.set_requires_grad(true);
+    let output = {
+        let _region = policy.autocast()?;
+        layer.forward(&given, &Context::new(policy, true))?
+    };
+    penalty(&given, &output)?.backward();
+    let all = parameters(&layer);
+    let [weight, bias] = [0, 1].map(|at| wide(&all[at].tensor).detach().set_requires_grad(true));
+    let exact = wide(&input).detach().set_requires_grad(true);
+    penalty(&exact, &(exact.matmul(&weight.tr()) + &bias))?.backward();
+    let error = relative(&wide(&all[0].tensor.grad()), &weight.grad());
+    assert!(error < bound, "{error}");
     Ok(())
 }
 

@@ -2,9 +2,11 @@
 
 use amp_core::{
     Result,
+    hardware::seed_everything,
     nn::Parameter,
     optim::{
-        Abilities, Adam, AdamW, BuildOptimizer, Lion, OnDevice, Optimizer, Rates, RmsProp, Sgd,
+        Abilities, Adam, AdamW, BuildOptimizer, Lion, Moments, OnDevice, Optimizer, Rates, RmsProp,
+        Sgd,
     },
     tch::{Device, Kind, Tensor},
 };
@@ -29,13 +31,22 @@ fn tensors(kind: Kind) -> (Vec<Tensor>, Vec<Tensor>) {
     (params, grads)
 }
 
+fn build_with(
+    options: &dyn BuildOptimizer,
+    params: &[Tensor],
+    device: Device,
+    moments: Moments,
+) -> Result<Box<dyn Optimizer>> {
+    let named = |(at, tensor): (usize, &Tensor)| parameter(&format!("{at}"), &tensor.to(device));
+    options.build_with(params.iter().enumerate().map(named).collect(), moments.into())
+}
+
 fn build(
     options: &dyn BuildOptimizer,
     params: &[Tensor],
     device: Device,
 ) -> Result<Box<dyn Optimizer>> {
-    let named = |(at, tensor): (usize, &Tensor)| parameter(&format!("{at}"), &tensor.to(device));
-    options.build(params.iter().enumerate().map(named).collect())
+    build_with(options, params, device, Moments::Full)
 }
 
 /// Gives the parameters these gradients as they lie.
@@ -143,21 +154,30 @@ fn buffers_wait_while_there_is_no_momentum() -> Result<()> {
 }
 
 #[rstest]
+#[case::adamw(&AdamW::default(), Moments::Full)]
+#[case::adamw_bf16(&AdamW::default(), Moments::Bf16)]
+#[case::adamw_8bit(&AdamW::default(), Moments::EightBit)]
+#[case::sgd(&NESTEROV, Moments::Full)]
+#[case::sgd_damped(&DAMPED, Moments::Full)]
+#[case::rmsprop(&CENTERED, Moments::Full)]
+#[case::lion(&Lion::default(), Moments::Full)]
 fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
-    #[values(&AdamW::default(), &NESTEROV, &DAMPED, &CENTERED, &Lion::default())]
-    options: &dyn BuildOptimizer,
+    #[case] options: &dyn BuildOptimizer,
+    #[case] moments: Moments,
 ) -> Result<()> {
     if !device().is_cuda() {
         return Ok(());
     }
     let (params, grads) = tensors(Kind::Float);
     let number = |value: f32| Tensor::from(value).to(device());
-    let mut scaled = build(options, &params, device())?;
-    let mut plain = build(options, &params, device())?;
+    let mut scaled = build_with(options, &params, device(), moments)?;
+    let mut plain = build_with(options, &params, device(), moments)?;
     // Some take their first step by another rule.
     for optimizer in [&mut scaled, &mut plain] {
+        seed_everything(3)?;
         give(optimizer.parameters(), &grads);
         optimizer.step()?;
+        assert_eq!(optimizer.abilities(), ALL);
     }
     let state = |optimizer: &dyn Optimizer| -> Result<Vec<String>> {
         let state = optimizer.state()?;
@@ -166,11 +186,14 @@ fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
     };
     let before = state(plain.as_ref())?;
     let (factor, zero, one) = (number(0.3), number(0.0), number(1.0));
-    for _ in 0..3 {
+    for step in 0..3 {
+        // Both draw the same random numbers.
+        seed_everything(step)?;
         give(scaled.parameters(), &grads);
         scaled.step_with(OnDevice { factor: Some(&factor), found_inf: Some(&zero) })?;
         let small: Vec<Tensor> = grads.iter().map(|grad| grad * 0.3_f32 as f64).collect();
         give(plain.parameters(), &small);
+        seed_everything(step)?;
         plain.step()?;
     }
     let after = state(plain.as_ref())?;
@@ -213,6 +236,41 @@ fn what_an_optimizer_can_do(
         give(&optimizer.parameters()[..stepped], &grads[..stepped]);
         optimizer.step()?;
         assert_eq!(optimizer.abilities(), expected(*can), "after step {stepped}");
+    }
+    Ok(())
+}
+
+/// With rates of zero the averages are the gradient and its square, which both devices have to the bit:
+/// so are then their codes and scales, over all decades, of blocks that are full and that are not, of
+/// zeros, and where the gradient lies the other way round or off a vector's place.
+#[rstest]
+fn codes_are_those_of_the_cpu() -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let _generator = seeded(4);
+    let draw = |count: i64| {
+        let exponents = Tensor::rand([count], (Kind::Double, Device::Cpu)) * -20.0;
+        let signs = Tensor::randn([count], (Kind::Double, Device::Cpu)).sign();
+        (signs * exponents.exp()).to_kind(Kind::Float)
+    };
+    let mut grads: Vec<Tensor> = [1, 255, 256, 257, 5000, 70_001].map(draw).into();
+    grads.push(Tensor::zeros([300], (Kind::Float, Device::Cpu)));
+    grads.push(draw(1200).view([40, 30]).transpose(0, 1));
+    grads.push(draw(1001).narrow(0, 1, 1000));
+    let params: Vec<Tensor> = grads.iter().map(|grad| grad.contiguous().zeros_like()).collect();
+    let options = Adam { lr: 0.0, betas: (0.0, 0.0), ..Default::default() };
+    let mut states = Vec::new();
+    for place in [Device::Cpu, device()] {
+        let mut optimizer = build_with(&options, &params, place, Moments::EightBit)?;
+        for _ in 0..2 {
+            give(optimizer.parameters(), &grads);
+            optimizer.step()?;
+        }
+        states.push(optimizer.state()?);
+    }
+    for (name, seen) in states[1].tensors() {
+        assert_eq!(sha256(seen), sha256(states[0].tensor(name)?), "{name}");
     }
     Ok(())
 }

@@ -14,6 +14,9 @@ pub enum Engine {
     Eager,
     /// Our trainer, whole steps as CUDA graphs.
     Graph,
+    /// The same with the optimizer's averages in 8 bits.
+    #[serde(rename = "graph-8-bit")]
+    Graph8Bit,
     /// Lightning.
     Lightning,
     /// A loop by hand in PyTorch.
@@ -30,6 +33,7 @@ impl Engine {
         match self {
             Self::Eager => "eager",
             Self::Graph => "graph",
+            Self::Graph8Bit => "graph-8-bit",
             Self::Lightning => "lightning",
             Self::TorchLoop => "torch-loop",
             Self::TorchFused => "torch-fused",
@@ -39,7 +43,12 @@ impl Engine {
 
     /// Whether it is of this workspace.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Eager | Self::Graph)
+        matches!(self, Self::Eager | Self::Graph | Self::Graph8Bit)
+    }
+
+    /// Whether its steps are CUDA graphs of ours.
+    pub fn is_graph(self) -> bool {
+        matches!(self, Self::Graph | Self::Graph8Bit)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use amp_core::{
     Error, LightningModule, Result, Trainer, TrainerConfig, callback::SpeedBenchmark,
-    data::DataModule, event::Event, memory::MemoryMeter, precision::Precision, tch::Device,
-    trainer::Graph,
+    data::DataModule, event::Event, memory::MemoryMeter, optim::Moments, precision::Precision,
+    tch::Device, trainer::Graph,
 };
 
 use super::{
@@ -34,8 +34,10 @@ impl Ours {
         steps: i64,
     ) -> Self {
         let epochs = (steps + workload.batches - 1) / workload.batches;
-        let graph = if engine == Engine::Graph { Graph::On } else { Graph::Off };
-        let config = TrainerConfig { max_epochs: 1 + epochs, graph, ..config(precision, device) };
+        let graph = if engine.is_graph() { Graph::On } else { Graph::Off };
+        let moments = if engine == Engine::Graph8Bit { Moments::EightBit } else { Moments::Full };
+        let max_epochs = 1 + epochs;
+        let config = TrainerConfig { max_epochs, graph, moments, ..config(precision, device) };
         Self { engine, workload, size, config, ready: None, peak_memory_bytes: None }
     }
 }
@@ -74,7 +76,7 @@ impl Contestant for Ours {
         let mut model = self.workload.build(self.size)?;
         let once = TrainerConfig { max_epochs: 2, ..self.config.clone() };
         let (_, replayed) = seconds_of(&once, 1, model.as_mut(), &data)?;
-        if self.engine == Engine::Graph && replayed == 0 {
+        if self.engine.is_graph() && replayed == 0 {
             return Err(Error::config("no step ran as a CUDA graph"));
         }
         self.peak_memory_bytes = Some(meter.read()?.peak_allocated);

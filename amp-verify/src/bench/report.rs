@@ -119,7 +119,11 @@ impl Report {
 
     /// How many times as fast ours is as another engine, or as our own 32-true.
     fn speedup(&self, workload: &str, precision: Precision, over: Over) -> Option<f64> {
-        let ours = self.ours(workload, precision)?;
+        self.speedup_of(self.ours(workload, precision)?, over)
+    }
+
+    fn speedup_of(&self, ours: &Row, over: Over) -> Option<f64> {
+        let (workload, precision) = (ours.workload.as_str(), ours.precision);
         let other = match over {
             Over::Engine(engine) => self.row(workload, precision, engine)?,
             Over::Baseline => self.ours(workload, Precision::F32True)?,
@@ -127,10 +131,14 @@ impl Report {
         paired_ratio(&ours.rates, &other.rates)
     }
 
-    /// Our memory over that of our own 32-true.
+    /// The memory of a row of ours over that of our own 32-true.
+    fn memory_of(&self, ours: &Row) -> Option<f64> {
+        let baseline = self.ours(&ours.workload, Precision::F32True)?;
+        Some(ours.peak_memory_bytes? as f64 / baseline.peak_memory_bytes? as f64)
+    }
+
     fn memory(&self, workload: &str, precision: Precision) -> Option<f64> {
-        let bytes = |precision| self.ours(workload, precision)?.peak_memory_bytes;
-        Some(bytes(precision)? as f64 / bytes(Precision::F32True)? as f64)
+        self.memory_of(self.ours(workload, precision)?)
     }
 
     /// The share of the device's measured bf16 matrix rate that the step of a row reaches, if all
@@ -181,18 +189,24 @@ impl Report {
                 }
             }
         }
-        if self.measured("wide", Bf16Mixed) {
-            let name = "wide bf16-mixed";
-            let share = self.ours("wide", Bf16Mixed).and_then(|row| self.matrix_share(row));
+        for (engine, name) in [
+            (Engine::Graph, "wide bf16-mixed"),
+            (Engine::Graph8Bit, "wide bf16-mixed, averages in 8 bits"),
+        ] {
+            if !self.measured("wide", Bf16Mixed) {
+                continue;
+            }
+            let row = self.row("wide", Bf16Mixed, engine);
             targets.0.push(Target::new(
                 format!("{name}: share of the measured bf16 matrix rate"),
                 AtLeast(0.65),
                 Unit::Percent,
-                share,
+                row.and_then(|row| self.matrix_share(row)),
             ));
-            let compiled = self.speedup("wide", Bf16Mixed, Over::Engine(Engine::TorchCompile));
+            let over = Over::Engine(Engine::TorchCompile);
+            let compiled = row.and_then(|row| self.speedup_of(row, over));
             targets.times(name, "torch.compile", AtLeast(1.2), compiled);
-            targets.memory(name, AtMost(0.6), self.memory("wide", Bf16Mixed));
+            targets.memory(name, AtMost(0.6), row.and_then(|row| self.memory_of(row)));
         }
         targets.0
     }

@@ -1,0 +1,28 @@
+// Random numbers for kernels of our own.
+#pragma once
+
+#include <ATen/Context.h>
+#include <ATen/core/Generator.h>
+#include <ATen/cuda/PhiloxCudaState.h>
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <mutex>
+
+#include "driver.h"
+
+namespace amp {
+
+// A place in the stream of libtorch's generator of the device that nobody else has, within a graph
+// another at each replay: `Random` of kernels/common.cuh.
+inline at::PhiloxCudaState draw_random(c10::Device device) {
+  // at::CUDAGeneratorImpl::philox_cuda_state, whose first argument is the object.
+  static const auto draw = cuda_symbol<at::PhiloxCudaState (*)(void*, uint64_t)>(
+      "_ZN2at17CUDAGeneratorImpl17philox_cuda_stateEm");
+  auto generator = at::globalContext().defaultGenerator(device);
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  // Offsets are multiples of four.
+  return draw(generator.unsafeGetGeneratorImpl(), 4);
+}
+
+}  // namespace amp

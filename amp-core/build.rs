@@ -38,6 +38,7 @@ fn main() {
             "csrc/moments.cpp",
             "csrc/optim.cpp",
             "csrc/run.cpp",
+            "csrc/step.cpp",
             "csrc/transfer.cpp",
         ])
         .compile("amp_shim");
@@ -48,7 +49,8 @@ fn main() {
 /// shim (`kernels/adam.cu.h`): it is compiled where it runs.
 fn embed_kernels(out: &Path) {
     let folder = Path::new("csrc/kernels");
-    let common = fs::read_to_string(folder.join("common.cuh")).expect("what kernels share");
+    let read = |name| fs::read_to_string(folder.join(name)).expect("what kernels share");
+    let common = read("common.h") + &read("common.cuh");
     fs::create_dir_all(out.join("kernels")).expect("a folder for the kernels");
     for entry in fs::read_dir(folder).expect("the kernels") {
         let path = entry.expect("a file").path();

@@ -10,8 +10,11 @@
 
 #include "kernel.h"
 #include "kernels/cast.cu.h"
+#include "starts.h"
 
 namespace {
+
+using amp::TensorList;
 
 #include "kernels/cast.h"
 
@@ -46,25 +49,20 @@ thread_local Casts casts;
 
 void run(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
   static amp::KernelSource source("cast.cu", amp_kernels_cast);
-  for (size_t begin = 0; begin < weights.size(); begin += max_tensors) {
-    Tensors tensors{};
-    int64_t blocks = 0;
-    for (size_t i = begin; i < weights.size() && i < begin + max_tensors; ++i) {
-      const auto& weight = weights[i];
-      const auto out = at::empty_like(weight, weight.options().dtype(dtype));
-      casts.made[key_of(weight, dtype)] = {weight, out, false};
-      if (weight.numel() == 0) continue;
-      const int at = tensors.count++;
-      tensors.from[at] = weight.const_data_ptr<float>();
-      tensors.to[at] = out.mutable_data_ptr();
-      tensors.sizes[at] = weight.numel();
-      tensors.first_blocks[at] = static_cast<int>(blocks);
-      blocks += (weight.numel() + elements_per_block - 1) / elements_per_block;
-    }
-    if (tensors.count == 0) continue;
-    void* arguments[] = {&tensors};
-    source.launch("cast", {amp::kernel_dtype(dtype)}, weights[begin].device(),
-                  static_cast<unsigned>(blocks), 256, arguments);
+  std::vector<amp::Start<Tensors>> starts;
+  for (const auto& weight : weights) {
+    const auto out = at::empty_like(weight, weight.options().dtype(dtype));
+    casts.made[key_of(weight, dtype)] = {weight, out, false};
+    if (weight.numel() == 0) continue;
+    const int at = amp::add(starts, out);
+    auto& data = starts.back().tensors.data;
+    data[0][at] = const_cast<float*>(weight.const_data_ptr<float>());
+    data[1][at] = out.mutable_data_ptr();
+  }
+  for (auto& start : starts) {
+    void* arguments[] = {&start.tensors};
+    source.launch("cast", {amp::kernel_dtype(dtype)}, weights[0].device(), start.blocks, 256,
+                  arguments);
   }
 }
 

@@ -11,8 +11,11 @@
 #include "kernel.h"
 #include "kernels/gradient.cu.h"
 #include "list.h"
+#include "starts.h"
 
 namespace {
+
+using amp::TensorList;
 
 #include "kernels/gradient.h"
 
@@ -22,13 +25,6 @@ amp::KernelSource& source() {
   static amp::KernelSource source("gradient.cu", amp_kernels_gradient);
   return source;
 }
-
-// A start of the kernel: tensors of one dtype.
-struct Start {
-  Tensors tensors{};
-  at::ScalarType dtype;
-  int64_t blocks = 0;
-};
 
 }  // namespace
 
@@ -42,8 +38,7 @@ int amp_clip_factor(const Handle* grads, size_t count, Handle scale, double max_
   return amp::guarded([&] {
     const auto device = grads[0]->device();
     std::vector<at::Tensor> dense;
-    std::vector<Start> starts;
-    int64_t blocks = 0;
+    std::vector<amp::Start<Tensors>> starts;
     for (size_t i = 0; i < count; ++i) {
       const at::Tensor* grad = grads[i];
       if (grad->numel() == 0) continue;
@@ -51,38 +46,28 @@ int amp_clip_factor(const Handle* grads, size_t count, Handle scale, double max_
         dense.push_back(grad->contiguous());
         grad = &dense.back();
       }
-      if (starts.empty() || starts.back().dtype != grad->scalar_type() ||
-          starts.back().tensors.count == static_cast<int>(max_tensors)) {
-        starts.emplace_back();
-        starts.back().dtype = grad->scalar_type();
-      }
-      auto& [tensors, dtype, own] = starts.back();
-      tensors.data[tensors.count] = grad->const_data_ptr();
-      tensors.sizes[tensors.count] = grad->numel();
-      tensors.first_blocks[tensors.count++] = static_cast<int>(own);
-      const int64_t more = (grad->numel() + elements_per_block - 1) / elements_per_block;
-      own += more;
-      blocks += more;
+      const int at = amp::add(starts, *grad);
+      starts.back().tensors.data[0][at] = const_cast<void*>(grad->const_data_ptr());
     }
+    int blocks = 0;
+    for (const auto& start : starts) blocks += static_cast<int>(start.blocks);
     const auto sums = at::empty({blocks}, at::TensorOptions(device).dtype(at::kDouble));
     double* data = sums.mutable_data_ptr<double>();
     for (auto& start : starts) {
       const char* type = amp::kernel_dtype(start.dtype);
       if (type == nullptr) throw std::runtime_error("gradients are of floating dtypes");
       void* arguments[] = {&start.tensors, &data};
-      source().launch("square_sums", {type}, device, static_cast<unsigned>(start.blocks), 256,
-                      arguments);
+      source().launch("square_sums", {type}, device, start.blocks, 256, arguments);
       data += start.blocks;
     }
     const auto out = at::TensorOptions(device).dtype(wide != 0 ? at::kDouble : at::kFloat);
     auto total = std::make_unique<at::Tensor>(at::empty({}, out));
     auto clipped = std::make_unique<at::Tensor>(at::empty({}, out));
     const double* from = sums.const_data_ptr<double>();
-    int parts = static_cast<int>(blocks);
     const float* by = scale == nullptr ? nullptr : scale->const_data_ptr<float>();
     float* found = found_inf == nullptr ? nullptr : found_inf->mutable_data_ptr<float>();
     void *norm_data = total->mutable_data_ptr(), *factor_data = clipped->mutable_data_ptr();
-    void* arguments[] = {&from, &parts, &by, &max_norm, &found, &norm_data, &factor_data};
+    void* arguments[] = {&from, &blocks, &by, &max_norm, &found, &norm_data, &factor_data};
     source().launch("clip_factor", {wide != 0 ? "double" : "float"}, device, 1, 1024, arguments);
     *norm = total.release();
     *factor = clipped.release();

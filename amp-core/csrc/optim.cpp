@@ -22,8 +22,11 @@
 #include <optional>
 #include <vector>
 
-#include "adam.h"
 #include "guard.h"
+#include "kernels/adam.h"
+#include "kernels/lion.h"
+#include "kernels/rmsprop.h"
+#include "kernels/sgd.h"
 #include "list.h"
 
 namespace {
@@ -97,11 +100,6 @@ int amp_foreach_adam(const Handle* const* lists, size_t count, const AmpAdam* op
   });
 }
 
-struct AmpSgd {
-  double lr, momentum, dampening, weight_decay;
-  int nesterov, first_step;
-};
-
 // params, grads, momentum buffers (only with momentum); `found_inf` as above.
 int amp_fused_sgd(const Handle* const* lists, size_t count, const AmpSgd* options,
                   Handle found_inf) {
@@ -136,12 +134,7 @@ int amp_foreach_sgd(const Handle* const* lists, size_t count, const AmpSgd* opti
   });
 }
 
-struct AmpRmsprop {
-  double lr, alpha, eps, weight_decay, momentum;
-  int centered;
-};
-
-// params, grads, square_avgs, then momentum buffers (with momentum), grad_avgs (if centered)
+// params, grads, square_avgs, momentum buffers (with momentum), grad_avgs (if centered)
 int amp_foreach_rmsprop(const Handle* const* lists, size_t count, const AmpRmsprop* options) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
@@ -149,12 +142,11 @@ int amp_foreach_rmsprop(const Handle* const* lists, size_t count, const AmpRmspr
     auto params = list(lists[0], count);
     auto grads = decayed(list(lists[1], count), params, o.weight_decay);
     auto square_avgs = list(lists[2], count);
-    const size_t grad_avg = o.momentum > 0 ? 4 : 3;
     at::_foreach_mul_(square_avgs, o.alpha);
     at::_foreach_addcmul_(square_avgs, grads, grads, 1 - o.alpha);
     Tensors denominators;
     if (o.centered != 0) {
-      auto grad_avgs = list(lists[grad_avg], count);
+      auto grad_avgs = list(lists[4], count);
       at::_foreach_lerp_(grad_avgs, grads, 1 - o.alpha);
       denominators = at::_foreach_addcmul(square_avgs, grad_avgs, grad_avgs, -1);
       at::_foreach_sqrt_(denominators);
@@ -172,10 +164,6 @@ int amp_foreach_rmsprop(const Handle* const* lists, size_t count, const AmpRmspr
     }
   });
 }
-
-struct AmpLion {
-  double lr, beta1, beta2, weight_decay;
-};
 
 // params, grads, exp_avgs. PyTorch has none; the order of operations is Algorithm 2's (Chen et
 // al. 2023): decay, the sign of the interpolation, then the running mean.

@@ -1,4 +1,6 @@
-// Adam and AdamW over many tensors at once. The arithmetic is that of libtorch's fused kernel
+// Adam and AdamW over many tensors at once: parameters, gradients, exp_avgs, exp_avg_sqs, steps (f32
+// scalars) and, where the averages have 8 bits, for each 256 elements an exp_avg_scale and an
+// exp_avg_sq_scale. The arithmetic is that of libtorch's fused kernel
 // (ATen/native/cuda/fused_adam_utils.cuh): rates in f64, everything else in the parameter's dtype,
 // or in f32 where that has 16 bits. Unlike there the rates lie on the device, so that a captured step
 // follows its schedule, and the gradients are multiplied by a factor on the way, so that unscaling
@@ -6,19 +8,14 @@
 
 constexpr float smallest_normal = 1.17549435e-38f;
 
-__device__ bool is_left_out(const float* found_inf) {
-  return found_inf != nullptr && *found_inf != 0;
+__device__ float* steps_of(const StepTensors& tensors, int at) {
+  return static_cast<float*>(tensors.data[4][at]);
 }
 
 // One block.
-extern "C" __global__ void count_steps(const Tensors tensors, const float* found_inf) {
+extern "C" __global__ void count_steps(const StepTensors tensors, const OnDevice known) {
   const int at = threadIdx.x;
-  if (at < tensors.count && !is_left_out(found_inf)) *tensors.steps[at] += 1;
-}
-
-extern "C" __global__ void write_rates(double* rates, double lr, double beta1) {
-  rates[0] = lr;
-  rates[1] = beta1;
+  if (at < tensors.count && !is_left_out(known)) *steps_of(tensors, at) += 1;
 }
 
 // A step's numbers for one tensor; R is the dtype of its rates.
@@ -30,22 +27,21 @@ struct Update {
   W step_size, correction2_sqrt, multiplier;
 
   // For the whole block.
-  __device__ Update(const double* rates, const Options& options, const float* steps,
-                    const W* factor)
-      : decay(options.decoupled ? rates[0] * options.weight_decay : options.weight_decay),
-        beta1(rates[1]),
+  __device__ Update(const OnDevice& known, const AmpAdam& options, const float* steps)
+      : decay(options.decoupled ? known.rates[0] * options.weight_decay : options.weight_decay),
+        beta1(known.rates[1]),
         beta2(options.beta2),
-        rest1(1 - rates[1]),
+        rest1(1 - known.rates[1]),
         rest2(1 - options.beta2),
         eps(options.eps),
         decoupled(options.decoupled),
         decays(options.weight_decay != 0),
-        multiplier(factor == nullptr ? 1 : *factor) {
+        multiplier(factor_of<W>(known)) {
     __shared__ W shared[2];
     if (threadIdx.x == 0) {
       const double count = *steps;
-      const W correction1 = 1 - pow(rates[1], count);
-      shared[0] = rates[0] / correction1;
+      const W correction1 = 1 - pow(known.rates[1], count);
+      shared[0] = known.rates[0] / correction1;
       shared[1] = sqrt(1 - pow(options.beta2, count));
     }
     __syncthreads();
@@ -79,20 +75,19 @@ __device__ void keep(Wide<T> average, U& out, unsigned noise) {
 }
 
 // The averages' dtype is P: narrower than the parameters' they are rounded up or down at random.
-extern "C" __global__ void step(const Tensors tensors, const double* rates, const Options options,
-                                const Wide<T>* factor, const float* found_inf,
-                                const Random random) {
+extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
+                                const AmpAdam options, const Random random) {
   using W = Wide<T>;
   constexpr bool at_random = sizeof(P) < sizeof(T);
-  if (is_left_out(found_inf)) return;
-  const auto [at, begin, count] = part_of(tensors, elements_per_block);
-  const Update<double> update(rates, options, tensors.steps[at], factor);
+  if (is_left_out(known)) return;
+  const auto [at, begin, count] = part_of(tensors);
+  const Update<double> update(known, options, steps_of(tensors, at));
   const Stream noise = at_random ? Stream(random) : Stream();
 
-  auto* params = static_cast<T*>(tensors.params[at]);
-  const auto* grads = static_cast<const T*>(tensors.grads[at]);
-  auto* exp_avgs = static_cast<P*>(tensors.exp_avgs[at]);
-  auto* exp_avg_sqs = static_cast<P*>(tensors.exp_avg_sqs[at]);
+  auto* params = static_cast<T*>(tensors.data[0][at]);
+  const auto* grads = static_cast<const T*>(tensors.data[1][at]);
+  auto* exp_avgs = static_cast<P*>(tensors.data[2][at]);
+  auto* exp_avg_sqs = static_cast<P*>(tensors.data[3][at]);
   const auto step = [&](T& param_out, T grad, P& exp_avg_out, P& exp_avg_sq_out, unsigned bits) {
     W param = widen(param_out);
     W exp_avg = widen(exp_avg_out), exp_avg_sq = widen(exp_avg_sq_out);
@@ -108,7 +103,7 @@ extern "C" __global__ void step(const Tensors tensors, const double* rates, cons
     const long long from = begin + i;
     unsigned bits[per_thread]{};
     if (at_random) {
-      noise.words((static_cast<long long>(blockIdx.x) * elements_per_block + i) / per_thread, bits);
+      noise.words((static_cast<long long>(blockIdx.x) * StepTensors::elements_per_block + i) / per_thread, bits);
     }
     if (packed && i + per_thread <= count) {
       auto param = pack_at(params, from);
@@ -197,31 +192,30 @@ __device__ float warp_max(float value) {
 }
 
 // The averages have 8 bits, and an f32 scale for each 256: a warp steps 256.
-extern "C" __global__ void step_8bit(const Tensors tensors, const double* rates,
-                                     const Options options, const Wide<T>* factor,
-                                     const float* found_inf, const Code exp_avg_code,
+extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice known,
+                                     const AmpAdam options, const Code exp_avg_code,
                                      const Code exp_avg_sq_code) {
   using W = Wide<T>;
   constexpr int packs = block_elements / 32 / per_thread;
-  if (is_left_out(found_inf)) return;
-  const auto [at, begin, count] = part_of(tensors, elements_per_block);
+  if (is_left_out(known)) return;
+  const auto [at, begin, count] = part_of(tensors);
   Coder<true> exp_avg_coder;
   Coder<false> exp_avg_sq_coder;
   exp_avg_coder.load(exp_avg_code);
   exp_avg_sq_coder.load(exp_avg_sq_code);
   // No f64: what 8 bits take from memory's time it would give back.
-  const Update<Wide<T>> update(rates, options, tensors.steps[at], factor);
+  const Update<Wide<T>> update(known, options, steps_of(tensors, at));
 
-  auto* params = static_cast<T*>(tensors.params[at]);
-  const auto* grads = static_cast<const T*>(tensors.grads[at]);
-  auto* exp_avgs = static_cast<unsigned char*>(tensors.exp_avgs[at]);
-  auto* exp_avg_sqs = static_cast<unsigned char*>(tensors.exp_avg_sqs[at]);
+  auto* params = static_cast<T*>(tensors.data[0][at]);
+  const auto* grads = static_cast<const T*>(tensors.data[1][at]);
+  auto* exp_avgs = static_cast<unsigned char*>(tensors.data[2][at]);
+  auto* exp_avg_sqs = static_cast<unsigned char*>(tensors.data[3][at]);
   const bool packed = is_aligned(params) && is_aligned(grads);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   for (int first = warp * block_elements; first < count; first += warps * block_elements) {
     const long long block = (begin + first) / block_elements;
-    float& exp_avg_scale = tensors.exp_avg_scales[at][block];
-    float& exp_avg_sq_scale = tensors.exp_avg_sq_scales[at][block];
+    float& exp_avg_scale = static_cast<float*>(tensors.data[5][at])[block];
+    float& exp_avg_sq_scale = static_cast<float*>(tensors.data[6][at])[block];
     const float old_scale = exp_avg_scale, old_sq_scale = exp_avg_sq_scale;
     float exp_avg[packs][per_thread], exp_avg_sq[packs][per_thread];
     float largest = 0, largest_sq = 0;

@@ -1,26 +1,7 @@
-// What adam.cu is started with.
+// What adam.cu is started with: the options as they cross from Rust.
 
-constexpr int max_tensors = 48;
-constexpr int elements_per_block = 4096;
-
-// Tensors of one dtype.
-struct Tensors {
-  void* params[max_tensors];
-  const void* grads[max_tensors];
-  void* exp_avgs[max_tensors];
-  void* exp_avg_sqs[max_tensors];
-  // Where the averages have 8 bits: one of each for every 256 elements.
-  float* exp_avg_scales[max_tensors];
-  float* exp_avg_sq_scales[max_tensors];
-  float* steps[max_tensors];
-  long long sizes[max_tensors];
-  // The block that works on a tensor's first elements.
-  int first_blocks[max_tensors];
-  int count;
-};
-
-struct Options {
-  double beta2, eps, weight_decay;
+struct AmpAdam {
+  double lr, beta1, beta2, eps, weight_decay;
   int decoupled;
 };
 

@@ -1,9 +1,9 @@
 // Many f32 tensors in 16 bits, at once.
 
 extern "C" __global__ void cast(const Tensors tensors) {
-  const auto [at, begin, count] = part_of(tensors, elements_per_block);
-  const float* from = tensors.from[at] + begin;
-  T* to = static_cast<T*>(tensors.to[at]) + begin;
+  const auto [at, begin, count] = part_of(tensors);
+  const auto* from = static_cast<const float*>(tensors.data[0][at]) + begin;
+  auto* to = static_cast<T*>(tensors.data[1][at]) + begin;
   const bool packed = is_aligned(from) && is_aligned(to);
   for (int i = threadIdx.x * per_thread; i < count; i += blockDim.x * per_thread) {
     if (packed && i + per_thread <= count) {

@@ -1,13 +1,3 @@
-// What cast.cu is started with.
+// What cast.cu is started with: f32 tensors, and where they go.
 
-constexpr int max_tensors = 128;
-constexpr int elements_per_block = 8192;
-
-struct Tensors {
-  const float* from[max_tensors];
-  void* to[max_tensors];
-  long long sizes[max_tensors];
-  // The block that works on a tensor's first elements.
-  int first_blocks[max_tensors];
-  int count;
-};
+using Tensors = TensorList<2, 128, 8192>;

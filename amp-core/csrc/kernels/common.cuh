@@ -1,4 +1,4 @@
-// What stands before every kernel file: dtypes, vectors, sums and random numbers.
+// What stands before every kernel file: dtypes, vectors, lists of tensors, sums and random numbers.
 
 struct bf16 {
   unsigned short bits;
@@ -74,7 +74,8 @@ struct Part {
 };
 
 template <typename List>
-__device__ Part part_of(const List& list, int elements_per_block) {
+__device__ Part part_of(const List& list) {
+  constexpr int elements_per_block = List::elements_per_block;
   int at = 0;
   while (at + 1 < list.count && list.first_blocks[at + 1] <= static_cast<int>(blockIdx.x)) ++at;
   const long long begin =
@@ -82,6 +83,66 @@ __device__ Part part_of(const List& list, int elements_per_block) {
       elements_per_block;
   const long long left = list.sizes[at] - begin;
   return {at, begin, left < elements_per_block ? static_cast<int>(left) : elements_per_block};
+}
+
+__device__ bool is_left_out(const OnDevice& known) {
+  return known.found_inf != nullptr && *known.found_inf != 0;
+}
+
+// What gradients are multiplied by.
+template <typename W>
+__device__ W factor_of(const OnDevice& known) {
+  return known.factor == nullptr ? 1 : *static_cast<const W*>(known.factor);
+}
+
+// A product that is rounded, whatever is added to it.
+__device__ float product(float a, float b) { return __fmul_rn(a, b); }
+__device__ double product(double a, double b) { return __dmul_rn(a, b); }
+
+// Calls `update` with what the first `lists` lists hold at each place of the block's part, in the
+// dtype it is computed in: the parameter, its gradient times the factor, state. All but the
+// gradient are written back.
+template <int lists, typename Update>
+__device__ void step_elements(const StepTensors& tensors, const OnDevice& known,
+                              const Update& update) {
+  using W = Wide<T>;
+  constexpr int gradient = 1;
+  const auto [at, begin, count] = part_of(tensors);
+  const W factor = factor_of<W>(known);
+  T* data[lists];
+  bool packed = true;
+  for (int list = 0; list < lists; ++list) {
+    data[list] = static_cast<T*>(tensors.data[list][at]);
+    if (data[list] != nullptr) data[list] += begin;
+    packed = packed && is_aligned(data[list]);
+  }
+  for (int i = threadIdx.x * per_thread; i < count; i += blockDim.x * per_thread) {
+    const bool whole = packed && i + per_thread <= count;
+    Pack<T> packs[lists]{};
+    for (int list = 0; list < lists; ++list) {
+      if (data[list] == nullptr) continue;
+      if (whole) {
+        packs[list] = pack_at(data[list], i);
+      } else {
+        for (int k = 0; k < per_thread && i + k < count; ++k) packs[list].at[k] = data[list][i + k];
+      }
+    }
+    for (int k = 0; k < per_thread; ++k) {
+      W values[lists];
+      for (int list = 0; list < lists; ++list) values[list] = widen(packs[list].at[k]);
+      values[gradient] = product(values[gradient], factor);
+      update(values);
+      for (int list = 0; list < lists; ++list) narrow(values[list], packs[list].at[k]);
+    }
+    for (int list = 0; list < lists; ++list) {
+      if (list == gradient || data[list] == nullptr) continue;
+      if (whole) {
+        pack_at(data[list], i) = packs[list];
+      } else {
+        for (int k = 0; k < per_thread && i + k < count; ++k) data[list][i + k] = packs[list].at[k];
+      }
+    }
+  }
 }
 
 // The sum over a block of at most 1024 threads, in its first thread.

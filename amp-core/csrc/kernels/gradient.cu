@@ -2,8 +2,8 @@
 
 // Squares are summed in f64: no f32 is too large for that.
 extern "C" __global__ void square_sums(const Tensors tensors, double* sums) {
-  const auto [at, begin, count] = part_of(tensors, elements_per_block);
-  const auto* data = static_cast<const T*>(tensors.data[at]) + begin;
+  const auto [at, begin, count] = part_of(tensors);
+  const auto* data = static_cast<const T*>(tensors.data[0][at]) + begin;
   const bool packed = is_aligned(data);
   double sum = 0;
   for (int i = threadIdx.x * per_thread; i < count; i += blockDim.x * per_thread) {

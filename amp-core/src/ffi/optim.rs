@@ -1,6 +1,9 @@
-//! Optimizer steps (`csrc/optim.cpp`, `csrc/adam.cpp`).
+//! Optimizer steps (`csrc/optim.cpp`, `csrc/step.cpp`, `csrc/adam.cpp`).
 
-use std::ffi::{c_double, c_int};
+use std::{
+    ffi::{c_double, c_int},
+    marker::PhantomData,
+};
 
 use tch::Tensor;
 
@@ -54,16 +57,55 @@ pub(crate) struct LionStep {
     pub(crate) weight_decay: c_double,
 }
 
+/// What the device knows of a step by a kernel of our own; all of it lies there.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known<'a> {
+    rates: Handle,
+    factor: Handle,
+    found_inf: Handle,
+    tensors: PhantomData<&'a Tensor>,
+}
+
+impl<'a> Known<'a> {
+    /// The step finds its rates in `rates`, where [`write_rates`] wrote them, and multiplies the
+    /// gradients by `factor`; where `found_inf`, of f32, is not 0 nothing moves. Both are scalars.
+    pub(crate) fn new(
+        rates: &'a Tensor,
+        factor: Option<&'a Tensor>,
+        found_inf: Option<&'a Tensor>,
+    ) -> Self {
+        let (rates, factor, found_inf) = (rates.as_ptr(), handle(factor), handle(found_inf));
+        Self { rates, factor, found_inf, tensors: PhantomData }
+    }
+}
+
 unsafe extern "C" {
-    fn amp_adam_write_rates(rates: Handle, lr: c_double, beta1: c_double) -> c_int;
+    fn amp_write_rates(rates: Handle, lr: c_double, momentum: c_double) -> c_int;
     fn amp_adam_on_device(
         lists: *const *const Handle,
         count: usize,
-        options: *const AdamStep,
-        rates: Handle,
+        step: *const AdamStep,
         code: *const Handle,
-        factor: Handle,
-        found_inf: Handle,
+        known: *const Known<'_>,
+    ) -> c_int;
+    fn amp_sgd_on_device(
+        lists: *const *const Handle,
+        count: usize,
+        step: *const SgdStep,
+        known: *const Known<'_>,
+    ) -> c_int;
+    fn amp_rmsprop_on_device(
+        lists: *const *const Handle,
+        count: usize,
+        step: *const RmspropStep,
+        known: *const Known<'_>,
+    ) -> c_int;
+    fn amp_lion_on_device(
+        lists: *const *const Handle,
+        count: usize,
+        step: *const LionStep,
+        known: *const Known<'_>,
     ) -> c_int;
     fn amp_fused_adam(
         lists: *const *const Handle,
@@ -87,96 +129,105 @@ unsafe extern "C" {
     fn amp_foreach_lion(lists: *const *const Handle, count: usize, step: *const LionStep) -> c_int;
 }
 
-/// Calls `step` with the handles of lists of one length.
+/// Lists at most, of which those that an optimizer does not keep are null.
+const LISTS: usize = 7;
+
+/// Calls `step` with the handles of lists of one length; what is not kept is empty.
 fn with_lists(
     lists: &[&[Tensor]],
     step: impl FnOnce(*const *const Handle, usize) -> Result<()>,
 ) -> Result<()> {
     let count = lists.first().map_or(0, |list| list.len());
-    let lists: Vec<Vec<Handle>> = lists
-        .iter()
-        .map(|list| {
-            assert_eq!(list.len(), count, "one gradient and one state per parameter");
-            handles(*list)
-        })
-        .collect();
-    let lists: Vec<*const Handle> = lists.iter().map(|list| list.as_ptr()).collect();
-    step(lists.as_ptr(), count)
+    let handles: Vec<Vec<Handle>> = lists.iter().map(|list| handles(*list)).collect();
+    let mut pointers = [std::ptr::null(); LISTS];
+    for (pointer, list) in pointers.iter_mut().zip(&handles).filter(|(_, list)| !list.is_empty()) {
+        assert_eq!(list.len(), count, "one gradient and one state per parameter");
+        *pointer = list.as_ptr();
+    }
+    step(pointers.as_ptr(), count)
 }
 
 /// How a step's kernels work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kernels<'a> {
-    /// One for the whole step; nothing moves where this f32 scalar on the device is 1.
+    /// One of our own for the whole step, on a CUDA device.
+    Ours(Known<'a>),
+    /// One of libtorch's for the whole step; nothing moves where this f32 scalar on the device is 1.
     Fused(Option<&'a Tensor>),
-    /// Some, each over all parameters.
+    /// Some of libtorch's, each over all parameters.
     Foreach,
 }
 
-/// Steps on parameters, gradients, exp_avgs, exp_avg_sqs and steps, which are counted up.
-pub(crate) fn adam(lists: [&[Tensor]; 5], step: &AdamStep, kernels: Kernels<'_>) -> Result<()> {
-    with_lists(&lists, |lists, count| match kernels {
-        Kernels::Fused(found_inf) => {
-            checked!(amp_fused_adam(lists, count, &raw const *step, handle(found_inf)))
-        }
-        Kernels::Foreach => checked!(amp_foreach_adam(lists, count, &raw const *step)),
-    })
+/// Makes `rates`, f64 `[2]` on a CUDA device, these two.
+pub(crate) fn write_rates(rates: &Tensor, lr: f64, momentum: f64) -> Result<()> {
+    checked!(amp_write_rates(rates.as_ptr(), lr, momentum))
 }
 
-/// Makes `rates`, f64 `[2]` on a CUDA device, the learning rate and beta1.
-pub(crate) fn adam_write_rates(rates: &Tensor, lr: f64, beta1: f64) -> Result<()> {
-    checked!(amp_adam_write_rates(rates.as_ptr(), lr, beta1))
-}
-
-/// As [`adam`], of one dtype on a CUDA device, with kernels of our own: steps are not counted up
-/// before, learning rate and beta1 are those of [`adam_write_rates`], `factor` multiplies the gradients, and where
-/// `found_inf`, of f32, is not 0 nothing moves; both are scalars on the device.
-///
-/// The averages may be bfloat16, rounded at random, or, with the scales of both as the last lists,
-/// codes (u8) of the values (f32 `[256]`) and bounds (f32 `[255]`) of each of them: `code`.
-pub(crate) fn adam_on_device(
-    lists: &[&[Tensor]],
-    options: &AdamStep,
-    rates: &Tensor,
+/// Steps on parameters, gradients, exp_avgs, exp_avg_sqs and steps, which only a kernel of our own
+/// counts up. For that the averages may be bfloat16, rounded at random, or, with the scales of both as
+/// the last lists, codes (u8) of the values (f32 `[256]`) and bounds (f32 `[255]`) of each: `code`.
+pub(crate) fn adam(
+    lists: [&[Tensor]; 7],
     code: Option<[&Tensor; 4]>,
-    factor: Option<&Tensor>,
-    found_inf: Option<&Tensor>,
+    step: &AdamStep,
+    kernels: Kernels<'_>,
 ) -> Result<()> {
-    assert_eq!(lists.len(), if code.is_some() { 7 } else { 5 }, "scales go with codes");
+    assert!(
+        [5, 6].iter().all(|at| lists[*at].is_empty() == code.is_none()),
+        "scales go with codes"
+    );
     let code = code.map(|tables| tables.map(Tensor::as_ptr));
-    with_lists(lists, |lists, count| {
-        checked!(amp_adam_on_device(
-            lists,
-            count,
-            &raw const *options,
-            rates.as_ptr(),
-            code.as_ref().map_or(std::ptr::null(), |tables| tables.as_ptr()),
-            handle(factor),
-            handle(found_inf),
-        ))
+    let step = &raw const *step;
+    with_lists(&lists, |lists, count| match kernels {
+        Kernels::Ours(known) => {
+            let code = code.as_ref().map_or(std::ptr::null(), |tables| tables.as_ptr());
+            checked!(amp_adam_on_device(lists, count, step, code, &raw const known))
+        }
+        Kernels::Fused(found_inf) => {
+            checked!(amp_fused_adam(lists, count, step, handle(found_inf)))
+        }
+        Kernels::Foreach => checked!(amp_foreach_adam(lists, count, step)),
     })
 }
 
 /// Steps on parameters, gradients and, with momentum, its buffers.
-pub(crate) fn sgd(lists: &[&[Tensor]], step: &SgdStep, kernels: Kernels<'_>) -> Result<()> {
-    assert_eq!(lists.len(), if step.momentum == 0.0 { 2 } else { 3 }, "buffers go with momentum");
-    with_lists(lists, |lists, count| match kernels {
-        Kernels::Fused(found_inf) => {
-            checked!(amp_fused_sgd(lists, count, &raw const *step, handle(found_inf)))
-        }
-        Kernels::Foreach => checked!(amp_foreach_sgd(lists, count, &raw const *step)),
+pub(crate) fn sgd(lists: [&[Tensor]; 3], step: &SgdStep, kernels: Kernels<'_>) -> Result<()> {
+    assert_kept(step.momentum > 0.0, &lists, 2);
+    let step = &raw const *step;
+    with_lists(&lists, |lists, count| match kernels {
+        Kernels::Ours(known) => checked!(amp_sgd_on_device(lists, count, step, &raw const known)),
+        Kernels::Fused(found_inf) => checked!(amp_fused_sgd(lists, count, step, handle(found_inf))),
+        Kernels::Foreach => checked!(amp_foreach_sgd(lists, count, step)),
     })
 }
 
-/// Steps on parameters, gradients, square_avgs and, in this order, the momentum's buffers and
-/// the grad_avgs where the options want them.
-pub(crate) fn rmsprop(lists: &[&[Tensor]], step: &RmspropStep) -> Result<()> {
-    let wanted = 3 + usize::from(step.momentum > 0.0) + usize::from(step.centered != 0);
-    assert_eq!(lists.len(), wanted, "state goes with the options");
-    with_lists(lists, |lists, count| checked!(amp_foreach_rmsprop(lists, count, &raw const *step)))
+/// Steps on parameters, gradients, square_avgs, the momentum's buffers and the grad_avgs: the last
+/// two where the options want them.
+pub(crate) fn rmsprop(
+    lists: [&[Tensor]; 5],
+    step: &RmspropStep,
+    kernels: Kernels<'_>,
+) -> Result<()> {
+    assert_kept(step.momentum > 0.0, &lists, 3);
+    assert_kept(step.centered != 0, &lists, 4);
+    let step = &raw const *step;
+    with_lists(&lists, |lists, count| match kernels {
+        Kernels::Ours(known) => {
+            checked!(amp_rmsprop_on_device(lists, count, step, &raw const known))
+        }
+        _ => checked!(amp_foreach_rmsprop(lists, count, step)),
+    })
 }
 
 /// Steps on parameters, gradients and exp_avgs.
-pub(crate) fn lion(lists: [&[Tensor]; 3], step: &LionStep) -> Result<()> {
-    with_lists(&lists, |lists, count| checked!(amp_foreach_lion(lists, count, &raw const *step)))
+pub(crate) fn lion(lists: [&[Tensor]; 3], step: &LionStep, kernels: Kernels<'_>) -> Result<()> {
+    let step = &raw const *step;
+    with_lists(&lists, |lists, count| match kernels {
+        Kernels::Ours(known) => checked!(amp_lion_on_device(lists, count, step, &raw const known)),
+        _ => checked!(amp_foreach_lion(lists, count, step)),
+    })
+}
+
+fn assert_kept(wanted: bool, lists: &[&[Tensor]], at: usize) {
+    assert!(!wanted || lists[at].len() == lists[0].len(), "state goes with the options");
 }

@@ -1,15 +1,15 @@
 //! Adam and AdamW (torch/optim/adam.py, adamw.py).
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use super::{
-    Abilities, Moments, OnDevice, Rates,
-    algorithm::{Algorithm, Slot, SlotShape, StepTensors, kernels},
+    Abilities, Moments, Rates,
+    algorithm::{Algorithm, Slot, SlotShape, StepTensors, kept},
     build_plainly, require,
 };
 use crate::{
     Result,
-    ffi::{self, AdamStep},
+    ffi::{self, AdamStep, Kernels},
 };
 
 /// Adam with decoupled weight decay; defaults are torch.optim.AdamW's.
@@ -102,17 +102,12 @@ macro_rules! adam {
             }
 
             fn abilities(&self, device: Device) -> Abilities {
-                let ours = self.fused && device.is_cuda();
-                Abilities { skips: self.fused, scales: ours, captures: ours }
+                Abilities { skips: self.fused, ..Abilities::all(self.fused && device.is_cuda()) }
             }
 
             fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {
                 let ours = self.fused && device.is_cuda() && kind == Kind::Float;
                 moments == Moments::Full || ours
-            }
-
-            fn write_rates(&self, rates: &Tensor) -> Result<()> {
-                ffi::adam_write_rates(rates, self.lr, self.betas.0)
             }
         }
 
@@ -124,24 +119,22 @@ adam!(AdamW, true);
 adam!(Adam, false);
 
 fn step(tensors: &StepTensors<'_>, options: &AdamStep, fused: bool) -> Result<()> {
-    let StepTensors { params, grads, states, scales, codes, known, rates, .. } = *tensors;
+    let StepTensors { params, grads, states, scales, codes, .. } = *tensors;
     let [exp_avgs, exp_avg_sqs, steps] = states else {
         unreachable!("Adam has three slots");
     };
-    let lists = [params, grads, exp_avgs, exp_avg_sqs, steps.as_slice()];
-    if let Some(rates) = rates {
-        let lists: Vec<&[Tensor]> =
-            lists.into_iter().chain(scales.iter().map(|list| &**list)).collect();
-        let code = match codes {
-            [exp_avg, exp_avg_sq] => {
-                let ([a, b], [c, d]) = (exp_avg.tables(), exp_avg_sq.tables());
-                Some([a, b, c, d])
-            }
-            _ => None,
-        };
-        let OnDevice { factor, found_inf } = known;
-        return ffi::adam_on_device(&lists, options, rates, code, factor, found_inf);
+    let [exp_avg_scales, exp_avg_sq_scales] = [0, 1].map(|at| kept(scales.get(at)));
+    let lists = [params, grads, exp_avgs, exp_avg_sqs, steps, exp_avg_scales, exp_avg_sq_scales];
+    let code = match codes {
+        [exp_avg, exp_avg_sq] => {
+            let ([a, b], [c, d]) = (exp_avg.tables(), exp_avg_sq.tables());
+            Some([a, b, c, d])
+        }
+        _ => None,
+    };
+    let kernels = tensors.kernels(fused);
+    if !matches!(kernels, Kernels::Ours(_)) {
+        ffi::foreach_add(steps, 1.0)?;
     }
-    ffi::foreach_add(steps, 1.0)?;
-    ffi::adam(lists, options, kernels(fused, known.found_inf))
+    ffi::adam(lists, code, options, kernels)
 }

@@ -3,15 +3,15 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{Abilities, Moments, OnDevice, Rates, moments::Code};
-use crate::{Result, ffi::Kernels};
+use crate::{
+    Result,
+    ffi::{Kernels, Known},
+};
 
 /// An optimizer's options with its rule for one step. Implemented by this module's optimizers.
 pub(super) trait Algorithm: Copy + 'static {
     /// PyTorch's name.
     const NAME: &'static str;
-
-    /// Whether the first step of a parameter follows another rule.
-    const FIRST_STEP_DIFFERS: bool = false;
 
     /// Why a dtype is stepped in f32 with its state in f32, whatever the user chose; `None` where
     /// the kernels can step it as it is.
@@ -38,10 +38,14 @@ pub(super) trait Algorithm: Copy + 'static {
     /// When a kernel fails.
     fn step(&self, tensors: &StepTensors<'_>) -> Result<()>;
 
-    /// What [`step`](Self::step) can take on this device.
+    /// Whether the first step of a parameter follows another rule.
+    fn first_step_differs(&self) -> bool {
+        false
+    }
+
+    /// What [`step`](Self::step) can take on this device: everything where its kernel is ours.
     fn abilities(&self, device: Device) -> Abilities {
-        let _ = device;
-        Abilities::default()
+        Abilities::all(device.is_cuda())
     }
 
     /// Whether [`step`](Self::step) takes running averages as they are kept for parameters of this
@@ -50,20 +54,11 @@ pub(super) trait Algorithm: Copy + 'static {
         let _ = (kind, device);
         moments == Moments::Full
     }
-
-    /// Writes the rates to `[2]` f64 on the device, for steps that can be captured.
-    ///
-    /// # Errors
-    /// When the kernel fails.
-    fn write_rates(&self, rates: &Tensor) -> Result<()> {
-        let _ = rates;
-        Ok(())
-    }
 }
 
-/// The kernels of an algorithm that has both.
-pub(super) fn kernels(fused: bool, found_inf: Option<&Tensor>) -> Kernels<'_> {
-    if fused { Kernels::Fused(found_inf) } else { Kernels::Foreach }
+/// A slot's tensors; none where the options want no such slot.
+pub(super) fn kept(slot: Option<&Vec<Tensor>>) -> &[Tensor] {
+    slot.map(Vec::as_slice).unwrap_or_default()
 }
 
 /// One tensor of a parameter's state.
@@ -113,4 +108,16 @@ pub(super) struct StepTensors<'a> {
     pub(super) known: OnDevice<'a>,
     /// Where a step that can be captured finds its rates.
     pub(super) rates: Option<&'a Tensor>,
+}
+
+impl StepTensors<'_> {
+    /// Ours where it can be captured, or else libtorch's, of which `fused` is one for the whole step.
+    pub(super) fn kernels(&self, fused: bool) -> Kernels<'_> {
+        let OnDevice { factor, found_inf } = self.known;
+        match self.rates {
+            Some(rates) => Kernels::Ours(Known::new(rates, factor, found_inf)),
+            None if fused => Kernels::Fused(found_inf),
+            None => Kernels::Foreach,
+        }
+    }
 }

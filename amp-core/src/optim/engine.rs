@@ -10,7 +10,7 @@ use super::{
     saved,
     weight_update::{is_half, wide, write, write_stochastically},
 };
-use crate::{Error, Result, nn::Parameter, state::State};
+use crate::{Error, Result, ffi, nn::Parameter, state::State};
 
 /// A built optimizer.
 pub(super) struct Engine<A> {
@@ -43,6 +43,7 @@ struct Kept {
     /// By slot.
     states: Vec<Moment>,
     master: Option<Tensor>,
+    /// Whether the next step follows the rule of all but the first.
     started: bool,
 }
 
@@ -114,7 +115,8 @@ impl<A: Algorithm> Engine<A> {
                 Working::Masters => Some(wide(&parameter.tensor)?),
                 _ => None,
             };
-            Ok(Kept { group, states, master, started: false })
+            let started = !options[group].first_step_differs();
+            Ok(Kept { group, states, master, started })
         });
         let kept = kept.collect::<Result<Vec<Kept>>>()?;
         let device = common_device(&parameters);
@@ -142,8 +144,7 @@ impl<A: Algorithm> Engine<A> {
             if !grad.defined() {
                 continue;
             }
-            let first = A::FIRST_STEP_DIFFERS && !kept.started;
-            let key = (kept.group, parameter.tensor.kind(), first);
+            let key = (kept.group, parameter.tensor.kind(), !kept.started);
             let at = batches.iter().position(|batch| batch.key == key).unwrap_or_else(|| {
                 batches.push(Batch { key, places: Vec::new(), grads: Vec::new() });
                 batches.len() - 1
@@ -330,12 +331,12 @@ impl<A: Algorithm> Optimizer for Engine<A> {
 
     fn abilities(&self) -> Abilities {
         // Whether the first step was taken is known on the host alone.
-        let started = !A::FIRST_STEP_DIFFERS || self.kept.iter().all(|kept| kept.started);
+        let started = self.kept.iter().all(|kept| kept.started);
         let (true, Some(device)) = (started && self.steady, self.device) else {
             return Abilities::default();
         };
-        let all = Abilities { skips: true, scales: true, captures: true };
-        self.options.iter().map(|options| options.abilities(device)).fold(all, Abilities::and)
+        let abilities = self.options.iter().map(|options| options.abilities(device));
+        abilities.fold(Abilities::all(true), Abilities::and)
     }
 
     fn write_rates(&mut self) -> Result<()> {
@@ -343,7 +344,8 @@ impl<A: Algorithm> Optimizer for Engine<A> {
             let Some(rates) = rates.as_mut().filter(|r| r.written != Some(options.rates())) else {
                 continue;
             };
-            options.write_rates(&rates.tensor)?;
+            let Rates { lr, momentum } = options.rates();
+            ffi::write_rates(&rates.tensor, lr, momentum.unwrap_or_default())?;
             rates.written = Some(options.rates());
         }
         Ok(())
@@ -381,7 +383,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
             if let Some(master) = &kept.master {
                 state.put_tensor(format!("{}/{name}", saved::MASTER), master);
             }
-            if A::FIRST_STEP_DIFFERS {
+            if self.options[kept.group].first_step_differs() {
                 state.put(format!("{}/{name}", saved::STARTED), &kept.started)?;
             }
         }
@@ -398,12 +400,10 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         for group in 0..self.options.len() {
             rates.push(saved::get_rates(state, &saved::group(group))?);
         }
-        if A::FIRST_STEP_DIFFERS {
-            let started = |parameter: &Parameter| {
-                state.get::<bool>(&format!("{}/{}", saved::STARTED, parameter.name))
-            };
-            let started = self.parameters.iter().map(started).collect::<Result<Vec<_>>>()?;
-            self.kept.iter_mut().zip(started).for_each(|(kept, started)| kept.started = started);
+        for (parameter, kept) in self.parameters.iter().zip(&mut self.kept) {
+            if self.options[kept.group].first_step_differs() {
+                kept.started = state.get(&format!("{}/{}", saved::STARTED, parameter.name))?;
+            }
         }
         for (name, tensor) in own.tensors() {
             write(tensor, state.tensor(name)?)?;

@@ -98,6 +98,10 @@ pub struct Abilities {
 }
 
 impl Abilities {
+    fn all(are: bool) -> Self {
+        Self { skips: are, scales: are, captures: are }
+    }
+
     fn and(self, other: Self) -> Self {
         Self {
             skips: self.skips && other.skips,

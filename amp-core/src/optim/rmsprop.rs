@@ -4,7 +4,7 @@ use tch::Kind;
 
 use super::{
     Rates,
-    algorithm::{Algorithm, Slot, StepTensors},
+    algorithm::{Algorithm, Slot, StepTensors, kept},
     build_plainly, require,
 };
 use crate::{
@@ -12,7 +12,8 @@ use crate::{
     ffi::{self, RmspropStep},
 };
 
-/// Gradients divided by a running root mean square; defaults are torch.optim.RMSprop's.
+/// Gradients divided by a running root mean square; defaults are torch.optim.RMSprop's. On CUDA one
+/// kernel of ours takes the whole step, as [`AdamW::fused`](super::AdamW::fused) says.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RmsProp {
     /// Learning rate.
@@ -74,9 +75,16 @@ impl Algorithm for RmsProp {
         let Self { lr, alpha, eps, weight_decay, momentum, centered } = *self;
         let options =
             RmspropStep { lr, alpha, eps, weight_decay, momentum, centered: centered.into() };
-        let mut lists = vec![tensors.params, tensors.grads];
-        lists.extend(tensors.states.iter().map(Vec::as_slice));
-        ffi::rmsprop(&lists, &options)
+        let [square_avgs, others @ ..] = tensors.states else {
+            unreachable!("RMSprop has a slot");
+        };
+        let (buffers, grad_avgs) = match others.split_last() {
+            Some((grad_avgs, buffers)) if centered => (buffers.first(), Some(grad_avgs)),
+            _ => (others.first(), None),
+        };
+        let StepTensors { params, grads, .. } = *tensors;
+        let lists = [params, grads, square_avgs, kept(buffers), kept(grad_avgs)];
+        ffi::rmsprop(lists, &options, tensors.kernels(false))
     }
 }
 

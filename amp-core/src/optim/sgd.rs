@@ -4,7 +4,7 @@ use tch::{Device, Kind};
 
 use super::{
     Abilities, Rates,
-    algorithm::{Algorithm, Slot, StepTensors, kernels},
+    algorithm::{Algorithm, Slot, StepTensors, kept},
     build_plainly, require,
     weight_update::is_half,
 };
@@ -26,7 +26,8 @@ pub struct Sgd {
     pub weight_decay: f64,
     /// Whether to look ahead along the momentum.
     pub nesterov: bool,
-    /// As [`AdamW::fused`](super::AdamW::fused).
+    /// As [`AdamW::fused`](super::AdamW::fused). With dampening a CUDA graph can hold the step once
+    /// every parameter has had its first.
     pub fused: bool,
 }
 
@@ -45,9 +46,6 @@ impl Default for Sgd {
 
 impl Algorithm for Sgd {
     const NAME: &'static str = "SGD";
-
-    /// The first gradient fills the buffer undamped.
-    const FIRST_STEP_DIFFERS: bool = true;
 
     /// A bf16 net stays at chance with them; PyTorch's own `SGD(fused=True)` does too.
     fn widens(kind: Kind) -> Option<&'static str> {
@@ -84,15 +82,17 @@ impl Algorithm for Sgd {
         let Self { lr, momentum, dampening, weight_decay, nesterov, fused } = *self;
         let (nesterov, first_step) = (nesterov.into(), tensors.first.into());
         let options = SgdStep { lr, momentum, dampening, weight_decay, nesterov, first_step };
-        let mut lists = vec![tensors.params, tensors.grads];
-        // A schedule may have taken the momentum to 0.
-        let buffers = tensors.states.first().filter(|_| momentum != 0.0);
-        lists.extend(buffers.map(Vec::as_slice));
-        ffi::sgd(&lists, &options, kernels(fused, tensors.known.found_inf))
+        let lists = [tensors.params, tensors.grads, kept(tensors.states.first())];
+        ffi::sgd(lists, &options, tensors.kernels(fused))
     }
 
-    fn abilities(&self, _: Device) -> Abilities {
-        Abilities { skips: self.fused, ..Default::default() }
+    /// The first gradient fills the buffer undamped.
+    fn first_step_differs(&self) -> bool {
+        self.dampening != 0.0
+    }
+
+    fn abilities(&self, device: Device) -> Abilities {
+        Abilities { skips: self.fused, ..Abilities::all(self.fused && device.is_cuda()) }
     }
 }
 

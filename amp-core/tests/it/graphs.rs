@@ -10,8 +10,8 @@ use amp_core::{
     event::Event,
     nn::{Context, Sequential, Visitor, named_tensors},
     optim::{
-        AdamW, Interval, Lion, Moments, OneCycle, OptimizerConfig, Optimizers, Sgd, StepLr,
-        TrainingPlan,
+        AdamW, Interval, Lion, Moments, OneCycle, OptimizerConfig, Optimizers, RmsProp, Sgd,
+        StepLr, TrainingPlan,
     },
     precision::{Clip, GradScalerConfig, Precision, StepOutcome},
     record::RunRecord,
@@ -70,10 +70,10 @@ impl LightningModule for Free {
 }
 
 /// What a run left: its weights, what it said but for times, and its record.
-struct Outcome {
-    weights: String,
+pub(crate) struct Outcome {
+    pub(crate) weights: String,
     events: Vec<String>,
-    record: RunRecord,
+    pub(crate) record: RunRecord,
 }
 
 /// Trains a demo with batch statistics and dropout on some digits.
@@ -87,7 +87,7 @@ fn train(
     train_on(config, network, StepAccess::Late, optimizer, callbacks)
 }
 
-fn train_on(
+pub(crate) fn train_on(
     config: &TrainerConfig,
     network: Sequential,
     access: StepAccess,
@@ -127,7 +127,7 @@ fn train_on(
 }
 
 /// Some 500 steps of eleven in an epoch.
-fn config(precision: Precision, graph: Graph) -> TrainerConfig {
+pub(crate) fn config(precision: Precision, graph: Graph) -> TrainerConfig {
     TrainerConfig {
         max_epochs: 46,
         gradient_clip: Some(Clip::Norm(1.0)),
@@ -144,14 +144,21 @@ fn one_cycle(plan: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW::default()).with_scheduler(schedule, Interval::Step)
 }
 
-fn momentum(_: &TrainingPlan) -> OptimizerConfig {
+pub(crate) fn momentum(_: &TrainingPlan) -> OptimizerConfig {
     let sgd = Sgd { lr: 1e-2, momentum: 0.9, nesterov: true, ..Default::default() };
     OptimizerConfig::new(sgd).with_scheduler(StepLr { step_size: 5, gamma: 0.9 }, Interval::Epoch)
 }
 
-/// Its kernels cannot leave a step out by themselves.
 fn lion(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Lion::default())
+}
+
+/// Its momentum is cycled with its rate.
+fn centered(plan: &TrainingPlan) -> OptimizerConfig {
+    let total_steps = plan.estimated_stepping_batches;
+    let schedule = OneCycle { max_lr: 1e-3, total_steps, ..Default::default() };
+    let rmsprop = RmsProp { momentum: 0.9, centered: true, ..Default::default() };
+    OptimizerConfig::new(rmsprop).with_scheduler(schedule, Interval::Step)
 }
 
 /// The same run with and without graphs.
@@ -168,7 +175,7 @@ fn both(
     Ok([run(Graph::Off)?, run(Graph::On)?])
 }
 
-fn assert_same([eager, graphed]: &[Outcome; 2]) {
+pub(crate) fn assert_same([eager, graphed]: &[Outcome; 2]) {
     assert_eq!(eager.record.end.replayed, 0);
     assert_eq!(eager.events.len(), graphed.events.len());
     for (eager, graphed) in eager.events.iter().zip(&graphed.events) {
@@ -181,6 +188,7 @@ fn assert_same([eager, graphed]: &[Outcome; 2]) {
 #[case(one_cycle)]
 #[case(momentum)]
 #[case(lion)]
+#[case(centered)]
 fn a_graph_computes_what_the_steps_compute(
     #[values(
         Precision::F32True,

@@ -19,6 +19,7 @@ mod errors;
 mod fused;
 mod graphs;
 mod graphs_hooks;
+mod graphs_optimizers;
 mod islands;
 mod linear;
 mod log;

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::{
     bits::{assert_bits, from_bits, name_of, sha256, values},
-    capability, message,
+    capability, device, message,
     oracle::{Lcg, integer, list, number, oracle, parsed, shapes, text},
     parameter, set_gradient,
 };
@@ -241,6 +241,38 @@ fn a_parameter_without_a_gradient_waits(#[case] options: &dyn BuildOptimizer) ->
         alone.step()?;
         assert_eq!(both.parameters()[1].tensor, alone.parameters()[0].tensor);
     }
+    Ok(())
+}
+
+/// RMSprop's first step in closed form: each of its averages is under its own name.
+#[rstest]
+#[case(true, 0.9)]
+#[case(true, 0.0)]
+#[case(false, 0.9)]
+#[case(false, 0.0)]
+fn rmsprops_averages_are_what_they_are_called(
+    #[case] centered: bool,
+    #[case] momentum: f64,
+) -> Result<()> {
+    let options = RmsProp { momentum, centered, ..Default::default() };
+    let value = Tensor::from_slice(&[1.0]).to(device());
+    let mut optimizer = options.build(vec![parameter("p", &value)])?;
+    set_gradient(&optimizer.parameters()[0], &Tensor::from_slice(&[0.5]).to(device()));
+    optimizer.step()?;
+    let (square, mean): (f64, f64) = (0.01 * 0.25, if centered { 0.01 * 0.5 } else { 0.0 });
+    let update = 0.5 / ((square - mean * mean).sqrt() + 1e-8);
+    let state = optimizer.state()?;
+    for (name, kept, expected) in [
+        ("square_avg/p", true, square),
+        ("grad_avg/p", centered, mean),
+        ("momentum_buffer/p", momentum > 0.0, update),
+    ] {
+        let seen = state.tensor(name).ok().map(|tensor| tensor.double_value(&[0]));
+        assert_eq!(seen.is_some(), kept, "{name}");
+        assert!(seen.is_none_or(|seen| (seen / expected - 1.0).abs() < 1e-14), "{name}: {seen:?}");
+    }
+    let moved = 1.0 - optimizer.parameters()[0].tensor.double_value(&[0]);
+    assert!((moved / (options.lr * update) - 1.0).abs() < 1e-14, "{moved}");
     Ok(())
 }
 

@@ -1,10 +1,13 @@
-//! Adam's kernel of our own, on CUDA alone (`AMP_DEVICE=cuda`), against libtorch's on the CPU.
+//! Optimizers' kernels of our own, on CUDA alone (`AMP_DEVICE=cuda`), against libtorch's on the CPU.
 
 use amp_core::{
     Result,
     hardware::seed_everything,
     nn::Parameter,
-    optim::{Abilities, Adam, AdamW, BuildOptimizer, Moments, OnDevice, Optimizer, Rates},
+    optim::{
+        Abilities, Adam, AdamW, BuildOptimizer, Lion, Moments, OnDevice, Optimizer, Rates, RmsProp,
+        Sgd,
+    },
     tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;
@@ -15,15 +18,16 @@ use crate::support::{
 };
 
 /// More tensors than one start of the kernel takes, of sizes that fill no block, and a matrix whose
-/// gradient lies the other way round.
+/// gradient lies the other way round. Gradients are at least a half, so that no decay cancels one.
 fn tensors(kind: Kind) -> (Vec<Tensor>, Vec<Tensor>) {
     let _generator = seeded(3);
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(kind);
     let mut shapes: Vec<Vec<i64>> = (1..68).map(|at| vec![at * at]).collect();
     shapes.extend([vec![123, 77], vec![0], vec![]]);
+    let away = |grad: Tensor| &grad + grad.sign() * 0.5;
     let params = shapes.iter().map(|shape| draw(shape)).collect();
-    let mut grads: Vec<Tensor> = shapes.iter().map(|shape| draw(shape)).collect();
-    grads[67] = draw(&[77, 123]).transpose(0, 1);
+    let mut grads: Vec<Tensor> = shapes.iter().map(|shape| away(draw(shape))).collect();
+    grads[67] = away(draw(&[77, 123])).transpose(0, 1);
     (params, grads)
 }
 
@@ -58,23 +62,50 @@ fn give(parameters: &[Parameter], grads: &[Tensor]) {
     }
 }
 
-/// The largest distance between weights, in units of the last place of a weight of 1.
-fn distance(a: &dyn Optimizer, b: &dyn Optimizer, epsilon: f64) -> f64 {
-    let pairs = a.parameters().iter().zip(b.parameters());
-    pairs.filter(|(a, _)| a.tensor.numel() > 0).fold(0.0, |most, (a, b)| {
-        let (a, b) = (wide(&a.tensor), wide(&b.tensor));
+/// The largest distance between weights or what is kept for them, in units of the last place, which
+/// is that of 1 where they are smaller.
+fn distance(a: &dyn Optimizer, b: &dyn Optimizer, epsilon: f64) -> Result<f64> {
+    let tensors = |optimizer: &dyn Optimizer| -> Result<Vec<Tensor>> {
+        let state = optimizer.state()?;
+        let weights = optimizer.parameters().iter().map(|parameter| wide(&parameter.tensor));
+        Ok(weights.chain(state.tensors().map(|(_, tensor)| wide(tensor))).collect())
+    };
+    let (a, b) = (tensors(a)?, tensors(b)?);
+    assert_eq!(a.len(), b.len());
+    let pairs = a.iter().zip(&b).filter(|(a, _)| a.numel() > 0);
+    Ok(pairs.fold(0.0, |most: f64, (a, b)| {
         let size = b.abs().clamp_min(1.0);
-        most.max(((a - &b).abs() / size).max().double_value(&[]) / epsilon)
-    })
+        most.max(((a - b).abs() / size).max().double_value(&[]) / epsilon)
+    }))
 }
 
-/// Twenty steps at changing rates. A step rounds a weight twice, for its decay and its update, and
-/// sums may be rounded once or twice on the way there: two units in the last place for each step.
+const ALL: Abilities = Abilities { skips: true, scales: true, captures: true };
+
+const NESTEROV: Sgd =
+    Sgd { lr: 1e-3, momentum: 0.9, dampening: 0.0, weight_decay: 0.1, nesterov: true, fused: true };
+const DAMPED: Sgd = Sgd { dampening: 0.5, nesterov: false, ..NESTEROV };
+const CENTERED: RmsProp =
+    RmsProp { lr: 1e-2, alpha: 0.99, eps: 1e-8, weight_decay: 0.01, momentum: 0.9, centered: true };
+
+/// Twenty steps at changing rates, with gradients that change size and sign. A step rounds a weight
+/// twice, for its decay and its update, and an average twice, for its own decay and what comes in;
+/// sums may be rounded once or twice on the way there: two units in the last place for each step. Lion's direction is never so near zero that a rounding
+/// turns it: it is 0.05 of the gradient at least, whose sign it has or, every third step, not.
 #[rstest]
 #[case::adamw(&AdamW { weight_decay: 0.1, ..Default::default() })]
 #[case::adamw_plain(&AdamW { weight_decay: 0.0, ..Default::default() })]
 #[case::adam(&Adam { weight_decay: 0.1, betas: (0.8, 0.99), ..Default::default() })]
-fn adam_steps_on_cuda_as_on_the_cpu(
+#[case::sgd(&Sgd::default())]
+#[case::sgd_momentum(&Sgd { momentum: 0.9, ..Default::default() })]
+#[case::sgd_nesterov(&NESTEROV)]
+#[case::sgd_damped(&DAMPED)]
+#[case::rmsprop(&RmsProp::default())]
+#[case::rmsprop_momentum(&RmsProp { centered: false, ..CENTERED })]
+#[case::rmsprop_centered(&RmsProp { momentum: 0.0, ..CENTERED })]
+#[case::rmsprop_both(&CENTERED)]
+#[case::lion(&Lion::default())]
+#[case::lion_decay(&Lion { weight_decay: 0.1, ..Default::default() })]
+fn steps_on_cuda_are_those_on_the_cpu(
     #[case] options: &dyn BuildOptimizer,
     #[values((Kind::Double, f64::EPSILON), (Kind::Float, f32::EPSILON as f64), (Kind::BFloat16, 0.0078125))]
     (kind, epsilon): (Kind, f64),
@@ -86,32 +117,68 @@ fn adam_steps_on_cuda_as_on_the_cpu(
     let mut ours = build(options, &params, device())?;
     let mut theirs = build(options, &params, Device::Cpu)?;
     for step in 1..=20 {
-        let rates =
-            Rates { lr: 1e-2 / f64::from(step), momentum: Some(0.95 - 0.01 * f64::from(step)) };
+        let momentum = ours.rates()[0].momentum.map(|_| 0.95 - 0.01 * f64::from(step));
+        let rates = Rates { lr: 1e-2 / f64::from(step), momentum };
+        let size = [-0.25, 4.0, 4.0][step as usize % 3];
+        let grads: Vec<Tensor> = grads.iter().map(|grad| grad * size).collect();
         for optimizer in [&mut ours, &mut theirs] {
             give(optimizer.parameters(), &grads);
             optimizer.set_rates(&[rates]);
             optimizer.step()?;
         }
-        let off = distance(ours.as_ref(), theirs.as_ref(), epsilon);
+        let off = distance(ours.as_ref(), theirs.as_ref(), epsilon)?;
         assert!(off <= 2.0 * f64::from(step), "step {step}: {off} units in the last place");
     }
     Ok(())
 }
 
+/// A schedule may take the momentum to 0 and back: as in PyTorch the buffers wait meanwhile.
 #[rstest]
+fn buffers_wait_while_there_is_no_momentum() -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let (params, grads) = tensors(Kind::Float);
+    let mut ours = build(&NESTEROV, &params, device())?;
+    let mut theirs = build(&NESTEROV, &params, Device::Cpu)?;
+    for (step, momentum) in [0.9, 0.0, 0.0, 0.8].into_iter().enumerate() {
+        for optimizer in [&mut ours, &mut theirs] {
+            give(optimizer.parameters(), &grads);
+            optimizer.set_rates(&[Rates { lr: 1e-2, momentum: Some(momentum) }]);
+            optimizer.step()?;
+        }
+        let off = distance(ours.as_ref(), theirs.as_ref(), f64::from(f32::EPSILON))?;
+        assert!(off <= 2.0 * (step + 1) as f64, "{off} units in the last place");
+    }
+    Ok(())
+}
+
+#[rstest]
+#[case::adamw(&AdamW::default(), Moments::Full)]
+#[case::adamw_bf16(&AdamW::default(), Moments::Bf16)]
+#[case::adamw_8bit(&AdamW::default(), Moments::EightBit)]
+#[case::sgd(&NESTEROV, Moments::Full)]
+#[case::sgd_damped(&DAMPED, Moments::Full)]
+#[case::rmsprop(&CENTERED, Moments::Full)]
+#[case::lion(&Lion::default(), Moments::Full)]
 fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
-    #[values(Moments::Full, Moments::Bf16, Moments::EightBit)] moments: Moments,
+    #[case] options: &dyn BuildOptimizer,
+    #[case] moments: Moments,
 ) -> Result<()> {
     if !device().is_cuda() {
         return Ok(());
     }
     let (params, grads) = tensors(Kind::Float);
     let number = |value: f32| Tensor::from(value).to(device());
-    let options = AdamW::default();
-    let mut scaled = build_with(&options, &params, device(), moments)?;
-    let mut plain = build_with(&options, &params, device(), moments)?;
-    assert_eq!(scaled.abilities(), Abilities { skips: true, scales: true, captures: true });
+    let mut scaled = build_with(options, &params, device(), moments)?;
+    let mut plain = build_with(options, &params, device(), moments)?;
+    // Some take their first step by another rule.
+    for optimizer in [&mut scaled, &mut plain] {
+        seed_everything(3)?;
+        give(optimizer.parameters(), &grads);
+        optimizer.step()?;
+        assert_eq!(optimizer.abilities(), ALL);
+    }
     let state = |optimizer: &dyn Optimizer| -> Result<Vec<String>> {
         let state = optimizer.state()?;
         let weights = optimizer.parameters().iter().map(|parameter| sha256(&parameter.tensor));
@@ -135,6 +202,40 @@ fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
     for void in [one, number(f32::NAN)] {
         scaled.step_with(OnDevice { factor: None, found_inf: Some(&void) })?;
         assert_eq!(state(scaled.as_ref())?, after);
+    }
+    Ok(())
+}
+
+/// What the device can do by itself, before the first step and after one in which the second
+/// parameter had no gradient: on CUDA everything but by libtorch's kernels; on the CPU libtorch's
+/// fused ones can leave a step out. Only a damped momentum's first step is another, which the host
+/// has to know of.
+#[rstest]
+#[case::adamw(&AdamW::default(), true, [true; 3])]
+#[case::sgd(&NESTEROV, true, [true; 3])]
+#[case::sgd_damped(&DAMPED, true, [false, false, true])]
+#[case::rmsprop(&CENTERED, false, [true; 3])]
+#[case::lion(&Lion::default(), false, [true; 3])]
+#[case::adamw_foreach(&AdamW { fused: false, ..Default::default() }, false, [false; 3])]
+#[case::sgd_foreach(&Sgd { fused: false, ..NESTEROV }, false, [false; 3])]
+fn what_an_optimizer_can_do(
+    #[case] options: &dyn BuildOptimizer,
+    #[case] skips_on_the_cpu: bool,
+    #[case] can: [bool; 3],
+) -> Result<()> {
+    let (params, grads) = tensors(Kind::Float);
+    let all = if device().is_cuda() {
+        ALL
+    } else {
+        Abilities { skips: skips_on_the_cpu, ..Abilities::default() }
+    };
+    let expected = |can: bool| if can { all } else { Abilities::default() };
+    let mut optimizer = build(options, &params[..2], device())?;
+    assert_eq!(optimizer.abilities(), expected(can[0]), "before the first step");
+    for (stepped, can) in (1..).zip(&can[1..]) {
+        give(&optimizer.parameters()[..stepped], &grads[..stepped]);
+        optimizer.step()?;
+        assert_eq!(optimizer.abilities(), expected(*can), "after step {stepped}");
     }
     Ok(())
 }

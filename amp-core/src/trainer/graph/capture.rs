@@ -31,6 +31,8 @@ pub(super) struct StepGraph {
     reports: Vec<Tensor>,
     kept: Kept,
     precision: Precision,
+    /// Whether it holds the step of each optimizer.
+    pub(super) steps: Vec<bool>,
 }
 
 impl StepGraph {
@@ -54,6 +56,7 @@ impl StepGraph {
         runner.begin_capture(&inputs, shares)?;
         // What the eager steps left cached would lie beside the graph's own memory.
         ffi::cuda_empty_cache()?;
+        let steps = captured_steps(runner).collect();
         let captured = CudaGraph::capture(index, || {
             ffi::without_synchronization(|| capture_step(runner, model, inputs.len(), &void, &room))
         });
@@ -64,18 +67,31 @@ impl StepGraph {
         let sums = log.sums().map(Tensor::shallow_clone);
         let kept = Kept::new(&buffers.into_iter().chain(sums).collect::<Vec<_>>(), slots)?;
         let precision = runner.policy().precision;
-        Ok(Self { graph, inputs, losses, grads, log, void, report, reports, kept, precision })
+        Ok(Self {
+            graph,
+            inputs,
+            losses,
+            grads,
+            log,
+            void,
+            report,
+            reports,
+            kept,
+            precision,
+            steps,
+        })
     }
 
-    /// Whether it computes in this precision.
-    pub(super) fn is_of(&self, precision: Precision) -> bool {
-        self.precision == precision
+    /// Whether it computes in the run's precision and holds what can be captured now.
+    pub(super) fn is_of(&self, runner: &StepRunner<'_>) -> bool {
+        self.precision == runner.policy().precision
+            && captured_steps(runner).eq(self.steps.iter().copied())
     }
 
     /// Whether a step on these batches is the one that was captured.
-    pub(super) fn fits(&self, batches: &[Batch], precision: Precision) -> bool {
+    pub(super) fn fits(&self, batches: &[Batch], runner: &StepRunner<'_>) -> bool {
         let alike = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.kind() == b.kind();
-        self.precision == precision
+        self.is_of(runner)
             && self.inputs.len() == batches.len()
             && self.inputs.iter().zip(batches).all(|(own, other)| {
                 alike(&own.input, &other.input) && alike(&own.target, &other.target)
@@ -118,6 +134,11 @@ impl StepGraph {
         let _ = self.void.shallow_clone().f_zero_()?;
         Ok(())
     }
+}
+
+/// Which optimizers' steps can be captured now.
+fn captured_steps(runner: &StepRunner<'_>) -> impl Iterator<Item = bool> {
+    runner.optimizers.iter().map(|scheduled| scheduled.optimizer.abilities().captures)
 }
 
 struct Captured {

@@ -96,25 +96,27 @@ impl Run<'_, '_> {
 
     /// Whether the step on these examples runs as a graph; captures it when the time has come.
     pub(in super::super) fn may_fly(&mut self, examples: &Examples) -> Result<bool> {
-        let (runner, flight) = (&mut self.runner, &mut self.flight);
+        let (runner, flight) = (&self.runner, &self.flight);
         if runner.parts > 1 || runner.profiler.is_running() {
             return Ok(false);
         }
-        let precision = runner.policy().precision;
-        if matches!(&flight.state, State::Captured(graph) if graph.fits(&examples.batches, precision))
+        if matches!(&flight.state, State::Captured(graph) if graph.fits(&examples.batches, runner))
         {
             return Ok(true);
         }
         let whole = examples.batches.len() as i64 == self.config.accumulate_grad_batches;
-        let due = match &flight.state {
-            State::Waiting => whole && flight.warmed_up >= WARM_UP,
-            State::Captured(graph) => !graph.is_of(precision),
-            State::Refused => false,
-        };
+        let due = whole
+            && match &flight.state {
+                State::Waiting => flight.warmed_up >= WARM_UP,
+                State::Captured(graph) => !graph.is_of(runner),
+                State::Refused => false,
+            };
         if !due || !flight.steps.is_empty() {
             return Ok(false);
         }
-        // A graph of another precision goes first, with its memory.
+        // Another graph goes first, with its memory, and leaves what it has summed up.
+        self.leave_graph()?;
+        let (runner, flight) = (&mut self.runner, &mut self.flight);
         flight.state = State::Refused;
         let Examples { batches, shares, .. } = examples;
         match StepGraph::capture(runner, self.model, batches, shares, flight.capacity) {
@@ -138,6 +140,8 @@ impl Run<'_, '_> {
             unreachable!("only a captured step may fly");
         };
         if !flight.entered {
+            // Those that the graph computes none of would be stepped by.
+            runner.zero_grad()?;
             graph.enter(&mut self.log)?;
             flight.entered = true;
         }
@@ -148,13 +152,12 @@ impl Run<'_, '_> {
         runner.write_rates()?;
         let known = graph.launch(&examples.batches, slot)?;
         let mut schedules = Vec::with_capacity(runner.optimizers.len());
-        for scheduled in &mut runner.optimizers {
+        for (scheduled, captured) in runner.optimizers.iter_mut().zip(&graph.steps) {
             schedules.push(scheduled.fork_schedule());
-            let abilities = scheduled.optimizer.abilities();
-            if abilities.skips && !abilities.captures {
+            if !captured && scheduled.optimizer.abilities().skips {
                 let unless = OnDevice { found_inf: Some(&graph.void), factor: None };
                 scheduled.optimizer.step_with(unless)?;
-            } else if !abilities.captures {
+            } else if !captured {
                 known.wait()?;
                 if !graph.is_void(slot)? {
                     scheduled.optimizer.step()?;

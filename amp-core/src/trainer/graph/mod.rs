@@ -1,9 +1,10 @@
 //! Whole steps as CUDA graphs: captured once, then started with one call each.
 //!
 //! The graph holds the forward and backward passes of a step's batches, unscaling, the look for
-//! what is not finite, clipping, the scaler's update and the sums of what is logged. The
-//! optimizers' kernels follow it in the stream, since their rates are the host's, in f64. Some
-//! steps are [in flight](flight) at a time, so that the device need not wait for the host.
+//! what is not finite, clipping, the optimizers' kernels where those are ours, the scaler's update and
+//! the sums of what is logged. Other optimizers' kernels follow it in the stream, since their rates
+//! are the host's. Some steps are [in flight](flight) at a time, so that the device need not wait for
+//! the host.
 //!
 //! A step that is not finite stops the device: neither it nor any step after it moves a parameter.
 //! The host finds that out, takes back what those steps left, and runs the step once more the way

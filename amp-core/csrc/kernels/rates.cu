@@ -1,0 +1,6 @@
+// Rates to where captured steps read them.
+
+extern "C" __global__ void write_rates(double* rates, double lr, double momentum) {
+  rates[0] = lr;
+  rates[1] = momentum;
+}

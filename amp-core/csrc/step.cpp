@@ -1,0 +1,109 @@
+// Optimizer steps of our own on CUDA devices. `lists` are pointers to `count` handles each, or null
+// where the optimizer keeps none; the order is that of the kernels.
+
+#include "step.h"
+
+#include <ATen/ops/empty_like.h>
+
+#include <stdexcept>
+
+#include "guard.h"
+#include "kernels/lion.cu.h"
+#include "kernels/lion.h"
+#include "kernels/rates.cu.h"
+#include "kernels/rmsprop.cu.h"
+#include "kernels/rmsprop.h"
+#include "kernels/sgd.cu.h"
+#include "kernels/sgd.h"
+
+namespace amp {
+
+Step::Step(const Handle* const* lists, size_t count, const AmpOnDevice& known)
+    : device_(known.rates->device()) {
+  constexpr int gradient = 1;
+  for (size_t i = 0; i < count; ++i) {
+    const auto& param = *lists[0][i];
+    if (param.numel() == 0) continue;
+    if (kernel_dtype(param.scalar_type()) == nullptr) {
+      throw std::runtime_error("optimizers are for floating dtypes");
+    }
+    const int at = add(starts_, param);
+    auto& data = starts_.back().tensors.data;
+    for (size_t list = 0; list < std::size(data); ++list) {
+      if (lists[list] == nullptr) continue;
+      const at::Tensor* tensor = lists[list][i];
+      if (list == gradient && tensor->strides() != param.strides()) {
+        copies_.push_back(at::empty_like(param));
+        copies_.back().copy_(*tensor);
+        tensor = &copies_.back();
+      }
+      data[list][at] = list == gradient ? const_cast<void*>(tensor->const_data_ptr())
+                                        : tensor->mutable_data_ptr();
+    }
+  }
+  known_.rates = known.rates->const_data_ptr<double>();
+  if (known.found_inf != nullptr) known_.found_inf = known.found_inf->const_data_ptr<float>();
+  if (known.factor != nullptr && !starts_.empty()) {
+    factor_ = known.factor->to(starts_[0].dtype == at::kDouble ? at::kDouble : at::kFloat);
+    known_.factor = factor_.const_data_ptr();
+  }
+}
+
+void Step::run(KernelSource& source, const void* options) {
+  for (auto& start : starts_) {
+    on_elements(source, {kernel_dtype(start.dtype)}, "step", start, {options});
+  }
+}
+
+void Step::on_tensors(KernelSource& source, const Types& types, const char* name,
+                      Start<StepTensors>& start) {
+  void* arguments[] = {&start.tensors, &known_};
+  source.launch(name, types, device_, 1, StepTensors::max_tensors, arguments);
+}
+
+void Step::on_elements(KernelSource& source, const Types& types, const char* name,
+                       Start<StepTensors>& start, std::initializer_list<const void*> last) {
+  std::vector<void*> arguments{&start.tensors, &known_};
+  for (const void* argument : last) arguments.push_back(const_cast<void*>(argument));
+  source.launch(name, types, device_, start.blocks, 256, arguments.data());
+}
+
+}  // namespace amp
+
+extern "C" {
+
+// Makes `rates`, f64 [2] on the device, these two.
+int amp_write_rates(const at::Tensor* rates, double lr, double momentum) {
+  return amp::guarded([&] {
+    static amp::KernelSource source("rates.cu", amp_kernels_rates);
+    double* data = rates->mutable_data_ptr<double>();
+    void* arguments[] = {&data, &lr, &momentum};
+    source.launch("write_rates", {"float"}, rates->device(), 1, 1, arguments);
+  });
+}
+
+int amp_sgd_on_device(const amp::Handle* const* lists, size_t count, const AmpSgd* options,
+                      const AmpOnDevice* known) {
+  return amp::guarded([&] {
+    static amp::KernelSource source("sgd.cu", amp_kernels_sgd);
+    amp::Step(lists, count, *known).run(source, options);
+  });
+}
+
+int amp_rmsprop_on_device(const amp::Handle* const* lists, size_t count,
+                          const AmpRmsprop* options, const AmpOnDevice* known) {
+  return amp::guarded([&] {
+    static amp::KernelSource source("rmsprop.cu", amp_kernels_rmsprop);
+    amp::Step(lists, count, *known).run(source, options);
+  });
+}
+
+int amp_lion_on_device(const amp::Handle* const* lists, size_t count, const AmpLion* options,
+                       const AmpOnDevice* known) {
+  return amp::guarded([&] {
+    static amp::KernelSource source("lion.cu", amp_kernels_lion);
+    amp::Step(lists, count, *known).run(source, options);
+  });
+}
+
+}  // extern "C"

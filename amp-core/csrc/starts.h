@@ -16,7 +16,7 @@ struct Start {
   unsigned blocks = 0;
 };
 
-// Makes room for a tensor with elements, in the last start where it fits, and returns its place there.
+// Makes room for a tensor in the last start where it fits, and returns its place there.
 template <typename List>
 int add(std::vector<Start<List>>& starts, const at::Tensor& tensor) {
   const auto dtype = tensor.scalar_type();

@@ -23,7 +23,6 @@ Step::Step(const Handle* const* lists, size_t count, const AmpOnDevice& known)
   constexpr int gradient = 1;
   for (size_t i = 0; i < count; ++i) {
     const auto& param = *lists[0][i];
-    if (param.numel() == 0) continue;
     if (kernel_dtype(param.scalar_type()) == nullptr) {
       throw std::runtime_error("optimizers are for floating dtypes");
     }
@@ -63,6 +62,8 @@ void Step::on_tensors(KernelSource& source, const Types& types, const char* name
 
 void Step::on_elements(KernelSource& source, const Types& types, const char* name,
                        Start<StepTensors>& start, std::initializer_list<const void*> last) {
+  // Tensors without elements have steps that are counted, and no more.
+  if (start.blocks == 0) return;
   std::vector<void*> arguments{&start.tensors, &known_};
   for (const void* argument : last) arguments.push_back(const_cast<void*>(argument));
   source.launch(name, types, device_, start.blocks, 256, arguments.data());

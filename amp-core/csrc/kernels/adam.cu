@@ -18,6 +18,18 @@ extern "C" __global__ void count_steps(const StepTensors tensors, const OnDevice
   if (at < tensors.count && !is_left_out(known)) *steps_of(tensors, at) += 1;
 }
 
+// Within two units in the last place of normal numbers; others are zero.
+__device__ float approximate_sqrt(float x) {
+  float out;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+__device__ float approximate_ratio(float x, float y) {
+  float out;
+  asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(out) : "f"(x), "f"(y));
+  return out;
+}
+
 // A step's numbers for one tensor; R is the dtype of its rates.
 template <typename R>
 struct Update {
@@ -60,8 +72,14 @@ struct Update {
     }
     exp_avg = beta1 * exp_avg + rest1 * grad;
     exp_avg_sq = beta2 * exp_avg_sq + rest2 * grad * grad;
-    const W denominator = sqrt(exp_avg_sq) / correction2_sqrt + eps;
-    param -= step_size * exp_avg / denominator;
+    if constexpr (sizeof(R) < sizeof(double)) {
+      const float denominator =
+          approximate_ratio(approximate_sqrt(exp_avg_sq), correction2_sqrt) + eps;
+      param -= approximate_ratio(step_size * exp_avg, denominator);
+    } else {
+      const W denominator = sqrt(exp_avg_sq) / correction2_sqrt + eps;
+      param -= step_size * exp_avg / denominator;
+    }
   }
 };
 
@@ -173,8 +191,11 @@ struct Coder {
   // Of a share of the largest, between -1 and 1.
   __device__ unsigned char of(float share) const {
     const float size = fabsf(share);
-    int at = 0;
-    for (int decade = 0; decade < 8; ++decade) at += size > bounds[decade];
+    // How many bounds are below it, by halves.
+    const bool upper = size > bounds[3];
+    const bool third = size > (upper ? bounds[5] : bounds[1]);
+    const float next = upper ? (third ? bounds[6] : bounds[4]) : (third ? bounds[2] : bounds[0]);
+    const int at = 4 * upper + 2 * third + (size > next) + (size > bounds[7]);
     const Decade decade = decades[at];
     const int part = static_cast<int>(size * decade.slope - decade.offset);
     const int code = decade.first + max(0, min(part, decade.last));
@@ -219,6 +240,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
     const float old_scale = exp_avg_scale, old_sq_scale = exp_avg_sq_scale;
     float exp_avg[packs][per_thread], exp_avg_sq[packs][per_thread];
     float largest = 0, largest_sq = 0;
+#pragma unroll
     for (int p = 0; p < packs; ++p) {
       const int i = first + (p * 32 + lane) * per_thread;
       const long long from = begin + i;
@@ -259,6 +281,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
     // Of a block of zeros, too.
     const float inverse = 1 / fmaxf(largest, smallest_normal);
     const float sq_inverse = 1 / fmaxf(largest_sq, smallest_normal);
+#pragma unroll
     for (int p = 0; p < packs; ++p) {
       const long long from = begin + first + (p * 32 + lane) * per_thread;
       Pack<unsigned char> codes, sq_codes;

@@ -6,6 +6,7 @@
 mod attention;
 mod autocast;
 mod autocast_lists;
+mod budget;
 mod callbacks;
 mod checkpoint;
 mod chrome_trace;

@@ -1,0 +1,394 @@
+//! A budget of memory chooses what is checkpointed, and changes nothing else.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use amp_core::{
+    Error, Module, Result, Trainer, TrainerConfig,
+    callback::{Mode, ModelCheckpoint},
+    data::{Batch, DataModule},
+    event::Event,
+    memory::{MemoryMeter, cuda_allocated, parse_bytes},
+    nn::{
+        BatchNorm, BatchNormConfig, Checkpoint, Context, Dropout, Gelu, Relu, Segment, Sequential,
+        TransformerEncoderLayer, TransformerEncoderLayerConfig, Visitor, named_tensors,
+        visit_child,
+    },
+    optim::{OptimizerConfig, Sgd, TrainingPlan},
+    precision::{GradScalerConfig, Precision},
+    record::RunRecord,
+    tch::{Device, Kind, Tensor},
+    trainer::MemoryPlan,
+};
+use rstest::rstest;
+use tempfile::tempdir;
+
+use crate::support::{
+    bits::sha256,
+    device, message,
+    model::{Model, fit, linear, same},
+    seeded,
+};
+
+const WIDTH: i64 = 32;
+const BATCH: i64 = 2048;
+const BLOCKS: usize = 8;
+/// Bytes of one activation in f32.
+const ACTIVATION: u64 = (BATCH * WIDTH * 4) as u64;
+
+fn sgd(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
+}
+
+/// Linear and GELU by turns: each keeps its input, so a block two activations.
+fn mlp() -> Result<Model> {
+    let mut layers: Vec<Box<dyn Module>> = Vec::new();
+    for _ in 0..BLOCKS {
+        layers.push(Box::new(linear(WIDTH, WIDTH)?));
+        layers.push(Box::new(Gelu));
+    }
+    Ok(Model::regression(Sequential::new(layers), sgd))
+}
+
+/// Blocks with batch statistics and dropout, one of them a checkpoint of its own accord.
+fn mixed() -> Result<Model> {
+    let block = || -> Result<Vec<Box<dyn Module>>> {
+        Ok(vec![
+            Box::new(linear(WIDTH, WIDTH)?),
+            Box::new(BatchNorm::new(BatchNormConfig::new(WIDTH))?),
+            Box::new(Relu),
+            Box::new(Dropout::new(0.3)?),
+        ])
+    };
+    let mut layers = block()?;
+    layers.push(Box::new(Checkpoint::new(Sequential::new(block()?), true)));
+    layers.extend(block()?);
+    Ok(Model::regression(Sequential::new(layers), sgd))
+}
+
+struct Run {
+    record: Result<RunRecord>,
+    plans: Vec<MemoryPlan>,
+    /// Above what was held before the model was built; the data were there.
+    peak: u64,
+    /// Of every parameter and buffer.
+    tensors: Vec<String>,
+    /// What the generator draws next.
+    after: String,
+}
+
+impl Run {
+    fn plan(&self) -> &MemoryPlan {
+        if let Err(error) = &self.record {
+            panic!("{error}");
+        }
+        assert_eq!(self.plans.len(), 1, "it is said once");
+        &self.plans[0]
+    }
+
+    fn record(&self) -> &RunRecord {
+        self.record.as_ref().expect("a run that fits")
+    }
+}
+
+fn config(precision: Precision, budget: Option<u64>) -> TrainerConfig {
+    TrainerConfig {
+        max_epochs: 1,
+        memory_budget: budget,
+        scaler: GradScalerConfig { init_scale: 256.0, ..Default::default() },
+        log_every_n_steps: 1,
+        profile_every_n_steps: Some(1),
+        ..TrainerConfig::new(precision, device())
+    }
+}
+
+/// Four batches of noise.
+fn examples() -> Result<DataModule> {
+    let noise = || Tensor::randn([4 * BATCH, WIDTH], (Kind::Float, Device::Cpu));
+    same(Batch::new(noise(), noise())?, BATCH)
+}
+
+/// Trains an epoch.
+fn run(config: &TrainerConfig, build: impl Fn() -> Result<Model>) -> Result<Run> {
+    let _generator = seeded(3);
+    let data = examples()?;
+    let meter = MemoryMeter::start(device())?;
+    let mut model = build()?;
+    let (events, record) = fit(config, &mut model, &data);
+    let peak = meter.read()?.peak_allocated;
+    let plans = events.into_iter().filter_map(|event| match event {
+        Event::Checkpointed(plan) => Some(plan),
+        _ => None,
+    });
+    let tensors = named_tensors(&model).iter().map(|(_, tensor, _)| sha256(tensor)).collect();
+    let after = sha256(&Tensor::rand([8], (Kind::Float, device())));
+    Ok(Run { record, plans: plans.collect(), peak, tensors, after })
+}
+
+/// The peak of a run without a budget, and what the budget counts besides. The first run of a process
+/// on CUDA makes workspaces that stay.
+fn unlimited(config: &TrainerConfig, build: impl Fn() -> Result<Model>) -> Result<(u64, u64)> {
+    let config = TrainerConfig { memory_budget: None, ..config.clone() };
+    let _ = run(&config, &build)?;
+    let run = run(&config, &build)?;
+    assert_eq!(run.plans, [], "nobody asked");
+    let beside = match device() {
+        Device::Cpu => 0,
+        device => cuda_allocated(device)?,
+    };
+    Ok((run.peak, beside))
+}
+
+/// The peak that is measured is the one foretold, within the budget, and each segment keeps its first
+/// layer's input alone.
+#[rstest]
+fn what_is_chosen_fits_and_frees_what_its_sizes_say(
+    #[values(65, 80, 95)] percent: u64,
+    #[values(1, 2)] accumulate_grad_batches: i64,
+) -> Result<()> {
+    let mut config = TrainerConfig { accumulate_grad_batches, ..config(Precision::F32True, None) };
+    let (peak, beside) = unlimited(&config, mlp)?;
+    let budget = beside + peak * percent / 100;
+    config.memory_budget = Some(budget);
+    let run = run(&config, mlp)?;
+    let plan = run.plan();
+    assert!(beside + run.peak <= budget, "{} beside {beside}, of {budget}", run.peak);
+    assert!(plan.predicted_peak <= budget);
+    let freed = plan.segments.iter().map(|segment| {
+        let layers = segment.layers.as_ref().expect("layers of the container");
+        assert_eq!(segment.path, "model");
+        (layers.len() as u64 - 1) * ACTIVATION
+    });
+    assert_eq!(plan.freed, freed.sum::<u64>());
+    assert!(plan.freed > 0 && run.peak < peak, "{} of {peak}", run.peak);
+    if device() == Device::Cpu {
+        let off = plan.predicted_peak - run.peak;
+        assert!(off <= 4096, "{off} bytes more were foretold");
+    }
+    Ok(())
+}
+
+/// Weights, batch statistics, losses, the scale, the profile's phases and what the generator draws
+/// next are those of a run without a budget, and of one without checkpoints.
+#[rstest]
+fn no_number_changes(
+    #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::F64True)]
+    precision: Precision,
+) -> Result<()> {
+    let free = run(&config(precision, None), mixed)?;
+    let (peak, beside) = unlimited(&config(precision, None), mixed)?;
+    let tight = run(&config(precision, Some(beside + peak * 95 / 100)), mixed)?;
+    assert!(!tight.plan().segments.is_empty(), "{}", tight.plan());
+    for (at, (a, b)) in free.tensors.iter().zip(&tight.tensors).enumerate() {
+        assert_eq!(a, b, "tensor {at}");
+    }
+    assert_eq!(free.after, tight.after, "the generator's next draw");
+    let (free, tight) = (free.record(), tight.record());
+    assert_eq!(free.last("train_loss"), tight.last("train_loss"));
+    assert_eq!((free.end.scale, free.end.global_step), (tight.end.scale, tight.end.global_step));
+    let phases = |record: &RunRecord| -> Vec<Vec<_>> {
+        let spans = record.profile.iter().map(|profile| profile.spans.iter());
+        spans.map(|spans| spans.map(|span| span.phase).collect()).collect()
+    };
+    assert_eq!(phases(free), phases(tight));
+    assert!(tight.notes.iter().any(|note| note.contains("kept free by checkpointing `model.")));
+    Ok(())
+}
+
+/// Two checkpoints that are no container's layers.
+struct Pair(Checkpoint<Sequential>, Checkpoint<Sequential>);
+
+impl Module for Pair {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        cx.call("second", None, &self.1, &cx.call("first", None, &self.0, input)?)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "first", None, &self.0);
+        visit_child(visitor, "second", None, &self.1);
+    }
+}
+
+fn pair(enabled: bool) -> Result<Model> {
+    let stack = || -> Result<Checkpoint<Sequential>> {
+        let mut layers: Vec<Box<dyn Module>> = vec![Box::new(linear(WIDTH, WIDTH)?)];
+        layers.extend((0..4).map(|_| Box::new(Gelu) as Box<dyn Module>));
+        Ok(Checkpoint::new(Sequential::new(layers), enabled))
+    };
+    Ok(Model::regression(Pair(stack()?, stack()?), sgd))
+}
+
+/// Where there is room for everything nothing is computed again, and where there is not what must be,
+/// whatever a checkpoint says itself.
+#[test]
+fn a_budget_overrules_what_checkpoints_say() -> Result<()> {
+    let config = config(Precision::F32True, None);
+    let (plain, beside) = unlimited(&config, || pair(false))?;
+    let (declared, _) = unlimited(&config, || pair(true))?;
+    assert!(declared < plain, "{declared} of {plain}");
+    let with = |budget| TrainerConfig { memory_budget: Some(budget), ..config.clone() };
+    let wide = run(&with(beside + 4 * plain), || pair(true))?;
+    assert_eq!((&wide.plan().segments, wide.plan().freed), (&vec![], 0));
+    let tight = run(&with(beside + plain - ACTIVATION), || pair(false))?;
+    let paths: Vec<String> = tight.plan().segments.iter().map(Segment::to_string).collect();
+    assert_eq!(paths, ["model.first"], "{}", tight.plan());
+    assert!(tight.peak < plain, "{} of {plain}", tight.peak);
+    if device() == Device::Cpu {
+        assert_eq!(wide.peak, plain);
+    }
+    Ok(())
+}
+
+#[test]
+fn too_small_a_budget_names_the_least() -> Result<()> {
+    let budget = |bytes| config(Precision::F32True, Some(bytes));
+    let outcome = run(&budget(1 << 20), mlp)?;
+    assert!(matches!(outcome.record, Err(Error::Config(_))));
+    assert_eq!(outcome.plans, []);
+    let said = message(outcome.record);
+    assert!(said.starts_with("the memory budget is 1.0 MiB, but a step takes "), "{said}");
+    let fix = "with all that helps checkpointed: raise the budget, lower the batch size";
+    assert!(said.ends_with(fix), "{said}");
+    let least = said.split_once("takes ").and_then(|(_, rest)| rest.split(' ').next());
+    let least: u64 = least.and_then(|bytes| bytes.parse().ok()).expect("bytes");
+    if device() == Device::Cpu {
+        let fits = run(&budget(least), mlp)?;
+        assert_eq!(fits.plan().predicted_peak, least);
+        assert!(run(&budget(least - 1), mlp)?.record.is_err());
+    }
+    Ok(())
+}
+
+/// A lone layer of a model that is no container.
+#[test]
+fn a_model_that_cannot_be_checkpointed_says_so() -> Result<()> {
+    let lone = || Ok(Model::regression(linear(WIDTH, WIDTH)?, sgd));
+    let said = message(run(&config(Precision::F32True, Some(1 << 16)), lone)?.record);
+    assert!(said.contains("and nothing of the model can be checkpointed"), "{said}");
+    assert!(said.ends_with("or let layers be in a Sequential or a Checkpoint"), "{said}");
+    Ok(())
+}
+
+/// Blocks of a list are chosen whole, with their dropout.
+#[test]
+fn transformer_blocks_are_chosen() -> Result<()> {
+    /// `[N, d]` as sequences of 16.
+    struct Fold(Vec<TransformerEncoderLayer>);
+    impl Module for Fold {
+        fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+            let folded = input.f_reshape([-1, 16, WIDTH])?;
+            Ok(cx.call("blocks", None, &self.0, &folded)?.f_reshape([-1, WIDTH])?)
+        }
+
+        fn visit(&self, visitor: &mut dyn Visitor) {
+            visit_child(visitor, "blocks", None, &self.0);
+        }
+    }
+    let build = || -> Result<Model> {
+        let config = TransformerEncoderLayerConfig {
+            dim_feedforward: 64,
+            ..TransformerEncoderLayerConfig::new(WIDTH, 4)
+        };
+        let blocks = (0..6).map(|_| TransformerEncoderLayer::new(config));
+        Ok(Model::regression(Fold(blocks.collect::<Result<_>>()?), sgd))
+    };
+    let config = config(Precision::F32True, None);
+    let free = run(&config, build)?;
+    let (peak, beside) = unlimited(&config, build)?;
+    let budget = Some(beside + peak / 2);
+    let half = run(&TrainerConfig { memory_budget: budget, ..config }, build)?;
+    assert!(half.plan().segments.iter().all(|segment| segment.path == "model.blocks"));
+    assert!(half.peak <= peak / 2, "{} of {peak}", half.peak);
+    assert_eq!((free.tensors, free.after), (half.tensors, half.after));
+    Ok(())
+}
+
+/// Counts its forward passes.
+struct Counts(Arc<AtomicUsize>);
+
+impl Module for Counts {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(input.f_gelu("none")?)
+    }
+
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+/// A resumed run goes by the plan that was saved, and does not measure; with another budget it does.
+#[test]
+fn a_resumed_run_goes_by_its_plan() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let passes = Arc::new(AtomicUsize::new(0));
+    let build = || -> Result<Model> {
+        let mut layers: Vec<Box<dyn Module>> = vec![Box::new(Counts(passes.clone()))];
+        for _ in 0..BLOCKS {
+            layers.push(Box::new(linear(WIDTH, WIDTH)?));
+            layers.push(Box::new(Gelu));
+        }
+        Ok(Model::regression(Sequential::new(layers), sgd))
+    };
+    let (peak, beside) = unlimited(&config(Precision::F32True, None), build)?;
+    let budget = beside + peak * 7 / 10;
+    let part = |budget, max_epochs, resume: bool| -> Result<(Vec<MemoryPlan>, usize)> {
+        let _generator = seeded(3);
+        let data = examples()?;
+        let config = TrainerConfig { max_epochs, ..config(Precision::F32True, Some(budget)) };
+        let before = passes.load(Ordering::Relaxed);
+        let mut plans = Vec::new();
+        let mut listen = |event: &Event| -> Result<()> {
+            plans.extend(match event {
+                Event::Checkpointed(plan) => Some(plan.clone()),
+                _ => None,
+            });
+            Ok(())
+        };
+        let mut trainer = Trainer::new(config).subscribe(&mut listen);
+        trainer = match resume {
+            true => trainer.resume_from(folder.path().join("last.safetensors")),
+            false => trainer.callback(
+                ModelCheckpoint::new(folder.path(), "val_loss", Mode::Min)?.save_last(true),
+            ),
+        };
+        trainer.fit(&mut build()?, &data)?;
+        drop(trainer);
+        Ok((plans, passes.load(Ordering::Relaxed) - before))
+    };
+    let (first, _) = part(budget, 1, false)?;
+    let (second, counted) = part(budget, 2, true)?;
+    assert_eq!(first, second);
+    // Four steps and four batches of validation; the steps twice if it is in a segment.
+    assert!(counted == 8 || counted == 12, "{counted}");
+    let (other, counted) = part(budget + 4096, 2, true)?;
+    assert_eq!(other[0].budget, budget + 4096);
+    assert!(counted > 12, "{counted}");
+    Ok(())
+}
+
+#[rstest]
+#[case("1048576", 1 << 20)]
+#[case("12B", 12)]
+#[case("500MB", 500_000_000)]
+#[case("2GiB", 2 << 30)]
+#[case("1.5 KiB", 1536)]
+#[case("3tb", 3_000_000_000_000)]
+fn sizes_are_read(#[case] text: &str, #[case] bytes: u64) -> Result<()> {
+    assert_eq!(parse_bytes(text)?, bytes);
+    Ok(())
+}
+
+#[rstest]
+fn what_is_no_size_is_refused(
+    #[values("", "0", "-1", "GiB", "2 parsecs", "1.2.3MB", "NaN", "0.4")] text: &str,
+) {
+    let expected = format!("`{text}` is no size in bytes: write it as 500MB, 2GiB or 1048576");
+    assert_eq!(message(parse_bytes(text)), expected);
+}
+
+#[test]
+fn a_budget_of_nothing_is_refused() {
+    let said = message(config(Precision::F32True, Some(0)).check());
+    assert_eq!(said, "memory_budget is 0, but must be at least 1 byte");
+}

@@ -21,6 +21,8 @@ pub(crate) struct Cell {
     pub(crate) own: u64,
     /// Bytes of the input.
     pub(crate) input: u64,
+    /// Bytes of the output.
+    pub(crate) output: u64,
     /// Whether the input is kept.
     pub(crate) keeps_input: bool,
     /// Whether the output is kept, also when nobody else wants it.
@@ -110,8 +112,13 @@ impl Survey {
         mut run: impl FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<(Cell, Tensor)> {
         let bytes = tensor_bytes(input);
+        let history = history_for(input)?;
         let before = self.meter.allocated()?;
-        let own_input = input.f_detach_copy()?.f_set_requires_grad(is_floating(input.kind()))?;
+        // Not a leaf, since the graph holds leaves whether or not they are needed.
+        let own_input = match &history {
+            Some(history) => tch::with_grad(|| input.f_detach()?.f_add(history))?,
+            None => input.f_detach_copy()?,
+        };
         let output = tch::with_grad(|| run(&own_input))?;
         let output_bytes = tensor_bytes(&output);
         let computed = self.meter.allocated()?;
@@ -134,6 +141,7 @@ impl Survey {
             // A view keeps the same bytes as both.
             own: (graph - ends as i64).max(0).cast_unsigned(),
             input: bytes,
+            output: output_bytes,
             keeps_input,
             keeps_output,
             seconds,
@@ -152,4 +160,13 @@ impl Survey {
         let value = body()?;
         Ok((start.seconds_to(&CudaEvent::record(self.device)?)?, value))
     }
+}
+
+/// A zero that a tensor like this can have gradients from.
+fn history_for(input: &Tensor) -> Result<Option<Tensor>> {
+    if !is_floating(input.kind()) {
+        return Ok(None);
+    }
+    let zero = Tensor::f_zeros([1], (input.kind(), input.device()))?;
+    Ok(Some(zero.f_set_requires_grad(true)?))
 }

@@ -248,7 +248,7 @@ fn too_small_a_budget_names_the_least() -> Result<()> {
     assert!(matches!(outcome.record, Err(Error::Config(_))));
     assert_eq!(outcome.plans, []);
     let said = message(outcome.record);
-    assert!(said.starts_with("the memory budget is 1.0 MiB, but a step takes "), "{said}");
+    assert!(said.starts_with("the memory budget is 1048576 bytes, but a step takes "), "{said}");
     let fix = "with all that helps checkpointed: raise the budget, lower the batch size";
     assert!(said.ends_with(fix), "{said}");
     let least = said.split_once("takes ").and_then(|(_, rest)| rest.split(' ').next());

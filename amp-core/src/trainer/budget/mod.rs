@@ -120,13 +120,19 @@ impl StepRunner<'_> {
         budget: u64,
     ) -> Result<MemoryPlan> {
         let cells = self.survey(model, &examples.batches[0])?;
-        let leanest = select::leanest(&cells);
-        let least = self.try_out(model, examples, loaders, &segments(&cells, &leanest))?;
+        // The leanest by what is known of the cells. It may be no leaner than nothing is.
+        let mut tried = Vec::new();
+        for chosen in [select::leanest(&cells), Vec::new()] {
+            let peak = self.try_out(model, examples, loaders, &segments(&cells, &chosen))?;
+            tried.push((chosen, peak));
+            if peak <= budget {
+                break;
+            }
+        }
+        let least = tried.iter().map(|(_, peak)| *peak).min().unwrap_or(0);
         if least > budget {
             return Err(does_not_fit(budget, least, &cells));
         }
-        // What was tried, with its measured peak: the first one fits.
-        let mut tried = vec![(leanest, least)];
         for _ in 0..TRIES {
             let Some((last, peak)) = tried.last() else { break };
             // So far the cells' bytes and the measured peak differ by what is no cell's.
@@ -142,7 +148,7 @@ impl StepRunner<'_> {
         let fitting = tried.into_iter().filter(|(_, peak)| *peak <= budget);
         let best = fitting.min_by(|(a, _), (b, _)| seconds(a).total_cmp(&seconds(b)));
         let Some((chosen, predicted_peak)) = best else {
-            unreachable!("the leanest choice fits");
+            unreachable!("one that was tried first fits");
         };
         let freed = select::held(&cells, &[]).saturating_sub(select::held(&cells, &chosen));
         Ok(MemoryPlan { budget, segments: segments(&cells, &chosen), freed, predicted_peak })
@@ -227,9 +233,8 @@ fn does_not_fit(budget: u64, least: u64, cells: &[Cell]) -> Error {
         false => ("with all that helps checkpointed", ""),
     };
     Error::config(format!(
-        "the memory budget is {}, but a step takes {least} bytes ({}) {what}: raise the budget, lower \
-         the batch size{fix}",
-        show_bytes(budget),
+        "the memory budget is {budget} bytes, but a step takes {least} bytes ({}) {what}: raise the \
+         budget, lower the batch size{fix}",
         show_bytes(least),
     ))
 }

@@ -2,7 +2,9 @@
 //!
 //! The pass is a chain of [cells](Cell). A cell that is kept holds its own bytes, and its input where
 //! it or the cell before wants it. Neighbours that are checkpointed as one hold the first one's input
-//! alone; for the backward pass they are kept once more, beside what the cells before them hold.
+//! alone; for the backward pass they are kept once more, beside what the cells before them hold. A
+//! cell's backward pass has the gradients of its output and of its input besides; neighbours that are
+//! checkpointed as one hold their output and its gradient through all of theirs.
 //!
 //! That is the cost model of rematerialization of chains (Chen et al., "Training deep nets with
 //! sublinear memory cost", 2016; Beaumont et al., "Optimal checkpointing for heterogeneous chains",
@@ -29,24 +31,22 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
             checkpointed: false,
             ..*state
         });
-        let mut states: Vec<State> = kept.filter(|state| state.held <= room).collect();
+        let gradients = gradients(&cells[last]);
+        let mut states: Vec<State> = kept.filter(|state| state.held + gradients <= room).collect();
         for start in (0..end).rev() {
             if start + 1 < end && !cells[start].segment.meets(&cells[start + 1].segment) {
                 break;
             }
             let again = again(cells, &(start..end));
-            if again > room {
-                continue;
-            }
             let seconds: f64 = cells[start..end].iter().map(|cell| cell.seconds).sum();
-            let all = fronts[start].iter().enumerate().map(|(at, state)| State {
+            let fits = fronts[start].iter().enumerate().filter(|(_, s)| s.held + again <= room);
+            states.extend(fits.map(|(at, state)| State {
                 held: state.held + cells[start].input,
                 seconds: state.seconds + seconds,
                 segments: state.segments + 1,
                 from: (start, at),
                 checkpointed: true,
-            });
-            states.extend(all.filter(|state| state.held - cells[start].input + again <= room));
+            }));
         }
         fronts.push(front(states));
     }
@@ -109,6 +109,7 @@ fn walk(cells: &[Cell], chosen: &[Range<usize>]) -> (u64, u64) {
             }
             None => {
                 held += kept(cells, at);
+                most = most.max(held + gradients(&cells[at]));
                 at += 1;
             }
         }
@@ -125,10 +126,18 @@ fn kept(cells: &[Cell], at: usize) -> u64 {
     own + if keeps_input || kept_before { input } else { 0 }
 }
 
-/// What neighbours that are checkpointed as one hold for their backward pass.
+/// What neighbours that are checkpointed as one hold at most in their backward pass.
 fn again(cells: &[Cell], range: &Range<usize>) -> u64 {
     let Range { start, end } = *range;
-    cells[start].input + cells[start].own + (start + 1..end).map(|at| kept(cells, at)).sum::<u64>()
+    let kept: u64 = (start + 1..end).map(|at| kept(cells, at)).sum();
+    let gradients = cells[start..end].iter().map(gradients).max().unwrap_or(0);
+    let output = if end - start > 1 { 2 * cells[end - 1].output } else { cells[start].output };
+    cells[start].input + cells[start].own + kept + output + gradients
+}
+
+/// The gradients of a cell's output and input.
+fn gradients(cell: &Cell) -> u64 {
+    cell.output + cell.input
 }
 
 /// What the cells so far hold and cost.
@@ -172,6 +181,7 @@ mod tests {
             segment: Segment { path: "model".to_owned(), layers: Some(at..at + 1) },
             own: 0,
             input: *input,
+            output: *input,
             keeps_input: true,
             keeps_output: false,
             seconds: *seconds,
@@ -196,16 +206,18 @@ mod tests {
         choices
     }
 
-    /// Nine equal layers: all kept they hold 9, in three segments of three 3 inputs, of which the last
-    /// is computed again with two more: 2√n − 1, as in Chen et al.
+    /// Twenty-five equal layers: all kept they hold 25 inputs, in five segments of five 5, of which the
+    /// last is computed again with four more: 2√n − 1, as in Chen et al. Two gradients come on top, and
+    /// in a segment its output and that one's gradient.
     #[test]
     fn equal_layers_are_cut_at_the_root_of_their_number() {
-        let cells = chain(&[(1000, 1.0); 9]);
-        assert_eq!(peak(&cells, &[]), 9000);
-        assert_eq!(peak(&cells, &[0..3, 3..6, 6..9]), 5000);
-        assert!(peak(&cells, &leanest(&cells)) <= 5000);
-        assert_eq!(choose(&cells, 9000), Some(vec![]), "nothing that need not be");
-        assert_eq!(choose(&cells, 3999), None, "room for less than the least");
+        let cells = chain(&[(1000, 1.0); 25]);
+        assert_eq!((held(&cells, &[]), peak(&cells, &[])), (25_000, 27_000));
+        let root = [0..5, 5..10, 10..15, 15..20, 20..25];
+        assert_eq!((held(&cells, &root), peak(&cells, &root)), (5000, 13_000));
+        assert!(peak(&cells, &leanest(&cells)) <= 13_000);
+        assert_eq!(choose(&cells, 27_000), Some(vec![]), "nothing that need not be");
+        assert_eq!(choose(&cells, 8000), None, "room for less than the least");
     }
 
     /// As good as the best of all choices, for every room, on chains with layers of all kinds.
@@ -219,7 +231,8 @@ mod tests {
         for _ in 0..40 {
             let mut cells = chain(&[(0, 0.0); 7]);
             for (at, cell) in cells.iter_mut().enumerate() {
-                (cell.own, cell.input, cell.seconds) = (next(50), next(50), next(9) as f64);
+                (cell.own, cell.input, cell.output) = (next(50), next(50), next(50));
+                cell.seconds = next(9) as f64;
                 (cell.keeps_input, cell.keeps_output) = (next(2) == 1, next(2) == 1);
                 // The last ones are in another container.
                 cell.segment.path = if at < 5 { "first" } else { "second" }.to_owned();
@@ -247,9 +260,10 @@ mod tests {
         for (cell, path) in cells.iter_mut().zip(["a", "b", "c"]) {
             cell.segment = Segment { path: path.to_owned(), layers: None };
         }
-        assert_eq!(choose(&cells, 330), Some(vec![]));
-        assert_eq!(choose(&cells, 329), Some(vec![1..2]));
-        assert_eq!(choose(&cells, 229), Some(vec![0..1, 1..2]));
+        // With the gradients of the last, or of one that is computed again with its output.
+        assert_eq!(choose(&cells, 350), Some(vec![]));
+        assert_eq!(choose(&cells, 349), Some(vec![1..2]));
+        assert_eq!(choose(&cells, 249), Some(vec![0..1, 1..2]));
     }
 
     /// Many layers, each of its own size.

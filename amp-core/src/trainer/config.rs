@@ -57,7 +57,8 @@ pub struct TrainerConfig {
     /// to checkpoint for that, the cheapest to compute again that suffice: layers of a
     /// [`Sequential`](crate::nn::Sequential), others that are [`shared`](crate::Module::shared), and
     /// [`Checkpoint`](crate::nn::Checkpoint)s, whatever these say themselves. No number changes on
-    /// the CPU. What explains a skipped step keeps all activations for that one time.
+    /// the CPU, and what a model's checkpoints hold of its own state is put back. What explains a skipped
+    /// step keeps all activations for that one time; an optimizer's temporaries are not counted.
     pub memory_budget: Option<u64>,
     /// Whether whole steps run as CUDA graphs. The numbers are the same, to the last bit.
     pub graph: Graph,

@@ -8,7 +8,7 @@ use std::sync::{
 use amp_core::{
     Error, Module, Result, Trainer, TrainerConfig,
     callback::{Mode, ModelCheckpoint},
-    data::{Batch, DataModule},
+    data::{Batch, DataModule, Placement},
     event::Event,
     memory::{MemoryMeter, cuda_allocated, parse_bytes},
     nn::{
@@ -64,7 +64,9 @@ fn mixed() -> Result<Model> {
     };
     let mut layers = block()?;
     layers.push(Box::new(Checkpoint::new(Sequential::new(block()?), true)));
-    layers.extend(block()?);
+    for _ in 0..4 {
+        layers.extend(block()?);
+    }
     Ok(Model::regression(Sequential::new(layers), sgd))
 }
 
@@ -104,10 +106,15 @@ fn config(precision: Precision, budget: Option<u64>) -> TrainerConfig {
     }
 }
 
-/// Four batches of noise.
+/// Four batches of noise. On CUDA the set would count if it lay there.
 fn examples() -> Result<DataModule> {
     let noise = || Tensor::randn([4 * BATCH, WIDTH], (Kind::Float, Device::Cpu));
-    same(Batch::new(noise(), noise())?, BATCH)
+    let mut data = same(Batch::new(noise(), noise())?, BATCH)?;
+    if device().is_cuda() {
+        data.loading.placement = Placement::Host;
+        data.loading.prefetch = Some(0);
+    }
+    Ok(data)
 }
 
 /// Trains an epoch.
@@ -179,7 +186,7 @@ fn no_number_changes(
 ) -> Result<()> {
     let free = run(&config(precision, None), mixed)?;
     let (peak, beside) = unlimited(&config(precision, None), mixed)?;
-    let tight = run(&config(precision, Some(beside + peak * 95 / 100)), mixed)?;
+    let tight = run(&config(precision, Some(beside + peak * 85 / 100)), mixed)?;
     assert!(!tight.plan().segments.is_empty(), "{}", tight.plan());
     for (at, (a, b)) in free.tensors.iter().zip(&tight.tensors).enumerate() {
         assert_eq!(a, b, "tensor {at}");

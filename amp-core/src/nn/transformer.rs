@@ -50,6 +50,10 @@ impl TransformerEncoderLayer {
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
+    #[expect(
+        clippy::arc_with_non_send_sync,
+        reason = "the autograd graph may be freed on a thread of libtorch's"
+    )]
     pub fn new(config: TransformerEncoderLayerConfig) -> Result<Self> {
         let TransformerEncoderLayerConfig { d_model, nhead, dim_feedforward, dropout, causal } =
             config;

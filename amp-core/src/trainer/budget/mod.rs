@@ -4,6 +4,7 @@
 //! one, the leanest choice is tried and its peak measured, and from there the cheapest choice is made
 //! that fits by that measure. It is tried too, and what it was off by is learnt from.
 
+mod search;
 mod select;
 
 use std::{fmt, ops::Range, rc::Rc};
@@ -11,6 +12,7 @@ use std::{fmt, ops::Range, rc::Rc};
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
+use self::search::{Tried, search};
 use super::{fit::Emit, step::StepRunner, window::Examples};
 use crate::{
     Error, LightningModule, Result, Step,
@@ -23,9 +25,6 @@ use crate::{
     state::State,
     weights,
 };
-
-/// Choices that are tried beside the leanest.
-const TRIES: usize = 6;
 
 /// Bytes for the scalars of a step: losses, sums of what is logged.
 const SCALARS: u64 = 4096;
@@ -120,36 +119,13 @@ impl StepRunner<'_> {
         budget: u64,
     ) -> Result<MemoryPlan> {
         let cells = self.survey(model, &examples.batches[0])?;
-        // The leanest by what is known of the cells. It may be no leaner than nothing is.
-        let mut tried = Vec::new();
-        for chosen in [select::leanest(&cells), Vec::new()] {
-            let peak = self.try_out(model, examples, loaders, &segments(&cells, &chosen))?;
-            tried.push((chosen, peak));
-            if peak <= budget {
-                break;
-            }
+        let found = search(&cells, budget, |chosen| {
+            self.try_out(model, examples, loaders, &segments(&cells, chosen))
+        })?;
+        let Tried { chosen, peak: predicted_peak } = found;
+        if predicted_peak > budget {
+            return Err(does_not_fit(budget, predicted_peak, &cells));
         }
-        let least = tried.iter().map(|(_, peak)| *peak).min().unwrap_or(0);
-        if least > budget {
-            return Err(does_not_fit(budget, least, &cells));
-        }
-        for _ in 0..TRIES {
-            let Some((last, peak)) = tried.last() else { break };
-            // So far the cells' bytes and the measured peak differ by what is no cell's.
-            let room = (budget + select::peak(&cells, last)).saturating_sub(*peak);
-            let Some(chosen) = select::choose(&cells, room) else { break };
-            if tried.iter().any(|(other, _)| *other == chosen) {
-                break;
-            }
-            let peak = self.try_out(model, examples, loaders, &segments(&cells, &chosen))?;
-            tried.push((chosen, peak));
-        }
-        let seconds = |chosen: &[Range<usize>]| select::seconds(&cells, chosen);
-        let fitting = tried.into_iter().filter(|(_, peak)| *peak <= budget);
-        let best = fitting.min_by(|(a, _), (b, _)| seconds(a).total_cmp(&seconds(b)));
-        let Some((chosen, predicted_peak)) = best else {
-            unreachable!("one that was tried first fits");
-        };
         let freed = select::held(&cells, &[]).saturating_sub(select::held(&cells, &chosen));
         Ok(MemoryPlan { budget, segments: segments(&cells, &chosen), freed, predicted_peak })
     }

@@ -253,6 +253,22 @@ mod tests {
         }
     }
 
+    /// What stands between two layers is kept once, whichever of them wants it, or by neither.
+    #[test]
+    fn a_tensor_between_two_layers_is_kept_once() {
+        for (output, input, expected) in
+            [(false, false, 0), (true, false, 10), (false, true, 10), (true, true, 10)]
+        {
+            let mut cells = chain(&[(0, 1.0), (10, 1.0)]);
+            cells[0].keeps_output = output;
+            cells[1].keeps_input = input;
+            assert_eq!(held(&cells, &[]), expected, "{output} {input}");
+            // In another container it is another tensor.
+            cells[1].segment.path = "another".to_owned();
+            assert_eq!(held(&cells, &[]), if input { 10 } else { 0 });
+        }
+    }
+
     /// The bytes are the same, so the cheap one is computed again.
     #[test]
     fn the_cheap_one_goes_first() {

@@ -173,7 +173,7 @@ impl StepRunner<'_> {
     /// the model's, the optimizers', the kept state's, the batches' and the loaders'.
     fn held(&self, model: &dyn LightningModule, examples: &Examples, loaders: u64) -> Result<u64> {
         if let Device::Cuda(_) = self.policy.device {
-            return memory::cuda_allocated(self.policy.device);
+            return Ok(SCALARS + memory::cuda_allocated(self.policy.device)?);
         }
         let weights = weights::distinct(model);
         let mut held = loaders + SCALARS;

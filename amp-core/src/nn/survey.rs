@@ -29,10 +29,11 @@ pub(crate) struct Cell {
     pub(crate) keeps_output: bool,
     /// How long it takes to compute again.
     pub(crate) seconds: f64,
+    /// The same of the layers within it.
+    pub(crate) within: Vec<Cell>,
 }
 
-/// Measures the modules of a forward pass that could be checkpointed, outermost first: what is within
-/// one of them is not looked at. Meant for a pass without gradients under `Context::again`.
+/// Measures the modules of a forward pass that could be checkpointed, and those within them. Meant for a pass without gradients under `Context::again`.
 pub(crate) struct Survey {
     device: Device,
     meter: MemoryMeter,
@@ -73,7 +74,8 @@ impl Survey {
                 count = in_one;
                 Ok(output)
             })?;
-            self.note(Cell { segment: segment(count), ..cell });
+            let within = self.within(|| container::run_first(&layers[place..], place, &x, cx))?;
+            self.note(Cell { segment: segment(count), within, ..cell });
             (x, place) = (output, place + count);
         }
         Ok(x)
@@ -90,6 +92,13 @@ impl Survey {
         let (cell, output) = self.measure(input, |input| module.forward(input, &alone))?;
         self.note(Cell { segment: Segment { path: cx.path().to_owned(), layers: None }, ..cell });
         Ok(output)
+    }
+
+    /// The cells of the layers that `run` shows to the survey.
+    fn within<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<Vec<Cell>> {
+        let before = self.cells.take();
+        run()?;
+        Ok(self.cells.replace(before))
     }
 
     /// A module that runs several times a pass is one cell.
@@ -145,6 +154,7 @@ impl Survey {
             keeps_input,
             keeps_output,
             seconds,
+            within: Vec::new(),
         };
         Ok((cell, output))
     }

@@ -1,5 +1,7 @@
 //! A budget of memory chooses what is checkpointed, and changes nothing else.
 
+use std::collections::BTreeSet;
+
 use amp_core::{
     Error, Module, Result, TrainerConfig,
     data::{Batch, DataModule, Placement},
@@ -189,6 +191,32 @@ fn what_is_chosen_fits_and_frees_what_its_sizes_say(
         let off = plan.predicted_peak - run.peak;
         assert!(off <= 4096, "{off} bytes more were foretold");
     }
+    Ok(())
+}
+
+/// Two stages of layers: either one by itself is too much to compute again at once.
+#[test]
+fn layers_within_a_stage_are_chosen() -> Result<()> {
+    let stages = || -> Result<Model> {
+        let stage = || -> Result<Box<dyn Module>> {
+            let mut layers: Vec<Box<dyn Module>> = Vec::new();
+            for _ in 0..BLOCKS {
+                layers.push(Box::new(linear(WIDTH, WIDTH)?));
+                layers.push(Box::new(Gelu));
+            }
+            Ok(Box::new(Sequential::new(layers)))
+        };
+        Ok(Model::regression(Sequential::new(vec![stage()?, stage()?]), sgd))
+    };
+    let config = config(Precision::F32True, None);
+    let free = run(&config, stages)?;
+    let (peak, beside) = unlimited(&config, stages)?;
+    let budget = beside + peak / 2;
+    let tight = run(&TrainerConfig { memory_budget: Some(budget), ..config }, stages)?;
+    let paths = tight.plan().segments.iter().map(|segment| segment.path.as_str());
+    assert_eq!(paths.collect::<BTreeSet<_>>(), BTreeSet::from(["model.0", "model.1"]));
+    assert!(beside + tight.peak <= budget, "{} of {peak}", tight.peak);
+    assert_eq!((free.tensors, free.after), (tight.tensors, tight.after));
     Ok(())
 }
 

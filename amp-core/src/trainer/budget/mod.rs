@@ -118,7 +118,7 @@ impl StepRunner<'_> {
         loaders: u64,
         budget: u64,
     ) -> Result<MemoryPlan> {
-        let cells = self.survey(model, &examples.batches[0])?;
+        let cells = select::refine(self.survey(model, &examples.batches[0])?);
         let found = search(&cells, budget, |chosen| {
             self.try_out(model, examples, loaders, &segments(&cells, chosen))
         })?;

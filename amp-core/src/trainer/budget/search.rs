@@ -74,6 +74,7 @@ mod tests {
             keeps_input: true,
             keeps_output: false,
             seconds: 1.0,
+            within: Vec::new(),
         });
         cells.collect()
     }

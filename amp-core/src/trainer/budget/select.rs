@@ -19,6 +19,25 @@ use crate::nn::Cell;
 /// Pairs that are gone on with at each cell. Leaving some out costs seconds, but never room.
 const MOST: usize = 256;
 
+/// A cell that holds more than this part of all is taken apart.
+const MUCH: u64 = 8;
+
+/// The cells to choose among: those that hold much of all are taken apart, where what is within them
+/// holds most of it. What is left whole can be checkpointed as one with its neighbours.
+pub(super) fn refine(cells: Vec<Cell>) -> Vec<Cell> {
+    let much = held(&cells, &[]) / MUCH;
+    cells.into_iter().flat_map(|cell| parts(cell, much)).collect()
+}
+
+fn parts(mut cell: Cell, much: u64) -> Vec<Cell> {
+    let within = std::mem::take(&mut cell.within);
+    let own = held(std::slice::from_ref(&cell), &[]);
+    if own <= much || within.len() < 2 || held(&within, &[]) < own / 10 * 9 {
+        return vec![cell];
+    }
+    within.into_iter().flat_map(|cell| parts(cell, much)).collect()
+}
+
 /// The cheapest choice under which no more than `room` bytes are held, as ranges of cells to
 /// checkpoint as one; `None` where there is none.
 pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
@@ -187,6 +206,7 @@ mod tests {
             keeps_input: true,
             keeps_output: false,
             seconds: *seconds,
+            within: Vec::new(),
         });
         cells.collect()
     }
@@ -267,6 +287,30 @@ mod tests {
             cells[1].segment.path = "another".to_owned();
             assert_eq!(held(&cells, &[]), if input { 10 } else { 0 });
         }
+    }
+
+    /// Three stages of two blocks each: the last one's blocks keep little of what it does, so that it
+    /// stays whole, as a block does that is small.
+    #[test]
+    fn what_holds_much_is_taken_apart() {
+        let stage = |at: usize, blocks: &[u64]| {
+            let mut cell = chain(&[(0, 1.0)]).remove(0);
+            cell.segment.layers = Some(at..at + 1);
+            cell.own = 100;
+            cell.within = chain(&[(0, 1.0), (0, 1.0)]);
+            for (block, own) in cell.within.iter_mut().zip(blocks) {
+                block.segment.path = format!("model.{at}");
+                block.own = *own;
+                block.within = chain(&[(*own / 2, 1.0), (*own / 2, 1.0)]);
+            }
+            cell
+        };
+        let stages = vec![stage(0, &[70, 30]), stage(1, &[4, 96]), stage(2, &[20, 20])];
+        let refined = refine(stages);
+        let own: Vec<u64> = refined.iter().map(|cell| cell.own + cell.input).collect();
+        assert_eq!(own, [35, 35, 30, 4, 48, 48, 100]);
+        assert_eq!(refined[2].segment.path, "model.0");
+        assert_eq!(refined[6].segment, Segment { path: "model".to_owned(), layers: Some(2..3) });
     }
 
     /// The bytes are the same, so the cheap one is computed again.

@@ -33,7 +33,8 @@ pub(crate) struct Cell {
     pub(crate) within: Vec<Cell>,
 }
 
-/// Measures the modules of a forward pass that could be checkpointed, and those within them. Meant for a pass without gradients under `Context::again`.
+/// Measures the modules of a forward pass that could be checkpointed, and those within them. Meant for
+/// a pass without gradients under `Context::again`.
 pub(crate) struct Survey {
     device: Device,
     meter: MemoryMeter,
@@ -140,8 +141,8 @@ impl Survey {
         let left = self.meter.allocated()?;
         let keeps_output = held - without_output < output_bytes as i64;
         let keeps_input = without_output - left < bytes as i64;
-        let ends =
-            if keeps_input { bytes } else { 0 } + if keeps_output { output_bytes } else { 0 };
+        let kept = |is_kept: bool, bytes: u64| if is_kept { bytes } else { 0 };
+        let ends = kept(keeps_input, bytes) + kept(keeps_output, output_bytes);
         let graph = left - before - (held - computed);
         drop(end);
         let (seconds, output) = self.timed(|| run(input))?;

@@ -1,6 +1,6 @@
 //! Checkpoints chosen so that a step fits into a budget of memory.
 //!
-//! Before the first step, on its examples: what each module keeps is [measured](nn::Survey) one by
+//! Before the first step, on its examples: what each module keeps is [measured](Survey) one by
 //! one, the leanest choice is tried and its peak measured, and from there the cheapest choice is made
 //! that fits by that measure. It is tried too, and what it was off by is learnt from.
 

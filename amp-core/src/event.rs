@@ -11,7 +11,7 @@ use crate::{
     precision::Precision,
     probe::Observed,
     provenance::Provenance,
-    trainer::{Profile, Recovery},
+    trainer::{MemoryPlan, Profile, Recovery},
 };
 
 /// A moment of a run, in the order they are emitted.
@@ -27,6 +27,9 @@ pub enum Event {
     },
     /// The dtypes of the first step.
     Observed(Observed),
+    /// The modules that are checkpointed so that a step fits into the memory budget, before the first
+    /// step.
+    Checkpointed(MemoryPlan),
     /// A batch was trained on.
     Batch {
         /// From 0.

@@ -1,7 +1,7 @@
 //! Peak memory of tensors, counted the same way on CPU and CUDA.
 
 use serde::{Deserialize, Serialize};
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::{Error, Result, ffi};
 
@@ -34,6 +34,50 @@ pub fn cuda_free(device: Device) -> Result<u64> {
         Device::Cuda(index) => ffi::cuda_free_memory(index),
         other => Err(Error::config(format!("{other:?} is not a CUDA device"))),
     }
+}
+
+/// Bytes of a tensor's elements; of a view too those that it shows.
+pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
+    (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
+}
+
+/// Reads a number of bytes: `2GiB` and `1.5 GiB` by powers of 1024, `500MB` by powers of 1000, or bytes
+/// alone.
+///
+/// # Errors
+/// When the text is no such size, or none at all.
+pub fn parse_bytes(text: &str) -> Result<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().to_ascii_lowercase();
+    let factor = match unit.as_str() {
+        "" | "b" => Some(1.0),
+        _ => UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor),
+    };
+    let bytes = number.parse::<f64>().ok().zip(factor).map(|(number, factor)| number * factor);
+    match bytes {
+        Some(bytes) if bytes >= 1.0 => Ok(bytes as u64),
+        _ => Err(Error::config(format!(
+            "`{text}` is no size in bytes: write it as 500MB, 2GiB or 1048576"
+        ))),
+    }
+}
+
+const UNITS: [(&str, f64); 8] = [
+    ("kb", 1e3),
+    ("mb", 1e6),
+    ("gb", 1e9),
+    ("tb", 1e12),
+    ("kib", 1024.0),
+    ("mib", 1_048_576.0),
+    ("gib", 1_073_741_824.0),
+    ("tib", 1_099_511_627_776.0),
+];
+
+/// Bytes as people read them: `1.5 MiB`, `2.00 GiB`.
+pub fn show_bytes(count: u64) -> String {
+    let mib = count as f64 / f64::from(1 << 20);
+    if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }
 
 /// Measures from its creation. On CUDA it reads the caching allocator's statistics of what was asked
@@ -84,5 +128,16 @@ impl MemoryMeter {
                 }
             }
         })
+    }
+
+    /// Bytes held now above what was held at the start; negative where some of that was let go.
+    ///
+    /// # Errors
+    /// When the device cannot be asked.
+    pub fn allocated(&self) -> Result<i64> {
+        match &self.source {
+            Source::Host(host) => Ok(host.read().0),
+            Source::Cuda { index, before } => Ok(ffi::cuda_memory(*index)?.0 - before),
+        }
     }
 }

@@ -62,6 +62,7 @@ impl Subscriber for Recorder {
         match event {
             Event::FitStart(start) => self.start = Some(start.clone()),
             Event::Note { text } => self.notes.push(text.clone()),
+            Event::Checkpointed(plan) => self.notes.push(plan.to_string()),
             Event::Observed(observed) => self.observed = observed.clone(),
             Event::Skipped(skipped) => self.skips.push(skipped.clone()),
             Event::Recovered { attempt, recovery } => {

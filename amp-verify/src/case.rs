@@ -80,6 +80,8 @@ pub struct Choices {
     pub weight_update: WeightUpdate,
     /// How optimizers keep their running averages.
     pub moments: Moments,
+    /// The most bytes that a step's tensors may hold at once.
+    pub memory_budget: Option<u64>,
     /// Whether whole steps run as CUDA graphs.
     pub graph: Graph,
     /// The value to watch, and for how many epochs.
@@ -134,6 +136,7 @@ impl Case {
             log_every_n_steps: choices.log_every_n_steps.map_or(defaults.log_every_n_steps, steps),
             weight_update: choices.weight_update,
             moments: choices.moments,
+            memory_budget: choices.memory_budget,
             graph: choices.graph,
             on_non_finite: choices.on_non_finite,
             scale_floor: choices.scale_floor,

@@ -64,11 +64,17 @@ fn main() -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     // One line, whatever libtorch put into its text.
     eprintln!("error: {}", one_line(&error.to_string()));
-    ExitCode::from(match error {
+    ExitCode::from(code(&error))
+}
+
+fn code(error: &Error) -> u8 {
+    match error {
+        // Whatever was asked for where.
+        Error::In { source, .. } => code(source),
         Error::Config(_) | Error::Io { .. } => USAGE,
         Error::NotComparable(_) => NOT_COMPARABLE,
         _ => FAILED,
-    })
+    }
 }
 
 /// Help as clap prints it; a mistake as one line, like every other error.

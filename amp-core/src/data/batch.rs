@@ -2,6 +2,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error, Result,
+    memory::tensor_bytes,
     precision::{Policy, Precision, is_floating},
 };
 
@@ -52,6 +53,19 @@ impl Batch {
             tensor.numel() as u64 * placed_kind(tensor, precision).elt_size_in_bytes() as u64
         };
         bytes(&self.input) + bytes(&self.target)
+    }
+
+    /// Bytes of its tensors.
+    pub(crate) fn bytes(&self) -> u64 {
+        tensor_bytes(&self.input) + tensor_bytes(&self.target)
+    }
+
+    /// Bytes of its tensors that lie elsewhere than those of the other, if there is one.
+    pub(super) fn bytes_beside(&self, other: Option<&Self>) -> u64 {
+        let Some(other) = other else { return self.bytes() };
+        let pairs = [(&self.input, &other.input), (&self.target, &other.target)];
+        let beside = pairs.into_iter().filter(|(own, other)| own.data_ptr() != other.data_ptr());
+        beside.map(|(own, _)| tensor_bytes(own)).sum()
     }
 
     /// The examples at these places, given as int64 on the batch's device.

@@ -11,6 +11,8 @@ use crate::{Error, Result, precision::Policy};
 pub struct DataLoader {
     source: Source,
     len: i64,
+    /// Bytes of a resident set that is not the data's own.
+    copied: u64,
     batch_size: i64,
     drop_last: bool,
     shuffle: Option<u64>,
@@ -56,8 +58,12 @@ impl DataLoader {
                 Source::Host { data: data.clone(), prefetch }
             }
         };
+        let copied = match &source {
+            Source::Resident(all) => all.bytes_beside(data.in_memory().as_ref()),
+            Source::Host { .. } => 0,
+        };
         let drop_last = loading.drop_last;
-        Ok(Self { source, len, batch_size, drop_last, shuffle: None, policy })
+        Ok(Self { source, len, copied, batch_size, drop_last, shuffle: None, policy })
     }
 
     /// Batches of a permutation that depends on the seed and the epoch alone, whatever the
@@ -71,6 +77,14 @@ impl DataLoader {
     /// Whether the whole set lies on the device.
     pub fn is_resident(&self) -> bool {
         matches!(self.source, Source::Resident(_))
+    }
+
+    /// Bytes of tensors that it has made and keeps: a copy of the whole set, an epoch's order.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        match (&self.source, self.shuffle) {
+            (Source::Resident(_), Some(_)) => self.copied + 8 * self.len as u64,
+            _ => self.copied,
+        }
     }
 
     /// Batches in an epoch.

@@ -2,12 +2,15 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use super::{Context, Module, Op, Visitor};
+use super::{Context, Module, Op, Visitor, context::Checkpointing};
 use crate::{Result, ffi};
 
 /// Gradient checkpointing (torch.utils.checkpoint): the module's activations are not kept for the
 /// backward pass but computed again, under the same autocast state and random numbers, so that
 /// gradients are the same to the last bit on the CPU. Batch statistics are counted once.
+///
+/// Under a memory budget ([`TrainerConfig::memory_budget`](crate::TrainerConfig::memory_budget)) that
+/// decides, whatever `enabled` says.
 ///
 /// It adds no name of its own to its module's.
 #[derive(Debug)]
@@ -26,7 +29,16 @@ impl<M> Checkpoint<M> {
 
 impl<M: Module + 'static> Module for Checkpoint<M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        if !(self.enabled && cx.checkpoints()) {
+        let is_checkpointed = match cx.checkpointing() {
+            Checkpointing::Off => false,
+            Checkpointing::Declared => self.enabled,
+            Checkpointing::Chosen(segments) => {
+                let path = cx.path();
+                segments.iter().any(|segment| segment.layers.is_none() && segment.path == *path)
+            }
+            Checkpointing::Measured(survey) => return survey.module(&*self.module, input, cx),
+        };
+        if !is_checkpointed {
             return self.module.forward(input, cx);
         }
         let (module, again) = (self.module.clone(), cx.recomputing());
@@ -43,5 +55,9 @@ impl<M: Module + 'static> Module for Checkpoint<M> {
 
     fn op(&self) -> Op {
         self.module.op()
+    }
+
+    fn shared(&self) -> Option<Arc<dyn Module>> {
+        Some(self.module.clone())
     }
 }

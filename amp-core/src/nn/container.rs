@@ -1,20 +1,25 @@
 //! Modules made of modules.
 
+use std::sync::Arc;
+
 use tch::Tensor;
 
-use super::{Context, Fusable, Module, Visitor, fused, visit_child};
+use super::{
+    Context, Fusable, Module, Visitor, context::Checkpointing, fused, segment, visit_child,
+};
 use crate::Result;
 
 /// Runs its layers in order; their names are their indices, as in nn.Sequential.
 #[derive(Default)]
 pub struct Sequential {
-    layers: Vec<Box<dyn Module>>,
+    /// The backward pass may hold some, to compute them again.
+    layers: Vec<Arc<dyn Module>>,
 }
 
 impl Sequential {
     /// These layers in this order.
     pub fn new(layers: Vec<Box<dyn Module>>) -> Self {
-        Self { layers }
+        Self { layers: layers.into_iter().map(Arc::from).collect() }
     }
 }
 
@@ -28,20 +33,44 @@ impl Module for Sequential {
     }
 }
 
+/// Runs layers in order, the first of them at `place` of their container.
+pub(super) fn run<M: Module>(
+    layers: &[M],
+    place: usize,
+    input: &Tensor,
+    cx: &Context,
+) -> Result<Tensor> {
+    let (mut x, mut done) = (input.shallow_clone(), 0);
+    while done < layers.len() {
+        let (count, output) = run_first(&layers[done..], place + done, &x, cx)?;
+        x = output;
+        done += count;
+    }
+    Ok(x)
+}
+
+/// Runs the first of `layers`, which is at `place` of its container, with those behind it that run
+/// in one with it: how many, and the output.
+pub(super) fn run_first<M: Module>(
+    layers: &[M],
+    place: usize,
+    input: &Tensor,
+    cx: &Context,
+) -> Result<(usize, Tensor)> {
+    match fused::run(layers, place, input, cx)? {
+        Some(done) => Ok(done),
+        None => Ok((1, cx.call_nth(place, &layers[0], input)?)),
+    }
+}
+
 /// nn.ModuleList run in order.
 impl<M: Module> Module for Vec<M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        let mut x = input.shallow_clone();
-        let mut index = 0;
-        while index < self.len() {
-            let (count, output) = match fused::run(&self[index..], index, &x, cx)? {
-                Some(done) => done,
-                None => (1, cx.call_nth(index, &self[index], &x)?),
-            };
-            x = output;
-            index += count;
+        match cx.checkpointing() {
+            Checkpointing::Chosen(segments) => segment::forward(self, segments, input, cx),
+            Checkpointing::Measured(survey) => survey.layers(self, input, cx),
+            Checkpointing::Off | Checkpointing::Declared => run(self, 0, input, cx),
         }
-        Ok(x)
     }
 
     fn visit(&self, visitor: &mut dyn Visitor) {
@@ -72,5 +101,9 @@ impl<M: Module> Module for Option<M> {
 
     fn fusable(&self) -> Fusable<'_> {
         self.as_ref().map_or(Fusable::Other, Module::fusable)
+    }
+
+    fn shared(&self) -> Option<Arc<dyn Module>> {
+        self.as_ref().and_then(Module::shared)
     }
 }

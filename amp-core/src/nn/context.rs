@@ -10,7 +10,7 @@ use std::{
 
 use tch::Tensor;
 
-use super::{Module, Op};
+use super::{Module, Op, Segment, Survey};
 use crate::{
     Result,
     precision::{Policy, Region, RegionPlan},
@@ -39,13 +39,25 @@ pub struct Call<'a> {
     pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
+/// Which modules drop their activations and compute them again for the backward pass.
+pub(super) enum Checkpointing {
+    /// None.
+    Off,
+    /// Those that say so.
+    Declared,
+    /// These.
+    Chosen(Rc<[Segment]>),
+    /// None, but those that could are measured.
+    Measured(Rc<Survey>),
+}
+
 /// The state of a forward pass: training or not, precision, path, probe.
 pub struct Context {
     policy: Policy,
     training: bool,
     recomputing: bool,
     dropout: bool,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     islands: Rc<BTreeMap<String, Region>>,
     path: RefCell<String>,
     plan: Cell<RegionPlan>,
@@ -60,7 +72,7 @@ impl Context {
             training,
             recomputing: false,
             dropout: training,
-            checkpointing: training,
+            checkpointing: if training { Checkpointing::Declared } else { Checkpointing::Off },
             islands: Rc::default(),
             path: RefCell::default(),
             plan: Cell::new(RegionPlan::of(policy.precision)),
@@ -93,7 +105,21 @@ impl Context {
     /// The same pass, keeping every activation: a probe sees checkpointed modules with their graph.
     #[must_use]
     pub fn without_checkpointing(mut self) -> Self {
-        self.checkpointing = false;
+        self.checkpointing = Checkpointing::Off;
+        self
+    }
+
+    /// The same pass, where these segments drop their activations, whatever modules say themselves.
+    #[must_use]
+    pub(crate) fn with_segments(mut self, segments: Rc<[Segment]>) -> Self {
+        self.checkpointing = Checkpointing::Chosen(segments);
+        self
+    }
+
+    /// The same pass, measured.
+    #[must_use]
+    pub(crate) fn with_survey(mut self, survey: Rc<Survey>) -> Self {
+        self.checkpointing = Checkpointing::Measured(survey);
         self
     }
 
@@ -115,9 +141,9 @@ impl Context {
         self.dropout
     }
 
-    /// Whether checkpointed modules drop their activations.
-    pub(super) fn checkpoints(&self) -> bool {
-        self.checkpointing
+    /// Which modules drop their activations.
+    pub(super) fn checkpointing(&self) -> &Checkpointing {
+        &self.checkpointing
     }
 
     /// Whether a module runs for the second time on the same input, as checkpointed modules do:
@@ -134,7 +160,11 @@ impl Context {
             training: self.training,
             recomputing: true,
             dropout: self.dropout,
-            checkpointing: self.checkpointing,
+            checkpointing: match &self.checkpointing {
+                Checkpointing::Declared => Checkpointing::Declared,
+                // What was chosen or measured is not looked into.
+                _ => Checkpointing::Off,
+            },
             islands: Rc::new(self.islands.as_ref().clone()),
             path: self.path.clone(),
             plan: self.plan.clone(),

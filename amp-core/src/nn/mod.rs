@@ -18,6 +18,8 @@ mod init;
 mod linear;
 mod norm;
 mod parameters;
+mod segment;
+mod survey;
 mod transformer;
 
 pub use activation::{Flatten, Gelu, Identity, Relu, Sigmoid, Silu, Tanh};
@@ -33,7 +35,11 @@ pub use fused::Fusable;
 pub use linear::{Linear, LinearConfig};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
 pub use parameters::{Parameter, Role, named_tensors, parameters, place};
+pub use segment::Segment;
+pub(crate) use survey::{Cell, Survey};
 pub use transformer::{TransformerEncoderLayer, TransformerEncoderLayerConfig};
+
+use std::sync::Arc;
 
 use tch::Tensor;
 
@@ -72,6 +78,12 @@ pub trait Module {
     #[doc(hidden)]
     fn fusable(&self) -> Fusable<'_> {
         Fusable::Other
+    }
+
+    /// A handle that the backward pass may hold, where the module can be shared. A memory budget
+    /// chooses among the layers of containers that give one.
+    fn shared(&self) -> Option<Arc<dyn Module>> {
+        None
     }
 }
 
@@ -112,5 +124,31 @@ impl<M: Module + ?Sized> Module for Box<M> {
 
     fn fusable(&self) -> Fusable<'_> {
         (**self).fusable()
+    }
+
+    fn shared(&self) -> Option<Arc<dyn Module>> {
+        (**self).shared()
+    }
+}
+
+impl<M: Module + ?Sized + 'static> Module for Arc<M> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        (**self).forward(input, cx)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        (**self).visit(visitor);
+    }
+
+    fn op(&self) -> Op {
+        (**self).op()
+    }
+
+    fn fusable(&self) -> Fusable<'_> {
+        (**self).fusable()
+    }
+
+    fn shared(&self) -> Option<Arc<dyn Module>> {
+        Some(Arc::new(self.clone()))
     }
 }

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use tch::Tensor;
 
 use super::{
@@ -31,7 +33,10 @@ impl TransformerEncoderLayerConfig {
 /// Attention and feed-forward, each with a residual and then a layer norm (post-norm, ReLU);
 /// nn.TransformerEncoderLayer with batch_first, on `[N, L, d_model]`.
 #[derive(Debug)]
-pub struct TransformerEncoderLayer {
+pub struct TransformerEncoderLayer(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     self_attn: MultiheadAttention,
     linear1: Linear,
     dropout: Dropout,
@@ -45,10 +50,14 @@ impl TransformerEncoderLayer {
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
+    #[expect(
+        clippy::arc_with_non_send_sync,
+        reason = "the autograd graph may be freed on a thread of libtorch's"
+    )]
     pub fn new(config: TransformerEncoderLayerConfig) -> Result<Self> {
         let TransformerEncoderLayerConfig { d_model, nhead, dim_feedforward, dropout, causal } =
             config;
-        Ok(Self {
+        Ok(Self(Arc::new(Parts {
             self_attn: MultiheadAttention::new(MultiheadAttentionConfig {
                 dropout,
                 causal,
@@ -59,11 +68,25 @@ impl TransformerEncoderLayer {
             linear2: Linear::new(LinearConfig::new(dim_feedforward, d_model))?,
             norm1: LayerNorm::new(LayerNormConfig::new(d_model))?,
             norm2: LayerNorm::new(LayerNormConfig::new(d_model))?,
-        })
+        })))
     }
 }
 
 impl Module for TransformerEncoderLayer {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.0.forward(input, cx)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.0.visit(visitor);
+    }
+
+    fn shared(&self) -> Option<Arc<dyn Module>> {
+        Some(self.0.clone())
+    }
+}
+
+impl Module for Parts {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let attended = cx.call("self_attn", None, &self.self_attn, input)?;
         let attended = self.dropout.forward(&attended, cx)?;

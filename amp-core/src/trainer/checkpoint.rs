@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Map, Value};
 
-use super::{fit::Run, step::Counts};
+use super::{MemoryPlan, fit::Run, step::Counts};
 use crate::{
     Error, Result,
     checkpoint::{self, Saved},
@@ -15,6 +15,9 @@ use crate::{
     state::State,
     weights::{self, Found},
 };
+
+/// Under which the choice of what is checkpointed is saved.
+const PLAN: &str = "memory";
 
 impl Run<'_, '_> {
     /// Saves the run as it is between two steps.
@@ -41,6 +44,9 @@ impl Run<'_, '_> {
         state.put("counts", &runner.counts)?;
         state.put("precision", &runner.policy.precision)?;
         state.put("parts", &runner.parts)?;
+        if let Some(plan) = &runner.memory {
+            state.put(PLAN, plan)?;
+        }
         state.put("lr", &runner.lr)?;
         state.put("scaler", &runner.scaler.state())?;
         state.put_part("random", RandomState::read(self.config.device)?.state()?);
@@ -91,6 +97,8 @@ impl Run<'_, '_> {
         let precision: Precision = state.get("precision").map_err(at)?;
         let scaler: ScalerState = state.get("scaler").map_err(at)?;
         let parts = state.get("parts").map_err(at)?;
+        let plan = state.values().contains_key(PLAN).then(|| state.get(PLAN));
+        let plan: Option<MemoryPlan> = plan.transpose().map_err(at)?;
         let lr = state.get("lr").map_err(at)?;
         let random = RandomState::from_state(&state.part("random"), device).map_err(at)?;
         let log = Log::from_state(&state.part("log"), device).map_err(at)?;
@@ -116,6 +124,8 @@ impl Run<'_, '_> {
         self.model.on_load_checkpoint(&state.part("model")).map_err(at)?;
         random.restore(device)?;
         (self.runner.counts, self.runner.parts, self.runner.lr) = (counts, parts, lr);
+        // Of another budget, one is made anew.
+        self.runner.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory_budget);
         (self.position, self.log) = (position, log);
         Ok(position)
     }

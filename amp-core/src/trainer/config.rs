@@ -51,6 +51,15 @@ pub struct TrainerConfig {
     /// Whether a batch that does not fit into memory is run in halves, quarters and so on, whose
     /// gradients add up to the batch's. Batch statistics are then those of the parts.
     pub micro_batching: bool,
+    /// The most bytes that a step's tensors may hold at once, if less than memory has: parameters,
+    /// buffers, optimizer state, gradients, activations and the step's batches; on CUDA all that the
+    /// process holds on the device. On the first step's examples the trainer measures which modules
+    /// to checkpoint for that, the cheapest to compute again that suffice: layers of a
+    /// [`Sequential`](crate::nn::Sequential), others that are [`shared`](crate::Module::shared), and
+    /// [`Checkpoint`](crate::nn::Checkpoint)s, whatever these say themselves. No number changes on
+    /// the CPU, and what a model's checkpoints hold of its own state is put back. What explains a skipped
+    /// step keeps all activations for that one time; an optimizer's temporaries are not counted.
+    pub memory_budget: Option<u64>,
     /// Whether whole steps run as CUDA graphs. The numbers are the same, to the last bit.
     pub graph: Graph,
     /// Optimizer steps between two that are profiled, counted across epochs.
@@ -85,6 +94,7 @@ impl TrainerConfig {
             provenance: true,
             scale_floor: ScaleFloor::default(),
             micro_batching: true,
+            memory_budget: None,
             graph: Graph::default(),
             profile_every_n_steps: None,
             scaler: GradScalerConfig::default(),
@@ -116,6 +126,9 @@ impl TrainerConfig {
         self.gradient_clip.map(Clip::validated).transpose()?;
         if self.keep_good_every_n_steps == 0 {
             return Err(Error::config("keep_good_every_n_steps is 0, but must be at least 1"));
+        }
+        if self.memory_budget == Some(0) {
+            return Err(Error::config("memory_budget is 0, but must be at least 1 byte"));
         }
         let (floor, lowest) = (self.scale_floor.min_scale, f64::from(f32::MIN_POSITIVE));
         if !(floor >= lowest && floor.is_finite()) {

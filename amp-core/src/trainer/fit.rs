@@ -57,6 +57,8 @@ pub(super) struct Run<'r, 'c> {
     pub(super) model: &'r mut dyn LightningModule,
     pub(super) data: &'r DataModule,
     loader: Rc<DataLoader>,
+    /// Bytes, with the one for validation.
+    held_by_loaders: u64,
     pub(super) runner: StepRunner<'r>,
     pub(super) callbacks: Callbacks<'r, 'c>,
     pub(super) emit: &'r mut Emit<'r>,
@@ -106,6 +108,7 @@ impl<'r, 'c> Run<'r, 'c> {
             model,
             data,
             loader,
+            held_by_loaders: 0,
             runner,
             callbacks: Callbacks(callbacks),
             emit,
@@ -119,6 +122,7 @@ impl<'r, 'c> Run<'r, 'c> {
     pub(super) fn go(mut self, resumed: Option<Position>) -> Result<()> {
         let started = Instant::now();
         let val = self.data.val_loader(self.config.policy())?;
+        self.held_by_loaders = self.loader.held_bytes() + val.held_bytes();
         self.start(resumed)?;
         let mut flow = self.past_max_steps();
         while flow == Flow::On && self.position.epoch < self.config.max_epochs {
@@ -152,6 +156,9 @@ impl<'r, 'c> Run<'r, 'c> {
             resumed,
         }))?;
         notes.into_iter().try_for_each(|text| (self.emit)(Event::Note { text }))?;
+        if let Some(plan) = self.runner.memory.take() {
+            self.runner.follow_memory_plan(plan, self.emit)?;
+        }
         self.prepare_flight()?;
         self.model.on_train_start()?;
         let mut hook = self.runner.hook(self.position.epoch, &mut self.log);
@@ -289,6 +296,7 @@ impl<'r, 'c> Run<'r, 'c> {
     /// Steps on some examples, kernel by kernel.
     pub(super) fn step_without_graph(&mut self, examples: Examples) -> Result<Vec<Action>> {
         self.leave_graph()?;
+        self.runner.plan_memory(self.model, &examples, self.held_by_loaders, self.emit)?;
         self.runner.begin_window()?;
         let Examples { start, batches, shares } = examples;
         let end = start + batches.len() as i64;

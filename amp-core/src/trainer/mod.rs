@@ -1,5 +1,6 @@
 //! The training loop.
 
+mod budget;
 mod checkpoint;
 mod config;
 mod fit;
@@ -9,6 +10,7 @@ mod recovery;
 mod step;
 mod window;
 
+pub use budget::MemoryPlan;
 pub use config::TrainerConfig;
 pub use graph::{Graph, StepAccess};
 pub use profile::{Interval, Phase, Profile, Span};

@@ -124,11 +124,12 @@ impl Mark {
 }
 
 /// A step that is being profiled, or waits to be read.
-struct Recording {
+pub(super) struct Recording {
     epoch: i64,
     batch: i64,
     start: Mark,
-    ends: Vec<(Phase, Mark)>,
+    /// A phase and its end; `None` for a time that is left out.
+    ends: Vec<(Option<Phase>, Mark)>,
     memory: Option<u64>,
 }
 
@@ -163,10 +164,24 @@ impl Profiler {
     /// Ends a phase of the step that is being profiled, if one is.
     pub(super) fn lap(&mut self, phase: Phase) -> Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        running.ends.push((phase, Mark::now(self.device)?));
+        running.ends.push((Some(phase), Mark::now(self.device)?));
         if self.device.is_cuda() {
             let allocated = memory::cuda_allocated(self.device)?;
             running.memory = running.memory.max(Some(allocated));
+        }
+        Ok(())
+    }
+
+    /// Looks away for a while.
+    pub(super) fn suspend(&mut self) -> Option<Recording> {
+        self.running.take()
+    }
+
+    /// Goes on with a step; what was since it was left belongs to no phase.
+    pub(super) fn resume(&mut self, recording: Option<Recording>) -> Result<()> {
+        self.running = recording;
+        if let Some(running) = &mut self.running {
+            running.ends.push((None, Mark::now(self.device)?));
         }
         Ok(())
     }
@@ -184,8 +199,10 @@ impl Profiler {
             let mut spans = Vec::with_capacity(ends.len());
             let mut since = &start;
             for (phase, end) in &ends {
-                let (host, device) = since.interval_to(end, origin)?;
-                spans.push(Span { phase: *phase, host, device });
+                if let Some(phase) = *phase {
+                    let (host, device) = since.interval_to(end, origin)?;
+                    spans.push(Span { phase, host, device });
+                }
                 since = end;
             }
             Ok(Profile { epoch, batch, spans, memory })

@@ -9,8 +9,9 @@ use super::{fit::Emit, step::StepRunner};
 use crate::{
     Error, LightningModule, Result,
     event::{Event, Skipped},
+    memory::tensor_bytes,
     named::named,
-    nn::{self, Context, named_tensors},
+    nn::{self, named_tensors},
     precision::{GradScaler, Precision},
     state::State,
 };
@@ -150,6 +151,14 @@ pub(super) struct Good {
     used: bool,
 }
 
+impl Good {
+    /// Bytes of its tensors.
+    pub(super) fn bytes(&self) -> u64 {
+        let states = self.optimizers.iter().flat_map(State::tensors).map(|(_, tensor)| tensor);
+        self.tensors.iter().chain(states).map(tensor_bytes).sum()
+    }
+}
+
 impl StepRunner<'_> {
     /// Keeps the state of now, where that is asked for and due.
     pub(super) fn keep_good(&mut self, model: &dyn LightningModule) -> Result<()> {
@@ -257,7 +266,7 @@ impl StepRunner<'_> {
     ) -> Result<()> {
         self.policy.precision = precision;
         nn::place(model, self.policy, &self.config.islands)?;
-        self.context = Context::new(self.policy, true).with_islands(self.config.islands.clone());
+        self.context = self.new_context();
         self.scaler = GradScaler::checking(self.policy.device)?;
         Ok(())
     }

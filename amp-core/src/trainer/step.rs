@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::{
-    TrainerConfig,
+    MemoryPlan, TrainerConfig,
     fit::{Callbacks, Emit},
     graph::StepAccess,
     profile::{Phase, Profile, Profiler},
@@ -45,6 +45,8 @@ pub(super) struct StepRunner<'a> {
     /// Parts that a batch runs in.
     pub(super) parts: i64,
     pub(super) probed: bool,
+    /// What is checkpointed, once that was chosen.
+    pub(super) memory: Option<MemoryPlan>,
     pub(super) profiler: Profiler,
     /// The state to come back to.
     pub(super) good: Option<Good>,
@@ -79,6 +81,7 @@ impl<'a> StepRunner<'a> {
             window: Window::default(),
             parts: 1,
             probed: false,
+            memory: None,
             profiler: Profiler::new(config.device),
             good: None,
             lr,

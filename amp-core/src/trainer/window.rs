@@ -12,7 +12,6 @@ use crate::{
     event::Event,
     ffi,
     log::Log,
-    nn::Context,
     precision::KeptCasts,
     probe::DtypeProbe,
     provenance::{self, Provenance, Replay},
@@ -72,7 +71,7 @@ impl StepRunner<'_> {
         self.window.casts = None;
     }
 
-    /// Makes these batches the step's, to be captured.
+    /// Makes these batches the step's, to be captured or tried.
     pub(super) fn begin_capture(&mut self, batches: &[Batch], shares: &[f64]) -> Result<()> {
         self.zero_grad()?;
         let batches = batches.iter().map(Batch::shallow_clone).zip(shares.iter().copied());
@@ -81,7 +80,7 @@ impl StepRunner<'_> {
         Ok(())
     }
 
-    /// Forgets what was captured, whether or not it can be used.
+    /// Forgets what was captured or tried, whether or not it can be used.
     pub(super) fn end_capture(&mut self) {
         self.window = Window::default();
         self.scaler.forget();
@@ -140,10 +139,7 @@ impl StepRunner<'_> {
         let (batch, share) = &self.window.batches[at];
         let (length, share) = (batch.len(), *share);
         let parts = split_evenly(batch, self.parts)?;
-        let probed = probe.map(|probe| {
-            let context = Context::new(self.policy, true);
-            context.with_islands(self.config.islands.clone()).with_probe(probe)
-        });
+        let probed = probe.map(|probe| self.new_context().with_probe(probe));
         let mut whole: Option<Tensor> = None;
         for part in parts {
             let loss = {
@@ -168,6 +164,14 @@ impl StepRunner<'_> {
             });
         }
         whole.ok_or_else(|| Error::config("a batch without examples"))
+    }
+
+    /// The first part of a batch that is run at once.
+    pub(super) fn part(&self, batch: &Batch) -> Result<Batch> {
+        split_evenly(batch, self.parts)?
+            .into_iter()
+            .next()
+            .ok_or_else(|| Error::config("a batch without examples"))
     }
 
     /// Computes the gradients of the window's first `count` batches anew, with the same random
@@ -215,7 +219,7 @@ impl StepRunner<'_> {
         if let Some(random) = &self.window.random {
             random.restore(device)?;
         }
-        let context = Context::new(self.policy, true).with_islands(self.config.islands.clone());
+        let context = self.new_context();
         let replay = Replay {
             policy: self.policy,
             context,

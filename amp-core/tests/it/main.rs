@@ -6,6 +6,8 @@
 mod attention;
 mod autocast;
 mod autocast_lists;
+mod budget;
+mod budget_resume;
 mod callbacks;
 mod checkpoint;
 mod chrome_trace;

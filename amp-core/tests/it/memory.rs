@@ -2,9 +2,12 @@
 
 use amp_core::{
     Result,
-    memory::MemoryMeter,
+    memory::{MemoryMeter, parse_bytes},
     tch::{Device, Kind, Tensor},
 };
+use rstest::rstest;
+
+use crate::support::message;
 
 fn bytes(count: i64) -> Tensor {
     Tensor::empty([count], (Kind::Uint8, Device::Cpu))
@@ -53,4 +56,24 @@ fn a_measurement_is_its_threads_own() -> Result<()> {
     std::thread::spawn(|| drop(bytes(9000))).join().expect("a thread that only allocates");
     assert_eq!(meter.read()?.peak_allocated, 0);
     Ok(())
+}
+
+#[rstest]
+#[case("1048576", 1 << 20)]
+#[case("12B", 12)]
+#[case("500MB", 500_000_000)]
+#[case("2GiB", 2 << 30)]
+#[case("1.5 KiB", 1536)]
+#[case("3tb", 3_000_000_000_000)]
+fn sizes_are_read(#[case] text: &str, #[case] bytes: u64) -> Result<()> {
+    assert_eq!(parse_bytes(text)?, bytes);
+    Ok(())
+}
+
+#[rstest]
+fn what_is_no_size_is_refused(
+    #[values("", "0", "-1", "GiB", "2 parsecs", "1.2.3MB", "NaN", "0.4")] text: &str,
+) {
+    let expected = format!("`{text}` is no size in bytes: write it as 500MB, 2GiB or 1048576");
+    assert_eq!(message(parse_bytes(text)), expected);
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use amp_core::{
-    Error, Hook, LightningModule, Result, Trainer, TrainerConfig,
+    Error, Hook, Result, Trainer, TrainerConfig,
     callback::{Action, Callback, EarlyStopping, Mode, ModelCheckpoint},
     checkpoint,
     data::DataModule,
@@ -28,7 +28,7 @@ use tempfile::tempdir;
 use crate::support::{
     bits::sha256,
     device, message,
-    model::{Model, constant, demo, digits, linear, same},
+    model::{Counting, Model, constant, demo, digits, linear, same},
     seeded,
 };
 
@@ -344,66 +344,6 @@ fn a_run_that_was_ended_by_its_steps_goes_on_in_the_middle_of_its_epoch() -> Res
     assert_eq!(values(&rest, 0), values(&straight, 1));
     assert!(rest.epochs.len() < 3, "early stopping had waited before: {}", rest.epochs.len());
     Ok(())
-}
-
-/// A model with a count of its own beside its tensors.
-struct Counting {
-    inner: Model,
-    seen: i64,
-}
-
-impl amp_core::Module for Counting {
-    fn forward(
-        &self,
-        input: &amp_core::tch::Tensor,
-        cx: &nn::Context,
-    ) -> Result<amp_core::tch::Tensor> {
-        self.inner.forward(input, cx)
-    }
-
-    fn visit(&self, visitor: &mut dyn nn::Visitor) {
-        self.inner.visit(visitor);
-    }
-}
-
-impl LightningModule for Counting {
-    fn name(&self) -> &'static str {
-        "Counting"
-    }
-
-    fn hyperparameters(&self) -> amp_core::Hyperparameters {
-        Default::default()
-    }
-
-    fn training_step(
-        &mut self,
-        batch: &amp_core::data::Batch,
-        step: &mut amp_core::Step<'_>,
-    ) -> Result<amp_core::tch::Tensor> {
-        self.seen += 1;
-        self.inner.training_step(batch, step)
-    }
-
-    fn validation_step(
-        &mut self,
-        batch: &amp_core::data::Batch,
-        step: &mut amp_core::Step<'_>,
-    ) -> Result<()> {
-        self.inner.validation_step(batch, step)
-    }
-
-    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<amp_core::optim::Optimizers> {
-        self.inner.configure_optimizers(plan)
-    }
-
-    fn on_save_checkpoint(&self, state: &mut amp_core::state::State) -> Result<()> {
-        state.put("seen", &self.seen)
-    }
-
-    fn on_load_checkpoint(&mut self, state: &amp_core::state::State) -> Result<()> {
-        self.seen = state.get("seen")?;
-        Ok(())
-    }
 }
 
 #[test]

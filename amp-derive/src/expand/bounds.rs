@@ -6,7 +6,7 @@ use syn::{GenericArgument, Generics, PathArguments, Type, WherePredicate, parse_
 use crate::model::Model;
 
 /// Containers of amp-core's and std's that are modules when what they hold is one.
-const CONTAINERS: &[&str] = &["Option", "Vec", "Box", "Checkpoint"];
+const CONTAINERS: &[&str] = &["Option", "Vec", "Box", "Arc", "Checkpoint"];
 
 /// The struct's generics, with `M: Module` for every type parameter that is a layer.
 pub(super) fn with_modules(model: &Model) -> Generics {

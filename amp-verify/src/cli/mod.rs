@@ -15,6 +15,7 @@ use std::{path::PathBuf, str::FromStr};
 use amp_core::{
     Error, Hyperparameters,
     data::{Loading, Placement},
+    memory::parse_bytes,
     optim::{Moments, WeightUpdate},
     precision::{Clip, Precision},
     trainer::Graph,
@@ -161,6 +162,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "HOW", value_parser = Moments::from_str,
           default_value_t = Moments::default())]
     pub moments: Moments,
+    /// The most memory that tensors may take at once, as in 500MB or 2GiB: the layers that are cheapest
+    /// to compute again in the backward pass are checkpointed for that, which changes no number
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_negative_numbers = true)]
+    pub memory_budget: Option<u64>,
     /// End training when this value no longer falls, as in val_loss [default: the model's own]
     #[arg(long, value_name = "NAME")]
     pub early_stopping: Option<String>,
@@ -232,6 +237,7 @@ impl RunArgs {
             scaler: self.recovery.scaler(),
             weight_update: self.weight_update,
             moments: self.moments,
+            memory_budget: self.memory_budget,
             graph: self.graph,
             early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),
             set: self.set.iter().cloned().collect::<Hyperparameters>(),

@@ -52,6 +52,7 @@ impl<W: Write> Subscriber for EpochTable<W> {
                 self.line(&format!("resumed in epoch {} after {batch} batches", epoch + 1))
             }
             Event::Note { text } => self.line(&format!("note: {text}")),
+            Event::Checkpointed(plan) => self.line(&plan.to_string()),
             Event::Skipped(skipped) => self.line(&format!(
                 "step {} skipped at scale {}: {}",
                 skipped.attempt,

@@ -2,6 +2,8 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 
+use amp_core::memory::show_bytes;
+
 use crate::comparison::{Comparison, Delta, OverSeeds, Run, Sample};
 
 /// The table with lines above saying what ran and lines below with what should be known. On a
@@ -96,7 +98,7 @@ fn columns(metric: &str) -> Vec<Column> {
             format!("{skipped} of {}", applied + skipped)
         }),
         column("scale", |run| run.final_scale.map_or("–".into(), |scale| scale.to_string())),
-        column("peak memory", |run| bytes(run.peak_memory_bytes)),
+        column("peak memory", |run| show_bytes(run.peak_memory_bytes)),
         column("×", |run| delta(run, |d| Some(format!("{:.2}", d.peak_memory_ratio)))),
         column("time", |run| format!("{:.2} s", run.train_seconds)),
         column("×", |run| delta(run, |d| Some(format!("{:.2}", d.train_seconds_ratio)))),
@@ -169,11 +171,6 @@ fn delta(run: &Run, text: impl Fn(&Delta) -> Option<String>) -> String {
 /// `bfloat16` as `bf16`, `float32` as `f32`.
 fn short(dtype: &str) -> String {
     dtype.replace("bfloat", "bf").replace("float", "f")
-}
-
-fn bytes(count: u64) -> String {
-    let mib = count as f64 / (1 << 20) as f64;
-    if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }
 
 fn grouped(number: i64) -> String {

@@ -33,6 +33,8 @@ use crate::support::{amp, assert_refused, files, refusal};
 #[case::min_scale(&["--min-scale", "-1"], "the scale floor is -1e0, but must be at least")]
 #[case::at_min_scale(&["--at-min-scale", "go on"], "unknown policy `go on`: expected one of halt, warn, fall-back-to-bf16")]
 #[case::weight_update(&["--weight-update", "exact"], "unknown weight update `exact`: expected one of round-to-nearest")]
+#[case::memory_budget(&["--memory-budget", "2 parsecs"], "`2 parsecs` is no size in bytes: write it as 500MB, 2GiB or 1048576")]
+#[case::no_memory(&["--memory-budget", "0"], "`0` is no size in bytes")]
 #[case::folder(&["--output", "nowhere/report.json"], "there is no folder nowhere; create it first")]
 fn is_refused(#[case] arguments: &[&str], #[case] expected: &str) {
     let folder = tempdir().expect("a temporary folder");
@@ -51,6 +53,7 @@ fn is_refused(#[case] arguments: &[&str], #[case] expected: &str) {
 #[case::no_checkpoint(&["--resume", "log.csv"], "log.csv: not a whole safetensors file")]
 #[case::every_no_step(&["--every-n-train-steps", "0"], "'--every-n-train-steps <N>': it must be at least 1")]
 #[case::monitor(&["--monitor", "memory,disk"], "invalid value 'disk' for '--monitor <NAMES>' [possible values: memory, speed, lr, gradients]")]
+#[case::too_little_memory(&["--memory-budget", "1KB"], "the memory budget is 1000 bytes, but a step takes ")]
 #[case::rounding(&["--precision", "16-true", "--weight-update", "stochastic-rounding"], "stochastic rounding is for bfloat16, but")]
 fn training_is_refused(#[case] arguments: &[&str], #[case] expected: &str) {
     let folder = tempdir().expect("a temporary folder");

@@ -8,6 +8,7 @@ mod gate;
 mod kill;
 mod layers;
 mod logs;
+mod memory_budget;
 mod model;
 mod output;
 mod page;

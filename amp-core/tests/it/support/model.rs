@@ -14,6 +14,7 @@ use amp_core::{
     },
     optim::{OptimizerConfig, Optimizers, TrainingPlan},
     record::RunRecord,
+    state::State,
     tch::{Device, Kind, Tensor},
 };
 use flate2::read::GzDecoder;
@@ -72,6 +73,55 @@ impl LightningModule for Model {
 
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers> {
         Ok((self.optimizer)(plan).into())
+    }
+}
+
+/// A model with a count of its own beside its tensors.
+pub(crate) struct Counting {
+    pub(crate) inner: Model,
+    /// Training steps.
+    pub(crate) seen: i64,
+}
+
+impl Module for Counting {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.inner.forward(input, cx)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.inner.visit(visitor);
+    }
+}
+
+impl LightningModule for Counting {
+    fn name(&self) -> &'static str {
+        "Counting"
+    }
+
+    fn hyperparameters(&self) -> Hyperparameters {
+        Hyperparameters::new()
+    }
+
+    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+        self.seen += 1;
+        self.inner.training_step(batch, step)
+    }
+
+    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+        self.inner.validation_step(batch, step)
+    }
+
+    fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers> {
+        self.inner.configure_optimizers(plan)
+    }
+
+    fn on_save_checkpoint(&self, state: &mut State) -> Result<()> {
+        state.put("seen", &self.seen)
+    }
+
+    fn on_load_checkpoint(&mut self, state: &State) -> Result<()> {
+        self.seen = state.get("seen")?;
+        Ok(())
     }
 }
 

@@ -1,0 +1,132 @@
+//! The cheapest choice that fits, where the bytes of cells are known, but what else a step holds only
+//! shows when a choice is tried.
+
+use std::ops::Range;
+
+use super::select::{choose, leanest, peak, seconds};
+use crate::{Result, nn::Cell};
+
+/// Choices that are tried at most.
+const TRIES: usize = 8;
+
+/// A choice that was tried.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Tried {
+    /// Ranges of cells that are checkpointed as one.
+    pub(super) chosen: Vec<Range<usize>>,
+    /// The most bytes that were held.
+    pub(super) peak: u64,
+}
+
+/// The cheapest choice found to hold at most `budget` bytes, or the leanest found, if none fits.
+/// `measure` tries a choice.
+pub(super) fn search(
+    cells: &[Cell],
+    budget: u64,
+    mut measure: impl FnMut(&[Range<usize>]) -> Result<u64>,
+) -> Result<Tried> {
+    let chosen = leanest(cells);
+    let first = Tried { peak: measure(&chosen)?, chosen };
+    let (mut best, mut tried) = (first.clone(), vec![first]);
+    while let Some(chosen) = next(cells, budget, &tried) {
+        let peak = match measure(&chosen) {
+            // A leaner one was measured.
+            Err(error) if error.is_out_of_memory() => break,
+            outcome => outcome?,
+        };
+        let new = Tried { chosen, peak };
+        let better = match (new.peak <= budget, best.peak <= budget) {
+            (true, true) => seconds(cells, &new.chosen) < seconds(cells, &best.chosen),
+            _ => new.peak < best.peak,
+        };
+        if better {
+            best = new.clone();
+        }
+        tried.push(new);
+    }
+    Ok(best)
+}
+
+/// What to try after the others, if anything is left to try.
+fn next(cells: &[Cell], budget: u64, tried: &[Tried]) -> Option<Vec<Range<usize>>> {
+    let last = tried.last().filter(|_| tried.len() < TRIES)?;
+    let chosen = match tried.iter().any(|tried| tried.peak <= budget) {
+        // Peak and cells differ by what is no cell's, and will do so by as much again.
+        true => choose(cells, (budget + peak(cells, &last.chosen)).saturating_sub(last.peak))?,
+        // What is leaner by the cells may be no leaner than nothing is.
+        false => Vec::new(),
+    };
+    tried.iter().all(|tried| tried.chosen != chosen).then_some(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Error, nn::Segment};
+
+    /// Six layers of one container, of 100 bytes and one second each.
+    fn cells() -> Vec<Cell> {
+        let cells = (0..6).map(|at| Cell {
+            segment: Segment { path: "model".to_owned(), layers: Some(at..at + 1) },
+            own: 100,
+            input: 10,
+            output: 10,
+            keeps_input: true,
+            keeps_output: false,
+            seconds: 1.0,
+            within: Vec::new(),
+        });
+        cells.collect()
+    }
+
+    /// What is no cell's is found out by the first try.
+    #[test]
+    fn what_else_is_held_is_learnt() -> Result<()> {
+        let cells = cells();
+        let budget = 5000 + peak(&cells, &[]) - 150;
+        let found = search(&cells, budget, |chosen| Ok(5000 + peak(&cells, chosen)))?;
+        assert!(found.peak <= budget, "{found:?}");
+        let room = choose(&cells, budget - 5000).map(|chosen| seconds(&cells, &chosen));
+        assert_eq!(Some(seconds(&cells, &found.chosen)), room);
+        Ok(())
+    }
+
+    /// Choices that checkpoint less turn out to hold more than the cells say.
+    #[test]
+    fn what_turns_out_not_to_fit_is_not_taken() -> Result<()> {
+        let cells = cells();
+        let held = |chosen: &[Range<usize>]| peak(&cells, chosen) * peak(&cells, chosen) / 100;
+        for percent in [60, 70, 80, 90, 99] {
+            let budget = held(&[]) * percent / 100;
+            let found = search(&cells, budget, |chosen| Ok(held(chosen)))?;
+            assert!(found.peak <= budget, "{percent}: {found:?}");
+        }
+        Ok(())
+    }
+
+    /// A pass that has the most temporaries where it computes again.
+    #[test]
+    fn nothing_is_taken_where_that_holds_less() -> Result<()> {
+        let cells = cells();
+        let held = |chosen: &[Range<usize>]| 1000 + 500 * chosen.len() as u64;
+        let found = search(&cells, 1200, |chosen| Ok(held(chosen)))?;
+        assert_eq!(found, Tried { chosen: vec![], peak: 1000 });
+        let least = search(&cells, 900, |chosen| Ok(held(chosen)))?;
+        assert_eq!(least.peak, 1000, "the least, though it does not fit");
+        Ok(())
+    }
+
+    /// Without memory for a try there is still what was found before.
+    #[test]
+    fn a_try_may_run_out_of_memory() -> Result<()> {
+        let cells = cells();
+        let lean = leanest(&cells);
+        let full = |chosen: &[Range<usize>]| match chosen == lean {
+            true => Ok(peak(&cells, chosen)),
+            false => Err(Error::Torch("CUDA out of memory".to_owned())),
+        };
+        assert_eq!(search(&cells, 1 << 20, full)?.chosen, lean);
+        assert!(search(&cells, 1, |_| Err(Error::config("another failure"))).is_err());
+        Ok(())
+    }
+}

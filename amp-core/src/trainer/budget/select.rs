@@ -1,0 +1,341 @@
+//! Which cells of a pass to compute again so that the rest fits.
+//!
+//! The pass is a chain of [cells](Cell). A cell that is kept holds its own bytes, and its input where
+//! it or the cell before wants it. Neighbours that are checkpointed as one hold the first one's input
+//! alone; for the backward pass they are kept once more, beside what the cells before them hold. A
+//! cell's backward pass has the gradients of its output and of its input besides; neighbours that are
+//! checkpointed as one hold their output and its gradient through all of theirs.
+//!
+//! That is the cost model of rematerialization of chains (Chen et al., "Training deep nets with
+//! sublinear memory cost", 2016; Beaumont et al., "Optimal checkpointing for heterogeneous chains",
+//! 2019) with each cell computed again at most once. The cheapest choice is found exactly, by
+//! dynamic programming over the pairs (bytes, seconds) that no other pair is better than in both, since
+//! taking the best seconds per byte first wastes up to a whole cell's room, and there are few cells.
+
+use std::ops::Range;
+
+use crate::nn::Cell;
+
+/// Pairs that are gone on with at each cell. Leaving some out costs seconds, but never room.
+const MOST: usize = 256;
+
+/// A cell that holds more than this part of all is taken apart.
+const MUCH: u64 = 8;
+
+/// The cells to choose among: those that hold much of all are taken apart, where what is within them
+/// holds most of it. What is left whole can be checkpointed as one with its neighbours.
+pub(super) fn refine(cells: Vec<Cell>) -> Vec<Cell> {
+    let much = held(&cells, &[]) / MUCH;
+    cells.into_iter().flat_map(|cell| parts(cell, much)).collect()
+}
+
+fn parts(mut cell: Cell, much: u64) -> Vec<Cell> {
+    let within = std::mem::take(&mut cell.within);
+    let own = held(std::slice::from_ref(&cell), &[]);
+    if own <= much || within.len() < 2 || held(&within, &[]) < own / 10 * 9 {
+        return vec![cell];
+    }
+    within.into_iter().flat_map(|cell| parts(cell, much)).collect()
+}
+
+/// The cheapest choice under which no more than `room` bytes are held, as ranges of cells to
+/// checkpoint as one; `None` where there is none.
+pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
+    let mut fronts = vec![vec![State::default()]];
+    for end in 1..=cells.len() {
+        let last = end - 1;
+        let kept = fronts[last].iter().enumerate().map(|(at, state)| State {
+            held: state.held + kept(cells, last),
+            from: (last, at),
+            checkpointed: false,
+            ..*state
+        });
+        let gradients = gradients(&cells[last]);
+        let mut states: Vec<State> = kept.filter(|state| state.held + gradients <= room).collect();
+        for start in (0..end).rev() {
+            if start + 1 < end && !cells[start].segment.meets(&cells[start + 1].segment) {
+                break;
+            }
+            let again = again(cells, &(start..end));
+            let seconds: f64 = cells[start..end].iter().map(|cell| cell.seconds).sum();
+            let fits = fronts[start].iter().enumerate().filter(|(_, s)| s.held + again <= room);
+            states.extend(fits.map(|(at, state)| State {
+                held: state.held + cells[start].input,
+                seconds: state.seconds + seconds,
+                segments: state.segments + 1,
+                from: (start, at),
+                checkpointed: true,
+            }));
+        }
+        fronts.push(front(states));
+    }
+    // The last of a front is the cheapest.
+    let mut at = fronts[cells.len()].len().checked_sub(1)?;
+    let (mut end, mut chosen) = (cells.len(), Vec::new());
+    while end > 0 {
+        let state = &fronts[end][at];
+        if state.checkpointed {
+            chosen.push(state.from.0..end);
+        }
+        (end, at) = state.from;
+    }
+    chosen.reverse();
+    Some(chosen)
+}
+
+/// The choice that holds about the least, to a hundredth. It is always the same, so that a budget that
+/// an error names suffices.
+pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
+    let cells: Vec<Cell> = cells.iter().map(|cell| Cell { seconds: 1.0, ..cell.clone() }).collect();
+    let cells = cells.as_slice();
+    let (mut too_low, mut enough) = (0, peak(cells, &[]));
+    let mut chosen = choose(cells, enough).unwrap_or_default();
+    while enough - too_low > enough / 128 + 1 {
+        let middle = too_low + (enough - too_low) / 2;
+        match choose(cells, middle) {
+            Some(leaner) => (chosen, enough) = (leaner, middle),
+            None => too_low = middle,
+        }
+    }
+    chosen
+}
+
+/// The most bytes that cells hold at once under a choice.
+pub(super) fn peak(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
+    walk(cells, chosen).1
+}
+
+/// What cells hold under a choice when the forward pass ends.
+pub(super) fn held(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
+    walk(cells, chosen).0
+}
+
+/// How long it takes to compute what is chosen again.
+pub(super) fn seconds(cells: &[Cell], chosen: &[Range<usize>]) -> f64 {
+    chosen.iter().flat_map(|range| &cells[range.clone()]).map(|cell| cell.seconds).sum()
+}
+
+/// What is held at the end, and the most at once.
+fn walk(cells: &[Cell], chosen: &[Range<usize>]) -> (u64, u64) {
+    let (mut held, mut most, mut at) = (0, 0, 0);
+    let mut chosen = chosen.iter().peekable();
+    while at < cells.len() {
+        match chosen.next_if(|range| range.start == at) {
+            Some(range) => {
+                most = most.max(held + again(cells, range));
+                held += cells[at].input;
+                at = range.end.max(at + 1);
+            }
+            None => {
+                held += kept(cells, at);
+                most = most.max(held + gradients(&cells[at]));
+                at += 1;
+            }
+        }
+    }
+    (held, most.max(held))
+}
+
+/// What a cell adds to what is held, if it is kept.
+fn kept(cells: &[Cell], at: usize) -> u64 {
+    let before = at.checked_sub(1).map(|before| &cells[before]);
+    let kept_before =
+        before.is_some_and(|cell| cell.keeps_output && cell.segment.meets(&cells[at].segment));
+    let Cell { own, input, keeps_input, .. } = cells[at];
+    own + if keeps_input || kept_before { input } else { 0 }
+}
+
+/// What neighbours that are checkpointed as one hold at most in their backward pass.
+fn again(cells: &[Cell], range: &Range<usize>) -> u64 {
+    let Range { start, end } = *range;
+    let kept: u64 = (start + 1..end).map(|at| kept(cells, at)).sum();
+    let gradients = cells[start..end].iter().map(gradients).max().unwrap_or(0);
+    let output = if end - start > 1 { 2 * cells[end - 1].output } else { cells[start].output };
+    cells[start].input + cells[start].own + kept + output + gradients
+}
+
+/// The gradients of a cell's output and input.
+fn gradients(cell: &Cell) -> u64 {
+    cell.output + cell.input
+}
+
+/// What the cells so far hold and cost.
+#[derive(Debug, Clone, Copy, Default)]
+struct State {
+    held: u64,
+    seconds: f64,
+    segments: usize,
+    /// The front that it goes on from, and its place in it.
+    from: (usize, usize),
+    /// Whether the cells from there on are checkpointed.
+    checkpointed: bool,
+}
+
+/// Those that no other is better than, from the one that holds least to the cheapest.
+fn front(mut states: Vec<State>) -> Vec<State> {
+    let cost = |state: &State| (state.seconds, state.segments);
+    states.sort_by(|a, b| {
+        let by_cost = a.seconds.total_cmp(&b.seconds).then(a.segments.cmp(&b.segments));
+        a.held.cmp(&b.held).then(by_cost)
+    });
+    let mut best: Vec<State> = Vec::new();
+    for state in states {
+        if best.last().is_none_or(|last| cost(&state) < cost(last)) {
+            best.push(state);
+        }
+    }
+    let (last, step) = (best.len().saturating_sub(1), best.len().div_ceil(MOST).max(1));
+    let thinned = best.into_iter().enumerate();
+    thinned.filter(|(at, _)| at % step == 0 || *at == last).map(|(_, state)| state).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::iter;
+
+    use super::*;
+    use crate::nn::Segment;
+
+    /// Layers of one container that keep nothing but their inputs, of so many bytes, and cost this.
+    fn chain(of: &[(u64, f64)]) -> Vec<Cell> {
+        let cells = of.iter().enumerate().map(|(at, (input, seconds))| Cell {
+            segment: Segment { path: "model".to_owned(), layers: Some(at..at + 1) },
+            own: 0,
+            input: *input,
+            output: *input,
+            keeps_input: true,
+            keeps_output: false,
+            seconds: *seconds,
+            within: Vec::new(),
+        });
+        cells.collect()
+    }
+
+    /// All that can be chosen, by trying.
+    fn all(cells: &[Cell], from: usize) -> Vec<Vec<Range<usize>>> {
+        if from == cells.len() {
+            return vec![Vec::new()];
+        }
+        let mut choices = all(cells, from + 1);
+        for end in from + 1..=cells.len() {
+            let meets = |at: usize| cells[at].segment.meets(&cells[at + 1].segment);
+            if !(from..end - 1).all(meets) {
+                break;
+            }
+            let rest = all(cells, end).into_iter();
+            choices.extend(rest.map(|rest| iter::once(from..end).chain(rest).collect()));
+        }
+        choices
+    }
+
+    /// Twenty-five equal layers: all kept they hold 25 inputs, in five segments of five 5, of which the
+    /// last is computed again with four more: 2√n − 1, as in Chen et al. Two gradients come on top, and
+    /// in a segment its output and that one's gradient.
+    #[test]
+    fn equal_layers_are_cut_at_the_root_of_their_number() {
+        let cells = chain(&[(1000, 1.0); 25]);
+        assert_eq!((held(&cells, &[]), peak(&cells, &[])), (25_000, 27_000));
+        let root = [0..5, 5..10, 10..15, 15..20, 20..25];
+        assert_eq!((held(&cells, &root), peak(&cells, &root)), (5000, 13_000));
+        assert!(peak(&cells, &leanest(&cells)) <= 13_000);
+        assert_eq!(choose(&cells, 27_000), Some(vec![]), "nothing that need not be");
+        assert_eq!(choose(&cells, 8000), None, "room for less than the least");
+    }
+
+    /// As good as the best of all choices, for every room, on chains with layers of all kinds.
+    #[test]
+    fn no_choice_that_fits_is_cheaper() {
+        let mut random = 1_u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) % below
+        };
+        for _ in 0..40 {
+            let mut cells = chain(&[(0, 0.0); 7]);
+            for (at, cell) in cells.iter_mut().enumerate() {
+                (cell.own, cell.input, cell.output) = (next(50), next(50), next(50));
+                cell.seconds = next(9) as f64;
+                (cell.keeps_input, cell.keeps_output) = (next(2) == 1, next(2) == 1);
+                // The last ones are in another container.
+                cell.segment.path = if at < 5 { "first" } else { "second" }.to_owned();
+            }
+            let choices = all(&cells, 0);
+            for room in (0..=peak(&cells, &[])).step_by(7) {
+                let fitting = choices.iter().filter(|choice| peak(&cells, choice) <= room);
+                let best = fitting.map(|choice| seconds(&cells, choice)).min_by(f64::total_cmp);
+                let chosen = choose(&cells, room);
+                assert_eq!(chosen.as_ref().map(|chosen| seconds(&cells, chosen)), best, "{room}");
+                assert!(chosen.is_none_or(|chosen| peak(&cells, &chosen) <= room));
+            }
+            let least = choices.iter().map(|choice| peak(&cells, choice)).min();
+            let found = peak(&cells, &leanest(&cells));
+            assert!(found <= least.unwrap_or(0) * 129 / 128 + 1, "{found} of {least:?}");
+        }
+    }
+
+    /// What stands between two layers is kept once, whichever of them wants it, or by neither.
+    #[test]
+    fn a_tensor_between_two_layers_is_kept_once() {
+        for (output, input, expected) in
+            [(false, false, 0), (true, false, 10), (false, true, 10), (true, true, 10)]
+        {
+            let mut cells = chain(&[(0, 1.0), (10, 1.0)]);
+            cells[0].keeps_output = output;
+            cells[1].keeps_input = input;
+            assert_eq!(held(&cells, &[]), expected, "{output} {input}");
+            // In another container it is another tensor.
+            cells[1].segment.path = "another".to_owned();
+            assert_eq!(held(&cells, &[]), if input { 10 } else { 0 });
+        }
+    }
+
+    /// Three stages of two blocks each: the last one's blocks keep little of what it does, so that it
+    /// stays whole, as a block does that is small.
+    #[test]
+    fn what_holds_much_is_taken_apart() {
+        let stage = |at: usize, blocks: &[u64]| {
+            let mut cell = chain(&[(0, 1.0)]).remove(0);
+            cell.segment.layers = Some(at..at + 1);
+            cell.own = 100;
+            cell.within = chain(&[(0, 1.0), (0, 1.0)]);
+            for (block, own) in cell.within.iter_mut().zip(blocks) {
+                block.segment.path = format!("model.{at}");
+                block.own = *own;
+                block.within = chain(&[(*own / 2, 1.0), (*own / 2, 1.0)]);
+            }
+            cell
+        };
+        let stages = vec![stage(0, &[70, 30]), stage(1, &[4, 96]), stage(2, &[20, 20])];
+        let refined = refine(stages);
+        let own: Vec<u64> = refined.iter().map(|cell| cell.own + cell.input).collect();
+        assert_eq!(own, [35, 35, 30, 4, 48, 48, 100]);
+        assert_eq!(refined[2].segment.path, "model.0");
+        assert_eq!(refined[6].segment, Segment { path: "model".to_owned(), layers: Some(2..3) });
+    }
+
+    /// The bytes are the same, so the cheap one is computed again.
+    #[test]
+    fn the_cheap_one_goes_first() {
+        let mut cells = chain(&[(10, 5.0), (10, 1.0), (10, 5.0)]);
+        cells.iter_mut().for_each(|cell| cell.own = 100);
+        // Another module stands between them.
+        for (cell, path) in cells.iter_mut().zip(["a", "b", "c"]) {
+            cell.segment = Segment { path: path.to_owned(), layers: None };
+        }
+        // With the gradients of the last, or of one that is computed again with its output.
+        assert_eq!(choose(&cells, 350), Some(vec![]));
+        let cheap = 1..2;
+        assert_eq!(choose(&cells, 349), Some(vec![cheap]));
+        assert_eq!(choose(&cells, 249), Some(vec![0..1, 1..2]));
+    }
+
+    /// Many layers, each of its own size.
+    #[test]
+    fn long_chains_are_thinned() {
+        let layers: Vec<(u64, f64)> = (0..300_u64).map(|at| (at * at % 977 + 1, 1.0)).collect();
+        let cells = chain(&layers);
+        let room = peak(&cells, &[]) / 3;
+        let chosen = choose(&cells, room).expect("a third is enough");
+        assert!(peak(&cells, &chosen) <= room);
+    }
+}

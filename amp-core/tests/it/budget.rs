@@ -1,0 +1,362 @@
+//! A budget of memory chooses what is checkpointed, and changes nothing else.
+
+use std::collections::BTreeSet;
+
+use amp_core::{
+    Error, Module, Result, TrainerConfig,
+    data::{Batch, DataModule, Placement},
+    event::Event,
+    memory::{MemoryMeter, cuda_allocated},
+    nn::{
+        BatchNorm, BatchNormConfig, Checkpoint, Context, Dropout, Gelu, Relu, Segment, Sequential,
+        TransformerEncoderLayer, TransformerEncoderLayerConfig, Visitor, named_tensors,
+        visit_child,
+    },
+    optim::{OptimizerConfig, Sgd, TrainingPlan},
+    precision::{GradScalerConfig, Precision},
+    record::RunRecord,
+    tch::{Device, Kind, Tensor},
+    trainer::MemoryPlan,
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::sha256,
+    device, message,
+    model::{Model, fit, linear, same},
+    seeded,
+};
+
+pub(crate) const WIDTH: i64 = 32;
+pub(crate) const BATCH: i64 = 2048;
+const BLOCKS: usize = 8;
+/// Bytes of one activation in f32.
+const ACTIVATION: u64 = (BATCH * WIDTH * 4) as u64;
+
+pub(crate) fn sgd(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
+}
+
+/// Linear and an activation by turns.
+fn stack<M: Module + 'static>(activation: fn() -> M) -> Result<Model> {
+    let mut layers: Vec<Box<dyn Module>> = Vec::new();
+    for _ in 0..BLOCKS {
+        layers.push(Box::new(linear(WIDTH, WIDTH)?));
+        layers.push(Box::new(activation()));
+    }
+    Ok(Model::regression(Sequential::new(layers), sgd))
+}
+
+/// Each layer keeps its input: two activations a block.
+pub(crate) fn mlp() -> Result<Model> {
+    stack(|| Gelu)
+}
+
+/// ReLU keeps its output, which the next linear layer keeps as its input: one activation a block.
+fn relu_mlp() -> Result<Model> {
+    stack(|| Relu)
+}
+
+/// Blocks with batch statistics and dropout, one of them a checkpoint of its own accord.
+fn mixed() -> Result<Model> {
+    let block = || -> Result<Vec<Box<dyn Module>>> {
+        Ok(vec![
+            Box::new(linear(WIDTH, WIDTH)?),
+            Box::new(BatchNorm::new(BatchNormConfig::new(WIDTH))?),
+            Box::new(Relu),
+            Box::new(Dropout::new(0.3)?),
+        ])
+    };
+    let mut layers = block()?;
+    layers.push(Box::new(Checkpoint::new(Sequential::new(block()?), true)));
+    for _ in 0..4 {
+        layers.extend(block()?);
+    }
+    Ok(Model::regression(Sequential::new(layers), sgd))
+}
+
+struct Run {
+    record: Result<RunRecord>,
+    plans: Vec<MemoryPlan>,
+    /// Above what was held before the model was built; the data were there.
+    peak: u64,
+    /// Of every parameter and buffer.
+    tensors: Vec<String>,
+    /// What the generator draws next.
+    after: String,
+}
+
+impl Run {
+    fn plan(&self) -> &MemoryPlan {
+        if let Err(error) = &self.record {
+            panic!("{error}");
+        }
+        assert_eq!(self.plans.len(), 1, "it is said once");
+        &self.plans[0]
+    }
+
+    fn record(&self) -> &RunRecord {
+        self.record.as_ref().expect("a run that fits")
+    }
+}
+
+pub(crate) fn config(precision: Precision, budget: Option<u64>) -> TrainerConfig {
+    TrainerConfig {
+        max_epochs: 1,
+        memory_budget: budget,
+        scaler: GradScalerConfig { init_scale: 256.0, ..Default::default() },
+        log_every_n_steps: 1,
+        profile_every_n_steps: Some(1),
+        ..TrainerConfig::new(precision, device())
+    }
+}
+
+/// Four batches of noise. On CUDA the set would count if it lay there.
+pub(crate) fn examples() -> Result<DataModule> {
+    let noise = || Tensor::randn([4 * BATCH, WIDTH], (Kind::Float, Device::Cpu));
+    let mut data = same(Batch::new(noise(), noise())?, BATCH)?;
+    if device().is_cuda() {
+        data.loading.placement = Placement::Host;
+        data.loading.prefetch = Some(0);
+    }
+    Ok(data)
+}
+
+/// Trains an epoch.
+fn run(config: &TrainerConfig, build: impl Fn() -> Result<Model>) -> Result<Run> {
+    let _generator = seeded(3);
+    let data = examples()?;
+    let meter = MemoryMeter::start(device())?;
+    let mut model = build()?;
+    let (events, record) = fit(config, &mut model, &data);
+    let peak = meter.read()?.peak_allocated;
+    let plans = events.into_iter().filter_map(|event| match event {
+        Event::Checkpointed(plan) => Some(plan),
+        _ => None,
+    });
+    let tensors = named_tensors(&model).iter().map(|(_, tensor, _)| sha256(tensor)).collect();
+    let after = sha256(&Tensor::rand([8], (Kind::Float, device())));
+    Ok(Run { record, plans: plans.collect(), peak, tensors, after })
+}
+
+/// The peak of a run without a budget, and what the budget counts besides. The first run of a process
+/// on CUDA makes workspaces that stay.
+pub(crate) fn unlimited(
+    config: &TrainerConfig,
+    build: impl Fn() -> Result<Model>,
+) -> Result<(u64, u64)> {
+    let config = TrainerConfig { memory_budget: None, ..config.clone() };
+    let _ = run(&config, &build)?;
+    let run = run(&config, &build)?;
+    assert_eq!(run.plans, [], "nobody asked");
+    let beside = match device() {
+        Device::Cpu => 0,
+        device => cuda_allocated(device)?,
+    };
+    Ok((run.peak, beside))
+}
+
+/// The peak that is measured is the one foretold, within the budget, and of each segment one input is
+/// kept. A model is given with how many of its layers' inputs are otherwise, of two.
+#[rstest]
+#[case::each_keeps_its_input(mlp, 2, 70)]
+#[case::each_keeps_its_input(mlp, 2, 80)]
+#[case::each_keeps_its_input(mlp, 2, 95)]
+#[case::half_keep_their_inputs(relu_mlp, 1, 85)]
+#[case::half_keep_their_inputs(relu_mlp, 1, 95)]
+fn what_is_chosen_fits_and_frees_what_its_sizes_say(
+    #[case] build: fn() -> Result<Model>,
+    #[case] kept_of_two: usize,
+    #[case] percent: u64,
+    #[values(1, 2)] accumulate_grad_batches: i64,
+) -> Result<()> {
+    let mut config = TrainerConfig { accumulate_grad_batches, ..config(Precision::F32True, None) };
+    let (peak, beside) = unlimited(&config, build)?;
+    let budget = beside + peak * percent / 100;
+    config.memory_budget = Some(budget);
+    let run = run(&config, build)?;
+    let plan = run.plan();
+    assert!(beside + run.peak <= budget, "{} beside {beside}, of {budget}", run.peak);
+    assert!(plan.predicted_peak <= budget);
+    let freed = plan.segments.iter().map(|segment| {
+        let layers = segment.layers.clone().expect("layers of the container");
+        assert_eq!(segment.path, "model");
+        // Even places are linear layers.
+        let kept = layers.filter(|place| place % 2 < kept_of_two).count();
+        (kept as u64 - 1) * ACTIVATION
+    });
+    assert_eq!(plan.freed, freed.sum::<u64>(), "{plan}");
+    assert!(plan.freed > 0 && run.peak < peak, "{} of {peak}", run.peak);
+    if device() == Device::Cpu {
+        let off = plan.predicted_peak - run.peak;
+        assert!(off <= 4096, "{off} bytes more were foretold");
+    }
+    Ok(())
+}
+
+/// Two stages of layers: either one by itself is too much to compute again at once.
+#[test]
+fn layers_within_a_stage_are_chosen() -> Result<()> {
+    let stages = || -> Result<Model> {
+        let stage = || -> Result<Box<dyn Module>> {
+            let mut layers: Vec<Box<dyn Module>> = Vec::new();
+            for _ in 0..BLOCKS {
+                layers.push(Box::new(linear(WIDTH, WIDTH)?));
+                layers.push(Box::new(Gelu));
+            }
+            Ok(Box::new(Sequential::new(layers)))
+        };
+        Ok(Model::regression(Sequential::new(vec![stage()?, stage()?]), sgd))
+    };
+    let config = config(Precision::F32True, None);
+    let free = run(&config, stages)?;
+    let (peak, beside) = unlimited(&config, stages)?;
+    let budget = beside + peak / 2;
+    let tight = run(&TrainerConfig { memory_budget: Some(budget), ..config }, stages)?;
+    let paths = tight.plan().segments.iter().map(|segment| segment.path.as_str());
+    assert_eq!(paths.collect::<BTreeSet<_>>(), BTreeSet::from(["model.0", "model.1"]));
+    assert!(beside + tight.peak <= budget, "{} of {peak}", tight.peak);
+    assert_eq!((free.tensors, free.after), (tight.tensors, tight.after));
+    Ok(())
+}
+
+/// Weights, batch statistics, losses, the scale, the profile's phases and what the generator draws
+/// next are those of a run without a budget, and of one without checkpoints.
+#[rstest]
+fn no_number_changes(
+    #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::F64True)]
+    precision: Precision,
+) -> Result<()> {
+    let free = run(&config(precision, None), mixed)?;
+    let (peak, beside) = unlimited(&config(precision, None), mixed)?;
+    let tight = run(&config(precision, Some(beside + peak * 85 / 100)), mixed)?;
+    assert!(!tight.plan().segments.is_empty(), "{}", tight.plan());
+    for (at, (a, b)) in free.tensors.iter().zip(&tight.tensors).enumerate() {
+        assert_eq!(a, b, "tensor {at}");
+    }
+    assert_eq!(free.after, tight.after, "the generator's next draw");
+    let (free, tight) = (free.record(), tight.record());
+    assert_eq!(free.last("train_loss"), tight.last("train_loss"));
+    assert_eq!((free.end.scale, free.end.global_step), (tight.end.scale, tight.end.global_step));
+    let phases = |record: &RunRecord| -> Vec<Vec<_>> {
+        let spans = record.profile.iter().map(|profile| profile.spans.iter());
+        spans.map(|spans| spans.map(|span| span.phase).collect()).collect()
+    };
+    assert_eq!(phases(free), phases(tight));
+    assert!(tight.notes.iter().any(|note| note.contains("kept free by checkpointing `model.")));
+    Ok(())
+}
+
+/// Two checkpoints that are no container's layers.
+struct Pair(Checkpoint<Sequential>, Checkpoint<Sequential>);
+
+impl Module for Pair {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        cx.call("second", None, &self.1, &cx.call("first", None, &self.0, input)?)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "first", None, &self.0);
+        visit_child(visitor, "second", None, &self.1);
+    }
+}
+
+fn pair(enabled: bool) -> Result<Model> {
+    let stack = || -> Result<Checkpoint<Sequential>> {
+        let mut layers: Vec<Box<dyn Module>> = vec![Box::new(linear(WIDTH, WIDTH)?)];
+        layers.extend((0..4).map(|_| Box::new(Gelu) as Box<dyn Module>));
+        Ok(Checkpoint::new(Sequential::new(layers), enabled))
+    };
+    Ok(Model::regression(Pair(stack()?, stack()?), sgd))
+}
+
+/// Where there is room for everything nothing is computed again, and where there is not what must be,
+/// whatever a checkpoint says itself.
+#[test]
+fn a_budget_overrules_what_checkpoints_say() -> Result<()> {
+    let config = config(Precision::F32True, None);
+    let (plain, beside) = unlimited(&config, || pair(false))?;
+    let (declared, _) = unlimited(&config, || pair(true))?;
+    assert!(declared < plain, "{declared} of {plain}");
+    let with = |budget| TrainerConfig { memory_budget: Some(budget), ..config.clone() };
+    let wide = run(&with(beside + 4 * plain), || pair(true))?;
+    assert_eq!((&wide.plan().segments, wide.plan().freed), (&vec![], 0));
+    let tight = run(&with(beside + plain - ACTIVATION), || pair(false))?;
+    let paths: Vec<String> = tight.plan().segments.iter().map(Segment::to_string).collect();
+    assert_eq!(paths, ["model.first"], "{}", tight.plan());
+    assert!(tight.peak < plain, "{} of {plain}", tight.peak);
+    if device() == Device::Cpu {
+        assert_eq!(wide.peak, plain);
+    }
+    Ok(())
+}
+
+#[test]
+fn too_small_a_budget_names_the_least() -> Result<()> {
+    let budget = |bytes| config(Precision::F32True, Some(bytes));
+    let outcome = run(&budget(1 << 20), mlp)?;
+    assert!(matches!(outcome.record, Err(Error::Config(_))));
+    assert_eq!(outcome.plans, []);
+    let said = message(outcome.record);
+    assert!(said.starts_with("the memory budget is 1048576 bytes, but a step takes "), "{said}");
+    let fix = "with all that helps checkpointed: raise the budget, lower the batch size";
+    assert!(said.ends_with(fix), "{said}");
+    let least = said.split_once("takes ").and_then(|(_, rest)| rest.split(' ').next());
+    let least: u64 = least.and_then(|bytes| bytes.parse().ok()).expect("bytes");
+    if device() == Device::Cpu {
+        let fits = run(&budget(least), mlp)?;
+        assert_eq!(fits.plan().predicted_peak, least);
+        assert!(run(&budget(least - 1), mlp)?.record.is_err());
+    }
+    Ok(())
+}
+
+/// A lone layer of a model that is no container.
+#[test]
+fn a_model_that_cannot_be_checkpointed_says_so() -> Result<()> {
+    let lone = || Ok(Model::regression(linear(WIDTH, WIDTH)?, sgd));
+    let said = message(run(&config(Precision::F32True, Some(1 << 16)), lone)?.record);
+    assert!(said.contains("and nothing of the model can be checkpointed"), "{said}");
+    assert!(said.ends_with("or let layers be in a Sequential or a Checkpoint"), "{said}");
+    Ok(())
+}
+
+/// Blocks of a list are chosen whole, with their dropout.
+#[test]
+fn transformer_blocks_are_chosen() -> Result<()> {
+    /// `[N, d]` as sequences of 16.
+    struct Fold(Vec<TransformerEncoderLayer>);
+    impl Module for Fold {
+        fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+            let folded = input.f_reshape([-1, 16, WIDTH])?;
+            Ok(cx.call("blocks", None, &self.0, &folded)?.f_reshape([-1, WIDTH])?)
+        }
+
+        fn visit(&self, visitor: &mut dyn Visitor) {
+            visit_child(visitor, "blocks", None, &self.0);
+        }
+    }
+    let build = || -> Result<Model> {
+        let config = TransformerEncoderLayerConfig {
+            dim_feedforward: 64,
+            ..TransformerEncoderLayerConfig::new(WIDTH, 4)
+        };
+        let blocks = (0..6).map(|_| TransformerEncoderLayer::new(config));
+        Ok(Model::regression(Fold(blocks.collect::<Result<_>>()?), sgd))
+    };
+    let config = config(Precision::F32True, None);
+    let free = run(&config, build)?;
+    let (peak, beside) = unlimited(&config, build)?;
+    let budget = Some(beside + peak * 2 / 3);
+    let tight = run(&TrainerConfig { memory_budget: budget, ..config }, build)?;
+    assert!(tight.plan().segments.iter().all(|segment| segment.path == "model.blocks"));
+    assert!(tight.peak <= peak * 2 / 3, "{} of {peak}", tight.peak);
+    assert_eq!((free.tensors, free.after), (tight.tensors, tight.after));
+    Ok(())
+}
+
+#[test]
+fn a_budget_of_nothing_is_refused() {
+    let said = message(config(Precision::F32True, Some(0)).check());
+    assert_eq!(said, "memory_budget is 0, but must be at least 1 byte");
+}

@@ -1,0 +1,103 @@
+//! A choice that was made for a budget of memory goes with the run; making it leaves no trace.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use amp_core::{
+    Module, Result, Trainer, TrainerConfig,
+    callback::{Mode, ModelCheckpoint},
+    event::Event,
+    nn::{Context, Gelu, Sequential, Visitor},
+    precision::Precision,
+    tch::Tensor,
+    trainer::MemoryPlan,
+};
+use tempfile::tempdir;
+
+use crate::{
+    budget::{WIDTH, config, examples, mlp, sgd, unlimited},
+    support::{
+        model::{Counting, Model, linear},
+        seeded,
+    },
+};
+
+/// Counts its forward passes.
+struct Counts(Arc<AtomicUsize>);
+
+impl Module for Counts {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(input.f_gelu("none")?)
+    }
+
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+/// A resumed run goes by the plan that was saved, and does not measure; with another budget it does.
+#[test]
+fn a_resumed_run_goes_by_its_plan() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let passes = Arc::new(AtomicUsize::new(0));
+    let build = || -> Result<Model> {
+        let mut layers: Vec<Box<dyn Module>> = vec![Box::new(Counts(passes.clone()))];
+        for _ in 0..8 {
+            layers.push(Box::new(linear(WIDTH, WIDTH)?));
+            layers.push(Box::new(Gelu));
+        }
+        Ok(Model::regression(Sequential::new(layers), sgd))
+    };
+    let (peak, beside) = unlimited(&config(Precision::F32True, None), build)?;
+    let budget = beside + peak * 7 / 10;
+    let part = |budget, max_epochs, resume: bool| -> Result<(Vec<MemoryPlan>, usize)> {
+        let _generator = seeded(3);
+        let data = examples()?;
+        let config = TrainerConfig { max_epochs, ..config(Precision::F32True, Some(budget)) };
+        let before = passes.load(Ordering::Relaxed);
+        let mut plans = Vec::new();
+        let mut listen = |event: &Event| -> Result<()> {
+            plans.extend(match event {
+                Event::Checkpointed(plan) => Some(plan.clone()),
+                _ => None,
+            });
+            Ok(())
+        };
+        let mut trainer = Trainer::new(config).subscribe(&mut listen);
+        trainer = match resume {
+            true => trainer.resume_from(folder.path().join("last.safetensors")),
+            false => trainer.callback(
+                ModelCheckpoint::new(folder.path(), "val_loss", Mode::Min)?.save_last(true),
+            ),
+        };
+        trainer.fit(&mut build()?, &data)?;
+        drop(trainer);
+        Ok((plans, passes.load(Ordering::Relaxed) - before))
+    };
+    let (first, _) = part(budget, 1, false)?;
+    let (second, counted) = part(budget, 2, true)?;
+    assert_eq!(first, second);
+    // Four steps and four batches of validation; the steps twice if it is in a segment.
+    assert!(counted == 8 || counted == 12, "{counted}");
+    let (other, counted) = part(budget + 4096, 2, true)?;
+    assert_eq!(other[0].budget, budget + 4096);
+    assert!(counted > 12, "{counted}");
+    Ok(())
+}
+
+/// Trying steps out does not count for the model.
+#[test]
+fn a_models_own_count_is_of_true_steps() -> Result<()> {
+    let _generator = seeded(3);
+    let mut model = Counting { inner: mlp()?, seen: 0 };
+    let mut plans = 0;
+    let mut listen = |event: &Event| -> Result<()> {
+        plans += u32::from(matches!(event, Event::Checkpointed(_)));
+        Ok(())
+    };
+    let config = config(Precision::F32True, Some(1 << 40));
+    Trainer::new(config).subscribe(&mut listen).fit(&mut model, &examples()?)?;
+    assert_eq!((plans, model.seen), (1, 4));
+    Ok(())
+}

@@ -12,6 +12,7 @@ use crate::{
     event::Event,
     ffi,
     log::Log,
+    nn::Context,
     precision::KeptCasts,
     probe::DtypeProbe,
     provenance::{self, Provenance, Replay},
@@ -101,13 +102,16 @@ impl StepRunner<'_> {
         let at = self.window.batches.len() - 1;
         let probe = (!self.probed).then(|| Rc::new(DtypeProbe::default()));
         let mut own = Log::default();
-        let mut outcome = self.forward_backward(model, at, index, &mut own, probe.clone());
+        let observed = |own: &Self| probe.clone().map(|probe| own.new_context().with_probe(probe));
+        let context = observed(self);
+        let mut outcome = self.forward_backward(model, at, index, &mut own, context);
         while let Err(error) = outcome {
             self.split(error, at, emit)?;
             own = Log::default();
+            let context = observed(self);
             outcome = self
                 .rerun(model, at)
-                .and_then(|()| self.forward_backward(model, at, index, &mut own, probe.clone()));
+                .and_then(|()| self.forward_backward(model, at, index, &mut own, context));
         }
         let loss = outcome?;
         log.merge(own)?;
@@ -127,24 +131,23 @@ impl StepRunner<'_> {
     }
 
     /// Forward and scaled backward over one batch of the window, in as many parts as memory asks
-    /// for; returns the batch's loss, detached.
+    /// for, in the runner's context unless another is given; returns the batch's loss, detached.
     pub(super) fn forward_backward(
         &mut self,
         model: &mut dyn LightningModule,
         at: usize,
         index: i64,
         log: &mut Log,
-        probe: Option<Rc<DtypeProbe>>,
+        context: Option<Context>,
     ) -> Result<Tensor> {
         let (batch, share) = &self.window.batches[at];
         let (length, share) = (batch.len(), *share);
         let parts = split_evenly(batch, self.parts)?;
-        let probed = probe.map(|probe| self.new_context().with_probe(probe));
         let mut whole: Option<Tensor> = None;
         for part in parts {
             let loss = {
                 let _autocast = self.policy.autocast()?;
-                let context = probed.as_ref().unwrap_or(&self.context);
+                let context = context.as_ref().unwrap_or(&self.context);
                 let mut step = Step::new(context, log, index as usize, self.global_step());
                 model.training_step(&part, &mut step)?
             };

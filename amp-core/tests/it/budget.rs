@@ -28,7 +28,8 @@ use crate::support::{
 };
 
 pub(crate) const WIDTH: i64 = 32;
-pub(crate) const BATCH: i64 = 2048;
+/// So many that an activation is larger than what libtorch's products need beside their operands.
+pub(crate) const BATCH: i64 = 8192;
 const BLOCKS: usize = 8;
 /// Bytes of one activation in f32.
 const ACTIVATION: u64 = (BATCH * WIDTH * 4) as u64;

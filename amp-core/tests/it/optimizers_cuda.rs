@@ -88,9 +88,11 @@ const CENTERED: RmsProp =
     RmsProp { lr: 1e-2, alpha: 0.99, eps: 1e-8, weight_decay: 0.01, momentum: 0.9, centered: true };
 
 /// Twenty steps at changing rates, with gradients that change size and sign. A step rounds a weight
-/// twice, for its decay and its update, and an average twice, for its own decay and what comes in;
-/// sums may be rounded once or twice on the way there: two units in the last place for each step. Lion's direction is never so near zero that a rounding
-/// turns it: it is 0.05 of the gradient at least, whose sign it has or, every third step, not.
+/// twice, for its decay and its update, and an average twice, for its own decay and what comes in: two
+/// units in the last place for each step. A gradient to which the decay is added may be rounded once or
+/// twice, and is off by twice that where it is squared: one unit more. Lion's direction is never so
+/// near zero that a rounding turns it: it is 0.05 of the gradient at least, whose sign it has or, every
+/// third step, not.
 #[rstest]
 #[case::adamw(&AdamW { weight_decay: 0.1, ..Default::default() })]
 #[case::adamw_plain(&AdamW { weight_decay: 0.0, ..Default::default() })]
@@ -127,7 +129,7 @@ fn steps_on_cuda_are_those_on_the_cpu(
             optimizer.step()?;
         }
         let off = distance(ours.as_ref(), theirs.as_ref(), epsilon)?;
-        assert!(off <= 2.0 * f64::from(step), "step {step}: {off} units in the last place");
+        assert!(off <= 3.0 * f64::from(step), "step {step}: {off} units in the last place");
     }
     Ok(())
 }

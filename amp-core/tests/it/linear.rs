@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use amp_core::{
     Module, Result,
-    nn::{Context, Linear, LinearConfig, Sequential, parameters, place},
+    nn::{Context, Dropout, Linear, LinearConfig, Sequential, parameters, place},
     precision::{Policy, Precision},
     tch::{self, Device, Kind, Tensor},
 };
@@ -141,6 +141,26 @@ fn a_layer_has_second_derivatives(#[case] precision: Precision, #[case] bound: f
     penalty(&exact, &(exact.matmul(&weight.tr()) + &bias))?.backward();
     let error = relative(&wide(&all[0].tensor.grad()), &weight.grad());
     assert!(error < bound, "{error}");
+    Ok(())
+}
+
+/// A backward pass that is a kernel says so, rather than give a constant.
+#[test]
+fn a_kernel_has_no_second_derivative() -> Result<()> {
+    let _generator = seeded(9);
+    let policy = Policy::new(Precision::F32True, device());
+    let layer = Dropout::new(0.5)?;
+    let input = Tensor::randn([8, 8], (Kind::Float, device())).set_requires_grad(true);
+    let output = layer.forward(&input, &Context::new(policy, true))?;
+    let loss = output.square().sum(Kind::Float);
+    match Tensor::f_run_backward(&[loss], &[&input], true, true) {
+        Err(error) => {
+            assert!(device().is_cuda());
+            let text = error.to_string();
+            assert!(text.contains("second derivatives through dropout"), "{text}");
+        }
+        Ok(grads) => assert!(!device().is_cuda() && grads[0].requires_grad()),
+    }
     Ok(())
 }
 

@@ -27,12 +27,29 @@ using amp::Handle;
 using amp::list;
 
 // Whether no element has all bits of the exponent set, as NaN and infinities have. Written so that
-// the compiler turns it into vector instructions.
+// the compiler turns it into vector instructions, which it does for each width that a CPU may have.
 template <typename Word>
-bool run_is_finite(const Word* words, int64_t count, Word exponent) {
+inline __attribute__((always_inline)) bool all_finite(const Word* words, int64_t count,
+                                                      Word exponent) {
   Word bad = 0;
   for (int64_t i = 0; i < count; ++i) bad |= (words[i] & exponent) == exponent;
   return bad == 0;
+}
+
+#ifdef __x86_64__
+#define AMP_EVERY_WIDTH __attribute__((target_clones("avx2", "default")))
+#else
+#define AMP_EVERY_WIDTH
+#endif
+
+AMP_EVERY_WIDTH bool run_is_finite(const uint16_t* words, int64_t count, uint16_t exponent) {
+  return all_finite(words, count, exponent);
+}
+AMP_EVERY_WIDTH bool run_is_finite(const uint32_t* words, int64_t count, uint32_t exponent) {
+  return all_finite(words, count, exponent);
+}
+AMP_EVERY_WIDTH bool run_is_finite(const uint64_t* words, int64_t count, uint64_t exponent) {
+  return all_finite(words, count, exponent);
 }
 
 template <typename Word>
@@ -170,6 +187,16 @@ int amp_foreach_clamp(const Handle* tensors, size_t count, double low, double hi
     c10::NoGradGuard no_grad;
     at::_foreach_clamp_min_(list(tensors, count), low);
     at::_foreach_clamp_max_(list(tensors, count), high);
+  });
+}
+
+// A new handle to the gradient of each, or null where it has none.
+int amp_grads(const Handle* tensors, size_t count, at::Tensor** grads) {
+  return amp::guarded([&] {
+    for (size_t i = 0; i < count; ++i) {
+      const auto& grad = tensors[i]->grad();
+      grads[i] = grad.defined() ? new at::Tensor(grad) : nullptr;
+    }
   });
 }
 

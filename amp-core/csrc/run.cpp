@@ -4,6 +4,7 @@
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <memory>
 #include <optional>
 
 #include "guard.h"
@@ -28,6 +29,16 @@ struct CpuRandom {
     generator.set_next_double_normal_sample(next_double);
   }
 };
+
+// The last that this thread dropped: a step notes a state and drops the one before, and need not ask
+// for memory, which is slow to come by at this size.
+thread_local std::unique_ptr<CpuRandom> spare;
+
+CpuRandom* note(at::CPUGeneratorImpl& generator) {
+  if (!spare) return new CpuRandom(CpuRandom::of(generator));
+  *spare = CpuRandom::of(generator);
+  return spare.release();
+}
 
 at::CPUGeneratorImpl& cpu(const at::Generator& generator) {
   return *at::check_generator<at::CPUGeneratorImpl>(generator);
@@ -56,7 +67,7 @@ int amp_cpu_random_read(void** out) {
   return amp::guarded([&] {
     auto generator = at::detail::getDefaultCPUGenerator();
     std::lock_guard<std::mutex> lock(generator.mutex());
-    *out = new CpuRandom(CpuRandom::of(cpu(generator)));
+    *out = note(cpu(generator));
   });
 }
 
@@ -82,11 +93,11 @@ int amp_cpu_random_of(const at::Tensor* state, void** out) {
   return amp::guarded([&] {
     auto generator = at::detail::createCPUGenerator();
     generator.set_state(*state);
-    *out = new CpuRandom(CpuRandom::of(cpu(generator)));
+    *out = note(cpu(generator));
   });
 }
 
-void amp_cpu_random_drop(void* random) { delete static_cast<CpuRandom*>(random); }
+void amp_cpu_random_drop(void* random) { spare.reset(static_cast<CpuRandom*>(random)); }
 
 // Notes on the device's current stream that everything before has been done by now. The event
 // goes to amp_event_drop.

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
 use super::{Handle, handle, handles, take_error};
-use crate::{Error, Result};
+use crate::{Error, Result, nn::Parameter};
 
 unsafe extern "C" {
     fn amp_autocast_get(cuda: c_int, on: *mut c_int, dtype: *mut c_int, cache: *mut c_int)
@@ -37,6 +37,7 @@ unsafe extern "C" {
     fn amp_foreach_copy(to: *const Handle, from: *const Handle, count: usize) -> c_int;
     fn amp_foreach_add(tensors: *const Handle, count: usize, value: c_double) -> c_int;
     fn amp_foreach_clamp(tensors: *const Handle, count: usize, low: f64, high: f64) -> c_int;
+    fn amp_grads(tensors: *const Handle, count: usize, grads: *mut *mut C_tensor) -> c_int;
     fn amp_clear_grads(tensors: *const Handle, count: usize) -> c_int;
     fn amp_identity(tensor: Handle) -> *const c_void;
 }
@@ -162,6 +163,16 @@ pub(crate) fn foreach_add(tensors: &[Tensor], value: f64) -> Result<()> {
 pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<()> {
     let tensors = handles(tensors);
     checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
+}
+
+/// The gradient of each parameter, if it has one.
+pub(crate) fn grads(parameters: &[Parameter]) -> Result<Vec<Option<Tensor>>> {
+    let tensors = handles(parameters.iter().map(|parameter| &parameter.tensor));
+    let mut grads = vec![std::ptr::null_mut(); tensors.len()];
+    checked!(amp_grads(tensors.as_ptr(), tensors.len(), grads.as_mut_ptr()))?;
+    // SAFETY: on success each entry that is not null is a new tensor that nobody else owns.
+    let owned = |grad: *mut C_tensor| (!grad.is_null()).then(|| unsafe { Tensor::from_ptr(grad) });
+    Ok(grads.into_iter().map(owned).collect())
 }
 
 /// Drops gradients (PyTorch's `set_to_none=True`).

@@ -81,7 +81,10 @@ impl Log {
             )));
         }
         let weight = batch_size as f64;
-        let sum = value.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([] as [i64; 0])?;
+        let mut sum = value.f_detach()?.f_to_kind(Kind::Double)?;
+        if sum.dim() > 0 {
+            sum = sum.f_reshape([] as [i64; 0])?;
+        }
         self.add(name, options, Reduction::Mean, sum.f_mul_scalar(weight)?, weight)
     }
 

@@ -3,7 +3,6 @@
 use std::{
     cell::{Cell, Ref, RefCell},
     collections::BTreeMap,
-    fmt::Write as _,
     ops::Range,
     rc::Rc,
 };
@@ -193,7 +192,7 @@ impl Context {
         module: &M,
         input: &Tensor,
     ) -> Result<Tensor> {
-        let parent = self.enter(format_args!("{name}"));
+        let parent = self.enter(name);
         self.run(region, module, input, parent)
     }
 
@@ -207,14 +206,14 @@ impl Context {
         module: &M,
         input: &Tensor,
     ) -> Result<Tensor> {
-        let parent = self.enter(format_args!("{index}"));
+        let parent = self.enter_nth(index);
         self.run(None, module, input, parent)
     }
 
     /// Whether nobody looks at the children at `places`, and none has a region of its own.
     pub(super) fn is_plain(&self, mut places: Range<usize>) -> bool {
         let has_island = |place| {
-            let parent = self.enter(format_args!("{place}"));
+            let parent = self.enter_nth(place);
             let has = self.islands.contains_key(self.path.borrow().as_str());
             self.path.borrow_mut().truncate(parent);
             has
@@ -224,7 +223,7 @@ impl Context {
 
     /// Runs several children in one, under the path of the first, at `place`.
     pub(super) fn call_fused<T>(&self, place: usize, run: impl FnOnce() -> Result<T>) -> Result<T> {
-        let parent = self.enter(format_args!("{place}"));
+        let parent = self.enter_nth(place);
         let result = run().map_err(|error| error.at(&self.path.borrow()));
         self.path.borrow_mut().truncate(parent);
         result
@@ -278,14 +277,17 @@ impl Context {
     }
 
     /// Appends a name to the path; returns the length to cut back to.
-    fn enter(&self, name: std::fmt::Arguments<'_>) -> usize {
+    fn enter(&self, name: &str) -> usize {
         let mut path = self.path.borrow_mut();
         let parent = path.len();
         if parent > 0 {
             path.push('.');
         }
-        // Writing to a String cannot fail.
-        let _ = path.write_fmt(name);
+        path.push_str(name);
         parent
+    }
+
+    fn enter_nth(&self, index: usize) -> usize {
+        self.enter(itoa::Buffer::new().format(index))
     }
 }

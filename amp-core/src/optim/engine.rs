@@ -139,11 +139,11 @@ impl<A: Algorithm> Engine<A> {
     /// The parameters that have gradients, in parts that one kernel call takes.
     fn batches(&self) -> Result<Vec<Batch>> {
         let mut batches: Vec<Batch> = Vec::new();
-        for (place, (parameter, kept)) in self.parameters.iter().zip(&self.kept).enumerate() {
-            let grad = parameter.tensor.f_grad()?;
-            if !grad.defined() {
+        for (place, grad) in ffi::grads(&self.parameters)?.into_iter().enumerate() {
+            let Some(grad) = grad else {
                 continue;
-            }
+            };
+            let (parameter, kept) = (&self.parameters[place], &self.kept[place]);
             let key = (kept.group, parameter.tensor.kind(), !kept.started);
             let at = batches.iter().position(|batch| batch.key == key).unwrap_or_else(|| {
                 batches.push(Batch { key, places: Vec::new(), grads: Vec::new() });

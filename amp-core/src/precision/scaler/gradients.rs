@@ -108,7 +108,7 @@ impl Gradients<Unscaled> {
         clip::clip_grad_value(&self.tensors, limit)
     }
 
-    /// Each gradient under its parameter's name.
+    /// Each gradient under its parameter's name, in order of declaration.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.names.iter().map(String::as_str).zip(&self.tensors)
     }
@@ -146,18 +146,13 @@ impl Gradients<Unscaled> {
         }
     }
 
-    /// The gradients with their parameters' names, in order of declaration.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.names.iter().map(String::as_str).zip(&self.tensors)
-    }
-
     /// What the step has to multiply by, if it was left to it.
     pub(crate) fn into_factor(self) -> Option<Tensor> {
         self.factor
     }
 
     pub(super) fn first_non_finite(&self) -> Result<Option<String>> {
-        for (name, grad) in self.iter() {
+        for (name, grad) in self.named() {
             if grad.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
                 return Ok(Some(name.to_owned()));
             }

@@ -242,9 +242,8 @@ impl GradScaler {
         }
         let mut names = Vec::with_capacity(parameters.len());
         let mut tensors = Vec::with_capacity(parameters.len());
-        for parameter in parameters {
-            let grad = parameter.tensor.f_grad()?;
-            if grad.defined() {
+        for (parameter, grad) in parameters.iter().zip(ffi::grads(parameters)?) {
+            if let Some(grad) = grad {
                 names.push(parameter.name.clone());
                 tensors.push(grad);
             }

@@ -173,9 +173,9 @@ fn capture_step(
     let losses = losses.iter().map(Tensor::kind).collect();
     let grads = runner.optimizers.iter().map(|scheduled| {
         let mut pairs = (Vec::new(), Vec::new());
-        for parameter in scheduled.optimizer.parameters() {
-            let grad = parameter.tensor.f_grad()?;
-            if grad.defined() {
+        let parameters = scheduled.optimizer.parameters();
+        for (parameter, grad) in parameters.iter().zip(ffi::grads(parameters)?) {
+            if let Some(grad) = grad {
                 pairs.0.push(parameter.tensor.shallow_clone());
                 pairs.1.push(grad);
             }

@@ -117,7 +117,7 @@ impl Replay<'_> {
     pub(crate) fn find(self, model: &mut dyn LightningModule) -> Result<Option<Provenance>> {
         let parameters = parameters(model);
         for Parameter { name, tensor } in &parameters {
-            if let Some(found) = check(Cause::Parameter(name.clone()), tensor, None)? {
+            if let Some(found) = check(Cause::Parameter(name.to_string()), tensor, None)? {
                 return Ok(Some(found));
             }
         }
@@ -181,7 +181,7 @@ fn backward(
         }
     }
     for (Parameter { name, .. }, gradient) in parameters.iter().zip(weights) {
-        if let Some(found) = check(Cause::WeightGradient(name.clone()), gradient, None)? {
+        if let Some(found) = check(Cause::WeightGradient(name.to_string()), gradient, None)? {
             return Ok(Some(found));
         }
     }

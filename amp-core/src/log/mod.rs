@@ -206,7 +206,8 @@ impl Entry {
 
     fn add(&mut self, counts: Tensor, weight: f64) -> Result<()> {
         // What a hook logs is the host's or the device's, as its step ran.
-        let counts = counts.f_to_device(self.counts.device())?;
+        let (own, device) = (counts.device(), self.counts.device());
+        let counts = if own == device { counts } else { counts.f_to_device(device)? };
         match self.batches {
             1 => self.counts = self.counts.f_add(&counts)?,
             _ => _ = self.counts.f_add_(&counts)?,

@@ -85,7 +85,7 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
     drop(context);
     Ok(Run {
         products: products.0.take(),
-        parameters: parameters.into_iter().map(|p| (p.name, p.tensor.kind())).collect(),
+        parameters: parameters.into_iter().map(|p| (p.name.to_string(), p.tensor.kind())).collect(),
         output: output.kind(),
     })
 }

@@ -49,7 +49,7 @@ where
     let mut grouped = grouped.build(parameters())?;
     train(grouped.as_mut(), &NAMES)?;
     for (options, names) in [(base, &NAMES[..1]), (other, &NAMES[1..])] {
-        let own = parameters().into_iter().filter(|p| names.contains(&p.name.as_str()));
+        let own = parameters().into_iter().filter(|p| names.contains(&p.name.as_ref()));
         let mut alone = options.build(own.collect())?;
         train(alone.as_mut(), names)?;
         for parameter in alone.parameters() {
@@ -98,7 +98,7 @@ fn rates_are_told_by_optimizer_and_group() -> Result<()> {
     );
     let names: Vec<Vec<&str>> = built
         .iter()
-        .map(|one| one.optimizer.parameters().iter().map(|p| p.name.as_str()).collect())
+        .map(|one| one.optimizer.parameters().iter().map(|p| p.name.as_ref()).collect())
         .collect();
     assert_eq!(
         names,

@@ -219,7 +219,8 @@ fn a_tied_weight_is_one_parameter() -> Result<()> {
     }
     let _generator = seeded(0);
     let tied = Tied(linear(3, 3)?);
-    let names: Vec<String> = nn::parameters(&tied).into_iter().map(|p| p.name).collect();
+    let names: Vec<String> =
+        nn::parameters(&tied).into_iter().map(|p| p.name.to_string()).collect();
     assert_eq!(names, ["first.weight", "first.bias"]);
     assert_eq!(nn::named_tensors(&tied).len(), 4);
     assert_eq!(nn::parameters(&tied)[0].tensor.kind(), Kind::Float);

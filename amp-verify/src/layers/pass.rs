@@ -154,7 +154,7 @@ pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     let mut gradients = BTreeMap::new();
     for parameter in parameters {
         if let Some(gradient) = next()? {
-            gradients.insert(parameter.name, gradient);
+            gradients.insert(parameter.name.to_string(), gradient);
         }
     }
     let loss = loss.f_to_kind(Kind::Double)?.f_double_value(&[])?;

@@ -1,6 +1,6 @@
 //! What passes through the scaler: a scaled loss, its gradients, and what became of the step.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, sync::Arc};
 
 use tch::{Device, Kind, Tensor};
 
@@ -17,7 +17,7 @@ pub struct Unscaled;
 #[derive(Debug)]
 #[must_use = "gradients do nothing until they are unscaled and stepped"]
 pub struct Gradients<S> {
-    pub(super) names: Vec<String>,
+    pub(super) names: Vec<Arc<str>>,
     pub(super) tensors: Vec<Tensor>,
     pub(super) found_inf: Option<FoundInf>,
     /// What the tensors still have to be multiplied by within the step: a scalar.
@@ -110,7 +110,7 @@ impl Gradients<Unscaled> {
 
     /// Each gradient under its parameter's name, in order of declaration.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.names.iter().map(String::as_str).zip(&self.tensors)
+        self.names.iter().map(Arc::as_ref).zip(&self.tensors)
     }
 
     /// The global 2-norm, on the device; see [`grad_norm`](crate::precision::grad_norm).

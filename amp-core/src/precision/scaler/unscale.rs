@@ -1,6 +1,6 @@
 //! Unscaling: gradients in their true size, and whether all are finite.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, sync::Arc};
 
 use tch::{Device, Kind, Tensor};
 
@@ -95,7 +95,7 @@ impl GradScaler {
 
     fn unscaled_by(
         &mut self,
-        names: Vec<String>,
+        names: Vec<Arc<str>>,
         tensors: Vec<Tensor>,
         owner: usize,
         found_inf: FoundInf,
@@ -105,7 +105,7 @@ impl GradScaler {
         Gradients { names, tensors, found_inf, factor: None, owner, state: PhantomData }
     }
 
-    fn refuse_unusable(&self, names: &[String], tensors: &[Tensor], owner: usize) -> Result<()> {
+    fn refuse_unusable(&self, names: &[Arc<str>], tensors: &[Tensor], owner: usize) -> Result<()> {
         self.refuse_second_use(owner)?;
         if tensors.is_empty() {
             return Err(Error::Scaler(

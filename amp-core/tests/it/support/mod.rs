@@ -39,7 +39,7 @@ pub(crate) fn capability() -> String {
 
 /// A leaf tensor that is trained under this name.
 pub(crate) fn parameter(name: &str, value: &Tensor) -> Parameter {
-    Parameter { name: name.to_owned(), tensor: value.detach().copy().set_requires_grad(true) }
+    Parameter { name: name.into(), tensor: value.detach().copy().set_requires_grad(true) }
 }
 
 /// Gives a parameter this gradient, bit for bit; it must not have one.

@@ -121,7 +121,8 @@ extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
     const long long from = begin + i;
     unsigned bits[per_thread]{};
     if (at_random) {
-      noise.words((static_cast<long long>(blockIdx.x) * StepTensors::elements_per_block + i) / per_thread, bits);
+      const long long first = static_cast<long long>(blockIdx.x) * StepTensors::elements_per_block;
+      noise.words((first + i) / per_thread, bits);
     }
     if (packed && i + per_thread <= count) {
       auto param = pack_at(params, from);

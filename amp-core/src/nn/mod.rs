@@ -109,22 +109,29 @@ pub fn visit_child<M: Module + ?Sized>(
     visitor.leave();
 }
 
+/// A pointer to a module is that module, whoever else may hold it.
+macro_rules! as_the_module {
+    () => {
+        fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+            (**self).forward(input, cx)
+        }
+
+        fn visit(&self, visitor: &mut dyn Visitor) {
+            (**self).visit(visitor);
+        }
+
+        fn op(&self) -> Op {
+            (**self).op()
+        }
+
+        fn fusable(&self) -> Fusable<'_> {
+            (**self).fusable()
+        }
+    };
+}
+
 impl<M: Module + ?Sized> Module for Box<M> {
-    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        (**self).forward(input, cx)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        (**self).visit(visitor);
-    }
-
-    fn op(&self) -> Op {
-        (**self).op()
-    }
-
-    fn fusable(&self) -> Fusable<'_> {
-        (**self).fusable()
-    }
+    as_the_module!();
 
     fn shared(&self) -> Option<Arc<dyn Module>> {
         (**self).shared()
@@ -132,21 +139,7 @@ impl<M: Module + ?Sized> Module for Box<M> {
 }
 
 impl<M: Module + ?Sized + 'static> Module for Arc<M> {
-    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        (**self).forward(input, cx)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        (**self).visit(visitor);
-    }
-
-    fn op(&self) -> Op {
-        (**self).op()
-    }
-
-    fn fusable(&self) -> Fusable<'_> {
-        (**self).fusable()
-    }
+    as_the_module!();
 
     fn shared(&self) -> Option<Arc<dyn Module>> {
         Some(Arc::new(self.clone()))

@@ -20,8 +20,7 @@ int amp_adam_on_device(const amp::Handle* const* lists, size_t count, const AmpA
     amp::Step step(lists, count, *known);
     const auto dtype = lists[0][0]->scalar_type(), kept = lists[2][0]->scalar_type();
     const bool coded = kept == at::kByte;
-    const char* type = amp::kernel_dtype(dtype);
-    const amp::Types types{type, coded ? type : amp::kernel_dtype(kept)};
+    const auto types = step.types(coded ? dtype : kept);
     for (auto& start : step.starts()) {
       step.on_tensors(source, types, "count_steps", start);
       if (coded) {

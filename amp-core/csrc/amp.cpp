@@ -200,6 +200,16 @@ int amp_grads(const Handle* tensors, size_t count, at::Tensor** grads) {
   });
 }
 
+// Lets backward passes give these leaves gradients of any dtype, or else of the leaf's own.
+int amp_allow_any_grad_dtype(const Handle* tensors, size_t count, int any) {
+  return amp::guarded([&] {
+    for (size_t i = 0; i < count; ++i) {
+      const auto own = std::make_optional(tensors[i]->scalar_type());
+      tensors[i]->set_grad_dtype(any != 0 ? std::nullopt : own);
+    }
+  });
+}
+
 // Drops the gradients, so that the next backward pass writes instead of adding.
 int amp_clear_grads(const Handle* tensors, size_t count) {
   return amp::guarded([&] {

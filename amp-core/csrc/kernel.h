@@ -41,8 +41,8 @@ class KernelSource {
   // `text` must live as long as this does.
   KernelSource(const char* file, const char* text) : file_(file), text_(text) {}
 
-  // Starts kernel `name` on the device's current stream. `types` are the file's T, and P if it has
-  // one, by kernel_dtype's names. The first start on a device with them compiles the
+  // Starts kernel `name` on the device's current stream. `types` are the file's T and, if it has
+  // them, P and Q, by kernel_dtype's names. The first start on a device with them compiles the
   // file, which cannot be done while a graph is captured.
   void launch(const char* name, const Types& types, c10::Device device, unsigned blocks,
               unsigned threads, void** arguments);

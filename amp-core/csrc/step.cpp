@@ -21,18 +21,22 @@ namespace amp {
 Step::Step(const Handle* const* lists, size_t count, const AmpOnDevice& known)
     : device_(known.rates->device()) {
   constexpr int gradient = 1;
+  if (count > 0) {
+    dtype_ = lists[0][0]->scalar_type();
+    grad_dtype_ = lists[gradient][0]->scalar_type();
+  }
+  if (kernel_dtype(dtype_) == nullptr || kernel_dtype(grad_dtype_) == nullptr) {
+    throw std::runtime_error("optimizers are for floating dtypes");
+  }
   for (size_t i = 0; i < count; ++i) {
     const auto& param = *lists[0][i];
-    if (kernel_dtype(param.scalar_type()) == nullptr) {
-      throw std::runtime_error("optimizers are for floating dtypes");
-    }
     const int at = add(starts_, param);
     auto& data = starts_.back().tensors.data;
     for (size_t list = 0; list < std::size(data); ++list) {
       if (lists[list] == nullptr) continue;
       const at::Tensor* tensor = lists[list][i];
       if (list == gradient && tensor->strides() != param.strides()) {
-        copies_.push_back(at::empty_like(param));
+        copies_.push_back(at::empty_like(param, param.options().dtype(grad_dtype_)));
         copies_.back().copy_(*tensor);
         tensor = &copies_.back();
       }
@@ -43,15 +47,17 @@ Step::Step(const Handle* const* lists, size_t count, const AmpOnDevice& known)
   known_.rates = known.rates->const_data_ptr<double>();
   if (known.found_inf != nullptr) known_.found_inf = known.found_inf->const_data_ptr<float>();
   if (known.factor != nullptr && !starts_.empty()) {
-    factor_ = known.factor->to(starts_[0].dtype == at::kDouble ? at::kDouble : at::kFloat);
+    factor_ = known.factor->to(dtype_ == at::kDouble ? at::kDouble : at::kFloat);
     known_.factor = factor_.const_data_ptr();
   }
 }
 
 void Step::run(KernelSource& source, const void* options) {
-  for (auto& start : starts_) {
-    on_elements(source, {kernel_dtype(start.dtype)}, "step", start, {options});
-  }
+  for (auto& start : starts_) on_elements(source, types(dtype_), "step", start, {options});
+}
+
+Types Step::types(at::ScalarType averages) const {
+  return {kernel_dtype(dtype_), kernel_dtype(grad_dtype_), kernel_dtype(averages)};
 }
 
 void Step::on_tensors(KernelSource& source, const Types& types, const char* name,

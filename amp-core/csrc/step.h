@@ -20,12 +20,15 @@ namespace amp {
 
 class Step {
  public:
-  // The lists are a kernel's (see StepTensors), of `count` tensors each; parameters and gradients are
-  // of one dtype, and what has a parameter's shape lies as it does.
+  // The lists are a kernel's (see StepTensors), of `count` tensors each; parameters are of one dtype, as
+  // are gradients, and what has a parameter's shape lies as it does.
   Step(const Handle* const* lists, size_t count, const AmpOnDevice& known);
 
-  // Starts kernel "step" of `source`, whose only dtype is the parameters', on all elements.
+  // Starts kernel "step" of `source` on all elements; state is of the parameters' dtype.
   void run(KernelSource& source, const void* options);
+
+  // What kernels are compiled for where averages have this dtype.
+  Types types(at::ScalarType averages) const;
 
   std::vector<Start<StepTensors>>& starts() { return starts_; }
 
@@ -40,6 +43,7 @@ class Step {
  private:
   std::vector<Start<StepTensors>> starts_;
   c10::Device device_;
+  at::ScalarType dtype_ = at::kFloat, grad_dtype_ = at::kFloat;
   OnDevice known_{};
   at::Tensor factor_;
   // Gradients of another layout than their parameter's.

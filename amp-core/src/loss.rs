@@ -2,7 +2,7 @@
 
 use tch::{Reduction, Tensor};
 
-use crate::Result;
+use crate::{Result, ffi};
 
 /// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`; other shapes with classes
 /// last (`[N, L, C]` against `[N, L]`) are flattened.
@@ -11,7 +11,7 @@ use crate::Result;
 /// When shapes do not fit.
 pub fn cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     let (output, target) = flatten_classes(output, target)?;
-    Ok(output.f_cross_entropy_loss(&target, None::<Tensor>, Reduction::Mean, -100, 0.0)?)
+    ffi::cross_entropy(&output, &target)
 }
 
 /// Negative log likelihood of log probabilities `[N, C]` against int64 classes `[N]`.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{Result, loss::flatten_classes};
+use crate::{Result, ffi, loss::flatten_classes};
 
 /// How an epoch's counts become the metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +35,7 @@ pub struct Accuracy;
 impl Metric for Accuracy {
     fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
         let (output, target) = flatten_classes(output, target)?;
-        let hits = output.f_argmax(1, false)?.f_eq_tensor(&target)?;
-        Ok((hits.f_sum(Kind::Double)?, target.numel() as f64))
+        Ok((ffi::hits(&output, &target)?, target.numel() as f64))
     }
 }
 

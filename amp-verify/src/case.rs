@@ -7,7 +7,7 @@ use amp_core::{
     data::{DataModule, Loading},
     hardware::seed_everything,
     optim::{Moments, WeightUpdate},
-    precision::{Clip, GradScalerConfig, Precision},
+    precision::{Clip, GradScalerConfig, GradientStorage, Precision},
     tch::Device,
     trainer::{Graph, NonFinite, ScaleFloor},
 };
@@ -80,6 +80,8 @@ pub struct Choices {
     pub weight_update: WeightUpdate,
     /// How optimizers keep their running averages.
     pub moments: Moments,
+    /// How gradients are kept from the backward pass to the step.
+    pub gradients: GradientStorage,
     /// The most bytes that a step's tensors may hold at once.
     pub memory_budget: Option<u64>,
     /// Whether whole steps run as CUDA graphs.
@@ -136,6 +138,7 @@ impl Case {
             log_every_n_steps: choices.log_every_n_steps.map_or(defaults.log_every_n_steps, steps),
             weight_update: choices.weight_update,
             moments: choices.moments,
+            gradients: choices.gradients,
             memory_budget: choices.memory_budget,
             graph: choices.graph,
             on_non_finite: choices.on_non_finite,

@@ -92,21 +92,22 @@ __device__ void keep(Wide<T> average, U& out, unsigned noise) {
   }
 }
 
-// The averages' dtype is P: narrower than the parameters' they are rounded up or down at random.
+// The gradients' dtype is P and the averages' Q: narrower than the parameters' these are rounded up or
+// down at random.
 extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
                                 const AmpAdam options, const Random random) {
   using W = Wide<T>;
-  constexpr bool at_random = sizeof(P) < sizeof(T);
+  constexpr bool at_random = sizeof(Q) < sizeof(T);
   if (is_left_out(known)) return;
   const auto [at, begin, count] = part_of(tensors);
   const Update<double> update(known, options, steps_of(tensors, at));
   const Stream noise = at_random ? Stream(random) : Stream();
 
   auto* params = static_cast<T*>(tensors.data[0][at]);
-  const auto* grads = static_cast<const T*>(tensors.data[1][at]);
-  auto* exp_avgs = static_cast<P*>(tensors.data[2][at]);
-  auto* exp_avg_sqs = static_cast<P*>(tensors.data[3][at]);
-  const auto step = [&](T& param_out, T grad, P& exp_avg_out, P& exp_avg_sq_out, unsigned bits) {
+  const auto* grads = static_cast<const P*>(tensors.data[1][at]);
+  auto* exp_avgs = static_cast<Q*>(tensors.data[2][at]);
+  auto* exp_avg_sqs = static_cast<Q*>(tensors.data[3][at]);
+  const auto step = [&](T& param_out, P grad, Q& exp_avg_out, Q& exp_avg_sq_out, unsigned bits) {
     W param = widen(param_out);
     W exp_avg = widen(exp_avg_out), exp_avg_sq = widen(exp_avg_sq_out);
     update(param, widen(grad), exp_avg, exp_avg_sq);
@@ -229,7 +230,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
   const Update<Wide<T>> update(known, options, steps_of(tensors, at));
 
   auto* params = static_cast<T*>(tensors.data[0][at]);
-  const auto* grads = static_cast<const T*>(tensors.data[1][at]);
+  const auto* grads = static_cast<const P*>(tensors.data[1][at]);
   auto* exp_avgs = static_cast<unsigned char*>(tensors.data[2][at]);
   auto* exp_avg_sqs = static_cast<unsigned char*>(tensors.data[3][at]);
   const bool packed = is_aligned(params) && is_aligned(grads);
@@ -248,7 +249,8 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
       // Blocks of codes are whole.
       const auto codes = pack_at(exp_avgs, from), sq_codes = pack_at(exp_avg_sqs, from);
       const bool whole = packed && i + per_thread <= count;
-      Pack<T> param{}, grad{};
+      Pack<T> param{};
+      Pack<P> grad{};
       if (whole) {
         param = pack_at(params, from);
         grad = pack_at(grads, from);

@@ -7,10 +7,18 @@ struct f16 {
   unsigned short bits;
 };
 
-// What the file is compiled for: the dtype that it works on and, where there are some, its weights'.
+// What the file is compiled for: the dtype that it works on and up to two more. They are those of
+// weights, or for steps of gradients and of averages.
 using T = AMP_T;
 #ifdef AMP_P
 using P = AMP_P;
+#else
+using P = T;
+#endif
+#ifdef AMP_Q
+using Q = AMP_Q;
+#else
+using Q = T;
 #endif
 
 __device__ float widen(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
@@ -99,9 +107,26 @@ __device__ W factor_of(const OnDevice& known) {
 __device__ float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ double product(double a, double b) { return __dmul_rn(a, b); }
 
+// Four neighbours, or as many as there are: `whole` says whether there are four, aligned.
+template <typename U>
+__device__ Pack<U> load(const U* data, int at, int count, bool whole) {
+  if (whole) return pack_at(data, at);
+  Pack<U> pack{};
+  for (int k = 0; k < per_thread && at + k < count; ++k) pack.at[k] = data[at + k];
+  return pack;
+}
+template <typename U>
+__device__ void store(const Pack<U>& pack, U* data, int at, int count, bool whole) {
+  if (whole) {
+    pack_at(data, at) = pack;
+  } else {
+    for (int k = 0; k < per_thread && at + k < count; ++k) data[at + k] = pack.at[k];
+  }
+}
+
 // Calls `update` with what the first `lists` lists hold at each place of the block's part, in the
-// dtype it is computed in: the parameter, its gradient times the factor, state. All but the
-// gradient are written back.
+// dtype it is computed in: the parameter, its gradient, which is of dtype P, times the factor, state.
+// All but the gradient are written back.
 template <int lists, typename Update>
 __device__ void step_elements(const StepTensors& tensors, const OnDevice& known,
                               const Update& update) {
@@ -110,37 +135,29 @@ __device__ void step_elements(const StepTensors& tensors, const OnDevice& known,
   const auto [at, begin, count] = part_of(tensors);
   const W factor = factor_of<W>(known);
   T* data[lists];
-  bool packed = true;
+  const P* grads = static_cast<const P*>(tensors.data[gradient][at]) + begin;
+  bool packed = is_aligned(grads);
   for (int list = 0; list < lists; ++list) {
-    data[list] = static_cast<T*>(tensors.data[list][at]);
+    data[list] = list == gradient ? nullptr : static_cast<T*>(tensors.data[list][at]);
     if (data[list] != nullptr) data[list] += begin;
     packed = packed && is_aligned(data[list]);
   }
   for (int i = threadIdx.x * per_thread; i < count; i += blockDim.x * per_thread) {
     const bool whole = packed && i + per_thread <= count;
     Pack<T> packs[lists]{};
+    const Pack<P> grad = load(grads, i, count, whole);
     for (int list = 0; list < lists; ++list) {
-      if (data[list] == nullptr) continue;
-      if (whole) {
-        packs[list] = pack_at(data[list], i);
-      } else {
-        for (int k = 0; k < per_thread && i + k < count; ++k) packs[list].at[k] = data[list][i + k];
-      }
+      if (data[list] != nullptr) packs[list] = load(data[list], i, count, whole);
     }
     for (int k = 0; k < per_thread; ++k) {
       W values[lists];
       for (int list = 0; list < lists; ++list) values[list] = widen(packs[list].at[k]);
-      values[gradient] = product(values[gradient], factor);
+      values[gradient] = product(widen(grad.at[k]), factor);
       update(values);
       for (int list = 0; list < lists; ++list) narrow(values[list], packs[list].at[k]);
     }
     for (int list = 0; list < lists; ++list) {
-      if (list == gradient || data[list] == nullptr) continue;
-      if (whole) {
-        pack_at(data[list], i) = packs[list];
-      } else {
-        for (int k = 0; k < per_thread && i + k < count; ++k) data[list][i + k] = packs[list].at[k];
-      }
+      if (data[list] != nullptr) store(packs[list], data[list], i, count, whole);
     }
   }
 }

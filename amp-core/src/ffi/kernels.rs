@@ -38,6 +38,7 @@ unsafe extern "C" {
     fn amp_foreach_add(tensors: *const Handle, count: usize, value: c_double) -> c_int;
     fn amp_foreach_clamp(tensors: *const Handle, count: usize, low: f64, high: f64) -> c_int;
     fn amp_grads(tensors: *const Handle, count: usize, grads: *mut *mut C_tensor) -> c_int;
+    fn amp_allow_any_grad_dtype(tensors: *const Handle, count: usize, any: c_int) -> c_int;
     fn amp_clear_grads(tensors: *const Handle, count: usize) -> c_int;
     fn amp_identity(tensor: Handle) -> *const c_void;
 }
@@ -173,6 +174,13 @@ pub(crate) fn grads(parameters: &[Parameter]) -> Result<Vec<Option<Tensor>>> {
     // SAFETY: on success each entry that is not null is a new tensor that nobody else owns.
     let owned = |grad: *mut C_tensor| (!grad.is_null()).then(|| unsafe { Tensor::from_ptr(grad) });
     Ok(grads.into_iter().map(owned).collect())
+}
+
+/// Lets backward passes give leaves gradients of any dtype, or else of the leaf's own (PyTorch's
+/// `grad_dtype`).
+pub(crate) fn allow_any_grad_dtype(tensors: &[Tensor], any: bool) -> Result<()> {
+    let tensors = handles(tensors);
+    checked!(amp_allow_any_grad_dtype(tensors.as_ptr(), tensors.len(), c_int::from(any)))
 }
 
 /// Drops gradients (PyTorch's `set_to_none=True`).

@@ -1,4 +1,5 @@
-//! Layers with kernels of our own (`csrc/linear.cpp`, `csrc/batch_norm.cpp`, `csrc/dropout.cpp`).
+//! Layers, a loss and a metric with kernels of our own (`csrc/linear.cpp`, `csrc/batch_norm.cpp`,
+//! `csrc/dropout.cpp`, `csrc/classification.cpp`).
 
 use std::ffi::{c_double, c_int};
 
@@ -37,6 +38,8 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
     ) -> c_int;
     fn amp_dropout(input: Handle, p: c_double, out: *mut *mut C_tensor) -> c_int;
+    fn amp_cross_entropy(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
+    fn amp_hits(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
 }
 
 /// The tensor that `call` makes.
@@ -80,6 +83,17 @@ pub(crate) fn batch_norm(
         ))
     };
     made(run).map(Some)
+}
+
+/// The mean cross entropy of logits against int64 classes, those of -100 left out.
+pub(crate) fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    made(|out| checked!(amp_cross_entropy(logits.as_ptr(), targets.as_ptr(), out)))
+}
+
+/// How many examples have their largest logit, along the second dimension, at their class: an f64
+/// scalar on the device.
+pub(crate) fn hits(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }
 
 /// Drops elements of a CUDA tensor with probability `p`, above 0 and below 1.

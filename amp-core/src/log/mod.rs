@@ -81,11 +81,13 @@ impl Log {
             )));
         }
         let weight = batch_size as f64;
-        let mut sum = value.f_detach()?.f_to_kind(Kind::Double)?;
-        if sum.dim() > 0 {
-            sum = sum.f_reshape([] as [i64; 0])?;
+        let mut value = value.f_detach()?;
+        if value.dim() > 0 {
+            value = value.f_reshape([] as [i64; 0])?;
         }
-        self.add(name, options, Reduction::Mean, sum.f_mul_scalar(weight)?, weight)
+        // One kernel, since a scalar that is f64 makes the product so.
+        let sum = value.f_mul(&Tensor::from(weight))?;
+        self.add(name, options, Reduction::Mean, sum, weight)
     }
 
     /// Adds a metric's counts.

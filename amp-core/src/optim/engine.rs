@@ -144,7 +144,12 @@ impl<A: Algorithm> Engine<A> {
                 continue;
             };
             let (parameter, kept) = (&self.parameters[place], &self.kept[place]);
-            let key = (kept.group, parameter.tensor.kind(), !kept.started);
+            let key = Key {
+                group: kept.group,
+                kind: parameter.tensor.kind(),
+                grad_kind: grad.kind(),
+                first: !kept.started,
+            };
             let at = batches.iter().position(|batch| batch.key == key).unwrap_or_else(|| {
                 batches.push(Batch { key, places: Vec::new(), grads: Vec::new() });
                 batches.len() - 1
@@ -156,9 +161,10 @@ impl<A: Algorithm> Engine<A> {
     }
 
     fn step_batch(&self, batch: &Batch, known: OnDevice<'_>) -> Result<()> {
-        let (group, kind, _) = batch.key;
+        let Key { group, kind, .. } = batch.key;
         let working = working::<A>(kind, self.storage);
-        if is_taken(&self.options[group], &batch.grads[0], self.storage) {
+        let like = &self.parameters[batch.places[0]].tensor;
+        if is_taken(&self.options[group], like, self.storage) {
             return self.step_whole(batch, known);
         }
         let mut scalars = Scalars::default();
@@ -172,7 +178,8 @@ impl<A: Algorithm> Engine<A> {
         let places = || batch.places.iter();
         let params: Vec<Tensor> =
             places().map(|at| self.parameters[*at].tensor.shallow_clone()).collect();
-        let slots = 0..self.slots[batch.key.0].len();
+        let Key { group, kind, grad_kind, .. } = batch.key;
+        let slots = 0..self.slots[group].len();
         let states: Vec<Vec<Tensor>> = slots
             .clone()
             .map(|slot| places().map(|at| self.kept[*at].states[slot].kept()).collect())
@@ -186,7 +193,12 @@ impl<A: Algorithm> Engine<A> {
                 codes.push(*code);
             }
         }
-        self.step_on(batch, &params, &batch.grads, &states, (&scales, &codes), known)
+        let on = |grads| self.step_on(batch, &params, grads, &states, (&scales, &codes), known);
+        // Only kernels of ours take others than the parameters'.
+        match grad_kind == kind || self.rates[group].is_some() {
+            true => on(&batch.grads),
+            false => on(&batch.grads.iter().map(wide).collect::<Result<Vec<_>>>()?),
+        }
     }
 
     /// Steps f32 copies of pieces of parameters and state, and writes them back.
@@ -208,7 +220,7 @@ impl<A: Algorithm> Engine<A> {
             None => Ok(wide(&piece.of(&self.parameters[place].tensor)?)?),
         })?;
         let mut states = Vec::new();
-        for (slot, Slot { shape, .. }) in self.slots[batch.key.0].iter().enumerate() {
+        for (slot, Slot { shape, .. }) in self.slots[batch.key.group].iter().enumerate() {
             states.push(match shape {
                 SlotShape::Parameter { .. } => each(&|piece, place| {
                     self.kept[place].states[slot].read(piece.start, piece.count)
@@ -247,17 +259,26 @@ impl<A: Algorithm> Engine<A> {
         (scales, codes): (&[Vec<Tensor>], &[&Code]),
         known: OnDevice<'_>,
     ) -> Result<()> {
-        let (group, _, first) = batch.key;
+        let Key { group, first, .. } = batch.key;
         let rates = self.rates[group].as_ref().map(|rates| &rates.tensor);
         let tensors = StepTensors { params, grads, states, scales, codes, first, known, rates };
         self.options[group].step(&tensors)
     }
 }
 
+/// What the parameters of one kernel call have in common.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Key {
+    group: usize,
+    kind: Kind,
+    grad_kind: Kind,
+    /// Whether it is the first step.
+    first: bool,
+}
+
 /// What one kernel call takes.
 struct Batch {
-    /// Group, dtype, and whether it is the first step.
-    key: (usize, Kind, bool),
+    key: Key,
     /// Places in the optimizer's list.
     places: Vec<usize>,
     grads: Vec<Tensor>,

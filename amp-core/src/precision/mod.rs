@@ -2,6 +2,7 @@
 
 mod autocast;
 mod clip;
+mod gradient_storage;
 mod region;
 mod scaler;
 
@@ -9,6 +10,8 @@ pub(crate) use autocast::KeptCasts;
 pub use autocast::{AutocastGuard, AutocastState, autocast_state};
 pub(crate) use clip::by_dtype;
 pub use clip::{Clip, clip_grad_norm, clip_grad_value, grad_norm};
+pub use gradient_storage::GradientStorage;
+pub(crate) use gradient_storage::{NarrowGradients, widen_gradients};
 pub use region::{Region, RegionPlan};
 pub use scaler::{
     GradScaler, GradScalerConfig, Gradients, Scaled, ScaledLoss, ScalerState, StepOutcome, Unscaled,

@@ -123,7 +123,8 @@ impl Run<'_, '_> {
         weights.apply()?;
         self.model.on_load_checkpoint(&state.part("model")).map_err(at)?;
         random.restore(device)?;
-        (self.runner.counts, self.runner.parts, self.runner.lr) = (counts, parts, lr);
+        (self.runner.counts, self.runner.lr) = (counts, lr);
+        self.runner.set_parts(parts);
         // Of another budget, one is made anew.
         self.runner.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory_budget);
         (self.position, self.log) = (position, log);

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Error, Result,
     optim::{Moments, WeightUpdate},
-    precision::{Clip, GradScalerConfig, Policy, Precision, Region},
+    precision::{Clip, GradScalerConfig, GradientStorage, Policy, Precision, Region},
 };
 
 /// The trainer's options, by Lightning's names.
@@ -35,6 +35,8 @@ pub struct TrainerConfig {
     pub weight_update: WeightUpdate,
     /// How optimizers keep their running averages.
     pub moments: Moments,
+    /// How gradients are kept from the backward pass to the step.
+    pub gradients: GradientStorage,
     /// Whether a skipped step moves the schedule and the step count, as Lightning does.
     pub skipped_step_advances: bool,
     /// What is done about a step whose gradients are not finite.
@@ -87,6 +89,7 @@ impl TrainerConfig {
             log_every_n_steps: 50,
             weight_update: WeightUpdate::default(),
             moments: Moments::default(),
+            gradients: GradientStorage::default(),
             skipped_step_advances: false,
             on_non_finite: NonFinite::default(),
             max_consecutive_skips: 100,

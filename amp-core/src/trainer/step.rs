@@ -16,7 +16,10 @@ use crate::{
     log::{Log, Logged},
     nn::Context,
     optim::{Interval, OnDevice, Scheduled},
-    precision::{Clip, GradScaler, Gradients, Policy, StepOutcome, Unscaled},
+    precision::{
+        Clip, GradScaler, GradientStorage, Gradients, NarrowGradients, Policy, StepOutcome, Unscaled,
+        widen_gradients,
+    },
 };
 
 /// How many steps there were.
@@ -44,6 +47,8 @@ pub(super) struct StepRunner<'a> {
     pub(super) window: Window,
     /// Parts that a batch runs in.
     pub(super) parts: i64,
+    /// Where gradients may have 16 bits.
+    narrow: Option<NarrowGradients>,
     pub(super) probed: bool,
     /// What is checkpointed, once that was chosen.
     pub(super) memory: Option<MemoryPlan>,
@@ -71,6 +76,12 @@ impl<'a> StepRunner<'a> {
             false => GradScaler::checking(config.device)?,
         };
         let lr = first_lr(&optimizers);
+        let narrow = match keeps_narrow_gradients(config) {
+            true => Some(NarrowGradients::allow(
+                optimizers.iter().flat_map(|scheduled| scheduled.optimizer.parameters()),
+            )?),
+            false => None,
+        };
         Ok(Self {
             config,
             policy,
@@ -80,6 +91,7 @@ impl<'a> StepRunner<'a> {
             counts: Counts::default(),
             window: Window::default(),
             parts: 1,
+            narrow,
             probed: false,
             memory: None,
             profiler: Profiler::new(config.device),
@@ -107,6 +119,14 @@ impl<'a> StepRunner<'a> {
     pub(super) fn end_epoch(&mut self, logged: &[Logged]) -> Result<()> {
         let mut optimizers = self.optimizers.iter_mut();
         optimizers.try_for_each(|scheduled| scheduled.advance(Interval::Epoch, logged))
+    }
+
+    /// Runs batches in so many parts from now on, whose gradients add up.
+    pub(super) fn set_parts(&mut self, parts: i64) {
+        self.parts = parts;
+        if parts > 1 {
+            self.narrow = None;
+        }
     }
 
     /// What a hook sees now.
@@ -200,16 +220,29 @@ impl<'a> StepRunner<'a> {
     /// between, clips them too; where nobody looks at them afterwards either, an optimizer that can
     /// does both within its step.
     fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
+        let unseen = matches!(self.access, StepAccess::Late);
+        let limit = match self.config.gradient_clip {
+            Some(Clip::Norm(limit)) => Some(limit),
+            // A factor takes the scale away as well.
+            None if self.scaler.is_enabled() => Some(f64::INFINITY),
+            _ => None,
+        };
         let mut gradients = Vec::with_capacity(self.optimizers.len());
         for scheduled in &self.optimizers {
-            let scaled = self.scaler.gradients(scheduled.optimizer.as_ref())?;
+            let optimizer = scheduled.optimizer.as_ref();
+            let within_step = unseen && optimizer.abilities().scales;
+            if let Some(limit) = limit.filter(|_| within_step) {
+                let scaled = self.scaler.gradients(optimizer)?;
+                gradients.push(self.scaler.clip_norm_within_step(scaled, limit)?);
+                continue;
+            }
+            if self.narrow.is_some() {
+                widen_gradients(optimizer.parameters())?;
+            }
+            let scaled = self.scaler.gradients(optimizer)?;
             gradients.push(match self.config.gradient_clip {
                 Some(Clip::Norm(limit)) if !self.looked_at() => {
-                    let unseen = matches!(self.access, StepAccess::Late);
-                    match unseen && scheduled.optimizer.abilities().scales {
-                        true => self.scaler.clip_norm_within_step(scaled, limit)?,
-                        false => self.scaler.unscale_and_clip_norm(scaled, limit)?,
-                    }
+                    self.scaler.unscale_and_clip_norm(scaled, limit)?
                 }
                 _ => self.scaler.unscale(scaled)?,
             });
@@ -297,6 +330,13 @@ impl<'a> StepRunner<'a> {
     pub(super) fn take_profiles(&mut self) -> Result<Vec<Profile>> {
         self.profiler.take()
     }
+}
+
+/// Whether the run asks for gradients in 16 bits and each is of one pass.
+fn keeps_narrow_gradients(config: &TrainerConfig) -> bool {
+    config.gradients == GradientStorage::SixteenBit
+        && config.device.is_cuda()
+        && config.accumulate_grad_batches == 1
 }
 
 /// The rate of the first optimizer's first group: the one that stands for all in a line of figures.

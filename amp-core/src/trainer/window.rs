@@ -202,8 +202,8 @@ impl StepRunner<'_> {
         if !self.config.micro_batching || !error.is_out_of_memory() || !fits {
             return Err(error);
         }
-        self.parts = parts;
         self.zero_grad()?;
+        self.set_parts(parts);
         if self.policy.device.is_cuda() {
             ffi::cuda_empty_cache()?;
         }

@@ -13,7 +13,7 @@ use amp_core::{
         AdamW, Interval, Lion, Moments, OneCycle, OptimizerConfig, Optimizers, RmsProp, Sgd,
         StepLr, TrainingPlan,
     },
-    precision::{Clip, GradScalerConfig, Precision, StepOutcome},
+    precision::{Clip, GradScalerConfig, GradientStorage, Precision, StepOutcome},
     record::RunRecord,
     tch::{Device, Tensor},
     trainer::{Graph, NonFinite, StepAccess},
@@ -261,6 +261,26 @@ fn smaller_moments_are_part_of_a_graph(
     let runs = both(change, precision, one_cycle)?;
     assert_same(&runs);
     assert!(runs[1].record.end.replayed > 20, "{}", runs[1].record.end.replayed);
+    Ok(())
+}
+
+/// Gradients in 16 bits, too, overflow and all.
+#[rstest]
+fn gradients_in_16_bits_are_part_of_a_graph(
+    #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+    #[values(Moments::Full, Moments::EightBit)] moments: Moments,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let change = |config: &mut TrainerConfig| {
+        (config.gradients, config.moments) = (GradientStorage::SixteenBit, moments);
+        config.scaler = GradScalerConfig { growth_interval: 3, ..Default::default() };
+        config.scaler.init_scale = 2.0_f64.powi(26);
+    };
+    let runs = both(change, precision, one_cycle)?;
+    assert_same(&runs);
+    assert!(runs[1].record.end.replayed > 60, "{}", runs[1].record.end.replayed);
     Ok(())
 }
 

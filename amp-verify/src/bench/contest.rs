@@ -14,9 +14,11 @@ pub enum Engine {
     Eager,
     /// Our trainer, whole steps as CUDA graphs.
     Graph,
-    /// The same with the optimizer's averages in 8 bits.
-    #[serde(rename = "graph-8-bit")]
-    Graph8Bit,
+    /// The same with gradients in 16 bits, as the peers round them.
+    #[serde(rename = "graph-16-bit")]
+    Graph16Bit,
+    /// The same with the optimizer's averages in 8 bits, too.
+    GraphLean,
     /// Lightning.
     Lightning,
     /// A loop by hand in PyTorch.
@@ -33,7 +35,8 @@ impl Engine {
         match self {
             Self::Eager => "eager",
             Self::Graph => "graph",
-            Self::Graph8Bit => "graph-8-bit",
+            Self::Graph16Bit => "graph-16-bit",
+            Self::GraphLean => "graph-lean",
             Self::Lightning => "lightning",
             Self::TorchLoop => "torch-loop",
             Self::TorchFused => "torch-fused",
@@ -43,12 +46,12 @@ impl Engine {
 
     /// Whether it is of this workspace.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Eager | Self::Graph | Self::Graph8Bit)
+        self == Self::Eager || self.is_graph()
     }
 
     /// Whether its steps are CUDA graphs of ours.
     pub fn is_graph(self) -> bool {
-        matches!(self, Self::Graph | Self::Graph8Bit)
+        matches!(self, Self::Graph | Self::Graph16Bit | Self::GraphLean)
     }
 }
 

@@ -129,9 +129,9 @@ fn compare(
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
-        // Where the optimizer's averages weigh most.
+        // Where gradients and the optimizer's averages weigh most.
         true if workload.name == "wide" && precision != Precision::F32True => {
-            &[Engine::Eager, Engine::Graph, Engine::Graph8Bit]
+            &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }
         true => &[Engine::Eager, Engine::Graph],
         false => &[Engine::Eager],

@@ -2,8 +2,8 @@
 
 use amp_core::{
     Error, LightningModule, Result, Trainer, TrainerConfig, callback::SpeedBenchmark,
-    data::DataModule, event::Event, memory::MemoryMeter, optim::Moments, precision::Precision,
-    tch::Device, trainer::Graph,
+    data::DataModule, event::Event, memory::MemoryMeter, optim::Moments,
+    precision::{GradientStorage, Precision}, tch::Device, trainer::Graph,
 };
 
 use super::{
@@ -35,9 +35,13 @@ impl Ours {
     ) -> Self {
         let epochs = (steps + workload.batches - 1) / workload.batches;
         let graph = if engine.is_graph() { Graph::On } else { Graph::Off };
-        let moments = if engine == Engine::Graph8Bit { Moments::EightBit } else { Moments::Full };
-        let max_epochs = 1 + epochs;
-        let config = TrainerConfig { max_epochs, graph, moments, ..config(precision, device) };
+        let (gradients, moments) = match engine {
+            Engine::Graph16Bit => (GradientStorage::SixteenBit, Moments::Full),
+            Engine::GraphLean => (GradientStorage::SixteenBit, Moments::EightBit),
+            _ => (GradientStorage::Full, Moments::Full),
+        };
+        let own = config(precision, device);
+        let config = TrainerConfig { max_epochs: 1 + epochs, graph, gradients, moments, ..own };
         Self { engine, workload, size, config, ready: None, peak_memory_bytes: None }
     }
 }

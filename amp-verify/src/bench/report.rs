@@ -191,7 +191,8 @@ impl Report {
         }
         for (engine, name) in [
             (Engine::Graph, "wide bf16-mixed"),
-            (Engine::Graph8Bit, "wide bf16-mixed, averages in 8 bits"),
+            (Engine::Graph16Bit, "wide bf16-mixed, gradients in 16 bits"),
+            (Engine::GraphLean, "wide bf16-mixed, averages in 8 bits as well"),
         ] {
             if !self.measured("wide", Bf16Mixed) {
                 continue;

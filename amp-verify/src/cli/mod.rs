@@ -17,7 +17,7 @@ use amp_core::{
     data::{Loading, Placement},
     memory::parse_bytes,
     optim::{Moments, WeightUpdate},
-    precision::{Clip, Precision},
+    precision::{Clip, GradientStorage, Precision},
     trainer::Graph,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -162,6 +162,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "HOW", value_parser = Moments::from_str,
           default_value_t = Moments::default())]
     pub moments: Moments,
+    /// How gradients are kept from the backward pass to the step: full (f32), or 16-bit as PyTorch
+    /// rounds them under autocast (linear layers on CUDA)
+    #[arg(long, value_name = "HOW", value_parser = GradientStorage::from_str,
+          default_value_t = GradientStorage::default())]
+    pub gradients: GradientStorage,
     /// The most memory that tensors may take at once, as in 500MB or 2GiB: the layers that are cheapest
     /// to compute again in the backward pass are checkpointed for that, which changes no number
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_negative_numbers = true)]
@@ -237,6 +242,7 @@ impl RunArgs {
             scaler: self.recovery.scaler(),
             weight_update: self.weight_update,
             moments: self.moments,
+            gradients: self.gradients,
             memory_budget: self.memory_budget,
             graph: self.graph,
             early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),

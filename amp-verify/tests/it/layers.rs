@@ -136,7 +136,8 @@ fn the_observed_step_loses_what_was_predicted() {
     assert!(report.layers[0].worst.contains(&Kind::Forward));
 }
 
-/// At a scale of 2^16 the gradient of the weight, the mean of the inputs, comes to 2^16: too much.
+/// At a scale of 2^16 the gradient of the weight, the mean of the inputs, comes to 2^16: too much for
+/// f16, which a product on CUDA is not rounded to.
 #[test]
 fn gradients_are_predicted_at_the_loss_scale() {
     let _generator = generator();
@@ -150,7 +151,9 @@ fn gradients_are_predicted_at_the_loss_scale() {
         let report = measure(&subject(&build, &batch, &[]), options).expect("a report");
         let weight = flow(&report, 0, Kind::WeightGradient);
         let expected = Losses { overflow, underflow: 0 };
-        assert_eq!((weight.predicted, weight.observed), (Some(expected), expected));
+        assert_eq!(weight.predicted, Some(expected));
+        let lost = if torch_device().is_cuda() { Losses::default() } else { expected };
+        assert_eq!(weight.observed, lost);
         // 2^15 is the largest exponent; one bit is to be kept free.
         let layer = &report.layers[0];
         assert_eq!(layer.window.map(|window| window.high), Some(14));

@@ -119,7 +119,7 @@ fn a_baseline_that_moved_is_the_environment() {
         let output = gate(folder.path(), model, &["--goldens", "."]);
         assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
         let found = finding(folder.path());
-        assert_eq!(found.cause, expected, "{found:?}");
+        assert_eq!(found.cause, expected, "{found:?}\n{}", text(&output.stdout));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{marker::PhantomData, sync::Arc};
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::{
     GradScaler, Gradients, Mode, Scaled, Unscaled, Use,
@@ -14,25 +14,16 @@ impl GradScaler {
     /// Divides gradients by the scale in place and notes on the device whether all are finite.
     ///
     /// # Errors
-    /// When there is no gradient, one is f16 (its range does not hold unscaled values), or they
-    /// were already unscaled.
+    /// When there is no gradient, or they were already unscaled.
     pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
         let Gradients { names, tensors, owner, .. } = gradients;
         if self.mode == Mode::Off {
-            let found_inf = None;
-            return Ok(Gradients {
-                names,
-                tensors,
-                found_inf,
-                factor: None,
-                owner,
-                state: PhantomData,
-            });
+            return Ok(self.unscaled_by(names, tensors, owner, None));
         }
-        self.refuse_unusable(&names, &tensors, owner)?;
+        self.refuse_unusable(&tensors, owner)?;
         if self.mode == Mode::Check && self.device == Device::Cpu {
             let bad = self.losses.bad_on_host() || !ffi::all_finite(&tensors)?;
-            return Ok(self.unscaled_by(names, tensors, owner, FoundInf::Known(bad)));
+            return Ok(self.unscaled_by(names, tensors, owner, Some(FoundInf::Known(bad))));
         }
         let found_inf = self.losses.found_inf(self.device)?;
         match self.mode {
@@ -45,7 +36,7 @@ impl GradScaler {
                 })?;
             }
         }
-        Ok(self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf)))
+        Ok(self.unscaled_by(names, tensors, owner, Some(FoundInf::Device(found_inf))))
     }
 
     /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) in one pass
@@ -84,13 +75,18 @@ impl GradScaler {
         max_norm: f64,
     ) -> Result<Gradients<Unscaled>> {
         let Gradients { names, tensors, owner, .. } = gradients;
-        self.refuse_unusable(&names, &tensors, owner)?;
-        let found_inf = self.losses.found_inf(self.device)?;
+        let found_inf = match self.mode {
+            Mode::Off => None,
+            _ => {
+                self.refuse_unusable(&tensors, owner)?;
+                Some(self.losses.found_inf(self.device)?)
+            }
+        };
         let scale = (self.mode == Mode::Scale).then_some(&self.scale);
-        let (_, factor) = clip::norm_and_factor(&tensors, scale, max_norm, Some(&found_inf))?;
-        let mut gradients = self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf));
-        gradients.factor = Some(factor);
-        Ok(gradients)
+        let (_, factor) = clip::norm_and_factor(&tensors, scale, max_norm, found_inf.as_ref())?;
+        let found_inf = found_inf.map(FoundInf::Device);
+        let unscaled = self.unscaled_by(names, tensors, owner, found_inf);
+        Ok(Gradients { factor: Some(factor), ..unscaled })
     }
 
     fn unscaled_by(
@@ -98,27 +94,22 @@ impl GradScaler {
         names: Vec<Arc<str>>,
         tensors: Vec<Tensor>,
         owner: usize,
-        found_inf: FoundInf,
+        found_inf: Option<FoundInf>,
     ) -> Gradients<Unscaled> {
-        self.iteration.push(Use { owner, found_inf: found_inf.shallow_clone(), overflowed: None });
-        let found_inf = Some(found_inf);
+        if let Some(found_inf) = &found_inf {
+            let found_inf = found_inf.shallow_clone();
+            self.iteration.push(Use { owner, found_inf, overflowed: None });
+        }
         Gradients { names, tensors, found_inf, factor: None, owner, state: PhantomData }
     }
 
-    fn refuse_unusable(&self, names: &[Arc<str>], tensors: &[Tensor], owner: usize) -> Result<()> {
+    fn refuse_unusable(&self, tensors: &[Tensor], owner: usize) -> Result<()> {
         self.refuse_second_use(owner)?;
         if tensors.is_empty() {
             return Err(Error::Scaler(
                 "no parameter has a gradient: run the backward pass of the scaled loss first"
                     .into(),
             ));
-        }
-        let half = tensors.iter().position(|grad| grad.kind() == Kind::Half);
-        if let (Mode::Scale, Some(at)) = (self.mode, half) {
-            return Err(Error::Scaler(format!(
-                "`{}` has f16 gradients, which cannot be unscaled: keep its weights in f32 (16-mixed), or train without a scaler (16-true)",
-                names[at]
-            )));
         }
         Ok(())
     }

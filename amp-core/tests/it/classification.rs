@@ -1,0 +1,146 @@
+//! Cross entropy and accuracy, whose kernels on CUDA are ours where logits are few, against libtorch's
+//! on the CPU in f64.
+
+use amp_core::{
+    Result, loss,
+    metric::{Accuracy, Metric},
+    precision::{Policy, Precision},
+    tch::{self, Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::{relative, wide},
+    device, seeded,
+};
+
+/// Logits with few bits, so that every dtype holds them, and classes; every fifth row does not count.
+fn examples(rows: i64, classes: i64) -> [Tensor; 2] {
+    let logits = Tensor::randn([rows, classes], (Kind::Double, Device::Cpu)) * 4;
+    let targets = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
+    let ignored = Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder(5).eq(4);
+    [logits.to_kind(Kind::BFloat16).to_kind(Kind::Double), targets.masked_fill(&ignored, -100)]
+}
+
+/// A leaf like this one in another place.
+fn leaf(tensor: &Tensor, kind: Kind, device: Device) -> Tensor {
+    tensor.to_kind(kind).to(device).set_requires_grad(true)
+}
+
+/// Loss and gradient have the errors of the dtype that is computed in; the gradient is then rounded to
+/// the logits'. Logits of 16 bits are of a region, which asks for a loss in f32.
+#[rstest]
+#[case(Kind::Double, Precision::F64True, 1e-14, 1e-13)]
+#[case(Kind::Float, Precision::F32True, 1e-6, 1e-6)]
+#[case(Kind::Half, Precision::F16Mixed, 1e-6, 2.0_f64.powi(-11))]
+#[case(Kind::BFloat16, Precision::Bf16Mixed, 1e-6, 2.0_f64.powi(-8))]
+fn cross_entropy_is_that_of_f64(
+    #[case] kind: Kind,
+    #[case] precision: Precision,
+    #[case] bound: f64,
+    #[case] grad_bound: f64,
+    // The last are too many for the kernels.
+    #[values((1, 2), (7, 10), (128, 10), (300, 33), (1500, 43), (1500, 44))] (rows, classes): (
+        i64,
+        i64,
+    ),
+) -> Result<()> {
+    let _generator = seeded(3);
+    let [logits, targets] = examples(rows, classes);
+    let exact = leaf(&logits, Kind::Double, Device::Cpu);
+    let exact_loss = loss::cross_entropy(&exact, &targets)?;
+    (&exact_loss * 3).backward();
+
+    let given = leaf(&logits, kind, device());
+    let seen = {
+        let _region = Policy::new(precision, device()).autocast()?;
+        loss::cross_entropy(&given, &targets.to(device()))?
+    };
+    assert_eq!(seen.kind(), if kind == Kind::Double { kind } else { Kind::Float });
+    (&seen * 3).backward();
+    assert_eq!(given.grad().kind(), kind);
+    assert!(relative(&seen, &wide(&exact_loss)) < bound);
+    let error = relative(&given.grad(), &wide(&exact.grad()));
+    assert!(error < grad_bound, "{error}");
+    Ok(())
+}
+
+/// A row may hold what overflows an exponential, or nothing that is finite.
+#[rstest]
+#[case(&[1e4, -1e4, 0.0], 0.0)]
+#[case(&[-1e4, 1e4, 0.0], 2e4)]
+#[case(&[f32::NEG_INFINITY, 0.0, 0.0], f64::INFINITY)]
+#[case(&[f32::INFINITY, 0.0, 0.0], f64::NAN)]
+#[case(&[0.0, f32::NAN, 0.0], f64::NAN)]
+fn extreme_logits_lose_as_in_libtorch(#[case] row: &[f32], #[case] loss: f64) -> Result<()> {
+    let target = Tensor::from_slice(&[0_i64]).to(device());
+    let logits = leaf(&Tensor::from_slice(row).unsqueeze(0), Kind::Float, device());
+    let seen = loss::cross_entropy(&logits, &target)?.double_value(&[]);
+    assert!(seen == loss || seen.is_nan() && loss.is_nan(), "{seen}");
+    Ok(())
+}
+
+#[rstest]
+fn without_a_row_that_counts_the_mean_is_no_number() -> Result<()> {
+    let targets = Tensor::full([4], -100, (Kind::Int64, device()));
+    let logits = leaf(&Tensor::zeros([4, 3], (Kind::Float, device())), Kind::Float, device());
+    assert!(loss::cross_entropy(&logits, &targets)?.double_value(&[]).is_nan());
+    Ok(())
+}
+
+/// Outside of a region a loss has its logits' dtype, and what is not trained on is libtorch's.
+#[rstest]
+fn a_loss_in_16_bits_stays_one(#[values(Kind::Half, Kind::BFloat16)] kind: Kind) -> Result<()> {
+    let _generator = seeded(3);
+    let [logits, targets] = examples(8, 4);
+    let given = leaf(&logits, kind, device());
+    assert_eq!(loss::cross_entropy(&given, &targets.to(device()))?.kind(), kind);
+    Ok(())
+}
+
+#[rstest]
+fn cross_entropy_has_second_derivatives() -> Result<()> {
+    let _generator = seeded(3);
+    let [logits, targets] = examples(20, 5);
+    let twice = |device: Device| -> Result<Tensor> {
+        let given = leaf(&logits, Kind::Double, device);
+        let loss = loss::cross_entropy(&given, &targets.to(device))?;
+        let grads = Tensor::run_backward(&[loss], &[&given], true, true);
+        grads[0].square().sum(Kind::Double).backward();
+        Ok(wide(&given.grad()))
+    };
+    let error = relative(&twice(device())?, &twice(Device::Cpu)?);
+    assert!(error < 1e-12, "{error}");
+    Ok(())
+}
+
+/// The first of equal logits is the largest, and a NaN is larger than all.
+#[rstest]
+fn hits_are_those_of_libtorchs_argmax(
+    #[values(Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16)] kind: Kind,
+    #[values((1, 2), (7, 10), (300, 33), (4096, 10), (1500, 44))] (rows, classes): (i64, i64),
+) -> Result<()> {
+    let _generator = seeded(3);
+    // Of five values, with a NaN here and there.
+    let logits = Tensor::randint(5, [rows, classes], (Kind::Double, Device::Cpu));
+    let rare = Tensor::rand([rows, classes], (Kind::Float, Device::Cpu)).lt(0.02);
+    let logits = logits.masked_fill(&rare, f64::NAN).to_kind(kind);
+    let targets = Tensor::randint(classes.min(3), [rows], (Kind::Int64, Device::Cpu));
+    let exact = logits.to_kind(Kind::Double).argmax(1, false).eq_tensor(&targets);
+    let (hits, weight) = Accuracy.counts(&logits.to(device()), &targets.to(device()))?;
+    assert_eq!((hits.kind(), weight), (Kind::Double, rows as f64));
+    assert_eq!(hits.double_value(&[]), exact.sum(Kind::Double).double_value(&[]));
+    Ok(())
+}
+
+/// Sequences are flattened, and what needs no gradient has the same loss.
+#[rstest]
+fn sequences_lose_as_their_elements_do() -> Result<()> {
+    let _generator = seeded(3);
+    let [logits, targets] = examples(12, 5);
+    let (logits, targets) = (leaf(&logits, Kind::Double, device()), targets.to(device()));
+    let whole = loss::cross_entropy(&logits.view([3, 4, 5]), &targets.view([3, 4]))?;
+    let plain = tch::no_grad(|| loss::cross_entropy(&logits, &targets))?;
+    assert!(relative(&whole, &wide(&plain)) < 1e-14);
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! Gradients that stay in 16 bits until the step. They do so on CUDA alone (`AMP_DEVICE=cuda`).
+
+use std::{cell::RefCell, rc::Rc};
+
+use amp_core::{
+    Hook, Module, Result, Trainer, TrainerConfig,
+    callback::Callback,
+    loss,
+    memory::MemoryMeter,
+    nn::{Context, Sequential, parameters},
+    optim::{AdamW, Lion, Moments, OptimizerConfig, RmsProp, Sgd, TrainingPlan},
+    precision::{Clip, GradScalerConfig, GradientStorage, Gradients, Policy, Precision, Unscaled},
+    tch::{Kind, Tensor},
+    trainer::{Graph, StepAccess},
+};
+use rstest::rstest;
+
+use crate::{
+    graphs::{Outcome, config, train_on},
+    support::{
+        bits::{bits, wide},
+        device,
+        model::{Model, constant, demo, linear, same},
+        seeded,
+    },
+};
+
+const STORAGES: [GradientStorage; 2] = [GradientStorage::Full, GradientStorage::SixteenBit];
+
+fn adamw(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(AdamW::default())
+}
+
+/// Its kernels are libtorch's, which take gradients of the parameters' dtype.
+fn foreach(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(AdamW { fused: false, ..Default::default() })
+}
+
+fn sgd(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
+}
+
+fn rmsprop(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(RmsProp { momentum: 0.9, centered: true, ..Default::default() })
+}
+
+fn lion(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(Lion::default())
+}
+
+/// The demo on some digits, without graphs.
+fn run(
+    precision: Precision,
+    access: StepAccess,
+    optimizer: fn(&TrainingPlan) -> OptimizerConfig,
+    change: impl Fn(&mut TrainerConfig),
+) -> Result<Outcome> {
+    let _generator = seeded(7);
+    let mut config = TrainerConfig { max_epochs: 4, ..config(precision, Graph::Off) };
+    change(&mut config);
+    train_on(&config, demo(0.2)?, access, optimizer, Vec::new())
+}
+
+/// A kernel that reads 16 bits steps as on those bits in f32, which is what a hook before the step is
+/// shown, with and without clipping, also where steps overflow.
+#[rstest]
+#[case(adamw)]
+#[case(foreach)]
+#[case(sgd)]
+#[case(rmsprop)]
+#[case(lion)]
+fn a_step_on_16_bits_is_that_on_the_same_bits_in_f32(
+    #[case] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
+    #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+    #[values(None, Some(Clip::Norm(1.0)), Some(Clip::Value(0.1)))] clip: Option<Clip>,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let change = |config: &mut TrainerConfig| {
+        config.gradients = GradientStorage::SixteenBit;
+        config.gradient_clip = clip;
+        config.scaler.init_scale = 2.0_f64.powi(26);
+    };
+    let narrow = run(precision, StepAccess::Late, optimizer, change)?;
+    let wide = run(precision, StepAccess::Within("a test"), optimizer, change)?;
+    assert_eq!(narrow.record.end.skipped, wide.record.end.skipped);
+    assert_eq!(narrow.weights, wide.weights);
+    let full = run(precision, StepAccess::Late, optimizer, |config| {
+        change(config);
+        config.gradients = GradientStorage::Full;
+    })?;
+    assert_ne!(narrow.weights, full.weights, "gradients that were never rounded");
+    Ok(())
+}
+
+/// Averages of fewer bits are stepped on 16-bit gradients, too.
+#[rstest]
+fn smaller_moments_take_them(
+    #[values(Moments::Bf16, Moments::EightBit)] moments: Moments,
+    #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let change = |config: &mut TrainerConfig| {
+        (config.gradients, config.moments) = (GradientStorage::SixteenBit, moments);
+    };
+    let narrow = run(precision, StepAccess::Late, adamw, change)?;
+    let wide = run(precision, StepAccess::Within("a test"), adamw, change)?;
+    assert_eq!(narrow.weights, wide.weights);
+    Ok(())
+}
+
+/// Keeps the gradients of the first step as a hook is shown them, times the scale.
+struct First {
+    seen: Rc<RefCell<Vec<Tensor>>>,
+}
+
+impl Callback for First {
+    fn name(&self) -> String {
+        "First".to_owned()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Within("a test")
+    }
+
+    fn on_before_optimizer_step(
+        &mut self,
+        gradients: &Gradients<Unscaled>,
+        hook: &mut Hook<'_>,
+    ) -> Result<()> {
+        let mut seen = self.seen.borrow_mut();
+        if seen.is_empty() {
+            let scale = hook.scale.unwrap_or(1.0);
+            let scaled = |(_, grad): (&str, &Tensor)| Ok(wide(&grad.f_mul_scalar(scale)?));
+            *seen = gradients.named().map(scaled).collect::<Result<_>>()?;
+        }
+        Ok(())
+    }
+}
+
+/// A weight's gradient is the f32 one rounded to 16 bits, as PyTorch's is; a bias's, and one of a layer
+/// that computes in f32, is not rounded.
+#[rstest]
+fn weights_of_linear_layers_have_gradients_of_16_bits(
+    #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let first = |gradients| -> Result<Vec<Tensor>> {
+        let _generator = seeded(7);
+        let seen = Rc::new(RefCell::default());
+        let mut config = TrainerConfig { max_steps: Some(1), ..config(precision, Graph::Off) };
+        config.gradients = gradients;
+        // Without an overflow.
+        config.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() };
+        let callback = First { seen: Rc::clone(&seen) };
+        train_on(&config, demo(0.2)?, StepAccess::Late, adamw, vec![Box::new(callback)])?;
+        Ok(seen.take())
+    };
+    let [full, narrow] = STORAGES.map(first);
+    let half = precision.compute();
+    let round = |grad: &Tensor| grad.to_kind(half).to_kind(Kind::Double);
+    for (full, narrow) in full?.iter().zip(&narrow?) {
+        if full.dim() < 2 {
+            assert_eq!(bits(full), bits(narrow), "a bias, or a batch norm's weight");
+            continue;
+        }
+        assert_eq!(bits(narrow), bits(&round(narrow)));
+        assert_ne!(bits(full), bits(&round(full)));
+        // Another order of the sum may take it over the middle between two that can be held.
+        let ulp = if half == Kind::Half { 2.0_f64.powi(-10) } else { 2.0_f64.powi(-7) };
+        let off = (narrow - full).abs() - full.abs() * (0.51 * ulp);
+        assert!(off.max().double_value(&[]) <= 2.0_f64.powi(-24), "{off}");
+    }
+    Ok(())
+}
+
+/// Two bytes less for each element of a weight.
+#[rstest]
+fn they_take_half_the_memory() -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let width = 1024;
+    let peak = |gradients| -> Result<f64> {
+        let _generator = seeded(7);
+        let layers = (0..3).map(|_| Ok(Box::new(linear(width, width)?) as Box<dyn Module>));
+        let layers = Sequential::new(layers.collect::<Result<_>>()?);
+        let mut model = Model::regression(layers, adamw);
+        let data = same(constant(16, width, 0.5)?, 8)?;
+        let mut config = TrainerConfig { max_epochs: 2, ..config(Precision::Bf16Mixed, Graph::Off) };
+        config.gradients = gradients;
+        let meter = MemoryMeter::start(device())?;
+        Trainer::new(config).fit(&mut model, &data)?;
+        Ok(meter.read()?.peak_allocated as f64)
+    };
+    let [full, narrow] = STORAGES.map(peak);
+    let (saved, elements) = (full? - narrow?, (3 * width * width) as f64);
+    // All of them are there when the step is taken, and little else in either run.
+    assert!((1.8 * elements..=2.0 * elements).contains(&saved), "{}", saved / elements);
+    Ok(())
+}
+
+/// Gradients that add up are f32, as all are on the CPU: the bits are those of a run that asked for it.
+#[rstest]
+fn where_they_add_up_they_are_full(
+    #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+) -> Result<()> {
+    let [full, narrow] = STORAGES.map(|gradients| {
+        run(precision, StepAccess::Late, adamw, |config| {
+            config.gradients = gradients;
+            config.accumulate_grad_batches = if device().is_cuda() { 2 } else { 1 };
+        })
+    });
+    assert_eq!(full?.weights, narrow?.weights);
+    Ok(())
+}
+
+/// A layer that was trained so has full gradients afterwards.
+#[rstest]
+fn after_the_run_they_are_full() -> Result<()> {
+    let _generator = seeded(7);
+    let mut model = Model::regression(linear(8, 8)?, adamw);
+    let data = same(constant(16, 8, 0.5)?, 8)?;
+    let mut config = TrainerConfig { max_epochs: 1, ..config(Precision::Bf16Mixed, Graph::Off) };
+    config.gradients = GradientStorage::SixteenBit;
+    Trainer::new(config).fit(&mut model, &data)?;
+    for mut parameter in parameters(&model) {
+        parameter.tensor.zero_grad();
+    }
+    let policy = Policy::new(Precision::Bf16Mixed, device());
+    let input = constant(4, 8, 0.5)?.input.to(device());
+    let output = {
+        let _region = policy.autocast()?;
+        model.forward(&input, &Context::new(policy, true))?
+    };
+    loss::mse_loss(&output, &output.zeros_like())?.backward();
+    for parameter in parameters(&model) {
+        assert_eq!(parameter.tensor.grad().kind(), Kind::Float, "{}", parameter.name);
+    }
+    Ok(())
+}

@@ -18,6 +18,7 @@ mod data_threads;
 mod demo_training;
 mod device;
 mod errors;
+mod first_step;
 mod fused;
 mod graphs;
 mod graphs_hooks;

@@ -30,6 +30,7 @@ fn main() {
             "csrc/cast.cpp",
             "csrc/checkpoint.cpp",
             "csrc/classification.cpp",
+            "csrc/conv.cpp",
             "csrc/device.cpp",
             "csrc/dropout.cpp",
             "csrc/gradient.cpp",

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error, Result,
-    nn::{Call, Op, Parameter, Probe},
+    nn::{DtypeProbe, Given, Op, Parameter},
     precision::{Precision, dtype_name},
 };
 
@@ -27,22 +27,22 @@ pub struct Observed {
     pub gradients: BTreeSet<String>,
 }
 
-/// Collects the matmul outputs of a forward pass.
+/// Collects the dtypes of a forward pass's matrix products: expected and seen.
 #[derive(Debug, Default)]
-pub(crate) struct DtypeProbe {
+pub(crate) struct Products {
     seen: RefCell<BTreeMap<String, (Kind, Kind)>>,
 }
 
-impl Probe for DtypeProbe {
-    fn ran(&self, call: &Call<'_>) {
-        if call.op == Op::Matmul {
-            let seen = (call.plan.compute, call.output.kind());
-            self.seen.borrow_mut().insert(call.path.to_owned(), seen);
+impl DtypeProbe for Products {
+    fn gave(&self, given: &Given<'_>) {
+        if given.op == Op::Matmul {
+            let seen = (given.plan.compute, given.kind);
+            self.seen.borrow_mut().insert(given.path.to_owned(), seen);
         }
     }
 }
 
-impl DtypeProbe {
+impl Products {
     /// What was seen, after the backward pass.
     ///
     /// # Errors

@@ -9,34 +9,14 @@ use std::{
 
 use tch::Tensor;
 
-use super::{Module, Op, Segment, Survey};
+use super::{
+    Module, Segment, Survey,
+    probe::{Call, DtypeProbe, Given, Observer, Probe},
+};
 use crate::{
     Result,
     precision::{Policy, Region, RegionPlan},
 };
-
-/// Sees every module of one forward pass. Only a probed step pays for it.
-pub trait Probe {
-    /// A module has run, after the modules within it.
-    fn ran(&self, call: &Call<'_>);
-}
-
-/// One module's run.
-pub struct Call<'a> {
-    /// The module's dotted path.
-    pub path: &'a str,
-    /// What it computes itself.
-    pub op: Op,
-    /// The dtypes that ought to hold there.
-    pub plan: RegionPlan,
-    /// What it was given, cast for its region.
-    pub input: &'a Tensor,
-    /// What it returned.
-    pub output: &'a Tensor,
-    /// Runs it once more on another input, under the same plan and unobserved. Random numbers go
-    /// on from where they are; batch statistics are not counted.
-    pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
-}
 
 /// Which modules drop their activations and compute them again for the backward pass.
 pub(super) enum Checkpointing {
@@ -50,7 +30,7 @@ pub(super) enum Checkpointing {
     Measured(Rc<Survey>),
 }
 
-/// The state of a forward pass: training or not, precision, path, probe.
+/// The state of a forward pass: training or not, precision, path, observer.
 pub struct Context {
     policy: Policy,
     training: bool,
@@ -60,7 +40,7 @@ pub struct Context {
     islands: Rc<BTreeMap<String, Region>>,
     path: RefCell<String>,
     plan: Cell<RegionPlan>,
-    probe: Option<Rc<dyn Probe>>,
+    observer: Observer,
 }
 
 impl Context {
@@ -75,14 +55,21 @@ impl Context {
             islands: Rc::default(),
             path: RefCell::default(),
             plan: Cell::new(RegionPlan::of(policy.precision)),
-            probe: None,
+            observer: Observer::Nobody,
         }
     }
 
-    /// The same pass, shown to `probe`.
+    /// The same pass, module by module, shown to `probe`.
     #[must_use]
     pub fn with_probe(mut self, probe: Rc<dyn Probe>) -> Self {
-        self.probe = Some(probe);
+        self.observer = Observer::Tensors(probe);
+        self
+    }
+
+    /// The same pass, its dtypes shown to `probe`.
+    #[must_use]
+    pub fn with_dtype_probe(mut self, probe: Rc<dyn DtypeProbe>) -> Self {
+        self.observer = Observer::Dtypes(probe);
         self
     }
 
@@ -152,7 +139,7 @@ impl Context {
     }
 
     /// This point of the pass, for running a module again later. It shares nothing with the pass,
-    /// since it may be freed on another thread, and is not probed.
+    /// since it may be freed on another thread, and nobody sees it.
     pub(super) fn recomputing(&self) -> Self {
         Self {
             policy: self.policy,
@@ -167,7 +154,7 @@ impl Context {
             islands: Rc::new(self.islands.as_ref().clone()),
             path: self.path.clone(),
             plan: self.plan.clone(),
-            probe: None,
+            observer: Observer::Nobody,
         }
     }
 
@@ -210,7 +197,8 @@ impl Context {
         self.run(None, module, input, parent)
     }
 
-    /// Whether nobody looks at the children at `places`, and none has a region of its own.
+    /// Whether the children at `places` may run in one: nobody wants to see the tensors between them,
+    /// and none has a region of its own.
     pub(super) fn is_plain(&self, mut places: Range<usize>) -> bool {
         let has_island = |place| {
             let parent = self.enter_nth(place);
@@ -218,15 +206,30 @@ impl Context {
             self.path.borrow_mut().truncate(parent);
             has
         };
-        self.probe.is_none() && (self.islands.is_empty() || !places.any(has_island))
+        !matches!(self.observer, Observer::Tensors(_))
+            && (self.islands.is_empty() || !places.any(has_island))
     }
 
-    /// Runs several children in one, under the path of the first, at `place`.
-    pub(super) fn call_fused<T>(&self, place: usize, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Runs `layers`, the first of them at `place`, in one by `run`, under the path of the first. What
+    /// is given at last has the dtype that each of them gives. `None` where `run` cannot.
+    pub(super) fn call_fused<M: Module>(
+        &self,
+        layers: &[M],
+        place: usize,
+        run: impl FnOnce() -> Result<Option<Tensor>>,
+    ) -> Result<Option<Tensor>> {
         let parent = self.enter_nth(place);
         let result = run().map_err(|error| error.at(&self.path.borrow()));
         self.path.borrow_mut().truncate(parent);
-        result
+        let output = result?;
+        if let (Observer::Dtypes(probe), Some(output)) = (&self.observer, &output) {
+            for (place, layer) in (place..).zip(layers) {
+                let parent = self.enter_nth(place);
+                self.tell(&**probe, layer, self.plan.get(), output);
+                self.path.borrow_mut().truncate(parent);
+            }
+        }
+        Ok(output)
     }
 
     /// Runs an expression on `input` in a precision region.
@@ -263,10 +266,14 @@ impl Context {
         self.plan.set(plan);
         let result = plan.run(outer, self.policy.device, input, |input| {
             let output = module.forward(input, self)?;
-            if let Some(probe) = &self.probe {
-                let (path, op) = (&*self.path.borrow(), module.op());
-                let rerun = |input: &Tensor| module.forward(input, &self.recomputing());
-                probe.ran(&Call { path, op, plan, input, output: &output, rerun: &rerun });
+            match &self.observer {
+                Observer::Nobody => {}
+                Observer::Dtypes(probe) => self.tell(&**probe, module, plan, &output),
+                Observer::Tensors(probe) => {
+                    let (path, op) = (&*self.path.borrow(), module.op());
+                    let rerun = |input: &Tensor| module.forward(input, &self.recomputing());
+                    probe.ran(&Call { path, op, plan, input, output: &output, rerun: &rerun });
+                }
             }
             Ok(output)
         });
@@ -274,6 +281,18 @@ impl Context {
         let result = result.map_err(|error| error.at(&self.path.borrow()));
         self.path.borrow_mut().truncate(parent);
         result
+    }
+
+    /// Tells of the module at the path.
+    fn tell<M: Module + ?Sized>(
+        &self,
+        probe: &dyn DtypeProbe,
+        module: &M,
+        plan: RegionPlan,
+        output: &Tensor,
+    ) {
+        let (path, op, kind) = (&*self.path.borrow(), module.op(), output.kind());
+        probe.gave(&Given { path, op, plan, kind });
     }
 
     /// Appends a name to the path; returns the length to cut back to.
@@ -289,5 +308,63 @@ impl Context {
 
     fn enter_nth(&self, index: usize) -> usize {
         self.enter(itoa::Buffer::new().format(index))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::{
+        nn::{Linear, LinearConfig, Op, Relu},
+        precision::Precision,
+    };
+
+    #[derive(Default)]
+    struct Told(RefCell<Vec<(String, Op, Kind, Kind)>>);
+
+    impl DtypeProbe for Told {
+        fn gave(&self, given: &Given<'_>) {
+            let Given { path, op, plan, kind } = *given;
+            self.0.borrow_mut().push((path.to_owned(), op, plan.compute, kind));
+        }
+    }
+
+    impl Probe for Told {
+        fn ran(&self, _: &Call<'_>) {}
+    }
+
+    /// Layers that run in one are told of under their own places, and of none where they cannot; the
+    /// path is then as before.
+    #[test]
+    fn layers_in_one_are_told_of_one_by_one() -> Result<()> {
+        let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);
+        let layers: [Box<dyn Module>; 2] =
+            [Box::new(Relu), Box::new(Linear::new(LinearConfig::new(1, 1))?)];
+        let told = Rc::new(Told::default());
+        let cx = Context::new(policy, true).with_dtype_probe(told.clone());
+        cx.enter("model");
+        assert!(cx.call_fused(&layers, 3, || Ok(None))?.is_none());
+        assert_eq!(told.0.take(), []);
+        let output = || Ok(Some(Tensor::f_zeros([1], (Kind::Half, Device::Cpu))?));
+        assert!(cx.call_fused(&layers, 3, output)?.is_some());
+        let row = |path: &str, op| (path.to_owned(), op, Kind::BFloat16, Kind::Half);
+        assert_eq!(told.0.take(), [row("model.3", Op::Other), row("model.4", Op::Matmul)]);
+        assert_eq!(&*cx.path(), "model");
+        Ok(())
+    }
+
+    /// A probe of tensors and a region keep layers apart; a probe of dtypes does not.
+    #[test]
+    fn who_looks_decides_what_may_run_in_one() {
+        let policy = Policy::new(Precision::F32True, Device::Cpu);
+        let cx = || Context::new(policy, true);
+        let island = BTreeMap::from([("1".to_owned(), Region::Fp32)]);
+        assert!(cx().is_plain(0..3));
+        assert!(cx().with_dtype_probe(Rc::new(Told::default())).is_plain(0..3));
+        assert!(!cx().with_probe(Rc::new(Told::default())).is_plain(0..3));
+        let islands = cx().with_islands(Rc::new(island));
+        assert!(!islands.is_plain(0..3) && islands.is_plain(2..3));
     }
 }

@@ -21,7 +21,7 @@ pub enum Fusable<'a> {
 
 /// Runs the first of `layers`, which begin at `place` of their container, with those behind it that
 /// go along: how many, and the output. `None` where the first runs by itself: where somebody looks
-/// at each layer, one of them has a region of its own, or the kernels are not for this input.
+/// at the tensors of each, one of them has a region of its own, or the kernels are not for this input.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,
@@ -41,6 +41,7 @@ pub(super) fn run<M: Module>(
     if count == 1 || !input.device().is_cuda() || !cx.is_plain(place..place + count) {
         return Ok(None);
     }
-    let output = cx.call_fused(place, || norm.forward_with(input, cx, relu, p.unwrap_or(0.0)))?;
+    let run = || norm.forward_with(input, cx, relu, p.unwrap_or(0.0));
+    let output = cx.call_fused(&layers[..count], place, run)?;
     Ok(output.map(|output| (count, output)))
 }

@@ -14,7 +14,7 @@ use crate::{
     log::Log,
     nn::Context,
     precision::KeptCasts,
-    probe::DtypeProbe,
+    probe::Products,
     provenance::{self, Provenance, Replay},
     random::RandomState,
 };
@@ -100,9 +100,10 @@ impl StepRunner<'_> {
     ) -> Result<Tensor> {
         self.window.batches.push((batch, share));
         let at = self.window.batches.len() - 1;
-        let probe = (!self.probed).then(|| Rc::new(DtypeProbe::default()));
+        let probe = (!self.probed).then(|| Rc::new(Products::default()));
         let mut own = Log::default();
-        let observed = |own: &Self| probe.clone().map(|probe| own.new_context().with_probe(probe));
+        let observed =
+            |own: &Self| probe.clone().map(|probe| own.new_context().with_dtype_probe(probe));
         let context = observed(self);
         let mut outcome = self.forward_backward(model, at, index, &mut own, context);
         while let Err(error) = outcome {

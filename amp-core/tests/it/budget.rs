@@ -59,7 +59,7 @@ fn relu_mlp() -> Result<Model> {
 }
 
 /// Blocks with batch statistics and dropout, one of them a checkpoint of its own accord.
-fn mixed() -> Result<Model> {
+pub(crate) fn mixed() -> Result<Model> {
     let block = || -> Result<Vec<Box<dyn Module>>> {
         Ok(vec![
             Box::new(linear(WIDTH, WIDTH)?),

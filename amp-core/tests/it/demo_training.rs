@@ -6,7 +6,7 @@ use amp_core::{
     Module, Result, TrainerConfig,
     event::Event,
     loss,
-    nn::{self, Call, Context, Probe},
+    nn::{self, Context, DtypeProbe, Given},
     optim::{AdamW, OptimizerConfig},
     precision::{Clip, GradScalerConfig, Policy, Precision, dtype_name, is_floating},
     record::RunRecord,
@@ -256,9 +256,9 @@ fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
 #[derive(Default)]
 struct Outputs(RefCell<BTreeMap<String, Kind>>);
 
-impl Probe for Outputs {
-    fn ran(&self, call: &Call<'_>) {
-        self.0.borrow_mut().insert(call.path.to_owned(), call.output.kind());
+impl DtypeProbe for Outputs {
+    fn gave(&self, given: &Given<'_>) {
+        self.0.borrow_mut().insert(given.path.to_owned(), given.kind);
     }
 }
 
@@ -286,7 +286,7 @@ fn every_dtype_is_torchs(#[case] precision: &str) -> Result<()> {
     let _generator = seeded(0);
     let policy = Policy::new(precision.parse::<Precision>()?, Device::Cpu);
     let outputs = Rc::new(Outputs::default());
-    let context = Context::new(policy, true).with_probe(outputs.clone());
+    let context = Context::new(policy, true).with_dtype_probe(outputs.clone());
     let autocast = policy.autocast()?;
     let _ = trained.model.forward(&digits(64)?.place(policy)?.input, &context)?;
     drop(autocast);

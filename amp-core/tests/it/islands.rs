@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use amp_core::{
     Module, Result,
-    nn::{self, Call, Context, Linear, LinearConfig, Op, Probe, Visitor, visit_child},
+    nn::{self, Context, DtypeProbe, Given, Linear, LinearConfig, Op, Visitor, visit_child},
     precision::{Policy, Precision, Region, autocast_state},
     tch::{Device, Kind, Tensor},
 };
@@ -46,11 +46,11 @@ impl Module for Part {
 #[derive(Default)]
 struct Products(RefCell<BTreeMap<String, (Kind, Kind)>>);
 
-impl Probe for Products {
-    fn ran(&self, call: &Call<'_>) {
-        if call.op == Op::Matmul {
-            let kinds = (call.output.kind(), call.plan.compute);
-            self.0.borrow_mut().insert(call.path.to_owned(), kinds);
+impl DtypeProbe for Products {
+    fn gave(&self, given: &Given<'_>) {
+        if given.op == Op::Matmul {
+            let kinds = (given.kind, given.plan.compute);
+            self.0.borrow_mut().insert(given.path.to_owned(), kinds);
         }
     }
 }
@@ -69,8 +69,9 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
     nn::place(part, policy, &islands)?;
     let before = autocast_state(Device::Cpu)?;
     let products = Rc::new(Products::default());
-    let context =
-        Context::new(policy, true).with_islands(Rc::new(islands)).with_probe(products.clone());
+    let context = Context::new(policy, true)
+        .with_islands(Rc::new(islands))
+        .with_dtype_probe(products.clone());
     let input = Tensor::ones([2, 8], (precision.storage(), Device::Cpu));
     let output = {
         let _autocast = policy.autocast()?;

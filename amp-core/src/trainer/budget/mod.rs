@@ -21,7 +21,6 @@ use crate::{
     log::Log,
     memory::{self, MemoryMeter, show_bytes, tensor_bytes},
     nn::{Cell, Context, Segment, Survey},
-    probe::DtypeProbe,
     random::RandomState,
     state::State,
     weights,
@@ -152,8 +151,7 @@ impl StepRunner<'_> {
         loaders: u64,
         segments: &[Segment],
     ) -> Result<u64> {
-        let context = |own: &Self| own.new_context().with_segments(segments.into()).again();
-        self.context = context(self);
+        self.context = self.new_context().with_segments(segments.into()).again();
         self.begin_capture(&examples.batches, &examples.shares)?;
         let held = self.held(model, examples, loaders)?;
         let meter = MemoryMeter::start(self.policy.device)?;
@@ -162,10 +160,7 @@ impl StepRunner<'_> {
         let mut losses = Vec::with_capacity(examples.batches.len());
         for at in 0..examples.batches.len() {
             let mut log = Log::default();
-            // Layers that are looked at do not run in one, and so hold more.
-            let probed = at == 0 && !self.probed;
-            let probed = probed.then(|| context(self).with_probe(Rc::new(DtypeProbe::default())));
-            losses.push(self.forward_backward(model, at, at as i64, &mut log, probed)?);
+            losses.push(self.forward_backward(model, at, at as i64, &mut log, None)?);
         }
         let peak = meter.read()?.peak_allocated;
         // While the meter lives: another that was started before has not seen them come.

@@ -1,0 +1,61 @@
+//! Who sees the modules of a forward pass, and what of each.
+
+use std::rc::Rc;
+
+use tch::{Kind, Tensor};
+
+use super::Op;
+use crate::{Result, precision::RegionPlan};
+
+/// Sees the tensors of every module of one forward pass, so that each runs by itself, also where
+/// some would run in one. Only a probed step pays for it.
+pub trait Probe {
+    /// A module has run, after the modules within it.
+    fn ran(&self, call: &Call<'_>);
+}
+
+/// One module's run.
+pub struct Call<'a> {
+    /// The module's dotted path.
+    pub path: &'a str,
+    /// What it computes itself.
+    pub op: Op,
+    /// The dtypes that ought to hold there.
+    pub plan: RegionPlan,
+    /// What it was given, cast for its region.
+    pub input: &'a Tensor,
+    /// What it returned.
+    pub output: &'a Tensor,
+    /// Runs it once more on another input, under the same plan and unobserved. Random numbers go
+    /// on from where they are; batch statistics are not counted.
+    pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
+}
+
+/// Sees the dtypes of every module of one forward pass, which is computed as without it: of layers
+/// that run in one it is told one by one.
+pub trait DtypeProbe {
+    /// A module has run, after the modules within it.
+    fn gave(&self, given: &Given<'_>);
+}
+
+/// What kind of output a module gave.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// The module's dotted path.
+    pub path: &'a str,
+    /// What it computes itself.
+    pub op: Op,
+    /// The dtypes that ought to hold there.
+    pub plan: RegionPlan,
+    /// The dtype of what it returned.
+    pub kind: Kind,
+}
+
+/// Who sees the modules of a pass.
+#[derive(Default)]
+pub(super) enum Observer {
+    #[default]
+    Nobody,
+    Tensors(Rc<dyn Probe>),
+    Dtypes(Rc<dyn DtypeProbe>),
+}

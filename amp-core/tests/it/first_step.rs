@@ -1,0 +1,139 @@
+//! A run's first step, whose dtypes are looked at, is computed as the others.
+
+use std::{cell::RefCell, rc::Rc};
+
+use amp_core::{
+    Module, Result, Trainer, TrainerConfig,
+    data::DataModule,
+    event::Event,
+    memory::MemoryMeter,
+    nn::{Call, Context, DtypeProbe, Given, Op, Probe, Sequential, place},
+    precision::{Policy, Precision, Region},
+    tch::{self, Kind, Tensor},
+    trainer::Graph,
+};
+use rstest::rstest;
+
+use crate::{
+    budget::{config, examples, mixed},
+    support::{
+        device,
+        model::{Model, demo, digits, fit},
+        seeded,
+    },
+};
+
+/// The most bytes that tensors held at once in each batch of a run, above what was held before it.
+fn peaks(config: &TrainerConfig, model: &mut Model, data: &DataModule) -> Result<Vec<u64>> {
+    let (mut peaks, mut held) = (Vec::new(), 0_i64);
+    let mut meter: Option<MemoryMeter> = None;
+    let mut listen = |event: &Event| -> Result<()> {
+        if !matches!(event, Event::FitStart(_) | Event::Batch { .. }) {
+            return Ok(());
+        }
+        // One at a time.
+        if let Some(meter) = meter.take() {
+            peaks.push(held.cast_unsigned() + meter.read()?.peak_allocated);
+            held += meter.allocated()?;
+        }
+        meter = Some(MemoryMeter::start(device())?);
+        Ok(())
+    };
+    Trainer::new(config.clone()).subscribe(&mut listen).fit(model, data)?;
+    Ok(peaks)
+}
+
+/// The first of four steps holds as much as those after it, but for the scalars that are logged.
+#[rstest]
+fn it_holds_what_the_others_hold(
+    #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]
+    precision: Precision,
+) -> Result<()> {
+    let _generator = seeded(3);
+    let config = TrainerConfig { graph: Graph::Off, ..config(precision, None) };
+    let data = examples()?;
+    // The first run of a process on CUDA makes workspaces that stay.
+    fit(&config, &mut mixed()?, &data).1?;
+    let peaks = peaks(&config, &mut mixed()?, &data)?;
+    assert_eq!(peaks.len(), 4);
+    let off = peaks[1..].iter().map(|later| later.abs_diff(peaks[0])).max();
+    assert!(off.is_some_and(|off| off <= 4096), "{precision}: {peaks:?}");
+    Ok(())
+}
+
+/// A layer as a probe is told of it: path, op, dtype expected and seen.
+type Row = (String, Op, Kind, Kind);
+
+/// What is told by dtypes alone.
+#[derive(Default)]
+struct Dtypes(RefCell<Vec<Row>>);
+
+impl DtypeProbe for Dtypes {
+    fn gave(&self, given: &Given<'_>) {
+        let Given { path, op, plan, kind } = *given;
+        self.0.borrow_mut().push((path.to_owned(), op, plan.compute, kind));
+    }
+}
+
+/// The same, of tensors.
+#[derive(Default)]
+struct Tensors(RefCell<Vec<Row>>);
+
+impl Probe for Tensors {
+    fn ran(&self, call: &Call<'_>) {
+        let (expected, seen) = (call.plan.compute, call.output.kind());
+        self.0.borrow_mut().push((call.path.to_owned(), call.op, expected, seen));
+    }
+}
+
+/// Output and bytes kept of a training pass over some digits.
+fn pass(layers: &Sequential, policy: Policy, context: Context) -> Result<(Tensor, i64)> {
+    let input = digits(330)?.place(policy)?.input;
+    tch::manual_seed(5);
+    let meter = MemoryMeter::start(policy.device)?;
+    let output = {
+        let _autocast = policy.autocast()?;
+        layers.forward(&input, &context)?
+    };
+    Ok((output, meter.allocated()?))
+}
+
+/// A probe of dtypes is told of each layer, as one that sees tensors is, though on CUDA batch norm, ReLU and
+/// dropout run in one: the pass has the bits, and keeps the bytes, of one that nobody looks at.
+#[rstest]
+fn its_layers_run_in_one_and_each_is_told_of(
+    #[values(
+        Precision::F32True,
+        Precision::F64True,
+        Precision::F16Mixed,
+        Precision::Bf16Mixed,
+        Precision::F16True
+    )]
+    precision: Precision,
+    #[values(false, true)] has_island: bool,
+) -> Result<()> {
+    let _generator = seeded(3);
+    let policy = Policy::new(precision, device());
+    let layers = demo(0.2)?;
+    // The first ReLU, between a batch norm and a dropout.
+    let islands = has_island.then(|| ("2".to_owned(), Region::Fp32));
+    let islands = Rc::new(islands.into_iter().collect());
+    place(&layers, policy, &islands)?;
+    let context = || Context::new(policy, true).with_islands(islands.clone());
+    // The first pass of a process on CUDA makes workspaces that stay.
+    drop(pass(&layers, policy, context())?);
+    let (unseen, bytes) = pass(&layers, policy, context())?;
+    let (dtypes, tensors) = (Rc::new(Dtypes::default()), Rc::new(Tensors::default()));
+    let seen = pass(&layers, policy, context().with_dtype_probe(dtypes.clone()))?;
+    let (_, apart) = pass(&layers, policy, context().with_probe(tensors.clone()))?;
+    let rows = dtypes.0.take();
+    assert_eq!(rows, tensors.0.take());
+    let paths = rows.iter().map(|(path, ..)| path.parse::<usize>().expect("a place"));
+    assert!(paths.eq(0..13), "{rows:?}");
+    assert!(seen.0.equal(&unseen));
+    assert_eq!(seen.1, bytes, "kept under a probe of dtypes");
+    if device().is_cuda() {
+        assert!(bytes < apart, "{bytes} bytes are kept, and {apart} of layers apart");
+    }
+    Ok(())
+}

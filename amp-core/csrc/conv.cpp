@@ -71,10 +71,9 @@ int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tens
         channels_last != 0 && input->dim() == 4 ? half_of(*input, *weight) : std::nullopt;
     if (!dtype) return run(*input, *weight);
     constexpr auto format = at::MemoryFormat::ChannelsLast;
-    // One copy, also where both change.
-    const auto given = input->scalar_type() == *dtype
-                           ? input->contiguous(format)
-                           : input->to(*dtype, /*non_blocking=*/false, /*copy=*/false, format);
+    // One copy, also where dtype and layout change. `contiguous` would leave a single channel as it
+    // lies, which says nothing of the layout.
+    const auto given = input->to(*dtype, /*non_blocking=*/false, /*copy=*/false, format);
     run(given, AmpFilter::apply(*weight, *dtype));
   });
 }

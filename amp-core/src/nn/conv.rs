@@ -150,10 +150,10 @@ mod tests {
         Ok(distance.f_div(&exact.f_abs()?.f_max()?)?.f_double_value(&[])?)
     }
 
-    /// Input, weight and bias.
-    fn leaves(precision: Precision, kernel: i64) -> Result<[Tensor; 3]> {
+    /// Input of so many channels, weight and bias.
+    fn leaves(precision: Precision, channels: i64, kernel: i64) -> Result<[Tensor; 3]> {
         let kind = precision.storage();
-        let shapes: [&[i64]; 3] = [&[4, 8, 9, 9], &[16, 8, kernel, kernel], &[16]];
+        let shapes: [&[i64]; 3] = [&[4, channels, 9, 9], &[16, channels, kernel, kernel], &[16]];
         let [input, weight, bias] = shapes.map(|shape| randn(shape, kind));
         Ok([input?, weight?, bias?])
     }
@@ -172,12 +172,15 @@ mod tests {
     }
 
     /// Output and gradients are f64's within the dtype's rounding, each gradient has its tensor's dtype,
-    /// and the weight's lies as the weight does.
+    /// and the weight's lies as the weight does. A single channel lies in both layouts at once.
     #[test]
     fn a_layout_changes_no_value() -> Result<()> {
+        let shapes =
+            [(8, 3, [1, 1]), (8, 3, [2, 0]), (8, 1, [1, 0]), (1, 3, [1, 1]), (1, 1, [1, 0])];
         for precision in HALF {
-            for (kernel, shape) in [(3, [1, 1]), (3, [2, 0]), (1, [1, 0])] {
-                let own = leaves(precision, kernel)?;
+            for (channels, kernel, shape) in shapes {
+                let case = format!("{precision}, {channels} channels, {kernel}, {shape:?}");
+                let own = leaves(precision, channels, kernel)?;
                 let side = (9 + 2 * shape[1] - kernel) / shape[0] + 1;
                 let incoming = Tensor::f_randn([4, 16, side, side], (Kind::Float, Device::Cpu))?
                     .f_to_kind(precision.compute())?;
@@ -193,14 +196,14 @@ mod tests {
                 let incoming = incoming.f_to_kind(Kind::Double)?;
                 let (exact, expected) = both_ways(&exact, shape, &incoming, false)?;
                 let rounding = if output.kind() == Kind::Half { 2e-3 } else { 1.6e-2 };
-                assert_eq!(output.kind(), precision.compute());
-                assert!(is_channels_last(&output), "{precision}: {:?}", output.stride());
-                assert!(off(&output, &exact)? < rounding, "{precision} {kernel} {shape:?}");
+                assert_eq!(output.kind(), precision.compute(), "{case}");
+                assert!(is_channels_last(&output), "{case}: {:?}", output.stride());
+                assert!(off(&output, &exact)? < rounding, "{case}");
                 for ((own, seen), exact) in own.iter().zip(&gradients).zip(&expected) {
-                    assert_eq!(own.kind(), seen.kind(), "{precision}");
-                    assert!(off(seen, exact)? < rounding, "{precision} {kernel} {shape:?}");
+                    assert_eq!(own.kind(), seen.kind(), "{case}");
+                    assert!(off(seen, exact)? < rounding, "{case}");
                 }
-                assert!(own[1].is_contiguous() && gradients[1].is_contiguous(), "{precision}");
+                assert!(own[1].is_contiguous() && gradients[1].is_contiguous(), "{case}");
             }
         }
         Ok(())
@@ -219,9 +222,9 @@ mod tests {
             Ok(())
         };
         for precision in [Precision::F32True, Precision::F64True] {
-            same(&leaves(precision, 3)?)?;
+            same(&leaves(precision, 8, 3)?)?;
         }
-        let [input, weight, bias] = leaves(Precision::Bf16Mixed, 3)?;
+        let [input, weight, bias] = leaves(Precision::Bf16Mixed, 8, 3)?;
         let _region = region(Precision::Bf16Mixed)?;
         same(&[input.f_select(0, 0)?, weight, bias])
     }
@@ -230,7 +233,7 @@ mod tests {
     /// region sees it, and gradients come from each pass, also behind one without.
     #[test]
     fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
-        let [input, weight, _] = leaves(Precision::Bf16Mixed, 3)?;
+        let [input, weight, _] = leaves(Precision::Bf16Mixed, 8, 3)?;
         let pass = || ffi::conv2d(&input, &weight, None, [1, 1], true);
         let first = {
             let _region = region(Precision::Bf16Mixed)?;
@@ -258,7 +261,7 @@ mod tests {
     /// d²/dw² of Σ conv(x, w)³, against that of the same in f64.
     #[test]
     fn a_weight_has_second_derivatives() -> Result<()> {
-        let own = leaves(Precision::Bf16True, 3)?;
+        let own = leaves(Precision::Bf16True, 8, 3)?;
         let second = |[input, weight, bias]: &[Tensor; 3], channels_last| -> Result<Tensor> {
             let output = ffi::conv2d(input, weight, Some(bias), [1, 1], channels_last)?;
             let cubes = output.f_pow_tensor_scalar(3)?.f_sum(output.kind())?;
@@ -286,7 +289,7 @@ mod tests {
             Box::new(Gelu),
             Box::new(MaxPool2d::new(MaxPool2dConfig::new(2))?),
         ];
-        let [input, weight, bias] = leaves(policy.precision, 3)?;
+        let [input, weight, bias] = leaves(policy.precision, 8, 3)?;
         let _region = policy.autocast()?;
         let mut x = ffi::conv2d(&input, &weight, Some(&bias), [1, 1], true)?;
         for layer in &layers {

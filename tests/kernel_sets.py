@@ -16,10 +16,13 @@ KERNELS = [
 THREADS = [1, 2]
 # Every combination: kernels and threads.
 SETS = list(itertools.product(KERNELS, THREADS))
+# Those of this machine itself.
+OWN = [(kernels, threads) for kernels, threads in SETS if kernels == KERNELS[-1]]
 DESCRIPTION = (
     "ATen, oneDNN and MKL kernels of SSE, AVX2 and AVX-512 machines with and without bf16"
     " instructions, and MKL's compatible ones, each with 1 and 2 threads"
 )
+OWN_DESCRIPTION = "its own kernels, with 1 and 2 threads"
 
 
 def environment(kernels, threads):

@@ -17,6 +17,10 @@ pub struct Fingerprint {
     /// CUDA compute capability as `9.0`, or the CPU kernels that ATen chose: `avx512`, `avx2`,
     /// `default`, …; results differ between them, and ATEN_CPU_CAPABILITY may ask for less.
     pub capability: String,
+    /// Whether the CPU multiplies f16 itself, as with AVX512-FP16: libtorch has kernels for that, with
+    /// figures and workspaces of their own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub multiplies_f16: bool,
     /// The libtorch this was built for.
     pub libtorch: String,
     /// Threads of one operation; 0 on CUDA.
@@ -49,7 +53,16 @@ impl Fingerprint {
             }
         };
         let libtorch = LIBTORCH_VERSION.to_owned();
-        Ok(Self { device: name, capability, libtorch, threads, tf32, deterministic })
+        let multiplies_f16 = threads > 0 && cpu_multiplies_f16();
+        Ok(Self {
+            device: name,
+            capability,
+            multiplies_f16,
+            libtorch,
+            threads,
+            tf32,
+            deterministic,
+        })
     }
 }
 
@@ -110,6 +123,12 @@ pub fn seed_everything(seed: u64) -> Result<()> {
     ffi::load_cuda()?;
     tch::manual_seed(seed.cast_signed());
     Ok(())
+}
+
+/// Whether Linux knows of such instructions of x86.
+fn cpu_multiplies_f16() -> bool {
+    let own = cpu_field("flags").unwrap_or_default();
+    own.split(' ').any(|flag| ["avx512_fp16", "amx_fp16", "avx_ne_convert"].contains(&flag))
 }
 
 fn cpu_name() -> String {

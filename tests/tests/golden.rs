@@ -145,6 +145,7 @@ fn cpu() -> Fingerprint {
     Fingerprint {
         device: "a CPU".into(),
         capability: "avx2".into(),
+        multiplies_f16: false,
         libtorch: "2.11.0".into(),
         threads: 2,
         tf32: false,
@@ -208,6 +209,26 @@ fn goldens_are_kept_by_compute_capability() {
     std::fs::write(file("mixed_precision_demo_cuda_8_0.snap"), own).expect("a file");
     let bare = prepare(&ampere, false).err().expect("no anchor").to_string();
     assert!(bare.contains("AMP_ANCHORS=write"), "{bare}");
+}
+
+/// Peak memory is that of the kernels: on a CPU with others, or with its own for f16, it says nothing, of
+/// a golden or of its anchor.
+#[rstest]
+#[case::same(cpu(), true)]
+#[case::other_kernels(Fingerprint { capability: "avx512".into(), ..cpu() }, false)]
+#[case::f16(Fingerprint { multiplies_f16: true, ..cpu() }, false)]
+fn memory_is_judged_where_the_kernels_are_the_same(
+    #[case] machine: Fingerprint,
+    #[case] is_judged: bool,
+) {
+    let golden = Golden { fingerprint: Some(cpu()), ..golden() };
+    let mut found = Golden { fingerprint: Some(machine), ..golden.clone() };
+    in_16(&mut found).peak_memory_bytes *= 2;
+    let agreement = Agreement { spread: None, memory: true };
+    let anchor = Anchor::new(&golden, &agreement).expect("figures are numbers");
+    let expected = usize::from(is_judged);
+    assert_eq!(agreement.moved(&golden, &found).len(), expected);
+    assert_eq!(anchor.exceeded(&found).len(), expected);
 }
 
 /// On one kind of GPU memory is the same to the byte; on another of its capability, nearly.

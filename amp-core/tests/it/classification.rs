@@ -24,7 +24,7 @@ fn examples(rows: i64, classes: i64) -> [Tensor; 2] {
 
 /// A leaf like this one in another place.
 fn leaf(tensor: &Tensor, kind: Kind, device: Device) -> Tensor {
-    tensor.to_kind(kind).to(device).set_requires_grad(true)
+    tensor.detach().copy().to_kind(kind).to(device).set_requires_grad(true)
 }
 
 /// Loss and gradient have the errors of the dtype that is computed in; the gradient is then rounded to

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use amp_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Agreement, Golden, Moved, rules};
+use super::{Agreement, Golden, Moved, comparable::kernels, rules};
 
 /// Accepted changes together may be this many times what one golden tolerates.
 const BUDGET: f64 = 2.0;
@@ -15,9 +15,7 @@ const BUDGET: f64 = 2.0;
 /// The file's content.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchor {
-    /// The kernels whose memory is anchored: see [`Fingerprint::capability`].
-    ///
-    /// [`Fingerprint::capability`]: amp_core::hardware::Fingerprint::capability
+    /// The kernels whose memory is anchored: ATen's, and whether the CPU's own of f16 are among them.
     pub capability: Option<String>,
     /// By precision.
     pub runs: BTreeMap<String, Anchored>,
@@ -127,5 +125,5 @@ impl Anchor {
 }
 
 fn capability(golden: &Golden) -> Option<String> {
-    golden.fingerprint.as_ref().map(|machine| machine.capability.clone())
+    golden.fingerprint.as_ref().map(kernels)
 }

@@ -8,6 +8,7 @@ use insta::{comparator::Comparator, internals::SnapshotContents};
 
 use super::{
     Figures, Golden, Spread,
+    comparable::kernels,
     spread::{Samples, tolerance, tolerance_of},
 };
 
@@ -68,8 +69,7 @@ impl Agreement {
         exact(&mut moved, "", "case", &head(golden), &head(found));
         let names = |g: &Golden| g.runs.keys().cloned().collect::<Vec<_>>().join(" ");
         exact(&mut moved, "", "precisions", &names(golden), &names(found));
-        let kernels = |g: &Golden| g.fingerprint.as_ref().map(|own| own.capability.clone());
-        // Convolutions of AVX2 and of AVX-512 differ by a fifth in what they take for bf16.
+        let kernels = |g: &Golden| g.fingerprint.as_ref().map(kernels);
         let memory = self.memory && kernels(golden) == kernels(found);
         // The caching allocator's statistics are those of the same requests: on one kind of GPU
         // they are equal, on others of its capability the kernels may ask for other workspaces.

@@ -120,6 +120,7 @@ fn fingerprint() -> Fingerprint {
     Fingerprint {
         device: "a <CPU> & more".into(),
         capability: "avx2".into(),
+        multiplies_f16: false,
         libtorch: "2.11.0".into(),
         threads: 1,
         tf32: false,

@@ -29,6 +29,7 @@ fn main() {
             "csrc/batch_norm.cpp",
             "csrc/cast.cpp",
             "csrc/checkpoint.cpp",
+            "csrc/conv.cpp",
             "csrc/device.cpp",
             "csrc/dropout.cpp",
             "csrc/gradient.cpp",

@@ -35,9 +35,14 @@ struct Cast {
   bool used;
 };
 
+struct Filter {
+  at::Tensor weight, out;
+};
+
 struct Casts {
   // Of this region.
   std::map<Key, Cast> made;
+  std::map<Key, Filter> filters;
   // Those asked for, in this order, each once.
   std::vector<Use> used;
   // What regions used, by what they used first.
@@ -101,6 +106,17 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
   return cast.out;
 }
 
+at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype) {
+  const c10::NoGradGuard no_grad;
+  const auto key = key_of(weight, dtype);
+  const auto found = casts.filters.find(key);
+  if (found != casts.filters.end()) return found->second.out;
+  const auto out = weight.to(dtype, /*non_blocking=*/false, /*copy=*/false,
+                             at::MemoryFormat::ChannelsLast);
+  if (is_plain(weight)) casts.filters[key] = {weight, out};
+  return out;
+}
+
 void end_cast_weights() {
   if (!casts.used.empty()) {
     const auto& first = casts.used.front();
@@ -109,6 +125,7 @@ void end_cast_weights() {
   }
   casts.used.clear();
   casts.made.clear();
+  casts.filters.clear();
   // Those of models that are gone.
   for (auto at = casts.known.begin(); at != casts.known.end();) {
     at = at->second.empty() || at->second.front().weight.expired() ? casts.known.erase(at)

@@ -9,6 +9,10 @@ namespace amp {
 // cast by one kernel when the next that begins with the same one asks for its first.
 at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype);
 
+// A convolution's weight in 16 bits and channels_last, without a gradient. An f32 one, which is given
+// within an autocast region, is made once a region.
+at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype);
+
 // The outermost autocast region of this thread has ended: weights may change.
 void end_cast_weights();
 

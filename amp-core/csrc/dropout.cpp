@@ -16,9 +16,10 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-at::Tensor run(const at::Tensor& given, amp::Dropout dropout) {
+// Elements are dropped by their place in memory.
+at::Tensor run(const at::Tensor& given, at::MemoryFormat format, amp::Dropout dropout) {
   static amp::KernelSource source("dropout.cu", amp_kernels_dropout);
-  const auto in = given.contiguous();
+  const auto in = given.contiguous(format);
   const auto out = at::empty_like(in);
   long long count = in.numel();
   if (count == 0) return out;
@@ -34,16 +35,19 @@ at::Tensor run(const at::Tensor& given, amp::Dropout dropout) {
 struct AmpDropout : torch::autograd::Function<AmpDropout> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, double p) {
     const amp::Dropout dropout(p, input.device());
+    const auto format = input.suggest_memory_format();
     context->saved_data["p"] = p;
     context->saved_data["drawn"] = dropout.drawn();
-    return run(input, dropout);
+    context->saved_data["format"] = static_cast<int64_t>(format);
+    return run(input, format, dropout);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     amp::refuse_second_derivative("dropout");
     const auto& saved = context->saved_data;
     const amp::Dropout dropout(saved.at("p").toDouble(), saved.at("drawn").toIntVector());
-    return {run(grads.at(0), dropout), at::Tensor()};
+    const auto format = static_cast<at::MemoryFormat>(saved.at("format").toInt());
+    return {run(grads.at(0), format, dropout), at::Tensor()};
   }
 };
 

@@ -1,4 +1,5 @@
-//! Layers with kernels of our own (`csrc/linear.cpp`, `csrc/batch_norm.cpp`, `csrc/dropout.cpp`).
+//! Layers that are not libtorch's alone (`csrc/linear.cpp`, `csrc/conv.cpp`, `csrc/batch_norm.cpp`,
+//! `csrc/dropout.cpp`).
 
 use std::ffi::{c_double, c_int};
 
@@ -25,6 +26,15 @@ pub(crate) type Statistics<'a> = [&'a Tensor; 3];
 
 unsafe extern "C" {
     fn amp_linear(input: Handle, weight: Handle, bias: Handle, out: *mut *mut C_tensor) -> c_int;
+    fn amp_conv2d(
+        input: Handle,
+        weight: Handle,
+        bias: Handle,
+        stride: i64,
+        padding: i64,
+        channels_last: c_int,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     fn amp_batch_norm_fits(input: Handle, weight: Handle, bias: Handle, fits: *mut c_int) -> c_int;
     fn amp_batch_norm(
         input: Handle,
@@ -51,6 +61,22 @@ fn made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Tensor> {
 /// products without being rounded to 16 bits in between.
 pub(crate) fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     made(|out| checked!(amp_linear(input.as_ptr(), weight.as_ptr(), handle(bias), out)))
+}
+
+/// A square convolution of `[N, C, H, W]` with this stride and padding. Where it computes in 16 bits it
+/// does so in channels_last, if that is wanted, and so gives its output; the weight's gradient lies as
+/// the weight does.
+pub(crate) fn conv2d(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    [stride, padding]: [i64; 2],
+    channels_last: bool,
+) -> Result<Tensor> {
+    let (bias, wanted) = (handle(bias), channels_last.into());
+    made(|out| {
+        checked!(amp_conv2d(input.as_ptr(), weight.as_ptr(), bias, stride, padding, wanted, out))
+    })
 }
 
 /// Batch normalisation of `[rows, columns]` over the rows, while training, with what comes behind it;

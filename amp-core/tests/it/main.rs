@@ -12,6 +12,7 @@ mod callbacks;
 mod checkpoint;
 mod chrome_trace;
 mod clip;
+mod conv;
 mod conversions;
 mod data;
 mod data_threads;

@@ -1,0 +1,294 @@
+//! Convolutions in 16 bits run in channels_last on CUDA (`AMP_DEVICE=cuda`); on the CPU, and where they
+//! compute in more bits, nothing does. What is kept from step to step lies as everywhere.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use amp_core::{
+    Module, Result, TrainerConfig,
+    hardware::set_numerics,
+    nn::{
+        BatchNorm, BatchNormConfig, Call, Context, Conv2d, Conv2dConfig, Dropout, Flatten, Gelu,
+        MaxPool2d, MaxPool2dConfig, Probe, Relu, Sequential, Visitor, named_tensors, parameters,
+        place,
+    },
+    optim::{Moments, OptimizerConfig, Sgd, TrainingPlan},
+    precision::{Policy, Precision},
+    tch::{self, Device, Kind, Tensor},
+    trainer::{Graph, StepAccess},
+    weights::{load, save},
+};
+use rstest::rstest;
+use tempfile::tempdir;
+
+use crate::{
+    graphs::{Outcome, config, train_on},
+    support::{
+        bits::{relative, sha256, wide},
+        device,
+        model::{digits, linear},
+        seeded,
+    },
+};
+
+const HALF: [Kind; 2] = [Kind::Half, Kind::BFloat16];
+
+/// Half a unit in the last place, relative.
+fn rounding(kind: Kind) -> f64 {
+    if kind == Kind::Half { 2.0_f64.powi(-11) } else { 2.0_f64.powi(-8) }
+}
+
+/// Whether neighbours in memory are neighbours among the channels.
+fn is_channels_last(tensor: &Tensor) -> bool {
+    let size = tensor.size();
+    let [channels, height, width] = [size[1], size[2], size[3]];
+    tensor.stride() == [channels * height * width, 1, channels * width, channels]
+}
+
+/// `[N, 64]` as images.
+struct Images;
+
+impl Module for Images {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_reshape([-1, 1, 8, 8])?)
+    }
+
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+/// Convolutions with all that stands between them, 64 → 10.
+fn net() -> Result<Sequential> {
+    let conv = |from, to, kernel_size, padding, bias| {
+        Conv2d::new(Conv2dConfig { padding, bias, ..Conv2dConfig::new(from, to, kernel_size) })
+    };
+    Ok(Sequential::new(vec![
+        Box::new(Images),
+        Box::new(conv(1, 16, 3, 1, false)?),
+        Box::new(BatchNorm::new(BatchNormConfig::new(16))?),
+        Box::new(Relu),
+        Box::new(MaxPool2d::new(MaxPool2dConfig::new(2))?),
+        Box::new(Dropout::new(0.2)?),
+        Box::new(conv(16, 32, 3, 1, true)?),
+        Box::new(Gelu),
+        Box::new(conv(32, 16, 1, 0, true)?),
+        Box::new(Relu),
+        Box::new(Flatten),
+        Box::new(linear(256, 10)?),
+    ]))
+}
+
+/// Output and gradients of one layer, and where they lie, against f64 of the numbers that it computes
+/// with; those of libtorch's convolution of tensors that lie as everywhere are as near.
+#[rstest]
+fn a_layer_on_tensor_cores_is_near_f64(
+    #[values(Precision::F16Mixed, Precision::Bf16Mixed, Precision::F16True, Precision::Bf16True)]
+    precision: Precision,
+    #[values(1, 3, 16)] channels: i64,
+    #[values((3, 1, 1), (3, 2, 0), (1, 1, 0))] (kernel_size, stride, padding): (i64, i64, i64),
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let _generator = seeded(11);
+    let policy = Policy::new(precision, device());
+    let (compute, storage) = (precision.compute(), precision.storage());
+    let options = Conv2dConfig { stride, padding, ..Conv2dConfig::new(channels, 32, kernel_size) };
+    let layer = Conv2d::new(options)?;
+    place(&layer, policy, &BTreeMap::new())?;
+    let own = parameters(&layer);
+    let [weight, bias] = [&own[0].tensor, &own[1].tensor];
+    let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(compute);
+    let input = draw(&[8, channels, 10, 10]);
+    let side = (10 + 2 * padding - kernel_size) / stride + 1;
+    let incoming = draw(&[8, 32, side, side]);
+    let cx = Context::new(policy, true);
+
+    // Output and gradients of input, weight and bias.
+    let run = |forward: &dyn Fn(&Tensor) -> Result<Tensor>| -> Result<[Tensor; 4]> {
+        let given = input.to(device()).to_kind(storage).set_requires_grad(true);
+        let output = {
+            let _region = policy.autocast()?;
+            forward(&given)?
+        };
+        (&output * incoming.to(device())).sum(output.kind()).backward();
+        let mut grads = [given.grad(), weight.grad(), bias.grad()].map(|grad| grad.copy());
+        own.iter().for_each(|parameter| parameter.tensor.shallow_clone().zero_grad());
+        let [input, weight, bias] = &mut grads;
+        Ok([output, input.shallow_clone(), weight.shallow_clone(), bias.shallow_clone()])
+    };
+    let ours = run(&|given| layer.forward(given, &cx))?;
+    let plain = run(&|given| {
+        let (stride, padding) = ([stride; 2], [padding; 2]);
+        Ok(given.f_conv2d(weight, Some(bias), stride, padding, [1, 1], 1)?)
+    })?;
+
+    let leaf = |tensor: &Tensor| wide(&tensor.to_kind(compute)).set_requires_grad(true);
+    let [x, w, b] = [leaf(&input), leaf(weight), leaf(bias)];
+    let exact = x.conv2d(&w, Some(&b), [stride; 2], [padding; 2], [1, 1], 1);
+    (&exact * wide(&incoming)).sum(Kind::Double).backward();
+    let exact = [exact.detach(), x.grad(), w.grad(), b.grad()];
+    assert!(is_channels_last(&ours[0]), "{:?}", ours[0].stride());
+    assert!(plain[0].is_contiguous());
+    assert_eq!(ours[0].kind(), compute);
+    assert!(ours[1..].iter().all(|grad| grad.kind() == storage));
+    for (at, exact) in exact.iter().enumerate() {
+        // An output is rounded before its bias is added and after.
+        let bound = 3.0 * rounding(compute);
+        let [ours, plain] = [&ours[at], &plain[at]].map(|seen| relative(seen, exact));
+        assert!(ours < bound && plain < bound, "{at}: {ours} and {plain} for {bound}");
+    }
+    Ok(())
+}
+
+/// The layout of what each module gives and is given.
+#[derive(Default)]
+struct Layouts(RefCell<Vec<(String, Tensor)>>);
+
+impl Probe for Layouts {
+    fn ran(&self, call: &Call<'_>) {
+        self.0.borrow_mut().push((call.path.to_owned(), call.output.shallow_clone()));
+    }
+}
+
+/// On CUDA from the first convolution on what is computed in 16 bits lies in channels_last, up to the
+/// flatten; elsewhere nothing does. Parameters and their gradients lie as everywhere.
+#[rstest]
+fn a_net_keeps_its_layout(
+    #[values(
+        Precision::F32True,
+        Precision::F64True,
+        Precision::F16Mixed,
+        Precision::Bf16Mixed,
+        Precision::F16True,
+        Precision::Bf16True
+    )]
+    precision: Precision,
+    #[values(true, false)] training: bool,
+) -> Result<()> {
+    let _generator = seeded(3);
+    let policy = Policy::new(precision, device());
+    let layers = net()?;
+    place(&layers, policy, &BTreeMap::new())?;
+    let layouts = Rc::new(Layouts::default());
+    let cx = Context::new(policy, training).with_probe(layouts.clone());
+    let output = {
+        let _region = policy.autocast()?;
+        layers.forward(&digits(16)?.place(policy)?.input, &cx)?
+    };
+    let expected = device().is_cuda() && HALF.contains(&precision.compute());
+    let seen = layouts.0.take();
+    assert_eq!(seen.len(), 12);
+    for (path, tensor) in &seen[1..10] {
+        assert_eq!(is_channels_last(tensor), expected, "{path}: {:?}", tensor.stride());
+        assert!(expected || tensor.is_contiguous(), "{path}: {:?}", tensor.stride());
+    }
+    assert!(seen[10..].iter().all(|(_, tensor)| tensor.is_contiguous()));
+    output.sum(Kind::Float).backward();
+    for parameter in parameters(&layers) {
+        let (tensor, grad) = (&parameter.tensor, parameter.tensor.grad());
+        assert!(tensor.is_contiguous() && grad.is_contiguous(), "{}", parameter.name);
+        assert_eq!(grad.kind(), precision.storage(), "{}", parameter.name);
+    }
+    Ok(())
+}
+
+fn momentum(_: &TrainingPlan) -> OptimizerConfig {
+    OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
+}
+
+/// Three epochs on some digits, by deterministic algorithms on CUDA.
+fn train(config: &TrainerConfig) -> Result<Outcome> {
+    // No other test trains meanwhile.
+    let _generator = seeded(7);
+    set_numerics(false, device().is_cuda())?;
+    let config = TrainerConfig { max_epochs: 3, ..config.clone() };
+    let outcome = train_on(&config, net()?, StepAccess::Late, momentum, Vec::new());
+    set_numerics(false, false)?;
+    outcome
+}
+
+/// A run repeats itself, and on CUDA with graphs it is the run without; so it is with averages in 8 bits,
+/// whose blocks follow the weights' memory.
+#[rstest]
+fn a_run_repeats_itself(
+    #[values(Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
+    #[values(Moments::Full, Moments::EightBit)] moments: Moments,
+) -> Result<()> {
+    let config = |graph| TrainerConfig { moments, ..config(precision, graph) };
+    let [first, again] = [train(&config(Graph::Off))?, train(&config(Graph::Off))?];
+    assert_eq!(first.weights, again.weights);
+    if device().is_cuda() {
+        let graphed = train(&config(Graph::On))?;
+        assert_eq!(first.weights, graphed.weights);
+        assert!(graphed.record.end.replayed > 20, "{}", graphed.record.end.replayed);
+    }
+    Ok(())
+}
+
+/// What was saved of a run in 16 bits loads where nothing lies in channels_last, and back, with the same
+/// bits under the same names.
+#[test]
+fn weights_go_from_layout_to_layout() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    let _generator = seeded(1);
+    let placed = |policy| -> Result<Sequential> {
+        let layers = net()?;
+        place(&layers, policy, &BTreeMap::new())?;
+        Ok(layers)
+    };
+    let half = Policy::new(Precision::F16Mixed, device());
+    let [own, other] = [placed(half)?, placed(Policy::new(Precision::F32True, Device::Cpu))?];
+    let digests = |layers: &Sequential| -> Vec<(String, String)> {
+        let tensors = named_tensors(layers).into_iter();
+        tensors.map(|(name, tensor, _)| (name, sha256(&tensor.to(Device::Cpu)))).collect()
+    };
+    let step = |layers: &Sequential, policy: Policy| -> Result<()> {
+        let output = {
+            let _region = policy.autocast()?;
+            layers.forward(&digits(16)?.place(policy)?.input, &Context::new(policy, true))?
+        };
+        output.square().sum(Kind::Float).backward();
+        for parameter in parameters(layers) {
+            let mut tensor = parameter.tensor;
+            let _ = tch::no_grad(|| tensor.f_sub_(&(tensor.grad() * 1e-3)))?;
+            tensor.zero_grad();
+        }
+        Ok(())
+    };
+    step(&own, half)?;
+    save(&own, &path, BTreeMap::new())?;
+    assert_ne!(digests(&own), digests(&other));
+    load(&other, &path)?;
+    assert_eq!(digests(&own), digests(&other));
+    step(&other, Policy::new(Precision::F32True, Device::Cpu))?;
+    save(&other, &path, BTreeMap::new())?;
+    assert_ne!(digests(&own), digests(&other));
+    load(&own, &path)?;
+    assert_eq!(digests(&own), digests(&other));
+    step(&own, half)
+}
+
+/// Dropout gives what lies in channels_last so, and drops in the gradient what it dropped, wherever that
+/// lies.
+#[rstest]
+fn dropout_drops_alike_in_every_layout(#[values(false, true)] last: bool) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let _generator = seeded(5);
+    let options = (Kind::Float, device());
+    let ones = match last {
+        true => Tensor::ones([4, 5, 6, 8], options).permute([0, 3, 1, 2]),
+        false => Tensor::ones([4, 8, 5, 6], options),
+    };
+    let given = ones.set_requires_grad(true);
+    let cx = Context::new(Policy::new(Precision::F32True, device()), true);
+    let output = Dropout::new(0.5)?.forward(&given, &cx)?;
+    assert_eq!(is_channels_last(&output), last);
+    let incoming = Tensor::randn([4, 8, 5, 6], options);
+    (&output * &incoming).sum(Kind::Float).backward();
+    assert!(given.grad().equal(&(&output * &incoming)));
+    let dropped = output.eq(0.0).sum(Kind::Int64).int64_value(&[]);
+    assert!((1..output.numel() as i64).contains(&dropped));
+    Ok(())
+}

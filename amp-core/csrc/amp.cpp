@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <vector>
 
 #include "cast.h"
@@ -190,15 +191,22 @@ int amp_foreach_clamp(const Handle* tensors, size_t count, double low, double hi
   });
 }
 
-// A new handle to the gradient of each, or null where it has none.
-int amp_grads(const Handle* tensors, size_t count, at::Tensor** grads) {
+// A list of the gradients that there are, which goes to amp_grads_drop; `grads` become those in it,
+// or null where a tensor has none.
+int amp_grads(const Handle* tensors, size_t count, Handle* grads, amp::Tensors** out) {
   return amp::guarded([&] {
+    auto held = std::make_unique<amp::Tensors>();
+    // They stay where they are.
+    held->reserve(count);
     for (size_t i = 0; i < count; ++i) {
       const auto& grad = tensors[i]->grad();
-      grads[i] = grad.defined() ? new at::Tensor(grad) : nullptr;
+      grads[i] = grad.defined() ? &held->emplace_back(grad) : nullptr;
     }
+    *out = held.release();
   });
 }
+
+void amp_grads_drop(amp::Tensors* grads) { delete grads; }
 
 // Drops the gradients, so that the next backward pass writes instead of adding.
 int amp_clear_grads(const Handle* tensors, size_t count) {

@@ -1,6 +1,9 @@
 //! Autocast state and the kernels on lists of tensors (`csrc/amp.cpp`, `csrc/gradient.cpp`).
 
-use std::ffi::{c_double, c_int, c_void};
+use std::{
+    ffi::{c_double, c_int, c_void},
+    ops::Deref,
+};
 
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
@@ -37,7 +40,13 @@ unsafe extern "C" {
     fn amp_foreach_copy(to: *const Handle, from: *const Handle, count: usize) -> c_int;
     fn amp_foreach_add(tensors: *const Handle, count: usize, value: c_double) -> c_int;
     fn amp_foreach_clamp(tensors: *const Handle, count: usize, low: f64, high: f64) -> c_int;
-    fn amp_grads(tensors: *const Handle, count: usize, grads: *mut *mut C_tensor) -> c_int;
+    fn amp_grads(
+        tensors: *const Handle,
+        count: usize,
+        grads: *mut *mut C_tensor,
+        list: *mut *mut c_void,
+    ) -> c_int;
+    fn amp_grads_drop(list: *mut c_void);
     fn amp_clear_grads(tensors: *const Handle, count: usize) -> c_int;
     fn amp_identity(tensor: Handle) -> *const c_void;
 }
@@ -155,8 +164,8 @@ pub(crate) fn foreach_copy(to: &[Tensor], from: &[Tensor]) -> Result<()> {
     checked!(amp_foreach_copy(to.as_ptr(), from.as_ptr(), to.len()))
 }
 
-pub(crate) fn foreach_add(tensors: &[Tensor], value: f64) -> Result<()> {
-    let tensors = handles(tensors);
+pub(crate) fn foreach_add(tensors: &[&Tensor], value: f64) -> Result<()> {
+    let tensors = handles(tensors.iter().copied());
     checked!(amp_foreach_add(tensors.as_ptr(), tensors.len(), value))
 }
 
@@ -165,14 +174,55 @@ pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<(
     checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
 }
 
-/// The gradient of each parameter, if it has one.
-pub(crate) fn grads(parameters: &[Parameter]) -> Result<Vec<Option<Tensor>>> {
-    let tensors = handles(parameters.iter().map(|parameter| &parameter.tensor));
-    let mut grads = vec![std::ptr::null_mut(); tensors.len()];
-    checked!(amp_grads(tensors.as_ptr(), tensors.len(), grads.as_mut_ptr()))?;
-    // SAFETY: on success each entry that is not null is a new tensor that nobody else owns.
-    let owned = |grad: *mut C_tensor| (!grad.is_null()).then(|| unsafe { Tensor::from_ptr(grad) });
-    Ok(grads.into_iter().map(owned).collect())
+/// The gradients that some parameters have, in a list of libtorch's: a handle of each costs nothing.
+#[derive(Debug)]
+pub(crate) struct Grads {
+    list: *mut c_void,
+    /// The list's elements, which go with it.
+    tensors: Vec<Tensor>,
+    /// Of each, its parameter's.
+    places: Vec<usize>,
+}
+
+impl Grads {
+    /// Those there are now.
+    pub(crate) fn of(parameters: &[Parameter]) -> Result<Self> {
+        let owners = handles(parameters.iter().map(|parameter| &parameter.tensor));
+        let mut grads = vec![std::ptr::null_mut(); owners.len()];
+        let mut list = std::ptr::null_mut();
+        checked!(amp_grads(owners.as_ptr(), owners.len(), grads.as_mut_ptr(), &mut list))?;
+        let (tensors, places) = (Vec::with_capacity(grads.len()), Vec::with_capacity(grads.len()));
+        let mut found = Self { list, tensors, places };
+        for (place, grad) in grads.into_iter().enumerate().filter(|(_, grad)| !grad.is_null()) {
+            // SAFETY: it is in the list, which frees it; `drop` keeps this handle from doing so.
+            found.tensors.push(unsafe { Tensor::from_ptr(grad) });
+            found.places.push(place);
+        }
+        Ok(found)
+    }
+
+    /// Each with its parameter's place in the list that was given.
+    pub(crate) fn with_places(&self) -> impl Iterator<Item = (usize, &Tensor)> {
+        self.places.iter().copied().zip(&self.tensors)
+    }
+}
+
+impl Deref for Grads {
+    type Target = [Tensor];
+
+    fn deref(&self) -> &[Tensor] {
+        &self.tensors
+    }
+}
+
+impl Drop for Grads {
+    fn drop(&mut self) {
+        // SAFETY: none of the handles is dropped; the list was made by `amp_grads` and is freed once.
+        unsafe {
+            self.tensors.set_len(0);
+            amp_grads_drop(self.list);
+        }
+    }
 }
 
 /// Drops gradients (PyTorch's `set_to_none=True`).

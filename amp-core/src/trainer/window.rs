@@ -117,7 +117,7 @@ impl StepRunner<'_> {
         log.merge(own)?;
         self.window.losses.push(loss.shallow_clone());
         if let Some(probe) = probe {
-            let parameters = self.optimizers.iter().flat_map(|s| s.optimizer.parameters());
+            let parameters = self.optimizers.iter().flat_map(|s| s.optimizer.parameters().iter());
             let precision = self.policy.precision;
             emit(Event::Observed(probe.finish(
                 precision,

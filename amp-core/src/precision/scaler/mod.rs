@@ -85,7 +85,8 @@ use tch::{Device, Kind, Tensor};
 
 use self::{config::usable_scale, gradients::FoundInf, losses::Losses};
 use crate::{
-    Error, Result, ffi,
+    Error, Result,
+    ffi::{self, Grads},
     nn::Parameter,
     optim::{OnDevice, Optimizer},
 };
@@ -240,15 +241,14 @@ impl GradScaler {
                 "no loss was scaled since the last update: run backward on scale(loss)".into(),
             ));
         }
-        let mut names = Vec::with_capacity(parameters.len());
-        let mut tensors = Vec::with_capacity(parameters.len());
-        for (parameter, grad) in parameters.iter().zip(ffi::grads(parameters)?) {
-            if let Some(grad) = grad {
-                names.push(parameter.name.clone());
-                tensors.push(grad);
-            }
-        }
-        Ok(Gradients { names, tensors, found_inf: None, factor: None, owner, state: PhantomData })
+        Ok(Gradients {
+            parameters: parameters.clone(),
+            tensors: Grads::of(parameters)?,
+            found_inf: None,
+            factor: None,
+            owner,
+            state: PhantomData,
+        })
     }
 
     /// Steps the optimizer unless a gradient is not finite. Reads one number from the device.

@@ -1,8 +1,8 @@
 //! Unscaling: gradients in their true size, and whether all are finite.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::marker::PhantomData;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use super::{
     GradScaler, Gradients, Mode, Scaled, Unscaled, Use,
@@ -17,35 +17,27 @@ impl GradScaler {
     /// When there is no gradient, one is f16 (its range does not hold unscaled values), or they
     /// were already unscaled.
     pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
-        let Gradients { names, tensors, owner, .. } = gradients;
         if self.mode == Mode::Off {
-            let found_inf = None;
-            return Ok(Gradients {
-                names,
-                tensors,
-                found_inf,
-                factor: None,
-                owner,
-                state: PhantomData,
-            });
+            return Ok(self.unscaled_by(gradients, None));
         }
-        self.refuse_unusable(&names, &tensors, owner)?;
+        self.refuse_unusable(&gradients)?;
+        let tensors = &gradients.tensors;
         if self.mode == Mode::Check && self.device == Device::Cpu {
-            let bad = self.losses.bad_on_host() || !ffi::all_finite(&tensors)?;
-            return Ok(self.unscaled_by(names, tensors, owner, FoundInf::Known(bad)));
+            let bad = self.losses.bad_on_host() || !ffi::all_finite(tensors)?;
+            return Ok(self.unscaled_by(gradients, Some(FoundInf::Known(bad))));
         }
         let found_inf = self.losses.found_inf(self.device)?;
         match self.mode {
-            Mode::Check => check_finite(&tensors, &found_inf)?,
+            Mode::Check => check_finite(tensors, &found_inf)?,
             _ => {
                 let inv_scale = clip::reciprocal(&self.scale)?;
-                clip::by_dtype(&tensors, |kind, group| {
+                clip::by_dtype(tensors, |kind, group| {
                     unscale_group(kind, group, &found_inf, &inv_scale)?;
                     Ok(Vec::new())
                 })?;
             }
         }
-        Ok(self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf)))
+        Ok(self.unscaled_by(gradients, Some(FoundInf::Device(found_inf))))
     }
 
     /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) in one pass
@@ -83,43 +75,46 @@ impl GradScaler {
         gradients: Gradients<Scaled>,
         max_norm: f64,
     ) -> Result<Gradients<Unscaled>> {
-        let Gradients { names, tensors, owner, .. } = gradients;
-        self.refuse_unusable(&names, &tensors, owner)?;
+        self.refuse_unusable(&gradients)?;
         let found_inf = self.losses.found_inf(self.device)?;
         let scale = (self.mode == Mode::Scale).then_some(&self.scale);
-        let (_, factor) = clip::norm_and_factor(&tensors, scale, max_norm, Some(&found_inf))?;
-        let mut gradients = self.unscaled_by(names, tensors, owner, FoundInf::Device(found_inf));
-        gradients.factor = Some(factor);
-        Ok(gradients)
+        let tensors = &gradients.tensors;
+        let (_, factor) = clip::norm_and_factor(tensors, scale, max_norm, Some(&found_inf))?;
+        let unscaled = self.unscaled_by(gradients, Some(FoundInf::Device(found_inf)));
+        Ok(Gradients { factor: Some(factor), ..unscaled })
     }
 
     fn unscaled_by(
         &mut self,
-        names: Vec<Arc<str>>,
-        tensors: Vec<Tensor>,
-        owner: usize,
-        found_inf: FoundInf,
+        gradients: Gradients<Scaled>,
+        found_inf: Option<FoundInf>,
     ) -> Gradients<Unscaled> {
-        self.iteration.push(Use { owner, found_inf: found_inf.shallow_clone(), overflowed: None });
-        let found_inf = Some(found_inf);
-        Gradients { names, tensors, found_inf, factor: None, owner, state: PhantomData }
+        let Gradients { parameters, tensors, owner, .. } = gradients;
+        if let Some(found_inf) = &found_inf {
+            let found_inf = found_inf.shallow_clone();
+            self.iteration.push(Use { owner, found_inf, overflowed: None });
+        }
+        Gradients { parameters, tensors, found_inf, factor: None, owner, state: PhantomData }
     }
 
-    fn refuse_unusable(&self, names: &[Arc<str>], tensors: &[Tensor], owner: usize) -> Result<()> {
-        self.refuse_second_use(owner)?;
+    fn refuse_unusable(&self, gradients: &Gradients<Scaled>) -> Result<()> {
+        let Gradients { parameters, tensors, owner, .. } = gradients;
+        self.refuse_second_use(*owner)?;
         if tensors.is_empty() {
             return Err(Error::Scaler(
                 "no parameter has a gradient: run the backward pass of the scaled loss first"
                     .into(),
             ));
         }
-        let half = tensors.iter().position(|grad| grad.kind() == Kind::Half);
-        if let (Mode::Scale, Some(at)) = (self.mode, half) {
-            return Err(Error::Scaler(format!(
-                "`{}` has f16 gradients, which cannot be unscaled: keep its weights in f32 (16-mixed), or train without a scaler (16-true)",
-                names[at]
-            )));
+        if self.mode != Mode::Scale {
+            return Ok(());
         }
-        Ok(())
+        match tensors.with_places().find(|(_, grad)| grad.kind() == Kind::Half) {
+            None => Ok(()),
+            Some((place, _)) => Err(Error::Scaler(format!(
+                "`{}` has f16 gradients, which cannot be unscaled: keep its weights in f32 (16-mixed), or train without a scaler (16-true)",
+                parameters[place].name
+            ))),
+        }
     }
 }

@@ -27,14 +27,18 @@ namespace {
 using amp::Handle;
 using amp::list;
 
-// Whether no element has all bits of the exponent set, as NaN and infinities have. Written so that
-// the compiler turns it into vector instructions, which it does for each width that a CPU may have.
+// Whether no element has all bits of the exponent set, as NaN and infinities have: one more, and it
+// carries into the sign. Written so that the compiler turns it into vector instructions, which it does
+// for each width that a CPU may have.
 template <typename Word>
 inline __attribute__((always_inline)) bool all_finite(const Word* words, int64_t count,
                                                       Word exponent) {
-  Word bad = 0;
-  for (int64_t i = 0; i < count; ++i) bad |= (words[i] & exponent) == exponent;
-  return bad == 0;
+  constexpr Word size = static_cast<Word>(-1) >> 1;
+  const Word one = size - exponent + 1;
+  Word sums = 0;
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < count; ++i) sums |= static_cast<Word>((words[i] & size) + one);
+  return sums <= size;
 }
 
 #ifdef __x86_64__

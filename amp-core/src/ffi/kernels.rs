@@ -236,3 +236,38 @@ pub(crate) fn identity(tensor: &Tensor) -> usize {
     // SAFETY: the handle is live; only an address comes back, which is never followed.
     unsafe { amp_identity(tensor.as_ptr()) as usize }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::slice;
+
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_is_found_wherever_it_is() -> Result<()> {
+        let largest = [
+            (Kind::Half, 65504.0),
+            (Kind::BFloat16, f64::from(f32::from_bits(0x7f7f_0000))),
+            (Kind::Float, f64::from(f32::MAX)),
+            (Kind::Double, f64::MAX),
+        ];
+        for (kind, largest) in largest {
+            // Below, between and beyond the widths that are looked at in one.
+            for length in [1, 7, 33, 300] {
+                let finite = Tensor::f_full([length], -largest, (kind, Device::Cpu))?;
+                assert!(all_finite(slice::from_ref(&finite))?, "{length} of {kind:?}");
+                for at in [0, length / 2, length - 1] {
+                    for bad in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
+                        let spoilt = finite.f_detach_copy()?;
+                        let _ = spoilt.f_narrow(0, at, 1)?.f_fill_(bad)?;
+                        let all = all_finite(&[finite.shallow_clone(), spoilt])?;
+                        assert!(!all, "{bad} at {at} of {length} of {kind:?}");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -81,11 +81,12 @@ impl Log {
             )));
         }
         let weight = batch_size as f64;
-        let mut sum = value.f_detach()?.f_to_kind(Kind::Double)?;
+        // A product of its own, without a graph.
+        let mut sum = tch::no_grad(|| value.f_to_kind(Kind::Double)?.f_mul_scalar(weight))?;
         if sum.dim() > 0 {
             sum = sum.f_reshape([] as [i64; 0])?;
         }
-        self.add(name, options, Reduction::Mean, sum.f_mul_scalar(weight)?, weight)
+        self.add(name, options, Reduction::Mean, sum, weight)
     }
 
     /// Adds a metric's counts.

@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <vector>
 
 #include "cast.h"
@@ -26,14 +27,18 @@ namespace {
 using amp::Handle;
 using amp::list;
 
-// Whether no element has all bits of the exponent set, as NaN and infinities have. Written so that
-// the compiler turns it into vector instructions, which it does for each width that a CPU may have.
+// Whether no element has all bits of the exponent set, as NaN and infinities have: one more, and it
+// carries into the sign. Written so that the compiler turns it into vector instructions, which it does
+// for each width that a CPU may have.
 template <typename Word>
 inline __attribute__((always_inline)) bool all_finite(const Word* words, int64_t count,
                                                       Word exponent) {
-  Word bad = 0;
-  for (int64_t i = 0; i < count; ++i) bad |= (words[i] & exponent) == exponent;
-  return bad == 0;
+  constexpr Word size = static_cast<Word>(-1) >> 1;
+  const Word one = size - exponent + 1;
+  Word sums = 0;
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < count; ++i) sums |= static_cast<Word>((words[i] & size) + one);
+  return sums <= size;
 }
 
 #ifdef __x86_64__
@@ -190,15 +195,22 @@ int amp_foreach_clamp(const Handle* tensors, size_t count, double low, double hi
   });
 }
 
-// A new handle to the gradient of each, or null where it has none.
-int amp_grads(const Handle* tensors, size_t count, at::Tensor** grads) {
+// A list of the gradients that there are, which goes to amp_grads_drop; `grads` become those in it,
+// or null where a tensor has none.
+int amp_grads(const Handle* tensors, size_t count, Handle* grads, amp::Tensors** out) {
   return amp::guarded([&] {
+    auto held = std::make_unique<amp::Tensors>();
+    // They stay where they are.
+    held->reserve(count);
     for (size_t i = 0; i < count; ++i) {
       const auto& grad = tensors[i]->grad();
-      grads[i] = grad.defined() ? new at::Tensor(grad) : nullptr;
+      grads[i] = grad.defined() ? &held->emplace_back(grad) : nullptr;
     }
+    *out = held.release();
   });
 }
+
+void amp_grads_drop(amp::Tensors* grads) { delete grads; }
 
 // Lets backward passes give these leaves gradients of any dtype, or else of the leaf's own.
 int amp_allow_any_grad_dtype(const Handle* tensors, size_t count, int any) {

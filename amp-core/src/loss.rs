@@ -10,8 +10,7 @@ use crate::{Result, ffi};
 /// # Errors
 /// When shapes do not fit.
 pub fn cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
-    let (output, target) = flatten_classes(output, target)?;
-    ffi::cross_entropy(&output, &target)
+    with_flat_classes(output, target, ffi::cross_entropy)
 }
 
 /// Negative log likelihood of log probabilities `[N, C]` against int64 classes `[N]`.
@@ -55,10 +54,14 @@ pub fn binary_cross_entropy_with_logits(output: &Tensor, target: &Tensor) -> Res
     Ok(output.f_binary_cross_entropy_with_logits(target, none, None::<Tensor>, Reduction::Mean)?)
 }
 
-/// `[N, L, C]` with `[N, L]` to `[N·L, C]` with `[N·L]`; anything else as it is.
-pub(crate) fn flatten_classes(output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
+/// Calls `compute` with `[N, L, C]` and `[N, L]` as `[N·L, C]` and `[N·L]`; anything else as it is.
+pub(crate) fn with_flat_classes<T>(
+    output: &Tensor,
+    target: &Tensor,
+    compute: impl FnOnce(&Tensor, &Tensor) -> Result<T>,
+) -> Result<T> {
     if output.dim() == 3 && target.dim() == 2 {
-        return Ok((output.f_flatten(0, 1)?, target.f_flatten(0, 1)?));
+        return compute(&output.f_flatten(0, 1)?, &target.f_flatten(0, 1)?);
     }
-    Ok((output.shallow_clone(), target.shallow_clone()))
+    compute(output, target)
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{Result, ffi, loss::flatten_classes};
+use crate::{Result, ffi, loss::with_flat_classes};
 
 /// How an epoch's counts become the metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,8 +34,9 @@ pub struct Accuracy;
 
 impl Metric for Accuracy {
     fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
-        let (output, target) = flatten_classes(output, target)?;
-        Ok((ffi::hits(&output, &target)?, target.numel() as f64))
+        with_flat_classes(output, target, |output, target| {
+            Ok((ffi::hits(output, target)?, target.numel() as f64))
+        })
     }
 }
 
@@ -48,10 +49,11 @@ pub struct TopK {
 
 impl Metric for TopK {
     fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
-        let (output, target) = flatten_classes(output, target)?;
-        let (_, best) = output.f_topk(self.k, 1, true, false)?;
-        let hits = best.f_eq_tensor(&target.f_unsqueeze(1)?)?;
-        Ok((hits.f_sum(Kind::Double)?, target.numel() as f64))
+        with_flat_classes(output, target, |output, target| {
+            let (_, best) = output.f_topk(self.k, 1, true, false)?;
+            let hits = best.f_eq_tensor(&target.f_unsqueeze(1)?)?;
+            Ok((hits.f_sum(Kind::Double)?, target.numel() as f64))
+        })
     }
 }
 
@@ -64,13 +66,15 @@ pub struct F1 {
 
 impl Metric for F1 {
     fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
-        let (output, target) = flatten_classes(output, target)?;
-        let predicted = output.f_argmax(1, false)?.f_one_hot(self.num_classes)?;
-        let actual = target.f_one_hot(self.num_classes)?;
-        let per_class = |x: &Tensor| x.f_sum_dim_intlist([0_i64].as_slice(), false, Kind::Double);
-        let hits = per_class(&predicted.f_mul(&actual)?)?;
-        let counts = Tensor::f_stack(&[hits, per_class(&predicted)?, per_class(&actual)?], 0)?;
-        Ok((counts, target.numel() as f64))
+        with_flat_classes(output, target, |output, target| {
+            let predicted = output.f_argmax(1, false)?.f_one_hot(self.num_classes)?;
+            let actual = target.f_one_hot(self.num_classes)?;
+            let per_class =
+                |x: &Tensor| x.f_sum_dim_intlist([0_i64].as_slice(), false, Kind::Double);
+            let hits = per_class(&predicted.f_mul(&actual)?)?;
+            let counts = Tensor::f_stack(&[hits, per_class(&predicted)?, per_class(&actual)?], 0)?;
+            Ok((counts, target.numel() as f64))
+        })
     }
 
     fn reduction(&self) -> Reduction {

@@ -1,6 +1,9 @@
 //! Autocast state and the kernels on lists of tensors (`csrc/amp.cpp`, `csrc/gradient.cpp`).
 
-use std::ffi::{c_double, c_int, c_void};
+use std::{
+    ffi::{c_double, c_int, c_void},
+    ops::Deref,
+};
 
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
@@ -37,7 +40,13 @@ unsafe extern "C" {
     fn amp_foreach_copy(to: *const Handle, from: *const Handle, count: usize) -> c_int;
     fn amp_foreach_add(tensors: *const Handle, count: usize, value: c_double) -> c_int;
     fn amp_foreach_clamp(tensors: *const Handle, count: usize, low: f64, high: f64) -> c_int;
-    fn amp_grads(tensors: *const Handle, count: usize, grads: *mut *mut C_tensor) -> c_int;
+    fn amp_grads(
+        tensors: *const Handle,
+        count: usize,
+        grads: *mut *mut C_tensor,
+        list: *mut *mut c_void,
+    ) -> c_int;
+    fn amp_grads_drop(list: *mut c_void);
     fn amp_allow_any_grad_dtype(tensors: *const Handle, count: usize, any: c_int) -> c_int;
     fn amp_clear_grads(tensors: *const Handle, count: usize) -> c_int;
     fn amp_identity(tensor: Handle) -> *const c_void;
@@ -156,8 +165,8 @@ pub(crate) fn foreach_copy(to: &[Tensor], from: &[Tensor]) -> Result<()> {
     checked!(amp_foreach_copy(to.as_ptr(), from.as_ptr(), to.len()))
 }
 
-pub(crate) fn foreach_add(tensors: &[Tensor], value: f64) -> Result<()> {
-    let tensors = handles(tensors);
+pub(crate) fn foreach_add(tensors: &[&Tensor], value: f64) -> Result<()> {
+    let tensors = handles(tensors.iter().copied());
     checked!(amp_foreach_add(tensors.as_ptr(), tensors.len(), value))
 }
 
@@ -166,14 +175,55 @@ pub(crate) fn foreach_clamp(tensors: &[Tensor], low: f64, high: f64) -> Result<(
     checked!(amp_foreach_clamp(tensors.as_ptr(), tensors.len(), low, high))
 }
 
-/// The gradient of each parameter, if it has one.
-pub(crate) fn grads(parameters: &[Parameter]) -> Result<Vec<Option<Tensor>>> {
-    let tensors = handles(parameters.iter().map(|parameter| &parameter.tensor));
-    let mut grads = vec![std::ptr::null_mut(); tensors.len()];
-    checked!(amp_grads(tensors.as_ptr(), tensors.len(), grads.as_mut_ptr()))?;
-    // SAFETY: on success each entry that is not null is a new tensor that nobody else owns.
-    let owned = |grad: *mut C_tensor| (!grad.is_null()).then(|| unsafe { Tensor::from_ptr(grad) });
-    Ok(grads.into_iter().map(owned).collect())
+/// The gradients that some parameters have, in a list of libtorch's: a handle of each costs nothing.
+#[derive(Debug)]
+pub(crate) struct Grads {
+    list: *mut c_void,
+    /// The list's elements, which go with it.
+    tensors: Vec<Tensor>,
+    /// Of each, its parameter's.
+    places: Vec<usize>,
+}
+
+impl Grads {
+    /// Those there are now.
+    pub(crate) fn of(parameters: &[Parameter]) -> Result<Self> {
+        let owners = handles(parameters.iter().map(|parameter| &parameter.tensor));
+        let mut grads = vec![std::ptr::null_mut(); owners.len()];
+        let mut list = std::ptr::null_mut();
+        checked!(amp_grads(owners.as_ptr(), owners.len(), grads.as_mut_ptr(), &mut list))?;
+        let (tensors, places) = (Vec::with_capacity(grads.len()), Vec::with_capacity(grads.len()));
+        let mut found = Self { list, tensors, places };
+        for (place, grad) in grads.into_iter().enumerate().filter(|(_, grad)| !grad.is_null()) {
+            // SAFETY: it is in the list, which frees it; `drop` keeps this handle from doing so.
+            found.tensors.push(unsafe { Tensor::from_ptr(grad) });
+            found.places.push(place);
+        }
+        Ok(found)
+    }
+
+    /// Each with its parameter's place in the list that was given.
+    pub(crate) fn with_places(&self) -> impl Iterator<Item = (usize, &Tensor)> {
+        self.places.iter().copied().zip(&self.tensors)
+    }
+}
+
+impl Deref for Grads {
+    type Target = [Tensor];
+
+    fn deref(&self) -> &[Tensor] {
+        &self.tensors
+    }
+}
+
+impl Drop for Grads {
+    fn drop(&mut self) {
+        // SAFETY: none of the handles is dropped; the list was made by `amp_grads` and is freed once.
+        unsafe {
+            self.tensors.set_len(0);
+            amp_grads_drop(self.list);
+        }
+    }
 }
 
 /// Lets backward passes give leaves gradients of any dtype, or else of the leaf's own (PyTorch's
@@ -193,4 +243,39 @@ pub(crate) fn clear_grads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> 
 pub(crate) fn identity(tensor: &Tensor) -> usize {
     // SAFETY: the handle is live; only an address comes back, which is never followed.
     unsafe { amp_identity(tensor.as_ptr()) as usize }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::slice;
+
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_is_found_wherever_it_is() -> Result<()> {
+        let largest = [
+            (Kind::Half, 65504.0),
+            (Kind::BFloat16, f64::from(f32::from_bits(0x7f7f_0000))),
+            (Kind::Float, f64::from(f32::MAX)),
+            (Kind::Double, f64::MAX),
+        ];
+        for (kind, largest) in largest {
+            // Below, between and beyond the widths that are looked at in one.
+            for length in [1, 7, 33, 300] {
+                let finite = Tensor::f_full([length], -largest, (kind, Device::Cpu))?;
+                assert!(all_finite(slice::from_ref(&finite))?, "{length} of {kind:?}");
+                for at in [0, length / 2, length - 1] {
+                    for bad in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
+                        let spoilt = finite.f_detach_copy()?;
+                        let _ = spoilt.f_narrow(0, at, 1)?.f_fill_(bad)?;
+                        let all = all_finite(&[finite.shallow_clone(), spoilt])?;
+                        assert!(!all, "{bad} at {at} of {length} of {kind:?}");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
 }

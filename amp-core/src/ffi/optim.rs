@@ -134,15 +134,16 @@ const LISTS: usize = 7;
 
 /// Calls `step` with the handles of lists of one length; what is not kept is empty.
 fn with_lists(
-    lists: &[&[Tensor]],
+    lists: &[&[&Tensor]],
     step: impl FnOnce(*const *const Handle, usize) -> Result<()>,
 ) -> Result<()> {
     let count = lists.first().map_or(0, |list| list.len());
-    let handles: Vec<Vec<Handle>> = lists.iter().map(|list| handles(*list)).collect();
-    let mut pointers = [std::ptr::null(); LISTS];
-    for (pointer, list) in pointers.iter_mut().zip(&handles).filter(|(_, list)| !list.is_empty()) {
+    let handles = handles(lists.iter().copied().flatten().copied());
+    let (mut pointers, mut rest) = ([std::ptr::null(); LISTS], handles.as_slice());
+    for (pointer, list) in pointers.iter_mut().zip(lists).filter(|(_, list)| !list.is_empty()) {
         assert_eq!(list.len(), count, "one gradient and one state per parameter");
-        *pointer = list.as_ptr();
+        *pointer = rest.as_ptr();
+        rest = &rest[count..];
     }
     step(pointers.as_ptr(), count)
 }
@@ -167,7 +168,7 @@ pub(crate) fn write_rates(rates: &Tensor, lr: f64, momentum: f64) -> Result<()> 
 /// counts up. For that the averages may be bfloat16, rounded at random, or, with the scales of both as
 /// the last lists, codes (u8) of the values (f32 `[256]`) and bounds (f32 `[255]`) of each: `code`.
 pub(crate) fn adam(
-    lists: [&[Tensor]; 7],
+    lists: [&[&Tensor]; 7],
     code: Option<[&Tensor; 4]>,
     step: &AdamStep,
     kernels: Kernels<'_>,
@@ -191,7 +192,7 @@ pub(crate) fn adam(
 }
 
 /// Steps on parameters, gradients and, with momentum, its buffers.
-pub(crate) fn sgd(lists: [&[Tensor]; 3], step: &SgdStep, kernels: Kernels<'_>) -> Result<()> {
+pub(crate) fn sgd(lists: [&[&Tensor]; 3], step: &SgdStep, kernels: Kernels<'_>) -> Result<()> {
     assert_kept(step.momentum > 0.0, &lists, 2);
     let step = &raw const *step;
     with_lists(&lists, |lists, count| match kernels {
@@ -204,7 +205,7 @@ pub(crate) fn sgd(lists: [&[Tensor]; 3], step: &SgdStep, kernels: Kernels<'_>) -
 /// Steps on parameters, gradients, square_avgs, the momentum's buffers and the grad_avgs: the last
 /// two where the options want them.
 pub(crate) fn rmsprop(
-    lists: [&[Tensor]; 5],
+    lists: [&[&Tensor]; 5],
     step: &RmspropStep,
     kernels: Kernels<'_>,
 ) -> Result<()> {
@@ -220,7 +221,7 @@ pub(crate) fn rmsprop(
 }
 
 /// Steps on parameters, gradients and exp_avgs.
-pub(crate) fn lion(lists: [&[Tensor]; 3], step: &LionStep, kernels: Kernels<'_>) -> Result<()> {
+pub(crate) fn lion(lists: [&[&Tensor]; 3], step: &LionStep, kernels: Kernels<'_>) -> Result<()> {
     let step = &raw const *step;
     with_lists(&lists, |lists, count| match kernels {
         Kernels::Ours(known) => checked!(amp_lion_on_device(lists, count, step, &raw const known)),
@@ -228,6 +229,6 @@ pub(crate) fn lion(lists: [&[Tensor]; 3], step: &LionStep, kernels: Kernels<'_>)
     })
 }
 
-fn assert_kept(wanted: bool, lists: &[&[Tensor]], at: usize) {
+fn assert_kept(wanted: bool, lists: &[&[&Tensor]], at: usize) {
     assert!(!wanted || lists[at].len() == lists[0].len(), "state goes with the options");
 }

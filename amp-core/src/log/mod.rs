@@ -81,12 +81,11 @@ impl Log {
             )));
         }
         let weight = batch_size as f64;
-        let mut value = value.f_detach()?;
-        if value.dim() > 0 {
-            value = value.f_reshape([] as [i64; 0])?;
+        // One kernel and without a graph: a scalar that is f64 makes the product so.
+        let mut sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
+        if sum.dim() > 0 {
+            sum = sum.f_reshape([] as [i64; 0])?;
         }
-        // One kernel, since a scalar that is f64 makes the product so.
-        let sum = value.f_mul(&Tensor::from(weight))?;
         self.add(name, options, Reduction::Mean, sum, weight)
     }
 

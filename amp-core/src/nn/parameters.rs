@@ -1,6 +1,6 @@
 //! A module's tensors by name, and moving them to a device and precision.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use tch::Tensor;
 
@@ -22,8 +22,8 @@ pub enum Role {
 /// A trained tensor under its dotted name.
 #[derive(Debug)]
 pub struct Parameter {
-    /// As in PyTorch's state_dict: `model.0.weight`. Shared, since every step's gradients have it.
-    pub name: Arc<str>,
+    /// As in PyTorch's state_dict: `model.0.weight`.
+    pub name: String,
     /// A handle of the module's own tensor.
     pub tensor: Tensor,
 }
@@ -43,7 +43,7 @@ pub fn parameters(module: &(impl Module + ?Sized)) -> Vec<Parameter> {
     named_tensors(module)
         .into_iter()
         .filter(|(_, tensor, role)| *role == Role::Parameter && seen.insert(ffi::identity(tensor)))
-        .map(|(name, tensor, _)| Parameter { name: name.into(), tensor })
+        .map(|(name, tensor, _)| Parameter { name, tensor })
         .collect()
 }
 

@@ -57,7 +57,7 @@ pub(super) trait Algorithm: Copy + 'static {
 }
 
 /// A slot's tensors; none where the options want no such slot.
-pub(super) fn kept(slot: Option<&Vec<Tensor>>) -> &[Tensor] {
+pub(super) fn kept<'s, 't>(slot: Option<&'s Vec<&'t Tensor>>) -> &'s [&'t Tensor] {
     slot.map(Vec::as_slice).unwrap_or_default()
 }
 
@@ -94,12 +94,12 @@ impl Slot {
 /// What one step works on: lists of one length.
 #[derive(Debug)]
 pub(super) struct StepTensors<'a> {
-    pub(super) params: &'a [Tensor],
-    pub(super) grads: &'a [Tensor],
+    pub(super) params: &'a [&'a Tensor],
+    pub(super) grads: &'a [&'a Tensor],
     /// By slot; what has 8 bits as codes.
-    pub(super) states: &'a [Vec<Tensor>],
+    pub(super) states: &'a [Vec<&'a Tensor>],
     /// Of the slots with codes, in their order.
-    pub(super) scales: &'a [Vec<Tensor>],
+    pub(super) scales: &'a [Vec<&'a Tensor>],
     /// As `scales`, what the codes stand for.
     pub(super) codes: &'a [&'a Code],
     /// Whether these parameters have never been stepped; all of them or none.

@@ -1,5 +1,7 @@
 //! What all optimizers share: groups of parameters, their state, and the dtype of a step.
 
+use std::rc::Rc;
+
 use tch::{Device, Kind, Tensor};
 
 use super::{
@@ -10,7 +12,12 @@ use super::{
     saved,
     weight_update::{is_half, wide, write, write_stochastically},
 };
-use crate::{Error, Result, ffi, nn::Parameter, state::State};
+use crate::{
+    Error, Result,
+    ffi::{self, Grads},
+    nn::Parameter,
+    state::State,
+};
 
 /// A built optimizer.
 pub(super) struct Engine<A> {
@@ -20,7 +27,7 @@ pub(super) struct Engine<A> {
     slots: Vec<Vec<Slot>>,
     /// By group, where the steps can be captured.
     rates: Vec<Option<RatesOnDevice>>,
-    parameters: Vec<Parameter>,
+    parameters: Rc<[Parameter]>,
     /// That all of them are on.
     device: Option<Device>,
     /// By parameter.
@@ -133,16 +140,14 @@ impl<A: Algorithm> Engine<A> {
             _ => Ok(None),
         });
         let rates = rates.collect::<Result<_>>()?;
+        let parameters = parameters.into();
         Ok(Self { options, slots, rates, parameters, device, kept, storage, steady })
     }
 
     /// The parameters that have gradients, in parts that one kernel call takes.
-    fn batches(&self) -> Result<Vec<Batch>> {
-        let mut batches: Vec<Batch> = Vec::new();
-        for (place, grad) in ffi::grads(&self.parameters)?.into_iter().enumerate() {
-            let Some(grad) = grad else {
-                continue;
-            };
+    fn batches<'g>(&self, grads: &'g Grads) -> Vec<Batch<'g>> {
+        let mut batches: Vec<Batch<'_>> = Vec::new();
+        for (place, grad) in grads.with_places() {
             let (parameter, kept) = (&self.parameters[place], &self.kept[place]);
             let key = Key {
                 group: kept.group,
@@ -151,16 +156,18 @@ impl<A: Algorithm> Engine<A> {
                 first: !kept.started,
             };
             let at = batches.iter().position(|batch| batch.key == key).unwrap_or_else(|| {
-                batches.push(Batch { key, places: Vec::new(), grads: Vec::new() });
+                let (places, of) =
+                    (Vec::with_capacity(grads.len()), Vec::with_capacity(grads.len()));
+                batches.push(Batch { key, places, grads: of });
                 batches.len() - 1
             });
             batches[at].places.push(place);
             batches[at].grads.push(grad);
         }
-        Ok(batches)
+        batches
     }
 
-    fn step_batch(&self, batch: &Batch, known: OnDevice<'_>) -> Result<()> {
+    fn step_batch(&self, batch: &Batch<'_>, known: OnDevice<'_>) -> Result<()> {
         let Key { group, kind, .. } = batch.key;
         let working = working::<A>(kind, self.storage);
         let like = &self.parameters[batch.places[0]].tensor;
@@ -174,20 +181,19 @@ impl<A: Algorithm> Engine<A> {
     }
 
     /// Steps parameters on their own state.
-    fn step_whole(&self, batch: &Batch, known: OnDevice<'_>) -> Result<()> {
+    fn step_whole(&self, batch: &Batch<'_>, known: OnDevice<'_>) -> Result<()> {
         let places = || batch.places.iter();
-        let params: Vec<Tensor> =
-            places().map(|at| self.parameters[*at].tensor.shallow_clone()).collect();
+        let params: Vec<&Tensor> = places().map(|at| &self.parameters[*at].tensor).collect();
         let Key { group, kind, grad_kind, .. } = batch.key;
         let slots = 0..self.slots[group].len();
-        let states: Vec<Vec<Tensor>> = slots
+        let states: Vec<Vec<&Tensor>> = slots
             .clone()
             .map(|slot| places().map(|at| self.kept[*at].states[slot].kept()).collect())
             .collect();
         let (mut scales, mut codes) = (Vec::new(), Vec::new());
         for slot in slots {
             let coded = places().map(|at| self.kept[*at].states[slot].coded());
-            let (of_slot, code): (Vec<Tensor>, Vec<&Code>) = coded.flatten().unzip();
+            let (of_slot, code): (Vec<&Tensor>, Vec<&Code>) = coded.flatten().unzip();
             if let Some(code) = code.first() {
                 scales.push(of_slot);
                 codes.push(*code);
@@ -197,14 +203,17 @@ impl<A: Algorithm> Engine<A> {
         // Only kernels of ours take others than the parameters'.
         match grad_kind == kind || self.rates[group].is_some() {
             true => on(&batch.grads),
-            false => on(&batch.grads.iter().map(wide).collect::<Result<Vec<_>>>()?),
+            false => {
+                let grads = batch.grads.iter().map(|grad| wide(grad));
+                on(&each_of(&grads.collect::<Result<Vec<_>>>()?))
+            }
         }
     }
 
     /// Steps f32 copies of pieces of parameters and state, and writes them back.
     fn step_part(
         &self,
-        batch: &Batch,
+        batch: &Batch<'_>,
         part: &[Piece],
         working: Working,
         scalars: &mut Scalars,
@@ -213,7 +222,7 @@ impl<A: Algorithm> Engine<A> {
         let each = |read: &dyn Fn(&Piece, usize) -> Result<Tensor>| -> Result<Vec<Tensor>> {
             part.iter().map(|piece| read(piece, batch.places[piece.at])).collect()
         };
-        let grads = each(&|piece, _| wide(&piece.of(&batch.grads[piece.at])?))?;
+        let grads = each(&|piece, _| wide(&piece.of(batch.grads[piece.at])?))?;
         let narrow = each(&|piece, place| piece.of(&self.parameters[place].tensor))?;
         let params = each(&|piece, place| match &self.kept[place].master {
             Some(master) => piece.of(master),
@@ -234,7 +243,9 @@ impl<A: Algorithm> Engine<A> {
                     .collect::<Result<_>>()?,
             });
         }
-        self.step_on(batch, &params, &grads, &states, (&[], &[]), known)?;
+        let of_states: Vec<Vec<&Tensor>> = states.iter().map(|state| each_of(state)).collect();
+        let (of_params, of_grads) = (each_of(&params), each_of(&grads));
+        self.step_on(batch, &of_params, &of_grads, &of_states, (&[], &[]), known)?;
         for (to, from) in narrow.iter().zip(&params) {
             match working {
                 Working::Itself => {}
@@ -252,11 +263,11 @@ impl<A: Algorithm> Engine<A> {
 
     fn step_on(
         &self,
-        batch: &Batch,
-        params: &[Tensor],
-        grads: &[Tensor],
-        states: &[Vec<Tensor>],
-        (scales, codes): (&[Vec<Tensor>], &[&Code]),
+        batch: &Batch<'_>,
+        params: &[&Tensor],
+        grads: &[&Tensor],
+        states: &[Vec<&Tensor>],
+        (scales, codes): (&[Vec<&Tensor>], &[&Code]),
         known: OnDevice<'_>,
     ) -> Result<()> {
         let Key { group, first, .. } = batch.key;
@@ -277,11 +288,15 @@ struct Key {
 }
 
 /// What one kernel call takes.
-struct Batch {
+struct Batch<'g> {
     key: Key,
     /// Places in the optimizer's list.
     places: Vec<usize>,
-    grads: Vec<Tensor>,
+    grads: Vec<&'g Tensor>,
+}
+
+fn each_of(tensors: &[Tensor]) -> Vec<&Tensor> {
+    tensors.iter().collect()
 }
 
 /// The device that all parameters are on.
@@ -326,7 +341,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         A::NAME
     }
 
-    fn parameters(&self) -> &[Parameter] {
+    fn parameters(&self) -> &Rc<[Parameter]> {
         &self.parameters
     }
 
@@ -341,7 +356,8 @@ impl<A: Algorithm> Optimizer for Engine<A> {
             )));
         }
         self.write_rates()?;
-        for batch in self.batches()? {
+        let grads = Grads::of(&self.parameters)?;
+        for batch in self.batches(&grads) {
             self.step_batch(&batch, known)?;
             for at in batch.places {
                 self.kept[at].started = true;

@@ -30,6 +30,8 @@ pub use scheduler::{
 pub use sgd::Sgd;
 pub use weight_update::{Storage, WeightUpdate};
 
+use std::rc::Rc;
+
 use groups::build_plainly;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -116,8 +118,8 @@ pub trait Optimizer {
     /// PyTorch's name, as `AdamW`.
     fn name(&self) -> &'static str;
 
-    /// The parameters, in order of declaration.
-    fn parameters(&self) -> &[Parameter];
+    /// The parameters, in order of declaration; gradients on their way to a step share them.
+    fn parameters(&self) -> &Rc<[Parameter]>;
 
     /// Moves every parameter that has a gradient.
     ///

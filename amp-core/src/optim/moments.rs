@@ -90,16 +90,16 @@ impl Moment {
     }
 
     /// The tensor that the kernels work on.
-    pub(super) fn kept(&self) -> Tensor {
+    pub(super) fn kept(&self) -> &Tensor {
         let (Self::Plain(tensor) | Self::Bf16(tensor) | Self::EightBit { codes: tensor, .. }) =
             self;
-        tensor.shallow_clone()
+        tensor
     }
 
     /// The scales of its codes and what they stand for, if it is kept in 8 bits.
-    pub(super) fn coded(&self) -> Option<(Tensor, &Code)> {
+    pub(super) fn coded(&self) -> Option<(&Tensor, &Code)> {
         match self {
-            Self::EightBit { scales, code, .. } => Some((scales.shallow_clone(), code)),
+            Self::EightBit { scales, code, .. } => Some((scales, code)),
             _ => None,
         }
     }

@@ -30,7 +30,7 @@ impl Piece {
 }
 
 /// The tensors cut so that each part has at most [`PART`] elements.
-pub(super) fn parts(tensors: &[Tensor]) -> Vec<Vec<Piece>> {
+pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     const { assert!(PART % BLOCK == 0, "a piece begins with a block") };
     let mut parts: Vec<Vec<Piece>> = Vec::new();
     let mut room = 0;
@@ -59,13 +59,13 @@ pub(super) struct Scalars(HashMap<(usize, usize), Tensor>);
 
 impl Scalars {
     /// What `slot` of the piece's tensor counts in, whose own number is `own`.
-    pub(super) fn of(&mut self, piece: &Piece, slot: usize, own: Tensor) -> Result<Tensor> {
+    pub(super) fn of(&mut self, piece: &Piece, slot: usize, own: &Tensor) -> Result<Tensor> {
         if piece.whole {
-            return Ok(own);
+            return Ok(own.shallow_clone());
         }
         if piece.start == 0 {
             self.0.insert((piece.at, slot), own.f_detach_copy()?);
-            return Ok(own);
+            return Ok(own.shallow_clone());
         }
         Ok(self.0[&(piece.at, slot)].f_detach_copy()?)
     }

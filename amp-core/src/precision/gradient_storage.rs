@@ -1,9 +1,16 @@
 //! The dtype that gradients have between the backward pass and the step.
 
+use std::slice;
+
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{Result, ffi, named::named, nn::Parameter};
+use crate::{
+    Result,
+    ffi::{self, Grads},
+    named::named,
+    nn::Parameter,
+};
 
 /// How gradients of f32 weights that are multiplied in 16 bits are kept from the backward pass to the
 /// step. Both are products that are summed in f32.
@@ -49,9 +56,11 @@ impl Drop for NarrowGradients {
 
 /// Makes gradients that are narrower than their parameters as wide.
 pub(crate) fn widen_gradients(parameters: &[Parameter]) -> Result<()> {
-    for (parameter, grad) in parameters.iter().zip(ffi::grads(parameters)?) {
+    // One by one, so that the narrow ones go.
+    for parameter in parameters {
         let kind = parameter.tensor.kind();
-        if let Some(grad) = grad.filter(|grad| grad.kind() != kind) {
+        let narrow = Grads::of(slice::from_ref(parameter))?;
+        for grad in narrow.iter().filter(|grad| grad.kind() != kind) {
             ffi::set_grads([&parameter.tensor], &[grad.f_to_kind(kind)?])?;
         }
     }

@@ -140,7 +140,7 @@ impl<'r, 'c> Run<'r, 'c> {
 
     fn start(&mut self, resumed: Option<Position>) -> Result<()> {
         let optimizers = self.runner.optimizers.iter().map(|scheduled| &scheduled.optimizer);
-        let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters());
+        let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters().iter());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
         let notes: Vec<String> = optimizers.filter_map(|optimizer| optimizer.note()).collect();
         (self.emit)(Event::FitStart(FitStart {

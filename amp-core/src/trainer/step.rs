@@ -17,8 +17,8 @@ use crate::{
     nn::Context,
     optim::{Interval, OnDevice, Scheduled},
     precision::{
-        Clip, GradScaler, GradientStorage, Gradients, NarrowGradients, Policy, StepOutcome, Unscaled,
-        widen_gradients,
+        Clip, GradScaler, GradientStorage, Gradients, NarrowGradients, Policy, StepOutcome,
+        Unscaled, widen_gradients,
     },
 };
 
@@ -78,7 +78,7 @@ impl<'a> StepRunner<'a> {
         let lr = first_lr(&optimizers);
         let narrow = match keeps_narrow_gradients(config) {
             true => Some(NarrowGradients::allow(
-                optimizers.iter().flat_map(|scheduled| scheduled.optimizer.parameters()),
+                optimizers.iter().flat_map(|scheduled| scheduled.optimizer.parameters().iter()),
             )?),
             false => None,
         };

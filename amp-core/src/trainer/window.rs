@@ -1,7 +1,7 @@
 //! The examples of one optimizer step: forward and scaled backward passes whose gradients add up,
 //! in parts where memory is short, and once more where a step is to be explained or repeated.
 
-use std::rc::Rc;
+use std::{rc::Rc, slice};
 
 use tch::Tensor;
 
@@ -118,7 +118,7 @@ impl StepRunner<'_> {
         log.merge(own)?;
         self.window.losses.push(loss.shallow_clone());
         if let Some(probe) = probe {
-            let parameters = self.optimizers.iter().flat_map(|s| s.optimizer.parameters());
+            let parameters = self.optimizers.iter().flat_map(|s| s.optimizer.parameters().iter());
             let precision = self.policy.precision;
             emit(Event::Observed(probe.finish(
                 precision,
@@ -145,20 +145,20 @@ impl StepRunner<'_> {
         let (length, share) = (batch.len(), *share);
         let parts = split_evenly(batch, self.parts)?;
         let mut whole: Option<Tensor> = None;
-        for part in parts {
+        for part in parts.as_ref().map_or(slice::from_ref(batch), Vec::as_slice) {
             let loss = {
                 let _autocast = self.policy.autocast()?;
                 let context = context.as_ref().unwrap_or(&self.context);
                 let mut step = Step::new(context, log, index as usize, self.global_step());
-                model.training_step(&part, &mut step)?
+                model.training_step(part, &mut step)?
             };
             self.profiler.lap(Phase::Forward)?;
             let fraction = part.len() as f64 / length as f64;
-            let shared = match share * fraction {
-                1.0 => loss.shallow_clone(),
-                share => loss.f_mul_scalar(share)?,
-            };
-            self.scaler.scale(&shared)?.backward()?;
+            match share * fraction {
+                1.0 => self.scaler.scale(&loss)?,
+                share => self.scaler.scale(&loss.f_mul_scalar(share)?)?,
+            }
+            .backward()?;
             self.profiler.lap(Phase::Backward)?;
             let loss = loss.f_detach()?;
             whole = Some(match whole {
@@ -172,10 +172,11 @@ impl StepRunner<'_> {
 
     /// The first part of a batch that is run at once.
     pub(super) fn part(&self, batch: &Batch) -> Result<Batch> {
-        split_evenly(batch, self.parts)?
-            .into_iter()
-            .next()
-            .ok_or_else(|| Error::config("a batch without examples"))
+        match split_evenly(batch, self.parts)? {
+            Some(parts) => parts.into_iter().next(),
+            None => Some(batch.shallow_clone()),
+        }
+        .ok_or_else(|| Error::config("a batch without examples"))
     }
 
     /// Computes the gradients of the window's first `count` batches anew, with the same random
@@ -247,19 +248,15 @@ impl StepRunner<'_> {
     }
 }
 
-/// The batch in at most so many parts of one size; the last may be smaller.
-fn split_evenly(batch: &Batch, parts: i64) -> Result<Vec<Batch>> {
+/// The batch in at most so many parts of one size, of which the last may be smaller; `None` where that
+/// is the batch itself.
+fn split_evenly(batch: &Batch, parts: i64) -> Result<Option<Vec<Batch>>> {
     if parts == 1 {
-        let (input, target) = (batch.input.shallow_clone(), batch.target.shallow_clone());
-        return Ok(vec![Batch { input, target }]);
+        return Ok(None);
     }
     let length = batch.len();
     let size = (length + parts - 1) / parts;
-    (0..length)
-        .step_by(size.max(1) as usize)
-        .map(|start| {
-            let cut = |tensor: &Tensor| tensor.f_narrow(0, start, size.min(length - start));
-            Batch::new(cut(&batch.input)?, cut(&batch.target)?)
-        })
-        .collect()
+    let starts = (0..length).step_by(size.max(1) as usize);
+    let parts = starts.map(|start| batch.narrow(start, size.min(length - start)));
+    parts.collect::<Result<_>>().map(Some)
 }

@@ -192,7 +192,8 @@ fn they_take_half_the_memory() -> Result<()> {
         let layers = Sequential::new(layers.collect::<Result<_>>()?);
         let mut model = Model::regression(layers, adamw);
         let data = same(constant(16, width, 0.5)?, 8)?;
-        let mut config = TrainerConfig { max_epochs: 2, ..config(Precision::Bf16Mixed, Graph::Off) };
+        let mut config =
+            TrainerConfig { max_epochs: 2, ..config(Precision::Bf16Mixed, Graph::Off) };
         config.gradients = gradients;
         let meter = MemoryMeter::start(device())?;
         Trainer::new(config).fit(&mut model, &data)?;

@@ -102,11 +102,11 @@ fn f16_parameters_beyond_one_part_are_all_stepped_once() -> Result<()> {
         .collect();
     let mut optimizer =
         AdamW { lr: 0.25, weight_decay: 0.0, ..Default::default() }.build(parameters)?;
-    for parameter in optimizer.parameters() {
+    for parameter in optimizer.parameters().iter() {
         set_gradient(parameter, &Tensor::ones_like(&parameter.tensor));
     }
     optimizer.step()?;
-    for parameter in optimizer.parameters() {
+    for parameter in optimizer.parameters().iter() {
         assert_eq!(parameter.tensor.min().double_value(&[]), 0.75);
         assert_eq!(parameter.tensor.max().double_value(&[]), 0.75);
     }

@@ -52,7 +52,7 @@ where
         let own = parameters().into_iter().filter(|p| names.contains(&p.name.as_ref()));
         let mut alone = options.build(own.collect())?;
         train(alone.as_mut(), names)?;
-        for parameter in alone.parameters() {
+        for parameter in alone.parameters().iter() {
             let same = grouped.parameters().iter().find(|p| p.name == parameter.name);
             assert_eq!(
                 same.expect("the same names").tensor,

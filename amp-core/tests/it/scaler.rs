@@ -130,7 +130,7 @@ fn drive(
     let gradients = scaler.unscale(gradients)?;
     // torch unscales also when it skips, but for its fused kernel, which then leaves them scaled.
     if !(fused && *applied == 0) {
-        let expected = unscaled.as_ref().unwrap_or(given).iter().zip(optimizer.parameters());
+        let expected = unscaled.as_ref().unwrap_or(given).iter().zip(optimizer.parameters().iter());
         for (expected, parameter) in expected {
             let grad = parameter.tensor.grad();
             assert_eq!(grad.defined(), expected.is_some(), "{name}: a gradient comes or goes");

@@ -193,6 +193,38 @@ fn a_skip_names_the_first_culprit() -> Result<()> {
     Ok(())
 }
 
+/// Parameters without a gradient are passed over.
+#[test]
+fn gradients_go_by_their_parameters_names() -> Result<()> {
+    let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float; 5])?);
+    let _loss = scaler.scale(&Tensor::from(1.0_f32))?;
+    let given = |x: f32| Some(Tensor::from_slice(&[x, 65536.0]));
+    let grads = [None, given(131_072.0), None, given(f32::NAN), given(65536.0)];
+    set_gradients(optimizer.as_mut(), &grads);
+    let gradients = unscaled(&mut scaler, optimizer.as_ref())?;
+    let named = gradients.named().map(|(name, grad)| (name, grad.double_value(&[0])));
+    let named: Vec<_> = named.filter(|(_, first)| first.is_finite()).collect();
+    assert_eq!(named, [("p1", 2.0), ("p4", 1.0)]);
+    let outcome = scaler.step(gradients, optimizer.as_mut())?;
+    assert_eq!(outcome, StepOutcome::Skipped { culprit: Some("p3".into()) });
+    Ok(())
+}
+
+/// What was taken is held, whatever becomes of the parameters' own.
+#[test]
+fn gradients_outlive_those_of_their_parameters() -> Result<()> {
+    let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float; 2])?);
+    let _loss = scaler.scale(&Tensor::from(1.0_f32))?;
+    backward(optimizer.as_mut(), 65536.0);
+    let gradients = unscaled(&mut scaler, optimizer.as_ref())?;
+    optimizer.zero_grad()?;
+    drop(optimizer);
+    let named: Vec<_> =
+        gradients.named().map(|(name, grad)| (name, grad.double_value(&[0]))).collect();
+    assert_eq!(named, [("p0", 1.0), ("p1", 1.0)]);
+    Ok(())
+}
+
 /// [7]: f16 gradients are named; bf16 and f64 ones are unscaled.
 #[test]
 fn f16_gradients_are_refused_by_name_and_bf16_taken() -> Result<()> {
@@ -204,7 +236,7 @@ fn f16_gradients_are_refused_by_name_and_bf16_taken() -> Result<()> {
     let mut wide = optimizer(&[Kind::BFloat16, Kind::Double])?;
     backward(wide.as_mut(), 65536.0);
     let _kept = unscaled(&mut scaler, wide.as_ref())?;
-    for parameter in wide.parameters() {
+    for parameter in wide.parameters().iter() {
         assert_eq!(parameter.tensor.grad().double_value(&[1]), 1.0);
     }
     Ok(())

@@ -241,7 +241,7 @@ impl Callback for Wipe {
         hook: &mut Hook<'_>,
     ) -> Result<Vec<Action>> {
         if outcome.is_none() {
-            for parameter in hook.optimizers()[0].optimizer.parameters() {
+            for parameter in hook.optimizers()[0].optimizer.parameters().iter() {
                 let _ = amp_core::tch::no_grad(|| parameter.tensor.shallow_clone().zero_());
             }
         }

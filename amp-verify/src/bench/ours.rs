@@ -1,9 +1,15 @@
 //! Our trainer, as a user calls it: [`Trainer::fit`], timed by its [`SpeedBenchmark`].
 
 use amp_core::{
-    Error, LightningModule, Result, Trainer, TrainerConfig, callback::SpeedBenchmark,
-    data::DataModule, event::Event, memory::MemoryMeter, optim::Moments,
-    precision::{GradientStorage, Precision}, tch::Device, trainer::Graph,
+    Error, LightningModule, Result, Trainer, TrainerConfig,
+    callback::SpeedBenchmark,
+    data::DataModule,
+    event::Event,
+    memory::MemoryMeter,
+    optim::Moments,
+    precision::{GradientStorage, Precision},
+    tch::Device,
+    trainer::Graph,
 };
 
 use super::{

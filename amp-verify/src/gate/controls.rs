@@ -1,5 +1,7 @@
 //! Controls: what a run that learns nothing comes to.
 
+use std::rc::Rc;
+
 use amp_core::{
     LightningModule, Result,
     nn::Parameter,
@@ -27,18 +29,18 @@ struct NoStep;
 
 impl BuildOptimizer for NoStep {
     fn build_with(&self, parameters: Vec<Parameter>, _: Storage) -> Result<Box<dyn Optimizer>> {
-        Ok(Box::new(Frozen(parameters)))
+        Ok(Box::new(Frozen(parameters.into())))
     }
 }
 
-struct Frozen(Vec<Parameter>);
+struct Frozen(Rc<[Parameter]>);
 
 impl Optimizer for Frozen {
     fn name(&self) -> &'static str {
         "Frozen"
     }
 
-    fn parameters(&self) -> &[Parameter] {
+    fn parameters(&self) -> &Rc<[Parameter]> {
         &self.0
     }
 

@@ -1,10 +1,15 @@
 //! What passes through the scaler: a scaled loss, its gradients, and what became of the step.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{marker::PhantomData, rc::Rc};
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{Result, ffi, precision::clip};
+use crate::{
+    Result,
+    ffi::{self, Grads},
+    nn::Parameter,
+    precision::clip,
+};
 
 /// Gradients of a scaled loss.
 #[derive(Debug)]
@@ -17,8 +22,8 @@ pub struct Unscaled;
 #[derive(Debug)]
 #[must_use = "gradients do nothing until they are unscaled and stepped"]
 pub struct Gradients<S> {
-    pub(super) names: Vec<Arc<str>>,
-    pub(super) tensors: Vec<Tensor>,
+    pub(super) parameters: Rc<[Parameter]>,
+    pub(super) tensors: Grads,
     pub(super) found_inf: Option<FoundInf>,
     /// What the tensors still have to be multiplied by within the step: a scalar.
     pub(super) factor: Option<Tensor>,
@@ -110,7 +115,8 @@ impl Gradients<Unscaled> {
 
     /// Each gradient under its parameter's name, in order of declaration.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.names.iter().map(Arc::as_ref).zip(&self.tensors)
+        let grads = self.tensors.with_places();
+        grads.map(|(place, grad)| (self.parameters[place].name.as_str(), grad))
     }
 
     /// The global 2-norm, on the device; see [`grad_norm`](crate::precision::grad_norm).

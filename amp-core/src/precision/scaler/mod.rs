@@ -85,7 +85,8 @@ use tch::{Device, Kind, Tensor};
 
 use self::{config::usable_scale, gradients::FoundInf, losses::Losses};
 use crate::{
-    Error, Result, ffi,
+    Error, Result,
+    ffi::{self, Grads},
     nn::Parameter,
     optim::{OnDevice, Optimizer},
 };
@@ -229,8 +230,8 @@ impl GradScaler {
     /// Takes the gradients that backward passes left on the optimizer's parameters.
     ///
     /// # Errors
-    /// When no loss was scaled since the last [`update`](Self::update), this optimizer's gradients
-    /// were already unscaled, or a parameter is f16, whose range does not hold unscaled gradients.
+    /// When no loss was scaled since the last [`update`](Self::update), or this optimizer's
+    /// gradients were already unscaled.
     pub fn gradients(&self, optimizer: &dyn Optimizer) -> Result<Gradients<Scaled>> {
         let parameters = optimizer.parameters();
         let owner = owner(parameters);
@@ -240,16 +241,14 @@ impl GradScaler {
                 "no loss was scaled since the last update: run backward on scale(loss)".into(),
             ));
         }
-        let mut names = Vec::with_capacity(parameters.len());
-        let mut tensors = Vec::with_capacity(parameters.len());
-        for (parameter, grad) in parameters.iter().zip(ffi::grads(parameters)?) {
-            if let Some(grad) = grad {
-                self.refuse_f16(parameter)?;
-                names.push(parameter.name.clone());
-                tensors.push(grad);
-            }
-        }
-        Ok(Gradients { names, tensors, found_inf: None, factor: None, owner, state: PhantomData })
+        Ok(Gradients {
+            parameters: parameters.clone(),
+            tensors: Grads::of(parameters)?,
+            found_inf: None,
+            factor: None,
+            owner,
+            state: PhantomData,
+        })
     }
 
     /// Steps the optimizer unless a gradient is not finite. Reads one number from the device.
@@ -362,16 +361,6 @@ impl GradScaler {
         fresh.mirror.1 = state.growth_tracker;
         fresh.mode = self.mode;
         *self = fresh;
-        Ok(())
-    }
-
-    fn refuse_f16(&self, parameter: &Parameter) -> Result<()> {
-        if self.mode == Mode::Scale && parameter.tensor.kind() == Kind::Half {
-            return Err(Error::Scaler(format!(
-                "`{}` has f16 gradients, which cannot be unscaled: keep its weights in f32 (16-mixed), or train without a scaler (16-true)",
-                parameter.name
-            )));
-        }
         Ok(())
     }
 

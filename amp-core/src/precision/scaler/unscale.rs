@@ -1,8 +1,8 @@
 //! Unscaling: gradients in their true size, and whether all are finite.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::marker::PhantomData;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind};
 
 use super::{
     GradScaler, Gradients, Mode, Scaled, Unscaled, Use,
@@ -14,29 +14,30 @@ impl GradScaler {
     /// Divides gradients by the scale in place and notes on the device whether all are finite.
     ///
     /// # Errors
-    /// When there is no gradient, or they were already unscaled.
+    /// When there is no gradient, a parameter is f16 (its range does not hold unscaled values), or
+    /// they were already unscaled.
     pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
-        let Gradients { names, tensors, owner, .. } = gradients;
         if self.mode == Mode::Off {
-            return Ok(self.unscaled_by(names, tensors, owner, None));
+            return Ok(self.unscaled_by(gradients, None));
         }
-        self.refuse_unusable(&tensors, owner)?;
+        self.refuse_unusable(&gradients)?;
+        let tensors = &gradients.tensors;
         if self.mode == Mode::Check && self.device == Device::Cpu {
-            let bad = self.losses.bad_on_host() || !ffi::all_finite(&tensors)?;
-            return Ok(self.unscaled_by(names, tensors, owner, Some(FoundInf::Known(bad))));
+            let bad = self.losses.bad_on_host() || !ffi::all_finite(tensors)?;
+            return Ok(self.unscaled_by(gradients, Some(FoundInf::Known(bad))));
         }
         let found_inf = self.losses.found_inf(self.device)?;
         match self.mode {
-            Mode::Check => check_finite(&tensors, &found_inf)?,
+            Mode::Check => check_finite(tensors, &found_inf)?,
             _ => {
                 let inv_scale = clip::reciprocal(&self.scale)?;
-                clip::by_dtype(&tensors, |kind, group| {
+                clip::by_dtype(tensors, |kind, group| {
                     unscale_group(kind, group, &found_inf, &inv_scale)?;
                     Ok(Vec::new())
                 })?;
             }
         }
-        Ok(self.unscaled_by(names, tensors, owner, Some(FoundInf::Device(found_inf))))
+        Ok(self.unscaled_by(gradients, Some(FoundInf::Device(found_inf))))
     }
 
     /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) in one pass
@@ -74,43 +75,52 @@ impl GradScaler {
         gradients: Gradients<Scaled>,
         max_norm: f64,
     ) -> Result<Gradients<Unscaled>> {
-        let Gradients { names, tensors, owner, .. } = gradients;
         let found_inf = match self.mode {
             Mode::Off => None,
             _ => {
-                self.refuse_unusable(&tensors, owner)?;
+                self.refuse_unusable(&gradients)?;
                 Some(self.losses.found_inf(self.device)?)
             }
         };
         let scale = (self.mode == Mode::Scale).then_some(&self.scale);
-        let (_, factor) = clip::norm_and_factor(&tensors, scale, max_norm, found_inf.as_ref())?;
-        let found_inf = found_inf.map(FoundInf::Device);
-        let unscaled = self.unscaled_by(names, tensors, owner, found_inf);
+        let tensors = &gradients.tensors;
+        let (_, factor) = clip::norm_and_factor(tensors, scale, max_norm, found_inf.as_ref())?;
+        let unscaled = self.unscaled_by(gradients, found_inf.map(FoundInf::Device));
         Ok(Gradients { factor: Some(factor), ..unscaled })
     }
 
     fn unscaled_by(
         &mut self,
-        names: Vec<Arc<str>>,
-        tensors: Vec<Tensor>,
-        owner: usize,
+        gradients: Gradients<Scaled>,
         found_inf: Option<FoundInf>,
     ) -> Gradients<Unscaled> {
+        let Gradients { parameters, tensors, owner, .. } = gradients;
         if let Some(found_inf) = &found_inf {
             let found_inf = found_inf.shallow_clone();
             self.iteration.push(Use { owner, found_inf, overflowed: None });
         }
-        Gradients { names, tensors, found_inf, factor: None, owner, state: PhantomData }
+        Gradients { parameters, tensors, found_inf, factor: None, owner, state: PhantomData }
     }
 
-    fn refuse_unusable(&self, tensors: &[Tensor], owner: usize) -> Result<()> {
-        self.refuse_second_use(owner)?;
+    fn refuse_unusable(&self, gradients: &Gradients<Scaled>) -> Result<()> {
+        let Gradients { parameters, tensors, owner, .. } = gradients;
+        self.refuse_second_use(*owner)?;
         if tensors.is_empty() {
             return Err(Error::Scaler(
                 "no parameter has a gradient: run the backward pass of the scaled loss first"
                     .into(),
             ));
         }
-        Ok(())
+        if self.mode != Mode::Scale {
+            return Ok(());
+        }
+        let owner = |(place, _): (usize, _)| &parameters[place];
+        match tensors.with_places().map(owner).find(|owner| owner.tensor.kind() == Kind::Half) {
+            None => Ok(()),
+            Some(owner) => Err(Error::Scaler(format!(
+                "`{}` has f16 gradients, which cannot be unscaled: keep its weights in f32 (16-mixed), or train without a scaler (16-true)",
+                owner.name
+            ))),
+        }
     }
 }

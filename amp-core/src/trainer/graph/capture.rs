@@ -6,7 +6,7 @@ use super::{super::step::StepRunner, kept::Kept, refused};
 use crate::{
     Error, LightningModule, Result,
     data::Batch,
-    ffi::{self, CudaEvent, CudaGraph},
+    ffi::{self, CudaEvent, CudaGraph, Grads},
     log::{CapturedLog, Log},
     nn::{Role, named_tensors},
     precision::Precision,
@@ -172,15 +172,12 @@ fn capture_step(
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();
     let grads = runner.optimizers.iter().map(|scheduled| {
-        let mut pairs = (Vec::new(), Vec::new());
         let parameters = scheduled.optimizer.parameters();
-        for (parameter, grad) in parameters.iter().zip(ffi::grads(parameters)?) {
-            if let Some(grad) = grad {
-                pairs.0.push(parameter.tensor.shallow_clone());
-                pairs.1.push(grad);
-            }
-        }
-        Ok(pairs)
+        let grads = Grads::of(parameters)?;
+        let pairs = grads
+            .with_places()
+            .map(|(place, grad)| (parameters[place].tensor.shallow_clone(), grad.shallow_clone()));
+        Ok(pairs.unzip())
     });
     Ok(Captured { losses, report, log, grads: grads.collect::<Result<_>>()? })
 }

@@ -59,7 +59,7 @@ impl Callback for Tracer {
                 trace.gradients.push((name.to_owned(), on_host(gradient)?));
             }
         }
-        let parameters = hook.optimizers().iter().flat_map(|s| s.optimizer.parameters());
+        let parameters = hook.optimizers().iter().flat_map(|s| s.optimizer.parameters().iter());
         trace.before = parameters.map(|p| Ok(p.tensor.f_detach_copy()?)).collect::<Result<_>>()?;
         Ok(())
     }
@@ -78,7 +78,8 @@ impl Callback for Tracer {
             }
             Some(StepOutcome::Skipped { .. }) => {
                 trace.skips += 1;
-                let parameters = hook.optimizers().iter().flat_map(|s| s.optimizer.parameters());
+                let parameters =
+                    hook.optimizers().iter().flat_map(|s| s.optimizer.parameters().iter());
                 let mut moved = trace.moved_on_skip;
                 for (old, parameter) in trace.before.iter().zip(parameters) {
                     moved |= !old.f_equal(&parameter.tensor.f_detach()?)?;

@@ -16,6 +16,9 @@ namespace {
 struct Functions {
   int (*device_get)(int*, int);
   int (*attribute)(int*, int, int);
+  int (*context_current)(void**);
+  int (*context_set)(void*);
+  int (*context_retain)(void**, int);
   int (*module_load)(void**, const void*);
   int (*module_function)(void**, void*, const char*);
   int (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*,
@@ -58,6 +61,9 @@ const Functions& functions() {
     Functions f{};
     find(driver, "cuDeviceGet", f.device_get);
     find(driver, "cuDeviceGetAttribute", f.attribute);
+    find(driver, "cuCtxGetCurrent", f.context_current);
+    find(driver, "cuCtxSetCurrent", f.context_set);
+    find(driver, "cuDevicePrimaryCtxRetain", f.context_retain);
     find(driver, "cuModuleLoadData", f.module_load);
     find(driver, "cuModuleGetFunction", f.module_function);
     find(driver, "cuLaunchKernel", f.launch);
@@ -89,6 +95,20 @@ std::string architecture(int index) {
   check(functions().attribute(&major, 75, device), "asking for its capability");
   check(functions().attribute(&minor, 76, device), "asking for its capability");
   return "sm_" + std::to_string(major) + std::to_string(minor);
+}
+
+// libtorch makes a device's context a thread's own with its first call of CUDA's runtime there. A
+// backward pass has threads of its own, whose first kernel may be one of ours.
+void ensure_context(c10::Device device) {
+  const auto& f = functions();
+  void* context = nullptr;
+  check(f.context_current(&context), "asking for the context");
+  if (context != nullptr) return;
+  int own = 0;
+  check(f.device_get(&own, device.index()), "finding the device");
+  // Of the process, which keeps it.
+  check(f.context_retain(&context, own), "finding the context");
+  check(f.context_set(context), "setting the context");
 }
 
 std::vector<char> compile(const char* file, const char* text, const std::string& architecture,
@@ -143,6 +163,7 @@ void KernelSource::launch(const char* name, const Types& types, c10::Device devi
                           unsigned blocks, unsigned threads, void** arguments) {
   // The device's context is that of whoever works on it.
   const c10::DeviceGuard guard(device);
+  ensure_context(device);
   const c10::impl::VirtualGuardImpl impl(device.type());
   const auto& f = functions();
   void* function = nullptr;

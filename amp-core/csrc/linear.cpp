@@ -172,7 +172,11 @@ int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tens
     if (bias != nullptr) given = *bias;
     const auto dtype = dtype_of(*input, *weight, given);
     if (!dtype) {
-      *out = new at::Tensor(at::linear(*input, *weight, given));
+      // What is not trained, or is computed again later, has the same bits.
+      const bool plain = input->is_cuda() && input->dim() > 0 &&
+                         !at::autocast::is_autocast_enabled(cuda);
+      *out = new at::Tensor(plain ? product_and_bias(*input, *weight, given)
+                                  : at::linear(*input, *weight, given));
       return;
     }
     const bool as_it_is = input->scalar_type() == *dtype;

@@ -94,17 +94,17 @@ fn a_step_on_16_bits_is_that_on_the_same_bits_in_f32(
     Ok(())
 }
 
-/// Averages of fewer bits are stepped on 16-bit gradients, too.
+/// Averages of 8 bits are stepped on 16-bit gradients, too. (Those in bf16 draw other noise where the
+/// gradients of one step are of two dtypes.)
 #[rstest]
-fn smaller_moments_take_them(
-    #[values(Moments::Bf16, Moments::EightBit)] moments: Moments,
+fn averages_of_8_bits_take_them(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     if !device().is_cuda() {
         return Ok(());
     }
     let change = |config: &mut TrainerConfig| {
-        (config.gradients, config.moments) = (GradientStorage::SixteenBit, moments);
+        (config.gradients, config.moments) = (GradientStorage::SixteenBit, Moments::EightBit);
     };
     let narrow = run(precision, StepAccess::Late, adamw, change)?;
     let wide = run(precision, StepAccess::Within("a test"), adamw, change)?;
@@ -185,22 +185,23 @@ fn they_take_half_the_memory() -> Result<()> {
     if !device().is_cuda() {
         return Ok(());
     }
-    let width = 1024;
+    let widths = [64, 1024, 1024, 1024, 10];
     let peak = |gradients| -> Result<f64> {
         let _generator = seeded(7);
-        let layers = (0..3).map(|_| Ok(Box::new(linear(width, width)?) as Box<dyn Module>));
-        let layers = Sequential::new(layers.collect::<Result<_>>()?);
-        let mut model = Model::regression(layers, adamw);
-        let data = same(constant(16, width, 0.5)?, 8)?;
+        let layers = widths
+            .windows(2)
+            .map(|pair| -> Result<Box<dyn Module>> { Ok(Box::new(linear(pair[0], pair[1])?)) });
+        let network = Sequential::new(layers.collect::<Result<_>>()?);
         let mut config =
-            TrainerConfig { max_epochs: 2, ..config(Precision::Bf16Mixed, Graph::Off) };
+            TrainerConfig { max_epochs: 1, ..config(Precision::Bf16Mixed, Graph::Off) };
         config.gradients = gradients;
         let meter = MemoryMeter::start(device())?;
-        Trainer::new(config).fit(&mut model, &data)?;
+        train_on(&config, network, StepAccess::Late, adamw, Vec::new())?;
         Ok(meter.read()?.peak_allocated as f64)
     };
     let [full, narrow] = STORAGES.map(peak);
-    let (saved, elements) = (full? - narrow?, (3 * width * width) as f64);
+    let (saved, elements) =
+        (full? - narrow?, widths.windows(2).map(|pair| pair[0] * pair[1]).sum::<i64>() as f64);
     // All of them are there when the step is taken, and little else in either run.
     assert!((1.8 * elements..=2.0 * elements).contains(&saved), "{}", saved / elements);
     Ok(())

@@ -268,7 +268,7 @@ fn smaller_moments_are_part_of_a_graph(
 #[rstest]
 fn gradients_in_16_bits_are_part_of_a_graph(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
-    #[values(Moments::Full, Moments::EightBit)] moments: Moments,
+    #[values(Moments::Full, Moments::Bf16, Moments::EightBit)] moments: Moments,
 ) -> Result<()> {
     if !device().is_cuda() {
         return Ok(());

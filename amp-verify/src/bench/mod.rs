@@ -129,11 +129,12 @@ fn compare(
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
-        // Where gradients and the optimizer's averages weigh most.
-        true if workload.name == "wide" && precision != Precision::F32True => {
+        true if precision == Precision::F32True => &[Engine::Eager, Engine::Graph],
+        // Where the optimizer's averages weigh most.
+        true if workload.name == "wide" => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }
-        true => &[Engine::Eager, Engine::Graph],
+        true => &[Engine::Eager, Engine::Graph, Engine::Graph16Bit],
         false => &[Engine::Eager],
     };
     let new = |engine, size| Ours::new(engine, workload, size, precision, plan.device, steps);

@@ -5,8 +5,9 @@ Kernel sets (ATen, oneDNN, MKL) and the thread count are switched to those of ot
 (kernel_sets.py); the code is the same each time, so what differs is what a golden must allow.
 Needs a CPU with AVX-512; takes ten minutes on two cores. Writes NAME.spread.json beside every
 NAME.snap of a CPU in tests/tests/goldens, or beside those named; a new golden is taken first.
-With --add the figures of this CPU's own kernels are added to what others recorded: for kernels that
-those had not, as those of f16 with AVX512-FP16.
+With --add the accuracies and losses of this CPU's own kernels are added to what others recorded: for
+kernels that those had not, as those of f16 with AVX512-FP16. Memory is held against that of the same
+kernels alone.
 Usage, from the checkout, after `cargo amp verify` has built the binary:
 
     python3 tests/record_spread.py target/debug/amp [--add] [NAME…]
@@ -62,8 +63,10 @@ def main():
             known = json.loads(path.read_text())
             spread["recorded_by"] = f"{known['recorded_by']}; {by}"
             for precision, figures in spread["samples"].items():
+                own = known["samples"][precision]
+                figures["peak_memory_bytes"] = []
                 for figure in FIGURES:
-                    figures[figure][:0] = known["samples"][precision][figure]
+                    figures[figure][:0] = own[figure]
         path.write_text(json.dumps(spread, indent=1) + "\n")
         print(name, flush=True)
 

@@ -129,12 +129,11 @@ fn compare(
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
-        true if precision == Precision::F32True => &[Engine::Eager, Engine::Graph],
-        // Where the optimizer's averages weigh most.
-        true if workload.name == "wide" => {
+        // Where gradients and the optimizer's averages weigh most.
+        true if workload.name == "wide" && precision != Precision::F32True => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }
-        true => &[Engine::Eager, Engine::Graph, Engine::Graph16Bit],
+        true => &[Engine::Eager, Engine::Graph],
         false => &[Engine::Eager],
     };
     let new = |engine, size| Ours::new(engine, workload, size, precision, plan.device, steps);

@@ -137,6 +137,10 @@ impl Report {
         Some(ours.peak_memory_bytes? as f64 / baseline.peak_memory_bytes? as f64)
     }
 
+    fn memory(&self, workload: &str, precision: Precision) -> Option<f64> {
+        self.memory_of(self.ours(workload, precision)?)
+    }
+
     /// The share of the device's measured bf16 matrix rate that the step of a row reaches, if all
     /// its operations were those of its matrix products.
     pub fn matrix_share(&self, row: &Row) -> Option<f64> {
@@ -173,24 +177,15 @@ impl Report {
                 if !self.measured(workload, precision) {
                     continue;
                 }
-                for (engine, how) in
-                    [(Engine::Graph, ""), (Engine::Graph16Bit, ", gradients in 16 bits")]
-                {
-                    let row = self.row(workload, precision, engine);
-                    if row.is_none() && engine != Engine::Graph {
-                        continue;
-                    }
-                    let name = format!("{workload} {precision}{how}");
-                    let over = |over| row.and_then(|row| self.speedup_of(row, over));
-                    let lightning = over(Over::Engine(Engine::Lightning));
-                    targets.times(&name, "Lightning", AtLeast(20.0), lightning);
-                    let compiled = over(Over::Engine(Engine::TorchCompile));
-                    targets.times(&name, "torch.compile", AtLeast(5.0), compiled);
-                    if precision != F32True {
-                        targets.times(&name, "our 32-true", AtLeast(1.3), over(Over::Baseline));
-                        let memory = row.and_then(|row| self.memory_of(row));
-                        targets.memory(&name, AtMost(1.0), memory);
-                    }
+                let name = format!("{workload} {precision}");
+                let over = |engine| self.speedup(workload, precision, Over::Engine(engine));
+                targets.times(&name, "Lightning", AtLeast(20.0), over(Engine::Lightning));
+                targets.times(&name, "torch.compile", AtLeast(5.0), over(Engine::TorchCompile));
+                if precision != F32True {
+                    let speedup = self.speedup(workload, precision, Over::Baseline);
+                    targets.times(&name, "our 32-true", AtLeast(1.3), speedup);
+                    let memory = self.memory(workload, precision);
+                    targets.memory(&name, AtMost(1.0), memory);
                 }
             }
         }

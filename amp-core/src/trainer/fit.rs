@@ -8,7 +8,7 @@ use super::{
     TrainerConfig,
     graph::{Flight, step_access},
     profile::Phase,
-    step::StepRunner,
+    step::{StepRunner, full_gradients_note},
     window::Examples,
 };
 use crate::{
@@ -142,7 +142,8 @@ impl<'r, 'c> Run<'r, 'c> {
         let optimizers = self.runner.optimizers.iter().map(|scheduled| &scheduled.optimizer);
         let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters().iter());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
-        let notes: Vec<String> = optimizers.filter_map(|optimizer| optimizer.note()).collect();
+        let notes = optimizers.filter_map(|optimizer| optimizer.note());
+        let notes: Vec<String> = notes.chain(full_gradients_note(self.config)).collect();
         (self.emit)(Event::FitStart(FitStart {
             model: self.model.name().to_owned(),
             data: self.data.name.clone(),

@@ -332,11 +332,24 @@ impl<'a> StepRunner<'a> {
     }
 }
 
-/// Whether the run asks for gradients in 16 bits and each is of one pass.
+/// Whether the run asks for gradients in 16 bits and can have them.
 fn keeps_narrow_gradients(config: &TrainerConfig) -> bool {
-    config.gradients == GradientStorage::SixteenBit
-        && config.device.is_cuda()
-        && config.accumulate_grad_batches == 1
+    asks_for_narrow_gradients(config) && full_gradients_note(config).is_none()
+}
+
+fn asks_for_narrow_gradients(config: &TrainerConfig) -> bool {
+    config.gradients == GradientStorage::SixteenBit && config.precision.autocast().is_some()
+}
+
+/// Why gradients are full in a run that asks for 16 bits.
+pub(super) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
+    let why = match (config.device.is_cuda(), config.accumulate_grad_batches) {
+        _ if !asks_for_narrow_gradients(config) => return None,
+        (false, _) => "only CUDA has kernels for those".to_owned(),
+        (true, 1) => return None,
+        (true, batches) => format!("those of {batches} batches add up"),
+    };
+    Some(format!("gradients are kept in f32, not in 16 bits: {why}"))
 }
 
 /// The rate of the first optimizer's first group: the one that stands for all in a line of figures.

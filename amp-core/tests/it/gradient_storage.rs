@@ -5,6 +5,7 @@ use std::{cell::RefCell, rc::Rc};
 use amp_core::{
     Hook, Module, Result, Trainer, TrainerConfig,
     callback::Callback,
+    event::Event,
     loss,
     memory::MemoryMeter,
     nn::{Context, Sequential, parameters},
@@ -20,7 +21,7 @@ use crate::{
     support::{
         bits::{bits, wide},
         device,
-        model::{Model, constant, demo, linear, same},
+        model::{Model, constant, demo, fit, linear, same},
         seeded,
     },
 };
@@ -219,6 +220,33 @@ fn where_they_add_up_they_are_full(
         })
     });
     assert_eq!(full?.weights, narrow?.weights);
+    Ok(())
+}
+
+/// A run that asks for 16 bits and cannot have them says why, if its products have 16 bits.
+#[rstest]
+#[case(Precision::Bf16Mixed, 1, (!device().is_cuda()).then_some("only CUDA has kernels for those"))]
+#[case(Precision::F16Mixed, 4, Some(if device().is_cuda() { "those of 4 batches add up" } else { "only CUDA" }))]
+#[case(Precision::F32True, 4, None)]
+fn a_run_says_why_they_are_full(
+    #[case] precision: Precision,
+    #[case] accumulate_grad_batches: i64,
+    #[case] why: Option<&str>,
+) -> Result<()> {
+    let _generator = seeded(7);
+    let mut model = Model::regression(linear(8, 8)?, adamw);
+    let data = same(constant(16, 8, 0.5)?, 4)?;
+    let mut config = TrainerConfig { max_epochs: 1, ..config(precision, Graph::Off) };
+    config.accumulate_grad_batches = accumulate_grad_batches;
+    config.gradients = GradientStorage::SixteenBit;
+    let (events, record) = fit(&config, &mut model, &data);
+    record?;
+    let said = events.iter().find_map(|event| match event {
+        Event::Note { text } => text.strip_prefix("gradients are kept in f32, not in 16 bits: "),
+        _ => None,
+    });
+    assert_eq!(said.is_some(), why.is_some(), "{said:?}");
+    assert!(said.unwrap_or_default().starts_with(why.unwrap_or_default()), "{said:?}");
     Ok(())
 }
 

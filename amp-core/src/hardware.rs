@@ -19,7 +19,7 @@ pub struct Fingerprint {
     pub capability: String,
     /// Whether the CPU multiplies f16 itself, as with AVX512-FP16: libtorch has kernels for that, with
     /// figures and workspaces of their own.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub multiplies_f16: bool,
     /// The libtorch this was built for.
     pub libtorch: String,

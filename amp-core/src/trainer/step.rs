@@ -230,18 +230,14 @@ impl<'a> StepRunner<'a> {
         let mut gradients = Vec::with_capacity(self.optimizers.len());
         for scheduled in &self.optimizers {
             let optimizer = scheduled.optimizer.as_ref();
-            let within_step = unseen && optimizer.abilities().scales;
-            if let Some(limit) = limit.filter(|_| within_step) {
-                let scaled = self.scaler.gradients(optimizer)?;
-                gradients.push(self.scaler.clip_norm_within_step(scaled, limit)?);
-                continue;
-            }
-            if self.narrow.is_some() {
+            let within_step = limit.filter(|_| unseen && optimizer.abilities().scales);
+            if within_step.is_none() && self.narrow.is_some() {
                 widen_gradients(optimizer.parameters())?;
             }
             let scaled = self.scaler.gradients(optimizer)?;
-            gradients.push(match self.config.gradient_clip {
-                Some(Clip::Norm(limit)) if !self.looked_at() => {
+            gradients.push(match (within_step, self.config.gradient_clip) {
+                (Some(limit), _) => self.scaler.clip_norm_within_step(scaled, limit)?,
+                (None, Some(Clip::Norm(limit))) if !self.looked_at() => {
                     self.scaler.unscale_and_clip_norm(scaled, limit)?
                 }
                 _ => self.scaler.unscale(scaled)?,

@@ -89,9 +89,9 @@ impl Spread {
 }
 
 impl Bounds {
-    /// The model's bounds on a kind of device. CUDA has its own: there autocast rounds the
-    /// log-probabilities of a cross entropy, so that a first loss is up to sixty times as far from
-    /// 32-true's.
+    /// The model's bounds on a kind of device. CUDA has its own, recorded when autocast still rounded
+    /// the log-probabilities of every cross entropy there, so that a first loss was up to sixty times
+    /// as far from 32-true's.
     ///
     /// # Errors
     /// When nothing was recorded of the model under this precision.

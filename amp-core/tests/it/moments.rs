@@ -221,32 +221,42 @@ fn averages_of_f64_stay_f64() -> Result<()> {
     Ok(())
 }
 
-/// The trainer's switch reaches the optimizer, and the demo learns as well with it: its last
-/// epoch's loss is within a tenth of that with full averages, under f32 and bf16 weights alike.
+/// The trainer's switch reaches the optimizer, and the demo learns as well with it, under f32 and bf16
+/// weights alike: over six seeds the losses at the end are those with full averages to a tenth. Those
+/// of one seed differ by 2 % (standard deviation, of 24), so that this is ten of the mean's.
 #[rstest]
 fn a_model_learns_as_with_full_moments(
-    #[values(Moments::Bf16, Moments::EightBit)] moments: Moments,
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
-    let loss = |moments| -> Result<f64> {
-        let _generator = seeded(5);
-        let loss = amp_core::loss::cross_entropy;
-        let optimizer = OptimizerConfig::new(AdamW { lr: 3e-3, ..Default::default() });
-        let optimizer = std::cell::Cell::new(Some(optimizer));
-        let mut model = Model {
-            model: Box::new(demo(0.0)?),
-            loss,
-            optimizer: Box::new(move |_| optimizer.take().expect("asked once")),
-        };
-        let mut config = TrainerConfig::new(precision, device());
-        (config.max_epochs, config.moments) = (15, moments);
-        let record = fit(&config, &mut model, &same(digits(640)?, 32)?).1?;
-        Ok(record.epochs.last().and_then(|epoch| epoch.value("val_loss")).expect("a loss"))
+    const SEEDS: [u64; 6] = [1, 2, 3, 4, 5, 6];
+    let losses = |moments| -> Result<Vec<f64>> {
+        SEEDS.into_iter().map(|seed| final_loss(precision, moments, seed)).collect()
     };
-    let (small, full) = (loss(moments)?, loss(Moments::Full)?);
-    assert_ne!(small, full, "the switch does something");
-    assert!(small < 1.1 * full + 1e-3, "{small} for {full}");
+    let full = losses(Moments::Full)?;
+    for moments in [Moments::Bf16, Moments::EightBit] {
+        let ratios: Vec<f64> =
+            losses(moments)?.iter().zip(&full).map(|(small, full)| small / full).collect();
+        assert!(ratios.iter().all(|ratio| *ratio != 1.0), "the switch does something");
+        let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
+        assert!(mean < 1.1, "{moments:?}: {ratios:?}");
+    }
     Ok(())
+}
+
+/// Of the demo on the digits.
+fn final_loss(precision: Precision, moments: Moments, seed: u64) -> Result<f64> {
+    let _generator = seeded(seed);
+    let optimizer = OptimizerConfig::new(AdamW { lr: 3e-3, ..Default::default() });
+    let optimizer = std::cell::Cell::new(Some(optimizer));
+    let mut model = Model {
+        model: Box::new(demo(0.0)?),
+        loss: amp_core::loss::cross_entropy,
+        optimizer: Box::new(move |_| optimizer.take().expect("asked once")),
+    };
+    let mut config = TrainerConfig::new(precision, device());
+    (config.max_epochs, config.moments) = (8, moments);
+    let record = fit(&config, &mut model, &same(digits(640)?, 32)?).1?;
+    Ok(record.epochs.last().and_then(|epoch| epoch.value("val_loss")).expect("a loss"))
 }
 
 /// Both ways of saving memory at once: weights in bf16 with masters, averages in 8 bits.

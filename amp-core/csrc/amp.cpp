@@ -8,7 +8,6 @@
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_clamp_max.h>
 #include <ATen/ops/_foreach_clamp_min.h>
-#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <c10/core/GradMode.h>
@@ -165,10 +164,19 @@ int amp_foreach_mul(const Handle* tensors, size_t count, Handle factor) {
   });
 }
 
-int amp_foreach_copy(const Handle* to, const Handle* from, size_t count) {
+// Adds to each of `to` its neighbour in `from`.
+int amp_foreach_add_each(const Handle* to, const Handle* from, size_t count) {
   return amp::guarded([&] {
-    c10::NoGradGuard no_grad;
-    at::_foreach_copy_(list(to, count), list(from, count));
+    const c10::NoGradGuard no_grad;
+    at::_foreach_add_(list(to, count), list(from, count));
+  });
+}
+
+// Adds to the parameters' gradients those of a scalar, times `seed` (f32) if it is not null.
+int amp_backward(Handle loss, Handle seed) {
+  return amp::guarded([&] {
+    loss->backward(seed == nullptr ? at::Tensor()
+                                   : seed->to(loss->scalar_type()).expand_as(*loss));
   });
 }
 

@@ -8,6 +8,7 @@
 #include <limits>
 #include <string>
 
+#include "column_sums.h"
 #include "dropout.h"
 #include "guard.h"
 #include "kernel.h"
@@ -51,20 +52,10 @@ Layer layer_of(const at::Tensor& input, const Options& options, const amp::Dropo
           options.momentum, options.eps, dropout};
 }
 
-// Whether the kernels' vectors lie well in it.
-bool is_aligned(const at::Tensor& tensor) {
-  const auto size = 4 * tensor.element_size();
-  return tensor.is_contiguous() && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % size == 0;
-}
-
 bool is_known(at::ScalarType input, at::ScalarType weight) {
   const bool half = input == at::kHalf || input == at::kBFloat16;
   return (input == weight && amp::kernel_dtype(input) != nullptr) ||
          (half && weight == at::kFloat);
-}
-
-void* data(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
 }
 
 struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
@@ -79,8 +70,8 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     auto layer = layer_of(input, options, dropout);
     const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
                *b = bias.const_data_ptr();
-    void *rm = data(running.mean), *rv = data(running.var), *t = data(running.tracked),
-         *m = data(means), *i = data(inverses), *o = data(out);
+    void *rm = amp::data(running.mean), *rv = amp::data(running.var), *t = amp::data(running.tracked),
+         *m = amp::data(means), *i = amp::data(inverses), *o = amp::data(out);
     void* arguments[] = {&in, &w, &b, &rm, &rv, &t, &m, &i, &o, &layer};
     start("forward", input, weight, arguments);
     context->save_for_backward({input, weight, bias, means, inverses});
@@ -99,21 +90,37 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     // The rest is for the forward pass.
     const Options options{0, 0, kept.at("p").toDouble(), kept.at("relu").toBool()};
     auto grad = grads.at(0).contiguous();
-    if (!is_aligned(grad)) grad = grad.clone();
+    if (!amp::is_aligned(grad)) grad = grad.clone();
     variable_list out(5);
-    if (context->needs_input_grad(0)) out[0] = at::empty_like(input);
+    at::Tensor input_sums;
+    if (context->needs_input_grad(0)) {
+      out[0] = at::empty_like(input);
+      input_sums = at::empty_like(weight);
+    }
     out[1] = at::empty_like(weight);
     out[2] = at::empty_like(bias);
     auto layer = layer_of(input, options, {options.p, kept.at("drawn").toIntVector()});
     const void *in = input.const_data_ptr(), *g = grad.const_data_ptr(),
                *w = weight.const_data_ptr(), *b = bias.const_data_ptr(),
                *m = means.const_data_ptr(), *i = inverses.const_data_ptr();
-    void *gi = data(out[0]), *gw = data(out[1]), *gb = data(out[2]);
-    void* arguments[] = {&in, &g, &w, &b, &m, &i, &gi, &gw, &gb, &layer};
+    void *gi = amp::data(out[0]), *gw = amp::data(out[1]), *gb = amp::data(out[2]),
+         *sums = amp::data(input_sums);
+    void* arguments[] = {&in, &g, &w, &b, &m, &i, &gi, &gw, &gb, &sums, &layer};
     start("backward", input, weight, arguments);
+    if (out[0].defined()) amp::note_column_sums(out[0], input_sums);
     return out;
   }
 };
+
+// Whether the kernels can take it: [rows, columns] on a CUDA device with two rows at least and a multiple
+// of four columns.
+bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
+  constexpr int64_t largest = std::numeric_limits<int>::max();
+  return input.is_cuda() && input.dim() == 2 && input.size(0) >= 2 && input.size(0) <= largest &&
+         input.size(1) <= largest && input.size(1) % 4 == 0 && input.size(1) == weight.numel() &&
+         weight.device() == input.device() && is_known(input.scalar_type(), weight.scalar_type()) &&
+         amp::is_aligned(input) && amp::is_aligned(weight) && amp::is_aligned(bias);
+}
 
 }  // namespace
 
@@ -124,27 +131,14 @@ struct AmpBatchNormOptions {
   int relu;
 };
 
-// Whether amp_batch_norm can take these: [rows, columns] on a CUDA device with two rows at least and a
-// multiple of four columns.
-int amp_batch_norm_fits(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
-                        int* fits) {
-  return amp::guarded([&] {
-    constexpr int64_t largest = std::numeric_limits<int>::max();
-    *fits = input->is_cuda() && input->dim() == 2 && input->size(0) >= 2 &&
-            input->size(0) <= largest && input->size(1) <= largest && input->size(1) % 4 == 0 &&
-            input->size(1) == weight->numel() && weight->device() == input->device() &&
-            is_known(input->scalar_type(), weight->scalar_type()) && is_aligned(*input) &&
-            is_aligned(*weight) && is_aligned(*bias);
-  });
-}
-
 // Normalises over the rows. Behind it come ReLU, if wanted, and dropout with probability p below 1.
-// The statistics and their count may be null. The result is new.
+// The statistics and their count may be null. The result is new, or null if the kernels cannot take these.
 int amp_batch_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                    const at::Tensor* running_mean, const at::Tensor* running_var,
                    const at::Tensor* tracked, const AmpBatchNormOptions* options,
                    at::Tensor** out) {
   return amp::guarded([&] {
+    if (!fits(*input, *weight, *bias)) return;
     const auto maybe = [](const at::Tensor* tensor) {
       return tensor == nullptr ? at::Tensor() : *tensor;
     };

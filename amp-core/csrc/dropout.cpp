@@ -17,29 +17,32 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 // Elements are dropped by their place in memory.
-at::Tensor run(const at::Tensor& given, at::MemoryFormat format, amp::Dropout dropout) {
+at::Tensor run(const at::Tensor& given, at::MemoryFormat format, int64_t together,
+               amp::Dropout dropout) {
   static amp::KernelSource source("dropout.cu", amp_kernels_dropout);
   const auto in = given.contiguous(format);
   const auto out = at::empty_like(in);
-  long long count = in.numel();
+  long long count = in.numel(), run = together;
   if (count == 0) return out;
   constexpr long long per_block = 256 * 4;
   const void* from = in.const_data_ptr();
   void* to = out.mutable_data_ptr();
-  void* arguments[] = {&from, &to, &count, &dropout};
+  void* arguments[] = {&from, &to, &count, &run, &dropout};
   source.launch("apply", {amp::kernel_dtype(in.scalar_type())}, in.device(),
                 static_cast<unsigned>((count + per_block - 1) / per_block), 256, arguments);
   return out;
 }
 
 struct AmpDropout : torch::autograd::Function<AmpDropout> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, double p) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, double p,
+                            int64_t together) {
     const amp::Dropout dropout(p, input.device());
     const auto format = input.suggest_memory_format();
     context->saved_data["p"] = p;
     context->saved_data["drawn"] = dropout.drawn();
     context->saved_data["format"] = static_cast<int64_t>(format);
-    return run(input, format, dropout);
+    context->saved_data["together"] = together;
+    return run(input, format, together, dropout);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -47,7 +50,8 @@ struct AmpDropout : torch::autograd::Function<AmpDropout> {
     const auto& saved = context->saved_data;
     const amp::Dropout dropout(saved.at("p").toDouble(), saved.at("drawn").toIntVector());
     const auto format = static_cast<at::MemoryFormat>(saved.at("format").toInt());
-    return {run(grads.at(0), format, dropout), at::Tensor()};
+    const auto together = saved.at("together").toInt();
+    return {run(grads.at(0), format, together, dropout), {}, {}};
   }
 };
 
@@ -55,13 +59,14 @@ struct AmpDropout : torch::autograd::Function<AmpDropout> {
 
 extern "C" {
 
-// Drops elements of a CUDA tensor with probability p, above 0 and below 1. The result is new.
-int amp_dropout(const at::Tensor* input, double p, at::Tensor** out) {
+// Drops elements of a CUDA tensor with probability p, above 0 and below 1, so many neighbours together.
+// The result is new.
+int amp_dropout(const at::Tensor* input, double p, int64_t together, at::Tensor** out) {
   return amp::guarded([&] {
     if (amp::kernel_dtype(input->scalar_type()) == nullptr) {
       throw std::runtime_error("dropout is for floating dtypes");
     }
-    *out = new at::Tensor(AmpDropout::apply(*input, p));
+    *out = new at::Tensor(AmpDropout::apply(*input, p, together));
   });
 }
 

@@ -2,6 +2,7 @@
 // libtorch (NVRTC), so that building needs no CUDA.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/ScalarType.h>
@@ -28,6 +29,17 @@ inline const char* kernel_dtype(at::ScalarType dtype) {
   }
 }
 
+// Whether the kernels' vectors of four elements lie well in it.
+inline bool is_aligned(const at::Tensor& tensor) {
+  const auto size = 4 * tensor.element_size();
+  return tensor.is_contiguous() && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % size == 0;
+}
+
+// What a kernel writes to; null for no tensor.
+inline void* data(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
+}
+
 // For a backward pass that is a kernel: autograd would take what it gives for constants.
 inline void refuse_second_derivative(const char* layer) {
   if (!c10::GradMode::is_enabled()) return;
@@ -42,7 +54,7 @@ class KernelSource {
   KernelSource(const char* file, const char* text) : file_(file), text_(text) {}
 
   // Starts kernel `name` on the device's current stream. `types` are the file's T and, if it has
-  // them, P and Q, by kernel_dtype's names. The first start on a device with them compiles the
+  // them, P, Q and R, by kernel_dtype's names. The first start on a device with them compiles the
   // file, which cannot be done while a graph is captured.
   void launch(const char* name, const Types& types, c10::Device device, unsigned blocks,
               unsigned threads, void** arguments);

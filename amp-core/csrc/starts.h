@@ -16,20 +16,25 @@ struct Start {
   unsigned blocks = 0;
 };
 
-// Makes room for a tensor in the last start where it fits, and returns its place there.
+// Makes room for so many elements of one dtype in the last start where they fit, and returns their place
+// there.
 template <typename List>
-int add(std::vector<Start<List>>& starts, const at::Tensor& tensor) {
-  const auto dtype = tensor.scalar_type();
+int add(std::vector<Start<List>>& starts, at::ScalarType dtype, int64_t size) {
   if (starts.empty() || starts.back().dtype != dtype ||
       starts.back().tensors.count == List::max_tensors) {
     starts.push_back({dtype});
   }
   auto& [_, tensors, blocks] = starts.back();
   const int at = tensors.count++;
-  tensors.sizes[at] = tensor.numel();
+  tensors.sizes[at] = size;
   tensors.first_blocks[at] = static_cast<int>(blocks);
-  blocks += (tensor.numel() + List::elements_per_block - 1) / List::elements_per_block;
+  blocks += (size + List::elements_per_block - 1) / List::elements_per_block;
   return at;
+}
+
+template <typename List>
+int add(std::vector<Start<List>>& starts, const at::Tensor& tensor) {
+  return add(starts, tensor.scalar_type(), tensor.numel());
 }
 
 }  // namespace amp

@@ -1,13 +1,7 @@
 // Batch normalisation of [rows, columns] while training, with ReLU and dropout behind it if wanted,
 // in one pass over the batch for the statistics and one for the rest. The backward pass needs the
-// input alone: what was cut off or dropped is worked out again.
-//
-// A block takes 32 columns: eight threads of a row four each, 64 rows at a time.
-
-constexpr int lanes = 8;
-constexpr int columns_per_block = lanes * per_thread;
-constexpr int rows_at_once = 64;
-constexpr int warps = lanes * rows_at_once / 32;
+// input alone: what was cut off or dropped is worked out again. It also sums what it passes on, over the
+// rows: the gradient of a bias before it.
 
 struct Layer {
   int rows, columns, relu;
@@ -15,50 +9,11 @@ struct Layer {
   Dropout dropout;
 };
 
-// Sums over the block's rows of two values for each column; `finish` is called for each column with
-// both.
-template <typename Finish>
-__device__ void for_column_sums(const Wide<T> (&first)[per_thread],
-                                const Wide<T> (&second)[per_thread], Finish finish) {
-  __shared__ double sums[2][warps][columns_per_block];
-  const int lane = threadIdx.x % lanes, warp = threadIdx.x / 32;
-  for (int k = 0; k < per_thread; ++k) {
-    double a = first[k], b = second[k];
-    // A warp has four rows.
-    for (int offset = lanes; offset < 32; offset *= 2) {
-      a += __shfl_xor_sync(~0u, a, offset);
-      b += __shfl_xor_sync(~0u, b, offset);
-    }
-    if (threadIdx.x % 32 < lanes) {
-      sums[0][warp][lane * per_thread + k] = a;
-      sums[1][warp][lane * per_thread + k] = b;
-    }
-  }
-  __syncthreads();
-  if (threadIdx.x < columns_per_block) {
-    double a = 0, b = 0;
-    for (int w = 0; w < warps; ++w) {
-      a += sums[0][w][threadIdx.x];
-      b += sums[1][w][threadIdx.x];
-    }
-    finish(a, b);
-  }
-  __syncthreads();
-}
-
 __device__ float scaled(float x, float mean, float inverse, float weight, float bias) {
   return fmaf((x - mean) * inverse, weight, bias);
 }
 __device__ double scaled(double x, double mean, double inverse, double weight, double bias) {
   return fma((x - mean) * inverse, weight, bias);
-}
-
-// Between the layers a value has their dtype: in one kernel they have the bits that they have one by
-// one.
-__device__ Wide<T> rounded(Wide<T> x) {
-  T out;
-  narrow(x, out);
-  return widen(out);
 }
 
 // The row's and column's place among the groups of four elements.
@@ -117,7 +72,7 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
     drops.of(group_of(layer, row, column), factors);
     for (int k = 0; k < per_thread; ++k) {
       const int own = lane * per_thread + k;
-      W y = rounded(
+      W y = rounded<T>(
           scaled(widen(x.at[k]), mean[own], inverse[own], W(widen(w.at[k])), W(widen(b.at[k]))));
       // Leaves a NaN.
       if (layer.relu && y <= 0) y = 0;
@@ -129,7 +84,7 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
 
 extern "C" __global__ void backward(const T* in, const T* grads, const P* weights, const P* biases,
                          const Wide<T>* means, const Wide<T>* inverses, T* input_grads,
-                         P* weight_grads, P* bias_grads, const Layer layer) {
+                         P* weight_grads, P* bias_grads, P* input_sums, const Layer layer) {
   using W = Wide<T>;
   __shared__ W grad_mean[columns_per_block], grad_slope[columns_per_block];
   const int lane = threadIdx.x % lanes, first_row = threadIdx.x / lanes;
@@ -152,8 +107,8 @@ extern "C" __global__ void backward(const T* in, const T* grads, const P* weight
     for (int k = 0; k < per_thread; ++k) {
       const W value = widen(x.at[k]);
       const W y =
-          rounded(scaled(value, mean.at[k], inverse.at[k], W(widen(w.at[k])), W(widen(b.at[k]))));
-      grad[k] = layer.relu && y <= 0 ? W(0) : rounded(widen(g.at[k]) * factors[k]);
+          rounded<T>(scaled(value, mean.at[k], inverse.at[k], W(widen(w.at[k])), W(widen(b.at[k]))));
+      grad[k] = layer.relu && y <= 0 ? W(0) : rounded<T>(widen(g.at[k]) * factors[k]);
       distance[k] = value - mean.at[k];
     }
   };
@@ -179,18 +134,26 @@ extern "C" __global__ void backward(const T* in, const T* grads, const P* weight
     grad_mean[threadIdx.x] = total / layer.rows;
     grad_slope[threadIdx.x] = slope * by / layer.rows;
   });
-  if (!within || input_grads == nullptr) return;
+  if (input_grads == nullptr) return;
 
+  W passed[per_thread] = {}, none[per_thread] = {};
+  if (within) {
 #pragma unroll 4
-  for (int row = first_row; row < layer.rows; row += rows_at_once) {
-    W grad[per_thread], distance[per_thread];
-    read(row, grad, distance);
-    Pack<T> out;
-    for (int k = 0; k < per_thread; ++k) {
-      const int own = lane * per_thread + k;
-      const W centred = grad[k] - grad_mean[own] - distance[k] * grad_slope[own];
-      narrow(centred * inverse.at[k] * W(widen(w.at[k])), out.at[k]);
+    for (int row = first_row; row < layer.rows; row += rows_at_once) {
+      W grad[per_thread], distance[per_thread];
+      read(row, grad, distance);
+      Pack<T> out;
+      for (int k = 0; k < per_thread; ++k) {
+        const int own = lane * per_thread + k;
+        const W centred = grad[k] - grad_mean[own] - distance[k] * grad_slope[own];
+        narrow(centred * inverse.at[k] * W(widen(w.at[k])), out.at[k]);
+        passed[k] += widen(out.at[k]);
+      }
+      pack_at(input_grads, static_cast<long long>(row) * layer.columns + column) = out;
     }
-    pack_at(input_grads, static_cast<long long>(row) * layer.columns + column) = out;
   }
+  for_column_sums(passed, none, [&](double total, double) {
+    const int at = blockIdx.x * columns_per_block + threadIdx.x;
+    if (at < layer.columns) narrow(total, input_sums[at]);
+  });
 }

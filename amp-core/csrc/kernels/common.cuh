@@ -7,7 +7,7 @@ struct f16 {
   unsigned short bits;
 };
 
-// What the file is compiled for: the dtype that it works on and up to two more. They are those of
+// What the file is compiled for: the dtype that it works on and up to three more. They are those of
 // weights, or for steps of gradients and of averages.
 using T = AMP_T;
 #ifdef AMP_P
@@ -19,6 +19,11 @@ using P = T;
 using Q = AMP_Q;
 #else
 using Q = T;
+#endif
+#ifdef AMP_R
+using R = AMP_R;
+#else
+using R = T;
 #endif
 
 __device__ float widen(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
@@ -175,6 +180,53 @@ __device__ double block_sum(double value) {
   return value;
 }
 
+// What it is in dtype U. Between layers a value has their dtype: in one kernel they have the bits that
+// they have one by one.
+template <typename U>
+__device__ Wide<U> rounded(Wide<U> x) {
+  U out;
+  narrow(x, out);
+  return widen(out);
+}
+
+// Kernels that sum over the rows of a matrix have blocks of 512 threads, which take 32 columns: eight
+// threads of a row four each, 64 rows at a time.
+constexpr int lanes = 8;
+constexpr int columns_per_block = lanes * per_thread;
+constexpr int rows_at_once = 64;
+
+// Sums over the block's rows of two values for each column; `finish` is called for each column with
+// both.
+template <typename W, typename Finish>
+__device__ void for_column_sums(const W (&first)[per_thread], const W (&second)[per_thread],
+                                Finish finish) {
+  constexpr int warps = lanes * rows_at_once / 32;
+  __shared__ double sums[2][warps][columns_per_block];
+  const int lane = threadIdx.x % lanes, warp = threadIdx.x / 32;
+  for (int k = 0; k < per_thread; ++k) {
+    double a = first[k], b = second[k];
+    // A warp has four rows.
+    for (int offset = lanes; offset < 32; offset *= 2) {
+      a += __shfl_xor_sync(~0u, a, offset);
+      b += __shfl_xor_sync(~0u, b, offset);
+    }
+    if (threadIdx.x % 32 < lanes) {
+      sums[0][warp][lane * per_thread + k] = a;
+      sums[1][warp][lane * per_thread + k] = b;
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x < columns_per_block) {
+    double a = 0, b = 0;
+    for (int w = 0; w < warps; ++w) {
+      a += sums[0][w][threadIdx.x];
+      b += sums[1][w][threadIdx.x];
+    }
+    finish(a, b);
+  }
+  __syncthreads();
+}
+
 // Four random words for a place in a stream: Philox4x32 with 7 rounds, the fewest that Salmon et al.
 // (2011, table 2) found to pass BigCrush.
 __device__ uint4 philox(unsigned long long seed, unsigned long long stream,
@@ -249,5 +301,12 @@ struct Factors {
     unsigned words[per_thread];
     stream.words(group, words);
     for (int k = 0; k < per_thread; ++k) out[k] = words[k] < threshold ? 0 : scale;
+  }
+
+  // Of the element at `place`.
+  __device__ float at(long long place) const {
+    float factors[per_thread];
+    of(place / per_thread, factors);
+    return factors[place % per_thread];
   }
 };

@@ -1,13 +1,23 @@
 // Dropout without a mask in memory: what is dropped follows from where the generator was and the
-// element's place, so that the backward pass is the forward pass of the gradient.
+// element's place, so that the backward pass is the forward pass of the gradient. `run` neighbours are
+// dropped together.
 
-extern "C" __global__ void apply(const T* in, T* out, long long count, const Dropout dropout) {
+extern "C" __global__ void apply(const T* in, T* out, long long count, long long run,
+                                 const Dropout dropout) {
   const bool packed = is_aligned(in) && is_aligned(out);
   const long long group = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   const long long begin = group * per_thread;
   if (begin >= count) return;
   float factors[per_thread];
-  Factors(dropout).of(group, factors);
+  const Factors drops(dropout);
+  if (run == 1) {
+    drops.of(group, factors);
+  } else {
+    for (int k = 0; k < per_thread; ++k) {
+      const bool again = k > 0 && (begin + k) % run != 0;
+      factors[k] = again ? factors[k - 1] : drops.at((begin + k) / run);
+    }
+  }
   if (packed && begin + per_thread <= count) {
     auto pack = pack_at(in, begin);
     for (int k = 0; k < per_thread; ++k) narrow(widen(pack.at[k]) * factors[k], pack.at[k]);

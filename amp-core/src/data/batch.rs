@@ -90,13 +90,6 @@ impl Batch {
         Ok(Self { input: self.input.f_detach_copy()?, target: self.target.f_detach_copy()? })
     }
 
-    /// Overwrites the examples with others of the same shapes.
-    pub(crate) fn write(&self, other: &Self) -> Result<()> {
-        self.input.shallow_clone().f_copy_(&other.input)?;
-        self.target.shallow_clone().f_copy_(&other.target)?;
-        Ok(())
-    }
-
     pub(crate) fn shallow_clone(&self) -> Self {
         Self { input: self.input.shallow_clone(), target: self.target.shallow_clone() }
     }

@@ -1,4 +1,5 @@
-//! Autocast state and the kernels on lists of tensors (`csrc/amp.cpp`, `csrc/gradient.cpp`).
+//! Autocast state and the kernels on lists of tensors (`csrc/amp.cpp`, `csrc/gradient.cpp`,
+//! `csrc/copy.cpp`).
 
 use std::{
     ffi::{c_double, c_int, c_void},
@@ -37,7 +38,9 @@ unsafe extern "C" {
         factor: *mut *mut C_tensor,
     ) -> c_int;
     fn amp_foreach_mul(tensors: *const Handle, count: usize, factor: Handle) -> c_int;
-    fn amp_foreach_copy(to: *const Handle, from: *const Handle, count: usize) -> c_int;
+    fn amp_copy_each(to: *const Handle, from: *const Handle, count: usize) -> c_int;
+    fn amp_foreach_add_each(to: *const Handle, from: *const Handle, count: usize) -> c_int;
+    fn amp_backward(loss: Handle, seed: Handle) -> c_int;
     fn amp_foreach_add(tensors: *const Handle, count: usize, value: c_double) -> c_int;
     fn amp_foreach_clamp(tensors: *const Handle, count: usize, low: f64, high: f64) -> c_int;
     fn amp_grads(
@@ -158,11 +161,26 @@ pub(crate) fn foreach_mul(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
     checked!(amp_foreach_mul(tensors.as_ptr(), tensors.len(), factor.as_ptr()))
 }
 
-/// Copies each tensor of `from` into the one of `to` at its place.
-pub(crate) fn foreach_copy(to: &[Tensor], from: &[Tensor]) -> Result<()> {
+/// Copies the second of each pair into the first, on a CUDA device in one kernel.
+pub(crate) fn copy_each(pairs: &[[&Tensor; 2]]) -> Result<()> {
+    let [to, from] = [0, 1].map(|at| handles(pairs.iter().map(|pair| pair[at])));
+    checked!(amp_copy_each(to.as_ptr(), from.as_ptr(), pairs.len()))
+}
+
+/// Adds to each of `to` its neighbour in `from`, without a graph.
+pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
     assert_eq!(to.len(), from.len(), "one for each");
-    let (to, from) = (handles(to), handles(from));
-    checked!(amp_foreach_copy(to.as_ptr(), from.as_ptr(), to.len()))
+    if to.is_empty() {
+        return Ok(());
+    }
+    let (to, from) = (handles(to.iter().copied()), handles(from.iter().copied()));
+    checked!(amp_foreach_add_each(to.as_ptr(), from.as_ptr(), to.len()))
+}
+
+/// Adds to the parameters' gradients those of a scalar, times `seed` if there is one: an f32 scalar
+/// where the loss is.
+pub(crate) fn backward(loss: &Tensor, seed: Option<&Tensor>) -> Result<()> {
+    checked!(amp_backward(loss.as_ptr(), handle(seed)))
 }
 
 pub(crate) fn foreach_add(tensors: &[&Tensor], value: f64) -> Result<()> {

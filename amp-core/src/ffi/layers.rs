@@ -1,7 +1,10 @@
 //! Layers, a loss and a metric that are not libtorch's alone (`csrc/linear.cpp`, `csrc/conv.cpp`,
-//! `csrc/batch_norm.cpp`, `csrc/dropout.cpp`, `csrc/classification.cpp`).
+//! `csrc/batch_norm.cpp`, `csrc/layer_norm.cpp`, `csrc/dropout.cpp`, `csrc/classification.cpp`).
 
-use std::ffi::{c_double, c_int};
+use std::{
+    ffi::{c_double, c_int},
+    ops::Range,
+};
 
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -21,11 +24,43 @@ pub(crate) struct BatchNormOptions {
     pub(crate) relu: c_int,
 }
 
+/// What comes before and behind a layer normalisation, and its option.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct LayerNormOptions {
+    pub(crate) eps: c_double,
+    /// The probability, below 1, of dropout on what is added to a residual.
+    pub(crate) before: c_double,
+    /// That of dropout behind everything.
+    pub(crate) after: c_double,
+    /// Whether GELU comes behind the normalisation: 0 or 1.
+    pub(crate) gelu: c_int,
+}
+
+#[repr(C)]
+struct LinearOptions {
+    first: i64,
+    count: i64,
+    p: c_double,
+    relu: c_int,
+}
+
+impl LinearOptions {
+    /// All outputs, as they are.
+    const PLAIN: Self = Self { first: 0, count: 0, p: 0.0, relu: 0 };
+}
+
 /// Running mean, running variance and how many batches they have seen.
 pub(crate) type Statistics<'a> = [&'a Tensor; 3];
 
 unsafe extern "C" {
-    fn amp_linear(input: Handle, weight: Handle, bias: Handle, out: *mut *mut C_tensor) -> c_int;
+    fn amp_linear(
+        input: Handle,
+        weight: Handle,
+        bias: Handle,
+        options: *const LinearOptions,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     fn amp_conv2d(
         input: Handle,
         weight: Handle,
@@ -35,7 +70,6 @@ unsafe extern "C" {
         channels_last: c_int,
         out: *mut *mut C_tensor,
     ) -> c_int;
-    fn amp_batch_norm_fits(input: Handle, weight: Handle, bias: Handle, fits: *mut c_int) -> c_int;
     fn amp_batch_norm(
         input: Handle,
         weight: Handle,
@@ -46,23 +80,68 @@ unsafe extern "C" {
         options: *const BatchNormOptions,
         out: *mut *mut C_tensor,
     ) -> c_int;
-    fn amp_dropout(input: Handle, p: c_double, out: *mut *mut C_tensor) -> c_int;
+    fn amp_layer_norm(
+        input: Handle,
+        residual: Handle,
+        weight: Handle,
+        bias: Handle,
+        options: *const LayerNormOptions,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    fn amp_dropout(input: Handle, p: c_double, together: i64, out: *mut *mut C_tensor) -> c_int;
     fn amp_cross_entropy(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
     fn amp_hits(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
 }
 
-/// The tensor that `call` makes.
-fn made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Tensor> {
+/// The tensor that `call` makes, if it makes one.
+fn perhaps_made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Option<Tensor>> {
     let mut out = std::ptr::null_mut();
     call(&mut out)?;
-    // SAFETY: on success it is a new tensor that nobody else owns.
-    Ok(unsafe { Tensor::from_ptr(out) })
+    // SAFETY: on success it is null or a new tensor that nobody else owns.
+    Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
+}
+
+/// The tensor that `call` makes.
+fn made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Tensor> {
+    Ok(perhaps_made(call)?.expect("on success there is one"))
 }
 
 /// x·Wᵀ + b. Under autocast on CUDA the gradients of an f32 weight and bias come from f32 sums of
 /// products without being rounded to 16 bits in between.
 pub(crate) fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    made(|out| checked!(amp_linear(input.as_ptr(), weight.as_ptr(), handle(bias), out)))
+    linear_with(input, weight, bias, &LinearOptions::PLAIN)
+}
+
+/// [`linear`] with ReLU behind it, and then dropout with probability `p` below 1. On CUDA what follows
+/// the product goes along with it (`_addmm_activation`), or is one kernel.
+pub(crate) fn linear_relu(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    p: f64,
+) -> Result<Tensor> {
+    linear_with(input, weight, bias, &LinearOptions { p, relu: 1, ..LinearOptions::PLAIN })
+}
+
+/// These outputs of a [`linear`] layer. The others' gradients are zero.
+pub(crate) fn linear_part(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    outputs: Range<i64>,
+) -> Result<Tensor> {
+    let (first, count) = (outputs.start, outputs.end - outputs.start);
+    linear_with(input, weight, bias, &LinearOptions { first, count, ..LinearOptions::PLAIN })
+}
+
+fn linear_with(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    options: &LinearOptions,
+) -> Result<Tensor> {
+    let (input, weight, bias) = (input.as_ptr(), weight.as_ptr(), handle(bias));
+    made(|out| checked!(amp_linear(input, weight, bias, &raw const *options, out)))
 }
 
 /// A square convolution of `[N, C, H, W]` with this stride and padding. Where it computes in 16 bits it
@@ -89,13 +168,8 @@ pub(crate) fn batch_norm(
     statistics: Option<Statistics<'_>>,
     options: &BatchNormOptions,
 ) -> Result<Option<Tensor>> {
-    let mut fits = 0;
-    checked!(amp_batch_norm_fits(input.as_ptr(), weight.as_ptr(), bias.as_ptr(), &mut fits))?;
-    if fits == 0 {
-        return Ok(None);
-    }
     let [mean, var, tracked] = [0, 1, 2].map(|at| handle(statistics.map(|all| all[at])));
-    let run = |out| {
+    perhaps_made(|out| {
         checked!(amp_batch_norm(
             input.as_ptr(),
             weight.as_ptr(),
@@ -106,8 +180,23 @@ pub(crate) fn batch_norm(
             &raw const *options,
             out,
         ))
-    };
-    made(run).map(Some)
+    })
+}
+
+/// Layer normalisation along the last dimension, while training, of `input` or, with a residual, of
+/// their sum after dropout of `input`, with what comes behind it; `None` where the kernels cannot take
+/// these tensors.
+pub(crate) fn layer_norm(
+    input: &Tensor,
+    residual: Option<&Tensor>,
+    [weight, bias]: [&Tensor; 2],
+    options: &LayerNormOptions,
+) -> Result<Option<Tensor>> {
+    let (input, residual) = (input.as_ptr(), handle(residual));
+    let (weight, bias) = (weight.as_ptr(), bias.as_ptr());
+    perhaps_made(|out| {
+        checked!(amp_layer_norm(input, residual, weight, bias, &raw const *options, out))
+    })
 }
 
 /// The mean cross entropy of logits against int64 classes, those of -100 left out.
@@ -121,7 +210,8 @@ pub(crate) fn hits(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }
 
-/// Drops elements of a CUDA tensor with probability `p`, above 0 and below 1.
-pub(crate) fn dropout(input: &Tensor, p: f64) -> Result<Tensor> {
-    made(|out| checked!(amp_dropout(input.as_ptr(), p, out)))
+/// Drops elements of a CUDA tensor with probability `p`, above 0 and below 1, so many neighbours
+/// together.
+pub(crate) fn dropout(input: &Tensor, p: f64, together: i64) -> Result<Tensor> {
+    made(|out| checked!(amp_dropout(input.as_ptr(), p, together, out)))
 }

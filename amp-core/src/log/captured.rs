@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{Entry, Log};
-use crate::{Error, Result};
+use crate::{Error, Result, ffi};
 
 /// Numbers that a captured step may log in all; a value is one, F1 of C classes 3·C.
 const ROOM: i64 = 1 << 14;
@@ -25,6 +25,19 @@ struct Captured {
     before: u64,
 }
 
+/// The place of a sum of such counts in `room`, of which the first `used` are taken.
+fn take_room(room: &Tensor, used: &mut i64, counts: &Tensor) -> Result<Tensor> {
+    let count = counts.numel() as i64;
+    if *used + count > ROOM {
+        return Err(Error::config(format!(
+            "a step logs more than {ROOM} numbers in all: log less"
+        )));
+    }
+    let sum = room.f_narrow(0, *used, count)?.f_view(counts.size().as_slice())?;
+    *used += count;
+    Ok(sum)
+}
+
 impl CapturedLog {
     /// Room for the sums, to be made before the capture: what is allocated within it may lie where
     /// something else lay earlier in the step, which the next replay writes again.
@@ -40,29 +53,29 @@ impl CapturedLog {
     pub(crate) fn capture(batches: Vec<Log>, room: &Tensor) -> Result<Self> {
         let mut entries: Vec<Captured> = Vec::new();
         let mut used = 0;
-        for entry in batches.into_iter().flat_map(|log| log.entries) {
-            let place = entries.iter().position(|captured| captured.step.name == entry.name);
-            let captured = match place {
-                Some(place) => &mut entries[place],
-                None => {
-                    let count = entry.counts.numel() as i64;
-                    if used + count > ROOM {
-                        return Err(Error::config(format!(
-                            "a step logs more than {ROOM} numbers in all: log less"
-                        )));
+        for log in batches {
+            let mut added = Vec::new();
+            for entry in log.entries {
+                let place = match entries.iter().position(|own| own.step.name == entry.name) {
+                    Some(place) => place,
+                    None => {
+                        let sum = take_room(room, &mut used, &entry.counts)?;
+                        let step = Entry { weight: 0.0, batches: 0, ..entry.shallow_clone() };
+                        entries.push(Captured { step, sum, before: 0 });
+                        entries.len() - 1
                     }
-                    let sum =
-                        room.f_narrow(0, used, count)?.f_view(entry.counts.size().as_slice())?;
-                    used += count;
-                    let step = Entry { weight: 0.0, batches: 0, ..entry.shallow_clone() };
-                    entries.push(Captured { step, sum, before: 0 });
-                    entries.last_mut().expect("one was just added")
-                }
-            };
-            let _ = captured.sum.f_add_(&entry.counts)?;
-            captured.step.weight += entry.weight;
-            captured.step.batches += 1;
-            captured.step.latest = (entry.counts, entry.weight);
+                };
+                let step = &mut entries[place].step;
+                step.weight += entry.weight;
+                step.batches += 1;
+                step.latest = (entry.counts, entry.weight);
+                added.push(place);
+            }
+            // In one kernel: a batch logs a name once.
+            let sums: Vec<&Tensor> = added.iter().map(|place| &entries[*place].sum).collect();
+            let counts: Vec<&Tensor> =
+                added.iter().map(|place| &entries[*place].step.latest.0).collect();
+            ffi::foreach_add_each(&sums, &counts)?;
         }
         Ok(Self { entries, steps: 0 })
     }

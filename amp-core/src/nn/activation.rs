@@ -21,6 +21,22 @@ impl Module for Relu {
     }
 }
 
+/// x·Φ(x), exact; nn.GELU.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gelu;
+
+impl Module for Gelu {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_gelu("none")?)
+    }
+
+    fn visit(&self, _: &mut dyn Visitor) {}
+
+    fn fusable(&self) -> Fusable<'_> {
+        Fusable::Gelu
+    }
+}
+
 macro_rules! stateless {
     ($($(#[$doc:meta])* $name:ident => |$input:ident| $body:expr;)*) => {$(
         $(#[$doc])*
@@ -38,8 +54,6 @@ macro_rules! stateless {
 }
 
 stateless! {
-    /// x·Φ(x), exact; nn.GELU.
-    Gelu => |x| x.f_gelu("none")?;
     /// tanh(x).
     Tanh => |x| x.f_tanh()?;
     /// 1 / (1 + e⁻ˣ).

@@ -63,16 +63,27 @@ impl MultiheadAttention {
     /// longer for that than the rest of the layer, and give them gradients of rounding errors.
     fn project_values(&self, input: &Tensor) -> Result<Tensor> {
         let d = self.config.embed_dim;
-        let values = |packed: &Tensor| packed.f_narrow(0, 2 * d, d);
-        let (weight, bias) = (values(&self.in_proj_weight)?, values(&self.in_proj_bias)?);
-        ffi::linear(input, &weight, Some(&bias))
+        ffi::linear_part(input, &self.in_proj_weight, Some(&self.in_proj_bias), 2 * d..3 * d)
     }
-}
 
-/// The attention weights `[N, heads, 1, 1]` of one position to itself.
-fn weights_of_one(values: &Tensor) -> Result<Tensor> {
-    let (n, heads) = (values.size()[0], values.size()[1]);
-    Ok(Tensor::f_ones([n, heads, 1, 1], (values.kind(), values.device()))?)
+    /// What one position attends to: its values, of which dropout of the weight, which is 1, drops
+    /// heads as a whole.
+    fn attend_to_itself(&self, input: &Tensor, dropout: f64) -> Result<Tensor> {
+        let MultiheadAttentionConfig { embed_dim, num_heads, .. } = self.config;
+        let values = self.project_values(input)?;
+        if dropout == 0.0 {
+            return Ok(values);
+        }
+        let width = embed_dim / num_heads;
+        if values.device().is_cuda() && dropout < 1.0 {
+            return ffi::dropout(&values, dropout, width);
+        }
+        let n = values.size()[0];
+        let weights = Tensor::f_ones([n, num_heads, 1, 1], (values.kind(), values.device()))?;
+        let kept = weights.f_dropout(dropout, true)?;
+        let heads = values.f_reshape([n, num_heads, 1, width])?;
+        Ok(heads.f_mul(&kept)?.f_reshape([n, 1, embed_dim])?)
+    }
 }
 
 impl Module for MultiheadAttention {
@@ -84,16 +95,12 @@ impl Module for MultiheadAttention {
             Ok(x.f_reshape(shape)?.f_transpose(1, 2)?)
         };
         let dropout = if cx.drops_out() { dropout } else { 0.0 };
-        let attended = if length == 1 {
-            let values = heads(&self.project_values(input)?)?;
-            match dropout {
-                0.0 => values,
-                _ => values.f_mul(&weights_of_one(&values)?.f_dropout(dropout, true)?)?,
-            }
+        let joined = if length == 1 {
+            self.attend_to_itself(input, dropout)?
         } else {
             let projected = ffi::linear(input, &self.in_proj_weight, Some(&self.in_proj_bias))?;
             let qkv = projected.f_chunk(3, -1)?;
-            Tensor::f_scaled_dot_product_attention(
+            let attended = Tensor::f_scaled_dot_product_attention(
                 &heads(&qkv[0])?,
                 &heads(&qkv[1])?,
                 &heads(&qkv[2])?,
@@ -102,9 +109,9 @@ impl Module for MultiheadAttention {
                 causal,
                 None,
                 false,
-            )?
+            )?;
+            attended.f_transpose(1, 2)?.f_reshape([n, length, embed_dim])?
         };
-        let joined = attended.f_transpose(1, 2)?.f_reshape([n, length, embed_dim])?;
         cx.call("out_proj", None, &self.out_proj, &joined)
     }
 

@@ -202,12 +202,11 @@ impl Context {
     pub(super) fn is_plain(&self, mut places: Range<usize>) -> bool {
         let has_island = |place| {
             let parent = self.enter_nth(place);
-            let has = self.islands.contains_key(self.path.borrow().as_str());
-            self.path.borrow_mut().truncate(parent);
+            let has = self.has_island();
+            self.leave(parent);
             has
         };
-        !matches!(self.observer, Observer::Tensors(_))
-            && (self.islands.is_empty() || !places.any(has_island))
+        !self.is_watched() && (self.islands.is_empty() || !places.any(has_island))
     }
 
     /// Runs `layers`, the first of them at `place`, in one by `run`, under the path of the first. What
@@ -220,16 +219,47 @@ impl Context {
     ) -> Result<Option<Tensor>> {
         let parent = self.enter_nth(place);
         let result = run().map_err(|error| error.at(&self.path.borrow()));
-        self.path.borrow_mut().truncate(parent);
+        self.leave(parent);
         let output = result?;
         if let (Observer::Dtypes(probe), Some(output)) = (&self.observer, &output) {
             for (place, layer) in (place..).zip(layers) {
                 let parent = self.enter_nth(place);
                 self.tell(&**probe, layer, self.plan.get(), output);
-                self.path.borrow_mut().truncate(parent);
+                self.leave(parent);
             }
         }
         Ok(output)
+    }
+
+    /// Runs the child `name` by `run`, in one with what stands before or behind it and has no name.
+    /// `None` where somebody wants to see the tensors between them, the child has a region of its own,
+    /// or `run` cannot.
+    pub(super) fn call_with<M: Module>(
+        &self,
+        name: &str,
+        module: &M,
+        run: impl FnOnce() -> Result<Option<Tensor>>,
+    ) -> Result<Option<Tensor>> {
+        let parent = self.enter(name);
+        let result = match self.is_watched() || self.has_island() {
+            true => Ok(None),
+            false => run().map_err(|error| error.at(&self.path.borrow())),
+        };
+        if let (Observer::Dtypes(probe), Ok(Some(output))) = (&self.observer, &result) {
+            self.tell(&**probe, module, self.plan.get(), output);
+        }
+        self.leave(parent);
+        result
+    }
+
+    /// Whether somebody looks at each tensor.
+    fn is_watched(&self) -> bool {
+        matches!(self.observer, Observer::Tensors(_))
+    }
+
+    /// Whether the module at the path was given a region.
+    fn has_island(&self) -> bool {
+        self.islands.contains_key(self.path.borrow().as_str())
     }
 
     /// Runs an expression on `input` in a precision region.
@@ -279,7 +309,7 @@ impl Context {
         });
         self.plan.set(outer);
         let result = result.map_err(|error| error.at(&self.path.borrow()));
-        self.path.borrow_mut().truncate(parent);
+        self.leave(parent);
         result
     }
 
@@ -308,6 +338,11 @@ impl Context {
 
     fn enter_nth(&self, index: usize) -> usize {
         self.enter(itoa::Buffer::new().format(index))
+    }
+
+    /// Cuts the path back to this length.
+    fn leave(&self, parent: usize) {
+        self.path.borrow_mut().truncate(parent);
     }
 }
 

@@ -1,18 +1,24 @@
-//! Layers that stand one behind the other and run as one kernel on CUDA: batch normalisation, then
-//! ReLU, dropout or both.
+//! Layers that stand one behind the other and run together on CUDA while training: a linear layer or a
+//! batch normalisation with ReLU, a layer normalisation with GELU, and dropout behind each.
 
 use tch::Tensor;
 
-use super::{BatchNorm, Context, Dropout, Module};
+use super::{BatchNorm, Context, Dropout, LayerNorm, Linear, Module};
 use crate::Result;
 
 /// What a layer is to those that run some layers in one.
 #[derive(Debug, Clone, Copy)]
 pub enum Fusable<'a> {
-    /// May have the others behind it.
+    /// May have ReLU behind it, and then dropout.
+    Linear(&'a Linear),
+    /// May have ReLU and dropout behind it.
     BatchNorm(&'a BatchNorm),
+    /// May have GELU and dropout behind it.
+    LayerNorm(&'a LayerNorm),
     /// max(x, 0).
     Relu,
+    /// x·Φ(x).
+    Gelu,
     /// The last of them.
     Dropout(&'a Dropout),
     /// Runs by itself.
@@ -28,20 +34,34 @@ pub(super) fn run<M: Module>(
     input: &Tensor,
     cx: &Context,
 ) -> Result<Option<(usize, Tensor)>> {
-    let Some(Fusable::BatchNorm(norm)) = layers.first().map(Module::fusable) else {
+    if !input.device().is_cuda() {
         return Ok(None);
+    }
+    let Some(first) = layers.first().map(Module::fusable) else { return Ok(None) };
+    let activates = |layer: &Fusable<'_>| {
+        matches!(
+            (first, layer),
+            (Fusable::Linear(_) | Fusable::BatchNorm(_), Fusable::Relu)
+                | (Fusable::LayerNorm(_), Fusable::Gelu)
+        )
     };
     let mut behind = layers[1..].iter().map(Module::fusable).peekable();
-    let relu = behind.next_if(|layer| matches!(layer, Fusable::Relu)).is_some();
-    let p = match behind.peek() {
+    let active = behind.next_if(activates).is_some();
+    let dropout = match behind.peek() {
         Some(Fusable::Dropout(dropout)) => Some(dropout.active(cx)),
         _ => None,
     };
-    let count = 1 + usize::from(relu) + usize::from(p.is_some());
-    if count == 1 || !input.device().is_cuda() || !cx.is_plain(place..place + count) {
+    let count = 1 + usize::from(active) + usize::from(dropout.is_some());
+    if count == 1 || !cx.is_plain(place..place + count) {
         return Ok(None);
     }
-    let run = || norm.forward_with(input, cx, relu, p.unwrap_or(0.0));
+    let p = dropout.unwrap_or(0.0);
+    let run = || match first {
+        Fusable::Linear(linear) if active => linear.forward_relu(input, cx, p),
+        Fusable::BatchNorm(norm) => norm.forward_with(input, cx, active, p),
+        Fusable::LayerNorm(norm) => norm.forward_with(input, cx, active, p),
+        _ => Ok(None),
+    };
     let output = cx.call_fused(&layers[..count], place, run)?;
     Ok(output.map(|output| (count, output)))
 }

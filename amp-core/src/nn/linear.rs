@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Context, Module, Op, Role, Visitor, init};
+use super::{Context, Fusable, Module, Op, Role, Visitor, init};
 use crate::{Error, Result, ffi};
 
 /// The options of a [`Linear`].
@@ -54,6 +54,19 @@ impl Linear {
         &self.weight
     }
 
+    /// With ReLU behind it, and dropout of probability `p`, in a training pass on CUDA; `None` elsewhere.
+    pub(super) fn forward_relu(
+        &self,
+        input: &Tensor,
+        cx: &Context,
+        p: f64,
+    ) -> Result<Option<Tensor>> {
+        if !cx.is_training() || p >= 1.0 || !input.device().is_cuda() {
+            return Ok(None);
+        }
+        ffi::linear_relu(input, &self.weight, self.bias.as_ref(), p).map(Some)
+    }
+
     /// Sets the bias to zero, as nn.MultiheadAttention does to its projection.
     pub(super) fn with_zero_bias(mut self) -> Result<Self> {
         if let Some(bias) = &self.bias {
@@ -77,5 +90,9 @@ impl Module for Linear {
 
     fn op(&self) -> Op {
         Op::Matmul
+    }
+
+    fn fusable(&self) -> Fusable<'_> {
+        Fusable::Linear(self)
     }
 }

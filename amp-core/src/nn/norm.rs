@@ -3,7 +3,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Context, Fusable, Module, Role, Visitor, init};
 use crate::{
     Result,
-    ffi::{self, BatchNormOptions},
+    ffi::{self, BatchNormOptions, LayerNormOptions},
 };
 
 /// The options of a [`BatchNorm`]; the defaults are nn.BatchNorm1d's.
@@ -152,8 +152,60 @@ impl LayerNorm {
     }
 }
 
+impl LayerNorm {
+    /// A training pass with GELU and dropout of probability `p` behind it, in one kernel; `None` where
+    /// that is not for this input or pass.
+    pub(super) fn forward_with(
+        &self,
+        input: &Tensor,
+        cx: &Context,
+        gelu: bool,
+        p: f64,
+    ) -> Result<Option<Tensor>> {
+        self.kernel(
+            input,
+            None,
+            cx,
+            LayerNormOptions { after: p, gelu: gelu.into(), ..self.options() },
+        )
+    }
+
+    /// A training pass over the sum of `residual` and of what dropout of probability `p` leaves of
+    /// `branch`, in one kernel; `None` as above.
+    pub(super) fn forward_sum(
+        &self,
+        residual: &Tensor,
+        branch: &Tensor,
+        cx: &Context,
+        p: f64,
+    ) -> Result<Option<Tensor>> {
+        self.kernel(branch, Some(residual), cx, LayerNormOptions { before: p, ..self.options() })
+    }
+
+    fn options(&self) -> LayerNormOptions {
+        LayerNormOptions { eps: self.eps, ..LayerNormOptions::default() }
+    }
+
+    fn kernel(
+        &self,
+        input: &Tensor,
+        residual: Option<&Tensor>,
+        cx: &Context,
+        options: LayerNormOptions,
+    ) -> Result<Option<Tensor>> {
+        let dropped = options.before.max(options.after);
+        if !cx.is_training() || dropped >= 1.0 || !input.device().is_cuda() {
+            return Ok(None);
+        }
+        ffi::layer_norm(input, residual, [&self.weight, &self.bias], &options)
+    }
+}
+
 impl Module for LayerNorm {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        if let Some(output) = self.forward_with(input, cx, false, 0.0)? {
+            return Ok(output);
+        }
         let shape = self.weight.size();
         Ok(input.f_layer_norm(&shape, Some(&self.weight), Some(&self.bias), self.eps, true)?)
     }
@@ -161,5 +213,9 @@ impl Module for LayerNorm {
     fn visit(&self, visitor: &mut dyn Visitor) {
         visitor.tensor("weight", &self.weight, Role::Parameter);
         visitor.tensor("bias", &self.bias, Role::Parameter);
+    }
+
+    fn fusable(&self) -> Fusable<'_> {
+        Fusable::LayerNorm(self)
     }
 }

@@ -86,16 +86,48 @@ impl Module for TransformerEncoderLayer {
     }
 }
 
+impl Parts {
+    /// The first half of the feed-forward part.
+    fn expand(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
+        let p = self.dropout.active(cx);
+        let together = || self.linear1.forward_relu(x, cx, p);
+        match cx.call_with("linear1", &self.linear1, together)? {
+            Some(inner) => Ok(inner),
+            None => {
+                let inner = cx.call("linear1", None, &self.linear1, x)?.f_relu()?;
+                self.dropout.forward(&inner, cx)
+            }
+        }
+    }
+
+    /// norm(residual + dropout(branch)), where `name` is the norm's.
+    fn add_and_normalise(
+        &self,
+        name: &str,
+        norm: &LayerNorm,
+        residual: &Tensor,
+        branch: &Tensor,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        let p = self.dropout.active(cx);
+        let together = || norm.forward_sum(residual, branch, cx, p);
+        match cx.call_with(name, norm, together)? {
+            Some(output) => Ok(output),
+            None => {
+                let branch = self.dropout.forward(branch, cx)?;
+                cx.call(name, None, norm, &residual.f_add(&branch)?)
+            }
+        }
+    }
+}
+
 impl Module for Parts {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let attended = cx.call("self_attn", None, &self.self_attn, input)?;
-        let attended = self.dropout.forward(&attended, cx)?;
-        let x = cx.call("norm1", None, &self.norm1, &input.f_add(&attended)?)?;
-        let inner = cx.call("linear1", None, &self.linear1, &x)?.f_relu()?;
-        let inner = self.dropout.forward(&inner, cx)?;
+        let x = self.add_and_normalise("norm1", &self.norm1, input, &attended, cx)?;
+        let inner = self.expand(&x, cx)?;
         let outer = cx.call("linear2", None, &self.linear2, &inner)?;
-        let outer = self.dropout.forward(&outer, cx)?;
-        cx.call("norm2", None, &self.norm2, &x.f_add(&outer)?)
+        self.add_and_normalise("norm2", &self.norm2, &x, &outer, cx)
     }
 
     fn visit(&self, visitor: &mut dyn Visitor) {

@@ -139,7 +139,7 @@ pub fn clip_grad_value(grads: &[Tensor], limit: f64) -> Result<()> {
 }
 
 /// Calls `each` once per dtype, since a foreach kernel takes one dtype; joins the results.
-pub(crate) fn by_dtype(
+pub(super) fn by_dtype(
     tensors: &[Tensor],
     mut each: impl FnMut(Kind, &[Tensor]) -> Result<Vec<Tensor>>,
 ) -> Result<Vec<Tensor>> {

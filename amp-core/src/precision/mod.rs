@@ -8,7 +8,6 @@ mod scaler;
 
 pub(crate) use autocast::KeptCasts;
 pub use autocast::{AutocastGuard, AutocastState, autocast_state};
-pub(crate) use clip::by_dtype;
 pub use clip::{Clip, clip_grad_norm, clip_grad_value, grad_norm};
 pub use gradient_storage::GradientStorage;
 pub(crate) use gradient_storage::{NarrowGradients, widen_gradients};

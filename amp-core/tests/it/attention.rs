@@ -1,14 +1,19 @@
 //! Attention of one position to itself is its value.
 
+use std::collections::BTreeMap;
+
 use amp_core::{
     Module, Result,
-    nn::{Context, MultiheadAttention, MultiheadAttentionConfig, named_tensors},
+    nn::{Context, MultiheadAttention, MultiheadAttentionConfig, named_tensors, place},
     precision::{Policy, Precision},
-    tch::{Device, Kind, Tensor},
+    tch::{self, Device, Kind, Tensor},
 };
 use rstest::rstest;
 
-use crate::support::seeded;
+use crate::support::{
+    bits::{relative, wide},
+    device, seeded,
+};
 
 const WIDTH: i64 = 32;
 
@@ -66,5 +71,52 @@ fn one_position_attends_to_itself(#[values(0.0, 0.5)] dropout: f64) -> Result<()
     // Of queries and keys.
     let nothing = own[1].f_narrow(0, 0, 2 * WIDTH)?;
     assert_eq!(nothing.f_count_nonzero(0)?.f_sum(Kind::Int64)?.f_int64_value(&[])?, 0);
+    Ok(())
+}
+
+/// Dropout of the one weight drops a head or scales it, with its gradient: with an output projection
+/// that changes nothing the output tells which.
+#[rstest]
+fn heads_are_dropped_as_a_whole(
+    #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
+) -> Result<()> {
+    let _generator = seeded(6);
+    let (n, p) = (50, 0.25);
+    let policy = Policy::new(precision, device());
+    let config = MultiheadAttentionConfig { dropout: p, ..MultiheadAttentionConfig::new(WIDTH, 4) };
+    let attention = MultiheadAttention::new(config)?;
+    place(&attention, policy, &BTreeMap::new())?;
+    let tensors: Vec<Tensor> =
+        named_tensors(&attention).into_iter().map(|(_, tensor, _)| tensor).collect();
+    let identity = Tensor::eye(WIDTH, (Kind::Float, device()));
+    tch::no_grad(|| tensors[2].shallow_clone().copy_(&identity));
+    let input = Tensor::randn([n, 1, WIDTH], (Kind::Float, device())).set_requires_grad(true);
+    let run = |training: bool| -> Result<Tensor> {
+        let _region = policy.autocast()?;
+        attention.forward(&input, &Context::new(policy, training))
+    };
+    let whole = wide(&run(false)?).reshape([n, 4, WIDTH / 4]);
+    let output = run(true)?;
+    let dropped = wide(&output).reshape([n, 4, WIDTH / 4]);
+    let kept = dropped.ne(0.0).to_kind(Kind::Double);
+    let of_heads = kept.mean_dim(-1, true, Kind::Double);
+    assert!(of_heads.eq(0.0).logical_or(&of_heads.eq(1.0)).all().int64_value(&[]) == 1);
+    let share = of_heads.mean(Kind::Double).double_value(&[]);
+    // Five standard errors of 200 heads.
+    assert!((share - (1.0 - p)).abs() < 5.0 * (p * (1.0 - p) / 200.0).sqrt(), "{share}");
+    let factors = of_heads / (1.0 - p);
+    let bound = if precision == Precision::F32True { 1e-6 } else { 0.01 };
+    assert!(relative(&dropped, &(&whole * &factors)) < bound);
+
+    output.sum(Kind::Float).backward();
+    let rows = factors.expand([n, 4, WIDTH / 4], false).reshape([n, WIDTH]);
+    let exact = rows.tr().matmul(&wide(&input).reshape([n, WIDTH]));
+    let grad = tensors[0].grad();
+    assert!(relative(&grad.narrow(0, 2 * WIDTH, WIDTH), &exact) < bound);
+    assert_eq!(wide(&grad.narrow(0, 0, 2 * WIDTH)).abs().max().double_value(&[]), 0.0);
+    let bias = tensors[1].grad();
+    let exact = rows.sum_dim_intlist(0, false, Kind::Double);
+    assert!(relative(&bias.narrow(0, 2 * WIDTH, WIDTH), &exact) < bound);
+    assert_eq!(wide(&bias.narrow(0, 0, 2 * WIDTH)).abs().max().double_value(&[]), 0.0);
     Ok(())
 }

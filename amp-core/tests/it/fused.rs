@@ -1,48 +1,21 @@
 //! Batch normalisation with ReLU and dropout in one kernel, and dropout by itself, on CUDA alone
 //! (`AMP_DEVICE=cuda`), against libtorch's in f64 on the CPU.
 
-use std::{collections::BTreeMap, rc::Rc};
-
 use amp_core::{
     Module, Result,
-    nn::{
-        BatchNorm, BatchNormConfig, Call, Context, Dropout, Probe, Relu, Sequential, named_tensors,
-        parameters, place,
-    },
+    nn::{BatchNorm, BatchNormConfig, Context, Dropout, Relu, Sequential, named_tensors},
     precision::{Policy, Precision},
-    tch::{self, Device, Kind, Tensor},
+    tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;
 
 use crate::support::{
     bits::{relative, wide},
-    device, seeded,
+    device,
+    layers::{draw, factors, fill, pass, rounding},
+    model::linear,
+    seeded,
 };
-
-/// Half a unit in the last place, relative.
-fn rounding(kind: Kind) -> f64 {
-    match kind {
-        Kind::Half => 2.0_f64.powi(-11),
-        Kind::BFloat16 => 2.0_f64.powi(-8),
-        // The statistics are sums of some hundred terms.
-        Kind::Float => 1e-5,
-        _ => 1e-13,
-    }
-}
-
-/// What a dropout of these many elements multiplies them by, from this seed on.
-fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
-    let cx = Context::new(Policy::new(Precision::F64True, device()), true);
-    tch::manual_seed(seed);
-    Ok(wide(&Dropout::new(p)?.forward(&Tensor::ones(shape, (Kind::Double, device())), &cx)?))
-}
-
-/// Looks at each layer.
-struct Nobody;
-
-impl Probe for Nobody {
-    fn ran(&self, _: &Call<'_>) {}
-}
 
 #[rstest]
 fn layers_in_one_compute_what_they_compute(
@@ -64,9 +37,6 @@ fn layers_in_one_compute_what_they_compute(
     let _generator = seeded(11);
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());
-    let draw = |shape: &[i64], kind: Kind, scale: f64, shift: f64| {
-        (Tensor::randn(shape, (Kind::Double, Device::Cpu)) * scale + shift).to_kind(kind)
-    };
     // Far from zero, as behind a ReLU.
     let input = draw(&shape, compute, 0.5, 3.0);
     let incoming = draw(&shape, compute, 1.0, 0.0);
@@ -78,39 +48,18 @@ fn layers_in_one_compute_what_they_compute(
     }
     layers.push(Box::new(Dropout::new(p)?));
     let layers = Sequential::new(layers);
-    place(&layers, policy, &BTreeMap::new())?;
-    for parameter in parameters(&layers) {
-        let value = draw(&[shape[1]], storage, 0.5, 0.5).to(device());
-        tch::no_grad(|| parameter.tensor.shallow_clone().copy_(&value));
-    }
-
-    let given = input.to(device()).set_requires_grad(true);
-    tch::manual_seed(5);
-    let output = {
-        let _region = policy.autocast()?;
-        layers.forward(&given, &Context::new(policy, true))?
-    };
-    (&output * incoming.to(device())).sum(Kind::Double).backward();
+    let own = fill(&layers, policy, 0.5, 0.5)?;
 
     // One by one, as where somebody looks at each, the bits are the same.
-    let watched = input.to(device()).set_requires_grad(true);
-    let own = parameters(&layers);
-    let grads = || own.iter().map(|parameter| parameter.tensor.grad().copy()).collect::<Vec<_>>();
-    let together = grads();
-    own.iter().for_each(|parameter| parameter.tensor.shallow_clone().zero_grad());
-    tch::manual_seed(5);
-    let alone = {
-        let _region = policy.autocast()?;
-        let cx = Context::new(policy, true).with_probe(Rc::new(Nobody));
-        layers.forward(&watched, &cx)?
-    };
-    (&alone * incoming.to(device())).sum(Kind::Double).backward();
-    assert!(alone.equal(&output) && watched.grad().equal(&given.grad()));
-    assert_eq!(grads(), together);
+    let together = pass(&layers, policy, [&input, &incoming], false)?;
+    let alone = pass(&layers, policy, [&input, &incoming], true)?;
+    for ((name, together), (_, alone)) in together.named().zip(alone.named()) {
+        assert!(together.equal(alone), "{name}");
+    }
 
     let leaf = |tensor: &Tensor| wide(tensor).set_requires_grad(true);
     let exact_in = leaf(&input);
-    let [weight, bias] = [0, 1].map(|at| leaf(&own[at].tensor));
+    let [weight, bias] = [0, 1].map(|at| leaf(&own[at]));
     let statistics = |value| Tensor::full([shape[1]], value, (Kind::Double, Device::Cpu));
     let (mean, var) = (statistics(0.0), statistics(1.0));
     let normalise = || {
@@ -138,12 +87,12 @@ fn layers_in_one_compute_what_they_compute(
         let off = relative(seen, exact);
         assert!(shape[0] == 2 || off < bound, "{name}: {off} for {bound}");
     };
-    assert_eq!((output.kind(), given.grad().kind()), (compute, compute));
-    let off = relative(&output, &exact.detach());
+    assert_eq!((together.output.kind(), together.input_grad.kind()), (compute, compute));
+    let off = relative(&together.output, &exact.detach());
     assert!(off < 2.0 * rounding(compute), "output: {off}");
-    close("input", &given.grad(), &exact_in.grad(), compute);
-    close("weight", &own[0].tensor.grad(), &weight.grad(), storage);
-    close("bias", &own[1].tensor.grad(), &bias.grad(), storage);
+    close("input", &together.input_grad, &exact_in.grad(), compute);
+    close("weight", &together.grads[0], &weight.grad(), storage);
+    close("bias", &together.grads[1], &bias.grad(), storage);
     for (name, tensor, _) in named_tensors(&layers) {
         match name.rsplit('.').next() {
             Some("running_mean") => assert!(relative(&tensor, &mean) < 2.0 * rounding(storage)),
@@ -152,6 +101,37 @@ fn layers_in_one_compute_what_they_compute(
             _ => {}
         }
     }
+    Ok(())
+}
+
+/// A norm sums what it passes on, for the bias before it; where something is added to that in the
+/// meantime, the bias has the sum of all.
+#[rstest]
+fn a_bias_before_a_norm_has_the_sum_of_its_gradient(
+    #[values(Precision::F32True, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
+    #[values(false, true)] around: bool,
+) -> Result<()> {
+    let _generator = seeded(21);
+    let policy = Policy::new(precision, device());
+    let (linear, norm) = (linear(8, 12)?, BatchNorm::new(BatchNormConfig::new(12))?);
+    let own = fill(&linear, policy, 0.5, 0.5)?;
+    fill(&norm, policy, 0.5, 0.5)?;
+    let input = draw(&[130, 8], precision.storage(), 1.0, 0.0).to(device());
+    let incoming = draw(&[130, 12], Kind::Float, 1.0, 0.0).to(device());
+    let cx = Context::new(policy, true);
+    let _region = policy.autocast()?;
+    let between = linear.forward(&input, &cx)?;
+    let output = norm.forward(&between, &cx)?;
+    let mut loss = (output * &incoming).sum(Kind::Float);
+    if around {
+        loss = loss + (&between * &incoming).sum(Kind::Float);
+    }
+    let grads = Tensor::f_run_backward(&[loss], &[&between, &own[1]], false, false)?;
+    let exact = wide(&grads[0]).sum_dim_intlist(0, false, Kind::Double);
+    let all = wide(&grads[0]).abs().sum_dim_intlist(0, false, Kind::Double).max();
+    let off = ((wide(&grads[1]) - exact).abs().max() / all).double_value(&[]);
+    let bound = if precision.storage() == Kind::Float { 1e-6 } else { 2.0_f64.powi(-8) };
+    assert!(off < bound || !device().is_cuda(), "{off}");
     Ok(())
 }
 

@@ -22,6 +22,8 @@ mod device;
 mod errors;
 mod first_step;
 mod fused;
+mod fused_layer_norm;
+mod fused_linear;
 mod gradient_storage;
 mod graphs;
 mod graphs_hooks;

@@ -1,6 +1,7 @@
 //! GradScaler against 1,000 recorded runs of torch.amp.GradScaler.
 
 use amp_core::{
+    Result,
     optim::{BuildOptimizer, Optimizer, Sgd},
     precision::{GradScaler, GradScalerConfig, StepOutcome},
     tch::{Device, Kind, Tensor},
@@ -11,6 +12,7 @@ use serde_json::Value;
 
 use crate::support::{
     bits::{assert_bits, from_bits, has_bits, kind_of, values},
+    device, message,
     oracle::{integer, list, number, oracle, text},
     parameter, set_gradients,
 };
@@ -173,4 +175,25 @@ fn compare(tensor: &Tensor, expected: &str, exact: bool, what: &str) {
         let same = seen == expected || (seen.is_nan() && expected.is_nan());
         assert!(near || same, "{what}: {seen:e} for torch's {expected:e}");
     }
+}
+
+/// Gradients of three times a weight are three times the scale, whatever the loss's dtype, and whether
+/// it has no dimension or one of one element; a loss of several elements is none.
+#[rstest]
+fn backward_starts_from_the_scale(
+    #[values(Kind::Float, Kind::Double, Kind::BFloat16)] kind: Kind,
+    #[values((true, 1024.0), (false, 1.0))] (scales, scale): (bool, f64),
+) -> Result<()> {
+    let config = GradScalerConfig { init_scale: scale, ..GradScalerConfig::default() };
+    let scaler = match scales {
+        true => GradScaler::new(device(), config)?,
+        false => GradScaler::checking(device())?,
+    };
+    let weight = Tensor::from(2.0).to_kind(kind).to(device()).reshape([1]).set_requires_grad(true);
+    scaler.scale(&(&weight * 3.0).sum(kind))?.backward()?;
+    scaler.scale(&(&weight * 3.0))?.backward()?;
+    assert_eq!(weight.grad().double_value(&[0]), 6.0 * scale);
+    let several = scaler.scale(&weight.expand([2], false));
+    assert!(message(several).contains("a loss is a scalar, got shape [2]"));
+    Ok(())
 }

@@ -68,10 +68,15 @@ impl FoundInf {
     }
 }
 
-/// A loss times the scale. Backward runs on it and on nothing else.
+/// A loss times the scale. Backward runs on it and on nothing else: it starts from the scale, which is
+/// the gradient of the product, so that this itself need not be there.
 #[derive(Debug)]
 #[must_use = "a scaled loss is there for its backward pass"]
-pub struct ScaledLoss(pub(super) Tensor);
+pub struct ScaledLoss {
+    pub(super) loss: Tensor,
+    /// What the loss is multiplied by, in f32 on its device; 1 by default.
+    pub(super) scale: Option<Tensor>,
+}
 
 /// What became of an optimizer step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,9 +95,9 @@ impl ScaledLoss {
     /// Adds the gradients of the scaled loss to the parameters.
     ///
     /// # Errors
-    /// When the loss is not a scalar or does not depend on a parameter.
+    /// When the loss does not depend on a parameter.
     pub fn backward(self) -> Result<()> {
-        Ok(self.0.f_backward()?)
+        ffi::backward(&self.loss, self.scale.as_ref())
     }
 }
 

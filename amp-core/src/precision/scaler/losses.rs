@@ -21,7 +21,7 @@ pub(super) struct Losses {
 impl Losses {
     pub(super) fn add(&self, loss: &Tensor) -> Result<()> {
         if loss.device() == Device::Cpu {
-            if loss.numel() == 1 && !ffi::all_finite(slice::from_ref(loss))? {
+            if !ffi::all_finite(slice::from_ref(loss))? {
                 self.bad.set(true);
             }
             return Ok(());

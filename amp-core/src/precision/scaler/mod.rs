@@ -214,17 +214,22 @@ impl GradScaler {
     /// there.
     ///
     /// # Errors
-    /// When `loss` is on another device.
+    /// When `loss` is no scalar.
     pub fn scale(&self, loss: &Tensor) -> Result<ScaledLoss> {
-        if self.mode == Mode::Off {
-            return Ok(ScaledLoss(loss.shallow_clone()));
+        if loss.numel() != 1 {
+            let shape = loss.size();
+            return Err(Error::config(format!("a loss is a scalar, got shape {shape:?}")));
         }
-        self.losses.add(loss)?;
-        if self.mode == Mode::Check {
-            return Ok(ScaledLoss(loss.shallow_clone()));
+        if self.mode != Mode::Off {
+            self.losses.add(loss)?;
         }
-        self.scaled.set(true);
-        Ok(ScaledLoss(loss.f_mul(&self.scale)?))
+        self.scaled.set(self.scaled.get() || self.mode == Mode::Scale);
+        // On CUDA a 1 that is there already costs no kernel.
+        let scaled = self.mode == Mode::Scale || self.device.is_cuda();
+        Ok(ScaledLoss {
+            loss: loss.shallow_clone(),
+            scale: scaled.then(|| self.scale.shallow_clone()),
+        })
     }
 
     /// Takes the gradients that backward passes left on the optimizer's parameters.

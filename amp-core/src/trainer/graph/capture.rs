@@ -65,7 +65,7 @@ impl StepGraph {
         let room = Tensor::f_zeros([report.numel() as i64], (report.kind(), Device::Cpu))?;
         let reports = (0..slots).map(|_| ffi::pinned(&room)).collect::<Result<_>>()?;
         let sums = log.sums().map(Tensor::shallow_clone);
-        let kept = Kept::new(&buffers.into_iter().chain(sums).collect::<Vec<_>>(), slots)?;
+        let kept = Kept::new(buffers.into_iter().chain(sums).collect(), slots)?;
         let precision = runner.policy().precision;
         Ok(Self {
             graph,
@@ -107,10 +107,12 @@ impl StepGraph {
 
     /// Starts a step; the event tells when its outcome is known.
     pub(super) fn launch(&self, batches: &[Batch], slot: usize) -> Result<CudaEvent> {
-        self.kept.keep(slot)?;
-        for (own, batch) in self.inputs.iter().zip(batches) {
-            own.write(batch)?;
-        }
+        let examples =
+            self.inputs.iter().zip(batches).flat_map(|(own, batch)| {
+                [[&own.input, &batch.input], [&own.target, &batch.target]]
+            });
+        let pairs: Vec<_> = self.kept.copies(slot).chain(examples).collect();
+        ffi::copy_each(&pairs)?;
         self.graph.launch(&self.report, &self.reports[slot])
     }
 

@@ -2,41 +2,28 @@
 
 use tch::Tensor;
 
-use crate::{Result, ffi, precision::by_dtype};
+use crate::{Result, ffi};
 
 /// Tensors, and room for their values before each of some steps.
 pub(super) struct Kept {
-    /// By dtype, since one kernel copies one dtype.
-    groups: Vec<Group>,
-}
-
-struct Group {
     live: Vec<Tensor>,
     slots: Vec<Vec<Tensor>>,
 }
 
 impl Kept {
-    pub(super) fn new(tensors: &[Tensor], slots: usize) -> Result<Self> {
-        let mut groups = Vec::new();
-        by_dtype(tensors, |_, live| {
-            let room = |_| live.iter().map(|tensor| Ok(tensor.f_empty_like()?)).collect();
-            let slots = (0..slots).map(room).collect::<Result<_>>()?;
-            let live = live.iter().map(Tensor::shallow_clone).collect();
-            groups.push(Group { live, slots });
-            Ok(Vec::new())
-        })?;
-        Ok(Self { groups })
+    pub(super) fn new(live: Vec<Tensor>, slots: usize) -> Result<Self> {
+        let room = |_| live.iter().map(|tensor| Ok(tensor.f_empty_like()?)).collect();
+        Ok(Self { slots: (0..slots).map(room).collect::<Result<_>>()?, live })
     }
 
-    /// Keeps the values of now.
-    pub(super) fn keep(&self, slot: usize) -> Result<()> {
-        let mut groups = self.groups.iter();
-        groups.try_for_each(|group| ffi::foreach_copy(&group.slots[slot], &group.live))
+    /// What has to be copied to keep the values of now: to where, and from where.
+    pub(super) fn copies(&self, slot: usize) -> impl Iterator<Item = [&Tensor; 2]> {
+        self.slots[slot].iter().zip(&self.live).map(|(kept, live)| [kept, live])
     }
 
     /// Brings kept values back.
     pub(super) fn restore(&self, slot: usize) -> Result<()> {
-        let mut groups = self.groups.iter();
-        groups.try_for_each(|group| ffi::foreach_copy(&group.live, &group.slots[slot]))
+        let pairs: Vec<_> = self.copies(slot).map(|[kept, live]| [live, kept]).collect();
+        ffi::copy_each(&pairs)
     }
 }

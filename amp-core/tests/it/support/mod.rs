@@ -2,6 +2,7 @@
 
 pub(crate) mod bits;
 pub(crate) mod data;
+pub(crate) mod layers;
 pub(crate) mod model;
 pub(crate) mod oracle;
 pub(crate) mod tfevents;

@@ -1,0 +1,242 @@
+// Layer normalisation of the rows of a matrix while training: of what is given, or of the sum of a
+// residual and what dropout leaves of it. Behind it come GELU and dropout, if wanted. The backward pass
+// needs what was normalised alone: the rest is worked out again.
+//
+// T is the dtype of what is given, P that of the sum, Q that of weights and of what comes out, R that of
+// its twin: the same, as an autocast region would cast it.
+
+struct Layer {
+  int rows, columns, gelu;
+  double eps;
+  // Of what is given, before the residual is added, and behind everything.
+  Dropout before, after;
+};
+
+using W = Wide<Q>;
+
+// Of a block: f64 takes too many registers for more.
+constexpr int most_threads = 512;
+
+__device__ float error_function(float x) { return erff(x); }
+__device__ double error_function(double x) { return erf(x); }
+__device__ float exponential(float x) { return expf(x); }
+__device__ double exponential(double x) { return exp(x); }
+
+// x·Φ(x), and its derivative Φ(x) + x·φ(x).
+__device__ W normal_share(W x) { return W(0.5) * (1 + error_function(x * W(0.70710678118654752))); }
+__device__ W gelu(W x) { return x * normal_share(x); }
+__device__ W gelu_slope(W x) {
+  return normal_share(x) + x * W(0.39894228040143268) * exponential(x * x * W(-0.5));
+}
+
+// The sum over the block, in every thread.
+__device__ double all_sum(double value) {
+  __shared__ double sum;
+  // Whoever still reads the last one.
+  __syncthreads();
+  value = block_sum(value);
+  if (threadIdx.x == 0) sum = value;
+  __syncthreads();
+  return sum;
+}
+
+// A block has a row. Without a residual `sums` is what is given.
+extern "C" __global__ void __launch_bounds__(most_threads)
+    forward(const T* in, const P* residual, const Q* weights, const Q* biases, P* sums, W* means,
+            W* inverses, Q* out, R* twin, const Layer layer) {
+  const long long row = static_cast<long long>(blockIdx.x) * layer.columns;
+  const int first = threadIdx.x * per_thread, stride = blockDim.x * per_thread;
+
+  const Factors before(layer.before);
+  W sum = 0;
+  for (int column = first; column < layer.columns; column += stride) {
+    const long long at = row + column;
+    if (residual != nullptr) {
+      const auto x = pack_at(in, at);
+      auto added = pack_at(residual, at);
+      float factors[per_thread];
+      before.of(at / per_thread, factors);
+      for (int k = 0; k < per_thread; ++k) {
+        const auto left = rounded<T>(product(widen(x.at[k]), Wide<T>(factors[k])));
+        narrow(widen(added.at[k]) + left, added.at[k]);
+      }
+      pack_at(sums, at) = added;
+    }
+    const auto x = pack_at(sums, at);
+    for (int k = 0; k < per_thread; ++k) sum += widen(x.at[k]);
+  }
+  const W mean = all_sum(sum) / layer.columns;
+  W squares = 0;
+  for (int column = first; column < layer.columns; column += stride) {
+    const auto x = pack_at(sums, row + column);
+    for (int k = 0; k < per_thread; ++k) {
+      const W distance = widen(x.at[k]) - mean;
+      squares += distance * distance;
+    }
+  }
+  const W inverse = 1 / sqrt(all_sum(squares) / layer.columns + layer.eps);
+  if (threadIdx.x == 0) {
+    means[blockIdx.x] = mean;
+    inverses[blockIdx.x] = inverse;
+  }
+
+  const Factors after(layer.after);
+  for (int column = first; column < layer.columns; column += stride) {
+    const long long at = row + column;
+    const auto x = pack_at(sums, at);
+    const auto w = pack_at(weights, column), b = pack_at(biases, column);
+    float factors[per_thread];
+    after.of(at / per_thread, factors);
+    Pack<Q> pack;
+    Pack<R> cast;
+    for (int k = 0; k < per_thread; ++k) {
+      W y = rounded<Q>((widen(x.at[k]) - mean) * inverse * widen(w.at[k]) + widen(b.at[k]));
+      if (layer.gelu) y = rounded<Q>(gelu(y));
+      narrow(y * factors[k], pack.at[k]);
+      narrow(widen(pack.at[k]), cast.at[k]);
+    }
+    pack_at(out, at) = pack;
+    if (twin != nullptr) pack_at(twin, at) = cast;
+  }
+}
+
+// What the backward pass reads.
+struct Behind {
+  const P* sums;
+  // Of what came out and of its twin; one of them may be null.
+  const Q* grads;
+  const R* twin_grads;
+  const Q *weights, *biases;
+  const W *means, *inverses;
+};
+
+// Of four neighbours: what was normalised to, and the gradient behind weight and bias.
+__device__ void read(const Behind& behind, const Layer& layer, const Factors& after, int row,
+                     int column, W (&normal)[per_thread], W (&grad)[per_thread]) {
+  const long long at = static_cast<long long>(row) * layer.columns + column;
+  const auto x = pack_at(behind.sums, at);
+  W incoming[per_thread] = {};
+  if (behind.grads != nullptr) {
+    const auto g = pack_at(behind.grads, at);
+    for (int k = 0; k < per_thread; ++k) incoming[k] = widen(g.at[k]);
+  }
+  if (behind.twin_grads != nullptr) {
+    const auto g = pack_at(behind.twin_grads, at);
+    for (int k = 0; k < per_thread; ++k) incoming[k] = rounded<Q>(incoming[k] + widen(g.at[k]));
+  }
+  const W mean = behind.means[row], inverse = behind.inverses[row];
+  float factors[per_thread];
+  after.of(at / per_thread, factors);
+  for (int k = 0; k < per_thread; ++k) {
+    normal[k] = (widen(x.at[k]) - mean) * inverse;
+    grad[k] = rounded<Q>(product(incoming[k], W(factors[k])));
+    if (!layer.gelu) continue;
+    const W w = widen(behind.weights[column + k]), b = widen(behind.biases[column + k]);
+    grad[k] = rounded<Q>(grad[k] * gelu_slope(rounded<Q>(normal[k] * w + b)));
+  }
+}
+
+// What the backward pass writes.
+struct Gradients {
+  // Of the sum and of what was given; each may be null.
+  P* sum;
+  T* in;
+  Q *weight, *bias;
+  // Where rows are summed in several parts, the sums of each, [parts, 2, columns].
+  W* parts;
+};
+
+// A block has a row, whose gradients it finds.
+__device__ void input_grads(int row, const Behind& behind, const Gradients& out,
+                            const Layer& layer) {
+  const int first = threadIdx.x * per_thread, stride = blockDim.x * per_thread;
+  const Factors before(layer.before), after(layer.after);
+  W normal[per_thread], grad[per_thread];
+
+  W sum = 0, products = 0;
+  for (int column = first; column < layer.columns; column += stride) {
+    read(behind, layer, after, row, column, normal, grad);
+    for (int k = 0; k < per_thread; ++k) {
+      const W weighted = grad[k] * widen(behind.weights[column + k]);
+      sum += weighted;
+      products += weighted * normal[k];
+    }
+  }
+  const W mean = all_sum(sum) / layer.columns, slope = all_sum(products) / layer.columns;
+  const W inverse = behind.inverses[row];
+  for (int column = first; column < layer.columns; column += stride) {
+    const long long at = static_cast<long long>(row) * layer.columns + column;
+    read(behind, layer, after, row, column, normal, grad);
+    float factors[per_thread];
+    before.of(at / per_thread, factors);
+    Pack<P> summed;
+    Pack<T> given;
+    for (int k = 0; k < per_thread; ++k) {
+      const W weighted = grad[k] * widen(behind.weights[column + k]);
+      narrow((weighted - mean - normal[k] * slope) * inverse, summed.at[k]);
+      narrow(rounded<T>(widen(summed.at[k])) * factors[k], given.at[k]);
+    }
+    if (out.sum != nullptr) pack_at(out.sum, at) = summed;
+    if (out.in != nullptr) pack_at(out.in, at) = given;
+  }
+}
+
+// A block has 32 columns of up to `part` rows: the sums that are the gradients of weight and bias.
+__device__ void parameter_grads(int index, int part, const Behind& behind, const Gradients& out,
+                                const Layer& layer) {
+  const int across = (layer.columns + columns_per_block - 1) / columns_per_block;
+  const int block = index % across, at = index / across;
+  const int lane = threadIdx.x % lanes;
+  const int column = block * columns_per_block + lane * per_thread;
+  const int begin = at * part, end = layer.rows - begin < part ? layer.rows : begin + part;
+  const Factors after(layer.after);
+  W sum[per_thread] = {}, products[per_thread] = {};
+  if (column < layer.columns) {
+    for (int row = begin + threadIdx.x / lanes; row < end; row += rows_at_once) {
+      W normal[per_thread], grad[per_thread];
+      read(behind, layer, after, row, column, normal, grad);
+      for (int k = 0; k < per_thread; ++k) {
+        sum[k] += grad[k];
+        products[k] += grad[k] * normal[k];
+      }
+    }
+  }
+  for_column_sums(products, sum, [&](double product, double total) {
+    const int own = block * columns_per_block + threadIdx.x;
+    if (own >= layer.columns) return;
+    if (out.parts != nullptr) {
+      W* to = out.parts + 2 * static_cast<long long>(at) * layer.columns + own;
+      to[0] = product;
+      to[layer.columns] = total;
+    } else {
+      narrow(product, out.weight[own]);
+      narrow(total, out.bias[own]);
+    }
+  });
+}
+
+// The first blocks have rows, if these are wanted, and the others columns: neither waits for the other.
+extern "C" __global__ void __launch_bounds__(most_threads)
+    backward(const Behind behind, const Gradients out, int row_blocks, int part,
+             const Layer layer) {
+  const int block = blockIdx.x;
+  if (block < row_blocks) {
+    input_grads(block, behind, out, layer);
+  } else {
+    parameter_grads(block - row_blocks, part, behind, out, layer);
+  }
+}
+
+// The gradients of weight and bias from the sums of parts. A thread for each column.
+extern "C" __global__ void add_parts(const Gradients out, int count, const Layer layer) {
+  const int own = blockIdx.x * blockDim.x + threadIdx.x;
+  if (own >= layer.columns) return;
+  double product = 0, total = 0;
+  for (int at = 0; at < count; ++at) {
+    const W* from = out.parts + 2 * static_cast<long long>(at) * layer.columns + own;
+    product += from[0];
+    total += from[layer.columns];
+  }
+  narrow(product, out.weight[own]);
+  narrow(total, out.bias[own]);
+}

@@ -1,0 +1,268 @@
+// Layer normalisation with what comes before and behind it on CUDA devices (kernels/layer_norm.cu).
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/native_layer_norm_backward.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <limits>
+#include <optional>
+
+#include "dropout.h"
+#include "guard.h"
+#include "kernel.h"
+#include "kernels/layer_norm.cu.h"
+#include "twin.h"
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Laid out as in the kernels, as is what follows.
+struct Layer {
+  int rows, columns, gelu;
+  double eps;
+  amp::Dropout before, after;
+};
+
+struct Behind {
+  const void *sums, *grads, *twin_grads, *weights, *biases, *means, *inverses;
+};
+
+struct Gradients {
+  void *sum, *in, *weight, *bias, *parts;
+};
+
+struct Options {
+  double eps, before, after;
+  bool gelu;
+};
+
+// Of what is given, the sum, what comes out and its twin.
+amp::Types types_of(std::initializer_list<at::ScalarType> dtypes) {
+  amp::Types out;
+  for (const auto dtype : dtypes) out.push_back(amp::kernel_dtype(dtype));
+  return out;
+}
+
+// The dtype of a twin of what comes out, which autocast regions have for the layers behind. Otherwise it
+// is that of what comes out, and there is none.
+at::ScalarType twin_dtype(at::ScalarType out) {
+  constexpr auto cuda = c10::DeviceType::CUDA;
+  return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
+}
+
+const void* data_of(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
+}
+
+// As the kernels read it; may be undefined.
+at::Tensor readable(const at::Tensor& grad) {
+  if (!grad.defined() || amp::is_aligned(grad)) return grad;
+  return grad.clone(at::MemoryFormat::Contiguous);
+}
+
+amp::KernelSource& source() {
+  static amp::KernelSource source("layer_norm.cu", amp_kernels_layer_norm);
+  return source;
+}
+
+// Of the kernels' blocks.
+constexpr int most_threads = 512;
+
+unsigned threads_for(int columns) {
+  const int packs = (columns + 3) / 4, warps = (packs + 31) / 32;
+  return static_cast<unsigned>(std::min(32 * warps, most_threads));
+}
+
+struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
+  // What comes out and, if there is one, its twin.
+  static variable_list forward(AutogradContext* context, const at::Tensor& input,
+                               const at::Tensor& weight, const at::Tensor& bias,
+                               const std::optional<at::Tensor>& residual, const Options& options) {
+    const auto cast = twin_dtype(weight.scalar_type());
+    const auto columns = weight.numel();
+    const auto wide = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const auto means = at::empty({input.numel() / columns}, weight.options().dtype(wide));
+    const auto inverses = at::empty_like(means);
+    const auto sums = residual ? at::empty_like(*residual) : input;
+    variable_list out{at::empty(input.sizes(), weight.options())};
+    if (cast != weight.scalar_type()) {
+      out.push_back(at::empty(input.sizes(), weight.options().dtype(cast)));
+    }
+    const amp::Dropout before(options.before, input.device()),
+        after(options.after, input.device());
+    Layer layer{static_cast<int>(means.numel()), static_cast<int>(columns), options.gelu,
+                options.eps, before, after};
+    const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
+               *b = bias.const_data_ptr(),
+               *r = residual ? residual->const_data_ptr() : nullptr;
+    // Without a residual it is read alone.
+    void *s = const_cast<void*>(sums.const_data_ptr()), *m = amp::data(means), *i = amp::data(inverses),
+         *o = amp::data(out[0]), *twin = out.size() > 1 ? amp::data(out[1]) : nullptr;
+    void* arguments[] = {&in, &r, &w, &b, &s, &m, &i, &o, &twin, &layer};
+    if (layer.rows > 0) {
+      const auto types = types_of(
+          {input.scalar_type(), sums.scalar_type(), weight.scalar_type(), cast});
+      source().launch("forward", types, input.device(), static_cast<unsigned>(layer.rows),
+                      threads_for(layer.columns), arguments);
+    }
+    context->save_for_backward({sums, weight, bias, means, inverses});
+    // Nobody may need one of them.
+    context->set_materialize_grads(false);
+    auto& kept = context->saved_data;
+    kept["cast"] = static_cast<int64_t>(cast);
+    kept["given"] = static_cast<int64_t>(input.scalar_type());
+    kept["drawn_before"] = before.drawn();
+    kept["drawn_after"] = after.drawn();
+    kept["before"] = options.before;
+    kept["after"] = options.after;
+    kept["gelu"] = options.gelu;
+    kept["residual"] = residual.has_value();
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const auto &sums = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
+               &means = saved.at(3), &inverses = saved.at(4);
+    auto& kept = context->saved_data;
+    const auto given = static_cast<at::ScalarType>(kept.at("given").toInt());
+    const auto cast = static_cast<at::ScalarType>(kept.at("cast").toInt());
+    const auto twin_grads = grads.size() > 1 ? grads.at(1) : at::Tensor();
+    if (!grads.at(0).defined() && !twin_grads.defined()) return variable_list(5);
+    const double before = kept.at("before").toDouble(), after = kept.at("after").toDouble();
+    Layer layer{static_cast<int>(means.numel()),
+                static_cast<int>(weight.numel()),
+                kept.at("gelu").toBool(),
+                0,
+                {before, kept.at("drawn_before").toIntVector()},
+                {after, kept.at("drawn_after").toIntVector()}};
+    if (c10::GradMode::is_enabled()) {
+      const bool alone = !kept.at("residual").toBool() && after == 0 && !layer.gelu;
+      if (!alone) amp::refuse_second_derivative("layer normalisation with what stands around it");
+      auto whole = grads.at(0);
+      if (twin_grads.defined()) {
+        const auto wide = twin_grads.to(weight.scalar_type());
+        whole = whole.defined() ? whole + wide : wide;
+      }
+      return differentiable(whole, saved, given);
+    }
+    const auto grad = readable(grads.at(0)), twin_grad = readable(twin_grads);
+    const Behind behind{data_of(sums), data_of(grad),  data_of(twin_grad), data_of(weight),
+                        data_of(bias), data_of(means), data_of(inverses)};
+    variable_list out(5);
+    // Where nothing is dropped or rounded, both have one gradient.
+    const bool alike = before == 0 && given == sums.scalar_type();
+    if (context->needs_input_grad(0)) {
+      out[0] = at::empty(sums.sizes(), sums.options().dtype(given));
+    }
+    if (kept.at("residual").toBool() && context->needs_input_grad(3)) {
+      out[3] = alike && out[0].defined() ? out[0] : at::empty_like(sums);
+    }
+    const bool for_weights = context->needs_input_grad(1) || context->needs_input_grad(2);
+    if (for_weights) {
+      out[1] = at::empty_like(weight);
+      out[2] = at::empty_like(bias);
+    }
+    // So many rows that they keep a block's threads busy.
+    int part = 512;
+    int parts = std::max(1, (layer.rows + part - 1) / part);
+    at::Tensor sums_of_parts;
+    if (for_weights && parts > 1) {
+      sums_of_parts = at::empty({parts, 2, layer.columns}, means.options());
+    }
+    Gradients to{out[3].is_same(out[0]) ? nullptr : amp::data(out[3]), amp::data(out[0]),
+                 amp::data(out[1]), amp::data(out[2]), amp::data(sums_of_parts)};
+    constexpr int columns_per_block = 32;
+    const int across = (layer.columns + columns_per_block - 1) / columns_per_block;
+    int row_blocks = to.sum != nullptr || to.in != nullptr ? layer.rows : 0;
+    const int blocks = row_blocks + (for_weights ? parts * across : 0);
+    if (blocks == 0) return out;
+    const auto types = types_of({given, sums.scalar_type(), weight.scalar_type(), cast});
+    void* arguments[] = {const_cast<Behind*>(&behind), &to, &row_blocks, &part, &layer};
+    source().launch("backward", types, sums.device(), static_cast<unsigned>(blocks), most_threads,
+                    arguments);
+    if (sums_of_parts.defined()) {
+      void* rest[] = {&to, &parts, &layer};
+      source().launch("add_parts", types, sums.device(),
+                      static_cast<unsigned>((layer.columns + most_threads - 1) / most_threads),
+                      most_threads, rest);
+    }
+    return out;
+  }
+
+  // With a graph of its own, for second derivatives.
+  static variable_list differentiable(const at::Tensor& grad, const variable_list& saved,
+                                      at::ScalarType given) {
+    const auto &weight = saved.at(1), &bias = saved.at(2);
+    const auto input = saved.at(0).to(weight.scalar_type());
+    auto sizes = input.sizes().vec();
+    sizes.back() = 1;
+    const auto [input_grad, weight_grad, bias_grad] = at::native_layer_norm_backward(
+        grad, input, weight.sizes(), saved.at(3).view(sizes), saved.at(4).view(sizes), weight, bias,
+        {true, true, true});
+    return {input_grad.to(given), weight_grad, bias_grad, {}, {}};
+  }
+};
+
+// Whether the kernels can take it: rows on a CUDA device of a multiple of four columns.
+bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
+          const std::optional<at::Tensor>& residual) {
+  constexpr int64_t largest = std::numeric_limits<int>::max();
+  const auto columns = weight.numel();
+  if (!input.is_cuda() || input.dim() == 0 || columns == 0 || columns % 4 != 0 ||
+      input.size(-1) != columns || columns > largest || input.numel() / columns > largest ||
+      weight.device() != input.device() || !amp::is_aligned(input) || !amp::is_aligned(weight) ||
+      !amp::is_aligned(bias) || bias.scalar_type() != weight.scalar_type()) {
+    return false;
+  }
+  if (residual && (residual->device() != input.device() || !amp::is_aligned(*residual) ||
+                   residual->sizes() != input.sizes())) {
+    return false;
+  }
+  const auto given = input.scalar_type(), out = weight.scalar_type();
+  const auto sum = residual ? residual->scalar_type() : given;
+  const auto is_half = [](at::ScalarType dtype) {
+    return dtype == at::kHalf || dtype == at::kBFloat16;
+  };
+  if (amp::kernel_dtype(out) == nullptr) return false;
+  const bool autocast = at::autocast::is_autocast_enabled(c10::DeviceType::CUDA);
+  // Autocast normalises in f32.
+  if (autocast && out != at::kFloat) return false;
+  const bool sums = sum == given || (is_half(given) && sum == at::kFloat);
+  const bool normalises = sum == out || (autocast && is_half(sum));
+  return sums && normalises;
+}
+
+}  // namespace
+
+extern "C" {
+
+struct AmpLayerNormOptions {
+  double eps, before, after;
+  int gelu;
+};
+
+// Normalises along the last dimension: `input`, or, with a residual, their sum after dropout of `input`
+// with probability `before`. Behind it come GELU, if wanted, and dropout with probability `after`; both
+// lie below 1. The result is new, or null if the kernels cannot take these.
+int amp_layer_norm(const at::Tensor* input, const at::Tensor* residual, const at::Tensor* weight,
+                   const at::Tensor* bias, const AmpLayerNormOptions* options, at::Tensor** out) {
+  return amp::guarded([&] {
+    std::optional<at::Tensor> around;
+    if (residual != nullptr) around = *residual;
+    if (!fits(*input, *weight, *bias, around)) return;
+    const Options given{options->eps, options->before, options->after, options->gelu != 0};
+    const auto made = AmpLayerNorm::apply(*input, *weight, *bias, around, given);
+    if (made.size() > 1) amp::note_twin(made.at(0), made.at(1));
+    *out = new at::Tensor(made.at(0));
+  });
+}
+
+}  // extern "C"

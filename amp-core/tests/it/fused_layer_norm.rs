@@ -1,0 +1,243 @@
+//! Layer normalisation with what stands before and behind it in one kernel, on CUDA alone
+//! (`AMP_DEVICE=cuda`), against libtorch's in f64 on the CPU.
+
+use amp_core::{
+    Module, Result,
+    nn::{
+        Context, Dropout, Gelu, LayerNorm, LayerNormConfig, Linear, LinearConfig, Sequential,
+        TransformerEncoderLayer, TransformerEncoderLayerConfig,
+    },
+    precision::{Policy, Precision},
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::{relative, wide},
+    device,
+    layers::{draw, factors, fill, pass, rounding},
+    seeded,
+};
+
+/// Rows of one vector, of more than a block's threads have in one go, and more rows than are summed at
+/// once for weight and bias.
+#[rstest]
+fn gelu_and_dropout_go_along(
+    #[values(
+        Precision::F32True,
+        Precision::F64True,
+        Precision::F16Mixed,
+        Precision::Bf16Mixed,
+        Precision::F16True,
+        Precision::Bf16True
+    )]
+    precision: Precision,
+    #[values([3, 4], [130, 36], [2, 5000], [1100, 100])] shape: [i64; 2],
+    #[values((true, 0.3), (true, 0.0), (false, 0.3), (false, 0.0))] (gelu, p): (bool, f64),
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let _generator = seeded(15);
+    let policy = Policy::new(precision, device());
+    let (compute, storage) = (precision.compute(), precision.storage());
+    let input = draw(&shape, compute, 2.0, 10.0);
+    // What comes out is f32 under autocast, as PyTorch's.
+    let incoming = draw(&shape, storage, 1.0, 0.0);
+    let mut layers: Vec<Box<dyn Module>> =
+        vec![Box::new(LayerNorm::new(LayerNormConfig::new(shape[1]))?)];
+    if gelu {
+        layers.push(Box::new(Gelu));
+    }
+    if p > 0.0 {
+        layers.push(Box::new(Dropout::new(p)?));
+    }
+    let layers = Sequential::new(layers);
+    let own = fill(&layers, policy, 0.5, 0.5)?;
+    let together = pass(&layers, policy, [&input, &incoming], false)?;
+    let alone = pass(&layers, policy, [&input, &incoming], true)?;
+
+    let leaf = |tensor: &Tensor| wide(tensor).set_requires_grad(true);
+    let exact_in = leaf(&input);
+    let [weight, bias] = [0, 1].map(|at| leaf(&own[at]));
+    let normal = exact_in.layer_norm([shape[1]], Some(&weight), Some(&bias), 1e-5, false);
+    let active = if gelu { normal.gelu("none") } else { normal };
+    let exact = if p > 0.0 { active * factors(p, shape, 5)? } else { active };
+    (&exact * wide(&incoming)).sum(Kind::Double).backward();
+    let all = [exact.detach(), exact_in.grad(), weight.grad(), bias.grad()];
+
+    for (((name, together), (_, alone)), exact) in together.named().zip(alone.named()).zip(&all) {
+        let kind = if name == "input" { compute } else { storage };
+        assert_eq!((together.kind(), alone.kind()), (kind, kind), "{name}");
+        // libtorch's GELU is another kernel.
+        assert!(gelu || together.equal(alone), "{name}");
+        // What was rounded between the layers adds up.
+        let bound = 3.0 * rounding(kind).max(rounding(storage));
+        for (how, seen) in [("together", together), ("alone", alone)] {
+            let off = relative(seen, exact);
+            assert!(off < bound, "{name}, {how}: {off} for {bound}");
+        }
+    }
+    Ok(())
+}
+
+/// Two sums of a residual and of what dropout leaves, each normalised, and a dropout behind ReLU. One by
+/// one, where they have the same random numbers, they give the same, to the bit where products do not
+/// depend on what goes along.
+#[rstest]
+fn a_residual_and_dropout_are_normalised_with_it(
+    #[values(
+        Precision::F32True,
+        Precision::F64True,
+        Precision::F16Mixed,
+        Precision::Bf16Mixed,
+        Precision::F16True,
+        Precision::Bf16True
+    )]
+    precision: Precision,
+    #[values([6, 1, 16], [9, 13, 24])] shape: [i64; 3],
+    #[values(0.2, 0.0)] dropout: f64,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let _generator = seeded(16);
+    let policy = Policy::new(precision, device());
+    let (compute, storage) = (precision.compute(), precision.storage());
+    let config = TransformerEncoderLayerConfig {
+        dim_feedforward: 20,
+        dropout,
+        ..TransformerEncoderLayerConfig::new(shape[2], 2)
+    };
+    let layer = TransformerEncoderLayer::new(config)?;
+    let own = fill(&layer, policy, 0.4, 0.1)?;
+    // A residual stream is f32 under autocast.
+    let input = draw(&shape, storage, 1.0, 0.0);
+    let incoming = draw(&shape, storage, 1.0, 0.0);
+    let together = pass(&layer, policy, [&input, &incoming], false)?;
+    let alone = pass(&layer, policy, [&input, &incoming], true)?;
+    let half = rounding(compute) > 1e-4;
+    for ((name, together), (_, alone)) in together.named().zip(alone.named()) {
+        let off = relative(together, &wide(alone));
+        let bound = if half { 8.0 * rounding(compute) } else { 0.0 };
+        assert!(off <= bound, "{name}: {off} for {bound}");
+    }
+    // Where 16 bits cut off what f64 does not, gradients are others.
+    if dropout > 0.0 || half {
+        return Ok(());
+    }
+
+    let exact_policy = Policy::new(Precision::F64True, Device::Cpu);
+    let exact_layer = TransformerEncoderLayer::new(config)?;
+    let exact_own = fill(&exact_layer, exact_policy, 0.0, 0.0)?;
+    for (exact, own) in exact_own.iter().zip(&own) {
+        amp_core::tch::no_grad(|| exact.shallow_clone().copy_(&wide(own)));
+    }
+    let exact = pass(&exact_layer, exact_policy, [&wide(&input), &wide(&incoming)], false)?;
+    for ((name, seen), (_, exact)) in together.named().zip(exact.named()) {
+        // Each of some twelve operations rounds.
+        let off = relative(seen, exact);
+        assert!(off < 12.0 * rounding(compute), "{name}: {off}");
+    }
+    Ok(())
+}
+
+/// A linear layer behind a norm is given the norm's output in 16 bits by the norm itself, and the norm
+/// both gradients. That is what a cast in between gives, to the bit: behind a view too, and not where the
+/// output was written to or detached in the meantime.
+#[rstest]
+#[case::as_it_is(|x: &Tensor| x.shallow_clone(), |x: &Tensor| x * 1.0)]
+#[case::a_view(|x: &Tensor| x.unsqueeze(1).squeeze_dim(1), |x: &Tensor| x * 1.0)]
+#[case::a_part(|x: &Tensor| x.narrow(0, 0, 3), |x: &Tensor| (x * 1.0).narrow(0, 0, 3))]
+#[case::written_to(|x: &Tensor| x.shallow_clone().g_add_scalar_(1.0), |x: &Tensor| x + 1.0)]
+#[case::detached(Tensor::detach, |x: &Tensor| (x * 1.0).detach())]
+fn a_linear_layer_takes_over_what_a_norm_has_cast(
+    #[case] between: fn(&Tensor) -> Tensor,
+    #[case] with_a_cast: fn(&Tensor) -> Tensor,
+    #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+) -> Result<()> {
+    let _generator = seeded(19);
+    let policy = Policy::new(precision, device());
+    let norm = LayerNorm::new(LayerNormConfig::new(16))?;
+    let linear = Linear::new(LinearConfig::new(16, 8))?;
+    let own: Vec<Tensor> = [fill(&norm, policy, 0.5, 0.5)?, fill(&linear, policy, 0.5, 0.0)?]
+        .into_iter()
+        .flatten()
+        .collect();
+    let input = draw(&[6, 16], Kind::Float, 1.0, 0.0).to(device());
+    let incoming = draw(&[6, 8], Kind::Float, 1.0, 0.0).to(device());
+    let around = draw(&[6, 16], Kind::Float, 1.0, 0.0).to(device());
+    let run = |between: fn(&Tensor) -> Tensor| -> Result<Vec<Tensor>> {
+        let given = input.detach().set_requires_grad(true);
+        let cx = Context::new(policy, true);
+        let (output, residual) = {
+            let _region = policy.autocast()?;
+            let normal = norm.forward(&given, &cx)?;
+            let residual = (&normal * &around).sum(Kind::Float);
+            (linear.forward(&between(&normal), &cx)?, residual)
+        };
+        let weighted = &output * incoming.narrow(0, 0, output.size()[0]);
+        let inputs: Vec<&Tensor> = own.iter().chain([&given]).collect();
+        let loss = weighted.sum(Kind::Float) + residual;
+        let mut all = Tensor::f_run_backward(&[loss], &inputs, false, false)?;
+        all.push(output);
+        Ok(all)
+    };
+    for (at, (taken, cast)) in run(between)?.iter().zip(run(with_a_cast)?).enumerate() {
+        assert!(taken.equal(&cast), "{at}");
+    }
+    Ok(())
+}
+
+/// Rows whose columns no vector fits are libtorch's, with the same numbers.
+#[test]
+fn odd_columns_are_libtorchs() -> Result<()> {
+    let _generator = seeded(17);
+    let policy = Policy::new(Precision::F64True, device());
+    let layers = Sequential::new(vec![
+        Box::new(LayerNorm::new(LayerNormConfig::new(7))?) as Box<dyn Module>,
+        Box::new(Gelu),
+    ]);
+    let own = fill(&layers, policy, 0.5, 0.5)?;
+    let input = draw(&[5, 7], Kind::Double, 1.0, 0.0);
+    let seen = pass(&layers, policy, [&input, &Tensor::ones_like(&input)], false)?;
+    let exact = wide(&input).layer_norm([7], Some(wide(&own[0])), Some(wide(&own[1])), 1e-5, false);
+    assert!(relative(&seen.output, &exact.gelu("none")) < 1e-13);
+    Ok(())
+}
+
+/// As PyTorch's: only with what stands around it there are none.
+#[test]
+fn a_norm_by_itself_has_second_derivatives() -> Result<()> {
+    let _generator = seeded(18);
+    let policy = Policy::new(Precision::F64True, device());
+    let cx = Context::new(policy, true);
+    let layer = LayerNorm::new(LayerNormConfig::new(8))?;
+    let own = fill(&layer, policy, 0.5, 0.5)?;
+    let loss_of = |input: &Tensor, output: Tensor| -> Result<Tensor> {
+        let loss = output.square().sum(Kind::Double);
+        let grads = Tensor::f_run_backward(&[loss], &[input], true, true)?;
+        Ok(grads[0].square().sum(Kind::Double))
+    };
+    let given = draw(&[5, 8], Kind::Double, 1.0, 0.0).to(device()).set_requires_grad(true);
+    loss_of(&given, layer.forward(&given, &cx)?)?.backward();
+    let leaf = |tensor: &Tensor| wide(tensor).set_requires_grad(true);
+    let (exact_in, weight, bias) = (leaf(&given), leaf(&own[0]), leaf(&own[1]));
+    let normal = exact_in.layer_norm([8], Some(&weight), Some(&bias), 1e-5, false);
+    loss_of(&exact_in, normal)?.backward();
+    for (seen, exact) in own.iter().chain([&given]).zip([weight, bias, exact_in]) {
+        let off = relative(&seen.grad(), &exact.grad());
+        assert!(off < 1e-11, "{off}");
+    }
+
+    let with_gelu = Sequential::new(vec![Box::new(layer) as Box<dyn Module>, Box::new(Gelu)]);
+    match loss_of(&given, with_gelu.forward(&given, &cx)?) {
+        Err(error) => {
+            assert!(device().is_cuda());
+            let text = error.to_string();
+            assert!(text.contains("second derivatives through layer normalisation"), "{text}");
+        }
+        Ok(loss) => assert!(!device().is_cuda() && loss.requires_grad()),
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! A linear layer with ReLU and dropout behind it, on CUDA alone (`AMP_DEVICE=cuda`), against
+//! libtorch's in f64 on the CPU.
+
+use amp_core::{
+    Module, Result,
+    nn::{Dropout, Linear, LinearConfig, Relu, Sequential, parameters},
+    precision::{Policy, Precision},
+    tch::{self, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::{relative, wide},
+    device,
+    layers::{draw, factors, fill, pass, rounding},
+    seeded,
+};
+
+fn layers(shape: [i64; 2], bias: bool, p: f64) -> Result<Sequential> {
+    let options = LinearConfig { bias, ..LinearConfig::new(shape[0], shape[1]) };
+    let mut layers: Vec<Box<dyn Module>> = vec![Box::new(Linear::new(options)?), Box::new(Relu)];
+    if p > 0.0 {
+        layers.push(Box::new(Dropout::new(p)?));
+    }
+    Ok(Sequential::new(layers))
+}
+
+/// One by one the products may be another kernel's, which adds up in another order. More rows than
+/// are summed at once for the bias are among them, and columns that no vector fits.
+#[rstest]
+fn relu_and_dropout_go_along(
+    #[values(
+        Precision::F32True,
+        Precision::F64True,
+        Precision::F16Mixed,
+        Precision::Bf16Mixed,
+        Precision::F16True,
+        Precision::Bf16True
+    )]
+    precision: Precision,
+    #[values([1, 8, 4], [130, 64, 36], [300, 24, 33], [2100, 16, 40])] sizes: [i64; 3],
+    #[values(true, false)] bias: bool,
+    #[values(0.3, 0.0)] p: f64,
+) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let [rows, inputs, outputs] = sizes;
+    let _generator = seeded(12);
+    let policy = Policy::new(precision, device());
+    let (compute, storage) = (precision.compute(), precision.storage());
+    let input = draw(&[rows, inputs], compute, 1.0, 0.0);
+    let incoming = draw(&[rows, outputs], compute, 1.0, 0.0);
+    let layers = layers([inputs, outputs], bias, p)?;
+    let own = fill(&layers, policy, 0.5, 0.1)?;
+    let together = pass(&layers, policy, [&input, &incoming], false)?;
+    let alone = pass(&layers, policy, [&input, &incoming], true)?;
+
+    // In 16 bits it may be cut off or not where it rounds to 0 or not.
+    let half = rounding(compute) > 1e-4;
+    let leaf = |tensor: &Tensor| wide(&tensor.to_kind(compute)).set_requires_grad(true);
+    let (exact_in, exact_own) = (leaf(&input), own.iter().map(leaf).collect::<Vec<_>>());
+    let cut = exact_in.linear(&exact_own[0], exact_own.get(1)).relu();
+    let exact = if p > 0.0 { cut * factors(p, [rows, outputs], 5)? } else { cut };
+    (&exact * wide(&incoming)).sum(Kind::Double).backward();
+    let exact_grads = exact_own.iter().map(|own| own.grad());
+    let all = [exact.detach(), exact_in.grad()].into_iter().chain(exact_grads);
+
+    let terms = (inputs.max(rows) as f64).sqrt();
+    for (((name, together), (_, alone)), exact) in together.named().zip(alone.named()).zip(all) {
+        let kind = if name.starts_with("parameter") { storage } else { compute };
+        assert_eq!((together.kind(), alone.kind()), (kind, kind), "{name}");
+        let bound = 2.0 * rounding(compute) * if half { 1.0 } else { terms };
+        for (how, seen) in [("together", together), ("alone", alone)] {
+            let off = relative(seen, &exact);
+            assert!(off < bound, "{name}, {how}: {off} for {bound}");
+        }
+    }
+    // The same elements are dropped, and the gradient with them.
+    let zeros = |seen: &Tensor| wide(seen).eq(0.0).to_kind(Kind::Double);
+    let other = (zeros(&together.output) - zeros(&alone.output)).abs().sum(Kind::Double);
+    let most = if half { 1e-2 * (rows * outputs) as f64 } else { 0.0 };
+    assert!(other.double_value(&[]) <= most, "{other:?}");
+    Ok(())
+}
+
+/// Where nothing is near 0, so that no derivative jumps.
+#[test]
+fn second_derivatives_go_through_relu() -> Result<()> {
+    let _generator = seeded(13);
+    let policy = Policy::new(Precision::F64True, device());
+    let layers = layers([6, 8], true, 0.0)?;
+    let own = fill(&layers, policy, 1.0, 0.0)?;
+    let given = draw(&[5, 6], Kind::Double, 1.0, 0.0).to(device()).set_requires_grad(true);
+    let penalty = |input: &Tensor, output: Tensor| -> Result<Tensor> {
+        let loss = output.square().sum(Kind::Double);
+        let grads = Tensor::f_run_backward(&[loss], &[input], true, true)?;
+        Ok(grads[0].square().sum(Kind::Double))
+    };
+    let cx = amp_core::nn::Context::new(policy, true);
+    penalty(&given, layers.forward(&given, &cx)?)?.backward();
+    let leaf = |tensor: &Tensor| wide(tensor).set_requires_grad(true);
+    let (exact_in, weight, bias) = (leaf(&given), leaf(&own[0]), leaf(&own[1]));
+    penalty(&exact_in, exact_in.linear(&weight, Some(&bias)).relu())?.backward();
+    for (seen, exact) in own.iter().zip([weight, bias]) {
+        let off = relative(&seen.grad(), &exact.grad());
+        assert!(off < 1e-12, "{off}");
+    }
+    Ok(())
+}
+
+/// A layer that is not trained passes its gradient on, and has none.
+#[rstest]
+fn a_frozen_layer_passes_its_gradient_on(
+    #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
+) -> Result<()> {
+    let _generator = seeded(14);
+    let policy = Policy::new(precision, device());
+    let layers = layers([8, 12], true, 0.0)?;
+    let own = fill(&layers, policy, 0.5, 0.0)?;
+    let given = draw(&[7, 8], Kind::Float, 1.0, 0.0).to(device());
+    let run = || -> Result<Tensor> {
+        let input = given.detach().set_requires_grad(true);
+        let _region = policy.autocast()?;
+        let output = layers.forward(&input, &amp_core::nn::Context::new(policy, true))?;
+        output.sum(Kind::Float).backward();
+        Ok(input.grad())
+    };
+    let trained = run()?;
+    for parameter in parameters(&layers) {
+        let mut tensor = parameter.tensor;
+        tensor.zero_grad();
+        let _ = tensor.set_requires_grad(false);
+    }
+    assert!(run()?.equal(&trained));
+    assert!(own.iter().all(|tensor| {
+        let grad = tensor.grad();
+        !grad.defined() || tch::no_grad(|| grad.abs().sum(Kind::Float).double_value(&[])) == 0.0
+    }));
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! A pass of layers forward and backward, together or one by one.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use amp_core::{
+    Module, Result,
+    nn::{Call, Context, Dropout, Probe, parameters, place},
+    precision::{Policy, Precision},
+    tch::{self, Device, Kind, Tensor},
+};
+
+use super::{bits::wide, device};
+
+/// Half a unit in the last place, relative; in f32 and f64 with room for sums of some hundred terms.
+pub(crate) fn rounding(kind: Kind) -> f64 {
+    match kind {
+        Kind::Half => 2.0_f64.powi(-11),
+        Kind::BFloat16 => 2.0_f64.powi(-8),
+        Kind::Float => 1e-5,
+        _ => 1e-13,
+    }
+}
+
+/// Normal numbers of this spread around `shift`.
+pub(crate) fn draw(shape: &[i64], kind: Kind, scale: f64, shift: f64) -> Tensor {
+    (Tensor::randn(shape, (Kind::Double, Device::Cpu)) * scale + shift).to_kind(kind)
+}
+
+/// What a dropout of these many elements multiplies them by, from this seed on.
+pub(crate) fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
+    let cx = Context::new(Policy::new(Precision::F64True, device()), true);
+    tch::manual_seed(seed);
+    Ok(wide(&Dropout::new(p)?.forward(&Tensor::ones(shape, (Kind::Double, device())), &cx)?))
+}
+
+/// Puts the layers where the policy wants them, with parameters of this spread around `shift`.
+pub(crate) fn fill(
+    layers: &impl Module,
+    policy: Policy,
+    scale: f64,
+    shift: f64,
+) -> Result<Vec<Tensor>> {
+    place(layers, policy, &BTreeMap::new())?;
+    let tensors: Vec<Tensor> = parameters(layers).into_iter().map(|own| own.tensor).collect();
+    for tensor in &tensors {
+        let value = draw(&tensor.size(), tensor.kind(), scale, shift).to(policy.device);
+        tch::no_grad(|| tensor.shallow_clone().copy_(&value));
+    }
+    Ok(tensors)
+}
+
+/// What came of a pass.
+pub(crate) struct Seen {
+    pub(crate) output: Tensor,
+    pub(crate) input_grad: Tensor,
+    /// Of the parameters, in order.
+    pub(crate) grads: Vec<Tensor>,
+}
+
+impl Seen {
+    /// All of it, by name.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let parts = [("output", &self.output), ("input", &self.input_grad)];
+        let parts = parts.into_iter().map(|(name, tensor)| (name.to_owned(), tensor));
+        let grads = self.grads.iter().enumerate();
+        parts.chain(grads.map(|(at, grad)| (format!("parameter {at}"), grad)))
+    }
+}
+
+/// A training pass from this seed on, forward and, from the gradient `incoming`, backward. Where
+/// somebody looks at each tensor, the layers run one by one.
+pub(crate) fn pass(
+    layers: &impl Module,
+    policy: Policy,
+    [input, incoming]: [&Tensor; 2],
+    one_by_one: bool,
+) -> Result<Seen> {
+    struct Watcher;
+    impl Probe for Watcher {
+        fn ran(&self, _: &Call<'_>) {}
+    }
+
+    let own = parameters(layers);
+    own.iter().for_each(|parameter| parameter.tensor.shallow_clone().zero_grad());
+    let given = input.to(policy.device).detach().set_requires_grad(true);
+    tch::manual_seed(5);
+    let output = {
+        let _region = policy.autocast()?;
+        let cx = Context::new(policy, true);
+        let cx = if one_by_one { cx.with_probe(Rc::new(Watcher)) } else { cx };
+        layers.forward(&given, &cx)?
+    };
+    (&output * incoming.to(policy.device)).sum(Kind::Double).backward();
+    let grads = own.iter().map(|parameter| parameter.tensor.grad().copy()).collect();
+    Ok(Seen { output, input_grad: given.grad(), grads })
+}

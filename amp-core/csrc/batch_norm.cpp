@@ -53,9 +53,8 @@ Layer layer_of(const at::Tensor& input, const Options& options, const amp::Dropo
 }
 
 bool is_known(at::ScalarType input, at::ScalarType weight) {
-  const bool half = input == at::kHalf || input == at::kBFloat16;
   return (input == weight && amp::kernel_dtype(input) != nullptr) ||
-         (half && weight == at::kFloat);
+         (amp::is_half(input) && weight == at::kFloat);
 }
 
 struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {

@@ -11,6 +11,7 @@
 
 #include "cast.h"
 #include "guard.h"
+#include "kernel.h"
 
 namespace {
 
@@ -37,18 +38,16 @@ struct AmpFilter : torch::autograd::Function<AmpFilter> {
   }
 };
 
-bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
-
 // The 16-bit dtype that the convolution computes in, if it does.
 std::optional<at::ScalarType> half_of(const at::Tensor& input, const at::Tensor& weight) {
   const auto given = input.scalar_type(), own = weight.scalar_type();
   const auto device = input.device().type();
   if (!at::autocast::is_autocast_enabled(device)) {
-    return given == own && is_half(own) ? std::optional(own) : std::nullopt;
+    return given == own && amp::is_half(own) ? std::optional(own) : std::nullopt;
   }
   const auto dtype = at::autocast::get_autocast_dtype(device);
-  const auto narrows = [](at::ScalarType dtype) { return dtype == at::kFloat || is_half(dtype); };
-  return is_half(dtype) && narrows(given) && narrows(own) ? std::optional(dtype) : std::nullopt;
+  const auto narrows = [](at::ScalarType dtype) { return dtype == at::kFloat || amp::is_half(dtype); };
+  return amp::is_half(dtype) && narrows(given) && narrows(own) ? std::optional(dtype) : std::nullopt;
 }
 
 }  // namespace

@@ -29,6 +29,9 @@ inline const char* kernel_dtype(at::ScalarType dtype) {
   }
 }
 
+// Whether it has 16 bits.
+inline bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
+
 // Whether the kernels' vectors of four elements lie well in it.
 inline bool is_aligned(const at::Tensor& tensor) {
   const auto size = 4 * tensor.element_size();

@@ -228,15 +228,12 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
   }
   const auto given = input.scalar_type(), out = weight.scalar_type();
   const auto sum = residual ? residual->scalar_type() : given;
-  const auto is_half = [](at::ScalarType dtype) {
-    return dtype == at::kHalf || dtype == at::kBFloat16;
-  };
   if (amp::kernel_dtype(out) == nullptr) return false;
   const bool autocast = at::autocast::is_autocast_enabled(c10::DeviceType::CUDA);
   // Autocast normalises in f32.
   if (autocast && out != at::kFloat) return false;
-  const bool sums = sum == given || (is_half(given) && sum == at::kFloat);
-  const bool normalises = sum == out || (autocast && is_half(sum));
+  const bool sums = sum == given || (amp::is_half(given) && sum == at::kFloat);
+  const bool normalises = sum == out || (autocast && amp::is_half(sum));
   return sums && normalises;
 }
 

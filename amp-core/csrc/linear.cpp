@@ -166,7 +166,8 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     context->save_for_backward(
         {input, casts ? at::Tensor() : weight, options.relu ? out : at::Tensor()});
     auto& kept = context->saved_data;
-    kept[factor_key] = factor.detach();
+    // Where nobody asks for the input's gradient, as before a first layer, it goes with the region.
+    if (input.requires_grad()) kept[factor_key] = factor.detach();
     kept[weight_key] = weight;
     kept[bias_key] = bias.has_value();
     kept[narrow_key] = weight.is_leaf() && !weight.grad_dtype().has_value();
@@ -180,10 +181,11 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     const auto saved = context->get_saved_variables();
     const auto& input = saved.at(0);
     auto& kept = context->saved_data;
-    if (kept.count(factor_key) == 0) {
+    if (kept.count(weight_key) == 0) {
       throw std::runtime_error("a linear layer's part of the graph was already run backward");
     }
-    auto factor = kept.at(factor_key).toTensor();
+    at::Tensor factor;
+    if (context->needs_input_grad(0)) factor = kept.at(factor_key).toTensor();
     const auto weight = kept.at(weight_key).toTensor();
     const bool wants_bias = kept.at(bias_key).toBool() && context->needs_input_grad(2);
     const bool narrow = kept.at(narrow_key).toBool();
@@ -270,7 +272,7 @@ std::optional<at::ScalarType> dtype_of(const at::Tensor& input, const at::Tensor
     return alike ? std::optional(own) : std::nullopt;
   }
   const auto dtype = at::autocast::get_autocast_dtype(cuda);
-  const bool narrows = (dtype == at::kHalf || dtype == at::kBFloat16) && own == at::kFloat &&
+  const bool narrows = amp::is_half(dtype) && own == at::kFloat &&
                        input.scalar_type() != at::kDouble;
   return narrows ? std::optional(dtype) : std::nullopt;
 }

@@ -121,11 +121,10 @@ fn a_bias_before_a_norm_has_the_sum_of_its_gradient(
     let cx = Context::new(policy, true);
     let _region = policy.autocast()?;
     let between = linear.forward(&input, &cx)?;
-    let output = norm.forward(&between, &cx)?;
-    let mut loss = (output * &incoming).sum(Kind::Float);
-    if around {
-        loss = loss + (&between * &incoming).sum(Kind::Float);
-    }
+    // Made before the norm's output: backward, it comes after, and is added to the norm's.
+    let other = around.then(|| (&between * &incoming).sum(Kind::Float));
+    let own_loss = (norm.forward(&between, &cx)? * &incoming).sum(Kind::Float);
+    let loss = other.map_or_else(|| own_loss.shallow_clone(), |other| other + &own_loss);
     let grads = Tensor::f_run_backward(&[loss], &[&between, &own[1]], false, false)?;
     let exact = wide(&grads[0]).sum_dim_intlist(0, false, Kind::Double);
     let all = wide(&grads[0]).abs().sum_dim_intlist(0, false, Kind::Double).max();

@@ -88,8 +88,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     auto& kept = context->saved_data;
     // The rest is for the forward pass.
     const Options options{0, 0, kept.at("p").toDouble(), kept.at("relu").toBool()};
-    auto grad = grads.at(0).contiguous();
-    if (!amp::is_aligned(grad)) grad = grad.clone();
+    const auto grad = amp::aligned(grads.at(0));
     variable_list out(5);
     at::Tensor input_sums;
     if (context->needs_input_grad(0)) {

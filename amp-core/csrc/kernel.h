@@ -38,9 +38,18 @@ inline bool is_aligned(const at::Tensor& tensor) {
   return tensor.is_contiguous() && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % size == 0;
 }
 
-// What a kernel writes to; null for no tensor.
+// A tensor as the kernels' vectors read it; may be undefined.
+inline at::Tensor aligned(const at::Tensor& tensor) {
+  if (!tensor.defined() || is_aligned(tensor)) return tensor;
+  return tensor.clone(at::MemoryFormat::Contiguous);
+}
+
+// What a kernel writes to, and what it reads; null for no tensor.
 inline void* data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
+}
+inline const void* const_data(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
 // For a backward pass that is a kernel: autograd would take what it gives for constants.

@@ -57,16 +57,6 @@ at::ScalarType twin_dtype(at::ScalarType out) {
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
 }
 
-const void* data_of(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
-}
-
-// As the kernels read it; may be undefined.
-at::Tensor readable(const at::Tensor& grad) {
-  if (!grad.defined() || amp::is_aligned(grad)) return grad;
-  return grad.clone(at::MemoryFormat::Contiguous);
-}
-
 amp::KernelSource& source() {
   static amp::KernelSource source("layer_norm.cu", amp_kernels_layer_norm);
   return source;
@@ -153,9 +143,11 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
       }
       return differentiable(whole, saved, given);
     }
-    const auto grad = readable(grads.at(0)), twin_grad = readable(twin_grads);
-    const Behind behind{data_of(sums), data_of(grad),  data_of(twin_grad), data_of(weight),
-                        data_of(bias), data_of(means), data_of(inverses)};
+    const auto grad = amp::aligned(grads.at(0)), twin_grad = amp::aligned(twin_grads);
+    const Behind behind{sums.const_data_ptr(),      amp::const_data(grad),
+                        amp::const_data(twin_grad), weight.const_data_ptr(),
+                        bias.const_data_ptr(),      means.const_data_ptr(),
+                        inverses.const_data_ptr()};
     variable_list out(5);
     // Where nothing is dropped or rounded, both have one gradient.
     const bool alike = before == 0 && given == sums.scalar_type();

@@ -89,7 +89,7 @@ void column_sums(const at::Tensor& matrix, const Activated& activated, const at:
   const bool in_parts = out.defined() && parts > 1;
   const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto sums = in_parts ? at::empty({parts, columns}, matrix.options().dtype(wide)) : out;
-  const void *from = matrix.const_data_ptr(), *output = amp::data(activated.output);
+  const void *from = matrix.const_data_ptr(), *output = amp::const_data(activated.output);
   void *to = amp::data(sums), *passed = amp::data(activated.passed);
   float scale = activated.scale;
   long long height = rows, width = columns, part = rows_per_block;
@@ -107,7 +107,7 @@ void activate(at::Tensor& values, const at::Tensor& bias, amp::Dropout dropout) 
   if (count == 0) return;
   constexpr long long per_block = 256 * 4;
   void* at = values.mutable_data_ptr();
-  const void* addend = bias.defined() ? bias.const_data_ptr() : nullptr;
+  const void* addend = amp::const_data(bias);
   void* arguments[] = {&at, &addend, &count, &columns, &dropout};
   source().launch("activate", {amp::kernel_dtype(values.scalar_type())}, values.device(),
                   static_cast<unsigned>((count + per_block - 1) / per_block), 256, arguments);
@@ -203,14 +203,15 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     }
     variable_list out(4);
     const bool part = options.is_part_of(weight);
-    const auto known = part || options.relu ? std::nullopt : amp::take_column_sums(grads.at(0));
-    if (wants_bias && known) {
-      out[2] = known->to(weight.scalar_type());
+    at::Tensor known;
+    if (wants_bias && !part && !options.relu) known = amp::take_column_sums(grads.at(0));
+    if (known.defined()) {
+      out[2] = known.to(weight.scalar_type());
     } else if (wants_bias) {
       out[2] = part ? at::zeros({weight.size(0)}, weight.options())
                     : at::empty({options.count}, weight.options());
     }
-    if ((wants_bias && !known) || options.relu) {
+    if ((wants_bias && !known.defined()) || options.relu) {
       rows = rows.contiguous();
       Activated activated;
       if (options.relu) activated = {saved.at(2), at::empty_like(rows), static_cast<float>(scale)};

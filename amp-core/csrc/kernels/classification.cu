@@ -9,8 +9,6 @@ struct Row {
   W largest, log_sum;
 };
 
-__device__ float exponential(float x) { return expf(x); }
-__device__ double exponential(double x) { return exp(x); }
 __device__ float logarithm(float x) { return logf(x); }
 __device__ double logarithm(double x) { return log(x); }
 

@@ -112,6 +112,9 @@ __device__ W factor_of(const OnDevice& known) {
 __device__ float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ double product(double a, double b) { return __dmul_rn(a, b); }
 
+__device__ float exponential(float x) { return expf(x); }
+__device__ double exponential(double x) { return exp(x); }
+
 // Four neighbours, or as many as there are: `whole` says whether there are four, aligned.
 template <typename U>
 __device__ Pack<U> load(const U* data, int at, int count, bool whole) {

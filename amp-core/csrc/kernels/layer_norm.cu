@@ -19,8 +19,6 @@ constexpr int most_threads = 512;
 
 __device__ float error_function(float x) { return erff(x); }
 __device__ double error_function(double x) { return erf(x); }
-__device__ float exponential(float x) { return expf(x); }
-__device__ double exponential(double x) { return exp(x); }
 
 // x·Φ(x), and its derivative Φ(x) + x·φ(x).
 __device__ W normal_share(W x) { return W(0.5) * (1 + error_function(x * W(0.70710678118654752))); }

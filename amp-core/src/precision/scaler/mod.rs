@@ -223,7 +223,9 @@ impl GradScaler {
         if self.mode != Mode::Off {
             self.losses.add(loss)?;
         }
-        self.scaled.set(self.scaled.get() || self.mode == Mode::Scale);
+        if self.mode == Mode::Scale {
+            self.scaled.set(true);
+        }
         // On CUDA a 1 that is there already costs no kernel.
         let scaled = self.mode == Mode::Scale || self.device.is_cuda();
         Ok(ScaledLoss {

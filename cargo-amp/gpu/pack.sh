@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Packs what a GPU machine without Rust needs into dist/: the amp binary, the test binaries, the
-# benches, the data and run.sh. Usage: xtask/gpu/pack.sh
+# benches, the data and run.sh. Usage: cargo-amp/gpu/pack.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -39,7 +39,7 @@ mkdir -p dist.partial/fixtures dist.partial/record
 cp -r fixtures/data fixtures/margins.json dist.partial/fixtures/
 cp tests/kernel_sets.py tests/record_margins.py dist.partial/record/
 cp -r tests/tests/goldens dist.partial/
-cp xtask/gpu/run.sh dist.partial/
+cp cargo-amp/gpu/run.sh dist.partial/
 rm -rf dist
 mv dist.partial dist
 du -sh dist

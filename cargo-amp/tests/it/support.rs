@@ -1,4 +1,4 @@
-//! A small checkout in a temporary folder, and the xtask binary run in it, apart from everything
+//! A small checkout in a temporary folder, and the cargo-amp binary run in it, apart from everything
 //! else on the machine: no network, no real Python, only the variables set here.
 
 use std::fs;
@@ -21,9 +21,9 @@ impl Checkout {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let root = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("xtask-{}-{number}", std::process::id()));
+            .join(format!("cargo-amp-{}-{number}", std::process::id()));
         fs::create_dir_all(&root).expect("writable");
-        // Resolved, to be compared with what xtask prints.
+        // Resolved, to be compared with what cargo-amp prints.
         let checkout = Checkout(root.canonicalize().expect("just made"));
         checkout.write(".cargo/config.toml", "");
         checkout.write("amp-core/Cargo.toml", "");
@@ -48,9 +48,9 @@ impl Checkout {
         self.path(folder)
     }
 
-    /// xtask with `arguments` in the root, in a clean environment with the fakes first on PATH.
-    pub(crate) fn xtask(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    /// cargo-amp with `arguments` in the root, in a clean environment with the fakes first on PATH.
+    pub(crate) fn cargo_amp(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cargo-amp"));
         command
             .args(arguments)
             .current_dir(&self.0)
@@ -91,7 +91,7 @@ impl Drop for Checkout {
 
 /// Runs `command` to its end.
 pub(crate) fn output(command: &mut Command) -> Output {
-    command.output().expect("xtask runs")
+    command.output().expect("cargo-amp runs")
 }
 
 pub(crate) fn stderr(output: &Output) -> String {
@@ -102,7 +102,7 @@ pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Asserts that xtask refused with exit code 2 and one last line that holds all of `parts`.
+/// Asserts that cargo-amp refused with exit code 2 and one last line that holds all of `parts`.
 #[track_caller]
 pub(crate) fn assert_refused(output: &Output, parts: &[&str]) {
     let stderr = stderr(output);

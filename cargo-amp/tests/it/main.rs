@@ -1,4 +1,4 @@
-//! The xtask binary in small temporary checkouts, with stand-ins for python3, df and cargo.
+//! The cargo-amp binary in small temporary checkouts, with stand-ins for python3, df and cargo.
 
 // Nothing is provisioned elsewhere, and the stand-ins are shell scripts.
 #![cfg(target_os = "linux")]

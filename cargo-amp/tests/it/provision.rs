@@ -11,7 +11,7 @@ use crate::support::{Checkout, assert_refused, assert_succeeded, output, stderr,
 #[test]
 fn a_fresh_checkout_is_provisioned_once() {
     let checkout = Checkout::new();
-    let first = output(&mut checkout.xtask(&["setup"]));
+    let first = output(&mut checkout.cargo_amp(&["setup"]));
     assert_succeeded(&first);
     assert!(checkout.is_provisioned());
     let shown = stderr(&first);
@@ -27,7 +27,7 @@ fn a_fresh_checkout_is_provisioned_once() {
     let log = fs::read_to_string(checkout.path("pip.log")).expect("pip ran");
     assert!(log.contains("torch==2.11.0 nvidia-cuda-crt<13.1"), "{log}");
 
-    let second = output(&mut checkout.xtask(&["setup"]));
+    let second = output(&mut checkout.cargo_amp(&["setup"]));
     assert_succeeded(&second);
     assert_eq!(stderr(&second), "");
     assert_eq!(checkout.pip_runs(), 1);
@@ -36,7 +36,7 @@ fn a_fresh_checkout_is_provisioned_once() {
 #[test]
 fn stdout_is_left_to_the_program_that_is_handed_over_to() {
     let checkout = Checkout::new();
-    let fetched = output(&mut checkout.xtask(&["setup"]));
+    let fetched = output(&mut checkout.cargo_amp(&["setup"]));
     assert_eq!(stdout(&fetched).lines().count(), 1, "{}", stdout(&fetched));
     assert!(stdout(&fetched).starts_with("libtorch 2.11.0 is ready in "));
 }
@@ -45,7 +45,7 @@ fn stdout_is_left_to_the_program_that_is_handed_over_to() {
 fn what_an_interruption_left_is_cleaned_away() {
     let checkout = Checkout::new();
     checkout.write(".libtorch.partial/libtorch/torch/stale", "half a file");
-    let run = output(&mut checkout.xtask(&["setup"]));
+    let run = output(&mut checkout.cargo_amp(&["setup"]));
     assert_succeeded(&run);
     assert!(stderr(&run).contains("interrupted"), "{}", stderr(&run));
     assert!(checkout.is_provisioned());
@@ -57,16 +57,16 @@ fn a_killed_fetch_frees_the_lock_and_the_next_run_recovers() {
     let checkout = Checkout::new();
     let mut first = Started(
         checkout
-            .xtask(&["setup"])
+            .cargo_amp(&["setup"])
             .env("FAKE_GATE", checkout.path("never"))
             .stderr(Stdio::null())
             .spawn()
-            .expect("xtask runs"),
+            .expect("cargo-amp runs"),
     );
     wait_until("the first pip runs", || checkout.path(".libtorch.partial/tmp/wheel").exists());
     first.0.kill().expect("still running");
     first.0.wait().expect("ended");
-    let second = output(&mut checkout.xtask(&["setup"]));
+    let second = output(&mut checkout.cargo_amp(&["setup"]));
     assert_succeeded(&second);
     assert!(stderr(&second).contains("interrupted"), "{}", stderr(&second));
     assert!(checkout.is_provisioned());
@@ -77,9 +77,9 @@ fn two_at_once_fetch_once() {
     let checkout = Checkout::new();
     let gate = checkout.path("gate");
     let start = || {
-        let mut command = checkout.xtask(&["setup"]);
+        let mut command = checkout.cargo_amp(&["setup"]);
         command.env("FAKE_GATE", &gate).stdout(Stdio::null()).stderr(Stdio::piped());
-        Started(command.spawn().expect("xtask runs"))
+        Started(command.spawn().expect("cargo-amp runs"))
     };
     let mut first = start();
     wait_until("the first pip runs", || checkout.pip_runs() == 1);
@@ -105,7 +105,7 @@ fn every_failure_of_pip_names_its_cause_and_leaves_nothing() {
     ];
     for (failure, parts) in cases {
         let checkout = Checkout::new();
-        let run = output(checkout.xtask(&["verify"]).env("FAKE_PIP", failure));
+        let run = output(checkout.cargo_amp(&["verify"]).env("FAKE_PIP", failure));
         assert_refused(&run, parts);
         let pip_is_seen = failure == "empty" || stderr(&run).contains("\nERROR: ");
         assert!(pip_is_seen, "{failure}: {}", stderr(&run));
@@ -117,7 +117,7 @@ fn every_failure_of_pip_names_its_cause_and_leaves_nothing() {
 fn a_failed_replacement_leaves_what_was_there() {
     let checkout = Checkout::new();
     checkout.write(".libtorch/torch/version.py", "__version__ = '2.10.0+cu128'\n");
-    let run = output(checkout.xtask(&["setup"]).env("FAKE_PIP", "network"));
+    let run = output(checkout.cargo_amp(&["setup"]).env("FAKE_PIP", "network"));
     assert_refused(&run, &["could not reach"]);
     assert!(checkout.path(".libtorch/torch/version.py").is_file());
     assert!(!checkout.path(".libtorch.partial").exists());
@@ -127,16 +127,16 @@ fn a_failed_replacement_leaves_what_was_there() {
 fn python_and_pip_are_asked_for_by_name() {
     let checkout = Checkout::new();
     let nowhere = checkout.path("empty");
-    let run = output(checkout.xtask(&["setup"]).env("PATH", nowhere));
+    let run = output(checkout.cargo_amp(&["setup"]).env("PATH", nowhere));
     assert_refused(&run, &["python3", "cannot be run", "install Python 3.10 to 3.14"]);
-    let run = output(checkout.xtask(&["setup"]).env("FAKE_PYTHON", "no-pip"));
+    let run = output(checkout.cargo_amp(&["setup"]).env("FAKE_PYTHON", "no-pip"));
     assert_refused(&run, &["Python 3.11", "has no pip", "python3-pip", "python3 -m venv"]);
     for unfit in ["3.9", "3.15", "4.10"] {
-        let run = output(checkout.xtask(&["setup"]).env("FAKE_VERSION", unfit));
+        let run = output(checkout.cargo_amp(&["setup"]).env("FAKE_VERSION", unfit));
         let found = format!("python3 is Python {unfit}, for which there is no torch 2.11.0");
         assert_refused(&run, &[&found, "3.10 to 3.14 first on PATH"]);
     }
-    let run = output(checkout.xtask(&["setup"]).env("FAKE_PYTHON", "broken"));
+    let run = output(checkout.cargo_amp(&["setup"]).env("FAKE_PYTHON", "broken"));
     assert_refused(&run, &["does not work", "no module named encodings"]);
     assert_eq!(checkout.pip_runs(), 0);
     assert!(checkout.is_bare());
@@ -145,7 +145,7 @@ fn python_and_pip_are_asked_for_by_name() {
 #[test]
 fn a_disk_without_room_is_refused_before_the_download() {
     let checkout = Checkout::new();
-    let run = output(checkout.xtask(&["setup"]).env("FAKE_FREE", "3000000"));
+    let run = output(checkout.cargo_amp(&["setup"]).env("FAKE_FREE", "3000000"));
     assert_refused(&run, &["3 GB free", "make room"]);
     assert_eq!(checkout.pip_runs(), 0);
     assert!(checkout.is_bare());
@@ -154,9 +154,9 @@ fn a_disk_without_room_is_refused_before_the_download() {
 #[test]
 fn a_whole_folder_without_a_stamp_is_taken_over() {
     let checkout = Checkout::new();
-    assert_succeeded(&output(&mut checkout.xtask(&["setup"])));
+    assert_succeeded(&output(&mut checkout.cargo_amp(&["setup"])));
     fs::remove_file(checkout.path(".libtorch/amp-stamp")).expect("stamped");
-    let run = output(&mut checkout.xtask(&["setup"]));
+    let run = output(&mut checkout.cargo_amp(&["setup"]));
     assert_succeeded(&run);
     assert!(stderr(&run).contains("taking over"), "{}", stderr(&run));
     assert!(checkout.is_provisioned());
@@ -186,9 +186,9 @@ fn a_folder_that_is_not_whole_is_replaced() {
     ];
     for (problem, damage) in cases {
         let checkout = Checkout::new();
-        assert_succeeded(&output(&mut checkout.xtask(&["setup"])));
+        assert_succeeded(&output(&mut checkout.cargo_amp(&["setup"])));
         damage(&checkout);
-        let run = output(&mut checkout.xtask(&["setup"]));
+        let run = output(&mut checkout.cargo_amp(&["setup"]));
         assert_succeeded(&run);
         assert!(stderr(&run).contains(problem), "{problem}: {}", stderr(&run));
         assert_eq!(checkout.pip_runs(), 2, "{problem}");
@@ -200,7 +200,7 @@ fn a_folder_that_is_not_whole_is_replaced() {
 fn a_link_that_leads_nowhere_is_replaced() {
     let checkout = Checkout::new();
     symlink("/nonexistent", checkout.path(".libtorch")).expect("writable");
-    assert_succeeded(&output(&mut checkout.xtask(&["setup"])));
+    assert_succeeded(&output(&mut checkout.cargo_amp(&["setup"])));
     assert!(checkout.is_provisioned());
 }
 

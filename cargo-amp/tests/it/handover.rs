@@ -12,7 +12,7 @@ fn help_needs_no_libtorch_and_no_checkout() {
     for arguments in
         [&[][..], &["help"], &["--help"], &["-h"], &["test", "--help"], &["setup", "-h"]]
     {
-        let run = output(checkout.xtask(arguments).current_dir(env::temp_dir()));
+        let run = output(checkout.cargo_amp(arguments).current_dir(env::temp_dir()));
         assert_succeeded(&run);
         for part in ["verify", "test", "setup", "cargo amp verify --help", "LIBTORCH"] {
             assert!(stdout(&run).contains(part), "`{part}` is missing: {}", stdout(&run));
@@ -33,7 +33,7 @@ fn a_wrong_command_line_is_one_line_and_fetches_nothing() {
         (&["setup", "now"], &["unexpected argument `now`"]),
     ];
     for (arguments, parts) in cases {
-        assert_refused(&output(&mut checkout.xtask(arguments)), parts);
+        assert_refused(&output(&mut checkout.cargo_amp(arguments)), parts);
     }
     assert!(checkout.is_bare());
 }
@@ -41,7 +41,7 @@ fn a_wrong_command_line_is_one_line_and_fetches_nothing() {
 #[test]
 fn outside_a_checkout_nothing_happens() {
     let checkout = Checkout::new();
-    let run = output(checkout.xtask(&["setup"]).current_dir("/"));
+    let run = output(checkout.cargo_amp(&["setup"]).current_dir("/"));
     assert_refused(&run, &["not inside a checkout"]);
 }
 
@@ -52,13 +52,13 @@ fn the_checkout_is_found_from_a_folder_in_it_and_from_the_package() {
     checkout.write("amp-core/amp-core/mod.rs", "");
     checkout.write("amp-core/deep/.cargo/config.toml", "");
     let deep = checkout.path("amp-core/deep");
-    assert_succeeded(&output(checkout.xtask(&["setup"]).current_dir(deep)));
+    assert_succeeded(&output(checkout.cargo_amp(&["setup"]).current_dir(deep)));
     assert!(checkout.is_provisioned());
 
     let checkout = Checkout::new();
-    let package = checkout.path("xtask");
+    let package = checkout.path("cargo-amp");
     let run =
-        output(checkout.xtask(&["setup"]).current_dir("/").env("CARGO_MANIFEST_DIR", package));
+        output(checkout.cargo_amp(&["setup"]).current_dir("/").env("CARGO_MANIFEST_DIR", package));
     assert_succeeded(&run);
     assert!(checkout.is_provisioned());
 }
@@ -66,7 +66,7 @@ fn the_checkout_is_found_from_a_folder_in_it_and_from_the_package() {
 #[test]
 fn test_becomes_cargo_test_of_the_workspace() {
     let checkout = Checkout::new();
-    let run = output(&mut checkout.xtask(&["test"]));
+    let run = output(&mut checkout.cargo_amp(&["test"]));
     // The exit code is cargo's own.
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
     let root = checkout.path("amp-core");
@@ -84,19 +84,19 @@ fn test_becomes_cargo_test_of_the_workspace() {
     }
 
     let arguments = ["test", "--device", "cuda", "--", "--nocapture", "--device"];
-    let run = output(&mut checkout.xtask(&arguments));
+    let run = output(&mut checkout.cargo_amp(&arguments));
     for line in ["cargo test --workspace -- --nocapture --device", "device cuda", "test threads 1"]
     {
         assert!(stdout(&run).lines().any(|l| l == line), "`{line}`: {}", stdout(&run));
     }
-    let run = output(&mut checkout.xtask(&["test", "--device=cpu"]));
+    let run = output(&mut checkout.cargo_amp(&["test", "--device=cpu"]));
     assert!(stdout(&run).contains("device cpu"), "{}", stdout(&run));
 }
 
 #[test]
 fn an_empty_libtorch_counts_as_unset() {
     let checkout = Checkout::new();
-    let run = output(checkout.xtask(&["test"]).env("LIBTORCH", ""));
+    let run = output(checkout.cargo_amp(&["test"]).env("LIBTORCH", ""));
     assert!(stdout(&run).contains("LIBTORCH unset"), "{}", stderr(&run));
     assert!(checkout.is_provisioned());
 }
@@ -104,7 +104,7 @@ fn an_empty_libtorch_counts_as_unset() {
 #[test]
 fn a_failed_build_keeps_the_exit_code_of_cargo() {
     let checkout = Checkout::new();
-    let run = output(&mut checkout.xtask(&["verify"]));
+    let run = output(&mut checkout.cargo_amp(&["verify"]));
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
     assert_eq!(stdout(&run), "");
 }
@@ -124,7 +124,7 @@ fn every_other_command_reaches_the_built_binary_as_typed() {
          println!(\"{given:?} in {}\", std::env::current_dir().unwrap().display());\n    \
          std::process::exit(3);\n}\n",
     );
-    let mut command = checkout.xtask(&["verify", "--format", "a b", "--", "-x"]);
+    let mut command = checkout.cargo_amp(&["verify", "--format", "a b", "--", "-x"]);
     real_cargo(&mut command);
     // An odd target folder, and a working directory below the root that the binary must keep.
     let folder = checkout.path("amp-core");

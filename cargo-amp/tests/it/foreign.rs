@@ -6,7 +6,7 @@ use crate::support::{Checkout, assert_refused, assert_succeeded, output, stdout}
 fn a_fitting_libtorch_is_used_and_nothing_is_fetched() {
     let checkout = Checkout::new();
     let own = checkout.write_archive("mine/torch", "2.11.0+cpu\n");
-    let run = output(checkout.xtask(&["setup"]).env("LIBTORCH", &own));
+    let run = output(checkout.cargo_amp(&["setup"]).env("LIBTORCH", &own));
     assert_succeeded(&run);
     assert!(stdout(&run).contains("mine/torch"), "{}", stdout(&run));
     assert!(checkout.is_bare());
@@ -29,7 +29,7 @@ fn an_unfit_libtorch_is_refused_with_the_reason() {
         ("no-headers", "no include folder"),
         ("no-version", "neither build-version nor version.py"),
     ] {
-        let run = output(checkout.xtask(&["verify"]).env("LIBTORCH", checkout.path(folder)));
+        let run = output(checkout.cargo_amp(&["verify"]).env("LIBTORCH", checkout.path(folder)));
         assert_refused(&run, &["LIBTORCH is ", folder, reason, "unset it"]);
     }
     assert!(checkout.is_bare());
@@ -42,7 +42,7 @@ fn the_torch_of_python_is_used_when_asked_for() {
     checkout.write("site/torch/include/torch.h", "");
     checkout.write("site/torch/version.py", "__all__ = []\n__version__ = '2.11.0+cu130'\n");
     let ask = |torch: &str| {
-        let mut command = checkout.xtask(&["setup"]);
+        let mut command = checkout.cargo_amp(&["setup"]);
         command.env("LIBTORCH_USE_PYTORCH", "1").env("FAKE_TORCH", torch);
         output(&mut command)
     };
@@ -64,7 +64,7 @@ fn in_a_virtual_environment_its_python_is_asked() {
     // There is no stand-in named `python`, so being asked for it shows.
     let run = output(
         checkout
-            .xtask(&["setup"])
+            .cargo_amp(&["setup"])
             .env("PATH", checkout.path("empty"))
             .env("VIRTUAL_ENV", checkout.path("venv"))
             .env("LIBTORCH_USE_PYTORCH", "1"),
@@ -80,7 +80,7 @@ fn what_runs_next_finds_the_libraries_of_a_wheel_and_keeps_the_users_path() {
     checkout.write("site/nvidia/cudnn/part/lib/libcudnn.so", "");
     let run = output(
         checkout
-            .xtask(&["test"])
+            .cargo_amp(&["test"])
             .env("LIBTORCH", "site/torch")
             .env("LD_LIBRARY_PATH", "/users/own"),
     );

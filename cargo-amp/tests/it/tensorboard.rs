@@ -19,12 +19,12 @@ fn is_whole(checkout: &Checkout) -> bool {
 #[test]
 fn the_tests_fetch_it_once_and_nothing_else_does() {
     let checkout = Checkout::new();
-    assert_succeeded(&output(&mut checkout.xtask(&["setup"])));
-    output(&mut checkout.xtask(&["verify"]));
+    assert_succeeded(&output(&mut checkout.cargo_amp(&["setup"])));
+    output(&mut checkout.cargo_amp(&["verify"]));
     assert_eq!(fetches(&checkout), Vec::<String>::new());
 
     // The stand-in for cargo ends with 7.
-    let first = output(&mut checkout.xtask(&["test"]));
+    let first = output(&mut checkout.cargo_amp(&["test"]));
     assert_eq!(first.status.code(), Some(7), "{}", stderr(&first));
     assert!(is_whole(&checkout));
     assert!(stderr(&first).contains("fetching tensorboard"), "{}", stderr(&first));
@@ -32,7 +32,7 @@ fn the_tests_fetch_it_once_and_nothing_else_does() {
     let [asked] = &fetches(&checkout)[..] else { panic!("{:?}", fetches(&checkout)) };
     assert!(asked.ends_with("tensorboard==2.20.0 numpy<3 protobuf<8"), "{asked}");
 
-    let second = output(&mut checkout.xtask(&["test"]));
+    let second = output(&mut checkout.cargo_amp(&["test"]));
     assert_eq!(stderr(&second), "");
     assert_eq!(fetches(&checkout).len(), 1);
     assert_eq!(checkout.pip_runs(), 1, "libtorch was fetched once, by setup");
@@ -44,7 +44,7 @@ fn what_is_not_whole_is_fetched_again() {
     checkout.write(".tensorboard.partial/packages/half", "a file");
     checkout.write(".tensorboard/tensorboard/old", "a file");
     checkout.write(".tensorboard/amp-stamp", "tensorboard==2.19.0\n");
-    output(&mut checkout.xtask(&["test"]));
+    output(&mut checkout.cargo_amp(&["test"]));
     assert!(is_whole(&checkout));
     assert!(!checkout.path(".tensorboard/tensorboard/old").exists());
 }
@@ -53,7 +53,7 @@ fn what_is_not_whole_is_fetched_again() {
 fn a_failed_fetch_is_one_line_and_leaves_what_was_there() {
     let checkout = Checkout::new();
     checkout.write(".tensorboard/tensorboard/old", "a file");
-    let run = output(checkout.xtask(&["test"]).env("FAKE_TENSORBOARD", "network"));
+    let run = output(checkout.cargo_amp(&["test"]).env("FAKE_TENSORBOARD", "network"));
     let parts = ["tensorboard 2.20.0 could not be fetched", "check the network", "cargo test"];
     assert_refused(&run, &parts);
     assert!(checkout.path(".tensorboard/tensorboard/old").exists());

@@ -1,6 +1,6 @@
 //! What is run: a model, its data and the options that all precisions share.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
@@ -11,26 +11,23 @@ use amp_core::{
     tch::Device,
     trainer::{Graph, NonFinite, ScaleFloor},
 };
-use fixtures::{data::DataKind, models::Model};
 
-/// Builds a model from hyperparameters, drawing its weights from libtorch's global generator.
-pub type Build = dyn Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>>;
+use crate::registry::{Build, Judge, Model, Registry};
 
 /// A model before it is built.
 #[derive(Clone)]
 pub struct Subject {
     /// Its name.
     pub name: &'static str,
-    /// The validation metric it is judged by; larger is better.
-    pub metric: &'static str,
+    /// The validation value it is judged by.
+    pub judge: Judge,
     /// How it is built.
-    pub build: Rc<Build>,
+    pub build: Arc<Build>,
 }
 
-impl From<&'static Model> for Subject {
-    fn from(model: &'static Model) -> Self {
-        let build = Rc::new(|hyperparameters: &Hyperparameters| model.build(hyperparameters));
-        Self { name: model.name, metric: model.metric, build }
+impl From<&Model> for Subject {
+    fn from(model: &Model) -> Self {
+        Self { name: model.name, judge: model.judge, build: Arc::clone(&model.build) }
     }
 }
 
@@ -52,8 +49,8 @@ pub struct Case {
 /// What a user may decide about a case; `None` leaves the model's own.
 #[derive(Debug, Default)]
 pub struct Choices {
-    /// The data set.
-    pub data: Option<DataKind>,
+    /// The data set by name.
+    pub data: Option<String>,
     /// Epochs.
     pub epochs: Option<i64>,
     /// Examples in a batch.
@@ -95,13 +92,23 @@ pub struct Choices {
 }
 
 impl Case {
-    /// Loads the data, merges the choices and builds the model once to see that it can be.
+    /// Loads the data, merges the choices and builds the model once to see that it can be built. The
+    /// registry has the data sets.
     ///
     /// # Errors
     /// When the data cannot be loaded or batched, an option is out of range, or a hyperparameter
     /// is unknown.
-    pub fn new(model: &'static Model, choices: Choices, device: Device) -> Result<Self> {
-        let kind = choices.data.unwrap_or(model.data);
+    pub fn new(
+        registry: &Registry,
+        model: &Model,
+        choices: Choices,
+        device: Device,
+    ) -> Result<Self> {
+        let data_name = match &choices.data {
+            Some(name) => name.as_str(),
+            None => model.data_name(registry)?,
+        };
+        let data_set = registry.find_data(data_name)?;
         let epochs = choices.epochs.unwrap_or(model.epochs);
         if epochs < 1 {
             return Err(Error::config(format!("epochs {epochs}: it must be at least 1")));
@@ -115,16 +122,11 @@ impl Case {
         }
         let clip = choices.clip.or(model.gradient_clip_val.map(Clip::Norm));
         let clip = clip.map(Clip::validated).transpose()?;
-        let own = model.early_stopping.map(|(monitor, patience)| (monitor.to_owned(), patience));
-        let early_stopping = choices.early_stopping.or(own);
-        let mut hyperparameters = model.hyperparameters();
-        for (name, size) in kind.sizes() {
-            if let Some(own) = hyperparameters.get_mut(*name) {
-                *own = (*size).into();
-            }
-        }
+        let early_stopping = choices.early_stopping.or_else(|| model.early_stopping.clone());
+        let mut hyperparameters = model.hyperparameters.clone();
+        data_set.apply(&mut hyperparameters);
         hyperparameters.extend(choices.set);
-        let mut data = kind.load(choices.batch_size.unwrap_or(model.batch_size))?;
+        let mut data = data_set.load(choices.batch_size.unwrap_or(model.batch_size))?;
         data.loading = choices.loading;
         data.check()?;
         let defaults = TrainerConfig::new(Precision::F32True, device);

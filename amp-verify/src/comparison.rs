@@ -8,7 +8,10 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::verdict::{mean, standard_deviation, t_quantile};
+use crate::{
+    registry::{Direction, Judge},
+    verdict::{mean, standard_deviation, t_quantile},
+};
 
 /// A case's runs, each with its deltas.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,6 +25,9 @@ pub struct Comparison {
     pub batch_size: i64,
     /// The validation metric reported as accuracy.
     pub metric: String,
+    /// Which way it improves.
+    #[serde(default)]
+    pub direction: Direction,
     /// The seeds: a run's figures are the first one's, [`Run::over_seeds`] has those of all.
     pub seeds: Vec<u64>,
     /// The baseline first.
@@ -132,10 +138,10 @@ impl Comparison {
     ///
     /// # Panics
     /// When there is no record.
-    pub fn new(records: Vec<RunRecord>, metric: &str, batch_size: i64) -> Self {
+    pub fn new(records: Vec<RunRecord>, judge: Judge, batch_size: i64) -> Self {
         let subject = records.first().expect("a comparison has a baseline").start.clone();
         let mut runs: Vec<Run> =
-            records.into_iter().map(|record| Run::new(record, metric)).collect();
+            records.into_iter().map(|record| Run::new(record, judge.name)).collect();
         let baseline = runs[0].clone();
         for run in &mut runs[1..] {
             run.delta = Some(Delta::new(run, &baseline));
@@ -145,7 +151,8 @@ impl Comparison {
             seeds: vec![subject.seed],
             subject,
             batch_size,
-            metric: metric.into(),
+            metric: judge.name.into(),
+            direction: judge.direction,
             runs,
         }
     }

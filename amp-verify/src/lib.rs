@@ -1,26 +1,47 @@
-//! Trains a model under every precision and holds each run against the 32-true baseline:
-//! [`case::Case`] → [`runner`] → [`matrix`] → [`comparison::Comparison`] → [`view`], [`report`].
+//! Trains a model under every precision and compares each run with the 32-true baseline.
 //!
-//! [`layers`] and [`exponents`] say what a precision loses in each layer of one step; [`diagnose`]
-//! what a failed check is due to; [`bench`] how fast it all is.
+//! A project declares its models in a [`Registry`], and its binary `amp` hands that to [`main()`]:
+//! [`registry`] → [`case::Case`] → [`runner`] → [`matrix`] → [`comparison::Comparison`] → `view`,
+//! `report`. [`golden`] keeps a comparison as a snapshot in `cargo test`, by [`verify!`].
+//!
+//! With the feature `cli`, which is on by default: `layers` and `exponents` show what a precision
+//! loses in each layer of one step, `diagnose` what a failed check is due to, `gate` judges models in
+//! CI, `bench` measures speed.
 
-pub mod bench;
 pub mod case;
-pub mod cli;
 pub mod comparison;
-pub mod diagnose;
-pub mod exponents;
-pub mod gate;
 pub mod golden;
-pub mod layers;
+pub mod margins;
 pub mod matrix;
-pub mod output;
-pub mod report;
+pub mod registry;
 pub mod runner;
-pub mod selftest;
 pub mod text;
 pub mod verdict;
+
+#[cfg(feature = "cli")]
+pub mod bench;
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "cli")]
+pub mod diagnose;
+#[cfg(feature = "cli")]
+pub mod exponents;
+#[cfg(feature = "cli")]
+pub mod gate;
+#[cfg(feature = "cli")]
+pub mod layers;
+#[cfg(feature = "cli")]
+pub mod output;
+#[cfg(feature = "cli")]
+pub mod report;
+#[cfg(feature = "cli")]
+pub mod selftest;
+#[cfg(feature = "cli")]
 pub mod view;
+
+#[cfg(feature = "cli")]
+pub use cli::main;
+pub use registry::{DataSet, Model, Project, Registry};
 
 /// What [`verify!`] names; not for use by hand.
 #[doc(hidden)]

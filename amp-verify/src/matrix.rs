@@ -28,7 +28,7 @@ pub fn run(
                 .map_err(|error| error.at(&format!("{} under {precision}", case.model.name)))
         })
         .collect::<Result<Vec<_>>>()?;
-    Ok(Comparison::new(records, case.model.metric, case.data.batch_size))
+    Ok(Comparison::new(records, case.model.judge, case.data.batch_size))
 }
 
 /// Runs the case with its own seed and the `seeds - 1` that follow it, each under the baseline and

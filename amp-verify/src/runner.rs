@@ -1,9 +1,9 @@
 //! One run: a case under one precision.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use amp_core::{
-    Result, Trainer, TrainerConfig,
+    Error, Result, Trainer, TrainerConfig,
     callback::{Callback, EarlyStopping, Mode},
     event::Subscriber,
     memory::MemoryMeter,
@@ -57,16 +57,38 @@ pub fn run(
 }
 
 fn warm_up(case: &Case, config: &TrainerConfig) -> Result<()> {
-    let train = |batches: i64, graph: Graph| -> Result<()> {
+    let train = |batches: i64, graph: Graph| -> Result<RunRecord> {
         let data = case.data.head(batches)?;
         let mut model = case.build()?;
         let config = TrainerConfig { max_epochs: 1, graph, ..config.clone() };
-        Trainer::new(config).fit(model.as_mut(), &data).map(drop)
+        Trainer::new(config).fit(model.as_mut(), &data)
     };
     if config.device.is_cuda() {
         // As many as come before a graph, and one within it. Its capture gives cuBLAS's workspaces
         // back, which the last batches bring again.
         train(4 * config.accumulate_grad_batches, config.graph)?;
     }
-    train(2, Graph::Off)
+    let record = train(2, Graph::Off)?;
+    check_logged(case, &record)
+}
+
+/// A model must log what it is judged by.
+fn check_logged(case: &Case, record: &RunRecord) -> Result<()> {
+    let judged_by = case.model.judge.name;
+    if record.last(judged_by).is_some() {
+        return Ok(());
+    }
+    let logged: BTreeSet<&str> = record
+        .epochs
+        .iter()
+        .flat_map(|epoch| &epoch.val)
+        .map(|logged| logged.name.as_str())
+        .collect();
+    let logged: Vec<&str> = logged.into_iter().collect();
+    Err(Error::config(format!(
+        "{} logs no `{judged_by}` in validation, which it is judged by; it logs {}: declare one of \
+         them with `.metric(…)`, or `.judged_by_loss()`",
+        case.model.name,
+        if logged.is_empty() { "nothing".to_owned() } else { logged.join(", ") }
+    )))
 }

@@ -21,7 +21,7 @@ for line in sys.stdin:
 }
 
 # As users run it, since it measures as well.
-executables build --release --package amp-verify --bin amp | while read -r _ _ path; do
+executables build --release --bin amp | while read -r _ _ path; do
     strip --strip-all -o dist.partial/amp "$path"
 done
 # Left out: what needs a compiler (ui, expand), TensorBoard's Python package (tensorboard) or the

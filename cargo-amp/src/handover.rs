@@ -42,7 +42,7 @@ pub(crate) fn amp(
     // what measures is built for speed. Errors and warnings still go to the terminal; stdout carries what was built.
     let mut build = cargo(checkout, libtorch);
     build
-        .args(["build", "--package", "amp-verify", "--bin", "amp"])
+        .args(["build", "--bin", "amp"])
         .args(arguments.first().filter(|command| *command == "bench").map(|_| "--release"))
         .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped());

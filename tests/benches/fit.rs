@@ -1,11 +1,11 @@
-//! What a whole run costs beyond its tensor work: see [`amp_verify::bench::overhead`].
+//! What a whole run costs beyond its tensor work: see [`fixtures::bench::overhead`].
 //!
 //! `cargo bench -p tests --bench fit` times `Trainer::fit` and the bare loop with criterion and then
 //! prints, for each model, the loop's own overhead per step in µs over the bare tensor work.
 
 use amp_core::tch::set_num_threads;
-use amp_verify::bench::overhead::{self, STEPS};
 use criterion::Criterion;
+use fixtures::bench::overhead::{self, STEPS};
 
 fn main() {
     set_num_threads(1);

@@ -24,7 +24,7 @@ macro_rules! goldens {
             let on_gpu = std::env::var("AMP_DEVICE").is_ok_and(|device| device != "cpu");
             let spread = (!on_gpu).then(|| recorded!($test));
             let check = Check { spread, $($field: $value,)? ..Check::default() };
-            amp_verify::verify!($model, check);
+            amp_verify::verify!($model, registry = fixtures::registry(), check = check);
         })*
     };
 }
@@ -188,7 +188,11 @@ fn machines_are_told_apart_by_what_changes_figures(
 fn goldens_are_kept_by_compute_capability() {
     let folder = tempfile::tempdir().expect("a folder");
     let prepare = |golden: &Golden, may_write: bool| {
-        Target::fixture("MixedPrecisionDemo").prepare(golden, folder.path(), may_write)
+        Target::registered(fixtures::registry(), "MixedPrecisionDemo").prepare(
+            golden,
+            folder.path(),
+            may_write,
+        )
     };
     let names = || {
         let entries = folder.path().read_dir().expect("a folder");

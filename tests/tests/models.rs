@@ -9,7 +9,7 @@ use amp_verify::{
     case::{Case, Choices},
     runner::{self, Extras},
 };
-use fixtures::models;
+use fixtures::registry;
 use rstest::rstest;
 
 const NAMES: [&str; 12] = [
@@ -29,7 +29,7 @@ const NAMES: [&str; 12] = [
 
 #[test]
 fn no_model_is_left_out() {
-    assert_eq!(models::ALL.iter().map(|model| model.name).collect::<Vec<_>>(), NAMES);
+    assert_eq!(registry().models().map(|model| model.name()).collect::<Vec<_>>(), NAMES);
 }
 
 /// Two epochs lower the validation loss, no step is skipped, and the matrix products ran in the
@@ -50,9 +50,10 @@ fn no_model_is_left_out() {
 fn trains_under_every_precision(#[case] name: &str) {
     let device = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     let device = parse_device(&device).expect("AMP_DEVICE names a device of this machine");
-    let model = models::find(name).expect("a model of this name");
+    let registry = registry();
+    let model = registry.find(Some(name)).expect("a model of this name");
     let choices = Choices { epochs: Some(2), seed: 1, ..Choices::default() };
-    let case = Case::new(model, choices, device).expect("a case");
+    let case = Case::new(&registry, model, choices, device).expect("a case");
     for precision in Precision::ALL {
         let mut ignore = |_: &Event| Ok(());
         let record = runner::run(&case, precision, Extras::default(), &mut ignore).expect("a run");
@@ -67,6 +68,6 @@ fn trains_under_every_precision(#[case] name: &str) {
         assert_eq!(record.end.skipped, 0, "{precision}");
         let seen: Vec<&str> = record.observed.matmul.iter().map(String::as_str).collect();
         assert_eq!(seen, [dtype_name(precision.compute())], "{precision}");
-        assert!(record.last(model.metric).is_some_and(|value| value > 0.0), "{precision}");
+        assert!(record.last(model.judge().name).is_some_and(|value| value > 0.0), "{precision}");
     }
 }

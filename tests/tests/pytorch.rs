@@ -18,7 +18,7 @@ use amp_core::{
     tch::{Device, Kind, Tensor, no_grad},
     weights,
 };
-use fixtures::models;
+use fixtures::registry;
 use rstest::rstest;
 use serde_json::Value;
 use tempfile::tempdir;
@@ -72,7 +72,9 @@ fn recorded(name: &str) -> Value {
 fn build(name: &str) -> Box<dyn LightningModule> {
     let hyperparameters: Hyperparameters =
         serde_json::from_value(recorded(name)["hyperparameters"].clone()).expect("an object");
-    models::find(name).and_then(|model| model.build(&hyperparameters)).expect("a model")
+    let registry = registry();
+    let model = registry.find(Some(name)).expect("a model of this name");
+    model.build(&hyperparameters).expect("a model")
 }
 
 /// The tensors of a file, read by tch rather than by the code under test.
@@ -118,7 +120,7 @@ fn size(logits: &Tensor) -> f64 {
 #[test]
 fn every_model_has_a_copy() {
     let names = WEIGHTS.map(|(name, _)| name);
-    assert_eq!(models::ALL.iter().map(|model| model.name).collect::<Vec<_>>(), names);
+    assert_eq!(registry().models().map(|model| model.name()).collect::<Vec<_>>(), names);
 }
 
 /// Weights that a PyTorch copy saved load here, and give its logits: within 1e-6 in f32 and 1e-12

@@ -17,7 +17,7 @@ use amp_verify::{
     case::{Case, Choices},
     runner::{self, Extras},
 };
-use fixtures::models;
+use fixtures::registry;
 use serde::Deserialize;
 
 /// A run as `read_tensorboard.py` prints it.
@@ -57,9 +57,10 @@ fn tensorboards_own_reader_reads_every_run() -> Result<()> {
     package();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut tensorboard = TensorBoardLogger::create(folder.path())?;
-    let model = models::find("MixedPrecisionDemo")?;
+    let registry = registry();
+    let model = registry.find(Some("MixedPrecisionDemo"))?;
     let choices = Choices { epochs: Some(3), seed: 5, ..Choices::default() };
-    let case = Case::new(model, choices, Device::Cpu)?;
+    let case = Case::new(&registry, model, choices, Device::Cpu)?;
     let mut expected = BTreeMap::new();
     for precision in [Precision::F32True, Precision::F16Mixed] {
         let mut memory = MemoryLogger::default();

@@ -5,13 +5,14 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use amp_core::{Error, Result, hardware, precision::Precision, tch, tch::Device};
 use clap::Args;
 
-use super::workload::{self, Workload};
+use super::workload::{self, Task};
+use crate::registry::Registry;
 
 /// Options of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// What to train, separated by commas: demo, advanced, wide or precision-test [default: the
-    /// first three on CUDA, precision-test and demo on the CPU]
+    /// What to train, separated by commas: workloads of the registry, or models [default: the
+    /// registry's workloads for the device, or else its first model]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub workload: Vec<String>,
     /// Precisions, separated by commas [default: 32-true and bf16-mixed, on CUDA 16-mixed too]
@@ -38,7 +39,7 @@ pub struct BenchArgs {
     /// The Python of the peers
     #[arg(long, value_name = "PATH", default_value = "python3", requires = "peers")]
     pub python: PathBuf,
-    /// Another script for the peers than the one in this binary
+    /// The script of the peers, instead of the registry's
     #[arg(long, value_name = "FILE", requires = "peers")]
     pub peers_script: Option<PathBuf>,
     /// Threads of one CPU operation [default: all cores]
@@ -56,12 +57,11 @@ pub struct BenchArgs {
 }
 
 /// What was asked for, checked.
-#[derive(Debug)]
 pub struct Plan {
     /// Where.
     pub device: Device,
     /// What.
-    pub workloads: Vec<&'static Workload>,
+    pub workloads: Vec<Task>,
     /// How; 32-true first, which the others are held against.
     pub precisions: Vec<Precision>,
     /// How often.
@@ -79,7 +79,7 @@ impl BenchArgs {
     ///
     /// # Errors
     /// When a name is unknown or a number is out of range.
-    pub fn plan(&self) -> Result<Plan> {
+    pub fn plan(&self, registry: &Registry) -> Result<Plan> {
         let at_least_one = |name: &str, value: i64| match value {
             1.. => Ok(()),
             _ => Err(Error::config(format!("{name} {value}: it must be at least 1"))),
@@ -99,8 +99,11 @@ impl BenchArgs {
         }
         let device = hardware::parse_device(&self.device)?;
         let workloads = match self.workload.as_slice() {
-            [] => workload::defaults(device),
-            names => names.iter().map(|name| workload::find(name)).collect::<Result<_>>()?,
+            [] => workload::defaults(registry, device)?,
+            names => {
+                let find = |name: &String| workload::find(registry, name);
+                names.iter().map(find).collect::<Result<_>>()?
+            }
         };
         let mut precisions = vec![Precision::F32True];
         let default: &[Precision] = match device.is_cuda() {

@@ -4,7 +4,7 @@ use amp_core::{
     Result, TrainerConfig,
     data::{Batch, DataModule, Placement},
     precision::Precision,
-    tch::{Device, Kind, Tensor},
+    tch::{Device, Tensor},
     trainer::Graph,
 };
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use super::{
     contest::Engine,
     ours::seconds_of,
     statistics::{Spread, paired_ratio},
-    workload::{Size, Workload, config},
+    workload::{Size, Task, config},
 };
 
 /// What feeding costs.
@@ -50,23 +50,23 @@ const WARM_UP: u64 = 16;
 
 /// A set of at least this many bytes, the same examples over and over: what they are makes no
 /// difference to what moving them takes.
-fn data(workload: &Workload, bytes: u64) -> Result<DataModule> {
+fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
     let some = workload.data(Size::Full)?;
     let block = some.train.head(some.train.len())?;
-    let block_bytes = (block.input.numel() * 4 + block.target.numel() * 8) as u64;
+    let bytes_of = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+    let block_bytes = (bytes_of(&block.input) + bytes_of(&block.target)) as u64;
     let blocks = i64::try_from(bytes.div_ceil(block_bytes)).unwrap_or(i64::MAX).max(1);
-    let repeated = |tensor: &Tensor, kind: Kind| -> Result<Tensor> {
+    let repeated = |tensor: &Tensor| -> Result<Tensor> {
         let mut size = tensor.size();
         let length = size[0];
         size[0] = length * blocks;
-        let all = Tensor::f_empty(&size, (kind, Device::Cpu))?;
+        let all = Tensor::f_empty(&size, (tensor.kind(), Device::Cpu))?;
         for at in 0..blocks {
             all.f_narrow(0, at * length, length)?.f_copy_(tensor)?;
         }
         Ok(all)
     };
-    let train =
-        Batch::new(repeated(&block.input, Kind::Float)?, repeated(&block.target, Kind::Int64)?)?;
+    let train = Batch::new(repeated(&block.input)?, repeated(&block.target)?)?;
     let val = block.narrow(0, workload.batch)?;
     Ok(DataModule::new("feed", train, val, workload.batch))
 }
@@ -78,7 +78,7 @@ fn data(workload: &Workload, bytes: u64) -> Result<DataModule> {
 /// # Errors
 /// When a run fails, or the set has no room.
 pub fn measure(
-    workload: &'static Workload,
+    workload: &Task,
     precision: Precision,
     device: Device,
     bytes: u64,
@@ -118,6 +118,6 @@ pub fn measure(
             host.push(rate(Placement::Host)?);
         }
     }
-    let workload = workload.name.to_owned();
+    let workload = workload.name().to_owned();
     Ok(Feed { workload, precision, engine, bytes, host, device: resident })
 }

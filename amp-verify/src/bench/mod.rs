@@ -15,6 +15,10 @@ pub mod target;
 pub mod workload;
 
 pub use args::{BenchArgs, Plan};
+pub use overhead::Overhead;
+pub use report::Report;
+pub use target::Target;
+pub use workload::{Devices, Workload};
 
 use std::time::Instant;
 
@@ -29,19 +33,20 @@ use self::{
     clock::Clock,
     contest::{Contestant, Engine, contest},
     ours::Ours,
-    peers::{Entry, Peer},
-    report::{Report, Row},
+    peers::{Entry, Peer, Python},
+    report::Row,
     statistics::Spread,
-    workload::{Size, Workload},
+    workload::{Size, Task},
 };
+use crate::registry::Registry;
 
 /// Measures what was asked for and says on the way, through `tell`, what is measured.
 ///
 /// # Errors
 /// When what was asked for cannot be done. A peer that fails is told in the report.
-pub fn run(args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
+pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     let begun = Instant::now();
-    let plan = args.plan()?;
+    let plan = args.plan(registry)?;
     let mut clock = Clock::new(plan.time_limit, || begun.elapsed());
     let mut notes = Vec::new();
     if cfg!(debug_assertions) {
@@ -70,9 +75,8 @@ pub fn run(args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     };
     let (python, mut peers) = match args.peers {
         true => {
-            let script = args.peers_script.as_deref();
-            let (python, peers) =
-                peers::start(&args.python, script, plan.device, &mut report.notes)?;
+            let python = Python::new(registry, &args.python, args.peers_script.as_deref())?;
+            let peers = peers::start(&python, plan.device, &mut report.notes);
             (Some(python), peers)
         }
         false => (None, Vec::new()),
@@ -88,12 +92,14 @@ pub fn run(args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
             report.bf16_matrix_rates.push(rate::bf16_matrix_rate(plan.device)?);
         }
     } else {
-        tell("the loop's own cost");
-        report.overheads = overhead::measure()?;
+        if let Some(measure) = &registry.bench.overheads {
+            tell("the loop's own cost");
+            report.overheads = measure()?;
+        }
     }
     for workload in &plan.workloads {
         for precision in &plan.precisions {
-            let name = format!("{} under {precision}", workload.name);
+            let name = format!("{} under {precision}", workload.name());
             let rows = clock.run(&name, || {
                 tell(&name);
                 compare(&plan, workload, *precision, &mut peers)
@@ -105,7 +111,7 @@ pub fn run(args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     drop((peers, python));
     if plan.feed_bytes > 0 {
         for (workload, precision) in fed(&plan) {
-            let name = format!("{} under {precision}, fed from the host", workload.name);
+            let name = format!("{} under {precision}, fed from the host", workload.name());
             let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
             let Plan { device, feed_bytes, rounds, .. } = plan;
             let fed = clock.run(&name, || {
@@ -116,21 +122,23 @@ pub fn run(args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
         }
     }
     report.notes.extend(clock.note());
-    report.judge();
+    if let Some(targets) = registry.bench.targets {
+        report.targets = targets(&report);
+    }
     Ok(report)
 }
 
 /// Ours and the peers on one workload under one precision.
 fn compare(
     plan: &Plan,
-    workload: &'static Workload,
+    workload: &Task,
     precision: Precision,
     peers: &mut [Peer],
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
         // Where gradients and the optimizer's averages weigh most.
-        true if workload.name == "wide" && precision != Precision::F32True => {
+        true if workload.has_reduced_state() && precision != Precision::F32True => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }
         true => &[Engine::Eager, Engine::Graph],
@@ -147,7 +155,7 @@ fn compare(
     let scores = contest(&mut contestants, plan.rounds);
     drop(contestants);
     let mut tiny: Vec<Box<dyn Contestant + '_>> = Vec::new();
-    for engine in ours {
+    for engine in ours.iter().filter(|_| workload.has_tiny()) {
         tiny.push(Box::new(new(*engine, Size::Tiny)));
     }
     let host = contest(&mut tiny, plan.rounds);
@@ -158,21 +166,19 @@ fn compare(
     let operations = workload.matrix_operations(workload.build(Size::Full)?.as_ref());
     let row = |score: contest::Score| {
         let host = host_microseconds(score.engine);
-        Row::new(workload.name, precision, score, host, operations)
+        Row::new(workload.name(), precision, score, host, operations)
     };
     Ok(scores.into_iter().map(row).collect())
 }
 
-/// What is fed: on CUDA the smallest and the largest steps there are, in bf16-mixed.
-fn fed(plan: &Plan) -> Vec<(&'static Workload, Precision)> {
-    let names: &[&str] =
-        if plan.device.is_cuda() { &["demo", "wide"] } else { &["precision-test"] };
+/// What is fed from the host as well: on CUDA in bf16-mixed.
+fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     let precision = match plan.device {
         Device::Cuda(_) => Precision::Bf16Mixed,
         _ => Precision::F32True,
     };
-    let workloads = plan.workloads.iter().filter(|workload| names.contains(&workload.name));
-    workloads.map(|workload| (*workload, precision)).collect()
+    let workloads = plan.workloads.iter().filter(|workload| workload.is_fed_on(plan.device));
+    workloads.map(|workload| (workload, precision)).collect()
 }
 
 /// As it can be typed again.

@@ -14,14 +14,14 @@ use amp_core::{
 
 use super::{
     contest::{Chunk, Contestant, Engine},
-    workload::{Size, Workload, config},
+    workload::{Size, Task, config},
 };
 
 /// A workload under our trainer. Every chunk is a run of its own over the same model; its first
 /// epoch counts for nothing, since kernels are loaded and graphs are captured there.
-pub(super) struct Ours {
+pub(super) struct Ours<'a> {
     engine: Engine,
-    workload: &'static Workload,
+    workload: &'a Task,
     size: Size,
     config: TrainerConfig,
     ready: Option<(Box<dyn LightningModule>, DataModule)>,
@@ -29,11 +29,11 @@ pub(super) struct Ours {
     peak_memory_bytes: Option<u64>,
 }
 
-impl Ours {
+impl<'a> Ours<'a> {
     /// Trains at least `steps` steps a chunk.
     pub(super) fn new(
         engine: Engine,
-        workload: &'static Workload,
+        workload: &'a Task,
         size: Size,
         precision: Precision,
         device: Device,
@@ -75,7 +75,7 @@ pub(super) fn seconds_of(
     Ok((seconds, record.end.replayed))
 }
 
-impl Contestant for Ours {
+impl Contestant for Ours<'_> {
     fn engine(&self) -> Engine {
         self.engine
     }

@@ -1,4 +1,18 @@
-//! The peers: a Python process for each, asked in lines of JSON (`peers/peers.py` says which).
+//! The peers: a process of the registry's Python program for each, asked in lines of JSON.
+//!
+//! The program is called as `program --engine NAME --device cpu|cuda:N --threads N`, with the engines of
+//! [`engines`]. Each line on its standard input is a JSON object, each answer a line on its standard
+//! output; an answer with `error` ends the task it belongs to:
+//!
+//! ```text
+//! (at the start)                               -> {"versions": {"torch": "2.11.0"}}
+//! {"prepare": {model, precision, batch, ...}}  -> {"ready": true}    after the warm-up
+//! {"go": steps}                                -> {"steps": n, "seconds": s, "peak_memory_bytes": b}
+//! {"end": true}                                -> {"ended": true}
+//! ```
+//!
+//! `prepare` has the model's name and hyperparameters, the precision, `batch`, `batches`, `features`
+//! (null for the model's own data), `clip` and `warm_up` (steps).
 
 use std::{
     collections::BTreeMap,
@@ -14,11 +28,9 @@ use tempfile::NamedTempFile;
 
 use super::{
     contest::{Chunk, Contestant, Engine},
-    workload::{CLIP, Size, Workload},
+    workload::{CLIP, Size, Task},
 };
-
-/// The script, carried in the binary: there is nothing to be found where it runs.
-const SCRIPT: &str = include_str!("../../peers/peers.py");
+use crate::registry::{Peers, Registry};
 
 /// The Python that runs the peers, with its script.
 pub struct Python {
@@ -39,24 +51,39 @@ pub struct Peer {
 }
 
 impl Python {
-    /// `program`, with the script of this binary unless another is given.
+    /// `program`, with the registry's script unless another is given.
     ///
     /// # Errors
-    /// When the script is not there or cannot be written.
-    pub fn new(program: &Path, script: Option<&Path>) -> Result<Self> {
-        if let Some(script) = script {
-            if !script.is_file() {
+    /// When there is no script, or it cannot be written.
+    pub fn new(registry: &Registry, program: &Path, script: Option<&Path>) -> Result<Self> {
+        let text = match (script, &registry.bench.peers) {
+            (Some(script), _) => return Self::of_file(program, script.to_owned()),
+            (None, Some(Peers::File(file))) => {
+                return Self::of_file(program, registry.project().path(file));
+            }
+            (None, Some(Peers::Text(text))) => *text,
+            (None, None) => {
                 return Err(Error::config(format!(
-                    "{}: there is no such script; leave --peers-script out for the own one",
-                    script.display()
+                    "the registry of {} has no peers: name their Python program with `.peers(…)`, or \
+                     with --peers-script",
+                    registry.project().name()
                 )));
             }
-            return Ok(Self { program: program.into(), script: script.into(), _own: None });
-        }
+        };
         let failed = |error| Error::io(std::env::temp_dir(), error);
         let mut own = tempfile::Builder::new().suffix(".py").tempfile().map_err(failed)?;
-        own.write_all(SCRIPT.as_bytes()).map_err(failed)?;
+        own.write_all(text.as_bytes()).map_err(failed)?;
         Ok(Self { program: program.into(), script: own.path().into(), _own: Some(own) })
+    }
+
+    fn of_file(program: &Path, script: PathBuf) -> Result<Self> {
+        if !script.is_file() {
+            return Err(Error::config(format!(
+                "{}: there is no such script; name one with --peers-script",
+                script.display()
+            )));
+        }
+        Ok(Self { program: program.into(), script, _own: None })
     }
 }
 
@@ -165,21 +192,16 @@ pub struct Entry<'a> {
 
 impl<'a> Entry<'a> {
     /// The peer trains whole epochs of the workload, at least `steps` steps a chunk, as ours does.
-    pub fn new(
-        peer: &'a mut Peer,
-        workload: &'static Workload,
-        precision: Precision,
-        steps: i64,
-    ) -> Self {
+    pub fn new(peer: &'a mut Peer, workload: &Task, precision: Precision, steps: i64) -> Self {
         let epochs = (steps + workload.batches - 1) / workload.batches;
         let steps = (epochs * workload.batches).cast_unsigned();
         let task = json!({
-            "model": workload.model,
+            "model": workload.model(),
             "hyperparameters": workload.hyperparameters(Size::Full),
             "precision": precision.to_string(),
             "batch": workload.batch,
             "batches": workload.batches,
-            "features": workload.features,
+            "features": workload.features(),
             "clip": CLIP,
             "warm_up": workload.batches,
         });
@@ -225,24 +247,15 @@ pub fn engines(device: Device) -> &'static [Engine] {
     }
 }
 
-/// Starts the peers of `device`; those that cannot be started are told in `notes`.
-///
-/// # Errors
-/// When there is no script.
-pub fn start(
-    program: &Path,
-    script: Option<&Path>,
-    device: Device,
-    notes: &mut Vec<String>,
-) -> Result<(Python, Vec<Peer>)> {
-    let python = Python::new(program, script)?;
+/// Starts the peers of `device`; `notes` gets those that cannot be started.
+pub fn start(python: &Python, device: Device, notes: &mut Vec<String>) -> Vec<Peer> {
     let mut peers = Vec::new();
     let mut failures: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     let mut fail = |engine: Engine, error: &Error| {
         failures.entry(error.to_string()).or_default().push(engine.name());
     };
     for engine in engines(device) {
-        match Peer::start(&python, *engine, device) {
+        match Peer::start(python, *engine, device) {
             Ok(peer) => peers.push(peer),
             Err(error) => fail(*engine, &error),
         }
@@ -257,5 +270,5 @@ pub fn start(
     for (error, engines) in failures {
         notes.push(format!("not measured: {}: {error}", engines.join(", ")));
     }
-    Ok((python, peers))
+    peers
 }

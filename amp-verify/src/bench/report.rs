@@ -10,10 +10,7 @@ use super::{
     feed::Feed,
     overhead::Overhead,
     statistics::{Spread, paired_ratio},
-    target::{
-        Goal::{self, AtLeast, AtMost, Below},
-        Target, Unit,
-    },
+    target::Target,
 };
 
 /// All figures of a run of the benchmark.
@@ -118,11 +115,12 @@ impl Report {
     }
 
     /// How many times as fast ours is as another engine, or as our own 32-true.
-    fn speedup(&self, workload: &str, precision: Precision, over: Over) -> Option<f64> {
+    pub fn speedup(&self, workload: &str, precision: Precision, over: Over) -> Option<f64> {
         self.speedup_of(self.ours(workload, precision)?, over)
     }
 
-    fn speedup_of(&self, ours: &Row, over: Over) -> Option<f64> {
+    /// How many times as fast a row of ours is.
+    pub fn speedup_of(&self, ours: &Row, over: Over) -> Option<f64> {
         let (workload, precision) = (ours.workload.as_str(), ours.precision);
         let other = match over {
             Over::Engine(engine) => self.row(workload, precision, engine)?,
@@ -132,12 +130,13 @@ impl Report {
     }
 
     /// The memory of a row of ours over that of our own 32-true.
-    fn memory_of(&self, ours: &Row) -> Option<f64> {
+    pub fn memory_of(&self, ours: &Row) -> Option<f64> {
         let baseline = self.ours(&ours.workload, Precision::F32True)?;
         Some(ours.peak_memory_bytes? as f64 / baseline.peak_memory_bytes? as f64)
     }
 
-    fn memory(&self, workload: &str, precision: Precision) -> Option<f64> {
+    /// The memory of ours over that of our own 32-true.
+    pub fn memory(&self, workload: &str, precision: Precision) -> Option<f64> {
         self.memory_of(self.ours(workload, precision)?)
     }
 
@@ -148,109 +147,17 @@ impl Report {
         paired_ratio(&reached, &self.bf16_matrix_rates)
     }
 
-    /// Judges every target that the workloads and precisions of this report are about.
-    pub fn judge(&mut self) {
-        let mut targets = if self.is_cuda() { self.cuda_targets() } else { self.cpu_targets() };
-        for feed in &self.feeds {
-            if self.is_cuda() {
-                let what = format!(
-                    "{} {}: cost of feeding {} GB from the host",
-                    feed.workload,
-                    feed.precision,
-                    feed.bytes as f64 / 1e9
-                );
-                targets.push(Target::new(what, Below(0.03), Unit::Percent, feed.cost()));
-            }
-        }
-        self.targets = targets;
-    }
-
-    fn measured(&self, workload: &str, precision: Precision) -> bool {
+    /// Whether the workload was measured under the precision.
+    pub fn measured(&self, workload: &str, precision: Precision) -> bool {
         self.rows.iter().any(|row| row.workload == workload && row.precision == precision)
     }
-
-    fn cuda_targets(&self) -> Vec<Target> {
-        use Precision::{Bf16Mixed, F16Mixed, F32True};
-        let mut targets = Targets::default();
-        for workload in ["demo", "advanced"] {
-            for precision in [F32True, F16Mixed, Bf16Mixed] {
-                if !self.measured(workload, precision) {
-                    continue;
-                }
-                let name = format!("{workload} {precision}");
-                let over = |engine| self.speedup(workload, precision, Over::Engine(engine));
-                targets.times(&name, "Lightning", AtLeast(20.0), over(Engine::Lightning));
-                targets.times(&name, "torch.compile", AtLeast(5.0), over(Engine::TorchCompile));
-                if precision != F32True {
-                    let speedup = self.speedup(workload, precision, Over::Baseline);
-                    targets.times(&name, "our 32-true", AtLeast(1.3), speedup);
-                    let memory = self.memory(workload, precision);
-                    targets.memory(&name, AtMost(1.0), memory);
-                }
-            }
-        }
-        for (engine, name) in [
-            (Engine::Graph, "wide bf16-mixed"),
-            (Engine::Graph16Bit, "wide bf16-mixed, gradients in 16 bits"),
-            (Engine::GraphLean, "wide bf16-mixed, averages in 8 bits as well"),
-        ] {
-            if !self.measured("wide", Bf16Mixed) {
-                continue;
-            }
-            let row = self.row("wide", Bf16Mixed, engine);
-            targets.0.push(Target::new(
-                format!("{name}: share of the measured bf16 matrix rate"),
-                AtLeast(0.65),
-                Unit::Percent,
-                row.and_then(|row| self.matrix_share(row)),
-            ));
-            let over = Over::Engine(Engine::TorchCompile);
-            let compiled = row.and_then(|row| self.speedup_of(row, over));
-            targets.times(name, "torch.compile", AtLeast(1.2), compiled);
-            targets.memory(name, AtMost(0.6), row.and_then(|row| self.memory_of(row)));
-        }
-        targets.0
-    }
-
-    fn cpu_targets(&self) -> Vec<Target> {
-        let mut targets = Targets::default();
-        for overhead in &self.overheads {
-            targets.0.push(Target::new(
-                format!("{}: loop overhead a step", overhead.model),
-                Below(20.0),
-                Unit::Microseconds,
-                Some(overhead.median()),
-            ));
-        }
-        for (workload, least) in [("precision-test", 3.0), ("demo", 1.1)] {
-            if self.measured(workload, Precision::F32True) {
-                let over = Over::Engine(Engine::Lightning);
-                let speedup = self.speedup(workload, Precision::F32True, over);
-                let name = format!("{workload} 32-true");
-                targets.times(&name, "Lightning", AtLeast(least), speedup);
-            }
-        }
-        targets.0
-    }
 }
 
-#[derive(Clone, Copy)]
-enum Over {
+/// What a speed is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// Another engine, on the same workload under the same precision.
     Engine(Engine),
+    /// Our own 32-true.
     Baseline,
-}
-
-#[derive(Default)]
-struct Targets(Vec<Target>);
-
-impl Targets {
-    fn times(&mut self, name: &str, other: &str, goal: Goal, measured: Option<f64>) {
-        let what = format!("{name}: speed over {other}");
-        self.0.push(Target::new(what, goal, Unit::Times, measured));
-    }
-
-    fn memory(&mut self, name: &str, goal: Goal, measured: Option<f64>) {
-        let what = format!("{name}: memory over our 32-true");
-        self.0.push(Target::new(what, goal, Unit::Percent, measured));
-    }
 }

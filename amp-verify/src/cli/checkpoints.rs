@@ -8,6 +8,7 @@ use amp_core::{
 use clap::Args;
 
 use super::positive;
+use crate::registry::Judge;
 
 /// What is saved, and what a run goes on from.
 #[derive(Debug, Args)]
@@ -50,13 +51,14 @@ impl CheckpointArgs {
         }
     }
 
-    /// What saves the epochs with the largest values of `metric`, where that was asked for.
+    /// What saves the best epochs by the model's judge, where that was asked for.
     ///
     /// # Errors
     /// When the folder cannot be made.
-    pub fn callback(&self, metric: &str) -> Result<Option<ModelCheckpoint>> {
+    pub fn callback(&self, judge: Judge) -> Result<Option<ModelCheckpoint>> {
         let Some(folder) = &self.checkpoint_dir else { return Ok(None) };
-        let mut checkpoint = ModelCheckpoint::new(folder, metric, Mode::Max)?
+        let mode = if judge.direction.is_higher() { Mode::Max } else { Mode::Min };
+        let mut checkpoint = ModelCheckpoint::new(folder, judge.name, mode)?
             .save_top_k(self.save_top_k)
             .save_last(true)
             .save_weights_only(self.save_weights_only);

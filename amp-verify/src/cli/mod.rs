@@ -1,11 +1,13 @@
 //! The command line.
 
 mod checkpoints;
+mod commands;
 mod logs;
 mod monitors;
 mod recovery;
 
 pub use checkpoints::CheckpointArgs;
+pub use commands::main;
 pub use logs::LogArgs;
 pub use monitors::{Monitor, MonitorArgs};
 pub use recovery::RecoveryArgs;
@@ -21,7 +23,6 @@ use amp_core::{
     trainer::Graph,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use fixtures::data::DataKind;
 use serde_json::Value;
 
 use crate::{
@@ -30,6 +31,7 @@ use crate::{
     diagnose::DiagnoseArgs,
     gate::{GateArgs, WORKER},
     layers::LayersArgs,
+    margins::MarginsArgs,
     selftest::SelftestArgs,
 };
 
@@ -60,9 +62,11 @@ pub enum Command {
     /// Judge every precision against 32-true over several seeds: exits with 0 pass, 1 regression,
     /// 2 usage, 3 inconclusive, 4 not comparable
     Gate(GateArgs),
-    /// Measure speed and memory, beside Lightning and PyTorch with --peers, and hold them against
-    /// the targets
+    /// Measure speed and memory, next to PyTorch programs with --peers, and hold them against the
+    /// targets
     Bench(BenchArgs),
+    /// Record what the gate judges by: margins, and how far first steps of unchanged runs differ
+    Margins(MarginsArgs),
     /// Inject faults, each of which must turn the gate red, and repeat unchanged runs
     Selftest(SelftestArgs),
     /// Do the gate's jobs from standard input
@@ -126,15 +130,15 @@ pub struct DoctorArgs {
 /// What both commands take.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The model; `cargo amp models` lists them
-    #[arg(long, default_value = "MixedPrecisionDemo")]
-    pub model: String,
+    /// The model; `cargo amp models` lists them [default: the first one]
+    #[arg(long)]
+    pub model: Option<String>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// digits, synthetic or text [default: the model's own]
-    #[arg(long, value_parser = DataKind::from_str)]
-    pub data: Option<DataKind>,
+    /// The data set; `cargo amp models` lists them [default: the model's own]
+    #[arg(long)]
+    pub data: Option<String>,
     /// Epochs [default: the model's own]
     #[arg(long)]
     pub epochs: Option<i64>,
@@ -228,7 +232,7 @@ impl RunArgs {
     /// The choices about the case.
     pub fn choices(&self) -> Choices {
         Choices {
-            data: self.data,
+            data: self.data.clone(),
             epochs: self.epochs,
             batch_size: self.batch_size,
             seed: self.seed,

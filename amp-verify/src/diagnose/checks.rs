@@ -62,10 +62,10 @@ impl<'a> MetricLoss<'a> {
     pub fn new(case: &'a Case, precision: Precision, limit: f64, seeds: u64) -> Result<Self> {
         let metric = |seed: u64| -> Result<f64> {
             let record = train(&with(case, seed, &case.trainer.islands), Precision::F32True)?;
-            record.last(case.model.metric).filter(|value| value.is_finite()).ok_or_else(|| {
+            record.last(case.model.judge.name).filter(|value| value.is_finite()).ok_or_else(|| {
                 Error::config(format!(
                     "{} is not finite in 32-true under seed {seed}: there is nothing to lose",
-                    case.model.metric
+                    case.model.judge.name
                 ))
             })
         };
@@ -79,7 +79,7 @@ impl Check for MetricLoss<'_> {
     fn describe(&self) -> String {
         format!(
             "{} lost against 32-true, the mean of {} seeds",
-            self.case.model.metric,
+            self.case.model.judge.name,
             self.baseline.len()
         )
     }
@@ -88,12 +88,12 @@ impl Check for MetricLoss<'_> {
         let mut lost = 0.0;
         for (seed, baseline) in (self.case.trainer.seed..).zip(&self.baseline) {
             let metric = match train(&with(self.case, seed, islands), self.precision) {
-                Ok(record) => record.last(self.case.model.metric).unwrap_or(f64::NAN),
+                Ok(record) => record.last(self.case.model.judge.name).unwrap_or(f64::NAN),
                 // A run that gave up has lost everything.
                 Err(Error::NonFinite(_) | Error::Scaler(_)) => f64::NAN,
                 Err(error) => return Err(error),
             };
-            lost += baseline - metric;
+            lost += self.case.model.judge.direction.regression(*baseline, metric);
         }
         Ok(Outcome::new(lost / self.baseline.len() as f64, self.limit))
     }

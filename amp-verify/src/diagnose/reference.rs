@@ -101,7 +101,7 @@ impl Reference {
     /// When training fails, or the reference is of another machine or other options.
     pub(super) fn moved(&self, case: &Case) -> Result<bool> {
         let record = train(case, Precision::F32True)?;
-        let now = Comparison::new(vec![record], case.model.metric, case.data.batch_size);
+        let now = Comparison::new(vec![record], case.model.judge, case.data.batch_size);
         let refuse = |why: String| format!("{}: {why}", self.path.display());
         let here = &now.subject.fingerprint;
         let unlike = match &self.known {

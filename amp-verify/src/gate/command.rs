@@ -4,7 +4,7 @@ use std::{env, fs::OpenOptions, io::Write, path::Path};
 
 use amp_core::{Error, Result, file::Staged, precision::Region};
 
-use crate::diagnose::PolicyFile;
+use crate::{diagnose::PolicyFile, registry::Registry};
 
 use super::{CACHE, GateArgs, Plan, Report, annotations, junit, markdown, pool, run, table};
 
@@ -35,14 +35,14 @@ fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static s
 ///
 /// # Errors
 /// When an option is out of range or a file cannot be written.
-pub fn command(args: &GateArgs) -> Result<(Report, String)> {
-    let plan = Plan::new(args)?;
+pub fn command(registry: &Registry, args: &GateArgs) -> Result<(Report, String)> {
+    let plan = Plan::new(registry, args)?;
     let stage = |path: &Option<std::path::PathBuf>| path.as_deref().map(Staged::create).transpose();
     let (json_file, junit_file, markdown_file) =
         (stage(&args.json)?, stage(&args.junit)?, stage(&args.markdown)?);
     let fix = stage(&args.fix)?;
     let cache = (!args.no_cache).then_some(Path::new(CACHE));
-    let mut pool = pool(&args.device, args.processes, cache)?;
+    let mut pool = pool(registry, &args.device, args.processes, cache)?;
     let report = run(&plan, &mut pool)?;
     let fixed = fix.map(|file| write_policy(&plan, &report, file)).transpose()?;
     if let Some(file) = json_file {

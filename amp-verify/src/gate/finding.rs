@@ -4,7 +4,6 @@
 use std::rc::Rc;
 
 use amp_core::{LightningModule, Result, precision::Precision};
-use fixtures::models::Model;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -15,6 +14,7 @@ use super::{
 };
 use crate::{
     diagnose::{self, Attribution, Check, Diagnosis, Islands, Scope, attribute_to_paste},
+    gate,
     layers::{self, Kind, Options, Subject, module_paths},
 };
 
@@ -84,7 +84,7 @@ pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport]) -> usi
 /// A failing cell and the evidence against it.
 struct Suspect<'a> {
     plan: &'a Plan,
-    model: &'a Model,
+    model: &'a gate::Subject,
     precision: Precision,
     /// The seed that is run again.
     seed: u64,
@@ -104,7 +104,7 @@ struct Suspect<'a> {
 
 impl<'a> Suspect<'a> {
     /// `None` where nothing failed, or what failed is no matter of precision.
-    fn of(plan: &'a Plan, pool: &Pool, model: &'a Model, cell: &Cell) -> Option<Self> {
+    fn of(plan: &'a Plan, pool: &Pool, model: &'a gate::Subject, cell: &Cell) -> Option<Self> {
         use Reason::{AllSkipped, DidNotLearn, Moved, NonFinite, NotConformant};
         let ours = [AllSkipped, DidNotLearn, Moved, NonFinite, NotConformant];
         let other = cell.failures.iter().any(|failure| !ours.contains(&failure.reason));
@@ -132,7 +132,7 @@ impl<'a> Suspect<'a> {
         });
         let first_steps = outcome(precision, plan.first_seed, Task::Conformance)?;
         let steps = !first_steps.failures.is_empty();
-        let lost = |at: usize| Some(of_training(&own[at], baseline[at].metric?, model.margin));
+        let lost = |at: usize| Some(of_training(model, &own[at], baseline[at].metric?));
         let losing = (0..own.len()).find(|at| lost(*at).is_some_and(|figure| figure > 1.0));
         let at = losing.unwrap_or(0);
         let known = f64::max(
@@ -183,7 +183,8 @@ impl<'a> Suspect<'a> {
 
     fn search(&self, finding: &mut Finding) -> Result<()> {
         let job = self.plan.job(self.model, self.precision, self.seed, Task::Train);
-        let case = job.case(self.precision)?;
+        let registry = &self.plan.registry;
+        let case = job.case(registry, self.precision)?;
         let build = || -> Result<Box<dyn LightningModule>> { job.model(&case, self.precision) };
         let batch = case.data.train.head(case.data.batch_size)?;
         let islands = &self.plan.islands;
@@ -204,7 +205,7 @@ impl<'a> Suspect<'a> {
             Attribution::Precision => Cause::Precision,
             // A golden alone, or --equivalence, was failed.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
-            Attribution::Passes if figures(&job.execute()) == figures(&self.recorded) => {
+            Attribution::Passes if figures(&job.execute(registry)) == figures(&self.recorded) => {
                 Cause::Precision
             }
             Attribution::Passes => Cause::Nondeterministic,
@@ -251,11 +252,11 @@ impl Check for Again<'_> {
         let run = |seed: u64, task: Task| {
             let mut job = plan.job(model, precision, seed, task);
             job.islands = islands.clone();
-            job.execute()
+            job.execute(&plan.registry)
         };
         let mut figure = 0.0;
         if let Some(baseline) = baseline {
-            figure = of_training(&run(seed, Task::Train), baseline, model.margin);
+            figure = of_training(model, &run(seed, Task::Train), baseline);
         }
         if steps && figure <= 1.0 {
             figure = of_steps(&run(plan.first_seed, Task::Conformance)).max(figure);
@@ -265,9 +266,11 @@ impl Check for Again<'_> {
 }
 
 /// d over δ; a run that failed is infinitely far off.
-fn of_training(outcome: &Outcome, baseline: f64, margin: f64) -> f64 {
+fn of_training(model: &gate::Subject, outcome: &Outcome, baseline: f64) -> f64 {
     match outcome.metric {
-        Some(metric) if outcome.failures.is_empty() => (baseline - metric) / margin,
+        Some(metric) if outcome.failures.is_empty() => {
+            model.judge.direction.regression(baseline, metric) / model.margin
+        }
         _ => f64::INFINITY,
     }
 }

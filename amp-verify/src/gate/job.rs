@@ -10,7 +10,6 @@ use amp_core::{
     tch::{Device, Kind, Tensor},
     trainer::Graph,
 };
-use fixtures::models;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -20,6 +19,7 @@ use super::{
 use crate::{
     case::{Case, Choices},
     diagnose::Islands,
+    registry::Registry,
     selftest::{Fault, Faulty},
     text::one_line,
 };
@@ -180,12 +180,12 @@ impl Outcome {
 }
 
 impl Job {
-    /// Does the work. What goes wrong in a run is an outcome.
-    pub fn execute(&self) -> Outcome {
+    /// Does the work with a model of the registry. What goes wrong in a run is an outcome.
+    pub fn execute(&self, registry: &Registry) -> Outcome {
         let started = std::time::Instant::now();
         let outcome = match self.task {
-            Task::Train | Task::Frozen => self.train(),
-            Task::Conformance => conformance::run(self),
+            Task::Train | Task::Frozen => self.train(registry),
+            Task::Conformance => conformance::run(self, registry),
         };
         let mut outcome = outcome.unwrap_or_else(|error| Outcome::failed(Failure::of(&error)));
         outcome.seconds = started.elapsed().as_secs_f64();
@@ -201,13 +201,14 @@ impl Job {
     }
 
     /// The case of a run under `precision`, broken where the job says so.
-    pub(super) fn case(&self, precision: Precision) -> Result<Case> {
+    pub(super) fn case(&self, registry: &Registry, precision: Precision) -> Result<Case> {
         hardware::set_numerics(self.tf32, self.deterministic)?;
         let seed = Fault::seed(self.fault, precision, self.seed);
         // What watches a run looks into its steps.
         let choices =
             Choices { epochs: Some(self.epochs), seed, graph: Graph::Off, ..Choices::default() };
-        let mut case = Case::new(models::find(&self.model)?, choices, self.device()?)?;
+        let model = registry.find(Some(&self.model))?;
+        let mut case = Case::new(registry, model, choices, self.device()?)?;
         case.trainer.islands = self.islands.clone().into();
         Fault::data(self.fault, precision, &mut case.data);
         Ok(case)
@@ -235,8 +236,8 @@ impl Job {
         })
     }
 
-    fn train(&self) -> Result<Outcome> {
-        let case = self.case(self.precision)?;
+    fn train(&self, registry: &Registry) -> Result<Outcome> {
+        let case = self.case(registry, self.precision)?;
         let config = self.config(&case, self.precision);
         let meter = MemoryMeter::start(case.trainer.device)?;
         let model = self.model(&case, self.precision)?;
@@ -255,15 +256,20 @@ impl Job {
         let memory = meter.read()?;
         let data = identity::Data::of(&case.data)?;
         let last = |name: &str| record.last(name).filter(|value| value.is_finite());
-        let (metric, loss) = (last(case.model.metric), last("val_loss"));
+        let judged_by = case.model.judge.name;
+        let (metric, loss) = (last(judged_by), last("val_loss"));
         let mut failures = Vec::new();
         if metric.is_none() || loss.is_none() || !identity::is_finite(model.as_ref())? {
             let what = match (metric, loss) {
-                (None, _) => case.model.metric,
+                (None, _) => judged_by,
                 (_, None) => "val_loss",
                 _ => "a weight",
             };
-            failures.push(Failure::new(Reason::NonFinite, format!("{what} is not finite")));
+            let text = match record.last(what) {
+                None if what != "a weight" => format!("the model logs no {what}"),
+                _ => format!("{what} is not finite"),
+            };
+            failures.push(Failure::new(Reason::NonFinite, text));
         }
         if record.end.global_step == 0 {
             let text = format!("all {} steps were skipped", record.end.skipped);

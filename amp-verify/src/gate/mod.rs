@@ -21,23 +21,26 @@ pub use command::command;
 pub use conformance::{Bounds, Figures, RISK};
 pub use finding::{Cause, Finding};
 pub use job::{Failure, Job, Outcome, Reason, Task, product_error};
+pub(crate) use pool::Worker;
 pub use pool::{Pool, WORKER, work};
 pub use render::{annotations, junit, markdown, table};
 pub use report::{Cell, ModelReport, Report, Status};
 pub use tap::{Tap, Tapped};
 
 use std::{
+    ops::Deref,
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::Instant,
 };
 
 use amp_core::{Error, Result, hardware, precision::Precision};
-use fixtures::models::{self, Model};
 
 use crate::{
     case::{Case, Choices},
     diagnose::{Islands, PolicyFile},
+    registry::{Model, Registry},
     selftest::Fault,
     verdict::{Design, Verdict, mean},
 };
@@ -53,10 +56,42 @@ const OVERLAP: f64 = 0.05;
 /// Failing cells that are diagnosed, unless none are to be: each costs tens of runs.
 pub const DIAGNOSED: usize = 3;
 
+/// A model with what its runs are held against.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    model: Arc<Model>,
+    /// δ.
+    pub margin: f64,
+    /// By how much it must be better than without training.
+    pub learns_by: f64,
+}
+
+impl Subject {
+    /// The model with its declared figures, or else those recorded of it.
+    ///
+    /// # Errors
+    /// When it has no margin.
+    pub fn new(registry: &Registry, model: &Arc<Model>) -> Result<Self> {
+        let margin = registry.margin(model)?;
+        let learns_by = model.learns_by.unwrap_or(margin);
+        Ok(Self { model: Arc::clone(model), margin, learns_by })
+    }
+}
+
+impl Deref for Subject {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        &self.model
+    }
+}
+
 /// What is to be judged.
 pub struct Plan {
+    /// Where the models are declared.
+    pub registry: Registry,
     /// The models.
-    pub models: Vec<&'static Model>,
+    pub models: Vec<Subject>,
     /// How much is run.
     pub tier: Tier,
     /// The precisions.
@@ -88,14 +123,18 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of these options.
+    /// The plan of these options for models of the registry.
     ///
     /// # Errors
-    /// When a name is unknown or a number out of range.
-    pub fn new(args: &GateArgs) -> Result<Self> {
-        let models: Vec<&Model> = match args.model.as_slice() {
-            [] => models::ALL.iter().collect(),
-            names => names.iter().map(|name| models::find(name)).collect::<Result<_>>()?,
+    /// When a name is unknown, a number is out of range, or a model has no margin.
+    pub fn new(registry: &Registry, args: &GateArgs) -> Result<Self> {
+        let subject = |model: &Arc<Model>| Subject::new(registry, model);
+        let models: Vec<Subject> = match args.model.as_slice() {
+            [] => registry.models().map(subject).collect::<Result<_>>()?,
+            names => {
+                let find = |name: &String| subject(registry.find(Some(name))?);
+                names.iter().map(find).collect::<Result<_>>()?
+            }
         };
         let mut precisions = match args.precision.as_slice() {
             [] => args.tier.precisions().to_vec(),
@@ -123,7 +162,8 @@ impl Plan {
         let islands = match (&args.policy, models.as_slice()) {
             (None, _) => Islands::new(),
             (Some(path), [model]) => {
-                let built = Case::new(model, Choices::default(), device)?.build()?;
+                let case = Case::new(registry, model, Choices::default(), device)?;
+                let built = case.build()?;
                 PolicyFile::read(path, model.name, built.as_ref())?.islands
             }
             (Some(_), _) => return Err(for_one_model("policy")),
@@ -132,6 +172,7 @@ impl Plan {
             return Err(for_one_model("fix"));
         }
         Ok(Self {
+            registry: registry.clone(),
             models,
             tier: args.tier,
             precisions,
@@ -152,7 +193,7 @@ impl Plan {
 
     fn epochs(&self, model: &Model) -> i64 {
         match self.tier {
-            Tier::Quick => model.quick_epochs,
+            Tier::Quick => model.quick(),
             Tier::Nightly => model.epochs,
         }
     }
@@ -201,7 +242,7 @@ impl Plan {
     }
 
     /// Judges one precision of a model by so many seeds.
-    fn cell(&self, pool: &Pool, model: &Model, precision: Precision, count: usize) -> Cell {
+    fn cell(&self, pool: &Pool, model: &Subject, precision: Precision, count: usize) -> Cell {
         let outcome = |precision, seed, task| {
             let found = pool.outcome(&self.job(model, precision, seed, task));
             found.cloned().unwrap_or_else(|| {
@@ -245,13 +286,16 @@ impl Plan {
             failures.extend(case.failures(folder, base, first));
         }
         let pairs = metrics(&baseline).into_iter().zip(metrics(&own));
-        let differences: Option<Vec<f64>> = pairs.map(|(base, own)| Some(base? - own?)).collect();
+        let regression = |(base, own): (Option<f64>, Option<f64>)| {
+            Some(model.judge.direction.regression(base?, own?))
+        };
+        let differences: Option<Vec<f64>> = pairs.map(regression).collect();
         let design = Design {
             margin: model.margin,
             alpha: self.alpha,
             first: self.first,
             most: self.most,
-            resolution: 1.0 / own.first().map_or(1, |outcome| outcome.examples.max(1)) as f64,
+            resolution: model.judge.resolution(own.first().map_or(1, |outcome| outcome.examples)),
             equivalence: self.equivalence,
         };
         let judgement = differences.map(|differences| design.judge(&differences));
@@ -308,18 +352,19 @@ fn pairing(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
     })
 }
 
-fn learning(model: &Model, control: &Outcome, runs: &[Outcome], whose: &str) -> Option<Failure> {
+fn learning(model: &Subject, control: &Outcome, runs: &[Outcome], whose: &str) -> Option<Failure> {
     let metrics: Vec<f64> = runs.iter().filter_map(|outcome| outcome.metric).collect();
     let Some(control) = control.metric else {
         return Some(Failure::new(Reason::DidNotLearn, "the control without training failed"));
     };
     let reached = mean(&metrics);
     // NaN exceeds nothing.
-    let learned = reached >= control + model.learns_by;
+    let gained = model.judge.direction.regression(reached, control);
+    let learned = gained >= model.learns_by;
     (!learned).then(|| {
         let text = format!(
-            "{whose}{} of {reached:.3} does not exceed the untrained {control:.3} by {}",
-            model.metric, model.learns_by
+            "{whose}{} of {reached:.3} is not better than the untrained {control:.3} by {}",
+            model.judge.name, model.learns_by
         );
         Failure::new(Reason::DidNotLearn, text)
     })
@@ -363,7 +408,8 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
             });
             ModelReport {
                 model: model.name.into(),
-                metric: model.metric.into(),
+                metric: model.judge.name.into(),
+                direction: model.judge.direction,
                 epochs: plan.epochs(model),
                 margin: model.margin,
                 learns_by: model.learns_by,
@@ -423,7 +469,12 @@ fn left_out(plan: &Plan) -> Vec<String> {
 ///
 /// # Errors
 /// When a process cannot be started or the cache not be opened.
-pub fn pool(device: &str, processes: Option<usize>, cache: Option<&Path>) -> Result<Pool> {
+pub fn pool(
+    registry: &Registry,
+    device: &str,
+    processes: Option<usize>,
+    cache: Option<&Path>,
+) -> Result<Pool> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let wanted = match hardware::parse_device(device)?.is_cuda() {
         true => 1,
@@ -437,5 +488,5 @@ pub fn pool(device: &str, processes: Option<usize>, cache: Option<&Path>) -> Res
         Some(folder) => Cache::open(folder, threads)?,
         None => Cache::none(),
     };
-    Pool::new(wanted, threads, cache)
+    Pool::new(registry, wanted, threads, cache)
 }

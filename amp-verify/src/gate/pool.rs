@@ -18,12 +18,14 @@ use super::{
     cache::Cache,
     job::{Failure, Job, Outcome, Reason},
 };
+use crate::registry::Registry;
 
 /// The hidden command that turns the binary into a worker.
 pub const WORKER: &str = "gate-worker";
 
 /// Does jobs, each once.
 pub struct Pool {
+    registry: Registry,
     workers: Vec<Worker>,
     /// Threads of one operation, in each process.
     threads: usize,
@@ -37,7 +39,7 @@ pub struct Pool {
 }
 
 /// A process that does one job after another.
-struct Worker {
+pub(crate) struct Worker {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -49,15 +51,27 @@ impl Pool {
     ///
     /// # Errors
     /// When a process cannot be started.
-    pub fn new(processes: usize, threads: usize, cache: Cache) -> Result<Self> {
+    pub fn new(
+        registry: &Registry,
+        processes: usize,
+        threads: usize,
+        cache: Cache,
+    ) -> Result<Self> {
         let mut workers = Vec::new();
         if processes > 1 {
             for _ in 0..processes {
-                workers.push(Worker::start(threads)?);
+                workers.push(Worker::start(threads, &[])?);
             }
         }
-        let pool =
-            Self { workers, threads, cache, outcomes: BTreeMap::new(), executed: 0, cached: 0 };
+        let pool = Self {
+            registry: registry.clone(),
+            workers,
+            threads,
+            cache,
+            outcomes: BTreeMap::new(),
+            executed: 0,
+            cached: 0,
+        };
         if pool.workers.is_empty() {
             pool.join();
         }
@@ -107,7 +121,8 @@ impl Pool {
 
     fn execute(&mut self, jobs: &[Job]) -> Vec<(Job, Outcome)> {
         if self.workers.is_empty() {
-            return jobs.iter().map(|job| (job.clone(), job.execute())).collect();
+            let run = |job: &Job| (job.clone(), job.execute(&self.registry));
+            return jobs.iter().map(run).collect();
         }
         let next = AtomicUsize::new(0);
         let done = Mutex::new(Vec::with_capacity(jobs.len()));
@@ -128,12 +143,14 @@ impl Pool {
 }
 
 impl Worker {
-    fn start(threads: usize) -> Result<Self> {
+    /// A process whose operations have so many threads, with these variables over its environment.
+    pub(crate) fn start(threads: usize, environment: &[(&str, String)]) -> Result<Self> {
         let failed = |error| Error::io("a process of the gate", error);
         let binary = env::current_exe().map_err(failed)?;
         let mut child = Command::new(binary)
             .args([WORKER, &threads.to_string()])
             .env("OMP_NUM_THREADS", threads.to_string())
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -144,7 +161,7 @@ impl Worker {
         Ok(Self { child, input, output })
     }
 
-    fn execute(&mut self, job: &Job) -> Outcome {
+    pub(crate) fn execute(&mut self, job: &Job) -> Outcome {
         let mut ask = || -> std::io::Result<Outcome> {
             writeln!(self.input, "{}", serde_json::to_string(job)?)?;
             let mut line = String::new();
@@ -166,17 +183,18 @@ impl Drop for Worker {
     }
 }
 
-/// Does jobs from standard input, one a line, until it ends.
+/// Does jobs from standard input, one a line, until it ends; the registry has their models.
 ///
 /// # Errors
 /// When a line is no job or standard output is gone.
-pub fn work(threads: i32) -> Result<()> {
+pub fn work(registry: &Registry, threads: i32) -> Result<()> {
     tch::set_num_threads(threads);
     let failed = |error| Error::io("standard input", error);
     for line in std::io::stdin().lock().lines() {
         let job: Job = serde_json::from_str(&line.map_err(failed)?)
             .map_err(|error| Error::config(format!("not a job: {error}")))?;
-        let outcome = serde_json::to_string(&job.execute()).map_err(|e| failed(e.into()))?;
+        let outcome =
+            serde_json::to_string(&job.execute(registry)).map_err(|e| failed(e.into()))?;
         println!("{outcome}");
     }
     Ok(())

@@ -7,15 +7,21 @@ use super::{
     args::Tier,
     report::{Cell, ModelReport, Report, Status},
 };
+use crate::registry::Direction;
 
 const HEADER: [&str; 9] =
     ["model", "precision", "verdict", "mean d", "interval", "δ", "n", "power", "first failure"];
 
-fn percent(value: f64) -> String {
-    format!("{:+.2}", 100.0 * value)
+/// A difference of a share in percentage points, of another value in its own unit.
+fn difference(direction: Direction, value: f64) -> String {
+    match direction {
+        Direction::HigherIsBetter => format!("{:+.2}", 100.0 * value),
+        Direction::LowerIsBetter => format!("{value:+.4}"),
+    }
 }
 
 fn row(model: &ModelReport, cell: &Cell) -> [String; 9] {
+    let shown = |value| difference(model.direction, value);
     let of = |text: &dyn Fn(&crate::verdict::Judgement) -> String| {
         cell.judgement.as_ref().map_or("–".into(), text)
     };
@@ -23,9 +29,9 @@ fn row(model: &ModelReport, cell: &Cell) -> [String; 9] {
         model.model.clone(),
         cell.precision.to_string(),
         cell.status.name().into(),
-        of(&|j| percent(j.mean)),
-        of(&|j| format!("{} … {}", percent(j.lower), percent(j.upper))),
-        format!("{:.2}", 100.0 * model.margin),
+        of(&|j| shown(j.mean)),
+        of(&|j| format!("{} … {}", shown(j.lower), shown(j.upper))),
+        shown(model.margin).trim_start_matches('+').to_owned(),
         cell.seeds.len().to_string(),
         of(&|j| format!("{:.0}%", 100.0 * j.power)),
         cell.note(),
@@ -51,8 +57,8 @@ fn heading(report: &Report) -> String {
     });
     let alpha = report.alpha;
     format!(
-        "{} tier on {machine}\nd = 32-true less the precision, in percentage points: positive is \
-         worse; α = {alpha}",
+        "{} tier on {machine}\nd = how much worse the precision is than 32-true: in percentage points \
+         of a metric, or in the unit of a loss; α = {alpha}",
         tier(report)
     )
 }
@@ -159,7 +165,7 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
                 None => TestCaseStatus::success(),
                 Some(kind) => {
                     let mut status = TestCaseStatus::non_success(kind);
-                    status.set_type(cell.status.name()).set_message(message(cell));
+                    status.set_type(cell.status.name()).set_message(message(model, cell));
                     let failures = cell.failures.iter().map(|failure| failure.text.as_str());
                     let found = cell.finding.iter();
                     let found = found.flat_map(|f| [f.text.as_str(), f.attribute.as_str()]);
@@ -181,23 +187,24 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
 }
 
 /// Why a cell is not green, in one line.
-fn message(cell: &Cell) -> String {
-    let failure = failure(cell);
+fn message(model: &ModelReport, cell: &Cell) -> String {
+    let failure = failure(model, cell);
     match &cell.finding {
         Some(finding) => format!("{failure}; {}", finding.text),
         None => failure,
     }
 }
 
-fn failure(cell: &Cell) -> String {
+fn failure(model: &ModelReport, cell: &Cell) -> String {
+    let shown = |value| difference(model.direction, value);
     match (cell.note(), &cell.judgement) {
         (note, _) if !note.is_empty() => note,
         (_, Some(judgement)) => format!(
-            "{} seeds leave {} … {} around a margin of {:.2}: {:.0}% power",
+            "{} seeds leave {} … {} around a margin of {}: {:.0}% power",
             judgement.n,
-            percent(judgement.lower),
-            percent(judgement.upper),
-            100.0 * judgement.margin,
+            shown(judgement.lower),
+            shown(judgement.upper),
+            shown(judgement.margin).trim_start_matches('+'),
             100.0 * judgement.power
         ),
         _ => String::new(),
@@ -216,7 +223,8 @@ pub fn annotations(report: &Report) -> String {
     for (model, cell) in bad.iter().take(SHOWN) {
         let level = if cell.status == Status::Regression { "error" } else { "warning" };
         let title = format!("{} {} under {}", cell.status.name(), model.model, cell.precision);
-        out += &format!("::{level} title={}::{}\n", property(&title), escaped(&message(cell)));
+        out +=
+            &format!("::{level} title={}::{}\n", property(&title), escaped(&message(model, cell)));
     }
     if bad.len() > SHOWN {
         out += &format!("::warning::{} more are in the job summary\n", bad.len() - SHOWN);

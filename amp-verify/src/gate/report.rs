@@ -9,7 +9,10 @@ use super::{
     finding::Finding,
     job::{Failure, Reason},
 };
-use crate::verdict::{Judgement, Verdict};
+use crate::{
+    registry::Direction,
+    verdict::{Judgement, Verdict},
+};
 
 /// What is said of one precision of a model, and of the whole. In order of weight: the worst is
 /// the whole's.
@@ -82,6 +85,8 @@ pub struct ModelReport {
     pub model: String,
     /// The metric's name.
     pub metric: String,
+    /// Which way it improves.
+    pub direction: Direction,
     /// Epochs.
     pub epochs: i64,
     /// δ.

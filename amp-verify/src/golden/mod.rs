@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     comparison::{Comparison, Run},
+    registry::Direction,
     verdict::{Design, standard_deviation},
 };
 
@@ -37,6 +38,9 @@ pub struct Golden {
     pub fingerprint: Option<Fingerprint>,
     /// δ: the regression of the metric that the gate does not accept.
     pub margin: f64,
+    /// Which way the metric improves.
+    #[serde(default, skip_serializing_if = "Direction::is_higher")]
+    pub direction: Direction,
     /// ρ: the share by which peak memory may differ.
     pub memory_share: f64,
     /// Validation examples: the metric moves in steps of one over this.
@@ -81,7 +85,7 @@ pub struct Figures {
 pub struct Paired {
     /// Pairs.
     pub n: usize,
-    /// The mean of 32-true's metric less the precision's.
+    /// The mean of how much worse the precision's metric is than 32-true's.
     pub mean: f64,
     /// Their standard deviation, at least that of the metric's steps.
     pub s: f64,
@@ -111,6 +115,7 @@ impl Golden {
             seeds: comparisons.iter().map(|comparison| comparison.subject.seed).collect(),
             fingerprint: Some(subject.fingerprint.clone()),
             margin,
+            direction: first.direction,
             memory_share: rules::MEMORY_SHARE,
             examples,
             epochs: subject.max_epochs,
@@ -127,10 +132,14 @@ fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> 
         return None;
     }
     let deltas = comparisons.iter().map(|comparison| comparison.runs[at].delta.as_ref());
-    let worse: Vec<f64> = deltas.clone().map(|d| d?.accuracy.map(|a| -a)).collect::<Option<_>>()?;
+    let direction = comparisons[0].direction;
+    // A delta is the precision's figure less the baseline's.
+    let worse = |delta: f64| direction.regression(0.0, delta);
+    let worse: Vec<f64> =
+        deltas.clone().map(|delta| delta?.accuracy.map(worse)).collect::<Option<_>>()?;
     let loss: Vec<f64> = deltas.map(|delta| delta?.loss).collect::<Option<_>>()?;
     let (alpha, n) = (0.05, worse.len());
-    let resolution = 1.0 / examples as f64;
+    let resolution = if direction.is_higher() { 1.0 / examples as f64 } else { 0.0 };
     let design = Design { margin, alpha, first: n, most: n, resolution, equivalence: false };
     let found = design.judge(&worse);
     let loss_s = standard_deviation(&loss);

@@ -6,6 +6,8 @@ use amp_core::precision::Precision;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use insta::{comparator::Comparator, internals::SnapshotContents};
 
+use crate::registry::Direction;
+
 use super::{
     Figures, Golden, Spread,
     comparable::kernels,
@@ -93,7 +95,10 @@ impl Agreement {
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
         // Half an example more than one: the quotient's last bit must not decide.
-        let step = 1.5 / golden.examples as f64;
+        let step = match golden.direction {
+            Direction::HigherIsBetter => 1.5 / golden.examples as f64,
+            Direction::LowerIsBetter => LOSS_SHARE * figures.accuracy.unwrap_or(0.0).abs(),
+        };
         let share = LOSS_SHARE * figures.loss.unwrap_or(0.0).abs();
         let bytes = MEMORY_SHARE * figures.peak_memory_bytes as f64;
         if let Some(Samples { accuracy, loss, peak_memory_bytes }) = recorded {
@@ -248,6 +253,7 @@ pub fn refuses_not_a_number() -> bool {
         seeds: vec![0],
         fingerprint: None,
         margin: 0.01,
+        direction: Direction::HigherIsBetter,
         memory_share: MEMORY_SHARE,
         examples: 100,
         epochs: 1,

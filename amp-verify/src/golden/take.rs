@@ -9,12 +9,13 @@ use std::{
 
 use amp_core::{
     Error, Result,
+    event::Event,
     hardware::{self, Fingerprint},
     tch::{self, Device},
 };
 
 use super::{Agreement, Anchor, Golden, Target, incomparable, machine, parse, table};
-use crate::{matrix, view::Progress};
+use crate::matrix;
 
 /// libtorch's random generator is the process's: two tests that draw from it at once would have
 /// other weights each time.
@@ -72,12 +73,11 @@ impl Target {
     ) -> Result<Golden> {
         let (case, margin) = self.prototype(device)?;
         let precisions = &self.check.precisions;
-        let runs = matrix::plan(precisions).len();
         let mut taken = Vec::with_capacity(self.check.seeds.len());
         for seed in &self.check.seeds {
             let mut case = case.clone();
             case.trainer.seed = *seed;
-            taken.push(matrix::run(&case, precisions, &mut Progress::hidden(runs))?);
+            taken.push(matrix::run(&case, precisions, &mut |_: &Event| Ok(()))?);
             if let [first] = taken.as_slice() {
                 let first = slice::from_ref(first);
                 let first = Golden::over_seeds(first, margin, case.data.val.len())?;
@@ -193,8 +193,8 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 }
 
 /// Runs a model under every precision and holds what comes out against its golden, an insta
-/// snapshot in `tests/goldens` of the calling crate with an anchor beside it. A model of one's own
-/// comes with its data; what may follow are the setters of [`Target`]:
+/// snapshot in `tests/goldens` of the calling crate with an anchor next to it. The model is one of a
+/// registry, or comes with its data; what may follow are the setters of [`Target`]:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{data::DataModule, precision::Precision, prelude::*};
@@ -215,19 +215,22 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 ///                         precisions = [Precision::Bf16Mixed]);
 /// }
 ///
+/// # fn registry() -> amp_verify::Registry { unimplemented!() }
 /// #[test]
-/// fn fixture() {
-///     amp_verify::verify!(MixedPrecisionDemo);
+/// fn registered() {
+///     amp_verify::verify!(Net, registry = registry());
 /// }
 /// ```
 ///
-/// After a fixture's name a [`Check`](crate::golden::Check) may follow. Figures that moved are
+/// Figures that moved are
 /// printed as a table; `cargo insta review` accepts them. `AMP_ANCHORS=write` writes an anchor that
 /// is missing, which nothing else does.
 #[macro_export]
 macro_rules! verify {
-    ($model:ident) => {
-        $crate::verify!(@take $crate::golden::Target::fixture(::std::stringify!($model)))
+    ($model:ident, registry = $registry:expr $(, $setter:ident = $value:expr)* $(,)?) => {
+        $crate::verify!(@take $crate::golden::Target::registered(
+            $registry, ::std::stringify!($model),
+        )$(.$setter($value))*)
     };
     ($model:ident, data = $data:expr $(, $setter:ident = $value:expr)* $(,)?) => {
         $crate::verify!(@take $crate::golden::Target::model(
@@ -238,10 +241,6 @@ macro_rules! verify {
             },
             $data,
         )$(.$setter($value))*)
-    };
-    ($model:ident, $check:expr) => {
-        $crate::verify!(@take
-            $crate::golden::Target::fixture(::std::stringify!($model)).check($check))
     };
     (@take $target:expr) => {{
         let folder = ::std::concat!(::std::env!("CARGO_MANIFEST_DIR"), "/tests/goldens");

@@ -1,6 +1,6 @@
-//! What a golden is taken of: a fixture, or a model of one's own.
+//! What a golden is taken of: a model of a registry, or one with its data.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use amp_core::{
     Hyperparameters, LightningModule, Result, TrainerConfig,
@@ -9,10 +9,12 @@ use amp_core::{
     precision::{Clip, Precision},
     tch::Device,
 };
-use fixtures::models;
 
 use super::{Spread, file_name};
-use crate::case::{Case, Choices, Subject};
+use crate::{
+    case::{Case, Choices, Subject},
+    registry::{Judge, Model, Registry},
+};
 
 /// How a golden is taken.
 #[derive(Debug, Clone)]
@@ -39,7 +41,7 @@ impl Default for Check {
     }
 }
 
-/// What a golden is taken of, and how. What is not set is the fixture's own, or as said at each
+/// What a golden is taken of, and how. What is not set is as the registry has it, or as said at each
 /// setter.
 #[derive(Clone)]
 pub struct Target {
@@ -53,18 +55,27 @@ pub struct Target {
 
 #[derive(Clone)]
 enum Source {
-    Fixture(&'static str),
+    Registered { registry: Registry, model: Arc<Model> },
     Own { subject: Subject, data: DataModule, clip: Option<Clip>, accumulate: i64 },
 }
 
-/// An own model's epochs, metric and δ unless they are set.
-const OWN: (i64, &str, f64) = (3, "val_acc", 0.01);
+/// A model's epochs, metric and δ where no registry has them and they are not set.
+const OWN: (i64, Judge, f64) = (3, Judge::higher("val_acc"), 0.01);
 
 impl Target {
-    /// The model of `fixtures` that is called `name`.
-    pub fn fixture(name: &'static str) -> Self {
+    /// The model of the registry that is called `name`.
+    ///
+    /// # Panics
+    /// When there is none: it is a test's mistake.
+    pub fn registered(registry: Registry, name: &str) -> Self {
+        let found = registry.check().and_then(|()| registry.find(Some(name)).cloned());
+        let model = found.unwrap_or_else(|error| panic!("{error}"));
+        Self::of(Source::Registered { registry, model })
+    }
+
+    fn of(source: Source) -> Self {
         Self {
-            source: Source::Fixture(name),
+            source,
             case: None,
             check: Check::default(),
             epochs: None,
@@ -76,25 +87,34 @@ impl Target {
     /// A model of one's own, which `build` makes from hyperparameters, with its data.
     pub fn model(
         name: &'static str,
-        build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + 'static,
+        build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
         data: DataModule,
     ) -> Self {
-        let subject = Subject { name, metric: OWN.1, build: Rc::new(build) };
-        let source = Source::Own { subject, data, clip: None, accumulate: 1 };
-        Self { source, ..Self::fixture(name) }
+        let subject = Subject { name, judge: OWN.1, build: Arc::new(build) };
+        Self::of(Source::Own { subject, data, clip: None, accumulate: 1 })
     }
 
-    /// The validation metric the model is judged by, larger being better; of an own model, where
-    /// it is `val_acc` unless it is set.
+    /// The validation metric the model is judged by, higher being better; `val_acc` unless it is set.
+    /// A registered model has its own.
     #[must_use]
     pub fn metric(mut self, name: &'static str) -> Self {
         if let Source::Own { subject, .. } = &mut self.source {
-            subject.metric = name;
+            subject.judge = Judge::higher(name);
         }
         self
     }
 
-    /// Gradient clipping, of an own model.
+    /// Judges the model by its validation loss; it needs no metric then. A registered model has its own
+    /// judge.
+    #[must_use]
+    pub fn judged_by_loss(mut self) -> Self {
+        if let Source::Own { subject, .. } = &mut self.source {
+            subject.judge = Judge::loss();
+        }
+        self
+    }
+
+    /// Gradient clipping, of a model that no registry has.
     #[must_use]
     pub fn gradient_clip(mut self, own: Clip) -> Self {
         if let Source::Own { clip, .. } = &mut self.source {
@@ -103,7 +123,8 @@ impl Target {
         self
     }
 
-    /// Batches whose gradients are added up to one step, of an own model.
+    /// Batches whose gradients are added up to one step, of a model that no
+    /// registry has.
     #[must_use]
     pub fn accumulate_grad_batches(mut self, batches: i64) -> Self {
         if let Source::Own { accumulate, .. } = &mut self.source {
@@ -112,14 +133,14 @@ impl Target {
         self
     }
 
-    /// Epochs; three for an own model.
+    /// Epochs; three for a model that no registry has.
     #[must_use]
     pub fn epochs(mut self, epochs: i64) -> Self {
         self.epochs = Some(epochs);
         self
     }
 
-    /// δ, in the metric's own unit; 0.01 for an own model.
+    /// δ, in the metric's own unit; 0.01 for a model that no registry has.
     #[must_use]
     pub fn margin(mut self, margin: f64) -> Self {
         self.margin = Some(margin);
@@ -164,7 +185,7 @@ impl Target {
 
     fn name(&self) -> &'static str {
         match &self.source {
-            Source::Fixture(name) => name,
+            Source::Registered { model, .. } => model.name(),
             Source::Own { subject, .. } => subject.name,
         }
     }
@@ -184,12 +205,12 @@ impl Target {
     /// The case, but for its seed, with δ.
     pub(super) fn prototype(&self, device: Device) -> Result<(Case, f64)> {
         Ok(match &self.source {
-            Source::Fixture(name) => {
-                let model = models::find(name)?;
-                let epochs = Some(self.epochs.unwrap_or(model.quick_epochs));
+            Source::Registered { registry, model } => {
+                let epochs = Some(self.epochs.unwrap_or(model.quick()));
                 let set = self.hyperparameters.clone();
                 let choices = Choices { epochs, set, ..Choices::default() };
-                (Case::new(model, choices, device)?, self.margin.unwrap_or(model.margin))
+                let margin = self.margin.map_or_else(|| registry.margin(model), Ok)?;
+                (Case::new(registry, model, choices, device)?, margin)
             }
             Source::Own { subject, data, clip, accumulate } => {
                 data.check()?;

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     comparison::{Comparison, Run, Sample},
     layers,
+    registry::LOSS,
     view::heading,
 };
 
@@ -43,7 +44,10 @@ pub fn html(content: &Content<'_>) -> Result<String> {
         escaped(heading(comparison).trim_end()),
         table::comparison(comparison)
     );
-    body += &accuracy(content)?;
+    // The loss has charts of its own.
+    if comparison.metric != LOSS {
+        body += &metric(content)?;
+    }
     let of = |run: &Run| courses.of(run.precision);
     for (title, name, points) in [
         ("Validation loss", "val_loss", (|course| &course.val_loss) as fn(&Course) -> &Vec<_>),
@@ -97,12 +101,20 @@ pub fn html(content: &Content<'_>) -> Result<String> {
 /// A precision's name and points.
 type Line = (Precision, Vec<(f64, f64)>);
 
-/// The metric with its intervals: those of the mean over seeds, or of chance for a single one.
-fn accuracy(content: &Content<'_>) -> Result<String> {
+/// The metric with its intervals: those of the mean over seeds, or, for a share of examples and a single
+/// seed, those of chance.
+fn metric(content: &Content<'_>) -> Result<String> {
     let Content { comparison, examples, .. } = content;
-    let percent = |share: f64| 100.0 * share;
+    let is_share = comparison.direction.is_higher();
+    let percent = |share: f64| if is_share { 100.0 * share } else { share };
+    let axis =
+        if is_share { format!("{}, %", comparison.metric) } else { comparison.metric.clone() };
     let metric = escaped(&comparison.metric);
     if comparison.seeds.len() < 2 {
+        if !is_share {
+            // One value without an interval: it is in the table.
+            return Ok(String::new());
+        }
         let share = |run: &Run| {
             let value = run.accuracy?;
             let (low, high) = wilson(value, *examples);
@@ -120,7 +132,7 @@ fn accuracy(content: &Content<'_>) -> Result<String> {
              more."
         );
         let title = format!("{metric} with 95 % intervals");
-        let drawn = chart::shares(&shares, &format!("{}, %", comparison.metric))?;
+        let drawn = chart::shares(&shares, &axis)?;
         return Ok(Section::new(&title, &text).chart(drawn));
     }
     let shares = |of: fn(&Run) -> Option<&Sample>| -> Vec<Share> {
@@ -142,15 +154,19 @@ fn accuracy(content: &Content<'_>) -> Result<String> {
     let means = shares(|run| Some(&run.over_seeds.as_ref()?.accuracy));
     let title = format!("{metric}, mean of {n} seeds");
     let text = "With Student's 95 % interval of the mean; rings are the seeds.";
-    let drawn = chart::shares(&means, &format!("{}, %", comparison.metric))?;
+    let drawn = chart::shares(&means, &axis)?;
     let mut sections = Section::new(&title, text).chart(drawn);
     let deltas = shares(|run| run.over_seeds.as_ref()?.accuracy_delta.as_ref());
     if !deltas.is_empty() {
         let title = format!("{metric} less 32-true's, seed by seed");
-        let text = "Mean of the paired differences with Student's 95 % interval: one that holds \
-                    zero is no sign of a difference. Below zero is worse than 32-true.";
-        let drawn = chart::shares(&deltas, "percentage points")?;
-        sections += &Section::new(&title, text).chart(drawn);
+        let worse = if is_share { "Below" } else { "Above" };
+        let text = format!(
+            "Mean of the paired differences with Student's 95 % interval: one that holds zero is no \
+             sign of a difference. {worse} zero is worse than 32-true."
+        );
+        let unit = if is_share { "percentage points" } else { axis.as_str() };
+        let drawn = chart::shares(&deltas, unit)?;
+        sections += &Section::new(&title, &text).chart(drawn);
     }
     Ok(sections)
 }

@@ -8,6 +8,7 @@ use crate::{
     comparison::{Comparison, Run, Sample},
     exponents::{Format, Histogram},
     layers::{Kind, Report},
+    registry::LOSS,
 };
 
 fn row(head: &str, cells: impl IntoIterator<Item = String>) -> String {
@@ -32,6 +33,9 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
         value.map_or("–".to_owned(), |value| format!("{value:.digits$}"))
     };
     let several = comparison.seeds.len() > 1;
+    // A share of examples is shown as a percentage.
+    let is_share = comparison.direction.is_higher();
+    let (times, digits) = if is_share { (100.0, 2) } else { (1.0, 4) };
     let over = |sample: &Sample, digits: usize, times: f64| {
         sample.interval.map_or(("–".to_owned(), false), |interval| {
             let (mean, half) = (times * interval.mean, times * interval.half_width);
@@ -45,15 +49,18 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
         let points = delta.and_then(|delta| delta.accuracy);
         let (metric, difference, loss, applied, skipped) = match &run.over_seeds {
             Some(all) => (
-                over(&all.accuracy, 2, 100.0).0,
-                all.accuracy_delta.as_ref().map(|d| signed(over(d, 2, 100.0))).unwrap_or_default(),
+                over(&all.accuracy, digits, times).0,
+                all.accuracy_delta
+                    .as_ref()
+                    .map(|d| signed(over(d, digits, times)))
+                    .unwrap_or_default(),
                 over(&all.loss, 4, 1.0).0,
                 all.applied_steps,
                 all.skipped_steps,
             ),
             None => (
-                number(run.accuracy.map(|share| 100.0 * share), 2),
-                points.map_or(String::new(), |points| format!("{:+.2}", 100.0 * points)),
+                number(run.accuracy.map(|value| times * value), digits),
+                points.map_or(String::new(), |points| format!("{:+.digits$}", times * points)),
                 number(run.loss, 4),
                 run.applied_steps,
                 run.skipped_steps,
@@ -70,11 +77,17 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
             format!("{:.2}", run.train_seconds),
         ]
     };
-    let rows: String =
-        comparison.runs.iter().map(|run| row(run.precision.name(), cells(run))).collect();
-    let metric = format!("{}, %", comparison.metric);
-    let heads =
-        ["precision", &metric, "Δ points", "val_loss", "skipped", "scale", "MiB", "×", "seconds"];
+    // The loss has a column anyway.
+    let skipped = if comparison.metric == LOSS { 2 } else { 0 };
+    let line = |run: &Run| row(run.precision.name(), cells(run).into_iter().skip(skipped));
+    let rows: String = comparison.runs.iter().map(line).collect();
+    let (metric, difference) = match is_share {
+        true => (format!("{}, %", comparison.metric), "Δ points"),
+        false => (comparison.metric.clone(), "Δ"),
+    };
+    let metric = [metric.as_str(), difference].into_iter().skip(skipped);
+    let costs = ["val_loss", "skipped", "scale", "MiB", "×", "seconds"];
+    let heads: Vec<&str> = std::iter::once("precision").chain(metric).chain(costs).collect();
     let mut items = Vec::new();
     if let ([first, .., last], true) = (comparison.seeds.as_slice(), several) {
         items.push(format!(

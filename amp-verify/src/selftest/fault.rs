@@ -1,5 +1,7 @@
 //! Mistakes that implementations of mixed precision have made, each built on what is public.
 
+use std::sync::Arc;
+
 use amp_core::{
     Hook, LightningModule, Result, Step, TrainerConfig,
     data::{Batch, DataModule},
@@ -10,7 +12,10 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::gate::Tap;
+use crate::{
+    gate::Tap,
+    registry::{Model, Registry},
+};
 
 /// A mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -104,17 +109,28 @@ impl Fault {
         }
     }
 
-    /// The model on which it must be caught.
-    pub fn subject(self) -> &'static str {
+    /// What a model must do so that the fault changes its numbers; `None` where any model will do.
+    ///
+    /// A fault with a need is injected only into a model that says by
+    /// [`Model::reveals`](crate::Model::reveals) that it has what is needed.
+    pub fn needs(self) -> Option<&'static str> {
         match self {
-            // Its epsilon of 1e-4 makes AdamW feel the gradients' size, and it clips.
-            Self::SkipUnscale | Self::UnscaleTwice | Self::ClipBeforeUnscale => "RobustAMPModel",
-            // Moves its schedule every step.
-            Self::SchedulerMovesOnSkip => "AdvancedAMPModel",
-            Self::LossDividedTwice => "GradientAccumulationModel",
-            Self::LayerNormInF16 => "DebuggingAMPModel",
-            _ => "MixedPrecisionDemo",
+            Self::SkipUnscale | Self::UnscaleTwice => {
+                Some("an optimizer that feels the size of gradients, as AdamW with a large epsilon")
+            }
+            Self::ClipBeforeUnscale => Some("gradient clipping that takes effect"),
+            Self::SchedulerMovesOnSkip => Some("a learning rate that changes every step"),
+            Self::LossDividedTwice => Some("accumulation over several batches"),
+            Self::LayerNormInF16 => Some("a layer norm whose input has a large variance"),
+            _ => None,
         }
+    }
+
+    /// The model it is injected into: the one that declares to reveal it, or else, where any will do,
+    /// the registry's first.
+    pub fn subject(self, registry: &Registry) -> Option<&Arc<Model>> {
+        let declared = registry.models().find(|model| model.faults().contains(&self));
+        declared.or_else(|| registry.models().next().filter(|_| self.needs().is_none()))
     }
 
     /// Whether the baseline is another with this fault.

@@ -24,6 +24,8 @@ pub struct Fate {
 pub struct Report {
     /// The faults.
     pub faults: Vec<Fate>,
+    /// Faults that were not injected since no model reveals them, with what they need.
+    pub left_out: Vec<String>,
     /// Unchanged runs of the gate, over all models in turn.
     pub repetitions: u64,
     /// Their cells.
@@ -70,8 +72,11 @@ impl Report {
             table.add_row([fate.fault.about(), &fate.model, &caught, &fate.said]);
         }
         let golden = if self.nan_golden_refused { "refused" } else { "SURVIVED" };
-        table.add_row(["a golden that is not a number", "MixedPrecisionDemo", golden, ""]);
+        table.add_row(["a golden that is not a number", "", golden, ""]);
         let mut out = format!("{table}\n");
+        for left_out in &self.left_out {
+            out += &format!("left out: {left_out}\n");
+        }
         for alarm in &self.false_alarms {
             out += &format!("false alarm: {alarm}\n");
         }

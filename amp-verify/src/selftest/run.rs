@@ -1,12 +1,12 @@
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use amp_core::{Error, Result};
-use fixtures::models;
 
 use super::{Fate, Fault, Report, SelftestArgs, report::is_red};
 use crate::{
-    gate::{self, Plan, Pool, Tier},
+    gate::{self, Plan, Pool, Subject, Tier},
     golden,
+    registry::{Model, Registry},
 };
 
 /// Seeds of the unchanged runs begin here, away from every other.
@@ -16,19 +16,31 @@ const FRESH: u64 = 10_000;
 ///
 /// # Errors
 /// When a fault's name is unknown or the device is missing.
-pub fn run(args: &SelftestArgs) -> Result<Report> {
+pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let started = Instant::now();
     let faults = chosen(&args.fault)?;
-    let mut pool = gate::pool(&args.device, args.processes, None)?;
-    let plans: Vec<Plan> =
-        faults.iter().map(|fault| injected(args, *fault)).collect::<Result<_>>()?;
-    let fates = plans.iter().zip(&faults).map(|(plan, fault)| fate(plan, *fault, &mut pool));
+    let mut pool = gate::pool(registry, &args.device, args.processes, None)?;
+    let (mut plans, mut left_out) = (Vec::new(), Vec::new());
+    for fault in faults {
+        match (fault.subject(registry), fault.needs()) {
+            (Some(model), _) => {
+                plans.push((fault, Plan { fault: Some(fault), ..plan(registry, args, model)? }));
+            }
+            (None, needs) => left_out.push(format!(
+                "{}: no model says that it reveals this; it takes {}",
+                fault.about(),
+                needs.unwrap_or("a model")
+            )),
+        }
+    }
+    let fates = plans.iter().map(|(fault, plan)| fate(plan, *fault, &mut pool));
     let fates = fates.collect::<Result<Vec<_>>>()?;
+    let models: Vec<_> = registry.models().collect();
     let (mut false_alarms, mut cells, mut inconclusive) = (Vec::new(), 0, 0);
     for index in 0..args.repetitions {
         // Each model in turn: twenty repetitions see every one.
-        let model = &models::ALL[index as usize % models::ALL.len()];
-        let mut plan = plan(args, model.name)?;
+        let model = models[index as usize % models.len()];
+        let mut plan = plan(registry, args, model)?;
         plan.first_seed = FRESH + 100 * index;
         let report = gate::run(&plan, &mut pool)?;
         for cell in report.models.iter().flat_map(|model| &model.cells) {
@@ -47,6 +59,7 @@ pub fn run(args: &SelftestArgs) -> Result<Report> {
     }
     Ok(Report {
         faults: fates,
+        left_out,
         repetitions: args.repetitions,
         cells,
         false_alarms,
@@ -67,10 +80,11 @@ fn chosen(names: &[String]) -> Result<Vec<Fault>> {
     names.iter().map(parse).collect()
 }
 
-fn plan(args: &SelftestArgs, model: &str) -> Result<Plan> {
+fn plan(registry: &Registry, args: &SelftestArgs, model: &Arc<Model>) -> Result<Plan> {
     let (first, most) = Tier::Quick.seeds();
     Ok(Plan {
-        models: vec![models::find(model)?],
+        registry: registry.clone(),
+        models: vec![Subject::new(registry, model)?],
         tier: Tier::Quick,
         precisions: Tier::Quick.precisions().to_vec(),
         first,
@@ -88,10 +102,6 @@ fn plan(args: &SelftestArgs, model: &str) -> Result<Plan> {
     })
 }
 
-fn injected(args: &SelftestArgs, fault: Fault) -> Result<Plan> {
-    Ok(Plan { fault: Some(fault), ..plan(args, fault.subject())? })
-}
-
 /// What the gate says of a fault.
 fn fate(plan: &Plan, fault: Fault, pool: &mut Pool) -> Result<Fate> {
     let report = gate::run(plan, pool)?;
@@ -99,7 +109,7 @@ fn fate(plan: &Plan, fault: Fault, pool: &mut Pool) -> Result<Fate> {
     let red: Vec<_> = cells.filter(|cell| is_red(cell.status)).collect();
     Ok(Fate {
         fault,
-        model: fault.subject().into(),
+        model: plan.models.iter().map(|model| model.name().to_owned()).collect(),
         caught_under: red.iter().map(|cell| cell.precision.to_string()).collect(),
         said: red.first().map(|cell| cell.note()).unwrap_or_default(),
     })

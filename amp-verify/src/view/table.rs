@@ -4,19 +4,22 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_C
 
 use amp_core::memory::show_bytes;
 
-use crate::comparison::{Comparison, Delta, OverSeeds, Run, Sample};
+use crate::{
+    comparison::{Comparison, Delta, OverSeeds, Run, Sample},
+    registry::{Direction, LOSS},
+};
 
 /// The table with lines above saying what ran and lines below with what should be known. On a
 /// terminal too narrow for one table its columns come in two.
 pub fn table(comparison: &Comparison) -> String {
     let mut out = heading(comparison);
-    let columns = columns(&comparison.metric);
+    let columns = columns(comparison);
     let whole = render(comparison, &columns);
     let fits = |width: u16| whole.lines().all(|line| line.chars().count() <= width.into());
     if whole.width().is_none_or(fits) {
         out += &format!("{whole}\n");
     } else {
-        let (results, costs) = columns.split_at(RESULTS);
+        let (results, costs) = columns.split_at(results(comparison));
         out += &format!("{}\n", render(comparison, results));
         let costs: Vec<Column> = columns[..1].iter().chain(costs).cloned().collect();
         out += &format!("{}\n", render(comparison, &costs));
@@ -67,21 +70,46 @@ struct Column {
     cell: fn(&Run) -> String,
 }
 
-/// The columns before this one say how good a run is, those from it on what it costs.
-const RESULTS: usize = 7;
+/// How many columns say how good a run is; the others say what it costs.
+fn results(comparison: &Comparison) -> usize {
+    5 + metric_columns(comparison).len()
+}
 
-fn columns(metric: &str) -> Vec<Column> {
+/// The metric and its difference; none for a model that is judged by its loss, which has columns
+/// anyway.
+fn metric_columns(comparison: &Comparison) -> Vec<Column> {
     let column = |header: &str, cell| Column { header: header.to_owned(), cell };
-    vec![
-        column("precision", |run| run.precision.to_string()),
-        column(metric, |run| {
-            let one = run.accuracy.map_or("not a number".into(), percent);
-            over(run, |all| Some(&all.accuracy), percent, percent_width).unwrap_or(one)
-        }),
-        column("Δ", |run| {
-            let one = delta(run, |d| d.accuracy.map(points));
-            over(run, |all| all.accuracy_delta.as_ref(), points, percent_width).unwrap_or(one)
-        }),
+    let metric = comparison.metric.as_str();
+    match comparison.direction {
+        _ if metric == LOSS => Vec::new(),
+        Direction::HigherIsBetter => vec![
+            column(metric, |run| {
+                let one = run.accuracy.map_or("not a number".into(), percent);
+                over(run, |all| Some(&all.accuracy), percent, percent_width).unwrap_or(one)
+            }),
+            column("Δ", |run| {
+                let one = delta(run, |d| d.accuracy.map(points));
+                over(run, |all| all.accuracy_delta.as_ref(), points, percent_width).unwrap_or(one)
+            }),
+        ],
+        Direction::LowerIsBetter => vec![
+            column(metric, |run| {
+                let one = run.accuracy.map_or("not a number".into(), loss);
+                over(run, |all| Some(&all.accuracy), loss, loss).unwrap_or(one)
+            }),
+            column("Δ", |run| {
+                let one = delta(run, |d| d.accuracy.map(signed_loss));
+                over(run, |all| all.accuracy_delta.as_ref(), signed_loss, loss).unwrap_or(one)
+            }),
+        ],
+    }
+}
+
+fn columns(comparison: &Comparison) -> Vec<Column> {
+    let column = |header: &str, cell| Column { header: header.to_owned(), cell };
+    let mut columns = vec![column("precision", |run| run.precision.to_string())];
+    columns.extend(metric_columns(comparison));
+    columns.extend([
         column("val_loss", |run| {
             let one = run.loss.map_or("not finite".into(), loss);
             over(run, |all| Some(&all.loss), loss, loss).unwrap_or(one)
@@ -110,7 +138,8 @@ fn columns(metric: &str) -> Vec<Column> {
             let (matmul, weights) = (names(&observed.matmul), names(&observed.parameters));
             format!("{matmul} / {} / {weights}", short(&observed.loss))
         }),
-    ]
+    ]);
+    columns
 }
 
 fn render(comparison: &Comparison, columns: &[Column]) -> Table {

@@ -4,7 +4,11 @@ use amp_core::tch::{Device, Kind, Tensor};
 use amp_verify::exponents::{CommonWindow, Format, Histogram, Losses, Window, WindowOptions, cast};
 use rstest::rstest;
 
-use crate::support::torch_device;
+/// `AMP_DEVICE`, set by `cargo amp test --device`, or the CPU.
+fn torch_device() -> Device {
+    let name = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    amp_core::hardware::parse_device(&name).expect("AMP_DEVICE names a device of this machine")
+}
 
 fn tensor(values: &[f64]) -> Tensor {
     Tensor::from_slice(values).to_kind(Kind::Float).to_device(torch_device())

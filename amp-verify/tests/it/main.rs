@@ -1,20 +1,5 @@
-//! The `amp` binary as a user runs it, and the library's own figures.
+//! The library's own figures. The commands are tested where there are models: in `fixtures`.
 
-mod bad_input;
-mod bench;
-mod diagnose;
 mod exponents;
-mod gate;
-mod kill;
-mod layers;
-mod logs;
-mod memory_budget;
-mod model;
-mod output;
-mod page;
-mod planted;
-mod report;
-mod resume;
-mod selftest;
-mod support;
+mod registry;
 mod verdict;

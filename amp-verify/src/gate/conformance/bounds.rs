@@ -1,14 +1,12 @@
 //! How far a precision may be from 32-true: by the spread of unchanged runs.
 
-use std::collections::BTreeMap;
-
 use amp_core::{Error, Result, precision::Precision, tch::Device};
-use fixtures::models::{MARGINS, sound};
-use serde::Deserialize;
 
 use super::Figures;
 use crate::{
     gate::job::{Failure, Reason},
+    margins::{Margins, Population, StepSpreads},
+    registry::Model,
     verdict::tolerance_factor,
 };
 
@@ -45,47 +43,16 @@ pub struct Bounds {
     pub norm_bias: f64,
 }
 
-/// `fixtures/margins.json`, as far as it is needed here.
-#[derive(Deserialize)]
-struct Margins {
-    first_steps: BTreeMap<String, Recorded>,
+/// The limit of an error, whose mean and deviation are those of its power 2/3.
+fn of_error(population: &Population, n: usize) -> f64 {
+    let k = tolerance_factor(RISK, CONFIDENCE, n);
+    k.mul_add(population.sigma, population.mean).powf(1.5).max(ROUNDING)
 }
 
-/// The first steps of unchanged runs on one kind of device.
-#[derive(Deserialize)]
-struct Recorded {
-    n: usize,
-    models: BTreeMap<String, BTreeMap<String, Spreads>>,
-}
-
-#[derive(Deserialize)]
-struct Spreads {
-    gradient_error: Spread,
-    loss_error: Spread,
-    update_error: Spread,
-    update_bias: Spread,
-    norm_bias: Spread,
-}
-
-/// A population of unchanged runs.
-#[derive(Deserialize)]
-struct Spread {
-    mean: f64,
-    sigma: f64,
-}
-
-impl Spread {
-    /// The limit of an error, whose mean and deviation are those of its power 2/3.
-    fn of_error(&self, n: usize) -> f64 {
-        let k = tolerance_factor(RISK, CONFIDENCE, n);
-        k.mul_add(self.sigma, self.mean).powf(1.5).max(ROUNDING)
-    }
-
-    /// The limit of a difference's size.
-    fn of_difference(&self, n: usize) -> f64 {
-        let k = tolerance_factor(RISK / 2.0, CONFIDENCE, n);
-        k.mul_add(self.sigma, self.mean.abs()).max(ROUNDING)
-    }
+/// The limit of a difference's size.
+fn of_difference(population: &Population, n: usize) -> f64 {
+    let k = tolerance_factor(RISK / 2.0, CONFIDENCE, n);
+    k.mul_add(population.sigma, population.mean.abs()).max(ROUNDING)
 }
 
 impl Bounds {
@@ -95,14 +62,17 @@ impl Bounds {
     ///
     /// # Errors
     /// When nothing was recorded of the model under this precision.
-    pub fn of(model: &str, precision: Precision, device: Device) -> Result<Self> {
-        let margins: Margins = serde_json::from_str(MARGINS)
-            .map_err(|error| Error::config(format!("fixtures/margins.json: {error}")))?;
+    pub fn of(
+        margins: &Margins,
+        model: &Model,
+        precision: Precision,
+        device: Device,
+    ) -> Result<Self> {
         let kind = if device.is_cuda() { "cuda" } else { "cpu" };
         let found = margins.first_steps.get(kind).and_then(|recorded| {
-            let model = recorded.models.get(sound(model))?;
+            let spreads = recorded.models.get(model.recorded_name())?;
             let of =
-                |precision: Precision| Some(Self::new(model.get(precision.name())?, recorded.n));
+                |precision: Precision| Some(Self::new(spreads.get(precision.name())?, recorded.n));
             let own = of(precision)?;
             match precision {
                 Precision::F64True => Some(own.at_least(of(Precision::F16Mixed)?)),
@@ -111,19 +81,21 @@ impl Bounds {
         });
         found.ok_or_else(|| {
             Error::config(format!(
-                "fixtures/margins.json has no first steps of {model} under {precision} on {kind}: \
-                 record them with tests/record_margins.py"
+                "margins.json has no first steps of {} under {precision} on {kind}: record them \
+                 with `cargo amp margins --model {} --device {kind}`",
+                model.name(),
+                model.name()
             ))
         })
     }
 
-    fn new(spreads: &Spreads, n: usize) -> Self {
+    fn new(spreads: &StepSpreads, n: usize) -> Self {
         Self {
-            gradient_error: spreads.gradient_error.of_error(n),
-            loss_error: spreads.loss_error.of_difference(n),
-            update_error: spreads.update_error.of_error(n),
-            update_bias: spreads.update_bias.of_difference(n),
-            norm_bias: spreads.norm_bias.of_difference(n),
+            gradient_error: of_error(&spreads.gradient_error, n),
+            loss_error: of_difference(&spreads.loss_error, n),
+            update_error: of_error(&spreads.update_error, n),
+            update_bias: of_difference(&spreads.update_bias, n),
+            norm_bias: of_difference(&spreads.norm_bias, n),
         }
     }
 

@@ -16,7 +16,7 @@ use self::{
     steps::{Ran, Steps, Trace},
 };
 use super::job::{Failure, Job, Outcome, Reason};
-use crate::selftest::Fault;
+use crate::{registry::Registry, selftest::Fault};
 
 /// Optimizer steps beside 32-true.
 const STEPS: u64 = 6;
@@ -26,17 +26,18 @@ const CALM: f64 = 1024.0;
 const OVERFLOWING: f64 = 17_179_869_184.0;
 
 /// Does the job.
-pub(super) fn run(job: &Job) -> Result<Outcome> {
-    let case = job.case(Precision::F32True)?;
+pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
+    let case = job.case(registry, Precision::F32True)?;
     let exact = Steps { job, case: &case, precision: Precision::F32True };
     let exact = exact.run(exact.config(STEPS, CALM), Trace::default(), None)?;
-    let case = job.case(job.precision)?;
+    let case = job.case(registry, job.precision)?;
     let steps = Steps { job, case: &case, precision: job.precision };
     let ran = steps.run(steps.config(STEPS, CALM), Trace::default(), None)?;
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
     let mut figures = compare(&exact, &ran)?;
-    match Bounds::of(&job.model, job.precision, case.trainer.device) {
+    let model = registry.find(Some(&job.model))?;
+    match Bounds::of(&registry.margins()?, model, job.precision, case.trainer.device) {
         Ok(bounds) => outcome.failures.extend(bounds.exceeded(&figures)),
         // The figures are what a recording needs.
         Err(error) => {

@@ -1,4 +1,4 @@
-//! `cargo amp`: what the bootstrap crate hands over to.
+//! The commands: each reads its options, calls one module and prints what that returns.
 
 use std::{io, process::ExitCode};
 
@@ -9,23 +9,24 @@ use amp_core::{
     file::Staged,
     hardware, tch,
 };
-use amp_verify::{
+use clap::Parser;
+
+use super::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs};
+use crate::{
     bench::{self, BenchArgs},
     case::Case,
-    cli::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs},
     diagnose::{DiagnoseArgs, PolicyFile},
     gate,
     layers::LayersArgs,
-    matrix,
+    margins, matrix,
     output::Logs,
+    registry::Registry,
     report::{self, Courses},
     runner::{self, Extras},
     selftest::{self, SelftestArgs},
     text::one_line,
     view::{self, EpochTable, PhaseTables, Progress, doctor, table},
 };
-use clap::Parser;
-use fixtures::models;
 
 /// The run itself failed.
 const FAILED: u8 = 1;
@@ -34,37 +35,50 @@ const USAGE: u8 = 2;
 /// What was to be compared with is another machine's; the gate's code for it.
 const NOT_COMPARABLE: u8 = 4;
 
-fn main() -> ExitCode {
+/// Does what the command line asks for with the models of `registry`. A project's binary `amp` returns
+/// what this returns.
+///
+/// The exit code is 0 when it was done, 1 when a run failed, 2 when the request cannot be carried out
+/// as asked; the gate has codes of its own besides.
+pub fn main(registry: Registry) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let outcome = match cli.command {
-        Command::Verify(args) => verify(&args),
-        Command::Train(args) => train(&args),
-        Command::Layers(args) => layers(&args),
-        Command::Diagnose(args) => explain(&args),
-        Command::Models => list(),
-        Command::Doctor(args) => diagnose(&args),
-        Command::Gate(args) => match gate::command(&args) {
-            Ok((report, text)) => match print(&text) {
-                Ok(()) => return ExitCode::from(report.status.exit_code()),
-                failed => failed,
-            },
-            Err(error) => Err(error),
-        },
-        Command::Bench(args) => benchmark(&args),
-        Command::Selftest(args) => match self_test(&args) {
-            Ok(true) => Ok(()),
-            Ok(false) => return ExitCode::from(FAILED),
-            Err(error) => Err(error),
-        },
-        Command::GateWorker { threads } => gate::work(threads),
-    };
-    let Err(error) = outcome else { return ExitCode::SUCCESS };
-    // One line, whatever libtorch put into its text.
-    eprintln!("error: {}", one_line(&error.to_string()));
-    ExitCode::from(code(&error))
+    let outcome = registry.check().and_then(|()| run(&registry, cli.command));
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            // One line, whatever libtorch put into its text.
+            eprintln!("error: {}", one_line(&error.to_string()));
+            ExitCode::from(code(&error))
+        }
+    }
+}
+
+fn run(registry: &Registry, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Verify(args) => verify(registry, &args)?,
+        Command::Train(args) => train(registry, &args)?,
+        Command::Layers(args) => layers(registry, &args)?,
+        Command::Diagnose(args) => explain(registry, &args)?,
+        Command::Models => list(registry)?,
+        Command::Doctor(args) => diagnose(&args)?,
+        Command::Gate(args) => {
+            let (report, text) = gate::command(registry, &args)?;
+            print(&text)?;
+            return Ok(ExitCode::from(report.status.exit_code()));
+        }
+        Command::Bench(args) => benchmark(registry, &args)?,
+        Command::Margins(args) => print(&margins::command(registry, &args)?)?,
+        Command::Selftest(args) => {
+            if !self_test(registry, &args)? {
+                return Ok(ExitCode::from(FAILED));
+            }
+        }
+        Command::GateWorker { threads } => gate::work(registry, threads)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn code(error: &Error) -> u8 {
@@ -94,8 +108,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
-fn verify(args: &VerifyArgs) -> Result<()> {
-    let case = prepare(&args.run)?;
+fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
+    let case = prepare(registry, &args.run)?;
     let plan = matrix::plan(&args.precision);
     plan.iter().try_for_each(|precision| case.trainer(*precision).map(drop))?;
     let output = args.output.as_deref().map(Staged::create).transpose()?;
@@ -137,14 +151,14 @@ fn verify(args: &VerifyArgs) -> Result<()> {
     print(&text)
 }
 
-fn train(args: &TrainArgs) -> Result<()> {
-    let case = prepare(&args.run)?;
+fn train(registry: &Registry, args: &TrainArgs) -> Result<()> {
+    let case = prepare(registry, &args.run)?;
     case.trainer(args.precision)?;
     let resume_from = args.checkpoints.resume_from()?;
     let mut logs = Logs::new(&args.run.logs)?;
     let had_folder = args.checkpoints.has_folder();
     let mut callbacks: Vec<Box<dyn Callback>> = args.monitors.callbacks();
-    if let Some(checkpoint) = args.checkpoints.callback(case.model.metric)? {
+    if let Some(checkpoint) = args.checkpoints.callback(case.model.judge)? {
         callbacks.push(Box::new(checkpoint));
     }
     let mut epochs = EpochTable::new(io::stdout());
@@ -164,8 +178,8 @@ fn train(args: &TrainArgs) -> Result<()> {
     outcome.map(drop)
 }
 
-fn layers(args: &LayersArgs) -> Result<()> {
-    let case = prepare(&args.run)?;
+fn layers(registry: &Registry, args: &LayersArgs) -> Result<()> {
+    let case = prepare(registry, &args.run)?;
     let report = args.measure(&case)?;
     print(&match args.format {
         Format::Table => view::layers(&report),
@@ -173,8 +187,8 @@ fn layers(args: &LayersArgs) -> Result<()> {
     })
 }
 
-fn explain(args: &DiagnoseArgs) -> Result<()> {
-    let case = prepare(&args.run)?;
+fn explain(registry: &Registry, args: &DiagnoseArgs) -> Result<()> {
+    let case = prepare(registry, &args.run)?;
     let diagnosis = args.diagnose(&case)?;
     print(&match args.format {
         Format::Table => view::diagnosis(&diagnosis),
@@ -182,14 +196,19 @@ fn explain(args: &DiagnoseArgs) -> Result<()> {
     })
 }
 
-fn list() -> Result<()> {
-    let lines = models::ALL.iter().map(|model| {
-        format!(
-            "{}\n    {}; data: {}, {} epochs\n",
-            model.name, model.about, model.data, model.epochs
-        )
-    });
-    print(&lines.collect::<String>())
+fn list(registry: &Registry) -> Result<()> {
+    let mut text = String::new();
+    for model in registry.models() {
+        let about =
+            if model.about.is_empty() { String::new() } else { format!("{}; ", model.about) };
+        let data = model.data_name(registry)?;
+        text += &format!("{}\n    {about}data: {data}, {} epochs\n", model.name, model.epochs);
+    }
+    text += "\ndata:\n";
+    for data_set in registry.data_sets() {
+        text += &format!("{}\n    {}\n", data_set.name(), data_set.description());
+    }
+    print(&text)
 }
 
 fn diagnose(args: &DoctorArgs) -> Result<()> {
@@ -200,10 +219,10 @@ fn diagnose(args: &DoctorArgs) -> Result<()> {
     })
 }
 
-fn benchmark(args: &BenchArgs) -> Result<()> {
+fn benchmark(registry: &Registry, args: &BenchArgs) -> Result<()> {
     let json = args.json.as_deref().map(Staged::create).transpose()?;
     let markdown = args.markdown.as_deref().map(Staged::create).transpose()?;
-    let report = bench::run(args, &|what| {
+    let report = bench::run(registry, args, &|what| {
         if !args.quiet {
             eprintln!("measuring: {what}");
         }
@@ -218,8 +237,8 @@ fn benchmark(args: &BenchArgs) -> Result<()> {
 }
 
 /// Whether every fault was caught and nothing else.
-fn self_test(args: &SelftestArgs) -> Result<bool> {
-    let report = selftest::run(args)?;
+fn self_test(registry: &Registry, args: &SelftestArgs) -> Result<bool> {
+    let report = selftest::run(registry, args)?;
     print(&if args.json { pretty(&report)? } else { report.table() })?;
     Ok(report.passes())
 }
@@ -230,17 +249,17 @@ fn pretty(value: &impl serde::Serialize) -> Result<String> {
 }
 
 /// Checks everything that can be checked before a file is touched.
-fn prepare(args: &RunArgs) -> Result<Case> {
+fn prepare(registry: &Registry, args: &RunArgs) -> Result<Case> {
     if let Some(threads) = args.threads {
         if threads < 1 {
             return Err(Error::config(format!("threads {threads}: it must be at least 1")));
         }
         tch::set_num_threads(threads);
     }
-    let model = models::find(&args.model)?;
+    let model = registry.find(args.model.as_deref())?;
     let device = hardware::parse_device(&args.device)?;
     hardware::set_numerics(args.tf32, args.deterministic)?;
-    let mut case = Case::new(model, args.choices(), device)?;
+    let mut case = Case::new(registry, model, args.choices(), device)?;
     if let Some(path) = &args.policy {
         let policy = PolicyFile::read(path, model.name, case.build()?.as_ref())?;
         case.trainer.islands = policy.islands.into();

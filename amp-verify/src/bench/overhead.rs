@@ -1,0 +1,22 @@
+//! What a training loop costs beyond its tensor work.
+
+use serde::{Deserialize, Serialize};
+
+/// The loop's cost beyond its tensor work, as
+/// [`Registry::loop_overheads`](crate::Registry::loop_overheads) measures it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Overhead {
+    /// The model.
+    pub model: String,
+    /// Microseconds a step beyond the bare work, in each block, the least first.
+    pub microseconds: Vec<f64>,
+    /// Microseconds a step of the bare work.
+    pub bare_microseconds: f64,
+}
+
+impl Overhead {
+    /// The median block's.
+    pub fn median(&self) -> f64 {
+        self.microseconds.get(self.microseconds.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}

@@ -1,0 +1,57 @@
+//! The kernels and thread counts of other CPUs, switched to on this one by the environment of a
+//! process.
+
+use std::fs;
+
+/// What the sets cover, for the record.
+pub(super) const DESCRIPTION: &str = "ATen, oneDNN and MKL kernels of SSE, AVX2 and AVX-512 machines \
+                                      with and without bf16 instructions, and MKL's compatible ones, \
+                                      each with 1 and 2 threads";
+
+/// ATen's kernels, oneDNN's newest instructions, MKL's, and whether MKL must give the same numbers on
+/// every processor. `AVX512_CORE` has no bf16 instructions, `ALL` has those of this machine.
+const KERNELS: [(&str, &str, &str, &str); 5] = [
+    ("default", "SSE41", "SSE4_2", ""),
+    ("avx2", "AVX2", "AVX2", ""),
+    ("avx2", "AVX2", "AVX2", "COMPATIBLE"),
+    ("avx512", "AVX512_CORE", "AVX512", ""),
+    ("avx512", "ALL", "AVX512", ""),
+];
+const THREADS: [usize; 2] = [1, 2];
+
+/// One choice of kernels, with the threads of an operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct KernelSet {
+    /// Threads of one operation.
+    pub(super) threads: usize,
+    /// Variables of a process that is to run these kernels.
+    pub(super) environment: Vec<(&'static str, String)>,
+}
+
+/// Every combination of kernels and threads.
+pub(super) fn all() -> Vec<KernelSet> {
+    let set = |(aten, onednn, mkl, reproducible): (&str, &str, &str, &str), threads| {
+        let mut environment = vec![
+            ("ATEN_CPU_CAPABILITY", aten.to_owned()),
+            ("ONEDNN_MAX_CPU_ISA", onednn.to_owned()),
+            ("MKL_ENABLE_INSTRUCTIONS", mkl.to_owned()),
+        ];
+        if !reproducible.is_empty() {
+            environment.push(("MKL_CBWR", reproducible.to_owned()));
+        }
+        KernelSet { threads, environment }
+    };
+    KERNELS.iter().flat_map(|kernels| THREADS.map(|threads| set(*kernels, threads))).collect()
+}
+
+/// This machine's own kernels with one thread, as for a GPU.
+pub(super) fn own() -> KernelSet {
+    KernelSet { threads: 1, environment: Vec::new() }
+}
+
+/// The CPU's name, as Linux has it.
+pub(super) fn processor() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name"));
+    name.and_then(|rest| rest.split_once(": ")).map_or("a CPU", |(_, name)| name).to_owned()
+}

@@ -1,0 +1,12 @@
+//! What unchanged runs of a project's models differ by: the file `margins.json` in the project's
+//! folder, which `cargo amp margins` writes and the gate judges by.
+
+mod file;
+#[cfg(feature = "cli")]
+mod kernel_sets;
+#[cfg(feature = "cli")]
+mod record;
+
+pub use file::{FirstSteps, Margins, MetricSpread, ModelMargin, Population, StepSpreads};
+#[cfg(feature = "cli")]
+pub use record::{MarginsArgs, command};

@@ -1,0 +1,264 @@
+//! What a project declares: its [`Model`]s, its [`DataSet`]s and what `bench` trains.
+//!
+//! A project has a function that returns its [`Registry`], and a binary named `amp` that hands it to
+//! [`main`](crate::main()):
+//!
+//! ```no_run,standalone_crate
+//! use amp_core::{data::DataModule, prelude::*};
+//! use amp_verify::{DataSet, Registry, model, project};
+//!
+//! #[derive(LightningModule)]
+//! #[loss(cross_entropy)]
+//! #[metric(accuracy, name = acc)]
+//! #[optimizer(adamw, lr = 1e-3)]
+//! struct Net {
+//!     #[layer(linear(64, 10))]
+//!     head: Linear,
+//! }
+//! # fn digits(batch_size: i64) -> Result<DataModule> { unimplemented!() }
+//!
+//! fn registry() -> Registry {
+//!     Registry::new(project!())
+//!         .data_set(DataSet::new("digits", digits))
+//!         .model(model!(Net).data("digits").epochs(5).margin(0.02))
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     amp_verify::main(registry())
+//! }
+//! ```
+
+mod data_set;
+mod judge;
+mod model;
+mod project;
+
+pub use data_set::DataSet;
+#[cfg(feature = "cli")]
+pub(crate) use judge::LOSS;
+pub use judge::{Direction, Judge};
+pub use model::{Build, Model};
+pub use project::Project;
+
+use std::sync::Arc;
+
+use amp_core::{Error, Result};
+
+#[cfg(feature = "cli")]
+use crate::bench::{Overhead, Report, Target, Workload};
+use crate::margins::Margins;
+
+/// The models and data sets of a project, with where its files are.
+#[derive(Clone)]
+pub struct Registry {
+    project: Project,
+    models: Vec<Arc<Model>>,
+    data_sets: Vec<Arc<DataSet>>,
+    #[cfg(feature = "cli")]
+    pub(crate) bench: Bench,
+}
+
+/// What a project adds to `cargo amp bench`.
+#[cfg(feature = "cli")]
+#[derive(Clone, Default)]
+pub(crate) struct Bench {
+    pub(crate) workloads: Vec<Arc<Workload>>,
+    pub(crate) peers: Option<Peers>,
+    pub(crate) overheads: Option<Arc<Overheads>>,
+    pub(crate) targets: Option<fn(&Report) -> Vec<Target>>,
+}
+
+#[cfg(feature = "cli")]
+type Overheads = dyn Fn() -> Result<Vec<Overhead>> + Send + Sync;
+
+/// Where the Python program of the peers is.
+#[cfg(feature = "cli")]
+#[derive(Clone)]
+pub(crate) enum Peers {
+    /// A file of the project.
+    File(String),
+    /// The program's text.
+    Text(&'static str),
+}
+
+impl Registry {
+    /// A registry without models; [`project!`](crate::project) names the project.
+    pub fn new(project: Project) -> Self {
+        Self {
+            project,
+            models: Vec::new(),
+            data_sets: Vec::new(),
+            #[cfg(feature = "cli")]
+            bench: Bench::default(),
+        }
+    }
+
+    /// Adds a model. The first one is the commands' default.
+    #[must_use]
+    pub fn model(mut self, model: Model) -> Self {
+        self.models.push(Arc::new(model));
+        self
+    }
+
+    /// Adds a data set.
+    #[must_use]
+    pub fn data_set(mut self, data_set: DataSet) -> Self {
+        self.data_sets.push(Arc::new(data_set));
+        self
+    }
+
+    /// Adds what `cargo amp bench` trains. Without any, it trains the models on their own data.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub fn workload(mut self, workload: Workload) -> Self {
+        self.bench.workloads.push(Arc::new(workload));
+        self
+    }
+
+    /// The Python program that `cargo amp bench --peers` runs: a file, relative to the project's
+    /// folder.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub fn peers(mut self, file: impl Into<String>) -> Self {
+        self.bench.peers = Some(Peers::File(file.into()));
+        self
+    }
+
+    /// The same as a text that the binary carries, for machines that have nothing else.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub fn peers_program(mut self, text: &'static str) -> Self {
+        self.bench.peers = Some(Peers::Text(text));
+        self
+    }
+
+    /// Measures what the training loop costs beyond its tensor work, in `cargo amp bench` on a CPU.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub fn loop_overheads(
+        mut self,
+        measure: impl Fn() -> Result<Vec<Overhead>> + Send + Sync + 'static,
+    ) -> Self {
+        self.bench.overheads = Some(Arc::new(measure));
+        self
+    }
+
+    /// The targets that `cargo amp bench` holds its report against.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub fn targets(mut self, targets: fn(&Report) -> Vec<Target>) -> Self {
+        self.bench.targets = Some(targets);
+        self
+    }
+
+    /// The project.
+    pub fn project(&self) -> &Project {
+        &self.project
+    }
+
+    /// The models that are listed and run by default.
+    pub fn models(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.models.iter().filter(|model| !model.is_hidden)
+    }
+
+    /// The data sets.
+    pub fn data_sets(&self) -> impl Iterator<Item = &Arc<DataSet>> {
+        self.data_sets.iter()
+    }
+
+    /// Finds a model by name; the first one without a name.
+    ///
+    /// # Errors
+    /// When there is no model of this name.
+    pub fn find(&self, name: Option<&str>) -> Result<&Arc<Model>> {
+        let Some(name) = name else {
+            return self.models.first().ok_or_else(|| self.without_models());
+        };
+        self.models.iter().find(|model| model.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.models().map(|model| model.name).collect();
+            match names.as_slice() {
+                [] => self.without_models(),
+                _ => Error::config(format!(
+                    "unknown model `{name}`: expected one of {}; register it in the registry of {}",
+                    names.join(", "),
+                    self.project.name()
+                )),
+            }
+        })
+    }
+
+    /// Finds a data set by name.
+    ///
+    /// # Errors
+    /// When there is no data set of this name.
+    pub fn find_data(&self, name: &str) -> Result<&Arc<DataSet>> {
+        self.data_sets.iter().find(|data_set| data_set.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.data_sets.iter().map(|set| set.name).collect();
+            Error::config(format!("unknown data `{name}`: expected one of {}", names.join(", ")))
+        })
+    }
+
+    /// What `cargo amp margins` recorded in the project's `margins.json`; nothing where there is no
+    /// such file.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn margins(&self) -> Result<Margins> {
+        Margins::read(&self.project.margins_file())
+    }
+
+    /// The largest loss of quality that the gate accepts of `model`: its declared margin, or else the
+    /// recorded one.
+    ///
+    /// # Errors
+    /// When there is neither.
+    pub fn margin(&self, model: &Model) -> Result<f64> {
+        let recorded = || -> Result<Option<f64>> { Ok(self.margins()?.margin(model.name)) };
+        let margin = model.margin.map_or_else(recorded, |own| Ok(Some(own)))?;
+        margin.ok_or_else(|| {
+            Error::config(format!(
+                "{} has no margin: declare one with `.margin(…)`, or record one with `cargo amp \
+                 margins --model {}`",
+                model.name, model.name
+            ))
+        })
+    }
+
+    /// Checks that names are unique and that every model's data set is registered.
+    ///
+    /// # Errors
+    /// When that is not so, or there is no model.
+    pub fn check(&self) -> Result<()> {
+        if self.models.is_empty() {
+            return Err(self.without_models());
+        }
+        let twice = |kind: &str, names: Vec<&str>| match first_repeated(&names) {
+            Some(name) => Err(Error::config(format!(
+                "the registry of {} has two {kind} named `{name}`: rename or remove one",
+                self.project.name()
+            ))),
+            None => Ok(()),
+        };
+        twice("models", self.models.iter().map(|model| model.name).collect())?;
+        twice("data sets", self.data_sets.iter().map(|set| set.name).collect())?;
+        #[cfg(feature = "cli")]
+        twice("workloads", self.bench.workloads.iter().map(|w| w.name.as_str()).collect())?;
+        for model in &self.models {
+            let data = model.data_name(self)?;
+            self.find_data(data).map_err(|error| error.at(&format!("model {}", model.name)))?;
+        }
+        Ok(())
+    }
+
+    fn without_models(&self) -> Error {
+        Error::config(format!(
+            "the registry of {} has no models: add one with `.model(model!(…))`",
+            self.project.name()
+        ))
+    }
+}
+
+fn first_repeated<'a>(names: &[&'a str]) -> Option<&'a str> {
+    let repeated = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name));
+    repeated.map(|(_, name)| *name)
+}

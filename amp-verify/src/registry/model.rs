@@ -1,0 +1,290 @@
+//! A model with how it is trained and judged.
+
+use std::{fmt, sync::Arc};
+
+use amp_core::{Error, Hyperparameters, LightningModule, Result};
+use serde_json::Value;
+
+use super::{Judge, Registry};
+#[cfg(feature = "cli")]
+use crate::selftest::Fault;
+
+/// Builds a model from hyperparameters, drawing its weights from libtorch's global generator.
+pub type Build = dyn Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync;
+
+/// A model as the commands know it: its name, how it is built, trained and judged.
+///
+/// [`model!`](crate::model!) makes one of a struct that derives `LightningModule`; the setters change
+/// what differs from the defaults that they name.
+#[derive(Clone)]
+pub struct Model {
+    pub(crate) name: &'static str,
+    pub(crate) about: String,
+    data: Option<&'static str>,
+    pub(crate) epochs: i64,
+    quick_epochs: Option<i64>,
+    pub(crate) batch_size: i64,
+    pub(crate) judge: Judge,
+    pub(crate) margin: Option<f64>,
+    pub(crate) learns_by: Option<f64>,
+    pub(crate) gradient_clip_val: Option<f64>,
+    pub(crate) accumulate_grad_batches: i64,
+    pub(crate) early_stopping: Option<(String, u32)>,
+    pub(crate) profile_every_n_steps: Option<i64>,
+    pub(crate) hyperparameters: Hyperparameters,
+    pub(crate) is_hidden: bool,
+    #[cfg(feature = "cli")]
+    faults: Vec<Fault>,
+    margins_of: Option<&'static str>,
+    pub(crate) build: Arc<Build>,
+}
+
+/// Epochs of the gate's quick tier, unless the model has fewer.
+const QUICK_EPOCHS: i64 = 3;
+
+impl Model {
+    /// The model `name`, which `build` makes of hyperparameters.
+    pub fn new(
+        name: &'static str,
+        build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            name,
+            about: String::new(),
+            data: None,
+            epochs: 10,
+            quick_epochs: None,
+            batch_size: 64,
+            judge: Judge::higher("val_acc"),
+            margin: None,
+            learns_by: None,
+            gradient_clip_val: None,
+            accumulate_grad_batches: 1,
+            early_stopping: None,
+            profile_every_n_steps: None,
+            hyperparameters: Hyperparameters::new(),
+            is_hidden: false,
+            #[cfg(feature = "cli")]
+            faults: Vec::new(),
+            margins_of: None,
+            build: Arc::new(build),
+        }
+    }
+
+    /// What it shows, in a few words.
+    #[must_use]
+    pub fn about(mut self, about: impl Into<String>) -> Self {
+        self.about = about.into();
+        self
+    }
+
+    /// The data set it is trained on unless another is asked for; the first one by default.
+    #[must_use]
+    pub fn data(mut self, name: &'static str) -> Self {
+        self.data = Some(name);
+        self
+    }
+
+    /// Epochs of a whole training; 10 by default.
+    #[must_use]
+    pub fn epochs(mut self, epochs: i64) -> Self {
+        self.epochs = epochs;
+        self
+    }
+
+    /// Epochs in the gate's quick tier and in goldens; 3 by default, or all where there are fewer.
+    #[must_use]
+    pub fn quick_epochs(mut self, epochs: i64) -> Self {
+        self.quick_epochs = Some(epochs);
+        self
+    }
+
+    /// Examples in a batch; 64 by default.
+    #[must_use]
+    pub fn batch_size(mut self, examples: i64) -> Self {
+        self.batch_size = examples;
+        self
+    }
+
+    /// The validation metric it is judged by, higher being better; `val_acc` by default.
+    #[must_use]
+    pub fn metric(mut self, name: &'static str) -> Self {
+        self.judge = Judge::higher(name);
+        self
+    }
+
+    /// The validation metric it is judged by, lower being better, as `val_mae`.
+    #[must_use]
+    pub fn error_metric(mut self, name: &'static str) -> Self {
+        self.judge = Judge::lower(name);
+        self
+    }
+
+    /// Judges it by its validation loss, as a language model; it needs no metric then.
+    #[must_use]
+    pub fn judged_by_loss(mut self) -> Self {
+        self.judge = Judge::loss();
+        self
+    }
+
+    /// δ of the gate: a precision that is worse than 32-true by this much is a regression. In the
+    /// unit of what the model is judged by: 0.01 is one percentage point of an accuracy. Without it,
+    /// `cargo amp margins` records one.
+    #[must_use]
+    pub fn margin(mut self, margin: f64) -> Self {
+        self.margin = Some(margin);
+        self
+    }
+
+    /// By how much a trained model must be better than one whose weights never move, for the gate to
+    /// believe that it learned; the margin by default.
+    #[must_use]
+    pub fn learns_by(mut self, difference: f64) -> Self {
+        self.learns_by = Some(difference);
+        self
+    }
+
+    /// Clips gradients to this norm; none by default.
+    #[must_use]
+    pub fn gradient_clip_val(mut self, norm: f64) -> Self {
+        self.gradient_clip_val = Some(norm);
+        self
+    }
+
+    /// Batches whose gradients are added up to one optimizer step; 1 by default.
+    #[must_use]
+    pub fn accumulate_grad_batches(mut self, batches: i64) -> Self {
+        self.accumulate_grad_batches = batches;
+        self
+    }
+
+    /// Ends training when the logged value `name` has not fallen for `patience` epochs.
+    #[must_use]
+    pub fn early_stopping(mut self, name: impl Into<String>, patience: u32) -> Self {
+        self.early_stopping = Some((name.into(), patience));
+        self
+    }
+
+    /// Profiles every n-th step; none by default.
+    #[must_use]
+    pub fn profile_every_n_steps(mut self, steps: i64) -> Self {
+        self.profile_every_n_steps = Some(steps);
+        self
+    }
+
+    /// Hyperparameters, where they differ from the struct's defaults: a JSON object.
+    ///
+    /// # Panics
+    /// When it is not an object: that is a mistake in the registry's source.
+    #[must_use]
+    pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
+        let Value::Object(hyperparameters) = hyperparameters else {
+            panic!("hyperparameters of {}: {hyperparameters} is not a JSON object", self.name)
+        };
+        self.hyperparameters = hyperparameters;
+        self
+    }
+
+    /// Leaves it out of lists and of what runs by default: it is found by name alone.
+    #[must_use]
+    pub fn hidden(mut self) -> Self {
+        self.is_hidden = true;
+        self
+    }
+
+    /// Judges it by what was recorded of the model `name`: for a copy with a planted fault.
+    #[must_use]
+    pub fn margins_of(mut self, name: &'static str) -> Self {
+        self.margins_of = Some(name);
+        self
+    }
+
+    /// Says that these faults of `cargo amp selftest` change the model's numbers:
+    /// [`Fault::needs`](crate::selftest::Fault::needs) tells what that takes.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub fn reveals(mut self, faults: impl IntoIterator<Item = Fault>) -> Self {
+        self.faults.extend(faults);
+        self
+    }
+
+    #[cfg(feature = "cli")]
+    pub(crate) fn faults(&self) -> &[Fault] {
+        &self.faults
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The model whose recorded figures it is judged by: itself, unless
+    /// [`margins_of`](Self::margins_of) names another.
+    pub fn recorded_name(&self) -> &'static str {
+        self.margins_of.unwrap_or(self.name)
+    }
+
+    /// What it is judged by.
+    pub fn judge(&self) -> Judge {
+        self.judge
+    }
+
+    /// δ as it was declared.
+    pub fn declared_margin(&self) -> Option<f64> {
+        self.margin
+    }
+
+    /// Epochs in the gate's quick tier.
+    pub fn quick(&self) -> i64 {
+        self.quick_epochs.unwrap_or(QUICK_EPOCHS.min(self.epochs))
+    }
+
+    /// Its data set's name: its own, or else the registry's first.
+    ///
+    /// # Errors
+    /// When the registry has no data set.
+    pub fn data_name(&self, registry: &Registry) -> Result<&'static str> {
+        let first = || registry.data_sets().next().map(|set| set.name);
+        self.data.or_else(first).ok_or_else(|| {
+            Error::config(format!(
+                "{} has no data: add a data set to the registry with `.data_set(DataSet::new(…))`",
+                self.name
+            ))
+        })
+    }
+
+    /// Builds it, drawing its weights from libtorch's global generator.
+    ///
+    /// # Errors
+    /// When a hyperparameter is unknown or out of range.
+    pub fn build(&self, hyperparameters: &Hyperparameters) -> Result<Box<dyn LightningModule>> {
+        (self.build)(hyperparameters)
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A [`Model`](crate::Model) of a struct that derives `LightningModule`, under the struct's name.
+///
+/// ```no_run,standalone_crate
+/// # use amp_core::prelude::*;
+/// # #[derive(LightningModule)]
+/// # #[loss(mse)]
+/// # #[optimizer(adamw, lr = 1e-3)]
+/// # struct Net { #[layer(linear(64, 10))] head: Linear }
+/// let model = amp_verify::model!(Net).judged_by_loss().margin(0.01).epochs(5);
+/// assert_eq!(model.name(), "Net");
+/// ```
+#[macro_export]
+macro_rules! model {
+    ($model:ident) => {
+        $crate::Model::new(::core::stringify!($model), |hyperparameters| {
+            let builder = $model::builder().hyperparameters(hyperparameters)?;
+            ::core::result::Result::Ok(::std::boxed::Box::new(builder.build()?))
+        })
+    };
+}

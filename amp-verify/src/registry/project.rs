@@ -1,0 +1,59 @@
+//! Where a project's files are.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// The variable that names the folder of a packed project, on a machine without its sources.
+const PACKED: &str = "AMP_PROJECT";
+const MARGINS: &str = "margins.json";
+
+/// The package that declares a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Project {
+    name: String,
+    folder: PathBuf,
+}
+
+impl Project {
+    /// The package `name` in `folder`; [`project!`](crate::project) fills in both. Where the
+    /// environment variable `AMP_PROJECT` names a folder, the files are there instead.
+    pub fn new(name: impl Into<String>, folder: impl Into<PathBuf>) -> Self {
+        let packed = env::var_os(PACKED).filter(|folder| !folder.is_empty()).map(PathBuf::from);
+        Self { name: name.into(), folder: packed.unwrap_or_else(|| folder.into()) }
+    }
+
+    /// The package's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The package's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A file or folder by its path relative to the package's folder.
+    pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.folder.join(relative)
+    }
+
+    /// The file that `cargo amp margins` writes.
+    pub(crate) fn margins_file(&self) -> PathBuf {
+        self.path(MARGINS)
+    }
+}
+
+/// The [`Project`](crate::Project) of the package in which this is written.
+///
+/// ```
+/// let project = amp_verify::project!();
+/// assert_eq!(project.path("data/x.csv"), project.folder().join("data/x.csv"));
+/// ```
+#[macro_export]
+macro_rules! project {
+    () => {
+        $crate::Project::new(::core::env!("CARGO_PKG_NAME"), ::core::env!("CARGO_MANIFEST_DIR"))
+    };
+}

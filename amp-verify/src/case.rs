@@ -127,6 +127,8 @@ impl Case {
         data_set.apply(&mut hyperparameters);
         hyperparameters.extend(choices.set);
         let mut data = data_set.load(choices.batch_size.unwrap_or(model.batch_size))?;
+        // Reports and goldens name the data as the registry does.
+        data_set.name().clone_into(&mut data.name);
         data.loading = choices.loading;
         data.check()?;
         let defaults = TrainerConfig::new(Precision::F32True, device);

@@ -8,7 +8,7 @@ use amp_verify::golden::{
 };
 use rstest::rstest;
 
-/// The spread over machines that `tests/record_spread.py` recorded of a golden's own case.
+/// The spread over machines that `cargo amp margins --what goldens` recorded of a golden's own case.
 macro_rules! recorded {
     ($test:ident) => {
         Spread::parse(include_str!(concat!("goldens/", stringify!($test), "_cpu.spread.json")))

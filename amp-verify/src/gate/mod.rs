@@ -126,7 +126,7 @@ impl Plan {
     /// The plan of these options for models of the registry.
     ///
     /// # Errors
-    /// When a name is unknown, a number is out of range, or a model has no margin.
+    /// When a name is unknown, a number is out of range, or nothing was recorded of a model.
     pub fn new(registry: &Registry, args: &GateArgs) -> Result<Self> {
         let subject = |model: &Arc<Model>| Subject::new(registry, model);
         let models: Vec<Subject> = match args.model.as_slice() {
@@ -159,6 +159,12 @@ impl Plan {
             return Err(Error::config(format!("alpha {}: it must be in (0, 0.5)", args.alpha)));
         }
         let device = hardware::parse_device(&args.device)?;
+        let margins = registry.margins()?;
+        for model in &models {
+            for precision in &precisions {
+                Bounds::of(&margins, model, *precision, device)?;
+            }
+        }
         let islands = match (&args.policy, models.as_slice()) {
             (None, _) => Islands::new(),
             (Some(path), [model]) => {

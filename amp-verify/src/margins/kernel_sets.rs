@@ -44,6 +44,14 @@ pub(super) fn all() -> Vec<KernelSet> {
     KERNELS.iter().flat_map(|kernels| THREADS.map(|threads| set(*kernels, threads))).collect()
 }
 
+/// What [`own_of_cpu`] covers, for the record.
+pub(super) const OWN_DESCRIPTION: &str = "its own kernels, with 1 and 2 threads";
+
+/// This machine's own newest kernels with each number of threads.
+pub(super) fn own_of_cpu() -> Vec<KernelSet> {
+    all().split_off((KERNELS.len() - 1) * THREADS.len())
+}
+
 /// This machine's own kernels with one thread, as for a GPU.
 pub(super) fn own() -> KernelSet {
     KernelSet { threads: 1, environment: Vec::new() }

@@ -3,6 +3,8 @@
 
 mod file;
 #[cfg(feature = "cli")]
+mod goldens;
+#[cfg(feature = "cli")]
 mod kernel_sets;
 #[cfg(feature = "cli")]
 mod record;

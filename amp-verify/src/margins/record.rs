@@ -1,12 +1,12 @@
 //! `cargo amp margins`: unchanged runs over seeds, and what they differ by.
 
-use std::{collections::BTreeMap, sync::Mutex, thread};
+use std::{collections::BTreeMap, path::PathBuf, sync::Mutex, thread};
 
 use amp_core::{Error, Result, file::Staged, hardware, precision::Precision};
 use clap::{Args, ValueEnum};
 
 use super::{
-    FirstSteps, Margins, MetricSpread, ModelMargin, Population, StepSpreads,
+    FirstSteps, Margins, MetricSpread, ModelMargin, Population, StepSpreads, goldens,
     kernel_sets::{self, KernelSet},
 };
 use crate::{
@@ -23,6 +23,8 @@ pub enum What {
     Metric,
     /// How far first steps are from 32-true ones, over seeds and kernels
     Steps,
+    /// How far the figures of goldens move between CPUs, next to each golden as NAME.spread.json
+    Goldens,
 }
 
 /// Options of `margins`.
@@ -31,7 +33,7 @@ pub struct MarginsArgs {
     /// The models, separated by commas [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub model: Vec<String>,
-    /// What to record, separated by commas [default: both on a CPU, steps on CUDA]
+    /// What to record, separated by commas [default: metric and steps on a CPU, steps on CUDA]
     #[arg(long, value_enum, value_delimiter = ',')]
     pub what: Vec<What>,
     /// auto, cpu, cuda or cuda:N
@@ -43,6 +45,12 @@ pub struct MarginsArgs {
     /// Seeds of the first steps' spread; on a CPU each runs under one of ten sets of kernels
     #[arg(long, value_name = "N", default_value_t = 40)]
     pub step_seeds: usize,
+    /// The folder of the goldens [default: tests/goldens of the project]
+    #[arg(long, value_name = "FOLDER")]
+    pub goldens: Option<PathBuf>,
+    /// Add this CPU's own kernels to the recorded spread of goldens
+    #[arg(long)]
+    pub add: bool,
     /// Processes at a time [default: one for each core of a CPU, 8 on CUDA]
     #[arg(long, value_name = "N")]
     pub processes: Option<usize>,
@@ -87,11 +95,21 @@ pub fn command(registry: &Registry, args: &MarginsArgs) -> Result<String> {
         [] => &[What::Metric, What::Steps],
         chosen => chosen,
     };
+    let mut text = String::new();
+    if what.contains(&What::Goldens) {
+        let own = || registry.project().path("tests/goldens");
+        let folder = args.goldens.clone().unwrap_or_else(own);
+        for name in goldens::record(registry, &folder, &args.model, args.add)? {
+            text += &format!("{}\n", folder.join(format!("{name}.spread.json")).display());
+        }
+    }
+    if !what.iter().any(|what| *what != What::Goldens) {
+        return Ok(text);
+    }
     let path = registry.project().margins_file();
     // What is recorded of other models stays.
     let mut margins = registry.margins()?;
     let file = Staged::create(&path)?;
-    let mut text = String::new();
     let recorder = Recorder { registry, args, device: &args.device, is_cuda: device.is_cuda() };
     if what.contains(&What::Metric) {
         for model in &models {

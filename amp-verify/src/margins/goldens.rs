@@ -1,0 +1,161 @@
+//! How far the figures of goldens move between CPUs: the case of each golden under several sets of
+//! kernels, written next to it as `NAME.spread.json`.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use amp_core::{Error, Result, file::Staged, precision::Precision};
+
+use super::kernel_sets::{self, KernelSet};
+use crate::{
+    comparison::Comparison,
+    golden::{self, Golden, Samples, Spread},
+    registry::Registry,
+};
+
+/// Records the spread of every golden of a CPU in `folder` that is of one of `models`, or of any
+/// registered model where there are none; returns their names. With `adds`, the metrics and losses of
+/// this CPU's own kernels are added to what others recorded; memory is compared between equal kernels
+/// alone and stays as it is.
+///
+/// # Errors
+/// When the folder has no such golden, a run fails, or a file cannot be written.
+pub(super) fn record(
+    registry: &Registry,
+    folder: &Path,
+    models: &[String],
+    adds: bool,
+) -> Result<Vec<String>> {
+    let goldens = of_cpus(registry, folder, models)?;
+    if goldens.is_empty() {
+        return Err(Error::config(format!(
+            "{}: no golden of a CPU is in this folder: take one first with `cargo amp test`",
+            folder.display()
+        )));
+    }
+    let (sets, kernels) = match adds {
+        true => (kernel_sets::own_of_cpu(), kernel_sets::OWN_DESCRIPTION),
+        false => (kernel_sets::all(), kernel_sets::DESCRIPTION),
+    };
+    let by = format!("cargo amp margins on {}: {kernels}", kernel_sets::processor());
+    let mut names = Vec::new();
+    for (name, golden) in goldens {
+        let path = folder.join(format!("{name}.spread.json"));
+        let known = if adds { Some(read(&path)?) } else { None };
+        let file = Staged::create(&path)?;
+        let own = Spread {
+            recorded_by: by.clone(),
+            examples: u32::try_from(golden.examples).unwrap_or(u32::MAX),
+            samples: samples(&golden, &sets)?,
+        };
+        let spread = known.map_or_else(|| own.clone(), |known| added(known, &own));
+        let json = serde_json::to_string_pretty(&spread);
+        let json = json.map_err(|error| Error::io(&path, error.into()))? + "\n";
+        file.write(json.as_bytes())?;
+        names.push(name);
+    }
+    Ok(names)
+}
+
+/// The goldens of CPUs in `folder`, by file name without its end.
+fn of_cpus(
+    registry: &Registry,
+    folder: &Path,
+    models: &[String],
+) -> Result<BTreeMap<String, Golden>> {
+    let entries = fs::read_dir(folder).map_err(|error| Error::io(folder, error))?;
+    let mut goldens = BTreeMap::new();
+    for entry in entries {
+        let path: PathBuf = entry.map_err(|error| Error::io(folder, error))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(name) = name.and_then(|name| name.strip_suffix(".snap")) else { continue };
+        let text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
+        let golden = golden::parse(&text).map_err(|error| error.at(&path.display().to_string()))?;
+        let is_of_cpu = golden.fingerprint.as_ref().is_some_and(|machine| machine.threads > 0);
+        let is_chosen = match models {
+            [] => registry.find(Some(&golden.model)).is_ok(),
+            chosen => chosen.contains(&golden.model),
+        };
+        if is_of_cpu && is_chosen {
+            goldens.insert(name.to_owned(), golden);
+        }
+    }
+    Ok(goldens)
+}
+
+fn read(path: &Path) -> Result<Spread> {
+    let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    Spread::parse(&text)
+}
+
+/// The golden's own case under each set of kernels, each in a process of this binary.
+fn samples(golden: &Golden, sets: &[KernelSet]) -> Result<BTreeMap<String, Samples>> {
+    let mut all: BTreeMap<String, Samples> = BTreeMap::new();
+    for set in sets {
+        for run in verify(golden, set)?.runs {
+            let empty = || Samples {
+                accuracy: Vec::new(),
+                loss: Vec::new(),
+                peak_memory_bytes: Vec::new(),
+            };
+            let own = all.entry(run.precision.name().to_owned()).or_insert_with(empty);
+            let (Some(accuracy), Some(loss)) = (run.accuracy, run.loss) else {
+                return Err(Error::config(format!(
+                    "{} under {}: a figure is not finite; nothing was recorded",
+                    golden.model, run.precision
+                )));
+            };
+            own.accuracy.push(accuracy);
+            own.loss.push(loss);
+            own.peak_memory_bytes.push(run.peak_memory_bytes as f64);
+        }
+    }
+    Ok(all)
+}
+
+fn verify(golden: &Golden, set: &KernelSet) -> Result<Comparison> {
+    let failed = |error| Error::io("a process of this binary", error);
+    let baseline = Precision::F32True.name();
+    let precisions: Vec<&str> =
+        golden.runs.keys().map(String::as_str).filter(|name| *name != baseline).collect();
+    let seed = golden.seeds.first().copied().unwrap_or_default();
+    let mut command = Command::new(env::current_exe().map_err(failed)?);
+    command
+        .args(["verify", "--device", "cpu", "--format", "json", "--quiet"])
+        .args(["--model", &golden.model, "--data", &golden.data, "--seed", &seed.to_string()])
+        .args(["--epochs", &golden.epochs.to_string(), "--precision", &precisions.join(",")])
+        .args(["--batch-size", &golden.batch_size.to_string()])
+        .args(["--threads", &set.threads.to_string()])
+        .env("OMP_NUM_THREADS", set.threads.to_string())
+        .envs(set.environment.iter().map(|(name, value)| (name, value)))
+        .args(
+            golden
+                .hyperparameters
+                .iter()
+                .flat_map(|(name, value)| ["--set".to_owned(), format!("{name}={value}")]),
+        )
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    let output = command.output().map_err(failed)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(Error::config(format!("{}: {said}", golden.model)));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| failed(error.into()))
+}
+
+/// What was known, with the metrics and losses of this machine's own kernels.
+fn added(mut known: Spread, own: &Spread) -> Spread {
+    known.recorded_by = format!("{}; {}", known.recorded_by, own.recorded_by);
+    for (precision, samples) in &mut known.samples {
+        if let Some(own) = own.samples.get(precision) {
+            samples.accuracy.extend(&own.accuracy);
+            samples.loss.extend(&own.loss);
+        }
+    }
+    known
+}

@@ -273,7 +273,7 @@ impl fmt::Debug for Model {
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
 /// # #[derive(LightningModule)]
-/// # #[loss(mse)]
+/// # #[loss(mse_loss)]
 /// # #[optimizer(adamw, lr = 1e-3)]
 /// # struct Net { #[layer(linear(64, 10))] head: Linear }
 /// let model = amp_verify::model!(Net).judged_by_loss().margin(0.01).epochs(5);

@@ -16,7 +16,7 @@ use rstest::rstest;
 use serde_json::json;
 
 #[derive(LightningModule)]
-#[loss(mse)]
+#[loss(mse_loss)]
 #[optimizer(adamw, lr = 1e-2)]
 struct Line {
     #[hparam(default = 2)]
@@ -63,7 +63,7 @@ fn the_first_model_is_the_default_and_hidden_ones_are_found_by_name() {
 )]
 #[case::unknown_data(
     registry().model(model!(Line).data("products")),
-    "model Line: unknown data `products`: expected one of sums"
+    "in `model Line`: unknown data `products`: expected one of sums"
 )]
 #[case::no_data(Registry::new(project!()).model(model!(Line)), "Line has no data: add a data set")]
 fn a_registry_that_cannot_be_is_refused(#[case] registry: Registry, #[case] expected: &str) {

@@ -12,7 +12,7 @@ use crate::cargo;
 use crate::error::Error;
 
 /// The crates that a new crate depends on, whose names it cannot have.
-const DEPENDENCIES: [&str; 5] = ["amp-core", "amp-derive", "amp-verify", "fastrand", "rstest"];
+const DEPENDENCIES: [&str; 4] = ["amp-core", "amp-derive", "amp-verify", "fastrand"];
 
 /// Makes the crate `name` in a folder of that name.
 pub(crate) fn new(name: &str, amp_source: Option<&str>) -> Result<ExitCode, Error> {

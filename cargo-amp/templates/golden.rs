@@ -1,6 +1,6 @@
 //! Goldens: what training gives under every precision is held against `tests/goldens`.
 
-use my_model::{SpiralNet, registry};
+use my_model::registry;
 
 #[test]
 fn spiral_net() {

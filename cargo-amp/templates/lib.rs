@@ -3,7 +3,7 @@
 pub mod data;
 
 use amp_core::prelude::*;
-use amp_verify::{DataSet, Model, Registry, model, project};
+use amp_verify::{DataSet, Registry, model, project};
 
 /// Tells two spirals apart: a small network with two hidden layers.
 #[derive(LightningModule)]
@@ -30,6 +30,7 @@ pub fn registry() -> Registry {
                 .about("a network with two hidden layers")
                 .data("spirals")
                 .epochs(10)
-                .batch_size(64),
+                .batch_size(64)
+                .margin(0.02),
         )
 }

@@ -146,6 +146,19 @@ fn in_a_workspace_the_package_is_extended_and_the_root_configured() {
 }
 
 #[test]
+fn a_dependency_of_the_tests_alone_is_none_of_the_binary() {
+    let (project, source) = own_crate();
+    let manifest = fs::read_to_string(project.path("here/own/Cargo.toml")).expect("written");
+    let of_tests = format!("[dev-dependencies]\namp-core = {{ path = \"{source}/amp-core\" }}\n");
+    project.write("here/own/Cargo.toml", &(manifest + &of_tests));
+    assert_succeeded(&init(&project, "here/own", &["--amp-source", &source]));
+    let found = metadata(&project.path("here/own"));
+    let dependencies = found["packages"][0]["dependencies"].as_array().expect("a list");
+    let of_binary = dependencies.iter().filter(|dependency| dependency["kind"].is_null());
+    assert_eq!(of_binary.count(), 2);
+}
+
+#[test]
 fn a_binary_that_cargo_would_not_find_is_said() {
     let (project, source) = own_crate();
     let manifest = fs::read_to_string(project.path("here/own/Cargo.toml")).expect("written");

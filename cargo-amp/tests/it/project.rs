@@ -88,6 +88,8 @@ fn measuring_is_done_in_a_release_build_and_nothing_else() {
 #[test]
 fn a_crate_without_the_binary_is_told_of_init_before_anything_is_fetched() {
     let project = workspace(&[("one", None), ("two", Some("other"))]);
+    // Another target of the name is not the binary.
+    project.write("one/tests/amp.rs", "");
     for (folder, arguments, parts) in [
         ("", &["verify"][..], ["no package of ", "has a binary `amp`"]),
         ("one", &["verify"], ["`one` has no binary `amp`", "/one"]),

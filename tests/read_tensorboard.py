@@ -2,7 +2,7 @@
 
 {run: {"scalars": {tag: [[step, value], ...]}, "hparams": {name: value}, "ended": bool}}
 
-`cargo amp test` installs the package into .tensorboard; tests/tests/tensorboard.rs runs this.
+`cargo amp test` installs the packages into .amp/python; tests/tests/tensorboard.rs runs this.
 """
 
 import json

@@ -1,26 +1,50 @@
 //! What was asked for on the command line.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::slice;
 
 use crate::error::Error;
 
 pub(crate) const HELP: &str = "\
 cargo amp: mixed-precision training, held against 32-bit training
 
-usage: cargo amp <command> [arguments]
+usage: cargo amp [--package NAME] <command> [arguments]
 
+  new      make a crate with a model, its data, a golden test and a CI workflow:
+           cargo amp new NAME [--amp-source SOURCE]
+  init     add to the crate in this folder what it lacks of that, and change
+           nothing that is there: cargo amp init [--amp-source SOURCE]
   verify   train under every precision and print the comparison
-  test     run the tests: cargo amp test [--device cpu|cuda] [-- <test arguments>]
+  test     run all tests of the workspace:
+           cargo amp test [--device cpu|cuda] [-- <test arguments>]
+  pack     put into dist/ what a GPU machine without Rust needs: binaries, tests,
+           goldens, data and run.sh: cargo amp pack [--output FOLDER] [--bin-only]
   setup    only fetch libtorch 2.11.0 (about 4.6 GB, once)
   help     print this
 
-every other command goes, with its arguments, to the amp binary, which is built
-first: `cargo amp verify --help` shows the options of verify.
+every other command goes, with its arguments, to the binary `amp` of your crate
+(src/bin/amp.rs), which is built first: `cargo amp verify --help` shows the options
+of verify. --package says whose, where several packages of a workspace have one.
 
-`test` fetches tensorboard once into .tensorboard (130 MB), whose reader a test runs.
+SOURCE is where amp-core and amp-verify come from: a folder, a git URL (with #REV
+for a revision) or a version. without it: from where cargo-amp was installed.
+
+in Cargo.toml, paths relative to the package's folder:
+  [package.metadata.amp]
+  pack = [\"data\"]               files and folders that `pack` copies too
+  pack-skip-tests = [\"ui\"]      test binaries that `pack` leaves out
+  [workspace.metadata.amp]
+  test-python-packages = [\"tensorboard==2.20.0\"]
+                                fetched once into .amp/python by `test`; tests
+                                find that folder in AMP_TEST_PYTHON
+
 libtorch 2.11.0 is fetched once into .libtorch with `python3 -m pip`. to use another:
   LIBTORCH=<folder>        a libtorch 2.11.0 folder
   LIBTORCH_USE_PYTORCH=1   the torch 2.11.0 of your python
+
+exit codes: that of cargo or of the binary; 2 when `cargo amp` itself cannot do what
+was asked, with one line that says why.
 ";
 
 /// A device that the tests can be pointed at.
@@ -38,74 +62,209 @@ impl Device {
         }
     }
 
-    fn parse(name: &OsString) -> Result<Self, Error> {
+    fn parse(name: &OsStr) -> Result<Self, Error> {
         [Device::Cpu, Device::Cuda].into_iter().find(|d| name == d.name()).ok_or_else(|| {
             Error::new(format!("unknown device `{}`: use cpu or cuda", name.display()))
         })
     }
 }
 
+/// The command line.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Invocation {
+    /// The package of the workspace that is meant.
+    pub(crate) package: Option<String>,
+    pub(crate) request: Request,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Help,
     Setup,
+    New {
+        name: String,
+        amp_source: Option<String>,
+    },
+    Init {
+        amp_source: Option<String>,
+    },
     Test {
         device: Option<Device>,
         /// What follows `--`, for the test binaries.
         arguments: Vec<OsString>,
     },
+    Pack {
+        /// None for `dist` in the project's root.
+        output: Option<PathBuf>,
+        bin_only: bool,
+    },
     /// All arguments, the subcommand included, for the amp binary.
     Amp(Vec<OsString>),
 }
 
-impl Request {
+impl Invocation {
     pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Self, Error> {
-        match arguments.first().and_then(|first| first.to_str()) {
-            None if arguments.is_empty() => Ok(Request::Help),
-            Some("help" | "--help" | "-h") => Ok(Request::Help),
-            Some("setup") => setup(&arguments[1..]),
-            Some("test") => test(&arguments[1..]),
-            _ => Ok(Request::Amp(arguments)),
+        let mut words = Words(arguments.iter());
+        // Cargo passes the name of a subcommand on; an alias of `cargo run` does not.
+        if words.0.as_slice().first().is_some_and(|first| first == "amp") {
+            words.0.next();
+        }
+        let mut package = None;
+        while let Some(first) = words.0.as_slice().first() {
+            if !first.to_string_lossy().starts_with('-') || is_help(first) {
+                break;
+            }
+            words.0.next();
+            if !words.package(first, &mut package)? {
+                return Err(Error::new(format!(
+                    "unexpected option `{}` before the command: options of a command follow it",
+                    first.display()
+                )));
+            }
+        }
+        let all = words.0.as_slice();
+        let request = match words.0.next().map(|command| command.to_str()) {
+            None | Some(Some("help" | "--help" | "-h")) => Request::Help,
+            Some(Some("setup")) => words.setup()?,
+            Some(Some("new")) => words.new_crate()?,
+            Some(Some("init")) => words.init(&mut package)?,
+            Some(Some("test")) => words.test(&mut package)?,
+            Some(Some("pack")) => words.pack(&mut package)?,
+            Some(_) => Request::Amp(all.to_vec()),
+        };
+        Ok(Self { package, request })
+    }
+}
+
+/// The arguments that were not read yet.
+struct Words<'a>(slice::Iter<'a, OsString>);
+
+impl Words<'_> {
+    fn setup(&mut self) -> Result<Request, Error> {
+        match self.0.next() {
+            None => Ok(Request::Setup),
+            Some(first) if is_help(first) => Ok(Request::Help),
+            Some(first) => Err(Error::new(format!(
+                "unexpected argument `{}`: `cargo amp setup` takes none",
+                first.display()
+            ))),
         }
     }
-}
 
-fn setup(rest: &[OsString]) -> Result<Request, Error> {
-    match rest.first() {
-        None => Ok(Request::Setup),
-        Some(first) if is_help(first) => Ok(Request::Help),
-        Some(first) => Err(Error::new(format!(
-            "unexpected argument `{}`: `cargo amp setup` takes none",
-            first.display()
-        ))),
+    fn new_crate(&mut self) -> Result<Request, Error> {
+        let (mut name, mut amp_source) = (None, None);
+        while let Some(word) = self.0.next() {
+            if is_help(word) {
+                return Ok(Request::Help);
+            } else if let Some(value) = self.value(word, "--amp-source", SOURCE)? {
+                amp_source = Some(utf8(&value)?);
+            } else if word.to_string_lossy().starts_with('-') || name.is_some() {
+                return Err(unexpected(word, "new", "a NAME and --amp-source SOURCE"));
+            } else {
+                name = Some(utf8(word)?);
+            }
+        }
+        let name = name.ok_or_else(|| {
+            Error::new("the crate's name is missing: run `cargo amp new NAME`, as in my-model")
+        })?;
+        Ok(Request::New { name, amp_source })
     }
-}
 
-fn test(rest: &[OsString]) -> Result<Request, Error> {
-    let mut device = None;
-    let mut rest = rest.iter();
-    while let Some(argument) = rest.next() {
-        if argument == "--" {
-            break;
-        } else if is_help(argument) {
-            return Ok(Request::Help);
-        } else if argument == "--device" {
-            let name =
-                rest.next().ok_or_else(|| Error::new("--device needs a value: use cpu or cuda"))?;
-            device = Some(Device::parse(name)?);
-        } else if let Some(name) = argument.to_str().and_then(|a| a.strip_prefix("--device=")) {
-            device = Some(Device::parse(&name.into())?);
+    fn init(&mut self, package: &mut Option<String>) -> Result<Request, Error> {
+        let mut amp_source = None;
+        while let Some(word) = self.0.next() {
+            if is_help(word) {
+                return Ok(Request::Help);
+            } else if let Some(value) = self.value(word, "--amp-source", SOURCE)? {
+                amp_source = Some(utf8(&value)?);
+            } else if !self.package(word, package)? {
+                return Err(unexpected(word, "init", "--package NAME and --amp-source SOURCE"));
+            }
+        }
+        Ok(Request::Init { amp_source })
+    }
+
+    fn test(&mut self, package: &mut Option<String>) -> Result<Request, Error> {
+        let mut device = None;
+        while let Some(word) = self.0.next() {
+            if word == "--" {
+                break;
+            } else if is_help(word) {
+                return Ok(Request::Help);
+            } else if let Some(name) = self.value(word, "--device", "use cpu or cuda")? {
+                device = Some(Device::parse(&name)?);
+            } else if !self.package(word, package)? {
+                return Err(Error::new(format!(
+                    "unexpected argument `{}`: put arguments for the tests behind `--`; for \
+                     cargo's own options use `cargo test`",
+                    word.display()
+                )));
+            }
+        }
+        Ok(Request::Test { device, arguments: self.0.as_slice().to_vec() })
+    }
+
+    fn pack(&mut self, package: &mut Option<String>) -> Result<Request, Error> {
+        let (mut output, mut bin_only) = (None, false);
+        while let Some(word) = self.0.next() {
+            if is_help(word) {
+                return Ok(Request::Help);
+            } else if word == "--bin-only" {
+                bin_only = true;
+            } else if let Some(folder) = self.value(word, "--output", "give a folder")? {
+                output = Some(folder.into());
+            } else if !self.package(word, package)? {
+                let takes = "--output FOLDER, --bin-only and --package NAME";
+                return Err(unexpected(word, "pack", takes));
+            }
+        }
+        Ok(Request::Pack { output, bin_only })
+    }
+
+    /// Whether `word` names a package, which then goes into `package`.
+    fn package(&mut self, word: &OsStr, package: &mut Option<String>) -> Result<bool, Error> {
+        let hint = "name a package of the workspace";
+        let long = self.value(word, "--package", hint)?;
+        let Some(value) = long.map_or_else(|| self.value(word, "-p", hint), |v| Ok(Some(v)))?
+        else {
+            return Ok(false);
+        };
+        *package = Some(utf8(&value)?);
+        Ok(true)
+    }
+
+    /// The value of the option `name` where `word` is that option, as `name value` or `name=value`.
+    fn value(&mut self, word: &OsStr, name: &str, hint: &str) -> Result<Option<OsString>, Error> {
+        let value = if word == name {
+            self.0.next().cloned()
         } else {
-            return Err(Error::new(format!(
-                "unexpected argument `{}`: put arguments for the tests behind `--`; for cargo's \
-                 own options use `cargo test`",
-                argument.display()
-            )));
+            match word.to_str().and_then(|word| word.strip_prefix(name)?.strip_prefix('=')) {
+                Some(value) => Some(value.into()),
+                None => return Ok(None),
+            }
+        };
+        match value {
+            Some(value) if !value.is_empty() => Ok(Some(value)),
+            _ => Err(Error::new(format!("{name} needs a value: {hint}"))),
         }
     }
-    Ok(Request::Test { device, arguments: rest.cloned().collect() })
 }
 
-fn is_help(argument: &OsString) -> bool {
-    argument == "--help" || argument == "-h"
+const SOURCE: &str = "a folder, a git URL or a version";
+
+fn unexpected(word: &OsStr, command: &str, takes: &str) -> Error {
+    Error::new(format!(
+        "unexpected argument `{}`: `cargo amp {command}` takes {takes}",
+        word.display()
+    ))
+}
+
+fn utf8(word: &OsStr) -> Result<String, Error> {
+    word.to_str().map(String::from).ok_or_else(|| {
+        Error::new(format!("`{}` is not UTF-8: Cargo.toml cannot hold it", word.display()))
+    })
+}
+
+fn is_help(word: &OsString) -> bool {
+    word == "--help" || word == "-h"
 }

@@ -1,24 +1,31 @@
-//! `cargo amp`: finds or provisions libtorch, then hands over to cargo or to the amp binary.
+//! `cargo amp`: finds the project and libtorch, then hands over to cargo or to the project's own
+//! `amp` binary; and makes, extends and packs projects.
 //!
-//! This crate depends on nothing, so that it builds in a second on a fresh clone, before there
-//! is a libtorch to build anything else with.
+//! This crate does not depend on libtorch and on little else, so that it builds in seconds, before
+//! there is a libtorch to build anything else with.
 
+mod cargo;
 mod checkout;
 mod cli;
+mod create;
 mod error;
 mod handover;
 mod libtorch;
 mod lock;
+mod pack;
 mod pip;
-mod tensorboard;
+mod project;
+mod python;
 
 use std::env;
 use std::process::ExitCode;
 
 use checkout::Checkout;
-use cli::Request;
+use cli::{Invocation, Request};
 use error::Error;
 use libtorch::Libtorch;
+use pack::Pack;
+use project::Project;
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| {
@@ -28,22 +35,40 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<ExitCode, Error> {
-    let request = Request::parse(env::args_os().skip(1).collect())?;
-    if request == Request::Help {
-        print!("{}", cli::HELP);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let checkout = Checkout::find()?;
-    let libtorch = Libtorch::find_or_provision(&checkout)?;
+    let Invocation { package, request } = Invocation::parse(env::args_os().skip(1).collect())?;
+    let package = package.as_deref();
     match request {
-        Request::Test { device, arguments } => {
-            tensorboard::ensure(&checkout)?;
-            handover::test(&checkout, &libtorch, device, &arguments)
+        Request::Help => {
+            print!("{}", cli::HELP);
+            Ok(ExitCode::SUCCESS)
         }
-        Request::Amp(arguments) => handover::amp(&checkout, &libtorch, &arguments),
-        Request::Setup | Request::Help => {
+        Request::New { name, amp_source } => create::new(&name, amp_source.as_deref()),
+        Request::Init { amp_source } => create::init(package, amp_source.as_deref()),
+        Request::Setup => {
+            let libtorch = libtorch_of(&Project::find()?)?;
             println!("libtorch {} is ready in {libtorch}", libtorch::version::REQUIRED);
             Ok(ExitCode::SUCCESS)
         }
+        Request::Test { device, arguments } => {
+            let project = Project::find()?;
+            let package = package.map(|name| project.named(name)).transpose()?;
+            let libtorch = libtorch_of(&project)?;
+            let python = python::ensure(&project)?;
+            handover::test(&libtorch, package, python.as_deref(), device, &arguments)
+        }
+        Request::Pack { output, bin_only } => {
+            let project = Project::find()?;
+            let pack = Pack::new(&project, project.with_binary(package)?, output, bin_only)?;
+            pack.run(&libtorch_of(&project)?)
+        }
+        Request::Amp(arguments) => {
+            let project = Project::find()?;
+            let package = project.with_binary(package)?;
+            handover::amp(&libtorch_of(&project)?, package, &arguments)
+        }
     }
+}
+
+fn libtorch_of(project: &Project) -> Result<Libtorch, Error> {
+    Libtorch::find_or_provision(&Checkout::at(project.root()))
 }

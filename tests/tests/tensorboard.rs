@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -28,9 +29,9 @@ struct Run {
     ended: bool,
 }
 
-/// The package that `cargo amp test` installs.
-fn package() -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tensorboard");
+/// The folder of the packages that `cargo amp test` installs.
+fn packages() -> PathBuf {
+    let folder = PathBuf::from(env::var_os("AMP_TEST_PYTHON").unwrap_or_default());
     assert!(
         folder.join("tensorboard").is_dir(),
         "TensorBoard's reader is not installed: run `cargo amp test`, which installs it once"
@@ -43,7 +44,7 @@ fn read(folder: &Path) -> BTreeMap<String, Run> {
     let output = Command::new("python3")
         .arg(script)
         .arg(folder)
-        .env("PYTHONPATH", package())
+        .env("PYTHONPATH", packages())
         .output()
         .expect("python3 runs");
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -54,7 +55,7 @@ fn read(folder: &Path) -> BTreeMap<String, Run> {
 /// Every tag, step and value, in f32; the hyperparameters; and that the runs came to their end.
 #[test]
 fn tensorboards_own_reader_reads_every_run() -> Result<()> {
-    package();
+    packages();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut tensorboard = TensorBoardLogger::create(folder.path())?;
     let registry = registry();

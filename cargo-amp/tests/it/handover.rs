@@ -7,14 +7,37 @@ use std::process::Command;
 use crate::support::{Checkout, assert_refused, assert_succeeded, fakes, output, stderr, stdout};
 
 #[test]
-fn help_needs_no_libtorch_and_no_checkout() {
+fn help_needs_no_libtorch_and_no_crate() {
     let checkout = Checkout::new();
-    for arguments in
-        [&[][..], &["help"], &["--help"], &["-h"], &["test", "--help"], &["setup", "-h"]]
-    {
+    for arguments in [
+        &[][..],
+        &["help"],
+        &["--help"],
+        &["-h"],
+        &["test", "--help"],
+        &["setup", "-h"],
+        &["new", "-h"],
+        &["init", "--help"],
+        &["pack", "--help"],
+        &["amp"],
+        &["amp", "--help"],
+    ] {
         let run = output(checkout.cargo_amp(arguments).current_dir(env::temp_dir()));
         assert_succeeded(&run);
-        for part in ["verify", "test", "setup", "cargo amp verify --help", "LIBTORCH"] {
+        for part in [
+            "verify",
+            "test",
+            "setup",
+            "new NAME",
+            "init",
+            "pack",
+            "--package NAME",
+            "--amp-source SOURCE",
+            "pack-skip-tests",
+            "test-python-packages",
+            "cargo amp verify --help",
+            "LIBTORCH",
+        ] {
             assert!(stdout(&run).contains(part), "`{part}` is missing: {}", stdout(&run));
         }
         assert_eq!(stderr(&run), "");
@@ -25,12 +48,27 @@ fn help_needs_no_libtorch_and_no_checkout() {
 #[test]
 fn a_wrong_command_line_is_one_line_and_fetches_nothing() {
     let checkout = Checkout::new();
-    let cases: [(&[&str], &[&str]); 5] = [
+    let cases: [(&[&str], &[&str]); 20] = [
         (&["test", "--device", "tpu"], &["unknown device `tpu`", "cpu or cuda"]),
         (&["test", "--device=tpu"], &["unknown device `tpu`", "cpu or cuda"]),
         (&["test", "--device"], &["--device needs a value"]),
         (&["test", "scaler"], &["unexpected argument `scaler`", "behind `--`"]),
         (&["setup", "now"], &["unexpected argument `now`"]),
+        (&["--release", "verify"], &["unexpected option `--release`", "before the command"]),
+        (&["--package"], &["--package needs a value", "a package of the workspace"]),
+        (&["--package=", "verify"], &["--package needs a value"]),
+        (&["-p", "absent", "verify"], &["no package `absent`", "`mine`"]),
+        (&["test", "--package", "absent"], &["no package `absent`", "`mine`"]),
+        (&["pack", "-p", "absent"], &["no package `absent`", "`mine`"]),
+        (&["init", "--package=absent"], &["no package `absent`", "`mine`"]),
+        (&["new"], &["name is missing", "cargo amp new NAME"]),
+        (&["new", "one", "two"], &["unexpected argument `two`", "NAME"]),
+        (&["new", "--cpu-only"], &["unexpected argument `--cpu-only`", "--amp-source"]),
+        (&["new", "one", "--amp-source"], &["--amp-source needs a value", "a git URL"]),
+        (&["init", "here"], &["unexpected argument `here`", "--amp-source"]),
+        (&["init", "--amp-source="], &["--amp-source needs a value"]),
+        (&["pack", "--output"], &["--output needs a value", "a folder"]),
+        (&["pack", "dist"], &["unexpected argument `dist`", "--bin-only"]),
     ];
     for (arguments, parts) in cases {
         assert_refused(&output(&mut checkout.cargo_amp(arguments)), parts);
@@ -39,42 +77,15 @@ fn a_wrong_command_line_is_one_line_and_fetches_nothing() {
 }
 
 #[test]
-fn outside_a_checkout_nothing_happens() {
-    let checkout = Checkout::new();
-    let run = output(checkout.cargo_amp(&["setup"]).current_dir("/"));
-    assert_refused(&run, &["not inside a checkout"]);
-}
-
-#[test]
-fn the_checkout_is_found_from_a_folder_in_it_and_from_the_package() {
-    let checkout = Checkout::new();
-    // Two folders on the way up that each have only one of the marks of a checkout.
-    checkout.write("amp-core/amp-core/mod.rs", "");
-    checkout.write("amp-core/deep/.cargo/config.toml", "");
-    let deep = checkout.path("amp-core/deep");
-    assert_succeeded(&output(checkout.cargo_amp(&["setup"]).current_dir(deep)));
-    assert!(checkout.is_provisioned());
-
-    let checkout = Checkout::new();
-    let package = checkout.path("cargo-amp");
-    let run =
-        output(checkout.cargo_amp(&["setup"]).current_dir("/").env("CARGO_MANIFEST_DIR", package));
-    assert_succeeded(&run);
-    assert!(checkout.is_provisioned());
-}
-
-#[test]
 fn test_becomes_cargo_test_of_the_workspace() {
     let checkout = Checkout::new();
     let run = output(&mut checkout.cargo_amp(&["test"]));
     // The exit code is cargo's own.
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
-    let root = checkout.path("amp-core");
-    let root = root.parent().expect("in the root");
     for line in [
-        "cargo test --workspace",
-        &format!("folder {}", root.display()),
+        "cargo test --workspace --no-fail-fast",
         "device unset",
+        "python unset",
         "test threads unset",
         // Left to `.cargo/config.toml`, as for a plain cargo.
         "LIBTORCH unset",
@@ -85,12 +96,34 @@ fn test_becomes_cargo_test_of_the_workspace() {
 
     let arguments = ["test", "--device", "cuda", "--", "--nocapture", "--device"];
     let run = output(&mut checkout.cargo_amp(&arguments));
-    for line in ["cargo test --workspace -- --nocapture --device", "device cuda", "test threads 1"]
-    {
+    for line in [
+        "cargo test --workspace --no-fail-fast -- --nocapture --device",
+        "device cuda",
+        "test threads 1",
+    ] {
         assert!(stdout(&run).lines().any(|l| l == line), "`{line}`: {}", stdout(&run));
     }
     let run = output(&mut checkout.cargo_amp(&["test", "--device=cpu"]));
     assert!(stdout(&run).contains("device cpu"), "{}", stdout(&run));
+
+    // Cargo is called where the user is, so that it finds the configuration that a plain one does.
+    checkout.write("src/deep/note", "");
+    let deep = checkout.path("src/deep");
+    let run = output(checkout.cargo_amp(&["test", "--package", "mine"]).current_dir(&deep));
+    for line in ["cargo test --package mine --no-fail-fast", &format!("folder {}", deep.display())]
+    {
+        assert!(stdout(&run).lines().any(|l| l == line), "`{line}`: {}", stdout(&run));
+    }
+}
+
+#[test]
+fn the_name_that_cargo_passes_to_a_subcommand_is_not_an_argument() {
+    let checkout = Checkout::new();
+    let run = output(&mut checkout.cargo_amp(&["amp", "test", "--device", "cpu"]));
+    assert!(stdout(&run).contains("device cpu"), "{}", stderr(&run));
+    let run = output(&mut checkout.cargo_amp(&["amp", "amp"]));
+    // The second one is a command, for the binary.
+    assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
 }
 
 #[test]
@@ -127,7 +160,8 @@ fn every_other_command_reaches_the_built_binary_as_typed() {
     let mut command = checkout.cargo_amp(&["verify", "--format", "a b", "--", "-x"]);
     real_cargo(&mut command);
     // An odd target folder, and a working directory below the root that the binary must keep.
-    let folder = checkout.path("amp-core");
+    checkout.write("data/note", "");
+    let folder = checkout.path("data");
     command.env("CARGO_TARGET_DIR", checkout.path("some \"target\"")).current_dir(&folder);
     let run = output(&mut command);
     assert_eq!(run.status.code(), Some(3), "{}", stderr(&run));

@@ -1,4 +1,4 @@
-//! A small checkout in a temporary folder, and the cargo-amp binary run in it, apart from everything
+//! A small project in a temporary folder, and the cargo-amp binary run in it, apart from everything
 //! else on the machine: no network, no real Python, only the variables set here.
 
 use std::fs;
@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The stand-ins for python3, cargo and df. They are files of the repository, not written by the
+/// The stand-ins for python3, cargo, strip and df. They are files of the repository, not written by the
 /// tests: a script that a test has just written can still be held open by a process that another
 /// test is starting, and then cannot be run.
 pub(crate) fn fakes() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake")
 }
 
-/// A temporary checkout, removed when dropped.
+/// A temporary project: the crate `mine` with a binary `amp`. It is removed when dropped.
 pub(crate) struct Checkout(PathBuf);
 
 impl Checkout {
@@ -26,7 +26,11 @@ impl Checkout {
         // Resolved, to be compared with what cargo-amp prints.
         let checkout = Checkout(root.canonicalize().expect("just made"));
         checkout.write(".cargo/config.toml", "");
-        checkout.write("amp-core/Cargo.toml", "");
+        checkout.write(
+            "Cargo.toml",
+            "[package]\nname = \"mine\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n",
+        );
+        checkout.write("src/bin/amp.rs", "fn main() {}\n");
         checkout
     }
 
@@ -57,6 +61,7 @@ impl Checkout {
             .env_clear()
             .env("PATH", format!("{}:/usr/bin:/bin", fakes().display()))
             .env("CARGO", fakes().join("cargo"))
+            .env("REAL_CARGO", env!("CARGO"))
             // As `.cargo/config.toml` sets it.
             .env("LIBTORCH", self.path(".libtorch/torch"))
             .env("FAKE_LOG", self.path("pip.log"))

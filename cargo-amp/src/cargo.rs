@@ -1,0 +1,157 @@
+//! Runs cargo and reads what it says.
+
+use std::env;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+
+use serde_json::Value;
+
+use crate::error::Error;
+
+/// Cargo in the working directory, where a plain cargo would read the same configuration.
+pub(crate) fn command() -> Command {
+    // Cargo names itself to what it runs: that keeps `cargo +toolchain amp` on the toolchain.
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+fn could_not_start(error: &std::io::Error) -> Error {
+    Error::new(format!("cargo could not be run ({error}): put it on PATH"))
+}
+
+/// What cargo knows about the workspace of the working directory, without its dependencies.
+pub(crate) fn metadata() -> Result<Value, Error> {
+    let mut command = command();
+    command.args(["metadata", "--no-deps", "--format-version", "1"]);
+    let answer = run(&mut command, |reason| {
+        format!("cargo cannot read the crate here: {reason}; `cargo metadata` says more")
+    })?;
+    serde_json::from_slice(&answer)
+        .map_err(|e| Error::new(format!("`cargo metadata` printed what is not JSON ({e})")))
+}
+
+/// Runs cargo unseen and returns what it wrote to stdout. `explain` makes the error of the reason
+/// for which cargo failed.
+pub(crate) fn run(
+    command: &mut Command,
+    explain: impl FnOnce(String) -> String,
+) -> Result<Vec<u8>, Error> {
+    let output = command.stdin(Stdio::null()).output().map_err(|e| could_not_start(&e))?;
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(Error::new(explain(reason(&String::from_utf8_lossy(&output.stderr)))))
+    }
+}
+
+/// Cargo's error message in one line: its first line, and the first one of each cause.
+fn reason(message: &str) -> String {
+    let mut lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.find_map(|line| line.strip_prefix("error: ")).unwrap_or("no message");
+    let mut reason = first.to_owned();
+    while let Some(line) = lines.next() {
+        if line == "Caused by:"
+            && let Some(cause) = lines.next()
+        {
+            reason.push_str(": ");
+            reason.push_str(cause);
+        }
+    }
+    reason
+}
+
+/// An executable file that cargo has built.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Executable {
+    /// The folder of its package.
+    pub(crate) package: PathBuf,
+    pub(crate) target: String,
+    pub(crate) kind: String,
+    /// Whether it runs tests, rather than the program itself.
+    pub(crate) is_test: bool,
+    pub(crate) path: PathBuf,
+}
+
+/// Runs `command`, a build, and returns its executables, or the exit code of a cargo that failed
+/// and has said why.
+pub(crate) fn build(mut command: Command) -> Result<ControlFlow<ExitCode, Vec<Executable>>, Error> {
+    // Errors and warnings go to the terminal; stdout says what was built.
+    let built = command
+        .arg("--message-format=json-render-diagnostics")
+        .stdout(Stdio::piped())
+        .spawn()
+        .and_then(|child| child.wait_with_output())
+        .map_err(|e| could_not_start(&e))?;
+    Ok(if built.status.success() {
+        ControlFlow::Continue(executables(&String::from_utf8_lossy(&built.stdout)))
+    } else {
+        ControlFlow::Break(exit_code(built.status))
+    })
+}
+
+/// The exit code of a program that has ended; 1 where a signal ended it.
+pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// The executables among cargo's messages: one JSON object a line.
+fn executables(messages: &str) -> Vec<Executable> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    messages
+        .filter_map(|message| {
+            let manifest = Path::new(message["manifest_path"].as_str()?);
+            Some(Executable {
+                package: manifest.parent()?.into(),
+                target: message["target"]["name"].as_str()?.into(),
+                kind: message["target"]["kind"][0].as_str()?.into(),
+                is_test: message["profile"]["test"].as_bool()?,
+                path: message["executable"].as_str()?.into(),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Executable, executables, reason};
+
+    #[test]
+    fn executables_are_told_from_build_scripts_and_libraries() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","manifest_path":"/p/Cargo.toml","#,
+            r#""target":{"kind":["custom-build"],"name":"build-script-build"},"#,
+            r#""profile":{"test":false},"executable":null}"#,
+            "\nnot JSON\n",
+            r#"{"reason":"compiler-artifact","manifest_path":"/p/Cargo.toml","#,
+            r#""target":{"kind":["bin"],"name":"amp"},"#,
+            r#""profile":{"test":false},"executable":"/a \"b\"/c\\d/amp","fresh":true}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","manifest_path":"/p/Cargo.toml","#,
+            r#""target":{"kind":["test"],"name":"golden"},"#,
+            r#""profile":{"test":true},"executable":"/t/golden-0"}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+        );
+        let executable = |kind: &str, target: &str, path: &str| Executable {
+            package: "/p".into(),
+            target: target.into(),
+            kind: kind.into(),
+            is_test: kind == "test",
+            path: path.into(),
+        };
+        let expected = [
+            executable("bin", "amp", r#"/a "b"/c\d/amp"#),
+            executable("test", "golden", "/t/golden-0"),
+        ];
+        assert_eq!(executables(messages), expected);
+    }
+
+    #[test]
+    fn an_error_of_cargo_becomes_one_line() {
+        let message = "warning: something else\nerror: failed to parse manifest at `/x`\n\n\
+                       Caused by:\n  no targets specified\n  either src/lib.rs or more\n";
+        assert_eq!(reason(message), "failed to parse manifest at `/x`: no targets specified");
+        assert_eq!(reason("killed"), "no message");
+    }
+}

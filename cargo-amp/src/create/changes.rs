@@ -1,0 +1,92 @@
+//! Files that are written together or not at all.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+
+/// What was changed so far. Everything is undone on drop, unless it is [kept](Changes::keep).
+#[derive(Default)]
+pub(crate) struct Changes(Vec<Change>);
+
+enum Change {
+    MadeFolder(PathBuf),
+    MadeFile(PathBuf),
+    Replaced(PathBuf, Vec<u8>),
+}
+
+impl Changes {
+    /// Writes `text` to `path`, whole or not at all, and makes the folders above it.
+    pub(crate) fn write(&mut self, path: &Path, text: &str) -> Result<(), Error> {
+        self.try_write(path, text).map_err(|e| unwritable(path, &e))
+    }
+
+    /// Remembers the file at `path`, or that there is none, before another program changes it.
+    pub(crate) fn remember(&mut self, path: &Path) -> Result<(), Error> {
+        self.0.push(
+            before(path)
+                .map_err(|e| Error::new(format!("{} cannot be read: {e}", path.display())))?,
+        );
+        Ok(())
+    }
+
+    pub(crate) fn keep(mut self) {
+        self.0.clear();
+    }
+
+    fn try_write(&mut self, path: &Path, text: &str) -> io::Result<()> {
+        let folder = path.parent().unwrap_or(path);
+        let mut missing: Vec<_> =
+            folder.ancestors().take_while(|folder| !folder.exists()).collect();
+        while let Some(folder) = missing.pop() {
+            fs::create_dir(folder)?;
+            self.0.push(Change::MadeFolder(folder.into()));
+        }
+        let change = before(path)?;
+        write_whole(path, text.as_bytes())?;
+        self.0.push(change);
+        Ok(())
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        // The error that led here is reported; one of the undoing would hide it.
+        while let Some(change) = self.0.pop() {
+            let _ = match change {
+                Change::MadeFolder(folder) => fs::remove_dir(folder),
+                Change::MadeFile(file) => fs::remove_file(file),
+                Change::Replaced(file, bytes) => write_whole(&file, &bytes),
+            };
+        }
+    }
+}
+
+/// The change that making or replacing the file at `path` will be.
+fn before(path: &Path) -> io::Result<Change> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Change::Replaced(path.into(), bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Change::MadeFile(path.into())),
+        Err(e) => Err(e),
+    }
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    let partial = path.with_file_name(name);
+    let written = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path));
+    if written.is_err() {
+        // Only the first error is of interest.
+        let _ = fs::remove_file(&partial);
+    }
+    written
+}
+
+pub(crate) fn unwritable(path: &Path, error: &io::Error) -> Error {
+    Error::new(format!(
+        "{} cannot be written ({error}): make its folder writable and make room there",
+        path.display()
+    ))
+}

@@ -1,0 +1,239 @@
+//! Where a user's crate gets amp-core and amp-verify from.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::Error;
+
+/// The indexes that cargo records for packages of crates.io.
+const CRATES_IO: [&str; 2] =
+    ["registry+https://github.com/rust-lang/crates.io-index", "sparse+https://index.crates.io/"];
+
+/// A place that has amp-core and amp-verify.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A checkout of this repository.
+    Path(PathBuf),
+    Git {
+        url: String,
+        rev: Option<String>,
+    },
+    /// A version on crates.io.
+    Version(String),
+}
+
+impl Source {
+    /// What `--amp-source` says, else what was recorded when cargo-amp was installed, so that the
+    /// library and the command are of one version.
+    pub(crate) fn find(option: Option<&str>) -> Result<Self, Error> {
+        if let Some(option) = option {
+            return Self::parse(option);
+        }
+        if let Some(checkout) = run_from_checkout() {
+            return Self::checkout(&checkout);
+        }
+        let unknown = |why: &str| {
+            Error::new(format!(
+                "where amp-core comes from is not known, because {why}: pass --amp-source with a \
+                 folder, a git URL or a version"
+            ))
+        };
+        let package =
+            recorded().ok_or_else(|| unknown("cargo-amp was not installed by `cargo install`"))?;
+        Self::of_package(&package)
+            .unwrap_or_else(|| Err(unknown(&format!("cargo-amp was installed from {package}"))))
+    }
+
+    fn parse(option: &str) -> Result<Self, Error> {
+        if option.contains("://") || option.starts_with("git@") {
+            let (url, rev) = match option.split_once('#') {
+                Some((url, rev)) => (url, Some(rev.into())),
+                None => (option, None),
+            };
+            return Ok(Source::Git { url: url.into(), rev });
+        }
+        let is_version = option.trim_start_matches(['=', '^', '~']).starts_with(char::is_numeric);
+        if is_version && !Path::new(option).exists() {
+            return Ok(Source::Version(option.into()));
+        }
+        Self::checkout(Path::new(option))
+    }
+
+    /// A folder, absolute, which was seen to hold the crates.
+    fn checkout(folder: &Path) -> Result<Self, Error> {
+        let lacks = |what: String| {
+            Error::new(format!(
+                "{} {what}: point --amp-source at a checkout of the repository of amp-core, a git \
+                 URL or a version",
+                folder.display()
+            ))
+        };
+        let absolute = folder.canonicalize().map_err(|e| lacks(format!("cannot be read ({e})")))?;
+        match ["amp-core", "amp-verify"]
+            .into_iter()
+            .find(|name| !absolute.join(name).join("Cargo.toml").is_file())
+        {
+            Some(missing) => Err(lacks(format!("has no {missing}/Cargo.toml"))),
+            None => Ok(Source::Path(absolute)),
+        }
+    }
+
+    /// From cargo's identifier of an installed package; none for a registry that is not crates.io.
+    fn of_package(identifier: &str) -> Option<Result<Self, Error>> {
+        if let Some(url) = identifier.strip_prefix("git+") {
+            let (url, rev) = url.split_once('#')?;
+            // `?branch=…` said how to find the revision.
+            let url = url.split('?').next()?;
+            return Some(Ok(Source::Git { url: url.into(), rev: Some(rev.into()) }));
+        }
+        if let Some(path) = identifier.strip_prefix("path+file://") {
+            return Some(Self::checkout(Path::new(&percent_decoded(path)?).parent()?));
+        }
+        CRATES_IO
+            .contains(&identifier)
+            .then(|| Ok(Source::Version(env!("CARGO_PKG_VERSION").into())))
+    }
+
+    /// The value of the dependency on `package` in a `Cargo.toml`.
+    pub(crate) fn dependency(&self, package: &str) -> String {
+        match self {
+            Source::Path(folder) => {
+                format!("{{ path = {} }}", quoted(&folder.join(package).to_string_lossy()))
+            }
+            Source::Git { url, rev: Some(rev) } => {
+                format!("{{ git = {}, rev = {} }}", quoted(url), quoted(rev))
+            }
+            Source::Git { url, rev: None } => format!("{{ git = {} }}", quoted(url)),
+            Source::Version(version) => quoted(version),
+        }
+    }
+
+    /// The arguments with which `cargo add` adds `package`.
+    pub(crate) fn add_arguments(&self, package: &str) -> Vec<String> {
+        match self {
+            Source::Path(folder) => {
+                vec!["--path".into(), folder.join(package).display().to_string()]
+            }
+            Source::Git { url, rev } => {
+                let mut arguments = vec!["--git".into(), url.clone()];
+                arguments.extend(rev.iter().flat_map(|rev| ["--rev".into(), rev.clone()]));
+                arguments.push(package.into());
+                arguments
+            }
+            Source::Version(version) => vec![format!("{package}@{version}")],
+        }
+    }
+
+    /// The command that installs the same cargo-amp on another machine.
+    pub(crate) fn install_command(&self) -> String {
+        match self {
+            Source::Path(folder) => {
+                format!("cargo install --path {}", folder.join("cargo-amp").display())
+            }
+            Source::Git { url, rev } => {
+                let rev = rev.as_ref().map(|rev| format!(" --rev {rev}")).unwrap_or_default();
+                format!("cargo install --git {url}{rev} cargo-amp")
+            }
+            Source::Version(version) => format!("cargo install cargo-amp --version {version}"),
+        }
+    }
+}
+
+/// The checkout whose `cargo run` started this program.
+fn run_from_checkout() -> Option<PathBuf> {
+    if env::var("CARGO_PKG_NAME").ok()? != env!("CARGO_PKG_NAME") {
+        return None;
+    }
+    Path::new(&env::var_os("CARGO_MANIFEST_DIR")?).parent().map(Path::to_owned)
+}
+
+/// What `cargo install` noted about this program, in the folder above its `bin`: the package's
+/// source, as in `git+https://…#<revision>`.
+fn recorded() -> Option<String> {
+    let program = env::current_exe().ok()?;
+    let record = fs::read(program.parent()?.parent()?.join(".crates2.json")).ok()?;
+    let record: Value = serde_json::from_slice(&record).ok()?;
+    // The keys are `name version (source)`.
+    record["installs"].as_object()?.keys().find_map(|package| {
+        let (_version, source) = package.strip_prefix("cargo-amp ")?.split_once(" (")?;
+        source.strip_suffix(')').map(String::from)
+    })
+}
+
+/// The path of a `file:` URL.
+fn percent_decoded(path: &str) -> Option<String> {
+    let mut decoded = Vec::new();
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(if byte == b'%' {
+            let digits = [bytes.next()?, bytes.next()?];
+            u8::from_str_radix(str::from_utf8(&digits).ok()?, 16).ok()?
+        } else {
+            byte
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
+
+/// A TOML string, which may be written as a JSON string.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Source, percent_decoded};
+
+    fn of_package(identifier: &str) -> Option<Source> {
+        Source::of_package(identifier).map(|found| found.expect("a source"))
+    }
+
+    #[test]
+    fn the_record_of_an_installation_says_where_the_libraries_are() {
+        let git = of_package("git+https://host/repo?branch=main#0123abc").expect("known");
+        assert_eq!(
+            git,
+            Source::Git { url: "https://host/repo".into(), rev: Some("0123abc".into()) }
+        );
+        assert_eq!(git.dependency("amp-core"), r#"{ git = "https://host/repo", rev = "0123abc" }"#);
+        assert_eq!(
+            git.add_arguments("amp-core"),
+            ["--git", "https://host/repo", "--rev", "0123abc", "amp-core"]
+        );
+        assert_eq!(
+            git.install_command(),
+            "cargo install --git https://host/repo --rev 0123abc cargo-amp"
+        );
+
+        let version = Source::Version(env!("CARGO_PKG_VERSION").into());
+        let crates_io = "registry+https://github.com/rust-lang/crates.io-index";
+        assert_eq!(of_package(crates_io), Some(version));
+        assert_eq!(of_package("registry+https://elsewhere/index"), None);
+        assert_eq!(of_package("something new"), None);
+    }
+
+    #[test]
+    fn what_is_no_url_and_no_version_is_a_folder() {
+        let parse = |option| Source::parse(option).expect("a source");
+        assert_eq!(
+            parse("ssh://git@host/repo#v1"),
+            Source::Git { url: "ssh://git@host/repo".into(), rev: Some("v1".into()) }
+        );
+        let git = parse("git@host:repo");
+        assert_eq!(git.dependency("amp-core"), r#"{ git = "git@host:repo" }"#);
+        assert_eq!(git.add_arguments("amp-core"), ["--git", "git@host:repo", "amp-core"]);
+        assert_eq!(parse("=0.1.0").dependency("amp-core"), r#""=0.1.0""#);
+        assert_eq!(parse("0.1").add_arguments("amp-core"), ["amp-core@0.1"]);
+        assert!(Source::parse("nowhere").is_err());
+    }
+
+    #[test]
+    fn the_path_of_a_url_is_decoded() {
+        assert_eq!(percent_decoded("/a%20b/%C3%BC").as_deref(), Some("/a b/ü"));
+        assert_eq!(percent_decoded("/a%2"), None);
+        assert_eq!(percent_decoded("/a%zz"), None);
+    }
+}

@@ -1,0 +1,133 @@
+//! A folder that is filled elsewhere and put into its place in one step.
+
+use std::fs;
+use std::io;
+use std::path::{self, Path, PathBuf};
+
+use crate::error::Error;
+
+/// A packed folder that is being filled. What is not [finished](Folder::finish) is removed on drop.
+pub(crate) struct Folder {
+    output: PathBuf,
+    partial: PathBuf,
+    replaced: PathBuf,
+}
+
+impl Folder {
+    /// Refuses an `output` that is there and was not made by `cargo amp pack`, since it is replaced.
+    pub(crate) fn new(output: PathBuf) -> Result<Self, Error> {
+        let output = path::absolute(&output).map_err(|e| unwritable(&output, &e))?;
+        let refuse = |what: &str| {
+            Err(Error::new(format!(
+                "{} {what}: give another folder with --output",
+                output.display()
+            )))
+        };
+        let Some(name) = output.file_name() else { return refuse("has no name") };
+        let with = |ending: &str| {
+            let mut name = name.to_owned();
+            name.push(ending);
+            output.with_file_name(name)
+        };
+        let (partial, replaced) = (with(".partial"), with(".replaced"));
+        let is_empty = || fs::read_dir(&output).is_ok_and(|mut found| found.next().is_none());
+        if output.symlink_metadata().is_ok()
+            && !(output.join("run.sh").is_file() && output.join("bin/amp").is_file())
+            && !is_empty()
+        {
+            return refuse("is there and is not a packed folder, so it is not replaced");
+        }
+        Ok(Self { output, partial, replaced })
+    }
+
+    /// Starts with nothing, whatever an interruption left.
+    pub(crate) fn begin(&self) -> Result<(), Error> {
+        remove(&self.partial)
+            .and_then(|()| remove(&self.replaced))
+            .and_then(|()| fs::create_dir_all(&self.partial))
+            .map_err(|e| unwritable(&self.partial, &e))
+    }
+
+    /// Where the file `path` of the packed folder is to be written; its folder is made.
+    pub(crate) fn place(&self, path: impl AsRef<Path>) -> Result<PathBuf, Error> {
+        let place = self.partial.join(path);
+        fs::create_dir_all(place.parent().unwrap_or(&place)).map_err(|e| unwritable(&place, &e))?;
+        Ok(place)
+    }
+
+    /// Writes a shell script that can be run.
+    pub(crate) fn script(&self, path: &str, text: &str) -> Result<(), Error> {
+        let place = self.place(path)?;
+        let written = fs::write(&place, text).and_then(|()| make_executable(&place));
+        written.map_err(|e| unwritable(&place, &e))
+    }
+
+    /// Copies a file, or a folder with all that is in it.
+    pub(crate) fn copy(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        let cannot = |e: io::Error| {
+            Error::new(format!(
+                "{} could not be copied ({e}): make it readable, and make room for it",
+                from.display()
+            ))
+        };
+        if !from.is_dir() {
+            return fs::copy(from, self.place(to)?).map(drop).map_err(cannot);
+        }
+        for entry in fs::read_dir(from).map_err(cannot)? {
+            let entry = entry.map_err(cannot)?;
+            self.copy(&entry.path(), &to.join(entry.file_name()))?;
+        }
+        Ok(())
+    }
+
+    /// Puts the folder into its place. Returns its path and how many bytes are in it.
+    pub(crate) fn finish(&mut self) -> Result<(PathBuf, u64), Error> {
+        let bytes = size(&self.partial).map_err(|e| unwritable(&self.partial, &e))?;
+        let put = || {
+            if self.output.exists() {
+                fs::rename(&self.output, &self.replaced)?;
+            }
+            fs::rename(&self.partial, &self.output)?;
+            remove(&self.replaced)
+        };
+        put().map_err(|e| unwritable(&self.output, &e))?;
+        Ok((self.output.clone(), bytes))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // There is nothing after `finish`; an error that led here is reported.
+        let _ = remove(&self.partial);
+    }
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    if folder.exists() { fs::remove_dir_all(folder) } else { Ok(()) }
+}
+
+fn size(path: &Path) -> io::Result<u64> {
+    if !path.is_dir() {
+        return Ok(fs::metadata(path)?.len());
+    }
+    fs::read_dir(path)?.map(|entry| size(&entry?.path())).sum()
+}
+
+#[cfg(unix)]
+fn make_executable(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+}
+
+#[cfg(not(unix))]
+fn make_executable(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Error {
+    Error::new(format!(
+        "{} cannot be written ({error}): make its folder writable and make room there",
+        path.display()
+    ))
+}

@@ -1,0 +1,209 @@
+//! `cargo amp pack`: the folder that a GPU machine without Rust needs.
+//!
+//! It holds `run.sh`, the binaries in `bin`, the goldens in `goldens/<package>`, and the files of
+//! the package of the amp binary at their paths in its folder.
+
+mod folder;
+
+use std::ffi::OsStr;
+use std::ops::ControlFlow;
+use std::path::{Component, Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use crate::cargo::{self, Executable};
+use crate::error::Error;
+use crate::handover;
+use crate::libtorch::Libtorch;
+use crate::project::{Package, Project};
+use folder::Folder;
+
+/// What the packed folder holds beside the package's own files.
+const RESERVED: [&str; 3] = ["run.sh", "bin", "goldens"];
+
+/// A request that was checked as far as it can be before anything is fetched or built.
+pub(crate) struct Pack<'a> {
+    project: &'a Project,
+    package: &'a Package,
+    folder: Folder,
+    bin_only: bool,
+}
+
+impl<'a> Pack<'a> {
+    /// Packs the amp binary of `package` into `output`, `dist` in the project's root unless given.
+    pub(crate) fn new(
+        project: &'a Project,
+        package: &'a Package,
+        output: Option<PathBuf>,
+        bin_only: bool,
+    ) -> Result<Self, Error> {
+        for path in &package.pack {
+            check(package, path)?;
+        }
+        // Asked before the builds, which take minutes.
+        let strip = Command::new("strip").arg("--version").stdout(Stdio::null()).status();
+        strip.map_err(|e| {
+            Error::new(format!("strip cannot be run ({e}): install it (package binutils)"))
+        })?;
+        let output = output.unwrap_or_else(|| project.root().join("dist"));
+        Ok(Self { project, package, folder: Folder::new(output)?, bin_only })
+    }
+
+    /// Builds and packs.
+    pub(crate) fn run(mut self, libtorch: &Libtorch) -> Result<ExitCode, Error> {
+        // As users run it, since it measures as well.
+        let amp = match handover::build(libtorch, self.package, true)? {
+            ControlFlow::Continue(amp) => amp,
+            ControlFlow::Break(code) => return Ok(code),
+        };
+        let mut checks = vec![];
+        if !self.bin_only {
+            match self.build_checks(libtorch)? {
+                ControlFlow::Continue(built) => checks = built,
+                ControlFlow::Break(code) => return Ok(code),
+            }
+        }
+        self.folder.begin()?;
+        strip(&amp, &self.folder.place("bin/amp")?)?;
+        for (path, executable) in &checks {
+            strip(&executable.path, &self.folder.place(path)?)?;
+        }
+        self.folder.script("run.sh", include_str!("run.sh"))?;
+        let margins = self.package.folder.join("margins.json");
+        let files = self.package.pack.iter().map(|path| self.package.folder.join(path));
+        for path in files.chain(margins.is_file().then_some(margins)) {
+            // `check` has seen that it lies in the package's folder.
+            let place = path.strip_prefix(&self.package.folder).unwrap_or(&path).to_owned();
+            self.folder.copy(&path, &place)?;
+        }
+        let goldens = self.project.packages().iter().filter(|_| !self.bin_only);
+        for package in goldens {
+            let path = package.folder.join("tests/goldens");
+            if path.is_dir() {
+                self.folder.copy(&path, &Path::new("goldens").join(&package.name))?;
+            }
+        }
+        let (path, bytes) = self.folder.finish()?;
+        println!(
+            "packed {} ({:.1} MiB): copy it to a machine with Python's torch 2.11.0 and run \
+             `./run.sh verify --device cuda`{} there",
+            path.display(),
+            bytes as f64 / f64::from(1 << 20),
+            if self.bin_only { "" } else { " or `./run.sh test`" }
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Builds the tests and benchmarks of the workspace, in the tests' profile, and says where each
+    /// executable is to be put.
+    fn build_checks(
+        &self,
+        libtorch: &Libtorch,
+    ) -> Result<ControlFlow<ExitCode, Vec<(PathBuf, Executable)>>, Error> {
+        let cargo = |arguments: &[&str]| {
+            let mut command = cargo::command();
+            command.args(arguments);
+            libtorch.apply(&mut command);
+            cargo::build(command)
+        };
+        let mut checks = vec![];
+        match cargo(&["test", "--no-run", "--workspace"])? {
+            ControlFlow::Continue(built) => checks.extend(self.tests(built)?),
+            ControlFlow::Break(code) => return Ok(ControlFlow::Break(code)),
+        }
+        let names = self.project.packages().iter().flat_map(Package::benchmarks);
+        let names: Vec<_> = names.flat_map(|name| ["--bench", name]).collect();
+        if !names.is_empty() {
+            match cargo(&[&["build", "--workspace"], names.as_slice()].concat())? {
+                ControlFlow::Continue(built) => {
+                    checks.extend(self.placed("bin/benches", built, |found| found.kind == "bench"));
+                }
+                ControlFlow::Break(code) => return Ok(ControlFlow::Break(code)),
+            }
+        }
+        Ok(ControlFlow::Continue(checks))
+    }
+
+    /// The test binaries among `built`, but for those that a package asks to leave out.
+    fn tests(&self, mut built: Vec<Executable>) -> Result<Vec<(PathBuf, Executable)>, Error> {
+        built.retain(|found| {
+            // The amp binary hands the registry over and has no tests of its own; those of a
+            // procedural macro are linked to libraries of the compiler.
+            let is_amp = found.kind == "bin" && found.target == "amp";
+            found.is_test && !is_amp && found.kind != "proc-macro"
+        });
+        for package in self.project.packages() {
+            let of_package = built.iter().filter(|found| found.package == package.folder);
+            let names: Vec<_> = of_package.map(|found| &*found.target).collect();
+            let skip = &package.pack_skip_tests;
+            if let Some(unknown) = skip.iter().find(|name| !names.contains(&&***name)) {
+                return Err(Error::new(format!(
+                    "pack-skip-tests of `{}` names `{unknown}`, which it does not test with: its \
+                     test binaries are {}",
+                    package.name,
+                    names.join(", ")
+                )));
+            }
+            built.retain(|found| found.package != package.folder || !skip.contains(&found.target));
+        }
+        Ok(self.placed("bin/tests", built, |_| true))
+    }
+
+    /// The `wanted` ones of `built`, each with its path in the packed folder.
+    fn placed(
+        &self,
+        folder: &str,
+        built: Vec<Executable>,
+        wanted: impl Fn(&Executable) -> bool,
+    ) -> Vec<(PathBuf, Executable)> {
+        let package = |found: &Executable| {
+            self.project.packages().iter().find(|package| package.folder == found.package)
+        };
+        let place = |found: Executable| {
+            let package = &package(&found)?.name;
+            // A library and a test may have one name.
+            let name = match &*found.kind {
+                "test" | "bench" => found.target.clone(),
+                kind => format!("{}-{kind}", found.target),
+            };
+            Some((Path::new(folder).join(package).join(name), found))
+        };
+        built.into_iter().filter(wanted).filter_map(place).collect()
+    }
+}
+
+/// Refuses what cannot be copied to the same path of the packed folder.
+fn check(package: &Package, path: &str) -> Result<(), Error> {
+    let refuse = |why: &str| {
+        Err(Error::new(format!(
+            "`pack` in [package.metadata.amp] of `{}` names `{path}`, {why}",
+            package.name
+        )))
+    };
+    let is_plain = |part: Component| matches!(part, Component::Normal(_));
+    if path.is_empty() || !Path::new(path).components().all(is_plain) {
+        return refuse("which is not a path in the package's folder");
+    }
+    let first = Path::new(path).components().next().map(Component::as_os_str);
+    if RESERVED.iter().any(|name| first == Some(OsStr::new(name))) {
+        return refuse("a name that the packed folder has already: rename it");
+    }
+    if !package.folder.join(path).exists() {
+        return refuse(&format!("which is not in {}", package.folder.display()));
+    }
+    Ok(())
+}
+
+/// Copies an executable without its symbols.
+fn strip(executable: &Path, place: &Path) -> Result<(), Error> {
+    let mut command = Command::new("strip");
+    let status = command.arg("--strip-all").arg("-o").arg(place).arg(executable).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Error::new(format!(
+            "strip could not copy {} to {} ({status}): see its message above",
+            executable.display(),
+            place.display()
+        ))),
+        Err(e) => Err(Error::new(format!("strip cannot be run: {e}"))),
+    }
+}

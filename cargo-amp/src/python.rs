@@ -1,0 +1,85 @@
+//! Fetches the Python packages that a project's tests ask for: once, whole or not at all.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use crate::lock::lock;
+use crate::pip::{Pip, Wanted};
+use crate::project::Project;
+
+const WANTED: Wanted = Wanted {
+    name: "the tests' Python packages",
+    package: "set of these packages that was tried",
+    otherwise: "or run `cargo test --workspace`, where the tests that need them fail",
+};
+
+/// Makes sure that the packages of `test-python-packages` are there and whole, and returns their
+/// folder; none where the project asks for none.
+pub(crate) fn ensure(project: &Project) -> Result<Option<PathBuf>, Error> {
+    let requirements = project.test_python_packages();
+    if requirements.is_empty() {
+        return Ok(None);
+    }
+    let kept = project.root().join(".amp");
+    let home = kept.join("python");
+    let unwritable = |error: io::Error| {
+        Error::new(format!(
+            "the tests' Python packages could not be put into {} ({error}): make it writable and \
+             make room in it",
+            kept.display()
+        ))
+    };
+    if is_complete(&home, requirements) {
+        return Ok(Some(home));
+    }
+    fs::create_dir_all(&kept).map_err(unwritable)?;
+    let _lock = lock(&home.with_extension("lock"), "the tests' Python packages")?;
+    // Looked at again: another process may have fetched them while this one waited.
+    if is_complete(&home, requirements) {
+        return Ok(Some(home));
+    }
+    let pip = Pip::find(WANTED)?;
+    let partial = home.with_extension("partial");
+    // What an interruption left.
+    remove(&partial).map_err(unwritable)?;
+    let fetched = fetch(&pip, project, &partial);
+    let placed = fetched.and_then(|()| place(&partial, &home, requirements).map_err(unwritable));
+    let removed = remove(&partial);
+    placed?;
+    removed.map_err(unwritable)?;
+    Ok(Some(home))
+}
+
+fn fetch(pip: &Pip, project: &Project, partial: &Path) -> Result<(), Error> {
+    let temporary = partial.join("tmp");
+    fs::create_dir_all(&temporary)
+        .map_err(|error| Error::new(format!("{} cannot be made ({error})", temporary.display())))?;
+    let requirements = project.test_python_packages();
+    eprintln!("fetching {} for the tests into .amp/python, once", requirements.join(", "));
+    let arguments = Pip::arguments(Path::new(".amp/python.partial/packages"), requirements);
+    pip.run(project.root(), &temporary, &arguments)
+}
+
+/// Writes the stamp, which says that the packages are whole, then moves them to their place.
+fn place(partial: &Path, home: &Path, requirements: &[String]) -> io::Result<()> {
+    let packages = partial.join("packages");
+    fs::write(packages.join("amp-stamp"), stamp(requirements))?;
+    if home.symlink_metadata().is_ok() {
+        fs::rename(home, partial.join("replaced"))?;
+    }
+    fs::rename(packages, home)
+}
+
+fn is_complete(home: &Path, requirements: &[String]) -> bool {
+    fs::read_to_string(home.join("amp-stamp")).is_ok_and(|found| found == stamp(requirements))
+}
+
+fn stamp(requirements: &[String]) -> String {
+    requirements.join("\n") + "\n"
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    if folder.exists() { fs::remove_dir_all(folder) } else { Ok(()) }
+}

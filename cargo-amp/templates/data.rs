@@ -1,0 +1,62 @@
+//! The data set: two spirals, which no straight line separates.
+
+use std::f32::consts::TAU;
+
+use amp_core::Result;
+use amp_core::data::{Batch, DataModule};
+use amp_core::tch::Tensor;
+
+/// Points to train on, of both spirals together.
+const TRAINING: usize = 1600;
+/// Other points, to validate on.
+const VALIDATION: usize = 400;
+
+/// The two spirals as `[points, 2]` coordinates and the spiral that each point is on, 0 or 1, in
+/// batches of `batch_size`.
+///
+/// # Errors
+/// When libtorch has no memory for the points.
+pub fn spirals(batch_size: i64) -> Result<DataModule> {
+    // A fixed seed: every run, on every machine, sees the same points.
+    let mut random = fastrand::Rng::with_seed(42);
+    let train = points(TRAINING, &mut random)?;
+    let validation = points(VALIDATION, &mut random)?;
+    Ok(DataModule::new("spirals", train, validation, batch_size))
+}
+
+/// `count` points, every other one on the second spiral.
+fn points(count: usize, random: &mut fastrand::Rng) -> Result<Batch> {
+    let mut coordinates = Vec::with_capacity(2 * count);
+    let mut spirals = Vec::with_capacity(count);
+    for point in 0..count {
+        let spiral = point % 2;
+        // From near the centre outwards in one and a quarter turns, half a turn behind the other.
+        let distance = 0.1 + 0.9 * random.f32();
+        let angle = TAU * (1.25 * distance + 0.5 * spiral as f32);
+        let mut noise = || 0.05 * (random.f32() - 0.5);
+        coordinates.extend([
+            distance * angle.cos() + noise(),
+            distance * angle.sin() + noise(),
+        ]);
+        spirals.push(spiral as i64);
+    }
+    let input = Tensor::f_from_slice(&coordinates)?.f_reshape([-1, 2])?;
+    Batch::new(input, Tensor::f_from_slice(&spirals)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{TRAINING, VALIDATION, spirals};
+    use amp_core::tch::Kind;
+
+    #[test]
+    fn half_of_the_points_are_on_each_spiral() {
+        let data = spirals(64).expect("memory for the points");
+        for (set, points) in [(&data.train, TRAINING), (&data.val, VALIDATION)] {
+            assert_eq!(set.len(), points as i64);
+            let all = set.head(set.len()).expect("memory for the points");
+            let on_the_second = all.target.sum(Kind::Int64).int64_value(&[]);
+            assert_eq!(on_the_second, set.len() / 2);
+        }
+    }
+}

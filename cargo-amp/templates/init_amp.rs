@@ -1,0 +1,20 @@
+//! The binary that `cargo amp` builds and runs, and the registry of the models that it knows.
+
+use std::process::ExitCode;
+
+use amp_verify::{Registry, project};
+
+fn main() -> ExitCode {
+    amp_verify::main(registry())
+}
+
+/// Register your models and their data sets here:
+///
+/// ```ignore
+/// Registry::new(project!())
+///     .data_set(DataSet::new("mine", my_model::data).about("what the data holds"))
+///     .model(model!(MyNet).about("what the model is").data("mine").epochs(10).batch_size(64))
+/// ```
+fn registry() -> Registry {
+    Registry::new(project!())
+}

@@ -1,0 +1,36 @@
+//! A model, the data it learns from, and the registry through which `cargo amp` finds both.
+
+pub mod data;
+
+use amp_core::prelude::*;
+use amp_verify::{DataSet, Registry, model, project};
+
+/// Tells two spirals apart: a small network with two hidden layers.
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[metric(accuracy, name = acc)]
+#[optimizer(adamw, lr = self.learning_rate)]
+pub struct SpiralNet {
+    #[hparam(default = 64)]
+    hidden_size: i64,
+    #[hparam(default = 1e-2)]
+    learning_rate: f64,
+    #[layer(sequential(linear(2, hidden_size), relu, linear(hidden_size, hidden_size), relu))]
+    body: Sequential,
+    #[layer(linear(hidden_size, 2))]
+    head: Linear,
+}
+
+/// What `cargo amp` trains, compares and judges. Add your data sets and models here.
+pub fn registry() -> Registry {
+    Registry::new(project!())
+        .data_set(DataSet::new("spirals", data::spirals).about("two spirals, 2,000 points"))
+        .model(
+            model!(SpiralNet)
+                .about("a network with two hidden layers")
+                .data("spirals")
+                .epochs(10)
+                .batch_size(64)
+                .margin(0.02),
+        )
+}

@@ -1,0 +1,87 @@
+//! Fetching the Python packages that a project's tests ask for, with a stand-in for pip: only for
+//! the tests, and once.
+
+use std::fs;
+
+use crate::support::{Checkout, assert_refused, assert_succeeded, output, stderr, stdout};
+
+/// A project whose tests need packages.
+fn asking() -> Checkout {
+    let project = Checkout::new();
+    let manifest = fs::read_to_string(project.path("Cargo.toml")).expect("written");
+    let asks = "[workspace.metadata.amp]\n\
+                test-python-packages = [\"tensorboard==2.20.0\", \"numpy<3\"]\n";
+    project.write("Cargo.toml", &(manifest + asks));
+    project
+}
+
+/// What pip was asked for each time it was to fetch the packages.
+fn fetches(project: &Checkout) -> Vec<String> {
+    let log = fs::read_to_string(project.path("pip.log.tensorboard")).unwrap_or_default();
+    log.lines().map(str::to_owned).collect()
+}
+
+fn is_whole(project: &Checkout) -> bool {
+    project.path(".amp/python/tensorboard").is_dir()
+        && project.path(".amp/python/amp-stamp").is_file()
+        && !project.path(".amp/python.partial").exists()
+}
+
+#[test]
+fn the_tests_fetch_them_once_and_nothing_else_does() {
+    let project = asking();
+    assert_succeeded(&output(&mut project.cargo_amp(&["setup"])));
+    let runs_of_setup = project.pip_runs();
+    output(&mut project.cargo_amp(&["verify"]));
+    assert_eq!(fetches(&project), Vec::<String>::new());
+
+    // The stand-in for cargo ends with 7.
+    let first = output(&mut project.cargo_amp(&["test"]));
+    assert_eq!(first.status.code(), Some(7), "{}", stderr(&first));
+    assert!(is_whole(&project));
+    let said = "fetching tensorboard==2.20.0, numpy<3 for the tests into .amp/python, once";
+    assert!(stderr(&first).contains(said), "{}", stderr(&first));
+    assert!(stdout(&first).starts_with("cargo test"), "{}", stdout(&first));
+    let [asked] = &fetches(&project)[..] else { panic!("{:?}", fetches(&project)) };
+    assert!(asked.ends_with("tensorboard==2.20.0 numpy<3"), "{asked}");
+
+    let second = output(&mut project.cargo_amp(&["test"]));
+    assert_eq!(stderr(&second), "");
+    assert_eq!(fetches(&project).len(), 1);
+    assert_eq!(project.pip_runs(), runs_of_setup, "libtorch was fetched by setup alone");
+    // The tests are told where the packages are.
+    let line = format!("python {}\n", project.path(".amp/python").display());
+    assert!(stdout(&second).contains(&line), "{}", stdout(&second));
+}
+
+#[test]
+fn a_project_that_asks_for_none_fetches_none() {
+    let project = Checkout::new();
+    let run = output(&mut project.cargo_amp(&["test"]));
+    assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
+    assert!(stdout(&run).contains("python unset\n"), "{}", stdout(&run));
+    assert!(!project.path(".amp").exists());
+}
+
+#[test]
+fn what_is_not_whole_is_fetched_again() {
+    let project = asking();
+    project.write(".amp/python.partial/packages/half", "a file");
+    project.write(".amp/python/tensorboard/old", "a file");
+    project.write(".amp/python/amp-stamp", "tensorboard==2.19.0\n");
+    output(&mut project.cargo_amp(&["test"]));
+    assert!(is_whole(&project));
+    assert!(!project.path(".amp/python/tensorboard/old").exists());
+}
+
+#[test]
+fn a_failed_fetch_is_one_line_and_leaves_what_was_there() {
+    let project = asking();
+    project.write(".amp/python/tensorboard/old", "a file");
+    let run = output(project.cargo_amp(&["test"]).env("FAKE_TENSORBOARD", "network"));
+    let parts =
+        ["the tests' Python packages could not be fetched", "check the network", "cargo test"];
+    assert_refused(&run, &parts);
+    assert!(project.path(".amp/python/tensorboard/old").exists());
+    assert!(!project.path(".amp/python.partial").exists());
+}

@@ -39,21 +39,6 @@ impl Checkout {
         &self.root
     }
 
-    /// The provisioned libtorch. It lies outside `target` so that `cargo clean` leaves it alone.
-    pub(crate) fn libtorch(&self) -> PathBuf {
-        self.root.join(".libtorch")
-    }
-
-    /// Where a provisioning works until it is whole.
-    pub(crate) fn partial(&self) -> PathBuf {
-        self.root.join(".libtorch.partial")
-    }
-
-    /// The file whose lock a provisioning holds.
-    pub(crate) fn lock_file(&self) -> PathBuf {
-        self.root.join(".libtorch.lock")
-    }
-
     /// TensorBoard's reader, which a test runs; apart from libtorch, so that neither is fetched
     /// again for the other's sake.
     pub(crate) fn tensorboard(&self) -> PathBuf {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use crate::error::Error;
+use crate::libtorch::Variant;
 
 pub(crate) const HELP: &str = "\
 cargo amp: mixed-precision training, held against 32-bit training
@@ -11,16 +12,22 @@ usage: cargo amp <command> [arguments]
 
   verify   train under every precision and print the comparison
   test     run the tests: cargo amp test [--device cpu|cuda] [-- <test arguments>]
-  setup    only fetch libtorch 2.11.0 (about 4.6 GB, once)
+  setup    only fetch libtorch 2.11.0: cargo amp setup [--cpu | --cuda]
   help     print this
 
 every other command goes, with its arguments, to the amp binary, which is built
 first: `cargo amp verify --help` shows the options of verify.
 
-`test` fetches tensorboard once into .tensorboard (130 MB), whose reader a test runs.
-libtorch 2.11.0 is fetched once into .libtorch with `python3 -m pip`. to use another:
+libtorch 2.11.0 is fetched once for all projects with `python3 -m pip`, into
+${XDG_CACHE_HOME:-~/.cache}/cargo-amp, to which .libtorch is a link. what is fetched:
+  setup --cpu              what a machine without an NVIDIA GPU needs: 0.5 GB, of a
+                           download of 0.5 GB; the default where no driver is found
+  setup --cuda             the same with CUDA, or CUDA added to it: 3.6 GB, of a
+                           download of 2.5 GB; the default where a driver is found
+to use another:
   LIBTORCH=<folder>        a libtorch 2.11.0 folder
   LIBTORCH_USE_PYTORCH=1   the torch 2.11.0 of your python
+`test` fetches tensorboard once into .tensorboard (130 MB), whose reader a test runs.
 ";
 
 /// A device that the tests can be pointed at.
@@ -48,7 +55,8 @@ impl Device {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Help,
-    Setup,
+    /// What to fetch, if that is said.
+    Setup(Option<Variant>),
     Test {
         device: Option<Device>,
         /// What follows `--`, for the test binaries.
@@ -71,14 +79,28 @@ impl Request {
 }
 
 fn setup(rest: &[OsString]) -> Result<Request, Error> {
-    match rest.first() {
-        None => Ok(Request::Setup),
-        Some(first) if is_help(first) => Ok(Request::Help),
-        Some(first) => Err(Error::new(format!(
-            "unexpected argument `{}`: `cargo amp setup` takes none",
-            first.display()
-        ))),
+    let mut wanted = None;
+    for argument in rest {
+        if is_help(argument) {
+            return Ok(Request::Help);
+        }
+        let variant = match argument.to_str() {
+            Some("--cpu") => Variant::Cpu,
+            Some("--cuda") => Variant::Cuda,
+            _ => {
+                return Err(Error::new(format!(
+                    "unexpected argument `{}`: `cargo amp setup` takes --cpu or --cuda",
+                    argument.display()
+                )));
+            }
+        };
+        if wanted.replace(variant).is_some_and(|before| before != variant) {
+            return Err(Error::new(
+                "--cpu and --cuda exclude each other: use --cuda, which includes what CPUs need",
+            ));
+        }
     }
+    Ok(Request::Setup(wanted))
 }
 
 fn test(rest: &[OsString]) -> Result<Request, Error> {

@@ -10,6 +10,7 @@ mod handover;
 mod libtorch;
 mod lock;
 mod pip;
+mod process;
 mod tensorboard;
 
 use std::env;
@@ -28,22 +29,27 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<ExitCode, Error> {
-    let request = Request::parse(env::args_os().skip(1).collect())?;
-    if request == Request::Help {
-        print!("{}", cli::HELP);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let checkout = Checkout::find()?;
-    let libtorch = Libtorch::find_or_provision(&checkout)?;
-    match request {
+    match Request::parse(env::args_os().skip(1).collect())? {
+        Request::Help => {
+            print!("{}", cli::HELP);
+            Ok(ExitCode::SUCCESS)
+        }
+        Request::Setup(wanted) => {
+            let libtorch = Libtorch::setup(Checkout::find()?.root(), wanted)?;
+            let all = if libtorch.exceeds(wanted) { ": it has all that --cpu fetches" } else { "" };
+            println!("libtorch {} is ready in {libtorch}{all}", libtorch::version::REQUIRED);
+            Ok(ExitCode::SUCCESS)
+        }
         Request::Test { device, arguments } => {
+            let checkout = Checkout::find()?;
+            let libtorch = Libtorch::find_or_provision(checkout.root())?;
             tensorboard::ensure(&checkout)?;
             handover::test(&checkout, &libtorch, device, &arguments)
         }
-        Request::Amp(arguments) => handover::amp(&checkout, &libtorch, &arguments),
-        Request::Setup | Request::Help => {
-            println!("libtorch {} is ready in {libtorch}", libtorch::version::REQUIRED);
-            Ok(ExitCode::SUCCESS)
+        Request::Amp(arguments) => {
+            let checkout = Checkout::find()?;
+            let libtorch = Libtorch::find_or_provision(checkout.root())?;
+            handover::amp(&checkout, &libtorch, &arguments)
         }
     }
 }

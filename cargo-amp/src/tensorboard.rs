@@ -54,7 +54,7 @@ fn fetch(pip: &Pip, checkout: &Checkout, partial: &Path) -> Result<(), Error> {
         .map_err(|error| Error::new(format!("{} cannot be made ({error})", temporary.display())))?;
     eprintln!("fetching tensorboard 2.20.0 for the tests into .tensorboard, once: about 130 MB");
     let target = Path::new(".tensorboard.partial/packages");
-    let arguments = Pip::arguments(target, &REQUIREMENTS.map(String::from));
+    let arguments = Pip::install(target, &REQUIREMENTS.map(String::from));
     pip.run(checkout.root(), &temporary, &arguments)
 }
 

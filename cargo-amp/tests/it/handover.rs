@@ -14,7 +14,9 @@ fn help_needs_no_libtorch_and_no_checkout() {
     {
         let run = output(checkout.cargo_amp(arguments).current_dir(env::temp_dir()));
         assert_succeeded(&run);
-        for part in ["verify", "test", "setup", "cargo amp verify --help", "LIBTORCH"] {
+        for part in
+            ["verify", "test", "setup", "--cpu", "--cuda", "cargo amp verify --help", "LIBTORCH"]
+        {
             assert!(stdout(&run).contains(part), "`{part}` is missing: {}", stdout(&run));
         }
         assert_eq!(stderr(&run), "");
@@ -25,12 +27,13 @@ fn help_needs_no_libtorch_and_no_checkout() {
 #[test]
 fn a_wrong_command_line_is_one_line_and_fetches_nothing() {
     let checkout = Checkout::new();
-    let cases: [(&[&str], &[&str]); 5] = [
+    let cases: [(&[&str], &[&str]); 6] = [
         (&["test", "--device", "tpu"], &["unknown device `tpu`", "cpu or cuda"]),
         (&["test", "--device=tpu"], &["unknown device `tpu`", "cpu or cuda"]),
         (&["test", "--device"], &["--device needs a value"]),
         (&["test", "scaler"], &["unexpected argument `scaler`", "behind `--`"]),
-        (&["setup", "now"], &["unexpected argument `now`"]),
+        (&["setup", "now"], &["unexpected argument `now`", "--cpu or --cuda"]),
+        (&["setup", "--cpu", "--cuda"], &["exclude each other", "use --cuda"]),
     ];
     for (arguments, parts) in cases {
         assert_refused(&output(&mut checkout.cargo_amp(arguments)), parts);

@@ -3,8 +3,12 @@
 // Nothing is provisioned elsewhere, and the stand-ins are shell scripts.
 #![cfg(target_os = "linux")]
 
+mod cuda;
+mod failure;
+mod fetch;
 mod foreign;
 mod handover;
-mod provision;
+mod link;
+mod repair;
 mod support;
 mod tensorboard;

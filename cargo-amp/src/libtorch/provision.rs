@@ -148,7 +148,7 @@ fn announce(cache: &Cache, variant: Variant, adds: bool, there: usize) {
     };
     eprintln!(
         "fetching {what} into {}, once for all projects: {} to download, {} on the disk; if \
-         interrupted, the next run goes on from there",
+         interrupted, the next run continues from there",
         cache.home().display(),
         gigabytes(variant.download_mb()),
         gigabytes(variant.unpacked_mb()),
@@ -160,14 +160,14 @@ fn report_kept(cache: &Cache) {
     let kept = Variant::Cuda.wheels().iter().filter(|wheel| wheels.find(wheel).is_some()).count();
     if kept > 0 {
         eprintln!(
-            "the wheels that are whole ({kept}, {}) are kept in {}, where the next run goes on",
+            "the wheels that are whole ({kept}, {}) are kept in {}, where the next run continues",
             gigabytes(wheels.megabytes()),
             cache.partial().display()
         );
     }
 }
 
-/// Removes from `partial` all that an interrupted fetch cannot be gone on with.
+/// Removes from `partial` all that a later fetch cannot use.
 fn tidy(partial: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(partial) {
         Ok(entries) => entries,
@@ -188,8 +188,8 @@ fn tidy(partial: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives `new` the files of `home`, by hard links where the file system has them: what runs goes on
-/// with the same files, and nothing is unpacked twice.
+/// Gives `new` the files of `home`, by hard links where the file system has them: what runs keeps
+/// the same files, and nothing is unpacked twice.
 fn link_files(home: &Path, new: &Path) -> io::Result<()> {
     let Found::Manifest(manifest) = Manifest::find(home) else { return Ok(()) };
     for (size, path) in &manifest.files {

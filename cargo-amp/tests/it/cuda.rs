@@ -135,6 +135,16 @@ fn an_interrupted_fetch_for_cpus_serves_the_one_for_cuda() {
 }
 
 #[test]
+fn what_was_made_for_cpus_just_before_an_interruption_does_not_pass_for_cuda() {
+    let checkout = Checkout::new();
+    assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cpu"])));
+    fs::create_dir(checkout.partial()).expect("writable");
+    fs::rename(checkout.home(), checkout.partial().join("new")).expect("writable");
+    assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
+    assert_has_cuda(&checkout);
+}
+
+#[test]
 fn an_index_without_cuda_is_found_out_before_anything_is_replaced() {
     let checkout = Checkout::new();
     let mut command = checkout.cargo_amp(&["setup", "--cuda"]);

@@ -60,6 +60,8 @@ fn for_cpus_no_more_is_unpacked_than_they_need() {
     // Real linkers have read this one; see the module that writes it.
     let script = fs::read_to_string(checkout.home().join("torch/lib/libtorch.so"));
     assert_eq!(script.expect("written"), "INPUT(libtorch_cpu.so)\n");
+    // The list has nothing else either, such as what a wheel would put outside.
+    assert_eq!(stderr(&output(&mut checkout.cargo_amp(&["setup"]))), "");
 }
 
 #[test]
@@ -107,7 +109,7 @@ fn without_a_home_folder_there_is_no_cache() {
 }
 
 #[test]
-fn an_interrupted_download_goes_on_with_the_wheels_that_are_whole() {
+fn an_interrupted_download_continues_with_the_wheels_that_are_whole() {
     let checkout = Checkout::new();
     let mut command = checkout.cargo_amp(&["setup"]);
     command.env("FAKE_PIP", "network").env("FAKE_AT", "nvidia-cuda-cupti");

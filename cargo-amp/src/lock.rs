@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::Error;
 
-/// Waits until no other process fetches the same into this checkout.
+/// Waits until no other process fetches the same into the same folder.
 pub(crate) fn lock(path: &Path, what: &str) -> Result<File, Error> {
     let cannot_lock = |e: io::Error| {
         Error::new(format!("{} cannot be locked ({e}): make it writable", path.display()))

@@ -5,7 +5,6 @@
 //! there is a libtorch to build anything else with.
 
 mod cargo;
-mod checkout;
 mod cli;
 mod create;
 mod error;
@@ -14,13 +13,13 @@ mod libtorch;
 mod lock;
 mod pack;
 mod pip;
+mod process;
 mod project;
 mod python;
 
 use std::env;
 use std::process::ExitCode;
 
-use checkout::Checkout;
 use cli::{Invocation, Request};
 use error::Error;
 use libtorch::Libtorch;
@@ -44,9 +43,10 @@ fn run() -> Result<ExitCode, Error> {
         }
         Request::New { name, amp_source } => create::new(&name, amp_source.as_deref()),
         Request::Init { amp_source } => create::init(package, amp_source.as_deref()),
-        Request::Setup => {
-            let libtorch = libtorch_of(&Project::find()?)?;
-            println!("libtorch {} is ready in {libtorch}", libtorch::version::REQUIRED);
+        Request::Setup(wanted) => {
+            let libtorch = Libtorch::setup(Project::find()?.root(), wanted)?;
+            let all = if libtorch.exceeds(wanted) { ": it has all that --cpu fetches" } else { "" };
+            println!("libtorch {} is ready in {libtorch}{all}", libtorch::version::REQUIRED);
             Ok(ExitCode::SUCCESS)
         }
         Request::Test { device, arguments } => {
@@ -70,5 +70,5 @@ fn run() -> Result<ExitCode, Error> {
 }
 
 fn libtorch_of(project: &Project) -> Result<Libtorch, Error> {
-    Libtorch::find_or_provision(&Checkout::at(project.root()))
+    Libtorch::find_or_provision(project.root())
 }

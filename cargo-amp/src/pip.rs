@@ -1,10 +1,10 @@
 //! Runs pip, shows what it does, and says in one line why it failed.
 
-use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
 
 use crate::error::Error;
+use crate::process::{disk_is_full, last_line, show};
 
 /// Prints the Python version, then whether pip is there.
 const PROBE: &str = "\
@@ -60,14 +60,23 @@ impl Pip {
     /// The arguments of python3 that install `requirements` into `target`.
     ///
     /// With `--target`, pip also works under a Python that its distribution manages (PEP 668).
-    pub(crate) fn arguments(target: &Path, requirements: &[String]) -> Vec<String> {
+    pub(crate) fn install(target: &Path, requirements: &[String]) -> Vec<String> {
         // Nothing is compiled: a package that has no wheel is refused, and Python's own bytecode
         // is of no use to C++.
-        let mut arguments: Vec<String> =
-            ["-m", "pip", "install", "--only-binary=:all:", "--no-compile", "--target"]
-                .map(String::from)
-                .into();
-        arguments.push(target.display().to_string());
+        let options = ["install", "--only-binary=:all:", "--no-compile", "--target"];
+        Self::arguments(&options, target, requirements)
+    }
+
+    /// The arguments of python3 that put the wheel of `requirement` into `folder`.
+    pub(crate) fn download(folder: &Path, requirement: String) -> Vec<String> {
+        let options = ["download", "--only-binary=:all:", "--no-deps", "--dest"];
+        Self::arguments(&options, folder, &[requirement])
+    }
+
+    fn arguments(options: &[&str], folder: &Path, requirements: &[String]) -> Vec<String> {
+        let mut arguments = vec!["-m".to_owned(), "pip".to_owned()];
+        arguments.extend(options.iter().copied().map(String::from));
+        arguments.push(folder.display().to_string());
         arguments.extend_from_slice(requirements);
         arguments
     }
@@ -90,6 +99,10 @@ impl Pip {
                 // or outside a virtual environment.
                 .env("PIP_USER", "0")
                 .env("PIP_REQUIRE_VIRTUALENV", "0")
+                // Its cache would hold all that is fetched a second time.
+                .env("PIP_NO_CACHE_DIR", "1")
+                // A broken connection is taken up where it broke, by a pip that can (25.1).
+                .env("PIP_RESUME_RETRIES", "5")
                 // Root need not be warned of an install that touches no system folder.
                 .env("PIP_ROOT_USER_ACTION", "ignore")
                 .env("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
@@ -101,22 +114,20 @@ impl Pip {
             Err(Error::new(format!(
                 "{} could not be fetched: {}",
                 self.wanted.name,
-                self.cause(status, &errors)
+                self.cause(folder, status, &errors)
             )))
         }
     }
 
     /// Names the cause of a failed pip and the fix, from what it wrote to stderr.
-    fn cause(&self, status: ExitStatus, errors: &str) -> String {
+    fn cause(&self, folder: &Path, status: ExitStatus, errors: &str) -> String {
         let otherwise = self.wanted.otherwise;
         let says = |marks: &[&str]| marks.iter().any(|mark| errors.contains(mark));
         let no_wheel = says(&["No matching distribution found"]);
         // pip reports an index that it could not reach as one without versions.
         let index_answered = !errors.contains("(from versions: none)");
-        if says(&["No space left on device", "Disk quota exceeded"]) {
-            format!(
-                "the disk is full: make room where the checkout and pip's cache lie, {otherwise}"
-            )
+        if disk_is_full(errors) {
+            format!("the disk is full: make room in {}, {otherwise}", folder.display())
         } else if says(NETWORK) && !(no_wheel && index_answered) {
             format!(
                 "pip could not reach its package index: check the network and pip's proxy \
@@ -154,30 +165,5 @@ const NETWORK: &[&str] = &[
     "IncompleteRead",
     "HTTP error",
     "SSLError",
+    "incomplete-download",
 ];
-
-/// Runs `command` in sight of the user and returns its exit status and what it wrote to stderr.
-///
-/// Both streams go to stderr, since stdout belongs to the program that is handed over to. Its
-/// stdout, with the progress bars, goes there directly, so that pip still sees a terminal.
-fn show(command: &mut Command) -> io::Result<(ExitStatus, String)> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::from(io::stderr()))
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let mut errors = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        let mut stderr = BufReader::new(stderr);
-        let mut seen = 0;
-        while stderr.read_until(b'\n', &mut errors)? > 0 {
-            io::stderr().write_all(&errors[seen..])?;
-            seen = errors.len();
-        }
-    }
-    Ok((child.wait()?, String::from_utf8_lossy(&errors).into_owned()))
-}
-
-fn last_line(text: &str) -> &str {
-    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no message")
-}

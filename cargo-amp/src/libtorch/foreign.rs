@@ -20,7 +20,7 @@ pub(super) fn of_variable(folder: &Path) -> Result<PathBuf, Error> {
     check(&folder).map_err(|problem| {
         Error::new(format!(
             "LIBTORCH is {}, {problem}: set it to a libtorch {REQUIRED} folder, or unset it to \
-             have one fetched into .libtorch",
+             have one fetched",
             folder.display()
         ))
     })?;

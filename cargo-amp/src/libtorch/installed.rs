@@ -1,90 +1,102 @@
-//! Tells a whole provisioned folder from a broken one.
+//! Tells a whole libtorch from a broken one.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::manifest::{Found, Manifest, check_sizes};
+use super::variant::Variant;
 use super::version::{self, REQUIRED};
 
-/// A header of CUDA that the torch wheel includes but does not bring.
-const CRT_HEADER: &str = "nvidia/cu13/include/crt/host_config.h";
-
-/// What pip is asked for. A change here provisions again.
-pub(super) fn requirements() -> [String; 2] {
-    [format!("torch=={REQUIRED}"), "nvidia-cuda-crt<13.1".into()]
-}
-
-/// How a provisioned folder was found.
+/// How a folder was found.
 pub(super) enum State {
     Absent,
-    /// Its stamp vouches for it.
-    Complete,
-    /// Nothing vouches for it, but every file is there: made by hand with the same pip command.
+    /// Its manifest vouches for it.
+    Complete(Variant),
+    /// Nothing vouches for it, but every file is there: made by hand with `pip install --target`.
     Unstamped,
-    /// Cannot be used, and why.
-    Unusable(String),
+    /// Cannot be used, why, and what it was if that can be told.
+    Unusable(String, Option<Variant>),
 }
 
-pub(super) fn inspect(folder: &Path) -> State {
+/// How closely to look.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// At the libraries, a few dozen files: at every start.
+    Quick,
+    /// At each of some ten thousand files.
+    Thorough,
+}
+
+pub(super) fn inspect(folder: &Path, look: Look) -> State {
     if !folder.is_dir() {
         return State::Absent;
     }
-    match fs::read_to_string(folder.join("amp-stamp")) {
-        Ok(stamp) if stamp != stamp_text() => State::Unusable("made for other packages".into()),
-        Ok(_) => match check(folder) {
-            Ok(()) => State::Complete,
-            Err(problem) => State::Unusable(problem),
-        },
-        Err(_) => match check(folder).and_then(|()| check_every_file(folder)) {
-            Ok(()) => State::Unstamped,
-            Err(problem) => State::Unusable(problem),
+    match Manifest::find(folder) {
+        Found::Manifest(manifest) => {
+            let looked_at = |path: &str| look == Look::Thorough || !is_header(path);
+            match check(folder, manifest.variant).and_then(|()| manifest.check(folder, looked_at)) {
+                Ok(()) => State::Complete(manifest.variant),
+                Err(problem) => State::Unusable(problem, Some(manifest.variant)),
+            }
+        }
+        Found::Unusable(problem) => State::Unusable(problem, None),
+        Found::Nothing => match from_records(folder) {
+            Ok(_) => State::Unstamped,
+            Err(problem) => State::Unusable(problem, None),
         },
     }
 }
 
-/// Vouches for `folder`. Written last: a folder with a stamp is whole.
-pub(super) fn stamp(folder: &Path) -> io::Result<()> {
-    fs::write(folder.join("amp-stamp"), stamp_text())
+fn is_header(path: &str) -> bool {
+    path.starts_with("torch/include/")
 }
 
-/// The quick look, taken at every start.
-pub(super) fn check(folder: &Path) -> Result<(), String> {
+/// Whether there is what every libtorch must have, of the required version.
+pub(super) fn check(folder: &Path, variant: Variant) -> Result<(), String> {
     match version::of(&folder.join("torch")) {
         Some(found) if version::is_required(&found) => {}
         Some(found) => return Err(format!("torch is version {found}, not {REQUIRED}")),
         None => return Err("torch is missing".into()),
     }
-    if !folder.join(CRT_HEADER).is_file() {
-        return Err(format!("{CRT_HEADER} is missing"));
+    match variant.needed().iter().find(|path| !folder.join(path).is_file()) {
+        Some(path) => Err(format!("{path} is missing")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-/// Holds every file of every package against the size that the package's RECORD gives.
-fn check_every_file(folder: &Path) -> Result<(), String> {
+/// Vouches for a folder that was made by hand, once it was found whole.
+pub(super) fn take_over(folder: &Path) -> io::Result<Variant> {
+    let manifest = from_records(folder).map_err(io::Error::other)?;
+    manifest.write(folder)?;
+    Ok(manifest.variant)
+}
+
+/// The manifest of what pip installed, by the lists of files that each package brings.
+///
+/// Every file of every package is checked; of these only the libraries and the headers are of use.
+fn from_records(folder: &Path) -> Result<Manifest, String> {
+    let has_cuda = folder.join("torch/lib/libtorch_cuda.so").is_file();
+    let variant = if has_cuda { Variant::Cuda } else { Variant::Cpu };
+    check(folder, variant)?;
     if !folder.join(format!("torch-{REQUIRED}.dist-info/RECORD")).is_file() {
         return Err("the list of torch's files is missing".into());
     }
+    let mut files = Vec::new();
     for package in super::subfolders(folder) {
         let Ok(record) = fs::read_to_string(package.join("RECORD")) else { continue };
-        for (path, size) in record.lines().filter_map(recorded) {
-            if fs::metadata(folder.join(path)).map(|found| found.len()).ok() != Some(size) {
-                return Err(format!("{path} is missing or cut short"));
-            }
-        }
+        files.extend(record.lines().filter_map(recorded));
     }
-    Ok(())
+    check_sizes(folder, &files)?;
+    files.retain(|(_, path)| path.contains("/lib/") || is_header(path));
+    Ok(Manifest { variant, files })
 }
 
 /// A line of RECORD, `path,hash,size`. Compiled Python has no size, and scripts (`../…`) are
 /// recorded where `pip install --target` does not put them: both are passed over.
-fn recorded(line: &str) -> Option<(&str, u64)> {
+fn recorded(line: &str) -> Option<(u64, String)> {
     let mut from_the_end = line.rsplitn(3, ',');
     let size = from_the_end.next()?.parse().ok()?;
     let path = from_the_end.nth(1)?.trim_matches('"');
-    (!path.starts_with("../")).then_some((path, size))
-}
-
-fn stamp_text() -> String {
-    requirements().join("\n") + "\n"
+    (!path.starts_with("../")).then(|| (size, path.to_owned()))
 }

@@ -1,10 +1,16 @@
-//! Finds the libtorch to build and run with: the user's own, or the checkout's.
+//! Finds the libtorch to build and run with: the one the user points at, or the user's cache.
 
+mod cache;
 mod disk;
+mod driver;
 mod foreign;
 mod installed;
+mod link;
+mod manifest;
 mod provision;
+mod variant;
 pub(crate) mod version;
+mod wheels;
 
 use std::env;
 use std::ffi::OsString;
@@ -13,34 +19,67 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::checkout::Checkout;
 use crate::error::Error;
+use cache::Cache;
+use installed::Look;
+pub(crate) use variant::Variant;
 
 /// A libtorch that was checked to be whole and of the required version.
 pub(crate) enum Libtorch {
-    /// The checkout's own, which `.cargo/config.toml` already points cargo and the linker at.
-    Provisioned(PathBuf),
-    /// The user's, a folder with `lib` and `include`.
+    /// The one in the user's cache, which the project's `.libtorch` leads to and
+    /// `.cargo/config.toml` points cargo and the linker at.
+    Provisioned(PathBuf, Variant),
+    /// Another of the user's, a folder with `lib` and `include`.
     Foreign(PathBuf),
 }
 
 impl Libtorch {
-    /// Looks where the build of the bindings will look, in the same order, and provisions the
-    /// checkout's own libtorch if the user points nowhere else.
-    pub(crate) fn find_or_provision(checkout: &Checkout) -> Result<Self, Error> {
+    /// Looks where the build of the bindings will look, in the same order. If the user points
+    /// nowhere else, the user's cache is filled when it is empty, and linked to from `project`.
+    pub(crate) fn find_or_provision(project: &Path) -> Result<Self, Error> {
+        Self::find(project, None, Look::Quick)
+    }
+
+    /// The same on request: each file is looked at, and what is `wanted` is added if it is missing.
+    pub(crate) fn setup(project: &Path, wanted: Option<Variant>) -> Result<Self, Error> {
+        let found = Self::find(project, wanted, Look::Thorough)?;
+        if let (Libtorch::Foreign(folder), Some(_)) = (&found, wanted) {
+            eprintln!(
+                "note: nothing is fetched, because LIBTORCH or LIBTORCH_USE_PYTORCH is set and \
+                 {} is used",
+                folder.display()
+            );
+        }
+        Ok(found)
+    }
+
+    fn find(project: &Path, wanted: Option<Variant>, look: Look) -> Result<Self, Error> {
         // Set to anything counts: the bindings do not look at the value either.
         if env::var_os("LIBTORCH_USE_PYTORCH").is_some() {
             return foreign::of_python().map(Libtorch::Foreign);
         }
-        let own = checkout.libtorch().join("torch");
-        // `.cargo/config.toml` sets LIBTORCH to the checkout's own when the user has not.
+        let own = project.join(".libtorch/torch");
+        // `.cargo/config.toml` sets LIBTORCH to the project's own when the user has not.
         let set = env::var_os("LIBTORCH").filter(|set| !set.is_empty()).map(PathBuf::from);
-        match set {
-            Some(folder) if !same_folder(&folder, &own) => {
-                foreign::of_variable(&folder).map(Libtorch::Foreign)
-            }
-            _ => provision::ensure(checkout).map(|()| Libtorch::Provisioned(own)),
+        if let Some(folder) = set.filter(|folder| !same_folder(folder, &own)) {
+            return foreign::of_variable(&folder).map(Libtorch::Foreign);
         }
+        let cache = Cache::of_user()?;
+        link::check(project, &cache.home())?;
+        let variant = provision::ensure(&cache, wanted, look)?;
+        link::ensure(project, &cache.home())?;
+        if variant == Variant::Cpu && wanted.is_none() && driver::is_present() {
+            eprintln!(
+                "note: this machine has an NVIDIA driver, but its libtorch is for CPUs alone: \
+                 `cargo amp setup --cuda` adds CUDA"
+            );
+        }
+        Ok(Libtorch::Provisioned(cache.home().join("torch"), variant))
+    }
+
+    /// Whether there is more than was `wanted`.
+    pub(crate) fn exceeds(&self, wanted: Option<Variant>) -> bool {
+        matches!(self, Libtorch::Provisioned(_, found) if wanted.is_some_and(|w| *found > w))
     }
 
     /// Gives `command` the environment it needs to build with, and to load, this libtorch.
@@ -48,7 +87,7 @@ impl Libtorch {
         match self {
             // Left to `.cargo/config.toml`, so that this cargo and a plain one see the same
             // environment and neither rebuilds what the other has built.
-            Libtorch::Provisioned(_) => {
+            Libtorch::Provisioned(..) => {
                 command.env_remove("LIBTORCH");
             }
             Libtorch::Foreign(torch) => {
@@ -60,8 +99,10 @@ impl Libtorch {
 
 impl fmt::Display for Libtorch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Libtorch::Provisioned(torch) | Libtorch::Foreign(torch)) = self;
-        torch.display().fmt(f)
+        match self {
+            Libtorch::Provisioned(torch, variant) => write!(f, "{} ({variant})", torch.display()),
+            Libtorch::Foreign(torch) => torch.display().fmt(f),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! A libtorch that the user points at is checked, used and never written to.
 
-use crate::support::{Checkout, assert_refused, assert_succeeded, output, stdout};
+use crate::support::{Checkout, assert_refused, assert_succeeded, output, stderr, stdout};
 
 #[test]
 fn a_fitting_libtorch_is_used_and_nothing_is_fetched() {
@@ -9,6 +9,11 @@ fn a_fitting_libtorch_is_used_and_nothing_is_fetched() {
     let run = output(checkout.cargo_amp(&["setup"]).env("LIBTORCH", &own));
     assert_succeeded(&run);
     assert!(stdout(&run).contains("mine/torch"), "{}", stdout(&run));
+    assert_eq!(stderr(&run), "");
+    let run = output(checkout.cargo_amp(&["setup", "--cuda"]).env("LIBTORCH", &own));
+    assert_succeeded(&run);
+    let note = "note: nothing is fetched, because LIBTORCH or LIBTORCH_USE_PYTORCH is set";
+    assert!(stderr(&run).starts_with(note), "{}", stderr(&run));
     assert!(checkout.is_bare());
 }
 

@@ -28,6 +28,8 @@ fn help_needs_no_libtorch_and_no_crate() {
             "verify",
             "test",
             "setup",
+            "--cpu",
+            "--cuda",
             "new NAME",
             "init",
             "pack",
@@ -48,12 +50,13 @@ fn help_needs_no_libtorch_and_no_crate() {
 #[test]
 fn a_wrong_command_line_is_one_line_and_fetches_nothing() {
     let checkout = Checkout::new();
-    let cases: [(&[&str], &[&str]); 20] = [
+    let cases: [(&[&str], &[&str]); 21] = [
         (&["test", "--device", "tpu"], &["unknown device `tpu`", "cpu or cuda"]),
         (&["test", "--device=tpu"], &["unknown device `tpu`", "cpu or cuda"]),
         (&["test", "--device"], &["--device needs a value"]),
         (&["test", "scaler"], &["unexpected argument `scaler`", "behind `--`"]),
-        (&["setup", "now"], &["unexpected argument `now`"]),
+        (&["setup", "now"], &["unexpected argument `now`", "--cpu or --cuda"]),
+        (&["setup", "--cpu", "--cuda"], &["exclude each other", "use --cuda"]),
         (&["--release", "verify"], &["unexpected option `--release`", "before the command"]),
         (&["--package"], &["--package needs a value", "a package of the workspace"]),
         (&["--package=", "verify"], &["--package needs a value"]),

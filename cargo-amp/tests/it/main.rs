@@ -4,14 +4,18 @@
 #![cfg(target_os = "linux")]
 
 mod crates;
+mod cuda;
+mod failure;
+mod fetch;
 mod foreign;
 mod handover;
 mod init;
+mod link;
 mod new;
 mod pack;
 mod packing;
 mod project;
-mod provision;
 mod python;
+mod repair;
 mod run_script;
 mod support;

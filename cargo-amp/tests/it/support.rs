@@ -1,10 +1,12 @@
 //! A small project in a temporary folder, and the cargo-amp binary run in it, apart from everything
-//! else on the machine: no network, no real Python, only the variables set here.
+//! else on the machine: no network, no pip, a cache in the project, only the variables set here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// The stand-ins for python3, cargo, strip and df. They are files of the repository, not written by the
 /// tests: a script that a test has just written can still be held open by a process that another
@@ -64,27 +66,90 @@ impl Checkout {
             .env("REAL_CARGO", env!("CARGO"))
             // As `.cargo/config.toml` sets it.
             .env("LIBTORCH", self.path(".libtorch/torch"))
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            // As on a machine without an NVIDIA driver, whatever this one has.
+            .env("CUDA_VISIBLE_DEVICES", "-1")
             .env("FAKE_LOG", self.path("pip.log"))
+            .env("REAL_PYTHON", real_python())
             .stdin(Stdio::null());
         command
     }
 
-    /// How often pip was run.
+    /// cargo-amp with `arguments`, as on a machine with an NVIDIA driver.
+    pub(crate) fn cargo_amp_with_driver(&self, arguments: &[&str]) -> Command {
+        self.write("driver/libcuda.so.1", "");
+        let mut command = self.cargo_amp(arguments);
+        command.env_remove("CUDA_VISIBLE_DEVICES").env("LD_LIBRARY_PATH", self.path("driver"));
+        command
+    }
+
+    /// The user's libtorch.
+    pub(crate) fn home(&self) -> PathBuf {
+        self.path("cache/cargo-amp/libtorch-2.11.0")
+    }
+
+    /// Where it is fetched.
+    pub(crate) fn partial(&self) -> PathBuf {
+        self.path("cache/cargo-amp/libtorch-2.11.0.partial")
+    }
+
+    /// What pip was asked for, one line a run.
+    pub(crate) fn pip_log(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.path("pip.log")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+
+    /// How often pip was run: once for each wheel, and there are `CPU_WHEELS` for CPUs.
     pub(crate) fn pip_runs(&self) -> usize {
-        fs::read_to_string(self.path("pip.log")).map_or(0, |log| log.lines().count())
+        self.pip_log().len()
     }
 
-    /// Whether `.libtorch` is whole and nothing unfinished lies beside it.
+    /// Whether the user's libtorch is whole, nothing unfinished is there and `.libtorch` leads to it.
     pub(crate) fn is_provisioned(&self) -> bool {
-        self.path(".libtorch/torch/lib/libtorch.so").is_file()
-            && self.path(".libtorch/amp-stamp").is_file()
-            && !self.path(".libtorch.partial").exists()
+        self.home().join("torch/lib/libtorch.so").is_file()
+            && self.home().join("amp-manifest").is_file()
+            && !self.partial().exists()
+            && fs::read_link(self.path(".libtorch")).is_ok_and(|target| target == self.home())
     }
 
-    /// Whether there is no libtorch at all, not even a part.
+    /// Whether there is no libtorch at all, not even a part, and no link.
     pub(crate) fn is_bare(&self) -> bool {
-        !self.path(".libtorch").exists() && !self.path(".libtorch.partial").exists()
+        let is_there = |path: &Path| path.symlink_metadata().is_ok();
+        !is_there(&self.home()) && !is_there(&self.partial()) && !is_there(&self.path(".libtorch"))
     }
+
+    /// The files of the user's libtorch, sorted.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.home()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).expect("readable") {
+                let path = entry.expect("readable").path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    let relative = path.strip_prefix(self.home()).expect("is in it");
+                    found.push(relative.display().to_string());
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+/// How many wheels are fetched for CPUs, and with CUDA.
+pub(crate) const CPU_WHEELS: usize = 3;
+pub(crate) const CUDA_WHEELS: usize = 16;
+
+/// The interpreter that unpacks wheels, not a script that looks for it.
+fn real_python() -> &'static str {
+    static FOUND: OnceLock<String> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let asked = ["-c", "import sys; print(sys.executable)"];
+        let output = Command::new("python3").args(asked).output().expect("python3 is on PATH");
+        String::from_utf8(output.stdout).expect("a path").trim().to_owned()
+    })
 }
 
 impl Drop for Checkout {
@@ -123,4 +188,23 @@ pub(crate) fn assert_refused(output: &Output, parts: &[&str]) {
 #[track_caller]
 pub(crate) fn assert_succeeded(output: &Output) {
     assert!(output.status.success(), "{}", stderr(output));
+}
+
+/// A process that does not outlive its test, also when that fails.
+pub(crate) struct Started(pub(crate) std::process::Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(30), "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

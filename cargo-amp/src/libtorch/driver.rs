@@ -1,0 +1,47 @@
+//! Whether this machine has an NVIDIA driver, without which CUDA's libraries are of no use.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// Where distributions, containers and WSL put the driver's library.
+const LIBRARY_FOLDERS: [&str; 7] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/lib/wsl/lib",
+    "/usr/local/nvidia/lib64",
+    "/run/opengl-driver/lib",
+];
+
+/// What a loaded driver shows of itself.
+const LOADED: [&str; 2] = ["/proc/driver/nvidia/version", "/dev/nvidiactl"];
+
+/// Whether programs started here can use an NVIDIA GPU, as far as can be told without asking the
+/// driver itself.
+pub(super) fn is_present() -> bool {
+    let hidden = env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|set| hides_every_gpu(&set));
+    !hidden && (LOADED.iter().any(|path| Path::new(path).exists()) || has_library())
+}
+
+/// CUDA shows the devices that come before the first one which does not exist.
+fn hides_every_gpu(visible: &str) -> bool {
+    visible.is_empty() || visible.starts_with("-1")
+}
+
+fn has_library() -> bool {
+    let set = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let folders = LIBRARY_FOLDERS.iter().map(PathBuf::from).chain(env::split_paths(&set));
+    folders.into_iter().any(|folder| folder.join("libcuda.so.1").exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hides_every_gpu;
+
+    #[test]
+    fn only_an_empty_list_of_devices_hides_the_driver() {
+        assert!(hides_every_gpu("") && hides_every_gpu("-1") && hides_every_gpu("-1,0"));
+        assert!(!hides_every_gpu("0") && !hides_every_gpu("1,-1") && !hides_every_gpu("GPU-8932"));
+    }
+}

@@ -1,0 +1,190 @@
+//! What is fetched: for CPUs alone, or with CUDA.
+
+use std::fmt;
+
+use super::version::REQUIRED;
+
+/// How much of libtorch there is. The larger one does all that the smaller does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Variant {
+    Cpu,
+    Cuda,
+}
+
+/// A wheel of Python's package index, without what it depends on.
+#[derive(Clone, Copy)]
+pub(super) struct Wheel {
+    name: &'static str,
+    version: &'static str,
+}
+
+const fn wheel(name: &'static str, version: &'static str) -> Wheel {
+    Wheel { name, version }
+}
+
+/// The versions are those that torch 2.11.0 and its cuda-toolkit 13.0.2 require. The first three
+/// are enough for CPUs: libtorch_cpu.so is linked with a library of the second and of the third.
+const WHEELS: [Wheel; 16] = [
+    wheel("torch", REQUIRED),
+    wheel("nvidia-cuda-runtime", "13.0.96"),
+    wheel("nvidia-cuda-cupti", "13.0.85"),
+    wheel("nvidia-cublas", "13.1.0.3"),
+    wheel("nvidia-cuda-nvrtc", "13.0.88"),
+    wheel("nvidia-cudnn-cu13", "9.19.0.56"),
+    wheel("nvidia-cufft", "12.0.0.61"),
+    wheel("nvidia-cufile", "1.15.1.6"),
+    wheel("nvidia-curand", "10.4.0.35"),
+    wheel("nvidia-cusolver", "12.0.4.66"),
+    wheel("nvidia-cusparse", "12.6.3.3"),
+    wheel("nvidia-cusparselt-cu13", "0.8.0"),
+    wheel("nvidia-nccl-cu13", "2.28.9"),
+    wheel("nvidia-nvjitlink", "13.0.88"),
+    wheel("nvidia-nvshmem-cu13", "3.4.5"),
+    wheel("nvidia-nvtx", "13.0.85"),
+];
+
+/// What is unpacked for CPUs. The first rule that fits a file decides: `+` takes it, `-` leaves it,
+/// and a file that none fits is left.
+const CPU_RULES: &[&str] = &[
+    "+torch/version.py",
+    "+torch/include/*",
+    "-torch/lib/libtorch.so",
+    "-torch/lib/libtorch_cuda*",
+    "-torch/lib/libc10_cuda*",
+    "-torch/lib/libcaffe2_nvrtc*",
+    "-torch/lib/libtorch_nvshmem*",
+    "-torch/lib/libtorch_python*",
+    "-torch/lib/libtorch_global_deps*",
+    "-torch/lib/libshm*",
+    "+torch/lib/*.so*",
+    "+nvidia/cu13/lib/libcudart.so.*",
+    "+nvidia/cu13/lib/libcupti.so.*",
+];
+
+/// What is unpacked with CUDA: all libraries that libtorch or one of CUDA's libraries may load.
+/// CUDA's headers are left: libtorch's own, as far as the bindings include them, need none.
+const CUDA_RULES: &[&str] = &[
+    "+torch/version.py",
+    "+torch/include/*",
+    "-torch/lib/libtorch_python*",
+    "-torch/lib/libtorch_global_deps*",
+    "-torch/lib/libshm*",
+    "+torch/lib/*.so*",
+    "-nvidia/*.alt.so*",
+    "-nvidia/*/libcusolverMg.so*",
+    "+nvidia/*/lib/*.so*",
+];
+
+/// Without these a libtorch is not whole, whatever else it has.
+const NEEDED: [&str; 8] = [
+    "torch/version.py",
+    "torch/include/ATen/ATen.h",
+    "torch/lib/libtorch.so",
+    "torch/lib/libtorch_cpu.so",
+    "torch/lib/libc10.so",
+    "nvidia/cu13/lib/libcudart.so.13",
+    "nvidia/cu13/lib/libcupti.so.13",
+    "torch/lib/libtorch_cuda.so",
+];
+
+impl Variant {
+    pub(super) fn wheels(self) -> &'static [Wheel] {
+        match self {
+            Variant::Cpu => &WHEELS[..3],
+            Variant::Cuda => &WHEELS,
+        }
+    }
+
+    pub(super) fn rules(self) -> &'static [&'static str] {
+        match self {
+            Variant::Cpu => CPU_RULES,
+            Variant::Cuda => CUDA_RULES,
+        }
+    }
+
+    /// The files that must be there.
+    pub(super) fn needed(self) -> &'static [&'static str] {
+        match self {
+            Variant::Cpu => &NEEDED[..7],
+            Variant::Cuda => &NEEDED,
+        }
+    }
+
+    /// What the wheels amount to, in MB, as measured on x86-64.
+    pub(super) fn download_mb(self) -> u64 {
+        match self {
+            Variant::Cpu => 550,
+            Variant::Cuda => 2520,
+        }
+    }
+
+    /// What the unpacked libtorch takes on the disk, in MB, as measured on x86-64.
+    pub(super) fn unpacked_mb(self) -> u64 {
+        match self {
+            Variant::Cpu => 530,
+            Variant::Cuda => 3610,
+        }
+    }
+
+    /// The word for it in a manifest.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Variant::Cpu => "cpu",
+            Variant::Cuda => "cuda",
+        }
+    }
+
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        [Variant::Cpu, Variant::Cuda].into_iter().find(|variant| variant.name() == name)
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Variant::Cpu => "for CPUs",
+            Variant::Cuda => "with CUDA",
+        })
+    }
+}
+
+impl Wheel {
+    /// What pip is asked for.
+    pub(super) fn requirement(&self) -> String {
+        format!("{}=={}", self.name, self.version)
+    }
+
+    /// Whether `file` is the name of this wheel, for whatever Python and machine, with or without
+    /// a local version, as in `torch-2.11.0+cu130-cp311-cp311-linux_x86_64.whl`.
+    pub(super) fn is_named(&self, file: &str) -> bool {
+        file.strip_prefix(&self.name.replace('-', "_"))
+            .and_then(|rest| rest.strip_prefix('-')?.strip_prefix(self.version))
+            .is_some_and(|rest| rest.starts_with(['-', '+']) && rest.ends_with(".whl"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Variant, WHEELS};
+
+    #[test]
+    fn a_wheel_is_known_by_its_name_and_version() {
+        let [torch, runtime, ..] = WHEELS;
+        assert!(torch.is_named("torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl"));
+        assert!(torch.is_named("torch-2.11.0+cpu-cp311-cp311-linux_x86_64.whl"));
+        assert!(runtime.is_named("nvidia_cuda_runtime-13.0.96-py3-none-manylinux1_x86_64.whl"));
+        assert!(!runtime.is_named("nvidia_cuda_runtime-13.0.9-py3-none-manylinux1_x86_64.whl"));
+        assert!(!torch.is_named("torch-2.11.01-cp311-cp311-manylinux_2_28_x86_64.whl"));
+        assert!(!torch.is_named("torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl.part"));
+        assert!(!torch.is_named("torchvision-2.11.0-cp311-cp311-linux_x86_64.whl"));
+    }
+
+    #[test]
+    fn what_is_for_cuda_includes_what_is_for_cpus() {
+        assert!(Variant::Cpu < Variant::Cuda);
+        assert_eq!(Variant::Cuda.wheels().len(), WHEELS.len());
+        let [cpu, cuda] = [Variant::Cpu, Variant::Cuda].map(Variant::needed);
+        assert!(cuda.starts_with(cpu) && cuda.contains(&"torch/lib/libtorch_cuda.so"));
+        assert!(!cpu.contains(&"torch/lib/libtorch_cuda.so"));
+    }
+}

@@ -1,0 +1,146 @@
+//! Fetches wheels one by one, so that an interruption costs at most one, and unpacks them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::cache::Cache;
+use super::manifest::{Manifest, parse_line};
+use super::variant::{Variant, Wheel};
+use super::version::REQUIRED;
+use crate::error::Error;
+use crate::pip::Pip;
+use crate::process::{disk_is_full, last_line, show};
+
+/// Python's standard library reads zip archives, and Python is there to fetch them.
+const UNPACK: &str = include_str!("unpack.py");
+
+/// The exit status of `UNPACK` for a wheel that is damaged.
+const DAMAGED: i32 = 3;
+
+/// What `-ltorch` finds where there is no CUDA, in place of a library that is linked with CUDA's
+/// half: a script, which GNU ld, gold and LLD read (seen with each). A file of this name must be
+/// there, because the bindings' build asks for it.
+const LINKER_SCRIPT: &str = "INPUT(libtorch_cpu.so)\n";
+
+/// The wheels that are whole, in the folder where a fetch works.
+pub(super) struct Wheels<'a> {
+    cache: &'a Cache,
+    folder: PathBuf,
+}
+
+impl<'a> Wheels<'a> {
+    pub(super) const FOLDER: &'static str = "wheels";
+
+    pub(super) fn of(cache: &'a Cache) -> Self {
+        Wheels { cache, folder: cache.partial().join(Self::FOLDER) }
+    }
+
+    pub(super) fn find(&self, wheel: &Wheel) -> Option<PathBuf> {
+        let named = |path: &PathBuf| path.file_name()?.to_str().map(|name| wheel.is_named(name));
+        self.files().into_iter().find(|path| named(path) == Some(true))
+    }
+
+    /// The size of all of them, in MB.
+    pub(super) fn megabytes(&self) -> u64 {
+        let size = |path: PathBuf| path.metadata().map_or(0, |found| found.len());
+        self.files().into_iter().map(size).sum::<u64>() / 1_000_000
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    }
+
+    /// Has pip put `wheel` into a folder in `work` and, once it is whole, takes it from there.
+    pub(super) fn fetch(&self, pip: &Pip, wheel: &Wheel, work: &Path) -> Result<(), Error> {
+        let (incoming, temporary) = (work.join("wheel"), work.join("tmp"));
+        for folder in [&incoming, &temporary, &self.folder] {
+            fs::create_dir_all(folder).map_err(|e| self.cache.unwritable(&e))?;
+        }
+        // Relative to the cache, to be read at a glance.
+        let shown = incoming.strip_prefix(self.cache.folder()).unwrap_or(&incoming);
+        let arguments = Pip::download(shown, wheel.requirement());
+        eprintln!("    python3 {}", arguments.join(" "));
+        pip.run(self.cache.folder(), &temporary, &arguments)?;
+
+        let entries = fs::read_dir(&incoming).map_err(|e| self.cache.unwritable(&e))?;
+        let mut names = entries.flatten().map(|entry| entry.file_name());
+        let name = names.find(|name| name.to_str().is_some_and(|name| wheel.is_named(name)));
+        let name =
+            name.ok_or_else(|| unexpected(&format!("{} is missing", wheel.requirement())))?;
+        fs::rename(incoming.join(&name), self.folder.join(&name))
+            .map_err(|e| self.cache.unwritable(&e))
+    }
+
+    /// Unpacks what `variant` needs into `target`, and vouches for it.
+    pub(super) fn unpack(&self, variant: Variant, target: &Path) -> Result<(), Error> {
+        let unwritable = |e: io::Error| self.cache.unwritable(&e);
+        fs::create_dir_all(target).map_err(unwritable)?;
+        let list = target.with_extension("list");
+        for wheel in variant.wheels() {
+            let path = self.find(wheel).ok_or_else(|| {
+                Error::new(format!("{} has just gone: run it again", wheel.requirement()))
+            })?;
+            eprintln!("unpacking {}", wheel.requirement());
+            self.unpack_one(&path, target, &list, variant)?;
+        }
+        let files = fs::read_to_string(&list).map_err(unwritable)?;
+        let mut manifest =
+            Manifest { variant, files: files.lines().filter_map(parse_line).collect() };
+        if variant == Variant::Cpu {
+            let library = "torch/lib/libtorch.so";
+            fs::write(target.join(library), LINKER_SCRIPT).map_err(unwritable)?;
+            manifest.files.push((LINKER_SCRIPT.len() as u64, library.into()));
+        }
+        super::installed::check(target, variant)
+            .and_then(|()| manifest.check(target, |_| true))
+            .map_err(|problem| unexpected(&problem))?;
+        manifest.write(target).map_err(unwritable)
+    }
+
+    fn unpack_one(
+        &self,
+        wheel: &Path,
+        target: &Path,
+        list: &Path,
+        variant: Variant,
+    ) -> Result<(), Error> {
+        let mut command = Command::new("python3");
+        command.args(["-c", UNPACK]).args([wheel, target, list]).args(variant.rules());
+        let (status, errors) = show(&mut command)
+            .map_err(|e| Error::new(format!("python3 could not be run to unpack libtorch: {e}")))?;
+        if status.success() {
+            return Ok(());
+        }
+        let folder = self.cache.folder().display();
+        Err(Error::new(if status.code() == Some(DAMAGED) {
+            fs::remove_file(wheel).map_err(|e| self.cache.unwritable(&e))?;
+            format!(
+                "{} was damaged in {folder} and is removed: run the command again, which fetches \
+                 it again",
+                wheel.file_name().unwrap_or_default().display()
+            )
+        } else if disk_is_full(&errors) {
+            format!(
+                "libtorch could not be unpacked: the disk is full: make room in {folder}, or set \
+                 LIBTORCH to a libtorch {REQUIRED} folder"
+            )
+        } else {
+            format!(
+                "libtorch could not be unpacked in {folder} ({status}; {}): mend what python3 says \
+                 above and run the command again",
+                last_line(&errors)
+            )
+        }))
+    }
+}
+
+/// What pip brought is not what it was asked for.
+fn unexpected(problem: &str) -> Error {
+    Error::new(format!(
+        "pip reported success, but {problem}: check pip's configuration (`python3 -m pip config \
+         list`), or set LIBTORCH to a libtorch {REQUIRED} folder"
+    ))
+}

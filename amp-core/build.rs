@@ -1,7 +1,9 @@
 //! Compiles the C++ shim against the libtorch that torch-sys found.
 
 use std::{
-    env, fs,
+    env,
+    fmt::Write,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -16,37 +18,46 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .warnings(false)
+        // Debug info of libtorch's headers takes longer to write than the code.
+        .debug(false)
         // Its few loops are on every step's way, in the tests' profile too.
         .opt_level(3)
+        .include("csrc")
         .include(&out)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .flag("-Wall")
         .flag("-Wno-unused-parameter")
-        .files([
-            "csrc/adam.cpp",
-            "csrc/amp.cpp",
-            "csrc/batch_norm.cpp",
-            "csrc/cast.cpp",
-            "csrc/checkpoint.cpp",
-            "csrc/classification.cpp",
-            "csrc/conv.cpp",
-            "csrc/copy.cpp",
-            "csrc/device.cpp",
-            "csrc/dropout.cpp",
-            "csrc/gradient.cpp",
-            "csrc/graph.cpp",
-            "csrc/kernel.cpp",
-            "csrc/layer_norm.cpp",
-            "csrc/linear.cpp",
-            "csrc/moments.cpp",
-            "csrc/optim.cpp",
-            "csrc/run.cpp",
-            "csrc/step.cpp",
-            "csrc/transfer.cpp",
-        ])
+        .files(write_units(&out))
         .compile("amp_shim");
     println!("cargo:rustc-link-lib=dl");
+}
+
+/// Writes the translation units, which include the files of `csrc`, and returns their paths.
+///
+/// Parsing libtorch's headers takes most of the compiler's time, so each set of headers is parsed once:
+/// one unit has the files that need autograd or all operators, the other has the rest.
+fn write_units(out: &Path) -> [PathBuf; 2] {
+    const LARGE_HEADERS: [&str; 2] = ["<torch/csrc/autograd/", "<ATen/autocast_mode.h>"];
+    let mut files: Vec<PathBuf> = fs::read_dir("csrc")
+        .expect("the sources")
+        .map(|entry| entry.expect("a file").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cpp"))
+        .collect();
+    files.sort();
+    let [mut autograd, mut rest] = [String::new(), String::new()];
+    for path in files {
+        let text = fs::read_to_string(&path).expect("its source");
+        let large = LARGE_HEADERS.iter().any(|header| text.contains(header));
+        let unit = if large { &mut autograd } else { &mut rest };
+        let name = path.file_name().expect("a name").display();
+        writeln!(unit, "#include \"{name}\"").expect("a string takes all");
+    }
+    [("autograd.cpp", autograd), ("rest.cpp", rest)].map(|(name, text)| {
+        let path = out.join(name);
+        fs::write(&path, text).expect("a translation unit");
+        path
+    })
 }
 
 /// Makes the source of each file of CUDA kernels, with what they share before it, a string of the

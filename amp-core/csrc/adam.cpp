@@ -2,10 +2,11 @@
 
 #include "guard.h"
 #include "kernels/adam.cu.h"
-#include "kernels/adam.h"
+#include "options.h"
 #include "philox.h"
 #include "step.h"
 
+namespace amp::adam {
 extern "C" {
 
 // params, grads, exp_avgs, exp_avg_sqs, steps (f32 scalars, counted here) and, where the averages have
@@ -39,3 +40,5 @@ int amp_adam_on_device(const amp::Handle* const* lists, size_t count, const AmpA
 }
 
 }  // extern "C"
+
+}  // namespace amp::adam

@@ -21,10 +21,8 @@
 #include "guard.h"
 #include "list.h"
 
+namespace amp::bindings {
 namespace {
-
-using amp::Handle;
-using amp::list;
 
 // Whether no element has all bits of the exponent set, as NaN and infinities have: one more, and it
 // carries into the sign. Written so that the compiler turns it into vector instructions, which it does
@@ -241,3 +239,5 @@ int amp_clear_grads(const Handle* tensors, size_t count) {
 const void* amp_identity(Handle tensor) { return tensor->unsafeGetTensorImpl(); }
 
 }  // extern "C"
+
+}  // namespace amp::bindings

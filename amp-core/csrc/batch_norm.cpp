@@ -14,6 +14,7 @@
 #include "kernel.h"
 #include "kernels/batch_norm.cu.h"
 
+namespace amp::batch_norm {
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -147,3 +148,5 @@ int amp_batch_norm(const at::Tensor* input, const at::Tensor* weight, const at::
 }
 
 }  // extern "C"
+
+}  // namespace amp::batch_norm

@@ -12,9 +12,10 @@
 #include "kernels/cast.cu.h"
 #include "starts.h"
 
-namespace {
+namespace amp {
 
-using amp::TensorList;
+namespace cast {
+namespace {
 
 #include "kernels/cast.h"
 
@@ -52,7 +53,7 @@ struct Casts {
 // Autocast's state is the thread's, too.
 thread_local Casts casts;
 
-void run(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
+void cast_all(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
   static amp::KernelSource source("cast.cu", amp_kernels_cast);
   std::vector<amp::Start<Tensors>> starts;
   for (const auto& weight : weights) {
@@ -78,10 +79,10 @@ bool is_plain(const at::Tensor& weight) {
 }
 
 }  // namespace
-
-namespace amp {
+}  // namespace cast
 
 at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
+  using namespace cast;
   const c10::NoGradGuard no_grad;
   if (!is_plain(weight)) return weight.to(dtype);
   const auto key = key_of(weight, dtype);
@@ -97,7 +98,7 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
         if (is_plain(tensor) && tensor.device() == weight.device()) weights.push_back(tensor);
       }
     }
-    run(weights, dtype);
+    cast_all(weights, dtype);
     found = casts.made.find(key);
   }
   auto& cast = found->second;
@@ -107,6 +108,7 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
 }
 
 at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype) {
+  using namespace cast;
   const c10::NoGradGuard no_grad;
   const auto key = key_of(weight, dtype);
   const auto found = casts.filters.find(key);
@@ -118,6 +120,7 @@ at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype) {
 }
 
 void end_cast_weights() {
+  using namespace cast;
   if (!casts.used.empty()) {
     const auto& first = casts.used.front();
     const Key key(first.weight._unsafe_get_target(), first.dtype);

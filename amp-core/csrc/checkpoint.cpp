@@ -17,6 +17,7 @@
 #include "guard.h"
 #include "random.h"
 
+namespace amp::checkpoint {
 namespace {
 
 // Why the module that ran last on this thread failed.
@@ -153,3 +154,5 @@ int amp_checkpoint(void* surroundings, void* state, at::Tensor* (*run)(void*, co
 }
 
 }  // extern "C"
+
+}  // namespace amp::checkpoint

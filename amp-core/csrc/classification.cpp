@@ -18,6 +18,7 @@
 #include "kernel.h"
 #include "kernels/classification.cu.h"
 
+namespace amp::classification {
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -139,3 +140,5 @@ int amp_hits(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** o
 }
 
 }  // extern "C"
+
+}  // namespace amp::classification

@@ -13,6 +13,7 @@
 #include "guard.h"
 #include "kernel.h"
 
+namespace amp::conv {
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -78,3 +79,5 @@ int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tens
 }
 
 }  // extern "C"
+
+}  // namespace amp::conv

@@ -11,10 +11,8 @@
 #include "list.h"
 #include "starts.h"
 
+namespace amp::copy {
 namespace {
-
-using amp::Handle;
-using amp::TensorList;
 
 #include "kernels/copy.h"
 
@@ -55,3 +53,5 @@ int amp_copy_each(const Handle* to, const Handle* from, size_t count) {
 }
 
 }  // extern "C"
+
+}  // namespace amp::copy

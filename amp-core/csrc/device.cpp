@@ -14,6 +14,7 @@
 #include "driver.h"
 #include "guard.h"
 
+namespace amp::device {
 namespace {
 
 // Counts the bytes of CPU tensors. libtorch's CPU allocator reports to the debug info of the
@@ -40,18 +41,6 @@ struct HostMemoryGuard {
 }  // namespace
 
 extern "C" {
-
-// Loads libtorch's CUDA half where there is a driver; 1 in `loaded` when it is there. A linker
-// drops the library, since nothing names a symbol of it, and a machine without a GPU is spared
-// its start-up time. Must come before libtorch is first asked about CUDA: it asks once.
-int amp_load_cuda(int* loaded) {
-  return amp::guarded([&] {
-    static const bool found =
-        amp::driver().handle != nullptr &&
-        amp::beside_libtorch("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL).handle != nullptr;
-    *loaded = found;
-  });
-}
 
 int amp_host_memory_start(void** out) {
   return amp::guarded([&] {
@@ -156,3 +145,5 @@ int amp_cuda_device(int index, AmpCudaDevice* out) {
 }
 
 }  // extern "C"
+
+}  // namespace amp::device

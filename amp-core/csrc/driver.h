@@ -21,16 +21,21 @@ struct Library {
 // The CUDA driver's own: present wherever a GPU can be used, and its ABI is stable.
 inline Library driver() { return {dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)}; }
 
+// The folder that libtorch was loaded from, with the slash at its end; empty if the loader cannot say.
+inline std::string libtorch_folder() {
+  Dl_info here{};
+  if (dladdr(reinterpret_cast<void*>(&at::globalContext), &here) == 0) return {};
+  const std::string path(here.dli_fname);
+  return path.substr(0, path.rfind('/') + 1);
+}
+
 // A library of libtorch's own folder; `flags` are dlopen's.
 inline Library beside_libtorch(const char* name, int flags) {
-  Dl_info here{};
-  if (dladdr(reinterpret_cast<void*>(&at::globalContext), &here) == 0) return {nullptr};
-  const std::string path(here.dli_fname);
-  return {dlopen((path.substr(0, path.rfind('/') + 1) + name).c_str(), flags)};
+  return {dlopen((libtorch_folder() + name).c_str(), flags)};
 }
 
 // A symbol of libtorch's CUDA half by its mangled name: the library was loaded with its symbols for
-// all (amp_load_cuda).
+// all (cuda_library.cpp).
 template <typename Function>
 Function cuda_symbol(const char* name) {
   void* found = dlsym(RTLD_DEFAULT, name);

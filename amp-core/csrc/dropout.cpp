@@ -11,6 +11,7 @@
 #include "kernel.h"
 #include "kernels/dropout.cu.h"
 
+namespace amp::dropout {
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -71,3 +72,5 @@ int amp_dropout(const at::Tensor* input, double p, int64_t together, at::Tensor*
 }
 
 }  // extern "C"
+
+}  // namespace amp::dropout

@@ -13,13 +13,10 @@
 #include "list.h"
 #include "starts.h"
 
+namespace amp::gradient {
 namespace {
 
-using amp::TensorList;
-
 #include "kernels/gradient.h"
-
-using amp::Handle;
 
 amp::KernelSource& source() {
   static amp::KernelSource source("gradient.cu", amp_kernels_gradient);
@@ -75,3 +72,5 @@ int amp_clip_factor(const Handle* grads, size_t count, Handle scale, double max_
 }
 
 }  // extern "C"
+
+}  // namespace amp::gradient

@@ -16,11 +16,10 @@
 #include "driver.h"
 #include "guard.h"
 
+namespace amp::graph {
 namespace {
 
 using PoolId = std::pair<unsigned long long, unsigned long long>;
-
-using amp::cuda_symbol;
 
 // at::cuda::CUDAGraph of libtorch 2.11.0 (ATen/cuda/CUDAGraph.h) with its members by their mangled
 // names; each takes the object as its first argument (Itanium C++ ABI).
@@ -124,3 +123,5 @@ int amp_set_grads(const at::Tensor* const* parameters, const at::Tensor* const* 
 }
 
 }  // extern "C"
+
+}  // namespace amp::graph

@@ -10,6 +10,9 @@
 
 #include "driver.h"
 
+namespace amp {
+
+namespace kernel {
 namespace {
 
 // What is used of cuda.h and nvrtc.h; handles are pointers.
@@ -146,15 +149,15 @@ std::vector<char> compile(const char* file, const char* text, const std::string&
 }
 
 }  // namespace
-
-namespace amp {
+}  // namespace kernel
 
 void* KernelSource::module(c10::Device device, const Types& types) {
   const std::lock_guard<std::mutex> lock(mutex_);
   auto& found = modules_[{device.index(), types}];
   if (found == nullptr) {
-    const auto binary = compile(file_, text_, architecture(device.index()), types);
-    check(functions().module_load(&found, binary.data()), std::string("loading ") + file_);
+    const auto binary = kernel::compile(file_, text_, kernel::architecture(device.index()), types);
+    kernel::check(kernel::functions().module_load(&found, binary.data()),
+                  std::string("loading ") + file_);
   }
   return found;
 }
@@ -163,14 +166,15 @@ void KernelSource::launch(const char* name, const Types& types, c10::Device devi
                           unsigned blocks, unsigned threads, void** arguments) {
   // The device's context is that of whoever works on it.
   const c10::DeviceGuard guard(device);
-  ensure_context(device);
+  kernel::ensure_context(device);
   const c10::impl::VirtualGuardImpl impl(device.type());
-  const auto& f = functions();
+  const auto& f = kernel::functions();
   void* function = nullptr;
-  check(f.module_function(&function, module(device, types), name), std::string("finding ") + name);
-  check(f.launch(function, blocks, 1, 1, threads, 1, 1, 0,
-                 impl.getStream(device).native_handle(), arguments, nullptr),
-        std::string("starting ") + name);
+  kernel::check(f.module_function(&function, module(device, types), name),
+                std::string("finding ") + name);
+  kernel::check(f.launch(function, blocks, 1, 1, threads, 1, 1, 0,
+                         impl.getStream(device).native_handle(), arguments, nullptr),
+                std::string("starting ") + name);
 }
 
 }  // namespace amp

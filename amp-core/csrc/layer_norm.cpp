@@ -18,6 +18,7 @@
 #include "kernels/layer_norm.cu.h"
 #include "twin.h"
 
+namespace amp::layer_norm {
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -255,3 +256,5 @@ int amp_layer_norm(const at::Tensor* input, const at::Tensor* residual, const at
 }
 
 }  // extern "C"
+
+}  // namespace amp::layer_norm

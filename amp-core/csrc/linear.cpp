@@ -34,6 +34,7 @@
 #include "kernels/linear.cu.h"
 #include "twin.h"
 
+namespace amp::linear {
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -317,3 +318,5 @@ int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tens
 }
 
 }  // extern "C"
+
+}  // namespace amp::linear

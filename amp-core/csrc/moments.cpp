@@ -9,6 +9,7 @@
 
 #include "guard.h"
 
+namespace amp::moments {
 namespace {
 
 constexpr int64_t block = 256;
@@ -74,3 +75,5 @@ int amp_moments_encode(const at::Tensor* from, const at::Tensor* bounds, int pos
 }
 
 }  // extern "C"
+
+}  // namespace amp::moments

@@ -23,17 +23,11 @@
 #include <vector>
 
 #include "guard.h"
-#include "kernels/adam.h"
-#include "kernels/lion.h"
-#include "kernels/rmsprop.h"
-#include "kernels/sgd.h"
 #include "list.h"
+#include "options.h"
 
+namespace amp::optim {
 namespace {
-
-using amp::Handle;
-using amp::list;
-using amp::Tensors;
 
 using MaybeTensor = std::optional<at::Tensor>;
 
@@ -184,3 +178,5 @@ int amp_foreach_lion(const Handle* const* lists, size_t count, const AmpLion* op
 }
 
 }  // extern "C"
+
+}  // namespace amp::optim

@@ -10,6 +10,7 @@
 #include "guard.h"
 #include "random.h"
 
+namespace amp::run {
 namespace {
 
 // What the CPU's generator will go on with, copied as it is: its state as a tensor, which
@@ -127,3 +128,5 @@ int amp_event_synchronize(const void* event) {
 void amp_event_drop(void* event) { delete static_cast<c10::Event*>(event); }
 
 }  // extern "C"
+
+}  // namespace amp::run

@@ -9,12 +9,10 @@
 
 #include "guard.h"
 #include "kernels/lion.cu.h"
-#include "kernels/lion.h"
 #include "kernels/rates.cu.h"
 #include "kernels/rmsprop.cu.h"
-#include "kernels/rmsprop.h"
 #include "kernels/sgd.cu.h"
-#include "kernels/sgd.h"
+#include "options.h"
 
 namespace amp {
 

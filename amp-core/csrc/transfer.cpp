@@ -14,6 +14,7 @@
 
 #include "guard.h"
 
+namespace amp::transfer {
 namespace {
 
 c10::Device cuda(int index) {
@@ -101,3 +102,5 @@ int amp_debug_info_enter(const void* info) {
 void amp_debug_info_drop(void* info) { delete static_cast<DebugInfo*>(info); }
 
 }  // extern "C"
+
+}  // namespace amp::transfer

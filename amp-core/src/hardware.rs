@@ -1,7 +1,9 @@
 //! What the machine is and which numeric switches hold.
 
+mod cuda_library;
 mod report;
 
+pub use cuda_library::CudaLibrary;
 pub use report::{Cpu, CudaDevice, Recommendation, Report};
 
 use serde::{Deserialize, Serialize};
@@ -85,8 +87,12 @@ pub fn parse_device(text: &str) -> Result<Device> {
     };
     let devices = cuda_devices()?;
     if devices == 0 {
+        let why = match cuda_library() {
+            CudaLibrary::Loaded { .. } => "check the driver with nvidia-smi".to_owned(),
+            other => other.to_string(),
+        };
         return Err(Error::config(format!(
-            "device `{text}`: libtorch sees no CUDA device here; check the driver with nvidia-smi, or use --device cpu"
+            "device `{text}`: libtorch sees no CUDA device here: {why}, or use --device cpu"
         )));
     }
     if index as i64 >= devices {
@@ -98,13 +104,25 @@ pub fn parse_device(text: &str) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
-/// How many CUDA devices libtorch can use. Ask here and not tch, which does not load libtorch's
-/// CUDA half.
+/// How many CUDA devices libtorch can use: 0 without an NVIDIA driver, or with a libtorch for the CPU
+/// alone.
 ///
 /// # Errors
-/// When libtorch does.
+/// [`Error::Config`] when there is an NVIDIA driver and libtorch's CUDA library cannot be loaded; the text
+/// says why.
 pub fn cuda_devices() -> Result<i64> {
-    Ok(if ffi::load_cuda()? { Cuda::device_count() } else { 0 })
+    match cuda_library() {
+        CudaLibrary::Loaded { .. } => Ok(Cuda::device_count()),
+        CudaLibrary::NoDriver | CudaLibrary::NotInstalled { .. } => Ok(0),
+        failed @ CudaLibrary::Failed { .. } => {
+            Err(Error::config(format!("{failed}, or use --device cpu")))
+        }
+    }
+}
+
+/// Whether libtorch's CUDA library was loaded when this program started, and if not, why.
+pub fn cuda_library() -> CudaLibrary {
+    ffi::cuda_library()
 }
 
 /// Sets TF32 for f32 matrix products and convolutions, and deterministic algorithms.
@@ -118,9 +136,8 @@ pub fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
 /// Seeds libtorch's generators of every device.
 ///
 /// # Errors
-/// When libtorch does.
+/// None at present.
 pub fn seed_everything(seed: u64) -> Result<()> {
-    ffi::load_cuda()?;
     tch::manual_seed(seed.cast_signed());
     Ok(())
 }

@@ -1,11 +1,167 @@
 //! What the derives say to a user: `ui/<rule>/<defect>.rs` holds one way to break a rule, the
 //! `.stderr` beside it what rustc prints.
 //!
-//! `TRYBUILD=overwrite cargo test -p tests --test ui` writes the `.stderr` files anew; read them
-//! as a user would.
+//! Each case is compiled against the amp-core that this test itself was built with: nothing is built again.
+//!
+//! `UI=overwrite cargo test -p tests --test ui` writes the `.stderr` files anew; read them as a user would.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+    thread,
+};
+
+use serde_json::Value;
 
 #[test]
 fn every_defect_has_its_message() {
-    let cases = trybuild::TestCases::new();
-    cases.compile_fail("ui/*/*.rs");
+    let overwrite = env::var("UI").is_ok_and(|value| value == "overwrite");
+    let amp_core = amp_core();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let cases = Mutex::new(cases(root));
+    let total = cases.lock().expect("no thread has failed").len();
+    let failures = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let Some(case) = cases.lock().expect("no thread has failed").pop() else { break };
+                    if let Err(failure) = check(root, &case, &amp_core, overwrite) {
+                        let text = format!("== {}\n{failure}", case.display());
+                        failures.lock().expect("no thread has failed").push(text);
+                    }
+                }
+            });
+        }
+    });
+    assert!(total > 0, "there are no cases in {}", root.join("ui").display());
+    let mut failures = failures.into_inner().expect("no thread has failed");
+    failures.sort();
+    let count = failures.len();
+    assert!(failures.is_empty(), "{count} of {total} cases failed:\n{}", failures.join("\n"));
+}
+
+/// The cases' paths, as in `ui/loss/twice.rs`.
+fn cases(root: &Path) -> Vec<PathBuf> {
+    let entries = |folder: PathBuf| {
+        fs::read_dir(&folder)
+            .expect("the folder can be read")
+            .map(move |entry| folder.join(entry.expect("an entry").file_name()))
+    };
+    let rules = entries(root.join("ui")).filter(|path| path.is_dir());
+    rules
+        .flat_map(entries)
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .map(|path| path.strip_prefix(root).expect("it is below the root").to_owned())
+        .collect()
+}
+
+/// Compiles the case and compares what rustc says with the `.stderr` file, or writes that file.
+fn check(root: &Path, case: &Path, amp_core: &Path, overwrite: bool) -> Result<(), String> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .current_dir(root)
+        .args(["--edition=2024", "--crate-type=bin", "--emit=metadata", "-Adead_code"])
+        .args(["--error-format=json", "--diagnostic-width=140", "--out-dir"])
+        .arg(folder.path())
+        .arg(format!("--extern=amp_core={}", amp_core.display()))
+        .arg(format!("-Ldependency={}", amp_core.parent().expect("a folder").display()))
+        .arg(case)
+        .output()
+        .expect("rustc runs");
+    if output.status.success() {
+        return Err("it compiles, and must not".to_owned());
+    }
+    let workspace = root.parent().expect("the workspace's root");
+    let said = diagnostics(&output.stderr, workspace);
+    let file = root.join(case).with_extension("stderr");
+    if overwrite {
+        return fs::write(&file, said).map_err(|error| error.to_string());
+    }
+    match fs::read_to_string(&file) {
+        Ok(expected) if expected == said => Ok(()),
+        Ok(expected) => Err(format!("expected:\n{expected}\nrustc says:\n{said}")),
+        Err(error) => Err(format!("{}: {error}; rustc says:\n{said}", file.display())),
+    }
+}
+
+/// What rustc prints, without what depends on the machine or on lines of other files.
+fn diagnostics(json: &[u8], workspace: &Path) -> String {
+    let json = str::from_utf8(json).expect("rustc writes UTF-8");
+    let messages = json.lines().map(|line| match serde_json::from_str::<Value>(line) {
+        Ok(message) => message,
+        // The compiler itself has failed.
+        Err(_) => panic!("{json}"),
+    });
+    messages
+        .filter(|message| message["level"] != "failure-note")
+        .filter_map(|message| Some(message["rendered"].as_str()?.to_owned()))
+        .filter(|text| !text.starts_with("error: aborting due to"))
+        .map(|text| normalized(&text, workspace))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// One diagnostic. Where it shows a line of the workspace, that line's number is left out, and the
+/// space that the number took in all lines.
+fn normalized(text: &str, workspace: &Path) -> String {
+    let workspace = format!("--> {}/", workspace.display());
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut elsewhere = false;
+    let mut lines = Vec::new();
+    for line in text.trim_end().lines() {
+        let start = line.trim_start();
+        if let Some(place) = start.strip_prefix(&workspace) {
+            elsewhere = true;
+            let file = place.split(':').next().unwrap_or(place);
+            lines.push(format!("{}--> $WORKSPACE/{file}", &line[..indent(line)]));
+            continue;
+        }
+        elsewhere &= start.starts_with(|first: char| first.is_ascii_digit() || "|.".contains(first));
+        let number = start.len() - start.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        lines.push(match start.strip_suffix(" others").and_then(|all| all.strip_prefix("and ")) {
+            Some(_) => format!("{}and $N others", &line[..indent(line)]),
+            None if elsewhere => format!("{}{}", " ".repeat(indent(line) + number), &start[number..]),
+            None => line.to_owned(),
+        });
+    }
+    // `15 | code` and ` --> file` below it: numbers end where arrows begin.
+    let arrow = lines.iter().find(|line| line.trim_start().starts_with("--> "));
+    let width = arrow.map_or(0, |line| indent(line));
+    let digits = |line: &String| {
+        let number = line.trim_start();
+        let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(0);
+        if number[end..].starts_with(" |") { end } else { 0 }
+    };
+    let needed = lines.iter().map(digits).max().unwrap_or(0);
+    let spare = " ".repeat(width.saturating_sub(needed));
+    let mut out = String::new();
+    for line in &lines {
+        out.push_str(line.strip_prefix(&spare).unwrap_or(line).trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// The library that cargo has built for this test; cargo says where it is.
+fn amp_core() -> PathBuf {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["test", "--no-run", "--offline", "--package=tests", "--test=ui"]);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let output = cargo.arg("--message-format=json").output().expect("cargo runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let artifacts = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    artifacts
+        .filter(|artifact| artifact["target"]["name"] == "amp_core")
+        .filter_map(|artifact| Some(artifact["filenames"].as_array()?.clone()))
+        .flatten()
+        .filter_map(|name| Some(PathBuf::from(name.as_str()?)))
+        .find(|path| path.extension().is_some_and(|extension| extension == "rlib"))
+        .unwrap_or_else(|| panic!("cargo does not name the library: {text}{errors}"))
 }

@@ -17,7 +17,6 @@ struct AmpCudaDevice {
 }
 
 unsafe extern "C" {
-    fn amp_load_cuda(loaded: *mut c_int) -> c_int;
     fn amp_host_memory_start(out: *mut *mut c_void) -> c_int;
     fn amp_host_memory_read(guard: *const c_void, live: *mut i64, peak: *mut i64);
     fn amp_host_memory_stop(guard: *mut c_void) -> c_int;
@@ -33,13 +32,6 @@ unsafe extern "C" {
     fn amp_get_numerics(tf32: *mut c_int, deterministic: *mut c_int) -> c_int;
     fn amp_cpu_capability(out: *mut c_char, capacity: usize) -> c_int;
     fn amp_cuda_device(index: c_int, out: *mut AmpCudaDevice) -> c_int;
-}
-
-/// Whether libtorch's CUDA half could be loaded.
-pub(crate) fn load_cuda() -> Result<bool> {
-    let mut loaded = 0;
-    checked!(amp_load_cuda(&mut loaded))?;
-    Ok(loaded != 0)
 }
 
 /// Counts the CPU tensor bytes allocated on this thread while it lives.

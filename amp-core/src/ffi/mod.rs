@@ -28,6 +28,7 @@ macro_rules! checked {
 
 // Below the macro, which they use.
 mod checkpoint;
+mod cuda_library;
 mod device;
 mod graph;
 mod kernels;
@@ -38,6 +39,7 @@ mod run;
 mod transfer;
 
 pub(crate) use checkpoint::*;
+pub(crate) use cuda_library::*;
 pub(crate) use device::*;
 pub(crate) use graph::*;
 pub(crate) use kernels::*;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{LIBTORCH_VERSION, cpu_field, cuda_devices};
+use super::{CudaLibrary, LIBTORCH_VERSION, cpu_field, cuda_devices, cuda_library};
 use crate::{Result, ffi, precision::Precision};
 
 /// What `cargo amp doctor` shows.
@@ -12,6 +12,8 @@ pub struct Report {
     pub libtorch: String,
     /// The CPU.
     pub cpu: Cpu,
+    /// Whether libtorch's CUDA library was loaded.
+    pub cuda_library: CudaLibrary,
     /// The CUDA version the driver supports, as `13.0`; null without a usable device.
     pub cuda_driver: Option<String>,
     /// The CUDA devices libtorch can use.
@@ -86,16 +88,19 @@ impl Report {
                 .collect(),
             threads: tch::get_num_threads(),
         };
+        let cuda_library = cuda_library();
         let mut devices = Vec::new();
         let mut cuda_driver = None;
-        for index in 0..cuda_devices()? as usize {
+        // A library that cannot be loaded is part of the report.
+        for index in 0..cuda_devices().unwrap_or(0) as usize {
             let device = ffi::cuda_device(index)?;
             // The driver packs 13.0 as 13000.
             cuda_driver = Some(format!("{}.{}", device.driver / 1000, device.driver % 1000 / 10));
             devices.push(CudaDevice::new(index, device));
         }
         let recommended = recommend(&cpu, devices.first());
-        Ok(Self { libtorch: LIBTORCH_VERSION.into(), cpu, cuda_driver, devices, recommended })
+        let libtorch = LIBTORCH_VERSION.into();
+        Ok(Self { libtorch, cpu, cuda_library, cuda_driver, devices, recommended })
     }
 }
 

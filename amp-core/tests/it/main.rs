@@ -15,6 +15,7 @@ mod classification;
 mod clip;
 mod conv;
 mod conversions;
+mod cuda_library;
 mod data;
 mod data_threads;
 mod demo_training;

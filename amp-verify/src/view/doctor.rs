@@ -12,6 +12,7 @@ pub fn doctor(report: &Report) -> String {
     table.add_row(["cpu", &cpu.name]);
     table.add_row(["  kernels", &format!("{}, {} threads", cpu.kernels, cpu.threads)]);
     table.add_row(["  instructions", &cpu.features.join(" ")]);
+    table.add_row(["cuda library", &report.cuda_library.to_string()]);
     match &report.cuda_driver {
         Some(version) => table.add_row(["cuda driver", &format!("up to CUDA {version}")]),
         None => table.add_row(["cuda", "no device that libtorch can use"]),

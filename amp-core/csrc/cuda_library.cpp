@@ -1,0 +1,53 @@
+// Loads libtorch's CUDA half when the program starts, before anything can ask whether there is CUDA:
+// libtorch answers once and keeps the answer. The program is linked with the CPU half alone, so that it
+// is the same wherever it was built, and a machine without a GPU is spared the time to load the rest.
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <string>
+
+#include "driver.h"
+
+namespace amp::cuda_library {
+namespace {
+
+// As in Rust (ffi/cuda_library.rs).
+enum Status : int { loaded = 0, no_driver = 1, not_installed = 2, failed = 3 };
+
+struct Attempt {
+  Status status;
+  // The library's path, or why it could not be loaded.
+  std::string text;
+};
+
+Attempt load() {
+  const auto path = libtorch_folder() + "libtorch_cuda.so";
+  if (driver().handle == nullptr) return {no_driver, path};
+  if (access(path.c_str(), F_OK) != 0) return {not_installed, path};
+  if (dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr) return {loaded, path};
+  const char* reason = dlerror();
+  return {failed, reason == nullptr ? "the loader gives no reason" : reason};
+}
+
+const Attempt& attempt() {
+  static const Attempt made = load();
+  return made;
+}
+
+// libtorch's CPU half, which this depends on, has been initialised by then.
+__attribute__((constructor)) void load_at_start() { attempt(); }
+
+}  // namespace
+
+extern "C" {
+
+// What became of loading; `text` stays valid.
+int amp_cuda_library(const char** text) {
+  *text = attempt().text.c_str();
+  return attempt().status;
+}
+
+}  // extern "C"
+
+}  // namespace amp::cuda_library

@@ -8,6 +8,7 @@ use amp_core::{
     event::Subscriber,
     memory::MemoryMeter,
     precision::Precision,
+    random,
     record::RunRecord,
     trainer::Graph,
 };
@@ -23,7 +24,9 @@ pub struct Extras {
     pub resume_from: Option<PathBuf>,
 }
 
-/// Trains the case under `precision`; its events go to `subscriber`.
+/// Trains the case under `precision`; its events go to `subscriber`. The run is a
+/// [reproducible section](random::seeded): it follows from the case's seed, whatever other threads
+/// of the process train or draw by amp-core.
 ///
 /// A few batches are trained and thrown away first, so that loading kernels, starting threads and a
 /// process's first CUDA graph count for no precision's time or memory.
@@ -38,6 +41,7 @@ pub fn run(
     subscriber: &mut dyn Subscriber,
 ) -> Result<RunRecord> {
     let config = case.trainer(precision)?;
+    let _section = random::seeded(config.seed)?;
     warm_up(case, &config)?;
     let meter = MemoryMeter::start(config.device)?;
     let mut model = case.build()?;

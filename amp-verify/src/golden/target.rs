@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use amp_core::{
-    Hyperparameters, LightningModule, Result, TrainerConfig,
+    Error, Hyperparameters, LightningModule, Result, TrainerConfig,
     data::DataModule,
     hardware::Fingerprint,
     precision::{Clip, Precision},
@@ -54,7 +54,7 @@ pub struct Target {
 #[derive(Clone)]
 enum Source {
     Fixture(&'static str),
-    Own { subject: Subject, data: DataModule, clip: Option<Clip>, accumulate: i64 },
+    Own { subject: Subject, data: Option<DataModule>, clip: Option<Clip>, accumulate: i64 },
 }
 
 /// An own model's epochs, metric and δ unless they are set.
@@ -79,9 +79,26 @@ impl Target {
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + 'static,
         data: DataModule,
     ) -> Self {
+        Self::without_data(name, build).data(data)
+    }
+
+    /// A model of one's own whose [`data`](Self::data) follows.
+    pub fn without_data(
+        name: &'static str,
+        build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + 'static,
+    ) -> Self {
         let subject = Subject { name, metric: OWN.1, build: Rc::new(build) };
-        let source = Source::Own { subject, data, clip: None, accumulate: 1 };
+        let source = Source::Own { subject, data: None, clip: None, accumulate: 1 };
         Self { source, ..Self::fixture(name) }
+    }
+
+    /// The data of an own model.
+    #[must_use]
+    pub fn data(mut self, own: DataModule) -> Self {
+        if let Source::Own { data, .. } = &mut self.source {
+            *data = Some(own);
+        }
+        self
     }
 
     /// The validation metric the model is judged by, larger being better; of an own model, where
@@ -192,6 +209,9 @@ impl Target {
                 (Case::new(model, choices, device)?, self.margin.unwrap_or(model.margin))
             }
             Source::Own { subject, data, clip, accumulate } => {
+                let data = data.as_ref().ok_or_else(|| {
+                    Error::config(format!("{} has no data: give it with `data`", subject.name))
+                })?;
                 data.check()?;
                 let trainer = TrainerConfig {
                     max_epochs: self.epochs.unwrap_or(OWN.0),

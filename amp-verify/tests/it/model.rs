@@ -153,7 +153,7 @@ pub(crate) fn planted(half: bool) -> Model {
 
 /// A batch of `rows` for [`planted`].
 pub(crate) fn batch(rows: i64) -> Batch {
-    amp_core::hardware::seed_everything(3).expect("a seed");
+    let _section = amp_core::random::seeded(3).expect("a seed");
     let input = Tensor::randn([rows, 64], (Kind::Float, Device::Cpu));
     let target = Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder(10);
     Batch::new(input, target).expect("a batch")

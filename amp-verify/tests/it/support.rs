@@ -55,12 +55,9 @@ pub(crate) fn torch_device() -> amp_core::tch::Device {
     amp_core::hardware::parse_device(&device()).expect("AMP_DEVICE names a device of this machine")
 }
 
-static GENERATOR: std::sync::Mutex<()> = std::sync::Mutex::new(());
-
 /// Keeps libtorch's generators, which are one for the process, from other tests while it lives.
-pub(crate) fn generator() -> std::sync::MutexGuard<'static, ()> {
-    // A test that failed has not harmed them.
-    GENERATOR.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+pub(crate) fn generator() -> amp_core::random::Section {
+    amp_core::random::seeded(0).expect("a seed")
 }
 
 /// Holds a report against its published schema.

@@ -9,7 +9,7 @@ pub use report::{Cpu, CudaDevice, Recommendation, Report};
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device};
 
-use crate::{Error, Result, ffi};
+use crate::{Error, Result, ffi, random};
 
 /// What a figure depends on besides the model: two that differ are not comparable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,19 +125,24 @@ pub fn cuda_library() -> CudaLibrary {
     ffi::cuda_library()
 }
 
-/// Sets TF32 for f32 matrix products and convolutions, and deterministic algorithms.
+/// Sets TF32 for f32 matrix products and convolutions, and deterministic algorithms, for the whole
+/// process. Waits while another thread is in a [reproducible section](crate::random::seeded).
 ///
 /// # Errors
 /// When libtorch does.
 pub fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
+    let _place = random::place();
     ffi::set_numerics(tf32, deterministic)
 }
 
-/// Seeds libtorch's generators of every device.
+/// Seeds libtorch's generators of every device, which the whole process shares. Other threads may
+/// draw from them right after: [`random::seeded`](crate::random::seeded) keeps them out. Waits while
+/// another thread is in such a section.
 ///
 /// # Errors
 /// None at present.
 pub fn seed_everything(seed: u64) -> Result<()> {
+    let _place = random::place();
     tch::manual_seed(seed.cast_signed());
     Ok(())
 }

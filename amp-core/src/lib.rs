@@ -6,7 +6,6 @@ mod error;
 mod ffi;
 mod module;
 mod named;
-mod random;
 mod tensor_file;
 
 pub mod callback;
@@ -26,6 +25,7 @@ pub mod optim;
 pub mod precision;
 pub mod probe;
 pub mod provenance;
+pub mod random;
 pub mod record;
 pub mod state;
 pub mod trainer;

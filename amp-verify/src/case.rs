@@ -5,9 +5,9 @@ use std::sync::Arc;
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
     data::{DataModule, Loading},
-    hardware::seed_everything,
     optim::{Moments, WeightUpdate},
     precision::{Clip, GradScalerConfig, GradientStorage, Precision},
+    random,
     tch::Device,
     trainer::{Graph, NonFinite, ScaleFloor},
 };
@@ -174,7 +174,7 @@ impl Case {
     /// # Errors
     /// When a hyperparameter is unknown or out of range.
     pub fn build(&self) -> Result<Box<dyn LightningModule>> {
-        seed_everything(self.trainer.seed)?;
+        let _section = random::seeded(self.trainer.seed)?;
         (self.model.build)(&self.hyperparameters)
     }
 }

@@ -8,11 +8,12 @@ use amp_core::{
     event::Subscriber,
     memory::MemoryMeter,
     precision::Precision,
+    random,
     record::RunRecord,
     trainer::Graph,
 };
 
-use crate::case::Case;
+use crate::{case::Case, registry::LOSS};
 
 /// What acts on a run, beside what its case says.
 #[derive(Default)]
@@ -23,7 +24,9 @@ pub struct Extras {
     pub resume_from: Option<PathBuf>,
 }
 
-/// Trains the case under `precision`; its events go to `subscriber`.
+/// Trains the case under `precision`; its events go to `subscriber`. The run is a
+/// [reproducible section](random::seeded): it follows from the case's seed, whatever other threads
+/// of the process train or draw by amp-core.
 ///
 /// A few batches are trained and thrown away first, so that loading kernels, starting threads and a
 /// process's first CUDA graph count for no precision's time or memory.
@@ -38,6 +41,7 @@ pub fn run(
     subscriber: &mut dyn Subscriber,
 ) -> Result<RunRecord> {
     let config = case.trainer(precision)?;
+    let _section = random::seeded(config.seed)?;
     warm_up(case, &config)?;
     let meter = MemoryMeter::start(config.device)?;
     let mut model = case.build()?;
@@ -72,23 +76,28 @@ fn warm_up(case: &Case, config: &TrainerConfig) -> Result<()> {
     check_logged(case, &record)
 }
 
-/// A model must log what it is judged by.
+/// A model must log its validation loss, and what it is judged by.
 fn check_logged(case: &Case, record: &RunRecord) -> Result<()> {
-    let judged_by = case.model.judge.name;
-    if record.last(judged_by).is_some() {
-        return Ok(());
-    }
+    let (model, judged_by) = (case.model.name, case.model.judge.name);
     let logged: BTreeSet<&str> = record
         .epochs
         .iter()
         .flat_map(|epoch| &epoch.val)
         .map(|logged| logged.name.as_str())
         .collect();
-    let logged: Vec<&str> = logged.into_iter().collect();
+    let names: Vec<String> = logged.iter().map(|name| format!("`{name}`")).collect();
+    let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+    if !logged.contains(LOSS) {
+        return Err(Error::config(format!(
+            "{model} does not log `{LOSS}` in validation, which every comparison needs: it logs {names}"
+        )));
+    }
+    if logged.contains(judged_by) {
+        return Ok(());
+    }
     Err(Error::config(format!(
-        "{} logs no `{judged_by}` in validation, which it is judged by; it logs {}: declare one of \
-         them with `.metric(…)`, or `.judged_by_loss()`",
-        case.model.name,
-        if logged.is_empty() { "nothing".to_owned() } else { logged.join(", ") }
+        "{model} does not log `{judged_by}` in validation, the value it is judged by: it logs {names}; \
+         name one of them with `metric`, give it one, as `#[metric(accuracy, name = acc)]` logs \
+         `val_acc`, or choose `judged_by_loss`"
     )))
 }

@@ -59,6 +59,7 @@ fn hyperparameters_go_in_and_come_out_by_name() {
 #[test]
 fn regions_hold_in_a_forward_of_ones_own() {
     let model = regions::Regions::builder(10).build().expect("a model");
+    let _section = amp_core::random::seeded(0).expect("libtorch takes a seed");
     let input = Tensor::randn([3, 64], (Kind::Float, Device::Cpu));
     let output = model.forward(&input, &cpu(Precision::F16Mixed)).expect("an output");
     assert_eq!((output.size(), output.kind()), (vec![3, 10], Kind::Float), "the head runs in f32");

@@ -27,7 +27,9 @@ fn every_defect_has_its_message() {
         for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
                 loop {
-                    let Some(case) = cases.lock().expect("no thread has failed").pop() else { break };
+                    let Some(case) = cases.lock().expect("no thread has failed").pop() else {
+                        break;
+                    };
                     if let Err(failure) = check(root, &case, &amp_core, overwrite) {
                         let text = format!("== {}\n{failure}", case.display());
                         failures.lock().expect("no thread has failed").push(text);
@@ -119,11 +121,14 @@ fn normalized(text: &str, workspace: &Path) -> String {
             lines.push(format!("{}--> $WORKSPACE/{file}", &line[..indent(line)]));
             continue;
         }
-        elsewhere &= start.starts_with(|first: char| first.is_ascii_digit() || "|.".contains(first));
+        elsewhere &=
+            start.starts_with(|first: char| first.is_ascii_digit() || "|.".contains(first));
         let number = start.len() - start.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         lines.push(match start.strip_suffix(" others").and_then(|all| all.strip_prefix("and ")) {
             Some(_) => format!("{}and $N others", &line[..indent(line)]),
-            None if elsewhere => format!("{}{}", " ".repeat(indent(line) + number), &start[number..]),
+            None if elsewhere => {
+                format!("{}{}", " ".repeat(indent(line) + number), &start[number..])
+            }
             None => line.to_owned(),
         });
     }

@@ -10,7 +10,7 @@ use std::{
 use tch::{Device, Tensor};
 
 use super::{Batch, SharedDataset};
-use crate::{Error, Result, ffi, precision::Policy};
+use crate::{Error, Result, ffi, precision::Policy, random};
 
 /// The batches of an epoch, gathered by a thread that ends with it.
 pub(super) struct Prefetch {
@@ -38,7 +38,10 @@ impl Prefetch {
         // The thread holds one more while it waits for room.
         let (sender, receiver) = sync_channel(ahead.saturating_sub(1));
         let context = ffi::DebugInfo::current()?;
+        let inherited = random::Inherited::current();
         let body = move || {
+            // The loop waits for this thread, which must not wait for the loop's section.
+            let _guest = inherited.enter();
             let loaded = context.enter().and_then(|()| {
                 let stream = match policy.device {
                     Device::Cuda(index) => Some(ffi::SideStream::new(index)?),

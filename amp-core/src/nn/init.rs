@@ -2,10 +2,11 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::Result;
+use crate::{Result, random};
 
 /// A parameter of this shape, uniform in `[-bound, bound]`.
 pub(super) fn uniform(shape: &[i64], bound: f64) -> Result<Tensor> {
+    let _place = random::place();
     let mut tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
     let _ = tensor.f_uniform_(-bound, bound)?;
     Ok(tensor.f_set_requires_grad(true)?)
@@ -13,6 +14,7 @@ pub(super) fn uniform(shape: &[i64], bound: f64) -> Result<Tensor> {
 
 /// A parameter from a normal distribution around 0.
 pub(super) fn normal(shape: &[i64], std: f64) -> Result<Tensor> {
+    let _place = random::place();
     let mut tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
     let _ = tensor.f_normal_(0.0, std)?;
     Ok(tensor.f_set_requires_grad(true)?)

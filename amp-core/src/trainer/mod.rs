@@ -23,6 +23,7 @@ use crate::{
     callback::Callback,
     data::DataModule,
     event::{Event, Subscriber},
+    random,
     record::{Recorder, RunRecord},
 };
 
@@ -67,11 +68,16 @@ impl<'a> Trainer<'a> {
     /// Trains and validates `model` for the configured epochs. The model is moved to the
     /// policy's device and dtype and stays there.
     ///
+    /// The run draws from libtorch's generators, which the whole process shares, and seeds nothing:
+    /// begin a [reproducible section](crate::random::seeded) before the model is built for a run
+    /// that can be repeated while other threads train. It waits while another thread is in one.
+    ///
     /// # Errors
     /// When the configuration cannot be used, the checkpoint is damaged or another run's, a step
     /// fails or is not finite beyond recovery, the observed dtypes are not those of the precision,
     /// or a subscriber fails.
     pub fn fit(&mut self, model: &mut dyn LightningModule, data: &DataModule) -> Result<RunRecord> {
+        let _place = random::place();
         let mut recorder = Recorder::default();
         let mut emit = |event: Event| -> Result<()> {
             recorder.on_event(&event)?;

@@ -44,6 +44,7 @@ mod optimizers_groups;
 mod optimizers_resume;
 mod probes;
 mod provenance;
+mod random;
 mod recovery;
 mod resume;
 mod scaler;

@@ -49,22 +49,21 @@ impl Anchor {
     pub fn new(golden: &Golden, agreement: &Agreement) -> Result<Self> {
         let runs = golden.runs.iter().map(|(precision, figures)| {
             let tolerance = agreement.tolerances(golden, precision, figures);
-            let value = |original: Option<f64>, tolerance: f64| match original {
+            let value = |name: &str, original: Option<f64>, tolerance: f64| match original {
                 Some(original) if original.is_finite() => {
                     Ok(Value { original, budget: BUDGET * tolerance })
                 }
                 _ => Err(Error::config(format!(
-                    "{} under {precision}: a figure is not a number, which is no golden",
+                    "{} under {precision}: the {name} of the last epoch is not a finite number, \
+                     which cannot be a golden",
                     golden.model
                 ))),
             };
+            let bytes = Some(figures.peak_memory_bytes as f64);
             let anchored = Anchored {
-                accuracy: value(figures.accuracy, tolerance.accuracy)?,
-                loss: value(figures.loss, tolerance.loss)?,
-                peak_memory_bytes: value(
-                    Some(figures.peak_memory_bytes as f64),
-                    tolerance.peak_memory_bytes,
-                )?,
+                accuracy: value("metric", figures.accuracy, tolerance.accuracy)?,
+                loss: value("loss", figures.loss, tolerance.loss)?,
+                peak_memory_bytes: value("peak memory", bytes, tolerance.peak_memory_bytes)?,
             };
             Ok((precision.clone(), anchored))
         });

@@ -2,6 +2,8 @@
 
 mod anchor;
 mod comparable;
+mod isolate;
+mod record;
 mod rules;
 mod spread;
 mod take;
@@ -9,6 +11,7 @@ mod target;
 
 pub use anchor::{Anchor, Anchored, Value};
 pub use comparable::{incomparable, machine};
+pub use isolate::{Site, Training, Turn};
 pub use rules::{Agreement, Moved, Tolerances, refuses_not_a_number, table};
 pub use spread::{Samples, Spread};
 pub use take::{Taken, file_name};

@@ -1,28 +1,17 @@
-//! Taking a golden in a user's test.
+//! Taking a golden in a test.
 
-use std::{
-    env, fs, path,
-    path::{Path, PathBuf},
-    slice,
-    sync::{Mutex, PoisonError},
-};
+use std::{env, fs, path, path::Path, slice};
 
 use amp_core::{
     Error, Result,
     event::Event,
     hardware::{self, Fingerprint},
+    random,
     tch::{self, Device},
 };
 
 use super::{Agreement, Anchor, Golden, Target, incomparable, machine, parse, table};
 use crate::matrix;
-
-/// libtorch's random generator is the process's: two tests that draw from it at once would have
-/// other weights each time.
-static ALONE: Mutex<()> = Mutex::new(());
-
-/// The variable that lets a missing anchor be written, by the value `write`.
-const ANCHORS: &str = "AMP_ANCHORS";
 
 /// A golden to be given to insta.
 pub struct Taken {
@@ -50,9 +39,9 @@ impl Target {
     /// # Errors
     /// As [`golden`](Self::golden).
     pub fn golden_like(&self, known: impl Fn(&Golden) -> Option<Golden>) -> Result<Golden> {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
-        let device = hardware::parse_device(self.check.device.as_ref().unwrap_or(&own))?;
+        // The switches are the process's, like the generators.
+        let _alone = random::seeded(self.first_seed())?;
+        let device = self.device()?;
         hardware::set_numerics(false, device.is_cuda())?;
         // Models of a test are too small for two threads, which wait for each other ten times as
         // long as one takes where other processes want the cores.
@@ -64,6 +53,24 @@ impl Target {
             hardware::set_numerics(false, false)?;
         }
         taken
+    }
+
+    /// The device that it is taken on.
+    pub(super) fn device(&self) -> Result<Device> {
+        let own = env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+        hardware::parse_device(self.check.device.as_ref().unwrap_or(&own))
+    }
+
+    /// The seed of the figures that are kept.
+    pub(super) fn first_seed(&self) -> u64 {
+        self.check.seeds.first().copied().unwrap_or_default()
+    }
+
+    /// What the machine's fingerprint will be when it is taken.
+    pub(super) fn fingerprint(&self) -> Result<Fingerprint> {
+        let device = self.device()?;
+        let deterministic = device.is_cuda();
+        Ok(Fingerprint { tf32: false, deterministic, ..Fingerprint::of(device)? })
     }
 
     fn over_seeds(
@@ -102,27 +109,8 @@ impl Target {
         Agreement { spread: self.check.spread.clone(), memory: true }
     }
 
-    /// Takes the golden and holds it against its anchor in `folder`, or in `AMP_GOLDENS` where that
-    /// is set; the rest is insta's.
-    ///
-    /// # Panics
-    /// When a run fails, or a figure is further from its anchor than the budget: it is a test's
-    /// assertion.
-    pub fn take(&self, folder: &str) -> Taken {
-        let folder = env::var_os("AMP_GOLDENS").map_or_else(|| folder.into(), PathBuf::from);
-        let may_write = env::var(ANCHORS).is_ok_and(|value| value == "write");
-        // To the letter, or to be written anew: every seed.
-        let whole = env::var("INSTA_UPDATE").is_ok_and(|value| value == "force")
-            || env::var("INSTA_REQUIRE_FULL_MATCH").is_ok_and(|value| value == "1");
-        let known = |found: &Golden| if whole { None } else { self.known(found, &folder) };
-        match self.golden_like(known).and_then(|golden| self.prepare(&golden, &folder, may_write)) {
-            Ok(taken) => taken,
-            Err(error) => panic!("{error}"),
-        }
-    }
-
     /// What `folder` has of this target and machine. One of another form is none: insta shows both.
-    fn known(&self, found: &Golden, folder: &Path) -> Option<Golden> {
+    pub(super) fn known(&self, found: &Golden, folder: &Path) -> Option<Golden> {
         let name = self.file_name(found.fingerprint.as_ref());
         let text = fs::read_to_string(folder.join(format!("{name}.snap"))).ok()?;
         parse(&text).ok()
@@ -142,15 +130,11 @@ impl Target {
         let snapshot = folder.join(format!("{name}.snap"));
         let path = folder.join(format!("{name}.anchor.json"));
         let known = self.known(golden, &folder);
-        match (known.as_ref().and_then(|golden| golden.fingerprint.as_ref()), &golden.fingerprint) {
-            (Some(known), Some(own)) => {
-                if let Some(why) = incomparable(known, own) {
-                    return Err(Error::NotComparable(why));
-                }
-            }
-            _ => eprintln!(
-                "NOT COMPARABLE: there is no golden {name} yet; {ANCHORS}=write writes its anchor"
-            ),
+        let known = known.as_ref().and_then(|golden| golden.fingerprint.as_ref());
+        if let Some((known, own)) = known.zip(golden.fingerprint.as_ref())
+            && let Some(why) = incomparable(known, own)
+        {
+            return Err(Error::NotComparable(why));
         }
         // Without a golden insta refuses, and keeps the new one for review.
         if snapshot.exists() || path.exists() || may_write {
@@ -222,9 +206,24 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 /// }
 /// ```
 ///
-/// Figures that moved are
-/// printed as a table; `cargo insta review` accepts them. `AMP_ANCHORS=write` writes an anchor that
-/// is missing, which nothing else does.
+/// # Recording
+/// A golden that is missing fails the test before anything is trained, with the command that
+/// records it: the same test with `AMP_ANCHORS=write` in the environment. That makes the folder,
+/// and writes the golden and its anchor; commit both. Figures that moved later are printed as a
+/// table, and `cargo insta review` accepts them.
+///
+/// # Other tests of the same binary
+/// Tests run on threads of one process, and libtorch has one random generator for all of them. The
+/// training, and the expression after `data =`, therefore run in a process of their own: the test
+/// binary is started again for this one test, so that what the test does before `verify!` is done
+/// there, too. Under cargo-nextest, and where tests run one at a time (`--test-threads=1`), there
+/// is nothing to be disturbed by, and the training runs in the test's own process. It does so too
+/// where the thread is not named after its test: in a `main` of one's own (`harness = false`) and on
+/// threads that a test starts.
+///
+/// # Panics
+/// When a golden or its anchor is missing, a run fails, the model does not log its metric, or
+/// figures have moved.
 #[macro_export]
 macro_rules! verify {
     ($model:ident, registry = $registry:expr $(, $setter:ident = $value:expr)* $(,)?) => {
@@ -233,18 +232,33 @@ macro_rules! verify {
         )$(.$setter($value))*)
     };
     ($model:ident, data = $data:expr $(, $setter:ident = $value:expr)* $(,)?) => {
-        $crate::verify!(@take $crate::golden::Target::model(
-            ::std::stringify!($model),
-            |hyperparameters| {
-                let builder = $model::builder().hyperparameters(hyperparameters)?;
-                ::std::result::Result::Ok(::std::boxed::Box::new(builder.build()?))
-            },
-            $data,
-        )$(.$setter($value))*)
+        $crate::verify!(@take
+            $crate::golden::Target::without_data(
+                ::std::stringify!($model),
+                |hyperparameters| {
+                    let builder = $model::builder().hyperparameters(hyperparameters)?;
+                    ::std::result::Result::Ok(::std::boxed::Box::new(builder.build()?))
+                },
+            )$(.$setter($value))*,
+            $data)
     };
-    (@take $target:expr) => {{
-        let folder = ::std::concat!(::std::env!("CARGO_MANIFEST_DIR"), "/tests/goldens");
-        let taken = $crate::golden::Target::take(&$target, folder);
-        taken.settings.bind(|| $crate::__private::insta::assert_snapshot!(taken.name, taken.text));
+    (@take $target:expr $(, $data:expr)?) => {{
+        let target = $target;
+        let site = $crate::golden::Site {
+            folder: ::std::concat!(::std::env!("CARGO_MANIFEST_DIR"), "/tests/goldens"),
+            file: ::std::file!(),
+            is_test: ::std::cfg!(test),
+        };
+        let taken = match $crate::golden::Turn::of(&target, site) {
+            $crate::golden::Turn::Train(training) => {
+                // Here and not before: only the process that trains makes the data.
+                ::std::option::Option::Some(training.take(&target$(.data($data))?))
+            }
+            $crate::golden::Turn::Compare(taken) => ::std::option::Option::Some(*taken),
+            $crate::golden::Turn::Pass => ::std::option::Option::None,
+        };
+        if let ::std::option::Option::Some($crate::golden::Taken { name, text, settings }) = taken {
+            settings.bind(|| $crate::__private::insta::assert_snapshot!(name, text));
+        }
     }};
 }

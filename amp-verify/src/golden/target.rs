@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use amp_core::{
-    Hyperparameters, LightningModule, Result, TrainerConfig,
+    Error, Hyperparameters, LightningModule, Result, TrainerConfig,
     data::DataModule,
     hardware::Fingerprint,
     precision::{Clip, Precision},
@@ -56,7 +56,7 @@ pub struct Target {
 #[derive(Clone)]
 enum Source {
     Registered { registry: Registry, model: Arc<Model> },
-    Own { subject: Subject, data: DataModule, clip: Option<Clip>, accumulate: i64 },
+    Own { subject: Subject, data: Option<DataModule>, clip: Option<Clip>, accumulate: i64 },
 }
 
 /// A model's epochs, metric and δ where no registry has them and they are not set.
@@ -90,8 +90,25 @@ impl Target {
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
         data: DataModule,
     ) -> Self {
+        Self::without_data(name, build).data(data)
+    }
+
+    /// A model that no registry has, whose [`data`](Self::data) follows.
+    pub fn without_data(
+        name: &'static str,
+        build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
+    ) -> Self {
         let subject = Subject { name, judge: OWN.1, build: Arc::new(build) };
-        Self::of(Source::Own { subject, data, clip: None, accumulate: 1 })
+        Self::of(Source::Own { subject, data: None, clip: None, accumulate: 1 })
+    }
+
+    /// The data of a model that no registry has.
+    #[must_use]
+    pub fn data(mut self, own: DataModule) -> Self {
+        if let Source::Own { data, .. } = &mut self.source {
+            *data = Some(own);
+        }
+        self
     }
 
     /// The validation metric the model is judged by, higher being better; `val_acc` unless it is set.
@@ -213,6 +230,9 @@ impl Target {
                 (Case::new(registry, model, choices, device)?, margin)
             }
             Source::Own { subject, data, clip, accumulate } => {
+                let data = data.as_ref().ok_or_else(|| {
+                    Error::config(format!("{} has no data: give it with `data`", subject.name))
+                })?;
                 data.check()?;
                 let trainer = TrainerConfig {
                     max_epochs: self.epochs.unwrap_or(OWN.0),

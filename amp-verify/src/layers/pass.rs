@@ -12,6 +12,7 @@ use amp_core::{
     log::Log,
     nn::{Call, Context, Op, Parameter, Probe, parameters, place},
     precision::{Policy, Precision, is_floating},
+    random,
     tch::{Device, Kind, Tensor},
 };
 
@@ -97,6 +98,7 @@ pub(super) struct Plan {
 /// its jobs.
 pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
+    let _section = random::seeded(subject.seed)?;
     let mut model = (subject.build)()?;
     place(model.as_ref(), policy, &subject.islands)?;
     let batch = subject.batch.place(policy)?;
@@ -261,7 +263,7 @@ impl Observer {
 /// They do on the CPU; on CUDA the elements that one thread draws for follow from the dtype.
 pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     let draw = |kind: Kind| -> Result<Tensor> {
-        seed_everything(0)?;
+        let _section = random::seeded(0)?;
         let mut drawn = Vec::new();
         for size in [7, 1000, 65_537] {
             drawn.push(Tensor::f_ones([size], (kind, device))?.f_dropout(0.5, true)?.f_ne(0.0)?);

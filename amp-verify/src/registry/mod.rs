@@ -34,7 +34,6 @@ mod model;
 mod project;
 
 pub use data_set::DataSet;
-#[cfg(feature = "cli")]
 pub(crate) use judge::LOSS;
 pub use judge::{Direction, Judge};
 pub use model::{Build, Model};

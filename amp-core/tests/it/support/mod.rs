@@ -7,8 +7,6 @@ pub(crate) mod model;
 pub(crate) mod oracle;
 pub(crate) mod tfevents;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use amp_core::{
     Result, Trainer, TrainerConfig,
     event::{Event, Subscriber},
@@ -16,21 +14,18 @@ use amp_core::{
     nn::Parameter,
     optim::{AdamW, Optimizer, OptimizerConfig},
     precision::{GradScalerConfig, Precision},
+    random::{self, Section},
     tch::{self, Device, Tensor},
 };
 
 use self::model::{Model, constant, linear, same};
 
-static GENERATOR: Mutex<()> = Mutex::new(());
-
-/// Seeds libtorch's generator and keeps it from other tests while the guard lives: it is one for
+/// Seeds libtorch's generator and keeps it from other tests while the section lives: it is one for
 /// the process, and weights and dropout draw from it. Sums run on one thread meanwhile.
-pub(crate) fn seeded(seed: u64) -> MutexGuard<'static, ()> {
-    // A test that failed has not harmed the generator.
-    let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+pub(crate) fn seeded(seed: u64) -> Section {
+    let section = random::seeded(seed).expect("libtorch takes a seed");
     tch::set_num_threads(1);
-    hardware::seed_everything(seed).expect("libtorch takes a seed");
-    guard
+    section
 }
 
 /// The kernel set that ATen uses in this process, as the oracles name it.

@@ -1,0 +1,176 @@
+//! Sections that have libtorch's generators alone, beside threads that train and build layers.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use amp_core::{
+    Hook, Result, Trainer, TrainerConfig,
+    callback::{Action, Callback},
+    data::{Batch, DataModule, Dataset, Loading, SharedDataset},
+    nn::parameters,
+    optim::{OptimizerConfig, Sgd},
+    precision::{Precision, StepOutcome},
+    random,
+    tch::{Device, Kind, Tensor},
+};
+
+use crate::support::{
+    bits::bits,
+    message,
+    model::{Model, constant, demo, digits, linear, same},
+};
+
+fn sgd() -> OptimizerConfig {
+    OptimizerConfig::new(Sgd { lr: 1e-2, ..Default::default() })
+}
+
+fn config() -> TrainerConfig {
+    TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, Device::Cpu) }
+}
+
+/// A few steps of a model with dropout: its weights at the end.
+fn trained() -> Result<Vec<String>> {
+    let data = same(digits(96)?, 16)?;
+    let mut model = Model::regression(demo(0.2)?, |_| sgd());
+    model.loss = amp_core::loss::cross_entropy;
+    Trainer::new(config()).fit(&mut model, &data)?;
+    Ok(parameters(&model).iter().map(|parameter| bits(&parameter.tensor)).collect())
+}
+
+/// Sections that train at the same time, beside a thread that builds layers, seeds and trains: each
+/// comes to the same weights.
+#[test]
+fn sections_are_not_disturbed() {
+    let section = || -> Result<Vec<String>> {
+        let _section = random::seeded(7)?;
+        trained()
+    };
+    let done = AtomicBool::new(false);
+    let found: Vec<Vec<String>> = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                linear(3, 3).expect("a layer");
+                amp_core::hardware::seed_everything(1).expect("a seed");
+                trained().expect("a run");
+            }
+        });
+        let runs: Vec<_> =
+            (0..3).map(|_| scope.spawn(|| [section(), section()].map(Result::ok))).collect();
+        let found: Vec<_> =
+            runs.into_iter().flat_map(|run| run.join().expect("a thread that trains")).collect();
+        done.store(true, Ordering::Relaxed);
+        found.into_iter().map(|run| run.expect("a run")).collect()
+    });
+    assert_eq!(found.len(), 6);
+    assert!(found.iter().all(|weights| *weights == found[0]), "one seed, and other weights");
+}
+
+/// A section within another seeds anew; the outer one lasts.
+#[test]
+fn a_section_within_another_seeds_anew() -> Result<()> {
+    let draw = || Vec::<f32>::try_from(Tensor::rand([4], (Kind::Float, Device::Cpu)));
+    let outer = random::seeded(1)?;
+    let first = draw()?;
+    {
+        let _inner = random::seeded(1)?;
+        assert_eq!(draw()?, first);
+    }
+    // Another thread's section would begin now, if the inner one had ended the outer one.
+    let begun = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let section = random::seeded(2);
+            begun.store(section.is_ok(), Ordering::Relaxed);
+        });
+        for _ in 0..100 {
+            thread::yield_now();
+        }
+        assert!(!begun.load(Ordering::Relaxed), "two sections at once");
+        drop(outer);
+    });
+    assert!(begun.into_inner());
+    Ok(())
+}
+
+/// Begins a section in the middle of a run.
+struct Late {
+    said: Option<String>,
+}
+
+impl Callback for Late {
+    fn name(&self) -> String {
+        "Late".to_owned()
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        _: Option<&StepOutcome>,
+        _: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        self.said = random::seeded(1).err().map(|error| error.to_string());
+        Ok(Vec::new())
+    }
+}
+
+/// What a run has drawn already, others may have disturbed: there is nothing left to reproduce. In a
+/// run that is in a section, one may begin.
+#[test]
+fn no_section_begins_within_a_run_outside_of_one() -> Result<()> {
+    let train = || -> Result<Option<String>> {
+        let mut model = Model::regression(linear(3, 3)?, |_| sgd());
+        let mut late = Late { said: None };
+        Trainer::new(config())
+            .callback(&mut late)
+            .fit(&mut model, &same(constant(4, 3, 1.0)?, 2)?)?;
+        Ok(late.said)
+    };
+    let said = train()?.expect("an error");
+    assert!(said.contains("call random::seeded before it"), "{said}");
+    let _section = random::seeded(0)?;
+    assert_eq!(train()?, None);
+    Ok(())
+}
+
+/// Each batch draws a layer's weights.
+struct Drawn;
+
+impl Dataset for Drawn {
+    fn len(&self) -> i64 {
+        8
+    }
+
+    fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
+        let layer = linear(3, 3)?;
+        let input = parameters(&layer)[0].tensor.detach().narrow(0, 0, 1);
+        let input = input.repeat([indices.len() as i64, 1]);
+        Batch::new(input.copy(), input)
+    }
+}
+
+/// The thread that loads data works for the section of the thread that trains, and is not kept out
+/// of it; it begins none of its own.
+#[test]
+fn a_data_loader_is_within_the_section() -> Result<()> {
+    struct Begins;
+    impl Dataset for Begins {
+        fn len(&self) -> i64 {
+            8
+        }
+
+        fn gather(&mut self, _: &[i64]) -> Result<Batch> {
+            random::seeded(1).and(constant(2, 3, 1.0))
+        }
+    }
+    let data = |set: SharedDataset| {
+        let loading = Loading { prefetch: Some(2), ..Loading::default() };
+        DataModule { loading, ..DataModule::new("drawn", set.clone(), set, 2) }
+    };
+    let mut model = Model::regression(linear(3, 3)?, |_| sgd());
+    let _section = random::seeded(0)?;
+    Trainer::new(config()).fit(&mut model, &data(Drawn.into()))?;
+    let refused = Trainer::new(config()).fit(&mut model, &data(Begins.into()));
+    assert!(message(refused).contains("call random::seeded before it"));
+    Ok(())
+}

@@ -1,0 +1,260 @@
+//! A process of its own for the training of a golden.
+//!
+//! The tests of a binary run on threads of one process, whose random generators, numeric switches
+//! and memory statistics libtorch keeps once. A golden that trained there would have other figures
+//! whenever another test draws a number. So [`verify!`](crate::verify) starts the test binary again
+//! for its own test alone: that process trains, writes the figures to a file and ends, and the test
+//! holds them against the golden.
+
+use std::{
+    cell::Cell,
+    env, fs,
+    os::unix::process::parent_id,
+    path::PathBuf,
+    process::{self, Command, Output, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+use amp_core::{Error, Result, file::Staged, random};
+use serde::{Deserialize, Serialize};
+
+use super::{Golden, Taken, Target, record::Folder};
+
+/// The variable that tells a process which golden it is to train, as JSON.
+const ORDER: &str = "AMP_VERIFY_ORDER";
+
+/// Lines of a failed process that are shown.
+const SHOWN: usize = 15;
+
+/// A GPU has room and time for one training at once.
+static ON_GPU: Mutex<()> = Mutex::new(());
+
+/// Where a [`verify!`](crate::verify) is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Site {
+    /// The folder of its goldens.
+    pub folder: &'static str,
+    /// Its source file.
+    pub file: &'static str,
+    /// Whether it was compiled as a test.
+    pub is_test: bool,
+}
+
+/// What a [`verify!`](crate::verify) has to do.
+pub enum Turn {
+    /// Train here: the data is to be made now.
+    Train(Training),
+    /// Compare the figures of another process, which has trained.
+    Compare(Box<Taken>),
+    /// Nothing: this process trains the golden of another `verify!`.
+    Pass,
+}
+
+/// A training in this process, which draws random numbers alone while this lives.
+pub struct Training {
+    folder: Folder,
+    /// Where another process waits for the figures.
+    order: Option<Order>,
+    _section: random::Section,
+}
+
+/// Which golden a process trains, and where it leaves the figures.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    /// The process that waits; what this process starts in turn has another parent.
+    parent: u32,
+    /// The test's name, which is its thread's.
+    test: String,
+    /// How many `verify!` of the test come before.
+    place: usize,
+    /// The golden's name.
+    golden: String,
+    /// The file for the answer.
+    answer: PathBuf,
+}
+
+/// What a process that trains leaves behind.
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    Golden(Box<Golden>),
+    Error(String),
+}
+
+thread_local! {
+    /// How many `verify!` this thread has come to.
+    static PLACE: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Turn {
+    /// Says what is missing before anything is trained, and lets another process train where other
+    /// tests of this one could disturb it.
+    ///
+    /// # Panics
+    /// When a golden is missing and not to be written, the device is unknown, or the training in
+    /// another process fails: it is a test's assertion.
+    pub fn of(target: &Target, site: Site) -> Self {
+        let place = PLACE.replace(PLACE.get() + 1);
+        Self::find(target, site, place).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn find(target: &Target, site: Site, place: usize) -> Result<Self> {
+        let folder = Folder::of(site);
+        let golden = target.file_name(Some(&target.fingerprint()?));
+        let thread = thread::current();
+        let test = thread.name();
+        if let Some(order) = Order::given()? {
+            let asked = (order.test.as_str(), order.place, &order.golden);
+            return match test.is_some_and(|test| (test, place, &golden) == asked) {
+                true => Training::begin(target, folder, Some(order)).map(Self::Train),
+                false => Ok(Self::Pass),
+            };
+        }
+        folder.check_recorded(target, test)?;
+        let args: Vec<String> = env::args().skip(1).collect();
+        let trained = match test {
+            Some(test) if site.is_test && has_company(test, &args) => {
+                trained_elsewhere(target, test, place, golden)?
+            }
+            _ => None,
+        };
+        match trained {
+            Some(golden) => Ok(Self::Compare(Box::new(folder.taken(target, &golden)?))),
+            None => Training::begin(target, folder, None).map(Self::Train),
+        }
+    }
+}
+
+impl Training {
+    fn begin(target: &Target, folder: Folder, order: Option<Order>) -> Result<Self> {
+        // Seeded, so that data drawn at random are the same each time.
+        Ok(Self { folder, order, _section: random::seeded(target.first_seed())? })
+    }
+
+    /// Trains `target`, which has its data by now. A process that was started for this ends here.
+    ///
+    /// # Panics
+    /// When a run fails, or a figure is further from its anchor than the budget: it is a test's
+    /// assertion.
+    pub fn take(self, target: &Target) -> Taken {
+        let golden = target.golden_like(|found| self.folder.known(target, found));
+        if let Some(order) = self.order {
+            order.answer(golden);
+        }
+        let taken = golden.and_then(|golden| self.folder.taken(target, &golden));
+        taken.unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+impl Order {
+    /// What this process was started for.
+    fn given() -> Result<Option<Self>> {
+        let Ok(text) = env::var(ORDER) else { return Ok(None) };
+        let order: Self = serde_json::from_str(&text)
+            .map_err(|error| Error::config(format!("{ORDER}: {error}; unset it")))?;
+        Ok((order.parent == parent_id()).then_some(order))
+    }
+
+    /// Leaves the figures for the process that waits, and ends this one.
+    fn answer(&self, golden: Result<Golden>) -> ! {
+        let answer = match golden {
+            Ok(golden) => Answer::Golden(Box::new(golden)),
+            Err(error) => Answer::Error(error.to_string()),
+        };
+        let text = serde_json::to_string(&answer).expect("an answer is JSON");
+        let written = Staged::create(&self.answer).and_then(|file| file.write(text.as_bytes()));
+        if let Err(error) = written {
+            eprintln!("{error}");
+            process::exit(1);
+        }
+        process::exit(0)
+    }
+}
+
+/// Whether other tests may run at the same time as `test` in a process with these arguments.
+fn has_company(test: &str, args: &[String]) -> bool {
+    const THREADS: &str = "--test-threads";
+    let joined = args.iter().filter_map(|arg| arg.strip_prefix(THREADS)?.strip_prefix('='));
+    let apart = args.windows(2).filter(|pair| pair[0] == THREADS).map(|pair| pair[1].as_str());
+    let threads = joined.chain(apart).next().map(str::to_owned);
+    let threads = threads.or_else(|| env::var("RUST_TEST_THREADS").ok());
+    if test == "main" || threads.is_some_and(|threads| threads == "1") {
+        return false;
+    }
+    // This test alone, as cargo-nextest runs each.
+    let names: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    !(args.iter().any(|arg| arg == "--exact") && names == [test])
+}
+
+/// Trains in another process. `None` where the binary ends well and has not come to train, since
+/// it is no binary of tests that are called as its threads are.
+fn trained_elsewhere(
+    target: &Target,
+    test: &str,
+    place: usize,
+    golden: String,
+) -> Result<Option<Golden>> {
+    let failed = |error| Error::io(&golden, error);
+    let folder = tempfile::tempdir().map_err(failed)?;
+    let answer = folder.path().join("answer.json");
+    let (parent, test) = (process::id(), test.to_owned());
+    let name = golden.clone();
+    let order = Order { parent, test, place, golden: name, answer };
+    let _alone = match target.device()?.is_cuda() {
+        true => Some(ON_GPU.lock().unwrap_or_else(PoisonError::into_inner)),
+        false => None,
+    };
+    let output = Command::new(env::current_exe().map_err(failed)?)
+        .args(["--exact", &order.test])
+        .args(["--include-ignored", "--nocapture", "--test-threads=1"])
+        .env(ORDER, serde_json::to_string(&order).expect("an order is JSON"))
+        .stdin(Stdio::null())
+        .output()
+        .map_err(failed)?;
+    let said = said(&output, &order.test);
+    // Shown by libtest where the test fails, or shows what it prints.
+    print!("{said}");
+    match fs::read_to_string(&order.answer) {
+        Ok(text) => match serde_json::from_str(&text) {
+            Ok(Answer::Golden(golden)) => Ok(Some(*golden)),
+            Ok(Answer::Error(text)) => Err(Error::config(text)),
+            Err(error) => Err(Error::config(format!("{golden}: {error}"))),
+        },
+        Err(_) if output.status.success() => Ok(None),
+        Err(_) => {
+            let lines: Vec<&str> = said.lines().collect();
+            let last = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
+            Err(Error::config(format!(
+                "{golden}: the process that was to train it ended with {} before it had trained; \
+                 its last lines:\n{last}",
+                output.status
+            )))
+        }
+    }
+}
+
+/// What a process printed, without libtest's own lines before the test.
+fn said(output: &Output, test: &str) -> String {
+    let out = String::from_utf8_lossy(&output.stdout);
+    let own = out.split_once(&format!("test {test} ... ")).map_or(&*out, |(_, own)| own);
+    format!("{own}{}", String::from_utf8_lossy(&output.stderr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_company;
+
+    #[test]
+    fn one_test_at_a_time_has_no_company() {
+        let has = |test: &str, line: &str| {
+            let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            has_company(test, &args)
+        };
+        assert!(has("a::b", "") && has("a::b", "a::b --nocapture") && has("a::b", "--exact a b"));
+        assert!(has("a::b", "--test-threads=2") && has("a::b", "--test-threads 4"));
+        assert!(has("a::b", "--exact a::b a::c"));
+        assert!(!has("main", ""));
+        assert!(!has("a::b", "--test-threads=1") && !has("a::b", "x --test-threads 1"));
+        assert!(!has("a::b", "--exact a::b --nocapture") && !has("a::b", "a::b --exact"));
+    }
+}

@@ -1,0 +1,111 @@
+//! The folder of goldens: what is missing in it, and what a run may write to it.
+
+use std::{env, fs, path::PathBuf};
+
+use amp_core::{Error, Result, file::Staged};
+
+use super::{Golden, Site, Taken, Target, incomparable, parse};
+
+/// The variable that lets what is missing be written, by the value `write`.
+const ANCHORS: &str = "AMP_ANCHORS";
+
+/// The folder of goldens, and what a run may do there.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    /// The source file, which a golden names.
+    source: &'static str,
+    /// Whether a missing golden is written with its anchor.
+    writes: bool,
+    /// Whether insta writes or keeps a golden that is missing or moved.
+    insta_writes: bool,
+    /// Whether insta was told what to do.
+    insta_decides: bool,
+    /// Whether figures are held against the golden to the letter, or written anew: every seed is
+    /// needed.
+    whole: bool,
+}
+
+impl Folder {
+    /// The folder that `AMP_GOLDENS` names, or else `site` does.
+    pub(super) fn of(site: Site) -> Self {
+        let set = |name: &str| env::var(name).unwrap_or_default();
+        let update = set("INSTA_UPDATE");
+        let insta_decides = !matches!(update.as_str(), "" | "auto");
+        Self {
+            path: env::var_os("AMP_GOLDENS").map_or_else(|| site.folder.into(), PathBuf::from),
+            source: site.file,
+            writes: set(ANCHORS) == "write",
+            insta_writes: insta_decides && update != "no" || set("INSTA_FORCE_PASS") == "1",
+            insta_decides,
+            whole: update == "force" || set("INSTA_REQUIRE_FULL_MATCH") == "1",
+        }
+    }
+
+    /// What it has of this target and machine, where figures that agree need no further seeds.
+    pub(super) fn known(&self, target: &Target, found: &Golden) -> Option<Golden> {
+        if self.whole { None } else { target.known(found, &self.path) }
+    }
+
+    /// Says before the training what is missing after it; `test` is the name of the test.
+    ///
+    /// # Errors
+    /// When a golden or its anchor is missing and not to be written, or the golden is of another
+    /// kind of machine.
+    pub(super) fn check_recorded(&self, target: &Target, test: Option<&str>) -> Result<()> {
+        let fingerprint = target.fingerprint()?;
+        let name = target.file_name(Some(&fingerprint));
+        let [golden, anchor] = ["snap", "anchor.json"].map(|end| self.file(&name, end));
+        let command = match test {
+            Some(test) if test != "main" => format!("`{ANCHORS}=write cargo test {test}`"),
+            _ => format!("`{ANCHORS}=write cargo test`"),
+        };
+        if !golden.exists() {
+            let may_write = self.writes || (self.insta_writes && anchor.exists());
+            if !may_write {
+                return Err(Error::NotComparable(format!(
+                    "NOT COMPARABLE: there is no golden {} yet: record it with {command}, read \
+                     its figures, and commit it with its anchor",
+                    golden.display()
+                )));
+            }
+            println!("{name} is recorded for the first time, in {}", self.path.display());
+            return Ok(());
+        }
+        if !anchor.exists() && !self.writes {
+            return Err(Error::config(format!(
+                "{}: a golden needs its anchor: write it with {command}, and commit it",
+                anchor.display()
+            )));
+        }
+        let text = fs::read_to_string(&golden).map_err(|error| Error::io(&golden, error))?;
+        let known = parse(&text).ok().and_then(|known| known.fingerprint);
+        match known.and_then(|known| incomparable(&known, &fingerprint)) {
+            Some(why) => Err(Error::NotComparable(why)),
+            None => Ok(()),
+        }
+    }
+
+    /// Holds a golden that was just taken against what the folder has, and writes what is missing
+    /// and may be written. The rest is insta's.
+    ///
+    /// # Errors
+    /// As [`Target::prepare`]; when a file cannot be written.
+    pub(super) fn taken(&self, target: &Target, golden: &Golden) -> Result<Taken> {
+        if self.writes {
+            fs::create_dir_all(&self.path).map_err(|error| Error::io(&self.path, error))?;
+        }
+        let taken = target.prepare(golden, &self.path, self.writes)?;
+        let path = self.file(&taken.name, "snap");
+        if self.writes && !self.insta_decides && !path.exists() {
+            let Taken { text, .. } = &taken;
+            let text = format!("---\nsource: {}\n---\n{text}\n", self.source);
+            Staged::create(&path)?.write(text.as_bytes())?;
+        }
+        Ok(taken)
+    }
+
+    fn file(&self, name: &str, end: &str) -> PathBuf {
+        self.path.join(format!("{name}.{end}"))
+    }
+}

@@ -1,0 +1,287 @@
+//! `verify!` beside other tests of its binary, and what it says where it cannot train. The ignored
+//! tests are what a user might write; the others run them in this binary once more.
+
+use std::{
+    env, fs,
+    path::Path,
+    process::{Command, Output},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use amp_core::{data::DataModule, precision::Precision, prelude::*};
+use amp_verify::verify;
+use rstest::rstest;
+
+/// Draws its weights, and what it drops in each step.
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[metric(accuracy, name = acc)]
+#[optimizer(adamw, lr = 1e-2)]
+struct Drawn {
+    #[layer(sequential(linear(8, 32), relu, dropout(0.5), linear(32, 4)))]
+    body: Sequential,
+}
+
+/// The same without a metric.
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-2)]
+struct Unjudged {
+    #[layer(linear(8, 4))]
+    body: Linear,
+}
+
+/// The same with another metric.
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[metric(f1, num_classes = 4)]
+#[optimizer(adamw, lr = 1e-2)]
+struct Scored {
+    #[layer(linear(8, 4))]
+    body: Linear,
+}
+
+/// Examples that are drawn anew each time.
+fn drawn() -> Result<DataModule> {
+    let set = || -> Result<Batch> {
+        let input = Tensor::f_randn([256, 8], (Kind::Float, Device::Cpu))?;
+        let target = input.f_narrow(1, 0, 4)?.f_argmax(1, false)?;
+        Batch::new(input, target)
+    };
+    Ok(DataModule::new("drawn", set()?, set()?, 32))
+}
+
+static TRAINED: AtomicBool = AtomicBool::new(false);
+
+/// Says that the golden's test has ended, also where it fails.
+struct Ended;
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        TRAINED.store(true, Ordering::Relaxed);
+    }
+}
+
+const IN_ONE: [Precision; 1] = [Precision::Bf16Mixed];
+
+#[test]
+#[ignore = "run by the tests of this file"]
+fn golden() -> Result<()> {
+    let _ended = Ended;
+    verify!(Drawn, data = drawn()?, precisions = IN_ONE);
+    Ok(())
+}
+
+/// Draws while `golden` trains.
+#[test]
+#[ignore = "run by the tests of this file"]
+fn noise() {
+    while !TRAINED.load(Ordering::Relaxed) {
+        drop(Tensor::randn([16], (Kind::Float, Device::Cpu)));
+    }
+}
+
+/// Several goldens in one test, one of them for each round of a loop.
+#[test]
+#[ignore = "run by the tests of this file"]
+fn several() {
+    for classes in [2, 4] {
+        verify!(Drawn, data = drawn().expect("data"), precisions = IN_ONE, case = classes);
+    }
+    verify!(Drawn, data = drawn().expect("data"), precisions = IN_ONE, epochs = 1, case = "short");
+}
+
+/// Two goldens of one name, of which the second is another run.
+#[test]
+#[ignore = "run by the tests of this file"]
+fn twice() {
+    for epochs in [3, 2] {
+        verify!(Drawn, data = drawn().expect("data"), precisions = IN_ONE, epochs = epochs);
+    }
+}
+
+#[rstest]
+#[ignore = "run by the tests of this file"]
+fn cases(#[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision) {
+    verify!(Drawn, data = drawn().expect("data"), precisions = [precision], case = precision);
+}
+
+#[test]
+#[ignore = "run by the tests of this file"]
+#[should_panic(expected = "has no validation examples")]
+fn expected_to_fail() {
+    let empty = || Batch::new(Tensor::zeros([0, 8], (Kind::Float, Device::Cpu)), Tensor::new());
+    let unusable = || Ok::<_, Error>(DataModule { val: empty()?.into(), ..drawn()? });
+    verify!(Drawn, data = unusable().expect("data"));
+}
+
+#[test]
+#[ignore = "run by the tests of this file"]
+fn aborts() {
+    fn data() -> DataModule {
+        eprintln!("the last words");
+        std::process::abort()
+    }
+    verify!(Drawn, data = data());
+}
+
+#[test]
+#[ignore = "run by the tests of this file"]
+fn panics() {
+    fn data() -> DataModule {
+        panic!("no data today")
+    }
+    verify!(Drawn, data = data());
+}
+
+#[test]
+#[ignore = "run by the tests of this file"]
+fn without_a_metric() {
+    verify!(Unjudged, data = drawn().expect("data"));
+}
+
+#[test]
+#[ignore = "run by the tests of this file"]
+fn with_another_metric() {
+    verify!(Scored, data = drawn().expect("data"));
+}
+
+/// On a thread that is not named after a test there is no process to train in: it trains here.
+#[test]
+#[ignore = "run by the tests of this file"]
+fn on_other_threads() {
+    let verify = || verify!(Drawn, data = drawn().expect("data"), precisions = IN_ONE);
+    for name in [None, Some("a thread of its own")] {
+        let thread = std::thread::Builder::new();
+        let thread = name.into_iter().fold(thread, |thread, name| thread.name(name.to_owned()));
+        thread.spawn(verify).expect("a thread").join().expect("a golden");
+    }
+}
+
+/// Runs tests of this file at once, with goldens of their own in `folder`.
+fn run(folder: &Path, tests: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env::current_exe().expect("this binary"));
+    command.args(tests).args(["--exact", "--include-ignored", "--test-threads=3"]);
+    for name in ["CI", "AMP_ANCHORS", "AMP_DEVICE", "INSTA_UPDATE", "INSTA_FORCE_PASS"] {
+        command.env_remove(name);
+    }
+    command.env("AMP_GOLDENS", folder).env("INSTA_WORKSPACE_ROOT", folder);
+    command.envs(variables.iter().copied()).output().expect("this binary runs")
+}
+
+const RECORD: [(&str, &str); 1] = [("AMP_ANCHORS", "write")];
+
+#[track_caller]
+fn passed(output: &Output, tests: usize) {
+    let said = said(output);
+    assert!(output.status.success() && said.contains(&format!("{tests} passed")), "{said}");
+}
+
+#[track_caller]
+fn failed(output: &Output, expected: &[&str]) {
+    let said = said(output);
+    assert!(!output.status.success(), "{said}");
+    for text in expected {
+        assert!(said.contains(text), "`{text}` is not in {said}");
+    }
+}
+
+fn said(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string());
+    let mut names: Vec<String> = names.collect::<Result<_, _>>().expect("names");
+    names.sort();
+    names
+}
+
+/// A test that draws without end beside it does not change a golden, its random data included: to
+/// the letter.
+#[test]
+fn a_test_that_draws_disturbs_no_golden() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let exact = [("INSTA_REQUIRE_FULL_MATCH", "1")];
+    passed(&run(folder.path(), &["golden"], &RECORD), 1);
+    passed(&run(folder.path(), &["golden"], &exact), 1);
+    passed(&run(folder.path(), &["golden", "noise"], &exact), 2);
+}
+
+/// The first run says what is missing and how to record it, and trains nothing; recording makes the
+/// folder and writes both files; the next run checks.
+#[test]
+fn the_first_golden_is_recorded_by_one_command() {
+    let root = tempfile::tempdir().expect("a folder");
+    let folder = root.path().join("tests/goldens");
+    for variables in [&[][..], &[("CI", "true")], &[("INSTA_UPDATE", "always")]] {
+        // Data that end the process are never made.
+        let missing = run(&folder, &["aborts"], variables);
+        let command = "record it with `AMP_ANCHORS=write cargo test aborts`";
+        failed(&missing, &["NOT COMPARABLE: there is no golden", "drawn_cpu.snap yet", command]);
+        assert!(!root.path().join("tests").exists(), "nothing is written");
+    }
+    let recorded = run(&folder, &["golden"], &RECORD);
+    passed(&recorded, 1);
+    let both = ["drawn_cpu.anchor.json", "drawn_cpu.snap"];
+    assert_eq!(files(&folder), both);
+    passed(&run(&folder, &["golden"], &[("CI", "true")]), 1);
+    assert_eq!(files(&folder), both);
+
+    fs::remove_file(folder.join(both[0])).expect("the anchor");
+    let bare = run(&folder, &["aborts"], &[]);
+    failed(&bare, &["a golden needs its anchor", "`AMP_ANCHORS=write cargo test aborts`"]);
+    let golden = fs::read_to_string(folder.join(both[1])).expect("the golden");
+    let other = golden.replace("\"libtorch\": \"", "\"libtorch\": \"0.");
+    assert_ne!(golden, other);
+    fs::write(folder.join(both[1]), other).expect("a file");
+    let other = run(&folder, &["aborts"], &RECORD);
+    failed(&other, &["NOT COMPARABLE: libtorch is 0."]);
+}
+
+#[test]
+fn each_golden_of_a_test_has_its_own_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tests = ["several", "cases::precision_1_Precision__Bf16Mixed"];
+    passed(&run(folder.path(), &tests, &RECORD), 2);
+    let cases = ["2", "4", "bf16_mixed", "short"];
+    let names =
+        cases.map(|case| ["anchor.json", "snap"].map(|end| format!("drawn_cpu_{case}.{end}")));
+    assert_eq!(files(folder.path()), names.concat());
+    passed(&run(folder.path(), &tests, &[]), 2);
+    // The second of the loop's: what it trained is held against its own golden.
+    let path = folder.path().join("drawn_cpu_4.snap");
+    let golden = fs::read_to_string(&path).expect("the golden");
+    let moved = golden.replacen("\"skipped_steps\": 0", "\"skipped_steps\": 9", 1);
+    assert_ne!(golden, moved);
+    fs::write(&path, moved).expect("a file");
+    failed(&run(folder.path(), &tests, &[]), &["skipped_steps", "drawn_cpu_4", "1 passed"]);
+    let both = run(folder.path(), &["twice", "expected_to_fail"], &RECORD);
+    failed(&both, &["test twice ... FAILED", "1 passed; 1 failed"]);
+}
+
+/// What fails in the process that trains is what the test says.
+#[rstest]
+#[case("aborts", &["SIGABRT", "before it had trained", "the last words"])]
+#[case("panics", &["before it had trained", "no data today"])]
+#[case("without_a_metric", &["Unjudged does not log `val_acc`", "it logs `val_loss`; name one"])]
+#[case("with_another_metric", &["it logs `val_f1`, `val_loss`", "with `metric`"])]
+fn a_failed_training_is_explained(#[case] test: &str, #[case] expected: &[&str]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Beside another test, so that there is a process of its own.
+    let output = run(folder.path(), &[test, "expected_to_fail"], &RECORD);
+    failed(&output, expected);
+    failed(&output, &["1 passed; 1 failed"]);
+    assert_eq!(files(folder.path()), Vec::<String>::new());
+}
+
+/// One test at a time needs no process of its own; other threads than a test's have none.
+#[test]
+fn what_cannot_be_disturbed_trains_in_its_own_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    passed(&run(folder.path(), &["golden"], &RECORD), 1);
+    let exact = ("INSTA_REQUIRE_FULL_MATCH", "1");
+    passed(&run(folder.path(), &["on_other_threads", "golden"], &[exact]), 2);
+}

@@ -18,6 +18,7 @@ mod conversions;
 mod data;
 mod data_threads;
 mod demo_training;
+mod derive;
 mod device;
 mod errors;
 mod first_step;

@@ -2,6 +2,9 @@
 //! and the trainer. Data flows one way: annotated struct → [`LightningModule`] → [`Trainer`] →
 //! [`event::Event`]s → [`record::RunRecord`].
 
+// Generated code says `::amp_core`, which inside this crate is the crate itself.
+extern crate self as amp_core;
+
 mod error;
 mod ffi;
 mod module;
@@ -74,19 +77,16 @@ pub mod __private {
         trainer::StepAccess,
     };
     pub use core::{
-        clone::Clone,
-        convert::Into,
+        convert::{From, Into, TryFrom},
         default::Default,
         iter::Iterator,
+        marker::PhantomData,
         option::Option::{self, None, Some},
+        primitive::str,
         result::Result::{Err, Ok},
+        unreachable,
     };
-    pub use std::{
-        boxed::Box,
-        string::{String, ToString},
-        vec,
-        vec::Vec,
-    };
+    pub use std::{boxed::Box, string::ToString, vec, vec::Vec};
     pub use tch::Tensor;
 }
 

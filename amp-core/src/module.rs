@@ -21,6 +21,28 @@ pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 ///
 /// Derive it with [`derive(LightningModule)`](derive@crate::LightningModule); every step below
 /// can be overridden there.
+///
+/// ```
+/// use amp_core::prelude::*;
+///
+/// #[derive(LightningModule)]
+/// #[loss(cross_entropy)]
+/// #[optimizer(sgd, lr = 0.1)]
+/// struct Net {
+///     #[hparam(default = 8)]
+///     width: i64,
+///     #[layer(linear(2, width))]
+///     body: Linear,
+///     #[layer(linear(width, 2))]
+///     head: Linear,
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let net = Net::builder().width(16).build()?;
+/// assert_eq!(net.hyperparameters()["width"], 16);
+/// # Ok(())
+/// # }
+/// ```
 pub trait LightningModule: Module {
     /// The struct's name.
     fn name(&self) -> &'static str;
@@ -233,5 +255,25 @@ impl<'a> Step<'a> {
         options: LogOptions,
     ) -> Result<()> {
         self.log.metric(name, metric, output, target, options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::prelude::*;
+
+    /// Generated code names amp-core from outside, and this is inside.
+    #[derive(LightningModule)]
+    #[loss(cross_entropy)]
+    #[optimizer(sgd, lr = 0.1)]
+    struct Net {
+        #[layer(linear(2, 3))]
+        body: Linear,
+    }
+
+    #[test]
+    fn a_model_is_derived_in_amp_core_itself() {
+        let net = Net::builder().build().expect("a model");
+        assert_eq!((net.name(), net.body.weight().size()), ("Net", vec![3, 2]));
     }
 }

@@ -5,68 +5,77 @@
 
 use proc_macro2::TokenStream;
 use quote::quote;
-use syn::DeriveInput;
+use syn::{DeriveInput, Path};
 
 use crate::{
-    expand::{builder_name, in_const},
+    expand::in_const,
+    parse::builder_name,
     spec::{Derive, Field, Spec, named},
     symbol,
 };
 
 /// Stubs for the refused struct.
-pub(crate) fn expand(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStream {
+pub(crate) fn expand(
+    input: &DeriveInput,
+    spec: Option<&Spec>,
+    derive: Derive,
+    amp_core: &Path,
+) -> TokenStream {
     let ident = &input.ident;
     let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();
     let lightning = (derive == Derive::LightningModule).then(|| {
         quote! {
             impl #impl_generics __amp::LightningModule for #ident #ty_generics #where_clause {
-                fn name(&self) -> &'static str {
-                    ::core::unimplemented!()
+                fn name(&self) -> &'static __amp::str {
+                    __amp::unreachable!()
                 }
                 fn hyperparameters(&self) -> __amp::Hyperparameters {
-                    ::core::unimplemented!()
+                    __amp::unreachable!()
                 }
                 fn training_step(
                     &mut self,
                     _: &__amp::Batch,
                     _: &mut __amp::Step<'_>,
                 ) -> __amp::Result<__amp::Tensor> {
-                    ::core::unimplemented!()
+                    __amp::unreachable!()
                 }
                 fn validation_step(
                     &mut self,
                     _: &__amp::Batch,
                     _: &mut __amp::Step<'_>,
                 ) -> __amp::Result<()> {
-                    ::core::unimplemented!()
+                    __amp::unreachable!()
                 }
                 fn configure_optimizers(
                     &self,
                     _: &__amp::TrainingPlan,
                 ) -> __amp::Result<__amp::Optimizers> {
-                    ::core::unimplemented!()
+                    __amp::unreachable!()
                 }
             }
         }
     });
     let builder = builder(input, spec, derive);
-    in_const(&quote! {
-        impl #impl_generics __amp::Module for #ident #ty_generics #where_clause {
-            fn forward(&self, _: &__amp::Tensor, _: &__amp::Context) -> __amp::Result<__amp::Tensor> {
-                ::core::unimplemented!()
+    in_const(
+        amp_core,
+        &quote! {
+            impl #impl_generics __amp::Module for #ident #ty_generics #where_clause {
+                fn forward(&self, _: &__amp::Tensor, _: &__amp::Context) -> __amp::Result<__amp::Tensor> {
+                    __amp::unreachable!()
+                }
+                fn visit(&self, _: &mut dyn __amp::Visitor) {
+                    __amp::unreachable!()
+                }
             }
-            fn visit(&self, _: &mut dyn __amp::Visitor) {
-                ::core::unimplemented!()
-            }
-        }
-        #lightning
-        #builder
-    })
+            #lightning
+            #builder
+        },
+    )
 }
 
 fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStream {
     let DeriveInput { ident, vis, generics, .. } = input;
-    let name = builder_name(ident);
+    let name = builder_name(input);
     let (impl_generics, ty_generics, where_clause) = generics.split_for_impl();
     let fields = spec.map_or(&[][..], |spec| &spec.fields);
     let arguments = fields.iter().filter(|field| is_argument(field));
@@ -75,14 +84,14 @@ fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStr
         fields.iter().filter(|field| has_setter(field)).map(|Field { ident, ty, .. }| {
             quote! {
                 pub fn #ident(self, _: #ty) -> Self {
-                    ::core::unimplemented!()
+                    __amp::unreachable!()
                 }
             }
         });
     let by_name = (derive == Derive::LightningModule).then(|| {
         quote! {
             pub fn hyperparameters(self, _: &__amp::Hyperparameters) -> __amp::Result<Self> {
-                ::core::unimplemented!()
+                __amp::unreachable!()
             }
         }
     });
@@ -90,12 +99,12 @@ fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStr
         #[allow(dead_code, missing_docs)]
         impl #impl_generics #ident #ty_generics #where_clause {
             #vis fn builder(#(#arguments),*) -> #name #ty_generics {
-                ::core::unimplemented!()
+                __amp::unreachable!()
             }
         }
 
         #[allow(dead_code, missing_docs)]
-        #vis struct #name #impl_generics (::core::marker::PhantomData<fn() -> #ident #ty_generics>)
+        #vis struct #name #impl_generics (__amp::PhantomData<fn() -> #ident #ty_generics>)
         #where_clause;
 
         #[allow(dead_code, missing_docs)]
@@ -103,7 +112,7 @@ fn builder(input: &DeriveInput, spec: Option<&Spec>, derive: Derive) -> TokenStr
             #(#setters)*
             #by_name
             pub fn build(self) -> __amp::Result<#ident #ty_generics> {
-                ::core::unimplemented!()
+                __amp::unreachable!()
             }
         }
     }

@@ -1,13 +1,16 @@
 //! The derives of amp-core: an annotated struct becomes a model that trains.
 //!
-//! One way, without torch: `parse` reads the struct into a `spec`, `check` applies the rules
-//! and makes the `model`, `expand` writes the code. Errors are collected in `diag`; beside
+//! One way, without torch: `fragments` undoes what a macro around the struct did to it, `parse` reads
+//! the struct into a `spec`, `check` applies the rules and makes the `model`, `expand` writes the
+//! code. Errors are collected in `diag`; beside
 //! them `fallback` puts stubs, so that nothing follows from a mistake but its message.
 
 mod check;
 mod diag;
 mod expand;
 mod fallback;
+mod fragments;
+mod manifest;
 mod model;
 mod parse;
 mod spec;
@@ -17,14 +20,15 @@ mod table;
 mod tokens;
 
 use proc_macro::TokenStream;
-use syn::{DeriveInput, parse_macro_input};
+use syn::DeriveInput;
 
-use crate::{diag::Diagnostics, spec::Derive};
+use crate::{diag::Diagnostics, manifest::Manifest, spec::Derive};
 
 #[doc = include_str!("../docs/lightning_module.md")]
 #[proc_macro_derive(
     LightningModule,
     attributes(
+        amp,
         forward,
         loss,
         metric,
@@ -49,13 +53,14 @@ use crate::{diag::Diagnostics, spec::Derive};
     )
 )]
 pub fn lightning_module(input: TokenStream) -> TokenStream {
-    derive(&parse_macro_input!(input as DeriveInput), Derive::LightningModule).into()
+    derive(input.into(), Derive::LightningModule, manifest::read).into()
 }
 
 #[doc = include_str!("../docs/module.md")]
 #[proc_macro_derive(
     Module,
     attributes(
+        amp,
         forward,
         loss,
         metric,
@@ -80,19 +85,32 @@ pub fn lightning_module(input: TokenStream) -> TokenStream {
     )
 )]
 pub fn module(input: TokenStream) -> TokenStream {
-    derive(&parse_macro_input!(input as DeriveInput), Derive::Module).into()
+    derive(input.into(), Derive::Module, manifest::read).into()
 }
 
 /// The whole pipeline, without a compiler around it.
-fn derive(input: &DeriveInput, which: Derive) -> proc_macro2::TokenStream {
+fn derive(
+    input: proc_macro2::TokenStream,
+    which: Derive,
+    manifest: fn() -> Manifest,
+) -> proc_macro2::TokenStream {
+    let input: DeriveInput = match syn::parse2(fragments::dissolve(input)) {
+        Ok(input) => input,
+        Err(error) => return error.into_compile_error(),
+    };
     let diag = Diagnostics::new();
-    let spec = parse::parse(input, which, &diag);
+    check::amp_core::alias_is_free(&input, &diag);
+    let attrs = parse::attributes(&input, &diag);
+    let amp_core = check::amp_core::path(&attrs, manifest, &diag);
+    let spec = parse::parse(&input, attrs, which, &diag);
     let model = spec.as_ref().and_then(|spec| check::check(spec, &diag));
-    match diag.finish(model) {
-        Ok((model, warnings)) => expand::expand(model, &warnings),
+    match diag.finish(model.zip(amp_core.clone())) {
+        Ok(((model, amp_core), warnings)) => expand::expand(model, &amp_core, &warnings),
         Err(errors) => {
             let mut tokens = errors.into_compile_error();
-            tokens.extend(fallback::expand(input, spec.as_ref(), which));
+            if let Some(amp_core) = amp_core {
+                tokens.extend(fallback::expand(&input, spec.as_ref(), which, &amp_core));
+            }
             tokens
         }
     }

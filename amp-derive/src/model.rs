@@ -10,6 +10,8 @@ use crate::table;
 /// A struct that code is generated for.
 pub(crate) struct Model {
     pub(crate) ident: Ident,
+    /// What its builder is called.
+    pub(crate) builder: Ident,
     pub(crate) vis: Visibility,
     pub(crate) generics: Generics,
     pub(crate) allows: Vec<Attribute>,

@@ -23,6 +23,8 @@ impl Derive {
 pub(crate) struct Spec {
     pub(crate) derive: Derive,
     pub(crate) ident: Ident,
+    /// What its builder is called.
+    pub(crate) builder: Ident,
     pub(crate) vis: Visibility,
     pub(crate) generics: Generics,
     /// `#[allow]` and `#[expect]`, which also hold for warnings of the derive.

@@ -1,5 +1,6 @@
 //! The names of attributes and the bare words of their grammar, each written once.
 
+pub(crate) const AMP: &str = "amp";
 pub(crate) const FORWARD: &str = "forward";
 pub(crate) const LOSS: &str = "loss";
 pub(crate) const METRIC: &str = "metric";
@@ -22,6 +23,7 @@ pub(crate) const ON_TRAIN_END: &str = "on_train_end";
 
 /// Attributes of the struct.
 pub(crate) const ON_STRUCT: &[&str] = &[
+    AMP,
     FORWARD,
     LOSS,
     METRIC,
@@ -52,6 +54,7 @@ pub(crate) const ON_FIELD: &[&str] = &[HPARAM, LAYER, STATE, TRANSIENT, PRECISIO
 /// The attributes of which every field has exactly one.
 pub(crate) const FIELD_KINDS: &[&str] = &[HPARAM, LAYER, STATE, TRANSIENT];
 
+pub(crate) const CRATE: &str = "crate";
 pub(crate) const DEFAULT: &str = "default";
 pub(crate) const WITH: &str = "with";
 pub(crate) const NAME: &str = "name";

@@ -1,6 +1,16 @@
 //! Looks for names in a user's code without parsing it, so that macro calls are seen through.
 
-use proc_macro2::{Delimiter, Ident, Spacing, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Ident, Spacing, Span, TokenStream, TokenTree};
+
+/// `name`, with as many `_` at its end as make it differ from every name in `tokens`.
+pub(crate) fn free(name: &str, tokens: TokenStream, span: Span) -> Ident {
+    let taken = flat(tokens);
+    let mut free = Ident::new(name, span);
+    while taken.iter().any(|token| matches!(token, TokenTree::Ident(name) if *name == free)) {
+        free = Ident::new(&format!("{free}_"), span);
+    }
+    free
+}
 
 /// Whether `name` stands anywhere.
 pub(crate) fn contains(tokens: TokenStream, name: &Ident) -> bool {
@@ -9,9 +19,17 @@ pub(crate) fn contains(tokens: TokenStream, name: &Ident) -> bool {
 
 /// Whether `name` stands as a variable or function, and not after `.` or `::`.
 pub(crate) fn mentions(tokens: TokenStream, name: &Ident) -> bool {
+    mention(tokens, &name.to_string()).is_some()
+}
+
+/// The first place where `name` stands other than after `.` or `::`.
+pub(crate) fn mention(tokens: TokenStream, name: &str) -> Option<Ident> {
     let tokens = flat(tokens);
-    tokens.iter().enumerate().any(|(at, token)| {
-        matches!(token, TokenTree::Ident(ident) if ident == name) && !is_member(&tokens[..at])
+    tokens.iter().enumerate().find_map(|(at, token)| match token {
+        TokenTree::Ident(ident) if ident == name && !is_member(&tokens[..at]) => {
+            Some(ident.clone())
+        }
+        _ => None,
     })
 }
 
@@ -98,7 +116,6 @@ fn flat(tokens: TokenStream) -> Vec<TokenTree> {
 
 #[cfg(test)]
 mod tests {
-    use proc_macro2::Span;
     use quote::quote;
 
     use super::*;
@@ -132,6 +149,19 @@ mod tests {
         for (name, is_variable) in [("rate", true), ("x", true), ("head", false), ("decay", false)]
         {
             assert_eq!(variable(tokens.clone(), &ident(name)).is_some(), is_variable, "{name}");
+        }
+    }
+
+    #[test]
+    fn free_names_are_taken_by_nothing() {
+        let tokens = quote!(
+            struct Net {
+                a: __NetBuilder,
+                b: Vec<[__NetBuilder_; 2]>,
+            }
+        );
+        for (name, free_name) in [("__NetBuilder", "__NetBuilder__"), ("c", "c")] {
+            assert_eq!(free(name, tokens.clone(), Span::call_site()), free_name);
         }
     }
 

@@ -19,6 +19,7 @@ mod cuda_library;
 mod data;
 mod data_threads;
 mod demo_training;
+mod derive;
 mod device;
 mod errors;
 mod first_step;

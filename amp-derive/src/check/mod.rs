@@ -4,6 +4,7 @@
 //! mistake. A mistake that is already reported is never reported again in other words: what
 //! could not be read is `None`, and rules that need it stay silent.
 
+pub(crate) mod amp_core;
 mod fields;
 mod forward;
 mod keys;
@@ -14,7 +15,7 @@ mod optimizer;
 mod training;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use syn::{Expr, ExprPath};
 
@@ -38,6 +39,7 @@ pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
     };
     let model = Model {
         ident: spec.ident.clone(),
+        builder: spec.builder.clone(),
         vis: spec.vis.clone(),
         generics: spec.generics.clone(),
         allows: spec.allows.clone(),
@@ -56,7 +58,10 @@ fn attributes_stand_where_they_belong(spec: &Spec, diag: &Diagnostics) {
         if let Some(name) = symbol::ON_FIELD.iter().find(|name| attr.is(name)) {
             let of = if *name == symbol::PRECISION { "layer field" } else { "field" };
             diag.error(&attr.path, format!("`#[{name}]` belongs on a {of}, not on the struct"));
-        } else if spec.derive == Derive::Module && !attr.is(symbol::FORWARD) {
+        } else if spec.derive == Derive::Module
+            && !attr.is(symbol::FORWARD)
+            && !attr.is(symbol::AMP)
+        {
             let name = attr_name(attr);
             diag.error(
                 &attr.path,

@@ -1,16 +1,18 @@
 //! The builder: hyperparameters in, a model out.
 
-use proc_macro2::{Ident, TokenStream};
-use quote::{format_ident, quote};
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::quote;
 use syn::ext::IdentExt;
 
 use super::{key, layer, local};
-use crate::model::{Default, Field, Kind, Model, Source};
+use crate::{
+    model::{Default, Field, Kind, Model, Source},
+    tokens,
+};
 
 /// `builder()`, the builder with its setters, and how it becomes the model.
 pub(super) fn expand(model: &Model) -> TokenStream {
-    let (ident, vis) = (&model.ident, &model.vis);
-    let name = name(ident);
+    let (ident, name, vis) = (&model.ident, &model.builder, &model.vis);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
     let inputs: Vec<&Field> = model.fields.iter().filter(|field| is_input(field)).collect();
 
@@ -20,13 +22,13 @@ pub(super) fn expand(model: &Model) -> TokenStream {
     let starts = inputs.iter().map(|field| start(field));
     let docs = format!(" Starts a [`{}`] from its default hyperparameters.", ident.unraw());
     let builder_docs = format!(" Sets hyperparameters and builds a [`{}`].", ident.unraw());
-    let marker = has_marker(model)
-        .then(|| quote!(__model: ::core::marker::PhantomData<fn() -> #ident #ty_generics>));
-    let mark = has_marker(model).then(|| quote!(__model: ::core::marker::PhantomData));
+    let marker = has_marker(model).then(|| marker(&inputs));
+    let mark = marker.as_ref().map(|marker| quote!(#marker: __amp::PhantomData));
+    let marker = marker.map(|m| quote!(#m: __amp::PhantomData<fn() -> #ident #ty_generics>));
 
     let setters = model.fields.iter().filter_map(setter);
     let by_name = model.lightning.as_ref().map(|_| by_name(model));
-    let build = build(model, &name, &inputs);
+    let build = build(model, &inputs);
     quote! {
         #[automatically_derived]
         impl #impl_generics #ident #ty_generics #where_clause {
@@ -52,17 +54,12 @@ pub(super) fn expand(model: &Model) -> TokenStream {
             /// # Errors
             /// When a layer refuses its arguments.
             pub fn build(self) -> __amp::Result<#ident #ty_generics> {
-                ::core::convert::TryFrom::try_from(self)
+                __amp::TryFrom::try_from(self)
             }
         }
 
         #build
     }
-}
-
-/// What the builder of `model` is called.
-pub(crate) fn name(model: &Ident) -> Ident {
-    format_ident!("__{}Builder", model.unraw())
 }
 
 /// Reads every hyperparameter of a block once. They are there to build the layers from; without
@@ -73,11 +70,14 @@ pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     let reads: Vec<TokenStream> =
         model.hparams().map(|Field { ident, .. }| quote!(let _ = &#block.#ident;)).collect();
     (!reads.is_empty()).then(|| {
+        // A scope of its own, so that the user's code cannot meet the function.
         quote! {
-            #[allow(dead_code)]
-            fn __reads #impl_generics (#block: &#ident #ty_generics) #where_clause {
-                #(#reads)*
-            }
+            const _: () = {
+                #[allow(dead_code)]
+                fn __reads #impl_generics (#block: &#ident #ty_generics) #where_clause {
+                    #(#reads)*
+                }
+            };
         }
     })
 }
@@ -85,6 +85,12 @@ pub(super) fn reads(model: &Model) -> Option<TokenStream> {
 /// Whether the builder needs a marker to keep generics in use that no field of it has.
 fn has_marker(model: &Model) -> bool {
     !model.generics.params.is_empty()
+}
+
+/// The marker's name, which is not that of a field.
+fn marker(inputs: &[&Field]) -> Ident {
+    let fields = inputs.iter().map(|field| &field.ident);
+    tokens::free("__model", quote!(#(#fields)*), Span::call_site())
 }
 
 /// Whether the builder holds the field.
@@ -174,17 +180,13 @@ fn by_name(model: &Model) -> TokenStream {
 }
 
 /// The conversion is on the model, so that `Self` in the user's code is the model.
-fn build(model: &Model, name: &Ident, inputs: &[&Field]) -> TokenStream {
-    let ident = &model.ident;
+fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
+    let (ident, name) = (&model.ident, &model.builder);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
     let builder = local("builder");
     let taken = inputs.iter().map(|field| &field.ident);
     let rest = has_marker(model).then(|| quote!(..));
-    let (taken, builder) = if inputs.is_empty() {
-        (None, local("_builder"))
-    } else {
-        (Some(quote!(let #name { #(#taken,)* #rest } = #builder;)), builder)
-    };
+    let taken = (!inputs.is_empty()).then(|| quote!(let #name { #(#taken,)* #rest } = #builder;));
     // In order of declaration: weights are drawn in this order, and what stands further up is in
     // scope further down.
     let made = model.fields.iter().filter_map(|Field { ident, kind, .. }| {
@@ -199,7 +201,7 @@ fn build(model: &Model, name: &Ident, inputs: &[&Field]) -> TokenStream {
     let fields = model.fields.iter().map(|field| &field.ident);
     quote! {
         #[automatically_derived]
-        impl #impl_generics ::core::convert::TryFrom<#name #ty_generics> for #ident #ty_generics
+        impl #impl_generics __amp::TryFrom<#name #ty_generics> for #ident #ty_generics
         #where_clause
         {
             type Error = __amp::Error;

@@ -4,7 +4,7 @@ use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::{ext::IdentExt, spanned::Spanned};
 
-use super::local;
+use super::{local, located_at};
 use crate::model::{Field, Kind, Model};
 
 /// Both directions, or nothing where nothing is to be saved.
@@ -21,11 +21,13 @@ pub(super) fn expand(model: &Model) -> Option<TokenStream> {
     let save = fields.iter().map(|Field { ident, ty, .. }| {
         let name = ident.unraw().to_string();
         // A type that cannot be saved is underlined where it stands.
-        quote_spanned!(ty.span()=> __amp::State::put(#state, #name, &self.#ident)?;)
+        let span = located_at(ty.span());
+        quote_spanned!(span=> __amp::State::put(#state, #name, &self.#ident)?;)
     });
     let load = fields.iter().map(|Field { ident, ty, .. }| {
         let name = ident.unraw().to_string();
-        quote_spanned!(ty.span()=> self.#ident = __amp::State::get(#state, #name)?;)
+        let span = located_at(ty.span());
+        quote_spanned!(span=> self.#ident = __amp::State::get(#state, #name)?;)
     });
     Some(quote! {
         fn on_save_checkpoint(&self, #state: &mut __amp::State) -> __amp::Result<()> {

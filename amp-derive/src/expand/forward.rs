@@ -51,7 +51,7 @@ fn closure(model: &Model, input: &Ident, ty: &TokenStream, body: &Expr) -> Token
         .filter(|(field, _)| tokens::mentions(tokens.clone(), &field.ident))
         .collect();
     let uses_cx = !called.is_empty() || tokens::mentions(tokens, &cx);
-    let cx = if uses_cx { cx } else { local("_cx") };
+    let cx = if uses_cx { cx } else { local("cx") };
     let layers = called.into_iter().map(|(field, region)| {
         let (ident, call) = (&field.ident, call(field, region, &cx, &quote!(#argument)));
         quote! { let #ident = |#argument: &__amp::Tensor| #call; }

@@ -39,7 +39,7 @@ pub(super) fn expand(build: &Build) -> TokenStream {
             // The first one's type is that of the others.
             let first = layers.next().map(|first| quote!(#first as __amp::Box<dyn __amp::Module>));
             let layers = first.into_iter().chain(layers);
-            quote!(__amp::nn::Sequential::new(::core::convert::From::from([#(#layers),*])))
+            quote!(__amp::nn::Sequential::new(__amp::From::from([#(#layers),*])))
         }
         Build::Repeat { count, index, layer } => {
             let (layers, layer) = (local("layers"), expand(layer));

@@ -20,10 +20,9 @@ mod visit;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use builder::name as builder_name;
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
-use syn::ext::IdentExt;
+use syn::{Path, ext::IdentExt, spanned::Spanned};
 
 use crate::{
     diag::Warning,
@@ -31,7 +30,7 @@ use crate::{
 };
 
 /// The impls, the builder and the warnings.
-pub(crate) fn expand(mut model: Model, warnings: &[Warning]) -> TokenStream {
+pub(crate) fn expand(mut model: Model, amp_core: &Path, warnings: &[Warning]) -> TokenStream {
     model.generics = bounds::with_modules(&model);
     let model = &model;
     let module = module(model);
@@ -39,15 +38,18 @@ pub(crate) fn expand(mut model: Model, warnings: &[Warning]) -> TokenStream {
     let builder = builder::expand(model);
     let reads = model.lightning.is_none().then(|| builder::reads(model)).flatten();
     let warnings = warnings.iter().map(|warning| advice(model, warning));
-    let items = in_const(&quote! { #module #lightning #builder #reads });
+    let items = in_const(amp_core, &quote! { #module #lightning #builder #reads });
     quote! { #items #(#warnings)* }
 }
 
-/// Wraps `items` so that they add no name to the user's module.
-pub(crate) fn in_const(items: &TokenStream) -> TokenStream {
+/// Wraps `items`, which name amp-core by `__amp`, so that they add no name to the user's module.
+pub(crate) fn in_const(amp_core: &Path, items: &TokenStream) -> TokenStream {
+    // A path that leads nowhere is underlined where it stands.
+    let span = located_at(amp_core.span());
+    let import = quote_spanned!(span=> use #amp_core::__private as __amp;);
     quote! {
         const _: () = {
-            use ::amp_core::__private as __amp;
+            #import
             #items
         };
     }
@@ -69,7 +71,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
     let checkpoint = checkpoint::expand(model);
     let step_access = step_access::expand(lightning);
     let items = quote! {
-        fn name(&self) -> &'static str {
+        fn name(&self) -> &'static __amp::str {
             #name
         }
         #hyperparameters
@@ -133,9 +135,10 @@ fn advice(model: &Model, warning: &Warning) -> TokenStream {
     }
 }
 
-/// A name that the user's code can neither see nor hide.
+/// A variable that the user's code can neither see nor hide. The underscores keep it apart from
+/// constants, statics and unit structs of the user's, which no variable can hide.
 fn local(name: &str) -> Ident {
-    Ident::new(name, Span::mixed_site())
+    format_ident!("__{name}", span = Span::mixed_site())
 }
 
 /// A field's name as data: in paths of parameters, in saved hyperparameters.

@@ -22,7 +22,7 @@ pub(super) fn expand(optimizers: &Optimizers) -> TokenStream {
                 .flat_map(pairs)
                 .map(|pair| pair.value.to_token_stream())
                 .any(|value| tokens::mentions(value, &plan));
-            let plan = if used { plan } else { local("_plan") };
+            let plan = if used { plan } else { local("plan") };
             let configs = all.iter().map(optimizer);
             match all.len() {
                 1 => (plan, quote!(#(#configs)*)),

@@ -3,7 +3,7 @@
 use quote::quote;
 use syn::{DeriveInput, File, Item};
 
-use crate::{derive, spec::Derive};
+use crate::{check::tests::manifest, derive, spec::Derive};
 
 /// The expansion of the struct in a file, without the struct.
 fn expanded(source: &str) -> String {
@@ -21,7 +21,7 @@ fn expanded(source: &str) -> String {
     } else {
         Derive::Module
     };
-    let tokens = derive(&input, which);
+    let tokens = derive(quote!(#input), which, manifest);
     prettyplease::unparse(&syn::parse2(tokens).expect("items"))
 }
 

@@ -4,6 +4,7 @@ mod advice;
 mod field;
 mod forward;
 mod layers;
+mod names;
 mod optimizer;
 mod shape;
 mod training;
@@ -13,6 +14,7 @@ use syn::{DeriveInput, parse_str};
 use crate::{
     check, derive,
     diag::{Diagnostics, Warning},
+    manifest::Manifest,
     parse,
     spec::Derive,
 };
@@ -22,15 +24,23 @@ const TRAINED: &str = "#[loss(cross_entropy)] #[optimizer(adamw, lr = 1e-3)]";
 /// A field that lacks nothing.
 const LAYER: &str = "#[layer(linear(64, 10))] model: Linear";
 
+/// As in a crate that has amp-core under its own name.
+pub(crate) fn manifest() -> Manifest {
+    Manifest::Named("amp_core".to_owned())
+}
+
 /// Parses and checks; the errors are pairs of underlined source and message.
 fn run(source: &str, which: Derive) -> Result<Vec<Warning>, Vec<(String, String)>> {
     let input: DeriveInput = parse_str(source).expect("an item");
     let diag = Diagnostics::new();
-    let spec = parse::parse(&input, which, &diag);
+    check::amp_core::alias_is_free(&input, &diag);
+    let attrs = parse::attributes(&input, &diag);
+    let amp_core = check::amp_core::path(&attrs, manifest, &diag);
+    let spec = parse::parse(&input, attrs, which, &diag);
     let model = spec.as_ref().and_then(|spec| check::check(spec, &diag));
     let text =
         |error: syn::Error| (error.span().source_text().unwrap_or_default(), error.to_string());
-    match diag.finish(model) {
+    match diag.finish(model.zip(amp_core)) {
         Ok((_, warnings)) => Ok(warnings),
         Err(errors) => Err(errors.into_iter().map(text).collect()),
     }
@@ -42,8 +52,8 @@ fn refuses(source: &str, which: Derive, expected: &[(&str, &str)]) {
     let found: Vec<(&str, &str)> = found.iter().map(|(at, text)| (&**at, &**text)).collect();
     assert_eq!(found, expected, "{source}");
     // What stands beside the errors is valid Rust.
-    let input = parse_str(source).expect("an item");
-    syn::parse2::<syn::File>(derive(&input, which)).expect("items");
+    let input = parse_str(source).expect("tokens");
+    syn::parse2::<syn::File>(derive(input, which, manifest)).expect("items");
 }
 
 /// A struct with these attributes and one layer.

@@ -1,0 +1,89 @@
+//! Rules about `#[amp(crate = …)]`, which says where amp-core is.
+
+use quote::ToTokens;
+use syn::{Expr, ExprLit, ExprPath, Lit, Path, PathArguments};
+
+use super::{keys, only};
+use crate::{diag::Diagnostics, manifest::Manifest, model::Pair, spec::Attr, symbol, tokens};
+
+/// The path of amp-core in the user's crate; `None` if there is none to be found, which is
+/// reported.
+pub(crate) fn path(attrs: &[Attr], manifest: fn() -> Manifest, diag: &Diagnostics) -> Option<Path> {
+    match only(attrs, symbol::AMP, diag) {
+        // A refused attribute leaves the code that is emitted with the error to the manifest.
+        Some(attr) => given(attr, diag).or_else(|| named(&manifest())),
+        None => is_a_dependency(&manifest(), diag),
+    }
+}
+
+/// Rule: generated code calls amp-core `__amp`, so nothing that it has from the user may be called
+/// so, not even amp-core.
+pub(crate) fn alias_is_free(of_the_user: impl ToTokens, diag: &Diagnostics) -> Option<()> {
+    let Some(taken) = tokens::mention(of_the_user.to_token_stream(), ALIAS) else {
+        return Some(());
+    };
+    diag.error(
+        taken,
+        "generated code calls amp-core `__amp`: write `self::__amp`, or give it another name",
+    );
+    None
+}
+
+const ALIAS: &str = "__amp";
+
+/// Rule: `#[amp]` takes `crate` and nothing else.
+fn given(attr: &Attr, diag: &Diagnostics) -> Option<Path> {
+    let args = attr.args.as_deref()?;
+    if args.is_empty() {
+        diag.error(&attr.path, format!("say where amp-core is: {EXAMPLE}"));
+        return None;
+    }
+    let mut pairs = keys::pairs(symbol::AMP, args, &[symbol::CRATE], diag)?;
+    keys::take(&mut pairs, symbol::CRATE).and_then(|pair| crate_is_a_path(&pair, diag))
+}
+
+const EXAMPLE: &str = "`#[amp(crate = \"my_prelude::amp_core\")]`";
+
+/// Rule: `crate` is a path, in quotes as in serde or bare, so that a macro can write `$crate`.
+fn crate_is_a_path(pair: &Pair, diag: &Diagnostics) -> Option<Path> {
+    let path = match &pair.value {
+        Expr::Path(ExprPath { qself: None, path, .. }) => Some(path.clone()),
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => text.parse().ok(),
+        _ => None,
+    };
+    let has_no_arguments =
+        |path: &Path| path.segments.iter().all(|s| matches!(s.arguments, PathArguments::None));
+    let path = path.filter(has_no_arguments);
+    let Some(path) = path else {
+        diag.error(&pair.value, format!("`crate` is the path of amp-core, as in {EXAMPLE}"));
+        return None;
+    };
+    // The tokens of the struct do not show what is in quotes.
+    if matches!(pair.value, Expr::Lit(_)) {
+        alias_is_free(&path, diag)?;
+    }
+    Some(path)
+}
+
+/// Rule: generated code names amp-core, so the crate needs it or says which other one has it.
+fn is_a_dependency(manifest: &Manifest, diag: &Diagnostics) -> Option<Path> {
+    let found = named(manifest);
+    if found.is_none() {
+        diag.push(syn::Error::new(
+            proc_macro2::Span::call_site(),
+            format!(
+                "amp-core is not a dependency of this crate: add it to Cargo.toml, or name the \
+                 path of a re-export, as in {EXAMPLE}"
+            ),
+        ));
+    }
+    found
+}
+
+/// The crate itself, whatever the user's modules are called.
+fn named(manifest: &Manifest) -> Option<Path> {
+    match manifest {
+        Manifest::Named(name) => syn::parse_str(&format!("::{name}")).ok(),
+        Manifest::Missing => None,
+    }
+}

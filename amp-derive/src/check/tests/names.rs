@@ -1,0 +1,105 @@
+//! Where amp-core is found.
+
+use quote::ToTokens;
+
+use super::*;
+
+const BESIDE: &str = "#[layer(linear(64, 10))] model: Linear";
+
+/// The expansion of a block with these attributes.
+fn expanded(attributes: &str, manifest: fn() -> Manifest) -> String {
+    let source = format!("{attributes} struct Block {{ {BESIDE} }}");
+    derive(parse_str(&source).expect("tokens"), Derive::Module, manifest).to_string()
+}
+
+fn renamed() -> Manifest {
+    Manifest::Named("amp".to_owned())
+}
+
+fn missing() -> Manifest {
+    Manifest::Missing
+}
+
+/// `use PATH::__private` without spaces.
+fn import(path: &str) -> String {
+    let path: syn::Path = parse_str(path).expect("a path");
+    format!("use {} :: __private as __amp", path.to_token_stream())
+}
+
+#[test]
+fn the_manifest_names_it_unless_the_attribute_does() {
+    for (attributes, manifest, path) in [
+        ("", manifest as fn() -> Manifest, "::amp_core"),
+        ("", renamed, "::amp"),
+        ("#[amp(crate = \"kit::engine\")]", renamed, "kit::engine"),
+        ("#[amp(crate = kit::engine)]", missing, "kit::engine"),
+        ("#[amp(crate = \"::kit\")]", missing, "::kit"),
+        ("#[amp(crate = crate)]", missing, "crate"),
+        ("#[amp(crate = self::engine)]", missing, "self::engine"),
+    ] {
+        let code = expanded(attributes, manifest);
+        assert!(code.contains(&import(path)), "{attributes} {path}: {code}");
+    }
+}
+
+#[test]
+fn without_it_there_is_one_error_and_no_stub() {
+    let code = expanded("", missing);
+    assert!(code.contains("compile_error") && code.contains("amp-core is not a dependency"));
+    assert_eq!(code.matches("compile_error").count(), 1);
+    assert!(!code.contains("impl"), "{code}");
+}
+
+#[test]
+fn stubs_name_it_as_the_code_would() {
+    let code = expanded("#[amp(crate = kit::engine)] #[forward(|x, y| model(x))]", missing);
+    assert!(code.contains("compile_error") && code.contains(&import("kit::engine")), "{code}");
+    let code = expanded("#[amp(crate = 3)]", renamed);
+    assert!(code.contains("compile_error") && code.contains(&import("::amp")), "{code}");
+}
+
+#[test]
+fn crate_is_a_path() {
+    let text = "`crate` is the path of amp-core, as in `#[amp(crate = \"my_prelude::amp_core\")]`";
+    for value in ["3", "\"a b\"", "\"\"", "\"::\"", "kit::Engine::<u8>", "engine()", "[kit]"] {
+        attributes(&format!("{TRAINED} #[amp(crate = {value})]"), &[(value, text)]);
+    }
+}
+
+#[test]
+fn the_alias_of_generated_code_is_free() {
+    let text =
+        "generated code calls amp-core `__amp`: write `self::__amp`, or give it another name";
+    attributes(&format!("{TRAINED} #[amp(crate = __amp)]"), &[("__amp", text)]);
+    attributes(&format!("{TRAINED} #[amp(crate = \"__amp\")]"), &[("\"__amp\"", text)]);
+    fields(&format!("{LAYER}, #[layer(relu)] act: __amp::nn::Relu"), &[("__amp", text)]);
+    for path in ["self::__amp", "::__amp"] {
+        attributes(&format!("{TRAINED} #[amp(crate = {path})]"), &[]);
+    }
+}
+
+#[test]
+fn amp_takes_crate_alone() {
+    let refuses = |attribute: &str, expected| {
+        attributes(&format!("{TRAINED} {attribute}"), &[expected]);
+    };
+    let text = "say where amp-core is: `#[amp(crate = \"my_prelude::amp_core\")]`";
+    refuses("#[amp]", ("amp", text));
+    refuses("#[amp()]", ("amp", text));
+    refuses("#[amp(crate)]", ("crate", "`crate` needs a value: `crate = …`"));
+    refuses("#[amp(krate = kit)]", ("krate", "`amp` has no `krate`: did you mean `crate`?"));
+    refuses("#[amp(crate = kit, crate = kit)]", ("crate", "`crate` is given twice: keep one"));
+    refuses("#[amp(\"kit\")]", ("\"kit\"", "expected `key = value`, as in `crate = …`"));
+    refuses(
+        "#[amp(crate = kit)] #[amp(crate = kit)]",
+        ("amp", "`#[amp]` is given twice: keep one"),
+    );
+    refuses(
+        "#[amp = \"kit\"]",
+        ("amp = \"kit\"", "write the argument in parentheses: `#[amp(…)]`"),
+    );
+    fields(
+        &format!("#[amp(crate = kit)] {LAYER}"),
+        &[("amp", "`#[amp]` belongs on the struct, not on a field")],
+    );
+}

@@ -1,0 +1,225 @@
+//! Input from a `macro_rules!` macro as if it were written by hand.
+//!
+//! rustc wraps what a fragment such as `$l:expr` or `$t:ty` stands for in a group without
+//! delimiters, and gives names of the macro and of its caller different hygiene. Both are undone
+//! here before a rule or generated code sees the input.
+
+use proc_macro2::{Delimiter, Group, Ident, Punct, Spacing, Span, TokenStream, TokenTree};
+use syn::{
+    Expr, Lifetime, Macro, PathArguments, Type, TypeParamBound, punctuated::Punctuated,
+    visit_mut::VisitMut,
+};
+
+use crate::symbol;
+
+/// Puts the content of every group without delimiters in its place. It gets parentheses where it
+/// would otherwise fall apart: `2 * $n` with `1 + 2` is `2 * (1 + 2)`. rustc itself ignores such
+/// groups in the output of a derive, and would compute `2 * 1 + 2`.
+pub(crate) fn dissolve(tokens: TokenStream) -> TokenStream {
+    let mut output: Vec<TokenTree> = Vec::new();
+    let mut rest = tokens.into_iter().peekable();
+    while let Some(token) = rest.next() {
+        match token {
+            TokenTree::Group(group) if group.delimiter() == Delimiter::None => {
+                let content = dissolve(group.stream());
+                let content = inserted(content, &output, rest.peek(), group.span());
+                output.extend(content);
+            }
+            // Others stay as they are: a rebuilt group loses the spans of its delimiters.
+            TokenTree::Group(group) if has_invisible_group(group.stream()) => {
+                let content = dissolve(group.stream());
+                output.push(grouped(group.delimiter(), content, group.span()).into());
+            }
+            other => output.push(other),
+        }
+    }
+    output.into_iter().collect()
+}
+
+fn has_invisible_group(tokens: TokenStream) -> bool {
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Group(group) => {
+            group.delimiter() == Delimiter::None || has_invisible_group(group.stream())
+        }
+        _ => false,
+    })
+}
+
+/// `content` as it is written between `before` and `after`.
+fn inserted(
+    content: TokenStream,
+    before: &[TokenTree],
+    after: Option<&TokenTree>,
+    span: Span,
+) -> TokenStream {
+    if is_punct(after, ':') && is_joint(after) {
+        return match syn::parse2::<Type>(content.clone()) {
+            Ok(ty) if !begins_a_path(&ty) => angled(content, span),
+            _ => content,
+        };
+    }
+    let alone = ends_before(before) && ends_after(after);
+    let parentheses = !alone
+        && match syn::parse2::<Expr>(content.clone()) {
+            Ok(expr) => falls_apart(&expr, after),
+            Err(_) => syn::parse2::<Type>(content.clone()).is_ok_and(|ty| has_a_sum(&ty)),
+        };
+    match parentheses {
+        true => TokenTree::from(grouped(Delimiter::Parenthesis, content, span)).into(),
+        false => content,
+    }
+}
+
+/// Whether `::` may follow as it stands: `Linear::new`, but `<Vec<f64>>::new`.
+fn begins_a_path(ty: &Type) -> bool {
+    match ty {
+        Type::Path(ty) => {
+            ty.qself.is_none()
+                && ty.path.segments.iter().all(|s| matches!(s.arguments, PathArguments::None))
+        }
+        _ => false,
+    }
+}
+
+/// Whether what surrounds `expr` would take a part of it.
+fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
+    match expr {
+        Expr::Array(_)
+        | Expr::Await(_)
+        | Expr::Call(_)
+        | Expr::Index(_)
+        | Expr::Infer(_)
+        | Expr::Lit(_)
+        | Expr::Macro(_)
+        | Expr::MethodCall(_)
+        | Expr::Paren(_)
+        | Expr::Path(_)
+        | Expr::Repeat(_)
+        | Expr::Try(_)
+        | Expr::Tuple(_)
+        // A statement.
+        | Expr::Let(_) => false,
+        // `(self.function)(x)` calls what the field holds, `self.function(x)` a method.
+        Expr::Field(_) => is_group(after, Delimiter::Parenthesis),
+        // Operators in front bind more weakly than what follows an expression, and more strongly
+        // than all else. A block may be the body of an `if`.
+        Expr::Unary(_) | Expr::Reference(_) | Expr::Block(_) => {
+            is_postfix(after)
+        }
+        _ => true,
+    }
+}
+
+/// Whether `ty` is several bounds, as in `&(dyn Module + Send)`.
+fn has_a_sum(ty: &Type) -> bool {
+    let several = |bounds: &Punctuated<TypeParamBound, _>| bounds.len() > 1;
+    match ty {
+        Type::TraitObject(ty) => several(&ty.bounds),
+        Type::ImplTrait(ty) => several(&ty.bounds),
+        _ => false,
+    }
+}
+
+/// Whether an expression or type can begin after `before` that reaches as far as it can.
+fn ends_before(before: &[TokenTree]) -> bool {
+    let (last, last_but_one) = match before {
+        [] => return true,
+        [last] => (last, None),
+        [.., last_but_one, last] => (last, Some(last_but_one)),
+    };
+    // `==` and `..=` are operators, `=` alone is not.
+    let assigns = is_punct(Some(last), '=') && !is_joint(last_but_one);
+    assigns || [',', ';', ':'].into_iter().any(|c| is_punct(Some(last), c))
+}
+
+fn ends_after(after: Option<&TokenTree>) -> bool {
+    after.is_none() || [',', ';'].into_iter().any(|c| is_punct(after, c))
+}
+
+/// Whether a call, an index, a field or `?` follows. `..` is an operator.
+fn is_postfix(after: Option<&TokenTree>) -> bool {
+    is_group(after, Delimiter::Parenthesis)
+        || is_group(after, Delimiter::Bracket)
+        || is_punct(after, '?')
+        || is_punct(after, '.') && !is_joint(after)
+}
+
+fn is_group(token: Option<&TokenTree>, delimiter: Delimiter) -> bool {
+    matches!(token, Some(TokenTree::Group(group)) if group.delimiter() == delimiter)
+}
+
+fn is_punct(token: Option<&TokenTree>, c: char) -> bool {
+    matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == c)
+}
+
+fn is_joint(token: Option<&TokenTree>) -> bool {
+    matches!(token, Some(TokenTree::Punct(punct)) if punct.spacing() == Spacing::Joint)
+}
+
+fn grouped(delimiter: Delimiter, content: TokenStream, span: Span) -> Group {
+    let mut group = Group::new(delimiter, content);
+    group.set_span(span);
+    group
+}
+
+/// `<content>`.
+fn angled(content: TokenStream, span: Span) -> TokenStream {
+    let punct = |c| {
+        let mut punct = Punct::new(c, Spacing::Alone);
+        punct.set_span(span);
+        TokenTree::from(punct)
+    };
+    [punct('<')].into_iter().chain(content).chain([punct('>')]).collect()
+}
+
+/// Gives the names that generated code declares for the user's code the hygiene they are declared
+/// with: `self`, `cx` and `plan` the derive's, a field's name the field's. The caller's `self` in
+/// `net!(lr = self.rate)` is then the one of the generated method.
+pub(crate) struct Resolve<'a> {
+    pub(crate) fields: &'a [&'a Ident],
+}
+
+impl Resolve<'_> {
+    /// The hygiene of a name that generated code declares.
+    fn declared(&self, name: &Ident) -> Option<Span> {
+        if ["self", symbol::CX, symbol::PLAN].iter().any(|own| name == own) {
+            return Some(Span::call_site());
+        }
+        self.fields.iter().find(|field| **field == name).map(|field| field.span())
+    }
+
+    fn tokens(&mut self, tokens: TokenStream) -> TokenStream {
+        let mut output: Vec<TokenTree> = Vec::new();
+        for token in tokens {
+            output.push(match token {
+                TokenTree::Ident(mut name) if !is_punct(output.last(), '\'') => {
+                    self.visit_ident_mut(&mut name);
+                    name.into()
+                }
+                TokenTree::Group(group) => {
+                    grouped(group.delimiter(), self.tokens(group.stream()), group.span()).into()
+                }
+                other => other,
+            });
+        }
+        output.into_iter().collect()
+    }
+}
+
+impl VisitMut for Resolve<'_> {
+    fn visit_ident_mut(&mut self, name: &mut Ident) {
+        if let Some(span) = self.declared(name) {
+            name.set_span(span.located_at(name.span()));
+        }
+    }
+
+    /// Lifetimes and labels are not declared by generated code.
+    fn visit_lifetime_mut(&mut self, _: &mut Lifetime) {}
+
+    fn visit_macro_mut(&mut self, call: &mut Macro) {
+        call.tokens = self.tokens(call.tokens.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -210,21 +210,26 @@ fn a_test_that_draws_disturbs_no_golden() {
     passed(&run(folder.path(), &["golden", "noise"], &exact), 2);
 }
 
-/// The first run says what is missing and how to record it, and trains nothing; recording makes the
-/// folder and writes both files; the next run checks.
+/// In CI, or where insta was told what to do, a run says what is missing and how to record it, and trains
+/// nothing; elsewhere it makes the folder and records both files; the next run checks.
 #[test]
-fn the_first_golden_is_recorded_by_one_command() {
+fn the_first_run_records_a_golden_but_not_in_ci() {
     let root = tempfile::tempdir().expect("a folder");
     let folder = root.path().join("tests/goldens");
-    for variables in [&[][..], &[("CI", "true")], &[("INSTA_UPDATE", "always")]] {
+    for variables in [&[("CI", "true")], &[("INSTA_UPDATE", "always")], &[("INSTA_UPDATE", "no")]] {
         // Data that end the process are never made.
         let missing = run(&folder, &["aborts"], variables);
         let command = "record it with `AMP_ANCHORS=write cargo test aborts`";
         failed(&missing, &["NOT COMPARABLE: there is no golden", "drawn_cpu.snap yet", command]);
         assert!(!root.path().join("tests").exists(), "nothing is written");
     }
-    let recorded = run(&folder, &["golden"], &RECORD);
+    let recorded = run(&folder, &["golden"], &[]);
     passed(&recorded, 1);
+    assert!(
+        said(&recorded).contains("drawn_cpu is recorded for the first time"),
+        "{}",
+        said(&recorded)
+    );
     let both = ["drawn_cpu.anchor.json", "drawn_cpu.snap"];
     assert_eq!(files(&folder), both);
     passed(&run(&folder, &["golden"], &[("CI", "true")]), 1);

@@ -1,6 +1,6 @@
 //! The folder of goldens: what is missing in it, and what a run may write to it.
 
-use std::{env, fs, path::PathBuf};
+use std::{env, fs, io, io::Write, path::PathBuf};
 
 use amp_core::{Error, Result, file::Staged};
 
@@ -15,8 +15,10 @@ pub(super) struct Folder {
     path: PathBuf,
     /// The source file, which a golden names.
     source: &'static str,
-    /// Whether a missing golden is written with its anchor.
+    /// Whether what is missing of a golden and its anchor is written.
     writes: bool,
+    /// Whether a golden that has never been taken is recorded: not in CI, where it would vanish.
+    records_new: bool,
     /// Whether insta writes or keeps a golden that is missing or moved.
     insta_writes: bool,
     /// Whether insta was told what to do.
@@ -36,6 +38,7 @@ impl Folder {
             path: env::var_os("AMP_GOLDENS").map_or_else(|| site.folder.into(), PathBuf::from),
             source: site.file,
             writes: set(ANCHORS) == "write",
+            records_new: !insta_decides && matches!(set("CI").as_str(), "" | "0" | "false"),
             insta_writes: insta_decides && update != "no" || set("INSTA_FORCE_PASS") == "1",
             insta_decides,
             whole: update == "force" || set("INSTA_REQUIRE_FULL_MATCH") == "1",
@@ -61,7 +64,7 @@ impl Folder {
             _ => format!("`{ANCHORS}=write cargo test`"),
         };
         if !golden.exists() {
-            let may_write = self.writes || (self.insta_writes && anchor.exists());
+            let may_write = self.may_write(&name) || (self.insta_writes && anchor.exists());
             if !may_write {
                 return Err(Error::NotComparable(format!(
                     "NOT COMPARABLE: there is no golden {} yet: record it with {command}, read \
@@ -69,7 +72,12 @@ impl Folder {
                     golden.display()
                 )));
             }
-            println!("{name} is recorded for the first time, in {}", self.path.display());
+            // Past the capture of test output: what is written must be committed.
+            let _ = writeln!(
+                io::stderr(),
+                "{name} is recorded for the first time, in {}: read its figures and commit it",
+                self.path.display()
+            );
             return Ok(());
         }
         if !anchor.exists() && !self.writes {
@@ -92,17 +100,25 @@ impl Folder {
     /// # Errors
     /// As [`Target::prepare`]; when a file cannot be written.
     pub(super) fn taken(&self, target: &Target, golden: &Golden) -> Result<Taken> {
-        if self.writes {
+        let name = target.file_name(golden.fingerprint.as_ref());
+        let writes = self.may_write(&name);
+        if writes {
             fs::create_dir_all(&self.path).map_err(|error| Error::io(&self.path, error))?;
         }
-        let taken = target.prepare(golden, &self.path, self.writes)?;
+        let taken = target.prepare(golden, &self.path, writes)?;
         let path = self.file(&taken.name, "snap");
-        if self.writes && !self.insta_decides && !path.exists() {
+        if writes && !self.insta_decides && !path.exists() {
             let Taken { text, .. } = &taken;
             let text = format!("---\nsource: {}\n---\n{text}\n", self.source);
             Staged::create(&path)?.write(text.as_bytes())?;
         }
         Ok(taken)
+    }
+
+    /// Whether what is missing of the golden `name` may be written.
+    fn may_write(&self, name: &str) -> bool {
+        let is_new = !["snap", "anchor.json"].iter().any(|end| self.file(name, end).exists());
+        self.writes || (self.records_new && is_new)
     }
 
     fn file(&self, name: &str, end: &str) -> PathBuf {

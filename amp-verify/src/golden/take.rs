@@ -207,9 +207,9 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 /// ```
 ///
 /// # Recording
-/// A golden that is missing fails the test before anything is trained, with the command that
-/// records it: the same test with `AMP_ANCHORS=write` in the environment. That makes the folder,
-/// and writes the golden and its anchor; commit both. Figures that moved later are printed as a
+/// The first run of a test records its golden and the anchor, says so, and passes: commit both. In CI,
+/// where the variable `CI` is set, a golden that is missing fails the test before anything is trained.
+/// `AMP_ANCHORS=write` in the environment writes a golden or an anchor that is missing there, too. Figures that moved later are printed as a
 /// table, and `cargo insta review` accepts them.
 ///
 /// # Other tests of the same binary

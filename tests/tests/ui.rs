@@ -64,20 +64,20 @@ fn cases(root: &Path) -> Vec<PathBuf> {
 fn check(root: &Path, case: &Path, amp_core: &Path, overwrite: bool) -> Result<(), String> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let output = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-        .current_dir(root)
+        // Where amp-core was compiled from: rustc shows its lines by their path from there.
+        .current_dir(root.parent().expect("the workspace's root"))
         .args(["--edition=2024", "--crate-type=bin", "--emit=metadata", "-Adead_code"])
         .args(["--error-format=json", "--diagnostic-width=140", "--out-dir"])
         .arg(folder.path())
         .arg(format!("--extern=amp_core={}", amp_core.display()))
         .arg(format!("-Ldependency={}", amp_core.parent().expect("a folder").display()))
-        .arg(case)
+        .arg(Path::new("tests").join(case))
         .output()
         .expect("rustc runs");
     if output.status.success() {
         return Err("it compiles, and must not".to_owned());
     }
-    let workspace = root.parent().expect("the workspace's root");
-    let said = diagnostics(&output.stderr, workspace);
+    let said = diagnostics(&output.stderr);
     let file = root.join(case).with_extension("stderr");
     if overwrite {
         return fs::write(&file, said).map_err(|error| error.to_string());
@@ -90,7 +90,7 @@ fn check(root: &Path, case: &Path, amp_core: &Path, overwrite: bool) -> Result<(
 }
 
 /// What rustc prints, without what depends on the machine or on lines of other files.
-fn diagnostics(json: &[u8], workspace: &Path) -> String {
+fn diagnostics(json: &[u8]) -> String {
     let json = str::from_utf8(json).expect("rustc writes UTF-8");
     let messages = json.lines().map(|line| match serde_json::from_str::<Value>(line) {
         Ok(message) => message,
@@ -101,24 +101,25 @@ fn diagnostics(json: &[u8], workspace: &Path) -> String {
         .filter(|message| message["level"] != "failure-note")
         .filter_map(|message| Some(message["rendered"].as_str()?.to_owned()))
         .filter(|text| !text.starts_with("error: aborting due to"))
-        .map(|text| normalized(&text, workspace))
+        .map(|text| normalized(&text))
         .collect::<Vec<_>>()
         .join("\n")
 }
 
-/// One diagnostic. Where it shows a line of the workspace, that line's number is left out, and the
-/// space that the number took in all lines.
-fn normalized(text: &str, workspace: &Path) -> String {
-    let workspace = format!("--> {}/", workspace.display());
+/// One diagnostic. Where it shows a line of another crate of the workspace, that line's number is left out,
+/// and the space that the number took in all lines.
+fn normalized(text: &str) -> String {
     let indent = |line: &str| line.len() - line.trim_start().len();
     let mut elsewhere = false;
     let mut lines = Vec::new();
     for line in text.trim_end().lines() {
         let start = line.trim_start();
-        if let Some(place) = start.strip_prefix(&workspace) {
-            elsewhere = true;
+        if let Some(place) = start.strip_prefix("--> ") {
+            let own = place.strip_prefix("tests/");
+            elsewhere = own.is_none();
             let file = place.split(':').next().unwrap_or(place);
-            lines.push(format!("{}--> $WORKSPACE/{file}", &line[..indent(line)]));
+            let place = own.map_or_else(|| format!("$WORKSPACE/{file}"), str::to_owned);
+            lines.push(format!("{}--> {place}", &line[..indent(line)]));
             continue;
         }
         elsewhere &=

@@ -1,0 +1,75 @@
+//! Looks for libtorch where torch-sys will.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+/// The libtorch of tch 0.24.
+const VERSION: &str = "2.11.0";
+
+/// What torch-sys's build script reads.
+const VARIABLES: [&str; 5] =
+    ["LIBTORCH", "LIBTORCH_LIB", "LIBTORCH_USE_PYTORCH", BYPASS, "DOCS_RS"];
+
+const BYPASS: &str = "LIBTORCH_BYPASS_VERSION_CHECK";
+
+fn main() {
+    println!("cargo::rustc-env=AMP_LIBTORCH_VERSION={VERSION}");
+    println!("cargo::rerun-if-changed=build.rs");
+    for variable in VARIABLES {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    // With LIBTORCH_USE_PYTORCH, torch-sys asks Python, and checks the version.
+    let unneeded = ["CARGO_FEATURE_DOC_ONLY", "DOCS_RS", "LIBTORCH_USE_PYTORCH"];
+    if unneeded.iter().any(|variable| env::var_os(variable).is_some()) {
+        return;
+    }
+    if let Err(problem) = check() {
+        println!("cargo::error={problem}");
+    }
+}
+
+/// The error is one line with the cause and the fix.
+fn check() -> Result<(), String> {
+    let Some(folder) = env::var_os("LIBTORCH").map(PathBuf::from) else {
+        // Where torch-sys looks then.
+        return if Path::new("/usr/lib/libtorch.so").exists() {
+            Ok(())
+        } else {
+            Err(format!(
+                "LIBTORCH is not set: run `cargo amp init`, or set it to the folder of a libtorch {VERSION}"
+            ))
+        };
+    };
+    let library = env::var_os("LIBTORCH_LIB").map_or_else(|| folder.clone(), PathBuf::from);
+    let library = library.join("lib/libtorch_cpu.so");
+    println!("cargo::rerun-if-changed={}", library.display());
+    let linux = env::var("CARGO_CFG_TARGET_OS").is_ok_and(|system| system == "linux");
+    if linux && !library.exists() {
+        let folder = folder.display();
+        return Err(format!("libtorch {VERSION} is not at {folder}: run `cargo amp setup`"));
+    }
+    match version(&folder) {
+        Some(found) if found != VERSION && env::var_os(BYPASS).is_none() => {
+            let folder = folder.display();
+            Err(format!(
+                "the libtorch at {folder} is {found}, and {VERSION} is needed: run `cargo amp setup`, or set LIBTORCH to another"
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The version that the folder states, without its build's suffix, as in `2.11.0+cu130`.
+fn version(folder: &Path) -> Option<String> {
+    // PyTorch's C++ archive and its Python wheel.
+    let plain = fs::read_to_string(folder.join("build-version")).ok();
+    let python = || {
+        let text = fs::read_to_string(folder.join("version.py")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
+        Some(line.trim_matches(['\'', '"']).to_owned())
+    };
+    let full = plain.or_else(python)?;
+    full.trim().split('+').next().map(str::to_owned)
+}

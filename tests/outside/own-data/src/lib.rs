@@ -1,0 +1,108 @@
+//! A data set of one's own. The page on it is the crate's README.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::PathBuf,
+};
+
+use amp_core::{data::Dataset, prelude::*};
+use amp_verify::{DataSet, Project, Registry, model, project};
+
+/// Examples in a file: rows of little-endian f32 numbers, the last of each row being the target.
+pub struct Rows {
+    path: PathBuf,
+    file: File,
+    features: usize,
+    rows: i64,
+}
+
+impl Rows {
+    /// Opens a file whose rows have `features` numbers and a target.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or its size is not that of whole rows.
+    pub fn open(path: impl Into<PathBuf>, features: usize) -> Result<Self> {
+        let path = path.into();
+        let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let (bytes, file) = opened.map_err(|error| Error::io(&path, error))?;
+        let row = row_bytes(features);
+        if bytes == 0 || !bytes.is_multiple_of(row) {
+            return Err(Error::config(format!(
+                "{}: {bytes} bytes are not a whole number of rows of {row}: write the file again",
+                path.display()
+            )));
+        }
+        Ok(Self { path, file, features, rows: (bytes / row) as i64 })
+    }
+
+    fn read(&mut self, index: i64) -> Result<Vec<f32>> {
+        let row = row_bytes(self.features);
+        let mut bytes = vec![0; row as usize];
+        let found = self.file.seek(SeekFrom::Start(row * index as u64));
+        let found = found.and_then(|_| self.file.read_exact(&mut bytes));
+        found.map_err(|error| Error::io(&self.path, error))?;
+        let (numbers, _) = bytes.as_chunks();
+        Ok(numbers.iter().map(|number| f32::from_le_bytes(*number)).collect())
+    }
+}
+
+fn row_bytes(features: usize) -> u64 {
+    size_of::<f32>() as u64 * (features as u64 + 1)
+}
+
+impl Dataset for Rows {
+    fn len(&self) -> i64 {
+        self.rows
+    }
+
+    fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
+        let (mut inputs, mut targets) = (Vec::<f32>::new(), Vec::new());
+        for index in indices {
+            let row = self.read(*index)?;
+            inputs.extend_from_slice(&row[..self.features]);
+            targets.push(row[self.features]);
+        }
+        let count = indices.len() as i64;
+        let input = Tensor::f_from_slice(&inputs)?.f_view([count, self.features as i64])?;
+        let target = Tensor::f_from_slice(&targets)?.f_view([count, 1])?;
+        Batch::new(input, target)
+    }
+}
+
+/// Tells the height of a place.
+#[derive(LightningModule)]
+#[loss(mse_loss)]
+#[optimizer(adamw, lr = 1e-2)]
+pub struct HeightNet {
+    #[layer(sequential(linear(2, 16), tanh, linear(16, 1)))]
+    body: Sequential,
+}
+
+/// The heights of a landscape at places of the plane, from two files of the project's folder `data`.
+///
+/// # Errors
+/// When a file is missing or damaged.
+pub fn heights(project: &Project, batch_size: i64) -> Result<DataModule> {
+    let train = Rows::open(project.path("data/train.f32"), 2)?;
+    let val = Rows::open(project.path("data/val.f32"), 2)?;
+    Ok(DataModule::new("heights", train, val, batch_size))
+}
+
+/// The registry of a project whose files are where `project` says.
+pub fn registry_of(project: Project) -> Registry {
+    let files = project.clone();
+    Registry::new(project)
+        .data_set(DataSet::new("heights", move |batch_size| heights(&files, batch_size)))
+        .model(model!(HeightNet).judged_by_loss().batch_size(16).epochs(4).margin(0.01))
+}
+
+/// The registry of this project.
+pub fn registry() -> Registry {
+    registry_of(project!())
+}
+
+/// The page's Rust is compiled and run by `cargo test`.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Page;

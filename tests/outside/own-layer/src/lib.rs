@@ -1,0 +1,49 @@
+//! A layer of one's own. The page on it is the crate's README.
+
+use amp_core::{
+    Error, Result,
+    nn::{Context, Module, Role, Visitor},
+    tch::{Device, Kind, Tensor},
+};
+
+/// y = weight · x, with a weight for each feature, for x of shape `[…, features]`.
+#[derive(Debug)]
+pub struct Gain {
+    weight: Tensor,
+}
+
+impl Gain {
+    /// Draws a weight for each of `features` features from N(1, 0.1²).
+    ///
+    /// # Errors
+    /// When `features` is not positive.
+    pub fn new(features: i64) -> Result<Self> {
+        if features < 1 {
+            return Err(Error::config(format!("gain({features}): the size must be positive")));
+        }
+        let mut weight = Tensor::f_empty([features], (Kind::Float, Device::Cpu))?;
+        let _ = weight.f_normal_(1.0, 0.1)?;
+        Ok(Self { weight: weight.f_set_requires_grad(true)? })
+    }
+}
+
+impl Module for Gain {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let (shape, features) = (input.size(), self.weight.size());
+        if shape.last() != features.last() {
+            return Err(Error::config(format!(
+                "gain of {features:?} features: the input has shape {shape:?}"
+            )));
+        }
+        Ok(input.f_mul(&self.weight)?)
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("weight", &self.weight, Role::Parameter);
+    }
+}
+
+/// The page's Rust is compiled and run by `cargo test`.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Page;

@@ -1,0 +1,33 @@
+//! A metric of one's own. The page on it is the crate's README.
+
+use amp_core::{
+    Error, Result,
+    metric::{Metric, Reduction},
+    tch::{Kind, Tensor},
+};
+
+/// The mean of |output − target| over all elements.
+#[derive(Debug, Clone, Copy)]
+pub struct MeanAbsoluteError;
+
+impl Metric for MeanAbsoluteError {
+    fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
+        let (found, expected) = (output.size(), target.size());
+        if found != expected {
+            return Err(Error::config(format!(
+                "mean absolute error: the output has shape {found:?}, the target {expected:?}"
+            )));
+        }
+        let difference = output.f_to_kind(Kind::Double)?.f_sub(target)?;
+        Ok((difference.f_abs()?.f_sum(Kind::Double)?, target.numel() as f64))
+    }
+
+    fn reduction(&self) -> Reduction {
+        Reduction::Mean
+    }
+}
+
+/// The page's Rust is compiled and run by `cargo test`.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Page;

@@ -1,0 +1,5 @@
+//! The data sets. Each is computed anew whenever it is loaded, and always the same.
+
+mod numbers;
+pub mod rings;
+pub mod sentences;

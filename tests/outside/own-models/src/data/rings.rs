@@ -1,0 +1,48 @@
+//! Points of two rings around the origin.
+
+use std::f64::consts::TAU;
+
+use amp_core::{
+    Result,
+    data::{Batch, DataModule},
+    tch::Tensor,
+};
+
+use super::numbers::Numbers;
+
+const TRAIN: i64 = 1600;
+const VAL: i64 = 400;
+/// Of a ring.
+const HALF_WIDTH: f64 = 0.55;
+
+/// Training and validation examples: `[N, 2]` coordinates, and 0 for a point of the inner ring, 1 for
+/// one of the outer. Radii are evenly spread over 1 ± 0.55 and 2 ± 0.55, so that the rings overlap.
+///
+/// # Errors
+/// When libtorch cannot make a tensor.
+pub fn load(batch_size: i64) -> Result<DataModule> {
+    let mut numbers = Numbers::new(1);
+    let train = points(&mut numbers, TRAIN)?;
+    let val = points(&mut numbers, VAL)?;
+    Ok(DataModule::new("rings", train, val, batch_size))
+}
+
+/// The accuracy of a model that knows the rings: the best there is, but for the chance in a finite set.
+/// Where they overlap, every second point is of the other ring.
+pub fn best_accuracy() -> f64 {
+    let overlap = 2.0 * HALF_WIDTH - 1.0;
+    1.0 - 0.5 * overlap / (2.0 * HALF_WIDTH)
+}
+
+fn points(numbers: &mut Numbers, count: i64) -> Result<Batch> {
+    let (mut coordinates, mut classes) = (Vec::new(), Vec::new());
+    for index in 0..count {
+        let class = index % 2;
+        let radius = 1.0 + class as f64 + HALF_WIDTH * (2.0 * numbers.draw() - 1.0);
+        let (sine, cosine) = (TAU * numbers.draw()).sin_cos();
+        coordinates.extend([(radius * cosine) as f32, (radius * sine) as f32]);
+        classes.push(class);
+    }
+    let input = Tensor::f_from_slice(&coordinates)?.f_view([count, 2])?;
+    Batch::new(input, Tensor::f_from_slice(&classes)?)
+}

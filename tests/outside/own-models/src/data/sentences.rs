@@ -1,0 +1,51 @@
+//! Sentences of a grammar with one rule: the symbol after s is s + 1 with a probability of 0.7, and
+//! s + 5 otherwise, modulo 12.
+
+use amp_core::{
+    Result,
+    data::{Batch, DataModule},
+    tch::Tensor,
+};
+
+use super::numbers::Numbers;
+
+/// How many symbols there are.
+const SYMBOLS: i64 = 12;
+/// The probability of the more frequent next symbol.
+const FREQUENT: f64 = 0.7;
+/// Symbols that are shown of a sentence.
+const LENGTH: i64 = 16;
+const TRAIN: i64 = 512;
+const VAL: i64 = 128;
+
+/// Training and validation sentences: `[N, 16]` symbols, and for each the one that follows it.
+///
+/// # Errors
+/// When libtorch cannot make a tensor.
+pub fn load(batch_size: i64) -> Result<DataModule> {
+    let mut numbers = Numbers::new(2);
+    let train = sentences(&mut numbers, TRAIN)?;
+    let val = sentences(&mut numbers, VAL)?;
+    Ok(DataModule::new("sentences", train, val, batch_size))
+}
+
+/// The loss, in nats, of a model that knows the grammar: the entropy of the next symbol. No model can
+/// do better on sentences that it has not seen, but for the chance in a finite set.
+pub fn entropy() -> f64 {
+    -(FREQUENT * FREQUENT.ln() + (1.0 - FREQUENT) * (1.0 - FREQUENT).ln())
+}
+
+fn sentences(numbers: &mut Numbers, count: i64) -> Result<Batch> {
+    let (mut shown, mut following) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let mut symbol = (numbers.draw() * SYMBOLS as f64) as i64;
+        for _ in 0..LENGTH {
+            shown.push(symbol);
+            let step = if numbers.draw() < FREQUENT { 1 } else { 5 };
+            symbol = (symbol + step) % SYMBOLS;
+            following.push(symbol);
+        }
+    }
+    let tensor = |symbols: &[i64]| Tensor::f_from_slice(symbols)?.f_view([count, LENGTH]);
+    Batch::new(tensor(&shown)?, tensor(&following)?)
+}

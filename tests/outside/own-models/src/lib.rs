@@ -1,0 +1,41 @@
+//! Two models on two data sets, all of this project's own: what `cargo amp` trains and judges here.
+
+pub mod data;
+mod next_symbol;
+mod ring_net;
+
+pub use next_symbol::NextSymbol;
+pub use ring_net::RingNet;
+
+use amp_verify::{DataSet, Registry, model, project};
+
+/// The models and data sets of this project.
+pub fn registry() -> Registry {
+    Registry::new(project!())
+        .data_set(
+            DataSet::new("rings", data::rings::load)
+                .about("2,000 points of two noisy rings in the plane"),
+        )
+        .data_set(
+            DataSet::new("sentences", data::sentences::load)
+                .about("640 sentences of a made-up grammar over 12 symbols"),
+        )
+        .model(
+            model!(RingNet)
+                .about("a small MLP that tells the inner ring from the outer one")
+                .data("rings")
+                .epochs(6)
+                .batch_size(32)
+                .margin(0.03)
+                .learns_by(0.15),
+        )
+        .model(
+            model!(NextSymbol)
+                .about("causal attention that tells a sentence's next symbol")
+                .data("sentences")
+                .epochs(4)
+                .batch_size(32)
+                .judged_by_loss()
+                .learns_by(0.5),
+        )
+}

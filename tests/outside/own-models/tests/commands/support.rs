@@ -1,0 +1,36 @@
+//! Running the project's binary as `cargo amp` does.
+
+use std::process::{Command, Output};
+
+/// What a command said and how it ended.
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Said {
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let Output { status, stdout, stderr } = command.output().expect("the binary runs");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Self { code: status.code(), out: text(stdout), err: text(stderr) }
+    }
+
+    /// What a command printed that did what it was asked for.
+    #[track_caller]
+    pub(crate) fn done(self) -> String {
+        assert_eq!(self.code, Some(0), "{}{}", self.out, self.err);
+        self.out
+    }
+
+    /// The one line by which a command refused to do what it was asked for.
+    #[track_caller]
+    pub(crate) fn refused(self) -> String {
+        assert_eq!(self.code, Some(2), "{}{}", self.out, self.err);
+        assert_eq!(self.out, "", "standard output");
+        let mut lines = self.err.lines();
+        let line = lines.next().expect("a line on standard error").to_owned();
+        assert_eq!(lines.next(), None, "more than one line: {}", self.err);
+        line
+    }
+}

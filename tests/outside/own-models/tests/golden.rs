@@ -1,0 +1,14 @@
+//! Each model under 16-mixed and bf16-mixed against its golden in `tests/goldens`.
+
+use amp_verify::verify;
+use own_models::registry;
+
+#[test]
+fn ring_net() {
+    verify!(RingNet, registry = registry());
+}
+
+#[test]
+fn next_symbol() {
+    verify!(NextSymbol, registry = registry());
+}

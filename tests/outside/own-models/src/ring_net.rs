@@ -12,6 +12,6 @@ pub struct RingNet {
     learning_rate: f64,
     #[layer(sequential(linear(2, hidden_size), tanh, linear(hidden_size, hidden_size), tanh))]
     body: Sequential,
-    #[layer(linear(hidden_size, 2))]
+    #[layer(linear(hidden_size, 2, bias = false))]
     head: Linear,
 }

@@ -30,7 +30,6 @@ pub fn registry() -> Registry {
                 .about("a network with two hidden layers")
                 .data("spirals")
                 .epochs(10)
-                .batch_size(64)
-                .margin(0.02),
+                .batch_size(64),
         )
 }

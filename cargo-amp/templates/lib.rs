@@ -30,6 +30,7 @@ pub fn registry() -> Registry {
                 .about("a network with two hidden layers")
                 .data("spirals")
                 .epochs(10)
-                .batch_size(64),
+                .batch_size(64)
+                .margin(0.02),
         )
 }

@@ -31,9 +31,6 @@ pub(crate) fn binary_with_registry(name: &str) -> String {
 }
 
 /// Every file of a new crate.
-///
-/// Its figures were recorded in such a crate, the margins with `cargo amp margins` and the goldens
-/// with `INSTA_UPDATE=always AMP_ANCHORS=write cargo amp test`.
 pub(crate) fn new_crate(name: &str, source: &Source) -> Vec<File> {
     let manifest = named(include_str!("../../templates/Cargo.toml.in"), name)
         .replace("AMP_CORE", &source.dependency("amp-core"))
@@ -45,15 +42,6 @@ pub(crate) fn new_crate(name: &str, source: &Source) -> Vec<File> {
         ("src/data.rs", named(include_str!("../../templates/data.rs"), name)),
         (BINARY, named(include_str!("../../templates/amp.rs"), name)),
         ("tests/golden.rs", named(include_str!("../../templates/golden.rs"), name)),
-        ("margins.json", include_str!("../../templates/margins.json").into()),
-        (
-            "tests/goldens/spiral_net_cpu.snap",
-            include_str!("../../templates/goldens/spiral_net_cpu.snap").into(),
-        ),
-        (
-            "tests/goldens/spiral_net_cpu.anchor.json",
-            include_str!("../../templates/goldens/spiral_net_cpu.anchor.json").into(),
-        ),
         (CONFIG, config().into()),
         (IGNORED, include_str!("../../templates/gitignore").into()),
         (WORKFLOW, workflow(source)),

@@ -33,7 +33,8 @@ for a revision) or a version. without it: from where cargo-amp was installed.
 
 in Cargo.toml, paths relative to the package's folder:
   [package.metadata.amp]
-  pack = [\"data\"]               files and folders that `pack` copies too
+  pack = [\"data\"]               files and folders that `pack` copies too, to their paths in
+                                the workspace
   pack-skip-tests = [\"ui\"]      test binaries that `pack` leaves out
   [workspace.metadata.amp]
   test-python-packages = [\"tensorboard==2.20.0\"]

@@ -165,7 +165,11 @@ impl Init<'_> {
 
 /// What the user may want to do, which is not needed for `cargo amp` to work.
 fn print_advice(project: &Project, package: &Package) -> Result<(), Error> {
-    println!("next: register your models in {}", template::BINARY);
+    println!(
+        "next: register your models in {}; `cargo amp margins` then records what `cargo amp gate` \
+         needs to judge them",
+        template::BINARY
+    );
     if !package.has_library() {
         println!("next: put your models into src/lib.rs, where that binary can use them");
     }

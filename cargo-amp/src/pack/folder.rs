@@ -55,11 +55,17 @@ impl Folder {
         Ok(place)
     }
 
+    /// Writes a file.
+    pub(crate) fn write(&self, path: &str, text: &str) -> Result<PathBuf, Error> {
+        let place = self.place(path)?;
+        fs::write(&place, text).map_err(|e| unwritable(&place, &e))?;
+        Ok(place)
+    }
+
     /// Writes a shell script that can be run.
     pub(crate) fn script(&self, path: &str, text: &str) -> Result<(), Error> {
-        let place = self.place(path)?;
-        let written = fs::write(&place, text).and_then(|()| make_executable(&place));
-        written.map_err(|e| unwritable(&place, &e))
+        let place = self.write(path, text)?;
+        make_executable(&place).map_err(|e| unwritable(&place, &e))
     }
 
     /// Copies a file, or a folder with all that is in it.

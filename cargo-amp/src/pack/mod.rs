@@ -1,7 +1,7 @@
 //! `cargo amp pack`: the folder that a GPU machine without Rust needs.
 //!
-//! It holds `run.sh`, the binaries in `bin`, the goldens in `goldens/<package>`, and the files of
-//! the package of the amp binary at their paths in its folder.
+//! It holds `run.sh`, the binaries in `bin`, and files of the packages at their paths in the
+//! workspace, so that what is recorded there is copied back to the same paths.
 
 mod folder;
 
@@ -17,8 +17,8 @@ use crate::libtorch::Libtorch;
 use crate::project::{Package, Project};
 use folder::Folder;
 
-/// What the packed folder holds beside the package's own files.
-const RESERVED: [&str; 3] = ["run.sh", "bin", "goldens"];
+/// What the packed folder holds besides files of packages.
+const RESERVED: [&str; 2] = ["run.sh", "bin"];
 
 /// A request that was checked as far as it can be before anything is fetched or built.
 pub(crate) struct Pack<'a> {
@@ -36,8 +36,10 @@ impl<'a> Pack<'a> {
         output: Option<PathBuf>,
         bin_only: bool,
     ) -> Result<Self, Error> {
-        for path in &package.pack {
-            check(package, path)?;
+        for package in project.packages() {
+            for path in &package.pack {
+                check(project, package, path)?;
+            }
         }
         // Asked before the builds, which take minutes.
         let strip = Command::new("strip").arg("--version").stdout(Stdio::null()).status();
@@ -68,20 +70,8 @@ impl<'a> Pack<'a> {
             strip(&executable.path, &self.folder.place(path)?)?;
         }
         self.folder.script("run.sh", include_str!("run.sh"))?;
-        let margins = self.package.folder.join("margins.json");
-        let files = self.package.pack.iter().map(|path| self.package.folder.join(path));
-        for path in files.chain(margins.is_file().then_some(margins)) {
-            // `check` has seen that it lies in the package's folder.
-            let place = path.strip_prefix(&self.package.folder).unwrap_or(&path).to_owned();
-            self.folder.copy(&path, &place)?;
-        }
-        let goldens = self.project.packages().iter().filter(|_| !self.bin_only);
-        for package in goldens {
-            let path = package.folder.join("tests/goldens");
-            if path.is_dir() {
-                self.folder.copy(&path, &Path::new("goldens").join(&package.name))?;
-            }
-        }
+        self.folder.write("bin/packages", &self.packages())?;
+        self.copy_files()?;
         let (path, bytes) = self.folder.finish()?;
         println!(
             "packed {} ({:.1} MiB): copy it to a machine with Python's torch 2.11.0 and run \
@@ -91,6 +81,35 @@ impl<'a> Pack<'a> {
             if self.bin_only { "" } else { " or `./run.sh test`" }
         );
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Copies what the packages name, the recorded margins, and the goldens if there are tests.
+    fn copy_files(&self) -> Result<(), Error> {
+        for package in self.project.packages() {
+            let mut files: Vec<_> = package.pack.iter().map(String::as_str).collect();
+            if package.name == self.package.name {
+                files.push("margins.json");
+            }
+            if !self.bin_only {
+                files.push("tests/goldens");
+            }
+            // Of what may be missing, this takes what is there; the rest was checked.
+            files.retain(|path| package.folder.join(path).exists());
+            for path in files {
+                let place = place(self.project, package).join(path);
+                self.folder.copy(&package.folder.join(path), &place)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of every package and its path in the packed folder; first that of the amp binary.
+    fn packages(&self) -> String {
+        let others = self.project.packages().iter().filter(|one| one.name != self.package.name);
+        let line = |package: &Package| {
+            format!("{} {}\n", package.name, place(self.project, package).display())
+        };
+        [self.package].into_iter().chain(others).map(line).collect()
     }
 
     /// Builds the tests and benchmarks of the workspace, in the tests' profile, and says where each
@@ -171,8 +190,14 @@ impl<'a> Pack<'a> {
     }
 }
 
+/// The path of a package's files in the packed folder.
+fn place<'a>(project: &Project, package: &'a Package) -> &'a Path {
+    // A workspace may have members elsewhere.
+    package.folder.strip_prefix(project.root()).unwrap_or(Path::new(&package.name))
+}
+
 /// Refuses what cannot be copied to the same path of the packed folder.
-fn check(package: &Package, path: &str) -> Result<(), Error> {
+fn check(project: &Project, package: &Package, path: &str) -> Result<(), Error> {
     let refuse = |why: &str| {
         Err(Error::new(format!(
             "`pack` in [package.metadata.amp] of `{}` names `{path}`, {why}",
@@ -183,7 +208,8 @@ fn check(package: &Package, path: &str) -> Result<(), Error> {
     if path.is_empty() || !Path::new(path).components().all(is_plain) {
         return refuse("which is not a path in the package's folder");
     }
-    let first = Path::new(path).components().next().map(Component::as_os_str);
+    let place = place(project, package).join(path);
+    let first = place.components().next().map(Component::as_os_str);
     if RESERVED.iter().any(|name| first == Some(OsStr::new(name))) {
         return refuse("a name that the packed folder has already: rename it");
     }

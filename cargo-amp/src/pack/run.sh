@@ -5,8 +5,8 @@
 #   run.sh test [filter…]            all packed tests, on CUDA
 #   run.sh golden-record [binary…]   runs these test binaries, or all, and writes the goldens and
 #                                    anchors of this GPU's compute capability that are missing into
-#                                    goldens/<package>: copy them to tests/goldens of that package.
-#                                    An anchor that is there is kept.
+#                                    the packages' tests/goldens: copy them to the same paths of the
+#                                    workspace. An anchor that is there is kept.
 #   run.sh criterion [benchmark]     a packed benchmark, on CUDA; its name is needed if there are
 #                                    several
 # AMP_DEVICE names another device for tests and benchmarks.
@@ -36,8 +36,20 @@ for folder in "$site"/nvidia/*/lib "$site"/nvidia/*/*/lib; do
     [[ -d $folder ]] && libraries+=":$folder"
 done
 export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-# The project's files are looked for here, at their paths in the package's folder.
-export AMP_PROJECT="$here" AMP_BINARY="$here/bin/amp"
+
+# Where the files of a package are: at its path in the workspace. Of bin/packages, which has a line
+# `<name> <path>` for each, the first is the package of the amp binary.
+folder_of() {
+    local name path
+    while read -r name path; do
+        if [[ $name == "$1" || -z $1 ]]; then
+            echo "$here${path:+/$path}"
+            return
+        fi
+    done <"$here/bin/packages"
+}
+AMP_PROJECT=$(folder_of "")
+export AMP_PROJECT AMP_BINARY="$here/bin/amp"
 
 # The packed executables of a kind, tests or benches: <package>/<target>. With names, these alone.
 packed() {
@@ -55,18 +67,20 @@ packed() {
     done
 }
 
-# run_tests BINARIES [arguments…]: every binary, as cargo runs it: in the package's folder, with the
-# goldens of its package. The workspace makes cuBLAS deterministic, which goldens on CUDA ask for.
+# run_tests BINARIES [arguments…]: every binary, as cargo runs it, in the folder of its package, with
+# the goldens there. The workspace makes cuBLAS deterministic, which goldens on CUDA ask for.
 run_tests() {
-    local binaries=$1 failed=() binary
+    local binaries=$1 failed=() binary folder
     shift
     # One at a time: a CUDA device's memory statistics are the process's.
     export AMP_DEVICE=${AMP_DEVICE:-cuda} RUST_TEST_THREADS=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
     export INSTA_WORKSPACE_ROOT="$here"
-    cd "$here"
     for binary in $binaries; do
         echo "== $binary"
-        AMP_GOLDENS="$here/goldens/${binary%/*}" "$here/bin/tests/$binary" "$@" || failed+=("$binary")
+        folder=$(folder_of "${binary%/*}")
+        mkdir -p "$folder"
+        (cd "$folder" && AMP_GOLDENS="$folder/tests/goldens" "$here/bin/tests/$binary" "$@") ||
+            failed+=("$binary")
     done
     if ((${#failed[@]})); then
         echo "error: failed in ${failed[*]}" >&2
@@ -84,13 +98,15 @@ test)
 golden-record)
     shift
     binaries=$(packed tests "$@")
+    goldens=()
     for binary in $binaries; do
-        mkdir -p "$here/goldens/${binary%/*}"
+        goldens+=("$(folder_of "${binary%/*}")/tests/goldens")
     done
+    mkdir -p "${goldens[@]}"
     unset CI
     export INSTA_UPDATE=always AMP_ANCHORS=write
     run_tests "$binaries"
-    ls "$here"/goldens/*
+    printf '%s\n' "${goldens[@]}" | sort -u | xargs -d '\n' ls
     ;;
 criterion)
     benchmarks=$(packed benches ${2:+"$2"})

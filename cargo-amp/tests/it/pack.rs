@@ -22,20 +22,23 @@ fn what_a_gpu_machine_needs_is_packed() {
         [
             "bin/amp",
             "bin/benches/checks/speed",
+            "bin/packages",
             "bin/tests/checks/checks",
             "bin/tests/checks/checks-lib",
             "bin/tests/mine/golden",
             "bin/tests/mine/mine-lib",
+            "checks/inputs.csv",
+            "checks/tests/goldens/other_cpu.snap",
             "data/deep/points.csv",
-            "goldens/checks/other_cpu.snap",
-            "goldens/mine/net_cpu.snap",
             "margins.json",
             "notes/words.txt",
-            "run.sh"
+            "run.sh",
+            "tests/goldens/net_cpu.snap"
         ]
     );
     assert_eq!(packed["data/deep/points.csv"], "1,2\n");
-    assert_eq!(packed["goldens/checks/other_cpu.snap"], "golden of checks\n");
+    assert_eq!(packed["checks/tests/goldens/other_cpu.snap"], "golden of checks\n");
+    assert_eq!(packed["bin/packages"], "mine \nchecks checks\n");
     assert!(packed["bin/tests/checks/checks"].contains("test checks"));
     assert!(packed["bin/tests/checks/checks-lib"].contains("lib checks"));
     for name in ["run.sh", "bin/amp", "bin/tests/mine/golden"] {
@@ -63,7 +66,15 @@ fn the_binary_alone_needs_no_tests() {
     assert!(stdout(&run).contains("/out/small ("), "{}", stdout(&run));
     assert!(!stdout(&run).contains("run.sh test"), "{}", stdout(&run));
     let packed = files(&project.path("out/small"));
-    let expected = ["bin/amp", "data/deep/points.csv", "margins.json", "notes/words.txt", "run.sh"];
+    let expected = [
+        "bin/amp",
+        "bin/packages",
+        "checks/inputs.csv",
+        "data/deep/points.csv",
+        "margins.json",
+        "notes/words.txt",
+        "run.sh",
+    ];
     assert!(packed.keys().eq(expected.iter()), "{:?}", packed.keys());
     let log = fs::read_to_string(project.path("built/log")).expect("cargo was called");
     assert_eq!(log.lines().count(), 1, "{log}");
@@ -79,7 +90,7 @@ fn a_packed_folder_is_replaced_whole_and_no_other_folder_is() {
     project.write("dist.replaced/stale", "of an interruption");
     assert_succeeded(&output(&mut pack(&project, &["--bin-only"])));
     let packed = names(&project.path("dist"));
-    assert_eq!(packed, ["bin", "data", "margins.json", "notes", "run.sh"]);
+    assert_eq!(packed, ["bin", "checks", "data", "margins.json", "notes", "run.sh"]);
     assert!(!project.path("dist.partial").exists() && !project.path("dist.replaced").exists());
 
     fs::create_dir(project.path("empty")).expect("writable");
@@ -103,7 +114,6 @@ fn what_cannot_be_packed_is_refused_before_anything_is_built() {
         ("/etc", "which is not a path in the package's folder"),
         ("", "which is not a path in the package's folder"),
         ("bin/tool", "a name that the packed folder has already"),
-        ("goldens", "a name that the packed folder has already"),
         ("run.sh", "a name that the packed folder has already"),
     ] {
         let manifest = manifest.replace("\"data\"", &format!("\"{path}\""));

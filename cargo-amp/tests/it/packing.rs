@@ -24,10 +24,12 @@ pub(crate) fn workspace() -> Checkout {
     project.write("margins.json", "{}\n");
     project.write("tests/golden.rs", "");
     project.write("tests/goldens/net_cpu.snap", "golden of mine\n");
-    let skips = "[package.metadata.amp]\npack-skip-tests = [\"ui\"]\n[[bench]]\nname = \"speed\"\n\
+    let skips = "[package.metadata.amp]\npack-skip-tests = [\"ui\"]\npack = [\"inputs.csv\"]\n[[bench]]\nname = \"speed\"\n\
                  [[bench]]\nname = \"odd\"\nrequired-features = [\"odd\"]\n[features]\nodd = []\n";
     project.write("checks/Cargo.toml", &(package("checks") + skips));
     project.write("checks/src/lib.rs", "");
+    project.write("checks/inputs.csv", "3,4\n");
+    project.write("checks/margins.json", "not of the amp binary\n");
     project.write("checks/benches/speed.rs", "");
     project.write("checks/benches/odd.rs", "");
     project.write("checks/tests/goldens/other_cpu.snap", "golden of checks\n");

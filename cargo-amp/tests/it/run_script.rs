@@ -98,14 +98,16 @@ fn every_test_runs_against_the_goldens_of_its_package() {
             "INSTA_UPDATE=no",
             "AMP_ANCHORS=unset",
             &format!("INSTA_WORKSPACE_ROOT={dist}"),
-            &format!("AMP_GOLDENS={dist}/goldens/mine"),
-            &format!("AMP_GOLDENS={dist}/goldens/checks"),
+            &format!("AMP_GOLDENS={dist}/tests/goldens"),
+            &format!("AMP_GOLDENS={dist}/checks/tests/goldens"),
             &format!("AMP_PROJECT={dist}"),
             &format!("PWD={dist}"),
+            &format!("PWD={dist}/checks"),
         ],
     );
 
-    // All run before those that failed are named.
+    // All run before those that failed are named; also those of a package without files.
+    fs::remove_dir_all(project.path("dist/checks")).expect("packed");
     let failed = run(&project, &["test"], &[("FAILS", "checks"), ("AMP_DEVICE", "cpu")]);
     assert_eq!(failed.status.code(), Some(1));
     assert_eq!(ran(&failed), all);
@@ -116,15 +118,16 @@ fn every_test_runs_against_the_goldens_of_its_package() {
 #[test]
 fn goldens_are_recorded_by_the_binaries_that_are_named() {
     let project = packed(&[]);
-    fs::remove_dir_all(project.path("dist/goldens/mine")).expect("packed");
+    fs::remove_dir_all(project.path("dist/tests")).expect("packed");
     let output = run(&project, &["golden-record", "golden"], &[("CI", "true")]);
     assert_succeeded(&output);
     assert_eq!(ran(&output), ["mine/golden"]);
     assert_lines(&output, &["INSTA_UPDATE=always", "AMP_ANCHORS=write", "CI=unset"]);
-    assert!(project.path("dist/goldens/mine").is_dir());
+    assert!(project.path("dist/tests/goldens").is_dir());
+    let all = run(&project, &["golden-record"], &[]);
+    assert_eq!(ran(&all).len(), 4);
     // What is there now is listed, to be copied.
-    assert!(stdout(&output).contains("other_cpu.snap"), "{}", stdout(&output));
-    assert_eq!(ran(&run(&project, &["golden-record"], &[])).len(), 4);
+    assert!(stdout(&all).contains("other_cpu.snap"), "{}", stdout(&all));
     let refused = run(&project, &["golden-record", "absent"], &[]);
     assert_refused(&refused, &["there is no absent in "]);
 }

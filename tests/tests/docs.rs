@@ -40,6 +40,7 @@ fn missing(name: &str) -> Option<String> {
     let (folder, rest) = match name.split_once("::") {
         Some(("tests", rest)) => ("tests/tests", rest),
         Some(("amp-verify", rest)) => ("amp-verify/tests/it", rest),
+        Some(("fixtures", rest)) => ("fixtures/tests/it", rest),
         Some(("amp-derive", rest)) => ("amp-derive/src/check/tests", rest),
         _ => ("amp-core/tests/it", name),
     };

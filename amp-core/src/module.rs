@@ -22,7 +22,7 @@ pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 /// Derive it with [`derive(LightningModule)`](derive@crate::LightningModule); every step below
 /// can be overridden there.
 ///
-/// ```
+/// ```no_run,standalone_crate
 /// use amp_core::prelude::*;
 ///
 /// #[derive(LightningModule)]

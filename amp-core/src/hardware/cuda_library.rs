@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// start-up where there is an NVIDIA driver, so one binary runs with both kinds of libtorch. Its
 /// [`Display`](fmt::Display) is one line with the cause and the fix.
 ///
-/// ```no_run
+/// ```no_run,standalone_crate
 /// use amp_core::hardware::{CudaLibrary, cuda_library};
 ///
 /// if let CudaLibrary::Failed { reason } = cuda_library() {

@@ -105,7 +105,7 @@ pub struct Section {
 /// into a section. A thread in a section must not wait for another thread that wants to draw: both
 /// would wait forever.
 ///
-/// ```
+/// ```no_run,standalone_crate
 /// use amp_core::{
 ///     nn::{Linear, LinearConfig},
 ///     random,

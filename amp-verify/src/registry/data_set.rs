@@ -9,7 +9,7 @@ type Load = dyn Fn(i64) -> Result<DataModule> + Send + Sync;
 
 /// A data set that models are trained and validated on.
 ///
-/// ```
+/// ```no_run,standalone_crate
 /// use amp_core::{Result, data::DataModule, data::Batch, tch::{Device, Kind, Tensor}};
 /// use amp_verify::DataSet;
 ///

@@ -47,7 +47,7 @@ impl Project {
 
 /// The [`Project`](crate::Project) of the package in which this is written.
 ///
-/// ```
+/// ```no_run,standalone_crate
 /// let project = amp_verify::project!();
 /// assert_eq!(project.path("data/x.csv"), project.folder().join("data/x.csv"));
 /// ```

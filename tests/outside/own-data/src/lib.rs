@@ -21,7 +21,7 @@ impl Rows {
     /// Opens a file whose rows have `features` numbers and a target.
     ///
     /// # Errors
-    /// When the file cannot be opened, or its size is not that of whole rows.
+    /// When the file cannot be opened, or does not consist of whole rows.
     pub fn open(path: impl Into<PathBuf>, features: usize) -> Result<Self> {
         let path = path.into();
         let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));

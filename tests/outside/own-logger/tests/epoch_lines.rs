@@ -68,7 +68,7 @@ fn each_epoch_has_a_line_with_its_values() {
     assert_eq!(found, expected);
 }
 
-/// The square of 1e30 is no f32 number: the step of that batch is skipped in each epoch.
+/// The square of 1e30 overflows f32, so that the step on that example is skipped in each epoch.
 #[test]
 fn a_skipped_step_has_a_line_with_its_cause() {
     let folder = tempfile::tempdir().expect("a folder");

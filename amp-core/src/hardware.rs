@@ -136,7 +136,7 @@ pub fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
 }
 
 /// Seeds libtorch's generators of every device, which the whole process shares. Other threads may
-/// draw from them right after: [`random::seeded`](crate::random::seeded) keeps them out. Waits while
+/// draw from them right after: [`random::seeded`] keeps them out. Waits while
 /// another thread is in such a section.
 ///
 /// # Errors

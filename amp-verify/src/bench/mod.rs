@@ -1,5 +1,5 @@
-//! How fast the trainer is, beside the peers: [`workload`] says what is trained, [`contest`] lets
-//! [`ours`] and the [`peers`] take turns, [`report`] holds it against the [`target`]s.
+//! How fast the trainer is, next to its peers: [`workload`] says what is trained, [`mod@contest`] lets our
+//! trainer and the [`peers`] take turns, [`report`] compares it with the [`target`]s.
 
 mod args;
 pub mod clock;

@@ -4,33 +4,33 @@
 //! delimiters, and gives names of the macro and of its caller different hygiene. Both are undone
 //! here before a rule or generated code sees the input.
 
-use proc_macro2::{Delimiter, Group, Ident, Punct, Spacing, Span, TokenStream, TokenTree};
-use syn::{
-    Expr, Lifetime, Macro, PathArguments, Type, TypeParamBound, punctuated::Punctuated,
-    visit_mut::VisitMut,
-};
+use proc_macro2::{Delimiter, Group, Punct, Spacing, Span, TokenStream, TokenTree};
+use syn::{Expr, PathArguments, Type, TypeParamBound, punctuated::Punctuated};
 
-use crate::symbol;
+/// The tokens of the struct that a derive is given, as they would be without a macro. Without
+/// fragments they keep all their spans, on which the clarity of rustc's messages depends.
+pub(crate) fn written_out(tokens: TokenStream) -> TokenStream {
+    match has_invisible_group(tokens.clone()) {
+        true => with_one_hygiene(dissolve(tokens)),
+        false => tokens,
+    }
+}
 
 /// Puts the content of every group without delimiters in its place. It gets parentheses where it
 /// would otherwise fall apart: `2 * $n` with `1 + 2` is `2 * (1 + 2)`. rustc itself ignores such
 /// groups in the output of a derive, and would compute `2 * 1 + 2`.
-pub(crate) fn dissolve(tokens: TokenStream) -> TokenStream {
+fn dissolve(tokens: TokenStream) -> TokenStream {
     let mut output: Vec<TokenTree> = Vec::new();
     let mut rest = tokens.into_iter().peekable();
     while let Some(token) = rest.next() {
-        match token {
-            TokenTree::Group(group) if group.delimiter() == Delimiter::None => {
-                let content = dissolve(group.stream());
-                let content = inserted(content, &output, rest.peek(), group.span());
-                output.extend(content);
-            }
-            // Others stay as they are: a rebuilt group loses the spans of its delimiters.
-            TokenTree::Group(group) if has_invisible_group(group.stream()) => {
-                let content = dissolve(group.stream());
-                output.push(grouped(group.delimiter(), content, group.span()).into());
-            }
-            other => output.push(other),
+        let TokenTree::Group(group) = token else {
+            output.push(token);
+            continue;
+        };
+        let (content, span) = (dissolve(group.stream()), group.span());
+        match group.delimiter() {
+            Delimiter::None => output.extend(inserted(content, &output, rest.peek(), span)),
+            delimiter => output.push(grouped(delimiter, content, span).into()),
         }
     }
     output.into_iter().collect()
@@ -172,53 +172,22 @@ fn angled(content: TokenStream, span: Span) -> TokenStream {
     [punct('<')].into_iter().chain(content).chain([punct('>')]).collect()
 }
 
-/// Gives the names that generated code declares for the user's code the hygiene they are declared
-/// with: `self`, `cx` and `plan` the derive's, a field's name the field's. The caller's `self` in
-/// `net!(lr = self.rate)` is then the one of the generated method.
-pub(crate) struct Resolve<'a> {
-    pub(crate) fields: &'a [&'a Ident],
-}
-
-impl Resolve<'_> {
-    /// The hygiene of a name that generated code declares.
-    fn declared(&self, name: &Ident) -> Option<Span> {
-        if ["self", symbol::CX, symbol::PLAN].iter().any(|own| name == own) {
-            return Some(Span::call_site());
+/// Gives all tokens the hygiene of the derive, so that the caller's `self` in `net!(lr = self.rate)`
+/// is the one of the generated method, and its `width` the field that the macro wrote.
+fn with_one_hygiene(tokens: TokenStream) -> TokenStream {
+    let token = |mut token: TokenTree| {
+        if let TokenTree::Group(group) = &token {
+            let content = with_one_hygiene(group.stream());
+            token = grouped(group.delimiter(), content, group.span()).into();
         }
-        self.fields.iter().find(|field| **field == name).map(|field| field.span())
-    }
-
-    fn tokens(&mut self, tokens: TokenStream) -> TokenStream {
-        let mut output: Vec<TokenTree> = Vec::new();
-        for token in tokens {
-            output.push(match token {
-                TokenTree::Ident(mut name) if !is_punct(output.last(), '\'') => {
-                    self.visit_ident_mut(&mut name);
-                    name.into()
-                }
-                TokenTree::Group(group) => {
-                    grouped(group.delimiter(), self.tokens(group.stream()), group.span()).into()
-                }
-                other => other,
-            });
+        // `$crate` means the macro's crate by its hygiene alone.
+        let is_crate = matches!(&token, TokenTree::Ident(name) if name == "$crate");
+        if !is_crate {
+            token.set_span(Span::call_site().located_at(token.span()));
         }
-        output.into_iter().collect()
-    }
-}
-
-impl VisitMut for Resolve<'_> {
-    fn visit_ident_mut(&mut self, name: &mut Ident) {
-        if let Some(span) = self.declared(name) {
-            name.set_span(span.located_at(name.span()));
-        }
-    }
-
-    /// Lifetimes and labels are not declared by generated code.
-    fn visit_lifetime_mut(&mut self, _: &mut Lifetime) {}
-
-    fn visit_macro_mut(&mut self, call: &mut Macro) {
-        call.tokens = self.tokens(call.tokens.clone());
-    }
+        token
+    };
+    tokens.into_iter().map(token).collect()
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ fn derive(
     which: Derive,
     manifest: fn() -> Manifest,
 ) -> proc_macro2::TokenStream {
-    let input: DeriveInput = match syn::parse2(fragments::dissolve(input)) {
+    let input: DeriveInput = match syn::parse2(fragments::written_out(input)) {
         Ok(input) => input,
         Err(error) => return error.into_compile_error(),
     };

@@ -7,19 +7,17 @@ use syn::{
     ext::IdentExt,
     parse::{Parse, ParseStream},
     punctuated::Punctuated,
-    visit_mut::VisitMut,
 };
 
 use crate::{
     diag::Diagnostics,
-    fragments::Resolve,
     spec::{Attr, Derive, Field, Spec},
     symbol, tokens,
 };
 
 /// The attributes of this derive on the item itself.
 pub(crate) fn attributes(input: &DeriveInput, diag: &Diagnostics) -> Vec<Attr> {
-    own_attributes(&input.attrs, &field_names(input), diag)
+    own_attributes(&input.attrs, diag)
 }
 
 /// Sorts the input, whose own attributes are `attrs`; `None` if it is not a struct with named
@@ -54,21 +52,13 @@ pub(crate) fn builder_name(input: &DeriveInput) -> Ident {
     tokens::free(&name, input.to_token_stream(), input.ident.span())
 }
 
-fn field_names(input: &DeriveInput) -> Vec<&Ident> {
-    match &input.data {
-        Data::Struct(data) => data.fields.iter().filter_map(|field| field.ident.as_ref()).collect(),
-        Data::Enum(_) | Data::Union(_) => Vec::new(),
-    }
-}
-
 /// Rule: the derives are for structs with named fields, because parameters are called after them.
 fn named_fields(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> Option<Vec<Field>> {
     let name = derive.name();
     match &input.data {
         Data::Struct(data) => match &data.fields {
             Fields::Named(fields) => {
-                let names = field_names(input);
-                Some(fields.named.iter().filter_map(|f| field(f, &names, diag)).collect())
+                Some(fields.named.iter().filter_map(|f| field(f, diag)).collect())
             }
             Fields::Unnamed(fields) => {
                 diag.error(
@@ -95,36 +85,32 @@ fn named_fields(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> Opti
     }
 }
 
-fn field(field: &syn::Field, names: &[&Ident], diag: &Diagnostics) -> Option<Field> {
+fn field(field: &syn::Field, diag: &Diagnostics) -> Option<Field> {
     let known = [symbol::ON_STRUCT, symbol::ON_FIELD, &["doc"]].concat();
     let is_foreign = |attr: &&Attribute| !known.iter().any(|name| attr.path().is_ident(name));
     Some(Field {
         ident: field.ident.clone()?,
         ty: field.ty.clone(),
         docs: field.attrs.iter().filter(|attr| attr.path().is_ident("doc")).cloned().collect(),
-        attrs: own_attributes(&field.attrs, names, diag),
+        attrs: own_attributes(&field.attrs, diag),
         foreign: field.attrs.iter().filter(is_foreign).map(|attr| attr.path().clone()).collect(),
     })
 }
 
-fn own_attributes(attrs: &[Attribute], names: &[&Ident], diag: &Diagnostics) -> Vec<Attr> {
+fn own_attributes(attrs: &[Attribute], diag: &Diagnostics) -> Vec<Attr> {
     let known = [symbol::ON_STRUCT, symbol::ON_FIELD].concat();
     let is_own = |attr: &&Attribute| known.iter().any(|name| attr.path().is_ident(name));
-    attrs.iter().filter(is_own).map(|attr| attribute(attr, names, diag)).collect()
+    attrs.iter().filter(is_own).map(|attr| attribute(attr, diag)).collect()
 }
 
 /// Every attribute is a comma-separated list of Rust expressions, where `key = value` is an
 /// assignment: one grammar for all, and rust-analyzer understands it too.
-fn attribute(attr: &Attribute, names: &[&Ident], diag: &Diagnostics) -> Attr {
+fn attribute(attr: &Attribute, diag: &Diagnostics) -> Attr {
     let path = attr.path().clone();
     let args = match &attr.meta {
         Meta::Path(_) => Some(Vec::new()),
         Meta::List(list) => match list.parse_args_with(arguments) {
-            Ok(mut args) => {
-                let mut resolve = Resolve { fields: names };
-                args.iter_mut().for_each(|arg| resolve.visit_expr_mut(arg));
-                Some(args)
-            }
+            Ok(args) => Some(args),
             Err(error) => {
                 diag.push(error);
                 None

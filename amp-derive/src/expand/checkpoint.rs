@@ -1,10 +1,10 @@
 //! What a checkpoint holds of the struct's own state.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Ident, TokenStream};
 use quote::{quote, quote_spanned};
-use syn::{ext::IdentExt, spanned::Spanned};
+use syn::{Type, ext::IdentExt, spanned::Spanned};
 
-use super::{local, located_at};
+use super::local;
 use crate::model::{Field, Kind, Model};
 
 /// Both directions, or nothing where nothing is to be saved.
@@ -20,14 +20,21 @@ pub(super) fn expand(model: &Model) -> Option<TokenStream> {
     let state = local("state");
     let save = fields.iter().map(|Field { ident, ty, .. }| {
         let name = ident.unraw().to_string();
-        // A type that cannot be saved is underlined where it stands.
-        let span = located_at(ty.span());
-        quote_spanned!(span=> __amp::State::put(#state, #name, &self.#ident)?;)
+        let value = value(ty);
+        let put = quote_spanned!(ty.span()=> __amp::State::put(#state, #name, #value)?;);
+        quote! {{
+            let #value = &self.#ident;
+            #put
+        }}
     });
     let load = fields.iter().map(|Field { ident, ty, .. }| {
         let name = ident.unraw().to_string();
-        let span = located_at(ty.span());
-        quote_spanned!(span=> self.#ident = __amp::State::get(#state, #name)?;)
+        let value = value(ty);
+        let get = quote_spanned!(ty.span()=> __amp::State::get(#state, #name)?);
+        quote! {{
+            let #value = #get;
+            self.#ident = #value;
+        }}
     });
     Some(quote! {
         fn on_save_checkpoint(&self, #state: &mut __amp::State) -> __amp::Result<()> {
@@ -39,4 +46,10 @@ pub(super) fn expand(model: &Model) -> Option<TokenStream> {
             __amp::Ok(())
         }
     })
+}
+
+/// A variable at `ty`, so that rustc underlines a type that cannot be saved. `self` would not do
+/// there: where a macro got `ty` from its caller, it would be the caller's.
+fn value(ty: &Type) -> Ident {
+    Ident::new("__value", ty.span())
 }

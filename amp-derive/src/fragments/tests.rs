@@ -3,7 +3,7 @@
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 use quote::quote;
 
-use super::dissolve;
+use super::{dissolve, written_out};
 use crate::{check::tests::manifest, derive, spec::Derive};
 
 /// Turns each `f!{…}` into a group without delimiters.
@@ -85,7 +85,7 @@ fn types() {
     becomes(quote!(x: &f!{Tensor}), quote!(x: &Tensor));
 }
 
-/// Nothing is rebuilt that has no fragments, so that errors underline the same places.
+/// Nothing is rebuilt without fragments, so that errors underline the same places.
 #[test]
 fn spans_of_delimiters_are_kept() {
     let tokens: TokenStream = "a(b, c)".parse().expect("tokens");
@@ -93,7 +93,7 @@ fn spans_of_delimiters_are_kept() {
         Some(TokenTree::Group(group)) => group.span_close().source_text(),
         _ => None,
     };
-    assert_eq!(close(dissolve(tokens)), Some(")".to_owned()));
+    assert_eq!(close(written_out(tokens)), Some(")".to_owned()));
 }
 
 /// The expansion is that of a struct written by hand, wherever a fragment stands.

@@ -44,6 +44,8 @@ pub struct Whole<B> {
     head: Checkpoint<Linear>,
     #[state]
     epochs: u64,
+    #[state(vec![0.0])]
+    losses: Vec<f64>,
     #[transient]
     last: Option<f64>,
 }
@@ -51,6 +53,7 @@ pub struct Whole<B> {
 impl<B> Whole<B> {
     fn count(&mut self, hook: &mut Hook<'_>) -> Result<()> {
         self.epochs = self.epochs.saturating_add(1);
+        self.losses.push(1.0);
         hook.log("one", &Tensor::from(1.0), LogOptions::ON_EPOCH)
     }
 
@@ -58,6 +61,14 @@ impl<B> Whole<B> {
     #[must_use]
     pub const fn seen(&self) -> (u64, Option<f64>) {
         (self.epochs, self.last)
+    }
+}
+
+impl<const N: usize> Residual<N> {
+    /// The widths that it was built with.
+    #[must_use]
+    pub const fn widths(&self) -> [i64; N] {
+        self.widths
     }
 }
 

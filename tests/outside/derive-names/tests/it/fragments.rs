@@ -85,6 +85,31 @@ fn a_fragment_is_one_value() {
     assert_eq!(output(&block, &input), Tensor::from_slice(&[6.0_f32, 12.0]));
 }
 
+macro_rules! counting {
+    ($count:ident, $seen:tt) => {
+        #[derive(LightningModule)]
+        #[loss(mse_loss)]
+        #[optimizer(sgd, lr = 0.1)]
+        pub(crate) struct Counting {
+            #[layer(linear(2, 1))]
+            head: Linear,
+            #[state]
+            count: $count,
+            #[state]
+            seen: $seen,
+        }
+    };
+}
+
+counting!(u64, (u8, u8));
+
+/// Types from the caller without a group around them.
+#[test]
+fn a_state_has_a_type_of_the_caller() {
+    let model = Counting::builder().build().expect("a model");
+    assert_eq!((model.count, model.seen), (0, (0, 0)));
+}
+
 macro_rules! hygienic {
     ($build:expr, $forward:expr, $loss:expr, $lr:expr, $steps:expr) => {
         #[derive(LightningModule)]

@@ -39,6 +39,7 @@ fn a_model_with_everything_trains() {
     assert!(step(&mut model).is_finite());
     assert_eq!((model.hyperparameters(), model.seen()), (before, (1, None)));
     let block = Residual::<3>::builder(4).build().expect("a block");
+    assert_eq!(block.widths(), [4; 3]);
     let input = Tensor::zeros([3, 4], (Kind::Float, Device::Cpu));
     assert_eq!(output(&block, &input).size(), [3, 4]);
 }

@@ -10,6 +10,7 @@ use amp_core::{data::Dataset, prelude::*};
 use amp_verify::{DataSet, Project, Registry, model, project};
 
 /// Examples in a file: rows of little-endian f32 numbers, the last of each row being the target.
+#[derive(Debug)]
 pub struct Rows {
     path: PathBuf,
     file: File,

@@ -68,7 +68,7 @@ fn a_quadratic_agrees_with_the_formula_step_by_step() {
     let factor = Tensor::from_slice(&a.map(|a| a as f32));
     for _ in 0..60 {
         optimizer.zero_grad().expect("no gradients");
-        ((&weight.tensor).square() * &factor * 0.5).sum(Kind::Float).backward();
+        (weight.tensor.square() * &factor * 0.5).sum(Kind::Float).backward();
         optimizer.step().expect("a step");
         for ((w, m), a) in w.iter_mut().zip(&mut m).zip(a) {
             *m = beta * *m + (1.0 - beta) * a * *w;

@@ -101,7 +101,7 @@ fn the_language_models_table_has_no_accuracy() {
         ["verify", "--model", "NextSymbol", "--epochs", "1", "--precision", "bf16-mixed"];
     let out = amp(&folder(), &[&arguments[..], &["--device", "cpu", "--quiet"]].concat()).done();
     let header = out.lines().find(|line| line.contains("precision")).expect("a header");
-    assert!(header.contains("val_loss") && header.contains("peak memory"), "{out}");
+    assert_eq!(header.matches("val_loss").count(), 1, "{out}");
     assert!(!out.contains("acc") && !out.contains('%') && !out.contains("NaN"), "{out}");
 }
 

@@ -45,7 +45,7 @@ pub use trainer::{Trainer, TrainerConfig};
 pub mod prelude {
     pub use crate::{
         Error, Hook, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
-        data::{Batch, DataModule},
+        data::{AnyBatch, Batch, BatchType, DataModule},
         log::LogOptions,
         loss, metric,
         nn::{
@@ -65,7 +65,7 @@ pub mod __private {
     pub use crate::{
         Error, Hook, Hyperparameters, LightningModule, Module, Result, Step,
         callback::Mode,
-        data::Batch,
+        data::{AnyBatch, Batch, BatchType, predictions, with_batch},
         hparam,
         log::LogOptions,
         loss, metric, nn,

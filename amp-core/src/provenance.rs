@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error, LightningModule, Result, Step,
-    data::Batch,
+    data::AnyBatch,
     log::Log,
     nn::{Call, Context, Parameter, Probe, parameters},
     precision::{Policy, dtype_name, is_floating},
@@ -36,8 +36,8 @@ pub struct Provenance {
 pub enum Cause {
     /// A parameter, before the step.
     Parameter(String),
-    /// The batch's input.
-    Input,
+    /// A tensor of the batch.
+    Input(String),
     /// The output of a module whose input was finite.
     Activation(String),
     /// The loss; every module's output was finite.
@@ -53,7 +53,7 @@ pub enum Cause {
 impl Cause {
     /// Whether the forward pass, or what it starts from, is not finite: no loss scale helps there.
     pub fn is_forward(&self) -> bool {
-        matches!(self, Self::Parameter(_) | Self::Input | Self::Activation(_) | Self::Loss)
+        matches!(self, Self::Parameter(_) | Self::Input(_) | Self::Activation(_) | Self::Loss)
     }
 }
 
@@ -61,7 +61,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Parameter(name) => write!(f, "the parameter `{name}`"),
-            Self::Input => f.write_str("the batch's input"),
+            Self::Input(name) => write!(f, "the batch's `{name}`"),
             Self::Activation(module) => write!(f, "the output of `{module}`"),
             Self::Loss => f.write_str("the loss"),
             Self::LossGradient => f.write_str("the gradient of the loss"),
@@ -89,7 +89,7 @@ pub(crate) struct Replay<'a> {
     pub(crate) context: Context,
     pub(crate) scale: f64,
     /// A batch and the share of its loss.
-    pub(crate) batches: &'a [(Batch, f64)],
+    pub(crate) batches: &'a [(AnyBatch, f64)],
     pub(crate) global_step: u64,
 }
 
@@ -124,8 +124,10 @@ impl Replay<'_> {
         let recording = Rc::new(Recording::default());
         let context = self.context.again().with_probe(recording.clone());
         for (batch, share) in self.batches {
-            if let Some(found) = check(Cause::Input, &batch.input, None)? {
-                return Ok(Some(found));
+            for (name, tensor) in batch.numbers() {
+                if let Some(found) = check(Cause::Input(name.to_owned()), tensor, None)? {
+                    return Ok(Some(found));
+                }
             }
             let loss = {
                 let _autocast = self.policy.autocast()?;

@@ -165,6 +165,7 @@ pub(crate) enum Loss {
     Closure(ExprClosure),
 }
 
+#[derive(Clone)]
 pub(crate) struct Metric {
     /// The logged name, with its stage.
     pub(crate) name: String,

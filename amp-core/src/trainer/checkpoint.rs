@@ -1,6 +1,10 @@
 //! Saving a run and going on from what was saved.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Map, Value};
 
@@ -48,6 +52,8 @@ impl Run<'_, '_> {
             state.put(PLAN, plan)?;
         }
         state.put("lr", &runner.lr)?;
+        state.put("validated", &self.validated.map(|(_, position)| position))?;
+        state.put("trained_for", &self.trained_for().as_secs_f64())?;
         state.put("scaler", &runner.scaler.state())?;
         state.put_part("random", RandomState::read(self.config.device)?.state()?);
         state.put_part("log", self.log.state()?);
@@ -100,6 +106,8 @@ impl Run<'_, '_> {
         let plan = state.values().contains_key(PLAN).then(|| state.get(PLAN));
         let plan: Option<MemoryPlan> = plan.transpose().map_err(at)?;
         let lr = state.get("lr").map_err(at)?;
+        let validated: Option<Position> = state.get("validated").unwrap_or(None);
+        let trained_for: f64 = state.get("trained_for").unwrap_or(0.0);
         let random = RandomState::from_state(&state.part("random"), device).map_err(at)?;
         let log = Log::from_state(&state.part("log"), device).map_err(at)?;
         let part = |index: usize| state.part(&format!("optimizer/{index}"));
@@ -128,6 +136,8 @@ impl Run<'_, '_> {
         // Of another budget, one is made anew.
         self.runner.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory_budget);
         (self.position, self.log) = (position, log);
+        self.validated = validated.map(|position| (Instant::now(), position));
+        self.trained_before = Duration::from_secs_f64(trained_for.max(0.0));
         Ok(position)
     }
 

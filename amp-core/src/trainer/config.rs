@@ -4,6 +4,7 @@ use tch::Device;
 
 use super::{
     graph::Graph,
+    loops::Loops,
     recovery::{NonFinite, ScaleFloor},
 };
 use crate::{
@@ -19,6 +20,8 @@ pub struct TrainerConfig {
     pub max_epochs: i64,
     /// Optimizer steps after which training ends, if before the last epoch.
     pub max_steps: Option<u64>,
+    /// How long the run trains at least, how much of each set it uses and when it validates.
+    pub loops: Loops,
     /// The precision.
     pub precision: Precision,
     /// Where to run.
@@ -81,6 +84,7 @@ impl TrainerConfig {
         Self {
             max_epochs: 1000,
             max_steps: None,
+            loops: Loops::default(),
             precision,
             device,
             seed: 0,
@@ -126,6 +130,7 @@ impl TrainerConfig {
         positive("accumulate_grad_batches", self.accumulate_grad_batches)?;
         positive("log_every_n_steps", self.log_every_n_steps)?;
         positive("profile_every_n_steps", self.profile_every_n_steps.unwrap_or(1))?;
+        self.loops.check()?;
         self.gradient_clip.map(Clip::validated).transpose()?;
         if self.keep_good_every_n_steps == 0 {
             return Err(Error::config("keep_good_every_n_steps is 0, but must be at least 1"));

@@ -3,8 +3,11 @@
 mod budget;
 mod checkpoint;
 mod config;
+mod epoch;
+mod evaluate;
 mod fit;
 mod graph;
+mod loops;
 mod profile;
 mod recovery;
 mod step;
@@ -13,17 +16,20 @@ mod window;
 pub use budget::MemoryPlan;
 pub use config::TrainerConfig;
 pub use graph::{Graph, StepAccess};
+pub use loops::{Loops, ValCheckInterval, parse_time};
 pub use profile::{Interval, Phase, Profile, Span};
 pub use recovery::{AtFloor, NonFinite, Recovery, ScaleFloor};
 
 use std::path::PathBuf;
 
+use self::evaluate::{Evaluator, Loaders, Stage};
 use crate::{
-    LightningModule, Result,
+    Error, LightningModule, Result,
     callback::Callback,
-    data::DataModule,
+    data::{AnyBatch, DataModule, Limit, Sets},
     event::{Event, Subscriber},
-    random,
+    log::Logged,
+    nn, random,
     record::{Recorder, RunRecord},
 };
 
@@ -91,5 +97,91 @@ impl<'a> Trainer<'a> {
         run.go(resumed)?;
         // The loop's last event is FitEnd, its first FitStart.
         Ok(recorder.finish().expect("a run that ended has a start and an end"))
+    }
+
+    /// Validates `model` once on the validation sets of `data`, and returns the values in order: those
+    /// of a set with a name end in `/name`. The model is moved to the policy's device and dtype.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used, there is no validation set or a step fails.
+    pub fn validate(
+        &mut self,
+        model: &mut dyn LightningModule,
+        data: &DataModule,
+    ) -> Result<Vec<Logged>> {
+        let limit = self.config.loops.resolved().limit_val_batches;
+        self.evaluate(model, data, Stage::Validate, limit)
+    }
+
+    /// Tests `model` once on the test sets of `data`, by its `test_step`; otherwise as
+    /// [`validate`](Self::validate).
+    ///
+    /// # Errors
+    /// As [`validate`](Self::validate).
+    pub fn test(
+        &mut self,
+        model: &mut dyn LightningModule,
+        data: &DataModule,
+    ) -> Result<Vec<Logged>> {
+        let limit = self.config.loops.resolved().limit_test_batches;
+        self.evaluate(model, data, Stage::Test, limit)
+    }
+
+    /// Gives what `model` predicts for the sets to predict of `data` to `write`, a batch at a time and
+    /// in order: the set's name, the batch's index in it, and the predictions on the device. A batch that
+    /// does not fit into memory comes in parts under one index.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used, there is no set to predict, or a step or `write` fails.
+    pub fn predict(
+        &mut self,
+        model: &mut dyn LightningModule,
+        data: &DataModule,
+        write: &mut dyn FnMut(&str, usize, &AnyBatch) -> Result<()>,
+    ) -> Result<()> {
+        let _place = random::place();
+        let limit = self.config.loops.resolved().limit_predict_batches;
+        let loaders = self.prepare(model, data, &data.predict, "to predict", limit)?;
+        Evaluator::new(&self.config, self.config.policy(), 0).predict(model, &loaders, write)
+    }
+
+    fn evaluate(
+        &self,
+        model: &mut dyn LightningModule,
+        data: &DataModule,
+        stage: Stage,
+        limit: Limit,
+    ) -> Result<Vec<Logged>> {
+        let _place = random::place();
+        let (sets, kind) = match stage {
+            Stage::Validate => (&data.val, "to validate on"),
+            Stage::Test => (&data.test, "to test on"),
+        };
+        let loaders = self.prepare(model, data, sets, kind, limit)?;
+        let mut evaluator = Evaluator::new(&self.config, self.config.policy(), 0);
+        evaluator.evaluate(model, stage, &loaders, None, |_, _| Ok(()))
+    }
+
+    /// Checks everything, moves the model to its place and opens the sets.
+    fn prepare(
+        &self,
+        model: &dyn LightningModule,
+        data: &DataModule,
+        sets: &Sets,
+        kind: &str,
+        limit: Limit,
+    ) -> Result<Loaders> {
+        self.config.check()?;
+        data.check()?;
+        let policy = self.config.policy();
+        let loaders = Loaders::new(data, sets, policy, limit)?;
+        if loaders.is_empty() {
+            return Err(Error::config(format!(
+                "`{}` has no examples {kind}: give it a set, or raise the limit of batches",
+                data.name
+            )));
+        }
+        nn::place(model, policy, &self.config.islands)?;
+        Ok(loaders)
     }
 }

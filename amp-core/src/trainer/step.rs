@@ -115,10 +115,23 @@ impl<'a> StepRunner<'a> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
 
-    /// Moves the schedules that move by epochs; `logged` are the epoch's values.
-    pub(super) fn end_epoch(&mut self, logged: &[Logged]) -> Result<()> {
+    /// Moves the schedules that move by epochs; `logged` are the epoch's values. A schedule whose
+    /// monitored value is reported at other moments moves then.
+    pub(super) fn end_epoch(&mut self, logged: &[Logged], more_to_come: bool) -> Result<()> {
         let mut optimizers = self.optimizers.iter_mut();
-        optimizers.try_for_each(|scheduled| scheduled.advance(Interval::Epoch, logged))
+        optimizers.try_for_each(|scheduled| match scheduled.monitor() {
+            Some(monitor) if more_to_come && !has(logged, monitor) => Ok(()),
+            _ => scheduled.advance(Interval::Epoch, logged),
+        })
+    }
+
+    /// Moves the schedules that follow a value which a validation within an epoch has reported.
+    pub(super) fn follow_validation(&mut self, logged: &[Logged]) -> Result<()> {
+        let mut optimizers = self.optimizers.iter_mut();
+        optimizers.try_for_each(|scheduled| match scheduled.monitor() {
+            Some(monitor) if has(logged, monitor) => scheduled.advance(Interval::Epoch, logged),
+            _ => Ok(()),
+        })
     }
 
     /// Runs batches in so many parts from now on, whose gradients add up.
@@ -326,6 +339,10 @@ impl<'a> StepRunner<'a> {
     pub(super) fn take_profiles(&mut self) -> Result<Vec<Profile>> {
         self.profiler.take()
     }
+}
+
+fn has(logged: &[Logged], name: &str) -> bool {
+    logged.iter().any(|logged| logged.name == name)
 }
 
 /// Whether the run asks for gradients in 16 bits and can have them.

@@ -8,7 +8,7 @@ use tch::Tensor;
 use super::{fit::Emit, profile::Phase, recovery::Recovery, step::StepRunner};
 use crate::{
     Error, LightningModule, Result, Step,
-    data::Batch,
+    data::AnyBatch,
     event::Event,
     ffi,
     log::Log,
@@ -23,16 +23,39 @@ use crate::{
 pub(super) struct Examples {
     /// The first one's place in the epoch.
     pub(super) start: i64,
-    pub(super) batches: Vec<Batch>,
+    pub(super) batches: Vec<AnyBatch>,
     /// What each one's loss counts: a mean over the step's examples, whatever the step's length.
     pub(super) shares: Vec<f64>,
+}
+
+impl Examples {
+    /// Batches that are averaged by their [weights](AnyBatch::weight).
+    pub(super) fn new(start: i64, batches: Vec<AnyBatch>) -> Result<Self> {
+        let shares = match batches.as_slice() {
+            // Needs no look at weights on a device.
+            [_] => vec![1.0],
+            several => shares(several)?,
+        };
+        Ok(Self { start, batches, shares })
+    }
+}
+
+/// What each batch counts in the mean of all.
+fn shares(batches: &[AnyBatch]) -> Result<Vec<f64>> {
+    let weights = batches.iter().map(AnyBatch::weight).collect::<Result<Vec<_>>>()?;
+    let all: f64 = weights.iter().sum();
+    if all > 0.0 {
+        return Ok(weights.into_iter().map(|weight| weight / all).collect());
+    }
+    // Nothing counts: the mean of nothing, as in one large batch.
+    Ok(vec![1.0 / batches.len() as f64; batches.len()])
 }
 
 /// What a step was computed from.
 #[derive(Default)]
 pub(super) struct Window {
     /// The batches so far, each with the share of its loss.
-    batches: Vec<(Batch, f64)>,
+    batches: Vec<(AnyBatch, f64)>,
     losses: Vec<Tensor>,
     /// The generators before its first batch.
     random: Option<RandomState>,
@@ -73,9 +96,9 @@ impl StepRunner<'_> {
     }
 
     /// Makes these batches the step's, to be captured or tried.
-    pub(super) fn begin_capture(&mut self, batches: &[Batch], shares: &[f64]) -> Result<()> {
+    pub(super) fn begin_capture(&mut self, batches: &[AnyBatch], shares: &[f64]) -> Result<()> {
         self.zero_grad()?;
-        let batches = batches.iter().map(Batch::shallow_clone).zip(shares.iter().copied());
+        let batches = batches.iter().map(AnyBatch::shallow_clone).zip(shares.iter().copied());
         let (batches, casts) = (batches.collect(), self.keep_casts()?);
         self.window = Window { batches, casts, ..Window::default() };
         Ok(())
@@ -92,7 +115,7 @@ impl StepRunner<'_> {
     pub(super) fn accumulate(
         &mut self,
         model: &mut dyn LightningModule,
-        batch: Batch,
+        batch: AnyBatch,
         index: i64,
         share: f64,
         log: &mut Log,
@@ -142,10 +165,13 @@ impl StepRunner<'_> {
         context: Option<Context>,
     ) -> Result<Tensor> {
         let (batch, share) = &self.window.batches[at];
-        let (length, share) = (batch.len(), *share);
-        let parts = split_evenly(batch, self.parts)?;
+        let parts = batch.split(self.parts)?;
+        let (parts, fractions) = match &parts {
+            None => (slice::from_ref(batch), vec![1.0]),
+            Some(parts) => (parts.as_slice(), shares(parts)?),
+        };
         let mut whole: Option<Tensor> = None;
-        for part in parts.as_ref().map_or(slice::from_ref(batch), Vec::as_slice) {
+        for (part, fraction) in parts.iter().zip(fractions) {
             let loss = {
                 let _autocast = self.policy.autocast()?;
                 let context = context.as_ref().unwrap_or(&self.context);
@@ -153,7 +179,6 @@ impl StepRunner<'_> {
                 model.training_step(part, &mut step)?
             };
             self.profiler.lap(Phase::Forward)?;
-            let fraction = part.len() as f64 / length as f64;
             match share * fraction {
                 1.0 => self.scaler.scale(&loss)?,
                 share => self.scaler.scale(&loss.f_mul_scalar(share)?)?,
@@ -171,8 +196,8 @@ impl StepRunner<'_> {
     }
 
     /// The first part of a batch that is run at once.
-    pub(super) fn part(&self, batch: &Batch) -> Result<Batch> {
-        match split_evenly(batch, self.parts)? {
+    pub(super) fn part(&self, batch: &AnyBatch) -> Result<AnyBatch> {
+        match batch.split(self.parts)? {
             Some(parts) => parts.into_iter().next(),
             None => Some(batch.shallow_clone()),
         }
@@ -246,17 +271,4 @@ impl StepRunner<'_> {
     pub(super) fn zero_grad(&mut self) -> Result<()> {
         self.optimizers.iter_mut().try_for_each(|scheduled| scheduled.optimizer.zero_grad())
     }
-}
-
-/// The batch in at most so many parts of one size, of which the last may be smaller; `None` where that
-/// is the batch itself.
-fn split_evenly(batch: &Batch, parts: i64) -> Result<Option<Vec<Batch>>> {
-    if parts == 1 {
-        return Ok(None);
-    }
-    let length = batch.len();
-    let size = (length + parts - 1) / parts;
-    let starts = (0..length).step_by(size.max(1) as usize);
-    let parts = starts.map(|start| batch.narrow(start, size.min(length - start)));
-    parts.collect::<Result<_>>().map(Some)
 }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
     callback::{EarlyStopping, Mode, ModelCheckpoint},
-    data::Batch,
+    data::{AnyBatch, Batch, BatchType},
     event::Event,
     log::LogOptions,
     loss::mse_loss,
@@ -60,12 +60,13 @@ impl LightningModule for Scripted {
         Hyperparameters::new()
     }
 
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
         self.call("step")?;
+        let batch = Batch::from_any(batch)?;
         mse_loss(&self.forward(&batch.input, step.context())?, &batch.target)
     }
 
-    fn validation_step(&mut self, _: &Batch, _: &mut Step<'_>) -> Result<()> {
+    fn validation_step(&mut self, _: &AnyBatch, _: &mut Step<'_>) -> Result<()> {
         Ok(())
     }
 

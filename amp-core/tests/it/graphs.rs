@@ -6,7 +6,7 @@ use std::{cell::RefCell, rc::Rc};
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
     callback::{Action, Callback, LearningRateMonitor, ModelCheckpoint, SpeedBenchmark},
-    data::Batch,
+    data::AnyBatch,
     event::Event,
     nn::{Context, Sequential, Visitor, named_tensors},
     optim::{
@@ -52,11 +52,11 @@ impl LightningModule for Free {
         self.model.hyperparameters()
     }
 
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
         self.model.training_step(batch, step)
     }
 
-    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
         self.model.validation_step(batch, step)
     }
 

@@ -174,8 +174,8 @@ fn a_bad_input_and_a_bad_weight_are_named_before_all_else() -> Result<()> {
     let options = (Kind::Float, device());
     let nan = Batch::new(Tensor::full([4, 4], f64::NAN, options), Tensor::zeros([4, 4], options))?;
     let skipped = first_skip(&config(Precision::F32True), &mut stack(PLAIN, PLAIN)?, nan)?;
-    assert_eq!(*cause(&skipped), Cause::Input);
-    assert!(skipped.cause().contains("the batch's input (float32) has 0 inf and 8 NaN among 8"));
+    assert_eq!(*cause(&skipped), Cause::Input("input".to_owned()));
+    assert!(skipped.cause().contains("the batch's `input` (float32) has 0 inf and 8 NaN among 8"));
     let mut model = stack(PLAIN, PLAIN)?;
     let _ = amp_core::tch::no_grad(|| {
         amp_core::nn::parameters(&model)[1].tensor.shallow_clone().fill_(f64::INFINITY)

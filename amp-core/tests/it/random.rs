@@ -137,6 +137,8 @@ fn no_section_begins_within_a_run_outside_of_one() -> Result<()> {
 struct Drawn;
 
 impl Dataset for Drawn {
+    type Batch = Batch;
+
     fn len(&self) -> i64 {
         8
     }
@@ -155,6 +157,8 @@ impl Dataset for Drawn {
 fn a_data_loader_is_within_the_section() -> Result<()> {
     struct Begins;
     impl Dataset for Begins {
+        type Batch = Batch;
+
         fn len(&self) -> i64 {
             8
         }

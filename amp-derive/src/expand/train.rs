@@ -10,7 +10,9 @@ pub(super) fn expand(step: &Step) -> TokenStream {
     let locals = Locals::new();
     let Locals { batch, step: argument, loss: value, .. } = &locals;
     let body = match step {
-        Step::Function(function) => quote!(#function(self, #batch, #argument)),
+        Step::Function(function) => {
+            quote!(__amp::with_batch(#batch, |#batch| #function(self, #batch, #argument)))
+        }
         Step::Generated { loss, log, metrics } => {
             let logged = log::step(&locals, "train", loss, *log, metrics);
             quote! {
@@ -22,7 +24,7 @@ pub(super) fn expand(step: &Step) -> TokenStream {
     quote! {
         fn training_step(
             &mut self,
-            #batch: &__amp::Batch,
+            #batch: &__amp::AnyBatch,
             #argument: &mut __amp::Step<'_>,
         ) -> __amp::Result<__amp::Tensor> {
             #body

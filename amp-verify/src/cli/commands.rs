@@ -137,7 +137,7 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
         let content = report::Content {
             comparison: &comparison,
             courses: &courses,
-            examples: case.data.val.len(),
+            examples: case.data.val.examples(),
             steps: &steps,
         };
         page.write(report::html(&content)?.as_bytes())?;

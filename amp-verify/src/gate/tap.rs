@@ -3,7 +3,7 @@
 
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Module, Result, Step,
-    data::Batch,
+    data::AnyBatch,
     nn::{Context, Op, Visitor},
     optim::{Optimizers, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
@@ -18,7 +18,7 @@ pub trait Tap {
     fn training_step(
         &mut self,
         model: &mut dyn LightningModule,
-        batch: &Batch,
+        batch: &AnyBatch,
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
         model.training_step(batch, step)
@@ -88,12 +88,20 @@ impl<T: Tap> LightningModule for Tapped<T> {
         self.model.hyperparameters()
     }
 
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
         self.tap.training_step(self.model.as_mut(), batch, step)
     }
 
-    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
         self.model.validation_step(batch, step)
+    }
+
+    fn test_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
+        self.model.test_step(batch, step)
+    }
+
+    fn predict_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<AnyBatch> {
+        self.model.predict_step(batch, step)
     }
 
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers> {

@@ -16,7 +16,7 @@ use self::search::{Tried, search};
 use super::{fit::Emit, step::StepRunner, window::Examples};
 use crate::{
     Error, LightningModule, Result, Step,
-    data::Batch,
+    data::AnyBatch,
     event::Event,
     log::Log,
     memory::{self, MemoryMeter, show_bytes, tensor_bytes},
@@ -131,7 +131,7 @@ impl StepRunner<'_> {
     }
 
     /// What each module that could be checkpointed keeps and costs.
-    fn survey(&self, model: &mut dyn LightningModule, batch: &Batch) -> Result<Vec<Cell>> {
+    fn survey(&self, model: &mut dyn LightningModule, batch: &AnyBatch) -> Result<Vec<Cell>> {
         let survey = Rc::new(Survey::start(self.policy.device)?);
         let context = self.new_context().with_survey(survey.clone()).again();
         let part = self.part(batch)?;
@@ -183,7 +183,7 @@ impl StepRunner<'_> {
             held += state.tensors().map(|(_, tensor)| tensor_bytes(tensor)).sum::<u64>();
         }
         held += self.good.as_ref().map_or(0, |good| good.bytes());
-        held += examples.batches.iter().map(Batch::bytes).sum::<u64>();
+        held += examples.batches.iter().map(AnyBatch::bytes).sum::<u64>();
         Ok(held)
     }
 }

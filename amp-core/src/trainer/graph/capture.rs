@@ -2,10 +2,14 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{super::step::StepRunner, kept::Kept, refused};
+use super::{
+    super::{step::StepRunner, window::Examples},
+    kept::Kept,
+    refused,
+};
 use crate::{
     Error, LightningModule, Result,
-    data::Batch,
+    data::AnyBatch,
     ffi::{self, CudaEvent, CudaGraph, Grads},
     log::{CapturedLog, Log},
     nn::{Role, named_tensors},
@@ -16,7 +20,9 @@ use crate::{
 pub(super) struct StepGraph {
     graph: CudaGraph,
     /// Where the batches are read.
-    inputs: Vec<Batch>,
+    inputs: Vec<AnyBatch>,
+    /// What each one's loss counts.
+    shares: Vec<f64>,
     /// The dtype of each batch's loss.
     losses: Vec<Kind>,
     /// Of each optimizer's parameters, unscaled and clipped; those without a gradient are left
@@ -40,7 +46,7 @@ impl StepGraph {
     pub(super) fn capture(
         runner: &mut StepRunner<'_>,
         model: &mut dyn LightningModule,
-        batches: &[Batch],
+        batches: &[AnyBatch],
         shares: &[f64],
         slots: usize,
     ) -> Result<Self> {
@@ -49,7 +55,7 @@ impl StepGraph {
         };
         let device = runner.policy().device;
         let buffers = buffers(model, device)?;
-        let inputs = batches.iter().map(Batch::copied).collect::<Result<Vec<_>>>()?;
+        let inputs = batches.iter().map(AnyBatch::copied).collect::<Result<Vec<_>>>()?;
         let void = Tensor::f_zeros([0_i64; 0], (Kind::Float, device))?;
         let room = CapturedLog::room(device)?;
         runner.write_rates()?;
@@ -70,6 +76,7 @@ impl StepGraph {
         Ok(Self {
             graph,
             inputs,
+            shares: shares.to_vec(),
             losses,
             grads,
             log,
@@ -89,13 +96,11 @@ impl StepGraph {
     }
 
     /// Whether a step on these batches is the one that was captured.
-    pub(super) fn fits(&self, batches: &[Batch], runner: &StepRunner<'_>) -> bool {
-        let alike = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.kind() == b.kind();
+    pub(super) fn fits(&self, examples: &Examples, runner: &StepRunner<'_>) -> bool {
         self.is_of(runner)
-            && self.inputs.len() == batches.len()
-            && self.inputs.iter().zip(batches).all(|(own, other)| {
-                alike(&own.input, &other.input) && alike(&own.target, &other.target)
-            })
+            && self.shares == examples.shares
+            && self.inputs.len() == examples.batches.len()
+            && self.inputs.iter().zip(&examples.batches).all(|(own, other)| own.is_like(other))
     }
 
     /// Takes over from steps without a graph.
@@ -106,11 +111,10 @@ impl StepGraph {
     }
 
     /// Starts a step; the event tells when its outcome is known.
-    pub(super) fn launch(&self, batches: &[Batch], slot: usize) -> Result<CudaEvent> {
-        let examples =
-            self.inputs.iter().zip(batches).flat_map(|(own, batch)| {
-                [[&own.input, &batch.input], [&own.target, &batch.target]]
-            });
+    pub(super) fn launch(&self, batches: &[AnyBatch], slot: usize) -> Result<CudaEvent> {
+        let examples = self.inputs.iter().zip(batches).flat_map(|(own, batch)| {
+            own.tensors().zip(batch.tensors()).map(|((_, own), (_, given))| [own, given])
+        });
         let pairs: Vec<_> = self.kept.copies(slot).chain(examples).collect();
         ffi::copy_each(&pairs)?;
         self.graph.launch(&self.report, &self.reports[slot])

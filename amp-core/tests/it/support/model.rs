@@ -4,7 +4,7 @@ use std::io::Read;
 
 use amp_core::{
     Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
-    data::{Batch, DataModule},
+    data::{AnyBatch, Batch, BatchType, DataModule},
     event::Event,
     log::LogOptions,
     loss,
@@ -35,7 +35,8 @@ impl Model {
         Self { model: Box::new(model), loss: loss::mse_loss, optimizer: Box::new(optimizer) }
     }
 
-    fn log(&self, name: &str, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn log(&self, name: &str, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
+        let batch = Batch::from_any(batch)?;
         let output = self.forward(&batch.input, step.context())?;
         let loss = (self.loss)(&output, &batch.target)?;
         let options = LogOptions { on_step: true, on_epoch: true, prog_bar: true };
@@ -63,11 +64,11 @@ impl LightningModule for Model {
         Hyperparameters::new()
     }
 
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
         self.log("train_loss", batch, step)
     }
 
-    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
         self.log("val_loss", batch, step).map(drop)
     }
 
@@ -102,12 +103,12 @@ impl LightningModule for Counting {
         Hyperparameters::new()
     }
 
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
         self.seen += 1;
         self.inner.training_step(batch, step)
     }
 
-    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
         self.inner.validation_step(batch, step)
     }
 

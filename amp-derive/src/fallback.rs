@@ -34,14 +34,14 @@ pub(crate) fn expand(
                 }
                 fn training_step(
                     &mut self,
-                    _: &__amp::Batch,
+                    _: &__amp::AnyBatch,
                     _: &mut __amp::Step<'_>,
                 ) -> __amp::Result<__amp::Tensor> {
                     __amp::unreachable!()
                 }
                 fn validation_step(
                     &mut self,
-                    _: &__amp::Batch,
+                    _: &__amp::AnyBatch,
                     _: &mut __amp::Step<'_>,
                 ) -> __amp::Result<()> {
                     __amp::unreachable!()

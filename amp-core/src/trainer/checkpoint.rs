@@ -53,7 +53,10 @@ impl Run<'_, '_> {
         }
         state.put("lr", &runner.lr)?;
         state.put("validated", &self.validated.map(|(_, position)| position))?;
-        state.put("trained_for", &self.trained_for().as_secs_f64())?;
+        // A clock's time is no part of a run that does not end by it.
+        if self.config.loops.max_time.is_some() {
+            state.put("trained_for", &self.trained_for().as_secs_f64())?;
+        }
         state.put("scaler", &runner.scaler.state())?;
         state.put_part("random", RandomState::read(self.config.device)?.state()?);
         state.put_part("log", self.log.state()?);

@@ -64,8 +64,12 @@ impl AnyBatch {
         tensor: &Tensor,
         role: FieldRole,
     ) -> Result<()> {
-        let (name, of, kind) = (name.into(), self.of, tensor.kind());
+        let (name, of) = (name.into(), self.of);
         let refused = |why: String| Err(Error::config(format!("the batch `{of}`: {why}")));
+        if !tensor.defined() {
+            return refused(format!("`{name}` is an undefined tensor"));
+        }
+        let kind = tensor.kind();
         if self.tensor(&name).is_some() {
             return refused(format!("two tensors are called `{name}`"));
         }

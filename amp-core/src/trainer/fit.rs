@@ -75,6 +75,8 @@ pub(super) struct Run<'r, 'c> {
     pub(super) validated: Option<(Instant, Position)>,
     /// Why the run is to end once it has trained as long as it must.
     stop: Option<String>,
+    /// Whether it was said that the run ends.
+    ended: bool,
     pub(super) runner: StepRunner<'r>,
     pub(super) callbacks: Callbacks<'r, 'c>,
     pub(super) emit: &'r mut Emit<'r>,
@@ -146,6 +148,7 @@ impl<'r, 'c> Run<'r, 'c> {
             trained_before: Duration::ZERO,
             validated: None,
             stop: None,
+            ended: false,
             runner,
             callbacks: Callbacks(callbacks),
             emit,
@@ -376,23 +379,20 @@ impl<'r, 'c> Run<'r, 'c> {
 
     /// Whether the run goes on after the step or the epoch that has just ended.
     pub(super) fn flow(&mut self) -> Result<Flow> {
-        if self.config.max_steps.is_some_and(|most| self.runner.global_step() >= most) {
-            return Ok(Flow::End);
-        }
-        if let Some(most) = self.loops.max_time
-            && self.trained_for() >= most
+        if self.ended || self.config.max_steps.is_some_and(|most| self.runner.global_step() >= most)
         {
-            let reason = format!("max_time of {} has passed", show_time(most));
-            (self.emit)(Event::Stopped { reason })?;
             return Ok(Flow::End);
         }
-        match self.stop.clone() {
-            Some(reason) if self.may_stop() => {
-                (self.emit)(Event::Stopped { reason })?;
-                Ok(Flow::End)
+        let reason = match (self.loops.max_time, &self.stop) {
+            (Some(most), _) if self.trained_for() >= most => {
+                format!("max_time of {} has passed", show_time(most))
             }
-            _ => Ok(Flow::On),
-        }
+            (_, Some(reason)) if self.may_stop() => reason.clone(),
+            _ => return Ok(Flow::On),
+        };
+        self.ended = true;
+        (self.emit)(Event::Stopped { reason })?;
+        Ok(Flow::End)
     }
 }
 

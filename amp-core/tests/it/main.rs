@@ -34,6 +34,7 @@ mod islands;
 mod linear;
 mod log;
 mod loggers;
+mod loops;
 mod memory;
 mod metrics;
 mod moments;

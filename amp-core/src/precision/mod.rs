@@ -5,6 +5,7 @@ mod clip;
 mod gradient_storage;
 mod region;
 mod scaler;
+mod tensors;
 
 pub(crate) use autocast::KeptCasts;
 pub use autocast::{AutocastGuard, AutocastState, autocast_state};
@@ -15,6 +16,7 @@ pub use region::{Region, RegionPlan};
 pub use scaler::{
     GradScaler, GradScalerConfig, Gradients, Scaled, ScaledLoss, ScalerState, StepOutcome, Unscaled,
 };
+pub use tensors::{Arguments, Kept, Tensors};
 
 use std::{fmt, str::FromStr};
 

@@ -40,7 +40,9 @@ pub struct TrainerConfig {
     pub moments: Moments,
     /// How gradients are kept from the backward pass to the step.
     pub gradients: GradientStorage,
-    /// Whether a skipped step moves the schedule and the step count, as Lightning does.
+    /// Whether a skipped step moves the schedule and the step count, and leaves what its forward pass
+    /// has changed (batch statistics, the model's own state, the random generator), as in Lightning.
+    /// Otherwise it changes nothing.
     pub skipped_step_advances: bool,
     /// What is done about a step whose gradients are not finite.
     pub on_non_finite: NonFinite,

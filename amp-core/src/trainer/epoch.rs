@@ -115,7 +115,7 @@ impl Run<'_, '_> {
         self.leave_graph()?;
         let held = self.held_by_loaders();
         self.runner.plan_memory(self.model, &examples, held, self.emit)?;
-        self.runner.begin_window()?;
+        self.runner.begin_window(self.model)?;
         let Examples { start, batches, shares } = examples;
         let end = start + batches.len() as i64;
         let mut actions = Vec::new();

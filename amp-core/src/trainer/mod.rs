@@ -1,15 +1,19 @@
 //! The training loop.
 
 mod budget;
+mod callbacks;
 mod checkpoint;
 mod config;
 mod epoch;
 mod evaluate;
 mod fit;
 mod graph;
+mod kept;
 mod loops;
+mod optimization;
 mod profile;
 mod recovery;
+mod rollback;
 mod step;
 mod window;
 

@@ -5,7 +5,9 @@ use std::{rc::Rc, slice};
 
 use tch::Tensor;
 
-use super::{fit::Emit, profile::Phase, recovery::Recovery, step::StepRunner};
+use super::{
+    callbacks::Emit, profile::Phase, recovery::Recovery, rollback::Aside, step::StepRunner,
+};
 use crate::{
     Error, LightningModule, Result, Step,
     data::AnyBatch,
@@ -16,7 +18,6 @@ use crate::{
     precision::KeptCasts,
     probe::Products,
     provenance::{self, Provenance, Replay},
-    random::RandomState,
 };
 
 /// The batches of one optimizer step.
@@ -57,8 +58,6 @@ pub(super) struct Window {
     /// The batches so far, each with the share of its loss.
     batches: Vec<(AnyBatch, f64)>,
     losses: Vec<Tensor>,
-    /// The generators before its first batch.
-    random: Option<RandomState>,
     /// While its batches run, if there are several: the weights are cast once for all.
     casts: Option<KeptCasts>,
 }
@@ -77,10 +76,10 @@ impl Window {
 
 impl StepRunner<'_> {
     /// Forgets the last step's examples and gradients.
-    pub(super) fn begin_window(&mut self) -> Result<()> {
-        self.zero_grad()?;
-        let random = Some(RandomState::read(self.policy.device)?);
-        self.window = Window { random, casts: self.keep_casts()?, ..Window::default() };
+    pub(super) fn begin_window(&mut self, model: &dyn LightningModule) -> Result<()> {
+        self.optim.zero_grad()?;
+        self.rollback.keep(model)?;
+        self.window = Window { casts: self.keep_casts()?, ..Window::default() };
         Ok(())
     }
 
@@ -97,7 +96,7 @@ impl StepRunner<'_> {
 
     /// Makes these batches the step's, to be captured or tried.
     pub(super) fn begin_capture(&mut self, batches: &[AnyBatch], shares: &[f64]) -> Result<()> {
-        self.zero_grad()?;
+        self.optim.zero_grad()?;
         let batches = batches.iter().map(AnyBatch::shallow_clone).zip(shares.iter().copied());
         let (batches, casts) = (batches.collect(), self.keep_casts()?);
         self.window = Window { batches, casts, ..Window::default() };
@@ -107,7 +106,7 @@ impl StepRunner<'_> {
     /// Forgets what was captured or tried, whether or not it can be used.
     pub(super) fn end_capture(&mut self) {
         self.window = Window::default();
-        self.scaler.forget();
+        self.optim.scaler.forget();
     }
 
     /// Adds the gradients of `share` of the batch's loss and returns the loss, detached. The very
@@ -141,7 +140,8 @@ impl StepRunner<'_> {
         log.merge(own)?;
         self.window.losses.push(loss.shallow_clone());
         if let Some(probe) = probe {
-            let parameters = self.optimizers.iter().flat_map(|s| s.optimizer.parameters().iter());
+            let parameters =
+                self.optim.scheduled.iter().flat_map(|s| s.optimizer.parameters().iter());
             let precision = self.policy.precision;
             emit(Event::Observed(probe.finish(
                 precision,
@@ -180,8 +180,8 @@ impl StepRunner<'_> {
             };
             self.profiler.lap(Phase::Forward)?;
             match share * fraction {
-                1.0 => self.scaler.scale(&loss)?,
-                share => self.scaler.scale(&loss.f_mul_scalar(share)?)?,
+                1.0 => self.optim.scaler.scale(&loss)?,
+                share => self.optim.scaler.scale(&loss.f_mul_scalar(share)?)?,
             }
             .backward()?;
             self.profiler.lap(Phase::Backward)?;
@@ -207,10 +207,8 @@ impl StepRunner<'_> {
     /// Computes the gradients of the window's first `count` batches anew, with the same random
     /// numbers. What they log was logged.
     fn rerun(&mut self, model: &mut dyn LightningModule, count: usize) -> Result<()> {
-        self.zero_grad()?;
-        if let Some(random) = &self.window.random {
-            random.restore(self.policy.device)?;
-        }
+        self.optim.zero_grad()?;
+        self.rollback.restore(model)?;
         for at in 0..count {
             let _ = self.forward_backward(model, at, at as i64, &mut Log::default(), None)?;
         }
@@ -229,7 +227,7 @@ impl StepRunner<'_> {
         if !self.config.micro_batching || !error.is_out_of_memory() || !fits {
             return Err(error);
         }
-        self.zero_grad()?;
+        self.optim.zero_grad()?;
         self.set_parts(parts);
         if self.policy.device.is_cuda() {
             ffi::cuda_empty_cache()?;
@@ -244,11 +242,8 @@ impl StepRunner<'_> {
         scale: f64,
         emit: &mut Emit<'_>,
     ) -> Result<Option<Provenance>> {
-        let device = self.policy.device;
-        let now = RandomState::read(device)?;
-        if let Some(random) = &self.window.random {
-            random.restore(device)?;
-        }
+        let aside = Aside::begin(model, self.policy.device)?;
+        self.rollback.restore_random()?;
         let context = self.new_context();
         let replay = Replay {
             policy: self.policy,
@@ -258,7 +253,7 @@ impl StepRunner<'_> {
             global_step: self.global_step(),
         };
         let found = replay.find(model);
-        now.restore(device)?;
+        aside.end(model)?;
         let (provenance, text) = match found {
             Ok(Some(found)) => return Ok(Some(found)),
             Ok(None) => (None, provenance::unexplained(None)),
@@ -266,9 +261,5 @@ impl StepRunner<'_> {
         };
         emit(Event::Note { text })?;
         Ok(provenance)
-    }
-
-    pub(super) fn zero_grad(&mut self) -> Result<()> {
-        self.optimizers.iter_mut().try_for_each(|scheduled| scheduled.optimizer.zero_grad())
     }
 }

@@ -166,8 +166,7 @@ fn no_validation_set_is_needed() -> Result<()> {
 #[test]
 fn a_validation_sees_the_model_of_its_step() -> Result<()> {
     let _generator = seeded(0);
-    let loops =
-        Loops { val_check_interval: ValCheckInterval::Fraction(0.3), ..Loops::default() };
+    let loops = Loops { val_check_interval: ValCheckInterval::Fraction(0.3), ..Loops::default() };
     let mut trained = model()?;
     let (events, record) = fit(&config(1, loops), &mut trained, &ten()?);
     record?;
@@ -200,8 +199,7 @@ fn trained_until(step: u64) -> Result<Model> {
 fn callbacks_and_plateau_follow_the_interval() -> Result<()> {
     let _generator = seeded(0);
     let folder = tempfile::tempdir().expect("a folder");
-    let loops =
-        Loops { val_check_interval: ValCheckInterval::Fraction(0.2), ..Loops::default() };
+    let loops = Loops { val_check_interval: ValCheckInterval::Fraction(0.2), ..Loops::default() };
     let plateau = ReduceLrOnPlateau { patience: 0, factor: 0.5, ..Default::default() };
     let mut model = Model::regression(linear(3, 3)?, move |_| {
         OptimizerConfig::new(AdamW { lr: 0.0, ..Default::default() })

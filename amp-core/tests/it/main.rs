@@ -49,6 +49,7 @@ mod provenance;
 mod random;
 mod recovery;
 mod resume;
+mod rollback;
 mod scaler;
 mod scaler_misuse;
 mod schedulers;

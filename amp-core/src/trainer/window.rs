@@ -14,7 +14,7 @@ use crate::{
     event::Event,
     ffi,
     log::Log,
-    nn::Context,
+    nn::{self, Context},
     precision::KeptCasts,
     probe::Products,
     provenance::{self, Provenance, Replay},
@@ -63,6 +63,21 @@ pub(super) struct Window {
 }
 
 impl Window {
+    /// Its batches in the parts that they run in, each with the share of its loss.
+    fn in_parts(&self, parts: i64) -> Result<Vec<(AnyBatch, f64)>> {
+        let mut all = Vec::new();
+        for (batch, share) in &self.batches {
+            match batch.split(parts)? {
+                None => all.push((batch.shallow_clone(), *share)),
+                Some(parts) => {
+                    let shares = shares(&parts)?;
+                    all.extend(parts.into_iter().zip(shares).map(|(part, of)| (part, share * of)));
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Whether every batch's loss is finite; reads them from the device.
     pub(super) fn is_loss_finite(&self) -> Result<bool> {
         for loss in &self.losses {
@@ -245,12 +260,14 @@ impl StepRunner<'_> {
         let aside = Aside::begin(model, self.policy.device)?;
         self.rollback.restore_random()?;
         let context = self.new_context();
+        let parameters = nn::parameters(model);
         let replay = Replay {
             policy: self.policy,
             context,
             scale,
-            batches: &self.window.batches,
+            batches: self.window.in_parts(self.parts)?,
             global_step: self.global_step(),
+            parameters: &parameters,
         };
         let found = replay.find(model);
         aside.end(model)?;

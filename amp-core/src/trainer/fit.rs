@@ -106,6 +106,9 @@ impl<'r, 'c> Run<'r, 'c> {
         let storage = Storage { weights: config.weight_update, moments: config.moments };
         let optimizers = optimizers.build(nn::parameters(model), storage)?;
         let access = step_access(model, callbacks);
+        if model.optimizes_manually() {
+            config.check_manual(model.name())?;
+        }
         let optim = Optimization::new(config, optimizers, access)?;
         let runner = StepRunner::new(config, model, optim)?;
         Ok(Self {

@@ -10,6 +10,7 @@ mod fit;
 mod graph;
 mod kept;
 mod loops;
+mod manual;
 mod optimization;
 mod profile;
 mod recovery;
@@ -21,6 +22,7 @@ pub use budget::MemoryPlan;
 pub use config::TrainerConfig;
 pub use graph::{Graph, StepAccess};
 pub use loops::{Loops, ValCheckInterval, parse_time};
+pub use manual::{ManualOptimizer, ManualStep};
 pub use profile::{Interval, Phase, Profile, Span};
 pub use recovery::{AtFloor, NonFinite, Recovery, ScaleFloor};
 

@@ -1,8 +1,13 @@
 //! One optimizer step: unscale, hooks, clip, step, update, and what follows from the outcome.
 
+use std::rc::Rc;
+
+use tch::Tensor;
+
 use super::{
     MemoryPlan, TrainerConfig,
     callbacks::{Callbacks, Emit},
+    manual::{Done, ManualStep},
     optimization::Optimization,
     profile::{Phase, Profile, Profiler},
     recovery::{Good, Next},
@@ -10,11 +15,13 @@ use super::{
     window::Window,
 };
 use crate::{
-    Hook, LightningModule, Result,
+    Error, Hook, LightningModule, Result,
+    data::AnyBatch,
     event::{Event, Skipped},
     log::Log,
     nn::Context,
     precision::{Policy, StepOutcome},
+    probe::Products,
 };
 
 /// How many steps there were.
@@ -150,6 +157,80 @@ impl<'a> StepRunner<'a> {
             self.profiler.stop();
             return Ok(outcome);
         }
+    }
+
+    /// Lets the model do one batch itself; the loss of its last backward pass, and whether any optimizer
+    /// has stepped.
+    pub(super) fn step_manually(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &AnyBatch,
+        index: i64,
+        log: &mut Log,
+        emit: &mut Emit<'_>,
+    ) -> Result<(Tensor, StepOutcome)> {
+        let scale = self.optim.scaler.scale_value();
+        self.lr = self.optim.lr();
+        let probe = (!self.probed).then(|| Rc::new(Products::default()));
+        let observed = probe.clone().map(|probe| self.new_context().with_dtype_probe(probe));
+        let context = observed.as_ref().unwrap_or(&self.context);
+        let (policy, global_step) = (self.policy, self.global_step());
+        let optim = &mut self.optim;
+        let mut step = ManualStep::new(policy, context, log, optim, index as usize, global_step);
+        model.manual_step(batch, &mut step)?;
+        let Done { loss, outcomes } = step.done();
+        let loss = loss.unwrap_or_else(|| Tensor::from(0.0));
+        if let Some(probe) = probe {
+            self.observe(&probe, &loss, emit)?;
+        }
+        if self.optim.scaler.is_used() {
+            self.optim.scaler.update()?;
+        }
+        let attempt = self.counts.attempts;
+        self.counts.attempts += 1;
+        let (mut applied, mut left_out) = (outcomes.is_empty(), None);
+        for outcome in outcomes {
+            match outcome {
+                StepOutcome::Applied => applied = true,
+                StepOutcome::Skipped { culprit } => {
+                    let skipped = Skipped { attempt, culprit, scale, provenance: None };
+                    emit(Event::Skipped(skipped.clone()))?;
+                    left_out = Some(skipped);
+                }
+            }
+        }
+        let outcome = match left_out {
+            Some(skipped) if !applied => {
+                self.counts.skipped += 1;
+                self.counts.consecutive_skips += 1;
+                let Next::GoOn = self.recover(model, &skipped, emit)? else {
+                    return Err(Error::config("a manual step cannot be run again"));
+                };
+                StepOutcome::Skipped { culprit: skipped.culprit }
+            }
+            _ => {
+                self.count_applied(model)?;
+                StepOutcome::Applied
+            }
+        };
+        self.tell_scale(scale, emit)?;
+        self.profiler.stop();
+        Ok((loss, outcome))
+    }
+
+    /// Tells the dtypes of the first step.
+    pub(super) fn observe(
+        &mut self,
+        probe: &Products,
+        loss: &Tensor,
+        emit: &mut Emit<'_>,
+    ) -> Result<()> {
+        let scheduled = self.optim.scheduled.iter();
+        let parameters = scheduled.flat_map(|one| one.optimizer.parameters().iter());
+        let (precision, has_islands) = (self.policy.precision, !self.config.islands.is_empty());
+        emit(Event::Observed(probe.finish(precision, loss, parameters, has_islands)?))?;
+        self.probed = true;
+        Ok(())
     }
 
     /// One try: unscale → hooks → clip → apply.

@@ -155,16 +155,7 @@ impl StepRunner<'_> {
         log.merge(own)?;
         self.window.losses.push(loss.shallow_clone());
         if let Some(probe) = probe {
-            let parameters =
-                self.optim.scheduled.iter().flat_map(|s| s.optimizer.parameters().iter());
-            let precision = self.policy.precision;
-            emit(Event::Observed(probe.finish(
-                precision,
-                &loss,
-                parameters,
-                !self.config.islands.is_empty(),
-            )?))?;
-            self.probed = true;
+            self.observe(&probe, &loss, emit)?;
         }
         Ok(loss)
     }

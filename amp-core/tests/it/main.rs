@@ -35,6 +35,7 @@ mod linear;
 mod log;
 mod loggers;
 mod loops;
+mod manual;
 mod memory;
 mod metrics;
 mod moments;

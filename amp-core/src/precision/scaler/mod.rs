@@ -399,6 +399,22 @@ impl GradScaler {
         Ok(())
     }
 
+    /// Lets the optimizer, which has stepped, take gradients of another pass before the update, whose
+    /// scale depends on all passes.
+    pub(crate) fn end_use(&mut self, optimizer: &dyn Optimizer) {
+        let owner = owner(optimizer.parameters());
+        self.iteration
+            .iter_mut()
+            .filter(|seen| seen.owner == owner)
+            .for_each(|seen| seen.owner = 0);
+        self.losses.clear();
+    }
+
+    /// Whether gradients were unscaled since the last update.
+    pub(crate) fn is_used(&self) -> bool {
+        !self.iteration.is_empty()
+    }
+
     fn end_iteration(&mut self) -> Vec<Use> {
         self.scaled.set(false);
         self.losses.clear();

@@ -100,7 +100,7 @@ impl Run<'_, '_> {
         if runner.parts > 1 || runner.profiler.is_running() {
             return Ok(false);
         }
-        if matches!(&flight.state, State::Captured(graph) if graph.fits(&examples, runner)) {
+        if matches!(&flight.state, State::Captured(graph) if graph.fits(examples, runner)) {
             return Ok(true);
         }
         let whole = examples.batches.len() as i64 == self.config.accumulate_grad_batches;

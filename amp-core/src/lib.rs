@@ -74,7 +74,7 @@ pub mod __private {
         optim::{Interval, OptimizerConfig, Optimizers, ParamGroups, TrainingPlan},
         precision::{Gradients, Region, StepOutcome, Unscaled},
         state::State,
-        trainer::StepAccess,
+        trainer::{ManualStep, StepAccess},
     };
     pub use core::{
         convert::{From, Into, TryFrom},
@@ -82,7 +82,7 @@ pub mod __private {
         iter::Iterator,
         marker::PhantomData,
         option::Option::{self, None, Some},
-        primitive::str,
+        primitive::{bool, str},
         result::Result::{Err, Ok},
         unreachable,
     };

@@ -11,7 +11,7 @@ use crate::{
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
-    trainer::StepAccess,
+    trainer::{ManualStep, StepAccess},
 };
 
 /// Hyperparameters by name, as saved beside weights.
@@ -58,13 +58,35 @@ pub trait LightningModule: Visit {
     ///
     /// # Errors
     /// When the forward pass or the loss fails.
-    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor>;
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
+        let _ = (batch, step);
+        Err(no_step(self.name(), "training_step"))
+    }
+
+    /// Whether the model runs backward passes and optimizers itself, in
+    /// [`manual_step`](Self::manual_step) in place of [`training_step`](Self::training_step)
+    /// (Lightning's `automatic_optimization = False`).
+    fn optimizes_manually(&self) -> bool {
+        false
+    }
+
+    /// Does one batch: forward and backward passes and updates, in any number and order.
+    ///
+    /// # Errors
+    /// When any of these fails.
+    fn manual_step(&mut self, batch: &AnyBatch, step: &mut ManualStep<'_>) -> Result<()> {
+        let _ = (batch, step);
+        Err(no_step(self.name(), "manual_step"))
+    }
 
     /// Computes and logs the loss and metrics of one validation batch, without gradients.
     ///
     /// # Errors
     /// When the forward pass or the loss fails.
-    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()>;
+    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
+        let _ = (batch, step);
+        Err(no_step(self.name(), "validation_step"))
+    }
 
     /// Computes and logs the loss and metrics of one test batch, without gradients.
     ///
@@ -191,7 +213,7 @@ pub trait LightningModule: Visit {
 }
 
 fn no_step(model: &str, step: &str) -> Error {
-    Error::config(format!("`{model}` has no {step}: its steps are written by hand, add this one"))
+    Error::config(format!("`{model}` has no {step}: add one, or train without data for it"))
 }
 
 /// What a hook sees of the run, and where it logs.

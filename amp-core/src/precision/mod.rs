@@ -14,7 +14,8 @@ pub use gradient_storage::GradientStorage;
 pub(crate) use gradient_storage::{NarrowGradients, widen_gradients};
 pub use region::{Region, RegionPlan};
 pub use scaler::{
-    GradScaler, GradScalerConfig, Gradients, Scaled, ScaledLoss, ScalerState, StepOutcome, Unscaled,
+    Deferred, GradScaler, GradScalerConfig, Gradients, Scaled, ScaledLoss, ScalerState,
+    StepOutcome, Unscaled,
 };
 pub use tensors::{Arguments, Kept, Tensors};
 

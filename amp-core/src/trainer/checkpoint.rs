@@ -57,10 +57,10 @@ impl Run<'_, '_> {
         if self.config.loops.max_time.is_some() {
             state.put("trained_for", &self.trained_for().as_secs_f64())?;
         }
-        state.put("scaler", &runner.scaler.state())?;
+        state.put("scaler", &runner.optim.scaler.state())?;
         state.put_part("random", RandomState::read(self.config.device)?.state()?);
         state.put_part("log", self.log.state()?);
-        for (index, scheduled) in runner.optimizers.iter().enumerate() {
+        for (index, scheduled) in runner.optim.scheduled.iter().enumerate() {
             state.put_part(&format!("optimizer/{index}"), scheduled.state()?);
         }
         for callback in self.callbacks.0.iter() {
@@ -114,16 +114,16 @@ impl Run<'_, '_> {
         let random = RandomState::from_state(&state.part("random"), device).map_err(at)?;
         let log = Log::from_state(&state.part("log"), device).map_err(at)?;
         let part = |index: usize| state.part(&format!("optimizer/{index}"));
-        for (index, scheduled) in self.runner.optimizers.iter().enumerate() {
+        for (index, scheduled) in self.runner.optim.scheduled.iter().enumerate() {
             scheduled.check_state(&part(index)).map_err(at)?;
         }
         if precision != self.config.precision {
             self.runner.set_precision(self.model, precision)?;
         }
-        for (index, scheduled) in self.runner.optimizers.iter_mut().enumerate() {
+        for (index, scheduled) in self.runner.optim.scheduled.iter_mut().enumerate() {
             scheduled.load_state(&part(index)).map_err(at)?;
         }
-        self.runner.scaler.load_state(scaler).map_err(at)?;
+        self.runner.optim.scaler.load_state(scaler).map_err(at)?;
         for callback in self.callbacks.0.iter_mut() {
             let part = state.part(&format!("callback/{}", callback.name()));
             // A callback that is new to the run starts afresh.

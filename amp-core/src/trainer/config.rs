@@ -5,7 +5,7 @@ use tch::Device;
 use super::{
     graph::Graph,
     loops::Loops,
-    recovery::{NonFinite, ScaleFloor},
+    recovery::{AtFloor, NonFinite, ScaleFloor},
 };
 use crate::{
     Error, Result,
@@ -40,7 +40,9 @@ pub struct TrainerConfig {
     pub moments: Moments,
     /// How gradients are kept from the backward pass to the step.
     pub gradients: GradientStorage,
-    /// Whether a skipped step moves the schedule and the step count, as Lightning does.
+    /// Whether a skipped step moves the schedule and the step count, and leaves what its forward pass
+    /// has changed (batch statistics, the model's own state, the random generator), as in Lightning.
+    /// Otherwise it changes nothing.
     pub skipped_step_advances: bool,
     /// What is done about a step whose gradients are not finite.
     pub on_non_finite: NonFinite,
@@ -153,5 +155,24 @@ impl TrainerConfig {
             )));
         }
         Ok(())
+    }
+
+    /// Refuses what the trainer cannot do for a model that runs its updates itself.
+    pub(super) fn check_manual(&self, model: &str) -> Result<()> {
+        let runs_again =
+            matches!(self.on_non_finite, NonFinite::LowerScale | NonFinite::FallBackToBf16)
+                || self.scale_floor.then == AtFloor::FallBackToBf16;
+        let cannot = [
+            (self.gradient_clip.is_some(), "gradient_clip", "clip in manual_step"),
+            (self.accumulate_grad_batches > 1, "accumulate_grad_batches", "add up in manual_step"),
+            (self.memory_budget.is_some(), "memory_budget", "use Checkpoint layers"),
+            (runs_again, "running a step again", "choose skip, stop or restore-last-good"),
+        ];
+        match cannot.into_iter().find(|(asked, ..)| *asked) {
+            Some((_, what, instead)) => Err(Error::config(format!(
+                "`{model}` optimizes manually, which rules out {what}: {instead}"
+            ))),
+            None => Ok(()),
+        }
     }
 }

@@ -115,7 +115,10 @@ impl Run<'_, '_> {
         self.leave_graph()?;
         let held = self.held_by_loaders();
         self.runner.plan_memory(self.model, &examples, held, self.emit)?;
-        self.runner.begin_window()?;
+        self.runner.begin_window(self.model)?;
+        if self.model.optimizes_manually() {
+            return self.step_manually(&examples);
+        }
         let Examples { start, batches, shares } = examples;
         let end = start + batches.len() as i64;
         let mut actions = Vec::new();
@@ -130,6 +133,16 @@ impl Run<'_, '_> {
         }
         self.flight.warmed_up += 1;
         self.position.batch = end;
+        Ok(actions)
+    }
+
+    /// Lets the model do the step's one batch itself.
+    fn step_manually(&mut self, examples: &Examples) -> Result<Vec<Action>> {
+        let Self { model, runner, emit, log, .. } = self;
+        let (index, batch) = (examples.start, &examples.batches[0]);
+        let (loss, outcome) = runner.step_manually(*model, batch, index, log, *emit)?;
+        let actions = self.end_batch(index, &loss, Some(&outcome))?;
+        self.position.batch = index + 1;
         Ok(actions)
     }
 

@@ -9,13 +9,16 @@ use std::{
 
 use super::{
     TrainerConfig,
+    callbacks::{Callbacks, Emit},
     evaluate::{Evaluator, Loaders, Stage},
     graph::{Flight, step_access},
     loops::{Loops, Validations, show_time},
-    step::{StepRunner, full_gradients_note},
+    optimization::{Optimization, full_gradients_note},
+    rollback::Aside,
+    step::StepRunner,
 };
 use crate::{
-    Error, Hook, LightningModule, Result,
+    Error, LightningModule, Result,
     callback::{Action, Callback, Epoch},
     data::{DataLoader, DataModule},
     event::{EpochEnd, Event, FitEnd, FitStart, Position, Validated},
@@ -23,38 +26,7 @@ use crate::{
     log::{Log, Logged},
     nn,
     optim::{Storage, TrainingPlan},
-    precision::{Gradients, Unscaled},
-    random::RandomState,
-    state::State,
 };
-
-/// Where events go.
-pub(super) type Emit<'a> = dyn FnMut(Event) -> Result<()> + 'a;
-
-/// The callbacks of a run, called in the order they were added.
-pub(super) struct Callbacks<'r, 'c>(pub(super) &'r mut [Box<dyn Callback + 'c>]);
-
-impl Callbacks<'_, '_> {
-    pub(super) fn each(
-        &mut self,
-        mut call: impl FnMut(&mut dyn Callback) -> Result<Vec<Action>>,
-    ) -> Result<Vec<Action>> {
-        let mut actions = Vec::new();
-        for callback in self.0.iter_mut() {
-            actions.extend(call(callback.as_mut())?);
-        }
-        Ok(actions)
-    }
-
-    pub(super) fn on_before_optimizer_step(
-        &mut self,
-        gradients: &Gradients<Unscaled>,
-        hook: &mut Hook<'_>,
-    ) -> Result<()> {
-        let mut callbacks = self.0.iter_mut();
-        callbacks.try_for_each(|callback| callback.on_before_optimizer_step(gradients, hook))
-    }
-}
 
 /// A run and where it is.
 pub(super) struct Run<'r, 'c> {
@@ -134,7 +106,11 @@ impl<'r, 'c> Run<'r, 'c> {
         let storage = Storage { weights: config.weight_update, moments: config.moments };
         let optimizers = optimizers.build(nn::parameters(model), storage)?;
         let access = step_access(model, callbacks);
-        let runner = StepRunner::new(config, optimizers, access)?;
+        if model.optimizes_manually() {
+            config.check_manual(model.name())?;
+        }
+        let optim = Optimization::new(config, optimizers, access)?;
+        let runner = StepRunner::new(config, model, optim)?;
         Ok(Self {
             config,
             model,
@@ -170,7 +146,7 @@ impl<'r, 'c> Run<'r, 'c> {
             global_step: self.runner.global_step(),
             skipped: self.runner.counts.skipped,
             replayed: self.flight.replayed,
-            scale: self.runner.scale(),
+            scale: self.runner.optim.scale(),
             seconds: self.started.elapsed().as_secs_f64(),
         }))
     }
@@ -186,7 +162,7 @@ impl<'r, 'c> Run<'r, 'c> {
     }
 
     fn start(&mut self, resumed: Option<Position>) -> Result<()> {
-        let optimizers = self.runner.optimizers.iter().map(|scheduled| &scheduled.optimizer);
+        let optimizers = self.runner.optim.scheduled.iter().map(|scheduled| &scheduled.optimizer);
         let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters().iter());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
         let notes = optimizers.filter_map(|optimizer| optimizer.note());
@@ -244,7 +220,7 @@ impl<'r, 'c> Run<'r, 'c> {
         match unfinished {
             Some(log) => self.log = log,
             None => {
-                self.runner.end_epoch(&[train.as_slice(), &val].concat(), more_to_come)?;
+                self.runner.optim.end_epoch(&[train.as_slice(), &val].concat(), more_to_come)?;
                 self.position = Position { epoch: epoch + 1, batch: 0 };
                 self.log = Log::default();
             }
@@ -286,7 +262,7 @@ impl<'r, 'c> Run<'r, 'c> {
         }
         let (val, val_seconds) = timed(|| self.validate())?;
         let position = self.position;
-        self.runner.follow_validation(&val)?;
+        self.runner.optim.follow_validation(&val)?;
         let global_step = self.runner.global_step();
         let validated = Validated { position, global_step, val, val_seconds };
         (self.emit)(Event::Validated(validated.clone()))?;
@@ -324,13 +300,9 @@ impl<'r, 'c> Run<'r, 'c> {
         if batches == 0 || self.val.is_empty() {
             return Ok(());
         }
-        let random = RandomState::read(self.config.device)?;
-        let mut own = State::default();
-        self.model.on_save_checkpoint(&mut own)?;
-        let own = own.copied()?;
+        let aside = Aside::begin(self.model, self.config.device)?;
         let _ = self.evaluate(Some(batches))?;
-        self.model.on_load_checkpoint(&own)?;
-        random.restore(self.config.device)
+        aside.end(self.model)
     }
 
     /// Does what callbacks want: saves first, then deletes.

@@ -1,15 +1,20 @@
 //! The training loop.
 
 mod budget;
+mod callbacks;
 mod checkpoint;
 mod config;
 mod epoch;
 mod evaluate;
 mod fit;
 mod graph;
+mod kept;
 mod loops;
+mod manual;
+mod optimization;
 mod profile;
 mod recovery;
+mod rollback;
 mod step;
 mod window;
 
@@ -17,6 +22,7 @@ pub use budget::MemoryPlan;
 pub use config::TrainerConfig;
 pub use graph::{Graph, StepAccess};
 pub use loops::{Loops, ValCheckInterval, parse_time};
+pub use manual::{ManualOptimizer, ManualStep};
 pub use profile::{Interval, Phase, Profile, Span};
 pub use recovery::{AtFloor, NonFinite, Recovery, ScaleFloor};
 

@@ -5,18 +5,19 @@ use std::{rc::Rc, slice};
 
 use tch::Tensor;
 
-use super::{fit::Emit, profile::Phase, recovery::Recovery, step::StepRunner};
+use super::{
+    callbacks::Emit, profile::Phase, recovery::Recovery, rollback::Aside, step::StepRunner,
+};
 use crate::{
     Error, LightningModule, Result, Step,
     data::AnyBatch,
     event::Event,
     ffi,
     log::Log,
-    nn::Context,
+    nn::{self, Context},
     precision::KeptCasts,
     probe::Products,
     provenance::{self, Provenance, Replay},
-    random::RandomState,
 };
 
 /// The batches of one optimizer step.
@@ -57,13 +58,26 @@ pub(super) struct Window {
     /// The batches so far, each with the share of its loss.
     batches: Vec<(AnyBatch, f64)>,
     losses: Vec<Tensor>,
-    /// The generators before its first batch.
-    random: Option<RandomState>,
     /// While its batches run, if there are several: the weights are cast once for all.
     casts: Option<KeptCasts>,
 }
 
 impl Window {
+    /// Its batches in the parts that they run in, each with the share of its loss.
+    fn in_parts(&self, parts: i64) -> Result<Vec<(AnyBatch, f64)>> {
+        let mut all = Vec::new();
+        for (batch, share) in &self.batches {
+            match batch.split(parts)? {
+                None => all.push((batch.shallow_clone(), *share)),
+                Some(parts) => {
+                    let shares = shares(&parts)?;
+                    all.extend(parts.into_iter().zip(shares).map(|(part, of)| (part, share * of)));
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Whether every batch's loss is finite; reads them from the device.
     pub(super) fn is_loss_finite(&self) -> Result<bool> {
         for loss in &self.losses {
@@ -77,10 +91,10 @@ impl Window {
 
 impl StepRunner<'_> {
     /// Forgets the last step's examples and gradients.
-    pub(super) fn begin_window(&mut self) -> Result<()> {
-        self.zero_grad()?;
-        let random = Some(RandomState::read(self.policy.device)?);
-        self.window = Window { random, casts: self.keep_casts()?, ..Window::default() };
+    pub(super) fn begin_window(&mut self, model: &dyn LightningModule) -> Result<()> {
+        self.optim.zero_grad()?;
+        self.rollback.keep(model)?;
+        self.window = Window { casts: self.keep_casts()?, ..Window::default() };
         Ok(())
     }
 
@@ -97,7 +111,7 @@ impl StepRunner<'_> {
 
     /// Makes these batches the step's, to be captured or tried.
     pub(super) fn begin_capture(&mut self, batches: &[AnyBatch], shares: &[f64]) -> Result<()> {
-        self.zero_grad()?;
+        self.optim.zero_grad()?;
         let batches = batches.iter().map(AnyBatch::shallow_clone).zip(shares.iter().copied());
         let (batches, casts) = (batches.collect(), self.keep_casts()?);
         self.window = Window { batches, casts, ..Window::default() };
@@ -107,7 +121,7 @@ impl StepRunner<'_> {
     /// Forgets what was captured or tried, whether or not it can be used.
     pub(super) fn end_capture(&mut self) {
         self.window = Window::default();
-        self.scaler.forget();
+        self.optim.scaler.forget();
     }
 
     /// Adds the gradients of `share` of the batch's loss and returns the loss, detached. The very
@@ -141,15 +155,7 @@ impl StepRunner<'_> {
         log.merge(own)?;
         self.window.losses.push(loss.shallow_clone());
         if let Some(probe) = probe {
-            let parameters = self.optimizers.iter().flat_map(|s| s.optimizer.parameters().iter());
-            let precision = self.policy.precision;
-            emit(Event::Observed(probe.finish(
-                precision,
-                &loss,
-                parameters,
-                !self.config.islands.is_empty(),
-            )?))?;
-            self.probed = true;
+            self.observe(&probe, &loss, emit)?;
         }
         Ok(loss)
     }
@@ -180,8 +186,8 @@ impl StepRunner<'_> {
             };
             self.profiler.lap(Phase::Forward)?;
             match share * fraction {
-                1.0 => self.scaler.scale(&loss)?,
-                share => self.scaler.scale(&loss.f_mul_scalar(share)?)?,
+                1.0 => self.optim.scaler.scale(&loss)?,
+                share => self.optim.scaler.scale(&loss.f_mul_scalar(share)?)?,
             }
             .backward()?;
             self.profiler.lap(Phase::Backward)?;
@@ -207,10 +213,8 @@ impl StepRunner<'_> {
     /// Computes the gradients of the window's first `count` batches anew, with the same random
     /// numbers. What they log was logged.
     fn rerun(&mut self, model: &mut dyn LightningModule, count: usize) -> Result<()> {
-        self.zero_grad()?;
-        if let Some(random) = &self.window.random {
-            random.restore(self.policy.device)?;
-        }
+        self.optim.zero_grad()?;
+        self.rollback.restore(model)?;
         for at in 0..count {
             let _ = self.forward_backward(model, at, at as i64, &mut Log::default(), None)?;
         }
@@ -229,7 +233,7 @@ impl StepRunner<'_> {
         if !self.config.micro_batching || !error.is_out_of_memory() || !fits {
             return Err(error);
         }
-        self.zero_grad()?;
+        self.optim.zero_grad()?;
         self.set_parts(parts);
         if self.policy.device.is_cuda() {
             ffi::cuda_empty_cache()?;
@@ -244,21 +248,20 @@ impl StepRunner<'_> {
         scale: f64,
         emit: &mut Emit<'_>,
     ) -> Result<Option<Provenance>> {
-        let device = self.policy.device;
-        let now = RandomState::read(device)?;
-        if let Some(random) = &self.window.random {
-            random.restore(device)?;
-        }
+        let aside = Aside::begin(model, self.policy.device)?;
+        self.rollback.restore_random()?;
         let context = self.new_context();
+        let parameters = nn::parameters(model);
         let replay = Replay {
             policy: self.policy,
             context,
             scale,
-            batches: &self.window.batches,
+            batches: self.window.in_parts(self.parts)?,
             global_step: self.global_step(),
+            parameters: &parameters,
         };
         let found = replay.find(model);
-        now.restore(device)?;
+        aside.end(model)?;
         let (provenance, text) = match found {
             Ok(Some(found)) => return Ok(Some(found)),
             Ok(None) => (None, provenance::unexplained(None)),
@@ -266,9 +269,5 @@ impl StepRunner<'_> {
         };
         emit(Event::Note { text })?;
         Ok(provenance)
-    }
-
-    pub(super) fn zero_grad(&mut self) -> Result<()> {
-        self.optimizers.iter_mut().try_for_each(|scheduled| scheduled.optimizer.zero_grad())
     }
 }

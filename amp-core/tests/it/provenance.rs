@@ -7,6 +7,7 @@ use amp_core::{
     data::Batch,
     event::Skipped,
     loss::mse_loss,
+    memory::MemoryMeter,
     nn::{
         BatchNorm, BatchNormConfig, Checkpoint, Context, Dropout, Relu, Sequential, Visit, Visitor,
     },
@@ -302,5 +303,39 @@ fn a_run_that_stops_names_the_cause() -> Result<()> {
         ),
         "{said}"
     );
+    Ok(())
+}
+
+/// Looking for the cause holds what the step holds: activations are not kept beside their gradients.
+/// Twelve wide layers, whose activations are most of the step.
+#[test]
+fn the_search_fits_into_the_steps_memory() -> Result<()> {
+    let peak = |provenance: bool| -> Result<(u64, bool)> {
+        let _generator = seeded(0);
+        let mut layers: Vec<Box<dyn Module>> = Vec::new();
+        for _ in 0..12 {
+            layers.push(Box::new(linear(64, 64)?));
+            layers.push(Box::new(Relu));
+        }
+        layers.push(Box::new(Gain { forward: 1.0, backward: 1e30 }));
+        let mut model = Model::regression(Sequential::new(layers), sgd);
+        let config = TrainerConfig {
+            provenance,
+            max_steps: Some(1),
+            max_epochs: 1,
+            ..TrainerConfig::new(Precision::F16Mixed, device())
+        };
+        let data = same(constant(4096, 64, 1.0)?, 4096)?;
+        let meter = MemoryMeter::start(device())?;
+        let (_, record) = fit(&config, &mut model, &data);
+        let record = record?;
+        assert_eq!(record.skips.len(), 1);
+        Ok((meter.read()?.peak_allocated, record.skips[0].provenance.is_some()))
+    };
+    let ((unexplained, false), (explained, true)) = (peak(false)?, peak(true)?) else {
+        panic!("one run looks for the cause, the other does not");
+    };
+    let ratio = explained as f64 / unexplained as f64;
+    assert!(ratio < 1.25, "{explained} bytes with the search, {unexplained} without: {ratio:.2}");
     Ok(())
 }

@@ -65,7 +65,7 @@ fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
     let name = model.ident.unraw().to_string();
     let hyperparameters = hyperparameters(model);
     let train = train::expand(&lightning.training);
-    let validate = validate::expand(&lightning.validation);
+    let validate = lightning.validation.as_ref().map(validate::expand);
     let optimizers = optimizer::expand(&lightning.optimizers);
     let hooks = lightning.hooks.iter().map(hooks::expand);
     let checkpoint = checkpoint::expand(model);

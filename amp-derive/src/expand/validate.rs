@@ -10,8 +10,8 @@ pub(super) fn expand(step: &Step) -> TokenStream {
     let locals = Locals::new();
     let Locals { batch, step: argument, .. } = &locals;
     let body = match step {
-        Step::Function(function) => {
-            quote!(__amp::with_batch(#batch, |#batch| #function(self, #batch, #argument)))
+        Step::Function { path, .. } | Step::Manual(path) => {
+            quote!(__amp::with_batch(#batch, |#batch| #path(self, #batch, #argument)))
         }
         Step::Generated { loss, log, metrics } => {
             let logged = log::step(&locals, "val", loss, *log, metrics);

@@ -3,8 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    super::{step::StepRunner, window::Examples},
-    kept::Kept,
+    super::{kept::Kept, step::StepRunner, window::Examples},
     refused,
 };
 use crate::{
@@ -39,6 +38,8 @@ pub(super) struct StepGraph {
     precision: Precision,
     /// Whether it holds the step of each optimizer.
     pub(super) steps: Vec<bool>,
+    /// Whether each optimizer has gradients.
+    pub(super) stepped: Vec<bool>,
 }
 
 impl StepGraph {
@@ -58,7 +59,7 @@ impl StepGraph {
         let inputs = batches.iter().map(AnyBatch::copied).collect::<Result<Vec<_>>>()?;
         let void = Tensor::f_zeros([0_i64; 0], (Kind::Float, device))?;
         let room = CapturedLog::room(device)?;
-        runner.write_rates()?;
+        runner.optim.write_rates()?;
         runner.begin_capture(&inputs, shares)?;
         // What the eager steps left cached would lie beside the graph's own memory.
         ffi::cuda_empty_cache()?;
@@ -67,7 +68,7 @@ impl StepGraph {
             ffi::without_synchronization(|| capture_step(runner, model, inputs.len(), &void, &room))
         });
         runner.end_capture();
-        let (graph, Captured { losses, report, log, grads }) = captured.map_err(why)?;
+        let (graph, Captured { losses, report, log, grads, stepped }) = captured.map_err(why)?;
         let room = Tensor::f_zeros([report.numel() as i64], (report.kind(), Device::Cpu))?;
         let reports = (0..slots).map(|_| ffi::pinned(&room)).collect::<Result<_>>()?;
         let sums = log.sums().map(Tensor::shallow_clone);
@@ -86,6 +87,7 @@ impl StepGraph {
             kept,
             precision,
             steps,
+            stepped,
         })
     }
 
@@ -144,7 +146,7 @@ impl StepGraph {
 
 /// Which optimizers' steps can be captured now.
 fn captured_steps(runner: &StepRunner<'_>) -> impl Iterator<Item = bool> {
-    runner.optimizers.iter().map(|scheduled| scheduled.optimizer.abilities().captures)
+    runner.optim.scheduled.iter().map(|scheduled| scheduled.optimizer.abilities().captures)
 }
 
 struct Captured {
@@ -152,6 +154,7 @@ struct Captured {
     report: Tensor,
     log: CapturedLog,
     grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
+    stepped: Vec<bool>,
 }
 
 fn capture_step(
@@ -168,16 +171,16 @@ fn capture_step(
         logs.push(log);
     }
     runner.end_passes();
-    let gradients = runner.prepare_gradients()?;
-    runner.scaler.note_non_finite(void)?;
-    runner.step_captured(gradients, void)?;
-    runner.scaler.update_applied()?;
+    let gradients = runner.optim.unscale_and_clip()?;
+    runner.optim.scaler.note_non_finite(void)?;
+    let stepped = runner.optim.apply_captured(&gradients, void)?;
+    runner.optim.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let reported = std::iter::once(void).chain(&losses).map(|tensor| tensor.f_reshape([1]));
     // In the widest of their dtypes, which holds each as it is.
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();
-    let grads = runner.optimizers.iter().map(|scheduled| {
+    let grads = runner.optim.scheduled.iter().map(|scheduled| {
         let parameters = scheduled.optimizer.parameters();
         let grads = Grads::of(parameters)?;
         let pairs = grads
@@ -185,7 +188,7 @@ fn capture_step(
             .map(|(place, grad)| (parameters[place].tensor.shallow_clone(), grad.shallow_clone()));
         Ok(pairs.unzip())
     });
-    Ok(Captured { losses, report, log, grads: grads.collect::<Result<_>>()? })
+    Ok(Captured { losses, report, log, grads: grads.collect::<Result<_>>()?, stepped })
 }
 
 fn buffers(model: &dyn LightningModule, device: Device) -> Result<Vec<Tensor>> {

@@ -126,9 +126,50 @@ pub(crate) enum Forward {
     /// Every layer in order of declaration.
     InOrder,
     /// A body in which layers are called by name.
-    Body { input: Ident, ty: Option<Type>, body: Expr },
-    /// A function with `forward`'s signature.
+    Body(Body),
+    /// A function with `Module::forward`'s signature.
     Function(ExprPath),
+}
+
+impl Forward {
+    /// The body, where `Module` cannot say what it takes or returns.
+    pub(crate) fn of_any_inputs(&self) -> Option<&Body> {
+        match self {
+            Self::Body(body) if !body.is_of_one_tensor() => Some(body),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) struct Body {
+    /// At least one.
+    pub(crate) inputs: Vec<Input>,
+    /// As written, and what is in its `Result`.
+    pub(crate) output: Option<(Type, Type)>,
+    pub(crate) body: Expr,
+}
+
+/// An input of `forward`.
+pub(crate) struct Input {
+    pub(crate) ident: Ident,
+    /// `&Tensor` unless it is written.
+    pub(crate) ty: Option<Type>,
+}
+
+impl Body {
+    fn is_of_one_tensor(&self) -> bool {
+        let is_tensor = |ty: &Type| match ty {
+            Type::Path(path) => {
+                path.path.segments.last().is_some_and(|last| last.ident == "Tensor")
+            }
+            _ => false,
+        };
+        let [Input { ty, .. }] = self.inputs.as_slice() else { return false };
+        let takes_one = ty.as_ref().is_none_or(
+            |ty| matches!(ty, Type::Reference(ty) if ty.mutability.is_none() && is_tensor(&ty.elem)),
+        );
+        takes_one && self.output.as_ref().is_none_or(|(_, output)| is_tensor(output))
+    }
 }
 
 pub(crate) struct Lightning {

@@ -82,6 +82,8 @@ pub(crate) const OPTIONAL: &str = "optional";
 pub(crate) const CHECKPOINT: &str = "checkpoint";
 pub(crate) const ENABLED: &str = "enabled";
 
+/// The method that runs a module of several inputs, given as a tuple.
+pub(crate) const FORWARD_WITH: &str = "forward_with";
 /// The context argument of `forward`, which a `#[forward]` closure may name.
 pub(crate) const CX: &str = "cx";
 /// The argument of `configure_optimizers`, which optimizer and scheduler keys may name.

@@ -1,6 +1,7 @@
 //! Looks for names in a user's code without parsing it, so that macro calls are seen through.
 
 use proc_macro2::{Delimiter, Ident, Spacing, Span, TokenStream, TokenTree};
+use syn::{Expr, Lifetime, Token, parse::Parser, punctuated::Punctuated};
 
 /// `name`, with as many `_` at its end as make it differ from every name in `tokens`.
 pub(crate) fn free(name: &str, tokens: TokenStream, span: Span) -> Ident {
@@ -33,19 +34,35 @@ pub(crate) fn mention(tokens: TokenStream, name: &str) -> Option<Ident> {
     })
 }
 
+/// The arguments of a call, where `token` holds some.
+pub(crate) fn arguments(token: Option<&TokenTree>) -> Option<Vec<Expr>> {
+    match token {
+        Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis => {
+            let parser = Punctuated::<Expr, Token![,]>::parse_terminated;
+            parser.parse2(group.stream()).ok().map(|inputs| inputs.into_iter().collect())
+        }
+        _ => None,
+    }
+}
+
 /// The names that are called as functions.
 pub(crate) fn called(tokens: TokenStream) -> Vec<Ident> {
+    calls(tokens).into_iter().map(|(name, _)| name).collect()
+}
+
+/// The names that are called as functions, each with its number of arguments.
+pub(crate) fn calls(tokens: TokenStream) -> Vec<(Ident, usize)> {
     let mut called = Vec::new();
     let mut before: Vec<TokenTree> = Vec::new();
     for token in tokens {
         if let TokenTree::Group(group) = &token {
-            if let (Delimiter::Parenthesis, Some((TokenTree::Ident(name), rest))) =
-                (group.delimiter(), before.split_last())
+            if let (Some(arguments), Some((TokenTree::Ident(name), rest))) =
+                (arguments(Some(&token)), before.split_last())
                 && !is_member(rest)
             {
-                called.push(name.clone());
+                called.push((name.clone(), arguments.len()));
             }
-            called.extend(self::called(group.stream()));
+            called.extend(calls(group.stream()));
         }
         before.push(token);
     }
@@ -90,8 +107,20 @@ pub(crate) fn hands_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
     })
 }
 
+/// The first lifetime with a name other than `'static` and `'_`.
+pub(crate) fn named_lifetime(tokens: TokenStream) -> Option<Lifetime> {
+    let tokens = flat(tokens);
+    tokens.windows(2).find_map(|pair| match pair {
+        [TokenTree::Punct(mark), TokenTree::Ident(name)] if mark.as_char() == '\'' => {
+            let is_named = name != "static" && name != "_";
+            is_named.then(|| Lifetime::new(&format!("'{name}"), name.span()))
+        }
+        _ => None,
+    })
+}
+
 /// Whether what follows `before` is a field, method or path segment.
-fn is_member(before: &[TokenTree]) -> bool {
+pub(crate) fn is_member(before: &[TokenTree]) -> bool {
     let punct = |token: Option<&TokenTree>, c: char| matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == c);
     let joint = |token: Option<&TokenTree>| matches!(token, Some(TokenTree::Punct(punct)) if punct.spacing() == Spacing::Joint);
     let mut back = before.iter().rev();

@@ -79,6 +79,11 @@ impl<'m, M> Child<'m, M> {
         };
         modules.iter().enumerate().map(child).collect()
     }
+
+    /// The module of this name, where there is one.
+    pub fn optional(name: &'m str, region: Option<Region>, module: &'m Option<M>) -> Option<Self> {
+        module.as_ref().map(|module| Self::new(name, region, module))
+    }
 }
 
 impl<'m, M> Child<'m, Vec<M>> {

@@ -96,6 +96,10 @@ pub trait Visit {
 ///
 /// Derived for structs whose fields are modules by [`derive(Module)`](derive@crate::Module) and
 /// [`derive(LightningModule)`](derive@crate::LightningModule).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a module of one tensor: `Module` is not implemented for it",
+    note = "a module of other inputs is called in a `#[forward(|x, mask| …)]` closure"
+)]
 pub trait Module: Visit {
     /// Runs the module on `input`. Call children through [`Context::call`], which keeps the
     /// path for errors and probes and applies precision regions.

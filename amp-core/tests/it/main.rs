@@ -10,6 +10,7 @@ mod budget;
 mod budget_resume;
 mod callbacks;
 mod checkpoint;
+mod children;
 mod chrome_trace;
 mod classification;
 mod clip;

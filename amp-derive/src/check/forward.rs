@@ -2,12 +2,14 @@
 
 use proc_macro2::{Ident, TokenStream};
 use quote::ToTokens;
-use syn::{Expr, ExprBlock, ExprClosure, Pat, Stmt, Type};
+use syn::{
+    Expr, ExprBlock, ExprClosure, GenericArgument, Pat, PathArguments, ReturnType, Stmt, Type,
+};
 
 use super::only;
 use crate::{
     diag::Diagnostics,
-    model::Forward,
+    model::{Body, Forward, Input},
     spec::{Field, Spec, has},
     suggest::closest,
     symbol, tokens,
@@ -21,10 +23,14 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Forward> {
     match attr.args.as_deref()? {
         [Expr::Path(path)] => Some(Forward::Function(path.clone())),
         [Expr::Closure(closure)] => {
-            let (input, ty) = takes_one_input(closure, diag)?;
-            input_is_no_layer(spec, &input, diag)?;
-            runs_every_layer(spec, &input, &closure.body, diag);
-            Some(Forward::Body { input, ty, body: unwrapped(&closure.body) })
+            let (inputs, output) =
+                (inputs_have_names(closure, diag), returns_a_result(closure, diag));
+            let inputs = inputs?;
+            inputs_hide_nothing(spec, &inputs, diag)?;
+            runs_every_layer(spec, &inputs, &closure.body, diag);
+            calls_agree(spec, &closure.body, diag);
+            let body = unwrapped(&closure.body);
+            Some(Forward::Body(Body { inputs, output: output?, body }))
         }
         _ => {
             diag.error(
@@ -37,46 +43,96 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Forward> {
     }
 }
 
-/// Rule: the closure has one argument with a name, which becomes `forward`'s.
-fn takes_one_input(closure: &ExprClosure, diag: &Diagnostics) -> Option<(Ident, Option<Type>)> {
-    let argument = match closure.inputs.first() {
-        Some(only) if closure.inputs.len() == 1 => match only {
-            Pat::Type(typed) => Some((&*typed.pat, Some((*typed.ty).clone()))),
-            pat => Some((pat, None)),
-        },
-        _ => None,
+/// The most inputs that amp-core's `Arguments` knows.
+const MOST_INPUTS: usize = 8;
+
+/// Rule: the closure's arguments have names, which become `forward`'s, and types without named
+/// lifetimes.
+fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<Input>> {
+    const MESSAGE: &str =
+        "`forward` has inputs with names, as in `|x| …` or `|x, mask: Option<&Tensor>| …`";
+    if closure.inputs.is_empty() {
+        diag.error(closure.or1_token, MESSAGE);
+        return None;
+    }
+    if let Some(first) = closure.inputs.iter().nth(MOST_INPUTS) {
+        diag.error(
+            first,
+            format!("`forward` has at most {MOST_INPUTS} inputs: put some in a struct"),
+        );
+        return None;
+    }
+    let input = |argument: &Pat| {
+        let (pat, ty) = match argument {
+            Pat::Type(typed) => (&*typed.pat, Some((*typed.ty).clone())),
+            pat => (pat, None),
+        };
+        match pat {
+            Pat::Ident(pat)
+                if pat.by_ref.is_none() && pat.mutability.is_none() && pat.subpat.is_none() =>
+            {
+                lifetimes_are_left_out(ty.as_ref(), diag)?;
+                Some(Input { ident: pat.ident.clone(), ty })
+            }
+            pat => {
+                diag.error(pat, MESSAGE);
+                None
+            }
+        }
     };
-    if let Some((Pat::Ident(pat), ty)) = argument
-        && pat.by_ref.is_none()
-        && pat.mutability.is_none()
-        && pat.subpat.is_none()
-    {
-        return Some((pat.ident.clone(), ty));
-    }
-    let (at, got) = (&closure.inputs, closure.inputs.len());
-    let message = "`forward` has one input, with a name: `|x| …`";
-    match got {
-        0 => diag.error(closure.or1_token, message),
-        _ => diag.error(at, message),
-    }
+    // Collected in two steps, so that every input is looked at.
+    let inputs: Vec<Option<Input>> = closure.inputs.iter().map(input).collect();
+    inputs.into_iter().collect()
+}
+
+/// Rule: inputs live as long as one call, so their types name no lifetime.
+fn lifetimes_are_left_out(ty: Option<&Type>, diag: &Diagnostics) -> Option<()> {
+    let Some(named) = ty.and_then(|ty| tokens::named_lifetime(ty.to_token_stream())) else {
+        return Some(());
+    };
+    diag.error(&named, format!("inputs live as long as the call: take `{named}` away"));
     None
 }
 
-/// Rule: the input's name is not that of a layer or of the context, which it would hide.
-fn input_is_no_layer(spec: &Spec, input: &Ident, diag: &Diagnostics) -> Option<()> {
-    let hidden = match input {
-        cx if cx == symbol::CX => "the context",
-        name if layers(spec).any(|layer| layer.ident == *name) => "the layer of this name",
-        _ => return Some(()),
+/// Rule: what the closure returns, if it says so, is a `Result` of the output. The inner `None` is
+/// `Result<Tensor>`.
+fn returns_a_result(closure: &ExprClosure, diag: &Diagnostics) -> Option<Option<(Type, Type)>> {
+    let ReturnType::Type(_, written) = &closure.output else {
+        return Some(None);
     };
-    diag.error(input, format!("`{input}` hides {hidden}: call the input `x`"));
+    if let Type::Path(path) = &**written
+        && let Some(last) = path.path.segments.last()
+        && last.ident == "Result"
+        && let PathArguments::AngleBracketed(arguments) = &last.arguments
+        && let Some(GenericArgument::Type(output)) = arguments.args.first()
+    {
+        return Some(Some(((**written).clone(), output.clone())));
+    }
+    diag.error(written, "`forward` returns a `Result`, as in `-> Result<(Tensor, Tensor)>`");
     None
+}
+
+/// Rule: an input's name is not that of a layer or of the context, which it would hide.
+fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Option<()> {
+    let hidden = |input: &Ident| match input {
+        cx if cx == symbol::CX => Some("the context"),
+        name => layers(spec).any(|layer| layer.ident == *name).then_some("the layer of this name"),
+    };
+    let mut fits = Some(());
+    for Input { ident, .. } in inputs {
+        if let Some(hidden) = hidden(ident) {
+            diag.error(ident, format!("`{ident}` hides {hidden}: give the input another name"));
+            fits = None;
+        }
+    }
+    fits
 }
 
 /// Rule: a layer that `forward` never mentions has parameters that are never trained. A body
 /// that hands `self` on may run it elsewhere.
-fn runs_every_layer(spec: &Spec, input: &Ident, body: &Expr, diag: &Diagnostics) {
+fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnostics) {
     let body: TokenStream = body.to_token_stream();
+    let Some(Input { ident: input, .. }) = inputs.first() else { return };
     let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
     if tokens::hands_self_on(body.clone(), &fields) {
         return;
@@ -97,6 +153,24 @@ fn runs_every_layer(spec: &Spec, input: &Ident, body: &Expr, diag: &Diagnostics)
                      the field away"
                 ),
             ),
+        }
+    }
+}
+
+/// Rule: a layer has one number of inputs.
+fn calls_agree(spec: &Spec, body: &Expr, diag: &Diagnostics) {
+    let calls = tokens::calls(body.to_token_stream());
+    for layer in layers(spec) {
+        let mut own = calls.iter().filter(|(name, _)| *name == layer.ident);
+        let Some((_, first)) = own.next() else { continue };
+        if let Some((name, count)) = own.find(|(_, count)| count != first) {
+            diag.error(
+                name,
+                format!(
+                    "`{name}` is called with {count} here and with {first} further up: a layer \
+                     has one number of inputs, and `None` for one that is absent"
+                ),
+            );
         }
     }
 }

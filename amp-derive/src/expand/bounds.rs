@@ -1,14 +1,17 @@
 //! The bounds that generated code needs beyond the struct's own.
 
 use proc_macro2::Ident;
-use syn::{GenericArgument, Generics, PathArguments, Type, WherePredicate, parse_quote};
+use syn::{
+    GenericArgument, Generics, PathArguments, Type, TypeParamBound, WherePredicate, parse_quote,
+};
 
 use crate::model::Model;
 
 /// Containers of amp-core's and std's that are modules when what they hold is one.
 const CONTAINERS: &[&str] = &["Option", "Vec", "Box", "Arc", "Checkpoint"];
 
-/// The struct's generics, with `M: Module` for every type parameter that is a layer.
+/// The struct's generics, with `M: Module` for every type parameter that is a layer and has not
+/// been bound to be a `Forward` of other inputs.
 pub(super) fn with_modules(model: &Model) -> Generics {
     let mut generics = model.generics.clone();
     let mut modules: Vec<Ident> = Vec::new();
@@ -16,6 +19,7 @@ pub(super) fn with_modules(model: &Model) -> Generics {
         if let Some(held) = held(&field.ty)
             && model.generics.type_params().any(|param| param.ident == *held)
             && !modules.contains(held)
+            && !is_forward(&model.generics, held)
         {
             modules.push(held.clone());
         }
@@ -25,6 +29,25 @@ pub(super) fn with_modules(model: &Model) -> Generics {
         generics.make_where_clause().predicates.push(predicate);
     }
     generics
+}
+
+/// Whether the struct declares `param: Forward<…>`.
+fn is_forward(generics: &Generics, param: &Ident) -> bool {
+    let names = |bound: &TypeParamBound| match bound {
+        TypeParamBound::Trait(bound) => {
+            bound.path.segments.last().is_some_and(|last| last.ident == "Forward")
+        }
+        _ => false,
+    };
+    let mut params = generics.type_params().filter(|found| found.ident == *param);
+    let clauses = generics.where_clause.iter().flat_map(|clause| &clause.predicates);
+    params.any(|param| param.bounds.iter().any(names))
+        || clauses.into_iter().any(|predicate| match predicate {
+            WherePredicate::Type(bound) => {
+                held(&bound.bounded_ty) == Some(param) && bound.bounds.iter().any(names)
+            }
+            _ => false,
+        })
 }
 
 /// `M` of `M`, `Vec<M>`, `Option<Box<M>>` and the like.

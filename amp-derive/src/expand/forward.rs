@@ -1,27 +1,83 @@
-//! `Module::forward`: the layers in order, or the user's closure with layers as functions.
+//! `Module::forward` or `Forward::forward_with`: the layers in order, or the user's closure, in
+//! which every layer runs under its name and region.
 
 use proc_macro2::{Ident, Span, TokenStream};
-use quote::{ToTokens, quote};
-use syn::{Expr, Stmt};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::{Expr, Lifetime, Stmt, Type, spanned::Spanned, visit_mut::VisitMut};
 
-use super::{key, layer_of_self, local, region};
+use super::{children::Children, impl_for, key, layer_of_self, local, located_at, region};
 use crate::{
-    model::{Field, Forward, Model, Region},
+    model::{Body, Field, Forward, Input, Model, Region},
     symbol, tokens,
 };
 
 pub(super) fn expand(model: &Model) -> TokenStream {
-    match &model.forward {
+    let forward = match &model.forward {
         Forward::InOrder => in_order(model),
         Forward::Function(function) => {
             let (input, cx) = (local("input"), local("cx"));
             let body = quote!(#function(self, #input, #cx));
-            signature(&input, &quote!(&__amp::Tensor), &cx, &body)
+            signature(&quote!(#input: &__amp::Tensor), &cx, &tensor(), &body)
         }
-        Forward::Body { input, ty, body } => {
-            let ty = ty.as_ref().map_or_else(|| quote!(&__amp::Tensor), ToTokens::to_token_stream);
-            closure(model, input, &ty, body)
+        Forward::Body(body) => {
+            let (cx, statements) = closure(model, body);
+            let output = body.output.as_ref().map_or_else(tensor, |(output, _)| quote!(#output));
+            signature(&inputs(body), &cx, &output, &statements)
         }
+    };
+    match model.forward.of_any_inputs() {
+        Some(body) => of_any_inputs(model, body, &forward),
+        None => impl_for(model, &quote!(__amp::Module), &forward),
+    }
+}
+
+/// The inherent `forward`, and `Forward`, which calls it.
+fn of_any_inputs(model: &Model, body: &Body, forward: &TokenStream) -> TokenStream {
+    let (ident, vis) = (&model.ident, &model.vis);
+    let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
+    let types = body.inputs.iter().map(|input| {
+        let mut ty = ty(input);
+        Static.visit_type_mut(&mut ty);
+        ty
+    });
+    // Located at an input, so that rustc says there that its type is none.
+    let span = body
+        .inputs
+        .iter()
+        .find_map(|input| input.ty.as_ref())
+        .map_or_else(Span::call_site, |ty| located_at(ty.span()));
+    let types = quote_spanned!(span=> (#(#types,)*));
+    let output =
+        body.output.as_ref().map_or_else(|| quote!(__amp::Tensor), |(_, output)| quote!(#output));
+    let names: Vec<Ident> =
+        (0..body.inputs.len()).map(|at| local(&format!("input_{at}"))).collect();
+    let (given, cx) = (local("inputs"), local("cx"));
+    let items = quote! {
+        type Input = #types;
+        type Output = #output;
+
+        fn forward_with(
+            &self,
+            #given: <Self::Input as __amp::nn::Arguments>::At<'_>,
+            #cx: &__amp::Context,
+        ) -> __amp::Result<Self::Output> {
+            let (#(#names,)*) = #given;
+            Self::forward(self, #(#names,)* #cx)
+        }
+    };
+    let impl_forward = impl_for(model, &quote!(__amp::nn::Forward), &items);
+    quote! {
+        #[automatically_derived]
+        impl #impl_generics #ident #ty_generics #where_clause {
+            /// Runs the module.
+            ///
+            /// # Errors
+            /// When a layer fails or libtorch refuses an operation.
+            #[allow(clippy::too_many_arguments)]
+            #vis #forward
+        }
+
+        #impl_forward
     }
 }
 
@@ -38,30 +94,38 @@ fn in_order(model: &Model) -> TokenStream {
         #(let #output = #calls?;)*
         #last
     };
-    signature(&input, &quote!(&__amp::Tensor), &cx, &body)
+    signature(&quote!(#input: &__amp::Tensor), &cx, &tensor(), &body)
 }
 
-fn closure(model: &Model, input: &Ident, ty: &TokenStream, body: &Expr) -> TokenStream {
-    let tokens = body.to_token_stream();
+/// The context's name and the statements of `forward`.
+fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     // The user's code may name it, so it has the user's hygiene.
     let cx = Ident::new(symbol::CX, Span::call_site());
+    let mut children = Children::of(model);
+    let statements = statements(body).into_iter().map(|statement| statement.into_token_stream());
+    let statements = children.rewrite(statements.collect());
     let argument = local("input");
     let called: Vec<_> = model
         .layers()
-        .filter(|(field, _)| tokens::mentions(tokens.clone(), &field.ident))
+        .filter(|(field, _)| {
+            // What is called with several inputs is no function here, but perhaps a variable.
+            !children.has_several_inputs(field)
+                && tokens::mentions(statements.clone(), &field.ident)
+        })
         .collect();
-    let uses_cx = !called.is_empty() || tokens::mentions(tokens, &cx);
+    let uses_cx = !called.is_empty() || tokens::mentions(statements.clone(), &cx);
     let cx = if uses_cx { cx } else { local("cx") };
     let layers = called.into_iter().map(|(field, region)| {
         let (ident, call) = (&field.ident, call(field, region, &cx, &quote!(#argument)));
         quote! { let #ident = |#argument: &__amp::Tensor| #call; }
     });
-    let statements = statements(body);
+    let children = children.declarations();
     let body = quote! {
+        #children
         #(#layers)*
-        #(#statements)*
+        #statements
     };
-    signature(input, ty, &cx, &body)
+    (cx, body)
 }
 
 /// A block's statements become the function's.
@@ -79,10 +143,53 @@ fn call(field: &Field, precision: Option<Region>, cx: &Ident, input: &TokenStrea
     quote!(#cx.call(#name, #region, #layer, #input))
 }
 
-fn signature(input: &Ident, ty: &TokenStream, cx: &Ident, body: &TokenStream) -> TokenStream {
+fn inputs(body: &Body) -> TokenStream {
+    let inputs = body.inputs.iter().map(|input| {
+        let (ident, ty) = (&input.ident, ty(input));
+        quote!(#ident: #ty)
+    });
+    quote!(#(#inputs),*)
+}
+
+fn ty(input: &Input) -> Type {
+    input.ty.clone().unwrap_or_else(|| syn::parse_quote!(&__amp::Tensor))
+}
+
+fn tensor() -> TokenStream {
+    quote!(__amp::Result<__amp::Tensor>)
+}
+
+fn signature(
+    inputs: &TokenStream,
+    cx: &Ident,
+    output: &TokenStream,
+    body: &TokenStream,
+) -> TokenStream {
     quote! {
-        fn forward(&self, #input: #ty, #cx: &__amp::Context) -> __amp::Result<__amp::Tensor> {
+        fn forward(&self, #inputs, #cx: &__amp::Context) -> #output {
             #body
+        }
+    }
+}
+
+/// Puts `'static` for every lifetime that is left out.
+struct Static;
+
+impl Static {
+    fn lifetime() -> Lifetime {
+        Lifetime { apostrophe: Span::call_site(), ident: format_ident!("static") }
+    }
+}
+
+impl VisitMut for Static {
+    fn visit_type_reference_mut(&mut self, ty: &mut syn::TypeReference) {
+        ty.lifetime = Some(Self::lifetime());
+        self.visit_type_mut(&mut ty.elem);
+    }
+
+    fn visit_lifetime_mut(&mut self, lifetime: &mut Lifetime) {
+        if lifetime.ident == "_" {
+            *lifetime = Self::lifetime();
         }
     }
 }

@@ -7,6 +7,7 @@
 mod bounds;
 mod builder;
 mod checkpoint;
+mod children;
 mod forward;
 mod hooks;
 mod layer;
@@ -57,7 +58,7 @@ pub(crate) fn in_const(amp_core: &Path, items: &TokenStream) -> TokenStream {
 
 fn module(model: &Model) -> TokenStream {
     let visit = impl_for(model, &quote!(__amp::Visit), &visit::expand(model));
-    let forward = impl_for(model, &quote!(__amp::Module), &forward::expand(model));
+    let forward = forward::expand(model);
     quote! { #visit #forward }
 }
 

@@ -52,7 +52,7 @@ fn without_it_there_is_one_error_and_no_stub() {
 
 #[test]
 fn stubs_name_it_as_the_code_would() {
-    let code = expanded("#[amp(crate = kit::engine)] #[forward(|x, y| model(x))]", missing);
+    let code = expanded("#[amp(crate = kit::engine)] #[forward(|_| model(x))]", missing);
     assert!(code.contains("compile_error") && code.contains(&import("kit::engine")), "{code}");
     let code = expanded("#[amp(crate = 3)]", renamed);
     assert!(code.contains("compile_error") && code.contains(&import("::amp")), "{code}");

@@ -1,11 +1,11 @@
-//! One tensor in.
+//! An input has a name.
 
 use amp_core::prelude::*;
 
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 1e-3)]
-#[forward(|x, y| model(x))]
+#[forward(|x, (scale, _)| model(x))]
 struct Net {
     #[layer(linear(64, 10))]
     model: Linear,

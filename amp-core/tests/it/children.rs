@@ -1,0 +1,413 @@
+//! Modules of any inputs, and the ways in which a derived `#[forward]` calls its layers: each keeps
+//! path, region and dtype proof.
+
+use std::{cell::RefCell, rc::Rc};
+
+use amp_core::{
+    Module, Result,
+    nn::{
+        self, Call, Child, Context, DtypeProbe, Forward, Given, LayerNorm, Linear, Op, Probe,
+        Visit, Visitor, named_tensors,
+    },
+    precision::{Policy, Precision, Region},
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{message, seeded};
+
+/// The matrix products of a pass by path, with the dtype of each.
+#[derive(Default)]
+struct Products(RefCell<Vec<(String, Kind)>>);
+
+impl DtypeProbe for Products {
+    fn gave(&self, given: &Given<'_>) {
+        if given.op == Op::Matmul {
+            self.0.borrow_mut().push((given.path.to_owned(), given.kind));
+        }
+    }
+}
+
+fn ones(shape: &[i64]) -> Tensor {
+    Tensor::ones(shape, (Kind::Float, Device::Cpu))
+}
+
+/// Runs a model's forward pass in this precision; the matrix products that it had, in order.
+fn products<M: Visit, T>(
+    precision: Precision,
+    model: &M,
+    run: impl FnOnce(&M, &Context) -> Result<T>,
+) -> Result<Vec<(String, Kind)>> {
+    let policy = Policy::new(precision, Device::Cpu);
+    nn::place(model, policy, &Default::default())?;
+    let told = Rc::new(Products::default());
+    let cx = Context::new(policy, true).with_dtype_probe(told.clone());
+    let _autocast = policy.autocast()?;
+    run(model, &cx)?;
+    assert_eq!(&*cx.path(), "", "the path is left again");
+    Ok(told.0.take())
+}
+
+/// A block with a region of its own in it.
+#[derive(Module)]
+#[forward(|x| {
+    let y = self.inner.forward(x, cx)?;
+    Ok(self.outer.forward(&y.f_relu()?, cx)?)
+})]
+struct Block {
+    #[layer(linear(4, 4))]
+    inner: Linear,
+    #[layer(linear(4, 4))]
+    #[precision(fp32)]
+    outer: Linear,
+}
+
+/// Layers called as methods, in containers, by index and as functions.
+#[derive(Module)]
+#[forward(|x| {
+    let mut x = self.first.forward(x, cx)?;
+    for block in &self.blocks {
+        x = block.forward(&x, cx)?;
+    }
+    for (at, row) in self.grid.iter().enumerate() {
+        for layer in row.iter().rev() {
+            x = layer.forward(&x, cx)?.f_add_scalar(at as i64)?;
+        }
+    }
+    if let Some(layer) = &self.maybe {
+        x = layer.forward(&x, cx)?;
+    }
+    if let Some(layer) = &self.never {
+        x = layer.forward(&x, cx)?;
+    }
+    x = self.blocks[1].forward(&x, cx)?;
+    x = self.boxed.forward(&x, cx)?;
+    x = apply(&self.first, &x, cx)?;
+    let bias = self.head.weight().f_sum(Kind::Float)?;
+    Ok(self.head.forward(&last(&x)?, cx)?.f_add(&bias)?)
+})]
+struct Net {
+    #[layer(linear(4, 4))]
+    first: Linear,
+    #[layer(repeat(2, |_| Block::builder().build()?))]
+    blocks: Vec<Block>,
+    #[layer(repeat(2, |_| repeat(2, |_| linear(4, 4))))]
+    #[precision(fp32)]
+    grid: Vec<Vec<Linear>>,
+    #[layer(optional(true, linear(4, 4)))]
+    maybe: Option<Linear>,
+    #[layer(optional(false, linear(4, 4)))]
+    never: Option<Linear>,
+    #[layer(Box::new(Linear::new(nn::LinearConfig::new(4, 4))?))]
+    #[precision(fp32)]
+    boxed: Box<dyn Module>,
+    #[layer(linear(4, 4))]
+    last: Linear,
+    #[layer(linear(4, 2))]
+    #[precision(fp32)]
+    head: Linear,
+}
+
+/// A function of any module.
+fn apply(layer: &impl Module, x: &Tensor, cx: &Context) -> Result<Tensor> {
+    layer.forward(x, cx)
+}
+
+#[test]
+fn every_way_of_calling_a_layer_keeps_path_and_region() -> Result<()> {
+    let _generator = seeded(0);
+    let net = Net::builder().build()?;
+    let found = products(Precision::Bf16Mixed, &net, |net, cx| net.forward(&ones(&[3, 4]), cx))?;
+    let (low, high) = (Kind::BFloat16, Kind::Float);
+    let block = |at| {
+        let path = |name| format!("blocks.{at}.{name}");
+        [(path("inner"), low), (path("outer"), high)]
+    };
+    let row = |path: &str, kind| [(path.to_owned(), kind)];
+    let expected = [
+        &row("first", low)[..],
+        &block(0),
+        &block(1),
+        &row("grid.0.1", high),
+        &row("grid.0.0", high),
+        &row("grid.1.1", high),
+        &row("grid.1.0", high),
+        &row("maybe", low),
+        &block(1),
+        &row("boxed", high),
+        &row("first", low),
+        &row("last", low),
+        &row("head", high),
+    ];
+    assert_eq!(found, expected.concat());
+    Ok(())
+}
+
+/// A layer's override by path holds however the layer is called.
+#[test]
+fn overrides_reach_children() -> Result<()> {
+    let _generator = seeded(0);
+    let net = Net::builder().build()?;
+    let islands = ["first", "blocks.0", "grid.1", "head"]
+        .map(|path| (path.to_owned(), if path == "head" { Region::Bf16 } else { Region::Fp64 }));
+    let islands = Rc::new(islands.into());
+    let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);
+    nn::place(&net, policy, &islands)?;
+    let told = Rc::new(Products::default());
+    let cx = Context::new(policy, true).with_islands(islands).with_dtype_probe(told.clone());
+    let _autocast = policy.autocast()?;
+    let _ = net.forward(&ones(&[3, 4]), &cx)?;
+    let of = |path: &str| {
+        let told = told.0.borrow();
+        let kinds: Vec<Kind> =
+            told.iter().filter(|(found, _)| found == path).map(|(_, kind)| *kind).collect();
+        kinds
+    };
+    assert_eq!(of("first"), [Kind::Double, Kind::Double]);
+    assert_eq!(of("blocks.0.inner"), [Kind::Double]);
+    // Declared within the override, and nearer to the layer.
+    assert_eq!(of("blocks.0.outer"), [Kind::Float]);
+    assert_eq!(of("blocks.1.inner"), [Kind::BFloat16, Kind::BFloat16]);
+    assert_eq!((of("grid.0.0"), of("grid.1.0")), (vec![Kind::Float], vec![Kind::Double]));
+    assert_eq!(of("head"), [Kind::BFloat16]);
+    Ok(())
+}
+
+/// Attention with a mask, as in BERT: several inputs, one of which may be absent.
+#[derive(Module)]
+#[forward(|x, mask: Option<&Tensor>, scale: f64| -> Result<(Tensor, Tensor)> {
+    let scores = query(x)?.f_matmul(&key(x)?.f_transpose(1, 2)?)?.f_mul_scalar(scale)?;
+    let scores = match mask {
+        Some(mask) => scores.f_masked_fill(&mask.f_unsqueeze(1)?.f_logical_not()?, -1e4)?,
+        None => scores,
+    };
+    let weights = scores.f_softmax(-1, Kind::Float)?;
+    Ok((weights.f_to_kind(x.kind())?.f_matmul(x)?, weights))
+})]
+struct Attention {
+    #[layer(linear(4, 4))]
+    query: Linear,
+    #[layer(linear(4, 4))]
+    key: Linear,
+}
+
+#[derive(Module)]
+#[forward(|x, mask: &Tensor| {
+    let mut x = x.shallow_clone();
+    for layer in &self.layers {
+        let (next, _) = layer.forward(&x, Some(mask), 0.5, cx)?;
+        x = norm(&next)?;
+    }
+    let (once, weights) = wide(&x, None, 1.0)?;
+    let y = self.wide.forward_with((&once, Some(mask), 2.0), cx)?.0;
+    assert_eq!((once.kind(), weights.kind(), y.kind()), (Kind::Float, Kind::Float, Kind::Float));
+    head(&y)
+})]
+struct Encoder {
+    #[layer(repeat(2, |_| Attention::builder().build()?))]
+    layers: Vec<Attention>,
+    #[layer(layer_norm(4))]
+    norm: LayerNorm,
+    #[layer(Attention::builder().build()?)]
+    #[precision(fp64)]
+    wide: Attention,
+    #[layer(linear(4, 2))]
+    head: Linear,
+}
+
+fn mask() -> Tensor {
+    Tensor::from_slice(&[true, true, false]).reshape([1, 3])
+}
+
+/// Inputs and outputs of a region are cast, options and tuples included; booleans are not.
+#[test]
+fn a_region_casts_every_input_and_output() -> Result<()> {
+    let _generator = seeded(0);
+    let encoder = Encoder::builder().build()?;
+    let x = Tensor::randn([1, 3, 4], (Kind::Float, Device::Cpu));
+    let run = |encoder: &Encoder, cx: &Context| encoder.forward(&x, &mask(), cx);
+    let found = products(Precision::F32True, &encoder, run)?;
+    let layer = |path: &str, kind| ["query", "key"].map(|name| (format!("{path}.{name}"), kind));
+    let expected = [
+        &layer("layers.0", Kind::Float)[..],
+        &layer("layers.1", Kind::Float),
+        &layer("wide", Kind::Double),
+        &layer("wide", Kind::Double),
+        &[("head".to_owned(), Kind::Float)],
+    ];
+    assert_eq!(found, expected.concat());
+    Ok(())
+}
+
+/// What a mask hides changes nothing.
+#[test]
+fn a_mask_reaches_the_layers() -> Result<()> {
+    let _generator = seeded(0);
+    let encoder = Encoder::builder().build()?;
+    let cx = Context::new(Policy::new(Precision::F32True, Device::Cpu), false);
+    nn::place(&encoder, cx.policy(), &Default::default())?;
+    let x = Tensor::randn([1, 3, 4], (Kind::Float, Device::Cpu));
+    let layer = &encoder.layers[0];
+    let weights = |mask: Option<&Tensor>| layer.forward(&x, mask, 0.5, &cx).map(|(_, w)| w);
+    let hidden = weights(Some(&mask()))?.select(2, 2);
+    assert_eq!(hidden.abs().max().double_value(&[]), 0.0, "e^-10000 is 0 in f32");
+    assert!(weights(None)?.select(2, 2).min().double_value(&[]) > 0.0);
+    Ok(())
+}
+
+/// UNet's block of an image and a time, and two towers on two inputs.
+#[derive(Module)]
+#[forward(|x, t| {
+    let shift = time(t)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?;
+    Ok(conv(x)?.f_add(&shift)?.f_silu()?)
+})]
+struct TimeBlock {
+    #[layer(conv2d(2, 2, 3, padding = 1))]
+    conv: nn::Conv2d,
+    #[layer(linear(4, 2))]
+    time: Linear,
+}
+
+#[derive(Module)]
+#[forward(|x, t| {
+    let down = down(x, t)?;
+    up(&down.f_add(x)?, &t)
+})]
+struct UNet {
+    #[layer(TimeBlock::builder().build()?)]
+    down: TimeBlock,
+    #[layer(TimeBlock::builder().build()?)]
+    #[precision(fp32)]
+    up: TimeBlock,
+}
+
+#[derive(Module)]
+#[forward(|pair: (&Tensor, &Tensor)| -> Result<Vec<Tensor>> {
+    [left(pair.0), right(pair.1)].into_iter().collect()
+})]
+struct Towers {
+    #[layer(sequential(linear(4, 4), gelu))]
+    left: nn::Sequential,
+    #[layer(sequential(linear(4, 4), gelu))]
+    right: nn::Sequential,
+}
+
+#[test]
+fn blocks_of_two_inputs() -> Result<()> {
+    let _generator = seeded(0);
+    let net = UNet::builder().build()?;
+    let (x, t) = (ones(&[1, 2, 5, 5]), ones(&[1, 4]));
+    let found = products(Precision::Bf16Mixed, &net, |net, cx| net.forward(&x, &t, cx))?;
+    let row = |path: &str, kind| (path.to_owned(), kind);
+    let (low, high) = (Kind::BFloat16, Kind::Float);
+    let expected =
+        [row("down.time", low), row("down.conv", low), row("up.time", high), row("up.conv", high)];
+    assert_eq!(found, expected);
+
+    let towers = Towers::builder().build()?;
+    let (a, b) = (ones(&[2, 4]), ones(&[2, 4]));
+    let found = products(Precision::Bf16Mixed, &towers, |towers, cx| {
+        assert_eq!(towers.forward((&a, &b), cx)?.len(), 2);
+        Child::new("towers", Some(Region::Fp32), towers).forward((&a, &b), cx)
+    })?;
+    let expected = [
+        row("left.0", low),
+        row("right.0", low),
+        row("towers.left.0", high),
+        row("towers.right.0", high),
+    ];
+    assert_eq!(found, expected);
+    Ok(())
+}
+
+/// A module of one's own with other outputs.
+struct Moments;
+
+impl Visit for Moments {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Forward for Moments {
+    type Input = (&'static [Tensor], i64);
+    type Output = (Tensor, Option<Tensor>);
+
+    fn forward_with(
+        &self,
+        (tensors, dim): (&[Tensor], i64),
+        cx: &Context,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let all = Tensor::f_stack(tensors, 0)?;
+        assert_eq!((&*cx.path(), all.kind()), ("moments", Kind::Double));
+        let mean = all.f_mean_dim([dim].as_slice(), false, all.kind())?;
+        Ok((mean, Some(all.f_var_dim([dim].as_slice(), false, false)?)))
+    }
+}
+
+#[derive(Module)]
+#[forward(|x| {
+    let (mean, variance) = moments(&[x.shallow_clone(), fc(x)?], 0)?;
+    Ok(mean.f_add(&variance.expect("a variance"))?)
+})]
+struct Statistics {
+    #[layer(linear(4, 4))]
+    fc: Linear,
+    #[layer(Moments)]
+    #[precision(fp64)]
+    moments: Moments,
+}
+
+#[rstest]
+#[case::mixed(Precision::Bf16Mixed)]
+#[case::plain(Precision::F32True)]
+fn modules_of_ones_own_have_regions_too(#[case] precision: Precision) -> Result<()> {
+    let _generator = seeded(0);
+    let module = Statistics::builder().build()?;
+    products(precision, &module, |module, cx| {
+        let output = module.forward(&ones(&[1, 4]), cx)?;
+        assert_eq!(output.kind(), Kind::Float);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// What a probe is shown of modules with several inputs and outputs.
+#[derive(Default)]
+struct Shown(RefCell<Vec<(String, Vec<i64>, f64)>>);
+
+impl Probe for Shown {
+    fn ran(&self, call: &Call<'_>) {
+        let again = (call.rerun)(call.input).expect("it ran before");
+        let difference = (again - call.output).abs().max().double_value(&[]);
+        self.0.borrow_mut().push((call.path.to_owned(), call.output.size(), difference));
+    }
+}
+
+#[test]
+fn each_output_is_shown_to_a_probe() -> Result<()> {
+    let _generator = seeded(0);
+    let encoder = Encoder::builder().build()?;
+    let policy = Policy::new(Precision::F32True, Device::Cpu);
+    nn::place(&encoder, policy, &Default::default())?;
+    let shown = Rc::new(Shown::default());
+    let cx = Context::new(policy, false).with_probe(shown.clone());
+    let _ = encoder.forward(&Tensor::randn([1, 3, 4], (Kind::Float, Device::Cpu)), &mask(), &cx)?;
+    let of_first: Vec<_> =
+        shown.0.take().into_iter().filter(|(path, ..)| path == "layers.0").collect();
+    let row = |size: [i64; 3]| ("layers.0".to_owned(), size.to_vec(), 0.0);
+    assert_eq!(of_first, [row([1, 3, 4]), row([1, 3, 3])]);
+    Ok(())
+}
+
+/// An error names the innermost module, whatever its inputs.
+#[test]
+fn errors_name_the_child() -> Result<()> {
+    let _generator = seeded(0);
+    let net = UNet::builder().build()?;
+    let cx = Context::new(Policy::new(Precision::F32True, Device::Cpu), false);
+    let error = net.forward(&ones(&[1, 2, 5, 5]), &ones(&[1, 3]), &cx);
+    let error = message(error);
+    assert!(error.contains("down.time"), "{error}");
+    let names: Vec<String> = named_tensors(&net).into_iter().map(|(name, ..)| name).collect();
+    assert_eq!(names[..2], ["down.conv.weight", "down.conv.bias"]);
+    Ok(())
+}

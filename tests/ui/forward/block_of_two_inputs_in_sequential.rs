@@ -1,0 +1,18 @@
+//! `sequential` hands one tensor on.
+
+use amp_core::prelude::*;
+
+#[derive(Module)]
+#[forward(|x, t| Ok(fc(x)?.f_add(t)?))]
+struct Block {
+    #[layer(linear(64, 64))]
+    fc: Linear,
+}
+
+#[derive(Module)]
+struct Net {
+    #[layer(sequential(linear(64, 64), Block::builder().build()?))]
+    body: Sequential,
+}
+
+fn main() {}

@@ -1,0 +1,16 @@
+//! A region could not cast it.
+
+use amp_core::prelude::*;
+
+struct Options {
+    scale: f64,
+}
+
+#[derive(Module)]
+#[forward(|x, options: &Options| Ok(model(x)?.f_mul_scalar(options.scale)?))]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

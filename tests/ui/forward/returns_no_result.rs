@@ -1,0 +1,12 @@
+//! The output is what the result holds.
+
+use amp_core::prelude::*;
+
+#[derive(Module)]
+#[forward(|x| -> (Tensor, Tensor) { (model(x)?, model(x)?) })]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

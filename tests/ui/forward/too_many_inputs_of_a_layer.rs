@@ -1,0 +1,12 @@
+//! A linear layer has one input.
+
+use amp_core::prelude::*;
+
+#[derive(Module)]
+#[forward(|x, mask: Option<&Tensor>| model(x, mask))]
+struct Net {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+fn main() {}

@@ -37,7 +37,7 @@ pub mod weights;
 pub use amp_derive::{LightningModule, Module};
 pub use error::{Error, Result};
 pub use module::{Hook, Hyperparameters, LightningModule, Step};
-pub use nn::Module;
+pub use nn::{Module, Visit};
 pub use tch;
 pub use trainer::{Trainer, TrainerConfig};
 
@@ -69,7 +69,7 @@ pub mod __private {
         hparam,
         log::LogOptions,
         loss, metric, nn,
-        nn::{Context, Visitor, visit_child},
+        nn::{Context, Visit, Visitor, visit_child},
         optim,
         optim::{Interval, OptimizerConfig, Optimizers, ParamGroups, TrainingPlan},
         precision::{Gradients, Region, StepOutcome, Unscaled},

@@ -7,7 +7,7 @@ use crate::{
     data::AnyBatch,
     log::{Log, LogOptions},
     metric::Metric,
-    nn::{Context, Module},
+    nn::{Context, Visit},
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
@@ -43,7 +43,7 @@ pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 /// # Ok(())
 /// # }
 /// ```
-pub trait LightningModule: Module {
+pub trait LightningModule: Visit {
     /// The struct's name.
     fn name(&self) -> &'static str;
 

@@ -63,6 +63,8 @@ pub(crate) fn expand(
                 fn forward(&self, _: &__amp::Tensor, _: &__amp::Context) -> __amp::Result<__amp::Tensor> {
                     __amp::unreachable!()
                 }
+            }
+            impl #impl_generics __amp::Visit for #ident #ty_generics #where_clause {
                 fn visit(&self, _: &mut dyn __amp::Visitor) {
                     __amp::unreachable!()
                 }

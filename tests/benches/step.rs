@@ -25,13 +25,15 @@ struct ByHand {
     model: Sequential,
 }
 
+impl amp_core::Visit for ByHand {
+    fn visit(&self, visitor: &mut dyn amp_core::nn::Visitor) {
+        visit_child(visitor, "model", None, &self.model);
+    }
+}
+
 impl Module for ByHand {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("model", None, &self.model, input)
-    }
-
-    fn visit(&self, visitor: &mut dyn amp_core::nn::Visitor) {
-        visit_child(visitor, "model", None, &self.model);
     }
 }
 

@@ -5,6 +5,7 @@ mod clip;
 mod gradient_storage;
 mod region;
 mod scaler;
+mod tensors;
 
 pub(crate) use autocast::KeptCasts;
 pub use autocast::{AutocastGuard, AutocastState, autocast_state};
@@ -16,6 +17,7 @@ pub use scaler::{
     Deferred, GradScaler, GradScalerConfig, Gradients, Scaled, ScaledLoss, ScalerState,
     StepOutcome, Unscaled,
 };
+pub use tensors::{Arguments, Kept, Tensors};
 
 use std::{fmt, str::FromStr};
 

@@ -9,7 +9,7 @@ use amp_core::{
     event::Event,
     log::LogOptions,
     loss::mse_loss,
-    nn::{Context, Linear, Visitor},
+    nn::{Context, Linear, Visit, Visitor},
     optim::{OptimizerConfig, Optimizers, Sgd, TrainingPlan},
     precision::{Clip, Gradients, Precision, StepOutcome, Unscaled},
     record::RunRecord,
@@ -41,13 +41,15 @@ impl Scripted {
     }
 }
 
+impl Visit for Scripted {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        amp_core::nn::visit_child(visitor, "linear", None, &self.linear);
+    }
+}
+
 impl Module for Scripted {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("linear", None, &self.linear, input)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        amp_core::nn::visit_child(visitor, "linear", None, &self.linear);
     }
 }
 

@@ -160,13 +160,15 @@ impl Factor {
     }
 }
 
+impl amp_core::Visit for Factor {
+    fn visit(&self, visitor: &mut dyn amp_core::nn::Visitor) {
+        visitor.tensor("weight", &self.0, Role::Parameter);
+    }
+}
+
 impl Module for Factor {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         Ok(input.f_mul(&self.0)?)
-    }
-
-    fn visit(&self, visitor: &mut dyn amp_core::nn::Visitor) {
-        visitor.tensor("weight", &self.0, Role::Parameter);
     }
 }
 

@@ -8,7 +8,9 @@ use amp_core::{
     event::Skipped,
     loss::mse_loss,
     memory::MemoryMeter,
-    nn::{BatchNorm, BatchNormConfig, Checkpoint, Context, Dropout, Relu, Sequential, Visitor},
+    nn::{
+        BatchNorm, BatchNormConfig, Checkpoint, Context, Dropout, Relu, Sequential, Visit, Visitor,
+    },
     optim::{OptimizerConfig, Sgd},
     precision::{GradScalerConfig, Precision},
     provenance::Cause,
@@ -31,6 +33,10 @@ struct Gain {
     backward: f64,
 }
 
+impl Visit for Gain {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Gain {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let fixed = input.f_detach()?;
@@ -38,8 +44,6 @@ impl Module for Gain {
         let traced = input.f_sub(&fixed)?.f_mul_scalar(self.backward)?;
         Ok(fixed.f_mul_scalar(self.forward)?.f_add(&traced)?)
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 }
 
 const PLAIN: Gain = Gain { forward: 1.0, backward: 1.0 };
@@ -191,6 +195,10 @@ struct Rare {
     runs: Rc<Cell<u32>>,
 }
 
+impl Visit for Rare {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Rare {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         self.runs.set(self.runs.get() + 1);
@@ -199,8 +207,6 @@ impl Module for Rare {
         let gate = draw.f_gt(1.0 / 3.0)?.f_to_kind(Kind::Float)?.f_reciprocal()?;
         Ok(input.f_mul(&gate.f_to_kind(input.kind())?)?)
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 }
 
 /// The second run draws the same numbers, disturbs none of those to come, and is made for skipped
@@ -260,6 +266,10 @@ fn a_checkpointed_part_is_named_as_a_whole() -> Result<()> {
 #[test]
 fn a_cause_that_does_not_come_back_is_said_to_be_unknown() -> Result<()> {
     struct Once(Cell<bool>);
+    impl Visit for Once {
+        fn visit(&self, _: &mut dyn Visitor) {}
+    }
+
     impl Module for Once {
         fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
             match self.0.replace(false) {
@@ -267,7 +277,6 @@ fn a_cause_that_does_not_come_back_is_said_to_be_unknown() -> Result<()> {
                 false => Ok(input.shallow_clone()),
             }
         }
-        fn visit(&self, _: &mut dyn Visitor) {}
     }
     let _generator = seeded(0);
     let layers: Vec<Box<dyn Module>> =

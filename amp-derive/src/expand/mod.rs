@@ -56,9 +56,9 @@ pub(crate) fn in_const(amp_core: &Path, items: &TokenStream) -> TokenStream {
 }
 
 fn module(model: &Model) -> TokenStream {
-    let forward = forward::expand(model);
-    let visit = visit::expand(model);
-    impl_for(model, &quote!(__amp::Module), &quote! { #forward #visit })
+    let visit = impl_for(model, &quote!(__amp::Visit), &visit::expand(model));
+    let forward = impl_for(model, &quote!(__amp::Module), &forward::expand(model));
+    quote! { #visit #forward }
 }
 
 fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {

@@ -2,9 +2,9 @@
 //! breaks.
 
 use amp_core::{
-    Hook, Hyperparameters, LightningModule, Module, Result, Step,
+    Hook, Hyperparameters, LightningModule, Result, Step,
     data::AnyBatch,
-    nn::{Context, Op, Visitor},
+    nn::{Visit, Visitor},
     optim::{Optimizers, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
@@ -65,17 +65,9 @@ impl<T: Tap> Tapped<T> {
     }
 }
 
-impl<T> Module for Tapped<T> {
-    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        self.model.forward(input, cx)
-    }
-
+impl<T> Visit for Tapped<T> {
     fn visit(&self, visitor: &mut dyn Visitor) {
         self.model.visit(visitor);
-    }
-
-    fn op(&self) -> Op {
-        self.model.op()
     }
 }
 

@@ -10,7 +10,7 @@ use amp_core::{
     loss,
     nn::{
         BatchNorm, BatchNormConfig, Context, Dropout, Linear, LinearConfig, Relu, Sequential,
-        Visitor, visit_child,
+        Visit, Visitor, visit_child,
     },
     optim::{OptimizerConfig, Optimizers, TrainingPlan},
     record::RunRecord,
@@ -45,13 +45,15 @@ impl Model {
     }
 }
 
+impl Visit for Model {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "model", None, &self.model);
+    }
+}
+
 impl Module for Model {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("model", None, &self.model, input)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        visit_child(visitor, "model", None, &self.model);
     }
 }
 
@@ -84,13 +86,15 @@ pub(crate) struct Counting {
     pub(crate) seen: i64,
 }
 
+impl Visit for Counting {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.inner.visit(visitor);
+    }
+}
+
 impl Module for Counting {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.inner.forward(input, cx)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.inner.visit(visitor);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
 /// A moment of a run, in the order they are emitted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Event {
     /// Before the first step.
     FitStart(FitStart),

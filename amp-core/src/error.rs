@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 /// What can go wrong while a model is built, trained or checked.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// libtorch refused an operation; the text is the C++ exception's first line.
     #[error("libtorch: {0}")]

@@ -17,6 +17,7 @@ use crate::{
 /// A moment of a run, in the order they are emitted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Event {
     /// Before the first step.
     FitStart(FitStart),
@@ -73,6 +74,13 @@ pub enum Event {
     Saved {
         /// The file.
         path: PathBuf,
+    },
+    /// A signal ended the run at a step's boundary.
+    Interrupted {
+        /// The signal's number.
+        signal: u32,
+        /// Where the run was saved, to go on from.
+        saved: Option<PathBuf>,
     },
     /// A callback ended the run before its last epoch.
     Stopped {
@@ -197,6 +205,9 @@ pub struct FitEnd {
     pub scale: Option<f64>,
     /// Wall-clock seconds of the whole run.
     pub seconds: f64,
+    /// The number of the signal that ended the run, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interrupted: Option<u32>,
 }
 
 /// Listens to a run.

@@ -34,6 +34,7 @@ pub struct Provenance {
 /// What stopped being finite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Cause {
     /// A parameter, before the step.
     Parameter(String),

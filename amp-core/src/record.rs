@@ -76,6 +76,10 @@ impl Subscriber for Recorder {
             Event::Validated(validated) => self.validations.push(validated.clone()),
             Event::EpochEnd(epoch) => self.epochs.push(epoch.clone()),
             Event::FitEnd(end) => self.end = Some(end.clone()),
+            Event::Interrupted { signal, saved } => self.notes.push(match saved {
+                Some(path) => format!("ended by signal {signal}, saved as {}", path.display()),
+                None => format!("ended by signal {signal}, not saved"),
+            }),
             Event::Stopped { reason } => self.notes.push(format!("stopped early: {reason}")),
             Event::Batch { .. } | Event::Logged { .. } | Event::Saved { .. } => {}
             Event::Profiled(profile) => self.profile.push(profile.clone()),

@@ -27,7 +27,7 @@ pub(crate) fn test(
     };
     // Cargo names at the end which binaries failed.
     command.arg("--no-fail-fast");
-    libtorch.apply(&mut command);
+    libtorch.apply_to_tests(&mut command);
     command.envs(python.map(|folder| ("AMP_TEST_PYTHON", folder)));
     if let Some(device) = device {
         command.env("AMP_DEVICE", device.name());

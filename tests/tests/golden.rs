@@ -3,34 +3,22 @@
 
 use amp_core::{hardware::Fingerprint, precision::Precision};
 use amp_verify::golden::{
-    Agreement, Anchor, Check, Figures, Golden, Spread, Target, file_name, incomparable, machine,
-    parse,
+    Agreement, Anchor, Figures, Golden, Spread, Target, file_name, incomparable, machine, parse,
 };
 use rstest::rstest;
 
-/// The spread over machines that `cargo amp margins --what goldens` recorded of a golden's own case.
-macro_rules! recorded {
-    ($test:ident) => {
-        Spread::parse(include_str!(concat!("goldens/", stringify!($test), "_cpu.spread.json")))
-            .expect("a spread")
-    };
-}
-
-/// One test for each model, under its own name: on a CPU with the spread over machines.
+/// One test for each model, under its own name.
 macro_rules! goldens {
-    ($($test:ident: $model:ident $(, $field:ident: $value:expr)?;)*) => {
+    ($($test:ident: $model:ident $(, $setter:ident = $value:expr)?;)*) => {
         $(#[test]
         fn $test() {
-            let on_gpu = std::env::var("AMP_DEVICE").is_ok_and(|device| device != "cpu");
-            let spread = (!on_gpu).then(|| recorded!($test));
-            let check = Check { spread, $($field: $value,)? ..Check::default() };
-            amp_verify::verify!($model, registry = fixtures::registry(), check = check);
+            amp_verify::verify!($model, registry = fixtures::registry() $(, $setter = $value)?);
         })*
     };
 }
 
 goldens! {
-    mixed_precision_demo: MixedPrecisionDemo, precisions: Precision::ALL[1..].to_vec();
+    mixed_precision_demo: MixedPrecisionDemo, precisions = Precision::ALL[1..].to_vec();
     advanced_amp_model: AdvancedAMPModel;
     manual_amp_model: ManualAMPModel;
     debugging_amp_model: DebuggingAMPModel;
@@ -45,7 +33,7 @@ goldens! {
 }
 
 fn spread() -> Spread {
-    recorded!(mixed_precision_demo)
+    Spread::parse(include_str!("goldens/mixed_precision_demo_cpu.spread.json")).expect("a spread")
 }
 
 fn agreement() -> Agreement {

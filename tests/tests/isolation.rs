@@ -9,8 +9,12 @@ use std::{
 };
 
 use amp_core::{data::DataModule, precision::Precision, prelude::*};
-use amp_verify::verify;
+use amp_verify::{
+    golden::{Check, Spread, parse},
+    verify,
+};
 use rstest::rstest;
+use serde_json::json;
 
 /// Draws its weights, and what it drops in each step.
 #[derive(LightningModule)]
@@ -70,6 +74,15 @@ fn golden() -> Result<()> {
     let _ended = Ended;
     verify!(Drawn, data = drawn()?, precisions = IN_ONE);
     Ok(())
+}
+
+/// The golden of `golden`, held to within a spread that has room for any figures.
+#[test]
+#[ignore = "run by the tests of this file"]
+fn with_a_spread_of_its_own() {
+    let spread = Spread::parse(&spread([0.0, 1e3, 2e3])).expect("a spread");
+    let check = Check { precisions: IN_ONE.to_vec(), spread: Some(spread), ..Check::default() };
+    verify!(Drawn, data = drawn().expect("data"), check = check);
 }
 
 /// Draws while `golden` trains.
@@ -290,4 +303,74 @@ fn what_cannot_be_disturbed_trains_in_its_own_process() {
     passed(&run(folder.path(), &["golden"], &RECORD), 1);
     let exact = ("INSTA_REQUIRE_FULL_MATCH", "1");
     passed(&run(folder.path(), &["on_other_threads", "golden"], &[exact]), 2);
+}
+
+/// The file of a spread: of each figure these samples.
+fn spread(samples: [f64; 3]) -> String {
+    let figures = json!({ "accuracy": samples, "loss": samples, "peak_memory_bytes": samples });
+    let samples = json!({ "32-true": figures, "bf16-mixed": figures });
+    json!({ "recorded_by": "a test", "examples": 256, "samples": samples }).to_string()
+}
+
+/// A spread next to the golden decides how far its figures may be off, in a process of the golden's
+/// own and in the test's; a check that brings a spread goes before the file.
+#[rstest]
+fn a_spread_next_to_a_golden_is_its_tolerance(#[values("golden", "noise")] beside: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path();
+    let tests: &[&str] = if beside == "golden" { &["golden"] } else { &["golden", beside] };
+    passed(&run(path, tests, &RECORD), tests.len());
+    // Further off than unchanged code is on one machine, and nearer than it is between seeds.
+    let golden = fs::read_to_string(path.join("drawn_cpu.snap")).expect("the golden");
+    let loss = parse(&golden).expect("a golden").runs["bf16-mixed"].loss.expect("a loss");
+    let moved =
+        golden.replacen(&format!("\"loss\": {loss},"), &format!("\"loss\": {},", loss * 1.0001), 1);
+    assert_ne!(golden, moved);
+    fs::write(path.join("drawn_cpu.snap"), moved).expect("a file");
+    passed(&run(path, tests, &[]), tests.len());
+
+    let file = path.join("drawn_cpu.spread.json");
+    fs::write(&file, spread([1.0; 3])).expect("a file");
+    failed(&run(path, tests, &[]), &["loss", "bf16-mixed", "1 failed"]);
+    passed(&run(path, &["with_a_spread_of_its_own"], &[]), 1);
+    fs::write(&file, spread([0.0, 1e3, 2e3])).expect("a file");
+    passed(&run(path, tests, &[]), tests.len());
+}
+
+/// The anchor's budget follows from the same spread as the golden's tolerance.
+#[test]
+fn an_anchor_has_its_budget_from_the_spread() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let budget = || {
+        passed(&run(folder.path(), &["golden"], &RECORD), 1);
+        let path = folder.path().join("drawn_cpu.anchor.json");
+        let anchor = fs::read_to_string(&path).expect("the anchor");
+        fs::remove_file(path).expect("the anchor");
+        let anchor: serde_json::Value = serde_json::from_str(&anchor).expect("JSON");
+        anchor["runs"]["bf16-mixed"]["loss"]["budget"].as_f64().expect("a budget")
+    };
+    let of_its_seeds = budget();
+    fs::write(folder.path().join("drawn_cpu.spread.json"), spread([0.0, 1e3, 2e3]))
+        .expect("a file");
+    let recorded = budget();
+    assert!(of_its_seeds < 10.0 && recorded > 1e3, "{of_its_seeds} {recorded}");
+}
+
+/// Said before anything is trained: the data would end the process.
+#[rstest]
+#[case("{", "recorded spread: EOF")]
+#[case(&spread([1.0; 3]).replace("1.0,", ""), "32-true has fewer than three samples")]
+fn a_damaged_spread_is_named(#[case] text: &str, #[case] cause: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    passed(&run(folder.path(), &["golden"], &RECORD), 1);
+    let file = folder.path().join("drawn_cpu.spread.json");
+    fs::write(&file, text).expect("a file");
+    let fix = "delete the file, or record it again with `cargo amp margins --what goldens`";
+    let output = run(folder.path(), &["aborts"], &RECORD);
+    let said = said(&output);
+    let line = said.lines().find(|line| line.contains("spread.json")).unwrap_or_default();
+    for part in [file.to_str().expect("a path"), cause, fix] {
+        assert!(line.contains(part), "`{part}` is not in `{line}`: {said}");
+    }
+    assert!(!output.status.success());
 }

@@ -10,6 +10,7 @@ pub const DEVICE_SHARE: f64 = 0.25;
 
 /// Where a set lies while it is trained on. The batches are the same to the last bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Placement {
     /// On the device where that is the quicker way: for a set in memory that takes at most
     /// [`DEVICE_SHARE`] of the free memory of a CUDA device, or where the device is the CPU and

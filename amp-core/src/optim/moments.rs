@@ -14,6 +14,7 @@ use crate::{Result, ffi, named::named};
 /// stay f64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Moments {
     /// In the parameters' dtype, or f32 where that is stepped in f32.
     #[default]

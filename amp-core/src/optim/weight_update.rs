@@ -12,6 +12,7 @@ use crate::{Result, named::named};
 /// all: rounded to nearest, smaller updates are lost, however often they come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum WeightUpdate {
     /// As PyTorch: each update is rounded to the nearest weight, and the running averages have
     /// the parameters' dtype where its kernels can work with that.

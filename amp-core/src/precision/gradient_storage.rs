@@ -16,6 +16,7 @@ use crate::{
 /// step. Both are products that are summed in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum GradientStorage {
     /// In f32, as they are summed on CUDA. PyTorch rounds them to 16 bits, and holds that in f32.
     #[default]

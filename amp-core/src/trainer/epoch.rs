@@ -87,6 +87,7 @@ impl Run<'_, '_> {
         let validates_first = in_flight > 0 && self.validations.follows(self.position.epoch, *next);
         if *next >= loader.batches()
             || validates_first
+            || (in_flight > 0 && self.signal().is_some())
             || most.is_some_and(|most| self.runner.global_step() + in_flight >= most)
         {
             return Ok(None);

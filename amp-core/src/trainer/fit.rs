@@ -4,11 +4,12 @@ use std::{
     fs,
     io::ErrorKind,
     rc::Rc,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
 use super::{
-    TrainerConfig,
+    Interruption, TrainerConfig,
     callbacks::{Callbacks, Emit},
     evaluate::{Evaluator, Loaders, Stage},
     graph::{Flight, step_access},
@@ -49,6 +50,9 @@ pub(super) struct Run<'r, 'c> {
     stop: Option<String>,
     /// Whether it was said that the run ends.
     ended: bool,
+    interruption: &'r Interruption,
+    /// The signal that has ended the run.
+    interrupted: Option<u32>,
     pub(super) runner: StepRunner<'r>,
     pub(super) callbacks: Callbacks<'r, 'c>,
     pub(super) emit: &'r mut Emit<'r>,
@@ -72,6 +76,7 @@ impl<'r, 'c> Run<'r, 'c> {
         model: &'r mut dyn LightningModule,
         data: &'r DataModule,
         callbacks: &'r mut [Box<dyn Callback + 'c>],
+        interruption: &'r Interruption,
         emit: &'r mut Emit<'r>,
     ) -> Result<Self> {
         config.check()?;
@@ -125,6 +130,8 @@ impl<'r, 'c> Run<'r, 'c> {
             validated: None,
             stop: None,
             ended: false,
+            interruption,
+            interrupted: None,
             runner,
             callbacks: Callbacks(callbacks),
             emit,
@@ -148,6 +155,7 @@ impl<'r, 'c> Run<'r, 'c> {
             replayed: self.flight.replayed,
             scale: self.runner.optim.scale(),
             seconds: self.started.elapsed().as_secs_f64(),
+            interrupted: self.interrupted,
         }))
     }
 
@@ -197,6 +205,10 @@ impl<'r, 'c> Run<'r, 'c> {
     fn epoch(&mut self) -> Result<Flow> {
         let epoch = self.position.epoch;
         let (mut flow, train_seconds) = timed(|| self.train())?;
+        if self.interrupted.is_some() {
+            // What has to be done at once is done; the run that goes on does the rest.
+            return Ok(Flow::End);
+        }
         // An epoch that ended early is resumed later: its sums are kept as they are.
         let batches = self.loader.batches();
         let unfinished = match self.position.batch < batches {
@@ -355,6 +367,9 @@ impl<'r, 'c> Run<'r, 'c> {
         {
             return Ok(Flow::End);
         }
+        if let Some(signal) = self.signal() {
+            return self.interrupt(signal);
+        }
         let reason = match (self.loops.max_time, &self.stop) {
             (Some(most), _) if self.trained_for() >= most => {
                 format!("max_time of {} has passed", show_time(most))
@@ -364,6 +379,28 @@ impl<'r, 'c> Run<'r, 'c> {
         };
         self.ended = true;
         (self.emit)(Event::Stopped { reason })?;
+        Ok(Flow::End)
+    }
+}
+
+impl Run<'_, '_> {
+    /// The signal that has come, if one has.
+    pub(super) fn signal(&self) -> Option<u32> {
+        match self.interruption.signal.load(Ordering::SeqCst) {
+            0 => None,
+            signal => Some(signal as u32),
+        }
+    }
+
+    /// Ends the run between two steps and saves it.
+    fn interrupt(&mut self, signal: u32) -> Result<Flow> {
+        (self.ended, self.interrupted) = (true, Some(signal));
+        let saved = self.interruption.save_to.clone();
+        if let Some(path) = &saved {
+            self.leave_graph()?;
+            self.save(path, false)?;
+        }
+        (self.emit)(Event::Interrupted { signal, saved })?;
         Ok(Flow::End)
     }
 }

@@ -26,7 +26,10 @@ pub use manual::{ManualOptimizer, ManualStep};
 pub use profile::{Interval, Phase, Profile, Span};
 pub use recovery::{AtFloor, NonFinite, Recovery, ScaleFloor};
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use self::evaluate::{Evaluator, Loaders, Stage};
 use crate::{
@@ -45,12 +48,27 @@ pub struct Trainer<'a> {
     subscribers: Vec<&'a mut dyn Subscriber>,
     callbacks: Vec<Box<dyn Callback + 'a>>,
     resume_from: Option<PathBuf>,
+    interruption: Interruption,
+}
+
+/// Who may end a run from outside, and where it is saved then.
+#[derive(Debug, Clone, Default)]
+struct Interruption {
+    /// 0, or the number of the signal that has come.
+    signal: Arc<AtomicUsize>,
+    save_to: Option<PathBuf>,
 }
 
 impl<'a> Trainer<'a> {
     /// A trainer nobody listens to yet.
     pub fn new(config: TrainerConfig) -> Self {
-        Self { config, subscribers: Vec::new(), callbacks: Vec::new(), resume_from: None }
+        Self {
+            config,
+            subscribers: Vec::new(),
+            callbacks: Vec::new(),
+            resume_from: None,
+            interruption: Interruption::default(),
+        }
     }
 
     /// Adds a listener; each event reaches them in the order they were added.
@@ -66,6 +84,16 @@ impl<'a> Trainer<'a> {
     #[must_use]
     pub fn resume_from(mut self, checkpoint: impl Into<PathBuf>) -> Self {
         self.resume_from = Some(checkpoint.into());
+        self
+    }
+
+    /// Lets a run be ended from outside: when `signal` is no longer 0, it ends with the step that is
+    /// running, is saved at `save_to` where that is given, and has the number as
+    /// [`FitEnd::interrupted`](crate::event::FitEnd::interrupted). [`resume_from`](Self::resume_from) goes on
+    /// from what was saved. A handler of a signal may set the number; so may another thread.
+    #[must_use]
+    pub fn interrupted_by(mut self, signal: Arc<AtomicUsize>, save_to: Option<PathBuf>) -> Self {
+        self.interruption = Interruption { signal, save_to };
         self
     }
 
@@ -95,7 +123,14 @@ impl<'a> Trainer<'a> {
             recorder.on_event(&event)?;
             self.subscribers.iter_mut().try_for_each(|subscriber| subscriber.on_event(&event))
         };
-        let mut run = fit::Run::new(&self.config, model, data, &mut self.callbacks, &mut emit)?;
+        let mut run = fit::Run::new(
+            &self.config,
+            model,
+            data,
+            &mut self.callbacks,
+            &self.interruption,
+            &mut emit,
+        )?;
         let resumed = match &self.resume_from {
             Some(path) => Some(run.resume(path)?),
             None => None,

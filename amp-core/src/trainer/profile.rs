@@ -11,6 +11,7 @@ use crate::{Result, ffi::CudaEvent, memory};
 /// A part of an optimizer step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Phase {
     /// Waiting for a batch.
     Data,

@@ -25,6 +25,7 @@ use crate::{
 /// more than [`max_consecutive_skips`](super::TrainerConfig::max_consecutive_skips) in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum NonFinite {
     /// Does not look, as Lightning does not: NaN reaches the weights. Saves a pass over the
     /// gradients and one host read a step; `16-mixed` looks anyway.
@@ -72,6 +73,7 @@ impl Default for ScaleFloor {
 /// What is done when the scale falls below its floor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum AtFloor {
     /// Ends the run with an error.
     #[default]
@@ -91,6 +93,7 @@ named!(AtFloor, "policy", {
 /// What the trainer did so that a run could go on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "recovery", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Recovery {
     /// The same examples ran again at this scale.
     LoweredScale {

@@ -241,6 +241,7 @@ fn the_scale_has_a_floor(#[case] then: AtFloor) -> Result<()> {
             assert_eq!(record.recoveries, [(3, fell)]);
             assert_eq!(record.end.scale, None);
         }
+        other => panic!("{other:?} has no assertions here"),
     }
     Ok(())
 }

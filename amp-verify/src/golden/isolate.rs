@@ -137,7 +137,10 @@ impl Training {
     /// When a run fails, or a figure is further from its anchor than the budget: it is a test's
     /// assertion.
     pub fn take(self, target: &Target) -> Taken {
-        let golden = target.golden_like(|found| self.folder.known(target, found));
+        let golden = self
+            .folder
+            .with_recorded_spread(target)
+            .and_then(|target| target.golden_like(|found| self.folder.known(&target, found)));
         if let Some(order) = self.order {
             order.answer(golden);
         }

@@ -50,15 +50,25 @@ impl Folder {
         if self.whole { None } else { target.known(found, &self.path) }
     }
 
+    /// The target with the spread that is recorded next to its golden.
+    ///
+    /// # Errors
+    /// When the file of the spread is damaged.
+    pub(super) fn with_recorded_spread(&self, target: &Target) -> Result<Target> {
+        let name = target.file_name(Some(&target.fingerprint()?));
+        target.with_recorded_spread(&self.path, &name)
+    }
+
     /// Says before the training what is missing after it; `test` is the name of the test.
     ///
     /// # Errors
-    /// When a golden or its anchor is missing and not to be written, or the golden is of another
-    /// kind of machine.
+    /// When a golden or its anchor is missing and not to be written, the golden is of another
+    /// kind of machine, or its spread is damaged.
     pub(super) fn check_recorded(&self, target: &Target, test: Option<&str>) -> Result<()> {
         let fingerprint = target.fingerprint()?;
         let name = target.file_name(Some(&fingerprint));
         let [golden, anchor] = ["snap", "anchor.json"].map(|end| self.file(&name, end));
+        target.with_recorded_spread(&self.path, &name)?;
         let command = match test {
             Some(test) if test != "main" => format!("`{ANCHORS}=write cargo test {test}`"),
             _ => format!("`{ANCHORS}=write cargo test`"),

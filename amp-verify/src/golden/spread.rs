@@ -1,6 +1,6 @@
 //! How far figures of unchanged code move between machines, and the tolerance that follows.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, io, path::Path};
 
 use amp_core::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,28 @@ impl Spread {
             }
         }
         Ok(spread)
+    }
+
+    /// Reads the spread that `cargo amp margins` wrote to `path`; `None` where there is no file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is damaged.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() != io::ErrorKind::InvalidData => {
+                return Err(Error::io(path, error));
+            }
+            read => read.map_err(|error| error.to_string()),
+        };
+        let parsed = text.and_then(|text| Self::parse(&text).map_err(|error| error.to_string()));
+        parsed.map(Some).map_err(|cause| {
+            Error::config(format!(
+                "{}: {cause}: delete the file, or record it again with `cargo amp margins --what \
+                 goldens`",
+                path.display()
+            ))
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use amp_core::{
     tch::{self, Device},
 };
 
-use super::{Agreement, Anchor, Golden, Target, incomparable, machine, parse, table};
+use super::{Agreement, Anchor, Golden, Spread, Target, incomparable, machine, parse, table};
 use crate::matrix;
 
 /// A golden to be given to insta.
@@ -109,6 +109,19 @@ impl Target {
         Agreement { spread: self.check.spread.clone(), memory: true }
     }
 
+    /// The same target with the spread that `folder` has of its golden `name`, unless its check
+    /// brings one.
+    ///
+    /// # Errors
+    /// When the file of the spread is damaged.
+    pub(super) fn with_recorded_spread(&self, folder: &Path, name: &str) -> Result<Self> {
+        let mut target = self.clone();
+        if target.check.spread.is_none() {
+            target.check.spread = Spread::read(&folder.join(format!("{name}.spread.json")))?;
+        }
+        Ok(target)
+    }
+
     /// What `folder` has of this target and machine. One of another form is none: insta shows both.
     pub(super) fn known(&self, found: &Golden, folder: &Path) -> Option<Golden> {
         let name = self.file_name(found.fingerprint.as_ref());
@@ -120,13 +133,13 @@ impl Target {
     /// where it `may_write`.
     ///
     /// # Errors
-    /// When what is there is of another kind of machine, lacks its anchor, or has one that is
-    /// further away than its budget.
+    /// When what is there is of another kind of machine, lacks its anchor, has one that is
+    /// further away than its budget, or has a damaged spread.
     pub fn prepare(&self, golden: &Golden, folder: &Path, may_write: bool) -> Result<Taken> {
         // insta takes what is relative from the test's source.
         let folder = path::absolute(folder).map_err(|error| Error::io(folder, error))?;
-        let agreement = self.agreement();
         let name = self.file_name(golden.fingerprint.as_ref());
+        let agreement = self.with_recorded_spread(&folder, &name)?.agreement();
         let snapshot = folder.join(format!("{name}.snap"));
         let path = folder.join(format!("{name}.anchor.json"));
         let known = self.known(golden, &folder);
@@ -212,6 +225,12 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 /// `AMP_ANCHORS=write` in the environment writes a golden or an anchor that is missing there, too. Figures that moved later are printed as a
 /// table, and `cargo insta review` accepts them.
 ///
+/// # Tolerance over CPUs
+/// `cargo amp margins --what goldens` writes `NAME.spread.json` next to each golden of a CPU: how far its
+/// figures move between CPUs. The file is read without an argument here, and the tolerances follow from
+/// it; a [`Check`](crate::golden::Check) that brings a spread goes before the file. Without either the
+/// tolerances follow from the golden's own seeds.
+///
 /// # Other tests of the same binary
 /// Tests run on threads of one process, and libtorch has one random generator for all of them. The
 /// training, and the expression after `data =`, therefore run in a process of their own: the test
@@ -222,7 +241,7 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 /// threads that a test starts.
 ///
 /// # Panics
-/// When a golden or its anchor is missing, a run fails, the model does not log its metric, or
+/// When a golden or its anchor is missing, its spread is damaged, a run fails, the model does not log its metric, or
 /// figures have moved.
 #[macro_export]
 macro_rules! verify {

@@ -25,8 +25,9 @@ pub struct Check {
     pub precisions: Vec<Precision>,
     /// The seeds; the first one's figures are kept, all give n and s.
     pub seeds: Vec<u64>,
-    /// The spread over machines, where it was recorded; else the tolerances follow from the
-    /// golden's own n and s.
+    /// The spread over machines that the tolerances follow from. Where it is `None`,
+    /// [`verify!`](crate::verify) reads `NAME.spread.json` next to the golden, and without that file
+    /// the tolerances follow from the golden's own n and s.
     pub spread: Option<Spread>,
 }
 

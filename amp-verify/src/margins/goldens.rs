@@ -45,7 +45,7 @@ pub(super) fn record(
     let mut names = Vec::new();
     for (name, golden) in goldens {
         let path = folder.join(format!("{name}.spread.json"));
-        let known = if adds { Some(read(&path)?) } else { None };
+        let known = if adds { Some(recorded(&path)?) } else { None };
         let file = Staged::create(&path)?;
         let own = Spread {
             recorded_by: by.clone(),
@@ -87,9 +87,14 @@ fn of_cpus(
     Ok(goldens)
 }
 
-fn read(path: &Path) -> Result<Spread> {
-    let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
-    Spread::parse(&text)
+/// The spread that others recorded.
+fn recorded(path: &Path) -> Result<Spread> {
+    Spread::read(path)?.ok_or_else(|| {
+        Error::config(format!(
+            "{}: there is no spread to add to: record one first, without --add",
+            path.display()
+        ))
+    })
 }
 
 /// The golden's own case under each set of kernels, each in a process of this binary.

@@ -95,6 +95,15 @@ impl Libtorch {
             }
         }
     }
+
+    /// The same for a cargo that runs tests. Documentation tests are built elsewhere than in
+    /// `target`, so that the run-time search path of `.cargo/config.toml` does not lead them to
+    /// libtorch.
+    pub(crate) fn apply_to_tests(&self, command: &mut Command) {
+        self.apply(command);
+        let (Libtorch::Provisioned(torch, _) | Libtorch::Foreign(torch)) = self;
+        command.env("LD_LIBRARY_PATH", library_path(torch));
+    }
 }
 
 impl fmt::Display for Libtorch {

@@ -85,6 +85,9 @@ fn test_becomes_cargo_test_of_the_workspace() {
     let run = output(&mut checkout.cargo_amp(&["test"]));
     // The exit code is cargo's own.
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
+    // Documentation tests have no run-time search path.
+    let home = checkout.home().display().to_string();
+    let search = |more| format!("LD_LIBRARY_PATH {home}/torch/lib:{home}/nvidia/cu13/lib{more}");
     for line in [
         "cargo test --workspace --no-fail-fast",
         "device unset",
@@ -92,10 +95,13 @@ fn test_becomes_cargo_test_of_the_workspace() {
         "test threads unset",
         // Left to `.cargo/config.toml`, as for a plain cargo.
         "LIBTORCH unset",
-        "LD_LIBRARY_PATH unset",
+        &search(""),
     ] {
         assert!(stdout(&run).lines().any(|l| l == line), "`{line}`: {}", stdout(&run));
     }
+    let run = output(checkout.cargo_amp(&["test"]).env("LD_LIBRARY_PATH", "/users/own"));
+    let line = search(":/users/own");
+    assert!(stdout(&run).lines().any(|l| l == line), "`{line}`: {}", stdout(&run));
 
     let arguments = ["test", "--device", "cuda", "--", "--nocapture", "--device"];
     let run = output(&mut checkout.cargo_amp(&arguments));

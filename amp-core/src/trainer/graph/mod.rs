@@ -25,6 +25,7 @@ use crate::{Error, LightningModule, Result, callback::Callback, named::named};
 /// Whether steps run as CUDA graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Graph {
     /// Where they can; a note says why not.
     #[default]

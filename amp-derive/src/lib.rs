@@ -48,6 +48,8 @@ use crate::{diag::Diagnostics, manifest::Manifest, spec::Derive};
         on_train_end,
         hparam,
         layer,
+        parameter,
+        buffer,
         state,
         transient,
         precision
@@ -81,6 +83,8 @@ pub fn lightning_module(input: TokenStream) -> TokenStream {
         on_train_end,
         hparam,
         layer,
+        parameter,
+        buffer,
         state,
         transient,
         precision

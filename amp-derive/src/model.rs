@@ -26,7 +26,7 @@ impl Model {
     pub(crate) fn layers(&self) -> impl Iterator<Item = (&Field, Option<Region>)> {
         self.fields.iter().filter_map(|field| match &field.kind {
             Kind::Layer { region, .. } => Some((field, *region)),
-            Kind::Hparam { .. } | Kind::State { .. } => None,
+            Kind::Hparam { .. } | Kind::Tensor { .. } | Kind::State { .. } => None,
         })
     }
 
@@ -51,12 +51,34 @@ pub(crate) enum Kind {
         source: Source,
         region: Option<Region>,
     },
+    /// A tensor of the module's own.
+    Tensor {
+        role: Role,
+        initial: Initial,
+    },
     State {
         /// `None` starts from `Default::default()`.
         initial: Option<Expr>,
         /// Whether a checkpoint holds it.
         saved: bool,
     },
+}
+
+/// What a tensor is to its module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Trained.
+    Parameter,
+    /// Kept, but not trained.
+    Buffer,
+}
+
+/// A tensor's first values.
+pub(crate) enum Initial {
+    /// Drawn by a row of the table, with its arguments, in this shape.
+    Drawn { row: &'static table::Draw, arguments: Vec<Expr>, shape: Expr },
+    /// A Rust expression of the user's, which is a tensor.
+    Rust(Expr),
 }
 
 /// Where a hyperparameter's value comes from unless a setter gives it.

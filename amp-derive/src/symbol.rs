@@ -48,15 +48,21 @@ pub(crate) const ON_STRUCT: &[&str] = &[
 
 pub(crate) const HPARAM: &str = "hparam";
 pub(crate) const LAYER: &str = "layer";
+pub(crate) const PARAMETER: &str = "parameter";
+pub(crate) const BUFFER: &str = "buffer";
 pub(crate) const STATE: &str = "state";
 pub(crate) const TRANSIENT: &str = "transient";
 pub(crate) const PRECISION: &str = "precision";
 
 /// Attributes of a field.
-pub(crate) const ON_FIELD: &[&str] = &[HPARAM, LAYER, STATE, TRANSIENT, PRECISION];
+pub(crate) const ON_FIELD: &[&str] =
+    &[HPARAM, LAYER, PARAMETER, BUFFER, STATE, TRANSIENT, PRECISION];
 
 /// The attributes of which every field has exactly one.
-pub(crate) const FIELD_KINDS: &[&str] = &[HPARAM, LAYER, STATE, TRANSIENT];
+pub(crate) const FIELD_KINDS: &[&str] = &[HPARAM, LAYER, PARAMETER, BUFFER, STATE, TRANSIENT];
+
+pub(crate) const SHAPE: &str = "shape";
+pub(crate) const INIT: &str = "init";
 
 pub(crate) const CRATE: &str = "crate";
 pub(crate) const DEFAULT: &str = "default";

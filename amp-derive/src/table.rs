@@ -388,38 +388,22 @@ pub(crate) const SCHEDULERS: &[Scheduler] = &[
     },
 ];
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DOCS: &str = include_str!("../docs/lightning_module.md");
-
-    /// Each row has a line in the documentation that names it with all its keys.
-    #[test]
-    fn every_name_and_key_is_documented() {
-        let entries = LAYERS
-            .iter()
-            .map(Named::entry)
-            .chain(METRICS)
-            .chain(OPTIMIZERS)
-            .chain(SCHEDULERS.iter().map(Named::entry));
-        for entry in entries {
-            let is_told = |line: &&str| {
-                let names = |name: &str| {
-                    line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name)
-                };
-                // The rate is in the table's head.
-                let keys = || entry.keys().map(|key| key.name).filter(|key| *key != "lr");
-                line.starts_with('|') && names(entry.name) && keys().all(names)
-            };
-            assert!(DOCS.lines().any(|line| is_told(&line)), "`{}` with its keys", entry.name);
-        }
-        for hook in HOOKS {
-            let line = format!("| `#[{}(…)]` | `{}` |", hook.name, hook.signature);
-            assert!(DOCS.contains(&line), "{line}");
-        }
-        for loss in LOSSES {
-            assert!(DOCS.contains(&format!("`{loss}`")), "{loss}");
-        }
-    }
+/// A way to draw a tensor's first values.
+pub(crate) struct Draw {
+    pub(crate) name: &'static str,
+    /// The variant of amp-core's `Init`.
+    pub(crate) variant: &'static str,
+    pub(crate) arguments: &'static [&'static str],
 }
+
+pub(crate) const DRAWS: &[Draw] = &[
+    Draw { name: "zeros", variant: "Zeros", arguments: &[] },
+    Draw { name: "ones", variant: "Ones", arguments: &[] },
+    Draw { name: "full", variant: "Full", arguments: &["value"] },
+    Draw { name: "uniform", variant: "Uniform", arguments: &["low", "high"] },
+    Draw { name: "normal", variant: "Normal", arguments: &["mean", "std"] },
+    Draw { name: "kaiming_uniform", variant: "KaimingUniform", arguments: &["fan_in"] },
+];
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,9 @@ pub use embedding::{Embedding, EmbeddingConfig};
 pub use forward::Forward;
 #[doc(hidden)]
 pub use fused::Fusable;
+pub use init::Init;
+#[doc(hidden)]
+pub use init::own_tensor;
 pub use linear::{Linear, LinearConfig};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
 pub use parameters::{Parameter, Role, named_tensors, parameters, place};

@@ -46,6 +46,7 @@ mod optimizers_cuda;
 mod optimizers_f16;
 mod optimizers_groups;
 mod optimizers_resume;
+mod own_tensors;
 mod probes;
 mod provenance;
 mod random;

@@ -3,10 +3,10 @@
 use quote::ToTokens;
 use syn::{Expr, ExprLit, Lit, ext::IdentExt};
 
-use super::{keys, layers, only};
+use super::{keys, layers, only, tensors};
 use crate::{
     diag::Diagnostics,
-    model::{self, Default, Kind, Region, Source},
+    model::{self, Default, Kind, Region, Role, Source},
     spec::{Arg, Attr, Derive, Field, Spec, has},
     suggest::{self, closest, one_of},
     symbol,
@@ -33,6 +33,12 @@ fn check_field(spec: &Spec, field: &Field, diag: &Diagnostics) -> Option<model::
         attr if attr.is(symbol::TRANSIENT) => {
             Kind::State { initial: initial(attr, diag)?, saved: false }
         }
+        attr if attr.is(symbol::PARAMETER) => {
+            Kind::Tensor { role: Role::Parameter, initial: tensors::initial(attr, diag)? }
+        }
+        attr if attr.is(symbol::BUFFER) => {
+            Kind::Tensor { role: Role::Buffer, initial: tensors::initial(attr, diag)? }
+        }
         attr => {
             name_is_free_in_forward(field, diag)?;
             Kind::Layer { source: source(attr, diag)?, region: region? }
@@ -46,7 +52,7 @@ fn check_field(spec: &Spec, field: &Field, diag: &Diagnostics) -> Option<model::
     })
 }
 
-/// Rule: every field is exactly one of hyperparameter, layer, state and transient, so that nothing
+/// Rule: every field is exactly one of hyperparameter, layer, parameter, buffer, state and transient, so that nothing
 /// is left out of the weights, the saved hyperparameters or a checkpoint by oversight.
 fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut kinds = symbol::FIELD_KINDS.iter().filter_map(|kind| only(&field.attrs, kind, diag));
@@ -68,7 +74,8 @@ fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
                 name,
                 format!(
                     "field `{name}` needs an attribute: `#[layer(…)]` for a module, \
-                     `#[hparam]` for a hyperparameter or `#[state]` for anything else"
+                     `#[parameter(…)]` or `#[buffer(…)]` for a tensor, `#[hparam]` for a \
+                     hyperparameter or `#[state]` for anything else"
                 ),
             ),
         }
@@ -177,7 +184,7 @@ fn precision(field: &Field, diag: &Diagnostics) -> Option<Option<Region>> {
     let Some(attr) = only(&field.attrs, symbol::PRECISION, diag) else {
         return Some(None);
     };
-    for kind in [symbol::HPARAM, symbol::STATE, symbol::TRANSIENT] {
+    for kind in symbol::FIELD_KINDS.iter().filter(|kind| **kind != symbol::LAYER) {
         if has(&field.attrs, kind) {
             diag.error(
                 &attr.path,

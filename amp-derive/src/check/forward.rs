@@ -18,6 +18,7 @@ use crate::{
 /// What `forward` runs; `None` if it was refused.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Forward> {
     let Some(attr) = only(&spec.attrs, symbol::FORWARD, diag) else {
+        uses_every_parameter(spec, None, diag);
         return Some(Forward::InOrder);
     };
     match attr.args.as_deref()? {
@@ -28,6 +29,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Forward> {
             let inputs = inputs?;
             inputs_hide_nothing(spec, &inputs, diag)?;
             runs_every_layer(spec, &inputs, &closure.body, diag);
+            uses_every_parameter(spec, Some(&closure.body), diag);
             calls_agree(spec, &closure.body, diag);
             let body = unwrapped(&closure.body);
             Some(Forward::Body(Body { inputs, output: output?, body }))
@@ -154,6 +156,25 @@ fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnosti
                 ),
             ),
         }
+    }
+}
+
+/// Rule: a parameter that `forward` never mentions is never trained.
+fn uses_every_parameter(spec: &Spec, body: Option<&Expr>, diag: &Diagnostics) {
+    let body = body.map(ToTokens::to_token_stream).unwrap_or_default();
+    let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
+    if tokens::hands_self_on(body.clone(), &fields) {
+        return;
+    }
+    let parameters = spec.fields.iter().filter(|field| has(&field.attrs, symbol::PARAMETER));
+    for Field { ident, .. } in parameters.filter(|p| !tokens::contains(body.clone(), &p.ident)) {
+        diag.error(
+            ident,
+            format!(
+                "`forward` never uses `{ident}`: use `self.{ident}` in `#[forward(|x| …)]`, or \
+                 take the field away"
+            ),
+        );
     }
 }
 

@@ -12,6 +12,7 @@ mod layers;
 mod lints;
 mod logging;
 mod optimizer;
+mod tensors;
 mod training;
 
 #[cfg(test)]
@@ -79,9 +80,10 @@ fn attributes_stand_where_they_belong(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Rule: a model has a layer, since without one nothing is trained and forward has nothing to run.
+/// Rule: a model has a layer or a parameter, because without one nothing is trained and forward has nothing to run.
 fn has_a_layer(spec: &Spec, diag: &Diagnostics) {
-    if !spec.fields.iter().any(|field| has(&field.attrs, symbol::LAYER)) {
+    let is_trained = |name| spec.fields.iter().any(|field| has(&field.attrs, name));
+    if !is_trained(symbol::LAYER) && !is_trained(symbol::PARAMETER) {
         diag.error(
             &spec.ident,
             format!(

@@ -4,7 +4,7 @@ use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;
 use syn::ext::IdentExt;
 
-use super::{key, layer, local};
+use super::{key, layer, local, tensor};
 use crate::{
     model::{Default, Field, Kind, Model, Source},
     tokens,
@@ -98,7 +98,7 @@ fn is_input(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { .. } => true,
         Kind::Layer { source, .. } => matches!(source, Source::Given),
-        Kind::State { .. } => false,
+        Kind::Tensor { .. } | Kind::State { .. } => false,
     }
 }
 
@@ -107,7 +107,7 @@ fn is_argument(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { default } => matches!(default, Default::Required),
         Kind::Layer { source, .. } => matches!(source, Source::Given),
-        Kind::State { .. } => false,
+        Kind::Tensor { .. } | Kind::State { .. } => false,
     }
 }
 
@@ -192,6 +192,7 @@ fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
     let made = model.fields.iter().filter_map(|Field { ident, kind, .. }| {
         let value = match kind {
             Kind::Layer { source: Source::Built(build), .. } => layer::expand(build),
+            Kind::Tensor { role, initial } => tensor::expand(ident, *role, initial),
             Kind::State { initial: Some(value), .. } => quote!(#value),
             Kind::State { initial: None, .. } => quote!(__amp::Default::default()),
             Kind::Hparam { .. } | Kind::Layer { source: Source::Given, .. } => return None,

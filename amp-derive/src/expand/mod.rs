@@ -14,6 +14,7 @@ mod layer;
 mod log;
 mod optimizer;
 mod step_access;
+mod tensor;
 mod train;
 mod validate;
 mod visit;

@@ -7,6 +7,7 @@ mod layers;
 mod names;
 mod optimizer;
 mod shape;
+mod tensors;
 mod training;
 
 use syn::{DeriveInput, parse_str};
@@ -105,8 +106,9 @@ fn every_mistake_is_reported_at_once() {
             ("liner", "unknown layer `liner`: did you mean `linear`?"),
             (
                 "extra",
-                "field `extra` needs an attribute: `#[layer(…)]` for a module, `#[hparam]` for a \
-                 hyperparameter or `#[state]` for anything else",
+                "field `extra` needs an attribute: `#[layer(…)]` for a module, `#[parameter(…)]` or \
+                 `#[buffer(…)]` for a tensor, `#[hparam]` for a hyperparameter or `#[state]` for \
+                 anything else",
             ),
             ("cros_entropy", "unknown loss `cros_entropy`: did you mean `cross_entropy`?"),
             ("acuracy", "unknown metric `acuracy`: did you mean `accuracy`?"),

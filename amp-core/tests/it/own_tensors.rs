@@ -1,0 +1,108 @@
+//! Parameters and buffers that are fields of a derived module.
+
+use amp_core::{
+    Module, Result,
+    nn::{self, Context, Init, Linear, Role, named_tensors},
+    precision::{Policy, Precision},
+    tch::{Device, Kind, Tensor},
+};
+
+use crate::support::{message, seeded};
+
+/// Adds a position to each token and scales by a constant.
+#[derive(Module)]
+#[forward(|x| {
+    let x = x.f_add(&self.position)?.f_mul(&self.scale)?;
+    head(&x.f_sub(&self.given)?)
+})]
+struct Positions {
+    #[hparam]
+    width: i64,
+    #[parameter(shape = [3, width], init = normal(0.5, 0.02))]
+    position: Tensor,
+    #[layer(linear(width, 2))]
+    head: Linear,
+    #[buffer(shape = [1], init = full(2.0))]
+    scale: Tensor,
+    #[parameter(init = Tensor::f_from_slice(&[1.0_f32; 4])?)]
+    given: Tensor,
+    #[buffer(init = Tensor::f_arange(3, (Kind::Int64, Device::Cpu))?)]
+    order: Tensor,
+}
+
+#[test]
+fn own_tensors_are_visited_in_order_of_declaration() -> Result<()> {
+    let _generator = seeded(3);
+    let module = Positions::builder(4).build()?;
+    let found: Vec<(String, Role, bool)> = named_tensors(&module)
+        .into_iter()
+        .map(|(name, tensor, role)| (name, role, tensor.requires_grad()))
+        .collect();
+    let row = |name: &str, role| (name.to_owned(), role, role == Role::Parameter);
+    let expected = [
+        row("position", Role::Parameter),
+        row("head.weight", Role::Parameter),
+        row("head.bias", Role::Parameter),
+        row("scale", Role::Buffer),
+        row("given", Role::Parameter),
+        row("order", Role::Buffer),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(module.order.size(), [3]);
+    Ok(())
+}
+
+/// The values are those of libtorch's functions, drawn in order of declaration.
+#[test]
+fn own_tensors_are_drawn_in_order() -> Result<()> {
+    let module = {
+        let _generator = seeded(3);
+        Positions::builder(4).build()?
+    };
+    let _generator = seeded(3);
+    let options = (Kind::Float, Device::Cpu);
+    let position = Tensor::f_empty([3, 4], options)?.f_normal_(0.5, 0.02)?;
+    let weight = Tensor::f_empty([2, 4], options)?.f_uniform_(-0.5, 0.5)?;
+    assert_eq!(module.position, position);
+    assert_eq!(*module.head.weight(), weight);
+    assert_eq!(module.scale, Tensor::from_slice(&[2.0_f32]));
+    Ok(())
+}
+
+/// y = Σⱼ (x + p)·2·wⱼ − …: dy/dp = 2·Σⱼ wⱼ, the same for every row.
+#[test]
+fn own_parameters_are_trained() -> Result<()> {
+    let _generator = seeded(3);
+    let module = Positions::builder(4).build()?;
+    let cx = Context::new(Policy::new(Precision::F64True, Device::Cpu), true);
+    nn::place(&module, cx.policy(), &Default::default())?;
+    let x = Tensor::f_ones([3, 4], (Kind::Double, Device::Cpu))?;
+    module.forward(&x, &cx)?.f_sum(Kind::Double)?.f_backward()?;
+    let expected = (module.head.weight().sum_dim_intlist(0, false, Kind::Double) * 2.0).detach();
+    let grad = module.position.grad();
+    for row in 0..3 {
+        assert!(grad.get(row).allclose(&expected, 1e-12, 0.0, false));
+    }
+    assert_eq!(grad.kind(), Kind::Double, "placed with the model");
+    assert!(!module.scale.requires_grad() && module.scale.kind() == Kind::Double);
+    Ok(())
+}
+
+#[derive(Module)]
+#[forward(|x| Ok(x.f_add(&self.shift)?))]
+struct Shift {
+    #[parameter(init = Tensor::f_from_slice(&[1_i64])?)]
+    shift: Tensor,
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused() {
+    let error = message(Shift::builder().build());
+    assert_eq!(
+        error,
+        "the parameter `shift` is int64: only floating-point numbers can be trained, make it a \
+         `#[buffer]` or convert it"
+    );
+    let negative = Init::KaimingUniform { fan_in: 0 }.tensor(&[1], Role::Buffer);
+    assert_eq!(message(negative), "kaiming_uniform(0): fan_in must be positive");
+}

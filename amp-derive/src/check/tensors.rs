@@ -1,0 +1,84 @@
+//! Rules about tensors of a module's own: `#[parameter(shape = [a, b], init = normal(0.0, 0.02))]`.
+
+use quote::ToTokens;
+use syn::{Expr, ExprCall};
+
+use super::keys;
+use crate::{
+    diag::Diagnostics,
+    model::Initial,
+    spec::{Attr, word},
+    suggest::{closest, quoted},
+    symbol,
+    table::{DRAWS, Draw},
+};
+
+/// A tensor's first values; `None` if they were refused.
+pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
+    let owner = attr.path.to_token_stream().to_string();
+    let args = attr.args.as_deref()?;
+    let mut pairs = keys::pairs(&owner, args, &[symbol::SHAPE, symbol::INIT], diag)?;
+    let shape = keys::take(&mut pairs, symbol::SHAPE);
+    let Some(init) = keys::take(&mut pairs, symbol::INIT) else {
+        diag.error(
+            &attr.path,
+            format!(
+                "`#[{owner}]` needs its first values, as in `#[{owner}(shape = [64, 10], init = \
+                 zeros)]`"
+            ),
+        );
+        return None;
+    };
+    let Some((row, arguments)) = is_drawn(&init.value, diag)? else {
+        if let Some(shape) = shape {
+            diag.error(
+                &shape.key,
+                "the expression of `init` has a shape already: take `shape` away",
+            );
+            return None;
+        }
+        return Some(Initial::Rust(init.value));
+    };
+    let Some(shape) = shape else {
+        diag.error(&init.key, "`init` needs the tensor's shape, as in `shape = [64, 10]`");
+        return None;
+    };
+    Some(Initial::Drawn { row, arguments, shape: shape.value })
+}
+
+/// Rule: a bare lowercase name, or a call of one, is a way to draw values and has its arguments. The
+/// inner `None` is any other expression, the outer one a refusal.
+fn is_drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<(&'static Draw, Vec<Expr>)>> {
+    let (name, arguments) = match expr {
+        Expr::Call(ExprCall { func, args, .. }) => match word(func) {
+            Some(name) => (name, args.iter().cloned().collect()),
+            None => return Some(None),
+        },
+        _ => match word(expr) {
+            Some(name) => (name, Vec::new()),
+            None => return Some(None),
+        },
+    };
+    let text = name.to_string();
+    let Some(row) = DRAWS.iter().find(|row| row.name == text) else {
+        let names: Vec<&str> = DRAWS.iter().map(|row| row.name).collect();
+        let instead = match closest(&text, &names) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!(
+                "a function of your own is called by its path, `self::{text}(…)`; the others are {}",
+                quoted(&names)
+            ),
+        };
+        diag.error(name, format!("unknown init `{text}`: {instead}"));
+        return None;
+    };
+    if arguments.len() != row.arguments.len() {
+        let call = match row.arguments {
+            [] => text,
+            arguments => format!("{text}({})", arguments.join(", ")),
+        };
+        diag.error(expr, format!("write `{call}`"));
+        return None;
+    }
+    Some(Some((row, arguments)))
+}

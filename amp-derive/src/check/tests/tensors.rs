@@ -1,0 +1,70 @@
+//! `#[parameter]` and `#[buffer]`.
+
+use super::*;
+
+#[track_caller]
+fn parameter(arguments: &str, expected: &[(&str, &str)]) {
+    let source = format!(
+        "{TRAINED} #[forward(|x| Ok(model(x)?.f_add(&self.shift)?))]
+        struct Net {{ {LAYER}, #[parameter{arguments}] shift: Tensor }}"
+    );
+    refuses(&source, Derive::LightningModule, expected);
+}
+
+#[test]
+fn first_values() {
+    for init in ["zeros", "normal(0.0, 0.02)", "uniform(low, 1.0)", "kaiming_uniform(64)"] {
+        parameter(&format!("(shape = [10], init = {init})"), &[]);
+    }
+    parameter("(init = self::drawn(10)?)", &[]);
+    parameter(
+        "",
+        &[(
+            "parameter",
+            "`#[parameter]` needs its first values, as in `#[parameter(shape = [64, 10], init = \
+             zeros)]`",
+        )],
+    );
+    parameter(
+        "(shape = [10], init = normall(0.0, 1.0))",
+        &[("normall", "unknown init `normall`: did you mean `normal`?")],
+    );
+    parameter(
+        "(shape = [10], init = orthogonal)",
+        &[(
+            "orthogonal",
+            "unknown init `orthogonal`: a function of your own is called by its path, \
+             `self::orthogonal(…)`; the others are `zeros`, `ones`, `full`, `uniform`, `normal`, \
+             `kaiming_uniform`",
+        )],
+    );
+    parameter("(shape = [10], init = normal)", &[("normal", "write `normal(mean, std)`")]);
+    parameter(
+        "(init = ones)",
+        &[("init", "`init` needs the tensor's shape, as in `shape = [64, 10]`")],
+    );
+    parameter(
+        "(shape = [10], init = self::drawn(10)?)",
+        &[("shape", "the expression of `init` has a shape already: take `shape` away")],
+    );
+    parameter(
+        "(size = [10], init = ones)",
+        &[("size", "`parameter` has no `size`: it takes `shape`, `init`")],
+    );
+}
+
+#[test]
+fn parameters_are_used() {
+    let expected = [(
+        "shift",
+        "`forward` never uses `shift`: use `self.shift` in `#[forward(|x| …)]`, or take the field \
+         away",
+    )];
+    let shift = "#[parameter(shape = [1], init = ones)] shift: Tensor";
+    fields(&format!("{LAYER}, {shift}"), &expected);
+    let source = format!("#[forward(|x| model(x))] struct Block {{ {LAYER}, {shift} }}");
+    refuses(&source, Derive::Module, &expected);
+    fields(&format!("{LAYER}, #[buffer(shape = [1], init = ones)] shift: Tensor"), &[]);
+    let source = "#[forward(|x| Ok(x.f_add(&self.shift)?))] struct Block";
+    refuses(&format!("{source} {{ {shift} }}"), Derive::Module, &[]);
+}

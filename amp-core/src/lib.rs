@@ -34,7 +34,7 @@ pub mod state;
 pub mod trainer;
 pub mod weights;
 
-pub use amp_derive::{LightningModule, Module};
+pub use amp_derive::{Batch, LightningModule, Module};
 pub use error::{Error, Result};
 pub use module::{Hook, Hyperparameters, LightningModule, Step};
 pub use nn::{Module, Visit};
@@ -44,7 +44,7 @@ pub use trainer::{Trainer, TrainerConfig};
 /// What a model's file needs.
 pub mod prelude {
     pub use crate::{
-        Error, Hook, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
+        Batch, Error, Hook, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
         data::{AnyBatch, Batch, BatchType, DataModule},
         log::LogOptions,
         loss, metric,
@@ -65,7 +65,10 @@ pub mod __private {
     pub use crate::{
         Error, Hook, Hyperparameters, LightningModule, Module, Result, Step,
         callback::Mode,
-        data::{AnyBatch, Batch, BatchType, predictions, with_batch},
+        data::{
+            AnyBatch, Batch, BatchField, BatchType, FieldRole, field_name, predictions, take_field,
+            with_batch,
+        },
         hparam,
         log::LogOptions,
         loss, metric, nn,
@@ -81,12 +84,13 @@ pub mod __private {
         default::Default,
         iter::Iterator,
         marker::PhantomData,
+        ops::FnMut,
         option::Option::{self, None, Some},
         primitive::{bool, str},
         result::Result::{Err, Ok},
         unreachable,
     };
-    pub use std::{boxed::Box, string::ToString, vec, vec::Vec};
+    pub use std::{borrow::Cow, boxed::Box, string::ToString, vec, vec::Vec};
     pub use tch::Tensor;
 }
 

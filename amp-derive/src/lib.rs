@@ -5,6 +5,7 @@
 //! code. Errors are collected in `diag`; beside
 //! them `fallback` puts stubs, so that nothing follows from a mistake but its message.
 
+mod batch;
 mod check;
 mod diag;
 mod expand;
@@ -30,6 +31,7 @@ use crate::{diag::Diagnostics, manifest::Manifest, spec::Derive};
     attributes(
         amp,
         forward,
+        batch,
         loss,
         metric,
         log,
@@ -65,6 +67,7 @@ pub fn lightning_module(input: TokenStream) -> TokenStream {
     attributes(
         amp,
         forward,
+        batch,
         loss,
         metric,
         log,
@@ -92,6 +95,12 @@ pub fn lightning_module(input: TokenStream) -> TokenStream {
 )]
 pub fn module(input: TokenStream) -> TokenStream {
     derive(input.into(), Derive::Module, manifest::read).into()
+}
+
+#[doc = include_str!("../docs/batch.md")]
+#[proc_macro_derive(Batch, attributes(amp, batch))]
+pub fn batch(input: TokenStream) -> TokenStream {
+    batch::derive(input.into(), manifest::read).into()
 }
 
 /// The whole pipeline, without a compiler around it.

@@ -3,7 +3,7 @@
 #![expect(clippy::large_enum_variant, reason = "there is one model for each derive")]
 
 use proc_macro2::Ident;
-use syn::{Attribute, Expr, ExprClosure, ExprPath, Generics, LitStr, Pat, Type, Visibility};
+use syn::{Attribute, Expr, ExprClosure, ExprPath, Generics, LitStr, Pat, Path, Type, Visibility};
 
 use crate::table;
 
@@ -17,6 +17,8 @@ pub(crate) struct Model {
     pub(crate) allows: Vec<Attribute>,
     pub(crate) fields: Vec<Field>,
     pub(crate) forward: Forward,
+    /// The type of the batches, unless they are pairs of input and target.
+    pub(crate) batch: Option<BatchOf>,
     /// What `LightningModule` has and `Module` has not.
     pub(crate) lightning: Option<Lightning>,
 }
@@ -194,6 +196,21 @@ impl Body {
     }
 }
 
+/// What generated steps take of which batch.
+pub(crate) struct BatchOf {
+    pub(crate) ty: Path,
+    pub(crate) inputs: Vec<Part>,
+    pub(crate) target: Part,
+}
+
+/// A part of a batch.
+#[derive(Clone)]
+pub(crate) enum Part {
+    Whole,
+    /// A field, perhaps of a nested batch.
+    Field(Vec<Ident>),
+}
+
 pub(crate) struct Lightning {
     pub(crate) training: Step,
     /// `None` for a model that optimizes manually and has no loss.
@@ -240,7 +257,17 @@ pub(crate) struct Metric {
     /// The logged name, with its stage.
     pub(crate) name: String,
     pub(crate) value: MetricValue,
+    pub(crate) of: Measured,
     pub(crate) log: LogOptions,
+}
+
+/// What a metric is computed of.
+#[derive(Clone, Default)]
+pub(crate) struct Measured {
+    /// An expression in which `output` is what `forward` returned; all of it unless it is given.
+    pub(crate) output: Option<Expr>,
+    /// A part of the batch; the target unless it is given.
+    pub(crate) target: Option<Part>,
 }
 
 #[derive(Clone)]

@@ -97,7 +97,7 @@ fn field(field: &syn::Field, diag: &Diagnostics) -> Option<Field> {
     })
 }
 
-fn own_attributes(attrs: &[Attribute], diag: &Diagnostics) -> Vec<Attr> {
+pub(crate) fn own_attributes(attrs: &[Attribute], diag: &Diagnostics) -> Vec<Attr> {
     let known = [symbol::ON_STRUCT, symbol::ON_FIELD].concat();
     let is_own = |attr: &&Attribute| known.iter().any(|name| attr.path().is_ident(name));
     attrs.iter().filter(is_own).map(|attr| attribute(attr, diag)).collect()

@@ -2,6 +2,7 @@
 
 pub(crate) const AMP: &str = "amp";
 pub(crate) const FORWARD: &str = "forward";
+pub(crate) const BATCH: &str = "batch";
 pub(crate) const LOSS: &str = "loss";
 pub(crate) const METRIC: &str = "metric";
 pub(crate) const LOG: &str = "log";
@@ -28,6 +29,7 @@ pub(crate) const ON_TRAIN_END: &str = "on_train_end";
 pub(crate) const ON_STRUCT: &[&str] = &[
     AMP,
     FORWARD,
+    BATCH,
     LOSS,
     METRIC,
     LOG,
@@ -60,6 +62,11 @@ pub(crate) const ON_FIELD: &[&str] =
 
 /// The attributes of which every field has exactly one.
 pub(crate) const FIELD_KINDS: &[&str] = &[HPARAM, LAYER, PARAMETER, BUFFER, STATE, TRANSIENT];
+
+pub(crate) const INPUTS: &str = "inputs";
+pub(crate) const INPUT: &str = "input";
+pub(crate) const OUTPUT: &str = "output";
+pub(crate) const TARGET: &str = "target";
 
 pub(crate) const SHAPE: &str = "shape";
 pub(crate) const INIT: &str = "init";

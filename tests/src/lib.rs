@@ -6,6 +6,11 @@
 #[doc = include_str!("../../amp-derive/docs/lightning_module.md")]
 pub struct LightningModuleDocs;
 
+/// The examples of `derive(Batch)`.
+#[cfg(doctest)]
+#[doc = include_str!("../../amp-derive/docs/batch.md")]
+mod batch {}
+
 /// The examples of `derive(Module)`.
 #[cfg(doctest)]
 #[doc = include_str!("../../amp-derive/docs/module.md")]

@@ -12,7 +12,7 @@ mod sets;
 
 pub use batch::{AnyBatch, Batch, BatchField, BatchType, FieldRole};
 #[doc(hidden)]
-pub use batch::{predictions, with_batch};
+pub use batch::{field_name, predictions, take_field, with_batch};
 pub use dataset::{Dataset, SharedDataset};
 pub use limit::Limit;
 pub use loader::DataLoader;

@@ -21,6 +21,7 @@ mod data;
 mod data_threads;
 mod demo_training;
 mod derive;
+mod derived_batches;
 mod device;
 mod errors;
 mod first_step;

@@ -5,6 +5,7 @@
 //! could not be read is `None`, and rules that need it stay silent.
 
 pub(crate) mod amp_core;
+mod batch;
 mod fields;
 mod forward;
 mod keys;
@@ -34,6 +35,7 @@ pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
     lints::logits_have_no_sigmoid(spec, diag);
     let fields = fields::check(spec, diag);
     let forward = forward::check(spec, diag);
+    let batch = batch::check(spec, forward.as_ref(), diag);
     let lightning = match spec.derive {
         Derive::Module => Some(None),
         Derive::LightningModule => training::check(spec, diag).map(Some),
@@ -46,6 +48,7 @@ pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
         allows: spec.allows.clone(),
         fields: fields?,
         forward: forward?,
+        batch: batch?,
         lightning: lightning?,
     };
     lints::advise(&model, diag);
@@ -96,7 +99,7 @@ fn has_a_layer(spec: &Spec, diag: &Diagnostics) {
 }
 
 /// Rule: an attribute that says one thing is written once. Returns the first.
-fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> Option<&'a Attr> {
+pub(crate) fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut all = named(attrs, name);
     let first = all.next();
     for again in all {

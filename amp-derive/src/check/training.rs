@@ -4,14 +4,14 @@ use proc_macro2::Ident;
 use syn::{BinOp, Expr, ExprClosure, ExprLit, ExprPath, Lit, Stmt, ext::IdentExt};
 
 use super::{
-    Own, has_no_effect, keys, logging,
+    Own, batch, has_no_effect, keys, logging,
     optimizer::{self, begins_with_a_name},
     own_function,
 };
 use crate::{
     check::only,
     diag::Diagnostics,
-    model::{Lightning, Loss, Metric, MetricValue, OwnHook, Pair, Step},
+    model::{Lightning, Loss, Measured, Metric, MetricValue, OwnHook, Pair, Step},
     spec::{Arg, Attr, Spec, has, named, word},
     symbol,
     table::{self, HOOKS, Hook, LOSSES, METRICS},
@@ -60,6 +60,7 @@ pub(super) struct Declared {
     pub(super) name: String,
     stage: Option<Stage>,
     value: MetricValue,
+    of: Measured,
 }
 
 impl Declared {
@@ -130,6 +131,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
                     .map(|metric| Metric {
                         name: stage.name_of(&metric.name),
                         value: metric.value.clone(),
+                        of: metric.of.clone(),
                         log: logs.options(stage, &metric.name),
                     })
                     .collect(),
@@ -304,25 +306,38 @@ fn metric(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ide
         && let Arg::Pair(with, _) = Arg::from(first)
         && with == symbol::WITH
     {
-        let known = [symbol::WITH, symbol::NAME, symbol::STAGE];
+        let known = [symbol::WITH, symbol::NAME, symbol::STAGE, symbol::OUTPUT, symbol::TARGET];
         let mut pairs = keys::pairs(symbol::METRIC, args, &known, diag)?;
         let value = keys::take(&mut pairs, symbol::WITH)?.value;
+        let of = measured(spec, &mut pairs, diag)?;
         let (name, stage) = name_and_stage(&mut pairs, diag)?;
         let name = own_metric_is_named(name, with, diag)?;
-        return Some((Declared { name, stage, value: MetricValue::Rust(value) }, with.clone()));
+        let value = MetricValue::Rust(value);
+        return Some((Declared { name, stage, value, of }, with.clone()));
     }
     let (at, args) = begins_with_a_name(attr, symbol::METRIC, &table::names(METRICS), diag)?;
     let row = table::find(METRICS, &at.to_string())?;
     let mut known: Vec<&str> = row.keys().map(|key| key.name).collect();
-    known.extend([symbol::NAME, symbol::STAGE]);
+    known.extend([symbol::NAME, symbol::STAGE, symbol::OUTPUT, symbol::TARGET]);
     let mut pairs = keys::pairs(row.name, args, &known, diag)?;
     let choices = name_and_stage(&mut pairs, diag);
+    let of = measured(spec, &mut pairs, diag);
     keys::fit(at, row, &pairs, diag)?;
     keys::fields_are_read_from_self(spec, &pairs, diag)?;
     let (name, stage) = choices?;
     let name = name.unwrap_or_else(|| row.name.to_owned());
     let value = MetricValue::Known { row, at: at.clone(), keys: pairs };
-    Some((Declared { name, stage, value }, at.clone()))
+    Some((Declared { name, stage, value, of: of? }, at.clone()))
+}
+
+/// What the metric is computed of; `None` if it was refused.
+fn measured(spec: &Spec, pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Measured> {
+    let output = keys::take(pairs, symbol::OUTPUT).map(|pair| pair.value);
+    let target = match keys::take(pairs, symbol::TARGET) {
+        Some(pair) => Some(batch::part_of_metric(&pair.value, spec, diag)?),
+        None => None,
+    };
+    Some(Measured { output, target })
 }
 
 fn name_and_stage(

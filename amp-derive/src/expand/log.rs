@@ -3,8 +3,8 @@
 use proc_macro2::{Ident, TokenStream};
 use quote::quote;
 
-use super::local;
-use crate::model::{LogOptions, Loss, Metric, MetricValue, Pair};
+use super::{batch, local};
+use crate::model::{BatchOf, Body, LogOptions, Loss, Metric, MetricValue, Model, Pair, Part};
 
 /// The locals of a generated step.
 pub(super) struct Locals {
@@ -12,6 +12,8 @@ pub(super) struct Locals {
     pub(super) step: Ident,
     pub(super) output: Ident,
     pub(super) loss: Ident,
+    /// The batch as the type that the model names.
+    pub(super) examples: Ident,
 }
 
 impl Locals {
@@ -21,58 +23,77 @@ impl Locals {
             step: local("step"),
             output: local("output"),
             loss: local("loss"),
+            examples: local("examples"),
         }
     }
 }
 
 /// Runs the model and computes and logs the loss and the metrics.
 pub(super) fn step(
+    model: &Model,
     locals: &Locals,
     stage: &str,
     loss: &Loss,
     log: LogOptions,
     metrics: &[Metric],
 ) -> TokenStream {
-    let Locals { batch, step, output, loss: value } = locals;
-    let computed = compute(loss, locals);
+    let Locals { batch, step, output, loss: value, .. } = locals;
+    let (taken, forward) = (batch::taken(model, locals), batch::forward(model, locals));
+    let computed = compute(model, loss, locals);
     let (name, options) = (format!("{stage}_loss"), options(log));
-    let metrics = metrics.iter().map(|metric| self::metric(metric, locals));
+    let metrics = metrics.iter().map(|metric| self::metric(model, metric, locals));
     quote! {
-        let #batch = <__amp::Batch as __amp::BatchType>::from_any(#batch)?;
-        let #output = __amp::Module::forward(self, &#batch.input, #step.context())?;
+        #taken
+        let #output = #forward;
         #computed
         #step.log(#name, &#value, #batch.len(), #options)?;
         #(#metrics)*
     }
 }
 
-fn compute(loss: &Loss, locals: &Locals) -> TokenStream {
-    let Locals { batch, output, loss: value, .. } = locals;
+fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
+    let Locals { output, loss: value, .. } = locals;
+    let target = batch::target(model, locals);
     match loss {
         Loss::Known(function) => {
-            quote! { let #value = __amp::loss::#function(&#output, &#batch.target)?; }
+            quote! { let #value = __amp::loss::#function(&#output, #target)?; }
         }
         Loss::Function(function) => {
-            quote! { let #value = (#function)(&#output, &#batch.target)?; }
+            quote! { let #value = (#function)(&#output, #target)?; }
         }
         Loss::Closure(closure) => {
             // With types, since a closure that is called at once has none to go by.
             let criterion = local("criterion");
-            let arguments = closure.inputs.iter().map(|pat| match pat {
+            let types = given(model);
+            let arguments = closure.inputs.iter().zip(types).map(|(pat, ty)| match pat {
                 typed @ syn::Pat::Type(_) => quote!(#typed),
-                pat => quote!(#pat: &__amp::Tensor),
+                pat => quote!(#pat: &#ty),
             });
             let body = &closure.body;
             quote! {
                 let #criterion = |#(#arguments),*| -> __amp::Result<__amp::Tensor> { #body };
-                let #value = #criterion(&#output, &#batch.target)?;
+                let #value = #criterion(&#output, #target)?;
             }
         }
     }
 }
 
-fn metric(metric: &Metric, locals: &Locals) -> TokenStream {
-    let Locals { batch, step, output, .. } = locals;
+/// The types of output and target, behind references, where a loss leaves them out.
+fn given(model: &Model) -> [TokenStream; 2] {
+    let tensor = || quote!(__amp::Tensor);
+    let output = match model.forward.of_any_inputs() {
+        Some(Body { output: Some((_, output)), .. }) => quote!(#output),
+        _ => tensor(),
+    };
+    let target = match &model.batch {
+        Some(BatchOf { ty, target: Part::Whole, .. }) => quote!(#ty),
+        _ => tensor(),
+    };
+    [output, target]
+}
+
+fn metric(model: &Model, metric: &Metric, locals: &Locals) -> TokenStream {
+    let step = &locals.step;
     let (name, options) = (&metric.name, options(metric.log));
     let value = match &metric.value {
         MetricValue::Rust(expr) => quote!(#expr),
@@ -85,7 +106,12 @@ fn metric(metric: &Metric, locals: &Locals) -> TokenStream {
             }
         }
     };
-    quote! { #step.metric(#name, &#value, &#output, &#batch.target, #options)?; }
+    let output = batch::measured(metric.of.output.as_ref(), locals);
+    let target = match &metric.of.target {
+        Some(part) => batch::part(part, locals),
+        None => batch::target(model, locals),
+    };
+    quote! { #step.metric(#name, &#value, #output, #target, #options)?; }
 }
 
 fn options(LogOptions { on_step, on_epoch, prog_bar }: LogOptions) -> TokenStream {

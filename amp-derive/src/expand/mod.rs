@@ -4,6 +4,7 @@
 //! the hygiene of the derive ([`local`]), so that nothing meets a name of the user's. What the
 //! user's code may name (`self`, hyperparameters, layers, `cx`, `plan`) has the user's hygiene.
 
+mod batch;
 mod bounds;
 mod builder;
 mod checkpoint;
@@ -66,8 +67,8 @@ fn module(model: &Model) -> TokenStream {
 fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
     let name = model.ident.unraw().to_string();
     let hyperparameters = hyperparameters(model);
-    let train = train::expand(&lightning.training);
-    let validate = lightning.validation.as_ref().map(validate::expand);
+    let train = train::expand(model, &lightning.training);
+    let validate = lightning.validation.as_ref().map(|step| validate::expand(model, step));
     let optimizers = optimizer::expand(&lightning.optimizers);
     let hooks = lightning.hooks.iter().map(hooks::expand);
     let checkpoint = checkpoint::expand(model);
@@ -168,7 +169,7 @@ fn layer_of_self(field: &Field) -> TokenStream {
 }
 
 /// The derive's hygiene at a place of the user's.
-fn located_at(span: Span) -> Span {
+pub(crate) fn located_at(span: Span) -> Span {
     Span::call_site().located_at(span)
 }
 

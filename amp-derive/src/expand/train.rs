@@ -5,9 +5,9 @@ use quote::quote;
 use syn::ExprPath;
 
 use super::log::{self, Locals};
-use crate::model::Step;
+use crate::model::{Model, Step};
 
-pub(super) fn expand(step: &Step) -> TokenStream {
+pub(super) fn expand(model: &Model, step: &Step) -> TokenStream {
     let locals = Locals::new();
     let Locals { batch, step: argument, loss: value, .. } = &locals;
     let body = match step {
@@ -16,7 +16,7 @@ pub(super) fn expand(step: &Step) -> TokenStream {
             quote!(__amp::with_batch(#batch, |#batch| #path(self, #batch, #argument)))
         }
         Step::Generated { loss, log, metrics } => {
-            let logged = log::step(&locals, "train", loss, *log, metrics);
+            let logged = log::step(model, &locals, "train", loss, *log, metrics);
             quote! {
                 #logged
                 __amp::Ok(#value)

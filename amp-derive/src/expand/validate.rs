@@ -3,10 +3,13 @@
 use proc_macro2::TokenStream;
 use quote::quote;
 
-use super::log::{self, Locals};
-use crate::model::{Metric, Step};
+use super::{
+    batch,
+    log::{self, Locals},
+};
+use crate::model::{Metric, Model, Step};
 
-pub(super) fn expand(step: &Step) -> TokenStream {
+pub(super) fn expand(model: &Model, step: &Step) -> TokenStream {
     let locals = Locals::new();
     let Locals { batch, step: argument, .. } = &locals;
     let body = match step {
@@ -14,15 +17,15 @@ pub(super) fn expand(step: &Step) -> TokenStream {
             quote!(__amp::with_batch(#batch, |#batch| #path(self, #batch, #argument)))
         }
         Step::Generated { loss, log, metrics } => {
-            let logged = log::step(&locals, "val", loss, *log, metrics);
+            let logged = log::step(model, &locals, "val", loss, *log, metrics);
             quote! {
                 #logged
                 __amp::Ok(())
             }
         }
     };
-    let test = test(step, &locals);
-    let predict = predict(&locals);
+    let test = test(model, step, &locals);
+    let predict = predict(model, &locals);
     quote! {
         fn validation_step(
             &mut self,
@@ -37,7 +40,7 @@ pub(super) fn expand(step: &Step) -> TokenStream {
 }
 
 /// The generated validation step under the names of the test; none beside a function of the user's.
-fn test(step: &Step, locals: &Locals) -> Option<TokenStream> {
+fn test(model: &Model, step: &Step, locals: &Locals) -> Option<TokenStream> {
     let Step::Generated { loss, log, metrics } = step else { return None };
     let renamed = |metric: &Metric| Metric {
         name: match metric.name.strip_prefix("val_") {
@@ -47,7 +50,7 @@ fn test(step: &Step, locals: &Locals) -> Option<TokenStream> {
         ..metric.clone()
     };
     let metrics: Vec<Metric> = metrics.iter().map(renamed).collect();
-    let logged = log::step(locals, "test", loss, *log, &metrics);
+    let logged = log::step(model, locals, "test", loss, *log, &metrics);
     let Locals { batch, step: argument, .. } = locals;
     Some(quote! {
         fn test_step(
@@ -61,16 +64,17 @@ fn test(step: &Step, locals: &Locals) -> Option<TokenStream> {
     })
 }
 
-fn predict(Locals { batch, step, output, .. }: &Locals) -> TokenStream {
-    quote! {
+fn predict(model: &Model, locals: &Locals) -> Option<TokenStream> {
+    let predicted = batch::predicted(model, locals)?;
+    let Locals { batch, step, output, .. } = locals;
+    Some(quote! {
         fn predict_step(
             &mut self,
             #batch: &__amp::AnyBatch,
             #step: &mut __amp::Step<'_>,
         ) -> __amp::Result<__amp::AnyBatch> {
-            let #output =
-                __amp::Module::forward(self, #batch.required("input")?, #step.context())?;
+            #predicted
             __amp::predictions(&#output)
         }
-    }
+    })
 }

@@ -49,7 +49,29 @@ pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
     Ok(predictions)
 }
 
+/// The field of a batch that `of` gives, by its dotted name.
+#[doc(hidden)]
+pub fn take_field<B, F: BatchField>(
+    name: &str,
+    batch: &AnyBatch,
+    of: impl Fn(&B) -> &F,
+) -> Result<F> {
+    // It tells the field's type, and is not called.
+    let _ = of;
+    F::take(name, batch)
+}
+
+/// The name of a field in a nested batch.
+#[doc(hidden)]
+pub fn field_name(parent: &str, field: &str) -> String {
+    format!("{parent}.{field}")
+}
+
 /// What a field of a batch may be: a tensor, an option, a list, or another struct of such fields.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a field of a batch",
+    note = "fields are tensors, options, lists and tuples of fields, and structs that derive `Batch`"
+)]
 pub trait BatchField: Sized {
     /// What a forward pass takes of it.
     type Ref<'a>

@@ -5,5 +5,5 @@ mod field;
 mod pair;
 
 pub use any::{AnyBatch, FieldRole};
-pub use field::{BatchField, BatchType, predictions, with_batch};
+pub use field::{BatchField, BatchType, field_name, predictions, take_field, with_batch};
 pub use pair::Batch;

@@ -137,6 +137,10 @@ fn both_derives_register_every_attribute() {
             let text = list.tokens.to_string();
             let names = text.split_once('(').map(|(_, names)| names.trim_end_matches(')'));
             let names: Vec<&str> = names.unwrap_or_default().split(',').map(str::trim).collect();
+            if function.sig.ident == "batch" {
+                assert_eq!(names, [crate::symbol::AMP, crate::symbol::BATCH]);
+                continue;
+            }
             assert_eq!(names, known, "{}", function.sig.ident);
             derives += 1;
         }

@@ -86,7 +86,7 @@ fn metrics_with_their_keys() {
     metrics("#[metric(top_k, k = 0)]", &[("0", "`k` of `top_k` takes a value above 0, not 0")]);
     metrics(
         "#[metric(accuracy, k = 5)]",
-        &[("k", "`accuracy` has no `k`: it takes `name`, `stage`")],
+        &[("k", "`accuracy` has no `k`: it takes `name`, `stage`, `output`, `target`")],
     );
     metrics("#[metric(accuracy, name)]", &[("name", "`name` needs a value: `name = …`")]);
     metrics(

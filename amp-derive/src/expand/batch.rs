@@ -1,0 +1,114 @@
+//! What generated steps take of a batch.
+
+use proc_macro2::{Ident, TokenStream};
+use quote::{quote, quote_spanned};
+use syn::{Expr, ext::IdentExt, spanned::Spanned};
+
+use super::{local, located_at, log::Locals};
+use crate::{
+    model::{BatchOf, Model, Part},
+    symbol,
+};
+
+/// Takes the model's own type of batch from the one that a step is given.
+pub(super) fn taken(model: &Model, Locals { batch, examples, .. }: &Locals) -> TokenStream {
+    match &model.batch {
+        None => quote! { let #batch = <__amp::Batch as __amp::BatchType>::from_any(#batch)?; },
+        Some(BatchOf { ty, .. }) => {
+            quote! { let #examples = <#ty as __amp::BatchType>::from_any(#batch)?; }
+        }
+    }
+}
+
+/// Runs the model on the batch that was taken.
+pub(super) fn forward(model: &Model, locals: &Locals) -> TokenStream {
+    let Locals { batch, step, .. } = locals;
+    let inputs = match &model.batch {
+        None => vec![quote!(&#batch.input)],
+        Some(BatchOf { inputs, .. }) => {
+            inputs.iter().map(|part| self::part(part, locals)).collect()
+        }
+    };
+    run(model, &inputs, step)
+}
+
+fn run(model: &Model, inputs: &[TokenStream], step: &Ident) -> TokenStream {
+    match model.forward.of_any_inputs() {
+        None => quote!(__amp::Module::forward(self, #(#inputs,)* #step.context())?),
+        Some(_) => {
+            quote!(__amp::nn::Forward::forward_with(self, (#(#inputs,)*), #step.context())?)
+        }
+    }
+}
+
+/// The target of loss and metrics, as an argument.
+pub(super) fn target(model: &Model, locals: &Locals) -> TokenStream {
+    let batch = &locals.batch;
+    match &model.batch {
+        None => quote!(&#batch.target),
+        Some(BatchOf { target, .. }) => part(target, locals),
+    }
+}
+
+/// What a metric takes of the output, as an argument.
+pub(super) fn measured(output: Option<&Expr>, locals: &Locals) -> TokenStream {
+    let given = &locals.output;
+    match output {
+        None => quote!(&#given),
+        Some(expr) => {
+            // The user's code names it, so it has the user's hygiene.
+            let name = Ident::new(symbol::OUTPUT, proc_macro2::Span::call_site());
+            quote!({
+                let #name = &#given;
+                &#expr
+            })
+        }
+    }
+}
+
+/// A part of the batch, as an argument.
+pub(super) fn part(part: &Part, Locals { examples, .. }: &Locals) -> TokenStream {
+    match part {
+        Part::Whole => quote!(&#examples),
+        Part::Field(names) => quote!(__amp::BatchField::borrow(&#examples #(.#names)*)),
+    }
+}
+
+/// Runs the model on the inputs of a batch that need not have a target; nothing where they are not
+/// known.
+pub(super) fn predicted(model: &Model, locals: &Locals) -> Option<TokenStream> {
+    let Locals { batch, step, output, examples, .. } = locals;
+    let Some(BatchOf { ty, inputs, .. }) = &model.batch else {
+        let one = |body: &crate::model::Body| body.inputs.len() == 1;
+        if !model.forward.of_any_inputs().is_none_or(one) {
+            return None;
+        }
+        let run = run(model, &[quote!(#batch.required("input")?)], step);
+        return Some(quote! { let #output = #run; });
+    };
+    let (mut taken, mut given) = (Vec::new(), Vec::new());
+    for (at, input) in inputs.iter().enumerate() {
+        match input {
+            Part::Whole => {
+                taken
+                    .push(quote! { let #examples = <#ty as __amp::BatchType>::from_any(#batch)?; });
+                given.push(quote!(&#examples));
+            }
+            Part::Field(names) => {
+                let (value, of) = (local(&format!("input_{at}")), local("of"));
+                let key: Vec<String> = names.iter().map(|name| name.unraw().to_string()).collect();
+                let key = key.join(".");
+                let span = names.first().map_or_else(|| ty.span(), Ident::span);
+                taken.push(quote_spanned! { located_at(span)=>
+                    let #value = __amp::take_field(#key, #batch, |#of: &#ty| &#of #(.#names)*)?;
+                });
+                given.push(quote!(__amp::BatchField::borrow(&#value)));
+            }
+        }
+    }
+    let run = run(model, &given, step);
+    Some(quote! {
+        #(#taken)*
+        let #output = #run;
+    })
+}

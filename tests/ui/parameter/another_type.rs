@@ -1,0 +1,12 @@
+//! It is a tensor.
+
+use amp_core::prelude::*;
+
+#[derive(Module)]
+#[forward(|x| Ok(x.f_add(&self.shift)?))]
+struct Net {
+    #[parameter(init = 3.0)]
+    shift: Tensor,
+}
+
+fn main() {}

@@ -11,6 +11,7 @@
 
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "guard.h"
 
@@ -48,10 +49,10 @@ int amp_side_stream(int index, int64_t* id) {
   });
 }
 
-// Starts copying two host tensors to the device on a side stream. `out` is not to be used before
+// Starts copying `count` host tensors to the device on a side stream. `out` is not to be used before
 // amp_copy_arrive, to which, or to amp_copy_drop, `event` goes.
-int amp_copy_start(int index, int64_t stream_id, const at::Tensor* const* host, at::Tensor** out,
-                   void** event) {
+int amp_copy_start(int index, int64_t stream_id, const at::Tensor* const* host, size_t count,
+                   at::Tensor** out, void** event) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;
     const c10::Stream stream(c10::Stream::UNSAFE, cuda(index), stream_id);
@@ -63,25 +64,25 @@ int amp_copy_start(int index, int64_t stream_id, const at::Tensor* const* host, 
       return std::make_unique<at::Tensor>(
           tensor.pin_memory().to(to, /*non_blocking=*/true, /*copy=*/true));
     };
-    auto first = copy(*host[0]), second = copy(*host[1]);
+    std::vector<std::unique_ptr<at::Tensor>> copies;
+    for (size_t at = 0; at < count; ++at) copies.push_back(copy(*host[at]));
     auto done = std::make_unique<c10::Event>(c10::DeviceType::CUDA);
     done->record(stream);
-    out[0] = first.release();
-    out[1] = second.release();
+    for (size_t at = 0; at < count; ++at) out[at] = copies[at].release();
     *event = done.release();
   });
 }
 
 // Lets the stream that this thread computes on wait for the copy, without waiting itself.
-int amp_copy_arrive(void* event, const at::Tensor* const* tensors) {
+int amp_copy_arrive(void* event, const at::Tensor* const* tensors, size_t count) {
   return amp::guarded([&] {
     const c10::impl::VirtualGuardImpl device(c10::DeviceType::CUDA);
+    if (count == 0) return;
     const auto stream = device.getStream(tensors[0]->device());
     static_cast<c10::Event*>(event)->block(stream);
     // Their memory is the side stream's: without this, a tensor freed while the computation on it
     // is still queued would be overwritten by the next copy.
-    tensors[0]->record_stream(stream);
-    tensors[1]->record_stream(stream);
+    for (size_t at = 0; at < count; ++at) tensors[at]->record_stream(stream);
   });
 }
 

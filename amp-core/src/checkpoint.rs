@@ -18,7 +18,8 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use crate::{
-    Error, Result, hardware,
+    Error, Hyperparameters, Result, hardware,
+    precision::Precision,
     state::State,
     tensor_file::{self, TensorFile},
 };
@@ -97,6 +98,87 @@ pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
         }
     }
     Ok(newest.map(|(_, path)| path))
+}
+
+/// The checkpoint that a user means: a file; `FOLDER/last` and `FOLDER/best`, the last one and the best
+/// one that a [`ModelCheckpoint`](crate::callback::ModelCheckpoint) has kept in a folder; or a folder, for
+/// its newest one.
+///
+/// # Errors
+/// When there is none.
+pub fn find(path: &Path) -> Result<PathBuf> {
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let (folder, name) = match (path.is_dir(), path.parent(), path.file_name()) {
+        (true, ..) => (path, None),
+        (false, Some(folder), Some(name)) if folder.is_dir() => (folder, name.to_str()),
+        _ => {
+            return Err(Error::config(format!(
+                "{}: no such checkpoint: give a file, a folder, or FOLDER/best or FOLDER/last",
+                path.display()
+            )));
+        }
+    };
+    let none = |what: &str| {
+        Err(Error::config(format!("{}: no {what} is in this folder", folder.display())))
+    };
+    match name {
+        Some("last") if folder.join("last.safetensors").is_file() => {
+            Ok(folder.join("last.safetensors"))
+        }
+        Some("best") => match latest(folder)?.map(|newest| best_of(&newest)).transpose()?.flatten()
+        {
+            Some(best) => Ok(folder.join(best.file_name().unwrap_or_default())),
+            None => none("best checkpoint"),
+        },
+        None | Some("last") => match latest(folder)? {
+            Some(newest) => Ok(newest),
+            None => none("checkpoint of a run"),
+        },
+        Some(_) => none(&format!("checkpoint `{}`", path.display())),
+    }
+}
+
+/// The best file that a callback of the run had kept when `checkpoint` was written.
+fn best_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
+    let text = header(checkpoint)?;
+    let state: Map<String, Value> =
+        text.get(STATE).and_then(|state| serde_json::from_str(state).ok()).unwrap_or_default();
+    let kept = state.iter().find_map(|(name, value)| {
+        let is_best = name.starts_with("callback/ModelCheckpoint/") && name.ends_with("/best");
+        is_best.then(|| value.get(0)?.get(1)?.as_str()).flatten()
+    });
+    Ok(kept.map(PathBuf::from))
+}
+
+/// What a file of weights or a checkpoint says of its model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// The model's name.
+    pub model: String,
+    /// The hyperparameters that it was built with.
+    pub hyperparameters: Hyperparameters,
+    /// The precision that it was trained in.
+    pub precision: Option<Precision>,
+}
+
+/// Reads what a file says of its model, without its tensors.
+///
+/// # Errors
+/// When the file cannot be read, or is none of ours.
+pub fn summary(path: &Path) -> Result<Summary> {
+    let text = header(path)?;
+    let missing = |name: &str| {
+        Error::config(format!("{}: says nothing of its {name}: no file of ours", path.display()))
+    };
+    let hyperparameters = text.get("hyperparameters").ok_or_else(|| missing("hyperparameters"))?;
+    Ok(Summary {
+        model: text.get("model").ok_or_else(|| missing("model"))?.clone(),
+        hyperparameters: serde_json::from_str(hyperparameters)
+            .map_err(|error| Error::config(format!("{}: {error}", path.display())))?,
+        precision: text.get("precision").and_then(|name| name.parse().ok()),
+    })
 }
 
 /// The texts of a file's header; the rest is not read.

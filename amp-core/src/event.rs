@@ -66,12 +66,21 @@ pub enum Event {
     },
     /// A step was profiled. Told when the device has done it, some steps later.
     Profiled(Profile),
-    /// An epoch with its validation has ended.
+    /// A validation within an epoch, at the [interval](crate::trainer::ValCheckInterval) asked for.
+    Validated(Validated),
+    /// An epoch has ended, with its validation where one was due.
     EpochEnd(EpochEnd),
     /// The run was saved for a callback.
     Saved {
         /// The file.
         path: PathBuf,
+    },
+    /// A signal ended the run at a step's boundary.
+    Interrupted {
+        /// The signal's number.
+        signal: u32,
+        /// Where the run was saved, to go on from.
+        saved: Option<PathBuf>,
     },
     /// A callback ended the run before its last epoch.
     Stopped {
@@ -141,6 +150,20 @@ pub struct FitStart {
     pub resumed: Option<Position>,
 }
 
+/// The figures of a validation within an epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Validated {
+    /// Where training is: the next batch.
+    #[serde(flatten)]
+    pub position: Position,
+    /// Optimizer steps applied so far.
+    pub global_step: u64,
+    /// The values.
+    pub val: Vec<Logged>,
+    /// Wall-clock seconds of validation.
+    pub val_seconds: f64,
+}
+
 /// The figures of an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochEnd {
@@ -152,7 +175,7 @@ pub struct EpochEnd {
     pub lr: f64,
     /// Training values.
     pub train: Vec<Logged>,
-    /// Validation values.
+    /// Validation values; none where no validation was due.
     pub val: Vec<Logged>,
     /// Wall-clock seconds of training.
     pub train_seconds: f64,
@@ -182,6 +205,9 @@ pub struct FitEnd {
     pub scale: Option<f64>,
     /// Wall-clock seconds of the whole run.
     pub seconds: f64,
+    /// The number of the signal that ended the run, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interrupted: Option<u32>,
 }
 
 /// Listens to a run.

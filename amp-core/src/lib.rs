@@ -37,7 +37,7 @@ pub mod weights;
 pub use amp_derive::{LightningModule, Module};
 pub use error::{Error, Result};
 pub use module::{Hook, Hyperparameters, LightningModule, Step};
-pub use nn::Module;
+pub use nn::{Module, Visit};
 pub use tch;
 pub use trainer::{Trainer, TrainerConfig};
 
@@ -45,7 +45,7 @@ pub use trainer::{Trainer, TrainerConfig};
 pub mod prelude {
     pub use crate::{
         Error, Hook, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
-        data::{Batch, DataModule},
+        data::{AnyBatch, Batch, BatchType, DataModule},
         log::LogOptions,
         loss, metric,
         nn::{
@@ -65,16 +65,16 @@ pub mod __private {
     pub use crate::{
         Error, Hook, Hyperparameters, LightningModule, Module, Result, Step,
         callback::Mode,
-        data::Batch,
+        data::{AnyBatch, Batch, BatchType, predictions, with_batch},
         hparam,
         log::LogOptions,
         loss, metric, nn,
-        nn::{Context, Visitor, visit_child},
+        nn::{Context, Visit, Visitor, visit_child},
         optim,
         optim::{Interval, OptimizerConfig, Optimizers, ParamGroups, TrainingPlan},
         precision::{Gradients, Region, StepOutcome, Unscaled},
         state::State,
-        trainer::StepAccess,
+        trainer::{ManualStep, StepAccess},
     };
     pub use core::{
         convert::{From, Into, TryFrom},
@@ -82,7 +82,7 @@ pub mod __private {
         iter::Iterator,
         marker::PhantomData,
         option::Option::{self, None, Some},
-        primitive::str,
+        primitive::{bool, str},
         result::Result::{Err, Ok},
         unreachable,
     };

@@ -3,15 +3,15 @@
 use tch::{Device, Tensor};
 
 use crate::{
-    Result,
-    data::Batch,
+    Error, Result,
+    data::AnyBatch,
     log::{Log, LogOptions},
     metric::Metric,
-    nn::{Context, Module},
+    nn::{Context, Visit},
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
-    trainer::StepAccess,
+    trainer::{ManualStep, StepAccess},
 };
 
 /// Hyperparameters by name, as saved beside weights.
@@ -43,7 +43,7 @@ pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 /// # Ok(())
 /// # }
 /// ```
-pub trait LightningModule: Module {
+pub trait LightningModule: Visit {
     /// The struct's name.
     fn name(&self) -> &'static str;
 
@@ -51,19 +51,61 @@ pub trait LightningModule: Module {
     fn hyperparameters(&self) -> Hyperparameters;
 
     /// Computes the loss of one batch and logs what is declared. Runs inside the policy's
-    /// autocast region; the backward pass is the trainer's.
+    /// autocast region; the backward pass is the trainer's. A model of one type of batch takes it with
+    /// [`BatchType::from_any`](crate::data::BatchType::from_any).
     ///
     /// Returns the loss, a scalar.
     ///
     /// # Errors
     /// When the forward pass or the loss fails.
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor>;
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
+        let _ = (batch, step);
+        Err(no_step(self.name(), "training_step"))
+    }
+
+    /// Whether the model runs backward passes and optimizers itself, in
+    /// [`manual_step`](Self::manual_step) in place of [`training_step`](Self::training_step)
+    /// (Lightning's `automatic_optimization = False`).
+    fn optimizes_manually(&self) -> bool {
+        false
+    }
+
+    /// Does one batch: forward and backward passes and updates, in any number and order.
+    ///
+    /// # Errors
+    /// When any of these fails.
+    fn manual_step(&mut self, batch: &AnyBatch, step: &mut ManualStep<'_>) -> Result<()> {
+        let _ = (batch, step);
+        Err(no_step(self.name(), "manual_step"))
+    }
 
     /// Computes and logs the loss and metrics of one validation batch, without gradients.
     ///
     /// # Errors
     /// When the forward pass or the loss fails.
-    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()>;
+    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
+        let _ = (batch, step);
+        Err(no_step(self.name(), "validation_step"))
+    }
+
+    /// Computes and logs the loss and metrics of one test batch, without gradients.
+    ///
+    /// # Errors
+    /// When the forward pass or the loss fails, or the model has no such step.
+    fn test_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
+        let _ = (batch, step);
+        Err(no_step(self.name(), "test_step"))
+    }
+
+    /// What the model predicts for a batch, without gradients: one tensor or several, dimension 0
+    /// counting the examples.
+    ///
+    /// # Errors
+    /// When the forward pass fails, or the model has no such step.
+    fn predict_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<AnyBatch> {
+        let _ = (batch, step);
+        Err(no_step(self.name(), "predict_step"))
+    }
 
     /// The optimizers and their schedules; each parameter belongs to one of them.
     ///
@@ -168,6 +210,10 @@ pub trait LightningModule: Module {
     fn on_train_end(&mut self) -> Result<()> {
         Ok(())
     }
+}
+
+fn no_step(model: &str, step: &str) -> Error {
+    Error::config(format!("`{model}` has no {step}: add one, or train without data for it"))
 }
 
 /// What a hook sees of the run, and where it logs.

@@ -7,9 +7,10 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error, LightningModule, Result, Step,
-    data::Batch,
+    data::AnyBatch,
+    ffi::WatchedGradient,
     log::Log,
-    nn::{Call, Context, Parameter, Probe, parameters},
+    nn::{Call, Context, Parameter, Probe},
     precision::{Policy, dtype_name, is_floating},
 };
 
@@ -37,8 +38,8 @@ pub struct Provenance {
 pub enum Cause {
     /// A parameter, before the step.
     Parameter(String),
-    /// The batch's input.
-    Input,
+    /// A tensor of the batch.
+    Input(String),
     /// The output of a module whose input was finite.
     Activation(String),
     /// The loss; every module's output was finite.
@@ -54,7 +55,7 @@ pub enum Cause {
 impl Cause {
     /// Whether the forward pass, or what it starts from, is not finite: no loss scale helps there.
     pub fn is_forward(&self) -> bool {
-        matches!(self, Self::Parameter(_) | Self::Input | Self::Activation(_) | Self::Loss)
+        matches!(self, Self::Parameter(_) | Self::Input(_) | Self::Activation(_) | Self::Loss)
     }
 }
 
@@ -62,7 +63,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Parameter(name) => write!(f, "the parameter `{name}`"),
-            Self::Input => f.write_str("the batch's input"),
+            Self::Input(name) => write!(f, "the batch's `{name}`"),
             Self::Activation(module) => write!(f, "the output of `{module}`"),
             Self::Loss => f.write_str("the loss"),
             Self::LossGradient => f.write_str("the gradient of the loss"),
@@ -89,25 +90,50 @@ pub(crate) struct Replay<'a> {
     /// The pass's context without a probe.
     pub(crate) context: Context,
     pub(crate) scale: f64,
-    /// A batch and the share of its loss.
-    pub(crate) batches: &'a [(Batch, f64)],
+    /// A batch, or a part of one, and the share of its loss.
+    pub(crate) batches: Vec<(AnyBatch, f64)>,
     pub(crate) global_step: u64,
+    pub(crate) parameters: &'a [Parameter],
 }
 
-/// Keeps all inputs and outputs, in the order in which modules ended.
+/// Looks at outputs as they come, and at their gradients in the backward pass. It keeps figures and the
+/// last output, so that a pass holds what it holds unobserved.
 #[derive(Default)]
-struct Recording(RefCell<Vec<Seen>>);
+struct Watch {
+    seen: RefCell<Vec<Seen>>,
+    last: RefCell<Option<Tensor>>,
+    /// The first output that is not finite, or why looking for it failed.
+    first: RefCell<Option<Result<Provenance>>>,
+}
 
+/// A module that has run.
 struct Seen {
     path: String,
-    input: Tensor,
-    output: Tensor,
+    kind: Kind,
+    elements: i64,
+    gradient: Option<WatchedGradient>,
 }
 
-impl Probe for Recording {
+impl Watch {
+    fn look(&self, call: &Call<'_>) -> Result<Option<Provenance>> {
+        let Call { path, input, output, .. } = *call;
+        let kind = output.kind();
+        let traced = is_floating(kind) && output.requires_grad();
+        let gradient = traced.then(|| WatchedGradient::of(output)).transpose()?;
+        let elements = output.numel() as i64;
+        self.seen.borrow_mut().push(Seen { path: path.to_owned(), kind, elements, gradient });
+        *self.last.borrow_mut() = Some(output.shallow_clone());
+        check(Cause::Activation(path.to_owned()), output, Some(input))
+    }
+}
+
+impl Probe for Watch {
     fn ran(&self, call: &Call<'_>) {
-        let (input, output) = (call.input.shallow_clone(), call.output.shallow_clone());
-        self.0.borrow_mut().push(Seen { path: call.path.to_owned(), input, output });
+        if self.first.borrow().is_none()
+            && let Some(found) = self.look(call).transpose()
+        {
+            *self.first.borrow_mut() = Some(found);
+        }
     }
 }
 
@@ -116,17 +142,18 @@ impl Replay<'_> {
     /// back to where the step began. Parameters and gradients are left alone; `None` when all is
     /// finite this time.
     pub(crate) fn find(self, model: &mut dyn LightningModule) -> Result<Option<Provenance>> {
-        let parameters = parameters(model);
-        for Parameter { name, tensor } in &parameters {
-            if let Some(found) = check(Cause::Parameter(name.to_string()), tensor, None)? {
+        for Parameter { name, tensor } in self.parameters {
+            if let Some(found) = check(Cause::Parameter(name.clone()), tensor, None)? {
                 return Ok(Some(found));
             }
         }
-        let recording = Rc::new(Recording::default());
-        let context = self.context.again().with_probe(recording.clone());
-        for (batch, share) in self.batches {
-            if let Some(found) = check(Cause::Input, &batch.input, None)? {
-                return Ok(Some(found));
+        let watch = Rc::new(Watch::default());
+        let context = self.context.again().with_probe(watch.clone());
+        for (batch, share) in &self.batches {
+            for (name, tensor) in batch.numbers() {
+                if let Some(found) = check(Cause::Input(name.to_owned()), tensor, None)? {
+                    return Ok(Some(found));
+                }
             }
             let loss = {
                 let _autocast = self.policy.autocast()?;
@@ -134,27 +161,22 @@ impl Replay<'_> {
                 let mut step = Step::new(&context, &mut log, 0, self.global_step);
                 model.training_step(batch, &mut step)?
             };
-            let seen = recording.0.take();
-            if let Some(found) = forward(&seen, &loss)? {
+            if let Some(found) = watch.first.take() {
+                return found.map(Some);
+            }
+            let last = watch.last.take();
+            if let Some(found) = check(Cause::Loss, &loss, last.as_ref())? {
                 return Ok(Some(found));
             }
+            drop(last);
             let scaled = loss.f_mul_scalar(share * self.scale)?;
-            if let Some(found) = backward(&seen, &scaled, &parameters)? {
+            drop(loss);
+            if let Some(found) = backward(&watch.seen.take(), &scaled, self.parameters)? {
                 return Ok(Some(found));
             }
         }
         Ok(None)
     }
-}
-
-fn forward(seen: &[Seen], loss: &Tensor) -> Result<Option<Provenance>> {
-    for Seen { path, input, output } in seen {
-        let cause = Cause::Activation(path.clone());
-        if let Some(found) = check(cause, output, Some(input))? {
-            return Ok(Some(found));
-        }
-    }
-    check(Cause::Loss, loss, seen.last().map(|last| &last.output))
 }
 
 /// Follows the gradient of the scaled loss back through the modules, the last one first.
@@ -163,26 +185,26 @@ fn backward(
     scaled: &Tensor,
     parameters: &[Parameter],
 ) -> Result<Option<Provenance>> {
-    let traced: Vec<usize> = (0..seen.len())
-        .filter(|at| is_floating(seen[*at].output.kind()) && seen[*at].output.requires_grad())
-        .collect();
-    let mut inputs: Vec<&Tensor> = traced.iter().map(|at| &seen[*at].output).collect();
-    inputs.extend(parameters.iter().map(|parameter| &parameter.tensor));
-    let gradients = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
-    let (outputs, weights) = gradients.split_at(traced.len());
-    for (place, at) in traced.iter().enumerate().rev() {
-        // A gradient that is not finite was made by what used this output: the module after it.
-        let cause = match seen.get(at + 1) {
-            None => Cause::LossGradient,
-            Some(next) => Cause::InputGradient(next.path.clone()),
-        };
-        let given = traced.get(place + 1).map(|_| &outputs[place + 1]);
-        if let Some(found) = check(cause, &outputs[place], given)? {
-            return Ok(Some(found));
+    let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
+    let weights = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
+    // The largest magnitude of the gradient that was passed on before.
+    let mut from = None;
+    for (at, Seen { kind, elements, gradient, .. }) in seen.iter().enumerate().rev() {
+        let Some(gradient) = gradient else { continue };
+        let Some((nan, inf, largest)) = gradient.read()? else { continue };
+        if nan + inf > 0 {
+            // A gradient that is not finite was made by what used this output: the module after it.
+            let cause = match seen.get(at + 1) {
+                None => Cause::LossGradient,
+                Some(next) => Cause::InputGradient(next.path.clone()),
+            };
+            let dtype = dtype_name(*kind).to_owned();
+            return Ok(Some(Provenance { cause, dtype, nan, inf, of: *elements, from }));
         }
+        from = Some(largest).filter(|largest| largest.is_finite());
     }
-    for (Parameter { name, .. }, gradient) in parameters.iter().zip(weights) {
-        if let Some(found) = check(Cause::WeightGradient(name.to_string()), gradient, None)? {
+    for (Parameter { name, .. }, gradient) in parameters.iter().zip(&weights) {
+        if let Some(found) = check(Cause::WeightGradient(name.clone()), gradient, None)? {
             return Ok(Some(found));
         }
     }

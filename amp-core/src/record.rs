@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Result,
-    event::{EpochEnd, Event, FitEnd, FitStart, Skipped, Subscriber},
+    event::{EpochEnd, Event, FitEnd, FitStart, Skipped, Subscriber, Validated},
     memory::Memory,
     probe::Observed,
     trainer::{Profile, Recovery},
@@ -20,6 +20,9 @@ pub struct RunRecord {
     pub observed: Observed,
     /// The epochs.
     pub epochs: Vec<EpochEnd>,
+    /// The validations within epochs.
+    #[serde(default)]
+    pub validations: Vec<Validated>,
     /// The steps that were not applied.
     pub skips: Vec<Skipped>,
     /// The scale's changes: after how many attempted steps, and to what.
@@ -49,6 +52,7 @@ pub struct Recorder {
     start: Option<FitStart>,
     observed: Observed,
     epochs: Vec<EpochEnd>,
+    validations: Vec<Validated>,
     skips: Vec<Skipped>,
     scales: Vec<(u64, f64)>,
     recoveries: Vec<(u64, Recovery)>,
@@ -69,8 +73,13 @@ impl Subscriber for Recorder {
                 self.recoveries.push((*attempt, recovery.clone()));
             }
             Event::Scale { attempt, scale } => self.scales.push((*attempt, *scale)),
+            Event::Validated(validated) => self.validations.push(validated.clone()),
             Event::EpochEnd(epoch) => self.epochs.push(epoch.clone()),
             Event::FitEnd(end) => self.end = Some(end.clone()),
+            Event::Interrupted { signal, saved } => self.notes.push(match saved {
+                Some(path) => format!("ended by signal {signal}, saved as {}", path.display()),
+                None => format!("ended by signal {signal}, not saved"),
+            }),
             Event::Stopped { reason } => self.notes.push(format!("stopped early: {reason}")),
             Event::Batch { .. } | Event::Logged { .. } | Event::Saved { .. } => {}
             Event::Profiled(profile) => self.profile.push(profile.clone()),
@@ -86,6 +95,7 @@ impl Recorder {
             start: self.start?,
             observed: self.observed,
             epochs: self.epochs,
+            validations: self.validations,
             skips: self.skips,
             scales: self.scales,
             recoveries: self.recoveries,

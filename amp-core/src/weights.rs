@@ -13,7 +13,7 @@ use tch::Tensor;
 
 use crate::{
     Error, Result, ffi,
-    nn::{Module, named_tensors},
+    nn::{Visit, named_tensors},
     tensor_file::{self, TensorFile},
 };
 
@@ -23,7 +23,7 @@ use crate::{
 /// # Errors
 /// When the folder is missing or cannot be written to.
 pub fn save(
-    module: &(impl Module + ?Sized),
+    module: &(impl Visit + ?Sized),
     path: &Path,
     metadata: BTreeMap<String, String>,
 ) -> Result<()> {
@@ -38,19 +38,19 @@ pub fn save(
 ///
 /// # Errors
 /// When the file is missing, damaged, or another model's: then nothing has changed.
-pub fn load(module: &(impl Module + ?Sized), path: &Path) -> Result<BTreeMap<String, String>> {
+pub fn load(module: &(impl Visit + ?Sized), path: &Path) -> Result<BTreeMap<String, String>> {
     let TensorFile { tensors, metadata } = tensor_file::read(path)?;
     Found::in_file(module, path, &tensors)?.apply()?;
     Ok(metadata)
 }
 
 /// A model's tensors, each under its first name.
-pub(crate) fn distinct(module: &(impl Module + ?Sized)) -> Vec<(String, Tensor)> {
+pub(crate) fn distinct(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor)> {
     tied(module).into_iter().map(|(tensor, mut names)| (names.swap_remove(0), tensor)).collect()
 }
 
 /// Every tensor once, with its names in order of declaration.
-fn tied(module: &(impl Module + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
+fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
     let mut places = HashMap::new();
     let mut all: Vec<(Tensor, Vec<String>)> = Vec::new();
     for (name, tensor, _) in named_tensors(module) {
@@ -74,7 +74,7 @@ impl Found {
     /// # Errors
     /// When names or shapes are not the model's.
     pub(crate) fn in_file(
-        module: &(impl Module + ?Sized),
+        module: &(impl Visit + ?Sized),
         path: &Path,
         tensors: &BTreeMap<String, Tensor>,
     ) -> Result<Self> {

@@ -34,14 +34,14 @@ pub(crate) fn expand(
                 }
                 fn training_step(
                     &mut self,
-                    _: &__amp::Batch,
+                    _: &__amp::AnyBatch,
                     _: &mut __amp::Step<'_>,
                 ) -> __amp::Result<__amp::Tensor> {
                     __amp::unreachable!()
                 }
                 fn validation_step(
                     &mut self,
-                    _: &__amp::Batch,
+                    _: &__amp::AnyBatch,
                     _: &mut __amp::Step<'_>,
                 ) -> __amp::Result<()> {
                     __amp::unreachable!()
@@ -63,6 +63,8 @@ pub(crate) fn expand(
                 fn forward(&self, _: &__amp::Tensor, _: &__amp::Context) -> __amp::Result<__amp::Tensor> {
                     __amp::unreachable!()
                 }
+            }
+            impl #impl_generics __amp::Visit for #ident #ty_generics #where_clause {
                 fn visit(&self, _: &mut dyn __amp::Visitor) {
                     __amp::unreachable!()
                 }

@@ -133,7 +133,8 @@ pub(crate) enum Forward {
 
 pub(crate) struct Lightning {
     pub(crate) training: Step,
-    pub(crate) validation: Step,
+    /// `None` for a model that optimizes manually and has no loss.
+    pub(crate) validation: Option<Step>,
     pub(crate) optimizers: Optimizers,
     pub(crate) hooks: Vec<OwnHook>,
 }
@@ -153,7 +154,13 @@ pub(crate) enum Step {
         metrics: Vec<Metric>,
     },
     /// A function with the step's signature.
-    Function(ExprPath),
+    Function {
+        path: ExprPath,
+        /// Whether it may run as a CUDA graph.
+        captured: bool,
+    },
+    /// A function that runs backward passes and updates itself.
+    Manual(ExprPath),
 }
 
 #[derive(Clone)]
@@ -165,6 +172,7 @@ pub(crate) enum Loss {
     Closure(ExprClosure),
 }
 
+#[derive(Clone)]
 pub(crate) struct Metric {
     /// The logged name, with its stage.
     pub(crate) name: String,

@@ -9,6 +9,9 @@ pub(crate) const OPTIMIZER: &str = "optimizer";
 pub(crate) const SCHEDULER: &str = "scheduler";
 pub(crate) const TRAINING_STEP: &str = "training_step";
 pub(crate) const VALIDATION_STEP: &str = "validation_step";
+pub(crate) const MANUAL_STEP: &str = "manual_step";
+/// Of a training step that may run as a CUDA graph.
+pub(crate) const CAPTURED: &str = "captured";
 pub(crate) const CONFIGURE_OPTIMIZERS: &str = "configure_optimizers";
 
 pub(crate) const ON_TRAIN_START: &str = "on_train_start";
@@ -32,6 +35,7 @@ pub(crate) const ON_STRUCT: &[&str] = &[
     SCHEDULER,
     TRAINING_STEP,
     VALIDATION_STEP,
+    MANUAL_STEP,
     CONFIGURE_OPTIMIZERS,
     ON_TRAIN_START,
     ON_TRAIN_EPOCH_START,

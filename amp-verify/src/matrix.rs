@@ -49,7 +49,7 @@ pub fn over_seeds(
         run(&case, precisions, subscriber)
     });
     let others = others.collect::<Result<Vec<_>>>()?;
-    Ok(first.with_seeds(&others, 1.0 / case.data.val.len().max(1) as f64))
+    Ok(first.with_seeds(&others, 1.0 / case.data.val.examples().max(1) as f64))
 }
 
 /// The precisions to run: the baseline, then the others in the order given, none twice.

@@ -1,6 +1,10 @@
 //! One run: a case under one precision.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use amp_core::{
     Error, Result, Trainer, TrainerConfig,
@@ -10,18 +14,27 @@ use amp_core::{
     precision::Precision,
     random,
     record::RunRecord,
-    trainer::Graph,
+    trainer::{Graph, Loops},
 };
 
 use crate::{case::Case, registry::LOSS};
 
-/// What acts on a run, beside what its case says.
-#[derive(Default)]
+/// What acts on a run in addition to its case.
 pub struct Extras {
     /// Callbacks, in the order in which they act.
     pub callbacks: Vec<Box<dyn Callback>>,
     /// The checkpoint to go on from.
     pub resume_from: Option<PathBuf>,
+    /// The number of a signal that ends the run once it is not 0, and where the run is saved then.
+    pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
+    /// Whether the run is held against others, so that it must log what its model is judged by.
+    pub is_compared: bool,
+}
+
+impl Default for Extras {
+    fn default() -> Self {
+        Self { callbacks: Vec::new(), resume_from: None, interruption: None, is_compared: true }
+    }
 }
 
 /// Trains the case under `precision`; its events go to `subscriber`. The run is a
@@ -42,7 +55,7 @@ pub fn run(
 ) -> Result<RunRecord> {
     let config = case.trainer(precision)?;
     let _section = random::seeded(config.seed)?;
-    warm_up(case, &config)?;
+    warm_up(case, &config, extras.is_compared)?;
     let meter = MemoryMeter::start(config.device)?;
     let mut model = case.build()?;
     let mut trainer = Trainer::new(config).subscribe(subscriber);
@@ -52,6 +65,9 @@ pub fn run(
     for callback in extras.callbacks {
         trainer = trainer.callback(callback);
     }
+    if let Some((signal, save_to)) = extras.interruption {
+        trainer = trainer.interrupted_by(signal, save_to);
+    }
     if let Some(checkpoint) = extras.resume_from {
         trainer = trainer.resume_from(checkpoint);
     }
@@ -60,11 +76,12 @@ pub fn run(
     Ok(record)
 }
 
-fn warm_up(case: &Case, config: &TrainerConfig) -> Result<()> {
+fn warm_up(case: &Case, config: &TrainerConfig, is_compared: bool) -> Result<()> {
     let train = |batches: i64, graph: Graph| -> Result<RunRecord> {
         let data = case.data.head(batches)?;
         let mut model = case.build()?;
-        let config = TrainerConfig { max_epochs: 1, graph, ..config.clone() };
+        let loops = Loops::default();
+        let config = TrainerConfig { max_epochs: 1, graph, loops, ..config.clone() };
         Trainer::new(config).fit(model.as_mut(), &data)
     };
     if config.device.is_cuda() {
@@ -73,7 +90,7 @@ fn warm_up(case: &Case, config: &TrainerConfig) -> Result<()> {
         train(4 * config.accumulate_grad_batches, config.graph)?;
     }
     let record = train(2, Graph::Off)?;
-    check_logged(case, &record)
+    if is_compared { check_logged(case, &record) } else { Ok(()) }
 }
 
 /// A model must log its validation loss, and what it is judged by.

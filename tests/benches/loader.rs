@@ -29,7 +29,7 @@ const WAYS: [(&str, Placement, Option<usize>); 3] = [
 /// Reads an epoch and waits for the device.
 fn epoch(loader: &DataLoader, number: u64, weight: &Tensor) -> Result<()> {
     for batch in loader.epoch(number, 0)? {
-        let _ = batch?.input.f_mm(weight)?;
+        let _ = batch?.required("input")?.f_mm(weight)?;
     }
     if let Device::Cuda(index) = weight.device() {
         Cuda::synchronize(index as i64);

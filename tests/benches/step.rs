@@ -6,7 +6,7 @@
 //! difference of two such runs under `valgrind --tool=callgrind` is the instructions of a step.
 
 use amp_core::{
-    data::Batch,
+    data::{AnyBatch, Batch, BatchType},
     log::{Log, LogOptions},
     nn::{Context, Linear, LinearConfig, Relu, Sequential, visit_child},
     optim::{Adam, OptimizerConfig, Optimizers, TrainingPlan},
@@ -25,13 +25,15 @@ struct ByHand {
     model: Sequential,
 }
 
+impl amp_core::Visit for ByHand {
+    fn visit(&self, visitor: &mut dyn amp_core::nn::Visitor) {
+        visit_child(visitor, "model", None, &self.model);
+    }
+}
+
 impl Module for ByHand {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("model", None, &self.model, input)
-    }
-
-    fn visit(&self, visitor: &mut dyn amp_core::nn::Visitor) {
-        visit_child(visitor, "model", None, &self.model);
     }
 }
 
@@ -44,14 +46,15 @@ impl LightningModule for ByHand {
         amp_core::Hyperparameters::new()
     }
 
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
+        let batch = Batch::from_any(batch)?;
         let output = self.forward(&batch.input, step.context())?;
         let loss = loss::cross_entropy(&output, &batch.target)?;
         step.log("train_loss", &loss, batch.len(), LogOptions::ON_STEP)?;
         Ok(loss)
     }
 
-    fn validation_step(&mut self, _: &Batch, _: &mut Step<'_>) -> Result<()> {
+    fn validation_step(&mut self, _: &AnyBatch, _: &mut Step<'_>) -> Result<()> {
         Ok(())
     }
 
@@ -80,7 +83,7 @@ fn batch() -> Result<Batch> {
     Batch::new(x, Tensor::f_randint(10, [BATCH], (Kind::Int64, Device::Cpu))?)
 }
 
-fn step(model: &mut dyn LightningModule, batch: &Batch, cx: &Context, log: &mut Log) -> Tensor {
+fn step(model: &mut dyn LightningModule, batch: &AnyBatch, cx: &Context, log: &mut Log) -> Tensor {
     let mut step = Step::new(cx, log, 0, 0);
     model.training_step(batch, &mut step).expect("a step")
 }
@@ -115,9 +118,9 @@ fn contenders() -> Result<Vec<(&'static str, Run)>> {
         .chunks(2)
         .map(|pair| (pair[0].tensor.shallow_clone(), pair[1].tensor.shallow_clone()))
         .collect();
-    let (data, cx, mut log) = (batch()?, context(), Log::default());
+    let (data, cx, mut log) = (batch()?.to_any()?, context(), Log::default());
     let first: Run = Box::new(move || step(&mut derived, &data, &cx, &mut log));
-    let (data, cx, mut log) = (batch()?, context(), Log::default());
+    let (data, cx, mut log) = (batch()?.to_any()?, context(), Log::default());
     let second: Run = Box::new(move || step(&mut hand, &data, &cx, &mut log));
     let (data, mut sum) = (batch()?, Tensor::zeros([], (Kind::Double, Device::Cpu)));
     let third: Run = Box::new(move || bare(&weights, &data, &mut sum).expect("a step"));

@@ -1,6 +1,9 @@
 //! Precision regions, a forward closure, a loss of one's own, several metrics, a schedule by step.
 
-use amp_core::{nn::Visitor, prelude::*};
+use amp_core::{
+    nn::{Visit, Visitor},
+    prelude::*,
+};
 
 #[derive(LightningModule)]
 #[forward(|x| {
@@ -48,11 +51,13 @@ struct Normalize {
     dim: i64,
 }
 
+impl Visit for Normalize {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Normalize {
     fn forward(&self, x: &Tensor, _: &Context) -> Result<Tensor> {
         let norm = x.f_norm_scalaropt_dim(2, [self.dim], true)?;
         Ok(x.f_div(&norm.f_clamp_min(1e-12)?)?)
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 }

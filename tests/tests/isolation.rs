@@ -123,7 +123,8 @@ fn cases(#[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precisi
 #[ignore = "run by the tests of this file"]
 #[should_panic(expected = "has no validation examples")]
 fn expected_to_fail() {
-    let empty = || Batch::new(Tensor::zeros([0, 8], (Kind::Float, Device::Cpu)), Tensor::new());
+    let none = |size: &[i64]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
+    let empty = || Batch::new(none(&[0, 8]), none(&[0]));
     let unusable = || Ok::<_, Error>(DataModule { val: empty()?.into(), ..drawn()? });
     verify!(Drawn, data = unusable().expect("data"));
 }

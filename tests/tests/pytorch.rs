@@ -11,8 +11,10 @@ use std::{
 };
 
 use amp_core::{
-    Hyperparameters, LightningModule,
+    Hyperparameters, LightningModule, Step,
+    data::{AnyBatch, FieldRole},
     hardware::{parse_device, set_numerics},
+    log::Log,
     nn::{Context, named_tensors, place},
     precision::{Policy, Precision},
     random,
@@ -97,14 +99,23 @@ fn device() -> Device {
     parse_device(&name).expect("AMP_DEVICE names a device of this machine")
 }
 
+/// What the model makes of an input in this pass.
+fn run(model: &mut dyn LightningModule, input: &Tensor, context: &Context) -> Tensor {
+    let mut batch = AnyBatch::new("inputs");
+    batch.push("input", input, FieldRole::Value).expect("a batch");
+    let mut log = Log::default();
+    let mut step = Step::new(context, &mut log, 0, 0);
+    let output = no_grad(|| model.predict_step(&batch, &mut step)).expect("an output");
+    output.required("output").expect("one tensor").shallow_clone()
+}
+
 /// The model's logits outside of training, on the CPU.
-fn logits(model: &dyn LightningModule, policy: Policy, input: &Tensor) -> Tensor {
+fn logits(model: &mut dyn LightningModule, policy: Policy, input: &Tensor) -> Tensor {
     let input = match input.kind() {
         Kind::Int64 => input.to_device(policy.device),
         _ => input.to_device(policy.device).to_kind(policy.precision.storage()),
     };
-    let output = no_grad(|| model.forward(&input, &Context::new(policy, false)));
-    output.expect("logits").to_device(Device::Cpu)
+    run(model, &input, &Context::new(policy, false)).to_device(Device::Cpu)
 }
 
 /// The largest difference, in f64.
@@ -138,11 +149,11 @@ fn pytorchs_weights_give_its_logits(
     for (name, bytes) in WEIGHTS {
         let path = folder.path().join(name);
         fs::write(&path, bytes).expect("the file can be written");
-        let model = build(name);
+        let mut model = build(name);
         place(model.as_ref(), policy, &Default::default()).expect("the device has room");
         weights::load(model.as_ref(), &path).expect("PyTorch's weights");
         let own = outputs(name);
-        let found = logits(model.as_ref(), policy, &own("input"));
+        let found = logits(model.as_mut(), policy, &own("input"));
         assert_eq!(found.kind(), precision.storage(), "{name}");
         let exact = own("f64");
         let (expected, bound) = match (precision, policy.device) {
@@ -190,22 +201,23 @@ fn pytorch_reads_our_weights() {
     }
     let _section = random::seeded(7).expect("libtorch takes a seed");
     for (name, _) in WEIGHTS {
-        let model = build(name);
+        let mut model = build(name);
         let input = outputs(name)("input");
         let cpu = |precision| Policy::new(precision, Device::Cpu);
         // Moves the running statistics away from where they start.
         let training = Context::new(cpu(Precision::F32True), true);
-        drop(no_grad(|| model.forward(&input, &training)).expect("logits"));
+        drop(run(model.as_mut(), &input, &training));
         for precision in
             [Precision::F32True, Precision::F64True, Precision::Bf16True, Precision::F16True]
         {
-            let place = |policy| place(model.as_ref(), policy, &Default::default());
-            place(cpu(precision)).expect("memory");
-            let found = logits(model.as_ref(), cpu(precision), &input);
+            let place =
+                |model: &dyn LightningModule, policy| place(model, policy, &Default::default());
+            place(model.as_ref(), cpu(precision)).expect("memory");
+            let found = logits(model.as_mut(), cpu(precision), &input);
             let file = |what| folder.path().join(format!("{name}.{precision}.{what}"));
             let own = [("input", &input), ("logits", &found)];
             Tensor::write_safetensors(&own, file("io")).expect("the file can be written");
-            place(Policy::new(precision, device())).expect("the device has room");
+            place(model.as_ref(), Policy::new(precision, device())).expect("the device has room");
             weights::save(model.as_ref(), &file("weights"), BTreeMap::new())
                 .expect("weights are saved");
         }

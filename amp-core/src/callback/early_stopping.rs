@@ -2,7 +2,8 @@ use super::{Action, Callback, Epoch, Mode};
 use crate::{Result, state::State, trainer::StepAccess};
 
 /// Ends a run whose monitored value no longer improves, or is no longer finite
-/// (lightning.pytorch.callbacks.EarlyStopping).
+/// (lightning.pytorch.callbacks.EarlyStopping). It looks each time the value is reported: at the end of
+/// each epoch, or at each validation within one.
 #[derive(Debug, Clone)]
 pub struct EarlyStopping {
     monitor: String,
@@ -19,7 +20,7 @@ impl EarlyStopping {
         Self { monitor: monitor.into(), mode, patience: 3, min_delta: 0.0, best: None, waited: 0 }
     }
 
-    /// How many epochs without improvement end the run.
+    /// How many epochs, or validations within epochs, without improvement end the run.
     #[must_use]
     pub fn patience(mut self, epochs: u32) -> Self {
         self.patience = epochs;
@@ -55,9 +56,13 @@ impl Callback for EarlyStopping {
         Ok(())
     }
 
+    fn on_validation_end(&mut self, validation: &Epoch<'_>) -> Result<Vec<Action>> {
+        self.on_epoch_end(validation)
+    }
+
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         let Self { monitor, mode, patience, min_delta, .. } = self;
-        let value = epoch.monitored(monitor)?;
+        let Some(value) = epoch.reported(monitor)? else { return Ok(Vec::new()) };
         if !value.is_finite() {
             return Ok(vec![Action::Stop(format!("{monitor} is {value}"))]);
         }
@@ -72,7 +77,8 @@ impl Callback for EarlyStopping {
         }
         let best = self.best.unwrap_or(value);
         Ok(vec![Action::Stop(format!(
-            "{monitor} has not improved on {best:.5} for {patience} epochs"
+            "{monitor} has not improved on {best:.5} for {patience} {}",
+            if epoch.goes_on { "validations" } else { "epochs" }
         ))])
     }
 }

@@ -80,7 +80,13 @@ pub trait Callback {
         Ok(())
     }
 
-    /// After an epoch's validation.
+    /// After a validation within an epoch.
+    fn on_validation_end(&mut self, validation: &Epoch<'_>) -> Result<Vec<Action>> {
+        let _ = validation;
+        Ok(Vec::new())
+    }
+
+    /// After an epoch, and its validation where one was due.
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         let _ = epoch;
         Ok(Vec::new())
@@ -138,6 +144,10 @@ macro_rules! forward_callback {
                 (**self).on_train_epoch_end(hook)
             }
 
+            fn on_validation_end(&mut self, validation: &Epoch<'_>) -> Result<Vec<Action>> {
+                (**self).on_validation_end(validation)
+            }
+
             fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
                 (**self).on_epoch_end(epoch)
             }
@@ -156,14 +166,18 @@ macro_rules! forward_callback {
 forward_callback!(&mut C);
 forward_callback!(Box<C>);
 
-/// An epoch that has just been validated.
+/// An epoch that has ended, or what of it had passed at a validation within it.
 pub struct Epoch<'a> {
     /// The model.
     pub model: &'a dyn LightningModule,
     /// The precision it trains in.
     pub precision: Precision,
-    /// The figures.
+    /// The figures; those of training are there at the epoch's end.
     pub end: &'a EpochEnd,
+    /// Whether the epoch goes on.
+    pub goes_on: bool,
+    /// Whether validations report values at other moments than this one.
+    pub(crate) more_to_come: bool,
 }
 
 /// What a callback wants done. The loop does it when all callbacks have spoken, so that what is
@@ -204,6 +218,17 @@ impl Mode {
 }
 
 impl Epoch<'_> {
+    /// The value of this name; `None` where it is not reported now, but may be at another moment.
+    ///
+    /// # Errors
+    /// When nothing of this name is logged on the epoch.
+    pub fn reported(&self, monitor: &str) -> Result<Option<f64>> {
+        match self.end.value(monitor) {
+            None if self.more_to_come => Ok(None),
+            _ => self.monitored(monitor).map(Some),
+        }
+    }
+
     /// The epoch's value of this name.
     ///
     /// # Errors

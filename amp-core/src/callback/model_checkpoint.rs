@@ -81,6 +81,28 @@ impl ModelCheckpoint {
         Action::Save { path, weights_only: self.weights_only }
     }
 
+    /// Saves the run if `value` is among the best.
+    fn keep_best(&mut self, epoch: &Epoch<'_>, value: f64) -> Vec<Action> {
+        // A value that is not a number is no better than any other.
+        let worse = |kept: &(f64, PathBuf)| self.mode.better(value, kept.0, 0.0);
+        let place = self.best.iter().position(worse).unwrap_or(self.best.len());
+        if !value.is_finite() || place >= self.save_top_k {
+            return Vec::new();
+        }
+        let step = match epoch.goes_on {
+            true => format!("-step={:06}", epoch.end.global_step),
+            false => String::new(),
+        };
+        let (monitor, number) = (self.monitor.replace('/', "_"), epoch.end.epoch);
+        let name = format!("epoch={number:02}{step}-{monitor}={value:.4}.safetensors");
+        let path = self.folder.join(name);
+        let mut actions = vec![self.save(path.clone())];
+        self.best.insert(place, (value, path));
+        let dropped = self.best.split_off(self.save_top_k.min(self.best.len()));
+        actions.extend(dropped.into_iter().map(|(_, path)| Action::Delete(path)));
+        actions
+    }
+
     fn last(&self) -> Action {
         self.save(self.folder.join("last.safetensors"))
     }
@@ -110,20 +132,18 @@ impl Callback for ModelCheckpoint {
         }
     }
 
+    fn on_validation_end(&mut self, validation: &Epoch<'_>) -> Result<Vec<Action>> {
+        self.on_epoch_end(validation)
+    }
+
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         let mut actions = Vec::new();
-        let value = epoch.monitored(&self.monitor)?;
-        // A value that is not a number is no better than any other.
-        let worse = |kept: &(f64, PathBuf)| self.mode.better(value, kept.0, 0.0);
-        let place = self.best.iter().position(worse).unwrap_or(self.best.len());
-        if value.is_finite() && place < self.save_top_k {
-            let name =
-                format!("epoch={:02}-{}={value:.4}.safetensors", epoch.end.epoch, self.monitor);
-            let path = self.folder.join(name);
-            actions.push(self.save(path.clone()));
-            self.best.insert(place, (value, path));
-            let dropped = self.best.split_off(self.save_top_k.min(self.best.len()));
-            actions.extend(dropped.into_iter().map(|(_, path)| Action::Delete(path)));
+        let reported = match self.save_top_k {
+            0 => None,
+            _ => epoch.reported(&self.monitor)?,
+        };
+        if let Some(value) = reported {
+            actions = self.keep_best(epoch, value);
         }
         if self.save_last {
             actions.push(self.last());

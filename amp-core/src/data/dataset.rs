@@ -5,13 +5,13 @@ use std::{
 
 use tch::Tensor;
 
-use super::Batch;
+use super::{AnyBatch, BatchType};
 use crate::{Error, Result};
 
 /// Examples by number (torch.utils.data.Dataset, but a batch at a time, so that one read from
 /// disk or one `index_select` serves the whole batch).
 ///
-/// A [`Batch`] in memory is one. Under prefetching `gather` runs on a thread of the loader's.
+/// A batch in memory is one, a [`Batch`](super::Batch) or any other [`BatchType`]. Under prefetching `gather` runs on a thread of the loader's.
 ///
 /// ```no_run,standalone_crate
 /// use std::path::PathBuf;
@@ -29,6 +29,8 @@ use crate::{Error, Result};
 /// }
 ///
 /// impl Dataset for Images {
+///     type Batch = Batch;
+///
 ///     fn len(&self) -> i64 {
 ///         self.classes.len() as i64
 ///     }
@@ -44,6 +46,9 @@ use crate::{Error, Result};
 /// # fn main() {}
 /// ```
 pub trait Dataset: Send {
+    /// What a batch of it is.
+    type Batch: BatchType;
+
     /// Number of examples; it must not change.
     fn len(&self) -> i64;
 
@@ -57,28 +62,56 @@ pub trait Dataset: Send {
     ///
     /// # Errors
     /// When an example cannot be read; the error ends the epoch and reaches the training loop.
-    fn gather(&mut self, indices: &[i64]) -> Result<Batch>;
+    fn gather(&mut self, indices: &[i64]) -> Result<Self::Batch>;
 
     /// All examples, where they are in memory anyway: only then may [`Placement::Auto`] bring
     /// the whole set to the device.
     ///
+    /// # Errors
+    /// When the examples in memory are no batch.
+    ///
     /// [`Placement::Auto`]: super::Placement::Auto
-    fn in_memory(&self) -> Option<&Batch> {
-        None
+    fn in_memory(&self) -> Result<Option<AnyBatch>> {
+        Ok(None)
     }
 }
 
-impl Dataset for Batch {
+/// All examples in memory.
+impl<B: BatchType + Send> Dataset for B {
+    type Batch = AnyBatch;
+
     fn len(&self) -> i64 {
-        self.len()
+        // What is wrong with it, `in_memory` says.
+        self.to_any().map_or(0, |batch| batch.len())
     }
 
-    fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
-        self.select(&Tensor::f_from_slice(indices)?.f_to_device(self.input.device())?)
+    fn gather(&mut self, indices: &[i64]) -> Result<AnyBatch> {
+        let all = self.to_any()?;
+        let index = Tensor::f_from_slice(indices)?;
+        match all.device() {
+            Some(device) => all.select(&index.f_to_device(device)?),
+            None => Ok(all),
+        }
     }
 
-    fn in_memory(&self) -> Option<&Batch> {
-        Some(self)
+    fn in_memory(&self) -> Result<Option<AnyBatch>> {
+        self.to_any().map(Some)
+    }
+}
+
+/// A dataset of any type of batch.
+trait AnyDataset: Send {
+    fn gather(&mut self, indices: &[i64]) -> Result<AnyBatch>;
+    fn in_memory(&self) -> Result<Option<AnyBatch>>;
+}
+
+impl<D: Dataset> AnyDataset for D {
+    fn gather(&mut self, indices: &[i64]) -> Result<AnyBatch> {
+        Dataset::gather(self, indices)?.to_any()
+    }
+
+    fn in_memory(&self) -> Result<Option<AnyBatch>> {
+        Dataset::in_memory(self)
     }
 }
 
@@ -86,7 +119,7 @@ impl Dataset for Batch {
 #[derive(Clone)]
 pub struct SharedDataset {
     len: i64,
-    dataset: Arc<Mutex<dyn Dataset>>,
+    dataset: Arc<Mutex<dyn AnyDataset>>,
 }
 
 impl<D: Dataset + 'static> From<D> for SharedDataset {
@@ -112,11 +145,19 @@ impl SharedDataset {
         self.len == 0
     }
 
+    /// Refuses examples in memory that are no batch.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.len {
+            0 => self.in_memory().map(drop),
+            _ => Ok(()),
+        }
+    }
+
     /// The examples at `indices`, in that order.
     ///
     /// # Errors
     /// When the dataset fails or gives another number of examples.
-    pub fn gather(&self, indices: &[i64]) -> Result<Batch> {
+    pub fn gather(&self, indices: &[i64]) -> Result<AnyBatch> {
         let batch = self.lock().gather(indices)?;
         let (asked, given) = (indices.len() as i64, batch.len());
         if asked != given {
@@ -132,20 +173,20 @@ impl SharedDataset {
     ///
     /// # Errors
     /// When the dataset fails.
-    pub fn head(&self, count: i64) -> Result<Batch> {
+    pub fn head(&self, count: i64) -> Result<AnyBatch> {
         let count = count.min(self.len);
-        match self.in_memory() {
+        match self.in_memory()? {
             Some(all) => all.narrow(0, count),
             None => self.gather(&(0..count).collect::<Vec<_>>()),
         }
     }
 
     /// All examples, where they are in memory: handles of the same tensors.
-    pub(super) fn in_memory(&self) -> Option<Batch> {
-        self.lock().in_memory().map(Batch::shallow_clone)
+    pub(super) fn in_memory(&self) -> Result<Option<AnyBatch>> {
+        self.lock().in_memory()
     }
 
-    fn lock(&self) -> MutexGuard<'_, dyn Dataset + 'static> {
+    fn lock(&self) -> MutexGuard<'_, dyn AnyDataset + 'static> {
         // A dataset that panicked has said so; whether it can go on is for it to know.
         self.dataset.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Batch, Loading, SharedDataset, prefetch::Prefetch};
+use super::{AnyBatch, Limit, Loading, SharedDataset, prefetch::Prefetch, sampler::Sampler};
 use crate::{Error, Result, precision::Policy};
 
 /// Cuts a dataset into batches and brings them to the policy's device and dtype.
@@ -15,14 +15,15 @@ pub struct DataLoader {
     copied: u64,
     batch_size: i64,
     drop_last: bool,
-    shuffle: Option<u64>,
+    limit: Limit,
+    sampler: Sampler,
     policy: Policy,
 }
 
 #[derive(Debug)]
 enum Source {
     /// The whole set, placed.
-    Resident(Batch),
+    Resident(AnyBatch),
     Host {
         data: SharedDataset,
         prefetch: usize,
@@ -59,18 +60,26 @@ impl DataLoader {
             }
         };
         let copied = match &source {
-            Source::Resident(all) => all.bytes_beside(data.in_memory().as_ref()),
+            Source::Resident(all) => all.bytes_not_shared_with(data.in_memory()?.as_ref()),
             Source::Host { .. } => 0,
         };
         let drop_last = loading.drop_last;
-        Ok(Self { source, len, copied, batch_size, drop_last, shuffle: None, policy })
+        let (limit, sampler) = (Limit::default(), Sampler::InOrder);
+        Ok(Self { source, len, copied, batch_size, drop_last, limit, sampler, policy })
     }
 
     /// Batches of a permutation that depends on the seed and the epoch alone, whatever the
     /// device and precision.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
-        self.shuffle = Some(seed);
+        self.sampler = Sampler::Shuffled { seed };
+        self
+    }
+
+    /// The first batches of each epoch alone.
+    #[must_use]
+    pub fn limited(mut self, limit: Limit) -> Self {
+        self.limit = limit;
         self
     }
 
@@ -81,8 +90,8 @@ impl DataLoader {
 
     /// Bytes of tensors that it has made and keeps: a copy of the whole set, an epoch's order.
     pub(crate) fn held_bytes(&self) -> u64 {
-        match (&self.source, self.shuffle) {
-            (Source::Resident(_), Some(_)) => self.copied + 8 * self.len as u64,
+        match (&self.source, self.sampler) {
+            (Source::Resident(_), Sampler::Shuffled { .. }) => self.copied + 8 * self.len as u64,
             _ => self.copied,
         }
     }
@@ -90,7 +99,7 @@ impl DataLoader {
     /// Batches in an epoch.
     pub fn batches(&self) -> i64 {
         let rounded = if self.drop_last { self.len } else { self.len + self.batch_size - 1 };
-        rounded / self.batch_size
+        self.limit.of(rounded / self.batch_size)
     }
 
     /// Examples of the batch at `index`.
@@ -107,7 +116,7 @@ impl DataLoader {
         &self,
         epoch: u64,
         first: i64,
-    ) -> Result<Box<dyn Iterator<Item = Result<Batch>> + '_>> {
+    ) -> Result<Box<dyn Iterator<Item = Result<AnyBatch>> + '_>> {
         let batches = self.batches();
         if !(0..=batches).contains(&first) {
             return Err(Error::config(format!(
@@ -115,7 +124,7 @@ impl DataLoader {
                  the batch size others?"
             )));
         }
-        let order = self.shuffle.map(|seed| permutation(self.len, seed, epoch));
+        let order = self.sampler.order(self.len, epoch);
         let (len, batch_size, policy) = (self.len, self.batch_size, self.policy);
         let ranges = (first..batches).map(move |index| {
             let start = index * batch_size;
@@ -124,7 +133,7 @@ impl DataLoader {
         match &self.source {
             Source::Resident(all) => {
                 let order = order.map(|order| -> Result<Tensor> {
-                    Ok(Tensor::f_from_slice(&order)?.f_to_device(all.input.device())?)
+                    Ok(Tensor::f_from_slice(&order)?.f_to_device(policy.device)?)
                 });
                 let order = order.transpose()?;
                 Ok(Box::new(ranges.map(move |(start, length)| match &order {
@@ -153,12 +162,4 @@ fn until_error<T>(items: impl Iterator<Item = Result<T>>) -> impl Iterator<Item 
         let before = std::mem::replace(failed, item.is_err());
         (!before).then_some(item)
     })
-}
-
-fn permutation(count: i64, seed: u64, epoch: u64) -> Vec<i64> {
-    // Two generators, so that (seed, epoch) and (seed + 1, epoch - 1) have nothing in common.
-    let mut rng = fastrand::Rng::with_seed(fastrand::Rng::with_seed(seed).u64(..) ^ epoch);
-    let mut order: Vec<i64> = (0..count).collect();
-    rng.shuffle(&mut order);
-    order
 }

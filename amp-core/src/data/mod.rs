@@ -2,13 +2,20 @@
 
 mod batch;
 mod dataset;
+mod limit;
 mod loader;
 mod module;
 mod placement;
 mod prefetch;
+mod sampler;
+mod sets;
 
-pub use batch::Batch;
+pub use batch::{AnyBatch, Batch, BatchField, BatchType, FieldRole};
+#[doc(hidden)]
+pub use batch::{predictions, with_batch};
 pub use dataset::{Dataset, SharedDataset};
+pub use limit::Limit;
 pub use loader::DataLoader;
 pub use module::DataModule;
 pub use placement::{DEVICE_SHARE, Loading, Placement};
+pub use sets::Sets;

@@ -1,15 +1,39 @@
-use super::{DataLoader, Loading, SharedDataset};
+use std::collections::HashSet;
+
+use super::{DataLoader, Loading, Sets, SharedDataset};
 use crate::{Error, Result, precision::Policy};
 
-/// What a model is trained and validated on.
+/// What a model is trained, validated and tested on, and what it predicts.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{Result, data::{Batch, DataModule}, tch::{Device, Kind, Tensor}};
+///
+/// fn examples(count: i64) -> Result<Batch> {
+///     let input = Tensor::f_randn([count, 8], (Kind::Float, Device::Cpu))?;
+///     let target = input.f_argmax(1, false)?;
+///     Batch::new(input, target)
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let data = DataModule::new("largest", examples(512)?, examples(128)?, 32)
+///     .with_val("more", examples(64)?)
+///     .with_test(examples(128)?);
+/// assert_eq!(data.val.examples(), 192);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct DataModule {
     /// The data's name.
     pub name: String,
     /// Training examples.
     pub train: SharedDataset,
-    /// Validation examples.
-    pub val: SharedDataset,
+    /// Sets that `fit` and `validate` validate on; none is needed.
+    pub val: Sets,
+    /// Sets of the test loop.
+    pub test: Sets,
+    /// Sets of the predict loop.
+    pub predict: Sets,
     /// Examples in a batch.
     pub batch_size: i64,
     /// How batches reach the device.
@@ -17,40 +41,86 @@ pub struct DataModule {
 }
 
 impl DataModule {
-    /// Two datasets, or two [`Batch`](super::Batch)es in memory, loaded as [`Loading::default`]
-    /// has it.
+    /// Two datasets, or two batches in memory, loaded as [`Loading::default`] has it.
     pub fn new(
         name: impl Into<String>,
         train: impl Into<SharedDataset>,
         val: impl Into<SharedDataset>,
         batch_size: i64,
     ) -> Self {
+        Self { val: Sets::one(val), ..Self::training(name, train, batch_size) }
+    }
+
+    /// Training examples alone.
+    pub fn training(
+        name: impl Into<String>,
+        train: impl Into<SharedDataset>,
+        batch_size: i64,
+    ) -> Self {
         Self {
             name: name.into(),
             train: train.into(),
-            val: val.into(),
+            val: Sets::default(),
+            test: Sets::default(),
+            predict: Sets::default(),
             batch_size,
             loading: Loading::default(),
         }
     }
 
+    /// The same with another validation set, whose values are logged under `…/name`.
+    #[must_use]
+    pub fn with_val(mut self, name: impl Into<String>, set: impl Into<SharedDataset>) -> Self {
+        self.val = self.val.and(name, set);
+        self
+    }
+
+    /// The same with this test set, or these sets.
+    #[must_use]
+    pub fn with_test(mut self, sets: impl Into<Sets>) -> Self {
+        self.test = sets.into();
+        self
+    }
+
+    /// The same with this set to predict, or these sets.
+    #[must_use]
+    pub fn with_predict(mut self, sets: impl Into<Sets>) -> Self {
+        self.predict = sets.into();
+        self
+    }
+
     /// Refuses what cannot be batched.
     ///
     /// # Errors
-    /// When the batch size is not positive or larger than the training set, or a set is empty.
+    /// When the batch size is not positive or larger than the training set, a set is empty or no
+    /// batch, or two sets of one loop have the same name.
     pub fn check(&self) -> Result<()> {
-        let (batch, train, val) = (self.batch_size, self.train.len(), self.val.len());
+        let (name, batch, train) = (&self.name, self.batch_size, self.train.len());
         if batch < 1 {
             return Err(Error::config(format!("batch size {batch}: it must be at least 1")));
         }
+        self.train.check()?;
         if batch > train {
             return Err(Error::config(format!(
-                "batch size {batch} is larger than the {train} training examples of `{}`: choose at most {train}",
-                self.name
+                "batch size {batch} is larger than the {train} training examples of `{name}`: choose at most {train}"
             )));
         }
-        if val == 0 {
-            return Err(Error::config(format!("`{}` has no validation examples", self.name)));
+        for (kind, sets) in
+            [("validation", &self.val), ("test", &self.test), ("prediction", &self.predict)]
+        {
+            let mut names = HashSet::new();
+            for (set, data) in sets.iter() {
+                data.check()?;
+                let called = if set.is_empty() { "" } else { &format!(" in the set `{set}`") };
+                if data.is_empty() {
+                    return Err(Error::config(format!("`{name}` has no {kind} examples{called}")));
+                }
+                if !names.insert(set) {
+                    return Err(Error::config(format!(
+                        "two {kind} sets of `{name}` are called `{set}`: give each a name"
+                    )));
+                }
+            }
         }
         self.loading.check()
     }
@@ -67,13 +137,14 @@ impl DataModule {
         })
     }
 
-    /// The validation batches: in order, and every example, whatever `drop_last` says.
+    /// The batches of a set that is not trained on: in order, and every example, whatever `drop_last`
+    /// says.
     ///
     /// # Errors
     /// As [`DataModule::train_loader`].
-    pub fn val_loader(&self, policy: Policy) -> Result<DataLoader> {
+    pub fn loader(&self, set: &SharedDataset, policy: Policy) -> Result<DataLoader> {
         let loading = Loading { drop_last: false, ..self.loading };
-        DataLoader::new(&self.val, self.batch_size, loading, policy)
+        DataLoader::new(set, self.batch_size, loading, policy)
     }
 
     /// The same data with the first `batches` batches of each set alone.
@@ -82,9 +153,18 @@ impl DataModule {
     /// When a dataset fails.
     pub fn head(&self, batches: i64) -> Result<Self> {
         let count = batches * self.batch_size;
+        let head = |sets: &Sets| {
+            let mut cut = Sets::default();
+            for (name, set) in sets.iter() {
+                cut = cut.and(name, set.head(count)?);
+            }
+            Ok::<_, Error>(cut)
+        };
         Ok(Self {
             train: self.train.head(count)?.into(),
-            val: self.val.head(count)?.into(),
+            val: head(&self.val)?,
+            test: head(&self.test)?,
+            predict: head(&self.predict)?,
             ..self.clone()
         })
     }

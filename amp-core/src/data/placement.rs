@@ -2,7 +2,7 @@ use std::{fmt, str::FromStr};
 
 use tch::Device;
 
-use super::{Batch, SharedDataset};
+use super::{AnyBatch, SharedDataset};
 use crate::{Error, Result, memory, precision::Policy};
 
 /// The share of a CUDA device's free memory that [`Placement::Auto`] gives to a set.
@@ -85,14 +85,18 @@ impl Loading {
     }
 
     /// The whole set on the policy's device, when it is to lie there.
-    pub(super) fn resident(&self, data: &SharedDataset, policy: Policy) -> Result<Option<Batch>> {
+    pub(super) fn resident(
+        &self,
+        data: &SharedDataset,
+        policy: Policy,
+    ) -> Result<Option<AnyBatch>> {
         let all = match self.placement {
             Placement::Host => None,
-            Placement::Device => Some(match data.in_memory() {
+            Placement::Device => Some(match data.in_memory()? {
                 Some(all) => all,
                 None => data.head(data.len())?,
             }),
-            Placement::Auto => match data.in_memory() {
+            Placement::Auto => match data.in_memory()? {
                 Some(all) if self.fits(&all, policy)? => Some(all),
                 _ => None,
             },
@@ -100,13 +104,12 @@ impl Loading {
         all.map(|all| all.place(policy)).transpose()
     }
 
-    fn fits(&self, all: &Batch, policy: Policy) -> Result<bool> {
+    fn fits(&self, all: &AnyBatch, policy: Policy) -> Result<bool> {
         if !policy.device.is_cuda() {
             return Ok(self.prefetch_for(policy.device) == 0);
         }
-        let there = [&all.input, &all.target].map(|tensor| tensor.device() == policy.device);
         let bytes = all.placed_bytes(policy.precision) as f64;
-        Ok(there == [true, true]
+        Ok(all.is_on(policy.device)
             || bytes <= DEVICE_SHARE * memory::cuda_free(policy.device)? as f64)
     }
 }

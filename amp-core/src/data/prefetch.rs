@@ -7,9 +7,9 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tch::{Device, Tensor};
+use tch::Device;
 
-use super::{Batch, SharedDataset};
+use super::{AnyBatch, SharedDataset};
 use crate::{Error, Result, ffi, precision::Policy, random};
 
 /// The batches of an epoch, gathered by a thread that ends with it.
@@ -21,9 +21,9 @@ pub(super) struct Prefetch {
 
 /// A batch as it comes from the thread.
 enum Loaded {
-    Placed(Batch),
-    /// Its copy to the device may still be running.
-    Copying(ffi::DeviceCopy),
+    Placed(AnyBatch),
+    /// On the host; the copy of its tensors to the device may still be running.
+    Copying(AnyBatch, ffi::DeviceCopy),
 }
 
 impl Prefetch {
@@ -64,16 +64,13 @@ impl Prefetch {
 }
 
 impl Iterator for Prefetch {
-    type Item = Result<Batch>;
+    type Item = Result<AnyBatch>;
 
-    fn next(&mut self) -> Option<Result<Batch>> {
+    fn next(&mut self) -> Option<Result<AnyBatch>> {
         let loaded = self.receiver.as_ref()?.recv().ok()?;
         let batch = loaded.and_then(|loaded| match loaded {
             Loaded::Placed(batch) => Ok(batch),
-            Loaded::Copying(copy) => {
-                let [input, target] = copy.arrive()?;
-                Ok(Batch { input, target })
-            }
+            Loaded::Copying(batch, copy) => Ok(batch.with_tensors(copy.arrive()?)),
         });
         if batch.is_err() {
             self.receiver = None;
@@ -118,12 +115,12 @@ impl Worker {
 
     fn load(&self, indices: &[i64]) -> Result<Loaded> {
         let batch = self.data.gather(indices)?;
-        let on_host = |tensor: &Tensor| tensor.device() == Device::Cpu;
         match self.stream {
-            Some(stream) if on_host(&batch.input) && on_host(&batch.target) => {
+            Some(stream) if batch.is_on(Device::Cpu) => {
                 // Converted here: the thread has the time, and f16 is half the copy.
                 let batch = batch.place(Policy::new(self.policy.precision, Device::Cpu))?;
-                Ok(Loaded::Copying(stream.copy([&batch.input, &batch.target])?))
+                let copy = stream.copy(batch.tensors().map(|(_, tensor)| tensor))?;
+                Ok(Loaded::Copying(batch, copy))
             }
             _ => Ok(Loaded::Placed(batch.place(self.policy)?)),
         }

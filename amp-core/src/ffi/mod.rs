@@ -37,6 +37,7 @@ mod moments;
 mod optim;
 mod run;
 mod transfer;
+mod watch;
 
 pub(crate) use checkpoint::*;
 pub(crate) use cuda_library::*;
@@ -48,6 +49,7 @@ pub(crate) use moments::*;
 pub(crate) use optim::*;
 pub(crate) use run::*;
 pub(crate) use transfer::*;
+pub(crate) use watch::*;
 
 fn take_error() -> Error {
     let mut buffer = vec![0_u8; 4096];

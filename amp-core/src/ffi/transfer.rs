@@ -16,10 +16,11 @@ unsafe extern "C" {
         index: c_int,
         stream: i64,
         host: *const Handle,
+        count: usize,
         out: *mut *mut C_tensor,
         event: *mut *mut c_void,
     ) -> c_int;
-    fn amp_copy_arrive(event: *mut c_void, tensors: *const Handle) -> c_int;
+    fn amp_copy_arrive(event: *mut c_void, tensors: *const Handle, count: usize) -> c_int;
     fn amp_copy_drop(event: *mut c_void);
     fn amp_debug_info_current(out: *mut *mut c_void) -> c_int;
     fn amp_debug_info_enter(info: *const c_void) -> c_int;
@@ -55,29 +56,34 @@ impl SideStream {
         Ok(Self { index, id })
     }
 
-    /// Starts copying two tensors of the host to the device, by way of pinned memory.
-    pub(crate) fn copy(self, tensors: [&Tensor; 2]) -> Result<DeviceCopy> {
-        let tensors = tensors.map(|tensor| tensor.as_ptr());
-        let (mut out, mut event) = ([std::ptr::null_mut(); 2], std::ptr::null_mut());
+    /// Starts copying tensors of the host to the device, by way of pinned memory.
+    pub(crate) fn copy<'t>(
+        self,
+        tensors: impl IntoIterator<Item = &'t Tensor>,
+    ) -> Result<DeviceCopy> {
+        let tensors: Vec<Handle> = tensors.into_iter().map(|tensor| tensor.as_ptr()).collect();
+        let (mut out, mut event) =
+            (vec![std::ptr::null_mut(); tensors.len()], std::ptr::null_mut());
         checked!(amp_copy_start(
             self.index,
             self.id,
-            tensors.as_ptr().cast(),
+            tensors.as_ptr(),
+            tensors.len(),
             out.as_mut_ptr(),
             &mut event,
         ))?;
         // SAFETY: on success each is a new tensor that nobody else owns.
-        let tensors = out.map(|tensor| unsafe { Tensor::from_ptr(tensor) });
-        Ok(DeviceCopy { event, tensors: Some(tensors) })
+        let tensors = out.into_iter().map(|tensor| unsafe { Tensor::from_ptr(tensor) }).collect();
+        Ok(DeviceCopy { event, tensors })
     }
 }
 
-/// Two tensors on their way to a device.
+/// Tensors on their way to a device.
 #[derive(Debug)]
 pub(crate) struct DeviceCopy {
     event: *mut c_void,
     /// Gone once they have arrived.
-    tensors: Option<[Tensor; 2]>,
+    tensors: Vec<Tensor>,
 }
 
 // SAFETY: the event is the device's; any thread may wait for it and free it.
@@ -86,10 +92,10 @@ unsafe impl Send for DeviceCopy {}
 impl DeviceCopy {
     /// The tensors, for use on the stream that this thread computes on: it will wait for the
     /// copy, this thread does not.
-    pub(crate) fn arrive(mut self) -> Result<[Tensor; 2]> {
-        let tensors = self.tensors.take().expect("`arrive` is the only taker, and takes self");
-        let handles = [tensors[0].as_ptr(), tensors[1].as_ptr()];
-        checked!(amp_copy_arrive(self.event, handles.as_ptr().cast()))?;
+    pub(crate) fn arrive(mut self) -> Result<Vec<Tensor>> {
+        let tensors = std::mem::take(&mut self.tensors);
+        let handles: Vec<Handle> = tensors.iter().map(|tensor| tensor.as_ptr()).collect();
+        checked!(amp_copy_arrive(self.event, handles.as_ptr(), handles.len()))?;
         Ok(tensors)
     }
 }

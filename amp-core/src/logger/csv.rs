@@ -66,6 +66,9 @@ impl Sink for Rows {
         match event {
             Event::FitStart(start) => self.run = Some((start.model.clone(), start.precision)),
             Event::Logged { global_step, values } => self.values(None, *global_step, values)?,
+            Event::Validated(seen) => {
+                self.values(Some(seen.position.epoch), seen.global_step, &seen.val)?;
+            }
             Event::EpochEnd(end) => {
                 self.values(Some(end.epoch), end.global_step, &end.train)?;
                 self.values(Some(end.epoch), end.global_step, &end.val)?;

@@ -15,6 +15,10 @@ pub(super) fn scalars(event: &Event) -> Vec<Scalar> {
             .iter()
             .map(|Logged { name, value, .. }| scalar(&format!("{name}_step"), *global_step, *value))
             .collect(),
+        Event::Validated(seen) => {
+            let values = seen.val.iter();
+            values.map(|logged| scalar(&logged.name, seen.global_step, logged.value)).collect()
+        }
         Event::EpochEnd(end) => {
             let step = end.global_step;
             let values = end.train.iter().chain(&end.val);

@@ -2,19 +2,21 @@
 
 use tch::Tensor;
 
-use super::{Context, Fusable, Module, Visitor};
+use super::{Context, Fusable, Module, Visit, Visitor};
 use crate::Result;
 
 /// max(x, 0).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Relu;
 
+impl Visit for Relu {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Relu {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         Ok(input.f_relu()?)
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 
     fn fusable(&self) -> Fusable<'_> {
         Fusable::Relu
@@ -25,12 +27,14 @@ impl Module for Relu {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Gelu;
 
+impl Visit for Gelu {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Gelu {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         Ok(input.f_gelu("none")?)
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 
     fn fusable(&self) -> Fusable<'_> {
         Fusable::Gelu
@@ -43,12 +47,14 @@ macro_rules! stateless {
         #[derive(Debug, Clone, Copy, Default)]
         pub struct $name;
 
+        impl Visit for $name {
+            fn visit(&self, _: &mut dyn Visitor) {}
+        }
+
         impl Module for $name {
             fn forward(&self, $input: &Tensor, _: &Context) -> Result<Tensor> {
                 Ok($body)
             }
-
-            fn visit(&self, _: &mut dyn Visitor) {}
         }
     )*};
 }

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Context, Linear, LinearConfig, Module, Op, Role, Visitor, init, visit_child};
+use super::{Context, Linear, LinearConfig, Module, Op, Role, Visit, Visitor, init, visit_child};
 use crate::{Error, Result, ffi};
 
 /// The options of a [`MultiheadAttention`].
@@ -86,6 +86,14 @@ impl MultiheadAttention {
     }
 }
 
+impl Visit for MultiheadAttention {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("in_proj_weight", &self.in_proj_weight, Role::Parameter);
+        visitor.tensor("in_proj_bias", &self.in_proj_bias, Role::Parameter);
+        visit_child(visitor, "out_proj", None, &self.out_proj);
+    }
+}
+
 impl Module for MultiheadAttention {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let MultiheadAttentionConfig { embed_dim, num_heads, dropout, causal } = self.config;
@@ -113,12 +121,6 @@ impl Module for MultiheadAttention {
             attended.f_transpose(1, 2)?.f_reshape([n, length, embed_dim])?
         };
         cx.call("out_proj", None, &self.out_proj, &joined)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        visitor.tensor("in_proj_weight", &self.in_proj_weight, Role::Parameter);
-        visitor.tensor("in_proj_bias", &self.in_proj_bias, Role::Parameter);
-        visit_child(visitor, "out_proj", None, &self.out_proj);
     }
 
     fn op(&self) -> Op {

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use super::{Context, Module, Op, Visitor, context::Checkpointing};
+use super::{Context, Module, Op, Visit, Visitor, context::Checkpointing};
 use crate::{Result, ffi};
 
 /// Gradient checkpointing (torch.utils.checkpoint): the module's activations are not kept for the
@@ -27,6 +27,12 @@ impl<M> Checkpoint<M> {
     }
 }
 
+impl<M: Visit> Visit for Checkpoint<M> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.module.visit(visitor);
+    }
+}
+
 impl<M: Module + 'static> Module for Checkpoint<M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let is_checkpointed = match cx.checkpointing() {
@@ -47,10 +53,6 @@ impl<M: Module + 'static> Module for Checkpoint<M> {
             || self.module.forward(input, cx),
             move |input| module.forward(input, &again),
         )
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.module.visit(visitor);
     }
 
     fn op(&self) -> Op {

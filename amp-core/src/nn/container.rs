@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use super::{
-    Context, Fusable, Module, Visitor, context::Checkpointing, fused, segment, visit_child,
+    Context, Fusable, Module, Visit, Visitor, context::Checkpointing, fused, segment, visit_child,
 };
 use crate::Result;
 
@@ -23,13 +23,15 @@ impl Sequential {
     }
 }
 
+impl Visit for Sequential {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.layers.visit(visitor);
+    }
+}
+
 impl Module for Sequential {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.layers.forward(input, cx)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.layers.visit(visitor);
     }
 }
 
@@ -64,6 +66,14 @@ pub(super) fn run_first<M: Module>(
 }
 
 /// nn.ModuleList run in order.
+impl<M: Visit> Visit for Vec<M> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        for (index, layer) in self.iter().enumerate() {
+            visit_child(visitor, &index.to_string(), None, layer);
+        }
+    }
+}
+
 impl<M: Module> Module for Vec<M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         match cx.checkpointing() {
@@ -72,26 +82,22 @@ impl<M: Module> Module for Vec<M> {
             Checkpointing::Off | Checkpointing::Declared => run(self, 0, input, cx),
         }
     }
+}
 
+/// A layer that may be absent; then it is the identity.
+impl<M: Visit> Visit for Option<M> {
     fn visit(&self, visitor: &mut dyn Visitor) {
-        for (index, layer) in self.iter().enumerate() {
-            visit_child(visitor, &index.to_string(), None, layer);
+        if let Some(layer) = self {
+            layer.visit(visitor);
         }
     }
 }
 
-/// A layer that may be absent; then it is the identity.
 impl<M: Module> Module for Option<M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         match self {
             Some(layer) => layer.forward(input, cx),
             None => Ok(input.shallow_clone()),
-        }
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        if let Some(layer) = self {
-            layer.visit(visitor);
         }
     }
 

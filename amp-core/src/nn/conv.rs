@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Context, Module, Op, Role, Visitor, init};
+use super::{Context, Module, Op, Role, Visit, Visitor, init};
 use crate::{Result, ffi};
 
 /// The options of a [`Conv2d`].
@@ -56,18 +56,20 @@ impl Conv2d {
     }
 }
 
-impl Module for Conv2d {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        let channels_last = input.device().is_cuda();
-        let shape = [self.stride, self.padding];
-        ffi::conv2d(input, &self.weight, self.bias.as_ref(), shape, channels_last)
-    }
-
+impl Visit for Conv2d {
     fn visit(&self, visitor: &mut dyn Visitor) {
         visitor.tensor("weight", &self.weight, Role::Parameter);
         if let Some(bias) = &self.bias {
             visitor.tensor("bias", bias, Role::Parameter);
         }
+    }
+}
+
+impl Module for Conv2d {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let channels_last = input.device().is_cuda();
+        let shape = [self.stride, self.padding];
+        ffi::conv2d(input, &self.weight, self.bias.as_ref(), shape, channels_last)
     }
 
     fn op(&self) -> Op {
@@ -107,13 +109,15 @@ impl MaxPool2d {
     }
 }
 
+impl Visit for MaxPool2d {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for MaxPool2d {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let (size, stride) = ([self.config.kernel_size; 2], [self.config.stride; 2]);
         Ok(input.f_max_pool2d(size, stride, [0, 0], [1, 1], false)?)
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 }
 
 #[cfg(test)]

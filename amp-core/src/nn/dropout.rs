@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Context, Fusable, Module, Visitor};
+use super::{Context, Fusable, Module, Visit, Visitor};
 use crate::{Error, Result, ffi};
 
 /// Zeroes elements with probability p while training and scales the rest by 1/(1−p). On CUDA the
@@ -28,6 +28,10 @@ impl Dropout {
     }
 }
 
+impl Visit for Dropout {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Dropout {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let p = self.active(cx);
@@ -36,8 +40,6 @@ impl Module for Dropout {
         }
         Ok(input.f_dropout(p, true)?)
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 
     fn fusable(&self) -> Fusable<'_> {
         Fusable::Dropout(self)

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Context, Module, Role, Visitor, init};
+use super::{Context, Module, Role, Visit, Visitor, init};
 use crate::Result;
 
 /// The options of an [`Embedding`].
@@ -44,12 +44,14 @@ impl Embedding {
     }
 }
 
+impl Visit for Embedding {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("weight", &self.weight, Role::Parameter);
+    }
+}
+
 impl Module for Embedding {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         Ok(Tensor::f_embedding(&self.weight, input, -1, false, false)?)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        visitor.tensor("weight", &self.weight, Role::Parameter);
     }
 }

@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Context, Fusable, Module, Op, Role, Visitor, init};
+use super::{Context, Fusable, Module, Op, Role, Visit, Visitor, init};
 use crate::{Error, Result, ffi};
 
 /// The options of a [`Linear`].
@@ -76,16 +76,18 @@ impl Linear {
     }
 }
 
-impl Module for Linear {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        ffi::linear(input, &self.weight, self.bias.as_ref())
-    }
-
+impl Visit for Linear {
     fn visit(&self, visitor: &mut dyn Visitor) {
         visitor.tensor("weight", &self.weight, Role::Parameter);
         if let Some(bias) = &self.bias {
             visitor.tensor("bias", bias, Role::Parameter);
         }
+    }
+}
+
+impl Module for Linear {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        ffi::linear(input, &self.weight, self.bias.as_ref())
     }
 
     fn op(&self) -> Op {

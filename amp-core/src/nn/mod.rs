@@ -1,4 +1,4 @@
-//! Layers, and the two traits every layer has: [`Module`] runs it, [`Visitor`] names its tensors.
+//! Layers, and the two traits every layer has: [`Visit`] names its tensors, [`Module`] runs it.
 //!
 //! Layers own plain tensors, as PyTorch's do; names come from where a layer stands in the
 //! struct (`model.0.weight`), so weights travel between the two under the same names.
@@ -8,11 +8,13 @@
 mod activation;
 mod attention;
 mod checkpoint;
+mod child;
 mod container;
 mod context;
 mod conv;
 mod dropout;
 mod embedding;
+mod forward;
 mod fused;
 mod init;
 mod linear;
@@ -26,11 +28,13 @@ mod transformer;
 pub use activation::{Flatten, Gelu, Identity, Relu, Sigmoid, Silu, Tanh};
 pub use attention::{MultiheadAttention, MultiheadAttentionConfig};
 pub use checkpoint::Checkpoint;
+pub use child::Child;
 pub use container::Sequential;
 pub use context::Context;
 pub use conv::{Conv2d, Conv2dConfig, MaxPool2d, MaxPool2dConfig};
 pub use dropout::Dropout;
 pub use embedding::{Embedding, EmbeddingConfig};
+pub use forward::Forward;
 #[doc(hidden)]
 pub use fused::Fusable;
 pub use linear::{Linear, LinearConfig};
@@ -45,6 +49,7 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
+pub use crate::precision::{Arguments, Kept, Tensors};
 use crate::{Result, precision::Region};
 
 /// What a layer computes, as far as proof of the precision is concerned.
@@ -56,20 +61,48 @@ pub enum Op {
     Other,
 }
 
+/// Something that names its tensors: a layer, a block or a model.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{
+///     nn::{Role, Visit, Visitor, visit_child},
+///     prelude::*,
+/// };
+///
+/// /// A layer and a factor.
+/// struct Scaled {
+///     factor: Tensor,
+///     inner: Linear,
+/// }
+///
+/// impl Visit for Scaled {
+///     fn visit(&self, visitor: &mut dyn Visitor) {
+///         visitor.tensor("factor", &self.factor, Role::Parameter);
+///         visit_child(visitor, "inner", None, &self.inner);
+///     }
+/// }
+/// # fn main() {}
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a layer: `Visit` is not implemented for it",
+    note = "derive `Module` for a struct of layers, or implement `Visit` and `Module`"
+)]
+pub trait Visit {
+    /// Shows every parameter and buffer to `visitor`, in order of declaration.
+    fn visit(&self, visitor: &mut dyn Visitor);
+}
+
 /// Something that turns one tensor into another, with tensors of its own.
 ///
 /// Derived for structs whose fields are modules by [`derive(Module)`](derive@crate::Module) and
 /// [`derive(LightningModule)`](derive@crate::LightningModule).
-pub trait Module {
+pub trait Module: Visit {
     /// Runs the module on `input`. Call children through [`Context::call`], which keeps the
     /// path for errors and probes and applies precision regions.
     ///
     /// # Errors
     /// When libtorch refuses an operation, for example on shapes that do not fit.
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor>;
-
-    /// Shows every parameter and buffer to `visitor`, in order of declaration.
-    fn visit(&self, visitor: &mut dyn Visitor);
 
     /// What this layer computes itself (its children answer for themselves).
     fn op(&self) -> Op {
@@ -100,7 +133,7 @@ pub trait Visitor {
 }
 
 /// Visits a child module under its name.
-pub fn visit_child<M: Module + ?Sized>(
+pub fn visit_child<M: Visit + ?Sized>(
     visitor: &mut dyn Visitor,
     name: &str,
     region: Option<Region>,
@@ -118,10 +151,6 @@ macro_rules! as_the_module {
             (**self).forward(input, cx)
         }
 
-        fn visit(&self, visitor: &mut dyn Visitor) {
-            (**self).visit(visitor);
-        }
-
         fn op(&self) -> Op {
             (**self).op()
         }
@@ -130,6 +159,18 @@ macro_rules! as_the_module {
             (**self).fusable()
         }
     };
+}
+
+impl<M: Visit + ?Sized> Visit for Box<M> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        (**self).visit(visitor);
+    }
+}
+
+impl<M: Visit + ?Sized> Visit for Arc<M> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        (**self).visit(visitor);
+    }
 }
 
 impl<M: Module + ?Sized> Module for Box<M> {

@@ -1,6 +1,6 @@
 use tch::{Device, Kind, Tensor};
 
-use super::{Context, Fusable, Module, Role, Visitor, init};
+use super::{Context, Fusable, Module, Role, Visit, Visitor, init};
 use crate::{
     Result,
     ffi::{self, BatchNormOptions, LayerNormOptions},
@@ -78,6 +78,16 @@ impl BatchNorm {
     }
 }
 
+impl Visit for BatchNorm {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("weight", &self.weight, Role::Parameter);
+        visitor.tensor("bias", &self.bias, Role::Parameter);
+        visitor.tensor("running_mean", &self.running_mean, Role::Buffer);
+        visitor.tensor("running_var", &self.running_var, Role::Buffer);
+        visitor.tensor("num_batches_tracked", &self.num_batches_tracked, Role::Buffer);
+    }
+}
+
 impl Module for BatchNorm {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         if let Some(output) = self.forward_with(input, cx, false, 0.0)? {
@@ -98,14 +108,6 @@ impl Module for BatchNorm {
             self.eps,
             true,
         )?)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        visitor.tensor("weight", &self.weight, Role::Parameter);
-        visitor.tensor("bias", &self.bias, Role::Parameter);
-        visitor.tensor("running_mean", &self.running_mean, Role::Buffer);
-        visitor.tensor("running_var", &self.running_var, Role::Buffer);
-        visitor.tensor("num_batches_tracked", &self.num_batches_tracked, Role::Buffer);
     }
 
     fn fusable(&self) -> Fusable<'_> {
@@ -201,6 +203,13 @@ impl LayerNorm {
     }
 }
 
+impl Visit for LayerNorm {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("weight", &self.weight, Role::Parameter);
+        visitor.tensor("bias", &self.bias, Role::Parameter);
+    }
+}
+
 impl Module for LayerNorm {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         if let Some(output) = self.forward_with(input, cx, false, 0.0)? {
@@ -208,11 +217,6 @@ impl Module for LayerNorm {
         }
         let shape = self.weight.size();
         Ok(input.f_layer_norm(&shape, Some(&self.weight), Some(&self.bias), self.eps, true)?)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        visitor.tensor("weight", &self.weight, Role::Parameter);
-        visitor.tensor("bias", &self.bias, Role::Parameter);
     }
 
     fn fusable(&self) -> Fusable<'_> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::{Module, Visitor};
+use super::{Visit, Visitor};
 use crate::{
     Result, ffi,
     precision::{Policy, Precision, Region, RegionPlan, is_floating},
@@ -29,7 +29,7 @@ pub struct Parameter {
 }
 
 /// Every tensor with its name and role, in order of declaration.
-pub fn named_tensors(module: &(impl Module + ?Sized)) -> Vec<(String, Tensor, Role)> {
+pub fn named_tensors(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor, Role)> {
     // Only the names are wanted: any precision gives the same.
     walk(module, Precision::F32True, &BTreeMap::new())
         .into_iter()
@@ -38,7 +38,7 @@ pub fn named_tensors(module: &(impl Module + ?Sized)) -> Vec<(String, Tensor, Ro
 }
 
 /// The trained tensors; a tied one appears once, under its first name.
-pub fn parameters(module: &(impl Module + ?Sized)) -> Vec<Parameter> {
+pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
     let mut seen = std::collections::HashSet::new();
     named_tensors(module)
         .into_iter()
@@ -54,7 +54,7 @@ pub fn parameters(module: &(impl Module + ?Sized)) -> Vec<Parameter> {
 /// # Errors
 /// When the device has no room.
 pub fn place(
-    module: &(impl Module + ?Sized),
+    module: &(impl Visit + ?Sized),
     policy: Policy,
     islands: &BTreeMap<String, Region>,
 ) -> Result<()> {
@@ -76,7 +76,7 @@ struct Found {
 }
 
 fn walk(
-    module: &(impl Module + ?Sized),
+    module: &(impl Visit + ?Sized),
     precision: Precision,
     islands: &BTreeMap<String, Region>,
 ) -> Vec<Found> {

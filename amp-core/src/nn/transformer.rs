@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::{
     Context, Dropout, LayerNorm, LayerNormConfig, Linear, LinearConfig, Module, MultiheadAttention,
-    MultiheadAttentionConfig, Visitor, visit_child,
+    MultiheadAttentionConfig, Visit, Visitor, visit_child,
 };
 use crate::Result;
 
@@ -72,13 +72,15 @@ impl TransformerEncoderLayer {
     }
 }
 
+impl Visit for TransformerEncoderLayer {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.0.visit(visitor);
+    }
+}
+
 impl Module for TransformerEncoderLayer {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.0.forward(input, cx)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.0.visit(visitor);
     }
 
     fn shared(&self) -> Option<Arc<dyn Module>> {
@@ -121,6 +123,16 @@ impl Parts {
     }
 }
 
+impl Visit for Parts {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "self_attn", None, &self.self_attn);
+        visit_child(visitor, "linear1", None, &self.linear1);
+        visit_child(visitor, "linear2", None, &self.linear2);
+        visit_child(visitor, "norm1", None, &self.norm1);
+        visit_child(visitor, "norm2", None, &self.norm2);
+    }
+}
+
 impl Module for Parts {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let attended = cx.call("self_attn", None, &self.self_attn, input)?;
@@ -128,13 +140,5 @@ impl Module for Parts {
         let inner = self.expand(&x, cx)?;
         let outer = cx.call("linear2", None, &self.linear2, &inner)?;
         self.add_and_normalise("norm2", &self.norm2, &x, &outer, cx)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        visit_child(visitor, "self_attn", None, &self.self_attn);
-        visit_child(visitor, "linear1", None, &self.linear1);
-        visit_child(visitor, "linear2", None, &self.linear2);
-        visit_child(visitor, "norm1", None, &self.norm1);
-        visit_child(visitor, "norm2", None, &self.norm2);
     }
 }

@@ -78,6 +78,11 @@ impl Scheduled {
         groups.map(named).collect()
     }
 
+    /// The logged value that the schedule follows, where it follows one.
+    pub fn monitor(&self) -> Option<&str> {
+        self.schedule.as_ref()?.monitor.as_deref()
+    }
+
     /// Tells the schedule that an interval of this kind has passed. `logged` are the values of
     /// an epoch that was just validated, among which a schedule may monitor one.
     ///

@@ -5,6 +5,7 @@ mod clip;
 mod gradient_storage;
 mod region;
 mod scaler;
+mod tensors;
 
 pub(crate) use autocast::KeptCasts;
 pub use autocast::{AutocastGuard, AutocastState, autocast_state};
@@ -13,8 +14,10 @@ pub use gradient_storage::GradientStorage;
 pub(crate) use gradient_storage::{NarrowGradients, widen_gradients};
 pub use region::{Region, RegionPlan};
 pub use scaler::{
-    GradScaler, GradScalerConfig, Gradients, Scaled, ScaledLoss, ScalerState, StepOutcome, Unscaled,
+    Deferred, GradScaler, GradScalerConfig, Gradients, Scaled, ScaledLoss, ScalerState,
+    StepOutcome, Unscaled,
 };
+pub use tensors::{Arguments, Kept, Tensors};
 
 use std::{fmt, str::FromStr};
 

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{AutocastGuard, Precision, is_floating};
+use super::{Arguments, AutocastGuard, Kept, Precision, Tensors, is_floating};
 use crate::{Error, Result};
 
 /// What `#[precision(…)]` asks for a field.
@@ -70,20 +70,20 @@ impl RegionPlan {
         self
     }
 
-    /// Runs `body` on `input` under this plan, from a part where `outer` holds: switches
-    /// autocast, and casts where no autocast would.
+    /// Runs `body` on `inputs` under this plan, from a part where `outer` holds: switches
+    /// autocast, and casts every floating input and output where no autocast would.
     ///
     /// # Errors
     /// When a cast or `body` fails.
-    pub fn run(
+    pub fn run<A: Arguments, O: Tensors>(
         self,
         outer: Self,
         device: Device,
-        input: &Tensor,
-        body: impl FnOnce(&Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+        inputs: A::At<'_>,
+        body: impl for<'k> FnOnce(A::At<'k>) -> Result<O>,
+    ) -> Result<O> {
         if self == outer {
-            return body(input);
+            return body(inputs);
         }
         let output = {
             let _guard = match self.autocast {
@@ -92,17 +92,19 @@ impl RegionPlan {
                 Some(kind) => Some(AutocastGuard::enter(device, kind)?),
             };
             match self.autocast {
-                None => body(&cast(input, self.storage)?)?,
-                Some(_) => body(input)?,
+                None => {
+                    let kept = Kept::default();
+                    body(A::each(&inputs, &kept, &mut |input| cast(input, self.storage))?)?
+                }
+                Some(_) => body(inputs)?,
             }
         };
-        // Autocast does not take f64.
-        let leaves_as = match outer.autocast {
-            Some(_) if output.kind() == Kind::Double => Kind::Float,
-            Some(_) => return Ok(output),
-            None => outer.storage,
-        };
-        cast(&output, leaves_as)
+        output.each(&mut |output| match outer.autocast {
+            // Autocast does not take f64.
+            Some(_) if output.kind() == Kind::Double => cast(output, Kind::Float),
+            Some(_) => Ok(output.shallow_clone()),
+            None => cast(output, outer.storage),
+        })
     }
 }
 

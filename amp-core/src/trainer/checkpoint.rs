@@ -1,6 +1,10 @@
 //! Saving a run and going on from what was saved.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Map, Value};
 
@@ -48,10 +52,15 @@ impl Run<'_, '_> {
             state.put(PLAN, plan)?;
         }
         state.put("lr", &runner.lr)?;
-        state.put("scaler", &runner.scaler.state())?;
+        state.put("validated", &self.validated.map(|(_, position)| position))?;
+        // A clock's time is no part of a run that does not end by it.
+        if self.config.loops.max_time.is_some() {
+            state.put("trained_for", &self.trained_for().as_secs_f64())?;
+        }
+        state.put("scaler", &runner.optim.scaler.state())?;
         state.put_part("random", RandomState::read(self.config.device)?.state()?);
         state.put_part("log", self.log.state()?);
-        for (index, scheduled) in runner.optimizers.iter().enumerate() {
+        for (index, scheduled) in runner.optim.scheduled.iter().enumerate() {
             state.put_part(&format!("optimizer/{index}"), scheduled.state()?);
         }
         for callback in self.callbacks.0.iter() {
@@ -100,19 +109,21 @@ impl Run<'_, '_> {
         let plan = state.values().contains_key(PLAN).then(|| state.get(PLAN));
         let plan: Option<MemoryPlan> = plan.transpose().map_err(at)?;
         let lr = state.get("lr").map_err(at)?;
+        let validated: Option<Position> = state.get("validated").unwrap_or(None);
+        let trained_for: f64 = state.get("trained_for").unwrap_or(0.0);
         let random = RandomState::from_state(&state.part("random"), device).map_err(at)?;
         let log = Log::from_state(&state.part("log"), device).map_err(at)?;
         let part = |index: usize| state.part(&format!("optimizer/{index}"));
-        for (index, scheduled) in self.runner.optimizers.iter().enumerate() {
+        for (index, scheduled) in self.runner.optim.scheduled.iter().enumerate() {
             scheduled.check_state(&part(index)).map_err(at)?;
         }
         if precision != self.config.precision {
             self.runner.set_precision(self.model, precision)?;
         }
-        for (index, scheduled) in self.runner.optimizers.iter_mut().enumerate() {
+        for (index, scheduled) in self.runner.optim.scheduled.iter_mut().enumerate() {
             scheduled.load_state(&part(index)).map_err(at)?;
         }
-        self.runner.scaler.load_state(scaler).map_err(at)?;
+        self.runner.optim.scaler.load_state(scaler).map_err(at)?;
         for callback in self.callbacks.0.iter_mut() {
             let part = state.part(&format!("callback/{}", callback.name()));
             // A callback that is new to the run starts afresh.
@@ -128,6 +139,8 @@ impl Run<'_, '_> {
         // Of another budget, one is made anew.
         self.runner.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory_budget);
         (self.position, self.log) = (position, log);
+        self.validated = validated.map(|position| (Instant::now(), position));
+        self.trained_before = Duration::from_secs_f64(trained_for.max(0.0));
         Ok(position)
     }
 

@@ -4,7 +4,8 @@ use tch::Device;
 
 use super::{
     graph::Graph,
-    recovery::{NonFinite, ScaleFloor},
+    loops::Loops,
+    recovery::{AtFloor, NonFinite, ScaleFloor},
 };
 use crate::{
     Error, Result,
@@ -19,6 +20,8 @@ pub struct TrainerConfig {
     pub max_epochs: i64,
     /// Optimizer steps after which training ends, if before the last epoch.
     pub max_steps: Option<u64>,
+    /// How long the run trains at least, how much of each set it uses and when it validates.
+    pub loops: Loops,
     /// The precision.
     pub precision: Precision,
     /// Where to run.
@@ -37,7 +40,9 @@ pub struct TrainerConfig {
     pub moments: Moments,
     /// How gradients are kept from the backward pass to the step.
     pub gradients: GradientStorage,
-    /// Whether a skipped step moves the schedule and the step count, as Lightning does.
+    /// Whether a skipped step moves the schedule and the step count, and leaves what its forward pass
+    /// has changed (batch statistics, the model's own state, the random generator), as in Lightning.
+    /// Otherwise it changes nothing.
     pub skipped_step_advances: bool,
     /// What is done about a step whose gradients are not finite.
     pub on_non_finite: NonFinite,
@@ -81,6 +86,7 @@ impl TrainerConfig {
         Self {
             max_epochs: 1000,
             max_steps: None,
+            loops: Loops::default(),
             precision,
             device,
             seed: 0,
@@ -126,6 +132,7 @@ impl TrainerConfig {
         positive("accumulate_grad_batches", self.accumulate_grad_batches)?;
         positive("log_every_n_steps", self.log_every_n_steps)?;
         positive("profile_every_n_steps", self.profile_every_n_steps.unwrap_or(1))?;
+        self.loops.check()?;
         self.gradient_clip.map(Clip::validated).transpose()?;
         if self.keep_good_every_n_steps == 0 {
             return Err(Error::config("keep_good_every_n_steps is 0, but must be at least 1"));
@@ -148,5 +155,24 @@ impl TrainerConfig {
             )));
         }
         Ok(())
+    }
+
+    /// Refuses what the trainer cannot do for a model that runs its updates itself.
+    pub(super) fn check_manual(&self, model: &str) -> Result<()> {
+        let runs_again =
+            matches!(self.on_non_finite, NonFinite::LowerScale | NonFinite::FallBackToBf16)
+                || self.scale_floor.then == AtFloor::FallBackToBf16;
+        let cannot = [
+            (self.gradient_clip.is_some(), "gradient_clip", "clip in manual_step"),
+            (self.accumulate_grad_batches > 1, "accumulate_grad_batches", "add up in manual_step"),
+            (self.memory_budget.is_some(), "memory_budget", "use Checkpoint layers"),
+            (runs_again, "running a step again", "choose skip, stop or restore-last-good"),
+        ];
+        match cannot.into_iter().find(|(asked, ..)| *asked) {
+            Some((_, what, instead)) => Err(Error::config(format!(
+                "`{model}` optimizes manually, which rules out {what}: {instead}"
+            ))),
+            None => Ok(()),
+        }
     }
 }

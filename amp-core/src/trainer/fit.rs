@@ -1,64 +1,58 @@
-//! The loop over epochs and batches.
+//! A run: its epochs, its validations and what callbacks ask for.
 
-use std::{collections::VecDeque, fs, io::ErrorKind, rc::Rc, time::Instant};
-
-use tch::Tensor;
+use std::{
+    fs,
+    io::ErrorKind,
+    rc::Rc,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use super::{
-    TrainerConfig,
+    Interruption, TrainerConfig,
+    callbacks::{Callbacks, Emit},
+    evaluate::{Evaluator, Loaders, Stage},
     graph::{Flight, step_access},
-    profile::Phase,
-    step::{StepRunner, full_gradients_note},
-    window::Examples,
+    loops::{Loops, Validations, show_time},
+    optimization::{Optimization, full_gradients_note},
+    rollback::Aside,
+    step::StepRunner,
 };
 use crate::{
-    Error, Hook, LightningModule, Result, Step,
+    Error, LightningModule, Result,
     callback::{Action, Callback, Epoch},
-    data::{Batch, DataLoader, DataModule},
-    event::{EpochEnd, Event, FitEnd, FitStart, Position},
+    data::{DataLoader, DataModule},
+    event::{EpochEnd, Event, FitEnd, FitStart, Position, Validated},
     hardware::Fingerprint,
     log::{Log, Logged},
-    nn::{self, Context},
+    nn,
     optim::{Storage, TrainingPlan},
-    precision::{Gradients, StepOutcome, Unscaled},
 };
-
-/// Where events go.
-pub(super) type Emit<'a> = dyn FnMut(Event) -> Result<()> + 'a;
-
-/// The callbacks of a run, called in the order they were added.
-pub(super) struct Callbacks<'r, 'c>(pub(super) &'r mut [Box<dyn Callback + 'c>]);
-
-impl Callbacks<'_, '_> {
-    fn each(
-        &mut self,
-        mut call: impl FnMut(&mut dyn Callback) -> Result<Vec<Action>>,
-    ) -> Result<Vec<Action>> {
-        let mut actions = Vec::new();
-        for callback in self.0.iter_mut() {
-            actions.extend(call(callback.as_mut())?);
-        }
-        Ok(actions)
-    }
-
-    pub(super) fn on_before_optimizer_step(
-        &mut self,
-        gradients: &Gradients<Unscaled>,
-        hook: &mut Hook<'_>,
-    ) -> Result<()> {
-        let mut callbacks = self.0.iter_mut();
-        callbacks.try_for_each(|callback| callback.on_before_optimizer_step(gradients, hook))
-    }
-}
 
 /// A run and where it is.
 pub(super) struct Run<'r, 'c> {
     pub(super) config: &'r TrainerConfig,
     pub(super) model: &'r mut dyn LightningModule,
     pub(super) data: &'r DataModule,
-    loader: Rc<DataLoader>,
-    /// Bytes, with the one for validation.
-    held_by_loaders: u64,
+    /// With what `fast_dev_run` and `overfit_batches` set.
+    loops: Loops,
+    max_epochs: i64,
+    pub(super) loader: Rc<DataLoader>,
+    val: Rc<Loaders>,
+    /// After which steps a validation follows.
+    pub(super) validations: Validations,
+    started: Instant,
+    /// How long the runs before trained that this one resumes.
+    pub(super) trained_before: Duration,
+    /// When and where the last validation was.
+    pub(super) validated: Option<(Instant, Position)>,
+    /// Why the run is to end once it has trained as long as it must.
+    stop: Option<String>,
+    /// Whether it was said that the run ends.
+    ended: bool,
+    interruption: &'r Interruption,
+    /// The signal that has ended the run.
+    interrupted: Option<u32>,
     pub(super) runner: StepRunner<'r>,
     pub(super) callbacks: Callbacks<'r, 'c>,
     pub(super) emit: &'r mut Emit<'r>,
@@ -70,7 +64,7 @@ pub(super) struct Run<'r, 'c> {
 
 /// Whether the run goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flow {
+pub(super) enum Flow {
     On,
     End,
 }
@@ -82,18 +76,33 @@ impl<'r, 'c> Run<'r, 'c> {
         model: &'r mut dyn LightningModule,
         data: &'r DataModule,
         callbacks: &'r mut [Box<dyn Callback + 'c>],
+        interruption: &'r Interruption,
         emit: &'r mut Emit<'r>,
     ) -> Result<Self> {
         config.check()?;
         data.check()?;
-        nn::place(model, config.policy(), &config.islands)?;
-        let shuffle = config.shuffle.then_some(config.seed);
-        let loader = Rc::new(data.train_loader(config.policy(), shuffle)?);
+        let (loops, policy) = (config.loops.resolved(), config.policy());
+        let max_epochs = if loops.fast_dev_run.is_some() { 1 } else { config.max_epochs };
+        nn::place(model, policy, &config.islands)?;
+        let in_order = !config.shuffle || loops.overfit_batches.is_some();
+        let shuffle = (!in_order).then_some(config.seed);
+        let loader = data.train_loader(policy, shuffle)?.limited(loops.limit_train_batches);
+        let loader = Rc::new(loader);
         let batches = loader.batches();
+        if batches == 0 {
+            return Err(Error::config(format!(
+                "no batch to train on: the limit of training batches is {} of `{}`",
+                loops.limit_train_batches, data.name
+            )));
+        }
+        let val = match loops.overfit_batches {
+            Some(limit) if !data.val.is_empty() => Loaders::overfitting(data, policy, limit)?,
+            _ => Loaders::new(data, &data.val, policy, loops.limit_val_batches)?,
+        };
         let window = config.accumulate_grad_batches;
-        let steps = (batches + window - 1) / window * config.max_epochs;
+        let steps = (batches + window - 1) / window * max_epochs;
         let plan = TrainingPlan {
-            max_epochs: config.max_epochs,
+            max_epochs,
             estimated_stepping_batches: config
                 .max_steps
                 .map_or(steps, |most| steps.min(i64::try_from(most).unwrap_or(i64::MAX))),
@@ -102,13 +111,27 @@ impl<'r, 'c> Run<'r, 'c> {
         let storage = Storage { weights: config.weight_update, moments: config.moments };
         let optimizers = optimizers.build(nn::parameters(model), storage)?;
         let access = step_access(model, callbacks);
-        let runner = StepRunner::new(config, optimizers, access)?;
+        if model.optimizes_manually() {
+            config.check_manual(model.name())?;
+        }
+        let optim = Optimization::new(config, optimizers, access)?;
+        let runner = StepRunner::new(config, model, optim)?;
         Ok(Self {
             config,
             model,
             data,
+            validations: Validations::new(&loops, batches, window),
+            loops,
+            max_epochs,
             loader,
-            held_by_loaders: 0,
+            val: Rc::new(val),
+            started: Instant::now(),
+            trained_before: Duration::ZERO,
+            validated: None,
+            stop: None,
+            ended: false,
+            interruption,
+            interrupted: None,
             runner,
             callbacks: Callbacks(callbacks),
             emit,
@@ -120,26 +143,34 @@ impl<'r, 'c> Run<'r, 'c> {
 
     /// Trains and validates from the present position to the end.
     pub(super) fn go(mut self, resumed: Option<Position>) -> Result<()> {
-        let started = Instant::now();
-        let val = self.data.val_loader(self.config.policy())?;
-        self.held_by_loaders = self.loader.held_bytes() + val.held_bytes();
         self.start(resumed)?;
-        let mut flow = self.past_max_steps();
-        while flow == Flow::On && self.position.epoch < self.config.max_epochs {
-            flow = self.epoch(&val)?;
+        let mut flow = self.flow()?;
+        while flow == Flow::On && self.position.epoch < self.max_epochs {
+            flow = self.epoch()?;
         }
         self.model.on_train_end()?;
         (self.emit)(Event::FitEnd(FitEnd {
             global_step: self.runner.global_step(),
             skipped: self.runner.counts.skipped,
             replayed: self.flight.replayed,
-            scale: self.runner.scale(),
-            seconds: started.elapsed().as_secs_f64(),
+            scale: self.runner.optim.scale(),
+            seconds: self.started.elapsed().as_secs_f64(),
+            interrupted: self.interrupted,
         }))
     }
 
+    /// Bytes of tensors that loaders have made and keep.
+    pub(super) fn held_by_loaders(&self) -> u64 {
+        self.loader.held_bytes() + self.val.held_bytes()
+    }
+
+    /// How long the run has trained, with the runs that it resumes.
+    pub(super) fn trained_for(&self) -> Duration {
+        self.trained_before + self.started.elapsed()
+    }
+
     fn start(&mut self, resumed: Option<Position>) -> Result<()> {
-        let optimizers = self.runner.optimizers.iter().map(|scheduled| &scheduled.optimizer);
+        let optimizers = self.runner.optim.scheduled.iter().map(|scheduled| &scheduled.optimizer);
         let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters().iter());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
         let notes = optimizers.filter_map(|optimizer| optimizer.note());
@@ -152,7 +183,7 @@ impl<'r, 'c> Run<'r, 'c> {
             fingerprint: Fingerprint::of(self.config.device)?,
             hyperparameters: self.model.hyperparameters(),
             parameters,
-            max_epochs: self.config.max_epochs,
+            max_epochs: self.max_epochs,
             batches_per_epoch: self.loader.batches(),
             resumed,
         }))?;
@@ -164,15 +195,23 @@ impl<'r, 'c> Run<'r, 'c> {
         self.model.on_train_start()?;
         let mut hook = self.runner.hook(self.position.epoch, &mut self.log);
         self.callbacks.each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
+        if resumed.is_none() {
+            self.check_validation()?;
+        }
         self.runner.keep_good(self.model)
     }
 
-    /// Trains the rest of an epoch, validates and lets the callbacks act.
-    fn epoch(&mut self, val: &DataLoader) -> Result<Flow> {
+    /// Trains the rest of an epoch, validates where that is due and lets the callbacks act.
+    fn epoch(&mut self) -> Result<Flow> {
         let epoch = self.position.epoch;
         let (mut flow, train_seconds) = timed(|| self.train())?;
-        // An epoch that ended early is gone on with later: its sums are kept as they are.
-        let unfinished = match self.position.batch < self.loader.batches() {
+        if self.interrupted.is_some() {
+            // What has to be done at once is done; the run that goes on does the rest.
+            return Ok(Flow::End);
+        }
+        // An epoch that ended early is resumed later: its sums are kept as they are.
+        let batches = self.loader.batches();
+        let unfinished = match self.position.batch < batches {
             true => Some(Log::from_state(&self.log.state()?, self.config.device)?),
             false => None,
         };
@@ -184,11 +223,16 @@ impl<'r, 'c> Run<'r, 'c> {
         let profiles = self.runner.take_profiles()?;
         profiles.into_iter().try_for_each(|profile| (self.emit)(Event::Profiled(profile)))?;
         let lr = self.runner.lr;
-        let (val, val_seconds) = timed(|| self.validate(val))?;
+        let due = self.validations.ends_epoch(epoch, unfinished.is_none()) && !self.is_validated();
+        let (val, val_seconds) = match due {
+            true => timed(|| self.validate())?,
+            false => (Vec::new(), 0.0),
+        };
+        let more_to_come = self.validates();
         match unfinished {
             Some(log) => self.log = log,
             None => {
-                self.runner.end_epoch(&[train.as_slice(), &val].concat())?;
+                self.runner.optim.end_epoch(&[train.as_slice(), &val].concat(), more_to_come)?;
                 self.position = Position { epoch: epoch + 1, batch: 0 };
                 self.log = Log::default();
             }
@@ -197,181 +241,95 @@ impl<'r, 'c> Run<'r, 'c> {
         let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds, val_seconds };
         (self.emit)(Event::EpochEnd(end.clone()))?;
         let precision = self.runner.policy().precision;
-        let seen = Epoch { model: self.model, precision, end: &end };
+        let model = &*self.model;
+        let seen = Epoch { model, precision, end: &end, goes_on: false, more_to_come };
         let actions = self.callbacks.each(|callback| callback.on_epoch_end(&seen))?;
-        if self.act(actions)? == Flow::End {
+        self.act(actions)?;
+        if self.flow()? == Flow::End {
             flow = Flow::End;
         }
         Ok(flow)
     }
 
-    /// Trains from the present batch to the end of the epoch, or until the run is to end.
-    fn train(&mut self) -> Result<Flow> {
-        let Position { epoch, batch: first } = self.position;
-        if first == 0 {
-            let mut hook = self.runner.hook(epoch, &mut self.log);
-            self.model.on_train_epoch_start(&mut hook)?;
-            self.callbacks
-                .each(|callback| callback.on_train_epoch_start(&mut hook).map(|()| Vec::new()))?;
-        }
-        let loader = self.loader.clone();
-        let mut batches = loader.epoch(epoch.cast_unsigned(), first)?;
-        // Examples that were read, but not stepped on yet; and where to read on.
-        let (mut queue, mut next) = (VecDeque::new(), first);
-        let mut actions = Vec::new();
-        while self.position.batch < loader.batches() {
-            let examples = match queue.pop_front() {
-                Some(examples) => Some(examples),
-                None => self.read(&loader, &mut batches, &mut next)?,
-            };
-            match examples {
-                Some(examples) if self.may_fly(&examples)? => self.start_step(examples)?,
-                Some(examples) if self.flight.is_empty() => {
-                    actions.extend(self.step_without_graph(examples)?);
-                }
-                // It cannot begin before those in flight have ended.
-                waiting => {
-                    queue.extend(waiting);
-                    actions.extend(self.land(&mut queue)?);
-                }
-            }
-            // While the device is at work.
-            if queue.is_empty() && !self.flight.is_empty() {
-                queue.extend(self.read(&loader, &mut batches, &mut next)?);
-            }
-            while self.must_land() || (!actions.is_empty() && !self.flight.is_empty()) {
-                actions.extend(self.land(&mut queue)?);
-            }
-            if self.flight.is_empty() {
-                if !actions.is_empty() {
-                    self.leave_graph()?;
-                }
-                let flow = self.act(std::mem::take(&mut actions))?;
-                if flow == Flow::End || self.past_max_steps() == Flow::End {
-                    self.leave_graph()?;
-                    return Ok(Flow::End);
-                }
-            }
-        }
-        self.leave_graph()?;
-        Ok(Flow::On)
+    /// Whether validations report values within epochs or after some of them.
+    fn validates(&self) -> bool {
+        !self.val.is_empty() && !self.validations.follow_each_epoch()
     }
 
-    /// Reads the examples of a step; none where the epoch has no more, or no more are to be
-    /// stepped on before those in flight have ended.
-    fn read(
-        &mut self,
-        loader: &DataLoader,
-        batches: &mut dyn Iterator<Item = Result<Batch>>,
-        next: &mut i64,
-    ) -> Result<Option<Examples>> {
-        let in_flight = self.flight.len();
-        let most = self.config.max_steps;
-        if *next >= loader.batches()
-            || most.is_some_and(|most| self.runner.global_step() + in_flight >= most)
-        {
-            return Ok(None);
-        }
-        let attempt = self.runner.counts.attempts + in_flight;
-        let profiled = self.config.profile_every_n_steps.map(i64::cast_unsigned);
-        if profiled.is_some_and(|every| attempt.is_multiple_of(every)) {
-            if in_flight > 0 {
-                return Ok(None);
-            }
-            self.runner.profiler.start(self.position.epoch, *next)?;
-        }
-        let start = *next;
-        let end = (start + self.config.accumulate_grad_batches).min(loader.batches());
-        let examples: i64 = (start..end).map(|at| loader.batch_len(at)).sum();
-        let mut read = Examples { start, batches: Vec::new(), shares: Vec::new() };
-        for batch in batches.take((end - start) as usize) {
-            let batch = batch?;
-            self.runner.profiler.lap(Phase::Data)?;
-            read.shares.push(batch.len() as f64 / examples as f64);
-            read.batches.push(batch);
-        }
-        *next = end;
-        Ok(Some(read))
+    /// Whether the last validation was of the model as it is.
+    fn is_validated(&self) -> bool {
+        self.validated.is_some_and(|(_, place)| place == self.position)
     }
 
-    /// Steps on some examples, kernel by kernel.
-    pub(super) fn step_without_graph(&mut self, examples: Examples) -> Result<Vec<Action>> {
-        self.leave_graph()?;
-        self.runner.plan_memory(self.model, &examples, self.held_by_loaders, self.emit)?;
-        self.runner.begin_window()?;
-        let Examples { start, batches, shares } = examples;
-        let end = start + batches.len() as i64;
-        let mut actions = Vec::new();
-        for (index, (batch, share)) in (start..).zip(batches.into_iter().zip(shares)) {
-            let Self { model, runner, callbacks, emit, log, position, .. } = self;
-            let loss = runner.accumulate(*model, batch, index, share, log, *emit)?;
-            let outcome = match index + 1 == end {
-                true => Some(runner.step(*model, position.epoch, log, callbacks, *emit)?),
-                false => None,
-            };
-            actions.extend(self.end_batch(index, &loss, outcome.as_ref())?);
+    /// Validates within an epoch, if that is due after the step that has just ended.
+    pub(super) fn validate_within_epoch(&mut self) -> Result<()> {
+        let Position { epoch, batch } = self.position;
+        let last = self.validated.map_or(self.started, |(when, _)| when);
+        let due =
+            self.validations.follows(epoch, batch) || self.validations.is_due_after(last.elapsed());
+        // The validation at the epoch's end is the epoch's.
+        let ends_epoch = batch == self.loader.batches() && self.validations.follows(epoch, batch);
+        if !due || self.is_validated() || ends_epoch || self.val.is_empty() {
+            return Ok(());
         }
-        self.flight.warmed_up += 1;
-        self.position.batch = end;
-        Ok(actions)
-    }
-
-    /// Lets everybody know of a batch, and of the step if it was the step's last.
-    pub(super) fn end_batch(
-        &mut self,
-        index: i64,
-        loss: &Tensor,
-        outcome: Option<&StepOutcome>,
-    ) -> Result<Vec<Action>> {
-        let Self { model, runner, callbacks, emit, log, position, .. } = self;
-        let epoch = position.epoch;
-        let mut hook = runner.hook(epoch, log);
-        model.on_train_batch_end(loss, outcome, &mut hook)?;
-        let actions = callbacks.each(|callback| callback.on_train_batch_end(outcome, &mut hook))?;
-        let global_step = runner.global_step();
-        emit(Event::Batch { epoch, batch: index, global_step })?;
-        if outcome.is_some() && self.logs_now() {
-            (self.emit)(Event::Logged { global_step, values: self.log.step_values()? })?;
+        let (val, val_seconds) = timed(|| self.validate())?;
+        let position = self.position;
+        self.runner.optim.follow_validation(&val)?;
+        let global_step = self.runner.global_step();
+        let validated = Validated { position, global_step, val, val_seconds };
+        (self.emit)(Event::Validated(validated.clone()))?;
+        let (lr, train) = (self.runner.lr, Vec::new());
+        let Validated { val, .. } = validated;
+        let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds: 0.0, val_seconds };
+        let precision = self.runner.policy().precision;
+        let model = &*self.model;
+        let seen = Epoch { model, precision, end: &end, goes_on: true, more_to_come: true };
+        let actions = self.callbacks.each(|callback| callback.on_validation_end(&seen))?;
+        if !actions.is_empty() {
+            self.leave_graph()?;
         }
-        Ok(actions)
-    }
-
-    /// Whether the last step is one whose values are told.
-    pub(super) fn logs_now(&self) -> bool {
-        self.runner.counts.attempts.is_multiple_of(self.config.log_every_n_steps.cast_unsigned())
+        self.act(actions)
     }
 
     /// Validates and returns the values.
-    fn validate(&mut self, loader: &DataLoader) -> Result<Vec<Logged>> {
-        let policy = self.runner.policy();
-        let context = Context::new(policy, false).with_islands(self.config.islands.clone());
-        let mut log = Log::default();
-        let _no_grad = tch::no_grad_guard();
-        for (index, batch) in loader.epoch(0, 0)?.enumerate() {
-            let _autocast = policy.autocast()?;
-            let mut step = Step::new(&context, &mut log, index, self.runner.global_step());
-            self.model.validation_step(&batch?, &mut step)?;
-        }
-        let mut hook = self.runner.hook(self.position.epoch, &mut log);
-        self.model.on_validation_epoch_end(&mut hook)?;
-        log.epoch_values()
+    fn validate(&mut self) -> Result<Vec<Logged>> {
+        self.validated = Some((Instant::now(), self.position));
+        self.evaluate(None)
     }
 
-    /// Does what callbacks want: saves first, then deletes; whether the run goes on.
-    fn act(&mut self, actions: Vec<Action>) -> Result<Flow> {
-        let mut flow = Flow::On;
+    fn evaluate(&mut self, most: Option<i64>) -> Result<Vec<Logged>> {
+        let (policy, epoch) = (self.runner.policy(), self.position.epoch);
+        let mut evaluator = Evaluator::new(self.config, policy, self.runner.global_step());
+        let (val, runner) = (self.val.clone(), &self.runner);
+        evaluator.evaluate(self.model, Stage::Validate, &val, most, |model, log| {
+            model.on_validation_epoch_end(&mut runner.hook(epoch, log))
+        })
+    }
+
+    /// Validates a few batches before training, and leaves nothing of it.
+    fn check_validation(&mut self) -> Result<()> {
+        let batches = self.loops.num_sanity_val_steps;
+        if batches == 0 || self.val.is_empty() {
+            return Ok(());
+        }
+        let aside = Aside::begin(self.model, self.config.device)?;
+        let _ = self.evaluate(Some(batches))?;
+        aside.end(self.model)
+    }
+
+    /// Does what callbacks want: saves first, then deletes.
+    pub(super) fn act(&mut self, actions: Vec<Action>) -> Result<()> {
         let mut deleted = Vec::new();
         for action in actions {
             match action {
+                // A look whether all code runs leaves no file.
+                Action::Save { .. } if self.loops.fast_dev_run.is_some() => {}
                 Action::Save { path, weights_only } => {
                     self.save(&path, weights_only)?;
                     (self.emit)(Event::Saved { path })?;
                 }
                 Action::Delete(path) => deleted.push(path),
-                Action::Stop(reason) => {
-                    flow = Flow::End;
-                    (self.emit)(Event::Stopped { reason })?;
-                }
+                Action::Stop(reason) => self.stop(reason)?,
             }
         }
         for path in deleted {
@@ -381,14 +339,69 @@ impl<'r, 'c> Run<'r, 'c> {
                 outcome => outcome.map_err(|error| Error::io(&path, error))?,
             }
         }
-        Ok(flow)
+        Ok(())
     }
 
-    fn past_max_steps(&self) -> Flow {
-        match self.config.max_steps {
-            Some(most) if self.runner.global_step() >= most => Flow::End,
-            _ => Flow::On,
+    /// Ends the run, once it has trained as long as it must.
+    fn stop(&mut self, reason: String) -> Result<()> {
+        if self.stop.is_none() && !self.may_stop() {
+            let Loops { min_epochs, min_steps, .. } = self.loops;
+            let text = format!(
+                "{reason}: training goes on until {min_epochs} epochs and {min_steps} optimizer \
+                 steps have passed"
+            );
+            (self.emit)(Event::Note { text })?;
         }
+        self.stop.get_or_insert(reason);
+        Ok(())
+    }
+
+    fn may_stop(&self) -> bool {
+        self.position.epoch >= self.loops.min_epochs
+            && self.runner.global_step() >= self.loops.min_steps
+    }
+
+    /// Whether the run goes on after the step or the epoch that has just ended.
+    pub(super) fn flow(&mut self) -> Result<Flow> {
+        if self.ended || self.config.max_steps.is_some_and(|most| self.runner.global_step() >= most)
+        {
+            return Ok(Flow::End);
+        }
+        if let Some(signal) = self.signal() {
+            return self.interrupt(signal);
+        }
+        let reason = match (self.loops.max_time, &self.stop) {
+            (Some(most), _) if self.trained_for() >= most => {
+                format!("max_time of {} has passed", show_time(most))
+            }
+            (_, Some(reason)) if self.may_stop() => reason.clone(),
+            _ => return Ok(Flow::On),
+        };
+        self.ended = true;
+        (self.emit)(Event::Stopped { reason })?;
+        Ok(Flow::End)
+    }
+}
+
+impl Run<'_, '_> {
+    /// The signal that has come, if one has.
+    pub(super) fn signal(&self) -> Option<u32> {
+        match self.interruption.signal.load(Ordering::SeqCst) {
+            0 => None,
+            signal => Some(signal as u32),
+        }
+    }
+
+    /// Ends the run between two steps and saves it.
+    fn interrupt(&mut self, signal: u32) -> Result<Flow> {
+        (self.ended, self.interrupted) = (true, Some(signal));
+        let saved = self.interruption.save_to.clone();
+        if let Some(path) = &saved {
+            self.leave_graph()?;
+            self.save(path, false)?;
+        }
+        (self.emit)(Event::Interrupted { signal, saved })?;
+        Ok(Flow::End)
     }
 }
 

@@ -1,29 +1,44 @@
 //! The training loop.
 
 mod budget;
+mod callbacks;
 mod checkpoint;
 mod config;
+mod epoch;
+mod evaluate;
 mod fit;
 mod graph;
+mod kept;
+mod loops;
+mod manual;
+mod optimization;
 mod profile;
 mod recovery;
+mod rollback;
 mod step;
 mod window;
 
 pub use budget::MemoryPlan;
 pub use config::TrainerConfig;
 pub use graph::{Graph, StepAccess};
+pub use loops::{Loops, ValCheckInterval, parse_time};
+pub use manual::{ManualOptimizer, ManualStep};
 pub use profile::{Interval, Phase, Profile, Span};
 pub use recovery::{AtFloor, NonFinite, Recovery, ScaleFloor};
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
+use self::evaluate::{Evaluator, Loaders, Stage};
 use crate::{
-    LightningModule, Result,
+    Error, LightningModule, Result,
     callback::Callback,
-    data::DataModule,
+    data::{AnyBatch, DataModule, Limit, Sets},
     event::{Event, Subscriber},
-    random,
+    log::Logged,
+    nn, random,
     record::{Recorder, RunRecord},
 };
 
@@ -33,12 +48,27 @@ pub struct Trainer<'a> {
     subscribers: Vec<&'a mut dyn Subscriber>,
     callbacks: Vec<Box<dyn Callback + 'a>>,
     resume_from: Option<PathBuf>,
+    interruption: Interruption,
+}
+
+/// Who may end a run from outside, and where it is saved then.
+#[derive(Debug, Clone, Default)]
+struct Interruption {
+    /// 0, or the number of the signal that has come.
+    signal: Arc<AtomicUsize>,
+    save_to: Option<PathBuf>,
 }
 
 impl<'a> Trainer<'a> {
     /// A trainer nobody listens to yet.
     pub fn new(config: TrainerConfig) -> Self {
-        Self { config, subscribers: Vec::new(), callbacks: Vec::new(), resume_from: None }
+        Self {
+            config,
+            subscribers: Vec::new(),
+            callbacks: Vec::new(),
+            resume_from: None,
+            interruption: Interruption::default(),
+        }
     }
 
     /// Adds a listener; each event reaches them in the order they were added.
@@ -54,6 +84,16 @@ impl<'a> Trainer<'a> {
     #[must_use]
     pub fn resume_from(mut self, checkpoint: impl Into<PathBuf>) -> Self {
         self.resume_from = Some(checkpoint.into());
+        self
+    }
+
+    /// Lets a run be ended from outside: when `signal` is no longer 0, it ends with the step that is
+    /// running, is saved at `save_to` where that is given, and has the number as
+    /// [`FitEnd::interrupted`](crate::event::FitEnd::interrupted). [`resume_from`](Self::resume_from) goes on
+    /// from what was saved. A handler of a signal may set the number; so may another thread.
+    #[must_use]
+    pub fn interrupted_by(mut self, signal: Arc<AtomicUsize>, save_to: Option<PathBuf>) -> Self {
+        self.interruption = Interruption { signal, save_to };
         self
     }
 
@@ -83,7 +123,14 @@ impl<'a> Trainer<'a> {
             recorder.on_event(&event)?;
             self.subscribers.iter_mut().try_for_each(|subscriber| subscriber.on_event(&event))
         };
-        let mut run = fit::Run::new(&self.config, model, data, &mut self.callbacks, &mut emit)?;
+        let mut run = fit::Run::new(
+            &self.config,
+            model,
+            data,
+            &mut self.callbacks,
+            &self.interruption,
+            &mut emit,
+        )?;
         let resumed = match &self.resume_from {
             Some(path) => Some(run.resume(path)?),
             None => None,
@@ -91,5 +138,91 @@ impl<'a> Trainer<'a> {
         run.go(resumed)?;
         // The loop's last event is FitEnd, its first FitStart.
         Ok(recorder.finish().expect("a run that ended has a start and an end"))
+    }
+
+    /// Validates `model` once on the validation sets of `data`, and returns the values in order: those
+    /// of a set with a name end in `/name`. The model is moved to the policy's device and dtype.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used, there is no validation set or a step fails.
+    pub fn validate(
+        &mut self,
+        model: &mut dyn LightningModule,
+        data: &DataModule,
+    ) -> Result<Vec<Logged>> {
+        let limit = self.config.loops.resolved().limit_val_batches;
+        self.evaluate(model, data, Stage::Validate, limit)
+    }
+
+    /// Tests `model` once on the test sets of `data`, by its `test_step`; otherwise as
+    /// [`validate`](Self::validate).
+    ///
+    /// # Errors
+    /// As [`validate`](Self::validate).
+    pub fn test(
+        &mut self,
+        model: &mut dyn LightningModule,
+        data: &DataModule,
+    ) -> Result<Vec<Logged>> {
+        let limit = self.config.loops.resolved().limit_test_batches;
+        self.evaluate(model, data, Stage::Test, limit)
+    }
+
+    /// Gives what `model` predicts for the sets to predict of `data` to `write`, a batch at a time and
+    /// in order: the set's name, the batch's index in it, and the predictions on the device. A batch that
+    /// does not fit into memory comes in parts under one index.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used, there is no set to predict, or a step or `write` fails.
+    pub fn predict(
+        &mut self,
+        model: &mut dyn LightningModule,
+        data: &DataModule,
+        write: &mut dyn FnMut(&str, usize, &AnyBatch) -> Result<()>,
+    ) -> Result<()> {
+        let _place = random::place();
+        let limit = self.config.loops.resolved().limit_predict_batches;
+        let loaders = self.prepare(model, data, &data.predict, "to predict", limit)?;
+        Evaluator::new(&self.config, self.config.policy(), 0).predict(model, &loaders, write)
+    }
+
+    fn evaluate(
+        &self,
+        model: &mut dyn LightningModule,
+        data: &DataModule,
+        stage: Stage,
+        limit: Limit,
+    ) -> Result<Vec<Logged>> {
+        let _place = random::place();
+        let (sets, kind) = match stage {
+            Stage::Validate => (&data.val, "to validate on"),
+            Stage::Test => (&data.test, "to test on"),
+        };
+        let loaders = self.prepare(model, data, sets, kind, limit)?;
+        let mut evaluator = Evaluator::new(&self.config, self.config.policy(), 0);
+        evaluator.evaluate(model, stage, &loaders, None, |_, _| Ok(()))
+    }
+
+    /// Checks everything, moves the model to its place and opens the sets.
+    fn prepare(
+        &self,
+        model: &dyn LightningModule,
+        data: &DataModule,
+        sets: &Sets,
+        kind: &str,
+        limit: Limit,
+    ) -> Result<Loaders> {
+        self.config.check()?;
+        data.check()?;
+        let policy = self.config.policy();
+        let loaders = Loaders::new(data, sets, policy, limit)?;
+        if loaders.is_empty() {
+            return Err(Error::config(format!(
+                "`{}` has no examples {kind}: give it a set, or raise the limit of batches",
+                data.name
+            )));
+        }
+        nn::place(model, policy, &self.config.islands)?;
+        Ok(loaders)
     }
 }

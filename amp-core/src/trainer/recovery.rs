@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{fit::Emit, step::StepRunner};
+use super::{callbacks::Emit, step::StepRunner};
 use crate::{
     Error, LightningModule, Result,
     event::{Event, Skipped},
@@ -172,7 +172,7 @@ impl StepRunner<'_> {
         }
         let tensors = named_tensors(model).into_iter();
         let tensors = tensors.map(|(_, tensor, _)| Ok(tensor.f_detach_copy()?));
-        let optimizers = self.optimizers.iter().map(|scheduled| scheduled.state()?.copied());
+        let optimizers = self.optim.scheduled.iter().map(|scheduled| scheduled.state()?.copied());
         self.good = Some(Good {
             applied: self.counts.applied,
             tensors: tensors.collect::<Result<_>>()?,
@@ -189,9 +189,9 @@ impl StepRunner<'_> {
         skipped: &Skipped,
         emit: &mut Emit<'_>,
     ) -> Result<Next> {
-        let scaled = self.scaler.is_enabled();
+        let scaled = self.optim.scaler.is_enabled();
         let floor = self.config.scale_floor;
-        if scaled && self.scaler.scale_value() < floor.min_scale {
+        if scaled && self.optim.scaler.scale_value() < floor.min_scale {
             return self.at_floor(model, skipped, emit);
         }
         let forward = match &skipped.provenance {
@@ -204,7 +204,7 @@ impl StepRunner<'_> {
             if policy != NonFinite::LowerScale {
                 return Ok(Next::GoOn);
             }
-            let scale = self.scaler.scale_value();
+            let scale = self.optim.scaler.scale_value();
             self.recovered(Recovery::LoweredScale { scale }, emit)?;
             return Ok(Next::Again);
         }
@@ -234,13 +234,13 @@ impl StepRunner<'_> {
                 Err(Error::Scaler(format!(
                     "the scale fell to {:e}, below its floor of {min_scale:e}: {} of {} steps were \
                      skipped, the last since {why}; lower the learning rate or clip the gradients",
-                    self.scaler.scale_value(),
+                    self.optim.scaler.scale_value(),
                     self.counts.skipped,
                     self.counts.attempts,
                 )))
             }
             AtFloor::Warn => {
-                self.scaler.set_scale(min_scale)?;
+                self.optim.scaler.set_scale(min_scale)?;
                 self.recovered(Recovery::HeldScale { scale: min_scale }, emit)?;
                 Ok(Next::GoOn)
             }
@@ -270,7 +270,7 @@ impl StepRunner<'_> {
         self.policy.precision = precision;
         nn::place(model, self.policy, &self.config.islands)?;
         self.context = self.new_context();
-        self.scaler = GradScaler::checking(self.policy.device)?;
+        self.optim.scaler = GradScaler::checking(self.policy.device)?;
         Ok(())
     }
 
@@ -291,7 +291,7 @@ impl StepRunner<'_> {
         for ((_, mut tensor, _), kept) in named_tensors(model).into_iter().zip(&good.tensors) {
             tch::no_grad(|| tensor.f_copy_(kept))?;
         }
-        for (scheduled, state) in self.optimizers.iter_mut().zip(&good.optimizers) {
+        for (scheduled, state) in self.optim.scheduled.iter_mut().zip(&good.optimizers) {
             scheduled.load_state(state)?;
         }
         let global_step = good.applied;

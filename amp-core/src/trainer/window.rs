@@ -5,42 +5,79 @@ use std::{rc::Rc, slice};
 
 use tch::Tensor;
 
-use super::{fit::Emit, profile::Phase, recovery::Recovery, step::StepRunner};
+use super::{
+    callbacks::Emit, profile::Phase, recovery::Recovery, rollback::Aside, step::StepRunner,
+};
 use crate::{
     Error, LightningModule, Result, Step,
-    data::Batch,
+    data::AnyBatch,
     event::Event,
     ffi,
     log::Log,
-    nn::Context,
+    nn::{self, Context},
     precision::KeptCasts,
     probe::Products,
     provenance::{self, Provenance, Replay},
-    random::RandomState,
 };
 
 /// The batches of one optimizer step.
 pub(super) struct Examples {
     /// The first one's place in the epoch.
     pub(super) start: i64,
-    pub(super) batches: Vec<Batch>,
+    pub(super) batches: Vec<AnyBatch>,
     /// What each one's loss counts: a mean over the step's examples, whatever the step's length.
     pub(super) shares: Vec<f64>,
+}
+
+impl Examples {
+    /// Batches that are averaged by their [weights](AnyBatch::weight).
+    pub(super) fn new(start: i64, batches: Vec<AnyBatch>) -> Result<Self> {
+        let shares = match batches.as_slice() {
+            // Needs no look at weights on a device.
+            [_] => vec![1.0],
+            several => shares(several)?,
+        };
+        Ok(Self { start, batches, shares })
+    }
+}
+
+/// What each batch counts in the mean of all.
+fn shares(batches: &[AnyBatch]) -> Result<Vec<f64>> {
+    let weights = batches.iter().map(AnyBatch::weight).collect::<Result<Vec<_>>>()?;
+    let all: f64 = weights.iter().sum();
+    if all > 0.0 {
+        return Ok(weights.into_iter().map(|weight| weight / all).collect());
+    }
+    // Nothing counts: the mean of nothing, as in one large batch.
+    Ok(vec![1.0 / batches.len() as f64; batches.len()])
 }
 
 /// What a step was computed from.
 #[derive(Default)]
 pub(super) struct Window {
     /// The batches so far, each with the share of its loss.
-    batches: Vec<(Batch, f64)>,
+    batches: Vec<(AnyBatch, f64)>,
     losses: Vec<Tensor>,
-    /// The generators before its first batch.
-    random: Option<RandomState>,
     /// While its batches run, if there are several: the weights are cast once for all.
     casts: Option<KeptCasts>,
 }
 
 impl Window {
+    /// Its batches in the parts that they run in, each with the share of its loss.
+    fn in_parts(&self, parts: i64) -> Result<Vec<(AnyBatch, f64)>> {
+        let mut all = Vec::new();
+        for (batch, share) in &self.batches {
+            match batch.split(parts)? {
+                None => all.push((batch.shallow_clone(), *share)),
+                Some(parts) => {
+                    let shares = shares(&parts)?;
+                    all.extend(parts.into_iter().zip(shares).map(|(part, of)| (part, share * of)));
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Whether every batch's loss is finite; reads them from the device.
     pub(super) fn is_loss_finite(&self) -> Result<bool> {
         for loss in &self.losses {
@@ -54,10 +91,10 @@ impl Window {
 
 impl StepRunner<'_> {
     /// Forgets the last step's examples and gradients.
-    pub(super) fn begin_window(&mut self) -> Result<()> {
-        self.zero_grad()?;
-        let random = Some(RandomState::read(self.policy.device)?);
-        self.window = Window { random, casts: self.keep_casts()?, ..Window::default() };
+    pub(super) fn begin_window(&mut self, model: &dyn LightningModule) -> Result<()> {
+        self.optim.zero_grad()?;
+        self.rollback.keep(model)?;
+        self.window = Window { casts: self.keep_casts()?, ..Window::default() };
         Ok(())
     }
 
@@ -73,9 +110,9 @@ impl StepRunner<'_> {
     }
 
     /// Makes these batches the step's, to be captured or tried.
-    pub(super) fn begin_capture(&mut self, batches: &[Batch], shares: &[f64]) -> Result<()> {
-        self.zero_grad()?;
-        let batches = batches.iter().map(Batch::shallow_clone).zip(shares.iter().copied());
+    pub(super) fn begin_capture(&mut self, batches: &[AnyBatch], shares: &[f64]) -> Result<()> {
+        self.optim.zero_grad()?;
+        let batches = batches.iter().map(AnyBatch::shallow_clone).zip(shares.iter().copied());
         let (batches, casts) = (batches.collect(), self.keep_casts()?);
         self.window = Window { batches, casts, ..Window::default() };
         Ok(())
@@ -84,7 +121,7 @@ impl StepRunner<'_> {
     /// Forgets what was captured or tried, whether or not it can be used.
     pub(super) fn end_capture(&mut self) {
         self.window = Window::default();
-        self.scaler.forget();
+        self.optim.scaler.forget();
     }
 
     /// Adds the gradients of `share` of the batch's loss and returns the loss, detached. The very
@@ -92,7 +129,7 @@ impl StepRunner<'_> {
     pub(super) fn accumulate(
         &mut self,
         model: &mut dyn LightningModule,
-        batch: Batch,
+        batch: AnyBatch,
         index: i64,
         share: f64,
         log: &mut Log,
@@ -118,15 +155,7 @@ impl StepRunner<'_> {
         log.merge(own)?;
         self.window.losses.push(loss.shallow_clone());
         if let Some(probe) = probe {
-            let parameters = self.optimizers.iter().flat_map(|s| s.optimizer.parameters().iter());
-            let precision = self.policy.precision;
-            emit(Event::Observed(probe.finish(
-                precision,
-                &loss,
-                parameters,
-                !self.config.islands.is_empty(),
-            )?))?;
-            self.probed = true;
+            self.observe(&probe, &loss, emit)?;
         }
         Ok(loss)
     }
@@ -142,10 +171,13 @@ impl StepRunner<'_> {
         context: Option<Context>,
     ) -> Result<Tensor> {
         let (batch, share) = &self.window.batches[at];
-        let (length, share) = (batch.len(), *share);
-        let parts = split_evenly(batch, self.parts)?;
+        let parts = batch.split(self.parts)?;
+        let (parts, fractions) = match &parts {
+            None => (slice::from_ref(batch), vec![1.0]),
+            Some(parts) => (parts.as_slice(), shares(parts)?),
+        };
         let mut whole: Option<Tensor> = None;
-        for part in parts.as_ref().map_or(slice::from_ref(batch), Vec::as_slice) {
+        for (part, fraction) in parts.iter().zip(fractions) {
             let loss = {
                 let _autocast = self.policy.autocast()?;
                 let context = context.as_ref().unwrap_or(&self.context);
@@ -153,10 +185,9 @@ impl StepRunner<'_> {
                 model.training_step(part, &mut step)?
             };
             self.profiler.lap(Phase::Forward)?;
-            let fraction = part.len() as f64 / length as f64;
             match share * fraction {
-                1.0 => self.scaler.scale(&loss)?,
-                share => self.scaler.scale(&loss.f_mul_scalar(share)?)?,
+                1.0 => self.optim.scaler.scale(&loss)?,
+                share => self.optim.scaler.scale(&loss.f_mul_scalar(share)?)?,
             }
             .backward()?;
             self.profiler.lap(Phase::Backward)?;
@@ -171,8 +202,8 @@ impl StepRunner<'_> {
     }
 
     /// The first part of a batch that is run at once.
-    pub(super) fn part(&self, batch: &Batch) -> Result<Batch> {
-        match split_evenly(batch, self.parts)? {
+    pub(super) fn part(&self, batch: &AnyBatch) -> Result<AnyBatch> {
+        match batch.split(self.parts)? {
             Some(parts) => parts.into_iter().next(),
             None => Some(batch.shallow_clone()),
         }
@@ -182,10 +213,8 @@ impl StepRunner<'_> {
     /// Computes the gradients of the window's first `count` batches anew, with the same random
     /// numbers. What they log was logged.
     fn rerun(&mut self, model: &mut dyn LightningModule, count: usize) -> Result<()> {
-        self.zero_grad()?;
-        if let Some(random) = &self.window.random {
-            random.restore(self.policy.device)?;
-        }
+        self.optim.zero_grad()?;
+        self.rollback.restore(model)?;
         for at in 0..count {
             let _ = self.forward_backward(model, at, at as i64, &mut Log::default(), None)?;
         }
@@ -204,7 +233,7 @@ impl StepRunner<'_> {
         if !self.config.micro_batching || !error.is_out_of_memory() || !fits {
             return Err(error);
         }
-        self.zero_grad()?;
+        self.optim.zero_grad()?;
         self.set_parts(parts);
         if self.policy.device.is_cuda() {
             ffi::cuda_empty_cache()?;
@@ -219,21 +248,20 @@ impl StepRunner<'_> {
         scale: f64,
         emit: &mut Emit<'_>,
     ) -> Result<Option<Provenance>> {
-        let device = self.policy.device;
-        let now = RandomState::read(device)?;
-        if let Some(random) = &self.window.random {
-            random.restore(device)?;
-        }
+        let aside = Aside::begin(model, self.policy.device)?;
+        self.rollback.restore_random()?;
         let context = self.new_context();
+        let parameters = nn::parameters(model);
         let replay = Replay {
             policy: self.policy,
             context,
             scale,
-            batches: &self.window.batches,
+            batches: self.window.in_parts(self.parts)?,
             global_step: self.global_step(),
+            parameters: &parameters,
         };
         let found = replay.find(model);
-        now.restore(device)?;
+        aside.end(model)?;
         let (provenance, text) = match found {
             Ok(Some(found)) => return Ok(Some(found)),
             Ok(None) => (None, provenance::unexplained(None)),
@@ -242,21 +270,4 @@ impl StepRunner<'_> {
         emit(Event::Note { text })?;
         Ok(provenance)
     }
-
-    pub(super) fn zero_grad(&mut self) -> Result<()> {
-        self.optimizers.iter_mut().try_for_each(|scheduled| scheduled.optimizer.zero_grad())
-    }
-}
-
-/// The batch in at most so many parts of one size, of which the last may be smaller; `None` where that
-/// is the batch itself.
-fn split_evenly(batch: &Batch, parts: i64) -> Result<Option<Vec<Batch>>> {
-    if parts == 1 {
-        return Ok(None);
-    }
-    let length = batch.len();
-    let size = (length + parts - 1) / parts;
-    let starts = (0..length).step_by(size.max(1) as usize);
-    let parts = starts.map(|start| batch.narrow(start, size.min(length - start)));
-    parts.collect::<Result<_>>().map(Some)
 }

@@ -9,7 +9,7 @@ use amp_core::{
     memory::{MemoryMeter, cuda_allocated},
     nn::{
         BatchNorm, BatchNormConfig, Checkpoint, Context, Dropout, Gelu, Relu, Segment, Sequential,
-        TransformerEncoderLayer, TransformerEncoderLayerConfig, Visitor, named_tensors,
+        TransformerEncoderLayer, TransformerEncoderLayerConfig, Visit, Visitor, named_tensors,
         visit_child,
     },
     optim::{OptimizerConfig, Sgd, TrainingPlan},
@@ -251,14 +251,16 @@ fn no_number_changes(
 /// Two checkpoints that are no container's layers.
 struct Pair(Checkpoint<Sequential>, Checkpoint<Sequential>);
 
-impl Module for Pair {
-    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        cx.call("second", None, &self.1, &cx.call("first", None, &self.0, input)?)
-    }
-
+impl Visit for Pair {
     fn visit(&self, visitor: &mut dyn Visitor) {
         visit_child(visitor, "first", None, &self.0);
         visit_child(visitor, "second", None, &self.1);
+    }
+}
+
+impl Module for Pair {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        cx.call("second", None, &self.1, &cx.call("first", None, &self.0, input)?)
     }
 }
 
@@ -327,14 +329,16 @@ fn a_model_that_cannot_be_checkpointed_says_so() -> Result<()> {
 fn transformer_blocks_are_chosen() -> Result<()> {
     /// `[N, d]` as sequences of 16.
     struct Fold(Vec<TransformerEncoderLayer>);
+    impl Visit for Fold {
+        fn visit(&self, visitor: &mut dyn Visitor) {
+            visit_child(visitor, "blocks", None, &self.0);
+        }
+    }
+
     impl Module for Fold {
         fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
             let folded = input.f_reshape([-1, 16, WIDTH])?;
             Ok(cx.call("blocks", None, &self.0, &folded)?.f_reshape([-1, WIDTH])?)
-        }
-
-        fn visit(&self, visitor: &mut dyn Visitor) {
-            visit_child(visitor, "blocks", None, &self.0);
         }
     }
     let build = || -> Result<Model> {

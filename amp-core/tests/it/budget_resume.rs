@@ -9,7 +9,7 @@ use amp_core::{
     Module, Result, Trainer, TrainerConfig,
     callback::{Mode, ModelCheckpoint},
     event::Event,
-    nn::{Context, Gelu, Sequential, Visitor},
+    nn::{Context, Gelu, Sequential, Visit, Visitor},
     precision::Precision,
     tch::Tensor,
     trainer::MemoryPlan,
@@ -27,13 +27,15 @@ use crate::{
 /// Counts its forward passes.
 struct Counts(Arc<AtomicUsize>);
 
+impl Visit for Counts {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Counts {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         self.0.fetch_add(1, Ordering::Relaxed);
         Ok(input.f_gelu("none")?)
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 }
 
 /// A resumed run goes by the plan that was saved, and does not measure; with another budget it does.

@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
     callback::{EarlyStopping, Mode, ModelCheckpoint},
-    data::Batch,
+    data::{AnyBatch, Batch, BatchType},
     event::Event,
     log::LogOptions,
     loss::mse_loss,
-    nn::{Context, Linear, Visitor},
+    nn::{Context, Linear, Visit, Visitor},
     optim::{OptimizerConfig, Optimizers, Sgd, TrainingPlan},
     precision::{Clip, Gradients, Precision, StepOutcome, Unscaled},
     record::RunRecord,
@@ -41,13 +41,15 @@ impl Scripted {
     }
 }
 
+impl Visit for Scripted {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        amp_core::nn::visit_child(visitor, "linear", None, &self.linear);
+    }
+}
+
 impl Module for Scripted {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("linear", None, &self.linear, input)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        amp_core::nn::visit_child(visitor, "linear", None, &self.linear);
     }
 }
 
@@ -60,12 +62,13 @@ impl LightningModule for Scripted {
         Hyperparameters::new()
     }
 
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
         self.call("step")?;
+        let batch = Batch::from_any(batch)?;
         mse_loss(&self.forward(&batch.input, step.context())?, &batch.target)
     }
 
-    fn validation_step(&mut self, _: &Batch, _: &mut Step<'_>) -> Result<()> {
+    fn validation_step(&mut self, _: &AnyBatch, _: &mut Step<'_>) -> Result<()> {
         Ok(())
     }
 

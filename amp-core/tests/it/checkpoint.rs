@@ -6,7 +6,7 @@ use amp_core::{
     memory::MemoryMeter,
     nn::{
         BatchNorm, BatchNormConfig, Checkpoint, Context, Dropout, Gelu, Linear, LinearConfig,
-        Sequential, Visitor, named_tensors, parameters, place,
+        Sequential, Visit, Visitor, named_tensors, parameters, place,
     },
     precision::{Policy, Precision},
     tch::{Kind, Tensor},
@@ -89,6 +89,10 @@ fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) ->
 /// Fails when it is run for the second time.
 struct FailsAgain;
 
+impl Visit for FailsAgain {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for FailsAgain {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         match cx.is_recomputing() {
@@ -96,8 +100,6 @@ impl Module for FailsAgain {
             false => Ok(input.f_mul_scalar(2.0)?),
         }
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 }
 
 #[test]

@@ -8,8 +8,8 @@ use amp_core::{
     hardware::set_numerics,
     nn::{
         BatchNorm, BatchNormConfig, Call, Context, Conv2d, Conv2dConfig, Dropout, Flatten, Gelu,
-        MaxPool2d, MaxPool2dConfig, Probe, Relu, Sequential, Visitor, named_tensors, parameters,
-        place,
+        MaxPool2d, MaxPool2dConfig, Probe, Relu, Sequential, Visit, Visitor, named_tensors,
+        parameters, place,
     },
     optim::{Moments, OptimizerConfig, Sgd, TrainingPlan},
     precision::{Policy, Precision},
@@ -47,12 +47,14 @@ fn is_channels_last(tensor: &Tensor) -> bool {
 /// `[N, 64]` as images.
 struct Images;
 
+impl Visit for Images {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Images {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         Ok(input.f_reshape([-1, 1, 8, 8])?)
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 }
 
 /// Convolutions with all that stands between them, 64 → 10.

@@ -12,7 +12,10 @@ use std::{
 
 use amp_core::{
     Error, Result, TrainerConfig,
-    data::{Batch, DataLoader, DataModule, Dataset, Loading, Placement, SharedDataset},
+    data::{
+        AnyBatch, Batch, BatchType, DataLoader, DataModule, Dataset, Loading, Placement,
+        SharedDataset,
+    },
     memory::MemoryMeter,
     optim::{AdamW, OptimizerConfig},
     precision::{Policy, Precision},
@@ -46,6 +49,8 @@ const WIDTH: usize = 8;
 const RECORD: usize = 4 * WIDTH + 1;
 
 impl Dataset for Records {
+    type Batch = Batch;
+
     fn len(&self) -> i64 {
         self.count
     }
@@ -84,7 +89,7 @@ fn a_dataset_from_disk_equals_one_in_memory(
     let load = |data: SharedDataset| -> Result<Vec<Batch>> {
         let loading = Loading { placement, ..Loading::default() };
         let loader = DataLoader::new(&data, 8, loading, policy())?.shuffled(1);
-        loader.epoch(0, 0)?.collect()
+        loader.epoch(0, 0)?.map(|batch| Batch::from_any(&batch?)).collect()
     };
     let (disk, memory) = (load(Records { file, count: 50 }.into())?, load(memory.into())?);
     assert_eq!(disk.len(), memory.len());
@@ -111,11 +116,13 @@ struct Faulty {
 }
 
 impl Dataset for Faulty {
+    type Batch = AnyBatch;
+
     fn len(&self) -> i64 {
         self.inner.len()
     }
 
-    fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
+    fn gather(&mut self, indices: &[i64]) -> Result<AnyBatch> {
         self.gathered.fetch_add(1, Ordering::SeqCst);
         match self.fault {
             _ if !indices.contains(&self.at) => self.inner.gather(indices),
@@ -144,14 +151,14 @@ fn a_datasets_failure_reaches_the_loop(#[case] fault: Fault, #[case] says: &str)
     for _ in 0..2 {
         let mut epoch = loader.epoch(0, 0)?;
         for expected in [[0, 1], [2, 3]] {
-            let batch = epoch.next().expect("a batch")?;
+            let batch = Batch::from_any(&epoch.next().expect("a batch")?)?;
             assert_eq!(Vec::<i64>::try_from(&batch.target)?, expected);
         }
         let text = message(epoch.next().expect("the error"));
         assert!(text.starts_with(says), "{text}");
         assert!(epoch.next().is_none() && epoch.next().is_none());
     }
-    let rest: Result<Vec<Batch>> = loader.epoch(0, 3)?.collect();
+    let rest: Result<Vec<AnyBatch>> = loader.epoch(0, 3)?.collect();
     assert_eq!(rest?.len(), 3);
     Ok(())
 }
@@ -262,7 +269,7 @@ fn copies_arrive_before_they_are_used(#[values(false, true)] busy: bool) -> Resu
     let mut sums = Vec::new();
     for epoch in 0..rounds {
         for batch in loader.epoch(epoch, 0)? {
-            let batch = batch?;
+            let batch = Batch::from_any(&batch?)?;
             for _ in 0..products {
                 let _ = work.f_mm(&work)?;
             }

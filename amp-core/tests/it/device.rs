@@ -6,7 +6,7 @@ use amp_core::{
     hardware::{Fingerprint, Report, cuda_devices, parse_device},
     loss::cross_entropy,
     memory::MemoryMeter,
-    nn::{Context, Op, Visitor},
+    nn::{Context, Op, Visit, Visitor},
     optim::{Adam, AdamW, BuildOptimizer, OptimizerConfig, Sgd},
     precision::{
         AutocastGuard, Clip, GradScaler, GradScalerConfig, Precision, Region, StepOutcome,
@@ -216,12 +216,14 @@ fn every_precision_trains(
 /// Says it multiplies, and computes in f32 whatever it is asked.
 struct Stubborn;
 
+impl Visit for Stubborn {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Stubborn {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         Ok(input.f_to_kind(Kind::Float)?)
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 
     fn op(&self) -> Op {
         Op::Matmul

@@ -6,9 +6,9 @@ use std::{cell::RefCell, rc::Rc};
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
     callback::{Action, Callback, LearningRateMonitor, ModelCheckpoint, SpeedBenchmark},
-    data::Batch,
+    data::AnyBatch,
     event::Event,
-    nn::{Context, Sequential, Visitor, named_tensors},
+    nn::{Context, Sequential, Visit, Visitor, named_tensors},
     optim::{
         AdamW, Interval, Lion, Moments, OneCycle, OptimizerConfig, Optimizers, RmsProp, Sgd,
         StepLr, TrainingPlan,
@@ -33,13 +33,15 @@ struct Free {
     access: StepAccess,
 }
 
+impl Visit for Free {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.model.visit(visitor);
+    }
+}
+
 impl Module for Free {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.model.forward(input, cx)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.model.visit(visitor);
     }
 }
 
@@ -52,11 +54,11 @@ impl LightningModule for Free {
         self.model.hyperparameters()
     }
 
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
         self.model.training_step(batch, step)
     }
 
-    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
         self.model.validation_step(batch, step)
     }
 
@@ -417,13 +419,15 @@ fn timing_may_come_late_and_rates_are_seen_at_each_step() {
 /// Reads a number from the device in every forward pass.
 struct Reads;
 
+impl Visit for Reads {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Reads {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let largest = input.f_max()?.f_double_value(&[])?;
         Ok(input.f_mul_scalar(if largest > 1e9 { 0.5 } else { 1.0 })?)
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 }
 
 #[rstest]

@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use amp_core::{
     Module, Result,
-    nn::{Context, Linear, Sequential, Visitor},
+    nn::{Context, Linear, Sequential, Visit, Visitor},
     optim::{AdamW, OptimizerConfig, Sgd, TrainingPlan},
     precision::{GradScalerConfig, Precision},
     tch::Tensor,
@@ -54,6 +54,12 @@ struct Late {
     left: Cell<u64>,
 }
 
+impl Visit for Late {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.layer.visit(visitor);
+    }
+}
+
 impl Module for Late {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let left = self.left.get();
@@ -62,10 +68,6 @@ impl Module for Late {
             return Ok(input.shallow_clone());
         }
         self.layer.forward(input, cx)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.layer.visit(visitor);
     }
 }
 

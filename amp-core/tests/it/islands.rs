@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use amp_core::{
     Module, Result,
-    nn::{self, Context, DtypeProbe, Given, Linear, LinearConfig, Op, Visitor, visit_child},
+    nn::{self, Context, DtypeProbe, Given, Linear, LinearConfig, Op, Visit, Visitor, visit_child},
     precision::{Policy, Precision, Region, autocast_state},
     tch::{Device, Kind, Tensor},
 };
@@ -25,6 +25,15 @@ impl Part {
     }
 }
 
+impl Visit for Part {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        if let Some(inner) = &self.inner {
+            visit_child(visitor, "inner", inner.region, inner);
+        }
+        visit_child(visitor, "layer", None, &self.layer);
+    }
+}
+
 impl Module for Part {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let x = match &self.inner {
@@ -32,13 +41,6 @@ impl Module for Part {
             None => input.shallow_clone(),
         };
         cx.call("layer", None, &self.layer, &x)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        if let Some(inner) = &self.inner {
-            visit_child(visitor, "inner", inner.region, inner);
-        }
-        visit_child(visitor, "layer", None, &self.layer);
     }
 }
 
@@ -196,11 +198,14 @@ fn an_error_inside_a_region_leaves_it() -> Result<()> {
 #[test]
 fn a_panic_inside_a_region_leaves_autocast() -> Result<()> {
     struct Panics;
+    impl Visit for Panics {
+        fn visit(&self, _: &mut dyn Visitor) {}
+    }
+
     impl Module for Panics {
         fn forward(&self, _: &Tensor, _: &Context) -> Result<Tensor> {
             std::panic::resume_unwind(Box::new("a panic that prints nothing"))
         }
-        fn visit(&self, _: &mut dyn Visitor) {}
     }
     let policy = Policy::new(Precision::F16Mixed, Device::Cpu);
     let _autocast = policy.autocast()?;

@@ -7,7 +7,7 @@ use amp_core::{
     callback::{Callback, GradientStatistics, LearningRateMonitor, MemoryMonitor, SpeedBenchmark},
     event::Event,
     logger::MemoryLogger,
-    nn::{Context, Sequential, Visitor},
+    nn::{Context, Sequential, Visit, Visitor},
     optim::{Adam, Interval, OneCycle, OptimizerConfig, ParamGroups, Sgd, StepLr, TrainingPlan},
     precision::{GradScalerConfig, Precision},
     record::RunRecord,
@@ -53,6 +53,10 @@ struct Burden {
     pause: Duration,
 }
 
+impl Visit for Burden {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Burden {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         if cx.is_training() {
@@ -61,8 +65,6 @@ impl Module for Burden {
         }
         Ok(input.shallow_clone())
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 }
 
 fn burdened(bytes: i64, pause: Duration) -> Result<Model> {

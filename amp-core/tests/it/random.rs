@@ -170,6 +170,8 @@ fn no_section_begins_within_a_run_outside_of_one() -> Result<()> {
 struct Drawn;
 
 impl Dataset for Drawn {
+    type Batch = Batch;
+
     fn len(&self) -> i64 {
         8
     }
@@ -213,6 +215,8 @@ fn a_data_loader_is_within_the_section() {
 fn loads_within_a_section() -> Result<()> {
     struct Begins;
     impl Dataset for Begins {
+        type Batch = Batch;
+
         fn len(&self) -> i64 {
             8
         }

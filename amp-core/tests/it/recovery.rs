@@ -7,7 +7,7 @@ use amp_core::{
     Error, Module, Result, TrainerConfig,
     data::Batch,
     event::Event,
-    nn::{self, Context, Sequential, Visitor},
+    nn::{self, Context, Sequential, Visit, Visitor},
     optim::{Adam, OptimizerConfig, Sgd, TrainingPlan},
     precision::{GradScalerConfig, Precision},
     record::RunRecord,
@@ -42,6 +42,10 @@ struct Faulty {
     runs: Rc<Cell<u32>>,
 }
 
+impl Visit for Faulty {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Faulty {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let run = self.runs.get();
@@ -54,8 +58,6 @@ impl Module for Faulty {
             false => Ok(input.shallow_clone()),
         }
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 }
 
 fn faulty(bad: fn(u32) -> bool) -> Result<Model> {
@@ -261,6 +263,10 @@ struct Room {
     examples: i64,
 }
 
+impl Visit for Room {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
 impl Module for Room {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         if cx.is_training() && input.size()[0] > self.examples {
@@ -268,8 +274,6 @@ impl Module for Room {
         }
         Ok(input.shallow_clone())
     }
-
-    fn visit(&self, _: &mut dyn Visitor) {}
 }
 
 /// A batch that does not fit runs in halves until it does; the step is that of the whole batch.

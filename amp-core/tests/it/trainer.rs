@@ -4,7 +4,7 @@ use amp_core::{
     Error, Module, Result, Trainer, TrainerConfig,
     event::{Event, FitEnd},
     log::Logged,
-    nn::{Context, Linear, Op, Relu, Sequential, Visitor},
+    nn::{Context, Linear, Op, Relu, Sequential, Visit, Visitor},
     optim::{AdamW, OptimizerConfig, Sgd},
     precision::{Clip, Precision, autocast_state},
     record::RunRecord,
@@ -184,6 +184,12 @@ fn an_error_names_the_module() -> Result<()> {
 /// Claims to be a matrix product, but computes in f32 whatever the precision.
 struct Stubborn(Linear);
 
+impl Visit for Stubborn {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.0.visit(visitor);
+    }
+}
+
 impl Module for Stubborn {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let weight = self.0.weight().to_kind(Kind::Float);
@@ -192,10 +198,6 @@ impl Module for Stubborn {
             false,
             Kind::Float,
         ))
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.0.visit(visitor);
     }
 
     fn op(&self) -> Op {

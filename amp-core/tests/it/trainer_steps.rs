@@ -212,6 +212,8 @@ fn a_tied_weight_is_one_parameter() -> Result<()> {
             let once = cx.call("first", None, &self.0, input)?;
             cx.call("second", None, &self.0, &once)
         }
+    }
+    impl nn::Visit for Tied {
         fn visit(&self, visitor: &mut dyn nn::Visitor) {
             nn::visit_child(visitor, "first", None, &self.0);
             nn::visit_child(visitor, "second", None, &self.0);

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use amp_core::{
     Result,
-    nn::{Context, Linear, LinearConfig, Module, Role, Sequential, Visitor, named_tensors, place},
+    nn::{
+        Context, Linear, LinearConfig, Module, Role, Sequential, Visit, Visitor, named_tensors,
+        place,
+    },
     precision::{Policy, Precision},
     tch::{Device, Kind, Tensor},
     weights::{load, save},
@@ -65,15 +68,17 @@ fn the_file_has_pytorchs_names() -> Result<()> {
 /// One weight under two names.
 struct Tied(Tensor);
 
-impl Module for Tied {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        Ok(input.f_linear(&self.0, None::<Tensor>)?)
-    }
-
+impl Visit for Tied {
     fn visit(&self, visitor: &mut dyn Visitor) {
         for name in ["token.weight", "head.weight"] {
             visitor.tensor(name, &self.0, Role::Parameter);
         }
+    }
+}
+
+impl Module for Tied {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_linear(&self.0, None::<Tensor>)?)
     }
 }
 

@@ -109,8 +109,8 @@ enum Own {
     Generated,
     Function {
         path: ExprPath,
-        /// Whether it may be called when later steps are under way.
-        late: bool,
+        /// Whether the word that may follow this function follows it.
+        marked: bool,
     },
     /// An attribute that was refused.
     Refused,
@@ -129,28 +129,34 @@ fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) ->
     };
     match attr.args.as_deref() {
         None => Own::Refused,
-        Some([Expr::Path(path)]) => Own::Function { path: path.clone(), late: false },
-        Some([Expr::Path(path), late]) if may_be_late(name) && is_late(late) => {
-            Own::Function { path: path.clone(), late: true }
+        Some([Expr::Path(path)]) => Own::Function { path: path.clone(), marked: false },
+        Some([Expr::Path(path), mark]) if mark_of(name).is_some_and(|word| is_word(mark, word)) => {
+            Own::Function { path: path.clone(), marked: true }
         }
         Some(_) => {
-            let late = if may_be_late(name) { "; `late` may follow it" } else { "" };
+            let mark = mark_of(name).map(|word| format!("; `{word}` may follow it"));
+            let mark = mark.unwrap_or_default();
             diag.error(
                 &attr.path,
-                format!("`#[{name}]` takes the path of a function, as in `#[{name}(Self::my_{name})]`, with the signature `{signature}`{late}"),
+                format!("`#[{name}]` takes the path of a function, as in `#[{name}(Self::my_{name})]`, with the signature `{signature}`{mark}"),
             );
             Own::Refused
         }
     }
 }
 
-/// Whether a hook may be told of a step when later ones are under way.
-fn may_be_late(name: &str) -> bool {
-    name == symbol::ON_TRAIN_BATCH_END
+/// The word that may follow a function: of a hook, that it may be told of a step when later ones are under
+/// way; of a training step, that it may run as a CUDA graph.
+fn mark_of(name: &str) -> Option<&'static str> {
+    match name {
+        symbol::ON_TRAIN_BATCH_END => Some(symbol::LATE),
+        symbol::TRAINING_STEP => Some(symbol::CAPTURED),
+        _ => None,
+    }
 }
 
-fn is_late(argument: &Expr) -> bool {
-    matches!(argument, Expr::Path(path) if path.path.is_ident(symbol::LATE))
+fn is_word(argument: &Expr, word: &str) -> bool {
+    matches!(argument, Expr::Path(path) if path.path.is_ident(word))
 }
 
 /// Rule: an attribute for a function that the user replaces would be ignored, so it is refused.

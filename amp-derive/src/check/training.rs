@@ -1,7 +1,7 @@
 //! Rules about the loss, the metrics and the steps they are part of.
 
 use proc_macro2::Ident;
-use syn::{BinOp, Expr, ExprClosure, ExprLit, Lit, Stmt, ext::IdentExt};
+use syn::{BinOp, Expr, ExprClosure, ExprLit, ExprPath, Lit, Stmt, ext::IdentExt};
 
 use super::{
     Own, has_no_effect, keys, logging,
@@ -12,7 +12,7 @@ use crate::{
     check::only,
     diag::Diagnostics,
     model::{Lightning, Loss, Metric, MetricValue, OwnHook, Pair, Step},
-    spec::{Arg, Attr, Spec, named, word},
+    spec::{Arg, Attr, Spec, has, named, word},
     symbol,
     table::{self, HOOKS, Hook, LOSSES, METRICS},
 };
@@ -82,6 +82,29 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
         "fn(&mut Self, &Batch, &mut Step<'_>) -> Result<()>",
         diag,
     );
+    let manual = own_function(
+        spec,
+        symbol::MANUAL_STEP,
+        "fn(&mut Self, &Batch, &mut ManualStep<'_>) -> Result<()>",
+        diag,
+    );
+    let manual = match manual {
+        Own::Generated => None,
+        Own::Refused => return None,
+        Own::Function { path, .. } => Some(path),
+    };
+    if manual.is_some() {
+        let because = "the model optimizes manually: put it into the function of `manual_step`";
+        has_no_effect(
+            spec,
+            &[symbol::TRAINING_STEP, symbol::ON_BEFORE_OPTIMIZER_STEP],
+            because,
+            diag,
+        );
+        if !has(&spec.attrs, symbol::LOSS) && val.is_generated() {
+            return manual_alone(spec, manual?, diag);
+        }
+    }
     let (loss, (metrics, complete)) = if train.is_generated() || val.is_generated() {
         let loss = loss(spec, diag);
         (loss, metrics(spec, [&train, &val], diag))
@@ -96,7 +119,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     let logs = logging::check(spec, &names, diag);
     let step = |stage: Stage, own: Own| match own {
         Own::Refused => None,
-        Own::Function { path, .. } => Some(Step::Function(path)),
+        Own::Function { path, marked } => Some(Step::Function { path, captured: marked }),
         Own::Generated => {
             let logs = logs.as_ref()?;
             let of_stage = metrics.iter().filter(|metric| metric.is_for(stage));
@@ -114,9 +137,26 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
         }
     };
     complete.then_some(())?;
+    let training = match manual {
+        Some(path) => Step::Manual(path),
+        None => step(Stage::Train, train)?,
+    };
     Some(Lightning {
-        training: step(Stage::Train, train)?,
-        validation: step(Stage::Val, val)?,
+        training,
+        validation: Some(step(Stage::Val, val)?),
+        optimizers: optimizers?,
+        hooks: hooks?,
+    })
+}
+
+/// A model without a loss, whose updates and values are its own function's affair.
+fn manual_alone(spec: &Spec, path: ExprPath, diag: &Diagnostics) -> Option<Lightning> {
+    let because = "the model has no generated step: log in the function of `manual_step`";
+    has_no_effect(spec, &[symbol::METRIC, symbol::LOG], because, diag);
+    let (optimizers, hooks) = (optimizer::check(spec, diag), hooks(spec, diag));
+    Some(Lightning {
+        training: Step::Manual(path),
+        validation: None,
         optimizers: optimizers?,
         hooks: hooks?,
     })
@@ -133,7 +173,7 @@ fn hooks(spec: &Spec, diag: &Diagnostics) -> Option<Vec<OwnHook>> {
     for (hook, own) in found {
         match own {
             Own::Generated => {}
-            Own::Function { path, late } => hooks.push(OwnHook { hook, path, late }),
+            Own::Function { path, marked } => hooks.push(OwnHook { hook, path, late: marked }),
             Own::Refused => return None,
         }
     }

@@ -38,6 +38,7 @@ pub(super) fn step(
     let (name, options) = (format!("{stage}_loss"), options(log));
     let metrics = metrics.iter().map(|metric| self::metric(metric, locals));
     quote! {
+        let #batch = <__amp::Batch as __amp::BatchType>::from_any(#batch)?;
         let #output = __amp::Module::forward(self, &#batch.input, #step.context())?;
         #computed
         #step.log(#name, &#value, #batch.len(), #options)?;

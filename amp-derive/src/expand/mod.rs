@@ -56,16 +56,16 @@ pub(crate) fn in_const(amp_core: &Path, items: &TokenStream) -> TokenStream {
 }
 
 fn module(model: &Model) -> TokenStream {
-    let forward = forward::expand(model);
-    let visit = visit::expand(model);
-    impl_for(model, &quote!(__amp::Module), &quote! { #forward #visit })
+    let visit = impl_for(model, &quote!(__amp::Visit), &visit::expand(model));
+    let forward = impl_for(model, &quote!(__amp::Module), &forward::expand(model));
+    quote! { #visit #forward }
 }
 
 fn lightning_module(model: &Model, lightning: &Lightning) -> TokenStream {
     let name = model.ident.unraw().to_string();
     let hyperparameters = hyperparameters(model);
     let train = train::expand(&lightning.training);
-    let validate = validate::expand(&lightning.validation);
+    let validate = lightning.validation.as_ref().map(validate::expand);
     let optimizers = optimizer::expand(&lightning.optimizers);
     let hooks = lightning.hooks.iter().map(hooks::expand);
     let checkpoint = checkpoint::expand(model);

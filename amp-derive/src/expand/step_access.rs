@@ -8,8 +8,10 @@ use crate::model::{Lightning, Step};
 
 pub(super) fn expand(lightning: &Lightning) -> TokenStream {
     let own = |name: &str| lightning.hooks.iter().find(|own| own.hook.name == name);
-    let access = if matches!(lightning.training, Step::Function(_)) {
-        quote!(Within("the model's training step is a function of its own"))
+    let access = if matches!(lightning.training, Step::Manual(_)) {
+        quote!(Within("the model optimizes manually"))
+    } else if matches!(lightning.training, Step::Function { captured: false, .. }) {
+        quote!(Within("the model's training step is a function that does not say `captured`"))
     } else if own("on_before_optimizer_step").is_some() {
         quote!(Within("the model has an on_before_optimizer_step"))
     } else if own("on_train_batch_end").is_some_and(|own| !own.late) {

@@ -1,7 +1,8 @@
-//! `LightningModule::training_step`.
+//! `LightningModule::training_step`, or `manual_step` in its place.
 
 use proc_macro2::TokenStream;
 use quote::quote;
+use syn::ExprPath;
 
 use super::log::{self, Locals};
 use crate::model::Step;
@@ -10,7 +11,10 @@ pub(super) fn expand(step: &Step) -> TokenStream {
     let locals = Locals::new();
     let Locals { batch, step: argument, loss: value, .. } = &locals;
     let body = match step {
-        Step::Function(function) => quote!(#function(self, #batch, #argument)),
+        Step::Manual(path) => return manual(path, &locals),
+        Step::Function { path, .. } => {
+            quote!(__amp::with_batch(#batch, |#batch| #path(self, #batch, #argument)))
+        }
         Step::Generated { loss, log, metrics } => {
             let logged = log::step(&locals, "train", loss, *log, metrics);
             quote! {
@@ -22,10 +26,25 @@ pub(super) fn expand(step: &Step) -> TokenStream {
     quote! {
         fn training_step(
             &mut self,
-            #batch: &__amp::Batch,
+            #batch: &__amp::AnyBatch,
             #argument: &mut __amp::Step<'_>,
         ) -> __amp::Result<__amp::Tensor> {
             #body
+        }
+    }
+}
+
+fn manual(path: &ExprPath, Locals { batch, step, .. }: &Locals) -> TokenStream {
+    quote! {
+        fn optimizes_manually(&self) -> __amp::bool {
+            true
+        }
+        fn manual_step(
+            &mut self,
+            #batch: &__amp::AnyBatch,
+            #step: &mut __amp::ManualStep<'_>,
+        ) -> __amp::Result<()> {
+            __amp::with_batch(#batch, |#batch| #path(self, #batch, #step))
         }
     }
 }

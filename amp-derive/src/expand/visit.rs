@@ -1,4 +1,4 @@
-//! `Module::visit`: layers in order of declaration, under their fields' names.
+//! `Visit::visit`: layers in order of declaration, under their fields' names.
 
 use proc_macro2::TokenStream;
 use quote::quote;

@@ -2,7 +2,7 @@
 
 use amp_core::{
     Result, TrainerConfig,
-    data::{Batch, DataModule, Placement},
+    data::{Batch, BatchType, DataModule, Placement},
     precision::Precision,
     tch::{Device, Tensor},
     trainer::Graph,
@@ -52,7 +52,7 @@ const WARM_UP: u64 = 16;
 /// difference to what moving them takes.
 fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
     let some = workload.data(Size::Full)?;
-    let block = some.train.head(some.train.len())?;
+    let block = Batch::from_any(&some.train.head(some.train.len())?)?;
     let bytes_of = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
     let block_bytes = (bytes_of(&block.input) + bytes_of(&block.target)) as u64;
     let blocks = i64::try_from(bytes.div_ceil(block_bytes)).unwrap_or(i64::MAX).max(1);

@@ -51,6 +51,12 @@ impl CheckpointArgs {
         }
     }
 
+    /// Where the last state of the run is saved, if anywhere.
+    pub fn last(&self) -> Option<PathBuf> {
+        let folder = self.checkpoint_dir.as_ref().filter(|_| !self.save_weights_only)?;
+        Some(folder.join("last.safetensors"))
+    }
+
     /// What saves the best epochs by the model's judge, where that was asked for.
     ///
     /// # Errors

@@ -3,15 +3,21 @@
 use std::{io, process::ExitCode};
 
 use amp_core::{
-    Error, Result,
+    Error, Hyperparameters, Result,
     callback::Callback,
     event::{Event, Subscriber},
     file::Staged,
-    hardware, tch,
+    hardware,
+    log::Logged,
+    tch,
 };
 use clap::Parser;
 
-use super::{Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs};
+use super::{
+    Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs,
+    evaluate::{self, Loop},
+    signals,
+};
 use crate::{
     bench::{self, BenchArgs},
     case::Case,
@@ -59,7 +65,17 @@ pub fn main(registry: Registry) -> ExitCode {
 fn run(registry: &Registry, command: Command) -> Result<ExitCode> {
     match command {
         Command::Verify(args) => verify(registry, &args)?,
-        Command::Train(args) => train(registry, &args)?,
+        Command::Train(args) => return train(registry, &args),
+        Command::Validate(args) => {
+            show_values(&evaluate::evaluate(registry, &args, Loop::Validate)?, args.format)?;
+        }
+        Command::Test(args) => {
+            show_values(&evaluate::evaluate(registry, &args, Loop::Test)?, args.format)?;
+        }
+        Command::Predict(args) => {
+            let files = evaluate::predict(registry, &args)?;
+            print(&format!("{files} files in {}\n", args.output.display()))?;
+        }
         Command::Layers(args) => layers(registry, &args)?,
         Command::Diagnose(args) => explain(registry, &args)?,
         Command::Models => list(registry)?,
@@ -137,7 +153,7 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
         let content = report::Content {
             comparison: &comparison,
             courses: &courses,
-            examples: case.data.val.len(),
+            examples: case.data.val.examples(),
             steps: &steps,
         };
         page.write(report::html(&content)?.as_bytes())?;
@@ -151,8 +167,10 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
     print(&text)
 }
 
-fn train(registry: &Registry, args: &TrainArgs) -> Result<()> {
-    let case = prepare(registry, &args.run)?;
+fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
+    let signal = signals::noted()?;
+    let mut case = prepare(registry, &args.run)?;
+    case.trainer.loops = args.loops.loops();
     case.trainer(args.precision)?;
     let resume_from = args.checkpoints.resume_from()?;
     let mut logs = Logs::new(&args.run.logs)?;
@@ -169,13 +187,31 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<()> {
         progress.suspend(|| epochs.on_event(event))?;
         progress.on_event(event)
     };
-    let extras = Extras { callbacks, resume_from };
+    let interruption = Some((signal, args.checkpoints.last()));
+    let extras = Extras { callbacks, resume_from, interruption, is_compared: false };
     let outcome = runner::run(&case, args.precision, extras, &mut listen);
     progress.finish();
-    if outcome.is_err() && !had_folder {
+    if !had_folder {
         args.checkpoints.remove_empty_folder();
     }
-    outcome.map(drop)
+    match outcome?.end.interrupted {
+        None => Ok(ExitCode::SUCCESS),
+        Some(signal) => {
+            signals::requeue(signal);
+            Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED)))
+        }
+    }
+}
+
+fn show_values(values: &[Logged], format: Format) -> Result<()> {
+    match format {
+        Format::Json => print(&pretty(&values)?),
+        Format::Table => {
+            let lines =
+                values.iter().map(|Logged { name, value, .. }| format!("{name} {value:.6}\n"));
+            print(&lines.collect::<String>())
+        }
+    }
 }
 
 fn layers(registry: &Registry, args: &LayersArgs) -> Result<()> {
@@ -250,16 +286,29 @@ fn pretty(value: &impl serde::Serialize) -> Result<String> {
 
 /// Checks everything that can be checked before a file is touched.
 fn prepare(registry: &Registry, args: &RunArgs) -> Result<Case> {
+    prepare_as(registry, args, args.model.as_deref(), None)
+}
+
+/// The case of this model, with these hyperparameters in place of those of the command line if there
+/// are any.
+pub(super) fn prepare_as(
+    registry: &Registry,
+    args: &RunArgs,
+    model: Option<&str>,
+    hyperparameters: Option<Hyperparameters>,
+) -> Result<Case> {
     if let Some(threads) = args.threads {
         if threads < 1 {
             return Err(Error::config(format!("threads {threads}: it must be at least 1")));
         }
         tch::set_num_threads(threads);
     }
-    let model = registry.find(args.model.as_deref())?;
+    let model = registry.find(model)?;
     let device = hardware::parse_device(&args.device)?;
     hardware::set_numerics(args.tf32, args.deterministic)?;
-    let mut case = Case::new(registry, model, args.choices(), device)?;
+    let mut choices = args.choices();
+    choices.set = hyperparameters.unwrap_or(choices.set);
+    let mut case = Case::new(registry, model, choices, device)?;
     if let Some(path) = &args.policy {
         let policy = PolicyFile::read(path, model.name, case.build()?.as_ref())?;
         case.trainer.islands = policy.islands.into();

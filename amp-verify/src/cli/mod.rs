@@ -2,13 +2,18 @@
 
 mod checkpoints;
 mod commands;
+mod evaluate;
 mod logs;
+mod loops;
 mod monitors;
 mod recovery;
+mod signals;
 
 pub use checkpoints::CheckpointArgs;
 pub use commands::main;
+pub use evaluate::{EvaluateArgs, PredictArgs};
 pub use logs::LogArgs;
+pub use loops::LoopArgs;
 pub use monitors::{Monitor, MonitorArgs};
 pub use recovery::RecoveryArgs;
 
@@ -51,6 +56,13 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Train a model under one precision
     Train(TrainArgs),
+    /// Validate the weights of a checkpoint on the validation sets
+    Validate(EvaluateArgs),
+    /// Test the weights of a checkpoint on the test sets
+    #[command(name = "test-set")]
+    Test(EvaluateArgs),
+    /// Write what the weights of a checkpoint predict
+    Predict(PredictArgs),
     /// Show what each layer of a model loses under a precision, against a 64-true step
     Layers(LayersArgs),
     /// Tell what a loss of precision is due to and which modules must stay FP32
@@ -111,6 +123,9 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub checkpoints: CheckpointArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub loops: LoopArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub monitors: MonitorArgs,

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use amp_core::{
-    Error, Module, Result,
+    Error, Result,
     file::Staged,
     hardware::Fingerprint,
-    nn::{Role, Visitor},
+    nn::{Role, Visit, Visitor},
     precision::{Precision, Region},
     tch::Tensor,
 };
@@ -63,7 +63,7 @@ impl PolicyFile {
     /// # Errors
     /// When the file is missing or no policy, is another model's, or names a module that the
     /// model does not have.
-    pub fn read(path: &Path, name: &str, model: &(impl Module + ?Sized)) -> Result<Self> {
+    pub fn read(path: &Path, name: &str, model: &(impl Visit + ?Sized)) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
         let refuse = |why: String| Error::config(format!("{}: {why}", path.display()));
         let fix = "write one with `cargo amp diagnose --fix`";
@@ -94,7 +94,7 @@ struct Modules {
 }
 
 impl Modules {
-    fn of(model: &(impl Module + ?Sized)) -> Self {
+    fn of(model: &(impl Visit + ?Sized)) -> Self {
         let mut modules = Self::default();
         model.visit(&mut modules);
         modules

@@ -4,13 +4,13 @@ use std::{cell::RefCell, collections::HashSet, rc::Rc};
 
 use amp_core::{
     LightningModule, Result,
-    data::{Batch, DataModule},
+    data::{AnyBatch, DataModule},
     nn::named_tensors,
     tch::{Device, Kind, Tensor},
 };
 use sha2::{Digest, Sha256};
 
-/// Batches whose targets are noted: enough to tell two shuffles apart.
+/// Batches that are noted: enough to tell two shuffles apart.
 const NOTED: usize = 4;
 
 /// The order of a run's first examples.
@@ -18,11 +18,13 @@ const NOTED: usize = 4;
 pub(super) struct Order(Rc<RefCell<(usize, Sha256)>>);
 
 impl Order {
-    pub(super) fn add(&self, batch: &Batch) -> Result<()> {
+    pub(super) fn add(&self, batch: &AnyBatch) -> Result<()> {
         let (count, hash) = &mut *self.0.borrow_mut();
         if *count < NOTED {
             *count += 1;
-            hash.update(bytes(&batch.target)?);
+            for (_, tensor) in batch.tensors() {
+                hash.update(bytes(tensor)?);
+            }
         }
         Ok(())
     }
@@ -64,17 +66,21 @@ impl Data {
     pub(super) fn of(data: &DataModule) -> Result<Self> {
         let train: HashSet<String> =
             examples(&data.train.head(data.train.len())?)?.into_iter().collect();
-        let val = examples(&data.val.head(data.val.len())?)?;
+        let mut val = Vec::new();
+        for (_, set) in data.val.iter() {
+            val.extend(examples(&set.head(set.len())?)?);
+        }
         let shared = val.iter().filter(|example| train.contains(*example)).count();
         let validation = digest(&val.iter().map(String::as_str).collect::<Vec<_>>());
-        Ok(Self { validation, overlap: shared as f64 / val.len() as f64 })
+        Ok(Self { validation, overlap: shared as f64 / val.len().max(1) as f64 })
     }
 }
 
-/// A digest of each example with its target.
-fn examples(batch: &Batch) -> Result<Vec<String>> {
+/// A digest of each example: of its part of every tensor.
+fn examples(batch: &AnyBatch) -> Result<Vec<String>> {
     let length = batch.len();
-    let (input, target) = (bytes(&batch.input)?, bytes(&batch.target)?);
+    let tensors = batch.tensors().filter(|(_, tensor)| tensor.size().first() == Some(&length));
+    let tensors = tensors.map(|(_, tensor)| bytes(tensor)).collect::<Result<Vec<_>>>()?;
     let row = |all: &[u8], at: usize| {
         let size = all.len() / length as usize;
         all[at * size..(at + 1) * size].to_vec()
@@ -82,8 +88,9 @@ fn examples(batch: &Batch) -> Result<Vec<String>> {
     Ok((0..length as usize)
         .map(|at| {
             let mut hash = Sha256::new();
-            hash.update(row(&input, at));
-            hash.update(row(&target, at));
+            for tensor in &tensors {
+                hash.update(row(tensor, at));
+            }
             hex(&hash.finalize())
         })
         .collect())

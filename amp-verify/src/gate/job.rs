@@ -283,7 +283,7 @@ impl Job {
             final_scale: record.end.scale,
             peak_memory_bytes: memory.peak_allocated,
             observed: record.observed,
-            examples: case.data.val.len(),
+            examples: case.data.val.examples(),
             pairing: identity::digest(&[&weights, &order.digest(), &data.validation]),
             overlap: data.overlap,
             hyperparameters: record.start.hyperparameters,
@@ -325,7 +325,7 @@ impl Tap for Watch {
     fn training_step(
         &mut self,
         model: &mut dyn LightningModule,
-        batch: &amp_core::data::Batch,
+        batch: &amp_core::data::AnyBatch,
         step: &mut amp_core::Step<'_>,
     ) -> Result<Tensor> {
         self.0.add(batch)?;

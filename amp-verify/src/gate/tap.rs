@@ -2,9 +2,9 @@
 //! breaks.
 
 use amp_core::{
-    Hook, Hyperparameters, LightningModule, Module, Result, Step,
-    data::Batch,
-    nn::{Context, Op, Visitor},
+    Hook, Hyperparameters, LightningModule, Result, Step,
+    data::AnyBatch,
+    nn::{Visit, Visitor},
     optim::{Optimizers, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
@@ -18,7 +18,7 @@ pub trait Tap {
     fn training_step(
         &mut self,
         model: &mut dyn LightningModule,
-        batch: &Batch,
+        batch: &AnyBatch,
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
         model.training_step(batch, step)
@@ -65,17 +65,9 @@ impl<T: Tap> Tapped<T> {
     }
 }
 
-impl<T> Module for Tapped<T> {
-    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        self.model.forward(input, cx)
-    }
-
+impl<T> Visit for Tapped<T> {
     fn visit(&self, visitor: &mut dyn Visitor) {
         self.model.visit(visitor);
-    }
-
-    fn op(&self) -> Op {
-        self.model.op()
     }
 }
 
@@ -88,12 +80,20 @@ impl<T: Tap> LightningModule for Tapped<T> {
         self.model.hyperparameters()
     }
 
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
         self.tap.training_step(self.model.as_mut(), batch, step)
     }
 
-    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
         self.model.validation_step(batch, step)
+    }
+
+    fn test_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
+        self.model.test_step(batch, step)
+    }
+
+    fn predict_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<AnyBatch> {
+        self.model.predict_step(batch, step)
     }
 
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers> {

@@ -87,13 +87,13 @@ impl Target {
             taken.push(matrix::run(&case, precisions, &mut |_: &Event| Ok(()))?);
             if let [first] = taken.as_slice() {
                 let first = slice::from_ref(first);
-                let first = Golden::over_seeds(first, margin, case.data.val.len())?;
+                let first = Golden::over_seeds(first, margin, case.data.val.examples())?;
                 if let Some(whole) = known(&first).and_then(|known| self.completed(first, &known)) {
                     return Ok(whole);
                 }
             }
         }
-        Golden::over_seeds(&taken, margin, case.data.val.len())
+        Golden::over_seeds(&taken, margin, case.data.val.examples())
     }
 
     /// The first seed's figures with n, s and power of the golden that they agree with.

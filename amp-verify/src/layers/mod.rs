@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use amp_core::{
     LightningModule, Result,
-    data::Batch,
+    data::AnyBatch,
     hardware::Fingerprint,
     precision::{Precision, Region},
     tch::Device,
@@ -28,7 +28,7 @@ pub struct Subject<'a> {
     /// Makes the model, with the same weights each time.
     pub build: &'a dyn Fn() -> Result<Box<dyn LightningModule>>,
     /// The training batch.
-    pub batch: &'a Batch,
+    pub batch: &'a AnyBatch,
     /// Where it runs.
     pub device: Device,
     /// Seed of dropout.

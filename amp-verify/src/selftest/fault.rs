@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use amp_core::{
     Hook, LightningModule, Result, Step, TrainerConfig,
-    data::{Batch, DataModule},
+    data::{AnyBatch, Batch, BatchType, DataModule},
     nn::{Parameter, parameters},
     optim::{AdamW, OptimizerConfig, Optimizers, TrainingPlan},
     precision::{AutocastGuard, Gradients, Precision, StepOutcome, Unscaled},
@@ -157,7 +157,7 @@ impl Fault {
         if let Some(fault @ (Self::ValidatesOnTraining | Self::BothValidateOnTraining)) = fault
             && fault.strikes(precision)
         {
-            data.val = data.train.clone();
+            data.val = data.train.clone().into();
         }
     }
 
@@ -199,7 +199,7 @@ impl Tap for Faulty {
     fn training_step(
         &mut self,
         model: &mut dyn LightningModule,
-        batch: &Batch,
+        batch: &AnyBatch,
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
         match self.fault() {
@@ -209,11 +209,12 @@ impl Tap for Faulty {
             }
             Some(Fault::LayerNormInF16) => {
                 // The variance of activations of a thousand, squared in f16.
+                let batch = Batch::from_any(batch)?;
                 let large = batch.input.f_mul_scalar(1000.0)?.f_to_kind(Kind::Half)?;
                 let variance =
                     large.f_square()?.f_mean_dim([-1_i64].as_slice(), true, Kind::Half)?;
                 let normed = large.f_div(&variance.f_sqrt()?)?.f_to_kind(batch.input.kind())?;
-                model.training_step(&Batch::new(normed, batch.target.shallow_clone())?, step)
+                model.training_step(&Batch::new(normed, batch.target)?.to_any()?, step)
             }
             Some(Fault::LossDividedTwice) => {
                 Ok(model.training_step(batch, step)?.f_div_scalar(4.0)?)

@@ -33,6 +33,11 @@ impl<W: Write> EpochTable<W> {
     }
 }
 
+/// Whether a value has a column: those of one parameter have none, those of a validation set have.
+fn is_shown(name: &str) -> bool {
+    !name.contains('/') || name.starts_with("val_")
+}
+
 impl<W: Write> Subscriber for EpochTable<W> {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         match event {
@@ -65,10 +70,21 @@ impl<W: Write> Subscriber for EpochTable<W> {
             Event::Saved { path } if path.file_stem().is_some_and(|stem| stem == "last") => Ok(()),
             Event::Saved { path } => self.line(&format!("saved {}", path.display())),
             Event::Stopped { reason } => self.line(&format!("stopped early: {reason}")),
+            Event::Interrupted { signal, saved: Some(path) } => {
+                self.line(&format!("ended by signal {signal}, saved {}", path.display()))
+            }
+            Event::Interrupted { signal, saved: None } => self.line(&format!(
+                "ended by signal {signal}; nothing is saved without --checkpoint-dir"
+            )),
+            Event::Validated(seen) => {
+                let values = seen.val.iter();
+                let values = values.map(|logged| format!("{} {:.5}", logged.name, logged.value));
+                let values: Vec<String> = values.collect();
+                self.line(&format!("after step {}: {}", seen.global_step, values.join(", ")))
+            }
             Event::EpochEnd(end) => {
                 let values = end.train.iter().chain(&end.val);
-                let values: Vec<&Logged> =
-                    values.filter(|logged| !logged.name.contains('/')).collect();
+                let values: Vec<&Logged> = values.filter(|logged| is_shown(&logged.name)).collect();
                 // Wide enough for its name, and for a number with five decimals.
                 let column = |logged: &Logged, text: String| {
                     format!("{text:>0$}", logged.name.len().max(10))

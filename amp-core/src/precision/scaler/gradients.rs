@@ -8,6 +8,7 @@ use crate::{
     Result,
     ffi::{self, Grads},
     nn::Parameter,
+    optim::Optimizer,
     precision::clip,
 };
 
@@ -17,6 +18,9 @@ pub struct Scaled;
 /// Gradients in their true size.
 #[derive(Debug)]
 pub struct Unscaled;
+/// Gradients that the optimizer's step divides by the scale and clips: until then they are scaled.
+#[derive(Debug)]
+pub struct Deferred;
 
 /// The gradients of one optimizer's parameters between backward and step.
 #[derive(Debug)]
@@ -156,19 +160,46 @@ impl Gradients<Unscaled> {
             false => Ok(Tensor::f_stack(&flags, 0)?.f_sum(Kind::Int64)?),
         }
     }
+}
 
-    /// What the step has to multiply by, if it was left to it.
-    pub(crate) fn into_factor(self) -> Option<Tensor> {
-        self.factor
+impl<S> Gradients<S> {
+    /// Whether they are of this optimizer's parameters.
+    pub(crate) fn are_of(&self, optimizer: &dyn Optimizer) -> bool {
+        super::owner(optimizer.parameters()) == self.owner
+    }
+
+    /// Whether no parameter has a gradient.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
     }
 
     pub(super) fn first_non_finite(&self) -> Result<Option<String>> {
-        for (name, grad) in self.named() {
+        for (place, grad) in self.tensors.with_places() {
             if grad.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-                return Ok(Some(name.to_owned()));
+                return Ok(Some(self.parameters[place].name.clone()));
             }
         }
         Ok(None)
+    }
+
+    /// The same gradients in another state.
+    pub(super) fn into_state<T>(self) -> Gradients<T> {
+        let Self { parameters, tensors, found_inf, factor, owner, .. } = self;
+        Gradients { parameters, tensors, found_inf, factor, owner, state: PhantomData }
+    }
+}
+
+impl Gradients<Deferred> {
+    /// What the step multiplies each gradient by; `None` where nothing is left to do.
+    pub(crate) fn factor(&self) -> Option<&Tensor> {
+        self.factor.as_ref()
+    }
+}
+
+/// Nothing is left to the step.
+impl From<Gradients<Unscaled>> for Gradients<Deferred> {
+    fn from(unscaled: Gradients<Unscaled>) -> Self {
+        unscaled.into_state()
     }
 }
 

@@ -77,7 +77,7 @@ mod losses;
 mod unscale;
 
 pub use config::{GradScalerConfig, ScalerState};
-pub use gradients::{Gradients, Scaled, ScaledLoss, StepOutcome, Unscaled};
+pub use gradients::{Deferred, Gradients, Scaled, ScaledLoss, StepOutcome, Unscaled};
 
 use std::{cell::Cell, marker::PhantomData};
 
@@ -265,30 +265,58 @@ impl GradScaler {
     /// or the optimizer's kernel fails.
     pub fn step(
         &mut self,
-        gradients: Gradients<Unscaled>,
+        gradients: impl Into<Gradients<Deferred>>,
         optimizer: &mut dyn Optimizer,
     ) -> Result<StepOutcome> {
+        let gradients = gradients.into();
+        if self.overflowed(&gradients, optimizer)? {
+            return Ok(StepOutcome::Skipped { culprit: gradients.first_non_finite()? });
+        }
+        optimizer.step_with(OnDevice { factor: gradients.factor(), found_inf: None })?;
+        Ok(StepOutcome::Applied)
+    }
+
+    /// Steps all optimizers or, where a gradient of any of them is not finite, none. An optimizer
+    /// without gradients does nothing.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn step_all(
+        &mut self,
+        steps: Vec<(Gradients<Deferred>, &mut (dyn Optimizer + 'static))>,
+    ) -> Result<StepOutcome> {
+        let mut culprit = None;
+        for (gradients, optimizer) in &steps {
+            if self.overflowed(gradients, &**optimizer)? && culprit.is_none() {
+                culprit = Some(gradients.first_non_finite()?);
+            }
+        }
+        if let Some(culprit) = culprit {
+            return Ok(StepOutcome::Skipped { culprit });
+        }
+        for (gradients, optimizer) in steps {
+            optimizer.step_with(OnDevice { factor: gradients.factor(), found_inf: None })?;
+        }
+        Ok(StepOutcome::Applied)
+    }
+
+    /// Whether a loss or gradient was not finite.
+    fn overflowed(
+        &mut self,
+        gradients: &Gradients<Deferred>,
+        optimizer: &dyn Optimizer,
+    ) -> Result<bool> {
         if owner(optimizer.parameters()) != gradients.owner {
             return Err(Error::Scaler("these gradients belong to another optimizer".into()));
         }
-        let overflowed = match &gradients.found_inf {
-            None => false,
-            Some(found_inf) => {
-                let mut uses = self.iteration.iter_mut();
-                let Some(seen) = uses.find(|seen| seen.owner == gradients.owner) else {
-                    return Err(Error::Scaler(
-                        "these gradients were unscaled before the last update: take them anew"
-                            .into(),
-                    ));
-                };
-                *seen.overflowed.insert(found_inf.read()?)
-            }
+        let Some(found_inf) = &gradients.found_inf else { return Ok(false) };
+        let mut uses = self.iteration.iter_mut();
+        let Some(seen) = uses.find(|seen| seen.owner == gradients.owner) else {
+            return Err(Error::Scaler(
+                "these gradients were unscaled before the last update: take them anew".into(),
+            ));
         };
-        if overflowed {
-            return Ok(StepOutcome::Skipped { culprit: gradients.first_non_finite()? });
-        }
-        optimizer.step_with(OnDevice { factor: gradients.factor.as_ref(), found_inf: None })?;
-        Ok(StepOutcome::Applied)
+        Ok(*seen.overflowed.insert(found_inf.read()?))
     }
 
     /// Moves the scale, once per iteration and after every optimizer's step.
@@ -369,6 +397,22 @@ impl GradScaler {
         fresh.mode = self.mode;
         *self = fresh;
         Ok(())
+    }
+
+    /// Lets the optimizer, which has stepped, take gradients of another pass before the update, whose
+    /// scale depends on all passes.
+    pub(crate) fn end_use(&mut self, optimizer: &dyn Optimizer) {
+        let owner = owner(optimizer.parameters());
+        self.iteration
+            .iter_mut()
+            .filter(|seen| seen.owner == owner)
+            .for_each(|seen| seen.owner = 0);
+        self.losses.clear();
+    }
+
+    /// Whether gradients were unscaled since the last update.
+    pub(crate) fn is_used(&self) -> bool {
+        !self.iteration.is_empty()
     }
 
     fn end_iteration(&mut self) -> Vec<Use> {

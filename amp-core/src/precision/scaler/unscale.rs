@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use tch::{Device, Kind};
 
 use super::{
-    GradScaler, Gradients, Mode, Scaled, Unscaled, Use,
+    Deferred, GradScaler, Gradients, Mode, Scaled, Unscaled, Use,
     gradients::{FoundInf, check_finite, unscale_group},
 };
 use crate::{Error, Result, ffi, precision::clip};
@@ -57,24 +57,24 @@ impl GradScaler {
             let _ = gradients.clip_grad_norm(max_norm)?;
             return Ok(gradients);
         }
-        let mut gradients = self.clip_norm_within_step(gradients, max_norm)?;
+        let mut gradients = self.defer(gradients, max_norm)?;
         if let Some(factor) = gradients.factor.take() {
             // A NaN would spread to every gradient and hide where it came from.
             clip::multiply(&gradients.tensors, &factor.f_nan_to_num(1.0, None, None)?)?;
         }
-        Ok(gradients)
+        Ok(gradients.into_state())
     }
 
-    /// [`unscale_and_clip_norm`](Self::unscale_and_clip_norm), but the factor is left to the
-    /// optimizer's kernel: the tensors stay scaled.
+    /// [`unscale_and_clip_norm`](Self::unscale_and_clip_norm), but multiplying by the factor is left to
+    /// the optimizer's kernel: the tensors stay scaled. An infinite `max_norm` clips nothing.
     ///
     /// # Errors
     /// As [`unscale`](Self::unscale).
-    pub(crate) fn clip_norm_within_step(
+    pub(crate) fn defer(
         &mut self,
         gradients: Gradients<Scaled>,
         max_norm: f64,
-    ) -> Result<Gradients<Unscaled>> {
+    ) -> Result<Gradients<Deferred>> {
         let found_inf = match self.mode {
             Mode::Off => None,
             _ => {
@@ -86,7 +86,7 @@ impl GradScaler {
         let tensors = &gradients.tensors;
         let (_, factor) = clip::norm_and_factor(tensors, scale, max_norm, found_inf.as_ref())?;
         let unscaled = self.unscaled_by(gradients, found_inf.map(FoundInf::Device));
-        Ok(Gradients { factor: Some(factor), ..unscaled })
+        Ok(Gradients { factor: Some(factor), ..unscaled.into_state() })
     }
 
     fn unscaled_by(

@@ -13,16 +13,14 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use self::search::{Tried, search};
-use super::{fit::Emit, step::StepRunner, window::Examples};
+use super::{callbacks::Emit, rollback::Aside, step::StepRunner, window::Examples};
 use crate::{
     Error, LightningModule, Result, Step,
-    data::Batch,
+    data::AnyBatch,
     event::Event,
     log::Log,
     memory::{self, MemoryMeter, show_bytes, tensor_bytes},
     nn::{Cell, Context, Segment, Survey},
-    random::RandomState,
-    state::State,
     weights,
 };
 
@@ -95,19 +93,15 @@ impl StepRunner<'_> {
             return Ok(());
         };
         let device = self.policy.device;
-        let random = RandomState::read(device)?;
-        let mut own = State::default();
-        model.on_save_checkpoint(&mut own)?;
-        let own = own.copied()?;
+        let aside = Aside::begin(model, device)?;
         let recording = self.profiler.suspend();
-        self.zero_grad()?;
+        self.optim.zero_grad()?;
         let made = self.make_plan(model, examples, loaders, budget);
         self.end_capture();
-        self.zero_grad()?;
+        self.optim.zero_grad()?;
         self.context = self.new_context();
         self.profiler.resume(recording)?;
-        model.on_load_checkpoint(&own)?;
-        random.restore(device)?;
+        aside.end(model)?;
         self.follow_memory_plan(made?, emit)
     }
 
@@ -131,7 +125,7 @@ impl StepRunner<'_> {
     }
 
     /// What each module that could be checkpointed keeps and costs.
-    fn survey(&self, model: &mut dyn LightningModule, batch: &Batch) -> Result<Vec<Cell>> {
+    fn survey(&self, model: &mut dyn LightningModule, batch: &AnyBatch) -> Result<Vec<Cell>> {
         let survey = Rc::new(Survey::start(self.policy.device)?);
         let context = self.new_context().with_survey(survey.clone()).again();
         let part = self.part(batch)?;
@@ -165,7 +159,7 @@ impl StepRunner<'_> {
         let peak = meter.read()?.peak_allocated;
         // While the meter lives: another that was started before has not seen them come.
         self.end_capture();
-        self.zero_grad()?;
+        self.optim.zero_grad()?;
         Ok(held + peak)
     }
 
@@ -178,12 +172,12 @@ impl StepRunner<'_> {
         let weights = weights::distinct(model);
         let mut held = loaders + SCALARS;
         held += weights.iter().map(|(_, tensor)| tensor_bytes(tensor)).sum::<u64>();
-        for scheduled in &self.optimizers {
+        for scheduled in &self.optim.scheduled {
             let state = scheduled.optimizer.state()?;
             held += state.tensors().map(|(_, tensor)| tensor_bytes(tensor)).sum::<u64>();
         }
-        held += self.good.as_ref().map_or(0, |good| good.bytes());
-        held += examples.batches.iter().map(Batch::bytes).sum::<u64>();
+        held += self.good.as_ref().map_or(0, |good| good.bytes()) + self.rollback.bytes();
+        held += examples.batches.iter().map(AnyBatch::bytes).sum::<u64>();
         Ok(held)
     }
 }

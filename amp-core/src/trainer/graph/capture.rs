@@ -2,10 +2,13 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{super::step::StepRunner, kept::Kept, refused};
+use super::{
+    super::{kept::Kept, step::StepRunner, window::Examples},
+    refused,
+};
 use crate::{
     Error, LightningModule, Result,
-    data::Batch,
+    data::AnyBatch,
     ffi::{self, CudaEvent, CudaGraph, Grads},
     log::{CapturedLog, Log},
     nn::{Role, named_tensors},
@@ -16,7 +19,9 @@ use crate::{
 pub(super) struct StepGraph {
     graph: CudaGraph,
     /// Where the batches are read.
-    inputs: Vec<Batch>,
+    inputs: Vec<AnyBatch>,
+    /// What each one's loss counts.
+    shares: Vec<f64>,
     /// The dtype of each batch's loss.
     losses: Vec<Kind>,
     /// Of each optimizer's parameters, unscaled and clipped; those without a gradient are left
@@ -33,6 +38,8 @@ pub(super) struct StepGraph {
     precision: Precision,
     /// Whether it holds the step of each optimizer.
     pub(super) steps: Vec<bool>,
+    /// Whether each optimizer has gradients.
+    pub(super) stepped: Vec<bool>,
 }
 
 impl StepGraph {
@@ -40,7 +47,7 @@ impl StepGraph {
     pub(super) fn capture(
         runner: &mut StepRunner<'_>,
         model: &mut dyn LightningModule,
-        batches: &[Batch],
+        batches: &[AnyBatch],
         shares: &[f64],
         slots: usize,
     ) -> Result<Self> {
@@ -49,10 +56,10 @@ impl StepGraph {
         };
         let device = runner.policy().device;
         let buffers = buffers(model, device)?;
-        let inputs = batches.iter().map(Batch::copied).collect::<Result<Vec<_>>>()?;
+        let inputs = batches.iter().map(AnyBatch::copied).collect::<Result<Vec<_>>>()?;
         let void = Tensor::f_zeros([0_i64; 0], (Kind::Float, device))?;
         let room = CapturedLog::room(device)?;
-        runner.write_rates()?;
+        runner.optim.write_rates()?;
         runner.begin_capture(&inputs, shares)?;
         // What the eager steps left cached would lie beside the graph's own memory.
         ffi::cuda_empty_cache()?;
@@ -61,7 +68,7 @@ impl StepGraph {
             ffi::without_synchronization(|| capture_step(runner, model, inputs.len(), &void, &room))
         });
         runner.end_capture();
-        let (graph, Captured { losses, report, log, grads }) = captured.map_err(why)?;
+        let (graph, Captured { losses, report, log, grads, stepped }) = captured.map_err(why)?;
         let room = Tensor::f_zeros([report.numel() as i64], (report.kind(), Device::Cpu))?;
         let reports = (0..slots).map(|_| ffi::pinned(&room)).collect::<Result<_>>()?;
         let sums = log.sums().map(Tensor::shallow_clone);
@@ -70,6 +77,7 @@ impl StepGraph {
         Ok(Self {
             graph,
             inputs,
+            shares: shares.to_vec(),
             losses,
             grads,
             log,
@@ -79,6 +87,7 @@ impl StepGraph {
             kept,
             precision,
             steps,
+            stepped,
         })
     }
 
@@ -89,13 +98,11 @@ impl StepGraph {
     }
 
     /// Whether a step on these batches is the one that was captured.
-    pub(super) fn fits(&self, batches: &[Batch], runner: &StepRunner<'_>) -> bool {
-        let alike = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.kind() == b.kind();
+    pub(super) fn fits(&self, examples: &Examples, runner: &StepRunner<'_>) -> bool {
         self.is_of(runner)
-            && self.inputs.len() == batches.len()
-            && self.inputs.iter().zip(batches).all(|(own, other)| {
-                alike(&own.input, &other.input) && alike(&own.target, &other.target)
-            })
+            && self.shares == examples.shares
+            && self.inputs.len() == examples.batches.len()
+            && self.inputs.iter().zip(&examples.batches).all(|(own, other)| own.is_like(other))
     }
 
     /// Takes over from steps without a graph.
@@ -106,11 +113,10 @@ impl StepGraph {
     }
 
     /// Starts a step; the event tells when its outcome is known.
-    pub(super) fn launch(&self, batches: &[Batch], slot: usize) -> Result<CudaEvent> {
-        let examples =
-            self.inputs.iter().zip(batches).flat_map(|(own, batch)| {
-                [[&own.input, &batch.input], [&own.target, &batch.target]]
-            });
+    pub(super) fn launch(&self, batches: &[AnyBatch], slot: usize) -> Result<CudaEvent> {
+        let examples = self.inputs.iter().zip(batches).flat_map(|(own, batch)| {
+            own.tensors().zip(batch.tensors()).map(|((_, own), (_, given))| [own, given])
+        });
         let pairs: Vec<_> = self.kept.copies(slot).chain(examples).collect();
         ffi::copy_each(&pairs)?;
         self.graph.launch(&self.report, &self.reports[slot])
@@ -140,7 +146,7 @@ impl StepGraph {
 
 /// Which optimizers' steps can be captured now.
 fn captured_steps(runner: &StepRunner<'_>) -> impl Iterator<Item = bool> {
-    runner.optimizers.iter().map(|scheduled| scheduled.optimizer.abilities().captures)
+    runner.optim.scheduled.iter().map(|scheduled| scheduled.optimizer.abilities().captures)
 }
 
 struct Captured {
@@ -148,6 +154,7 @@ struct Captured {
     report: Tensor,
     log: CapturedLog,
     grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
+    stepped: Vec<bool>,
 }
 
 fn capture_step(
@@ -164,16 +171,16 @@ fn capture_step(
         logs.push(log);
     }
     runner.end_passes();
-    let gradients = runner.prepare_gradients()?;
-    runner.scaler.note_non_finite(void)?;
-    runner.step_captured(gradients, void)?;
-    runner.scaler.update_applied()?;
+    let gradients = runner.optim.unscale_and_clip()?;
+    runner.optim.scaler.note_non_finite(void)?;
+    let stepped = runner.optim.apply_captured(&gradients, void)?;
+    runner.optim.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let reported = std::iter::once(void).chain(&losses).map(|tensor| tensor.f_reshape([1]));
     // In the widest of their dtypes, which holds each as it is.
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();
-    let grads = runner.optimizers.iter().map(|scheduled| {
+    let grads = runner.optim.scheduled.iter().map(|scheduled| {
         let parameters = scheduled.optimizer.parameters();
         let grads = Grads::of(parameters)?;
         let pairs = grads
@@ -181,7 +188,7 @@ fn capture_step(
             .map(|(place, grad)| (parameters[place].tensor.shallow_clone(), grad.shallow_clone()));
         Ok(pairs.unzip())
     });
-    Ok(Captured { losses, report, log, grads: grads.collect::<Result<_>>()? })
+    Ok(Captured { losses, report, log, grads: grads.collect::<Result<_>>()?, stepped })
 }
 
 fn buffers(model: &dyn LightningModule, device: Device) -> Result<Vec<Tensor>> {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{
-    super::{fit::Run, step::first_lr, window::Examples},
+    super::{fit::Run, window::Examples},
     Graph, WARM_UP,
     capture::StepGraph,
     steps_in_flight,
@@ -83,7 +83,7 @@ impl Run<'_, '_> {
         if asked == Graph::Off || (asked == Graph::Auto && !self.config.device.is_cuda()) {
             return Ok(());
         }
-        match steps_in_flight(self.config, self.runner.access) {
+        match steps_in_flight(self.config, self.runner.optim.access) {
             Ok(capacity) => {
                 self.flight.capacity = capacity;
                 self.flight.state = State::Waiting;
@@ -100,8 +100,7 @@ impl Run<'_, '_> {
         if runner.parts > 1 || runner.profiler.is_running() {
             return Ok(false);
         }
-        if matches!(&flight.state, State::Captured(graph) if graph.fits(&examples.batches, runner))
-        {
+        if matches!(&flight.state, State::Captured(graph) if graph.fits(examples, runner)) {
             return Ok(true);
         }
         let whole = examples.batches.len() as i64 == self.config.accumulate_grad_batches;
@@ -141,19 +140,23 @@ impl Run<'_, '_> {
         };
         if !flight.entered {
             // Those that the graph computes none of would be stepped by.
-            runner.zero_grad()?;
+            runner.optim.zero_grad()?;
             graph.enter(&mut self.log)?;
             flight.entered = true;
         }
         let slot = (flight.started % flight.capacity as u64) as usize;
         flight.started += 1;
         let random = RandomState::read(runner.policy().device)?;
-        let lr = first_lr(&runner.optimizers);
-        runner.write_rates()?;
+        let lr = runner.optim.lr();
+        runner.optim.write_rates()?;
         let known = graph.launch(&examples.batches, slot)?;
-        let mut schedules = Vec::with_capacity(runner.optimizers.len());
-        for (scheduled, captured) in runner.optimizers.iter_mut().zip(&graph.steps) {
+        let mut schedules = Vec::with_capacity(runner.optim.scheduled.len());
+        let kinds = graph.steps.iter().zip(&graph.stepped);
+        for (scheduled, (captured, stepped)) in runner.optim.scheduled.iter_mut().zip(kinds) {
             schedules.push(scheduled.fork_schedule());
+            if !stepped {
+                continue;
+            }
             if !captured && scheduled.optimizer.abilities().skips {
                 let unless = OnDevice { found_inf: Some(&graph.void), factor: None };
                 scheduled.optimizer.step_with(unless)?;
@@ -189,8 +192,8 @@ impl Run<'_, '_> {
         step.known.wait()?;
         if graph.is_void(step.slot)? {
             graph.take_back(step.slot)?;
-            runner.scaler.write_device()?;
-            for (scheduled, fork) in runner.optimizers.iter_mut().zip(step.schedules) {
+            runner.optim.scaler.write_device()?;
+            for (scheduled, fork) in runner.optim.scheduled.iter_mut().zip(step.schedules) {
                 if let Some(fork) = fork {
                     scheduled.restore_schedule(fork);
                 }

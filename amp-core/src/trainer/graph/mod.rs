@@ -14,7 +14,6 @@
 
 mod capture;
 mod flight;
-mod kept;
 
 use serde::{Deserialize, Serialize};
 

@@ -4,13 +4,13 @@ use std::io::Read;
 
 use amp_core::{
     Hyperparameters, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
-    data::{Batch, DataModule},
+    data::{AnyBatch, Batch, BatchType, DataModule},
     event::Event,
     log::LogOptions,
     loss,
     nn::{
         BatchNorm, BatchNormConfig, Context, Dropout, Linear, LinearConfig, Relu, Sequential,
-        Visitor, visit_child,
+        Visit, Visitor, visit_child,
     },
     optim::{OptimizerConfig, Optimizers, TrainingPlan},
     record::RunRecord,
@@ -35,7 +35,8 @@ impl Model {
         Self { model: Box::new(model), loss: loss::mse_loss, optimizer: Box::new(optimizer) }
     }
 
-    fn log(&self, name: &str, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn log(&self, name: &str, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
+        let batch = Batch::from_any(batch)?;
         let output = self.forward(&batch.input, step.context())?;
         let loss = (self.loss)(&output, &batch.target)?;
         let options = LogOptions { on_step: true, on_epoch: true, prog_bar: true };
@@ -44,13 +45,15 @@ impl Model {
     }
 }
 
+impl Visit for Model {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "model", None, &self.model);
+    }
+}
+
 impl Module for Model {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("model", None, &self.model, input)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        visit_child(visitor, "model", None, &self.model);
     }
 }
 
@@ -63,11 +66,11 @@ impl LightningModule for Model {
         Hyperparameters::new()
     }
 
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
         self.log("train_loss", batch, step)
     }
 
-    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
         self.log("val_loss", batch, step).map(drop)
     }
 
@@ -83,13 +86,15 @@ pub(crate) struct Counting {
     pub(crate) seen: i64,
 }
 
+impl Visit for Counting {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.inner.visit(visitor);
+    }
+}
+
 impl Module for Counting {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.inner.forward(input, cx)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.inner.visit(visitor);
     }
 }
 
@@ -102,12 +107,12 @@ impl LightningModule for Counting {
         Hyperparameters::new()
     }
 
-    fn training_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
         self.seen += 1;
         self.inner.training_step(batch, step)
     }
 
-    fn validation_step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+    fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
         self.inner.validation_step(batch, step)
     }
 

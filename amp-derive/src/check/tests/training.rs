@@ -235,7 +235,7 @@ fn replaced_steps() {
         "#[training_step(|b| b)]",
         &[(
             "training_step",
-            "`#[training_step]` takes the path of a function, as in `#[training_step(Self::my_training_step)]`, with the signature `fn(&mut Self, &Batch, &mut Step<'_>) -> Result<Tensor>`",
+            "`#[training_step]` takes the path of a function, as in `#[training_step(Self::my_training_step)]`, with the signature `fn(&mut Self, &Batch, &mut Step<'_>) -> Result<Tensor>`; `captured` may follow it",
         )],
     );
 }

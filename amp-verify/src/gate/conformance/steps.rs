@@ -9,7 +9,7 @@ use std::{
 use amp_core::{
     Hook, LightningModule, Result, Step, Trainer, TrainerConfig,
     callback::{Action, Callback},
-    data::Batch,
+    data::AnyBatch,
     log::Log,
     nn::{self, Context, Role, named_tensors},
     precision::{GradScalerConfig, Gradients, Policy, Precision, StepOutcome, Unscaled},
@@ -104,7 +104,7 @@ impl Tap for Still {
     fn training_step(
         &mut self,
         model: &mut dyn LightningModule,
-        batch: &Batch,
+        batch: &AnyBatch,
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
         let context = Context::new(step.context().policy(), false).with_islands(self.1.clone());

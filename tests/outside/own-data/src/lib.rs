@@ -53,6 +53,8 @@ fn row_bytes(features: usize) -> u64 {
 }
 
 impl Dataset for Rows {
+    type Batch = Batch;
+
     fn len(&self) -> i64 {
         self.rows
     }

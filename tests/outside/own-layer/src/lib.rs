@@ -2,7 +2,7 @@
 
 use amp_core::{
     Error, Result,
-    nn::{Context, Module, Role, Visitor},
+    nn::{Context, Module, Role, Visit, Visitor},
     tch::{Device, Kind, Tensor},
 };
 
@@ -27,6 +27,12 @@ impl Gain {
     }
 }
 
+impl Visit for Gain {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("weight", &self.weight, Role::Parameter);
+    }
+}
+
 impl Module for Gain {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let (shape, features) = (input.size(), self.weight.size());
@@ -36,10 +42,6 @@ impl Module for Gain {
             )));
         }
         Ok(input.f_mul(&self.weight)?)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        visitor.tensor("weight", &self.weight, Role::Parameter);
     }
 }
 

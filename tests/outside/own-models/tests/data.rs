@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use amp_core::{
-    data::{Batch, DataModule},
+    data::{Batch, BatchType, DataModule, SharedDataset},
     tch::Tensor,
 };
 use own_models::data::{rings, sentences};
@@ -17,7 +17,9 @@ where
 }
 
 fn all(data: &DataModule) -> [Batch; 2] {
-    [&data.train, &data.val].map(|set| set.head(set.len()).expect("the examples"))
+    let all = |set: &SharedDataset| set.head(set.len()).and_then(|batch| Batch::from_any(&batch));
+    let val = data.val.first().expect("a validation set");
+    [&data.train, val].map(|set| all(set).expect("the examples"))
 }
 
 /// A data set that differed from one load to the next would make every golden fail.

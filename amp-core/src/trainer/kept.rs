@@ -1,8 +1,8 @@
-//! What a step changes besides parameters and optimizers, as it was before each step in flight.
+//! Values of tensors as they were before some steps.
 
 use tch::Tensor;
 
-use crate::{Result, ffi};
+use crate::{Result, ffi, memory::tensor_bytes};
 
 /// Tensors, and room for their values before each of some steps.
 pub(super) struct Kept {
@@ -21,9 +21,20 @@ impl Kept {
         self.slots[slot].iter().zip(&self.live).map(|(kept, live)| [kept, live])
     }
 
+    /// Keeps the values of now.
+    pub(super) fn keep(&self, slot: usize) -> Result<()> {
+        let pairs: Vec<_> = self.copies(slot).collect();
+        if pairs.is_empty() { Ok(()) } else { ffi::copy_each(&pairs) }
+    }
+
+    /// Bytes of what is kept.
+    pub(super) fn bytes(&self) -> u64 {
+        self.slots.iter().flatten().map(tensor_bytes).sum()
+    }
+
     /// Brings kept values back.
     pub(super) fn restore(&self, slot: usize) -> Result<()> {
         let pairs: Vec<_> = self.copies(slot).map(|[kept, live]| [live, kept]).collect();
-        ffi::copy_each(&pairs)
+        if pairs.is_empty() { Ok(()) } else { ffi::copy_each(&pairs) }
     }
 }

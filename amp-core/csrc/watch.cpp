@@ -1,0 +1,37 @@
+// Figures of a gradient that the backward pass computes and does not keep.
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "guard.h"
+
+namespace amp::watch {
+namespace {
+
+// [1, NaNs, infinities, largest magnitude] in f64, or zeros before the gradient has come.
+void note(const at::Tensor& figures, const at::Tensor& grad) {
+  const c10::NoGradGuard no_grad;
+  const at::AutoDispatchBelowADInplaceOrView below;
+  if (!grad.defined() || grad.numel() == 0) return;
+  auto count = [](const at::Tensor& mask) { return mask.sum().to(at::kDouble); };
+  auto largest = grad.abs().max().to(at::kDouble);
+  figures.copy_(
+      at::stack({at::ones_like(largest), count(grad.isnan()), count(grad.isinf()), largest}));
+}
+
+}  // namespace
+
+extern "C" {
+
+// A new f64 tensor of four figures of `tensor`'s gradient, which the backward pass fills.
+int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
+  return amp::guarded([&] {
+    auto figures = at::zeros({4}, tensor->options().dtype(at::kDouble).requires_grad(false));
+    tensor->register_hook([figures](const at::Tensor& grad) { note(figures, grad); });
+    *out = new at::Tensor(figures);
+  });
+}
+
+}  // extern "C"
+
+}  // namespace amp::watch

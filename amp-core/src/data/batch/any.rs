@@ -1,0 +1,310 @@
+use std::{borrow::Cow, cell::OnceCell, fmt::Write as _};
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    Error, Result,
+    memory::tensor_bytes,
+    precision::{Policy, Precision, is_floating},
+};
+
+/// What a tensor of a batch is, which decides what the loader and the trainer may do to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum FieldRole {
+    /// Numbers, dimension 0 counting the examples. Floating ones get the precision's dtype,
+    /// integers and booleans keep theirs.
+    #[default]
+    Value,
+    /// Integer indices, as of tokens or classes; they keep their dtype.
+    Ids,
+    /// Where something is present (boolean or integer) or what is added to scores (floating); it
+    /// keeps its dtype.
+    Mask,
+    /// What each target counts in the loss, floating or boolean; it keeps its dtype. Batches whose
+    /// gradients add up to one step count by the sum of their weights instead of by their examples.
+    Weights,
+    /// Numbers that belong to the batch as a whole. Neither selected from nor split.
+    Shared,
+}
+
+/// A tensor of a batch.
+#[derive(Debug)]
+struct Field {
+    name: Cow<'static, str>,
+    tensor: Tensor,
+    role: FieldRole,
+}
+
+/// A batch of any [type](super::BatchType), as the loader and the trainer pass it on: its tensors
+/// by name. A model takes its own type from it with [`BatchType::from_any`](super::BatchType::from_any).
+#[derive(Debug)]
+pub struct AnyBatch {
+    /// The name of the type it was made from.
+    of: &'static str,
+    fields: Vec<Field>,
+    /// The sum of its weights, once it was asked for or its tensors left the host.
+    weight: OnceCell<f64>,
+}
+
+impl AnyBatch {
+    /// A batch without tensors, made from the type of this name.
+    pub fn new(of: &'static str) -> Self {
+        Self { of, fields: Vec::new(), weight: OnceCell::new() }
+    }
+
+    /// Adds a tensor.
+    ///
+    /// # Errors
+    /// When the batch has a tensor of this name, the dtype does not fit the role, or the number of
+    /// examples (dimension 0) is not that of the other tensors.
+    pub fn push(
+        &mut self,
+        name: impl Into<Cow<'static, str>>,
+        tensor: &Tensor,
+        role: FieldRole,
+    ) -> Result<()> {
+        let (name, of) = (name.into(), self.of);
+        let refused = |why: String| Err(Error::config(format!("the batch `{of}`: {why}")));
+        if !tensor.defined() {
+            return refused(format!("`{name}` is an undefined tensor"));
+        }
+        let kind = tensor.kind();
+        if self.tensor(&name).is_some() {
+            return refused(format!("two tensors are called `{name}`"));
+        }
+        let wanted = match role {
+            FieldRole::Ids if is_floating(kind) || kind == Kind::Bool => "integers",
+            FieldRole::Weights if !is_floating(kind) && kind != Kind::Bool => {
+                "floating-point numbers or booleans"
+            }
+            _ => "",
+        };
+        if !wanted.is_empty() {
+            return refused(format!("`{name}` is {kind:?}, but its role asks for {wanted}"));
+        }
+        if role == FieldRole::Weights && self.weights().is_some() {
+            return refused(format!("`{name}` is a second tensor of weights"));
+        }
+        if role != FieldRole::Shared {
+            let Some(&count) = tensor.size().first() else {
+                return refused(format!(
+                    "`{name}` is a scalar, but its first dimension must count the examples"
+                ));
+            };
+            if let Some(first) = self.per_example().next()
+                && first.tensor.size()[0] != count
+            {
+                let (other, there) = (&first.name, first.tensor.size()[0]);
+                return refused(format!("{there} examples in `{other}`, but {count} in `{name}`"));
+            }
+        }
+        self.fields.push(Field { name, tensor: tensor.shallow_clone(), role });
+        Ok(())
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.fields.iter().find(|field| field.name == name).map(|field| &field.tensor)
+    }
+
+    /// The tensor of this name, which the model takes.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn required(&self, name: &str) -> Result<&Tensor> {
+        self.tensor(name).ok_or_else(|| {
+            let mut has = String::new();
+            for field in &self.fields {
+                let separator = if has.is_empty() { "" } else { ", " };
+                let _ = write!(has, "{separator}{}", field.name);
+            }
+            Error::config(format!(
+                "the model takes `{name}`, but the data's batches are `{}` with {has}: use data that \
+                 has it, or a model for these batches",
+                self.of
+            ))
+        })
+    }
+
+    /// Its tensors by name, in order of declaration.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.fields.iter().map(|field| (&*field.name, &field.tensor))
+    }
+
+    /// The tensors whose numbers enter the computation, which masks need not.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        let fields = self.fields.iter().filter(|field| field.role != FieldRole::Mask);
+        fields.map(|field| (&*field.name, &field.tensor))
+    }
+
+    /// Number of examples; 0 for a batch without tensors.
+    pub fn len(&self) -> i64 {
+        self.per_example().next().map_or(0, |field| field.tensor.size()[0])
+    }
+
+    /// Whether it has no example.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What its loss counts among others that are averaged with it: the sum of its weights, or its
+    /// number of examples.
+    ///
+    /// # Errors
+    /// When weights cannot be read from the device.
+    pub fn weight(&self) -> Result<f64> {
+        let Some(weights) = self.weights() else { return Ok(self.len() as f64) };
+        if let Some(known) = self.weight.get() {
+            return Ok(*known);
+        }
+        let sum = weights.tensor.f_sum(Kind::Double)?.f_double_value(&[])?;
+        Ok(*self.weight.get_or_init(|| sum))
+    }
+
+    /// The examples on the policy's device, values in its dtype.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn place(&self, policy: Policy) -> Result<Self> {
+        if self.weights().is_some_and(|field| field.tensor.device() == Device::Cpu) {
+            // Reading it later would wait for the device.
+            let _ = self.weight()?;
+        }
+        let placed = self.with(|field| {
+            let kind = field.placed_kind(policy.precision);
+            Ok(field.tensor.f_to_device_(policy.device, kind, false, false)?)
+        })?;
+        Ok(Self { weight: self.weight.clone(), ..placed })
+    }
+
+    /// The same batch with these tensors in place of its own, in order.
+    pub(crate) fn with_tensors(&self, tensors: Vec<Tensor>) -> Self {
+        debug_assert_eq!(tensors.len(), self.fields.len());
+        let fields = self.fields.iter().zip(tensors);
+        Self {
+            of: self.of,
+            fields: fields.map(|(field, tensor)| field.of(tensor)).collect(),
+            weight: self.weight.clone(),
+        }
+    }
+
+    /// Bytes that [`AnyBatch::place`] takes on another device.
+    pub(crate) fn placed_bytes(&self, precision: Precision) -> u64 {
+        let bytes = |field: &Field| {
+            field.tensor.numel() as u64 * field.placed_kind(precision).elt_size_in_bytes() as u64
+        };
+        self.fields.iter().map(bytes).sum()
+    }
+
+    /// Whether all its tensors are on `device`.
+    pub(crate) fn is_on(&self, device: Device) -> bool {
+        self.fields.iter().all(|field| field.tensor.device() == device)
+    }
+
+    /// The device of its tensors, where it has any.
+    pub(crate) fn device(&self) -> Option<Device> {
+        self.fields.first().map(|field| field.tensor.device())
+    }
+
+    /// Bytes of its tensors.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.fields.iter().map(|field| tensor_bytes(&field.tensor)).sum()
+    }
+
+    /// Bytes of its tensors that do not share memory with `other`'s.
+    pub(crate) fn bytes_not_shared_with(&self, other: Option<&Self>) -> u64 {
+        let Some(other) = other else { return self.bytes() };
+        let pairs = self.fields.iter().zip(&other.fields);
+        let own = pairs.filter(|(own, other)| own.tensor.data_ptr() != other.tensor.data_ptr());
+        own.map(|(own, _)| tensor_bytes(&own.tensor)).sum()
+    }
+
+    /// The examples at these places, given as int64 on the batch's device.
+    pub(crate) fn select(&self, index: &Tensor) -> Result<Self> {
+        self.each_example(|tensor| Ok(tensor.f_index_select(0, index)?))
+    }
+
+    /// `length` examples from `start` on, in the same memory.
+    ///
+    /// # Errors
+    /// When there are not so many.
+    pub fn narrow(&self, start: i64, length: i64) -> Result<Self> {
+        self.each_example(|tensor| Ok(tensor.f_narrow(0, start, length)?))
+    }
+
+    /// The examples in at most so many parts of one size, of which the last may be smaller; `None` for
+    /// one part, which is the batch itself.
+    ///
+    /// # Errors
+    /// When libtorch refuses to narrow a tensor.
+    pub(crate) fn split(&self, parts: i64) -> Result<Option<Vec<Self>>> {
+        if parts == 1 {
+            return Ok(None);
+        }
+        let length = self.len();
+        let size = (length + parts - 1) / parts;
+        let starts = (0..length).step_by(size.max(1) as usize);
+        let parts = starts.map(|start| self.narrow(start, size.min(length - start)));
+        parts.collect::<Result<_>>().map(Some)
+    }
+
+    /// A copy in other memory.
+    pub(crate) fn copied(&self) -> Result<Self> {
+        let copied = self.with(|field| Ok(field.tensor.f_detach_copy()?))?;
+        Ok(Self { weight: self.weight.clone(), ..copied })
+    }
+
+    /// Handles of the same tensors.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        self.with_tensors(self.fields.iter().map(|field| field.tensor.shallow_clone()).collect())
+    }
+
+    /// Whether the tensors have the names, shapes and dtypes of the other's.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        let alike = |own: &Field, other: &Field| {
+            own.name == other.name
+                && own.tensor.kind() == other.tensor.kind()
+                && own.tensor.size() == other.tensor.size()
+        };
+        self.fields.len() == other.fields.len()
+            && self.fields.iter().zip(&other.fields).all(|(own, other)| alike(own, other))
+    }
+
+    fn per_example(&self) -> impl Iterator<Item = &Field> {
+        self.fields.iter().filter(|field| field.role != FieldRole::Shared)
+    }
+
+    fn weights(&self) -> Option<&Field> {
+        self.fields.iter().find(|field| field.role == FieldRole::Weights)
+    }
+
+    fn each_example(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        self.with(|field| match field.role {
+            FieldRole::Shared => Ok(field.tensor.shallow_clone()),
+            _ => change(&field.tensor),
+        })
+    }
+
+    /// The batch with other examples.
+    fn with(&self, change: impl Fn(&Field) -> Result<Tensor>) -> Result<Self> {
+        let fields = self.fields.iter().map(|field| Ok(field.of(change(field)?)));
+        Ok(Self { of: self.of, fields: fields.collect::<Result<_>>()?, weight: OnceCell::new() })
+    }
+}
+
+impl Field {
+    /// This field of another batch.
+    fn of(&self, tensor: Tensor) -> Self {
+        Self { name: self.name.clone(), tensor, role: self.role }
+    }
+
+    fn placed_kind(&self, precision: Precision) -> Kind {
+        match (self.role, self.tensor.kind()) {
+            (FieldRole::Value | FieldRole::Shared, kind) if is_floating(kind) => {
+                precision.storage()
+            }
+            (_, kind) => kind,
+        }
+    }
+}

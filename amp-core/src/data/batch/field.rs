@@ -1,0 +1,173 @@
+use std::borrow::Cow;
+
+use tch::Tensor;
+
+use super::{AnyBatch, FieldRole};
+use crate::Result;
+
+/// A struct of tensors that a model trains on a batch at a time. Derive it with
+/// [`derive(Batch)`](derive@crate::Batch); [`Batch`](super::Batch) is one with an input and a target.
+pub trait BatchType: Sized {
+    /// Its tensors by name: handles of the same memory.
+    ///
+    /// # Errors
+    /// When they are not equal in dimension 0, or a dtype does not fit its role.
+    fn to_any(&self) -> Result<AnyBatch>;
+
+    /// The struct of these tensors: handles of the same memory. Tensors that it has no field for
+    /// are passed over.
+    ///
+    /// # Errors
+    /// When one of its fields is missing.
+    fn from_any(batch: &AnyBatch) -> Result<Self>;
+}
+
+impl BatchType for AnyBatch {
+    fn to_any(&self) -> Result<AnyBatch> {
+        Ok(self.shallow_clone())
+    }
+
+    fn from_any(batch: &AnyBatch) -> Result<Self> {
+        Ok(batch.shallow_clone())
+    }
+}
+
+/// Calls `run` with the batch as the type that it takes.
+#[doc(hidden)]
+pub fn with_batch<B: BatchType, T>(
+    batch: &AnyBatch,
+    run: impl FnOnce(&B) -> Result<T>,
+) -> Result<T> {
+    run(&B::from_any(batch)?)
+}
+
+/// A forward pass's output as predictions.
+#[doc(hidden)]
+pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
+    let mut predictions = AnyBatch::new("predictions");
+    output.put("output".into(), FieldRole::Value, &mut predictions)?;
+    Ok(predictions)
+}
+
+/// What a field of a batch may be: a tensor, an option, a list, or another struct of such fields.
+pub trait BatchField: Sized {
+    /// What a forward pass takes of it.
+    type Ref<'a>
+    where
+        Self: 'a;
+
+    /// The argument of a forward pass: `&Tensor` of a tensor, `Option<&Tensor>` of an option.
+    fn borrow(&self) -> Self::Ref<'_>;
+
+    /// Adds its tensors to `batch` under `name`.
+    ///
+    /// # Errors
+    /// As [`AnyBatch::push`].
+    fn put(&self, name: Cow<'static, str>, role: FieldRole, batch: &mut AnyBatch) -> Result<()>;
+
+    /// Takes its tensors from `batch`.
+    ///
+    /// # Errors
+    /// When one is missing.
+    fn take(name: &str, batch: &AnyBatch) -> Result<Self>;
+
+    /// Whether `batch` has any of its tensors.
+    fn is_in(name: &str, batch: &AnyBatch) -> bool {
+        batch.tensors().any(|(found, _)| {
+            let rest = found.strip_prefix(name);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+    }
+}
+
+impl BatchField for Tensor {
+    type Ref<'a> = &'a Self;
+
+    fn borrow(&self) -> &Self {
+        self
+    }
+
+    fn put(&self, name: Cow<'static, str>, role: FieldRole, batch: &mut AnyBatch) -> Result<()> {
+        batch.push(name, self, role)
+    }
+
+    fn take(name: &str, batch: &AnyBatch) -> Result<Self> {
+        Ok(batch.required(name)?.shallow_clone())
+    }
+}
+
+/// A field that a batch may lack.
+impl<F: BatchField> BatchField for Option<F> {
+    type Ref<'a>
+        = Option<F::Ref<'a>>
+    where
+        F: 'a;
+
+    fn borrow(&self) -> Option<F::Ref<'_>> {
+        self.as_ref().map(F::borrow)
+    }
+
+    fn put(&self, name: Cow<'static, str>, role: FieldRole, batch: &mut AnyBatch) -> Result<()> {
+        self.as_ref().map_or(Ok(()), |field| field.put(name, role, batch))
+    }
+
+    fn take(name: &str, batch: &AnyBatch) -> Result<Self> {
+        F::is_in(name, batch).then(|| F::take(name, batch)).transpose()
+    }
+}
+
+/// A list, its items under `name.0`, `name.1` and so on.
+impl<F: BatchField> BatchField for Vec<F> {
+    type Ref<'a>
+        = &'a [F]
+    where
+        F: 'a;
+
+    fn borrow(&self) -> &[F] {
+        self
+    }
+
+    fn put(&self, name: Cow<'static, str>, role: FieldRole, batch: &mut AnyBatch) -> Result<()> {
+        let mut fields = self.iter().enumerate();
+        fields.try_for_each(|(at, field)| field.put(format!("{name}.{at}").into(), role, batch))
+    }
+
+    fn take(name: &str, batch: &AnyBatch) -> Result<Self> {
+        let names = (0..).map(|at| format!("{name}.{at}"));
+        names.take_while(|name| F::is_in(name, batch)).map(|name| F::take(&name, batch)).collect()
+    }
+}
+
+/// Several fields under `name.0`, `name.1` and so on.
+macro_rules! tuple {
+    ($($field:ident $at:tt),+) => {
+        impl<$($field: BatchField),+> BatchField for ($($field,)+) {
+            type Ref<'a>
+                = ($($field::Ref<'a>,)+)
+            where
+                Self: 'a;
+
+            fn borrow(&self) -> Self::Ref<'_> {
+                ($(self.$at.borrow(),)+)
+            }
+
+            fn put(
+                &self,
+                name: Cow<'static, str>,
+                role: FieldRole,
+                batch: &mut AnyBatch,
+            ) -> Result<()> {
+                $(self.$at.put(format!("{name}.{}", $at).into(), role, batch)?;)+
+                Ok(())
+            }
+
+            fn take(name: &str, batch: &AnyBatch) -> Result<Self> {
+                Ok(($($field::take(&format!("{name}.{}", $at), batch)?,)+))
+            }
+        }
+    };
+}
+
+tuple!(A 0, B 1);
+tuple!(A 0, B 1, C 2);
+tuple!(A 0, B 1, C 2, D 3);

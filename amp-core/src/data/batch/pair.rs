@@ -1,0 +1,66 @@
+use tch::Tensor;
+
+use super::{AnyBatch, BatchType, FieldRole};
+use crate::{Error, Result, precision::Policy};
+
+/// Some examples: inputs and their targets, equal in dimension 0.
+#[derive(Debug)]
+pub struct Batch {
+    /// `[N, …]`.
+    pub input: Tensor,
+    /// `[N, …]`.
+    pub target: Tensor,
+}
+
+impl Batch {
+    /// Pairs inputs with targets.
+    ///
+    /// # Errors
+    /// When their numbers differ.
+    pub fn new(input: Tensor, target: Tensor) -> Result<Self> {
+        let count = |tensor: &Tensor| tensor.size().first().copied().unwrap_or(0);
+        let (inputs, targets) = (count(&input), count(&target));
+        if inputs != targets {
+            return Err(Error::config(format!("{inputs} inputs, but {targets} targets")));
+        }
+        Ok(Self { input, target })
+    }
+
+    /// Number of examples.
+    #[expect(clippy::len_without_is_empty, reason = "a batch has examples")]
+    pub fn len(&self) -> i64 {
+        self.input.size().first().copied().unwrap_or(0)
+    }
+
+    /// The examples on the policy's device, floating ones in its dtype.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn place(&self, policy: Policy) -> Result<Self> {
+        Self::from_any(&self.to_any()?.place(policy)?)
+    }
+
+    /// `length` examples from `start` on, in the same memory.
+    ///
+    /// # Errors
+    /// When there are not so many.
+    pub fn narrow(&self, start: i64, length: i64) -> Result<Self> {
+        let (input, target) =
+            (self.input.f_narrow(0, start, length)?, self.target.f_narrow(0, start, length)?);
+        Ok(Self { input, target })
+    }
+}
+
+impl BatchType for Batch {
+    fn to_any(&self) -> Result<AnyBatch> {
+        let mut batch = AnyBatch::new("Batch");
+        batch.push("input", &self.input, FieldRole::Value)?;
+        batch.push("target", &self.target, FieldRole::Value)?;
+        Ok(batch)
+    }
+
+    fn from_any(batch: &AnyBatch) -> Result<Self> {
+        let field = |name| Ok::<_, Error>(batch.required(name)?.shallow_clone());
+        Ok(Self { input: field("input")?, target: field("target")? })
+    }
+}

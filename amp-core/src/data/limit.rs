@@ -1,0 +1,87 @@
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How many batches of a set are used, by Lightning's convention: a whole number is a count, a
+/// number with a point a fraction of the set.
+///
+/// ```
+/// use amp_core::data::Limit;
+///
+/// # fn main() -> amp_core::Result<()> {
+/// assert_eq!("10".parse::<Limit>()?.of(25), 10);
+/// assert_eq!("0.5".parse::<Limit>()?.of(25), 12);
+/// assert_eq!("1.0".parse::<Limit>()?.of(25), 25);
+/// assert!("1.5".parse::<Limit>().is_err());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Limit {
+    /// At most so many; 0 uses none.
+    Batches(i64),
+    /// This part of the batches, from 0.0 to 1.0, rounded down.
+    Fraction(f64),
+}
+
+impl Default for Limit {
+    /// All batches.
+    fn default() -> Self {
+        Self::Fraction(1.0)
+    }
+}
+
+impl Limit {
+    /// The batches that are used of so many.
+    pub fn of(self, batches: i64) -> i64 {
+        match self {
+            Self::Batches(most) => batches.min(most),
+            Self::Fraction(part) => (batches as f64 * part) as i64,
+        }
+    }
+
+    /// Refuses a count below 0 and a fraction that is not from 0 to 1; `name` is the option's.
+    ///
+    /// # Errors
+    /// When the limit is out of range.
+    pub fn checked(self, name: &str) -> Result<Self> {
+        let fits = match self {
+            Self::Batches(most) => most >= 0,
+            Self::Fraction(part) => (0.0..=1.0).contains(&part),
+        };
+        if fits {
+            return Ok(self);
+        }
+        Err(Error::config(format!(
+            "{name} is {self}: give a number of batches, as in 100, or a fraction from 0.0 to 1.0"
+        )))
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Batches(most) => write!(f, "{most}"),
+            Self::Fraction(part) => write!(f, "{part:?}"),
+        }
+    }
+}
+
+impl FromStr for Limit {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let count = text.parse().ok().map(Self::Batches);
+        let limit = count.or_else(|| text.parse().ok().map(Self::Fraction));
+        limit
+            .ok_or_else(|| {
+                Error::config(format!(
+                    "`{text}` is no limit: give a number of batches, as in 100, or a fraction from \
+                     0.0 to 1.0"
+                ))
+            })?
+            .checked("the limit")
+    }
+}

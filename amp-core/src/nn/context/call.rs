@@ -1,0 +1,217 @@
+//! How a forward pass runs the modules in it.
+
+use tch::Tensor;
+
+use super::{Context, Observer};
+use crate::{
+    Error, Result,
+    nn::{
+        Forward,
+        probe::{Call, DtypeProbe, Given, Probe},
+    },
+    precision::{Arguments, Kept, Region, RegionPlan, Tensors, is_floating},
+};
+
+/// The inputs of `M`.
+type Inputs<'a, M> = <<M as Forward>::Input as Arguments>::At<'a>;
+
+impl Context {
+    /// Runs the child `name`, a module of one tensor, on `input` in its precision region.
+    /// [`Child`](crate::nn::Child) runs modules of any inputs.
+    ///
+    /// # Errors
+    /// The child's error, with the path of the innermost module that failed.
+    pub fn call<M: Forward<Input = (&'static Tensor,)> + ?Sized>(
+        &self,
+        name: &str,
+        region: Option<Region>,
+        module: &M,
+        input: &Tensor,
+    ) -> Result<M::Output> {
+        let (parent, outer) = (self.enter(name), self.plan.get());
+        self.run(self.plan_of(outer, region), outer, module, (input,), parent)
+    }
+
+    /// [`call`](Self::call) for the child at `index` of a container.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn call_nth<M: Forward<Input = (&'static Tensor,)> + ?Sized>(
+        &self,
+        index: usize,
+        module: &M,
+        input: &Tensor,
+    ) -> Result<M::Output> {
+        let (parent, outer) = (self.enter_nth(index), self.plan.get());
+        self.run(self.plan_of(outer, None), outer, module, (input,), parent)
+    }
+
+    /// Runs the child at this dotted path, or the one at `index` of the container there. `region` is
+    /// that of the path's first name.
+    pub(in crate::nn) fn call_at<M: Forward + ?Sized>(
+        &self,
+        path: &str,
+        index: Option<usize>,
+        region: Option<Region>,
+        module: &M,
+        inputs: Inputs<'_, M>,
+    ) -> Result<M::Output> {
+        let (parent, outer) = (self.path.borrow().len(), self.plan.get());
+        let (mut plan, mut declared) = (outer, region);
+        for name in path.split('.') {
+            self.enter(name);
+            plan = self.plan_of(plan, declared.take());
+        }
+        if let Some(index) = index {
+            self.enter_nth(index);
+            plan = self.plan_of(plan, None);
+        }
+        self.run(plan, outer, module, inputs, parent)
+    }
+
+    /// The plan of the module at the path, inside a part where `outer` holds.
+    fn plan_of(&self, outer: RegionPlan, declared: Option<Region>) -> RegionPlan {
+        match self.islands.get(self.path.borrow().as_str()).copied().or(declared) {
+            None => outer,
+            Some(region) => outer.enter(region, self.policy.precision),
+        }
+    }
+
+    /// Whether somebody looks at each tensor.
+    pub(super) fn is_watched(&self) -> bool {
+        matches!(self.observer, Observer::Tensors(_))
+    }
+
+    /// Whether the module at the path was given a region.
+    pub(super) fn has_island(&self) -> bool {
+        self.islands.contains_key(self.path.borrow().as_str())
+    }
+
+    /// Runs an expression on `input` in a precision region.
+    ///
+    /// # Errors
+    /// When a cast or `body` fails.
+    pub fn region(
+        &self,
+        region: Region,
+        input: &Tensor,
+        body: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let outer = self.plan.get();
+        let plan = outer.enter(region, self.policy.precision);
+        self.plan.set(plan);
+        let output = plan.run::<&'static Tensor, _>(outer, self.policy.device, input, body);
+        self.plan.set(outer);
+        output
+    }
+
+    /// Runs the module at the path under `plan`, and leaves the path behind.
+    fn run<M: Forward + ?Sized>(
+        &self,
+        plan: RegionPlan,
+        outer: RegionPlan,
+        module: &M,
+        inputs: Inputs<'_, M>,
+        parent: usize,
+    ) -> Result<M::Output> {
+        self.plan.set(plan);
+        let device = self.policy.device;
+        let result =
+            plan.run::<M::Input, _>(outer, device, inputs, |inputs| match &self.observer {
+                Observer::Nobody => module.forward_with(inputs, self),
+                Observer::Dtypes(probe) => {
+                    let output = module.forward_with(inputs, self)?;
+                    self.tell(&**probe, module, plan, &output)?;
+                    Ok(output)
+                }
+                Observer::Tensors(probe) => self.show(&**probe, module, plan, inputs),
+            });
+        self.plan.set(outer);
+        let result = result.map_err(|error| error.at(&self.path.borrow()));
+        self.leave(parent);
+        result
+    }
+
+    /// Reports the dtypes that the module at the path returned.
+    pub(super) fn tell<M: Forward + ?Sized>(
+        &self,
+        probe: &dyn DtypeProbe,
+        module: &M,
+        plan: RegionPlan,
+        output: &M::Output,
+    ) -> Result<()> {
+        let (path, op) = (&*self.path.borrow(), module.own_op());
+        output.each(&mut |output| {
+            probe.gave(&Given { path, op, plan, kind: output.kind() });
+            Ok(output.shallow_clone())
+        })?;
+        Ok(())
+    }
+
+    /// Runs the module at the path and shows each of its outputs, beside the first floating input.
+    fn show<M: Forward + ?Sized>(
+        &self,
+        probe: &dyn Probe,
+        module: &M,
+        plan: RegionPlan,
+        inputs: Inputs<'_, M>,
+    ) -> Result<M::Output> {
+        let (kept, mut tensors) = (Kept::default(), Vec::new());
+        let again = M::Input::each(&inputs, &kept, &mut |tensor| {
+            tensors.push(tensor.shallow_clone());
+            Ok(tensor.shallow_clone())
+        })?;
+        let output = module.forward_with(inputs, self)?;
+        let shown = tensors.iter().position(|tensor| is_floating(tensor.kind())).unwrap_or(0);
+        let Some(input) = tensors.get(shown) else { return Ok(output) };
+        let (path, op) = (&*self.path.borrow(), module.own_op());
+        for (at, given) in all(&output)?.iter().enumerate() {
+            let rerun = |other: &Tensor| {
+                let (kept, mut place) = (Kept::default(), 0..);
+                let inputs = M::Input::each(&again, &kept, &mut |tensor| {
+                    let is_shown = place.next() == Some(shown);
+                    Ok(if is_shown { other.shallow_clone() } else { tensor.shallow_clone() })
+                })?;
+                let mut outputs = all(&module.forward_with(inputs, &self.recomputing())?)?;
+                match at < outputs.len() {
+                    true => Ok(outputs.swap_remove(at)),
+                    false => Err(Error::config(format!(
+                        "`{path}` returned fewer tensors when it ran again on another input"
+                    ))),
+                }
+            };
+            probe.ran(&Call { path, op, plan, input, output: given, rerun: &rerun });
+        }
+        Ok(output)
+    }
+
+    /// Appends a name to the path; returns the length to cut back to.
+    pub(super) fn enter(&self, name: &str) -> usize {
+        let mut path = self.path.borrow_mut();
+        let parent = path.len();
+        if parent > 0 {
+            path.push('.');
+        }
+        path.push_str(name);
+        parent
+    }
+
+    pub(super) fn enter_nth(&self, index: usize) -> usize {
+        self.enter(itoa::Buffer::new().format(index))
+    }
+
+    /// Cuts the path back to this length.
+    pub(super) fn leave(&self, parent: usize) {
+        self.path.borrow_mut().truncate(parent);
+    }
+}
+
+/// Handles of the tensors that `value` holds.
+fn all(value: &impl Tensors) -> Result<Vec<Tensor>> {
+    let mut tensors = Vec::new();
+    value.each(&mut |tensor| {
+        tensors.push(tensor.shallow_clone());
+        Ok(tensor.shallow_clone())
+    })?;
+    Ok(tensors)
+}

@@ -1,0 +1,84 @@
+use tch::Tensor;
+
+use super::{Context, Module, Op, Visit};
+use crate::{
+    Result,
+    precision::{Arguments, Tensors},
+};
+
+/// A module of any inputs and outputs. Every [`Module`] is one with one tensor each; the derives
+/// write it for a `#[forward(|x, mask: Option<&Tensor>| -> Result<(Tensor, Tensor)> { … })]`.
+///
+/// The inputs are a tuple, named with `'static` in [`Input`](Self::Input) and taken with any
+/// lifetime. A module that runs it wraps it in a [`Child`](super::Child).
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{
+///     nn::{Child, Forward, Visit, Visitor},
+///     prelude::*,
+/// };
+///
+/// /// Adds up what the mask lets through.
+/// struct MaskedSum;
+///
+/// impl Visit for MaskedSum {
+///     fn visit(&self, _: &mut dyn Visitor) {}
+/// }
+///
+/// impl Forward for MaskedSum {
+///     type Input = (&'static Tensor, Option<&'static Tensor>);
+///     type Output = Tensor;
+///
+///     fn forward_with(
+///         &self,
+///         (x, mask): (&Tensor, Option<&Tensor>),
+///         _: &Context,
+///     ) -> Result<Tensor> {
+///         let seen = mask.map(|mask| x.f_mul(mask)).transpose()?;
+///         Ok(seen.as_ref().unwrap_or(x).f_sum(x.kind())?)
+///     }
+/// }
+///
+/// fn total(sum: &MaskedSum, x: &Tensor, cx: &Context) -> Result<Tensor> {
+///     Child::new("sum", Some(Region::Fp32), sum).forward_with((x, None), cx)
+/// }
+/// # fn main() {}
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a module: neither `Module` nor `Forward` is implemented for it",
+    note = "derive `Module` for a struct of layers, or implement `Visit` and `Module`"
+)]
+pub trait Forward: Visit {
+    /// The inputs, with `'static` for every lifetime.
+    type Input: Arguments;
+    /// What it returns.
+    type Output: Tensors;
+
+    /// Runs the module.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    fn forward_with(
+        &self,
+        inputs: <Self::Input as Arguments>::At<'_>,
+        cx: &Context,
+    ) -> Result<Self::Output>;
+
+    /// What it computes itself, as [`Module::op`].
+    fn own_op(&self) -> Op {
+        Op::Other
+    }
+}
+
+impl<M: Module + ?Sized> Forward for M {
+    type Input = (&'static Tensor,);
+    type Output = Tensor;
+
+    fn forward_with(&self, (input,): (&Tensor,), cx: &Context) -> Result<Tensor> {
+        self.forward(input, cx)
+    }
+
+    fn own_op(&self) -> Op {
+        self.op()
+    }
+}

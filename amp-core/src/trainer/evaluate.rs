@@ -1,0 +1,165 @@
+//! Passes over sets without training: validation, test and prediction.
+
+use std::slice;
+
+use super::TrainerConfig;
+use crate::{
+    LightningModule, Result, Step,
+    data::{AnyBatch, DataLoader, DataModule, Limit, Sets},
+    ffi,
+    log::{Log, Logged},
+    nn::Context,
+    precision::Policy,
+};
+
+/// The loaders of a loop, each under the name of its set.
+pub(super) struct Loaders(Vec<(String, DataLoader)>);
+
+impl Loaders {
+    pub(super) fn new(
+        data: &DataModule,
+        sets: &Sets,
+        policy: Policy,
+        limit: Limit,
+    ) -> Result<Self> {
+        let loader = |(name, set): (&str, _)| {
+            Ok((name.to_owned(), data.loader(set, policy)?.limited(limit)))
+        };
+        Ok(Self(sets.iter().map(loader).collect::<Result<_>>()?))
+    }
+
+    /// The training set's first batches in its order, in place of a set of another kind.
+    pub(super) fn overfitting(data: &DataModule, policy: Policy, limit: Limit) -> Result<Self> {
+        let loader = data.train_loader(policy, None)?.limited(limit);
+        Ok(Self(vec![(String::new(), loader)]))
+    }
+
+    /// Bytes of tensors that the loaders have made and keep.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.0.iter().map(|(_, loader)| loader.held_bytes()).sum()
+    }
+
+    /// Whether there is no batch at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(|(_, loader)| loader.batches() == 0)
+    }
+}
+
+/// A loop that logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Validate,
+    Test,
+}
+
+/// Runs a model over sets, in evaluation mode and without gradients.
+pub(super) struct Evaluator {
+    policy: Policy,
+    context: Context,
+    global_step: u64,
+    /// Parts that a batch runs in, for want of memory.
+    parts: i64,
+    micro_batching: bool,
+}
+
+impl Evaluator {
+    pub(super) fn new(config: &TrainerConfig, policy: Policy, global_step: u64) -> Self {
+        let context = Context::new(policy, false).with_islands(config.islands.clone());
+        Self { policy, context, global_step, parts: 1, micro_batching: config.micro_batching }
+    }
+
+    /// The values of each set, named after it, of at most `most` batches. `last` logs into the first
+    /// set's values after all sets.
+    pub(super) fn evaluate(
+        &mut self,
+        model: &mut dyn LightningModule,
+        stage: Stage,
+        loaders: &Loaders,
+        most: Option<i64>,
+        last: impl FnOnce(&mut dyn LightningModule, &mut Log) -> Result<()>,
+    ) -> Result<Vec<Logged>> {
+        let mut logs = Vec::with_capacity(loaders.0.len());
+        for (_, loader) in &loaders.0 {
+            let mut log = Log::default();
+            let most = most.map_or(usize::MAX, |most| most as usize);
+            for (index, batch) in loader.epoch(0, 0)?.take(most).enumerate() {
+                let (own, _) = self.in_parts(&batch?, |runner, part, own| {
+                    let mut step = Step::new(&runner.context, own, index, runner.global_step);
+                    match stage {
+                        Stage::Validate => model.validation_step(part, &mut step),
+                        Stage::Test => model.test_step(part, &mut step),
+                    }
+                })?;
+                log.merge(own)?;
+            }
+            logs.push(log);
+        }
+        let mut none = Log::default();
+        last(model, logs.first_mut().unwrap_or(&mut none))?;
+        logs.push(none);
+        let mut values = Vec::new();
+        let names = loaders.0.iter().map(|(name, _)| name.as_str()).chain([""]);
+        for (set, log) in names.zip(&logs) {
+            for mut value in log.epoch_values()? {
+                if !set.is_empty() {
+                    value.name = format!("{}/{set}", value.name);
+                }
+                values.push(value);
+            }
+        }
+        Ok(values)
+    }
+
+    /// Gives what the model predicts for each batch to `write`, with the set's name and the batch's
+    /// index, in order.
+    pub(super) fn predict(
+        &mut self,
+        model: &mut dyn LightningModule,
+        loaders: &Loaders,
+        write: &mut dyn FnMut(&str, usize, &AnyBatch) -> Result<()>,
+    ) -> Result<()> {
+        for (set, loader) in &loaders.0 {
+            for (index, batch) in loader.epoch(0, 0)?.enumerate() {
+                let (_, outputs) = self.in_parts(&batch?, |runner, part, log| {
+                    let mut step = Step::new(&runner.context, log, index, runner.global_step);
+                    model.predict_step(part, &mut step)
+                })?;
+                outputs.iter().try_for_each(|output| write(set, index, output))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a batch, in parts where memory is short for the whole: what it logged, and what each part
+    /// gave.
+    fn in_parts<T>(
+        &mut self,
+        batch: &AnyBatch,
+        mut run: impl FnMut(&Self, &AnyBatch, &mut Log) -> Result<T>,
+    ) -> Result<(Log, Vec<T>)> {
+        let _no_grad = tch::no_grad_guard();
+        loop {
+            let mut log = Log::default();
+            let parts = batch.split(self.parts)?;
+            let parts = parts.as_ref().map_or(slice::from_ref(batch), Vec::as_slice).iter();
+            let outcome = parts.map(|part| {
+                let _autocast = self.policy.autocast()?;
+                run(self, part, &mut log)
+            });
+            let outcome: Result<Vec<T>> = outcome.collect();
+            match outcome {
+                Err(error)
+                    if self.micro_batching
+                        && error.is_out_of_memory()
+                        && 2 * self.parts <= batch.len() =>
+                {
+                    self.parts *= 2;
+                    if self.policy.device.is_cuda() {
+                        ffi::cuda_empty_cache()?;
+                    }
+                }
+                outcome => return outcome.map(|given| (log, given)),
+            }
+        }
+    }
+}

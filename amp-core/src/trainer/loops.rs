@@ -1,0 +1,279 @@
+//! How long a run trains, how much of each set it uses and when it validates.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, data::Limit};
+
+/// When a run validates; the values on the command line are Lightning's `val_check_interval`.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use amp_core::trainer::ValCheckInterval;
+///
+/// # fn main() -> amp_core::Result<()> {
+/// assert_eq!("0.25".parse::<ValCheckInterval>()?, ValCheckInterval::Fraction(0.25));
+/// assert_eq!("500".parse::<ValCheckInterval>()?, ValCheckInterval::Steps(500));
+/// let minutes = Duration::from_secs(15 * 60);
+/// assert_eq!("00:15:00".parse::<ValCheckInterval>()?, ValCheckInterval::Time(minutes));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ValCheckInterval {
+    /// After each such part of an epoch's batches, in the epochs of
+    /// [`Loops::check_val_every_n_epoch`]; 1.0 is the epoch's end.
+    Fraction(f64),
+    /// After so many optimizer steps, counted across epochs. A skipped step counts, a step that is
+    /// run again counts once.
+    Steps(i64),
+    /// After the first optimizer step at which so much time has passed since the last validation.
+    Time(Duration),
+    /// Not while training.
+    Never,
+}
+
+impl Default for ValCheckInterval {
+    /// The end of each epoch.
+    fn default() -> Self {
+        Self::Fraction(1.0)
+    }
+}
+
+impl fmt::Display for ValCheckInterval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fraction(part) => write!(f, "{part:?}"),
+            Self::Steps(steps) => write!(f, "{steps}"),
+            Self::Time(time) => f.write_str(&show_time(*time)),
+            Self::Never => f.write_str("never"),
+        }
+    }
+}
+
+impl FromStr for ValCheckInterval {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let steps = || text.parse().ok().map(Self::Steps);
+        let fraction = || text.parse().ok().map(Self::Fraction);
+        let interval = match text {
+            "never" => Some(Self::Never),
+            time if time.contains(':') => Some(Self::Time(parse_time(time)?)),
+            _ => steps().or_else(fraction),
+        };
+        interval.ok_or_else(|| interval_error(text))?.checked()
+    }
+}
+
+impl ValCheckInterval {
+    fn checked(self) -> Result<Self> {
+        let fits = match self {
+            Self::Fraction(part) => part > 0.0 && part <= 1.0,
+            Self::Steps(steps) => steps > 0,
+            Self::Time(time) => !time.is_zero(),
+            Self::Never => true,
+        };
+        if fits { Ok(self) } else { Err(interval_error(&self.to_string())) }
+    }
+}
+
+fn interval_error(text: &str) -> Error {
+    Error::config(format!(
+        "val_check_interval is {text}: give a fraction of an epoch above 0.0 up to 1.0, a number of \
+         optimizer steps, a time as in 00:15:00, or never"
+    ))
+}
+
+/// Reads `HH:MM:SS` or `DD:HH:MM:SS`, as Lightning's `max_time`.
+///
+/// # Errors
+/// When the text is none of these.
+pub fn parse_time(text: &str) -> Result<Duration> {
+    let error = || {
+        Error::config(format!("`{text}` is no time: give hours, minutes and seconds, as 01:30:00"))
+    };
+    let parts: Vec<u64> = text
+        .split(':')
+        .map(str::parse)
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|_| error())?;
+    let (days, rest) = match parts.as_slice() {
+        [days, rest @ ..] if rest.len() == 3 => (*days, rest),
+        rest => (0, rest),
+    };
+    match rest {
+        [hours, minutes, seconds] if *minutes < 60 && *seconds < 60 => {
+            Ok(Duration::from_secs(((days * 24 + hours) * 60 + minutes) * 60 + seconds))
+        }
+        _ => Err(error()),
+    }
+}
+
+/// The time as `HH:MM:SS`.
+pub(super) fn show_time(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+/// How long a run trains at least, how much of each set it uses and when it validates. Names and
+/// defaults are Lightning's, except that no batch is validated before training
+/// ([`num_sanity_val_steps`](Self::num_sanity_val_steps) is 2 there).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loops {
+    /// Epochs before whose end no callback ends the run.
+    pub min_epochs: i64,
+    /// Optimizer steps before which no callback ends the run.
+    pub min_steps: u64,
+    /// Time after which training ends, with the step that is running; the time of the runs that this
+    /// one resumes counts.
+    pub max_time: Option<Duration>,
+    /// Training batches of an epoch.
+    pub limit_train_batches: Limit,
+    /// Batches of each validation set.
+    pub limit_val_batches: Limit,
+    /// Batches of each test set.
+    pub limit_test_batches: Limit,
+    /// Batches of each set to predict.
+    pub limit_predict_batches: Limit,
+    /// Trains on these batches of the training set in its order, and validates on the same ones: a
+    /// model that can learn at all learns them by heart.
+    pub overfit_batches: Option<Limit>,
+    /// Runs so many batches of each loop of one epoch, and saves nothing: a look whether all code runs.
+    pub fast_dev_run: Option<i64>,
+    /// Batches of each validation set that are validated before training, so that a mistake there shows
+    /// at once. Their values are not reported.
+    pub num_sanity_val_steps: i64,
+    /// When the run validates.
+    pub val_check_interval: ValCheckInterval,
+    /// Epochs from one that is validated to the next.
+    pub check_val_every_n_epoch: i64,
+}
+
+impl Default for Loops {
+    fn default() -> Self {
+        Self {
+            min_epochs: 0,
+            min_steps: 0,
+            max_time: None,
+            limit_train_batches: Limit::default(),
+            limit_val_batches: Limit::default(),
+            limit_test_batches: Limit::default(),
+            limit_predict_batches: Limit::default(),
+            overfit_batches: None,
+            fast_dev_run: None,
+            num_sanity_val_steps: 0,
+            val_check_interval: ValCheckInterval::default(),
+            check_val_every_n_epoch: 1,
+        }
+    }
+}
+
+impl Loops {
+    /// Checks each option.
+    pub(super) fn check(&self) -> Result<()> {
+        let limits = [
+            ("limit_train_batches", Some(self.limit_train_batches)),
+            ("limit_val_batches", Some(self.limit_val_batches)),
+            ("limit_test_batches", Some(self.limit_test_batches)),
+            ("limit_predict_batches", Some(self.limit_predict_batches)),
+            ("overfit_batches", self.overfit_batches),
+        ];
+        for (name, limit) in limits {
+            limit.map(|limit| limit.checked(name)).transpose()?;
+        }
+        let counts = [
+            ("min_epochs", self.min_epochs, 0),
+            ("num_sanity_val_steps", self.num_sanity_val_steps, 0),
+            ("check_val_every_n_epoch", self.check_val_every_n_epoch, 1),
+            ("fast_dev_run", self.fast_dev_run.unwrap_or(1), 1),
+        ];
+        for (name, value, least) in counts {
+            if value < least {
+                return Err(Error::config(format!(
+                    "{name} is {value}, but must be at least {least}"
+                )));
+            }
+        }
+        self.val_check_interval.checked().map(drop)
+    }
+
+    /// The options that hold once `fast_dev_run` and `overfit_batches` have set others.
+    pub(super) fn resolved(&self) -> Self {
+        let mut loops = self.clone();
+        if let Some(limit) = self.overfit_batches {
+            (loops.limit_train_batches, loops.limit_val_batches) = (limit, limit);
+        }
+        if let Some(batches) = self.fast_dev_run {
+            let limit = Limit::Batches(batches);
+            loops.limit_train_batches = limit;
+            loops.limit_val_batches = limit;
+            loops.limit_test_batches = limit;
+            loops.limit_predict_batches = limit;
+            (loops.min_epochs, loops.min_steps, loops.num_sanity_val_steps) = (0, 0, 0);
+            (loops.val_check_interval, loops.check_val_every_n_epoch) = Default::default();
+            loops.check_val_every_n_epoch = 1;
+        }
+        loops
+    }
+}
+
+/// The steps of a run by their places: which of them a validation follows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Validations {
+    interval: ValCheckInterval,
+    every_n_epoch: i64,
+    /// Batches of an epoch, and of an optimizer step.
+    batches: i64,
+    window: i64,
+}
+
+impl Validations {
+    pub(super) fn new(loops: &Loops, batches: i64, window: i64) -> Self {
+        Self {
+            interval: loops.val_check_interval,
+            every_n_epoch: loops.check_val_every_n_epoch,
+            batches,
+            window,
+        }
+    }
+
+    /// Whether a validation follows the step that ends before batch `end` of the epoch. Times are not
+    /// known here.
+    pub(super) fn follows(&self, epoch: i64, end: i64) -> bool {
+        match self.interval {
+            ValCheckInterval::Fraction(part) => {
+                let every = ((self.batches as f64 * part) as i64).max(1);
+                let start = end - (end - 1) % self.window - 1;
+                // A step of several batches may pass the place.
+                (epoch + 1) % self.every_n_epoch == 0
+                    && (end / every > start / every || (part == 1.0 && end == self.batches))
+            }
+            ValCheckInterval::Steps(every) => {
+                let steps = |batches: i64| (batches + self.window - 1) / self.window;
+                (epoch * steps(self.batches) + steps(end)) % every == 0
+            }
+            ValCheckInterval::Time(_) | ValCheckInterval::Never => false,
+        }
+    }
+
+    /// Whether a validation belongs to the end of this epoch, or to the end of a run within it.
+    pub(super) fn ends_epoch(&self, epoch: i64, is_whole: bool) -> bool {
+        let by_fraction = matches!(self.interval, ValCheckInterval::Fraction(_));
+        (is_whole || by_fraction) && self.follows(epoch, self.batches)
+    }
+
+    /// Whether a validation is due so long after the last one.
+    pub(super) fn is_due_after(&self, passed: Duration) -> bool {
+        matches!(self.interval, ValCheckInterval::Time(every) if passed >= every)
+    }
+
+    /// Whether a validation follows each epoch, and none is within one.
+    pub(super) fn follow_each_epoch(&self) -> bool {
+        self.interval == ValCheckInterval::Fraction(1.0) && self.every_n_epoch == 1
+    }
+}

@@ -1,0 +1,268 @@
+//! Steps whose backward passes and updates the model runs itself.
+
+use tch::Tensor;
+
+use super::optimization::Optimization;
+use crate::{
+    Error, Result, Step, ffi,
+    log::{Log, LogOptions},
+    nn::Context,
+    optim::Interval,
+    precision::{Clip, Gradients, Policy, Scaled, StepOutcome, Unscaled},
+};
+
+/// What a model that [optimizes manually](crate::LightningModule::optimizes_manually) does one batch
+/// with: forward passes under autocast, backward passes of scaled losses, and steps of any optimizer, any
+/// number of times. The scale moves once, after the batch, by all the passes together.
+///
+/// Types keep the order of a step: a backward pass gives [`Gradients<Scaled>`](Gradients), which only
+/// [`unscale`](ManualOptimizer::unscale) turns into what can be clipped and stepped.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{prelude::*, trainer::ManualStep};
+///
+/// /// Two critic steps for each step of the generator.
+/// fn adversarial(gan: &mut Gan, batch: &Batch, step: &mut ManualStep<'_>) -> Result<()> {
+///     const CRITIC: usize = 0;
+///     const GENERATOR: usize = 1;
+///     for _ in 0..2 {
+///         let loss = step.forward(|step| {
+///             let cx = step.context();
+///             let made = cx.call("generator", None, &gan.generator, &batch.input)?.detach();
+///             let scores = |x: &Tensor| Ok::<_, Error>(gan.critic.forward(x, cx)?.f_mean(None)?);
+///             Ok(scores(&made)?.f_sub(&scores(&batch.target)?)?)
+///         })?;
+///         let mut critic = step.optimizer(CRITIC)?;
+///         let gradients = critic.backward(&loss)?;
+///         let gradients = critic.unscale(gradients)?;
+///         let _ = gradients.clip_grad_norm(1.0)?;
+///         let _ = critic.step(gradients)?;
+///     }
+///     let loss = step.forward(|step| {
+///         let cx = step.context();
+///         let made = cx.call("generator", None, &gan.generator, &batch.input)?;
+///         Ok(gan.critic.forward(&made, cx)?.f_mean(None)?.f_neg()?)
+///     })?;
+///     step.log("train_loss", &loss, batch.len(), LogOptions::ON_EPOCH)?;
+///     step.optimizer(GENERATOR)?.minimize(&loss, None).map(drop)
+/// }
+///
+/// struct Gan {
+///     critic: Sequential,
+///     generator: Sequential,
+/// }
+/// # fn main() {}
+/// ```
+pub struct ManualStep<'s> {
+    policy: Policy,
+    context: &'s Context,
+    log: &'s mut Log,
+    scheduled: Updates<'s>,
+    /// The batch's index in its epoch.
+    pub batch_idx: usize,
+    /// Steps applied so far: batches in which an optimizer has stepped.
+    pub global_step: u64,
+    outcomes: Vec<StepOutcome>,
+    loss: Option<Tensor>,
+}
+
+/// The optimizers of the run, whatever it borrows.
+type Updates<'s> = &'s mut dyn Update;
+
+/// What a manual step does with the optimizers of a run. A trait, so that the step has one lifetime.
+pub(super) trait Update {
+    fn count(&self) -> usize;
+    fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>>;
+    fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>>;
+    fn step(&mut self, at: usize, gradients: Gradients<Unscaled>) -> Result<StepOutcome>;
+    fn parameters(&self, at: usize) -> Vec<Tensor>;
+}
+
+impl Update for Optimization<'_> {
+    fn count(&self) -> usize {
+        self.scheduled.len()
+    }
+
+    fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>> {
+        let optimizer = self.scheduled[at].optimizer.as_mut();
+        optimizer.zero_grad()?;
+        self.scaler.scale(loss)?.backward()?;
+        self.scaler.gradients(optimizer)
+    }
+
+    fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
+        self.scaler.unscale(gradients)
+    }
+
+    fn step(&mut self, at: usize, gradients: Gradients<Unscaled>) -> Result<StepOutcome> {
+        let scheduled = &mut self.scheduled[at];
+        let outcome = self.scaler.step(gradients, scheduled.optimizer.as_mut())?;
+        // The optimizer may step again before the scale moves.
+        self.scaler.end_use(scheduled.optimizer.as_ref());
+        if outcome == StepOutcome::Applied {
+            scheduled.advance(Interval::Step, &[])?;
+        }
+        Ok(outcome)
+    }
+
+    fn parameters(&self, at: usize) -> Vec<Tensor> {
+        let parameters = self.scheduled[at].optimizer.parameters().iter();
+        parameters.map(|parameter| parameter.tensor.shallow_clone()).collect()
+    }
+}
+
+/// What a manual step has done.
+pub(super) struct Done {
+    /// The last loss, detached.
+    pub(super) loss: Option<Tensor>,
+    pub(super) outcomes: Vec<StepOutcome>,
+}
+
+impl<'s> ManualStep<'s> {
+    pub(super) fn new(
+        policy: Policy,
+        context: &'s Context,
+        log: &'s mut Log,
+        scheduled: Updates<'s>,
+        batch_idx: usize,
+        global_step: u64,
+    ) -> Self {
+        let outcomes = Vec::new();
+        Self { policy, context, log, scheduled, batch_idx, global_step, outcomes, loss: None }
+    }
+
+    pub(super) fn done(self) -> Done {
+        Done { loss: self.loss, outcomes: self.outcomes }
+    }
+
+    /// Runs a forward pass in the policy's autocast region. Backward passes run outside of it.
+    ///
+    /// # Errors
+    /// When `run` fails.
+    pub fn forward<T>(&mut self, run: impl FnOnce(&mut Step<'_>) -> Result<T>) -> Result<T> {
+        let _autocast = self.policy.autocast()?;
+        run(&mut Step::new(self.context, self.log, self.batch_idx, self.global_step))
+    }
+
+    /// Logs a scalar that belongs to `batch_size` examples; nothing is read back to the host here.
+    ///
+    /// # Errors
+    /// When `value` is not a scalar.
+    pub fn log(
+        &mut self,
+        name: &str,
+        value: &Tensor,
+        batch_size: i64,
+        options: LogOptions,
+    ) -> Result<()> {
+        self.log.value(name, value, batch_size, options)
+    }
+
+    /// The optimizer at this place of [`configure_optimizers`](crate::LightningModule::configure_optimizers).
+    ///
+    /// # Errors
+    /// When there are not so many.
+    pub fn optimizer(&mut self, at: usize) -> Result<ManualOptimizer<'_, 's>> {
+        let count = self.scheduled.count();
+        if at >= count {
+            return Err(Error::config(format!(
+                "there is no optimizer {at}: the model has {count}, counted from 0"
+            )));
+        }
+        Ok(ManualOptimizer { step: self, at })
+    }
+
+    /// Runs `body` while the parameters of this optimizer alone require gradients (Lightning's
+    /// `toggle_optimizer`), so that a backward pass computes no others.
+    ///
+    /// # Errors
+    /// When there is no such optimizer, or `body` fails.
+    pub fn toggled<T>(
+        &mut self,
+        at: usize,
+        body: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let own = self.optimizer(at)?.parameters();
+        let others = (0..self.scheduled.count()).filter(|other| *other != at);
+        let others: Vec<Tensor> = others
+            .flat_map(|other| self.scheduled.parameters(other))
+            .filter(|tensor| tensor.requires_grad())
+            .filter(|tensor| own.iter().all(|own| ffi::identity(own) != ffi::identity(tensor)))
+            .collect();
+        let _toggled = Toggled::new(others);
+        body(self)
+    }
+}
+
+/// Parameters that require no gradient for a while.
+struct Toggled(Vec<Tensor>);
+
+impl Toggled {
+    fn new(tensors: Vec<Tensor>) -> Self {
+        tensors.iter().for_each(|tensor| drop(tensor.set_requires_grad(false)));
+        Self(tensors)
+    }
+}
+
+impl Drop for Toggled {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|tensor| drop(tensor.set_requires_grad(true)));
+    }
+}
+
+/// An optimizer of a [manual step](ManualStep).
+pub struct ManualOptimizer<'a, 's> {
+    step: &'a mut ManualStep<'s>,
+    at: usize,
+}
+
+impl ManualOptimizer<'_, '_> {
+    /// Drops the gradients of its parameters and runs the backward pass of the scaled loss. Gradients of
+    /// parameters of other optimizers add up until their own backward pass;
+    /// [`ManualStep::toggled`] leaves them out.
+    ///
+    /// # Errors
+    /// When the loss is no scalar or depends on no parameter.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<Gradients<Scaled>> {
+        self.step.loss = Some(loss.f_detach()?);
+        self.step.scheduled.backward(self.at, loss)
+    }
+
+    /// Divides gradients by the scale and looks whether all are finite.
+    ///
+    /// # Errors
+    /// When none of its parameters has a gradient.
+    pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
+        self.step.scheduled.unscale(gradients)
+    }
+
+    /// Steps the optimizer and, where it moves by steps, its schedule, unless a gradient is not finite.
+    ///
+    /// # Errors
+    /// When the gradients belong to another optimizer.
+    pub fn step(&mut self, gradients: Gradients<Unscaled>) -> Result<StepOutcome> {
+        let outcome = self.step.scheduled.step(self.at, gradients)?;
+        self.step.outcomes.push(outcome.clone());
+        Ok(outcome)
+    }
+
+    /// [`backward`](Self::backward), [`unscale`](Self::unscale), clipping and [`step`](Self::step).
+    ///
+    /// # Errors
+    /// As these.
+    pub fn minimize(&mut self, loss: &Tensor, clip: Option<Clip>) -> Result<StepOutcome> {
+        let gradients = self.backward(loss)?;
+        let gradients = self.unscale(gradients)?;
+        match clip.map(Clip::validated).transpose()? {
+            Some(Clip::Norm(limit)) => gradients.clip_grad_norm(limit).map(drop)?,
+            Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
+            None => {}
+        }
+        self.step(gradients)
+    }
+
+    /// Its parameters.
+    pub fn parameters(&self) -> Vec<Tensor> {
+        self.step.scheduled.parameters(self.at)
+    }
+}

@@ -1,0 +1,310 @@
+//! Models that run backward passes and updates themselves.
+
+use amp_core::{
+    Error, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
+    data::{Batch, DataModule},
+    log::LogOptions,
+    loss,
+    nn::{self, Linear},
+    precision::{Clip, GradScalerConfig, Precision},
+    record::RunRecord,
+    tch::{Device, Kind, Tensor},
+    trainer::{ManualStep, NonFinite},
+};
+use rstest::rstest;
+
+use crate::support::{bits::values, device, message, seeded};
+
+#[derive(LightningModule)]
+#[loss(mse_loss)]
+#[optimizer(adamw, lr = 0.01)]
+#[scheduler(step_lr, step_size = 2, gamma = 0.5, interval = step)]
+struct Automatic {
+    #[layer(linear(4, 8))]
+    body: Linear,
+    #[layer(linear(8, 2))]
+    head: Linear,
+}
+
+/// The same model with the trainer's own sequence written out.
+#[derive(LightningModule)]
+#[loss(mse_loss)]
+#[manual_step(as_the_trainer)]
+#[optimizer(adamw, lr = 0.01)]
+#[scheduler(step_lr, step_size = 2, gamma = 0.5, interval = step)]
+struct ByHand {
+    #[layer(linear(4, 8))]
+    body: Linear,
+    #[layer(linear(8, 2))]
+    head: Linear,
+}
+
+fn as_the_trainer(net: &mut ByHand, batch: &Batch, step: &mut ManualStep<'_>) -> Result<()> {
+    let value = step.forward(|step| {
+        loss::mse_loss(&net.forward(&batch.input, step.context())?, &batch.target)
+    })?;
+    step.log("train_loss", &value, batch.len(), LogOptions::ON_STEP)?;
+    let mut optimizer = step.optimizer(0)?;
+    let gradients = optimizer.backward(&value)?;
+    let gradients = optimizer.unscale(gradients)?;
+    let _ = gradients.clip_grad_norm(0.5)?;
+    optimizer.step(gradients).map(drop)
+}
+
+fn rows(count: i64) -> Result<DataModule> {
+    let _section = seeded(5);
+    let options = (Kind::Float, Device::Cpu);
+    let (input, target) = (Tensor::randn([count, 4], options), Tensor::randn([count, 2], options));
+    let val = Batch::new(input.copy(), target.copy())?;
+    Ok(DataModule::new("rows", Batch::new(input, target)?, val, 4))
+}
+
+fn config(precision: Precision) -> TrainerConfig {
+    TrainerConfig {
+        max_epochs: 3,
+        // The first step of a run that scales overflows, and the scale grows soon after.
+        scaler: GradScalerConfig {
+            init_scale: 2f64.powi(20),
+            growth_interval: 2,
+            ..Default::default()
+        },
+        ..TrainerConfig::new(precision, device())
+    }
+}
+
+fn train(model: &mut dyn LightningModule, config: TrainerConfig) -> Result<RunRecord> {
+    Trainer::new(config).fit(model, &rows(16)?)
+}
+
+/// The trainer's sequence by hand gives the trainer's bits: weights, skips, scale, values.
+#[rstest]
+fn the_trainers_sequence_by_hand_is_the_trainers(
+    #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
+) -> Result<()> {
+    let mut automatic = {
+        let _section = seeded(0);
+        Automatic::builder().build()?
+    };
+    let mut manual = {
+        let _section = seeded(0);
+        ByHand::builder().build()?
+    };
+    let clipped = TrainerConfig { gradient_clip: Some(Clip::Norm(0.5)), ..config(precision) };
+    let expected = train(&mut automatic, clipped)?;
+    let seen = train(&mut manual, config(precision))?;
+    assert_eq!(seen.end.skipped > 0, precision == Precision::F16Mixed);
+    assert_eq!(seen.scales, expected.scales);
+    assert_eq!(
+        (seen.end.global_step, seen.end.skipped),
+        (expected.end.global_step, expected.end.skipped)
+    );
+    for (one, other) in seen.epochs.iter().zip(&expected.epochs) {
+        assert_eq!((&one.train, &one.val, one.lr), (&other.train, &other.val, other.lr));
+    }
+    for (one, other) in nn::parameters(&manual).iter().zip(nn::parameters(&automatic)) {
+        assert!(one.tensor.equal(&other.tensor), "`{}`", one.name);
+    }
+    assert_eq!(seen.observed, expected.observed);
+    Ok(())
+}
+
+/// A weight of 1 without a bias.
+fn one() -> Result<Linear> {
+    let layer = Linear::new(nn::LinearConfig { bias: false, ..nn::LinearConfig::new(1, 1) })?;
+    let _ = amp_core::tch::no_grad(|| layer.weight().shallow_clone().fill_(1.0));
+    Ok(layer)
+}
+
+/// Three steps of one weight for each of the other: the gradient of both is the mean of the input.
+#[derive(LightningModule)]
+#[manual_step(three_to_one)]
+#[optimizer(sgd, lr = 0.25, params = ["critic.*"])]
+#[scheduler(step_lr, step_size = 1, gamma = 0.5, interval = step)]
+#[optimizer(sgd, lr = 0.25, params = ["generator.*"])]
+#[scheduler(step_lr, step_size = 1, gamma = 0.5, interval = step)]
+struct Pair {
+    #[layer(one()?)]
+    critic: Linear,
+    #[layer(one()?)]
+    generator: Linear,
+}
+
+fn three_to_one(pair: &mut Pair, batch: &Batch, step: &mut ManualStep<'_>) -> Result<()> {
+    for _ in 0..3 {
+        let value = step.forward(|step| mean(&pair.critic, &batch.input, step))?;
+        let _ = step.optimizer(0)?.minimize(&value, None)?;
+    }
+    let value = step.forward(|step| mean(&pair.generator, &batch.target, step))?;
+    step.optimizer(1)?.minimize(&value, None).map(drop)
+}
+
+fn mean(layer: &Linear, input: &Tensor, step: &Step<'_>) -> Result<Tensor> {
+    Ok(layer.forward(input, step.context())?.f_mean(None)?)
+}
+
+fn columns(input: [f32; 4], target: [f32; 4]) -> Result<DataModule> {
+    let column = |values: [f32; 4]| Tensor::from_slice(&values).reshape([4, 1]);
+    Ok(DataModule::training("columns", Batch::new(column(input), column(target))?, 1))
+}
+
+/// Each optimizer steps as often as it is told and its schedule with it; the scale moves once a batch.
+/// In the third batch the generator's pass overflows: the critic has stepped, the scale is halved once.
+#[test]
+fn optimizers_step_as_often_as_they_are_told() -> Result<()> {
+    let data = columns([1.0; 4], [1.0, 1.0, 3e38, 1.0])?;
+    let config = TrainerConfig {
+        max_epochs: 1,
+        shuffle: false,
+        scaler: GradScalerConfig { init_scale: 8.0, growth_interval: 2, ..Default::default() },
+        ..TrainerConfig::new(Precision::F16Mixed, device())
+    };
+    let mut pair = Pair::builder().build()?;
+    let record = Trainer::new(config).fit(&mut pair, &data)?;
+    assert_eq!(record.scales, [(2, 16.0), (3, 8.0)]);
+    // A batch counts as a step when any optimizer has stepped.
+    assert_eq!((record.end.global_step, record.end.skipped), (4, 0));
+    let culprits: Vec<Option<&str>> =
+        record.skips.iter().map(|skip| skip.culprit.as_deref()).collect();
+    assert_eq!(culprits, [Some("generator.weight")]);
+    let halving = |steps: i32| 0.25 * (0..steps).map(|step| 0.5f64.powi(step)).sum::<f64>();
+    assert_eq!(values(pair.critic.weight()), [f64::from((1.0 - halving(12)) as f32)]);
+    assert_eq!(values(pair.generator.weight()), [1.0 - halving(3)]);
+    Ok(())
+}
+
+/// WGAN-GP's penalty on a critic w·x: its gradient in x is w, so that the loss (|w| - 1)² has the gradient
+/// 2 (|w| - 1) w / |w|, which only a second derivative gives.
+#[derive(LightningModule)]
+#[manual_step(penalized)]
+#[optimizer(sgd, lr = 0.5)]
+struct Critic {
+    #[layer(linear(2, 1))]
+    body: Linear,
+}
+
+fn penalized(critic: &mut Critic, batch: &Batch, step: &mut ManualStep<'_>) -> Result<()> {
+    let value = step.forward(|step| {
+        let input = batch.input.f_detach()?.f_requires_grad_(true)?;
+        let score = critic.forward(&input, step.context())?.f_sum(Kind::Float)?;
+        let gradient = Tensor::f_run_backward(&[score], &[&input], true, true)?.remove(0);
+        let norm = gradient.f_norm_scalaropt_dim(2.0, [1_i64].as_slice(), false)?;
+        Ok(norm.f_sub_scalar(1.0)?.f_square()?.f_mean(None)?)
+    })?;
+    step.optimizer(0)?.minimize(&value, None).map(drop)
+}
+
+#[rstest]
+#[case(Precision::F32True, 1e-6)]
+#[case(Precision::F64True, 1e-12)]
+#[case(Precision::Bf16Mixed, 2e-2)]
+#[case(Precision::F16Mixed, 2e-3)]
+fn second_derivatives_reach_the_weights(
+    #[case] precision: Precision,
+    #[case] tolerance: f64,
+) -> Result<()> {
+    let mut critic = Critic::builder().build()?;
+    amp_core::tch::no_grad(|| {
+        let new = Tensor::from_slice(&[3.0_f32, 4.0]).reshape([1, 2]);
+        critic.body.weight().shallow_clone().copy_(&new);
+    });
+    let batch = Batch::new(
+        Tensor::ones([3, 2], (Kind::Float, Device::Cpu)),
+        Tensor::zeros([3], (Kind::Float, Device::Cpu)),
+    )?;
+    let config = TrainerConfig {
+        max_epochs: 1,
+        scaler: GradScalerConfig { init_scale: 256.0, ..Default::default() },
+        ..TrainerConfig::new(precision, device())
+    };
+    Trainer::new(config).fit(&mut critic, &DataModule::training("ones", batch, 3))?;
+    // |w| = 5: w - 0.5 · 2 · 4 · w / 5.
+    for (seen, expected) in values(critic.body.weight()).into_iter().zip([0.6, 0.8]) {
+        assert!((seen - expected).abs() <= tolerance * 4.0, "{seen} for {expected}");
+    }
+    Ok(())
+}
+
+/// While an optimizer is toggled, a backward pass reaches its parameters alone, and all again afterwards,
+/// whatever happened.
+#[derive(LightningModule)]
+#[manual_step(toggled)]
+#[optimizer(sgd, lr = 0.25, params = ["critic.*"])]
+#[optimizer(sgd, lr = 0.25, params = ["generator.*"])]
+struct Chain {
+    #[layer(one()?)]
+    generator: Linear,
+    #[layer(one()?)]
+    critic: Linear,
+}
+
+fn toggled(chain: &mut Chain, batch: &Batch, step: &mut ManualStep<'_>) -> Result<()> {
+    let both = |chain: &Chain, step: &Step<'_>| {
+        let made = chain.generator.forward(&batch.input, step.context())?;
+        mean(&chain.critic, &made, step)
+    };
+    step.toggled(0, |step| {
+        let value = step.forward(|step| both(chain, step))?;
+        let _ = step.optimizer(0)?.minimize(&value, None)?;
+        assert!(!chain.generator.weight().grad().defined());
+        Ok(())
+    })?;
+    let failed = step.toggled(0, |_| Err::<(), _>(Error::config("on purpose")));
+    assert!(failed.is_err() && chain.generator.weight().requires_grad());
+    let value = step.forward(|step| both(chain, step))?;
+    step.optimizer(1)?.minimize(&value, None).map(drop)
+}
+
+#[test]
+fn toggling_leaves_other_parameters_out() -> Result<()> {
+    let config =
+        TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, device()) };
+    let mut chain = Chain::builder().build()?;
+    Trainer::new(config)
+        .fit(&mut chain, &DataModule { batch_size: 4, ..columns([1.0; 4], [0.0; 4])? })?;
+    // Both gradients are the other's weight: critic 1 - 0.25 · 1, then generator 1 - 0.25 · 0.75.
+    assert_eq!(values(chain.critic.weight()), [0.75]);
+    assert_eq!(values(chain.generator.weight()), [1.0 - 0.25 * 0.75]);
+    Ok(())
+}
+
+fn beyond(_: &mut Wrong, _: &Batch, step: &mut ManualStep<'_>) -> Result<()> {
+    step.optimizer(1).map(drop)
+}
+
+#[derive(LightningModule)]
+#[manual_step(beyond)]
+#[optimizer(sgd, lr = 0.25)]
+struct Wrong {
+    #[layer(one()?)]
+    layer: Linear,
+}
+
+/// What cannot be is refused in one line.
+#[test]
+fn what_cannot_be_is_refused() -> Result<()> {
+    let fit = |config: TrainerConfig| -> Result<RunRecord> {
+        Trainer::new(config).fit(&mut Wrong::builder().build()?, &columns([1.0; 4], [0.0; 4])?)
+    };
+    let plain = || TrainerConfig::new(Precision::F16Mixed, device());
+    let text = message(fit(plain()));
+    assert!(text.contains("there is no optimizer 1: the model has 1, counted from 0"), "{text}");
+    for (config, says) in [
+        (TrainerConfig { gradient_clip: Some(Clip::Norm(1.0)), ..plain() }, "gradient_clip"),
+        (TrainerConfig { accumulate_grad_batches: 2, ..plain() }, "accumulate_grad_batches"),
+        (TrainerConfig { on_non_finite: NonFinite::LowerScale, ..plain() }, "running a step again"),
+        (TrainerConfig { memory_budget: Some(1), ..plain() }, "memory_budget"),
+    ] {
+        let text = message(fit(config));
+        assert!(
+            text.starts_with("`Wrong` optimizes manually, which rules out") && text.contains(says),
+            "{text}"
+        );
+    }
+    let with_val = DataModule { ..columns([1.0; 4], [0.0; 4])? }
+        .with_val("", columns([1.0; 4], [0.0; 4])?.train);
+    let mut pair = Pair::builder().build()?;
+    let text =
+        message(Trainer::new(TrainerConfig { max_epochs: 1, ..plain() }).fit(&mut pair, &with_val));
+    assert!(text.contains("`Pair` has no validation_step"), "{text}");
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! What a step that is skipped or run again leaves: nothing, or everything once.
+
+use amp_core::{
+    LightningModule, Result, Trainer, TrainerConfig,
+    data::{Batch, DataModule},
+    nn::{self, BatchNorm, Dropout, Linear, Role},
+    precision::{GradScalerConfig, Precision},
+    record::RunRecord,
+    tch::{Device, Kind, Tensor},
+    trainer::NonFinite,
+};
+use rstest::rstest;
+
+use crate::support::{device, seeded};
+
+/// Batch statistics, dropout and a count of steps.
+#[derive(LightningModule)]
+#[loss(mse_loss)]
+#[forward(|x| head(&drop(&norm(x)?)?))]
+#[training_step(counted)]
+#[optimizer(sgd, lr = 1e-4, momentum = 0.9)]
+#[scheduler(step_lr, step_size = 1, gamma = 0.9, interval = step)]
+struct Net {
+    #[layer(batch_norm1d(4))]
+    norm: BatchNorm,
+    #[layer(dropout(0.5))]
+    drop: Dropout,
+    #[layer(linear(4, 2))]
+    head: Linear,
+    #[state]
+    seen: i64,
+}
+
+fn counted(net: &mut Net, batch: &Batch, step: &mut amp_core::Step<'_>) -> Result<Tensor> {
+    net.seen += 1;
+    let output = amp_core::Module::forward(net, &batch.input, step.context())?;
+    let loss = amp_core::loss::mse_loss(&output, &batch.target)?;
+    step.log("train_loss", &loss, batch.len(), amp_core::log::LogOptions::ON_STEP)?;
+    Ok(loss)
+}
+
+/// Batches of 8 rows; the targets of those named are too large for f16 gradients.
+fn data(batches: i64, overflowing: &[i64]) -> Result<DataModule> {
+    let _section = seeded(7);
+    let options = (Kind::Float, Device::Cpu);
+    let input = Tensor::randn([8 * batches, 4], options);
+    let target = Tensor::randn([8 * batches, 2], options);
+    for batch in overflowing {
+        let _ = target.narrow(0, 8 * batch, 8).fill_(600.0);
+    }
+    let val = Batch::new(input.copy(), target.copy())?;
+    Ok(DataModule::new("rows", Batch::new(input, target)?, val, 8))
+}
+
+fn config(on_non_finite: NonFinite) -> TrainerConfig {
+    TrainerConfig {
+        max_epochs: 1,
+        shuffle: false,
+        on_non_finite,
+        scaler: GradScalerConfig { init_scale: 8192.0, ..Default::default() },
+        ..TrainerConfig::new(Precision::F16Mixed, device())
+    }
+}
+
+fn train(config: TrainerConfig, data: &DataModule) -> Result<(Net, RunRecord)> {
+    let _section = seeded(0);
+    let mut net = Net::builder().build()?;
+    let record = Trainer::new(config).fit(&mut net, data)?;
+    Ok((net, record))
+}
+
+/// Every tensor of a net, on the host.
+fn tensors(net: &Net) -> Vec<(String, Tensor)> {
+    let tensors = nn::named_tensors(net).into_iter();
+    tensors.map(|(name, tensor, _)| (name, tensor.to_device(Device::Cpu).copy())).collect()
+}
+
+fn same(one: &Net, other: &Net) {
+    for ((name, one), (_, other)) in tensors(one).into_iter().zip(tensors(other)) {
+        assert!(one.equal(&other), "`{name}`: {one} and {other}");
+    }
+    assert_eq!(one.seen, other.seen);
+}
+
+/// A run whose third step is skipped ends as the run without these examples: weights, batch statistics,
+/// optimizer, schedule, `#[state]` and dropout's random numbers.
+#[test]
+fn a_skipped_step_changes_nothing() -> Result<()> {
+    let with = data(5, &[2])?;
+    let (skipped, record) = train(config(NonFinite::Skip), &with)?;
+    assert_eq!((record.end.skipped, record.end.global_step), (1, 4));
+    // The same examples without the third batch, at the scale that the skip has left.
+    let all = with.train.head(40)?;
+    let keep: Vec<i64> = (0..16).chain(24..40).collect();
+    let index = Tensor::from_slice(&keep);
+    let pick = |name| Ok::<_, amp_core::Error>(all.required(name)?.index_select(0, &index));
+    let rest = Batch::new(pick("input")?, pick("target")?)?;
+    let without = DataModule { train: rest.into(), ..with };
+    // With a scale that is a power of two the bits do not depend on it.
+    let (straight, record) = train(config(NonFinite::Skip), &without)?;
+    assert_eq!(record.end.skipped, 0);
+    same(&skipped, &straight);
+    assert_eq!(skipped.seen, 4);
+    Ok(())
+}
+
+/// As PyTorch does it where that is asked for: the batch that overflowed is in the statistics.
+#[test]
+fn lightnings_rule_keeps_the_traces() -> Result<()> {
+    let data = data(3, &[2])?;
+    let advances = TrainerConfig { skipped_step_advances: true, ..config(NonFinite::Skip) };
+    let (kept, record) = train(advances, &data)?;
+    assert_eq!((record.end.skipped, kept.seen), (1, 3));
+    let (undone, _) = train(config(NonFinite::Skip), &data)?;
+    let buffer = |net: &Net| {
+        let tensors = nn::named_tensors(net).into_iter();
+        let buffers = tensors.filter(|(name, _, role)| {
+            *role == Role::Buffer && name.ends_with("num_batches_tracked")
+        });
+        buffers.map(|(_, tensor, _)| tensor.int64_value(&[])).collect::<Vec<_>>()
+    };
+    assert_eq!((buffer(&kept), buffer(&undone)), (vec![3], vec![2]));
+    Ok(())
+}
+
+/// Examples that are run again at a lower scale count once: the run ends as one that began at that scale.
+#[rstest]
+fn a_repeated_step_counts_once(#[values(1, 2)] window: i64) -> Result<()> {
+    let data = data(4, &[1])?;
+    let repeat = TrainerConfig { accumulate_grad_batches: window, ..config(NonFinite::LowerScale) };
+    let (repeated, record) = train(repeat.clone(), &data)?;
+    assert!(record.end.skipped > 0, "nothing overflowed");
+    let scale = record.end.scale.expect("a scale");
+    let low = TrainerConfig {
+        scaler: GradScalerConfig { init_scale: scale, ..Default::default() },
+        ..repeat
+    };
+    let (straight, record) = train(low, &data)?;
+    assert_eq!(record.end.skipped, 0);
+    same(&repeated, &straight);
+    Ok(())
+}

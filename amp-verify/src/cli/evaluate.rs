@@ -1,0 +1,123 @@
+//! `validate`, `test` and `predict`: a trained model on data, without training.
+
+use std::{fs, path::PathBuf, str::FromStr};
+
+use amp_core::{
+    Error, LightningModule, Result, Trainer, checkpoint,
+    log::Logged,
+    precision::Precision,
+    random,
+    tch::{Device, Tensor},
+    weights,
+};
+use clap::Args;
+
+use super::{Format, RunArgs, commands::prepare_as};
+use crate::{case::Case, registry::Registry};
+
+/// Options of `validate` and `test`.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// The trained weights: a file, a folder for its newest checkpoint, or FOLDER/best or FOLDER/last
+    #[arg(long, value_name = "PATH")]
+    pub checkpoint: PathBuf,
+    /// The precision [default: that of the checkpoint]
+    #[arg(long, value_name = "NAME", value_parser = Precision::from_str)]
+    pub precision: Option<Precision>,
+    /// How to print the values
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub run: RunArgs,
+}
+
+/// Options of `predict`.
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    /// The folder for predictions: a file output-00000.safetensors for each batch
+    #[arg(long, value_name = "FOLDER")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub evaluate: EvaluateArgs,
+}
+
+/// Which sets a model is evaluated on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loop {
+    Validate,
+    Test,
+}
+
+/// The model that a checkpoint holds, with its case.
+fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn LightningModule>)> {
+    let path = checkpoint::find(&args.checkpoint)?;
+    let summary = checkpoint::summary(&path)?;
+    let asked = args.run.model.as_deref().unwrap_or(&summary.model);
+    if asked != summary.model {
+        return Err(Error::config(format!(
+            "{}: holds `{}`, not `{asked}`: leave --model out, or give another checkpoint",
+            path.display(),
+            summary.model
+        )));
+    }
+    let mut case =
+        prepare_as(registry, &args.run, Some(&summary.model), Some(summary.hyperparameters))?;
+    case.trainer.precision = args.precision.or(summary.precision).unwrap_or(Precision::F32True);
+    case.trainer(case.trainer.precision)?;
+    let mut model = case.build()?;
+    weights::load(model.as_mut(), &path)?;
+    Ok((case, model))
+}
+
+/// The values of a loop.
+pub(super) fn evaluate(
+    registry: &Registry,
+    args: &EvaluateArgs,
+    which: Loop,
+) -> Result<Vec<Logged>> {
+    let (case, mut model) = trained(registry, args)?;
+    let _section = random::seeded(case.trainer.seed)?;
+    let mut trainer = Trainer::new(case.trainer.clone());
+    let values = match which {
+        Loop::Validate => trainer.validate(model.as_mut(), &case.data)?,
+        Loop::Test => trainer.test(model.as_mut(), &case.data)?,
+    };
+    match values.iter().find(|logged| !logged.value.is_finite()) {
+        Some(Logged { name, value, .. }) => Err(Error::NonFinite(format!(
+            "`{name}` is {value}: the weights or the data are damaged"
+        ))),
+        None => Ok(values),
+    }
+}
+
+/// Writes the predictions of each batch; how many files.
+pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> {
+    let (case, mut model) = trained(registry, &args.evaluate)?;
+    let folder = &args.output;
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    if fs::read_dir(folder).map_err(|error| Error::io(folder, error))?.next().is_some() {
+        return Err(Error::config(format!(
+            "{}: is not empty: give a new folder, so that no old predictions are among the new",
+            folder.display()
+        )));
+    }
+    let _section = random::seeded(case.trainer.seed)?;
+    let mut written = 0;
+    Trainer::new(case.trainer.clone()).predict(
+        model.as_mut(),
+        &case.data,
+        &mut |set, _, batch| {
+            let dash = if set.is_empty() { "" } else { "-" };
+            let path = folder.join(format!("{set}{dash}output-{written:05}.safetensors"));
+            let on_host = |(name, tensor): (&str, &Tensor)| {
+                Ok((name.to_owned(), tensor.f_to_device(Device::Cpu)?.f_contiguous()?))
+            };
+            let tensors = batch.tensors().map(on_host).collect::<Result<Vec<_>>>()?;
+            written += 1;
+            Ok(Tensor::write_safetensors(&tensors, path)?)
+        },
+    )?;
+    Ok(written)
+}

@@ -1,0 +1,50 @@
+//! Signals that end a training run with a saved checkpoint.
+
+use std::{
+    env, io,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize},
+    },
+};
+
+use amp_core::{Error, Result};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM, SIGUSR1},
+    flag,
+};
+
+/// Notes SIGTERM, SIGINT and SIGUSR1 in the number that is returned; a second one ends the process at
+/// once.
+///
+/// # Errors
+/// When the system refuses a handler.
+pub(super) fn noted() -> Result<Arc<AtomicUsize>> {
+    let (signal, again) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    for number in [SIGTERM, SIGINT, SIGUSR1] {
+        let note = Arc::clone(&signal);
+        let registered = flag::register_conditional_shutdown(number, 128 + number, again.clone())
+            .and_then(|_| flag::register(number, again.clone()))
+            .and_then(|_| flag::register_usize(number, note, number.unsigned_abs() as usize));
+        registered.map_err(|error: io::Error| {
+            Error::config(format!("no handler for signal {number}: {error}"))
+        })?;
+    }
+    Ok(signal)
+}
+
+/// Asks SLURM to start this job again, where the process is one and was told of its end in time by
+/// SIGUSR1 (`#SBATCH --signal=USR1@90`), as Lightning does.
+pub(super) fn requeue(signal: u32) {
+    let Some(job) = env::var_os("SLURM_JOB_ID").filter(|_| signal == SIGUSR1.unsigned_abs()) else {
+        return;
+    };
+    match Command::new("scontrol").arg("requeue").arg(&job).status() {
+        Ok(status) if status.success() => eprintln!("SLURM starts job {} again", job.display()),
+        Ok(status) => {
+            eprintln!("SLURM did not requeue job {}: scontrol ended with {status}", job.display())
+        }
+        Err(error) => eprintln!("SLURM did not requeue job {}: scontrol: {error}", job.display()),
+    }
+}

@@ -10,7 +10,6 @@ mod fit;
 mod graph;
 mod kept;
 mod loops;
-mod manual;
 mod optimization;
 mod profile;
 mod recovery;
@@ -19,13 +18,14 @@ mod rollback;
 mod step;
 mod window;
 
-pub use budget::MemoryPlan;
+pub use crate::{
+    event::{Interval, MemoryPlan, Phase, Profile, Recovery, Span},
+    module::{ManualOptimizer, ManualStep, StepAccess},
+};
 pub use config::TrainerConfig;
-pub use graph::{Graph, StepAccess};
+pub use graph::Graph;
 pub use loops::{Loops, ValCheckInterval, parse_time};
-pub use manual::{ManualOptimizer, ManualStep};
-pub use profile::{Interval, Phase, Profile, Span};
-pub use recovery::{AtFloor, NonFinite, Recovery, ScaleFloor};
+pub use recovery::{AtFloor, NonFinite, ScaleFloor};
 pub use resume::Change;
 
 use std::{

@@ -8,11 +8,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{MemoryPlan, fit::Run, step::Counts};
+use super::{fit::Run, step::Counts};
 use crate::{
     Error, Result,
     checkpoint::{self, Saved},
-    event::{Event, Position},
+    event::{Event, MemoryPlan, Position},
     log::Log,
     named::named,
     optim::{Rates, TrainingPlan},

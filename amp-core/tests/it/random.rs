@@ -1,20 +1,25 @@
 //! Sections that have libtorch's generators alone, beside threads that train and build layers.
 
 use std::{
+    env,
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use amp_core::{
     Hook, Result, Trainer, TrainerConfig,
     callback::{Action, Callback},
     data::{Batch, DataModule, Dataset, Loading, SharedDataset},
-    nn::parameters,
+    hardware::{Fingerprint, seed_everything, set_numerics},
+    nn::{Embedding, EmbeddingConfig, parameters},
     optim::{OptimizerConfig, Sgd},
     precision::{Precision, StepOutcome},
     random,
     tch::{Device, Kind, Tensor},
 };
+use rstest::rstest;
 
 use crate::support::{
     bits::bits,
@@ -52,7 +57,7 @@ fn sections_are_not_disturbed() {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 linear(3, 3).expect("a layer");
-                amp_core::hardware::seed_everything(1).expect("a seed");
+                seed_everything(1).expect("a seed");
                 trained().expect("a run");
             }
         });
@@ -65,6 +70,34 @@ fn sections_are_not_disturbed() {
     });
     assert_eq!(found.len(), 6);
     assert!(found.iter().all(|weights| *weights == found[0]), "one seed, and other weights");
+}
+
+/// What draws, seeds, changes switches or wants a section waits on another thread until a section ends.
+#[rstest]
+#[case::uniform(|| linear(3, 3).map(drop))]
+#[case::normal(|| Embedding::new(EmbeddingConfig::new(3, 3)).map(drop))]
+#[case::seeding(|| seed_everything(1))]
+#[case::switches(|| {
+    let now = Fingerprint::of(Device::Cpu)?;
+    set_numerics(now.tf32, now.deterministic)
+})]
+#[case::section(|| random::seeded(2).map(drop))]
+fn other_threads_wait_for_the_end_of_a_section(#[case] draws: fn() -> Result<()>) -> Result<()> {
+    let section = random::seeded(1)?;
+    let done = AtomicBool::new(false);
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            draws().expect("it waits, and then it is done");
+            assert!(ended.load(Ordering::Relaxed), "it did not wait for the section");
+            done.store(true, Ordering::Relaxed);
+        });
+        thread::sleep(Duration::from_millis(100));
+        ended.store(true, Ordering::Relaxed);
+        drop(section);
+    });
+    assert!(done.into_inner());
+    Ok(())
 }
 
 /// A section within another seeds anew; the outer one lasts.
@@ -151,10 +184,35 @@ impl Dataset for Drawn {
     }
 }
 
+/// Runs `loads_within_a_section` in a process that can be ended: a loader that is kept out of the
+/// section waits without end.
+#[test]
+fn a_data_loader_is_within_the_section() {
+    let mut child = Command::new(env::current_exe().expect("this binary"))
+        .args(["--exact", "random::loads_within_a_section", "--ignored", "--nocapture"])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let begun = Instant::now();
+    let status = loop {
+        match child.try_wait().expect("a child") {
+            Some(status) => break Some(status),
+            None if begun.elapsed() > Duration::from_secs(60) => break None,
+            None => thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    if status.is_none() {
+        child.kill().expect("a child");
+        child.wait().expect("a child");
+    }
+    assert!(status.is_some_and(|status| status.success()), "{status:?}; None: it waits for itself");
+}
+
 /// The thread that loads data works for the section of the thread that trains, and is not kept out
 /// of it; it begins none of its own.
 #[test]
-fn a_data_loader_is_within_the_section() -> Result<()> {
+#[ignore = "is run by the test above, in a process of its own"]
+fn loads_within_a_section() -> Result<()> {
     struct Begins;
     impl Dataset for Begins {
         type Batch = Batch;

@@ -1,13 +1,13 @@
 //! The report for people, for CI and for GitHub.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, Table, presets};
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
 use super::{
     args::Tier,
     report::{Cell, ModelReport, Report, Status},
 };
-use crate::registry::Direction;
+use crate::{registry::Direction, view::wrap_to_terminal};
 
 const HEADER: [&str; 9] =
     ["model", "precision", "verdict", "mean d", "interval", "δ", "n", "power", "first failure"];
@@ -101,10 +101,8 @@ fn closing(report: &Report) -> Vec<String> {
 /// The table with the lines around it.
 pub fn table(report: &Report) -> String {
     let mut table = Table::new();
-    table
-        .load_preset(presets::UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(HEADER);
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(HEADER);
+    wrap_to_terminal(&mut table);
     for row in rows(report) {
         table.add_row(row);
     }

@@ -121,9 +121,9 @@ pub fn command(registry: &Registry, args: &MarginsArgs) -> Result<String> {
     if what.contains(&What::Steps) {
         let recorded = recorder.steps(&models)?;
         text += &format!(
-            "first steps of {} models on {kind}, {} seeds\n",
-            recorded.models.len(),
-            recorded.n
+            "first steps on {kind}, {} seeds each: {}\n",
+            recorded.n,
+            recorded.models.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
         );
         merge(&mut margins, kind, recorded)?;
     }

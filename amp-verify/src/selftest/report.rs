@@ -1,10 +1,10 @@
 //! What the self-test found.
 
-use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use serde::{Deserialize, Serialize};
 
 use super::Fault;
-use crate::gate::Status;
+use crate::{gate::Status, view::wrap_to_terminal};
 
 /// What became of a fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,10 +60,13 @@ impl Report {
     /// As it is printed.
     pub fn table(&self) -> String {
         let mut table = Table::new();
-        table
-            .load_preset(UTF8_FULL_CONDENSED)
-            .set_content_arrangement(ContentArrangement::Dynamic)
-            .set_header(["fault", "model", "caught under", "said"]);
+        table.load_preset(UTF8_FULL_CONDENSED).set_header([
+            "fault",
+            "model",
+            "caught under",
+            "said",
+        ]);
+        wrap_to_terminal(&mut table);
         for fate in &self.faults {
             let caught = match fate.caught_under.as_slice() {
                 [] => "SURVIVED".to_owned(),

@@ -19,11 +19,39 @@ pub use progress::Progress;
 pub(crate) use table::heading;
 pub use table::table;
 
+use comfy_table::{ContentArrangement, Table};
+
+/// Wraps the cells of `table` to what the terminal has room for. A terminal that gives its width as 0
+/// does not know it: the table keeps its own.
+pub(crate) fn wrap_to_terminal(table: &mut Table) {
+    table.set_content_arrangement(match table.width() {
+        Some(0) => ContentArrangement::Disabled,
+        _ => ContentArrangement::Dynamic,
+    });
+}
+
 /// Three significant digits, or all before the point.
 fn significant(value: f64) -> String {
     match value {
         v if v >= 99.95 => format!("{v:.0}"),
         v if v >= 9.995 => format!("{v:.1}"),
         v => format!("{v:.2}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Table, wrap_to_terminal};
+
+    #[test]
+    fn a_terminal_without_a_width_does_not_break_words() {
+        let lines = |width: u16| {
+            let mut table = Table::new();
+            table.set_width(width).set_header(["a verdict", "a mean"]);
+            wrap_to_terminal(&mut table);
+            table.lines().count()
+        };
+        assert_eq!(lines(0), lines(80));
+        assert!(lines(12) > lines(80));
     }
 }

@@ -16,7 +16,8 @@ pub fn table(comparison: &Comparison) -> String {
     let columns = columns(comparison);
     let whole = render(comparison, &columns);
     let fits = |width: u16| whole.lines().all(|line| line.chars().count() <= width.into());
-    if whole.width().is_none_or(fits) {
+    // 0: the terminal does not know its width.
+    if whole.width().is_none_or(|width| width == 0 || fits(width)) {
         out += &format!("{whole}\n");
     } else {
         let (results, costs) = columns.split_at(results(comparison));

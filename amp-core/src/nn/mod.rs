@@ -43,7 +43,7 @@ pub use init::own_tensor;
 pub use linear::{Linear, LinearConfig};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
 pub use parameters::{Parameter, Role, named_tensors, parameters, place};
-pub use probe::{Call, DtypeProbe, Given, Probe};
+pub use probe::{Call, DtypeProbe, Given, Probe, Product};
 pub use segment::Segment;
 pub(crate) use survey::{Cell, Survey};
 pub use transformer::{TransformerEncoderLayer, TransformerEncoderLayerConfig};

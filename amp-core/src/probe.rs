@@ -10,8 +10,8 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error, Result,
-    nn::{DtypeProbe, Given, Op, Parameter},
-    precision::{Precision, dtype_name},
+    nn::{DtypeProbe, Given, Op, Parameter, Product},
+    precision::{Precision, RegionPlan, dtype_name, is_floating},
 };
 
 /// The dtypes one training step was seen to use, by PyTorch's names.
@@ -30,19 +30,33 @@ pub struct Observed {
 /// Collects the dtypes of a forward pass's matrix products: expected and seen.
 #[derive(Debug, Default)]
 pub(crate) struct Products {
-    seen: RefCell<BTreeMap<String, (Kind, Kind)>>,
+    /// By path, and by operator where libtorch's own record tells.
+    seen: RefCell<BTreeMap<(String, Option<String>), (Kind, Kind)>>,
 }
 
 impl DtypeProbe for Products {
     fn gave(&self, given: &Given<'_>) {
-        if given.op == Op::Matmul {
-            let seen = (given.plan.compute, given.kind);
-            self.seen.borrow_mut().insert(given.path.to_owned(), seen);
+        if given.op == Op::Matmul && is_floating(given.kind) {
+            self.note(given.path, None, given.plan, given.kind);
         }
+    }
+
+    fn multiplied(&self, product: &Product<'_>) {
+        self.note(product.path, Some(product.operator), product.plan, product.kind);
     }
 }
 
 impl Products {
+    /// Keeps the first that was not as expected, or the last.
+    fn note(&self, path: &str, operator: Option<&str>, plan: RegionPlan, kind: Kind) {
+        let mut seen = self.seen.borrow_mut();
+        let place = seen.entry((path.to_owned(), operator.map(str::to_owned)));
+        let kinds = place.or_insert((plan.compute, kind));
+        if kinds.0 == kinds.1 {
+            *kinds = (plan.compute, kind);
+        }
+    }
+
     /// What was seen, after the backward pass.
     ///
     /// # Errors
@@ -63,9 +77,16 @@ impl Products {
                 dtype_name(expected)
             ))
         };
-        for (path, (expected, seen)) in self.seen.borrow().iter() {
+        for ((path, operator), (expected, seen)) in self.seen.borrow().iter() {
             if expected != seen {
-                return Err(mismatch(&format!("the output of `{path}`"), *expected, *seen));
+                let what = match (operator.as_deref(), path.as_str()) {
+                    (None, path) => format!("the output of `{path}`"),
+                    (Some(operator), "") => format!("the output of a `{operator}` in the model"),
+                    (Some(operator), path) => {
+                        format!("the output of a `{operator}` in `{path}`")
+                    }
+                };
+                return Err(mismatch(&what, *expected, *seen));
             }
             observed.matmul.insert(name(*seen));
         }

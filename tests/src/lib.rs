@@ -9,7 +9,7 @@ pub struct LightningModuleDocs;
 /// The examples of `derive(Batch)`.
 #[cfg(doctest)]
 #[doc = include_str!("../../amp-derive/docs/batch.md")]
-mod batch {}
+pub struct BatchDocs;
 
 /// The examples of `derive(Module)`.
 #[cfg(doctest)]

@@ -43,8 +43,9 @@ pub use init::Init;
 pub use init::own_tensor;
 pub use linear::{Linear, LinearConfig};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
+
 pub use parameters::{Role, named_tensors, parameters, place};
-pub use probe::{Call, DtypeProbe, Given, Probe};
+pub use probe::{Call, DtypeProbe, Given, Probe, Product};
 pub use segment::Segment;
 pub(crate) use survey::{Cell, Survey};
 pub use transformer::{TransformerEncoderLayer, TransformerEncoderLayerConfig};

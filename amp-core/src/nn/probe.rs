@@ -36,6 +36,24 @@ pub struct Call<'a> {
 pub trait DtypeProbe {
     /// A module has run, after the modules within it.
     fn gave(&self, given: &Given<'_>);
+
+    /// libtorch has multiplied matrices, within a module or between modules.
+    fn multiplied(&self, product: &Product<'_>) {
+        let _ = product;
+    }
+}
+
+/// A matrix product or convolution of libtorch's, in any code of a forward pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Product<'a> {
+    /// The dotted path of the innermost module that ran.
+    pub path: &'a str,
+    /// libtorch's name of the operator: `matmul`, `conv2d`.
+    pub operator: &'a str,
+    /// The dtypes that ought to hold there.
+    pub plan: RegionPlan,
+    /// The dtype of the output, a floating one.
+    pub kind: Kind,
 }
 
 /// What kind of output a module gave.

@@ -179,6 +179,7 @@ impl StepRunner<'_> {
             let loss = {
                 let _autocast = self.policy.autocast()?;
                 let context = context.as_ref().unwrap_or(&self.context);
+                let _products = context.watch_products()?;
                 let mut step = Step::new(context, log, index as usize, self.global_step());
                 model.training_step(part, &mut step)?
             };

@@ -49,6 +49,7 @@ mod optimizers_groups;
 mod optimizers_resume;
 mod own_tensors;
 mod probes;
+mod products;
 mod provenance;
 mod random;
 mod recovery;

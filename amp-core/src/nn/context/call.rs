@@ -99,8 +99,10 @@ impl Context {
     ) -> Result<Tensor> {
         let outer = self.plan.get();
         let plan = outer.enter(region, self.policy.precision);
+        self.show_products();
         self.plan.set(plan);
         let output = plan.run::<&'static Tensor, _>(outer, self.policy.device, input, body);
+        self.show_products();
         self.plan.set(outer);
         output
     }
@@ -126,6 +128,7 @@ impl Context {
                 }
                 Observer::Tensors(probe) => self.show(&**probe, module, plan, inputs),
             });
+        self.show_products();
         self.plan.set(outer);
         let result = result.map_err(|error| error.at(&self.path.borrow()));
         self.leave(parent);
@@ -187,6 +190,7 @@ impl Context {
 
     /// Appends a name to the path; returns the length to cut back to.
     pub(super) fn enter(&self, name: &str) -> usize {
+        self.show_products();
         let mut path = self.path.borrow_mut();
         let parent = path.len();
         if parent > 0 {
@@ -202,6 +206,7 @@ impl Context {
 
     /// Cuts the path back to this length.
     pub(super) fn leave(&self, parent: usize) {
+        self.show_products();
         self.path.borrow_mut().truncate(parent);
     }
 }

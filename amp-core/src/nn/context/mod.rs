@@ -2,6 +2,7 @@
 
 mod call;
 mod fused;
+mod products;
 
 use std::{
     cell::{Cell, Ref, RefCell},
@@ -38,6 +39,7 @@ pub struct Context {
     path: RefCell<String>,
     plan: Cell<RegionPlan>,
     observer: Observer,
+    watches_products: Cell<bool>,
 }
 
 impl Context {
@@ -53,6 +55,7 @@ impl Context {
             path: RefCell::default(),
             plan: Cell::new(RegionPlan::of(policy.precision)),
             observer: Observer::Nobody,
+            watches_products: Cell::default(),
         }
     }
 
@@ -152,6 +155,7 @@ impl Context {
             path: self.path.clone(),
             plan: self.plan.clone(),
             observer: Observer::Nobody,
+            watches_products: Cell::default(),
         }
     }
 

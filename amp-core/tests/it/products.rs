@@ -1,0 +1,128 @@
+//! Products in a closure's own code, which no layer answers for, are part of the dtype proof.
+
+use amp_core::{event::Event, precision::AutocastGuard, prelude::*, probe::Observed};
+use rstest::rstest;
+
+use crate::support::{message, seeded};
+
+#[derive(Batch)]
+struct Words {
+    #[batch(ids)]
+    ids: Tensor,
+    labels: Tensor,
+}
+
+fn words() -> Words {
+    let ids = Tensor::arange(24, (Kind::Int64, Device::Cpu)).remainder(7).reshape([8, 3]);
+    Words { labels: ids.select(1, 0), ids }
+}
+
+/// A head that shares the table: its product runs as the precision says, with autocast off, or in a region.
+#[derive(Module)]
+#[forward(|x, table: &Tensor| {
+    let x = norm(x)?;
+    let table = table.f_transpose(0, 1)?;
+    match self.how {
+        How::Right => Ok(x.f_matmul(&table)?),
+        How::Off => {
+            let _guard = AutocastGuard::off(Device::Cpu)?;
+            Ok(x.f_to_kind(Kind::Float)?.f_matmul(&table)?)
+        }
+        How::Region => cx.region(Region::Fp32, &x, |x| Ok(x.f_matmul(&table)?)),
+    }
+})]
+struct Head {
+    #[hparam]
+    how: How,
+    #[layer(layer_norm(4))]
+    norm: LayerNorm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+enum How {
+    Right,
+    Off,
+    Region,
+}
+
+/// A model without a layer that is a product, so that only its own code has some.
+#[derive(LightningModule)]
+#[batch(Words, inputs(ids), target = labels)]
+#[forward(|ids| {
+    let x = table(ids)?;
+    let x = x.f_mean_dim([1].as_slice(), false, x.kind())?;
+    if self.root_is_off {
+        let _guard = AutocastGuard::off(Device::Cpu)?;
+        let _ = x.f_mm(&x.f_transpose(0, 1)?)?;
+    }
+    let attended = x.f_unsqueeze(1)?;
+    let attended = Tensor::f_scaled_dot_product_attention(
+        &attended, &attended, &attended, None::<Tensor>, 0.0, false, None, false,
+    )?;
+    head(&attended.f_squeeze_dim(1)?, self.table.weight())
+})]
+#[loss(cross_entropy)]
+#[optimizer(sgd, lr = 0.1)]
+struct Tied {
+    #[hparam]
+    how: How,
+    #[hparam(default = false)]
+    root_is_off: bool,
+    #[layer(embedding(7, 4))]
+    table: Embedding,
+    #[layer(Head::builder(how).build()?)]
+    head: Head,
+}
+
+/// The dtypes of the first step, or why there are none.
+fn observed(precision: Precision, mut model: Tied) -> Result<Observed> {
+    let mut observed = None;
+    let mut listen = |event: &Event| -> Result<()> {
+        if let Event::Observed(found) = event {
+            observed = Some(found.clone());
+        }
+        Ok(())
+    };
+    let data = DataModule::new("words", words(), words(), 4);
+    let config = TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, Device::Cpu) };
+    Trainer::new(config).subscribe(&mut listen).fit(&mut model, &data)?;
+    Ok(observed.expect("the first step was observed"))
+}
+
+#[rstest]
+#[case::bf16_mixed(Precision::Bf16Mixed, "bfloat16")]
+#[case::f16_mixed(Precision::F16Mixed, "float16")]
+#[case::f32_true(Precision::F32True, "float32")]
+#[case::f64_true(Precision::F64True, "float64")]
+fn products_between_layers_are_counted(
+    #[case] precision: Precision,
+    #[case] dtype: &str,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let found = observed(precision, Tied::builder(How::Right).build()?)?;
+    assert_eq!(found.matmul.into_iter().collect::<Vec<_>>(), [dtype]);
+    Ok(())
+}
+
+#[test]
+fn a_product_in_another_dtype_is_an_error() -> Result<()> {
+    let _generator = seeded(0);
+    let error = message(observed(Precision::Bf16Mixed, Tied::builder(How::Off).build()?));
+    assert_eq!(
+        error,
+        "bf16-mixed did not run: the output of a `matmul` in `head` is float32, but the precision \
+         asks for bfloat16"
+    );
+    let model = Tied::builder(How::Right).root_is_off(true).build()?;
+    let error = message(observed(Precision::Bf16Mixed, model));
+    assert!(error.contains("the output of a `mm` in the model is float32"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_region_asks_for_its_own_dtype() -> Result<()> {
+    let _generator = seeded(0);
+    let found = observed(Precision::Bf16Mixed, Tied::builder(How::Region).build()?)?;
+    assert_eq!(found.matmul.into_iter().collect::<Vec<_>>(), ["bfloat16", "float32"]);
+    Ok(())
+}

@@ -39,7 +39,7 @@ use tch::Tensor;
 use crate::{Error, Result, ffi, nn::Parameter, state::State};
 
 /// What [`configure_optimizers`](crate::LightningModule::configure_optimizers) may depend on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingPlan {
     /// Epochs at most.
     pub max_epochs: i64,

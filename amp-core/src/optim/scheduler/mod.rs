@@ -8,11 +8,13 @@ pub use sequential::SequentialLr;
 
 use std::f64::consts::PI;
 
+use serde::{Deserialize, Serialize};
+
 use super::saved;
 use crate::{Error, Result, state::State};
 
 /// What a schedule sets.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Learning rate.
     pub lr: f64,

@@ -155,7 +155,7 @@ struct Whole {
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(source.ids), target = labels)]
 #[training_step(Self::own)]
-#[forward(|ids| Ok(head(&table(ids)?.f_mean_dim([1].as_slice(), false, Kind::Float)?)?))]
+#[forward(|ids| head(&table(ids)?.f_mean_dim([1].as_slice(), false, Kind::Float)?))]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 0.1)]
 struct Own {

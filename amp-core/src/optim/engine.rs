@@ -10,7 +10,8 @@ use super::{
     moments::{Code, Codes, Moment},
     parts::{Piece, Scalars, parts},
     saved,
-    weight_update::{is_half, wide, write, write_stochastically},
+    weight_update::{wide, write, write_stochastically},
+    working::{Working, is_taken, moments, working, zeros},
 };
 use crate::{
     Error, Result,
@@ -52,35 +53,6 @@ struct Kept {
     master: Option<Tensor>,
     /// Whether the next step follows the rule of all but the first.
     started: bool,
-}
-
-/// What one dtype is stepped on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Working {
-    Itself,
-    /// f32 copies for the time of the step.
-    Copies {
-        stochastic: bool,
-    },
-    Masters,
-}
-
-/// Averages of f64 stay what they are.
-fn moments(kind: Kind, storage: Storage) -> Moments {
-    if kind == Kind::Double { Moments::Full } else { storage.moments }
-}
-
-fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
-    match storage.weights {
-        WeightUpdate::MasterWeights if is_half(kind) => Working::Masters,
-        WeightUpdate::StochasticRounding if is_half(kind) => Working::Copies { stochastic: true },
-        _ if A::widens(kind).is_some() => Working::Copies { stochastic: false },
-        // The averages are read as f32.
-        _ if is_half(kind) && storage.moments != Moments::Full => {
-            Working::Copies { stochastic: false }
-        }
-        _ => Working::Itself,
-    }
 }
 
 impl<A: Algorithm> Engine<A> {
@@ -304,36 +276,6 @@ fn common_device(parameters: &[Parameter]) -> Option<Device> {
     let mut devices = parameters.iter().map(|parameter| parameter.tensor.device());
     let first = devices.next()?;
     devices.all(|device| device == first).then_some(first)
-}
-
-/// Whether the kernels step tensors like this one with the averages as they are kept.
-fn is_taken<A: Algorithm>(options: &A, like: &Tensor, storage: Storage) -> bool {
-    let kind = like.kind();
-    working::<A>(kind, storage) == Working::Itself
-        && options.takes(moments(kind, storage), kind, like.device())
-}
-
-fn zeros(
-    slot: &Slot,
-    parameter: &Tensor,
-    working: Working,
-    moments: Moments,
-    codes: &mut Codes,
-) -> Result<Moment> {
-    let number = |device| Tensor::f_zeros([], (Kind::Float, device));
-    let (elements, device) = (parameter.numel() as i64, parameter.device());
-    Ok(Moment::Plain(match (slot.shape, moments) {
-        (SlotShape::Scalar, _) => number(device)?,
-        (SlotShape::HostScalar, _) => number(Device::Cpu)?,
-        (SlotShape::Parameter { .. }, Moments::Bf16) => return Moment::bf16(elements, device),
-        (SlotShape::Parameter { signed }, Moments::EightBit) => {
-            return Moment::eight_bit(elements, codes.of(signed, device)?);
-        }
-        (SlotShape::Parameter { .. }, Moments::Full) if working == Working::Itself => {
-            parameter.f_zeros_like()?.f_detach()?
-        }
-        (SlotShape::Parameter { .. }, Moments::Full) => wide(&parameter.f_zeros_like()?)?,
-    }))
 }
 
 impl<A: Algorithm> Optimizer for Engine<A> {

@@ -15,6 +15,7 @@ mod scheduled;
 mod scheduler;
 mod sgd;
 mod weight_update;
+mod working;
 
 pub use crate::optimizer::{Abilities, OnDevice, Optimizer, Rates};
 pub use adam::{Adam, AdamW};

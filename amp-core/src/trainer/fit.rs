@@ -1,4 +1,4 @@
-//! A run: its epochs, its validations and what callbacks ask for.
+//! A run: its epochs and what callbacks ask for.
 
 use std::{
     fs,
@@ -11,20 +11,19 @@ use std::{
 use super::{
     Interruption, TrainerConfig,
     callbacks::{Callbacks, Emit},
-    evaluate::{Evaluator, Loaders, Stage},
+    evaluate::Loaders,
     graph::{Flight, step_access},
     loops::{Loops, Validations, show_time},
     optimization::{Optimization, full_gradients_note},
-    rollback::Aside,
     step::StepRunner,
 };
 use crate::{
     Error, LightningModule, Result,
     callback::{Action, Callback, Epoch},
     data::{DataLoader, DataModule},
-    event::{EpochEnd, Event, FitEnd, FitStart, Position, Validated},
+    event::{EpochEnd, Event, FitEnd, FitStart, Position},
     hardware::Fingerprint,
-    log::{Log, Logged},
+    log::Log,
     nn,
     optim::{Storage, TrainingPlan},
 };
@@ -35,14 +34,14 @@ pub(super) struct Run<'r, 'c> {
     pub(super) model: &'r mut dyn LightningModule,
     pub(super) data: &'r DataModule,
     /// With what `fast_dev_run` and `overfit_batches` set.
-    loops: Loops,
+    pub(super) loops: Loops,
     max_epochs: i64,
     pub(super) plan: TrainingPlan,
     pub(super) loader: Rc<DataLoader>,
-    val: Rc<Loaders>,
+    pub(super) val: Rc<Loaders>,
     /// After which steps a validation follows.
     pub(super) validations: Validations,
-    started: Instant,
+    pub(super) started: Instant,
     /// How long the runs before trained that this one resumes.
     pub(super) trained_before: Duration,
     /// When and where the last validation was.
@@ -253,72 +252,6 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(flow)
     }
 
-    /// Whether validations report values within epochs or after some of them.
-    fn validates(&self) -> bool {
-        !self.val.is_empty() && !self.validations.follow_each_epoch()
-    }
-
-    /// Whether the last validation was of the model as it is.
-    fn is_validated(&self) -> bool {
-        self.validated.is_some_and(|(_, place)| place == self.position)
-    }
-
-    /// Validates within an epoch, if that is due after the step that has just ended.
-    pub(super) fn validate_within_epoch(&mut self) -> Result<()> {
-        let Position { epoch, batch } = self.position;
-        let last = self.validated.map_or(self.started, |(when, _)| when);
-        let due =
-            self.validations.follows(epoch, batch) || self.validations.is_due_after(last.elapsed());
-        // The validation at the epoch's end is the epoch's.
-        let ends_epoch = batch == self.loader.batches() && self.validations.follows(epoch, batch);
-        if !due || self.is_validated() || ends_epoch || self.val.is_empty() {
-            return Ok(());
-        }
-        let (val, val_seconds) = timed(|| self.validate())?;
-        let position = self.position;
-        self.runner.optim.follow_validation(&val)?;
-        let global_step = self.runner.global_step();
-        let validated = Validated { position, global_step, val, val_seconds };
-        (self.emit)(Event::Validated(validated.clone()))?;
-        let (lr, train) = (self.runner.lr, Vec::new());
-        let Validated { val, .. } = validated;
-        let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds: 0.0, val_seconds };
-        let precision = self.runner.policy().precision;
-        let model = &*self.model;
-        let seen = Epoch { model, precision, end: &end, goes_on: true, more_to_come: true };
-        let actions = self.callbacks.each(|callback| callback.on_validation_end(&seen))?;
-        if !actions.is_empty() {
-            self.leave_graph()?;
-        }
-        self.act(actions)
-    }
-
-    /// Validates and returns the values.
-    fn validate(&mut self) -> Result<Vec<Logged>> {
-        self.validated = Some((Instant::now(), self.position));
-        self.evaluate(None)
-    }
-
-    fn evaluate(&mut self, most: Option<i64>) -> Result<Vec<Logged>> {
-        let (policy, epoch) = (self.runner.policy(), self.position.epoch);
-        let mut evaluator = Evaluator::new(self.config, policy, self.runner.global_step());
-        let (val, runner) = (self.val.clone(), &self.runner);
-        evaluator.evaluate(self.model, Stage::Validate, &val, most, |model, log| {
-            model.on_validation_epoch_end(&mut runner.hook(epoch, log))
-        })
-    }
-
-    /// Validates a few batches before training, and leaves nothing of it.
-    fn check_validation(&mut self) -> Result<()> {
-        let batches = self.loops.num_sanity_val_steps;
-        if batches == 0 || self.val.is_empty() {
-            return Ok(());
-        }
-        let aside = Aside::begin(self.model, self.config.device)?;
-        let _ = self.evaluate(Some(batches))?;
-        aside.end(self.model)
-    }
-
     /// Does what callbacks want: saves first, then deletes.
     pub(super) fn act(&mut self, actions: Vec<Action>) -> Result<()> {
         let mut deleted = Vec::new();
@@ -407,7 +340,7 @@ impl Run<'_, '_> {
     }
 }
 
-fn timed<T>(body: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+pub(super) fn timed<T>(body: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     let started = Instant::now();
     let value = body()?;
     Ok((value, started.elapsed().as_secs_f64()))

@@ -16,6 +16,7 @@ mod recovery;
 mod resume;
 mod rollback;
 mod step;
+mod validation;
 mod window;
 
 pub use crate::{

@@ -6,13 +6,12 @@ use std::{cell::RefCell, rc::Rc};
 use amp_core::{
     Module, Result,
     nn::{
-        self, Call, Child, Context, DtypeProbe, Forward, Given, LayerNorm, Linear, Op, Probe,
-        Visit, Visitor, named_tensors,
+        self, Call, Child, Context, DtypeProbe, Given, LayerNorm, Linear, Op, Probe, Visit,
+        named_tensors,
     },
     precision::{Policy, Precision, Region},
     tch::{Device, Kind, Tensor},
 };
-use rstest::rstest;
 
 use crate::support::{message, seeded};
 
@@ -28,12 +27,12 @@ impl DtypeProbe for Products {
     }
 }
 
-fn ones(shape: &[i64]) -> Tensor {
+pub(crate) fn ones(shape: &[i64]) -> Tensor {
     Tensor::ones(shape, (Kind::Float, Device::Cpu))
 }
 
 /// Runs a model's forward pass in this precision; the matrix products that it had, in order.
-fn products<M: Visit, T>(
+pub(crate) fn products<M: Visit, T>(
     precision: Precision,
     model: &M,
     run: impl FnOnce(&M, &Context) -> Result<T>,
@@ -317,56 +316,6 @@ fn blocks_of_two_inputs() -> Result<()> {
         row("towers.right.0", high),
     ];
     assert_eq!(found, expected);
-    Ok(())
-}
-
-/// A module of one's own with other outputs.
-struct Moments;
-
-impl Visit for Moments {
-    fn visit(&self, _: &mut dyn Visitor) {}
-}
-
-impl Forward for Moments {
-    type Input = (&'static [Tensor], i64);
-    type Output = (Tensor, Option<Tensor>);
-
-    fn forward_with(
-        &self,
-        (tensors, dim): (&[Tensor], i64),
-        cx: &Context,
-    ) -> Result<(Tensor, Option<Tensor>)> {
-        let all = Tensor::f_stack(tensors, 0)?;
-        assert_eq!((&*cx.path(), all.kind()), ("moments", Kind::Double));
-        let mean = all.f_mean_dim([dim].as_slice(), false, all.kind())?;
-        Ok((mean, Some(all.f_var_dim([dim].as_slice(), false, false)?)))
-    }
-}
-
-#[derive(Module)]
-#[forward(|x| {
-    let (mean, variance) = moments(&[x.shallow_clone(), fc(x)?], 0)?;
-    Ok(mean.f_add(&variance.expect("a variance"))?)
-})]
-struct Statistics {
-    #[layer(linear(4, 4))]
-    fc: Linear,
-    #[layer(Moments)]
-    #[precision(fp64)]
-    moments: Moments,
-}
-
-#[rstest]
-#[case::mixed(Precision::Bf16Mixed)]
-#[case::plain(Precision::F32True)]
-fn modules_of_ones_own_have_regions_too(#[case] precision: Precision) -> Result<()> {
-    let _generator = seeded(0);
-    let module = Statistics::builder().build()?;
-    products(precision, &module, |module, cx| {
-        let output = module.forward(&ones(&[1, 4]), cx)?;
-        assert_eq!(output.kind(), Kind::Float);
-        Ok(())
-    })?;
     Ok(())
 }
 

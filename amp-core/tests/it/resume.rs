@@ -1,4 +1,4 @@
-//! Going on from a checkpoint is the run that was never stopped; a bad file changes nothing.
+//! Going on from a checkpoint is the run that was never stopped.
 
 use std::{
     cell::RefCell,
@@ -8,9 +8,8 @@ use std::{
 };
 
 use amp_core::{
-    Error, Hook, Result, Trainer, TrainerConfig,
+    Hook, Result, Trainer, TrainerConfig,
     callback::{Action, Callback, EarlyStopping, Mode, ModelCheckpoint},
-    checkpoint,
     data::DataModule,
     event::Event,
     loss::cross_entropy,
@@ -19,7 +18,6 @@ use amp_core::{
     precision::{Clip, GradScalerConfig, Precision, StepOutcome},
     record::RunRecord,
     trainer::{AtFloor, ScaleFloor},
-    weights,
 };
 use rstest::rstest;
 use serde_json::Value;
@@ -27,7 +25,7 @@ use tempfile::tempdir;
 
 use crate::support::{
     bits::sha256,
-    device, message,
+    device,
     model::{Counting, Model, constant, demo, digits, linear, same},
     seeded,
 };
@@ -56,7 +54,7 @@ impl Callback for EveryStep {
     }
 }
 
-fn file(folder: &Path, step: usize) -> PathBuf {
+pub(crate) fn file(folder: &Path, step: usize) -> PathBuf {
     folder.join(format!("step-{step:03}.safetensors"))
 }
 
@@ -74,7 +72,7 @@ fn step_lr(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(sgd).with_scheduler(schedule, Interval::Epoch)
 }
 
-fn adam(_: &TrainingPlan) -> OptimizerConfig {
+pub(crate) fn adam(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Adam { lr: 1e-2, ..Default::default() })
 }
 
@@ -103,7 +101,7 @@ fn data() -> Result<DataModule> {
 }
 
 /// Every tensor of the model, as one text.
-fn fingerprint(model: &Model) -> String {
+pub(crate) fn fingerprint(model: &Model) -> String {
     nn::named_tensors(model)
         .iter()
         .map(|(name, tensor, _)| name.clone() + &sha256(tensor))
@@ -123,7 +121,7 @@ fn comparable(event: &Event) -> Option<Value> {
 }
 
 /// Trains and returns the events.
-fn run(
+pub(crate) fn run(
     trainer: Trainer<'_>,
     model: &mut Model,
     data: &DataModule,
@@ -190,7 +188,7 @@ fn resuming_at_any_step_is_the_run_that_was_not_stopped(
 }
 
 /// Trains one epoch of a linear model and leaves a checkpoint.
-fn saved(folder: &Path, config: &TrainerConfig) -> Result<PathBuf> {
+pub(crate) fn saved(folder: &Path, config: &TrainerConfig) -> Result<PathBuf> {
     let _generator = seeded(1);
     let mut model = Model::regression(linear(8, 8)?, adam);
     let mut callback = EveryStep { folder: folder.to_owned(), saved: 0 };
@@ -199,108 +197,8 @@ fn saved(folder: &Path, config: &TrainerConfig) -> Result<PathBuf> {
     Ok(file(folder, 2))
 }
 
-/// What resuming from `path` says, when the model must stay as it was.
-fn refused(path: &Path, config: &TrainerConfig, batch_size: i64) -> Result<String> {
-    let _generator = seeded(2);
-    let mut model = Model::regression(linear(8, 8)?, adam);
-    nn::place(&model, config.policy(), &Default::default())?;
-    let before = fingerprint(&model);
-    let trainer = Trainer::new(config.clone()).resume_from(path);
-    let (events, outcome) = run(trainer, &mut model, &same(constant(8, 8, 1.0)?, batch_size)?);
-    assert!(matches!(&outcome, Err(Error::Config(_) | Error::Io { .. })), "{outcome:?}");
-    assert_eq!(events, [], "nothing has begun");
-    assert_eq!(fingerprint(&model), before);
-    Ok(message(outcome))
-}
-
-fn short(precision: Precision) -> TrainerConfig {
+pub(crate) fn short(precision: Precision) -> TrainerConfig {
     TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, device()) }
-}
-
-#[test]
-fn a_file_that_was_cut_off_is_refused() -> Result<()> {
-    let folder = tempdir().expect("a temporary folder");
-    let config = short(Precision::F32True);
-    let path = saved(folder.path(), &config)?;
-    let whole = fs::read(&path).expect("the file");
-    for length in (0..whole.len()).step_by(whole.len() / 40) {
-        fs::write(&path, &whole[..length]).expect("a shorter file");
-        let said = refused(&path, &config, 2)?;
-        assert!(said.contains("step-002.safetensors: not a whole safetensors file"), "{said}");
-    }
-    Ok(())
-}
-
-/// Anywhere: in the header's length, in its names and text, in the padding and in the values.
-#[test]
-fn a_flipped_bit_is_noticed_wherever_it_is() -> Result<()> {
-    let folder = tempdir().expect("a temporary folder");
-    let config = short(Precision::F32True);
-    let path = saved(folder.path(), &config)?;
-    let whole = fs::read(&path).expect("the file");
-    let header = u64::from_le_bytes(whole[..8].try_into().expect("eight bytes")) as usize + 8;
-    let in_header = (0..header).step_by(7);
-    let in_values = (header..whole.len()).step_by((whole.len() - header) / 60);
-    for (count, at) in in_header.chain(in_values).chain([header - 1, whole.len() - 1]).enumerate() {
-        let mut bytes = whole.clone();
-        bytes[at] ^= 1 << (count % 8);
-        fs::write(&path, &bytes).expect("a changed file");
-        let said = refused(&path, &config, 2)?;
-        assert!(said.contains("step-002.safetensors"), "byte {at}: {said}");
-    }
-    fs::write(&path, &whole).expect("the file as it was");
-    let _generator = seeded(2);
-    let mut model = Model::regression(linear(8, 8)?, adam);
-    let trainer = Trainer::new(config).resume_from(&path);
-    run(trainer, &mut model, &same(constant(8, 8, 1.0)?, 2)?).1.map(drop)
-}
-
-#[test]
-fn another_runs_checkpoint_is_refused_with_what_differs() -> Result<()> {
-    let folder = tempdir().expect("a temporary folder");
-    let config = short(Precision::F32True);
-    let path = saved(folder.path(), &config)?;
-    let said = refused(&path, &config, 4)?;
-    assert!(said.contains("whose batch_size is 2, but here it is 4"), "{said}");
-    let said = refused(&path, &short(Precision::Bf16Mixed), 2)?;
-    assert!(said.contains(r#"precision is "32-true", but here it is "bf16-mixed""#), "{said}");
-    let said = refused(&path, &TrainerConfig { seed: 3, ..config.clone() }, 2)?;
-    assert!(said.contains("whose seed is 0, but here it is 3"), "{said}");
-    let said = refused(&folder.path().join("none.safetensors"), &config, 2)?;
-    assert!(said.contains("none.safetensors: No such file"), "{said}");
-    let model = Model::regression(linear(8, 8)?, adam);
-    let bare = folder.path().join("bare.safetensors");
-    weights::save(&model, &bare, Default::default())?;
-    let said = refused(&bare, &config, 2)?;
-    assert!(said.contains("holds weights alone"), "{said}");
-    Ok(())
-}
-
-/// The weights of a checkpoint load by themselves; what the run needs stands beside them.
-#[test]
-fn a_checkpoint_is_a_file_of_weights_too() -> Result<()> {
-    let folder = tempdir().expect("a temporary folder");
-    let path = saved(folder.path(), &short(Precision::F32True))?;
-    let model = Model::regression(linear(8, 8)?, adam);
-    let text = weights::load(&model, &path)?;
-    assert_eq!((text["model"].as_str(), text["global_step"].as_str()), ("Model", "2"));
-    assert_eq!(text["libtorch"], amp_core::hardware::LIBTORCH_VERSION);
-    Ok(())
-}
-
-#[test]
-fn the_newest_checkpoint_has_the_most_steps() -> Result<()> {
-    let folder = tempdir().expect("a temporary folder");
-    assert_eq!(checkpoint::latest(folder.path())?, None);
-    saved(folder.path(), &short(Precision::F32True))?;
-    let model = Model::regression(linear(8, 8)?, adam);
-    weights::save(&model, &folder.path().join("zzz.safetensors"), Default::default())?;
-    fs::write(folder.path().join("notes.txt"), "not a checkpoint").expect("a file");
-    assert_eq!(checkpoint::latest(folder.path())?, Some(file(folder.path(), 4)));
-    fs::write(folder.path().join("half.safetensors"), [1, 2, 3]).expect("a file");
-    let said = message(checkpoint::latest(folder.path()));
-    assert!(said.contains("half.safetensors: not a whole safetensors file"), "{said}");
-    Ok(())
 }
 
 /// Stopping in the middle of an epoch and resuming gives the epoch's whole values; the callbacks

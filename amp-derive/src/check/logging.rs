@@ -6,7 +6,7 @@ use syn::{Expr, ExprLit, Lit};
 
 use super::{
     Own, keys,
-    training::{Declared, Stage},
+    metrics::{Declared, Stage},
 };
 use crate::{
     diag::Diagnostics,

@@ -10,6 +10,7 @@ mod finding;
 mod goldens;
 mod identity;
 mod job;
+mod plan;
 mod pool;
 mod render;
 mod report;
@@ -21,27 +22,19 @@ pub use command::command;
 pub use conformance::{Bounds, Figures, RISK};
 pub use finding::{Cause, Finding};
 pub use job::{Failure, Job, Outcome, Reason, Task, product_error};
+pub use plan::{Plan, Subject};
 pub(crate) use pool::Worker;
 pub use pool::{Pool, WORKER, work};
 pub use render::{annotations, junit, markdown, table};
 pub use report::{Cell, ModelReport, Report, Status};
 pub use tap::{Tap, Tapped};
 
-use std::{
-    ops::Deref,
-    path::{Path, PathBuf},
-    sync::Arc,
-    thread,
-    time::Instant,
-};
+use std::{path::Path, thread, time::Instant};
 
 use amp_core::{Error, Result, hardware, precision::Precision};
 
 use crate::{
-    case::{Case, Choices},
-    diagnose::{Islands, PolicyFile},
-    registry::{Model, Registry},
-    selftest::Fault,
+    registry::Registry,
     verdict::{Design, Verdict, mean},
 };
 
@@ -56,197 +49,7 @@ const OVERLAP: f64 = 0.05;
 /// Failing cells that are diagnosed, unless none are to be: each costs tens of runs.
 pub const DIAGNOSED: usize = 3;
 
-/// A model with what its runs are held against.
-#[derive(Debug, Clone)]
-pub struct Subject {
-    model: Arc<Model>,
-    /// δ.
-    pub margin: f64,
-    /// By how much it must be better than without training.
-    pub learns_by: f64,
-}
-
-impl Subject {
-    /// The model with its declared figures, or else those recorded of it.
-    ///
-    /// # Errors
-    /// When it has no margin.
-    pub fn new(registry: &Registry, model: &Arc<Model>) -> Result<Self> {
-        let margin = registry.margin(model)?;
-        let learns_by = model.learns_by.unwrap_or(margin);
-        Ok(Self { model: Arc::clone(model), margin, learns_by })
-    }
-}
-
-impl Deref for Subject {
-    type Target = Model;
-
-    fn deref(&self) -> &Model {
-        &self.model
-    }
-}
-
-/// What is to be judged.
-pub struct Plan {
-    /// Where the models are declared.
-    pub registry: Registry,
-    /// The models.
-    pub models: Vec<Subject>,
-    /// How much is run.
-    pub tier: Tier,
-    /// The precisions.
-    pub precisions: Vec<Precision>,
-    /// Seeds of the first look.
-    pub first: usize,
-    /// Seeds at most.
-    pub most: usize,
-    /// The first seed.
-    pub first_seed: u64,
-    /// See [`Design::alpha`].
-    pub alpha: f64,
-    /// See [`Design::equivalence`].
-    pub equivalence: bool,
-    /// The device by name.
-    pub device: String,
-    /// TF32 for f32 matrix products.
-    pub tf32: bool,
-    /// Deterministic algorithms.
-    pub deterministic: bool,
-    /// The folder of goldens, if runs are held against them.
-    pub goldens: Option<PathBuf>,
-    /// Precision regions by module path, over those the model declares.
-    pub islands: Islands,
-    /// How many failing cells are diagnosed.
-    pub diagnosed: usize,
-    /// What a self-test breaks.
-    pub fault: Option<Fault>,
-}
-
 impl Plan {
-    /// The plan of these options for models of the registry.
-    ///
-    /// # Errors
-    /// When a name is unknown, a number is out of range, or nothing was recorded of a model.
-    pub fn new(registry: &Registry, args: &GateArgs) -> Result<Self> {
-        let subject = |model: &Arc<Model>| Subject::new(registry, model);
-        let models: Vec<Subject> = match args.model.as_slice() {
-            [] => registry.models().map(subject).collect::<Result<_>>()?,
-            names => {
-                let find = |name: &String| subject(registry.find(Some(name))?);
-                names.iter().map(find).collect::<Result<_>>()?
-            }
-        };
-        let mut precisions = match args.precision.as_slice() {
-            [] => args.tier.precisions().to_vec(),
-            chosen => chosen.to_vec(),
-        };
-        precisions.retain(|precision| *precision != Precision::F32True);
-        precisions.dedup();
-        if precisions.is_empty() {
-            return Err(Error::config(
-                "precision: 32-true is the baseline; name one to hold against it",
-            ));
-        }
-        let (first, most) = args.tier.seeds();
-        let first = args.seeds.unwrap_or(first);
-        let most = args.max_seeds.unwrap_or(most.max(first));
-        if first < 2 || most < first {
-            return Err(Error::config(format!(
-                "seeds {first}, at most {most}: there must be at least 2, and no fewer at most"
-            )));
-        }
-        if !(args.alpha > 0.0 && args.alpha < 0.5) {
-            return Err(Error::config(format!("alpha {}: it must be in (0, 0.5)", args.alpha)));
-        }
-        let device = hardware::parse_device(&args.device)?;
-        let margins = registry.margins()?;
-        for model in &models {
-            for precision in &precisions {
-                Bounds::of(&margins, model, *precision, device)?;
-            }
-        }
-        let islands = match (&args.policy, models.as_slice()) {
-            (None, _) => Islands::new(),
-            (Some(path), [model]) => {
-                let case = Case::new(registry, model, Choices::default(), device)?;
-                let built = case.build()?;
-                PolicyFile::read(path, model.name, built.as_ref())?.islands
-            }
-            (Some(_), _) => return Err(for_one_model("policy")),
-        };
-        if args.fix.is_some() && models.len() != 1 {
-            return Err(for_one_model("fix"));
-        }
-        Ok(Self {
-            registry: registry.clone(),
-            models,
-            tier: args.tier,
-            precisions,
-            first,
-            most,
-            first_seed: args.first_seed,
-            alpha: args.alpha,
-            equivalence: args.equivalence,
-            device: args.device.clone(),
-            tf32: args.tf32,
-            deterministic: args.deterministic,
-            goldens: args.goldens.clone(),
-            islands,
-            diagnosed: if args.no_diagnose { 0 } else { DIAGNOSED },
-            fault: None,
-        })
-    }
-
-    fn epochs(&self, model: &Model) -> i64 {
-        match self.tier {
-            Tier::Quick => model.quick(),
-            Tier::Nightly => model.epochs,
-        }
-    }
-
-    fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
-        let fault = match (precision, self.fault) {
-            // The baseline is shared by all faults that leave it alone.
-            (Precision::F32True, Some(fault)) if !fault.touches_baseline() => None,
-            (_, fault) => fault,
-        };
-        Job {
-            model: model.name.to_owned(),
-            precision,
-            seed,
-            epochs: self.epochs(model),
-            device: self.device.clone(),
-            tf32: self.tf32
-                || (precision == Precision::F32True && fault == Some(Fault::Tf32Baseline)),
-            deterministic: self.deterministic,
-            task,
-            islands: self.islands.clone(),
-            fault,
-        }
-    }
-
-    fn seeds(&self, count: usize) -> impl Iterator<Item = u64> + use<> {
-        let first = self.first_seed;
-        (0..count as u64).map(move |index| first + index)
-    }
-
-    /// Jobs of a first look at every model.
-    fn first_look(&self) -> Vec<Job> {
-        let mut jobs = Vec::new();
-        for model in &self.models {
-            jobs.push(self.job(model, Precision::F32True, self.first_seed, Task::Frozen));
-            for precision in &self.precisions {
-                jobs.push(self.job(model, *precision, self.first_seed, Task::Conformance));
-            }
-            for seed in self.seeds(self.first) {
-                for precision in [Precision::F32True].iter().chain(&self.precisions) {
-                    jobs.push(self.job(model, *precision, seed, Task::Train));
-                }
-            }
-        }
-        jobs
-    }
-
     /// Judges one precision of a model by so many seeds.
     fn cell(&self, pool: &Pool, model: &Subject, precision: Precision, count: usize) -> Cell {
         let outcome = |precision, seed, task| {
@@ -334,10 +137,6 @@ impl Plan {
             Failure::new(Reason::PrecisionDidNotRun, text)
         })
     }
-}
-
-fn for_one_model(option: &str) -> Error {
-    Error::config(format!("{option}: a policy is for one model; name it with --model"))
 }
 
 /// Whether each pair had the same weights, order and validation set, and one that is not the

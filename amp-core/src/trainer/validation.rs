@@ -1,0 +1,83 @@
+//! The validations of a run: before it, within its epochs and after them.
+
+use std::time::Instant;
+
+use super::{
+    evaluate::{Evaluator, Stage},
+    fit::{Run, timed},
+    rollback::Aside,
+};
+use crate::{
+    Result,
+    callback::Epoch,
+    event::{EpochEnd, Event, Position, Validated},
+    log::Logged,
+};
+
+impl Run<'_, '_> {
+    /// Whether validations report values within epochs or after some of them.
+    pub(super) fn validates(&self) -> bool {
+        !self.val.is_empty() && !self.validations.follow_each_epoch()
+    }
+
+    /// Whether the last validation was of the model as it is.
+    pub(super) fn is_validated(&self) -> bool {
+        self.validated.is_some_and(|(_, place)| place == self.position)
+    }
+
+    /// Validates within an epoch, if that is due after the step that has just ended.
+    pub(super) fn validate_within_epoch(&mut self) -> Result<()> {
+        let Position { epoch, batch } = self.position;
+        let last = self.validated.map_or(self.started, |(when, _)| when);
+        let due =
+            self.validations.follows(epoch, batch) || self.validations.is_due_after(last.elapsed());
+        // The validation at the epoch's end is the epoch's.
+        let ends_epoch = batch == self.loader.batches() && self.validations.follows(epoch, batch);
+        if !due || self.is_validated() || ends_epoch || self.val.is_empty() {
+            return Ok(());
+        }
+        let (val, val_seconds) = timed(|| self.validate())?;
+        let position = self.position;
+        self.runner.optim.follow_validation(&val)?;
+        let global_step = self.runner.global_step();
+        let validated = Validated { position, global_step, val, val_seconds };
+        (self.emit)(Event::Validated(validated.clone()))?;
+        let (lr, train) = (self.runner.lr, Vec::new());
+        let Validated { val, .. } = validated;
+        let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds: 0.0, val_seconds };
+        let precision = self.runner.policy().precision;
+        let model = &*self.model;
+        let seen = Epoch { model, precision, end: &end, goes_on: true, more_to_come: true };
+        let actions = self.callbacks.each(|callback| callback.on_validation_end(&seen))?;
+        if !actions.is_empty() {
+            self.leave_graph()?;
+        }
+        self.act(actions)
+    }
+
+    /// Validates and returns the values.
+    pub(super) fn validate(&mut self) -> Result<Vec<Logged>> {
+        self.validated = Some((Instant::now(), self.position));
+        self.evaluate(None)
+    }
+
+    fn evaluate(&mut self, most: Option<i64>) -> Result<Vec<Logged>> {
+        let (policy, epoch) = (self.runner.policy(), self.position.epoch);
+        let mut evaluator = Evaluator::new(self.config, policy, self.runner.global_step());
+        let (val, runner) = (self.val.clone(), &self.runner);
+        evaluator.evaluate(self.model, Stage::Validate, &val, most, |model, log| {
+            model.on_validation_epoch_end(&mut runner.hook(epoch, log))
+        })
+    }
+
+    /// Validates a few batches before training, and leaves nothing of it.
+    pub(super) fn check_validation(&mut self) -> Result<()> {
+        let batches = self.loops.num_sanity_val_steps;
+        if batches == 0 || self.val.is_empty() {
+            return Ok(());
+        }
+        let aside = Aside::begin(self.model, self.config.device)?;
+        let _ = self.evaluate(Some(batches))?;
+        aside.end(self.model)
+    }
+}

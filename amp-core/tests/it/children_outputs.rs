@@ -1,0 +1,64 @@
+//! Modules of one's own that take and give more than one tensor.
+
+use amp_core::{
+    Module, Result,
+    nn::{Context, Forward, Linear, Visit, Visitor},
+    precision::Precision,
+    tch::{Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::{
+    children::{ones, products},
+    support::seeded,
+};
+
+/// A module of one's own with other outputs.
+struct Moments;
+
+impl Visit for Moments {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Forward for Moments {
+    type Input = (&'static [Tensor], i64);
+    type Output = (Tensor, Option<Tensor>);
+
+    fn forward_with(
+        &self,
+        (tensors, dim): (&[Tensor], i64),
+        cx: &Context,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let all = Tensor::f_stack(tensors, 0)?;
+        assert_eq!((&*cx.path(), all.kind()), ("moments", Kind::Double));
+        let mean = all.f_mean_dim([dim].as_slice(), false, all.kind())?;
+        Ok((mean, Some(all.f_var_dim([dim].as_slice(), false, false)?)))
+    }
+}
+
+#[derive(Module)]
+#[forward(|x| {
+    let (mean, variance) = moments(&[x.shallow_clone(), fc(x)?], 0)?;
+    Ok(mean.f_add(&variance.expect("a variance"))?)
+})]
+struct Statistics {
+    #[layer(linear(4, 4))]
+    fc: Linear,
+    #[layer(Moments)]
+    #[precision(fp64)]
+    moments: Moments,
+}
+
+#[rstest]
+#[case::mixed(Precision::Bf16Mixed)]
+#[case::plain(Precision::F32True)]
+fn modules_of_ones_own_have_regions_too(#[case] precision: Precision) -> Result<()> {
+    let _generator = seeded(0);
+    let module = Statistics::builder().build()?;
+    products(precision, &module, |module, cx| {
+        let output = module.forward(&ones(&[1, 4]), cx)?;
+        assert_eq!(output.kind(), Kind::Float);
+        Ok(())
+    })?;
+    Ok(())
+}

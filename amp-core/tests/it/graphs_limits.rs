@@ -1,0 +1,109 @@
+//! What keeps steps from being CUDA graphs, and what is said then.
+
+use amp_core::{
+    Module, Result,
+    callback::{Callback, LearningRateMonitor, SpeedBenchmark},
+    nn::{Context, Sequential, Visit, Visitor},
+    precision::Precision,
+    tch::{Device, Tensor},
+    trainer::{Graph, StepAccess},
+};
+use rstest::rstest;
+
+use crate::{
+    graphs::{config, one_cycle, train, train_on},
+    support::{
+        device, message,
+        model::{demo, linear},
+        seeded,
+    },
+};
+
+#[rstest]
+fn timing_may_come_late_and_rates_are_seen_at_each_step() {
+    assert_eq!(SpeedBenchmark::new().step_access(), StepAccess::Late);
+    assert_eq!(LearningRateMonitor::new().step_access(), StepAccess::EachStep);
+}
+
+/// Reads a number from the device in every forward pass.
+struct Reads;
+
+impl Visit for Reads {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for Reads {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let largest = input.f_max()?.f_double_value(&[])?;
+        Ok(input.f_mul_scalar(if largest > 1e9 { 0.5 } else { 1.0 })?)
+    }
+}
+
+#[rstest]
+#[case::asked(Graph::On)]
+#[case::by_itself(Graph::Auto)]
+fn a_step_that_waits_for_the_device_is_no_graph(#[case] graph: Graph) -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let run = |graph| {
+        let _generator = seeded(7);
+        let network = Sequential::new(vec![
+            Box::new(Reads) as Box<dyn Module>,
+            Box::new(linear(64, 32)?),
+            Box::new(amp_core::nn::Dropout::new(0.5)?),
+            Box::new(linear(32, 10)?),
+        ]);
+        let mut config = config(Precision::Bf16Mixed, graph);
+        config.max_epochs = 2;
+        train_on(&config, network, StepAccess::Late, one_cycle, Vec::new())
+    };
+    match graph {
+        Graph::On => {
+            let text = message(run(graph));
+            assert!(text.contains("the step waits for the device"), "{text}");
+        }
+        _ => {
+            let (outcome, eager) = (run(graph)?, run(Graph::Off)?);
+            let notes = outcome.record.notes;
+            assert_eq!(notes.len(), 1, "{notes:?}");
+            assert!(notes[0].contains("the step waits for the device"), "{notes:?}");
+            // The attempt left nothing behind, random numbers neither.
+            assert_eq!(outcome.weights, eager.weights);
+        }
+    }
+    Ok(())
+}
+
+#[rstest]
+fn a_hand_written_step_says_why_it_is_no_graph() -> Result<()> {
+    let within = StepAccess::Within("the model is peculiar");
+    let run = |graph| {
+        let _generator = seeded(7);
+        let mut config = config(Precision::F32True, graph);
+        config.max_epochs = 1;
+        train_on(&config, demo(0.2)?, within, one_cycle, Vec::new())
+    };
+    let text = message(run(Graph::On));
+    let cuda = device().is_cuda();
+    let why = if cuda { "the model is peculiar" } else { "they need a CUDA device" };
+    assert_eq!(text, format!("steps do not run as CUDA graphs: {why}"));
+    // A CPU has no graphs, and nobody needs to be told.
+    let notes = run(Graph::Auto)?.record.notes;
+    assert_eq!(notes.len(), usize::from(cuda), "{notes:?}");
+    Ok(())
+}
+
+#[rstest]
+fn the_memory_of_a_graph_is_given_back() -> Result<()> {
+    let Device::Cuda(_) = device() else { return Ok(()) };
+    let run = |graph| -> Result<u64> {
+        let mut config = config(Precision::Bf16Mixed, graph);
+        config.max_epochs = 2;
+        train(&config, one_cycle, Vec::new())?;
+        amp_core::memory::cuda_allocated(device())
+    };
+    let before = run(Graph::Off)?;
+    assert_eq!(run(Graph::On)?, before);
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! Imports between the modules at the top of a crate.
+
+use std::path::Path;
+
+use proc_macro2::{Ident, TokenStream, TokenTree};
+use syn::{
+    Attribute, Item, ItemMod, ItemUse, Macro, Meta, UseTree,
+    visit::{self, Visit},
+};
+
+use crate::{
+    Finding,
+    modules::{Meaning, Names, Source, declared, is_test, sources},
+};
+
+/// Imports of a module that stands above the importing one in `order`, and modules and entries that
+/// only one of the crate and the order has.
+pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
+    let (sources, mut findings) = sources(root, krate);
+    let names = Names::new(&sources);
+    let place = |module: &str| order.iter().position(|entry| *entry == module);
+    for source in &sources {
+        let Some(own) = source.module.first() else {
+            findings.extend(unlike(source, krate, order));
+            continue;
+        };
+        let mut imports = Imports::new(krate, source);
+        source.items.iter().for_each(|item| imports.visit_item(item));
+        for (line, name) in imports.found {
+            let text = match names.meaning(&name) {
+                Meaning::Module(other) if place(&other) > place(own) => format!(
+                    "`{own}` imports `{name}` of `{other}`, which stands above it: move what it needs \
+                     to `{own}` or below",
+                ),
+                Meaning::Root => format!(
+                    "`{own}` imports `{name}` of the crate's root, which stands above all modules: \
+                     name the module it is in",
+                ),
+                _ => continue,
+            };
+            findings.push(Finding::new(&source.file, line, text));
+        }
+    }
+    findings
+}
+
+/// What differs between the root's modules and the order.
+fn unlike(root: &Source, krate: &str, order: &[&str]) -> Vec<Finding> {
+    let items: Vec<&Item> = root.items.iter().collect();
+    let modules: Vec<&Ident> = declared(&items).map(|module| &module.ident).collect();
+    let missing = modules.iter().filter(|module| !order.iter().any(|entry| *module == entry));
+    let missing = missing.map(|module| {
+        let text = format!(
+            "`{module}` has no place in the order of {krate}: add it to tests/tests/tidy/main.rs, above \
+             what it imports"
+        );
+        Finding::new(&root.file, module.span().start().line, text)
+    });
+    let stale = order.iter().filter(|entry| !modules.iter().any(|module| module == *entry));
+    let stale = stale.map(|entry| {
+        let text = format!("no module `{entry}` is here: take it from the order of {krate}");
+        Finding::new(&root.file, 1, text)
+    });
+    missing.chain(stale).collect()
+}
+
+/// The names at the crate's root that a file takes.
+struct Imports {
+    /// The crate's name in paths.
+    krate: String,
+    /// How many modules the file's place is below the root.
+    depth: usize,
+    found: Vec<(usize, String)>,
+}
+
+/// Where a path has come to.
+#[derive(Clone, Copy)]
+enum At {
+    Start,
+    /// So many modules below the root.
+    Module(usize),
+}
+
+impl Imports {
+    fn new(krate: &str, source: &Source) -> Self {
+        Self { krate: krate.replace('-', "_"), depth: source.module.len(), found: Vec::new() }
+    }
+
+    /// Takes one name of a path; `None` where what follows is of no interest.
+    fn step(&mut self, at: At, name: &Ident) -> Option<At> {
+        let text = name.to_string();
+        match (at, text.as_str()) {
+            (At::Start, "crate") => Some(At::Module(0)),
+            (At::Start, krate) if krate == self.krate => Some(At::Module(0)),
+            (At::Start | At::Module(_), "self") => {
+                Some(if let At::Start = at { At::Module(self.depth) } else { at })
+            }
+            (At::Start, "super") => self.depth.checked_sub(1).map(At::Module),
+            (At::Module(depth), "super") => depth.checked_sub(1).map(At::Module),
+            (At::Module(0), _) => {
+                self.found.push((name.span().start().line, text));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn tree(&mut self, tree: &UseTree, at: At) {
+        match tree {
+            UseTree::Path(path) => {
+                if let Some(next) = self.step(at, &path.ident) {
+                    self.tree(&path.tree, next);
+                }
+            }
+            UseTree::Name(name) => drop(self.step(at, &name.ident)),
+            UseTree::Rename(name) => drop(self.step(at, &name.ident)),
+            UseTree::Group(group) => group.items.iter().for_each(|tree| self.tree(tree, at)),
+            UseTree::Glob(glob) => {
+                if let At::Module(0) = at {
+                    let line = glob.star_token.spans[0].start().line;
+                    self.found.push((line, "*".to_owned()));
+                }
+            }
+        }
+    }
+
+    /// Paths among the tokens of a macro, each from `start` on; `$crate` is the caller's affair.
+    fn tokens(&mut self, tokens: TokenStream, start: At) {
+        let (mut at, mut colons, mut dollar) = (None, 0, false);
+        for token in tokens {
+            match token {
+                TokenTree::Ident(name) => {
+                    let from = match (at, colons) {
+                        (Some(at), 2) => Some(at),
+                        (_, 0) if !dollar => Some(start),
+                        _ => None,
+                    };
+                    at = from.and_then(|from| self.step(from, &name));
+                    (colons, dollar) = (0, false);
+                }
+                TokenTree::Punct(mark) => {
+                    dollar = mark.as_char() == '$';
+                    colons = if mark.as_char() == ':' { colons + 1 } else { 0 };
+                }
+                TokenTree::Group(group) => {
+                    let start = at.filter(|_| colons == 2).unwrap_or(At::Start);
+                    self.tokens(group.stream(), start);
+                    (at, colons, dollar) = (None, 0, false);
+                }
+                TokenTree::Literal(_) => (at, colons, dollar) = (None, 0, false),
+            }
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Imports {
+    fn visit_item(&mut self, item: &'ast Item) {
+        if !is_test(attributes(item)) {
+            visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_item_mod(&mut self, module: &'ast ItemMod) {
+        self.depth += 1;
+        visit::visit_item_mod(self, module);
+        self.depth -= 1;
+    }
+
+    fn visit_item_use(&mut self, import: &'ast ItemUse) {
+        self.tree(&import.tree, At::Start);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let mut at = Some(At::Start);
+        for segment in &path.segments {
+            at = at.and_then(|at| self.step(at, &segment.ident));
+        }
+        visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, call: &'ast Macro) {
+        self.tokens(call.tokens.clone(), At::Start);
+        visit::visit_macro(self, call);
+    }
+
+    fn visit_attribute(&mut self, attr: &'ast Attribute) {
+        match &attr.meta {
+            Meta::List(list) => self.tokens(list.tokens.clone(), At::Start),
+            _ => visit::visit_attribute(self, attr),
+        }
+    }
+
+    fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
+}
+
+fn attributes(item: &Item) -> &[Attribute] {
+    match item {
+        Item::Mod(item) => &item.attrs,
+        Item::Use(item) => &item.attrs,
+        Item::Fn(item) => &item.attrs,
+        Item::Impl(item) => &item.attrs,
+        Item::Struct(item) => &item.attrs,
+        Item::Const(item) => &item.attrs,
+        Item::Macro(item) => &item.attrs,
+        _ => &[],
+    }
+}

@@ -1,0 +1,122 @@
+//! The sources are in order: no module imports one that stands above it, no file is long, unsafe code
+//! is in amp-core's `ffi` alone, and every page is mentioned somewhere. A finding is one line.
+
+mod files;
+mod imports;
+mod modules;
+mod pages;
+mod planted;
+mod unsafety;
+
+use std::path::{Path, PathBuf};
+
+/// amp-core's modules from the ground up: each may import those before it.
+const AMP_CORE: &[&str] = &[
+    "error",
+    "parameter",
+    "ffi",
+    "named",
+    "file",
+    "state",
+    "monitor",
+    "optimizer",
+    "precision",
+    "random",
+    "hardware",
+    "memory",
+    "tensor_file",
+    "convert",
+    "loss",
+    "metric",
+    "log",
+    "nn",
+    "weights",
+    "hparam",
+    "probe",
+    "optim",
+    "data",
+    "module",
+    "checkpoint",
+    "provenance",
+    "event",
+    "record",
+    "callback",
+    "logger",
+    "trainer",
+];
+
+/// amp-derive's.
+const AMP_DERIVE: &[&str] = &[
+    "manifest",
+    "symbol",
+    "tokens",
+    "suggest",
+    "diag",
+    "spec",
+    "fragments",
+    "parse",
+    "table",
+    "model",
+    "check",
+    "expand",
+    "fallback",
+    "batch",
+];
+
+/// Where unsafe code may be.
+const FFI: &str = "amp-core/src/ffi";
+
+/// Where something is wrong, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Finding {
+    /// Relative to the workspace.
+    file: PathBuf,
+    line: usize,
+    text: String,
+}
+
+impl Finding {
+    fn new(file: impl AsRef<Path>, line: usize, text: impl Into<String>) -> Self {
+        Self { file: file.as_ref().to_owned(), line, text: text.into() }
+    }
+}
+
+fn root() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().expect("the workspace is the folder above").to_owned()
+}
+
+/// Fails with one line for each finding.
+fn assert_none(mut findings: Vec<Finding>) {
+    findings.sort();
+    let lines = findings
+        .iter()
+        .map(|Finding { file, line, text }| format!("{}:{line}: {text}\n", file.display()));
+    let lines: String = lines.collect();
+    assert!(findings.is_empty(), "{} findings:\n{lines}", findings.len());
+}
+
+#[test]
+fn no_module_of_amp_core_imports_one_above_it() {
+    assert_none(imports::upward(&root(), "amp-core", AMP_CORE));
+}
+
+#[test]
+fn no_module_of_amp_derive_imports_one_above_it() {
+    assert_none(imports::upward(&root(), "amp-derive", AMP_DERIVE));
+}
+
+#[test]
+fn no_file_is_long() {
+    assert_none(files::long(&root()));
+}
+
+#[test]
+fn unsafe_code_is_in_the_ffi_alone() {
+    assert_none(unsafety::outside(&root(), Path::new(FFI)));
+}
+
+#[test]
+fn every_page_is_mentioned() {
+    assert_none(pages::orphans(&root()));
+}

@@ -1,0 +1,192 @@
+//! What is planted is found, each in a folder of its own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use tempfile::{TempDir, tempdir};
+
+use crate::{
+    AMP_DERIVE, Finding, files,
+    imports::upward,
+    pages::orphans,
+    root,
+    unsafety::{outside, words},
+};
+
+/// A workspace of these files.
+fn planted(files: &[(&str, &str)]) -> TempDir {
+    let folder = tempdir().expect("a temporary folder");
+    for (file, text) in files {
+        let path = folder.path().join(file);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(path, text).expect("a file");
+    }
+    folder
+}
+
+/// The findings as `file:line: text`.
+fn shown(findings: Vec<Finding>) -> Vec<String> {
+    let show = |Finding { file, line, text }| format!("{}:{line}: {text}", file.display());
+    let mut lines: Vec<String> = findings.into_iter().map(show).collect();
+    lines.sort();
+    lines
+}
+
+/// Findings about `low`, in a crate whose root begins with `root`.
+fn about_low(root: &str, low: &str) -> Vec<String> {
+    let root = format!("mod low;\nmod high;\n{root}");
+    let folder = planted(&[
+        ("my-kit/src/lib.rs", &root),
+        ("my-kit/src/low.rs", low),
+        ("my-kit/src/high.rs", ""),
+    ]);
+    shown(upward(folder.path(), "my-kit", &["low", "high"]))
+}
+
+const ABOVE: &str = "which stands above it: move what it needs to `low` or below";
+
+#[test]
+fn an_upward_import_is_found_in_whatever_form() {
+    let forms = [
+        "use crate::high::Thing;",
+        "pub use crate::{other::X, high::{self, deep::Thing}};",
+        "use super::high;",
+        "mod inner { use super::super::high::Thing; }",
+        "use my_kit::high::Thing;",
+        "fn f() { let _ = crate::high::thing(); }",
+        "fn f(thing: &super::high::Thing) {}",
+        "fn f() { println!(\"{}\", crate::high::thing()); }",
+        "macro_rules! call { () => { crate::high::thing() } }",
+        "macro_rules! call { () => { use crate::{low::X, high::Thing}; } }",
+        "#[arg(value_parser = crate::high::thing)] struct Args;",
+        "impl crate::high::Thing for u8 {}",
+    ];
+    for low in forms {
+        let root = "use high as other;";
+        let found = about_low(root, &format!("\n{low}\n"));
+        assert!(!found.is_empty(), "{low}");
+        for finding in found {
+            assert!(
+                finding.starts_with("my-kit/src/low.rs:2: `low` imports `"),
+                "{low}: {finding}"
+            );
+            assert!(finding.ends_with(ABOVE), "{low}: {finding}");
+        }
+    }
+}
+
+#[test]
+fn names_at_the_root_are_followed_to_their_module() {
+    let root = "pub use high::{Thing, Other as Renamed};\npub use elsewhere::Foreign;\nfn own() {}";
+    let finds = |low: &str| about_low(root, low).concat();
+    assert!(finds("use crate::Thing;").contains("`low` imports `Thing` of `high`, which"));
+    assert!(
+        finds("use crate::{Renamed as X};").contains("`low` imports `Renamed` of `high`, which")
+    );
+    assert!(finds("use crate::own;").contains("`own` of the crate's root, which"));
+    assert!(finds("use crate::*;").contains("`*` of the crate's root, which"));
+    assert_eq!(finds("use crate::Foreign;"), "");
+}
+
+#[test]
+fn what_is_no_upward_import_is_left_alone() {
+    let low = "
+        //! See [`crate::high`].
+        use std::fmt;
+        use self::inner::crated;
+        mod inner { use super::fmt; pub fn crated() {} }
+        pub(crate) fn f() { g::<fmt::Error>(\"crate::high\") }
+        macro_rules! call { () => { $crate::high::thing() } }
+        #[cfg(test)]
+        mod tests { use crate::high::Thing; use super::*; }
+        #[cfg(test)]
+        mod elsewhere;
+    ";
+    assert_eq!(about_low("", low), [""; 0]);
+}
+
+#[test]
+fn a_module_without_a_place_and_a_place_without_a_module_are_found() {
+    let folder = planted(&[("kit/src/lib.rs", "mod low;"), ("kit/src/low.rs", "")]);
+    let found = shown(upward(folder.path(), "kit", &["gone"]));
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("kit/src/lib.rs:1: `low` has no place in the order"), "{found:?}");
+    assert!(found[1].starts_with("kit/src/lib.rs:1: no module `gone`"), "{found:?}");
+}
+
+/// In a copy of a crate that is in order.
+#[test]
+fn an_import_planted_in_amp_derive_is_found() {
+    let folder = tempdir().expect("a temporary folder");
+    let sources = |file: &PathBuf| file.starts_with("amp-derive/src");
+    for file in files::all(&root()).iter().filter(|file| sources(file)) {
+        let copy = folder.path().join(file);
+        fs::create_dir_all(copy.parent().expect("a folder")).expect("a folder");
+        fs::copy(root().join(file), copy).expect("a copy");
+    }
+    let symbol = folder.path().join("amp-derive/src/symbol.rs");
+    let text = files::text(&symbol);
+    fs::write(&symbol, format!("{text}use crate::expand::expand;\n")).expect("a changed file");
+    let found = shown(upward(folder.path(), "amp-derive", AMP_DERIVE));
+    let line = text.lines().count() + 1;
+    assert_eq!(found.len(), 1, "{found:?}");
+    let begins = format!("amp-derive/src/symbol.rs:{line}: `symbol` imports `expand` of `expand`");
+    assert!(found[0].starts_with(&begins), "{found:?}");
+}
+
+#[test]
+fn a_long_file_is_found() {
+    let (fits, long) = ("\n".repeat(400), "\n".repeat(401));
+    let folder = planted(&[("a/fits.rs", &fits), ("a/long.rs", &long), ("target/long.rs", &long)]);
+    let found = shown(files::long(folder.path()));
+    assert_eq!(
+        found,
+        ["a/long.rs:401: 401 lines, at most 400: move one matter to a file of its own"]
+    );
+}
+
+#[test]
+fn unsafe_code_is_found() {
+    let lines = |source| words(source).into_iter().map(|(line, _)| line).collect::<Vec<_>>();
+    assert_eq!(lines("fn f() {\n    unsafe { g() }\n}"), [2]);
+    assert_eq!(
+        lines("unsafe fn f() {}\nunsafe impl Send for X {}\nunsafe extern \"C\" {}"),
+        [1, 2, 3]
+    );
+    assert_eq!(lines("macro_rules! m {\n() => {\nunsafe { f() }\n}}"), [3]);
+    assert_eq!(
+        lines("#![allow(dead_code, unsafe_code)]\n#[expect(unsafe_code)]\nfn f() {}"),
+        [1, 2]
+    );
+    assert_eq!(
+        lines("#![deny(unsafe_code)]\n// unsafe\n/// unsafe\nconst X: &str = \"unsafe\";"),
+        [0; 0]
+    );
+    let code = "unsafe fn f() {}";
+    let folder = planted(&[("kit/src/ffi/mod.rs", code), ("kit/src/lib.rs", code)]);
+    let found = shown(outside(folder.path(), Path::new("kit/src/ffi")));
+    assert_eq!(
+        found,
+        ["kit/src/lib.rs:1: `unsafe`: unsafe code is in kit/src/ffi alone; call a safe \
+                        function there"]
+    );
+}
+
+#[test]
+fn an_orphan_is_found() {
+    let folder = planted(&[
+        ("README.md", "See [the guide](docs/GUIDE.md) and `RULES.md`."),
+        ("docs/GUIDE.md", "See [the kit](../kit/README.md)."),
+        ("docs/RULES.md", ""),
+        ("docs/ALONE.md", "I am ALONE.md."),
+        ("kit/README.md", ""),
+        ("kit/src/lib.rs", "#![doc = include_str!(\"../PAGE.md\")]"),
+        ("kit/PAGE.md", ""),
+        ("other/README.md", ""),
+    ]);
+    let advice = "no other page or source mentions this page: link it, or remove it";
+    let expected = ["docs/ALONE.md", "other/README.md"].map(|page| format!("{page}:1: {advice}"));
+    assert_eq!(shown(orphans(folder.path())), expected);
+}

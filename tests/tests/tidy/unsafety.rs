@@ -1,0 +1,59 @@
+//! Unsafe code, and what allows it.
+
+use std::path::Path;
+
+use proc_macro2::{TokenStream, TokenTree};
+
+use crate::{
+    Finding,
+    files::{all, ends_in, text},
+};
+
+/// The word `unsafe`, and lints that let it pass, outside the folder `home`.
+pub(crate) fn outside(root: &Path, home: &Path) -> Vec<Finding> {
+    let sources = all(root).into_iter().filter(|file| ends_in(file, &["rs"]));
+    let mut findings = Vec::new();
+    for file in sources.filter(|file| !file.starts_with(home)) {
+        let source = text(&root.join(&file));
+        // Most have no such word, and need not be read closely.
+        if source.contains("unsafe") {
+            findings.extend(words(&source).into_iter().map(|(line, word)| {
+                let home = home.display();
+                let text =
+                    format!("{word}: unsafe code is in {home} alone; call a safe function there");
+                Finding::new(&file, line, text)
+            }));
+        }
+    }
+    findings
+}
+
+/// Where the words stand, outside comments and strings.
+pub(crate) fn words(source: &str) -> Vec<(usize, String)> {
+    let Ok(tokens) = source.parse::<TokenStream>() else {
+        return vec![(1, "not Rust, so nobody knows whether it is `unsafe`".to_owned())];
+    };
+    let mut found = Vec::new();
+    collect(tokens, false, &mut found);
+    found
+}
+
+/// `allowed` is whether the tokens are what a lint level other than `deny` and `forbid` applies to.
+fn collect(tokens: TokenStream, allowed: bool, found: &mut Vec<(usize, String)>) {
+    let mut levels = false;
+    for token in tokens {
+        match token {
+            TokenTree::Ident(ident) => {
+                let line = ident.span().start().line;
+                levels = ["allow", "expect", "warn"].iter().any(|level| ident == level);
+                if ident == "unsafe" {
+                    found.push((line, "`unsafe`".to_owned()));
+                } else if ident == "unsafe_code" && allowed {
+                    found.push((line, "a lint level for `unsafe_code`".to_owned()));
+                }
+            }
+            TokenTree::Group(group) => collect(group.stream(), std::mem::take(&mut levels), found),
+            _ => levels = false,
+        }
+    }
+}

@@ -8,6 +8,15 @@
 //! loses in each layer of one step, `diagnose` what a failed check is due to, `gate` judges models in
 //! CI, `bench` measures speed.
 
+mod recorded;
+
+#[cfg(feature = "cli")]
+mod faults;
+#[cfg(feature = "cli")]
+mod speed;
+#[cfg(feature = "cli")]
+mod tap;
+
 pub mod case;
 pub mod comparison;
 pub mod golden;
@@ -30,6 +39,8 @@ pub mod exponents;
 pub mod gate;
 #[cfg(feature = "cli")]
 pub mod layers;
+#[cfg(feature = "cli")]
+pub mod options;
 #[cfg(feature = "cli")]
 pub mod output;
 #[cfg(feature = "cli")]

@@ -7,7 +7,7 @@ use amp_core::{
     logger::{ChromeTrace, CsvLogger, JsonLinesLogger, TensorBoardLogger},
 };
 
-use crate::cli::LogArgs;
+use crate::options::LogArgs;
 
 /// The logs the user asked for. They are opened when the first run starts: until then a request
 /// may turn out to be impossible, and must leave the files of earlier runs alone.

@@ -1,5 +1,11 @@
 //! A set too large for its place, fed from the host, beside the same set on the device.
 
+use super::{
+    contest::Engine,
+    ours::seconds_of,
+    workload::{Size, Task, config},
+};
+pub use crate::speed::Feed;
 use amp_core::{
     Result, TrainerConfig,
     data::{Batch, BatchType, DataModule, Placement},
@@ -7,43 +13,6 @@ use amp_core::{
     tch::{Device, Tensor},
     trainer::Graph,
 };
-use serde::{Deserialize, Serialize};
-
-use super::{
-    contest::Engine,
-    ours::seconds_of,
-    statistics::{Spread, paired_ratio},
-    workload::{Size, Task, config},
-};
-
-/// What feeding costs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Feed {
-    /// What was trained.
-    pub workload: String,
-    /// How.
-    pub precision: Precision,
-    /// By whom.
-    pub engine: Engine,
-    /// Of the set.
-    pub bytes: u64,
-    /// Steps a second in each round, from the host.
-    pub host: Vec<f64>,
-    /// The same from the device.
-    pub device: Vec<f64>,
-}
-
-impl Feed {
-    /// The share of the device's rate that feeding costs: the median over rounds.
-    pub fn cost(&self) -> Option<f64> {
-        paired_ratio(&self.host, &self.device).map(|ratio| 1.0 - ratio)
-    }
-
-    /// Steps a second, from the host and from the device.
-    pub fn rates(&self) -> Option<(Spread, Spread)> {
-        Some((Spread::of(&self.host)?, Spread::of(&self.device)?))
-    }
-}
 
 /// Steps that are left out: kernels are loaded and graphs are captured in them.
 const WARM_UP: u64 = 16;

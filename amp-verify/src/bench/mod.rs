@@ -6,19 +6,14 @@ pub mod clock;
 pub mod contest;
 pub mod feed;
 mod ours;
-pub mod overhead;
 pub mod peers;
 mod rate;
-pub mod report;
-pub mod statistics;
-pub mod target;
 pub mod workload;
 
+pub use crate::speed::{
+    Devices, Overhead, Report, Target, Workload, overhead, report, statistics, target,
+};
 pub use args::{BenchArgs, Plan};
-pub use overhead::Overhead;
-pub use report::Report;
-pub use target::Target;
-pub use workload::{Devices, Workload};
 
 use std::time::Instant;
 

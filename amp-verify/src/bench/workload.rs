@@ -1,5 +1,10 @@
 //! What is trained: a registered model at the sizes that are compared, and its data.
 
+pub use crate::speed::{Devices, Workload};
+use crate::{
+    registry::{Model, Registry},
+    speed::Noise,
+};
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
     data::{Batch, DataModule},
@@ -8,59 +13,9 @@ use amp_core::{
     precision::{Clip, Precision},
     tch::{Device, Kind, Tensor},
 };
-use serde_json::Value;
-
-use crate::registry::{Model, Registry};
 
 /// The norm that gradients are clipped to, in everything that is measured.
 pub const CLIP: f64 = 1.0;
-
-/// A registered model with its data, as [`Registry::workload`] takes it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Workload {
-    pub(crate) name: String,
-    model: String,
-    batch: Option<i64>,
-    noise: Option<Noise>,
-    hyperparameters: Hyperparameters,
-    tiny: Option<Hyperparameters>,
-    steps: (i64, i64),
-    devices: Devices,
-    fed: Devices,
-    reduced_state: bool,
-}
-
-/// Random examples: x ~ N(0, 1), classes by chance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Noise {
-    batches: i64,
-    features: i64,
-    classes: i64,
-}
-
-/// Kinds of devices that something is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Devices {
-    /// For CUDA.
-    pub cuda: bool,
-    /// For a CPU.
-    pub cpu: bool,
-}
-
-impl Devices {
-    /// Both.
-    pub const ALL: Self = Self { cuda: true, cpu: true };
-    /// CUDA alone.
-    pub const CUDA: Self = Self { cuda: true, cpu: false };
-    /// The CPU alone.
-    pub const CPU: Self = Self { cuda: false, cpu: true };
-    /// Neither.
-    pub const NONE: Self = Self { cuda: false, cpu: false };
-
-    fn holds(self, device: Device) -> bool {
-        if device.is_cuda() { self.cuda } else { self.cpu }
-    }
-}
 
 /// A workload at the size that is compared, or so small that its tensors cost next to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,81 +30,6 @@ pub enum Size {
 const TINY: i64 = 8;
 
 impl Workload {
-    /// Trains the registered model `model` on its own data, with its own batch size and
-    /// hyperparameters, under the name `name`.
-    pub fn new(name: impl Into<String>, model: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            model: model.into(),
-            batch: None,
-            noise: None,
-            hyperparameters: Hyperparameters::new(),
-            tiny: None,
-            steps: (64, 64),
-            devices: Devices::ALL,
-            fed: Devices::NONE,
-            reduced_state: false,
-        }
-    }
-
-    /// Examples in a batch; the model's own by default.
-    #[must_use]
-    pub fn batch(mut self, examples: i64) -> Self {
-        self.batch = Some(examples);
-        self
-    }
-
-    /// Trains on so many batches of random examples of so many features, with classes by chance,
-    /// instead of the model's data.
-    #[must_use]
-    pub fn noise(mut self, batches: i64, features: i64, classes: i64) -> Self {
-        self.noise = Some(Noise { batches, features, classes });
-        self
-    }
-
-    /// Hyperparameters over the model's own: a JSON object.
-    #[must_use]
-    pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
-        self.hyperparameters = object(hyperparameters);
-        self
-    }
-
-    /// Hyperparameters of the same model so small that its tensors cost next to nothing, with 8 random
-    /// features and batches of 8: the host's part of a step is measured with them.
-    #[must_use]
-    pub fn tiny(mut self, hyperparameters: Value) -> Self {
-        self.tiny = Some(object(hyperparameters));
-        self
-    }
-
-    /// Steps of a round, at least, on CUDA and on a CPU; 64 by default.
-    #[must_use]
-    pub fn steps_of_a_round(mut self, cuda: i64, cpu: i64) -> Self {
-        self.steps = (cuda, cpu);
-        self
-    }
-
-    /// The devices on which it is measured unless workloads are named; all by default.
-    #[must_use]
-    pub fn on(mut self, devices: Devices) -> Self {
-        self.devices = devices;
-        self
-    }
-
-    /// The devices on which feeding it from the host is measured as well; none by default.
-    #[must_use]
-    pub fn fed_on(mut self, devices: Devices) -> Self {
-        self.fed = devices;
-        self
-    }
-
-    /// Measures it with gradients in 16 bits and optimizer state in 8 bits, too, on CUDA.
-    #[must_use]
-    pub fn with_reduced_state(mut self) -> Self {
-        self.reduced_state = true;
-        self
-    }
-
     /// Looks up the model and its data.
     ///
     /// # Errors
@@ -186,13 +66,6 @@ impl Workload {
             batch,
             batches,
         })
-    }
-}
-
-fn object(value: Value) -> Hyperparameters {
-    match value {
-        Value::Object(map) => map,
-        other => panic!("hyperparameters: {other} is not a JSON object"),
     }
 }
 

@@ -8,8 +8,7 @@ use amp_core::{
 };
 use clap::Args;
 
-use super::positive;
-use crate::registry::Judge;
+use crate::{options::positive, registry::Judge};
 
 /// What is saved, and what a run goes on from.
 #[derive(Debug, Args)]

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     case::Case,
-    cli::{Format, RunArgs},
     layers::{Options, Subject, module_paths},
+    options::{Format, RunArgs},
 };
 
 /// The checks to search by.

@@ -12,7 +12,7 @@ use amp_core::{
     state::State,
 };
 
-use super::tap::Tap;
+use crate::tap::Tap;
 
 /// Trains without ever moving a weight: forward and backward passes, batch statistics and all
 /// else are those of a run. What such a model scores is what an untrained one does, and more where

@@ -12,15 +12,13 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    conformance, controls, identity,
-    tap::{Tap, Tapped},
-};
+use super::{conformance, controls, identity};
 use crate::{
     case::{Case, Choices},
     diagnose::Islands,
+    faults::{Fault, Faulty},
     registry::Registry,
-    selftest::{Fault, Faulty},
+    tap::{Tap, Tapped},
     text::one_line,
 };
 

@@ -14,8 +14,8 @@ mod plan;
 mod pool;
 mod render;
 mod report;
-mod tap;
 
+pub use crate::tap::{Tap, Tapped};
 pub use args::{GateArgs, Tier};
 pub use cache::Cache;
 pub use command::command;
@@ -27,7 +27,6 @@ pub(crate) use pool::Worker;
 pub use pool::{Pool, WORKER, work};
 pub use render::{annotations, junit, markdown, table};
 pub use report::{Cell, ModelReport, Report, Status};
-pub use tap::{Tap, Tapped};
 
 use std::{path::Path, thread, time::Instant};
 

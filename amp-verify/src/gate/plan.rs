@@ -8,8 +8,8 @@ use super::{Bounds, DIAGNOSED, GateArgs, Job, Task, Tier};
 use crate::{
     case::{Case, Choices},
     diagnose::{Islands, PolicyFile},
+    faults::Fault,
     registry::{Model, Registry},
-    selftest::Fault,
 };
 
 /// A model with what its runs are held against.
@@ -58,9 +58,9 @@ pub struct Plan {
     pub most: usize,
     /// The first seed.
     pub first_seed: u64,
-    /// See [`Design::alpha`].
+    /// See [`Design::alpha`](crate::verdict::Design::alpha).
     pub alpha: f64,
-    /// See [`Design::equivalence`].
+    /// See [`Design::equivalence`](crate::verdict::Design::equivalence).
     pub equivalence: bool,
     /// The device by name.
     pub device: String,

@@ -11,8 +11,8 @@ use clap::Args;
 use super::{Options, Report, Subject, measure};
 use crate::{
     case::Case,
-    cli::{Format, RunArgs},
     exponents::WindowOptions,
+    options::{Format, RunArgs},
 };
 
 /// Options of `layers`.

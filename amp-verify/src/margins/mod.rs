@@ -1,7 +1,6 @@
 //! What unchanged runs of a project's models differ by: the file `margins.json` in the project's
 //! folder, which `cargo amp margins` writes and the gate judges by.
 
-mod file;
 #[cfg(feature = "cli")]
 mod goldens;
 #[cfg(feature = "cli")]
@@ -9,6 +8,8 @@ mod kernel_sets;
 #[cfg(feature = "cli")]
 mod record;
 
-pub use file::{FirstSteps, Margins, MetricSpread, ModelMargin, Population, StepSpreads};
+pub use crate::recorded::{
+    FirstSteps, Margins, MetricSpread, ModelMargin, Population, StepSpreads,
+};
 #[cfg(feature = "cli")]
 pub use record::{MarginsArgs, command};

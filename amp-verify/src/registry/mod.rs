@@ -43,9 +43,9 @@ use std::sync::Arc;
 
 use amp_core::{Error, Result};
 
+use crate::recorded::Margins;
 #[cfg(feature = "cli")]
-use crate::bench::{Overhead, Report, Target, Workload};
-use crate::margins::Margins;
+use crate::speed::{Overhead, Report, Target, Workload};
 
 /// The models and data sets of a project, with where its files are.
 #[derive(Clone)]

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Judge, Registry};
 #[cfg(feature = "cli")]
-use crate::selftest::Fault;
+use crate::faults::Fault;
 
 /// Builds a model from hyperparameters, drawing its weights from libtorch's global generator.
 pub type Build = dyn Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync;

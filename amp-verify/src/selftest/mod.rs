@@ -1,11 +1,11 @@
 //! The gate's own test: faults that must turn it red, and unchanged runs that must not.
 
 mod args;
-mod fault;
 mod report;
 mod run;
+mod subject;
 
+pub use crate::faults::{Fault, Faulty};
 pub use args::SelftestArgs;
-pub use fault::{Fault, Faulty};
 pub use report::{Fate, Report};
 pub use run::run;

@@ -63,6 +63,34 @@ const AMP_DERIVE: &[&str] = &[
     "batch",
 ];
 
+/// amp-verify's.
+const AMP_VERIFY: &[&str] = &[
+    "text",
+    "verdict",
+    "exponents",
+    "recorded",
+    "tap",
+    "faults",
+    "speed",
+    "registry",
+    "case",
+    "comparison",
+    "runner",
+    "matrix",
+    "golden",
+    "options",
+    "layers",
+    "diagnose",
+    "bench",
+    "view",
+    "gate",
+    "margins",
+    "selftest",
+    "report",
+    "output",
+    "cli",
+];
+
 /// Where unsafe code may be.
 const FFI: &str = "amp-core/src/ffi";
 
@@ -104,6 +132,11 @@ fn no_module_of_amp_core_imports_one_above_it() {
 #[test]
 fn no_module_of_amp_derive_imports_one_above_it() {
     assert_none(imports::upward(&root(), "amp-derive", AMP_DERIVE));
+}
+
+#[test]
+fn no_module_of_amp_verify_imports_one_above_it() {
+    assert_none(imports::upward(&root(), "amp-verify", AMP_VERIFY));
 }
 
 #[test]

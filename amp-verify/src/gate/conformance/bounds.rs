@@ -5,7 +5,7 @@ use amp_core::{Error, Result, precision::Precision, tch::Device};
 use super::Figures;
 use crate::{
     gate::job::{Failure, Reason},
-    margins::{Margins, Population, StepSpreads},
+    recorded::{Margins, Population, StepSpreads},
     registry::Model,
     verdict::tolerance_factor,
 };

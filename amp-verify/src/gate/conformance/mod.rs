@@ -16,7 +16,7 @@ use self::{
     steps::{Ran, Steps, Trace},
 };
 use super::job::{Failure, Job, Outcome, Reason};
-use crate::{registry::Registry, selftest::Fault};
+use crate::{faults::Fault, registry::Registry};
 
 /// Optimizer steps beside 32-true.
 const STEPS: u64 = 6;

@@ -20,12 +20,9 @@ use amp_core::{
 use crate::{
     case::Case,
     diagnose::Islands,
-    gate::{
-        identity,
-        job::Job,
-        tap::{Tap, Tapped},
-    },
-    selftest::Fault,
+    faults::Fault,
+    gate::{identity, job::Job},
+    tap::{Tap, Tapped},
 };
 
 /// What is noted of a run.

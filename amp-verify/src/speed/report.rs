@@ -6,9 +6,9 @@ use amp_core::{hardware::Fingerprint, precision::Precision};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    contest::{Engine, Score},
     feed::Feed,
     overhead::Overhead,
+    score::{Engine, Score},
     statistics::{Spread, paired_ratio},
     target::Target,
 };

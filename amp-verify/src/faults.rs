@@ -1,7 +1,5 @@
 //! Mistakes that implementations of mixed precision have made, each built on what is public.
 
-use std::sync::Arc;
-
 use amp_core::{
     Hook, LightningModule, Result, Step, TrainerConfig,
     data::{AnyBatch, Batch, BatchType, DataModule},
@@ -12,10 +10,7 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    gate::Tap,
-    registry::{Model, Registry},
-};
+use crate::tap::Tap;
 
 /// A mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -124,13 +119,6 @@ impl Fault {
             Self::LayerNormInF16 => Some("a layer norm whose input has a large variance"),
             _ => None,
         }
-    }
-
-    /// The model it is injected into: the one that declares to reveal it, or else, where any will do,
-    /// the registry's first.
-    pub fn subject(self, registry: &Registry) -> Option<&Arc<Model>> {
-        let declared = registry.models().find(|model| model.faults().contains(&self));
-        declared.or_else(|| registry.models().next().filter(|_| self.needs().is_none()))
     }
 
     /// Whether the baseline is another with this fault.

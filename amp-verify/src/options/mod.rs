@@ -1,0 +1,173 @@
+//! What commands that train take, and how they print.
+
+mod logs;
+mod recovery;
+
+pub use logs::LogArgs;
+pub use recovery::RecoveryArgs;
+
+use std::{path::PathBuf, str::FromStr};
+
+use amp_core::{
+    Error, Hyperparameters,
+    data::{Loading, Placement},
+    memory::parse_bytes,
+    optim::{Moments, WeightUpdate},
+    precision::{Clip, GradientStorage},
+    trainer::Graph,
+};
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use crate::case::Choices;
+
+/// What they take.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The model; `cargo amp models` lists them [default: the first one]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// The data set; `cargo amp models` lists them [default: the model's own]
+    #[arg(long)]
+    pub data: Option<String>,
+    /// Epochs [default: the model's own]
+    #[arg(long)]
+    pub epochs: Option<i64>,
+    /// End training after so many optimizer steps, if that is before the last epoch
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub max_steps: Option<u64>,
+    /// Examples in a batch [default: the model's own]
+    #[arg(long, allow_negative_numbers = true)]
+    pub batch_size: Option<i64>,
+    /// Seed of initial weights, order of examples and dropout
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Clip gradients to this global norm
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    pub gradient_clip_val: Option<f64>,
+    /// Add up the gradients of so many batches to one step [default: the model's own]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub accumulate_grad_batches: Option<i64>,
+    /// How optimizers write to 16-bit weights: round-to-nearest, master-weights or
+    /// stochastic-rounding
+    #[arg(long, value_name = "HOW", value_parser = WeightUpdate::from_str,
+          default_value_t = WeightUpdate::default())]
+    pub weight_update: WeightUpdate,
+    /// How optimizers keep their running averages: full, bf16 or 8-bit
+    #[arg(long, value_name = "HOW", value_parser = Moments::from_str,
+          default_value_t = Moments::default())]
+    pub moments: Moments,
+    /// How gradients are kept from the backward pass to the step: full (f32), or 16-bit as PyTorch
+    /// rounds them under autocast (linear layers on CUDA)
+    #[arg(long, value_name = "HOW", value_parser = GradientStorage::from_str,
+          default_value_t = GradientStorage::default())]
+    pub gradients: GradientStorage,
+    /// The most memory that tensors may take at once, as in 500MB or 2GiB: the layers that are cheapest
+    /// to compute again in the backward pass are checkpointed for that, which changes no number
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_negative_numbers = true)]
+    pub memory_budget: Option<u64>,
+    /// End training when this value no longer falls, as in val_loss [default: the model's own]
+    #[arg(long, value_name = "NAME")]
+    pub early_stopping: Option<String>,
+    /// Epochs without improvement that end it
+    #[arg(long, value_name = "EPOCHS", default_value_t = 3)]
+    pub patience: u32,
+    /// Set a hyperparameter, as in --set hidden_size=1024; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
+    pub set: Vec<(String, Value)>,
+    /// Precision regions by module path, as `diagnose --fix` writes them
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Let f32 matrix products run in TF32 on CUDA
+    #[arg(long)]
+    pub tf32: bool,
+    /// Ask libtorch for deterministic algorithms
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Whether whole steps run as CUDA graphs: auto, on or off; the numbers are the same
+    #[arg(long, value_name = "WHEN", value_parser = Graph::from_str,
+          default_value_t = Graph::default())]
+    pub graph: Graph,
+    /// Threads of one CPU operation [default: all cores]
+    #[arg(long)]
+    pub threads: Option<i32>,
+    /// Where the data lies: auto, device or host; auto keeps on the GPU what takes at most a
+    /// quarter of its free memory
+    #[arg(long, value_name = "WHERE", value_parser = Placement::from_str,
+          default_value_t = Placement::Auto)]
+    pub data_placement: Placement,
+    /// Batches a thread loads ahead from the host [default: 2 for CUDA, 0 for the CPU]
+    #[arg(long, value_name = "N")]
+    pub prefetch: Option<usize>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub recovery: RecoveryArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub logs: LogArgs,
+    /// Show no progress bar
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Forms of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table for people
+    Table,
+    /// One JSON object
+    Json,
+}
+
+impl RunArgs {
+    /// The choices about the case.
+    pub fn choices(&self) -> Choices {
+        Choices {
+            data: self.data.clone(),
+            epochs: self.epochs,
+            batch_size: self.batch_size,
+            seed: self.seed,
+            clip: self.gradient_clip_val.map(Clip::Norm),
+            accumulate_grad_batches: self.accumulate_grad_batches,
+            max_steps: self.max_steps,
+            log_every_n_steps: Some(self.logs.log_every_n_steps),
+            profile_every_n_steps: self.logs.profile_every_n_steps(),
+            on_non_finite: self.recovery.on_non_finite,
+            scale_floor: self.recovery.scale_floor(),
+            scaler: self.recovery.scaler(),
+            weight_update: self.weight_update,
+            moments: self.moments,
+            gradients: self.gradients,
+            memory_budget: self.memory_budget,
+            graph: self.graph,
+            early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),
+            set: self.set.iter().cloned().collect::<Hyperparameters>(),
+            loading: Loading {
+                placement: self.data_placement,
+                prefetch: self.prefetch,
+                ..Loading::default()
+            },
+        }
+    }
+}
+
+/// `name=value`; a value that is no JSON is taken as a string.
+fn assignment(text: &str) -> Result<(String, Value), Error> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| Error::config(format!("`{text}` is not of the form NAME=VALUE")))?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+    Ok((name.to_owned(), value))
+}
+
+/// A count that is not 0.
+pub(crate) fn positive(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(count) => Ok(count),
+        Err(error) => Err(format!("{error}")),
+    }
+}

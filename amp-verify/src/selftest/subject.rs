@@ -1,0 +1,17 @@
+//! Which model a fault is injected into.
+
+use std::sync::Arc;
+
+use crate::{
+    faults::Fault,
+    registry::{Model, Registry},
+};
+
+impl Fault {
+    /// The model it is injected into: the one that declares to reveal it, or else, where any will do,
+    /// the registry's first.
+    pub fn subject(self, registry: &Registry) -> Option<&Arc<Model>> {
+        let declared = registry.models().find(|model| model.faults().contains(&self));
+        declared.or_else(|| registry.models().next().filter(|_| self.needs().is_none()))
+    }
+}

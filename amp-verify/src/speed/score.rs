@@ -1,0 +1,65 @@
+//! Who trains, and how fast he was.
+
+use serde::{Deserialize, Serialize};
+
+/// Who trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// Our trainer, kernel by kernel.
+    Eager,
+    /// Our trainer, whole steps as CUDA graphs.
+    Graph,
+    /// The same with gradients in 16 bits, as the peers round them.
+    #[serde(rename = "graph-16-bit")]
+    Graph16Bit,
+    /// The same with the optimizer's averages in 8 bits, too.
+    GraphLean,
+    /// Lightning.
+    Lightning,
+    /// A loop by hand in PyTorch.
+    TorchLoop,
+    /// The same with fused AdamW.
+    TorchFused,
+    /// The same compiled by torch.compile with mode reduce-overhead.
+    TorchCompile,
+}
+
+impl Engine {
+    /// Its name in tables and in the peers' protocol.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Eager => "eager",
+            Self::Graph => "graph",
+            Self::Graph16Bit => "graph-16-bit",
+            Self::GraphLean => "graph-lean",
+            Self::Lightning => "lightning",
+            Self::TorchLoop => "torch-loop",
+            Self::TorchFused => "torch-fused",
+            Self::TorchCompile => "torch-compile",
+        }
+    }
+
+    /// Whether it is of this workspace.
+    pub fn is_ours(self) -> bool {
+        self == Self::Eager || self.is_graph()
+    }
+
+    /// Whether its steps are CUDA graphs of ours.
+    pub fn is_graph(self) -> bool {
+        matches!(self, Self::Graph | Self::Graph16Bit | Self::GraphLean)
+    }
+}
+
+/// What one contestant did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Score {
+    /// Who.
+    pub engine: Engine,
+    /// Steps a second in each round.
+    pub rates: Vec<f64>,
+    /// The most tensor bytes at once, in any round.
+    pub peak_memory_bytes: Option<u64>,
+    /// Why he was left out.
+    pub failure: Option<String>,
+}

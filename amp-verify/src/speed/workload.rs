@@ -1,0 +1,135 @@
+//! What is trained, as a registry declares it.
+
+use amp_core::{Hyperparameters, tch::Device};
+use serde_json::Value;
+
+/// A registered model with its data, as [`Registry::workload`](crate::Registry::workload) takes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workload {
+    pub(crate) name: String,
+    pub(crate) model: String,
+    pub(crate) batch: Option<i64>,
+    pub(crate) noise: Option<Noise>,
+    pub(crate) hyperparameters: Hyperparameters,
+    pub(crate) tiny: Option<Hyperparameters>,
+    pub(crate) steps: (i64, i64),
+    pub(crate) devices: Devices,
+    pub(crate) fed: Devices,
+    pub(crate) reduced_state: bool,
+}
+
+/// Random examples: x ~ N(0, 1), classes by chance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Noise {
+    pub(crate) batches: i64,
+    pub(crate) features: i64,
+    pub(crate) classes: i64,
+}
+
+/// Kinds of devices that something is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Devices {
+    /// For CUDA.
+    pub cuda: bool,
+    /// For a CPU.
+    pub cpu: bool,
+}
+
+impl Devices {
+    /// Both.
+    pub const ALL: Self = Self { cuda: true, cpu: true };
+    /// CUDA alone.
+    pub const CUDA: Self = Self { cuda: true, cpu: false };
+    /// The CPU alone.
+    pub const CPU: Self = Self { cuda: false, cpu: true };
+    /// Neither.
+    pub const NONE: Self = Self { cuda: false, cpu: false };
+
+    pub(crate) fn holds(self, device: Device) -> bool {
+        if device.is_cuda() { self.cuda } else { self.cpu }
+    }
+}
+
+impl Workload {
+    /// Trains the registered model `model` on its own data, with its own batch size and
+    /// hyperparameters, under the name `name`.
+    pub fn new(name: impl Into<String>, model: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            model: model.into(),
+            batch: None,
+            noise: None,
+            hyperparameters: Hyperparameters::new(),
+            tiny: None,
+            steps: (64, 64),
+            devices: Devices::ALL,
+            fed: Devices::NONE,
+            reduced_state: false,
+        }
+    }
+
+    /// Examples in a batch; the model's own by default.
+    #[must_use]
+    pub fn batch(mut self, examples: i64) -> Self {
+        self.batch = Some(examples);
+        self
+    }
+
+    /// Trains on so many batches of random examples of so many features, with classes by chance,
+    /// instead of the model's data.
+    #[must_use]
+    pub fn noise(mut self, batches: i64, features: i64, classes: i64) -> Self {
+        self.noise = Some(Noise { batches, features, classes });
+        self
+    }
+
+    /// Hyperparameters over the model's own: a JSON object.
+    #[must_use]
+    pub fn hyperparameters(mut self, hyperparameters: Value) -> Self {
+        self.hyperparameters = object(hyperparameters);
+        self
+    }
+
+    /// Hyperparameters of the same model so small that its tensors cost next to nothing, with 8 random
+    /// features and batches of 8: the host's part of a step is measured with them.
+    #[must_use]
+    pub fn tiny(mut self, hyperparameters: Value) -> Self {
+        self.tiny = Some(object(hyperparameters));
+        self
+    }
+
+    /// Steps of a round, at least, on CUDA and on a CPU; 64 by default.
+    #[must_use]
+    pub fn steps_of_a_round(mut self, cuda: i64, cpu: i64) -> Self {
+        self.steps = (cuda, cpu);
+        self
+    }
+
+    /// The devices on which it is measured unless workloads are named; all by default.
+    #[must_use]
+    pub fn on(mut self, devices: Devices) -> Self {
+        self.devices = devices;
+        self
+    }
+
+    /// The devices on which feeding it from the host is measured as well; none by default.
+    #[must_use]
+    pub fn fed_on(mut self, devices: Devices) -> Self {
+        self.fed = devices;
+        self
+    }
+
+    /// Measures it with gradients in 16 bits and optimizer state in 8 bits, too, on CUDA.
+    #[must_use]
+    pub fn with_reduced_state(mut self) -> Self {
+        self.reduced_state = true;
+        self
+    }
+}
+
+fn object(value: Value) -> Hyperparameters {
+    match value {
+        Value::Object(map) => map,
+        other => panic!("hyperparameters: {other} is not a JSON object"),
+    }
+}

@@ -52,6 +52,7 @@ mod probes;
 mod products;
 mod provenance;
 mod random;
+mod real_models;
 mod recovery;
 mod resume;
 mod resume_with;

@@ -62,5 +62,6 @@ mod support;
 mod tensorboard;
 mod trainer;
 mod trainer_steps;
+mod visits;
 mod weight_updates;
 mod weights;

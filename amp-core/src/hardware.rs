@@ -1,9 +1,8 @@
 //! What the machine is and which numeric switches hold.
 
-mod cuda_library;
 mod report;
 
-pub use cuda_library::CudaLibrary;
+pub use crate::ffi::CudaLibrary;
 pub use report::{Cpu, CudaDevice, Recommendation, Report};
 
 use serde::{Deserialize, Serialize};

@@ -8,7 +8,10 @@ extern crate self as amp_core;
 mod error;
 mod ffi;
 mod module;
+mod monitor;
 mod named;
+mod optimizer;
+mod parameter;
 mod tensor_file;
 
 pub mod callback;
@@ -71,13 +74,14 @@ pub mod __private {
         },
         hparam,
         log::LogOptions,
-        loss, metric, nn,
+        loss, metric,
+        module::{ManualStep, StepAccess},
+        nn,
         nn::{Context, Visit, Visitor, visit_child},
         optim,
         optim::{Interval, OptimizerConfig, Optimizers, ParamGroups, TrainingPlan},
         precision::{Gradients, Region, StepOutcome, Unscaled},
         state::State,
-        trainer::{ManualStep, StepAccess},
     };
     pub use core::{
         convert::{From, Into, TryFrom},

@@ -4,10 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Result,
-    event::{EpochEnd, Event, FitEnd, FitStart, Skipped, Subscriber, Validated},
+    event::{EpochEnd, Event, FitEnd, FitStart, Profile, Recovery, Skipped, Subscriber, Validated},
     memory::Memory,
     probe::Observed,
-    trainer::{Profile, Recovery},
 };
 
 /// Everything kept of a run.

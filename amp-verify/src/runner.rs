@@ -14,7 +14,7 @@ use amp_core::{
     precision::Precision,
     random,
     record::RunRecord,
-    trainer::{Graph, Loops},
+    trainer::{Change, Graph, Loops},
 };
 
 use crate::{case::Case, registry::LOSS};
@@ -25,6 +25,8 @@ pub struct Extras {
     pub callbacks: Vec<Box<dyn Callback>>,
     /// The checkpoint to go on from.
     pub resume_from: Option<PathBuf>,
+    /// What a resumed run may have other than the saved one.
+    pub resume_with: Vec<Change>,
     /// The number of a signal that ends the run once it is not 0, and where the run is saved then.
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
     /// Whether the run is held against others, so that it must log what its model is judged by.
@@ -33,7 +35,13 @@ pub struct Extras {
 
 impl Default for Extras {
     fn default() -> Self {
-        Self { callbacks: Vec::new(), resume_from: None, interruption: None, is_compared: true }
+        Self {
+            callbacks: Vec::new(),
+            resume_from: None,
+            resume_with: Vec::new(),
+            interruption: None,
+            is_compared: true,
+        }
     }
 }
 
@@ -69,7 +77,7 @@ pub fn run(
         trainer = trainer.interrupted_by(signal, save_to);
     }
     if let Some(checkpoint) = extras.resume_from {
-        trainer = trainer.resume_from(checkpoint);
+        trainer = trainer.resume_from(checkpoint).resume_with(extras.resume_with);
     }
     let mut record = trainer.fit(model.as_mut(), &case.data)?;
     record.memory = Some(meter.read()?);

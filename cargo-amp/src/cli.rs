@@ -14,8 +14,8 @@ usage: cargo amp [--package NAME] <command> [arguments]
 
   new      make a crate with a model, its data, a golden test and a CI workflow:
            cargo amp new NAME [--amp-source SOURCE]
-  init     add to the crate in this folder what it lacks of that, and change
-           nothing that is there: cargo amp init [--amp-source SOURCE]
+  init     add to the crate in this folder what it lacks of that, and keep
+           all that you wrote: cargo amp init [--amp-source SOURCE]
   verify   train under every precision and print the comparison
   test     run all tests of the workspace:
            cargo amp test [--device cpu|cuda] [-- <test arguments>]

@@ -67,7 +67,7 @@ impl Project {
             .iter()
             .map(Package::from_metadata)
             .collect::<Result<Vec<_>, _>>()?;
-        // A package may lie in another one's folder.
+        // A package may be in another one's folder.
         let current = (0..packages.len())
             .filter(|&at| working.starts_with(&packages[at].folder))
             .max_by_key(|&at| packages[at].folder.as_os_str().len());

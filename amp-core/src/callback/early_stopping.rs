@@ -1,5 +1,5 @@
 use super::{Action, Callback, Epoch, Mode};
-use crate::{Result, state::State, trainer::StepAccess};
+use crate::{Result, module::StepAccess, state::State};
 
 /// Ends a run whose monitored value no longer improves, or is no longer finite
 /// (lightning.pytorch.callbacks.EarlyStopping). It looks each time the value is reported: at the end of

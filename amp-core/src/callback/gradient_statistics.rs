@@ -4,8 +4,8 @@ use super::Callback;
 use crate::{
     Hook, Result,
     log::LogOptions,
+    module::StepAccess,
     precision::{Gradients, Unscaled},
-    trainer::StepAccess,
 };
 
 /// Logs what gradients look like before clipping, without reading anything back until the

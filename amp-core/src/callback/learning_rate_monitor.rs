@@ -2,9 +2,9 @@ use super::{Action, Callback};
 use crate::{
     Hook, Result,
     log::LogOptions,
+    module::StepAccess,
     optim::{GroupRates, Scheduled},
     precision::StepOutcome,
-    trainer::StepAccess,
 };
 
 /// Logs the learning rate that the next step will take, and on request the momentum, under the

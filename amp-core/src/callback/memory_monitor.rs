@@ -1,5 +1,5 @@
 use super::Callback;
-use crate::{Hook, Result, log::LogOptions, memory::MemoryMeter, trainer::StepAccess};
+use crate::{Hook, Result, log::LogOptions, memory::MemoryMeter, module::StepAccess};
 
 /// Logs each epoch's peak memory in MiB: `memory_peak_mib`, the most that tensors held at once
 /// above what was held when the epoch began, and on CUDA `memory_reserved_mib`, the most that the

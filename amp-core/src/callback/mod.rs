@@ -8,6 +8,7 @@ mod memory_monitor;
 mod model_checkpoint;
 mod speed_benchmark;
 
+pub use crate::monitor::Mode;
 pub use early_stopping::EarlyStopping;
 pub use gradient_statistics::GradientStatistics;
 pub use learning_rate_monitor::LearningRateMonitor;
@@ -17,14 +18,12 @@ pub use speed_benchmark::SpeedBenchmark;
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
     Error, Hook, LightningModule, Result,
     event::EpochEnd,
+    module::StepAccess,
     precision::{Gradients, Precision, StepOutcome, Unscaled},
     state::State,
-    trainer::StepAccess,
 };
 
 /// Takes part in a run. Every hook does nothing unless it is written.
@@ -195,26 +194,6 @@ pub enum Action {
     Delete(PathBuf),
     /// End the run, and why.
     Stop(String),
-}
-
-/// Whether a monitored value is better when smaller or larger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Smaller is better.
-    Min,
-    /// Larger is better.
-    Max,
-}
-
-impl Mode {
-    /// Whether `new` is better than `old` by more than `min_delta`.
-    pub fn better(self, new: f64, old: f64, min_delta: f64) -> bool {
-        match self {
-            Self::Min => new < old - min_delta,
-            Self::Max => new > old + min_delta,
-        }
-    }
 }
 
 impl Epoch<'_> {

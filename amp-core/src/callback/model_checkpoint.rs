@@ -4,7 +4,7 @@ use std::{
 };
 
 use super::{Action, Callback, Epoch, Mode};
-use crate::{Error, Hook, Result, file, precision::StepOutcome, state::State, trainer::StepAccess};
+use crate::{Error, Hook, Result, file, module::StepAccess, precision::StepOutcome, state::State};
 
 /// Saves a run (lightning.pytorch.callbacks.ModelCheckpoint): the best epochs by a monitored
 /// value, as `epoch=03-val_acc=0.9821.safetensors`, and on request the last epoch, and every so

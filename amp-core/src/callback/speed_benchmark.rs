@@ -1,7 +1,7 @@
 use std::time::Instant;
 
 use super::{Action, Callback};
-use crate::{Hook, Result, log::LogOptions, precision::StepOutcome, trainer::StepAccess};
+use crate::{Hook, Result, log::LogOptions, module::StepAccess, precision::StepOutcome};
 
 /// Logs each epoch's training time, `epoch_seconds`, and of its batches, data and callbacks
 /// included, the median `batch_ms` and the 95th percentile `batch_ms_p95`.

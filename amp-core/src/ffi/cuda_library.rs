@@ -1,8 +1,11 @@
 //! Whether libtorch's CUDA half was loaded when the program started (`csrc/cuda_library.cpp`).
 
-use std::ffi::{CStr, c_char, c_int};
+use std::{
+    ffi::{CStr, c_char, c_int},
+    fmt,
+};
 
-use crate::hardware::CudaLibrary;
+use serde::{Deserialize, Serialize};
 
 unsafe extern "C" {
     fn amp_cuda_library(text: *mut *const c_char) -> c_int;
@@ -25,5 +28,58 @@ pub(crate) fn cuda_library() -> CudaLibrary {
         1 => CudaLibrary::NoDriver,
         2 => CudaLibrary::NotInstalled { path: text },
         _ => CudaLibrary::Failed { reason: text },
+    }
+}
+
+/// What became of libtorch's CUDA library (`libtorch_cuda.so`) when the program started.
+///
+/// A program is linked with libtorch's CPU library alone. The CUDA library in the same folder is loaded at
+/// start-up where there is an NVIDIA driver, so one binary runs with both kinds of libtorch. Its
+/// [`Display`](fmt::Display) is one line with the cause and the fix.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::hardware::{CudaLibrary, cuda_library};
+///
+/// if let CudaLibrary::Failed { reason } = cuda_library() {
+///     eprintln!("training on the CPU: {reason}");
+/// }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum CudaLibrary {
+    /// It is loaded.
+    Loaded {
+        /// The file.
+        path: String,
+    },
+    /// There is no NVIDIA driver: `libcuda.so.1` cannot be opened.
+    NoDriver,
+    /// There is an NVIDIA driver, and libtorch is one for the CPU alone.
+    NotInstalled {
+        /// The file that would be loaded.
+        path: String,
+    },
+    /// There is an NVIDIA driver, and the library could not be loaded.
+    Failed {
+        /// What the loader says.
+        reason: String,
+    },
+}
+
+impl fmt::Display for CudaLibrary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loaded { path } => write!(f, "{path} is loaded"),
+            Self::NoDriver => write!(f, "there is no NVIDIA driver (libcuda.so.1 was not found)"),
+            Self::NotInstalled { path } => write!(
+                f,
+                "this libtorch is for the CPU alone ({path} does not exist): run `cargo amp setup --cuda`"
+            ),
+            Self::Failed { reason } => write!(
+                f,
+                "libtorch's CUDA library cannot be loaded: {reason}: run `cargo amp setup --cuda`"
+            ),
+        }
     }
 }

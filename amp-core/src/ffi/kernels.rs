@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
 use super::{Handle, handle, handles, take_error};
-use crate::{Error, Result, nn::Parameter};
+use crate::{Error, Result, parameter::Parameter};
 
 unsafe extern "C" {
     fn amp_autocast_get(cuda: c_int, on: *mut c_int, dtype: *mut c_int, cache: *mut c_int)

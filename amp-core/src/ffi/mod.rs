@@ -41,6 +41,7 @@ mod transfer;
 mod watch;
 
 pub(crate) use checkpoint::*;
+pub use cuda_library::CudaLibrary;
 pub(crate) use cuda_library::*;
 pub(crate) use device::*;
 pub(crate) use graph::*;

@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 use super::{Background, Sink};
 use crate::{
     Error, Result,
-    event::{Event, FitStart, Subscriber},
-    trainer::{Interval, Profile, Span},
+    event::{Event, FitStart, Interval, Profile, Span, Subscriber},
 };
 
 /// Writes the profiled steps as a trace that chrome://tracing and Perfetto open: Trace Event

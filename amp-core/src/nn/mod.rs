@@ -26,6 +26,7 @@ mod segment;
 mod survey;
 mod transformer;
 
+pub use crate::parameter::Parameter;
 pub use activation::{Flatten, Gelu, Identity, Relu, Sigmoid, Silu, Tanh};
 pub use attention::{MultiheadAttention, MultiheadAttentionConfig};
 pub(crate) use check::{names_are_unique, parameters_require_gradients};
@@ -44,7 +45,8 @@ pub use init::Init;
 pub use init::own_tensor;
 pub use linear::{Linear, LinearConfig};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
-pub use parameters::{Parameter, Role, named_tensors, parameters, place};
+
+pub use parameters::{Role, named_tensors, parameters, place};
 pub use probe::{Call, DtypeProbe, Given, Probe, Product};
 pub use segment::Segment;
 pub(crate) use survey::{Cell, Survey};

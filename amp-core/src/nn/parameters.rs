@@ -7,6 +7,7 @@ use tch::Tensor;
 use super::{Visit, Visitor, check};
 use crate::{
     Result, ffi,
+    parameter::Parameter,
     precision::{Policy, Precision, Region, RegionPlan, is_floating},
 };
 
@@ -17,15 +18,6 @@ pub enum Role {
     Parameter,
     /// Kept, but not trained.
     Buffer,
-}
-
-/// A trained tensor under its dotted name.
-#[derive(Debug)]
-pub struct Parameter {
-    /// As in PyTorch's state_dict: `model.0.weight`.
-    pub name: String,
-    /// A handle of the module's own tensor.
-    pub tensor: Tensor,
 }
 
 /// Every tensor with its name and role, in order of declaration.

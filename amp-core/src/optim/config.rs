@@ -94,6 +94,13 @@ impl Optimizers {
     }
 }
 
+impl Optimizers {
+    /// The schedules' options, optimizer by optimizer.
+    pub(crate) fn into_schedules(self) -> Vec<Option<Box<dyn BuildScheduler>>> {
+        self.0.into_iter().map(|config| config.scheduler.map(|(schedule, _)| schedule)).collect()
+    }
+}
+
 /// Each optimizer's parameters; `None` takes those that no pattern of the others matches.
 fn split(
     parameters: Vec<Parameter>,

@@ -16,6 +16,7 @@ mod scheduler;
 mod sgd;
 mod weight_update;
 
+pub use crate::optimizer::{Abilities, OnDevice, Optimizer, Rates};
 pub use adam::{Adam, AdamW};
 pub use config::{OptimizerConfig, Optimizers};
 pub use groups::ParamGroups;
@@ -24,22 +25,19 @@ pub use moments::Moments;
 pub use rmsprop::RmsProp;
 pub use scheduled::{GroupRates, Scheduled};
 pub use scheduler::{
-    BuildScheduler, CosineAnnealing, LinearLr, OneCycle, Rates, ReduceLrOnPlateau, Scheduler,
+    BuildScheduler, CosineAnnealing, LinearLr, OneCycle, ReduceLrOnPlateau, Scheduler,
     SequentialLr, StepLr, ThresholdMode, WarmupCosine,
 };
 pub use sgd::Sgd;
 pub use weight_update::{Storage, WeightUpdate};
 
-use std::rc::Rc;
-
 use groups::build_plainly;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 
-use crate::{Error, Result, ffi, nn::Parameter, state::State};
+use crate::{Error, Result, parameter::Parameter};
 
 /// What [`configure_optimizers`](crate::LightningModule::configure_optimizers) may depend on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingPlan {
     /// Epochs at most.
     pub max_epochs: i64,
@@ -75,111 +73,6 @@ pub trait BuildOptimizer {
     /// When an option is out of range.
     fn build(&self, parameters: Vec<Parameter>) -> Result<Box<dyn Optimizer>> {
         self.build_with(parameters, Storage::default())
-    }
-}
-
-/// Numbers on the parameters' device that a step depends on.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct OnDevice<'a> {
-    /// Where it, an f32 scalar, is not 0, nothing moves.
-    pub found_inf: Option<&'a Tensor>,
-    /// What every gradient is multiplied by first: a scalar.
-    pub factor: Option<&'a Tensor>,
-}
-
-/// What an optimizer's steps can do on the device, without the host.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Abilities {
-    /// Be left out: [`OnDevice::found_inf`].
-    pub skips: bool,
-    /// Multiply the gradients: [`OnDevice::factor`].
-    pub scales: bool,
-    /// Be part of a CUDA graph: a step reads its rates from the device, where
-    /// [`Optimizer::write_rates`] writes them.
-    pub captures: bool,
-}
-
-impl Abilities {
-    fn all(are: bool) -> Self {
-        Self { skips: are, scales: are, captures: are }
-    }
-
-    fn and(self, other: Self) -> Self {
-        Self {
-            skips: self.skips && other.skips,
-            scales: self.scales && other.scales,
-            captures: self.captures && other.captures,
-        }
-    }
-}
-
-/// An optimizer with its parameters and state.
-pub trait Optimizer {
-    /// PyTorch's name, as `AdamW`.
-    fn name(&self) -> &'static str;
-
-    /// The parameters, in order of declaration; gradients on their way to a step share them.
-    fn parameters(&self) -> &Rc<[Parameter]>;
-
-    /// Moves every parameter that has a gradient.
-    ///
-    /// # Errors
-    /// When the kernel fails.
-    fn step(&mut self) -> Result<()> {
-        self.step_with(OnDevice::default())
-    }
-
-    /// [`step`](Self::step) with numbers that the device alone knows.
-    ///
-    /// # Errors
-    /// When [`abilities`](Self::abilities) has one of them not, or the kernel fails.
-    fn step_with(&mut self, known: OnDevice<'_>) -> Result<()>;
-
-    /// What [`step_with`](Self::step_with) can take.
-    fn abilities(&self) -> Abilities {
-        Abilities::default()
-    }
-
-    /// Brings the current rates to the device, for steps that were captured.
-    ///
-    /// # Errors
-    /// When the kernel fails.
-    fn write_rates(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    /// The current rates of each parameter group; there is at least one.
-    fn rates(&self) -> Vec<Rates>;
-
-    /// Sets the rates of the next step, group by group.
-    fn set_rates(&mut self, rates: &[Rates]);
-
-    /// What a checkpoint needs: PyTorch's state by its names, then the parameter's
-    /// (`exp_avg/model.0.weight`), and the rates of each group. Tensors are handles: save them
-    /// before the next step.
-    ///
-    /// # Errors
-    /// When a rate is not finite.
-    fn state(&self) -> Result<State>;
-
-    /// Goes on from a saved state, which may have been saved on another device.
-    ///
-    /// # Errors
-    /// When a name, shape or dtype is another than this optimizer would save. Nothing is
-    /// changed then.
-    fn load_state(&mut self, state: &State) -> Result<()>;
-
-    /// What was changed of the options for the parameters' dtype, to be shown to the user.
-    fn note(&self) -> Option<String> {
-        None
-    }
-
-    /// Drops all gradients (PyTorch's `set_to_none=True`).
-    ///
-    /// # Errors
-    /// When libtorch does.
-    fn zero_grad(&mut self) -> Result<()> {
-        ffi::clear_grads(self.parameters().iter().map(|parameter| &parameter.tensor))
     }
 }
 

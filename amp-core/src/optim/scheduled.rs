@@ -8,6 +8,8 @@ pub struct Scheduled {
     /// The optimizer.
     pub optimizer: Box<dyn Optimizer>,
     name: String,
+    /// The rates of each group before any schedule.
+    initial: Vec<Rates>,
     schedule: Option<Schedule>,
 }
 
@@ -24,6 +26,7 @@ pub struct GroupRates {
 }
 
 struct Schedule {
+    config: Box<dyn BuildScheduler>,
     /// One for each parameter group, each from the group's own first rate.
     groups: Vec<Box<dyn Scheduler>>,
     interval: Interval,
@@ -50,8 +53,9 @@ impl Scheduled {
         name: String,
         scheduler: Option<(Box<dyn BuildScheduler>, Interval)>,
     ) -> Result<Self> {
+        let initial = optimizer.rates();
         let Some((config, interval)) = scheduler else {
-            return Ok(Self { optimizer, name, schedule: None });
+            return Ok(Self { optimizer, name, initial, schedule: None });
         };
         let monitor = config.monitor().map(str::to_owned);
         if let (Some(monitor), Interval::Step) = (&monitor, interval) {
@@ -60,10 +64,10 @@ impl Scheduled {
                  epoch as its interval"
             )));
         }
-        let groups = optimizer.rates().into_iter().map(|base| config.build(base));
-        let schedule = Schedule { groups: groups.collect::<Result<_>>()?, interval, monitor };
+        let groups = started(config.as_ref(), &initial)?;
+        let schedule = Schedule { config, groups, interval, monitor };
         optimizer.set_rates(&schedule.rates());
-        Ok(Self { optimizer, name, schedule: Some(schedule) })
+        Ok(Self { optimizer, name, initial, schedule: Some(schedule) })
     }
 
     /// The optimizer's name among those of the run: `AdamW`, and `AdamW-1` for a second one.
@@ -97,6 +101,64 @@ impl Scheduled {
             Some(name) => Some(monitored(name, logged)?),
         };
         schedule.groups.iter_mut().for_each(|scheduler| scheduler.advance(monitored));
+        self.optimizer.set_rates(&schedule.rates());
+        Ok(())
+    }
+
+    /// The rates of each group before any schedule.
+    pub(crate) fn initial_rates(&self) -> &[Rates] {
+        &self.initial
+    }
+
+    /// Whether the rates within `horizon` intervals would be other ones under the schedule `other`.
+    pub(crate) fn is_unlike(
+        &self,
+        other: Option<&dyn BuildScheduler>,
+        horizon: i64,
+    ) -> Result<bool> {
+        let (Some(schedule), Some(other)) = (&self.schedule, other) else {
+            return Ok(self.schedule.is_some() != other.is_some());
+        };
+        if schedule.monitor.is_some() || other.monitor().is_some() {
+            return Ok(schedule.monitor.as_deref() != other.monitor());
+        }
+        let mut own = started(schedule.config.as_ref(), &self.initial)?;
+        let mut other = started(other, &self.initial)?;
+        for _ in 0..=horizon {
+            let pairs = own.iter_mut().zip(&mut other);
+            for (own, other) in pairs {
+                if own.rates() != other.rates() {
+                    return Ok(true);
+                }
+                own.advance(None);
+                other.advance(None);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Goes on as if its own options had held since the start: the schedule is run anew for as many
+    /// intervals as `saved` has passed, and without one the rates are the options'.
+    ///
+    /// # Errors
+    /// When the saved schedule does not say how many intervals it has passed.
+    pub(crate) fn replan(&mut self, saved: &State) -> Result<()> {
+        let Some(schedule) = &mut self.schedule else {
+            self.optimizer.set_rates(&self.initial);
+            return Ok(());
+        };
+        let passed = saved.part(&scheduler(0)).get::<i64>(saved::LAST_EPOCH);
+        let passed = passed.map_err(|_| {
+            Error::config(format!(
+                "the schedule of {} does not say how many steps or epochs it has passed: it cannot \
+                 go on under other options",
+                self.name
+            ))
+        })?;
+        schedule.groups = started(schedule.config.as_ref(), &self.initial)?;
+        for group in &mut schedule.groups {
+            (0..passed).for_each(|_| group.advance(None));
+        }
         self.optimizer.set_rates(&schedule.rates());
         Ok(())
     }
@@ -151,6 +213,10 @@ impl Scheduled {
         }
         Ok(())
     }
+}
+
+fn started(config: &dyn BuildScheduler, rates: &[Rates]) -> Result<Vec<Box<dyn Scheduler>>> {
+    rates.iter().map(|base| config.build(*base)).collect()
 }
 
 fn monitored(name: &str, logged: &[Logged]) -> Result<f64> {

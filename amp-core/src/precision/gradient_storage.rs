@@ -9,7 +9,7 @@ use crate::{
     Result,
     ffi::{self, Grads},
     named::named,
-    nn::Parameter,
+    parameter::Parameter,
 };
 
 /// How gradients of f32 weights that are multiplied in 16 bits are kept from the backward pass to the

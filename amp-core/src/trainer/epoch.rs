@@ -6,14 +6,13 @@ use tch::Tensor;
 
 use super::{
     fit::{Flow, Run},
-    profile::Phase,
     window::Examples,
 };
 use crate::{
     Result,
     callback::Action,
     data::{AnyBatch, DataLoader},
-    event::{Event, Position},
+    event::{Event, Phase, Position},
     precision::StepOutcome,
 };
 

@@ -37,6 +37,7 @@ pub(super) struct Run<'r, 'c> {
     /// With what `fast_dev_run` and `overfit_batches` set.
     loops: Loops,
     max_epochs: i64,
+    pub(super) plan: TrainingPlan,
     pub(super) loader: Rc<DataLoader>,
     val: Rc<Loaders>,
     /// After which steps a validation follows.
@@ -124,6 +125,7 @@ impl<'r, 'c> Run<'r, 'c> {
             validations: Validations::new(&loops, batches, window),
             loops,
             max_epochs,
+            plan,
             loader,
             val: Rc::new(val),
             started: Instant::now(),

@@ -10,21 +10,23 @@ mod fit;
 mod graph;
 mod kept;
 mod loops;
-mod manual;
 mod optimization;
 mod profile;
 mod recovery;
+mod resume;
 mod rollback;
 mod step;
 mod window;
 
-pub use budget::MemoryPlan;
+pub use crate::{
+    event::{Interval, MemoryPlan, Phase, Profile, Recovery, Span},
+    module::{ManualOptimizer, ManualStep, StepAccess},
+};
 pub use config::TrainerConfig;
-pub use graph::{Graph, StepAccess};
+pub use graph::Graph;
 pub use loops::{Loops, ValCheckInterval, parse_time};
-pub use manual::{ManualOptimizer, ManualStep};
-pub use profile::{Interval, Phase, Profile, Span};
-pub use recovery::{AtFloor, NonFinite, Recovery, ScaleFloor};
+pub use recovery::{AtFloor, NonFinite, ScaleFloor};
+pub use resume::Change;
 
 use std::{
     path::PathBuf,
@@ -48,6 +50,7 @@ pub struct Trainer<'a> {
     subscribers: Vec<&'a mut dyn Subscriber>,
     callbacks: Vec<Box<dyn Callback + 'a>>,
     resume_from: Option<PathBuf>,
+    resume_with: Vec<Change>,
     interruption: Interruption,
 }
 
@@ -67,6 +70,7 @@ impl<'a> Trainer<'a> {
             subscribers: Vec::new(),
             callbacks: Vec::new(),
             resume_from: None,
+            resume_with: Vec::new(),
             interruption: Interruption::default(),
         }
     }
@@ -84,6 +88,14 @@ impl<'a> Trainer<'a> {
     #[must_use]
     pub fn resume_from(mut self, checkpoint: impl Into<PathBuf>) -> Self {
         self.resume_from = Some(checkpoint.into());
+        self
+    }
+
+    /// What a resumed run may have other than the run that was saved. Anything else that would change its
+    /// numbers is refused.
+    #[must_use]
+    pub fn resume_with(mut self, changes: impl IntoIterator<Item = Change>) -> Self {
+        self.resume_with = changes.into_iter().collect();
         self
     }
 
@@ -132,7 +144,7 @@ impl<'a> Trainer<'a> {
             &mut emit,
         )?;
         let resumed = match &self.resume_from {
-            Some(path) => Some(run.resume(path)?),
+            Some(path) => Some(run.resume(path, &self.resume_with)?),
             None => None,
         };
         run.go(resumed)?;

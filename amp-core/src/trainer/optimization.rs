@@ -2,14 +2,15 @@
 
 use tch::Tensor;
 
-use super::{TrainerConfig, graph::StepAccess, recovery::NonFinite};
+use super::{TrainerConfig, recovery::NonFinite};
 use crate::{
     Error, Result,
     log::Logged,
+    module::{StepAccess, Update},
     optim::{Interval, OnDevice, Optimizer, Scheduled},
     precision::{
-        Clip, Deferred, GradScaler, GradientStorage, Gradients, NarrowGradients, StepOutcome,
-        Unscaled, widen_gradients,
+        Clip, Deferred, GradScaler, GradientStorage, Gradients, NarrowGradients, Scaled,
+        StepOutcome, Unscaled, widen_gradients,
     },
 };
 
@@ -241,4 +242,37 @@ pub(super) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
         (true, batches) => format!("those of {batches} batches add up"),
     };
     Some(format!("gradients are kept in f32, not in 16 bits: {why}"))
+}
+
+impl Update for Optimization<'_> {
+    fn count(&self) -> usize {
+        self.scheduled.len()
+    }
+
+    fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>> {
+        let optimizer = self.scheduled[at].optimizer.as_mut();
+        optimizer.zero_grad()?;
+        self.scaler.scale(loss)?.backward()?;
+        self.scaler.gradients(optimizer)
+    }
+
+    fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
+        self.scaler.unscale(gradients)
+    }
+
+    fn step(&mut self, at: usize, gradients: Gradients<Unscaled>) -> Result<StepOutcome> {
+        let scheduled = &mut self.scheduled[at];
+        let outcome = self.scaler.step(gradients, scheduled.optimizer.as_mut())?;
+        // The optimizer may step again before the scale moves.
+        self.scaler.end_use(scheduled.optimizer.as_ref());
+        if outcome == StepOutcome::Applied {
+            scheduled.advance(Interval::Step, &[])?;
+        }
+        Ok(outcome)
+    }
+
+    fn parameters(&self, at: usize) -> Vec<Tensor> {
+        let parameters = self.scheduled[at].optimizer.parameters().iter();
+        parameters.map(|parameter| parameter.tensor.shallow_clone()).collect()
+    }
 }

@@ -3,98 +3,14 @@
 
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use crate::{Result, ffi::CudaEvent, memory};
-
-/// A part of an optimizer step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Phase {
-    /// Waiting for a batch.
-    Data,
-    /// Forward pass and loss.
-    Forward,
-    /// Backward pass.
-    Backward,
-    /// Unscaling and looking for what is not finite.
-    Unscale,
-    /// The hooks of the model and the callbacks before the step.
-    Hooks,
-    /// Clipping.
-    Clip,
-    /// The optimizers' steps and the scaler's update.
-    Optimizer,
-}
-
-impl Phase {
-    /// All, in the order in which they pass.
-    pub const ALL: [Self; 7] = [
-        Self::Data,
-        Self::Forward,
-        Self::Backward,
-        Self::Unscale,
-        Self::Hooks,
-        Self::Clip,
-        Self::Optimizer,
-    ];
-
-    /// Its name, as in `forward`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Data => "data",
-            Self::Forward => "forward",
-            Self::Backward => "backward",
-            Self::Unscale => "unscale",
-            Self::Hooks => "hooks",
-            Self::Clip => "clip",
-            Self::Optimizer => "optimizer",
-        }
-    }
-}
-
-/// When something began, in seconds since the run's first profiled step, and how long it took.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Interval {
-    /// Seconds since the first profiled step began.
-    pub start: f64,
-    /// Seconds.
-    pub seconds: f64,
-}
-
-/// One passage of a phase; a step that accumulates batches passes some of them several times.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Span {
-    /// Which.
-    pub phase: Phase,
-    /// On the host: on CUDA the time it took to hand the work over.
-    pub host: Interval,
-    /// On the CUDA device: from the end of the work before to the end of this.
-    pub device: Option<Interval>,
-}
-
-/// A profiled optimizer step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Profile {
-    /// From 0.
-    pub epoch: i64,
-    /// The step's first batch, from 0 in the epoch.
-    pub batch: i64,
-    /// Its phases in order.
-    pub spans: Vec<Span>,
-    /// The most tensor bytes held at the end of a phase; CUDA only.
-    pub memory: Option<u64>,
-}
-
-impl Profile {
-    /// Seconds of a phase: the device's where there is one, else the host's.
-    pub fn seconds(&self, phase: Phase) -> f64 {
-        let spans = self.spans.iter().filter(|span| span.phase == phase);
-        spans.map(|span| span.device.unwrap_or(span.host).seconds).sum()
-    }
-}
+use crate::{
+    Result,
+    event::{Interval, Phase, Profile, Span},
+    ffi::CudaEvent,
+    memory,
+};
 
 /// A moment on the host and, on CUDA, in the device's stream.
 struct Mark {

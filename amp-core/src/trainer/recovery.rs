@@ -1,14 +1,12 @@
 //! What is done when a step is not finite, or its loss scale falls too low.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{callbacks::Emit, step::StepRunner};
 use crate::{
     Error, LightningModule, Result,
-    event::{Event, Skipped},
+    event::{Event, Recovery, Skipped},
     memory::tensor_bytes,
     named::named,
     nn::{self, named_tensors},
@@ -89,52 +87,6 @@ named!(AtFloor, "policy", {
     Warn => "warn",
     FallBackToBf16 => "fall-back-to-bf16",
 });
-
-/// What the trainer did so that a run could go on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "recovery", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Recovery {
-    /// The same examples ran again at this scale.
-    LoweredScale {
-        /// The new scale.
-        scale: f64,
-    },
-    /// An earlier state was restored.
-    Restored {
-        /// Its count of steps.
-        global_step: u64,
-    },
-    /// Training goes on in another precision.
-    FellBack {
-        /// The new precision.
-        precision: Precision,
-    },
-    /// The scale is held at its floor.
-    HeldScale {
-        /// The floor.
-        scale: f64,
-    },
-    /// Batches run in parts, since whole ones do not fit into memory.
-    MicroBatches {
-        /// The parts of a batch.
-        parts: i64,
-    },
-}
-
-impl fmt::Display for Recovery {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::LoweredScale { scale } => write!(f, "the same examples again at scale {scale}"),
-            Self::Restored { global_step } => write!(f, "back to the state of step {global_step}"),
-            Self::FellBack { precision } => write!(f, "on in {precision}"),
-            Self::HeldScale { scale } => write!(f, "the scale is held at its floor of {scale}"),
-            Self::MicroBatches { parts } => {
-                write!(f, "out of memory: each batch now runs in {parts} parts, stepped as one")
-            }
-        }
-    }
-}
 
 /// What comes after a step that was left out.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,11 +5,10 @@ use std::rc::Rc;
 use tch::Tensor;
 
 use super::{
-    MemoryPlan, TrainerConfig,
+    TrainerConfig,
     callbacks::{Callbacks, Emit},
-    manual::{Done, ManualStep},
     optimization::Optimization,
-    profile::{Phase, Profile, Profiler},
+    profile::Profiler,
     recovery::{Good, Next},
     rollback::Rollback,
     window::Window,
@@ -17,8 +16,9 @@ use super::{
 use crate::{
     Error, Hook, LightningModule, Result,
     data::AnyBatch,
-    event::{Event, Skipped},
+    event::{Event, MemoryPlan, Phase, Profile, Skipped},
     log::Log,
+    module::{Done, ManualStep},
     nn::Context,
     precision::{Policy, StepOutcome},
     probe::Products,

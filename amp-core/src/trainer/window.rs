@@ -5,13 +5,11 @@ use std::{rc::Rc, slice};
 
 use tch::Tensor;
 
-use super::{
-    callbacks::Emit, profile::Phase, recovery::Recovery, rollback::Aside, step::StepRunner,
-};
+use super::{callbacks::Emit, rollback::Aside, step::StepRunner};
 use crate::{
     Error, LightningModule, Result, Step,
     data::AnyBatch,
-    event::Event,
+    event::{Event, Phase, Recovery},
     ffi,
     log::Log,
     nn::{self, Context},

@@ -54,6 +54,7 @@ mod provenance;
 mod random;
 mod recovery;
 mod resume;
+mod resume_with;
 mod rollback;
 mod scaler;
 mod scaler_misuse;

@@ -1,9 +1,10 @@
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, str::FromStr};
 
 use amp_core::{
     Error, Result,
     callback::{Mode, ModelCheckpoint},
     checkpoint,
+    trainer::Change,
 };
 use clap::Args;
 
@@ -28,6 +29,11 @@ pub struct CheckpointArgs {
     /// Go on from this checkpoint, or from the newest in this folder
     #[arg(long, value_name = "PATH")]
     pub resume: Option<PathBuf>,
+    /// What the run may have other than the saved one, separated by commas: lr, epochs, batch-size,
+    /// data; the schedule goes on at its place under the new options
+    #[arg(long, value_name = "CHANGES", value_delimiter = ',', value_parser = Change::from_str)]
+    #[arg(requires = "resume")]
+    pub resume_with: Vec<Change>,
 }
 
 impl CheckpointArgs {

@@ -188,7 +188,8 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
         progress.on_event(event)
     };
     let interruption = Some((signal, args.checkpoints.last()));
-    let extras = Extras { callbacks, resume_from, interruption, is_compared: false };
+    let resume_with = args.checkpoints.resume_with.clone();
+    let extras = Extras { callbacks, resume_from, resume_with, interruption, is_compared: false };
     let outcome = runner::run(&case, args.precision, extras, &mut listen);
     progress.finish();
     if !had_folder {

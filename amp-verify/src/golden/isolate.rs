@@ -1,4 +1,4 @@
-//! A process of its own for the training of a golden.
+//! A separate process for the training of a golden.
 //!
 //! The tests of a binary run on threads of one process, whose random generators, numeric switches
 //! and memory statistics libtorch keeps once. A golden that trained there would have other figures

@@ -233,11 +233,11 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
 ///
 /// # Other tests of the same binary
 /// Tests run on threads of one process, and libtorch has one random generator for all of them. The
-/// training, and the expression after `data =`, therefore run in a process of their own: the test
+/// training, and the expression after `data =`, therefore run in a separate process: the test
 /// binary is started again for this one test, so that what the test does before `verify!` is done
 /// there, too. Under cargo-nextest, and where tests run one at a time (`--test-threads=1`), there
 /// is nothing to be disturbed by, and the training runs in the test's own process. It does so too
-/// where the thread is not named after its test: in a `main` of one's own (`harness = false`) and on
+/// where the thread is not named after its test: in your own `main` (`harness = false`) and on
 /// threads that a test starts.
 ///
 /// # Panics

@@ -64,7 +64,7 @@ fn check_name(name: &str) -> Result<(), Error> {
     try_it.args(["new", "--lib", "--vcs", "none"]).arg(format!("--name={name}")).arg(&scratch);
     let answer = cargo::run(&mut try_it, |reason| format!("{reason}: {another}"));
     if scratch.exists() {
-        // It lies among temporary files and is no reason to fail.
+        // It is among temporary files: it is not a reason to fail.
         let _ = fs::remove_dir_all(&scratch);
     }
     answer.map(drop)

@@ -25,7 +25,7 @@ pub(crate) fn workflow(source: &Source) -> String {
     include_str!("../../templates/workflow.yml").replace("INSTALL", &source.install_command())
 }
 
-/// The binary of a crate that has models of its own, with an empty registry.
+/// The binary of a crate that already has models, with an empty registry.
 pub(crate) fn binary_with_registry(name: &str) -> String {
     named(include_str!("../../templates/init_amp.rs"), name)
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use super::version::{self, REQUIRED};
 use crate::error::Error;
 
-/// Finds torch without importing it, which would take seconds; its version lies in its folder.
+/// Finds torch without importing it, which would take seconds; its version is in its folder.
 const FIND_TORCH: &str = "\
 import importlib.util, os
 spec = importlib.util.find_spec('torch')

@@ -120,12 +120,12 @@ fn same_folder(one: &Path, other: &Path) -> bool {
     resolve(one) == resolve(other)
 }
 
-/// The library folders of `torch`, of the CUDA wheels installed beside it, and what was set.
+/// The library folders of `torch`, of the CUDA wheels installed next to it, and what was set.
 fn library_path(torch: &Path) -> OsString {
     let mut folders = vec![torch.join("lib")];
-    if let Some(beside) = torch.parent() {
+    if let Some(site) = torch.parent() {
         // nvidia/<package>/lib, and nvidia/<package>/<part>/lib in some of the older layouts.
-        for package in subfolders(&beside.join("nvidia")) {
+        for package in subfolders(&site.join("nvidia")) {
             folders.push(package.join("lib"));
             folders.extend(subfolders(&package).into_iter().map(|part| part.join("lib")));
         }

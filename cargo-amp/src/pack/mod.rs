@@ -17,7 +17,7 @@ use crate::libtorch::Libtorch;
 use crate::project::{Package, Project};
 use folder::Folder;
 
-/// What the packed folder holds besides files of packages.
+/// What the packed folder holds in addition to files of packages.
 const RESERVED: [&str; 2] = ["run.sh", "bin"];
 
 /// A request that was checked as far as it can be before anything is fetched or built.
@@ -145,8 +145,8 @@ impl<'a> Pack<'a> {
     /// The test binaries among `built`, but for those that a package asks to leave out.
     fn tests(&self, mut built: Vec<Executable>) -> Result<Vec<(PathBuf, Executable)>, Error> {
         built.retain(|found| {
-            // The amp binary hands the registry over and has no tests of its own; those of a
-            // procedural macro are linked to libraries of the compiler.
+            // The amp binary hands the registry over and has no tests; the tests of a procedural
+            // macro are linked to libraries of the compiler.
             let is_amp = found.kind == "bin" && found.target == "amp";
             found.is_test && !is_amp && found.kind != "proc-macro"
         });

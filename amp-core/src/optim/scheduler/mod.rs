@@ -8,17 +8,8 @@ pub use sequential::SequentialLr;
 
 use std::f64::consts::PI;
 
-use super::saved;
+use super::{Rates, saved};
 use crate::{Error, Result, state::State};
-
-/// What a schedule sets.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rates {
-    /// Learning rate.
-    pub lr: f64,
-    /// Momentum, or Adam's first beta; `None` where the optimizer has none.
-    pub momentum: Option<f64>,
-}
 
 /// Options of a schedule that can be started from the optimizer's rates.
 pub trait BuildScheduler {

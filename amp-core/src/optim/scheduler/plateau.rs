@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{BuildScheduler, Rates, Scheduler};
-use crate::{Error, Result, callback::Mode, optim::saved, state::State};
+use crate::{Error, Result, monitor::Mode, optim::saved, state::State};
 
 /// What `threshold` is a difference of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Result,
     ffi::{self, Grads},
-    nn::Parameter,
-    optim::Optimizer,
+    optimizer::Optimizer,
+    parameter::Parameter,
     precision::clip,
 };
 

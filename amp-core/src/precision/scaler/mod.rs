@@ -29,7 +29,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! ```compile_fail,E0308
+//! ```compile_fail,E0277
 //! # use amp_core::{precision::GradScaler, optim::Optimizer};
 //! # fn f(scaler: &mut GradScaler, optimizer: &mut dyn Optimizer) -> amp_core::Result<()> {
 //! let gradients = scaler.gradients(optimizer)?;
@@ -87,8 +87,8 @@ use self::{config::usable_scale, gradients::FoundInf, losses::Losses};
 use crate::{
     Error, Result,
     ffi::{self, Grads},
-    nn::Parameter,
-    optim::{OnDevice, Optimizer},
+    optimizer::{OnDevice, Optimizer},
+    parameter::Parameter,
 };
 
 /// Scales losses and skips steps whose gradients overflowed.

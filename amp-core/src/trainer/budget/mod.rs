@@ -7,9 +7,8 @@
 mod search;
 mod select;
 
-use std::{fmt, ops::Range, rc::Rc};
+use std::{ops::Range, rc::Rc};
 
-use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use self::search::{Tried, search};
@@ -17,7 +16,7 @@ use super::{callbacks::Emit, rollback::Aside, step::StepRunner, window::Examples
 use crate::{
     Error, LightningModule, Result, Step,
     data::AnyBatch,
-    event::Event,
+    event::{Event, MemoryPlan},
     log::Log,
     memory::{self, MemoryMeter, show_bytes, tensor_bytes},
     nn::{Cell, Context, Segment, Survey},
@@ -26,37 +25,6 @@ use crate::{
 
 /// Bytes for the scalars of a step: losses, sums of what is logged.
 const SCALARS: u64 = 4096;
-
-/// What is computed again so that a step fits into its budget.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MemoryPlan {
-    /// The budget, in bytes.
-    pub budget: u64,
-    /// What was chosen.
-    pub segments: Vec<Segment>,
-    /// Bytes of activations that are not kept from the forward pass to the backward pass for that.
-    pub freed: u64,
-    /// The most bytes that tensors are expected to hold at once.
-    pub predicted_peak: u64,
-}
-
-impl fmt::Display for MemoryPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { budget, segments, freed, predicted_peak } = self;
-        let (budget, peak) = (show_bytes(*budget), show_bytes(*predicted_peak));
-        if segments.is_empty() {
-            return write!(f, "memory: {peak} of {budget} are needed, nothing is checkpointed");
-        }
-        let freed = show_bytes(*freed);
-        write!(f, "memory: {peak} of {budget} are needed, {freed} are kept free by checkpointing")?;
-        let mut separator = " ";
-        for segment in segments {
-            write!(f, "{separator}`{segment}`")?;
-            separator = ", ";
-        }
-        Ok(())
-    }
-}
 
 impl StepRunner<'_> {
     /// The context of a training pass.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub(super) use flight::Flight;
 
 use super::{TrainerConfig, recovery::NonFinite};
-use crate::{Error, LightningModule, Result, callback::Callback, named::named};
+use crate::{Error, LightningModule, Result, callback::Callback, module::StepAccess, named::named};
 
 /// Whether steps run as CUDA graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -41,31 +41,6 @@ named!(Graph, "graph mode", {
     On => "on",
     Off => "off",
 });
-
-/// How near a step someone has to be who follows it, when it runs as a CUDA graph.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StepAccess {
-    /// Is told of steps in order, perhaps when later ones are under way. What he wants done is
-    /// done once those have ended.
-    Late,
-    /// Sees the model as each step left it.
-    EachStep,
-    /// Is called within the step, as before the optimizer's, or changes it from one to the next: it
-    /// cannot be a graph. The text says who he is, as in `the model has a hook there`. Nobody else
-    /// is called within a step.
-    Within(&'static str),
-}
-
-impl StepAccess {
-    /// What both can live with.
-    fn and(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Within(_), _) | (Self::EachStep, Self::Late) => self,
-            (Self::Late, _) | (_, Self::Within(_)) => other,
-            (Self::EachStep, Self::EachStep) => self,
-        }
-    }
-}
 
 /// Steps in flight where nobody needs to see each.
 const IN_FLIGHT: usize = 4;

@@ -1,4 +1,4 @@
-//! A data set of one's own. The page on it is the crate's README.
+//! Your own data set: the crate's README is the page on it.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! A layer of one's own. The page on it is the crate's README.
+//! Your own layer: the crate's README is the page on it.
 
 use amp_core::{
     Error, Result,

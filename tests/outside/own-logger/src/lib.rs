@@ -1,4 +1,4 @@
-//! A logger of one's own. The page on it is the crate's README.
+//! Your own logger: the crate's README is the page on it.
 
 use std::{
     fs::File,

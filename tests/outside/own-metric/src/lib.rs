@@ -1,4 +1,4 @@
-//! A metric of one's own. The page on it is the crate's README.
+//! Your own metric: the crate's README is the page on it.
 
 use amp_core::{
     Error, Result,

@@ -1,4 +1,4 @@
-//! An optimizer of one's own. The page on it is the crate's README.
+//! Your own optimizer: the crate's README is the page on it.
 
 use std::rc::Rc;
 

@@ -1,5 +1,12 @@
 //! [`LightningModule`]: what the derive generates and the trainer drives.
 
+mod manual;
+mod step_access;
+
+pub(crate) use manual::{Done, Update};
+pub use manual::{ManualOptimizer, ManualStep};
+pub use step_access::StepAccess;
+
 use tch::{Device, Tensor};
 
 use crate::{
@@ -11,7 +18,6 @@ use crate::{
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
-    trainer::{ManualStep, StepAccess},
 };
 
 /// Hyperparameters by name, as saved beside weights.

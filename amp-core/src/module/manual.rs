@@ -2,12 +2,10 @@
 
 use tch::Tensor;
 
-use super::optimization::Optimization;
 use crate::{
     Error, Result, Step, ffi,
     log::{Log, LogOptions},
     nn::Context,
-    optim::Interval,
     precision::{Clip, Gradients, Policy, Scaled, StepOutcome, Unscaled},
 };
 
@@ -70,7 +68,7 @@ pub struct ManualStep<'s> {
 type Updates<'s> = &'s mut dyn Update;
 
 /// What a manual step does with the optimizers of a run. A trait, so that the step has one lifetime.
-pub(super) trait Update {
+pub(crate) trait Update {
     fn count(&self) -> usize;
     fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>>;
     fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>>;
@@ -78,48 +76,15 @@ pub(super) trait Update {
     fn parameters(&self, at: usize) -> Vec<Tensor>;
 }
 
-impl Update for Optimization<'_> {
-    fn count(&self) -> usize {
-        self.scheduled.len()
-    }
-
-    fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>> {
-        let optimizer = self.scheduled[at].optimizer.as_mut();
-        optimizer.zero_grad()?;
-        self.scaler.scale(loss)?.backward()?;
-        self.scaler.gradients(optimizer)
-    }
-
-    fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
-        self.scaler.unscale(gradients)
-    }
-
-    fn step(&mut self, at: usize, gradients: Gradients<Unscaled>) -> Result<StepOutcome> {
-        let scheduled = &mut self.scheduled[at];
-        let outcome = self.scaler.step(gradients, scheduled.optimizer.as_mut())?;
-        // The optimizer may step again before the scale moves.
-        self.scaler.end_use(scheduled.optimizer.as_ref());
-        if outcome == StepOutcome::Applied {
-            scheduled.advance(Interval::Step, &[])?;
-        }
-        Ok(outcome)
-    }
-
-    fn parameters(&self, at: usize) -> Vec<Tensor> {
-        let parameters = self.scheduled[at].optimizer.parameters().iter();
-        parameters.map(|parameter| parameter.tensor.shallow_clone()).collect()
-    }
-}
-
 /// What a manual step has done.
-pub(super) struct Done {
+pub(crate) struct Done {
     /// The last loss, detached.
-    pub(super) loss: Option<Tensor>,
-    pub(super) outcomes: Vec<StepOutcome>,
+    pub(crate) loss: Option<Tensor>,
+    pub(crate) outcomes: Vec<StepOutcome>,
 }
 
 impl<'s> ManualStep<'s> {
-    pub(super) fn new(
+    pub(crate) fn new(
         policy: Policy,
         context: &'s Context,
         log: &'s mut Log,
@@ -131,7 +96,7 @@ impl<'s> ManualStep<'s> {
         Self { policy, context, log, scheduled, batch_idx, global_step, outcomes, loss: None }
     }
 
-    pub(super) fn done(self) -> Done {
+    pub(crate) fn done(self) -> Done {
         Done { loss: self.loss, outcomes: self.outcomes }
     }
 

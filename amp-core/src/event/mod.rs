@@ -1,17 +1,20 @@
 //! What the training loop says. Everything that shows or stores something listens.
 
+mod memory_plan;
+mod profile;
+mod recovery;
+
+pub use memory_plan::MemoryPlan;
+pub use profile::{Interval, Phase, Profile, Span};
+pub use recovery::Recovery;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Result,
-    hardware::Fingerprint,
-    log::Logged,
-    precision::Precision,
-    probe::Observed,
+    Result, hardware::Fingerprint, log::Logged, precision::Precision, probe::Observed,
     provenance::Provenance,
-    trainer::{MemoryPlan, Profile, Recovery},
 };
 
 /// A moment of a run, in the order they are emitted.

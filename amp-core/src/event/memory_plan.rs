@@ -1,0 +1,38 @@
+//! Which modules are checkpointed for a memory budget.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{memory::show_bytes, nn::Segment};
+
+/// What is computed again so that a step fits into its budget.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemoryPlan {
+    /// The budget, in bytes.
+    pub budget: u64,
+    /// What was chosen.
+    pub segments: Vec<Segment>,
+    /// Bytes of activations that are not kept from the forward pass to the backward pass for that.
+    pub freed: u64,
+    /// The most bytes that tensors are expected to hold at once.
+    pub predicted_peak: u64,
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { budget, segments, freed, predicted_peak } = self;
+        let (budget, peak) = (show_bytes(*budget), show_bytes(*predicted_peak));
+        if segments.is_empty() {
+            return write!(f, "memory: {peak} of {budget} are needed, nothing is checkpointed");
+        }
+        let freed = show_bytes(*freed);
+        write!(f, "memory: {peak} of {budget} are needed, {freed} are kept free by checkpointing")?;
+        let mut separator = " ";
+        for segment in segments {
+            write!(f, "{separator}`{segment}`")?;
+            separator = ", ";
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,212 @@
+//! Going on from a saved run, and what may be another than when it was saved.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{fit::Run, step::Counts};
+use crate::{
+    Error, Result,
+    checkpoint::{self, Saved},
+    event::{Event, MemoryPlan, Position},
+    log::Log,
+    named::named,
+    optim::{Rates, TrainingPlan},
+    precision::{Precision, ScalerState},
+    random::RandomState,
+    state::State,
+    weights::Found,
+};
+
+/// Under which the choice of what is checkpointed is saved.
+pub(super) const MEMORY: &str = "memory";
+
+/// Intervals over which two schedules are held against each other.
+const HORIZON: i64 = 10_000;
+
+/// What a resumed run may have other than the run that was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Change {
+    /// Learning rates, in the code or as hyperparameters: the schedule goes on at its place with the new
+    /// rates.
+    Lr,
+    /// The number of epochs or steps: a schedule that depends on it goes on at its place in the new one.
+    Epochs,
+    /// The batch size and the batches of a step: an epoch goes on after as many examples.
+    BatchSize,
+    /// The data: an epoch that has begun is begun again with the new examples.
+    Data,
+}
+
+named!(Change, "change", {
+    Lr => "lr",
+    Epochs => "epochs",
+    BatchSize => "batch-size",
+    Data => "data",
+});
+
+impl Run<'_, '_> {
+    /// What must be the same for a run to go on with the same numbers.
+    pub(super) fn identity(&self) -> Map<String, Value> {
+        let config = self.config;
+        let entries = [
+            ("model", self.model.name().into()),
+            ("hyperparameters", Value::Object(self.model.hyperparameters())),
+            ("precision", config.precision.name().into()),
+            ("data", self.data.name.as_str().into()),
+            ("training examples", self.data.train.len().into()),
+            ("batch_size", self.data.batch_size.into()),
+            ("drop_last", self.data.loading.drop_last.into()),
+            ("accumulate_grad_batches", config.accumulate_grad_batches.into()),
+            ("seed", config.seed.into()),
+            ("shuffle", config.shuffle.into()),
+        ];
+        entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Puts the run where the checkpoint at `path` left it. Everything is checked before the
+    /// model, its callbacks or a random generator change.
+    pub(super) fn resume(&mut self, path: &Path, with: &[Change]) -> Result<Position> {
+        let Saved { weights, state } = checkpoint::read(path)?;
+        let at = |error: Error| match error {
+            Error::Config(text) => Error::config(format!("{}: {text}", path.display())),
+            other => other,
+        };
+        let changed = self.changes(&state, with).map_err(at)?;
+        let weights = Found::in_file(self.model, path, &weights)?;
+        let device = self.config.device;
+        let mut position: Position = state.get("position").map_err(at)?;
+        let counts: Counts = state.get("counts").map_err(at)?;
+        let precision: Precision = state.get("precision").map_err(at)?;
+        let scaler: ScalerState = state.get("scaler").map_err(at)?;
+        let parts = state.get("parts").map_err(at)?;
+        let plan = state.values().contains_key(MEMORY).then(|| state.get(MEMORY));
+        let plan: Option<MemoryPlan> = plan.transpose().map_err(at)?;
+        let lr = state.get("lr").map_err(at)?;
+        let validated: Option<Position> = state.get("validated").unwrap_or(None);
+        let trained_for: f64 = state.get("trained_for").unwrap_or(0.0);
+        let random = RandomState::from_state(&state.part("random"), device).map_err(at)?;
+        let mut log = Log::from_state(&state.part("log"), device).map_err(at)?;
+        if changed.contains(&Change::Data) {
+            (position.batch, log) = (0, Log::default());
+        } else if changed.contains(&Change::BatchSize) {
+            let saved: Map<String, Value> = state.get("run").map_err(at)?;
+            let size = saved.get("batch_size").and_then(Value::as_i64).unwrap_or(0);
+            let window = self.config.accumulate_grad_batches;
+            let batches = position.batch * size / self.data.batch_size;
+            position.batch = (batches / window * window).min(self.loader.batches());
+        }
+        let part = |index: usize| state.part(&format!("optimizer/{index}"));
+        for (index, scheduled) in self.runner.optim.scheduled.iter().enumerate() {
+            scheduled.check_state(&part(index)).map_err(at)?;
+        }
+        if precision != self.config.precision {
+            self.runner.set_precision(self.model, precision)?;
+        }
+        for (index, scheduled) in self.runner.optim.scheduled.iter_mut().enumerate() {
+            scheduled.load_state(&part(index)).map_err(at)?;
+            if changed.contains(&Change::Lr) || changed.contains(&Change::Epochs) {
+                scheduled.replan(&part(index)).map_err(at)?;
+            }
+        }
+        self.runner.optim.scaler.load_state(scaler).map_err(at)?;
+        for callback in self.callbacks.0.iter_mut() {
+            let part = state.part(&format!("callback/{}", callback.name()));
+            // A callback that is new to the run starts afresh.
+            if !part.is_empty() {
+                callback.load_state(&part).map_err(at)?;
+            }
+        }
+        weights.apply()?;
+        self.model.on_load_checkpoint(&state.part("model")).map_err(at)?;
+        random.restore(device)?;
+        (self.runner.counts, self.runner.lr) = (counts, lr);
+        self.runner.set_parts(parts);
+        // Of another budget, one is made anew.
+        self.runner.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory_budget);
+        (self.position, self.log) = (position, log);
+        for change in changed {
+            let text = format!("resumed with another {change} than the saved run had");
+            (self.emit)(Event::Note { text })?;
+        }
+        self.validated = validated.map(|position| (Instant::now(), position));
+        self.trained_before = Duration::from_secs_f64(trained_for.max(0.0));
+        Ok(position)
+    }
+
+    /// The rates of all optimizers before any schedule.
+    pub(super) fn initial_rates(&self) -> Vec<Vec<Rates>> {
+        let scheduled = self.runner.optim.scheduled.iter();
+        scheduled.map(|scheduled| scheduled.initial_rates().to_vec()).collect()
+    }
+
+    /// What this run has other than the saved one; refuses what `with` does not allow.
+    fn changes(&mut self, state: &State, with: &[Change]) -> Result<Vec<Change>> {
+        let mut changed = Vec::new();
+        let mut differs = |what: &str, there: &Value, here: &Value, by: Option<Change>| match by {
+            Some(change) if with.contains(&change) => {
+                if !changed.contains(&change) {
+                    changed.push(change);
+                }
+                Ok(())
+            }
+            by => Err(Error::config(format!(
+                "saved by a run whose {what} is {there}, but here it is {here}: {}",
+                match by {
+                    Some(change) => format!(
+                        "make them equal, or allow the change (resume_with, --resume-with \
+                             {change})"
+                    ),
+                    None => "make them equal to go on, or load its weights alone".to_owned(),
+                }
+            ))),
+        };
+        let saved: Map<String, Value> = state.get("run")?;
+        for (name, here) in self.identity() {
+            let there = saved.get(&name).unwrap_or(&Value::Null);
+            let by = match name.as_str() {
+                "hyperparameters" => Some(Change::Lr),
+                "batch_size" | "drop_last" | "accumulate_grad_batches" => Some(Change::BatchSize),
+                "data" | "training examples" => Some(Change::Data),
+                _ => None,
+            };
+            if *there != here {
+                differs(&name, there, &here, by)?;
+            }
+        }
+        if let Ok(there) = state.get::<Vec<Vec<Rates>>>("initial_rates") {
+            let here = self.initial_rates();
+            if there != here {
+                let lr = |rates: &[Vec<Rates>]| -> Value {
+                    rates.iter().flatten().map(|rates| Value::from(rates.lr)).collect()
+                };
+                differs("learning rate", &lr(&there), &lr(&here), Some(Change::Lr))?;
+            }
+        }
+        if let Ok(there) = state.get::<TrainingPlan>("plan")
+            && there != self.plan
+        {
+            let schedules = self.model.configure_optimizers(&there)?.into_schedules();
+            for (scheduled, other) in self.runner.optim.scheduled.iter().zip(schedules) {
+                if scheduled.is_unlike(other.as_deref(), HORIZON)? {
+                    let length = |plan: &TrainingPlan| {
+                        let TrainingPlan { max_epochs, estimated_stepping_batches } = plan;
+                        Value::from(format!(
+                            "{max_epochs} epochs, {estimated_stepping_batches} steps"
+                        ))
+                    };
+                    let (there, here) = (length(&there), length(&self.plan));
+                    differs("schedule's length", &there, &here, Some(Change::Epochs))?;
+                    break;
+                }
+            }
+        }
+        Ok(changed)
+    }
+}

@@ -1,0 +1,177 @@
+//! Runs that are resumed with other options: refused, or done as asked.
+
+use std::path::{Path, PathBuf};
+
+use amp_core::{
+    Result, Trainer, TrainerConfig,
+    callback::{Mode, ModelCheckpoint},
+    data::DataModule,
+    event::Event,
+    optim::{CosineAnnealing, Interval, OptimizerConfig, Sgd, StepLr, TrainingPlan},
+    precision::Precision,
+    record::RunRecord,
+    trainer::Change,
+};
+use tempfile::tempdir;
+
+use crate::support::{
+    device, message,
+    model::{Model, constant, linear, same},
+    seeded,
+};
+
+type Optimizer = fn(&TrainingPlan) -> OptimizerConfig;
+
+fn cosine(plan: &TrainingPlan) -> OptimizerConfig {
+    let schedule = CosineAnnealing { t_max: plan.max_epochs, ..Default::default() };
+    OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() })
+        .with_scheduler(schedule, Interval::Epoch)
+}
+
+fn steps(lr: f64) -> OptimizerConfig {
+    let schedule = StepLr { step_size: 1, gamma: 0.5 };
+    OptimizerConfig::new(Sgd { lr, ..Default::default() }).with_scheduler(schedule, Interval::Epoch)
+}
+
+struct Run<'a> {
+    optimizer: Optimizer,
+    epochs: i64,
+    data: DataModule,
+    resume: Option<(&'a Path, &'a [Change])>,
+    max_steps: Option<u64>,
+}
+
+impl Run<'_> {
+    fn new(optimizer: Optimizer, epochs: i64) -> Result<Self> {
+        let data = same(constant(12, 3, 1.0)?, 2)?;
+        Ok(Self { optimizer, epochs, data, resume: None, max_steps: None })
+    }
+
+    /// Trains, and saves `last.safetensors` in `folder`; the batches of each epoch too.
+    fn train(self, folder: &Path) -> Result<(RunRecord, Vec<i64>)> {
+        let _generator = seeded(0);
+        let mut model = Model::regression(linear(3, 3)?, self.optimizer);
+        let config = TrainerConfig {
+            max_epochs: self.epochs,
+            max_steps: self.max_steps,
+            ..TrainerConfig::new(Precision::Bf16Mixed, device())
+        };
+        let mut batches = Vec::new();
+        let mut listen = |event: &Event| -> Result<()> {
+            if let Event::Batch { epoch, .. } = event {
+                batches.resize((epoch + 1) as usize, 0);
+                batches[*epoch as usize] += 1;
+            }
+            Ok(())
+        };
+        let saves = ModelCheckpoint::new(folder, "val_loss", Mode::Min)?
+            .save_top_k(0)
+            .save_last(true)
+            .every_n_train_steps(1);
+        let mut trainer = Trainer::new(config).subscribe(&mut listen).callback(saves);
+        if let Some((path, with)) = self.resume {
+            trainer = trainer.resume_from(path).resume_with(with.iter().copied());
+        }
+        let record = trainer.fit(&mut model, &self.data)?;
+        drop(trainer);
+        Ok((record, batches))
+    }
+}
+
+/// A run of two epochs, or of so many steps, and where it was saved.
+fn saved(optimizer: Optimizer, max_steps: Option<u64>, folder: &Path) -> Result<PathBuf> {
+    Run { max_steps, ..Run::new(optimizer, 2)? }.train(folder)?;
+    Ok(folder.join("last.safetensors"))
+}
+
+fn rates(record: &RunRecord) -> Vec<f64> {
+    record.epochs.iter().map(|epoch| epoch.lr).collect()
+}
+
+/// A cosine over two epochs that goes on for two more has the rates of one over four; without leave it is
+/// refused, since the rate would be 0 from there on.
+#[test]
+fn a_cosine_goes_on_in_a_longer_run() -> Result<()> {
+    let folder = tempdir().expect("a folder");
+    let path = saved(cosine, None, folder.path())?;
+    let longer = |with: &[Change]| -> Result<(RunRecord, Vec<i64>)> {
+        let other = tempdir().expect("a folder");
+        Run { resume: Some((&path, with)), ..Run::new(cosine, 4)? }.train(other.path())
+    };
+    let text = message(longer(&[]));
+    assert!(
+        text.contains(
+            "schedule's length is \"2 epochs, 12 steps\", but here it is \"4 epochs, 24 steps\""
+        ) && text.contains("--resume-with epochs"),
+        "{text}"
+    );
+    let straight = Run::new(cosine, 4)?.train(tempdir().expect("a folder").path())?.0;
+    let (record, batches) = longer(&[Change::Epochs])?;
+    assert_eq!(batches, [0, 0, 6, 6]);
+    assert_eq!(rates(&record), rates(&straight)[2..]);
+    assert!(rates(&record).iter().all(|rate| *rate > 0.01), "{:?}", rates(&record));
+    assert!(record.notes.iter().any(|note| note.contains("another epochs")), "{:?}", record.notes);
+    Ok(())
+}
+
+/// A schedule that does not depend on the length needs no leave.
+#[test]
+fn a_length_that_changes_nothing_is_free() -> Result<()> {
+    let folder = tempdir().expect("a folder");
+    let path = saved(|_| steps(0.1), None, folder.path())?;
+    let run = Run { resume: Some((&path, &[])), ..Run::new(|_| steps(0.1), 4)? };
+    let (record, _) = run.train(tempdir().expect("a folder").path())?;
+    assert_eq!(rates(&record), [0.1 * 0.25, 0.1 * 0.125]);
+    Ok(())
+}
+
+/// Another rate, with and without a schedule: the saved one is neither taken in silence nor the schedule
+/// begun anew.
+#[test]
+fn a_new_rate_is_asked_for() -> Result<()> {
+    let plain: [Optimizer; 2] = [
+        |_| OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() }),
+        |_| OptimizerConfig::new(Sgd { lr: 0.02, ..Default::default() }),
+    ];
+    let scheduled: [Optimizer; 2] = [|_| steps(0.1), |_| steps(0.02)];
+    for ([before, after], expected) in [(plain, [0.02, 0.02]), (scheduled, [0.005, 0.0025])] {
+        let folder = tempdir().expect("a folder");
+        let path = saved(before, None, folder.path())?;
+        let go_on = |with: &[Change]| -> Result<(RunRecord, Vec<i64>)> {
+            let other = tempdir().expect("a folder");
+            Run { resume: Some((&path, with)), ..Run::new(after, 4)? }.train(other.path())
+        };
+        let text = message(go_on(&[]));
+        assert!(text.contains("learning rate is [0.1], but here it is [0.02]"), "{text}");
+        assert_eq!(rates(&go_on(&[Change::Lr])?.0), expected);
+    }
+    Ok(())
+}
+
+/// After 4 of 6 batches of 2, an epoch in batches of 4 goes on after 2 of 3; with other data it begins
+/// again.
+#[test]
+fn an_epoch_goes_on_after_as_many_examples() -> Result<()> {
+    let folder = tempdir().expect("a folder");
+    let path = saved(|_| steps(0.1), Some(4), folder.path())?;
+    let go_on = |data: DataModule, with: &[Change]| -> Result<Vec<i64>> {
+        let other = tempdir().expect("a folder");
+        let run = Run { data, resume: Some((&path, with)), ..Run::new(|_| steps(0.1), 2)? };
+        Ok(run.train(other.path())?.1)
+    };
+    let larger = || {
+        Ok::<_, amp_core::Error>(DataModule { batch_size: 4, ..same(constant(12, 3, 1.0)?, 4)? })
+    };
+    let text = message(go_on(larger()?, &[]));
+    assert!(
+        text.contains("batch_size is 2, but here it is 4")
+            && text.contains("--resume-with batch-size"),
+        "{text}"
+    );
+    assert_eq!(go_on(larger()?, &[Change::BatchSize])?, [1, 3]);
+    let other = || same(constant(10, 3, 1.0)?, 2);
+    let text = message(go_on(other()?, &[Change::BatchSize]));
+    assert!(text.contains("training examples is 12, but here it is 10"), "{text}");
+    assert_eq!(go_on(other()?, &[Change::Data])?, [5, 5]);
+    Ok(())
+}

@@ -82,6 +82,7 @@ fn fit(layer: impl Module + 'static, config: TrainerConfig) -> Result<()> {
 /// It would have been given to the optimizer and never moved.
 #[test]
 fn a_parameter_without_a_gradient_is_refused_when_it_is_trained() {
+    let _generator = seeded(0);
     let config =
         || TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, Device::Cpu) };
     let frozen = weight().detach();

@@ -2,6 +2,10 @@
 //!
 //! A row here and the type it names in amp-core are all that a new one needs.
 
+mod draws;
+
+pub(crate) use draws::{DRAWS, Draw};
+
 use crate::symbol;
 
 /// An argument of a layer, metric, optimizer or scheduler.
@@ -386,23 +390,6 @@ pub(crate) const SCHEDULERS: &[Scheduler] = &[
         },
         interval: Interval::Epoch,
     },
-];
-
-/// A way to draw a tensor's first values.
-pub(crate) struct Draw {
-    pub(crate) name: &'static str,
-    /// The variant of amp-core's `Init`.
-    pub(crate) variant: &'static str,
-    pub(crate) arguments: &'static [&'static str],
-}
-
-pub(crate) const DRAWS: &[Draw] = &[
-    Draw { name: "zeros", variant: "Zeros", arguments: &[] },
-    Draw { name: "ones", variant: "Ones", arguments: &[] },
-    Draw { name: "full", variant: "Full", arguments: &["value"] },
-    Draw { name: "uniform", variant: "Uniform", arguments: &["low", "high"] },
-    Draw { name: "normal", variant: "Normal", arguments: &["mean", "std"] },
-    Draw { name: "kaiming_uniform", variant: "KaimingUniform", arguments: &["fan_in"] },
 ];
 
 #[cfg(test)]

@@ -66,5 +66,6 @@ mod support;
 mod tensorboard;
 mod trainer;
 mod trainer_steps;
+mod visits;
 mod weight_updates;
 mod weights;

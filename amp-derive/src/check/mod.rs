@@ -12,6 +12,7 @@ mod keys;
 mod layers;
 mod lints;
 mod logging;
+mod metrics;
 mod optimizer;
 mod tensors;
 mod training;

@@ -1,20 +1,20 @@
-//! Rules about the loss, the metrics and the steps they are part of.
+//! Rules about the loss and the steps.
 
-use proc_macro2::Ident;
-use syn::{BinOp, Expr, ExprClosure, ExprLit, ExprPath, Lit, Stmt, ext::IdentExt};
+use syn::{BinOp, Expr, ExprClosure, ExprPath, Stmt};
 
 use super::{
-    Own, batch, has_no_effect, keys, logging,
+    Own, has_no_effect, logging,
+    metrics::metrics,
     optimizer::{self, begins_with_a_name},
     own_function,
 };
 use crate::{
     check::only,
     diag::Diagnostics,
-    model::{Lightning, Loss, Measured, Metric, MetricValue, OwnHook, Pair, Step},
-    spec::{Arg, Attr, Spec, has, named, word},
+    model::{Lightning, Loss, Metric, OwnHook, Step},
+    spec::{Arg, Attr, Spec, has, word},
     symbol,
-    table::{self, HOOKS, Hook, LOSSES, METRICS},
+    table::{HOOKS, Hook, LOSSES},
 };
 
 /// A half of training with a step of its own.
@@ -50,22 +50,6 @@ impl Stage {
             Self::Train => symbol::TRAINING_STEP,
             Self::Val => symbol::VALIDATION_STEP,
         }
-    }
-}
-
-const STAGES: &[(&str, Stage)] = &[("train", Stage::Train), ("val", Stage::Val)];
-
-/// A metric as declared, for one or both stages.
-pub(super) struct Declared {
-    pub(super) name: String,
-    stage: Option<Stage>,
-    value: MetricValue,
-    of: Measured,
-}
-
-impl Declared {
-    pub(super) fn is_for(&self, stage: Stage) -> bool {
-        self.stage.is_none_or(|only| only == stage)
     }
 }
 
@@ -282,137 +266,4 @@ fn divisor(expr: &Expr) -> Option<&Expr> {
         },
         _ => None,
     }
-}
-
-/// The metrics, each with a name of its own, and whether none was refused.
-fn metrics(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> (Vec<Declared>, bool) {
-    let mut declared: Vec<Declared> = Vec::new();
-    let mut complete = true;
-    for attr in named(&spec.attrs, symbol::METRIC) {
-        let Some((metric, at)) = metric(spec, attr, diag) else {
-            complete = false;
-            continue;
-        };
-        complete &= name_is_its_own(&metric, &at, &declared, diag);
-        complete &= stage_is_generated(&metric, &at, steps, diag);
-        declared.push(metric);
-    }
-    (declared, complete)
-}
-
-fn metric(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ident)> {
-    let args = attr.args.as_deref()?;
-    if let Some(first) = args.first()
-        && let Arg::Pair(with, _) = Arg::from(first)
-        && with == symbol::WITH
-    {
-        let known = [symbol::WITH, symbol::NAME, symbol::STAGE, symbol::OUTPUT, symbol::TARGET];
-        let mut pairs = keys::pairs(symbol::METRIC, args, &known, diag)?;
-        let value = keys::take(&mut pairs, symbol::WITH)?.value;
-        let of = measured(spec, &mut pairs, diag)?;
-        let (name, stage) = name_and_stage(&mut pairs, diag)?;
-        let name = own_metric_is_named(name, with, diag)?;
-        let value = MetricValue::Rust(value);
-        return Some((Declared { name, stage, value, of }, with.clone()));
-    }
-    let (at, args) = begins_with_a_name(attr, symbol::METRIC, &table::names(METRICS), diag)?;
-    let row = table::find(METRICS, &at.to_string())?;
-    let mut known: Vec<&str> = row.keys().map(|key| key.name).collect();
-    known.extend([symbol::NAME, symbol::STAGE, symbol::OUTPUT, symbol::TARGET]);
-    let mut pairs = keys::pairs(row.name, args, &known, diag)?;
-    let choices = name_and_stage(&mut pairs, diag);
-    let of = measured(spec, &mut pairs, diag);
-    keys::fit(at, row, &pairs, diag)?;
-    keys::fields_are_read_from_self(spec, &pairs, diag)?;
-    let (name, stage) = choices?;
-    let name = name.unwrap_or_else(|| row.name.to_owned());
-    let value = MetricValue::Known { row, at: at.clone(), keys: pairs };
-    Some((Declared { name, stage, value, of: of? }, at.clone()))
-}
-
-/// What the metric is computed of; `None` if it was refused.
-fn measured(spec: &Spec, pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Measured> {
-    let output = keys::take(pairs, symbol::OUTPUT).map(|pair| pair.value);
-    let target = match keys::take(pairs, symbol::TARGET) {
-        Some(pair) => Some(batch::part_of_metric(&pair.value, spec, diag)?),
-        None => None,
-    };
-    Some(Measured { output, target })
-}
-
-fn name_and_stage(
-    pairs: &mut Vec<Pair>,
-    diag: &Diagnostics,
-) -> Option<(Option<String>, Option<Stage>)> {
-    let name = match keys::take(pairs, symbol::NAME) {
-        None => Some(None),
-        Some(pair) => name_can_be_logged(&pair, diag).map(Some),
-    };
-    let stage = match keys::take(pairs, symbol::STAGE) {
-        None => Some(None),
-        Some(pair) => keys::choice(&pair, STAGES, diag).map(Some),
-    };
-    Some((name?, stage?))
-}
-
-/// Rule: a metric's name is one that `#[log(train_NAME)]` can name.
-fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
-    if let Some(name) = word(&pair.value) {
-        return Some(name.unraw().to_string());
-    }
-    let Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) = &pair.value else {
-        diag.error(&pair.value, "a metric's name is a word, as in `name = acc`");
-        return None;
-    };
-    let name = text.value();
-    // Behind a prefix, so that a digit in front does no harm.
-    let fits = !name.is_empty() && syn::parse_str::<Ident>(&format!("train_{name}")).is_ok();
-    if !fits {
-        diag.error(text, "a metric's name has letters, digits and `_` only, as in `name = acc`");
-    }
-    fits.then_some(name)
-}
-
-/// Rule: a metric of one's own has a name to be logged under.
-fn own_metric_is_named(name: Option<String>, at: &Ident, diag: &Diagnostics) -> Option<String> {
-    if name.is_none() {
-        diag.error(at, "a metric of your own needs a name: add `name = …`");
-    }
-    name
-}
-
-/// Rule: two values are not logged under one name.
-fn name_is_its_own(metric: &Declared, at: &Ident, before: &[Declared], diag: &Diagnostics) -> bool {
-    let name = &metric.name;
-    let meets = |other: &&Declared| {
-        let both = |stage| metric.is_for(stage) && other.is_for(stage);
-        other.name == *name && (both(Stage::Train) || both(Stage::Val))
-    };
-    if name == symbol::LOSS {
-        diag.error(at, "`loss` is logged already: give the metric another name");
-        return false;
-    }
-    if before.iter().any(|other| meets(&other)) {
-        diag.error(
-            at,
-            format!(
-                "two metrics are called `{name}`: give this one a name, as in `name = {name}_2`"
-            ),
-        );
-        return false;
-    }
-    true
-}
-
-/// Rule: a metric of one stage needs that stage's generated step.
-fn stage_is_generated(metric: &Declared, at: &Ident, steps: [&Own; 2], diag: &Diagnostics) -> bool {
-    let [train, val] = steps;
-    let own = match metric.stage {
-        Some(stage @ Stage::Train) if !train.is_generated() => stage,
-        Some(stage @ Stage::Val) if !val.is_generated() => stage,
-        _ => return true,
-    };
-    let message = format!("`#[metric]` has no effect: `{}` is yours, log it there", own.step());
-    diag.error(at, message);
-    false
 }

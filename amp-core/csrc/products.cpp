@@ -57,6 +57,8 @@ thread_local std::optional<at::CallbackHandle> handle;
 thread_local std::vector<Product> seen;
 // Operators that are watched, one inside the other.
 thread_local int depth = 0;
+// How many ask for nothing to be noted.
+thread_local int paused = 0;
 
 template <size_t N>
 const char* among(const char* const (&names)[N], std::string_view name) {
@@ -79,7 +81,7 @@ void end(const at::RecordFunction& function, at::ObserverContext* context) {
   --depth;
   const char* op = static_cast<Watched*>(context)->op;
   // An operator that failed has no output.
-  if (op == nullptr || function.outputs().empty()) return;
+  if (op == nullptr || paused > 0 || function.outputs().empty()) return;
   const c10::IValue& output = function.outputs()[0];
   if (!output.isTensor()) return;
   const at::Tensor& tensor = output.toTensor();
@@ -106,6 +108,11 @@ int amp_products_stop() {
     if (handle) at::removeCallback(*handle);
     handle.reset();
   });
+}
+
+// Notes nothing while `by` of all calls adds up to more than 0.
+int amp_products_pause(int by) {
+  return amp::guarded([&] { paused += by; });
 }
 
 // The product at this place; past the last one `op` is null and all are forgotten. `op` is otherwise

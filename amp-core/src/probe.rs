@@ -30,9 +30,11 @@ pub struct Observed {
 /// Collects the dtypes of a forward pass's matrix products: expected and seen.
 #[derive(Debug, Default)]
 pub(crate) struct Products {
-    /// By path, and by operator where libtorch's own record tells.
-    seen: RefCell<BTreeMap<(String, Option<String>), (Kind, Kind)>>,
+    seen: RefCell<BTreeMap<Source, (Kind, Kind)>>,
 }
+
+/// A module's path, and the operator in it where libtorch's own record names one.
+type Source = (String, Option<String>);
 
 impl DtypeProbe for Products {
     fn gave(&self, given: &Given<'_>) {

@@ -13,7 +13,7 @@ use tch::Tensor;
 
 use crate::{
     Error, Result, ffi,
-    nn::{Visit, named_tensors},
+    nn::{Visit, named_tensors, names_are_unique},
     tensor_file::{self, TensorFile},
 };
 
@@ -21,13 +21,14 @@ use crate::{
 /// its first name, as `safetensors.torch.save_model` does.
 ///
 /// # Errors
-/// When the folder is missing or cannot be written to.
+/// When two tensors have one name, or the folder is missing or cannot be written to.
 pub fn save(
     module: &(impl Visit + ?Sized),
     path: &Path,
     metadata: BTreeMap<String, String>,
 ) -> Result<()> {
     let tensors = distinct(module);
+    names_are_unique(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
     let named = tensors.iter().map(|(name, tensor)| (name.clone(), tensor));
     tensor_file::write(path, named, metadata)
 }

@@ -2,9 +2,9 @@
 //!
 //! A row here and the type it names in amp-core are all that a new one needs.
 
-mod hooks;
+mod draws;
 
-pub(crate) use hooks::{Given, HOOKS, Hook};
+pub(crate) use draws::{DRAWS, Draw};
 
 use crate::symbol;
 
@@ -223,6 +223,48 @@ pub(crate) const NOT_NEEDED: &[(&str, &str)] = &[
     ("dtype", "the trainer's precision decides; for one field write `#[precision(fp32)]`"),
 ];
 
+/// A hook of the training loop: what it is given and what a function for it looks like.
+#[derive(Debug)]
+pub(crate) struct Hook {
+    pub(crate) name: &'static str,
+    pub(crate) takes: &'static [Given],
+    pub(crate) signature: &'static str,
+}
+
+/// What a hook is given besides the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Given {
+    Gradients,
+    Loss,
+    Outcome,
+    Hook,
+}
+
+const fn hook(name: &'static str, takes: &'static [Given], signature: &'static str) -> Hook {
+    Hook { name, takes, signature }
+}
+
+const PLAIN: &str = "fn(&mut Self) -> Result<()>";
+const WITH_HOOK: &str = "fn(&mut Self, &mut Hook<'_>) -> Result<()>";
+
+pub(crate) const HOOKS: &[Hook] = &[
+    hook(symbol::ON_TRAIN_START, &[], PLAIN),
+    hook(symbol::ON_TRAIN_EPOCH_START, &[Given::Hook], WITH_HOOK),
+    hook(
+        symbol::ON_BEFORE_OPTIMIZER_STEP,
+        &[Given::Gradients, Given::Hook],
+        "fn(&mut Self, &Gradients<Unscaled>, &mut Hook<'_>) -> Result<()>",
+    ),
+    hook(
+        symbol::ON_TRAIN_BATCH_END,
+        &[Given::Loss, Given::Outcome, Given::Hook],
+        "fn(&mut Self, &Tensor, Option<&StepOutcome>, &mut Hook<'_>) -> Result<()>",
+    ),
+    hook(symbol::ON_TRAIN_EPOCH_END, &[Given::Hook], WITH_HOOK),
+    hook(symbol::ON_VALIDATION_EPOCH_END, &[Given::Hook], WITH_HOOK),
+    hook(symbol::ON_TRAIN_END, &[], PLAIN),
+];
+
 /// Loss functions, by torch.nn.functional's names. Its `binary_cross_entropy` is refused by a
 /// rule.
 pub(crate) const LOSSES: &[&str] =
@@ -348,23 +390,6 @@ pub(crate) const SCHEDULERS: &[Scheduler] = &[
         },
         interval: Interval::Epoch,
     },
-];
-
-/// A way to draw a tensor's first values.
-pub(crate) struct Draw {
-    pub(crate) name: &'static str,
-    /// The variant of amp-core's `Init`.
-    pub(crate) variant: &'static str,
-    pub(crate) arguments: &'static [&'static str],
-}
-
-pub(crate) const DRAWS: &[Draw] = &[
-    Draw { name: "zeros", variant: "Zeros", arguments: &[] },
-    Draw { name: "ones", variant: "Ones", arguments: &[] },
-    Draw { name: "full", variant: "Full", arguments: &["value"] },
-    Draw { name: "uniform", variant: "Uniform", arguments: &["low", "high"] },
-    Draw { name: "normal", variant: "Normal", arguments: &["mean", "std"] },
-    Draw { name: "kaiming_uniform", variant: "KaimingUniform", arguments: &["fan_in"] },
 ];
 
 #[cfg(test)]

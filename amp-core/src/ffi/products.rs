@@ -1,6 +1,7 @@
 //! The matrix products that this thread computes (`csrc/products.cpp`).
 
 use std::{
+    cell::Cell,
     ffi::{CStr, c_char, c_int},
     marker::PhantomData,
 };
@@ -13,7 +14,13 @@ use crate::Result;
 unsafe extern "C" {
     fn amp_products_start() -> c_int;
     fn amp_products_stop() -> c_int;
+    fn amp_products_pause(by: c_int) -> c_int;
     fn amp_products_take(place: usize, op: *mut *const c_char, dtype: *mut c_int) -> c_int;
+}
+
+thread_local! {
+    /// Whether this thread's products are watched.
+    static WATCHED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Watches this thread's products until it is dropped. Not `Send`: the callback belongs to the
@@ -25,6 +32,7 @@ pub(crate) struct WatchedProducts {
 impl WatchedProducts {
     pub(crate) fn start() -> Result<Self> {
         checked!(amp_products_start())?;
+        WATCHED.set(true);
         Ok(Self { _thread: PhantomData })
     }
 }
@@ -33,6 +41,29 @@ impl Drop for WatchedProducts {
     fn drop(&mut self) {
         // It removes a callback; if it ever failed, a drop could not say so.
         let _ = checked!(amp_products_stop());
+        WATCHED.set(false);
+    }
+}
+
+/// Leaves out what this thread multiplies until it is dropped, where its products are watched.
+pub(crate) struct PausedProducts {
+    paused: bool,
+    _thread: PhantomData<*const ()>,
+}
+
+impl PausedProducts {
+    pub(crate) fn pause() -> Self {
+        // It only counts; if it ever failed, nothing would be paused.
+        let paused = WATCHED.get() && checked!(amp_products_pause(1)).is_ok();
+        Self { paused, _thread: PhantomData }
+    }
+}
+
+impl Drop for PausedProducts {
+    fn drop(&mut self) {
+        if self.paused {
+            let _ = checked!(amp_products_pause(-1));
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use tch::{Device, Tensor};
 use crate::{
     Error, Result,
     data::AnyBatch,
+    ffi::PausedProducts,
     log::{Log, LogOptions},
     metric::Metric,
     nn::{Context, Visit},
@@ -267,12 +268,15 @@ pub struct Step<'a> {
     pub batch_idx: usize,
     /// Optimizer steps applied so far.
     pub global_step: u64,
+    /// A step within another's training step has a context of its own.
+    _apart: Option<PausedProducts>,
 }
 
 impl<'a> Step<'a> {
     /// A step that runs under `context` and logs into `log`.
     pub fn new(context: &'a Context, log: &'a mut Log, batch_idx: usize, global_step: u64) -> Self {
-        Self { context, log, batch_idx, global_step }
+        let _apart = context.pause_others_products();
+        Self { context, log, batch_idx, global_step, _apart }
     }
 
     /// The forward pass's context.

@@ -7,6 +7,7 @@
 
 mod activation;
 mod attention;
+mod check;
 mod checkpoint;
 mod child;
 mod container;
@@ -28,6 +29,7 @@ mod transformer;
 pub use crate::parameter::Parameter;
 pub use activation::{Flatten, Gelu, Identity, Relu, Sigmoid, Silu, Tanh};
 pub use attention::{MultiheadAttention, MultiheadAttentionConfig};
+pub(crate) use check::{names_are_unique, parameters_require_gradients};
 pub use checkpoint::Checkpoint;
 pub use child::Child;
 pub use container::Sequential;

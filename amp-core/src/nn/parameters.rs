@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::{Visit, Visitor};
+use super::{Visit, Visitor, check};
 use crate::{
     Result, ffi,
     parameter::Parameter,
@@ -23,10 +23,8 @@ pub enum Role {
 /// Every tensor with its name and role, in order of declaration.
 pub fn named_tensors(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor, Role)> {
     // Only the names are wanted: any precision gives the same.
-    walk(module, Precision::F32True, &BTreeMap::new())
-        .into_iter()
-        .map(|found| (found.name, found.tensor, found.role))
-        .collect()
+    let (found, _) = walk(module, Precision::F32True, &BTreeMap::new());
+    found.into_iter().map(|found| (found.name, found.tensor, found.role)).collect()
 }
 
 /// The trained tensors; a tied one appears once, under its first name.
@@ -44,13 +42,17 @@ pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
 /// the struct declares. Handles taken earlier see the change.
 ///
 /// # Errors
-/// When the device has no room.
+/// When an override names no module, two tensors have one name, a parameter has integers, or the
+/// device has no room.
 pub fn place(
     module: &(impl Visit + ?Sized),
     policy: Policy,
     islands: &BTreeMap<String, Region>,
 ) -> Result<()> {
-    for Found { mut tensor, plan, .. } in walk(module, policy.precision, islands) {
+    let (found, modules) = walk(module, policy.precision, islands);
+    check::overrides_name_modules(islands, &modules)?;
+    check::tensors_are_sound(&found)?;
+    for Found { mut tensor, plan, .. } in found {
         let kind = if is_floating(tensor.kind()) { plan.storage } else { tensor.kind() };
         if tensor.kind() != kind || tensor.device() != policy.device {
             let moved = tch::no_grad(|| tensor.f_to_device_(policy.device, kind, false, true))?;
@@ -60,24 +62,25 @@ pub fn place(
     Ok(())
 }
 
-struct Found {
-    name: String,
-    tensor: Tensor,
-    role: Role,
+/// A tensor where it was visited.
+pub(super) struct Found {
+    pub(super) name: String,
+    pub(super) tensor: Tensor,
+    pub(super) role: Role,
     plan: RegionPlan,
 }
 
+/// The tensors of a module, and the paths of the modules in it.
 fn walk(
     module: &(impl Visit + ?Sized),
     precision: Precision,
     islands: &BTreeMap<String, Region>,
-) -> Vec<Found> {
+) -> (Vec<Found>, Vec<String>) {
     let plan = RegionPlan::of(precision);
-    let scopes = Vec::new();
-    let mut walk =
-        Walk { precision, islands, path: String::new(), plan, scopes, found: Vec::new() };
+    let (scopes, found, modules) = (Vec::new(), Vec::new(), Vec::new());
+    let mut walk = Walk { precision, islands, path: String::new(), plan, scopes, found, modules };
     module.visit(&mut walk);
-    walk.found
+    (walk.found, walk.modules)
 }
 
 struct Walk<'a> {
@@ -88,6 +91,8 @@ struct Walk<'a> {
     /// For each scope, the outer path's length and the plan outside.
     scopes: Vec<(usize, RegionPlan)>,
     found: Vec<Found>,
+    /// Paths, where there are overrides to compare with.
+    modules: Vec<String>,
 }
 
 impl Visitor for Walk<'_> {
@@ -98,6 +103,9 @@ impl Visitor for Walk<'_> {
         }
         self.path.push_str(name);
         self.scopes.push((parent, self.plan));
+        if !self.islands.is_empty() {
+            self.modules.push(self.path.clone());
+        }
         if let Some(region) = self.islands.get(&self.path).copied().or(region) {
             self.plan = self.plan.enter(region, self.precision);
         }

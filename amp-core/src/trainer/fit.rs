@@ -84,6 +84,7 @@ impl<'r, 'c> Run<'r, 'c> {
         let (loops, policy) = (config.loops.resolved(), config.policy());
         let max_epochs = if loops.fast_dev_run.is_some() { 1 } else { config.max_epochs };
         nn::place(model, policy, &config.islands)?;
+        nn::parameters_require_gradients(model)?;
         let in_order = !config.shuffle || loops.overfit_batches.is_some();
         let shuffle = (!in_order).then_some(config.seed);
         let loader = data.train_loader(policy, shuffle)?.limited(loops.limit_train_batches);

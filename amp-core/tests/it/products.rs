@@ -1,9 +1,21 @@
 //! Products in a closure's own code, which no layer answers for, are part of the dtype proof.
 
-use amp_core::{event::Event, precision::AutocastGuard, prelude::*, probe::Observed};
+use amp_core::{
+    data,
+    event::Event,
+    log::Log,
+    nn,
+    precision::{AutocastGuard, Policy},
+    prelude::*,
+    probe::Observed,
+};
 use rstest::rstest;
 
-use crate::support::{message, seeded};
+use crate::support::{
+    message,
+    model::{constant, same},
+    seeded,
+};
 
 #[derive(Batch)]
 struct Words {
@@ -124,5 +136,39 @@ fn a_region_asks_for_its_own_dtype() -> Result<()> {
     let _generator = seeded(0);
     let found = observed(Precision::Bf16Mixed, Tied::builder(How::Region).build()?)?;
     assert_eq!(found.matmul.into_iter().collect::<Vec<_>>(), ["bfloat16", "float32"]);
+    Ok(())
+}
+
+/// Evaluates under f32 in the middle of a training step, as a monitor does.
+#[derive(LightningModule)]
+#[training_step(Self::evaluating)]
+#[loss(mse_loss)]
+#[optimizer(sgd, lr = 0.1)]
+struct Evaluating {
+    #[layer(linear(3, 3))]
+    model: nn::Linear,
+}
+
+impl Evaluating {
+    fn evaluating(&mut self, batch: &data::Batch, step: &mut Step<'_>) -> Result<Tensor> {
+        {
+            let _guard = AutocastGuard::off(Device::Cpu)?;
+            let plain = Context::new(Policy::new(Precision::F32True, Device::Cpu), false);
+            let mut log = Log::default();
+            self.validation_step(&batch.to_any()?, &mut Step::new(&plain, &mut log, 0, 0))?;
+        }
+        loss::mse_loss(&self.forward(&batch.input, step.context())?, &batch.target)
+    }
+}
+
+/// Products under another context are not held against this one's precision.
+#[test]
+fn a_step_within_a_step_is_judged_by_nobody() -> Result<()> {
+    let _generator = seeded(0);
+    let mut model = Evaluating::builder().build()?;
+    let config =
+        TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::Bf16Mixed, Device::Cpu) };
+    let record = Trainer::new(config).fit(&mut model, &same(constant(4, 3, 0.0)?, 2)?)?;
+    assert_eq!(record.observed.matmul.into_iter().collect::<Vec<_>>(), ["bfloat16"]);
     Ok(())
 }

@@ -4,10 +4,7 @@ use proc_macro2::Ident;
 use quote::ToTokens;
 use syn::{Expr, ExprLit, Lit};
 
-use super::{
-    Own, keys,
-    metrics::{Declared, Stage},
-};
+use super::{Own, keys, metrics::Declared, training::Stage};
 use crate::{
     diag::Diagnostics,
     model::LogOptions,

@@ -1,9 +1,9 @@
-//! Rules about the metrics, and the stages that they are of.
+//! Rules about `#[metric]`.
 
 use proc_macro2::Ident;
 use syn::{Expr, ExprLit, Lit, ext::IdentExt};
 
-use super::{Own, batch, keys, optimizer::begins_with_a_name};
+use super::{Own, batch, keys, optimizer::begins_with_a_name, training::Stage};
 use crate::{
     diag::Diagnostics,
     model::{Measured, MetricValue, Pair},
@@ -11,42 +11,6 @@ use crate::{
     symbol,
     table::{self, METRICS},
 };
-
-/// A half of training with a step of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    Train,
-    Val,
-}
-
-impl Stage {
-    /// As users write it, and what logged names begin with.
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::Val => "val",
-        }
-    }
-
-    /// What `value` is logged as.
-    pub(super) fn name_of(self, value: &str) -> String {
-        format!("{}_{value}", self.word())
-    }
-
-    pub(super) fn other(self) -> Self {
-        match self {
-            Self::Train => Self::Val,
-            Self::Val => Self::Train,
-        }
-    }
-
-    pub(super) fn step(self) -> &'static str {
-        match self {
-            Self::Train => symbol::TRAINING_STEP,
-            Self::Val => symbol::VALIDATION_STEP,
-        }
-    }
-}
 
 const STAGES: &[(&str, Stage)] = &[("train", Stage::Train), ("val", Stage::Val)];
 
@@ -65,7 +29,7 @@ impl Declared {
 }
 
 /// The metrics, each with a name of its own, and whether none was refused.
-pub(super) fn check(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> (Vec<Declared>, bool) {
+pub(super) fn metrics(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> (Vec<Declared>, bool) {
     let mut declared: Vec<Declared> = Vec::new();
     let mut complete = true;
     for attr in named(&spec.attrs, symbol::METRIC) {

@@ -1,10 +1,10 @@
-//! Rules about the loss, the steps and the hooks of training.
+//! Rules about the loss and the steps.
 
 use syn::{BinOp, Expr, ExprClosure, ExprPath, Stmt};
 
 use super::{
     Own, has_no_effect, logging,
-    metrics::{self, Stage},
+    metrics::metrics,
     optimizer::{self, begins_with_a_name},
     own_function,
 };
@@ -16,6 +16,42 @@ use crate::{
     symbol,
     table::{HOOKS, Hook, LOSSES},
 };
+
+/// A half of training with a step of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Train,
+    Val,
+}
+
+impl Stage {
+    /// As users write it, and what logged names begin with.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Val => "val",
+        }
+    }
+
+    /// What `value` is logged as.
+    pub(super) fn name_of(self, value: &str) -> String {
+        format!("{}_{value}", self.word())
+    }
+
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Train => Self::Val,
+            Self::Val => Self::Train,
+        }
+    }
+
+    pub(super) fn step(self) -> &'static str {
+        match self {
+            Self::Train => symbol::TRAINING_STEP,
+            Self::Val => symbol::VALIDATION_STEP,
+        }
+    }
+}
 
 /// What `LightningModule` has beyond `Module`; `None` if something was refused.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
@@ -56,7 +92,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     }
     let (loss, (metrics, complete)) = if train.is_generated() || val.is_generated() {
         let loss = loss(spec, diag);
-        (loss, metrics::check(spec, [&train, &val], diag))
+        (loss, metrics(spec, [&train, &val], diag))
     } else {
         let because = "both steps are yours: compute and log there";
         has_no_effect(spec, &[symbol::LOSS, symbol::METRIC, symbol::LOG], because, diag);

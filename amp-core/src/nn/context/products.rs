@@ -3,7 +3,7 @@
 use super::{Context, Observer};
 use crate::{
     Result,
-    ffi::{self, WatchedProducts},
+    ffi::{self, PausedProducts, WatchedProducts},
     nn::Product,
 };
 
@@ -26,6 +26,11 @@ impl Context {
         let watched = WatchedProducts::start()?;
         self.watches_products.set(true);
         Ok(Some(ProductsOf { context: self, _watched: watched }))
+    }
+
+    /// Keeps what runs under this context out of another one's products.
+    pub(crate) fn pause_others_products(&self) -> Option<PausedProducts> {
+        (!self.watches_products.get()).then(PausedProducts::pause)
     }
 
     /// Shows what was multiplied since the path or the plan changed.

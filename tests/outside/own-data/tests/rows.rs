@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use amp_core::{
-    data::{Dataset, Loading, Placement},
+    data::{AnyBatch, Dataset, Loading, Placement},
     prelude::*,
     random,
 };
@@ -94,7 +94,10 @@ fn an_epoch_has_every_example_once() {
         let data = DataModule { loading, ..data.clone() };
         let loader = data.train_loader(policy, Some(3)).expect("a loader");
         let batches = loader.epoch(0, 0).expect("an epoch");
-        batches.flat_map(|batch| numbers(&batch.expect("a batch").target)).collect::<Vec<f32>>()
+        let targets = |batch: Result<AnyBatch>| {
+            numbers(batch.expect("a batch").required("target").expect("targets"))
+        };
+        batches.flat_map(targets).collect::<Vec<f32>>()
     };
     let shuffled = epoch(Some(0));
     assert_eq!(epoch(Some(2)), shuffled);

@@ -47,7 +47,7 @@ fn two_data_sets_of_one_name() {
 /// Found by the warm-up's two batches, before anything is trained.
 #[test]
 fn a_metric_that_the_model_does_not_log() {
-    let arguments = ["train", "--device", "cpu", "--epochs", "1", "--quiet"];
+    let arguments = ["verify", "--device", "cpu", "--epochs", "1", "--quiet"];
     let line = refused("a metric that is not logged", &arguments);
     says(&line, &["RingNet", "`val_accuracy`", "`val_acc`", "judged_by_loss"]);
 }

@@ -1,0 +1,100 @@
+//! What a hand-written `visit` and overrides by path can get wrong.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Role, Visit, named_tensors, parameters::Found};
+use crate::{
+    Error, Result, ffi,
+    precision::{Region, dtype_name, is_floating},
+};
+
+/// Rule: every override names a module.
+pub(super) fn overrides_name_modules(
+    islands: &BTreeMap<String, Region>,
+    modules: &[String],
+) -> Result<()> {
+    let Some(unknown) = islands.keys().find(|path| !modules.contains(path)) else {
+        return Ok(());
+    };
+    let instead = match closest(unknown, modules) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => "precision overrides name modules, as in `body.0`".to_owned(),
+    };
+    Err(Error::config(format!("the model has no module `{unknown}`: {instead}")))
+}
+
+/// Rule: a name stands for one tensor, and a parameter can be trained.
+pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
+    names_are_unique(found.iter().map(|found| (found.name.as_str(), &found.tensor)))?;
+    let integer =
+        |found: &&Found| found.role == Role::Parameter && !is_floating(found.tensor.kind());
+    match found.iter().find(integer) {
+        Some(Found { name, tensor, .. }) => Err(Error::config(format!(
+            "the parameter `{name}` is {}: only floating-point numbers can be trained, visit it \
+             as a `Role::Buffer` or convert it",
+            dtype_name(tensor.kind())
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Rule: a name stands for one tensor.
+pub(crate) fn names_are_unique<'t>(
+    tensors: impl Iterator<Item = (&'t str, &'t tch::Tensor)>,
+) -> Result<()> {
+    let mut seen = HashMap::new();
+    for (name, tensor) in tensors {
+        let identity = ffi::identity(tensor);
+        if *seen.entry(name).or_insert(identity) != identity {
+            return Err(Error::config(format!(
+                "two tensors are called `{name}`: give each a name of its own in `visit`"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Rule: a model that is trained has parameters that require a gradient; one that does not would
+/// never move.
+///
+/// # Errors
+/// When a parameter requires none.
+pub(crate) fn parameters_require_gradients(module: &(impl Visit + ?Sized)) -> Result<()> {
+    let frozen = named_tensors(module)
+        .into_iter()
+        .find(|(_, tensor, role)| *role == Role::Parameter && !tensor.requires_grad());
+    match frozen {
+        Some((name, ..)) => Err(Error::config(format!(
+            "the parameter `{name}` requires no gradient and would never be trained: make it with \
+             `f_set_requires_grad(true)`, or visit it as a `Role::Buffer`"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The path that `path` is most likely meant to be.
+fn closest<'p>(path: &str, known: &'p [String]) -> Option<&'p str> {
+    let near = known.iter().map(|known| (edits(path, known), known.as_str())).min()?;
+    let allowed = (path.len() / 2).clamp(1, 3);
+    let last = |path: &str| path.rsplit('.').next().map(str::to_owned);
+    match near {
+        (edits, found) if edits <= allowed => Some(found),
+        // The right name further in.
+        _ => known.iter().find(|known| last(known) == last(path)).map(String::as_str),
+    }
+}
+
+/// Letters to insert, remove or replace.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, letter) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for j in 1..row.len() {
+            let replaced = diagonal + usize::from(letter != b[j - 1]);
+            diagonal = row[j];
+            row[j] = replaced.min(row[j] + 1).min(row[j - 1] + 1);
+        }
+    }
+    row[b.len()]
+}

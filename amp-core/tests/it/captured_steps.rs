@@ -1,0 +1,114 @@
+//! Training steps written by hand that may run as CUDA graphs.
+
+use amp_core::{
+    LightningModule, Module, Result, Step, Trainer, TrainerConfig,
+    data::{Batch, DataModule},
+    log::LogOptions,
+    loss,
+    nn::{self, Dropout, Linear},
+    precision::{GradScalerConfig, Precision},
+    record::RunRecord,
+    tch::{Device, Kind, Tensor},
+    trainer::{Graph, StepAccess},
+};
+use rstest::rstest;
+
+use crate::support::{device, message, seeded};
+
+#[derive(LightningModule)]
+#[training_step(twice, captured)]
+#[loss(mse_loss)]
+#[optimizer(adamw, lr = 0.01)]
+struct Captured {
+    #[layer(linear(4, 16))]
+    body: Linear,
+    #[layer(dropout(0.3))]
+    drop: Dropout,
+    #[layer(linear(16, 2))]
+    head: Linear,
+}
+
+#[derive(LightningModule)]
+#[training_step(once)]
+#[loss(mse_loss)]
+#[optimizer(adamw, lr = 0.01)]
+struct Eager {
+    #[layer(linear(4, 2))]
+    body: Linear,
+}
+
+/// The loss of the same examples under two masks of dropout, as R-Drop has it.
+fn twice(net: &mut Captured, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    let one = net.forward(&batch.input, step.context())?;
+    let other = net.forward(&batch.input, step.context())?;
+    let apart = loss::mse_loss(&one, &other)?;
+    let value = loss::mse_loss(&one, &batch.target)?.f_add(&apart)?;
+    step.log("train_loss", &value, batch.len(), LogOptions::ON_EPOCH)?;
+    Ok(value)
+}
+
+fn once(net: &mut Eager, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    loss::mse_loss(&net.forward(&batch.input, step.context())?, &batch.target)
+}
+
+fn data() -> Result<DataModule> {
+    let _section = seeded(5);
+    let options = (Kind::Float, Device::Cpu);
+    let (input, target) = (Tensor::randn([256, 4], options), Tensor::randn([256, 2], options));
+    Ok(DataModule::training("rows", Batch::new(input, target)?, 8))
+}
+
+fn train(model: &mut dyn LightningModule, precision: Precision, graph: Graph) -> Result<RunRecord> {
+    let config = TrainerConfig {
+        max_epochs: 16,
+        graph,
+        scaler: GradScalerConfig {
+            init_scale: 2f64.powi(24),
+            growth_interval: 40,
+            ..Default::default()
+        },
+        ..TrainerConfig::new(precision, device())
+    };
+    Trainer::new(config).fit(model, &data()?)
+}
+
+/// What says `captured` may run as a graph, what does not say so may not.
+#[test]
+fn a_step_says_whether_it_may_be_captured() -> Result<()> {
+    assert_eq!(Captured::builder().build()?.step_access(), StepAccess::Late);
+    let mut eager = Eager::builder().build()?;
+    assert!(matches!(eager.step_access(), StepAccess::Within(_)));
+    if device().is_cuda() {
+        let text = message(train(&mut eager, Precision::F32True, Graph::On));
+        assert!(text.contains("does not say `captured`"), "{text}");
+    }
+    Ok(())
+}
+
+/// 512 steps as graphs and without have the same bits: weights, values, skips, scale.
+#[rstest]
+fn a_captured_step_is_the_step(
+    #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
+) -> Result<()> {
+    let run = |graph: Graph| -> Result<(Captured, RunRecord)> {
+        let mut model = {
+            let _section = seeded(0);
+            Captured::builder().build()?
+        };
+        let _section = seeded(1);
+        let record = train(&mut model, precision, graph)?;
+        Ok((model, record))
+    };
+    let (one, eager) = run(Graph::Off)?;
+    let (other, graphs) = run(Graph::Auto)?;
+    assert_eq!(eager.end.replayed, 0);
+    assert_eq!(graphs.end.replayed > 400, device().is_cuda(), "{}", graphs.end.replayed);
+    assert_eq!((eager.end.skipped, &eager.scales), (graphs.end.skipped, &graphs.scales));
+    for (eager, graphs) in eager.epochs.iter().zip(&graphs.epochs) {
+        assert_eq!(eager.train, graphs.train);
+    }
+    for (one, other) in nn::parameters(&one).iter().zip(nn::parameters(&other)) {
+        assert!(one.tensor.equal(&other.tensor), "`{}`", one.name);
+    }
+    Ok(())
+}

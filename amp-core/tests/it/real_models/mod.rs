@@ -1,0 +1,49 @@
+//! Models as projects have them: several inputs, masks, tuples, a step of one's own. Each learns something
+//! that it cannot learn unless its inputs arrive as they should.
+
+mod bert;
+mod gan;
+mod towers;
+mod unet;
+
+use amp_core::{
+    LightningModule, Result, Trainer, TrainerConfig,
+    data::DataModule,
+    precision::{GradScalerConfig, Precision},
+    record::RunRecord,
+    tch::{Device, Kind, Tensor},
+};
+
+use crate::support::device;
+
+/// Trains for so many epochs.
+fn train(
+    model: &mut dyn LightningModule,
+    data: &DataModule,
+    precision: Precision,
+    max_epochs: i64,
+) -> Result<RunRecord> {
+    let config = TrainerConfig {
+        max_epochs,
+        log_every_n_steps: 1000,
+        scaler: GradScalerConfig { init_scale: 1024.0, ..Default::default() },
+        // Losses over pairs of examples are not sums over parts.
+        micro_batching: false,
+        ..TrainerConfig::new(precision, device())
+    };
+    let record = Trainer::new(config).fit(model, data)?;
+    for value in record.epochs.iter().flat_map(|epoch| epoch.train.iter().chain(&epoch.val)) {
+        assert!(value.value.is_finite(), "{} is {}", value.name, value.value);
+    }
+    Ok(record)
+}
+
+/// A run of generated steps on a GPU is one of CUDA graphs.
+fn is_replayed_on_cuda(record: &RunRecord) {
+    let replayed = record.end.replayed;
+    assert_eq!(replayed > 0, device().is_cuda(), "{replayed} replayed, {:?}", record.notes);
+}
+
+fn randn(size: &[i64]) -> Tensor {
+    Tensor::randn(size, (Kind::Float, Device::Cpu))
+}

@@ -1,0 +1,61 @@
+//! Two towers with two inputs, trained to find each other's pair in the batch.
+
+use amp_core::prelude::*;
+use rstest::rstest;
+
+use super::{is_replayed_on_cuda, randn, train};
+use crate::support::seeded;
+
+#[derive(Batch)]
+struct Pairs {
+    question: Tensor,
+    answer: Tensor,
+}
+
+#[derive(LightningModule)]
+#[batch(Pairs, inputs(question, answer), target = batch)]
+#[forward(|question, answer| -> Result<(Tensor, Tensor)> {
+    let unit = |x: Tensor| -> Result<Tensor> {
+        let norm = x.f_norm_scalaropt_dim(2.0, [1_i64].as_slice(), true)?;
+        Ok(x.f_div(&norm.f_add_scalar(1e-6)?)?)
+    };
+    Ok((unit(left(question)?)?, unit(right(answer)?)?))
+})]
+#[loss(with = |output: &(Tensor, Tensor), _batch: &Pairs| {
+    let (left, right) = output;
+    let scores = left.f_matmul(&right.f_tr()?)?.f_mul_scalar(10.0)?;
+    let own = Tensor::f_arange(scores.size()[0], (Kind::Int64, scores.device()))?;
+    loss::cross_entropy(&scores, &own)
+})]
+#[optimizer(adamw, lr = 3e-3)]
+struct Towers {
+    #[layer(sequential(linear(16, 32), relu, linear(32, 16)))]
+    left: Sequential,
+    #[layer(sequential(linear(8, 32), relu, linear(32, 16)))]
+    right: Sequential,
+}
+
+/// An answer is half of its question, turned around.
+fn pairs(count: i64) -> Result<Pairs> {
+    let question = randn(&[count, 16]);
+    let answer = question.f_narrow(1, 0, 8)?.f_flip([1_i64].as_slice())?.f_mul_scalar(2.0)?;
+    Ok(Pairs { question, answer })
+}
+
+#[rstest]
+fn towers_find_their_pairs(
+    #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+) -> Result<()> {
+    let data = {
+        let _section = seeded(9);
+        DataModule::new("pairs", pairs(512)?, pairs(128)?, 32)
+    };
+    let _section = seeded(0);
+    let mut model = Towers::builder().build()?;
+    let record = train(&mut model, &data, precision, 15)?;
+    let loss = record.last("val_loss").expect("val_loss");
+    // ln 32 = 3.47 is the loss of one that cannot tell the pairs apart.
+    assert!(loss < 1.0, "{loss}");
+    is_replayed_on_cuda(&record);
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Gradients of gradients, as gradient penalties have them, through every layer that has kernels of its own.
+
+use std::collections::BTreeMap;
+
+use amp_core::{
+    Module, Result,
+    nn::{
+        BatchNorm, BatchNormConfig, Context, Conv2d, Conv2dConfig, Dropout, Gelu, LayerNorm,
+        LayerNormConfig, MultiheadAttention, MultiheadAttentionConfig, Relu, Sequential, Silu,
+        Tanh, parameters, place,
+    },
+    precision::{Policy, Precision},
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{device, model::linear, seeded};
+
+type Build = fn() -> Result<Sequential>;
+
+fn stack(layers: Vec<Box<dyn Module>>) -> Result<Sequential> {
+    Ok(Sequential::new(layers))
+}
+
+fn norm() -> Result<LayerNorm> {
+    LayerNorm::new(LayerNormConfig::new(8))
+}
+
+/// The weights' gradients of |d output² / d input|², which need second derivatives of each layer.
+fn gradients(
+    build: Build,
+    precision: Precision,
+    device: Device,
+    shape: &[i64],
+) -> Result<Vec<(String, Tensor)>> {
+    let _section = seeded(3);
+    let layers = build()?;
+    let input = Tensor::randn(shape, (Kind::Float, Device::Cpu));
+    let policy = Policy::new(precision, device);
+    place(&layers, policy, &BTreeMap::new())?;
+    let input = input.to_device(device).to_kind(precision.storage()).set_requires_grad(true);
+    let output = {
+        let _autocast = policy.autocast()?;
+        layers.forward(&input, &Context::new(policy, true).without_dropout())?
+    };
+    let kind = if precision == Precision::F64True { Kind::Double } else { Kind::Float };
+    let energy = output.f_to_kind(kind)?.f_square()?.f_sum(kind)?;
+    let slope = Tensor::f_run_backward(&[energy], &[&input], true, true)?.remove(0);
+    let parameters = parameters(&layers);
+    let tensors: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
+    let penalty = slope.f_to_kind(kind)?.f_square()?.f_sum(kind)?;
+    let gradients = Tensor::f_run_backward(&[penalty], &tensors, false, false)?;
+    let named = parameters.iter().zip(gradients);
+    Ok(named.map(|(parameter, gradient)| (parameter.name.clone(), gradient)).collect())
+}
+
+/// On every device and under every precision they are those of a 64-bit pass on the CPU.
+#[rstest]
+#[case::linear(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Tanh)]), &[6, 8])]
+#[case::linear_relu(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Relu), Box::new(linear(8, 8)?)]), &[6, 8])]
+#[case::linear_gelu(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Gelu::default()), Box::new(linear(8, 8)?)]), &[6, 8])]
+#[case::linear_silu(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Silu), Box::new(linear(8, 8)?)]), &[6, 8])]
+#[case::layer_norm(|| stack(vec![Box::new(linear(8, 8)?), Box::new(norm()?), Box::new(Tanh)]), &[6, 8])]
+#[case::batch_norm(
+    || stack(vec![
+        Box::new(linear(8, 8)?),
+        Box::new(BatchNorm::new(BatchNormConfig::new(8))?),
+        Box::new(Relu),
+        Box::new(Dropout::new(0.3)?),
+        Box::new(linear(8, 8)?),
+    ]),
+    &[6, 8],
+)]
+#[case::conv(
+    || stack(vec![
+        Box::new(Conv2d::new(Conv2dConfig { padding: 1, ..Conv2dConfig::new(3, 8, 3) })?),
+        Box::new(BatchNorm::new(BatchNormConfig::new(8))?),
+        Box::new(Relu),
+        Box::new(Conv2d::new(Conv2dConfig { padding: 1, ..Conv2dConfig::new(8, 3, 3) })?),
+    ]),
+    &[4, 3, 8, 8],
+)]
+fn penalties_have_the_gradients_of_64_bits(
+    #[case] build: Build,
+    #[case] shape: &[i64],
+    #[values((Precision::F32True, 1e-3), (Precision::F64True, 1e-9), (Precision::Bf16Mixed, 0.1))]
+    (precision, tolerance): (Precision, f64),
+) -> Result<()> {
+    let expected = gradients(build, Precision::F64True, Device::Cpu, shape)?;
+    let seen = gradients(build, precision, device(), shape)?;
+    // The largest gradient's, since that of a bias before a batch norm is 0.
+    let norms = expected.iter().filter(|(_, gradient)| gradient.defined());
+    let size = norms.map(|(_, gradient)| gradient.norm().double_value(&[])).fold(0.0, f64::max);
+    for ((name, expected), (_, seen)) in expected.iter().zip(&seen) {
+        if !expected.defined() || !seen.defined() {
+            assert_eq!(expected.defined(), seen.defined(), "{name}");
+            continue;
+        }
+        let seen = seen.to_device(Device::Cpu).to_kind(Kind::Double);
+        let error = (&seen - expected).norm().double_value(&[]) / size;
+        assert!(error <= tolerance, "{name}: off by {error:.2e} of {size:.2e}");
+    }
+    Ok(())
+}
+
+/// Attention's fused kernels have no second derivative; libtorch says so, rather than to give a wrong one.
+#[test]
+fn attention_says_that_it_has_none() {
+    let build: Build =
+        || stack(vec![Box::new(MultiheadAttention::new(MultiheadAttentionConfig::new(8, 2))?)]);
+    match gradients(build, Precision::Bf16Mixed, device(), &[2, 4, 8]) {
+        Ok(seen) => {
+            let expected =
+                gradients(build, Precision::F64True, Device::Cpu, &[2, 4, 8]).expect("in 64 bits");
+            for ((name, expected), (_, seen)) in expected.iter().zip(seen) {
+                if !expected.defined() {
+                    continue;
+                }
+                let seen = seen.to_device(Device::Cpu).to_kind(Kind::Double);
+                let error = (seen - expected).norm() / expected.norm();
+                assert!(error.double_value(&[]) <= 0.2, "{name}");
+            }
+        }
+        Err(error) => assert!(error.to_string().contains("derivative"), "{error}"),
+    }
+}

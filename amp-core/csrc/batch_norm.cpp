@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/native_batch_norm_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <limits>
@@ -82,8 +83,13 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    amp::refuse_second_derivative("batch normalisation with ReLU or dropout");
     const auto saved = context->get_saved_variables();
+    if (c10::GradMode::is_enabled()) {
+      if (context->saved_data.at("p").toDouble() > 0) {
+        amp::refuse_second_derivative("batch normalisation with dropout");
+      }
+      return differentiable(grads.at(0), saved, context->saved_data.at("relu").toBool());
+    }
     const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
                &means = saved.at(3), &inverses = saved.at(4);
     auto& kept = context->saved_data;
@@ -108,6 +114,27 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     start("backward", input, weight, arguments);
     if (out[0].defined()) amp::note_column_sums(out[0], input_sums);
     return out;
+  }
+
+  // With a graph of its own, for second derivatives. That of ReLU is 0.
+  static variable_list differentiable(const at::Tensor& grad, const variable_list& saved,
+                                      bool relu) {
+    const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
+               &means = saved.at(3), &inverses = saved.at(4);
+    auto passed = grad;
+    if (relu) {
+      at::Tensor positive;
+      {
+        const c10::NoGradGuard no_grad;
+        positive = ((input - means) * inverses * weight + bias) > 0;
+      }
+      passed = grad * positive;
+    }
+    // In training the kernel reads no epsilon.
+    auto [input_grad, weight_grad, bias_grad] = at::native_batch_norm_backward(
+        passed, input, weight, {}, {}, means, inverses, /*train=*/true, /*eps=*/0,
+        {true, true, true});
+    return {input_grad, weight_grad, bias_grad, {}, {}};
   }
 };
 

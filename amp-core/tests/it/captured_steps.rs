@@ -58,7 +58,12 @@ fn data() -> Result<DataModule> {
     Ok(DataModule::training("rows", Batch::new(input, target)?, 8))
 }
 
-fn train(model: &mut dyn LightningModule, precision: Precision, graph: Graph) -> Result<RunRecord> {
+fn train(
+    model: &mut dyn LightningModule,
+    precision: Precision,
+    graph: Graph,
+    data: &DataModule,
+) -> Result<RunRecord> {
     let config = TrainerConfig {
         max_epochs: 16,
         graph,

@@ -58,7 +58,7 @@ fn gradients(
 #[rstest]
 #[case::linear(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Tanh)]), &[6, 8])]
 #[case::linear_relu(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Relu), Box::new(linear(8, 8)?)]), &[6, 8])]
-#[case::linear_gelu(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Gelu::default()), Box::new(linear(8, 8)?)]), &[6, 8])]
+#[case::linear_gelu(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Gelu), Box::new(linear(8, 8)?)]), &[6, 8])]
 #[case::linear_silu(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Silu), Box::new(linear(8, 8)?)]), &[6, 8])]
 #[case::layer_norm(|| stack(vec![Box::new(linear(8, 8)?), Box::new(norm()?), Box::new(Tanh)]), &[6, 8])]
 #[case::batch_norm(

@@ -185,6 +185,9 @@ fn backward(
     scaled: &Tensor,
     parameters: &[Parameter],
 ) -> Result<Option<Provenance>> {
+    // Frozen ones have no gradient.
+    let trained = parameters.iter().filter(|parameter| parameter.tensor.requires_grad());
+    let parameters: Vec<&Parameter> = trained.collect();
     let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
     let weights = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
     // The largest magnitude of the gradient that was passed on before.

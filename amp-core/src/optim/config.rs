@@ -115,7 +115,7 @@ fn split(
         ));
     }
     for patterns in patterns.iter().flatten() {
-        patterns.match_something(&parameters)?;
+        patterns.match_something("optimizer", &parameters)?;
     }
     let mut shares: Vec<Vec<Parameter>> = patterns.iter().map(|_| Vec::new()).collect();
     for parameter in parameters {

@@ -52,7 +52,7 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
         storage: Storage,
     ) -> Result<Box<dyn Optimizer>> {
         for (patterns, _) in &self.groups {
-            patterns.match_something(&parameters)?;
+            patterns.match_something("optimizer", &parameters)?;
         }
         let group_of = |parameter: &Parameter| {
             let mut matching = (0..self.groups.len())

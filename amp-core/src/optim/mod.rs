@@ -23,6 +23,7 @@ pub use config::{OptimizerConfig, Optimizers};
 pub use groups::ParamGroups;
 pub use lion::Lion;
 pub use moments::Moments;
+pub(crate) use patterns::Patterns;
 pub use rmsprop::RmsProp;
 pub use scheduled::{GroupRates, Scheduled};
 pub use scheduler::{

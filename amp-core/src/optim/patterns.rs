@@ -6,7 +6,7 @@ use crate::{Error, Result, nn::Parameter};
 
 /// Patterns of parameters' dotted names: `*` is any text, `?` any one character.
 #[derive(Debug, Clone)]
-pub(super) struct Patterns(Vec<WildMatch>);
+pub(crate) struct Patterns(Vec<WildMatch>);
 
 impl<P: Into<String>> FromIterator<P> for Patterns {
     fn from_iter<I: IntoIterator<Item = P>>(patterns: I) -> Self {
@@ -16,26 +16,26 @@ impl<P: Into<String>> FromIterator<P> for Patterns {
 
 impl Patterns {
     /// Whether one of them matches.
-    pub(super) fn matches(&self, name: &str) -> bool {
+    pub(crate) fn matches(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// Refuses patterns that are for nothing, as a misspelt one is.
-    pub(super) fn match_something(&self, parameters: &[Parameter]) -> Result<()> {
+    /// Refuses patterns that are for nothing, as a misspelt one is; `what` they are of.
+    pub(crate) fn match_something(&self, what: &str, parameters: &[Parameter]) -> Result<()> {
         let idle = |pattern: &&WildMatch| {
             !parameters.iter().any(|parameter| pattern.matches(&parameter.name))
         };
         let Some(idle) = self.0.iter().find(idle) else {
             return match self.0.is_empty() {
                 false => Ok(()),
-                true => Err(Error::config("optimizer: parameters are chosen by no pattern")),
+                true => Err(Error::config(format!("{what}: parameters are chosen by no pattern"))),
             };
         };
         let names = parameters.iter().map(|parameter| format!("`{}`", parameter.name));
         let names: Vec<String> = names.take(8).collect();
         let more = if parameters.len() > names.len() { ", …" } else { "" };
         Err(Error::config(format!(
-            "optimizer: no parameter matches `{idle}`: they are called {}{more}",
+            "{what}: no parameter matches `{idle}`: they are called {}{more}",
             names.join(", ")
         )))
     }

@@ -28,6 +28,10 @@ pub struct TrainerConfig {
     pub device: Device,
     /// Seed of the order of examples (weights and dropout follow libtorch's generator).
     pub seed: u64,
+    /// Parameters that stay as they are, by patterns of their names (`*` is any text, dots included):
+    /// `encoder.*`. They get no gradient and no optimizer state; batch statistics of their modules still
+    /// move.
+    pub freeze: Vec<String>,
     /// Gradient clipping, if any.
     pub gradient_clip: Option<Clip>,
     /// Batches whose gradients are added up to one step.
@@ -90,6 +94,7 @@ impl TrainerConfig {
             precision,
             device,
             seed: 0,
+            freeze: Vec::new(),
             gradient_clip: None,
             accumulate_grad_batches: 1,
             log_every_n_steps: 50,

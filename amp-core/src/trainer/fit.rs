@@ -12,6 +12,7 @@ use super::{
     Interruption, TrainerConfig,
     callbacks::{Callbacks, Emit},
     evaluate::Loaders,
+    freeze::Frozen,
     graph::{Flight, step_access},
     loops::{Loops, Validations, show_time},
     optimization::{Optimization, full_gradients_note},
@@ -53,6 +54,8 @@ pub(super) struct Run<'r, 'c> {
     interruption: &'r Interruption,
     /// The signal that has ended the run.
     interrupted: Option<u32>,
+    /// For as long as the run lasts.
+    _frozen: Frozen,
     pub(super) runner: StepRunner<'r>,
     pub(super) callbacks: Callbacks<'r, 'c>,
     pub(super) emit: &'r mut Emit<'r>,
@@ -110,7 +113,8 @@ impl<'r, 'c> Run<'r, 'c> {
         };
         let optimizers = model.configure_optimizers(&plan)?;
         let storage = Storage { weights: config.weight_update, moments: config.moments };
-        let optimizers = optimizers.build(nn::parameters(model), storage)?;
+        let (frozen, parameters) = Frozen::new(model, &config.freeze)?;
+        let optimizers = optimizers.build(parameters, storage)?;
         let access = step_access(model, callbacks);
         if model.optimizes_manually() {
             config.check_manual(model.name())?;
@@ -134,6 +138,7 @@ impl<'r, 'c> Run<'r, 'c> {
             ended: false,
             interruption,
             interrupted: None,
+            _frozen: frozen,
             runner,
             callbacks: Callbacks(callbacks),
             emit,

@@ -7,6 +7,7 @@ mod config;
 mod epoch;
 mod evaluate;
 mod fit;
+mod freeze;
 mod graph;
 mod kept;
 mod loops;

@@ -66,6 +66,7 @@ impl Run<'_, '_> {
             ("accumulate_grad_batches", config.accumulate_grad_batches.into()),
             ("seed", config.seed.into()),
             ("shuffle", config.shuffle.into()),
+            ("freeze", config.freeze.clone().into()),
         ];
         entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -168,8 +169,11 @@ impl Run<'_, '_> {
             ))),
         };
         let saved: Map<String, Value> = state.get("run")?;
+        let no_freeze = Value::Array(Vec::new());
         for (name, here) in self.identity() {
-            let there = saved.get(&name).unwrap_or(&Value::Null);
+            // Files of before there was freezing say nothing of it.
+            let nothing = if name == "freeze" { &no_freeze } else { &Value::Null };
+            let there = saved.get(&name).unwrap_or(nothing);
             let by = match name.as_str() {
                 "hyperparameters" => Some(Change::Lr),
                 "batch_size" | "drop_last" | "accumulate_grad_batches" => Some(Change::BatchSize),

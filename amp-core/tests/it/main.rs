@@ -27,6 +27,7 @@ mod derived_batches;
 mod device;
 mod errors;
 mod first_step;
+mod freeze;
 mod fused;
 mod fused_layer_norm;
 mod fused_linear;

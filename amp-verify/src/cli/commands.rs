@@ -171,6 +171,7 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     let signal = signals::noted()?;
     let mut case = prepare(registry, &args.run)?;
     case.trainer.loops = args.loops.loops();
+    case.trainer.freeze.clone_from(&args.freeze);
     case.trainer(args.precision)?;
     let resume_from = args.checkpoints.resume_from()?;
     let mut logs = Logs::new(&args.run.logs)?;

@@ -115,6 +115,10 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub loops: LoopArgs,
+    /// Leave the parameters whose names match these patterns as they are, as in encoder.*; may be
+    /// repeated, or separated by commas
+    #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
+    pub freeze: Vec<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub monitors: MonitorArgs,

@@ -18,10 +18,11 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use crate::{
-    Error, Hyperparameters, Result, hardware,
+    Error, Hyperparameters, LightningModule, Result, hardware,
     precision::Precision,
     state::State,
     tensor_file::{self, TensorFile},
+    weights,
 };
 
 /// The header's texts.
@@ -150,6 +151,31 @@ fn best_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
         is_best.then(|| value.get(0)?.get(1)?.as_str()).flatten()
     });
     Ok(kept.map(PathBuf::from))
+}
+
+/// The file that `path` [means](find), and the hyperparameters of the model it holds.
+#[doc(hidden)]
+pub fn of_model(model: &str, path: &Path) -> Result<(PathBuf, Hyperparameters)> {
+    let path = find(path)?;
+    let summary = summary(&path)?;
+    if summary.model != model {
+        return Err(Error::config(format!(
+            "{}: holds `{}`, not `{model}`",
+            path.display(),
+            summary.model
+        )));
+    }
+    Ok((path, summary.hyperparameters))
+}
+
+/// Takes weights and the model's own state from a file.
+#[doc(hidden)]
+pub fn restore(model: &mut dyn LightningModule, path: &Path) -> Result<()> {
+    let text = weights::load(&*model, path)?;
+    if text.contains_key(STATE) {
+        model.on_load_checkpoint(&read(path)?.state.part("model"))?;
+    }
+    Ok(())
 }
 
 /// What a file of weights or a checkpoint says of its model.

@@ -3,7 +3,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{Error, Hyperparameters, Result};
 
 /// Reads a hyperparameter.
 ///
@@ -12,6 +12,16 @@ use crate::{Error, Result};
 pub fn get<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T> {
     serde_json::from_value(value.clone())
         .map_err(|error| Error::config(format!("hyperparameter `{name}` = {value}: {error}")))
+}
+
+/// Reads a hyperparameter that must be there.
+///
+/// # Errors
+/// When there is none of this name, or the value has another type.
+pub fn required<T: DeserializeOwned>(name: &str, values: &Hyperparameters) -> Result<T> {
+    let value = values.get(name);
+    let missing = || Error::config(format!("the hyperparameter `{name}` is missing"));
+    get(name, value.ok_or_else(missing)?)
 }
 
 /// Writes a hyperparameter; what JSON cannot hold (NaN, infinities) becomes null.

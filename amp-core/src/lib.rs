@@ -68,6 +68,7 @@ pub mod __private {
     pub use crate::{
         Error, Hook, Hyperparameters, LightningModule, Module, Result, Step,
         callback::Mode,
+        checkpoint,
         data::{
             AnyBatch, Batch, BatchField, BatchType, FieldRole, field_name, predictions, take_field,
             with_batch,
@@ -84,7 +85,7 @@ pub mod __private {
         state::State,
     };
     pub use core::{
-        convert::{From, Into, TryFrom},
+        convert::{AsRef, From, Into, TryFrom},
         default::Default,
         iter::Iterator,
         marker::PhantomData,
@@ -94,7 +95,7 @@ pub mod __private {
         result::Result::{Err, Ok},
         unreachable,
     };
-    pub use std::{borrow::Cow, boxed::Box, string::ToString, vec, vec::Vec};
+    pub use std::{borrow::Cow, boxed::Box, path::Path, string::ToString, vec, vec::Vec};
     pub use tch::Tensor;
 }
 

@@ -21,7 +21,11 @@ impl Run<'_, '_> {
             ("epoch".to_owned(), self.position.epoch.to_string()),
             ("global_step".to_owned(), self.runner.global_step().to_string()),
         ]);
-        checkpoint::write(path, &weights::distinct(self.model), state, text)
+        // A file has the averaged weights, and the run's own among its state.
+        self.runner.swap_average()?;
+        let written = checkpoint::write(path, &weights::distinct(self.model), state, text);
+        self.runner.swap_average()?;
+        written
     }
 
     fn state(&self) -> Result<State> {
@@ -36,6 +40,9 @@ impl Run<'_, '_> {
         state.put("parts", &runner.parts)?;
         if let Some(plan) = &runner.memory {
             state.put(MEMORY, plan)?;
+        }
+        if let Some(average) = &runner.average {
+            state.put_part("average", average.state()?);
         }
         state.put("lr", &runner.lr)?;
         state.put("validated", &self.validated.map(|(_, position)| position))?;

@@ -3,6 +3,7 @@ use std::{collections::BTreeMap, rc::Rc};
 use tch::Device;
 
 use super::{
+    average::Averaging,
     graph::Graph,
     loops::Loops,
     recovery::{AtFloor, NonFinite, ScaleFloor},
@@ -32,6 +33,8 @@ pub struct TrainerConfig {
     /// `encoder.*`. They get no gradient and no optimizer state; batch statistics of their modules still
     /// move.
     pub freeze: Vec<String>,
+    /// How weights are averaged, if they are.
+    pub averaging: Option<Averaging>,
     /// Gradient clipping, if any.
     pub gradient_clip: Option<Clip>,
     /// Batches whose gradients are added up to one step.
@@ -95,6 +98,7 @@ impl TrainerConfig {
             device,
             seed: 0,
             freeze: Vec::new(),
+            averaging: None,
             gradient_clip: None,
             accumulate_grad_batches: 1,
             log_every_n_steps: 50,
@@ -138,6 +142,7 @@ impl TrainerConfig {
         positive("log_every_n_steps", self.log_every_n_steps)?;
         positive("profile_every_n_steps", self.profile_every_n_steps.unwrap_or(1))?;
         self.loops.check()?;
+        self.averaging.map_or(Ok(()), Averaging::check)?;
         self.gradient_clip.map(Clip::validated).transpose()?;
         if self.keep_good_every_n_steps == 0 {
             return Err(Error::config("keep_good_every_n_steps is 0, but must be at least 1"));

@@ -115,7 +115,7 @@ impl<'r, 'c> Run<'r, 'c> {
         let storage = Storage { weights: config.weight_update, moments: config.moments };
         let (frozen, parameters) = Frozen::new(model, &config.freeze)?;
         let optimizers = optimizers.build(parameters, storage)?;
-        let access = step_access(model, callbacks);
+        let access = step_access(model, callbacks, config);
         if model.optimizes_manually() {
             config.check_manual(model.name())?;
         }
@@ -155,6 +155,7 @@ impl<'r, 'c> Run<'r, 'c> {
         while flow == Flow::On && self.position.epoch < self.max_epochs {
             flow = self.epoch()?;
         }
+        self.runner.swap_average()?;
         self.model.on_train_end()?;
         (self.emit)(Event::FitEnd(FitEnd {
             global_step: self.runner.global_step(),
@@ -230,6 +231,9 @@ impl<'r, 'c> Run<'r, 'c> {
         let profiles = self.runner.take_profiles()?;
         profiles.into_iter().try_for_each(|profile| (self.emit)(Event::Profiled(profile)))?;
         let lr = self.runner.lr;
+        if let (Some(average), None) = (&mut self.runner.average, &unfinished) {
+            average.follow_epoch(epoch)?;
+        }
         let due = self.validations.ends_epoch(epoch, unfinished.is_none()) && !self.is_validated();
         let (val, val_seconds) = match due {
             true => timed(|| self.validate())?,

@@ -1,5 +1,6 @@
 //! The training loop.
 
+mod average;
 mod budget;
 mod callbacks;
 mod checkpoint;
@@ -24,6 +25,7 @@ pub use crate::{
     event::{Interval, MemoryPlan, Phase, Profile, Recovery, Span},
     module::{ManualOptimizer, ManualStep, StepAccess},
 };
+pub use average::Averaging;
 pub use config::TrainerConfig;
 pub use graph::Graph;
 pub use loops::{Loops, ValCheckInterval, parse_time};

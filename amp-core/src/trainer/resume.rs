@@ -67,6 +67,7 @@ impl Run<'_, '_> {
             ("seed", config.seed.into()),
             ("shuffle", config.shuffle.into()),
             ("freeze", config.freeze.clone().into()),
+            ("averaging", serde_json::json!(config.averaging)),
         ];
         entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -125,6 +126,9 @@ impl Run<'_, '_> {
             }
         }
         weights.apply()?;
+        if let Some(average) = &mut self.runner.average {
+            average.load_state(&state.part("average")).map_err(at)?;
+        }
         self.model.on_load_checkpoint(&state.part("model")).map_err(at)?;
         random.restore(device)?;
         (self.runner.counts, self.runner.lr) = (counts, lr);

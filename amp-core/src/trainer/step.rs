@@ -6,6 +6,7 @@ use tch::Tensor;
 
 use super::{
     TrainerConfig,
+    average::Average,
     callbacks::{Callbacks, Emit},
     optimization::Optimization,
     profile::Profiler,
@@ -53,6 +54,8 @@ pub(super) struct StepRunner<'a> {
     /// What is checkpointed, once that was chosen.
     pub(super) memory: Option<MemoryPlan>,
     pub(super) profiler: Profiler,
+    /// The averages of the weights, where they are kept.
+    pub(super) average: Option<Average>,
     /// The state to come back to.
     pub(super) good: Option<Good>,
     /// The rate of the last step.
@@ -79,6 +82,7 @@ impl<'a> StepRunner<'a> {
             probed: false,
             memory: None,
             profiler: Profiler::new(config.device),
+            average: config.averaging.map(|kind| Average::new(model, kind)).transpose()?,
             good: None,
         })
     }
@@ -91,6 +95,11 @@ impl<'a> StepRunner<'a> {
 
     pub(super) fn policy(&self) -> Policy {
         self.policy
+    }
+
+    /// Exchanges the weights and their averages, where these are kept.
+    pub(super) fn swap_average(&self) -> Result<()> {
+        self.average.as_ref().map_or(Ok(()), Average::swap)
     }
 
     /// Runs batches in so many parts from now on, whose gradients add up.
@@ -265,6 +274,9 @@ impl<'a> StepRunner<'a> {
     fn count_applied(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.counts.applied += 1;
         self.counts.consecutive_skips = 0;
+        if let Some(average) = &mut self.average {
+            average.follow_step()?;
+        }
         self.keep_good(model)
     }
 

@@ -58,7 +58,10 @@ impl Run<'_, '_> {
     /// Validates and returns the values.
     pub(super) fn validate(&mut self) -> Result<Vec<Logged>> {
         self.validated = Some((Instant::now(), self.position));
-        self.evaluate(None)
+        self.runner.swap_average()?;
+        let values = self.evaluate(None);
+        self.runner.swap_average()?;
+        values
     }
 
     fn evaluate(&mut self, most: Option<i64>) -> Result<Vec<Logged>> {

@@ -6,6 +6,7 @@
 mod attention;
 mod autocast;
 mod autocast_lists;
+mod average;
 mod budget;
 mod budget_resume;
 mod callbacks;
@@ -28,6 +29,7 @@ mod device;
 mod errors;
 mod first_step;
 mod freeze;
+mod from_checkpoint;
 mod fused;
 mod fused_layer_norm;
 mod fused_linear;

@@ -28,6 +28,7 @@ pub(super) fn expand(model: &Model) -> TokenStream {
 
     let setters = model.fields.iter().filter_map(setter);
     let by_name = model.lightning.as_ref().map(|_| by_name(model));
+    let from_checkpoint = from_checkpoint(model, &inputs);
     let build = build(model, &inputs);
     quote! {
         #[automatically_derived]
@@ -36,6 +37,7 @@ pub(super) fn expand(model: &Model) -> TokenStream {
             #vis fn builder(#(#arguments),*) -> #name #ty_generics {
                 #name { #(#starts,)* #mark }
             }
+            #from_checkpoint
         }
 
         #[doc = #builder_docs]
@@ -60,6 +62,34 @@ pub(super) fn expand(model: &Model) -> TokenStream {
 
         #build
     }
+}
+
+/// `from_checkpoint`, of a model that is built from hyperparameters alone.
+fn from_checkpoint(model: &Model, inputs: &[&Field]) -> Option<TokenStream> {
+    let from_hyperparameters = inputs.iter().all(|field| matches!(field.kind, Kind::Hparam { .. }));
+    if model.lightning.is_none() || !from_hyperparameters {
+        return None;
+    }
+    let (path, file, saved, own) = (local("path"), local("file"), local("saved"), local("own"));
+    let (vis, name) = (&model.vis, model.ident.unraw().to_string());
+    let arguments = inputs.iter().filter(|field| is_argument(field)).map(|field| {
+        let key = key(&field.ident);
+        quote!(__amp::hparam::required(#key, &#saved)?)
+    });
+    Some(quote! {
+        /// The model that a checkpoint or a file of weights holds, with its hyperparameters, weights and
+        /// state, on the CPU: a file, a folder for its newest checkpoint, `FOLDER/best` or `FOLDER/last`.
+        ///
+        /// # Errors
+        /// When there is no such file, or it holds another model.
+        #[allow(dead_code)]
+        #vis fn from_checkpoint(#path: impl __amp::AsRef<__amp::Path>) -> __amp::Result<Self> {
+            let (#file, #saved) = __amp::checkpoint::of_model(#name, #path.as_ref())?;
+            let mut #own = Self::builder(#(#arguments),*).hyperparameters(&#saved)?.build()?;
+            __amp::checkpoint::restore(&mut #own, &#file)?;
+            __amp::Ok(#own)
+        }
+    })
 }
 
 /// Reads every hyperparameter of a block once. They are there to build the layers from; without

@@ -10,6 +10,7 @@ use amp_core::{
     hardware,
     log::Logged,
     tch,
+    trainer::Averaging,
 };
 use clap::Parser;
 
@@ -172,6 +173,9 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     let mut case = prepare(registry, &args.run)?;
     case.trainer.loops = args.loops.loops();
     case.trainer.freeze.clone_from(&args.freeze);
+    let ema = args.ema_decay.map(|decay| Averaging::Ema { decay });
+    let swa = args.swa_start_epoch.map(|start_epoch| Averaging::Swa { start_epoch });
+    case.trainer.averaging = ema.or(swa);
     case.trainer(args.precision)?;
     let resume_from = args.checkpoints.resume_from()?;
     let mut logs = Logs::new(&args.run.logs)?;

@@ -119,6 +119,12 @@ pub struct TrainArgs {
     /// repeated, or separated by commas
     #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
     pub freeze: Vec<String>,
+    /// Validate and save the exponential moving average of the weights with this decay, as in 0.999
+    #[arg(long, value_name = "DECAY", conflicts_with = "swa_start_epoch")]
+    pub ema_decay: Option<f64>,
+    /// Validate and save the mean of the weights at the ends of the epochs from this one on, from 0
+    #[arg(long, value_name = "EPOCH")]
+    pub swa_start_epoch: Option<i64>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub monitors: MonitorArgs,

@@ -12,7 +12,9 @@ use std::{ops::Range, rc::Rc};
 use tch::Device;
 
 use self::search::{Tried, search};
-use super::{callbacks::Emit, rollback::Aside, step::StepRunner, window::Examples};
+use super::{
+    average::Average, callbacks::Emit, rollback::Aside, step::StepRunner, window::Examples,
+};
 use crate::{
     Error, LightningModule, Result, Step,
     data::AnyBatch,
@@ -145,6 +147,7 @@ impl StepRunner<'_> {
             held += state.tensors().map(|(_, tensor)| tensor_bytes(tensor)).sum::<u64>();
         }
         held += self.good.as_ref().map_or(0, |good| good.bytes()) + self.rollback.bytes();
+        held += self.average.as_ref().map_or(0, Average::bytes);
         held += examples.batches.iter().map(AnyBatch::bytes).sum::<u64>();
         Ok(held)
     }

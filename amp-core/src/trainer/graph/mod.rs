@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use flight::Flight;
 
-use super::{TrainerConfig, recovery::NonFinite};
+use super::{TrainerConfig, average::Averaging, recovery::NonFinite};
 use crate::{Error, LightningModule, Result, callback::Callback, module::StepAccess, named::named};
 
 /// Whether steps run as CUDA graphs.
@@ -52,9 +52,14 @@ const WARM_UP: u64 = 3;
 pub(super) fn step_access(
     model: &dyn LightningModule,
     callbacks: &[Box<dyn Callback + '_>],
+    config: &TrainerConfig,
 ) -> StepAccess {
     let callbacks = callbacks.iter().map(|callback| callback.step_access());
-    callbacks.fold(model.step_access(), StepAccess::and)
+    let average = match config.averaging {
+        Some(Averaging::Ema { .. }) => StepAccess::EachStep,
+        Some(Averaging::Swa { .. }) | None => StepAccess::Late,
+    };
+    callbacks.fold(model.step_access().and(average), StepAccess::and)
 }
 
 /// How many steps may be in flight; an error says why none can.

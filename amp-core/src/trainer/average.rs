@@ -1,0 +1,150 @@
+//! Averages of the weights over the steps or epochs of a run.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::{
+    Error, LightningModule, Result, ffi, memory::tensor_bytes, nn::named_tensors,
+    precision::is_floating, state::State,
+};
+
+/// How a run averages its weights (torch.optim.swa_utils.AveragedModel, buffers included). Validation and
+/// checkpoints have the averaged weights, and the model has them after the run; training goes on with its
+/// own, which checkpoints keep besides.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Averaging {
+    /// Exponential moving average: after each applied step, average ← decay · average + (1 − decay) ·
+    /// weight. The first step's weights are the first average.
+    Ema {
+        /// From 0 to below 1, as 0.999.
+        decay: f64,
+    },
+    /// Stochastic weight averaging: the mean of the weights at the ends of epochs.
+    Swa {
+        /// The first epoch whose end counts, from 0.
+        start_epoch: i64,
+    },
+}
+
+impl Averaging {
+    pub(super) fn check(self) -> Result<()> {
+        match self {
+            Self::Ema { decay } if !(0.0..1.0).contains(&decay) => Err(Error::config(format!(
+                "the decay of the average is {decay}, but must be at least 0 and below 1"
+            ))),
+            Self::Swa { start_epoch } if start_epoch < 0 => Err(Error::config(format!(
+                "the average's first epoch is {start_epoch}, but epochs count from 0"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The averaged tensors of a model.
+pub(super) struct Average {
+    averaging: Averaging,
+    names: Vec<String>,
+    live: Vec<Tensor>,
+    shadow: Vec<Tensor>,
+    /// What was averaged so far.
+    updates: u64,
+}
+
+impl Average {
+    /// For the tensors of `model`, which is at its place.
+    pub(super) fn new(model: &dyn LightningModule, averaging: Averaging) -> Result<Self> {
+        let (mut names, mut live) = (Vec::new(), Vec::<Tensor>::new());
+        for (name, tensor, _) in named_tensors(model) {
+            // A tied one is averaged once.
+            if live.iter().all(|known| ffi::identity(known) != ffi::identity(&tensor)) {
+                names.push(name);
+                live.push(tensor);
+            }
+        }
+        let shadow = live.iter().map(|tensor| Ok(tensor.f_detach_copy()?));
+        Ok(Self { averaging, names, shadow: shadow.collect::<Result<_>>()?, live, updates: 0 })
+    }
+
+    /// After an applied step.
+    pub(super) fn follow_step(&mut self) -> Result<()> {
+        match self.averaging {
+            Averaging::Ema { decay } => {
+                self.update(if self.updates == 0 { 1.0 } else { 1.0 - decay })
+            }
+            Averaging::Swa { .. } => Ok(()),
+        }
+    }
+
+    /// After an epoch.
+    pub(super) fn follow_epoch(&mut self, epoch: i64) -> Result<()> {
+        match self.averaging {
+            Averaging::Swa { start_epoch } if epoch >= start_epoch => {
+                self.update(1.0 / (self.updates + 1) as f64)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves the average by this part of its way to the weights.
+    fn update(&mut self, part: f64) -> Result<()> {
+        self.updates += 1;
+        tch::no_grad(|| {
+            for (shadow, live) in self.shadow.iter_mut().zip(&self.live) {
+                match is_floating(live.kind()) {
+                    // Sixteen bits would not hold small parts; the sum is rounded once.
+                    true if live.kind() != Kind::Double && live.kind() != Kind::Float => {
+                        let wide = shadow.f_to_kind(Kind::Float)?;
+                        let moved = wide.f_lerp(&live.f_to_kind(Kind::Float)?, part)?;
+                        shadow.f_copy_(&moved)?;
+                    }
+                    true => _ = shadow.f_lerp_(&live.detach(), part)?,
+                    false => shadow.f_copy_(live)?,
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Exchanges the weights and their average, once there is one.
+    pub(super) fn swap(&self) -> Result<()> {
+        if self.updates == 0 {
+            return Ok(());
+        }
+        tch::no_grad(|| {
+            for (shadow, live) in self.shadow.iter().zip(&self.live) {
+                let kept = live.f_detach_copy()?;
+                live.detach().f_copy_(shadow)?;
+                shadow.shallow_clone().f_copy_(&kept)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Bytes of the averages.
+    pub(super) fn bytes(&self) -> u64 {
+        self.shadow.iter().map(tensor_bytes).sum()
+    }
+
+    /// What a checkpoint needs besides the model's weights, which are the averaged ones there.
+    pub(super) fn state(&self) -> Result<State> {
+        let mut state = State::default();
+        state.put("updates", &self.updates)?;
+        for (name, tensor) in self.names.iter().zip(&self.shadow) {
+            state.put_tensor(format!("current/{name}"), tensor);
+        }
+        Ok(state)
+    }
+
+    /// Goes on from a saved state; the model has the file's weights.
+    pub(super) fn load_state(&mut self, state: &State) -> Result<()> {
+        self.updates = state.get("updates")?;
+        for (name, shadow) in self.names.iter().zip(&self.shadow) {
+            let current = state.tensor_like(&format!("current/{name}"), shadow)?;
+            tch::no_grad(|| shadow.shallow_clone().f_copy_(current))?;
+        }
+        // They were saved exchanged.
+        self.swap()
+    }
+}

@@ -1,0 +1,209 @@
+//! Averages of the weights, against sums made by hand.
+
+use std::{cell::RefCell, rc::Rc};
+
+use amp_core::{
+    Hook, LightningModule, Result, Trainer, TrainerConfig,
+    callback::{Action, Callback, Mode, ModelCheckpoint},
+    data::DataModule,
+    nn::{self, BatchNorm, Linear},
+    precision::{GradScalerConfig, Precision, StepOutcome},
+    record::RunRecord,
+    tch::{Device, Kind, Tensor},
+    trainer::{Averaging, Graph, StepAccess},
+};
+use rstest::rstest;
+use tempfile::tempdir;
+
+use crate::support::{
+    device, message,
+    model::{digits, same},
+    seeded,
+};
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 0.01)]
+struct Net {
+    #[layer(linear(64, 16))]
+    body: Linear,
+    #[layer(batch_norm1d(16))]
+    norm: BatchNorm,
+    #[layer(linear(16, 10))]
+    head: Linear,
+}
+
+/// Keeps one weight after each applied step, or each epoch.
+struct Follow {
+    weight: Tensor,
+    each_step: bool,
+    seen: Rc<RefCell<Vec<Tensor>>>,
+}
+
+impl Follow {
+    fn keep(&self) {
+        let weight = self.weight.detach().to_device(Device::Cpu).to_kind(Kind::Double);
+        self.seen.borrow_mut().push(weight.copy());
+    }
+}
+
+impl Callback for Follow {
+    fn name(&self) -> String {
+        "Follow".to_owned()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::EachStep
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        outcome: Option<&StepOutcome>,
+        _: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        if self.each_step && outcome == Some(&StepOutcome::Applied) {
+            self.keep();
+        }
+        Ok(Vec::new())
+    }
+
+    fn on_train_epoch_end(&mut self, _: &mut Hook<'_>) -> Result<()> {
+        if !self.each_step {
+            self.keep();
+        }
+        Ok(())
+    }
+}
+
+fn config(precision: Precision, averaging: Averaging) -> TrainerConfig {
+    TrainerConfig {
+        max_epochs: 4,
+        averaging: Some(averaging),
+        // The first steps overflow, and the scale grows now and then.
+        scaler: GradScalerConfig {
+            init_scale: 2f64.powi(20),
+            growth_interval: 5,
+            ..Default::default()
+        },
+        ..TrainerConfig::new(precision, device())
+    }
+}
+
+fn data() -> Result<DataModule> {
+    same(digits(256)?, 32)
+}
+
+fn net() -> Result<Net> {
+    let _section = seeded(0);
+    Net::builder().build()
+}
+
+const EMA: Averaging = Averaging::Ema { decay: 0.8 };
+const SWA: Averaging = Averaging::Swa { start_epoch: 1 };
+
+/// The average of one weight by its definition, in f64, of the weights that each step or epoch has left; no
+/// step that is skipped counts.
+#[rstest]
+fn averages_are_their_sums(
+    #[values(EMA, SWA)] averaging: Averaging,
+    #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+) -> Result<()> {
+    let data = data()?;
+    let mut model = net()?;
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let each_step = averaging == EMA;
+    let weight = model.head.weight().shallow_clone();
+    let follow = Follow { weight, each_step, seen: seen.clone() };
+    let record =
+        Trainer::new(config(precision, averaging)).callback(follow).fit(&mut model, &data)?;
+    assert_eq!(record.end.skipped > 0, precision == Precision::F16Mixed);
+    assert_eq!(record.end.replayed > 0, device().is_cuda(), "{:?}", record.notes);
+    let seen = seen.take();
+    assert_eq!(seen.len() as u64, if each_step { record.end.global_step } else { 4 });
+    let expected = match each_step {
+        true => seen.iter().skip(1).fold(seen[0].copy(), |sum, weight| sum * 0.8 + weight * 0.2),
+        false => (&seen[1] + &seen[2] + &seen[3]) / 3.0,
+    };
+    let average = model.head.weight().detach().to_device(Device::Cpu).to_kind(Kind::Double);
+    assert!(average.allclose(&expected, 1e-5, 1e-6, false));
+    assert!(!average.allclose(seen.last().expect("a step"), 1e-3, 1e-4, false));
+    Ok(())
+}
+
+fn tensors(model: &Net) -> Vec<(String, Tensor)> {
+    let all = nn::named_tensors(model).into_iter();
+    all.map(|(name, tensor, _)| (name, tensor.to_device(Device::Cpu).copy())).collect()
+}
+
+/// Validation is of the averaged model, the file has its weights, and a resumed run ends as one that was
+/// never stopped, average and all.
+#[rstest]
+fn validation_and_files_have_the_average(#[values(EMA, SWA)] averaging: Averaging) -> Result<()> {
+    let folder = tempdir().expect("a folder");
+    let data = data()?;
+    let run = |epochs: i64, resume: bool| -> Result<(Net, RunRecord)> {
+        let mut model = net()?;
+        let config =
+            TrainerConfig { max_epochs: epochs, ..config(Precision::Bf16Mixed, averaging) };
+        let mut trainer = Trainer::new(config);
+        trainer = match resume {
+            true => trainer.resume_from(folder.path().join("last.safetensors")),
+            false => trainer.callback(
+                ModelCheckpoint::new(folder.path(), "val_loss", Mode::Min)?.save_last(true),
+            ),
+        };
+        let record = trainer.fit(&mut model, &data)?;
+        Ok((model, record))
+    };
+    let (straight, record) = run(4, false)?;
+    let mut again = net()?;
+    amp_core::weights::load(&again, &folder.path().join("last.safetensors"))?;
+    let loaded = tensors(&again);
+    let plain = TrainerConfig::new(Precision::Bf16Mixed, device());
+    let values = Trainer::new(plain).validate(&mut again, &data)?;
+    assert_eq!(Some(values[0].value), record.last("val_loss"));
+    for ((name, one), (_, other)) in tensors(&straight).into_iter().zip(loaded) {
+        assert!(one.equal(&other), "{name}");
+    }
+    run(2, false)?;
+    let (resumed, _) = run(4, true)?;
+    for ((name, one), (_, other)) in tensors(&straight).into_iter().zip(tensors(&resumed)) {
+        assert!(one.equal(&other), "{name}");
+    }
+    let mut without = net()?;
+    let plain =
+        TrainerConfig { max_epochs: 4, ..TrainerConfig::new(Precision::Bf16Mixed, device()) };
+    let refused = Trainer::new(plain)
+        .resume_from(folder.path().join("last.safetensors"))
+        .fit(&mut without, &data);
+    assert!(message(refused).contains("whose averaging is"));
+    Ok(())
+}
+
+/// Graphs change no bit of an average.
+#[test]
+fn averages_are_the_same_with_graphs() -> Result<()> {
+    let data = data()?;
+    let run = |graph: Graph| -> Result<Vec<(String, Tensor)>> {
+        let mut model = net()?;
+        let config = TrainerConfig { graph, ..config(Precision::F16Mixed, EMA) };
+        Trainer::new(config).fit(&mut model, &data)?;
+        Ok(tensors(&model))
+    };
+    for ((name, one), (_, other)) in run(Graph::Off)?.into_iter().zip(run(Graph::Auto)?) {
+        assert!(one.equal(&other), "{name}");
+    }
+    Ok(())
+}
+
+#[rstest]
+#[case(Averaging::Ema { decay: 1.0 }, "the decay of the average is 1, but must be")]
+#[case(Averaging::Swa { start_epoch: -1 }, "the average's first epoch is -1")]
+fn averages_that_cannot_be_are_refused(
+    #[case] averaging: Averaging,
+    #[case] says: &str,
+) -> Result<()> {
+    let run = Trainer::new(config(Precision::F32True, averaging)).fit(&mut net()?, &data()?);
+    assert!(message(run).starts_with(says));
+    Ok(())
+}

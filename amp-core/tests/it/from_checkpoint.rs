@@ -1,0 +1,76 @@
+//! Models from a file alone.
+
+use amp_core::{
+    LightningModule, Module, Result, Trainer, TrainerConfig,
+    callback::{Mode, ModelCheckpoint},
+    data::Batch,
+    loss,
+    nn::{self, Linear},
+    precision::Precision,
+    tch::Tensor,
+};
+use tempfile::tempdir;
+
+use crate::support::{
+    device, message,
+    model::{digits, same},
+    seeded,
+};
+
+#[derive(LightningModule)]
+#[training_step(counted)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = self.rate)]
+struct Net {
+    #[hparam]
+    classes: i64,
+    #[hparam(default = 8)]
+    width: i64,
+    #[hparam(default = 0.01)]
+    rate: f64,
+    #[layer(linear(64, width))]
+    body: Linear,
+    #[layer(linear(width, classes))]
+    head: Linear,
+    #[state]
+    seen: i64,
+}
+
+fn counted(net: &mut Net, batch: &Batch, step: &mut amp_core::Step<'_>) -> Result<Tensor> {
+    net.seen += 1;
+    loss::cross_entropy(&net.forward(&batch.input, step.context())?, &batch.target)
+}
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 0.01)]
+struct Other {
+    #[layer(linear(64, 10))]
+    head: Linear,
+}
+
+/// By its type and the file: hyperparameters, required ones too, weights and state; `best` and `last` by
+/// name.
+#[test]
+fn a_model_is_its_type_and_a_file() -> Result<()> {
+    let _section = seeded(0);
+    let folder = tempdir().expect("a folder");
+    let mut net = Net::builder(10).width(12).build()?;
+    let config =
+        TrainerConfig { max_epochs: 3, ..TrainerConfig::new(Precision::F32True, device()) };
+    let saves = ModelCheckpoint::new(folder.path(), "val_loss", Mode::Min)?.save_last(true);
+    Trainer::new(config).callback(saves).fit(&mut net, &same(digits(64)?, 16)?)?;
+    for place in ["best", "last", ""] {
+        let again = Net::from_checkpoint(folder.path().join(place))?;
+        assert_eq!((again.classes, again.width, again.seen), (10, 12, 12), "{place}");
+        for (one, other) in nn::parameters(&again).iter().zip(nn::parameters(&net)) {
+            let other = other.tensor.to_device(amp_core::tch::Device::Cpu);
+            assert!(one.tensor.equal(&other), "`{}` of {place}", one.name);
+        }
+    }
+    let text = message(Other::from_checkpoint(folder.path().join("last")).map(drop));
+    assert!(text.ends_with("holds `Net`, not `Other`"), "{text}");
+    let text = message(Net::from_checkpoint(folder.path().join("worst")).map(drop));
+    assert!(text.contains("no checkpoint"), "{text}");
+    Ok(())
+}

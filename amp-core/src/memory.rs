@@ -41,6 +41,12 @@ pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }
 
+/// A copy in other memory. It has no history: the history of a copy of a parameter would keep the
+/// parameter's place in the autograd graph, which belongs to one CUDA stream, and no step could be captured.
+pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tch::no_grad(|| tensor.f_detach_copy())?)
+}
+
 /// Reads a number of bytes: `2GiB` and `1.5 GiB` by powers of 1024, `500MB` by powers of 1000, or bytes
 /// alone.
 ///
@@ -139,5 +145,20 @@ impl MemoryMeter {
             Source::Host(host) => Ok(host.read().0),
             Source::Cuda { index, before } => Ok(ffi::cuda_memory(*index)?.0 - before),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_of_a_parameter_has_no_history() -> Result<()> {
+        let parameter = Tensor::zeros([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let copy = copy_of(&parameter)?;
+        assert!(!copy.requires_grad() && copy.data_ptr() != parameter.data_ptr());
+        Ok(())
     }
 }

@@ -98,7 +98,7 @@ impl State {
     /// When a device has no room.
     pub fn copied(mut self) -> Result<Self> {
         for tensor in self.tensors.values_mut() {
-            *tensor = tensor.f_detach_copy()?;
+            *tensor = tch::no_grad(|| tensor.f_detach_copy())?;
         }
         Ok(self)
     }

@@ -4,8 +4,11 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    Error, LightningModule, Result, ffi, memory::tensor_bytes, nn::named_tensors,
-    precision::is_floating, state::State,
+    Error, LightningModule, Result, ffi,
+    memory::{copy_of, tensor_bytes},
+    nn::named_tensors,
+    precision::is_floating,
+    state::State,
 };
 
 /// How a run averages its weights (torch.optim.swa_utils.AveragedModel, buffers included). Validation and
@@ -63,8 +66,8 @@ impl Average {
                 live.push(tensor);
             }
         }
-        let shadow = live.iter().map(|tensor| Ok(tensor.f_detach_copy()?));
-        Ok(Self { averaging, names, shadow: shadow.collect::<Result<_>>()?, live, updates: 0 })
+        let shadow = live.iter().map(copy_of).collect::<Result<_>>()?;
+        Ok(Self { averaging, names, shadow, live, updates: 0 })
     }
 
     /// After an applied step.

@@ -7,7 +7,7 @@ use super::{callbacks::Emit, step::StepRunner};
 use crate::{
     Error, LightningModule, Result,
     event::{Event, Recovery, Skipped},
-    memory::tensor_bytes,
+    memory::{copy_of, tensor_bytes},
     named::named,
     nn::{self, named_tensors},
     precision::{GradScaler, Precision},
@@ -123,7 +123,7 @@ impl StepRunner<'_> {
             return Ok(());
         }
         let tensors = named_tensors(model).into_iter();
-        let tensors = tensors.map(|(_, tensor, _)| Ok(tensor.f_detach_copy()?));
+        let tensors = tensors.map(|(_, tensor, _)| copy_of(&tensor));
         let optimizers = self.optim.scheduled.iter().map(|scheduled| scheduled.state()?.copied());
         self.good = Some(Good {
             applied: self.counts.applied,

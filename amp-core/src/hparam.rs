@@ -1,9 +1,9 @@
 //! Hyperparameters as JSON values, for derived builders.
 
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::{Error, Hyperparameters, Result};
+use crate::{Error, Result};
 
 /// Reads a hyperparameter.
 ///
@@ -18,7 +18,7 @@ pub fn get<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T> {
 ///
 /// # Errors
 /// When there is none of this name, or the value has another type.
-pub fn required<T: DeserializeOwned>(name: &str, values: &Hyperparameters) -> Result<T> {
+pub fn required<T: DeserializeOwned>(name: &str, values: &Map<String, Value>) -> Result<T> {
     let value = values.get(name);
     let missing = || Error::config(format!("the hyperparameter `{name}` is missing"));
     get(name, value.ok_or_else(missing)?)

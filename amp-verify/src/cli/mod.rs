@@ -44,7 +44,7 @@ pub enum Command {
     /// Train a model under every precision and print each run beside the 32-true baseline
     Verify(VerifyArgs),
     /// Train a model under one precision
-    Train(TrainArgs),
+    Train(Box<TrainArgs>),
     /// Validate the weights of a checkpoint on the validation sets
     Validate(EvaluateArgs),
     /// Test the weights of a checkpoint on the test sets

@@ -1,7 +1,7 @@
 //! A run in a file, to go on from: one safetensors file, never pickle, that appears whole or not
 //! at all and whose checksum is verified before anything is taken from it.
 //!
-//! Weights stand under PyTorch's names, as in a file of [`weights`](crate::weights). What else
+//! Weights stand under PyTorch's names, as in a file of [`weights`]. What else
 //! the run needs (optimizers, schedules, scaler, random generators, position, running sums,
 //! callbacks) stands under names with a `/`, and its small values as JSON in the header: in
 //! Python, `{name: t for name, t in load_file(path).items() if "/" not in name}` is the model's

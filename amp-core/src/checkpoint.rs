@@ -22,7 +22,7 @@ use crate::{
     precision::Precision,
     state::State,
     tensor_file::{self, TensorFile},
-    weights,
+    weights::{self, Found},
 };
 
 /// The header's texts.
@@ -171,11 +171,12 @@ pub fn of_model(model: &str, path: &Path) -> Result<(PathBuf, Hyperparameters)> 
 /// Takes weights and the model's own state from a file.
 #[doc(hidden)]
 pub fn restore(model: &mut dyn LightningModule, path: &Path) -> Result<()> {
-    let text = weights::load(&*model, path)?;
-    if text.contains_key(STATE) {
-        model.on_load_checkpoint(&read(path)?.state.part("model"))?;
+    if !header(path)?.contains_key(STATE) {
+        return weights::load(&*model, path).map(drop);
     }
-    Ok(())
+    let Saved { weights, state } = read(path)?;
+    Found::in_file(&*model, path, &weights)?.apply()?;
+    model.on_load_checkpoint(&state.part("model"))
 }
 
 /// What a file of weights or a checkpoint says of its model.

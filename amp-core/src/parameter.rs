@@ -10,3 +10,19 @@ pub struct Parameter {
     /// A handle of the module's own tensor.
     pub tensor: Tensor,
 }
+
+/// Parameters that require no gradient while this lives.
+pub(crate) struct Frozen(Vec<Tensor>);
+
+impl Frozen {
+    pub(crate) fn new(tensors: Vec<Tensor>) -> Self {
+        tensors.iter().for_each(|tensor| drop(tensor.set_requires_grad(false)));
+        Self(tensors)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|tensor| drop(tensor.set_requires_grad(true)));
+    }
+}

@@ -3,9 +3,10 @@
 use tch::Tensor;
 
 use crate::{
-    Error, Result, Step, ffi,
+    Error, Result, Step,
     log::{Log, LogOptions},
     nn::Context,
+    parameter::Frozen,
     precision::{Clip, Gradients, Policy, Scaled, StepOutcome, Unscaled},
 };
 
@@ -147,31 +148,15 @@ impl<'s> ManualStep<'s> {
         at: usize,
         body: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
-        let own = self.optimizer(at)?.parameters();
+        let _ = self.optimizer(at)?;
+        // A parameter belongs to one optimizer.
         let others = (0..self.scheduled.count()).filter(|other| *other != at);
         let others: Vec<Tensor> = others
             .flat_map(|other| self.scheduled.parameters(other))
             .filter(|tensor| tensor.requires_grad())
-            .filter(|tensor| own.iter().all(|own| ffi::identity(own) != ffi::identity(tensor)))
             .collect();
-        let _toggled = Toggled::new(others);
+        let _frozen = Frozen::new(others);
         body(self)
-    }
-}
-
-/// Parameters that require no gradient for a while.
-struct Toggled(Vec<Tensor>);
-
-impl Toggled {
-    fn new(tensors: Vec<Tensor>) -> Self {
-        tensors.iter().for_each(|tensor| drop(tensor.set_requires_grad(false)));
-        Self(tensors)
-    }
-}
-
-impl Drop for Toggled {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|tensor| drop(tensor.set_requires_grad(true)));
     }
 }
 

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    Error, LightningModule, Result, ffi,
+    Error, LightningModule, Result,
     memory::{copy_of, tensor_bytes},
-    nn::named_tensors,
     precision::is_floating,
     state::State,
+    weights,
 };
 
 /// How a run averages its weights (torch.optim.swa_utils.AveragedModel, buffers included). Validation and
@@ -58,14 +58,7 @@ pub(super) struct Average {
 impl Average {
     /// For the tensors of `model`, which is at its place.
     pub(super) fn new(model: &dyn LightningModule, averaging: Averaging) -> Result<Self> {
-        let (mut names, mut live) = (Vec::new(), Vec::<Tensor>::new());
-        for (name, tensor, _) in named_tensors(model) {
-            // A tied one is averaged once.
-            if live.iter().all(|known| ffi::identity(known) != ffi::identity(&tensor)) {
-                names.push(name);
-                live.push(tensor);
-            }
-        }
+        let (names, live): (Vec<_>, Vec<_>) = weights::distinct(model).into_iter().unzip();
         let shadow = live.iter().map(copy_of).collect::<Result<_>>()?;
         Ok(Self { averaging, names, shadow, live, updates: 0 })
     }

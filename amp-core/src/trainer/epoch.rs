@@ -113,12 +113,12 @@ impl Run<'_, '_> {
     /// Steps on some examples, kernel by kernel.
     pub(super) fn step_without_graph(&mut self, examples: Examples) -> Result<Vec<Action>> {
         self.leave_graph()?;
-        let held = self.held_by_loaders();
-        self.runner.plan_memory(self.model, &examples, held, self.emit)?;
-        self.runner.begin_window(self.model)?;
         if self.model.optimizes_manually() {
             return self.step_manually(&examples);
         }
+        let held = self.held_by_loaders();
+        self.runner.plan_memory(self.model, &examples, held, self.emit)?;
+        self.runner.begin_window(self.model)?;
         let Examples { start, batches, shares } = examples;
         let end = start + batches.len() as i64;
         let mut actions = Vec::new();
@@ -139,6 +139,7 @@ impl Run<'_, '_> {
     /// Lets the model do the step's one batch itself.
     fn step_manually(&mut self, examples: &Examples) -> Result<Vec<Action>> {
         let Self { model, runner, emit, log, .. } = self;
+        runner.optim.zero_grad()?;
         let (index, batch) = (examples.start, &examples.batches[0]);
         let (loss, outcome) = runner.step_manually(*model, batch, index, log, *emit)?;
         let actions = self.end_batch(index, &loss, Some(&outcome))?;

@@ -12,7 +12,7 @@ use super::{
     Interruption, TrainerConfig,
     callbacks::{Callbacks, Emit},
     evaluate::Loaders,
-    freeze::Frozen,
+    freeze::freeze,
     graph::{Flight, step_access},
     loops::{Loops, Validations, show_time},
     optimization::{Optimization, full_gradients_note},
@@ -27,6 +27,7 @@ use crate::{
     log::Log,
     nn,
     optim::{Storage, TrainingPlan},
+    parameter::Frozen,
 };
 
 /// A run and where it is.
@@ -113,7 +114,7 @@ impl<'r, 'c> Run<'r, 'c> {
         };
         let optimizers = model.configure_optimizers(&plan)?;
         let storage = Storage { weights: config.weight_update, moments: config.moments };
-        let (frozen, parameters) = Frozen::new(model, &config.freeze)?;
+        let (frozen, parameters) = freeze(model, &config.freeze)?;
         let optimizers = optimizers.build(parameters, storage)?;
         let access = step_access(model, callbacks, config);
         if model.optimizes_manually() {

@@ -215,7 +215,7 @@ impl Loops {
             loops.limit_test_batches = limit;
             loops.limit_predict_batches = limit;
             (loops.min_epochs, loops.min_steps, loops.num_sanity_val_steps) = (0, 0, 0);
-            (loops.val_check_interval, loops.check_val_every_n_epoch) = Default::default();
+            loops.val_check_interval = ValCheckInterval::default();
             loops.check_val_every_n_epoch = 1;
         }
         loops

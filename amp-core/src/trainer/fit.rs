@@ -9,14 +9,14 @@ use std::{
 };
 
 use super::{
-    Interruption, TrainerConfig,
-    callbacks::{Callbacks, Emit},
+    Interruption,
+    config::{Loops, TrainerConfig, Validations, show_time},
     evaluate::Loaders,
     freeze::freeze,
-    graph::{Flight, step_access},
-    loops::{Loops, Validations, show_time},
-    optimization::{Optimization, full_gradients_note},
-    step::StepRunner,
+    step::{
+        Callbacks, Emit, Observers, Optimization, StepState, Steps, full_gradients_note,
+        step_access,
+    },
 };
 use crate::{
     Error, LightningModule, Result,
@@ -57,13 +57,10 @@ pub(super) struct Run<'r, 'c> {
     interrupted: Option<u32>,
     /// For as long as the run lasts.
     _frozen: Frozen,
-    pub(super) runner: StepRunner<'r>,
-    pub(super) callbacks: Callbacks<'r, 'c>,
-    pub(super) emit: &'r mut Emit<'r>,
-    pub(super) flight: Flight,
+    pub(super) state: StepState<'r>,
+    pub(super) steps: Steps,
+    pub(super) observers: Observers<'r, 'c>,
     pub(super) position: Position,
-    /// The running epoch's values.
-    pub(super) log: Log,
 }
 
 /// Whether the run goes on.
@@ -121,7 +118,10 @@ impl<'r, 'c> Run<'r, 'c> {
             config.check_manual(model.name())?;
         }
         let optim = Optimization::new(config, optimizers, access)?;
-        let runner = StepRunner::new(config, model, optim)?;
+        let state = StepState::new(config, model, optim)?;
+        let steps = Steps::new(&state, model)?;
+        let callbacks = Callbacks(callbacks);
+        let observers = Observers { callbacks, emit, log: Log::default() };
         Ok(Self {
             config,
             model,
@@ -140,12 +140,10 @@ impl<'r, 'c> Run<'r, 'c> {
             interruption,
             interrupted: None,
             _frozen: frozen,
-            runner,
-            callbacks: Callbacks(callbacks),
-            emit,
-            flight: Flight::default(),
+            state,
+            steps,
+            observers,
             position: Position::default(),
-            log: Log::default(),
         })
     }
 
@@ -156,21 +154,16 @@ impl<'r, 'c> Run<'r, 'c> {
         while flow == Flow::On && self.position.epoch < self.max_epochs {
             flow = self.epoch()?;
         }
-        self.runner.swap_average()?;
+        self.state.swap_average()?;
         self.model.on_train_end()?;
-        (self.emit)(Event::FitEnd(FitEnd {
-            global_step: self.runner.global_step(),
-            skipped: self.runner.counts.skipped,
-            replayed: self.flight.replayed,
-            scale: self.runner.optim.scale(),
+        (self.observers.emit)(Event::FitEnd(FitEnd {
+            global_step: self.state.global_step(),
+            skipped: self.state.counts.skipped,
+            replayed: self.state.replayed,
+            scale: self.state.optim.scale(),
             seconds: self.started.elapsed().as_secs_f64(),
             interrupted: self.interrupted,
         }))
-    }
-
-    /// Bytes of tensors that loaders have made and keep.
-    pub(super) fn held_by_loaders(&self) -> u64 {
-        self.loader.held_bytes() + self.val.held_bytes()
     }
 
     /// How long the run has trained, with the runs that it resumes.
@@ -179,12 +172,12 @@ impl<'r, 'c> Run<'r, 'c> {
     }
 
     fn start(&mut self, resumed: Option<Position>) -> Result<()> {
-        let optimizers = self.runner.optim.scheduled.iter().map(|scheduled| &scheduled.optimizer);
+        let optimizers = self.state.optim.scheduled.iter().map(|scheduled| &scheduled.optimizer);
         let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters().iter());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
         let notes = optimizers.filter_map(|optimizer| optimizer.note());
         let notes: Vec<String> = notes.chain(full_gradients_note(self.config)).collect();
-        (self.emit)(Event::FitStart(FitStart {
+        (self.observers.emit)(Event::FitStart(FitStart {
             model: self.model.name().to_owned(),
             data: self.data.name.clone(),
             precision: self.config.precision,
@@ -196,18 +189,20 @@ impl<'r, 'c> Run<'r, 'c> {
             batches_per_epoch: self.loader.batches(),
             resumed,
         }))?;
-        notes.into_iter().try_for_each(|text| (self.emit)(Event::Note { text }))?;
-        if let Some(plan) = self.runner.memory.take() {
-            self.runner.follow_memory_plan(plan, self.emit)?;
+        notes.into_iter().try_for_each(|text| (self.observers.emit)(Event::Note { text }))?;
+        if let Some(plan) = self.state.memory.take() {
+            self.state.follow_memory_plan(plan, self.observers.emit)?;
         }
-        self.prepare_flight()?;
+        if let Some(text) = self.steps.note.take() {
+            (self.observers.emit)(Event::Note { text })?;
+        }
         self.model.on_train_start()?;
-        let mut hook = self.runner.hook(self.position.epoch, &mut self.log);
-        self.callbacks.each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
+        let mut hook = self.state.hook(self.position.epoch, &mut self.observers.log);
+        self.observers.callbacks.each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
         if resumed.is_none() {
             self.check_validation()?;
         }
-        self.runner.keep_good(self.model)
+        self.state.keep_good(self.model)
     }
 
     /// Trains the rest of an epoch, validates where that is due and lets the callbacks act.
@@ -221,18 +216,18 @@ impl<'r, 'c> Run<'r, 'c> {
         // An epoch that ended early is resumed later: its sums are kept as they are.
         let batches = self.loader.batches();
         let unfinished = match self.position.batch < batches {
-            true => Some(Log::from_state(&self.log.state()?, self.config.device)?),
+            true => Some(Log::from_state(&self.observers.log.state()?, self.config.device)?),
             false => None,
         };
-        let mut hook = self.runner.hook(epoch, &mut self.log);
+        let mut hook = self.state.hook(epoch, &mut self.observers.log);
         self.model.on_train_epoch_end(&mut hook)?;
-        self.callbacks
+        self.observers.callbacks
             .each(|callback| callback.on_train_epoch_end(&mut hook).map(|()| Vec::new()))?;
-        let train = self.log.epoch_values()?;
-        let profiles = self.runner.take_profiles()?;
-        profiles.into_iter().try_for_each(|profile| (self.emit)(Event::Profiled(profile)))?;
-        let lr = self.runner.lr;
-        if let (Some(average), None) = (&mut self.runner.average, &unfinished) {
+        let train = self.observers.log.epoch_values()?;
+        let profiles = self.state.profiler.take()?;
+        profiles.into_iter().try_for_each(|profile| (self.observers.emit)(Event::Profiled(profile)))?;
+        let lr = self.state.lr;
+        if let (Some(average), None) = (&mut self.state.average, &unfinished) {
             average.follow_epoch(epoch)?;
         }
         let due = self.validations.ends_epoch(epoch, unfinished.is_none()) && !self.is_validated();
@@ -242,20 +237,20 @@ impl<'r, 'c> Run<'r, 'c> {
         };
         let more_to_come = self.validates();
         match unfinished {
-            Some(log) => self.log = log,
+            Some(log) => self.observers.log = log,
             None => {
-                self.runner.optim.end_epoch(&[train.as_slice(), &val].concat(), more_to_come)?;
+                self.state.optim.end_epoch(&[train.as_slice(), &val].concat(), more_to_come)?;
                 self.position = Position { epoch: epoch + 1, batch: 0 };
-                self.log = Log::default();
+                self.observers.log = Log::default();
             }
         }
-        let global_step = self.runner.global_step();
+        let global_step = self.state.global_step();
         let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds, val_seconds };
-        (self.emit)(Event::EpochEnd(end.clone()))?;
-        let precision = self.runner.policy().precision;
+        (self.observers.emit)(Event::EpochEnd(end.clone()))?;
+        let precision = self.state.policy().precision;
         let model = &*self.model;
         let seen = Epoch { model, precision, end: &end, goes_on: false, more_to_come };
-        let actions = self.callbacks.each(|callback| callback.on_epoch_end(&seen))?;
+        let actions = self.observers.callbacks.each(|callback| callback.on_epoch_end(&seen))?;
         self.act(actions)?;
         if self.flow()? == Flow::End {
             flow = Flow::End;
@@ -272,7 +267,7 @@ impl<'r, 'c> Run<'r, 'c> {
                 Action::Save { .. } if self.loops.fast_dev_run.is_some() => {}
                 Action::Save { path, weights_only } => {
                     self.save(&path, weights_only)?;
-                    (self.emit)(Event::Saved { path })?;
+                    (self.observers.emit)(Event::Saved { path })?;
                 }
                 Action::Delete(path) => deleted.push(path),
                 Action::Stop(reason) => self.stop(reason)?,
@@ -296,7 +291,7 @@ impl<'r, 'c> Run<'r, 'c> {
                 "{reason}: training goes on until {min_epochs} epochs and {min_steps} optimizer \
                  steps have passed"
             );
-            (self.emit)(Event::Note { text })?;
+            (self.observers.emit)(Event::Note { text })?;
         }
         self.stop.get_or_insert(reason);
         Ok(())
@@ -304,12 +299,12 @@ impl<'r, 'c> Run<'r, 'c> {
 
     fn may_stop(&self) -> bool {
         self.position.epoch >= self.loops.min_epochs
-            && self.runner.global_step() >= self.loops.min_steps
+            && self.state.global_step() >= self.loops.min_steps
     }
 
     /// Whether the run goes on after the step or the epoch that has just ended.
     pub(super) fn flow(&mut self) -> Result<Flow> {
-        if self.ended || self.config.max_steps.is_some_and(|most| self.runner.global_step() >= most)
+        if self.ended || self.config.max_steps.is_some_and(|most| self.state.global_step() >= most)
         {
             return Ok(Flow::End);
         }
@@ -324,7 +319,7 @@ impl<'r, 'c> Run<'r, 'c> {
             _ => return Ok(Flow::On),
         };
         self.ended = true;
-        (self.emit)(Event::Stopped { reason })?;
+        (self.observers.emit)(Event::Stopped { reason })?;
         Ok(Flow::End)
     }
 }
@@ -343,10 +338,10 @@ impl Run<'_, '_> {
         (self.ended, self.interrupted) = (true, Some(signal));
         let saved = self.interruption.save_to.clone();
         if let Some(path) = &saved {
-            self.leave_graph()?;
+            self.steps.release(&mut self.observers.log)?;
             self.save(path, false)?;
         }
-        (self.emit)(Event::Interrupted { signal, saved })?;
+        (self.observers.emit)(Event::Interrupted { signal, saved })?;
         Ok(Flow::End)
     }
 }

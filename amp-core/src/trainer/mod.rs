@@ -1,35 +1,23 @@
 //! The training loop.
 
-mod average;
-mod budget;
-mod callbacks;
 mod checkpoint;
 mod config;
 mod epoch;
 mod evaluate;
 mod fit;
 mod freeze;
-mod graph;
-mod kept;
-mod loops;
-mod optimization;
-mod profile;
-mod recovery;
 mod resume;
-mod rollback;
 mod step;
 mod validation;
-mod window;
 
 pub use crate::{
     event::{Interval, MemoryPlan, Phase, Profile, Recovery, Span},
     module::{ManualOptimizer, ManualStep, StepAccess},
 };
-pub use average::Averaging;
-pub use config::TrainerConfig;
-pub use graph::Graph;
-pub use loops::{Loops, ValCheckInterval, parse_time};
-pub use recovery::{AtFloor, NonFinite, ScaleFloor};
+pub use config::{
+    AtFloor, Averaging, Graph, Loops, NonFinite, ScaleFloor, TrainerConfig, ValCheckInterval,
+    parse_time,
+};
 pub use resume::Change;
 
 use std::{

@@ -105,20 +105,20 @@ impl Run<'_, '_> {
             position.batch = (batches / window * window).min(self.loader.batches());
         }
         let part = |index: usize| state.part(&format!("optimizer/{index}"));
-        for (index, scheduled) in self.runner.optim.scheduled.iter().enumerate() {
+        for (index, scheduled) in self.state.optim.scheduled.iter().enumerate() {
             scheduled.check_state(&part(index)).map_err(at)?;
         }
         if precision != self.config.precision {
-            self.runner.set_precision(self.model, precision)?;
+            self.state.set_precision(self.model, precision)?;
         }
-        for (index, scheduled) in self.runner.optim.scheduled.iter_mut().enumerate() {
+        for (index, scheduled) in self.state.optim.scheduled.iter_mut().enumerate() {
             scheduled.load_state(&part(index)).map_err(at)?;
             if changed.contains(&Change::Lr) || changed.contains(&Change::Epochs) {
                 scheduled.replan(&part(index)).map_err(at)?;
             }
         }
-        self.runner.optim.scaler.load_state(scaler).map_err(at)?;
-        for callback in self.callbacks.0.iter_mut() {
+        self.state.optim.scaler.load_state(scaler).map_err(at)?;
+        for callback in self.observers.callbacks.0.iter_mut() {
             let part = state.part(&format!("callback/{}", callback.name()));
             // A callback that is new to the run starts afresh.
             if !part.is_empty() {
@@ -126,19 +126,19 @@ impl Run<'_, '_> {
             }
         }
         weights.apply()?;
-        if let Some(average) = &mut self.runner.average {
+        if let Some(average) = &mut self.state.average {
             average.load_state(&state.part("average")).map_err(at)?;
         }
         self.model.on_load_checkpoint(&state.part("model")).map_err(at)?;
         random.restore(device)?;
-        (self.runner.counts, self.runner.lr) = (counts, lr);
-        self.runner.set_parts(parts);
+        (self.state.counts, self.state.lr) = (counts, lr);
+        self.state.set_parts(parts);
         // Of another budget, one is made anew.
-        self.runner.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory_budget);
-        (self.position, self.log) = (position, log);
+        self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory_budget);
+        (self.position, self.observers.log) = (position, log);
         for change in changed {
             let text = format!("resumed with another {change} than the saved run had");
-            (self.emit)(Event::Note { text })?;
+            (self.observers.emit)(Event::Note { text })?;
         }
         self.validated = validated.map(|position| (Instant::now(), position));
         self.trained_before = Duration::from_secs_f64(trained_for.max(0.0));
@@ -147,7 +147,7 @@ impl Run<'_, '_> {
 
     /// The rates of all optimizers before any schedule.
     pub(super) fn initial_rates(&self) -> Vec<Vec<Rates>> {
-        let scheduled = self.runner.optim.scheduled.iter();
+        let scheduled = self.state.optim.scheduled.iter();
         scheduled.map(|scheduled| scheduled.initial_rates().to_vec()).collect()
     }
 
@@ -201,7 +201,7 @@ impl Run<'_, '_> {
             && there != self.plan
         {
             let schedules = self.model.configure_optimizers(&there)?.into_schedules();
-            for (scheduled, other) in self.runner.optim.scheduled.iter().zip(schedules) {
+            for (scheduled, other) in self.state.optim.scheduled.iter().zip(schedules) {
                 if scheduled.is_unlike(other.as_deref(), HORIZON)? {
                     let length = |plan: &TrainingPlan| {
                         let TrainingPlan { max_epochs, estimated_stepping_batches } = plan;

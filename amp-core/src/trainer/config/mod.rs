@@ -1,13 +1,22 @@
+//! The trainer's options.
+
+mod averaging;
+mod graph;
+mod loops;
+mod recovery;
+
 use std::{collections::BTreeMap, rc::Rc};
 
 use tch::Device;
 
-use super::{
-    average::Averaging,
+pub(super) use self::loops::{Validations, show_time};
+pub use self::{
+    averaging::Averaging,
     graph::Graph,
-    loops::Loops,
+    loops::{Loops, ValCheckInterval, parse_time},
     recovery::{AtFloor, NonFinite, ScaleFloor},
 };
+
 use crate::{
     Error, Result,
     optim::{Moments, WeightUpdate},

@@ -1,0 +1,78 @@
+//! What is done when a step is not finite, or its loss scale falls too low.
+
+use serde::{Deserialize, Serialize};
+use crate::named::named;
+
+/// What is done about a step whose gradients are not finite. It is never applied, and its cause
+/// is looked for.
+///
+/// A finite loss whose scaled gradients overflow is the scaler's own affair: under `16-mixed` the
+/// step is left out and the scale backs off, whatever is chosen here. The choice decides about
+/// the rest: a forward pass that is not finite, any such step under the other precisions, and
+/// more than [`max_consecutive_skips`](super::TrainerConfig::max_consecutive_skips) in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NonFinite {
+    /// Does not look, as Lightning does not: NaN reaches the weights. Saves a pass over the
+    /// gradients and one host read a step; `16-mixed` looks anyway.
+    Ignore,
+    /// Leaves the step out; too many in a row end the run.
+    #[default]
+    Skip,
+    /// Under `16-mixed`, runs the same examples again at the lower scale until they fit, so that
+    /// none are lost; otherwise as [`Skip`](Self::Skip).
+    LowerScale,
+    /// Goes back to the weights, optimizer and schedule of the last good state, kept every
+    /// [`keep_good_every_n_steps`](super::TrainerConfig::keep_good_every_n_steps), and on with
+    /// the next examples. Coming back to one state twice without a step between ends the run.
+    RestoreLastGood,
+    /// Goes on in `bf16-mixed`; from `16-mixed` only.
+    FallBackToBf16,
+    /// Ends the run with the cause as its error.
+    Stop,
+}
+
+named!(NonFinite, "policy", {
+    Ignore => "ignore",
+    Skip => "skip",
+    LowerScale => "lower-scale",
+    RestoreLastGood => "restore-last-good",
+    FallBackToBf16 => "fall-back-to-bf16",
+    Stop => "stop",
+});
+
+/// How low the loss scale may fall; PyTorch has no floor.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ScaleFloor {
+    /// The lowest scale that training goes on with; fairseq's `min_loss_scale`.
+    pub min_scale: f64,
+    /// What is done below.
+    pub then: AtFloor,
+}
+
+impl Default for ScaleFloor {
+    fn default() -> Self {
+        Self { min_scale: 1e-4, then: AtFloor::Halt }
+    }
+}
+
+/// What is done when the scale falls below its floor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum AtFloor {
+    /// Ends the run with an error.
+    #[default]
+    Halt,
+    /// Holds the scale at the floor and says so.
+    Warn,
+    /// Goes on in `bf16-mixed`.
+    FallBackToBf16,
+}
+
+named!(AtFloor, "policy", {
+    Halt => "halt",
+    Warn => "warn",
+    FallBackToBf16 => "fall-back-to-bf16",
+});

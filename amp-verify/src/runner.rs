@@ -95,7 +95,7 @@ fn warm_up(case: &Case, config: &TrainerConfig, is_compared: bool) -> Result<()>
     if config.device.is_cuda() {
         // As many as come before a graph, and one within it. Its capture gives cuBLAS's workspaces
         // back, which the last batches bring again.
-        train(4 * config.accumulate_grad_batches, config.graph)?;
+        train(4 * config.optimization.accumulate_grad_batches, config.graph)?;
     }
     let record = train(2, Graph::Off)?;
     if is_compared { check_logged(case, &record) } else { Ok(()) }

@@ -20,7 +20,8 @@ impl Run<'_, '_> {
         if first == 0 {
             let mut hook = self.state.hook(epoch, &mut self.observers.log);
             self.model.on_train_epoch_start(&mut hook)?;
-            self.observers.callbacks
+            self.observers
+                .callbacks
                 .each(|callback| callback.on_train_epoch_start(&mut hook).map(|()| Vec::new()))?;
         } else {
             // The run was saved before it validated here.
@@ -70,11 +71,7 @@ impl Run<'_, '_> {
 
     /// Whether the step on these examples was started; otherwise a running step has to end first, and they
     /// come first in `queue`.
-    fn start_step(
-        &mut self,
-        examples: Examples,
-        queue: &mut VecDeque<Examples>,
-    ) -> Result<bool> {
+    fn start_step(&mut self, examples: Examples, queue: &mut VecDeque<Examples>) -> Result<bool> {
         let held = self.loader.held_bytes() + self.val.held_bytes();
         let Self { model, state, steps, observers, .. } = self;
         if !model.optimizes_manually() {
@@ -126,7 +123,7 @@ impl Run<'_, '_> {
             return Ok(None);
         }
         let attempt = self.state.counts.attempts + in_flight;
-        let profiled = self.config.profile_every_n_steps.map(i64::cast_unsigned);
+        let profiled = self.config.logging.profile_every_n_steps.map(i64::cast_unsigned);
         if profiled.is_some_and(|every| attempt.is_multiple_of(every)) {
             if in_flight > 0 {
                 return Ok(None);
@@ -134,7 +131,7 @@ impl Run<'_, '_> {
             self.state.profiler.start(self.position.epoch, *next)?;
         }
         let start = *next;
-        let end = (start + self.config.accumulate_grad_batches).min(loader.batches());
+        let end = (start + self.config.optimization.accumulate_grad_batches).min(loader.batches());
         let mut read = Vec::with_capacity((end - start) as usize);
         for batch in batches.take((end - start) as usize) {
             read.push(batch?);

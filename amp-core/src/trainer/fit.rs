@@ -84,7 +84,7 @@ impl<'r, 'c> Run<'r, 'c> {
         data.check()?;
         let (loops, policy) = (config.loops.resolved(), config.policy());
         let max_epochs = if loops.fast_dev_run.is_some() { 1 } else { config.max_epochs };
-        nn::place(model, policy, &config.islands)?;
+        nn::place(model, policy, &config.numerics.overrides)?;
         nn::parameters_require_gradients(model)?;
         let in_order = !config.shuffle || loops.overfit_batches.is_some();
         let shuffle = (!in_order).then_some(config.seed);
@@ -101,7 +101,7 @@ impl<'r, 'c> Run<'r, 'c> {
             Some(limit) if !data.val.is_empty() => Loaders::overfitting(data, policy, limit)?,
             _ => Loaders::new(data, &data.val, policy, loops.limit_val_batches)?,
         };
-        let window = config.accumulate_grad_batches;
+        let window = config.optimization.accumulate_grad_batches;
         let steps = (batches + window - 1) / window * max_epochs;
         let plan = TrainingPlan {
             max_epochs,
@@ -110,8 +110,9 @@ impl<'r, 'c> Run<'r, 'c> {
                 .map_or(steps, |most| steps.min(i64::try_from(most).unwrap_or(i64::MAX))),
         };
         let optimizers = model.configure_optimizers(&plan)?;
-        let storage = Storage { weights: config.weight_update, moments: config.moments };
-        let (frozen, parameters) = freeze(model, &config.freeze)?;
+        let storage =
+            Storage { weights: config.numerics.weight_update, moments: config.numerics.moments };
+        let (frozen, parameters) = freeze(model, &config.optimization.freeze)?;
         let optimizers = optimizers.build(parameters, storage)?;
         let access = step_access(model, callbacks, config);
         if model.optimizes_manually() {
@@ -198,7 +199,9 @@ impl<'r, 'c> Run<'r, 'c> {
         }
         self.model.on_train_start()?;
         let mut hook = self.state.hook(self.position.epoch, &mut self.observers.log);
-        self.observers.callbacks.each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
+        self.observers
+            .callbacks
+            .each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
         if resumed.is_none() {
             self.check_validation()?;
         }
@@ -221,11 +224,14 @@ impl<'r, 'c> Run<'r, 'c> {
         };
         let mut hook = self.state.hook(epoch, &mut self.observers.log);
         self.model.on_train_epoch_end(&mut hook)?;
-        self.observers.callbacks
+        self.observers
+            .callbacks
             .each(|callback| callback.on_train_epoch_end(&mut hook).map(|()| Vec::new()))?;
         let train = self.observers.log.epoch_values()?;
         let profiles = self.state.profiler.take()?;
-        profiles.into_iter().try_for_each(|profile| (self.observers.emit)(Event::Profiled(profile)))?;
+        profiles
+            .into_iter()
+            .try_for_each(|profile| (self.observers.emit)(Event::Profiled(profile)))?;
         let lr = self.state.lr;
         if let (Some(average), None) = (&mut self.state.average, &unfinished) {
             average.follow_epoch(epoch)?;

@@ -15,8 +15,8 @@ pub use crate::{
     module::{ManualOptimizer, ManualStep, StepAccess},
 };
 pub use config::{
-    AtFloor, Averaging, Graph, Loops, NonFinite, ScaleFloor, TrainerConfig, ValCheckInterval,
-    parse_time,
+    AtFloor, Averaging, Graph, LoggingConfig, Loops, MemoryConfig, NonFinite, NumericsConfig,
+    OptimizationConfig, RecoveryConfig, ScaleFloor, TrainerConfig, ValCheckInterval, parse_time,
 };
 pub use resume::Change;
 
@@ -226,7 +226,7 @@ impl<'a> Trainer<'a> {
                 data.name
             )));
         }
-        nn::place(model, policy, &self.config.islands)?;
+        nn::place(model, policy, &self.config.numerics.overrides)?;
         Ok(loaders)
     }
 }

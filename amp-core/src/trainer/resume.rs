@@ -63,11 +63,11 @@ impl Run<'_, '_> {
             ("training examples", self.data.train.len().into()),
             ("batch_size", self.data.batch_size.into()),
             ("drop_last", self.data.loading.drop_last.into()),
-            ("accumulate_grad_batches", config.accumulate_grad_batches.into()),
+            ("accumulate_grad_batches", config.optimization.accumulate_grad_batches.into()),
             ("seed", config.seed.into()),
             ("shuffle", config.shuffle.into()),
-            ("freeze", config.freeze.clone().into()),
-            ("averaging", serde_json::json!(config.averaging)),
+            ("freeze", config.optimization.freeze.clone().into()),
+            ("averaging", serde_json::json!(config.optimization.averaging)),
         ];
         entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -100,7 +100,7 @@ impl Run<'_, '_> {
         } else if changed.contains(&Change::BatchSize) {
             let saved: Map<String, Value> = state.get("run").map_err(at)?;
             let size = saved.get("batch_size").and_then(Value::as_i64).unwrap_or(0);
-            let window = self.config.accumulate_grad_batches;
+            let window = self.config.optimization.accumulate_grad_batches;
             let batches = position.batch * size / self.data.batch_size;
             position.batch = (batches / window * window).min(self.loader.batches());
         }
@@ -134,7 +134,7 @@ impl Run<'_, '_> {
         (self.state.counts, self.state.lr) = (counts, lr);
         self.state.set_parts(parts);
         // Of another budget, one is made anew.
-        self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory_budget);
+        self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
         (self.position, self.observers.log) = (position, log);
         for change in changed {
             let text = format!("resumed with another {change} than the saved run had");

@@ -48,7 +48,8 @@ impl Run<'_, '_> {
         let precision = self.state.policy().precision;
         let model = &*self.model;
         let seen = Epoch { model, precision, end: &end, goes_on: true, more_to_come: true };
-        let actions = self.observers.callbacks.each(|callback| callback.on_validation_end(&seen))?;
+        let actions =
+            self.observers.callbacks.each(|callback| callback.on_validation_end(&seen))?;
         if !actions.is_empty() {
             self.steps.release(&mut self.observers.log)?;
         }

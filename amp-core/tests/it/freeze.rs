@@ -53,13 +53,11 @@ struct Still {
 }
 
 fn config(precision: Precision, freeze: &[&str]) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 5,
-        freeze: freeze.iter().map(|pattern| (*pattern).to_owned()).collect(),
-        // The first step overflows, and its cause is looked for.
-        scaler: GradScalerConfig { init_scale: 2f64.powi(26), ..Default::default() },
-        ..TrainerConfig::new(precision, device())
-    }
+    TrainerConfig { max_epochs: 5, ..TrainerConfig::new(precision, device()) }.with(|config| {
+        config.optimization.freeze = freeze.iter().map(|pattern| (*pattern).to_owned()).collect(); // The first step overflows, and its cause is looked for.
+        config.numerics.scaler =
+            GradScalerConfig { init_scale: 2f64.powi(26), ..Default::default() };
+    })
 }
 
 fn data() -> Result<DataModule> {

@@ -218,7 +218,7 @@ fn the_trainer_passes_it_on(#[case] update: WeightUpdate, #[case] moves: bool) -
     let _generator = seeded(4);
     let mut config = TrainerConfig::new(Precision::Bf16True, device());
     config.max_epochs = 40;
-    config.weight_update = update;
+    config.numerics.weight_update = update;
     let module = linear(8, 8)?;
     for (_, tensor, _) in amp_core::nn::named_tensors(&module) {
         let _ = amp_core::tch::no_grad(|| tensor.shallow_clone().fill_(1.0));

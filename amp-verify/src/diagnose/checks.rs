@@ -61,7 +61,8 @@ impl<'a> MetricLoss<'a> {
     /// When training fails, or 32-true's metric is not finite.
     pub fn new(case: &'a Case, precision: Precision, limit: f64, seeds: u64) -> Result<Self> {
         let metric = |seed: u64| -> Result<f64> {
-            let record = train(&with(case, seed, &case.trainer.islands), Precision::F32True)?;
+            let record =
+                train(&with(case, seed, &case.trainer.numerics.overrides), Precision::F32True)?;
             record.last(case.model.judge.name).filter(|value| value.is_finite()).ok_or_else(|| {
                 Error::config(format!(
                     "{} is not finite in 32-true under seed {seed}: there is nothing to lose",
@@ -128,7 +129,7 @@ impl Check for LayerError<'_> {
 pub(super) fn with(case: &Case, seed: u64, islands: &Islands) -> Case {
     let mut case = case.clone();
     case.trainer.seed = seed;
-    case.trainer.islands = islands.clone().into();
+    case.trainer.numerics.overrides = islands.clone().into();
     case
 }
 

@@ -112,7 +112,7 @@ fn forward_backward(
 /// Halves the parts that batches run in, if `error` asks for it and a batch of this length can be halved.
 fn halve(state: &mut StepState<'_>, error: Error, length: i64, emit: &mut Emit<'_>) -> Result<()> {
     let parts = 2 * state.parts;
-    if !state.config.micro_batching || !error.is_out_of_memory() || parts > length {
+    if !state.config.memory.micro_batching || !error.is_out_of_memory() || parts > length {
         return Err(error);
     }
     state.optim.zero_grad()?;
@@ -153,11 +153,11 @@ fn skip(
 ) -> Result<Next> {
     state.count_skipped();
     let mut skipped = state.skipped(culprit, scale);
-    if state.config.provenance {
+    if state.config.recovery.provenance {
         skipped.provenance = explain(state, model, examples, scale, emit)?;
     }
     emit(Event::Skipped(skipped.clone()))?;
-    if !state.config.skipped_step_advances {
+    if !state.config.recovery.skipped_step_advances {
         state.rollback.restore(model)?;
     }
     recover(state, model, &skipped, losses, emit)

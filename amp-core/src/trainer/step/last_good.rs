@@ -23,8 +23,8 @@ pub(super) struct LastGood {
 impl LastGood {
     /// Whether a state is kept after so many applied steps; `exists` if one was kept before.
     pub(super) fn is_due(config: &TrainerConfig, exists: bool, applied: u64) -> bool {
-        config.on_non_finite == NonFinite::RestoreLastGood
-            && (!exists || applied.is_multiple_of(config.keep_good_every_n_steps))
+        config.recovery.on_non_finite == NonFinite::RestoreLastGood
+            && (!exists || applied.is_multiple_of(config.recovery.keep_good_every_n_steps))
     }
 
     /// Copies the state of now.

@@ -32,8 +32,8 @@ impl<'a> Optimization<'a> {
         access: StepAccess,
     ) -> Result<Self> {
         let scaler = match config.precision.scales_loss() {
-            true => GradScaler::new(config.device, config.scaler)?,
-            false if config.on_non_finite == NonFinite::Ignore => {
+            true => GradScaler::new(config.device, config.numerics.scaler)?,
+            false if config.recovery.on_non_finite == NonFinite::Ignore => {
                 GradScaler::disabled(config.device)?
             }
             false => GradScaler::checking(config.device)?,
@@ -93,7 +93,7 @@ impl<'a> Optimization<'a> {
         gradients: Vec<Gradients<Unscaled>>,
     ) -> Result<Vec<Gradients<Deferred>>> {
         let clip = |gradients: Gradients<Unscaled>| {
-            match self.config.gradient_clip {
+            match self.config.optimization.gradient_clip {
                 // The norm stays on the device.
                 Some(Clip::Norm(limit)) => gradients.clip_grad_norm(limit).map(drop)?,
                 Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
@@ -109,7 +109,7 @@ impl<'a> Optimization<'a> {
     pub(in crate::trainer) fn unscale_and_clip(&mut self) -> Result<Vec<Gradients<Deferred>>> {
         // After the step an observer may look at gradients, which are in their true size then.
         let may_defer = matches!(self.access, StepAccess::Late);
-        let limit = match self.config.gradient_clip {
+        let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),
             // A factor takes the scale away as well.
             None if self.scaler.is_enabled() => Some(f64::INFINITY),
@@ -126,7 +126,7 @@ impl<'a> Optimization<'a> {
             if scaled.is_empty() {
                 continue;
             }
-            gradients.push(match (deferred, self.config.gradient_clip) {
+            gradients.push(match (deferred, self.config.optimization.gradient_clip) {
                 (Some(limit), _) => self.scaler.defer(scaled, limit)?,
                 (None, Some(Clip::Norm(limit))) => {
                     self.scaler.unscale_and_clip_norm(scaled, limit)?.into()
@@ -145,14 +145,17 @@ impl<'a> Optimization<'a> {
 
     /// Steps each optimizer that has gradients, or none where one of them is not finite; then moves the
     /// scale. A schedule moves with its optimizer, or with every step where a skipped one counts.
-    pub(in crate::trainer) fn apply(&mut self, gradients: Vec<Gradients<Deferred>>) -> Result<StepOutcome> {
+    pub(in crate::trainer) fn apply(
+        &mut self,
+        gradients: Vec<Gradients<Deferred>>,
+    ) -> Result<StepOutcome> {
         let Self { scheduled, scaler, config, .. } = self;
         let stepped: Vec<bool> =
             scheduled.iter().map(|one| has_gradients(&gradients, one.optimizer.as_ref())).collect();
         let optimizers = scheduled.iter_mut().zip(&stepped).filter(|(_, stepped)| **stepped);
         let optimizers = optimizers.map(|(scheduled, _)| scheduled.optimizer.as_mut());
         let outcome = scaler.step_all(gradients.into_iter().zip(optimizers).collect())?;
-        if outcome == StepOutcome::Applied || config.skipped_step_advances {
+        if outcome == StepOutcome::Applied || config.recovery.skipped_step_advances {
             for (scheduled, _) in
                 scheduled.iter_mut().zip(&stepped).filter(|(_, stepped)| **stepped)
             {
@@ -190,7 +193,11 @@ impl<'a> Optimization<'a> {
 
     /// Moves the schedules that move by epochs; `logged` are the epoch's values. A schedule whose
     /// monitored value is reported at other moments moves then.
-    pub(in crate::trainer) fn end_epoch(&mut self, logged: &[Logged], more_to_come: bool) -> Result<()> {
+    pub(in crate::trainer) fn end_epoch(
+        &mut self,
+        logged: &[Logged],
+        more_to_come: bool,
+    ) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| match scheduled.monitor() {
             Some(monitor) if more_to_come && !has(logged, monitor) => Ok(()),
             _ => scheduled.advance(Interval::Epoch, logged),
@@ -230,12 +237,13 @@ fn keeps_narrow_gradients(config: &TrainerConfig) -> bool {
 }
 
 fn asks_for_narrow_gradients(config: &TrainerConfig) -> bool {
-    config.gradients == GradientStorage::SixteenBit && config.precision.autocast().is_some()
+    config.numerics.gradients == GradientStorage::SixteenBit
+        && config.precision.autocast().is_some()
 }
 
 /// Why gradients are full in a run that asks for 16 bits.
 pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
-    let why = match (config.device.is_cuda(), config.accumulate_grad_batches) {
+    let why = match (config.device.is_cuda(), config.optimization.accumulate_grad_batches) {
         _ if !asks_for_narrow_gradients(config) => return None,
         (false, _) => "only CUDA has kernels for those".to_owned(),
         (true, 1) => return None,

@@ -2,7 +2,10 @@
 
 use tch::Tensor;
 
-use super::{examples::{no_examples, split}, profile::Profiler};
+use super::{
+    examples::{no_examples, split},
+    profile::Profiler,
+};
 use crate::{
     LightningModule, Result, Step,
     data::AnyBatch,

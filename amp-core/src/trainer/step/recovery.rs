@@ -68,7 +68,7 @@ pub(super) fn recover(
 fn choose(state: &StepState<'_>, skipped: &Skipped, losses: &[Tensor]) -> Result<Remedy> {
     let config = state.config;
     let scaled = state.optim.scaler.is_enabled();
-    let ScaleFloor { min_scale, then } = config.scale_floor;
+    let ScaleFloor { min_scale, then } = config.recovery.scale_floor;
     if scaled && state.optim.scaler.scale_value() < min_scale {
         return Ok(match then {
             AtFloor::Halt => Remedy::End(fell_below_floor(state, skipped, min_scale)),
@@ -80,8 +80,8 @@ fn choose(state: &StepState<'_>, skipped: &Skipped, losses: &[Tensor]) -> Result
         Some(found) => found.cause.is_forward(),
         None => !are_finite(losses)?,
     };
-    let stuck = state.counts.consecutive_skips > config.max_consecutive_skips;
-    Ok(match config.on_non_finite {
+    let stuck = state.counts.consecutive_skips > config.recovery.max_consecutive_skips;
+    Ok(match config.recovery.on_non_finite {
         // The scaler's own affair.
         NonFinite::LowerScale if scaled && !forward && !stuck => Remedy::RunAgain,
         _ if scaled && !forward && !stuck => Remedy::Nothing,

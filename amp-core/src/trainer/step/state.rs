@@ -17,9 +17,7 @@ use crate::{
     event::{Event, MemoryPlan, Phase, Recovery, Skipped},
     log::Log,
     nn::{self, Context},
-    precision::{
-        Deferred, GradScaler, Gradients, KeptCasts, Policy, Precision, StepOutcome,
-    },
+    precision::{Deferred, GradScaler, Gradients, KeptCasts, Policy, Precision, StepOutcome},
     probe::Products,
 };
 
@@ -75,7 +73,7 @@ impl<'a> StepState<'a> {
         Ok(Self {
             config,
             policy,
-            context: Context::new(policy, true).with_islands(config.islands.clone()),
+            context: Context::new(policy, true).with_islands(config.numerics.overrides.clone()),
             lr: optim.lr(),
             optim,
             counts: Counts::default(),
@@ -86,7 +84,11 @@ impl<'a> StepState<'a> {
             probed: false,
             memory: None,
             profiler: Profiler::new(config.device),
-            average: config.averaging.map(|kind| Average::new(model, kind)).transpose()?,
+            average: config
+                .optimization
+                .averaging
+                .map(|kind| Average::new(model, kind))
+                .transpose()?,
             good: None,
         })
     }
@@ -94,7 +96,7 @@ impl<'a> StepState<'a> {
     /// Steps that count: those applied and, as Lightning has it, those skipped.
     pub(in crate::trainer) fn global_step(&self) -> u64 {
         let Self { counts, config, .. } = self;
-        counts.applied + if config.skipped_step_advances { counts.skipped } else { 0 }
+        counts.applied + if config.recovery.skipped_step_advances { counts.skipped } else { 0 }
     }
 
     pub(in crate::trainer) fn policy(&self) -> Policy {
@@ -103,7 +105,7 @@ impl<'a> StepState<'a> {
 
     /// Whether the values of the last step are reported.
     pub(super) fn is_logged(&self) -> bool {
-        self.counts.attempts.is_multiple_of(self.config.log_every_n_steps.cast_unsigned())
+        self.counts.attempts.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
     /// Exchanges the weights and their averages, where these are kept.
@@ -133,7 +135,8 @@ impl<'a> StepState<'a> {
 
     /// The context of a training pass.
     pub(super) fn new_context(&self) -> Context {
-        let context = Context::new(self.policy, true).with_islands(self.config.islands.clone());
+        let context =
+            Context::new(self.policy, true).with_islands(self.config.numerics.overrides.clone());
         match &self.memory {
             Some(plan) => context.with_segments(plan.segments.clone().into()),
             None => context,
@@ -159,7 +162,7 @@ impl<'a> StepState<'a> {
         precision: Precision,
     ) -> Result<()> {
         self.policy.precision = precision;
-        nn::place(model, self.policy, &self.config.islands)?;
+        nn::place(model, self.policy, &self.config.numerics.overrides)?;
         self.context = self.new_context();
         self.optim.scaler = GradScaler::checking(self.policy.device)?;
         Ok(())
@@ -174,7 +177,7 @@ impl<'a> StepState<'a> {
 
     /// Casts each weight once for all batches of a step, while the guard lives, if there are several.
     pub(super) fn keep_casts(&self) -> Result<Option<KeptCasts>> {
-        let several = self.config.accumulate_grad_batches > 1 || self.parts > 1;
+        let several = self.config.optimization.accumulate_grad_batches > 1 || self.parts > 1;
         let casts = self.policy.precision.autocast().is_some() && several;
         casts.then(KeptCasts::keep).transpose()
     }
@@ -274,7 +277,8 @@ impl<'a> StepState<'a> {
     ) -> Result<()> {
         let scheduled = self.optim.scheduled.iter();
         let parameters = scheduled.flat_map(|one| one.optimizer.parameters().iter());
-        let (precision, has_islands) = (self.policy.precision, !self.config.islands.is_empty());
+        let (precision, has_islands) =
+            (self.policy.precision, !self.config.numerics.overrides.is_empty());
         emit(Event::Observed(probe.finish(precision, loss, parameters, has_islands)?))?;
         self.probed = true;
         Ok(())

@@ -38,7 +38,7 @@ pub(in crate::trainer) fn plan_memory(
     loaders: u64,
     emit: &mut Emit<'_>,
 ) -> Result<()> {
-    let (Some(budget), None) = (state.config.memory_budget, &state.memory) else {
+    let (Some(budget), None) = (state.config.memory.budget, &state.memory) else {
         return Ok(());
     };
     let aside = Aside::begin(model, state.policy.device)?;

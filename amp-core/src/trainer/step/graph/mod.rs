@@ -37,7 +37,7 @@ pub(in crate::trainer) fn step_access(
     config: &TrainerConfig,
 ) -> StepAccess {
     let callbacks = callbacks.iter().map(|callback| callback.step_access());
-    let average = match config.averaging {
+    let average = match config.optimization.averaging {
         Some(Averaging::Ema { .. }) => StepAccess::EachStep,
         Some(Averaging::Swa { .. }) | None => StepAccess::Late,
     };
@@ -49,7 +49,7 @@ fn capacity(config: &TrainerConfig, access: StepAccess) -> Result<usize> {
     if !config.device.is_cuda() {
         return Err(refused("they need a CUDA device"));
     }
-    let restores = config.on_non_finite == NonFinite::RestoreLastGood;
+    let restores = config.recovery.on_non_finite == NonFinite::RestoreLastGood;
     match if restores { access.and(StepAccess::EachStep) } else { access } {
         StepAccess::Late => Ok(QUEUED),
         StepAccess::EachStep => Ok(1),

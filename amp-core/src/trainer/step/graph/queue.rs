@@ -72,7 +72,8 @@ impl Replay {
 
     /// Whether a graph of a step on these examples is to be captured now.
     fn is_due(&self, state: &StepState<'_>, examples: &Examples) -> bool {
-        let whole = examples.batches.len() as i64 == state.config.accumulate_grad_batches;
+        let whole =
+            examples.batches.len() as i64 == state.config.optimization.accumulate_grad_batches;
         let due = match &self.graph {
             Captured::NotYet => state.eager >= WARM_UP,
             Captured::Graph(graph) => !graph.is_of(state),
@@ -166,7 +167,7 @@ impl Executor for Replay {
     }
 
     fn is_full(&self, state: &StepState<'_>) -> bool {
-        let every = state.config.log_every_n_steps.cast_unsigned();
+        let every = state.config.logging.log_every_n_steps.cast_unsigned();
         // What a step logs is read before the next overwrites it.
         let logs = (state.counts.attempts + self.running()).is_multiple_of(every);
         self.steps.len() >= self.capacity || (logs && !self.steps.is_empty())

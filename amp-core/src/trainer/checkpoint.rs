@@ -35,6 +35,7 @@ impl Run<'_, '_> {
         state.put("plan", &self.plan)?;
         state.put("initial_rates", &self.initial_rates())?;
         state.put("position", &self.position)?;
+        state.put("frozen", &self.freezing.holding())?;
         state.put("counts", &steps.counts)?;
         state.put("precision", &steps.policy().precision)?;
         state.put("parts", &steps.parts)?;

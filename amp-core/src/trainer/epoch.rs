@@ -33,6 +33,9 @@ impl Run<'_, '_> {
         let (mut queue, mut next) = (VecDeque::new(), first);
         let mut actions = Vec::new();
         while self.position.batch < loader.batches() {
+            if self.steps.running() == 0 {
+                self.unfreeze()?;
+            }
             let examples = match queue.pop_front() {
                 Some(examples) => Some(examples),
                 None => self.read(&loader, &mut batches, &mut next)?,
@@ -114,11 +117,16 @@ impl Run<'_, '_> {
     ) -> Result<Option<Examples>> {
         let in_flight = self.steps.running();
         let most = self.config.max_steps;
+        let global_step = self.state.global_step();
+        let unfreezes = self.freezing.next_step(global_step);
+        let unfreezes_first =
+            in_flight > 0 && unfreezes.is_some_and(|step| global_step + in_flight >= step);
         let validates_first = in_flight > 0 && self.validations.follows(self.position.epoch, *next);
         if *next >= loader.batches()
             || validates_first
+            || unfreezes_first
             || (in_flight > 0 && self.signal().is_some())
-            || most.is_some_and(|most| self.state.global_step() + in_flight >= most)
+            || most.is_some_and(|most| global_step + in_flight >= most)
         {
             return Ok(None);
         }

@@ -12,7 +12,7 @@ use super::{
     Interruption,
     config::{Loops, TrainerConfig, Validations, show_time},
     evaluate::Loaders,
-    freeze::freeze,
+    freeze::Freezing,
     step::{
         Callbacks, Emit, Observers, Optimization, StepState, Steps, full_gradients_note,
         step_access,
@@ -27,7 +27,6 @@ use crate::{
     log::Log,
     nn,
     optim::{Storage, TrainingPlan},
-    parameter::Frozen,
 };
 
 /// A run and where it is.
@@ -55,8 +54,7 @@ pub(super) struct Run<'r, 'c> {
     interruption: &'r Interruption,
     /// The signal that has ended the run.
     interrupted: Option<u32>,
-    /// For as long as the run lasts.
-    _frozen: Frozen,
+    pub(super) freezing: Freezing,
     pub(super) state: StepState<'r>,
     pub(super) steps: Steps,
     pub(super) observers: Observers<'r, 'c>,
@@ -112,8 +110,8 @@ impl<'r, 'c> Run<'r, 'c> {
         let optimizers = model.configure_optimizers(&plan)?;
         let storage =
             Storage { weights: config.numerics.weight_update, moments: config.numerics.moments };
-        let (frozen, parameters) = freeze(model, &config.optimization.freeze)?;
-        let optimizers = optimizers.build(parameters, storage)?;
+        let freezing = Freezing::new(model, &config.optimization.freeze)?;
+        let optimizers = optimizers.build(nn::parameters(model), storage)?;
         let access = step_access(model, callbacks, config);
         if model.optimizes_manually() {
             config.check_manual(model.name())?;
@@ -140,7 +138,7 @@ impl<'r, 'c> Run<'r, 'c> {
             ended: false,
             interruption,
             interrupted: None,
-            _frozen: frozen,
+            freezing,
             state,
             steps,
             observers,
@@ -175,6 +173,7 @@ impl<'r, 'c> Run<'r, 'c> {
     fn start(&mut self, resumed: Option<Position>) -> Result<()> {
         let optimizers = self.state.optim.scheduled.iter().map(|scheduled| &scheduled.optimizer);
         let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters().iter());
+        let trained = trained.filter(|parameter| parameter.tensor.requires_grad());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
         let notes = optimizers.filter_map(|optimizer| optimizer.note());
         let notes: Vec<String> = notes.chain(full_gradients_note(self.config)).collect();
@@ -306,6 +305,24 @@ impl<'r, 'c> Run<'r, 'c> {
     fn may_stop(&self) -> bool {
         self.position.epoch >= self.loops.min_epochs
             && self.state.global_step() >= self.loops.min_steps
+    }
+
+    /// Unfreezes what is trained from here on: it gets gradients and an optimizer state.
+    pub(super) fn unfreeze(&mut self) -> Result<()> {
+        let ended = self.freezing.update(self.position.epoch, self.state.global_step());
+        if ended.is_empty() {
+            return Ok(());
+        }
+        self.steps.release(&mut self.observers.log)?;
+        self.steps.forget_graph(&self.state);
+        self.state.extend(self.model)?;
+        let text = format!(
+            "trains parameters that were frozen, from epoch {} and step {} on: {}",
+            self.position.epoch,
+            self.state.global_step(),
+            ended.join(", ")
+        );
+        (self.observers.emit)(Event::Note { text })
     }
 
     /// Whether the run goes on after the step or the epoch that has just ended.

@@ -15,8 +15,9 @@ pub use crate::{
     module::{ManualOptimizer, ManualStep, StepAccess},
 };
 pub use config::{
-    AtFloor, Averaging, Graph, LoggingConfig, Loops, MemoryConfig, NonFinite, NumericsConfig,
-    OptimizationConfig, RecoveryConfig, ScaleFloor, TrainerConfig, ValCheckInterval, parse_time,
+    AtFloor, Averaging, Freeze, Graph, LoggingConfig, Loops, MemoryConfig, NonFinite,
+    NumericsConfig, OptimizationConfig, RecoveryConfig, ScaleFloor, TrainerConfig,
+    ValCheckInterval, parse_time,
 };
 pub use resume::Change;
 

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{fit::Run, step::Counts};
+use super::{config::Freeze, fit::Run, step::Counts};
 use crate::{
     Error, Result,
     checkpoint::{self, Saved},
@@ -55,6 +55,7 @@ impl Run<'_, '_> {
     /// What must be the same for a run to go on with the same numbers.
     pub(super) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
+        let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
         let entries = [
             ("model", self.model.name().into()),
             ("hyperparameters", Value::Object(self.model.hyperparameters())),
@@ -66,7 +67,7 @@ impl Run<'_, '_> {
             ("accumulate_grad_batches", config.optimization.accumulate_grad_batches.into()),
             ("seed", config.seed.into()),
             ("shuffle", config.shuffle.into()),
-            ("freeze", config.optimization.freeze.clone().into()),
+            ("freeze", freeze.collect::<Vec<_>>().into()),
             ("averaging", serde_json::json!(config.optimization.averaging)),
         ];
         entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
@@ -105,6 +106,15 @@ impl Run<'_, '_> {
             position.batch = (batches / window * window).min(self.loader.batches());
         }
         let part = |index: usize| state.part(&format!("optimizer/{index}"));
+        self.state.counts = counts;
+        match state.get::<Vec<bool>>("frozen") {
+            Ok(frozen) if frozen.len() == self.freezing.holding().len() => {
+                self.freezing.hold(frozen)
+            }
+            // Files of before there was unfreezing say nothing of it.
+            _ => {}
+        }
+        self.state.optim.extend()?;
         for (index, scheduled) in self.state.optim.scheduled.iter().enumerate() {
             scheduled.check_state(&part(index)).map_err(at)?;
         }
@@ -131,7 +141,7 @@ impl Run<'_, '_> {
         }
         self.model.on_load_checkpoint(&state.part("model")).map_err(at)?;
         random.restore(device)?;
-        (self.state.counts, self.state.lr) = (counts, lr);
+        self.state.lr = lr;
         self.state.set_parts(parts);
         // Of another budget, one is made anew.
         self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);

@@ -1,6 +1,7 @@
 //! The trainer's options.
 
 mod averaging;
+mod freeze;
 mod graph;
 mod logging;
 mod loops;
@@ -14,6 +15,7 @@ use tch::Device;
 pub(super) use self::loops::{Validations, show_time};
 pub use self::{
     averaging::Averaging,
+    freeze::Freeze,
     graph::Graph,
     logging::LoggingConfig,
     loops::{Loops, ValCheckInterval, parse_time},

@@ -1,6 +1,6 @@
 //! What happens to gradients, and which weights are trained.
 
-use super::Averaging;
+use super::{Averaging, Freeze};
 use crate::{Error, Result, precision::Clip};
 
 /// What happens to gradients before they are applied, and which weights are trained and averaged.
@@ -10,10 +10,9 @@ pub struct OptimizationConfig {
     pub gradient_clip: Option<Clip>,
     /// Batches whose gradients are added up to one step.
     pub accumulate_grad_batches: i64,
-    /// Parameters that stay as they are, by patterns of their names (`*` is any text, dots included):
-    /// `encoder.*`. They get no gradient and no optimizer state; batch statistics of their modules still
-    /// move.
-    pub freeze: Vec<String>,
+    /// Parameters that stay as they are, for the whole run or until an epoch or step. Meanwhile they have
+    /// no gradient and no optimizer state; batch statistics of their modules still move.
+    pub freeze: Vec<Freeze>,
     /// How weights are averaged, if they are.
     pub averaging: Option<Averaging>,
 }

@@ -66,6 +66,13 @@ impl Steps {
         Ok(Self { graph, direct: Direct::new(run), note })
     }
 
+    /// Captures anew, after as many steps without a graph as at the start.
+    pub(super) fn forget_graph(&mut self, state: &StepState<'_>) {
+        if let Some(graph) = &mut self.graph {
+            graph.forget(state);
+        }
+    }
+
     /// Starts a step, or gives its examples back where a running step has to end first.
     pub(super) fn start(
         &mut self,

@@ -66,6 +66,11 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.zero_grad())
     }
 
+    /// Makes the state of parameters that were unfrozen.
+    pub(in crate::trainer) fn extend(&mut self) -> Result<()> {
+        self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.extend_state())
+    }
+
     /// Whether a hook looks at the gradients before they are clipped.
     pub(in crate::trainer) fn is_watched(&self) -> bool {
         matches!(self.access, StepAccess::Within(_))

@@ -259,6 +259,16 @@ impl<'a> StepState<'a> {
         self.counts.consecutive_skips += 1;
     }
 
+    /// Follows the unfreezing of parameters: their optimizers' state is made, and what was measured or kept
+    /// without them is made anew.
+    pub(in crate::trainer) fn extend(&mut self, model: &dyn LightningModule) -> Result<()> {
+        self.optim.extend()?;
+        self.memory = None;
+        self.context = self.new_context();
+        self.good = None;
+        self.keep_good(model)
+    }
+
     /// Keeps the state of now to come back to, where the run asks for that and it is due.
     pub(in crate::trainer) fn keep_good(&mut self, model: &dyn LightningModule) -> Result<()> {
         let applied = self.counts.applied;

@@ -36,8 +36,8 @@ pub(in super::super) struct Replay {
 }
 
 enum Captured {
-    /// Until the run has warmed up.
-    NotYet,
+    /// Until so many steps ran kernel by kernel.
+    After(u64),
     Graph(Box<StepGraph>),
     /// For the rest of the run.
     Refused,
@@ -62,7 +62,7 @@ impl Replay {
     /// When they cannot be graphs.
     pub(in super::super) fn new(state: &StepState<'_>) -> Result<Self> {
         Ok(Self {
-            graph: Captured::NotYet,
+            graph: Captured::After(WARM_UP),
             capacity: capacity(state.config, state.optim.access)?,
             steps: VecDeque::new(),
             started: 0,
@@ -70,12 +70,20 @@ impl Replay {
         })
     }
 
+    /// Captures anew, after as many steps without a graph as at the start.
+    pub(in super::super) fn forget(&mut self, state: &StepState<'_>) {
+        if !matches!(self.graph, Captured::Refused) {
+            self.graph = Captured::After(state.eager + WARM_UP);
+            self.entered = false;
+        }
+    }
+
     /// Whether a graph of a step on these examples is to be captured now.
     fn is_due(&self, state: &StepState<'_>, examples: &Examples) -> bool {
         let whole =
             examples.batches.len() as i64 == state.config.optimization.accumulate_grad_batches;
         let due = match &self.graph {
-            Captured::NotYet => state.eager >= WARM_UP,
+            Captured::After(steps) => state.eager >= *steps,
             Captured::Graph(graph) => !graph.is_of(state),
             Captured::Refused => false,
         };

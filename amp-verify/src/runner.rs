@@ -29,6 +29,8 @@ pub struct Extras {
     pub resume_with: Vec<Change>,
     /// The number of a signal that ends the run once it is not 0, and where the run is saved then.
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
+    /// Where the run is saved when it ends with an error.
+    pub save_on_error: Option<PathBuf>,
     /// Whether the run is held against others, so that it must log what its model is judged by.
     pub is_compared: bool,
 }
@@ -40,6 +42,7 @@ impl Default for Extras {
             resume_from: None,
             resume_with: Vec::new(),
             interruption: None,
+            save_on_error: None,
             is_compared: true,
         }
     }
@@ -75,6 +78,9 @@ pub fn run(
     }
     if let Some((signal, save_to)) = extras.interruption {
         trainer = trainer.interrupted_by(signal, save_to);
+    }
+    if let Some(path) = extras.save_on_error {
+        trainer = trainer.save_on_error(path);
     }
     if let Some(checkpoint) = extras.resume_from {
         trainer = trainer.resume_from(checkpoint).resume_with(extras.resume_with);

@@ -1,15 +1,15 @@
-//! Saving a run.
+//! What a checkpoint holds of a run.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{fit::Run, resume::MEMORY};
-use crate::{Result, checkpoint, random::RandomState, state::State, weights};
+use super::{fit::Run, resume::MEMORY, writer::Snapshot};
+use crate::{Result, random::RandomState, state::State, weights};
 
 impl Run<'_, '_> {
-    /// Saves the run as it is between two steps.
-    pub(super) fn save(&self, path: &Path, weights_only: bool) -> Result<()> {
+    /// The run as it is between two steps.
+    pub(super) fn snapshot(&self, weights_only: bool) -> Result<Snapshot> {
         let state = match weights_only {
             true => None,
             false => Some(self.state()?),
@@ -23,9 +23,10 @@ impl Run<'_, '_> {
         ]);
         // A file has the averaged weights, and the run's own among its state.
         self.state.swap_average()?;
-        let written = checkpoint::write(path, &weights::distinct(self.model), state, text);
+        let weights = weights::distinct(self.model);
+        let snapshot = Snapshot::take(weights, state, text, self.config.device);
         self.state.swap_average()?;
-        written
+        snapshot
     }
 
     fn state(&self) -> Result<State> {

@@ -76,6 +76,9 @@ impl Run<'_, '_> {
     /// come first in `queue`.
     fn start_step(&mut self, examples: Examples, queue: &mut VecDeque<Examples>) -> Result<bool> {
         let held = self.loader.held_bytes() + self.val.held_bytes();
+        if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
+            self.log_before = Some(self.observers.log.state()?.copied()?);
+        }
         let Self { model, state, steps, observers, .. } = self;
         if !model.optimizes_manually() {
             plan_memory(state, *model, &examples, held, observers.emit)?;
@@ -96,6 +99,8 @@ impl Run<'_, '_> {
             None => Ok(Vec::new()),
             Some(Ended::Over { next_batch, actions }) => {
                 self.position.batch = next_batch;
+                state.end();
+                self.log_before = None;
                 Ok(actions)
             }
             Some(Ended::Void(examples)) => {

@@ -1,8 +1,7 @@
 //! A run: its epochs and what callbacks ask for.
 
 use std::{
-    fs,
-    io::ErrorKind,
+    path::PathBuf,
     rc::Rc,
     sync::atomic::Ordering,
     time::{Duration, Instant},
@@ -17,6 +16,7 @@ use super::{
         Callbacks, Emit, Observers, Optimization, StepState, Steps, full_gradients_note,
         step_access,
     },
+    writer::Writer,
 };
 use crate::{
     Error, LightningModule, Result,
@@ -27,6 +27,7 @@ use crate::{
     log::Log,
     nn,
     optim::{Storage, TrainingPlan},
+    state::State,
 };
 
 /// A run and where it is.
@@ -51,12 +52,15 @@ pub(super) struct Run<'r, 'c> {
     stop: Option<String>,
     /// Whether it was said that the run ends.
     ended: bool,
-    interruption: &'r Interruption,
+    pub(super) interruption: &'r Interruption,
     /// The signal that has ended the run.
     interrupted: Option<u32>,
     pub(super) freezing: Freezing,
     pub(super) state: StepState<'r>,
     pub(super) steps: Steps,
+    writer: Writer,
+    /// Before the running step, where errors save the run.
+    pub(super) log_before: Option<State>,
     pub(super) observers: Observers<'r, 'c>,
     pub(super) position: Position,
 }
@@ -141,6 +145,8 @@ impl<'r, 'c> Run<'r, 'c> {
             freezing,
             state,
             steps,
+            writer: Writer::default(),
+            log_before: None,
             observers,
             position: Position::default(),
         })
@@ -149,10 +155,11 @@ impl<'r, 'c> Run<'r, 'c> {
     /// Trains and validates from the present position to the end.
     pub(super) fn go(mut self, resumed: Option<Position>) -> Result<()> {
         self.start(resumed)?;
-        let mut flow = self.flow()?;
-        while flow == Flow::On && self.position.epoch < self.max_epochs {
-            flow = self.epoch()?;
+        if let Err(error) = self.epochs() {
+            self.save_after(&error)?;
+            return Err(error);
         }
+        self.finish_saving()?;
         self.state.swap_average()?;
         self.model.on_train_end()?;
         (self.observers.emit)(Event::FitEnd(FitEnd {
@@ -163,6 +170,38 @@ impl<'r, 'c> Run<'r, 'c> {
             seconds: self.started.elapsed().as_secs_f64(),
             interrupted: self.interrupted,
         }))
+    }
+
+    fn epochs(&mut self) -> Result<()> {
+        let mut flow = self.flow()?;
+        while flow == Flow::On && self.position.epoch < self.max_epochs {
+            flow = self.epoch()?;
+        }
+        Ok(())
+    }
+
+    /// Saves the run as it was before the step that has failed, where that was asked for.
+    fn save_after(&mut self, error: &Error) -> Result<()> {
+        let Some(path) = self.interruption.save_errors_to.clone() else { return Ok(()) };
+        let saved = self.return_to_step().and_then(|()| self.save(path.clone(), false));
+        let text = match saved.and_then(|()| self.finish_saving()) {
+            Ok(()) => format!("saved {} before the run ended: {error}", path.display()),
+            Err(why) => format!("the run that ended could not be saved: {why}"),
+        };
+        (self.observers.emit)(Event::Note { text })
+    }
+
+    /// Goes back to the last moment between two steps.
+    fn return_to_step(&mut self) -> Result<()> {
+        if self.steps.running() > 0 {
+            return Err(Error::config("steps are still running on the device"));
+        }
+        self.steps.release(&mut self.observers.log)?;
+        self.state.return_to_step(self.model)?;
+        if let Some(log) = self.log_before.take() {
+            self.observers.log = Log::from_state(&log, self.config.device)?;
+        }
+        Ok(())
     }
 
     /// How long the run has trained, with the runs that it resumes.
@@ -232,8 +271,8 @@ impl<'r, 'c> Run<'r, 'c> {
             .into_iter()
             .try_for_each(|profile| (self.observers.emit)(Event::Profiled(profile)))?;
         let lr = self.state.lr;
-        if let (Some(average), None) = (&mut self.state.average, &unfinished) {
-            average.follow_epoch(epoch)?;
+        if unfinished.is_none() {
+            self.state.follow_epoch(epoch)?;
         }
         let due = self.validations.ends_epoch(epoch, unfinished.is_none()) && !self.is_validated();
         let (val, val_seconds) = match due {
@@ -247,6 +286,7 @@ impl<'r, 'c> Run<'r, 'c> {
                 self.state.optim.end_epoch(&[train.as_slice(), &val].concat(), more_to_come)?;
                 self.position = Position { epoch: epoch + 1, batch: 0 };
                 self.observers.log = Log::default();
+                self.state.end();
             }
         }
         let global_step = self.state.global_step();
@@ -263,29 +303,39 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(flow)
     }
 
-    /// Does what callbacks want: saves first, then deletes.
+    /// Does what callbacks ask for: saves first, then deletes.
     pub(super) fn act(&mut self, actions: Vec<Action>) -> Result<()> {
         let mut deleted = Vec::new();
         for action in actions {
             match action {
                 // A look whether all code runs leaves no file.
                 Action::Save { .. } if self.loops.fast_dev_run.is_some() => {}
-                Action::Save { path, weights_only } => {
-                    self.save(&path, weights_only)?;
-                    (self.observers.emit)(Event::Saved { path })?;
-                }
+                Action::Save { path, weights_only } => self.save(path, weights_only)?,
                 Action::Delete(path) => deleted.push(path),
                 Action::Stop(reason) => self.stop(reason)?,
             }
         }
-        for path in deleted {
-            match fs::remove_file(&path) {
-                // Somebody else was quicker; it is gone, as was wanted.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                outcome => outcome.map_err(|error| Error::io(&path, error))?,
-            }
-        }
-        Ok(())
+        deleted.into_iter().try_for_each(|path| self.writer.delete(path))?;
+        let written = self.writer.written()?;
+        self.report_saved(written)
+    }
+
+    /// Starts saving the run as it is between two steps.
+    fn save(&mut self, path: PathBuf, weights_only: bool) -> Result<()> {
+        let snapshot = self.snapshot(weights_only)?;
+        let written = self.writer.write(&path, snapshot)?;
+        self.report_saved(written)?;
+        (self.observers.emit)(Event::Saving { path })
+    }
+
+    fn report_saved(&mut self, written: Vec<PathBuf>) -> Result<()> {
+        written.into_iter().try_for_each(|path| (self.observers.emit)(Event::Saved { path }))
+    }
+
+    /// Waits until all checkpoints are on the disk.
+    fn finish_saving(&mut self) -> Result<()> {
+        let written = self.writer.finish()?;
+        self.report_saved(written)
     }
 
     /// Ends the run, once it has trained as long as it must.
@@ -362,7 +412,8 @@ impl Run<'_, '_> {
         let saved = self.interruption.save_to.clone();
         if let Some(path) = &saved {
             self.steps.release(&mut self.observers.log)?;
-            self.save(path, false)?;
+            self.save(path.clone(), false)?;
+            self.finish_saving()?;
         }
         (self.observers.emit)(Event::Interrupted { signal, saved })?;
         Ok(Flow::End)

@@ -58,11 +58,12 @@ impl Run<'_, '_> {
 
     /// Validates and returns the values.
     pub(super) fn validate(&mut self) -> Result<Vec<Logged>> {
-        self.validated = Some((Instant::now(), self.position));
         self.state.swap_average()?;
         let values = self.evaluate(None);
         self.state.swap_average()?;
-        values
+        let values = values?;
+        self.validated = Some((Instant::now(), self.position));
+        Ok(values)
     }
 
     fn evaluate(&mut self, most: Option<i64>) -> Result<Vec<Logged>> {

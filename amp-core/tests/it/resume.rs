@@ -173,9 +173,10 @@ fn resuming_at_any_step_is_the_run_that_was_not_stopped(
         let trainer = Trainer::new(config.clone()).resume_from(&path).callback(&mut callback);
         let (resumed_events, record) = run(trainer, &mut resumed, &data);
         let _: RunRecord = record?;
-        let saved = events.iter().position(|event| *event == Event::Saved { path: path.clone() });
+        let saved = events.iter().position(|event| *event == Event::Saving { path: path.clone() });
         let rest = &events[saved.expect("it was saved") + 1..];
-        let no_saves = |event: &&Event| !matches!(event, Event::Saved { .. });
+        let no_saves =
+            |event: &&Event| !matches!(event, Event::Saving { .. } | Event::Saved { .. });
         let expected: Vec<_> = rest.iter().filter(no_saves).filter_map(comparable).collect();
         let seen: Vec<_> = resumed_events.iter().filter(no_saves).filter_map(comparable).collect();
         assert_eq!(seen, expected, "after step {step}");

@@ -194,7 +194,15 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     };
     let interruption = Some((signal, args.checkpoints.last()));
     let resume_with = args.checkpoints.resume_with.clone();
-    let extras = Extras { callbacks, resume_from, resume_with, interruption, is_compared: false };
+    let save_on_error = args.checkpoints.on_error();
+    let extras = Extras {
+        callbacks,
+        resume_from,
+        resume_with,
+        interruption,
+        save_on_error,
+        is_compared: false,
+    };
     let outcome = runner::run(&case, args.precision, extras, &mut listen);
     progress.finish();
     if !had_folder {

@@ -39,14 +39,14 @@ impl Average {
         }
     }
 
-    /// After an epoch.
-    pub(in crate::trainer) fn follow_epoch(&mut self, epoch: i64) -> Result<()> {
-        match self.averaging {
-            Averaging::Swa { start_epoch } if epoch >= start_epoch => {
-                self.update(1.0 / (self.updates + 1) as f64)
-            }
-            _ => Ok(()),
-        }
+    /// Whether an epoch's end changes the average.
+    pub(super) fn follows_epoch(&self, epoch: i64) -> bool {
+        matches!(self.averaging, Averaging::Swa { start_epoch } if epoch >= start_epoch)
+    }
+
+    /// After an epoch that it follows.
+    pub(super) fn follow_epoch(&mut self) -> Result<()> {
+        self.update(1.0 / (self.updates + 1) as f64)
     }
 
     /// Moves the average by this part of its way to the weights.

@@ -28,6 +28,7 @@ pub(super) fn step(
     examples: &Examples,
 ) -> Result<Vec<Action>> {
     state.optim.zero_grad()?;
+    state.begin_changes();
     let (loss, outcome) = manual_step(state, model, observers, examples)?;
     end_batch(state, model, observers, examples.start, &loss, Some(&outcome))
 }

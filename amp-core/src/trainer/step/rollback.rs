@@ -44,7 +44,7 @@ impl Aside {
 pub(super) struct Rollback {
     device: Device,
     buffers: Kept,
-    /// Once a step has begun.
+    /// While a step runs.
     aside: Option<Aside>,
 }
 
@@ -64,10 +64,16 @@ impl Rollback {
         Ok(())
     }
 
-    /// Brings the kept state back.
+    /// Brings the kept state back, while the step runs.
     pub(super) fn restore(&self, model: &mut dyn LightningModule) -> Result<()> {
+        let Some(aside) = &self.aside else { return Ok(()) };
         self.buffers.restore(0)?;
-        self.aside.as_ref().map_or(Ok(()), |aside| aside.end(model))
+        aside.end(model)
+    }
+
+    /// Ends the step: what it has changed stays.
+    pub(super) fn end(&mut self) {
+        self.aside = None;
     }
 
     /// Lets random numbers be drawn once more.

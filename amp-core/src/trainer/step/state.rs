@@ -13,7 +13,7 @@ use super::{
     rollback::Rollback,
 };
 use crate::{
-    Hook, LightningModule, Result,
+    Error, Hook, LightningModule, Result,
     event::{Event, MemoryPlan, Phase, Recovery, Skipped},
     log::Log,
     nn::{self, Context},
@@ -61,6 +61,8 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) good: Option<LastGood>,
     /// The rate of the last step.
     pub(in crate::trainer) lr: f64,
+    /// Whether a step is changing the weights, or has and is not reported yet.
+    changing: bool,
 }
 
 impl<'a> StepState<'a> {
@@ -90,6 +92,7 @@ impl<'a> StepState<'a> {
                 .map(|kind| Average::new(model, kind))
                 .transpose()?,
             good: None,
+            changing: false,
         })
     }
 
@@ -175,6 +178,32 @@ impl<'a> StepState<'a> {
         self.rollback.keep(model)
     }
 
+    /// Marks the moment from which on nothing can be taken back.
+    pub(in crate::trainer) fn begin_changes(&mut self) {
+        self.changing = true;
+    }
+
+    /// Ends a step that is reported, and whose place the run has left.
+    pub(in crate::trainer) fn end(&mut self) {
+        self.rollback.end();
+        self.changing = false;
+    }
+
+    /// Goes back to the moment before the running step, if one is running.
+    ///
+    /// # Errors
+    /// When it has begun to change the weights.
+    pub(in crate::trainer) fn return_to_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+    ) -> Result<()> {
+        if self.changing {
+            return Err(Error::config("the step that failed had begun to change the weights"));
+        }
+        self.optim.zero_grad()?;
+        self.rollback.restore(model)
+    }
+
     /// Casts each weight once for all batches of a step, while the guard lives, if there are several.
     pub(super) fn keep_casts(&self) -> Result<Option<KeptCasts>> {
         let several = self.config.optimization.accumulate_grad_batches > 1 || self.parts > 1;
@@ -225,7 +254,9 @@ impl<'a> StepState<'a> {
     /// Steps the optimizers, unless a gradient is not finite, and counts the attempt.
     pub(super) fn apply(&mut self, gradients: Vec<Gradients<Deferred>>) -> Result<StepOutcome> {
         self.lr = self.optim.lr();
+        self.changing = true;
         let outcome = self.optim.apply(gradients)?;
+        self.changing = outcome == StepOutcome::Applied;
         self.counts.attempts += 1;
         self.profiler.lap(Phase::Optimizer)?;
         Ok(outcome)
@@ -233,6 +264,7 @@ impl<'a> StepState<'a> {
 
     /// Follows a step that has moved the parameters.
     pub(super) fn count_applied(&mut self, model: &dyn LightningModule) -> Result<()> {
+        self.changing = true;
         self.counts.applied += 1;
         self.counts.consecutive_skips = 0;
         if let Some(average) = &mut self.average {
@@ -252,6 +284,17 @@ impl<'a> StepState<'a> {
         self.count_applied(model)?;
         self.optim.scaler.follow_applied();
         self.report_scale(scale, emit)
+    }
+
+    /// Follows the end of an epoch.
+    pub(in crate::trainer) fn follow_epoch(&mut self, epoch: i64) -> Result<()> {
+        match &mut self.average {
+            Some(average) if average.follows_epoch(epoch) => {
+                self.changing = true;
+                average.follow_epoch()
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn count_skipped(&mut self) {

@@ -189,7 +189,7 @@ impl<A: Algorithm> Engine<A> {
             part.iter().map(read).collect()
         };
         let of_model = |piece: &Piece| piece.of(&self.parameters[batch.places[piece.at]].tensor);
-        let grads = each(&|piece| Ok(wide(&piece.of(batch.grads[piece.at])?)?))?;
+        let grads = each(&|piece| wide(&piece.of(batch.grads[piece.at])?))?;
         let narrow = each(&of_model)?;
         let params = each(&|piece| match &kept[piece.at].master {
             Some(master) => piece.of(master),

@@ -111,10 +111,10 @@ fn forward_backward(
 
 /// Halves the parts that batches run in, if `error` asks for it and a batch of this length can be halved.
 fn halve(state: &mut StepState<'_>, error: Error, length: i64, emit: &mut Emit<'_>) -> Result<()> {
-    let parts = 2 * state.parts;
-    if !state.config.memory.micro_batching || !error.is_out_of_memory() || parts > length {
+    if !state.config.memory.halves(&error, state.parts, length) {
         return Err(error);
     }
+    let parts = 2 * state.parts;
     state.optim.zero_grad()?;
     state.set_parts(parts);
     if state.policy.device.is_cuda() {

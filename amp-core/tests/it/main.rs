@@ -40,6 +40,7 @@ mod graphs_limits;
 mod graphs_optimizers;
 mod graphs_storage;
 mod islands;
+mod layers;
 mod linear;
 mod log;
 mod loggers;

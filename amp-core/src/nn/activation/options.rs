@@ -98,7 +98,12 @@ with_options! {
         min_val: f64 = -1.0,
         /// The largest value.
         max_val: f64 = 1.0,
-    } => |x, options| x.f_clamp(options.min_val, options.max_val)?;
+    } => |x, options| {
+        let HardtanhConfig { min_val, max_val } = options;
+        // At a bound the gradient is 0, which that of `clamp` is not.
+        let within = x.f_gt(min_val)?.f_logical_and(&x.f_lt(max_val)?)?;
+        x.f_where_self(&within, &x.f_detach()?.f_clamp(min_val, max_val)?)?
+    };
     /// The first half of a dimension times σ of the second; nn.GLU.
     Glu, GluConfig {
         /// The dimension that is halved.

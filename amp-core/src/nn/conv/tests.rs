@@ -4,7 +4,7 @@ use tch::{Device, Kind};
 
 use super::*;
 use crate::{
-    nn::{BatchNorm, BatchNormConfig, Dropout, Gelu, Relu, place},
+    nn::{BatchNorm, BatchNormConfig, Dropout, Gelu, MaxPool2d, MaxPool2dConfig, Relu, place},
     precision::{AutocastGuard, Policy, Precision},
 };
 

@@ -74,7 +74,7 @@ pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, Upsample
 pub use segment::Segment;
 pub use sizes::Sizes;
 pub(crate) use survey::{Cell, Survey};
-pub use transformer::{TransformerEncoderLayer, TransformerEncoderLayerConfig};
+pub use transformer::{FeedForward, TransformerEncoderLayer, TransformerEncoderLayerConfig};
 
 use std::sync::Arc;
 

@@ -119,7 +119,20 @@ pub(crate) const LAYERS: &[Layer] = &[
         "transformer_encoder_layer",
         "TransformerEncoderLayer",
         &[positive("d_model"), positive("nhead")],
-        &[positive("dim_feedforward"), fraction("dropout"), any("causal")],
+        &[
+            positive("dim_feedforward"),
+            fraction("dropout"),
+            choice(
+                "activation",
+                &[
+                    ("relu", "__amp::nn::FeedForward::Relu"),
+                    ("gelu", "__amp::nn::FeedForward::Gelu"),
+                    ("gelu_tanh", "__amp::nn::FeedForward::GeluTanh"),
+                ],
+            ),
+            any("norm_first"),
+            any("causal"),
+        ],
     ),
     layer(
         "upsample",

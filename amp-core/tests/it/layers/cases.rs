@@ -8,12 +8,13 @@ use amp_core::{
         AvgPool2dConfig, AvgPool3d, AvgPool3dConfig, Celu, CeluConfig, Conv1d, Conv1dConfig,
         Conv2d, Conv2dConfig, Conv3d, Conv3dConfig, ConvTranspose1d, ConvTranspose1dConfig,
         ConvTranspose2d, ConvTranspose2dConfig, ConvTranspose3d, ConvTranspose3dConfig, Elu,
-        EluConfig, GeluTanh, Glu, GluConfig, GroupNorm, GroupNormConfig, Hardsigmoid, Hardswish,
-        Hardtanh, HardtanhConfig, InstanceNorm, InstanceNormConfig, Interpolation, LeakyRelu,
-        LeakyReluConfig, LogSigmoid, LogSoftmax, MaxPool1d, MaxPool1dConfig, MaxPool2d,
+        EluConfig, FeedForward, GeluTanh, Glu, GluConfig, GroupNorm, GroupNormConfig, Hardsigmoid,
+        Hardswish, Hardtanh, HardtanhConfig, InstanceNorm, InstanceNormConfig, Interpolation,
+        LeakyRelu, LeakyReluConfig, LogSigmoid, LogSoftmax, MaxPool1d, MaxPool1dConfig, MaxPool2d,
         MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, Mish, Padding, PaddingMode, PixelShuffle,
         PixelUnshuffle, Prelu, PreluConfig, Relu6, RmsNorm, RmsNormConfig, Selu, Softmax, Softplus,
-        SoftplusConfig, Softsign, Upsample, UpsampleConfig,
+        SoftplusConfig, Softsign, TransformerEncoderLayer, TransformerEncoderLayerConfig, Upsample,
+        UpsampleConfig,
     },
 };
 
@@ -24,6 +25,15 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
     }
     let up = |scale_factor: f64, mode, align_corners| {
         boxed(Upsample::new(UpsampleConfig { scale_factor, mode, align_corners }))
+    };
+    let encoder = |activation, norm_first| {
+        boxed(TransformerEncoderLayer::new(TransformerEncoderLayerConfig {
+            dim_feedforward: 8,
+            dropout: 0.0,
+            activation,
+            norm_first,
+            ..TransformerEncoderLayerConfig::new(4, 2)
+        }))
     };
     match name {
         "conv1d" => boxed(Conv1d::new(Conv1dConfig::new(4, 6, 3))),
@@ -164,6 +174,9 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
         "upsample bicubic" => up(2.0, Interpolation::Bicubic, false),
         "pixel_shuffle" => boxed(PixelShuffle::new(2)),
         "pixel_unshuffle" => boxed(PixelUnshuffle::new(2)),
+        "encoder" => encoder(FeedForward::Relu, false),
+        "encoder gelu" => encoder(FeedForward::Gelu, false),
+        "encoder norm_first" => encoder(FeedForward::GeluTanh, true),
         "leaky_relu" => boxed(LeakyRelu::new(LeakyReluConfig { negative_slope: 0.2 })),
         "prelu" => boxed(Prelu::new(PreluConfig::new())),
         "prelu channels" => {

@@ -3,8 +3,10 @@
 //! A row here and the type it names in amp-core are all that a new one needs.
 
 mod draws;
+mod values;
 
 pub(crate) use draws::{DRAWS, Draw};
+pub(crate) use values::{LOSSES, LOSSES_OF_CLASSES, METRICS};
 
 use crate::symbol;
 
@@ -263,18 +265,6 @@ pub(crate) const HOOKS: &[Hook] = &[
     hook(symbol::ON_TRAIN_EPOCH_END, &[Given::Hook], WITH_HOOK),
     hook(symbol::ON_VALIDATION_EPOCH_END, &[Given::Hook], WITH_HOOK),
     hook(symbol::ON_TRAIN_END, &[], PLAIN),
-];
-
-/// Loss functions, by torch.nn.functional's names. Its `binary_cross_entropy` is refused by a
-/// rule.
-pub(crate) const LOSSES: &[&str] =
-    &["cross_entropy", "nll_loss", "mse_loss", "l1_loss", "binary_cross_entropy_with_logits"];
-
-pub(crate) const METRICS: &[Entry] = &[
-    Entry { name: "accuracy", ty: "Accuracy", required: &[], options: &[] },
-    Entry { name: "top_k", ty: "TopK", required: &[positive("k")], options: &[] },
-    Entry { name: "mean", ty: "Mean", required: &[any("of")], options: &[] },
-    Entry { name: "f1", ty: "F1", required: &[positive("num_classes")], options: &[] },
 ];
 
 const ADAM_OPTIONS: &[Key] =

@@ -53,7 +53,7 @@ impl DataLoader {
             )));
         }
         let source = match loading.resident(data, policy)? {
-            Some(all) => Source::Resident(all),
+            Some(all) => Source::Resident(all.noting_ignored()?),
             None => {
                 let prefetch = loading.prefetch_for(policy.device);
                 Source::Host { data: data.clone(), prefetch }

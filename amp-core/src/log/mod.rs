@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error, Result,
+    loss::Counted,
     metric::{Metric, Reduction},
     state::State,
 };
@@ -59,6 +60,7 @@ struct Entry {
     counts: Tensor,
     weight: f64,
     latest: (Tensor, f64),
+    /// 0 while all that it holds is of steps that were left out.
     batches: u64,
 }
 
@@ -74,19 +76,44 @@ impl Log {
         batch_size: i64,
         options: LogOptions,
     ) -> Result<()> {
-        if value.numel() != 1 {
-            return Err(Error::config(format!(
-                "log `{name}`: a logged value is a scalar, got shape {:?}",
-                value.size()
-            )));
-        }
-        let weight = batch_size as f64;
+        self.weighed(name, value, batch_size as f64, options)
+    }
+
+    fn weighed(
+        &mut self,
+        name: &str,
+        value: &Tensor,
+        weight: f64,
+        options: LogOptions,
+    ) -> Result<()> {
+        let value = scalar(name, value)?;
         // One kernel and without a graph: a scalar that is f64 makes the product so.
-        let mut sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
-        if sum.dim() > 0 {
-            sum = sum.f_reshape([] as [i64; 0])?;
-        }
+        let sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
         self.add(name, options, Reduction::Mean, sum, weight)
+    }
+
+    /// Adds the loss of a batch that counts so much in the epoch's mean. Where nothing counts, nothing is
+    /// added: the loss is NaN there.
+    ///
+    /// # Errors
+    /// When `value` is not a scalar.
+    pub fn loss(
+        &mut self,
+        name: &str,
+        value: &Tensor,
+        counted: &Counted,
+        options: LogOptions,
+    ) -> Result<()> {
+        let counted = match counted {
+            Counted::Examples(count) => return self.weighed(name, value, *count, options),
+            Counted::OnDevice(counted) => counted,
+        };
+        let counts = tch::no_grad(|| -> Result<Tensor> {
+            let sum = scalar(name, value)?.f_to_kind(Kind::Double)?.f_mul(counted)?;
+            let sum = sum.f_masked_fill(&counted.f_eq(0.0)?, 0.0)?;
+            Ok(Tensor::f_stack(&[&sum, counted], 0)?)
+        })?;
+        self.add(name, options, Reduction::Ratio, counts, 0.0)
     }
 
     /// Adds a metric's counts.
@@ -114,7 +141,8 @@ impl Log {
         weight: f64,
     ) -> Result<()> {
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == name) {
-            return entry.add(counts, weight);
+            entry.forget_left_out()?;
+            return entry.add(reduction, counts, weight);
         }
         self.entries.push(Entry {
             name: name.to_owned(),
@@ -128,11 +156,32 @@ impl Log {
         Ok(())
     }
 
+    /// Takes in what the batches of a step that was left out have logged: its values are the latest, and
+    /// count in a mean only while no other does.
+    pub(crate) fn merge_left_out(&mut self, step: Self) -> Result<()> {
+        for entry in step.entries {
+            let latest = (entry.counts.shallow_clone(), entry.weight);
+            match self.entries.iter_mut().find(|own| own.name == entry.name) {
+                Some(own) if own.batches == 0 => {
+                    own.add(entry.reduction, entry.counts, entry.weight)?;
+                    own.batches = 0;
+                }
+                Some(own) if own.reduction == entry.reduction => own.latest = latest,
+                Some(_) => {}
+                None => self.entries.push(Entry { latest, batches: 0, ..entry }),
+            }
+        }
+        Ok(())
+    }
+
     /// Takes in what one batch logged, perhaps in parts.
     pub(crate) fn merge(&mut self, batch: Self) -> Result<()> {
         for entry in batch.entries {
             match self.entries.iter_mut().find(|own| own.name == entry.name) {
-                Some(own) => own.add(entry.counts, entry.weight)?,
+                Some(own) => {
+                    own.forget_left_out()?;
+                    own.add(entry.reduction, entry.counts, entry.weight)?;
+                }
                 None => {
                     let latest = (entry.counts.shallow_clone(), entry.weight);
                     self.entries.push(Entry { latest, batches: 1, ..entry });
@@ -198,19 +247,57 @@ impl Log {
     }
 }
 
+/// A sum with its weight, on its device.
+fn as_ratio(sum: &Tensor, weight: f64) -> Result<Tensor> {
+    let sum = sum.f_to_kind(Kind::Double)?;
+    Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(weight)?], 0)?)
+}
+
+/// The value without dimensions.
+fn scalar(name: &str, value: &Tensor) -> Result<Tensor> {
+    match (value.numel(), value.dim()) {
+        (1, 0) => Ok(value.shallow_clone()),
+        (1, _) => Ok(value.f_reshape([] as [i64; 0])?),
+        _ => Err(Error::config(format!(
+            "log `{name}`: a logged value is a scalar, got shape {:?}",
+            value.size()
+        ))),
+    }
+}
+
 impl Entry {
-    fn shallow_clone(&self) -> Self {
-        let (name, counts) = (self.name.clone(), self.counts.shallow_clone());
-        let latest = (self.latest.0.shallow_clone(), self.latest.1);
-        Self { name, counts, latest, ..*self }
+    /// Begins anew where it holds nothing but what was left out.
+    fn forget_left_out(&mut self) -> Result<()> {
+        if self.batches == 0 {
+            (self.counts, self.weight) = (self.counts.f_zeros_like()?, 0.0);
+        }
+        Ok(())
     }
 
-    fn add(&mut self, counts: Tensor, weight: f64) -> Result<()> {
+    fn add(&mut self, reduction: Reduction, counts: Tensor, weight: f64) -> Result<()> {
+        let (counts, weight) = match (self.reduction, reduction) {
+            (own, given) if own == given && self.counts.size() == counts.size() => (counts, weight),
+            // A mean, whose weight was on the host for some batches and on the device for others.
+            (Reduction::Ratio, Reduction::Mean) => (as_ratio(&counts, weight)?, 0.0),
+            (Reduction::Mean, Reduction::Ratio) => {
+                self.counts = as_ratio(&self.counts, std::mem::take(&mut self.weight))?;
+                self.reduction = reduction;
+                (counts, weight)
+            }
+            _ => {
+                return Err(Error::config(format!(
+                    "log `{}`: its counts were of shape {:?} and are of shape {:?} now",
+                    self.name,
+                    self.counts.size(),
+                    counts.size()
+                )));
+            }
+        };
         // What a hook logs is the host's or the device's, as its step ran.
         let (own, device) = (counts.device(), self.counts.device());
         let counts = if own == device { counts } else { counts.f_to_device(device)? };
         match self.batches {
-            1 => self.counts = self.counts.f_add(&counts)?,
+            0 | 1 => self.counts = self.counts.f_add(&counts)?,
             _ => _ = self.counts.f_add_(&counts)?,
         }
         self.batches += 1;

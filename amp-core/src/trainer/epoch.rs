@@ -107,7 +107,7 @@ impl Run<'_, '_> {
             self.runner.profiler.lap(Phase::Data)?;
         }
         *next = end;
-        Examples::new(start, read).map(Some)
+        Examples::new(self.model, start, read).map(Some)
     }
 
     /// Steps on some examples, kernel by kernel.
@@ -118,17 +118,21 @@ impl Run<'_, '_> {
         }
         let held = self.held_by_loaders();
         self.runner.plan_memory(self.model, &examples, held, self.emit)?;
+        self.runner.note_left_out(self.model, &examples.batches, self.emit)?;
         self.runner.begin_window(self.model)?;
         let Examples { start, batches, shares } = examples;
         let end = start + batches.len() as i64;
         let mut actions = Vec::new();
         for (index, (batch, share)) in (start..).zip(batches.into_iter().zip(shares)) {
             let Self { model, runner, callbacks, emit, log, position, .. } = self;
-            let loss = runner.accumulate(*model, batch, index, share, log, *emit)?;
+            let mut loss = runner.accumulate(*model, batch, index, share, *emit)?;
             let outcome = match index + 1 == end {
                 true => Some(runner.step(*model, position.epoch, log, callbacks, *emit)?),
                 false => None,
             };
+            if let (Some(_), Some(last)) = (&outcome, runner.last_loss()) {
+                loss = last;
+            }
             actions.extend(self.end_batch(index, &loss, outcome.as_ref())?);
         }
         self.flight.warmed_up += 1;

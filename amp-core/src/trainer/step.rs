@@ -51,6 +51,8 @@ pub(super) struct StepRunner<'a> {
     /// Parts that a batch runs in.
     pub(super) parts: i64,
     pub(super) probed: bool,
+    /// Whether it was looked for targets that a loss of the model's own may leave out.
+    pub(super) looked_for_left_out: bool,
     /// What is checkpointed, once that was chosen.
     pub(super) memory: Option<MemoryPlan>,
     pub(super) profiler: Profiler,
@@ -80,6 +82,7 @@ impl<'a> StepRunner<'a> {
             rollback: Rollback::new(model, config.device)?,
             parts: 1,
             probed: false,
+            looked_for_left_out: false,
             memory: None,
             profiler: Profiler::new(config.device),
             average: config.averaging.map(|kind| Average::new(model, kind)).transpose()?,
@@ -163,6 +166,13 @@ impl<'a> StepRunner<'a> {
                 self.rerun_window(model)?;
                 continue;
             }
+            let values = self.take_log();
+            match &outcome {
+                StepOutcome::Skipped { .. } if !self.config.skipped_step_advances => {
+                    log.merge_left_out(values)?;
+                }
+                _ => log.merge(values)?,
+            }
             self.profiler.stop();
             return Ok(outcome);
         }
@@ -184,8 +194,9 @@ impl<'a> StepRunner<'a> {
         let observed = probe.clone().map(|probe| self.new_context().with_dtype_probe(probe));
         let context = observed.as_ref().unwrap_or(&self.context);
         let (policy, global_step) = (self.policy, self.global_step());
-        let optim = &mut self.optim;
-        let mut step = ManualStep::new(policy, context, log, optim, index as usize, global_step);
+        let (optim, mut own) = (&mut self.optim, Log::default());
+        let mut step =
+            ManualStep::new(policy, context, &mut own, optim, index as usize, global_step);
         model.manual_step(batch, &mut step)?;
         let Done { loss, outcomes } = step.done();
         let loss = loss.unwrap_or_else(|| Tensor::from(0.0));
@@ -215,9 +226,11 @@ impl<'a> StepRunner<'a> {
                 let Next::GoOn = self.recover(model, &skipped, emit)? else {
                     return Err(Error::config("a manual step cannot be run again"));
                 };
+                log.merge_left_out(own)?;
                 StepOutcome::Skipped { culprit: skipped.culprit }
             }
             _ => {
+                log.merge(own)?;
                 self.count_applied(model)?;
                 StepOutcome::Applied
             }

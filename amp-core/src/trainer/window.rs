@@ -7,11 +7,12 @@ use tch::Tensor;
 
 use super::{callbacks::Emit, rollback::Aside, step::StepRunner};
 use crate::{
-    Error, LightningModule, Result, Step,
+    Error, LightningModule, LossScope, Result, Step,
     data::AnyBatch,
     event::{Event, Phase, Recovery},
     ffi,
     log::Log,
+    loss,
     nn::{self, Context},
     precision::KeptCasts,
     probe::Products,
@@ -28,20 +29,25 @@ pub(super) struct Examples {
 }
 
 impl Examples {
-    /// Batches that are averaged by their [weights](AnyBatch::weight).
-    pub(super) fn new(start: i64, batches: Vec<AnyBatch>) -> Result<Self> {
+    /// Batches that are averaged by what the model's [loss counts](LightningModule::loss_weight) of each.
+    pub(super) fn new(
+        model: &dyn LightningModule,
+        start: i64,
+        batches: Vec<AnyBatch>,
+    ) -> Result<Self> {
         let shares = match batches.as_slice() {
             // Needs no look at weights on a device.
             [_] => vec![1.0],
-            several => shares(several)?,
+            several => shares(model, several)?,
         };
         Ok(Self { start, batches, shares })
     }
 }
 
 /// What each batch counts in the mean of all.
-fn shares(batches: &[AnyBatch]) -> Result<Vec<f64>> {
-    let weights = batches.iter().map(AnyBatch::weight).collect::<Result<Vec<_>>>()?;
+fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>> {
+    let weights = batches.iter().map(|batch| model.loss_weight(batch));
+    let weights = weights.collect::<Result<Vec<_>>>()?;
     let all: f64 = weights.iter().sum();
     if all > 0.0 {
         return Ok(weights.into_iter().map(|weight| weight / all).collect());
@@ -56,30 +62,34 @@ pub(super) struct Window {
     /// The batches so far, each with the share of its loss.
     batches: Vec<(AnyBatch, f64)>,
     losses: Vec<Tensor>,
+    /// What they logged.
+    log: Log,
     /// While its batches run, if there are several: the weights are cast once for all.
     casts: Option<KeptCasts>,
 }
 
 impl Window {
     /// Its batches in the parts that they run in, each with the share of its loss.
-    fn in_parts(&self, parts: i64) -> Result<Vec<(AnyBatch, f64)>> {
+    fn in_parts(&self, model: &dyn LightningModule, parts: i64) -> Result<Vec<(AnyBatch, f64)>> {
         let mut all = Vec::new();
         for (batch, share) in &self.batches {
             match batch.split(parts)? {
                 None => all.push((batch.shallow_clone(), *share)),
                 Some(parts) => {
-                    let shares = shares(&parts)?;
+                    let shares = shares(model, &parts)?;
                     all.extend(parts.into_iter().zip(shares).map(|(part, of)| (part, share * of)));
                 }
             }
         }
+        // What counts nothing reaches no gradient.
+        all.retain(|(_, share)| *share > 0.0);
         Ok(all)
     }
 
     /// Whether every batch's loss is finite; reads them from the device.
     pub(super) fn is_loss_finite(&self) -> Result<bool> {
-        for loss in &self.losses {
-            if loss.f_isfinite()?.f_int64_value(&[])? == 0 {
+        for (loss, (_, share)) in self.losses.iter().zip(&self.batches) {
+            if *share > 0.0 && loss.f_isfinite()?.f_int64_value(&[])? == 0 {
                 return Ok(false);
             }
         }
@@ -93,6 +103,28 @@ impl StepRunner<'_> {
         self.optim.zero_grad()?;
         self.rollback.keep(model)?;
         self.window = Window { casts: self.keep_casts()?, ..Window::default() };
+        Ok(())
+    }
+
+    /// Says once that a loss of the model's own may leave targets out of its mean, which nothing tells here.
+    pub(super) fn note_left_out(
+        &mut self,
+        model: &dyn LightningModule,
+        batches: &[AnyBatch],
+        emit: &mut Emit<'_>,
+    ) -> Result<()> {
+        let own = model.loss_scope() == LossScope::Unknown;
+        if batches.len() < 2 || !own || std::mem::replace(&mut self.looked_for_left_out, true) {
+            return Ok(());
+        }
+        for batch in batches {
+            if !batch.has_weights() && !batch.shallow_clone().noting_ignored()?.is_complete() {
+                let text = "some targets are -100, and the loss is the model's own: if it leaves them \
+                            out, say what it counts, as `counts = |target| …`; batches of a step weigh by \
+                            their examples now";
+                return emit(Event::Note { text: text.to_owned() });
+            }
+        }
         Ok(())
     }
 
@@ -130,7 +162,6 @@ impl StepRunner<'_> {
         batch: AnyBatch,
         index: i64,
         share: f64,
-        log: &mut Log,
         emit: &mut Emit<'_>,
     ) -> Result<Tensor> {
         self.window.batches.push((batch, share));
@@ -142,15 +173,15 @@ impl StepRunner<'_> {
         let context = observed(self);
         let mut outcome = self.forward_backward(model, at, index, &mut own, context);
         while let Err(error) = outcome {
-            self.split(error, at, emit)?;
+            self.split(model.loss_scope(), error, at, emit)?;
             own = Log::default();
             let context = observed(self);
             outcome = self
                 .rerun(model, at)
-                .and_then(|()| self.forward_backward(model, at, index, &mut own, context));
+                .and_then(|_| self.forward_backward(model, at, index, &mut own, context));
         }
         let loss = outcome?;
-        log.merge(own)?;
+        self.window.log.merge(own)?;
         self.window.losses.push(loss.shallow_clone());
         if let Some(probe) = probe {
             self.observe(&probe, &loss, emit)?;
@@ -172,7 +203,7 @@ impl StepRunner<'_> {
         let parts = batch.split(self.parts)?;
         let (parts, fractions) = match &parts {
             None => (slice::from_ref(batch), vec![1.0]),
-            Some(parts) => (parts.as_slice(), shares(parts)?),
+            Some(parts) => (parts.as_slice(), shares(model, parts)?),
         };
         let mut whole: Option<Tensor> = None;
         for (part, fraction) in parts.iter().zip(fractions) {
@@ -184,20 +215,36 @@ impl StepRunner<'_> {
                 model.training_step(part, &mut step)?
             };
             self.profiler.lap(Phase::Forward)?;
+            // The loss of what counts nothing is a mean of nothing, NaN, and reaches no gradient.
             match share * fraction {
-                1.0 => self.optim.scaler.scale(&loss)?,
-                share => self.optim.scaler.scale(&loss.f_mul_scalar(share)?)?,
+                0.0 => {}
+                1.0 => self.optim.scaler.scale(&loss)?.backward().map_err(loss::in_backward)?,
+                share => {
+                    let loss = self.optim.scaler.scale(&loss.f_mul_scalar(share)?)?;
+                    loss.backward().map_err(loss::in_backward)?;
+                }
             }
-            .backward()?;
             self.profiler.lap(Phase::Backward)?;
             let loss = loss.f_detach()?;
             whole = Some(match whole {
+                Some(sum) if fraction == 0.0 => sum,
                 None if fraction == 1.0 => loss,
+                None if fraction == 0.0 => loss.f_zeros_like()?,
                 None => loss.f_mul_scalar(fraction)?,
                 Some(sum) => sum.f_add(&loss.f_mul_scalar(fraction)?)?,
             });
         }
         whole.ok_or_else(|| Error::config("a batch without examples"))
+    }
+
+    /// What the window's batches logged.
+    pub(super) fn take_log(&mut self) -> Log {
+        std::mem::take(&mut self.window.log)
+    }
+
+    /// The loss of the window's last batch, detached, as it was when it ran last.
+    pub(super) fn last_loss(&self) -> Option<Tensor> {
+        self.window.losses.last().map(Tensor::shallow_clone)
     }
 
     /// The first part of a batch that is run at once.
@@ -210,27 +257,59 @@ impl StepRunner<'_> {
     }
 
     /// Computes the gradients of the window's first `count` batches anew, with the same random
-    /// numbers. What they log was logged.
-    fn rerun(&mut self, model: &mut dyn LightningModule, count: usize) -> Result<()> {
+    /// numbers; what they log, and their losses.
+    fn rerun(
+        &mut self,
+        model: &mut dyn LightningModule,
+        count: usize,
+    ) -> Result<(Log, Vec<Tensor>)> {
         self.optim.zero_grad()?;
         self.rollback.restore(model)?;
+        let (mut log, mut losses) = (Log::default(), Vec::with_capacity(count));
         for at in 0..count {
-            let _ = self.forward_backward(model, at, at as i64, &mut Log::default(), None)?;
+            let mut own = Log::default();
+            losses.push(self.forward_backward(model, at, at as i64, &mut own, None)?);
+            log.merge(own)?;
         }
+        Ok((log, losses))
+    }
+
+    /// The whole window once more, in place of what it was before.
+    pub(super) fn rerun_window(&mut self, model: &mut dyn LightningModule) -> Result<()> {
+        let (log, losses) = self.rerun(model, self.window.batches.len())?;
+        (self.window.log, self.window.losses) = (log, losses);
         Ok(())
     }
 
-    /// The whole window once more.
-    pub(super) fn rerun_window(&mut self, model: &mut dyn LightningModule) -> Result<()> {
-        self.rerun(model, self.window.batches.len())
-    }
-
     /// Halves the parts that batches run in, if `error` asks for it and they can be halved.
-    fn split(&mut self, error: Error, at: usize, emit: &mut Emit<'_>) -> Result<()> {
+    fn split(
+        &mut self,
+        scope: LossScope,
+        error: Error,
+        at: usize,
+        emit: &mut Emit<'_>,
+    ) -> Result<()> {
         let parts = 2 * self.parts;
         let fits = parts <= self.window.batches[at].0.len();
         if !self.config.micro_batching || !error.is_out_of_memory() || !fits {
             return Err(error);
+        }
+        match scope {
+            LossScope::Examples => {}
+            LossScope::Batch => {
+                return Err(Error::config(
+                    "a batch does not fit into memory, and its loss is of the batch as a whole, so \
+                     that it cannot run in parts: choose a smaller batch, or a memory budget",
+                ));
+            }
+            LossScope::Unknown if self.parts > 1 => {}
+            LossScope::Unknown => emit(Event::Note {
+                text:
+                    "the loss is the model's own: if it compares the examples of a batch with each \
+                       other, as a contrastive one does, it is another loss in parts; declare \
+                       `of = batch` or `of = examples`, or set micro_batching to false"
+                        .to_owned(),
+            })?,
         }
         self.optim.zero_grad()?;
         self.set_parts(parts);
@@ -255,7 +334,7 @@ impl StepRunner<'_> {
             policy: self.policy,
             context,
             scale,
-            batches: self.window.in_parts(self.parts)?,
+            batches: self.window.in_parts(model, self.parts)?,
             global_step: self.global_step(),
             parameters: &parameters,
         };

@@ -8,6 +8,9 @@ use crate::{
     precision::{Policy, Precision, is_floating},
 };
 
+/// The class of a target that losses and metrics leave out, as in PyTorch.
+pub(crate) const IGNORED: i64 = -100;
+
 /// What a tensor of a batch is, which decides what the loader and the trainer may do to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -45,12 +48,14 @@ pub struct AnyBatch {
     fields: Vec<Field>,
     /// The sum of its weights, once it was asked for or its tensors left the host.
     weight: OnceCell<f64>,
+    /// Whether it is known that no class of its is left out of losses.
+    complete: bool,
 }
 
 impl AnyBatch {
     /// A batch without tensors, made from the type of this name.
     pub fn new(of: &'static str) -> Self {
-        Self { of, fields: Vec::new(), weight: OnceCell::new() }
+        Self { of, fields: Vec::new(), weight: OnceCell::new(), complete: false }
     }
 
     /// Adds a tensor.
@@ -162,6 +167,35 @@ impl AnyBatch {
         Ok(*self.weight.get_or_init(|| sum))
     }
 
+    /// Whether it has a tensor of weights.
+    pub(crate) fn has_weights(&self) -> bool {
+        self.weights().is_some()
+    }
+
+    /// The sum of its weights, an f64 scalar on their device.
+    pub(crate) fn weights_sum(&self) -> Result<Option<Tensor>> {
+        let sum = |field: &Field| Ok(field.tensor.f_sum(Kind::Double)?);
+        self.weights().map(sum).transpose()
+    }
+
+    /// Whether it is known that no class in it is left out of losses, so that nothing need be counted.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Looks whether a class in it is left out of losses. Waits for the device.
+    pub(crate) fn noting_ignored(mut self) -> Result<Self> {
+        let mut complete = true;
+        for field in self.per_example() {
+            let classes = field.role != FieldRole::Mask && field.tensor.kind() == Kind::Int64;
+            if classes && field.tensor.f_eq(IGNORED)?.f_any()?.f_int64_value(&[])? != 0 {
+                complete = false;
+            }
+        }
+        self.complete = complete;
+        Ok(self)
+    }
+
     /// The examples on the policy's device, values in its dtype.
     ///
     /// # Errors
@@ -186,6 +220,7 @@ impl AnyBatch {
             of: self.of,
             fields: fields.map(|(field, tensor)| field.of(tensor)).collect(),
             weight: self.weight.clone(),
+            complete: self.complete,
         }
     }
 
@@ -267,7 +302,8 @@ impl AnyBatch {
                 && own.tensor.kind() == other.tensor.kind()
                 && own.tensor.size() == other.tensor.size()
         };
-        self.fields.len() == other.fields.len()
+        self.complete == other.complete
+            && self.fields.len() == other.fields.len()
             && self.fields.iter().zip(&other.fields).all(|(own, other)| alike(own, other))
     }
 
@@ -289,7 +325,8 @@ impl AnyBatch {
     /// The batch with other examples.
     fn with(&self, change: impl Fn(&Field) -> Result<Tensor>) -> Result<Self> {
         let fields = self.fields.iter().map(|field| Ok(field.of(change(field)?)));
-        Ok(Self { of: self.of, fields: fields.collect::<Result<_>>()?, weight: OnceCell::new() })
+        let fields = fields.collect::<Result<_>>()?;
+        Ok(Self { of: self.of, fields, weight: OnceCell::new(), complete: self.complete })
     }
 }
 

@@ -7,10 +7,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    Result,
-    data::IGNORED,
-    ffi,
-    loss::{classes, elementwise, misfit},
+    Result, ffi,
+    loss::{IGNORED, classes, elementwise, misfit},
     precision::is_floating,
 };
 

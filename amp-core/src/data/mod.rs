@@ -10,7 +10,6 @@ mod prefetch;
 mod sampler;
 mod sets;
 
-pub(crate) use batch::IGNORED;
 pub use batch::{AnyBatch, Batch, BatchField, BatchType, FieldRole};
 #[doc(hidden)]
 pub use batch::{field_name, predictions, take_field, with_batch};

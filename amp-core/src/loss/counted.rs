@@ -2,12 +2,10 @@
 
 use tch::{Kind, Tensor};
 
-use crate::{
-    Error, Result,
-    data::{AnyBatch, IGNORED},
-};
+use super::IGNORED;
+use crate::{Error, Result};
 
-/// How much a batch's loss counts among others.
+/// How much a batch's loss counts among others: what its mean is over.
 #[derive(Debug)]
 pub enum Counted {
     /// So many examples.
@@ -27,28 +25,6 @@ impl Counted {
             Self::OnDevice(count) => Ok(count.f_double_value(&[])?),
         }
     }
-}
-
-/// What a batch counts whose loss is a mean over its examples, or over their weights where it has those.
-///
-/// # Errors
-/// When the weights cannot be added up.
-pub fn counted(batch: &AnyBatch) -> Result<Counted> {
-    match batch.weights_sum()? {
-        Some(sum) => Ok(Counted::OnDevice(sum)),
-        None => Ok(Counted::Examples(batch.len() as f64)),
-    }
-}
-
-/// What a batch counts whose loss is a mean over the classes in `target` that are not -100.
-///
-/// # Errors
-/// As [`counted`].
-pub fn counted_classes(batch: &AnyBatch, target: &Tensor) -> Result<Counted> {
-    if batch.has_weights() || batch.is_complete() || target.kind() != Kind::Int64 {
-        return counted(batch);
-    }
-    Ok(Counted::OnDevice(target.f_ne(IGNORED)?.f_sum(Kind::Double)?))
 }
 
 /// What a batch counts by the number that a model gives.

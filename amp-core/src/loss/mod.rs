@@ -6,17 +6,18 @@
 mod counted;
 mod shapes;
 
-pub use counted::{Counted, counted, counted_as, counted_classes, sum_of_weights};
+pub use counted::{Counted, counted_as, sum_of_weights};
 pub(crate) use shapes::{classes, elementwise, misfit};
 
 use tch::{Reduction, Tensor};
 
 use crate::{
-    Error, Result,
-    data::IGNORED,
-    ffi,
+    Error, Result, ffi,
     precision::{dtype_name, is_floating},
 };
+
+/// The class of a target that losses and metrics leave out, as in PyTorch.
+pub(crate) const IGNORED: i64 = -100;
 
 /// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`; those of -100 are left out of
 /// the mean. Logits with classes last (`[N, L, C]` against `[N, L]`) are flattened; where both readings

@@ -52,7 +52,7 @@ pub(super) fn step(
     let computed = compute(model, loss, locals);
     let (name, options) = (format!("{stage}_loss"), options(log));
     let metrics = metrics.iter().map(|metric| self::metric(model, metric, locals));
-    let counts = counts(model, loss, locals).unwrap_or(quote!(__amp::loss::counted(#any)?));
+    let counts = counts(model, loss, locals).unwrap_or(quote!(#any.counted()?));
     quote! {
         let #any = #batch;
         #taken
@@ -69,7 +69,7 @@ fn counts(model: &Model, loss: &Loss, locals: &Locals) -> Option<TokenStream> {
     let (any, target) = (&locals.any, batch::target(model, locals));
     match loss {
         Loss::Known(name) if LOSSES_OF_CLASSES.iter().any(|known| name == known) => {
-            Some(quote!(__amp::loss::counted_classes(#any, #target)?))
+            Some(quote!(#any.counted_classes(#target)?))
         }
         Loss::Known(_) => None,
         Loss::Function(_, own) | Loss::Closure(_, own) => {

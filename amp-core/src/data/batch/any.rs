@@ -4,12 +4,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error, Result,
+    loss::{Counted, IGNORED},
     memory::tensor_bytes,
     precision::{Policy, Precision, is_floating},
 };
-
-/// The class of a target that losses and metrics leave out, as in PyTorch.
-pub(crate) const IGNORED: i64 = -100;
 
 /// What a tensor of a batch is, which decides what the loader and the trainer may do to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -172,10 +170,28 @@ impl AnyBatch {
         self.weights().is_some()
     }
 
-    /// The sum of its weights, an f64 scalar on their device.
-    pub(crate) fn weights_sum(&self) -> Result<Option<Tensor>> {
-        let sum = |field: &Field| Ok(field.tensor.f_sum(Kind::Double)?);
-        self.weights().map(sum).transpose()
+    /// What it counts whose loss is a mean over its examples, or over their weights where it has those;
+    /// reads nothing from the device.
+    ///
+    /// # Errors
+    /// When weights cannot be added up.
+    pub fn counted(&self) -> Result<Counted> {
+        match self.weights() {
+            Some(weights) => Ok(Counted::OnDevice(weights.tensor.f_sum(Kind::Double)?)),
+            None => Ok(Counted::Examples(self.len() as f64)),
+        }
+    }
+
+    /// What it counts whose loss is a mean over the classes in `target`, a tensor of it, that are not -100;
+    /// reads nothing from the device.
+    ///
+    /// # Errors
+    /// When they cannot be counted.
+    pub fn counted_classes(&self, target: &Tensor) -> Result<Counted> {
+        if self.complete || self.has_weights() || target.kind() != Kind::Int64 {
+            return self.counted();
+        }
+        Ok(Counted::OnDevice(target.f_ne(IGNORED)?.f_sum(Kind::Double)?))
     }
 
     /// Whether it is known that no class in it is left out of losses, so that nothing need be counted.

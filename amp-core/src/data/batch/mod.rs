@@ -4,7 +4,6 @@ mod any;
 mod field;
 mod pair;
 
-pub(crate) use any::IGNORED;
 pub use any::{AnyBatch, FieldRole};
 pub use field::{BatchField, BatchType, field_name, predictions, take_field, with_batch};
 pub use pair::Batch;

@@ -57,7 +57,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // One line, whatever libtorch put into its text.
-            eprintln!("error: {}", one_line(&error.to_string()));
+            complain(&format!("error: {}", one_line(&error.to_string())));
             ExitCode::from(code(&error))
         }
     }
@@ -111,17 +111,16 @@ fn code(error: &Error) -> u8 {
 /// Help as clap prints it; a mistake as one line, like every other error.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        print!("{error}");
-        return ExitCode::SUCCESS;
+        return match print(&error.to_string()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(FAILED),
+        };
     }
     let text = error.to_string();
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("Usage:")).collect();
     let line = lines.join(" ");
-    eprintln!(
-        "{}",
-        line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end()
-    );
+    complain(line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end());
     ExitCode::from(USAGE)
 }
 
@@ -165,7 +164,8 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
         Format::Table => table(&comparison),
         Format::Json => json,
     };
-    print(&text)
+    print(&text)?;
+    comparison.is_finite()
 }
 
 fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
@@ -200,8 +200,15 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     if !had_folder {
         args.checkpoints.remove_empty_folder();
     }
-    match outcome?.end.interrupted {
-        None => Ok(ExitCode::SUCCESS),
+    let record = outcome?;
+    match record.end.interrupted {
+        None => match record.not_finite().first() {
+            None => Ok(ExitCode::SUCCESS),
+            Some(Logged { name, value, .. }) => Err(Error::NonFinite(format!(
+                "`{name}` is {value} after the last epoch: lower the learning rate, or choose what a step that is \
+                 not finite is answered with (--on-non-finite)"
+            ))),
+        },
         Some(signal) => {
             signals::requeue(signal);
             Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED)))
@@ -266,7 +273,7 @@ fn benchmark(registry: &Registry, args: &BenchArgs) -> Result<()> {
     let markdown = args.markdown.as_deref().map(Staged::create).transpose()?;
     let report = bench::run(registry, args, &|what| {
         if !args.quiet {
-            eprintln!("measuring: {what}");
+            complain(&format!("measuring: {what}"));
         }
     })?;
     if let Some(json) = json {
@@ -320,6 +327,12 @@ pub(super) fn prepare_as(
         case.trainer.islands = policy.islands.into();
     }
     Ok(case)
+}
+
+/// A line on standard error, if anybody reads there.
+pub(super) fn complain(line: &str) {
+    use io::Write;
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn print(text: &str) -> Result<()> {

@@ -33,6 +33,18 @@ pub fn save(
     tensor_file::write(path, named, metadata)
 }
 
+/// Saves these tensors and some text beside them, in every dtype that safetensors has.
+///
+/// # Errors
+/// When a dtype is not among those, or the folder is missing or cannot be written to.
+pub fn save_tensors<'t>(
+    tensors: impl IntoIterator<Item = (String, &'t Tensor)>,
+    path: &Path,
+    metadata: BTreeMap<String, String>,
+) -> Result<()> {
+    tensor_file::write(path, tensors, metadata)
+}
+
 /// Loads every tensor of `module` from a file that has exactly its names and shapes; dtypes are
 /// converted. Of a tied tensor any of its names will do: `safetensors.torch.save_model` keeps the
 /// first of the alphabet. Returns the text beside them.

@@ -61,6 +61,10 @@ impl Callback for EarlyStopping {
     }
 
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
+        if epoch.ended_early {
+            // The run ends, and one that goes on with the epoch counts it.
+            return Ok(Vec::new());
+        }
         let Self { monitor, mode, patience, min_delta, .. } = self;
         let Some(value) = epoch.reported(monitor)? else { return Ok(Vec::new()) };
         if !value.is_finite() {

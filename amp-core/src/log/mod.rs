@@ -4,7 +4,7 @@ mod captured;
 
 pub(crate) use captured::CapturedLog;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -39,10 +39,16 @@ impl LogOptions {
 pub struct Logged {
     /// Its name, as in `train_loss`.
     pub name: String,
-    /// Its value.
+    /// Its value; one that is not finite is null in JSON.
+    #[serde(deserialize_with = "null_is_nan")]
     pub value: f64,
     /// Whether the progress bar shows it.
     pub prog_bar: bool,
+}
+
+/// JSON has no number for what is not finite.
+fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// The values of one epoch and stage.

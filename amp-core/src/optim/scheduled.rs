@@ -66,7 +66,9 @@ impl Scheduled {
         }
         let groups = started(config.as_ref(), &initial)?;
         let schedule = Schedule { config, groups, interval, monitor };
-        optimizer.set_rates(&schedule.rates());
+        let rates = schedule.rates();
+        rates_are_finite(&name, &rates)?;
+        optimizer.set_rates(&rates);
         Ok(Self { optimizer, name, initial, schedule: Some(schedule) })
     }
 
@@ -101,7 +103,9 @@ impl Scheduled {
             Some(name) => Some(monitored(name, logged)?),
         };
         schedule.groups.iter_mut().for_each(|scheduler| scheduler.advance(monitored));
-        self.optimizer.set_rates(&schedule.rates());
+        let rates = schedule.rates();
+        rates_are_finite(&self.name, &rates)?;
+        self.optimizer.set_rates(&rates);
         Ok(())
     }
 
@@ -212,6 +216,16 @@ impl Scheduled {
             running.load_state(&state.part(&scheduler(group)))?;
         }
         Ok(())
+    }
+}
+
+/// Rule: a schedule, of ours or not, gives rates that weights can be moved with.
+fn rates_are_finite(optimizer: &str, rates: &[Rates]) -> Result<()> {
+    match rates.iter().find(|rates| !(rates.lr >= 0.0 && rates.lr.is_finite())) {
+        None => Ok(()),
+        Some(Rates { lr, .. }) => Err(Error::config(format!(
+            "scheduler: the rate of {optimizer} became {lr}, but a rate is at least 0 and finite"
+        ))),
     }
 }
 

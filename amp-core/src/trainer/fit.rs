@@ -21,6 +21,7 @@ use super::{
 use crate::{
     Error, LightningModule, Result,
     callback::{Action, Callback, Epoch},
+    checkpoint,
     data::{DataLoader, DataModule},
     event::{EpochEnd, Event, FitEnd, FitStart, Position},
     hardware::Fingerprint,
@@ -89,6 +90,7 @@ impl<'r, 'c> Run<'r, 'c> {
         let max_epochs = if loops.fast_dev_run.is_some() { 1 } else { config.max_epochs };
         nn::place(model, policy, &config.islands)?;
         nn::parameters_require_gradients(model)?;
+        checkpoint::can_save(model)?;
         let in_order = !config.shuffle || loops.overfit_batches.is_some();
         let shuffle = (!in_order).then_some(config.seed);
         let loader = data.train_loader(policy, shuffle)?.limited(loops.limit_train_batches);
@@ -241,6 +243,7 @@ impl<'r, 'c> Run<'r, 'c> {
             false => (Vec::new(), 0.0),
         };
         let more_to_come = self.validates();
+        let ended_early = unfinished.is_some();
         match unfinished {
             Some(log) => self.log = log,
             None => {
@@ -254,7 +257,7 @@ impl<'r, 'c> Run<'r, 'c> {
         (self.emit)(Event::EpochEnd(end.clone()))?;
         let precision = self.runner.policy().precision;
         let model = &*self.model;
-        let seen = Epoch { model, precision, end: &end, goes_on: false, more_to_come };
+        let seen = Epoch { model, precision, end: &end, goes_on: false, ended_early, more_to_come };
         let actions = self.callbacks.each(|callback| callback.on_epoch_end(&seen))?;
         self.act(actions)?;
         if self.flow()? == Flow::End {

@@ -70,6 +70,7 @@ mod scaler;
 mod scaler_misuse;
 mod schedulers;
 mod second_derivatives;
+mod states;
 mod support;
 mod targets;
 mod tensorboard;

@@ -93,7 +93,8 @@ impl<'r, 'c> Run<'r, 'c> {
         checkpoint::can_save(model)?;
         let in_order = !config.shuffle || loops.overfit_batches.is_some();
         let shuffle = (!in_order).then_some(config.seed);
-        let loader = data.train_loader(policy, shuffle)?.limited(loops.limit_train_batches);
+        let loader = data.train_loader(policy, shuffle)?;
+        let loader = loader.drawing(config.seed).limited(loops.limit_train_batches);
         let loader = Rc::new(loader);
         let batches = loader.batches();
         if batches == 0 {

@@ -26,6 +26,7 @@ mod demo_training;
 mod derive;
 mod derived_batches;
 mod device;
+mod draws;
 mod errors;
 mod first_step;
 mod freeze;

@@ -84,6 +84,11 @@ impl Scheduled {
         groups.map(named).collect()
     }
 
+    /// Whether its rates move.
+    pub fn is_scheduled(&self) -> bool {
+        self.schedule.is_some()
+    }
+
     /// The logged value that the schedule follows, where it follows one.
     pub fn monitor(&self) -> Option<&str> {
         self.schedule.as_ref()?.monitor.as_deref()

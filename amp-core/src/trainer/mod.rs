@@ -12,6 +12,7 @@ mod freeze;
 mod graph;
 mod kept;
 mod loops;
+mod lost_updates;
 mod optimization;
 mod profile;
 mod recovery;

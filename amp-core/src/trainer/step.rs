@@ -53,6 +53,8 @@ pub(super) struct StepRunner<'a> {
     pub(super) probed: bool,
     /// Whether it was looked for targets that a loss of the model's own may leave out.
     pub(super) looked_for_left_out: bool,
+    /// Whether it was said that updates of 16-bit weights are lost.
+    pub(super) told_lost_updates: bool,
     /// What is checkpointed, once that was chosen.
     pub(super) memory: Option<MemoryPlan>,
     pub(super) profiler: Profiler,
@@ -83,6 +85,7 @@ impl<'a> StepRunner<'a> {
             parts: 1,
             probed: false,
             looked_for_left_out: false,
+            told_lost_updates: false,
             memory: None,
             profiler: Profiler::new(config.device),
             average: config.averaging.map(|kind| Average::new(model, kind)).transpose()?,
@@ -137,6 +140,7 @@ impl<'a> StepRunner<'a> {
         self.end_passes();
         loop {
             let scale = self.optim.scaler.scale_value();
+            let before = self.weights_before()?;
             let outcome = self.attempt(model, epoch, log, callbacks)?;
             let attempt = self.counts.attempts;
             self.counts.attempts += 1;
@@ -144,6 +148,11 @@ impl<'a> StepRunner<'a> {
             let next = match &outcome {
                 StepOutcome::Applied => {
                     self.count_applied(model)?;
+                    if let Some(before) = before
+                        && let Some(text) = self.lost_updates(&before)?
+                    {
+                        emit(Event::Note { text })?;
+                    }
                     Next::GoOn
                 }
                 StepOutcome::Skipped { culprit } => {

@@ -100,6 +100,9 @@ impl Run<'_, '_> {
         if runner.parts > 1 || runner.profiler.is_running() {
             return Ok(false);
         }
+        if runner.looks_for_lost_updates(flight.len()) {
+            return Ok(false);
+        }
         if matches!(&flight.state, State::Captured(graph) if graph.fits(examples, runner)) {
             return Ok(true);
         }

@@ -31,6 +31,7 @@ mod errors;
 mod first_step;
 mod freeze;
 mod from_checkpoint;
+mod frozen_parts;
 mod fused;
 mod fused_layer_norm;
 mod fused_linear;

@@ -208,7 +208,11 @@ impl SharedDataset {
         let count = count.min(self.len);
         match self.in_memory()? {
             Some(all) => all.narrow(0, count),
-            None => self.gather(&(0..count).collect::<Vec<_>>()),
+            None => {
+                // A look at them is no part of a run's random numbers.
+                let (draws, indices) = (Draws::new(0, 0), (0..count).collect::<Vec<_>>());
+                draws.apart(0, || self.gather_drawing(&indices, draws))?
+            }
         }
     }
 

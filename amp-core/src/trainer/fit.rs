@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tch::Kind;
+
 use super::{
     Interruption, TrainerConfig,
     callbacks::{Callbacks, Emit},
@@ -200,6 +202,7 @@ impl<'r, 'c> Run<'r, 'c> {
             resumed,
         }))?;
         notes.into_iter().try_for_each(|text| (self.emit)(Event::Note { text }))?;
+        self.note_whole_numbers()?;
         if let Some(plan) = self.runner.memory.take() {
             self.runner.follow_memory_plan(plan, self.emit)?;
         }
@@ -211,6 +214,19 @@ impl<'r, 'c> Run<'r, 'c> {
             self.check_validation()?;
         }
         self.runner.keep_good(self.model)
+    }
+
+    /// Says where a 16-bit dtype changes whole numbers among the first examples' values.
+    fn note_whole_numbers(&mut self) -> Result<()> {
+        let storage = self.config.precision.storage();
+        if !matches!(storage, Kind::Half | Kind::BFloat16) {
+            return Ok(());
+        }
+        let examples = self.data.train.head(self.data.batch_size)?;
+        match examples.changed_whole_numbers(storage)? {
+            Some(changed) => (self.emit)(Event::Note { text: changed.to_string() }),
+            None => Ok(()),
+        }
     }
 
     /// Trains the rest of an epoch, validates where that is due and lets the callbacks act.

@@ -81,3 +81,4 @@ mod trainer_steps;
 mod visits;
 mod weight_updates;
 mod weights;
+mod whole_numbers;

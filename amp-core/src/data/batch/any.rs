@@ -141,6 +141,12 @@ impl AnyBatch {
         fields.map(|field| (&*field.name, &field.tensor))
     }
 
+    /// The tensors of values, one for each example.
+    pub(super) fn values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        let fields = self.fields.iter().filter(|field| field.role == FieldRole::Value);
+        fields.map(|field| (&*field.name, &field.tensor))
+    }
+
     /// Number of examples; 0 for a batch without tensors.
     pub fn len(&self) -> i64 {
         self.per_example().next().map_or(0, |field| field.tensor.size()[0])

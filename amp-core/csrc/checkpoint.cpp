@@ -10,6 +10,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -65,29 +66,37 @@ class Surroundings {
  public:
   explicit Surroundings(c10::Device device) : autocast_(device.type()), random_(device) {}
 
+  // The module has run. One that draws nothing leaves the generator alone when it runs again: another
+  // thread may be drawing then.
+  void end_forward() {
+    if (at::equal(amp::Random::read(random_->generator), random_->state)) random_.reset();
+  }
+
   template <typename Body>
   auto restore(c10::Device device, Body&& body) {
     struct Outer {
       Autocast autocast;
-      amp::Random random;
+      std::optional<amp::Random> random;
       ~Outer() {
-        random.write(random.state);
+        if (random) random->write(random->state);
         if (at::autocast::decrement_nesting() == 0) {
           at::autocast::clear_cache();
           amp::end_cast_weights();
         }
         autocast.set();
       }
-    } outer{Autocast(device.type()), amp::Random(device)};
+    } outer{Autocast(device.type()), std::nullopt};
+    if (random_) outer.random.emplace(device);
     at::autocast::increment_nesting();
     autocast_.set();
-    random_.write(random_.state);
+    if (random_) random_->write(random_->state);
     return body();
   }
 
  private:
   Autocast autocast_;
-  amp::Random random_;
+  // Where the module draws.
+  std::optional<amp::Random> random_;
 };
 
 struct CheckpointNode : torch::autograd::Node {
@@ -147,6 +156,7 @@ int amp_checkpoint(void* surroundings, void* state, at::Tensor* (*run)(void*, co
   std::unique_ptr<Surroundings> noted(static_cast<Surroundings*>(surroundings));
   auto module = std::make_unique<Module>(state, run, drop);
   return amp::guarded([&] {
+    noted->end_forward();
     auto node = std::shared_ptr<CheckpointNode>(
         new CheckpointNode(std::move(module), *input, std::move(*noted)),
         torch::autograd::deleteNode);

@@ -86,6 +86,23 @@ int amp_copy_arrive(void* event, const at::Tensor* const* tensors, size_t count)
   });
 }
 
+// Copies of `count` tensors in host memory, made on a side stream once `ready` has passed; waits for them.
+// Tensors of the host are not copied.
+int amp_copies_to_host(int index, int64_t stream_id, const void* ready, const at::Tensor* const* tensors,
+                       size_t count, at::Tensor** out) {
+  return amp::guarded([&] {
+    const c10::NoGradGuard no_grad;
+    const c10::Stream stream(c10::Stream::UNSAFE, cuda(index), stream_id);
+    const c10::StreamGuard guard(stream);
+    static_cast<const c10::Event*>(ready)->block(stream);
+    std::vector<std::unique_ptr<at::Tensor>> copies;
+    for (size_t at = 0; at < count; ++at) {
+      copies.push_back(std::make_unique<at::Tensor>(tensors[at]->to(at::kCPU)));
+    }
+    for (size_t at = 0; at < count; ++at) out[at] = copies[at].release();
+  });
+}
+
 void amp_copy_drop(void* event) { delete static_cast<c10::Event*>(event); }
 
 // What this thread reports to: the memory meter, among others. Goes to amp_debug_info_drop.

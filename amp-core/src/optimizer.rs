@@ -92,6 +92,15 @@ pub trait Optimizer {
     /// Sets the rates of the next step, group by group.
     fn set_rates(&mut self, rates: &[Rates]);
 
+    /// Makes the state of parameters that require gradients and have none yet. The trainer calls it when it
+    /// unfreezes parameters. An optimizer keeps no state for parameters that require no gradient.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn extend_state(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// What a checkpoint needs: PyTorch's state by its names, then the parameter's
     /// (`exp_avg/model.0.weight`), and the rates of each group. Tensors are handles: save them
     /// before the next step.

@@ -16,13 +16,25 @@ pub(crate) struct Frozen(Vec<Tensor>);
 
 impl Frozen {
     pub(crate) fn new(tensors: Vec<Tensor>) -> Self {
+        let mut frozen = Self::none();
+        frozen.replace(tensors);
+        frozen
+    }
+
+    pub(crate) fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Lets the parameters require gradients again, and freezes these.
+    pub(crate) fn replace(&mut self, tensors: Vec<Tensor>) {
+        self.0.iter().for_each(|tensor| drop(tensor.set_requires_grad(true)));
         tensors.iter().for_each(|tensor| drop(tensor.set_requires_grad(false)));
-        Self(tensors)
+        self.0 = tensors;
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        self.0.iter().for_each(|tensor| drop(tensor.set_requires_grad(true)));
+        self.replace(Vec::new());
     }
 }

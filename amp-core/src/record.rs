@@ -98,7 +98,10 @@ impl Subscriber for Recorder {
                 None => format!("ended by signal {signal}, not saved"),
             }),
             Event::Stopped { reason } => self.notes.push(format!("stopped early: {reason}")),
-            Event::Batch { .. } | Event::Logged { .. } | Event::Saved { .. } => {}
+            Event::Batch { .. }
+            | Event::Logged { .. }
+            | Event::Saving { .. }
+            | Event::Saved { .. } => {}
             Event::Profiled(profile) => self.profile.push(profile.clone()),
         }
         Ok(())

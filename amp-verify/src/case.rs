@@ -5,11 +5,12 @@ use std::sync::Arc;
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
     data::{DataModule, Loading},
-    optim::{Moments, WeightUpdate},
-    precision::{Clip, GradScalerConfig, GradientStorage, Precision},
+    precision::{Clip, Precision},
     random,
     tch::Device,
-    trainer::{Graph, NonFinite, ScaleFloor},
+    trainer::{
+        Graph, LoggingConfig, MemoryConfig, NumericsConfig, OptimizationConfig, RecoveryConfig,
+    },
 };
 
 use crate::registry::{Build, Judge, Model, Registry};
@@ -63,24 +64,14 @@ pub struct Choices {
     pub accumulate_grad_batches: Option<i64>,
     /// Optimizer steps after which training ends.
     pub max_steps: Option<u64>,
-    /// Optimizer steps between two logged ones.
-    pub log_every_n_steps: Option<u64>,
-    /// Optimizer steps between two profiled ones.
-    pub profile_every_n_steps: Option<u64>,
-    /// What is done about steps that are not finite.
-    pub on_non_finite: NonFinite,
-    /// How low the loss scale may fall.
-    pub scale_floor: ScaleFloor,
-    /// How it starts and grows.
-    pub scaler: GradScalerConfig,
-    /// How optimizers write to 16-bit weights.
-    pub weight_update: WeightUpdate,
-    /// How optimizers keep their running averages.
-    pub moments: Moments,
-    /// How gradients are kept from the backward pass to the step.
-    pub gradients: GradientStorage,
-    /// The most bytes that a step's tensors may hold at once.
-    pub memory_budget: Option<u64>,
+    /// Which steps are logged, and profiled where that is not left to the model.
+    pub logging: LoggingConfig,
+    /// How the loss is scaled, and in which formats weights, optimizer state and gradients are kept.
+    pub numerics: NumericsConfig,
+    /// What happens to steps whose gradients are not finite.
+    pub recovery: RecoveryConfig,
+    /// How much memory a run may take.
+    pub memory: MemoryConfig,
     /// Whether whole steps run as CUDA graphs.
     pub graph: Graph,
     /// The value to watch, and for how many epochs.
@@ -131,28 +122,23 @@ impl Case {
         data_set.name().clone_into(&mut data.name);
         data.loading = choices.loading;
         data.check()?;
-        let defaults = TrainerConfig::new(Precision::F32True, device);
-        let steps = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let profile_every_n_steps =
+            choices.logging.profile_every_n_steps.or(model.profile_every_n_steps);
         let trainer = TrainerConfig {
             max_epochs: epochs,
             max_steps: choices.max_steps,
             seed: choices.seed,
-            gradient_clip: clip,
-            accumulate_grad_batches,
-            log_every_n_steps: choices.log_every_n_steps.map_or(defaults.log_every_n_steps, steps),
-            weight_update: choices.weight_update,
-            moments: choices.moments,
-            gradients: choices.gradients,
-            memory_budget: choices.memory_budget,
             graph: choices.graph,
-            on_non_finite: choices.on_non_finite,
-            scale_floor: choices.scale_floor,
-            scaler: choices.scaler,
-            profile_every_n_steps: choices
-                .profile_every_n_steps
-                .map(steps)
-                .or(model.profile_every_n_steps),
-            ..defaults
+            numerics: choices.numerics,
+            recovery: choices.recovery,
+            memory: choices.memory,
+            optimization: OptimizationConfig {
+                gradient_clip: clip,
+                accumulate_grad_batches,
+                ..OptimizationConfig::default()
+            },
+            logging: LoggingConfig { profile_every_n_steps, ..choices.logging },
+            ..TrainerConfig::new(Precision::F32True, device)
         };
         let case = Self { model: model.into(), data, hyperparameters, trainer, early_stopping };
         case.build()?;

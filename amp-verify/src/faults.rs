@@ -151,8 +151,10 @@ impl Fault {
 
     pub(crate) fn config(fault: Option<Self>, precision: Precision, config: &mut TrainerConfig) {
         match fault {
-            Some(Self::SchedulerMovesOnSkip) => config.skipped_step_advances = true,
-            Some(Self::ClipBeforeUnscale) if precision.scales_loss() => config.gradient_clip = None,
+            Some(Self::SchedulerMovesOnSkip) => config.recovery.skipped_step_advances = true,
+            Some(Self::ClipBeforeUnscale) if precision.scales_loss() => {
+                config.optimization.gradient_clip = None
+            }
             _ => {}
         }
     }

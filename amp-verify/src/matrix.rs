@@ -19,7 +19,7 @@ pub fn run(
     subscriber: &mut dyn Subscriber,
 ) -> Result<Comparison> {
     let mut baseline = case.clone();
-    baseline.trainer.moments = Moments::Full;
+    baseline.trainer.numerics.moments = Moments::Full;
     let records = plan(precisions)
         .into_iter()
         .map(|precision| {

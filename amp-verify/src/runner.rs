@@ -29,6 +29,8 @@ pub struct Extras {
     pub resume_with: Vec<Change>,
     /// The number of a signal that ends the run once it is not 0, and where the run is saved then.
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
+    /// Where the run is saved when it ends with an error.
+    pub save_on_error: Option<PathBuf>,
     /// Whether the run is held against others, so that it must log what its model is judged by.
     pub is_compared: bool,
 }
@@ -40,6 +42,7 @@ impl Default for Extras {
             resume_from: None,
             resume_with: Vec::new(),
             interruption: None,
+            save_on_error: None,
             is_compared: true,
         }
     }
@@ -76,6 +79,9 @@ pub fn run(
     if let Some((signal, save_to)) = extras.interruption {
         trainer = trainer.interrupted_by(signal, save_to);
     }
+    if let Some(path) = extras.save_on_error {
+        trainer = trainer.save_on_error(path);
+    }
     if let Some(checkpoint) = extras.resume_from {
         trainer = trainer.resume_from(checkpoint).resume_with(extras.resume_with);
     }
@@ -95,7 +101,7 @@ fn warm_up(case: &Case, config: &TrainerConfig, is_compared: bool) -> Result<()>
     if config.device.is_cuda() {
         // As many as come before a graph, and one within it. Its capture gives cuBLAS's workspaces
         // back, which the last batches bring again.
-        train(4 * config.accumulate_grad_batches, config.graph)?;
+        train(4 * config.optimization.accumulate_grad_batches, config.graph)?;
     }
     let record = train(2, Graph::Off)?;
     if is_compared { check_logged(case, &record) } else { Ok(()) }

@@ -161,19 +161,22 @@ impl DataLoader {
                     Some(order) => order[start as usize..(start + length) as usize].to_vec(),
                     None => (start..start + length).collect(),
                 });
-                let apart = move |indices: &[i64]| {
-                    let first = indices.first().copied().unwrap_or_default();
-                    draws.apart(first, || data.gather_drawing(indices, draws))?
-                };
                 let mut looked_at = None;
-                if *prefetch > 0
-                    && data.draws().is_none()
+                if data.draws().is_none()
                     && let Some(indices) = indices.next()
                 {
                     looked_at = Some(watched(data, draws, &indices).and_then(|b| b.place(policy)));
                 }
-                if *prefetch == 0 || data.draws() == Some(true) {
-                    let load = move |indices: Vec<i64>| apart(&indices)?.place(policy);
+                let draws_here = data.draws() == Some(true);
+                if *prefetch == 0 || draws_here {
+                    let gather = move |indices: &[i64]| data.gather_drawing(indices, draws);
+                    let load = move |indices: Vec<i64>| -> Result<AnyBatch> {
+                        let first = indices.first().copied().unwrap_or_default();
+                        match draws_here {
+                            true => draws.apart(first, || gather(&indices))??.place(policy),
+                            false => gather(&indices)?.place(policy),
+                        }
+                    };
                     let batches = looked_at.into_iter().chain(indices.map(load));
                     return Ok(Box::new(until_error(batches)));
                 }

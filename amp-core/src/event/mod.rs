@@ -73,7 +73,12 @@ pub enum Event {
     Validated(Validated),
     /// An epoch has ended, with its validation where one was due.
     EpochEnd(EpochEnd),
-    /// The run was saved for a callback.
+    /// A checkpoint of the run as it is now is being written, while training goes on.
+    Saving {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A checkpoint is on the disk.
     Saved {
         /// The file.
         path: PathBuf,

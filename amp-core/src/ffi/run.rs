@@ -111,6 +111,10 @@ impl CudaEvent {
         Self { event }
     }
 
+    pub(super) fn handle(&self) -> *const c_void {
+        self.event
+    }
+
     /// Waits until this point has been reached.
     pub(crate) fn wait(&self) -> Result<()> {
         checked!(amp_event_synchronize(self.event))
@@ -123,6 +127,9 @@ impl CudaEvent {
         Ok(milliseconds / 1e3)
     }
 }
+
+// SAFETY: the event is the device's; any thread may wait for it and free it.
+unsafe impl Send for CudaEvent {}
 
 impl Drop for CudaEvent {
     fn drop(&mut self) {

@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::{Handle, take_error};
+use super::{CudaEvent, Handle, take_error};
 use crate::Result;
 
 unsafe extern "C" {
@@ -21,6 +21,14 @@ unsafe extern "C" {
         event: *mut *mut c_void,
     ) -> c_int;
     fn amp_copy_arrive(event: *mut c_void, tensors: *const Handle, count: usize) -> c_int;
+    fn amp_copies_to_host(
+        index: c_int,
+        stream: i64,
+        ready: *const c_void,
+        tensors: *const Handle,
+        count: usize,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     fn amp_copy_drop(event: *mut c_void);
     fn amp_debug_info_current(out: *mut *mut c_void) -> c_int;
     fn amp_debug_info_enter(info: *const c_void) -> c_int;
@@ -75,6 +83,27 @@ impl SideStream {
         // SAFETY: on success each is a new tensor that nobody else owns.
         let tensors = out.into_iter().map(|tensor| unsafe { Tensor::from_ptr(tensor) }).collect();
         Ok(DeviceCopy { event, tensors })
+    }
+
+    /// Copies in host memory of what tensors hold once `ready` has passed. This thread waits for them, the
+    /// device's other streams do not.
+    pub(crate) fn copies_to_host(
+        self,
+        ready: &CudaEvent,
+        tensors: &[&Tensor],
+    ) -> Result<Vec<Tensor>> {
+        let handles: Vec<Handle> = tensors.iter().map(|tensor| tensor.as_ptr()).collect();
+        let mut out = vec![std::ptr::null_mut(); tensors.len()];
+        checked!(amp_copies_to_host(
+            self.index,
+            self.id,
+            ready.handle(),
+            handles.as_ptr(),
+            handles.len(),
+            out.as_mut_ptr(),
+        ))?;
+        // SAFETY: on success each is a new tensor that nobody else owns.
+        Ok(out.into_iter().map(|tensor| unsafe { Tensor::from_ptr(tensor) }).collect())
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
 /// Each run has a process for the host and, on CUDA, one for the device, since their clocks are
 /// two: in both a `step` and within it its phases, with `epoch` and `batch`; and `memory`, the most
 /// tensor bytes held, as a counter. What is profiled is decided by
-/// [`profile_every_n_steps`](crate::TrainerConfig::profile_every_n_steps). The trainer tells of
+/// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps). The trainer tells of
 /// profiled steps at the end of an epoch, and the file is a whole array whenever nothing is being
 /// written: a run that is killed leaves the steps of the epochs before, cut off only if it was
 /// killed in the middle of a write.

@@ -9,7 +9,7 @@ use crate::{Result, ffi, precision::Region};
 /// backward pass but computed again, under the same autocast state and random numbers, so that
 /// gradients are the same to the last bit on the CPU. Batch statistics are counted once.
 ///
-/// Under a memory budget ([`TrainerConfig::memory_budget`](crate::TrainerConfig::memory_budget)) that
+/// Under a memory budget ([`MemoryConfig::budget`](crate::trainer::MemoryConfig::budget)) that
 /// decides, whatever `enabled` says.
 ///
 /// It adds no name of its own to its module's.

@@ -7,11 +7,12 @@ use tch::{Device, Kind, Tensor};
 use super::{
     Abilities, Moments, OnDevice, Optimizer, Rates, Storage, WeightUpdate,
     algorithm::{Algorithm, Slot, SlotShape, StepTensors},
-    moments::{Code, Codes, Moment},
+    moments::{Code, Codes},
+    parameter_state::ParameterState,
     parts::{Piece, Scalars, parts},
     saved,
     weight_update::{wide, write, write_stochastically},
-    working::{Working, is_taken, moments, working, zeros},
+    working::{Working, is_taken, moments, working},
 };
 use crate::{
     Error, Result,
@@ -48,11 +49,8 @@ struct RatesOnDevice {
 /// What is kept for a parameter.
 struct Kept {
     group: usize,
-    /// By slot.
-    states: Vec<Moment>,
-    master: Option<Tensor>,
-    /// Whether the next step follows the rule of all but the first.
-    started: bool,
+    /// Nothing while the parameter requires no gradient.
+    state: Option<ParameterState>,
 }
 
 impl<A: Algorithm> Engine<A> {
@@ -75,34 +73,12 @@ impl<A: Algorithm> Engine<A> {
                 half.name
             )));
         }
-        let mut codes = Codes::default();
-        let kept = parameters.iter().zip(group_of).map(|(parameter, &group)| {
-            let working = working::<A>(parameter.tensor.kind(), storage);
-            let moments = moments(parameter.tensor.kind(), storage);
-            let in_parts = working != Working::Itself || moments != Moments::Full;
-            if in_parts && !parameter.tensor.is_contiguous() {
-                // Its pieces would be copies.
-                return Err(Error::config(format!(
-                    "optimizer: `{}` is not contiguous, and cannot be stepped in parts",
-                    parameter.name
-                )));
-            }
-            let zeros = |slot| zeros(slot, &parameter.tensor, working, moments, &mut codes);
-            let states = slots[group].iter().map(zeros);
-            let states = states.collect::<Result<_>>()?;
-            let master = match working {
-                Working::Masters => Some(wide(&parameter.tensor)?),
-                _ => None,
-            };
-            let started = !options[group].first_step_differs();
-            Ok(Kept { group, states, master, started })
-        });
-        let kept = kept.collect::<Result<Vec<Kept>>>()?;
+        let kept = group_of.iter().map(|&group| Kept { group, state: None }).collect();
         let device = common_device(&parameters);
-        let steady = parameters.iter().zip(&kept).all(|(parameter, kept)| {
+        let steady = parameters.iter().zip(group_of).all(|(parameter, group)| {
             let kind = parameter.tensor.kind();
             moments(kind, storage) == Moments::Full
-                || is_taken(&options[kept.group], &parameter.tensor, storage)
+                || is_taken(&options[*group], &parameter.tensor, storage)
         });
         let rates = options.iter().map(|options| match device {
             Some(device) if options.abilities(device).captures => {
@@ -113,19 +89,31 @@ impl<A: Algorithm> Engine<A> {
         });
         let rates = rates.collect::<Result<_>>()?;
         let parameters = parameters.into();
-        Ok(Self { options, slots, rates, parameters, device, kept, storage, steady })
+        let mut engine = Self { options, slots, rates, parameters, device, kept, storage, steady };
+        engine.extend_state()?;
+        Ok(engine)
+    }
+
+    /// The state of a parameter that has a gradient.
+    fn state_of(&self, place: usize) -> Result<&ParameterState> {
+        self.kept[place].state.as_ref().ok_or_else(|| {
+            Error::config(format!(
+                "optimizer: `{}` has a gradient, but required none when the optimizer was built: \
+                 call extend_state after the change",
+                self.parameters[place].name
+            ))
+        })
     }
 
     /// The parameters that have gradients, in parts that one kernel call takes.
-    fn batches<'g>(&self, grads: &'g Grads) -> Vec<Batch<'g>> {
+    fn batches<'g>(&self, grads: &'g Grads) -> Result<Vec<Batch<'g>>> {
         let mut batches: Vec<Batch<'_>> = Vec::new();
         for (place, grad) in grads.with_places() {
-            let (parameter, kept) = (&self.parameters[place], &self.kept[place]);
             let key = Key {
-                group: kept.group,
-                kind: parameter.tensor.kind(),
+                group: self.kept[place].group,
+                kind: self.parameters[place].tensor.kind(),
                 grad_kind: grad.kind(),
-                first: !kept.started,
+                first: !self.state_of(place)?.started,
             };
             let at = batches.iter().position(|batch| batch.key == key).unwrap_or_else(|| {
                 let (places, of) =
@@ -136,7 +124,7 @@ impl<A: Algorithm> Engine<A> {
             batches[at].places.push(place);
             batches[at].grads.push(grad);
         }
-        batches
+        Ok(batches)
     }
 
     fn step_batch(&self, batch: &Batch<'_>, known: OnDevice<'_>) -> Result<()> {
@@ -154,24 +142,25 @@ impl<A: Algorithm> Engine<A> {
 
     /// Steps parameters on their own state.
     fn step_whole(&self, batch: &Batch<'_>, known: OnDevice<'_>) -> Result<()> {
-        let places = || batch.places.iter();
-        let params: Vec<&Tensor> = places().map(|at| &self.parameters[*at].tensor).collect();
+        let states = self.states_of(batch)?;
+        let params: Vec<&Tensor> =
+            batch.places.iter().map(|at| &self.parameters[*at].tensor).collect();
         let Key { group, kind, grad_kind, .. } = batch.key;
         let slots = 0..self.slots[group].len();
-        let states: Vec<Vec<&Tensor>> = slots
+        let kept: Vec<Vec<&Tensor>> = slots
             .clone()
-            .map(|slot| places().map(|at| self.kept[*at].states[slot].kept()).collect())
+            .map(|slot| states.iter().map(|state| state.slots[slot].kept()).collect())
             .collect();
         let (mut scales, mut codes) = (Vec::new(), Vec::new());
         for slot in slots {
-            let coded = places().map(|at| self.kept[*at].states[slot].coded());
+            let coded = states.iter().map(|state| state.slots[slot].coded());
             let (of_slot, code): (Vec<&Tensor>, Vec<&Code>) = coded.flatten().unzip();
             if let Some(code) = code.first() {
                 scales.push(of_slot);
                 codes.push(*code);
             }
         }
-        let on = |grads| self.step_on(batch, &params, grads, &states, (&scales, &codes), known);
+        let on = |grads| self.step_on(batch, &params, grads, &kept, (&scales, &codes), known);
         // Only kernels of ours take others than the parameters'.
         match grad_kind == kind || self.rates[group].is_some() {
             true => on(&batch.grads),
@@ -180,6 +169,10 @@ impl<A: Algorithm> Engine<A> {
                 on(&each_of(&grads.collect::<Result<Vec<_>>>()?))
             }
         }
+    }
+
+    fn states_of(&self, batch: &Batch<'_>) -> Result<Vec<&ParameterState>> {
+        batch.places.iter().map(|place| self.state_of(*place)).collect()
     }
 
     /// Steps f32 copies of pieces of parameters and state, and writes them back.
@@ -191,27 +184,26 @@ impl<A: Algorithm> Engine<A> {
         scalars: &mut Scalars,
         known: OnDevice<'_>,
     ) -> Result<()> {
-        let each = |read: &dyn Fn(&Piece, usize) -> Result<Tensor>| -> Result<Vec<Tensor>> {
-            part.iter().map(|piece| read(piece, batch.places[piece.at])).collect()
+        let kept = self.states_of(batch)?;
+        let each = |read: &dyn Fn(&Piece) -> Result<Tensor>| -> Result<Vec<Tensor>> {
+            part.iter().map(read).collect()
         };
-        let grads = each(&|piece, _| wide(&piece.of(batch.grads[piece.at])?))?;
-        let narrow = each(&|piece, place| piece.of(&self.parameters[place].tensor))?;
-        let params = each(&|piece, place| match &self.kept[place].master {
+        let of_model = |piece: &Piece| piece.of(&self.parameters[batch.places[piece.at]].tensor);
+        let grads = each(&|piece| Ok(wide(&piece.of(batch.grads[piece.at])?)?))?;
+        let narrow = each(&of_model)?;
+        let params = each(&|piece| match &kept[piece.at].master {
             Some(master) => piece.of(master),
-            None => Ok(wide(&piece.of(&self.parameters[place].tensor)?)?),
+            None => Ok(wide(&of_model(piece)?)?),
         })?;
         let mut states = Vec::new();
         for (slot, Slot { shape, .. }) in self.slots[batch.key.group].iter().enumerate() {
             states.push(match shape {
-                SlotShape::Parameter { .. } => each(&|piece, place| {
-                    self.kept[place].states[slot].read(piece.start, piece.count)
-                })?,
+                SlotShape::Parameter { .. } => {
+                    each(&|piece| kept[piece.at].slots[slot].read(piece.start, piece.count))?
+                }
                 _ => part
                     .iter()
-                    .map(|piece| {
-                        let own = self.kept[batch.places[piece.at]].states[slot].kept();
-                        scalars.of(piece, slot, own)
-                    })
+                    .map(|piece| scalars.of(piece, slot, kept[piece.at].slots[slot].kept()))
                     .collect::<Result<_>>()?,
             });
         }
@@ -227,7 +219,7 @@ impl<A: Algorithm> Engine<A> {
         }
         for (slot, values) in states.iter().enumerate() {
             for (piece, values) in part.iter().zip(values) {
-                self.kept[batch.places[piece.at]].states[slot].write(piece.start, values)?;
+                kept[piece.at].slots[slot].write(piece.start, values)?;
             }
         }
         Ok(())
@@ -299,10 +291,25 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         }
         self.write_rates()?;
         let grads = Grads::of(&self.parameters)?;
-        for batch in self.batches(&grads) {
+        for batch in self.batches(&grads)? {
             self.step_batch(&batch, known)?;
             for at in batch.places {
-                self.kept[at].started = true;
+                self.kept[at].state.iter_mut().for_each(|state| state.started = true);
+            }
+        }
+        Ok(())
+    }
+
+    fn extend_state(&mut self) -> Result<()> {
+        let mut codes = Codes::default();
+        for place in 0..self.parameters.len() {
+            if self.kept[place].state.is_none() && self.parameters[place].tensor.requires_grad() {
+                let group = self.kept[place].group;
+                let started = !self.options[group].first_step_differs();
+                let (parameter, slots) = (&self.parameters[place], &self.slots[group]);
+                let state =
+                    ParameterState::new::<A>(parameter, slots, self.storage, started, &mut codes)?;
+                self.kept[place].state = Some(state);
             }
         }
         Ok(())
@@ -310,7 +317,8 @@ impl<A: Algorithm> Optimizer for Engine<A> {
 
     fn abilities(&self) -> Abilities {
         // Whether the first step was taken is known on the host alone.
-        let started = self.kept.iter().all(|kept| kept.started);
+        let mut states = self.kept.iter().filter_map(|kept| kept.state.as_ref());
+        let started = states.all(|state| state.started);
         let (true, Some(device)) = (started && self.steady, self.device) else {
             return Abilities::default();
         };
@@ -352,18 +360,18 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put(saved::NAME, &A::NAME)?;
-        for (parameter, kept) in self.parameters.iter().zip(&self.kept) {
-            let name = &parameter.name;
-            for (slot, moment) in self.slots[kept.group].iter().zip(&kept.states) {
+        for (parameter, Kept { group, state: own }) in self.parameters.iter().zip(&self.kept) {
+            let (name, Some(own)) = (&parameter.name, own) else { continue };
+            for (slot, moment) in self.slots[*group].iter().zip(&own.slots) {
                 for (suffix, tensor) in moment.tensors() {
                     state.put_tensor(format!("{}{suffix}/{name}", slot.name), tensor);
                 }
             }
-            if let Some(master) = &kept.master {
+            if let Some(master) = &own.master {
                 state.put_tensor(format!("{}/{name}", saved::MASTER), master);
             }
-            if self.options[kept.group].first_step_differs() {
-                state.put(format!("{}/{name}", saved::STARTED), &kept.started)?;
+            if self.options[*group].first_step_differs() {
+                state.put(format!("{}/{name}", saved::STARTED), &own.started)?;
             }
         }
         for (group, options) in self.options.iter().enumerate() {
@@ -380,8 +388,10 @@ impl<A: Algorithm> Optimizer for Engine<A> {
             rates.push(saved::get_rates(state, &saved::group(group))?);
         }
         for (parameter, kept) in self.parameters.iter().zip(&mut self.kept) {
-            if self.options[kept.group].first_step_differs() {
-                kept.started = state.get(&format!("{}/{}", saved::STARTED, parameter.name))?;
+            if let Some(own) = &mut kept.state
+                && self.options[kept.group].first_step_differs()
+            {
+                own.started = state.get(&format!("{}/{}", saved::STARTED, parameter.name))?;
             }
         }
         for (name, tensor) in own.tensors() {

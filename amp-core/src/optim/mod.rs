@@ -7,6 +7,7 @@ mod engine;
 mod groups;
 mod lion;
 mod moments;
+mod parameter_state;
 mod parts;
 mod patterns;
 mod rmsprop;

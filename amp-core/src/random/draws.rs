@@ -1,5 +1,6 @@
 //! Random numbers for examples, apart from the model's.
 
+use super::place;
 use crate::{Result, ffi::CpuRandom};
 
 /// What an example's random numbers follow from: the run's seed, the epoch and the example's place in its
@@ -22,7 +23,7 @@ impl Draws {
     }
 
     /// Runs `body` with libtorch's generator of the CPU seeded by the example at `index`, and puts the
-    /// generator back. The thread must be the only one that draws.
+    /// generator back. Other threads of the run must not draw meanwhile.
     pub(crate) fn apart<T>(self, index: i64, body: impl FnOnce() -> T) -> Result<T> {
         /// Puts the generator back, also behind a panic.
         struct Kept(CpuRandom);
@@ -34,19 +35,23 @@ impl Draws {
             }
         }
 
+        let _place = place();
         let _kept = Kept(CpuRandom::read()?);
         CpuRandom::seed(self.seed(index))?;
         Ok(body())
     }
 
-    /// [`apart`](Self::apart), and whether `body` drew.
-    pub(crate) fn watched<T>(self, index: i64, body: impl FnOnce() -> T) -> Result<(T, bool)> {
-        self.apart(index, || {
-            let before = CpuRandom::read()?.tensor()?;
-            let value = body();
-            let drew = !CpuRandom::read()?.tensor()?.f_equal(&before)?;
-            Ok((value, drew))
-        })?
+    /// What `body` gives, and whether it drew from libtorch's generator: then it runs once more,
+    /// [apart](Self::apart), and has changed nothing.
+    pub(crate) fn watched<T>(self, index: i64, body: impl Fn() -> T) -> Result<(T, bool)> {
+        let _place = place();
+        let before = CpuRandom::read()?;
+        let value = body();
+        if CpuRandom::read()?.tensor()?.f_equal(&before.tensor()?)? {
+            return Ok((value, false));
+        }
+        before.restore()?;
+        Ok((self.apart(index, body)?, true))
     }
 }
 

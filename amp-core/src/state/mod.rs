@@ -95,6 +95,17 @@ impl State {
         from_value(value).map_err(|error| Error::config(format!("state `{name}`: {error}")))
     }
 
+    /// Puts what `replace` makes of its tensors, in their order, in their place.
+    pub(crate) fn replace_tensors(
+        &mut self,
+        replace: impl FnOnce(&[&Tensor]) -> Result<Vec<Tensor>>,
+    ) -> Result<()> {
+        let own: Vec<&Tensor> = self.tensors.values().collect();
+        let others = replace(&own)?;
+        self.tensors.values_mut().zip(others).for_each(|(tensor, other)| *tensor = other);
+        Ok(())
+    }
+
     /// The same with tensors of its own, on their devices: later changes do not reach it.
     ///
     /// # Errors

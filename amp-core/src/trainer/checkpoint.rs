@@ -1,15 +1,15 @@
-//! Saving a run.
+//! What a checkpoint holds of a run.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{fit::Run, resume::MEMORY};
-use crate::{Result, checkpoint, random::RandomState, state::State, weights};
+use super::{fit::Run, resume::MEMORY, writer::Snapshot};
+use crate::{Result, random::RandomState, state::State, weights};
 
 impl Run<'_, '_> {
-    /// Saves the run as it is between two steps.
-    pub(super) fn save(&self, path: &Path, weights_only: bool) -> Result<()> {
+    /// The run as it is between two steps.
+    pub(super) fn snapshot(&self, weights_only: bool) -> Result<Snapshot> {
         let state = match weights_only {
             true => None,
             false => Some(self.state()?),
@@ -19,44 +19,46 @@ impl Run<'_, '_> {
             ("hyperparameters".to_owned(), Value::Object(self.model.hyperparameters()).to_string()),
             ("precision".to_owned(), self.config.precision.to_string()),
             ("epoch".to_owned(), self.position.epoch.to_string()),
-            ("global_step".to_owned(), self.runner.global_step().to_string()),
+            ("global_step".to_owned(), self.state.global_step().to_string()),
         ]);
         // A file has the averaged weights, and the run's own among its state.
-        self.runner.swap_average()?;
-        let written = checkpoint::write(path, &weights::distinct(self.model), state, text);
-        self.runner.swap_average()?;
-        written
+        self.state.swap_average()?;
+        let weights = weights::distinct(self.model);
+        let snapshot = Snapshot::take(weights, state, text, self.config.device);
+        self.state.swap_average()?;
+        snapshot
     }
 
     fn state(&self) -> Result<State> {
-        let runner = &self.runner;
+        let steps = &self.state;
         let mut state = State::default();
         state.put("run", &self.identity())?;
         state.put("plan", &self.plan)?;
         state.put("initial_rates", &self.initial_rates())?;
         state.put("position", &self.position)?;
-        state.put("counts", &runner.counts)?;
-        state.put("precision", &runner.policy.precision)?;
-        state.put("parts", &runner.parts)?;
-        if let Some(plan) = &runner.memory {
+        state.put("frozen", &self.freezing.holding())?;
+        state.put("counts", &steps.counts)?;
+        state.put("precision", &steps.policy().precision)?;
+        state.put("parts", &steps.parts)?;
+        if let Some(plan) = &steps.memory {
             state.put(MEMORY, plan)?;
         }
-        if let Some(average) = &runner.average {
+        if let Some(average) = &steps.average {
             state.put_part("average", average.state()?);
         }
-        state.put("lr", &runner.lr)?;
+        state.put("lr", &steps.lr)?;
         state.put("validated", &self.validated.map(|(_, position)| position))?;
         // A clock's time is no part of a run that does not end by it.
         if self.config.loops.max_time.is_some() {
             state.put("trained_for", &self.trained_for().as_secs_f64())?;
         }
-        state.put("scaler", &runner.optim.scaler.state())?;
+        state.put("scaler", &steps.optim.scaler.state())?;
         state.put_part("random", RandomState::read(self.config.device)?.state()?);
-        state.put_part("log", self.log.state()?);
-        for (index, scheduled) in runner.optim.scheduled.iter().enumerate() {
+        state.put_part("log", self.observers.log.state()?);
+        for (index, scheduled) in steps.optim.scheduled.iter().enumerate() {
             state.put_part(&format!("optimizer/{index}"), scheduled.state()?);
         }
-        for callback in self.callbacks.0.iter() {
+        for callback in self.observers.callbacks.0.iter() {
             state.put_part(&format!("callback/{}", callback.name()), callback.state()?);
         }
         let mut own = State::default();

@@ -2,18 +2,15 @@
 
 use std::collections::VecDeque;
 
-use tch::Tensor;
-
 use super::{
     fit::{Flow, Run},
-    window::Examples,
+    step::{Ended, Examples, plan_memory},
 };
 use crate::{
     Result,
     callback::Action,
     data::{AnyBatch, DataLoader},
-    event::{Event, Phase, Position},
-    precision::StepOutcome,
+    event::{Phase, Position},
 };
 
 impl Run<'_, '_> {
@@ -21,9 +18,10 @@ impl Run<'_, '_> {
     pub(super) fn train(&mut self) -> Result<Flow> {
         let Position { epoch, batch: first } = self.position;
         if first == 0 {
-            let mut hook = self.runner.hook(epoch, &mut self.log);
+            let mut hook = self.state.hook(epoch, &mut self.observers.log);
             self.model.on_train_epoch_start(&mut hook)?;
-            self.callbacks
+            self.observers
+                .callbacks
                 .each(|callback| callback.on_train_epoch_start(&mut hook).map(|()| Vec::new()))?;
         } else {
             // The run was saved before it validated here.
@@ -35,42 +33,83 @@ impl Run<'_, '_> {
         let (mut queue, mut next) = (VecDeque::new(), first);
         let mut actions = Vec::new();
         while self.position.batch < loader.batches() {
+            if self.steps.running() == 0 {
+                self.unfreeze()?;
+            }
             let examples = match queue.pop_front() {
                 Some(examples) => Some(examples),
                 None => self.read(&loader, &mut batches, &mut next)?,
             };
-            match examples {
-                Some(examples) if self.may_fly(&examples)? => self.start_step(examples)?,
-                Some(examples) if self.flight.is_empty() => {
-                    actions.extend(self.step_without_graph(examples)?);
-                }
-                // It cannot begin before those in flight have ended.
-                waiting => {
-                    queue.extend(waiting);
-                    actions.extend(self.land(&mut queue)?);
-                }
+            let started = match examples {
+                Some(examples) => self.start_step(examples, &mut queue)?,
+                None => false,
+            };
+            if !started {
+                actions.extend(self.end_step(&mut queue)?);
             }
             // While the device is at work.
-            if queue.is_empty() && !self.flight.is_empty() {
+            if queue.is_empty() && self.steps.running() > 0 {
                 queue.extend(self.read(&loader, &mut batches, &mut next)?);
             }
-            while self.must_land() || (!actions.is_empty() && !self.flight.is_empty()) {
-                actions.extend(self.land(&mut queue)?);
+            while self.steps.is_full(&self.state)
+                || (!actions.is_empty() && self.steps.running() > 0)
+            {
+                actions.extend(self.end_step(&mut queue)?);
             }
-            if self.flight.is_empty() {
+            if self.steps.running() == 0 {
                 if !actions.is_empty() {
-                    self.leave_graph()?;
+                    self.steps.release(&mut self.observers.log)?;
                 }
                 self.act(std::mem::take(&mut actions))?;
                 self.validate_within_epoch()?;
                 if self.flow()? == Flow::End {
-                    self.leave_graph()?;
+                    self.steps.release(&mut self.observers.log)?;
                     return Ok(Flow::End);
                 }
             }
         }
-        self.leave_graph()?;
+        self.steps.release(&mut self.observers.log)?;
         Ok(Flow::On)
+    }
+
+    /// Whether the step on these examples was started; otherwise a running step has to end first, and they
+    /// come first in `queue`.
+    fn start_step(&mut self, examples: Examples, queue: &mut VecDeque<Examples>) -> Result<bool> {
+        let held = self.loader.held_bytes() + self.val.held_bytes();
+        if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
+            self.log_before = Some(self.observers.log.state()?.copied()?);
+        }
+        let Self { model, state, steps, observers, .. } = self;
+        if !model.optimizes_manually() {
+            plan_memory(state, *model, &examples, held, observers.emit)?;
+        }
+        let waiting = steps.start(state, *model, observers, examples)?;
+        let started = waiting.is_none();
+        if let Some(examples) = waiting {
+            queue.push_front(examples);
+        }
+        Ok(started)
+    }
+
+    /// Ends the oldest step. The examples of steps that the device has left out come first in
+    /// `queue`.
+    fn end_step(&mut self, queue: &mut VecDeque<Examples>) -> Result<Vec<Action>> {
+        let Self { model, state, steps, observers, .. } = self;
+        match steps.end(state, *model, observers)? {
+            None => Ok(Vec::new()),
+            Some(Ended::Over { next_batch, actions }) => {
+                self.position.batch = next_batch;
+                state.end();
+                self.log_before = None;
+                Ok(actions)
+            }
+            Some(Ended::Void(examples)) => {
+                for examples in examples.into_iter().rev() {
+                    queue.push_front(examples);
+                }
+                Ok(Vec::new())
+            }
+        }
     }
 
     /// Reads the examples of a step; none where the epoch has no more, or no more are to be
@@ -81,98 +120,38 @@ impl Run<'_, '_> {
         batches: &mut dyn Iterator<Item = Result<AnyBatch>>,
         next: &mut i64,
     ) -> Result<Option<Examples>> {
-        let in_flight = self.flight.len();
+        let in_flight = self.steps.running();
         let most = self.config.max_steps;
+        let global_step = self.state.global_step();
+        let unfreezes = self.freezing.next_step(global_step);
+        let unfreezes_first =
+            in_flight > 0 && unfreezes.is_some_and(|step| global_step + in_flight >= step);
         let validates_first = in_flight > 0 && self.validations.follows(self.position.epoch, *next);
         if *next >= loader.batches()
             || validates_first
+            || unfreezes_first
             || (in_flight > 0 && self.signal().is_some())
-            || most.is_some_and(|most| self.runner.global_step() + in_flight >= most)
+            || most.is_some_and(|most| global_step + in_flight >= most)
         {
             return Ok(None);
         }
-        let attempt = self.runner.counts.attempts + in_flight;
-        let profiled = self.config.profile_every_n_steps.map(i64::cast_unsigned);
+        let attempt = self.state.counts.attempts + in_flight;
+        let profiled = self.config.logging.profile_every_n_steps.map(i64::cast_unsigned);
         if profiled.is_some_and(|every| attempt.is_multiple_of(every)) {
             if in_flight > 0 {
                 return Ok(None);
             }
-            self.runner.profiler.start(self.position.epoch, *next)?;
+            self.state.profiler.start(self.position.epoch, *next)?;
         }
         let start = *next;
-        let end = (start + self.config.accumulate_grad_batches).min(loader.batches());
+        let end = (start + self.config.optimization.accumulate_grad_batches).min(loader.batches());
         let mut read = Vec::with_capacity((end - start) as usize);
         for batch in batches.take((end - start) as usize) {
             read.push(batch?);
-            self.runner.profiler.lap(Phase::Data)?;
+            self.state.profiler.lap(Phase::Data)?;
         }
         *next = end;
+        let start = Position { batch: start, ..self.position };
         Examples::new(self.model, start, read).map(Some)
-    }
-
-    /// Steps on some examples, kernel by kernel.
-    pub(super) fn step_without_graph(&mut self, examples: Examples) -> Result<Vec<Action>> {
-        self.leave_graph()?;
-        if self.model.optimizes_manually() {
-            return self.step_manually(&examples);
-        }
-        let held = self.held_by_loaders();
-        self.runner.plan_memory(self.model, &examples, held, self.emit)?;
-        self.runner.note_left_out(self.model, &examples.batches, self.emit)?;
-        self.runner.begin_window(self.model)?;
-        let Examples { start, batches, shares } = examples;
-        let end = start + batches.len() as i64;
-        let mut actions = Vec::new();
-        for (index, (batch, share)) in (start..).zip(batches.into_iter().zip(shares)) {
-            let Self { model, runner, callbacks, emit, log, position, .. } = self;
-            let mut loss = runner.accumulate(*model, batch, index, share, *emit)?;
-            let outcome = match index + 1 == end {
-                true => Some(runner.step(*model, position.epoch, log, callbacks, *emit)?),
-                false => None,
-            };
-            if let (Some(_), Some(last)) = (&outcome, runner.last_loss()) {
-                loss = last;
-            }
-            actions.extend(self.end_batch(index, &loss, outcome.as_ref())?);
-        }
-        self.flight.warmed_up += 1;
-        self.position.batch = end;
-        Ok(actions)
-    }
-
-    /// Lets the model do the step's one batch itself.
-    fn step_manually(&mut self, examples: &Examples) -> Result<Vec<Action>> {
-        let Self { model, runner, emit, log, .. } = self;
-        runner.optim.zero_grad()?;
-        let (index, batch) = (examples.start, &examples.batches[0]);
-        let (loss, outcome) = runner.step_manually(*model, batch, index, log, *emit)?;
-        let actions = self.end_batch(index, &loss, Some(&outcome))?;
-        self.position.batch = index + 1;
-        Ok(actions)
-    }
-
-    /// Lets everybody know of a batch, and of the step if it was the step's last.
-    pub(super) fn end_batch(
-        &mut self,
-        index: i64,
-        loss: &Tensor,
-        outcome: Option<&StepOutcome>,
-    ) -> Result<Vec<Action>> {
-        let Self { model, runner, callbacks, emit, log, position, .. } = self;
-        let epoch = position.epoch;
-        let mut hook = runner.hook(epoch, log);
-        model.on_train_batch_end(loss, outcome, &mut hook)?;
-        let actions = callbacks.each(|callback| callback.on_train_batch_end(outcome, &mut hook))?;
-        let global_step = runner.global_step();
-        emit(Event::Batch { epoch, batch: index, global_step })?;
-        if outcome.is_some() && self.logs_now() {
-            (self.emit)(Event::Logged { global_step, values: self.log.step_values()? })?;
-        }
-        Ok(actions)
-    }
-
-    /// Whether the last step is one whose values are told.
-    pub(super) fn logs_now(&self) -> bool {
-        self.runner.counts.attempts.is_multiple_of(self.config.log_every_n_steps.cast_unsigned())
     }
 }

@@ -64,8 +64,14 @@ pub(super) struct Evaluator {
 
 impl Evaluator {
     pub(super) fn new(config: &TrainerConfig, policy: Policy, global_step: u64) -> Self {
-        let context = Context::new(policy, false).with_islands(config.islands.clone());
-        Self { policy, context, global_step, parts: 1, micro_batching: config.micro_batching }
+        let context = Context::new(policy, false).with_islands(config.numerics.overrides.clone());
+        Self {
+            policy,
+            context,
+            global_step,
+            parts: 1,
+            micro_batching: config.memory.micro_batching,
+        }
     }
 
     /// The values of each set, named after it, of at most `most` batches. `last` logs into the first

@@ -1,24 +1,22 @@
 //! A run: its epochs and what callbacks ask for.
 
 use std::{
-    fs,
-    io::ErrorKind,
+    path::PathBuf,
     rc::Rc,
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
-use tch::Kind;
-
 use super::{
-    Interruption, TrainerConfig,
-    callbacks::{Callbacks, Emit},
+    Interruption,
+    config::{Loops, TrainerConfig, Validations, show_time},
     evaluate::Loaders,
-    freeze::freeze,
-    graph::{Flight, step_access},
-    loops::{Loops, Validations, show_time},
-    optimization::{Optimization, full_gradients_note},
-    step::StepRunner,
+    freeze::Freezing,
+    step::{
+        Callbacks, Emit, Observers, Optimization, StepState, Steps, full_gradients_note,
+        step_access,
+    },
+    writer::Writer,
 };
 use crate::{
     Error, LightningModule, Result,
@@ -30,7 +28,7 @@ use crate::{
     log::Log,
     nn,
     optim::{Storage, TrainingPlan},
-    parameter::Frozen,
+    state::State,
 };
 
 /// A run and where it is.
@@ -55,18 +53,17 @@ pub(super) struct Run<'r, 'c> {
     stop: Option<String>,
     /// Whether it was said that the run ends.
     ended: bool,
-    interruption: &'r Interruption,
+    pub(super) interruption: &'r Interruption,
     /// The signal that has ended the run.
     interrupted: Option<u32>,
-    /// For as long as the run lasts.
-    _frozen: Frozen,
-    pub(super) runner: StepRunner<'r>,
-    pub(super) callbacks: Callbacks<'r, 'c>,
-    pub(super) emit: &'r mut Emit<'r>,
-    pub(super) flight: Flight,
+    pub(super) freezing: Freezing,
+    pub(super) state: StepState<'r>,
+    pub(super) steps: Steps,
+    writer: Writer,
+    /// Before the running step, where errors save the run.
+    pub(super) log_before: Option<State>,
+    pub(super) observers: Observers<'r, 'c>,
     pub(super) position: Position,
-    /// The running epoch's values.
-    pub(super) log: Log,
 }
 
 /// Whether the run goes on.
@@ -90,7 +87,7 @@ impl<'r, 'c> Run<'r, 'c> {
         data.check()?;
         let (loops, policy) = (config.loops.resolved(), config.policy());
         let max_epochs = if loops.fast_dev_run.is_some() { 1 } else { config.max_epochs };
-        nn::place(model, policy, &config.islands)?;
+        nn::place(model, policy, &config.numerics.overrides)?;
         nn::parameters_require_gradients(model)?;
         checkpoint::can_save(model)?;
         let in_order = !config.shuffle || loops.overfit_batches.is_some();
@@ -109,7 +106,7 @@ impl<'r, 'c> Run<'r, 'c> {
             Some(limit) if !data.val.is_empty() => Loaders::overfitting(data, policy, limit)?,
             _ => Loaders::new(data, &data.val, policy, loops.limit_val_batches)?,
         };
-        let window = config.accumulate_grad_batches;
+        let window = config.optimization.accumulate_grad_batches;
         let steps = (batches + window - 1) / window * max_epochs;
         let plan = TrainingPlan {
             max_epochs,
@@ -118,15 +115,19 @@ impl<'r, 'c> Run<'r, 'c> {
                 .map_or(steps, |most| steps.min(i64::try_from(most).unwrap_or(i64::MAX))),
         };
         let optimizers = model.configure_optimizers(&plan)?;
-        let storage = Storage { weights: config.weight_update, moments: config.moments };
-        let (frozen, parameters) = freeze(model, &config.freeze)?;
-        let optimizers = optimizers.build(parameters, storage)?;
+        let storage =
+            Storage { weights: config.numerics.weight_update, moments: config.numerics.moments };
+        let freezing = Freezing::new(model, &config.optimization.freeze)?;
+        let optimizers = optimizers.build(nn::parameters(model), storage)?;
         let access = step_access(model, callbacks, config);
         if model.optimizes_manually() {
             config.check_manual(model.name())?;
         }
         let optim = Optimization::new(config, optimizers, access)?;
-        let runner = StepRunner::new(config, model, optim)?;
+        let state = StepState::new(config, model, optim)?;
+        let steps = Steps::new(&state, model)?;
+        let callbacks = Callbacks(callbacks);
+        let observers = Observers { callbacks, emit, log: Log::default() };
         Ok(Self {
             config,
             model,
@@ -144,38 +145,66 @@ impl<'r, 'c> Run<'r, 'c> {
             ended: false,
             interruption,
             interrupted: None,
-            _frozen: frozen,
-            runner,
-            callbacks: Callbacks(callbacks),
-            emit,
-            flight: Flight::default(),
+            freezing,
+            state,
+            steps,
+            writer: Writer::default(),
+            log_before: None,
+            observers,
             position: Position::default(),
-            log: Log::default(),
         })
     }
 
     /// Trains and validates from the present position to the end.
     pub(super) fn go(mut self, resumed: Option<Position>) -> Result<()> {
         self.start(resumed)?;
-        let mut flow = self.flow()?;
-        while flow == Flow::On && self.position.epoch < self.max_epochs {
-            flow = self.epoch()?;
+        if let Err(error) = self.epochs() {
+            self.save_after(&error)?;
+            return Err(error);
         }
-        self.runner.swap_average()?;
+        self.finish_saving()?;
+        self.state.swap_average()?;
         self.model.on_train_end()?;
-        (self.emit)(Event::FitEnd(FitEnd {
-            global_step: self.runner.global_step(),
-            skipped: self.runner.counts.skipped,
-            replayed: self.flight.replayed,
-            scale: self.runner.optim.scale(),
+        (self.observers.emit)(Event::FitEnd(FitEnd {
+            global_step: self.state.global_step(),
+            skipped: self.state.counts.skipped,
+            replayed: self.state.replayed,
+            scale: self.state.optim.scale(),
             seconds: self.started.elapsed().as_secs_f64(),
             interrupted: self.interrupted,
         }))
     }
 
-    /// Bytes of tensors that loaders have made and keep.
-    pub(super) fn held_by_loaders(&self) -> u64 {
-        self.loader.held_bytes() + self.val.held_bytes()
+    fn epochs(&mut self) -> Result<()> {
+        let mut flow = self.flow()?;
+        while flow == Flow::On && self.position.epoch < self.max_epochs {
+            flow = self.epoch()?;
+        }
+        Ok(())
+    }
+
+    /// Saves the run as it was before the step that has failed, where that was asked for.
+    fn save_after(&mut self, error: &Error) -> Result<()> {
+        let Some(path) = self.interruption.save_errors_to.clone() else { return Ok(()) };
+        let saved = self.return_to_step().and_then(|()| self.save(path.clone(), false));
+        let text = match saved.and_then(|()| self.finish_saving()) {
+            Ok(()) => format!("saved {} before the run ended: {error}", path.display()),
+            Err(why) => format!("the run that ended could not be saved: {why}"),
+        };
+        (self.observers.emit)(Event::Note { text })
+    }
+
+    /// Goes back to the last moment between two steps.
+    fn return_to_step(&mut self) -> Result<()> {
+        if self.steps.running() > 0 {
+            return Err(Error::config("steps are still running on the device"));
+        }
+        self.steps.release(&mut self.observers.log)?;
+        self.state.return_to_step(self.model)?;
+        if let Some(log) = self.log_before.take() {
+            self.observers.log = Log::from_state(&log, self.config.device)?;
+        }
+        Ok(())
     }
 
     /// How long the run has trained, with the runs that it resumes.
@@ -184,12 +213,13 @@ impl<'r, 'c> Run<'r, 'c> {
     }
 
     fn start(&mut self, resumed: Option<Position>) -> Result<()> {
-        let optimizers = self.runner.optim.scheduled.iter().map(|scheduled| &scheduled.optimizer);
+        let optimizers = self.state.optim.scheduled.iter().map(|scheduled| &scheduled.optimizer);
         let trained = optimizers.clone().flat_map(|optimizer| optimizer.parameters().iter());
+        let trained = trained.filter(|parameter| parameter.tensor.requires_grad());
         let parameters = trained.map(|parameter| parameter.tensor.numel() as i64).sum();
         let notes = optimizers.filter_map(|optimizer| optimizer.note());
         let notes: Vec<String> = notes.chain(full_gradients_note(self.config)).collect();
-        (self.emit)(Event::FitStart(FitStart {
+        (self.observers.emit)(Event::FitStart(FitStart {
             model: self.model.name().to_owned(),
             data: self.data.name.clone(),
             precision: self.config.precision,
@@ -201,32 +231,23 @@ impl<'r, 'c> Run<'r, 'c> {
             batches_per_epoch: self.loader.batches(),
             resumed,
         }))?;
-        notes.into_iter().try_for_each(|text| (self.emit)(Event::Note { text }))?;
+        notes.into_iter().try_for_each(|text| (self.observers.emit)(Event::Note { text }))?;
         self.note_whole_numbers()?;
-        if let Some(plan) = self.runner.memory.take() {
-            self.runner.follow_memory_plan(plan, self.emit)?;
+        if let Some(plan) = self.state.memory.take() {
+            self.state.follow_memory_plan(plan, self.observers.emit)?;
         }
-        self.prepare_flight()?;
+        if let Some(text) = self.steps.note.take() {
+            (self.observers.emit)(Event::Note { text })?;
+        }
         self.model.on_train_start()?;
-        let mut hook = self.runner.hook(self.position.epoch, &mut self.log);
-        self.callbacks.each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
+        let mut hook = self.state.hook(self.position.epoch, &mut self.observers.log);
+        self.observers
+            .callbacks
+            .each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
         if resumed.is_none() {
             self.check_validation()?;
         }
-        self.runner.keep_good(self.model)
-    }
-
-    /// Says where a 16-bit dtype changes whole numbers among the first examples' values.
-    fn note_whole_numbers(&mut self) -> Result<()> {
-        let storage = self.config.precision.storage();
-        if !matches!(storage, Kind::Half | Kind::BFloat16) {
-            return Ok(());
-        }
-        let examples = self.data.train.head(self.data.batch_size)?;
-        match examples.changed_whole_numbers(storage)? {
-            Some(changed) => (self.emit)(Event::Note { text: changed.to_string() }),
-            None => Ok(()),
-        }
+        self.state.keep_good(self.model)
     }
 
     /// Trains the rest of an epoch, validates where that is due and lets the callbacks act.
@@ -240,19 +261,22 @@ impl<'r, 'c> Run<'r, 'c> {
         // An epoch that ended early is resumed later: its sums are kept as they are.
         let batches = self.loader.batches();
         let unfinished = match self.position.batch < batches {
-            true => Some(Log::from_state(&self.log.state()?, self.config.device)?),
+            true => Some(Log::from_state(&self.observers.log.state()?, self.config.device)?),
             false => None,
         };
-        let mut hook = self.runner.hook(epoch, &mut self.log);
+        let mut hook = self.state.hook(epoch, &mut self.observers.log);
         self.model.on_train_epoch_end(&mut hook)?;
-        self.callbacks
+        self.observers
+            .callbacks
             .each(|callback| callback.on_train_epoch_end(&mut hook).map(|()| Vec::new()))?;
-        let train = self.log.epoch_values()?;
-        let profiles = self.runner.take_profiles()?;
-        profiles.into_iter().try_for_each(|profile| (self.emit)(Event::Profiled(profile)))?;
-        let lr = self.runner.lr;
-        if let (Some(average), None) = (&mut self.runner.average, &unfinished) {
-            average.follow_epoch(epoch)?;
+        let train = self.observers.log.epoch_values()?;
+        let profiles = self.state.profiler.take()?;
+        profiles
+            .into_iter()
+            .try_for_each(|profile| (self.observers.emit)(Event::Profiled(profile)))?;
+        let lr = self.state.lr;
+        if unfinished.is_none() {
+            self.state.follow_epoch(epoch)?;
         }
         let due = self.validations.ends_epoch(epoch, unfinished.is_none()) && !self.is_validated();
         let (val, val_seconds) = match due {
@@ -262,20 +286,21 @@ impl<'r, 'c> Run<'r, 'c> {
         let more_to_come = self.validates();
         let ended_early = unfinished.is_some();
         match unfinished {
-            Some(log) => self.log = log,
+            Some(log) => self.observers.log = log,
             None => {
-                self.runner.optim.end_epoch(&[train.as_slice(), &val].concat(), more_to_come)?;
+                self.state.optim.end_epoch(&[train.as_slice(), &val].concat(), more_to_come)?;
                 self.position = Position { epoch: epoch + 1, batch: 0 };
-                self.log = Log::default();
+                self.observers.log = Log::default();
+                self.state.end();
             }
         }
-        let global_step = self.runner.global_step();
+        let global_step = self.state.global_step();
         let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds, val_seconds };
-        (self.emit)(Event::EpochEnd(end.clone()))?;
-        let precision = self.runner.policy().precision;
+        (self.observers.emit)(Event::EpochEnd(end.clone()))?;
+        let precision = self.state.policy().precision;
         let model = &*self.model;
         let seen = Epoch { model, precision, end: &end, goes_on: false, ended_early, more_to_come };
-        let actions = self.callbacks.each(|callback| callback.on_epoch_end(&seen))?;
+        let actions = self.observers.callbacks.each(|callback| callback.on_epoch_end(&seen))?;
         self.act(actions)?;
         if self.flow()? == Flow::End {
             flow = Flow::End;
@@ -283,29 +308,39 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(flow)
     }
 
-    /// Does what callbacks want: saves first, then deletes.
+    /// Does what callbacks ask for: saves first, then deletes.
     pub(super) fn act(&mut self, actions: Vec<Action>) -> Result<()> {
         let mut deleted = Vec::new();
         for action in actions {
             match action {
                 // A look whether all code runs leaves no file.
                 Action::Save { .. } if self.loops.fast_dev_run.is_some() => {}
-                Action::Save { path, weights_only } => {
-                    self.save(&path, weights_only)?;
-                    (self.emit)(Event::Saved { path })?;
-                }
+                Action::Save { path, weights_only } => self.save(path, weights_only)?,
                 Action::Delete(path) => deleted.push(path),
                 Action::Stop(reason) => self.stop(reason)?,
             }
         }
-        for path in deleted {
-            match fs::remove_file(&path) {
-                // Somebody else was quicker; it is gone, as was wanted.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                outcome => outcome.map_err(|error| Error::io(&path, error))?,
-            }
-        }
-        Ok(())
+        deleted.into_iter().try_for_each(|path| self.writer.delete(path))?;
+        let written = self.writer.written()?;
+        self.report_saved(written)
+    }
+
+    /// Starts saving the run as it is between two steps.
+    fn save(&mut self, path: PathBuf, weights_only: bool) -> Result<()> {
+        let snapshot = self.snapshot(weights_only)?;
+        let written = self.writer.write(&path, snapshot)?;
+        self.report_saved(written)?;
+        (self.observers.emit)(Event::Saving { path })
+    }
+
+    fn report_saved(&mut self, written: Vec<PathBuf>) -> Result<()> {
+        written.into_iter().try_for_each(|path| (self.observers.emit)(Event::Saved { path }))
+    }
+
+    /// Waits until all checkpoints are on the disk.
+    fn finish_saving(&mut self) -> Result<()> {
+        let written = self.writer.finish()?;
+        self.report_saved(written)
     }
 
     /// Ends the run, once it has trained as long as it must.
@@ -316,7 +351,7 @@ impl<'r, 'c> Run<'r, 'c> {
                 "{reason}: training goes on until {min_epochs} epochs and {min_steps} optimizer \
                  steps have passed"
             );
-            (self.emit)(Event::Note { text })?;
+            (self.observers.emit)(Event::Note { text })?;
         }
         self.stop.get_or_insert(reason);
         Ok(())
@@ -324,12 +359,30 @@ impl<'r, 'c> Run<'r, 'c> {
 
     fn may_stop(&self) -> bool {
         self.position.epoch >= self.loops.min_epochs
-            && self.runner.global_step() >= self.loops.min_steps
+            && self.state.global_step() >= self.loops.min_steps
+    }
+
+    /// Unfreezes what is trained from here on: it gets gradients and an optimizer state.
+    pub(super) fn unfreeze(&mut self) -> Result<()> {
+        let ended = self.freezing.update(self.position.epoch, self.state.global_step());
+        if ended.is_empty() {
+            return Ok(());
+        }
+        self.steps.release(&mut self.observers.log)?;
+        self.steps.forget_graph(&self.state);
+        self.state.extend(self.model)?;
+        let text = format!(
+            "trains parameters that were frozen, from epoch {} and step {} on: {}",
+            self.position.epoch,
+            self.state.global_step(),
+            ended.join(", ")
+        );
+        (self.observers.emit)(Event::Note { text })
     }
 
     /// Whether the run goes on after the step or the epoch that has just ended.
     pub(super) fn flow(&mut self) -> Result<Flow> {
-        if self.ended || self.config.max_steps.is_some_and(|most| self.runner.global_step() >= most)
+        if self.ended || self.config.max_steps.is_some_and(|most| self.state.global_step() >= most)
         {
             return Ok(Flow::End);
         }
@@ -344,7 +397,7 @@ impl<'r, 'c> Run<'r, 'c> {
             _ => return Ok(Flow::On),
         };
         self.ended = true;
-        (self.emit)(Event::Stopped { reason })?;
+        (self.observers.emit)(Event::Stopped { reason })?;
         Ok(Flow::End)
     }
 }
@@ -363,10 +416,11 @@ impl Run<'_, '_> {
         (self.ended, self.interrupted) = (true, Some(signal));
         let saved = self.interruption.save_to.clone();
         if let Some(path) = &saved {
-            self.leave_graph()?;
-            self.save(path, false)?;
+            self.steps.release(&mut self.observers.log)?;
+            self.save(path.clone(), false)?;
+            self.finish_saving()?;
         }
-        (self.emit)(Event::Interrupted { signal, saved })?;
+        (self.observers.emit)(Event::Interrupted { signal, saved })?;
         Ok(Flow::End)
     }
 }

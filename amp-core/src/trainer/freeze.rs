@@ -1,5 +1,6 @@
-//! Parameters that a run leaves as they are.
+//! Parameters that a run leaves as they are, and their unfreezing.
 
+use super::config::Freeze;
 use crate::{
     Error, LightningModule, Result,
     nn::{self, Parameter},
@@ -7,25 +8,81 @@ use crate::{
     parameter::Frozen,
 };
 
-/// Freezes the parameters whose names match a pattern, and returns the others.
-pub(super) fn freeze(
-    model: &dyn LightningModule,
-    patterns: &[String],
-) -> Result<(Frozen, Vec<Parameter>)> {
-    let parameters = nn::parameters(model);
-    if patterns.is_empty() {
-        return Ok((Frozen::new(Vec::new()), parameters));
+/// The frozen parameters of a run.
+pub(super) struct Freezing {
+    entries: Vec<Entry>,
+    parameters: Vec<Parameter>,
+    /// Entries that hold.
+    holding: Vec<bool>,
+    frozen: Frozen,
+}
+
+struct Entry {
+    freeze: Freeze,
+    patterns: Patterns,
+}
+
+impl Freezing {
+    /// Freezes what the options name at the start of a run.
+    ///
+    /// # Errors
+    /// When a pattern matches no parameter, or nothing is left to train.
+    pub(super) fn new(model: &dyn LightningModule, options: &[Freeze]) -> Result<Self> {
+        let parameters = nn::parameters(model);
+        let mut entries = Vec::with_capacity(options.len());
+        for freeze in options {
+            let patterns: Patterns = [freeze.pattern()].into_iter().collect();
+            patterns.match_something("freeze", &parameters)?;
+            entries.push(Entry { freeze: freeze.clone(), patterns });
+        }
+        let mut freezing =
+            Self { entries, parameters, holding: Vec::new(), frozen: Frozen::none() };
+        freezing.update(0, 0);
+        let trains = freezing.parameters.iter().any(|one| one.tensor.requires_grad());
+        if !trains && !freezing.parameters.is_empty() {
+            let names: Vec<String> = options.iter().map(Freeze::to_string).collect();
+            return Err(Error::config(format!(
+                "freeze: {} leaves no parameter to train: name fewer",
+                names.join(", ")
+            )));
+        }
+        Ok(freezing)
     }
-    let frozen: Patterns = patterns.iter().map(String::as_str).collect();
-    frozen.match_something("freeze", &parameters)?;
-    let (frozen, trained): (Vec<_>, Vec<_>) =
-        parameters.into_iter().partition(|parameter| frozen.matches(&parameter.name));
-    if trained.is_empty() {
-        return Err(Error::config(format!(
-            "freeze: {} leaves no parameter to train: name fewer",
-            patterns.join(", ")
-        )));
+
+    /// Freezes what is frozen at this place of the run, and returns the entries that no longer hold.
+    pub(super) fn update(&mut self, epoch: i64, global_step: u64) -> Vec<String> {
+        let holding: Vec<bool> =
+            self.entries.iter().map(|entry| entry.freeze.holds(epoch, global_step)).collect();
+        if holding == self.holding {
+            return Vec::new();
+        }
+        let ended = self.entries.iter().zip(self.holding.iter().zip(&holding));
+        let ended = ended.filter(|(_, (before, now))| **before && !**now);
+        let ended = ended.map(|(entry, _)| entry.freeze.to_string()).collect();
+        self.hold(holding);
+        ended
     }
-    let frozen = frozen.into_iter().map(|parameter| parameter.tensor).collect();
-    Ok((Frozen::new(frozen), trained))
+
+    /// The entries that hold, for a checkpoint.
+    pub(super) fn holding(&self) -> &[bool] {
+        &self.holding
+    }
+
+    /// Freezes what these entries freeze.
+    pub(super) fn hold(&mut self, holding: Vec<bool>) {
+        let is_frozen = |parameter: &&Parameter| {
+            let mut entries = self.entries.iter().zip(&holding);
+            entries.any(|(entry, holds)| *holds && entry.patterns.matches(&parameter.name))
+        };
+        let frozen = self.parameters.iter().filter(is_frozen);
+        let frozen: Vec<_> = frozen.map(|parameter| parameter.tensor.shallow_clone()).collect();
+        self.frozen.replace(frozen);
+        self.holding = holding;
+    }
+
+    /// The next step that unfreezes parameters.
+    pub(super) fn next_step(&self, global_step: u64) -> Option<u64> {
+        let steps = self.entries.iter().filter_map(|entry| entry.freeze.step());
+        steps.filter(|step| *step > global_step).min()
+    }
 }

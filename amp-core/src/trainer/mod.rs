@@ -1,36 +1,26 @@
 //! The training loop.
 
-mod average;
-mod budget;
-mod callbacks;
 mod checkpoint;
 mod config;
 mod epoch;
 mod evaluate;
 mod fit;
 mod freeze;
-mod graph;
-mod kept;
-mod loops;
-mod lost_updates;
-mod optimization;
-mod profile;
-mod recovery;
 mod resume;
-mod rollback;
 mod step;
 mod validation;
-mod window;
+mod whole_numbers;
+mod writer;
 
 pub use crate::{
     event::{Interval, MemoryPlan, Phase, Profile, Recovery, Span},
     module::{ManualOptimizer, ManualStep, StepAccess},
 };
-pub use average::Averaging;
-pub use config::TrainerConfig;
-pub use graph::Graph;
-pub use loops::{Loops, ValCheckInterval, parse_time};
-pub use recovery::{AtFloor, NonFinite, ScaleFloor};
+pub use config::{
+    AtFloor, Averaging, Freeze, Graph, LoggingConfig, Loops, MemoryConfig, NonFinite,
+    NumericsConfig, OptimizationConfig, RecoveryConfig, ScaleFloor, TrainerConfig,
+    ValCheckInterval, parse_time,
+};
 pub use resume::Change;
 
 use std::{
@@ -59,12 +49,14 @@ pub struct Trainer<'a> {
     interruption: Interruption,
 }
 
-/// Who may end a run from outside, and where it is saved then.
+/// What may end a run early, and where it is saved then.
 #[derive(Debug, Clone, Default)]
 struct Interruption {
     /// 0, or the number of the signal that has come.
     signal: Arc<AtomicUsize>,
     save_to: Option<PathBuf>,
+    /// Where the run is saved when it ends with an error.
+    save_errors_to: Option<PathBuf>,
 }
 
 impl<'a> Trainer<'a> {
@@ -110,7 +102,18 @@ impl<'a> Trainer<'a> {
     /// from what was saved. A handler of a signal may set the number; so may another thread.
     #[must_use]
     pub fn interrupted_by(mut self, signal: Arc<AtomicUsize>, save_to: Option<PathBuf>) -> Self {
-        self.interruption = Interruption { signal, save_to };
+        self.interruption.signal = signal;
+        self.interruption.save_to = save_to;
+        self
+    }
+
+    /// Saves the run at `path` when it ends with an error, as it was before the step that failed;
+    /// [`resume_from`](Self::resume_from) goes on from there. A note says where it was saved, or why that
+    /// was not possible: a step that had begun to change the weights cannot be taken back, nor one that
+    /// is still running on the device.
+    #[must_use]
+    pub fn save_on_error(mut self, path: impl Into<PathBuf>) -> Self {
+        self.interruption.save_errors_to = Some(path.into());
         self
     }
 
@@ -239,7 +242,7 @@ impl<'a> Trainer<'a> {
                 data.name
             )));
         }
-        nn::place(model, policy, &self.config.islands)?;
+        nn::place(model, policy, &self.config.numerics.overrides)?;
         Ok(loaders)
     }
 }

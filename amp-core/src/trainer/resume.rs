@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{fit::Run, step::Counts};
+use super::{config::Freeze, fit::Run, step::Counts};
 use crate::{
     Error, Result,
     checkpoint::{self, Saved},
@@ -55,6 +55,7 @@ impl Run<'_, '_> {
     /// What must be the same for a run to go on with the same numbers.
     pub(super) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
+        let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
         let entries = [
             ("model", self.model.name().into()),
             ("hyperparameters", Value::Object(self.model.hyperparameters())),
@@ -63,11 +64,11 @@ impl Run<'_, '_> {
             ("training examples", self.data.train.len().into()),
             ("batch_size", self.data.batch_size.into()),
             ("drop_last", self.data.loading.drop_last.into()),
-            ("accumulate_grad_batches", config.accumulate_grad_batches.into()),
+            ("accumulate_grad_batches", config.optimization.accumulate_grad_batches.into()),
             ("seed", config.seed.into()),
             ("shuffle", config.shuffle.into()),
-            ("freeze", config.freeze.clone().into()),
-            ("averaging", serde_json::json!(config.averaging)),
+            ("freeze", freeze.collect::<Vec<_>>().into()),
+            ("averaging", serde_json::json!(config.optimization.averaging)),
         ];
         entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -100,25 +101,34 @@ impl Run<'_, '_> {
         } else if changed.contains(&Change::BatchSize) {
             let saved: Map<String, Value> = state.get("run").map_err(at)?;
             let size = saved.get("batch_size").and_then(Value::as_i64).unwrap_or(0);
-            let window = self.config.accumulate_grad_batches;
+            let window = self.config.optimization.accumulate_grad_batches;
             let batches = position.batch * size / self.data.batch_size;
             position.batch = (batches / window * window).min(self.loader.batches());
         }
         let part = |index: usize| state.part(&format!("optimizer/{index}"));
-        for (index, scheduled) in self.runner.optim.scheduled.iter().enumerate() {
+        self.state.counts = counts;
+        match state.get::<Vec<bool>>("frozen") {
+            Ok(frozen) if frozen.len() == self.freezing.holding().len() => {
+                self.freezing.hold(frozen)
+            }
+            // Files of before there was unfreezing say nothing of it.
+            _ => {}
+        }
+        self.state.optim.extend()?;
+        for (index, scheduled) in self.state.optim.scheduled.iter().enumerate() {
             scheduled.check_state(&part(index)).map_err(at)?;
         }
         if precision != self.config.precision {
-            self.runner.set_precision(self.model, precision)?;
+            self.state.set_precision(self.model, precision)?;
         }
-        for (index, scheduled) in self.runner.optim.scheduled.iter_mut().enumerate() {
+        for (index, scheduled) in self.state.optim.scheduled.iter_mut().enumerate() {
             scheduled.load_state(&part(index)).map_err(at)?;
             if changed.contains(&Change::Lr) || changed.contains(&Change::Epochs) {
                 scheduled.replan(&part(index)).map_err(at)?;
             }
         }
-        self.runner.optim.scaler.load_state(scaler).map_err(at)?;
-        for callback in self.callbacks.0.iter_mut() {
+        self.state.optim.scaler.load_state(scaler).map_err(at)?;
+        for callback in self.observers.callbacks.0.iter_mut() {
             let part = state.part(&format!("callback/{}", callback.name()));
             // A callback that is new to the run starts afresh.
             if !part.is_empty() {
@@ -126,19 +136,19 @@ impl Run<'_, '_> {
             }
         }
         weights.apply()?;
-        if let Some(average) = &mut self.runner.average {
+        if let Some(average) = &mut self.state.average {
             average.load_state(&state.part("average")).map_err(at)?;
         }
         self.model.on_load_checkpoint(&state.part("model")).map_err(at)?;
         random.restore(device)?;
-        (self.runner.counts, self.runner.lr) = (counts, lr);
-        self.runner.set_parts(parts);
+        self.state.lr = lr;
+        self.state.set_parts(parts);
         // Of another budget, one is made anew.
-        self.runner.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory_budget);
-        (self.position, self.log) = (position, log);
+        self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
+        (self.position, self.observers.log) = (position, log);
         for change in changed {
             let text = format!("resumed with another {change} than the saved run had");
-            (self.emit)(Event::Note { text })?;
+            (self.observers.emit)(Event::Note { text })?;
         }
         self.validated = validated.map(|position| (Instant::now(), position));
         self.trained_before = Duration::from_secs_f64(trained_for.max(0.0));
@@ -147,7 +157,7 @@ impl Run<'_, '_> {
 
     /// The rates of all optimizers before any schedule.
     pub(super) fn initial_rates(&self) -> Vec<Vec<Rates>> {
-        let scheduled = self.runner.optim.scheduled.iter();
+        let scheduled = self.state.optim.scheduled.iter();
         scheduled.map(|scheduled| scheduled.initial_rates().to_vec()).collect()
     }
 
@@ -201,7 +211,7 @@ impl Run<'_, '_> {
             && there != self.plan
         {
             let schedules = self.model.configure_optimizers(&there)?.into_schedules();
-            for (scheduled, other) in self.runner.optim.scheduled.iter().zip(schedules) {
+            for (scheduled, other) in self.state.optim.scheduled.iter().zip(schedules) {
                 if scheduled.is_unlike(other.as_deref(), HORIZON)? {
                     let length = |plan: &TrainingPlan| {
                         let TrainingPlan { max_epochs, estimated_stepping_batches } = plan;

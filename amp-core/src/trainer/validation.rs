@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{
     evaluate::{Evaluator, Stage},
     fit::{Run, timed},
-    rollback::Aside,
+    step::Aside,
 };
 use crate::{
     Result,
@@ -38,39 +38,41 @@ impl Run<'_, '_> {
         }
         let (val, val_seconds) = timed(|| self.validate())?;
         let position = self.position;
-        self.runner.optim.follow_validation(&val)?;
-        let global_step = self.runner.global_step();
+        self.state.optim.follow_validation(&val)?;
+        let global_step = self.state.global_step();
         let validated = Validated { position, global_step, val, val_seconds };
-        (self.emit)(Event::Validated(validated.clone()))?;
-        let (lr, train) = (self.runner.lr, Vec::new());
+        (self.observers.emit)(Event::Validated(validated.clone()))?;
+        let (lr, train) = (self.state.lr, Vec::new());
         let Validated { val, .. } = validated;
         let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds: 0.0, val_seconds };
-        let precision = self.runner.policy().precision;
+        let precision = self.state.policy().precision;
         let model = &*self.model;
         let (goes_on, ended_early, more_to_come) = (true, false, true);
         let seen = Epoch { model, precision, end: &end, goes_on, ended_early, more_to_come };
-        let actions = self.callbacks.each(|callback| callback.on_validation_end(&seen))?;
+        let actions =
+            self.observers.callbacks.each(|callback| callback.on_validation_end(&seen))?;
         if !actions.is_empty() {
-            self.leave_graph()?;
+            self.steps.release(&mut self.observers.log)?;
         }
         self.act(actions)
     }
 
     /// Validates and returns the values.
     pub(super) fn validate(&mut self) -> Result<Vec<Logged>> {
-        self.validated = Some((Instant::now(), self.position));
-        self.runner.swap_average()?;
+        self.state.swap_average()?;
         let values = self.evaluate(None);
-        self.runner.swap_average()?;
-        values
+        self.state.swap_average()?;
+        let values = values?;
+        self.validated = Some((Instant::now(), self.position));
+        Ok(values)
     }
 
     fn evaluate(&mut self, most: Option<i64>) -> Result<Vec<Logged>> {
-        let (policy, epoch) = (self.runner.policy(), self.position.epoch);
-        let mut evaluator = Evaluator::new(self.config, policy, self.runner.global_step());
-        let (val, runner) = (self.val.clone(), &self.runner);
+        let (policy, epoch) = (self.state.policy(), self.position.epoch);
+        let mut evaluator = Evaluator::new(self.config, policy, self.state.global_step());
+        let (val, state) = (self.val.clone(), &self.state);
         evaluator.evaluate(self.model, Stage::Validate, &val, most, |model, log| {
-            model.on_validation_epoch_end(&mut runner.hook(epoch, log))
+            model.on_validation_epoch_end(&mut state.hook(epoch, log))
         })
     }
 

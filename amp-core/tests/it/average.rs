@@ -76,17 +76,14 @@ impl Callback for Follow {
 }
 
 fn config(precision: Precision, averaging: Averaging) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 4,
-        averaging: Some(averaging),
-        // The first steps overflow, and the scale grows now and then.
-        scaler: GradScalerConfig {
+    TrainerConfig { max_epochs: 4, ..TrainerConfig::new(precision, device()) }.with(|config| {
+        config.optimization.averaging = Some(averaging); // The first steps overflow, and the scale grows now and then.
+        config.numerics.scaler = GradScalerConfig {
             init_scale: 2f64.powi(20),
             growth_interval: 5,
             ..Default::default()
-        },
-        ..TrainerConfig::new(precision, device())
-    }
+        };
+    })
 }
 
 fn data() -> Result<DataModule> {

@@ -102,14 +102,12 @@ impl Run {
 }
 
 pub(crate) fn config(precision: Precision, budget: Option<u64>) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 1,
-        memory_budget: budget,
-        scaler: GradScalerConfig { init_scale: 256.0, ..Default::default() },
-        log_every_n_steps: 1,
-        profile_every_n_steps: Some(1),
-        ..TrainerConfig::new(precision, device())
-    }
+    TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, device()) }.with(|config| {
+        config.memory.budget = budget;
+        config.numerics.scaler = GradScalerConfig { init_scale: 256.0, ..Default::default() };
+        config.logging.log_every_n_steps = 1;
+        config.logging.profile_every_n_steps = Some(1);
+    })
 }
 
 /// Four batches of noise. On CUDA the set would count if it lay there.
@@ -146,7 +144,7 @@ pub(crate) fn unlimited(
     config: &TrainerConfig,
     build: impl Fn() -> Result<Model>,
 ) -> Result<(u64, u64)> {
-    let config = TrainerConfig { memory_budget: None, ..config.clone() };
+    let config = config.clone().with(|config| config.memory.budget = None);
     let _ = run(&config, &build)?;
     let run = run(&config, &build)?;
     assert_eq!(run.plans, [], "nobody asked");
@@ -171,10 +169,11 @@ fn what_is_chosen_fits_and_frees_what_its_sizes_say(
     #[case] percent: u64,
     #[values(1, 2)] accumulate_grad_batches: i64,
 ) -> Result<()> {
-    let mut config = TrainerConfig { accumulate_grad_batches, ..config(Precision::F32True, None) };
+    let mut config = config(Precision::F32True, None)
+        .with(|config| config.optimization.accumulate_grad_batches = accumulate_grad_batches);
     let (peak, beside) = unlimited(&config, build)?;
     let budget = beside + peak * percent / 100;
-    config.memory_budget = Some(budget);
+    config.memory.budget = Some(budget);
     let run = run(&config, build)?;
     let plan = run.plan();
     assert!(beside + run.peak <= budget, "{} beside {beside}, of {budget}", run.peak);
@@ -213,7 +212,7 @@ fn layers_within_a_stage_are_chosen() -> Result<()> {
     let free = run(&config, stages)?;
     let (peak, beside) = unlimited(&config, stages)?;
     let budget = beside + peak / 2;
-    let tight = run(&TrainerConfig { memory_budget: Some(budget), ..config }, stages)?;
+    let tight = run(&config.with(|config| config.memory.budget = Some(budget)), stages)?;
     let paths = tight.plan().segments.iter().map(|segment| segment.path.as_str());
     assert_eq!(paths.collect::<BTreeSet<_>>(), BTreeSet::from(["model.0", "model.1"]));
     assert!(beside + tight.peak <= budget, "{} of {peak}", tight.peak);
@@ -281,7 +280,7 @@ fn a_budget_overrules_what_checkpoints_say() -> Result<()> {
     let (plain, beside) = unlimited(&config, || pair(false))?;
     let (declared, _) = unlimited(&config, || pair(true))?;
     assert!(declared < plain, "{declared} of {plain}");
-    let with = |budget| TrainerConfig { memory_budget: Some(budget), ..config.clone() };
+    let with = |budget| config.clone().with(|config| config.memory.budget = Some(budget));
     let wide = run(&with(beside + 4 * plain), || pair(true))?;
     assert_eq!((&wide.plan().segments, wide.plan().freed), (&vec![], 0));
     let tight = run(&with(beside + plain - ACTIVATION), || pair(false))?;
@@ -353,7 +352,7 @@ fn transformer_blocks_are_chosen() -> Result<()> {
     let free = run(&config, build)?;
     let (peak, beside) = unlimited(&config, build)?;
     let budget = Some(beside + peak * 2 / 3);
-    let tight = run(&TrainerConfig { memory_budget: budget, ..config }, build)?;
+    let tight = run(&config.with(|config| config.memory.budget = budget), build)?;
     assert!(tight.plan().segments.iter().all(|segment| segment.path == "model.blocks"));
     assert!(tight.peak <= peak * 2 / 3, "{} of {peak}", tight.peak);
     assert_eq!((free.tensors, free.after), (tight.tensors, tight.after));

@@ -137,11 +137,10 @@ fn trained(scores: &[f64], trainer: Trainer<'_>) -> Result<RunRecord> {
 fn hooks_come_in_lightnings_order_and_see_unclipped_gradients() -> Result<()> {
     let _generator = seeded(0);
     let mut model = Scripted::new(&[1.0])?;
-    let config = TrainerConfig {
-        accumulate_grad_batches: 2,
-        gradient_clip: Some(Clip::Norm(1e-3)),
-        ..config(1)
-    };
+    let config = config(1).with(|config| {
+        config.optimization.accumulate_grad_batches = 2;
+        config.optimization.gradient_clip = Some(Clip::Norm(1e-3));
+    });
     Trainer::new(config).fit(&mut model, &same(constant(4, 3, 9.0)?, 2)?)?;
     let calls = model.calls.into_inner();
     let norm = calls.iter().find_map(|call| call.strip_prefix("norm 0 ")).expect("a norm");
@@ -171,7 +170,7 @@ fn a_hook_sees_unscaled_gradients_whatever_the_scale() -> Result<()> {
         let _generator = seeded(0);
         let mut model = Scripted::new(&[1.0])?;
         let mut config = TrainerConfig { precision, ..config(1) };
-        config.scaler.init_scale = init_scale;
+        config.numerics.scaler.init_scale = init_scale;
         Trainer::new(config).fit(&mut model, &same(constant(2, 3, 9.0)?, 2)?)?;
         let calls = model.calls.into_inner();
         let norm = calls.iter().find_map(|call| call.strip_prefix("norm 0 ")).expect("a norm");

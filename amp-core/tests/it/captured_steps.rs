@@ -64,16 +64,14 @@ fn train(
     graph: Graph,
     data: &DataModule,
 ) -> Result<RunRecord> {
-    let config = TrainerConfig {
-        max_epochs: 16,
-        graph,
-        scaler: GradScalerConfig {
-            init_scale: 2f64.powi(24),
-            growth_interval: 40,
-            ..Default::default()
-        },
-        ..TrainerConfig::new(precision, device())
-    };
+    let config = TrainerConfig { max_epochs: 16, graph, ..TrainerConfig::new(precision, device()) }
+        .with(|config| {
+            config.numerics.scaler = GradScalerConfig {
+                init_scale: 2f64.powi(24),
+                growth_interval: 40,
+                ..Default::default()
+            }
+        });
     Trainer::new(config).fit(model, data)
 }
 

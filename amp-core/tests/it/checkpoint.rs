@@ -112,6 +112,38 @@ fn a_failure_while_recomputing_is_an_error_with_its_text() -> Result<()> {
     Ok(())
 }
 
+/// Draws when it is run again, as another thread may at that moment.
+struct DrawsAgain;
+
+impl Visit for DrawsAgain {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for DrawsAgain {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        if cx.is_recomputing() {
+            let _ = Tensor::rand([4], (Kind::Float, input.device()));
+        }
+        Ok(input.f_mul_scalar(2.0)?)
+    }
+}
+
+/// Otherwise the sequence of a thread that draws meanwhile would be set back.
+#[test]
+fn a_module_without_random_numbers_leaves_the_generator_alone() -> Result<()> {
+    let policy = Policy::new(Precision::F32True, device());
+    let draw = || Tensor::rand([4], (Kind::Float, policy.device));
+    let _generator = seeded(1);
+    let x = Tensor::ones([3], (Kind::Float, policy.device)).set_requires_grad(true);
+    let y = Checkpoint::new(DrawsAgain, true).forward(&x, &Context::new(policy, true))?;
+    y.sum(Kind::Float).f_backward()?;
+    let next = draw();
+    let _again = seeded(1);
+    let first = draw();
+    assert!(!next.equal(&first) && next.equal(&draw()));
+    Ok(())
+}
+
 #[test]
 fn a_second_backward_pass_is_refused() -> Result<()> {
     let _generator = seeded(1);

@@ -22,12 +22,13 @@ use crate::support::{
 /// A run of two epochs, each of three windows of at most two batches; its events.
 fn run(listener: &mut dyn Subscriber, every: i64) -> Result<Vec<Event>> {
     let _generator = seeded(0);
-    let config = TrainerConfig {
-        max_epochs: 2,
-        accumulate_grad_batches: 2,
-        profile_every_n_steps: Some(every),
-        ..TrainerConfig::new(Precision::F32True, device())
-    };
+    let config =
+        TrainerConfig { max_epochs: 2, ..TrainerConfig::new(Precision::F32True, device()) }.with(
+            |config| {
+                config.optimization.accumulate_grad_batches = 2;
+                config.logging.profile_every_n_steps = Some(every);
+            },
+        );
     let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(Sgd::default()));
     heard(config, &mut model, listener)
 }

@@ -215,7 +215,7 @@ fn a_run_repeats_itself(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
     #[values(Moments::Full, Moments::EightBit)] moments: Moments,
 ) -> Result<()> {
-    let config = |graph| TrainerConfig { moments, ..config(precision, graph) };
+    let config = |graph| config(precision, graph).with(|config| config.numerics.moments = moments);
     let [first, again] = [train(&config(Graph::Off))?, train(&config(Graph::Off))?];
     assert_eq!(first.weights, again.weights);
     if device().is_cuda() {

@@ -47,14 +47,16 @@ fn config(run: &Value) -> TrainerConfig {
     let precision = text(run, "precision").parse().expect("a precision");
     let mut config = TrainerConfig::new(precision, Device::Cpu);
     config.max_epochs = 3;
-    config.log_every_n_steps = 1;
+    config.logging.log_every_n_steps = 1;
     config.shuffle = false;
     // In PyTorch a skipped step leaves its batch statistics and has drawn its dropout.
-    config.skipped_step_advances = true;
-    config.gradient_clip = run["clip"].as_str().map(|_| Clip::Norm(number(run, "clip")));
+    config.recovery.skipped_step_advances = true;
+    config.optimization.gradient_clip =
+        run["clip"].as_str().map(|_| Clip::Norm(number(run, "clip")));
     if let Some(growth_interval) = run["growth_interval"].as_i64() {
         let init_scale = number(run, "init_scale");
-        config.scaler = GradScalerConfig { init_scale, growth_interval, ..Default::default() };
+        config.numerics.scaler =
+            GradScalerConfig { init_scale, growth_interval, ..Default::default() };
     }
     config
 }
@@ -95,7 +97,7 @@ fn train(run: &Value) -> Result<Trained> {
     let _generator = seeded(run["seed"].as_u64().expect("a seed"));
     let (mut model, config) = (model(run)?, config(run));
     let (events, record) = fit(&config, &mut model, &same(digits(256)?, 64)?);
-    let steps = steps(&events, config.scaler.init_scale);
+    let steps = steps(&events, config.numerics.scaler.init_scale);
     Ok(Trained { model, steps, record: record? })
 }
 

@@ -183,11 +183,8 @@ fn every_precision_trains(
 ) -> Result<()> {
     let run = |precision: Precision| {
         let _generator = seeded(3);
-        let config = TrainerConfig {
-            max_epochs: 8,
-            gradient_clip: Some(Clip::Norm(5.0)),
-            ..TrainerConfig::new(precision, device())
-        };
+        let config = TrainerConfig { max_epochs: 8, ..TrainerConfig::new(precision, device()) }
+            .with(|config| config.optimization.gradient_clip = Some(Clip::Norm(5.0)));
         let optimizer = |_: &_| OptimizerConfig::new(AdamW { lr: 5e-3, ..AdamW::default() });
         let mut model = Model {
             model: Box::new(demo(0.0)?),
@@ -262,7 +259,7 @@ fn a_precision_that_did_not_run_is_an_error(
 fn an_island_runs_in_f32(#[case] precision: Precision) -> Result<()> {
     let _generator = seeded(0);
     let mut config = TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, device()) };
-    config.islands = std::rc::Rc::new([("model.1".to_owned(), Region::Fp32)].into());
+    config.numerics.overrides = std::rc::Rc::new([("model.1".to_owned(), Region::Fp32)].into());
     let layers: Vec<Box<dyn Module>> = vec![Box::new(linear(3, 3)?), Box::new(linear(3, 3)?)];
     let mut model = Model::regression(amp_core::nn::Sequential::new(layers), |_| {
         OptimizerConfig::new(Sgd::default())
@@ -293,11 +290,9 @@ fn the_meter_counts_tensor_bytes() -> Result<()> {
 #[test]
 fn a_profiled_step_has_times_of_every_phase() -> Result<()> {
     let _generator = seeded(0);
-    let config = TrainerConfig {
-        max_epochs: 1,
-        profile_every_n_steps: Some(2),
-        ..TrainerConfig::new(Precision::F32True, device())
-    };
+    let config =
+        TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, device()) }
+            .with(|config| config.logging.profile_every_n_steps = Some(2));
     let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(Sgd::default()));
     let record = fit(&config, &mut model, &same(constant(10, 3, 1.0)?, 2)?).1?;
     assert_eq!(record.profile.len(), 3, "steps 0, 2 and 4 of five");

@@ -1,13 +1,14 @@
 //! Fine-tuning with frozen parameters.
 
 use amp_core::{
-    LightningModule, Result, Trainer, TrainerConfig,
-    callback::{Mode, ModelCheckpoint},
+    Hook, LightningModule, Result, Trainer, TrainerConfig,
+    callback::{Action, Callback, Mode, ModelCheckpoint},
     data::DataModule,
     nn::{self, Checkpoint, Linear, Sequential},
-    precision::{GradScalerConfig, Precision},
+    precision::{GradScalerConfig, Precision, StepOutcome},
     record::RunRecord,
     tch::{Device, Tensor},
+    trainer::{Freeze, StepAccess},
 };
 use rstest::rstest;
 use tempfile::tempdir;
@@ -53,13 +54,13 @@ struct Still {
 }
 
 fn config(precision: Precision, freeze: &[&str]) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 5,
-        freeze: freeze.iter().map(|pattern| (*pattern).to_owned()).collect(),
+    TrainerConfig { max_epochs: 5, ..TrainerConfig::new(precision, device()) }.with(|config| {
+        config.optimization.freeze =
+            freeze.iter().map(|text| text.parse()).collect::<Result<_>>().expect("an entry");
         // The first step overflows, and its cause is looked for.
-        scaler: GradScalerConfig { init_scale: 2f64.powi(26), ..Default::default() },
-        ..TrainerConfig::new(precision, device())
-    }
+        config.numerics.scaler =
+            GradScalerConfig { init_scale: 2f64.powi(26), ..Default::default() };
+    })
 }
 
 fn data() -> Result<DataModule> {
@@ -154,4 +155,143 @@ fn what_freezes_nothing_or_all_is_refused(
         message(train(&mut built(|| Net::builder().build())?, config(Precision::F32True, freeze)));
     assert!(text.starts_with(says), "{text}");
     Ok(())
+}
+
+/// Records which parameters moved in each step.
+struct Moves(Vec<Vec<String>>, Option<Vec<(String, Tensor)>>);
+
+impl Callback for Moves {
+    fn name(&self) -> String {
+        "Moves".to_owned()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::EachStep
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        _: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        let parameters = hook.optimizers().iter().flat_map(|one| one.optimizer.parameters().iter());
+        let now: Vec<_> = parameters.map(|one| (one.name.clone(), one.tensor.copy())).collect();
+        let moved = |before: Vec<(String, Tensor)>| {
+            let pairs = before.into_iter().zip(&now);
+            let moved = pairs.filter(|((_, before), (_, now))| !before.equal(now));
+            moved.map(|((name, _), _)| name).collect()
+        };
+        self.0.extend(self.1.take().map(moved));
+        self.1 = Some(now);
+        Ok(Vec::new())
+    }
+}
+
+/// A run of four steps an epoch whose encoder is frozen until `until`: what each step but the first moved.
+fn moves(precision: Precision, freeze: &[&str], epochs: i64) -> Result<Vec<Vec<String>>> {
+    let mut moves = Moves(Vec::new(), None);
+    let config = TrainerConfig { max_epochs: epochs, ..config(precision, freeze) };
+    let mut net = built(|| Net::builder().build())?;
+    Trainer::new(config).callback(&mut moves).fit(&mut net, &data()?)?;
+    Ok(moves.0)
+}
+
+/// Counted by hand: with four steps an epoch, epoch 2 begins with the ninth step.
+#[rstest]
+#[case::epoch("encoder.*=epoch:2", 8)]
+#[case::step("encoder.*=step:6", 6)]
+#[case::within_an_epoch("encoder.*=step:9", 9)]
+fn parameters_are_unfrozen(
+    #[values(Precision::F32True, Precision::Bf16True)] precision: Precision,
+    #[case] freeze: &str,
+    #[case] first: usize,
+) -> Result<()> {
+    let moves = moves(precision, &[freeze], 3)?;
+    assert_eq!(moves.len(), 11);
+    for (step, moved) in (1..).zip(moves) {
+        let encoder = moved.iter().filter(|name| name.starts_with("encoder.")).count();
+        assert_eq!(encoder > 0, step >= first, "step {step}: {moved:?}");
+        assert!(moved.iter().any(|name| name.starts_with("head.")), "step {step}");
+    }
+    Ok(())
+}
+
+/// A parameter is frozen while any entry freezes it.
+#[test]
+fn entries_overlap() -> Result<()> {
+    let moves = moves(Precision::F32True, &["*=step:2", "encoder.*=step:4", "head.*"], 2);
+    assert!(message(moves).starts_with("freeze: *=step:2, encoder.*=step:4, head.* leaves no"));
+    let moves = self::moves(Precision::F32True, &["encoder.*=step:4", "*.weight=step:2"], 2)?;
+    let weight = |moved: &[String]| moved.iter().any(|name| name == "encoder.0.weight");
+    let head = |moved: &[String]| moved.iter().any(|name| name == "head.weight");
+    let seen: Vec<_> = moves.iter().map(|moved| (weight(moved), head(moved))).collect();
+    let (frozen, half, free) = ((false, false), (false, true), (true, true));
+    assert_eq!(seen, [frozen, half, half, free, free, free, free]);
+    Ok(())
+}
+
+/// What is unfrozen begins with a new optimizer state: AdamW's first step moves each element by the rate,
+/// after the decay, whatever its gradient's size; a step of another number would not.
+#[test]
+fn unfrozen_parameters_begin_with_a_new_state() -> Result<()> {
+    let (rate, decay) = (0.01, 0.1);
+    let mut net = built(|| Net::builder().build())?;
+    let before = weights(&net);
+    let config = TrainerConfig { max_steps: Some(5), ..config(Precision::F32True, &[]) };
+    let config = config.with(|config| {
+        config.optimization.freeze = vec![Freeze::new("encoder.*").until_step(4)];
+    });
+    Trainer::new(config).fit(&mut net, &data()?)?;
+    for ((name, before), (_, after)) in before.iter().zip(weights(&net)) {
+        if name.starts_with("encoder.") {
+            let moved = (after - before * (1.0 - rate * decay)).abs();
+            // Elements without a gradient stay.
+            let moved = moved.masked_select(&moved.gt(1e-4));
+            let (median, largest) =
+                (moved.median().double_value(&[]), moved.max().double_value(&[]));
+            assert!((median - rate).abs() < 1e-5 && largest < rate + 1e-5, "{median} {largest}");
+        }
+    }
+    Ok(())
+}
+
+/// A run saved before or after the unfreezing goes on to the bit.
+#[rstest]
+fn unfreezing_runs_are_resumed(
+    #[values("encoder.*=epoch:2", "encoder.*=step:6")] freeze: &str,
+    #[values(1, 2, 3)] epochs: i64,
+) -> Result<()> {
+    let folder = tempdir().expect("a folder");
+    let run = |epochs: i64, resume: bool| -> Result<Net> {
+        let mut net = built(|| Net::builder().build())?;
+        let saves = ModelCheckpoint::new(folder.path(), "val_loss", Mode::Min)?.save_last(true);
+        let config =
+            TrainerConfig { max_epochs: epochs, ..config(Precision::Bf16Mixed, &[freeze]) };
+        let mut trainer = Trainer::new(config);
+        if resume {
+            trainer = trainer.resume_from(folder.path().join("last.safetensors"));
+        } else {
+            trainer = trainer.callback(saves);
+        }
+        trainer.fit(&mut net, &data()?)?;
+        Ok(net)
+    };
+    let straight = weights(&run(4, false)?);
+    run(epochs, false)?;
+    let saved = Tensor::read_safetensors(folder.path().join("last.safetensors"))?;
+    let state = saved.iter().filter(|(name, _)| name.contains('/') && name.contains("encoder."));
+    assert_eq!(state.count() > 0, epochs >= 2 && freeze.contains("step") || epochs >= 3);
+    for ((name, straight), (_, resumed)) in straight.iter().zip(weights(&run(4, true)?)) {
+        assert!(straight.equal(&resumed), "{name}");
+    }
+    Ok(())
+}
+
+#[rstest]
+#[case("encoder.*=epoch:0")]
+#[case("encoder.*=step:-1")]
+#[case("encoder.*=later")]
+fn times_that_are_none_are_refused(#[case] text: &str) {
+    let text = message(text.parse::<Freeze>());
+    assert!(text.contains("is no time to unfreeze at: write encoder.*=epoch:3"), "{text}");
 }

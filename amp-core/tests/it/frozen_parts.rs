@@ -45,11 +45,11 @@ struct Plain {
 }
 
 fn config(precision: Precision, freeze: &[&str]) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 1,
-        freeze: freeze.iter().map(|pattern| (*pattern).to_owned()).collect(),
-        ..TrainerConfig::new(precision, Device::Cpu)
-    }
+    TrainerConfig::new(precision, Device::Cpu).with(|config| {
+        config.max_epochs = 1;
+        config.optimization.freeze =
+            freeze.iter().map(|text| text.parse()).collect::<Result<_>>().expect("an entry");
+    })
 }
 
 fn data() -> Result<DataModule> {
@@ -96,7 +96,8 @@ fn a_budget_holds_with_frozen_layers(
     #[values(256 << 20, 150_000)] budget: u64,
 ) -> Result<()> {
     let (expected, _) = train(|| Plain::builder().build(), config(Precision::F32True, freeze))?;
-    let tight = TrainerConfig { memory_budget: Some(budget), ..config(Precision::F32True, freeze) };
+    let tight = config(Precision::F32True, freeze);
+    let tight = tight.with(|config| config.memory.budget = Some(budget));
     let (seen, _) = train(|| Plain::builder().build(), tight)?;
     assert_eq!(seen, expected);
     Ok(())
@@ -108,7 +109,8 @@ fn a_skip_is_explained_with_frozen_layers(
     #[values(&["stem.*"], &["stem.*", "middle.*"])] freeze: &[&str],
 ) -> Result<()> {
     let scaler = GradScalerConfig { init_scale: 2f64.powi(30), ..Default::default() };
-    let config = TrainerConfig { scaler, ..config(Precision::F16Mixed, freeze) };
+    let config = config(Precision::F16Mixed, freeze);
+    let config = config.with(|config| config.numerics.scaler = scaler);
     let (_, record) = train(|| Plain::builder().build(), config)?;
     let Skipped { provenance, culprit, .. } = &record.skips[0];
     let found = provenance.as_ref().expect("the cause is found").to_string();

@@ -79,9 +79,9 @@ fn a_step_on_16_bits_is_that_on_the_same_bits_in_f32(
         return Ok(());
     }
     let change = |config: &mut TrainerConfig| {
-        config.gradients = GradientStorage::SixteenBit;
-        config.gradient_clip = clip;
-        config.scaler.init_scale = 2.0_f64.powi(26);
+        config.numerics.gradients = GradientStorage::SixteenBit;
+        config.optimization.gradient_clip = clip;
+        config.numerics.scaler.init_scale = 2.0_f64.powi(26);
     };
     let narrow = run(precision, StepAccess::Late, optimizer, change)?;
     let wide = run(precision, StepAccess::Within("a test"), optimizer, change)?;
@@ -89,7 +89,7 @@ fn a_step_on_16_bits_is_that_on_the_same_bits_in_f32(
     assert_eq!(narrow.weights, wide.weights);
     let full = run(precision, StepAccess::Late, optimizer, |config| {
         change(config);
-        config.gradients = GradientStorage::Full;
+        config.numerics.gradients = GradientStorage::Full;
     })?;
     assert_ne!(narrow.weights, full.weights, "gradients that were never rounded");
     Ok(())
@@ -105,7 +105,8 @@ fn averages_of_8_bits_take_them(
         return Ok(());
     }
     let change = |config: &mut TrainerConfig| {
-        (config.gradients, config.moments) = (GradientStorage::SixteenBit, Moments::EightBit);
+        (config.numerics.gradients, config.numerics.moments) =
+            (GradientStorage::SixteenBit, Moments::EightBit);
     };
     let narrow = run(precision, StepAccess::Late, adamw, change)?;
     let wide = run(precision, StepAccess::Within("a test"), adamw, change)?;
@@ -155,9 +156,9 @@ fn weights_of_linear_layers_have_gradients_of_16_bits(
         let _generator = seeded(7);
         let seen = Rc::new(RefCell::default());
         let mut config = TrainerConfig { max_steps: Some(1), ..config(precision, Graph::Off) };
-        config.gradients = gradients;
+        config.numerics.gradients = gradients;
         // Without an overflow.
-        config.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() };
+        config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() };
         let callback = First { seen: Rc::clone(&seen) };
         train_on(&config, demo(0.2)?, StepAccess::Late, adamw, vec![Box::new(callback)])?;
         Ok(seen.take())
@@ -195,7 +196,7 @@ fn they_take_half_the_memory() -> Result<()> {
         let network = Sequential::new(layers.collect::<Result<_>>()?);
         let mut config =
             TrainerConfig { max_epochs: 1, ..config(Precision::Bf16Mixed, Graph::Off) };
-        config.gradients = gradients;
+        config.numerics.gradients = gradients;
         let meter = MemoryMeter::start(device())?;
         train_on(&config, network, StepAccess::Late, adamw, Vec::new())?;
         Ok(meter.read()?.peak_allocated as f64)
@@ -215,8 +216,8 @@ fn where_they_add_up_they_are_full(
 ) -> Result<()> {
     let [full, narrow] = STORAGES.map(|gradients| {
         run(precision, StepAccess::Late, adamw, |config| {
-            config.gradients = gradients;
-            config.accumulate_grad_batches = if device().is_cuda() { 2 } else { 1 };
+            config.numerics.gradients = gradients;
+            config.optimization.accumulate_grad_batches = if device().is_cuda() { 2 } else { 1 };
         })
     });
     assert_eq!(full?.weights, narrow?.weights);
@@ -237,8 +238,8 @@ fn a_run_says_why_they_are_full(
     let mut model = Model::regression(linear(8, 8)?, adamw);
     let data = same(constant(16, 8, 0.5)?, 4)?;
     let mut config = TrainerConfig { max_epochs: 1, ..config(precision, Graph::Off) };
-    config.accumulate_grad_batches = accumulate_grad_batches;
-    config.gradients = GradientStorage::SixteenBit;
+    config.optimization.accumulate_grad_batches = accumulate_grad_batches;
+    config.numerics.gradients = GradientStorage::SixteenBit;
     let (events, record) = fit(&config, &mut model, &data);
     record?;
     let said = events.iter().find_map(|event| match event {
@@ -257,7 +258,7 @@ fn after_the_run_they_are_full() -> Result<()> {
     let mut model = Model::regression(linear(8, 8)?, adamw);
     let data = same(constant(16, 8, 0.5)?, 8)?;
     let mut config = TrainerConfig { max_epochs: 1, ..config(Precision::Bf16Mixed, Graph::Off) };
-    config.gradients = GradientStorage::SixteenBit;
+    config.numerics.gradients = GradientStorage::SixteenBit;
     Trainer::new(config).fit(&mut model, &data)?;
     for mut parameter in parameters(&model) {
         parameter.tensor.zero_grad();

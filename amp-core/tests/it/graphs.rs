@@ -130,14 +130,13 @@ pub(crate) fn train_on(
 
 /// Some 500 steps of eleven in an epoch.
 pub(crate) fn config(precision: Precision, graph: Graph) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 46,
-        gradient_clip: Some(Clip::Norm(1.0)),
-        log_every_n_steps: 7,
-        graph,
-        provenance: false,
-        ..TrainerConfig::new(precision, device())
-    }
+    TrainerConfig { max_epochs: 46, graph, ..TrainerConfig::new(precision, device()) }.with(
+        |config| {
+            config.optimization.gradient_clip = Some(Clip::Norm(1.0));
+            config.logging.log_every_n_steps = 7;
+            config.recovery.provenance = false;
+        },
+    )
 }
 
 pub(crate) fn one_cycle(plan: &TrainingPlan) -> OptimizerConfig {
@@ -227,14 +226,14 @@ fn steps_that_overflow_are_dealt_with_as_without_a_graph(
     }
     let change = |config: &mut TrainerConfig| {
         // Overflows at first and whenever it has grown for long enough.
-        config.scaler = GradScalerConfig {
+        config.numerics.scaler = GradScalerConfig {
             init_scale: 2.0_f64.powi(26),
             growth_interval: 3,
             ..Default::default()
         };
-        config.accumulate_grad_batches = window;
-        config.skipped_step_advances = advances;
-        config.provenance = true;
+        config.optimization.accumulate_grad_batches = window;
+        config.recovery.skipped_step_advances = advances;
+        config.recovery.provenance = true;
     };
     let runs = both(change, Precision::F16Mixed, optimizer)?;
     assert_same(&runs);
@@ -249,9 +248,9 @@ fn steps_are_repeated_at_a_lower_scale_as_without_a_graph() -> Result<()> {
         return Ok(());
     }
     let change = |config: &mut TrainerConfig| {
-        config.scaler = GradScalerConfig { growth_interval: 5, ..Default::default() };
-        config.scaler.init_scale = 2.0_f64.powi(26);
-        config.on_non_finite = NonFinite::LowerScale;
+        config.numerics.scaler = GradScalerConfig { growth_interval: 5, ..Default::default() };
+        config.numerics.scaler.init_scale = 2.0_f64.powi(26);
+        config.recovery.on_non_finite = NonFinite::LowerScale;
     };
     let runs = both(change, Precision::F16Mixed, one_cycle)?;
     assert_same(&runs);
@@ -317,8 +316,8 @@ fn a_callback_sees_the_steps_it_asks_for(
     }
     let run = |graph| {
         let mut config = config(Precision::F16Mixed, graph);
-        config.scaler = GradScalerConfig { growth_interval: 4, ..Default::default() };
-        config.scaler.init_scale = 2.0_f64.powi(26);
+        config.numerics.scaler = GradScalerConfig { growth_interval: 4, ..Default::default() };
+        config.numerics.scaler.init_scale = 2.0_f64.powi(26);
         let seen = Rc::new(RefCell::new(Vec::new()));
         let watch = Box::new(Watch { access, seen: seen.clone() });
         let outcome = train(&config, one_cycle, vec![watch])?;

@@ -79,13 +79,15 @@ fn sees_the_same<M: LightningModule>(
         let mut model = new()?;
         let mut config = TrainerConfig {
             max_epochs: 8,
-            accumulate_grad_batches: window,
-            log_every_n_steps: 7,
             graph,
             ..TrainerConfig::new(Precision::F16Mixed, device())
-        };
-        config.scaler.init_scale = 2.0_f64.powi(26);
-        config.scaler.growth_interval = 10;
+        }
+        .with(|config| {
+            config.optimization.accumulate_grad_batches = window;
+            config.logging.log_every_n_steps = 7;
+        });
+        config.numerics.scaler.init_scale = 2.0_f64.powi(26);
+        config.numerics.scaler.growth_interval = 10;
         let mut logged = Vec::new();
         let mut listen = |event: &Event| -> Result<()> {
             match event {

@@ -98,8 +98,8 @@ fn runs(
         let _generator = seeded(7);
         let mut config = config(precision, graph);
         config.max_epochs = 12;
-        config.scaler = GradScalerConfig { growth_interval: 5, ..Default::default() };
-        config.scaler.init_scale = 2.0_f64.powi(26);
+        config.numerics.scaler = GradScalerConfig { growth_interval: 5, ..Default::default() };
+        config.numerics.scaler.init_scale = 2.0_f64.powi(26);
         train_on(&config, network()?, StepAccess::Late, optimizer, Vec::new())
     };
     let runs = [run(Graph::Off)?, run(Graph::On)?];

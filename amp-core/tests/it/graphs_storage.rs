@@ -24,10 +24,10 @@ fn smaller_moments_are_part_of_a_graph(
     }
     let change = |config: &mut TrainerConfig| {
         config.max_epochs = 10;
-        config.moments = moments;
+        config.numerics.moments = moments;
         // Overflows at first and whenever it has grown for long enough.
-        config.scaler = GradScalerConfig { growth_interval: 3, ..Default::default() };
-        config.scaler.init_scale = 2.0_f64.powi(26);
+        config.numerics.scaler = GradScalerConfig { growth_interval: 3, ..Default::default() };
+        config.numerics.scaler.init_scale = 2.0_f64.powi(26);
     };
     let runs = both(change, precision, one_cycle)?;
     assert_same(&runs);
@@ -45,9 +45,10 @@ fn gradients_in_16_bits_are_part_of_a_graph(
         return Ok(());
     }
     let change = |config: &mut TrainerConfig| {
-        (config.gradients, config.moments) = (GradientStorage::SixteenBit, moments);
-        config.scaler = GradScalerConfig { growth_interval: 3, ..Default::default() };
-        config.scaler.init_scale = 2.0_f64.powi(26);
+        (config.numerics.gradients, config.numerics.moments) =
+            (GradientStorage::SixteenBit, moments);
+        config.numerics.scaler = GradScalerConfig { growth_interval: 3, ..Default::default() };
+        config.numerics.scaler.init_scale = 2.0_f64.powi(26);
     };
     let runs = both(change, precision, one_cycle)?;
     assert_same(&runs);

@@ -73,13 +73,11 @@ fn examples() -> Result<Batch> {
 }
 
 fn config(window: i64) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 1,
-        shuffle: false,
-        log_every_n_steps: 1,
-        accumulate_grad_batches: window,
-        ..TrainerConfig::new(Precision::F64True, Device::Cpu)
-    }
+    TrainerConfig::new(Precision::F64True, Device::Cpu).with(|config| {
+        (config.max_epochs, config.shuffle) = (1, false);
+        config.logging.log_every_n_steps = 1;
+        config.optimization.accumulate_grad_batches = window;
+    })
 }
 
 /// A run over the twelve examples in these batches.

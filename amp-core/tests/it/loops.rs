@@ -127,10 +127,8 @@ fn accumulated_batches_are_one_step(
     #[case] val_check_interval: ValCheckInterval,
     #[case] expected: &str,
 ) -> Result<()> {
-    let config = TrainerConfig {
-        accumulate_grad_batches: 3,
-        ..config(1, Loops { val_check_interval, ..Loops::default() })
-    };
+    let config = config(1, Loops { val_check_interval, ..Loops::default() })
+        .with(|config| config.optimization.accumulate_grad_batches = 3);
     assert_eq!(run(&config, &ten()?)?, expected);
     Ok(())
 }

@@ -68,6 +68,7 @@ mod resume;
 mod resume_files;
 mod resume_with;
 mod rollback;
+mod save_on_error;
 mod scaler;
 mod scaler_misuse;
 mod schedulers;

@@ -60,16 +60,14 @@ fn rows(count: i64) -> Result<DataModule> {
 }
 
 fn config(precision: Precision) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 3,
+    TrainerConfig { max_epochs: 3, ..TrainerConfig::new(precision, device()) }.with(|config| {
         // The first step of a run that scales overflows, and the scale grows soon after.
-        scaler: GradScalerConfig {
+        config.numerics.scaler = GradScalerConfig {
             init_scale: 2f64.powi(20),
             growth_interval: 2,
             ..Default::default()
-        },
-        ..TrainerConfig::new(precision, device())
-    }
+        };
+    })
 }
 
 fn train(model: &mut dyn LightningModule, config: TrainerConfig) -> Result<RunRecord> {
@@ -89,7 +87,8 @@ fn the_trainers_sequence_by_hand_is_the_trainers(
         let _section = seeded(0);
         ByHand::builder().build()?
     };
-    let clipped = TrainerConfig { gradient_clip: Some(Clip::Norm(0.5)), ..config(precision) };
+    let clipped =
+        config(precision).with(|config| config.optimization.gradient_clip = Some(Clip::Norm(0.5)));
     let expected = train(&mut automatic, clipped)?;
     let seen = train(&mut manual, config(precision))?;
     assert_eq!(seen.end.skipped > 0, precision == Precision::F16Mixed);
@@ -155,9 +154,12 @@ fn optimizers_step_as_often_as_they_are_told() -> Result<()> {
     let config = TrainerConfig {
         max_epochs: 1,
         shuffle: false,
-        scaler: GradScalerConfig { init_scale: 8.0, growth_interval: 2, ..Default::default() },
         ..TrainerConfig::new(Precision::F16Mixed, device())
-    };
+    }
+    .with(|config| {
+        config.numerics.scaler =
+            GradScalerConfig { init_scale: 8.0, growth_interval: 2, ..Default::default() }
+    });
     let mut pair = Pair::builder().build()?;
     let record = Trainer::new(config).fit(&mut pair, &data)?;
     assert_eq!(record.scales, [(2, 16.0), (3, 8.0)]);
@@ -211,11 +213,10 @@ fn second_derivatives_reach_the_weights(
         Tensor::ones([3, 2], (Kind::Float, Device::Cpu)),
         Tensor::zeros([3], (Kind::Float, Device::Cpu)),
     )?;
-    let config = TrainerConfig {
-        max_epochs: 1,
-        scaler: GradScalerConfig { init_scale: 256.0, ..Default::default() },
-        ..TrainerConfig::new(precision, device())
-    };
+    let config =
+        TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, device()) }.with(|config| {
+            config.numerics.scaler = GradScalerConfig { init_scale: 256.0, ..Default::default() }
+        });
     Trainer::new(config).fit(&mut critic, &DataModule::training("ones", batch, 3))?;
     // |w| = 5: w - 0.5 · 2 · 4 · w / 5.
     for (seen, expected) in values(critic.body.weight()).into_iter().zip([0.6, 0.8]) {
@@ -289,10 +290,19 @@ fn what_cannot_be_is_refused() -> Result<()> {
     let text = message(fit(plain()));
     assert!(text.contains("there is no optimizer 1: the model has 1, counted from 0"), "{text}");
     for (config, says) in [
-        (TrainerConfig { gradient_clip: Some(Clip::Norm(1.0)), ..plain() }, "gradient_clip"),
-        (TrainerConfig { accumulate_grad_batches: 2, ..plain() }, "accumulate_grad_batches"),
-        (TrainerConfig { on_non_finite: NonFinite::LowerScale, ..plain() }, "running a step again"),
-        (TrainerConfig { memory_budget: Some(1), ..plain() }, "memory_budget"),
+        (
+            plain().with(|config| config.optimization.gradient_clip = Some(Clip::Norm(1.0))),
+            "gradient_clip",
+        ),
+        (
+            plain().with(|config| config.optimization.accumulate_grad_batches = 2),
+            "accumulate_grad_batches",
+        ),
+        (
+            plain().with(|config| config.recovery.on_non_finite = NonFinite::LowerScale),
+            "running a step again",
+        ),
+        (plain().with(|config| config.memory.budget = Some(1)), "memory_budget"),
     ] {
         let text = message(fit(config));
         assert!(

@@ -254,7 +254,7 @@ fn final_loss(precision: Precision, moments: Moments, seed: u64) -> Result<f64> 
         optimizer: Box::new(move |_| optimizer.take().expect("asked once")),
     };
     let mut config = TrainerConfig::new(precision, device());
-    (config.max_epochs, config.moments) = (8, moments);
+    (config.max_epochs, config.numerics.moments) = (8, moments);
     let record = fit(&config, &mut model, &same(digits(640)?, 32)?).1?;
     Ok(record.epochs.last().and_then(|epoch| epoch.value("val_loss")).expect("a loss"))
 }

@@ -25,12 +25,8 @@ fn sgd(_: &TrainingPlan) -> OptimizerConfig {
 }
 
 fn config(max_epochs: i64) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs,
-        shuffle: false,
-        log_every_n_steps: 1,
-        ..TrainerConfig::new(Precision::F32True, device())
-    }
+    TrainerConfig { max_epochs, shuffle: false, ..TrainerConfig::new(Precision::F32True, device()) }
+        .with(|config| config.logging.log_every_n_steps = 1)
 }
 
 /// Trains on four steps an epoch and gives back all that was logged.
@@ -151,11 +147,9 @@ fn gradients_are_described_before_they_are_clipped() -> Result<()> {
         });
         Ok(Model::regression(layer, sgd))
     };
-    let config = TrainerConfig {
-        max_steps: Some(1),
-        gradient_clip: Some(amp_core::precision::Clip::Norm(1e-3)),
-        ..config(1)
-    };
+    let config = TrainerConfig { max_steps: Some(1), ..config(1) }.with(|config| {
+        config.optimization.gradient_clip = Some(amp_core::precision::Clip::Norm(1e-3))
+    });
     let (history, _) = logged(config.clone(), &mut model()?, GradientStatistics::new())?;
     let last = |name: &str| history.last(name).expect("a value");
     // Mean over two examples of four outputs: dL/dy = 2·1/8 an example, x is all ones.
@@ -177,12 +171,13 @@ fn gradients_are_described_before_they_are_clipped() -> Result<()> {
 fn an_overflow_shows_in_the_gradients_description() -> Result<()> {
     let _generator = seeded(0);
     let scaler = GradScalerConfig { init_scale: 2f64.powi(60), ..Default::default() };
-    let config = TrainerConfig {
-        max_epochs: 1,
-        scaler,
-        log_every_n_steps: 1,
-        ..TrainerConfig::new(Precision::F16Mixed, device())
-    };
+    let config =
+        TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F16Mixed, device()) }.with(
+            |config| {
+                config.numerics.scaler = scaler;
+                config.logging.log_every_n_steps = 1;
+            },
+        );
     let mut model = Model::regression(linear(4, 4)?, sgd);
     let mut counts = Vec::new();
     let mut listen = |event: &Event| -> Result<()> {

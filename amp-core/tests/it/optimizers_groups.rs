@@ -200,7 +200,8 @@ fn optimizers_share_one_update() -> Result<()> {
     let mut config = TrainerConfig::new(Precision::F16Mixed, device());
     config.max_epochs = 1;
     config.shuffle = false;
-    config.scaler = GradScalerConfig { init_scale: 8.0, growth_interval: 2, ..Default::default() };
+    config.numerics.scaler =
+        GradScalerConfig { init_scale: 8.0, growth_interval: 2, ..Default::default() };
     let mut model = TwoFactors::builder().build()?;
     let record = Trainer::new(config).fit(&mut model, &data)?;
     assert_eq!(record.scales, [(2, 16.0), (3, 8.0)]);

@@ -65,12 +65,11 @@ fn sgd(_: &amp_core::optim::TrainingPlan) -> OptimizerConfig {
 }
 
 fn config(precision: Precision) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 1,
-        shuffle: false,
-        scaler: GradScalerConfig { init_scale: 1024.0, ..Default::default() },
-        ..TrainerConfig::new(precision, device())
-    }
+    TrainerConfig { max_epochs: 1, shuffle: false, ..TrainerConfig::new(precision, device()) }.with(
+        |config| {
+            config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() }
+        },
+    )
 }
 
 fn examples(target: f64) -> Result<Batch> {
@@ -225,7 +224,8 @@ fn the_step_runs_again_as_it_was_and_no_other_does(#[case] precision: Precision)
             Box::new(Rare { runs: runs.clone() }),
         ];
         let mut model = Model::regression(Sequential::new(layers), sgd);
-        let config = TrainerConfig { provenance, max_epochs: 10, ..config(precision) };
+        let config = TrainerConfig { max_epochs: 10, ..config(precision) }
+            .with(|config| config.recovery.provenance = provenance);
         let examples = constant(12, 4, 0.5)?;
         let record = fit(&config, &mut model, &same(examples, 4)?).1?;
         let tensors = amp_core::nn::named_tensors(&model);
@@ -295,7 +295,8 @@ fn a_cause_that_does_not_come_back_is_said_to_be_unknown() -> Result<()> {
 fn a_run_that_stops_names_the_cause() -> Result<()> {
     let _generator = seeded(0);
     let mut model = stack(Gain { forward: 1e39, backward: 1.0 }, PLAIN)?;
-    let config = TrainerConfig { on_non_finite: NonFinite::Stop, ..config(Precision::Bf16Mixed) };
+    let config =
+        config(Precision::Bf16Mixed).with(|config| config.recovery.on_non_finite = NonFinite::Stop);
     let said = message(fit(&config, &mut model, &same(examples(0.0)?, 2)?).1);
     assert!(
         said.starts_with(
@@ -320,11 +321,11 @@ fn the_search_fits_into_the_steps_memory() -> Result<()> {
         layers.push(Box::new(Gain { forward: 1.0, backward: 1e30 }));
         let mut model = Model::regression(Sequential::new(layers), sgd);
         let config = TrainerConfig {
-            provenance,
             max_steps: Some(1),
             max_epochs: 1,
             ..TrainerConfig::new(Precision::F16Mixed, device())
-        };
+        }
+        .with(|config| config.recovery.provenance = provenance);
         let data = same(constant(4096, 64, 1.0)?, 4096)?;
         let meter = MemoryMeter::start(device())?;
         let (_, record) = fit(&config, &mut model, &data);

@@ -28,12 +28,8 @@ fn sgd(_: &TrainingPlan) -> OptimizerConfig {
 }
 
 fn config(precision: Precision) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 1,
-        shuffle: false,
-        log_every_n_steps: 1,
-        ..TrainerConfig::new(precision, device())
-    }
+    TrainerConfig { max_epochs: 1, shuffle: false, ..TrainerConfig::new(precision, device()) }
+        .with(|config| config.logging.log_every_n_steps = 1)
 }
 
 /// Multiplies by infinity in those forward passes of training that `bad` names, from 0.
@@ -68,7 +64,7 @@ fn faulty(bad: fn(u32) -> bool) -> Result<Model> {
 
 /// Trains on twenty steps of two examples; the provenance's second runs would count as runs.
 fn train(config: &TrainerConfig, model: &mut Model) -> Result<RunRecord> {
-    let config = TrainerConfig { provenance: false, ..config.clone() };
+    let config = config.clone().with(|config| config.recovery.provenance = false);
     fit(&config, model, &same(constant(40, 4, 0.5)?, 2)?).1
 }
 
@@ -87,10 +83,9 @@ fn a_bad_step_is_left_out_and_the_run_goes_on(
 ) -> Result<()> {
     let _generator = seeded(0);
     let mut model = faulty(|run| run == 3 || run == 4)?;
-    let config = TrainerConfig {
-        scaler: GradScalerConfig { init_scale: 256.0, ..Default::default() },
-        ..config(precision)
-    };
+    let config = config(precision).with(|config| {
+        config.numerics.scaler = GradScalerConfig { init_scale: 256.0, ..Default::default() }
+    });
     let record = train(&config, &mut model)?;
     assert_eq!((record.end.global_step, record.end.skipped), (18, 2));
     assert_eq!(record.skips.iter().map(|skip| skip.attempt).collect::<Vec<_>>(), [3, 4]);
@@ -103,7 +98,8 @@ fn a_bad_step_is_left_out_and_the_run_goes_on(
 fn without_looking_the_weights_are_lost() -> Result<()> {
     let _generator = seeded(0);
     let mut model = faulty(|run| run == 3)?;
-    let config = TrainerConfig { on_non_finite: NonFinite::Ignore, ..config(Precision::F32True) };
+    let config =
+        config(Precision::F32True).with(|config| config.recovery.on_non_finite = NonFinite::Ignore);
     let record = train(&config, &mut model)?;
     assert_eq!(record.end.skipped, 0);
     assert!(!finite(&model));
@@ -114,7 +110,8 @@ fn without_looking_the_weights_are_lost() -> Result<()> {
 fn too_many_bad_steps_in_a_row_end_the_run() -> Result<()> {
     let _generator = seeded(0);
     let mut model = faulty(|run| run >= 3)?;
-    let config = TrainerConfig { max_consecutive_skips: 5, ..config(Precision::F32True) };
+    let config =
+        config(Precision::F32True).with(|config| config.recovery.max_consecutive_skips = 5);
     let outcome = train(&config, &mut model);
     assert!(matches!(outcome, Err(Error::NonFinite(_))));
     let said = message(outcome);
@@ -129,7 +126,10 @@ fn stopping_is_for_what_the_scaler_cannot_mend(#[case] policy: NonFinite) -> Res
     let _generator = seeded(0);
     // The first scales overflow with a finite loss: the scaler's own affair under both.
     let scaler = GradScalerConfig { init_scale: 2f64.powi(30), ..Default::default() };
-    let config = TrainerConfig { on_non_finite: policy, scaler, ..config(Precision::F16Mixed) };
+    let config = config(Precision::F16Mixed).with(|config| {
+        config.recovery.on_non_finite = policy;
+        config.numerics.scaler = scaler;
+    });
     let record = train(&config, &mut faulty(|_| false)?)?;
     assert!(record.end.skipped > 3 && record.end.global_step > 3, "{:?}", record.end);
     let outcome = train(&config, &mut faulty(|run| run == 19)?);
@@ -144,7 +144,10 @@ fn lowering_the_scale_runs_the_same_examples_again() -> Result<()> {
         let _generator = seeded(0);
         let mut model = faulty(|_| false)?;
         let scaler = GradScalerConfig { init_scale, ..Default::default() };
-        let config = TrainerConfig { on_non_finite: policy, scaler, ..config(Precision::F16Mixed) };
+        let config = config(Precision::F16Mixed).with(|config| {
+            config.recovery.on_non_finite = policy;
+            config.numerics.scaler = scaler;
+        });
         let record = train(&config, &mut model)?;
         Ok((record, fingerprint(&model)))
     };
@@ -166,11 +169,10 @@ fn lowering_the_scale_runs_the_same_examples_again() -> Result<()> {
 #[test]
 fn the_last_good_state_comes_back() -> Result<()> {
     let _generator = seeded(0);
-    let restoring = TrainerConfig {
-        on_non_finite: NonFinite::RestoreLastGood,
-        keep_good_every_n_steps: 5,
-        ..config(Precision::F32True)
-    };
+    let restoring = config(Precision::F32True).with(|config| {
+        config.recovery.on_non_finite = NonFinite::RestoreLastGood;
+        config.recovery.keep_good_every_n_steps = 5;
+    });
     let mut model = faulty(|run| run == 7)?;
     let record = train(&restoring, &mut model)?;
     assert_eq!(record.recoveries, [(8, Recovery::Restored { global_step: 5 })]);
@@ -196,8 +198,8 @@ fn falling_back_to_bf16_goes_on_with_the_same_weights() -> Result<()> {
     let mut model = Model::regression(Sequential::new(layers), |_| {
         OptimizerConfig::new(Adam { lr: 1e-3, ..Default::default() })
     });
-    let config =
-        TrainerConfig { on_non_finite: NonFinite::FallBackToBf16, ..config(Precision::F16Mixed) };
+    let config = config(Precision::F16Mixed)
+        .with(|config| config.recovery.on_non_finite = NonFinite::FallBackToBf16);
     let options = (Kind::Float, device());
     let large = Batch::new(Tensor::full([8, 4], 1e6, options), Tensor::zeros([8, 4], options))?;
     let record = fit(&config, &mut model, &same(large, 2)?).1?;
@@ -217,11 +219,10 @@ fn falling_back_to_bf16_goes_on_with_the_same_weights() -> Result<()> {
 #[case::halt(AtFloor::Halt)]
 fn the_scale_has_a_floor(#[case] then: AtFloor) -> Result<()> {
     let _generator = seeded(0);
-    let config = TrainerConfig {
-        scaler: GradScalerConfig { init_scale: 4.0, ..Default::default() },
-        scale_floor: ScaleFloor { min_scale: 1.0, then },
-        ..config(Precision::F16Mixed)
-    };
+    let config = config(Precision::F16Mixed).with(|config| {
+        config.numerics.scaler = GradScalerConfig { init_scale: 4.0, ..Default::default() };
+        config.recovery.scale_floor = ScaleFloor { min_scale: 1.0, then };
+    });
     let outcome = train(&config, &mut faulty(|run| run < 4)?);
     match then {
         AtFloor::Halt => {
@@ -252,7 +253,8 @@ fn the_scale_has_a_floor(#[case] then: AtFloor) -> Result<()> {
 #[case(1e-39)]
 fn a_floor_that_cannot_be_divided_by_is_refused(#[case] min_scale: f64) -> Result<()> {
     let scale_floor = ScaleFloor { min_scale, then: AtFloor::Warn };
-    let config = TrainerConfig { scale_floor, ..config(Precision::F16Mixed) };
+    let config =
+        config(Precision::F16Mixed).with(|config| config.recovery.scale_floor = scale_floor);
     let said = message(train(&config, &mut faulty(|_| false)?));
     assert!(said.contains("the scale floor is") && said.contains("at least 1.17549"), "{said}");
     Ok(())
@@ -288,11 +290,10 @@ fn a_batch_that_does_not_fit_runs_in_parts(#[case] window: i64) -> Result<()> {
         let mut model = Model::regression(Sequential::new(layers), sgd);
         let all = digits(40)?;
         let data = Batch::new(all.input.shallow_clone(), all.input.narrow(1, 20, 3).copy())?;
-        let config = TrainerConfig {
-            accumulate_grad_batches: window,
-            micro_batching,
-            ..config(Precision::F64True)
-        };
+        let config = config(Precision::F64True).with(|config| {
+            config.optimization.accumulate_grad_batches = window;
+            config.memory.micro_batching = micro_batching;
+        });
         let (events, record) = fit(&config, &mut model, &same(data, 10)?);
         let weights: Vec<f64> = nn::parameters(&model)
             .iter()

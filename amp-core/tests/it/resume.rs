@@ -77,19 +77,16 @@ pub(crate) fn adam(_: &TrainingPlan) -> OptimizerConfig {
 }
 
 fn config(precision: Precision, window: i64) -> TrainerConfig {
-    TrainerConfig {
-        max_epochs: 2,
-        accumulate_grad_batches: window,
-        log_every_n_steps: 1,
-        gradient_clip: Some(Clip::Norm(1.0)),
-        // The first steps overflow, and the scale grows soon after.
-        scaler: GradScalerConfig {
+    TrainerConfig { max_epochs: 2, ..TrainerConfig::new(precision, device()) }.with(|config| {
+        config.optimization.accumulate_grad_batches = window;
+        config.logging.log_every_n_steps = 1;
+        config.optimization.gradient_clip = Some(Clip::Norm(1.0)); // The first steps overflow, and the scale grows soon after.
+        config.numerics.scaler = GradScalerConfig {
             init_scale: if window == 1 { 2f64.powi(24) } else { 2f64.powi(21) },
             growth_interval: 3,
             ..Default::default()
-        },
-        ..TrainerConfig::new(precision, device())
-    }
+        };
+    })
 }
 
 fn model(optimizer: Optimizers) -> Result<Model> {
@@ -176,9 +173,10 @@ fn resuming_at_any_step_is_the_run_that_was_not_stopped(
         let trainer = Trainer::new(config.clone()).resume_from(&path).callback(&mut callback);
         let (resumed_events, record) = run(trainer, &mut resumed, &data);
         let _: RunRecord = record?;
-        let saved = events.iter().position(|event| *event == Event::Saved { path: path.clone() });
+        let saved = events.iter().position(|event| *event == Event::Saving { path: path.clone() });
         let rest = &events[saved.expect("it was saved") + 1..];
-        let no_saves = |event: &&Event| !matches!(event, Event::Saved { .. });
+        let no_saves =
+            |event: &&Event| !matches!(event, Event::Saving { .. } | Event::Saved { .. });
         let expected: Vec<_> = rest.iter().filter(no_saves).filter_map(comparable).collect();
         let seen: Vec<_> = resumed_events.iter().filter(no_saves).filter_map(comparable).collect();
         assert_eq!(seen, expected, "after step {step}");
@@ -270,7 +268,8 @@ fn a_models_own_state_goes_with_the_checkpoint() -> Result<()> {
 fn a_fallen_back_run_goes_on_as_it_was() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let mut config = config(Precision::F16Mixed, 1);
-    config.scale_floor = ScaleFloor { min_scale: 2f64.powi(23), then: AtFloor::FallBackToBf16 };
+    config.recovery.scale_floor =
+        ScaleFloor { min_scale: 2f64.powi(23), then: AtFloor::FallBackToBf16 };
     let data = data()?;
     let straight = {
         let _generator = seeded(7);

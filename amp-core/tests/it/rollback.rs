@@ -56,10 +56,12 @@ fn config(on_non_finite: NonFinite) -> TrainerConfig {
     TrainerConfig {
         max_epochs: 1,
         shuffle: false,
-        on_non_finite,
-        scaler: GradScalerConfig { init_scale: 8192.0, ..Default::default() },
         ..TrainerConfig::new(Precision::F16Mixed, device())
     }
+    .with(|config| {
+        config.recovery.on_non_finite = on_non_finite;
+        config.numerics.scaler = GradScalerConfig { init_scale: 8192.0, ..Default::default() };
+    })
 }
 
 fn train(config: TrainerConfig, data: &DataModule) -> Result<(Net, RunRecord)> {
@@ -108,7 +110,8 @@ fn a_skipped_step_changes_nothing() -> Result<()> {
 #[test]
 fn lightnings_rule_keeps_the_traces() -> Result<()> {
     let data = data(3, &[2])?;
-    let advances = TrainerConfig { skipped_step_advances: true, ..config(NonFinite::Skip) };
+    let advances =
+        config(NonFinite::Skip).with(|config| config.recovery.skipped_step_advances = true);
     let (kept, record) = train(advances, &data)?;
     assert_eq!((record.end.skipped, kept.seen), (1, 3));
     let (undone, _) = train(config(NonFinite::Skip), &data)?;
@@ -127,14 +130,14 @@ fn lightnings_rule_keeps_the_traces() -> Result<()> {
 #[rstest]
 fn a_repeated_step_counts_once(#[values(1, 2)] window: i64) -> Result<()> {
     let data = data(4, &[1])?;
-    let repeat = TrainerConfig { accumulate_grad_batches: window, ..config(NonFinite::LowerScale) };
+    let repeat = config(NonFinite::LowerScale)
+        .with(|config| config.optimization.accumulate_grad_batches = window);
     let (repeated, record) = train(repeat.clone(), &data)?;
     assert!(record.end.skipped > 0, "nothing overflowed");
     let scale = record.end.scale.expect("a scale");
-    let low = TrainerConfig {
-        scaler: GradScalerConfig { init_scale: scale, ..Default::default() },
-        ..repeat
-    };
+    let low = repeat.with(|config| {
+        config.numerics.scaler = GradScalerConfig { init_scale: scale, ..Default::default() }
+    });
     let (straight, record) = train(low, &data)?;
     assert_eq!(record.end.skipped, 0);
     same(&repeated, &straight);

@@ -49,7 +49,7 @@ fn brief(event: &Event) -> String {
 fn events_come_in_order() -> Result<()> {
     let _generator = seeded(0);
     let mut config = config(Precision::F16True);
-    config.log_every_n_steps = 2;
+    config.logging.log_every_n_steps = 2;
     let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(AdamW::default()));
     let (events, record) = fit(&config, &mut model, &same(constant(5, 3, 1.0)?, 2)?);
     record?;
@@ -263,10 +263,10 @@ fn a_subscribers_error_ends_the_run() -> Result<()> {
 /// What cannot run is refused before anything is said or changed.
 #[rstest]
 #[case(|config: &mut TrainerConfig| config.max_epochs = 0, "max_epochs is 0, but must be at least 1")]
-#[case(|config: &mut TrainerConfig| config.accumulate_grad_batches = 0, "accumulate_grad_batches is 0")]
-#[case(|config: &mut TrainerConfig| config.log_every_n_steps = -1, "log_every_n_steps is -1")]
-#[case(|config: &mut TrainerConfig| config.gradient_clip = Some(Clip::Norm(0.0)), "takes a positive limit")]
-#[case(|config: &mut TrainerConfig| config.scaler.growth_factor = 0.5, "growth factor is 0.5")]
+#[case(|config: &mut TrainerConfig| config.optimization.accumulate_grad_batches = 0, "accumulate_grad_batches is 0")]
+#[case(|config: &mut TrainerConfig| config.logging.log_every_n_steps = -1, "log_every_n_steps is -1")]
+#[case(|config: &mut TrainerConfig| config.optimization.gradient_clip = Some(Clip::Norm(0.0)), "takes a positive limit")]
+#[case(|config: &mut TrainerConfig| config.numerics.scaler.growth_factor = 0.5, "growth factor is 0.5")]
 fn a_configuration_that_cannot_run_is_refused(
     #[case] change: fn(&mut TrainerConfig),
     #[case] says: &str,

@@ -21,7 +21,7 @@ use crate::support::{
 
 fn config(precision: Precision) -> TrainerConfig {
     let mut config = TrainerConfig::new(precision, Device::Cpu);
-    (config.max_epochs, config.shuffle, config.log_every_n_steps) = (1, false, 1);
+    (config.max_epochs, config.shuffle, config.logging.log_every_n_steps) = (1, false, 1);
     config
 }
 
@@ -51,7 +51,7 @@ fn trained_on(
         }
     }
     let mut config = config(Precision::F64True);
-    config.accumulate_grad_batches = window;
+    config.optimization.accumulate_grad_batches = window;
     fit(&config, &mut model, &same(Batch::new(inputs, targets)?, batch)?).1?;
     Ok(model)
 }
@@ -91,8 +91,9 @@ fn a_partial_last_window_is_divided_by_its_own_length() -> Result<()> {
 fn overflowing(advances: bool) -> Result<(RunRecord, f64)> {
     let _generator = seeded(0);
     let mut config = config(Precision::F16Mixed);
-    config.skipped_step_advances = advances;
-    config.scaler = GradScalerConfig { init_scale: 2.0_f64.powi(24), ..Default::default() };
+    config.recovery.skipped_step_advances = advances;
+    config.numerics.scaler =
+        GradScalerConfig { init_scale: 2.0_f64.powi(24), ..Default::default() };
     let mut model = Model::regression(linear(8, 8)?, |plan| {
         assert_eq!(plan.estimated_stepping_batches, 12);
         OptimizerConfig::new(Sgd { lr: 1e-3, ..Default::default() })
@@ -132,7 +133,7 @@ fn a_skipped_step_changes_no_weight() -> Result<()> {
     let mut model = Model::regression(linear(8, 8)?, |_| OptimizerConfig::new(AdamW::default()));
     let before = weights(&model);
     let mut config = config(Precision::F16Mixed);
-    config.scaler.init_scale = 2.0_f64.powi(40);
+    config.numerics.scaler.init_scale = 2.0_f64.powi(40);
     let record = fit(&config, &mut model, &same(constant(4, 8, 100.0)?, 2)?).1?;
     assert_eq!((record.end.global_step, record.end.skipped), (0, 2));
     assert_eq!(weights(&model), before);
@@ -178,7 +179,7 @@ fn a_collapsing_scale_ends_the_run() -> Result<()> {
 fn clipping_sees_unscaled_gradients(#[case] clip: Clip, #[case] limit: f64) -> Result<()> {
     let _generator = seeded(0);
     let mut config = config(Precision::F16Mixed);
-    config.gradient_clip = Some(clip);
+    config.optimization.gradient_clip = Some(clip);
     let mut model = Model::regression(linear(8, 8)?, |_| {
         OptimizerConfig::new(Sgd { lr: 1.0, ..Default::default() })
     });
@@ -261,7 +262,7 @@ fn weights_are_cast_once_a_step(#[case] precision: Precision, #[case] casts: boo
     let run = |wipe: bool, epochs| -> Result<Vec<f64>> {
         let _generator = seeded(4);
         let mut config = config(precision);
-        (config.accumulate_grad_batches, config.max_epochs) = (2, epochs);
+        (config.optimization.accumulate_grad_batches, config.max_epochs) = (2, epochs);
         let sgd = Sgd { lr: 0.125, ..Default::default() };
         let mut model = Model::regression(linear(3, 3)?, move |_| OptimizerConfig::new(sgd));
         let mut trainer = Trainer::new(config);

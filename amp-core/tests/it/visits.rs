@@ -136,10 +136,8 @@ fn an_override_that_names_no_module_is_refused(
 #[test]
 fn the_trainer_refuses_a_misspelt_override() -> Result<()> {
     let islands = BTreeMap::from([("modle".to_owned(), Region::Fp32)]);
-    let config = TrainerConfig {
-        islands: islands.into(),
-        ..TrainerConfig::new(Precision::Bf16Mixed, Device::Cpu)
-    };
+    let config = TrainerConfig::new(Precision::Bf16Mixed, Device::Cpu)
+        .with(|config| config.numerics.overrides = islands.into());
     let _generator = seeded(0);
     assert_eq!(
         message(fit(linear(3, 3)?, config)),

@@ -219,7 +219,7 @@ fn the_trainer_passes_it_on(#[case] update: WeightUpdate, #[case] moves: bool) -
     let _generator = seeded(4);
     let mut config = TrainerConfig::new(Precision::Bf16True, device());
     config.max_epochs = 40;
-    config.weight_update = update;
+    config.numerics.weight_update = update;
     let module = linear(8, 8)?;
     for (_, tensor, _) in amp_core::nn::named_tensors(&module) {
         let _ = amp_core::tch::no_grad(|| tensor.shallow_clone().fill_(1.0));
@@ -245,7 +245,7 @@ fn notes(
 ) -> Result<Vec<String>> {
     let _generator = seeded(0);
     let mut config = TrainerConfig::new(precision, device());
-    (config.max_epochs, config.weight_update) = (epochs, update);
+    (config.max_epochs, config.numerics.weight_update) = (epochs, update);
     let mut model = Model::regression(linear(8, 8)?, move |_| {
         let sgd = OptimizerConfig::new(Sgd { lr: rate, ..Default::default() });
         match scheduled {

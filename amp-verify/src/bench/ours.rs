@@ -47,7 +47,10 @@ impl<'a> Ours<'a> {
             _ => (GradientStorage::Full, Moments::Full),
         };
         let own = config(precision, device);
-        let config = TrainerConfig { max_epochs: 1 + epochs, graph, gradients, moments, ..own };
+        let config = TrainerConfig { max_epochs: 1 + epochs, graph, ..own }.with(|config| {
+            config.numerics.gradients = gradients;
+            config.numerics.moments = moments;
+        });
         Self { engine, workload, size, config, ready: None, peak_memory_bytes: None }
     }
 }

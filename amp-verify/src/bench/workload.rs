@@ -207,5 +207,6 @@ impl Task {
 /// The trainer's options, alike for everything that is measured: clipping, and the metrics that the
 /// models declare.
 pub fn config(precision: Precision, device: Device) -> TrainerConfig {
-    TrainerConfig { gradient_clip: Some(Clip::Norm(CLIP)), ..TrainerConfig::new(precision, device) }
+    TrainerConfig::new(precision, device)
+        .with(|config| config.optimization.gradient_clip = Some(Clip::Norm(CLIP)))
 }

@@ -22,6 +22,10 @@ pub struct CheckpointArgs {
     /// Save last.safetensors after every N optimizer steps too
     #[arg(long, value_name = "N", value_parser = positive, requires = "checkpoint_dir")]
     pub every_n_train_steps: Option<u64>,
+    /// When the run ends with an error, save it as it was before the step that failed, as
+    /// on_error.safetensors
+    #[arg(long, requires = "checkpoint_dir", conflicts_with = "save_weights_only")]
+    pub save_on_error: bool,
     /// Save the weights alone, without what a run needs to go on
     #[arg(long, requires = "checkpoint_dir")]
     pub save_weights_only: bool,
@@ -60,6 +64,12 @@ impl CheckpointArgs {
     pub fn last(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| !self.save_weights_only)?;
         Some(folder.join("last.safetensors"))
+    }
+
+    /// Where the run is saved when it ends with an error, if anywhere.
+    pub fn on_error(&self) -> Option<PathBuf> {
+        let folder = self.checkpoint_dir.as_ref().filter(|_| self.save_on_error)?;
+        Some(folder.join("on_error.safetensors"))
     }
 
     /// What saves the best epochs by the model's judge, where that was asked for.

@@ -172,10 +172,10 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     let signal = signals::noted()?;
     let mut case = prepare(registry, &args.run)?;
     case.trainer.loops = args.loops.loops();
-    case.trainer.freeze.clone_from(&args.freeze);
+    case.trainer.optimization.freeze.clone_from(&args.freeze);
     let ema = args.ema_decay.map(|decay| Averaging::Ema { decay });
     let swa = args.swa_start_epoch.map(|start_epoch| Averaging::Swa { start_epoch });
-    case.trainer.averaging = ema.or(swa);
+    case.trainer.optimization.averaging = ema.or(swa);
     case.trainer(args.precision)?;
     let resume_from = args.checkpoints.resume_from()?;
     let mut logs = Logs::new(&args.run.logs)?;
@@ -194,7 +194,15 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     };
     let interruption = Some((signal, args.checkpoints.last()));
     let resume_with = args.checkpoints.resume_with.clone();
-    let extras = Extras { callbacks, resume_from, resume_with, interruption, is_compared: false };
+    let save_on_error = args.checkpoints.on_error();
+    let extras = Extras {
+        callbacks,
+        resume_from,
+        resume_with,
+        interruption,
+        save_on_error,
+        is_compared: false,
+    };
     let outcome = runner::run(&case, args.precision, extras, &mut listen);
     progress.finish();
     if !had_folder {
@@ -324,7 +332,7 @@ pub(super) fn prepare_as(
     let mut case = Case::new(registry, model, choices, device)?;
     if let Some(path) = &args.policy {
         let policy = PolicyFile::read(path, model.name, case.build()?.as_ref())?;
-        case.trainer.islands = policy.islands.into();
+        case.trainer.numerics.overrides = policy.islands.into();
     }
     Ok(case)
 }

@@ -15,7 +15,7 @@ pub use monitors::{Monitor, MonitorArgs};
 
 use std::{path::PathBuf, str::FromStr};
 
-use amp_core::precision::Precision;
+use amp_core::{precision::Precision, trainer::Freeze};
 use clap::{Args, Parser, Subcommand};
 
 pub use crate::options::{Format, LogArgs, RecoveryArgs, RunArgs};
@@ -115,10 +115,10 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub loops: LoopArgs,
-    /// Leave the parameters whose names match these patterns as they are, as in encoder.*; may be
-    /// repeated, or separated by commas
+    /// Leave the parameters whose names match these patterns as they are, as in encoder.*, for the whole
+    /// run or until encoder.*=epoch:3 or encoder.*=step:500; may be repeated, or separated by commas
     #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
-    pub freeze: Vec<String>,
+    pub freeze: Vec<Freeze>,
     /// Validate and save the exponential moving average of the weights with this decay, as in 0.999
     #[arg(long, value_name = "DECAY", conflicts_with = "swa_start_epoch")]
     pub ema_decay: Option<f64>,

@@ -85,10 +85,11 @@ impl DiagnoseArgs {
             batch: &batch,
             device: case.trainer.device,
             seed: case.trainer.seed,
-            islands: case.trainer.islands.clone(),
+            islands: case.trainer.numerics.overrides.clone(),
         };
         let (layers, modules) = module_paths(&subject())?;
-        let scope = Scope { islands: &case.trainer.islands, layers, modules, baseline_moved };
+        let scope =
+            Scope { islands: &case.trainer.numerics.overrides, layers, modules, baseline_moved };
         let mut check: Box<dyn Check> = match self.check {
             Search::Metric => Box::new(MetricLoss::new(case, self.precision, limit, self.seeds)?),
             Search::Layers => {
@@ -103,7 +104,7 @@ impl DiagnoseArgs {
             }
             if let Some(fix) = fix {
                 let reason = format!("{}: {}", self.precision, diagnosis.check);
-                let islands = fp32(&case.trainer.islands, &island.modules);
+                let islands = fp32(&case.trainer.numerics.overrides, &island.modules);
                 let fingerprint = Fingerprint::of(case.trainer.device)?;
                 PolicyFile::new(case.model.name, self.precision, fingerprint, reason, islands)
                     .write(fix)?;
@@ -124,8 +125,8 @@ impl DiagnoseArgs {
             case.trainer.max_epochs = 1;
             case
         };
-        let without = run(&brief(&case.trainer.islands))?;
-        let with_island = run(&brief(&fp32(&case.trainer.islands, &island.modules)))?;
+        let without = run(&brief(&case.trainer.numerics.overrides))?;
+        let with_island = run(&brief(&fp32(&case.trainer.numerics.overrides, &island.modules)))?;
         Ok(Cost {
             train_seconds_ratio: with_island.0 / without.0,
             peak_memory_ratio: with_island.1 / without.1,

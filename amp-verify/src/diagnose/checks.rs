@@ -61,7 +61,8 @@ impl<'a> MetricLoss<'a> {
     /// When training fails, or 32-true's metric is not finite.
     pub fn new(case: &'a Case, precision: Precision, limit: f64, seeds: u64) -> Result<Self> {
         let metric = |seed: u64| -> Result<f64> {
-            let record = train(&with(case, seed, &case.trainer.islands), Precision::F32True)?;
+            let record =
+                train(&with(case, seed, &case.trainer.numerics.overrides), Precision::F32True)?;
             let name = case.model.judge.name;
             if let Some(bad) = record.not_finite().first() {
                 return Err(Error::NonFinite(format!(
@@ -131,7 +132,7 @@ impl Check for LayerError<'_> {
 pub(super) fn with(case: &Case, seed: u64, islands: &Islands) -> Case {
     let mut case = case.clone();
     case.trainer.seed = seed;
-    case.trainer.islands = islands.clone().into();
+    case.trainer.numerics.overrides = islands.clone().into();
     case
 }
 

@@ -207,7 +207,7 @@ impl Job {
             Choices { epochs: Some(self.epochs), seed, graph: Graph::Off, ..Choices::default() };
         let model = registry.find(Some(&self.model))?;
         let mut case = Case::new(registry, model, choices, self.device()?)?;
-        case.trainer.islands = self.islands.clone().into();
+        case.trainer.numerics.overrides = self.islands.clone().into();
         Fault::data(self.fault, precision, &mut case.data);
         Ok(case)
     }
@@ -215,8 +215,8 @@ impl Job {
     /// The trainer's options, broken where the job says so.
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
-        config.provenance = false;
-        config.profile_every_n_steps = None;
+        config.recovery.provenance = false;
+        config.logging.profile_every_n_steps = None;
         Fault::config(self.fault, precision, &mut config);
         config
     }

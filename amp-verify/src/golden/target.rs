@@ -235,12 +235,11 @@ impl Target {
                     Error::config(format!("{} has no data: give it with `data`", subject.name))
                 })?;
                 data.check()?;
-                let trainer = TrainerConfig {
-                    max_epochs: self.epochs.unwrap_or(OWN.0),
-                    gradient_clip: clip.map(Clip::validated).transpose()?,
-                    accumulate_grad_batches: *accumulate,
-                    ..TrainerConfig::new(Precision::F32True, device)
-                };
+                let trainer = TrainerConfig::new(Precision::F32True, device).with(|config| {
+                    config.max_epochs = self.epochs.unwrap_or(OWN.0);
+                    config.optimization.gradient_clip = *clip;
+                    config.optimization.accumulate_grad_batches = *accumulate;
+                });
                 trainer.check()?;
                 let case = Case {
                     model: subject.clone(),

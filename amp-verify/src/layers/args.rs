@@ -74,7 +74,7 @@ fn case_with(
         batch: &batch,
         device: case.trainer.device,
         seed: case.trainer.seed,
-        islands: case.trainer.islands.clone(),
+        islands: case.trainer.numerics.overrides.clone(),
     };
     measure(&subject, options)
 }

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use amp_core::trainer::LoggingConfig;
 use clap::Args;
 
 use super::positive;
@@ -17,7 +18,8 @@ pub struct LogArgs {
     #[arg(long, value_name = "FOLDER")]
     pub log_tensorboard: Option<PathBuf>,
     /// Optimizer steps between two whose values are logged
-    #[arg(long, value_name = "N", value_parser = positive, default_value_t = 50)]
+    #[arg(long, value_name = "N", value_parser = positive, 
+          default_value_t = LoggingConfig::default().log_every_n_steps.cast_unsigned())]
     pub log_every_n_steps: u64,
     /// Measure the phases of every N-th step and print their times [default: the model's own]
     #[arg(long, value_name = "N", value_parser = positive)]
@@ -29,8 +31,12 @@ pub struct LogArgs {
 }
 
 impl LogArgs {
-    /// Steps between two that are profiled; `None` leaves the model's own.
-    pub fn profile_every_n_steps(&self) -> Option<u64> {
-        self.profile.or(self.trace.is_some().then_some(1))
+    /// Which steps are logged and profiled.
+    pub fn logging(&self) -> LoggingConfig {
+        let steps = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        LoggingConfig {
+            log_every_n_steps: steps(self.log_every_n_steps),
+            profile_every_n_steps: self.profile.or(self.trace.is_some().then_some(1)).map(steps),
+        }
     }
 }

@@ -14,7 +14,7 @@ use amp_core::{
     memory::parse_bytes,
     optim::{Moments, WeightUpdate},
     precision::{Clip, GradientStorage},
-    trainer::Graph,
+    trainer::{Graph, MemoryConfig, NumericsConfig},
 };
 use clap::{Args, ValueEnum};
 use serde_json::Value;
@@ -133,15 +133,16 @@ impl RunArgs {
             clip: self.gradient_clip_val.map(Clip::Norm),
             accumulate_grad_batches: self.accumulate_grad_batches,
             max_steps: self.max_steps,
-            log_every_n_steps: Some(self.logs.log_every_n_steps),
-            profile_every_n_steps: self.logs.profile_every_n_steps(),
-            on_non_finite: self.recovery.on_non_finite,
-            scale_floor: self.recovery.scale_floor(),
-            scaler: self.recovery.scaler(),
-            weight_update: self.weight_update,
-            moments: self.moments,
-            gradients: self.gradients,
-            memory_budget: self.memory_budget,
+            logging: self.logs.logging(),
+            numerics: NumericsConfig {
+                scaler: self.recovery.scaler(),
+                weight_update: self.weight_update,
+                moments: self.moments,
+                gradients: self.gradients,
+                ..NumericsConfig::default()
+            },
+            recovery: self.recovery.recovery(),
+            memory: MemoryConfig { budget: self.memory_budget, ..MemoryConfig::default() },
             graph: self.graph,
             early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),
             set: self.set.iter().cloned().collect::<Hyperparameters>(),

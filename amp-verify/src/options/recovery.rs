@@ -2,7 +2,7 @@ use std::str::FromStr;
 
 use amp_core::{
     precision::GradScalerConfig,
-    trainer::{AtFloor, NonFinite, ScaleFloor},
+    trainer::{AtFloor, NonFinite, RecoveryConfig, ScaleFloor},
 };
 use clap::Args;
 
@@ -43,9 +43,13 @@ impl RecoveryArgs {
         }
     }
 
-    /// The floor of the loss scale.
-    pub fn scale_floor(&self) -> ScaleFloor {
-        ScaleFloor { min_scale: self.min_scale, then: self.at_min_scale }
+    /// What happens to steps that are not finite.
+    pub fn recovery(&self) -> RecoveryConfig {
+        RecoveryConfig {
+            on_non_finite: self.on_non_finite,
+            scale_floor: ScaleFloor { min_scale: self.min_scale, then: self.at_min_scale },
+            ..RecoveryConfig::default()
+        }
     }
 }
 

@@ -41,7 +41,7 @@ pub fn measure_steps(case: &Case, comparison: &Comparison) -> Result<Vec<Report>
         measured.push(Precision::F32True);
     }
     let scale = comparison.runs.iter().find_map(|run| run.final_scale);
-    let scale = scale.unwrap_or(case.trainer.scaler.init_scale);
+    let scale = scale.unwrap_or(case.trainer.numerics.scaler.init_scale);
     let log2_scale = scale.log2().round() as i32;
     let measure =
         |precision| layers::measure_case(case, Options { log2_scale, ..Options::new(precision) });

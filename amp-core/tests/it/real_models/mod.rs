@@ -23,14 +23,12 @@ fn train(
     precision: Precision,
     max_epochs: i64,
 ) -> Result<RunRecord> {
-    let config = TrainerConfig {
-        max_epochs,
-        log_every_n_steps: 1000,
-        scaler: GradScalerConfig { init_scale: 1024.0, ..Default::default() },
-        // Losses over pairs of examples are not sums over parts.
-        micro_batching: false,
-        ..TrainerConfig::new(precision, device())
-    };
+    let config =
+        TrainerConfig { max_epochs, ..TrainerConfig::new(precision, device()) }.with(|config| {
+            config.logging.log_every_n_steps = 1000;
+            config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() }; // Losses over pairs of examples are not sums over parts.
+            config.memory.micro_batching = false;
+        });
     let record = Trainer::new(config).fit(model, data)?;
     for value in record.epochs.iter().flat_map(|epoch| epoch.train.iter().chain(&epoch.val)) {
         assert!(value.value.is_finite(), "{} is {}", value.name, value.value);

@@ -73,8 +73,9 @@ pub(crate) fn device() -> Device {
 pub(crate) fn logged_run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
     let _generator = seeded(0);
     let mut config = TrainerConfig::new(Precision::F16Mixed, Device::Cpu);
-    (config.max_epochs, config.log_every_n_steps) = (2, 2);
-    config.scaler = GradScalerConfig { init_scale: 2.0_f64.powi(22), ..Default::default() };
+    (config.max_epochs, config.logging.log_every_n_steps) = (2, 2);
+    config.numerics.scaler =
+        GradScalerConfig { init_scale: 2.0_f64.powi(22), ..Default::default() };
     let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(AdamW::default()));
     heard(config, &mut model, listener)
 }

@@ -149,7 +149,8 @@ impl Steps<'_> {
         // Enough for the scale to come down, and an end where no step is ever applied.
         config.max_epochs = 12;
         config.max_steps = Some(steps);
-        config.scaler = GradScalerConfig { init_scale, growth_interval: 4, ..config.scaler };
+        config.numerics.scaler =
+            GradScalerConfig { init_scale, growth_interval: 4, ..config.numerics.scaler };
         config
     }
 
@@ -162,7 +163,8 @@ impl Steps<'_> {
         let tracer = Tracer(Rc::new(RefCell::new(trace)));
         let model = self.job.model(self.case, self.precision)?;
         let initial = parameters(model.as_ref())?;
-        let mut model = Tapped::new(model, Still(tracer.clone(), config.islands.clone()));
+        let mut model =
+            Tapped::new(model, Still(tracer.clone(), config.numerics.overrides.clone()));
         let mut trainer = Trainer::new(config).callback(tracer.clone());
         if let Some(path) = resume {
             if Fault::loses_state(self.job.fault) {

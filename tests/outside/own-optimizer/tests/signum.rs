@@ -192,7 +192,7 @@ fn config(precision: Precision, epochs: i64) -> TrainerConfig {
     let mut config = TrainerConfig::new(precision, Device::Cpu);
     (config.max_epochs, config.seed) = (epochs, 7);
     // The gradients of this net do not overflow with it: no step is skipped.
-    config.scaler.init_scale = 1024.0;
+    config.numerics.scaler.init_scale = 1024.0;
     config
 }
 

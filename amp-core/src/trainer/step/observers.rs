@@ -1,20 +1,31 @@
-//! Who is told of a run: the callbacks in the order they were added, and where events go.
+//! What follows a run: callbacks in the order they were added, the receiver of events, the log.
 
 use crate::{
     Hook, Result,
     callback::{Action, Callback},
     event::Event,
+    log::Log,
     precision::{Gradients, Unscaled},
 };
 
 /// Where events go.
-pub(super) type Emit<'a> = dyn FnMut(Event) -> Result<()> + 'a;
+pub(in crate::trainer) type Emit<'a> = dyn FnMut(Event) -> Result<()> + 'a;
+
+/// What follows a run.
+pub(in crate::trainer) struct Observers<'r, 'c> {
+    pub(in crate::trainer) callbacks: Callbacks<'r, 'c>,
+    pub(in crate::trainer) emit: &'r mut Emit<'r>,
+    /// The running epoch's values.
+    pub(in crate::trainer) log: Log,
+}
 
 /// The callbacks of a run, called in the order they were added.
-pub(super) struct Callbacks<'r, 'c>(pub(super) &'r mut [Box<dyn Callback + 'c>]);
+pub(in crate::trainer) struct Callbacks<'r, 'c>(
+    pub(in crate::trainer) &'r mut [Box<dyn Callback + 'c>],
+);
 
 impl Callbacks<'_, '_> {
-    pub(super) fn each(
+    pub(in crate::trainer) fn each(
         &mut self,
         mut call: impl FnMut(&mut dyn Callback) -> Result<Vec<Action>>,
     ) -> Result<Vec<Action>> {

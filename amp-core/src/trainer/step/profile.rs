@@ -41,7 +41,7 @@ impl Mark {
 }
 
 /// A step that is being profiled, or waits to be read.
-pub(super) struct Recording {
+pub(in crate::trainer) struct Recording {
     epoch: i64,
     batch: i64,
     start: Mark,
@@ -51,7 +51,7 @@ pub(super) struct Recording {
 }
 
 /// Profiles the steps it is told to.
-pub(super) struct Profiler {
+pub(in crate::trainer) struct Profiler {
     device: Device,
     origin: Option<Mark>,
     running: Option<Recording>,
@@ -64,7 +64,7 @@ impl Profiler {
     }
 
     /// Begins a step.
-    pub(super) fn start(&mut self, epoch: i64, batch: i64) -> Result<()> {
+    pub(in crate::trainer) fn start(&mut self, epoch: i64, batch: i64) -> Result<()> {
         if self.origin.is_none() {
             self.origin = Some(Mark::now(self.device)?);
         }
@@ -79,7 +79,7 @@ impl Profiler {
     }
 
     /// Ends a phase of the step that is being profiled, if one is.
-    pub(super) fn lap(&mut self, phase: Phase) -> Result<()> {
+    pub(in crate::trainer) fn lap(&mut self, phase: Phase) -> Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
         running.ends.push((Some(phase), Mark::now(self.device)?));
         if self.device.is_cuda() {
@@ -90,12 +90,12 @@ impl Profiler {
     }
 
     /// Looks away for a while.
-    pub(super) fn suspend(&mut self) -> Option<Recording> {
+    pub(in crate::trainer) fn suspend(&mut self) -> Option<Recording> {
         self.running.take()
     }
 
     /// Goes on with a step; what was since it was left belongs to no phase.
-    pub(super) fn resume(&mut self, recording: Option<Recording>) -> Result<()> {
+    pub(in crate::trainer) fn resume(&mut self, recording: Option<Recording>) -> Result<()> {
         self.running = recording;
         if let Some(running) = &mut self.running {
             running.ends.push((None, Mark::now(self.device)?));
@@ -104,12 +104,12 @@ impl Profiler {
     }
 
     /// Ends the step.
-    pub(super) fn stop(&mut self) {
+    pub(in crate::trainer) fn stop(&mut self) {
         self.done.extend(self.running.take());
     }
 
     /// What was profiled since the last call. Waits for the device.
-    pub(super) fn take(&mut self) -> Result<Vec<Profile>> {
+    pub(in crate::trainer) fn take(&mut self) -> Result<Vec<Profile>> {
         let Some(origin) = &self.origin else { return Ok(Vec::new()) };
         let read = |recording: Recording| -> Result<Profile> {
             let Recording { epoch, batch, start, ends, memory } = recording;

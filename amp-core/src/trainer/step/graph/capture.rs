@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    super::{kept::Kept, step::StepRunner, window::Examples},
+    super::{examples::Examples, kept::Kept, state::StepState},
     refused,
 };
 use crate::{
@@ -45,35 +45,37 @@ pub(super) struct StepGraph {
 impl StepGraph {
     /// Captures a step on batches like these. Nothing is computed and nothing changes.
     pub(super) fn capture(
-        runner: &mut StepRunner<'_>,
+        state: &mut StepState<'_>,
         model: &mut dyn LightningModule,
         batches: &[AnyBatch],
         shares: &[f64],
         slots: usize,
     ) -> Result<Self> {
-        let Device::Cuda(index) = runner.policy().device else {
+        let Device::Cuda(index) = state.policy().device else {
             return Err(refused("they need a CUDA device"));
         };
-        let device = runner.policy().device;
+        let device = state.policy().device;
         let buffers = buffers(model, device)?;
         let inputs = batches.iter().map(AnyBatch::copied).collect::<Result<Vec<_>>>()?;
         let void = Tensor::f_zeros([0_i64; 0], (Kind::Float, device))?;
         let room = CapturedLog::room(device)?;
-        runner.optim.write_rates()?;
-        runner.begin_capture(&inputs, shares)?;
+        state.optim.write_rates()?;
+        state.optim.zero_grad()?;
         // What the eager steps left cached would lie beside the graph's own memory.
         ffi::cuda_empty_cache()?;
-        let steps = captured_steps(runner).collect();
+        let steps = captured_steps(state).collect();
         let captured = CudaGraph::capture(index, || {
-            ffi::without_synchronization(|| capture_step(runner, model, inputs.len(), &void, &room))
+            ffi::without_synchronization(|| {
+                capture_step(state, model, &inputs, shares, &void, &room)
+            })
         });
-        runner.end_capture();
+        state.optim.scaler.forget();
         let (graph, Captured { losses, report, log, grads, stepped }) = captured.map_err(why)?;
         let room = Tensor::f_zeros([report.numel() as i64], (report.kind(), Device::Cpu))?;
         let reports = (0..slots).map(|_| ffi::pinned(&room)).collect::<Result<_>>()?;
         let sums = log.sums().map(Tensor::shallow_clone);
         let kept = Kept::new(buffers.into_iter().chain(sums).collect(), slots)?;
-        let precision = runner.policy().precision;
+        let precision = state.policy().precision;
         Ok(Self {
             graph,
             inputs,
@@ -92,14 +94,14 @@ impl StepGraph {
     }
 
     /// Whether it computes in the run's precision and holds what can be captured now.
-    pub(super) fn is_of(&self, runner: &StepRunner<'_>) -> bool {
-        self.precision == runner.policy().precision
-            && captured_steps(runner).eq(self.steps.iter().copied())
+    pub(super) fn is_of(&self, state: &StepState<'_>) -> bool {
+        self.precision == state.policy().precision
+            && captured_steps(state).eq(self.steps.iter().copied())
     }
 
     /// Whether a step on these batches is the one that was captured.
-    pub(super) fn fits(&self, examples: &Examples, runner: &StepRunner<'_>) -> bool {
-        self.is_of(runner)
+    pub(super) fn fits(&self, examples: &Examples, state: &StepState<'_>) -> bool {
+        self.is_of(state)
             && self.shares == examples.shares
             && self.inputs.len() == examples.batches.len()
             && self.inputs.iter().zip(&examples.batches).all(|(own, other)| own.is_like(other))
@@ -136,8 +138,8 @@ impl StepGraph {
         losses.collect()
     }
 
-    /// Takes back what a step that was left out, and those after it, changed.
-    pub(super) fn take_back(&self, slot: usize) -> Result<()> {
+    /// Restores what a step that was left out, and the steps after it, have changed.
+    pub(super) fn roll_back(&self, slot: usize) -> Result<()> {
         self.kept.restore(slot)?;
         let _ = self.void.shallow_clone().f_zero_()?;
         Ok(())
@@ -145,8 +147,8 @@ impl StepGraph {
 }
 
 /// Which optimizers' steps can be captured now.
-fn captured_steps(runner: &StepRunner<'_>) -> impl Iterator<Item = bool> {
-    runner.optim.scheduled.iter().map(|scheduled| scheduled.optimizer.abilities().captures)
+fn captured_steps(state: &StepState<'_>) -> impl Iterator<Item = bool> {
+    state.optim.scheduled.iter().map(|scheduled| scheduled.optimizer.abilities().captures)
 }
 
 struct Captured {
@@ -158,29 +160,32 @@ struct Captured {
 }
 
 fn capture_step(
-    runner: &mut StepRunner<'_>,
+    state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
-    batches: usize,
+    batches: &[AnyBatch],
+    shares: &[f64],
     void: &Tensor,
     room: &Tensor,
 ) -> Result<Captured> {
     let (mut losses, mut logs) = (Vec::new(), Vec::new());
-    for at in 0..batches {
+    let casts = state.keep_casts()?;
+    for (index, (batch, share)) in (0..).zip(batches.iter().zip(shares)) {
         let mut log = Log::default();
-        losses.push(runner.forward_backward(model, at, at as i64, &mut log, None)?);
+        losses.push(state.passes().run(model, batch, *share, index, &mut log)?);
         logs.push(log);
     }
-    runner.end_passes();
-    let gradients = runner.optim.unscale_and_clip()?;
-    runner.optim.scaler.note_non_finite(void)?;
-    let stepped = runner.optim.apply_captured(&gradients, void)?;
-    runner.optim.scaler.update_applied()?;
+    // The next change of the weights makes them invalid.
+    drop(casts);
+    let gradients = state.optim.unscale_and_clip()?;
+    state.optim.scaler.note_non_finite(void)?;
+    let stepped = state.optim.apply_captured(&gradients, void)?;
+    state.optim.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let reported = std::iter::once(void).chain(&losses).map(|tensor| tensor.f_reshape([1]));
     // In the widest of their dtypes, which holds each as it is.
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();
-    let grads = runner.optim.scheduled.iter().map(|scheduled| {
+    let grads = state.optim.scheduled.iter().map(|scheduled| {
         let parameters = scheduled.optimizer.parameters();
         let grads = Grads::of(parameters)?;
         let pairs = grads

@@ -1,52 +1,18 @@
 //! Averages of the weights over the steps or epochs of a run.
 
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    Error, LightningModule, Result,
+    LightningModule, Result,
     memory::{copy_of, tensor_bytes},
     precision::is_floating,
     state::State,
+    trainer::config::Averaging,
     weights,
 };
 
-/// How a run averages its weights (torch.optim.swa_utils.AveragedModel, buffers included). Validation and
-/// checkpoints have the averaged weights, and the model has them after the run; training goes on with its
-/// own, which checkpoints keep besides.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Averaging {
-    /// Exponential moving average: after each applied step, average ← decay · average + (1 − decay) ·
-    /// weight. The first step's weights are the first average.
-    Ema {
-        /// From 0 to below 1, as 0.999.
-        decay: f64,
-    },
-    /// Stochastic weight averaging: the mean of the weights at the ends of epochs.
-    Swa {
-        /// The first epoch whose end counts, from 0.
-        start_epoch: i64,
-    },
-}
-
-impl Averaging {
-    pub(super) fn check(self) -> Result<()> {
-        match self {
-            Self::Ema { decay } if !(0.0..1.0).contains(&decay) => Err(Error::config(format!(
-                "the decay of the average is {decay}, but must be at least 0 and below 1"
-            ))),
-            Self::Swa { start_epoch } if start_epoch < 0 => Err(Error::config(format!(
-                "the average's first epoch is {start_epoch}, but epochs count from 0"
-            ))),
-            _ => Ok(()),
-        }
-    }
-}
-
 /// The averaged tensors of a model.
-pub(super) struct Average {
+pub(in crate::trainer) struct Average {
     averaging: Averaging,
     names: Vec<String>,
     live: Vec<Tensor>,
@@ -73,14 +39,14 @@ impl Average {
         }
     }
 
-    /// After an epoch.
-    pub(super) fn follow_epoch(&mut self, epoch: i64) -> Result<()> {
-        match self.averaging {
-            Averaging::Swa { start_epoch } if epoch >= start_epoch => {
-                self.update(1.0 / (self.updates + 1) as f64)
-            }
-            _ => Ok(()),
-        }
+    /// Whether an epoch's end changes the average.
+    pub(super) fn follows_epoch(&self, epoch: i64) -> bool {
+        matches!(self.averaging, Averaging::Swa { start_epoch } if epoch >= start_epoch)
+    }
+
+    /// After an epoch that it follows.
+    pub(super) fn follow_epoch(&mut self) -> Result<()> {
+        self.update(1.0 / (self.updates + 1) as f64)
     }
 
     /// Moves the average by this part of its way to the weights.
@@ -124,7 +90,7 @@ impl Average {
     }
 
     /// What a checkpoint needs besides the model's weights, which are the averaged ones there.
-    pub(super) fn state(&self) -> Result<State> {
+    pub(in crate::trainer) fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put("updates", &self.updates)?;
         for (name, tensor) in self.names.iter().zip(&self.shadow) {
@@ -134,7 +100,7 @@ impl Average {
     }
 
     /// Goes on from a saved state; the model has the file's weights.
-    pub(super) fn load_state(&mut self, state: &State) -> Result<()> {
+    pub(in crate::trainer) fn load_state(&mut self, state: &State) -> Result<()> {
         self.updates = state.get("updates")?;
         for (name, shadow) in self.names.iter().zip(&self.shadow) {
             let current = state.tensor_like(&format!("current/{name}"), shadow)?;

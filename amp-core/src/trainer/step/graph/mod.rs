@@ -2,8 +2,8 @@
 //!
 //! The graph holds the forward and backward passes of a step's batches, unscaling, the look for
 //! what is not finite, clipping, the optimizers' kernels where those are ours, the scaler's update and
-//! the sums of what is logged. Other optimizers' kernels follow it in the stream, since their rates
-//! are the host's. Some steps are [in flight](flight) at a time, so that the device need not wait for
+//! the sums of what is logged. Other optimizers' kernels follow it in the stream, because their rates
+//! are the host's. Some steps are [queued](queue) at a time, so that the device need not wait for
 //! the host.
 //!
 //! A step that is not finite stops the device: neither it nor any step after it moves a parameter.
@@ -13,63 +13,45 @@
 //! with and without graphs.
 
 mod capture;
-mod flight;
+mod queue;
 
-use serde::{Deserialize, Serialize};
+pub(super) use queue::Replay;
 
-pub(super) use flight::Flight;
+use crate::{
+    Error, LightningModule, Result,
+    callback::Callback,
+    module::StepAccess,
+    trainer::config::{Averaging, NonFinite, TrainerConfig},
+};
 
-use super::{TrainerConfig, average::Averaging, recovery::NonFinite};
-use crate::{Error, LightningModule, Result, callback::Callback, module::StepAccess, named::named};
-
-/// Whether steps run as CUDA graphs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Graph {
-    /// Where they can; a note says why not.
-    #[default]
-    Auto,
-    /// They must; an error says why not.
-    On,
-    /// Never.
-    Off,
-}
-
-named!(Graph, "graph mode", {
-    Auto => "auto",
-    On => "on",
-    Off => "off",
-});
-
-/// Steps in flight where nobody needs to see each.
-const IN_FLIGHT: usize = 4;
+/// Steps queued at a time where no observer needs to see each.
+const QUEUED: usize = 4;
 
 /// Steps that run without a graph first: libraries choose their kernels and take their workspaces.
 const WARM_UP: u64 = 3;
 
-/// What all who follow a run's steps need together.
-pub(super) fn step_access(
+/// The closest access that any observer of a run needs.
+pub(in crate::trainer) fn step_access(
     model: &dyn LightningModule,
     callbacks: &[Box<dyn Callback + '_>],
     config: &TrainerConfig,
 ) -> StepAccess {
     let callbacks = callbacks.iter().map(|callback| callback.step_access());
-    let average = match config.averaging {
+    let average = match config.optimization.averaging {
         Some(Averaging::Ema { .. }) => StepAccess::EachStep,
         Some(Averaging::Swa { .. }) | None => StepAccess::Late,
     };
     callbacks.fold(model.step_access().and(average), StepAccess::and)
 }
 
-/// How many steps may be in flight; an error says why none can.
-fn steps_in_flight(config: &TrainerConfig, access: StepAccess) -> Result<usize> {
+/// How many steps may be queued; an error says why none can.
+fn capacity(config: &TrainerConfig, access: StepAccess) -> Result<usize> {
     if !config.device.is_cuda() {
         return Err(refused("they need a CUDA device"));
     }
-    let restores = config.on_non_finite == NonFinite::RestoreLastGood;
+    let restores = config.recovery.on_non_finite == NonFinite::RestoreLastGood;
     match if restores { access.and(StepAccess::EachStep) } else { access } {
-        StepAccess::Late => Ok(IN_FLIGHT),
+        StepAccess::Late => Ok(QUEUED),
         StepAccess::EachStep => Ok(1),
         StepAccess::Within(who) => Err(refused(who)),
     }

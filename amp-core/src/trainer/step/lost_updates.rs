@@ -2,11 +2,12 @@
 
 use tch::{Kind, Tensor};
 
-use super::{TrainerConfig, step::StepRunner};
+use super::state::StepState;
 use crate::{
     Result,
     optim::WeightUpdate,
     precision::{Precision, dtype_name},
+    trainer::config::TrainerConfig,
 };
 
 /// The share of lost updates that is worth a note.
@@ -18,10 +19,10 @@ pub(super) struct Before(Vec<(Tensor, Tensor)>);
 /// Whether updates may be lost in such a run.
 fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
     let narrow = matches!(precision.storage(), Kind::Half | Kind::BFloat16);
-    narrow && config.weight_update == WeightUpdate::RoundToNearest
+    narrow && config.numerics.weight_update == WeightUpdate::RoundToNearest
 }
 
-impl StepRunner<'_> {
+impl StepState<'_> {
     /// Whether it is looked for lost updates in the step after those in flight: the first, tenth, hundredth and so on, until
     /// some were found. The first step of a schedule is often made with a rate that means nothing.
     pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {

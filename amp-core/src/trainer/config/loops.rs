@@ -115,7 +115,7 @@ pub fn parse_time(text: &str) -> Result<Duration> {
 }
 
 /// The time as `HH:MM:SS`.
-pub(super) fn show_time(time: Duration) -> String {
+pub(in crate::trainer) fn show_time(time: Duration) -> String {
     let seconds = time.as_secs();
     format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
@@ -175,7 +175,7 @@ impl Default for Loops {
 
 impl Loops {
     /// Checks each option.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(in crate::trainer) fn check(&self) -> Result<()> {
         let limits = [
             ("limit_train_batches", Some(self.limit_train_batches)),
             ("limit_val_batches", Some(self.limit_val_batches)),
@@ -203,7 +203,7 @@ impl Loops {
     }
 
     /// The options that hold once `fast_dev_run` and `overfit_batches` have set others.
-    pub(super) fn resolved(&self) -> Self {
+    pub(in crate::trainer) fn resolved(&self) -> Self {
         let mut loops = self.clone();
         if let Some(limit) = self.overfit_batches {
             (loops.limit_train_batches, loops.limit_val_batches) = (limit, limit);
@@ -224,7 +224,7 @@ impl Loops {
 
 /// The steps of a run by their places: which of them a validation follows.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Validations {
+pub(in crate::trainer) struct Validations {
     interval: ValCheckInterval,
     every_n_epoch: i64,
     /// Batches of an epoch, and of an optimizer step.
@@ -233,7 +233,7 @@ pub(super) struct Validations {
 }
 
 impl Validations {
-    pub(super) fn new(loops: &Loops, batches: i64, window: i64) -> Self {
+    pub(in crate::trainer) fn new(loops: &Loops, batches: i64, window: i64) -> Self {
         Self {
             interval: loops.val_check_interval,
             every_n_epoch: loops.check_val_every_n_epoch,
@@ -244,7 +244,7 @@ impl Validations {
 
     /// Whether a validation follows the step that ends before batch `end` of the epoch. Times are not
     /// known here.
-    pub(super) fn follows(&self, epoch: i64, end: i64) -> bool {
+    pub(in crate::trainer) fn follows(&self, epoch: i64, end: i64) -> bool {
         match self.interval {
             ValCheckInterval::Fraction(part) => {
                 let every = ((self.batches as f64 * part) as i64).max(1);
@@ -262,18 +262,18 @@ impl Validations {
     }
 
     /// Whether a validation belongs to the end of this epoch, or to the end of a run within it.
-    pub(super) fn ends_epoch(&self, epoch: i64, is_whole: bool) -> bool {
+    pub(in crate::trainer) fn ends_epoch(&self, epoch: i64, is_whole: bool) -> bool {
         let by_fraction = matches!(self.interval, ValCheckInterval::Fraction(_));
         (is_whole || by_fraction) && self.follows(epoch, self.batches)
     }
 
     /// Whether a validation is due so long after the last one.
-    pub(super) fn is_due_after(&self, passed: Duration) -> bool {
+    pub(in crate::trainer) fn is_due_after(&self, passed: Duration) -> bool {
         matches!(self.interval, ValCheckInterval::Time(every) if passed >= every)
     }
 
     /// Whether a validation follows each epoch, and none is within one.
-    pub(super) fn follow_each_epoch(&self) -> bool {
+    pub(in crate::trainer) fn follow_each_epoch(&self) -> bool {
         self.interval == ValCheckInterval::Fraction(1.0) && self.every_n_epoch == 1
     }
 }

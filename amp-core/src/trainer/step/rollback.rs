@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The random numbers and the model's own state before passes that are to leave nothing.
-pub(super) struct Aside {
+pub(in crate::trainer) struct Aside {
     device: Device,
     own: State,
     random: RandomState,
@@ -20,14 +20,14 @@ pub(super) struct Aside {
 
 impl Aside {
     /// Keeps the state of now.
-    pub(super) fn begin(model: &dyn LightningModule, device: Device) -> Result<Self> {
+    pub(in crate::trainer) fn begin(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let mut own = State::default();
         model.on_save_checkpoint(&mut own)?;
         Ok(Self { device, own: own.copied()?, random: RandomState::read(device)? })
     }
 
     /// Brings the kept state back.
-    pub(super) fn end(&self, model: &mut dyn LightningModule) -> Result<()> {
+    pub(in crate::trainer) fn end(&self, model: &mut dyn LightningModule) -> Result<()> {
         if !self.own.is_empty() {
             model.on_load_checkpoint(&self.own)?;
         }
@@ -44,7 +44,7 @@ impl Aside {
 pub(super) struct Rollback {
     device: Device,
     buffers: Kept,
-    /// Once a step has begun.
+    /// While a step runs.
     aside: Option<Aside>,
 }
 
@@ -64,10 +64,16 @@ impl Rollback {
         Ok(())
     }
 
-    /// Brings the kept state back.
+    /// Brings the kept state back, while the step runs.
     pub(super) fn restore(&self, model: &mut dyn LightningModule) -> Result<()> {
+        let Some(aside) = &self.aside else { return Ok(()) };
         self.buffers.restore(0)?;
-        self.aside.as_ref().map_or(Ok(()), |aside| aside.end(model))
+        aside.end(model)
+    }
+
+    /// Ends the step: what it has changed stays.
+    pub(super) fn end(&mut self) {
+        self.aside = None;
     }
 
     /// Lets random numbers be drawn once more.

@@ -2,7 +2,6 @@
 
 use tch::Tensor;
 
-use super::{TrainerConfig, recovery::NonFinite};
 use crate::{
     Error, Result,
     log::Logged,
@@ -12,28 +11,29 @@ use crate::{
         Clip, Deferred, GradScaler, GradientStorage, Gradients, NarrowGradients, Scaled,
         StepOutcome, Unscaled, widen_gradients,
     },
+    trainer::config::{NonFinite, TrainerConfig},
 };
 
 /// The optimizers of a run with their schedules, and the scaler that their gradients pass.
-pub(super) struct Optimization<'a> {
+pub(in crate::trainer) struct Optimization<'a> {
     config: &'a TrainerConfig,
-    pub(super) scheduled: Vec<Scheduled>,
-    pub(super) scaler: GradScaler,
+    pub(in crate::trainer) scheduled: Vec<Scheduled>,
+    pub(in crate::trainer) scaler: GradScaler,
     /// Where gradients may have 16 bits.
     narrow: Option<NarrowGradients>,
     /// What those who follow the steps need.
-    pub(super) access: StepAccess,
+    pub(in crate::trainer) access: StepAccess,
 }
 
 impl<'a> Optimization<'a> {
-    pub(super) fn new(
+    pub(in crate::trainer) fn new(
         config: &'a TrainerConfig,
         scheduled: Vec<Scheduled>,
         access: StepAccess,
     ) -> Result<Self> {
         let scaler = match config.precision.scales_loss() {
-            true => GradScaler::new(config.device, config.scaler)?,
-            false if config.on_non_finite == NonFinite::Ignore => {
+            true => GradScaler::new(config.device, config.numerics.scaler)?,
+            false if config.recovery.on_non_finite == NonFinite::Ignore => {
                 GradScaler::disabled(config.device)?
             }
             false => GradScaler::checking(config.device)?,
@@ -48,31 +48,36 @@ impl<'a> Optimization<'a> {
     }
 
     /// Keeps gradients in full from here on.
-    pub(super) fn keep_full_gradients(&mut self) {
+    pub(in crate::trainer) fn keep_full_gradients(&mut self) {
         self.narrow = None;
     }
 
     /// The scale; `None` where the precision has none.
-    pub(super) fn scale(&self) -> Option<f64> {
+    pub(in crate::trainer) fn scale(&self) -> Option<f64> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
 
     /// The rate of the first optimizer's first group, which stands for all in a line of figures.
-    pub(super) fn lr(&self) -> f64 {
+    pub(in crate::trainer) fn lr(&self) -> f64 {
         self.scheduled.first().map_or(0.0, |first| first.optimizer.rates()[0].lr)
     }
 
-    pub(super) fn zero_grad(&mut self) -> Result<()> {
+    pub(in crate::trainer) fn zero_grad(&mut self) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.zero_grad())
     }
 
+    /// Makes the state of parameters that were unfrozen.
+    pub(in crate::trainer) fn extend(&mut self) -> Result<()> {
+        self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.extend_state())
+    }
+
     /// Whether a hook looks at the gradients before they are clipped.
-    pub(super) fn is_watched(&self) -> bool {
+    pub(in crate::trainer) fn is_watched(&self) -> bool {
         matches!(self.access, StepAccess::Within(_))
     }
 
     /// The gradients of each optimizer in their true size, for hooks to look at.
-    pub(super) fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
+    pub(in crate::trainer) fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
         let mut gradients = Vec::with_capacity(self.scheduled.len());
         for scheduled in &self.scheduled {
             let optimizer = scheduled.optimizer.as_ref();
@@ -88,12 +93,12 @@ impl<'a> Optimization<'a> {
     }
 
     /// Clips what hooks have looked at, by the norm of each optimizer's own gradients, as Lightning does.
-    pub(super) fn clip(
+    pub(in crate::trainer) fn clip(
         &self,
         gradients: Vec<Gradients<Unscaled>>,
     ) -> Result<Vec<Gradients<Deferred>>> {
         let clip = |gradients: Gradients<Unscaled>| {
-            match self.config.gradient_clip {
+            match self.config.optimization.gradient_clip {
                 // The norm stays on the device.
                 Some(Clip::Norm(limit)) => gradients.clip_grad_norm(limit).map(drop)?,
                 Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
@@ -106,10 +111,10 @@ impl<'a> Optimization<'a> {
 
     /// [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the optimizers allow, where
     /// no hook looks at the gradients in between.
-    pub(super) fn unscale_and_clip(&mut self) -> Result<Vec<Gradients<Deferred>>> {
+    pub(in crate::trainer) fn unscale_and_clip(&mut self) -> Result<Vec<Gradients<Deferred>>> {
         // After the step an observer may look at gradients, which are in their true size then.
         let may_defer = matches!(self.access, StepAccess::Late);
-        let limit = match self.config.gradient_clip {
+        let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),
             // A factor takes the scale away as well.
             None if self.scaler.is_enabled() => Some(f64::INFINITY),
@@ -126,7 +131,7 @@ impl<'a> Optimization<'a> {
             if scaled.is_empty() {
                 continue;
             }
-            gradients.push(match (deferred, self.config.gradient_clip) {
+            gradients.push(match (deferred, self.config.optimization.gradient_clip) {
                 (Some(limit), _) => self.scaler.defer(scaled, limit)?,
                 (None, Some(Clip::Norm(limit))) => {
                     self.scaler.unscale_and_clip_norm(scaled, limit)?.into()
@@ -145,14 +150,17 @@ impl<'a> Optimization<'a> {
 
     /// Steps each optimizer that has gradients, or none where one of them is not finite; then moves the
     /// scale. A schedule moves with its optimizer, or with every step where a skipped one counts.
-    pub(super) fn apply(&mut self, gradients: Vec<Gradients<Deferred>>) -> Result<StepOutcome> {
+    pub(in crate::trainer) fn apply(
+        &mut self,
+        gradients: Vec<Gradients<Deferred>>,
+    ) -> Result<StepOutcome> {
         let Self { scheduled, scaler, config, .. } = self;
         let stepped: Vec<bool> =
             scheduled.iter().map(|one| has_gradients(&gradients, one.optimizer.as_ref())).collect();
         let optimizers = scheduled.iter_mut().zip(&stepped).filter(|(_, stepped)| **stepped);
         let optimizers = optimizers.map(|(scheduled, _)| scheduled.optimizer.as_mut());
         let outcome = scaler.step_all(gradients.into_iter().zip(optimizers).collect())?;
-        if outcome == StepOutcome::Applied || config.skipped_step_advances {
+        if outcome == StepOutcome::Applied || config.recovery.skipped_step_advances {
             for (scheduled, _) in
                 scheduled.iter_mut().zip(&stepped).filter(|(_, stepped)| **stepped)
             {
@@ -165,7 +173,7 @@ impl<'a> Optimization<'a> {
     }
 
     /// Steps each optimizer that can be captured, unless `void` is not 0; which of all have gradients.
-    pub(super) fn apply_captured(
+    pub(in crate::trainer) fn apply_captured(
         &mut self,
         gradients: &[Gradients<Deferred>],
         void: &Tensor,
@@ -184,13 +192,17 @@ impl<'a> Optimization<'a> {
     }
 
     /// Brings the rates to where captured steps read them.
-    pub(super) fn write_rates(&mut self) -> Result<()> {
+    pub(in crate::trainer) fn write_rates(&mut self) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.write_rates())
     }
 
     /// Moves the schedules that move by epochs; `logged` are the epoch's values. A schedule whose
     /// monitored value is reported at other moments moves then.
-    pub(super) fn end_epoch(&mut self, logged: &[Logged], more_to_come: bool) -> Result<()> {
+    pub(in crate::trainer) fn end_epoch(
+        &mut self,
+        logged: &[Logged],
+        more_to_come: bool,
+    ) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| match scheduled.monitor() {
             Some(monitor) if more_to_come && !has(logged, monitor) => Ok(()),
             _ => scheduled.advance(Interval::Epoch, logged),
@@ -198,7 +210,7 @@ impl<'a> Optimization<'a> {
     }
 
     /// Moves the schedules that follow a value which a validation within an epoch has reported.
-    pub(super) fn follow_validation(&mut self, logged: &[Logged]) -> Result<()> {
+    pub(in crate::trainer) fn follow_validation(&mut self, logged: &[Logged]) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| match scheduled.monitor() {
             Some(monitor) if has(logged, monitor) => scheduled.advance(Interval::Epoch, logged),
             _ => Ok(()),
@@ -230,12 +242,13 @@ fn keeps_narrow_gradients(config: &TrainerConfig) -> bool {
 }
 
 fn asks_for_narrow_gradients(config: &TrainerConfig) -> bool {
-    config.gradients == GradientStorage::SixteenBit && config.precision.autocast().is_some()
+    config.numerics.gradients == GradientStorage::SixteenBit
+        && config.precision.autocast().is_some()
 }
 
 /// Why gradients are full in a run that asks for 16 bits.
-pub(super) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
-    let why = match (config.device.is_cuda(), config.accumulate_grad_batches) {
+pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
+    let why = match (config.device.is_cuda(), config.optimization.accumulate_grad_batches) {
         _ if !asks_for_narrow_gradients(config) => return None,
         (false, _) => "only CUDA has kernels for those".to_owned(),
         (true, 1) => return None,

@@ -1,0 +1,51 @@
+//! What an optimizer keeps for one parameter.
+
+use tch::Tensor;
+
+use super::{
+    Moments, Storage,
+    algorithm::{Algorithm, Slot},
+    moments::{Codes, Moment},
+    weight_update::wide,
+    working::{Working, moments, working, zeros},
+};
+use crate::{Error, Result, nn::Parameter};
+
+/// What an optimizer keeps for one parameter.
+pub(super) struct ParameterState {
+    /// By slot.
+    pub(super) slots: Vec<Moment>,
+    /// In f32, of a 16-bit parameter.
+    pub(super) master: Option<Tensor>,
+    /// Whether the next step follows the rule of all but the first.
+    pub(super) started: bool,
+}
+
+impl ParameterState {
+    /// The state before the first step.
+    pub(super) fn new<A: Algorithm>(
+        parameter: &Parameter,
+        slots: &[Slot],
+        storage: Storage,
+        started: bool,
+        codes: &mut Codes,
+    ) -> Result<Self> {
+        let Parameter { name, tensor } = parameter;
+        let working = working::<A>(tensor.kind(), storage);
+        let moments = moments(tensor.kind(), storage);
+        let in_parts = working != Working::Itself || moments != Moments::Full;
+        if in_parts && !tensor.is_contiguous() {
+            // Its pieces would be copies.
+            return Err(Error::config(format!(
+                "optimizer: `{name}` is not contiguous, and cannot be stepped in parts"
+            )));
+        }
+        let zeros = |slot| zeros(slot, tensor, working, moments, codes);
+        let slots = slots.iter().map(zeros).collect::<Result<_>>()?;
+        let master = match working {
+            Working::Masters => Some(wide(tensor)?),
+            _ => None,
+        };
+        Ok(Self { slots, master, started })
+    }
+}

@@ -1,0 +1,39 @@
+//! How weights are averaged.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How a run averages its weights (torch.optim.swa_utils.AveragedModel, buffers included). Validation and
+/// checkpoints have the averaged weights, and the model has them after the run; training goes on with its
+/// own, which checkpoints keep besides.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Averaging {
+    /// Exponential moving average: after each applied step, average ← decay · average + (1 − decay) ·
+    /// weight. The first step's weights are the first average.
+    Ema {
+        /// From 0 to below 1, as 0.999.
+        decay: f64,
+    },
+    /// Stochastic weight averaging: the mean of the weights at the ends of epochs.
+    Swa {
+        /// The first epoch whose end counts, from 0.
+        start_epoch: i64,
+    },
+}
+
+impl Averaging {
+    pub(super) fn check(self) -> Result<()> {
+        match self {
+            Self::Ema { decay } if !(0.0..1.0).contains(&decay) => Err(Error::config(format!(
+                "the decay of the average is {decay}, but must be at least 0 and below 1"
+            ))),
+            Self::Swa { start_epoch } if start_epoch < 0 => Err(Error::config(format!(
+                "the average's first epoch is {start_epoch}, but epochs count from 0"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Which parameters are frozen, and until when.
+
+use std::{fmt, str::FromStr};
+
+use crate::{Error, Result};
+
+/// Parameters that stay as they are, for the whole run or until it unfreezes them. As text: a pattern
+/// (`encoder.*`), with `=epoch:3` or `=step:500` for the epoch or the step that trains them first. A
+/// parameter is frozen while any entry of the list freezes it.
+///
+/// ```
+/// use amp_core::trainer::Freeze;
+///
+/// # fn main() -> amp_core::Result<()> {
+/// assert_eq!("encoder.*".parse::<Freeze>()?, Freeze::new("encoder.*"));
+/// assert_eq!("stem.*=epoch:3".parse::<Freeze>()?, Freeze::new("stem.*").until_epoch(3));
+/// assert_eq!("stem.*=step:500".parse::<Freeze>()?, Freeze::new("stem.*").until_step(500));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Freeze {
+    pattern: String,
+    until: Until,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    End,
+    Epoch(i64),
+    Step(u64),
+}
+
+impl Freeze {
+    /// For the whole run; `*` in the pattern is any text, dots included.
+    pub fn new(pattern: impl Into<String>) -> Self {
+        Self { pattern: pattern.into(), until: Until::End }
+    }
+
+    /// Trained from this epoch on, counted from 0.
+    #[must_use]
+    pub fn until_epoch(self, epoch: i64) -> Self {
+        Self { until: Until::Epoch(epoch), ..self }
+    }
+
+    /// Trained once so many optimizer steps have passed.
+    #[must_use]
+    pub fn until_step(self, step: u64) -> Self {
+        Self { until: Until::Step(step), ..self }
+    }
+
+    pub(in crate::trainer) fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
+    /// Whether it freezes at this place of a run.
+    pub(in crate::trainer) fn holds(&self, epoch: i64, global_step: u64) -> bool {
+        match self.until {
+            Until::End => true,
+            Until::Epoch(until) => epoch < until,
+            Until::Step(until) => global_step < until,
+        }
+    }
+
+    /// The step that trains its parameters first, where that is given as a step.
+    pub(in crate::trainer) fn step(&self) -> Option<u64> {
+        match self.until {
+            Until::Step(step) => Some(step),
+            Until::End | Until::Epoch(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Freeze {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.pattern)?;
+        match self.until {
+            Until::End => Ok(()),
+            Until::Epoch(epoch) => write!(f, "=epoch:{epoch}"),
+            Until::Step(step) => write!(f, "=step:{step}"),
+        }
+    }
+}
+
+impl FromStr for Freeze {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let Some((pattern, until)) = text.split_once('=') else {
+            return Ok(Self::new(text));
+        };
+        let number = |digits: &str| digits.parse::<u32>().ok().filter(|number| *number > 0);
+        let (unit, digits) = until.split_once(':').unwrap_or_default();
+        match (unit, number(digits)) {
+            ("epoch", Some(epoch)) => Ok(Self::new(pattern).until_epoch(epoch.into())),
+            ("step", Some(step)) => Ok(Self::new(pattern).until_step(step.into())),
+            _ => Err(Error::config(format!(
+                "freeze: `{until}` is no time to unfreeze at: write {pattern}=epoch:3 or \
+                 {pattern}=step:500, from 1"
+            ))),
+        }
+    }
+}

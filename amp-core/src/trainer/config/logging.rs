@@ -1,0 +1,33 @@
+//! Which steps are reported.
+
+use crate::{Error, Result};
+
+/// Which steps are reported and profiled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoggingConfig {
+    /// Optimizer steps between two logged ones, counted across epochs.
+    pub log_every_n_steps: i64,
+    /// Optimizer steps between two that are profiled, counted across epochs.
+    pub profile_every_n_steps: Option<i64>,
+}
+
+impl Default for LoggingConfig {
+    fn default() -> Self {
+        Self { log_every_n_steps: 50, profile_every_n_steps: None }
+    }
+}
+
+impl LoggingConfig {
+    pub(super) fn check(&self) -> Result<()> {
+        let intervals = [
+            ("log_every_n_steps", self.log_every_n_steps),
+            ("profile_every_n_steps", self.profile_every_n_steps.unwrap_or(1)),
+        ];
+        match intervals.into_iter().find(|(_, steps)| *steps < 1) {
+            Some((name, steps)) => {
+                Err(Error::config(format!("{name} is {steps}, but must be at least 1")))
+            }
+            None => Ok(()),
+        }
+    }
+}

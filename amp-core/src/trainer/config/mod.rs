@@ -1,0 +1,148 @@
+//! The trainer's options.
+
+mod averaging;
+mod freeze;
+mod graph;
+mod logging;
+mod loops;
+mod memory;
+mod numerics;
+mod optimization;
+mod recovery;
+
+use tch::Device;
+
+pub(super) use self::loops::{Validations, show_time};
+pub use self::{
+    averaging::Averaging,
+    freeze::Freeze,
+    graph::Graph,
+    logging::LoggingConfig,
+    loops::{Loops, ValCheckInterval, parse_time},
+    memory::MemoryConfig,
+    numerics::NumericsConfig,
+    optimization::OptimizationConfig,
+    recovery::{AtFloor, NonFinite, RecoveryConfig, ScaleFloor},
+};
+
+use crate::{
+    Error, Result,
+    precision::{Policy, Precision},
+};
+
+/// The trainer's options, by Lightning's names where it has them.
+///
+/// ```
+/// use amp_core::{prelude::*, trainer::NonFinite};
+///
+/// let config = TrainerConfig::new(Precision::F16Mixed, Device::Cpu).with(|config| {
+///     config.max_epochs = 3;
+///     config.optimization.gradient_clip = Some(Clip::Norm(1.0));
+///     config.recovery.on_non_finite = NonFinite::Stop;
+/// });
+/// assert!(config.check().is_ok());
+/// ```
+#[derive(Debug, Clone)]
+pub struct TrainerConfig {
+    /// The precision.
+    pub precision: Precision,
+    /// Where to run.
+    pub device: Device,
+    /// Seed of the order of examples (weights and dropout follow libtorch's generator).
+    pub seed: u64,
+    /// Whether the training set is shuffled anew each epoch.
+    pub shuffle: bool,
+    /// Epochs to train.
+    pub max_epochs: i64,
+    /// Optimizer steps after which training ends, if before the last epoch.
+    pub max_steps: Option<u64>,
+    /// Whether whole steps run as CUDA graphs. The numbers are the same, to the last bit.
+    pub graph: Graph,
+    /// How long the run trains at least, how much of each set it uses and when it validates.
+    pub loops: Loops,
+    /// How the loss is scaled, and in which formats weights, optimizer state and gradients are kept.
+    pub numerics: NumericsConfig,
+    /// What happens to gradients before they are applied, and which weights are trained and averaged.
+    pub optimization: OptimizationConfig,
+    /// How much memory the run may take, and what is done when it is short.
+    pub memory: MemoryConfig,
+    /// What happens to steps whose gradients are not finite, and when the loss scale is too low.
+    pub recovery: RecoveryConfig,
+    /// Which steps are reported and profiled.
+    pub logging: LoggingConfig,
+}
+
+impl TrainerConfig {
+    /// Lightning's defaults, except that a skipped step moves nothing and a step that is not
+    /// finite is skipped under every precision.
+    pub fn new(precision: Precision, device: Device) -> Self {
+        Self {
+            precision,
+            device,
+            seed: 0,
+            shuffle: true,
+            max_epochs: 1000,
+            max_steps: None,
+            graph: Graph::default(),
+            loops: Loops::default(),
+            numerics: NumericsConfig::default(),
+            optimization: OptimizationConfig::default(),
+            memory: MemoryConfig::default(),
+            recovery: RecoveryConfig::default(),
+            logging: LoggingConfig::default(),
+        }
+    }
+
+    /// The same options with those that `set` changes.
+    #[must_use]
+    pub fn with(mut self, set: impl FnOnce(&mut Self)) -> Self {
+        set(&mut self);
+        self
+    }
+
+    /// The policy of the run.
+    pub fn policy(&self) -> Policy {
+        Policy::new(self.precision, self.device)
+    }
+
+    /// Checks what can be checked before a run; [`Trainer::fit`](crate::Trainer::fit) does so too.
+    ///
+    /// # Errors
+    /// When an option is out of range, or not for this precision.
+    pub fn check(&self) -> Result<()> {
+        if self.max_epochs < 1 {
+            let text = format!("max_epochs is {}, but must be at least 1", self.max_epochs);
+            return Err(Error::config(text));
+        }
+        self.optimization.check()?;
+        self.logging.check()?;
+        self.loops.check()?;
+        self.memory.check()?;
+        self.recovery.check(self.precision)
+    }
+
+    /// Refuses what the trainer cannot do for a model that runs its updates itself.
+    pub(super) fn check_manual(&self, model: &str) -> Result<()> {
+        let Self { optimization, memory, recovery, .. } = self;
+        let cannot = [
+            (optimization.gradient_clip.is_some(), "gradient_clip", "clip in manual_step"),
+            (
+                optimization.accumulate_grad_batches > 1,
+                "accumulate_grad_batches",
+                "add up in manual_step",
+            ),
+            (memory.budget.is_some(), "memory_budget", "use Checkpoint layers"),
+            (
+                recovery.runs_again(),
+                "running a step again",
+                "choose skip, stop or restore-last-good",
+            ),
+        ];
+        match cannot.into_iter().find(|(asked, ..)| *asked) {
+            Some((_, what, instead)) => Err(Error::config(format!(
+                "`{model}` optimizes manually, which rules out {what}: {instead}"
+            ))),
+            None => Ok(()),
+        }
+    }
+}

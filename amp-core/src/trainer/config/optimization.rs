@@ -1,0 +1,42 @@
+//! What happens to gradients, and which weights are trained.
+
+use super::{Averaging, Freeze};
+use crate::{Error, Result, precision::Clip};
+
+/// What happens to gradients before they are applied, and which weights are trained and averaged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OptimizationConfig {
+    /// Gradient clipping, if any.
+    pub gradient_clip: Option<Clip>,
+    /// Batches whose gradients are added up to one step.
+    pub accumulate_grad_batches: i64,
+    /// Parameters that stay as they are, for the whole run or until an epoch or step. Meanwhile they have
+    /// no gradient and no optimizer state; batch statistics of their modules still move.
+    pub freeze: Vec<Freeze>,
+    /// How weights are averaged, if they are.
+    pub averaging: Option<Averaging>,
+}
+
+impl Default for OptimizationConfig {
+    fn default() -> Self {
+        Self {
+            gradient_clip: None,
+            accumulate_grad_batches: 1,
+            freeze: Vec::new(),
+            averaging: None,
+        }
+    }
+}
+
+impl OptimizationConfig {
+    pub(super) fn check(&self) -> Result<()> {
+        if self.accumulate_grad_batches < 1 {
+            return Err(Error::config(format!(
+                "accumulate_grad_batches is {}, but must be at least 1",
+                self.accumulate_grad_batches
+            )));
+        }
+        self.averaging.map_or(Ok(()), Averaging::check)?;
+        self.gradient_clip.map(Clip::validated).transpose().map(drop)
+    }
+}

@@ -1,0 +1,75 @@
+//! Steps that end as soon as they are started.
+
+use super::{
+    examples::Examples,
+    executor::{Ended, Executor},
+    observers::Observers,
+    state::StepState,
+};
+use crate::{LightningModule, Result, callback::Action, log::Log};
+
+/// Runs a step on some examples and returns what callbacks ask for.
+pub(super) type RunStep = fn(
+    &mut StepState<'_>,
+    &mut dyn LightningModule,
+    &mut Observers<'_, '_>,
+    &Examples,
+) -> Result<Vec<Action>>;
+
+/// Runs each step to its end as soon as it is started.
+pub(super) struct Direct {
+    run: RunStep,
+    ended: Option<Ended>,
+}
+
+impl Direct {
+    pub(super) fn new(run: RunStep) -> Self {
+        Self { run, ended: None }
+    }
+}
+
+impl Executor for Direct {
+    fn accepts(
+        &mut self,
+        _: &mut StepState<'_>,
+        _: &mut dyn LightningModule,
+        _: &mut Observers<'_, '_>,
+        _: &Examples,
+    ) -> Result<bool> {
+        Ok(self.ended.is_none())
+    }
+
+    fn start(
+        &mut self,
+        state: &mut StepState<'_>,
+        model: &mut dyn LightningModule,
+        observers: &mut Observers<'_, '_>,
+        examples: Examples,
+    ) -> Result<()> {
+        let actions = (self.run)(state, model, observers, &examples)?;
+        self.ended = Some(Ended::Over { next_batch: examples.next_batch(), actions });
+        state.eager += 1;
+        Ok(())
+    }
+
+    fn running(&self) -> u64 {
+        0
+    }
+
+    fn is_full(&self, _: &StepState<'_>) -> bool {
+        self.ended.is_some()
+    }
+
+    fn end(
+        &mut self,
+        _: &mut StepState<'_>,
+        _: &mut dyn LightningModule,
+        _: &mut Observers<'_, '_>,
+    ) -> Result<Option<Ended>> {
+        Ok(self.ended.take())
+    }
+
+    fn release(&mut self, _: &mut Log) -> Result<()> {
+        Ok(())
+    }
+}

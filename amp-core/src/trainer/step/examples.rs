@@ -1,0 +1,114 @@
+//! The batches of one optimizer step.
+
+use tch::Tensor;
+
+use crate::{Error, LightningModule, Result, data::AnyBatch, event::Position};
+
+/// The batches of one optimizer step.
+pub(in crate::trainer) struct Examples {
+    /// The first batch's place.
+    pub(super) start: Position,
+    pub(in crate::trainer) batches: Vec<AnyBatch>,
+    /// The factor of each batch's loss: the sum is a mean over the step's examples, whatever the step's
+    /// length.
+    pub(super) shares: Vec<f64>,
+    /// Whether a step on them was left out by the device: it runs kernel by kernel now.
+    pub(super) void: bool,
+}
+
+impl Examples {
+    /// Batches that are averaged by what the model's [loss counts](LightningModule::loss_weight) of each.
+    pub(in crate::trainer) fn new(
+        model: &dyn LightningModule,
+        start: Position,
+        batches: Vec<AnyBatch>,
+    ) -> Result<Self> {
+        let shares = match batches.as_slice() {
+            // Needs no look at weights on a device.
+            [_] => vec![1.0],
+            several => shares(model, several)?,
+        };
+        Ok(Self { start, batches, shares, void: false })
+    }
+
+    /// The place of the batch at this index of the step.
+    pub(super) fn position(&self, at: usize) -> Position {
+        Position { batch: self.start.batch + at as i64, ..self.start }
+    }
+
+    /// The batch of the epoch that follows the step.
+    pub(super) fn next_batch(&self) -> i64 {
+        self.start.batch + self.batches.len() as i64
+    }
+
+    /// The first part of the first batch.
+    pub(super) fn first_part(&self, parts: i64) -> Result<AnyBatch> {
+        let Some(batch) = self.batches.first() else { return Err(no_examples()) };
+        match batch.split(parts)? {
+            None => Ok(batch.shallow_clone()),
+            Some(parts) => parts.into_iter().next().ok_or_else(no_examples),
+        }
+    }
+
+    /// The batches in the parts that they run in, each with the factor of its loss; those that count
+    /// nothing reach no gradient and are left out.
+    pub(super) fn in_parts(
+        &self,
+        model: &dyn LightningModule,
+        parts: i64,
+    ) -> Result<Vec<(AnyBatch, f64)>> {
+        let mut all = Vec::new();
+        for (batch, share) in self.batches.iter().zip(&self.shares) {
+            match split(model, batch, parts)? {
+                None => all.push((batch.shallow_clone(), *share)),
+                Some(parts) => all.extend(parts.into_iter().map(|(part, of)| (part, share * of))),
+            }
+        }
+        all.retain(|(_, share)| *share > 0.0);
+        Ok(all)
+    }
+
+    /// The losses, one for each batch, of those that count.
+    pub(super) fn counting(&self, losses: &[Tensor]) -> Vec<Tensor> {
+        let pairs = losses.iter().zip(&self.shares).filter(|(_, share)| **share > 0.0);
+        pairs.map(|(loss, _)| loss.shallow_clone()).collect()
+    }
+}
+
+/// A batch in at most so many parts, each with its share of the batch's loss; `None` for one part.
+pub(super) fn split(
+    model: &dyn LightningModule,
+    batch: &AnyBatch,
+    parts: i64,
+) -> Result<Option<Vec<(AnyBatch, f64)>>> {
+    let Some(parts) = batch.split(parts)? else { return Ok(None) };
+    let shares = shares(model, &parts)?;
+    Ok(Some(parts.into_iter().zip(shares).collect()))
+}
+
+/// What each batch counts in the mean of all.
+fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>> {
+    let weights = batches.iter().map(|batch| model.loss_weight(batch));
+    let weights = weights.collect::<Result<Vec<_>>>()?;
+    let all: f64 = weights.iter().sum();
+    if all > 0.0 {
+        return Ok(weights.into_iter().map(|weight| weight / all).collect());
+    }
+    // Nothing counts: the mean of nothing, as in one large batch.
+    Ok(vec![1.0 / batches.len() as f64; batches.len()])
+}
+
+/// Whether every loss is finite; reads them from the device.
+pub(super) fn are_finite(losses: &[Tensor]) -> Result<bool> {
+    for loss in losses {
+        if loss.f_isfinite()?.f_int64_value(&[])? == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What is wrong with a batch that has no part to run.
+pub(super) fn no_examples() -> Error {
+    Error::config("a batch without examples")
+}

@@ -1,0 +1,60 @@
+//! The ways in which a step can run.
+
+use super::{examples::Examples, observers::Observers, state::StepState};
+use crate::{LightningModule, Result, callback::Action, log::Log};
+
+/// Runs optimizer steps in one way. A step is started on its examples and ends later, when its outcome is
+/// known; steps end in the order in which they were started.
+pub(in crate::trainer) trait Executor {
+    /// Whether it can start a step on these examples now.
+    ///
+    /// # Errors
+    /// When steps have to run in this way, but cannot.
+    fn accepts(
+        &mut self,
+        state: &mut StepState<'_>,
+        model: &mut dyn LightningModule,
+        observers: &mut Observers<'_, '_>,
+        examples: &Examples,
+    ) -> Result<bool>;
+
+    /// Starts a step.
+    fn start(
+        &mut self,
+        state: &mut StepState<'_>,
+        model: &mut dyn LightningModule,
+        observers: &mut Observers<'_, '_>,
+        examples: Examples,
+    ) -> Result<()>;
+
+    /// Steps that the device works on: started, outcome unknown.
+    fn running(&self) -> u64;
+
+    /// Whether the oldest step has to [end](Self::end) before another is started.
+    fn is_full(&self, state: &StepState<'_>) -> bool;
+
+    /// Ends the oldest step that was started; `None` where all have ended.
+    fn end(
+        &mut self,
+        state: &mut StepState<'_>,
+        model: &mut dyn LightningModule,
+        observers: &mut Observers<'_, '_>,
+    ) -> Result<Option<Ended>>;
+
+    /// Brings to the log what steps have summed up elsewhere, before other code reads or extends the log.
+    fn release(&mut self, log: &mut Log) -> Result<()>;
+}
+
+/// How a step has ended.
+pub(in crate::trainer) enum Ended {
+    /// It was applied or skipped, and its batches are reported.
+    Over {
+        /// The batch of the epoch that follows the step.
+        next_batch: i64,
+        /// What callbacks ask for.
+        actions: Vec<Action>,
+    },
+    /// The device has left it out, and the steps started after it. Nothing has changed; their examples are
+    /// to be stepped on again.
+    Void(Vec<Examples>),
+}

@@ -1,0 +1,40 @@
+//! Where a step stopped being finite.
+
+use super::{examples::Examples, observers::Emit, rollback::Aside, state::StepState};
+use crate::{
+    LightningModule, Result,
+    event::Event,
+    nn,
+    provenance::{self, Provenance, Replay},
+};
+
+/// Runs a step once more with its random numbers, observed, to find where it stopped being finite; a note
+/// says when nothing was found. Nothing changes.
+pub(super) fn explain(
+    state: &StepState<'_>,
+    model: &mut dyn LightningModule,
+    examples: &Examples,
+    scale: f64,
+    emit: &mut Emit<'_>,
+) -> Result<Option<Provenance>> {
+    let aside = Aside::begin(model, state.policy.device)?;
+    state.rollback.restore_random()?;
+    let parameters = nn::parameters(model);
+    let replay = Replay {
+        policy: state.policy,
+        context: state.new_context(),
+        scale,
+        batches: examples.in_parts(model, state.parts)?,
+        global_step: state.global_step(),
+        parameters: &parameters,
+    };
+    let found = replay.find(model);
+    aside.end(model)?;
+    let (provenance, text) = match found {
+        Ok(Some(found)) => return Ok(Some(found)),
+        Ok(None) => (None, provenance::unexplained(None)),
+        Err(error) => (None, provenance::unexplained(Some(&error))),
+    };
+    emit(Event::Note { text })?;
+    Ok(provenance)
+}

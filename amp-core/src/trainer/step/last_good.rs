@@ -1,0 +1,74 @@
+//! A state of the run to come back to.
+
+use tch::Tensor;
+
+use super::optimization::Optimization;
+use crate::{
+    LightningModule, Result,
+    memory::{copy_of, tensor_bytes},
+    nn::named_tensors,
+    state::State,
+    trainer::config::{NonFinite, TrainerConfig},
+};
+
+/// A state of the run to come back to: weights, buffers, optimizers, schedules.
+pub(super) struct LastGood {
+    applied: u64,
+    tensors: Vec<Tensor>,
+    optimizers: Vec<State>,
+    /// Whether it was restored before.
+    used: bool,
+}
+
+impl LastGood {
+    /// Whether a state is kept after so many applied steps; `exists` if one was kept before.
+    pub(super) fn is_due(config: &TrainerConfig, exists: bool, applied: u64) -> bool {
+        config.recovery.on_non_finite == NonFinite::RestoreLastGood
+            && (!exists || applied.is_multiple_of(config.recovery.keep_good_every_n_steps))
+    }
+
+    /// Copies the state of now.
+    pub(super) fn keep(
+        model: &dyn LightningModule,
+        optim: &Optimization<'_>,
+        applied: u64,
+    ) -> Result<Self> {
+        let tensors = named_tensors(model).into_iter();
+        let tensors = tensors.map(|(_, tensor, _)| copy_of(&tensor));
+        let optimizers = optim.scheduled.iter().map(|scheduled| scheduled.state()?.copied());
+        Ok(Self {
+            applied,
+            tensors: tensors.collect::<Result<_>>()?,
+            optimizers: optimizers.collect::<Result<_>>()?,
+            used: false,
+        })
+    }
+
+    /// Whether going back to it can help a run that has applied so many steps: not twice without a step
+    /// between.
+    pub(super) fn helps(&self, applied: u64) -> bool {
+        !self.used || applied > self.applied
+    }
+
+    /// Brings it back, and returns how many steps were applied then.
+    pub(super) fn restore(
+        &mut self,
+        model: &dyn LightningModule,
+        optim: &mut Optimization<'_>,
+    ) -> Result<u64> {
+        self.used = true;
+        for ((_, mut tensor, _), kept) in named_tensors(model).into_iter().zip(&self.tensors) {
+            tch::no_grad(|| tensor.f_copy_(kept))?;
+        }
+        for (scheduled, state) in optim.scheduled.iter_mut().zip(&self.optimizers) {
+            scheduled.load_state(state)?;
+        }
+        Ok(self.applied)
+    }
+
+    /// Bytes of its tensors.
+    pub(super) fn bytes(&self) -> u64 {
+        let states = self.optimizers.iter().flat_map(State::tensors).map(|(_, tensor)| tensor);
+        self.tensors.iter().chain(states).map(tensor_bytes).sum()
+    }
+}

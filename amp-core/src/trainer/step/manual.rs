@@ -1,0 +1,94 @@
+//! Steps that the model runs itself.
+
+use std::rc::Rc;
+
+use tch::Tensor;
+
+use super::{
+    examples::Examples,
+    observers::Observers,
+    recovery::{Next, recover},
+    report::end_batch,
+    state::StepState,
+};
+use crate::{
+    Error, LightningModule, Result,
+    callback::Action,
+    event::Event,
+    log::Log,
+    module::{Done, ManualStep},
+    precision::StepOutcome,
+    probe::Products,
+};
+
+/// Lets the model run the step on its one batch.
+pub(super) fn step(
+    state: &mut StepState<'_>,
+    model: &mut dyn LightningModule,
+    observers: &mut Observers<'_, '_>,
+    examples: &Examples,
+) -> Result<Vec<Action>> {
+    state.optim.zero_grad()?;
+    state.begin_changes();
+    let (loss, outcome) = manual_step(state, model, observers, examples)?;
+    end_batch(state, model, observers, examples.start, &loss, Some(&outcome))
+}
+
+/// Runs the model's own step; returns the loss of its last backward pass, and whether any optimizer has
+/// stepped.
+fn manual_step(
+    state: &mut StepState<'_>,
+    model: &mut dyn LightningModule,
+    observers: &mut Observers<'_, '_>,
+    examples: &Examples,
+) -> Result<(Tensor, StepOutcome)> {
+    let Observers { emit, log, .. } = observers;
+    let scale = state.optim.scaler.scale_value();
+    state.lr = state.optim.lr();
+    let probe = (!state.probed).then(|| Rc::new(Products::default()));
+    let observed = probe.clone().map(|probe| state.new_context().with_dtype_probe(probe));
+    let context = observed.as_ref().unwrap_or(&state.context);
+    let (policy, global_step) = (state.policy, state.global_step());
+    let index = examples.start.batch as usize;
+    let mut own = Log::default();
+    let mut step = ManualStep::new(policy, context, &mut own, &mut state.optim, index, global_step);
+    model.manual_step(&examples.batches[0], &mut step)?;
+    let Done { loss, outcomes } = step.done();
+    let loss = loss.unwrap_or_else(|| Tensor::from(0.0));
+    if let Some(probe) = probe {
+        state.report_dtypes(&probe, &loss, *emit)?;
+    }
+    if state.optim.scaler.is_used() {
+        state.optim.scaler.update()?;
+    }
+    state.counts.attempts += 1;
+    let (mut applied, mut left_out) = (outcomes.is_empty(), None);
+    for outcome in outcomes {
+        match outcome {
+            StepOutcome::Applied => applied = true,
+            StepOutcome::Skipped { culprit } => {
+                let skipped = state.skipped(culprit, scale);
+                emit(Event::Skipped(skipped.clone()))?;
+                left_out = Some(skipped);
+            }
+        }
+    }
+    let outcome = match left_out {
+        Some(skipped) if !applied => {
+            state.count_skipped();
+            let Next::GoOn = recover(state, model, &skipped, &[], *emit)? else {
+                return Err(Error::config("a manual step cannot be run again"));
+            };
+            log.merge_left_out(own)?;
+            StepOutcome::Skipped { culprit: skipped.culprit }
+        }
+        _ => {
+            log.merge(own)?;
+            state.count_applied(model)?;
+            StepOutcome::Applied
+        }
+    };
+    state.report_scale(scale, *emit)?;
+    state.profiler.stop();
+    Ok((loss, outcome))
+}

@@ -1,0 +1,363 @@
+//! What lives from step to step, and the parts of a step that every executor shares.
+
+use tch::Tensor;
+
+use super::{
+    super::config::TrainerConfig,
+    average::Average,
+    last_good::LastGood,
+    observers::{Emit, Observers},
+    optimization::Optimization,
+    passes::Passes,
+    profile::Profiler,
+    rollback::Rollback,
+};
+use crate::{
+    Error, Hook, LightningModule, Result,
+    event::{Event, MemoryPlan, Phase, Recovery, Skipped},
+    log::Log,
+    nn::{self, Context},
+    precision::{Deferred, GradScaler, Gradients, KeptCasts, Policy, Precision, StepOutcome},
+    probe::Products,
+};
+
+/// How many steps there were.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
+pub(in crate::trainer) struct Counts {
+    /// Steps that moved the parameters.
+    pub(super) applied: u64,
+    /// Steps left out.
+    pub(in crate::trainer) skipped: u64,
+    /// Both, and those rolled back since.
+    pub(in crate::trainer) attempts: u64,
+    /// Steps left out since the last applied.
+    pub(super) consecutive_skips: u64,
+}
+
+/// What lives from step to step.
+pub(in crate::trainer) struct StepState<'a> {
+    pub(super) config: &'a TrainerConfig,
+    /// The configuration's, until the run falls back to another precision.
+    pub(super) policy: Policy,
+    /// Of training passes.
+    pub(super) context: Context,
+    pub(in crate::trainer) optim: Optimization<'a>,
+    pub(in crate::trainer) counts: Counts,
+    /// Steps of this process that ran kernel by kernel.
+    pub(super) eager: u64,
+    /// Steps of this process that were replayed as a graph.
+    pub(in crate::trainer) replayed: u64,
+    pub(super) rollback: Rollback,
+    /// Parts that a batch runs in.
+    pub(in crate::trainer) parts: i64,
+    /// Whether the dtypes of the first step were reported.
+    pub(super) probed: bool,
+    /// Whether it was looked for targets that a loss of the model's own may leave out.
+    pub(super) looked_for_left_out: bool,
+    /// Whether it was said that updates of 16-bit weights are lost.
+    pub(super) told_lost_updates: bool,
+    /// What is checkpointed, once that was chosen.
+    pub(in crate::trainer) memory: Option<MemoryPlan>,
+    pub(in crate::trainer) profiler: Profiler,
+    /// The averages of the weights, where they are kept.
+    pub(in crate::trainer) average: Option<Average>,
+    /// The state to come back to.
+    pub(super) good: Option<LastGood>,
+    /// The rate of the last step.
+    pub(in crate::trainer) lr: f64,
+    /// Whether a step is changing the weights, or has and is not reported yet.
+    changing: bool,
+}
+
+impl<'a> StepState<'a> {
+    pub(in crate::trainer) fn new(
+        config: &'a TrainerConfig,
+        model: &dyn LightningModule,
+        optim: Optimization<'a>,
+    ) -> Result<Self> {
+        let policy = config.policy();
+        Ok(Self {
+            config,
+            policy,
+            context: Context::new(policy, true).with_islands(config.numerics.overrides.clone()),
+            lr: optim.lr(),
+            optim,
+            counts: Counts::default(),
+            eager: 0,
+            replayed: 0,
+            rollback: Rollback::new(model, config.device)?,
+            parts: 1,
+            probed: false,
+            looked_for_left_out: false,
+            told_lost_updates: false,
+            memory: None,
+            profiler: Profiler::new(config.device),
+            average: config
+                .optimization
+                .averaging
+                .map(|kind| Average::new(model, kind))
+                .transpose()?,
+            good: None,
+            changing: false,
+        })
+    }
+
+    /// Steps that count: those applied and, as Lightning has it, those skipped.
+    pub(in crate::trainer) fn global_step(&self) -> u64 {
+        let Self { counts, config, .. } = self;
+        counts.applied + if config.recovery.skipped_step_advances { counts.skipped } else { 0 }
+    }
+
+    pub(in crate::trainer) fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Whether the values of the last step are reported.
+    pub(super) fn is_logged(&self) -> bool {
+        self.counts.attempts.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
+    }
+
+    /// Exchanges the weights and their averages, where these are kept.
+    pub(in crate::trainer) fn swap_average(&self) -> Result<()> {
+        self.average.as_ref().map_or(Ok(()), Average::swap)
+    }
+
+    /// Runs batches in so many parts from now on, whose gradients add up.
+    pub(in crate::trainer) fn set_parts(&mut self, parts: i64) {
+        self.parts = parts;
+        if parts > 1 {
+            self.optim.keep_full_gradients();
+        }
+    }
+
+    /// What a hook sees now.
+    pub(in crate::trainer) fn hook<'l>(&'l self, epoch: i64, log: &'l mut Log) -> Hook<'l> {
+        Hook {
+            epoch,
+            global_step: self.global_step(),
+            scale: self.optim.scale(),
+            device: self.policy.device,
+            optimizers: &self.optim.scheduled,
+            log,
+        }
+    }
+
+    /// The context of a training pass.
+    pub(super) fn new_context(&self) -> Context {
+        let context =
+            Context::new(self.policy, true).with_islands(self.config.numerics.overrides.clone());
+        match &self.memory {
+            Some(plan) => context.with_segments(plan.segments.clone().into()),
+            None => context,
+        }
+    }
+
+    /// Checkpoints what a plan names from here on, and reports it.
+    pub(in crate::trainer) fn follow_memory_plan(
+        &mut self,
+        plan: MemoryPlan,
+        emit: &mut Emit<'_>,
+    ) -> Result<()> {
+        emit(Event::Checkpointed(plan.clone()))?;
+        self.memory = Some(plan);
+        self.context = self.new_context();
+        Ok(())
+    }
+
+    /// Trains on in another precision of the same dtype of weights.
+    pub(in crate::trainer) fn set_precision(
+        &mut self,
+        model: &dyn LightningModule,
+        precision: Precision,
+    ) -> Result<()> {
+        self.policy.precision = precision;
+        nn::place(model, self.policy, &self.config.numerics.overrides)?;
+        self.context = self.new_context();
+        self.optim.scaler = GradScaler::checking(self.policy.device)?;
+        Ok(())
+    }
+
+    /// Begins a step: drops the last step's gradients and keeps what a step that is not applied must not
+    /// change.
+    pub(super) fn begin(&mut self, model: &dyn LightningModule) -> Result<()> {
+        self.optim.zero_grad()?;
+        self.rollback.keep(model)
+    }
+
+    /// Marks the moment from which on nothing can be taken back.
+    pub(in crate::trainer) fn begin_changes(&mut self) {
+        self.changing = true;
+    }
+
+    /// Ends a step that is reported, and whose place the run has left.
+    pub(in crate::trainer) fn end(&mut self) {
+        self.rollback.end();
+        self.changing = false;
+    }
+
+    /// Goes back to the moment before the running step, if one is running.
+    ///
+    /// # Errors
+    /// When it has begun to change the weights.
+    pub(in crate::trainer) fn return_to_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+    ) -> Result<()> {
+        if self.changing {
+            return Err(Error::config("the step that failed had begun to change the weights"));
+        }
+        self.optim.zero_grad()?;
+        self.rollback.restore(model)
+    }
+
+    /// Casts each weight once for all batches of a step, while the guard lives, if there are several.
+    pub(super) fn keep_casts(&self) -> Result<Option<KeptCasts>> {
+        let several = self.config.optimization.accumulate_grad_batches > 1 || self.parts > 1;
+        let casts = self.policy.precision.autocast().is_some() && several;
+        casts.then(KeptCasts::keep).transpose()
+    }
+
+    /// Passes over batches, in the context of training.
+    pub(super) fn passes(&mut self) -> Passes<'_> {
+        let global_step = self.global_step();
+        let Self { policy, context, optim, parts, profiler, .. } = self;
+        let (policy, parts) = (*policy, *parts);
+        Passes { policy, context, scaler: &optim.scaler, parts, global_step, profiler }
+    }
+
+    /// Passes over batches, in another context.
+    pub(super) fn passes_in<'p>(&'p mut self, context: &'p Context) -> Passes<'p> {
+        Passes { context, ..self.passes() }
+    }
+
+    /// Unscales the gradients, lets hooks see them, and clips.
+    pub(super) fn unscale_and_clip(
+        &mut self,
+        model: &mut dyn LightningModule,
+        observers: &mut Observers<'_, '_>,
+        epoch: i64,
+    ) -> Result<Vec<Gradients<Deferred>>> {
+        let gradients = if self.optim.is_watched() {
+            let gradients = self.optim.unscale()?;
+            self.profiler.lap(Phase::Unscale)?;
+            for gradients in &gradients {
+                let mut hook = self.hook(epoch, &mut observers.log);
+                model.on_before_optimizer_step(gradients, &mut hook)?;
+                observers.callbacks.on_before_optimizer_step(gradients, &mut hook)?;
+            }
+            self.profiler.lap(Phase::Hooks)?;
+            self.optim.clip(gradients)?
+        } else {
+            let gradients = self.optim.unscale_and_clip()?;
+            self.profiler.lap(Phase::Unscale)?;
+            self.profiler.lap(Phase::Hooks)?;
+            gradients
+        };
+        self.profiler.lap(Phase::Clip)?;
+        Ok(gradients)
+    }
+
+    /// Steps the optimizers, unless a gradient is not finite, and counts the attempt.
+    pub(super) fn apply(&mut self, gradients: Vec<Gradients<Deferred>>) -> Result<StepOutcome> {
+        self.lr = self.optim.lr();
+        self.changing = true;
+        let outcome = self.optim.apply(gradients)?;
+        self.changing = outcome == StepOutcome::Applied;
+        self.counts.attempts += 1;
+        self.profiler.lap(Phase::Optimizer)?;
+        Ok(outcome)
+    }
+
+    /// Follows a step that has moved the parameters.
+    pub(super) fn count_applied(&mut self, model: &dyn LightningModule) -> Result<()> {
+        self.changing = true;
+        self.counts.applied += 1;
+        self.counts.consecutive_skips = 0;
+        if let Some(average) = &mut self.average {
+            average.follow_step()?;
+        }
+        self.keep_good(model)
+    }
+
+    /// Follows a step that the device has applied by itself.
+    pub(super) fn follow_applied(
+        &mut self,
+        model: &dyn LightningModule,
+        emit: &mut Emit<'_>,
+    ) -> Result<()> {
+        let scale = self.optim.scaler.scale_value();
+        self.counts.attempts += 1;
+        self.count_applied(model)?;
+        self.optim.scaler.follow_applied();
+        self.report_scale(scale, emit)
+    }
+
+    /// Follows the end of an epoch.
+    pub(in crate::trainer) fn follow_epoch(&mut self, epoch: i64) -> Result<()> {
+        match &mut self.average {
+            Some(average) if average.follows_epoch(epoch) => {
+                self.changing = true;
+                average.follow_epoch()
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn count_skipped(&mut self) {
+        self.counts.skipped += 1;
+        self.counts.consecutive_skips += 1;
+    }
+
+    /// Follows the unfreezing of parameters: their optimizers' state is made, and what was measured or kept
+    /// without them is made anew.
+    pub(in crate::trainer) fn extend(&mut self, model: &dyn LightningModule) -> Result<()> {
+        self.optim.extend()?;
+        self.memory = None;
+        self.context = self.new_context();
+        self.good = None;
+        self.keep_good(model)
+    }
+
+    /// Keeps the state of now to come back to, where the run asks for that and it is due.
+    pub(in crate::trainer) fn keep_good(&mut self, model: &dyn LightningModule) -> Result<()> {
+        let applied = self.counts.applied;
+        if LastGood::is_due(self.config, self.good.is_some(), applied) {
+            self.good = Some(LastGood::keep(model, &self.optim, applied)?);
+        }
+        Ok(())
+    }
+
+    /// Reports the dtypes of the first step.
+    pub(super) fn report_dtypes(
+        &mut self,
+        probe: &Products,
+        loss: &Tensor,
+        emit: &mut Emit<'_>,
+    ) -> Result<()> {
+        let scheduled = self.optim.scheduled.iter();
+        let parameters = scheduled.flat_map(|one| one.optimizer.parameters().iter());
+        let (precision, has_islands) =
+            (self.policy.precision, !self.config.numerics.overrides.is_empty());
+        emit(Event::Observed(probe.finish(precision, loss, parameters, has_islands)?))?;
+        self.probed = true;
+        Ok(())
+    }
+
+    /// Reports the scale, if it is no longer `before`.
+    pub(super) fn report_scale(&self, before: f64, emit: &mut Emit<'_>) -> Result<()> {
+        match self.optim.scaler.scale_value() {
+            same if same == before => Ok(()),
+            scale => emit(Event::Scale { attempt: self.counts.attempts, scale }),
+        }
+    }
+
+    /// Reports what was done about a step.
+    pub(super) fn report_recovery(&self, recovery: Recovery, emit: &mut Emit<'_>) -> Result<()> {
+        emit(Event::Recovered { attempt: self.counts.attempts, recovery })
+    }
+
+    /// What is reported about the attempt that was counted last.
+    pub(super) fn skipped(&self, culprit: Option<String>, scale: f64) -> Skipped {
+        Skipped { attempt: self.counts.attempts - 1, culprit, scale, provenance: None }
+    }
+}

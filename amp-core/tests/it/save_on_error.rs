@@ -1,0 +1,198 @@
+//! Runs that end with an error are saved where that is asked for, as they were before the step that failed.
+
+use std::{cell::Cell, path::Path};
+
+use amp_core::{
+    Error, Hook, LightningModule, Result, Step, Trainer, TrainerConfig,
+    callback::{Action, Callback},
+    data::{Batch, DataModule},
+    event::Event,
+    log::LogOptions,
+    nn::{self, BatchNorm, Dropout, Linear},
+    precision::{Precision, StepOutcome},
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+use tempfile::tempdir;
+
+use crate::support::{bits::sha256, device, message, seeded};
+
+/// Batch statistics, dropout, momentum, a schedule and a count of batches.
+#[derive(LightningModule)]
+#[forward(|x| head(&drop(&norm(x)?)?))]
+#[training_step(train)]
+#[validation_step(validate)]
+#[optimizer(sgd, lr = 1e-3, momentum = 0.9)]
+#[scheduler(step_lr, step_size = 3, gamma = 0.9, interval = step)]
+struct Net {
+    #[layer(batch_norm1d(4))]
+    norm: BatchNorm,
+    #[layer(dropout(0.5))]
+    drop: Dropout,
+    #[layer(linear(4, 2))]
+    head: Linear,
+    #[state]
+    seen: i64,
+}
+
+/// Where a run fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Nowhere,
+    /// In the forward pass of this training batch, after its batch statistics have moved.
+    Batch(i64),
+    Validation,
+    /// In the callback that follows this training batch.
+    Callback(i64),
+}
+
+thread_local! {
+    static FAILS: Cell<At> = const { Cell::new(At::Nowhere) };
+}
+
+fn train(net: &mut Net, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+    net.seen += 1;
+    let output = amp_core::Module::forward(net, &batch.input, step.context())?;
+    if FAILS.get() == At::Batch(net.seen - 1) {
+        return Err(Error::config("the fault that was planted"));
+    }
+    let loss = amp_core::loss::mse_loss(&output, &batch.target)?;
+    step.log("train_loss", &loss, batch.len(), LogOptions::ON_EPOCH)?;
+    Ok(loss)
+}
+
+fn validate(net: &mut Net, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+    if FAILS.get() == At::Validation {
+        return Err(Error::config("the fault that was planted"));
+    }
+    let output = amp_core::Module::forward(net, &batch.input, step.context())?;
+    let loss = amp_core::loss::mse_loss(&output, &batch.target)?;
+    step.log("val_loss", &loss, batch.len(), LogOptions::ON_EPOCH)
+}
+
+struct Fails(i64);
+
+impl Callback for Fails {
+    fn name(&self) -> String {
+        "Fails".to_owned()
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        _: Option<&StepOutcome>,
+        _: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        self.0 += 1;
+        match FAILS.get() == At::Callback(self.0 - 1) {
+            true => Err(Error::config("the fault that was planted")),
+            false => Ok(Vec::new()),
+        }
+    }
+}
+
+fn data() -> Result<DataModule> {
+    let _section = seeded(7);
+    let options = (Kind::Float, Device::Cpu);
+    let examples = || Batch::new(Tensor::randn([60, 4], options), Tensor::randn([60, 2], options));
+    Ok(DataModule::new("rows", examples()?, examples()?, 6))
+}
+
+/// Runs three epochs of ten batches; what the epochs report, the weights, and the notes.
+fn run(
+    precision: Precision,
+    window: i64,
+    save_to: &Path,
+    resume: bool,
+) -> (Result<Vec<String>>, Vec<String>) {
+    let (mut notes, mut epochs) = (Vec::new(), Vec::new());
+    let mut listen = |event: &Event| {
+        match event {
+            Event::Note { text } if text.contains("fault") || text.contains("saved") => {
+                notes.push(text.clone());
+            }
+            Event::EpochEnd(end) => {
+                epochs.push(format!("{:?} {:?} {}", end.train, end.val, end.lr))
+            }
+            _ => {}
+        }
+        Ok(())
+    };
+    let mut trained = || -> Result<String> {
+        let mut net = {
+            let _section = seeded(3);
+            Net::builder().build()?
+        };
+        let config = TrainerConfig::new(precision, device()).with(|config| {
+            config.max_epochs = 3;
+            config.optimization.accumulate_grad_batches = window;
+        });
+        // Another seed for a resumed run: nothing may come from how the process began.
+        let _section = seeded(if resume { 1 } else { 0 });
+        let trainer = Trainer::new(config).save_on_error(save_to).callback(Fails(0));
+        let trainer = if resume { trainer.resume_from(save_to) } else { trainer };
+        trainer.subscribe(&mut listen).fit(&mut net, &data()?)?;
+        let weights = nn::named_tensors(&net).into_iter();
+        let text: Vec<_> = weights.map(|(_, tensor, _)| sha256(&tensor)).collect();
+        Ok(format!("{text:?} {}", net.seen))
+    };
+    let outcome = trained().map(|weights| {
+        epochs.push(weights);
+        epochs
+    });
+    (outcome, notes)
+}
+
+/// The run that was saved goes on as if nothing had happened, to the bit: batch statistics, random numbers,
+/// sums of the log, momentum and schedule.
+#[rstest]
+#[case::first_batch(At::Batch(0), 1)]
+#[case::a_batch(At::Batch(17), 1)]
+#[case::the_first_of_a_window(At::Batch(18), 3)]
+#[case::the_last_of_a_window(At::Batch(14), 3)]
+#[case::validation(At::Validation, 1)]
+fn a_run_goes_on_after_its_error(
+    #[values(Precision::F32True, Precision::F16Mixed)] precision: Precision,
+    #[case] fails: At,
+    #[case] window: i64,
+) -> Result<()> {
+    let folder = tempdir().expect("a folder");
+    let path = folder.path().join("failed.safetensors");
+    FAILS.set(At::Nowhere);
+    let straight = run(precision, window, &path, false).0?;
+    assert!(!path.exists());
+    FAILS.set(fails);
+    let (outcome, notes) = run(precision, window, &path, false);
+    FAILS.set(At::Nowhere);
+    assert!(message(outcome).contains("the fault that was planted"));
+    let [note] = notes.as_slice() else { panic!("{notes:?}") };
+    assert!(note.contains("failed.safetensors before the run ended: "), "{note}");
+    let resumed = run(precision, window, &path, true).0?;
+    assert_eq!(straight[straight.len() - resumed.len()..], resumed);
+    Ok(())
+}
+
+/// A step that has changed the weights when it fails is not saved: the run would take it twice.
+#[test]
+fn a_step_that_cannot_be_taken_back_is_not_saved() {
+    let folder = tempdir().expect("a folder");
+    let path = folder.path().join("failed.safetensors");
+    FAILS.set(At::Callback(4));
+    let (outcome, notes) = run(Precision::F32True, 1, &path, false);
+    FAILS.set(At::Nowhere);
+    assert!(message(outcome).contains("the fault that was planted"));
+    let says = "could not be saved: the step that failed had begun to change the weights";
+    assert!(notes.len() == 1 && notes[0].contains(says), "{notes:?}");
+    assert!(!path.exists());
+}
+
+/// What could not be saved does not hide why the run ended.
+#[test]
+fn a_file_that_cannot_be_written_is_a_note() {
+    let folder = tempdir().expect("a folder");
+    FAILS.set(At::Batch(4));
+    let (outcome, notes) =
+        run(Precision::F32True, 1, &folder.path().join("none/failed.safetensors"), false);
+    FAILS.set(At::Nowhere);
+    assert!(message(outcome).contains("the fault that was planted"));
+    assert!(notes.len() == 1 && notes[0].contains("could not be saved"), "{notes:?}");
+}

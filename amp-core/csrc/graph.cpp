@@ -1,6 +1,8 @@
 // CUDA graphs: a step's kernels, captured once and started with one call. libtorch's own class does
 // it, reached by name, so that neither CUDA's headers nor its libraries are needed to build.
 
+#include <ATen/Context.h>
+#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
@@ -8,6 +10,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -51,6 +54,14 @@ void clear_cublas_workspaces() {
   cuda_symbol<void (*)()>("_ZN2at4cuda21clearCublasWorkspacesEv")();
 }
 
+// A capture that the driver has ended by itself leaves the random generator in its capturing state, where
+// it refuses to draw. A copy is in the ordinary state.
+void leave_capture(c10::Device device) {
+  auto generator = at::globalContext().defaultGenerator(device);
+  std::lock_guard<std::mutex> lock(generator.mutex());
+  generator.graphsafe_set_state(generator.clone());
+}
+
 struct Capture {
   explicit Capture(c10::Stream stream) : guard(std::in_place, stream) {}
   CudaGraph graph;
@@ -79,8 +90,17 @@ int amp_graph_begin(int index, void** out) {
 // Ends the capture, whether or not what was captured can be used.
 int amp_graph_end(void* handle) {
   auto& capture = *static_cast<Capture*>(handle);
+  const auto device = capture.guard->current_stream().device();
   const int status = amp::guarded([&] {
+    struct Generator {
+      c10::Device device;
+      bool ended = false;
+      ~Generator() {
+        if (!ended) leave_capture(device);
+      }
+    } generator{device};
     capture.graph.capture_end();
+    generator.ended = true;
     clear_cublas_workspaces();
   });
   capture.guard.reset();

@@ -180,8 +180,10 @@ pub fn of_model(model: &str, path: &Path) -> Result<(PathBuf, Hyperparameters)> 
     Ok((path, summary.hyperparameters))
 }
 
-/// Takes weights and the model's own state from a file.
-#[doc(hidden)]
+/// Gives a model the weights of a file and, from a checkpoint of a run, the model's own state.
+///
+/// # Errors
+/// When the file is missing, damaged, or another model's.
 pub fn restore(model: &mut dyn LightningModule, path: &Path) -> Result<()> {
     if !header(path)?.contains_key(STATE) {
         return weights::load(&*model, path).map(drop);

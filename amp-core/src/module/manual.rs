@@ -203,11 +203,7 @@ impl ManualOptimizer<'_, '_> {
     pub fn minimize(&mut self, loss: &Tensor, clip: Option<Clip>) -> Result<StepOutcome> {
         let gradients = self.backward(loss)?;
         let gradients = self.unscale(gradients)?;
-        match clip.map(Clip::validated).transpose()? {
-            Some(Clip::Norm(limit)) => gradients.clip_grad_norm(limit).map(drop)?,
-            Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
-            None => {}
-        }
+        clip.map_or(Ok(()), |clip| gradients.clip(clip))?;
         self.step(gradients)
     }
 

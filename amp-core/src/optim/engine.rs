@@ -98,8 +98,7 @@ impl<A: Algorithm> Engine<A> {
     fn state_of(&self, place: usize) -> Result<&ParameterState> {
         self.kept[place].state.as_ref().ok_or_else(|| {
             Error::config(format!(
-                "optimizer: `{}` has a gradient, but required none when the optimizer was built: \
-                 call extend_state after the change",
+                "optimizer: `{}` has a gradient but no state: call extend_state after it is unfrozen",
                 self.parameters[place].name
             ))
         })
@@ -142,7 +141,8 @@ impl<A: Algorithm> Engine<A> {
 
     /// Steps parameters on their own state.
     fn step_whole(&self, batch: &Batch<'_>, known: OnDevice<'_>) -> Result<()> {
-        let states = self.states_of(batch)?;
+        let states =
+            batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;
         let params: Vec<&Tensor> =
             batch.places.iter().map(|at| &self.parameters[*at].tensor).collect();
         let Key { group, kind, grad_kind, .. } = batch.key;
@@ -171,10 +171,6 @@ impl<A: Algorithm> Engine<A> {
         }
     }
 
-    fn states_of(&self, batch: &Batch<'_>) -> Result<Vec<&ParameterState>> {
-        batch.places.iter().map(|place| self.state_of(*place)).collect()
-    }
-
     /// Steps f32 copies of pieces of parameters and state, and writes them back.
     fn step_part(
         &self,
@@ -184,12 +180,12 @@ impl<A: Algorithm> Engine<A> {
         scalars: &mut Scalars,
         known: OnDevice<'_>,
     ) -> Result<()> {
-        let kept = self.states_of(batch)?;
+        let kept = batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;
         let each = |read: &dyn Fn(&Piece) -> Result<Tensor>| -> Result<Vec<Tensor>> {
             part.iter().map(read).collect()
         };
         let of_model = |piece: &Piece| piece.of(&self.parameters[batch.places[piece.at]].tensor);
-        let grads = each(&|piece| Ok(wide(&piece.of(batch.grads[piece.at])?)?))?;
+        let grads = each(&|piece| wide(&piece.of(batch.grads[piece.at])?))?;
         let narrow = each(&of_model)?;
         let params = each(&|piece| match &kept[piece.at].master {
             Some(master) => piece.of(master),
@@ -303,13 +299,12 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     fn extend_state(&mut self) -> Result<()> {
         let mut codes = Codes::default();
         for place in 0..self.parameters.len() {
-            if self.kept[place].state.is_none() && self.parameters[place].tensor.requires_grad() {
-                let group = self.kept[place].group;
-                let started = !self.options[group].first_step_differs();
-                let (parameter, slots) = (&self.parameters[place], &self.slots[group]);
-                let state =
-                    ParameterState::new::<A>(parameter, slots, self.storage, started, &mut codes)?;
-                self.kept[place].state = Some(state);
+            let (parameter, Kept { group, state }) = (&self.parameters[place], &self.kept[place]);
+            if state.is_none() && parameter.tensor.requires_grad() {
+                let started = !self.options[*group].first_step_differs();
+                let (slots, storage) = (&self.slots[*group], self.storage);
+                let new = ParameterState::new::<A>(parameter, slots, storage, started, &mut codes)?;
+                self.kept[place].state = Some(new);
             }
         }
         Ok(())

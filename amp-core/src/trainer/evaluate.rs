@@ -2,7 +2,7 @@
 
 use std::slice;
 
-use super::TrainerConfig;
+use super::{MemoryConfig, TrainerConfig};
 use crate::{
     LightningModule, Result, Step,
     data::{AnyBatch, DataLoader, DataModule, Limit, Sets},
@@ -59,19 +59,13 @@ pub(super) struct Evaluator {
     global_step: u64,
     /// Parts that a batch runs in, for want of memory.
     parts: i64,
-    micro_batching: bool,
+    memory: MemoryConfig,
 }
 
 impl Evaluator {
     pub(super) fn new(config: &TrainerConfig, policy: Policy, global_step: u64) -> Self {
         let context = Context::new(policy, false).with_islands(config.numerics.overrides.clone());
-        Self {
-            policy,
-            context,
-            global_step,
-            parts: 1,
-            micro_batching: config.memory.micro_batching,
-        }
+        Self { policy, context, global_step, parts: 1, memory: config.memory.clone() }
     }
 
     /// The values of each set, named after it, of at most `most` batches. `last` logs into the first
@@ -154,11 +148,7 @@ impl Evaluator {
             });
             let outcome: Result<Vec<T>> = outcome.collect();
             match outcome {
-                Err(error)
-                    if self.micro_batching
-                        && error.is_out_of_memory()
-                        && 2 * self.parts <= batch.len() =>
-                {
+                Err(error) if self.memory.halves(&error, self.parts, batch.len()) => {
                     self.parts *= 2;
                     if self.policy.device.is_cuda() {
                         ffi::cuda_empty_cache()?;

@@ -1,7 +1,6 @@
 //! A run: its epochs and what callbacks ask for.
 
 use std::{
-    path::PathBuf,
     rc::Rc,
     sync::atomic::Ordering,
     time::{Duration, Instant},
@@ -20,7 +19,7 @@ use super::{
 };
 use crate::{
     Error, LightningModule, Result,
-    callback::{Action, Callback, Epoch},
+    callback::{Callback, Epoch},
     checkpoint,
     data::{DataLoader, DataModule},
     event::{EpochEnd, Event, FitEnd, FitStart, Position},
@@ -59,7 +58,7 @@ pub(super) struct Run<'r, 'c> {
     pub(super) freezing: Freezing,
     pub(super) state: StepState<'r>,
     pub(super) steps: Steps,
-    writer: Writer,
+    pub(super) writer: Writer,
     /// Before the running step, where errors save the run.
     pub(super) log_before: Option<State>,
     pub(super) observers: Observers<'r, 'c>,
@@ -183,30 +182,6 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(())
     }
 
-    /// Saves the run as it was before the step that has failed, where that was asked for.
-    fn save_after(&mut self, error: &Error) -> Result<()> {
-        let Some(path) = self.interruption.save_errors_to.clone() else { return Ok(()) };
-        let saved = self.return_to_step().and_then(|()| self.save(path.clone(), false));
-        let text = match saved.and_then(|()| self.finish_saving()) {
-            Ok(()) => format!("saved {} before the run ended: {error}", path.display()),
-            Err(why) => format!("the run that ended could not be saved: {why}"),
-        };
-        (self.observers.emit)(Event::Note { text })
-    }
-
-    /// Goes back to the last moment between two steps.
-    fn return_to_step(&mut self) -> Result<()> {
-        if self.steps.running() > 0 {
-            return Err(Error::config("steps are still running on the device"));
-        }
-        self.steps.release(&mut self.observers.log)?;
-        self.state.return_to_step(self.model)?;
-        if let Some(log) = self.log_before.take() {
-            self.observers.log = Log::from_state(&log, self.config.device)?;
-        }
-        Ok(())
-    }
-
     /// How long the run has trained, with the runs that it resumes.
     pub(super) fn trained_for(&self) -> Duration {
         self.trained_before + self.started.elapsed()
@@ -308,43 +283,8 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(flow)
     }
 
-    /// Does what callbacks ask for: saves first, then deletes.
-    pub(super) fn act(&mut self, actions: Vec<Action>) -> Result<()> {
-        let mut deleted = Vec::new();
-        for action in actions {
-            match action {
-                // A look whether all code runs leaves no file.
-                Action::Save { .. } if self.loops.fast_dev_run.is_some() => {}
-                Action::Save { path, weights_only } => self.save(path, weights_only)?,
-                Action::Delete(path) => deleted.push(path),
-                Action::Stop(reason) => self.stop(reason)?,
-            }
-        }
-        deleted.into_iter().try_for_each(|path| self.writer.delete(path))?;
-        let written = self.writer.written()?;
-        self.report_saved(written)
-    }
-
-    /// Starts saving the run as it is between two steps.
-    fn save(&mut self, path: PathBuf, weights_only: bool) -> Result<()> {
-        let snapshot = self.snapshot(weights_only)?;
-        let written = self.writer.write(&path, snapshot)?;
-        self.report_saved(written)?;
-        (self.observers.emit)(Event::Saving { path })
-    }
-
-    fn report_saved(&mut self, written: Vec<PathBuf>) -> Result<()> {
-        written.into_iter().try_for_each(|path| (self.observers.emit)(Event::Saved { path }))
-    }
-
-    /// Waits until all checkpoints are on the disk.
-    fn finish_saving(&mut self) -> Result<()> {
-        let written = self.writer.finish()?;
-        self.report_saved(written)
-    }
-
     /// Ends the run, once it has trained as long as it must.
-    fn stop(&mut self, reason: String) -> Result<()> {
+    pub(super) fn stop(&mut self, reason: String) -> Result<()> {
         if self.stop.is_none() && !self.may_stop() {
             let Loops { min_epochs, min_steps, .. } = self.loops;
             let text = format!(

@@ -7,6 +7,7 @@ mod evaluate;
 mod fit;
 mod freeze;
 mod resume;
+mod saving;
 mod step;
 mod validation;
 mod whole_numbers;

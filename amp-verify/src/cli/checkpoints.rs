@@ -1,7 +1,7 @@
 use std::{fs, path::PathBuf, str::FromStr};
 
 use amp_core::{
-    Error, Result,
+    Result,
     callback::{Mode, ModelCheckpoint},
     checkpoint,
     trainer::Change,
@@ -29,7 +29,7 @@ pub struct CheckpointArgs {
     /// Save the weights alone, without what a run needs to go on
     #[arg(long, requires = "checkpoint_dir")]
     pub save_weights_only: bool,
-    /// Go on from this checkpoint, or from the newest in this folder
+    /// Go on from this checkpoint: a file, a folder for its newest one, FOLDER/last or FOLDER/best
     #[arg(long, value_name = "PATH")]
     pub resume: Option<PathBuf>,
     /// What the run may have other than the saved one, separated by commas: lr, epochs, batch-size,
@@ -45,19 +45,7 @@ impl CheckpointArgs {
     /// # Errors
     /// When there is none where the user said, or a file of the folder is damaged.
     pub fn resume_from(&self) -> Result<Option<PathBuf>> {
-        let Some(path) = &self.resume else { return Ok(None) };
-        let kind = fs::metadata(path).map_err(|error| Error::io(path, error))?;
-        if kind.is_file() {
-            return Ok(Some(path.clone()));
-        }
-        match checkpoint::latest(path)? {
-            Some(newest) => Ok(Some(newest)),
-            None => Err(Error::config(format!(
-                "{}: no checkpoint to go on from is in this folder; without --resume the run \
-                 begins anew",
-                path.display()
-            ))),
-        }
+        self.resume.as_deref().map(checkpoint::find).transpose()
     }
 
     /// Where the last state of the run is saved, if anywhere.

@@ -63,7 +63,7 @@ fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn Li
     case.trainer.precision = args.precision.or(summary.precision).unwrap_or(Precision::F32True);
     case.trainer(case.trainer.precision)?;
     let mut model = case.build()?;
-    weights::load(model.as_mut(), &path)?;
+    checkpoint::restore(model.as_mut(), &path)?;
     Ok((case, model))
 }
 

@@ -9,7 +9,7 @@ use crate::{
     ffi::{self, Grads},
     optimizer::Optimizer,
     parameter::Parameter,
-    precision::clip,
+    precision::{Clip, clip},
 };
 
 /// Gradients of a scaled loss.
@@ -120,6 +120,17 @@ impl Gradients<Unscaled> {
     /// When libtorch does.
     pub fn clip_grad_value(&self, limit: f64) -> Result<()> {
         clip::clip_grad_value(&self.tensors, limit)
+    }
+
+    /// Clips by norm or by value; the norm stays on the device.
+    ///
+    /// # Errors
+    /// When the limit is out of range, or libtorch fails.
+    pub fn clip(&self, clip: Clip) -> Result<()> {
+        match clip.validated()? {
+            Clip::Norm(limit) => self.clip_grad_norm(limit).map(drop),
+            Clip::Value(limit) => self.clip_grad_value(limit),
+        }
     }
 
     /// Each gradient under its parameter's name, in order of declaration.

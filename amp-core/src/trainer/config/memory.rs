@@ -26,6 +26,11 @@ impl Default for MemoryConfig {
 }
 
 impl MemoryConfig {
+    /// Whether a batch of this length that failed so runs in more parts.
+    pub(in crate::trainer) fn halves(&self, error: &Error, parts: i64, length: i64) -> bool {
+        self.micro_batching && error.is_out_of_memory() && 2 * parts <= length
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         match self.budget {
             Some(0) => Err(Error::config("memory_budget is 0, but must be at least 1 byte")),

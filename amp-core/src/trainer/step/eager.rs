@@ -167,10 +167,10 @@ fn halve(
     length: i64,
     emit: &mut Emit<'_>,
 ) -> Result<()> {
-    let parts = 2 * state.parts;
-    if !state.config.memory.micro_batching || !error.is_out_of_memory() || parts > length {
+    if !state.config.memory.halves(&error, state.parts, length) {
         return Err(error);
     }
+    let parts = 2 * state.parts;
     match scope {
         LossScope::Batch => {
             return Err(Error::config(

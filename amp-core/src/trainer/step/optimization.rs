@@ -98,12 +98,8 @@ impl<'a> Optimization<'a> {
         gradients: Vec<Gradients<Unscaled>>,
     ) -> Result<Vec<Gradients<Deferred>>> {
         let clip = |gradients: Gradients<Unscaled>| {
-            match self.config.optimization.gradient_clip {
-                // The norm stays on the device.
-                Some(Clip::Norm(limit)) => gradients.clip_grad_norm(limit).map(drop)?,
-                Some(Clip::Value(limit)) => gradients.clip_grad_value(limit)?,
-                None => {}
-            }
+            let limit = self.config.optimization.gradient_clip;
+            limit.map_or(Ok(()), |clip| gradients.clip(clip))?;
             Ok(gradients.into())
         };
         gradients.into_iter().map(clip).collect()
@@ -138,9 +134,7 @@ impl<'a> Optimization<'a> {
                 }
                 (None, clip) => {
                     let unscaled = self.scaler.unscale(scaled)?;
-                    if let Some(Clip::Value(limit)) = clip {
-                        unscaled.clip_grad_value(limit)?;
-                    }
+                    clip.map_or(Ok(()), |clip| unscaled.clip(clip))?;
                     unscaled.into()
                 }
             });

@@ -189,6 +189,16 @@ pub struct Mean<F> {
 impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor>> Metric for Mean<F> {
     fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
         let values = (self.of)(output, target)?;
+        let (count, examples) =
+            (values.numel() as i64, output.size().first().copied().unwrap_or(1));
+        if values.dim() == 0 || examples == 0 || count % examples != 0 {
+            // Batches of another size would count as much.
+            let why = format!(
+                "its function gave {:?}, but must give one value for each example, or several",
+                values.size()
+            );
+            return Err(misfit("mean", output, target, &why));
+        }
         Ok((values.f_sum(Kind::Double)?, values.numel() as f64))
     }
 }

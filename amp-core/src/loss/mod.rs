@@ -9,7 +9,7 @@ mod shapes;
 pub use counted::{Counted, counted_as, sum_of_weights};
 pub(crate) use shapes::{classes, elementwise, misfit};
 
-use tch::{Reduction, Tensor};
+use tch::{Device, Reduction, Tensor};
 
 use crate::{
     Error, Result, ffi,
@@ -123,13 +123,23 @@ pub fn binary_cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> 
     Ok(output.f_binary_cross_entropy(&target, None::<Tensor>, Reduction::Mean)?)
 }
 
-/// Binary cross entropy of logits.
+/// Binary cross entropy of logits against probabilities, from 0 to 1.
 ///
 /// # Errors
-/// When the shapes differ or one is not floating.
+/// When the shapes differ, one is not floating, or a target on the CPU is not from 0 to 1: of labels like
+/// -1 the loss has no minimum. On CUDA that is not looked for.
 pub fn binary_cross_entropy_with_logits(output: &Tensor, target: &Tensor) -> Result<Tensor> {
+    const NAME: &str = "binary_cross_entropy_with_logits";
     let none = None::<Tensor>;
-    let (output, target) = elementwise("binary_cross_entropy_with_logits", output, target)?;
+    if target.device() == Device::Cpu && is_floating(target.kind()) && target.numel() > 0 {
+        let [low, high] = [target.f_min()?, target.f_max()?];
+        let (low, high) = (low.f_double_value(&[])?, high.f_double_value(&[])?);
+        if low < 0.0 || high > 1.0 {
+            let why = format!("targets are from 0 to 1, not from {low} to {high}");
+            return Err(misfit(NAME, output, target, &why));
+        }
+    }
+    let (output, target) = elementwise(NAME, output, target)?;
     Ok(output.f_binary_cross_entropy_with_logits(&target, none, None::<Tensor>, Reduction::Mean)?)
 }
 

@@ -106,7 +106,8 @@ impl<'r, 'c> Run<'r, 'c> {
             _ => Loaders::new(data, &data.val, policy, loops.limit_val_batches)?,
         };
         let window = config.optimization.accumulate_grad_batches;
-        let steps = (batches + window - 1) / window * max_epochs;
+        // Not to overflow where a run is to go on until something ends it.
+        let steps = ((batches - 1) / window + 1).saturating_mul(max_epochs);
         let plan = TrainingPlan {
             max_epochs,
             estimated_stepping_batches: config
@@ -126,6 +127,7 @@ impl<'r, 'c> Run<'r, 'c> {
         let state = StepState::new(config, model, optim)?;
         let steps = Steps::new(&state, model)?;
         let callbacks = Callbacks(callbacks);
+        callbacks.check()?;
         let observers = Observers { callbacks, emit, log: Log::default() };
         Ok(Self {
             config,

@@ -7,6 +7,7 @@ use amp_core::{
     nn::{self, Visit, Visitor},
     prelude::*,
     record::RunRecord,
+    trainer::NonFinite,
 };
 use rstest::rstest;
 
@@ -255,5 +256,188 @@ fn dtypes_that_libtorch_refuses_are_named() -> Result<()> {
     let start = "loss: the output is float64 [12, 3] and the target int64 [12]: ";
     assert!(said.starts_with(start), "{said}");
     assert!(said.contains("give target and class weights the output's dtype"), "{said}");
+    Ok(())
+}
+
+#[derive(Batch)]
+struct Weighed {
+    #[batch(ids)]
+    place: Tensor,
+    input: Tensor,
+    #[batch(weights)]
+    weights: Tensor,
+    target: Tensor,
+}
+
+#[derive(LightningModule)]
+#[batch(Weighed, inputs(input), target = batch)]
+#[forward(|input| head(input))]
+#[loss(with = |output, batch: &Weighed| {
+    let errors = output.f_sub(&batch.target)?.f_square()?.f_mean_dim([1].as_slice(), false, Kind::Double)?;
+    Ok(errors.f_mul(&batch.weights)?.f_sum(Kind::Double)?.f_div(&batch.weights.f_sum(Kind::Double)?)?)
+}, of = examples)]
+#[log(train_loss, on_step, on_epoch)]
+#[optimizer(sgd, lr = 0.1)]
+struct OfWeights {
+    #[layer(linear(4, 3))]
+    head: Linear,
+}
+
+/// Weights of the data's own count in validation and in the epoch's loss, as in the step; those that mean
+/// nothing are refused.
+#[test]
+fn weights_of_the_data_count_everywhere() -> Result<()> {
+    let run = |weights: [f64; 8], batch: i64, window: i64| -> Result<(Vec<f64>, f64, f64)> {
+        let _section = seeded(5);
+        let mut net = OfWeights::builder().build()?;
+        let rows = Tensor::f_randn([8, 4], (Kind::Float, Device::Cpu))?;
+        let set = || -> Result<Weighed> {
+            Ok(Weighed {
+                place: Tensor::f_arange(8, (Kind::Int64, Device::Cpu))?,
+                input: rows.copy(),
+                weights: Tensor::from_slice(&weights),
+                target: rows.f_narrow(1, 0, 3)?.f_square()?,
+            })
+        };
+        let data = DataModule::new("weighed", set()?, set()?, batch);
+        let record = Trainer::new(config(window)).fit(&mut net, &data)?;
+        let moved = nn::parameters(&net).iter().flat_map(|own| values(&own.tensor)).collect();
+        let value = |name: &str| record.epochs[0].value(name).expect("it is logged");
+        Ok((moved, value("train_loss"), value("val_loss")))
+    };
+    let weights = [1.0, 0.0, 0.0, 5.0, 0.5, 2.0, 0.0, 0.0];
+    let (expected, train, val) = run(weights, 8, 1)?;
+    for (batch, window) in [(2, 4), (3, 3), (1, 8)] {
+        let (seen, own_train, own_val) = run(weights, batch, window)?;
+        for (seen, expected) in seen.iter().zip(&expected) {
+            assert!((seen - expected).abs() < 1e-14, "{seen} for {expected}");
+        }
+        assert!((own_train - train).abs() < 1e-12 && (own_val - val).abs() < 1e-12);
+    }
+    for bad in [f64::NAN, -3.0, f64::INFINITY] {
+        let weights = [1.0, bad, 0.0, 5.0, 0.5, 2.0, 0.0, 1.0];
+        let said = message(run(weights, 2, 4));
+        assert!(said.contains("but weights are finite and at least 0"), "{said}");
+    }
+    Ok(())
+}
+
+#[derive(LightningModule)]
+#[loss(mse_loss)]
+#[log(train_loss, on_step, on_epoch)]
+#[optimizer(sgd, lr = 1e-4)]
+struct Regression {
+    #[layer(linear(4, 2))]
+    head: Linear,
+}
+
+/// Four batches of eight rows; the targets of the second are this large.
+fn with_outliers(size: f64) -> Result<DataModule> {
+    let _section = seeded(7);
+    let options = (Kind::Float, Device::Cpu);
+    let (input, target) = (Tensor::f_randn([32, 4], options)?, Tensor::f_randn([32, 2], options)?);
+    let _ = target.narrow(0, 8, 8).fill_(size);
+    let val = Batch::new(input.copy(), target.copy())?;
+    Ok(DataModule::new("rows", Batch::new(input, target)?, val, 8))
+}
+
+/// The record of an epoch over these, with the loss of each step as it was logged.
+fn regress(config: TrainerConfig, size: f64) -> Result<(RunRecord, Vec<f64>)> {
+    let _section = seeded(0);
+    let mut model = Regression::builder().build()?;
+    let mut logged = Vec::new();
+    let mut listen = |event: &Event| -> Result<()> {
+        if let Event::Logged { values, .. } = event {
+            logged.push(values[0].value);
+        }
+        Ok(())
+    };
+    let data = with_outliers(size)?;
+    let record = Trainer::new(config).subscribe(&mut listen).fit(&mut model, &data)?;
+    Ok((record, logged))
+}
+
+fn mixed(on_non_finite: NonFinite) -> TrainerConfig {
+    TrainerConfig { precision: Precision::F16Mixed, ..config(1) }.with(|config| {
+        config.recovery.on_non_finite = on_non_finite;
+        config.numerics.scaler.init_scale = 8192.0;
+    })
+}
+
+/// transformers PR#13619: a skipped step, whatever its loss is, stays out of the epoch's mean; its own value is
+/// told as it is.
+#[rstest]
+#[case::a_gradient_overflows(600.0)]
+#[case::the_loss_is_infinite(1e38)]
+fn a_skipped_step_stays_out_of_the_epochs_mean(#[case] size: f64) -> Result<()> {
+    let (record, logged) = regress(mixed(NonFinite::Skip), size)?;
+    assert_eq!((record.end.global_step, record.end.skipped), (3, 1));
+    assert_eq!(record.skips[0].attempt, 1);
+    assert_eq!(logged.len(), 4);
+    assert_eq!(logged[1].is_finite(), size < 1e38);
+    let expected = (logged[0] + logged[2] + logged[3]) / 3.0;
+    let seen = record.epochs[0].value("train_loss").expect("it is logged");
+    assert!((seen - expected).abs() < 1e-12 * expected, "{seen} for {expected}");
+    Ok(())
+}
+
+/// Where every step is skipped, there is no mean of others.
+#[test]
+fn an_epoch_of_skipped_steps_has_their_mean() -> Result<()> {
+    let config = mixed(NonFinite::Skip).with(|config| {
+        config.numerics.scaler.init_scale = 2f64.powi(60);
+        config.numerics.scaler.backoff_factor = 0.9;
+    });
+    let (record, logged) = regress(config, 1.0)?;
+    assert_eq!(record.end.skipped, 4);
+    let seen = record.epochs[0].value("train_loss").expect("it is logged");
+    let expected = logged.iter().sum::<f64>() / 4.0;
+    assert!((seen - expected).abs() < 1e-12 * expected, "{seen} for {expected}");
+    Ok(())
+}
+
+/// Lightning's rule counts it.
+#[test]
+fn lightnings_rule_counts_a_skipped_step() -> Result<()> {
+    let config = mixed(NonFinite::Skip).with(|config| config.recovery.skipped_step_advances = true);
+    let (record, logged) = regress(config, 600.0)?;
+    let seen = record.epochs[0].value("train_loss").expect("it is logged");
+    let expected = logged.iter().sum::<f64>() / 4.0;
+    assert!((seen - expected).abs() < 1e-12 * expected, "{seen} for {expected}");
+    Ok(())
+}
+
+/// A step that is repeated logs what its last run gave, and hooks see that loss.
+#[test]
+fn a_repeated_step_logs_its_last_run() -> Result<()> {
+    /// Overflows in f16, not in bf16.
+    #[derive(LightningModule)]
+    #[loss(mse_loss)]
+    #[forward(|x| Ok(head(x)?.f_mul_scalar(3000.0)?.f_mul_scalar(1e-3)?))]
+    #[log(train_loss, on_step, on_epoch)]
+    #[optimizer(sgd, lr = 1e-4)]
+    struct Large {
+        #[layer(linear(4, 2))]
+        head: Linear,
+    }
+    let run = |precision| -> Result<RunRecord> {
+        let _section = seeded(0);
+        let mut model = Large::builder().build()?;
+        for own in nn::parameters(&model) {
+            let _ = amp_core::tch::no_grad(|| own.tensor.shallow_clone().fill_(30.0));
+        }
+        let config = mixed(NonFinite::FallBackToBf16).with(|config| {
+            config.precision = precision;
+            if precision != Precision::F16Mixed {
+                config.recovery.on_non_finite = NonFinite::Skip;
+            }
+        });
+        Trainer::new(config).fit(&mut model, &with_outliers(1.0)?)
+    };
+    let (fallen, bf16) = (run(Precision::F16Mixed)?, run(Precision::Bf16Mixed)?);
+    assert_eq!((fallen.recoveries.len(), fallen.skips[0].attempt), (1, 0));
+    let loss = |record: &RunRecord| record.epochs[0].value("train_loss").expect("it is logged");
+    assert_eq!(loss(&fallen), loss(&bf16));
+    assert!(loss(&fallen).is_finite());
     Ok(())
 }

@@ -296,3 +296,31 @@ fn a_monitored_nan_is_kept_nowhere_and_stops() -> Result<()> {
     assert_eq!(record.not_finite()[0].name, "val");
     Ok(())
 }
+
+/// A checkpoint would hold the state of one of them.
+#[test]
+fn two_callbacks_of_one_name_are_refused() -> Result<()> {
+    let _section = seeded(0);
+    let (one, other) = (tempdir().expect("a folder"), tempdir().expect("a folder"));
+    let saves =
+        |folder: &tempfile::TempDir| ModelCheckpoint::new(folder.path(), "val_loss", Mode::Min);
+    let mut model = Best::builder().build()?;
+    let mut trainer = Trainer::new(config(1)).callback(saves(&one)?).callback(saves(&other)?);
+    let said = message(trainer.fit(&mut model, &data()?));
+    assert!(said.contains("two callbacks are called `ModelCheckpoint/val_loss`"), "{said}");
+    Ok(())
+}
+
+/// A run that goes on until something ends it, in windows as long as they come.
+#[test]
+fn numbers_as_large_as_they_come_do_not_overflow() -> Result<()> {
+    let _section = seeded(0);
+    let mut model = Best::builder().build()?;
+    let config = config(i64::MAX).with(|config| {
+        config.max_steps = Some(3);
+        config.optimization.accumulate_grad_batches = i64::MAX;
+    });
+    let record = Trainer::new(config).fit(&mut model, &data()?)?;
+    assert_eq!(record.end.global_step, 3);
+    Ok(())
+}

@@ -3,7 +3,7 @@
 
 use amp_core::{
     Result, loss,
-    metric::{Accuracy, BinaryAccuracy, F1, Metric, SoftAccuracy, TopK},
+    metric::{Accuracy, BinaryAccuracy, F1, Mean, Metric, SoftAccuracy, TopK},
     tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;
@@ -267,5 +267,32 @@ fn metrics_refuse_targets_of_another_kind() {
 fn a_nan_is_no_hit() -> Result<()> {
     let (logits, target) = (Tensor::from_slice(&[f64::NAN, 1.0]), Tensor::from_slice(&[0.0, 1.0]));
     assert_eq!(measure(&BinaryAccuracy, &logits, &target)?, 0.5);
+    Ok(())
+}
+
+/// Labels of -1 and 1 are a common mistake, and such a loss has no minimum.
+#[rstest]
+#[case(&[-1.0, 1.0])]
+#[case(&[0.0, 2.0])]
+fn binary_targets_are_probabilities(#[case] target: &[f64]) {
+    let said = message(loss::binary_cross_entropy_with_logits(
+        &zeros(&[2], Kind::Double),
+        &Tensor::from_slice(target),
+    ));
+    assert!(said.contains("targets are from 0 to 1"), "{said}");
+}
+
+/// One value for a batch would weigh batches of every size alike.
+#[test]
+fn a_mean_takes_a_value_for_each_example() -> Result<()> {
+    let (output, target) = (zeros(&[3, 2], Kind::Float), zeros(&[3], Kind::Int64));
+    let whole = |output: &Tensor, _: &Tensor| Ok(output.f_mean(Kind::Float)?);
+    let said = message(Mean { of: whole }.counts(&output, &target));
+    assert!(said.contains("its function gave []"), "{said}");
+    let two = |output: &Tensor, _: &Tensor| Ok(output.f_narrow(0, 0, 2)?.f_select(1, 0)?);
+    let said = message(Mean { of: two }.counts(&output, &target));
+    assert!(said.contains("its function gave [2]"), "{said}");
+    let each = |output: &Tensor, _: &Tensor| Ok(output.f_flatten(0, 1)?);
+    assert_eq!(measure(&Mean { of: each }, &output, &target)?, 0.0);
     Ok(())
 }

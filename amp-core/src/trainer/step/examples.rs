@@ -90,6 +90,12 @@ pub(super) fn split(
 fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>> {
     let weights = batches.iter().map(|batch| model.loss_weight(batch));
     let weights = weights.collect::<Result<Vec<_>>>()?;
+    if let Some(bad) = weights.iter().find(|weight| !(**weight >= 0.0 && weight.is_finite())) {
+        return Err(Error::config(format!(
+            "a batch counts {bad} in its loss, but weights are finite and at least 0: look at the data's \
+             weights"
+        )));
+    }
     let all: f64 = weights.iter().sum();
     if all > 0.0 {
         return Ok(weights.into_iter().map(|weight| weight / all).collect());

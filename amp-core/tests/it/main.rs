@@ -52,6 +52,7 @@ mod memory;
 mod metrics;
 mod moments;
 mod monitors;
+mod norms;
 mod optimizers;
 mod optimizers_cuda;
 mod optimizers_f16;

@@ -119,6 +119,36 @@ impl Scheduled {
         &self.initial
     }
 
+    /// A number that follows from the rates of the first `intervals` intervals; `None` where no schedule
+    /// gives them beforehand.
+    pub(crate) fn course(&self, intervals: usize) -> Result<Option<u64>> {
+        self.course_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
+    }
+
+    /// [`course`](Self::course) under another schedule.
+    pub(crate) fn course_under(
+        &self,
+        schedule: Option<&dyn BuildScheduler>,
+        intervals: usize,
+    ) -> Result<Option<u64>> {
+        let Some(schedule) = schedule.filter(|one| one.monitor().is_none()) else {
+            return Ok(None);
+        };
+        let mut groups = started(schedule, &self.initial)?;
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for _ in 0..intervals {
+            for group in &mut groups {
+                let Rates { lr, momentum } = group.rates();
+                for bits in [lr.to_bits(), momentum.unwrap_or_default().to_bits()] {
+                    // FNV-1a, a word at a time.
+                    hash = (hash ^ bits).wrapping_mul(0x0100_0000_01b3);
+                }
+                group.advance(None);
+            }
+        }
+        Ok(Some(hash))
+    }
+
     /// Whether the rates within `horizon` intervals would be other ones under the schedule `other`.
     pub(crate) fn is_unlike(
         &self,

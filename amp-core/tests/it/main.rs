@@ -75,6 +75,7 @@ mod scaler_misuse;
 mod schedulers;
 mod second_derivatives;
 mod states;
+mod step_values;
 mod support;
 mod targets;
 mod tensorboard;

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::state::StepState;
 use crate::{
-    Result,
+    Error, Result,
     optim::WeightUpdate,
     precision::{Precision, dtype_name},
     trainer::config::TrainerConfig,
@@ -13,8 +13,22 @@ use crate::{
 /// The share of lost updates that is worth a note.
 const MANY: f64 = 0.25;
 
-/// Weights before a step, by their places among the optimizers' parameters.
+/// Elements of each parameter that are looked at, so that it takes no memory worth mentioning.
+const SAMPLE: i64 = 1024;
+
+/// Some elements of each 16-bit weight before a step.
 pub(super) struct Before(Vec<(Tensor, Tensor)>);
+
+/// Every so many elements of a tensor.
+fn step_of(tensor: &Tensor) -> i64 {
+    (tensor.numel() as i64 / SAMPLE).max(1)
+}
+
+/// Elements of a tensor that are evenly far apart.
+fn sample(tensor: &Tensor) -> Result<Tensor> {
+    let step = step_of(tensor);
+    Ok(tensor.f_detach()?.f_reshape([-1])?.f_slice(0, None, None, step)?)
+}
 
 /// Whether updates may be lost in such a run.
 fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
@@ -46,8 +60,8 @@ impl StepState<'_> {
             .map(|own| &own.tensor)
             .filter(|own| matches!(own.kind(), Kind::Half | Kind::BFloat16));
         let pairs = narrow.map(|own| {
-            let copy = tch::no_grad(|| own.f_detach_copy())?;
-            Ok((own.shallow_clone(), copy))
+            let before = tch::no_grad(|| sample(own)?.f_detach_copy().map_err(Error::from))?;
+            Ok((own.shallow_clone(), before))
         });
         Ok(Some(Before(pairs.collect::<Result<_>>()?)))
     }
@@ -60,10 +74,11 @@ impl StepState<'_> {
             if !gradient.defined() {
                 continue;
             }
-            let moves = gradient.f_ne(0.0)?;
-            let stays = weight.f_detach()?.f_eq_tensor(before)?.f_logical_and(&moves)?;
-            all += moves.f_sum(Kind::Double)?.f_double_value(&[])?;
-            lost += stays.f_sum(Kind::Double)?.f_double_value(&[])?;
+            let moves = sample(&gradient)?.f_ne(0.0)?;
+            let stays = sample(weight)?.f_eq_tensor(before)?.f_logical_and(&moves)?;
+            let of = step_of(weight) as f64;
+            all += of * moves.f_sum(Kind::Double)?.f_double_value(&[])?;
+            lost += of * stays.f_sum(Kind::Double)?.f_double_value(&[])?;
         }
         if self.lr == 0.0 || all == 0.0 || lost < MANY * all {
             return Ok(None);

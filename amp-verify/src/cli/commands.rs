@@ -9,6 +9,7 @@ use amp_core::{
     file::Staged,
     hardware,
     log::Logged,
+    record::RunRecord,
     tch,
     trainer::Averaging,
 };
@@ -45,7 +46,7 @@ const NOT_COMPARABLE: u8 = 4;
 /// Does what the command line asks for with the models of `registry`. A project's binary `amp` returns
 /// what this returns.
 ///
-/// The exit code is 0 when it was done, 1 when a run failed, 2 when the request cannot be carried out
+/// The exit code is 0 when it was done, 1 when a run failed or a validated figure is not finite, 2 when the request cannot be carried out
 /// as asked; the gate has codes of its own besides.
 pub fn main(registry: Registry) -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -210,17 +211,28 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     }
     let record = outcome?;
     match record.end.interrupted {
-        None => match record.not_finite().first() {
-            None => Ok(ExitCode::SUCCESS),
-            Some(Logged { name, value, .. }) => Err(Error::NonFinite(format!(
-                "`{name}` is {value} after the last epoch: lower the learning rate, or choose what a step that is \
-                 not finite is answered with (--on-non-finite)"
-            ))),
-        },
+        None => is_sound(&record).map(|()| ExitCode::SUCCESS),
         Some(signal) => {
             signals::requeue(signal);
             Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED)))
         }
+    }
+}
+
+/// Refuses a run that has trained nothing, or nothing of use.
+fn is_sound(record: &RunRecord) -> Result<()> {
+    let advice = "lower the learning rate, or choose what a step that is not finite is answered with \
+                  (--on-non-finite)";
+    if let Some(Logged { name, value, .. }) = record.not_finite().first() {
+        return Err(Error::NonFinite(format!(
+            "`{name}` is {value} after the last epoch: {advice}"
+        )));
+    }
+    match (record.end.global_step, record.end.skipped) {
+        (0, skipped) if skipped > 0 => {
+            Err(Error::NonFinite(format!("all {skipped} steps were skipped: {advice}")))
+        }
+        _ => Ok(()),
     }
 }
 

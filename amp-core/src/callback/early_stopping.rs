@@ -1,5 +1,5 @@
 use super::{Action, Callback, Epoch, Mode};
-use crate::{Result, module::StepAccess, state::State};
+use crate::{Error, Hook, Result, module::StepAccess, state::State};
 
 /// Ends a run whose monitored value no longer improves, or is no longer finite
 /// (lightning.pytorch.callbacks.EarlyStopping). It looks each time the value is reported: at the end of
@@ -54,6 +54,17 @@ impl Callback for EarlyStopping {
     fn load_state(&mut self, state: &State) -> Result<()> {
         (self.best, self.waited) = (state.get("best")?, state.get("waited")?);
         Ok(())
+    }
+
+    fn on_train_start(&mut self, _: &mut Hook<'_>) -> Result<()> {
+        let (monitor, delta) = (&self.monitor, self.min_delta);
+        match delta >= 0.0 && delta.is_finite() {
+            true => Ok(()),
+            // A negative one would take worse for better.
+            false => Err(Error::config(format!(
+                "EarlyStopping of `{monitor}`: min_delta is {delta}, but must be at least 0"
+            ))),
+        }
     }
 
     fn on_validation_end(&mut self, validation: &Epoch<'_>) -> Result<Vec<Action>> {

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fs};
 use amp_core::{
     Trainer, TrainerConfig,
     callback::{EarlyStopping, Mode, ModelCheckpoint},
+    data::Limit,
     nn::named_tensors,
     prelude::*,
     state::State,
@@ -322,5 +323,34 @@ fn numbers_as_large_as_they_come_do_not_overflow() -> Result<()> {
     });
     let record = Trainer::new(config).fit(&mut model, &data()?)?;
     assert_eq!(record.end.global_step, 3);
+    Ok(())
+}
+
+/// With a negative difference a worse value would count as a better one.
+#[rstest]
+#[case(-0.1)]
+#[case(f64::NAN)]
+fn a_difference_that_is_none_is_refused(#[case] delta: f64) -> Result<()> {
+    let _section = seeded(0);
+    let mut model = Best::builder().build()?;
+    let stops = EarlyStopping::new("val_loss", Mode::Min).min_delta(delta);
+    let said = message(Trainer::new(config(1)).callback(stops).fit(&mut model, &data()?));
+    assert!(said.contains("min_delta is") && said.contains("at least 0"), "{said}");
+    Ok(())
+}
+
+/// A part of a set that has no batch is no wish for no validation.
+#[test]
+fn a_fraction_that_leaves_nothing_is_refused() -> Result<()> {
+    let _section = seeded(0);
+    let mut model = Best::builder().build()?;
+    let mut fit = |limit| {
+        let config = config(1).with(|config| config.loops.limit_val_batches = limit);
+        Trainer::new(config).fit(&mut model, &data()?)
+    };
+    let said = message(fit(Limit::Fraction(0.3)));
+    assert!(said.contains("the limit 0.3 of the 2 batches to evaluate leaves none"), "{said}");
+    assert!(fit(Limit::Fraction(0.5)).is_ok());
+    assert_eq!(fit(Limit::Fraction(0.0))?.epochs[0].val, []);
     Ok(())
 }

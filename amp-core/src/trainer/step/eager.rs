@@ -15,7 +15,7 @@ use super::{
 use crate::{
     Error, LightningModule, LossScope, Result,
     callback::Action,
-    event::{Event, Recovery},
+    event::{Event, Position, Recovery},
     ffi,
     log::Log,
     precision::StepOutcome,
@@ -144,6 +144,15 @@ fn forward_backward(
         };
         match attempt() {
             Ok(loss) => break (loss, log),
+            Err(error) if !error.is_out_of_memory() => {
+                // The first batch of all shows what is wrong with the model, another what it has that others
+                // have not.
+                let position = examples.position(at);
+                return Err(match position == Position::default() {
+                    true => error,
+                    false => error.in_batch(position.epoch, position.batch),
+                });
+            }
             Err(error) => {
                 let scope = model.loss_scope();
                 halve(state, scope, error, batch.len(), observers.emit)?;

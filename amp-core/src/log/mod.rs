@@ -66,6 +66,8 @@ struct Entry {
     counts: Tensor,
     weight: f64,
     latest: (Tensor, f64),
+    /// Whether a hook logs it, and no step; unknown of an older file's.
+    of_hook: Option<bool>,
     /// 0 while all that it holds is of steps that were left out.
     batches: u64,
 }
@@ -83,6 +85,23 @@ impl Log {
         options: LogOptions,
     ) -> Result<()> {
         self.weighed(name, value, batch_size as f64, options)
+    }
+
+    /// Adds what a hook logs, beside what steps do.
+    pub(crate) fn of_hook(
+        &mut self,
+        name: &str,
+        value: &Tensor,
+        options: LogOptions,
+    ) -> Result<()> {
+        if let Some(entry) = self.entries.iter().find(|entry| entry.name == name) {
+            entry.is_logged_by(true)?;
+        }
+        self.weighed(name, value, 1.0, options)?;
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == name) {
+            entry.of_hook = Some(true);
+        }
+        Ok(())
     }
 
     fn weighed(
@@ -157,6 +176,7 @@ impl Log {
             counts: counts.shallow_clone(),
             weight,
             latest: (counts, weight),
+            of_hook: Some(false),
             batches: 1,
         });
         Ok(())
@@ -169,6 +189,7 @@ impl Log {
             let latest = (entry.counts.shallow_clone(), entry.weight);
             match self.entries.iter_mut().find(|own| own.name == entry.name) {
                 Some(own) if own.batches == 0 => {
+                    own.is_logged_by(false)?;
                     own.add(entry.reduction, entry.counts, entry.weight)?;
                     own.batches = 0;
                 }
@@ -185,6 +206,7 @@ impl Log {
         for entry in batch.entries {
             match self.entries.iter_mut().find(|own| own.name == entry.name) {
                 Some(own) => {
+                    own.is_logged_by(false)?;
                     own.forget_left_out()?;
                     own.add(entry.reduction, entry.counts, entry.weight)?;
                 }
@@ -207,6 +229,7 @@ impl Log {
             part.put("options", &entry.options)?;
             part.put("reduction", &entry.reduction)?;
             part.put("weights", &(entry.weight, entry.latest.1, entry.batches))?;
+            part.put("of_hook", &entry.of_hook)?;
             part.put_tensor("counts", &entry.counts);
             part.put_tensor("latest", &entry.latest.0);
             state.put_part(&entry.name, part);
@@ -221,6 +244,7 @@ impl Log {
             let (weight, latest, batches) = part.get("weights")?;
             Ok(Entry {
                 options: part.get("options")?,
+                of_hook: part.get("of_hook").unwrap_or(None),
                 reduction: part.get("reduction")?,
                 // Of its own: sums are added to in place.
                 counts: part.tensor("counts")?.f_to_device_(device, Kind::Double, false, true)?,
@@ -272,6 +296,17 @@ fn scalar(name: &str, value: &Tensor) -> Result<Tensor> {
 }
 
 impl Entry {
+    /// Refuses a step's value and a hook's under one name: their mean is neither's.
+    fn is_logged_by(&self, hook: bool) -> Result<()> {
+        match self.of_hook {
+            Some(own) if own != hook => Err(Error::config(format!(
+                "log `{}`: the step and a hook log under one name: rename one of them",
+                self.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Begins anew where it holds nothing but what was left out.
     fn forget_left_out(&mut self) -> Result<()> {
         if self.batches == 0 {

@@ -281,7 +281,7 @@ impl Hook<'_> {
     /// # Errors
     /// When `value` is not a scalar.
     pub fn log(&mut self, name: &str, value: &Tensor, options: LogOptions) -> Result<()> {
-        self.log.value(name, value, 1, options)
+        self.log.of_hook(name, value, options)
     }
 
     /// Logs a number of the host's.
@@ -289,7 +289,7 @@ impl Hook<'_> {
     /// # Errors
     /// When libtorch has no room for it.
     pub fn log_number(&mut self, name: &str, value: f64, options: LogOptions) -> Result<()> {
-        self.log.value(name, &Tensor::from(value), 1, options)
+        self.log.of_hook(name, &Tensor::from(value), options)
     }
 }
 

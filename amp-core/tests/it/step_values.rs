@@ -1,11 +1,17 @@
 //! What the epoch's mean and a step's value are, where steps are skipped or run again.
 
 use amp_core::{
-    Trainer, TrainerConfig, event::Event, nn, prelude::*, record::RunRecord, trainer::NonFinite,
+    Trainer, TrainerConfig,
+    callback::{Action, Callback},
+    event::Event,
+    nn,
+    prelude::*,
+    record::RunRecord,
+    trainer::NonFinite,
 };
 use rstest::rstest;
 
-use crate::support::seeded;
+use crate::support::{message, seeded};
 
 fn config() -> TrainerConfig {
     TrainerConfig::new(Precision::F16Mixed, Device::Cpu).with(|config| {
@@ -131,5 +137,34 @@ fn a_repeated_step_logs_its_last_run() -> Result<()> {
     let loss = |record: &RunRecord| record.epochs[0].value("train_loss").expect("it is logged");
     assert_eq!(loss(&fallen), loss(&bf16));
     assert!(loss(&fallen).is_finite());
+    Ok(())
+}
+
+/// Logs under the name that the step logs its loss under.
+struct Meddler;
+
+impl Callback for Meddler {
+    fn name(&self) -> String {
+        "Meddler".to_owned()
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        _: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        hook.log_number("train_loss", 1e6, LogOptions::ON_EPOCH)?;
+        Ok(Vec::new())
+    }
+}
+
+/// Their mean would be neither's.
+#[test]
+fn a_hook_does_not_log_under_the_steps_name() -> Result<()> {
+    let _section = seeded(0);
+    let mut model = Regression::builder().build()?;
+    let mut trainer = Trainer::new(config()).callback(Meddler);
+    let said = message(trainer.fit(&mut model, &with_outliers(1.0)?));
+    assert!(said.contains("log `train_loss`: the step and a hook log under one name"), "{said}");
     Ok(())
 }

@@ -118,6 +118,8 @@ struct CheckpointNode : torch::autograd::Node {
     auto leaf = input.detach().requires_grad_(input_requires_grad);
     at::AutoGradMode enabled(true);
     auto output = surroundings.restore(input.device(), [&] { return (*module)(leaf); });
+    // What reads parameters that are frozen by now computes nothing that has a gradient.
+    if (!output.requires_grad()) return {at::Tensor()};
     torch::autograd::backward({output}, {grads.at(0)});
     return {leaf.grad()};
   }

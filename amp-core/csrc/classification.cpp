@@ -7,11 +7,14 @@
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <limits>
 #include <memory>
 
 #include "guard.h"
@@ -105,6 +108,26 @@ struct AmpCrossEntropy : torch::autograd::Function<AmpCrossEntropy> {
   }
 };
 
+// How many targets count.
+at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
+  const auto options = targets.options().dtype(at::kDouble);
+  if (!targets.is_cpu()) {
+    const auto counts = targets.ne(ignored);
+    const auto wrong = targets.lt(0).logical_or(targets.ge(classes)).logical_and(counts).any();
+    return counts.sum(at::kDouble).masked_fill(wrong, std::numeric_limits<double>::quiet_NaN());
+  }
+  const auto dense = targets.contiguous();
+  const auto* of = dense.const_data_ptr<int64_t>();
+  int64_t count = 0;
+  for (int64_t at = 0; at < dense.numel(); ++at) {
+    if (of[at] == ignored) continue;
+    TORCH_CHECK(of[at] >= 0 && of[at] < classes, "a target is class ", of[at], ", but there are ",
+                classes, " classes, counted from 0");
+    ++count;
+  }
+  return at::full({}, static_cast<double>(count), options);
+}
+
 }  // namespace
 
 extern "C" {
@@ -119,16 +142,23 @@ int amp_cross_entropy(const at::Tensor* logits, const at::Tensor* targets, at::T
   });
 }
 
-// How many rows have their largest logit at their class: an f64 scalar, which is new.
+// How many targets are not of the ignored class, as an f64 scalar. On the CPU a class that is not below
+// `classes` is an error; elsewhere the count is NaN.
+int amp_counted_classes(const at::Tensor* targets, int64_t classes, at::Tensor** out) {
+  return amp::guarded([&] { *out = new at::Tensor(counted_classes(*targets, classes)); });
+}
+
+// How many rows have their largest logit at their class, and how many count: f64 [2], which is new.
 int amp_hits(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
   return amp::guarded([&] {
     if (!fits(*logits, *targets)) {
-      *out = new at::Tensor(at::argmax(*logits, 1).eq(*targets).sum(at::kDouble));
+      const auto hits = at::argmax(*logits, 1).eq(*targets).sum(at::kDouble);
+      *out = new at::Tensor(at::stack({hits, counted_classes(*targets, logits->size(1))}));
       return;
     }
     const auto dense = logits->contiguous(), classes_of = targets->contiguous();
     auto count = std::make_unique<at::Tensor>(
-        at::empty({}, dense.options().dtype(at::kDouble).requires_grad(false)));
+        at::empty({2}, dense.options().dtype(at::kDouble).requires_grad(false)));
     int rows = static_cast<int>(dense.size(0)), classes = static_cast<int>(dense.size(1));
     const void *from = dense.const_data_ptr(), *targets_from = classes_of.const_data_ptr();
     void* to = count->mutable_data_ptr();

@@ -80,6 +80,15 @@ int amp_cpu_random_write(const void* random) {
   });
 }
 
+// As torch.manual_seed, for the CPU's default generator alone.
+int amp_cpu_random_seed(uint64_t seed) {
+  return amp::guarded([&] {
+    auto generator = at::detail::getDefaultCPUGenerator();
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_current_seed(seed);
+  });
+}
+
 // As torch.get_rng_state() lays it out. The new tensor is the caller's.
 int amp_cpu_random_tensor(const void* random, at::Tensor** out) {
   return amp::guarded([&] {

@@ -27,7 +27,9 @@ use crate::{
 
 /// The header's texts.
 const STATE: &str = "state";
-const FORMAT: &str = "format";
+const FORMAT: &str = "amp-format";
+/// Where it stood before files had PyTorch's name there.
+const OLD_FORMAT: &str = "format";
 
 /// What this version writes and reads.
 const VERSION: &str = "amp-checkpoint-1";
@@ -57,6 +59,15 @@ pub(crate) fn write(
     tensor_file::write(path, own.chain(rest), text)
 }
 
+/// Refuses a model whose tensors or state no file can hold, before it is trained.
+pub(crate) fn can_save(model: &dyn LightningModule) -> Result<()> {
+    let tensors = weights::distinct(model);
+    tensor_file::can_hold(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
+    let mut own = State::default();
+    model.on_save_checkpoint(&mut own)?;
+    tensor_file::can_hold(own.tensors())
+}
+
 /// Reads a checkpoint whole.
 pub(crate) fn read(path: &Path) -> Result<Saved> {
     let TensorFile { tensors, metadata } = tensor_file::read(path)?;
@@ -66,7 +77,8 @@ pub(crate) fn read(path: &Path) -> Result<Saved> {
             path.display()
         )));
     };
-    let format = metadata.get(FORMAT).map_or("none", String::as_str);
+    let format = metadata.get(FORMAT).or_else(|| metadata.get(OLD_FORMAT));
+    let format = format.map_or("none", String::as_str);
     if format != VERSION {
         return Err(Error::config(format!(
             "{}: its format is {format}, but this version reads {VERSION}",

@@ -78,6 +78,17 @@ impl Error {
         }
     }
 
+    /// Names the training batch in which a model or its loss found a mistake, both counted from 0.
+    pub(crate) fn in_batch(self, epoch: i64, batch: i64) -> Self {
+        match self {
+            Self::In { path, source } => {
+                Self::In { path, source: Box::new(source.in_batch(epoch, batch)) }
+            }
+            Self::Config(text) => Self::Config(format!("{text} (batch {batch} of epoch {epoch})")),
+            other => other,
+        }
+    }
+
     /// libtorch's text without the C++ stack trace that follows its first line.
     pub(crate) fn torch(text: &str) -> Self {
         let head = text.split("\nException raised from").next().unwrap_or(text);

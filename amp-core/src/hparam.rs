@@ -3,14 +3,17 @@
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    state::{from_value, to_value},
+};
 
 /// Reads a hyperparameter.
 ///
 /// # Errors
 /// When the value has another type.
 pub fn get<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T> {
-    serde_json::from_value(value.clone())
+    from_value(value)
         .map_err(|error| Error::config(format!("hyperparameter `{name}` = {value}: {error}")))
 }
 
@@ -24,9 +27,10 @@ pub fn required<T: DeserializeOwned>(name: &str, values: &Map<String, Value>) ->
     get(name, value.ok_or_else(missing)?)
 }
 
-/// Writes a hyperparameter; what JSON cannot hold (NaN, infinities) becomes null.
+/// Writes a hyperparameter; a NaN or an infinity by itself is a text. What JSON cannot hold otherwise
+/// becomes null.
 pub fn put<T: Serialize>(value: &T) -> Value {
-    serde_json::to_value(value).unwrap_or(Value::Null)
+    to_value(value).unwrap_or(Value::Null)
 }
 
 /// The error for a name that no hyperparameter has.

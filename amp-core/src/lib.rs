@@ -39,7 +39,7 @@ pub mod weights;
 
 pub use amp_derive::{Batch, LightningModule, Module};
 pub use error::{Error, Result};
-pub use module::{Hook, Hyperparameters, LightningModule, Step};
+pub use module::{Hook, Hyperparameters, LightningModule, LossScope, Step};
 pub use nn::{Module, Visit};
 pub use tch;
 pub use trainer::{Trainer, TrainerConfig};
@@ -76,7 +76,7 @@ pub mod __private {
         hparam,
         log::LogOptions,
         loss, metric,
-        module::{ManualStep, StepAccess},
+        module::{LossScope, ManualStep, StepAccess},
         nn,
         nn::{Context, Visit, Visitor, visit_child},
         optim,
@@ -91,7 +91,7 @@ pub mod __private {
         marker::PhantomData,
         ops::FnMut,
         option::Option::{self, None, Some},
-        primitive::{bool, str},
+        primitive::{bool, f64, str},
         result::Result::{Err, Ok},
         unreachable,
     };

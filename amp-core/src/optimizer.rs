@@ -116,6 +116,12 @@ pub trait Optimizer {
     /// changed then.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
+    /// The options of each group but the rates, as a text that differs where they do: a run that is resumed
+    /// has the saved run's. Nothing is compared where it is empty.
+    fn options(&self) -> String {
+        String::new()
+    }
+
     /// What was changed of the options for the parameters' dtype, to be shown to the user.
     fn note(&self) -> Option<String> {
         None

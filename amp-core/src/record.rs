@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Result,
     event::{EpochEnd, Event, FitEnd, FitStart, Profile, Recovery, Skipped, Subscriber, Validated},
+    log::Logged,
     memory::Memory,
     probe::Observed,
 };
@@ -42,6 +43,23 @@ impl RunRecord {
     /// The last epoch's value of this name, training or validation.
     pub fn last(&self, name: &str) -> Option<f64> {
         self.epochs.last()?.value(name)
+    }
+
+    /// The values of the last validation that are not finite; of a run without validations, the last
+    /// epoch's training loss, if that is not.
+    pub fn not_finite(&self) -> Vec<&Logged> {
+        let epoch = self.epochs.iter().rev().find(|end| !end.val.is_empty());
+        let validated = match (epoch, self.validations.last()) {
+            (Some(end), Some(within)) if within.position.epoch > end.epoch => Some(&within.val),
+            (Some(end), _) => Some(&end.val),
+            (None, within) => within.map(|within| &within.val),
+        };
+        let values: Vec<&Logged> = match (validated, self.epochs.last()) {
+            (Some(values), _) => values.iter().collect(),
+            (None, Some(end)) => end.train.iter().filter(|own| own.name == "train_loss").collect(),
+            (None, None) => Vec::new(),
+        };
+        values.into_iter().filter(|logged| !logged.value.is_finite()).collect()
     }
 }
 

@@ -20,6 +20,10 @@ use crate::{Error, Result, file::Staged, precision::dtype_name};
 /// The text under which the checksum stands.
 const CHECKSUM: &str = "sha256";
 
+/// Whose tensors they are: what transformers asks for.
+const FORMAT: &str = "format";
+const PYTORCH: &str = "pt";
+
 /// The text that says that a file is ours and so has a checksum: one flipped bit cannot take both
 /// away.
 const WRITER: &str = "amp";
@@ -51,6 +55,8 @@ pub(crate) fn write<'t>(
             Ok((name.as_str(), view.map_err(|error| damaged(path, error))?))
         })
         .collect::<Result<Vec<_>>>()?;
+    // Without it Python's loaders refuse the file.
+    metadata.entry(FORMAT.to_owned()).or_insert_with(|| PYTORCH.to_owned());
     metadata.insert(WRITER.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     metadata.insert(CHECKSUM.to_owned(), checksum(&views, &metadata));
     let metadata: HashMap<_, _> = metadata.into_iter().collect();
@@ -127,10 +133,7 @@ struct Stored {
 impl Stored {
     fn new(tensor: &Tensor) -> Result<Self> {
         let kind = tensor.kind();
-        let dtype = DTYPES.iter().find(|(own, _)| *own == kind).map(|(_, dtype)| *dtype);
-        let dtype = dtype.ok_or_else(|| {
-            Error::config(format!("tensors of type {} cannot be saved", dtype_name(kind)))
-        })?;
+        let dtype = dtype(kind)?;
         let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
         let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
         tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
@@ -139,15 +142,39 @@ impl Stored {
     }
 }
 
-const DTYPES: [(Kind, Dtype); 7] = [
+const DTYPES: [(Kind, Dtype); 10] = [
     (Kind::Half, Dtype::F16),
     (Kind::BFloat16, Dtype::BF16),
     (Kind::Float, Dtype::F32),
     (Kind::Double, Dtype::F64),
     (Kind::Int64, Dtype::I64),
     (Kind::Int, Dtype::I32),
+    (Kind::Int16, Dtype::I16),
+    (Kind::Int8, Dtype::I8),
     (Kind::Uint8, Dtype::U8),
+    (Kind::Bool, Dtype::BOOL),
 ];
+
+/// The file's type for this dtype.
+///
+/// # Errors
+/// When safetensors has none.
+fn dtype(kind: Kind) -> Result<Dtype> {
+    let found = DTYPES.iter().find(|(own, _)| *own == kind).map(|(_, dtype)| *dtype);
+    found.ok_or_else(|| {
+        Error::config(format!("tensors of type {} cannot be saved", dtype_name(kind)))
+    })
+}
+
+/// Refuses tensors that no file can hold, for a look before there is something to lose.
+///
+/// # Errors
+/// Which one, and why.
+pub(crate) fn can_hold<'t>(tensors: impl IntoIterator<Item = (&'t str, &'t Tensor)>) -> Result<()> {
+    tensors.into_iter().try_for_each(|(name, tensor)| {
+        dtype(tensor.kind()).map(drop).map_err(|error| error.at(name))
+    })
+}
 
 fn kind(dtype: Dtype) -> Option<Kind> {
     DTYPES.iter().find(|(_, own)| *own == dtype).map(|(kind, _)| *kind)

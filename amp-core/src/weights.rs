@@ -14,6 +14,7 @@ use tch::Tensor;
 use crate::{
     Error, Result, ffi,
     nn::{Visit, named_tensors, names_are_unique},
+    precision::{dtype_name, is_floating},
     tensor_file::{self, TensorFile},
 };
 
@@ -31,6 +32,18 @@ pub fn save(
     names_are_unique(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
     let named = tensors.iter().map(|(name, tensor)| (name.clone(), tensor));
     tensor_file::write(path, named, metadata)
+}
+
+/// Saves these tensors and some text beside them, in every dtype that safetensors has.
+///
+/// # Errors
+/// When a dtype is not among those, or the folder is missing or cannot be written to.
+pub fn save_tensors<'t>(
+    tensors: impl IntoIterator<Item = (String, &'t Tensor)>,
+    path: &Path,
+    metadata: BTreeMap<String, String>,
+) -> Result<()> {
+    tensor_file::write(path, tensors, metadata)
 }
 
 /// Loads every tensor of `module` from a file that has exactly its names and shapes; dtypes are
@@ -64,6 +77,23 @@ fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
     all
 }
 
+/// Why these values cannot become those of `tensor`, where its dtype does not hold what they are.
+fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>> {
+    let (there, here) = (values.kind(), tensor.kind());
+    if is_floating(there) && !is_floating(here) {
+        let (there, here) = (dtype_name(there), dtype_name(here));
+        return Ok(Some(format!("`{name}` is {there} there, {here} here, which has no fractions")));
+    }
+    if !is_floating(here) || here.elt_size_in_bytes() >= there.elt_size_in_bytes() {
+        return Ok(None);
+    }
+    let cast = values.f_to_kind(here)?;
+    let overflows = cast.f_isinf()?.f_logical_and(&values.f_isfinite()?)?.f_any()?;
+    Ok((overflows.f_int64_value(&[])? != 0).then(|| {
+        format!("`{name}` has values there that {} here does not reach", dtype_name(here))
+    }))
+}
+
 /// A model's tensors beside the values they are to have.
 pub(crate) struct Found {
     pairs: Vec<(Tensor, Tensor)>,
@@ -73,7 +103,7 @@ impl Found {
     /// Pairs a model's tensors with those of the file at `path`.
     ///
     /// # Errors
-    /// When names or shapes are not the model's.
+    /// When names or shapes are not the model's, or its dtypes do not hold the values.
     pub(crate) fn in_file(
         module: &(impl Visit + ?Sized),
         path: &Path,
@@ -96,6 +126,16 @@ impl Found {
             let (there, here) = (values.size(), tensor.size());
             if there != here {
                 return Err(foreign(format!("`{name}` has shape {there:?} there, {here:?} here")));
+            }
+            for other in &present[1..] {
+                if !tensors[other.as_str()].f_equal(values)? {
+                    return Err(foreign(format!(
+                        "`{name}` and `{other}` are one tensor here, but have two values there"
+                    )));
+                }
+            }
+            if let Some(why) = loses(name, values, &tensor)? {
+                return Err(foreign(why));
             }
             pairs.push((tensor, values.shallow_clone()));
         }

@@ -248,8 +248,25 @@ pub(crate) enum Loss {
     /// One of amp-core's.
     Known(Ident),
     /// `fn(&Tensor, &Tensor) -> Result<Tensor>`.
-    Function(Expr),
-    Closure(ExprClosure),
+    Function(Expr, Own),
+    Closure(ExprClosure, Own),
+}
+
+/// What is said of a loss of the user's own.
+#[derive(Clone)]
+pub(crate) struct Own {
+    pub(crate) scope: Scope,
+    /// A function from the target to what a batch counts.
+    pub(crate) counts: Option<Expr>,
+}
+
+/// What a loss is a mean over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Examples,
+    /// Nothing smaller than the batch.
+    Batch,
+    Unknown,
 }
 
 #[derive(Clone)]

@@ -4,9 +4,11 @@
 
 mod draws;
 mod layers;
+mod values;
 
 pub(crate) use draws::{DRAWS, Draw};
 pub(crate) use layers::LAYERS;
+pub(crate) use values::{LOSSES, LOSSES_OF_CLASSES, METRICS};
 
 use crate::symbol;
 
@@ -212,18 +214,6 @@ pub(crate) const HOOKS: &[Hook] = &[
     hook(symbol::ON_TRAIN_EPOCH_END, &[Given::Hook], WITH_HOOK),
     hook(symbol::ON_VALIDATION_EPOCH_END, &[Given::Hook], WITH_HOOK),
     hook(symbol::ON_TRAIN_END, &[], PLAIN),
-];
-
-/// Loss functions, by torch.nn.functional's names. Its `binary_cross_entropy` is refused by a
-/// rule.
-pub(crate) const LOSSES: &[&str] =
-    &["cross_entropy", "nll_loss", "mse_loss", "l1_loss", "binary_cross_entropy_with_logits"];
-
-pub(crate) const METRICS: &[Entry] = &[
-    Entry { name: "accuracy", ty: "Accuracy", required: &[], options: &[] },
-    Entry { name: "top_k", ty: "TopK", required: &[positive("k")], options: &[] },
-    Entry { name: "mean", ty: "Mean", required: &[any("of")], options: &[] },
-    Entry { name: "f1", ty: "F1", required: &[positive("num_classes")], options: &[] },
 ];
 
 const ADAM_OPTIONS: &[Key] =

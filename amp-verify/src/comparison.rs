@@ -1,6 +1,7 @@
 //! Runs beside their baseline.
 
 use amp_core::{
+    Error, Result,
     event::{FitStart, Skipped},
     precision::Precision,
     probe::Observed,
@@ -43,6 +44,9 @@ pub struct Run {
     pub accuracy: Option<f64>,
     /// The last epoch's validation loss; null when it is not finite.
     pub loss: Option<f64>,
+    /// Names of the last validation's values that are not finite.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_finite: Vec<String>,
     /// Optimizer steps applied.
     pub applied_steps: u64,
     /// Optimizer steps skipped on overflow.
@@ -157,6 +161,33 @@ impl Comparison {
         }
     }
 
+    /// Refuses figures that are not finite, under any precision and seed.
+    ///
+    /// # Errors
+    /// When there are some: their names with the precision.
+    pub fn is_finite(&self) -> Result<()> {
+        let bad = self.runs.iter().filter_map(|run| {
+            let seeds = run.over_seeds.as_ref();
+            let lost = |of: fn(&OverSeeds) -> &Sample| {
+                seeds.is_some_and(|seeds| of(seeds).values.contains(&None))
+            };
+            let mut names = run.not_finite.clone();
+            for (name, lost) in
+                [("val_loss", lost(|s| &s.loss)), (&self.metric, lost(|s| &s.accuracy))]
+            {
+                if lost && !names.iter().any(|own| own == name) {
+                    names.push(name.to_owned());
+                }
+            }
+            (!names.is_empty()).then(|| format!("{} under {}", names.join(", "), run.precision))
+        });
+        let bad: Vec<String> = bad.collect();
+        match bad.is_empty() {
+            true => Ok(()),
+            false => Err(Error::NonFinite(format!("not finite: {}", bad.join("; ")))),
+        }
+    }
+
     /// This comparison with the figures of others that differ in nothing but the seed; the metric
     /// moves in steps of `step`.
     #[must_use]
@@ -203,6 +234,7 @@ impl Run {
             precision: record.start.precision,
             accuracy: finite(metric),
             loss: finite("val_loss"),
+            not_finite: record.not_finite().into_iter().map(|own| own.name.clone()).collect(),
             applied_steps: record.end.global_step,
             skipped_steps: record.end.skipped,
             first_culprit: record.skips.first().and_then(|skip| skip.culprit.clone()),

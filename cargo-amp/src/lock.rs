@@ -15,7 +15,7 @@ pub(crate) fn lock(path: &Path, what: &str) -> Result<File, Error> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            eprintln!("waiting for another process that is fetching {what}");
+            note!("waiting for another process that is fetching {what}");
             file.lock().map_err(cannot_lock)?;
         }
         // Some network file systems have no locks; two processes at once are rare enough there.

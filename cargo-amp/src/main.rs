@@ -4,6 +4,9 @@
 //! This crate does not depend on libtorch and on little else, so that it builds in seconds, before
 //! there is a libtorch to build anything else with.
 
+#[macro_use]
+mod say;
+
 mod cargo;
 mod cli;
 mod create;
@@ -28,7 +31,7 @@ use project::Project;
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        note!("error: {error}");
         ExitCode::from(2)
     })
 }
@@ -38,7 +41,7 @@ fn run() -> Result<ExitCode, Error> {
     let package = package.as_deref();
     match request {
         Request::Help => {
-            print!("{}", cli::HELP);
+            say!("{}", cli::HELP.trim_end());
             Ok(ExitCode::SUCCESS)
         }
         Request::New { name, amp_source } => create::new(&name, amp_source.as_deref()),
@@ -46,7 +49,7 @@ fn run() -> Result<ExitCode, Error> {
         Request::Setup(wanted) => {
             let libtorch = Libtorch::setup(Project::find()?.root(), wanted)?;
             let all = if libtorch.exceeds(wanted) { ": it has all that --cpu fetches" } else { "" };
-            println!("libtorch {} is ready in {libtorch}{all}", libtorch::version::REQUIRED);
+            say!("libtorch {} is ready in {libtorch}{all}", libtorch::version::REQUIRED);
             Ok(ExitCode::SUCCESS)
         }
         Request::Test { device, arguments } => {

@@ -57,7 +57,7 @@ fn fetch(pip: &Pip, project: &Project, partial: &Path) -> Result<(), Error> {
     fs::create_dir_all(&temporary)
         .map_err(|error| Error::new(format!("{} cannot be made ({error})", temporary.display())))?;
     let requirements = project.test_python_packages();
-    eprintln!("fetching {} for the tests into .amp/python, once", requirements.join(", "));
+    note!("fetching {} for the tests into .amp/python, once", requirements.join(", "));
     let arguments = Pip::install(Path::new(".amp/python.partial/packages"), requirements);
     pip.run(project.root(), &temporary, &arguments)
 }

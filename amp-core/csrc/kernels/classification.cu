@@ -69,11 +69,15 @@ extern "C" __global__ void cross_entropy_backward(const T* logits, const long lo
   narrow(value, out[at]);
 }
 
-// One block. How many rows have their largest logit, the first of equal ones, at the target.
+// One block. How many rows have their largest logit, the first of equal ones, at the target, and how many
+// count; NaN where a target is no class.
 extern "C" __global__ void hits(const T* logits, const long long* targets, int rows, int classes,
                                 double* out) {
-  double count = 0;
+  double count = 0, counted = 0;
   for (int r = threadIdx.x; r < rows; r += blockDim.x) {
+    const long long target = targets[r];
+    if (target == ignored) continue;
+    counted += target < 0 || target >= classes ? nan("") : 1;
     const T* row = logits + static_cast<long long>(r) * classes;
     auto largest = widen(row[0]);
     int at = 0;
@@ -84,8 +88,12 @@ extern "C" __global__ void hits(const T* logits, const long long* targets, int r
       largest = value;
       at = c;
     }
-    count += at == targets[r];
+    count += at == target;
   }
   count = block_sum(count);
-  if (threadIdx.x == 0) *out = count;
+  __syncthreads();
+  counted = block_sum(counted);
+  if (threadIdx.x != 0) return;
+  out[0] = count;
+  out[1] = counted;
 }

@@ -1,5 +1,5 @@
 use super::{Action, Callback, Epoch, Mode};
-use crate::{Result, module::StepAccess, state::State};
+use crate::{Error, Hook, Result, module::StepAccess, state::State};
 
 /// Ends a run whose monitored value no longer improves, or is no longer finite
 /// (lightning.pytorch.callbacks.EarlyStopping). It looks each time the value is reported: at the end of
@@ -56,11 +56,26 @@ impl Callback for EarlyStopping {
         Ok(())
     }
 
+    fn on_train_start(&mut self, _: &mut Hook<'_>) -> Result<()> {
+        let (monitor, delta) = (&self.monitor, self.min_delta);
+        match delta >= 0.0 && delta.is_finite() {
+            true => Ok(()),
+            // A negative one would take worse for better.
+            false => Err(Error::config(format!(
+                "EarlyStopping of `{monitor}`: min_delta is {delta}, but must be at least 0"
+            ))),
+        }
+    }
+
     fn on_validation_end(&mut self, validation: &Epoch<'_>) -> Result<Vec<Action>> {
         self.on_epoch_end(validation)
     }
 
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
+        if epoch.ended_early {
+            // The run ends, and one that goes on with the epoch counts it.
+            return Ok(Vec::new());
+        }
         let Self { monitor, mode, patience, min_delta, .. } = self;
         let Some(value) = epoch.reported(monitor)? else { return Ok(Vec::new()) };
         if !value.is_finite() {

@@ -175,6 +175,9 @@ pub struct Epoch<'a> {
     pub end: &'a EpochEnd,
     /// Whether the epoch goes on.
     pub goes_on: bool,
+    /// Whether the run ends before the epoch's last batch. A run that is resumed goes on with the epoch and
+    /// ends it: what a callback keeps for that run must not count it twice.
+    pub ended_early: bool,
     /// Whether validations report values at other moments than this one.
     pub(crate) more_to_come: bool,
 }

@@ -20,27 +20,41 @@ pub struct ModelCheckpoint {
     every_n_train_steps: Option<u64>,
     /// The files kept, the best first.
     best: Vec<(f64, PathBuf)>,
+    /// Among these, in addition to `save_top_k`, the file of an epoch that ended early: when a resumed run
+    /// ends the epoch, it makes room.
+    early: Option<PathBuf>,
 }
+
+/// Bytes of a monitored name in a file name, which has 255 in all.
+const LONGEST: usize = 150;
 
 impl ModelCheckpoint {
     /// Keeps the best epoch in `folder`, which is made if it is missing and rid of what an
     /// earlier process left half-written there.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// When the folder cannot be made, or the monitored name fits into no file name.
     pub fn new(folder: impl Into<PathBuf>, monitor: impl Into<String>, mode: Mode) -> Result<Self> {
-        let folder = folder.into();
+        let (folder, monitor) = (folder.into(), monitor.into());
+        let length = file_name(&monitor).len();
+        if !(1..=LONGEST).contains(&length) {
+            return Err(Error::config(format!(
+                "`{monitor}` makes a part of a file name of {length} bytes, but 1 to {LONGEST} fit: give \
+                 the value another name"
+            )));
+        }
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
         file::remove_abandoned(&folder)?;
         Ok(Self {
             folder,
-            monitor: monitor.into(),
+            monitor,
             mode,
             save_top_k: 1,
             save_last: false,
             weights_only: false,
             every_n_train_steps: None,
             best: Vec::new(),
+            early: None,
         })
     }
 
@@ -93,19 +107,56 @@ impl ModelCheckpoint {
             true => format!("-step={:06}", epoch.end.global_step),
             false => String::new(),
         };
-        let (monitor, number) = (self.monitor.replace('/', "_"), epoch.end.epoch);
-        let name = format!("epoch={number:02}{step}-{monitor}={value:.4}.safetensors");
+        let (monitor, number) = (file_name(&self.monitor), epoch.end.epoch);
+        // A large number has as many digits as its size.
+        let value_text = match value.abs() < 1e9 {
+            true => format!("{value:.4}"),
+            false => format!("{value:.4e}"),
+        };
+        let name = format!("epoch={number:02}{step}-{monitor}={value_text}.safetensors");
         let path = self.folder.join(name);
         let mut actions = vec![self.save(path.clone())];
         self.best.insert(place, (value, path));
+        if epoch.ended_early {
+            self.early = self.best.get(place).map(|(_, path)| path.clone());
+            return actions;
+        }
         let dropped = self.best.split_off(self.save_top_k.min(self.best.len()));
         actions.extend(dropped.into_iter().map(|(_, path)| Action::Delete(path)));
         actions
     }
 
+    /// Takes back the file of an epoch that ended early.
+    fn forget_early(&mut self) -> Vec<Action> {
+        let Some(early) = self.early.take() else { return Vec::new() };
+        let kept = self.best.len();
+        self.best.retain(|(_, path)| *path != early);
+        match self.best.len() < kept {
+            true => vec![Action::Delete(early)],
+            false => Vec::new(),
+        }
+    }
+
     fn last(&self) -> Action {
         self.save(self.folder.join("last.safetensors"))
     }
+}
+
+/// Whether a file is deleted that is written anew.
+fn is_of_one_file(old: &Action, new: &Action) -> bool {
+    matches!((old, new), (Action::Delete(old), Action::Save { path, .. }) if old == path)
+}
+
+/// A name's part of a file name: another one for each name, whatever characters it has.
+fn file_name(name: &str) -> String {
+    let mut text = String::new();
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' => text.push(byte.into()),
+            _ => text += &format!("%{byte:02X}"),
+        }
+    }
+    text
 }
 
 impl Callback for ModelCheckpoint {
@@ -137,13 +188,15 @@ impl Callback for ModelCheckpoint {
     }
 
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
-        let mut actions = Vec::new();
+        let mut actions = self.forget_early();
         let reported = match self.save_top_k {
             0 => None,
             _ => epoch.reported(&self.monitor)?,
         };
         if let Some(value) = reported {
-            actions = self.keep_best(epoch, value);
+            let kept = self.keep_best(epoch, value);
+            actions.retain(|old| !kept.iter().any(|new| is_of_one_file(old, new)));
+            actions.extend(kept);
         }
         if self.save_last {
             actions.push(self.last());
@@ -154,11 +207,16 @@ impl Callback for ModelCheckpoint {
     fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put("best", &self.best)?;
+        if let Some(early) = &self.early {
+            state.put("early", early)?;
+        }
         Ok(state)
     }
 
     fn load_state(&mut self, state: &State) -> Result<()> {
         self.best = state.get("best")?;
+        self.early =
+            state.values().contains_key("early").then(|| state.get("early")).transpose()?;
         // Another folder's files are not this run's to replace, and some may be gone.
         let here = |path: &Path| path.parent() == Some(self.folder.as_path()) && path.exists();
         self.best.retain(|(_, path)| here(path));

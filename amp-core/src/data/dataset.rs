@@ -1,12 +1,12 @@
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use tch::Tensor;
 
 use super::{AnyBatch, BatchType};
-use crate::{Error, Result};
+use crate::{Error, Result, random::Draws};
 
 /// Examples by number (torch.utils.data.Dataset, but a batch at a time, so that one read from
 /// disk or one `index_select` serves the whole batch).
@@ -64,6 +64,20 @@ pub trait Dataset: Send {
     /// When an example cannot be read; the error ends the epoch and reaches the training loop.
     fn gather(&mut self, indices: &[i64]) -> Result<Self::Batch>;
 
+    /// [`gather`](Self::gather) for a set that draws random numbers, as for augmentation: a generator of
+    /// its own, seeded for each example by [`draws.seed(index)`](Draws::seed), draws the same however the
+    /// set is loaded. The loader calls this one.
+    ///
+    /// A `gather` that draws from libtorch's generator of the CPU gets numbers apart from the model's too,
+    /// which follow from the batch; such a set is loaded in the loop, whatever `prefetch` says.
+    ///
+    /// # Errors
+    /// As [`gather`](Self::gather).
+    fn gather_drawing(&mut self, indices: &[i64], draws: Draws) -> Result<Self::Batch> {
+        let _ = draws;
+        self.gather(indices)
+    }
+
     /// All examples, where they are in memory anyway: only then may [`Placement::Auto`] bring
     /// the whole set to the device.
     ///
@@ -101,13 +115,13 @@ impl<B: BatchType + Send> Dataset for B {
 
 /// A dataset of any type of batch.
 trait AnyDataset: Send {
-    fn gather(&mut self, indices: &[i64]) -> Result<AnyBatch>;
+    fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch>;
     fn in_memory(&self) -> Result<Option<AnyBatch>>;
 }
 
 impl<D: Dataset> AnyDataset for D {
-    fn gather(&mut self, indices: &[i64]) -> Result<AnyBatch> {
-        Dataset::gather(self, indices)?.to_any()
+    fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
+        Dataset::gather_drawing(self, indices, draws)?.to_any()
     }
 
     fn in_memory(&self) -> Result<Option<AnyBatch>> {
@@ -119,12 +133,14 @@ impl<D: Dataset> AnyDataset for D {
 #[derive(Clone)]
 pub struct SharedDataset {
     len: i64,
+    /// Whether it draws from libtorch's generator, once it was looked.
+    draws: Arc<OnceLock<bool>>,
     dataset: Arc<Mutex<dyn AnyDataset>>,
 }
 
 impl<D: Dataset + 'static> From<D> for SharedDataset {
     fn from(dataset: D) -> Self {
-        Self { len: dataset.len(), dataset: Arc::new(Mutex::new(dataset)) }
+        Self { len: dataset.len(), draws: Arc::default(), dataset: Arc::new(Mutex::new(dataset)) }
     }
 }
 
@@ -158,7 +174,12 @@ impl SharedDataset {
     /// # Errors
     /// When the dataset fails or gives another number of examples.
     pub fn gather(&self, indices: &[i64]) -> Result<AnyBatch> {
-        let batch = self.lock().gather(indices)?;
+        self.gather_drawing(indices, Draws::new(0, 0))
+    }
+
+    /// The examples at `indices`, in that order, with random numbers of this epoch.
+    pub(super) fn gather_drawing(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
+        let batch = self.lock().gather(indices, draws)?;
         let (asked, given) = (indices.len() as i64, batch.len());
         if asked != given {
             return Err(Error::config(format!(
@@ -169,6 +190,16 @@ impl SharedDataset {
         Ok(batch)
     }
 
+    /// Whether it draws from libtorch's generator; `None` before it was looked.
+    pub(super) fn draws(&self) -> Option<bool> {
+        self.draws.get().copied()
+    }
+
+    /// Notes whether it draws from libtorch's generator.
+    pub(super) fn note_draws(&self, draws: bool) {
+        let _ = self.draws.set(draws);
+    }
+
     /// The first `count` examples, or all when there are fewer.
     ///
     /// # Errors
@@ -177,7 +208,11 @@ impl SharedDataset {
         let count = count.min(self.len);
         match self.in_memory()? {
             Some(all) => all.narrow(0, count),
-            None => self.gather(&(0..count).collect::<Vec<_>>()),
+            None => {
+                // A look at them is no part of a run's random numbers.
+                let (draws, indices) = (Draws::new(0, 0), (0..count).collect::<Vec<_>>());
+                draws.apart(0, || self.gather_drawing(&indices, draws))?
+            }
         }
     }
 

@@ -1,7 +1,11 @@
 use tch::Tensor;
 
-use super::{AnyBatch, Limit, Loading, SharedDataset, prefetch::Prefetch, sampler::Sampler};
-use crate::{Error, Result, precision::Policy};
+use super::{
+    AnyBatch, Limit, Loading, SharedDataset,
+    prefetch::{Prefetch, watched},
+    sampler::Sampler,
+};
+use crate::{Error, Result, precision::Policy, random::Draws};
 
 /// Cuts a dataset into batches and brings them to the policy's device and dtype.
 ///
@@ -17,6 +21,8 @@ pub struct DataLoader {
     drop_last: bool,
     limit: Limit,
     sampler: Sampler,
+    /// Of what the set draws.
+    seed: u64,
     policy: Policy,
 }
 
@@ -53,7 +59,7 @@ impl DataLoader {
             )));
         }
         let source = match loading.resident(data, policy)? {
-            Some(all) => Source::Resident(all),
+            Some(all) => Source::Resident(all.noting_ignored()?),
             None => {
                 let prefetch = loading.prefetch_for(policy.device);
                 Source::Host { data: data.clone(), prefetch }
@@ -65,7 +71,8 @@ impl DataLoader {
         };
         let drop_last = loading.drop_last;
         let (limit, sampler) = (Limit::default(), Sampler::InOrder);
-        Ok(Self { source, len, copied, batch_size, drop_last, limit, sampler, policy })
+        let seed = 0;
+        Ok(Self { source, len, copied, batch_size, drop_last, limit, sampler, seed, policy })
     }
 
     /// Batches of a permutation that depends on the seed and the epoch alone, whatever the
@@ -73,6 +80,13 @@ impl DataLoader {
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
         self.sampler = Sampler::Shuffled { seed };
+        self
+    }
+
+    /// Random numbers of this seed for a set that [draws](super::Dataset::gather_drawing).
+    #[must_use]
+    pub fn drawing(mut self, seed: u64) -> Self {
+        self.seed = seed;
         self
     }
 
@@ -142,15 +156,36 @@ impl DataLoader {
                 })))
             }
             Source::Host { data, prefetch } => {
-                let indices = ranges.map(move |(start, length)| match &order {
+                let draws = Draws::new(self.seed, epoch);
+                let mut indices = ranges.map(move |(start, length)| match &order {
                     Some(order) => order[start as usize..(start + length) as usize].to_vec(),
                     None => (start..start + length).collect(),
                 });
-                if *prefetch == 0 {
-                    let load = move |indices: Vec<i64>| data.gather(&indices)?.place(policy);
-                    return Ok(Box::new(until_error(indices.map(load))));
+                let mut looked_at = None;
+                if data.draws().is_none()
+                    && let Some(indices) = indices.next()
+                {
+                    looked_at = Some(watched(data, draws, &indices).and_then(|b| b.place(policy)));
                 }
-                Ok(Box::new(Prefetch::start(data.clone(), indices, policy, *prefetch)?))
+                let draws_here = data.draws() == Some(true);
+                if *prefetch == 0 || draws_here {
+                    let gather = move |indices: &[i64]| data.gather_drawing(indices, draws);
+                    let load = move |indices: Vec<i64>| -> Result<AnyBatch> {
+                        let first = indices.first().copied().unwrap_or_default();
+                        match draws_here {
+                            true => draws.apart(first, || gather(&indices))??.place(policy),
+                            false => gather(&indices)?.place(policy),
+                        }
+                    };
+                    let batches = looked_at.into_iter().chain(indices.map(load));
+                    return Ok(Box::new(until_error(batches)));
+                }
+                if let Some(Err(error)) = looked_at {
+                    return Ok(Box::new(std::iter::once(Err(error))));
+                }
+                let data = data.clone();
+                let ahead = Prefetch::start(data, draws, indices, policy, *prefetch)?;
+                Ok(Box::new(looked_at.into_iter().chain(ahead)))
             }
         }
     }

@@ -10,7 +10,11 @@ use std::{
 use tch::Device;
 
 use super::{AnyBatch, SharedDataset};
-use crate::{Error, Result, ffi, precision::Policy, random};
+use crate::{
+    Error, Result, ffi,
+    precision::Policy,
+    random::{self, Draws},
+};
 
 /// The batches of an epoch, gathered by a thread that ends with it.
 pub(super) struct Prefetch {
@@ -31,6 +35,7 @@ impl Prefetch {
     /// are asked for.
     pub(super) fn start(
         data: SharedDataset,
+        draws: Draws,
         indices: impl Iterator<Item = Vec<i64>> + Send + 'static,
         policy: Policy,
         ahead: usize,
@@ -47,7 +52,7 @@ impl Prefetch {
                     Device::Cuda(index) => Some(ffi::SideStream::new(index)?),
                     _ => None,
                 };
-                Ok(Worker { data, policy, stream })
+                Ok(Worker { data, draws, policy, stream })
             });
             match loaded {
                 Ok(worker) => worker.run(indices, &sender),
@@ -90,9 +95,27 @@ impl Drop for Prefetch {
     }
 }
 
+/// The examples at `indices`, gathered by a thread that is waited for, so that nothing else of the run
+/// draws meanwhile; notes whether the set draws from libtorch's generator.
+pub(super) fn watched(data: &SharedDataset, draws: Draws, indices: &[i64]) -> Result<AnyBatch> {
+    let (context, inherited) = (ffi::DebugInfo::current()?, random::Inherited::current());
+    let gather = move || {
+        let _guest = inherited.enter();
+        let _no_grad = tch::no_grad_guard();
+        context.enter()?;
+        let first = indices.first().copied().unwrap_or_default();
+        draws.watched(first, || caught(|| data.gather_drawing(indices, draws)))
+    };
+    let gathered = thread::scope(|scope| scope.spawn(gather).join());
+    let (batch, drew) = gathered.unwrap_or_else(|payload| std::panic::resume_unwind(payload))?;
+    data.note_draws(drew);
+    batch
+}
+
 /// What the thread works with.
 struct Worker {
     data: SharedDataset,
+    draws: Draws,
     policy: Policy,
     stream: Option<ffi::SideStream>,
 }
@@ -101,11 +124,7 @@ impl Worker {
     fn run(&self, indices: impl Iterator<Item = Vec<i64>>, sender: &SyncSender<Result<Loaded>>) {
         let _no_grad = tch::no_grad_guard();
         for indices in indices {
-            let loaded = catch_unwind(AssertUnwindSafe(|| self.load(&indices)));
-            let loaded = loaded.unwrap_or_else(|payload| {
-                let reason = panic_text(payload.as_ref());
-                Err(Error::config(format!("the dataset panicked: {reason}")))
-            });
+            let loaded = caught(|| self.load(&indices));
             let failed = loaded.is_err();
             if sender.send(loaded).is_err() || failed {
                 return;
@@ -114,7 +133,7 @@ impl Worker {
     }
 
     fn load(&self, indices: &[i64]) -> Result<Loaded> {
-        let batch = self.data.gather(indices)?;
+        let batch = self.data.gather_drawing(indices, self.draws)?;
         match self.stream {
             Some(stream) if batch.is_on(Device::Cpu) => {
                 // Converted here: the thread has the time, and f16 is half the copy.
@@ -125,6 +144,14 @@ impl Worker {
             _ => Ok(Loaded::Placed(batch.place(self.policy)?)),
         }
     }
+}
+
+/// What a dataset gives; an error where it panics.
+fn caught<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|payload| {
+        let reason = panic_text(payload.as_ref());
+        Err(Error::config(format!("the dataset panicked: {reason}")))
+    })
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> &str {

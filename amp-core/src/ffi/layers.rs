@@ -90,6 +90,7 @@ unsafe extern "C" {
     ) -> c_int;
     fn amp_dropout(input: Handle, p: c_double, together: i64, out: *mut *mut C_tensor) -> c_int;
     fn amp_cross_entropy(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
+    fn amp_counted_classes(targets: Handle, classes: i64, out: *mut *mut C_tensor) -> c_int;
     fn amp_hits(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
 }
 
@@ -204,8 +205,16 @@ pub(crate) fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor>
     made(|out| checked!(amp_cross_entropy(logits.as_ptr(), targets.as_ptr(), out)))
 }
 
-/// How many examples have their largest logit, along the second dimension, at their class: an f64
-/// scalar on the device.
+/// How many int64 targets are not -100: an f64 scalar on their device.
+///
+/// # Errors
+/// When one is no class below `classes`; elsewhere than on the CPU the count is NaN instead.
+pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> {
+    made(|out| checked!(amp_counted_classes(targets.as_ptr(), classes, out)))
+}
+
+/// How many examples have their largest logit, along the second dimension, at their class, and how many
+/// [count](counted_classes): f64 `[2]` on the device.
 pub(crate) fn hits(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }

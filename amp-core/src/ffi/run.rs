@@ -13,6 +13,7 @@ unsafe extern "C" {
     fn amp_random_set(cuda: c_int, state: Handle) -> c_int;
     fn amp_cpu_random_read(out: *mut *mut c_void) -> c_int;
     fn amp_cpu_random_write(random: *const c_void) -> c_int;
+    fn amp_cpu_random_seed(seed: u64) -> c_int;
     fn amp_cpu_random_tensor(random: *const c_void, out: *mut *mut C_tensor) -> c_int;
     fn amp_cpu_random_of(state: Handle, out: *mut *mut c_void) -> c_int;
     fn amp_cpu_random_drop(random: *mut c_void);
@@ -51,6 +52,11 @@ impl CpuRandom {
     /// Lets the generator go on from here.
     pub(crate) fn restore(&self) -> Result<()> {
         checked!(amp_cpu_random_write(self.random))
+    }
+
+    /// Seeds the CPU's default generator alone.
+    pub(crate) fn seed(seed: u64) -> Result<()> {
+        checked!(amp_cpu_random_seed(seed))
     }
 
     /// A byte tensor as `torch.get_rng_state` gives it.

@@ -18,10 +18,10 @@ pub(crate) struct CapturedLog {
 
 #[derive(Debug)]
 struct Captured {
-    /// Of one step; `latest` is where each replay leaves its last batch's counts.
+    /// Of one step; `latest` is where each replay leaves its counts.
     step: Entry,
     sum: Tensor,
-    /// The batches in the log when the sum was taken over.
+    /// The steps in the log when the sum was taken over.
     before: u64,
 }
 
@@ -51,32 +51,20 @@ impl CapturedLog {
     /// # Errors
     /// When the room is not enough.
     pub(crate) fn capture(batches: Vec<Log>, room: &Tensor) -> Result<Self> {
-        let mut entries: Vec<Captured> = Vec::new();
+        let mut step = Log::default();
+        batches.into_iter().try_for_each(|log| step.merge(log))?;
         let mut used = 0;
-        for log in batches {
-            let mut added = Vec::new();
-            for entry in log.entries {
-                let place = match entries.iter().position(|own| own.step.name == entry.name) {
-                    Some(place) => place,
-                    None => {
-                        let sum = take_room(room, &mut used, &entry.counts)?;
-                        let step = Entry { weight: 0.0, batches: 0, ..entry.shallow_clone() };
-                        entries.push(Captured { step, sum, before: 0 });
-                        entries.len() - 1
-                    }
-                };
-                let step = &mut entries[place].step;
-                step.weight += entry.weight;
-                step.batches += 1;
-                step.latest = (entry.counts, entry.weight);
-                added.push(place);
-            }
-            // In one kernel: a batch logs a name once.
-            let sums: Vec<&Tensor> = added.iter().map(|place| &entries[*place].sum).collect();
-            let counts: Vec<&Tensor> =
-                added.iter().map(|place| &entries[*place].step.latest.0).collect();
-            ffi::foreach_add_each(&sums, &counts)?;
-        }
+        let entries = step.entries.into_iter().map(|entry| {
+            let sum = take_room(room, &mut used, &entry.counts)?;
+            let latest = (entry.counts.shallow_clone(), entry.weight);
+            let step = Entry { latest, batches: 1, ..entry };
+            Ok(Captured { step, sum, before: 0 })
+        });
+        let entries = entries.collect::<Result<Vec<_>>>()?;
+        // In one kernel.
+        let sums: Vec<&Tensor> = entries.iter().map(|entry| &entry.sum).collect();
+        let counts: Vec<&Tensor> = entries.iter().map(|entry| &entry.step.latest.0).collect();
+        ffi::foreach_add_each(&sums, &counts)?;
         Ok(Self { entries, steps: 0 })
     }
 
@@ -118,7 +106,10 @@ impl CapturedLog {
                     sum.size()
                 )));
             }
-            sum.f_copy_(&entry.counts)?;
+            match entry.batches {
+                0 => _ = sum.f_zero_()?,
+                _ => sum.f_copy_(&entry.counts)?,
+            }
             *before = entry.batches;
         }
         Ok(())
@@ -146,6 +137,7 @@ impl CapturedLog {
                     step.name
                 )));
             };
+            entry.forget_left_out()?;
             entry.counts = sum.f_detach_copy()?;
             entry.weight += step.weight * steps as f64;
             entry.batches += step.batches * steps;

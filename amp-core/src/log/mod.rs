@@ -4,11 +4,12 @@ mod captured;
 
 pub(crate) use captured::CapturedLog;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error, Result,
+    loss::Counted,
     metric::{Metric, Reduction},
     state::State,
 };
@@ -38,10 +39,16 @@ impl LogOptions {
 pub struct Logged {
     /// Its name, as in `train_loss`.
     pub name: String,
-    /// Its value.
+    /// Its value; one that is not finite is null in JSON.
+    #[serde(deserialize_with = "null_is_nan")]
     pub value: f64,
     /// Whether the progress bar shows it.
     pub prog_bar: bool,
+}
+
+/// JSON has no number for what is not finite.
+fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// The values of one epoch and stage.
@@ -59,6 +66,9 @@ struct Entry {
     counts: Tensor,
     weight: f64,
     latest: (Tensor, f64),
+    /// Whether a hook logs it, and no step; unknown of an older file's.
+    of_hook: Option<bool>,
+    /// 0 while all that it holds is of steps that were left out.
     batches: u64,
 }
 
@@ -74,19 +84,61 @@ impl Log {
         batch_size: i64,
         options: LogOptions,
     ) -> Result<()> {
-        if value.numel() != 1 {
-            return Err(Error::config(format!(
-                "log `{name}`: a logged value is a scalar, got shape {:?}",
-                value.size()
-            )));
+        self.weighed(name, value, batch_size as f64, options)
+    }
+
+    /// Adds what a hook logs, beside what steps do.
+    pub(crate) fn of_hook(
+        &mut self,
+        name: &str,
+        value: &Tensor,
+        options: LogOptions,
+    ) -> Result<()> {
+        if let Some(entry) = self.entries.iter().find(|entry| entry.name == name) {
+            entry.is_logged_by(true)?;
         }
-        let weight = batch_size as f64;
+        self.weighed(name, value, 1.0, options)?;
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == name) {
+            entry.of_hook = Some(true);
+        }
+        Ok(())
+    }
+
+    fn weighed(
+        &mut self,
+        name: &str,
+        value: &Tensor,
+        weight: f64,
+        options: LogOptions,
+    ) -> Result<()> {
+        let value = scalar(name, value)?;
         // One kernel and without a graph: a scalar that is f64 makes the product so.
-        let mut sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
-        if sum.dim() > 0 {
-            sum = sum.f_reshape([] as [i64; 0])?;
-        }
+        let sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
         self.add(name, options, Reduction::Mean, sum, weight)
+    }
+
+    /// Adds the loss of a batch that counts so much in the epoch's mean. Where nothing counts, nothing is
+    /// added: the loss is NaN there.
+    ///
+    /// # Errors
+    /// When `value` is not a scalar.
+    pub fn loss(
+        &mut self,
+        name: &str,
+        value: &Tensor,
+        counted: &Counted,
+        options: LogOptions,
+    ) -> Result<()> {
+        let counted = match counted {
+            Counted::Examples(count) => return self.weighed(name, value, *count, options),
+            Counted::OnDevice(counted) => counted,
+        };
+        let counts = tch::no_grad(|| -> Result<Tensor> {
+            let sum = scalar(name, value)?.f_to_kind(Kind::Double)?.f_mul(counted)?;
+            let sum = sum.f_masked_fill(&counted.f_eq(0.0)?, 0.0)?;
+            Ok(Tensor::f_stack(&[&sum, counted], 0)?)
+        })?;
+        self.add(name, options, Reduction::Ratio, counts, 0.0)
     }
 
     /// Adds a metric's counts.
@@ -114,7 +166,8 @@ impl Log {
         weight: f64,
     ) -> Result<()> {
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == name) {
-            return entry.add(counts, weight);
+            entry.forget_left_out()?;
+            return entry.add(reduction, counts, weight);
         }
         self.entries.push(Entry {
             name: name.to_owned(),
@@ -123,8 +176,28 @@ impl Log {
             counts: counts.shallow_clone(),
             weight,
             latest: (counts, weight),
+            of_hook: Some(false),
             batches: 1,
         });
+        Ok(())
+    }
+
+    /// Takes in what the batches of a step that was left out have logged: its values are the latest, and
+    /// count in a mean only while no other does.
+    pub(crate) fn merge_left_out(&mut self, step: Self) -> Result<()> {
+        for entry in step.entries {
+            let latest = (entry.counts.shallow_clone(), entry.weight);
+            match self.entries.iter_mut().find(|own| own.name == entry.name) {
+                Some(own) if own.batches == 0 => {
+                    own.is_logged_by(false)?;
+                    own.add(entry.reduction, entry.counts, entry.weight)?;
+                    own.batches = 0;
+                }
+                Some(own) if own.reduction == entry.reduction => own.latest = latest,
+                Some(_) => {}
+                None => self.entries.push(Entry { latest, batches: 0, ..entry }),
+            }
+        }
         Ok(())
     }
 
@@ -132,7 +205,11 @@ impl Log {
     pub(crate) fn merge(&mut self, batch: Self) -> Result<()> {
         for entry in batch.entries {
             match self.entries.iter_mut().find(|own| own.name == entry.name) {
-                Some(own) => own.add(entry.counts, entry.weight)?,
+                Some(own) => {
+                    own.is_logged_by(false)?;
+                    own.forget_left_out()?;
+                    own.add(entry.reduction, entry.counts, entry.weight)?;
+                }
                 None => {
                     let latest = (entry.counts.shallow_clone(), entry.weight);
                     self.entries.push(Entry { latest, batches: 1, ..entry });
@@ -152,6 +229,7 @@ impl Log {
             part.put("options", &entry.options)?;
             part.put("reduction", &entry.reduction)?;
             part.put("weights", &(entry.weight, entry.latest.1, entry.batches))?;
+            part.put("of_hook", &entry.of_hook)?;
             part.put_tensor("counts", &entry.counts);
             part.put_tensor("latest", &entry.latest.0);
             state.put_part(&entry.name, part);
@@ -166,6 +244,7 @@ impl Log {
             let (weight, latest, batches) = part.get("weights")?;
             Ok(Entry {
                 options: part.get("options")?,
+                of_hook: part.get("of_hook").unwrap_or(None),
                 reduction: part.get("reduction")?,
                 // Of its own: sums are added to in place.
                 counts: part.tensor("counts")?.f_to_device_(device, Kind::Double, false, true)?,
@@ -198,19 +277,68 @@ impl Log {
     }
 }
 
+/// A sum with its weight, on its device.
+fn as_ratio(sum: &Tensor, weight: f64) -> Result<Tensor> {
+    let sum = sum.f_to_kind(Kind::Double)?;
+    Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(weight)?], 0)?)
+}
+
+/// The value without dimensions.
+fn scalar(name: &str, value: &Tensor) -> Result<Tensor> {
+    match (value.numel(), value.dim()) {
+        (1, 0) => Ok(value.shallow_clone()),
+        (1, _) => Ok(value.f_reshape([] as [i64; 0])?),
+        _ => Err(Error::config(format!(
+            "log `{name}`: a logged value is a scalar, got shape {:?}",
+            value.size()
+        ))),
+    }
+}
+
 impl Entry {
-    fn shallow_clone(&self) -> Self {
-        let (name, counts) = (self.name.clone(), self.counts.shallow_clone());
-        let latest = (self.latest.0.shallow_clone(), self.latest.1);
-        Self { name, counts, latest, ..*self }
+    /// Refuses a step's value and a hook's under one name: their mean is neither's.
+    fn is_logged_by(&self, hook: bool) -> Result<()> {
+        match self.of_hook {
+            Some(own) if own != hook => Err(Error::config(format!(
+                "log `{}`: the step and a hook log under one name: rename one of them",
+                self.name
+            ))),
+            _ => Ok(()),
+        }
     }
 
-    fn add(&mut self, counts: Tensor, weight: f64) -> Result<()> {
+    /// Begins anew where it holds nothing but what was left out.
+    fn forget_left_out(&mut self) -> Result<()> {
+        if self.batches == 0 {
+            (self.counts, self.weight) = (self.counts.f_zeros_like()?, 0.0);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, reduction: Reduction, counts: Tensor, weight: f64) -> Result<()> {
+        let (counts, weight) = match (self.reduction, reduction) {
+            (own, given) if own == given && self.counts.size() == counts.size() => (counts, weight),
+            // A mean, whose weight was on the host for some batches and on the device for others.
+            (Reduction::Ratio, Reduction::Mean) => (as_ratio(&counts, weight)?, 0.0),
+            (Reduction::Mean, Reduction::Ratio) => {
+                self.counts = as_ratio(&self.counts, std::mem::take(&mut self.weight))?;
+                self.reduction = reduction;
+                (counts, weight)
+            }
+            _ => {
+                return Err(Error::config(format!(
+                    "log `{}`: its counts were of shape {:?} and are of shape {:?} now",
+                    self.name,
+                    self.counts.size(),
+                    counts.size()
+                )));
+            }
+        };
         // What a hook logs is the host's or the device's, as its step ran.
         let (own, device) = (counts.device(), self.counts.device());
         let counts = if own == device { counts } else { counts.f_to_device(device)? };
         match self.batches {
-            1 => self.counts = self.counts.f_add(&counts)?,
+            0 | 1 => self.counts = self.counts.f_add(&counts)?,
             _ => _ = self.counts.f_add_(&counts)?,
         }
         self.batches += 1;

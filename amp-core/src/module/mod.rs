@@ -14,12 +14,27 @@ use crate::{
     data::AnyBatch,
     ffi::PausedProducts,
     log::{Log, LogOptions},
+    loss::Counted,
     metric::Metric,
     nn::{Context, Visit},
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
 };
+
+/// What a loss is a mean over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum LossScope {
+    /// The batch's examples, each by its weight: the mean of the losses of parts is the batch's.
+    Examples,
+    /// The batch as a whole, whose examples are compared with each other, as in a contrastive loss: a
+    /// batch never runs in parts.
+    Batch,
+    /// Either. A batch runs in parts where memory is short, and a note says so.
+    #[default]
+    Unknown,
+}
 
 /// Hyperparameters by name, as saved beside weights.
 pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
@@ -68,6 +83,24 @@ pub trait LightningModule: Visit {
     fn training_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<Tensor> {
         let _ = (batch, step);
         Err(no_step(self.name(), "training_step"))
+    }
+
+    /// What the loss of a batch counts among the losses that it is averaged with, where several batches, or
+    /// parts of one, make a step: their gradient is the large batch's when each counts what its mean is
+    /// over. The derive answers for the losses it has: the classes that `cross_entropy` and `nll_loss` do
+    /// not leave out. Otherwise it is the batch's [weight](AnyBatch::weight).
+    ///
+    /// # Errors
+    /// When weights or targets cannot be read from the device.
+    fn loss_weight(&self, batch: &AnyBatch) -> Result<f64> {
+        batch.weight()
+    }
+
+    /// What the loss is a mean over, which decides whether a batch that memory is short for may run in
+    /// parts. The derive answers for the losses it has, and `#[loss(with = …, of = batch)]` or
+    /// `of = examples` for others.
+    fn loss_scope(&self) -> LossScope {
+        LossScope::Unknown
     }
 
     /// Whether the model runs backward passes and optimizers itself, in
@@ -248,7 +281,7 @@ impl Hook<'_> {
     /// # Errors
     /// When `value` is not a scalar.
     pub fn log(&mut self, name: &str, value: &Tensor, options: LogOptions) -> Result<()> {
-        self.log.value(name, value, 1, options)
+        self.log.of_hook(name, value, options)
     }
 
     /// Logs a number of the host's.
@@ -256,7 +289,7 @@ impl Hook<'_> {
     /// # Errors
     /// When libtorch has no room for it.
     pub fn log_number(&mut self, name: &str, value: f64, options: LogOptions) -> Result<()> {
-        self.log.value(name, &Tensor::from(value), 1, options)
+        self.log.of_hook(name, &Tensor::from(value), options)
     }
 }
 
@@ -296,6 +329,21 @@ impl<'a> Step<'a> {
         options: LogOptions,
     ) -> Result<()> {
         self.log.value(name, value, batch_size, options)
+    }
+
+    /// Logs the loss of a batch that counts so much in the epoch's mean; nothing is read back to the host
+    /// here.
+    ///
+    /// # Errors
+    /// When `value` is not a scalar.
+    pub fn log_loss(
+        &mut self,
+        name: &str,
+        value: &Tensor,
+        counted: &Counted,
+        options: LogOptions,
+    ) -> Result<()> {
+        self.log.loss(name, value, counted, options)
     }
 
     /// Logs a metric of the batch; the epoch's value is computed from the summed counts.

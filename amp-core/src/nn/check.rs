@@ -26,6 +26,7 @@ pub(super) fn overrides_name_modules(
 /// Rule: a name stands for one tensor, and a parameter can be trained.
 pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
     names_are_unique(found.iter().map(|found| (found.name.as_str(), &found.tensor)))?;
+    tied_tensors_have_one_place(found)?;
     let integer =
         |found: &&Found| found.role == Role::Parameter && !is_floating(found.tensor.kind());
     match found.iter().find(integer) {
@@ -36,6 +37,31 @@ pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
         ))),
         None => Ok(()),
     }
+}
+
+/// Rule: a tensor that several modules share is stored in one dtype and has one role.
+fn tied_tensors_have_one_place(found: &[Found]) -> Result<()> {
+    let mut seen: HashMap<_, &Found> = HashMap::new();
+    for one in found {
+        let first = *seen.entry(ffi::identity(&one.tensor)).or_insert(one);
+        let (name, other) = (&first.name, &one.name);
+        let (kind, wanted) = (first.plan.storage, one.plan.storage);
+        if is_floating(one.tensor.kind()) && kind != wanted {
+            return Err(Error::config(format!(
+                "`{name}` and `{other}` are one tensor, which is {} in the region of the first and {} in \
+                 that of the second: put both into one region, or give the second a tensor of its own",
+                dtype_name(kind),
+                dtype_name(wanted)
+            )));
+        }
+        if first.role != one.role {
+            return Err(Error::config(format!(
+                "`{name}` and `{other}` are one tensor, a parameter in one place and a buffer in the other: \
+                 visit it in one role"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Rule: a name stands for one tensor.

@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use super::{Context, Module, Op, Visit, Visitor, context::Checkpointing};
-use crate::{Result, ffi};
+use super::{Context, Module, Op, Role, Visit, Visitor, context::Checkpointing};
+use crate::{Result, ffi, precision::Region};
 
 /// Gradient checkpointing (torch.utils.checkpoint): the module's activations are not kept for the
 /// backward pass but computed again, under the same autocast state and random numbers, so that
@@ -33,6 +33,27 @@ impl<M: Visit> Visit for Checkpoint<M> {
     }
 }
 
+/// Whether a gradient goes through the module or ends in it; there is nothing to compute again otherwise.
+pub(super) fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
+    struct Look(bool);
+
+    impl Visitor for Look {
+        fn enter(&mut self, _: &str, _: Option<Region>) {}
+
+        fn leave(&mut self) {}
+
+        fn tensor(&mut self, _: &str, tensor: &Tensor, _: Role) {
+            self.0 |= tensor.requires_grad();
+        }
+    }
+
+    let mut look = Look(input.requires_grad());
+    if !look.0 {
+        module.visit(&mut look);
+    }
+    look.0
+}
+
 impl<M: Module + 'static> Module for Checkpoint<M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let is_checkpointed = match cx.checkpointing() {
@@ -46,6 +67,9 @@ impl<M: Module + 'static> Module for Checkpoint<M> {
         };
         if !is_checkpointed {
             return self.module.forward(input, cx);
+        }
+        if !is_trained(&*self.module, input) {
+            return tch::no_grad(|| self.module.forward(input, cx));
         }
         let (module, again) = (self.module.clone(), cx.recomputing());
         ffi::checkpoint(

@@ -2,7 +2,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Context, Fusable, Module, Role, Visit, Visitor, init};
 use crate::{
-    Result,
+    Error, Result,
     ffi::{self, BatchNormOptions, LayerNormOptions},
 };
 
@@ -22,6 +22,44 @@ impl BatchNormConfig {
     pub fn new(num_features: i64) -> Self {
         Self { num_features, eps: 1e-5, momentum: 0.1 }
     }
+
+    fn check(&self) -> Result<()> {
+        let Self { num_features, eps, momentum } = *self;
+        eps_is_positive("batch norm", eps)?;
+        if num_features < 1 {
+            return Err(Error::config(format!(
+                "batch norm: {num_features} features, but 1 is least"
+            )));
+        }
+        if !(0.0..=1.0).contains(&momentum) {
+            return Err(Error::config(format!(
+                "batch norm: momentum is {momentum}, but must be in [0, 1]"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Rule: what is divided by is above zero.
+fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
+    match eps > 0.0 && eps.is_finite() {
+        true => Ok(()),
+        false => Err(Error::config(format!("{norm}: eps is {eps}, but must be above 0"))),
+    }
+}
+
+/// Rule: a variance is of two values at least, as torch.nn.functional's batch_norm has it. Of one value
+/// the running variance would become NaN without a word.
+fn has_a_variance(input: &Tensor) -> Result<()> {
+    let sizes = input.size();
+    let per_channel = sizes.iter().product::<i64>() / sizes.get(1).copied().unwrap_or(1).max(1);
+    if per_channel > 1 {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "batch norm cannot train on {sizes:?}: a variance is of two values for each channel at least; \
+         choose a batch size that leaves no such last batch, or set drop_last"
+    )))
 }
 
 /// Normalises each feature over the batch, for `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
@@ -40,8 +78,9 @@ impl BatchNorm {
     /// Weight 1, bias 0, running mean 0, running variance 1.
     ///
     /// # Errors
-    /// When the size is negative.
+    /// When the size is below 1, eps is not above 0, or the momentum is not in [0, 1].
     pub fn new(config: BatchNormConfig) -> Result<Self> {
+        config.check()?;
         let shape = [config.num_features];
         Ok(Self {
             weight: init::constant(&shape, 1.0)?,
@@ -65,7 +104,11 @@ impl BatchNorm {
         relu: bool,
         p: f64,
     ) -> Result<Option<Tensor>> {
-        if !cx.is_training() || p >= 1.0 || !input.device().is_cuda() {
+        if !cx.is_training() {
+            return Ok(None);
+        }
+        has_a_variance(input)?;
+        if p >= 1.0 || !input.device().is_cuda() {
             return Ok(None);
         }
         let Self { weight, bias, running_mean, running_var, num_batches_tracked, .. } = self;
@@ -143,8 +186,13 @@ impl LayerNorm {
     /// Weight 1, bias 0.
     ///
     /// # Errors
-    /// When the size is negative.
+    /// When the size is below 1 or eps is not above 0.
     pub fn new(config: LayerNormConfig) -> Result<Self> {
+        eps_is_positive("layer norm", config.eps)?;
+        if config.normalized_shape < 1 {
+            let size = config.normalized_shape;
+            return Err(Error::config(format!("layer norm: a size of {size}, but 1 is least")));
+        }
         let shape = [config.normalized_shape];
         Ok(Self {
             weight: init::constant(&shape, 1.0)?,

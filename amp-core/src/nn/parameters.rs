@@ -67,7 +67,7 @@ pub(super) struct Found {
     pub(super) name: String,
     pub(super) tensor: Tensor,
     pub(super) role: Role,
-    plan: RegionPlan,
+    pub(super) plan: RegionPlan,
 }
 
 /// The tensors of a module, and the paths of the modules in it.

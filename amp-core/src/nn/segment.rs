@@ -5,7 +5,7 @@ use std::{fmt, ops::Range, sync::Arc};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{Context, Module, container};
+use super::{Context, Module, checkpoint::is_trained, container};
 use crate::{Error, Result, ffi};
 
 /// Layers that are checkpointed as one: neighbours in a container, or a module by itself.
@@ -77,6 +77,9 @@ fn checkpointed<M: Module>(
     let shared = shared.ok_or_else(|| {
         Error::config(format!("a layer from {place} on cannot be shared with the backward pass"))
     })?;
+    if !layers.iter().any(|layer| is_trained(layer, input)) {
+        return tch::no_grad(|| container::run(layers, place, input, cx));
+    }
     let again = cx.recomputing();
     ffi::checkpoint(
         input,

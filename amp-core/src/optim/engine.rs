@@ -12,7 +12,7 @@ use super::{
     parts::{Piece, Scalars, parts},
     saved,
     weight_update::{wide, write, write_stochastically},
-    working::{Working, is_taken, moments, working},
+    working::{Working, common_device, is_taken, moments, working},
 };
 use crate::{
     Error, Result,
@@ -259,13 +259,6 @@ fn each_of(tensors: &[Tensor]) -> Vec<&Tensor> {
     tensors.iter().collect()
 }
 
-/// The device that all parameters are on.
-fn common_device(parameters: &[Parameter]) -> Option<Device> {
-    let mut devices = parameters.iter().map(|parameter| parameter.tensor.device());
-    let first = devices.next()?;
-    devices.all(|device| device == first).then_some(first)
-}
-
 impl<A: Algorithm> Optimizer for Engine<A> {
     fn name(&self) -> &'static str {
         A::NAME
@@ -341,6 +334,15 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         for (options, rates) in self.options.iter_mut().zip(rates) {
             options.set_rates(*rates);
         }
+    }
+
+    fn options(&self) -> String {
+        let texts = self.options.iter().map(|options| {
+            let (mut options, momentum) = (*options, options.rates().momentum.map(|_| 0.0));
+            options.set_rates(Rates { lr: 0.0, momentum });
+            format!("{options:?}")
+        });
+        texts.collect::<Vec<_>>().join("; ")
     }
 
     fn note(&self) -> Option<String> {

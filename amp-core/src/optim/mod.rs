@@ -81,7 +81,7 @@ pub trait BuildOptimizer {
 
 /// Refuses an option outside its range, in one wording.
 fn require(holds: bool, option: &str, value: f64, range: &str) -> Result<()> {
-    if holds {
+    if holds && value.is_finite() {
         return Ok(());
     }
     Err(Error::config(format!("optimizer: {option} is {value}, but must be {range}")))

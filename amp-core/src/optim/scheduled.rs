@@ -66,7 +66,9 @@ impl Scheduled {
         }
         let groups = started(config.as_ref(), &initial)?;
         let schedule = Schedule { config, groups, interval, monitor };
-        optimizer.set_rates(&schedule.rates());
+        let rates = schedule.rates();
+        rates_are_finite(&name, &rates)?;
+        optimizer.set_rates(&rates);
         Ok(Self { optimizer, name, initial, schedule: Some(schedule) })
     }
 
@@ -80,6 +82,11 @@ impl Scheduled {
         let groups = self.optimizer.rates().into_iter().enumerate();
         let named = |(group, rates)| GroupRates { optimizer: self.name.clone(), group, rates };
         groups.map(named).collect()
+    }
+
+    /// Whether its rates move.
+    pub fn is_scheduled(&self) -> bool {
+        self.schedule.is_some()
     }
 
     /// The logged value that the schedule follows, where it follows one.
@@ -101,13 +108,45 @@ impl Scheduled {
             Some(name) => Some(monitored(name, logged)?),
         };
         schedule.groups.iter_mut().for_each(|scheduler| scheduler.advance(monitored));
-        self.optimizer.set_rates(&schedule.rates());
+        let rates = schedule.rates();
+        rates_are_finite(&self.name, &rates)?;
+        self.optimizer.set_rates(&rates);
         Ok(())
     }
 
     /// The rates of each group before any schedule.
     pub(crate) fn initial_rates(&self) -> &[Rates] {
         &self.initial
+    }
+
+    /// A number that follows from the rates of the first `intervals` intervals; `None` where no schedule
+    /// gives them beforehand.
+    pub(crate) fn course(&self, intervals: usize) -> Result<Option<u64>> {
+        self.course_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
+    }
+
+    /// [`course`](Self::course) under another schedule.
+    pub(crate) fn course_under(
+        &self,
+        schedule: Option<&dyn BuildScheduler>,
+        intervals: usize,
+    ) -> Result<Option<u64>> {
+        let Some(schedule) = schedule.filter(|one| one.monitor().is_none()) else {
+            return Ok(None);
+        };
+        let mut groups = started(schedule, &self.initial)?;
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for _ in 0..intervals {
+            for group in &mut groups {
+                let Rates { lr, momentum } = group.rates();
+                for bits in [lr.to_bits(), momentum.unwrap_or_default().to_bits()] {
+                    // FNV-1a, a word at a time.
+                    hash = (hash ^ bits).wrapping_mul(0x0100_0000_01b3);
+                }
+                group.advance(None);
+            }
+        }
+        Ok(Some(hash))
     }
 
     /// Whether the rates within `horizon` intervals would be other ones under the schedule `other`.
@@ -212,6 +251,16 @@ impl Scheduled {
             running.load_state(&state.part(&scheduler(group)))?;
         }
         Ok(())
+    }
+}
+
+/// Rule: a schedule, of ours or not, gives rates that weights can be moved with.
+fn rates_are_finite(optimizer: &str, rates: &[Rates]) -> Result<()> {
+    match rates.iter().find(|rates| !(rates.lr >= 0.0 && rates.lr.is_finite())) {
+        None => Ok(()),
+        Some(Rates { lr, .. }) => Err(Error::config(format!(
+            "scheduler: the rate of {optimizer} became {lr}, but a rate is at least 0 and finite"
+        ))),
     }
 }
 

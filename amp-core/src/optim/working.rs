@@ -8,7 +8,7 @@ use super::{
     moments::{Codes, Moment},
     weight_update::{is_half, wide},
 };
-use crate::Result;
+use crate::{Result, nn::Parameter};
 
 /// What one dtype is stepped on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,13 @@ pub(super) enum Working {
         stochastic: bool,
     },
     Masters,
+}
+
+/// The device that all parameters are on.
+pub(super) fn common_device(parameters: &[Parameter]) -> Option<Device> {
+    let mut devices = parameters.iter().map(|parameter| parameter.tensor.device());
+    let first = devices.next()?;
+    devices.all(|device| device == first).then_some(first)
 }
 
 /// Averages of f64 stay what they are.

@@ -1,8 +1,10 @@
 //! libtorch's random generators, which the whole process shares, and sections that have them alone.
 
+mod draws;
 mod section;
 mod state;
 
+pub use draws::Draws;
 pub(crate) use section::{Inherited, place};
 pub use section::{Section, seeded};
 pub(crate) use state::RandomState;

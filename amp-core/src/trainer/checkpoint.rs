@@ -35,6 +35,7 @@ impl Run<'_, '_> {
         state.put("run", &self.identity())?;
         state.put("plan", &self.plan)?;
         state.put("initial_rates", &self.initial_rates())?;
+        state.put("courses", &self.courses()?)?;
         state.put("position", &self.position)?;
         state.put("frozen", &self.freezing.holding())?;
         state.put("counts", &steps.counts)?;

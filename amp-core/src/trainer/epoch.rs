@@ -144,7 +144,8 @@ impl Run<'_, '_> {
             self.state.profiler.start(self.position.epoch, *next)?;
         }
         let start = *next;
-        let end = (start + self.config.optimization.accumulate_grad_batches).min(loader.batches());
+        let window = self.config.optimization.accumulate_grad_batches;
+        let end = start.saturating_add(window).min(loader.batches());
         let mut read = Vec::with_capacity((end - start) as usize);
         for batch in batches.take((end - start) as usize) {
             read.push(batch?);
@@ -152,6 +153,6 @@ impl Run<'_, '_> {
         }
         *next = end;
         let start = Position { batch: start, ..self.position };
-        Examples::new(start, read).map(Some)
+        Examples::new(self.model, start, read).map(Some)
     }
 }

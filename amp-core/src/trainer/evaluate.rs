@@ -4,7 +4,7 @@ use std::slice;
 
 use super::{MemoryConfig, TrainerConfig};
 use crate::{
-    LightningModule, Result, Step,
+    Error, LightningModule, Result, Step,
     data::{AnyBatch, DataLoader, DataModule, Limit, Sets},
     ffi,
     log::{Log, Logged},
@@ -23,7 +23,17 @@ impl Loaders {
         limit: Limit,
     ) -> Result<Self> {
         let loader = |(name, set): (&str, _)| {
-            Ok((name.to_owned(), data.loader(set, policy)?.limited(limit)))
+            let loader = data.loader(set, policy)?;
+            let all = loader.batches();
+            let loader = loader.limited(limit);
+            if loader.batches() == 0 && matches!(limit, Limit::Fraction(part) if part > 0.0) {
+                return Err(Error::config(format!(
+                    "the limit {limit} of the {all} batches to evaluate leaves none: give at least {:.4}, or \
+                     a number of batches",
+                    1.0 / all as f64
+                )));
+            }
+            Ok((name.to_owned(), loader))
         };
         Ok(Self(sets.iter().map(loader).collect::<Result<_>>()?))
     }

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     Error, LightningModule, Result,
     callback::{Callback, Epoch},
+    checkpoint,
     data::{DataLoader, DataModule},
     event::{EpochEnd, Event, FitEnd, FitStart, Position},
     hardware::Fingerprint,
@@ -87,9 +88,11 @@ impl<'r, 'c> Run<'r, 'c> {
         let max_epochs = if loops.fast_dev_run.is_some() { 1 } else { config.max_epochs };
         nn::place(model, policy, &config.numerics.overrides)?;
         nn::parameters_require_gradients(model)?;
+        checkpoint::can_save(model)?;
         let in_order = !config.shuffle || loops.overfit_batches.is_some();
         let shuffle = (!in_order).then_some(config.seed);
-        let loader = data.train_loader(policy, shuffle)?.limited(loops.limit_train_batches);
+        let loader = data.train_loader(policy, shuffle)?;
+        let loader = loader.drawing(config.seed).limited(loops.limit_train_batches);
         let loader = Rc::new(loader);
         let batches = loader.batches();
         if batches == 0 {
@@ -103,7 +106,8 @@ impl<'r, 'c> Run<'r, 'c> {
             _ => Loaders::new(data, &data.val, policy, loops.limit_val_batches)?,
         };
         let window = config.optimization.accumulate_grad_batches;
-        let steps = (batches + window - 1) / window * max_epochs;
+        // Not to overflow where a run is to go on until something ends it.
+        let steps = ((batches - 1) / window + 1).saturating_mul(max_epochs);
         let plan = TrainingPlan {
             max_epochs,
             estimated_stepping_batches: config
@@ -123,6 +127,7 @@ impl<'r, 'c> Run<'r, 'c> {
         let state = StepState::new(config, model, optim)?;
         let steps = Steps::new(&state, model)?;
         let callbacks = Callbacks(callbacks);
+        callbacks.check()?;
         let observers = Observers { callbacks, emit, log: Log::default() };
         Ok(Self {
             config,
@@ -204,6 +209,7 @@ impl<'r, 'c> Run<'r, 'c> {
             resumed,
         }))?;
         notes.into_iter().try_for_each(|text| (self.observers.emit)(Event::Note { text }))?;
+        self.note_whole_numbers()?;
         if let Some(plan) = self.state.memory.take() {
             self.state.follow_memory_plan(plan, self.observers.emit)?;
         }
@@ -255,6 +261,7 @@ impl<'r, 'c> Run<'r, 'c> {
             false => (Vec::new(), 0.0),
         };
         let more_to_come = self.validates();
+        let ended_early = unfinished.is_some();
         match unfinished {
             Some(log) => self.observers.log = log,
             None => {
@@ -269,7 +276,7 @@ impl<'r, 'c> Run<'r, 'c> {
         (self.observers.emit)(Event::EpochEnd(end.clone()))?;
         let precision = self.state.policy().precision;
         let model = &*self.model;
-        let seen = Epoch { model, precision, end: &end, goes_on: false, more_to_come };
+        let seen = Epoch { model, precision, end: &end, goes_on: false, ended_early, more_to_come };
         let actions = self.observers.callbacks.each(|callback| callback.on_epoch_end(&seen))?;
         self.act(actions)?;
         if self.flow()? == Flow::End {

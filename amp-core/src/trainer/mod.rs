@@ -10,6 +10,7 @@ mod resume;
 mod saving;
 mod step;
 mod validation;
+mod whole_numbers;
 mod writer;
 
 pub use crate::{

@@ -28,6 +28,18 @@ pub(super) const MEMORY: &str = "memory";
 /// Intervals over which two schedules are held against each other.
 const HORIZON: i64 = 10_000;
 
+/// Intervals whose rates a file holds a number of.
+const COURSE: usize = 1000;
+
+/// What older files say nothing of.
+const NEWER: [&str; 5] = [
+    "gradient_clip",
+    "optimizer's options",
+    "weight_update",
+    "precision overrides",
+    "skipped_step_advances",
+];
+
 /// What a resumed run may have other than the run that was saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -42,6 +54,8 @@ pub enum Change {
     BatchSize,
     /// The data: an epoch that has begun is begun again with the new examples.
     Data,
+    /// Options of optimizers other than their rates, and how gradients are clipped.
+    Optimizer,
 }
 
 named!(Change, "change", {
@@ -49,6 +63,7 @@ named!(Change, "change", {
     Epochs => "epochs",
     BatchSize => "batch-size",
     Data => "data",
+    Optimizer => "optimizer",
 });
 
 impl Run<'_, '_> {
@@ -69,6 +84,11 @@ impl Run<'_, '_> {
             ("shuffle", config.shuffle.into()),
             ("freeze", freeze.collect::<Vec<_>>().into()),
             ("averaging", serde_json::json!(config.optimization.averaging)),
+            ("gradient_clip", serde_json::json!(config.optimization.gradient_clip)),
+            ("optimizer's options", self.optimizer_options().into()),
+            ("weight_update", config.numerics.weight_update.name().into()),
+            ("precision overrides", serde_json::json!(*config.numerics.overrides)),
+            ("skipped_step_advances", config.recovery.skipped_step_advances.into()),
         ];
         entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -161,6 +181,16 @@ impl Run<'_, '_> {
         scheduled.map(|scheduled| scheduled.initial_rates().to_vec()).collect()
     }
 
+    fn optimizer_options(&self) -> Vec<String> {
+        let scheduled = self.state.optim.scheduled.iter();
+        scheduled.map(|scheduled| scheduled.optimizer.options()).collect()
+    }
+
+    /// What the schedules' first rates are, in a number for each optimizer.
+    pub(super) fn courses(&self) -> Result<Vec<Option<u64>>> {
+        self.state.optim.scheduled.iter().map(|scheduled| scheduled.course(COURSE)).collect()
+    }
+
     /// What this run has other than the saved one; refuses what `with` does not allow.
     fn changes(&mut self, state: &State, with: &[Change]) -> Result<Vec<Change>> {
         let mut changed = Vec::new();
@@ -187,11 +217,15 @@ impl Run<'_, '_> {
         for (name, here) in self.identity() {
             // Files of before there was freezing say nothing of it.
             let nothing = if name == "freeze" { &no_freeze } else { &Value::Null };
+            if NEWER.contains(&name.as_str()) && !saved.contains_key(&name) {
+                continue;
+            }
             let there = saved.get(&name).unwrap_or(nothing);
             let by = match name.as_str() {
                 "hyperparameters" => Some(Change::Lr),
                 "batch_size" | "drop_last" | "accumulate_grad_batches" => Some(Change::BatchSize),
                 "data" | "training examples" => Some(Change::Data),
+                "gradient_clip" | "optimizer's options" => Some(Change::Optimizer),
                 _ => None,
             };
             if *there != here {
@@ -207,7 +241,18 @@ impl Run<'_, '_> {
                 differs("learning rate", &lr(&there), &lr(&here), Some(Change::Lr))?;
             }
         }
-        if let Ok(there) = state.get::<TrainingPlan>("plan")
+        let plan = state.get::<TrainingPlan>("plan");
+        if let (Ok(plan), Ok(there)) = (&plan, state.get::<Vec<Option<u64>>>("courses")) {
+            // What this code's schedules were in the saved run.
+            let schedules = self.model.configure_optimizers(plan)?.into_schedules();
+            let here = self.state.optim.scheduled.iter().zip(schedules);
+            let here = here.map(|(one, schedule)| one.course_under(schedule.as_deref(), COURSE));
+            if there != here.collect::<Result<Vec<_>>>()? {
+                let (there, here) = (Value::from("another one"), Value::from("this code's"));
+                differs("schedule", &there, &here, Some(Change::Lr))?;
+            }
+        }
+        if let Ok(there) = plan
             && there != self.plan
         {
             let schedules = self.model.configure_optimizers(&there)?.into_schedules();

@@ -47,7 +47,8 @@ impl Run<'_, '_> {
         let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds: 0.0, val_seconds };
         let precision = self.state.policy().precision;
         let model = &*self.model;
-        let seen = Epoch { model, precision, end: &end, goes_on: true, more_to_come: true };
+        let (goes_on, ended_early, more_to_come) = (true, false, true);
+        let seen = Epoch { model, precision, end: &end, goes_on, ended_early, more_to_come };
         let actions =
             self.observers.callbacks.each(|callback| callback.on_validation_end(&seen))?;
         if !actions.is_empty() {

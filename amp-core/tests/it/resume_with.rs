@@ -175,3 +175,56 @@ fn an_epoch_goes_on_after_as_many_examples() -> Result<()> {
     assert_eq!(go_on(other()?, &[Change::Data])?, [5, 5]);
     Ok(())
 }
+
+fn decayed(decay: f64) -> OptimizerConfig {
+    OptimizerConfig::new(Sgd { lr: 0.1, momentum: 0.5, weight_decay: decay, ..Default::default() })
+}
+
+fn halved(gamma: f64) -> OptimizerConfig {
+    let schedule = StepLr { step_size: 1, gamma };
+    OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() })
+        .with_scheduler(schedule, Interval::Epoch)
+}
+
+/// examples#816, for what is no rate: an option of the code that would change the numbers is refused by name,
+/// and taken where that is asked for.
+#[test]
+fn other_options_of_the_code_are_asked_for() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let last = folder.path().join("last.safetensors");
+    Run::new(|_| decayed(0.0), 1)?.train(folder.path())?;
+    let other = |with| -> Result<Run<'_>> {
+        Ok(Run { resume: Some((&last, with)), ..Run::new(|_| decayed(0.5), 2)? })
+    };
+    let elsewhere = tempdir().expect("a temporary folder");
+    let said = message(other(&[])?.train(elsewhere.path()));
+    assert!(said.contains("optimizer's options") && said.contains("weight_decay: 0.5"), "{said}");
+    assert!(said.contains("--resume-with optimizer"), "{said}");
+    let (record, _) = other(&[Change::Optimizer])?.train(elsewhere.path())?;
+    assert_eq!(record.epochs.len(), 1);
+    let same = Run { resume: Some((&last, &[])), ..Run::new(|_| decayed(0.0), 2)? };
+    let (plain, _) = same.train(elsewhere.path())?;
+    assert_ne!(record.last("val_loss"), plain.last("val_loss"), "the option is taken");
+    Ok(())
+}
+
+/// A schedule with another factor begins with the saved one's rate.
+#[test]
+fn another_schedule_is_asked_for() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let last = folder.path().join("last.safetensors");
+    Run { max_steps: Some(9), ..Run::new(|_| halved(0.5), 4)? }.train(folder.path())?;
+    let resumed = |with| -> Result<Run<'_>> {
+        Ok(Run { resume: Some((&last, with)), ..Run::new(|_| halved(0.1), 4)? })
+    };
+    let elsewhere = tempdir().expect("a temporary folder");
+    let said = message(resumed(&[])?.train(elsewhere.path()));
+    assert!(
+        said.contains("whose schedule is \"another one\"") && said.contains("--resume-with lr"),
+        "{said}"
+    );
+    let (record, _) = resumed(&[Change::Lr])?.train(elsewhere.path())?;
+    // One epoch has passed.
+    assert!((record.epochs[0].lr / 0.01 - 1.0).abs() < 1e-12, "{}", record.epochs[0].lr);
+    Ok(())
+}

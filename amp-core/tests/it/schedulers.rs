@@ -8,8 +8,10 @@ use amp_core::{
     log::Logged,
     optim::{
         AdamW, BuildScheduler, CosineAnnealing, Interval, LinearLr, OneCycle, OptimizerConfig,
-        ParamGroups, Rates, ReduceLrOnPlateau, SequentialLr, StepLr, ThresholdMode, WarmupCosine,
+        ParamGroups, Rates, ReduceLrOnPlateau, Scheduler, SequentialLr, StepLr, ThresholdMode,
+        WarmupCosine,
     },
+    state::State,
     tch::Tensor,
 };
 use rstest::rstest;
@@ -270,4 +272,108 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
 fn options_out_of_range_are_refused(#[case] schedule: &dyn BuildScheduler, #[case] says: &str) {
     let said = message(schedule.build(Rates { lr: 1e-3, momentum: None }));
     assert!(said.contains(says), "{said}");
+}
+
+/// torch's LinearLR refuses a start of 0; others of its schedules, and ours, gave NaN.
+#[rstest]
+#[case(&LinearLr { start_factor: 0.0, ..Default::default() }, "start_factor is 0, but must be in (0, 1]")]
+#[case(&LinearLr { start_factor: f64::NAN, ..Default::default() }, "start_factor is NaN")]
+#[case(&LinearLr { start_factor: 1.5, ..Default::default() }, "start_factor is 1.5")]
+#[case(&LinearLr { end_factor: -0.1, ..Default::default() }, "end_factor is -0.1, but must be in [0, 1]")]
+#[case(&CosineAnnealing { t_max: 5, eta_min: f64::INFINITY }, "eta_min is inf")]
+#[case(&CosineAnnealing { t_max: 5, eta_min: -1.0 }, "eta_min is -1, but must be at least 0")]
+#[case(&OneCycle { max_lr: f64::NAN, ..CYCLE }, "max_lr is NaN, but must be above 0")]
+#[case(&OneCycle { div_factor: 0.0, ..CYCLE }, "div_factor is 0, but must be above 0")]
+#[case(&OneCycle { final_div_factor: 0.0, ..CYCLE }, "final_div_factor is 0, but must be above 0")]
+#[case(&OneCycle { max_momentum: 1.0, ..CYCLE }, "max_momentum is 1, but must be in [0, 1)")]
+#[case(&StepLr { step_size: 1, gamma: f64::INFINITY }, "gamma is inf, but must be at least 0")]
+#[case(&StepLr { step_size: 1, gamma: -0.5 }, "gamma is -0.5")]
+#[case(&WarmupCosine { warmup_steps: -1, total_steps: 4 }, "warmup_steps is -1")]
+#[case(&ReduceLrOnPlateau { threshold: f64::NAN, ..Default::default() }, "threshold is NaN")]
+#[case(&ReduceLrOnPlateau { min_lr: -1.0, ..Default::default() }, "min_lr is -1")]
+#[case(&ReduceLrOnPlateau { eps: f64::INFINITY, ..Default::default() }, "eps is inf")]
+fn numbers_that_lead_to_no_rate_are_refused(
+    #[case] schedule: &dyn BuildScheduler,
+    #[case] says: &str,
+) {
+    let said = message(schedule.build(Rates { lr: 1e-3, momentum: None }));
+    assert!(said.contains(says), "{said}");
+}
+
+/// A schedule of somebody else's, whose rates nobody has checked.
+struct Own(f64);
+
+impl BuildScheduler for Own {
+    fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>> {
+        Ok(Box::new(OwnRunning { rates: base, factor: self.0 }))
+    }
+}
+
+struct OwnRunning {
+    rates: Rates,
+    factor: f64,
+}
+
+impl Scheduler for OwnRunning {
+    fn rates(&self) -> Rates {
+        self.rates
+    }
+
+    fn advance(&mut self, _: Option<f64>) {
+        self.rates.lr *= self.factor;
+    }
+
+    fn state(&self) -> Result<State> {
+        Ok(State::default())
+    }
+
+    fn load_state(&mut self, _: &State) -> Result<()> {
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn Scheduler> {
+        Box::new(Self { ..*self })
+    }
+}
+
+#[rstest]
+#[case(f64::NAN, "became NaN")]
+#[case(f64::INFINITY, "became inf")]
+#[case(-1.0, "became -1")]
+fn no_schedule_gives_a_rate_that_is_none(#[case] factor: f64, #[case] says: &str) -> Result<()> {
+    let mut scheduled = OptimizerConfig::new(AdamW { lr: 1.0, ..Default::default() })
+        .with_scheduler(Own(factor), Interval::Epoch)
+        .build(vec![parameter("p", &Tensor::from_slice(&[1.0_f32]))])?;
+    let said = message(scheduled.advance(Interval::Epoch, &[]));
+    assert!(said.contains("the rate of AdamW") && said.contains(says), "{said}");
+    Ok(())
+}
+
+/// pytorch#47513: of a negative best value the threshold is a share of its size. torch takes -0.96 for
+/// better than -1.0 there.
+#[rstest]
+#[case(Mode::Min, -1.0, [-0.96, -1.04, -1.06], [false, false, true])]
+#[case(Mode::Max, -1.0, [-1.04, -0.96, -0.94], [false, false, true])]
+#[case(Mode::Min, 1.0, [0.96, 0.94, 1.06], [false, true, false])]
+#[case(Mode::Max, 1.0, [1.04, 1.06, 0.94], [false, true, false])]
+fn a_negative_value_improves_by_its_size(
+    #[case] mode: Mode,
+    #[case] best: f64,
+    #[case] values: [f64; 3],
+    #[case] better: [bool; 3],
+) -> Result<()> {
+    for (value, better) in values.into_iter().zip(better) {
+        let plateau = ReduceLrOnPlateau {
+            mode,
+            threshold: 0.05,
+            patience: 0,
+            factor: 0.5,
+            ..Default::default()
+        };
+        let mut running = plateau.build(Rates { lr: 1.0, momentum: None })?;
+        running.advance(Some(best));
+        running.advance(Some(value));
+        assert_eq!(running.rates().lr, if better { 1.0 } else { 0.5 }, "{value} after {best}");
+    }
+    Ok(())
 }

@@ -3,7 +3,8 @@
 use amp_core::{
     Error, Result, TrainerConfig,
     optim::{
-        Adam, AdamW, BuildOptimizer, Lion, Optimizer, OptimizerConfig, RmsProp, Sgd, WeightUpdate,
+        Adam, AdamW, BuildOptimizer, Interval, Lion, Optimizer, OptimizerConfig, RmsProp, Sgd,
+        StepLr, WeightUpdate,
     },
     precision::Precision,
     tch::{Kind, Tensor},
@@ -231,5 +232,65 @@ fn the_trainer_passes_it_on(#[case] update: WeightUpdate, #[case] moves: bool) -
         .iter()
         .any(|(_, tensor, _)| values(tensor).iter().any(|weight| *weight != 1.0));
     assert_eq!(moved, moves);
+    Ok(())
+}
+
+/// A run of two steps an epoch over ones, at this rate; what it said of updates.
+fn notes(
+    precision: Precision,
+    rate: f64,
+    update: WeightUpdate,
+    scheduled: bool,
+    epochs: i64,
+) -> Result<Vec<String>> {
+    let _generator = seeded(0);
+    let mut config = TrainerConfig::new(precision, device());
+    (config.max_epochs, config.numerics.weight_update) = (epochs, update);
+    let mut model = Model::regression(linear(8, 8)?, move |_| {
+        let sgd = OptimizerConfig::new(Sgd { lr: rate, ..Default::default() });
+        match scheduled {
+            true => sgd.with_scheduler(StepLr { step_size: 100, gamma: 0.5 }, Interval::Step),
+            false => sgd,
+        }
+    });
+    let record = fit(&config, &mut model, &same(constant(8, 8, 1.0)?, 4)?).1?;
+    Ok(record.notes.into_iter().filter(|note| note.contains("did not move")).collect())
+}
+
+/// ml-by-hand#85: a run whose weights do not move says so once, with the share and what helps.
+#[rstest]
+#[case::bf16(Precision::Bf16True, 1e-6, "bfloat16's spacing", "step 1 ")]
+#[case::f16(Precision::F16True, 1e-7, "float16's spacing", "step 1 ")]
+fn updates_that_are_lost_are_told(
+    #[case] precision: Precision,
+    #[case] rate: f64,
+    #[case] spacing: &str,
+    #[case] step: &str,
+) -> Result<()> {
+    let told = notes(precision, rate, WeightUpdate::RoundToNearest, false, 5)?;
+    assert_eq!(told.len(), 1, "{told:?}");
+    let share: f64 = told[0].split(' ').next().expect("a share").parse().expect("a number");
+    assert!(share > 90.0, "{}", told[0]);
+    for part in [spacing, step, "--weight-update master-weights"] {
+        assert!(told[0].contains(part), "{}", told[0]);
+    }
+    // A schedule's first rate means little: the tenth step is looked at.
+    let told = notes(precision, rate, WeightUpdate::RoundToNearest, true, 5)?;
+    assert!(told.len() == 1 && told[0].contains("step 10 "), "{told:?}");
+    Ok(())
+}
+
+#[rstest]
+#[case(Precision::Bf16True, 0.3, WeightUpdate::RoundToNearest)]
+#[case(Precision::Bf16True, 1e-6, WeightUpdate::MasterWeights)]
+#[case(Precision::Bf16True, 1e-6, WeightUpdate::StochasticRounding)]
+#[case(Precision::F32True, 1e-6, WeightUpdate::RoundToNearest)]
+#[case(Precision::Bf16Mixed, 1e-6, WeightUpdate::RoundToNearest)]
+fn updates_that_are_kept_are_not(
+    #[case] precision: Precision,
+    #[case] rate: f64,
+    #[case] update: WeightUpdate,
+) -> Result<()> {
+    assert_eq!(notes(precision, rate, update, false, 2)?, [""; 0]);
     Ok(())
 }

@@ -166,3 +166,53 @@ fn another_models_weights_are_refused() -> Result<()> {
     refused(overwrite(linear(64)?), "it has no tensor `1.weight`")?;
     refused(overwrite(linear(63)?), "`0.weight` has shape [32, 63] there, [32, 64] here")
 }
+
+/// Values that the model's dtypes do not hold are refused, and nothing has changed.
+#[test]
+fn values_that_would_change_are_refused() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    let (wide, narrow) = (demo_from(1, Precision::F64True)?, demo_from(2, Precision::F16True)?);
+    let before = tensors(&narrow);
+    let write = |name: &str, value: &Tensor| -> Result<()> {
+        let all = named_tensors(&wide).into_iter();
+        let all: Vec<(String, Tensor)> =
+            all.map(|(own, tensor, _)| (own, tensor.detach().copy())).collect();
+        let changed = all.iter().map(|(own, tensor)| match own == name {
+            true => (own.clone(), value),
+            false => (own.clone(), tensor),
+        });
+        amp_core::weights::save_tensors(changed, &path, BTreeMap::new())
+    };
+    let options = (Kind::Double, Device::Cpu);
+    write("0.bias", &Tensor::full([32], 1e5, options))?;
+    let said = message(load(&narrow, &path));
+    assert!(said.contains("`0.bias` has values there that float16 here does not reach"), "{said}");
+    write("1.num_batches_tracked", &Tensor::full([] as [i64; 0], 1.5, options))?;
+    let said = message(load(&narrow, &path));
+    assert!(said.contains("is float64 there, int64 here, which has no fractions"), "{said}");
+    assert!(equal(&tensors(&narrow), &before));
+    write("0.bias", &Tensor::full([32], 6e4, options))?;
+    load(&narrow, &path)?;
+    Ok(())
+}
+
+/// A file of a model that is not tied has two values for what is one tensor here.
+#[test]
+fn two_values_of_a_tied_weight_are_refused() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    let tied = Tied(Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)));
+    let [one, other] =
+        [1.0, 2.0].map(|value| Tensor::full([2, 2], value, (Kind::Float, Device::Cpu)));
+    let write = |second: &Tensor| {
+        let tensors = [("token.weight".to_owned(), &one), ("head.weight".to_owned(), second)];
+        amp_core::weights::save_tensors(tensors, &path, BTreeMap::new())
+    };
+    write(&other)?;
+    let said = message(load(&tied, &path));
+    assert!(said.contains("are one tensor here, but have two values there"), "{said}");
+    write(&one)?;
+    load(&tied, &path)?;
+    Ok(())
+}

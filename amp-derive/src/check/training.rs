@@ -3,7 +3,7 @@
 use syn::{BinOp, Expr, ExprClosure, ExprPath, Stmt};
 
 use super::{
-    Own, has_no_effect, logging,
+    Own, has_no_effect, keys, logging,
     metrics::metrics,
     optimizer::{self, begins_with_a_name},
     own_function,
@@ -11,11 +11,15 @@ use super::{
 use crate::{
     check::only,
     diag::Diagnostics,
-    model::{Lightning, Loss, Metric, OwnHook, Step},
+    model::{Lightning, Loss, Metric, Own as OwnLoss, OwnHook, Scope, Step},
     spec::{Arg, Attr, Spec, has, word},
     symbol,
     table::{HOOKS, Hook, LOSSES},
 };
+
+const LOSS_KEYS: [&str; 3] = [symbol::WITH, symbol::OF, symbol::COUNTS];
+
+const SCOPES: &[(&str, Scope)] = &[("examples", Scope::Examples), ("batch", Scope::Batch)];
 
 /// A half of training with a step of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,17 +174,23 @@ fn loss(spec: &Spec, diag: &Diagnostics) -> Option<Loss> {
     let attr = has_a_loss(spec, diag)?;
     let args = attr.args.as_deref()?;
     if let Some(first) = args.first()
-        && let Arg::Pair(key, value) = Arg::from(first)
+        && let Arg::Pair(key, _) = Arg::from(first)
         && key == symbol::WITH
     {
-        has_no_more(&args[1..], "`#[loss(with = …)]` takes nothing else", diag)?;
-        return match value {
+        let mut pairs = keys::pairs(symbol::LOSS, args, &LOSS_KEYS, diag)?;
+        let scope = match keys::take(&mut pairs, symbol::OF) {
+            Some(pair) => keys::choice(&pair, SCOPES, diag)?,
+            None => Scope::Unknown,
+        };
+        let counts = keys::take(&mut pairs, symbol::COUNTS).map(|pair| pair.value);
+        let own = OwnLoss { scope, counts };
+        return match keys::take(&mut pairs, symbol::WITH)?.value {
             Expr::Closure(closure) => {
-                takes_output_and_target(closure, diag)?;
-                is_not_divided_for_accumulation(closure, diag)?;
-                Some(Loss::Closure(closure.clone()))
+                takes_output_and_target(&closure, diag)?;
+                is_not_divided_for_accumulation(&closure, diag)?;
+                Some(Loss::Closure(closure, own))
             }
-            function => Some(Loss::Function(function.clone())),
+            function => Some(Loss::Function(function, own)),
         };
     }
     runs_under_autocast(args, diag)?;

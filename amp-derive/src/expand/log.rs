@@ -2,9 +2,13 @@
 
 use proc_macro2::{Ident, TokenStream};
 use quote::quote;
+use syn::Expr;
 
 use super::{batch, local};
-use crate::model::{BatchOf, Body, LogOptions, Loss, Metric, MetricValue, Model, Pair, Part};
+use crate::{
+    model::{BatchOf, Body, LogOptions, Loss, Metric, MetricValue, Model, Pair, Part, Scope},
+    table::LOSSES_OF_CLASSES,
+};
 
 /// The locals of a generated step.
 pub(super) struct Locals {
@@ -14,6 +18,10 @@ pub(super) struct Locals {
     pub(super) loss: Ident,
     /// The batch as the type that the model names.
     pub(super) examples: Ident,
+    /// The batch as a step is given it.
+    any: Ident,
+    /// What its loss counts.
+    counted: Ident,
 }
 
 impl Locals {
@@ -24,6 +32,8 @@ impl Locals {
             output: local("output"),
             loss: local("loss"),
             examples: local("examples"),
+            any: local("any"),
+            counted: local("counted"),
         }
     }
 }
@@ -37,18 +47,84 @@ pub(super) fn step(
     log: LogOptions,
     metrics: &[Metric],
 ) -> TokenStream {
-    let Locals { batch, step, output, loss: value, .. } = locals;
+    let Locals { batch, step, output, loss: value, any, counted, .. } = locals;
     let (taken, forward) = (batch::taken(model, locals), batch::forward(model, locals));
     let computed = compute(model, loss, locals);
     let (name, options) = (format!("{stage}_loss"), options(log));
     let metrics = metrics.iter().map(|metric| self::metric(model, metric, locals));
+    let counts = counts(model, loss, locals).unwrap_or(quote!(#any.counted()?));
     quote! {
+        let #any = #batch;
         #taken
         let #output = #forward;
         #computed
-        #step.log(#name, &#value, #batch.len(), #options)?;
+        let #counted = #counts;
+        #step.log_loss(#name, &#value, &#counted, #options)?;
         #(#metrics)*
     }
+}
+
+/// What a batch's loss counts, where that is another thing than its examples or their weights.
+fn counts(model: &Model, loss: &Loss, locals: &Locals) -> Option<TokenStream> {
+    let (any, target) = (&locals.any, batch::target(model, locals));
+    match loss {
+        Loss::Known(name) if LOSSES_OF_CLASSES.iter().any(|known| name == known) => {
+            Some(quote!(#any.counted_classes(#target)?))
+        }
+        Loss::Known(_) => None,
+        Loss::Function(_, own) | Loss::Closure(_, own) => {
+            let counts = own.counts.as_ref()?;
+            let computed = match counts {
+                Expr::Closure(closure) => {
+                    let (count, body) = (local("count"), &closure.body);
+                    let [_, ty] = given(model);
+                    let arguments = closure.inputs.iter().map(|pat| match pat {
+                        typed @ syn::Pat::Type(_) => quote!(#typed),
+                        pat => quote!(#pat: &#ty),
+                    });
+                    quote!({
+                        let #count = |#(#arguments),*| -> __amp::Result<__amp::Tensor> { #body };
+                        #count(#target)?
+                    })
+                }
+                function => quote!((#function)(#target)?),
+            };
+            Some(quote!(__amp::loss::counted_as(&#computed)?))
+        }
+    }
+}
+
+/// `LightningModule::loss_weight` and `loss_scope` of a generated step.
+pub(super) fn loss_counts(model: &Model, loss: &Loss) -> TokenStream {
+    let locals = Locals::new();
+    let Locals { batch, any, .. } = &locals;
+    let scope = match loss {
+        Loss::Known(_) => Scope::Examples,
+        Loss::Function(_, own) | Loss::Closure(_, own) => own.scope,
+    };
+    let scope = match scope {
+        Scope::Examples => Some(quote!(Examples)),
+        Scope::Batch => Some(quote!(Batch)),
+        Scope::Unknown => None,
+    };
+    let scope = scope.map(|scope| {
+        quote! {
+            fn loss_scope(&self) -> __amp::LossScope {
+                __amp::LossScope::#scope
+            }
+        }
+    });
+    let weight = counts(model, loss, &locals).map(|counts| {
+        let taken = batch::taken(model, &locals);
+        quote! {
+            fn loss_weight(&self, #batch: &__amp::AnyBatch) -> __amp::Result<__amp::f64> {
+                let #any = #batch;
+                #taken
+                #counts.read()
+            }
+        }
+    });
+    quote! { #scope #weight }
 }
 
 fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
@@ -58,10 +134,11 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
         Loss::Known(function) => {
             quote! { let #value = __amp::loss::#function(&#output, #target)?; }
         }
-        Loss::Function(function) => {
-            quote! { let #value = (#function)(&#output, #target)?; }
+        Loss::Function(function, _) => {
+            let computed = with_arguments(model, quote!((#function)(&#output, #target)), locals);
+            quote! { let #value = #computed?; }
         }
-        Loss::Closure(closure) => {
+        Loss::Closure(closure, _) => {
             // With types, since a closure that is called at once has none to go by.
             let criterion = local("criterion");
             let types = given(model);
@@ -70,10 +147,26 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
                 pat => quote!(#pat: &#ty),
             });
             let body = &closure.body;
+            let computed = with_arguments(model, quote!(#criterion(&#output, #target)), locals);
             quote! {
                 let #criterion = |#(#arguments),*| -> __amp::Result<__amp::Tensor> { #body };
-                let #value = #criterion(&#output, #target)?;
+                let #value = #computed?;
             }
+        }
+    }
+}
+
+/// A call of the user's own loss, whose error tells of its arguments, where both are tensors.
+fn with_arguments(model: &Model, call: TokenStream, locals: &Locals) -> TokenStream {
+    let of_tensors = model.batch.is_none() && model.forward.of_any_inputs().is_none();
+    match of_tensors {
+        true => {
+            let (output, target) = (&locals.output, batch::target(model, locals));
+            quote!(__amp::loss::own(#call, &#output, #target))
+        }
+        false => {
+            let error = local("error");
+            quote!(#call.map_err(|#error| #error.at("loss")))
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::model::{Model, Step};
 pub(super) fn expand(model: &Model, step: &Step) -> TokenStream {
     let locals = Locals::new();
     let Locals { batch, step: argument, loss: value, .. } = &locals;
+    let mut counts = None;
     let body = match step {
         Step::Manual(path) => return manual(path, &locals),
         Step::Function { path, .. } => {
@@ -17,6 +18,7 @@ pub(super) fn expand(model: &Model, step: &Step) -> TokenStream {
         }
         Step::Generated { loss, log, metrics } => {
             let logged = log::step(model, &locals, "train", loss, *log, metrics);
+            counts = Some(log::loss_counts(model, loss));
             quote! {
                 #logged
                 __amp::Ok(#value)
@@ -31,6 +33,7 @@ pub(super) fn expand(model: &Model, step: &Step) -> TokenStream {
         ) -> __amp::Result<__amp::Tensor> {
             #body
         }
+        #counts
     }
 }
 

@@ -32,7 +32,7 @@ pub struct CheckpointArgs {
     /// Go on from this checkpoint: a file, a folder for its newest one, FOLDER/last or FOLDER/best
     #[arg(long, value_name = "PATH")]
     pub resume: Option<PathBuf>,
-    /// What the run may have other than the saved one, separated by commas: lr, epochs, batch-size,
+    /// What the run may have other than the saved one, separated by commas: lr, optimizer, epochs, batch-size,
     /// data; the schedule goes on at its place under the new options
     #[arg(long, value_name = "CHANGES", value_delimiter = ',', value_parser = Change::from_str)]
     #[arg(requires = "resume")]

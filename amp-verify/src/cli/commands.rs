@@ -9,6 +9,7 @@ use amp_core::{
     file::Staged,
     hardware,
     log::Logged,
+    record::RunRecord,
     tch,
     trainer::Averaging,
 };
@@ -45,7 +46,7 @@ const NOT_COMPARABLE: u8 = 4;
 /// Does what the command line asks for with the models of `registry`. A project's binary `amp` returns
 /// what this returns.
 ///
-/// The exit code is 0 when it was done, 1 when a run failed, 2 when the request cannot be carried out
+/// The exit code is 0 when it was done, 1 when a run failed or a validated figure is not finite, 2 when the request cannot be carried out
 /// as asked; the gate has codes of its own besides.
 pub fn main(registry: Registry) -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -57,7 +58,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // One line, whatever libtorch put into its text.
-            eprintln!("error: {}", one_line(&error.to_string()));
+            complain(&format!("error: {}", one_line(&error.to_string())));
             ExitCode::from(code(&error))
         }
     }
@@ -111,17 +112,16 @@ fn code(error: &Error) -> u8 {
 /// Help as clap prints it; a mistake as one line, like every other error.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        print!("{error}");
-        return ExitCode::SUCCESS;
+        return match print(&error.to_string()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(FAILED),
+        };
     }
     let text = error.to_string();
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("Usage:")).collect();
     let line = lines.join(" ");
-    eprintln!(
-        "{}",
-        line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end()
-    );
+    complain(line.strip_suffix("For more information, try '--help'.").unwrap_or(&line).trim_end());
     ExitCode::from(USAGE)
 }
 
@@ -165,7 +165,8 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
         Format::Table => table(&comparison),
         Format::Json => json,
     };
-    print(&text)
+    print(&text)?;
+    comparison.is_finite()
 }
 
 fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
@@ -208,12 +209,30 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     if !had_folder {
         args.checkpoints.remove_empty_folder();
     }
-    match outcome?.end.interrupted {
-        None => Ok(ExitCode::SUCCESS),
+    let record = outcome?;
+    match record.end.interrupted {
+        None => is_sound(&record).map(|()| ExitCode::SUCCESS),
         Some(signal) => {
             signals::requeue(signal);
             Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED)))
         }
+    }
+}
+
+/// Refuses a run that has trained nothing, or nothing of use.
+fn is_sound(record: &RunRecord) -> Result<()> {
+    let advice = "lower the learning rate, or choose what a step that is not finite is answered with \
+                  (--on-non-finite)";
+    if let Some(Logged { name, value, .. }) = record.not_finite().first() {
+        return Err(Error::NonFinite(format!(
+            "`{name}` is {value} after the last epoch: {advice}"
+        )));
+    }
+    match (record.end.global_step, record.end.skipped) {
+        (0, skipped) if skipped > 0 => {
+            Err(Error::NonFinite(format!("all {skipped} steps were skipped: {advice}")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -274,7 +293,7 @@ fn benchmark(registry: &Registry, args: &BenchArgs) -> Result<()> {
     let markdown = args.markdown.as_deref().map(Staged::create).transpose()?;
     let report = bench::run(registry, args, &|what| {
         if !args.quiet {
-            eprintln!("measuring: {what}");
+            complain(&format!("measuring: {what}"));
         }
     })?;
     if let Some(json) = json {
@@ -328,6 +347,12 @@ pub(super) fn prepare_as(
         case.trainer.numerics.overrides = policy.islands.into();
     }
     Ok(case)
+}
+
+/// A line on standard error, if anybody reads there.
+pub(super) fn complain(line: &str) {
+    use io::Write;
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn print(text: &str) -> Result<()> {

@@ -1,13 +1,10 @@
 //! `validate`, `test` and `predict`: a trained model on data, without training.
 
-use std::{fs, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, fs, path::PathBuf, str::FromStr};
 
 use amp_core::{
-    Error, LightningModule, Result, Trainer, checkpoint,
-    log::Logged,
-    precision::Precision,
-    random,
-    tch::{Device, Tensor},
+    Error, LightningModule, Result, Trainer, checkpoint, log::Logged, precision::Precision, random,
+    weights,
 };
 use clap::Args;
 
@@ -103,20 +100,28 @@ pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> 
         )));
     }
     let _section = random::seeded(case.trainer.seed)?;
-    let mut written = 0;
+    let (mut written, mut not_a_number) = (0, None);
     Trainer::new(case.trainer.clone()).predict(
         model.as_mut(),
         &case.data,
         &mut |set, _, batch| {
             let dash = if set.is_empty() { "" } else { "-" };
             let path = folder.join(format!("{set}{dash}output-{written:05}.safetensors"));
-            let on_host = |(name, tensor): (&str, &Tensor)| {
-                Ok((name.to_owned(), tensor.f_to_device(Device::Cpu)?.f_contiguous()?))
-            };
-            let tensors = batch.tensors().map(on_host).collect::<Result<Vec<_>>>()?;
+            let tensors = batch.tensors().map(|(name, tensor)| (name.to_owned(), tensor));
+            weights::save_tensors(tensors, &path, BTreeMap::new())?;
             written += 1;
-            Ok(Tensor::write_safetensors(&tensors, path)?)
+            for (name, tensor) in batch.tensors() {
+                if not_a_number.is_none() && tensor.f_isnan()?.f_any()?.f_int64_value(&[])? != 0 {
+                    not_a_number = Some(format!("`{name}` in {}", path.display()));
+                }
+            }
+            Ok(())
         },
     )?;
-    Ok(written)
+    match not_a_number {
+        None => Ok(written),
+        Some(which) => {
+            Err(Error::NonFinite(format!("{which} holds NaN: the weights or the data are damaged")))
+        }
+    }
 }

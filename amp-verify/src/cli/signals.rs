@@ -10,6 +10,8 @@ use std::{
 };
 
 use amp_core::{Error, Result};
+
+use super::commands::complain;
 use signal_hook::{
     consts::{SIGINT, SIGTERM, SIGUSR1},
     flag,
@@ -40,11 +42,10 @@ pub(super) fn requeue(signal: u32) {
     let Some(job) = env::var_os("SLURM_JOB_ID").filter(|_| signal == SIGUSR1.unsigned_abs()) else {
         return;
     };
-    match Command::new("scontrol").arg("requeue").arg(&job).status() {
-        Ok(status) if status.success() => eprintln!("SLURM starts job {} again", job.display()),
-        Ok(status) => {
-            eprintln!("SLURM did not requeue job {}: scontrol ended with {status}", job.display())
-        }
-        Err(error) => eprintln!("SLURM did not requeue job {}: scontrol: {error}", job.display()),
-    }
+    let job_name = job.display();
+    complain(&match Command::new("scontrol").arg("requeue").arg(&job).status() {
+        Ok(status) if status.success() => format!("SLURM starts job {job_name} again"),
+        Ok(status) => format!("SLURM did not requeue job {job_name}: scontrol ended with {status}"),
+        Err(error) => format!("SLURM did not requeue job {job_name}: scontrol: {error}"),
+    });
 }

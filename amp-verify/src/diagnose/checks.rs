@@ -63,12 +63,14 @@ impl<'a> MetricLoss<'a> {
         let metric = |seed: u64| -> Result<f64> {
             let record =
                 train(&with(case, seed, &case.trainer.numerics.overrides), Precision::F32True)?;
-            record.last(case.model.judge.name).filter(|value| value.is_finite()).ok_or_else(|| {
-                Error::config(format!(
+            let name = case.model.judge.name;
+            if let Some(bad) = record.not_finite().first() {
+                return Err(Error::NonFinite(format!(
                     "{} is not finite in 32-true under seed {seed}: there is nothing to lose",
-                    case.model.judge.name
-                ))
-            })
+                    bad.name
+                )));
+            }
+            record.last(name).ok_or_else(|| Error::config(format!("{name} is not logged")))
         };
         let baseline =
             (0..seeds).map(|at| metric(case.trainer.seed + at)).collect::<Result<_>>()?;
@@ -89,6 +91,7 @@ impl Check for MetricLoss<'_> {
         let mut lost = 0.0;
         for (seed, baseline) in (self.case.trainer.seed..).zip(&self.baseline) {
             let metric = match train(&with(self.case, seed, islands), self.precision) {
+                Ok(record) if !record.not_finite().is_empty() => f64::NAN,
                 Ok(record) => record.last(self.case.model.judge.name).unwrap_or(f64::NAN),
                 // A run that gave up has lost everything.
                 Err(Error::NonFinite(_) | Error::Scaler(_)) => f64::NAN,

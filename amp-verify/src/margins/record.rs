@@ -188,7 +188,9 @@ impl Recorder<'_> {
         pool.run(all.collect::<Vec<_>>())?;
         let metric = |precision: Precision, seed: u64| -> Result<f64> {
             let outcome = pool.outcome(&job(precision, seed));
-            outcome.and_then(|outcome| outcome.metric).ok_or_else(|| {
+            // A metric beside a loss that is not finite means nothing.
+            let sound = outcome.filter(|outcome| outcome.failures.is_empty());
+            sound.and_then(|outcome| outcome.metric).ok_or_else(|| {
                 let why = outcome.map_or("it was not run".to_owned(), first_failure);
                 Error::config(format!(
                     "{} under {precision}, seed {seed}: {why}; nothing was recorded",

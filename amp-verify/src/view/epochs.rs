@@ -1,6 +1,6 @@
 //! A run's epochs, one line each as they end.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use amp_core::{
     Error, Result,
@@ -17,6 +17,8 @@ use super::phases;
 /// each parameter. Nor is `last.safetensors` told of, which may be written every step.
 pub struct EpochTable<W> {
     out: W,
+    /// Whether the reader has closed its end, which ends the table and not the training.
+    closed: bool,
     /// The header that was written last.
     header: String,
     profile: Vec<Profile>,
@@ -25,11 +27,20 @@ pub struct EpochTable<W> {
 impl<W: Write> EpochTable<W> {
     /// Writes to `out`.
     pub fn new(out: W) -> Self {
-        Self { out, header: String::new(), profile: Vec::new() }
+        Self { out, closed: false, header: String::new(), profile: Vec::new() }
     }
 
     fn line(&mut self, text: &str) -> Result<()> {
-        writeln!(self.out, "{text}").map_err(|error| Error::io("standard output", error))
+        if self.closed {
+            return Ok(());
+        }
+        match writeln!(self.out, "{text}") {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(())
+            }
+            outcome => outcome.map_err(|error| Error::io("standard output", error)),
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn init(wanted: Option<&str>, amp_source: Option<&str>) -> Result<Exi
     let Init { changes, said, .. } = init;
     changes.keep();
     for line in said {
-        println!("{line}");
+        say!("{line}");
     }
     if binary_is_new {
         print_advice(&project, package)?;
@@ -37,7 +37,7 @@ pub(crate) fn init(wanted: Option<&str>, amp_source: Option<&str>) -> Result<Exi
     match (binary_is_found, config_is_fit) {
         (true, true) => Ok(ExitCode::SUCCESS),
         (true, false) => {
-            print!("left to you, in {}:\n\n{}\n", template::CONFIG, template::config());
+            say!("left to you, in {}:\n\n{}", template::CONFIG, template::config());
             Err(Error::new(format!(
                 "{} of yours does not say where libtorch is: add the lines above to it",
                 template::CONFIG
@@ -165,24 +165,24 @@ impl Init<'_> {
 
 /// What the user may want to do, which is not needed for `cargo amp` to work.
 fn print_advice(project: &Project, package: &Package) -> Result<(), Error> {
-    println!(
+    say!(
         "next: register your models in {}; `cargo amp margins` then records what `cargo amp gate` \
          needs to judge them",
         template::BINARY
     );
     if !package.has_library() {
-        println!("next: put your models into src/lib.rs, where that binary can use them");
+        say!("next: put your models into src/lib.rs, where that binary can use them");
     }
     let others: Vec<_> = package.binaries().filter(|name| *name != "amp").collect();
     if let ([only], None) = (others.as_slice(), &package.default_run) {
-        println!(
+        say!(
             "next: add `default-run = \"{only}\"` to [package] in Cargo.toml, so that `cargo run` \
              still starts {only}"
         );
     }
     let manifest = read(&project.root().join("Cargo.toml"))?.unwrap_or_default();
     if !manifest.contains("[profile.dev") {
-        println!(
+        say!(
             "next: add `[profile.dev]` with `opt-level = 1` to {}, or training is slow in the \
              builds that `cargo amp verify` and the tests share",
             project.root().join("Cargo.toml").display()

@@ -39,12 +39,12 @@ pub(crate) fn new(name: &str, amp_source: Option<&str>) -> Result<ExitCode, Erro
     check_manifest(&partial.join("Cargo.toml"))?;
     fs::rename(&partial, &folder).map_err(|e| unwritable(&folder, &e))?;
     changes.keep();
-    println!(
+    say!(
         "made the crate {name}: its model is in {name}/src/lib.rs, its data in \
          {name}/src/data.rs\n    cd {name}\n    cargo amp verify"
     );
     if let Source::Path(folder) = source {
-        println!(
+        say!(
             "amp-core comes from {}, which other machines do not have: for CI, put a git URL into \
              Cargo.toml and .github/workflows/amp.yml",
             folder.display()

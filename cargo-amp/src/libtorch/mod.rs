@@ -44,7 +44,7 @@ impl Libtorch {
     pub(crate) fn setup(project: &Path, wanted: Option<Variant>) -> Result<Self, Error> {
         let found = Self::find(project, wanted, Look::Thorough)?;
         if let (Libtorch::Foreign(folder), Some(_)) = (&found, wanted) {
-            eprintln!(
+            note!(
                 "note: nothing is fetched, because LIBTORCH or LIBTORCH_USE_PYTORCH is set and \
                  {} is used",
                 folder.display()
@@ -69,7 +69,7 @@ impl Libtorch {
         let variant = provision::ensure(&cache, wanted, look)?;
         link::ensure(project, &cache.home())?;
         if variant == Variant::Cpu && wanted.is_none() && driver::is_present() {
-            eprintln!(
+            note!(
                 "note: this machine has an NVIDIA driver, but its libtorch is for CPUs alone: \
                  `cargo amp setup --cuda` adds CUDA"
             );

@@ -35,7 +35,7 @@ pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Resu
     // Looked at again: another process may have fetched it while this one waited.
     let mut state = installed::inspect(&home, look);
     if let State::Unstamped = state {
-        eprintln!("taking over the libtorch {REQUIRED} that is already in {}", home.display());
+        note!("taking over the libtorch {REQUIRED} that is already in {}", home.display());
         state = State::Complete(installed::take_over(&home).map_err(|e| cache.unwritable(&e))?);
     }
     let default = || if driver::is_present() { Variant::Cuda } else { Variant::Cpu };
@@ -43,7 +43,7 @@ pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Resu
         State::Complete(found) if enough(found) => return Ok(found),
         State::Complete(_) => (wanted.unwrap_or_else(default), true),
         State::Unusable(problem, was) => {
-            eprintln!("{} cannot be used ({problem}): it is replaced", home.display());
+            note!("{} cannot be used ({problem}): it is replaced", home.display());
             (wanted.or(was).unwrap_or_else(default), false)
         }
         State::Absent | State::Unstamped => (wanted.unwrap_or_else(default), false),
@@ -81,9 +81,9 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     }
     place(&new, &home, &partial.join("replaced")).map_err(|e| cache.unwritable(&e))?;
     if let Err(e) = fs::remove_dir_all(&partial) {
-        eprintln!("note: {} could not be removed ({e}) and is not needed", partial.display());
+        note!("note: {} could not be removed ({e}) and is not needed", partial.display());
     }
-    eprintln!("libtorch {REQUIRED} {variant} is in {}; it is not fetched again", home.display());
+    note!("libtorch {REQUIRED} {variant} is in {}; it is not fetched again", home.display());
     Ok(())
 }
 
@@ -133,9 +133,7 @@ fn check_room(
 fn announce(cache: &Cache, variant: Variant, adds: bool, there: usize) {
     if there > 0 {
         let all = variant.wheels().len();
-        eprintln!(
-            "an earlier fetch of libtorch was interrupted: {there} of {all} wheels are there"
-        );
+        note!("an earlier fetch of libtorch was interrupted: {there} of {all} wheels are there");
     }
     let what = match variant {
         _ if adds => format!("CUDA for the libtorch {REQUIRED} that is there"),
@@ -146,7 +144,7 @@ fn announce(cache: &Cache, variant: Variant, adds: bool, there: usize) {
             format!("libtorch {REQUIRED} {variant} (`cargo amp setup --cpu` leaves CUDA out)")
         }
     };
-    eprintln!(
+    note!(
         "fetching {what} into {}, once for all projects: {} to download, {} on the disk; if \
          interrupted, the next run continues from there",
         cache.home().display(),
@@ -159,7 +157,7 @@ fn report_kept(cache: &Cache) {
     let wheels = Wheels::of(cache);
     let kept = Variant::Cuda.wheels().iter().filter(|wheel| wheels.find(wheel).is_some()).count();
     if kept > 0 {
-        eprintln!(
+        note!(
             "the wheels that are whole ({kept}, {}) are kept in {}, where the next run continues",
             gigabytes(wheels.megabytes()),
             cache.partial().display()

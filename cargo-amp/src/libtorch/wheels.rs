@@ -62,7 +62,7 @@ impl<'a> Wheels<'a> {
         // Relative to the cache, to be read at a glance.
         let shown = incoming.strip_prefix(self.cache.folder()).unwrap_or(&incoming);
         let arguments = Pip::download(shown, wheel.requirement());
-        eprintln!("    python3 {}", arguments.join(" "));
+        note!("    python3 {}", arguments.join(" "));
         pip.run(self.cache.folder(), &temporary, &arguments)?;
 
         let entries = fs::read_dir(&incoming).map_err(|e| self.cache.unwritable(&e))?;
@@ -83,7 +83,7 @@ impl<'a> Wheels<'a> {
             let path = self.find(wheel).ok_or_else(|| {
                 Error::new(format!("{} has just gone: run it again", wheel.requirement()))
             })?;
-            eprintln!("unpacking {}", wheel.requirement());
+            note!("unpacking {}", wheel.requirement());
             self.unpack_one(&path, target, &list, variant)?;
         }
         let files = fs::read_to_string(&list).map_err(unwritable)?;

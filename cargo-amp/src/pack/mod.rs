@@ -73,7 +73,7 @@ impl<'a> Pack<'a> {
         self.folder.write("bin/packages", &self.packages())?;
         self.copy_files()?;
         let (path, bytes) = self.folder.finish()?;
-        println!(
+        say!(
             "packed {} ({:.1} MiB): copy it to a machine with Python's torch 2.11.0 and run \
              `./run.sh verify --device cuda`{} there",
             path.display(),

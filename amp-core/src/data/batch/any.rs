@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error, Result,
+    loss::{Counted, IGNORED},
     memory::tensor_bytes,
     precision::{Policy, Precision, is_floating},
 };
@@ -45,12 +46,14 @@ pub struct AnyBatch {
     fields: Vec<Field>,
     /// The sum of its weights, once it was asked for or its tensors left the host.
     weight: OnceCell<f64>,
+    /// Whether it is known that no class of its is left out of losses.
+    complete: bool,
 }
 
 impl AnyBatch {
     /// A batch without tensors, made from the type of this name.
     pub fn new(of: &'static str) -> Self {
-        Self { of, fields: Vec::new(), weight: OnceCell::new() }
+        Self { of, fields: Vec::new(), weight: OnceCell::new(), complete: false }
     }
 
     /// Adds a tensor.
@@ -138,6 +141,12 @@ impl AnyBatch {
         fields.map(|field| (&*field.name, &field.tensor))
     }
 
+    /// The tensors of values, one for each example.
+    pub(super) fn values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        let fields = self.fields.iter().filter(|field| field.role == FieldRole::Value);
+        fields.map(|field| (&*field.name, &field.tensor))
+    }
+
     /// Number of examples; 0 for a batch without tensors.
     pub fn len(&self) -> i64 {
         self.per_example().next().map_or(0, |field| field.tensor.size()[0])
@@ -160,6 +169,53 @@ impl AnyBatch {
         }
         let sum = weights.tensor.f_sum(Kind::Double)?.f_double_value(&[])?;
         Ok(*self.weight.get_or_init(|| sum))
+    }
+
+    /// Whether it has a tensor of weights.
+    pub(crate) fn has_weights(&self) -> bool {
+        self.weights().is_some()
+    }
+
+    /// What it counts whose loss is a mean over its examples, or over their weights where it has those;
+    /// reads nothing from the device.
+    ///
+    /// # Errors
+    /// When weights cannot be added up.
+    pub fn counted(&self) -> Result<Counted> {
+        match self.weights() {
+            Some(weights) => Ok(Counted::OnDevice(weights.tensor.f_sum(Kind::Double)?)),
+            None => Ok(Counted::Examples(self.len() as f64)),
+        }
+    }
+
+    /// What it counts whose loss is a mean over the classes in `target`, a tensor of it, that are not -100;
+    /// reads nothing from the device.
+    ///
+    /// # Errors
+    /// When they cannot be counted.
+    pub fn counted_classes(&self, target: &Tensor) -> Result<Counted> {
+        if self.complete || self.has_weights() || target.kind() != Kind::Int64 {
+            return self.counted();
+        }
+        Ok(Counted::OnDevice(target.f_ne(IGNORED)?.f_sum(Kind::Double)?))
+    }
+
+    /// Whether it is known that no class in it is left out of losses, so that nothing need be counted.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Looks whether a class in it is left out of losses. Waits for the device.
+    pub(crate) fn noting_ignored(mut self) -> Result<Self> {
+        let mut complete = true;
+        for field in self.per_example() {
+            let classes = field.role != FieldRole::Mask && field.tensor.kind() == Kind::Int64;
+            if classes && field.tensor.f_eq(IGNORED)?.f_any()?.f_int64_value(&[])? != 0 {
+                complete = false;
+            }
+        }
+        self.complete = complete;
+        Ok(self)
     }
 
     /// The examples on the policy's device, values in its dtype.
@@ -186,6 +242,7 @@ impl AnyBatch {
             of: self.of,
             fields: fields.map(|(field, tensor)| field.of(tensor)).collect(),
             weight: self.weight.clone(),
+            complete: self.complete,
         }
     }
 
@@ -267,7 +324,8 @@ impl AnyBatch {
                 && own.tensor.kind() == other.tensor.kind()
                 && own.tensor.size() == other.tensor.size()
         };
-        self.fields.len() == other.fields.len()
+        self.complete == other.complete
+            && self.fields.len() == other.fields.len()
             && self.fields.iter().zip(&other.fields).all(|(own, other)| alike(own, other))
     }
 
@@ -289,7 +347,8 @@ impl AnyBatch {
     /// The batch with other examples.
     fn with(&self, change: impl Fn(&Field) -> Result<Tensor>) -> Result<Self> {
         let fields = self.fields.iter().map(|field| Ok(field.of(change(field)?)));
-        Ok(Self { of: self.of, fields: fields.collect::<Result<_>>()?, weight: OnceCell::new() })
+        let fields = fields.collect::<Result<_>>()?;
+        Ok(Self { of: self.of, fields, weight: OnceCell::new(), complete: self.complete })
     }
 }
 

@@ -3,6 +3,7 @@
 mod any;
 mod field;
 mod pair;
+mod whole;
 
 pub use any::{AnyBatch, FieldRole};
 pub use field::{BatchField, BatchType, field_name, predictions, take_field, with_batch};

@@ -94,6 +94,14 @@ fn rule(
     Box::new(Rule { name, next, rates: first, passed: 0 })
 }
 
+/// Rule: an option is a number of its range.
+fn within(name: &str, value: f64, holds: bool, range: &str) -> Result<()> {
+    if holds && value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::config(format!("scheduler: {name} is {value}, but must be {range}")))
+}
+
 fn positive(name: &str, value: i64) -> Result<()> {
     if value > 0 {
         return Ok(());
@@ -114,6 +122,7 @@ impl BuildScheduler for CosineAnnealing {
     fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>> {
         positive("t_max", self.t_max)?;
         let Self { t_max, eta_min } = *self;
+        within("eta_min", eta_min, eta_min >= 0.0, "at least 0")?;
         let period = t_max as f64;
         Ok(rule("CosineAnnealingLR", base, move |t, last| {
             let lr = if (t - 1 - t_max) % (2 * t_max) == 0 {
@@ -166,13 +175,21 @@ impl Default for OneCycle {
 impl BuildScheduler for OneCycle {
     fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>> {
         positive("total_steps", self.total_steps)?;
-        if !(0.0..=1.0).contains(&self.pct_start) {
-            return Err(Error::config(format!(
-                "scheduler: pct_start is {}, but must be in [0, 1]",
-                self.pct_start
-            )));
-        }
         let cycle = *self;
+        let fraction = |value: &f64| (0.0..=1.0).contains(value);
+        within("pct_start", cycle.pct_start, fraction(&cycle.pct_start), "in [0, 1]")?;
+        for (name, value) in [
+            ("max_lr", cycle.max_lr),
+            ("div_factor", cycle.div_factor),
+            ("final_div_factor", cycle.final_div_factor),
+        ] {
+            within(name, value, value > 0.0, "above 0")?;
+        }
+        for (name, value) in
+            [("base_momentum", cycle.base_momentum), ("max_momentum", cycle.max_momentum)]
+        {
+            within(name, value, fraction(&value) && value < 1.0, "in [0, 1)")?;
+        }
         let cycles = base.momentum.is_some();
         Ok(rule("OneCycleLR", cycle.at(0, cycles), move |t, _| cycle.at(t, cycles)))
     }
@@ -217,6 +234,7 @@ impl BuildScheduler for StepLr {
     fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>> {
         positive("step_size", self.step_size)?;
         let Self { step_size, gamma } = *self;
+        within("gamma", gamma, gamma >= 0.0, "at least 0")?;
         Ok(rule("StepLR", base, move |t, last| {
             let lr = if t % step_size == 0 { last.lr * gamma } else { last.lr };
             Rates { lr, ..last }
@@ -245,6 +263,9 @@ impl BuildScheduler for LinearLr {
     fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>> {
         positive("total_iters", self.total_iters)?;
         let Self { start_factor: start, end_factor: end, total_iters } = *self;
+        // From a rate of 0 no factor leads anywhere.
+        within("start_factor", start, start > 0.0 && start <= 1.0, "in (0, 1]")?;
+        within("end_factor", end, (0.0..=1.0).contains(&end), "in [0, 1]")?;
         let first = Rates { lr: base.lr * start, ..base };
         Ok(rule("LinearLR", first, move |t, last| {
             if t > total_iters {
@@ -272,6 +293,11 @@ impl BuildScheduler for WarmupCosine {
     fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>> {
         positive("total_steps", self.total_steps)?;
         let Self { warmup_steps, total_steps } = *self;
+        if warmup_steps < 0 {
+            return Err(Error::config(format!(
+                "scheduler: warmup_steps is {warmup_steps}, but must be at least 0"
+            )));
+        }
         if warmup_steps > total_steps {
             return Err(Error::config(format!(
                 "scheduler: warmup_steps is {warmup_steps}, but there are {total_steps} steps"

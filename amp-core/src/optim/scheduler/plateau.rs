@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BuildScheduler, Rates, Scheduler};
+use super::{BuildScheduler, Rates, Scheduler, within};
 use crate::{Error, Result, monitor::Mode, optim::saved, state::State};
 
 /// What `threshold` is a difference of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdMode {
-    /// A share of the best value.
+    /// A share of the best value's size. In torch a negative best value takes worse for better.
     #[default]
     Rel,
     /// The value itself.
@@ -71,6 +71,11 @@ impl BuildScheduler for ReduceLrOnPlateau {
                 )));
             }
         }
+        for (name, value) in
+            [("threshold", self.threshold), ("min_lr", self.min_lr), ("eps", self.eps)]
+        {
+            within(name, value, value >= 0.0, "at least 0")?;
+        }
         let best = match self.mode {
             Mode::Min => f64::INFINITY,
             Mode::Max => f64::NEG_INFINITY,
@@ -100,6 +105,13 @@ impl Plateau {
         let ReduceLrOnPlateau { mode, threshold, threshold_mode, .. } = self.options;
         match (threshold_mode, mode) {
             (ThresholdMode::Abs, mode) => mode.better(value, self.best, threshold),
+            // torch's factors turn the sign of the threshold for a negative best.
+            (ThresholdMode::Rel, Mode::Min) if self.best < 0.0 => {
+                value < self.best * (threshold + 1.0)
+            }
+            (ThresholdMode::Rel, Mode::Max) if self.best < 0.0 && self.best.is_finite() => {
+                value > self.best * (1.0 - threshold)
+            }
             (ThresholdMode::Rel, Mode::Min) => value < self.best * (1.0 - threshold),
             (ThresholdMode::Rel, Mode::Max) => value > self.best * (threshold + 1.0),
         }

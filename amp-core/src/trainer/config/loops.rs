@@ -254,7 +254,8 @@ impl Validations {
                     && (end / every > start / every || (part == 1.0 && end == self.batches))
             }
             ValCheckInterval::Steps(every) => {
-                let steps = |batches: i64| (batches + self.window - 1) / self.window;
+                let steps =
+                    |batches: i64| batches / self.window + i64::from(batches % self.window > 0);
                 (epoch * steps(self.batches) + steps(end)) % every == 0
             }
             ValCheckInterval::Time(_) | ValCheckInterval::Never => false,

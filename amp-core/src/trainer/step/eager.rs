@@ -13,9 +13,9 @@ use super::{
     state::StepState,
 };
 use crate::{
-    Error, LightningModule, Result,
+    Error, LightningModule, LossScope, Result,
     callback::Action,
-    event::{Event, Recovery},
+    event::{Event, Position, Recovery},
     ffi,
     log::Log,
     precision::StepOutcome,
@@ -31,15 +31,16 @@ pub(super) fn step(
     examples: &Examples,
 ) -> Result<Vec<Action>> {
     let mut actions = Vec::new();
-    let mut losses = Vec::with_capacity(examples.batches.len());
+    let mut ran = Ran::default();
     let last = examples.batches.len() - 1;
+    note_left_out(state, model, examples, observers.emit)?;
     state.begin(model)?;
     let casts = state.keep_casts()?;
     for at in 0..=last {
-        losses.push(forward_backward(state, model, observers, examples, at)?);
+        forward_backward(state, model, observers, examples, at, &mut ran)?;
         if at < last {
-            let position = examples.position(at);
-            actions.extend(end_batch(state, model, observers, position, &losses[at], None)?);
+            let (position, loss) = (examples.position(at), &ran.losses[at]);
+            actions.extend(end_batch(state, model, observers, position, loss, None)?);
         }
     }
     // The next change of the weights makes them invalid.
@@ -47,38 +48,83 @@ pub(super) fn step(
     let outcome = loop {
         let scale = state.optim.scaler.scale_value();
         let gradients = state.unscale_and_clip(model, observers, examples.start.epoch)?;
+        let before = state.weights_before()?;
         let outcome = state.apply(gradients)?;
         let next = match &outcome {
             StepOutcome::Applied => {
                 state.count_applied(model)?;
+                if let Some(before) = before
+                    && let Some(text) = state.lost_updates(&before)?
+                {
+                    (observers.emit)(Event::Note { text })?;
+                }
                 Next::GoOn
             }
             StepOutcome::Skipped { culprit } => {
                 let culprit = culprit.clone();
+                let losses = examples.counting(&ran.losses);
                 skip(state, model, examples, &losses, scale, culprit, observers.emit)?
             }
         };
         state.report_scale(scale, observers.emit)?;
         match next {
             Next::GoOn => break outcome,
-            Next::Again => run_again(state, model, examples, examples.batches.len())?,
+            Next::Again => ran = run_again(state, model, examples, examples.batches.len())?,
         }
     };
+    match &outcome {
+        StepOutcome::Skipped { .. } if !state.config.recovery.skipped_step_advances => {
+            observers.log.merge_left_out(ran.log)?;
+        }
+        _ => observers.log.merge(ran.log)?,
+    }
     state.profiler.stop();
-    let position = examples.position(last);
-    actions.extend(end_batch(state, model, observers, position, &losses[last], Some(&outcome))?);
+    let (position, loss) = (examples.position(last), &ran.losses[last]);
+    actions.extend(end_batch(state, model, observers, position, loss, Some(&outcome))?);
     Ok(actions)
 }
 
-/// Adds the gradients of the batch at this index and returns its loss. The very first batch is probed for
-/// the dtypes it runs in. A batch that does not fit into memory runs in more parts.
+/// What the passes over a step's batches gave.
+#[derive(Default)]
+struct Ran {
+    /// Of each batch.
+    losses: Vec<Tensor>,
+    /// What all of them logged.
+    log: Log,
+}
+
+/// Says once that a loss of the model's own may leave targets out of its mean, which nothing tells here.
+fn note_left_out(
+    state: &mut StepState<'_>,
+    model: &dyn LightningModule,
+    examples: &Examples,
+    emit: &mut Emit<'_>,
+) -> Result<()> {
+    let own = model.loss_scope() == LossScope::Unknown && examples.batches.len() > 1;
+    if !own || std::mem::replace(&mut state.looked_for_left_out, true) {
+        return Ok(());
+    }
+    for batch in &examples.batches {
+        if !batch.has_weights() && !batch.shallow_clone().noting_ignored()?.is_complete() {
+            let text = "some targets are -100, and the loss is the model's own: if it leaves them out, \
+                        say what it counts, as `counts = |target| …`; batches of a step weigh by their \
+                        examples now";
+            return emit(Event::Note { text: text.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Adds the gradients of the batch at this index, its loss and what it logged. The very first batch is probed
+/// for the dtypes it runs in. A batch that does not fit into memory runs in more parts.
 fn forward_backward(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
     observers: &mut Observers<'_, '_>,
     examples: &Examples,
     at: usize,
-) -> Result<Tensor> {
+    ran: &mut Ran,
+) -> Result<()> {
     let probe = (!state.probed).then(|| Rc::new(Products::default()));
     let (batch, share) = (&examples.batches[at], examples.shares[at]);
     let index = examples.position(at).batch;
@@ -87,7 +133,7 @@ fn forward_backward(
         let mut log = Log::default();
         let mut attempt = || {
             if halved {
-                run_again(state, model, examples, at)?;
+                let _ = run_again(state, model, examples, at)?;
             }
             let context = probe.clone().map(|probe| state.new_context().with_dtype_probe(probe));
             let mut passes = match &context {
@@ -98,23 +144,57 @@ fn forward_backward(
         };
         match attempt() {
             Ok(loss) => break (loss, log),
-            Err(error) => halve(state, error, batch.len(), observers.emit)?,
+            Err(error) if !error.is_out_of_memory() => {
+                // The first batch of all shows what is wrong with the model, another what it has that others
+                // have not.
+                let position = examples.position(at);
+                return Err(match position == Position::default() {
+                    true => error,
+                    false => error.in_batch(position.epoch, position.batch),
+                });
+            }
+            Err(error) => {
+                let scope = model.loss_scope();
+                halve(state, scope, error, batch.len(), observers.emit)?;
+            }
         }
         halved = true;
     };
-    observers.log.merge(log)?;
+    ran.log.merge(log)?;
     if let Some(probe) = probe {
         state.report_dtypes(&probe, &loss, observers.emit)?;
     }
-    Ok(loss)
+    ran.losses.push(loss);
+    Ok(())
 }
 
 /// Halves the parts that batches run in, if `error` asks for it and a batch of this length can be halved.
-fn halve(state: &mut StepState<'_>, error: Error, length: i64, emit: &mut Emit<'_>) -> Result<()> {
+fn halve(
+    state: &mut StepState<'_>,
+    scope: LossScope,
+    error: Error,
+    length: i64,
+    emit: &mut Emit<'_>,
+) -> Result<()> {
     if !state.config.memory.halves(&error, state.parts, length) {
         return Err(error);
     }
     let parts = 2 * state.parts;
+    match scope {
+        LossScope::Batch => {
+            return Err(Error::config(
+                "a batch does not fit into memory, and its loss is of the batch as a whole, so that it \
+                 cannot run in parts: choose a smaller batch, or a memory budget",
+            ));
+        }
+        LossScope::Unknown if state.parts == 1 => emit(Event::Note {
+            text: "the loss is the model's own: if it compares the examples of a batch with each other, as a \
+                   contrastive one does, it is another loss in parts; declare `of = batch` or `of = \
+                   examples`, or set memory.micro_batching to false"
+                .to_owned(),
+        })?,
+        LossScope::Unknown | LossScope::Examples => {}
+    }
     state.optim.zero_grad()?;
     state.set_parts(parts);
     if state.policy.device.is_cuda() {
@@ -123,21 +203,23 @@ fn halve(state: &mut StepState<'_>, error: Error, length: i64, emit: &mut Emit<'
     state.report_recovery(Recovery::MicroBatches { parts }, emit)
 }
 
-/// Computes the gradients of the step's first batches anew, with the same random numbers. What they log
-/// was logged.
+/// Computes the gradients of the step's first batches anew, with the same random numbers.
 fn run_again(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
     examples: &Examples,
     batches: usize,
-) -> Result<()> {
+) -> Result<Ran> {
     state.optim.zero_grad()?;
     state.rollback.restore(model)?;
     let batches = examples.batches.iter().zip(&examples.shares).take(batches);
+    let mut ran = Ran::default();
     for (index, (batch, share)) in (0..).zip(batches) {
-        let _ = state.passes().run(model, batch, *share, index, &mut Log::default())?;
+        let mut log = Log::default();
+        ran.losses.push(state.passes().run(model, batch, *share, index, &mut log)?);
+        ran.log.merge(log)?;
     }
-    Ok(())
+    Ok(ran)
 }
 
 /// Counts, explains and reports a skipped step, takes back what its passes have changed, and decides what

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::{Error, Result, data::AnyBatch, event::Position};
+use crate::{Error, LightningModule, Result, data::AnyBatch, event::Position};
 
 /// The batches of one optimizer step.
 pub(in crate::trainer) struct Examples {
@@ -17,12 +17,16 @@ pub(in crate::trainer) struct Examples {
 }
 
 impl Examples {
-    /// Batches that are averaged by their [weights](AnyBatch::weight).
-    pub(in crate::trainer) fn new(start: Position, batches: Vec<AnyBatch>) -> Result<Self> {
+    /// Batches that are averaged by what the model's [loss counts](LightningModule::loss_weight) of each.
+    pub(in crate::trainer) fn new(
+        model: &dyn LightningModule,
+        start: Position,
+        batches: Vec<AnyBatch>,
+    ) -> Result<Self> {
         let shares = match batches.as_slice() {
             // Needs no look at weights on a device.
             [_] => vec![1.0],
-            several => shares(several)?,
+            several => shares(model, several)?,
         };
         Ok(Self { start, batches, shares, void: false })
     }
@@ -46,29 +50,52 @@ impl Examples {
         }
     }
 
-    /// The batches in the parts that they run in, each with the factor of its loss.
-    pub(super) fn in_parts(&self, parts: i64) -> Result<Vec<(AnyBatch, f64)>> {
+    /// The batches in the parts that they run in, each with the factor of its loss; those that count
+    /// nothing reach no gradient and are left out.
+    pub(super) fn in_parts(
+        &self,
+        model: &dyn LightningModule,
+        parts: i64,
+    ) -> Result<Vec<(AnyBatch, f64)>> {
         let mut all = Vec::new();
         for (batch, share) in self.batches.iter().zip(&self.shares) {
-            match split(batch, parts)? {
+            match split(model, batch, parts)? {
                 None => all.push((batch.shallow_clone(), *share)),
                 Some(parts) => all.extend(parts.into_iter().map(|(part, of)| (part, share * of))),
             }
         }
+        all.retain(|(_, share)| *share > 0.0);
         Ok(all)
+    }
+
+    /// The losses, one for each batch, of those that count.
+    pub(super) fn counting(&self, losses: &[Tensor]) -> Vec<Tensor> {
+        let pairs = losses.iter().zip(&self.shares).filter(|(_, share)| **share > 0.0);
+        pairs.map(|(loss, _)| loss.shallow_clone()).collect()
     }
 }
 
 /// A batch in at most so many parts, each with its share of the batch's loss; `None` for one part.
-pub(super) fn split(batch: &AnyBatch, parts: i64) -> Result<Option<Vec<(AnyBatch, f64)>>> {
+pub(super) fn split(
+    model: &dyn LightningModule,
+    batch: &AnyBatch,
+    parts: i64,
+) -> Result<Option<Vec<(AnyBatch, f64)>>> {
     let Some(parts) = batch.split(parts)? else { return Ok(None) };
-    let shares = shares(&parts)?;
+    let shares = shares(model, &parts)?;
     Ok(Some(parts.into_iter().zip(shares).collect()))
 }
 
 /// What each batch counts in the mean of all.
-fn shares(batches: &[AnyBatch]) -> Result<Vec<f64>> {
-    let weights = batches.iter().map(AnyBatch::weight).collect::<Result<Vec<_>>>()?;
+fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>> {
+    let weights = batches.iter().map(|batch| model.loss_weight(batch));
+    let weights = weights.collect::<Result<Vec<_>>>()?;
+    if let Some(bad) = weights.iter().find(|weight| !(**weight >= 0.0 && weight.is_finite())) {
+        return Err(Error::config(format!(
+            "a batch counts {bad} in its loss, but weights are finite and at least 0: look at the data's \
+             weights"
+        )));
+    }
     let all: f64 = weights.iter().sum();
     if all > 0.0 {
         return Ok(weights.into_iter().map(|weight| weight / all).collect());

@@ -24,7 +24,7 @@ pub(super) fn explain(
         policy: state.policy,
         context: state.new_context(),
         scale,
-        batches: examples.in_parts(state.parts)?,
+        batches: examples.in_parts(model, state.parts)?,
         global_step: state.global_step(),
         parameters: &parameters,
     };

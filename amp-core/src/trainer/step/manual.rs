@@ -15,6 +15,7 @@ use crate::{
     Error, LightningModule, Result,
     callback::Action,
     event::Event,
+    log::Log,
     module::{Done, ManualStep},
     precision::StepOutcome,
     probe::Products,
@@ -49,7 +50,8 @@ fn manual_step(
     let context = observed.as_ref().unwrap_or(&state.context);
     let (policy, global_step) = (state.policy, state.global_step());
     let index = examples.start.batch as usize;
-    let mut step = ManualStep::new(policy, context, log, &mut state.optim, index, global_step);
+    let mut own = Log::default();
+    let mut step = ManualStep::new(policy, context, &mut own, &mut state.optim, index, global_step);
     model.manual_step(&examples.batches[0], &mut step)?;
     let Done { loss, outcomes } = step.done();
     let loss = loss.unwrap_or_else(|| Tensor::from(0.0));
@@ -77,9 +79,11 @@ fn manual_step(
             let Next::GoOn = recover(state, model, &skipped, &[], *emit)? else {
                 return Err(Error::config("a manual step cannot be run again"));
             };
+            log.merge_left_out(own)?;
             StepOutcome::Skipped { culprit: skipped.culprit }
         }
         _ => {
+            log.merge(own)?;
             state.count_applied(model)?;
             StepOutcome::Applied
         }

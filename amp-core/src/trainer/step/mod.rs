@@ -15,6 +15,7 @@ mod explain;
 mod graph;
 mod kept;
 mod last_good;
+mod lost_updates;
 mod manual;
 mod observers;
 mod optimization;

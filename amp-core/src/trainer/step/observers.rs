@@ -1,7 +1,9 @@
 //! What follows a run: callbacks in the order they were added, the receiver of events, the log.
 
+use std::collections::HashSet;
+
 use crate::{
-    Hook, Result,
+    Error, Hook, Result,
     callback::{Action, Callback},
     event::Event,
     log::Log,
@@ -25,6 +27,19 @@ pub(in crate::trainer) struct Callbacks<'r, 'c>(
 );
 
 impl Callbacks<'_, '_> {
+    /// Refuses two callbacks of one name: a checkpoint holds the state of one of them.
+    pub(in crate::trainer) fn check(&self) -> Result<()> {
+        let mut names = HashSet::new();
+        match self.0.iter().map(|callback| callback.name()).find(|name| !names.insert(name.clone()))
+        {
+            None => Ok(()),
+            Some(name) => Err(Error::config(format!(
+                "two callbacks are called `{name}`: a checkpoint would hold the state of one of them; give \
+                 each a name of its own"
+            ))),
+        }
+    }
+
     pub(in crate::trainer) fn each(
         &mut self,
         mut call: impl FnMut(&mut dyn Callback) -> Result<Vec<Action>>,

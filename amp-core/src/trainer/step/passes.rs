@@ -11,6 +11,7 @@ use crate::{
     data::AnyBatch,
     event::Phase,
     log::Log,
+    loss,
     nn::Context,
     precision::{GradScaler, Policy},
 };
@@ -38,13 +39,17 @@ impl Passes<'_> {
         index: i64,
         log: &mut Log,
     ) -> Result<Tensor> {
-        let Some(parts) = split(batch, self.parts)? else {
+        let Some(parts) = split(model, batch, self.parts)? else {
             return self.run_part(model, batch, share, index, log);
         };
         let mut whole: Option<Tensor> = None;
         for (part, fraction) in &parts {
             let loss = self.run_part(model, part, share * fraction, index, log)?;
-            let loss = loss.f_mul_scalar(*fraction)?;
+            // The loss of what counts nothing is a mean of nothing, NaN.
+            let loss = match *fraction {
+                0.0 => loss.f_zeros_like()?,
+                fraction => loss.f_mul_scalar(fraction)?,
+            };
             whole = Some(match whole {
                 None => loss,
                 Some(sum) => sum.f_add(&loss)?,
@@ -61,19 +66,23 @@ impl Passes<'_> {
         index: i64,
         log: &mut Log,
     ) -> Result<Tensor> {
-        let loss = {
+        let value = {
             let _autocast = self.policy.autocast()?;
             let _products = self.context.watch_products()?;
             let mut step = Step::new(self.context, log, index as usize, self.global_step);
             model.training_step(part, &mut step)?
         };
         self.profiler.lap(Phase::Forward)?;
-        match share {
-            1.0 => self.scaler.scale(&loss)?,
-            share => self.scaler.scale(&loss.f_mul_scalar(share)?)?,
+        let scaled = match share {
+            // It reaches no gradient.
+            0.0 => None,
+            1.0 => Some(self.scaler.scale(&value)?),
+            share => Some(self.scaler.scale(&value.f_mul_scalar(share)?)?),
+        };
+        if let Some(scaled) = scaled {
+            scaled.backward().map_err(loss::in_backward)?;
         }
-        .backward()?;
         self.profiler.lap(Phase::Backward)?;
-        Ok(loss.f_detach()?)
+        Ok(value.f_detach()?)
     }
 }

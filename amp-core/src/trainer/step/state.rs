@@ -52,6 +52,10 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(in crate::trainer) parts: i64,
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
+    /// Whether it was looked for targets that a loss of the model's own may leave out.
+    pub(super) looked_for_left_out: bool,
+    /// Whether it was said that updates of 16-bit weights are lost.
+    pub(super) told_lost_updates: bool,
     /// What is checkpointed, once that was chosen.
     pub(in crate::trainer) memory: Option<MemoryPlan>,
     pub(in crate::trainer) profiler: Profiler,
@@ -84,6 +88,8 @@ impl<'a> StepState<'a> {
             rollback: Rollback::new(model, config.device)?,
             parts: 1,
             probed: false,
+            looked_for_left_out: false,
+            told_lost_updates: false,
             memory: None,
             profiler: Profiler::new(config.device),
             average: config

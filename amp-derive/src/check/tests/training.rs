@@ -13,8 +13,7 @@ fn training(attrs: &str, expected: &[(&str, &str)]) {
 fn a_loss() {
     training("", &[("Net", "`Net` has no loss: add one, as in `#[loss(cross_entropy)]`")]);
     training("#[loss(mse)]", &[("mse", "unknown loss `mse`: did you mean `mse_loss`?")]);
-    let names =
-        "`cross_entropy`, `nll_loss`, `mse_loss`, `l1_loss` or `binary_cross_entropy_with_logits`";
+    let names = "`cross_entropy`, `nll_loss`, `mse_loss`, `l1_loss`, `huber_loss` or `binary_cross_entropy_with_logits`";
     training("#[loss]", &[("loss", &format!("name the loss: {names}"))]);
     training("#[loss(\"mse\")]", &[("\"mse\"", &format!("name the loss first: {names}"))]);
     training(
@@ -26,7 +25,11 @@ fn a_loss() {
     );
     training(
         "#[loss(with = f, mse_loss)]",
-        &[("mse_loss", "`#[loss(with = …)]` takes nothing else")],
+        &[("mse_loss", "`loss` has no `mse_loss`: it takes `with`, `of`, `counts`")],
+    );
+    training(
+        "#[loss(with = f, of = rows)]",
+        &[("rows", "unknown of `rows`: expected `examples` or `batch`")],
     );
     training(
         "#[loss(with = |o| f(o))]",

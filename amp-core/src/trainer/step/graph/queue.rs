@@ -99,7 +99,8 @@ impl Executor for Replay {
         observers: &mut Observers<'_, '_>,
         examples: &Examples,
     ) -> Result<bool> {
-        if examples.void || state.parts > 1 || state.profiler.is_running() {
+        let looked_at = state.looks_for_lost_updates(self.running());
+        if examples.void || state.parts > 1 || state.profiler.is_running() || looked_at {
             return Ok(false);
         }
         if matches!(&self.graph, Captured::Graph(graph) if graph.fits(examples, state)) {

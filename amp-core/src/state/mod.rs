@@ -1,11 +1,14 @@
 //! What a part of a run needs to go on later: tensors by name, and small values as JSON.
 
+mod floats;
+
 use std::collections::BTreeMap;
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use tch::Tensor;
 
+pub(crate) use self::floats::{from_value, to_value};
 use crate::{Error, Result};
 
 /// The state of an optimizer, a schedule, a scaler, a log or a whole run. Names are paths with
@@ -22,14 +25,14 @@ impl State {
         self.tensors.insert(name.into(), tensor.shallow_clone());
     }
 
-    /// Keeps a small value.
+    /// Keeps a small value. A float by itself may be any, infinite or NaN too.
     ///
     /// # Errors
-    /// When JSON cannot hold it, as a NaN.
+    /// When JSON cannot hold it, as a NaN within a list.
     pub fn put(&mut self, name: impl Into<String>, value: &impl Serialize) -> Result<()> {
         let name = name.into();
-        let value = serde_json::to_value(value)
-            .map_err(|error| Error::config(format!("state `{name}`: {error}")))?;
+        let value =
+            to_value(value).map_err(|error| Error::config(format!("state `{name}`: {error}")))?;
         self.values.insert(name, value);
         Ok(())
     }
@@ -89,7 +92,7 @@ impl State {
     /// When there is none, or it is of another type.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
         let value = self.values.get(name).ok_or_else(|| missing(name))?;
-        T::deserialize(value).map_err(|error| Error::config(format!("state `{name}`: {error}")))
+        from_value(value).map_err(|error| Error::config(format!("state `{name}`: {error}")))
     }
 
     /// Puts what `replace` makes of its tensors, in their order, in their place.

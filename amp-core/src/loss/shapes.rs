@@ -1,0 +1,112 @@
+//! Which outputs and targets fit together; everything else is refused with both shapes.
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    Error, Result,
+    precision::{dtype_name, is_floating},
+};
+
+/// `f32 [8, 10]`, for errors.
+pub(super) fn describe(tensor: &Tensor) -> String {
+    format!("{} {:?}", dtype_name(tensor.kind()), tensor.size())
+}
+
+/// What is wrong between an output and its target, and what to do about it.
+pub(crate) fn misfit(what: &str, output: &Tensor, target: &Tensor, why: &str) -> Error {
+    let (output, target) = (describe(output), describe(target));
+    Error::config(format!("{what}: the output is {output} and the target {target}: {why}"))
+}
+
+/// Logits `[N, C, …]` and int64 classes `[N, …]`, from these or from logits with classes last.
+///
+/// # Errors
+/// When the shapes fit in no way or in two, or the dtypes are not those of logits and classes.
+pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
+    let refused = |why: &str| Err(misfit(what, output, target, why));
+    if !is_floating(output.kind()) {
+        return refused("logits are floating-point numbers");
+    }
+    if target.kind() != Kind::Int64 {
+        return refused(match is_floating(target.kind()) {
+            true => "classes are int64, as `target.to_kind(Kind::Int64)` gives",
+            false => "classes are int64: convert them in the data",
+        });
+    }
+    let (sizes, of_target) = (output.size(), target.size());
+    let [first, second, rest @ ..] = sizes.as_slice() else {
+        return refused("logits have a dimension for examples and one for classes");
+    };
+    let without_second = [&[*first], rest].concat();
+    let classes_second = without_second == of_target;
+    let classes_last = sizes[..sizes.len() - 1] == of_target;
+    let (logits, of, count) = match (classes_second, classes_last) {
+        (true, true) if !rest.is_empty() => {
+            return refused(
+                "classes may be dimension 1, as in torch, or the last one: flatten both, as \
+                 `output.flatten(0, 1)` and `target.flatten(0, 1)` do for classes last",
+            );
+        }
+        (true, _) => (output.shallow_clone(), target.shallow_clone(), *second),
+        (false, true) => {
+            let count = sizes[sizes.len() - 1];
+            (output.f_reshape([-1, count])?, target.f_reshape([-1])?, count)
+        }
+        (false, false) => {
+            return refused(
+                "logits are [N, C, …] for classes [N, …], or have classes last, as [N, L, C] for \
+                 [N, L]",
+            );
+        }
+    };
+    if count < 2 {
+        return refused(
+            "one logit for each example is binary: use binary_cross_entropy_with_logits, and \
+             binary_accuracy",
+        );
+    }
+    Ok((logits, of))
+}
+
+/// Two tensors of one shape in one floating dtype, the wider one.
+///
+/// # Errors
+/// When the shapes differ, where libtorch would broadcast, or one is not floating.
+pub(crate) fn elementwise(
+    what: &str,
+    output: &Tensor,
+    target: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let refused = |why: &str| Err(misfit(what, output, target, why));
+    let (sizes, of_target) = (output.size(), target.size());
+    if sizes != of_target {
+        let without_ones = |sizes: &[i64]| -> Vec<i64> {
+            sizes.iter().copied().filter(|size| *size != 1).collect()
+        };
+        return refused(&match without_ones(&sizes) == without_ones(&of_target) {
+            true => format!(
+                "both must have one shape, as `output.view({of_target:?})` or `target.view({sizes:?})` \
+                 gives; libtorch would compare each element with each"
+            ),
+            false => "both must have one shape".to_owned(),
+        });
+    }
+    if !is_floating(output.kind()) || !is_floating(target.kind()) {
+        return refused("both must be floating, as `target.to_kind(Kind::Float)` gives");
+    }
+    let wide = wider(output.kind(), target.kind());
+    let cast = |tensor: &Tensor| match tensor.kind() == wide {
+        true => Ok(tensor.shallow_clone()),
+        false => tensor.f_to_kind(wide),
+    };
+    Ok((cast(output)?, cast(target)?))
+}
+
+/// The narrowest floating dtype that holds both.
+fn wider(one: Kind, other: Kind) -> Kind {
+    match (one, other) {
+        (one, other) if one == other => one,
+        (Kind::Double, _) | (_, Kind::Double) => Kind::Double,
+        _ => Kind::Float,
+    }
+}

@@ -1,0 +1,229 @@
+//! Floats that JSON cannot hold: a NaN or an infinity is written as a text and read back; within another
+//! value it is refused, because serde_json would write null in silence.
+
+use std::fmt;
+
+use serde::{
+    Serialize, Serializer,
+    de::{DeserializeOwned, value::F64Deserializer},
+    ser,
+};
+use serde_json::Value;
+
+/// The value as JSON.
+///
+/// # Errors
+/// When JSON cannot hold it.
+pub(crate) fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, String> {
+    match value.serialize(Look { bare: true }) {
+        Ok(Some(float)) => Ok(Value::String(float.to_string())),
+        Err(Stop::Nested(float)) => Err(format!(
+            "{float} within another value cannot be saved: keep a finite number, or an f64 by itself"
+        )),
+        Ok(None) | Err(Stop::Other) => {
+            serde_json::to_value(value).map_err(|error| error.to_string())
+        }
+    }
+}
+
+/// The value that [`to_value`] has written.
+///
+/// # Errors
+/// When it is of another type.
+pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> serde_json::Result<T> {
+    let outcome = T::deserialize(value);
+    let float = match value.as_str() {
+        Some("inf") => f64::INFINITY,
+        Some("-inf") => f64::NEG_INFINITY,
+        Some("NaN") => f64::NAN,
+        _ => return outcome,
+    };
+    outcome.or_else(|error| {
+        T::deserialize(F64Deserializer::<serde_json::Error>::new(float)).map_err(|_| error)
+    })
+}
+
+/// Looks for floats that are not finite: one that is the whole value is found, one within is refused.
+struct Look {
+    bare: bool,
+}
+
+#[derive(Debug)]
+enum Stop {
+    Nested(f64),
+    /// What serde_json will say better.
+    Other,
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not finite")
+    }
+}
+
+impl std::error::Error for Stop {}
+
+impl ser::Error for Stop {
+    fn custom<T: fmt::Display>(_: T) -> Self {
+        Self::Other
+    }
+}
+
+type Found = Result<Option<f64>, Stop>;
+
+/// Values without a float.
+macro_rules! without {
+    ($($method:ident($($of:ty),*)),+ $(,)?) => {
+        $(fn $method(self, $(_: $of),*) -> Found {
+            Ok(None)
+        })+
+    };
+}
+
+impl Serializer for Look {
+    type Ok = Option<f64>;
+    type Error = Stop;
+    type SerializeSeq = Inside;
+    type SerializeTuple = Inside;
+    type SerializeTupleStruct = Inside;
+    type SerializeTupleVariant = Inside;
+    type SerializeMap = Inside;
+    type SerializeStruct = Inside;
+    type SerializeStructVariant = Inside;
+
+    without! {
+        serialize_bool(bool), serialize_i8(i8), serialize_i16(i16), serialize_i32(i32),
+        serialize_i64(i64), serialize_i128(i128), serialize_u8(u8), serialize_u16(u16),
+        serialize_u32(u32), serialize_u64(u64), serialize_u128(u128), serialize_char(char),
+        serialize_str(&str), serialize_bytes(&[u8]), serialize_none(), serialize_unit(),
+        serialize_unit_struct(&'static str),
+        serialize_unit_variant(&'static str, u32, &'static str),
+    }
+
+    fn serialize_f32(self, value: f32) -> Found {
+        self.serialize_f64(value.into())
+    }
+
+    fn serialize_f64(self, value: f64) -> Found {
+        match (value.is_finite(), self.bare) {
+            (true, _) => Ok(None),
+            (false, true) => Ok(Some(value)),
+            (false, false) => Err(Stop::Nested(value)),
+        }
+    }
+
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Found {
+        value.serialize(Self { bare: false })
+    }
+
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Found {
+        value.serialize(Self { bare: false })
+    }
+
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        value: &T,
+    ) -> Found {
+        value.serialize(Self { bare: false })
+    }
+
+    fn serialize_seq(self, _: Option<usize>) -> Result<Inside, Stop> {
+        Ok(Inside)
+    }
+
+    fn serialize_tuple(self, _: usize) -> Result<Inside, Stop> {
+        Ok(Inside)
+    }
+
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Inside, Stop> {
+        Ok(Inside)
+    }
+
+    fn serialize_tuple_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Inside, Stop> {
+        Ok(Inside)
+    }
+
+    fn serialize_map(self, _: Option<usize>) -> Result<Inside, Stop> {
+        Ok(Inside)
+    }
+
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Inside, Stop> {
+        Ok(Inside)
+    }
+
+    fn serialize_struct_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Inside, Stop> {
+        Ok(Inside)
+    }
+}
+
+/// The parts of a value.
+struct Inside;
+
+impl Inside {
+    fn look<T: Serialize + ?Sized>(value: &T) -> Result<(), Stop> {
+        value.serialize(Look { bare: false }).map(drop)
+    }
+}
+
+/// The traits of parts, which differ in their methods' names.
+macro_rules! parts {
+    ($($of:ident: $method:ident($($key:ty)?)),+ $(,)?) => {
+        $(impl ser::$of for Inside {
+            type Ok = Option<f64>;
+            type Error = Stop;
+
+            fn $method<T: Serialize + ?Sized>(
+                &mut self,
+                $(_: $key,)?
+                value: &T,
+            ) -> Result<(), Stop> {
+                Self::look(value)
+            }
+
+            fn end(self) -> Found {
+                Ok(None)
+            }
+        })+
+    };
+}
+
+parts! {
+    SerializeSeq: serialize_element(),
+    SerializeTuple: serialize_element(),
+    SerializeTupleStruct: serialize_field(),
+    SerializeTupleVariant: serialize_field(),
+    SerializeStruct: serialize_field(&'static str),
+    SerializeStructVariant: serialize_field(&'static str),
+}
+
+impl ser::SerializeMap for Inside {
+    type Ok = Option<f64>;
+    type Error = Stop;
+
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Stop> {
+        Self::look(key)
+    }
+
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Stop> {
+        Self::look(value)
+    }
+
+    fn end(self) -> Found {
+        Ok(None)
+    }
+}

@@ -1,0 +1,97 @@
+//! Updates that are finer than the spacing of 16-bit weights, and so change nothing.
+
+use tch::{Kind, Tensor};
+
+use super::state::StepState;
+use crate::{
+    Error, Result,
+    optim::WeightUpdate,
+    precision::{Precision, dtype_name},
+    trainer::config::TrainerConfig,
+};
+
+/// The share of lost updates that is worth a note.
+const MANY: f64 = 0.25;
+
+/// Elements of each parameter that are looked at, so that it takes no memory worth mentioning.
+const SAMPLE: i64 = 1024;
+
+/// Some elements of each 16-bit weight before a step.
+pub(super) struct Before(Vec<(Tensor, Tensor)>);
+
+/// Every so many elements of a tensor.
+fn step_of(tensor: &Tensor) -> i64 {
+    (tensor.numel() as i64 / SAMPLE).max(1)
+}
+
+/// Elements of a tensor that are evenly far apart.
+fn sample(tensor: &Tensor) -> Result<Tensor> {
+    let step = step_of(tensor);
+    Ok(tensor.f_detach()?.f_reshape([-1])?.f_slice(0, None, None, step)?)
+}
+
+/// Whether updates may be lost in such a run.
+fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
+    let narrow = matches!(precision.storage(), Kind::Half | Kind::BFloat16);
+    narrow && config.numerics.weight_update == WeightUpdate::RoundToNearest
+}
+
+impl StepState<'_> {
+    /// Whether it is looked for lost updates in the step after those in flight: the first, tenth, hundredth and so on, until
+    /// some were found. The first step of a schedule is often made with a rate that means nothing.
+    pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {
+        let step = self.counts.applied + in_flight + 1;
+        let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);
+        let scheduled = self.optim.scheduled.iter().any(|one| one.is_scheduled());
+        power
+            && !self.told_lost_updates
+            && may_be_lost(self.config, self.policy.precision)
+            && (step > 1 || !scheduled)
+    }
+
+    /// The weights now, where it is looked for lost updates.
+    pub(super) fn weights_before(&self) -> Result<Option<Before>> {
+        if !self.looks_for_lost_updates(0) {
+            return Ok(None);
+        }
+        let parameters =
+            self.optim.scheduled.iter().flat_map(|one| one.optimizer.parameters().iter());
+        let narrow = parameters
+            .map(|own| &own.tensor)
+            .filter(|own| matches!(own.kind(), Kind::Half | Kind::BFloat16));
+        let pairs = narrow.map(|own| {
+            let before = tch::no_grad(|| sample(own)?.f_detach_copy().map_err(Error::from))?;
+            Ok((own.shallow_clone(), before))
+        });
+        Ok(Some(Before(pairs.collect::<Result<_>>()?)))
+    }
+
+    /// What to say of an applied step that has lost many updates.
+    pub(super) fn lost_updates(&mut self, before: &Before) -> Result<Option<String>> {
+        let (mut lost, mut all) = (0.0, 0.0);
+        for (weight, before) in &before.0 {
+            let gradient = weight.f_grad()?;
+            if !gradient.defined() {
+                continue;
+            }
+            let moves = sample(&gradient)?.f_ne(0.0)?;
+            let stays = sample(weight)?.f_eq_tensor(before)?.f_logical_and(&moves)?;
+            let of = step_of(weight) as f64;
+            all += of * moves.f_sum(Kind::Double)?.f_double_value(&[])?;
+            lost += of * stays.f_sum(Kind::Double)?.f_double_value(&[])?;
+        }
+        if self.lr == 0.0 || all == 0.0 || lost < MANY * all {
+            return Ok(None);
+        }
+        self.told_lost_updates = true;
+        let kind = dtype_name(self.policy.precision.storage());
+        Ok(Some(format!(
+            "{:.0} % of the weights with a gradient did not move in step {} at the rate {:e}: the \
+             updates are finer than {kind}'s spacing and are lost; --weight-update master-weights or, for \
+             bfloat16, stochastic-rounding keeps them",
+            100.0 * lost / all,
+            self.counts.applied,
+            self.lr,
+        )))
+    }
+}

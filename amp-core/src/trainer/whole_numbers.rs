@@ -1,0 +1,21 @@
+//! A look at the first examples for ids among floating values.
+
+use tch::Kind;
+
+use super::fit::Run;
+use crate::{Result, event::Event};
+
+impl Run<'_, '_> {
+    /// Says where a 16-bit dtype changes whole numbers among the first examples' values.
+    pub(super) fn note_whole_numbers(&mut self) -> Result<()> {
+        let storage = self.config.precision.storage();
+        if !matches!(storage, Kind::Half | Kind::BFloat16) {
+            return Ok(());
+        }
+        let examples = self.data.train.head(self.data.batch_size)?;
+        match examples.changed_whole_numbers(storage)? {
+            Some(changed) => (self.observers.emit)(Event::Note { text: changed.to_string() }),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Sets that draw random numbers: what they draw is theirs, however they are loaded, and after a resume.
+
+use amp_core::{
+    Trainer, TrainerConfig,
+    callback::{Mode, ModelCheckpoint},
+    data::{Dataset, Loading, Placement},
+    nn,
+    prelude::*,
+    random::Draws,
+};
+use rstest::rstest;
+use tempfile::tempdir;
+
+use crate::support::{bits::values, device, seeded};
+
+/// Adds noise to its examples.
+#[derive(Clone, Copy)]
+enum Noisy {
+    /// From libtorch's generator, which the model's dropout draws from as well.
+    OfLibtorch,
+    /// From a generator of its own for each example.
+    OfItsOwn,
+    /// None.
+    Silent,
+}
+
+impl Dataset for Noisy {
+    type Batch = Batch;
+
+    fn len(&self) -> i64 {
+        24
+    }
+
+    fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
+        self.gather_drawing(indices, Draws::new(0, 0))
+    }
+
+    fn gather_drawing(&mut self, indices: &[i64], draws: Draws) -> Result<Batch> {
+        let count = indices.len() as i64;
+        let clean = Tensor::f_from_slice(indices)?.f_to_kind(Kind::Float)?.f_view([-1, 1])? / 24.0;
+        let noise = match self {
+            Self::OfLibtorch => Tensor::f_randn([count, 1], (Kind::Float, Device::Cpu))?,
+            Self::OfItsOwn => {
+                let draw = |index: &i64| fastrand::Rng::with_seed(draws.seed(*index)).f32();
+                let drawn: Vec<f32> = indices.iter().map(draw).collect();
+                Tensor::f_from_slice(&drawn)?.f_view([-1, 1])?
+            }
+            Self::Silent => Tensor::f_zeros([count, 1], (Kind::Float, Device::Cpu))?,
+        };
+        Batch::new((&clean + noise).f_repeat([1, 4])?, clean)
+    }
+}
+
+#[derive(LightningModule)]
+#[loss(mse_loss)]
+#[optimizer(sgd, lr = 0.1)]
+struct Net {
+    #[layer(sequential(linear(4, 8), relu, dropout(0.5), linear(8, 1)))]
+    body: Sequential,
+}
+
+fn config(epochs: i64, steps: Option<u64>) -> TrainerConfig {
+    TrainerConfig {
+        max_epochs: epochs,
+        max_steps: steps,
+        seed: 5,
+        ..TrainerConfig::new(Precision::F32True, device())
+    }
+}
+
+fn data(set: Noisy, prefetch: usize, batch: i64) -> DataModule {
+    let loading =
+        Loading { placement: Placement::Host, prefetch: Some(prefetch), ..Loading::default() };
+    DataModule { loading, ..DataModule::new("noisy", set, set, batch) }
+}
+
+/// The weights after two epochs.
+fn train(set: Noisy, prefetch: usize) -> Result<Vec<f64>> {
+    let _section = seeded(1);
+    let mut net = Net::builder().build()?;
+    Trainer::new(config(2, None)).fit(&mut net, &data(set, prefetch, 4))?;
+    Ok(weights(&net))
+}
+
+fn weights(net: &Net) -> Vec<f64> {
+    nn::parameters(net).iter().flat_map(|own| values(&own.tensor)).collect()
+}
+
+/// pytorch PR#174106: with batches ahead, every repetition differed.
+#[rstest]
+fn what_a_set_draws_does_not_depend_on_how_it_is_loaded(
+    #[values(Noisy::OfLibtorch, Noisy::OfItsOwn, Noisy::Silent)] set: Noisy,
+) -> Result<()> {
+    let expected = train(set, 0)?;
+    for prefetch in [0, 1, 3] {
+        for _ in 0..3 {
+            assert_eq!(train(set, prefetch)?, expected, "{prefetch} batches ahead");
+        }
+    }
+    Ok(())
+}
+
+/// The run that goes on from the middle of an epoch sees the examples that the straight one saw.
+#[rstest]
+fn a_resumed_run_draws_what_the_straight_one_did(
+    #[values(Noisy::OfLibtorch, Noisy::OfItsOwn)] set: Noisy,
+    #[values(0, 2)] prefetch: usize,
+    #[values(4, 6, 9)] steps: u64,
+) -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let first = {
+        let _section = seeded(1);
+        let mut net = Net::builder().build()?;
+        let saves = ModelCheckpoint::new(folder.path(), "val_loss", Mode::Min)?.save_last(true);
+        Trainer::new(config(2, Some(steps)))
+            .callback(saves)
+            .fit(&mut net, &data(set, prefetch, 4))?;
+        weights(&net)
+    };
+    let _section = seeded(99);
+    let mut net = Net::builder().build()?;
+    let last = folder.path().join("last.safetensors");
+    Trainer::new(config(2, None)).resume_from(last).fit(&mut net, &data(set, prefetch, 4))?;
+    let straight = train(set, 0)?;
+    assert_eq!(weights(&net), straight);
+    assert_ne!(first, straight);
+    Ok(())
+}
+
+/// The model draws what it draws over a set without random numbers.
+#[test]
+fn what_a_set_draws_is_not_the_models() -> Result<()> {
+    let after = |set| -> Result<f64> {
+        let _section = seeded(1);
+        let mut net = Net::builder().build()?;
+        let config = TrainerConfig { device: Device::Cpu, ..config(1, None) };
+        Trainer::new(config).fit(&mut net, &data(set, 0, 4))?;
+        Ok(Tensor::f_rand([1], (Kind::Float, Device::Cpu))?.double_value(&[0]))
+    };
+    assert_eq!(after(Noisy::OfLibtorch)?, after(Noisy::Silent)?);
+    Ok(())
+}
+
+/// Each example has numbers of its own, in each epoch others, whatever batch it is in.
+#[test]
+fn examples_have_numbers_of_their_own() -> Result<()> {
+    let (one, next) = (Draws::new(5, 0), Draws::new(5, 1));
+    let mut seeds: Vec<u64> =
+        (0..100).flat_map(|at| [one.seed(at), next.seed(at), Draws::new(6, 0).seed(at)]).collect();
+    seeds.sort_unstable();
+    seeds.dedup();
+    assert_eq!(seeds.len(), 300);
+    let policy = amp_core::precision::Policy::new(Precision::F32True, Device::Cpu);
+    let examples = |batch: i64| -> Result<Vec<f64>> {
+        let loader = data(Noisy::OfItsOwn, 0, batch).train_loader(policy, None)?.drawing(5);
+        let batches: Result<Vec<Tensor>> = loader
+            .epoch(1, 0)?
+            .map(|batch| Ok(Batch::from_any(&batch?)?.input.f_select(1, 0)?))
+            .collect();
+        Ok(values(&Tensor::f_cat(&batches?, 0)?))
+    };
+    assert_eq!(examples(4)?, examples(6)?);
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! Frozen layers wherever they stand: under a checkpoint, in a memory budget, before an overflow; and one
+//! weight in two places.
+
+use amp_core::{
+    Trainer, TrainerConfig,
+    data::DataModule,
+    event::Skipped,
+    nn::{self, Visit, Visitor, visit_child},
+    precision::{GradScalerConfig, Policy},
+    prelude::*,
+    record::RunRecord,
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::values,
+    message,
+    model::{digits, same},
+    seeded,
+};
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(sgd, lr = 0.1)]
+struct Net {
+    #[layer(checkpoint(sequential(linear(64, 32), relu, linear(32, 32), relu)))]
+    stem: Checkpoint<Sequential>,
+    #[layer(checkpoint(sequential(linear(32, 32), relu)))]
+    middle: Checkpoint<Sequential>,
+    #[layer(linear(32, 10))]
+    head: Linear,
+}
+
+/// The same model without checkpoints.
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(sgd, lr = 0.1)]
+struct Plain {
+    #[layer(sequential(linear(64, 32), relu, linear(32, 32), relu))]
+    stem: Sequential,
+    #[layer(sequential(linear(32, 32), relu))]
+    middle: Sequential,
+    #[layer(linear(32, 10))]
+    head: Linear,
+}
+
+fn config(precision: Precision, freeze: &[&str]) -> TrainerConfig {
+    TrainerConfig::new(precision, Device::Cpu).with(|config| {
+        config.max_epochs = 1;
+        config.optimization.freeze =
+            freeze.iter().map(|text| text.parse()).collect::<Result<_>>().expect("an entry");
+    })
+}
+
+fn data() -> Result<DataModule> {
+    same(digits(64)?, 16)
+}
+
+fn train<M: LightningModule>(
+    build: impl FnOnce() -> Result<M>,
+    config: TrainerConfig,
+) -> Result<(Vec<Vec<f64>>, RunRecord)> {
+    let _section = seeded(0);
+    let mut model = build()?;
+    let record = Trainer::new(config).fit(&mut model, &data()?)?;
+    let weights = nn::parameters(&model).iter().map(|own| values(&own.tensor)).collect();
+    Ok((weights, record))
+}
+
+/// transformers#23170: the head, and what else is not frozen, trains as without checkpoints.
+#[rstest]
+fn what_is_not_frozen_trains_under_checkpoints(
+    #[values(
+        &["stem.*"],
+        &["stem.*", "middle.*"],
+        &["middle.*"],
+        &["stem.0.*"],
+        &["stem.2.*", "middle.0.weight"],
+        &["*.bias"]
+    )]
+    freeze: &[&str],
+    #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
+) -> Result<()> {
+    let (seen, _) = train(|| Net::builder().build(), config(precision, freeze))?;
+    let (expected, _) = train(|| Plain::builder().build(), config(precision, freeze))?;
+    assert_eq!(seen, expected);
+    let (all, _) = train(|| Plain::builder().build(), config(precision, &[]))?;
+    assert_ne!(seen, all, "something is frozen");
+    Ok(())
+}
+
+/// A budget that a whole step fits into is no obstacle, nor is one that asks for checkpoints.
+#[rstest]
+fn a_budget_holds_with_frozen_layers(
+    #[values(&["stem.*"], &["stem.*", "middle.*"])] freeze: &[&str],
+    #[values(256 << 20, 150_000)] budget: u64,
+) -> Result<()> {
+    let (expected, _) = train(|| Plain::builder().build(), config(Precision::F32True, freeze))?;
+    let tight = config(Precision::F32True, freeze);
+    let tight = tight.with(|config| config.memory.budget = Some(budget));
+    let (seen, _) = train(|| Plain::builder().build(), tight)?;
+    assert_eq!(seen, expected);
+    Ok(())
+}
+
+/// pytorch#56876: the cause of a skipped step is named though a layer before it is frozen.
+#[rstest]
+fn a_skip_is_explained_with_frozen_layers(
+    #[values(&["stem.*"], &["stem.*", "middle.*"])] freeze: &[&str],
+) -> Result<()> {
+    let scaler = GradScalerConfig { init_scale: 2f64.powi(30), ..Default::default() };
+    let config = config(Precision::F16Mixed, freeze);
+    let config = config.with(|config| config.numerics.scaler = scaler);
+    let (_, record) = train(|| Plain::builder().build(), config)?;
+    let Skipped { provenance, culprit, .. } = &record.skips[0];
+    let found = provenance.as_ref().expect("the cause is found").to_string();
+    assert!(found.contains("head") || found.contains("loss"), "{found}");
+    assert!(culprit.as_deref().is_some_and(|name| !name.starts_with("stem")), "{culprit:?}");
+    assert!(record.notes.iter().all(|note| !note.contains("cause")), "{:?}", record.notes);
+    Ok(())
+}
+
+/// One weight under two names, the second within a region.
+struct Tied {
+    layer: Linear,
+    region: Option<Region>,
+}
+
+impl Visit for Tied {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "first", None, &self.layer);
+        visit_child(visitor, "second", self.region, &self.layer);
+    }
+}
+
+/// trl#4446.
+#[rstest]
+#[case(Precision::Bf16True, Some(Region::Fp32), Some("bfloat16"))]
+#[case(Precision::F16True, Some(Region::Fp32), Some("float16"))]
+#[case(Precision::F32True, Some(Region::Bf16), None)]
+#[case(Precision::Bf16Mixed, Some(Region::Fp32), None)]
+#[case(Precision::Bf16True, None, None)]
+fn a_weight_in_two_regions_is_refused(
+    #[case] precision: Precision,
+    #[case] region: Option<Region>,
+    #[case] refused: Option<&str>,
+) -> Result<()> {
+    let tied = Tied { layer: Linear::new(nn::LinearConfig::new(4, 4))?, region };
+    let placed = nn::place(&tied, Policy::new(precision, Device::Cpu), &Default::default());
+    match refused {
+        None => placed?,
+        Some(kind) => {
+            let said = message(placed);
+            let names = "`first.weight` and `second.weight` are one tensor";
+            assert!(said.starts_with(names) && said.contains(kind), "{said}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! What batch norm and layer norm cannot normalise.
+
+use amp_core::{
+    Module, Result,
+    nn::{
+        self, BatchNorm, BatchNormConfig, Context, LayerNorm, LayerNormConfig, Relu, Sequential,
+        named_tensors,
+    },
+    precision::{Policy, Precision},
+    tch::{Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{device, message};
+
+fn policy() -> Policy {
+    Policy::new(Precision::F32True, device())
+}
+
+fn batch_norm() -> Result<BatchNorm> {
+    let norm = BatchNorm::new(BatchNormConfig::new(3))?;
+    nn::place(&norm, policy(), &Default::default())?;
+    Ok(norm)
+}
+
+fn zeros(shape: &[i64]) -> Tensor {
+    Tensor::zeros(shape, (Kind::Float, device()))
+}
+
+/// Running mean and variance, and how many batches they have seen.
+fn statistics(module: &impl nn::Visit) -> Vec<Vec<f64>> {
+    named_tensors(module)
+        .into_iter()
+        .filter(|(_, _, role)| *role == nn::Role::Buffer)
+        .map(|(_, tensor, _)| crate::support::bits::values(&tensor.reshape([-1])))
+        .collect()
+}
+
+/// As in torch.nn.functional; nothing has changed then. With more values, and in evaluation, it runs.
+#[rstest]
+fn one_value_for_each_channel_is_refused(
+    #[values(&[1, 3], &[1, 3, 1], &[1, 3, 1, 1], &[0, 3], &[2, 3, 0])] shape: &[i64],
+    #[values(false, true)] with_relu: bool,
+) -> Result<()> {
+    let train = Context::new(policy(), true);
+    let norm = batch_norm()?;
+    let before = statistics(&norm);
+    let said = match with_relu {
+        false => message(norm.forward(&zeros(shape), &train)),
+        true => {
+            let layers: Vec<Box<dyn Module>> = vec![Box::new(batch_norm()?), Box::new(Relu)];
+            let said = message(Sequential::new(layers).forward(&zeros(shape), &train));
+            assert!(said.starts_with("in `0`: "), "{said}");
+            said
+        }
+    };
+    assert!(said.contains(&format!("batch norm cannot train on {shape:?}")), "{said}");
+    assert_eq!(statistics(&norm), before);
+    let evaluation = Context::new(policy(), false);
+    assert_eq!(norm.forward(&zeros(shape), &evaluation)?.size(), shape);
+    for enough in [&[2, 3][..], &[1, 3, 2], &[1, 3, 1, 2]] {
+        let _ = norm.forward(&zeros(enough), &train)?;
+        assert!(statistics(&norm).concat().iter().all(|value| value.is_finite()));
+    }
+    Ok(())
+}
+
+#[rstest]
+#[case(BatchNormConfig { eps: 0.0, ..BatchNormConfig::new(3) }, "eps is 0, but must be above 0")]
+#[case(BatchNormConfig { eps: f64::NAN, ..BatchNormConfig::new(3) }, "eps is NaN")]
+#[case(BatchNormConfig { eps: -1e-5, ..BatchNormConfig::new(3) }, "eps is -0.00001")]
+#[case(BatchNormConfig { momentum: 1.5, ..BatchNormConfig::new(3) }, "momentum is 1.5")]
+#[case(BatchNormConfig { momentum: f64::NAN, ..BatchNormConfig::new(3) }, "momentum is NaN")]
+#[case(BatchNormConfig::new(0), "0 features")]
+fn options_out_of_range_are_refused(#[case] config: BatchNormConfig, #[case] says: &str) {
+    let said = message(BatchNorm::new(config));
+    assert!(said.starts_with("batch norm: ") && said.contains(says), "{said}");
+    if config.eps <= 0.0 || config.eps.is_nan() {
+        let said =
+            message(LayerNorm::new(LayerNormConfig { normalized_shape: 3, eps: config.eps }));
+        assert!(said.starts_with("layer norm: ") && said.contains(says), "{said}");
+    }
+}

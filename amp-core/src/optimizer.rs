@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tch::Tensor;
 
 use crate::{Result, ffi, parameter::Parameter, state::State};
@@ -88,6 +89,13 @@ pub trait Optimizer {
 
     /// The current rates of each parameter group; there is at least one.
     fn rates(&self) -> Vec<Rates>;
+
+    /// The options that hold for the parameter at this place of [`parameters`](Self::parameters), by the
+    /// names of their fields, with the current rates; nothing where the optimizer does not say.
+    fn options(&self, place: usize) -> Option<Map<String, Value>> {
+        let _ = place;
+        None
+    }
 
     /// Sets the rates of the next step, group by group.
     fn set_rates(&mut self, rates: &[Rates]);

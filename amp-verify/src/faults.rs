@@ -7,6 +7,7 @@ use amp_core::{
     optim::{AdamW, OptimizerConfig, Optimizers, TrainingPlan},
     precision::{AutocastGuard, Gradients, Precision, StepOutcome, Unscaled},
     tch::{Kind, Tensor, no_grad},
+    trainer::StepAccess,
 };
 use serde::{Deserialize, Serialize};
 
@@ -186,6 +187,24 @@ impl Faulty {
 const CLIP: f64 = 1.0;
 
 impl Tap for Faulty {
+    fn step_access(&self) -> StepAccess {
+        match self.fault() {
+            Some(
+                Fault::SkipUnscale
+                | Fault::UnscaleTwice
+                | Fault::ClipBeforeUnscale
+                | Fault::WrongScaleOnOneLayer
+                | Fault::GradientOfOneLayerLost
+                | Fault::StaleGradients
+                | Fault::NoisyGradients,
+            ) => StepAccess::Within("a fault is in the gradients"),
+            Some(Fault::DropFoundInf | Fault::Bf16Weights | Fault::TruncatingRounding) => {
+                StepAccess::Within("a fault is in the weights")
+            }
+            _ => StepAccess::Late,
+        }
+    }
+
     fn training_step(
         &mut self,
         model: &mut dyn LightningModule,

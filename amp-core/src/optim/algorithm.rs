@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// An optimizer's options with its rule for one step. Implemented by this module's optimizers.
-pub(super) trait Algorithm: Copy + 'static {
+pub(super) trait Algorithm: Copy + serde::Serialize + 'static {
     /// PyTorch's name.
     const NAME: &'static str;
 

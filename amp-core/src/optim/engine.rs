@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use super::{
@@ -335,6 +336,11 @@ impl<A: Algorithm> Optimizer for Engine<A> {
 
     fn rates(&self) -> Vec<Rates> {
         self.options.iter().map(A::rates).collect()
+    }
+
+    fn options(&self, place: usize) -> Option<Map<String, Value>> {
+        let options = self.options[self.kept.get(place)?.group];
+        serde_json::to_value(options).ok()?.as_object().cloned()
     }
 
     fn set_rates(&mut self, rates: &[Rates]) {

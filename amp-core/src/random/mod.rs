@@ -5,4 +5,4 @@ mod state;
 
 pub(crate) use section::{Inherited, place};
 pub use section::{Section, seeded};
-pub(crate) use state::RandomState;
+pub use state::RandomState;

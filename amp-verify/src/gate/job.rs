@@ -8,11 +8,10 @@ use amp_core::{
     precision::Precision,
     probe::Observed,
     tch::{Device, Kind, Tensor},
-    trainer::Graph,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{conformance, controls, identity};
+use super::{conformance, controls, identity, path};
 use crate::{
     case::{Case, Choices},
     diagnose::Islands,
@@ -30,8 +29,10 @@ pub enum Task {
     Train,
     /// The same, without ever moving a weight.
     Frozen,
-    /// Takes a few steps beside 32-true ones, overflows on purpose, saves and resumes.
+    /// Takes a few steps beside 32-true ones.
     Conformance,
+    /// Holds the path that is trained on against its rules.
+    Path,
 }
 
 /// A piece of work. Two that are equal come to the same figures.
@@ -77,12 +78,47 @@ pub enum Reason {
     Contaminated,
     /// Gradients, updates or schedule are not those of 32-true as far as the dtype allows.
     NotConformant,
+    /// A run that nobody watches ends elsewhere than one that is watched.
+    Watching,
+    /// In training mode a step's gradient is not 32-true's as far as the dtype allows.
+    Gradient,
+    /// Weights or averages are not what the optimizer makes of the gradients.
+    Update,
+    /// Learning rates are not the schedule's.
+    Schedule,
+    /// The scale does not follow its rule.
+    Scale,
+    /// A step was skipped or applied wrongly, or a skipped one moved something.
+    Skip,
+    /// Batch statistics are not 32-true's.
+    Buffers,
+    /// Validation moves something, or is not repeatable.
+    Validation,
+    /// A resumed run ends elsewhere.
+    Resume,
     /// A figure is not the golden's.
     Moved,
     /// The golden is of another kind of machine, or there is none.
     NotComparable,
     /// The run ended with an error.
     Crashed,
+}
+
+impl Reason {
+    /// What part of training broke its rule, which no choice of precision mends; none where numbers lose
+    /// too much.
+    pub fn rule(self) -> Option<&'static str> {
+        match self {
+            Self::Watching => Some("the path that is trained on"),
+            Self::Update => Some("clipping or the optimizer's step"),
+            Self::Schedule => Some("the learning rate's schedule"),
+            Self::Scale => Some("the loss scale"),
+            Self::Skip => Some("skipping of steps"),
+            Self::Validation => Some("validation"),
+            Self::Resume => Some("saving and resuming"),
+            _ => None,
+        }
+    }
 }
 
 /// A failure in one line.
@@ -145,6 +181,8 @@ pub struct Outcome {
     pub product_error: Option<f64>,
     /// Distances from the 32-true steps, where that was the task.
     pub conformance: Option<conformance::Figures>,
+    /// What was looked at on the path that is trained on, where that was the task.
+    pub path: Option<path::Examined>,
     /// What went wrong.
     pub failures: Vec<Failure>,
     /// Seconds it took.
@@ -171,6 +209,7 @@ impl Outcome {
             fingerprint: None,
             product_error: None,
             conformance: None,
+            path: None,
             failures: vec![failure],
             seconds: 0.0,
         }
@@ -184,6 +223,7 @@ impl Job {
         let outcome = match self.task {
             Task::Train | Task::Frozen => self.train(registry),
             Task::Conformance => conformance::run(self, registry),
+            Task::Path => path::run(self, registry),
         };
         let mut outcome = outcome.unwrap_or_else(|error| Outcome::failed(Failure::of(&error)));
         outcome.seconds = started.elapsed().as_secs_f64();
@@ -202,9 +242,7 @@ impl Job {
     pub(super) fn case(&self, registry: &Registry, precision: Precision) -> Result<Case> {
         hardware::set_numerics(self.tf32, self.deterministic)?;
         let seed = Fault::seed(self.fault, precision, self.seed);
-        // What watches a run looks into its steps.
-        let choices =
-            Choices { epochs: Some(self.epochs), seed, graph: Graph::Off, ..Choices::default() };
+        let choices = Choices { epochs: Some(self.epochs), seed, ..Choices::default() };
         let model = registry.find(Some(&self.model))?;
         let mut case = Case::new(registry, model, choices, self.device()?)?;
         case.trainer.numerics.overrides = self.islands.clone().into();
@@ -292,6 +330,7 @@ impl Job {
                 .then(|| product_error(case.trainer.device))
                 .transpose()?,
             conformance: None,
+            path: None,
             failures,
             seconds: 0.0,
         })

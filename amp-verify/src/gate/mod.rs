@@ -10,6 +10,7 @@ mod finding;
 mod goldens;
 mod identity;
 mod job;
+mod path;
 mod plan;
 mod pool;
 mod render;
@@ -22,6 +23,7 @@ pub use command::command;
 pub use conformance::{Bounds, Figures, RISK};
 pub use finding::{Cause, Finding};
 pub use job::{Failure, Job, Outcome, Reason, Task, product_error};
+pub use path::{Checked, Examined};
 pub use plan::{Plan, Subject};
 pub(crate) use pool::Worker;
 pub use pool::{Pool, WORKER, work};
@@ -38,7 +40,7 @@ use crate::{
 };
 
 /// The form of a [`Report`].
-pub const SCHEMA: &str = "amp-gate/1";
+pub const SCHEMA: &str = "amp-gate/2";
 /// Where outcomes are kept.
 pub const CACHE: &str = ".amp/cache";
 /// The most that a product of f32 matrices is off; in TF32 it is thirty times as much.
@@ -80,7 +82,8 @@ impl Plan {
             failures.extend(learning(model, &control, &baseline, "the baseline's "));
             failures.extend(learning(model, &control, &own, ""));
         }
-        failures.extend(steps.failures.iter().cloned());
+        let path = outcome(precision, self.first_seed, Task::Path);
+        failures.extend(steps.failures.iter().chain(&path.failures).cloned());
         if let (Some(folder), Some(base), Some(first)) =
             (&self.goldens, baseline.first(), own.first())
             && failures.is_empty()
@@ -116,6 +119,7 @@ impl Plan {
             baseline: metrics(&baseline),
             metric: metrics(&own),
             conformance: steps.conformance,
+            path: path.path,
             skipped_steps: own.iter().map(|outcome| outcome.skipped_steps).sum(),
             finding: None,
         }

@@ -193,6 +193,7 @@ impl Plan {
             jobs.push(self.job(model, Precision::F32True, self.first_seed, Task::Frozen));
             for precision in &self.precisions {
                 jobs.push(self.job(model, *precision, self.first_seed, Task::Conformance));
+                jobs.push(self.job(model, *precision, self.first_seed, Task::Path));
             }
             for seed in self.seeds(self.first) {
                 for precision in [Precision::F32True].iter().chain(&self.precisions) {

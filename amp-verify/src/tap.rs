@@ -31,6 +31,16 @@ pub trait Tap {
         model.training_step(batch, step)
     }
 
+    /// Validates a batch.
+    fn validation_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &AnyBatch,
+        step: &mut Step<'_>,
+    ) -> Result<()> {
+        model.validation_step(batch, step)
+    }
+
     /// Chooses the optimizers.
     fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
         model.configure_optimizers(plan)
@@ -104,7 +114,7 @@ impl<T: Tap> LightningModule for Tapped<T> {
     }
 
     fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
-        self.model.validation_step(batch, step)
+        self.tap.validation_step(self.model.as_mut(), batch, step)
     }
 
     fn test_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {

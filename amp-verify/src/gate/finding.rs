@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Plan, Pool, goldens,
-    job::{Outcome, Reason, Task},
+    job::{Outcome, Task},
     learning,
+    reason::Reason,
     report::{Cell, ModelReport, Status},
 };
 use crate::{

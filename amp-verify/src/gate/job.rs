@@ -1,7 +1,7 @@
 //! One piece of the gate's work, which any process of it can do, and what came of it.
 
 use amp_core::{
-    Error, Hyperparameters, LightningModule, Result, Trainer, TrainerConfig,
+    Hyperparameters, LightningModule, Result, Trainer, TrainerConfig,
     callback::{EarlyStopping, Mode},
     hardware::{self, Fingerprint},
     memory::MemoryMeter,
@@ -11,14 +11,16 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{conformance, controls, identity, path};
+use super::{
+    conformance, controls, identity, path,
+    reason::{Failure, Reason},
+};
 use crate::{
     case::{Case, Choices},
     diagnose::Islands,
     faults::{Fault, Faulty},
     registry::Registry,
     tap::{Tap, Tapped},
-    text::one_line,
 };
 
 /// What a job does.
@@ -58,92 +60,6 @@ pub struct Job {
     pub islands: Islands,
     /// What a self-test breaks.
     pub fault: Option<Fault>,
-}
-
-/// Why a precision fails before its metric is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// A loss or a metric is not finite.
-    NonFinite,
-    /// No step was applied.
-    AllSkipped,
-    /// No better than a model that was not trained.
-    DidNotLearn,
-    /// The dtypes are not those of the precision.
-    PrecisionDidNotRun,
-    /// Weights, order or data are not those of the baseline.
-    NotPaired,
-    /// The validation set is in the training set.
-    Contaminated,
-    /// Gradients, updates or schedule are not those of 32-true as far as the dtype allows.
-    NotConformant,
-    /// A run that nobody watches ends elsewhere than one that is watched.
-    Watching,
-    /// In training mode a step's gradient is not 32-true's as far as the dtype allows.
-    Gradient,
-    /// Weights or averages are not what the optimizer makes of the gradients.
-    Update,
-    /// Learning rates are not the schedule's.
-    Schedule,
-    /// The scale does not follow its rule.
-    Scale,
-    /// A step was skipped or applied wrongly, or a skipped one moved something.
-    Skip,
-    /// Batch statistics are not 32-true's.
-    Buffers,
-    /// Validation moves something, or is not repeatable.
-    Validation,
-    /// A resumed run ends elsewhere.
-    Resume,
-    /// A figure is not the golden's.
-    Moved,
-    /// The golden is of another kind of machine, or there is none.
-    NotComparable,
-    /// The run ended with an error.
-    Crashed,
-}
-
-impl Reason {
-    /// What part of training broke its rule, which no choice of precision mends; none where numbers lose
-    /// too much.
-    pub fn rule(self) -> Option<&'static str> {
-        match self {
-            Self::Watching => Some("the path that is trained on"),
-            Self::Update => Some("clipping or the optimizer's step"),
-            Self::Schedule => Some("the learning rate's schedule"),
-            Self::Scale => Some("the loss scale"),
-            Self::Skip => Some("skipping of steps"),
-            Self::Validation => Some("validation"),
-            Self::Resume => Some("saving and resuming"),
-            _ => None,
-        }
-    }
-}
-
-/// A failure in one line.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Failure {
-    /// Its kind.
-    pub reason: Reason,
-    /// What was seen.
-    pub text: String,
-}
-
-impl Failure {
-    /// This kind, with what was seen.
-    pub fn new(reason: Reason, text: impl Into<String>) -> Self {
-        Self { reason, text: one_line(&text.into()) }
-    }
-
-    fn of(error: &Error) -> Self {
-        let reason = match error {
-            Error::Precision(_) => Reason::PrecisionDidNotRun,
-            Error::NonFinite(_) => Reason::NonFinite,
-            _ => Reason::Crashed,
-        };
-        Self::new(reason, error.to_string())
-    }
 }
 
 /// What came of a job.
@@ -246,7 +162,7 @@ impl Job {
         let model = registry.find(Some(&self.model))?;
         let mut case = Case::new(registry, model, choices, self.device()?)?;
         case.trainer.numerics.overrides = self.islands.clone().into();
-        Fault::data(self.fault, precision, &mut case.data);
+        Fault::data(self.fault, precision, &mut case.data)?;
         Ok(case)
     }
 
@@ -254,8 +170,6 @@ impl Job {
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
         config.recovery.provenance = false;
-        config.logging.profile_every_n_steps = None;
-        Fault::config(self.fault, precision, &mut config);
         config
     }
 
@@ -274,7 +188,8 @@ impl Job {
 
     fn train(&self, registry: &Registry) -> Result<Outcome> {
         let case = self.case(registry, self.precision)?;
-        let config = self.config(&case, self.precision);
+        let mut config = self.config(&case, self.precision);
+        Fault::config(self.fault, &mut config);
         let meter = MemoryMeter::start(case.trainer.device)?;
         let model = self.model(&case, self.precision)?;
         let weights = identity::weights(model.as_ref())?;

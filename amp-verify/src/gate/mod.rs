@@ -13,6 +13,7 @@ mod job;
 mod path;
 mod plan;
 mod pool;
+mod reason;
 mod render;
 mod report;
 
@@ -22,17 +23,18 @@ pub use cache::Cache;
 pub use command::command;
 pub use conformance::{Bounds, Figures, RISK};
 pub use finding::{Cause, Finding};
-pub use job::{Failure, Job, Outcome, Reason, Task, product_error};
+pub use job::{Job, Outcome, Task, product_error};
 pub use path::{Checked, Examined};
 pub use plan::{Plan, Subject};
 pub(crate) use pool::Worker;
 pub use pool::{Pool, WORKER, work};
+pub use reason::{Failure, Reason};
 pub use render::{annotations, junit, markdown, table};
 pub use report::{Cell, ModelReport, Report, Status};
 
 use std::{path::Path, thread, time::Instant};
 
-use amp_core::{Error, Result, hardware, precision::Precision};
+use amp_core::{Error, Result, hardware, memory::show_bytes, precision::Precision};
 
 use crate::{
     registry::Registry,
@@ -79,6 +81,7 @@ impl Plan {
         if failures.is_empty() {
             failures.extend(self.tf32_products(&baseline));
             failures.extend(pairing(&baseline, &own));
+            failures.extend(memory(&baseline, &own));
             failures.extend(learning(model, &control, &baseline, "the baseline's "));
             failures.extend(learning(model, &control, &own, ""));
         }
@@ -157,6 +160,19 @@ fn pairing(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
     (overlap > OVERLAP).then(|| {
         let text = format!("{:.0}% of the validation set are training examples", 100.0 * overlap);
         Failure::new(Reason::Contaminated, text)
+    })
+}
+
+/// The most memory that a precision may take, in multiples of 32-true's.
+const MEMORY: f64 = 2.0;
+
+/// Whether the precision's steps take no more memory than its tensors can explain.
+fn memory(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
+    let (base, own) = (baseline.first()?.peak_memory_bytes, own.first()?.peak_memory_bytes);
+    (own as f64 > MEMORY * base as f64).then(|| {
+        let text =
+            format!("its steps hold {} at most, 32-true's {}", show_bytes(own), show_bytes(base));
+        Failure::new(Reason::Memory, text)
     })
 }
 

@@ -7,8 +7,8 @@ use super::{
     args::Tier,
     conformance::Figures,
     finding::Finding,
-    job::{Failure, Reason},
     path::Examined,
+    reason::{Failure, Reason},
 };
 use crate::{
     registry::Direction,

@@ -12,8 +12,11 @@ pub use figures::Figures;
 use amp_core::{Result, precision::Precision};
 
 use self::{figures::compare, steps::Steps};
-use super::job::{Failure, Job, Outcome, Reason};
-use crate::registry::Registry;
+use super::{
+    job::{Job, Outcome},
+    reason::{Failure, Reason},
+};
+use crate::{faults::Fault, registry::Registry};
 
 /// Optimizer steps beside 32-true.
 const STEPS: u64 = 6;
@@ -27,7 +30,9 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let exact = exact.run(exact.config(STEPS, CALM))?;
     let case = job.case(registry, job.precision)?;
     let steps = Steps { job, case: &case, precision: job.precision };
-    let ran = steps.run(steps.config(STEPS, CALM))?;
+    let mut config = steps.config(STEPS, CALM);
+    Fault::config(job.fault, &mut config);
+    let ran = steps.run(config)?;
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
     let figures = compare(&exact, &ran)?;

@@ -3,7 +3,7 @@
 use amp_core::record::RunRecord;
 use serde::{Deserialize, Serialize};
 
-use crate::gate::job::{Failure, Reason};
+use crate::gate::reason::{Failure, Reason};
 
 /// One thing that was, or was not, held against its rule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,6 +83,8 @@ impl Findings {
             Reason::Buffers,
             Reason::Validation,
             Reason::Resume,
+            Reason::Batches,
+            Reason::Memory,
         ] {
             self.left_out(rule, why);
         }

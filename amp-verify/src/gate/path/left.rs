@@ -4,8 +4,10 @@ use std::{cell::RefCell, rc::Rc};
 
 use amp_core::{
     Hook, LightningModule, Result,
-    callback::Callback,
+    callback::{Action, Callback},
+    memory::MemoryMeter,
     nn::named_tensors,
+    precision::StepOutcome,
     record::RunRecord,
     state::State,
     tch::{Device, Kind, Tensor, no_grad},
@@ -20,11 +22,38 @@ pub(super) struct Left {
     /// Rates and schedules.
     values: Map<String, Value>,
     pub(super) record: RunRecord,
+    pub(super) counts: Counts,
 }
 
-/// Notes the optimizers' state at the end of each epoch, without a look into any step.
+/// Notes the optimizers' state at the end of each epoch and what is held after each step, without a
+/// look into any step.
 #[derive(Clone, Default)]
-pub(super) struct Keeper(Rc<RefCell<State>>);
+pub(super) struct Keeper(Rc<RefCell<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    state: State,
+    meter: Option<MemoryMeter>,
+    counts: Counts,
+}
+
+/// What a run's steps were made of.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Counts {
+    pub(super) batches: i64,
+    /// Steps, applied or skipped.
+    pub(super) attempts: i64,
+    /// Bytes held after each, above what was held before the run.
+    pub(super) held: Vec<i64>,
+}
+
+impl Keeper {
+    /// Begins to measure memory.
+    pub(super) fn new(device: Device) -> Result<Self> {
+        let meter = Some(MemoryMeter::start(device)?);
+        Ok(Self(Rc::new(RefCell::new(Kept { meter, ..Kept::default() }))))
+    }
+}
 
 impl Callback for Keeper {
     fn name(&self) -> String {
@@ -40,8 +69,24 @@ impl Callback for Keeper {
         for (at, scheduled) in hook.optimizers().iter().enumerate() {
             state.put_part(&format!("optimizer {at}"), scheduled.state()?);
         }
-        *self.0.borrow_mut() = state.copied()?;
+        self.0.borrow_mut().state = state.copied()?;
         Ok(())
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        outcome: Option<&StepOutcome>,
+        _: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        let Kept { meter, counts, .. } = &mut *self.0.borrow_mut();
+        counts.batches += 1;
+        if outcome.is_some() {
+            counts.attempts += 1;
+            if let Some(meter) = meter {
+                counts.held.push(meter.allocated()?);
+            }
+        }
+        Ok(Vec::new())
     }
 }
 
@@ -55,11 +100,11 @@ impl Left {
         for (name, tensor, _) in named_tensors(model) {
             tensors.push((name, on_host(&tensor)?));
         }
-        let state = keeper.0.take();
+        let Kept { state, counts, .. } = keeper.0.take();
         for (name, tensor) in state.tensors() {
             tensors.push((name.to_owned(), on_host(tensor)?));
         }
-        Ok(Self { tensors, values: state.values().clone(), record })
+        Ok(Self { tensors, values: state.values().clone(), record, counts })
     }
 
     /// The first thing that is not to the bit what `other` has, or not within `tolerance` of a tensor's

@@ -23,7 +23,10 @@ use self::{
     run::{CALM, OVERFLOWING, STEPS, Setup, Way},
     witness::Seen,
 };
-use super::job::{Failure, Job, Outcome, Reason};
+use super::{
+    job::{Job, Outcome},
+    reason::{Failure, Reason},
+};
 use crate::{faults::Fault, registry::Registry};
 
 /// The most that a gradient's projection on 32-true's may be away from 1, by the dtype computed in.
@@ -64,6 +67,8 @@ impl Checks<'_> {
         if !run::all_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an epoch");
         }
+        self.batches(&plain)?;
+        self.memory(&plain);
         let (watched, seen, watched_model) = self.setup.watched(Way::Epoch)?;
         let steps = seen.applied;
         self.findings.path(&plain.record);
@@ -83,6 +88,43 @@ impl Checks<'_> {
             self.findings.left_out(Reason::Skip, "nothing overflows without a scale");
         }
         Ok(())
+    }
+
+    /// Whether an epoch has all its batches, in steps of as many as were asked for.
+    fn batches(&mut self, plain: &Left) -> Result<()> {
+        let config = self.setup.config(Way::Epoch)?;
+        let (batches, window) =
+            (self.setup.batches(&config)?, config.optimization.accumulate_grad_batches);
+        let steps = (batches + window - 1) / window;
+        let counts = &plain.counts;
+        if (counts.batches, counts.attempts) != (batches, steps) {
+            let text = format!(
+                "an epoch of {batches} batches, {window} for each step, took {} batches in {} steps",
+                counts.batches, counts.attempts
+            );
+            self.findings.fail(Reason::Batches, text);
+        }
+        self.findings.held(Reason::Batches, format!("{batches} batches in {steps} steps"));
+        Ok(())
+    }
+
+    /// Whether steps keep what they should let go.
+    fn memory(&mut self, plain: &Left) {
+        let held = &plain.counts.held;
+        // The first steps make the optimizer's state and what libraries keep.
+        let Some(later) = held.get(3..).filter(|later| later.len() >= 4) else {
+            self.findings.left_out(Reason::Memory, "the epoch has too few steps");
+            return;
+        };
+        let (first, second) = later.split_at(later.len() / 2);
+        let least = |held: &[i64]| held.iter().copied().min().unwrap_or_default();
+        let grown = (least(second) - least(first)).max(0);
+        self.findings.measured(
+            Reason::Memory,
+            format!("bytes that {} steps keep beyond those before them", second.len()),
+            grown as f64,
+            0.0,
+        );
     }
 
     /// Clipping that takes effect, whatever the model's own limit is, and a run that is stopped.

@@ -125,9 +125,14 @@ impl Reference {
         for parameter in nn::parameters(self.model.as_ref()) {
             let reference = parameter.tensor.f_grad()?;
             let found = gradients.iter().find_map(|by_name| by_name.get(&parameter.name));
-            let (Some(found), true) = (found, reference.defined()) else { continue };
+            if !reference.defined() {
+                continue;
+            }
             let reference = exact(&reference)?.f_div_scalar(weight)?;
-            let found = exact(found)?;
+            let found = match found {
+                Some(found) => exact(found)?,
+                None => reference.f_zeros_like()?,
+            };
             let (product, square) = (dot(&found, &reference)?, dot(&reference, &reference)?);
             let difference = no_grad(|| found.f_sub(&reference))?;
             (both, own) = (both + product, own + square);

@@ -148,8 +148,12 @@ impl Replay {
         }
         let (mut off, mut way, mut size, mut eps) = (0.0, 0.0, 0.0, 0.0_f64);
         for (own, run) in self.scheduled.iter().zip(run) {
-            let pairs = own.optimizer.parameters().iter().zip(run.optimizer.parameters().iter());
-            for (own, run) in pairs {
+            for own in own.optimizer.parameters().iter() {
+                let mut others = run.optimizer.parameters().iter();
+                let Some(run) = others.find(|run| run.name == own.name) else {
+                    let text = format!("the optimizer does not hold `{}`", own.name);
+                    return Ok(Some(Wrong::Update(text)));
+                };
                 let (from, own) = (&self.initial[&own.name], exact(&own.tensor)?);
                 eps = eps.max(rounding_of(run.tensor.kind()));
                 let run = exact(&run.tensor)?;

@@ -10,7 +10,7 @@ use amp_core::{
     nn::{self, named_tensors},
     precision::{Clip, Policy, Precision, StepOutcome},
     random,
-    trainer::{Graph, Loops, StepAccess},
+    trainer::{Graph, StepAccess},
     weights,
 };
 
@@ -52,7 +52,13 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    pub(super) fn config(&self, way: Way) -> TrainerConfig {
+    /// Batches of an epoch under these options.
+    pub(super) fn batches(&self, config: &TrainerConfig) -> Result<i64> {
+        let loader = self.case.data.train_loader(config.policy(), None)?;
+        Ok(loader.limited(config.loops.limit_train_batches).batches())
+    }
+
+    pub(super) fn config(&self, way: Way) -> Result<TrainerConfig> {
         let mut config = self.job.config(self.case, self.precision);
         config.graph = Graph::Auto;
         config.numerics.scaler.init_scale = CALM;
@@ -60,8 +66,11 @@ impl Setup<'_> {
         match way {
             Way::Epoch => {
                 config.max_epochs = 1;
-                let most = Limit::Batches(EPOCH_STEPS * window - (window - 1));
-                config.loops = Loops { limit_train_batches: most, ..config.loops };
+                // The last step is a partial one, as an epoch's may be.
+                let most = EPOCH_STEPS * window - (window - 1);
+                if self.batches(&config)? > most {
+                    config.loops.limit_train_batches = Limit::Batches(most);
+                }
             }
             Way::Clipped(limit) => {
                 config.max_steps = Some(STEPS);
@@ -75,23 +84,23 @@ impl Setup<'_> {
                 config.numerics.scaler.growth_interval = 4;
             }
         }
-        config
+        Ok(config)
     }
 
     /// Runs as `Trainer::fit` does for a user.
     pub(super) fn plain(&self, way: Way) -> Result<Left> {
-        Ok(self.fit(self.config(way), Vec::new(), None)?.0)
+        Ok(self.fit(self.config(way)?, Vec::new(), None)?.0)
     }
 
     /// The same, saved after this step.
     pub(super) fn saved(&self, way: Way, after: u64, path: &Path) -> Result<Left> {
         let saver = Saver { after, path: path.to_owned() };
-        Ok(self.fit(self.config(way), vec![Box::new(saver)], None)?.0)
+        Ok(self.fit(self.config(way)?, vec![Box::new(saver)], None)?.0)
     }
 
     /// The rest of a run that was saved.
     pub(super) fn resumed(&self, way: Way, path: &Path, done: u64) -> Result<Left> {
-        let mut config = self.config(way);
+        let mut config = self.config(way)?;
         if Fault::loses_state(self.job.fault) {
             config.max_steps = config.max_steps.map(|most| most - done);
         }
@@ -100,12 +109,12 @@ impl Setup<'_> {
 
     /// The model that a run left, too.
     pub(super) fn plain_with_model(&self, way: Way) -> Result<(Left, Box<dyn LightningModule>)> {
-        self.fit(self.config(way), Vec::new(), None)
+        self.fit(self.config(way)?, Vec::new(), None)
     }
 
     /// Runs it under the eyes of the gate.
     pub(super) fn watched(&self, way: Way) -> Result<(Left, Seen, Box<dyn LightningModule>)> {
-        let config = self.config(way);
+        let mut config = self.config(way)?;
         let device = config.device;
         let copy = self.case.build()?;
         let mut seen = Seen::new(device, config.optimization.gradient_clip, copy);
@@ -115,6 +124,7 @@ impl Setup<'_> {
         if self.precision.scales_loss() {
             seen.scale = Some(ScaleRule::new(config.numerics.scaler));
         }
+        Fault::config(self.job.fault, &mut config);
         let witness = Witness(Rc::new(RefCell::new(seen)));
         let _section = random::seeded(self.case.trainer.seed)?;
         let model = self.job.model(self.case, self.precision)?;
@@ -130,13 +140,14 @@ impl Setup<'_> {
 
     fn fit(
         &self,
-        config: TrainerConfig,
+        mut config: TrainerConfig,
         callbacks: Vec<Box<dyn Callback>>,
         resume: Option<&Path>,
     ) -> Result<(Left, Box<dyn LightningModule>)> {
+        Fault::config(self.job.fault, &mut config);
         let _section = random::seeded(self.case.trainer.seed)?;
         let mut model = self.job.model(self.case, self.precision)?;
-        let keeper = Keeper::default();
+        let keeper = Keeper::new(config.device)?;
         let mut trainer = Trainer::new(config.clone()).callback(keeper.clone());
         for callback in callbacks {
             trainer = trainer.callback(callback);

@@ -6,13 +6,11 @@ use amp_core::{LightningModule, Result, Trainer, log::Logged, nn::named_tensors,
 use super::{
     checked::Findings,
     left::{Left, on_host},
+    projection_bound,
     reference::Reference,
     run::{Setup, Way},
 };
-use crate::{gate::job::Reason, registry::LOSS};
-
-/// The most that a validation loss may be away from 32-true's with the same weights.
-const LOSS_BOUND: f64 = 0.03;
+use crate::{gate::reason::Reason, registry::LOSS};
 
 /// Validates what the run left.
 pub(super) fn check(
@@ -27,7 +25,7 @@ pub(super) fn check(
         findings.left_out(Reason::Validation, "there is no validation set");
         return Ok(());
     }
-    let config = setup.config(Way::Epoch);
+    let config = setup.config(Way::Epoch)?;
     let _section = random::seeded(setup.case.trainer.seed)?;
     let before = tensors(model.as_ref())?;
     let validate = |model: &mut dyn LightningModule| -> Result<Vec<Logged>> {
@@ -62,7 +60,7 @@ pub(super) fn check(
     );
     let own = value(&first, LOSS);
     let mut exact = reference.into_model(model.as_ref())?;
-    let mut config = setup.config(Way::Epoch);
+    let mut config = setup.config(Way::Epoch)?;
     config.precision = amp_core::precision::Precision::F32True;
     let exact = Trainer::new(config).validate(exact.as_mut(), data)?;
     if let (Some(own), Some(exact)) = (own, value(&exact, LOSS)) {
@@ -70,7 +68,7 @@ pub(super) fn check(
             Reason::NotConformant,
             "the loss against 32-true's with the same weights".into(),
             ((own - exact) / exact).abs(),
-            LOSS_BOUND,
+            0.5 * projection_bound(setup.precision),
         );
     }
     Ok(())

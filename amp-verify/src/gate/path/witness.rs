@@ -22,7 +22,7 @@ use super::{
     rules::{ScaleRule, is_finite},
 };
 use crate::{
-    gate::job::{Failure, Reason},
+    gate::reason::{Failure, Reason},
     tap::Tap,
 };
 
@@ -49,10 +49,18 @@ pub(super) struct Seen {
     /// Whether all losses of the step are finite.
     finite_loss: bool,
     /// Before the step's first batch.
-    before: Vec<(String, Tensor)>,
+    before: Vec<Before>,
     rates: Vec<f64>,
     /// Whether a step has begun.
     begun: bool,
+}
+
+/// A tensor of the model and what it held.
+struct Before {
+    name: String,
+    role: Role,
+    held: Tensor,
+    tensor: Tensor,
 }
 
 /// Sees batches as the model's tap and gradients as a callback.
@@ -108,6 +116,7 @@ impl Seen {
                 if finite {
                     self.fail(Reason::Skip, "it was skipped although all gradients are finite");
                 }
+                self.hold_still()?;
                 if rates != self.rates {
                     self.fail(Reason::Schedule, "a skipped step moved the learning rate");
                 }
@@ -149,11 +158,9 @@ impl Seen {
     }
 
     /// Whether a skipped step left weights and buffers alone.
-    fn hold_still(&mut self, model: &dyn LightningModule) -> Result<()> {
-        for ((name, before), (_, now, role)) in
-            std::mem::take(&mut self.before).iter().zip(named_tensors(model))
-        {
-            if !before.f_equal(&on_host(&now)?)? {
+    fn hold_still(&mut self) -> Result<()> {
+        for Before { name, role, held, tensor } in std::mem::take(&mut self.before) {
+            if !held.f_equal(&on_host(&tensor)?)? {
                 let what = if role == Role::Parameter { "weight" } else { "buffer" };
                 self.fail(Reason::Skip, format!("a skipped step moved the {what} `{name}`"));
                 break;
@@ -198,7 +205,9 @@ impl Tap for Witness {
             seen.finite_loss = true;
             seen.before = named_tensors(model)
                 .into_iter()
-                .map(|(name, tensor, _)| Ok((name, on_host(&tensor)?)))
+                .map(|(name, tensor, role)| {
+                    Ok(Before { name, role, held: on_host(&tensor)?, tensor })
+                })
                 .collect::<Result<_>>()?;
         }
         let random = RandomState::read(seen.device)?;
@@ -210,20 +219,6 @@ impl Tap for Witness {
             seen.reference = Some(reference);
         }
         Ok(loss)
-    }
-
-    fn after_step(
-        &mut self,
-        model: &dyn LightningModule,
-        outcome: &StepOutcome,
-        _: &Hook<'_>,
-    ) -> Result<()> {
-        let mut seen = self.0.borrow_mut();
-        seen.begun = false;
-        if *outcome != StepOutcome::Applied {
-            seen.hold_still(model)?;
-        }
-        Ok(())
     }
 }
 
@@ -267,6 +262,7 @@ impl Callback for Witness {
     ) -> Result<Vec<Action>> {
         let Some(outcome) = outcome else { return Ok(Vec::new()) };
         let mut seen = self.0.borrow_mut();
+        seen.begun = false;
         if let Some(mut reference) = seen.reference.take() {
             reference.compare(&seen.gradients)?;
             seen.reference = Some(reference);

@@ -13,7 +13,7 @@ use super::{
     parts::{Piece, Scalars, parts},
     saved,
     weight_update::{wide, write, write_stochastically},
-    working::{Working, is_taken, moments, working},
+    working::{Working, common_device, is_taken, moments, working},
 };
 use crate::{
     Error, Result,
@@ -258,13 +258,6 @@ struct Batch<'g> {
 
 fn each_of(tensors: &[Tensor]) -> Vec<&Tensor> {
     tensors.iter().collect()
-}
-
-/// The device that all parameters are on.
-fn common_device(parameters: &[Parameter]) -> Option<Device> {
-    let mut devices = parameters.iter().map(|parameter| parameter.tensor.device());
-    let first = devices.next()?;
-    devices.all(|device| device == first).then_some(first)
 }
 
 impl<A: Algorithm> Optimizer for Engine<A> {

@@ -8,7 +8,7 @@ use super::{
     moments::{Codes, Moment},
     weight_update::{is_half, wide},
 };
-use crate::Result;
+use crate::{Result, parameter::Parameter};
 
 /// What one dtype is stepped on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,4 +67,11 @@ pub(super) fn zeros(
         }
         (SlotShape::Parameter { .. }, Moments::Full) => wide(&parameter.f_zeros_like()?)?,
     }))
+}
+
+/// The device that all parameters are on.
+pub(super) fn common_device(parameters: &[Parameter]) -> Option<Device> {
+    let mut devices = parameters.iter().map(|parameter| parameter.tensor.device());
+    let first = devices.next()?;
+    devices.all(|device| device == first).then_some(first)
 }

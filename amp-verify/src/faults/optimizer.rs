@@ -163,6 +163,10 @@ impl Optimizer for Broken {
         }
     }
 
+    fn extend_state(&mut self) -> Result<()> {
+        self.inner.extend_state()
+    }
+
     fn state(&self) -> Result<State> {
         self.inner.state()
     }

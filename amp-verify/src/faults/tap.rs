@@ -208,10 +208,11 @@ impl Tap for Faulty {
         hook: &Hook<'_>,
     ) -> Result<()> {
         let fault = self.fault();
-        if fault == Some(Fault::WeightNotFinite) && hook.global_step == 20 {
-            if let Some(last) = parameters(model).last() {
-                let _ = no_grad(|| last.tensor.shallow_clone().f_fill_(f64::NAN))?;
-            }
+        if fault == Some(Fault::WeightNotFinite)
+            && hook.global_step == 20
+            && let Some(last) = parameters(model).last()
+        {
+            let _ = no_grad(|| last.tensor.shallow_clone().f_fill_(f64::NAN))?;
         }
         if fault == Some(Fault::StatisticsFrozen) {
             return self.freeze(model);

@@ -1,6 +1,5 @@
 //! What was checked, and what was not.
 
-use amp_core::record::RunRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::reason::{Failure, Reason};
@@ -23,10 +22,23 @@ pub struct Checked {
 /// What was looked at on the path that a model is trained on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Seen {
+    /// Trained numbers.
+    pub parameters: i64,
+    /// Examples in a batch.
+    pub batch_size: i64,
+    /// Batches in a step.
+    pub batches_per_step: i64,
+    /// Batches of an epoch, and how many of them were trained on.
+    pub batches: i64,
+    /// Batches that were trained on.
+    pub followed: i64,
     /// Steps of the unwatched epoch that were applied.
     pub steps: u64,
     /// Of those, the ones that ran as a CUDA graph.
     pub replayed: u64,
+    /// Why the model looks into its own steps, which keeps them off CUDA graphs and clipping within the
+    /// step; null where it does not.
+    pub watched_by_itself: Option<String>,
     /// What the trainer said of the run: why there are no graphs, and the like.
     pub notes: Vec<String>,
     /// The rules.
@@ -88,11 +100,5 @@ impl Findings {
         ] {
             self.left_out(rule, why);
         }
-    }
-
-    pub(super) fn path(&mut self, record: &RunRecord) {
-        self.examined.steps = record.end.global_step;
-        self.examined.replayed = record.end.replayed;
-        self.examined.notes.clone_from(&record.notes);
     }
 }

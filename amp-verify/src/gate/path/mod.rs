@@ -4,6 +4,7 @@
 //! must end with the same bits; so whatever holds for its steps holds for those that nobody saw.
 
 mod checked;
+mod device;
 mod left;
 mod reference;
 mod replay;
@@ -15,7 +16,7 @@ mod witness;
 
 pub use checked::{Checked, Seen as Examined};
 
-use amp_core::{Result, precision::Precision};
+use amp_core::{Result, precision::Precision, trainer::StepAccess};
 
 use self::{
     checked::Findings,
@@ -67,11 +68,12 @@ impl Checks<'_> {
         if !run::all_finite(model.as_ref())? {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an epoch");
         }
+        self.describe(&plain)?;
         self.batches(&plain)?;
         self.memory(&plain);
+        device::check(self.setup, self.findings)?;
         let (watched, seen, watched_model) = self.setup.watched(Way::Epoch)?;
         let steps = seen.applied;
-        self.findings.path(&plain.record);
         let what = format!("an epoch of {steps} steps");
         self.same(Way::Epoch, &what, &plain, &watched)?;
         self.followed(&what, &seen);
@@ -87,6 +89,28 @@ impl Checks<'_> {
             self.findings.left_out(Reason::Scale, "the precision scales no loss");
             self.findings.left_out(Reason::Skip, "nothing overflows without a scale");
         }
+        Ok(())
+    }
+
+    /// What the unwatched epoch was.
+    fn describe(&mut self, plain: &Left) -> Result<()> {
+        let (case, record) = (self.setup.case, &plain.record);
+        let loader = case.data.train_loader(case.trainer.policy(), None)?;
+        self.findings.examined = Examined {
+            parameters: record.start.parameters,
+            batch_size: case.data.batch_size,
+            batches_per_step: case.trainer.optimization.accumulate_grad_batches,
+            batches: loader.batches(),
+            followed: plain.counts.batches,
+            steps: record.end.global_step,
+            replayed: record.end.replayed,
+            watched_by_itself: match case.build()?.step_access() {
+                StepAccess::Within(why) => Some(why.to_owned()),
+                _ => None,
+            },
+            notes: record.notes.clone(),
+            checked: std::mem::take(&mut self.findings.examined.checked),
+        };
         Ok(())
     }
 

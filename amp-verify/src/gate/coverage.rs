@@ -84,12 +84,17 @@ impl Coverage {
         if let Some(why) = &path.watched_by_itself {
             self.missing.push(format!("clipping within the step: {why}"));
         }
+        let is_cpu = report.fingerprint.as_ref().is_some_and(|f| !f.capability.contains('.'));
         if *replayed == 0 {
-            let notes = path.notes.iter().find(|note| note.contains("CUDA graph"));
-            let why = notes.map_or("the device is a CPU", String::as_str);
+            let note = path.notes.iter().find(|note| note.contains("CUDA graph"));
+            let why = match note.or(path.watched_by_itself.as_ref()) {
+                _ if is_cpu => "the device is a CPU",
+                Some(why) => why.as_str(),
+                None => "the trainer gives no reason",
+            };
             self.missing.push(format!("CUDA graphs: {why}"));
         }
-        if report.fingerprint.as_ref().is_some_and(|f| !f.capability.contains('.')) {
+        if is_cpu {
             self.missing.push("fused CUDA layers and CUDA optimizers: the device is a CPU".into());
         }
     }

@@ -148,8 +148,11 @@ struct Suspect<'a> {
 impl<'a> Suspect<'a> {
     /// `None` where nothing failed, or what failed is no matter of precision.
     fn of(plan: &'a Plan, pool: &Pool, model: &'a gate::Subject, cell: &Cell) -> Option<Self> {
-        use Reason::{AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant};
-        let ours = [AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant];
+        use Reason::{
+            AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant, Rounding,
+        };
+        let ours =
+            [AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant, Rounding];
         let other = cell.failures.iter().any(|failure| !ours.contains(&failure.reason));
         if cell.status != Status::Regression || other {
             return None;

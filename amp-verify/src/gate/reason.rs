@@ -41,6 +41,8 @@ pub enum Reason {
     Validation,
     /// A resumed run ends elsewhere.
     Resume,
+    /// A layer's rounding has a mean: it truncates.
+    Rounding,
     /// Steps are not made of the batches that they should be.
     Batches,
     /// A step keeps memory, or takes several times that of 32-true.
@@ -72,6 +74,7 @@ impl Reason {
         Self::Buffers,
         Self::Validation,
         Self::Resume,
+        Self::Rounding,
         Self::Batches,
         Self::Memory,
         Self::Moved,
@@ -98,6 +101,7 @@ impl Reason {
             Self::Buffers => "buffers",
             Self::Validation => "validation",
             Self::Resume => "resume",
+            Self::Rounding => "rounding",
             Self::Batches => "batches",
             Self::Memory => "memory",
             Self::Moved => "moved",

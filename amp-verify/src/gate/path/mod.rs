@@ -8,6 +8,7 @@ mod device;
 mod left;
 mod reference;
 mod replay;
+mod rounding;
 mod rule;
 mod rules;
 mod run;
@@ -72,6 +73,7 @@ impl Checks<'_> {
         self.batches(&plain)?;
         self.memory(&plain);
         device::check(self.setup, self.findings)?;
+        rounding::check(self.setup, self.findings)?;
         let (watched, seen, watched_model) = self.setup.watched(Way::Epoch)?;
         let steps = seen.applied;
         let what = format!("an epoch of {steps} steps");

@@ -122,11 +122,13 @@ faults! {
     DropoutOff in Dropout: "dropout is off while training",
     DropoutOnInput in Dropout: "dropout drops elements of the input, too",
     SameMaskEachStep in Dropout: "dropout drops the same elements in every step",
+    DropoutScaleWrong in Dropout: "a layer drops a third and scales for a fifth",
     DropoutInValidation in Dropout: "validation drops elements",
     Tf32Baseline in Precision: "the 32-true baseline may multiply in TF32, as it does on CUDA",
     AutocastOff in Precision: "autocast does nothing",
     TruncatingRounding in Precision: "weights are rounded towards zero",
     Bf16Weights in Precision: "master weights are kept in bf16",
+    LayerTruncates in Precision: "a layer cuts off what f16 has no room for, instead of rounding",
     LossInF16 in Precision: "the loss is rounded to f16 with 6 bits",
     LossIsNan in Precision: "the loss is not a number",
     WeightNotFinite in Precision: "a weight becomes NaN",
@@ -174,6 +176,9 @@ impl Fault {
             | Self::PartialStepCountsLess
             | Self::StepOneBatchShort => {
                 Some("accumulation over several batches, with fewer in an epoch's last step")
+            }
+            Self::LayerTruncates | Self::DropoutScaleWrong => {
+                Some("a layer with that fault, which the model itself has")
             }
             Self::LayerNormInF16 => Some("a layer norm whose input has a large variance"),
             Self::BuffersMoveOnSkip

@@ -41,6 +41,8 @@ pub enum Reason {
     Validation,
     /// A resumed run ends elsewhere.
     Resume,
+    /// Dropout does not drop as many elements as it scales for.
+    Dropout,
     /// A layer's rounding has a mean: it truncates.
     Rounding,
     /// Steps are not made of the batches that they should be.
@@ -74,6 +76,7 @@ impl Reason {
         Self::Buffers,
         Self::Validation,
         Self::Resume,
+        Self::Dropout,
         Self::Rounding,
         Self::Batches,
         Self::Memory,
@@ -101,6 +104,7 @@ impl Reason {
             Self::Buffers => "buffers",
             Self::Validation => "validation",
             Self::Resume => "resume",
+            Self::Dropout => "dropout",
             Self::Rounding => "rounding",
             Self::Batches => "batches",
             Self::Memory => "memory",
@@ -121,6 +125,7 @@ impl Reason {
             Self::Skip => Some("skipping of steps"),
             Self::Validation => Some("validation"),
             Self::Resume => Some("saving and resuming"),
+            Self::Dropout => Some("dropout"),
             Self::Batches => Some("the batches of a step"),
             Self::Memory => Some("memory"),
             _ => None,

@@ -95,6 +95,7 @@ impl Findings {
             Reason::Buffers,
             Reason::Validation,
             Reason::Resume,
+            Reason::Dropout,
             Reason::Rounding,
             Reason::Batches,
             Reason::Memory,

@@ -5,6 +5,7 @@
 
 mod checked;
 mod device;
+mod dropout;
 mod left;
 mod reference;
 mod replay;
@@ -253,6 +254,17 @@ impl Checks<'_> {
     fn gradients(&mut self, seen: &Seen, model: &dyn amp_core::LightningModule) -> Result<()> {
         let Some(reference) = &seen.reference else { return Ok(()) };
         let worst = reference.worst;
+        match reference.dropout.found() {
+            (0, ..) => self.findings.left_out(Reason::Dropout, "the model drops nothing"),
+            (layers, away, wrong) => {
+                if let Some(text) = wrong {
+                    self.findings.fail(Reason::Dropout, text);
+                }
+                let about =
+                    format!("{layers} layers, at most {away:.1} standard errors from their rate");
+                self.findings.held(Reason::Dropout, about);
+            }
+        }
         let bound = projection_bound(self.setup.precision);
         let what = format!("{} steps in training mode", reference.windows);
         self.findings.measured(

@@ -8,13 +8,14 @@ use amp_core::{
     LightningModule, Result, Step,
     data::AnyBatch,
     log::Log,
-    nn::{self, Call, Context, Probe, Role, named_tensors},
+    nn::{self, Context, Role, named_tensors},
     precision::{AutocastGuard, GradScaler, Policy, Precision},
     random::RandomState,
     tch::{Device, Tensor, no_grad},
 };
 
 use super::{
+    dropout::Counter,
     left::{dot, exact},
     replay::rounding_of,
 };
@@ -31,6 +32,8 @@ pub(super) struct Reference {
     weight: f64,
     pub(super) windows: u64,
     pub(super) worst: Worst,
+    /// Of the first batch.
+    pub(super) dropout: Rc<Counter>,
 }
 
 /// The largest of each figure over all steps.
@@ -46,18 +49,13 @@ pub(super) struct Worst {
     pub(super) loss: f64,
 }
 
-/// Lets no layers run in one.
-struct OneByOne;
-
-impl Probe for OneByOne {
-    fn ran(&self, _: &Call<'_>) {}
-}
-
 impl Reference {
     pub(super) fn new(model: Box<dyn LightningModule>, device: Device) -> Result<Self> {
         let policy = Policy::new(Precision::F32True, device);
         nn::place(model.as_ref(), policy, &BTreeMap::new())?;
-        Ok(Self { model, policy, device, weight: 0.0, windows: 0, worst: Worst::default() })
+        let dropout = Rc::new(Counter::default());
+        let worst = Worst::default();
+        Ok(Self { model, policy, device, weight: 0.0, windows: 0, worst, dropout })
     }
 
     /// Takes the run's weights before the first batch of a step.
@@ -98,7 +96,7 @@ impl Reference {
         let weight = batch.weight()?;
         let own = {
             let _off = AutocastGuard::off(self.device)?;
-            let context = Context::new(self.policy, true).with_probe(Rc::new(OneByOne));
+            let context = Context::new(self.policy, true).with_probe(self.dropout.clone());
             let mut log = Log::default();
             let mut step = Step::new(&context, &mut log, index, global_step);
             let own = self.model.training_step(&batch.place(self.policy)?, &mut step)?;
@@ -107,6 +105,7 @@ impl Reference {
             own
         };
         now.restore(self.device)?;
+        self.dropout.end();
         self.weight += weight;
         let (loss, own) = (loss.f_double_value(&[])?, own.f_double_value(&[])?);
         self.worst.loss = larger(self.worst.loss, ((loss - own) / own).abs());

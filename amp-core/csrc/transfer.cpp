@@ -2,6 +2,7 @@
 // from the thread it loads for. Through c10's virtual guards, which need no CUDA headers.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
@@ -9,6 +10,8 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -87,7 +90,8 @@ int amp_copy_arrive(void* event, const at::Tensor* const* tensors, size_t count)
 }
 
 // Copies of `count` tensors in host memory, made on a side stream once `ready` has passed; waits for them.
-// Tensors of the host are not copied.
+// Tensors of the host are not copied. The copies go through a pinned buffer: libtorch's own copy to ordinary
+// memory waits for the stream, which is an error while another thread captures a graph.
 int amp_copies_to_host(int index, int64_t stream_id, const void* ready, const at::Tensor* const* tensors,
                        size_t count, at::Tensor** out) {
   return amp::guarded([&] {
@@ -95,10 +99,25 @@ int amp_copies_to_host(int index, int64_t stream_id, const void* ready, const at
     const c10::Stream stream(c10::Stream::UNSAFE, cuda(index), stream_id);
     const c10::StreamGuard guard(stream);
     static_cast<const c10::Event*>(ready)->block(stream);
+    constexpr int64_t buffer_bytes = int64_t{32} << 20;
+    const auto buffer = at::empty({buffer_bytes}, at::kByte).pin_memory();
+    const auto copy = [&](const at::Tensor& tensor) {
+      if (tensor.is_cpu()) return std::make_unique<at::Tensor>(tensor);
+      const auto host = at::empty(tensor.sizes(), tensor.options().device(at::kCPU));
+      const auto bytes = tensor.contiguous().view({-1}).view(at::kByte);
+      const auto total = static_cast<int64_t>(bytes.nbytes());
+      for (int64_t start = 0; start < total; start += buffer_bytes) {
+        const auto part = std::min(buffer_bytes, total - start);
+        buffer.narrow(0, 0, part).copy_(bytes.narrow(0, start, part), /*non_blocking=*/true);
+        c10::Event copied(c10::DeviceType::CUDA);
+        copied.record(stream);
+        copied.synchronize();
+        std::memcpy(static_cast<char*>(host.data_ptr()) + start, buffer.const_data_ptr(), part);
+      }
+      return std::make_unique<at::Tensor>(host);
+    };
     std::vector<std::unique_ptr<at::Tensor>> copies;
-    for (size_t at = 0; at < count; ++at) {
-      copies.push_back(std::make_unique<at::Tensor>(tensors[at]->to(at::kCPU)));
-    }
+    for (size_t at = 0; at < count; ++at) copies.push_back(copy(*tensors[at]));
     for (size_t at = 0; at < count; ++at) out[at] = copies[at].release();
   });
 }

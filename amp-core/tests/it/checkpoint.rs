@@ -47,6 +47,9 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
     let options = (precision.storage(), policy.device);
     let x = Tensor::randn([512, 32], (Kind::Float, policy.device)).to_kind(options.0);
     let y = Tensor::randint(4, [512], (Kind::Int64, policy.device));
+    // On CUDA the matrix library takes its workspace with its first product, or with the first one after a
+    // graph was captured.
+    drop(model.forward(&x, &Context::new(policy, false))?);
     let meter = MemoryMeter::start(policy.device)?;
     let loss = {
         let _autocast = policy.autocast()?;

@@ -80,11 +80,14 @@ fn layers_are_torchs() -> Result<()> {
         let cx = Context::new(Policy::new(Precision::F64True, device()), true);
         let output = layer.forward(&x, &cx)?;
         assert_eq!(output.size(), shape(&case["output_shape"]), "{name}");
-        near(&output, &from_bits(Kind::Double, text(case, "output")), 1e-12, name);
+        // libtorch's kernels of these two have f32 constants on CUDA.
+        let narrow = device().is_cuda() && matches!(name.as_str(), "hardsigmoid" | "hardswish");
+        let tolerance = if narrow { 1e-6 } else { 1e-12 };
+        near(&output, &from_bits(Kind::Double, text(case, "output")), tolerance, name);
         let factor = lcg.tensor(&output.size(), 64.0).to_kind(Kind::Double).to_device(device());
         (output * factor).sum(Kind::Double).f_backward()?;
         // torch's derivative of CELU takes 1/α in f32 (derivatives.yaml: `alpha.toFloat()`).
-        let tolerance = if name == "celu" { 1e-7 } else { 1e-11 };
+        let tolerance = if name == "celu" || narrow { 1e-6 } else { 1e-11 };
         let expected = from_bits(Kind::Double, text(case, "input_grad"));
         near(&x.grad(), &expected, tolerance, &format!("{name}: input"));
         for parameter in parameters(&layer) {

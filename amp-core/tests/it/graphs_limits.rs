@@ -1,10 +1,10 @@
 //! What keeps steps from being CUDA graphs, and what is said then.
 
 use amp_core::{
-    Module, Result,
-    callback::{Callback, LearningRateMonitor, SpeedBenchmark},
+    Hook, Module, Result,
+    callback::{Action, Callback, LearningRateMonitor, SpeedBenchmark},
     nn::{Context, Sequential, Visit, Visitor},
-    precision::Precision,
+    precision::{Precision, StepOutcome},
     tch::{Device, Tensor},
     trainer::{Graph, StepAccess},
 };
@@ -52,6 +52,45 @@ impl Module for Copies {
             Tensor::from_slice(&[1_f32]).f_to_device_(input.device(), input.kind(), true, false)?;
         Ok(input.f_mul(&factor)?)
     }
+}
+
+/// Saves after each of the first steps.
+struct Saves(std::path::PathBuf);
+
+impl Callback for Saves {
+    fn name(&self) -> String {
+        "Saves".to_owned()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Late
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        _: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        let save = || Action::Save { path: self.0.clone(), weights_only: false };
+        Ok((hook.global_step < 8).then(save).into_iter().collect())
+    }
+}
+
+/// A checkpoint is copied to the host by a thread while this one captures the step.
+#[test]
+fn saving_does_not_disturb_a_capture() -> Result<()> {
+    if !device().is_cuda() {
+        return Ok(());
+    }
+    let _generator = seeded(7);
+    let folder = tempfile::tempdir().expect("a folder");
+    let wide = Box::new(linear(64, 1 << 16)?) as Box<dyn Module>;
+    let network = Sequential::new(vec![wide, Box::new(linear(1 << 16, 10)?)]);
+    let saves: Box<dyn Callback> = Box::new(Saves(folder.path().join("run.safetensors")));
+    let config = config(Precision::Bf16Mixed, Graph::On);
+    let outcome = train_on(&config, network, StepAccess::Late, one_cycle, vec![saves])?;
+    assert!(outcome.record.end.replayed > 0);
+    Ok(())
 }
 
 #[rstest]

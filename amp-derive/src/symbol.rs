@@ -91,6 +91,7 @@ pub(crate) const PROG_BAR: &str = "prog_bar";
 /// The arguments of `#[log]` after the name.
 pub(crate) const LOG_FLAGS: &[&str] = &[ON_STEP, ON_EPOCH, PROG_BAR];
 
+pub(crate) const SAME: &str = "same";
 pub(crate) const SEQUENTIAL: &str = "sequential";
 pub(crate) const REPEAT: &str = "repeat";
 pub(crate) const OPTIONAL: &str = "optional";

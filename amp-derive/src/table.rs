@@ -3,9 +3,11 @@
 //! A row here and the type it names in amp-core are all that a new one needs.
 
 mod draws;
+mod layers;
 mod values;
 
 pub(crate) use draws::{DRAWS, Draw};
+pub(crate) use layers::LAYERS;
 pub(crate) use values::{LOSSES, LOSSES_OF_CLASSES, METRICS};
 
 use crate::symbol;
@@ -32,6 +34,10 @@ pub(crate) enum Range {
     Choice(&'static [(&'static str, &'static str)]),
     /// The name of a logged value, a bare word.
     Logged,
+    /// A number for all dimensions or an array of one for each, from this number on.
+    Sizes(i64),
+    /// [`Sizes`](Self::Sizes) from 0 on, or the bare word `same`.
+    Padding,
 }
 
 impl Range {
@@ -39,7 +45,8 @@ impl Range {
         match self {
             Self::Any | Self::Choice(_) | Self::Logged => true,
             Self::Positive => value > 0.0,
-            Self::NotNegative => value >= 0.0,
+            Self::NotNegative | Self::Padding => value >= 0.0,
+            Self::Sizes(least) => value >= least as f64,
             Self::Fraction => (0.0..=1.0).contains(&value),
         }
     }
@@ -49,7 +56,8 @@ impl Range {
         match self {
             Self::Any | Self::Choice(_) | Self::Logged => "of any size",
             Self::Positive => "above 0",
-            Self::NotNegative => "of at least 0",
+            Self::NotNegative | Self::Padding | Self::Sizes(0) => "of at least 0",
+            Self::Sizes(_) => "of at least 1",
             Self::Fraction => "between 0 and 1",
         }
     }
@@ -157,65 +165,6 @@ const fn fraction(name: &'static str) -> Key {
 const fn choice(name: &'static str, words: &'static [(&'static str, &'static str)]) -> Key {
     Key { name, range: Range::Choice(words) }
 }
-
-const fn layer(
-    name: &'static str,
-    ty: &'static str,
-    required: &'static [Key],
-    options: &'static [Key],
-) -> Layer {
-    Layer { entry: Entry { name, ty, required, options }, form: Form::Config }
-}
-
-const fn unit(name: &'static str, ty: &'static str) -> Layer {
-    Layer { entry: Entry { name, ty, required: &[], options: &[] }, form: Form::Unit }
-}
-
-pub(crate) const LAYERS: &[Layer] = &[
-    layer("linear", "Linear", &[positive("in_features"), positive("out_features")], &[any("bias")]),
-    layer(
-        "conv2d",
-        "Conv2d",
-        &[positive("in_channels"), positive("out_channels"), positive("kernel_size")],
-        &[positive("stride"), not_negative("padding"), any("bias")],
-    ),
-    layer("max_pool2d", "MaxPool2d", &[positive("kernel_size")], &[positive("stride")]),
-    layer("batch_norm1d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
-    layer("batch_norm2d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
-    layer("layer_norm", "LayerNorm", &[positive("normalized_shape")], &[positive("eps")]),
-    layer(
-        "embedding",
-        "Embedding",
-        &[positive("num_embeddings"), positive("embedding_dim")],
-        &[positive("std")],
-    ),
-    layer(
-        "multihead_attention",
-        "MultiheadAttention",
-        &[positive("embed_dim"), positive("num_heads")],
-        &[fraction("dropout"), any("causal")],
-    ),
-    layer(
-        "transformer_encoder_layer",
-        "TransformerEncoderLayer",
-        &[positive("d_model"), positive("nhead")],
-        &[positive("dim_feedforward"), fraction("dropout"), any("causal")],
-    ),
-    Layer {
-        entry: Entry { name: "dropout", ty: "Dropout", required: &[fraction("p")], options: &[] },
-        form: Form::Plain,
-    },
-    unit("relu", "Relu"),
-    unit("gelu", "Gelu"),
-    unit("silu", "Silu"),
-    unit("tanh", "Tanh"),
-    unit("sigmoid", "Sigmoid"),
-    unit("flatten", "Flatten"),
-    unit("identity", "Identity"),
-];
-
-const BATCH_NORM: &[Key] = &[positive("num_features")];
-const BATCH_NORM_OPTIONS: &[Key] = &[positive("eps"), fraction("momentum")];
 
 /// Keywords of PyTorch's layers that have no counterpart, and why.
 pub(crate) const NOT_NEEDED: &[(&str, &str)] = &[

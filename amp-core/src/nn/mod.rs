@@ -17,29 +17,45 @@ mod dropout;
 mod embedding;
 mod forward;
 mod fused;
+mod group_norm;
 mod init;
 mod linear;
 mod norm;
 mod parameters;
+mod pool;
 mod probe;
+mod resize;
 mod segment;
+mod sizes;
 mod survey;
 mod transformer;
 
 pub use crate::parameter::Parameter;
-pub use activation::{Flatten, Gelu, Identity, Relu, Sigmoid, Silu, Tanh};
+pub use activation::{
+    Celu, CeluConfig, Elu, EluConfig, Flatten, Gelu, GeluTanh, Glu, GluConfig, Hardsigmoid,
+    Hardswish, Hardtanh, HardtanhConfig, Identity, LeakyRelu, LeakyReluConfig, LogSigmoid,
+    LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid, Silu, Softmax, Softplus,
+    SoftplusConfig, Softsign, Tanh,
+};
 pub use attention::{MultiheadAttention, MultiheadAttentionConfig};
 pub(crate) use check::{names_are_unique, parameters_require_gradients};
 pub use checkpoint::Checkpoint;
 pub use child::Child;
 pub use container::Sequential;
 pub use context::Context;
-pub use conv::{Conv2d, Conv2dConfig, MaxPool2d, MaxPool2dConfig};
+pub use conv::{
+    Conv, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Conv3d, Conv3dConfig, ConvConfig,
+    ConvTranspose, ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d, ConvTranspose2dConfig,
+    ConvTranspose3d, ConvTranspose3dConfig, ConvTransposeConfig, Padding, PaddingMode,
+};
 pub use dropout::Dropout;
 pub use embedding::{Embedding, EmbeddingConfig};
 pub use forward::Forward;
 #[doc(hidden)]
 pub use fused::Fusable;
+pub use group_norm::{
+    GroupNorm, GroupNormConfig, InstanceNorm, InstanceNormConfig, RmsNorm, RmsNormConfig,
+};
 pub use init::Init;
 #[doc(hidden)]
 pub use init::own_tensor;
@@ -47,10 +63,18 @@ pub use linear::{Linear, LinearConfig};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
 
 pub use parameters::{Role, named_tensors, parameters, place};
+pub use pool::{
+    AdaptiveAvgPool, AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d, AdaptiveMaxPool,
+    AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d, AvgPool, AvgPool1d, AvgPool1dConfig,
+    AvgPool2d, AvgPool2dConfig, AvgPool3d, AvgPool3dConfig, AvgPoolConfig, MaxPool, MaxPool1d,
+    MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxPoolConfig,
+};
 pub use probe::{Call, DtypeProbe, Given, Probe, Product};
+pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
 pub use segment::Segment;
+pub use sizes::Sizes;
 pub(crate) use survey::{Cell, Survey};
-pub use transformer::{TransformerEncoderLayer, TransformerEncoderLayerConfig};
+pub use transformer::{FeedForward, TransformerEncoderLayer, TransformerEncoderLayerConfig};
 
 use std::sync::Arc;
 

@@ -19,18 +19,43 @@ pub struct TransformerEncoderLayerConfig {
     pub dim_feedforward: i64,
     /// Dropout in attention, feed-forward and on both residual branches.
     pub dropout: f64,
+    /// The activation of the feed-forward part.
+    pub activation: FeedForward,
+    /// Whether the norms come before attention and feed-forward (pre-norm, as in GPT-2) instead of after
+    /// the residuals.
+    pub norm_first: bool,
     /// Whether attention is causal.
     pub causal: bool,
 }
 
+/// The activation of a transformer's feed-forward part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FeedForward {
+    /// max(x, 0).
+    #[default]
+    Relu,
+    /// x·Φ(x), exact.
+    Gelu,
+    /// GELU by tanh, as GPT-2 has it.
+    GeluTanh,
+}
+
 impl TransformerEncoderLayerConfig {
-    /// Feed-forward 2048, dropout 0.1, not causal.
+    /// Feed-forward 2048, dropout 0.1, ReLU, norms behind the residuals, not causal.
     pub fn new(d_model: i64, nhead: i64) -> Self {
-        Self { d_model, nhead, dim_feedforward: 2048, dropout: 0.1, causal: false }
+        Self {
+            d_model,
+            nhead,
+            dim_feedforward: 2048,
+            dropout: 0.1,
+            activation: FeedForward::Relu,
+            norm_first: false,
+            causal: false,
+        }
     }
 }
 
-/// Attention and feed-forward, each with a residual and then a layer norm (post-norm, ReLU);
+/// Attention and feed-forward, each with a residual and a layer norm behind it or before it;
 /// nn.TransformerEncoderLayer with batch_first, on `[N, L, d_model]`.
 #[derive(Debug)]
 pub struct TransformerEncoderLayer(Arc<Parts>);
@@ -43,6 +68,8 @@ struct Parts {
     linear2: Linear,
     norm1: LayerNorm,
     norm2: LayerNorm,
+    activation: FeedForward,
+    norm_first: bool,
 }
 
 impl TransformerEncoderLayer {
@@ -55,8 +82,15 @@ impl TransformerEncoderLayer {
         reason = "the autograd graph may be freed on a thread of libtorch's"
     )]
     pub fn new(config: TransformerEncoderLayerConfig) -> Result<Self> {
-        let TransformerEncoderLayerConfig { d_model, nhead, dim_feedforward, dropout, causal } =
-            config;
+        let TransformerEncoderLayerConfig {
+            d_model,
+            nhead,
+            dim_feedforward,
+            dropout,
+            activation,
+            norm_first,
+            causal,
+        } = config;
         Ok(Self(Arc::new(Parts {
             self_attn: MultiheadAttention::new(MultiheadAttentionConfig {
                 dropout,
@@ -68,6 +102,8 @@ impl TransformerEncoderLayer {
             linear2: Linear::new(LinearConfig::new(dim_feedforward, d_model))?,
             norm1: LayerNorm::new(LayerNormConfig::new(d_model))?,
             norm2: LayerNorm::new(LayerNormConfig::new(d_model))?,
+            activation,
+            norm_first,
         })))
     }
 }
@@ -92,14 +128,31 @@ impl Parts {
     /// The first half of the feed-forward part.
     fn expand(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         let p = self.dropout.active(cx);
-        let together = || self.linear1.forward_relu(x, cx, p);
-        match cx.call_with("linear1", &self.linear1, together)? {
-            Some(inner) => Ok(inner),
-            None => {
-                let inner = cx.call("linear1", None, &self.linear1, x)?.f_relu()?;
-                self.dropout.forward(&inner, cx)
-            }
+        let together = || match self.activation {
+            FeedForward::Relu => self.linear1.forward_relu(x, cx, p),
+            FeedForward::Gelu | FeedForward::GeluTanh => Ok(None),
+        };
+        if let Some(inner) = cx.call_with("linear1", &self.linear1, together)? {
+            return Ok(inner);
         }
+        let inner = cx.call("linear1", None, &self.linear1, x)?;
+        let inner = match self.activation {
+            FeedForward::Relu => inner.f_relu()?,
+            FeedForward::Gelu => inner.f_gelu("none")?,
+            FeedForward::GeluTanh => inner.f_gelu("tanh")?,
+        };
+        self.dropout.forward(&inner, cx)
+    }
+
+    /// x + dropout(attention(norm(x))), then the same with the feed-forward part.
+    fn forward_norm_first(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        let normalised = cx.call("norm1", None, &self.norm1, input)?;
+        let attended = cx.call("self_attn", None, &self.self_attn, &normalised)?;
+        let x = input.f_add(&self.dropout.forward(&attended, cx)?)?;
+        let normalised = cx.call("norm2", None, &self.norm2, &x)?;
+        let inner = self.expand(&normalised, cx)?;
+        let outer = cx.call("linear2", None, &self.linear2, &inner)?;
+        Ok(x.f_add(&self.dropout.forward(&outer, cx)?)?)
     }
 
     /// norm(residual + dropout(branch)), where `name` is the norm's.
@@ -135,6 +188,9 @@ impl Visit for Parts {
 
 impl Module for Parts {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        if self.norm_first {
+            return self.forward_norm_first(input, cx);
+        }
         let attended = cx.call("self_attn", None, &self.self_attn, input)?;
         let x = self.add_and_normalise("norm1", &self.norm1, input, &attended, cx)?;
         let inner = self.expand(&x, cx)?;

@@ -59,8 +59,12 @@ impl Module for Images {
 
 /// Convolutions with all that stands between them, 64 → 10.
 fn net() -> Result<Sequential> {
-    let conv = |from, to, kernel_size, padding, bias| {
-        Conv2d::new(Conv2dConfig { padding, bias, ..Conv2dConfig::new(from, to, kernel_size) })
+    let conv = |from, to, kernel_size: i64, padding: i64, bias| {
+        Conv2d::new(Conv2dConfig {
+            padding: padding.into(),
+            bias,
+            ..Conv2dConfig::new(from, to, kernel_size)
+        })
     };
     Ok(Sequential::new(vec![
         Box::new(Images),
@@ -93,7 +97,11 @@ fn a_layer_on_tensor_cores_is_near_f64(
     let _generator = seeded(11);
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());
-    let options = Conv2dConfig { stride, padding, ..Conv2dConfig::new(channels, 32, kernel_size) };
+    let options = Conv2dConfig {
+        stride: stride.into(),
+        padding: padding.into(),
+        ..Conv2dConfig::new(channels, 32, kernel_size)
+    };
     let layer = Conv2d::new(options)?;
     place(&layer, policy, &BTreeMap::new())?;
     let own = parameters(&layer);

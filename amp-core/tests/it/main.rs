@@ -42,6 +42,7 @@ mod graphs_limits;
 mod graphs_optimizers;
 mod graphs_storage;
 mod islands;
+mod layers;
 mod left_out;
 mod linear;
 mod log;

@@ -73,10 +73,10 @@ fn gradients(
 )]
 #[case::conv(
     || stack(vec![
-        Box::new(Conv2d::new(Conv2dConfig { padding: 1, ..Conv2dConfig::new(3, 8, 3) })?),
+        Box::new(Conv2d::new(Conv2dConfig { padding: 1.into(), ..Conv2dConfig::new(3, 8, 3) })?),
         Box::new(BatchNorm::new(BatchNormConfig::new(8))?),
         Box::new(Relu),
-        Box::new(Conv2d::new(Conv2dConfig { padding: 1, ..Conv2dConfig::new(8, 3, 3) })?),
+        Box::new(Conv2d::new(Conv2dConfig { padding: 1.into(), ..Conv2dConfig::new(8, 3, 3) })?),
     ]),
     &[4, 3, 8, 8],
 )]

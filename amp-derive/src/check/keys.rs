@@ -135,6 +135,14 @@ pub(super) fn words_to_values(
             let name = logged_name(pair, diag)?;
             Some(syn::parse_quote!(__amp::ToString::to_string(#name)))
         }
+        Range::Padding if word(&pair.value).is_some_and(|word| word == symbol::SAME) => {
+            Some(syn::parse_quote!(__amp::nn::Padding::Same))
+        }
+        // The constructor of the options takes required ones as they are.
+        Range::Sizes(_) | Range::Padding if row.options.iter().any(|key| pair.key == key.name) => {
+            let value = &pair.value;
+            Some(syn::parse_quote!(__amp::From::from(#value)))
+        }
         _ => Some(pair.value.clone()),
     };
     // Collected in two steps, so that every value is looked at.

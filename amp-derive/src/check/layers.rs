@@ -61,9 +61,8 @@ fn name_is_known(name: &Ident, diag: &Diagnostics) -> Option<&'static Layer> {
         let instead = match closest(&text, &names()) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => format!(
-                "a function of your own is called by its path, `self::{text}(…)`; the layers are \
-                 {}",
-                quoted(&names())
+                "a function of your own is called by its path, `self::{text}(…)`; the layers are in \
+                 the documentation of `derive(LightningModule)`"
             ),
         };
         diag.error(name, format!("unknown layer `{text}`: {instead}"));
@@ -217,6 +216,7 @@ fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) ->
         return None;
     }
     keys::fit(name, entry, &given, diag)?;
+    let mut given = keys::words_to_values(entry, given, diag)?;
     let values: Option<Vec<Expr>> =
         entry.required.iter().map(|key| Some(keys::take(&mut given, key.name)?.value)).collect();
     Some(Build::Layer { row, at: name.clone(), values: values?, options: given })

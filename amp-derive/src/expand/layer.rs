@@ -20,7 +20,8 @@ pub(super) fn expand(build: &Build) -> TokenStream {
                 Form::Unit => quote!(__amp::nn::#ty),
                 Form::Plain => quote!(__amp::nn::#ty::new(#(#values),*)?),
                 Form::Config => {
-                    let config = config(&ty, values, options);
+                    let every = values.is_empty() && options.len() == row.entry.options.len();
+                    let config = config(&ty, values, options, every);
                     quote!(__amp::nn::#ty::new(#config)?)
                 }
             }
@@ -63,12 +64,16 @@ pub(super) fn expand(build: &Build) -> TokenStream {
     }
 }
 
-fn config(ty: &Ident, values: &[syn::Expr], options: &[Pair]) -> TokenStream {
+/// The layer's options; `every` one is given where nothing is left to its default.
+fn config(ty: &Ident, values: &[syn::Expr], options: &[Pair], every: bool) -> TokenStream {
     let config = format_ident!("{ty}Config");
     let new = quote!(__amp::nn::#config::new(#(#values),*));
     if options.is_empty() {
         return new;
     }
     let options = options.iter().map(|Pair { key, value }| quote!(#key: #value));
-    quote!(__amp::nn::#config { #(#options,)* ..#new })
+    match every {
+        true => quote!(__amp::nn::#config { #(#options,)* }),
+        false => quote!(__amp::nn::#config { #(#options,)* ..#new }),
+    }
 }

@@ -7,7 +7,8 @@ use serde_json::Value;
 macro_rules! oracle {
     ($name:literal) => {
         serde_json::from_str::<serde_json::Value>(include_str!(concat!(
-            "../../../fixtures/oracles/",
+            env!("CARGO_MANIFEST_DIR"),
+            "/../fixtures/oracles/",
             $name
         )))
         .expect("an oracle is JSON")

@@ -10,11 +10,8 @@ fn unknown_names() {
         &[(
             "my_block",
             "unknown layer `my_block`: a function of your own is called by its path, \
-             `self::my_block(…)`; the layers are `linear`, `conv2d`, `max_pool2d`, \
-             `batch_norm1d`, `batch_norm2d`, `layer_norm`, `embedding`, \
-             `multihead_attention`, `transformer_encoder_layer`, `dropout`, `relu`, `gelu`, \
-             `silu`, `tanh`, `sigmoid`, `flatten`, `identity`, `sequential`, `repeat`, \
-             `optional`, `checkpoint`",
+             `self::my_block(…)`; the layers are in the documentation of \
+             `derive(LightningModule)`",
         )],
     );
 }
@@ -74,6 +71,17 @@ fn literals_in_range() {
     layer(
         "conv2d(1, 8, 3, padding = -1)",
         &[("-1", "`padding` of `conv2d` takes a value of at least 0, not -1")],
+    );
+    layer(
+        "max_pool2d(2, stride = 0)",
+        &[("0", "`stride` of `max_pool2d` takes a value of at least 1, not 0")],
+    );
+    layer(
+        "conv2d(1, 8, 3, padding_mode = mirror)",
+        &[(
+            "mirror",
+            "`padding_mode` is `zeros`, `reflect`, `replicate` or `circular`, not `mirror`",
+        )],
     );
 }
 

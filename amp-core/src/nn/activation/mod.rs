@@ -1,4 +1,11 @@
-//! Layers without parameters.
+//! Layers without parameters, and activations.
+
+mod options;
+
+pub use options::{
+    Celu, CeluConfig, Elu, EluConfig, Glu, GluConfig, Hardtanh, HardtanhConfig, LeakyRelu,
+    LeakyReluConfig, LogSoftmax, Prelu, PreluConfig, Softmax, Softplus, SoftplusConfig,
+};
 
 use tch::Tensor;
 
@@ -66,6 +73,22 @@ stateless! {
     Sigmoid => |x| x.f_sigmoid()?;
     /// x·σ(x).
     Silu => |x| x.f_silu()?;
+    /// 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))); nn.GELU(approximate="tanh").
+    GeluTanh => |x| x.f_gelu("tanh")?;
+    /// min(max(x, 0), 6); nn.ReLU6.
+    Relu6 => |x| x.f_relu6()?;
+    /// x·tanh(softplus(x)); nn.Mish.
+    Mish => |x| x.f_mish()?;
+    /// x·min(max(x + 3, 0), 6)/6; nn.Hardswish.
+    Hardswish => |x| x.f_hardswish()?;
+    /// min(max(x + 3, 0), 6)/6; nn.Hardsigmoid.
+    Hardsigmoid => |x| x.f_hardsigmoid()?;
+    /// 1.0507·(max(x, 0) + min(1.6733·(eˣ - 1), 0)); nn.SELU.
+    Selu => |x| x.f_selu()?;
+    /// log(σ(x)); nn.LogSigmoid.
+    LogSigmoid => |x| x.f_log_sigmoid()?;
+    /// x/(1 + |x|); nn.Softsign.
+    Softsign => |x| x.f_div(&x.f_abs()?.f_add_scalar(1.0)?)?;
     /// x.
     Identity => |x| x.shallow_clone();
     /// `[N, …]` to `[N, product]`.

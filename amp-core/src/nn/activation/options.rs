@@ -1,0 +1,200 @@
+//! Activations with options.
+
+use tch::Tensor;
+
+use crate::{
+    Error, Result,
+    nn::{Context, Module, Role, Visit, Visitor, init},
+};
+
+macro_rules! with_options {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident, $config:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty = $default:expr,)* }
+        => |$input:ident, $options:ident| $body:expr;
+    )*) => {$(
+        #[doc = concat!("The options of [`", stringify!($name), "`].")]
+        #[derive(Debug, Clone, Copy)]
+        pub struct $config {
+            $($(#[$field_doc])* pub $field: $ty,)*
+        }
+
+        impl $config {
+            /// torch.nn's defaults.
+            #[expect(clippy::new_without_default, reason = "all layers' options begin with `new`")]
+            pub fn new() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name {
+            config: $config,
+        }
+
+        impl $name {
+            /// With these options.
+            ///
+            /// # Errors
+            /// Never; the result has the form of the other layers.
+            pub fn new(config: $config) -> Result<Self> {
+                Ok(Self { config })
+            }
+        }
+
+        impl Visit for $name {
+            fn visit(&self, _: &mut dyn Visitor) {}
+        }
+
+        impl Module for $name {
+            fn forward(&self, $input: &Tensor, _: &Context) -> Result<Tensor> {
+                let $options = self.config;
+                Ok($body)
+            }
+        }
+    )*};
+}
+
+with_options! {
+    /// x where that is positive, and slope·x elsewhere; nn.LeakyReLU.
+    LeakyRelu, LeakyReluConfig {
+        /// The slope of negative values.
+        negative_slope: f64 = 0.01,
+    } => |x, options| {
+        // libtorch's function has the slope 0.01 alone.
+        x.f_where_self(&x.f_gt(0.0)?, &x.f_mul_scalar(options.negative_slope)?)?
+    };
+    /// x where that is positive, and α·(eˣ - 1) elsewhere; nn.ELU.
+    Elu, EluConfig {
+        /// α.
+        alpha: f64 = 1.0,
+    } => |x, options| {
+        let negative = x.f_clamp_max(0.0)?.f_expm1()?.f_mul_scalar(options.alpha)?;
+        x.f_where_self(&x.f_gt(0.0)?, &negative)?
+    };
+    /// max(x, 0) + min(α·(e^(x/α) - 1), 0); nn.CELU.
+    Celu, CeluConfig {
+        /// α.
+        alpha: f64 = 1.0,
+    } => |x, options| {
+        let scaled = x.f_clamp_max(0.0)?.f_div_scalar(options.alpha)?;
+        x.f_where_self(&x.f_gt(0.0)?, &scaled.f_expm1()?.f_mul_scalar(options.alpha)?)?
+    };
+    /// log(1 + e^(β·x))/β, and x where β·x is above the threshold; nn.Softplus.
+    Softplus, SoftplusConfig {
+        /// β.
+        beta: f64 = 1.0,
+        /// Where it becomes linear.
+        threshold: f64 = 20.0,
+    } => |x, options| {
+        let scaled = x.f_mul_scalar(options.beta)?;
+        let soft = scaled.f_clamp_max(options.threshold)?.f_exp()?.f_log1p()?;
+        x.f_where_self(&scaled.f_gt(options.threshold)?, &soft.f_div_scalar(options.beta)?)?
+    };
+    /// x within the bounds, and the nearer bound elsewhere; nn.Hardtanh.
+    Hardtanh, HardtanhConfig {
+        /// The least value.
+        min_val: f64 = -1.0,
+        /// The largest value.
+        max_val: f64 = 1.0,
+    } => |x, options| {
+        let HardtanhConfig { min_val, max_val } = options;
+        // At a bound the gradient is 0, which that of `clamp` is not.
+        let within = x.f_gt(min_val)?.f_logical_and(&x.f_lt(max_val)?)?;
+        x.f_where_self(&within, &x.f_detach()?.f_clamp(min_val, max_val)?)?
+    };
+    /// The first half of a dimension times σ of the second; nn.GLU.
+    Glu, GluConfig {
+        /// The dimension that is halved.
+        dim: i64 = -1,
+    } => |x, options| x.f_glu(options.dim)?;
+}
+
+macro_rules! over_a_dimension {
+    ($($(#[$doc:meta])* $name:ident => $function:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name {
+            dim: i64,
+        }
+
+        impl $name {
+            /// Over this dimension; -1 is the last.
+            ///
+            /// # Errors
+            /// Never; the result has the form of the other layers.
+            pub fn new(dim: i64) -> Result<Self> {
+                Ok(Self { dim })
+            }
+        }
+
+        impl Visit for $name {
+            fn visit(&self, _: &mut dyn Visitor) {}
+        }
+
+        impl Module for $name {
+            fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+                Ok(input.$function(self.dim, None)?)
+            }
+        }
+    )*};
+}
+
+over_a_dimension! {
+    /// eˣ/Σeˣ over a dimension; nn.Softmax.
+    Softmax => f_softmax;
+    /// log(eˣ/Σeˣ) over a dimension; nn.LogSoftmax.
+    LogSoftmax => f_log_softmax;
+}
+
+/// The options of [`Prelu`].
+#[derive(Debug, Clone, Copy)]
+pub struct PreluConfig {
+    /// 1, or the number of channels.
+    pub num_parameters: i64,
+    /// The first slope.
+    pub init: f64,
+}
+
+impl PreluConfig {
+    /// One slope of 0.25.
+    #[expect(clippy::new_without_default, reason = "all layers' options begin with `new`")]
+    pub fn new() -> Self {
+        Self { num_parameters: 1, init: 0.25 }
+    }
+}
+
+/// x where that is positive, and a learnt slope·x elsewhere; nn.PReLU.
+#[derive(Debug)]
+pub struct Prelu {
+    weight: Tensor,
+}
+
+impl Prelu {
+    /// With one slope, or one for each channel of `[N, C, …]`.
+    ///
+    /// # Errors
+    /// When there is no slope.
+    pub fn new(config: PreluConfig) -> Result<Self> {
+        if config.num_parameters < 1 {
+            return Err(Error::config(format!(
+                "prelu: num_parameters is {}, but must be at least 1",
+                config.num_parameters
+            )));
+        }
+        Ok(Self { weight: init::constant(&[config.num_parameters], config.init)? })
+    }
+}
+
+impl Visit for Prelu {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("weight", &self.weight, Role::Parameter);
+    }
+}
+
+impl Module for Prelu {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_prelu(&self.weight)?)
+    }
+}

@@ -1,0 +1,177 @@
+//! Convolutions.
+
+mod padding;
+#[cfg(test)]
+mod tests;
+mod transpose;
+
+pub use padding::{Padding, PaddingMode};
+pub use transpose::{
+    ConvTranspose, ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d, ConvTranspose2dConfig,
+    ConvTranspose3d, ConvTranspose3dConfig, ConvTransposeConfig,
+};
+
+use tch::Tensor;
+
+use super::{Context, Module, Op, Role, Sizes, Visit, Visitor, init};
+use crate::{Error, Result, ffi};
+
+/// The options of a [`Conv`] over `N` dimensions; the defaults are nn.Conv2d's.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvConfig<const N: usize> {
+    /// Input channels.
+    pub in_channels: i64,
+    /// Output channels.
+    pub out_channels: i64,
+    /// The kernel's size.
+    pub kernel_size: Sizes<N>,
+    /// Step between windows.
+    pub stride: Sizes<N>,
+    /// What is added on both sides.
+    pub padding: Padding<N>,
+    /// Distance of the kernel's elements.
+    pub dilation: Sizes<N>,
+    /// Groups of channels, each with filters of its own; divides both numbers of channels.
+    pub groups: i64,
+    /// Whether to add a bias.
+    pub bias: bool,
+    /// What the padding consists of.
+    pub padding_mode: PaddingMode,
+}
+
+/// The options of a [`Conv1d`].
+pub type Conv1dConfig = ConvConfig<1>;
+/// The options of a [`Conv2d`].
+pub type Conv2dConfig = ConvConfig<2>;
+/// The options of a [`Conv3d`].
+pub type Conv3dConfig = ConvConfig<3>;
+
+impl<const N: usize> ConvConfig<N> {
+    /// Stride 1, no padding, with a bias.
+    pub fn new(in_channels: i64, out_channels: i64, kernel_size: impl Into<Sizes<N>>) -> Self {
+        Self {
+            in_channels,
+            out_channels,
+            kernel_size: kernel_size.into(),
+            stride: Sizes([1; N]),
+            padding: Padding::Sizes(Sizes([0; N])),
+            dilation: Sizes([1; N]),
+            groups: 1,
+            bias: true,
+            padding_mode: PaddingMode::Zeros,
+        }
+    }
+}
+
+/// A convolution over `N` dimensions: `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`, or the same without
+/// the batch; nn.Conv1d, nn.Conv2d and nn.Conv3d.
+///
+/// A [`Conv2d`] that computes in f16 or bf16 on CUDA does so in channels_last, which tensor cores take, and
+/// its output lies so; what comes behind keeps that up to a [`Flatten`](super::Flatten). The weight and its
+/// gradient lie as everywhere.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::nn::{Conv2d, Conv2dConfig, Padding, Sizes};
+///
+/// // A separable convolution of wide windows that keeps the image's size.
+/// let config = Conv2dConfig {
+///     groups: 8,
+///     padding: Padding::Same,
+///     ..Conv2dConfig::new(8, 8, [3, 5])
+/// };
+/// let conv = Conv2d::new(config)?;
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Conv<const N: usize> {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    config: ConvConfig<N>,
+}
+
+/// A convolution of sequences, `[N, C, L]`; nn.Conv1d.
+pub type Conv1d = Conv<1>;
+/// A convolution of images, `[N, C, H, W]`; nn.Conv2d.
+pub type Conv2d = Conv<2>;
+/// A convolution of volumes, `[N, C, D, H, W]`; nn.Conv3d.
+pub type Conv3d = Conv<3>;
+
+impl<const N: usize> Conv<N> {
+    /// Draws weight, then bias, from U(±1/√fan_in).
+    ///
+    /// # Errors
+    /// When a size is not positive, the groups do not divide the channels, or the output of padding `same`
+    /// would not have the input's size.
+    pub fn new(config: ConvConfig<N>) -> Result<Self> {
+        let ConvConfig { in_channels, out_channels, kernel_size, groups, .. } = config;
+        groups_divide("conv", groups, in_channels, out_channels)?;
+        config.padding.check(config.stride)?;
+        let fan_in = in_channels / groups * kernel_size.product();
+        let shape = [&[out_channels, in_channels / groups][..], &kernel_size.0].concat();
+        let (weight, bias) = weights(&shape, fan_in, config.bias.then_some(out_channels))?;
+        Ok(Self { weight, bias, config })
+    }
+
+    fn convolve(&self, input: &Tensor, padding: Sizes<N>) -> Result<Tensor> {
+        let Self { weight, config, .. } = self;
+        let ConvConfig { stride, dilation, groups, .. } = *config;
+        let bias = self.bias.as_ref();
+        if let (2, 1, Some(1), Some(stride), Some(padding)) =
+            (N, groups, dilation.common(), stride.common(), padding.common())
+        {
+            let channels_last = input.device().is_cuda();
+            return ffi::conv2d(input, weight, bias, [stride, padding], channels_last);
+        }
+        let (stride, padding, dilation) = (stride.0, padding.0, dilation.0);
+        Ok(match N {
+            1 => input.f_conv1d(weight, bias, stride, padding, dilation, groups)?,
+            2 => input.f_conv2d(weight, bias, stride, padding, dilation, groups)?,
+            _ => input.f_conv3d(weight, bias, stride, padding, dilation, groups)?,
+        })
+    }
+}
+
+/// Draws a weight of this shape, then a bias of this size, as torch.nn's convolutions do.
+fn weights(shape: &[i64], fan_in: i64, bias: Option<i64>) -> Result<(Tensor, Option<Tensor>)> {
+    let weight = init::uniform(shape, init::kaiming_bound(fan_in))?;
+    let bias = bias.map(|size| init::uniform(&[size], init::bias_bound(fan_in))).transpose()?;
+    Ok((weight, bias))
+}
+
+fn groups_divide(layer: &str, groups: i64, in_channels: i64, out_channels: i64) -> Result<()> {
+    if groups > 0 && in_channels % groups == 0 && out_channels % groups == 0 {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "{layer}: {groups} groups do not divide {in_channels} input and {out_channels} output channels"
+    )))
+}
+
+fn visit(weight: &Tensor, bias: Option<&Tensor>, visitor: &mut dyn Visitor) {
+    visitor.tensor("weight", weight, Role::Parameter);
+    if let Some(bias) = bias {
+        visitor.tensor("bias", bias, Role::Parameter);
+    }
+}
+
+impl<const N: usize> Visit for Conv<N> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit(&self.weight, self.bias.as_ref(), visitor);
+    }
+}
+
+impl<const N: usize> Module for Conv<N> {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let ConvConfig { kernel_size, padding, dilation, padding_mode, .. } = self.config;
+        let [before, after] = padding.sides(kernel_size, dilation);
+        if padding_mode == PaddingMode::Zeros && before == after {
+            return self.convolve(input, before);
+        }
+        let padded = padding_mode.pad(input, before, after)?;
+        self.convolve(&padded, Sizes([0; N]))
+    }
+
+    fn op(&self) -> Op {
+        Op::Matmul
+    }
+}

@@ -1,0 +1,76 @@
+//! What a convolution finds beyond its input's edges.
+
+use tch::Tensor;
+
+use crate::{Error, Result, nn::Sizes};
+
+/// How much is added on both sides of each dimension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding<const N: usize> {
+    /// So much.
+    Sizes(Sizes<N>),
+    /// As much as gives the output the input's size, for stride 1; where that is odd, one more at the end.
+    Same,
+}
+
+impl<const N: usize, S: Into<Sizes<N>>> From<S> for Padding<N> {
+    fn from(sizes: S) -> Self {
+        Self::Sizes(sizes.into())
+    }
+}
+
+impl<const N: usize> Padding<N> {
+    pub(super) fn check(self, stride: Sizes<N>) -> Result<()> {
+        match (self, stride.common()) {
+            (Self::Same, Some(1)) | (Self::Sizes(_), _) => Ok(()),
+            (Self::Same, _) => Err(Error::config(
+                "conv: padding `same` is for stride 1: give the padding as a number",
+            )),
+        }
+    }
+
+    /// What comes before and after each dimension.
+    pub(super) fn sides(self, kernel_size: Sizes<N>, dilation: Sizes<N>) -> [Sizes<N>; 2] {
+        match self {
+            Self::Sizes(sizes) => [sizes, sizes],
+            Self::Same => {
+                let total: [i64; N] =
+                    std::array::from_fn(|at| dilation.0[at] * (kernel_size.0[at] - 1));
+                [Sizes(total.map(|total| total / 2)), Sizes(total.map(|total| total - total / 2))]
+            }
+        }
+    }
+}
+
+/// What padding consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PaddingMode {
+    /// Zeros.
+    #[default]
+    Zeros,
+    /// The input mirrored at its edge, without the edge.
+    Reflect,
+    /// The input's edge.
+    Replicate,
+    /// The input's other end.
+    Circular,
+}
+
+impl PaddingMode {
+    pub(super) fn pad<const N: usize>(
+        self,
+        input: &Tensor,
+        before: Sizes<N>,
+        after: Sizes<N>,
+    ) -> Result<Tensor> {
+        let mode = match self {
+            Self::Zeros => "constant",
+            Self::Reflect => "reflect",
+            Self::Replicate => "replicate",
+            Self::Circular => "circular",
+        };
+        // libtorch counts dimensions from the last.
+        let sides: Vec<i64> = (0..N).rev().flat_map(|at| [before.0[at], after.0[at]]).collect();
+        Ok(input.f_pad(sides, mode, None)?)
+    }
+}

@@ -1,0 +1,119 @@
+//! Transposed convolutions.
+
+use tch::Tensor;
+
+use super::{groups_divide, visit, weights};
+use crate::{
+    Result,
+    nn::{Context, Module, Op, Sizes, Visit, Visitor},
+};
+
+/// The options of a [`ConvTranspose`] over `N` dimensions; the defaults are nn.ConvTranspose2d's.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvTransposeConfig<const N: usize> {
+    /// Input channels.
+    pub in_channels: i64,
+    /// Output channels.
+    pub out_channels: i64,
+    /// The kernel's size.
+    pub kernel_size: Sizes<N>,
+    /// Step between windows of the output.
+    pub stride: Sizes<N>,
+    /// What is cut off the output on both sides.
+    pub padding: Sizes<N>,
+    /// What is added to the output's end: strides above 1 leave its size open.
+    pub output_padding: Sizes<N>,
+    /// Groups of channels, each with filters of its own; divides both numbers of channels.
+    pub groups: i64,
+    /// Whether to add a bias.
+    pub bias: bool,
+    /// Distance of the kernel's elements.
+    pub dilation: Sizes<N>,
+}
+
+/// The options of a [`ConvTranspose1d`].
+pub type ConvTranspose1dConfig = ConvTransposeConfig<1>;
+/// The options of a [`ConvTranspose2d`].
+pub type ConvTranspose2dConfig = ConvTransposeConfig<2>;
+/// The options of a [`ConvTranspose3d`].
+pub type ConvTranspose3dConfig = ConvTransposeConfig<3>;
+
+impl<const N: usize> ConvTransposeConfig<N> {
+    /// Stride 1, no padding, with a bias.
+    pub fn new(in_channels: i64, out_channels: i64, kernel_size: impl Into<Sizes<N>>) -> Self {
+        Self {
+            in_channels,
+            out_channels,
+            kernel_size: kernel_size.into(),
+            stride: Sizes([1; N]),
+            padding: Sizes([0; N]),
+            output_padding: Sizes([0; N]),
+            groups: 1,
+            bias: true,
+            dilation: Sizes([1; N]),
+        }
+    }
+}
+
+/// A transposed convolution, the gradient of a convolution by its input: `[N, C, L]`, `[N, C, H, W]` or
+/// `[N, C, D, H, W]` grows by the stride; nn.ConvTranspose1d, nn.ConvTranspose2d and nn.ConvTranspose3d.
+#[derive(Debug)]
+pub struct ConvTranspose<const N: usize> {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    config: ConvTransposeConfig<N>,
+}
+
+/// A transposed convolution of sequences; nn.ConvTranspose1d.
+pub type ConvTranspose1d = ConvTranspose<1>;
+/// A transposed convolution of images; nn.ConvTranspose2d.
+pub type ConvTranspose2d = ConvTranspose<2>;
+/// A transposed convolution of volumes; nn.ConvTranspose3d.
+pub type ConvTranspose3d = ConvTranspose<3>;
+
+impl<const N: usize> ConvTranspose<N> {
+    /// Draws weight, then bias, from U(±1/√fan), where fan counts output channels of a group, as
+    /// torch.nn does.
+    ///
+    /// # Errors
+    /// When a size is not positive, or the groups do not divide the channels.
+    pub fn new(config: ConvTransposeConfig<N>) -> Result<Self> {
+        let ConvTransposeConfig { in_channels, out_channels, kernel_size, groups, .. } = config;
+        groups_divide("conv_transpose", groups, in_channels, out_channels)?;
+        let fan = out_channels / groups * kernel_size.product();
+        let shape = [&[in_channels, out_channels / groups][..], &kernel_size.0].concat();
+        let (weight, bias) = weights(&shape, fan, config.bias.then_some(out_channels))?;
+        Ok(Self { weight, bias, config })
+    }
+}
+
+impl<const N: usize> Visit for ConvTranspose<N> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit(&self.weight, self.bias.as_ref(), visitor);
+    }
+}
+
+impl<const N: usize> Module for ConvTranspose<N> {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let ConvTransposeConfig { stride, padding, output_padding, groups, dilation, .. } =
+            self.config;
+        let (weight, bias) = (&self.weight, self.bias.as_ref());
+        let (stride, padding, extra, dilation) =
+            (stride.0, padding.0, output_padding.0, dilation.0);
+        Ok(match N {
+            1 => {
+                input.f_conv_transpose1d(weight, bias, stride, padding, extra, groups, dilation)?
+            }
+            2 => {
+                input.f_conv_transpose2d(weight, bias, stride, padding, extra, groups, dilation)?
+            }
+            _ => {
+                input.f_conv_transpose3d(weight, bias, stride, padding, extra, groups, dilation)?
+            }
+        })
+    }
+
+    fn op(&self) -> Op {
+        Op::Matmul
+    }
+}

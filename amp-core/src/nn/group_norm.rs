@@ -1,0 +1,205 @@
+//! Norms over groups of channels and over each example's channels, and by the root of the mean square.
+
+use tch::Tensor;
+
+use super::{Context, Module, Role, Visit, Visitor, init, norm::eps_is_positive};
+use crate::{Error, Result};
+
+/// The options of a [`GroupNorm`]; the defaults are nn.GroupNorm's.
+#[derive(Debug, Clone, Copy)]
+pub struct GroupNormConfig {
+    /// Groups that the channels are parted into.
+    pub num_groups: i64,
+    /// Size of dimension 1 of the input.
+    pub num_channels: i64,
+    /// Added to the variance.
+    pub eps: f64,
+    /// Whether each channel has a weight and a bias.
+    pub affine: bool,
+}
+
+impl GroupNormConfig {
+    /// With eps 1e-5, a weight and a bias.
+    pub fn new(num_groups: i64, num_channels: i64) -> Self {
+        Self { num_groups, num_channels, eps: 1e-5, affine: true }
+    }
+}
+
+/// Normalises each group of channels of each example of `[N, C, …]`; nn.GroupNorm.
+#[derive(Debug)]
+pub struct GroupNorm {
+    affine: Option<[Tensor; 2]>,
+    num_groups: i64,
+    eps: f64,
+}
+
+impl GroupNorm {
+    /// Weight 1, bias 0.
+    ///
+    /// # Errors
+    /// When the groups do not divide the channels, or eps is not above 0.
+    pub fn new(config: GroupNormConfig) -> Result<Self> {
+        let GroupNormConfig { num_groups, num_channels, eps, affine } = config;
+        eps_is_positive("group_norm", eps)?;
+        if num_groups < 1 || num_channels % num_groups != 0 {
+            return Err(Error::config(format!(
+                "group_norm: {num_groups} groups do not divide {num_channels} channels"
+            )));
+        }
+        Ok(Self { affine: weight_and_bias(num_channels, affine)?, num_groups, eps })
+    }
+}
+
+impl Visit for GroupNorm {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit(self.affine.as_ref(), visitor);
+    }
+}
+
+impl Module for GroupNorm {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let size = input.size();
+        if size.iter().skip(1).product::<i64>() == self.num_groups {
+            // torch gives the bias, whatever the input is.
+            return Err(Error::config(format!(
+                "group_norm: each of {} groups of {size:?} has one value, which has no variance",
+                self.num_groups
+            )));
+        }
+        let [weight, bias] = both(self.affine.as_ref());
+        Ok(input.f_group_norm(self.num_groups, weight, bias, self.eps, true)?)
+    }
+}
+
+/// The options of an [`InstanceNorm`]; the defaults are nn.InstanceNorm2d's.
+#[derive(Debug, Clone, Copy)]
+pub struct InstanceNormConfig {
+    /// Size of dimension 1 of the input.
+    pub num_features: i64,
+    /// Added to the variance.
+    pub eps: f64,
+    /// Whether each channel has a weight and a bias.
+    pub affine: bool,
+}
+
+impl InstanceNormConfig {
+    /// With eps 1e-5, without weight and bias.
+    pub fn new(num_features: i64) -> Self {
+        Self { num_features, eps: 1e-5, affine: false }
+    }
+}
+
+/// Normalises each channel of each example of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`, in training
+/// and in evaluation; nn.InstanceNorm1d, nn.InstanceNorm2d and nn.InstanceNorm3d without running statistics.
+#[derive(Debug)]
+pub struct InstanceNorm {
+    affine: Option<[Tensor; 2]>,
+    num_features: i64,
+    eps: f64,
+}
+
+impl InstanceNorm {
+    /// Weight 1, bias 0, where there are any.
+    ///
+    /// # Errors
+    /// When the size is negative or eps is not above 0.
+    pub fn new(config: InstanceNormConfig) -> Result<Self> {
+        let InstanceNormConfig { num_features, eps, affine } = config;
+        eps_is_positive("instance_norm", eps)?;
+        Ok(Self { affine: weight_and_bias(num_features, affine)?, num_features, eps })
+    }
+}
+
+impl Visit for InstanceNorm {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit(self.affine.as_ref(), visitor);
+    }
+}
+
+impl Module for InstanceNorm {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let size = input.size();
+        match size.as_slice() {
+            [_, channels, rest @ ..] if *channels == self.num_features && !rest.is_empty() => {}
+            _ => {
+                return Err(Error::config(format!(
+                    "instance_norm: the input is {size:?}, but must be [batch, {}, …]",
+                    self.num_features
+                )));
+            }
+        }
+        if size.iter().skip(2).product::<i64>() == 1 {
+            return Err(Error::config(format!(
+                "instance_norm: each channel of {size:?} has one value, which has no variance"
+            )));
+        }
+        let [weight, bias] = both(self.affine.as_ref());
+        let none = None::<&Tensor>;
+        Ok(input.f_instance_norm(weight, bias, none, none, true, 0.1, self.eps, true)?)
+    }
+}
+
+/// The options of an [`RmsNorm`]; the defaults are nn.RMSNorm's.
+#[derive(Debug, Clone, Copy)]
+pub struct RmsNormConfig {
+    /// Size of the last dimension of the input.
+    pub normalized_shape: i64,
+    /// Added to the mean square; `None` for the spacing of the input's dtype at 1.
+    pub eps: Option<f64>,
+}
+
+impl RmsNormConfig {
+    /// With the dtype's own eps.
+    pub fn new(normalized_shape: i64) -> Self {
+        Self { normalized_shape, eps: None }
+    }
+}
+
+/// x / √(mean(x²) + eps) · weight over the last dimension; nn.RMSNorm. The mean is computed in f32.
+#[derive(Debug)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: Option<f64>,
+}
+
+impl RmsNorm {
+    /// Weight 1.
+    ///
+    /// # Errors
+    /// When the size is negative or eps is not above 0.
+    pub fn new(config: RmsNormConfig) -> Result<Self> {
+        config.eps.map_or(Ok(()), |eps| eps_is_positive("rms_norm", eps))?;
+        Ok(Self { weight: init::constant(&[config.normalized_shape], 1.0)?, eps: config.eps })
+    }
+}
+
+impl Visit for RmsNorm {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visitor.tensor("weight", &self.weight, Role::Parameter);
+    }
+}
+
+impl Module for RmsNorm {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?)
+    }
+}
+
+fn weight_and_bias(size: i64, affine: bool) -> Result<Option<[Tensor; 2]>> {
+    let both = || Ok([init::constant(&[size], 1.0)?, init::constant(&[size], 0.0)?]);
+    affine.then(both).transpose()
+}
+
+fn both(affine: Option<&[Tensor; 2]>) -> [Option<&Tensor>; 2] {
+    match affine {
+        Some([weight, bias]) => [Some(weight), Some(bias)],
+        None => [None, None],
+    }
+}
+
+fn visit(affine: Option<&[Tensor; 2]>, visitor: &mut dyn Visitor) {
+    if let Some([weight, bias]) = affine {
+        visitor.tensor("weight", weight, Role::Parameter);
+        visitor.tensor("bias", bias, Role::Parameter);
+    }
+}

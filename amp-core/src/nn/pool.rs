@@ -1,0 +1,230 @@
+//! Pooling over windows, and over windows whose number is given.
+
+use tch::Tensor;
+
+use super::{Context, Module, Sizes, Visit, Visitor};
+use crate::Result;
+
+/// The options of a [`MaxPool`] over `N` dimensions; the defaults are nn.MaxPool2d's.
+#[derive(Debug, Clone, Copy)]
+pub struct MaxPoolConfig<const N: usize> {
+    /// The window's size.
+    pub kernel_size: Sizes<N>,
+    /// Step between windows.
+    pub stride: Sizes<N>,
+    /// What is added on both sides, and is never the largest.
+    pub padding: Sizes<N>,
+    /// Distance of a window's elements.
+    pub dilation: Sizes<N>,
+    /// Whether a last window may reach beyond the input.
+    pub ceil_mode: bool,
+}
+
+/// The options of a [`MaxPool1d`].
+pub type MaxPool1dConfig = MaxPoolConfig<1>;
+/// The options of a [`MaxPool2d`].
+pub type MaxPool2dConfig = MaxPoolConfig<2>;
+/// The options of a [`MaxPool3d`].
+pub type MaxPool3dConfig = MaxPoolConfig<3>;
+
+impl<const N: usize> MaxPoolConfig<N> {
+    /// Windows side by side, without padding.
+    pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
+        let kernel_size = kernel_size.into();
+        Self {
+            kernel_size,
+            stride: kernel_size,
+            padding: Sizes([0; N]),
+            dilation: Sizes([1; N]),
+            ceil_mode: false,
+        }
+    }
+}
+
+/// The largest value of each window; nn.MaxPool1d, nn.MaxPool2d and nn.MaxPool3d.
+#[derive(Debug, Clone, Copy)]
+pub struct MaxPool<const N: usize> {
+    config: MaxPoolConfig<N>,
+}
+
+/// The largest value of each window of `[N, C, L]`; nn.MaxPool1d.
+pub type MaxPool1d = MaxPool<1>;
+/// The largest value of each window of `[N, C, H, W]`; nn.MaxPool2d.
+pub type MaxPool2d = MaxPool<2>;
+/// The largest value of each window of `[N, C, D, H, W]`; nn.MaxPool3d.
+pub type MaxPool3d = MaxPool<3>;
+
+impl<const N: usize> MaxPool<N> {
+    /// A pool of this shape.
+    ///
+    /// # Errors
+    /// Never; the result has the form of the other layers.
+    pub fn new(config: MaxPoolConfig<N>) -> Result<Self> {
+        Ok(Self { config })
+    }
+}
+
+impl<const N: usize> Module for MaxPool<N> {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let MaxPoolConfig { kernel_size, stride, padding, dilation, ceil_mode } = self.config;
+        let (size, stride, padding, dilation) = (kernel_size.0, stride.0, padding.0, dilation.0);
+        Ok(match N {
+            1 => input.f_max_pool1d(size, stride, padding, dilation, ceil_mode)?,
+            2 => input.f_max_pool2d(size, stride, padding, dilation, ceil_mode)?,
+            _ => input.f_max_pool3d(size, stride, padding, dilation, ceil_mode)?,
+        })
+    }
+}
+
+/// The options of an [`AvgPool`] over `N` dimensions; the defaults are nn.AvgPool2d's.
+#[derive(Debug, Clone, Copy)]
+pub struct AvgPoolConfig<const N: usize> {
+    /// The window's size.
+    pub kernel_size: Sizes<N>,
+    /// Step between windows.
+    pub stride: Sizes<N>,
+    /// Zeros added on both sides.
+    pub padding: Sizes<N>,
+    /// Whether a last window may reach beyond the input.
+    pub ceil_mode: bool,
+    /// Whether the mean counts the padding.
+    pub count_include_pad: bool,
+}
+
+/// The options of an [`AvgPool1d`].
+pub type AvgPool1dConfig = AvgPoolConfig<1>;
+/// The options of an [`AvgPool2d`].
+pub type AvgPool2dConfig = AvgPoolConfig<2>;
+/// The options of an [`AvgPool3d`].
+pub type AvgPool3dConfig = AvgPoolConfig<3>;
+
+impl<const N: usize> AvgPoolConfig<N> {
+    /// Windows side by side, without padding.
+    pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
+        let kernel_size = kernel_size.into();
+        Self {
+            kernel_size,
+            stride: kernel_size,
+            padding: Sizes([0; N]),
+            ceil_mode: false,
+            count_include_pad: true,
+        }
+    }
+}
+
+/// The mean of each window; nn.AvgPool1d, nn.AvgPool2d and nn.AvgPool3d.
+#[derive(Debug, Clone, Copy)]
+pub struct AvgPool<const N: usize> {
+    config: AvgPoolConfig<N>,
+}
+
+/// The mean of each window of `[N, C, L]`; nn.AvgPool1d.
+pub type AvgPool1d = AvgPool<1>;
+/// The mean of each window of `[N, C, H, W]`; nn.AvgPool2d.
+pub type AvgPool2d = AvgPool<2>;
+/// The mean of each window of `[N, C, D, H, W]`; nn.AvgPool3d.
+pub type AvgPool3d = AvgPool<3>;
+
+impl<const N: usize> AvgPool<N> {
+    /// A pool of this shape.
+    ///
+    /// # Errors
+    /// Never; the result has the form of the other layers.
+    pub fn new(config: AvgPoolConfig<N>) -> Result<Self> {
+        Ok(Self { config })
+    }
+}
+
+impl<const N: usize> Module for AvgPool<N> {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let AvgPoolConfig { kernel_size, stride, padding, ceil_mode: ceil, .. } = self.config;
+        let (size, stride, padding) = (kernel_size.0, stride.0, padding.0);
+        let padded = self.config.count_include_pad;
+        Ok(match N {
+            1 => input.f_avg_pool1d(size, stride, padding, ceil, padded)?,
+            2 => input.f_avg_pool2d(size, stride, padding, ceil, padded, None)?,
+            _ => input.f_avg_pool3d(size, stride, padding, ceil, padded, None)?,
+        })
+    }
+}
+
+/// The mean of as many windows as the output has elements; nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d and
+/// nn.AdaptiveAvgPool3d.
+#[derive(Debug, Clone, Copy)]
+pub struct AdaptiveAvgPool<const N: usize> {
+    output_size: Sizes<N>,
+}
+
+/// `[N, C, L]` to `[N, C, output]`; nn.AdaptiveAvgPool1d.
+pub type AdaptiveAvgPool1d = AdaptiveAvgPool<1>;
+/// `[N, C, H, W]` to `[N, C, output]`; nn.AdaptiveAvgPool2d.
+pub type AdaptiveAvgPool2d = AdaptiveAvgPool<2>;
+/// `[N, C, D, H, W]` to `[N, C, output]`; nn.AdaptiveAvgPool3d.
+pub type AdaptiveAvgPool3d = AdaptiveAvgPool<3>;
+
+impl<const N: usize> AdaptiveAvgPool<N> {
+    /// A pool to this size.
+    ///
+    /// # Errors
+    /// Never; the result has the form of the other layers.
+    pub fn new(output_size: impl Into<Sizes<N>>) -> Result<Self> {
+        Ok(Self { output_size: output_size.into() })
+    }
+}
+
+impl<const N: usize> Module for AdaptiveAvgPool<N> {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let size = self.output_size.0;
+        Ok(match N {
+            1 => input.f_adaptive_avg_pool1d(size)?,
+            2 => input.f_adaptive_avg_pool2d(size)?,
+            _ => input.f_adaptive_avg_pool3d(size)?,
+        })
+    }
+}
+
+/// The largest value of as many windows as the output has elements; nn.AdaptiveMaxPool1d,
+/// nn.AdaptiveMaxPool2d and nn.AdaptiveMaxPool3d.
+#[derive(Debug, Clone, Copy)]
+pub struct AdaptiveMaxPool<const N: usize> {
+    output_size: Sizes<N>,
+}
+
+/// `[N, C, L]` to `[N, C, output]`; nn.AdaptiveMaxPool1d.
+pub type AdaptiveMaxPool1d = AdaptiveMaxPool<1>;
+/// `[N, C, H, W]` to `[N, C, output]`; nn.AdaptiveMaxPool2d.
+pub type AdaptiveMaxPool2d = AdaptiveMaxPool<2>;
+/// `[N, C, D, H, W]` to `[N, C, output]`; nn.AdaptiveMaxPool3d.
+pub type AdaptiveMaxPool3d = AdaptiveMaxPool<3>;
+
+impl<const N: usize> AdaptiveMaxPool<N> {
+    /// A pool to this size.
+    ///
+    /// # Errors
+    /// Never; the result has the form of the other layers.
+    pub fn new(output_size: impl Into<Sizes<N>>) -> Result<Self> {
+        Ok(Self { output_size: output_size.into() })
+    }
+}
+
+impl<const N: usize> Module for AdaptiveMaxPool<N> {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let size = self.output_size.0;
+        let (largest, _) = match N {
+            1 => input.f_adaptive_max_pool1d(size)?,
+            2 => input.f_adaptive_max_pool2d(size)?,
+            _ => input.f_adaptive_max_pool3d(size)?,
+        };
+        Ok(largest)
+    }
+}
+
+macro_rules! without_tensors {
+    ($($name:ident)*) => {$(
+        impl<const N: usize> Visit for $name<N> {
+            fn visit(&self, _: &mut dyn Visitor) {}
+        }
+    )*};
+}
+
+without_tensors!(MaxPool AvgPool AdaptiveAvgPool AdaptiveMaxPool);

@@ -1,0 +1,227 @@
+//! Layers against torch.nn: outputs, gradients, initial weights, and dtypes under autocast.
+
+mod cases;
+
+use amp_core::{
+    Module, Result,
+    nn::{
+        Context, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig,
+        InstanceNorm, InstanceNormConfig, Interpolation, Padding, PixelShuffle, Upsample,
+        UpsampleConfig, parameters, place,
+    },
+    precision::{Policy, Precision},
+    tch::{Kind, Tensor},
+};
+use rstest::rstest;
+use serde_json::Value;
+
+use self::cases::build;
+use crate::support::{
+    bits::{assert_bits, from_bits},
+    device, message,
+    oracle::{Lcg, integer, oracle, text},
+    seeded,
+};
+
+fn shape(value: &Value) -> Vec<i64> {
+    serde_json::from_value(value.clone()).expect("a list of sizes")
+}
+
+/// The layer and its input with the generator's values, and the generator.
+fn filled(
+    name: &str,
+    case: &Value,
+    seed: u64,
+    precision: Precision,
+) -> Result<(Box<dyn Module>, Tensor, Lcg)> {
+    let mut lcg = Lcg(seed);
+    let layer = build(name)?;
+    place(&layer, Policy::new(precision, device()), &Default::default())?;
+    let kind = precision.storage();
+    let x = lcg.tensor(&shape(&case["shape"]), 64.0).to_kind(kind).to_device(device());
+    let recorded = case["parameters"].as_object().expect("parameters");
+    let own = parameters(&layer);
+    assert_eq!(own.len(), recorded.len(), "{name}: parameters");
+    for parameter in own {
+        let expected =
+            recorded.get(&parameter.name).unwrap_or_else(|| panic!("{name}: {}", parameter.name));
+        assert_eq!(parameter.tensor.size(), shape(expected), "{name}: {}", parameter.name);
+        let values = lcg.tensor(&parameter.tensor.size(), 256.0);
+        tch_copy(&parameter.tensor, &values);
+    }
+    Ok((layer, x.set_requires_grad(true), lcg))
+}
+
+fn tch_copy(to: &Tensor, from: &Tensor) {
+    amp_core::tch::no_grad(|| to.shallow_clone().copy_(from));
+}
+
+#[track_caller]
+fn near(seen: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
+    let numbers = |tensor: &Tensor| -> Vec<f64> {
+        Vec::try_from(tensor.to_kind(Kind::Double).reshape([-1])).expect("numbers")
+    };
+    let (seen, expected) = (numbers(seen), numbers(expected));
+    assert_eq!(seen.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(1e-300_f64, |most, value| most.max(value.abs()));
+    for (at, (seen, expected)) in seen.iter().zip(&expected).enumerate() {
+        let off = (seen - expected).abs() / largest;
+        assert!(off <= tolerance, "{what}[{at}]: {seen} for {expected}");
+    }
+}
+
+/// Parameters have torch's names and shapes; output and gradients are torch's in f64.
+#[test]
+fn layers_are_torchs() -> Result<()> {
+    let oracle = oracle!("layers.json");
+    let seed = integer(&oracle, "seed").cast_unsigned();
+    for (name, case) in oracle["cases"].as_object().expect("cases") {
+        let (layer, x, mut lcg) = filled(name, case, seed, Precision::F64True)?;
+        let cx = Context::new(Policy::new(Precision::F64True, device()), true);
+        let output = layer.forward(&x, &cx)?;
+        assert_eq!(output.size(), shape(&case["output_shape"]), "{name}");
+        near(&output, &from_bits(Kind::Double, text(case, "output")), 1e-12, name);
+        let factor = lcg.tensor(&output.size(), 64.0).to_kind(Kind::Double).to_device(device());
+        (output * factor).sum(Kind::Double).f_backward()?;
+        // torch's derivative of CELU takes 1/α in f32 (derivatives.yaml: `alpha.toFloat()`).
+        let tolerance = if name == "celu" { 1e-7 } else { 1e-11 };
+        let expected = from_bits(Kind::Double, text(case, "input_grad"));
+        near(&x.grad(), &expected, tolerance, &format!("{name}: input"));
+        for parameter in parameters(&layer) {
+            let expected = from_bits(Kind::Double, text(&case["grads"], &parameter.name));
+            near(
+                &parameter.tensor.grad(),
+                &expected,
+                1e-11,
+                &format!("{name}: {}", parameter.name),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Under autocast each layer's output has torch's dtype and, within bf16's rounding, its values.
+#[test]
+fn layers_under_autocast_are_torchs() -> Result<()> {
+    let oracle = oracle!("layers.json");
+    let seed = integer(&oracle, "seed").cast_unsigned();
+    for (name, case) in oracle["cases"].as_object().expect("cases") {
+        let (layer, x, _) = filled(name, case, seed, Precision::Bf16Mixed)?;
+        let policy = Policy::new(Precision::Bf16Mixed, device());
+        let output = {
+            let _autocast = policy.autocast()?;
+            layer.forward(&x, &Context::new(policy, true))?
+        };
+        // The lists of what runs in which dtype are the devices' own.
+        if !device().is_cuda() {
+            let dtype = if output.kind() == Kind::BFloat16 { "bf16" } else { "f32" };
+            assert_eq!(dtype, text(case, "autocast_dtype"), "{name}");
+        }
+        let expected = from_bits(Kind::Float, text(case, "autocast_output"));
+        near(&output, &expected, 2f64.powi(-6), name);
+    }
+    Ok(())
+}
+
+/// One seed gives torch's initial weights.
+#[rstest]
+#[case("conv1d dilated")]
+#[case("conv2d rectangular")]
+#[case("conv_transpose2d")]
+#[case("conv3d")]
+#[case("group_norm")]
+fn initial_weights_are_torchs(#[case] name: &str) -> Result<()> {
+    let oracle = oracle!("layers.json");
+    let _section = seeded(0);
+    for parameter in parameters(&build(name)?) {
+        let expected = text(&oracle["initial"][name], &parameter.name);
+        assert_bits(&parameter.tensor, expected, &format!("{name}: {}", parameter.name));
+    }
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_built_is_refused() -> Result<()> {
+    let refused = |layer: Result<()>, says: &str| {
+        let text = message(layer);
+        assert!(text.contains(says), "{text}");
+    };
+    let groups = Conv2dConfig { groups: 3, ..Conv2dConfig::new(4, 6, 3) };
+    refused(Conv2d::new(groups).map(drop), "3 groups do not divide 4 input and 6 output channels");
+    let same =
+        Conv1dConfig { padding: Padding::Same, stride: 2.into(), ..Conv1dConfig::new(4, 6, 3) };
+    refused(Conv1d::new(same).map(drop), "padding `same` is for stride 1");
+    refused(
+        GroupNorm::new(GroupNormConfig::new(3, 4)).map(drop),
+        "3 groups do not divide 4 channels",
+    );
+    let corners = UpsampleConfig { align_corners: true, ..UpsampleConfig::new(2) };
+    refused(Upsample::new(corners).map(drop), "align_corners has no effect");
+    refused(Upsample::new(UpsampleConfig::new(0)).map(drop), "must be above 0");
+    refused(PixelShuffle::new(0).map(drop), "must be at least 1");
+    let cx = Context::new(Policy::new(Precision::F32True, device()), true);
+    let norm = InstanceNorm::new(InstanceNormConfig::new(4))?;
+    let x = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, device()));
+    refused(norm.forward(&x(&[2, 4, 1]), &cx).map(drop), "has one value, which has no variance");
+    refused(norm.forward(&x(&[2, 3, 5]), &cx).map(drop), "must be [batch, 4, …]");
+    let cubic =
+        Upsample::new(UpsampleConfig { mode: Interpolation::Bicubic, ..UpsampleConfig::new(2) })?;
+    refused(
+        cubic.forward(&x(&[1, 2, 5]), &cx).map(drop),
+        "Bicubic does not take an input of shape [1, 2, 5]",
+    );
+    Ok(())
+}
+
+/// What attributes build is what the types build.
+#[test]
+fn attributes_build_them() -> Result<()> {
+    let net = {
+        let _section = seeded(0);
+        Net::builder().build()?
+    };
+    let cx = Context::new(Policy::new(Precision::F32True, amp_core::tch::Device::Cpu), true);
+    let x = Tensor::ones([2, 3, 8, 10], (Kind::Float, amp_core::tch::Device::Cpu));
+    assert_eq!(net.forward(&x, &cx)?.size(), [2, 5]);
+    let sizes: Vec<_> =
+        parameters(&net).into_iter().map(|one| (one.name, one.tensor.size())).collect();
+    let expected: [(&str, &[i64]); 11] = [
+        ("body.0.weight", &[6, 3, 3, 5]),
+        ("body.0.bias", &[6]),
+        ("body.1.weight", &[6]),
+        ("body.1.bias", &[6]),
+        ("body.2.weight", &[6]),
+        ("body.4.weight", &[6, 2, 2, 2]),
+        ("body.4.bias", &[4]),
+        ("body.6.weight", &[4, 1, 3, 3]),
+        ("body.6.bias", &[4]),
+        ("head.weight", &[5, 4]),
+        ("head.bias", &[5]),
+    ];
+    for ((name, size), (expected_name, expected_size)) in sizes.iter().zip(expected) {
+        assert_eq!((name.as_str(), size.as_slice()), (expected_name, expected_size));
+    }
+    assert_eq!(sizes.len(), expected.len());
+    Ok(())
+}
+
+#[derive(amp_core::LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(sgd, lr = 0.1)]
+struct Net {
+    #[layer(sequential(
+        conv2d(3, 6, [3, 5], padding = same, padding_mode = reflect),
+        group_norm(2, 6),
+        prelu(num_parameters = 6),
+        max_pool2d([2, 1], stride = [2, 1]),
+        conv_transpose2d(6, 4, 2, stride = 2, groups = 2),
+        leaky_relu(negative_slope = 0.2),
+        conv2d(4, 4, 3, groups = 4, dilation = 2, padding = [2, 2]),
+        upsample(2, mode = bilinear),
+        adaptive_avg_pool2d(1),
+        flatten,
+    ))]
+    body: amp_core::nn::Sequential,
+    #[layer(linear(4, 5))]
+    head: amp_core::nn::Linear,
+}

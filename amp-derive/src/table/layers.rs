@@ -1,0 +1,182 @@
+//! The layers.
+
+use super::{Entry, Form, Key, Layer, Range, any, choice, fraction, positive};
+
+const fn sizes(name: &'static str) -> Key {
+    Key { name, range: Range::Sizes(1) }
+}
+
+const fn sizes_or_zero(name: &'static str) -> Key {
+    Key { name, range: Range::Sizes(0) }
+}
+
+const fn layer(
+    name: &'static str,
+    ty: &'static str,
+    required: &'static [Key],
+    options: &'static [Key],
+) -> Layer {
+    Layer { entry: Entry { name, ty, required, options }, form: Form::Config }
+}
+
+const fn plain(name: &'static str, ty: &'static str, required: &'static [Key]) -> Layer {
+    Layer { entry: Entry { name, ty, required, options: &[] }, form: Form::Plain }
+}
+
+const fn unit(name: &'static str, ty: &'static str) -> Layer {
+    Layer { entry: Entry { name, ty, required: &[], options: &[] }, form: Form::Unit }
+}
+
+const CONV: &[Key] = &[positive("in_channels"), positive("out_channels"), sizes("kernel_size")];
+
+const CONV_OPTIONS: &[Key] = &[
+    sizes("stride"),
+    Key { name: "padding", range: Range::Padding },
+    sizes("dilation"),
+    positive("groups"),
+    any("bias"),
+    choice(
+        "padding_mode",
+        &[
+            ("zeros", "__amp::nn::PaddingMode::Zeros"),
+            ("reflect", "__amp::nn::PaddingMode::Reflect"),
+            ("replicate", "__amp::nn::PaddingMode::Replicate"),
+            ("circular", "__amp::nn::PaddingMode::Circular"),
+        ],
+    ),
+];
+
+const CONV_TRANSPOSE_OPTIONS: &[Key] = &[
+    sizes("stride"),
+    sizes_or_zero("padding"),
+    sizes_or_zero("output_padding"),
+    positive("groups"),
+    any("bias"),
+    sizes("dilation"),
+];
+
+const WINDOW: &[Key] = &[sizes("kernel_size")];
+
+const MAX_POOL_OPTIONS: &[Key] =
+    &[sizes("stride"), sizes_or_zero("padding"), sizes("dilation"), any("ceil_mode")];
+
+const AVG_POOL_OPTIONS: &[Key] =
+    &[sizes("stride"), sizes_or_zero("padding"), any("ceil_mode"), any("count_include_pad")];
+
+const OUTPUT: &[Key] = &[any("output_size")];
+
+const BATCH_NORM: &[Key] = &[positive("num_features")];
+const BATCH_NORM_OPTIONS: &[Key] = &[positive("eps"), fraction("momentum")];
+const INSTANCE_NORM_OPTIONS: &[Key] = &[positive("eps"), any("affine")];
+
+pub(crate) const LAYERS: &[Layer] = &[
+    layer("linear", "Linear", &[positive("in_features"), positive("out_features")], &[any("bias")]),
+    layer("conv1d", "Conv1d", CONV, CONV_OPTIONS),
+    layer("conv2d", "Conv2d", CONV, CONV_OPTIONS),
+    layer("conv3d", "Conv3d", CONV, CONV_OPTIONS),
+    layer("conv_transpose1d", "ConvTranspose1d", CONV, CONV_TRANSPOSE_OPTIONS),
+    layer("conv_transpose2d", "ConvTranspose2d", CONV, CONV_TRANSPOSE_OPTIONS),
+    layer("conv_transpose3d", "ConvTranspose3d", CONV, CONV_TRANSPOSE_OPTIONS),
+    layer("max_pool1d", "MaxPool1d", WINDOW, MAX_POOL_OPTIONS),
+    layer("max_pool2d", "MaxPool2d", WINDOW, MAX_POOL_OPTIONS),
+    layer("max_pool3d", "MaxPool3d", WINDOW, MAX_POOL_OPTIONS),
+    layer("avg_pool1d", "AvgPool1d", WINDOW, AVG_POOL_OPTIONS),
+    layer("avg_pool2d", "AvgPool2d", WINDOW, AVG_POOL_OPTIONS),
+    layer("avg_pool3d", "AvgPool3d", WINDOW, AVG_POOL_OPTIONS),
+    plain("adaptive_avg_pool1d", "AdaptiveAvgPool1d", OUTPUT),
+    plain("adaptive_avg_pool2d", "AdaptiveAvgPool2d", OUTPUT),
+    plain("adaptive_avg_pool3d", "AdaptiveAvgPool3d", OUTPUT),
+    plain("adaptive_max_pool1d", "AdaptiveMaxPool1d", OUTPUT),
+    plain("adaptive_max_pool2d", "AdaptiveMaxPool2d", OUTPUT),
+    plain("adaptive_max_pool3d", "AdaptiveMaxPool3d", OUTPUT),
+    layer("batch_norm1d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
+    layer("batch_norm2d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
+    layer("batch_norm3d", "BatchNorm", BATCH_NORM, BATCH_NORM_OPTIONS),
+    layer("instance_norm1d", "InstanceNorm", BATCH_NORM, INSTANCE_NORM_OPTIONS),
+    layer("instance_norm2d", "InstanceNorm", BATCH_NORM, INSTANCE_NORM_OPTIONS),
+    layer("instance_norm3d", "InstanceNorm", BATCH_NORM, INSTANCE_NORM_OPTIONS),
+    layer(
+        "group_norm",
+        "GroupNorm",
+        &[positive("num_groups"), positive("num_channels")],
+        INSTANCE_NORM_OPTIONS,
+    ),
+    layer("layer_norm", "LayerNorm", &[positive("normalized_shape")], &[positive("eps")]),
+    layer("rms_norm", "RmsNorm", &[positive("normalized_shape")], &[any("eps")]),
+    layer(
+        "embedding",
+        "Embedding",
+        &[positive("num_embeddings"), positive("embedding_dim")],
+        &[positive("std")],
+    ),
+    layer(
+        "multihead_attention",
+        "MultiheadAttention",
+        &[positive("embed_dim"), positive("num_heads")],
+        &[fraction("dropout"), any("causal")],
+    ),
+    layer(
+        "transformer_encoder_layer",
+        "TransformerEncoderLayer",
+        &[positive("d_model"), positive("nhead")],
+        &[
+            positive("dim_feedforward"),
+            fraction("dropout"),
+            choice(
+                "activation",
+                &[
+                    ("relu", "__amp::nn::FeedForward::Relu"),
+                    ("gelu", "__amp::nn::FeedForward::Gelu"),
+                    ("gelu_tanh", "__amp::nn::FeedForward::GeluTanh"),
+                ],
+            ),
+            any("norm_first"),
+            any("causal"),
+        ],
+    ),
+    layer(
+        "upsample",
+        "Upsample",
+        &[positive("scale_factor")],
+        &[
+            choice(
+                "mode",
+                &[
+                    ("nearest", "__amp::nn::Interpolation::Nearest"),
+                    ("linear", "__amp::nn::Interpolation::Linear"),
+                    ("bilinear", "__amp::nn::Interpolation::Linear"),
+                    ("trilinear", "__amp::nn::Interpolation::Linear"),
+                    ("bicubic", "__amp::nn::Interpolation::Bicubic"),
+                ],
+            ),
+            any("align_corners"),
+        ],
+    ),
+    plain("pixel_shuffle", "PixelShuffle", &[positive("upscale_factor")]),
+    plain("pixel_unshuffle", "PixelUnshuffle", &[positive("downscale_factor")]),
+    plain("dropout", "Dropout", &[fraction("p")]),
+    layer("leaky_relu", "LeakyRelu", &[], &[any("negative_slope")]),
+    layer("prelu", "Prelu", &[], &[positive("num_parameters"), any("init")]),
+    layer("elu", "Elu", &[], &[any("alpha")]),
+    layer("celu", "Celu", &[], &[positive("alpha")]),
+    layer("softplus", "Softplus", &[], &[positive("beta"), any("threshold")]),
+    layer("hardtanh", "Hardtanh", &[], &[any("min_val"), any("max_val")]),
+    layer("glu", "Glu", &[], &[any("dim")]),
+    plain("softmax", "Softmax", &[any("dim")]),
+    plain("log_softmax", "LogSoftmax", &[any("dim")]),
+    unit("relu", "Relu"),
+    unit("relu6", "Relu6"),
+    unit("gelu", "Gelu"),
+    unit("gelu_tanh", "GeluTanh"),
+    unit("silu", "Silu"),
+    unit("mish", "Mish"),
+    unit("selu", "Selu"),
+    unit("hardswish", "Hardswish"),
+    unit("hardsigmoid", "Hardsigmoid"),
+    unit("log_sigmoid", "LogSigmoid"),
+    unit("softsign", "Softsign"),
+    unit("tanh", "Tanh"),
+    unit("sigmoid", "Sigmoid"),
+    unit("flatten", "Flatten"),
+    unit("identity", "Identity"),
+];

@@ -4,6 +4,10 @@
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -148,6 +152,28 @@ std::vector<char> compile(const char* file, const char* text, const std::string&
   return out;
 }
 
+// The text of a file in the folder that AMP_KERNELS names; nothing where there is none.
+std::string read(const std::string& path) {
+  std::ifstream in(path);
+  std::ostringstream text;
+  if (in) text << in.rdbuf();
+  return text.str();
+}
+
+// A file of kernels as it is tried out: AMP_KERNELS names a folder like kernels/, whose files take
+// the place of those that were built in. Numbers may then be others, so that it is said.
+std::string tried(const char* file) {
+  const char* folder = std::getenv("AMP_KERNELS");
+  if (folder == nullptr || *folder == 0) return "";
+  const auto at = std::string(folder) + "/";
+  const auto own = read(at + file);
+  if (own.empty()) return "";
+  std::fprintf(stderr, "AMP_KERNELS: %s is read from %s, not built in\n", file, folder);
+  const std::string name(file);
+  const auto shared = read(at + name.substr(0, name.rfind('.')) + ".h");
+  return read(at + "common.h") + read(at + "common.cuh") + shared + own;
+}
+
 }  // namespace
 }  // namespace kernel
 
@@ -155,7 +181,9 @@ void* KernelSource::module(c10::Device device, const Types& types) {
   const std::lock_guard<std::mutex> lock(mutex_);
   auto& found = modules_[{device.index(), types}];
   if (found == nullptr) {
-    const auto binary = kernel::compile(file_, text_, kernel::architecture(device.index()), types);
+    const auto tried = kernel::tried(file_);
+    const auto binary = kernel::compile(file_, tried.empty() ? text_ : tried.c_str(),
+                                        kernel::architecture(device.index()), types);
     kernel::check(kernel::functions().module_load(&found, binary.data()),
                   std::string("loading ") + file_);
   }

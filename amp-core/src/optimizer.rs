@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tch::Tensor;
 
 use crate::{Result, ffi, parameter::Parameter, state::State};
@@ -89,6 +90,13 @@ pub trait Optimizer {
     /// The current rates of each parameter group; there is at least one.
     fn rates(&self) -> Vec<Rates>;
 
+    /// The options that hold for the parameter at this place of [`parameters`](Self::parameters), by the
+    /// names of their fields, with the current rates; nothing where the optimizer does not say.
+    fn options(&self, place: usize) -> Option<Map<String, Value>> {
+        let _ = place;
+        None
+    }
+
     /// Sets the rates of the next step, group by group.
     fn set_rates(&mut self, rates: &[Rates]);
 
@@ -118,7 +126,7 @@ pub trait Optimizer {
 
     /// The options of each group but the rates, as a text that differs where they do: a run that is resumed
     /// has the saved run's. Nothing is compared where it is empty.
-    fn options(&self) -> String {
+    fn fixed_options(&self) -> String {
         String::new()
     }
 

@@ -9,11 +9,18 @@ use amp_core::{
     precision::{Gradients, StepOutcome, Unscaled},
     state::State,
     tch::Tensor,
+    trainer::{ManualStep, StepAccess},
 };
 
 /// Stands between a model and the trainer; every method passes on unless it is written.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Tap {
+    /// How closely the tap follows each step. The run's path depends on it: unless the tap says so, it
+    /// stays what it is without the tap.
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Late
+    }
+
     /// Computes the loss.
     fn training_step(
         &mut self,
@@ -22,6 +29,16 @@ pub trait Tap {
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
         model.training_step(batch, step)
+    }
+
+    /// Validates a batch.
+    fn validation_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &AnyBatch,
+        step: &mut Step<'_>,
+    ) -> Result<()> {
+        model.validation_step(batch, step)
     }
 
     /// Chooses the optimizers.
@@ -84,8 +101,20 @@ impl<T: Tap> LightningModule for Tapped<T> {
         self.tap.training_step(self.model.as_mut(), batch, step)
     }
 
+    fn optimizes_manually(&self) -> bool {
+        self.model.optimizes_manually()
+    }
+
+    fn manual_step(&mut self, batch: &AnyBatch, step: &mut ManualStep<'_>) -> Result<()> {
+        self.model.manual_step(batch, step)
+    }
+
+    fn step_access(&self) -> StepAccess {
+        self.model.step_access().and(self.tap.step_access())
+    }
+
     fn validation_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {
-        self.model.validation_step(batch, step)
+        self.tap.validation_step(self.model.as_mut(), batch, step)
     }
 
     fn test_step(&mut self, batch: &AnyBatch, step: &mut Step<'_>) -> Result<()> {

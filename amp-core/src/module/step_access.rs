@@ -15,8 +15,9 @@ pub enum StepAccess {
 }
 
 impl StepAccess {
-    /// What both can live with.
-    pub(crate) fn and(self, other: Self) -> Self {
+    /// The closer of two: what two observers of one run need together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::Within(_), _) | (Self::EachStep, Self::Late) => self,
             (Self::Late, _) | (_, Self::Within(_)) => other,

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Adam with decoupled weight decay; defaults are torch.optim.AdamW's.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct AdamW {
     /// Learning rate.
     pub lr: f64,
@@ -36,7 +36,7 @@ impl Default for AdamW {
 }
 
 /// Adam with L2 weight decay; defaults are torch.optim.Adam's.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Adam {
     /// Learning rate.
     pub lr: f64,

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// An optimizer's options with its rule for one step. Implemented by this module's optimizers.
-pub(super) trait Algorithm: Copy + std::fmt::Debug + 'static {
+pub(super) trait Algorithm: Copy + std::fmt::Debug + serde::Serialize + 'static {
     /// PyTorch's name.
     const NAME: &'static str;
 

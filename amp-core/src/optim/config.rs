@@ -27,6 +27,26 @@ impl OptimizerConfig {
         self
     }
 
+    /// Puts `wrap` around the optimizer: what it returns is built in the optimizer's place.
+    #[must_use]
+    pub fn wrap_optimizer(
+        mut self,
+        wrap: impl FnOnce(Box<dyn BuildOptimizer>) -> Box<dyn BuildOptimizer>,
+    ) -> Self {
+        self.optimizer = wrap(self.optimizer);
+        self
+    }
+
+    /// Puts `wrap` around the schedule, where there is one.
+    #[must_use]
+    pub fn wrap_scheduler(
+        mut self,
+        wrap: impl FnOnce(Box<dyn BuildScheduler>) -> Box<dyn BuildScheduler>,
+    ) -> Self {
+        self.scheduler = self.scheduler.map(|(scheduler, interval)| (wrap(scheduler), interval));
+        self
+    }
+
     /// Trains the parameters that one of these patterns matches, instead of those that no other
     /// optimizer takes. `*` in a pattern is any text, dots included, `?` any one character:
     /// `head.*`, `*.bias`.
@@ -63,6 +83,12 @@ impl From<Vec<OptimizerConfig>> for Optimizers {
 }
 
 impl Optimizers {
+    /// Changes each optimizer's options.
+    #[must_use]
+    pub fn map(self, change: impl FnMut(OptimizerConfig) -> OptimizerConfig) -> Self {
+        Self(self.0.into_iter().map(change).collect())
+    }
+
     /// Builds each over its parameters, in the same order; there is at least one.
     ///
     /// # Errors

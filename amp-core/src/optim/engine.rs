@@ -2,11 +2,13 @@
 
 use std::rc::Rc;
 
+use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use super::{
     Abilities, Moments, OnDevice, Optimizer, Rates, Storage, WeightUpdate,
     algorithm::{Algorithm, Slot, SlotShape, StepTensors},
+    batch::{Batch, Key, each_of},
     moments::{Code, Codes},
     parameter_state::ParameterState,
     parts::{Piece, Scalars, parts},
@@ -237,28 +239,6 @@ impl<A: Algorithm> Engine<A> {
     }
 }
 
-/// What the parameters of one kernel call have in common.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Key {
-    group: usize,
-    kind: Kind,
-    grad_kind: Kind,
-    /// Whether it is the first step.
-    first: bool,
-}
-
-/// What one kernel call takes.
-struct Batch<'g> {
-    key: Key,
-    /// Places in the optimizer's list.
-    places: Vec<usize>,
-    grads: Vec<&'g Tensor>,
-}
-
-fn each_of(tensors: &[Tensor]) -> Vec<&Tensor> {
-    tensors.iter().collect()
-}
-
 impl<A: Algorithm> Optimizer for Engine<A> {
     fn name(&self) -> &'static str {
         A::NAME
@@ -330,13 +310,18 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         self.options.iter().map(A::rates).collect()
     }
 
+    fn options(&self, place: usize) -> Option<Map<String, Value>> {
+        let options = self.options[self.kept.get(place)?.group];
+        serde_json::to_value(options).ok()?.as_object().cloned()
+    }
+
     fn set_rates(&mut self, rates: &[Rates]) {
         for (options, rates) in self.options.iter_mut().zip(rates) {
             options.set_rates(*rates);
         }
     }
 
-    fn options(&self) -> String {
+    fn fixed_options(&self) -> String {
         let texts = self.options.iter().map(|options| {
             let (mut options, momentum) = (*options, options.rates().momentum.map(|_| 0.0));
             options.set_rates(Rates { lr: 0.0, momentum });

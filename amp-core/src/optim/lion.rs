@@ -16,7 +16,7 @@ use crate::{
 /// gradient and its running mean; defaults are the paper's. Its lr is 3 to 10 times smaller than
 /// AdamW's, its weight decay that many times larger. On CUDA one kernel of ours takes the whole step,
 /// as [`AdamW::fused`](super::AdamW::fused) says.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Lion {
     /// Learning rate.
     pub lr: f64,

@@ -2,6 +2,7 @@
 
 mod adam;
 mod algorithm;
+mod batch;
 mod config;
 mod engine;
 mod groups;

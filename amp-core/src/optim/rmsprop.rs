@@ -14,7 +14,7 @@ use crate::{
 
 /// Gradients divided by a running root mean square; defaults are torch.optim.RMSprop's. On CUDA one
 /// kernel of ours takes the whole step, as [`AdamW::fused`](super::AdamW::fused) says.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct RmsProp {
     /// Learning rate.
     pub lr: f64,

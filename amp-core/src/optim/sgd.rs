@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Stochastic gradient descent; defaults are torch.optim.SGD's.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Sgd {
     /// Learning rate.
     pub lr: f64,

@@ -8,7 +8,7 @@ use super::{
     moments::{Codes, Moment},
     weight_update::{is_half, wide},
 };
-use crate::{Result, nn::Parameter};
+use crate::{Result, parameter::Parameter};
 
 /// What one dtype is stepped on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,4 +7,4 @@ mod state;
 pub use draws::Draws;
 pub(crate) use section::{Inherited, place};
 pub use section::{Section, seeded};
-pub(crate) use state::RandomState;
+pub use state::RandomState;

@@ -9,21 +9,39 @@ use crate::{
 };
 
 /// The generators of the CPU and of the run's device.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{random::RandomState, tch::{Device, Kind, Tensor}};
+///
+/// # fn main() -> amp_core::Result<()> {
+/// let before = RandomState::read(Device::Cpu)?;
+/// let first = Tensor::rand([3], (Kind::Float, Device::Cpu));
+/// before.restore(Device::Cpu)?;
+/// assert_eq!(first, Tensor::rand([3], (Kind::Float, Device::Cpu)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
-pub(crate) struct RandomState {
+pub struct RandomState {
     cpu: CpuRandom,
     cuda: Option<Tensor>,
 }
 
 impl RandomState {
     /// The state now. Waits for nothing: a CUDA generator's state is on the host.
-    pub(crate) fn read(device: Device) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When libtorch has no such device.
+    pub fn read(device: Device) -> Result<Self> {
         let cuda = device.is_cuda().then(|| ffi::random_state(device)).transpose()?;
         Ok(Self { cpu: CpuRandom::read()?, cuda })
     }
 
     /// Lets the generators of the same device go on from here.
-    pub(crate) fn restore(&self, device: Device) -> Result<()> {
+    ///
+    /// # Errors
+    /// When libtorch has no such device.
+    pub fn restore(&self, device: Device) -> Result<()> {
         self.cpu.restore()?;
         match &self.cuda {
             Some(cuda) => ffi::set_random_state(device, cuda),

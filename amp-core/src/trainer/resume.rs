@@ -183,7 +183,7 @@ impl Run<'_, '_> {
 
     fn optimizer_options(&self) -> Vec<String> {
         let scheduled = self.state.optim.scheduled.iter();
-        scheduled.map(|scheduled| scheduled.optimizer.options()).collect()
+        scheduled.map(|scheduled| scheduled.optimizer.fixed_options()).collect()
     }
 
     /// What the schedules' first rates are, in a number for each optimizer.

@@ -129,8 +129,10 @@ fn a_bias_before_a_norm_has_the_sum_of_its_gradient(
     let exact = wide(&grads[0]).sum_dim_intlist(0, false, Kind::Double);
     let all = wide(&grads[0]).abs().sum_dim_intlist(0, false, Kind::Double).max();
     let off = ((wide(&grads[1]) - exact).abs().max() / all).double_value(&[]);
-    let bound = if precision.storage() == Kind::Float { 1e-6 } else { 2.0_f64.powi(-8) };
-    assert!(off < bound || !device().is_cuda(), "{off}");
+    // libtorch's own layers on the CPU round a bias' gradient to the dtype they compute in.
+    let kind = if device().is_cuda() { precision.storage() } else { precision.compute() };
+    let bound = if kind == Kind::Float { 1e-6 } else { 2.0_f64.powi(-8) };
+    assert!(off < bound, "{off}");
     Ok(())
 }
 

@@ -150,15 +150,32 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
         optimizer: Box::new(|_| OptimizerConfig::new(Sgd { lr: 0.0, ..Default::default() })),
     };
     let record = fit(&config, &mut model, &same(digits(64)?, 64)?).1?;
-    let again =
-        fit(&TrainerConfig { max_epochs: 1, ..config }, &mut model, &same(digits(64)?, 64)?);
+    let again = fit(
+        &TrainerConfig { max_epochs: 1, ..config.clone() },
+        &mut model,
+        &same(digits(64)?, 64)?,
+    );
     // One more pass of training data moves the statistics on; validation in between did not.
     let tracked = amp_core::nn::named_tensors(&model)
         .into_iter()
         .find(|(name, ..)| name == "model.1.num_batches_tracked");
     assert_eq!(tracked.expect("a batch norm").1.int64_value(&[]), 4);
     assert!(record.last("val_loss").is_some_and(f64::is_finite));
-    again.1.map(drop)
+    let again = again.1?;
+    // The same weights and statistics give the same bits again: nothing is dropped.
+    let data = same(digits(64)?, 64)?;
+    let mut trainer = Trainer::new(config);
+    let first = trainer.validate(&mut model, &data)?;
+    assert_eq!(first, trainer.validate(&mut model, &data)?);
+    let loss = first.iter().find(|logged| logged.name == "val_loss").expect("a loss").value;
+    assert_eq!(again.last("val_loss"), Some(loss), "as the run reported it");
+    // By the model itself in evaluation mode, outside of any loop.
+    let batch = digits(64)?;
+    let policy = amp_core::precision::Policy::new(Precision::F32True, Device::Cpu);
+    let output = model.model.forward(&batch.input, &Context::new(policy, false))?;
+    let by_hand = amp_core::loss::cross_entropy(&output, &batch.target)?.double_value(&[]);
+    assert!((loss - by_hand).abs() < 1e-6, "{loss}, not {by_hand}");
+    Ok(())
 }
 
 /// An error names the module it came from, by the path its weights have.

@@ -226,7 +226,24 @@ fn a_tied_weight_is_one_parameter() -> Result<()> {
         nn::parameters(&tied).into_iter().map(|p| p.name.to_string()).collect();
     assert_eq!(names, ["first.weight", "first.bias"]);
     assert_eq!(nn::named_tensors(&tied).len(), 4);
-    assert_eq!(nn::parameters(&tied)[0].tensor.kind(), Kind::Float);
+    // A step moves it once, by the gradient of both places: L = mean of (W(Wx + b) + b − y)².
+    let batch = constant(2, 3, 1.0)?;
+    let own: Vec<Tensor> = nn::parameters(&tied)
+        .iter()
+        .map(|p| p.tensor.detach().copy().set_requires_grad(true))
+        .collect();
+    let (weight, bias) = (&own[0], &own[1]);
+    let once = batch.input.matmul(&weight.tr()) + bias;
+    let loss = (once.matmul(&weight.tr()) + bias - &batch.target).square().mean(Kind::Float);
+    loss.backward();
+    let expected = weight.detach() - weight.grad() * 0.1;
+    let mut model =
+        Model::regression(tied, |_| OptimizerConfig::new(Sgd { lr: 0.1, ..Sgd::default() }));
+    let config = TrainerConfig { max_epochs: 1, ..config(Precision::F32True) };
+    fit(&config, &mut model, &same(constant(2, 3, 1.0)?, 2)?).1?;
+    let moved = &nn::parameters(&model)[0].tensor;
+    let off = (moved.detach() - expected).abs().max().double_value(&[]);
+    assert!(off < 1e-6, "{off}");
     Ok(())
 }
 

@@ -83,7 +83,11 @@ fn run(registry: &Registry, command: Command) -> Result<ExitCode> {
         Command::Models => list(registry)?,
         Command::Doctor(args) => diagnose(&args)?,
         Command::Gate(args) => {
+            let page = args.html.as_deref().map(Staged::create).transpose()?;
             let (report, text) = gate::command(registry, &args)?;
+            if let Some(page) = page {
+                page.write(report::gate_html(&report).as_bytes())?;
+            }
             print(&text)?;
             return Ok(ExitCode::from(report.status.exit_code()));
         }

@@ -99,6 +99,9 @@ pub struct GateArgs {
     /// Write the report as JSON to this file; its schema is amp-verify/schema/gate.json
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write a page with each verdict beside what was checked and what was not to this file
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Write a summary in Markdown to this file, besides GITHUB_STEP_SUMMARY where that is set
     #[arg(long, value_name = "FILE")]
     pub markdown: Option<PathBuf>,

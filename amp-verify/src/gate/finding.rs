@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Plan, Pool, goldens,
-    job::{Outcome, Reason, Task},
+    job::{Outcome, Task},
     learning,
+    reason::Reason,
     report::{Cell, ModelReport, Status},
 };
 use crate::{
@@ -26,6 +27,8 @@ pub enum Cause {
     Nondeterministic,
     /// 32-true is not what its golden says.
     Environment,
+    /// A rule of training is broken, which no precision mends.
+    Rule,
     /// 32-true fails as well.
     Baseline,
     /// Only the precision fails, each time.
@@ -68,6 +71,10 @@ pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport]) -> usi
     let mut more = 0;
     for (model, report) in plan.models.iter().zip(reports) {
         for cell in &mut report.cells {
+            if let Some(finding) = rule(plan, cell) {
+                cell.finding = Some(finding);
+                continue;
+            }
             let Some(suspect) = Suspect::of(plan, pool, model, cell) else { continue };
             if open == 0 {
                 more += usize::from(plan.diagnosed > 0);
@@ -81,6 +88,40 @@ pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport]) -> usi
     more
 }
 
+/// What is found without any run: rules that are broken, each with what was seen first.
+fn rule(plan: &Plan, cell: &Cell) -> Option<Finding> {
+    let broken: Vec<String> = cell
+        .failures
+        .iter()
+        .filter_map(|failure| Some(format!("{} ({})", failure.reason.rule()?, failure.text)))
+        .collect();
+    if broken.is_empty() || plan.diagnosed == 0 {
+        return None;
+    }
+    let text =
+        format!("rule: {}; look at its code, because no layer in FP32 mends it", broken.join("; "));
+    Some(Finding { cause: Cause::Rule, text, ..Finding::of(plan.first_seed, None) })
+}
+
+impl Finding {
+    /// Nothing is known yet but the seed and how far off it was.
+    fn of(seed: u64, figure: Option<f64>) -> Self {
+        Self {
+            seed,
+            cause: Cause::Unknown,
+            figure,
+            layer: None,
+            layer_error: None,
+            modules: Vec::new(),
+            one_minimal: false,
+            tests: 0,
+            fields: Vec::new(),
+            attribute: String::new(),
+            text: String::new(),
+        }
+    }
+}
+
 /// A failing cell and the evidence against it.
 struct Suspect<'a> {
     plan: &'a Plan,
@@ -92,6 +133,8 @@ struct Suspect<'a> {
     baseline: Option<f64>,
     /// Whether the first steps failed.
     steps: bool,
+    /// Whether an epoch in training mode failed.
+    in_training: bool,
     /// Whether 32-true failed as well.
     baseline_fails: bool,
     /// Whether 32-true is not its golden's.
@@ -105,8 +148,11 @@ struct Suspect<'a> {
 impl<'a> Suspect<'a> {
     /// `None` where nothing failed, or what failed is no matter of precision.
     fn of(plan: &'a Plan, pool: &Pool, model: &'a gate::Subject, cell: &Cell) -> Option<Self> {
-        use Reason::{AllSkipped, DidNotLearn, Moved, NonFinite, NotConformant};
-        let ours = [AllSkipped, DidNotLearn, Moved, NonFinite, NotConformant];
+        use Reason::{
+            AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant, Rounding,
+        };
+        let ours =
+            [AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant, Rounding];
         let other = cell.failures.iter().any(|failure| !ours.contains(&failure.reason));
         if cell.status != Status::Regression || other {
             return None;
@@ -132,12 +178,14 @@ impl<'a> Suspect<'a> {
         });
         let first_steps = outcome(precision, plan.first_seed, Task::Conformance)?;
         let steps = !first_steps.failures.is_empty();
+        let path = outcome(precision, plan.first_seed, Task::Path)?;
+        let in_training = !path.failures.is_empty();
         let lost = |at: usize| Some(of_training(model, &own[at], baseline[at].metric?));
         let losing = (0..own.len()).find(|at| lost(*at).is_some_and(|figure| figure > 1.0));
         let at = losing.unwrap_or(0);
         let known = f64::max(
             losing.and_then(lost).unwrap_or(0.0),
-            if steps { of_steps(first_steps) } else { 0.0 },
+            of_steps(first_steps).max(of_steps(path)),
         );
         Some(Self {
             plan,
@@ -146,6 +194,7 @@ impl<'a> Suspect<'a> {
             seed: *cell.seeds.get(at)?,
             baseline: losing.and_then(|at| baseline[at].metric),
             steps,
+            in_training,
             baseline_fails,
             baseline_moved,
             known,
@@ -154,19 +203,8 @@ impl<'a> Suspect<'a> {
     }
 
     fn finding(&self) -> Finding {
-        let mut finding = Finding {
-            seed: self.seed,
-            cause: Cause::Baseline,
-            figure: Some(self.known).filter(|figure| figure.is_finite()),
-            layer: None,
-            layer_error: None,
-            modules: Vec::new(),
-            one_minimal: false,
-            tests: 0,
-            fields: Vec::new(),
-            attribute: String::new(),
-            text: String::new(),
-        };
+        let known = Some(self.known).filter(|figure| figure.is_finite());
+        let mut finding = Finding { cause: Cause::Baseline, ..Finding::of(self.seed, known) };
         let failed = match self.baseline_fails {
             true => None,
             false => self.search(&mut finding).err(),
@@ -248,7 +286,8 @@ impl Check for Again<'_> {
         if let Some(known) = self.known.take() {
             return Ok(diagnose::Outcome::new(known, 1.0));
         }
-        let Suspect { plan, model, precision, seed, baseline, steps, .. } = *self.suspect;
+        let Suspect { plan, model, precision, seed, baseline, steps, in_training, .. } =
+            *self.suspect;
         let run = |seed: u64, task: Task| {
             let mut job = plan.job(model, precision, seed, task);
             job.islands = islands.clone();
@@ -260,6 +299,9 @@ impl Check for Again<'_> {
         }
         if steps && figure <= 1.0 {
             figure = of_steps(&run(plan.first_seed, Task::Conformance)).max(figure);
+        }
+        if in_training && figure <= 1.0 {
+            figure = of_steps(&run(plan.first_seed, Task::Path)).max(figure);
         }
         Ok(diagnose::Outcome::new(figure, 1.0))
     }
@@ -303,6 +345,8 @@ fn text(finding: &Finding, searched: bool) -> String {
         }
         Cause::Baseline => return "baseline: 32-true fails as well".into(),
         Cause::Unknown => return "unknown: ".into(),
+        // Said where it was found.
+        Cause::Rule => return String::new(),
         Cause::Precision => format!("precision: seed {seed} gives this again, 32-true does not"),
     };
     let worst = layer.as_ref().map_or(String::new(), |layer| {

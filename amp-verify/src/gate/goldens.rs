@@ -4,7 +4,10 @@ use std::{fs, path::Path};
 
 use amp_core::precision::Precision;
 
-use super::job::{Failure, Outcome, Reason};
+use super::{
+    job::Outcome,
+    reason::{Failure, Reason},
+};
 use crate::golden::{self, Agreement, Figures, Golden, Moved};
 
 /// What was run.

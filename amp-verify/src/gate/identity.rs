@@ -10,8 +10,9 @@ use amp_core::{
 };
 use sha2::{Digest, Sha256};
 
-/// Batches that are noted: enough to tell two shuffles apart.
-const NOTED: usize = 4;
+/// Batches that are noted: enough to tell two shuffles apart, and fewer than run before a step is
+/// captured, within which nothing can be read.
+const NOTED: usize = 3;
 
 /// The order of a run's first examples.
 #[derive(Debug, Clone, Default)]

@@ -1,25 +1,26 @@
 //! One piece of the gate's work, which any process of it can do, and what came of it.
 
 use amp_core::{
-    Error, Hyperparameters, LightningModule, Result, Trainer, TrainerConfig,
+    Hyperparameters, LightningModule, Result, Trainer, TrainerConfig,
     callback::{EarlyStopping, Mode},
     hardware::{self, Fingerprint},
     memory::MemoryMeter,
     precision::Precision,
     probe::Observed,
     tch::{Device, Kind, Tensor},
-    trainer::Graph,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{conformance, controls, identity};
+use super::{
+    conformance, controls, identity, path,
+    reason::{Failure, Reason},
+};
 use crate::{
     case::{Case, Choices},
     diagnose::Islands,
     faults::{Fault, Faulty},
     registry::Registry,
     tap::{Tap, Tapped},
-    text::one_line,
 };
 
 /// What a job does.
@@ -30,8 +31,10 @@ pub enum Task {
     Train,
     /// The same, without ever moving a weight.
     Frozen,
-    /// Takes a few steps beside 32-true ones, overflows on purpose, saves and resumes.
+    /// Takes a few steps beside 32-true ones.
     Conformance,
+    /// Holds the path that is trained on against its rules.
+    Path,
 }
 
 /// A piece of work. Two that are equal come to the same figures.
@@ -57,57 +60,6 @@ pub struct Job {
     pub islands: Islands,
     /// What a self-test breaks.
     pub fault: Option<Fault>,
-}
-
-/// Why a precision fails before its metric is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// A loss or a metric is not finite.
-    NonFinite,
-    /// No step was applied.
-    AllSkipped,
-    /// No better than a model that was not trained.
-    DidNotLearn,
-    /// The dtypes are not those of the precision.
-    PrecisionDidNotRun,
-    /// Weights, order or data are not those of the baseline.
-    NotPaired,
-    /// The validation set is in the training set.
-    Contaminated,
-    /// Gradients, updates or schedule are not those of 32-true as far as the dtype allows.
-    NotConformant,
-    /// A figure is not the golden's.
-    Moved,
-    /// The golden is of another kind of machine, or there is none.
-    NotComparable,
-    /// The run ended with an error.
-    Crashed,
-}
-
-/// A failure in one line.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Failure {
-    /// Its kind.
-    pub reason: Reason,
-    /// What was seen.
-    pub text: String,
-}
-
-impl Failure {
-    /// This kind, with what was seen.
-    pub fn new(reason: Reason, text: impl Into<String>) -> Self {
-        Self { reason, text: one_line(&text.into()) }
-    }
-
-    fn of(error: &Error) -> Self {
-        let reason = match error {
-            Error::Precision(_) => Reason::PrecisionDidNotRun,
-            Error::NonFinite(_) => Reason::NonFinite,
-            _ => Reason::Crashed,
-        };
-        Self::new(reason, error.to_string())
-    }
 }
 
 /// What came of a job.
@@ -145,6 +97,8 @@ pub struct Outcome {
     pub product_error: Option<f64>,
     /// Distances from the 32-true steps, where that was the task.
     pub conformance: Option<conformance::Figures>,
+    /// What was looked at on the path that is trained on, where that was the task.
+    pub path: Option<path::Examined>,
     /// What went wrong.
     pub failures: Vec<Failure>,
     /// Seconds it took.
@@ -171,6 +125,7 @@ impl Outcome {
             fingerprint: None,
             product_error: None,
             conformance: None,
+            path: None,
             failures: vec![failure],
             seconds: 0.0,
         }
@@ -184,6 +139,7 @@ impl Job {
         let outcome = match self.task {
             Task::Train | Task::Frozen => self.train(registry),
             Task::Conformance => conformance::run(self, registry),
+            Task::Path => path::run(self, registry),
         };
         let mut outcome = outcome.unwrap_or_else(|error| Outcome::failed(Failure::of(&error)));
         outcome.seconds = started.elapsed().as_secs_f64();
@@ -202,13 +158,11 @@ impl Job {
     pub(super) fn case(&self, registry: &Registry, precision: Precision) -> Result<Case> {
         hardware::set_numerics(self.tf32, self.deterministic)?;
         let seed = Fault::seed(self.fault, precision, self.seed);
-        // What watches a run looks into its steps.
-        let choices =
-            Choices { epochs: Some(self.epochs), seed, graph: Graph::Off, ..Choices::default() };
+        let choices = Choices { epochs: Some(self.epochs), seed, ..Choices::default() };
         let model = registry.find(Some(&self.model))?;
         let mut case = Case::new(registry, model, choices, self.device()?)?;
         case.trainer.numerics.overrides = self.islands.clone().into();
-        Fault::data(self.fault, precision, &mut case.data);
+        Fault::data(self.fault, precision, &mut case.data)?;
         Ok(case)
     }
 
@@ -216,8 +170,6 @@ impl Job {
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
         config.recovery.provenance = false;
-        config.logging.profile_every_n_steps = None;
-        Fault::config(self.fault, precision, &mut config);
         config
     }
 
@@ -236,7 +188,8 @@ impl Job {
 
     fn train(&self, registry: &Registry) -> Result<Outcome> {
         let case = self.case(registry, self.precision)?;
-        let config = self.config(&case, self.precision);
+        let mut config = self.config(&case, self.precision);
+        Fault::config(self.fault, &mut config);
         let meter = MemoryMeter::start(case.trainer.device)?;
         let model = self.model(&case, self.precision)?;
         let weights = identity::weights(model.as_ref())?;
@@ -292,6 +245,7 @@ impl Job {
                 .then(|| product_error(case.trainer.device))
                 .transpose()?,
             conformance: None,
+            path: None,
             failures,
             seconds: 0.0,
         })

@@ -6,12 +6,15 @@ mod cache;
 mod command;
 mod conformance;
 mod controls;
+mod coverage;
 mod finding;
 mod goldens;
 mod identity;
 mod job;
+mod path;
 mod plan;
 mod pool;
+mod reason;
 mod render;
 mod report;
 
@@ -20,17 +23,20 @@ pub use args::{GateArgs, Tier};
 pub use cache::Cache;
 pub use command::command;
 pub use conformance::{Bounds, Figures, RISK};
+pub use coverage::Coverage;
 pub use finding::{Cause, Finding};
-pub use job::{Failure, Job, Outcome, Reason, Task, product_error};
+pub use job::{Job, Outcome, Task, product_error};
+pub use path::{Checked, Examined};
 pub use plan::{Plan, Subject};
 pub(crate) use pool::Worker;
 pub use pool::{Pool, WORKER, work};
+pub use reason::{Failure, Reason};
 pub use render::{annotations, junit, markdown, table};
 pub use report::{Cell, ModelReport, Report, Status};
 
 use std::{path::Path, thread, time::Instant};
 
-use amp_core::{Error, Result, hardware, precision::Precision};
+use amp_core::{Error, Result, hardware, memory::show_bytes, precision::Precision};
 
 use crate::{
     registry::Registry,
@@ -38,7 +44,7 @@ use crate::{
 };
 
 /// The form of a [`Report`].
-pub const SCHEMA: &str = "amp-gate/1";
+pub const SCHEMA: &str = "amp-gate/2";
 /// Where outcomes are kept.
 pub const CACHE: &str = ".amp/cache";
 /// The most that a product of f32 matrices is off; in TF32 it is thirty times as much.
@@ -77,10 +83,12 @@ impl Plan {
         if failures.is_empty() {
             failures.extend(self.tf32_products(&baseline));
             failures.extend(pairing(&baseline, &own));
+            failures.extend(memory(&baseline, &own));
             failures.extend(learning(model, &control, &baseline, "the baseline's "));
             failures.extend(learning(model, &control, &own, ""));
         }
-        failures.extend(steps.failures.iter().cloned());
+        let path = outcome(precision, self.first_seed, Task::Path);
+        failures.extend(steps.failures.iter().chain(&path.failures).cloned());
         if let (Some(folder), Some(base), Some(first)) =
             (&self.goldens, baseline.first(), own.first())
             && failures.is_empty()
@@ -116,6 +124,7 @@ impl Plan {
             baseline: metrics(&baseline),
             metric: metrics(&own),
             conformance: steps.conformance,
+            path: path.path,
             skipped_steps: own.iter().map(|outcome| outcome.skipped_steps).sum(),
             finding: None,
         }
@@ -153,6 +162,19 @@ fn pairing(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
     (overlap > OVERLAP).then(|| {
         let text = format!("{:.0}% of the validation set are training examples", 100.0 * overlap);
         Failure::new(Reason::Contaminated, text)
+    })
+}
+
+/// The most memory that a precision may take, in multiples of 32-true's.
+const MEMORY: f64 = 2.0;
+
+/// Whether the precision's steps take no more memory than its tensors can explain.
+fn memory(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
+    let (base, own) = (baseline.first()?.peak_memory_bytes, own.first()?.peak_memory_bytes);
+    (own as f64 > MEMORY * base as f64).then(|| {
+        let text =
+            format!("its steps hold {} at most, 32-true's {}", show_bytes(own), show_bytes(base));
+        Failure::new(Reason::Memory, text)
     })
 }
 

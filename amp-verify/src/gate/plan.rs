@@ -160,7 +160,7 @@ impl Plan {
         }
     }
 
-    pub(super) fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
+    pub(crate) fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
         let fault = match (precision, self.fault) {
             // The baseline is shared by all faults that leave it alone.
             (Precision::F32True, Some(fault)) if !fault.touches_baseline() => None,
@@ -187,12 +187,13 @@ impl Plan {
     }
 
     /// Jobs of a first look at every model.
-    pub(super) fn first_look(&self) -> Vec<Job> {
+    pub(crate) fn first_look(&self) -> Vec<Job> {
         let mut jobs = Vec::new();
         for model in &self.models {
             jobs.push(self.job(model, Precision::F32True, self.first_seed, Task::Frozen));
             for precision in &self.precisions {
                 jobs.push(self.job(model, *precision, self.first_seed, Task::Conformance));
+                jobs.push(self.job(model, *precision, self.first_seed, Task::Path));
             }
             for seed in self.seeds(self.first) {
                 for precision in [Precision::F32True].iter().chain(&self.precisions) {

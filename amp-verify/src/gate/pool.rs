@@ -16,7 +16,8 @@ use amp_core::{Error, Result, tch};
 
 use super::{
     cache::Cache,
-    job::{Failure, Job, Outcome, Reason},
+    job::{Job, Outcome},
+    reason::{Failure, Reason},
 };
 use crate::registry::Registry;
 

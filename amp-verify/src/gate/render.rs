@@ -1,16 +1,30 @@
 //! The report for people, for CI and for GitHub.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use amp_core::precision::Precision;
 use comfy_table::{CellAlignment, Table, presets};
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
 use super::{
     args::Tier,
+    coverage::Coverage,
     report::{Cell, ModelReport, Report, Status},
 };
 use crate::{registry::Direction, view::wrap_to_terminal};
 
-const HEADER: [&str; 9] =
-    ["model", "precision", "verdict", "mean d", "interval", "δ", "n", "power", "first failure"];
+const HEADER: [&str; 10] = [
+    "model",
+    "precision",
+    "verdict",
+    "rules checked",
+    "mean d",
+    "interval",
+    "δ",
+    "n",
+    "power",
+    "first failure",
+];
 
 /// A difference of a share in percentage points, of another value in its own unit.
 fn difference(direction: Direction, value: f64) -> String {
@@ -20,7 +34,8 @@ fn difference(direction: Direction, value: f64) -> String {
     }
 }
 
-fn row(model: &ModelReport, cell: &Cell) -> [String; 9] {
+fn row(report: &Report, model: &ModelReport, cell: &Cell) -> [String; 10] {
+    let coverage = Coverage::of(report, model, cell);
     let shown = |value| difference(model.direction, value);
     let of = |text: &dyn Fn(&crate::verdict::Judgement) -> String| {
         cell.judgement.as_ref().map_or("–".into(), text)
@@ -29,6 +44,7 @@ fn row(model: &ModelReport, cell: &Cell) -> [String; 9] {
         model.model.clone(),
         cell.precision.to_string(),
         cell.status.name().into(),
+        format!("{} of {}", coverage.rules, coverage.of_rules),
         of(&|j| shown(j.mean)),
         of(&|j| format!("{} … {}", shown(j.lower), shown(j.upper))),
         shown(model.margin).trim_start_matches('+').to_owned(),
@@ -38,8 +54,8 @@ fn row(model: &ModelReport, cell: &Cell) -> [String; 9] {
     ]
 }
 
-fn rows(report: &Report) -> Vec<[String; 9]> {
-    cells(report).map(|(model, cell)| row(model, cell)).collect()
+fn rows(report: &Report) -> Vec<[String; 10]> {
+    cells(report).map(|(model, cell)| row(report, model, cell)).collect()
 }
 
 fn tier(report: &Report) -> &'static str {
@@ -79,9 +95,38 @@ fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
     report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
 }
 
+/// What was not checked, each with the models and precisions that it is true of.
+fn missing(report: &Report) -> Vec<String> {
+    let mut found: BTreeMap<String, BTreeMap<Precision, BTreeSet<&str>>> = BTreeMap::new();
+    for (model, cell) in cells(report) {
+        for text in Coverage::of(report, model, cell).missing {
+            let whose = found.entry(text).or_default().entry(cell.precision).or_default();
+            whose.insert(model.model.as_str());
+        }
+    }
+    let all = report.models.first().map_or(0, |model| model.cells.len());
+    let models = |models: &BTreeSet<&str>| match models.len() == report.models.len() {
+        true => "every model".to_owned(),
+        false => models.iter().copied().collect::<Vec<_>>().join(", "),
+    };
+    let line = |(text, whose): (&String, &BTreeMap<Precision, BTreeSet<&str>>)| {
+        let same = whose.values().all(|models| Some(models) == whose.values().next());
+        let whose = match whose.values().next() {
+            Some(first) if same && whose.len() == all => models(first),
+            _ => {
+                let each =
+                    whose.iter().map(|(precision, of)| format!("{} under {precision}", models(of)));
+                each.collect::<Vec<_>>().join("; ")
+            }
+        };
+        format!("not checked: {text}: {whose}")
+    };
+    found.iter().map(line).collect()
+}
+
 fn closing(report: &Report) -> Vec<String> {
-    let mut lines: Vec<String> =
-        report.left_out.iter().map(|left| format!("left to the nightly tier: {left}")).collect();
+    let mut lines = missing(report);
+    lines.extend(report.left_out.iter().map(|left| format!("left to the nightly tier: {left}")));
     if report.undiagnosed > 0 {
         let more = report.undiagnosed;
         lines.push(format!(
@@ -106,7 +151,7 @@ pub fn table(report: &Report) -> String {
     for row in rows(report) {
         table.add_row(row);
     }
-    for column in table.column_iter_mut().skip(3).take(5) {
+    for column in table.column_iter_mut().skip(3).take(6) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let mut found = String::new();
@@ -128,10 +173,25 @@ pub fn markdown(report: &Report) -> String {
     let mut out = format!("## Precision gate: {}\n\n", report.status.name());
     out += &format!("{}\n\n", heading(report).replace('\n', "\n\n"));
     out += &line(&HEADER.map(String::from));
-    out +=
-        &line(&["---", "---", "---", "--:", "--:", "--:", "--:", "--:", "---"].map(String::from));
+    out += &line(
+        &["---", "---", "---", "--:", "--:", "--:", "--:", "--:", "--:", "---"].map(String::from),
+    );
     for row in rows(report) {
         out += &line(&row);
+    }
+    for (model, cell) in cells(report) {
+        let Coverage { checked, missing, .. } = Coverage::of(report, model, cell);
+        let items = |lines: &[String]| -> String {
+            lines.iter().map(|line| format!("- {line}\n")).collect()
+        };
+        out += &format!(
+            "\n<details><summary>{} under {}: what was checked, and what was not</summary>\n\n\
+             checked:\n\n{}\nnot checked:\n\n{}\n</details>\n",
+            model.model,
+            cell.precision,
+            items(&checked),
+            items(&missing)
+        );
     }
     for (line, attribute) in findings(report) {
         out += &format!("\n{line}\n");
@@ -173,7 +233,7 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
             };
             let mut case = TestCase::new(cell.precision.name(), status);
             case.set_classname(model.model.as_str());
-            let figures = HEADER.iter().zip(row(model, cell));
+            let figures = HEADER.iter().zip(row(report, model, cell));
             let figures: Vec<String> =
                 figures.map(|(name, value)| format!("{name}: {value}")).collect();
             case.set_system_out(figures.join("\n"));

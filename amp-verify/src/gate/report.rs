@@ -7,7 +7,8 @@ use super::{
     args::Tier,
     conformance::Figures,
     finding::Finding,
-    job::{Failure, Reason},
+    path::Examined,
+    reason::{Failure, Reason},
 };
 use crate::{
     registry::Direction,
@@ -118,6 +119,8 @@ pub struct Cell {
     pub metric: Vec<Option<f64>>,
     /// The distance of the first steps from 32-true ones.
     pub conformance: Option<Figures>,
+    /// What was looked at on the path that is trained on; null where that job failed.
+    pub path: Option<Examined>,
     /// Steps skipped, over all seeds.
     pub skipped_steps: u64,
     /// What a failure is due to; null where there is none, or its text says it all.

@@ -160,6 +160,12 @@ impl Registry {
         self.models.iter().filter(|model| !model.is_hidden)
     }
 
+    /// Those and the hidden ones.
+    #[cfg(feature = "cli")]
+    pub(crate) fn all_models(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.models.iter()
+    }
+
     /// The data sets.
     pub fn data_sets(&self) -> impl Iterator<Item = &Arc<DataSet>> {
         self.data_sets.iter()

@@ -1,6 +1,7 @@
 //! The comparison as one HTML file that needs nothing else: readable in light and dark, offline.
 
 mod chart;
+mod gate;
 mod ink;
 mod page;
 mod steps;
@@ -14,6 +15,7 @@ use amp_core::{
     precision::Precision,
 };
 
+pub use gate::gate_html;
 pub use page::{Content, html};
 pub use steps::measure_steps;
 

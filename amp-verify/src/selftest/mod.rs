@@ -5,7 +5,7 @@ mod report;
 mod run;
 mod subject;
 
-pub use crate::faults::{Fault, Faulty};
+pub use crate::faults::{Area, Fault, Faulty};
 pub use args::SelftestArgs;
 pub use report::{Fate, Report};
 pub use run::run;

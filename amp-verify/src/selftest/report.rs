@@ -4,19 +4,36 @@ use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use serde::{Deserialize, Serialize};
 
 use super::Fault;
-use crate::{gate::Status, view::wrap_to_terminal};
+use crate::{
+    faults::Area,
+    gate::{Reason, Status},
+    view::wrap_to_terminal,
+};
 
 /// What became of a fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fate {
     /// The fault.
     pub fault: Fault,
+    /// What part of training it is in.
+    pub area: Area,
     /// The model it was injected into.
     pub model: String,
-    /// The precisions whose cell turned red.
-    pub caught_under: Vec<String>,
+    /// The checks that saw it.
+    pub killed_by: Vec<Reason>,
+    /// Whether the seeds' metrics showed it.
+    pub by_seeds: bool,
+    /// Whether whole runs were needed, because no rule was broken.
+    pub trained: bool,
     /// What the gate said first.
     pub said: String,
+}
+
+impl Fate {
+    /// Whether the gate turned red.
+    pub fn is_killed(&self) -> bool {
+        self.by_seeds || !self.killed_by.is_empty()
+    }
 }
 
 /// The self-test's report.
@@ -24,15 +41,15 @@ pub struct Fate {
 pub struct Report {
     /// The faults.
     pub faults: Vec<Fate>,
-    /// Faults that were not injected since no model reveals them, with what they need.
+    /// Faults that were not injected, with what they need.
     pub left_out: Vec<String>,
     /// Unchanged runs of the gate, over all models in turn.
     pub repetitions: u64,
     /// Their cells.
     pub cells: usize,
-    /// Those of them that were red, by model, precision and seed.
+    /// The red cells among them, by model, precision and seed.
     pub false_alarms: Vec<String>,
-    /// Those that stayed inconclusive, which is no alarm.
+    /// The cells that stayed inconclusive, which is no alarm.
     pub inconclusive: usize,
     /// Whether a golden that is not a number was refused.
     pub nan_golden_refused: bool,
@@ -40,10 +57,13 @@ pub struct Report {
     pub seconds: f64,
 }
 
+/// What needs a golden, or is no check of numbers: no fault here can show it.
+const ELSEWHERE: &[Reason] = &[Reason::Moved, Reason::NotComparable, Reason::Crashed];
+
 impl Report {
     /// Faults that were caught.
     pub fn killed(&self) -> usize {
-        self.faults.iter().filter(|fate| !fate.caught_under.is_empty()).count()
+        self.faults.iter().filter(|fate| fate.is_killed()).count()
             + usize::from(self.nan_golden_refused)
     }
 
@@ -57,26 +77,53 @@ impl Report {
         self.killed() == self.injected() && self.false_alarms.is_empty()
     }
 
-    /// As it is printed.
+    /// The checks that could have seen one of the faults and saw none, where all were injected.
+    pub fn idle(&self) -> Vec<Reason> {
+        let all = self.faults.len() + self.left_out.len() == Fault::ALL.len();
+        let saw = |check: Reason| self.faults.iter().any(|fate| fate.killed_by.contains(&check));
+        let idle = |check: &Reason| !ELSEWHERE.contains(check) && !saw(*check);
+        Reason::ALL.iter().copied().filter(|check| all && idle(check)).collect()
+    }
+
+    /// As it is printed: faults by checks, a letter for each check, and what each letter stands for.
     pub fn table(&self) -> String {
+        let checks: Vec<Reason> =
+            Reason::ALL.iter().copied().filter(|check| !ELSEWHERE.contains(check)).collect();
+        let letters: Vec<char> = ('a'..='z').take(checks.len()).collect();
         let mut table = Table::new();
-        table.load_preset(UTF8_FULL_CONDENSED).set_header([
-            "fault",
-            "model",
-            "caught under",
-            "said",
-        ]);
+        let mut header = vec!["fault".to_owned(), "in".to_owned(), "model".to_owned()];
+        let joined: String = letters.iter().collect();
+        header.extend([format!("{joined} seeds"), "said".to_owned()]);
+        table.load_preset(UTF8_FULL_CONDENSED).set_header(header);
         wrap_to_terminal(&mut table);
         for fate in &self.faults {
-            let caught = match fate.caught_under.as_slice() {
-                [] => "SURVIVED".to_owned(),
-                names => names.join(" "),
+            let marks = checks
+                .iter()
+                .zip(&letters)
+                .map(|(check, letter)| if fate.killed_by.contains(check) { *letter } else { '·' });
+            let marks: String = marks.collect();
+            let seeds = match (fate.by_seeds, fate.trained) {
+                (true, _) => "yes",
+                (false, true) => "no",
+                (false, false) => "–",
             };
-            table.add_row([fate.fault.about(), &fate.model, &caught, &fate.said]);
+            let marks = if fate.is_killed() { marks } else { "SURVIVED".to_owned() };
+            let area = format!("{:?}", fate.area);
+            let cells = [fate.fault.about(), &area, &fate.model, &format!("{marks} {seeds}")];
+            table.add_row(cells.into_iter().chain([fate.said.as_str()]));
         }
         let golden = if self.nan_golden_refused { "refused" } else { "SURVIVED" };
-        table.add_row(["a golden that is not a number", "", golden, ""]);
+        table.add_row(["a golden that is not a number", "Metrics", "", golden, ""]);
         let mut out = format!("{table}\n");
+        for (check, letter) in checks.iter().zip(&letters) {
+            let kills = self.faults.iter().filter(|fate| fate.killed_by.contains(check)).count();
+            let idle = if kills == 0 { ": kills nothing" } else { "" };
+            out += &format!("{letter}  {}: {kills}{idle}\n", check.name());
+        }
+        let by_seeds = self.faults.iter().filter(|fate| fate.by_seeds).count();
+        out += &format!(
+            "seeds: {by_seeds}; – where a rule was broken, and no whole runs were needed\n"
+        );
         for left_out in &self.left_out {
             out += &format!("left out: {left_out}\n");
         }
@@ -99,7 +146,7 @@ impl Report {
     }
 }
 
-/// The worst status of a plan's cells is what the gate would exit with.
+/// Whether a cell's status is what the gate would exit with as a failure.
 pub(super) fn is_red(status: Status) -> bool {
     status == Status::Regression
 }

@@ -1,16 +1,22 @@
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
-use amp_core::{Error, Result};
+use amp_core::{Error, Result, hardware, precision::Precision};
 
 use super::{Fate, Fault, Report, SelftestArgs, report::is_red};
 use crate::{
-    gate::{self, Plan, Pool, Subject, Tier},
+    gate::{self, Failure, Plan, Pool, Reason, Subject, Task, Tier},
     golden,
     registry::{Model, Registry},
+    verdict::Verdict,
 };
 
 /// Seeds of the unchanged runs begin here, away from every other.
 const FRESH: u64 = 10_000;
+/// The precision that faults are injected into: it has all that training may have.
+const PRECISION: Precision = Precision::F16Mixed;
+
+/// Seeds of a fault that no rule sees.
+const SEEDS: usize = 3;
 
 /// Injects every fault and repeats unchanged runs with fresh seeds.
 ///
@@ -19,12 +25,20 @@ const FRESH: u64 = 10_000;
 pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let started = Instant::now();
     let faults = chosen(&args.fault)?;
+    let is_cuda = hardware::parse_device(&args.device)?.is_cuda();
     let mut pool = gate::pool(registry, &args.device, args.processes, None)?;
     let (mut plans, mut left_out) = (Vec::new(), Vec::new());
     for fault in faults {
+        if fault.needs_cuda() && !is_cuda {
+            left_out.push(format!("{}: it takes a CUDA device", fault.about()));
+            continue;
+        }
         match (fault.subject(registry), fault.needs()) {
             (Some(model), _) => {
-                plans.push((fault, Plan { fault: Some(fault), ..plan(registry, args, model)? }));
+                let plan = plan(registry, args, model)?;
+                let (precisions, first, most) = (vec![PRECISION], SEEDS, SEEDS);
+                let own = Plan { fault: Some(fault), precisions, first, most, ..plan };
+                plans.push((fault, own));
             }
             (None, needs) => left_out.push(format!(
                 "{}: no model says that it reveals this; it takes {}",
@@ -33,8 +47,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             )),
         }
     }
-    let fates = plans.iter().map(|(fault, plan)| fate(plan, *fault, &mut pool));
-    let fates = fates.collect::<Result<Vec<_>>>()?;
+    let fates = fates(&plans, &mut pool)?;
     let models: Vec<_> = registry.models().collect();
     let (mut false_alarms, mut cells, mut inconclusive) = (Vec::new(), 0, 0);
     for index in 0..args.repetitions {
@@ -102,15 +115,49 @@ fn plan(registry: &Registry, args: &SelftestArgs, model: &Arc<Model>) -> Result<
     })
 }
 
-/// What the gate says of a fault.
-fn fate(plan: &Plan, fault: Fault, pool: &mut Pool) -> Result<Fate> {
-    let report = gate::run(plan, pool)?;
-    let cells = report.models.iter().flat_map(|model| &model.cells);
-    let red: Vec<_> = cells.filter(|cell| is_red(cell.status)).collect();
-    Ok(Fate {
-        fault,
-        model: plan.models.iter().map(|model| model.name().to_owned()).collect(),
-        caught_under: red.iter().map(|cell| cell.precision.to_string()).collect(),
-        said: red.first().map(|cell| cell.note()).unwrap_or_default(),
-    })
+/// Jobs that are looked at one after the other until one of them is red; whole runs follow.
+const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
+
+/// What the gate says of each fault: first by the rules of the path, then of first steps, and of whole
+/// runs where these are not enough.
+fn fates(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<Fate>> {
+    let mut seen: Vec<Vec<Failure>> = vec![Vec::new(); plans.len()];
+    for task in STAGES {
+        let job = |plan: &Plan| plan.job(&plan.models[0], PRECISION, plan.first_seed, task);
+        let open = plans.iter().zip(&seen).filter(|(_, seen)| seen.is_empty());
+        pool.run(open.map(|((_, plan), _)| job(plan)).collect::<Vec<_>>())?;
+        for ((_, plan), seen) in plans.iter().zip(&mut seen) {
+            if let Some(outcome) = pool.outcome(&job(plan)).filter(|_| seen.is_empty()) {
+                seen.clone_from(&outcome.failures);
+            }
+        }
+    }
+    let whole = plans.iter().zip(&seen).filter(|(_, seen)| seen.is_empty());
+    // All at once, so that no process waits.
+    let jobs = whole.flat_map(|((_, plan), _)| plan.first_look());
+    pool.run(jobs.collect::<Vec<_>>())?;
+    let fate = |((fault, plan), mut failures): (&(Fault, Plan), Vec<Failure>)| {
+        let (mut by_seeds, trained) = (false, failures.is_empty());
+        let mut said = failures.first().map(|failure| failure.text.clone()).unwrap_or_default();
+        if trained {
+            let report = gate::run(plan, pool)?;
+            for cell in report.models.iter().flat_map(|model| &model.cells) {
+                let judged = cell.judgement.as_ref().map(|judgement| judgement.verdict);
+                by_seeds |= judged == Some(Verdict::Fail);
+                failures.extend(cell.failures.iter().cloned());
+                said = cell.note();
+            }
+        }
+        let killed_by: BTreeSet<Reason> = failures.iter().map(|failure| failure.reason).collect();
+        Ok(Fate {
+            fault: *fault,
+            area: fault.area(),
+            model: plan.models[0].name().to_owned(),
+            killed_by: killed_by.into_iter().collect(),
+            by_seeds,
+            trained,
+            said,
+        })
+    };
+    plans.iter().zip(seen).map(fate).collect()
 }

@@ -11,7 +11,7 @@ impl Fault {
     /// The model it is injected into: the one that declares to reveal it, or else, where any will do,
     /// the registry's first.
     pub fn subject(self, registry: &Registry) -> Option<&Arc<Model>> {
-        let declared = registry.models().find(|model| model.faults().contains(&self));
+        let declared = registry.all_models().find(|model| model.faults().contains(&self));
         declared.or_else(|| registry.models().next().filter(|_| self.needs().is_none()))
     }
 }

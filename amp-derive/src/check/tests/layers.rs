@@ -80,7 +80,7 @@ fn literals_in_range() {
         "conv2d(1, 8, 3, padding_mode = mirror)",
         &[(
             "mirror",
-            "`padding_mode` is `zeros`, `reflect`, `replicate` or `circular`, not `mirror`",
+            "unknown padding_mode `mirror`: expected `zeros`, `reflect`, `replicate` or `circular`",
         )],
     );
 }

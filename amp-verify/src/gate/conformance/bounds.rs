@@ -4,7 +4,7 @@ use amp_core::{Error, Result, precision::Precision, tch::Device};
 
 use super::Figures;
 use crate::{
-    gate::job::{Failure, Reason},
+    gate::reason::{Failure, Reason},
     recorded::{Margins, Population, StepSpreads},
     registry::Model,
     verdict::tolerance_factor,

@@ -29,8 +29,6 @@ pub struct Figures {
     /// The relative difference of the weights' norms, (‖w‖ − ‖w₃₂‖)/‖w₃₂ − w₀‖: rounding towards
     /// zero and a lost weight decay show here.
     pub norm_bias: f64,
-    /// Steps skipped while the scale came down from where it overflows.
-    pub overflows: Option<u64>,
 }
 
 fn norm(tensors: &[Tensor]) -> Result<f64> {
@@ -46,7 +44,7 @@ fn minus(a: &[Tensor], b: &[Tensor]) -> Result<Vec<Tensor>> {
 }
 
 /// ‖a − b‖/‖b − from‖.
-pub(super) fn relative(a: &[Tensor], b: &[Tensor], from: &[Tensor]) -> Result<f64> {
+fn relative(a: &[Tensor], b: &[Tensor], from: &[Tensor]) -> Result<f64> {
     let distance = norm(&minus(a, b)?)?;
     Ok(if distance == 0.0 { 0.0 } else { distance / norm(&minus(b, from)?)? })
 }
@@ -86,6 +84,5 @@ pub(super) fn compare(exact: &Ran, ran: &Ran) -> Result<Figures> {
         update_error: relative(&ran.weights, &exact.weights, &exact.initial)?,
         update_bias: norm(&minus(&ran.weights, &ran.initial)?)? / way - 1.0,
         norm_bias: (norm(&ran.weights)? - norm(&exact.weights)?) / way,
-        overflows: None,
     })
 }

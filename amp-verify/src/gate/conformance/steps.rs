@@ -1,26 +1,20 @@
 //! A run of some steps, and what is noted of it.
 
-use std::{
-    cell::RefCell,
-    path::{Path, PathBuf},
-    rc::Rc,
-};
+use std::{cell::RefCell, rc::Rc};
 
 use amp_core::{
     Hook, LightningModule, Result, Step, Trainer, TrainerConfig,
     callback::{Action, Callback},
     data::AnyBatch,
     log::Log,
-    nn::{self, Context, Role, named_tensors},
-    precision::{GradScalerConfig, Gradients, Policy, Precision, StepOutcome, Unscaled},
+    nn::{Context, Role, named_tensors},
+    precision::{GradScalerConfig, Gradients, Precision, StepOutcome, Unscaled},
     tch::{Device, Kind, Tensor},
-    weights,
 };
 
 use crate::{
     case::Case,
     diagnose::Islands,
-    faults::Fault,
     gate::{identity, job::Job},
     tap::{Tap, Tapped},
 };
@@ -31,10 +25,6 @@ pub(super) struct Trace {
     pub(super) gradients: Vec<(String, Tensor)>,
     pub(super) loss: Option<Tensor>,
     pub(super) rates: Vec<f64>,
-    pub(super) skips: u64,
-    pub(super) moved_on_skip: bool,
-    pub(super) before: Vec<Tensor>,
-    pub(super) save_at: Option<(u64, PathBuf)>,
 }
 
 #[derive(Clone, Default)]
@@ -48,7 +38,7 @@ impl Callback for Tracer {
     fn on_before_optimizer_step(
         &mut self,
         gradients: &Gradients<Unscaled>,
-        hook: &mut Hook<'_>,
+        _: &mut Hook<'_>,
     ) -> Result<()> {
         let mut trace = self.0.borrow_mut();
         if trace.gradients.is_empty() {
@@ -56,8 +46,6 @@ impl Callback for Tracer {
                 trace.gradients.push((name.to_owned(), on_host(gradient)?));
             }
         }
-        let parameters = hook.optimizers().iter().flat_map(|s| s.optimizer.parameters().iter());
-        trace.before = parameters.map(|p| Ok(p.tensor.f_detach_copy()?)).collect::<Result<_>>()?;
         Ok(())
     }
 
@@ -66,31 +54,11 @@ impl Callback for Tracer {
         outcome: Option<&StepOutcome>,
         hook: &mut Hook<'_>,
     ) -> Result<Vec<Action>> {
-        let mut trace = self.0.borrow_mut();
-        match outcome {
-            None => return Ok(Vec::new()),
-            Some(StepOutcome::Applied) => {
-                let rates = hook.optimizers().iter().flat_map(|s| s.rates());
-                trace.rates.extend(rates.map(|group| group.rates.lr));
-            }
-            Some(StepOutcome::Skipped { .. }) => {
-                trace.skips += 1;
-                let parameters =
-                    hook.optimizers().iter().flat_map(|s| s.optimizer.parameters().iter());
-                let mut moved = trace.moved_on_skip;
-                for (old, parameter) in trace.before.iter().zip(parameters) {
-                    moved |= !old.f_equal(&parameter.tensor.f_detach()?)?;
-                }
-                trace.moved_on_skip = moved;
-                return Ok(Vec::new());
-            }
+        if outcome == Some(&StepOutcome::Applied) {
+            let rates = hook.optimizers().iter().flat_map(|scheduled| scheduled.rates());
+            self.0.borrow_mut().rates.extend(rates.map(|group| group.rates.lr));
         }
-        match &trace.save_at {
-            Some((step, path)) if *step == hook.global_step => {
-                Ok(vec![Action::Save { path: path.clone(), weights_only: false }])
-            }
-            _ => Ok(Vec::new()),
-        }
+        Ok(Vec::new())
     }
 }
 
@@ -133,8 +101,6 @@ pub(super) struct Ran {
     pub(super) initial: Vec<Tensor>,
     pub(super) weights: Vec<Tensor>,
     pub(super) finite: bool,
-    pub(super) steps: u64,
-    pub(super) scale: Option<f64>,
 }
 
 pub(super) struct Steps<'a> {
@@ -154,36 +120,16 @@ impl Steps<'_> {
         config
     }
 
-    pub(super) fn run(
-        &self,
-        config: TrainerConfig,
-        trace: Trace,
-        resume: Option<&Path>,
-    ) -> Result<Ran> {
-        let tracer = Tracer(Rc::new(RefCell::new(trace)));
+    pub(super) fn run(&self, config: TrainerConfig) -> Result<Ran> {
+        let tracer = Tracer(Rc::default());
         let model = self.job.model(self.case, self.precision)?;
         let initial = parameters(model.as_ref())?;
-        let mut model =
-            Tapped::new(model, Still(tracer.clone(), config.numerics.overrides.clone()));
-        let mut trainer = Trainer::new(config).callback(tracer.clone());
-        if let Some(path) = resume {
-            if Fault::loses_state(self.job.fault) {
-                nn::place(
-                    &model,
-                    Policy::new(self.precision, self.case.trainer.device),
-                    &Default::default(),
-                )?;
-                weights::load(&model, path)?;
-            } else {
-                trainer = trainer.resume_from(path);
-            }
-        }
-        let record = trainer.fit(&mut model, &self.case.data)?;
-        drop(trainer);
+        let overrides = config.numerics.overrides.clone();
+        let mut model = Tapped::new(model, Still(tracer.clone(), overrides));
+        Trainer::new(config).callback(tracer.clone()).fit(&mut model, &self.case.data)?;
         let finite = identity::is_finite(&model)?;
         let weights = parameters(&model)?;
         let trace = tracer.0.take();
-        let (steps, scale) = (record.end.global_step, record.end.scale);
-        Ok(Ran { trace, initial, weights, finite, steps, scale })
+        Ok(Ran { trace, initial, weights, finite })
     }
 }

@@ -1,0 +1,151 @@
+//! Mistakes in the forward pass of training and in validation.
+
+use amp_core::{
+    LightningModule, Result, Step,
+    data::{AnyBatch, Batch, BatchType},
+    log::Log,
+    nn::{Context, parameters},
+    precision::AutocastGuard,
+    tch::{self, Kind, Tensor, no_grad},
+};
+
+use super::Fault;
+
+/// What a run's steps have left here.
+#[derive(Default)]
+pub(super) struct Steps {
+    /// Batches so far.
+    batches: u64,
+    /// Examples in the first of them.
+    examples: i64,
+    kept: Vec<Tensor>,
+}
+
+/// Steps that run before one is captured as a CUDA graph.
+const BEFORE_CAPTURE: u64 = 3;
+/// Elements that a step keeps, or takes for itself.
+const ELEMENTS: i64 = 1 << 16;
+
+pub(super) fn training_step(
+    fault: Fault,
+    steps: &mut Steps,
+    watched: bool,
+    model: &mut dyn LightningModule,
+    batch: &AnyBatch,
+    step: &mut Step<'_>,
+) -> Result<Tensor> {
+    steps.batches += 1;
+    if steps.batches == 1 {
+        steps.examples = batch.len();
+    }
+    let times = |factor: f64, loss: Tensor| -> Result<Tensor> { Ok(loss.f_mul_scalar(factor)?) };
+    match fault {
+        Fault::AutocastOff => {
+            let _off = AutocastGuard::off(step.context().policy().device)?;
+            model.training_step(batch, step)
+        }
+        Fault::LayerNormInF16 => model.training_step(&normed_in_f16(batch)?, step),
+        Fault::LossDividedTwice => times(0.25, model.training_step(batch, step)?),
+        Fault::LossSummed => times(4.0, model.training_step(batch, step)?),
+        Fault::PartialStepCountsLess => {
+            let last = batch.len() < steps.examples;
+            times(if last { 0.25 } else { 1.0 }, model.training_step(batch, step)?)
+        }
+        Fault::LaterStepsWrong => {
+            times(if steps.batches > 40 { -1.0 } else { 1.0 }, model.training_step(batch, step)?)
+        }
+        Fault::LossIsNan => times(f64::NAN, model.training_step(batch, step)?),
+        Fault::AlwaysSkips => times(f64::INFINITY, model.training_step(batch, step)?),
+        Fault::LossInF16 => {
+            // 2⁻⁶ of the loss's size, whose gradient passes.
+            let loss = model.training_step(batch, step)?;
+            let steps_up = loss.f_detach()?.f_mul_scalar(64.0)?.f_trunc()?.f_div_scalar(64.0)?;
+            Ok(loss.f_mul(&steps_up.f_div(&loss.f_detach()?)?)?)
+        }
+        Fault::UnwatchedStepWrong => {
+            let wrong = !watched && steps.batches > BEFORE_CAPTURE;
+            times(if wrong { 1.05 } else { 1.0 }, model.training_step(batch, step)?)
+        }
+        Fault::StatisticsTwice => {
+            let _ = model.training_step(batch, step)?;
+            model.training_step(batch, step)
+        }
+        Fault::EvaluationMode => {
+            let context = Context::new(step.context().policy(), false);
+            in_context(&context, model, batch, step)
+        }
+        Fault::DropoutOff => {
+            let context = Context::new(step.context().policy(), true).without_dropout();
+            in_context(&context, model, batch, step)
+        }
+        Fault::DropoutOnInput => {
+            let batch = Batch::from_any(batch)?;
+            let input = batch.input.f_dropout(0.1, true)?;
+            model.training_step(&Batch::new(input, batch.target)?.to_any()?, step)
+        }
+        Fault::SameMaskEachStep => {
+            tch::manual_seed(7);
+            model.training_step(batch, step)
+        }
+        Fault::TargetsShifted => {
+            let batch = Batch::from_any(batch)?;
+            let target = batch.target.f_roll([1], [0])?;
+            model.training_step(&Batch::new(batch.input, target)?.to_any()?, step)
+        }
+        Fault::LeaksEachStep => {
+            let loss = model.training_step(batch, step)?;
+            steps.kept.push(Tensor::f_zeros([ELEMENTS], (Kind::Float, loss.device()))?);
+            Ok(loss)
+        }
+        Fault::TakesTooMuch => {
+            let loss = model.training_step(batch, step)?;
+            // Some ten times all that a small model's step holds.
+            let room = Tensor::f_zeros([1 << 25], (Kind::Float, loss.device()))?;
+            Ok(loss.f_add(&room.f_select(0, 0)?)?)
+        }
+        _ => model.training_step(batch, step),
+    }
+}
+
+pub(super) fn validation_step(
+    fault: Fault,
+    model: &mut dyn LightningModule,
+    batch: &AnyBatch,
+    step: &mut Step<'_>,
+) -> Result<()> {
+    match fault {
+        Fault::DropoutInValidation => {
+            let batch = Batch::from_any(batch)?;
+            let input = batch.input.f_dropout(0.1, true)?;
+            model.validation_step(&Batch::new(input, batch.target)?.to_any()?, step)
+        }
+        Fault::ValidatesFirstBatch if step.batch_idx > 0 => Ok(()),
+        Fault::ValidationMovesWeights => {
+            if let Some(parameter) = parameters(model).first() {
+                let _ = no_grad(|| parameter.tensor.shallow_clone().f_add_scalar_(1e-4))?;
+            }
+            model.validation_step(batch, step)
+        }
+        _ => model.validation_step(batch, step),
+    }
+}
+
+fn in_context(
+    context: &Context,
+    model: &mut dyn LightningModule,
+    batch: &AnyBatch,
+    step: &Step<'_>,
+) -> Result<Tensor> {
+    let mut log = Log::default();
+    let mut own = Step::new(context, &mut log, step.batch_idx, step.global_step);
+    model.training_step(batch, &mut own)
+}
+
+/// The variance of activations of a thousand, squared in f16.
+fn normed_in_f16(batch: &AnyBatch) -> Result<AnyBatch> {
+    let batch = Batch::from_any(batch)?;
+    let large = batch.input.f_mul_scalar(1000.0)?.f_to_kind(Kind::Half)?;
+    let variance = large.f_square()?.f_mean_dim([-1_i64].as_slice(), true, Kind::Half)?;
+    let normed = large.f_div(&variance.f_sqrt()?)?.f_to_kind(batch.input.kind())?;
+    Batch::new(normed, batch.target)?.to_any()
+}

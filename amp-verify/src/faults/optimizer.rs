@@ -1,0 +1,188 @@
+//! Mistakes in an optimizer's step: something around the optimizer that a model chose.
+
+use std::{cell::Cell, rc::Rc};
+
+use amp_core::{
+    Result,
+    nn::Parameter,
+    optim::{Abilities, BuildOptimizer, OnDevice, Optimizer, Rates, Storage},
+    state::State,
+    tch::{Kind, Tensor, no_grad},
+};
+use serde_json::{Map, Value};
+
+use super::Fault;
+
+/// The norm that each parameter's gradient is clipped to by mistake.
+const EACH: f64 = 0.02;
+
+/// The optimizer with a mistake around it.
+pub(super) fn broken(
+    fault: Fault,
+    watched: Rc<Cell<bool>>,
+    inner: Box<dyn BuildOptimizer>,
+) -> Box<dyn BuildOptimizer> {
+    Box::new(Build { fault, watched, inner })
+}
+
+struct Build {
+    fault: Fault,
+    watched: Rc<Cell<bool>>,
+    inner: Box<dyn BuildOptimizer>,
+}
+
+impl BuildOptimizer for Build {
+    fn build_with(
+        &self,
+        mut parameters: Vec<Parameter>,
+        storage: Storage,
+    ) -> Result<Box<dyn Optimizer>> {
+        if self.fault == Fault::ParameterNotHeld {
+            parameters.remove(0);
+        }
+        let inner = self.inner.build_with(parameters, storage)?;
+        let fresh = inner.state()?.copied()?;
+        let watched = Rc::clone(&self.watched);
+        Ok(Box::new(Broken { fault: self.fault, watched, inner, fresh }))
+    }
+}
+
+struct Broken {
+    fault: Fault,
+    watched: Rc<Cell<bool>>,
+    inner: Box<dyn Optimizer>,
+    /// Before the first step.
+    fresh: State,
+}
+
+impl Broken {
+    fn gradients(&self) -> Result<Vec<Tensor>> {
+        let mut gradients = Vec::new();
+        for parameter in self.inner.parameters().iter() {
+            let gradient = parameter.tensor.f_grad()?;
+            if gradient.defined() {
+                gradients.push(gradient);
+            }
+        }
+        Ok(gradients)
+    }
+
+    fn times(&self, factor: f64) -> Result<()> {
+        for mut gradient in self.gradients()? {
+            let _ = no_grad(|| gradient.f_mul_scalar_(factor))?;
+        }
+        Ok(())
+    }
+
+    /// Steps at other rates.
+    fn at_rates(&mut self, factor: f64, known: OnDevice<'_>) -> Result<()> {
+        let rates = self.inner.rates();
+        let other = rates.iter().map(|rates| Rates { lr: factor * rates.lr, ..*rates });
+        self.inner.set_rates(&other.collect::<Vec<_>>());
+        let stepped = self.inner.step_with(known);
+        self.inner.set_rates(&rates);
+        stepped
+    }
+}
+
+impl Optimizer for Broken {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn parameters(&self) -> &Rc<[Parameter]> {
+        self.inner.parameters()
+    }
+
+    fn step_with(&mut self, known: OnDevice<'_>) -> Result<()> {
+        match self.fault {
+            Fault::ClipsTooLittle if !self.watched.get() => self.times(1.0 / 0.9)?,
+            Fault::DeferredFactorWrong => {
+                if let Some(factor) = known.factor {
+                    let factor = factor.f_mul_scalar(1.1)?;
+                    for mut gradient in self.gradients()? {
+                        let _ = no_grad(|| gradient.f_mul_(&factor))?;
+                    }
+                }
+                return self.inner.step_with(OnDevice { factor: None, ..known });
+            }
+            Fault::ClipsEachParameter => {
+                for mut gradient in self.gradients()? {
+                    let norm = gradient.f_norm()?.f_double_value(&[])?;
+                    let _ = no_grad(|| gradient.f_mul_scalar_((EACH / norm).min(1.0)))?;
+                }
+            }
+            Fault::RateOnePercentOff => return self.at_rates(1.01, known),
+            Fault::SteppedTwice => self.inner.step_with(known)?,
+            Fault::AveragesLost => {
+                let rates = self.inner.rates();
+                self.inner.load_state(&self.fresh)?;
+                self.inner.set_rates(&rates);
+            }
+            _ => {}
+        }
+        self.inner.step_with(known)?;
+        if self.fault == Fault::AveragesRounded {
+            let state = self.inner.state()?;
+            for (_, tensor) in state.tensors().filter(|(_, tensor)| tensor.numel() > 1) {
+                let rounded = tensor.f_to_kind(Kind::BFloat16)?.f_to_kind(tensor.kind())?;
+                no_grad(|| tensor.shallow_clone().f_copy_(&rounded))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn abilities(&self) -> Abilities {
+        let own = self.inner.abilities();
+        match self.fault {
+            // The factor is multiplied by here, on any device.
+            Fault::DeferredFactorWrong => Abilities { scales: true, captures: false, ..own },
+            _ => own,
+        }
+    }
+
+    fn write_rates(&mut self) -> Result<()> {
+        match self.fault {
+            // A step without a graph writes them by itself.
+            Fault::CapturedRatesStale => Ok(()),
+            _ => self.inner.write_rates(),
+        }
+    }
+
+    fn rates(&self) -> Vec<Rates> {
+        self.inner.rates()
+    }
+
+    fn options(&self, place: usize) -> Option<Map<String, Value>> {
+        self.inner.options(place)
+    }
+
+    fn set_rates(&mut self, rates: &[Rates]) {
+        if self.fault != Fault::RatesIgnored {
+            self.inner.set_rates(rates);
+        }
+    }
+
+    fn extend_state(&mut self) -> Result<()> {
+        self.inner.extend_state()
+    }
+
+    fn state(&self) -> Result<State> {
+        self.inner.state()
+    }
+
+    fn load_state(&mut self, state: &State) -> Result<()> {
+        match self.fault {
+            Fault::AveragesLostOnLoad => Ok(()),
+            _ => self.inner.load_state(state),
+        }
+    }
+
+    fn note(&self) -> Option<String> {
+        self.inner.note()
+    }
+
+    fn zero_grad(&mut self) -> Result<()> {
+        self.inner.zero_grad()
+    }
+}

@@ -1,0 +1,91 @@
+//! The device's own kernels, fused layers among them, against the CPU's: one gradient in 32-true, in
+//! training mode and without dropout, whose random numbers differ between devices.
+
+use std::collections::BTreeMap;
+
+use amp_core::{
+    Result, Step,
+    data::AnyBatch,
+    log::Log,
+    nn::{self, Context},
+    precision::{GradScaler, Policy, Precision},
+    tch::{Device, Tensor, no_grad},
+};
+
+use super::{
+    checked::Findings,
+    left::{dot, exact},
+    run::Setup,
+};
+use crate::gate::reason::Reason;
+
+/// The most that sums in another order make of a gradient's size and of its distance.
+const SIZE: f64 = 1e-3;
+const DISTANCE: f64 = 1e-2;
+
+/// How far one gradient is from another.
+pub(super) struct Apart {
+    /// |⟨a, b⟩/⟨b, b⟩ − 1|.
+    pub(super) size: f64,
+    /// ‖a − b‖/‖b‖.
+    pub(super) distance: f64,
+}
+
+/// Compares the first batch's gradient on the run's device with the CPU's.
+pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
+    let device = setup.case.trainer.device;
+    if !device.is_cuda() {
+        return Ok(());
+    }
+    let batch = setup.case.data.train.head(setup.case.data.batch_size)?;
+    let apart = apart(&gradients(setup, device, &batch)?, &gradients(setup, Device::Cpu, &batch)?)?;
+    for (what, figure, bound) in [
+        ("size along the CPU's gradient, less 1", apart.size, SIZE),
+        ("distance from the CPU's gradient", apart.distance, DISTANCE),
+    ] {
+        let about = format!("32-true with the device's kernels, without dropout: {what}");
+        findings.measured(Reason::Gradient, about, figure, bound);
+    }
+    Ok(())
+}
+
+/// The gradient of a batch in 32-true, as layers run when nobody watches them.
+pub(super) fn gradients(
+    setup: &Setup<'_>,
+    device: Device,
+    batch: &AnyBatch,
+) -> Result<BTreeMap<String, Tensor>> {
+    let policy = Policy::new(Precision::F32True, device);
+    let mut model = setup.case.build()?;
+    nn::place(model.as_ref(), policy, &BTreeMap::new())?;
+    let context = Context::new(policy, true).without_dropout();
+    let mut log = Log::default();
+    let mut step = Step::new(&context, &mut log, 0, 0);
+    let loss = model.training_step(&batch.place(policy)?, &mut step)?;
+    GradScaler::disabled(device)?.scale(&loss)?.backward()?;
+    let mut gradients = BTreeMap::new();
+    for parameter in nn::parameters(model.as_ref()) {
+        let gradient = parameter.tensor.f_grad()?;
+        if gradient.defined() {
+            gradients.insert(parameter.name, exact(&gradient)?);
+        }
+    }
+    Ok(gradients)
+}
+
+/// How far `a` is from `b`; a gradient that only one of them has counts as zero in the other.
+pub(super) fn apart(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Result<Apart> {
+    let (mut both, mut own, mut off) = (0.0, 0.0, 0.0);
+    for (name, exact) in b {
+        own += dot(exact, exact)?;
+        match a.get(name) {
+            Some(found) => {
+                both += dot(found, exact)?;
+                let difference = no_grad(|| found.f_sub(exact))?;
+                off += dot(&difference, &difference)?;
+            }
+            None => off += dot(exact, exact)?,
+        }
+    }
+    Ok(Apart { size: (both / own - 1.0).abs(), distance: (off / own).sqrt() })
+}

@@ -1,0 +1,149 @@
+//! The rate of dropout, counted: the share that it drops against the factor that it scales the rest by.
+
+use std::cell::RefCell;
+
+use amp_core::{
+    Result,
+    nn::{Call, Probe},
+    tch::{Kind, Tensor, no_grad},
+};
+
+/// So many standard errors a share may be away from its rate.
+const CHANCE: f64 = 6.0;
+/// A factor is constant up to so much, which 16 bits make of it.
+const CONSTANT: f64 = 0.01;
+
+/// Lets no layers run in one, and counts what each drops.
+#[derive(Default)]
+pub(super) struct Counter(RefCell<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    /// Whether anything is counted: it takes a pass over each output.
+    done: bool,
+    layers: u64,
+    /// The furthest share from its rate, in standard errors, and where.
+    worst: f64,
+    text: String,
+    wrong: bool,
+}
+
+/// What one layer does to its input's elements.
+struct Drops {
+    /// The share of elements that become zero.
+    share: f64,
+    /// What the others are multiplied by.
+    factor: f64,
+    elements: f64,
+}
+
+impl Counter {
+    /// Ends the counting, after one batch.
+    pub(super) fn end(&self) {
+        self.0.borrow_mut().done = true;
+    }
+
+    /// Layers that drop, the furthest share in standard errors, and what is wrong.
+    pub(super) fn found(&self) -> (u64, f64, Option<String>) {
+        let counts = self.0.borrow();
+        (counts.layers, counts.worst, counts.wrong.then(|| counts.text.clone()))
+    }
+
+    fn count(&self, call: &Call<'_>) -> Result<()> {
+        if self.0.borrow().done || call.input.size() != call.output.size() {
+            return Ok(());
+        }
+        let Some(Drops { share, factor, elements }) = drops(call.input, call.output)? else {
+            return Ok(());
+        };
+        let rate = 1.0 - 1.0 / factor;
+        let deviation = (share * (1.0 - share) / elements).sqrt();
+        // The factor is rounded, too.
+        let away = ((share - rate).abs() - CONSTANT * rate.max(0.0)).max(0.0) / deviation;
+        let mut counts = self.0.borrow_mut();
+        counts.layers += 1;
+        if away > counts.worst {
+            counts.worst = away;
+            counts.wrong = away > CHANCE;
+            counts.text = format!(
+                "`{}` drops {:.1} % of its input and scales the rest by {factor:.3}, which is for {:.1} %",
+                call.path,
+                100.0 * share,
+                100.0 * rate
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Probe for Counter {
+    fn ran(&self, call: &Call<'_>) {
+        // What cannot be counted is not dropout.
+        let _ = no_grad(|| self.count(call));
+    }
+}
+
+/// What the layer drops; none where its output is not its input with some elements dropped at random.
+fn drops(input: &Tensor, output: &Tensor) -> Result<Option<Drops>> {
+    let (input, output) = (input.f_to_kind(Kind::Double)?, output.f_to_kind(Kind::Double)?);
+    let number = |tensor: Tensor| -> Result<f64> { Ok(tensor.f_double_value(&[])?) };
+    let present = input.f_ne(0.0)?;
+    let dropped = present.f_logical_and(&output.f_eq(0.0)?)?;
+    let kept = present.f_logical_and(&output.f_ne(0.0)?)?;
+    let count = |mask: &Tensor| number(mask.f_sum(Kind::Double)?);
+    let (zeros, others) = (count(&dropped)?, count(&kept)?);
+    // ReLU drops what is negative, and nothing else.
+    let positive = count(&dropped.f_logical_and(&input.f_gt(0.0)?)?)?;
+    if zeros < 16.0 || others < 16.0 || positive == 0.0 {
+        return Ok(None);
+    }
+    let factors = output.f_div(&input)?.f_masked_select(&kept)?;
+    let (least, most) = (number(factors.f_min()?)?, number(factors.f_max()?)?);
+    let factor = number(factors.f_mean(Kind::Double)?)?;
+    let elements = zeros + others;
+    let is_constant = most - least <= CONSTANT * factor.abs() && factor > 0.0;
+    Ok(is_constant.then_some(Drops { share: zeros / elements, factor, elements }))
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{
+        nn::{Context, Dropout, Module, Op},
+        precision::{Policy, Precision, RegionPlan},
+        random,
+        tch::Device,
+    };
+
+    use super::*;
+
+    fn counted(output: &Tensor, input: &Tensor) -> (u64, Option<String>) {
+        let counter = Counter::default();
+        let rerun = |other: &Tensor| Ok(other.shallow_clone());
+        counter.ran(&Call {
+            path: "net.drop",
+            op: Op::Other,
+            plan: RegionPlan::of(Precision::F32True),
+            input,
+            output,
+            rerun: &rerun,
+        });
+        let (layers, _, wrong) = counter.found();
+        (layers, wrong)
+    }
+
+    /// Dropout by the library is right; with another factor, and with none, it is not; a ReLU is none.
+    #[test]
+    fn a_rate_that_is_not_its_factors_is_found() -> Result<()> {
+        let _section = random::seeded(3)?;
+        let input = Tensor::randn([128, 128], (Kind::Float, Device::Cpu));
+        let context = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
+        let output = Dropout::new(0.2)?.forward(&input, &context)?;
+        assert_eq!(counted(&output, &input), (1, None));
+        let (layers, wrong) = counted(&(&output * 1.1), &input);
+        assert!(layers == 1 && wrong.is_some_and(|text| text.contains("`net.drop` drops")));
+        assert!(counted(&(&output * 0.8), &input).1.is_some(), "without a factor");
+        assert_eq!(counted(&input.relu(), &input), (0, None));
+        assert_eq!(counted(&(&input * 2.0), &input), (0, None));
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! What a run leaves: all that the next step depends on, and what was logged.
+
+use std::{cell::RefCell, rc::Rc};
+
+use amp_core::{
+    Hook, LightningModule, Result,
+    callback::{Action, Callback},
+    memory::MemoryMeter,
+    nn::named_tensors,
+    precision::StepOutcome,
+    record::RunRecord,
+    state::State,
+    tch::{Device, Kind, Tensor, no_grad},
+    trainer::StepAccess,
+};
+use serde_json::{Map, Value};
+
+/// What a run left.
+pub(super) struct Left {
+    /// The model's tensors and those of its optimizers, on the host.
+    pub(super) tensors: Vec<(String, Tensor)>,
+    /// Rates and schedules.
+    values: Map<String, Value>,
+    pub(super) record: RunRecord,
+    pub(super) counts: Counts,
+}
+
+/// Notes the optimizers' state at the end of each epoch and what is held after each step, without a
+/// look into any step.
+#[derive(Clone, Default)]
+pub(super) struct Keeper(Rc<RefCell<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    state: State,
+    meter: Option<MemoryMeter>,
+    counts: Counts,
+}
+
+/// What a run's steps were made of.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Counts {
+    pub(super) batches: i64,
+    /// Steps, applied or skipped.
+    pub(super) attempts: i64,
+    /// Bytes held after each, above what was held before the run.
+    pub(super) held: Vec<i64>,
+}
+
+impl Keeper {
+    /// Begins to measure memory.
+    pub(super) fn new(device: Device) -> Result<Self> {
+        let meter = Some(MemoryMeter::start(device)?);
+        Ok(Self(Rc::new(RefCell::new(Kept { meter, ..Kept::default() }))))
+    }
+}
+
+impl Callback for Keeper {
+    fn name(&self) -> String {
+        "what a run leaves".into()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Late
+    }
+
+    fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        let mut state = State::default();
+        for (at, scheduled) in hook.optimizers().iter().enumerate() {
+            state.put_part(&format!("optimizer {at}"), scheduled.state()?);
+        }
+        self.0.borrow_mut().state = state.copied()?;
+        Ok(())
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        outcome: Option<&StepOutcome>,
+        _: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        let Kept { meter, counts, .. } = &mut *self.0.borrow_mut();
+        counts.batches += 1;
+        if outcome.is_some() {
+            counts.attempts += 1;
+            if let Some(meter) = meter {
+                counts.held.push(meter.allocated()?);
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+impl Left {
+    pub(super) fn new(
+        model: &dyn LightningModule,
+        keeper: &Keeper,
+        record: RunRecord,
+    ) -> Result<Self> {
+        let mut tensors = Vec::new();
+        for (name, tensor, _) in named_tensors(model) {
+            tensors.push((name, on_host(&tensor)?));
+        }
+        let Kept { state, counts, .. } = keeper.0.take();
+        for (name, tensor) in state.tensors() {
+            tensors.push((name.to_owned(), on_host(tensor)?));
+        }
+        Ok(Self { tensors, values: state.values().clone(), record, counts })
+    }
+
+    /// The first thing that is not to the bit what `other` has, or not within `tolerance` of a tensor's
+    /// size.
+    pub(super) fn difference(&self, other: &Self, tolerance: f64) -> Result<Option<String>> {
+        let (own, others) = (&self.record.end, &other.record.end);
+        if (own.global_step, own.skipped) != (others.global_step, others.skipped) {
+            return Ok(Some(format!(
+                "{} steps applied and {} skipped, not {} and {}",
+                own.global_step, own.skipped, others.global_step, others.skipped
+            )));
+        }
+        if own.scale != others.scale {
+            let (own, other) = (own.scale.unwrap_or(1.0), others.scale.unwrap_or(1.0));
+            return Ok(Some(format!("the scale is {own}, not {other}")));
+        }
+        if let Some(difference) = self.tensors_differ(other, tolerance)? {
+            return Ok(Some(difference));
+        }
+        for (name, value) in &self.values {
+            if other.values.get(name) != Some(value) {
+                return Ok(Some(format!("`{name}` is another")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first tensor that is another.
+    pub(super) fn tensors_differ(&self, other: &Self, tolerance: f64) -> Result<Option<String>> {
+        if self.tensors.len() != other.tensors.len() {
+            return Ok(Some("it keeps other tensors".into()));
+        }
+        for ((name, own), (_, other)) in self.tensors.iter().zip(&other.tensors) {
+            if own.size() == other.size() && own.kind() == other.kind() && own.f_equal(other)? {
+                continue;
+            }
+            let distance = relative(own, other)?;
+            // NaN is within nothing.
+            if distance.is_nan() || distance > tolerance {
+                return Ok(Some(format!("`{name}` is {distance:.1e} of its size away")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first value that was logged at the end of an epoch and is another there.
+    pub(super) fn logged_difference(&self, other: &Self) -> Option<String> {
+        let logged = |left: &Self| -> Vec<(String, u64)> {
+            let epochs = left.record.epochs.iter();
+            let values = epochs.flat_map(|epoch| epoch.train.iter().chain(&epoch.val));
+            values.map(|logged| (logged.name.clone(), logged.value.to_bits())).collect()
+        };
+        let (own, others) = (logged(self), logged(other));
+        let mut pairs = own.iter().zip(&others);
+        let found = pairs.find(|(own, other)| own != other);
+        let value = |bits: u64| f64::from_bits(bits);
+        found.map(|((name, own), (_, other))| {
+            format!("`{name}` is logged as {}, not {}", value(*own), value(*other))
+        })
+    }
+}
+
+/// A copy of its own on the host.
+pub(super) fn on_host(tensor: &Tensor) -> Result<Tensor> {
+    Ok(no_grad(|| tensor.f_detach()?.f_to_device(Device::Cpu)?.f_detach_copy())?)
+}
+
+/// In f64 on the host.
+pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
+    Ok(no_grad(|| tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double))?)
+}
+
+/// Σaᵢbᵢ in f64.
+pub(super) fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
+    Ok(no_grad(|| a.f_mul(b)?.f_sum(Kind::Double)?.f_double_value(&[]))?)
+}
+
+/// ‖a − b‖/‖b‖.
+fn relative(a: &Tensor, b: &Tensor) -> Result<f64> {
+    let (a, b) = (exact(a)?, exact(b)?);
+    if a.size() != b.size() {
+        return Ok(f64::INFINITY);
+    }
+    let difference = no_grad(|| a.f_sub(&b))?;
+    Ok((dot(&difference, &difference)? / dot(&b, &b)?.max(f64::MIN_POSITIVE)).sqrt())
+}

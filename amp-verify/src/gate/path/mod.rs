@@ -1,0 +1,337 @@
+//! The path that users train on, rule by rule. `Trainer::fit` runs as it does for a user: in training
+//! mode, with CUDA graphs, fused layers, clipping within the step and the fused optimizer where it
+//! uses them. It is looked at from outside when it has ended. A second run is watched from within and
+//! must end with the same bits; so whatever holds for its steps holds for those that nobody saw.
+
+mod checked;
+mod device;
+mod dropout;
+mod left;
+mod reference;
+mod replay;
+mod rounding;
+mod rule;
+mod rules;
+mod run;
+mod validation;
+mod witness;
+
+pub use checked::{Checked, Seen as Examined};
+
+use amp_core::{Result, precision::Precision, trainer::StepAccess};
+
+use self::{
+    checked::Findings,
+    left::Left,
+    run::{CALM, OVERFLOWING, STEPS, Setup, Way},
+    witness::Seen,
+};
+use super::{
+    job::{Job, Outcome},
+    reason::{Failure, Reason},
+};
+use crate::{faults::Fault, registry::Registry};
+
+/// The most that a gradient's projection on 32-true's may be away from 1, by the dtype computed in.
+/// Rounding alone is some hundredths of this; a lost batch of four is a quarter.
+fn projection_bound(precision: Precision) -> f64 {
+    match precision {
+        Precision::F64True | Precision::F32True => 1e-3,
+        Precision::F16Mixed | Precision::F16True => 0.01,
+        Precision::Bf16Mixed | Precision::Bf16True => 0.03,
+    }
+}
+
+/// Does the job.
+pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
+    let case = job.case(registry, job.precision)?;
+    let setup = Setup { job, case: &case, precision: job.precision };
+    let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
+    outcome.failures.clear();
+    let mut findings = Findings::default();
+    if setup.job.model(&case, job.precision)?.optimizes_manually() {
+        findings.not_checked("the model optimizes manually: its steps cannot be watched");
+    } else {
+        Checks { setup: &setup, findings: &mut findings }.run()?;
+    }
+    outcome.failures = std::mem::take(&mut findings.failures);
+    outcome.path = Some(findings.examined);
+    Ok(outcome)
+}
+
+struct Checks<'a> {
+    setup: &'a Setup<'a>,
+    findings: &'a mut Findings,
+}
+
+impl Checks<'_> {
+    fn run(&mut self) -> Result<()> {
+        let (plain, model) = self.setup.plain_with_model(Way::Epoch)?;
+        if !run::all_finite(model.as_ref())? {
+            self.findings.fail(Reason::NonFinite, "a weight is not finite after an epoch");
+        }
+        self.describe(&plain)?;
+        self.batches(&plain)?;
+        self.memory(&plain);
+        device::check(self.setup, self.findings)?;
+        rounding::check(self.setup, self.findings)?;
+        let (watched, seen, watched_model) = self.setup.watched(Way::Epoch)?;
+        let steps = seen.applied;
+        let what = format!("an epoch of {steps} steps");
+        self.same(Way::Epoch, &what, &plain, &watched)?;
+        self.followed(&what, &seen);
+        self.gradients(&seen, watched_model.as_ref())?;
+        let limit = median(&seen.norms[..seen.norms.len().min(STEPS as usize)]);
+        if let Some(reference) = seen.reference {
+            validation::check(self.setup, self.findings, &plain, model, reference)?;
+        }
+        self.clipped(limit)?;
+        if self.setup.precision.scales_loss() {
+            self.overflowing()?;
+        } else {
+            self.findings.left_out(Reason::Scale, "the precision scales no loss");
+            self.findings.left_out(Reason::Skip, "nothing overflows without a scale");
+        }
+        Ok(())
+    }
+
+    /// What the unwatched epoch was.
+    fn describe(&mut self, plain: &Left) -> Result<()> {
+        let (case, record) = (self.setup.case, &plain.record);
+        let loader = case.data.train_loader(case.trainer.policy(), None)?;
+        self.findings.examined = Examined {
+            parameters: record.start.parameters,
+            batch_size: case.data.batch_size,
+            batches_per_step: case.trainer.optimization.accumulate_grad_batches,
+            batches: loader.batches(),
+            followed: plain.counts.batches,
+            steps: record.end.global_step,
+            replayed: record.end.replayed,
+            watched_by_itself: match case.build()?.step_access() {
+                StepAccess::Within(why) => Some(why.to_owned()),
+                _ => None,
+            },
+            notes: record.notes.clone(),
+            checked: std::mem::take(&mut self.findings.examined.checked),
+        };
+        Ok(())
+    }
+
+    /// Whether an epoch has all its batches, in steps of as many as were asked for.
+    fn batches(&mut self, plain: &Left) -> Result<()> {
+        let config = self.setup.config(Way::Epoch)?;
+        let (batches, window) =
+            (self.setup.batches(&config)?, config.optimization.accumulate_grad_batches);
+        let steps = (batches + window - 1) / window;
+        let counts = &plain.counts;
+        if (counts.batches, counts.attempts) != (batches, steps) {
+            let text = format!(
+                "an epoch of {batches} batches, {window} for each step, took {} batches in {} steps",
+                counts.batches, counts.attempts
+            );
+            self.findings.fail(Reason::Batches, text);
+        }
+        self.findings.held(Reason::Batches, format!("{batches} batches in {steps} steps"));
+        Ok(())
+    }
+
+    /// Whether steps keep what they should let go.
+    fn memory(&mut self, plain: &Left) {
+        let held = &plain.counts.held;
+        // The first steps make the optimizer's state and what libraries keep.
+        let Some(later) = held.get(3..).filter(|later| later.len() >= 4) else {
+            self.findings.left_out(Reason::Memory, "the epoch has too few steps");
+            return;
+        };
+        let (first, second) = later.split_at(later.len() / 2);
+        let least = |held: &[i64]| held.iter().copied().min().unwrap_or_default();
+        let grown = (least(second) - least(first)).max(0);
+        self.findings.measured(
+            Reason::Memory,
+            format!("bytes that {} steps keep beyond those before them", second.len()),
+            grown as f64,
+            0.0,
+        );
+    }
+
+    /// Clipping that takes effect, whatever the model's own limit is, and a run that is stopped.
+    fn clipped(&mut self, limit: f64) -> Result<()> {
+        if !(limit > 0.0 && limit.is_finite()) {
+            self.findings.left_out(Reason::Resume, "the gradients have no size to clip by");
+            return Ok(());
+        }
+        let way = Way::Clipped(limit);
+        let what = format!("{STEPS} steps clipped to a norm of {limit:.3}");
+        let plain = self.setup.plain(way)?;
+        let (watched, seen, _) = self.setup.watched(way)?;
+        self.same(way, &what, &plain, &watched)?;
+        self.followed(&what, &seen);
+        self.resume(way, &plain)
+    }
+
+    /// Scales that overflow, come down and grow.
+    fn overflowing(&mut self) -> Result<()> {
+        let plain = self.setup.plain(Way::Overflowing)?;
+        let (watched, seen, model) = self.setup.watched(Way::Overflowing)?;
+        let what = format!(
+            "{} applied and {} skipped steps from a scale of {OVERFLOWING:.0e}",
+            seen.applied, seen.skipped
+        );
+        self.same(Way::Overflowing, &what, &plain, &watched)?;
+        self.followed(&what, &seen);
+        // With regions by path nothing may be left in f16.
+        if seen.skipped == 0 && self.setup.job.islands.is_empty() {
+            self.findings.fail(Reason::Skip, "no step was skipped although the scale overflows");
+        }
+        if !run::all_finite(model.as_ref())? {
+            self.findings.fail(Reason::NonFinite, "a weight is not finite after an overflow");
+        }
+        let moves = seen.scale.map_or((0, 0), |rule| (rule.grown, rule.backed_off));
+        self.findings.held(
+            Reason::Scale,
+            format!("{what}: it grew {} and gave way {} times", moves.0, moves.1),
+        );
+        self.findings.held(Reason::Skip, format!("{} skipped steps", seen.skipped));
+        Ok(())
+    }
+
+    /// The run that nobody watches against the one that is watched.
+    fn same(&mut self, way: Way, what: &str, plain: &Left, watched: &Left) -> Result<()> {
+        let tolerance = self.tolerance(way, plain, watched)?;
+        let mut difference = plain.difference(watched, tolerance)?;
+        if difference.is_none() && tolerance == 0.0 {
+            difference = plain.logged_difference(watched);
+        }
+        if let Some(difference) = difference {
+            let text = format!(
+                "{what}, which nobody watched, end elsewhere than the same steps under the gate's \
+                 eyes: {difference}"
+            );
+            self.findings.fail(Reason::Watching, text);
+        }
+        let how = if tolerance == 0.0 { "to the bit" } else { "the device repeats no bits" };
+        self.findings.held(Reason::Watching, format!("{what} ({how})"));
+        Ok(())
+    }
+
+    /// 0, unless the same run twice has other bits by itself, as on a GPU.
+    fn tolerance(&self, way: Way, plain: &Left, other: &Left) -> Result<f64> {
+        let is_cuda = self.setup.case.trainer.device.is_cuda();
+        if !is_cuda || plain.difference(other, 0.0)?.is_none() {
+            return Ok(0.0);
+        }
+        let again = self.setup.plain(way)?;
+        Ok(if plain.difference(&again, 0.0)?.is_some() { 0.05 } else { 0.0 })
+    }
+
+    /// What the watched steps said.
+    fn followed(&mut self, what: &str, seen: &Seen) {
+        for Failure { reason, text } in &seen.failures {
+            self.findings.fail(*reason, format!("{what}: {text}"));
+        }
+        match (&seen.no_replay, &seen.replay) {
+            (Some(why), _) => {
+                self.findings.left_out(Reason::Update, &format!("no replay in float64: {why}"));
+            }
+            (None, Some(replay)) => {
+                let clipped = match replay.clipped {
+                    0 => String::new(),
+                    steps => format!(", clipped in {steps}"),
+                };
+                self.findings.measured(
+                    Reason::Update,
+                    format!("{what} against float64{clipped}"),
+                    replay.worst,
+                    1.0,
+                );
+                self.findings.held(Reason::Schedule, what.to_owned());
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Each step's gradient and the buffers against 32-true.
+    fn gradients(&mut self, seen: &Seen, model: &dyn amp_core::LightningModule) -> Result<()> {
+        let Some(reference) = &seen.reference else { return Ok(()) };
+        let worst = reference.worst;
+        match reference.dropout.found() {
+            (0, ..) => self.findings.left_out(Reason::Dropout, "the model drops nothing"),
+            (layers, away, wrong) => {
+                if let Some(text) = wrong {
+                    self.findings.fail(Reason::Dropout, text);
+                }
+                let about =
+                    format!("{layers} layers, at most {away:.1} standard errors from their rate");
+                self.findings.held(Reason::Dropout, about);
+            }
+        }
+        let bound = projection_bound(self.setup.precision);
+        let what = format!("{} steps in training mode", reference.windows);
+        self.findings.measured(
+            Reason::Gradient,
+            format!("{what}: size along 32-true's gradient, less 1"),
+            worst.projection,
+            bound,
+        );
+        self.findings.measured(
+            Reason::Gradient,
+            format!("{what}: the same of each large parameter"),
+            worst.parameter,
+            5.0 * bound,
+        );
+        self.findings.measured(
+            Reason::Gradient,
+            format!("{what}: distance from 32-true's gradient"),
+            worst.error,
+            f64::INFINITY,
+        );
+        self.findings.measured(Reason::Gradient, format!("{what}: the loss"), worst.loss, bound);
+        if let Some((name, away)) = reference.buffers(model)? {
+            self.findings.measured(
+                Reason::Buffers,
+                format!("at the end of {what}, most in `{name}`"),
+                away,
+                bound,
+            );
+        } else {
+            self.findings.left_out(Reason::Buffers, "the model has none");
+        }
+        Ok(())
+    }
+
+    /// Saves half way and goes on in a new model.
+    fn resume(&mut self, way: Way, plain: &Left) -> Result<()> {
+        let folder = run::folder()?;
+        let path = folder.path().join("half.safetensors");
+        let whole = self.setup.saved(way, STEPS / 2, &path)?;
+        let resumed = self.setup.resumed(way, &path, STEPS / 2)?;
+        let is_cuda = self.setup.case.trainer.device.is_cuda();
+        for (what, left) in
+            [("a run that was saved on its way", &whole), ("a resumed run", &resumed)]
+        {
+            let tolerance = if is_cuda { self.tolerance(way, plain, left)? } else { 0.0 };
+            let difference = match Fault::loses_state(self.setup.job.fault) {
+                // Its counts begin anew.
+                true => plain.tensors_differ(left, tolerance)?,
+                false => plain.difference(left, tolerance)?,
+            };
+            if let Some(difference) = difference {
+                let text =
+                    format!("{what} ends elsewhere than one that was not stopped: {difference}");
+                self.findings.fail(Reason::Resume, text);
+            }
+        }
+        self.findings.held(
+            Reason::Resume,
+            format!("after {} of {STEPS} steps, at a scale of {CALM}", STEPS / 2),
+        );
+        Ok(())
+    }
+}
+
+/// The middle value; 0 of none.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}

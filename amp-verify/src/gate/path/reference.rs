@@ -1,0 +1,193 @@
+//! The gradient of each step's examples in 32-true, from the run's own weights and with the same
+//! dropped elements: what differs is this step's rounding alone. Layers run one by one and batches
+//! are weighed here, so that fused kernels and the trainer's accumulation are judged as well.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use amp_core::{
+    LightningModule, Result, Step,
+    data::AnyBatch,
+    log::Log,
+    nn::{self, Context, Role, named_tensors},
+    precision::{AutocastGuard, GradScaler, Policy, Precision},
+    random::RandomState,
+    tch::{Device, Tensor, no_grad},
+};
+
+use super::{
+    dropout::Counter,
+    left::{dot, exact},
+    replay::rounding_of,
+};
+
+/// Tensors with less of the gradient's norm than this are mostly rounding.
+const SHARE: f64 = 0.05;
+
+/// A model in 32-true that follows the run's weights.
+pub(super) struct Reference {
+    model: Box<dyn LightningModule>,
+    policy: Policy,
+    device: Device,
+    /// What the batches so far count.
+    weight: f64,
+    pub(super) windows: u64,
+    pub(super) worst: Worst,
+    /// Of the first batch.
+    pub(super) dropout: Rc<Counter>,
+}
+
+/// The largest of each figure over all steps.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Worst {
+    /// |⟨g, r⟩/⟨r, r⟩ − 1| of the whole gradient g against the reference's r.
+    pub(super) projection: f64,
+    /// The same of one parameter's.
+    pub(super) parameter: f64,
+    /// ‖g − r‖/‖r‖ of the whole gradient.
+    pub(super) error: f64,
+    /// |l − l₃₂|/l₃₂ of a batch's loss.
+    pub(super) loss: f64,
+}
+
+impl Reference {
+    pub(super) fn new(model: Box<dyn LightningModule>, device: Device) -> Result<Self> {
+        let policy = Policy::new(Precision::F32True, device);
+        nn::place(model.as_ref(), policy, &BTreeMap::new())?;
+        let dropout = Rc::new(Counter::default());
+        let worst = Worst::default();
+        Ok(Self { model, policy, device, weight: 0.0, windows: 0, worst, dropout })
+    }
+
+    /// Takes the run's weights before the first batch of a step.
+    fn begin(&mut self, run: &dyn LightningModule) -> Result<()> {
+        let own = named_tensors(self.model.as_ref());
+        for ((_, own, role), (_, run, _)) in own.into_iter().zip(named_tensors(run)) {
+            if role == Role::Parameter {
+                no_grad(|| own.shallow_clone().f_copy_(&run.f_detach()?))?;
+            }
+        }
+        self.clear()
+    }
+
+    fn clear(&self) -> Result<()> {
+        for parameter in nn::parameters(self.model.as_ref()) {
+            let mut gradient = parameter.tensor.f_grad()?;
+            if gradient.defined() {
+                let _ = gradient.f_zero_()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a batch, which the run saw with these random numbers and this loss.
+    pub(super) fn add(
+        &mut self,
+        run: &dyn LightningModule,
+        batch: &AnyBatch,
+        (index, global_step): (usize, u64),
+        random: &RandomState,
+        loss: &Tensor,
+    ) -> Result<()> {
+        if self.weight == 0.0 {
+            self.begin(run)?;
+        }
+        let now = RandomState::read(self.device)?;
+        random.restore(self.device)?;
+        let weight = batch.weight()?;
+        let own = {
+            let _off = AutocastGuard::off(self.device)?;
+            let context = Context::new(self.policy, true).with_probe(self.dropout.clone());
+            let mut log = Log::default();
+            let mut step = Step::new(&context, &mut log, index, global_step);
+            let own = self.model.training_step(&batch.place(self.policy)?, &mut step)?;
+            let weighed = own.f_mul_scalar(weight)?;
+            GradScaler::disabled(self.device)?.scale(&weighed)?.backward()?;
+            own
+        };
+        now.restore(self.device)?;
+        self.dropout.end();
+        self.weight += weight;
+        let (loss, own) = (loss.f_double_value(&[])?, own.f_double_value(&[])?);
+        self.worst.loss = larger(self.worst.loss, ((loss - own) / own).abs());
+        Ok(())
+    }
+
+    /// Holds the run's gradient of the batches so far against its own.
+    pub(super) fn compare(
+        &mut self,
+        gradients: &[BTreeMap<String, Tensor>],
+    ) -> Result<Option<String>> {
+        let weight = std::mem::take(&mut self.weight);
+        self.windows += 1;
+        let (mut both, mut own, mut off) = (0.0, 0.0, 0.0);
+        let mut each = Vec::new();
+        for parameter in nn::parameters(self.model.as_ref()) {
+            let reference = parameter.tensor.f_grad()?;
+            let found = gradients.iter().find_map(|by_name| by_name.get(&parameter.name));
+            if !reference.defined() {
+                continue;
+            }
+            let reference = exact(&reference)?.f_div_scalar(weight)?;
+            let found = match found {
+                Some(found) => exact(found)?,
+                None => reference.f_zeros_like()?,
+            };
+            let (product, square) = (dot(&found, &reference)?, dot(&reference, &reference)?);
+            let difference = no_grad(|| found.f_sub(&reference))?;
+            (both, own) = (both + product, own + square);
+            off += dot(&difference, &difference)?;
+            each.push((parameter.name, product, square));
+        }
+        let projection = both / own;
+        self.worst.projection = larger(self.worst.projection, (projection - 1.0).abs());
+        self.worst.error = larger(self.worst.error, (off / own).sqrt());
+        let mut first = None;
+        for (name, product, square) in each {
+            if square.sqrt() < SHARE * own.sqrt() {
+                continue;
+            }
+            let away = (product / square - 1.0).abs();
+            if away.is_nan() || away > self.worst.parameter {
+                self.worst.parameter = away;
+                first = Some(format!("that of `{name}` is {:.4}", product / square));
+            }
+        }
+        Ok(first)
+    }
+
+    /// The buffer of the run's that is furthest from the reference's, relative to its size, beyond what
+    /// its own dtype makes of a running average: with a momentum of 0.1 that is ten roundings.
+    pub(super) fn buffers(&self, run: &dyn LightningModule) -> Result<Option<(String, f64)>> {
+        let mut worst: Option<(String, f64)> = None;
+        let own = named_tensors(self.model.as_ref()).into_iter().zip(named_tensors(run));
+        for ((name, own, role), (_, run, _)) in own {
+            if role != Role::Buffer {
+                continue;
+            }
+            let kept = 20.0 * rounding_of(run.kind());
+            let (own, run) = (exact(&own)?, exact(&run)?);
+            let off = no_grad(|| run.f_sub(&own))?;
+            let (off, size) = (dot(&off, &off)?, dot(&own, &own)?);
+            let away = if off == 0.0 { 0.0 } else { ((off / size).sqrt() - kept).max(0.0) };
+            if worst.as_ref().is_none_or(|(_, most)| away.is_nan() || away > *most) {
+                worst = Some((name, away));
+            }
+        }
+        Ok(worst)
+    }
+
+    /// Its model with the run's weights and buffers.
+    pub(super) fn into_model(self, run: &dyn LightningModule) -> Result<Box<dyn LightningModule>> {
+        let own = named_tensors(self.model.as_ref());
+        for ((_, own, _), (_, run, _)) in own.into_iter().zip(named_tensors(run)) {
+            let kind = own.kind();
+            no_grad(|| own.shallow_clone().f_copy_(&run.f_detach()?.f_to_kind(kind)?))?;
+        }
+        Ok(self.model)
+    }
+}
+
+/// The larger; NaN is the largest.
+fn larger(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}

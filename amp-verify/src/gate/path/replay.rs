@@ -1,0 +1,345 @@
+//! The same gradients stepped on in float64: what the optimizer, clipping and the schedule should
+//! have made of them. It runs on the CPU, beside the trainer: the trainer's unscaling, clipping and
+//! stepping, the optimizers' code and the device's kernels have no part in it. An optimizer that was
+//! written elsewhere steps by its own code, in float64.
+
+use std::collections::BTreeMap;
+
+use amp_core::{
+    LightningModule, Result,
+    log::Logged,
+    nn,
+    optim::{Interval, Scheduled, Storage, TrainingPlan},
+    precision::{Clip, Policy, Precision},
+    state::State,
+    tch::{Device, Kind, Tensor, no_grad},
+};
+
+use super::{
+    left::{dot, exact},
+    rule::{Rule, Slots},
+};
+
+/// What a step's weights and averages may be away from the replay, relative to what moved them:
+/// f32 rounds each of some operations to 2⁻²⁴.
+const ROUNDING: f64 = 2e-5;
+
+/// The optimizers over f64 copies of the parameters.
+pub(super) struct Replay {
+    /// Keeps the copies that the optimizers step.
+    _model: Box<dyn LightningModule>,
+    scheduled: Vec<Scheduled>,
+    /// Of each optimizer, where it has a rule here.
+    rules: Vec<Option<Ruled>>,
+    initial: BTreeMap<String, Tensor>,
+    clip: Option<Clip>,
+    steps: u64,
+    /// The largest distance so far, in multiples of what is allowed.
+    pub(super) worst: f64,
+    /// How many steps clipping changed.
+    pub(super) clipped: u64,
+}
+
+/// An optimizer that is stepped by its rule.
+struct Ruled {
+    rule: Rule,
+    /// By parameter: its steps and what is kept for it.
+    kept: BTreeMap<String, (u64, Slots)>,
+}
+
+/// How far something is from the replay.
+struct Distance {
+    what: String,
+    off: f64,
+    /// The size of what moved it.
+    of: f64,
+    allowed: f64,
+}
+
+/// What is not as it should be.
+pub(super) enum Wrong {
+    Rates(String),
+    Update(String),
+}
+
+impl Replay {
+    /// Steps the weights of `model`, which is like `run` and takes over its weights.
+    pub(super) fn new(
+        model: Box<dyn LightningModule>,
+        run: &dyn LightningModule,
+        plan: &TrainingPlan,
+        clip: Option<Clip>,
+    ) -> Result<Self> {
+        let policy = Policy::new(Precision::F64True, Device::Cpu);
+        nn::place(model.as_ref(), policy, &BTreeMap::new())?;
+        for ((_, own, _), (_, run, _)) in
+            nn::named_tensors(model.as_ref()).into_iter().zip(nn::named_tensors(run))
+        {
+            let kind = own.kind();
+            no_grad(|| own.shallow_clone().f_copy_(&run.f_detach()?.f_to_kind(kind)?))?;
+        }
+        let parameters = nn::parameters(model.as_ref());
+        let initial = parameters
+            .iter()
+            .map(|parameter| Ok((parameter.name.clone(), copy(&parameter.tensor)?)))
+            .collect::<Result<_>>()?;
+        let scheduled = model.configure_optimizers(plan)?.build(parameters, Storage::default())?;
+        let ruled = |scheduled: &Scheduled| {
+            scheduled.optimizer.options(0)?;
+            let rule = Rule::of(scheduled.optimizer.name())?;
+            Some(Ruled { rule, kept: BTreeMap::new() })
+        };
+        let rules = scheduled.iter().map(ruled).collect();
+        Ok(Self {
+            _model: model,
+            scheduled,
+            rules,
+            initial,
+            clip,
+            steps: 0,
+            worst: 0.0,
+            clipped: 0,
+        })
+    }
+
+    /// Steps on what each optimizer was given, unscaled and not yet clipped, by parameter.
+    pub(super) fn step(&mut self, gradients: &[BTreeMap<String, Tensor>]) -> Result<()> {
+        self.steps += 1;
+        for own in gradients {
+            let own = own.iter().map(|(name, gradient)| Ok((name.as_str(), exact(gradient)?)));
+            let own = own.collect::<Result<BTreeMap<_, _>>>()?;
+            let (own, changed) = clipped(own, self.clip)?;
+            self.clipped += u64::from(changed);
+            let is_of = |scheduled: &Scheduled| {
+                let mut parameters = scheduled.optimizer.parameters().iter();
+                parameters.any(|parameter| own.contains_key(parameter.name.as_str()))
+            };
+            let Some(at) = self.scheduled.iter().position(is_of) else { continue };
+            let scheduled = &mut self.scheduled[at];
+            match &mut self.rules[at] {
+                Some(ruled) => ruled.step(scheduled, &own)?,
+                None => step_itself(scheduled, &own)?,
+            }
+            scheduled.advance(Interval::Step, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Moves the schedules that move by epochs, some by what was logged.
+    pub(super) fn end_epoch(&mut self, logged: &[Logged]) -> Result<()> {
+        self.scheduled
+            .iter_mut()
+            .try_for_each(|scheduled| scheduled.advance(Interval::Epoch, logged))
+    }
+
+    /// Holds the run's optimizers against the replay's, after the same steps.
+    pub(super) fn compare(&mut self, run: &[Scheduled]) -> Result<Option<Wrong>> {
+        for (own, run) in self.scheduled.iter().zip(run) {
+            if own.rates() != run.rates() {
+                let rates = |scheduled: &Scheduled| -> Vec<f64> {
+                    scheduled.rates().iter().map(|group| group.rates.lr).collect()
+                };
+                return Ok(Some(Wrong::Rates(format!(
+                    "the learning rates are {:?}, but the schedule has {:?}",
+                    rates(run),
+                    rates(own)
+                ))));
+            }
+        }
+        let (mut off, mut way, mut size, mut eps) = (0.0, 0.0, 0.0, 0.0_f64);
+        for (own, run) in self.scheduled.iter().zip(run) {
+            for own in own.optimizer.parameters().iter() {
+                let mut others = run.optimizer.parameters().iter();
+                let Some(run) = others.find(|run| run.name == own.name) else {
+                    let text = format!("the optimizer does not hold `{}`", own.name);
+                    return Ok(Some(Wrong::Update(text)));
+                };
+                let (from, own) = (&self.initial[&own.name], exact(&own.tensor)?);
+                eps = eps.max(rounding_of(run.tensor.kind()));
+                let run = exact(&run.tensor)?;
+                off += square(&run, &own)?;
+                way += square(&own, from)?;
+                size += dot(&own, &own)?;
+            }
+        }
+        let allowed = ROUNDING * way.sqrt() + self.steps as f64 * eps * size.sqrt() + self.signs();
+        if let Some(text) = self.beyond("the weights", off.sqrt(), way.sqrt(), allowed) {
+            return Ok(Some(Wrong::Update(text)));
+        }
+        let mut averages = Vec::new();
+        for ((own, ruled), run) in self.scheduled.iter().zip(&self.rules).zip(run) {
+            let own = match ruled {
+                Some(ruled) => ruled.state(),
+                None => own.optimizer.state()?,
+            };
+            averages.extend(self.averages(&own, run)?);
+        }
+        for Distance { what, off, of, allowed } in averages {
+            if let Some(text) = self.beyond(&what, off, of, allowed) {
+                return Ok(Some(Wrong::Update(text)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The optimizer's averages, which have the gradients' size even where the step has not.
+    fn averages(&self, own: &State, run: &Scheduled) -> Result<Vec<Distance>> {
+        let run_parameters = run.optimizer.parameters();
+        let run = run.optimizer.state()?;
+        let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        // A clipped gradient is rounded to its parameter's dtype.
+        let kinds = run_parameters.iter().map(|parameter| rounding_of(parameter.tensor.kind()));
+        let mut eps = kinds.fold(0.0_f64, f64::max);
+        for (name, tensor) in own.tensors() {
+            let Ok(found) = run.tensor(name) else { continue };
+            if found.size() != tensor.size() || !is_floating(found.kind()) {
+                continue;
+            }
+            eps = eps.max(rounding_of(found.kind()));
+            let (found, tensor) = (exact(found)?, exact(tensor)?);
+            let slot = name.split('/').next().unwrap_or(name).to_owned();
+            let sum = sums.entry(slot).or_default();
+            sum.0 += square(&found, &tensor)?;
+            sum.1 += dot(&tensor, &tensor)?;
+        }
+        let distance = |(slot, (off, size)): (String, (f64, f64))| {
+            let (off, of) = (off.sqrt(), size.sqrt());
+            // Squares have twice the rounding of what is squared.
+            let allowed = (ROUNDING + (3.0 + self.steps as f64) * eps) * of;
+            Distance { what: format!("the optimizer's `{slot}`"), off, of, allowed }
+        };
+        Ok(sums.into_iter().map(distance).collect())
+    }
+
+    /// How far some signs that rounding turns may lead, where an optimizer steps by signs alone.
+    fn signs(&self) -> f64 {
+        let by_sign = self
+            .scheduled
+            .iter()
+            .zip(&self.rules)
+            .filter(|(_, ruled)| ruled.as_ref().is_some_and(|ruled| ruled.rule == Rule::Lion));
+        let most = by_sign.map(|(scheduled, _)| {
+            let parameters = scheduled.optimizer.parameters().iter();
+            let elements: usize = parameters.map(|parameter| parameter.tensor.numel()).sum();
+            let turned = 4.0 + 1e-6 * elements as f64 * self.steps as f64;
+            let rates = scheduled.optimizer.rates().into_iter().map(|rates| rates.lr);
+            2.0 * turned.sqrt() * rates.fold(0.0, f64::max)
+        });
+        most.fold(0.0, f64::max)
+    }
+
+    fn beyond(&mut self, what: &str, off: f64, of: f64, allowed: f64) -> Option<String> {
+        if off == 0.0 {
+            return None;
+        }
+        let share = off / allowed;
+        self.worst = self.worst.max(share);
+        // NaN is within nothing.
+        (share.is_nan() || share > 1.0).then(|| {
+            let clip = match self.clip {
+                Some(Clip::Norm(limit)) => format!(
+                    ", clipped to a norm of {limit:.3} in {} of {} steps",
+                    self.clipped, self.steps
+                ),
+                Some(Clip::Value(limit)) => format!(", clipped at {limit:.3}"),
+                None => String::new(),
+            };
+            format!(
+                "{what} are {:.2e} from what the optimizer's rule makes of the same \
+                 gradients in float64{clip}: beyond {:.1e}",
+                off / of,
+                allowed / of
+            )
+        })
+    }
+}
+
+impl Ruled {
+    fn step(&mut self, scheduled: &Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
+        for (place, parameter) in scheduled.optimizer.parameters().iter().enumerate() {
+            let (Some(gradient), Some(options)) =
+                (own.get(parameter.name.as_str()), scheduled.optimizer.options(place))
+            else {
+                continue;
+            };
+            let (steps, slots) = self.kept.entry(parameter.name.clone()).or_default();
+            *steps += 1;
+            self.rule.step(&options, *steps, &parameter.tensor, gradient, slots)?;
+        }
+        Ok(())
+    }
+
+    /// What is kept, by the names that the optimizer itself saves it under.
+    fn state(&self) -> State {
+        let mut state = State::default();
+        for (name, (_, slots)) in &self.kept {
+            for (slot, tensor) in slots {
+                state.put_tensor(format!("{slot}/{name}"), tensor);
+            }
+        }
+        state
+    }
+}
+
+/// Steps by the optimizer's own code: the gradient of Σ⟨p, g⟩ is g.
+fn step_itself(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
+    scheduled.optimizer.zero_grad()?;
+    let mut sum = Tensor::from(0.0);
+    for parameter in scheduled.optimizer.parameters().iter() {
+        if let Some(gradient) = own.get(parameter.name.as_str()) {
+            let kind = parameter.tensor.kind();
+            let product = parameter.tensor.f_mul(&gradient.f_to_kind(kind)?)?;
+            sum = sum.f_add(&product.f_sum(Kind::Double)?)?;
+        }
+    }
+    sum.f_backward()?;
+    scheduled.optimizer.step()
+}
+
+/// The gradients clipped as torch's documentation has it, and whether that changed them.
+fn clipped(
+    gradients: BTreeMap<&str, Tensor>,
+    clip: Option<Clip>,
+) -> Result<(BTreeMap<&str, Tensor>, bool)> {
+    let mut changed = false;
+    let mut each = |change: &dyn Fn(&Tensor) -> Result<Tensor>| -> Result<BTreeMap<&str, Tensor>> {
+        changed = true;
+        gradients.iter().map(|(name, gradient)| Ok((*name, change(gradient)?))).collect()
+    };
+    let clipped = match clip {
+        None => None,
+        Some(Clip::Value(limit)) => Some(each(&|g| Ok(g.f_clamp(-limit, limit)?))?),
+        Some(Clip::Norm(limit)) => {
+            let squares = gradients.values().map(|g| dot(g, g)).collect::<Result<Vec<f64>>>()?;
+            let factor = limit / (squares.iter().sum::<f64>().sqrt() + 1e-6);
+            match factor < 1.0 {
+                true => Some(each(&|g| Ok(g.f_mul_scalar(factor)?))?),
+                false => None,
+            }
+        }
+    };
+    Ok((clipped.unwrap_or(gradients), changed))
+}
+
+fn copy(tensor: &Tensor) -> Result<Tensor> {
+    Ok(no_grad(|| tensor.f_detach_copy())?)
+}
+
+fn square(a: &Tensor, b: &Tensor) -> Result<f64> {
+    let difference = no_grad(|| a.f_sub(b))?;
+    dot(&difference, &difference)
+}
+
+fn is_floating(kind: Kind) -> bool {
+    matches!(kind, Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double)
+}
+
+/// Half the distance of 1 to the next number.
+pub(super) fn rounding_of(kind: Kind) -> f64 {
+    match kind {
+        Kind::Half => 2.0_f64.powi(-11),
+        Kind::BFloat16 => 2.0_f64.powi(-8),
+        Kind::Float => 2.0_f64.powi(-24),
+        _ => 2.0_f64.powi(-53),
+    }
+}

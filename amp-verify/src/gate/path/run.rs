@@ -1,0 +1,205 @@
+//! The runs that are held against each other: one that nobody watches and one that the gate does,
+//! under options that let each rule take effect.
+
+use std::{cell::RefCell, path::Path, rc::Rc};
+
+use amp_core::{
+    Error, LightningModule, Result, Trainer, TrainerConfig,
+    callback::{Action, Callback},
+    data::Limit,
+    nn::{self, named_tensors},
+    precision::{Clip, Policy, Precision, StepOutcome},
+    random,
+    trainer::{Graph, StepAccess},
+    weights,
+};
+
+use super::{
+    left::{Keeper, Left},
+    reference::Reference,
+    rules::ScaleRule,
+    witness::{Seen, Witness},
+};
+use crate::{case::Case, faults::Fault, gate::job::Job, tap::Tapped};
+
+/// Steps of the short runs.
+pub(super) const STEPS: u64 = 6;
+/// Steps of the run whose scale overflows: it comes down, grows and gives way again.
+const SCALED_STEPS: u64 = 12;
+/// The most steps that an epoch is followed for.
+const EPOCH_STEPS: i64 = 64;
+/// A scale that overflows nowhere.
+pub(super) const CALM: f64 = 1024.0;
+/// A scale that overflows: f16 gradients above 65504/2³⁴ = 3.8e-6 are infinite.
+pub(super) const OVERFLOWING: f64 = 17_179_869_184.0;
+
+/// The options of a run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Way {
+    /// An epoch with its validation, as it is trained but for a scale that stays.
+    Epoch,
+    /// A few steps whose gradients are clipped to this norm.
+    Clipped(f64),
+    /// From a scale that overflows, with a short interval of growth.
+    Overflowing,
+}
+
+/// One precision of a case.
+pub(super) struct Setup<'a> {
+    pub(super) job: &'a Job,
+    pub(super) case: &'a Case,
+    pub(super) precision: Precision,
+}
+
+impl Setup<'_> {
+    /// Batches of an epoch under these options.
+    pub(super) fn batches(&self, config: &TrainerConfig) -> Result<i64> {
+        let loader = self.case.data.train_loader(config.policy(), None)?;
+        Ok(loader.limited(config.loops.limit_train_batches).batches())
+    }
+
+    pub(super) fn config(&self, way: Way) -> Result<TrainerConfig> {
+        let mut config = self.job.config(self.case, self.precision);
+        config.graph = Graph::Auto;
+        config.numerics.scaler.init_scale = CALM;
+        let window = config.optimization.accumulate_grad_batches;
+        match way {
+            Way::Epoch => {
+                config.max_epochs = 1;
+                // The last step is a partial one, as an epoch's may be.
+                let most = EPOCH_STEPS * window - (window - 1);
+                if self.batches(&config)? > most {
+                    config.loops.limit_train_batches = Limit::Batches(most);
+                }
+            }
+            Way::Clipped(limit) => {
+                config.max_steps = Some(STEPS);
+                config.optimization.gradient_clip = Some(Clip::Norm(limit));
+            }
+            Way::Overflowing => {
+                // An end where no step is ever applied.
+                config.max_epochs = 12;
+                config.max_steps = Some(SCALED_STEPS);
+                config.numerics.scaler.init_scale = OVERFLOWING;
+                config.numerics.scaler.growth_interval = 4;
+            }
+        }
+        Ok(config)
+    }
+
+    /// Runs as `Trainer::fit` does for a user.
+    pub(super) fn plain(&self, way: Way) -> Result<Left> {
+        Ok(self.fit(self.config(way)?, Vec::new(), None)?.0)
+    }
+
+    /// The same, saved after this step.
+    pub(super) fn saved(&self, way: Way, after: u64, path: &Path) -> Result<Left> {
+        let saver = Saver { after, path: path.to_owned() };
+        Ok(self.fit(self.config(way)?, vec![Box::new(saver)], None)?.0)
+    }
+
+    /// The rest of a run that was saved.
+    pub(super) fn resumed(&self, way: Way, path: &Path, done: u64) -> Result<Left> {
+        let mut config = self.config(way)?;
+        if Fault::loses_state(self.job.fault) {
+            config.max_steps = config.max_steps.map(|most| most - done);
+        }
+        Ok(self.fit(config, Vec::new(), Some(path))?.0)
+    }
+
+    /// The model that a run left, too.
+    pub(super) fn plain_with_model(&self, way: Way) -> Result<(Left, Box<dyn LightningModule>)> {
+        self.fit(self.config(way)?, Vec::new(), None)
+    }
+
+    /// Runs it under the eyes of the gate.
+    pub(super) fn watched(&self, way: Way) -> Result<(Left, Seen, Box<dyn LightningModule>)> {
+        let mut config = self.config(way)?;
+        let device = config.device;
+        let copy = self.case.build()?;
+        let mut seen = Seen::new(device, config.optimization.gradient_clip, copy);
+        if way == Way::Epoch {
+            seen.reference = Some(Reference::new(self.case.build()?, device)?);
+        }
+        if self.precision.scales_loss() {
+            seen.scale = Some(ScaleRule::new(config.numerics.scaler));
+        }
+        Fault::config(self.job.fault, &mut config);
+        let witness = Witness(Rc::new(RefCell::new(seen)));
+        let _section = random::seeded(self.case.trainer.seed)?;
+        let model = self.job.model(self.case, self.precision)?;
+        let mut model: Box<dyn LightningModule> = Box::new(Tapped::new(model, witness.clone()));
+        let keeper = Keeper::default();
+        let mut trainer = Trainer::new(config).callback(witness.clone()).callback(keeper.clone());
+        let record = trainer.fit(model.as_mut(), &self.case.data)?;
+        drop(trainer);
+        let left = Left::new(model.as_ref(), &keeper, record)?;
+        let seen = witness.0.replace(Seen::new(device, None, self.case.build()?));
+        Ok((left, seen, model))
+    }
+
+    fn fit(
+        &self,
+        mut config: TrainerConfig,
+        callbacks: Vec<Box<dyn Callback>>,
+        resume: Option<&Path>,
+    ) -> Result<(Left, Box<dyn LightningModule>)> {
+        Fault::config(self.job.fault, &mut config);
+        let _section = random::seeded(self.case.trainer.seed)?;
+        let mut model = self.job.model(self.case, self.precision)?;
+        let keeper = Keeper::new(config.device)?;
+        let mut trainer = Trainer::new(config.clone()).callback(keeper.clone());
+        for callback in callbacks {
+            trainer = trainer.callback(callback);
+        }
+        match resume {
+            Some(path) if Fault::loses_state(self.job.fault) => {
+                let policy = Policy::new(self.precision, config.device);
+                nn::place(model.as_ref(), policy, &config.numerics.overrides)?;
+                weights::load(model.as_ref(), path)?;
+            }
+            Some(path) => trainer = trainer.resume_from(path),
+            None => {}
+        }
+        let record = trainer.fit(model.as_mut(), &self.case.data)?;
+        drop(trainer);
+        Ok((Left::new(model.as_ref(), &keeper, record)?, model))
+    }
+}
+
+/// Saves the run after a step.
+struct Saver {
+    after: u64,
+    path: std::path::PathBuf,
+}
+
+impl Callback for Saver {
+    fn name(&self) -> String {
+        "saver".into()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::EachStep
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        outcome: Option<&StepOutcome>,
+        hook: &mut amp_core::Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        let due = outcome == Some(&StepOutcome::Applied) && hook.global_step == self.after;
+        let save = || Action::Save { path: self.path.clone(), weights_only: false };
+        Ok(due.then(save).into_iter().collect())
+    }
+}
+
+/// Whether every tensor of the model is finite.
+pub(super) fn all_finite(model: &dyn LightningModule) -> Result<bool> {
+    let tensors: Vec<_> = named_tensors(model).into_iter().map(|(_, tensor, _)| tensor).collect();
+    super::rules::is_finite(&tensors)
+}
+
+/// A folder that is gone when it is dropped.
+pub(super) fn folder() -> Result<tempfile::TempDir> {
+    tempfile::tempdir().map_err(|error| Error::io("a temporary folder", error))
+}

@@ -1,0 +1,91 @@
+//! Validation is pure: it gives the same bits twice and moves nothing, and is what the run itself
+//! reported.
+
+use amp_core::{LightningModule, Result, Trainer, log::Logged, nn::named_tensors, random};
+
+use super::{
+    checked::Findings,
+    left::{Left, on_host},
+    projection_bound,
+    reference::Reference,
+    run::{Setup, Way},
+};
+use crate::{gate::reason::Reason, registry::LOSS};
+
+/// Validates what the run left.
+pub(super) fn check(
+    setup: &Setup<'_>,
+    findings: &mut Findings,
+    left: &Left,
+    mut model: Box<dyn LightningModule>,
+    reference: Reference,
+) -> Result<()> {
+    let data = &setup.case.data;
+    if data.val.is_empty() {
+        findings.left_out(Reason::Validation, "there is no validation set");
+        return Ok(());
+    }
+    let config = setup.config(Way::Epoch)?;
+    let _section = random::seeded(setup.case.trainer.seed)?;
+    let before = tensors(model.as_ref())?;
+    let validate = |model: &mut dyn LightningModule| -> Result<Vec<Logged>> {
+        Trainer::new(config.clone()).validate(model, data)
+    };
+    let first = validate(model.as_mut())?;
+    let second = validate(model.as_mut())?;
+    for (name, was) in &before {
+        let now = named_tensors(model.as_ref()).into_iter().find(|(own, ..)| own == name);
+        if let Some((_, now, _)) = now
+            && !was.f_equal(&on_host(&now)?)?
+        {
+            findings.fail(Reason::Validation, format!("validation moved `{name}`"));
+            break;
+        }
+    }
+    if let Some((name, a, b)) = difference(&first, |name| value(&second, name)) {
+        findings.fail(
+            Reason::Validation,
+            format!("`{name}` is {a} at first and {b} when the same weights are validated again"),
+        );
+    }
+    if let Some((name, a, b)) = difference(&first, |name| left.record.last(name)) {
+        findings.fail(
+            Reason::Validation,
+            format!("`{name}` of the run is {b}, but validating its weights gives {a}"),
+        );
+    }
+    findings.held(
+        Reason::Validation,
+        format!("{} values, twice and as the run reported them", first.len()),
+    );
+    let own = value(&first, LOSS);
+    let mut exact = reference.into_model(model.as_ref())?;
+    let mut config = setup.config(Way::Epoch)?;
+    config.precision = amp_core::precision::Precision::F32True;
+    let exact = Trainer::new(config).validate(exact.as_mut(), data)?;
+    if let (Some(own), Some(exact)) = (own, value(&exact, LOSS)) {
+        findings.measured(
+            Reason::NotConformant,
+            "the loss against 32-true's with the same weights".into(),
+            ((own - exact) / exact).abs(),
+            0.5 * projection_bound(setup.precision),
+        );
+    }
+    Ok(())
+}
+
+fn tensors(model: &dyn LightningModule) -> Result<Vec<(String, amp_core::tch::Tensor)>> {
+    let all = named_tensors(model).into_iter();
+    all.map(|(name, tensor, _)| Ok((name, on_host(&tensor)?))).collect()
+}
+
+fn value(logged: &[Logged], name: &str) -> Option<f64> {
+    logged.iter().find(|logged| logged.name == name).map(|logged| logged.value)
+}
+
+/// The first value that is another there, where there is one of its name.
+fn difference(logged: &[Logged], other: impl Fn(&str) -> Option<f64>) -> Option<(&str, f64, f64)> {
+    let both =
+        logged.iter().filter_map(|own| Some((own.name.as_str(), own.value, other(&own.name)?)));
+    both.into_iter().find(|(_, a, b)| a.to_bits() != b.to_bits())
+}

@@ -1,0 +1,273 @@
+//! Follows a run from within its steps and holds each against the rules. What it sees counts for the
+//! run that nobody watches, because both must end with the same bits.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use amp_core::{
+    Hook, LightningModule, Result, Step,
+    callback::{Action, Callback, Epoch},
+    data::AnyBatch,
+    nn::{Role, named_tensors},
+    optim::{Optimizers, TrainingPlan},
+    precision::{Clip, Gradients, StepOutcome, Unscaled},
+    random::RandomState,
+    tch::{Device, Tensor},
+    trainer::StepAccess,
+};
+
+use super::{
+    left::on_host,
+    reference::Reference,
+    replay::{Replay, Wrong},
+    rules::{ScaleRule, is_finite},
+};
+use crate::{
+    gate::reason::{Failure, Reason},
+    tap::Tap,
+};
+
+/// What is known of the run so far.
+pub(super) struct Seen {
+    pub(super) device: Device,
+    pub(super) clip: Option<Clip>,
+    /// The model whose weights the same optimizers step in float64.
+    copy: Option<Box<dyn LightningModule>>,
+    pub(super) replay: Option<Replay>,
+    /// Why there is no replay.
+    pub(super) no_replay: Option<String>,
+    pub(super) reference: Option<Reference>,
+    pub(super) scale: Option<ScaleRule>,
+    pub(super) failures: Vec<Failure>,
+    /// Of each applied step, before clipping.
+    pub(super) norms: Vec<f64>,
+    pub(super) applied: u64,
+    pub(super) skipped: u64,
+    /// Steps that have begun.
+    attempts: u64,
+    /// Of each optimizer with gradients, by parameter.
+    gradients: Vec<BTreeMap<String, Tensor>>,
+    /// Whether all losses of the step are finite.
+    finite_loss: bool,
+    /// Before the step's first batch.
+    before: Vec<Before>,
+    rates: Vec<f64>,
+    /// Whether a step has begun.
+    begun: bool,
+}
+
+/// A tensor of the model and what it held.
+struct Before {
+    name: String,
+    role: Role,
+    held: Tensor,
+    tensor: Tensor,
+}
+
+/// Sees batches as the model's tap and gradients as a callback.
+#[derive(Clone)]
+pub(super) struct Witness(pub(super) Rc<RefCell<Seen>>);
+
+impl Seen {
+    pub(super) fn new(device: Device, clip: Option<Clip>, copy: Box<dyn LightningModule>) -> Self {
+        Self {
+            device,
+            clip,
+            copy: Some(copy),
+            replay: None,
+            no_replay: None,
+            reference: None,
+            scale: None,
+            failures: Vec::new(),
+            norms: Vec::new(),
+            applied: 0,
+            skipped: 0,
+            attempts: 0,
+            gradients: Vec::new(),
+            finite_loss: true,
+            before: Vec::new(),
+            rates: Vec::new(),
+            begun: false,
+        }
+    }
+
+    /// Says what is wrong, once for each rule.
+    fn fail(&mut self, reason: Reason, text: impl Into<String>) {
+        if self.failures.iter().all(|failure| failure.reason != reason) {
+            let text = format!("step {}: {}", self.attempts, text.into());
+            self.failures.push(Failure::new(reason, text));
+        }
+    }
+
+    fn step_of(&mut self, outcome: &StepOutcome, hook: &Hook<'_>) -> Result<()> {
+        let gradients = std::mem::take(&mut self.gradients);
+        let all = || gradients.iter().flat_map(BTreeMap::values);
+        let finite = is_finite(all())? && self.finite_loss;
+        let rates = rates(hook);
+        match outcome {
+            StepOutcome::Applied => {
+                self.applied += 1;
+                if !finite {
+                    self.fail(Reason::Skip, "it was applied although a gradient is not finite");
+                }
+                self.apply(&gradients, hook)?;
+            }
+            StepOutcome::Skipped { .. } => {
+                self.skipped += 1;
+                if finite {
+                    self.fail(Reason::Skip, "it was skipped although all gradients are finite");
+                }
+                self.hold_still()?;
+                if rates != self.rates {
+                    self.fail(Reason::Schedule, "a skipped step moved the learning rate");
+                }
+            }
+        }
+        if let Some(rule) = &mut self.scale {
+            let (expected, found) = (rule.after(outcome), hook.scale);
+            if found != Some(expected) {
+                let found = found.unwrap_or(1.0);
+                self.fail(
+                    Reason::Scale,
+                    format!("the scale is {found}, its rule gives {expected}"),
+                );
+                self.scale = None;
+            }
+        }
+        self.rates = rates;
+        Ok(())
+    }
+
+    /// What follows of gradients that were stepped on.
+    fn apply(&mut self, gradients: &[BTreeMap<String, Tensor>], hook: &Hook<'_>) -> Result<()> {
+        let mut square = 0.0;
+        for gradient in gradients.iter().flat_map(BTreeMap::values) {
+            let gradient = super::left::exact(gradient)?;
+            square += super::left::dot(&gradient, &gradient)?;
+        }
+        self.norms.push(square.sqrt());
+        let Some(replay) = &mut self.replay else { return Ok(()) };
+        replay.step(gradients)?;
+        match replay.compare(hook.optimizers())? {
+            None => return Ok(()),
+            Some(Wrong::Rates(text)) => self.fail(Reason::Schedule, text),
+            Some(Wrong::Update(text)) => self.fail(Reason::Update, text),
+        }
+        // What follows from it is no news.
+        self.replay = None;
+        Ok(())
+    }
+
+    /// Whether a skipped step left weights and buffers alone.
+    fn hold_still(&mut self) -> Result<()> {
+        for Before { name, role, held, tensor } in std::mem::take(&mut self.before) {
+            if !held.f_equal(&on_host(&tensor)?)? {
+                let what = if role == Role::Parameter { "weight" } else { "buffer" };
+                self.fail(Reason::Skip, format!("a skipped step moved the {what} `{name}`"));
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn rates(hook: &Hook<'_>) -> Vec<f64> {
+    let groups = hook.optimizers().iter().flat_map(|scheduled| scheduled.rates());
+    groups.map(|group| group.rates.lr).collect()
+}
+
+impl Tap for Witness {
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Within("the gate watches the steps")
+    }
+
+    fn optimizers(&self, model: &dyn LightningModule, plan: &TrainingPlan) -> Result<Optimizers> {
+        let mut seen = self.0.borrow_mut();
+        if let Some(copy) = seen.copy.take() {
+            match Replay::new(copy, model, plan, seen.clip) {
+                Ok(replay) => seen.replay = Some(replay),
+                Err(error) => seen.no_replay = Some(error.to_string()),
+            }
+        }
+        drop(seen);
+        model.configure_optimizers(plan)
+    }
+
+    fn training_step(
+        &mut self,
+        model: &mut dyn LightningModule,
+        batch: &AnyBatch,
+        step: &mut Step<'_>,
+    ) -> Result<Tensor> {
+        let mut seen = self.0.borrow_mut();
+        if !seen.begun {
+            seen.begun = true;
+            seen.attempts += 1;
+            seen.finite_loss = true;
+            seen.before = named_tensors(model)
+                .into_iter()
+                .map(|(name, tensor, role)| {
+                    Ok(Before { name, role, held: on_host(&tensor)?, tensor })
+                })
+                .collect::<Result<_>>()?;
+        }
+        let random = RandomState::read(seen.device)?;
+        let place = (step.batch_idx, step.global_step);
+        let loss = model.training_step(batch, step)?;
+        seen.finite_loss &= is_finite([&loss])?;
+        if let Some(mut reference) = seen.reference.take() {
+            reference.add(model, batch, place, &random, &loss)?;
+            seen.reference = Some(reference);
+        }
+        Ok(loss)
+    }
+}
+
+impl Callback for Witness {
+    fn name(&self) -> String {
+        "the gate".into()
+    }
+
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Within("the gate watches the steps")
+    }
+
+    fn on_train_epoch_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
+        // Schedules may have moved between epochs.
+        self.0.borrow_mut().rates = rates(hook);
+        Ok(())
+    }
+
+    fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
+        if let Some(replay) = &mut self.0.borrow_mut().replay {
+            replay.end_epoch(&[epoch.end.train.as_slice(), &epoch.end.val].concat())?;
+        }
+        Ok(Vec::new())
+    }
+
+    fn on_before_optimizer_step(
+        &mut self,
+        gradients: &Gradients<Unscaled>,
+        _: &mut Hook<'_>,
+    ) -> Result<()> {
+        let named = gradients.named();
+        let named = named.map(|(name, gradient)| Ok((name.to_owned(), on_host(gradient)?)));
+        self.0.borrow_mut().gradients.push(named.collect::<Result<_>>()?);
+        Ok(())
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        outcome: Option<&StepOutcome>,
+        hook: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        let Some(outcome) = outcome else { return Ok(Vec::new()) };
+        let mut seen = self.0.borrow_mut();
+        seen.begun = false;
+        if let Some(mut reference) = seen.reference.take() {
+            reference.compare(&seen.gradients)?;
+            seen.reference = Some(reference);
+        }
+        seen.step_of(outcome, hook)?;
+        Ok(Vec::new())
+    }
+}

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Context, Module, Role, Visit, Visitor, init};
+use super::{Context, Module, Role, Visit, Visitor, init, norm::eps_is_positive};
 use crate::{Error, Result};
 
 /// The options of a [`GroupNorm`]; the defaults are nn.GroupNorm's.
@@ -37,9 +37,10 @@ impl GroupNorm {
     /// Weight 1, bias 0.
     ///
     /// # Errors
-    /// When the groups do not divide the channels.
+    /// When the groups do not divide the channels, or eps is not above 0.
     pub fn new(config: GroupNormConfig) -> Result<Self> {
         let GroupNormConfig { num_groups, num_channels, eps, affine } = config;
+        eps_is_positive("group_norm", eps)?;
         if num_groups < 1 || num_channels % num_groups != 0 {
             return Err(Error::config(format!(
                 "group_norm: {num_groups} groups do not divide {num_channels} channels"
@@ -57,6 +58,14 @@ impl Visit for GroupNorm {
 
 impl Module for GroupNorm {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        let size = input.size();
+        if size.iter().skip(1).product::<i64>() == self.num_groups {
+            // torch gives the bias, whatever the input is.
+            return Err(Error::config(format!(
+                "group_norm: each of {} groups of {size:?} has one value, which has no variance",
+                self.num_groups
+            )));
+        }
         let [weight, bias] = both(self.affine.as_ref());
         Ok(input.f_group_norm(self.num_groups, weight, bias, self.eps, true)?)
     }
@@ -93,9 +102,10 @@ impl InstanceNorm {
     /// Weight 1, bias 0, where there are any.
     ///
     /// # Errors
-    /// When the size is negative.
+    /// When the size is negative or eps is not above 0.
     pub fn new(config: InstanceNormConfig) -> Result<Self> {
         let InstanceNormConfig { num_features, eps, affine } = config;
+        eps_is_positive("instance_norm", eps)?;
         Ok(Self { affine: weight_and_bias(num_features, affine)?, num_features, eps })
     }
 }
@@ -156,8 +166,9 @@ impl RmsNorm {
     /// Weight 1.
     ///
     /// # Errors
-    /// When the size is negative.
+    /// When the size is negative or eps is not above 0.
     pub fn new(config: RmsNormConfig) -> Result<Self> {
+        config.eps.map_or(Ok(()), |eps| eps_is_positive("rms_norm", eps))?;
         Ok(Self { weight: init::constant(&[config.normalized_shape], 1.0)?, eps: config.eps })
     }
 }

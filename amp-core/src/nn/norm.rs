@@ -41,7 +41,7 @@ impl BatchNormConfig {
 }
 
 /// Rule: what is divided by is above zero.
-fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
+pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     match eps > 0.0 && eps.is_finite() {
         true => Ok(()),
         false => Err(Error::config(format!("{norm}: eps is {eps}, but must be above 0"))),

@@ -3,7 +3,8 @@
 use amp_core::{
     Module, Result,
     nn::{
-        self, BatchNorm, BatchNormConfig, Context, LayerNorm, LayerNormConfig, Relu, Sequential,
+        self, BatchNorm, BatchNormConfig, Context, GroupNorm, GroupNormConfig, InstanceNorm,
+        InstanceNormConfig, LayerNorm, LayerNormConfig, Relu, RmsNorm, RmsNormConfig, Sequential,
         named_tensors,
     },
     precision::{Policy, Precision},
@@ -79,5 +80,38 @@ fn options_out_of_range_are_refused(#[case] config: BatchNormConfig, #[case] say
         let said =
             message(LayerNorm::new(LayerNormConfig { normalized_shape: 3, eps: config.eps }));
         assert!(said.starts_with("layer norm: ") && said.contains(says), "{said}");
+    }
+}
+
+/// Norms within an example: of one value they would give their bias, whatever the input is.
+#[rstest]
+fn one_value_within_an_example_is_refused(
+    #[values(&[4, 6], &[4, 6, 1], &[1, 6, 1, 1])] shape: &[i64],
+) -> Result<()> {
+    let cx = Context::new(policy(), true);
+    let group = GroupNorm::new(GroupNormConfig::new(6, 6))?;
+    nn::place(&group, policy(), &Default::default())?;
+    let said = message(group.forward(&zeros(shape), &cx));
+    assert!(said.contains("each of 6 groups") && said.contains("no variance"), "{said}");
+    let fewer = GroupNorm::new(GroupNormConfig::new(3, 6))?;
+    nn::place(&fewer, policy(), &Default::default())?;
+    assert_eq!(fewer.forward(&zeros(shape), &cx)?.size(), shape);
+    if shape.len() > 2 {
+        let instance = InstanceNorm::new(InstanceNormConfig::new(6))?;
+        let said = message(instance.forward(&zeros(shape), &cx));
+        assert!(said.contains("has one value, which has no variance"), "{said}");
+    }
+    Ok(())
+}
+
+#[rstest]
+fn no_norm_divides_by_nothing(#[values(0.0, -1.0, f64::NAN)] eps: f64) {
+    let refused = [
+        message(GroupNorm::new(GroupNormConfig { eps, ..GroupNormConfig::new(2, 4) })),
+        message(InstanceNorm::new(InstanceNormConfig { eps, ..InstanceNormConfig::new(4) })),
+        message(RmsNorm::new(RmsNormConfig { eps: Some(eps), ..RmsNormConfig::new(4) })),
+    ];
+    for said in refused {
+        assert!(said.contains("eps is") && said.contains("above 0"), "{said}");
     }
 }

@@ -33,7 +33,7 @@ use crate::{
 /// The trainer's options, by Lightning's names where it has them.
 ///
 /// ```
-/// use amp_core::{prelude::*, trainer::NonFinite};
+/// use amp_core::{precision::Clip, prelude::*, trainer::NonFinite};
 ///
 /// let config = TrainerConfig::new(Precision::F16Mixed, Device::Cpu).with(|config| {
 ///     config.max_epochs = 3;

@@ -83,7 +83,7 @@ impl Plan {
         if failures.is_empty() {
             failures.extend(self.tf32_products(&baseline));
             failures.extend(pairing(&baseline, &own));
-            failures.extend(memory(&baseline, &own));
+            failures.extend(memory(precision, &baseline, &own));
             failures.extend(learning(model, &control, &baseline, "the baseline's "));
             failures.extend(learning(model, &control, &own, ""));
         }
@@ -165,13 +165,19 @@ fn pairing(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
     })
 }
 
-/// The most memory that a precision may take, in multiples of 32-true's.
+/// The most memory that a precision may take, in multiples of 32-true's at the same width of weights.
 const MEMORY: f64 = 2.0;
+/// What libraries may take for themselves on CUDA in the first run that calls them.
+const WORKSPACES: f64 = (1_u64 << 28) as f64;
 
 /// Whether the precision's steps take no more memory than its tensors can explain.
-fn memory(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
-    let (base, own) = (baseline.first()?.peak_memory_bytes, own.first()?.peak_memory_bytes);
-    (own as f64 > MEMORY * base as f64).then(|| {
+fn memory(precision: Precision, baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
+    let (first, own) = (baseline.first()?, own.first()?.peak_memory_bytes);
+    let base = first.peak_memory_bytes;
+    let width = precision.storage().elt_size_in_bytes() as f64 / 4.0;
+    let is_cuda = first.fingerprint.as_ref().is_some_and(|f| f.capability.contains('.'));
+    let most = MEMORY * width.max(1.0) * base as f64 + if is_cuda { WORKSPACES } else { 0.0 };
+    (own as f64 > most).then(|| {
         let text =
             format!("its steps hold {} at most, 32-true's {}", show_bytes(own), show_bytes(base));
         Failure::new(Reason::Memory, text)

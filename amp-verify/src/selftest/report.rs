@@ -115,10 +115,11 @@ impl Report {
         let golden = if self.nan_golden_refused { "refused" } else { "SURVIVED" };
         table.add_row(["a golden that is not a number", "Metrics", "", golden, ""]);
         let mut out = format!("{table}\n");
+        let idle = self.idle();
         for (check, letter) in checks.iter().zip(&letters) {
             let kills = self.faults.iter().filter(|fate| fate.killed_by.contains(check)).count();
-            let idle = if kills == 0 { ": kills nothing" } else { "" };
-            out += &format!("{letter}  {}: {kills}{idle}\n", check.name());
+            let mark = if idle.contains(check) { ": kills nothing" } else { "" };
+            out += &format!("{letter}  {}: {kills}{mark}\n", check.name());
         }
         let by_seeds = self.faults.iter().filter(|fate| fate.by_seeds).count();
         out += &format!(

@@ -138,8 +138,8 @@ impl Checks<'_> {
     /// Whether steps keep what they should let go.
     fn memory(&mut self, plain: &Left) {
         let held = &plain.counts.held;
-        // The first steps make the optimizer's state and what libraries keep.
-        let Some(later) = held.get(3..).filter(|later| later.len() >= 4) else {
+        // The first steps make the optimizer's state, what libraries keep and a CUDA graph.
+        let Some(later) = held.get(6..).filter(|later| later.len() >= 4) else {
             self.findings.left_out(Reason::Memory, "the epoch has too few steps");
             return;
         };

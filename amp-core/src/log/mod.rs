@@ -263,7 +263,7 @@ impl Log {
     /// # Errors
     /// When the device reports an earlier failure.
     pub fn step_values(&self) -> Result<Vec<Logged>> {
-        let step = self.entries.iter().filter(|entry| entry.options.on_step);
+        let step = self.in_order().filter(|entry| entry.options.on_step);
         step.map(|entry| entry.read(&entry.latest.0, entry.latest.1)).collect()
     }
 
@@ -272,8 +272,15 @@ impl Log {
     /// # Errors
     /// When the device reports an earlier failure.
     pub fn epoch_values(&self) -> Result<Vec<Logged>> {
-        let epoch = self.entries.iter().filter(|entry| entry.options.on_epoch);
+        let epoch = self.in_order().filter(|entry| entry.options.on_epoch);
         epoch.map(|entry| entry.read(&entry.counts, entry.weight)).collect()
+    }
+
+    /// What steps have logged, then what hooks have: which came first depends on how a step runs.
+    fn in_order(&self) -> impl Iterator<Item = &Entry> {
+        let of_hook = |entry: &&Entry| entry.of_hook == Some(true);
+        let steps = self.entries.iter().filter(move |entry| !of_hook(entry));
+        steps.chain(self.entries.iter().filter(of_hook))
     }
 }
 

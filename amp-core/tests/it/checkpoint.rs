@@ -47,9 +47,6 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
     let options = (precision.storage(), policy.device);
     let x = Tensor::randn([512, 32], (Kind::Float, policy.device)).to_kind(options.0);
     let y = Tensor::randint(4, [512], (Kind::Int64, policy.device));
-    // On CUDA the matrix library takes its workspace with its first product, or with the first one after a
-    // graph was captured.
-    drop(model.forward(&x, &Context::new(policy, false))?);
     let meter = MemoryMeter::start(policy.device)?;
     let loss = {
         let _autocast = policy.autocast()?;
@@ -74,6 +71,10 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
 #[case::bf16_mixed(Precision::Bf16Mixed)]
 #[case::f64(Precision::F64True)]
 fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) -> Result<()> {
+    if device().is_cuda() {
+        // Libraries take their workspaces in the first passes of a process.
+        step(precision, true)?;
+    }
     let (kept, again) = (step(precision, false)?, step(precision, true)?);
     assert!(kept.loss.equal(&again.loss), "loss");
     assert_eq!(kept.gradients.len(), 14);

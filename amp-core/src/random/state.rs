@@ -49,6 +49,18 @@ impl RandomState {
         }
     }
 
+    /// Whether nothing was drawn between this state and the other.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn is_same(&self, other: &Self) -> Result<bool> {
+        let cuda = match (&self.cuda, &other.cuda) {
+            (Some(own), Some(other)) => own.f_equal(other)?,
+            (own, other) => own.is_none() && other.is_none(),
+        };
+        Ok(cuda && self.cpu.tensor()?.f_equal(&other.cpu.tensor()?)?)
+    }
+
     pub(crate) fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put_tensor("cpu", &self.cpu.tensor()?);

@@ -16,14 +16,14 @@ use amp_core::{
     nn::{Embedding, EmbeddingConfig, parameters},
     optim::{OptimizerConfig, Sgd},
     precision::{Precision, StepOutcome},
-    random,
+    random::{self, RandomState},
     tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;
 
 use crate::support::{
     bits::bits,
-    message,
+    device, message,
     model::{Model, constant, demo, digits, linear, same},
 };
 
@@ -234,5 +234,18 @@ fn loads_within_a_section() -> Result<()> {
     Trainer::new(config()).fit(&mut model, &data(Drawn.into()))?;
     let refused = Trainer::new(config()).fit(&mut model, &data(Begins.into()));
     assert!(message(refused).contains("call random::seeded before it"));
+    Ok(())
+}
+
+/// A state tells whether something was drawn since.
+#[test]
+fn states_differ_where_something_was_drawn() -> Result<()> {
+    let _section = random::seeded(3)?;
+    let before = RandomState::read(device())?;
+    assert!(before.is_same(&RandomState::read(device())?)?);
+    let _ = Tensor::rand([1], (Kind::Float, device()));
+    assert!(!before.is_same(&RandomState::read(device())?)?);
+    before.restore(device())?;
+    assert!(before.is_same(&RandomState::read(device())?)?);
     Ok(())
 }

@@ -32,6 +32,8 @@ pub(super) struct Reference {
     weight: f64,
     pub(super) windows: u64,
     pub(super) worst: Worst,
+    /// Whether its passes draw random numbers.
+    pub(super) draws: bool,
     /// Of the first batch.
     pub(super) dropout: Rc<Counter>,
 }
@@ -55,7 +57,7 @@ impl Reference {
         nn::place(model.as_ref(), policy, &BTreeMap::new())?;
         let dropout = Rc::new(Counter::default());
         let worst = Worst::default();
-        Ok(Self { model, policy, device, weight: 0.0, windows: 0, worst, dropout })
+        Ok(Self { model, policy, device, weight: 0.0, windows: 0, worst, draws: false, dropout })
     }
 
     /// Takes the run's weights before the first batch of a step.
@@ -104,6 +106,7 @@ impl Reference {
             GradScaler::disabled(self.device)?.scale(&weighed)?.backward()?;
             own
         };
+        self.draws |= !RandomState::read(self.device)?.is_same(random)?;
         now.restore(self.device)?;
         self.dropout.end();
         self.weight += weight;

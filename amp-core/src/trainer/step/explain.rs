@@ -11,13 +11,15 @@ use crate::{
 /// Runs a step once more with its random numbers, observed, to find where it stopped being finite; a note
 /// says when nothing was found. Nothing changes.
 pub(super) fn explain(
-    state: &StepState<'_>,
+    state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
     examples: &Examples,
     scale: f64,
     emit: &mut Emit<'_>,
 ) -> Result<Option<Provenance>> {
     let aside = Aside::begin(model, state.policy.device)?;
+    // The step's gradients are of no further use, and the observed passes make their own.
+    state.optim.zero_grad()?;
     state.rollback.restore_random()?;
     let parameters = nn::parameters(model);
     let replay = Replay {

@@ -3,6 +3,7 @@
 
 mod bert;
 mod gan;
+mod resnet;
 mod towers;
 mod unet;
 

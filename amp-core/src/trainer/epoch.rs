@@ -75,13 +75,13 @@ impl Run<'_, '_> {
     /// Whether the step on these examples was started; otherwise a running step has to end first, and they
     /// come first in `queue`.
     fn start_step(&mut self, examples: Examples, queue: &mut VecDeque<Examples>) -> Result<bool> {
-        let held = self.loader.held_bytes() + self.val.held_bytes();
         if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
             self.log_before = Some(self.observers.log.state()?.copied()?);
         }
         let Self { model, state, steps, observers, .. } = self;
-        if !model.optimizes_manually() {
-            plan_memory(state, *model, &examples, held, observers.emit)?;
+        if let Some(budget) = state.unplanned_budget() {
+            let loaders = self.loader.held_bytes() + self.val.held_bytes();
+            plan_memory(state, *model, &examples, loaders, budget, observers.emit)?;
         }
         let waiting = steps.start(state, *model, observers, examples)?;
         let started = waiting.is_none();

@@ -152,6 +152,11 @@ impl<'a> StepState<'a> {
         }
     }
 
+    /// The budget of memory that a plan is still to be made for, where the run has one.
+    pub(in crate::trainer) fn unplanned_budget(&self) -> Option<u64> {
+        self.config.memory.budget.filter(|_| self.memory.is_none())
+    }
+
     /// Checkpoints what a plan names from here on, and reports it.
     pub(in crate::trainer) fn follow_memory_plan(
         &mut self,

@@ -36,11 +36,9 @@ pub(in crate::trainer) fn plan_memory(
     model: &mut dyn LightningModule,
     examples: &Examples,
     loaders: u64,
+    budget: u64,
     emit: &mut Emit<'_>,
 ) -> Result<()> {
-    let (Some(budget), None) = (state.config.memory.budget, &state.memory) else {
-        return Ok(());
-    };
     let aside = Aside::begin(model, state.policy.device)?;
     let recording = state.profiler.suspend();
     state.optim.zero_grad()?;

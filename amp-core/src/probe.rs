@@ -31,6 +31,8 @@ pub struct Observed {
 #[derive(Debug, Default)]
 pub(crate) struct Products {
     seen: RefCell<BTreeMap<Source, (Kind, Kind)>>,
+    /// What held in each module that ran.
+    ran: RefCell<BTreeMap<String, RegionPlan>>,
 }
 
 /// A module's path, and the operator in it where libtorch's own record names one.
@@ -38,6 +40,7 @@ type Source = (String, Option<String>);
 
 impl DtypeProbe for Products {
     fn gave(&self, given: &Given<'_>) {
+        self.ran.borrow_mut().insert(given.path.to_owned(), given.plan);
         if given.op == Op::Matmul && is_floating(given.kind) {
             self.note(given.path, None, given.plan, given.kind);
         }
@@ -57,6 +60,41 @@ impl Products {
         if kinds.0 == kinds.1 {
             *kinds = (plan.compute, kind);
         }
+    }
+
+    /// Refuses regions that did not hold: a parameter of one has a gradient, but its module ran outside.
+    /// Where a step's own code made every pass under a context of its own, nothing was seen and nothing
+    /// is refused.
+    ///
+    /// # Errors
+    /// When there is such a parameter.
+    pub(crate) fn regions_held(&self, within: &[(Parameter, RegionPlan)]) -> Result<()> {
+        let ran = self.ran.borrow();
+        if ran.is_empty() && self.seen.borrow().is_empty() {
+            return Ok(());
+        }
+        for (Parameter { name, tensor }, plan) in within {
+            if !tensor.f_grad()?.defined() {
+                continue;
+            }
+            let module = name.rsplit_once('.').map_or("", |(module, _)| module);
+            let mut path = module;
+            let held = loop {
+                match (ran.get(path), path.rsplit_once('.')) {
+                    (Some(held), _) => break Some(held),
+                    (None, Some((outer, _))) => path = outer,
+                    (None, None) => break None,
+                }
+            };
+            if held.is_none_or(|held| held.compute != plan.compute) {
+                return Err(Error::Precision(format!(
+                    "the precision region of `{module}` did not hold: it was called past the fields of \
+                     `#[forward]`, as in `self.block.layer.forward(…)`; call it as a field of its own \
+                     struct, or through `cx.call`"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// What was seen, after the backward pass.

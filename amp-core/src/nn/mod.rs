@@ -62,6 +62,7 @@ pub use init::own_tensor;
 pub use linear::{Linear, LinearConfig};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
 
+pub(crate) use parameters::parameters_in_regions;
 pub use parameters::{Role, named_tensors, parameters, place};
 pub use pool::{
     AdaptiveAvgPool, AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d, AdaptiveMaxPool,

@@ -37,6 +37,19 @@ pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
         .collect()
 }
 
+/// The parameters in precision regions, and what holds for each.
+pub(crate) fn parameters_in_regions(
+    module: &(impl Visit + ?Sized),
+    precision: Precision,
+    islands: &BTreeMap<String, Region>,
+) -> Vec<(Parameter, RegionPlan)> {
+    let (found, _) = walk(module, precision, islands);
+    let outside = RegionPlan::of(precision);
+    let found = found.into_iter();
+    let within = found.filter(|found| found.role == Role::Parameter && found.plan != outside);
+    within.map(|Found { name, tensor, plan, .. }| (Parameter { name, tensor }, plan)).collect()
+}
+
 /// Moves every tensor to the policy's device and every floating one to its dtype: the policy's,
 /// or that of the innermost region around it. `islands` are regions by module path, over those
 /// the struct declares. Handles taken earlier see the change.

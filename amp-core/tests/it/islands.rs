@@ -3,14 +3,18 @@
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use amp_core::{
-    Module, Result,
+    LightningModule, Module, Result, Trainer, TrainerConfig,
     nn::{self, Context, DtypeProbe, Given, Linear, LinearConfig, Op, Visit, Visitor, visit_child},
     precision::{Policy, Precision, Region, autocast_state},
     tch::{Device, Kind, Tensor},
 };
 use rstest::rstest;
 
-use crate::support::{message, model::linear, seeded};
+use crate::support::{
+    device, message,
+    model::{constant, linear, same},
+    seeded,
+};
 
 /// A linear layer, perhaps with a region and others inside it that run first.
 struct Part {
@@ -255,5 +259,55 @@ fn every_precision_parses_from_lightnings_names() -> Result<()> {
     }
     let said = message("fp8".parse::<Precision>());
     assert!(said.contains("unknown precision `fp8`: expected one of 32-true, 16-mixed"), "{said}");
+    Ok(())
+}
+
+/// A block with a region in it.
+#[derive(Module)]
+#[forward(|x| inner(&head(x)?))]
+struct Inside {
+    #[layer(linear(4, 4))]
+    inner: Linear,
+    #[layer(linear(4, 4))]
+    #[precision(fp32)]
+    head: Linear,
+}
+
+/// Calls the block as a whole, and its head once more past the block's fields.
+#[derive(LightningModule)]
+#[forward(|x| {
+    let block: &Inside = &self.block;
+    block.inner.forward(&block.head.forward(x, cx)?, cx)
+})]
+#[loss(mse_loss)]
+#[optimizer(sgd, lr = 0.1)]
+struct Past {
+    #[layer(Inside::builder().build()?)]
+    block: Inside,
+}
+
+#[derive(LightningModule)]
+#[forward(|x| block(x))]
+#[loss(mse_loss)]
+#[optimizer(sgd, lr = 0.1)]
+struct Through {
+    #[layer(Inside::builder().build()?)]
+    block: Inside,
+}
+
+/// A region that a call goes past is an error instead of a silent change of precision. Steps whose passes
+/// run under contexts of their own are in the gate's tests, whose diagnosis trains so.
+#[test]
+fn a_region_that_did_not_hold_is_refused() -> Result<()> {
+    let _generator = seeded(0);
+    let data = same(constant(8, 4, 1.0)?, 4)?;
+    let config = TrainerConfig::new(Precision::Bf16Mixed, device()).with(|config| {
+        config.max_epochs = 1;
+    });
+    let train = |model: &mut dyn LightningModule| Trainer::new(config.clone()).fit(model, &data);
+    train(&mut Through::builder().build()?)?;
+    let text = message(train(&mut Past::builder().build()?));
+    let says = "the precision region of `block.head` did not hold: it was called past the fields";
+    assert!(text.contains(says), "{text}");
     Ok(())
 }

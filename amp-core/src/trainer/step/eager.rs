@@ -162,7 +162,7 @@ fn forward_backward(
     };
     ran.log.merge(log)?;
     if let Some(probe) = probe {
-        state.report_dtypes(&probe, &loss, observers.emit)?;
+        state.report_dtypes(model, &probe, &loss, observers.emit)?;
     }
     ran.losses.push(loss);
     Ok(())

@@ -56,7 +56,7 @@ fn manual_step(
     let Done { loss, outcomes } = step.done();
     let loss = loss.unwrap_or_else(|| Tensor::from(0.0));
     if let Some(probe) = probe {
-        state.report_dtypes(&probe, &loss, *emit)?;
+        state.report_dtypes(model, &probe, &loss, *emit)?;
     }
     if state.optim.scaler.is_used() {
         state.optim.scaler.update()?;

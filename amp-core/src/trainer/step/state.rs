@@ -332,17 +332,19 @@ impl<'a> StepState<'a> {
         Ok(())
     }
 
-    /// Reports the dtypes of the first step.
+    /// Reports the dtypes of the first step, and refuses regions that did not hold.
     pub(super) fn report_dtypes(
         &mut self,
+        model: &dyn LightningModule,
         probe: &Products,
         loss: &Tensor,
         emit: &mut Emit<'_>,
     ) -> Result<()> {
         let scheduled = self.optim.scheduled.iter();
         let parameters = scheduled.flat_map(|one| one.optimizer.parameters().iter());
-        let (precision, has_islands) =
-            (self.policy.precision, !self.config.numerics.overrides.is_empty());
+        let (precision, overrides) = (self.policy.precision, &self.config.numerics.overrides);
+        probe.regions_held(&nn::parameters_in_regions(model, precision, overrides))?;
+        let has_islands = !overrides.is_empty();
         emit(Event::Observed(probe.finish(precision, loss, parameters, has_islands)?))?;
         self.probed = true;
         Ok(())

@@ -2,7 +2,7 @@ use tch::Tensor;
 
 use super::{
     AnyBatch, Limit, Loading, SharedDataset,
-    prefetch::{Prefetch, watched},
+    prefetch::{Prefetch, caught, watched},
     sampler::Sampler,
 };
 use crate::{Error, Result, precision::Policy, random::Draws};
@@ -169,12 +169,12 @@ impl DataLoader {
                 }
                 let draws_here = data.draws() == Some(true);
                 if *prefetch == 0 || draws_here {
-                    let gather = move |indices: &[i64]| data.gather_drawing(indices, draws);
                     let load = move |indices: Vec<i64>| -> Result<AnyBatch> {
                         let first = indices.first().copied().unwrap_or_default();
+                        let gather = || caught(|| data.gather_drawing(&indices, draws));
                         match draws_here {
-                            true => draws.apart(first, || gather(&indices))??.place(policy),
-                            false => gather(&indices)?.place(policy),
+                            true => draws.apart(first, gather)??.place(policy),
+                            false => gather()?.place(policy),
                         }
                     };
                     let batches = looked_at.into_iter().chain(indices.map(load));
@@ -191,10 +191,12 @@ impl DataLoader {
     }
 }
 
-/// Ends after the first error.
-fn until_error<T>(items: impl Iterator<Item = Result<T>>) -> impl Iterator<Item = Result<T>> {
-    items.scan(false, |failed, item| {
-        let before = std::mem::replace(failed, item.is_err());
-        (!before).then_some(item)
+/// Ends after the first error, and asks for nothing behind it.
+fn until_error<T>(mut items: impl Iterator<Item = Result<T>>) -> impl Iterator<Item = Result<T>> {
+    let mut failed = false;
+    std::iter::from_fn(move || {
+        let item = if failed { None } else { items.next() };
+        failed = item.as_ref().is_none_or(Result::is_err);
+        item
     })
 }

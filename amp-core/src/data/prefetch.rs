@@ -147,7 +147,7 @@ impl Worker {
 }
 
 /// What a dataset gives; an error where it panics.
-fn caught<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn caught<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|payload| {
         let reason = panic_text(payload.as_ref());
         Err(Error::config(format!("the dataset panicked: {reason}")))

@@ -1,5 +1,7 @@
 //! Random numbers for examples, apart from the model's.
 
+use tch::Tensor;
+
 use super::place;
 use crate::{Result, ffi::CpuRandom};
 
@@ -41,19 +43,42 @@ impl Draws {
         Ok(body())
     }
 
-    /// What `body` gives, and whether it drew from libtorch's generator: then it runs once more,
+    /// What `body` gives, and whether it drew from libtorch's generator: then it ran
     /// [apart](Self::apart), and has changed nothing.
+    ///
+    /// Threads that are in no section may draw meanwhile, so that the generator's state moves without
+    /// `body`. It draws if the state ends at one place in two runs from one seed; after a few runs
+    /// without such a place it is taken to draw, which is slower and otherwise the same.
     pub(crate) fn watched<T>(self, index: i64, body: impl Fn() -> T) -> Result<(T, bool)> {
         let _place = place();
+        let state = || CpuRandom::read()?.tensor();
         let before = CpuRandom::read()?;
         let value = body();
-        if CpuRandom::read()?.tensor()?.f_equal(&before.tensor()?)? {
+        if state()?.f_equal(&before.tensor()?)? {
             return Ok((value, false));
         }
         before.restore()?;
-        Ok((self.apart(index, body)?, true))
+        let once = || -> Result<(T, Tensor, Tensor)> {
+            let start = state()?;
+            Ok((body(), start, state()?))
+        };
+        let (mut value, mut start, mut end) = self.apart(index, once)??;
+        for _ in 0..RUNS {
+            if end.f_equal(&start)? {
+                return Ok((value, false));
+            }
+            let last = end;
+            (value, start, end) = self.apart(index, once)??;
+            if end.f_equal(&last)? {
+                break;
+            }
+        }
+        Ok((value, true))
     }
 }
+
+/// Runs after which a body whose end differs each time is taken to draw.
+const RUNS: usize = 4;
 
 /// SplitMix64's output function: neighbours have nothing in common.
 fn mixed(value: u64) -> u64 {

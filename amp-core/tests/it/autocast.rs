@@ -211,7 +211,12 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
         weights.iter().take(count).try_for_each(pass)?;
         Ok(meter.read()?.peak_allocated as i64)
     };
-    let (one, four) = (peak(1)?, peak(4)?);
+    // libtorch's cache of casts is one for the process: where a region on another thread ends in the same
+    // moment, that thread frees the copy, which this thread's meter does not see.
+    let least = |count: usize| -> Result<i64> {
+        (0..8).try_fold(i64::MAX, |least, _| Ok(least.min(peak(count)?)))
+    };
+    let (one, four) = (least(1)?, least(4)?);
     assert!(one >= 128 << 10, "the copy is seen: {one}");
     assert!(four - one < 64 << 10, "{four} for four regions, {one} for one");
     Ok(())

@@ -1,10 +1,13 @@
 //! Sets that draw random numbers: what they draw is theirs, however they are loaded, and after a resume.
 
+use std::thread;
+
 use amp_core::{
     Trainer, TrainerConfig,
     callback::{Mode, ModelCheckpoint},
-    data::{Dataset, Loading, Placement},
+    data::{AnyBatch, DataLoader, Dataset, Loading, Placement, SharedDataset},
     nn,
+    precision::Policy,
     prelude::*,
     random::Draws,
 };
@@ -49,6 +52,45 @@ impl Dataset for Noisy {
         };
         Batch::new((&clean + noise).f_repeat([1, 4])?, clean)
     }
+}
+
+/// Draws nothing itself, but another thread does while its first batch is gathered.
+struct Disturbed {
+    gathered_on: Vec<Option<String>>,
+}
+
+impl Dataset for Disturbed {
+    type Batch = Batch;
+
+    fn len(&self) -> i64 {
+        6
+    }
+
+    fn gather(&mut self, indices: &[i64]) -> Result<Batch> {
+        if self.gathered_on.is_empty() {
+            let other = thread::spawn(|| drop(Tensor::rand([1], (Kind::Float, Device::Cpu))));
+            other.join().expect("it only draws");
+        }
+        self.gathered_on.push(thread::current().name().map(str::to_owned));
+        if self.gathered_on.len() == 4 {
+            let ahead =
+                self.gathered_on.iter().filter(|name| name.as_deref() == Some("data loader"));
+            assert_eq!(ahead.count(), 2, "{:?}", self.gathered_on);
+        }
+        let x = Tensor::f_from_slice(indices)?.f_to_kind(Kind::Float)?.f_view([-1, 1])?;
+        Batch::new(x.shallow_clone(), x)
+    }
+}
+
+/// A set is not taken for one that draws because of another thread: its batches are loaded ahead.
+#[test]
+fn another_thread_that_draws_is_not_the_set() -> Result<()> {
+    let data = SharedDataset::from(Disturbed { gathered_on: Vec::new() });
+    let loading = Loading { placement: Placement::Host, prefetch: Some(2), ..Loading::default() };
+    let loader = DataLoader::new(&data, 2, loading, Policy::new(Precision::F32True, device()))?;
+    let batches: Result<Vec<AnyBatch>> = loader.epoch(0, 0)?.collect();
+    assert_eq!(batches?.len(), 3);
+    Ok(())
 }
 
 #[derive(LightningModule)]

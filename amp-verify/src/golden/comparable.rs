@@ -5,8 +5,8 @@ use amp_core::hardware::Fingerprint;
 /// Why figures of `found` cannot be held against those of `golden`; `None` when they can.
 ///
 /// On a CPU the processor, its kernels and the threads may be others: a figure's tolerance is the
-/// spread over those. On CUDA the compute capability must be the same, since kernels are chosen by
-/// it. libtorch, TF32 and deterministic algorithms must be the same anywhere.
+/// spread over those. On CUDA the compute capability must be the same, because kernels are chosen by
+/// it; on the golden's own model of GPU the figures are equal. libtorch, TF32 and deterministic algorithms must be the same anywhere.
 pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String> {
     let cuda = |machine: &Fingerprint| machine.threads == 0;
     let kind = |machine: &Fingerprint| match cuda(machine) {
@@ -34,6 +34,13 @@ pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
         true => format!("{} with f16", fingerprint.capability),
         false => fingerprint.capability.clone(),
     }
+}
+
+/// Whether both are one model of GPU with deterministic algorithms: the same requests then give the same
+/// bits and take the same memory. Goldens are taken so.
+pub(super) fn same_gpu(golden: &Fingerprint, found: &Fingerprint) -> bool {
+    let gpu = |machine: &Fingerprint| machine.threads == 0 && machine.deterministic;
+    gpu(golden) && gpu(found) && golden.device == found.device
 }
 
 /// The part of a golden's name that tells machines apart: `cpu`, or `cuda_9_0`.

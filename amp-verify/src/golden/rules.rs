@@ -1,6 +1,6 @@
 //! When a figure agrees with its golden: each kind by its own rule.
 
-use std::fmt;
+use std::{f64::consts::SQRT_2, fmt};
 
 use amp_core::precision::Precision;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
@@ -10,7 +10,7 @@ use crate::registry::Direction;
 
 use super::{
     Figures, Golden, Spread,
-    comparable::kernels,
+    comparable::{kernels, same_gpu},
     spread::{Samples, tolerance, tolerance_of},
 };
 
@@ -37,9 +37,9 @@ pub struct Moved {
 /// Holds a comparison against its golden.
 #[derive(Debug, Clone)]
 pub struct Agreement {
-    /// The recorded spread of unchanged code over machines. Without one, figures may differ as
-    /// much as those of two precisions do over seeds, by the golden's own n and s: more than
-    /// other kernels make them differ.
+    /// The recorded spread of unchanged code over machines. Without one, figures of another machine may
+    /// differ as much as two precisions do over seeds, by the golden's own n and s: more than other
+    /// kernels make them differ.
     pub spread: Option<Spread>,
     /// Whether peak memory is judged where the kernels are the golden's: it is that of warmed-up
     /// runs.
@@ -51,10 +51,18 @@ pub struct Agreement {
 pub struct Tolerances {
     /// Of the metric.
     pub accuracy: f64,
+    /// Of the metric's distance from 32-true's, which has the spread of both.
+    pub accuracy_delta: f64,
     /// Of the validation loss.
     pub loss: f64,
     /// Of peak memory.
     pub peak_memory_bytes: f64,
+}
+
+impl Tolerances {
+    /// Every figure is the golden's.
+    const NONE: Self =
+        Self { accuracy: 0.0, accuracy_delta: 0.0, loss: 0.0, peak_memory_bytes: 0.0 };
 }
 
 impl Agreement {
@@ -73,25 +81,24 @@ impl Agreement {
         exact(&mut moved, "", "precisions", &names(golden), &names(found));
         let kernels = |g: &Golden| g.fingerprint.as_ref().map(kernels);
         let memory = self.memory && kernels(golden) == kernels(found);
-        // The caching allocator's statistics are those of the same requests: on one kind of GPU
-        // they are equal, on others of its capability the kernels may ask for other workspaces.
-        let exact_memory = match (&golden.fingerprint, &found.fingerprint) {
-            (Some(known), Some(own)) => known.threads == 0 && known.device == own.device,
+        let same_gpu = match (&golden.fingerprint, &found.fingerprint) {
+            (Some(known), Some(own)) => same_gpu(known, own),
             _ => false,
         };
         for (precision, figures) in &golden.runs {
             if let Some(found) = found.runs.get(precision) {
-                let mut tolerances = self.tolerances(golden, precision, figures);
-                if exact_memory {
-                    tolerances.peak_memory_bytes = 0.0;
-                }
+                let tolerances = match same_gpu {
+                    true => Tolerances::NONE,
+                    false => self.tolerances(golden, precision, figures),
+                };
                 Self::figures(&mut moved, precision, figures, found, tolerances, memory);
             }
         }
         moved
     }
 
-    /// How far figures may be from these.
+    /// How far figures of another machine may be from these. The metric's is never wider than δ: a
+    /// regression that the gate refuses is one that a golden refuses as well.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
         // Half an example more than one: the quotient's last bit must not decide.
@@ -101,23 +108,27 @@ impl Agreement {
         };
         let share = LOSS_SHARE * figures.loss.unwrap_or(0.0).abs();
         let bytes = MEMORY_SHARE * figures.peak_memory_bytes as f64;
-        if let Some(Samples { accuracy, loss, peak_memory_bytes }) = recorded {
-            return Tolerances {
-                accuracy: tolerance(accuracy).max(step),
-                loss: tolerance(loss).max(share),
-                peak_memory_bytes: tolerance(peak_memory_bytes).max(bytes),
-            };
-        }
-        // 32-true has no pairs of its own: what holds for the others holds for it.
-        let others = golden.runs.values().filter_map(|run| run.paired);
-        let paired: Vec<_> = figures.paired.map_or_else(|| others.collect(), |own| vec![own]);
-        let widest = |of: fn(&super::Paired) -> f64| {
-            paired.iter().map(|pair| tolerance_of(pair.n, of(pair))).fold(0.0, f64::max)
+        let (accuracy, loss, peak_memory_bytes) = match recorded {
+            Some(Samples { accuracy, loss, peak_memory_bytes }) => {
+                (tolerance(accuracy), tolerance(loss), tolerance(peak_memory_bytes))
+            }
+            None => {
+                // 32-true has no pairs of its own: what holds for the others holds for it.
+                let others = golden.runs.values().filter_map(|run| run.paired);
+                let paired: Vec<_> =
+                    figures.paired.map_or_else(|| others.collect(), |own| vec![own]);
+                let widest = |of: fn(&super::Paired) -> f64| {
+                    paired.iter().map(|pair| tolerance_of(pair.n, of(pair))).fold(0.0, f64::max)
+                };
+                (widest(|pair| pair.s), widest(|pair| pair.loss_s), 0.0)
+            }
         };
+        let of_metric = |tolerance: f64| tolerance.min(golden.margin).max(step);
         Tolerances {
-            accuracy: widest(|pair| pair.s).max(step),
-            loss: widest(|pair| pair.loss_s).max(share),
-            peak_memory_bytes: bytes,
+            accuracy: of_metric(accuracy),
+            accuracy_delta: of_metric(accuracy * SQRT_2),
+            loss: loss.max(share),
+            peak_memory_bytes: peak_memory_bytes.max(bytes),
         }
     }
 
@@ -137,13 +148,12 @@ impl Agreement {
             format!("{:?} {} {:?}", figures.matmul, figures.loss_dtype, figures.weights)
         };
         exact(moved, precision, "dtypes", &dtypes(golden), &dtypes(found));
-        let Tolerances { accuracy, loss, peak_memory_bytes } = allowed;
+        let Tolerances { accuracy, accuracy_delta, loss, peak_memory_bytes } = allowed;
         within(moved, precision, "accuracy", golden.accuracy, found.accuracy, accuracy);
         let (a, b) = (golden.accuracy_delta, found.accuracy_delta);
         // The baseline has none.
         if precision != Precision::F32True.name() || a.is_some() || b.is_some() {
-            let both = accuracy * std::f64::consts::SQRT_2;
-            within(moved, precision, "accuracy_delta", a, b, both);
+            within(moved, precision, "accuracy_delta", a, b, accuracy_delta);
         }
         within(moved, precision, "loss", golden.loss, found.loss, loss);
         if memory {
@@ -187,13 +197,22 @@ pub(super) fn within(
         _ => false,
     };
     if !agrees {
-        let text = |value: Option<f64>| value.map_or("not finite".into(), |v| format!("{v:.6}"));
+        let text = |value: Option<f64>| {
+            value.map_or("not finite".into(), |v| match allowed {
+                // Every digit, because the first that differs may be the last one.
+                0.0 => v.to_string(),
+                _ => format!("{v:.6}"),
+            })
+        };
         moved.push(Moved {
             precision: precision.to_owned(),
             figure,
             golden: text(golden),
             found: text(found),
-            allowed: format!("± {allowed:.6}"),
+            allowed: match allowed {
+                0.0 => "equal, on this model of GPU".into(),
+                _ => format!("± {allowed:.6}"),
+            },
         });
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     autocast,
     support::{
         bits::{kind_of, name_of},
-        device,
+        device, needs_cuda,
         oracle::{oracle, text},
     },
 };
@@ -167,14 +167,13 @@ const CUDA: [(&str, &str); 3] = [
 /// [11], [12]: the same operations on CUDA, whose list is another one: softmax and sums come out in
 /// f32 there, and binary_cross_entropy is refused. On the CPU only the difference is looked at.
 #[test]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn cuda_has_a_list_of_its_own() -> Result<()> {
     let oracle = &oracle!("autocast_cpu.json")["ops"];
     let on_cpu = |name: &str| oracle[name]["bf16"].as_str().unwrap_or("error").to_owned();
     assert_eq!([on_cpu("softmax_low"), on_cpu("sum_low")], ["bf16", "bf16"]);
     assert_eq!(on_cpu("binary_cross_entropy"), "f32");
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     for low in ["f16", "bf16"] {
         let _guard = AutocastGuard::enter(device(), kind_of(low))?;
         for (dtype, names) in CUDA {

@@ -26,7 +26,7 @@ use crate::{
         bits::{relative, sha256, wide},
         device,
         model::{digits, linear},
-        seeded,
+        needs_cuda, seeded,
     },
 };
 
@@ -85,15 +85,14 @@ fn net() -> Result<Sequential> {
 /// Output and gradients of one layer, and where they lie, against f64 of the numbers that it computes
 /// with; those of libtorch's convolution of tensors that lie as everywhere are as near.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_layer_on_tensor_cores_is_near_f64(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed, Precision::F16True, Precision::Bf16True)]
     precision: Precision,
     #[values(1, 3, 16)] channels: i64,
     #[values((3, 1, 1), (3, 2, 0), (1, 1, 0))] (kernel_size, stride, padding): (i64, i64, i64),
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let _generator = seeded(11);
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());
@@ -281,10 +280,9 @@ fn weights_go_from_layout_to_layout() -> Result<()> {
 /// Dropout gives what lies in channels_last so, and drops in the gradient what it dropped, wherever that
 /// lies.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn dropout_drops_alike_in_every_layout(#[values(false, true)] last: bool) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let _generator = seeded(5);
     let options = (Kind::Float, device());
     let ones = match last {

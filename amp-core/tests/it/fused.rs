@@ -14,10 +14,11 @@ use crate::support::{
     device,
     layers::{draw, factors, fill, pass, rounding},
     model::linear,
-    seeded,
+    needs_cuda, seeded,
 };
 
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn layers_in_one_compute_what_they_compute(
     #[values(
         Precision::F32True,
@@ -31,9 +32,7 @@ fn layers_in_one_compute_what_they_compute(
     #[values([2, 4], [130, 36], [1000, 100])] shape: [i64; 2],
     #[values((true, 0.3), (true, 0.0), (false, 0.3))] (relu, p): (bool, f64),
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let _generator = seeded(11);
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());
@@ -139,10 +138,9 @@ fn a_bias_before_a_norm_has_the_sum_of_its_gradient(
 /// A million draws: their share within five standard errors, no pattern along rows or columns, other
 /// elements each time, and the gradient is dropped where the value was.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn dropout_on_cuda_drops_its_share(#[values(0.1, 0.5)] p: f64) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let _generator = seeded(1);
     let shape = [1000, 1000];
     let first = factors(p, shape, 3)?;

@@ -16,12 +16,13 @@ use crate::support::{
     bits::{relative, wide},
     device,
     layers::{draw, factors, fill, pass, rounding},
-    seeded,
+    needs_cuda, seeded,
 };
 
 /// Rows of one vector, of more than a block's threads have in one go, and more rows than are summed at
 /// once for weight and bias.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gelu_and_dropout_go_along(
     #[values(
         Precision::F32True,
@@ -35,9 +36,7 @@ fn gelu_and_dropout_go_along(
     #[values([3, 4], [130, 36], [2, 5000], [1100, 100])] shape: [i64; 2],
     #[values((true, 0.3), (true, 0.0), (false, 0.3), (false, 0.0))] (gelu, p): (bool, f64),
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let _generator = seeded(15);
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());
@@ -85,6 +84,7 @@ fn gelu_and_dropout_go_along(
 /// one, where they have the same random numbers, they give the same, to the bit where products do not
 /// depend on what goes along.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_residual_and_dropout_are_normalised_with_it(
     #[values(
         Precision::F32True,
@@ -98,9 +98,7 @@ fn a_residual_and_dropout_are_normalised_with_it(
     #[values([6, 1, 16], [9, 13, 24])] shape: [i64; 3],
     #[values(0.2, 0.0)] dropout: f64,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let _generator = seeded(16);
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());

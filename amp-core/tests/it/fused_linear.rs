@@ -13,7 +13,7 @@ use crate::support::{
     bits::{relative, wide},
     device,
     layers::{draw, factors, fill, pass, rounding},
-    seeded,
+    needs_cuda, seeded,
 };
 
 fn layers(shape: [i64; 2], bias: bool, p: f64) -> Result<Sequential> {
@@ -28,6 +28,7 @@ fn layers(shape: [i64; 2], bias: bool, p: f64) -> Result<Sequential> {
 /// One by one the products may be another kernel's, which adds up in another order. More rows than
 /// are summed at once for the bias are among them, and columns that no vector fits.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn relu_and_dropout_go_along(
     #[values(
         Precision::F32True,
@@ -42,9 +43,7 @@ fn relu_and_dropout_go_along(
     #[values(true, false)] bias: bool,
     #[values(0.3, 0.0)] p: f64,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let [rows, inputs, outputs] = sizes;
     let _generator = seeded(12);
     let policy = Policy::new(precision, device());

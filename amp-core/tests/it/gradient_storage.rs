@@ -22,7 +22,7 @@ use crate::{
         bits::{bits, wide},
         device,
         model::{Model, constant, demo, fit, linear, same},
-        seeded,
+        needs_cuda, seeded,
     },
 };
 
@@ -70,14 +70,13 @@ fn run(
 #[case(sgd)]
 #[case(rmsprop)]
 #[case(lion)]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_step_on_16_bits_is_that_on_the_same_bits_in_f32(
     #[case] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
     #[values(None, Some(Clip::Norm(1.0)), Some(Clip::Value(0.1)))] clip: Option<Clip>,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let change = |config: &mut TrainerConfig| {
         config.numerics.gradients = GradientStorage::SixteenBit;
         config.optimization.gradient_clip = clip;
@@ -98,12 +97,11 @@ fn a_step_on_16_bits_is_that_on_the_same_bits_in_f32(
 /// Averages of 8 bits are stepped on 16-bit gradients, too. (Those in bf16 draw other noise where the
 /// gradients of one step are of two dtypes.)
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn averages_of_8_bits_take_them(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let change = |config: &mut TrainerConfig| {
         (config.numerics.gradients, config.numerics.moments) =
             (GradientStorage::SixteenBit, Moments::EightBit);
@@ -146,12 +144,11 @@ impl Callback for First {
 /// A weight's gradient is the f32 one rounded to 16 bits, as PyTorch's is; a bias's, and one of a layer
 /// that computes in f32, is not rounded.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn weights_of_linear_layers_have_gradients_of_16_bits(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let first = |gradients| -> Result<Vec<Tensor>> {
         let _generator = seeded(7);
         let seen = Rc::new(RefCell::default());
@@ -183,10 +180,9 @@ fn weights_of_linear_layers_have_gradients_of_16_bits(
 
 /// Two bytes less for each element of a weight.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn they_take_half_the_memory() -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let widths = [64, 1024, 1024, 1024, 10];
     let peak = |gradients| -> Result<f64> {
         let _generator = seeded(7);

@@ -24,7 +24,7 @@ use crate::support::{
     bits::sha256,
     device,
     model::{Model, demo, digits, same},
-    seeded,
+    needs_cuda, seeded,
 };
 
 /// A model whose steps may be graphs.
@@ -190,6 +190,7 @@ pub(crate) fn assert_same([eager, graphed]: &[Outcome; 2]) {
 #[case(momentum)]
 #[case(lion)]
 #[case(centered)]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_graph_computes_what_the_steps_compute(
     #[values(
         Precision::F32True,
@@ -202,9 +203,7 @@ fn a_graph_computes_what_the_steps_compute(
     precision: Precision,
     #[case] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let runs = both(|_| {}, precision, optimizer)?;
     assert_same(&runs);
     // All but the first few and the last of each epoch.
@@ -216,14 +215,13 @@ fn a_graph_computes_what_the_steps_compute(
 #[case(one_cycle)]
 #[case(momentum)]
 #[case(lion)]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn steps_that_overflow_are_dealt_with_as_without_a_graph(
     #[case] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
     #[values(1, 3)] window: i64,
     #[values(false, true)] advances: bool,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let change = |config: &mut TrainerConfig| {
         // Overflows at first and whenever it has grown for long enough.
         config.numerics.scaler = GradScalerConfig {
@@ -243,10 +241,9 @@ fn steps_that_overflow_are_dealt_with_as_without_a_graph(
 }
 
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn steps_are_repeated_at_a_lower_scale_as_without_a_graph() -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let change = |config: &mut TrainerConfig| {
         config.numerics.scaler = GradScalerConfig { growth_interval: 5, ..Default::default() };
         config.numerics.scaler.init_scale = 2.0_f64.powi(26);
@@ -259,10 +256,9 @@ fn steps_are_repeated_at_a_lower_scale_as_without_a_graph() -> Result<()> {
 }
 
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_run_ends_after_so_many_steps_as_without_a_graph() -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let runs = both(|config| config.max_steps = Some(107), Precision::Bf16Mixed, one_cycle)?;
     assert_same(&runs);
     assert_eq!(runs[1].record.end.global_step, 107);
@@ -307,13 +303,12 @@ impl Callback for Watch {
 #[rstest]
 #[case::late(StepAccess::Late, 60)]
 #[case::each(StepAccess::EachStep, 60)]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_callback_sees_the_steps_it_asks_for(
     #[case] access: StepAccess,
     #[case] stopped: u64,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let run = |graph| {
         let mut config = config(Precision::F16Mixed, graph);
         config.numerics.scaler = GradScalerConfig { growth_interval: 4, ..Default::default() };
@@ -337,10 +332,9 @@ fn a_callback_sees_the_steps_it_asks_for(
 }
 
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_checkpoint_amid_replays_goes_on_as_if_nothing_had_happened() -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = config(Precision::F16Mixed, Graph::On);
     config.max_epochs = 8;

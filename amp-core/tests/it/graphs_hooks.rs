@@ -10,7 +10,7 @@ use rstest::rstest;
 use crate::support::{
     device,
     model::{digits, same},
-    seeded,
+    needs_cuda, seeded,
 };
 
 macro_rules! noting {
@@ -55,11 +55,13 @@ fn a_hook_is_late_where_it_says_so() -> Result<()> {
 }
 
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_late_hook_is_told_of_each_step_with_its_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
     sees_the_same(|| Late::builder().build(), |model| std::mem::take(&mut model.seen), window)
 }
 
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_hook_is_told_of_each_step_with_its_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
     sees_the_same(|| Each::builder().build(), |model| std::mem::take(&mut model.seen), window)
 }
@@ -71,9 +73,7 @@ fn sees_the_same<M: LightningModule>(
     seen: impl Fn(&mut M) -> Vec<String>,
     window: i64,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let run = |graph| {
         let _generator = seeded(7);
         let mut model = new()?;

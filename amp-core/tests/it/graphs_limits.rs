@@ -15,7 +15,7 @@ use crate::{
     support::{
         device, message,
         model::{demo, linear},
-        seeded,
+        needs_cuda, seeded,
     },
 };
 
@@ -78,10 +78,9 @@ impl Callback for Saves {
 
 /// A checkpoint is copied to the host by a thread while this one captures the step.
 #[test]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn saving_does_not_disturb_a_capture() -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let _generator = seeded(7);
     let folder = tempfile::tempdir().expect("a folder");
     let wide = Box::new(linear(64, 1 << 16)?) as Box<dyn Module>;
@@ -94,13 +93,12 @@ fn saving_does_not_disturb_a_capture() -> Result<()> {
 }
 
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_step_that_cannot_be_captured_runs_without_a_graph(
     #[values(Graph::On, Graph::Auto)] graph: Graph,
     #[values(true, false)] reads: bool,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let why =
         if reads { "the step waits for the device" } else { "steps do not run as CUDA graphs" };
     let run = |graph| {

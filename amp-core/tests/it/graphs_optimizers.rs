@@ -16,9 +16,8 @@ use rstest::rstest;
 use crate::{
     graphs::{assert_same, config, momentum, train_on},
     support::{
-        device,
         model::{demo, linear},
-        seeded,
+        needs_cuda, seeded,
     },
 };
 
@@ -41,6 +40,7 @@ fn damped(_: &TrainingPlan) -> OptimizerConfig {
 #[case(foreach_adamw)]
 #[case(foreach_sgd)]
 #[case(damped)]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_step_behind_the_graph_is_the_step(
     #[case] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
     #[values(Precision::F32True, Precision::F16Mixed)] precision: Precision,
@@ -75,6 +75,7 @@ impl Module for Late {
 /// with the graph, or without it in the last batch of an epoch, which is smaller. From then on the graph
 /// can hold the steps of a damped momentum; a gradient that it does not compute is none.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_parameter_may_have_its_first_gradient_late(
     #[values(3, u64::MAX)] left: u64,
     #[values(damped, momentum, foreach_sgd)] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
@@ -91,9 +92,7 @@ fn runs(
     optimizer: fn(&TrainingPlan) -> OptimizerConfig,
     network: impl Fn() -> Result<Sequential>,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let run = |graph| {
         let _generator = seeded(7);
         let mut config = config(precision, graph);

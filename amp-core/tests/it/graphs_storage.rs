@@ -9,19 +9,18 @@ use rstest::rstest;
 
 use crate::{
     graphs::{assert_same, both, one_cycle},
-    support::device,
+    support::needs_cuda,
 };
 
 /// Averages in fewer bits are stepped as they are, those in bf16 with random numbers that a graph draws
 /// anew.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn smaller_moments_are_part_of_a_graph(
     #[values(Moments::Bf16, Moments::EightBit)] moments: Moments,
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16True)] precision: Precision,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let change = |config: &mut TrainerConfig| {
         config.max_epochs = 10;
         config.numerics.moments = moments;
@@ -37,13 +36,12 @@ fn smaller_moments_are_part_of_a_graph(
 
 /// Gradients in 16 bits, too, overflow and all.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn gradients_in_16_bits_are_part_of_a_graph(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
     #[values(Moments::Full, Moments::Bf16, Moments::EightBit)] moments: Moments,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let change = |config: &mut TrainerConfig| {
         (config.numerics.gradients, config.numerics.moments) =
             (GradientStorage::SixteenBit, moments);

@@ -14,7 +14,7 @@ use rstest::rstest;
 
 use crate::support::{
     bits::{sha256, wide},
-    device, parameter, seeded,
+    device, needs_cuda, parameter, seeded,
 };
 
 /// More tensors than one start of the kernel takes, of sizes that fill no block, and a matrix whose
@@ -107,14 +107,13 @@ const CENTERED: RmsProp =
 #[case::rmsprop_both(&CENTERED)]
 #[case::lion(&Lion::default())]
 #[case::lion_decay(&Lion { weight_decay: 0.1, ..Default::default() })]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn steps_on_cuda_are_those_on_the_cpu(
     #[case] options: &dyn BuildOptimizer,
     #[values((Kind::Double, f64::EPSILON), (Kind::Float, f32::EPSILON as f64), (Kind::BFloat16, 0.0078125))]
     (kind, epsilon): (Kind, f64),
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let (params, grads) = tensors(kind);
     let mut ours = build(options, &params, device())?;
     let mut theirs = build(options, &params, Device::Cpu)?;
@@ -136,10 +135,9 @@ fn steps_on_cuda_are_those_on_the_cpu(
 
 /// A schedule may take the momentum to 0 and back: as in PyTorch the buffers wait meanwhile.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn buffers_wait_while_there_is_no_momentum() -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let (params, grads) = tensors(Kind::Float);
     let mut ours = build(&NESTEROV, &params, device())?;
     let mut theirs = build(&NESTEROV, &params, Device::Cpu)?;
@@ -163,13 +161,12 @@ fn buffers_wait_while_there_is_no_momentum() -> Result<()> {
 #[case::sgd_damped(&DAMPED, Moments::Full)]
 #[case::rmsprop(&CENTERED, Moments::Full)]
 #[case::lion(&Lion::default(), Moments::Full)]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
     #[case] options: &dyn BuildOptimizer,
     #[case] moments: Moments,
 ) -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let (params, grads) = tensors(Kind::Float);
     let number = |value: f32| Tensor::from(value).to(device());
     let mut scaled = build_with(options, &params, device(), moments)?;
@@ -247,10 +244,9 @@ fn what_an_optimizer_can_do(
 /// over all decades, of blocks that are full and that are not, of zeros, and where the gradient lies the
 /// other way round or off a vector's place.
 #[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn codes_are_those_of_the_cpu() -> Result<()> {
-    if !device().is_cuda() {
-        return Ok(());
-    }
+    needs_cuda();
     let _generator = seeded(4);
     let draw = |count: i64| {
         let exponents = Tensor::rand([count], (Kind::Double, Device::Cpu)) * -20.0;

@@ -2,7 +2,8 @@
 # Runs packed binaries on a machine with a GPU and Python's torch 2.11.0, but without Rust.
 # Usage, from any folder:
 #   run.sh <command> [arguments]     any command of the amp binary, as in: run.sh verify --device cuda
-#   run.sh test [filter…]            all packed tests, on CUDA
+#   run.sh test [filter…]            all packed tests, on CUDA; with --include-ignored also those that
+#                                    are ignored because they need a card
 #   run.sh golden-record [binary…]   runs these test binaries, or all, and writes the goldens and
 #                                    anchors of this GPU's compute capability that are missing into
 #                                    the packages' tests/goldens: copy them to the same paths of the

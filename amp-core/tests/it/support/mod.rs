@@ -69,6 +69,12 @@ pub(crate) fn device() -> Device {
     hardware::parse_device(&name).expect("AMP_DEVICE names a device of this machine")
 }
 
+/// A test that has nothing to show without a CUDA device begins with this. It is ignored by its attribute,
+/// so that a run without a card says so; whoever asks for it with `--include-ignored` has a device.
+pub(crate) fn needs_cuda() {
+    assert!(device().is_cuda(), "this test needs a CUDA device: set AMP_DEVICE=cuda");
+}
+
 /// A short 16-mixed run with skips under this listener; every event comes back.
 pub(crate) fn logged_run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
     let _generator = seeded(0);

@@ -37,7 +37,10 @@ pub use activation::{
     LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid, Silu, Softmax, Softplus,
     SoftplusConfig, Softsign, Tanh,
 };
-pub use attention::{MultiheadAttention, MultiheadAttentionConfig};
+pub use attention::{
+    AttentionMask, AttentionOptions, MultiheadAttention, MultiheadAttentionConfig, RotaryEmbedding,
+    RotaryPairing, alibi_bias, alibi_slopes, scaled_dot_product_attention,
+};
 pub(crate) use check::{names_are_unique, parameters_require_gradients};
 pub use checkpoint::Checkpoint;
 pub use child::Child;
@@ -74,7 +77,12 @@ pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, Upsample
 pub use segment::Segment;
 pub use sizes::Sizes;
 pub(crate) use survey::{Cell, Survey};
-pub use transformer::{FeedForward, TransformerEncoderLayer, TransformerEncoderLayerConfig};
+pub use transformer::{
+    FeedForward, TransformerDecoder, TransformerDecoderConfig, TransformerDecoderLayer,
+    TransformerDecoderLayerConfig, TransformerEncoder, TransformerEncoderConfig,
+    TransformerEncoderLayer, TransformerEncoderLayerConfig, TransformerLayerConfig,
+    TransformerStackConfig,
+};
 
 use std::sync::Arc;
 

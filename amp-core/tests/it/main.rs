@@ -4,6 +4,7 @@
 //! PyTorch's rules for the scaler (1 to 9), autocast (10 to 14), the loop (15 to 19).
 
 mod attention;
+mod attention_masks;
 mod autocast;
 mod autocast_lists;
 mod average;

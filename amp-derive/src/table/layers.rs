@@ -69,6 +69,54 @@ const BATCH_NORM: &[Key] = &[positive("num_features")];
 const BATCH_NORM_OPTIONS: &[Key] = &[positive("eps"), fraction("momentum")];
 const INSTANCE_NORM_OPTIONS: &[Key] = &[positive("eps"), any("affine")];
 
+const ATTENTION_OPTIONS: &[Key] = &[
+    fraction("dropout"),
+    any("bias"),
+    positive("kdim"),
+    positive("vdim"),
+    positive("num_kv_heads"),
+    any("causal"),
+    choice(
+        "rotary",
+        &[
+            ("interleaved", "__amp::Some(__amp::nn::RotaryPairing::Interleaved)"),
+            ("half_rotated", "__amp::Some(__amp::nn::RotaryPairing::HalfRotated)"),
+        ],
+    ),
+    positive("rotary_base"),
+];
+
+const FEED_FORWARD: Key = choice(
+    "activation",
+    &[
+        ("relu", "__amp::nn::FeedForward::Relu"),
+        ("gelu", "__amp::nn::FeedForward::Gelu"),
+        ("gelu_tanh", "__amp::nn::FeedForward::GeluTanh"),
+        ("swiglu", "__amp::nn::FeedForward::SwiGlu"),
+    ],
+);
+
+const TRANSFORMER_LAYER: &[Key] = &[positive("d_model"), positive("nhead")];
+const TRANSFORMER_LAYER_OPTIONS: &[Key] = &[
+    positive("dim_feedforward"),
+    fraction("dropout"),
+    FEED_FORWARD,
+    positive("layer_norm_eps"),
+    any("norm_first"),
+    any("causal"),
+];
+
+const TRANSFORMER: &[Key] = &[positive("d_model"), positive("nhead"), positive("num_layers")];
+const TRANSFORMER_OPTIONS: &[Key] = &[
+    positive("dim_feedforward"),
+    fraction("dropout"),
+    FEED_FORWARD,
+    positive("layer_norm_eps"),
+    any("norm_first"),
+    any("causal"),
+    any("norm"),
+];
+
 pub(crate) const LAYERS: &[Layer] = &[
     layer("linear", "Linear", &[positive("in_features"), positive("out_features")], &[any("bias")]),
     layer("conv1d", "Conv1d", CONV, CONV_OPTIONS),
@@ -113,27 +161,22 @@ pub(crate) const LAYERS: &[Layer] = &[
         "multihead_attention",
         "MultiheadAttention",
         &[positive("embed_dim"), positive("num_heads")],
-        &[fraction("dropout"), any("causal")],
+        ATTENTION_OPTIONS,
     ),
     layer(
         "transformer_encoder_layer",
         "TransformerEncoderLayer",
-        &[positive("d_model"), positive("nhead")],
-        &[
-            positive("dim_feedforward"),
-            fraction("dropout"),
-            choice(
-                "activation",
-                &[
-                    ("relu", "__amp::nn::FeedForward::Relu"),
-                    ("gelu", "__amp::nn::FeedForward::Gelu"),
-                    ("gelu_tanh", "__amp::nn::FeedForward::GeluTanh"),
-                ],
-            ),
-            any("norm_first"),
-            any("causal"),
-        ],
+        TRANSFORMER_LAYER,
+        TRANSFORMER_LAYER_OPTIONS,
     ),
+    layer(
+        "transformer_decoder_layer",
+        "TransformerDecoderLayer",
+        TRANSFORMER_LAYER,
+        TRANSFORMER_LAYER_OPTIONS,
+    ),
+    layer("transformer_encoder", "TransformerEncoder", TRANSFORMER, TRANSFORMER_OPTIONS),
+    layer("transformer_decoder", "TransformerDecoder", TRANSFORMER, TRANSFORMER_OPTIONS),
     layer(
         "upsample",
         "Upsample",

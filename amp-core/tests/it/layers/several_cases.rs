@@ -1,0 +1,157 @@
+//! The modules that the cases of several inputs name.
+
+use amp_core::{
+    Module, Result,
+    nn::{
+        AttentionMask, AttentionOptions, Context, FeedForward, Forward, Identity,
+        MultiheadAttention, MultiheadAttentionConfig, RotaryEmbedding, RotaryPairing,
+        TransformerDecoder, TransformerDecoderConfig, TransformerDecoderLayer,
+        TransformerDecoderLayerConfig, TransformerEncoder, TransformerEncoderConfig,
+        TransformerEncoderLayer, TransformerEncoderLayerConfig, scaled_dot_product_attention,
+    },
+    tch::Tensor,
+};
+
+use super::several::{Runs, case};
+
+/// The module that a case of the oracle names.
+pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
+    let config = MultiheadAttentionConfig::new(8, 2);
+    let grouped = |num_kv_heads, rotary| MultiheadAttentionConfig {
+        num_kv_heads,
+        rotary,
+        ..MultiheadAttentionConfig::new(8, 4)
+    };
+    let layer = TransformerEncoderLayerConfig {
+        dim_feedforward: 6,
+        dropout: 0.0,
+        ..TransformerEncoderLayerConfig::new(8, 2)
+    };
+    let stack = TransformerEncoderConfig {
+        dim_feedforward: 6,
+        dropout: 0.0,
+        norm: true,
+        ..TransformerEncoderConfig::new(8, 2, 2)
+    };
+    match name {
+        "attention" => attention(config, &[]),
+        "attention widths" => {
+            attention(MultiheadAttentionConfig { kdim: 6, vdim: 5, bias: false, ..config }, &[])
+        }
+        "attention masks" => attention(
+            MultiheadAttentionConfig { kdim: 6, ..config },
+            &[Name::KeyPadding, Name::Attention],
+        ),
+        "attention added mask" => attention(config, &[Name::Attention, Name::KeyPadding]),
+        "attention of itself" => of_itself(config, &[Name::Attention, Name::KeyPadding]),
+        "attention grouped" => alone(MultiheadAttention::new(grouped(2, None))),
+        "attention grouped padding" => of_itself(grouped(1, None), &[Name::KeyPadding]),
+        "attention interleaved" => {
+            alone(MultiheadAttention::new(grouped(2, Some(RotaryPairing::Interleaved))))
+        }
+        "attention half_rotated" => alone(MultiheadAttention::new(MultiheadAttentionConfig {
+            rotary_base: 500.0,
+            ..grouped(2, Some(RotaryPairing::HalfRotated))
+        })),
+        "sdpa" => sdpa(AttentionOptions { scale: Some(0.3), ..Default::default() }),
+        "sdpa causal" => sdpa(AttentionOptions { is_causal: true, ..Default::default() }),
+        "sdpa mask" | "sdpa blind" => sdpa(AttentionOptions::default()),
+        "rotary interleaved" => alone(RotaryEmbedding::new(6, RotaryPairing::Interleaved)),
+        "rotary half_rotated" => alone(RotaryEmbedding::new(6, RotaryPairing::HalfRotated)),
+        "encoder layer masked" => case(TransformerEncoderLayer::new(layer), |layer, x, cx| {
+            let masks = masks(&[Name::Attention, Name::KeyPadding], &x[1..]);
+            Ok(vec![layer.forward_masked(&x[0], &masks, cx)?])
+        }),
+        "encoder layer swiglu" => {
+            alone(TransformerEncoderLayer::new(TransformerEncoderLayerConfig {
+                activation: FeedForward::SwiGlu,
+                norm_first: true,
+                layer_norm_eps: 1e-4,
+                ..layer
+            }))
+        }
+        "encoder" => case(
+            TransformerEncoder::new(TransformerEncoderConfig { norm_first: true, ..stack }),
+            |encoder, x, cx| {
+                Ok(vec![encoder.forward_masked(&x[0], &AttentionMask::padding(&x[1]), cx)?])
+            },
+        ),
+        "decoder layer" => decoder(TransformerDecoderLayer::new(layer)),
+        "decoder layer masked" => {
+            decoder(TransformerDecoderLayer::new(TransformerDecoderLayerConfig {
+                activation: FeedForward::Gelu,
+                norm_first: true,
+                layer_norm_eps: 1e-4,
+                ..layer
+            }))
+        }
+        "decoder" => decoder(TransformerDecoder::new(TransformerDecoderConfig { ..stack })),
+        other => panic!("the oracle has a case `{other}` that no module is built for"),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Name {
+    Attention,
+    KeyPadding,
+}
+
+/// The masks that the inputs are.
+fn masks(names: &[Name], inputs: &[Tensor]) -> AttentionMask {
+    let mut masks = AttentionMask::none();
+    for (name, mask) in names.iter().zip(inputs) {
+        let mask = Some(mask.shallow_clone());
+        match name {
+            Name::Attention => masks.attn_mask = mask,
+            Name::KeyPadding => masks.key_padding_mask = mask,
+        }
+    }
+    masks
+}
+
+/// A module of one tensor.
+fn alone<M: Module + 'static>(module: Result<M>) -> Result<Box<dyn Runs>> {
+    case(module, |module, x, cx| Ok(vec![module.forward(&x[0], cx)?]))
+}
+
+fn attention(config: MultiheadAttentionConfig, names: &'static [Name]) -> Result<Box<dyn Runs>> {
+    case(MultiheadAttention::new(config), move |attention, x, cx| {
+        Ok(vec![attention.attend(&x[0], &x[1], &x[2], &masks(names, &x[3..]), cx)?])
+    })
+}
+
+fn of_itself(config: MultiheadAttentionConfig, names: &'static [Name]) -> Result<Box<dyn Runs>> {
+    case(MultiheadAttention::new(config), move |attention, x, cx| {
+        Ok(vec![attention.attend(&x[0], &x[0], &x[0], &masks(names, &x[1..]), cx)?])
+    })
+}
+
+fn sdpa(options: AttentionOptions<'static>) -> Result<Box<dyn Runs>> {
+    case(Ok(Identity), move |_, x, _: &Context| {
+        let options = AttentionOptions { attn_mask: x.get(3), ..options };
+        Ok(vec![scaled_dot_product_attention(&x[0], &x[1], &x[2], &options)?])
+    })
+}
+
+/// The target's and the memory's mask, then their padding.
+fn decoder<M>(module: Result<M>) -> Result<Box<dyn Runs>>
+where
+    M: 'static,
+    M: for<'a> Forward<
+            Input = (
+                &'static Tensor,
+                &'static Tensor,
+                &'static AttentionMask,
+                &'static AttentionMask,
+            ),
+            Output = Tensor,
+        >,
+{
+    case(module, |module, x, cx| {
+        let mask = |of: usize| AttentionMask {
+            attn_mask: x.get(2 + of).map(Tensor::shallow_clone),
+            key_padding_mask: x.get(4 + of).map(Tensor::shallow_clone),
+        };
+        Ok(vec![module.forward_with((&x[0], &x[1], &mask(0), &mask(1)), cx)?])
+    })
+}

@@ -24,6 +24,7 @@ mod norm;
 mod parameters;
 mod pool;
 mod probe;
+mod recurrent;
 mod resize;
 mod segment;
 mod sizes;
@@ -73,6 +74,7 @@ pub use pool::{
     MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxPoolConfig,
 };
 pub use probe::{Call, DtypeProbe, Given, Probe, Product};
+pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Nonlinearity, Rnn, RnnConfig};
 pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
 pub use segment::Segment;
 pub use sizes::Sizes;

@@ -67,6 +67,7 @@ mod provenance;
 mod random;
 mod real_models;
 mod recovery;
+mod recurrent;
 mod resume;
 mod resume_files;
 mod resume_with;

@@ -117,6 +117,34 @@ const TRANSFORMER_OPTIONS: &[Key] = &[
     any("norm"),
 ];
 
+const RECURRENT: &[Key] = &[positive("input_size"), positive("hidden_size")];
+const GRU_OPTIONS: &[Key] = &[
+    positive("num_layers"),
+    any("bias"),
+    any("batch_first"),
+    fraction("dropout"),
+    any("bidirectional"),
+];
+const LSTM_OPTIONS: &[Key] = &[
+    positive("num_layers"),
+    any("bias"),
+    any("batch_first"),
+    fraction("dropout"),
+    any("bidirectional"),
+    positive("proj_size"),
+];
+const RNN_OPTIONS: &[Key] = &[
+    positive("num_layers"),
+    choice(
+        "nonlinearity",
+        &[("tanh", "__amp::nn::Nonlinearity::Tanh"), ("relu", "__amp::nn::Nonlinearity::Relu")],
+    ),
+    any("bias"),
+    any("batch_first"),
+    fraction("dropout"),
+    any("bidirectional"),
+];
+
 pub(crate) const LAYERS: &[Layer] = &[
     layer("linear", "Linear", &[positive("in_features"), positive("out_features")], &[any("bias")]),
     layer("conv1d", "Conv1d", CONV, CONV_OPTIONS),
@@ -177,6 +205,9 @@ pub(crate) const LAYERS: &[Layer] = &[
     ),
     layer("transformer_encoder", "TransformerEncoder", TRANSFORMER, TRANSFORMER_OPTIONS),
     layer("transformer_decoder", "TransformerDecoder", TRANSFORMER, TRANSFORMER_OPTIONS),
+    layer("lstm", "Lstm", RECURRENT, LSTM_OPTIONS),
+    layer("gru", "Gru", RECURRENT, GRU_OPTIONS),
+    layer("rnn", "Rnn", RECURRENT, RNN_OPTIONS),
     layer(
         "upsample",
         "Upsample",

@@ -3,13 +3,14 @@
 use amp_core::{
     Module, Result,
     nn::{
-        AttentionMask, AttentionOptions, Context, FeedForward, Forward, Identity,
-        MultiheadAttention, MultiheadAttentionConfig, RotaryEmbedding, RotaryPairing,
-        TransformerDecoder, TransformerDecoderConfig, TransformerDecoderLayer,
-        TransformerDecoderLayerConfig, TransformerEncoder, TransformerEncoderConfig,
-        TransformerEncoderLayer, TransformerEncoderLayerConfig, scaled_dot_product_attention,
+        AttentionMask, AttentionOptions, Context, FeedForward, Forward, Gru, GruConfig, Identity,
+        Lstm, LstmConfig, MultiheadAttention, MultiheadAttentionConfig, Nonlinearity, Rnn,
+        RnnConfig, RotaryEmbedding, RotaryPairing, TransformerDecoder, TransformerDecoderConfig,
+        TransformerDecoderLayer, TransformerDecoderLayerConfig, TransformerEncoder,
+        TransformerEncoderConfig, TransformerEncoderLayer, TransformerEncoderLayerConfig,
+        scaled_dot_product_attention,
     },
-    tch::Tensor,
+    tch::{Kind, Tensor},
 };
 
 use super::several::{Runs, case};
@@ -86,6 +87,45 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
             }))
         }
         "decoder" => decoder(TransformerDecoder::new(TransformerDecoderConfig { ..stack })),
+        "lstm" => lstm(LstmConfig::new(3, 4)),
+        "lstm layers" => lstm(LstmConfig {
+            num_layers: 2,
+            bidirectional: true,
+            batch_first: true,
+            bias: false,
+            ..LstmConfig::new(3, 4)
+        }),
+        "lstm projected" => {
+            lstm(LstmConfig { num_layers: 2, proj_size: 2, ..LstmConfig::new(3, 4) })
+        }
+        "lstm lengths" => lstm(LstmConfig {
+            num_layers: 2,
+            bidirectional: true,
+            batch_first: true,
+            ..LstmConfig::new(3, 4)
+        }),
+        "gru" => with_one_state(Gru::new(GruConfig {
+            num_layers: 2,
+            bidirectional: true,
+            ..GruConfig::new(3, 4)
+        })),
+        "gru lengths" => with_one_state(Gru::new(GruConfig::new(3, 4))),
+        "rnn" => with_one_state(Rnn::new(RnnConfig {
+            num_layers: 2,
+            bias: false,
+            ..RnnConfig::new(3, 4)
+        })),
+        "rnn relu" => with_one_state(Rnn::new(RnnConfig {
+            nonlinearity: Nonlinearity::Relu,
+            bidirectional: true,
+            batch_first: true,
+            ..RnnConfig::new(3, 4)
+        })),
+        "rnn lengths" => with_one_state(Rnn::new(RnnConfig {
+            bidirectional: true,
+            batch_first: true,
+            ..RnnConfig::new(3, 4)
+        })),
         other => panic!("the oracle has a case `{other}` that no module is built for"),
     }
 }
@@ -153,5 +193,34 @@ where
             key_padding_mask: x.get(4 + of).map(Tensor::shallow_clone),
         };
         Ok(vec![module.forward_with((&x[0], &x[1], &mask(0), &mask(1)), cx)?])
+    })
+}
+
+/// Lengths, where the inputs have any, and the other inputs.
+fn lengths(inputs: &[Tensor]) -> (Option<&Tensor>, Vec<&Tensor>) {
+    let lengths = inputs.iter().find(|input| input.kind() == Kind::Int64);
+    (lengths, inputs.iter().filter(|input| input.kind() != Kind::Int64).collect())
+}
+
+fn lstm(config: LstmConfig) -> Result<Box<dyn Runs>> {
+    case(Lstm::new(config), |lstm, inputs, cx| {
+        let (lengths, x) = lengths(inputs);
+        let initial = (x.len() == 3).then(|| (x[1], x[2]));
+        let (output, (h, c)) = lstm.forward_with((x[0], initial, lengths), cx)?;
+        Ok(vec![output, h, c])
+    })
+}
+
+/// A sequence, an initial state and lengths.
+type Sequence = (&'static Tensor, Option<&'static Tensor>, Option<&'static Tensor>);
+
+fn with_one_state<M>(module: Result<M>) -> Result<Box<dyn Runs>>
+where
+    M: Forward<Input = Sequence, Output = (Tensor, Tensor)> + 'static,
+{
+    case(module, |module, inputs, cx| {
+        let (lengths, x) = lengths(inputs);
+        let (output, h) = module.forward_with((x[0], x.get(1).copied(), lengths), cx)?;
+        Ok(vec![output, h])
     })
 }

@@ -53,7 +53,7 @@ pub use conv::{
     ConvTranspose3d, ConvTranspose3dConfig, ConvTransposeConfig, Padding, PaddingMode,
 };
 pub use dropout::Dropout;
-pub use embedding::{Embedding, EmbeddingConfig};
+pub use embedding::{BagMode, Embedding, EmbeddingBag, EmbeddingBagConfig, EmbeddingConfig};
 pub use forward::Forward;
 #[doc(hidden)]
 pub use fused::Fusable;

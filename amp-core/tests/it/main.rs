@@ -28,6 +28,7 @@ mod derive;
 mod derived_batches;
 mod device;
 mod draws;
+mod embeddings;
 mod errors;
 mod first_step;
 mod freeze;

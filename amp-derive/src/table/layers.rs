@@ -10,6 +10,11 @@ const fn sizes_or_zero(name: &'static str) -> Key {
     Key { name, range: Range::Sizes(0) }
 }
 
+/// An option that may also be `None` or `Some(…)`.
+const fn optional(name: &'static str) -> Key {
+    Key { name, range: Range::Optional }
+}
+
 const fn layer(
     name: &'static str,
     ty: &'static str,
@@ -178,12 +183,31 @@ pub(crate) const LAYERS: &[Layer] = &[
         INSTANCE_NORM_OPTIONS,
     ),
     layer("layer_norm", "LayerNorm", &[positive("normalized_shape")], &[positive("eps")]),
-    layer("rms_norm", "RmsNorm", &[positive("normalized_shape")], &[any("eps")]),
+    layer("rms_norm", "RmsNorm", &[positive("normalized_shape")], &[optional("eps")]),
     layer(
         "embedding",
         "Embedding",
         &[positive("num_embeddings"), positive("embedding_dim")],
-        &[positive("std")],
+        &[optional("padding_idx"), any("scale_grad_by_freq"), positive("std")],
+    ),
+    layer(
+        "embedding_bag",
+        "EmbeddingBag",
+        &[positive("num_embeddings"), positive("embedding_dim")],
+        &[
+            choice(
+                "mode",
+                &[
+                    ("sum", "__amp::nn::BagMode::Sum"),
+                    ("mean", "__amp::nn::BagMode::Mean"),
+                    ("max", "__amp::nn::BagMode::Max"),
+                ],
+            ),
+            optional("padding_idx"),
+            any("include_last_offset"),
+            any("scale_grad_by_freq"),
+            positive("std"),
+        ],
     ),
     layer(
         "multihead_attention",

@@ -3,9 +3,10 @@
 use amp_core::{
     Module, Result,
     nn::{
-        AttentionMask, AttentionOptions, Context, FeedForward, Forward, Gru, GruConfig, Identity,
-        Lstm, LstmConfig, MultiheadAttention, MultiheadAttentionConfig, Nonlinearity, Rnn,
-        RnnConfig, RotaryEmbedding, RotaryPairing, TransformerDecoder, TransformerDecoderConfig,
+        AttentionMask, AttentionOptions, BagMode, Context, Embedding, EmbeddingBag,
+        EmbeddingBagConfig, EmbeddingConfig, FeedForward, Forward, Gru, GruConfig, Identity, Lstm,
+        LstmConfig, MultiheadAttention, MultiheadAttentionConfig, Nonlinearity, Rnn, RnnConfig,
+        RotaryEmbedding, RotaryPairing, TransformerDecoder, TransformerDecoderConfig,
         TransformerDecoderLayer, TransformerDecoderLayerConfig, TransformerEncoder,
         TransformerEncoderConfig, TransformerEncoderLayer, TransformerEncoderLayerConfig,
         scaled_dot_product_attention,
@@ -126,6 +127,27 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
             batch_first: true,
             ..RnnConfig::new(3, 4)
         })),
+        "embedding padding" => alone(Embedding::new(EmbeddingConfig {
+            padding_idx: Some(1),
+            ..EmbeddingConfig::new(6, 3)
+        })),
+        "embedding frequency" => alone(Embedding::new(EmbeddingConfig {
+            padding_idx: Some(-2),
+            scale_grad_by_freq: true,
+            ..EmbeddingConfig::new(6, 3)
+        })),
+        "bag" => bag(EmbeddingBagConfig { padding_idx: Some(1), ..EmbeddingBagConfig::new(6, 3) }),
+        "bag sum" => {
+            bag(EmbeddingBagConfig { mode: BagMode::Sum, ..EmbeddingBagConfig::new(6, 3) })
+        }
+        "bag offsets" => {
+            bag(EmbeddingBagConfig { scale_grad_by_freq: true, ..EmbeddingBagConfig::new(6, 3) })
+        }
+        "bag max" => bag(EmbeddingBagConfig {
+            mode: BagMode::Max,
+            include_last_offset: true,
+            ..EmbeddingBagConfig::new(6, 3)
+        }),
         other => panic!("the oracle has a case `{other}` that no module is built for"),
     }
 }
@@ -222,5 +244,16 @@ where
         let (lengths, x) = lengths(inputs);
         let (output, h) = module.forward_with((x[0], x.get(1).copied(), lengths), cx)?;
         Ok(vec![output, h])
+    })
+}
+
+/// Indices, and offsets or weights.
+fn bag(config: EmbeddingBagConfig) -> Result<Box<dyn Runs>> {
+    case(EmbeddingBag::new(config), |bag, inputs, cx| {
+        let (offsets, weights) = match inputs.get(1) {
+            Some(other) if other.kind() == Kind::Int64 => (Some(other), None),
+            other => (None, other),
+        };
+        Ok(vec![bag.forward_with((&inputs[0], offsets, weights), cx)?])
     })
 }

@@ -37,6 +37,10 @@ constexpr const char* kProducts[] = {
     "aten::convolution",
     "aten::_convolution",
     "aten::scaled_dot_product_attention",
+    "aten::lstm",
+    "aten::gru",
+    "aten::rnn_tanh",
+    "aten::rnn_relu",
 };
 
 // Autocast itself runs these in f32, products inside included.

@@ -24,6 +24,8 @@ pub(crate) struct Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Range {
     Any,
+    /// Any, and as well `Some` of it or `None`.
+    Optional,
     /// Above zero.
     Positive,
     /// Zero or above.
@@ -43,7 +45,7 @@ pub(crate) enum Range {
 impl Range {
     pub(crate) fn contains(self, value: f64) -> bool {
         match self {
-            Self::Any | Self::Choice(_) | Self::Logged => true,
+            Self::Any | Self::Optional | Self::Choice(_) | Self::Logged => true,
             Self::Positive => value > 0.0,
             Self::NotNegative | Self::Padding => value >= 0.0,
             Self::Sizes(least) => value >= least as f64,
@@ -54,7 +56,7 @@ impl Range {
     /// Completes "takes a value …".
     pub(crate) fn text(self) -> &'static str {
         match self {
-            Self::Any | Self::Choice(_) | Self::Logged => "of any size",
+            Self::Any | Self::Optional | Self::Choice(_) | Self::Logged => "of any size",
             Self::Positive => "above 0",
             Self::NotNegative | Self::Padding | Self::Sizes(0) => "of at least 0",
             Self::Sizes(_) => "of at least 1",

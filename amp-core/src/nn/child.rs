@@ -68,6 +68,23 @@ impl<'m, M: ?Sized> Child<'m, M> {
     }
 }
 
+impl<M: ?Sized> Child<'_, M> {
+    /// The module itself.
+    pub(super) fn module(&self) -> &M {
+        self.module
+    }
+
+    /// Runs a view of the module, which takes other inputs, under the module's name and region.
+    pub(super) fn run_as<V: Forward>(
+        &self,
+        view: &V,
+        inputs: <V::Input as Arguments>::At<'_>,
+        cx: &Context,
+    ) -> Result<V::Output> {
+        cx.call_at(&self.path, self.index, self.region, view, inputs)
+    }
+}
+
 impl<'m, M> Child<'m, M> {
     /// The modules of a container of this name, called by their places.
     pub fn list(name: &'m str, region: Option<Region>, modules: &'m [M]) -> Vec<Self> {

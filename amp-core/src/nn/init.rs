@@ -108,6 +108,11 @@ pub(super) fn constant(shape: &[i64], value: f64) -> Result<Tensor> {
     Ok(buffer(shape, value)?.f_set_requires_grad(true)?)
 }
 
+/// A parameter of the same values.
+pub(super) fn copied(parameter: &Tensor) -> Result<Tensor> {
+    Ok(parameter.f_detach()?.f_detach_copy()?.f_set_requires_grad(true)?)
+}
+
 /// A buffer filled with one value.
 pub(super) fn buffer(shape: &[i64], value: f64) -> Result<Tensor> {
     Ok(Tensor::f_full(shape, value, (Kind::Float, Device::Cpu))?)
@@ -119,6 +124,13 @@ pub(super) fn kaiming_bound(fan_in: i64) -> f64 {
     let gain = (2.0 / (1.0 + 5.0_f64.sqrt().powi(2))).sqrt();
     let std = gain / (fan_in as f64).sqrt();
     3.0_f64.sqrt() * std
+}
+
+/// A parameter `[fan_out, fan_in]` from Xavier's uniform distribution (nn.init.xavier_uniform_).
+pub(super) fn xavier(fan_out: i64, fan_in: i64) -> Result<Tensor> {
+    // In torch's order of operations.
+    let std = (2.0 / (fan_in + fan_out) as f64).sqrt();
+    uniform(&[fan_out, fan_in], 3.0_f64.sqrt() * std)
 }
 
 /// The bound of a bias of nn.Linear and nn.Conv2d: 1/√fan_in.

@@ -67,6 +67,12 @@ impl Linear {
         ffi::linear_relu(input, &self.weight, self.bias.as_ref(), p).map(Some)
     }
 
+    /// A layer of the same values.
+    pub(super) fn copied(&self) -> Result<Self> {
+        let bias = self.bias.as_ref().map(init::copied).transpose()?;
+        Ok(Self { weight: init::copied(&self.weight)?, bias })
+    }
+
     /// Sets the bias to zero, as nn.MultiheadAttention does to its projection.
     pub(super) fn with_zero_bias(mut self) -> Result<Self> {
         if let Some(bias) = &self.bias {

@@ -24,6 +24,7 @@ mod norm;
 mod parameters;
 mod pool;
 mod probe;
+mod recurrent;
 mod resize;
 mod segment;
 mod sizes;
@@ -37,7 +38,10 @@ pub use activation::{
     LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid, Silu, Softmax, Softplus,
     SoftplusConfig, Softsign, Tanh,
 };
-pub use attention::{MultiheadAttention, MultiheadAttentionConfig};
+pub use attention::{
+    AttentionMask, AttentionOptions, MultiheadAttention, MultiheadAttentionConfig, RotaryEmbedding,
+    RotaryPairing, alibi_bias, alibi_slopes, scaled_dot_product_attention,
+};
 pub(crate) use check::{names_are_unique, parameters_require_gradients};
 pub use checkpoint::Checkpoint;
 pub use child::Child;
@@ -49,7 +53,7 @@ pub use conv::{
     ConvTranspose3d, ConvTranspose3dConfig, ConvTransposeConfig, Padding, PaddingMode,
 };
 pub use dropout::Dropout;
-pub use embedding::{Embedding, EmbeddingConfig};
+pub use embedding::{BagMode, Embedding, EmbeddingBag, EmbeddingBagConfig, EmbeddingConfig};
 pub use forward::Forward;
 #[doc(hidden)]
 pub use fused::Fusable;
@@ -71,11 +75,17 @@ pub use pool::{
     MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxPoolConfig,
 };
 pub use probe::{Call, DtypeProbe, Given, Probe, Product};
+pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Nonlinearity, Rnn, RnnConfig};
 pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
 pub use segment::Segment;
 pub use sizes::Sizes;
 pub(crate) use survey::{Cell, Survey};
-pub use transformer::{FeedForward, TransformerEncoderLayer, TransformerEncoderLayerConfig};
+pub use transformer::{
+    FeedForward, TransformerDecoder, TransformerDecoderConfig, TransformerDecoderLayer,
+    TransformerDecoderLayerConfig, TransformerEncoder, TransformerEncoderConfig,
+    TransformerEncoderLayer, TransformerEncoderLayerConfig, TransformerLayerConfig,
+    TransformerStackConfig,
+};
 
 use std::sync::Arc;
 

@@ -203,6 +203,12 @@ impl LayerNorm {
 }
 
 impl LayerNorm {
+    /// A layer of the same values.
+    pub(super) fn copied(&self) -> Result<Self> {
+        let Self { weight, bias, eps } = self;
+        Ok(Self { weight: init::copied(weight)?, bias: init::copied(bias)?, eps: *eps })
+    }
+
     /// A training pass with GELU and dropout of probability `p` behind it, in one kernel; `None` where
     /// that is not for this input or pass.
     pub(super) fn forward_with(

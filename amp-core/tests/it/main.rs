@@ -4,6 +4,7 @@
 //! PyTorch's rules for the scaler (1 to 9), autocast (10 to 14), the loop (15 to 19).
 
 mod attention;
+mod attention_masks;
 mod autocast;
 mod autocast_lists;
 mod average;
@@ -27,6 +28,7 @@ mod derive;
 mod derived_batches;
 mod device;
 mod draws;
+mod embeddings;
 mod errors;
 mod first_step;
 mod freeze;
@@ -66,6 +68,7 @@ mod provenance;
 mod random;
 mod real_models;
 mod recovery;
+mod recurrent;
 mod resume;
 mod resume_files;
 mod resume_with;

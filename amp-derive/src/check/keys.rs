@@ -138,6 +138,10 @@ pub(super) fn words_to_values(
         Range::Padding if word(&pair.value).is_some_and(|word| word == symbol::SAME) => {
             Some(syn::parse_quote!(__amp::nn::Padding::Same))
         }
+        Range::Optional => {
+            let value = &pair.value;
+            Some(syn::parse_quote!(__amp::From::from(#value)))
+        }
         // The constructor of the options takes required ones as they are.
         Range::Sizes(_) | Range::Padding if row.options.iter().any(|key| pair.key == key.name) => {
             let value = &pair.value;

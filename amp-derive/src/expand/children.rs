@@ -66,7 +66,8 @@ impl<'m> Children<'m> {
 
     /// The code with its layers replaced by children:
     ///
-    /// - `self.head` by a child, also in `&self.blocks`, `self.blocks[i]` and `self.blocks.iter()`;
+    /// - `self.head` by a child, also in `&self.blocks`, `self.blocks[i]`, `self.blocks.iter()` and
+    ///   `self.attention.attend(…, cx)`;
     /// - `block(x, mask)` by `block.forward_with((x, mask), cx)`;
     /// - `layer.forward(x, mask, cx)` by `layer.forward_with((x, mask), cx)`.
     pub(super) fn rewrite(&mut self, code: TokenStream) -> TokenStream {
@@ -103,17 +104,21 @@ impl<'m> Children<'m> {
             // A method of this name.
             return None;
         }
-        let method = match behind {
-            [dot, TokenTree::Ident(method), ..] if is_dot(dot) => Some(method),
-            _ => None,
+        let (method, inputs) = match behind {
+            [dot, TokenTree::Ident(method), inputs @ ..] if is_dot(dot) => {
+                (Some(method), tokens::arguments(inputs.first()))
+            }
+            _ => (None, None),
         };
-        let runs = method
-            .is_some_and(|method| method == symbol::FORWARD || method == symbol::FORWARD_WITH);
+        let takes_context = inputs.is_some_and(|inputs| inputs.last().is_some_and(is_context));
+        let runs = takes_context
+            || method
+                .is_some_and(|method| method == symbol::FORWARD || method == symbol::FORWARD_WITH);
         let view = match (container(&field.ty), method) {
             _ if runs => View::Whole,
             (Some(view), _) => view,
             (None, None) => View::Whole,
-            // What a layer has besides `forward` is read from the layer.
+            // What takes no context is read from the layer.
             (None, Some(_)) => return None,
         };
         Some((self.child(field, view, name.span()), 3))
@@ -144,8 +149,7 @@ impl<'m> Children<'m> {
         }
         let inputs = tokens::arguments(Some(group))?;
         let (last, inputs) = inputs.split_last().filter(|(_, inputs)| inputs.len() > 1)?;
-        let is_context = matches!(last, Expr::Path(path) if path.path.is_ident(symbol::CX));
-        is_context.then(|| (self.run(inputs, method.span()), 3))
+        is_context(last).then(|| (self.run(inputs, method.span()), 3))
     }
 
     /// `.forward_with((inputs), cx)`.
@@ -195,6 +199,10 @@ fn last(ty: &Type) -> Option<Ident> {
         Type::Path(path) => path.path.segments.last().map(|segment| segment.ident.unraw()),
         _ => None,
     }
+}
+
+fn is_context(argument: &Expr) -> bool {
+    matches!(argument, Expr::Path(path) if path.path.is_ident(symbol::CX))
 }
 
 fn is_dot(token: &TokenTree) -> bool {

@@ -10,6 +10,11 @@ const fn sizes_or_zero(name: &'static str) -> Key {
     Key { name, range: Range::Sizes(0) }
 }
 
+/// An option that may also be `None` or `Some(…)`.
+const fn optional(name: &'static str) -> Key {
+    Key { name, range: Range::Optional }
+}
+
 const fn layer(
     name: &'static str,
     ty: &'static str,
@@ -69,6 +74,82 @@ const BATCH_NORM: &[Key] = &[positive("num_features")];
 const BATCH_NORM_OPTIONS: &[Key] = &[positive("eps"), fraction("momentum")];
 const INSTANCE_NORM_OPTIONS: &[Key] = &[positive("eps"), any("affine")];
 
+const ATTENTION_OPTIONS: &[Key] = &[
+    fraction("dropout"),
+    any("bias"),
+    positive("kdim"),
+    positive("vdim"),
+    positive("num_kv_heads"),
+    any("causal"),
+    choice(
+        "rotary",
+        &[
+            ("interleaved", "__amp::Some(__amp::nn::RotaryPairing::Interleaved)"),
+            ("half_rotated", "__amp::Some(__amp::nn::RotaryPairing::HalfRotated)"),
+        ],
+    ),
+    positive("rotary_base"),
+];
+
+const FEED_FORWARD: Key = choice(
+    "activation",
+    &[
+        ("relu", "__amp::nn::FeedForward::Relu"),
+        ("gelu", "__amp::nn::FeedForward::Gelu"),
+        ("gelu_tanh", "__amp::nn::FeedForward::GeluTanh"),
+        ("swiglu", "__amp::nn::FeedForward::SwiGlu"),
+    ],
+);
+
+const TRANSFORMER_LAYER: &[Key] = &[positive("d_model"), positive("nhead")];
+const TRANSFORMER_LAYER_OPTIONS: &[Key] = &[
+    positive("dim_feedforward"),
+    fraction("dropout"),
+    FEED_FORWARD,
+    positive("layer_norm_eps"),
+    any("norm_first"),
+    any("causal"),
+];
+
+const TRANSFORMER: &[Key] = &[positive("d_model"), positive("nhead"), positive("num_layers")];
+const TRANSFORMER_OPTIONS: &[Key] = &[
+    positive("dim_feedforward"),
+    fraction("dropout"),
+    FEED_FORWARD,
+    positive("layer_norm_eps"),
+    any("norm_first"),
+    any("causal"),
+    any("norm"),
+];
+
+const RECURRENT: &[Key] = &[positive("input_size"), positive("hidden_size")];
+const GRU_OPTIONS: &[Key] = &[
+    positive("num_layers"),
+    any("bias"),
+    any("batch_first"),
+    fraction("dropout"),
+    any("bidirectional"),
+];
+const LSTM_OPTIONS: &[Key] = &[
+    positive("num_layers"),
+    any("bias"),
+    any("batch_first"),
+    fraction("dropout"),
+    any("bidirectional"),
+    positive("proj_size"),
+];
+const RNN_OPTIONS: &[Key] = &[
+    positive("num_layers"),
+    choice(
+        "nonlinearity",
+        &[("tanh", "__amp::nn::Nonlinearity::Tanh"), ("relu", "__amp::nn::Nonlinearity::Relu")],
+    ),
+    any("bias"),
+    any("batch_first"),
+    fraction("dropout"),
+    any("bidirectional"),
+];
+
 pub(crate) const LAYERS: &[Layer] = &[
     layer("linear", "Linear", &[positive("in_features"), positive("out_features")], &[any("bias")]),
     layer("conv1d", "Conv1d", CONV, CONV_OPTIONS),
@@ -102,38 +183,55 @@ pub(crate) const LAYERS: &[Layer] = &[
         INSTANCE_NORM_OPTIONS,
     ),
     layer("layer_norm", "LayerNorm", &[positive("normalized_shape")], &[positive("eps")]),
-    layer("rms_norm", "RmsNorm", &[positive("normalized_shape")], &[any("eps")]),
+    layer("rms_norm", "RmsNorm", &[positive("normalized_shape")], &[optional("eps")]),
     layer(
         "embedding",
         "Embedding",
         &[positive("num_embeddings"), positive("embedding_dim")],
-        &[positive("std")],
+        &[optional("padding_idx"), any("scale_grad_by_freq"), positive("std")],
+    ),
+    layer(
+        "embedding_bag",
+        "EmbeddingBag",
+        &[positive("num_embeddings"), positive("embedding_dim")],
+        &[
+            choice(
+                "mode",
+                &[
+                    ("sum", "__amp::nn::BagMode::Sum"),
+                    ("mean", "__amp::nn::BagMode::Mean"),
+                    ("max", "__amp::nn::BagMode::Max"),
+                ],
+            ),
+            optional("padding_idx"),
+            any("include_last_offset"),
+            any("scale_grad_by_freq"),
+            positive("std"),
+        ],
     ),
     layer(
         "multihead_attention",
         "MultiheadAttention",
         &[positive("embed_dim"), positive("num_heads")],
-        &[fraction("dropout"), any("causal")],
+        ATTENTION_OPTIONS,
     ),
     layer(
         "transformer_encoder_layer",
         "TransformerEncoderLayer",
-        &[positive("d_model"), positive("nhead")],
-        &[
-            positive("dim_feedforward"),
-            fraction("dropout"),
-            choice(
-                "activation",
-                &[
-                    ("relu", "__amp::nn::FeedForward::Relu"),
-                    ("gelu", "__amp::nn::FeedForward::Gelu"),
-                    ("gelu_tanh", "__amp::nn::FeedForward::GeluTanh"),
-                ],
-            ),
-            any("norm_first"),
-            any("causal"),
-        ],
+        TRANSFORMER_LAYER,
+        TRANSFORMER_LAYER_OPTIONS,
     ),
+    layer(
+        "transformer_decoder_layer",
+        "TransformerDecoderLayer",
+        TRANSFORMER_LAYER,
+        TRANSFORMER_LAYER_OPTIONS,
+    ),
+    layer("transformer_encoder", "TransformerEncoder", TRANSFORMER, TRANSFORMER_OPTIONS),
+    layer("transformer_decoder", "TransformerDecoder", TRANSFORMER, TRANSFORMER_OPTIONS),
+    layer("lstm", "Lstm", RECURRENT, LSTM_OPTIONS),
+    layer("gru", "Gru", RECURRENT, GRU_OPTIONS),
+    layer("rnn", "Rnn", RECURRENT, RNN_OPTIONS),
     layer(
         "upsample",
         "Upsample",

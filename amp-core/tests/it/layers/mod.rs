@@ -1,6 +1,8 @@
 //! Layers against torch.nn: outputs, gradients, initial weights, and dtypes under autocast.
 
 mod cases;
+mod several;
+mod several_cases;
 
 use amp_core::{
     Module, Result,

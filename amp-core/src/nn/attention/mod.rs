@@ -1,0 +1,339 @@
+//! Attention.
+
+mod config;
+mod position;
+mod scores;
+
+pub use config::MultiheadAttentionConfig;
+pub use position::{RotaryEmbedding, RotaryPairing, alibi_bias, alibi_slopes};
+pub use scores::{AttentionMask, AttentionOptions, scaled_dot_product_attention};
+
+use tch::Tensor;
+
+use super::{
+    Child, Context, Forward, Linear, LinearConfig, Module, Op, Role, Visit, Visitor, init,
+    visit_child,
+};
+use crate::{Error, Result, ffi};
+
+/// The weights that make queries, keys and values.
+#[derive(Debug)]
+enum Projection {
+    /// `in_proj_weight`, `[3·embed_dim, embed_dim]`.
+    Packed(Tensor),
+    /// `q_proj_weight`, `k_proj_weight` and `v_proj_weight`, where widths or numbers of heads differ.
+    Apart([Tensor; 3]),
+}
+
+/// Attention of several heads through scaled_dot_product_attention; nn.MultiheadAttention with batch_first.
+///
+/// As a [`Module`] it is self-attention of `[N, L, embed_dim]`. [`attend`](Self::attend) takes queries, keys,
+/// values and masks; in a derived `#[forward]` it is called as `self.attention.attend(…, cx)`.
+///
+/// Parameters have torch's names: `in_proj_weight`, or `q_proj_weight`, `k_proj_weight` and `v_proj_weight`
+/// where `kdim`, `vdim` or `num_kv_heads` differ; `in_proj_bias` of queries, keys and values; `out_proj`.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{
+///     nn::{AttentionMask, LayerNorm},
+///     prelude::*,
+/// };
+///
+/// /// Words that look at the parts of an image, of which some are padding.
+/// #[derive(Module)]
+/// #[forward(|words, image: &Tensor, padding: &Tensor| {
+///     let mask = AttentionMask::padding(padding);
+///     let seen = self.attention.attend(words, image, image, &mask, cx)?;
+///     norm(&words.f_add(&seen)?)
+/// })]
+/// struct Look {
+///     #[layer(multihead_attention(64, 8, kdim = 32, vdim = 32))]
+///     attention: MultiheadAttention,
+///     #[layer(layer_norm(64))]
+///     norm: LayerNorm,
+/// }
+/// # fn main() {}
+/// ```
+#[derive(Debug)]
+pub struct MultiheadAttention {
+    projection: Projection,
+    in_proj_bias: Option<Tensor>,
+    out_proj: Linear,
+    rotary: Option<RotaryEmbedding>,
+    config: MultiheadAttentionConfig,
+}
+
+impl MultiheadAttention {
+    /// Draws out_proj, then the projections (Xavier uniform), in PyTorch's order; biases are zero.
+    ///
+    /// # Errors
+    /// When `num_heads` does not divide `embed_dim`, `num_kv_heads` does not divide `num_heads`, a width is
+    /// not positive, `dropout` is not a probability, or the heads of a rotary embedding have an odd width.
+    pub fn new(config: MultiheadAttentionConfig) -> Result<Self> {
+        config.check()?;
+        let MultiheadAttentionConfig { embed_dim: d, bias, kdim, vdim, rotary, .. } = config;
+        let kv = config.kv_width();
+        let rotary = rotary
+            .map(|pairing| {
+                RotaryEmbedding::new(config.head_dim(), pairing)?.with_base(config.rotary_base)
+            })
+            .transpose()?;
+        let out_proj = Linear::new(LinearConfig { bias, ..LinearConfig::new(d, d) })?;
+        let projection = match [kdim, vdim, kv] == [d; 3] {
+            true => Projection::Packed(init::xavier(3 * d, d)?),
+            false => Projection::Apart([
+                init::xavier(d, d)?,
+                init::xavier(kv, kdim)?,
+                init::xavier(kv, vdim)?,
+            ]),
+        };
+        Ok(Self {
+            projection,
+            in_proj_bias: bias.then(|| init::constant(&[d + 2 * kv], 0.0)).transpose()?,
+            out_proj: out_proj.with_zero_bias()?,
+            rotary,
+            config,
+        })
+    }
+
+    /// A layer of the same values.
+    pub(super) fn copied(&self) -> Result<Self> {
+        let projection = match &self.projection {
+            Projection::Packed(weight) => Projection::Packed(init::copied(weight)?),
+            Projection::Apart([q, k, v]) => {
+                Projection::Apart([init::copied(q)?, init::copied(k)?, init::copied(v)?])
+            }
+        };
+        Ok(Self {
+            projection,
+            in_proj_bias: self.in_proj_bias.as_ref().map(init::copied).transpose()?,
+            out_proj: self.out_proj.copied()?,
+            rotary: self.rotary,
+            config: self.config,
+        })
+    }
+
+    /// Attention of `query` to `value` by `key`, with a mask; torch's `forward(query, key, value)` without
+    /// the weights. `causal` of the options comes on top of the mask.
+    ///
+    /// | tensor | shape |
+    /// | --- | --- |
+    /// | `query` | `[N, L, embed_dim]` |
+    /// | `key` | `[N, S, kdim]` |
+    /// | `value` | `[N, S, vdim]` |
+    /// | output | `[N, L, embed_dim]` |
+    ///
+    /// Where `query`, `key` and `value` are one tensor, one product projects them. In a hand-written module
+    /// call it through a [`Child`], which keeps path and precision region:
+    /// `Child::new("attn", None, &self.attn).attend(…, cx)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit together, or a mask is of integers.
+    pub fn attend(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: &AttentionMask,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        let MultiheadAttentionConfig { embed_dim, num_heads, num_kv_heads, .. } = self.config;
+        let (n, queries, keys) = self.sizes(query, key, value)?;
+        let mask = mask.joined([n, num_heads, queries, keys])?;
+        let [q, k, v] = self.project(query, key, value)?;
+        let width = self.config.head_dim();
+        let heads = |x: &Tensor, length: i64, count: i64| -> Result<Tensor> {
+            Ok(x.f_reshape([n, length, count, width])?.f_transpose(1, 2)?)
+        };
+        let rotated = |x: Tensor| match &self.rotary {
+            Some(rotary) => rotary.rotate(&x, 0),
+            None => Ok(x),
+        };
+        let options = AttentionOptions {
+            attn_mask: mask.as_ref(),
+            dropout_p: if cx.drops_out() { self.config.dropout } else { 0.0 },
+            is_causal: self.config.causal,
+            scale: None,
+        };
+        let attended = scaled_dot_product_attention(
+            &rotated(heads(&q, queries, num_heads)?)?,
+            &rotated(heads(&k, keys, num_kv_heads)?)?,
+            &heads(&v, keys, num_kv_heads)?,
+            &options,
+        )?;
+        let joined = attended.f_transpose(1, 2)?.f_reshape([n, queries, embed_dim])?;
+        cx.call("out_proj", None, &self.out_proj, &joined)
+    }
+
+    /// Batch, queries and keys.
+    fn sizes(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<(i64, i64, i64)> {
+        let MultiheadAttentionConfig { embed_dim, kdim, vdim, .. } = self.config;
+        let (q, k, v) = (query.size(), key.size(), value.size());
+        if let (&[n, l, e], &[nk, s, ek], &[nv, sv, ev]) = (&q[..], &k[..], &v[..])
+            && [e, ek, ev] == [embed_dim, kdim, vdim]
+            && [nk, nv, sv] == [n, n, s]
+        {
+            return Ok((n, l, s));
+        }
+        Err(Error::config(format!(
+            "attention: queries {q:?}, keys {k:?} and values {v:?} do not fit: they must be \
+             [N, L, {embed_dim}], [N, S, {kdim}] and [N, S, {vdim}]"
+        )))
+    }
+
+    fn project(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<[Tensor; 3]> {
+        let (d, kv) = (self.config.embed_dim, self.config.kv_width());
+        let bias = self.in_proj_bias.as_ref();
+        let is_one = |a: &Tensor, b: &Tensor| ffi::identity(a) == ffi::identity(b);
+        match &self.projection {
+            Projection::Packed(weight) if is_one(query, key) && is_one(key, value) => {
+                let all = ffi::linear(query, weight, bias)?;
+                Ok([all.f_narrow(-1, 0, d)?, all.f_narrow(-1, d, d)?, all.f_narrow(-1, 2 * d, d)?])
+            }
+            Projection::Packed(weight) => Ok([
+                ffi::linear_part(query, weight, bias, 0..d)?,
+                ffi::linear_part(key, weight, bias, d..2 * d)?,
+                ffi::linear_part(value, weight, bias, 2 * d..3 * d)?,
+            ]),
+            Projection::Apart([q, k, v]) => {
+                let part = |first: i64, count: i64| {
+                    bias.map(|bias| bias.f_narrow(0, first, count)).transpose()
+                };
+                Ok([
+                    ffi::linear(query, q, part(0, d)?.as_ref())?,
+                    ffi::linear(key, k, part(d, kv)?.as_ref())?,
+                    ffi::linear(value, v, part(d + kv, kv)?.as_ref())?,
+                ])
+            }
+        }
+    }
+}
+
+/// Several inputs, as a module by itself.
+struct Attending<'m>(&'m MultiheadAttention);
+
+impl Visit for Attending<'_> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.0.visit(visitor);
+    }
+}
+
+impl Forward for Attending<'_> {
+    type Input = (&'static Tensor, &'static Tensor, &'static Tensor, &'static AttentionMask);
+    type Output = Tensor;
+
+    fn forward_with(
+        &self,
+        (query, key, value, mask): (&Tensor, &Tensor, &Tensor, &AttentionMask),
+        cx: &Context,
+    ) -> Result<Tensor> {
+        self.0.attend(query, key, value, mask, cx)
+    }
+
+    fn own_op(&self) -> Op {
+        Op::Matmul
+    }
+}
+
+impl Child<'_, MultiheadAttention> {
+    /// [`MultiheadAttention::attend`] under the child's name and region.
+    ///
+    /// # Errors
+    /// As there, with the path of the innermost module that failed.
+    pub fn attend(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: &AttentionMask,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        self.run_as(&Attending(self.module()), (query, key, value, mask), cx)
+    }
+}
+
+impl MultiheadAttention {
+    /// The values alone. Where there is one position, the softmax over it is 1 whatever query and
+    /// key are: they change nothing, and their gradients are zero. libtorch's fused kernels take
+    /// longer for that than the rest of the layer, and give them gradients of rounding errors.
+    fn project_values(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let d = self.config.embed_dim;
+        ffi::linear_part(input, weight, self.in_proj_bias.as_ref(), 2 * d..3 * d)
+    }
+
+    /// What one position attends to: its values, of which dropout of the weight, which is 1, drops
+    /// heads as a whole.
+    fn attend_to_itself(&self, input: &Tensor, weight: &Tensor, dropout: f64) -> Result<Tensor> {
+        let MultiheadAttentionConfig { embed_dim, num_heads, .. } = self.config;
+        let values = self.project_values(input, weight)?;
+        if dropout == 0.0 {
+            return Ok(values);
+        }
+        let width = embed_dim / num_heads;
+        if values.device().is_cuda() && dropout < 1.0 {
+            return ffi::dropout(&values, dropout, width);
+        }
+        let n = values.size()[0];
+        let weights = Tensor::f_ones([n, num_heads, 1, 1], (values.kind(), values.device()))?;
+        let kept = weights.f_dropout(dropout, true)?;
+        let heads = values.f_reshape([n, num_heads, 1, width])?;
+        Ok(heads.f_mul(&kept)?.f_reshape([n, 1, embed_dim])?)
+    }
+}
+
+impl Visit for MultiheadAttention {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        match &self.projection {
+            Projection::Packed(weight) => {
+                visitor.tensor("in_proj_weight", weight, Role::Parameter);
+            }
+            Projection::Apart(weights) => {
+                let names = ["q_proj_weight", "k_proj_weight", "v_proj_weight"];
+                for (name, weight) in names.into_iter().zip(weights) {
+                    visitor.tensor(name, weight, Role::Parameter);
+                }
+            }
+        }
+        if let Some(bias) = &self.in_proj_bias {
+            visitor.tensor("in_proj_bias", bias, Role::Parameter);
+        }
+        visit_child(visitor, "out_proj", None, &self.out_proj);
+    }
+}
+
+impl Module for MultiheadAttention {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        let (Projection::Packed(weight), None) = (&self.projection, &self.rotary) else {
+            return self.attend(input, input, input, &AttentionMask::none(), cx);
+        };
+        let MultiheadAttentionConfig { embed_dim, num_heads, dropout, causal, .. } = self.config;
+        let (n, length) = (input.size()[0], input.size()[1]);
+        let heads = |x: &Tensor| -> Result<Tensor> {
+            let shape = [n, length, num_heads, embed_dim / num_heads];
+            Ok(x.f_reshape(shape)?.f_transpose(1, 2)?)
+        };
+        let dropout = if cx.drops_out() { dropout } else { 0.0 };
+        let joined = if length == 1 {
+            self.attend_to_itself(input, weight, dropout)?
+        } else {
+            let projected = ffi::linear(input, weight, self.in_proj_bias.as_ref())?;
+            let qkv = projected.f_chunk(3, -1)?;
+            let attended = Tensor::f_scaled_dot_product_attention(
+                &heads(&qkv[0])?,
+                &heads(&qkv[1])?,
+                &heads(&qkv[2])?,
+                None::<Tensor>,
+                dropout,
+                causal,
+                None,
+                false,
+            )?;
+            attended.f_transpose(1, 2)?.f_reshape([n, length, embed_dim])?
+        };
+        cx.call("out_proj", None, &self.out_proj, &joined)
+    }
+
+    fn op(&self) -> Op {
+        Op::Matmul
+    }
+}

@@ -1,0 +1,155 @@
+//! Positions that attention sees: rotated pairs and biases by distance.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    Error, Result,
+    nn::{Context, Module, Visit, Visitor},
+};
+
+/// Which elements of a head are rotated together. Weights that were trained with one pairing give nonsense
+/// with the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RotaryPairing {
+    /// Neighbours, (x₀, x₁), (x₂, x₃), …: as in the paper, GPT-J and Meta's Llama files.
+    Interleaved,
+    /// An element of the first half with that of the second, (x₀, x_{D/2}), …: as GPT-NeoX, and Llama in the
+    /// `transformers` library, which calls it `rotate_half`.
+    HalfRotated,
+}
+
+/// Rotary position embedding (Su et al., arXiv:2104.09864): pair `i` of a head of width `D`, at place `p`, is
+/// rotated by the angle p·base^(−2i/D). Apply it to queries and keys, not to values.
+///
+/// Takes `[…, L, D]` and gives the same shape and dtype. Angles are computed in f64, products in at least
+/// f32.
+///
+/// ```
+/// use amp_core::{
+///     nn::{RotaryEmbedding, RotaryPairing},
+///     tch::{Device, Kind, Tensor},
+/// };
+///
+/// let rope = RotaryEmbedding::new(64, RotaryPairing::HalfRotated)?;
+/// let queries = Tensor::ones([2, 8, 10, 64], (Kind::Float, Device::Cpu));
+/// // Places 100 to 109, behind 100 cached ones.
+/// assert_eq!(rope.rotate(&queries, 100)?.size(), queries.size());
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct RotaryEmbedding {
+    dim: i64,
+    pairing: RotaryPairing,
+    base: f64,
+}
+
+impl RotaryEmbedding {
+    /// For heads of this width, with base 10000.
+    ///
+    /// # Errors
+    /// When `dim` is odd or below 2.
+    pub fn new(dim: i64, pairing: RotaryPairing) -> Result<Self> {
+        if dim < 2 || dim % 2 != 0 {
+            return Err(Error::config(format!(
+                "rotary embedding: a head of width {dim} does not consist of pairs"
+            )));
+        }
+        Ok(Self { dim, pairing, base: 10_000.0 })
+    }
+
+    /// With another base: Llama 3 has 500000.
+    ///
+    /// # Errors
+    /// When it is not above 0.
+    pub fn with_base(self, base: f64) -> Result<Self> {
+        match base > 0.0 && base.is_finite() {
+            true => Ok(Self { base, ..self }),
+            false => Err(Error::config(format!("rotary embedding: base {base} is not above 0"))),
+        }
+    }
+
+    /// Rotates `[…, L, D]` of the places `first`, `first + 1`, ….
+    ///
+    /// # Errors
+    /// When the last dimension is not the heads' width.
+    pub fn rotate(&self, x: &Tensor, first: i64) -> Result<Tensor> {
+        let size = x.size();
+        let &[.., length, dim] = size.as_slice() else { return Err(self.refuse(&size)) };
+        if dim != self.dim {
+            return Err(self.refuse(&size));
+        }
+        let options = (Kind::Double, x.device());
+        let places = Tensor::f_arange_start(first, first + length, options)?;
+        let exponents = Tensor::f_arange(dim / 2, options)?;
+        let rates = exponents.f_mul_scalar(-2.0 * self.base.ln() / dim as f64)?.f_exp()?;
+        let angles = places.f_unsqueeze(1)?.f_mul(&rates)?;
+        let kind = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let (cos, sin) = (angles.f_cos()?.f_to_kind(kind)?, angles.f_sin()?.f_to_kind(kind)?);
+        let wide = x.f_to_kind(kind)?;
+        let (one, other) = match self.pairing {
+            RotaryPairing::Interleaved => {
+                let mut pairs = size[..size.len() - 1].to_vec();
+                pairs.extend([dim / 2, 2]);
+                let pairs = wide.f_reshape(pairs)?;
+                (pairs.f_select(-1, 0)?, pairs.f_select(-1, 1)?)
+            }
+            RotaryPairing::HalfRotated => {
+                (wide.f_narrow(-1, 0, dim / 2)?, wide.f_narrow(-1, dim / 2, dim / 2)?)
+            }
+        };
+        let rotated = [
+            one.f_mul(&cos)?.f_sub(&other.f_mul(&sin)?)?,
+            other.f_mul(&cos)?.f_add(&one.f_mul(&sin)?)?,
+        ];
+        let rotated = match self.pairing {
+            RotaryPairing::Interleaved => Tensor::f_stack(&rotated, -1)?.f_reshape(&size)?,
+            RotaryPairing::HalfRotated => Tensor::f_cat(&rotated, -1)?,
+        };
+        Ok(rotated.f_to_kind(x.kind())?)
+    }
+
+    fn refuse(&self, size: &[i64]) -> Error {
+        Error::config(format!("rotary embedding: {size:?} is not […, length, {}]", self.dim))
+    }
+}
+
+impl Visit for RotaryEmbedding {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for RotaryEmbedding {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        self.rotate(input, 0)
+    }
+}
+
+/// The slopes of ALiBi (Press et al., arXiv:2108.12409), one for each head: 2^(−8i/n) for a power of two; for
+/// other numbers the slopes of the next smaller power, and every other one of twice that power.
+pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
+    let of_power = |count: i64| (1..=count).map(move |i| (-8.0 * i as f64 / count as f64).exp2());
+    if num_heads < 1 {
+        return Vec::new();
+    }
+    let power = 1 << num_heads.ilog2();
+    let rest = usize::try_from(num_heads - power).unwrap_or(0);
+    of_power(power).chain(of_power(2 * power).step_by(2).take(rest)).collect()
+}
+
+/// −slope·|i − j| for query i and key j: `[1, num_heads, length, length]` in f32 on the CPU, for
+/// [`AttentionMask::attn_mask`](super::AttentionMask) or
+/// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). Make it a `#[buffer]` of the
+/// model, which goes along to the device.
+///
+/// # Errors
+/// When there are no heads, or the length is negative.
+pub fn alibi_bias(num_heads: i64, length: i64) -> Result<Tensor> {
+    if num_heads < 1 || length < 0 {
+        return Err(Error::config(format!(
+            "alibi_bias({num_heads}, {length}): there must be a head, and the length cannot be negative"
+        )));
+    }
+    let slopes = Tensor::f_from_slice(&alibi_slopes(num_heads))?.f_view([num_heads, 1, 1])?;
+    let places = Tensor::f_arange(length, (Kind::Double, Device::Cpu))?;
+    let distance = places.f_unsqueeze(1)?.f_sub(&places)?.f_abs()?;
+    Ok(slopes.f_mul(&distance)?.f_neg()?.f_to_kind(Kind::Float)?.f_unsqueeze(0)?)
+}

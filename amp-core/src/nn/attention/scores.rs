@@ -1,0 +1,279 @@
+//! Scaled dot-product attention and what limits it.
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    Error, Result,
+    precision::{dtype_name, is_floating},
+};
+
+/// The options of [`scaled_dot_product_attention`], by torch's names; the defaults are torch's.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AttentionOptions<'a> {
+    /// Broadcast to `[…, heads, L, S]`. Boolean: **true lets a query see a key**, as in torch's function and
+    /// the other way round than in [`AttentionMask`]. Floating: added to the scores.
+    pub attn_mask: Option<&'a Tensor>,
+    /// Dropout on the attention weights, whether or not the pass trains: give 0 where
+    /// [`Context::drops_out`](crate::nn::Context::drops_out) is false.
+    pub dropout_p: f64,
+    /// Whether a query sees only the keys up to its own place. Needs as many keys as queries.
+    pub is_causal: bool,
+    /// What the products of queries and keys are multiplied by; 1/√E without it.
+    pub scale: Option<f64>,
+}
+
+/// softmax(scale · Q·Kᵀ + mask) · V, as torch.nn.functional.scaled_dot_product_attention, for closures of
+/// one's own.
+///
+/// | tensor | shape |
+/// | --- | --- |
+/// | `query` | `[…, heads, L, E]` |
+/// | `key` | `[…, kv_heads, S, E]` |
+/// | `value` | `[…, kv_heads, S, V]` |
+/// | output | `[…, heads, L, V]` |
+///
+/// Where there are fewer key than query heads, neighbouring query heads share one (grouped-query
+/// attention). A query that may see no key gives zeros, and its gradients are zero; torch gives zeros or
+/// NaN there, depending on its kernel.
+///
+/// Under autocast the products run in 16 bits.
+///
+/// ```
+/// use amp_core::{
+///     nn::{AttentionOptions, scaled_dot_product_attention},
+///     tch::{Device, Kind, Tensor},
+/// };
+///
+/// let x = Tensor::ones([2, 4, 3, 8], (Kind::Float, Device::Cpu));
+/// // Of the second sentence, the first word alone.
+/// let seen = Tensor::from_slice(&[true, true, true, true, false, false]).view([2, 1, 1, 3]);
+/// let options = AttentionOptions { attn_mask: Some(&seen), ..AttentionOptions::default() };
+/// assert_eq!(scaled_dot_product_attention(&x, &x, &x, &options)?.size(), [2, 4, 3, 8]);
+/// # Ok::<(), amp_core::Error>(())
+/// ```
+///
+/// # Errors
+/// When the shapes do not fit together, the mask is of integers, `is_causal` is asked for with another
+/// number of keys than queries, or `dropout_p` is not a probability.
+pub fn scaled_dot_product_attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    options: &AttentionOptions<'_>,
+) -> Result<Tensor> {
+    let AttentionOptions { attn_mask, dropout_p, is_causal, scale } = *options;
+    let shapes = Shapes::of(query, key, value)?;
+    if !(0.0..=1.0).contains(&dropout_p) {
+        return Err(refused(format!("dropout_p is {dropout_p}, but a probability is in [0, 1]")));
+    }
+    if is_causal && shapes.queries != shapes.keys {
+        return Err(refused(format!(
+            "{} queries and {} keys have no common places for `causal`: give a mask instead",
+            shapes.queries, shapes.keys
+        )));
+    }
+    let attend = |key: &Tensor, value: &Tensor, mask: Option<&Tensor>, causal, grouped| {
+        let dropout = dropout_p;
+        Tensor::f_scaled_dot_product_attention(
+            query, key, value, mask, dropout, causal, scale, grouped,
+        )
+    };
+    let grouped = shapes.heads != shapes.kv_heads;
+    let Some(mask) = attn_mask else {
+        return Ok(attend(key, value, None, is_causal, grouped)?);
+    };
+    shapes.take(mask)?;
+    let mask = match (mask.kind(), is_causal) {
+        (Kind::Bool, true) => mask.f_logical_and(&up_to_own_place(query, &shapes)?)?,
+        (Kind::Bool, false) => mask.shallow_clone(),
+        (_, true) => {
+            let later = up_to_own_place(query, &shapes)?.f_logical_not()?;
+            mask.f_masked_fill(&later, f64::NEG_INFINITY)?
+        }
+        (_, false) => mask.shallow_clone(),
+    };
+    let (mask, blind) = open_blind_rows(&mask, query.kind())?;
+    let output = if grouped {
+        // libtorch's fused kernels take either a mask or groups.
+        let share = shapes.heads / shapes.kv_heads;
+        let shared = |x: &Tensor| x.f_repeat_interleave_self_int(share, -3, None);
+        attend(&shared(key)?, &shared(value)?, Some(&mask), false, false)?
+    } else {
+        attend(key, value, Some(&mask), false, false)?
+    };
+    Ok(output.f_masked_fill(&blind, 0.0)?)
+}
+
+/// A mask of the scores' kind in which every query sees something, and the queries that saw nothing.
+/// libtorch's kernels differ in what they make of the latter, NaN among it.
+fn open_blind_rows(mask: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
+    if mask.kind() == Kind::Bool {
+        let blind = mask.f_any_dim(-1, true)?.f_logical_not()?;
+        return Ok((mask.f_logical_or(&blind)?, blind));
+    }
+    let blind = mask.f_eq(f64::NEG_INFINITY)?.f_all_dim(-1, true)?;
+    Ok((mask.f_to_kind(kind)?.f_masked_fill(&blind, 0.0)?, blind))
+}
+
+/// `[L, L]`, true where a query sees a key.
+fn up_to_own_place(query: &Tensor, shapes: &Shapes) -> Result<Tensor> {
+    let square = [shapes.queries, shapes.keys];
+    Ok(Tensor::f_ones(square, (Kind::Bool, query.device()))?.f_tril(0)?)
+}
+
+/// Sizes that fit together.
+struct Shapes {
+    batch: Vec<i64>,
+    heads: i64,
+    kv_heads: i64,
+    queries: i64,
+    keys: i64,
+}
+
+impl Shapes {
+    fn of(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Self> {
+        let (q, k, v) = (query.size(), key.size(), value.size());
+        let parts = |size: &[i64]| match size {
+            [batch @ .., heads, length, width] => Some((batch.to_vec(), *heads, *length, *width)),
+            _ => None,
+        };
+        let all = (parts(&q), parts(&k), parts(&v));
+        if let (Some(q), Some(k), Some(v)) = all
+            && q.0 == k.0
+            && k.0 == v.0
+            && q.3 == k.3
+            && (k.1, k.2) == (v.1, v.2)
+            && k.1 > 0
+            && q.1 % k.1 == 0
+        {
+            return Ok(Self { batch: q.0, heads: q.1, kv_heads: k.1, queries: q.2, keys: k.2 });
+        }
+        Err(refused(format!(
+            "queries {q:?}, keys {k:?} and values {v:?} do not fit: they must be […, heads, L, E], \
+             […, kv_heads, S, E] and […, kv_heads, S, V], and kv_heads must divide heads"
+        )))
+    }
+
+    /// Rule: a mask is for these scores, and says what it means.
+    fn take(&self, mask: &Tensor) -> Result<()> {
+        is_mask("attn_mask", mask)?;
+        let (size, mut scores) = (mask.size(), self.batch.clone());
+        scores.extend([self.heads, self.queries, self.keys]);
+        let fits = size.len() <= scores.len()
+            && size.iter().rev().zip(scores.iter().rev()).all(|(own, all)| own == all || *own == 1);
+        match fits {
+            true => Ok(()),
+            false => Err(refused(format!(
+                "attn_mask is {size:?}, which does not broadcast to the scores {scores:?}"
+            ))),
+        }
+    }
+}
+
+/// Rule: a mask is of booleans or of what is added to the scores.
+fn is_mask(name: &str, mask: &Tensor) -> Result<()> {
+    let kind = mask.kind();
+    if kind == Kind::Bool || is_floating(kind) {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "{name} is {}: compare it with a number to make it boolean, or convert it to a floating dtype if \
+         it is added to the scores",
+        dtype_name(kind)
+    )))
+}
+
+fn refused(why: String) -> Error {
+    Error::config(format!("attention: {why}"))
+}
+
+/// Which keys a query does not see in a [`MultiheadAttention`](super::MultiheadAttention) or a transformer's
+/// layer, as torch.nn has it: **true is not seen**, the other way round than in
+/// [`scaled_dot_product_attention`]. A query that sees no key attends to zeros, and its gradients are zero.
+#[derive(Debug, Default)]
+pub struct AttentionMask {
+    /// `[L, S]`, `[N·heads, L, S]`, or 4-D with sizes that are those of `[N, heads, L, S]` or 1. Boolean: true
+    /// where a query does not see a key. Floating: added to the scores, as [`alibi_bias`](super::alibi_bias).
+    pub attn_mask: Option<Tensor>,
+    /// `[N, S]`, boolean: true where a key is padding. Floating: added to the scores.
+    pub key_padding_mask: Option<Tensor>,
+}
+
+impl AttentionMask {
+    /// Every query sees every key.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Keys where `[N, S]` is true are padding.
+    pub fn padding(key_padding_mask: &Tensor) -> Self {
+        Self { key_padding_mask: Some(key_padding_mask.shallow_clone()), ..Self::none() }
+    }
+
+    /// This mask of queries and keys.
+    pub fn of(attn_mask: &Tensor) -> Self {
+        Self { attn_mask: Some(attn_mask.shallow_clone()), ..Self::none() }
+    }
+
+    /// Whether it lets everything through.
+    pub(in crate::nn) fn is_none(&self) -> bool {
+        self.attn_mask.is_none() && self.key_padding_mask.is_none()
+    }
+
+    /// Both as one mask for [`scaled_dot_product_attention`] of scores `[n, heads, queries, keys]`.
+    pub(super) fn joined(&self, scores: [i64; 4]) -> Result<Option<Tensor>> {
+        let [n, heads, queries, keys] = scores;
+        let attn_mask = self.attn_mask.as_ref().map(|mask| {
+            is_mask("attn_mask", mask)?;
+            match mask.size().as_slice() {
+                [l, s] if [*l, *s] == [queries, keys] => Ok(mask.f_view([1, 1, queries, keys])?),
+                [all, l, s] if [*all, *l, *s] == [n * heads, queries, keys] => {
+                    Ok(mask.f_reshape([n, heads, queries, keys])?)
+                }
+                // Broadcasting of these is checked with the scores.
+                [_, _, _, _] => Ok(mask.shallow_clone()),
+                other => Err(refused(format!(
+                    "attn_mask is {other:?}, but must be [{queries}, {keys}], [{}, {queries}, {keys}] or 4-D \
+                     for the scores {scores:?}",
+                    n * heads
+                ))),
+            }
+        });
+        let padding = self.key_padding_mask.as_ref().map(|mask| {
+            is_mask("key_padding_mask", mask)?;
+            match mask.size().as_slice() {
+                [batch, s] if [*batch, *s] == [n, keys] => Ok(mask.f_view([n, 1, 1, keys])?),
+                other => Err(refused(format!(
+                    "key_padding_mask is {other:?}, but must be [batch, keys], [{n}, {keys}]"
+                ))),
+            }
+        });
+        Ok(match (attn_mask.transpose()?, padding.transpose()?) {
+            (None, None) => None,
+            (Some(one), None) | (None, Some(one)) => Some(match one.kind() {
+                Kind::Bool => one.f_logical_not()?,
+                _ => one,
+            }),
+            (Some(one), Some(other)) if one.kind() == Kind::Bool && other.kind() == Kind::Bool => {
+                Some(one.f_logical_or(&other)?.f_logical_not()?)
+            }
+            (Some(one), Some(other)) => Some(added(&one)?.f_add(&added(&other)?)?),
+        })
+    }
+}
+
+/// What is added to the scores for a mask.
+fn added(mask: &Tensor) -> Result<Tensor> {
+    if mask.kind() != Kind::Bool {
+        return Ok(mask.shallow_clone());
+    }
+    let zeros = Tensor::f_zeros(mask.size(), (Kind::Float, mask.device()))?;
+    Ok(zeros.f_masked_fill(mask, f64::NEG_INFINITY)?)
+}
+
+impl crate::precision::Tensors for AttentionMask {
+    fn each(&self, change: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let attn_mask = self.attn_mask.each(change)?;
+        Ok(Self { attn_mask, key_padding_mask: self.key_padding_mask.each(change)? })
+    }
+}

@@ -1,0 +1,83 @@
+//! Sequences of different lengths in one tensor.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{Error, Result, precision::dtype_name};
+
+/// The lengths of a batch's sequences, and the order in which they are packed: longest first.
+pub(super) struct Lengths {
+    /// In that order, int64 on the CPU.
+    sorted: Tensor,
+    /// The place of each packed sequence in the batch, on the batch's device.
+    order: Tensor,
+    /// The place of each sequence of the batch among the packed ones.
+    back: Tensor,
+}
+
+impl Lengths {
+    /// Reads `[N]` lengths of sequences of `steps` at most.
+    pub(super) fn of(lengths: &Tensor, batch: i64, steps: i64, device: Device) -> Result<Self> {
+        let kind = lengths.kind();
+        if !matches!(kind, Kind::Int64 | Kind::Int | Kind::Int16 | Kind::Int8 | Kind::Uint8) {
+            return Err(refused(format!("lengths are {}, but must be integers", dtype_name(kind))));
+        }
+        if lengths.size() != [batch] {
+            return Err(refused(format!(
+                "lengths are {:?}, but there must be one for each sequence, [{batch}]",
+                lengths.size()
+            )));
+        }
+        let read = lengths.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int64)?;
+        let lengths = Vec::<i64>::try_from(read)?;
+        if let Some(at) = lengths.iter().position(|length| !(1..=steps).contains(length)) {
+            return Err(refused(format!(
+                "sequence {at} has length {}, but lengths are from 1 to {steps}",
+                lengths[at]
+            )));
+        }
+        let mut order: Vec<usize> = (0..lengths.len()).collect();
+        order.sort_by_key(|place| std::cmp::Reverse(lengths[*place]));
+        let mut back = vec![0_i64; order.len()];
+        for (packed, place) in (0..).zip(&order) {
+            back[*place] = packed;
+        }
+        let sorted: Vec<i64> = order.iter().map(|place| lengths[*place]).collect();
+        let order: Vec<i64> = order.into_iter().map(|place| place as i64).collect();
+        Ok(Self {
+            sorted: Tensor::f_from_slice(&sorted)?,
+            order: Tensor::f_from_slice(&order)?.f_to_device(device)?,
+            back: Tensor::f_from_slice(&back)?.f_to_device(device)?,
+        })
+    }
+
+    /// A tensor of the batch's order in that of packing, along its batch dimension.
+    pub(super) fn sort(&self, tensor: &Tensor, dim: i64) -> Result<Tensor> {
+        Ok(tensor.f_index_select(dim, &self.order)?)
+    }
+
+    /// The other way.
+    pub(super) fn unsort(&self, tensor: &Tensor, dim: i64) -> Result<Tensor> {
+        Ok(tensor.f_index_select(dim, &self.back)?)
+    }
+
+    /// Sorted sequences without what is behind their ends, and how many there are at each step.
+    pub(super) fn pack(&self, sorted: &Tensor, batch_first: bool) -> Result<(Tensor, Tensor)> {
+        Ok(sorted.f_internal_pack_padded_sequence(&self.sorted, batch_first)?)
+    }
+
+    /// Sorted sequences with zeros behind their ends, each of `steps`.
+    pub(super) fn pad(
+        data: &Tensor,
+        batch_sizes: &Tensor,
+        batch_first: bool,
+        steps: i64,
+    ) -> Result<Tensor> {
+        let padded =
+            Tensor::f_internal_pad_packed_sequence(data, batch_sizes, batch_first, 0.0, steps)?;
+        Ok(padded.0)
+    }
+}
+
+pub(super) fn refused(why: String) -> Error {
+    Error::config(format!("recurrent layer: {why}"))
+}

@@ -1,0 +1,259 @@
+//! Recurrent layers.
+
+mod lengths;
+mod stack;
+
+use tch::Tensor;
+
+use self::stack::{Cell, Shape, Stack};
+use super::{Context, Forward, Op, Visit, Visitor};
+use crate::Result;
+
+/// The options of an [`Lstm`]; the defaults are nn.LSTM's.
+#[derive(Debug, Clone, Copy)]
+pub struct LstmConfig {
+    /// Size of each step's input.
+    pub input_size: i64,
+    /// Size of the states.
+    pub hidden_size: i64,
+    /// Layers, each of which takes the one before it as its input.
+    pub num_layers: i64,
+    /// Whether there are biases.
+    pub bias: bool,
+    /// Whether inputs and outputs are `[N, L, …]` instead of `[L, N, …]`.
+    pub batch_first: bool,
+    /// Dropout between layers while training; with one layer there is none.
+    pub dropout: f64,
+    /// Whether each layer also reads the sequence from its end.
+    pub bidirectional: bool,
+    /// Size that the hidden state is projected to, where it is not 0; below `hidden_size`.
+    pub proj_size: i64,
+}
+
+/// The options of a [`Gru`]; the defaults are nn.GRU's.
+#[derive(Debug, Clone, Copy)]
+pub struct GruConfig {
+    /// As in [`LstmConfig`].
+    pub input_size: i64,
+    /// As in [`LstmConfig`].
+    pub hidden_size: i64,
+    /// As in [`LstmConfig`].
+    pub num_layers: i64,
+    /// As in [`LstmConfig`].
+    pub bias: bool,
+    /// As in [`LstmConfig`].
+    pub batch_first: bool,
+    /// As in [`LstmConfig`].
+    pub dropout: f64,
+    /// As in [`LstmConfig`].
+    pub bidirectional: bool,
+}
+
+/// The options of an [`Rnn`]; the defaults are nn.RNN's.
+#[derive(Debug, Clone, Copy)]
+pub struct RnnConfig {
+    /// As in [`LstmConfig`].
+    pub input_size: i64,
+    /// As in [`LstmConfig`].
+    pub hidden_size: i64,
+    /// As in [`LstmConfig`].
+    pub num_layers: i64,
+    /// What makes the next state.
+    pub nonlinearity: Nonlinearity,
+    /// As in [`LstmConfig`].
+    pub bias: bool,
+    /// As in [`LstmConfig`].
+    pub batch_first: bool,
+    /// As in [`LstmConfig`].
+    pub dropout: f64,
+    /// As in [`LstmConfig`].
+    pub bidirectional: bool,
+}
+
+/// The nonlinearity of an [`Rnn`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Nonlinearity {
+    /// tanh(x).
+    #[default]
+    Tanh,
+    /// max(x, 0).
+    Relu,
+}
+
+/// Where nothing else is given.
+macro_rules! config {
+    ($($config:ident { $($option:ident: $value:expr),* })*) => {$(
+        impl $config {
+            /// One layer in one direction with biases, without dropout, time first.
+            pub fn new(input_size: i64, hidden_size: i64) -> Self {
+                Self {
+                    input_size,
+                    hidden_size,
+                    num_layers: 1,
+                    bias: true,
+                    batch_first: false,
+                    dropout: 0.0,
+                    bidirectional: false,
+                    $($option: $value,)*
+                }
+            }
+
+            fn shape(&self, cell: Cell, proj_size: i64) -> Shape {
+                let Self { input_size, hidden_size, num_layers, bias, .. } = *self;
+                let Self { batch_first, dropout, bidirectional, .. } = *self;
+                Shape {
+                    cell,
+                    input_size,
+                    hidden_size,
+                    num_layers,
+                    bias,
+                    batch_first,
+                    dropout,
+                    bidirectional,
+                    proj_size,
+                }
+            }
+        }
+    )*};
+}
+
+config! {
+    LstmConfig { proj_size: 0 }
+    GruConfig {}
+    RnnConfig { nonlinearity: Nonlinearity::Tanh }
+}
+
+/// Long short-term memory over sequences; nn.LSTM.
+///
+/// | input | shape |
+/// | --- | --- |
+/// | sequence | `[L, N, input_size]`, with `batch_first` `[N, L, input_size]` |
+/// | initial states, zeros without them | h `[layers·directions, N, hidden]` and c `[…, hidden_size]` |
+/// | lengths, all L without them | `[N]` integers from 1 to L, in any order |
+///
+/// | output | shape |
+/// | --- | --- |
+/// | of the last layer | `[L, N, directions·hidden]`, with `batch_first` `[N, L, …]` |
+/// | the last states | h and c as the initial ones |
+///
+/// Here `hidden` is `proj_size`, or `hidden_size` where there is no projection. As in torch **time comes
+/// first** unless `batch_first` says otherwise.
+///
+/// With lengths the layer computes what torch's does on a packed sequence: steps behind the end are zeros in
+/// the output and have no influence, the last states are those at the end, and the second direction begins
+/// there. The output keeps the input's L. Lengths are read by the host, so that a step with them is no CUDA
+/// graph.
+///
+/// Under autocast it computes in the autocast dtype, bf16 on CUDA included (there libtorch's autocast would
+/// compute in f16). Parameters have torch's names: `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0`,
+/// `weight_hr_l0`, then `…_l0_reverse`, and so on for each layer.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{nn::Lstm, prelude::*};
+///
+/// /// Sentiment of sentences of different lengths, from the last layer's last states.
+/// #[derive(Module)]
+/// #[forward(|ids, lengths: &Tensor| {
+///     let (_, (h, _)) = lstm(&words(ids)?, None, Some(lengths))?;
+///     head(&Tensor::f_cat(&[h.f_get(-2)?, h.f_get(-1)?], -1)?)
+/// })]
+/// struct Sentiment {
+///     #[layer(embedding(10_000, 64))]
+///     words: Embedding,
+///     #[layer(lstm(64, 128, num_layers = 2, bidirectional = true, dropout = 0.3, batch_first = true))]
+///     lstm: Lstm,
+///     #[layer(linear(256, 2))]
+///     head: Linear,
+/// }
+/// # fn main() {}
+/// ```
+#[derive(Debug)]
+pub struct Lstm(Stack);
+
+/// Gated recurrent units over sequences; nn.GRU. Its input, initial state, lengths, output and last state are
+/// those of an [`Lstm`] without c and projection.
+#[derive(Debug)]
+pub struct Gru(Stack);
+
+/// A plain recurrent net, h ← tanh(W·x + U·h + b) or with ReLU; nn.RNN. Its input, initial state, lengths,
+/// output and last state are those of an [`Lstm`] without c and projection.
+#[derive(Debug)]
+pub struct Rnn(Stack);
+
+macro_rules! constructor {
+    ($($layer:ident $config:ident $cell:expr, $proj_size:expr;)*) => {$(
+        impl $layer {
+            /// Draws all weights and biases from U(±1/√hidden_size), in PyTorch's order.
+            ///
+            /// # Errors
+            /// When a size is not positive, `dropout` is not a probability, or a projection is not below
+            /// `hidden_size`.
+            pub fn new(config: $config) -> Result<Self> {
+                Stack::new(config.shape($cell(&config), $proj_size(&config))).map(Self)
+            }
+        }
+
+        impl Visit for $layer {
+            fn visit(&self, visitor: &mut dyn Visitor) {
+                self.0.visit(visitor);
+            }
+        }
+    )*};
+}
+
+constructor! {
+    Lstm LstmConfig |_: &LstmConfig| Cell::Lstm, |config: &LstmConfig| config.proj_size;
+    Gru GruConfig |_: &GruConfig| Cell::Gru, |_: &GruConfig| 0;
+    Rnn RnnConfig |config: &RnnConfig| match config.nonlinearity {
+        Nonlinearity::Tanh => Cell::Tanh,
+        Nonlinearity::Relu => Cell::Relu,
+    }, |_: &RnnConfig| 0;
+}
+
+impl Forward for Lstm {
+    /// The sequence, the initial states h and c, and the lengths.
+    type Input =
+        (&'static Tensor, Option<(&'static Tensor, &'static Tensor)>, Option<&'static Tensor>);
+    /// The output, and the last states h and c.
+    type Output = (Tensor, (Tensor, Tensor));
+
+    fn forward_with(
+        &self,
+        (input, initial, lengths): (&Tensor, Option<(&Tensor, &Tensor)>, Option<&Tensor>),
+        cx: &Context,
+    ) -> Result<Self::Output> {
+        let initial = initial.map(|(h, c)| [h, c]);
+        let (output, [h, c]) = self.0.run(input, initial, lengths, cx)?;
+        Ok((output, (h, c)))
+    }
+
+    fn own_op(&self) -> Op {
+        Op::Matmul
+    }
+}
+
+macro_rules! with_one_state {
+    ($($layer:ident)*) => {$(
+        impl Forward for $layer {
+            /// The sequence, the initial state and the lengths.
+            type Input = (&'static Tensor, Option<&'static Tensor>, Option<&'static Tensor>);
+            /// The output and the last state.
+            type Output = (Tensor, Tensor);
+
+            fn forward_with(
+                &self,
+                (input, initial, lengths): (&Tensor, Option<&Tensor>, Option<&Tensor>),
+                cx: &Context,
+            ) -> Result<Self::Output> {
+                let (output, [h]) = self.0.run(input, initial.map(|h| [h]), lengths, cx)?;
+                Ok((output, h))
+            }
+
+            fn own_op(&self) -> Op {
+                Op::Matmul
+            }
+        }
+    )*};
+}
+
+with_one_state!(Gru Rnn);

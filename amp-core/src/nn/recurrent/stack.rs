@@ -1,0 +1,368 @@
+//! Layers of cells, in one direction or both.
+
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor};
+
+use super::lengths::{Lengths, refused};
+use crate::{
+    Result,
+    nn::{Context, Dropout, Module, Role, Visitor, init},
+    precision::{AutocastGuard, autocast_state, is_floating},
+};
+
+/// What computes one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cell {
+    Lstm,
+    Gru,
+    Tanh,
+    Relu,
+}
+
+impl Cell {
+    /// Rows of the weights for each element of the state.
+    fn gates(self) -> i64 {
+        match self {
+            Self::Lstm => 4,
+            Self::Gru => 3,
+            Self::Tanh | Self::Relu => 1,
+        }
+    }
+
+    /// cuDNN's number (cudnnRNNMode_t).
+    fn mode(self) -> i64 {
+        match self {
+            Self::Relu => 0,
+            Self::Tanh => 1,
+            Self::Lstm => 2,
+            Self::Gru => 3,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) cell: Cell,
+    pub(super) input_size: i64,
+    pub(super) hidden_size: i64,
+    pub(super) num_layers: i64,
+    pub(super) bias: bool,
+    pub(super) batch_first: bool,
+    pub(super) dropout: f64,
+    pub(super) bidirectional: bool,
+    pub(super) proj_size: i64,
+}
+
+impl Shape {
+    fn check(&self) -> Result<()> {
+        let Self { input_size, hidden_size, num_layers, proj_size, .. } = *self;
+        if input_size < 1 || hidden_size < 1 || num_layers < 1 {
+            return Err(refused(format!(
+                "input_size is {input_size}, hidden_size {hidden_size} and num_layers {num_layers}, but 1 \
+                 is least"
+            )));
+        }
+        if !(0..hidden_size).contains(&proj_size) {
+            return Err(refused(format!(
+                "proj_size is {proj_size}, but must be below hidden_size, {hidden_size}"
+            )));
+        }
+        Ok(())
+    }
+
+    fn directions(&self) -> i64 {
+        if self.bidirectional { 2 } else { 1 }
+    }
+
+    /// Size of the state that is given out.
+    fn output_size(&self) -> i64 {
+        if self.proj_size > 0 { self.proj_size } else { self.hidden_size }
+    }
+
+    /// Size of a layer's input.
+    fn input_of(&self, layer: i64) -> i64 {
+        if layer == 0 { self.input_size } else { self.directions() * self.output_size() }
+    }
+
+    /// Weights of one direction of one layer.
+    fn per_direction(&self) -> i64 {
+        2 + if self.bias { 2 } else { 0 } + i64::from(self.proj_size > 0)
+    }
+
+    /// Names and sizes of a direction's weights, in torch's order.
+    fn weights_of(&self, layer: i64) -> Vec<(&'static str, Vec<i64>)> {
+        let rows = self.cell.gates() * self.hidden_size;
+        let mut weights = vec![
+            ("weight_ih", vec![rows, self.input_of(layer)]),
+            ("weight_hh", vec![rows, self.output_size()]),
+        ];
+        if self.bias {
+            weights.extend([("bias_ih", vec![rows]), ("bias_hh", vec![rows])]);
+        }
+        if self.proj_size > 0 {
+            weights.push(("weight_hr", vec![self.proj_size, self.hidden_size]));
+        }
+        weights
+    }
+
+    /// Names and sizes of all weights.
+    fn weights(&self) -> Vec<(String, Vec<i64>)> {
+        let suffixes = if self.bidirectional { &["", "_reverse"][..] } else { &[""] };
+        let mut weights = Vec::new();
+        for layer in 0..self.num_layers {
+            for suffix in suffixes {
+                let of_one = self.weights_of(layer).into_iter();
+                weights
+                    .extend(of_one.map(|(name, size)| (format!("{name}_l{layer}{suffix}"), size)));
+            }
+        }
+        weights
+    }
+}
+
+/// All layers.
+#[derive(Debug)]
+pub(super) struct Stack {
+    weights: Vec<Tensor>,
+    dropout: Dropout,
+    shape: Shape,
+}
+
+impl Stack {
+    pub(super) fn new(shape: Shape) -> Result<Self> {
+        shape.check()?;
+        let bound = 1.0 / (shape.hidden_size as f64).sqrt();
+        let weights = shape.weights();
+        Ok(Self {
+            weights: weights
+                .iter()
+                .map(|(_, size)| init::uniform(size, bound))
+                .collect::<Result<_>>()?,
+            dropout: Dropout::new(shape.dropout)?,
+            shape,
+        })
+    }
+
+    pub(super) fn visit(&self, visitor: &mut dyn Visitor) {
+        for ((name, _), weight) in self.shape.weights().iter().zip(&self.weights) {
+            visitor.tensor(name, weight, Role::Parameter);
+        }
+    }
+
+    /// The output and the last states, of which there are as many as the cell has.
+    pub(super) fn run<const STATES: usize>(
+        &self,
+        input: &Tensor,
+        initial: Option<[&Tensor; STATES]>,
+        lengths: Option<&Tensor>,
+        cx: &Context,
+    ) -> Result<(Tensor, [Tensor; STATES])> {
+        let batch_first = self.shape.batch_first;
+        let (steps, batch) = self.sizes(input)?;
+        let device = input.device();
+        let autocast = self.autocast_kind(input)?;
+        let kind = autocast.unwrap_or(input.kind());
+        // libtorch's own autocast of recurrent layers is f16 on CUDA, whatever is asked for, and on the CPU
+        // casts to bf16 where oneDNN may have no kernel for it.
+        let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
+        let mut x = input.f_to_kind(kind)?;
+        let mut states = self.initial(initial, batch, (kind, device))?;
+        let batch_dim = if batch_first { 0 } else { 1 };
+        let Some(lengths) = lengths else {
+            let (output, last) = self.layers(&x, None, &states, cx)?;
+            return Ok((output, last));
+        };
+        let lengths = Lengths::of(lengths, batch, steps, device)?;
+        x = lengths.sort(&x, batch_dim)?;
+        for state in &mut states {
+            *state = lengths.sort(state, 1)?;
+        }
+        let (data, batch_sizes) = lengths.pack(&x, batch_first)?;
+        let (data, mut last) = self.layers(&data, Some(&batch_sizes), &states, cx)?;
+        let output = Lengths::pad(&data, &batch_sizes, batch_first, steps)?;
+        for state in &mut last {
+            *state = lengths.unsort(state, 1)?;
+        }
+        Ok((lengths.unsort(&output, batch_dim)?, last))
+    }
+
+    /// Steps and batch.
+    fn sizes(&self, input: &Tensor) -> Result<(i64, i64)> {
+        let Shape { batch_first, input_size, .. } = self.shape;
+        let size = input.size();
+        match (size.as_slice(), batch_first) {
+            (&[batch, steps, own], true) if own == input_size && steps > 0 => Ok((steps, batch)),
+            (&[steps, batch, own], false) if own == input_size && steps > 0 => Ok((steps, batch)),
+            _ => Err(refused(format!(
+                "the input is {size:?}, but must be [{}, {input_size}]",
+                if batch_first { "batch, steps" } else { "steps, batch" }
+            ))),
+        }
+    }
+
+    /// The dtype of autocast, where it is on and takes these dtypes.
+    fn autocast_kind(&self, input: &Tensor) -> Result<Option<Kind>> {
+        let state = autocast_state(input.device())?;
+        let eligible = |kind| is_floating(kind) && kind != Kind::Double;
+        let casts = state.enabled && eligible(input.kind()) && eligible(self.weights[0].kind());
+        Ok(state.dtype.filter(|_| casts))
+    }
+
+    /// The given states, or zeros.
+    fn initial<const STATES: usize>(
+        &self,
+        given: Option<[&Tensor; STATES]>,
+        batch: i64,
+        (kind, device): (Kind, Device),
+    ) -> Result<[Tensor; STATES]> {
+        let Shape { hidden_size, num_layers, .. } = self.shape;
+        let rows = num_layers * self.shape.directions();
+        let mut states = [(); STATES].map(|()| Tensor::new());
+        for (at, state) in states.iter_mut().enumerate() {
+            let width = if at == 0 { self.shape.output_size() } else { hidden_size };
+            let size = [rows, batch, width];
+            *state = match given.map(|given| given[at]) {
+                None => Tensor::f_zeros(size, (kind, device))?,
+                Some(given) if given.size() == size => given.f_to_kind(kind)?.f_contiguous()?,
+                Some(given) => {
+                    return Err(refused(format!(
+                        "the initial {} is {:?}, but must be {size:?}",
+                        ["h", "c"][at],
+                        given.size()
+                    )));
+                }
+            };
+        }
+        Ok(states)
+    }
+
+    /// Runs the layers on a padded or packed batch. Dropout between them is the crate's own, because what
+    /// cuDNN drops is no part of libtorch's generator, from which a resumed run goes on.
+    fn layers<const STATES: usize>(
+        &self,
+        input: &Tensor,
+        batch_sizes: Option<&Tensor>,
+        states: &[Tensor; STATES],
+        cx: &Context,
+    ) -> Result<(Tensor, [Tensor; STATES])> {
+        let Shape { num_layers, .. } = self.shape;
+        if num_layers == 1 || self.dropout.active(cx) == 0.0 {
+            return self.cells(0..num_layers, input, batch_sizes, states, cx);
+        }
+        let rows = self.shape.directions();
+        let mut x = input.shallow_clone();
+        let mut last = [(); STATES].map(|()| Vec::new());
+        for layer in 0..num_layers {
+            if layer > 0 {
+                x = self.dropout.forward(&x, cx)?;
+            }
+            let mut own = [(); STATES].map(|()| Tensor::new());
+            for (own, state) in own.iter_mut().zip(states) {
+                *own = state.f_narrow(0, layer * rows, rows)?;
+            }
+            let (output, states) = self.cells(layer..layer + 1, &x, batch_sizes, &own, cx)?;
+            x = output;
+            last.iter_mut().zip(states).for_each(|(last, state)| last.push(state));
+        }
+        let mut states = [(); STATES].map(|()| Tensor::new());
+        for (state, last) in states.iter_mut().zip(&last) {
+            *state = Tensor::f_cat(last, 0)?;
+        }
+        Ok((x, states))
+    }
+
+    /// Runs neighbouring layers in one call.
+    fn cells<const STATES: usize>(
+        &self,
+        layers: Range<i64>,
+        input: &Tensor,
+        batch_sizes: Option<&Tensor>,
+        states: &[Tensor; STATES],
+        cx: &Context,
+    ) -> Result<(Tensor, [Tensor; STATES])> {
+        let Shape { cell, bias, batch_first, bidirectional, .. } = self.shape;
+        let weights = self.ready(layers.clone(), input)?;
+        let (count, train, h) = (layers.end - layers.start, cx.is_training(), &states[0]);
+        macro_rules! run {
+            ($padded:ident, $packed:ident, $states:expr) => {
+                match batch_sizes {
+                    None => input.$padded(
+                        $states,
+                        &weights,
+                        bias,
+                        count,
+                        0.0,
+                        train,
+                        bidirectional,
+                        batch_first,
+                    )?,
+                    Some(sizes) => Tensor::$packed(
+                        input,
+                        sizes,
+                        $states,
+                        &weights,
+                        bias,
+                        count,
+                        0.0,
+                        train,
+                        bidirectional,
+                    )?,
+                }
+            };
+        }
+        let (output, last) = match cell {
+            Cell::Lstm => {
+                let (output, h, c) = run!(f_lstm, f_lstm_data, states);
+                (output, vec![h, c])
+            }
+            Cell::Gru => {
+                let (output, h) = run!(f_gru, f_gru_data, h);
+                (output, vec![h])
+            }
+            Cell::Tanh => {
+                let (output, h) = run!(f_rnn_tanh, f_rnn_tanh_data, h);
+                (output, vec![h])
+            }
+            Cell::Relu => {
+                let (output, h) = run!(f_rnn_relu, f_rnn_relu_data, h);
+                (output, vec![h])
+            }
+        };
+        let last = <[Tensor; STATES]>::try_from(last)
+            .map_err(|last| refused(format!("the cell has {} states", last.len())))?;
+        Ok((output, last))
+    }
+
+    /// The layers' weights in the input's dtype. For cuDNN they are copied into one chunk of memory, as it
+    /// would do itself with a warning at each call.
+    fn ready(&self, layers: Range<i64>, input: &Tensor) -> Result<Vec<Tensor>> {
+        let (shape, per_layer) = (self.shape, self.shape.directions() * self.shape.per_direction());
+        let places = layers.start * per_layer..layers.end * per_layer;
+        let places = places.start as usize..places.end as usize;
+        let (kind, device) = (input.kind(), input.device());
+        let for_cudnn = input.f_cudnn_is_acceptable()?;
+        let ready = |weight: &Tensor| match for_cudnn {
+            true => weight.f_to_device_(device, kind, false, true),
+            false => weight.f_to_kind(kind),
+        };
+        let weights: Vec<Tensor> =
+            self.weights[places].iter().map(ready).collect::<std::result::Result<_, _>>()?;
+        if for_cudnn {
+            let _chunk = tch::no_grad(|| {
+                Tensor::f_internal_cudnn_rnn_flatten_weight(
+                    &weights,
+                    shape.per_direction(),
+                    shape.input_of(layers.start),
+                    shape.cell.mode(),
+                    shape.hidden_size,
+                    shape.proj_size,
+                    layers.end - layers.start,
+                    shape.batch_first,
+                    shape.bidirectional,
+                )
+            })?;
+        }
+        Ok(weights)
+    }
+}

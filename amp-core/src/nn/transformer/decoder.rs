@@ -1,0 +1,189 @@
+use tch::Tensor;
+
+use super::{
+    TransformerDecoderConfig, TransformerDecoderLayerConfig, add_and_normalise,
+    feed_forward::Perceptron,
+};
+use crate::{
+    Result,
+    nn::{
+        AttentionMask, Child, Context, Dropout, Forward, LayerNorm, Module, MultiheadAttention,
+        Visit, Visitor, visit_child,
+    },
+};
+
+/// Self-attention of a target, attention of the target to a memory, and feed-forward, each with a residual
+/// and a layer norm behind it or before it; nn.TransformerDecoderLayer with batch_first.
+///
+/// | input | shape |
+/// | --- | --- |
+/// | target | `[N, L, d_model]` |
+/// | memory, an encoder's output | `[N, S, d_model]` |
+/// | mask of the target's self-attention (tgt_mask, tgt_key_padding_mask) | [`AttentionMask`] |
+/// | mask of the memory (memory_mask, memory_key_padding_mask) | [`AttentionMask`] |
+/// | output | `[N, L, d_model]` |
+///
+/// `causal` is of the self-attention alone, and comes on top of its mask.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{
+///     nn::{AttentionMask, TransformerDecoderLayer},
+///     prelude::*,
+/// };
+///
+/// /// A translation so far, and a sentence of which some words are padding.
+/// #[derive(Module)]
+/// #[forward(|target, sentence: &Tensor, padding: &Tensor| {
+///     decoder(target, sentence, &AttentionMask::none(), &AttentionMask::padding(padding))
+/// })]
+/// struct Translate {
+///     #[layer(transformer_decoder_layer(64, 8, causal = true))]
+///     decoder: TransformerDecoderLayer,
+/// }
+/// # fn main() {}
+/// ```
+#[derive(Debug)]
+pub struct TransformerDecoderLayer {
+    self_attn: MultiheadAttention,
+    multihead_attn: MultiheadAttention,
+    feed_forward: Perceptron,
+    dropout: Dropout,
+    norm1: LayerNorm,
+    norm2: LayerNorm,
+    norm3: LayerNorm,
+    norm_first: bool,
+}
+
+impl TransformerDecoderLayer {
+    /// Draws its parts in PyTorch's order.
+    ///
+    /// # Errors
+    /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
+    pub fn new(config: TransformerDecoderLayerConfig) -> Result<Self> {
+        Ok(Self {
+            self_attn: config.attention(config.causal)?,
+            multihead_attn: config.attention(false)?,
+            feed_forward: Perceptron::new(&config)?,
+            dropout: Dropout::new(config.dropout)?,
+            norm1: config.layer_norm()?,
+            norm2: config.layer_norm()?,
+            norm3: config.layer_norm()?,
+            norm_first: config.norm_first,
+        })
+    }
+
+    fn copied(&self) -> Result<Self> {
+        let Self { dropout, norm_first, .. } = *self;
+        Ok(Self {
+            self_attn: self.self_attn.copied()?,
+            multihead_attn: self.multihead_attn.copied()?,
+            feed_forward: self.feed_forward.copied()?,
+            dropout,
+            norm1: self.norm1.copied()?,
+            norm2: self.norm2.copied()?,
+            norm3: self.norm3.copied()?,
+            norm_first,
+        })
+    }
+}
+
+impl Visit for TransformerDecoderLayer {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "self_attn", None, &self.self_attn);
+        visit_child(visitor, "multihead_attn", None, &self.multihead_attn);
+        self.feed_forward.visit(visitor);
+        visit_child(visitor, "norm1", None, &self.norm1);
+        visit_child(visitor, "norm2", None, &self.norm2);
+        visit_child(visitor, "norm3", None, &self.norm3);
+    }
+}
+
+/// Target, memory, and the mask of each.
+type Inputs<'a> = (&'a Tensor, &'a Tensor, &'a AttentionMask, &'a AttentionMask);
+
+impl Forward for TransformerDecoderLayer {
+    type Input = Inputs<'static>;
+    type Output = Tensor;
+
+    fn forward_with(
+        &self,
+        (target, memory, target_mask, memory_mask): Inputs<'_>,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        let attend = |x: &Tensor| match target_mask.is_none() {
+            true => cx.call("self_attn", None, &self.self_attn, x),
+            false => {
+                Child::new("self_attn", None, &self.self_attn).attend(x, x, x, target_mask, cx)
+            }
+        };
+        let look = |x: &Tensor| {
+            let child = Child::new("multihead_attn", None, &self.multihead_attn);
+            child.attend(x, memory, memory, memory_mask, cx)
+        };
+        if self.norm_first {
+            let add = |x: &Tensor, branch: &Tensor| -> Result<Tensor> {
+                Ok(x.f_add(&self.dropout.forward(branch, cx)?)?)
+            };
+            let x = add(target, &attend(&cx.call("norm1", None, &self.norm1, target)?)?)?;
+            let x = add(&x, &look(&cx.call("norm2", None, &self.norm2, &x)?)?)?;
+            let normalised = cx.call("norm3", None, &self.norm3, &x)?;
+            return add(&x, &self.feed_forward.forward(&normalised, cx)?);
+        }
+        let add = |name: &str, norm, x: &Tensor, branch: &Tensor| {
+            add_and_normalise(name, norm, &self.dropout, x, branch, cx)
+        };
+        let x = add("norm1", &self.norm1, target, &attend(target)?)?;
+        let x = add("norm2", &self.norm2, &x, &look(&x)?)?;
+        add("norm3", &self.norm3, &x, &self.feed_forward.forward(&x, cx)?)
+    }
+}
+
+/// [`TransformerDecoderLayer`]s in order, and perhaps a layer norm; nn.TransformerDecoder with batch_first.
+/// Its inputs are those of its layers. As in torch all layers start with the same weights, copies of the
+/// first one's.
+#[derive(Debug)]
+pub struct TransformerDecoder {
+    layers: Vec<TransformerDecoderLayer>,
+    norm: Option<LayerNorm>,
+}
+
+impl TransformerDecoder {
+    /// Draws one layer.
+    ///
+    /// # Errors
+    /// As [`TransformerDecoderLayer::new`], and when there are no layers.
+    pub fn new(config: TransformerDecoderConfig) -> Result<Self> {
+        let (layers, norm) =
+            config.build(TransformerDecoderLayer::new, TransformerDecoderLayer::copied)?;
+        Ok(Self { layers, norm })
+    }
+}
+
+impl Visit for TransformerDecoder {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "layers", None, &self.layers);
+        if let Some(norm) = &self.norm {
+            visit_child(visitor, "norm", None, norm);
+        }
+    }
+}
+
+impl Forward for TransformerDecoder {
+    type Input = Inputs<'static>;
+    type Output = Tensor;
+
+    fn forward_with(
+        &self,
+        (target, memory, target_mask, memory_mask): Inputs<'_>,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        let mut x = target.shallow_clone();
+        for layer in Child::list("layers", None, &self.layers) {
+            x = layer.forward_with((&x, memory, target_mask, memory_mask), cx)?;
+        }
+        match &self.norm {
+            Some(norm) => cx.call("norm", None, norm, &x),
+            None => Ok(x),
+        }
+    }
+}

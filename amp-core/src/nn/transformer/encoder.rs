@@ -1,0 +1,257 @@
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use super::{
+    TransformerEncoderConfig, TransformerEncoderLayerConfig, add_and_normalise,
+    feed_forward::Perceptron,
+};
+use crate::{
+    Result,
+    nn::{
+        AttentionMask, Child, Context, Dropout, Forward, LayerNorm, Module, MultiheadAttention,
+        Visit, Visitor, visit_child,
+    },
+};
+
+/// Attention and feed-forward, each with a residual and a layer norm behind it or before it;
+/// nn.TransformerEncoderLayer with batch_first, on `[N, L, d_model]`.
+///
+/// As a [`Module`] it has no mask; [`forward_masked`](Self::forward_masked) takes one:
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{nn::AttentionMask, prelude::*};
+///
+/// #[derive(Module)]
+/// #[forward(|x, padding: &Tensor| {
+///     let (mut x, mask) = (x.shallow_clone(), AttentionMask::padding(padding));
+///     for layer in &self.layers {
+///         x = layer.forward_masked(&x, &mask, cx)?;
+///     }
+///     Ok(x)
+/// })]
+/// struct Encoder {
+///     #[layer(repeat(6, |_| transformer_encoder_layer(64, 8, activation = gelu)))]
+///     layers: Vec<TransformerEncoderLayer>,
+/// }
+/// # fn main() {}
+/// ```
+#[derive(Debug)]
+pub struct TransformerEncoderLayer(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    self_attn: MultiheadAttention,
+    feed_forward: Perceptron,
+    dropout: Dropout,
+    norm1: LayerNorm,
+    norm2: LayerNorm,
+    norm_first: bool,
+}
+
+impl TransformerEncoderLayer {
+    /// Draws its parts in PyTorch's order.
+    ///
+    /// # Errors
+    /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
+    pub fn new(config: TransformerEncoderLayerConfig) -> Result<Self> {
+        Ok(Self::of(Parts {
+            self_attn: config.attention(config.causal)?,
+            feed_forward: Perceptron::new(&config)?,
+            dropout: Dropout::new(config.dropout)?,
+            norm1: config.layer_norm()?,
+            norm2: config.layer_norm()?,
+            norm_first: config.norm_first,
+        }))
+    }
+
+    #[expect(
+        clippy::arc_with_non_send_sync,
+        reason = "the autograd graph may be freed on a thread of libtorch's"
+    )]
+    fn of(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    fn copied(&self) -> Result<Self> {
+        let Parts { self_attn, feed_forward, dropout, norm1, norm2, norm_first } = &*self.0;
+        Ok(Self::of(Parts {
+            self_attn: self_attn.copied()?,
+            feed_forward: feed_forward.copied()?,
+            dropout: *dropout,
+            norm1: norm1.copied()?,
+            norm2: norm2.copied()?,
+            norm_first: *norm_first,
+        }))
+    }
+
+    /// With `mask` on the attention, which is torch's src_mask and src_key_padding_mask. A [`Child`] has the
+    /// same method, which keeps path and precision region.
+    ///
+    /// # Errors
+    /// When the mask does not fit `[N, L, d_model]`.
+    pub fn forward_masked(
+        &self,
+        input: &Tensor,
+        mask: &AttentionMask,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        self.0.run(input, mask, cx)
+    }
+}
+
+impl Visit for TransformerEncoderLayer {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.0.visit(visitor);
+    }
+}
+
+impl Module for TransformerEncoderLayer {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.0.forward(input, cx)
+    }
+
+    fn shared(&self) -> Option<Arc<dyn Module>> {
+        Some(self.0.clone())
+    }
+}
+
+impl Parts {
+    fn run(&self, input: &Tensor, mask: &AttentionMask, cx: &Context) -> Result<Tensor> {
+        let attend = |x: &Tensor| match mask.is_none() {
+            true => cx.call("self_attn", None, &self.self_attn, x),
+            false => Child::new("self_attn", None, &self.self_attn).attend(x, x, x, mask, cx),
+        };
+        if self.norm_first {
+            let attended = attend(&cx.call("norm1", None, &self.norm1, input)?)?;
+            let x = input.f_add(&self.dropout.forward(&attended, cx)?)?;
+            let normalised = cx.call("norm2", None, &self.norm2, &x)?;
+            let outer = self.feed_forward.forward(&normalised, cx)?;
+            return Ok(x.f_add(&self.dropout.forward(&outer, cx)?)?);
+        }
+        let attended = attend(input)?;
+        let x = add_and_normalise("norm1", &self.norm1, &self.dropout, input, &attended, cx)?;
+        let outer = self.feed_forward.forward(&x, cx)?;
+        add_and_normalise("norm2", &self.norm2, &self.dropout, &x, &outer, cx)
+    }
+}
+
+impl Visit for Parts {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "self_attn", None, &self.self_attn);
+        self.feed_forward.visit(visitor);
+        visit_child(visitor, "norm1", None, &self.norm1);
+        visit_child(visitor, "norm2", None, &self.norm2);
+    }
+}
+
+impl Module for Parts {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.run(input, &AttentionMask::none(), cx)
+    }
+}
+
+/// [`TransformerEncoderLayer`]s in order, and perhaps a layer norm; nn.TransformerEncoder with batch_first, on
+/// `[N, L, d_model]`. As in torch all layers start with the same weights, copies of the first one's: layers
+/// of their own weights are `repeat(6, |_| transformer_encoder_layer(…))`.
+#[derive(Debug)]
+pub struct TransformerEncoder {
+    layers: Vec<TransformerEncoderLayer>,
+    norm: Option<LayerNorm>,
+}
+
+impl TransformerEncoder {
+    /// Draws one layer.
+    ///
+    /// # Errors
+    /// As [`TransformerEncoderLayer::new`], and when there are no layers.
+    pub fn new(config: TransformerEncoderConfig) -> Result<Self> {
+        let (layers, norm) =
+            config.build(TransformerEncoderLayer::new, TransformerEncoderLayer::copied)?;
+        Ok(Self { layers, norm })
+    }
+
+    /// With `mask` on the attention of every layer, which is torch's mask and src_key_padding_mask. A
+    /// [`Child`] has the same method.
+    ///
+    /// # Errors
+    /// When the mask does not fit `[N, L, d_model]`.
+    pub fn forward_masked(
+        &self,
+        input: &Tensor,
+        mask: &AttentionMask,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        let x = if mask.is_none() {
+            cx.call("layers", None, &self.layers, input)?
+        } else {
+            let mut x = input.shallow_clone();
+            for layer in Child::list("layers", None, &self.layers) {
+                x = layer.forward_masked(&x, mask, cx)?;
+            }
+            x
+        };
+        match &self.norm {
+            Some(norm) => cx.call("norm", None, norm, &x),
+            None => Ok(x),
+        }
+    }
+}
+
+impl Visit for TransformerEncoder {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "layers", None, &self.layers);
+        if let Some(norm) = &self.norm {
+            visit_child(visitor, "norm", None, norm);
+        }
+    }
+}
+
+impl Module for TransformerEncoder {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.forward_masked(input, &AttentionMask::none(), cx)
+    }
+}
+
+/// A masked pass, as a module by itself.
+macro_rules! masked {
+    ($($layer:ident $view:ident)*) => {$(
+        struct $view<'m>(&'m $layer);
+
+        impl Visit for $view<'_> {
+            fn visit(&self, visitor: &mut dyn Visitor) {
+                self.0.visit(visitor);
+            }
+        }
+
+        impl Forward for $view<'_> {
+            type Input = (&'static Tensor, &'static AttentionMask);
+            type Output = Tensor;
+
+            fn forward_with(
+                &self,
+                (input, mask): (&Tensor, &AttentionMask),
+                cx: &Context,
+            ) -> Result<Tensor> {
+                self.0.forward_masked(input, mask, cx)
+            }
+        }
+
+        impl Child<'_, $layer> {
+            /// The layer's `forward_masked` under the child's name and region.
+            ///
+            /// # Errors
+            /// As there, with the path of the innermost module that failed.
+            pub fn forward_masked(
+                &self,
+                input: &Tensor,
+                mask: &AttentionMask,
+                cx: &Context,
+            ) -> Result<Tensor> {
+                self.run_as(&$view(self.module()), (input, mask), cx)
+            }
+        }
+    )*};
+}
+
+masked!(TransformerEncoderLayer MaskedLayer TransformerEncoder MaskedStack);

@@ -1,0 +1,92 @@
+use tch::Tensor;
+
+use super::TransformerLayerConfig;
+use crate::{
+    Result,
+    nn::{Context, Dropout, Linear, LinearConfig, Module, Visit, Visitor, visit_child},
+};
+
+/// The activation of a transformer's feed-forward part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FeedForward {
+    /// max(x, 0).
+    #[default]
+    Relu,
+    /// x·Φ(x), exact.
+    Gelu,
+    /// GELU by tanh, as GPT-2 has it.
+    GeluTanh,
+    /// silu(a)·b (Shazeer, arXiv:2002.05202; not in torch.nn): `linear1` has 2·dim_feedforward outputs, of
+    /// which the first half is a, the gate, and the second b.
+    SwiGlu,
+}
+
+/// linear2(dropout(activation(linear1(x)))), whose parameters have the names of the layer's own.
+#[derive(Debug)]
+pub(super) struct Perceptron {
+    linear1: Linear,
+    dropout: Dropout,
+    linear2: Linear,
+    activation: FeedForward,
+}
+
+impl Perceptron {
+    pub(super) fn new(config: &TransformerLayerConfig) -> Result<Self> {
+        let TransformerLayerConfig { d_model, dim_feedforward, dropout, activation, .. } = *config;
+        let outputs = match activation {
+            FeedForward::SwiGlu => 2 * dim_feedforward,
+            _ => dim_feedforward,
+        };
+        Ok(Self {
+            linear1: Linear::new(LinearConfig::new(d_model, outputs))?,
+            dropout: Dropout::new(dropout)?,
+            linear2: Linear::new(LinearConfig::new(dim_feedforward, d_model))?,
+            activation,
+        })
+    }
+
+    pub(super) fn copied(&self) -> Result<Self> {
+        let Self { dropout, activation, .. } = *self;
+        Ok(Self {
+            linear1: self.linear1.copied()?,
+            linear2: self.linear2.copied()?,
+            dropout,
+            activation,
+        })
+    }
+
+    /// Runs it under the names of the layer that it is part of.
+    pub(super) fn forward(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
+        cx.call("linear2", None, &self.linear2, &self.expand(x, cx)?)
+    }
+
+    /// The first half.
+    fn expand(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
+        let p = self.dropout.active(cx);
+        let together = || match self.activation {
+            FeedForward::Relu => self.linear1.forward_relu(x, cx, p),
+            FeedForward::Gelu | FeedForward::GeluTanh | FeedForward::SwiGlu => Ok(None),
+        };
+        if let Some(inner) = cx.call_with("linear1", &self.linear1, together)? {
+            return Ok(inner);
+        }
+        let inner = cx.call("linear1", None, &self.linear1, x)?;
+        let inner = match self.activation {
+            FeedForward::Relu => inner.f_relu()?,
+            FeedForward::Gelu => inner.f_gelu("none")?,
+            FeedForward::GeluTanh => inner.f_gelu("tanh")?,
+            FeedForward::SwiGlu => {
+                let halves = inner.f_chunk(2, -1)?;
+                halves[0].f_silu()?.f_mul(&halves[1])?
+            }
+        };
+        self.dropout.forward(&inner, cx)
+    }
+}
+
+impl Visit for Perceptron {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        visit_child(visitor, "linear1", None, &self.linear1);
+        visit_child(visitor, "linear2", None, &self.linear2);
+    }
+}

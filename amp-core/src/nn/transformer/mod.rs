@@ -1,0 +1,178 @@
+//! Transformers: layers and stacks of them.
+
+mod decoder;
+mod encoder;
+mod feed_forward;
+
+pub use decoder::{TransformerDecoder, TransformerDecoderLayer};
+pub use encoder::{TransformerEncoder, TransformerEncoderLayer};
+pub use feed_forward::FeedForward;
+
+use tch::Tensor;
+
+use super::{
+    Context, Dropout, LayerNorm, LayerNormConfig, Module, MultiheadAttention,
+    MultiheadAttentionConfig,
+};
+use crate::{Error, Result};
+
+/// The options of a transformer's layer; the defaults are PyTorch's.
+#[derive(Debug, Clone, Copy)]
+pub struct TransformerLayerConfig {
+    /// Model width.
+    pub d_model: i64,
+    /// Attention heads.
+    pub nhead: i64,
+    /// Width of the feed-forward part.
+    pub dim_feedforward: i64,
+    /// Dropout in attention, feed-forward and on each residual branch.
+    pub dropout: f64,
+    /// The activation of the feed-forward part.
+    pub activation: FeedForward,
+    /// Added to the norms' variance.
+    pub layer_norm_eps: f64,
+    /// Whether the norms come before attention and feed-forward (pre-norm, as in GPT-2) instead of after
+    /// the residuals.
+    pub norm_first: bool,
+    /// Whether a position sees only itself and earlier ones of its own sequence.
+    pub causal: bool,
+}
+
+/// The options of a [`TransformerEncoderLayer`].
+pub type TransformerEncoderLayerConfig = TransformerLayerConfig;
+/// The options of a [`TransformerDecoderLayer`].
+pub type TransformerDecoderLayerConfig = TransformerLayerConfig;
+
+impl TransformerLayerConfig {
+    /// Feed-forward 2048, dropout 0.1, ReLU, eps 1e-5, norms behind the residuals, not causal.
+    pub fn new(d_model: i64, nhead: i64) -> Self {
+        Self {
+            d_model,
+            nhead,
+            dim_feedforward: 2048,
+            dropout: 0.1,
+            activation: FeedForward::Relu,
+            layer_norm_eps: 1e-5,
+            norm_first: false,
+            causal: false,
+        }
+    }
+
+    fn attention(&self, causal: bool) -> Result<MultiheadAttention> {
+        MultiheadAttention::new(MultiheadAttentionConfig {
+            dropout: self.dropout,
+            causal,
+            ..MultiheadAttentionConfig::new(self.d_model, self.nhead)
+        })
+    }
+
+    fn layer_norm(&self) -> Result<LayerNorm> {
+        LayerNorm::new(LayerNormConfig {
+            eps: self.layer_norm_eps,
+            ..LayerNormConfig::new(self.d_model)
+        })
+    }
+}
+
+/// The options of a [`TransformerEncoder`] or [`TransformerDecoder`]; those of its layers are PyTorch's.
+#[derive(Debug, Clone, Copy)]
+pub struct TransformerStackConfig {
+    /// Model width.
+    pub d_model: i64,
+    /// Attention heads.
+    pub nhead: i64,
+    /// How many layers there are.
+    pub num_layers: i64,
+    /// Width of the feed-forward parts.
+    pub dim_feedforward: i64,
+    /// As in [`TransformerLayerConfig`].
+    pub dropout: f64,
+    /// As in [`TransformerLayerConfig`].
+    pub activation: FeedForward,
+    /// Added to the variance of the layers' norms and of the last one.
+    pub layer_norm_eps: f64,
+    /// As in [`TransformerLayerConfig`].
+    pub norm_first: bool,
+    /// As in [`TransformerLayerConfig`].
+    pub causal: bool,
+    /// Whether a layer norm comes behind the last layer, as pre-norm layers need.
+    pub norm: bool,
+}
+
+/// The options of a [`TransformerEncoder`].
+pub type TransformerEncoderConfig = TransformerStackConfig;
+/// The options of a [`TransformerDecoder`].
+pub type TransformerDecoderConfig = TransformerStackConfig;
+
+impl TransformerStackConfig {
+    /// Layers with their defaults, without a norm behind the last.
+    pub fn new(d_model: i64, nhead: i64, num_layers: i64) -> Self {
+        let layer = TransformerLayerConfig::new(d_model, nhead);
+        Self {
+            d_model,
+            nhead,
+            num_layers,
+            dim_feedforward: layer.dim_feedforward,
+            dropout: layer.dropout,
+            activation: layer.activation,
+            layer_norm_eps: layer.layer_norm_eps,
+            norm_first: layer.norm_first,
+            causal: layer.causal,
+            norm: false,
+        }
+    }
+
+    fn layer(&self) -> TransformerLayerConfig {
+        TransformerLayerConfig {
+            d_model: self.d_model,
+            nhead: self.nhead,
+            dim_feedforward: self.dim_feedforward,
+            dropout: self.dropout,
+            activation: self.activation,
+            layer_norm_eps: self.layer_norm_eps,
+            norm_first: self.norm_first,
+            causal: self.causal,
+        }
+    }
+
+    /// The first layer and copies of it, and the norm: torch clones the layer it is given.
+    fn build<L>(
+        &self,
+        layer: impl FnOnce(TransformerLayerConfig) -> Result<L>,
+        copied: impl Fn(&L) -> Result<L>,
+    ) -> Result<(Vec<L>, Option<LayerNorm>)> {
+        if self.num_layers < 1 {
+            return Err(Error::config(format!(
+                "transformer: {} layers, but 1 is least",
+                self.num_layers
+            )));
+        }
+        let first = layer(self.layer())?;
+        let mut layers = Vec::new();
+        for _ in 1..self.num_layers {
+            layers.push(copied(&first)?);
+        }
+        layers.insert(0, first);
+        Ok((layers, self.norm.then(|| self.layer().layer_norm()).transpose()?))
+    }
+}
+
+/// norm(residual + dropout(branch)), where `name` is the norm's.
+fn add_and_normalise(
+    name: &str,
+    norm: &LayerNorm,
+    dropout: &Dropout,
+    residual: &Tensor,
+    branch: &Tensor,
+    cx: &Context,
+) -> Result<Tensor> {
+    let p = dropout.active(cx);
+    let together = || norm.forward_sum(residual, branch, cx, p);
+    match cx.call_with(name, norm, together)? {
+        Some(output) => Ok(output),
+        None => {
+            let branch = dropout.forward(branch, cx)?;
+            cx.call(name, None, norm, &residual.f_add(&branch)?)
+        }
+    }
+}

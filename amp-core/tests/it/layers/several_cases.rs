@@ -1,0 +1,259 @@
+//! The modules that the cases of several inputs name.
+
+use amp_core::{
+    Module, Result,
+    nn::{
+        AttentionMask, AttentionOptions, BagMode, Context, Embedding, EmbeddingBag,
+        EmbeddingBagConfig, EmbeddingConfig, FeedForward, Forward, Gru, GruConfig, Identity, Lstm,
+        LstmConfig, MultiheadAttention, MultiheadAttentionConfig, Nonlinearity, Rnn, RnnConfig,
+        RotaryEmbedding, RotaryPairing, TransformerDecoder, TransformerDecoderConfig,
+        TransformerDecoderLayer, TransformerDecoderLayerConfig, TransformerEncoder,
+        TransformerEncoderConfig, TransformerEncoderLayer, TransformerEncoderLayerConfig,
+        scaled_dot_product_attention,
+    },
+    tch::{Kind, Tensor},
+};
+
+use super::several::{Runs, case};
+
+/// The module that a case of the oracle names.
+pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
+    let config = MultiheadAttentionConfig::new(8, 2);
+    let grouped = |num_kv_heads, rotary| MultiheadAttentionConfig {
+        num_kv_heads,
+        rotary,
+        ..MultiheadAttentionConfig::new(8, 4)
+    };
+    let layer = TransformerEncoderLayerConfig {
+        dim_feedforward: 6,
+        dropout: 0.0,
+        ..TransformerEncoderLayerConfig::new(8, 2)
+    };
+    let stack = TransformerEncoderConfig {
+        dim_feedforward: 6,
+        dropout: 0.0,
+        norm: true,
+        ..TransformerEncoderConfig::new(8, 2, 2)
+    };
+    match name {
+        "attention" => attention(config, &[]),
+        "attention widths" => {
+            attention(MultiheadAttentionConfig { kdim: 6, vdim: 5, bias: false, ..config }, &[])
+        }
+        "attention masks" => attention(
+            MultiheadAttentionConfig { kdim: 6, ..config },
+            &[Name::KeyPadding, Name::Attention],
+        ),
+        "attention added mask" => attention(config, &[Name::Attention, Name::KeyPadding]),
+        "attention of itself" => of_itself(config, &[Name::Attention, Name::KeyPadding]),
+        "attention grouped" => alone(MultiheadAttention::new(grouped(2, None))),
+        "attention grouped padding" => of_itself(grouped(1, None), &[Name::KeyPadding]),
+        "attention interleaved" => {
+            alone(MultiheadAttention::new(grouped(2, Some(RotaryPairing::Interleaved))))
+        }
+        "attention half_rotated" => alone(MultiheadAttention::new(MultiheadAttentionConfig {
+            rotary_base: 500.0,
+            ..grouped(2, Some(RotaryPairing::HalfRotated))
+        })),
+        "sdpa" => sdpa(AttentionOptions { scale: Some(0.3), ..Default::default() }),
+        "sdpa causal" => sdpa(AttentionOptions { is_causal: true, ..Default::default() }),
+        "sdpa mask" | "sdpa blind" => sdpa(AttentionOptions::default()),
+        "rotary interleaved" => alone(RotaryEmbedding::new(6, RotaryPairing::Interleaved)),
+        "rotary half_rotated" => alone(RotaryEmbedding::new(6, RotaryPairing::HalfRotated)),
+        "encoder layer masked" => case(TransformerEncoderLayer::new(layer), |layer, x, cx| {
+            let masks = masks(&[Name::Attention, Name::KeyPadding], &x[1..]);
+            Ok(vec![layer.forward_masked(&x[0], &masks, cx)?])
+        }),
+        "encoder layer swiglu" => {
+            alone(TransformerEncoderLayer::new(TransformerEncoderLayerConfig {
+                activation: FeedForward::SwiGlu,
+                norm_first: true,
+                layer_norm_eps: 1e-4,
+                ..layer
+            }))
+        }
+        "encoder" => case(
+            TransformerEncoder::new(TransformerEncoderConfig { norm_first: true, ..stack }),
+            |encoder, x, cx| {
+                Ok(vec![encoder.forward_masked(&x[0], &AttentionMask::padding(&x[1]), cx)?])
+            },
+        ),
+        "decoder layer" => decoder(TransformerDecoderLayer::new(layer)),
+        "decoder layer masked" => {
+            decoder(TransformerDecoderLayer::new(TransformerDecoderLayerConfig {
+                activation: FeedForward::Gelu,
+                norm_first: true,
+                layer_norm_eps: 1e-4,
+                ..layer
+            }))
+        }
+        "decoder" => decoder(TransformerDecoder::new(TransformerDecoderConfig { ..stack })),
+        "lstm" => lstm(LstmConfig::new(3, 4)),
+        "lstm layers" => lstm(LstmConfig {
+            num_layers: 2,
+            bidirectional: true,
+            batch_first: true,
+            bias: false,
+            ..LstmConfig::new(3, 4)
+        }),
+        "lstm projected" => {
+            lstm(LstmConfig { num_layers: 2, proj_size: 2, ..LstmConfig::new(3, 4) })
+        }
+        "lstm lengths" => lstm(LstmConfig {
+            num_layers: 2,
+            bidirectional: true,
+            batch_first: true,
+            ..LstmConfig::new(3, 4)
+        }),
+        "gru" => with_one_state(Gru::new(GruConfig {
+            num_layers: 2,
+            bidirectional: true,
+            ..GruConfig::new(3, 4)
+        })),
+        "gru lengths" => with_one_state(Gru::new(GruConfig::new(3, 4))),
+        "rnn" => with_one_state(Rnn::new(RnnConfig {
+            num_layers: 2,
+            bias: false,
+            ..RnnConfig::new(3, 4)
+        })),
+        "rnn relu" => with_one_state(Rnn::new(RnnConfig {
+            nonlinearity: Nonlinearity::Relu,
+            bidirectional: true,
+            batch_first: true,
+            ..RnnConfig::new(3, 4)
+        })),
+        "rnn lengths" => with_one_state(Rnn::new(RnnConfig {
+            bidirectional: true,
+            batch_first: true,
+            ..RnnConfig::new(3, 4)
+        })),
+        "embedding padding" => alone(Embedding::new(EmbeddingConfig {
+            padding_idx: Some(1),
+            ..EmbeddingConfig::new(6, 3)
+        })),
+        "embedding frequency" => alone(Embedding::new(EmbeddingConfig {
+            padding_idx: Some(-2),
+            scale_grad_by_freq: true,
+            ..EmbeddingConfig::new(6, 3)
+        })),
+        "bag" => bag(EmbeddingBagConfig { padding_idx: Some(1), ..EmbeddingBagConfig::new(6, 3) }),
+        "bag sum" => {
+            bag(EmbeddingBagConfig { mode: BagMode::Sum, ..EmbeddingBagConfig::new(6, 3) })
+        }
+        "bag offsets" => {
+            bag(EmbeddingBagConfig { scale_grad_by_freq: true, ..EmbeddingBagConfig::new(6, 3) })
+        }
+        "bag max" => bag(EmbeddingBagConfig {
+            mode: BagMode::Max,
+            include_last_offset: true,
+            ..EmbeddingBagConfig::new(6, 3)
+        }),
+        other => panic!("the oracle has a case `{other}` that no module is built for"),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Name {
+    Attention,
+    KeyPadding,
+}
+
+/// The masks that the inputs are.
+fn masks(names: &[Name], inputs: &[Tensor]) -> AttentionMask {
+    let mut masks = AttentionMask::none();
+    for (name, mask) in names.iter().zip(inputs) {
+        let mask = Some(mask.shallow_clone());
+        match name {
+            Name::Attention => masks.attn_mask = mask,
+            Name::KeyPadding => masks.key_padding_mask = mask,
+        }
+    }
+    masks
+}
+
+/// A module of one tensor.
+fn alone<M: Module + 'static>(module: Result<M>) -> Result<Box<dyn Runs>> {
+    case(module, |module, x, cx| Ok(vec![module.forward(&x[0], cx)?]))
+}
+
+fn attention(config: MultiheadAttentionConfig, names: &'static [Name]) -> Result<Box<dyn Runs>> {
+    case(MultiheadAttention::new(config), move |attention, x, cx| {
+        Ok(vec![attention.attend(&x[0], &x[1], &x[2], &masks(names, &x[3..]), cx)?])
+    })
+}
+
+fn of_itself(config: MultiheadAttentionConfig, names: &'static [Name]) -> Result<Box<dyn Runs>> {
+    case(MultiheadAttention::new(config), move |attention, x, cx| {
+        Ok(vec![attention.attend(&x[0], &x[0], &x[0], &masks(names, &x[1..]), cx)?])
+    })
+}
+
+fn sdpa(options: AttentionOptions<'static>) -> Result<Box<dyn Runs>> {
+    case(Ok(Identity), move |_, x, _: &Context| {
+        let options = AttentionOptions { attn_mask: x.get(3), ..options };
+        Ok(vec![scaled_dot_product_attention(&x[0], &x[1], &x[2], &options)?])
+    })
+}
+
+/// The target's and the memory's mask, then their padding.
+fn decoder<M>(module: Result<M>) -> Result<Box<dyn Runs>>
+where
+    M: 'static,
+    M: for<'a> Forward<
+            Input = (
+                &'static Tensor,
+                &'static Tensor,
+                &'static AttentionMask,
+                &'static AttentionMask,
+            ),
+            Output = Tensor,
+        >,
+{
+    case(module, |module, x, cx| {
+        let mask = |of: usize| AttentionMask {
+            attn_mask: x.get(2 + of).map(Tensor::shallow_clone),
+            key_padding_mask: x.get(4 + of).map(Tensor::shallow_clone),
+        };
+        Ok(vec![module.forward_with((&x[0], &x[1], &mask(0), &mask(1)), cx)?])
+    })
+}
+
+/// Lengths, where the inputs have any, and the other inputs.
+fn lengths(inputs: &[Tensor]) -> (Option<&Tensor>, Vec<&Tensor>) {
+    let lengths = inputs.iter().find(|input| input.kind() == Kind::Int64);
+    (lengths, inputs.iter().filter(|input| input.kind() != Kind::Int64).collect())
+}
+
+fn lstm(config: LstmConfig) -> Result<Box<dyn Runs>> {
+    case(Lstm::new(config), |lstm, inputs, cx| {
+        let (lengths, x) = lengths(inputs);
+        let initial = (x.len() == 3).then(|| (x[1], x[2]));
+        let (output, (h, c)) = lstm.forward_with((x[0], initial, lengths), cx)?;
+        Ok(vec![output, h, c])
+    })
+}
+
+/// A sequence, an initial state and lengths.
+type Sequence = (&'static Tensor, Option<&'static Tensor>, Option<&'static Tensor>);
+
+fn with_one_state<M>(module: Result<M>) -> Result<Box<dyn Runs>>
+where
+    M: Forward<Input = Sequence, Output = (Tensor, Tensor)> + 'static,
+{
+    case(module, |module, inputs, cx| {
+        let (lengths, x) = lengths(inputs);
+        let (output, h) = module.forward_with((x[0], x.get(1).copied(), lengths), cx)?;
+        Ok(vec![output, h])
+    })
+}
+
+/// Indices, and offsets or weights.
+fn bag(config: EmbeddingBagConfig) -> Result<Box<dyn Runs>> {
+    case(EmbeddingBag::new(config), |bag, inputs, cx| {
+        let (offsets, weights) = match inputs.get(1) {
+            Some(other) if other.kind() == Kind::Int64 => (Some(other), None),
+            other => (None, other),
+        };
+        Ok(vec![bag.forward_with((&inputs[0], offsets, weights), cx)?])
+    })
+}

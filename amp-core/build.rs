@@ -28,6 +28,8 @@ fn main() {
         .debug(false)
         // Its few loops are on every step's way, in the tests' profile too.
         .opt_level(3)
+        // As libtorch itself was built: some of its classes have other members without.
+        .define("NDEBUG", None)
         .include("csrc")
         .include(&out)
         .include(&include)

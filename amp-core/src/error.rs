@@ -34,6 +34,14 @@ pub enum Error {
     /// A run was ended since a step was not finite; the text names the first place.
     #[error("{0}")]
     NonFinite(String),
+    /// A run broke a rule that holds in every training run.
+    #[error("{text}")]
+    Invariant {
+        /// The rule's name: one of [`trainer::Invariant`](crate::trainer::Invariant).
+        name: &'static str,
+        /// Step, tensor and rule, the likely cause and what to do about it, in one line.
+        text: String,
+    },
     /// Figures were made on a kind of machine that this one cannot be held against.
     #[error("{0}")]
     NotComparable(String),

@@ -1,5 +1,10 @@
 //! Peak memory of tensors, counted the same way on CPU and CUDA.
 
+use std::sync::{
+    Arc, Mutex, PoisonError, Weak,
+    atomic::{AtomicI64, Ordering},
+};
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -97,7 +102,12 @@ pub struct MemoryMeter {
 
 enum Source {
     Host(ffi::HostMemory),
-    Cuda { index: usize, before: i64 },
+    Cuda {
+        index: usize,
+        before: i64,
+        /// The highest peak that other meters have ended since the start.
+        earlier: Arc<AtomicI64>,
+    },
 }
 
 impl MemoryMeter {
@@ -109,8 +119,9 @@ impl MemoryMeter {
         let source = match device {
             Device::Cuda(index) => {
                 ffi::cuda_empty_cache()?;
+                let earlier = PEAKS.end(index, ffi::cuda_memory(index)?.1);
                 ffi::cuda_memory_reset_peak(index)?;
-                Source::Cuda { index, before: ffi::cuda_memory(index)?.0 }
+                Source::Cuda { index, before: ffi::cuda_memory(index)?.0, earlier }
             }
             _ => Source::Host(ffi::HostMemory::start()?),
         };
@@ -126,8 +137,9 @@ impl MemoryMeter {
             Source::Host(host) => {
                 Memory { peak_allocated: host.read().1.max(0).cast_unsigned(), peak_reserved: None }
             }
-            Source::Cuda { index, before } => {
+            Source::Cuda { index, before, earlier } => {
                 let (_, peak, reserved) = ffi::cuda_memory(*index)?;
+                let peak = peak.max(earlier.load(Ordering::SeqCst));
                 Memory {
                     peak_allocated: (peak - before).max(0).cast_unsigned(),
                     peak_reserved: Some(reserved.max(0).cast_unsigned()),
@@ -143,8 +155,29 @@ impl MemoryMeter {
     pub fn allocated(&self) -> Result<i64> {
         match &self.source {
             Source::Host(host) => Ok(host.read().0),
-            Source::Cuda { index, before } => Ok(ffi::cuda_memory(*index)?.0 - before),
+            Source::Cuda { index, before, .. } => Ok(ffi::cuda_memory(*index)?.0 - before),
         }
+    }
+}
+
+/// The meters of CUDA devices. A device keeps one peak for all of them: one that starts sets it back, and
+/// leaves the peak until then to those that go on measuring.
+struct Peaks(Mutex<Vec<(usize, Weak<AtomicI64>)>>);
+
+static PEAKS: Peaks = Peaks(Mutex::new(Vec::new()));
+
+impl Peaks {
+    /// Leaves `peak`, which is about to be set back, to the meters of the device; returns where a new one
+    /// finds those that are ended after its start.
+    fn end(&self, index: usize, peak: i64) -> Arc<AtomicI64> {
+        let mut meters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        meters.retain(|(_, meter)| meter.strong_count() > 0);
+        for meter in meters.iter().filter(|(of, _)| *of == index).filter_map(|(_, m)| m.upgrade()) {
+            meter.fetch_max(peak, Ordering::SeqCst);
+        }
+        let own = Arc::new(AtomicI64::new(0));
+        meters.push((index, Arc::downgrade(&own)));
+        own
     }
 }
 
@@ -153,6 +186,20 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+
+    #[test]
+    fn a_meter_keeps_the_peaks_that_later_ones_end() {
+        let peaks = Peaks(Mutex::default());
+        let outer = peaks.end(0, 500);
+        let inner = peaks.end(0, 70);
+        let other = peaks.end(1, 900);
+        drop(peaks.end(0, 60));
+        let read = |meter: &Arc<AtomicI64>| meter.load(Ordering::SeqCst);
+        assert_eq!([read(&outer), read(&inner), read(&other)], [70, 60, 0]);
+        drop(inner);
+        drop(peaks.end(0, 0));
+        assert_eq!(peaks.0.lock().expect("no panic").len(), 3, "what has ended is dropped");
+    }
 
     #[test]
     fn a_copy_of_a_parameter_has_no_history() -> Result<()> {

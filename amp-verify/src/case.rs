@@ -9,7 +9,8 @@ use amp_core::{
     random,
     tch::Device,
     trainer::{
-        Graph, LoggingConfig, MemoryConfig, NumericsConfig, OptimizationConfig, RecoveryConfig,
+        ChecksConfig, Graph, LoggingConfig, MemoryConfig, NumericsConfig, OptimizationConfig,
+        RecoveryConfig,
     },
 };
 
@@ -74,6 +75,8 @@ pub struct Choices {
     pub memory: MemoryConfig,
     /// Whether whole steps run as CUDA graphs.
     pub graph: Graph,
+    /// Which invariants of training a run is held against.
+    pub checks: ChecksConfig,
     /// The value to watch, and for how many epochs.
     pub early_stopping: Option<(String, u32)>,
     /// Hyperparameters by name.
@@ -129,6 +132,7 @@ impl Case {
             max_steps: choices.max_steps,
             seed: choices.seed,
             graph: choices.graph,
+            checks: choices.checks,
             numerics: choices.numerics,
             recovery: choices.recovery,
             memory: choices.memory,

@@ -190,6 +190,11 @@ impl SharedDataset {
         Ok(batch)
     }
 
+    /// Whether both read one dataset.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.dataset, &other.dataset)
+    }
+
     /// Whether it draws from libtorch's generator; `None` before it was looked.
     pub(super) fn draws(&self) -> Option<bool> {
         self.draws.get().copied()

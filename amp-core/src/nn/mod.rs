@@ -47,6 +47,7 @@ pub use checkpoint::Checkpoint;
 pub use child::Child;
 pub use container::Sequential;
 pub use context::Context;
+pub(crate) use context::{Evaluating, take_trained_in_evaluation};
 pub use conv::{
     Conv, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Conv3d, Conv3dConfig, ConvConfig,
     ConvTranspose, ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d, ConvTranspose2dConfig,

@@ -202,6 +202,17 @@ impl Scheduled {
         Ok(())
     }
 
+    /// The rates of each group that the schedule gives for the next step.
+    pub(crate) fn schedule_rates(&self) -> Option<Vec<Rates>> {
+        self.schedule.as_ref().map(Schedule::rates)
+    }
+
+    /// How many steps the schedule has passed, where it moves by steps and says so.
+    pub(crate) fn passed_steps(&self) -> Option<i64> {
+        let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
+        schedule.groups.first()?.state().ok()?.get(saved::LAST_EPOCH).ok()
+    }
+
     /// Where the schedule is, to come back to; nothing where it does not move by steps.
     pub(crate) fn fork_schedule(&self) -> Option<Vec<Box<dyn Scheduler>>> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{
     fit::{Flow, Run},
-    step::{Ended, Examples, plan_memory},
+    step::{Ended, Examples, Moment, plan_memory},
 };
 use crate::{
     Result,
@@ -83,6 +83,7 @@ impl Run<'_, '_> {
             let loaders = self.loader.held_bytes() + self.val.held_bytes();
             plan_memory(state, *model, &examples, loaders, budget, observers.emit)?;
         }
+        observers.invariants.at(Moment::StepBegins, state, *model, steps.running())?;
         let waiting = steps.start(state, *model, observers, examples)?;
         let started = waiting.is_none();
         if let Some(examples) = waiting {
@@ -101,6 +102,7 @@ impl Run<'_, '_> {
                 self.position.batch = next_batch;
                 state.end();
                 self.log_before = None;
+                observers.invariants.at(Moment::StepEnds, state, *model, steps.running())?;
                 Ok(actions)
             }
             Some(Ended::Void(examples)) => {

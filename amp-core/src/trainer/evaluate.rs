@@ -8,7 +8,7 @@ use crate::{
     data::{AnyBatch, DataLoader, DataModule, Limit, Sets},
     ffi,
     log::{Log, Logged},
-    nn::Context,
+    nn::{Context, Evaluating},
     precision::Policy,
 };
 
@@ -147,7 +147,7 @@ impl Evaluator {
         batch: &AnyBatch,
         mut run: impl FnMut(&Self, &AnyBatch, &mut Log) -> Result<T>,
     ) -> Result<(Log, Vec<T>)> {
-        let _no_grad = tch::no_grad_guard();
+        let (_no_grad, _evaluating) = (tch::no_grad_guard(), Evaluating::begin());
         loop {
             let mut log = Log::default();
             let parts = batch.split(self.parts)?;

@@ -12,8 +12,8 @@ use super::{
     evaluate::Loaders,
     freeze::Freezing,
     step::{
-        Callbacks, Emit, Observers, Optimization, StepState, Steps, full_gradients_note,
-        step_access,
+        Callbacks, Emit, Invariants, Moment, Observers, Optimization, StepState, Steps,
+        full_gradients_note, step_access,
     },
     writer::Writer,
 };
@@ -128,7 +128,8 @@ impl<'r, 'c> Run<'r, 'c> {
         let steps = Steps::new(&state, model)?;
         let callbacks = Callbacks(callbacks);
         callbacks.check()?;
-        let observers = Observers { callbacks, emit, log: Log::default() };
+        let invariants = Invariants::new(config, &loops, model, data);
+        let observers = Observers { callbacks, emit, invariants, log: Log::default() };
         Ok(Self {
             config,
             model,
@@ -221,6 +222,7 @@ impl<'r, 'c> Run<'r, 'c> {
         self.observers
             .callbacks
             .each(|callback| callback.on_train_start(&mut hook).map(|()| Vec::new()))?;
+        self.hold_against(Moment::Start)?;
         if resumed.is_none() {
             self.check_validation()?;
         }
@@ -271,6 +273,7 @@ impl<'r, 'c> Run<'r, 'c> {
                 self.state.end();
             }
         }
+        self.hold_against(Moment::EpochEnds)?;
         let global_step = self.state.global_step();
         let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds, val_seconds };
         (self.observers.emit)(Event::EpochEnd(end.clone()))?;
@@ -345,6 +348,12 @@ impl<'r, 'c> Run<'r, 'c> {
 }
 
 impl Run<'_, '_> {
+    /// Holds the run against the invariants.
+    pub(super) fn hold_against(&mut self, moment: Moment) -> Result<()> {
+        let Self { observers, state, model, steps, .. } = self;
+        observers.invariants.at(moment, state, *model, steps.running())
+    }
+
     /// The signal that has come, if one has.
     pub(super) fn signal(&self) -> Option<u32> {
         match self.interruption.signal.load(Ordering::SeqCst) {

@@ -18,11 +18,12 @@ pub use crate::{
     module::{ManualOptimizer, ManualStep, StepAccess},
 };
 pub use config::{
-    AtFloor, Averaging, Freeze, Graph, LoggingConfig, Loops, MemoryConfig, NonFinite,
-    NumericsConfig, OptimizationConfig, RecoveryConfig, ScaleFloor, TrainerConfig,
+    AtFloor, Averaging, Check, ChecksConfig, Freeze, Graph, LoggingConfig, Loops, MemoryConfig,
+    NonFinite, NumericsConfig, OptimizationConfig, RecoveryConfig, ScaleFloor, TrainerConfig,
     ValCheckInterval, parse_time,
 };
 pub use resume::Change;
+pub use step::Invariant;
 
 use std::{
     path::PathBuf,

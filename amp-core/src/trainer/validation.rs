@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{
     evaluate::{Evaluator, Stage},
     fit::{Run, timed},
-    step::Aside,
+    step::{Aside, Moment},
 };
 use crate::{
     Result,
@@ -70,10 +70,14 @@ impl Run<'_, '_> {
     fn evaluate(&mut self, most: Option<i64>) -> Result<Vec<Logged>> {
         let (policy, epoch) = (self.state.policy(), self.position.epoch);
         let mut evaluator = Evaluator::new(self.config, policy, self.state.global_step());
+        self.hold_against(Moment::EvaluationBegins)?;
         let (val, state) = (self.val.clone(), &self.state);
-        evaluator.evaluate(self.model, Stage::Validate, &val, most, |model, log| {
-            model.on_validation_epoch_end(&mut state.hook(epoch, log))
-        })
+        let values =
+            evaluator.evaluate(self.model, Stage::Validate, &val, most, |model, log| {
+                model.on_validation_epoch_end(&mut state.hook(epoch, log))
+            })?;
+        self.hold_against(Moment::EvaluationEnds)?;
+        Ok(values)
     }
 
     /// Validates a few batches before training, and leaves nothing of it.

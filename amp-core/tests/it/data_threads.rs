@@ -228,7 +228,7 @@ fn train(data: &DataModule) -> Result<RunRecord> {
 #[test]
 fn training_does_not_depend_on_loading() -> Result<()> {
     let all = digits(100)?;
-    let x = || all.input.shallow_clone();
+    let x = || all.input.copy();
     let mut data = DataModule::new("digits", Batch::new(x(), x())?, Batch::new(x(), x())?, 16);
     let expected = train(&data)?;
     for prefetch in [0, 3] {

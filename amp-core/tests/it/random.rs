@@ -231,8 +231,9 @@ fn loads_within_a_section() -> Result<()> {
     };
     let mut model = Model::regression(linear(3, 3)?, |_| sgd());
     let _section = random::seeded(0)?;
-    Trainer::new(config()).fit(&mut model, &data(Drawn.into()))?;
-    let refused = Trainer::new(config()).fit(&mut model, &data(Begins.into()));
+    let config = config().with(|config| config.checks.shared_examples = true);
+    Trainer::new(config.clone()).fit(&mut model, &data(Drawn.into()))?;
+    let refused = Trainer::new(config).fit(&mut model, &data(Begins.into()));
     assert!(message(refused).contains("call random::seeded before it"));
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use amp_core::precision::Precision;
+use amp_core::{precision::Precision, trainer::Check};
 use clap::{Args, ValueEnum};
 
 /// How much is run.
@@ -75,6 +75,11 @@ pub struct GateArgs {
     /// Ask libtorch for deterministic algorithms
     #[arg(long)]
     pub deterministic: bool,
+    /// How often each run is held against the invariants of training: off, cheap (some steps) or full
+    /// (each step)
+    #[arg(long, value_name = "LEVEL", value_parser = Check::from_str,
+          default_value_t = Check::default())]
+    pub check: Check,
     /// Processes that share the work on a CPU [default: one for each core]
     #[arg(long, value_name = "N")]
     pub processes: Option<usize>,

@@ -8,11 +8,12 @@ use amp_core::{
     precision::Precision,
     probe::Observed,
     tch::{Device, Kind, Tensor},
+    trainer::Check,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    conformance, controls, identity, path,
+    conformance, controls, identity, invariants, path,
     reason::{Failure, Reason},
 };
 use crate::{
@@ -35,6 +36,8 @@ pub enum Task {
     Conformance,
     /// Holds the path that is trained on against its rules.
     Path,
+    /// Trains a few steps and validates, held against the invariants of training in each.
+    Invariants,
 }
 
 /// A piece of work. Two that are equal come to the same figures.
@@ -54,6 +57,8 @@ pub struct Job {
     pub tf32: bool,
     /// Whether deterministic algorithms are asked for.
     pub deterministic: bool,
+    /// How often the run is held against the invariants of training.
+    pub check: Check,
     /// What is done.
     pub task: Task,
     /// Precision regions by module path, over those the model declares.
@@ -140,6 +145,7 @@ impl Job {
             Task::Train | Task::Frozen => self.train(registry),
             Task::Conformance => conformance::run(self, registry),
             Task::Path => path::run(self, registry),
+            Task::Invariants => invariants::run(self, registry),
         };
         let mut outcome = outcome.unwrap_or_else(|error| Outcome::failed(Failure::of(&error)));
         outcome.seconds = started.elapsed().as_secs_f64();
@@ -170,6 +176,7 @@ impl Job {
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
         config.recovery.provenance = false;
+        config.checks.level = self.check;
         config
     }
 

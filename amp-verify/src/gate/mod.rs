@@ -10,6 +10,7 @@ mod coverage;
 mod finding;
 mod goldens;
 mod identity;
+mod invariants;
 mod job;
 mod path;
 mod plan;

@@ -2,7 +2,7 @@
 
 use std::{ops::Deref, path::PathBuf, sync::Arc};
 
-use amp_core::{Error, Result, hardware, precision::Precision};
+use amp_core::{Error, Result, hardware, precision::Precision, trainer::Check};
 
 use super::{Bounds, DIAGNOSED, GateArgs, Job, Task, Tier};
 use crate::{
@@ -68,6 +68,8 @@ pub struct Plan {
     pub tf32: bool,
     /// Deterministic algorithms.
     pub deterministic: bool,
+    /// How often a run is held against the invariants of training.
+    pub check: Check,
     /// The folder of goldens, if runs are held against them.
     pub goldens: Option<PathBuf>,
     /// Precision regions by module path, over those the model declares.
@@ -146,6 +148,7 @@ impl Plan {
             device: args.device.clone(),
             tf32: args.tf32,
             deterministic: args.deterministic,
+            check: args.check,
             goldens: args.goldens.clone(),
             islands,
             diagnosed: if args.no_diagnose { 0 } else { DIAGNOSED },
@@ -175,6 +178,7 @@ impl Plan {
             tf32: self.tf32
                 || (precision == Precision::F32True && fault == Some(Fault::Tf32Baseline)),
             deterministic: self.deterministic,
+            check: if task == Task::Invariants { Check::Full } else { self.check },
             task,
             islands: self.islands.clone(),
             fault,

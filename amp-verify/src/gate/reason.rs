@@ -49,6 +49,8 @@ pub enum Reason {
     Batches,
     /// A step keeps memory, or takes several times that of 32-true.
     Memory,
+    /// A run broke an invariant of training.
+    Invariant,
     /// A figure is not the golden's.
     Moved,
     /// The golden is of another kind of machine, or there is none.
@@ -80,6 +82,7 @@ impl Reason {
         Self::Rounding,
         Self::Batches,
         Self::Memory,
+        Self::Invariant,
         Self::Moved,
         Self::NotComparable,
         Self::Crashed,
@@ -108,6 +111,7 @@ impl Reason {
             Self::Rounding => "rounding",
             Self::Batches => "batches",
             Self::Memory => "memory",
+            Self::Invariant => "invariant",
             Self::Moved => "moved",
             Self::NotComparable => "not_comparable",
             Self::Crashed => "crashed",
@@ -128,6 +132,7 @@ impl Reason {
             Self::Dropout => Some("dropout"),
             Self::Batches => Some("the batches of a step"),
             Self::Memory => Some("memory"),
+            Self::Invariant => Some("an invariant of training"),
             _ => None,
         }
     }
@@ -140,12 +145,15 @@ pub struct Failure {
     pub reason: Reason,
     /// What was seen.
     pub text: String,
+    /// The [invariant](amp_core::trainer::Invariant) that was broken, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invariant: Option<String>,
 }
 
 impl Failure {
     /// This kind, with what was seen.
     pub fn new(reason: Reason, text: impl Into<String>) -> Self {
-        Self { reason, text: one_line(&text.into()) }
+        Self { reason, text: one_line(&text.into()), invariant: None }
     }
 
     pub(super) fn of(error: &Error) -> Self {
@@ -153,8 +161,13 @@ impl Failure {
             Error::Precision(_) => Reason::PrecisionDidNotRun,
             Error::NonFinite(_) => Reason::NonFinite,
             Error::Scaler(_) => Reason::AllSkipped,
+            Error::Invariant { .. } => Reason::Invariant,
             _ => Reason::Crashed,
         };
-        Self::new(reason, error.to_string())
+        let invariant = match error {
+            Error::Invariant { name, .. } => Some((*name).to_owned()),
+            _ => None,
+        };
+        Self { invariant, ..Self::new(reason, error.to_string()) }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Mutex, thread};
 
-use amp_core::{Error, Result, file::Staged, hardware, precision::Precision};
+use amp_core::{Error, Result, file::Staged, hardware, precision::Precision, trainer::Check};
 use clap::{Args, ValueEnum};
 
 use super::{
@@ -171,6 +171,7 @@ impl Recorder<'_> {
             device: self.device.to_owned(),
             tf32: false,
             deterministic: false,
+            check: Check::default(),
             task,
             islands: Islands::new(),
             fault: None,

@@ -14,7 +14,7 @@ use amp_core::{
     memory::parse_bytes,
     optim::{Moments, WeightUpdate},
     precision::{Clip, GradientStorage},
-    trainer::{Graph, MemoryConfig, NumericsConfig},
+    trainer::{Check, ChecksConfig, Graph, MemoryConfig, NumericsConfig},
 };
 use clap::{Args, ValueEnum};
 use serde_json::Value;
@@ -91,6 +91,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHEN", value_parser = Graph::from_str,
           default_value_t = Graph::default())]
     pub graph: Graph,
+    /// How often a run is held against the invariants of training, as that every weight moves and a
+    /// skipped step changes nothing: off, cheap (some steps) or full (each step)
+    #[arg(long, value_name = "LEVEL", value_parser = Check::from_str,
+          default_value_t = Check::default())]
+    pub check: Check,
     /// Threads of one CPU operation [default: all cores]
     #[arg(long)]
     pub threads: Option<i32>,
@@ -144,6 +149,7 @@ impl RunArgs {
             recovery: self.recovery.recovery(),
             memory: MemoryConfig { budget: self.memory_budget, ..MemoryConfig::default() },
             graph: self.graph,
+            checks: ChecksConfig { level: self.check, ..ChecksConfig::default() },
             early_stopping: self.early_stopping.clone().map(|monitor| (monitor, self.patience)),
             set: self.set.iter().cloned().collect::<Hyperparameters>(),
             loading: Loading {

@@ -21,6 +21,9 @@ pub struct Fate {
     pub model: String,
     /// The checks that saw it.
     pub killed_by: Vec<Reason>,
+    /// The invariants of training that it broke, by name.
+    #[serde(default)]
+    pub invariants: Vec<String>,
     /// Whether the seeds' metrics showed it.
     pub by_seeds: bool,
     /// Whether whole runs were needed, because no rule was broken.

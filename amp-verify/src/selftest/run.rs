@@ -1,10 +1,10 @@
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
-use amp_core::{Error, Result, hardware, precision::Precision};
+use amp_core::{Error, Result, hardware, precision::Precision, trainer::Check};
 
 use super::{Fate, Fault, Report, SelftestArgs, report::is_red};
 use crate::{
-    gate::{self, Failure, Plan, Pool, Reason, Subject, Task, Tier},
+    gate::{self, Failure, Job, Plan, Pool, Reason, Subject, Task, Tier},
     golden,
     registry::{Model, Registry},
     verdict::Verdict,
@@ -37,7 +37,9 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             (Some(model), _) => {
                 let plan = plan(registry, args, model)?;
                 let (precisions, first, most) = (vec![PRECISION], SEEDS, SEEDS);
-                let own = Plan { fault: Some(fault), precisions, first, most, ..plan };
+                // Otherwise an invariant would end each run before another check looks at it.
+                let (fault_of_plan, check) = (Some(fault), Check::Off);
+                let own = Plan { fault: fault_of_plan, check, precisions, first, most, ..plan };
                 plans.push((fault, own));
             }
             (None, needs) => left_out.push(format!(
@@ -108,6 +110,7 @@ fn plan(registry: &Registry, args: &SelftestArgs, model: &Arc<Model>) -> Result<
         device: args.device.clone(),
         tf32: false,
         deterministic: false,
+        check: Check::default(),
         goldens: None,
         islands: Default::default(),
         diagnosed: 0,
@@ -117,6 +120,9 @@ fn plan(registry: &Registry, args: &SelftestArgs, model: &Arc<Model>) -> Result<
 
 /// Jobs that are looked at one after the other until one of them is red; whole runs follow.
 const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
+
+/// A fault with its plan, what rules said of it, and the job of the invariants.
+type Case<'a> = ((&'a (Fault, Plan), Vec<Failure>), &'a Job);
 
 /// What the gate says of each fault: first by the rules of the path, then of first steps, and of whole
 /// runs where these are not enough.
@@ -132,11 +138,16 @@ fn fates(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<Fate>> {
             }
         }
     }
+    let invariants: Vec<_> = plans
+        .iter()
+        .map(|(_, plan)| plan.job(&plan.models[0], PRECISION, plan.first_seed, Task::Invariants))
+        .collect();
+    pool.run(invariants.clone())?;
     let whole = plans.iter().zip(&seen).filter(|(_, seen)| seen.is_empty());
     // All at once, so that no process waits.
     let jobs = whole.flat_map(|((_, plan), _)| plan.first_look());
     pool.run(jobs.collect::<Vec<_>>())?;
-    let fate = |((fault, plan), mut failures): (&(Fault, Plan), Vec<Failure>)| {
+    let fate = |(((fault, plan), mut failures), job): Case<'_>| {
         let (mut by_seeds, trained) = (false, failures.is_empty());
         let mut said = failures.first().map(|failure| failure.text.clone()).unwrap_or_default();
         if trained {
@@ -148,16 +159,28 @@ fn fates(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<Fate>> {
                 said = cell.note();
             }
         }
+        // Other errors of that run are what the other checks are about.
+        let broken = pool.outcome(job).into_iter().flat_map(|outcome| &outcome.failures);
+        let broken: Vec<&Failure> =
+            broken.filter(|failure| failure.reason == Reason::Invariant).collect();
+        if failures.is_empty()
+            && let Some(first) = broken.first()
+        {
+            said.clone_from(&first.text);
+        }
+        let invariants = broken.iter().filter_map(|failure| failure.invariant.clone()).collect();
+        failures.extend(broken.into_iter().cloned());
         let killed_by: BTreeSet<Reason> = failures.iter().map(|failure| failure.reason).collect();
         Ok(Fate {
             fault: *fault,
             area: fault.area(),
             model: plan.models[0].name().to_owned(),
             killed_by: killed_by.into_iter().collect(),
+            invariants,
             by_seeds,
             trained,
             said,
         })
     };
-    plans.iter().zip(seen).map(fate).collect()
+    plans.iter().zip(seen).zip(&invariants).map(fate).collect()
 }

@@ -1,6 +1,7 @@
 //! What a forward pass knows besides its input.
 
 mod call;
+mod evaluating;
 mod fused;
 mod products;
 
@@ -9,6 +10,8 @@ use std::{
     collections::BTreeMap,
     rc::Rc,
 };
+
+pub(crate) use evaluating::{Evaluating, take_trained_in_evaluation};
 
 use super::{
     Segment, Survey,
@@ -45,6 +48,7 @@ pub struct Context {
 impl Context {
     /// A pass under `policy`; `training` switches dropout and batch statistics on.
     pub fn new(policy: Policy, training: bool) -> Self {
+        evaluating::note(training);
         Self {
             policy,
             training,

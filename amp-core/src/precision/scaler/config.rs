@@ -58,7 +58,7 @@ impl GradScalerConfig {
 
     /// The rule of ATen's `_amp_update_scale_` on scale and tracker: products in f64, rounded to
     /// f32.
-    pub(super) fn next(&self, (scale, tracker): (f32, i32), overflowed: bool) -> (f32, i32) {
+    pub(crate) fn next(&self, (scale, tracker): (f32, i32), overflowed: bool) -> (f32, i32) {
         if overflowed {
             return ((f64::from(scale) * self.backoff_factor) as f32, 0);
         }

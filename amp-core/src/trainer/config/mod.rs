@@ -1,6 +1,7 @@
 //! The trainer's options.
 
 mod averaging;
+mod checks;
 mod freeze;
 mod graph;
 mod logging;
@@ -15,6 +16,7 @@ use tch::Device;
 pub(super) use self::loops::{Validations, show_time};
 pub use self::{
     averaging::Averaging,
+    checks::{Check, ChecksConfig},
     freeze::Freeze,
     graph::Graph,
     logging::LoggingConfig,
@@ -70,6 +72,8 @@ pub struct TrainerConfig {
     pub recovery: RecoveryConfig,
     /// Which steps are reported and profiled.
     pub logging: LoggingConfig,
+    /// Which invariants of training the run is held against.
+    pub checks: ChecksConfig,
 }
 
 impl TrainerConfig {
@@ -90,6 +94,7 @@ impl TrainerConfig {
             memory: MemoryConfig::default(),
             recovery: RecoveryConfig::default(),
             logging: LoggingConfig::default(),
+            checks: ChecksConfig::default(),
         }
     }
 

@@ -7,6 +7,7 @@ use tch::Tensor;
 use super::{
     examples::Examples,
     explain::explain,
+    invariants::Moment,
     observers::{Emit, Observers},
     recovery::{Next, recover},
     report::end_batch,
@@ -35,6 +36,7 @@ pub(super) fn step(
     let last = examples.batches.len() - 1;
     note_left_out(state, model, examples, observers.emit)?;
     state.begin(model)?;
+    observers.invariants.at(Moment::GradientsCleared, state, model, 0)?;
     let casts = state.keep_casts()?;
     for at in 0..=last {
         forward_backward(state, model, observers, examples, at, &mut ran)?;

@@ -2,7 +2,10 @@
 
 use tch::{Kind, Tensor};
 
-use super::state::StepState;
+use super::{
+    sample::{sample, spacing},
+    state::StepState,
+};
 use crate::{
     Error, Result,
     optim::WeightUpdate,
@@ -18,17 +21,6 @@ const SAMPLE: i64 = 1024;
 
 /// Some elements of each 16-bit weight before a step.
 pub(super) struct Before(Vec<(Tensor, Tensor)>);
-
-/// Every so many elements of a tensor.
-fn step_of(tensor: &Tensor) -> i64 {
-    (tensor.numel() as i64 / SAMPLE).max(1)
-}
-
-/// Elements of a tensor that are evenly far apart.
-fn sample(tensor: &Tensor) -> Result<Tensor> {
-    let step = step_of(tensor);
-    Ok(tensor.f_detach()?.f_reshape([-1])?.f_slice(0, None, None, step)?)
-}
 
 /// Whether updates may be lost in such a run.
 fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
@@ -60,7 +52,8 @@ impl StepState<'_> {
             .map(|own| &own.tensor)
             .filter(|own| matches!(own.kind(), Kind::Half | Kind::BFloat16));
         let pairs = narrow.map(|own| {
-            let before = tch::no_grad(|| sample(own)?.f_detach_copy().map_err(Error::from))?;
+            let before =
+                tch::no_grad(|| sample(own, SAMPLE)?.f_detach_copy().map_err(Error::from))?;
             Ok((own.shallow_clone(), before))
         });
         Ok(Some(Before(pairs.collect::<Result<_>>()?)))
@@ -74,9 +67,9 @@ impl StepState<'_> {
             if !gradient.defined() {
                 continue;
             }
-            let moves = sample(&gradient)?.f_ne(0.0)?;
-            let stays = sample(weight)?.f_eq_tensor(before)?.f_logical_and(&moves)?;
-            let of = step_of(weight) as f64;
+            let moves = sample(&gradient, SAMPLE)?.f_ne(0.0)?;
+            let stays = sample(weight, SAMPLE)?.f_eq_tensor(before)?.f_logical_and(&moves)?;
+            let of = spacing(weight, SAMPLE) as f64;
             all += of * moves.f_sum(Kind::Double)?.f_double_value(&[])?;
             lost += of * stays.f_sum(Kind::Double)?.f_double_value(&[])?;
         }

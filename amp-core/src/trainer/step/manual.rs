@@ -6,6 +6,7 @@ use tch::Tensor;
 
 use super::{
     examples::Examples,
+    invariants::Moment,
     observers::Observers,
     recovery::{Next, recover},
     report::end_batch,
@@ -29,6 +30,7 @@ pub(super) fn step(
     examples: &Examples,
 ) -> Result<Vec<Action>> {
     state.optim.zero_grad()?;
+    observers.invariants.at(Moment::GradientsCleared, state, model, 0)?;
     state.begin_changes();
     let (loss, outcome) = manual_step(state, model, observers, examples)?;
     end_batch(state, model, observers, examples.start, &loss, Some(&outcome))

@@ -3,7 +3,8 @@
 //! An [`Executor`](executor::Executor) runs them: [kernel by kernel](eager), as a CUDA [graph], or as the
 //! model's [own step](manual). All share the [state] that lives from step to step, the
 //! [passes] over a batch and the [optimizers' part](optimization), so that they compute the same
-//! numbers. [Recovery](recovery) decides what follows a step that is not finite.
+//! numbers. [Recovery](recovery) decides what follows a step that is not finite. All are held against the
+//! [invariants] of training.
 
 mod average;
 mod budget;
@@ -13,6 +14,7 @@ mod examples;
 mod executor;
 mod explain;
 mod graph;
+mod invariants;
 mod kept;
 mod last_good;
 mod lost_updates;
@@ -24,6 +26,7 @@ mod profile;
 mod recovery;
 mod report;
 mod rollback;
+mod sample;
 mod state;
 
 pub(super) use self::{
@@ -31,11 +34,14 @@ pub(super) use self::{
     examples::Examples,
     executor::Ended,
     graph::step_access,
+    invariants::{Invariants, Moment},
     observers::{Callbacks, Emit, Observers},
     optimization::{Optimization, full_gradients_note},
     rollback::Aside,
     state::{Counts, StepState},
 };
+
+pub use self::invariants::Invariant;
 
 use self::{direct::Direct, executor::Executor, graph::Replay};
 use super::config::Graph;

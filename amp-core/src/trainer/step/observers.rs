@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::invariants::Invariants;
 use crate::{
     Error, Hook, Result,
     callback::{Action, Callback},
@@ -17,6 +18,8 @@ pub(in crate::trainer) type Emit<'a> = dyn FnMut(Event) -> Result<()> + 'a;
 pub(in crate::trainer) struct Observers<'r, 'c> {
     pub(in crate::trainer) callbacks: Callbacks<'r, 'c>,
     pub(in crate::trainer) emit: &'r mut Emit<'r>,
+    /// The rules that the run is held against.
+    pub(in crate::trainer) invariants: Invariants,
     /// The running epoch's values.
     pub(in crate::trainer) log: Log,
 }

@@ -19,7 +19,7 @@ pub(super) fn end_batch(
     loss: &Tensor,
     outcome: Option<&StepOutcome>,
 ) -> Result<Vec<Action>> {
-    let Observers { callbacks, emit, log } = observers;
+    let Observers { callbacks, emit, log, .. } = observers;
     let Position { epoch, batch } = position;
     let mut hook = state.hook(epoch, log);
     model.on_train_batch_end(loss, outcome, &mut hook)?;

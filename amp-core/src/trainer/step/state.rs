@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
 pub(in crate::trainer) struct Counts {
     /// Steps that moved the parameters.
-    pub(super) applied: u64,
+    pub(in crate::trainer) applied: u64,
     /// Steps left out.
     pub(in crate::trainer) skipped: u64,
     /// Both, and those rolled back since.

@@ -13,6 +13,7 @@ use amp_core::{
     precision::{GradScalerConfig, Precision},
     record::RunRecord,
     tch::{Device, Kind, Tensor},
+    trainer::Check,
 };
 
 use crate::support::device;
@@ -29,6 +30,8 @@ fn train(
             config.logging.log_every_n_steps = 1000;
             config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() }; // Losses over pairs of examples are not sums over parts.
             config.memory.micro_batching = false;
+            // Healthy runs, which break no invariant of training.
+            config.checks.level = Check::Full;
         });
     let record = Trainer::new(config).fit(model, data)?;
     for value in record.epochs.iter().flat_map(|epoch| epoch.train.iter().chain(&epoch.val)) {

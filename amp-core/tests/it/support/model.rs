@@ -185,8 +185,8 @@ pub(crate) fn constant(count: i64, width: i64, target: f64) -> Result<Batch> {
     Batch::new(Tensor::ones(shape, options), Tensor::full(shape, target, options))
 }
 
-/// Trained and validated on the same examples.
+/// Trained and validated on equal examples, which lie apart in memory.
 pub(crate) fn same(examples: Batch, batch_size: i64) -> Result<DataModule> {
-    let val = Batch::new(examples.input.shallow_clone(), examples.target.shallow_clone())?;
+    let val = Batch::new(examples.input.copy(), examples.target.copy())?;
     Ok(DataModule::new("examples", examples, val, batch_size))
 }

@@ -227,7 +227,7 @@ impl Checks<'_> {
 
     /// What the watched steps said.
     fn followed(&mut self, what: &str, seen: &Seen) {
-        for Failure { reason, text } in &seen.failures {
+        for Failure { reason, text, .. } in &seen.failures {
             self.findings.fail(*reason, format!("{what}: {text}"));
         }
         match (&seen.no_replay, &seen.replay) {

@@ -21,7 +21,7 @@ use crate::{
     Error, LightningModule, Result,
     callback::Callback,
     module::StepAccess,
-    trainer::config::{Averaging, NonFinite, TrainerConfig},
+    trainer::config::{Averaging, Check, NonFinite, TrainerConfig},
 };
 
 /// Steps queued at a time where no observer needs to see each.
@@ -37,11 +37,15 @@ pub(in crate::trainer) fn step_access(
     config: &TrainerConfig,
 ) -> StepAccess {
     let callbacks = callbacks.iter().map(|callback| callback.step_access());
+    let checks = match config.checks.level {
+        Check::Full => StepAccess::EachStep,
+        Check::Off | Check::Cheap => StepAccess::Late,
+    };
     let average = match config.optimization.averaging {
         Some(Averaging::Ema { .. }) => StepAccess::EachStep,
         Some(Averaging::Swa { .. }) | None => StepAccess::Late,
     };
-    callbacks.fold(model.step_access().and(average), StepAccess::and)
+    callbacks.fold(model.step_access().and(average).and(checks), StepAccess::and)
 }
 
 /// How many steps may be queued; an error says why none can.

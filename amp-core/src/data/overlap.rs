@@ -1,0 +1,144 @@
+//! Examples that two data sets have in common.
+
+use std::{
+    collections::{HashSet, hash_map::RandomState},
+    hash::BuildHasher,
+};
+
+use tch::{Device, Kind, Tensor};
+
+use super::{AnyBatch, SharedDataset};
+use crate::Result;
+
+/// Whether one of two sets is the other, or both lie in the same memory, at least in part.
+///
+/// # Errors
+/// When examples in memory are no batch.
+pub(crate) fn share_memory(one: &SharedDataset, other: &SharedDataset) -> Result<bool> {
+    if one.is_same(other) {
+        return Ok(true);
+    }
+    let (Some(one), Some(other)) = (one.in_memory()?, other.in_memory()?) else {
+        return Ok(false);
+    };
+    let mut overlapping = per_example(&one).peekable();
+    let overlaps = |(name, tensor): (&str, &Tensor)| {
+        let other = per_example(&other).find(|(other, _)| *other == name);
+        match (Rows::of(tensor), other.and_then(|(_, other)| Rows::of(other))) {
+            (Some(own), Some(other)) => own.share_one(&other),
+            _ => false,
+        }
+    };
+    Ok(overlapping.peek().is_some() && overlapping.all(overlaps))
+}
+
+/// The part of the examples of `other` that are equal to examples of `one`, where both are in memory.
+///
+/// # Errors
+/// When they cannot be read from their device.
+pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<Option<f64>> {
+    let (Some(one), Some(other)) = (one.in_memory()?, other.in_memory()?) else {
+        return Ok(None);
+    };
+    // One key for both.
+    let keys = RandomState::new();
+    let known: HashSet<u64> = hashes(&one, &keys)?.into_iter().collect();
+    let own = hashes(&other, &keys)?;
+    let shared = own.iter().filter(|hash| known.contains(hash)).count();
+    Ok(Some(shared as f64 / own.len().max(1) as f64))
+}
+
+/// The tensors with something of each example.
+fn per_example(batch: &AnyBatch) -> impl Iterator<Item = (&str, &Tensor)> {
+    let length = batch.len();
+    batch.tensors().filter(move |(_, tensor)| tensor.size().first() == Some(&length))
+}
+
+/// Where the rows of a tensor lie in memory.
+struct Rows {
+    first: i64,
+    /// Bytes from one to the next.
+    apart: i64,
+    count: i64,
+    /// The sizes and strides within a row.
+    form: (Vec<i64>, Vec<i64>),
+}
+
+impl Rows {
+    /// None where all rows are one.
+    fn of(tensor: &Tensor) -> Option<Self> {
+        let (size, stride) = (tensor.size(), tensor.stride());
+        let apart = stride.first()? * tensor.kind().elt_size_in_bytes() as i64;
+        let form = (size[1..].to_vec(), stride[1..].to_vec());
+        let first = tensor.data_ptr() as i64;
+        (apart > 0 && tensor.numel() > 0).then_some(Self { first, apart, count: size[0], form })
+    }
+
+    /// Whether a row of both is the same. Rows of other forms are not told apart.
+    fn share_one(&self, other: &Self) -> bool {
+        let between = other.first - self.first;
+        let rows = between / self.apart;
+        self.apart == other.apart
+            && self.form == other.form
+            && between % self.apart == 0
+            && rows < self.count
+            && -rows < other.count
+    }
+}
+
+/// A number for each example, which equal ones share.
+fn hashes(batch: &AnyBatch, keys: &RandomState) -> Result<Vec<u64>> {
+    let length = batch.len();
+    let mut rows: Vec<Vec<u8>> = vec![Vec::new(); length as usize];
+    for (_, tensor) in per_example(batch) {
+        let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+        let bytes = flat.f_reshape([-1])?.f_view_dtype(Kind::Uint8)?;
+        let bytes = Vec::<u8>::try_from(bytes)?;
+        let size = bytes.len() / length.max(1) as usize;
+        if size > 0 {
+            rows.iter_mut().zip(bytes.chunks(size)).for_each(|(row, own)| row.extend(own));
+        }
+    }
+    Ok(rows.iter().map(|row| keys.hash_one(row)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Batch;
+
+    fn rows(from: i64, count: i64) -> SharedDataset {
+        let input = Tensor::arange_start(from, from + count, (Kind::Float, Device::Cpu));
+        let target = Tensor::zeros([count], (Kind::Int64, Device::Cpu));
+        Batch::new(input.view([count, 1]), target).expect("a batch").into()
+    }
+
+    #[test]
+    fn parts_of_one_table_are_told_apart() -> Result<()> {
+        let input = Tensor::arange(10, (Kind::Float, Device::Cpu)).view([10, 1]);
+        let target = Tensor::zeros([10], (Kind::Int64, Device::Cpu));
+        let part = |start, count| -> Result<SharedDataset> {
+            let (input, target) = (input.narrow(0, start, count), target.narrow(0, start, count));
+            Ok(Batch::new(input, target)?.into())
+        };
+        let train = part(0, 7)?;
+        assert!(!share_memory(&train, &part(7, 3)?)?);
+        assert!(share_memory(&train, &part(6, 3)?)?);
+        assert!(share_memory(&train, &train.clone())?);
+        assert!(!share_memory(&train, &rows(0, 7))?, "a copy lies elsewhere");
+        let every_other = |start| -> Result<SharedDataset> {
+            let half = |tensor: &Tensor| tensor.slice(0, start, None, 2);
+            Ok(Batch::new(half(&input), half(&target))?.into())
+        };
+        assert!(!share_memory(&every_other(0)?, &every_other(1)?)?);
+        assert!(share_memory(&every_other(0)?, &every_other(4)?)?);
+        Ok(())
+    }
+
+    #[test]
+    fn equal_examples_are_counted() -> Result<()> {
+        assert_eq!(shared_part(&rows(0, 8), &rows(6, 4))?, Some(0.5));
+        assert_eq!(shared_part(&rows(0, 8), &rows(8, 4))?, Some(0.0));
+        Ok(())
+    }
+}

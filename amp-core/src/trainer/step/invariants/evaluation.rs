@@ -1,0 +1,48 @@
+//! The mode in which a model is validated.
+
+use super::{Invariant, Moment, Rule, seen::Seen};
+use crate::{Result, ffi::WatchedModes, nn};
+
+/// Validated values are computed in evaluation mode.
+pub(super) struct EvaluationMode {
+    /// Whether the operators of each validation are looked at, or those of the first alone.
+    all: bool,
+    looked: bool,
+    watch: Option<WatchedModes>,
+}
+
+impl EvaluationMode {
+    pub(super) fn new(all: bool) -> Self {
+        Self { all, looked: false, watch: None }
+    }
+}
+
+impl Rule for EvaluationMode {
+    fn invariant(&self) -> Invariant {
+        Invariant::EvaluationMode
+    }
+
+    fn moments(&self) -> &'static [Moment] {
+        &[Moment::EvaluationBegins, Moment::EvaluationEnds]
+    }
+
+    fn broken(&mut self, moment: Moment, _: &Seen<'_>) -> Result<Option<String>> {
+        if moment == Moment::EvaluationBegins {
+            let _ = nn::take_trained_in_evaluation();
+            self.watch = (self.all || !self.looked).then(WatchedModes::start).transpose()?;
+            return Ok(None);
+        }
+        let trained = self.watch.as_ref().map(WatchedModes::trained).transpose()?.flatten();
+        (self.looked, self.watch) = (true, None);
+        let what = match (nn::take_trained_in_evaluation(), trained) {
+            (_, Some(operator)) => format!("`{operator}` runs"),
+            (true, None) => "layers run".to_owned(),
+            (false, None) => return Ok(None),
+        };
+        Ok(Some(format!(
+            "{what} in training mode, so that dropout drops or batch norm uses the batch's statistics: the \
+             model ignores the mode of the step or makes a `Context` of its own; pass on `step.context()`, \
+             and ask it (`is_training`, `drops_out`) in layers of your own"
+        )))
+    }
+}

@@ -1,0 +1,35 @@
+//! Gradients of earlier steps.
+
+use super::{Invariant, Moment, Rule, seen::Seen};
+use crate::Result;
+
+/// No gradient is left when a step begins.
+pub(super) struct GradientsAreCleared;
+
+impl Rule for GradientsAreCleared {
+    fn invariant(&self) -> Invariant {
+        Invariant::GradientsAreCleared
+    }
+
+    fn moments(&self) -> &'static [Moment] {
+        &[Moment::GradientsCleared]
+    }
+
+    fn broken(&mut self, _: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+        for scheduled in seen.scheduled() {
+            for parameter in scheduled.optimizer.parameters().iter() {
+                let gradient = parameter.tensor.f_grad()?;
+                // Zeros add nothing.
+                if gradient.defined() && gradient.f_any()?.f_int64_value(&[])? != 0 {
+                    return Ok(Some(format!(
+                        "`{}` still has the last step's gradient, which would be added to the new one: \
+                         `zero_grad` of {} does not clear it; call the default one",
+                        parameter.name,
+                        scheduled.optimizer.name()
+                    )));
+                }
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,155 @@
+//! Weights that training does not move.
+
+use std::{collections::HashSet, rc::Rc};
+
+use tch::{Kind, Tensor};
+
+use super::{
+    Invariant, Moment, Rule,
+    samples::{self, Pair, Samples},
+    seen::Seen,
+};
+use crate::{Result, optim::Scheduled, precision::Clip};
+
+/// Applied steps after which a parameter must have moved.
+const STEPS: u64 = 10;
+
+/// How many spacings of its dtype an element has to be expected to move by, so that its standing still
+/// says something: no optimizer makes ten steps in a row of less than this part of its rate.
+const SPACINGS: f64 = 8.0;
+
+/// A parameter with a gradient moves within the first applied steps.
+#[derive(Default)]
+pub(super) struct WeightsMove {
+    /// The parameters at the start that have not moved, and the steps applied then.
+    first: Option<(Rc<Samples>, u64)>,
+    moved: HashSet<String>,
+    /// Of each optimizer's groups, before the step.
+    rates: Vec<Vec<f64>>,
+    done: bool,
+}
+
+impl Rule for WeightsMove {
+    fn invariant(&self) -> Invariant {
+        Invariant::WeightsMove
+    }
+
+    fn moments(&self) -> &'static [Moment] {
+        &[Moment::Start, Moment::StepBegins, Moment::StepEnds]
+    }
+
+    fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
+        match moment {
+            Moment::Start => *self = Self::default(),
+            _ if self.done => {}
+            Moment::StepBegins => {
+                if self.first.is_none() {
+                    let applied = seen.state.counts.applied + seen.running;
+                    self.first = Some((seen.samples()?, applied));
+                }
+                self.rates = seen.scheduled().iter().map(lrs).collect();
+            }
+            _ => return self.after_step(seen),
+        }
+        Ok(None)
+    }
+}
+
+impl WeightsMove {
+    fn after_step(&mut self, seen: &Seen<'_>) -> Result<Option<String>> {
+        let Some((first, since)) = &self.first else { return Ok(None) };
+        let steps = seen.state.counts.applied.saturating_sub(*since);
+        let (mut stands, mut broken) = (false, None);
+        let now = seen.samples()?;
+        for pair in first.pairs(&now).filter(|pair| pair.tensor.trains) {
+            if self.moved.contains(&pair.tensor.name) {
+                continue;
+            }
+            if pair.moved() {
+                self.moved.insert(pair.tensor.name.clone());
+                continue;
+            }
+            stands = true;
+            if steps >= STEPS && broken.is_none() {
+                broken = self.stuck(seen, &pair, steps)?;
+            }
+        }
+        self.done = !stands;
+        Ok(broken)
+    }
+
+    /// What to say of a parameter that has not moved, if its gradient ought to have moved it.
+    fn stuck(&self, seen: &Seen<'_>, pair: &Pair<'_>, steps: u64) -> Result<Option<String>> {
+        let name = &pair.tensor.name;
+        for (scheduled, rates) in seen.scheduled().iter().zip(&self.rates) {
+            let own = scheduled.optimizer.parameters();
+            let Some(place) = own.iter().position(|parameter| parameter.name == *name) else {
+                continue;
+            };
+            let gradient = own[place].tensor.f_grad()?;
+            let Some(elements) = samples::elements(&gradient)? else { return Ok(None) };
+            let lr = rate(scheduled, place, rates);
+            let factor = factor(seen, scheduled)?;
+            let gradients: Vec<f64> =
+                samples::read(&[elements])?.iter().map(|value| value.abs() * factor).collect();
+            let spacing = spacing(pair.tensor.kind);
+            let mut pairs = pair.now.iter().zip(&gradients);
+            let ought = pairs.any(|(weight, gradient)| {
+                lr * gradient.min(1.0) > SPACINGS * spacing * weight.abs() && gradient.is_finite()
+            });
+            if ought {
+                let largest = gradients.iter().copied().fold(0.0, f64::max);
+                return Ok(Some(format!(
+                    "`{name}` has not moved in {steps} applied steps, although its gradient is up to \
+                     {largest:.1e} and its rate {lr:.1e}: {} does not step it, or something writes it back; \
+                     let the optimizer step every parameter with a gradient, or name `{name}` in \
+                     optimization.freeze",
+                    scheduled.optimizer.name()
+                )));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn lrs(scheduled: &Scheduled) -> Vec<f64> {
+    scheduled.optimizer.rates().iter().map(|rates| rates.lr).collect()
+}
+
+/// The rate of the parameter's group before the step; 0 where that is not known.
+fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
+    if let [only] = before {
+        return *only;
+    }
+    let own = scheduled.optimizer.options(place).and_then(|options| options.get("lr")?.as_f64());
+    let groups = lrs(scheduled);
+    let group = own.and_then(|own| groups.iter().position(|lr| *lr == own));
+    group.and_then(|group| before.get(group)).copied().unwrap_or(0.0)
+}
+
+/// At least what a gradient, as it lies there after a step, was multiplied by for the step: it may still be
+/// scaled, and not clipped.
+fn factor(seen: &Seen<'_>, scheduled: &Scheduled) -> Result<f64> {
+    let scale = seen.state.optim.scale().unwrap_or(1.0);
+    let Some(Clip::Norm(limit)) = seen.state.config.optimization.gradient_clip else {
+        return Ok(1.0 / scale.max(1.0));
+    };
+    let mut squares = 0.0;
+    for parameter in scheduled.optimizer.parameters().iter() {
+        let gradient: Tensor = parameter.tensor.f_grad()?;
+        if gradient.defined() {
+            squares += gradient.f_to_kind(Kind::Double)?.f_norm()?.f_double_value(&[])?.powi(2);
+        }
+    }
+    Ok((limit / squares.sqrt()).min(1.0 / scale.max(1.0)))
+}
+
+/// The distance of 1 to the next number of this dtype.
+fn spacing(kind: Kind) -> f64 {
+    match kind {
+        Kind::Double => f64::EPSILON,
+        Kind::Half => 2.0_f64.powi(-10),
+        Kind::BFloat16 => 2.0_f64.powi(-7),
+        _ => f64::from(f32::EPSILON),
+    }
+}

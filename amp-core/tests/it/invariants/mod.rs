@@ -1,0 +1,55 @@
+//! Rules that hold in every run: each is broken once by something around an optimizer, a schedule or a
+//! model, and no healthy run breaks one.
+
+mod healthy;
+mod optimizer;
+mod planted;
+mod reports;
+mod sets;
+
+use amp_core::{
+    Error, LightningModule, Result, Trainer, TrainerConfig,
+    data::DataModule,
+    precision::{GradScalerConfig, Precision},
+    record::RunRecord,
+    trainer::{Check, Invariant},
+};
+
+use self::{optimizer::Odd, planted::Planted};
+use crate::support::{
+    device,
+    model::{digits, same},
+};
+
+/// Fourteen steps of eight digits over two epochs.
+fn config(level: Check) -> TrainerConfig {
+    TrainerConfig::new(Precision::F16Mixed, device()).with(|config| {
+        config.max_epochs = 2;
+        config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() };
+        (config.checks.level, config.checks.shared_examples) = (level, true);
+    })
+}
+
+fn data() -> Result<DataModule> {
+    same(digits(56)?, 8)
+}
+
+fn fit(config: TrainerConfig, model: &mut dyn LightningModule) -> Result<RunRecord> {
+    Trainer::new(config).fit(model, &data()?)
+}
+
+/// What is said of the invariant that a run breaks.
+fn broken(outcome: Result<RunRecord>, invariant: Invariant) -> String {
+    match outcome {
+        Err(Error::Invariant { name, text }) => {
+            assert_eq!(name, invariant.name(), "{text}");
+            assert!(
+                text.ends_with(&format!("(invariant {name})")) && !text.contains('\n'),
+                "{text}"
+            );
+            text
+        }
+        Err(error) => panic!("another error than of {invariant}: {error}"),
+        Ok(_) => panic!("{invariant} was not broken"),
+    }
+}

@@ -1,0 +1,174 @@
+//! An optimizer and a schedule that do something odd.
+
+use std::rc::Rc;
+
+use amp_core::{
+    Result,
+    nn::Parameter,
+    optim::{
+        Abilities, AdamW, BuildOptimizer, BuildScheduler, OnDevice, Optimizer, Rates, Scheduler,
+        StepLr, Storage,
+    },
+    state::State,
+    tch::{Tensor, no_grad},
+};
+
+/// What an optimizer or its schedule does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Odd {
+    Nothing,
+    /// Brings the first weight back after each step.
+    WritesBack,
+    /// Steps what had a gradient in the first step alone.
+    StepsTheFirst,
+    /// Does not take the first parameter.
+    LeavesOut,
+    /// Takes a copy of the first parameter.
+    Copies,
+    KeepsGradients,
+    IgnoresRates,
+    /// Changes its rate, whatever became of the step.
+    MovesRates,
+    SchedulesTwice,
+    SchedulesNever,
+}
+
+/// AdamW, or its schedule, with that.
+#[derive(Clone, Copy)]
+pub(super) struct Build(pub(super) Odd);
+
+impl BuildOptimizer for Build {
+    fn build_with(
+        &self,
+        mut parameters: Vec<Parameter>,
+        storage: Storage,
+    ) -> Result<Box<dyn Optimizer>> {
+        match self.0 {
+            Odd::LeavesOut => drop(parameters.remove(0)),
+            Odd::Copies => {
+                let copy = parameters[0].tensor.detach().copy().set_requires_grad(true);
+                parameters[0].tensor = copy;
+            }
+            _ => {}
+        }
+        let inner = AdamW::default().build_with(parameters, storage)?;
+        Ok(Box::new(Wrapped { odd: self.0, inner, first: None }))
+    }
+}
+
+struct Wrapped {
+    odd: Odd,
+    inner: Box<dyn Optimizer>,
+    /// Whether each parameter had a gradient in the first step.
+    first: Option<Vec<bool>>,
+}
+
+impl Optimizer for Wrapped {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn parameters(&self) -> &Rc<[Parameter]> {
+        self.inner.parameters()
+    }
+
+    fn step_with(&mut self, known: OnDevice<'_>) -> Result<()> {
+        let own = self.inner.parameters().clone();
+        let has = |parameter: &Parameter| parameter.tensor.grad().defined();
+        let first = self.first.get_or_insert_with(|| own.iter().map(has).collect()).clone();
+        let kept: Vec<Option<Tensor>> = own
+            .iter()
+            .enumerate()
+            .map(|(at, parameter)| {
+                let back = self.odd == Odd::WritesBack && at == 0;
+                let left = self.odd == Odd::StepsTheFirst && !first[at];
+                (back || left).then(|| parameter.tensor.detach().copy())
+            })
+            .collect();
+        self.inner.step_with(known)?;
+        for (parameter, kept) in own.iter().zip(kept) {
+            if let Some(kept) = kept {
+                no_grad(|| parameter.tensor.shallow_clone().f_copy_(&kept))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.inner.abilities()
+    }
+
+    fn rates(&self) -> Vec<Rates> {
+        self.inner.rates()
+    }
+
+    fn set_rates(&mut self, rates: &[Rates]) {
+        if self.odd != Odd::IgnoresRates {
+            self.inner.set_rates(rates);
+        }
+    }
+
+    fn extend_state(&mut self) -> Result<()> {
+        self.inner.extend_state()
+    }
+
+    fn state(&self) -> Result<State> {
+        self.inner.state()
+    }
+
+    fn load_state(&mut self, state: &State) -> Result<()> {
+        self.inner.load_state(state)
+    }
+
+    fn zero_grad(&mut self) -> Result<()> {
+        match self.odd {
+            Odd::KeepsGradients => Ok(()),
+            Odd::MovesRates => {
+                let rates = self.inner.rates().into_iter();
+                let moved = rates.map(|rates| Rates { lr: rates.lr * 0.9, ..rates });
+                self.inner.set_rates(&moved.collect::<Vec<_>>());
+                self.inner.zero_grad()
+            }
+            _ => self.inner.zero_grad(),
+        }
+    }
+}
+
+impl BuildScheduler for Build {
+    fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>> {
+        let inner = StepLr { step_size: 1, gamma: 0.99 }.build(base)?;
+        Ok(Box::new(Schedule { odd: self.0, inner }))
+    }
+}
+
+struct Schedule {
+    odd: Odd,
+    inner: Box<dyn Scheduler>,
+}
+
+impl Scheduler for Schedule {
+    fn rates(&self) -> Rates {
+        self.inner.rates()
+    }
+
+    fn advance(&mut self, monitored: Option<f64>) {
+        let times = match self.odd {
+            Odd::SchedulesTwice => 2,
+            Odd::SchedulesNever => 0,
+            _ => 1,
+        };
+        (0..times).for_each(|_| self.inner.advance(monitored));
+    }
+
+    fn state(&self) -> Result<State> {
+        self.inner.state()
+    }
+
+    fn load_state(&mut self, state: &State) -> Result<()> {
+        self.inner.load_state(state)
+    }
+
+    fn fork(&self) -> Box<dyn Scheduler> {
+        Box::new(Self { odd: self.odd, inner: self.inner.fork() })
+    }
+}

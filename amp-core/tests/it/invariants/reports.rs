@@ -1,0 +1,188 @@
+//! Public reports of errors that nobody saw, as TrainCheck (OSDI 2025) has reproduced them, as far as they
+//! can happen here. Others need several GPUs (deepspeed-1801, deepspeed-5794, pytorch-84803, pytorch-96600,
+//! baichuan2-86 and a run whose replicas went apart), are of code that this project has none of
+//! (pytorch-51800's spectral norm, generation in transformers-23723, a processor of images in
+//! transformers-34204, the repeated initial values of transformers-17877), or are a choice
+//! (pytorch-forum-84911: all but the batch norms are frozen).
+
+use std::{cell::RefCell, rc::Rc};
+
+use amp_core::{
+    Hook, Result, Trainer,
+    callback::Callback,
+    nn::{self, named_tensors},
+    optim::{AdamW, OptimizerConfig},
+    precision::{AutocastGuard, Precision},
+    tch::{Kind, Tensor},
+    trainer::{Check, Invariant},
+};
+use rstest::rstest;
+
+use super::{Odd, Planted, broken, config, fit, planted::Does};
+use crate::support::{
+    message,
+    model::{Model, constant, demo, same},
+    seeded,
+};
+
+fn says(odd: Odd, does: Does, invariant: Invariant) -> Result<String> {
+    let mut model = Planted::new(odd, does)?;
+    let _section = seeded(1);
+    Ok(broken(fit(config(Check::Cheap), &mut model), invariant))
+}
+
+/// stackoverflow-60335387: `zero_grad` is never called, so that gradients of all steps add up, and the loss
+/// rises at a rate that is right otherwise.
+#[test]
+fn stackoverflow_60335387_gradients_of_all_steps_add_up() -> Result<()> {
+    let text = says(Odd::KeepsGradients, Does::Nothing, Invariant::GradientsAreCleared)?;
+    assert!(
+        text.starts_with("step 2: `model.0.weight` still has the last step's gradient"),
+        "{text}"
+    );
+    Ok(())
+}
+
+/// pytorch-104336: the model is moved to another device and back after what follows its parameters was
+/// built, which goes on following the old ones.
+#[test]
+fn pytorch_104336_parameters_are_replaced_after_the_optimizer_was_built() -> Result<()> {
+    let text = says(Odd::Nothing, Does::ReplacesTensors, Invariant::OptimizerHoldsWeights)?;
+    assert!(text.contains("the optimizer holds another tensor as `model.0.weight`"), "{text}");
+    Ok(())
+}
+
+/// pytorch-115607: a compiled optimizer skips for good what had no gradient when it was compiled.
+#[test]
+fn pytorch_115607_what_had_no_gradient_in_the_first_step_is_never_stepped() -> Result<()> {
+    let text = says(Odd::StepsTheFirst, Does::SkipsALayer, Invariant::WeightsMove)?;
+    assert!(text.starts_with("step 10: `model.12.weight` has not moved in 10 applied"), "{text}");
+    Ok(())
+}
+
+/// transformers-33844: an attention layer drops elements in evaluation mode, because it does not ask for
+/// the mode.
+#[test]
+fn transformers_33844_dropout_is_active_in_evaluation() -> Result<()> {
+    let text = says(Odd::Nothing, Does::DropsInValidation, Invariant::EvaluationMode)?;
+    assert!(text.contains("`dropout` runs in training mode"), "{text}");
+    Ok(())
+}
+
+/// lightning-thunder-725: after a change of autocast some products no longer ran in 16 bits. Here the
+/// dtypes of the first step prove that the precision ran.
+#[test]
+fn lightning_thunder_725_autocast_leaves_products_out() -> Result<()> {
+    let _section = seeded(0);
+    let mut model = Model::regression(demo(0.0)?, |_| OptimizerConfig::new(AdamW::default()));
+    model.loss = |output, target| {
+        let _off = AutocastGuard::off(output.device())?;
+        let logits = output.f_to_kind(Kind::Float)?;
+        let mixed = logits.f_matmul(&Tensor::eye(10, (Kind::Float, output.device())))?;
+        amp_core::loss::cross_entropy(&mixed, target)
+    };
+    let said = message(fit(config(Check::Cheap), &mut model));
+    assert!(said.contains("16-mixed did not run"), "{said}");
+    Ok(())
+}
+
+/// mmpretrain-702: stages that are configured as frozen train, because the method that freezes them is
+/// never called. Here the trainer freezes, and what is frozen stands still.
+#[test]
+fn mmpretrain_702_frozen_stages_do_not_train() -> Result<()> {
+    let mut model = Planted::new(Odd::Nothing, Does::Nothing)?;
+    let weights = |model: &Planted| -> Vec<Tensor> {
+        named_tensors(model).into_iter().map(|(_, tensor, _)| tensor.detach().copy()).collect()
+    };
+    let before = weights(&model);
+    let config = config(Check::Full).with(|config| {
+        config.precision = Precision::F32True;
+        config.optimization.freeze = vec!["model.0.*".parse().expect("an entry")];
+    });
+    let _section = seeded(1);
+    fit(config, &mut model)?;
+    let names = named_tensors(&model);
+    for ((name, _, _), (before, after)) in names.iter().zip(before.iter().zip(weights(&model))) {
+        assert_eq!(before.equal(&after), name.starts_with("model.0."), "{name}");
+    }
+    Ok(())
+}
+
+/// stackoverflow-67180955: the workers of a loader draw the same random numbers, so that they give the same
+/// augmentations. Here a set's draws follow from the example alone: `draws.rs` has the numbers.
+#[test]
+fn stackoverflow_67180955_no_two_examples_draw_the_same() {
+    let draws = amp_core::random::Draws::new(3, 1);
+    let mut seeds: Vec<u64> = (0..1000).map(|index| draws.seed(index)).collect();
+    seeds.sort_unstable();
+    seeds.dedup();
+    assert_eq!(seeds.len(), 1000);
+}
+
+/// Kinds that TrainCheck's invariants are about, without a number of their own: a scheduler that is stepped
+/// never or twice, a group whose rate is ignored.
+#[rstest]
+#[case::never(Odd::SchedulesNever)]
+#[case::twice(Odd::SchedulesTwice)]
+#[case::ignored(Odd::IgnoresRates)]
+fn schedulers_that_are_not_followed(#[case] odd: Odd) -> Result<()> {
+    says(odd, Does::Nothing, Invariant::RatesAreScheduled).map(drop)
+}
+
+/// One layer under two names, until it is taken apart.
+struct Tied {
+    layer: nn::Linear,
+    apart: Rc<RefCell<Option<nn::Linear>>>,
+}
+
+impl nn::Visit for Tied {
+    fn visit(&self, visitor: &mut dyn nn::Visitor) {
+        nn::visit_child(visitor, "encoder", None, &self.layer);
+        let apart = self.apart.borrow();
+        nn::visit_child(visitor, "decoder", None, apart.as_ref().unwrap_or(&self.layer));
+    }
+}
+
+impl nn::Module for Tied {
+    fn forward(&self, input: &Tensor, cx: &nn::Context) -> Result<Tensor> {
+        let hidden = cx.call("encoder", None, &self.layer, input)?;
+        let apart = self.apart.borrow();
+        cx.call("decoder", None, apart.as_ref().unwrap_or(&self.layer), &hidden)
+    }
+}
+
+/// Takes the layers apart when the run begins, as a load of a file that has both does that makes new tensors.
+struct Unties(Rc<RefCell<Option<nn::Linear>>>);
+
+impl Callback for Unties {
+    fn name(&self) -> String {
+        "Unties".to_owned()
+    }
+
+    fn on_train_start(&mut self, _: &mut Hook<'_>) -> Result<()> {
+        self.0.replace(Some(nn::Linear::new(nn::LinearConfig::new(4, 4))?));
+        Ok(())
+    }
+}
+
+/// Tied weights that a load has untied: the second of them is trained by nothing.
+#[rstest]
+fn tied_weights_that_are_untied(#[values(false, true)] unties: bool) -> Result<()> {
+    let _section = seeded(0);
+    let apart = Rc::new(RefCell::new(None));
+    let layer = nn::Linear::new(nn::LinearConfig::new(4, 4))?;
+    let tied = Tied { layer, apart: Rc::clone(&apart) };
+    let mut model = Model::regression(tied, |_| OptimizerConfig::new(AdamW::default()));
+    let mut trainer = Trainer::new(config(Check::Cheap));
+    if unties {
+        trainer = trainer.callback(Unties(apart));
+    }
+    let outcome = trainer.fit(&mut model, &same(constant(32, 4, 1.0)?, 4)?);
+    if unties {
+        let text = broken(outcome, Invariant::OptimizerHoldsWeights);
+        assert!(text.starts_with("before step 1: `model.decoder.weight` is held by no"), "{text}");
+    } else {
+        outcome?;
+    }
+    Ok(())
+}

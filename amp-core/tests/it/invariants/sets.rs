@@ -1,0 +1,92 @@
+//! Validation sets that have training examples.
+
+use amp_core::{
+    Result, Trainer,
+    data::{Batch, DataModule, Limit},
+    record::RunRecord,
+    tch::Tensor,
+    trainer::{Check, Invariant},
+};
+use rstest::rstest;
+
+use super::{Odd, Planted, broken, config, planted::Does};
+use crate::support::{model::digits, seeded};
+
+/// Where the validation set's examples are from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum From {
+    /// The training set itself.
+    Handle,
+    /// The training set's memory, from this example on.
+    Memory(i64),
+    /// Copies of the training set's last examples, so many, before others.
+    Copies(i64),
+}
+
+/// 40 examples to train and 20 to validate.
+fn data(from: From) -> Result<DataModule> {
+    let all = digits(60)?;
+    let part = |start, count| {
+        let narrow = |tensor: &Tensor| tensor.narrow(0, start, count);
+        Batch::new(narrow(&all.input), narrow(&all.target))
+    };
+    let train: amp_core::data::SharedDataset = part(0, 40)?.into();
+    let val = match from {
+        From::Handle => train.clone(),
+        From::Memory(start) => part(start, 20)?.into(),
+        From::Copies(count) => {
+            let (own, others) = (part(40 - count, count)?, part(40, 20 - count)?);
+            let cat = |own: &Tensor, others: &Tensor| Tensor::cat(&[own, others], 0);
+            let input = cat(&own.input, &others.input);
+            Batch::new(input, cat(&own.target, &others.target))?.into()
+        }
+    };
+    Ok(DataModule::new("digits", train, val, 8))
+}
+
+fn train(level: Check, from: From, shared: bool) -> Result<RunRecord> {
+    let mut config = config(level);
+    config.checks.shared_examples = shared;
+    let mut model = Planted::new(Odd::Nothing, Does::Nothing)?;
+    let _section = seeded(1);
+    Trainer::new(config).fit(&mut model, &data(from)?)
+}
+
+#[rstest]
+#[case::one_handle(Check::Cheap, From::Handle, "is, or overlaps with, the training set in memory")]
+#[case::one_memory(Check::Cheap, From::Memory(0), "is, or overlaps with")]
+#[case::an_example(Check::Cheap, From::Memory(39), "is, or overlaps with")]
+#[case::copies(Check::Full, From::Copies(2), "has 10 % of its examples from the training set")]
+fn training_examples_are_not_validated_on(
+    #[case] level: Check,
+    #[case] from: From,
+    #[case] says: &str,
+) -> Result<()> {
+    let text = broken(train(level, from, false), Invariant::SetsAreDisjoint);
+    assert!(text.starts_with(&format!("before step 1: the validation set {says}")), "{text}");
+    // Unless that is meant.
+    train(level, from, true)?;
+    Ok(())
+}
+
+#[rstest]
+#[case::behind_it(Check::Cheap, From::Memory(40))]
+#[case::compared(Check::Full, From::Memory(40))]
+#[case::a_duplicate(Check::Full, From::Copies(1))]
+#[case::not_compared(Check::Cheap, From::Copies(20))]
+fn other_examples_are(#[case] level: Check, #[case] from: From) -> Result<()> {
+    train(level, from, false)?;
+    Ok(())
+}
+
+/// A run that is to learn a few examples by heart says so by its own option.
+#[test]
+fn overfitting_is_meant() -> Result<()> {
+    let mut config = config(Check::Full);
+    config.checks.shared_examples = false;
+    config.loops.overfit_batches = Some(Limit::Batches(2));
+    let mut model = Planted::new(Odd::Nothing, Does::Nothing)?;
+    let _section = seeded(1);
+    Trainer::new(config).fit(&mut model, &data(From::Handle)?)?;
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! A few steps that are held against the invariants of training in each: with steps that overflow, where the
+//! precision scales its loss, and with validations.
+
+use amp_core::{Result, Trainer, data::Limit, random};
+
+use super::{
+    job::{Job, Outcome},
+    reason::{Failure, Reason},
+};
+use crate::{faults::Fault, registry::Registry};
+
+/// Steps that are applied: in ten, each weight must have moved.
+const STEPS: u64 = 12;
+/// Steps between two validations.
+const BETWEEN: i64 = 6;
+/// Epochs at most, where no step is applied.
+const EPOCHS: i64 = 8;
+/// A scale from which the first steps overflow.
+const SCALE: f64 = 17_179_869_184.0;
+
+/// Does the job.
+pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
+    let case = job.case(registry, job.precision)?;
+    let mut config = job.config(&case, job.precision);
+    config.max_epochs = EPOCHS;
+    config.max_steps = Some(STEPS);
+    config.numerics.scaler.init_scale = SCALE;
+    config.numerics.scaler.growth_interval = 4;
+    let loader = case.data.train_loader(config.policy(), None)?;
+    let most = BETWEEN * config.optimization.accumulate_grad_batches;
+    if loader.batches() > most {
+        config.loops.limit_train_batches = Limit::Batches(most);
+    }
+    Fault::config(job.fault, &mut config);
+    let _section = random::seeded(case.trainer.seed)?;
+    let mut model = job.model(&case, job.precision)?;
+    let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
+    outcome.failures.clear();
+    let record = Trainer::new(config).fit(model.as_mut(), &case.data)?;
+    outcome.applied_steps = record.end.global_step;
+    outcome.skipped_steps = record.end.skipped;
+    Ok(outcome)
+}

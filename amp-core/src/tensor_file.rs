@@ -142,7 +142,7 @@ impl Stored {
     }
 }
 
-const DTYPES: [(Kind, Dtype); 10] = [
+const DTYPES: [(Kind, Dtype); 12] = [
     (Kind::Half, Dtype::F16),
     (Kind::BFloat16, Dtype::BF16),
     (Kind::Float, Dtype::F32),
@@ -153,6 +153,8 @@ const DTYPES: [(Kind, Dtype); 10] = [
     (Kind::Int8, Dtype::I8),
     (Kind::Uint8, Dtype::U8),
     (Kind::Bool, Dtype::BOOL),
+    (Kind::Float8e4m3fn, Dtype::F8_E4M3),
+    (Kind::Float8e5m2, Dtype::F8_E5M2),
 ];
 
 /// The file's type for this dtype.

@@ -63,6 +63,7 @@ mod optimizers_f16;
 mod optimizers_groups;
 mod optimizers_resume;
 mod own_tensors;
+mod pretrained;
 mod probes;
 mod products;
 mod provenance;

@@ -1,0 +1,297 @@
+//! Weights of other programs, brought into a model's names and layouts.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use tch::Tensor;
+
+use super::{
+    pairs::{Pair, apply, listed, pair},
+    pattern::Pattern,
+    report::{Imported, ImportedTensor, Origin},
+    source,
+};
+use crate::{Error, Result, nn::Visit, tensor_file::TensorFile};
+
+/// Loads a file that another program wrote, as `transformers` and `torchvision` do, into a model whose names,
+/// layouts or heads differ.
+///
+/// The steps run in the order in which they are written, each on the names that the steps before it left. In
+/// a pattern each `*` is any text, the shortest that fits; a new name takes over the text of each `*`. A step
+/// that is for nothing, as one with a misspelt name, is an error, and so is every tensor of the file or of
+/// the model that remains without its counterpart.
+///
+/// ```no_run
+/// use std::path::Path;
+///
+/// use amp_core::{Result, nn::Visit, weights::Import};
+///
+/// /// `bert-base-uncased` as `save_pretrained` writes it, into a stack of encoder layers with a head of its own.
+/// fn pretrained(model: &impl Visit) -> Result<()> {
+///     let own = "encoder.layers.*";
+///     let report = Import::open(Path::new("bert-base-uncased"))?
+///         .rename("bert.*", "*")
+///         .ignore("pooler.*")
+///         .ignore("cls.*")
+///         .stack(
+///             &["query", "key", "value"].map(|name| format!("encoder.layer.*.attention.self.{name}.*")),
+///             "encoder.layers.*.self_attn.in_proj_*",
+///         )
+///         .rename("encoder.layer.*.attention.output.dense.*", &format!("{own}.self_attn.out_proj.*"))
+///         .rename("encoder.layer.*.attention.output.LayerNorm.*", &format!("{own}.norm1.*"))
+///         .rename("encoder.layer.*.intermediate.dense.*", &format!("{own}.linear1.*"))
+///         .rename("encoder.layer.*.output.dense.*", &format!("{own}.linear2.*"))
+///         .rename("encoder.layer.*.output.LayerNorm.*", &format!("{own}.norm2.*"))
+///         .keep("head.*")
+///         .load_into(model)?;
+///     println!("{report}");
+///     Ok(())
+/// }
+/// ```
+#[derive(Debug)]
+#[must_use = "nothing is loaded before `load_into`"]
+pub struct Import {
+    path: PathBuf,
+    file: TensorFile,
+    steps: Vec<Step>,
+    kept: Vec<Pattern>,
+}
+
+#[derive(Debug)]
+enum Step {
+    Rename { from: Pattern, to: Pattern },
+    Transpose(Pattern),
+    Stack { parts: Vec<Pattern>, into: Pattern },
+    Ignore(Pattern),
+}
+
+/// A tensor on its way from the file to the model.
+struct Entry {
+    name: String,
+    /// Its names in the file.
+    from: Vec<String>,
+    tensor: Tensor,
+}
+
+impl Import {
+    /// Reads a safetensors file, an index of several (`model.safetensors.index.json`), or a folder that has
+    /// one of them.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged, of a dtype that libtorch lacks, or not what its index says.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = source::read(path)?;
+        Ok(Self { path: path.to_owned(), file, steps: Vec::new(), kept: Vec::new() })
+    }
+
+    /// The names and shapes of the file, for a look before the steps are written.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<i64>)> {
+        self.file.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size()))
+    }
+
+    /// Calls what matches `from` by `to`: `rename("bert.*", "*")` takes a prefix away.
+    pub fn rename(self, from: &str, to: &str) -> Self {
+        self.then(Step::Rename { from: Pattern::new(from), to: Pattern::new(to) })
+    }
+
+    /// Transposes matrices, such as those of GPT-2's `Conv1D`, which are `[in, out]`.
+    pub fn transpose(self, pattern: &str) -> Self {
+        self.then(Step::Transpose(Pattern::new(pattern)))
+    }
+
+    /// Joins tensors along their first dimension, in the order of `parts`: query, key and value into
+    /// `in_proj_weight`.
+    pub fn stack(self, parts: &[impl AsRef<str>], into: &str) -> Self {
+        let parts = parts.iter().map(|part| Pattern::new(part.as_ref())).collect();
+        self.then(Step::Stack { parts, into: Pattern::new(into) })
+    }
+
+    /// Leaves out tensors of the file that the model does not have.
+    pub fn ignore(self, pattern: &str) -> Self {
+        self.then(Step::Ignore(Pattern::new(pattern)))
+    }
+
+    /// Lets tensors of the model keep their initial values where the file has none of their shape: a head
+    /// for other classes.
+    pub fn keep(mut self, pattern: &str) -> Self {
+        self.kept.push(Pattern::new(pattern));
+        self
+    }
+
+    fn then(mut self, step: Step) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    /// Runs the steps and gives the model the values; returns what became of each tensor.
+    ///
+    /// # Errors
+    /// When a step matches nothing or does not fit, two tensors get one name, a tensor of the file or the
+    /// model has no counterpart, or a shape or dtype does not fit: then nothing has changed.
+    pub fn load_into(self, module: &(impl Visit + ?Sized)) -> Result<Imported> {
+        let Self { path, file: TensorFile { tensors, metadata }, steps, kept } = self;
+        let failed = |why: String| Error::config(format!("{}: {why}", path.display()));
+        // A checkpoint's other state, as in `load`.
+        let weights = tensors.into_iter().filter(|(name, _)| !name.contains('/'));
+        let entry =
+            |(name, tensor): (String, Tensor)| Entry { from: vec![name.clone()], name, tensor };
+        let mut entries: Vec<Entry> = weights.map(entry).collect();
+        let mut ignored = Vec::new();
+        for step in &steps {
+            step.run(&mut entries, &mut ignored).map_err(failed)?;
+        }
+        let mut values = BTreeMap::new();
+        let mut origins = BTreeMap::new();
+        for Entry { name, from, tensor } in entries {
+            if let Some(other) = origins.insert(name.clone(), from.clone()) {
+                let (a, b) = (other.join("` + `"), from.join("` + `"));
+                return Err(failed(format!("`{a}` and `{b}` both become `{name}`")));
+            }
+            values.insert(name, tensor);
+        }
+        let (pairs, misfits) =
+            pair(module, &values, |name| kept.iter().any(|pattern| pattern.matches(name)))?;
+        let names = super::pairs::tied(module);
+        let names = || names.iter().flat_map(|(_, names)| names.iter().map(String::as_str));
+        if let Some(idle) = kept.iter().find(|kept| !names().any(|name| kept.matches(name))) {
+            let text = format!("keep(`{}`): the model has no such tensor: ", idle.as_str());
+            return Err(failed(text + &called(names())));
+        }
+        if !misfits.is_empty() {
+            return Err(failed(format!(
+                "these are not the model's weights: {}; `rename` calls a tensor otherwise, `ignore` leaves \
+                 one of the file out, `keep` leaves one of the model as it is",
+                listed(&misfits)
+            )));
+        }
+        apply(&pairs)?;
+        let tensors = pairs.into_iter().map(|pair| imported(pair, &mut origins)).collect();
+        Ok(Imported { tensors, ignored, metadata })
+    }
+}
+
+fn imported(pair: Pair, origins: &mut BTreeMap<String, Vec<String>>) -> ImportedTensor {
+    let Pair { tensor, name, values, other_shape } = pair;
+    let origin = match (&values, other_shape) {
+        (Some(_), _) => Origin::File(origins.remove(&name).unwrap_or_default()),
+        (None, Some(shape)) => Origin::OtherShape(shape),
+        (None, None) => Origin::Missing,
+    };
+    let kinds = (tensor.kind(), values.map(|values| values.kind()));
+    ImportedTensor { name, shape: tensor.size(), kinds, origin }
+}
+
+impl Step {
+    /// Changes the tensors that it is for.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    fn run(&self, entries: &mut Vec<Entry>, ignored: &mut Vec<String>) -> Result<(), String> {
+        let refused = |why: &str| format!("{}: {why}", self.written());
+        let pattern = self.pattern();
+        if !entries.iter().any(|entry| pattern.matches(&entry.name)) {
+            let names = called(entries.iter().map(|entry| entry.name.as_str()));
+            return Err(refused(&format!("no tensor matches `{}`: {names}", pattern.as_str())));
+        }
+        match self {
+            Self::Rename { from, to } => {
+                if to.wildcards() != from.wildcards() {
+                    return Err(refused("both names need the same number of `*`"));
+                }
+                for entry in entries {
+                    if let Some(captures) = from.captures(&entry.name) {
+                        entry.name = to.filled(&captures);
+                    }
+                }
+            }
+            Self::Transpose(pattern) => {
+                for Entry { name, tensor, .. } in entries {
+                    if !pattern.matches(name) {
+                        continue;
+                    }
+                    if tensor.dim() != 2 {
+                        return Err(refused(&format!(
+                            "`{name}` is no matrix, but {:?}",
+                            tensor.size()
+                        )));
+                    }
+                    *tensor = tensor.f_tr().map_err(|error| refused(&error.to_string()))?;
+                }
+            }
+            Self::Stack { parts, into } => {
+                if parts.iter().any(|part| part.wildcards() != into.wildcards()) {
+                    return Err(refused("all names need the same number of `*`"));
+                }
+                stack(entries, parts, into).map_err(|why| refused(&why))?;
+            }
+            Self::Ignore(pattern) => {
+                let (out, rest) = entries.drain(..).partition(|entry| pattern.matches(&entry.name));
+                *entries = rest;
+                ignored.extend(Vec::<Entry>::into_iter(out).flat_map(|entry| entry.from));
+            }
+        }
+        Ok(())
+    }
+
+    /// The pattern that must match something.
+    fn pattern(&self) -> &Pattern {
+        match self {
+            Self::Rename { from, .. } => from,
+            Self::Transpose(pattern) | Self::Ignore(pattern) => pattern,
+            Self::Stack { parts, into } => parts.first().unwrap_or(into),
+        }
+    }
+
+    /// The step as it is written.
+    fn written(&self) -> String {
+        match self {
+            Self::Rename { from, to } => format!("rename(`{}`, `{}`)", from.as_str(), to.as_str()),
+            Self::Transpose(pattern) => format!("transpose(`{}`)", pattern.as_str()),
+            Self::Stack { into, .. } => format!("stack(…, `{}`)", into.as_str()),
+            Self::Ignore(pattern) => format!("ignore(`{}`)", pattern.as_str()),
+        }
+    }
+}
+
+/// Puts one tensor for each set of parts where the first part was.
+fn stack(entries: &mut Vec<Entry>, parts: &[Pattern], into: &Pattern) -> Result<(), String> {
+    let (first, others) = parts.split_first().ok_or("it has no parts")?;
+    let mut place = 0;
+    while place < entries.len() {
+        let name = entries[place].name.clone();
+        let Some(captures) = first.captures(&name) else {
+            place += 1;
+            continue;
+        };
+        let mut joined = vec![entries.remove(place)];
+        for other in others {
+            let wanted = other.filled(&captures);
+            let found = entries.iter().position(|entry| entry.name == wanted);
+            let found = found.ok_or_else(|| format!("there is no `{wanted}` beside `{name}`"))?;
+            joined.push(entries.remove(found));
+            place -= usize::from(found < place);
+        }
+        let tensors: Vec<&Tensor> = joined.iter().map(|entry| &entry.tensor).collect();
+        let sizes: Vec<Vec<i64>> = tensors.iter().map(|tensor| tensor.size()).collect();
+        let row = sizes[0].get(1..);
+        if row.is_none() || sizes.iter().any(|size| size.get(1..) != row) {
+            return Err(format!("`{name}` and its other parts are {sizes:?}, which do not stack"));
+        }
+        let tensor = Tensor::f_cat(&tensors, 0).map_err(|error| format!("`{name}`: {error}"))?;
+        let from = joined.into_iter().flat_map(|entry| entry.from).collect();
+        entries.insert(place, Entry { name: into.filled(&captures), from, tensor });
+        place += 1;
+    }
+    Ok(())
+}
+
+/// Some of these names, for an error.
+fn called<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    const SHOWN: usize = 6;
+    let all: Vec<&str> = names.collect();
+    let shown: Vec<String> = all.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    let more = if all.len() > SHOWN { ", …" } else { "" };
+    format!("tensors are called {}{more}", shown.join(", "))
+}

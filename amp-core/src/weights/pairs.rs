@@ -1,0 +1,193 @@
+//! A model's tensors beside the values that they are to have.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
+};
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    Error, Result, ffi,
+    nn::{Visit, named_tensors},
+    precision::{dtype_name, is_floating},
+};
+
+/// A model's tensors, each under its first name.
+pub(crate) fn distinct(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor)> {
+    tied(module).into_iter().map(|(tensor, mut names)| (names.swap_remove(0), tensor)).collect()
+}
+
+/// Every tensor once, with its names in order of declaration.
+pub(super) fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
+    let mut places = HashMap::new();
+    let mut all: Vec<(Tensor, Vec<String>)> = Vec::new();
+    for (name, tensor, _) in named_tensors(module) {
+        let place = *places.entry(ffi::identity(&tensor)).or_insert(all.len());
+        match all.get_mut(place) {
+            Some((_, names)) => names.push(name),
+            None => all.push((tensor, vec![name])),
+        }
+    }
+    all
+}
+
+fn is_float8(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Float8e4m3fn | Kind::Float8e5m2 | Kind::Float8e4m3fnuz | Kind::Float8e5m2fnuz
+    )
+}
+
+/// Why these values cannot become those of `tensor`, because its dtype does not hold what they are.
+fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>> {
+    let (there, here) = (values.kind(), tensor.kind());
+    let has_fractions = is_floating(there) || is_float8(there);
+    if has_fractions && !is_floating(here) {
+        let (there, here) = (dtype_name(there), dtype_name(here));
+        return Ok(Some(format!("`{name}` is {there} there, {here} here, which has no fractions")));
+    }
+    if there == here {
+        return Ok(None);
+    }
+    let cast = values.f_to_kind(here)?;
+    let lost = match is_floating(here) {
+        true if here.elt_size_in_bytes() >= there.elt_size_in_bytes() => return Ok(None),
+        true => cast.f_isinf()?.f_logical_and(&values.f_isfinite()?)?,
+        false => cast.f_to_kind(there)?.f_ne_tensor(values)?,
+    };
+    Ok((lost.f_any()?.f_int64_value(&[])? != 0).then(|| {
+        format!("`{name}` has values there that {} here does not reach", dtype_name(here))
+    }))
+}
+
+/// Whether two tensors are one in every value.
+fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
+    // libtorch compares no 8-bit floats.
+    let wide = |tensor: &Tensor| -> Result<Tensor> {
+        Ok(match is_float8(tensor.kind()) {
+            true => tensor.f_to_kind(Kind::Float)?,
+            false => tensor.shallow_clone(),
+        })
+    };
+    Ok(wide(a)?.f_equal(&wide(b)?)?)
+}
+
+/// One of a model's tensors and its place in a file.
+pub(super) struct Pair {
+    /// The model's tensor.
+    pub(super) tensor: Tensor,
+    /// Its name in the file, or else its first name in the model.
+    pub(super) name: String,
+    /// The values; `None` where the model keeps its own.
+    pub(super) values: Option<Tensor>,
+    /// The shape of the values that were not taken.
+    pub(super) other_shape: Option<Vec<i64>>,
+}
+
+/// Pairs every tensor of a model with its values in `tensors`. Those that `keeps` chooses by name stay as
+/// they are where there are no values of their shape. What does not fit is said in the texts; then the pairs
+/// are incomplete.
+pub(super) fn pair(
+    module: &(impl Visit + ?Sized),
+    tensors: &BTreeMap<String, Tensor>,
+    keeps: impl Fn(&str) -> bool,
+) -> Result<(Vec<Pair>, Vec<String>)> {
+    let mut unused: BTreeSet<&str> = tensors.keys().map(String::as_str).collect();
+    let (mut pairs, mut misfits) = (Vec::new(), Vec::new());
+    for (tensor, names) in tied(module) {
+        let kept = names.iter().any(|name| keeps(name));
+        let present: Vec<&String> =
+            names.iter().filter(|name| unused.remove(name.as_str())).collect();
+        let found = present.first().and_then(|name| tensors.get_key_value(name.as_str()));
+        let Some((name, values)) = found else {
+            match kept {
+                true => {
+                    let name = names[0].clone();
+                    pairs.push(Pair { tensor, name, values: None, other_shape: None });
+                }
+                false => misfits.push(format!("it has no tensor `{}`", names.join("` or `"))),
+            }
+            continue;
+        };
+        let (there, here) = (values.size(), tensor.size());
+        if there != here {
+            let name = name.clone();
+            match kept {
+                true => pairs.push(Pair { tensor, name, values: None, other_shape: Some(there) }),
+                false => misfits.push(format!("`{name}` has shape {there:?} there, {here:?} here")),
+            }
+            continue;
+        }
+        for other in &present[1..] {
+            if !equal(&tensors[other.as_str()], values)? {
+                misfits.push(format!(
+                    "`{name}` and `{other}` are one tensor here, but have two values there"
+                ));
+            }
+        }
+        misfits.extend(loses(name, values, &tensor)?);
+        let values = Some(values.shallow_clone());
+        pairs.push(Pair { tensor, name: name.clone(), values, other_shape: None });
+    }
+    misfits.extend(unused.iter().map(|name| format!("the model has no tensor `{name}`")));
+    Ok((pairs, misfits))
+}
+
+/// What does not fit, in one line.
+pub(super) fn listed(misfits: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let shown = misfits.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    match misfits.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}
+
+/// A model's tensors beside the values of a file that is the model's own.
+pub(crate) struct Found {
+    pairs: Vec<Pair>,
+}
+
+impl Found {
+    /// Pairs a model's tensors with those of the file at `path`.
+    ///
+    /// # Errors
+    /// When names or shapes are not the model's, or its dtypes do not hold the values.
+    pub(crate) fn in_file(
+        module: &(impl Visit + ?Sized),
+        path: &Path,
+        tensors: &BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
+        let weights = tensors.iter().filter(|(name, _)| !name.contains('/'));
+        let weights =
+            weights.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        let (pairs, misfits) = pair(module, &weights, |_| false)?;
+        match misfits.is_empty() {
+            true => Ok(Self { pairs }),
+            false => Err(Error::config(format!(
+                "{}: these are another model's weights: {}",
+                path.display(),
+                listed(&misfits)
+            ))),
+        }
+    }
+
+    /// Gives the model these values.
+    ///
+    /// # Errors
+    /// When libtorch does.
+    pub(crate) fn apply(self) -> Result<()> {
+        apply(&self.pairs)
+    }
+}
+
+/// Gives each tensor its values.
+pub(super) fn apply(pairs: &[Pair]) -> Result<()> {
+    for Pair { tensor, values, .. } in pairs {
+        if let Some(values) = values {
+            tch::no_grad(|| tensor.shallow_clone().f_copy_(values))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! Names with wildcards, whose text other names take over.
+
+/// A dotted name in which each `*` is any text, the shortest that fits.
+#[derive(Debug, Clone)]
+pub(super) struct Pattern {
+    text: String,
+    parts: Vec<String>,
+}
+
+impl Pattern {
+    pub(super) fn new(text: &str) -> Self {
+        Self { text: text.to_owned(), parts: text.split('*').map(str::to_owned).collect() }
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// How many `*` it has.
+    pub(super) fn wildcards(&self) -> usize {
+        self.parts.len() - 1
+    }
+
+    /// The text of each `*` in a name that fits.
+    pub(super) fn captures<'n>(&self, name: &'n str) -> Option<Vec<&'n str>> {
+        matched(&self.parts, name)
+    }
+
+    pub(super) fn matches(&self, name: &str) -> bool {
+        self.captures(name).is_some()
+    }
+
+    /// The name with this text for each `*`.
+    pub(super) fn filled(&self, captures: &[&str]) -> String {
+        let mut name = self.parts[0].clone();
+        for (capture, part) in captures.iter().zip(&self.parts[1..]) {
+            name.push_str(capture);
+            name.push_str(part);
+        }
+        name
+    }
+}
+
+/// What lies between the parts, of which the first begins the text and the last ends it.
+fn matched<'n>(parts: &[String], text: &'n str) -> Option<Vec<&'n str>> {
+    let (first, rest) = parts.split_first()?;
+    let text = text.strip_prefix(first.as_str())?;
+    let Some(next) = rest.first() else {
+        return text.is_empty().then(Vec::new);
+    };
+    let places = (0..=text.len()).filter(|place| text.is_char_boundary(*place));
+    for place in places {
+        if text[place..].starts_with(next.as_str())
+            && let Some(mut captures) = matched(rest, &text[place..])
+        {
+            captures.insert(0, &text[..place]);
+            return Some(captures);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("weight", "weight", Some(vec![]))]
+    #[case("weight", "weights", None)]
+    #[case("bert.*", "bert.pooler.bias", Some(vec!["pooler.bias"]))]
+    #[case("*", "", Some(vec![""]))]
+    #[case("*.gamma", "norm.gamma", Some(vec!["norm"]))]
+    #[case("layer.*.q.*", "layer.11.q.weight", Some(vec!["11", "weight"]))]
+    #[case("layer.*.q.*", "layer.1.q.q.weight", Some(vec!["1", "q.weight"]))]
+    #[case("a*a", "aba", Some(vec!["b"]))]
+    #[case("a*a", "a", None)]
+    #[case("*a*", "bab", Some(vec!["b", "b"]))]
+    #[case("é*", "éé", Some(vec!["é"]))]
+    fn a_star_is_any_text(
+        #[case] pattern: &str,
+        #[case] name: &str,
+        #[case] expected: Option<Vec<&str>>,
+    ) {
+        let pattern = Pattern::new(pattern);
+        assert_eq!(pattern.captures(name), expected);
+        if let Some(captures) = expected {
+            assert_eq!(pattern.filled(&captures), name);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What became of the tensors of a file.
+
+use std::{collections::BTreeMap, fmt};
+
+use tch::Kind;
+
+use crate::precision::dtype_name;
+
+/// Where the values of a model's tensor come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Origin {
+    /// From these tensors of the file, by the file's own names: one, or several that were stacked.
+    File(Vec<String>),
+    /// From the model's initialisation: the file has no such tensor.
+    Missing,
+    /// From the model's initialisation: the file's tensor has this shape.
+    OtherShape(Vec<i64>),
+}
+
+/// A model's tensor after an import.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImportedTensor {
+    /// Its name in the model.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<i64>,
+    /// Its dtype in the model, and in the file where it comes from there.
+    pub kinds: (Kind, Option<Kind>),
+    /// Where its values come from.
+    pub origin: Origin,
+}
+
+/// What became of the tensors of a file and of the model; prints as a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Imported {
+    /// Every tensor of the model, in its order.
+    pub tensors: Vec<ImportedTensor>,
+    /// The file's names of the tensors that were ignored.
+    pub ignored: Vec<String>,
+    /// The text beside the tensors.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Imported {
+    /// The model's tensors that kept their initial values.
+    pub fn kept(&self) -> impl Iterator<Item = &ImportedTensor> {
+        self.tensors.iter().filter(|tensor| !matches!(tensor.origin, Origin::File(_)))
+    }
+}
+
+impl fmt::Display for Imported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows: Vec<[String; 4]> = self.tensors.iter().map(row).collect();
+        let header = ["tensor", "shape", "dtype", "from"].map(str::to_owned);
+        let all = || std::iter::once(&header).chain(&rows);
+        let width = |column: usize| all().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths = [width(0), width(1), width(2)];
+        for [name, shape, kind, from] in all() {
+            let [a, b, c] = widths;
+            writeln!(f, "{name:a$}  {shape:b$}  {kind:c$}  {from}")?;
+        }
+        let kept = self.kept().count();
+        write!(
+            f,
+            "{} of {} tensors from the file, {kept} as they were initialised, {} of the file ignored",
+            self.tensors.len() - kept,
+            self.tensors.len(),
+            self.ignored.len()
+        )
+    }
+}
+
+fn row(tensor: &ImportedTensor) -> [String; 4] {
+    let ImportedTensor { name, shape, kinds: (here, there), origin } = tensor;
+    let kind = match there {
+        Some(there) if there != here => format!("{} → {}", dtype_name(*there), dtype_name(*here)),
+        _ => dtype_name(*here).to_owned(),
+    };
+    let from = match origin {
+        Origin::File(names) => names.join(" + "),
+        Origin::Missing => "initialised: not in the file".to_owned(),
+        Origin::OtherShape(shape) => format!("initialised: {shape:?} in the file"),
+    };
+    [name.clone(), format!("{shape:?}"), kind, from]
+}

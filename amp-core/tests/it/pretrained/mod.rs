@@ -1,0 +1,46 @@
+//! Files of transformers and torchvision give the logits that Python computes from them.
+
+mod bert;
+mod gpt2;
+mod resnet;
+mod steps;
+
+use std::path::PathBuf;
+
+use amp_core::tch::{Kind, Tensor};
+use serde_json::Value;
+
+use crate::support::{
+    bits::from_bits,
+    oracle::{Lcg, oracle, text},
+};
+
+const ROWS: i64 = 3;
+const LENGTH: i64 = 8;
+
+/// What Python's model `name` was given and computed.
+fn case(name: &str) -> Value {
+    oracle!("pretrained.json")["cases"][name].clone()
+}
+
+/// The files as Python wrote them.
+fn folder(name: &str) -> PathBuf {
+    let oracles = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/oracles/pretrained");
+    PathBuf::from(oracles).join(name)
+}
+
+/// Tokens below 40.
+fn ids(seed: u64) -> Tensor {
+    let mut generator = Lcg(seed);
+    let ids: Vec<i64> =
+        (0..ROWS * LENGTH).map(|_| i64::try_from(generator.next() % 40).expect("small")).collect();
+    Tensor::from_slice(&ids).view([ROWS, LENGTH])
+}
+
+/// Within the rounding of f64 of Python's logits.
+fn assert_logits(found: &Tensor, name: &str) {
+    let expected = from_bits(Kind::Double, text(&case(name), "logits")).view_as(found);
+    let error = (found - &expected).abs().max().double_value(&[]);
+    let size = expected.abs().max().double_value(&[]);
+    assert!(error <= 1e-12 * size.max(1.0), "{name}: {error:e} of {size}");
+}

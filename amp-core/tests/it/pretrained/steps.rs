@@ -1,0 +1,144 @@
+//! The steps of an import: what each refuses, and every dtype that a file may have.
+
+use std::path::{Path, PathBuf};
+
+use amp_core::{
+    Result,
+    nn::{Role, Visit, Visitor},
+    tch::{Device, Kind, Tensor},
+    weights::{Import, load, save_tensors},
+};
+use rstest::rstest;
+use tempfile::{TempDir, tempdir};
+
+use crate::support::message;
+
+/// A model of named tensors.
+struct Tensors(Vec<(&'static str, Tensor)>);
+
+impl Visit for Tensors {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        for (name, tensor) in &self.0 {
+            visitor.tensor(name, tensor, Role::Buffer);
+        }
+    }
+}
+
+fn file(tensors: &[(&str, Tensor)]) -> (TempDir, PathBuf) {
+    let folder = tempdir().expect("a folder");
+    let path = folder.path().join("model.safetensors");
+    let named = tensors.iter().map(|(name, tensor)| ((*name).to_owned(), tensor));
+    save_tensors(named, &path, Default::default()).expect("the file is written");
+    (folder, path)
+}
+
+fn ones(shape: &[i64]) -> Tensor {
+    Tensor::ones(shape, (Kind::Float, Device::Cpu))
+}
+
+fn open(path: &Path) -> Import {
+    Import::open(path).expect("a file")
+}
+
+/// Each mistake is named by the step as it is written, and the model stays as it is.
+#[rstest]
+#[case::rename(|i: Import| i.rename("c.*", "b.*"), "rename(`c.*`, `b.*`): no tensor matches `c.*`: tensors are called `a.q`, `a.w`")]
+#[case::renamed_before(|i: Import| i.rename("a.*", "b.*").rename("a.*", "b.*"), "tensors are called `b.q`, `b.w`")]
+#[case::stars(|i: Import| i.rename("a.*", "b"), "both names need the same number of `*`")]
+#[case::twice(|i: Import| i.rename("a.q", "b").rename("a.w", "b"), "`a.q` and `a.w` both become `b`")]
+#[case::transpose(|i: Import| i.transpose("a.w"), "transpose(`a.w`): `a.w` is no matrix, but [3]")]
+#[case::stack(|i: Import| i.stack(&["a.q", "a.k"], "b"), "stack(…, `b`): there is no `a.k` beside `a.q`")]
+#[case::stack_shapes(|i: Import| i.stack(&["a.q", "a.w"], "b"), "stack(…, `b`): `a.q` and its other parts are [[2, 3], [3]], which do not stack")]
+#[case::ignore(|i: Import| i.ignore("head.*"), "ignore(`head.*`): no tensor matches")]
+#[case::keep(|i: Import| i.keep("head.*"), "keep(`head.*`): the model has no such tensor: tensors are called `a.q`, `b`")]
+#[case::left_over(|i: Import| i.keep("b"), "the model has no tensor `a.w`; `rename` calls")]
+#[case::missing(|i: Import| i.ignore("a.w"), "it has no tensor `b`; `rename` calls")]
+fn what_does_not_fit_is_refused(#[case] steps: fn(Import) -> Import, #[case] says: &str) {
+    let (_folder, path) = file(&[("a.q", ones(&[2, 3])), ("a.w", ones(&[3]))]);
+    let zeros = |shape: &[i64]| ones(shape) * 0.0;
+    let model = Tensors(vec![("a.q", zeros(&[2, 3])), ("b", zeros(&[3]))]);
+    let said = message(steps(open(&path)).load_into(&model));
+    assert!(said.contains(says), "{said}");
+    assert!(!said.contains('\n'), "{said}");
+    for (name, tensor) in &model.0 {
+        assert_eq!(tensor.sum(Kind::Double).double_value(&[]), 0.0, "{name}");
+    }
+}
+
+/// Steps see the names that the steps before them left, and a stack keeps the order of its parts.
+#[test]
+fn steps_run_in_their_order() -> Result<()> {
+    let of = |value: f64| ones(&[1, 2]) * value;
+    let (_folder, path) = file(&[
+        ("m.0.k", of(2.0)),
+        ("m.0.q", of(1.0)),
+        ("m.0.v", of(3.0)),
+        ("m.1.k", of(5.0)),
+        ("m.1.q", of(4.0)),
+        ("m.1.v", of(6.0)),
+        ("m.extra", of(9.0)),
+    ]);
+    let model = Tensors(vec![("0.in", ones(&[3, 2])), ("1.in", ones(&[2, 3]))]);
+    let report = open(&path)
+        .rename("m.*", "*")
+        .ignore("extra")
+        .stack(&["*.q", "*.k", "*.v"], "*.in")
+        .transpose("1.in")
+        .load_into(&model)?;
+    let values = |place: usize| Vec::<f32>::try_from(model.0[place].1.flatten(0, -1)).expect("f32");
+    assert_eq!(values(0), [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+    assert_eq!(values(1), [4.0, 5.0, 6.0, 4.0, 5.0, 6.0]);
+    assert_eq!(report.ignored, ["m.extra"]);
+    Ok(())
+}
+
+/// Every dtype of a file comes into a wider one unchanged, and 8-bit floats are widened.
+#[rstest]
+#[case(Kind::Bool, Kind::Bool)]
+#[case(Kind::Uint8, Kind::Uint8)]
+#[case(Kind::Int8, Kind::Int8)]
+#[case(Kind::Int16, Kind::Int)]
+#[case(Kind::Int, Kind::Int64)]
+#[case(Kind::Int64, Kind::Int64)]
+#[case(Kind::Half, Kind::Float)]
+#[case(Kind::BFloat16, Kind::Float)]
+#[case(Kind::Float, Kind::Double)]
+#[case(Kind::Double, Kind::Double)]
+#[case(Kind::Float8e4m3fn, Kind::Float)]
+#[case(Kind::Float8e5m2, Kind::BFloat16)]
+fn every_dtype_is_read(#[case] there: Kind, #[case] here: Kind) -> Result<()> {
+    let values = Tensor::from_slice(&[0.0_f32, 1.0, 3.0, 96.0]);
+    let (_folder, path) = file(&[("x", values.to_kind(there))]);
+    let model = Tensors(vec![("x", Tensor::zeros([4], (here, Device::Cpu)))]);
+    open(&path).load_into(&model)?;
+    let expected = values.to_kind(there).to_kind(Kind::Double);
+    assert!(model.0[0].1.to_kind(Kind::Double).equal(&expected));
+    let again = Tensors(vec![("x", Tensor::zeros([4], (here, Device::Cpu)))]);
+    load(&again, &path)?;
+    assert!(again.0[0].1.equal(&model.0[0].1));
+    Ok(())
+}
+
+/// Integers that a narrower dtype would wrap, and fractions that it would cut off, are refused.
+#[rstest]
+#[case(Kind::Int64, 300.0, Kind::Int8, "values there that int8 here does not reach")]
+#[case(Kind::Int64, 2.0, Kind::Bool, "values there that bool here does not reach")]
+#[case(
+    Kind::Float8e4m3fn,
+    1.5,
+    Kind::Int64,
+    "float8_e4m3fn there, int64 here, which has no fractions"
+)]
+#[case(Kind::Float, 1e6, Kind::Half, "values there that float16 here does not reach")]
+fn values_that_would_change_are_refused(
+    #[case] there: Kind,
+    #[case] value: f64,
+    #[case] here: Kind,
+    #[case] says: &str,
+) {
+    let full = Tensor::full([2], value, (Kind::Double, Device::Cpu)).to_kind(there);
+    let (_folder, path) = file(&[("x", full)]);
+    let model = Tensors(vec![("x", Tensor::zeros([2], (here, Device::Cpu)))]);
+    let said = message(load(&model, &path));
+    assert!(said.contains(says), "{said}");
+}

@@ -44,6 +44,7 @@ mod graphs_limits;
 mod graphs_optimizers;
 mod graphs_storage;
 mod invariants;
+mod initial_values;
 mod islands;
 mod layers;
 mod left_out;

@@ -3,8 +3,8 @@
 use amp_core::{
     Module, Result,
     nn::{
-        Context, Embedding, Forward, Gru, GruConfig, Linear, Lstm, LstmConfig, Nonlinearity, Rnn,
-        RnnConfig, parameters, place,
+        Context, Embedding, Forward, Gru, GruConfig, Linear, Lstm, LstmConfig, Rnn, RnnConfig,
+        RnnNonlinearity, parameters, place,
     },
     precision::{Policy, Precision, autocast_state},
     tch::{self, Device, Kind, Tensor},
@@ -156,7 +156,7 @@ fn padding_has_no_influence(
     let policy = Policy::new(precision, device());
     let config = RnnConfig {
         num_layers: 2,
-        nonlinearity: Nonlinearity::Relu,
+        nonlinearity: RnnNonlinearity::Relu,
         bidirectional: true,
         batch_first: true,
         ..RnnConfig::new(4, 6)

@@ -77,10 +77,17 @@ pub(crate) enum Role {
 
 /// A tensor's first values.
 pub(crate) enum Initial {
-    /// Drawn by a row of the table, with its arguments, in this shape.
-    Drawn { row: &'static table::Draw, arguments: Vec<Expr>, shape: Expr },
+    /// Drawn in this shape.
+    Drawn { drawn: Drawn, shape: Expr },
     /// A Rust expression of the user's, which is a tensor.
     Rust(Expr),
+}
+
+/// A row of the table of ways to draw; `values` are its required keys in order.
+pub(crate) struct Drawn {
+    pub(crate) row: &'static table::Draw,
+    pub(crate) values: Vec<Expr>,
+    pub(crate) options: Vec<Pair>,
 }
 
 /// Where a hyperparameter's value comes from unless a setter gives it.
@@ -109,6 +116,8 @@ pub(crate) enum Build {
         at: Ident,
         values: Vec<Expr>,
         options: Vec<Pair>,
+        /// Parameters by name, which are drawn in another way than the layer's.
+        redrawn: Vec<(Ident, Drawn)>,
     },
     Sequential(Vec<Build>),
     /// `Vec` of `count` layers.

@@ -106,3 +106,5 @@ pub(crate) const CX: &str = "cx";
 pub(crate) const PLAN: &str = "plan";
 /// The plan's number of optimizer steps.
 pub(crate) const STEPPING_BATCHES: &str = "estimated_stepping_batches";
+/// What stands behind a layer's parameter in the key of how it is drawn.
+pub(crate) const OF_INIT: &str = "_init";

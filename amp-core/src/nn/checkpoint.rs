@@ -27,6 +27,13 @@ impl<M> Checkpoint<M> {
     }
 }
 
+impl<M> Checkpoint<M> {
+    /// The same of a view of the module.
+    pub(super) fn viewed<V>(&self, view: impl FnOnce(&M) -> V) -> Checkpoint<V> {
+        Checkpoint::new(view(&self.module), self.enabled)
+    }
+}
+
 impl<M: Visit> Visit for Checkpoint<M> {
     fn visit(&self, visitor: &mut dyn Visitor) {
         self.module.visit(visitor);

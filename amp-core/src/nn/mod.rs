@@ -18,7 +18,7 @@ mod embedding;
 mod forward;
 mod fused;
 mod group_norm;
-mod init;
+pub mod init;
 mod linear;
 mod norm;
 mod parameters;
@@ -76,7 +76,7 @@ pub use pool::{
     MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxPoolConfig,
 };
 pub use probe::{Call, DtypeProbe, Given, Probe, Product};
-pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Nonlinearity, Rnn, RnnConfig};
+pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Rnn, RnnConfig, RnnNonlinearity};
 pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
 pub use segment::Segment;
 pub use sizes::Sizes;

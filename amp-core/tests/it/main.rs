@@ -43,6 +43,7 @@ mod graphs_hooks;
 mod graphs_limits;
 mod graphs_optimizers;
 mod graphs_storage;
+mod initial_values;
 mod invariants;
 mod islands;
 mod layers;

@@ -3,8 +3,8 @@
 use amp_core::{
     Module, Result,
     nn::{
-        Context, Embedding, Forward, Gru, GruConfig, Linear, Lstm, LstmConfig, Nonlinearity, Rnn,
-        RnnConfig, parameters, place,
+        Context, Embedding, Forward, Gru, GruConfig, Linear, Lstm, LstmConfig, Rnn, RnnConfig,
+        RnnNonlinearity, parameters, place,
     },
     precision::{Policy, Precision, autocast_state},
     tch::{self, Device, Kind, Tensor},
@@ -71,7 +71,9 @@ fn each_precision_computes_in_its_dtype(
     let config = LstmConfig { num_layers, bidirectional: true, ..LstmConfig::new(8, 16) };
     let (exact, exact_grads) = ran(Precision::F64True, config, &x)?;
     let (output, grads) = ran(precision, config, &x)?;
-    let bound = if precision == Precision::F32True { 1e-5 } else { 0.03 };
+    // cuDNN takes TF32 for f32 unless it is told otherwise.
+    let exact_f32 = precision == Precision::F32True && !device().is_cuda();
+    let bound = if exact_f32 { 1e-5 } else { 0.03 };
     assert!(relative(&output, &exact) < bound);
     for (at, (grad, exact)) in grads.iter().zip(&exact_grads).enumerate() {
         assert!(relative(grad, exact) < 2.0 * bound, "{at}: {}", relative(grad, exact));
@@ -95,8 +97,8 @@ fn layers_one_by_one_are_layers_in_one() -> Result<()> {
             |training| lstm.forward_with((&x, None, lengths), &cx(Precision::F64True, training));
         let (one_by_one, (h, c)) = run(true)?;
         let (in_one, (all_h, all_c)) = run(false)?;
-        assert!(relative(&one_by_one, &in_one) < 1e-14);
-        assert!(relative(&h, &all_h) < 1e-14 && relative(&c, &all_c) < 1e-14);
+        assert!(relative(&one_by_one, &in_one) < 1e-12);
+        assert!(relative(&h, &all_h) < 1e-12 && relative(&c, &all_c) < 1e-12);
     }
     Ok(())
 }
@@ -107,16 +109,16 @@ fn dropout_is_between_layers() -> Result<()> {
     let run = |dropout, num_layers, training, seed| -> Result<Tensor> {
         let _generator = seeded(4);
         let gru = Gru::new(GruConfig { dropout, num_layers, ..GruConfig::new(4, 6) })?;
-        place(&gru, Policy::new(Precision::F32True, device()), &Default::default())?;
-        let x = random(&[5, 3, 4], Kind::Float).detach();
+        place(&gru, Policy::new(Precision::F64True, device()), &Default::default())?;
+        let x = random(&[5, 3, 4], Kind::Double).detach();
         tch::manual_seed(seed);
-        Ok(wide(&gru.forward_with((&x, None, None), &cx(Precision::F32True, training))?.0))
+        Ok(wide(&gru.forward_with((&x, None, None), &cx(Precision::F64True, training))?.0))
     };
     let plain = run(0.0, 2, true, 0)?;
     assert!(!run(0.5, 2, true, 0)?.equal(&plain));
     assert!(run(0.5, 2, true, 7)?.equal(&run(0.5, 2, true, 7)?), "one seed, one mask");
     assert!(!run(0.5, 2, true, 7)?.equal(&run(0.5, 2, true, 8)?));
-    assert!(relative(&run(0.5, 2, false, 0)?, &plain) < 1e-6, "not in evaluation");
+    assert!(relative(&run(0.5, 2, false, 0)?, &plain) < 1e-12, "not in evaluation");
     assert!(run(0.5, 1, true, 0)?.equal(&run(0.0, 1, true, 0)?), "one layer has none behind it");
     assert!(run(0.5, 2, true, 0)?.ne(0.0).all().int64_value(&[]) == 1, "none behind the last");
     Ok(())
@@ -156,7 +158,7 @@ fn padding_has_no_influence(
     let policy = Policy::new(precision, device());
     let config = RnnConfig {
         num_layers: 2,
-        nonlinearity: Nonlinearity::Relu,
+        nonlinearity: RnnNonlinearity::Relu,
         bidirectional: true,
         batch_first: true,
         ..RnnConfig::new(4, 6)

@@ -4,14 +4,14 @@
 use proc_macro2::Ident;
 use syn::{Expr, ExprCall, ExprClosure, ExprMethodCall, Pat};
 
-use super::keys;
+use super::{keys, tensors};
 use crate::{
     diag::Diagnostics,
-    model::{Build, Pair},
+    model::{Build, Drawn, Pair},
     spec::{Arg, word},
     suggest::{closest, fold, quoted},
     symbol,
-    table::{self, LAYERS, Layer, NOT_NEEDED},
+    table::{self, Entry, LAYERS, Layer, NOT_NEEDED},
 };
 
 /// Reads one layer; `None` if it was refused.
@@ -185,9 +185,52 @@ fn checkpoint(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> 
     None
 }
 
-/// Arguments as in a Python call: required keys by position or by name, options by name.
+/// The layer of a row, and how its parameters are drawn where that is said.
 fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
-    let entry = &row.entry;
+    let (mut own, mut redrawn, mut fits) = (Vec::new(), Vec::new(), true);
+    for arg in args {
+        match parameter_of(arg, &row.entry) {
+            Some((parameter, value)) => match draws(value, diag) {
+                Some(drawn) => redrawn.push((parameter, drawn)),
+                None => fits = false,
+            },
+            None => own.push(arg.clone()),
+        }
+    }
+    let (values, options) = arguments(name, &row.entry, &own, diag)?;
+    fits.then_some(Build::Layer { row, at: name.clone(), values, options, redrawn })
+}
+
+/// The parameter and its way to draw in `weight_init = normal(0.0, 0.02)`.
+fn parameter_of<'a>(arg: &'a Expr, entry: &Entry) -> Option<(Ident, &'a Expr)> {
+    let Arg::Pair(key, value) = Arg::from(arg) else { return None };
+    let text = key.to_string();
+    let parameter = text.strip_suffix(symbol::OF_INIT).filter(|parameter| !parameter.is_empty())?;
+    let is_own = entry.keys().any(|known| known.name == text);
+    (!is_own).then(|| (Ident::new(parameter, key.span()), value))
+}
+
+/// Rule: a parameter is drawn in a way of the table.
+fn draws(value: &Expr, diag: &Diagnostics) -> Option<Drawn> {
+    let drawn = tensors::drawn(value, diag)?;
+    if drawn.is_none() {
+        diag.error(
+            value,
+            "a layer's parameter is drawn as in `weight_init = normal(0.0, 0.02)`; other values are \
+             copied with `nn::init` once the model is built",
+        );
+    }
+    drawn
+}
+
+/// Arguments as in a Python call: required keys by position or by name, options by name. The required
+/// ones are in their order.
+pub(super) fn arguments(
+    name: &Ident,
+    entry: &'static Entry,
+    args: &[Expr],
+    diag: &Diagnostics,
+) -> Option<(Vec<Expr>, Vec<Pair>)> {
     let owner = entry.name;
     let known: Vec<&str> = entry.keys().map(|key| key.name).collect();
     let mut fits = true;
@@ -211,7 +254,8 @@ fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) ->
             }
         }
     }
-    fits = fits && number_of_arguments_fits(name, row, &given, (positional, args.len()), diag);
+    let count = (positional, args.len());
+    fits = fits && number_of_arguments_fits(name, entry, &given, count, diag);
     if !fits {
         return None;
     }
@@ -219,7 +263,7 @@ fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) ->
     let mut given = keys::words_to_values(entry, given, diag)?;
     let values: Option<Vec<Expr>> =
         entry.required.iter().map(|key| Some(keys::take(&mut given, key.name)?.value)).collect();
-    Some(Build::Layer { row, at: name.clone(), values: values?, options: given })
+    Some((values?, given))
 }
 
 /// Rule: arguments by position stand before those by name, as in Python.
@@ -230,15 +274,14 @@ fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
     !late
 }
 
-/// Rule: a layer gets its required arguments, and no more by position.
+/// Rule: a layer, or a way to draw, gets its required arguments, and no more by position.
 fn number_of_arguments_fits(
     name: &Ident,
-    row: &'static Layer,
+    entry: &'static Entry,
     given: &[Pair],
     (positional, all): (usize, usize),
     diag: &Diagnostics,
 ) -> bool {
-    let entry = &row.entry;
     let required: Vec<&str> = entry.required.iter().map(|key| key.name).collect();
     let missing: Vec<&str> =
         required.iter().copied().filter(|key| given.iter().all(|pair| pair.key != key)).collect();

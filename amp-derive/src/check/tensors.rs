@@ -3,14 +3,14 @@
 use quote::ToTokens;
 use syn::{Expr, ExprCall};
 
-use super::keys;
+use super::{keys, layers};
 use crate::{
     diag::Diagnostics,
-    model::Initial,
+    model::{Drawn, Initial},
     spec::{Attr, word},
     suggest::{closest, quoted},
     symbol,
-    table::{DRAWS, Draw},
+    table::{self, DRAWS},
 };
 
 /// A tensor's first values; `None` if they were refused.
@@ -29,7 +29,7 @@ pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
         );
         return None;
     };
-    let Some((row, arguments)) = is_drawn(&init.value, diag)? else {
+    let Some(drawn) = drawn(&init.value, diag)? else {
         if let Some(shape) = shape {
             diag.error(
                 &shape.key,
@@ -43,12 +43,12 @@ pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
         diag.error(&init.key, "`init` needs the tensor's shape, as in `shape = [64, 10]`");
         return None;
     };
-    Some(Initial::Drawn { row, arguments, shape: shape.value })
+    Some(Initial::Drawn { drawn, shape: shape.value })
 }
 
 /// Rule: a bare lowercase name, or a call of one, is a way to draw values and has its arguments. The
 /// inner `None` is any other expression, the outer one a refusal.
-fn is_drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<(&'static Draw, Vec<Expr>)>> {
+pub(super) fn drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<Drawn>> {
     let (name, arguments) = match expr {
         Expr::Call(ExprCall { func, args, .. }) => match word(func) {
             Some(name) => (name, args.iter().cloned().collect()),
@@ -60,8 +60,8 @@ fn is_drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<(&'static Draw, Ve
         },
     };
     let text = name.to_string();
-    let Some(row) = DRAWS.iter().find(|row| row.name == text) else {
-        let names: Vec<&str> = DRAWS.iter().map(|row| row.name).collect();
+    let Some(row) = table::find(DRAWS, &text) else {
+        let names = table::names(DRAWS);
         let instead = match closest(&text, &names) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => format!(
@@ -72,13 +72,6 @@ fn is_drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<(&'static Draw, Ve
         diag.error(name, format!("unknown init `{text}`: {instead}"));
         return None;
     };
-    if arguments.len() != row.arguments.len() {
-        let call = match row.arguments {
-            [] => text,
-            arguments => format!("{text}({})", arguments.join(", ")),
-        };
-        diag.error(expr, format!("write `{call}`"));
-        return None;
-    }
-    Some(Some((row, arguments)))
+    let (values, options) = layers::arguments(name, &row.entry, &arguments, diag)?;
+    Some(Some(Drawn { row, values, options }))
 }

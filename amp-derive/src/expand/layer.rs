@@ -4,7 +4,7 @@ use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 
-use super::{local, located_at};
+use super::{local, located_at, tensor};
 use crate::{
     model::{Build, Pair},
     table::Form,
@@ -14,9 +14,9 @@ use crate::{
 pub(super) fn expand(build: &Build) -> TokenStream {
     match build {
         Build::Rust(expr) => quote!(#expr),
-        Build::Layer { row, at, values, options } => {
+        Build::Layer { row, at, values, options, redrawn } => {
             let ty = Ident::new(row.entry.ty, at.span());
-            match row.form {
+            let layer = match row.form {
                 Form::Unit => quote!(__amp::nn::#ty),
                 Form::Plain => quote!(__amp::nn::#ty::new(#(#values),*)?),
                 Form::Config => {
@@ -24,7 +24,16 @@ pub(super) fn expand(build: &Build) -> TokenStream {
                     let config = config(&ty, values, options, every);
                     quote!(__amp::nn::#ty::new(#config)?)
                 }
+            };
+            if redrawn.is_empty() {
+                return layer;
             }
+            let name = row.entry.name;
+            let draws = redrawn.iter().map(|(parameter, drawn)| {
+                let (parameter, draw) = (parameter.to_string(), tensor::draw(drawn));
+                quote!((#parameter, #draw))
+            });
+            quote!(__amp::nn::init::redrawn(#name, #layer, &[#(#draws),*])?)
         }
         Build::Sequential(layers) => {
             // Located at the layer, so that rustc says there that its type is no `Module`.

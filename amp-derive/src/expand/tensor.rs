@@ -1,25 +1,20 @@
 //! How a tensor of the module's own is made.
 
+use std::str::FromStr;
+
 use proc_macro2::{Ident, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 
 use super::{key, located_at};
-use crate::model::{Initial, Role};
+use crate::model::{Drawn, Initial, Role};
 
 /// An expression of a tensor, in a function that returns `Result`.
 pub(super) fn expand(ident: &Ident, role: Role, initial: &Initial) -> TokenStream {
     let role = self::role(role);
     match initial {
-        Initial::Drawn { row, arguments, shape } => {
-            let variant = format_ident!("{}", row.variant);
-            let draw = match arguments.as_slice() {
-                [] => quote!(__amp::nn::Init::#variant),
-                arguments => {
-                    let keys = row.arguments.iter().map(|name| format_ident!("{name}"));
-                    quote!(__amp::nn::Init::#variant { #(#keys: #arguments),* })
-                }
-            };
+        Initial::Drawn { drawn, shape } => {
+            let draw = draw(drawn);
             quote!(#draw.tensor(&#shape, #role)?)
         }
         Initial::Rust(value) => {
@@ -27,6 +22,27 @@ pub(super) fn expand(ident: &Ident, role: Role, initial: &Initial) -> TokenStrea
             // Located at the value, so that rustc says there that it is no tensor.
             quote_spanned!(located_at(value.span())=> __amp::nn::own_tensor(#name, #value, #role)?)
         }
+    }
+}
+
+/// The `Init` of a way to draw.
+pub(super) fn draw(Drawn { row, values, options }: &Drawn) -> TokenStream {
+    let (entry, variant) = (&row.entry, format_ident!("{}", row.entry.ty));
+    let required = entry.required.iter().zip(values).map(|(key, value)| {
+        let key = format_ident!("{}", key.name);
+        quote!(#key: #value)
+    });
+    let options = entry.options.iter().zip(row.defaults).map(|(key, default)| {
+        let name = format_ident!("{}", key.name);
+        let given = options.iter().find(|pair| pair.key == key.name).map(|pair| &pair.value);
+        // A literal or a path.
+        let default = TokenStream::from_str(default).unwrap_or_default();
+        let value = given.map_or(default, |value| quote!(#value));
+        quote!(#name: #value)
+    });
+    match entry.keys().next() {
+        None => quote!(__amp::nn::Init::#variant),
+        Some(_) => quote!(__amp::nn::Init::#variant { #(#required,)* #(#options,)* }),
     }
 }
 

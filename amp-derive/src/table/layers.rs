@@ -142,7 +142,10 @@ const RNN_OPTIONS: &[Key] = &[
     positive("num_layers"),
     choice(
         "nonlinearity",
-        &[("tanh", "__amp::nn::Nonlinearity::Tanh"), ("relu", "__amp::nn::Nonlinearity::Relu")],
+        &[
+            ("tanh", "__amp::nn::RnnNonlinearity::Tanh"),
+            ("relu", "__amp::nn::RnnNonlinearity::Relu"),
+        ],
     ),
     any("bias"),
     any("batch_first"),

@@ -24,6 +24,12 @@ fn every_name_and_key_is_documented() {
         };
         assert!(DOCS.lines().any(|line| is_told(&line)), "`{}` with its keys", entry.name);
     }
+    for entry in DRAWS.iter().map(Named::entry) {
+        let line =
+            DOCS.lines().find(|line| line.starts_with("| `shape") && line.contains(entry.name));
+        let line = line.unwrap_or_else(|| panic!("`{}` is told", entry.name));
+        assert!(entry.keys().all(|key| line.contains(key.name)), "`{}` with its keys", entry.name);
+    }
     for hook in HOOKS {
         let line = format!("| `#[{}(…)]` | `{}` |", hook.name, hook.signature);
         assert!(DOCS.contains(&line), "{line}");

@@ -215,6 +215,15 @@ impl AttentionMask {
         Self { attn_mask: Some(attn_mask.shallow_clone()), ..Self::none() }
     }
 
+    /// Handles of the same masks.
+    pub(in crate::nn) fn shared(&self) -> Self {
+        let handle = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
+        Self {
+            attn_mask: handle(&self.attn_mask),
+            key_padding_mask: handle(&self.key_padding_mask),
+        }
+    }
+
     /// Whether it lets everything through.
     pub(in crate::nn) fn is_none(&self) -> bool {
         self.attn_mask.is_none() && self.key_padding_mask.is_none()

@@ -59,7 +59,7 @@ pub struct RnnConfig {
     /// As in [`LstmConfig`].
     pub num_layers: i64,
     /// What makes the next state.
-    pub nonlinearity: Nonlinearity,
+    pub nonlinearity: RnnNonlinearity,
     /// As in [`LstmConfig`].
     pub bias: bool,
     /// As in [`LstmConfig`].
@@ -72,7 +72,7 @@ pub struct RnnConfig {
 
 /// The nonlinearity of an [`Rnn`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Nonlinearity {
+pub enum RnnNonlinearity {
     /// tanh(x).
     #[default]
     Tanh,
@@ -120,7 +120,7 @@ macro_rules! config {
 config! {
     LstmConfig { proj_size: 0 }
     GruConfig {}
-    RnnConfig { nonlinearity: Nonlinearity::Tanh }
+    RnnConfig { nonlinearity: RnnNonlinearity::Tanh }
 }
 
 /// Long short-term memory over sequences; nn.LSTM.
@@ -205,8 +205,8 @@ constructor! {
     Lstm LstmConfig |_: &LstmConfig| Cell::Lstm, |config: &LstmConfig| config.proj_size;
     Gru GruConfig |_: &GruConfig| Cell::Gru, |_: &GruConfig| 0;
     Rnn RnnConfig |config: &RnnConfig| match config.nonlinearity {
-        Nonlinearity::Tanh => Cell::Tanh,
-        Nonlinearity::Relu => Cell::Relu,
+        RnnNonlinearity::Tanh => Cell::Tanh,
+        RnnNonlinearity::Relu => Cell::Relu,
     }, |_: &RnnConfig| 0;
 }
 

@@ -9,8 +9,8 @@ use super::{
 use crate::{
     Result,
     nn::{
-        AttentionMask, Child, Context, Dropout, Forward, LayerNorm, Module, MultiheadAttention,
-        Visit, Visitor, visit_child,
+        AttentionMask, Checkpoint, Child, Context, Dropout, Forward, LayerNorm, Module,
+        MultiheadAttention, Visit, Visitor, visit_child,
     },
 };
 
@@ -85,6 +85,11 @@ impl TransformerEncoderLayer {
         }))
     }
 
+    /// The layer with its mask, as a module of one tensor.
+    fn masked(&self, mask: &AttentionMask) -> Masked {
+        Masked { parts: self.0.clone(), mask: mask.shared() }
+    }
+
     /// With `mask` on the attention, which is torch's src_mask and src_key_padding_mask. A [`Child`] has the
     /// same method, which keeps path and precision region.
     ///
@@ -151,6 +156,48 @@ impl Module for Parts {
     }
 }
 
+/// A layer with its mask, whose activations can be computed again.
+struct Masked {
+    parts: Arc<Parts>,
+    mask: AttentionMask,
+}
+
+impl Visit for Masked {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.parts.visit(visitor);
+    }
+}
+
+impl Module for Masked {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.parts.run(input, &self.mask, cx)
+    }
+
+    fn shared(&self) -> Option<Arc<dyn Module>> {
+        #[expect(
+            clippy::arc_with_non_send_sync,
+            reason = "the autograd graph may be freed on a thread of libtorch's"
+        )]
+        let shared = Arc::new(Self { parts: self.parts.clone(), mask: self.mask.shared() });
+        Some(shared)
+    }
+}
+
+impl Checkpoint<TransformerEncoderLayer> {
+    /// [`TransformerEncoderLayer::forward_masked`], checkpointed. A [`Child`] has the same method.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_masked(
+        &self,
+        input: &Tensor,
+        mask: &AttentionMask,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        self.viewed(|layer| layer.masked(mask)).forward(input, cx)
+    }
+}
+
 /// [`TransformerEncoderLayer`]s in order, and perhaps a layer norm; nn.TransformerEncoder with batch_first, on
 /// `[N, L, d_model]`. As in torch all layers start with the same weights, copies of the first one's: layers
 /// of their own weights are `repeat(6, |_| transformer_encoder_layer(…))`.
@@ -185,11 +232,8 @@ impl TransformerEncoder {
         let x = if mask.is_none() {
             cx.call("layers", None, &self.layers, input)?
         } else {
-            let mut x = input.shallow_clone();
-            for layer in Child::list("layers", None, &self.layers) {
-                x = layer.forward_masked(&x, mask, cx)?;
-            }
-            x
+            let masked = |layer: &TransformerEncoderLayer| layer.masked(mask);
+            cx.call("layers", None, &self.layers.iter().map(masked).collect::<Vec<_>>(), input)?
         };
         match &self.norm {
             Some(norm) => cx.call("norm", None, norm, &x),
@@ -215,7 +259,7 @@ impl Module for TransformerEncoder {
 
 /// A masked pass, as a module by itself.
 macro_rules! masked {
-    ($($layer:ident $view:ident)*) => {$(
+    ($($layer:ty, $view:ident;)*) => {$(
         struct $view<'m>(&'m $layer);
 
         impl Visit for $view<'_> {
@@ -254,4 +298,8 @@ macro_rules! masked {
     )*};
 }
 
-masked!(TransformerEncoderLayer MaskedLayer TransformerEncoder MaskedStack);
+masked! {
+    TransformerEncoderLayer, LayerWithMask;
+    Checkpoint<TransformerEncoderLayer>, CheckpointWithMask;
+    TransformerEncoder, StackWithMask;
+}

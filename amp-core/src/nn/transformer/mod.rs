@@ -3,6 +3,8 @@
 mod decoder;
 mod encoder;
 mod feed_forward;
+#[cfg(test)]
+mod tests;
 
 pub use decoder::{TransformerDecoder, TransformerDecoderLayer};
 pub use encoder::{TransformerEncoder, TransformerEncoderLayer};

@@ -5,7 +5,7 @@ use amp_core::{
     nn::{
         AttentionMask, AttentionOptions, BagMode, Context, Embedding, EmbeddingBag,
         EmbeddingBagConfig, EmbeddingConfig, FeedForward, Forward, Gru, GruConfig, Identity, Lstm,
-        LstmConfig, MultiheadAttention, MultiheadAttentionConfig, Nonlinearity, Rnn, RnnConfig,
+        LstmConfig, MultiheadAttention, MultiheadAttentionConfig, Rnn, RnnConfig, RnnNonlinearity,
         RotaryEmbedding, RotaryPairing, TransformerDecoder, TransformerDecoderConfig,
         TransformerDecoderLayer, TransformerDecoderLayerConfig, TransformerEncoder,
         TransformerEncoderConfig, TransformerEncoderLayer, TransformerEncoderLayerConfig,
@@ -117,7 +117,7 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
             ..RnnConfig::new(3, 4)
         })),
         "rnn relu" => with_one_state(Rnn::new(RnnConfig {
-            nonlinearity: Nonlinearity::Relu,
+            nonlinearity: RnnNonlinearity::Relu,
             bidirectional: true,
             batch_first: true,
             ..RnnConfig::new(3, 4)

@@ -2,6 +2,8 @@
 //! that it cannot learn unless its inputs arrive as they should.
 
 mod bert;
+mod copying;
+mod forecast;
 mod gan;
 mod resnet;
 mod towers;

@@ -13,7 +13,15 @@ fn parameter(arguments: &str, expected: &[(&str, &str)]) {
 
 #[test]
 fn first_values() {
-    for init in ["zeros", "normal(0.0, 0.02)", "uniform(low, 1.0)", "kaiming_uniform(64)"] {
+    for init in [
+        "zeros",
+        "normal(0.0, 0.02)",
+        "uniform(low, 1.0)",
+        "kaiming_uniform",
+        "kaiming_normal(mode = fan_out, nonlinearity = relu)",
+        "trunc_normal(0.0, std = 0.02, a = -0.04, b = 0.04)",
+        "orthogonal(gain = nn::init::calculate_gain(Tanh, 0.0))",
+    ] {
         parameter(&format!("(shape = [10], init = {init})"), &[]);
     }
     parameter("(init = self::drawn(10)?)", &[]);
@@ -30,15 +38,31 @@ fn first_values() {
         &[("normall", "unknown init `normall`: did you mean `normal`?")],
     );
     parameter(
-        "(shape = [10], init = orthogonal)",
+        "(shape = [10], init = sparse)",
         &[(
-            "orthogonal",
-            "unknown init `orthogonal`: a function of your own is called by its path, \
-             `self::orthogonal(…)`; the others are `zeros`, `ones`, `full`, `uniform`, `normal`, \
-             `kaiming_uniform`",
+            "sparse",
+            "unknown init `sparse`: a function of your own is called by its path, \
+             `self::sparse(…)`; the others are `zeros`, `ones`, `full`, `uniform`, `normal`, \
+             `trunc_normal`, `xavier_uniform`, `xavier_normal`, `kaiming_uniform`, `kaiming_normal`, \
+             `orthogonal`, `eye`",
         )],
     );
-    parameter("(shape = [10], init = normal)", &[("normal", "write `normal(mean, std)`")]);
+    parameter(
+        "(shape = [10], init = normal)",
+        &[("normal", "`normal` takes `mean`, `std`; got none")],
+    );
+    parameter(
+        "(shape = [10, 64], init = kaiming_uniform(64))",
+        &[(
+            "kaiming_uniform",
+            "`kaiming_uniform` takes no arguments; got 1 argument; options are given by name, as in \
+             `a = …`",
+        )],
+    );
+    parameter(
+        "(shape = [10, 64], init = kaiming_uniform(mode = fan_inn))",
+        &[("fan_inn", "unknown mode `fan_inn`: did you mean `fan_in`?")],
+    );
     parameter(
         "(init = ones)",
         &[("init", "`init` needs the tensor's shape, as in `shape = [64, 10]`")],

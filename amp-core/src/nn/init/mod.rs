@@ -1,0 +1,158 @@
+//! First values, as torch.nn.init draws them: one seed gives torch's values for an f32 tensor on the CPU, and
+//! the same, rounded, for any other dtype and device.
+//!
+//! The functions change a tensor in place, for example a parameter found by its name:
+//!
+//! ```no_run,standalone_crate
+//! use amp_core::{
+//!     nn::{init, parameters},
+//!     prelude::*,
+//! };
+//!
+//! /// As GPT-2.
+//! fn draw(model: &impl Visit) -> Result<()> {
+//!     for parameter in parameters(model) {
+//!         if parameter.name.ends_with("c_proj.weight") {
+//!             init::normal_(&parameter.tensor, 0.0, 0.02 / 24_f64.sqrt())?;
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! # use amp_core::Visit;
+//! # fn main() {}
+//! ```
+//!
+//! [`Init`] is the same as a value, which attributes take: `linear(64, 10, weight_init = orthogonal)`.
+
+mod values;
+
+pub use values::{FanMode, Init, Nonlinearity, calculate_gain};
+
+use tch::Tensor;
+
+use super::{Role, Visit, named_tensors};
+use crate::{
+    Error, Result,
+    precision::{dtype_name, is_floating},
+};
+
+/// In-place functions, each with the way to draw that it stands for.
+macro_rules! in_place {
+    ($($(#[$doc:meta])* $name:ident($($argument:ident: $ty:ty),*) = $init:expr;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// As [`Init::tensor`].
+        pub fn $name(tensor: &Tensor, $($argument: $ty),*) -> Result<()> {
+            $init.fill(tensor)
+        }
+    )*};
+}
+
+in_place! {
+    /// 0.
+    zeros_() = Init::Zeros;
+    /// 1.
+    ones_() = Init::Ones;
+    /// One value.
+    constant_(val: f64) = Init::Full { value: val };
+    /// U(a, b).
+    uniform_(a: f64, b: f64) = Init::Uniform { low: a, high: b };
+    /// N(mean, std²).
+    normal_(mean: f64, std: f64) = Init::Normal { mean, std };
+    /// N(mean, std²) without what is outside [a, b]; torch's defaults for these are ±2.
+    trunc_normal_(mean: f64, std: f64, a: f64, b: f64) = Init::TruncNormal { mean, std, a, b };
+    /// U(±gain·√(6 / (fan_in + fan_out))).
+    xavier_uniform_(gain: f64) = Init::XavierUniform { gain };
+    /// N(0, gain²·2 / (fan_in + fan_out)).
+    xavier_normal_(gain: f64) = Init::XavierNormal { gain };
+    /// U(±gain·√(3 / fan)).
+    kaiming_uniform_(a: f64, mode: FanMode, nonlinearity: Nonlinearity) =
+        Init::KaimingUniform { a, mode, nonlinearity };
+    /// N(0, gain² / fan).
+    kaiming_normal_(a: f64, mode: FanMode, nonlinearity: Nonlinearity) =
+        Init::KaimingNormal { a, mode, nonlinearity };
+    /// A (semi-)orthogonal matrix of the first dimension and all others.
+    orthogonal_(gain: f64) = Init::Orthogonal { gain };
+    /// The identity, of two dimensions.
+    eye_() = Init::Eye;
+}
+
+/// A layer some of whose own parameters are drawn anew, by their names.
+#[doc(hidden)]
+pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Result<M> {
+    let tensors = named_tensors(&module);
+    for (name, init) in draws {
+        let found =
+            tensors.iter().find(|(known, _, role)| known == name && *role == Role::Parameter);
+        let Some((_, tensor, _)) = found else {
+            let names: Vec<String> =
+                tensors.iter().map(|(known, ..)| format!("`{known}`")).collect();
+            return Err(Error::config(format!(
+                "`{name}_init`: this {layer} has no parameter `{name}`; it has {}",
+                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+            )));
+        };
+        init.fill(tensor)?;
+    }
+    Ok(module)
+}
+
+/// A tensor of the user's as that of a module: it requires a gradient where it is trained, and has
+/// no history.
+#[doc(hidden)]
+pub fn own_tensor(name: &str, tensor: Tensor, role: Role) -> Result<Tensor> {
+    let tensor = tensor.f_detach()?;
+    match role {
+        Role::Parameter if !is_floating(tensor.kind()) => Err(Error::config(format!(
+            "the parameter `{name}` is {}: only floating-point numbers can be trained, make it a \
+             `#[buffer]` or convert it",
+            dtype_name(tensor.kind())
+        ))),
+        Role::Parameter => Ok(tensor.f_set_requires_grad(true)?),
+        Role::Buffer => Ok(tensor),
+    }
+}
+
+/// A parameter of this shape, uniform in `[-bound, bound]`.
+pub(super) fn uniform(shape: &[i64], bound: f64) -> Result<Tensor> {
+    Ok(values::symmetric(shape, bound)?.f_set_requires_grad(true)?)
+}
+
+/// A parameter from a normal distribution around 0.
+pub(super) fn normal(shape: &[i64], std: f64) -> Result<Tensor> {
+    Init::Normal { mean: 0.0, std }.tensor(shape, Role::Parameter)
+}
+
+/// A parameter `[fan_out, fan_in]` from Xavier's uniform distribution.
+pub(super) fn xavier(fan_out: i64, fan_in: i64) -> Result<Tensor> {
+    Init::XavierUniform { gain: 1.0 }.tensor(&[fan_out, fan_in], Role::Parameter)
+}
+
+/// A parameter filled with one value.
+pub(super) fn constant(shape: &[i64], value: f64) -> Result<Tensor> {
+    Init::Full { value }.tensor(shape, Role::Parameter)
+}
+
+/// A parameter of the same values.
+pub(super) fn copied(parameter: &Tensor) -> Result<Tensor> {
+    Ok(parameter.f_detach()?.f_detach_copy()?.f_set_requires_grad(true)?)
+}
+
+/// A buffer filled with one value.
+pub(super) fn buffer(shape: &[i64], value: f64) -> Result<Tensor> {
+    values::filled(shape, value)
+}
+
+/// The bound of `kaiming_uniform_(a = √5)`, what nn.Linear and nn.Conv2d use: 1/√fan_in.
+pub(super) fn kaiming_bound(fan_in: i64) -> f64 {
+    // In torch's order of operations, so that the bound has the same last bit.
+    let gain = (2.0 / (1.0 + 5.0_f64.sqrt().powi(2))).sqrt();
+    let std = gain / (fan_in as f64).sqrt();
+    3.0_f64.sqrt() * std
+}
+
+/// The bound of a bias of nn.Linear and nn.Conv2d: 1/√fan_in.
+pub(super) fn bias_bound(fan_in: i64) -> f64 {
+    if fan_in > 0 { 1.0 / (fan_in as f64).sqrt() } else { 0.0 }
+}

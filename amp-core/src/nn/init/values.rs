@@ -1,0 +1,276 @@
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::{Error, Result, nn::Role, random};
+
+/// A tensor's first values, drawn in f32 on the CPU from libtorch's generator: one seed gives the same
+/// values whatever the dtype and device, and torch.nn.init's for an f32 tensor on the CPU. What a field with
+/// `#[parameter(shape = [64, 10], init = normal(0.0, 0.02))]` is built with, and a layer with
+/// `linear(64, 10, weight_init = normal(0.0, 0.02))`.
+///
+/// Fans are those of a weight `[outputs, inputs, …]`, as in torch: fan_in = inputs · the rest, fan_out =
+/// outputs · the rest.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// 0.
+    Zeros,
+    /// 1.
+    Ones,
+    /// One value.
+    Full {
+        /// It.
+        value: f64,
+    },
+    /// U(low, high).
+    Uniform {
+        /// The least value.
+        low: f64,
+        /// The bound that no value reaches.
+        high: f64,
+    },
+    /// N(mean, std²).
+    Normal {
+        /// Its mean.
+        mean: f64,
+        /// Its standard deviation.
+        std: f64,
+    },
+    /// N(mean, std²) without what is outside [a, b].
+    TruncNormal {
+        /// Its mean.
+        mean: f64,
+        /// Its standard deviation.
+        std: f64,
+        /// The least value.
+        a: f64,
+        /// The largest value.
+        b: f64,
+    },
+    /// U(±gain·√(6 / (fan_in + fan_out))) (Glorot and Bengio 2010).
+    XavierUniform {
+        /// What everything is multiplied by; see [`calculate_gain`].
+        gain: f64,
+    },
+    /// N(0, gain²·2 / (fan_in + fan_out)).
+    XavierNormal {
+        /// What everything is multiplied by; see [`calculate_gain`].
+        gain: f64,
+    },
+    /// U(±gain·√(3 / fan)) (He et al., arXiv:1502.01852).
+    KaimingUniform {
+        /// The negative slope of a leaky ReLU behind the layer. √5 gives torch's default of nn.Linear and
+        /// convolutions, U(±1/√fan_in).
+        a: f64,
+        /// Which fan.
+        mode: FanMode,
+        /// What comes behind the layer, from which the gain follows.
+        nonlinearity: Nonlinearity,
+    },
+    /// N(0, gain² / fan).
+    KaimingNormal {
+        /// As in [`KaimingUniform`](Self::KaimingUniform).
+        a: f64,
+        /// Which fan.
+        mode: FanMode,
+        /// What comes behind the layer, from which the gain follows.
+        nonlinearity: Nonlinearity,
+    },
+    /// A (semi-)orthogonal matrix of the first dimension and all others (Saxe et al., arXiv:1312.6120).
+    Orthogonal {
+        /// What everything is multiplied by.
+        gain: f64,
+    },
+    /// The identity, of two dimensions.
+    Eye,
+}
+
+/// The fan whose variance is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FanMode {
+    /// Inputs: that of the forward pass.
+    #[default]
+    FanIn,
+    /// Outputs: that of the backward pass.
+    FanOut,
+}
+
+/// What comes behind a layer, as far as its gain is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Nonlinearity {
+    /// Nothing; also a convolution.
+    Linear,
+    /// The sigmoid.
+    Sigmoid,
+    /// tanh.
+    Tanh,
+    /// ReLU.
+    Relu,
+    /// Leaky ReLU.
+    #[default]
+    LeakyRelu,
+    /// SELU.
+    Selu,
+}
+
+/// The gain that torch recommends: 1, 5/3 for tanh, √2 for ReLU, √(2 / (1 + a²)) for leaky ReLU of negative
+/// slope `a`, and 3/4 for SELU.
+pub fn calculate_gain(nonlinearity: Nonlinearity, a: f64) -> f64 {
+    match nonlinearity {
+        Nonlinearity::Linear | Nonlinearity::Sigmoid => 1.0,
+        Nonlinearity::Tanh => 5.0 / 3.0,
+        Nonlinearity::Relu => 2.0_f64.sqrt(),
+        Nonlinearity::LeakyRelu => (2.0 / (1.0 + a.powi(2))).sqrt(),
+        Nonlinearity::Selu => 3.0 / 4.0,
+    }
+}
+
+impl Init {
+    /// A tensor of this shape; one that is trained requires a gradient.
+    ///
+    /// # Errors
+    /// When a size is negative, a bound or deviation is out of order, or the shape has no fans.
+    pub fn tensor(self, shape: &[i64], role: Role) -> Result<Tensor> {
+        let tensor = self.draw(shape)?;
+        Ok(tensor.f_set_requires_grad(role == Role::Parameter)?)
+    }
+
+    /// Draws the values of a tensor anew, in place and without history.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn fill(self, tensor: &Tensor) -> Result<()> {
+        let values = self.draw(&tensor.size())?;
+        // What copies within `no_grad` has no history.
+        tch::no_grad(|| tensor.shallow_clone().f_copy_(&values))?;
+        Ok(())
+    }
+
+    fn draw(self, shape: &[i64]) -> Result<Tensor> {
+        match self {
+            Self::Zeros => filled(shape, 0.0),
+            Self::Ones => filled(shape, 1.0),
+            Self::Full { value } => filled(shape, value),
+            Self::Uniform { low, high } => drawn(shape, |tensor| tensor.f_uniform_(low, high)),
+            Self::Normal { mean, std } => drawn(shape, |tensor| tensor.f_normal_(mean, std)),
+            Self::TruncNormal { mean, std, a, b } => truncated(shape, [mean, std], [a, b]),
+            Self::XavierUniform { gain } => {
+                let std = xavier("xavier_uniform", gain, shape)?;
+                symmetric(shape, 3.0_f64.sqrt() * std)
+            }
+            Self::XavierNormal { gain } => {
+                let std = xavier("xavier_normal", gain, shape)?;
+                drawn(shape, |tensor| tensor.f_normal_(0.0, std))
+            }
+            Self::KaimingUniform { a, mode, nonlinearity } => {
+                let std = kaiming("kaiming_uniform", calculate_gain(nonlinearity, a), mode, shape)?;
+                symmetric(shape, 3.0_f64.sqrt() * std)
+            }
+            Self::KaimingNormal { a, mode, nonlinearity } => {
+                let std = kaiming("kaiming_normal", calculate_gain(nonlinearity, a), mode, shape)?;
+                drawn(shape, |tensor| tensor.f_normal_(0.0, std))
+            }
+            Self::Orthogonal { gain } => orthogonal(shape, gain),
+            Self::Eye => match shape {
+                [rows, columns] => {
+                    Ok(Tensor::f_eye_m(*rows, *columns, (Kind::Float, Device::Cpu))?)
+                }
+                _ => Err(Error::config(format!("eye: {shape:?} has not two dimensions"))),
+            },
+        }
+    }
+}
+
+/// Uniform in `[-bound, bound]`.
+pub(super) fn symmetric(shape: &[i64], bound: f64) -> Result<Tensor> {
+    drawn(shape, |tensor| tensor.f_uniform_(-bound, bound))
+}
+
+pub(super) fn drawn(
+    shape: &[i64],
+    draw: impl FnOnce(&mut Tensor) -> Result<Tensor, TchError>,
+) -> Result<Tensor> {
+    let _place = random::place();
+    let mut tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+    let _ = draw(&mut tensor)?;
+    Ok(tensor)
+}
+
+/// One value.
+pub(super) fn filled(shape: &[i64], value: f64) -> Result<Tensor> {
+    Ok(Tensor::f_full(shape, value, (Kind::Float, Device::Cpu))?)
+}
+
+/// fan_in and fan_out.
+fn fans(init: &str, shape: &[i64]) -> Result<[i64; 2]> {
+    match shape {
+        [outputs, inputs, rest @ ..] if shape.iter().all(|size| *size > 0) => {
+            let rest: i64 = rest.iter().product();
+            Ok([inputs * rest, outputs * rest])
+        }
+        _ => Err(Error::config(format!(
+            "{init}: {shape:?} has no fans: that is for weights [outputs, inputs, …] with elements"
+        ))),
+    }
+}
+
+/// Xavier's standard deviation, in torch's order of operations.
+fn xavier(init: &str, gain: f64, shape: &[i64]) -> Result<f64> {
+    let [fan_in, fan_out] = fans(init, shape)?;
+    Ok(gain * (2.0 / (fan_in + fan_out) as f64).sqrt())
+}
+
+/// Kaiming's, the same.
+fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
+    let [fan_in, fan_out] = fans(init, shape)?;
+    let fan = match mode {
+        FanMode::FanIn => fan_in,
+        FanMode::FanOut => fan_out,
+    };
+    Ok(gain / (fan as f64).sqrt())
+}
+
+/// Values of the inverse distribution function at uniform ones, as torch has it.
+fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<Tensor> {
+    let refused = |why| Err(Error::config(format!("trunc_normal({mean}, {std}, {a}, {b}): {why}")));
+    if std.is_nan() || std <= 0.0 || a.is_nan() || b.is_nan() || a >= b {
+        return refused("std must be above 0, and a below b");
+    }
+    if mean < a - 2.0 * std || mean > b + 2.0 * std {
+        return refused(
+            "the mean is more than 2 std outside [a, b], where this way to draw is inexact",
+        );
+    }
+    let below = |x: f64| -> Result<f64> {
+        let erf = Tensor::from((x - mean) / std / 2.0_f64.sqrt()).f_erf()?;
+        Ok((1.0 + erf.f_double_value(&[])?) / 2.0)
+    };
+    let (low, high) = (2.0 * below(a)? - 1.0, 2.0 * below(b)? - 1.0);
+    drawn(shape, |tensor| {
+        let _ = tensor.f_uniform_(low, high)?.f_erfinv_()?;
+        let _ = tensor.f_mul_scalar_(std * 2.0_f64.sqrt())?.f_add_scalar_(mean)?;
+        tensor.f_clamp_(a, b)
+    })
+}
+
+/// Q of a QR decomposition of normal numbers, with the signs that make it uniform.
+fn orthogonal(shape: &[i64], gain: f64) -> Result<Tensor> {
+    let [rows, rest @ ..] = shape else { return no_matrix(shape) };
+    if rest.is_empty() || shape.iter().any(|size| *size < 1) {
+        return no_matrix(shape);
+    }
+    let columns: i64 = rest.iter().product();
+    let mut matrix = drawn(&[*rows, columns], |tensor| tensor.f_normal_(0.0, 1.0))?;
+    let is_wide = *rows < columns;
+    if is_wide {
+        matrix = matrix.f_transpose(0, 1)?;
+    }
+    let (q, r) = Tensor::f_linalg_qr(&matrix, "reduced")?;
+    let mut q = q.f_mul(&r.f_diagonal(0, 0, 1)?.f_sign()?)?;
+    if is_wide {
+        q = q.f_transpose(0, 1)?;
+    }
+    Ok(q.f_reshape(shape)?.f_mul_scalar(gain)?)
+}
+
+fn no_matrix(shape: &[i64]) -> Result<Tensor> {
+    Err(Error::config(format!("orthogonal: {shape:?} has not two dimensions with elements")))
+}

@@ -1,0 +1,45 @@
+//! Stacks whose layers drop their activations.
+
+use std::rc::Rc;
+
+use tch::{Device, Kind, Tensor};
+
+use super::*;
+use crate::{
+    nn::{AttentionMask, Segment},
+    precision::{Policy, Precision},
+    random,
+};
+
+/// Layers of a masked stack drop their activations as those of any container: they compute again, with the
+/// same gradients.
+#[test]
+fn a_masked_stack_can_be_checkpointed() -> Result<()> {
+    let _section = random::seeded(0)?;
+    let config = TransformerStackConfig {
+        dim_feedforward: 8,
+        norm: true,
+        ..TransformerStackConfig::new(8, 2, 3)
+    };
+    let stack = TransformerEncoder::new(config)?;
+    let x = Tensor::f_randn([2, 4, 8], (Kind::Float, Device::Cpu))?.f_set_requires_grad(true)?;
+    let gradient = |segments: &[Segment], changes_mask: bool| -> Result<Tensor> {
+        tch::manual_seed(1);
+        let padding = Tensor::f_zeros([2, 4], (Kind::Bool, Device::Cpu))?;
+        let _ = padding.f_get(0)?.f_narrow(0, 2, 2)?.f_fill_(1)?;
+        let policy = Policy::new(Precision::F32True, Device::Cpu);
+        let cx = Context::new(policy, true).with_segments(Rc::from(segments));
+        let output = stack.forward_masked(&x, &AttentionMask::padding(&padding), &cx)?;
+        if changes_mask {
+            let _ = padding.shallow_clone().f_fill_(0)?;
+        }
+        let loss = output.f_square()?.f_mul(&x.f_detach()?)?.f_sum(Kind::Float)?;
+        Ok(Tensor::f_run_backward(&[loss], &[&x], false, false)?.remove(0))
+    };
+    let segments = [Segment { path: "layers".to_owned(), layers: Some(0..2) }];
+    let plain = gradient(&[], false)?;
+    assert!(gradient(&segments, false)?.equal(&plain));
+    assert!(gradient(&[], true)?.equal(&plain), "nothing is computed again");
+    assert!(!gradient(&segments, true)?.equal(&plain), "the mask is looked at again");
+    Ok(())
+}

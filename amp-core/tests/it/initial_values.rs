@@ -1,0 +1,165 @@
+//! First values against torch.nn.init.
+
+use amp_core::{
+    Module, Result,
+    nn::{
+        Conv2d, Init, Linear, Role,
+        init::{self, FanMode, Nonlinearity},
+        parameters,
+    },
+    tch::{Device, Kind, Tensor},
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::{assert_bits, from_bits, relative},
+    device, message,
+    oracle::{oracle, text},
+    seeded,
+};
+
+/// The way to draw that a case of the oracle names.
+fn named(name: &str) -> Init {
+    let kaiming = |a, mode, nonlinearity| Init::KaimingUniform { a, mode, nonlinearity };
+    let normal = |mode, nonlinearity| Init::KaimingNormal { a: 0.0, mode, nonlinearity };
+    match name {
+        "uniform" => Init::Uniform { low: -0.3, high: 0.7 },
+        "normal" => Init::Normal { mean: 0.5, std: 0.02 },
+        "trunc_normal" => Init::TruncNormal { mean: 0.1, std: 0.5, a: -0.4, b: 0.8 },
+        "trunc_normal default" => Init::TruncNormal { mean: 0.0, std: 0.02, a: -2.0, b: 2.0 },
+        "xavier_uniform" => Init::XavierUniform { gain: 1.0 },
+        "xavier_normal" => {
+            Init::XavierNormal { gain: init::calculate_gain(Nonlinearity::Tanh, 0.0) }
+        }
+        "kaiming_uniform" => kaiming(0.0, FanMode::FanIn, Nonlinearity::LeakyRelu),
+        "kaiming_uniform fan_out" => kaiming(0.2, FanMode::FanOut, Nonlinearity::LeakyRelu),
+        "kaiming_normal" => normal(FanMode::FanIn, Nonlinearity::Relu),
+        "kaiming_normal selu" => normal(FanMode::FanOut, Nonlinearity::Selu),
+        "orthogonal" => Init::Orthogonal { gain: 2.0 },
+        "constant" => Init::Full { value: 0.3 },
+        "ones" => Init::Ones,
+        "zeros" => Init::Zeros,
+        "eye" => Init::Eye,
+        other => panic!("the oracle has a case `{other}` that has no way to draw"),
+    }
+}
+
+/// One seed gives torch's values, made anew and in place.
+#[test]
+fn values_are_torchs() -> Result<()> {
+    let oracle = oracle!("init.json");
+    for (name, shapes) in oracle["cases"].as_object().expect("cases") {
+        for shape in shapes.as_object().expect("shapes").keys() {
+            let size: Vec<i64> =
+                serde_json::from_value(oracle["shapes"][shape].clone()).expect("sizes");
+            let own = Tensor::full(&size, 7.0, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+            let made = {
+                let _section = seeded(0);
+                named(name).tensor(&size, Role::Parameter)?
+            };
+            {
+                let _section = seeded(0);
+                named(name).fill(&own)?;
+            }
+            assert!(made.requires_grad() && own.requires_grad() && own.is_leaf());
+            for tensor in [&made, &own] {
+                let what = format!("{name}, {shape}");
+                if name == "orthogonal" {
+                    // LAPACK's rounding is that of the CPU.
+                    let expected = from_bits(Kind::Float, text(shapes, shape)).reshape(&size);
+                    assert!(relative(tensor, &expected) < 1e-5, "{what}");
+                } else {
+                    assert_bits(tensor, text(shapes, shape), &what);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A tensor of any dtype and device is given the values of f32 on the CPU, rounded.
+#[rstest]
+fn dtype_and_device_change_nothing(
+    #[values(Kind::Half, Kind::BFloat16, Kind::Double)] kind: Kind,
+) -> Result<()> {
+    let expected = {
+        let _section = seeded(1);
+        named("trunc_normal").tensor(&[5, 6], Role::Buffer)?
+    };
+    let tensor = Tensor::zeros([5, 6], (kind, device()));
+    let _section = seeded(1);
+    init::trunc_normal_(&tensor, 0.1, 0.5, -0.4, 0.8)?;
+    assert!(tensor.to_device(Device::Cpu).equal(&expected.to_kind(kind)));
+    Ok(())
+}
+
+/// Rows of a wide matrix and columns of a tall one are orthogonal.
+#[rstest]
+fn orthogonal_is(#[values(3, 7)] rows: i64) -> Result<()> {
+    let _section = seeded(2);
+    let tensor = Tensor::zeros([rows, 5], (Kind::Double, Device::Cpu));
+    init::orthogonal_(&tensor, 3.0)?;
+    let product = if rows < 5 { tensor.matmul(&tensor.tr()) } else { tensor.tr().matmul(&tensor) };
+    let identity = Tensor::eye(rows.min(5), (Kind::Double, Device::Cpu)) * 9.0;
+    assert!(relative(&product, &identity) < 1e-6);
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_drawn_is_refused() {
+    let refused = |init: Init, shape: &[i64], says: &str| {
+        let text = message(init.tensor(shape, Role::Buffer));
+        assert!(text.contains(says), "{text}");
+    };
+    refused(named("xavier_uniform"), &[4], "xavier_uniform: [4] has no fans");
+    refused(named("kaiming_normal"), &[4, 0], "kaiming_normal: [4, 0] has no fans");
+    refused(named("orthogonal"), &[4], "orthogonal: [4] has not two dimensions");
+    refused(Init::Eye, &[2, 2, 2], "eye: [2, 2, 2] has not two dimensions");
+    let truncated = |mean, std, a, b| Init::TruncNormal { mean, std, a, b };
+    refused(truncated(0.0, -1.0, -2.0, 2.0), &[4], "std must be above 0");
+    refused(truncated(0.0, 1.0, 2.0, -2.0), &[4], "a below b");
+    refused(truncated(9.0, 1.0, -2.0, 2.0), &[4], "more than 2 std outside [a, b]");
+}
+
+/// Layers whose parameters are drawn in other ways than their own.
+#[derive(Module)]
+struct Net {
+    #[hparam(default = 0.02)]
+    std: f64,
+    #[layer(linear(5, 3, weight_init = trunc_normal(0.0, std), bias_init = zeros))]
+    first: Linear,
+    #[layer(conv2d(3, 4, 3, bias = false, weight_init = kaiming_normal(mode = fan_out, nonlinearity = relu)))]
+    second: Conv2d,
+    #[layer(linear(4, 2))]
+    third: Linear,
+}
+
+/// They have the values that torch's have where nn.init is called on each behind its constructor.
+#[test]
+fn attributes_draw_layers() -> Result<()> {
+    let oracle = oracle!("init.json");
+    let _section = seeded(0);
+    let net = Net::builder().build()?;
+    let own = parameters(&net);
+    assert_eq!(own.len(), oracle["layers"].as_object().expect("parameters").len());
+    for parameter in own {
+        assert!(parameter.tensor.requires_grad());
+        assert_bits(&parameter.tensor, text(&oracle["layers"], &parameter.name), &parameter.name);
+    }
+    Ok(())
+}
+
+/// A parameter that the layer has not.
+#[derive(Module)]
+struct WithoutBias {
+    #[layer(linear(5, 3, bias = false, bias_init = zeros))]
+    fc: Linear,
+}
+
+#[test]
+fn parameters_that_are_not_there_are_refused() {
+    assert_eq!(
+        message(WithoutBias::builder().build()),
+        "`bias_init`: this linear has no parameter `bias`; it has `weight`"
+    );
+}

@@ -1,9 +1,6 @@
 //! Peak memory of tensors, counted the same way on CPU and CUDA.
 
-use std::sync::{
-    Arc, Mutex, PoisonError, Weak,
-    atomic::{AtomicI64, Ordering},
-};
+use std::cell::Cell;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
@@ -91,23 +88,34 @@ pub fn show_bytes(count: u64) -> String {
     if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }
 
-/// Measures from its creation. On CUDA it reads the caching allocator's statistics of what was asked
+/// Measures from its creation, one at a time: a meter that is started while another measures keeps from that one
+/// what it sees itself, and a run whose readings miss something for that reason breaks the invariant
+/// [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On CUDA it reads the caching allocator's statistics of what was asked
 /// for (`requested_bytes.all.peak` of torch.cuda.memory_stats), since the blocks that it gives, which
 /// torch.cuda.max_memory_allocated counts, are up to 1 MiB larger each, depending on what ran before;
 /// on the CPU it counts what libtorch's allocator hands out on this thread and its workers, which is
 /// exact and does not depend on the C library's heap.
 pub struct MemoryMeter {
     source: Source,
+    /// Meters that had started when this one did.
+    started: u64,
+}
+
+thread_local! {
+    /// Meters that were started on this thread.
+    static STARTED: Cell<u64> = const { Cell::new(0) };
+    /// Readings of meters after another had started.
+    static CUT_SHORT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many readings on this thread miss what tensors took while a meter that was started later measured.
+pub(crate) fn readings_cut_short() -> u64 {
+    CUT_SHORT.get()
 }
 
 enum Source {
     Host(ffi::HostMemory),
-    Cuda {
-        index: usize,
-        before: i64,
-        /// The highest peak that other meters have ended since the start.
-        earlier: Arc<AtomicI64>,
-    },
+    Cuda { index: usize, before: i64 },
 }
 
 impl MemoryMeter {
@@ -116,16 +124,22 @@ impl MemoryMeter {
     /// # Errors
     /// When the device cannot be asked.
     pub fn start(device: Device) -> Result<Self> {
+        STARTED.set(STARTED.get() + 1);
+        Self::beside(device)
+    }
+
+    /// Starts measuring what is no part of a run's memory, as trials before its first step, so that others may
+    /// leave it out.
+    pub(crate) fn beside(device: Device) -> Result<Self> {
         let source = match device {
             Device::Cuda(index) => {
                 ffi::cuda_empty_cache()?;
-                let earlier = PEAKS.end(index, ffi::cuda_memory(index)?.1);
                 ffi::cuda_memory_reset_peak(index)?;
-                Source::Cuda { index, before: ffi::cuda_memory(index)?.0, earlier }
+                Source::Cuda { index, before: ffi::cuda_memory(index)?.0 }
             }
             _ => Source::Host(ffi::HostMemory::start()?),
         };
-        Ok(Self { source })
+        Ok(Self { source, started: STARTED.get() })
     }
 
     /// What was seen since the start.
@@ -133,13 +147,15 @@ impl MemoryMeter {
     /// # Errors
     /// When the device cannot be asked.
     pub fn read(&self) -> Result<Memory> {
+        if self.started != STARTED.get() {
+            CUT_SHORT.set(CUT_SHORT.get() + 1);
+        }
         Ok(match &self.source {
             Source::Host(host) => {
                 Memory { peak_allocated: host.read().1.max(0).cast_unsigned(), peak_reserved: None }
             }
-            Source::Cuda { index, before, earlier } => {
+            Source::Cuda { index, before } => {
                 let (_, peak, reserved) = ffi::cuda_memory(*index)?;
-                let peak = peak.max(earlier.load(Ordering::SeqCst));
                 Memory {
                     peak_allocated: (peak - before).max(0).cast_unsigned(),
                     peak_reserved: Some(reserved.max(0).cast_unsigned()),
@@ -155,29 +171,8 @@ impl MemoryMeter {
     pub fn allocated(&self) -> Result<i64> {
         match &self.source {
             Source::Host(host) => Ok(host.read().0),
-            Source::Cuda { index, before, .. } => Ok(ffi::cuda_memory(*index)?.0 - before),
+            Source::Cuda { index, before } => Ok(ffi::cuda_memory(*index)?.0 - before),
         }
-    }
-}
-
-/// The meters of CUDA devices. A device keeps one peak for all of them: one that starts sets it back, and
-/// leaves the peak until then to those that go on measuring.
-struct Peaks(Mutex<Vec<(usize, Weak<AtomicI64>)>>);
-
-static PEAKS: Peaks = Peaks(Mutex::new(Vec::new()));
-
-impl Peaks {
-    /// Leaves `peak`, which is about to be set back, to the meters of the device; returns where a new one
-    /// finds those that are ended after its start.
-    fn end(&self, index: usize, peak: i64) -> Arc<AtomicI64> {
-        let mut meters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        meters.retain(|(_, meter)| meter.strong_count() > 0);
-        for meter in meters.iter().filter(|(of, _)| *of == index).filter_map(|(_, m)| m.upgrade()) {
-            meter.fetch_max(peak, Ordering::SeqCst);
-        }
-        let own = Arc::new(AtomicI64::new(0));
-        meters.push((index, Arc::downgrade(&own)));
-        own
     }
 }
 
@@ -186,20 +181,6 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-
-    #[test]
-    fn a_meter_keeps_the_peaks_that_later_ones_end() {
-        let peaks = Peaks(Mutex::default());
-        let outer = peaks.end(0, 500);
-        let inner = peaks.end(0, 70);
-        let other = peaks.end(1, 900);
-        drop(peaks.end(0, 60));
-        let read = |meter: &Arc<AtomicI64>| meter.load(Ordering::SeqCst);
-        assert_eq!([read(&outer), read(&inner), read(&other)], [70, 60, 0]);
-        drop(inner);
-        drop(peaks.end(0, 0));
-        assert_eq!(peaks.0.lock().expect("no panic").len(), 3, "what has ended is dropped");
-    }
 
     #[test]
     fn a_copy_of_a_parameter_has_no_history() -> Result<()> {

@@ -4,6 +4,8 @@ use crate::{Hook, Result, log::LogOptions, memory::MemoryMeter, module::StepAcce
 /// Logs each epoch's peak memory in MiB: `memory_peak_mib`, the most that tensors held at once
 /// above what was held when the epoch began, and on CUDA `memory_reserved_mib`, the most that the
 /// caching allocator reserved.
+///
+/// One at a time: on CUDA the allocator keeps one peak for everybody.
 #[derive(Default)]
 pub struct MemoryMonitor {
     meter: Option<MemoryMeter>,

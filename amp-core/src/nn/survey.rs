@@ -43,7 +43,7 @@ pub(crate) struct Survey {
 
 impl Survey {
     pub(crate) fn start(device: Device) -> Result<Self> {
-        Ok(Self { device, meter: MemoryMeter::start(device)?, cells: RefCell::default() })
+        Ok(Self { device, meter: MemoryMeter::beside(device)?, cells: RefCell::default() })
     }
 
     /// What was measured, in the order of the pass.

@@ -4,7 +4,7 @@ use amp_core::{
     LightningModule, Result, Step,
     data::{AnyBatch, Batch, BatchType},
     log::Log,
-    nn::{Context, parameters},
+    nn::{Context, named_tensors, parameters},
     precision::AutocastGuard,
     tch::{self, Kind, Tensor, no_grad},
 };
@@ -66,6 +66,24 @@ pub(super) fn training_step(
             let wrong = !watched && steps.batches > BEFORE_CAPTURE;
             times(if wrong { 1.05 } else { 1.0 }, model.training_step(batch, step)?)
         }
+        Fault::GradientSwitchedOff => {
+            if steps.batches == 5
+                && let Some(parameter) = parameters(model).first()
+            {
+                let _ = parameter.tensor.set_requires_grad(false);
+            }
+            model.training_step(batch, step)
+        }
+        Fault::CountsConverted => {
+            if steps.batches == 2 {
+                for (_, mut tensor, _) in named_tensors(model) {
+                    if tensor.kind() == Kind::Int64 {
+                        tensor.f_set_data(&tensor.f_to_kind(Kind::Int)?)?;
+                    }
+                }
+            }
+            model.training_step(batch, step)
+        }
         Fault::StatisticsTwice => {
             let _ = model.training_step(batch, step)?;
             model.training_step(batch, step)
@@ -118,6 +136,13 @@ pub(super) fn validation_step(
             let batch = Batch::from_any(batch)?;
             let input = batch.input.f_dropout(0.1, true)?;
             model.validation_step(&Batch::new(input, batch.target)?.to_any()?, step)
+        }
+        Fault::ValidatesInTrainingMode => {
+            let context = Context::new(step.context().policy(), true);
+            let mut log = Log::default();
+            let mut own = Step::new(&context, &mut log, step.batch_idx, step.global_step);
+            model.validation_step(batch, &mut own)?;
+            model.validation_step(batch, step)
         }
         Fault::ValidatesFirstBatch if step.batch_idx > 0 => Ok(()),
         Fault::ValidationMovesWeights => {

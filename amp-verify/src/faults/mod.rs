@@ -105,19 +105,24 @@ faults! {
     LossSummed in Accumulation: "the losses of a step's batches are added, not averaged",
     PartialStepCountsLess in Accumulation: "an epoch's last step counts as if it had all batches",
     StepOneBatchShort in Accumulation: "a step takes one batch less than it should",
-    StaleGradients in Accumulation: "gradients are not cleared between steps",
+    StaleGradients in Accumulation: "the last step's gradients are added to each step's",
+    ZeroGradMissing in Accumulation: "gradients are not cleared between steps",
     WeightDecayDropped in Optimizer: "the optimizer forgets its weight decay",
     RateOnePercentOff in Optimizer: "the optimizer's step is 1 % too long",
     SteppedTwice in Optimizer: "the optimizer steps twice on the same gradients",
     AveragesLost in Optimizer: "the optimizer's averages begin anew in each step",
     AveragesRounded in Optimizer: "the optimizer's averages are kept in bf16",
     ParameterNotHeld in Optimizer: "the optimizer does not hold one of the parameters",
+    CopyHeld in Optimizer: "the optimizer holds a copy of one of the parameters, as one of before a conversion",
+    WeightWrittenBack in Optimizer: "one weight is brought back after each step",
+    GradientSwitchedOff in Optimizer: "one parameter requires no gradient from the fifth batch on",
     LaterStepsWrong in Optimizer: "after forty batches the loss is climbed, not descended",
     NothingLearns in Optimizer: "neither run moves its weights, and both agree",
     LayerNormInF16 in Norms: "a norm's variance is taken in f16, where it overflows",
     BuffersMoveOnSkip in Norms: "a skipped step moves batch statistics",
     StatisticsFrozen in Norms: "batch statistics do not move while training",
     StatisticsTwice in Norms: "batch statistics count each batch twice",
+    CountsConverted in Norms: "the counts of batch norms are kept in 32 bits from the second batch on",
     EvaluationMode in Norms: "training runs in evaluation mode",
     DropoutOff in Dropout: "dropout is off while training",
     DropoutOnInput in Dropout: "dropout drops elements of the input, too",
@@ -138,6 +143,7 @@ faults! {
     ValidatesOnTraining in Metrics: "the precision is validated on the training set",
     BothValidateOnTraining in Metrics: "both are validated on the training set",
     ValidatesFirstBatch in Metrics: "only the first batch is validated",
+    ValidatesInTrainingMode in Metrics: "layers validate in training mode",
     ValidationMovesWeights in Metrics: "validation moves a weight",
     LeaksEachStep in Memory: "each step keeps a tensor",
     TakesTooMuch in Memory: "a step needs several times the memory of 32-true",
@@ -182,6 +188,8 @@ impl Fault {
             }
             Self::LayerNormInF16 => Some("a layer norm whose input has a large variance"),
             Self::BuffersMoveOnSkip
+            | Self::CountsConverted
+            | Self::ValidatesInTrainingMode
             | Self::StatisticsFrozen
             | Self::StatisticsTwice
             | Self::EvaluationMode => Some("batch statistics"),

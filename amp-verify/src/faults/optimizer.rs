@@ -37,8 +37,13 @@ impl BuildOptimizer for Build {
         mut parameters: Vec<Parameter>,
         storage: Storage,
     ) -> Result<Box<dyn Optimizer>> {
-        if self.fault == Fault::ParameterNotHeld {
-            parameters.remove(0);
+        match self.fault {
+            Fault::ParameterNotHeld => drop(parameters.remove(0)),
+            Fault::CopyHeld => {
+                let copy = parameters[0].tensor.f_detach_copy()?.set_requires_grad(true);
+                parameters[0].tensor = copy;
+            }
+            _ => {}
         }
         let inner = self.inner.build_with(parameters, storage)?;
         let fresh = inner.state()?.copied()?;
@@ -114,6 +119,13 @@ impl Optimizer for Broken {
             }
             Fault::RateOnePercentOff => return self.at_rates(1.01, known),
             Fault::SteppedTwice => self.inner.step_with(known)?,
+            Fault::WeightWrittenBack => {
+                let mut weight = self.inner.parameters()[0].tensor.shallow_clone();
+                let kept = weight.f_detach_copy()?;
+                self.inner.step_with(known)?;
+                no_grad(|| weight.f_copy_(&kept))?;
+                return Ok(());
+            }
             Fault::AveragesLost => {
                 let rates = self.inner.rates();
                 self.inner.load_state(&self.fresh)?;
@@ -183,6 +195,9 @@ impl Optimizer for Broken {
     }
 
     fn zero_grad(&mut self) -> Result<()> {
-        self.inner.zero_grad()
+        match self.fault {
+            Fault::ZeroGradMissing => Ok(()),
+            _ => self.inner.zero_grad(),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What the self-test found.
 
+use amp_core::trainer::Invariant;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use serde::{Deserialize, Serialize};
 
@@ -128,6 +129,11 @@ impl Report {
         out += &format!(
             "seeds: {by_seeds}; – where a rule was broken, and no whole runs were needed\n"
         );
+        for invariant in Invariant::ALL {
+            let breaks = |fate: &&Fate| fate.invariants.iter().any(|name| name == invariant.name());
+            let broken = self.faults.iter().filter(breaks).count();
+            out += &format!("invariant {invariant}: {broken}\n");
+        }
         for left_out in &self.left_out {
             out += &format!("left out: {left_out}\n");
         }

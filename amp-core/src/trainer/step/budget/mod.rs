@@ -98,7 +98,7 @@ impl Trial<'_, '_> {
         let casts = self.state.keep_casts()?;
         let held = self.held()?;
         let Self { state, model, examples, .. } = self;
-        let meter = MemoryMeter::start(state.policy.device)?;
+        let meter = MemoryMeter::beside(state.policy.device)?;
         // A step keeps its losses too. libtorch's mean squared error is a scalar in the memory of all
         // the errors.
         let mut losses = Vec::with_capacity(examples.batches.len());

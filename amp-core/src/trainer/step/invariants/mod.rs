@@ -10,6 +10,7 @@ mod dtypes;
 mod evaluation;
 mod gradients;
 mod held;
+mod memory;
 mod rates;
 mod samples;
 mod scale;
@@ -57,6 +58,8 @@ pub enum Invariant {
     SetsAreDisjoint,
     /// Validated values are computed in evaluation mode.
     EvaluationMode,
+    /// Memory is read over all of what a meter measures: none was started meanwhile.
+    MemoryOverStep,
 }
 
 named!(Invariant, "invariant", {
@@ -70,6 +73,7 @@ named!(Invariant, "invariant", {
     SkipsChangeNothing => "skips-change-nothing",
     SetsAreDisjoint => "sets-are-disjoint",
     EvaluationMode => "evaluation-mode",
+    MemoryOverStep => "memory-over-step",
 });
 
 /// A moment of a run at which rules are asked.
@@ -120,6 +124,7 @@ impl Invariants {
             Box::new(held::OptimizerHoldsWeights::default()),
             Box::new(dtypes::DtypesStay::default()),
             Box::new(gradients::GradientsAreCleared),
+            Box::new(memory::MemoryOverStep::default()),
             Box::new(rates::RatesAreScheduled::new(manual)),
             Box::new(evaluation::EvaluationMode::new(level == Check::Full)),
             Box::new(still::EvaluationMovesNothing::default()),

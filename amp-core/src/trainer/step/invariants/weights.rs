@@ -9,7 +9,7 @@ use super::{
     samples::{self, Pair, Samples},
     seen::Seen,
 };
-use crate::{Result, optim::Scheduled, precision::Clip};
+use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
 
 /// Applied steps after which a parameter must have moved.
 const STEPS: u64 = 10;
@@ -127,9 +127,15 @@ fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     group.and_then(|group| before.get(group)).copied().unwrap_or(0.0)
 }
 
-/// At least what a gradient, as it lies there after a step, was multiplied by for the step: it may still be
-/// scaled, and not clipped.
+/// At least what a gradient, as it is after a step, was multiplied by for the step. Where the optimizer's
+/// kernel unscales and clips, it is still scaled.
 fn factor(seen: &Seen<'_>, scheduled: &Scheduled) -> Result<f64> {
+    let deferred = matches!(seen.state.optim.access, StepAccess::Late)
+        && scheduled.optimizer.abilities().scales;
+    if !deferred {
+        return Ok(1.0);
+    }
+    // It may have grown after the step.
     let scale = seen.state.optim.scale().unwrap_or(1.0);
     let Some(Clip::Norm(limit)) = seen.state.config.optimization.gradient_clip else {
         return Ok(1.0 / scale.max(1.0));

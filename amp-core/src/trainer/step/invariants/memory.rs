@@ -1,0 +1,32 @@
+//! Readings of memory.
+
+use super::{Invariant, Moment, Rule, seen::Seen};
+use crate::{Result, memory};
+
+/// Memory is read over all of what a meter measures.
+#[derive(Default)]
+pub(super) struct MemoryOverStep {
+    /// Readings that missed something, until the last look.
+    known: u64,
+}
+
+impl Rule for MemoryOverStep {
+    fn invariant(&self) -> Invariant {
+        Invariant::MemoryOverStep
+    }
+
+    fn moments(&self) -> &'static [Moment] {
+        &[Moment::Start, Moment::StepEnds, Moment::EpochEnds]
+    }
+
+    fn broken(&mut self, moment: Moment, _: &Seen<'_>) -> Result<Option<String>> {
+        let all = memory::readings_cut_short();
+        let new = all - std::mem::replace(&mut self.known, all);
+        Ok((moment != Moment::Start && new > 0).then(|| {
+            format!(
+                "{new} readings of a `MemoryMeter` miss what tensors took while another, started later, \
+                 measured: a hook or a callback starts meters one within the other; start one at a time"
+            )
+        }))
+    }
+}

@@ -14,9 +14,6 @@ pub struct Margins {
     /// By model: how its metric differs between precisions over seeds.
     #[serde(default)]
     pub models: BTreeMap<String, ModelMargin>,
-    /// By kind of device, `cpu` or `cuda`: how far the first steps are from 32-true ones.
-    #[serde(default)]
-    pub first_steps: BTreeMap<String, FirstSteps>,
 }
 
 /// A model's metric over seeds, and the margin that follows.
@@ -39,41 +36,6 @@ pub struct MetricSpread {
     pub mean: f64,
     /// The standard deviation.
     pub sigma: f64,
-}
-
-/// The first steps of unchanged runs on one kind of device.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FirstSteps {
-    /// The machine, and the kernels that ran on it.
-    pub device: String,
-    /// Seeds.
-    pub n: usize,
-    /// By model and precision.
-    pub models: BTreeMap<String, BTreeMap<String, StepSpreads>>,
-}
-
-/// How far the first steps of one model under one precision are from 32-true ones; the figures are
-/// those of [`Figures`](crate::gate::Figures).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "each is documented where it is computed")]
-pub struct StepSpreads {
-    pub gradient_error: Population,
-    pub update_error: Population,
-    pub loss_error: Population,
-    pub update_bias: Population,
-    pub norm_bias: Population,
-}
-
-/// A figure over unchanged runs. Of errors, which cannot be negative, mean and deviation are those of
-/// the power 2/3, which is close to normal (Wilson and Hilferty 1931).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Population {
-    /// The mean.
-    pub mean: f64,
-    /// The standard deviation.
-    pub sigma: f64,
-    /// The largest size of the figure itself.
-    pub most: f64,
 }
 
 impl Margins {

@@ -31,6 +31,22 @@ pub struct Call<'a> {
     pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
+/// Puts other tensors in place of those that the modules of a forward pass are given and return, as a
+/// study of rounding does. Each module then runs by itself.
+pub trait Substitute {
+    /// In place of a tensor that the module at this dotted path is given.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    fn given(&self, path: &str, input: &Tensor) -> Result<Tensor>;
+
+    /// In place of a tensor that it returns.
+    ///
+    /// # Errors
+    /// When libtorch refuses an operation.
+    fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor>;
+}
+
 /// Sees the dtypes of every module of one forward pass, which is computed as without it: of layers
 /// that run in one it is told one by one.
 pub trait DtypeProbe {
@@ -76,4 +92,5 @@ pub(super) enum Observer {
     Nobody,
     Tensors(Rc<dyn Probe>),
     Dtypes(Rc<dyn DtypeProbe>),
+    Substitutes(Rc<dyn Substitute>),
 }

@@ -6,7 +6,7 @@ use amp_core::{
     Module, Result,
     nn::{
         BatchNorm, BatchNormConfig, Call, Checkpoint, Context, Dropout, Probe, Relu, Sequential,
-        named_tensors, place,
+        Substitute, named_tensors, place,
     },
     precision::{Policy, Precision},
     tch::Tensor,
@@ -103,5 +103,54 @@ fn checkpoints_can_be_left_out_of_a_training_pass() -> Result<()> {
     };
     assert!(!traced(Context::new(policy, true))?);
     assert!(traced(Context::new(policy, true).without_checkpointing())?);
+    Ok(())
+}
+
+/// Doubles what the first layer is given, negates what the ReLU returns, and notes the order.
+#[derive(Default)]
+struct Other(RefCell<Vec<String>>);
+
+impl Substitute for Other {
+    fn given(&self, path: &str, input: &Tensor) -> Result<Tensor> {
+        self.0.borrow_mut().push(format!("{path} in"));
+        Ok(if path == "0" { input.f_mul_scalar(2.0)? } else { input.shallow_clone() })
+    }
+
+    fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor> {
+        self.0.borrow_mut().push(format!("{path} out"));
+        Ok(if path == "1" { output.f_neg()? } else { output.shallow_clone() })
+    }
+}
+
+/// Modules compute with what is put in place of their inputs and outputs, one by one, and gradients flow
+/// through it.
+#[test]
+fn tensors_between_modules_are_substituted() -> Result<()> {
+    let _generator = seeded(0);
+    let policy = Policy::new(Precision::F32True, device());
+    let (first, last) = (linear(64, 8)?, linear(8, 2)?);
+    let module = Sequential::new(vec![Box::new(first), Box::new(Relu), Box::new(last)]);
+    place(&module, policy, &Default::default())?;
+    let input = digits(32)?.place(policy)?.input;
+    let plain = || Context::new(policy, true);
+    let other = Rc::new(Other::default());
+    let found = module.forward(&input, &plain().with_substitute(other.clone()))?;
+    let order = ["0 in", "0 out", "1 in", "1 out", "2 in", "2 out"];
+    assert_eq!(other.0.take(), order);
+    let tensors = named_tensors(&module);
+    let tensor = |name: &str| {
+        let found = tensors.iter().find(|(own, ..)| own == name);
+        found.map(|(_, tensor, _)| tensor.shallow_clone()).expect("a parameter")
+    };
+    let layer = |x: &Tensor, at: usize| {
+        x.linear(&tensor(&format!("{at}.weight")), Some(tensor(&format!("{at}.bias"))))
+    };
+    let expected = layer(&-layer(&(&input * 2.0), 0).relu(), 2);
+    assert!(found.allclose(&expected, 1e-6, 1e-6, false));
+    let gradient = |output: &Tensor| {
+        let weight = [tensor("0.weight")];
+        Tensor::run_backward(&[output.sum(output.kind())], &weight, true, false).remove(0)
+    };
+    assert!(gradient(&found).allclose(&gradient(&expected), 1e-5, 1e-6, false));
     Ok(())
 }

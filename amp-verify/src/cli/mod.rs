@@ -66,7 +66,7 @@ pub enum Command {
     /// Measure speed and memory, next to PyTorch programs with --peers, and hold them against the
     /// targets
     Bench(BenchArgs),
-    /// Record what the gate judges by: margins, and how far first steps of unchanged runs differ
+    /// Record margins, which the gate judges by, and how far the figures of goldens move between CPUs
     Margins(MarginsArgs),
     /// Inject faults, each of which must turn the gate red, and repeat unchanged runs
     Selftest(SelftestArgs),

@@ -36,8 +36,12 @@ impl Coverage {
             Some(path) => coverage.path(report, path, cell.seeds.first()),
             None => coverage.missing.push("the path that is trained on: the job failed".into()),
         }
-        if cell.conformance.is_none() {
-            coverage.missing.push("first steps against 32-true: the job failed".into());
+        match &cell.conformance {
+            Some(figures) => {
+                let texts: Vec<String> = figures.iter().map(in_words).collect();
+                coverage.checked.push(format!("first steps against 32-true: {}", texts.join("; ")));
+            }
+            None => coverage.missing.push("first steps against 32-true: the job failed".into()),
         }
         coverage.missing.push("testing, prediction, other batch sizes and other data".into());
         coverage

@@ -100,8 +100,8 @@ pub struct Outcome {
     pub fingerprint: Option<Fingerprint>,
     /// How far a product of f32 matrices is off, where the job is one of 32-true.
     pub product_error: Option<f64>,
-    /// Distances from the 32-true steps, where that was the task.
-    pub conformance: Option<conformance::Figures>,
+    /// The figures of first steps beside 32-true ones, where that was the task.
+    pub conformance: Option<Vec<path::Checked>>,
     /// What was looked at on the path that is trained on, where that was the task.
     pub path: Option<path::Examined>,
     /// What went wrong.

@@ -23,13 +23,12 @@ pub use crate::tap::{Tap, Tapped};
 pub use args::{GateArgs, Tier};
 pub use cache::Cache;
 pub use command::command;
-pub use conformance::{Bounds, Figures, RISK};
+pub use conformance::RISK;
 pub use coverage::Coverage;
 pub use finding::{Cause, Finding};
 pub use job::{Job, Outcome, Task, product_error};
 pub use path::{Checked, Examined};
 pub use plan::{Plan, Subject};
-pub(crate) use pool::Worker;
 pub use pool::{Pool, WORKER, work};
 pub use reason::{Failure, Reason};
 pub use render::{annotations, junit, markdown, table};
@@ -45,7 +44,7 @@ use crate::{
 };
 
 /// The form of a [`Report`].
-pub const SCHEMA: &str = "amp-gate/2";
+pub const SCHEMA: &str = "amp-gate/3";
 /// Where outcomes are kept.
 pub const CACHE: &str = ".amp/cache";
 /// The most that a product of f32 matrices is off; in TF32 it is thirty times as much.

@@ -4,7 +4,7 @@ use std::{ops::Deref, path::PathBuf, sync::Arc};
 
 use amp_core::{Error, Result, hardware, precision::Precision, trainer::Check};
 
-use super::{Bounds, DIAGNOSED, GateArgs, Job, Task, Tier};
+use super::{DIAGNOSED, GateArgs, Job, Task, Tier};
 use crate::{
     case::{Case, Choices},
     diagnose::{Islands, PolicyFile},
@@ -117,12 +117,6 @@ impl Plan {
             return Err(Error::config(format!("alpha {}: it must be in (0, 0.5)", args.alpha)));
         }
         let device = hardware::parse_device(&args.device)?;
-        let margins = registry.margins()?;
-        for model in &models {
-            for precision in &precisions {
-                Bounds::of(&margins, model, *precision, device)?;
-            }
-        }
         let islands = match (&args.policy, models.as_slice()) {
             (None, _) => Islands::new(),
             (Some(path), [model]) => {

@@ -40,7 +40,7 @@ pub struct Pool {
 }
 
 /// A process that does one job after another.
-pub(crate) struct Worker {
+struct Worker {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -61,7 +61,7 @@ impl Pool {
         let mut workers = Vec::new();
         if processes > 1 {
             for _ in 0..processes {
-                workers.push(Worker::start(threads, &[])?);
+                workers.push(Worker::start(threads)?);
             }
         }
         let pool = Self {
@@ -144,14 +144,13 @@ impl Pool {
 }
 
 impl Worker {
-    /// A process whose operations have so many threads, with these variables over its environment.
-    pub(crate) fn start(threads: usize, environment: &[(&str, String)]) -> Result<Self> {
+    /// A process whose operations have so many threads.
+    fn start(threads: usize) -> Result<Self> {
         let failed = |error| Error::io("a process of the gate", error);
         let binary = env::current_exe().map_err(failed)?;
         let mut child = Command::new(binary)
             .args([WORKER, &threads.to_string()])
             .env("OMP_NUM_THREADS", threads.to_string())
-            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -162,7 +161,7 @@ impl Worker {
         Ok(Self { child, input, output })
     }
 
-    pub(crate) fn execute(&mut self, job: &Job) -> Outcome {
+    fn execute(&mut self, job: &Job) -> Outcome {
         let mut ask = || -> std::io::Result<Outcome> {
             writeln!(self.input, "{}", serde_json::to_string(job)?)?;
             let mut line = String::new();

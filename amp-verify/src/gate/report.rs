@@ -5,9 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     args::Tier,
-    conformance::Figures,
     finding::Finding,
-    path::Examined,
+    path::{Checked, Examined},
     reason::{Failure, Reason},
 };
 use crate::{
@@ -117,8 +116,8 @@ pub struct Cell {
     pub baseline: Vec<Option<f64>>,
     /// The precision's metric for each seed.
     pub metric: Vec<Option<f64>>,
-    /// The distance of the first steps from 32-true ones.
-    pub conformance: Option<Figures>,
+    /// The figures of the first steps beside 32-true ones, with their bounds; null where that job failed.
+    pub conformance: Option<Vec<Checked>>,
     /// What was looked at on the path that is trained on; null where that job failed.
     pub path: Option<Examined>,
     /// Steps skipped, over all seeds.

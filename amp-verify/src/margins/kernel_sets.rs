@@ -52,11 +52,6 @@ pub(super) fn own_of_cpu() -> Vec<KernelSet> {
     all().split_off((KERNELS.len() - 1) * THREADS.len())
 }
 
-/// This machine's own kernels with one thread, as for a GPU.
-pub(super) fn own() -> KernelSet {
-    KernelSet { threads: 1, environment: Vec::new() }
-}
-
 /// The CPU's name, as Linux has it.
 pub(super) fn processor() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

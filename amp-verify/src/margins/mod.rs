@@ -1,5 +1,5 @@
-//! What unchanged runs of a project's models differ by: the file `margins.json` in the project's
-//! folder, which `cargo amp margins` writes and the gate judges by.
+//! By how much the metrics of unchanged runs of a project's models differ: the file `margins.json` in the
+//! project's folder, which `cargo amp margins` writes and the gate judges by.
 
 #[cfg(feature = "cli")]
 mod goldens;
@@ -8,8 +8,6 @@ mod kernel_sets;
 #[cfg(feature = "cli")]
 mod record;
 
-pub use crate::recorded::{
-    FirstSteps, Margins, MetricSpread, ModelMargin, Population, StepSpreads,
-};
+pub use crate::recorded::{Margins, MetricSpread, ModelMargin};
 #[cfg(feature = "cli")]
 pub use record::{MarginsArgs, command};

@@ -35,7 +35,6 @@ pub struct Model {
     pub(crate) is_hidden: bool,
     #[cfg(feature = "cli")]
     faults: Vec<Fault>,
-    margins_of: Option<&'static str>,
     pub(crate) build: Arc<Build>,
 }
 
@@ -66,7 +65,6 @@ impl Model {
             is_hidden: false,
             #[cfg(feature = "cli")]
             faults: Vec::new(),
-            margins_of: None,
             build: Arc::new(build),
         }
     }
@@ -192,13 +190,6 @@ impl Model {
         self
     }
 
-    /// Judges it by what was recorded of the model `name`: for a copy with a planted fault.
-    #[must_use]
-    pub fn margins_of(mut self, name: &'static str) -> Self {
-        self.margins_of = Some(name);
-        self
-    }
-
     /// Says that these faults of `cargo amp selftest` change the model's numbers:
     /// [`Fault::needs`](crate::selftest::Fault::needs) tells what that takes.
     #[cfg(feature = "cli")]
@@ -216,12 +207,6 @@ impl Model {
     /// Its name.
     pub fn name(&self) -> &'static str {
         self.name
-    }
-
-    /// The model whose recorded figures it is judged by: itself, unless
-    /// [`margins_of`](Self::margins_of) names another.
-    pub fn recorded_name(&self) -> &'static str {
-        self.margins_of.unwrap_or(self.name)
     }
 
     /// What it is judged by.

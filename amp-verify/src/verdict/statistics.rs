@@ -52,8 +52,7 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     while is_below(high) && high < 1e6 {
         (low, high) = (high, 2.0 * high);
     }
-    // Halved until f64 has no number between.
-    for _ in 0..60 {
+    while high - low > 1e-9 * high {
         let middle = f64::midpoint(low, high);
         (low, high) = if is_below(middle) { (middle, high) } else { (low, middle) };
     }

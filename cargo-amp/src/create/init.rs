@@ -166,8 +166,7 @@ impl Init<'_> {
 /// What the user may want to do, which is not needed for `cargo amp` to work.
 fn print_advice(project: &Project, package: &Package) -> Result<(), Error> {
     say!(
-        "next: register your models in {}; `cargo amp margins` then records what `cargo amp gate` \
-         needs to judge them",
+        "next: register your models in {}, each with a margin; `cargo amp gate` then judges them",
         template::BINARY
     );
     if !package.has_library() {

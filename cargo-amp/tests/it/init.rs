@@ -35,8 +35,7 @@ fn what_is_missing_is_added_and_a_second_run_changes_nothing() {
          added     .cargo/config.toml\n\
          added     .gitignore: /target, /.libtorch, .amp, /dist\n\
          added     .github/workflows/amp.yml\n\
-         next: register your models in src/bin/amp.rs; `cargo amp margins` then records what \
-         `cargo amp gate` needs to judge them\n"
+         next: register your models in src/bin/amp.rs, each with a margin; `cargo amp gate` then judges them\n"
     );
     let made = files(&folder);
     assert_eq!(made["src/lib.rs"], "// mine\n");

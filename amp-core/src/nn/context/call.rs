@@ -79,7 +79,7 @@ impl Context {
 
     /// Whether somebody looks at each tensor.
     pub(super) fn is_watched(&self) -> bool {
-        matches!(self.observer, Observer::Tensors(_))
+        matches!(self.observer, Observer::Tensors(_) | Observer::Substitutes(_))
     }
 
     /// Whether the module at the path was given a region.
@@ -127,6 +127,13 @@ impl Context {
                     Ok(output)
                 }
                 Observer::Tensors(probe) => self.show(&**probe, module, plan, inputs),
+                Observer::Substitutes(other) => {
+                    let kept = Kept::default();
+                    let mut given = |input: &Tensor| other.given(&self.path.borrow(), input);
+                    let inputs = M::Input::each(&inputs, &kept, &mut given)?;
+                    let output = module.forward_with(inputs, self)?;
+                    output.each(&mut |output| other.returned(&self.path.borrow(), output))
+                }
             });
         self.show_products();
         self.plan.set(outer);

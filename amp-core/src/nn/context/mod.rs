@@ -15,7 +15,7 @@ pub(crate) use evaluating::{Evaluating, take_trained_in_evaluation};
 
 use super::{
     Segment, Survey,
-    probe::{DtypeProbe, Observer, Probe},
+    probe::{DtypeProbe, Observer, Probe, Substitute},
 };
 use crate::precision::{Policy, Region, RegionPlan};
 
@@ -74,6 +74,13 @@ impl Context {
     #[must_use]
     pub fn with_dtype_probe(mut self, probe: Rc<dyn DtypeProbe>) -> Self {
         self.observer = Observer::Dtypes(probe);
+        self
+    }
+
+    /// The same pass, module by module, with other tensors between them.
+    #[must_use]
+    pub fn with_substitute(mut self, substitute: Rc<dyn Substitute>) -> Self {
+        self.observer = Observer::Substitutes(substitute);
         self
     }
 

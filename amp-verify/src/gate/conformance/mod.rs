@@ -3,17 +3,25 @@
 //! a GPU, both begin with the same weights and see the same examples.
 
 mod bounds;
+mod emulation;
 mod figures;
 mod steps;
 
-pub use bounds::{Bounds, RISK};
-pub use figures::Figures;
+pub use bounds::RISK;
+
+use std::rc::Rc;
 
 use amp_core::{Result, precision::Precision};
 
-use self::{figures::compare, steps::Steps};
+use self::{
+    bounds::Bounds,
+    emulation::{Emulation, Rounding},
+    figures::{Figures, What, compare},
+    steps::{Ran, Steps},
+};
 use super::{
     job::{Job, Outcome},
+    path::Checked,
     reason::{Failure, Reason},
 };
 use crate::{faults::Fault, registry::Registry};
@@ -22,6 +30,8 @@ use crate::{faults::Fault, registry::Registry};
 const STEPS: u64 = 6;
 /// The scale of those steps: low, so that none is skipped.
 const CALM: f64 = 1024.0;
+/// Runs that round.
+const RUNS: u64 = 32;
 
 /// Does the job.
 pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
@@ -35,16 +45,9 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let ran = steps.run(config)?;
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
-    let figures = compare(&exact, &ran)?;
-    let model = registry.find(Some(&job.model))?;
-    match Bounds::of(&registry.margins()?, model, job.precision, case.trainer.device) {
-        Ok(bounds) => outcome.failures.extend(bounds.exceeded(&figures)),
-        // The figures are what a recording needs.
-        Err(error) => {
-            outcome.failures.push(Failure::new(Reason::NotConformant, error.to_string()));
-        }
-    }
+    let (checked, texts) = judged(&compare(&exact, &ran)?, &unchanged(job, registry, &exact)?);
     let failures = &mut outcome.failures;
+    failures.extend(texts.into_iter().map(|text| Failure::new(Reason::NotConformant, text)));
     if ran.trace.rates != exact.trace.rates {
         let text = "the learning rates of the first steps are not those of 32-true";
         failures.push(Failure::new(Reason::Schedule, text));
@@ -52,6 +55,66 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     if !ran.finite {
         failures.push(Failure::new(Reason::NonFinite, "a weight is not finite after few steps"));
     }
-    outcome.conformance = Some(figures);
+    outcome.conformance = Some(checked);
     Ok(outcome)
+}
+
+/// The figures of unchanged runs that round where the precision does.
+fn unchanged(job: &Job, registry: &Registry, of_job: &Ran) -> Result<Vec<Figures>> {
+    let is_unbroken = job.fault.is_none();
+    let job = &Job { fault: None, ..job.clone() };
+    let case = job.case(registry, job.precision)?;
+    let emulation = Rc::new(Emulation::of(&case, job.precision, &Rc::new(job.islands.clone()))?);
+    let case = job.case(registry, emulation.wide)?;
+    let steps = Steps { job, case: &case, precision: emulation.wide };
+    let own;
+    let exact = if is_unbroken && emulation.wide == Precision::F32True {
+        of_job
+    } else {
+        own = steps.run_unbroken(None)?;
+        &own
+    };
+    let runs = (1..=RUNS).map(|number| {
+        let ran = steps.run_unbroken(Some(Rounding::new(&emulation, job.seed, number)))?;
+        compare(exact, &ran)
+    });
+    runs.collect()
+}
+
+/// Each figure with its bound, of all gradients the one that is furthest; and what is beyond its bound.
+fn judged(found: &Figures, runs: &[Figures]) -> (Vec<Checked>, Vec<String>) {
+    let bounds = Bounds::new(runs);
+    let all: Vec<(&What, f64, f64)> =
+        found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
+    let (gradients, mut judged): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(what, ..)| matches!(what, What::Gradient { .. }));
+    // NaN is within no bound, and nothing is within a bound that is not finite.
+    let is_beyond =
+        |&(_, figure, bound): &(&What, f64, f64)| !(bound.is_finite() && figure.abs() <= bound);
+    let beyond = gradients.iter().filter(|gradient| is_beyond(gradient)).count();
+    let share = |&(_, figure, bound): &(&What, f64, f64)| match figure.is_nan() {
+        true => f64::INFINITY,
+        false => figure / bound,
+    };
+    judged.extend(gradients.into_iter().max_by(|a, b| share(a).total_cmp(&share(b))));
+    let finite = |value: f64| Some(value).filter(|value| value.is_finite());
+    let (mut checked, mut texts) = (Vec::new(), Vec::new());
+    for entry in judged {
+        let (what, figure, bound) = entry;
+        if is_beyond(&entry) {
+            let others = match what {
+                What::Gradient { .. } if beyond > 1 => format!(", as {} others are", beyond - 1),
+                _ => String::new(),
+            };
+            texts.push(format!("{what} is {figure:.2e} from 32-true, beyond {bound:.1e}{others}"));
+        }
+        checked.push(Checked {
+            rule: Reason::NotConformant,
+            about: what.to_string(),
+            done: true,
+            figure: finite(figure),
+            bound: finite(bound),
+        });
+    }
+    (checked, texts)
 }

@@ -10,7 +10,10 @@ use amp_core::{
     nn::{Context, Role, named_tensors},
     precision::{GradScalerConfig, Gradients, Precision, StepOutcome, Unscaled},
     tch::{Device, Kind, Tensor},
+    trainer::StepAccess,
 };
+
+use super::{CALM, STEPS, emulation::Rounding};
 
 use crate::{
     case::Case,
@@ -63,24 +66,60 @@ impl Callback for Tracer {
 }
 
 /// Computes each loss without dropout and batch statistics, and notes the first.
-struct Still(Tracer, Rc<Islands>);
+struct Still {
+    tracer: Tracer,
+    islands: Rc<Islands>,
+    rounding: Option<Rounding>,
+}
 
 impl Tap for Still {
+    fn step_access(&self) -> StepAccess {
+        StepAccess::Within("the gate compares the steps with those of 32-true")
+    }
+
     fn training_step(
         &mut self,
         model: &mut dyn LightningModule,
         batch: &AnyBatch,
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
-        let context = Context::new(step.context().policy(), false).with_islands(self.1.clone());
+        let mut context =
+            Context::new(step.context().policy(), false).with_islands(self.islands.clone());
+        if let Some(rounding) = &mut self.rounding {
+            rounding.begin(model)?;
+            context = context.with_substitute(rounding.between());
+        }
         let mut log = Log::default();
         let mut own = Step::new(&context, &mut log, step.batch_idx, step.global_step);
         let loss = model.training_step(batch, &mut own)?;
-        let mut trace = self.0.0.borrow_mut();
+        let (loss, descended) = match &self.rounding {
+            Some(rounding) => rounding.loss(&loss)?,
+            None => (loss.shallow_clone(), loss),
+        };
+        let mut trace = self.tracer.0.borrow_mut();
         if trace.loss.is_none() {
             trace.loss = Some(on_host(&loss)?);
         }
-        Ok(loss)
+        Ok(descended)
+    }
+
+    fn before_step(
+        &mut self,
+        _: &dyn LightningModule,
+        gradients: &Gradients<Unscaled>,
+        _: &Hook<'_>,
+    ) -> Result<()> {
+        self.rounding.as_mut().map_or(Ok(()), |rounding| rounding.end(gradients))
+    }
+
+    fn after_step(
+        &mut self,
+        model: &dyn LightningModule,
+        _: &StepOutcome,
+        hook: &Hook<'_>,
+    ) -> Result<()> {
+        let rounding = self.rounding.as_ref();
+        rounding.map_or(Ok(()), |rounding| rounding.stepped(model, hook.optimizers()))
     }
 }
 
@@ -120,12 +159,27 @@ impl Steps<'_> {
         config
     }
 
+    /// Runs the model of the job.
     pub(super) fn run(&self, config: TrainerConfig) -> Result<Ran> {
+        self.run_model(self.job.model(self.case, self.precision)?, config, None)
+    }
+
+    /// Runs the model unbroken, rounding at random where there is a `rounding`.
+    pub(super) fn run_unbroken(&self, rounding: Option<Rounding>) -> Result<Ran> {
+        self.run_model(self.case.build()?, self.config(STEPS, CALM), rounding)
+    }
+
+    fn run_model(
+        &self,
+        model: Box<dyn LightningModule>,
+        config: TrainerConfig,
+        rounding: Option<Rounding>,
+    ) -> Result<Ran> {
         let tracer = Tracer(Rc::default());
-        let model = self.job.model(self.case, self.precision)?;
         let initial = parameters(model.as_ref())?;
-        let overrides = config.numerics.overrides.clone();
-        let mut model = Tapped::new(model, Still(tracer.clone(), overrides));
+        let islands = config.numerics.overrides.clone();
+        let still = Still { tracer: tracer.clone(), islands, rounding };
+        let mut model = Tapped::new(model, still);
         Trainer::new(config).callback(tracer.clone()).fit(&mut model, &self.case.data)?;
         let finite = identity::is_finite(&model)?;
         let weights = parameters(&model)?;

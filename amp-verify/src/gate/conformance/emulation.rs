@@ -1,0 +1,297 @@
+//! A precision's rounding, emulated in a wider one: what the precision keeps in 16 bits is rounded to them,
+//! by code that has no part in the precision's own. Runs whose weights and batches are moved at random by
+//! less than they are rounded by round otherwise from there on. How far they end from a run that does not
+//! round is how far an unchanged program may be from 32-true, for this model, its weights and its data.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
+
+use amp_core::{
+    LightningModule, Result, Step,
+    hardware::seed_everything,
+    log::Log,
+    nn::{Call, Context, Op, Probe, Substitute, parameters, place},
+    optim::Scheduled,
+    precision::{Gradients, Policy, Precision, Unscaled, is_floating},
+    random::RandomState,
+    tch::{Device, Kind, Tensor, no_grad},
+};
+
+use super::CALM;
+use crate::{case::Case, diagnose::Islands};
+
+/// How far f32 sums of some hundred products are off, relative to their size.
+const SUMS: f64 = 1.0 / 4_194_304.0;
+
+/// Where a precision rounds, and to which dtype.
+pub(super) struct Emulation {
+    /// What computes instead.
+    pub(super) wide: Precision,
+    precision: Precision,
+    device: Device,
+    /// By path.
+    modules: BTreeMap<String, Kinds>,
+    loss: Kind,
+}
+
+/// The dtypes of what a module is given, returns and computes in.
+#[derive(Debug, Clone, Copy)]
+struct Kinds {
+    given: Kind,
+    returned: Kind,
+    computed: Kind,
+}
+
+impl Emulation {
+    /// Follows one pass of an unbroken model under the precision for the dtypes between its modules.
+    pub(super) fn of(case: &Case, precision: Precision, islands: &Rc<Islands>) -> Result<Self> {
+        let device = case.trainer.device;
+        let policy = Policy::new(precision, device);
+        let mut model = case.build()?;
+        place(model.as_ref(), policy, islands)?;
+        let seen = Rc::new(Seen::default());
+        let context = Context::new(policy, false)
+            .with_islands(Rc::clone(islands))
+            .with_probe(seen.clone() as Rc<dyn Probe>);
+        let batch = case.data.train.head(case.data.batch_size)?.place(policy)?;
+        let loss = {
+            let _autocast = policy.autocast()?;
+            let mut log = Log::default();
+            let mut step = Step::new(&context, &mut log, 0, 0);
+            no_grad(|| model.training_step(&batch, &mut step))?.kind()
+        };
+        // 64-true is what 32-true is emulated in.
+        let (wide, rounds) = match precision {
+            Precision::F64True => (Precision::F64True, Precision::F32True),
+            other => (Precision::F32True, other),
+        };
+        Ok(Self { wide, precision: rounds, device, modules: seen.0.take(), loss })
+    }
+
+    /// Whether a parameter is rounded: that of a module that computes in 16 bits, or of none.
+    fn rounds(&self, parameter: &str) -> bool {
+        let module = parameter.rsplit_once('.').and_then(|(module, _)| self.modules.get(module));
+        module.is_none_or(|module| is_narrow(module.computed))
+    }
+
+    /// What multiplies the loss, so that gradients are where the precision rounds them.
+    fn scale(&self) -> f64 {
+        if self.precision.scales_loss() { CALM } else { 1.0 }
+    }
+
+    /// Whether parameters and what the optimizer keeps stay rounded.
+    fn stores(&self) -> (Option<Kind>, Option<Kind>) {
+        match self.precision {
+            Precision::F32True => (Some(Kind::Float), Some(Kind::Float)),
+            Precision::Bf16True => (Some(Kind::BFloat16), Some(Kind::BFloat16)),
+            Precision::F16True => (Some(Kind::Half), None),
+            _ => (None, None),
+        }
+    }
+}
+
+fn is_narrow(kind: Kind) -> bool {
+    matches!(kind, Kind::Half | Kind::BFloat16)
+}
+
+/// Rounded to nearest, and its gradient as well.
+fn rounded(tensor: &Tensor, to: Kind) -> Result<Tensor> {
+    Ok(tensor.f_to_kind(to)?.f_to_kind(tensor.kind())?)
+}
+
+/// Every element times 1 + `share`·u, with u drawn from [-1, 1].
+fn moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
+    let factors = no_grad(|| -> Result<Tensor> {
+        Ok(tensor.f_rand_like()?.f_mul_scalar(2.0 * share)?.f_add_scalar(1.0 - share)?)
+    })?;
+    Ok(tensor.f_mul(&factors)?)
+}
+
+/// Half of what rounding to the dtype may move a number by at least, relative to its size.
+fn half_of_rounding(kind: Kind) -> f64 {
+    match kind {
+        Kind::Half => 2.0_f64.powi(-12),
+        Kind::BFloat16 => 2.0_f64.powi(-9),
+        _ => 2.0_f64.powi(-25),
+    }
+}
+
+/// The dtypes between the modules of a pass, by path.
+#[derive(Default)]
+struct Seen(RefCell<BTreeMap<String, Kinds>>);
+
+impl Probe for Seen {
+    fn ran(&self, call: &Call<'_>) {
+        let given = match call.plan.autocast {
+            // Autocast casts within.
+            Some(kind) if call.op == Op::Matmul && is_floating(call.input.kind()) => kind,
+            _ => call.input.kind(),
+        };
+        let kinds = Kinds { given, returned: call.output.kind(), computed: call.plan.compute };
+        self.0.borrow_mut().insert(call.path.to_owned(), kinds);
+    }
+}
+
+/// One run that rounds.
+pub(super) struct Rounding {
+    emulation: Rc<Emulation>,
+    draws: Rc<Draws>,
+    /// The parameters of this step as they are kept.
+    kept: Vec<(Tensor, Tensor)>,
+    has_begun: bool,
+}
+
+/// Random numbers of its own.
+struct Draws {
+    device: Device,
+    seed: Cell<u64>,
+}
+
+impl Draws {
+    /// Leaves libtorch's generator as it was.
+    fn with<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = RandomState::read(self.device)?;
+        self.seed.set(self.seed.get() + 1);
+        seed_everything(self.seed.get())?;
+        let drawn = body();
+        before.restore(self.device)?;
+        drawn
+    }
+}
+
+impl Rounding {
+    /// The run of this number.
+    pub(super) fn new(emulation: &Rc<Emulation>, seed: u64, number: u64) -> Self {
+        // Far enough apart for what one run draws. libtorch's generator on a CPU takes 32 bits.
+        let seed = seed.wrapping_mul(0x9E37_79B1).wrapping_add(number << 20) & u64::from(u32::MAX);
+        Self {
+            emulation: Rc::clone(emulation),
+            draws: Rc::new(Draws { device: emulation.device, seed: Cell::new(seed) }),
+            kept: Vec::new(),
+            has_begun: false,
+        }
+    }
+
+    /// Moves and rounds the parameters that the step's passes multiply by.
+    pub(super) fn begin(&mut self, model: &dyn LightningModule) -> Result<()> {
+        if std::mem::replace(&mut self.has_begun, true) {
+            return Ok(());
+        }
+        let kind = self.emulation.precision.compute();
+        let draws = Rc::clone(&self.draws);
+        draws.with(|| {
+            for parameter in parameters(model) {
+                if is_narrow(kind) && self.emulation.rounds(&parameter.name) {
+                    let kept = no_grad(|| parameter.tensor.f_detach_copy())?;
+                    let other = rounded(&moved(&kept, half_of_rounding(kind))?, kind)?;
+                    no_grad(|| parameter.tensor.shallow_clone().f_copy_(&other))?;
+                    self.kept.push((parameter.tensor, kept));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// What modules are given and return, rounded.
+    pub(super) fn between(&self) -> Rc<dyn Substitute> {
+        Rc::new(Between { emulation: Rc::clone(&self.emulation), draws: Rc::clone(&self.draws) })
+    }
+
+    /// The loss as the precision has it, and what its gradients are taken of.
+    pub(super) fn loss(&self, loss: &Tensor) -> Result<(Tensor, Tensor)> {
+        let loss = match self.emulation.precision {
+            Precision::F32True => {
+                rounded(&self.draws.with(|| moved(loss, SUMS / 2.0))?, Kind::Float)?
+            }
+            _ if is_narrow(self.emulation.loss) => rounded(loss, self.emulation.loss)?,
+            _ => loss.shallow_clone(),
+        };
+        let scaled = loss.f_mul_scalar(self.emulation.scale())?;
+        Ok((loss, scaled))
+    }
+
+    /// Unscales and rounds gradients, and gives the parameters back what they had unless they are stored
+    /// rounded.
+    pub(super) fn end(&mut self, gradients: &Gradients<Unscaled>) -> Result<()> {
+        let kind = self.emulation.precision.compute();
+        for (name, gradient) in gradients.named() {
+            no_grad(|| -> Result<()> {
+                let other = match self.emulation.rounds(name) && is_narrow(kind) {
+                    true => rounded(gradient, kind)?,
+                    false => gradient.shallow_clone(),
+                };
+                let other = other.f_mul_scalar(1.0 / self.emulation.scale())?;
+                gradient.shallow_clone().f_copy_(&other)?;
+                Ok(())
+            })?;
+        }
+        let kept = std::mem::take(&mut self.kept);
+        if self.emulation.stores().0.is_none() {
+            for (mut tensor, kept) in kept {
+                no_grad(|| tensor.f_copy_(&kept))?;
+            }
+        }
+        self.has_begun = false;
+        Ok(())
+    }
+
+    /// Rounds what is stored rounded after an optimizer's step.
+    pub(super) fn stepped(
+        &self,
+        model: &dyn LightningModule,
+        optimizers: &[Scheduled],
+    ) -> Result<()> {
+        let (weights, averages) = self.emulation.stores();
+        let in_place = |tensor: &Tensor, kind: Kind| -> Result<()> {
+            let other = rounded(&tensor.f_detach()?, kind)?;
+            no_grad(|| tensor.shallow_clone().f_copy_(&other))?;
+            Ok(())
+        };
+        if let Some(kind) = weights {
+            for parameter in parameters(model) {
+                if self.emulation.rounds(&parameter.name) || kind == Kind::Float {
+                    in_place(&parameter.tensor, kind)?;
+                }
+            }
+        }
+        let Some(kind) = averages else { return Ok(()) };
+        for scheduled in optimizers {
+            let state = scheduled.optimizer.state()?;
+            for (_, tensor) in state.tensors().filter(|(_, tensor)| tensor.numel() > 1) {
+                in_place(tensor, kind)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Between {
+    emulation: Rc<Emulation>,
+    draws: Rc<Draws>,
+}
+
+impl Between {
+    fn round(&self, tensor: &Tensor, kind: Option<Kind>) -> Result<Tensor> {
+        match kind {
+            _ if !matches!(tensor.kind(), Kind::Float | Kind::Double) => Ok(tensor.shallow_clone()),
+            Some(kind) if is_narrow(kind) => rounded(tensor, kind),
+            Some(_) if self.emulation.precision == Precision::F32True => {
+                self.draws.with(|| moved(tensor, SUMS))
+            }
+            _ => Ok(tensor.shallow_clone()),
+        }
+    }
+}
+
+impl Substitute for Between {
+    fn given(&self, path: &str, input: &Tensor) -> Result<Tensor> {
+        self.round(input, self.emulation.modules.get(path).map(|module| module.given))
+    }
+
+    fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor> {
+        self.round(output, self.emulation.modules.get(path).map(|module| module.returned))
+    }
+}

@@ -75,12 +75,8 @@ pub use pool::{
     AvgPool2d, AvgPool2dConfig, AvgPool3d, AvgPool3dConfig, AvgPoolConfig, MaxPool, MaxPool1d,
     MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxPoolConfig,
 };
-<<<<<<< HEAD
-pub use probe::{Call, DtypeProbe, Given, Probe, Product};
-pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Rnn, RnnConfig, RnnNonlinearity};
-=======
 pub use probe::{Call, DtypeProbe, Given, Probe, Product, Substitute};
->>>>>>> h/bounds
+pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Rnn, RnnConfig, RnnNonlinearity};
 pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
 pub use segment::Segment;
 pub use sizes::Sizes;

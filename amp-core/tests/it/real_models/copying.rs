@@ -64,7 +64,7 @@ struct Copying {
 fn sentences(count: i64) -> Result<Sentences> {
     let options = (Kind::Int64, Device::Cpu);
     let words = Tensor::f_randint_low(2, WORDS + 2, [count, LENGTH], options)?;
-    let ends = Tensor::f_randint_low(2, LENGTH + 1, [count, 1], options)?;
+    let ends = Tensor::f_randint_low(4, LENGTH + 1, [count, 1], options)?;
     let padding = Tensor::f_arange(LENGTH, options)?.f_unsqueeze(0)?.f_ge_tensor(&ends)?;
     let source = words.f_masked_fill(&padding, 0)?;
     let start = Tensor::f_ones([count, 1], options)?;

@@ -40,7 +40,7 @@ pub use activation::{
 };
 pub use attention::{
     AttentionMask, AttentionOptions, MultiheadAttention, MultiheadAttentionConfig, RotaryEmbedding,
-    RotaryPairing, alibi_bias, alibi_slopes, scaled_dot_product_attention,
+    RotaryEmbeddingConfig, RotaryPairing, alibi_bias, alibi_slopes, scaled_dot_product_attention,
 };
 pub(crate) use check::{names_are_unique, parameters_require_gradients};
 pub use checkpoint::Checkpoint;

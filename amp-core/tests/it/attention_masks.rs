@@ -4,9 +4,10 @@ use amp_core::{
     Module, Result,
     nn::{
         AttentionMask, AttentionOptions, Checkpoint, Context, MultiheadAttention,
-        MultiheadAttentionConfig, RotaryEmbedding, RotaryPairing, TransformerDecoder,
-        TransformerEncoder, TransformerEncoderLayer, TransformerEncoderLayerConfig, alibi_bias,
-        alibi_slopes, parameters, place, scaled_dot_product_attention,
+        MultiheadAttentionConfig, RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing,
+        TransformerDecoder, TransformerEncoder, TransformerEncoderLayer,
+        TransformerEncoderLayerConfig, alibi_bias, alibi_slopes, parameters, place,
+        scaled_dot_product_attention,
     },
     precision::{Policy, Precision},
     tch::{Kind, Tensor},
@@ -172,7 +173,7 @@ fn rotation_is_relative(
     #[values(Kind::Double, Kind::BFloat16)] kind: Kind,
 ) -> Result<()> {
     let _generator = seeded(6);
-    let rope = RotaryEmbedding::new(8, pairing)?;
+    let rope = RotaryEmbedding::new(RotaryEmbeddingConfig::new(8, pairing))?;
     let bound = if kind == Kind::Double { 1e-11 } else { 0.02 };
     let (q, k) = (random(&[1, 8], kind), random(&[1, 8], kind));
     let product = |query_at: i64, key_at: i64| -> Result<f64> {
@@ -233,9 +234,16 @@ fn what_does_not_fit_is_refused() -> Result<()> {
         "4 queries and 3 keys have no common places",
     );
     refused(
-        RotaryEmbedding::new(6, RotaryPairing::HalfRotated)?.rotate(&q, 0).map(drop),
+        RotaryEmbedding::new(RotaryEmbeddingConfig::new(6, RotaryPairing::HalfRotated))?
+            .rotate(&q, 0)
+            .map(drop),
         "[2, 4, 8]",
     );
+    let negative = RotaryEmbeddingConfig {
+        base: -1.0,
+        ..RotaryEmbeddingConfig::new(6, RotaryPairing::HalfRotated)
+    };
+    refused(RotaryEmbedding::new(negative).map(drop), "base -1 is not above 0");
     refused(alibi_bias(0, 3).map(drop), "there must be a head");
     Ok(())
 }
@@ -288,7 +296,7 @@ fn masked_layers_are_checkpointed() -> Result<()> {
     for layer in &self.layers {
         x = layer.forward_masked(&x, &AttentionMask::none(), cx)?;
     }
-    let target = own(&x)?;
+    let target = own(&turn(&x)?)?;
     decoder(&target, &x, &AttentionMask::none(), &AttentionMask::none())
 })]
 struct Net {
@@ -301,6 +309,8 @@ struct Net {
     layers: Vec<TransformerEncoderLayer>,
     #[layer(multihead_attention(8, 4, num_kv_heads = 2, rotary = half_rotated, rotary_base = 100.0))]
     own: MultiheadAttention,
+    #[layer(rotary_embedding(8, interleaved, base = 500.0))]
+    turn: RotaryEmbedding,
     #[layer(transformer_decoder(
         8,
         2,

@@ -219,6 +219,21 @@ pub(crate) const LAYERS: &[Layer] = &[
         ATTENTION_OPTIONS,
     ),
     layer(
+        "rotary_embedding",
+        "RotaryEmbedding",
+        &[
+            positive("dim"),
+            choice(
+                "pairing",
+                &[
+                    ("interleaved", "__amp::nn::RotaryPairing::Interleaved"),
+                    ("half_rotated", "__amp::nn::RotaryPairing::HalfRotated"),
+                ],
+            ),
+        ],
+        &[positive("base")],
+    ),
+    layer(
         "transformer_encoder_layer",
         "TransformerEncoderLayer",
         TRANSFORMER_LAYER,

@@ -5,7 +5,9 @@ mod position;
 mod scores;
 
 pub use config::MultiheadAttentionConfig;
-pub use position::{RotaryEmbedding, RotaryPairing, alibi_bias, alibi_slopes};
+pub use position::{
+    RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, alibi_bias, alibi_slopes,
+};
 pub use scores::{AttentionMask, AttentionOptions, scaled_dot_product_attention};
 
 use tch::Tensor;
@@ -75,7 +77,10 @@ impl MultiheadAttention {
         let kv = config.kv_width();
         let rotary = rotary
             .map(|pairing| {
-                RotaryEmbedding::new(config.head_dim(), pairing)?.with_base(config.rotary_base)
+                RotaryEmbedding::new(RotaryEmbeddingConfig {
+                    base: config.rotary_base,
+                    ..RotaryEmbeddingConfig::new(config.head_dim(), pairing)
+                })
             })
             .transpose()?;
         let out_proj = Linear::new(LinearConfig { bias, ..LinearConfig::new(d, d) })?;

@@ -18,19 +18,38 @@ pub enum RotaryPairing {
     HalfRotated,
 }
 
+/// The options of a [`RotaryEmbedding`].
+#[derive(Debug, Clone, Copy)]
+pub struct RotaryEmbeddingConfig {
+    /// Width of a head.
+    pub dim: i64,
+    /// Which elements are rotated together.
+    pub pairing: RotaryPairing,
+    /// What the angles fall by from pair to pair: Llama 3 has 500000.
+    pub base: f64,
+}
+
+impl RotaryEmbeddingConfig {
+    /// With base 10000.
+    pub fn new(dim: i64, pairing: RotaryPairing) -> Self {
+        Self { dim, pairing, base: 10_000.0 }
+    }
+}
+
 /// Rotary position embedding (Su et al., arXiv:2104.09864): pair `i` of a head of width `D`, at place `p`, is
 /// rotated by the angle p·base^(−2i/D). Apply it to queries and keys, not to values.
 ///
 /// Takes `[…, L, D]` and gives the same shape and dtype. Angles are computed in f64, products in at least
-/// f32.
+/// f32. As a [`Module`] it begins with place 0.
 ///
 /// ```
 /// use amp_core::{
-///     nn::{RotaryEmbedding, RotaryPairing},
+///     nn::{RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing},
 ///     tch::{Device, Kind, Tensor},
 /// };
 ///
-/// let rope = RotaryEmbedding::new(64, RotaryPairing::HalfRotated)?;
+/// let rope =
+///     RotaryEmbedding::new(RotaryEmbeddingConfig::new(64, RotaryPairing::HalfRotated))?;
 /// let queries = Tensor::ones([2, 8, 10, 64], (Kind::Float, Device::Cpu));
 /// // Places 100 to 109, behind 100 cached ones.
 /// assert_eq!(rope.rotate(&queries, 100)?.size(), queries.size());
@@ -38,34 +57,25 @@ pub enum RotaryPairing {
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct RotaryEmbedding {
-    dim: i64,
-    pairing: RotaryPairing,
-    base: f64,
+    config: RotaryEmbeddingConfig,
 }
 
 impl RotaryEmbedding {
-    /// For heads of this width, with base 10000.
+    /// For heads of this width.
     ///
     /// # Errors
-    /// When `dim` is odd or below 2.
-    pub fn new(dim: i64, pairing: RotaryPairing) -> Result<Self> {
+    /// When `dim` is odd or below 2, or `base` is not above 0.
+    pub fn new(config: RotaryEmbeddingConfig) -> Result<Self> {
+        let RotaryEmbeddingConfig { dim, base, .. } = config;
         if dim < 2 || dim % 2 != 0 {
             return Err(Error::config(format!(
                 "rotary embedding: a head of width {dim} does not consist of pairs"
             )));
         }
-        Ok(Self { dim, pairing, base: 10_000.0 })
-    }
-
-    /// With another base: Llama 3 has 500000.
-    ///
-    /// # Errors
-    /// When it is not above 0.
-    pub fn with_base(self, base: f64) -> Result<Self> {
-        match base > 0.0 && base.is_finite() {
-            true => Ok(Self { base, ..self }),
-            false => Err(Error::config(format!("rotary embedding: base {base} is not above 0"))),
+        if !(base > 0.0 && base.is_finite()) {
+            return Err(Error::config(format!("rotary embedding: base {base} is not above 0")));
         }
+        Ok(Self { config })
     }
 
     /// Rotates `[…, L, D]` of the places `first`, `first + 1`, ….
@@ -73,20 +83,21 @@ impl RotaryEmbedding {
     /// # Errors
     /// When the last dimension is not the heads' width.
     pub fn rotate(&self, x: &Tensor, first: i64) -> Result<Tensor> {
+        let RotaryEmbeddingConfig { pairing, base, .. } = self.config;
         let size = x.size();
         let &[.., length, dim] = size.as_slice() else { return Err(self.refuse(&size)) };
-        if dim != self.dim {
+        if dim != self.config.dim {
             return Err(self.refuse(&size));
         }
         let options = (Kind::Double, x.device());
         let places = Tensor::f_arange_start(first, first + length, options)?;
         let exponents = Tensor::f_arange(dim / 2, options)?;
-        let rates = exponents.f_mul_scalar(-2.0 * self.base.ln() / dim as f64)?.f_exp()?;
+        let rates = exponents.f_mul_scalar(-2.0 * base.ln() / dim as f64)?.f_exp()?;
         let angles = places.f_unsqueeze(1)?.f_mul(&rates)?;
         let kind = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let (cos, sin) = (angles.f_cos()?.f_to_kind(kind)?, angles.f_sin()?.f_to_kind(kind)?);
         let wide = x.f_to_kind(kind)?;
-        let (one, other) = match self.pairing {
+        let (one, other) = match pairing {
             RotaryPairing::Interleaved => {
                 let mut pairs = size[..size.len() - 1].to_vec();
                 pairs.extend([dim / 2, 2]);
@@ -101,7 +112,7 @@ impl RotaryEmbedding {
             one.f_mul(&cos)?.f_sub(&other.f_mul(&sin)?)?,
             other.f_mul(&cos)?.f_add(&one.f_mul(&sin)?)?,
         ];
-        let rotated = match self.pairing {
+        let rotated = match pairing {
             RotaryPairing::Interleaved => Tensor::f_stack(&rotated, -1)?.f_reshape(&size)?,
             RotaryPairing::HalfRotated => Tensor::f_cat(&rotated, -1)?,
         };
@@ -109,7 +120,7 @@ impl RotaryEmbedding {
     }
 
     fn refuse(&self, size: &[i64]) -> Error {
-        Error::config(format!("rotary embedding: {size:?} is not […, length, {}]", self.dim))
+        Error::config(format!("rotary embedding: {size:?} is not […, length, {}]", self.config.dim))
     }
 }
 
@@ -138,7 +149,24 @@ pub fn alibi_slopes(num_heads: i64) -> Vec<f64> {
 /// −slope·|i − j| for query i and key j: `[1, num_heads, length, length]` in f32 on the CPU, for
 /// [`AttentionMask::attn_mask`](super::AttentionMask) or
 /// [`scaled_dot_product_attention`](super::scaled_dot_product_attention). Make it a `#[buffer]` of the
-/// model, which goes along to the device.
+/// model, which goes along to the device:
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{
+///     nn::{AttentionMask, alibi_bias},
+///     prelude::*,
+/// };
+///
+/// #[derive(Module)]
+/// #[forward(|x| self.attention.attend(x, x, x, &AttentionMask::of(&self.bias), cx))]
+/// struct Positioned {
+///     #[layer(multihead_attention(64, 8, causal = true))]
+///     attention: MultiheadAttention,
+///     #[buffer(init = alibi_bias(8, 128)?)]
+///     bias: Tensor,
+/// }
+/// # fn main() {}
+/// ```
 ///
 /// # Errors
 /// When there are no heads, or the length is negative.

@@ -123,7 +123,14 @@ config! {
     RnnConfig { nonlinearity: RnnNonlinearity::Tanh }
 }
 
-/// Long short-term memory over sequences; nn.LSTM.
+/// Long short-term memory over sequences; nn.LSTM. A step computes, of its input x and the states h and c,
+///
+/// ```text
+/// i, f, o = σ(W·x + U·h + b), each with its own rows of the weights, in the order i, f, g, o
+/// g = tanh(W·x + U·h + b)
+/// c ← f·c + i·g
+/// h ← o·tanh(c), times weight_hr where there is a projection
+/// ```
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -170,7 +177,15 @@ config! {
 #[derive(Debug)]
 pub struct Lstm(Stack);
 
-/// Gated recurrent units over sequences; nn.GRU. Its input, initial state, lengths, output and last state are
+/// Gated recurrent units over sequences; nn.GRU. A step computes
+///
+/// ```text
+/// r, z = σ(W·x + U·h + b), each with its own rows of the weights, in the order r, z, n
+/// n = tanh(W·x + b_ih + r·(U·h + b_hh))
+/// h ← (1 − z)·n + z·h
+/// ```
+///
+/// Its input, initial state, lengths, output and last state are
 /// those of an [`Lstm`] without c and projection.
 #[derive(Debug)]
 pub struct Gru(Stack);

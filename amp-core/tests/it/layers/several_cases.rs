@@ -6,10 +6,10 @@ use amp_core::{
         AttentionMask, AttentionOptions, BagMode, Context, Embedding, EmbeddingBag,
         EmbeddingBagConfig, EmbeddingConfig, FeedForward, Forward, Gru, GruConfig, Identity, Lstm,
         LstmConfig, MultiheadAttention, MultiheadAttentionConfig, Rnn, RnnConfig, RnnNonlinearity,
-        RotaryEmbedding, RotaryPairing, TransformerDecoder, TransformerDecoderConfig,
-        TransformerDecoderLayer, TransformerDecoderLayerConfig, TransformerEncoder,
-        TransformerEncoderConfig, TransformerEncoderLayer, TransformerEncoderLayerConfig,
-        scaled_dot_product_attention,
+        RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, TransformerDecoder,
+        TransformerDecoderConfig, TransformerDecoderLayer, TransformerDecoderLayerConfig,
+        TransformerEncoder, TransformerEncoderConfig, TransformerEncoderLayer,
+        TransformerEncoderLayerConfig, scaled_dot_product_attention,
     },
     tch::{Kind, Tensor},
 };
@@ -58,8 +58,12 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
         "sdpa" => sdpa(AttentionOptions { scale: Some(0.3), ..Default::default() }),
         "sdpa causal" => sdpa(AttentionOptions { is_causal: true, ..Default::default() }),
         "sdpa mask" | "sdpa blind" => sdpa(AttentionOptions::default()),
-        "rotary interleaved" => alone(RotaryEmbedding::new(6, RotaryPairing::Interleaved)),
-        "rotary half_rotated" => alone(RotaryEmbedding::new(6, RotaryPairing::HalfRotated)),
+        "rotary interleaved" => {
+            alone(RotaryEmbedding::new(RotaryEmbeddingConfig::new(6, RotaryPairing::Interleaved)))
+        }
+        "rotary half_rotated" => {
+            alone(RotaryEmbedding::new(RotaryEmbeddingConfig::new(6, RotaryPairing::HalfRotated)))
+        }
         "encoder layer masked" => case(TransformerEncoderLayer::new(layer), |layer, x, cx| {
             let masks = masks(&[Name::Attention, Name::KeyPadding], &x[1..]);
             Ok(vec![layer.forward_masked(&x[0], &masks, cx)?])

@@ -202,6 +202,10 @@ fn what_does_not_fit_is_refused() -> Result<()> {
         new(MultiheadAttentionConfig { num_kv_heads: 3, ..config }),
         "3 heads of keys do not divide",
     );
+    refused(
+        new(MultiheadAttentionConfig { causal: true, add_zero_attn: true, ..config }),
+        "added keys have no place for `causal`",
+    );
     refused(new(MultiheadAttentionConfig { dropout: 1.5, ..config }), "not a probability");
     refused(
         new(MultiheadAttentionConfig {

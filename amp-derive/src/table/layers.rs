@@ -77,6 +77,8 @@ const INSTANCE_NORM_OPTIONS: &[Key] = &[positive("eps"), any("affine")];
 const ATTENTION_OPTIONS: &[Key] = &[
     fraction("dropout"),
     any("bias"),
+    any("add_bias_kv"),
+    any("add_zero_attn"),
     positive("kdim"),
     positive("vdim"),
     positive("num_kv_heads"),

@@ -12,6 +12,10 @@ pub struct MultiheadAttentionConfig {
     pub dropout: f64,
     /// Whether the projections add biases.
     pub bias: bool,
+    /// Whether a learned key and value, `bias_k` and `bias_v`, come behind those of the input.
+    pub add_bias_kv: bool,
+    /// Whether a key and a value of zeros come behind all others.
+    pub add_zero_attn: bool,
     /// Width of the keys' input.
     pub kdim: i64,
     /// Width of the values' input.
@@ -36,6 +40,8 @@ impl MultiheadAttentionConfig {
             num_heads,
             dropout: 0.0,
             bias: true,
+            add_bias_kv: false,
+            add_zero_attn: false,
             kdim: embed_dim,
             vdim: embed_dim,
             num_kv_heads: num_heads,
@@ -58,6 +64,11 @@ impl MultiheadAttentionConfig {
         }
         if kdim < 1 || vdim < 1 {
             return refused(format!("kdim is {kdim} and vdim {vdim}, but 1 is least"));
+        }
+        if self.causal && (self.add_bias_kv || self.add_zero_attn) {
+            return refused(
+                "added keys have no place for `causal`: give a mask instead".to_owned(),
+            );
         }
         if !(0.0..=1.0).contains(&dropout) {
             return refused(format!("dropout {dropout} is not a probability"));

@@ -1,5 +1,6 @@
 //! Attention.
 
+mod child;
 mod config;
 mod position;
 mod scores;
@@ -10,11 +11,10 @@ pub use position::{
 };
 pub use scores::{AttentionMask, AttentionOptions, scaled_dot_product_attention};
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{
-    Child, Context, Forward, Linear, LinearConfig, Module, Op, Role, Visit, Visitor, init,
-    visit_child,
+    Context, Init, Linear, LinearConfig, Module, Op, Role, Visit, Visitor, init, visit_child,
 };
 use crate::{Error, Result, ffi};
 
@@ -60,6 +60,8 @@ enum Projection {
 pub struct MultiheadAttention {
     projection: Projection,
     in_proj_bias: Option<Tensor>,
+    /// A key and a value behind those of the input, `[1, 1, width]` each.
+    bias_kv: Option<[Tensor; 2]>,
     out_proj: Linear,
     rotary: Option<RotaryEmbedding>,
     config: MultiheadAttentionConfig,
@@ -92,9 +94,14 @@ impl MultiheadAttention {
                 init::xavier(kv, vdim)?,
             ]),
         };
+        let drawn = || Init::XavierNormal { gain: 1.0 }.tensor(&[1, 1, kv], Role::Parameter);
         Ok(Self {
             projection,
             in_proj_bias: bias.then(|| init::constant(&[d + 2 * kv], 0.0)).transpose()?,
+            bias_kv: match config.add_bias_kv {
+                true => Some([drawn()?, drawn()?]),
+                false => None,
+            },
             out_proj: out_proj.with_zero_bias()?,
             rotary,
             config,
@@ -103,6 +110,9 @@ impl MultiheadAttention {
 
     /// A layer of the same values.
     pub(super) fn copied(&self) -> Result<Self> {
+        let copied = |[k, v]: &[Tensor; 2]| -> Result<[Tensor; 2]> {
+            Ok([init::copied(k)?, init::copied(v)?])
+        };
         let projection = match &self.projection {
             Projection::Packed(weight) => Projection::Packed(init::copied(weight)?),
             Projection::Apart([q, k, v]) => {
@@ -112,6 +122,7 @@ impl MultiheadAttention {
         Ok(Self {
             projection,
             in_proj_bias: self.in_proj_bias.as_ref().map(init::copied).transpose()?,
+            bias_kv: self.bias_kv.as_ref().map(copied).transpose()?,
             out_proj: self.out_proj.copied()?,
             rotary: self.rotary,
             config: self.config,
@@ -154,20 +165,54 @@ impl MultiheadAttention {
             Some(rotary) => rotary.rotate(&x, 0),
             None => Ok(x),
         };
+        let q = rotated(heads(&q, queries, num_heads)?)?;
+        let k = rotated(heads(&k, keys, num_kv_heads)?)?;
+        let v = heads(&v, keys, num_kv_heads)?;
+        let (k, v, mask) = self.with_added_keys(k, v, mask)?;
         let options = AttentionOptions {
             attn_mask: mask.as_ref(),
             dropout_p: if cx.drops_out() { self.config.dropout } else { 0.0 },
             is_causal: self.config.causal,
             scale: None,
         };
-        let attended = scaled_dot_product_attention(
-            &rotated(heads(&q, queries, num_heads)?)?,
-            &rotated(heads(&k, keys, num_kv_heads)?)?,
-            &heads(&v, keys, num_kv_heads)?,
-            &options,
-        )?;
+        let attended = scaled_dot_product_attention(&q, &k, &v, &options)?;
         let joined = attended.f_transpose(1, 2)?.f_reshape([n, queries, embed_dim])?;
         cx.call("out_proj", None, &self.out_proj, &joined)
+    }
+
+    /// Heads of keys and values with those that the options add, which a mask lets through.
+    fn with_added_keys(
+        &self,
+        mut k: Tensor,
+        mut v: Tensor,
+        mut mask: Option<Tensor>,
+    ) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+        let (size, options) = (k.size(), (k.kind(), k.device()));
+        let added = [size[0], size[1], 1, size[3]];
+        let mut append = |key: &Tensor, value: &Tensor| -> Result<()> {
+            k = Tensor::f_cat(&[&k, &key.f_to_kind(k.kind())?], 2)?;
+            v = Tensor::f_cat(&[&v, &value.f_to_kind(v.kind())?], 2)?;
+            if let Some(seen) = &mut mask {
+                let mut column = seen.size();
+                column[3] = 1;
+                let options = (seen.kind(), seen.device());
+                let column = match seen.kind() {
+                    Kind::Bool => Tensor::f_ones(column, options)?,
+                    _ => Tensor::f_zeros(column, options)?,
+                };
+                *seen = Tensor::f_cat(&[&*seen, &column], 3)?;
+            }
+            Ok(())
+        };
+        if let Some([key, value]) = &self.bias_kv {
+            let heads = |x: &Tensor| x.f_view([1, size[1], 1, size[3]])?.f_expand(added, false);
+            append(&heads(key)?, &heads(value)?)?;
+        }
+        if self.config.add_zero_attn {
+            let zeros = Tensor::f_zeros(added, options)?;
+            append(&zeros, &zeros)?;
+        }
+        Ok((k, v, mask))
     }
 
     /// Batch, queries and keys.
@@ -211,49 +256,6 @@ impl MultiheadAttention {
                 ])
             }
         }
-    }
-}
-
-/// Several inputs, as a module by itself.
-struct Attending<'m>(&'m MultiheadAttention);
-
-impl Visit for Attending<'_> {
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.0.visit(visitor);
-    }
-}
-
-impl Forward for Attending<'_> {
-    type Input = (&'static Tensor, &'static Tensor, &'static Tensor, &'static AttentionMask);
-    type Output = Tensor;
-
-    fn forward_with(
-        &self,
-        (query, key, value, mask): (&Tensor, &Tensor, &Tensor, &AttentionMask),
-        cx: &Context,
-    ) -> Result<Tensor> {
-        self.0.attend(query, key, value, mask, cx)
-    }
-
-    fn own_op(&self) -> Op {
-        Op::Matmul
-    }
-}
-
-impl Child<'_, MultiheadAttention> {
-    /// [`MultiheadAttention::attend`] under the child's name and region.
-    ///
-    /// # Errors
-    /// As there, with the path of the innermost module that failed.
-    pub fn attend(
-        &self,
-        query: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
-        mask: &AttentionMask,
-        cx: &Context,
-    ) -> Result<Tensor> {
-        self.run_as(&Attending(self.module()), (query, key, value, mask), cx)
     }
 }
 
@@ -302,13 +304,19 @@ impl Visit for MultiheadAttention {
         if let Some(bias) = &self.in_proj_bias {
             visitor.tensor("in_proj_bias", bias, Role::Parameter);
         }
+        if let Some([key, value]) = &self.bias_kv {
+            visitor.tensor("bias_k", key, Role::Parameter);
+            visitor.tensor("bias_v", value, Role::Parameter);
+        }
         visit_child(visitor, "out_proj", None, &self.out_proj);
     }
 }
 
 impl Module for MultiheadAttention {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        let (Projection::Packed(weight), None) = (&self.projection, &self.rotary) else {
+        let adds_keys = self.bias_kv.is_some() || self.config.add_zero_attn;
+        let (Projection::Packed(weight), None, false) = (&self.projection, &self.rotary, adds_keys)
+        else {
             return self.attend(input, input, input, &AttentionMask::none(), cx);
         };
         let MultiheadAttentionConfig { embed_dim, num_heads, dropout, causal, .. } = self.config;

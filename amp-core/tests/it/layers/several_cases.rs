@@ -46,6 +46,17 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
         ),
         "attention added mask" => attention(config, &[Name::Attention, Name::KeyPadding]),
         "attention of itself" => of_itself(config, &[Name::Attention, Name::KeyPadding]),
+        "attention added keys" => attention(
+            MultiheadAttentionConfig { add_bias_kv: true, add_zero_attn: true, ..config },
+            &[Name::Attention, Name::KeyPadding],
+        ),
+        "attention added zeros" => of_itself(
+            MultiheadAttentionConfig { add_zero_attn: true, ..config },
+            &[Name::Attention],
+        ),
+        "attention added bias" => {
+            alone(MultiheadAttention::new(MultiheadAttentionConfig { add_bias_kv: true, ..config }))
+        }
         "attention grouped" => alone(MultiheadAttention::new(grouped(2, None))),
         "attention grouped padding" => of_itself(grouped(1, None), &[Name::KeyPadding]),
         "attention interleaved" => {

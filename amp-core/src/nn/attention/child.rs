@@ -1,0 +1,52 @@
+//! Attention of several inputs as a child of another module.
+
+use tch::Tensor;
+
+use super::{AttentionMask, MultiheadAttention};
+use crate::{
+    Result,
+    nn::{Child, Context, Forward, Op, Visit, Visitor},
+};
+
+/// Several inputs, as a module by itself.
+struct Attending<'m>(&'m MultiheadAttention);
+
+impl Visit for Attending<'_> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.0.visit(visitor);
+    }
+}
+
+impl Forward for Attending<'_> {
+    type Input = (&'static Tensor, &'static Tensor, &'static Tensor, &'static AttentionMask);
+    type Output = Tensor;
+
+    fn forward_with(
+        &self,
+        (query, key, value, mask): (&Tensor, &Tensor, &Tensor, &AttentionMask),
+        cx: &Context,
+    ) -> Result<Tensor> {
+        self.0.attend(query, key, value, mask, cx)
+    }
+
+    fn own_op(&self) -> Op {
+        Op::Matmul
+    }
+}
+
+impl Child<'_, MultiheadAttention> {
+    /// [`MultiheadAttention::attend`] under the child's name and region.
+    ///
+    /// # Errors
+    /// As there, with the path of the innermost module that failed.
+    pub fn attend(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: &AttentionMask,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        self.run_as(&Attending(self.module()), (query, key, value, mask), cx)
+    }
+}

@@ -136,8 +136,8 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// When the configuration cannot be used, the checkpoint is damaged or another run's, a step
-    /// fails or is not finite beyond recovery, the observed dtypes are not those of the precision,
-    /// or a subscriber fails.
+    /// fails or is not finite beyond recovery, the observed dtypes are not those of the precision, an
+    /// [invariant](Invariant) of training is broken, or a subscriber fails.
     pub fn fit(&mut self, model: &mut dyn LightningModule, data: &DataModule) -> Result<RunRecord> {
         let _place = random::place();
         let mut recorder = Recorder::default();

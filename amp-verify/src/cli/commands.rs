@@ -367,3 +367,15 @@ fn print(text: &str) -> Result<()> {
         outcome => outcome.map_err(|error| Error::io("standard output", error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_invariant_is_a_failed_run() {
+        let broken = Error::Invariant { name: "weights-move", text: String::new() };
+        assert_eq!(code(&broken), FAILED);
+        assert_eq!(code(&Error::config("")), USAGE);
+    }
+}

@@ -1,6 +1,7 @@
 //! Rules that hold in every run: each is broken once by something around an optimizer, a schedule or a
 //! model, and no healthy run breaks one.
 
+mod breaks;
 mod healthy;
 mod optimizer;
 mod planted;

@@ -1,0 +1,202 @@
+//! Each rule is broken once.
+
+use amp_core::{
+    Error, Result, Trainer,
+    event::Event,
+    optim::WeightUpdate,
+    precision::Precision,
+    trainer::{Check, Invariant},
+};
+use rstest::rstest;
+
+use super::{Odd, Planted, broken, config, data, fit, planted::Does};
+use crate::support::seeded;
+
+/// Each rule is broken, and the error names step, tensor and cause.
+#[rstest]
+#[case::weight_written_back(
+    Odd::WritesBack,
+    Does::Nothing,
+    Invariant::WeightsMove,
+    "step 10: `model.0.weight` has not moved in 10 applied steps"
+)]
+#[case::parameter_left_out(
+    Odd::LeavesOut,
+    Does::Nothing,
+    Invariant::OptimizerHoldsWeights,
+    "before step 1: `model.0.weight` is held by no optimizer"
+)]
+#[case::copy_held(
+    Odd::Copies,
+    Does::Nothing,
+    Invariant::OptimizerHoldsWeights,
+    "before step 1: the optimizer holds another tensor as `model.0.weight` than the model has"
+)]
+#[case::tensors_replaced(
+    Odd::Nothing,
+    Does::ReplacesTensors,
+    Invariant::OptimizerHoldsWeights,
+    "before step 1: the optimizer holds another tensor as `model.0.weight` than the model has"
+)]
+#[case::frozen_within(
+    Odd::Nothing,
+    Does::FreezesWithin,
+    Invariant::OptimizerHoldsWeights,
+    "step 2: `model.0.weight` requires no gradient since this step"
+)]
+#[case::gradients_kept(
+    Odd::KeepsGradients,
+    Does::Nothing,
+    Invariant::GradientsAreCleared,
+    "step 2: `model.0.weight` still has the last step's gradient"
+)]
+#[case::rates_ignored(
+    Odd::IgnoresRates,
+    Does::Nothing,
+    Invariant::RatesAreScheduled,
+    "step 1: group 0 of AdamW steps at the rate 1e-3, but its schedule says 9.9e-4"
+)]
+#[case::scheduled_twice(
+    Odd::SchedulesTwice,
+    Does::Nothing,
+    Invariant::RatesAreScheduled,
+    "step 1: the schedule of AdamW has advanced by 2 in 1 applied steps"
+)]
+#[case::never_scheduled(
+    Odd::SchedulesNever,
+    Does::Nothing,
+    Invariant::RatesAreScheduled,
+    "step 1: the schedule of AdamW has advanced by 0 in 1 applied steps"
+)]
+#[case::converted(
+    Odd::Nothing,
+    Does::Converts,
+    Invariant::DtypesStay,
+    "step 2: `model.1.num_batches_tracked` is int32 [] on"
+)]
+#[case::weight_moved_in_validation(
+    Odd::Nothing,
+    Does::MovesWeightInValidation,
+    Invariant::EvaluationMovesNothing,
+    "validation after step 7: `model.0.weight` has moved"
+)]
+#[case::buffer_moved_in_validation(
+    Odd::Nothing,
+    Does::MovesBufferInValidation,
+    Invariant::EvaluationMovesNothing,
+    "validation after step 7: `model.1.running_mean` has moved"
+)]
+#[case::validated_in_training_mode(
+    Odd::Nothing,
+    Does::TrainsInValidation,
+    Invariant::EvaluationMode,
+    "validation after step 7: `batch_norm_impl_index` runs in training mode"
+)]
+#[case::dropout_in_validation(
+    Odd::Nothing,
+    Does::DropsInValidation,
+    Invariant::EvaluationMode,
+    "validation after step 7: `dropout` runs in training mode"
+)]
+fn each_rule_is_broken(
+    #[values(Check::Cheap, Check::Full)] level: Check,
+    #[case] odd: Odd,
+    #[case] does: Does,
+    #[case] invariant: Invariant,
+    #[case] says: &str,
+) -> Result<()> {
+    let mut model = Planted::new(odd, does)?;
+    let _section = seeded(1);
+    let text = broken(fit(config(level), &mut model), invariant);
+    assert!(text.starts_with(says), "{text}");
+    Ok(())
+}
+
+/// A meter of the epoch misses what each step's own takes; meters one after the other miss nothing.
+#[rstest]
+fn memory_that_is_read_in_part_is_broken(
+    #[values(Check::Cheap, Check::Full)] level: Check,
+) -> Result<()> {
+    let _section = seeded(1);
+    let mut model = Planted::new(Odd::Nothing, Does::MeasuresWithin)?;
+    let text = broken(fit(config(level), &mut model), Invariant::MemoryOverStep);
+    assert!(text.contains("readings of a `MemoryMeter` miss what tensors took"), "{text}");
+    fit(config(level), &mut Planted::new(Odd::Nothing, Does::MeasuresSteps)?)?;
+    Ok(())
+}
+
+/// A skipped step: each of 16-mixed's first steps from this scale.
+#[rstest]
+#[case::a_weight(Odd::Nothing, Does::MovesInHook, "step 1: `model.0.weight` has moved")]
+#[case::a_buffer(Odd::Nothing, Does::CountsInHook, "step 1: `model.1.running_mean` has moved")]
+#[case::a_rate(Odd::MovesRates, Does::MovesBufferInValidation, "step 1: a learning rate has moved")]
+fn a_skip_that_changes_something_is_broken(
+    #[values(Check::Cheap, Check::Full)] level: Check,
+    #[case] odd: Odd,
+    #[case] does: Does,
+    #[case] says: &str,
+) -> Result<()> {
+    let mut config = config(level);
+    config.numerics.scaler.init_scale = 2f64.powi(40);
+    let mut model = Planted::new(odd, does)?;
+    let _section = seeded(1);
+    let text = broken(fit(config.clone(), &mut model), Invariant::SkipsChangeNothing);
+    assert!(text.starts_with(says), "{text}");
+    // It is allowed where a skipped step counts as a step.
+    config.recovery.skipped_step_advances = true;
+    config.max_epochs = 1;
+    if does != Does::MovesBufferInValidation {
+        fit(config, &mut Planted::new(odd, does)?)?;
+    }
+    Ok(())
+}
+
+/// f32 masters of 16-bit weights, which would overwrite in silence what was loaded after the optimizer was
+/// built.
+#[test]
+fn weights_written_after_their_masters_were_made_are_told() -> Result<()> {
+    let mut config = config(Check::Cheap);
+    config.precision = Precision::Bf16True;
+    config.numerics.weight_update = WeightUpdate::MasterWeights;
+    let mut model = Planted::new(Odd::Nothing, Does::WritesAtStart)?;
+    let _section = seeded(1);
+    let text = broken(fit(config.clone(), &mut model), Invariant::OptimizerHoldsWeights);
+    assert!(text.starts_with("before step 1: `model.0.weight` is not its f32 master"), "{text}");
+    fit(config, &mut Planted::new(Odd::Nothing, Does::Nothing)?)?;
+    Ok(())
+}
+
+/// A run that breaks a rule is saved where that is asked for, before the step or after it, and goes on once the
+/// optimizer is mended.
+#[rstest]
+#[case::within_a_step(Odd::KeepsGradients, 13)]
+#[case::after_a_step(Odd::WritesBack, 4)]
+fn a_run_that_breaks_a_rule_is_saved(#[case] odd: Odd, #[case] left: usize) -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("broken.safetensors");
+    let _section = seeded(1);
+    let mut model = Planted::new(odd, Does::Nothing)?;
+    let outcome = Trainer::new(config(Check::Cheap)).save_on_error(&path).fit(&mut model, &data()?);
+    assert!(matches!(outcome, Err(Error::Invariant { .. })), "{odd:?}");
+    let mut steps = 0;
+    let mut count = |event: &Event| {
+        steps += usize::from(matches!(event, Event::Batch { .. }));
+        Ok(())
+    };
+    let mut mended = Planted::new(Odd::Nothing, Does::Nothing)?;
+    let trainer = Trainer::new(config(Check::Full)).resume_from(&path).subscribe(&mut count);
+    let record = { trainer }.fit(&mut mended, &data()?)?;
+    assert_eq!((record.end.global_step, steps), (14, left));
+    Ok(())
+}
+
+/// Nothing is looked at where that is asked for, and a run whose model does nothing odd is whole.
+#[rstest]
+fn a_run_that_is_not_checked_goes_on(
+    #[values(Odd::WritesBack, Odd::KeepsGradients, Odd::SchedulesTwice)] odd: Odd,
+) -> Result<()> {
+    let _section = seeded(1);
+    let record = fit(config(Check::Off), &mut Planted::new(odd, Does::Nothing)?)?;
+    assert_eq!(record.end.global_step, 14);
+    Ok(())
+}

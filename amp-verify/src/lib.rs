@@ -13,6 +13,8 @@ mod recorded;
 #[cfg(feature = "cli")]
 mod faults;
 #[cfg(feature = "cli")]
+mod rounding;
+#[cfg(feature = "cli")]
 mod speed;
 #[cfg(feature = "cli")]
 mod tap;

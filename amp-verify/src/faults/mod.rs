@@ -134,6 +134,8 @@ faults! {
     TruncatingRounding in Precision: "weights are rounded towards zero",
     Bf16Weights in Precision: "master weights are kept in bf16",
     LayerTruncates in Precision: "a layer cuts off what f16 has no room for, instead of rounding",
+    LayerWide in Precision: "a layer multiplies in f32 and casts the result to f16",
+    RoundedTwice in Precision: "a layer's values are rounded to bf16 on their way to f16",
     LossInF16 in Precision: "the loss is rounded to f16 with 6 bits",
     LossIsNan in Precision: "the loss is not a number",
     WeightNotFinite in Precision: "a weight becomes NaN",
@@ -183,7 +185,10 @@ impl Fault {
             | Self::StepOneBatchShort => {
                 Some("accumulation over several batches, with fewer in an epoch's last step")
             }
-            Self::LayerTruncates | Self::DropoutScaleWrong => {
+            Self::LayerTruncates
+            | Self::LayerWide
+            | Self::RoundedTwice
+            | Self::DropoutScaleWrong => {
                 Some("a layer with that fault, which the model itself has")
             }
             Self::LayerNormInF16 => Some("a layer norm whose input has a large variance"),

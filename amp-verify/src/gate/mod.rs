@@ -23,7 +23,6 @@ pub use crate::tap::{Tap, Tapped};
 pub use args::{GateArgs, Tier};
 pub use cache::Cache;
 pub use command::command;
-pub use conformance::RISK;
 pub use coverage::Coverage;
 pub use finding::{Cause, Finding};
 pub use job::{Job, Outcome, Task, product_error};

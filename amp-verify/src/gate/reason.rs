@@ -43,8 +43,10 @@ pub enum Reason {
     Resume,
     /// Dropout does not drop as many elements as it scales for.
     Dropout,
-    /// A layer's rounding has a mean: it truncates.
+    /// A layer's rounding has a mean, because it truncates, or is larger than its dtype explains.
     Rounding,
+    /// Values have more or fewer digits than the dtype that their layer computes in.
+    Width,
     /// Steps are not made of the batches that they should be.
     Batches,
     /// A step keeps memory, or takes several times that of 32-true.
@@ -80,6 +82,7 @@ impl Reason {
         Self::Resume,
         Self::Dropout,
         Self::Rounding,
+        Self::Width,
         Self::Batches,
         Self::Memory,
         Self::Invariant,
@@ -109,6 +112,7 @@ impl Reason {
             Self::Resume => "resume",
             Self::Dropout => "dropout",
             Self::Rounding => "rounding",
+            Self::Width => "width",
             Self::Batches => "batches",
             Self::Memory => "memory",
             Self::Invariant => "invariant",
@@ -130,6 +134,7 @@ impl Reason {
             Self::Validation => Some("validation"),
             Self::Resume => Some("saving and resuming"),
             Self::Dropout => Some("dropout"),
+            Self::Width => Some("the dtype that a layer computes in"),
             Self::Batches => Some("the batches of a step"),
             Self::Memory => Some("memory"),
             Self::Invariant => Some("an invariant of training"),

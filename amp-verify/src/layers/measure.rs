@@ -9,10 +9,13 @@ use amp_core::{
 };
 
 use super::{
-    Flow, Kind, Layer, Report, Subject, error,
-    pass::{Job, Pass, Plan, Ran, exact, masks_agree, module, run},
+    Flow, Kind, Layer, Own, Report, Subject, error,
+    pass::{Job, Pass, Plan, Ran, Rounded, exact, masks_agree, module, run},
 };
-use crate::exponents::{CommonWindow, Format, Histogram, Window, WindowOptions, losses};
+use crate::{
+    exponents::{CommonWindow, Format, Histogram, Window, WindowOptions, losses},
+    rounding::is_narrow,
+};
 
 /// How it is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,45 +40,17 @@ impl Options {
 /// # Errors
 /// When a step fails, or does not run the same layers under every precision.
 pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
-    let Options { precision, .. } = options;
-    let log2_scale = if precision.scales_loss() { options.log2_scale } else { 0 };
-    let scale = 2.0_f64.powi(log2_scale);
-    let kinds = [Dtype::Float, precision.storage(), precision.compute()];
-    let dropout = masks_agree(subject.device, &kinds)?;
-    let plain = |precision| Plan { precision, scale: 1.0, dropout, jobs: Vec::new() };
-    let reference = run(subject, plain(Precision::F64True))?;
-    let baseline = run(subject, plain(Precision::F32True))?;
-    let jobs = reference.calls.iter().map(|call| {
-        let gradient = call.output_gradient.as_ref().map(Tensor::shallow_clone);
-        vec![Job { input: call.input.shallow_clone(), gradient }]
-    });
-    let actual = run(subject, Plan { precision, scale, dropout, jobs: jobs.collect() })?;
-    for other in [&baseline, &actual] {
-        let paths =
-            |pass: &Pass| pass.calls.iter().map(|call| call.path.clone()).collect::<Vec<_>>();
-        if paths(other) != paths(&reference) {
-            return Err(Error::config(format!(
-                "`{}` runs other layers in 64-true: its precisions cannot be compared by layer",
-                subject.name()?
-            )));
-        }
-    }
-    let jobs = reference.calls.iter().zip(&actual.calls).map(|(exact_call, call)| {
-        let clone = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::shallow_clone);
-        let rounded = &call.reruns[0].job;
-        Ok(vec![
-            Job {
-                input: exact_call.input.shallow_clone(),
-                gradient: clone(&exact_call.output_gradient),
-            },
-            Job { input: rounded.input.shallow_clone(), gradient: clone(&rounded.gradient) },
-            Job { input: exact(&call.input)?, gradient: clone(&call.output_gradient) },
-        ])
-    });
-    let jobs = jobs.collect::<Result<Vec<_>>>()?;
-    let alone = run(subject, Plan { jobs, ..plain(Precision::F64True) })?;
-    let passes = Passes { reference, baseline, actual, alone, log2_scale, options };
-    no_grad(|| passes.report(subject, dropout))
+    Passes::of(subject, options, None)?.report(subject)
+}
+
+/// [`measure`], with what each layer that computes in 16 bits does by itself.
+///
+/// # Errors
+/// As [`measure`].
+pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own>)> {
+    let compute = options.precision.compute();
+    let passes = Passes::of(subject, options, is_narrow(compute).then_some(compute))?;
+    Ok((passes.report(subject)?, no_grad(|| passes.own())?))
 }
 
 /// The paths of the layers, as [`measure`] has them, and those of all modules: each once, in the
@@ -111,15 +86,25 @@ impl Subject<'_> {
     }
 }
 
-struct Passes {
-    reference: Pass,
+pub(super) struct Passes {
+    pub(super) reference: Pass,
     baseline: Pass,
-    actual: Pass,
-    /// 64-true, with each layer run on the exact, the rounded and the actual values.
-    alone: Pass,
-    log2_scale: i32,
+    pub(super) actual: Pass,
+    /// 64-true, with each layer run on the exact, the rounded and the actual values, and then, with its
+    /// parameters rounded at random, on the rounded values again.
+    pub(super) alone: Pass,
+    pub(super) log2_scale: i32,
+    dropout: bool,
     options: Options,
 }
+
+/// The places of a layer's runs in [`Passes::alone`].
+const ON_EXACT: usize = 0;
+pub(super) const ON_ROUNDED: usize = 1;
+const ON_ACTUAL: usize = 2;
+pub(super) const OTHERWISE: usize = 3;
+/// Runs with parameters rounded at random.
+const RUNS_OTHERWISE: u64 = 4;
 
 /// One kind of tensor of a layer, as each of the steps had it.
 struct Values {
@@ -133,13 +118,68 @@ struct Values {
 }
 
 impl Passes {
-    fn report(&self, subject: &Subject<'_>, dropout: bool) -> Result<Report> {
+    /// Runs the steps; with `rounds_to` the parameters are rounded to it in further runs of each layer.
+    fn of(subject: &Subject<'_>, options: Options, rounds_to: Option<Dtype>) -> Result<Self> {
+        let Options { precision, .. } = options;
+        let log2_scale = if precision.scales_loss() { options.log2_scale } else { 0 };
+        let scale = 2.0_f64.powi(log2_scale);
+        let kinds = [Dtype::Float, precision.storage(), precision.compute()];
+        let dropout = masks_agree(subject.device, &kinds)?;
+        let plain = |precision| Plan { precision, scale: 1.0, dropout, jobs: Vec::new() };
+        let reference = run(subject, plain(Precision::F64True))?;
+        let baseline = run(subject, plain(Precision::F32True))?;
+        let clone = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::shallow_clone);
+        let on = |input: &Tensor, gradient: &Option<Tensor>| Job {
+            input: input.shallow_clone(),
+            gradient: clone(gradient),
+            weights: None,
+        };
+        let jobs = reference.calls.iter().map(|call| vec![on(&call.input, &call.output_gradient)]);
+        let actual = run(subject, Plan { precision, scale, dropout, jobs: jobs.collect() })?;
+        for other in [&baseline, &actual] {
+            let paths =
+                |pass: &Pass| pass.calls.iter().map(|call| call.path.clone()).collect::<Vec<_>>();
+            if paths(other) != paths(&reference) {
+                return Err(Error::config(format!(
+                    "`{}` runs other layers in 64-true: its precisions cannot be compared by layer",
+                    subject.name()?
+                )));
+            }
+        }
+        let jobs = reference.calls.iter().zip(&actual.calls).map(|(exact_call, call)| {
+            let rounded = &call.reruns[0].job;
+            let mut jobs = vec![
+                on(&exact_call.input, &exact_call.output_gradient),
+                on(&rounded.input, &rounded.gradient),
+                on(&exact(&call.input)?, &call.output_gradient),
+            ];
+            for seed in (0..RUNS_OTHERWISE).filter(|_| is_narrow(call.output.kind())) {
+                let weights = rounds_to.map(|to| Rounded { to, seed });
+                if weights.is_some() {
+                    jobs.push(Job { weights, ..on(&rounded.input, &rounded.gradient) });
+                }
+            }
+            Ok(jobs)
+        });
+        let jobs = jobs.collect::<Result<Vec<_>>>()?;
+        let alone = run(subject, Plan { jobs, ..plain(Precision::F64True) })?;
+        Ok(Self { reference, baseline, actual, alone, log2_scale, dropout, options })
+    }
+
+    fn report(&self, subject: &Subject<'_>) -> Result<Report> {
+        no_grad(|| self.report_of(subject))
+    }
+
+    /// The places of the layers among the modules that ran.
+    pub(super) fn places(&self) -> impl Iterator<Item = usize> {
+        let calls = &self.reference.calls;
+        (0..calls.len()).filter(|at| is_layer(calls, &calls[*at]))
+    }
+
+    fn report_of(&self, subject: &Subject<'_>) -> Result<Report> {
         let mut layers = Vec::new();
         let mut changes = Vec::new();
-        for at in 0..self.reference.calls.len() {
-            if !is_layer(&self.reference.calls, &self.reference.calls[at]) {
-                continue;
-            }
+        for at in self.places() {
             let (call, exact) = (&self.actual.calls[at], &self.reference.calls[at]);
             changes.extend(error::relative_change(&call.output, &exact.output)?);
             layers.push(self.layer(at)?);
@@ -155,7 +195,7 @@ impl Passes {
             seed: subject.seed,
             batch_size: subject.batch.len(),
             log2_scale: self.log2_scale,
-            dropout,
+            dropout: self.dropout,
             loss: finite(self.actual.loss),
             exact_loss: self.reference.loss,
             growth: error::growth(&changes),
@@ -202,22 +242,15 @@ impl Passes {
                 Kind::WeightGradient => pass.weight_gradient(&call.path)?,
             })
         };
-        let alone = |pass: &Pass, job: usize| {
-            let rerun = &pass.calls[at].reruns[job];
-            match kind {
-                Kind::Forward => Some(rerun.output.shallow_clone()),
-                Kind::InputGradient => rerun.input_gradient.as_ref().map(Tensor::shallow_clone),
-                Kind::WeightGradient => rerun.weight_gradient.as_ref().map(Tensor::shallow_clone),
-            }
-        };
+        let alone = |pass: &Pass, job: usize| pass.calls[at].reruns[job].tensor(kind);
         let pair = |a: Option<Tensor>, b: Option<Tensor>| Some([a?, b?]);
         let (Some(exact), Some(baseline), Some(actual)) =
             (of(&self.reference)?, of(&self.baseline)?, of(&self.actual)?)
         else {
             return Ok(None);
         };
-        let local = pair(alone(&self.actual, 0), alone(&self.alone, 1));
-        let inherited = pair(alone(&self.alone, 2), alone(&self.alone, 0));
+        let local = pair(alone(&self.actual, 0), alone(&self.alone, ON_ROUNDED));
+        let inherited = pair(alone(&self.alone, ON_ACTUAL), alone(&self.alone, ON_EXACT));
         Ok(Some(Values { exact, baseline, actual, local, inherited }))
     }
 }

@@ -4,11 +4,13 @@
 mod args;
 mod error;
 mod measure;
+mod own;
 mod pass;
 
 pub use args::{LayersArgs, measure_case};
 pub use error::{Bias, Growth, bias, growth, relative_change, rms, rmse};
-pub use measure::{Options, measure, module_paths};
+pub use measure::{Options, audit, measure, module_paths};
+pub use own::{Own, WITHIN};
 
 use std::{collections::BTreeMap, rc::Rc};
 

@@ -17,6 +17,7 @@ use amp_core::{
 };
 
 use super::Subject;
+use crate::rounding::rounded_otherwise;
 
 /// A layer's run within a step. Tensors are in the step's dtypes, gradients of the unscaled loss
 /// in f64.
@@ -37,6 +38,15 @@ pub(super) struct Job {
     pub(super) input: Tensor,
     /// Of the unscaled loss with respect to the output.
     pub(super) gradient: Option<Tensor>,
+    /// How the layer's own parameters are rounded for it, if they are.
+    pub(super) weights: Option<Rounded>,
+}
+
+/// Moved at random, by numbers of this seed, and rounded to this dtype.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rounded {
+    pub(super) to: Kind,
+    pub(super) seed: u64,
 }
 
 /// What came of a job, in f64.
@@ -46,6 +56,18 @@ pub(super) struct Rerun {
     pub(super) output: Tensor,
     pub(super) input_gradient: Option<Tensor>,
     pub(super) weight_gradient: Option<Tensor>,
+}
+
+impl Rerun {
+    /// The tensor of this kind.
+    pub(super) fn tensor(&self, kind: super::Kind) -> Option<Tensor> {
+        let tensor = match kind {
+            super::Kind::Forward => Some(&self.output),
+            super::Kind::InputGradient => self.input_gradient.as_ref(),
+            super::Kind::WeightGradient => self.weight_gradient.as_ref(),
+        };
+        tensor.map(Tensor::shallow_clone)
+    }
 }
 
 /// A step's layers in the order in which they ended.
@@ -225,14 +247,18 @@ impl Observer {
         let floating = is_floating(call.input.kind());
         let input = job.input.f_detach()?.f_to_kind(call.input.kind())?;
         let input = if floating { input.f_set_requires_grad(true)? } else { input };
-        let output = (call.rerun)(&input)?;
         let own = self.parameters.iter().filter(|parameter| is_own(call.path, &parameter.name));
         let mut wanted: Vec<Tensor> = own.map(|p| p.tensor.shallow_clone()).collect();
+        let kept = match job.weights {
+            Some(rounded) => round(&wanted, rounded)?,
+            None => Vec::new(),
+        };
+        let output = (call.rerun)(&input)?;
         if floating {
             wanted.insert(0, input.shallow_clone());
         }
         let mut rerun = Rerun {
-            job: Job { input: exact(&input)?, gradient: None },
+            job: Job { input: exact(&input)?, gradient: None, weights: None },
             output: exact(&output)?,
             input_gradient: None,
             weight_gradient: None,
@@ -255,8 +281,23 @@ impl Observer {
             rerun.weight_gradient = joined(weights.iter())?;
             rerun.job.gradient = Some(unscaled(&gradient, self.scale)?);
         }
+        for (mut data, kept) in kept {
+            data.f_copy_(&kept)?;
+        }
         Ok(rerun)
     }
+}
+
+/// Rounds the values of parameters, unseen by graphs that hold them; returns what they were.
+fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
+    seed_everything(how.seed)?;
+    let each = parameters.iter().map(|parameter| {
+        let mut data = parameter.f_data()?;
+        let kept = data.f_detach_copy()?;
+        data.f_copy_(&rounded_otherwise(&kept, how.to)?)?;
+        Ok((data, kept))
+    });
+    each.collect()
 }
 
 /// Whether layers drop the same elements in these dtypes when the generator has the same seed.

@@ -69,6 +69,7 @@ const AMP_VERIFY: &[&str] = &[
     "verdict",
     "exponents",
     "recorded",
+    "rounding",
     "tap",
     "faults",
     "speed",

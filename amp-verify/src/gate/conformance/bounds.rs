@@ -1,21 +1,38 @@
-//! How far a figure may be from 32-true: by the spread of runs that round at random.
+//! How far a figure may be from 32-true: by the spread of runs that round as the precision does.
+
+use amp_core::tch::Kind;
 
 use super::figures::{Figures, What};
-use crate::verdict::{mean, standard_deviation, tolerance_factor};
+use crate::{
+    rounding::rounding_of,
+    verdict::{mean, standard_deviation, tolerance_factor},
+};
 
 /// The share of unchanged runs of which one figure may be beyond its bound. A cell has five: the gradients
 /// of all parameters are one, and share it.
-pub const RISK: f64 = 1e-5;
+const RISK: f64 = 1e-5;
 /// How sure it is that the share is no larger, because the spread is known from few runs.
 const CONFIDENCE: f64 = 0.95;
-/// What rounding to f32 alone makes of a figure: 2⁻²³. No bound is below it.
-const ROUNDING: f64 = 1.0 / 8_388_608.0;
 /// Kernels also round in places between which a model has no modules. The spread of a distance is taken as at
 /// least this share of its mean.
 const LEAST_SPREAD: f64 = 0.1;
 /// That of the gradient of a bias or of a norm's weight: the sum of a batch, of whose parts, which nearly
 /// cancel, some kernels keep 16 bits.
 const LEAST_SPREAD_OF_SUMS: f64 = 0.2;
+
+/// Roundings of a loss between the last module and its value, of which it may be off by no fewer, and of the
+/// gradients that flow back from there. An emulation rounds between modules alone.
+const OF_LOSS: f64 = 4.0;
+const OF_GRADIENT: f64 = 24.0;
+
+/// What no bound is below.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Least {
+    /// The dtype that a loss is computed in.
+    pub(super) loss: Kind,
+    /// What f32 constants of an optimizer make of the figures of the weights.
+    pub(super) weights: f64,
+}
 
 /// Bounds by upper tolerance limits: with confidence 0.95 no more than the share [`RISK`] of unchanged runs
 /// are beyond mean + k·s, with the factor k of [`tolerance_factor`]. A distance's square is a sum of
@@ -24,19 +41,21 @@ const LEAST_SPREAD_OF_SUMS: f64 = 0.2;
 /// normal distribution further out than was measured.
 pub(super) struct Bounds<'a> {
     runs: &'a [Figures],
+    least: Least,
     difference: f64,
     distance: f64,
     gradient: f64,
 }
 
 impl<'a> Bounds<'a> {
-    pub(super) fn new(runs: &'a [Figures]) -> Self {
+    pub(super) fn new(runs: &'a [Figures], least: Least) -> Self {
         let gradients = runs.first().map_or(0, |run| {
             run.keys().filter(|what| matches!(what, What::Gradient { .. })).count()
         });
         let factor = |risk| tolerance_factor(risk, CONFIDENCE, runs.len());
         Self {
             runs,
+            least,
             difference: factor(RISK / 2.0),
             distance: factor(RISK),
             gradient: factor(RISK / gradients.max(1) as f64),
@@ -52,17 +71,19 @@ impl<'a> Bounds<'a> {
             let spread = standard_deviation(&roots).max(least * middle);
             k.mul_add(spread, middle).powf(1.5)
         };
-        let limit = match what {
-            What::Gradient { is_vector: true, .. } => {
-                of_distance(self.gradient, LEAST_SPREAD_OF_SUMS)
+        let difference =
+            || self.difference.mul_add(standard_deviation(&values), mean(&values).abs());
+        let rounding = rounding_of(self.least.loss);
+        let (limit, least) = match what {
+            What::Loss => (difference(), OF_LOSS * rounding),
+            What::Gradient { is_vector, .. } => {
+                let spread = if *is_vector { LEAST_SPREAD_OF_SUMS } else { LEAST_SPREAD };
+                (of_distance(self.gradient, spread), OF_GRADIENT * rounding)
             }
-            What::Gradient { .. } => of_distance(self.gradient, LEAST_SPREAD),
-            What::Update => of_distance(self.distance, LEAST_SPREAD),
-            What::Loss | What::Length | What::Norm => {
-                self.difference.mul_add(standard_deviation(&values), mean(&values).abs())
-            }
+            What::Update => (of_distance(self.distance, LEAST_SPREAD), self.least.weights),
+            What::Length | What::Norm => (difference(), self.least.weights),
         };
-        limit.max(ROUNDING)
+        limit.max(least)
     }
 }
 
@@ -78,6 +99,8 @@ mod tests {
         let away = deviation * (39.0_f64 / 40.0).sqrt();
         (0..40).map(|at| mean + if at % 2 == 0 { away } else { -away }).collect()
     }
+
+    const LEAST: Least = Least { loss: Kind::Float, weights: 1e-6 };
 
     fn gradient(parameter: &str, is_vector: bool) -> What {
         What::Gradient { parameter: parameter.into(), is_vector }
@@ -104,28 +127,32 @@ mod tests {
             figures.iter().map(|(what, values)| (what.clone(), values[at])).collect()
         };
         let runs: Vec<Figures> = (0..40).map(run).collect();
-        let bounds = Bounds::new(&runs);
+        let bounds = Bounds::new(&runs, LEAST);
         let third = bounds.of(&gradient("w", false)).powf(2.0 / 3.0);
         let k = (third - 0.1) / 0.02;
         assert!(k > 5.483708 && k < 5.7, "{k}: a third of the risk");
         for (what, expected) in [
             (What::Loss, 5.483_708e-4),
             (What::Length, 0.003_741_854),
-            (What::Norm, 1.0 / 8_388_608.0),
+            (What::Norm, 1e-6),
             (What::Update, 0.358_925_45_f64.powf(1.5)),
             (gradient("b", true), (0.1 + k * 0.02).powf(1.5)),
-            (gradient("unused", false), 1.0 / 8_388_608.0),
+            (gradient("unused", false), 24.0 / 16_777_216.0),
         ] {
             let found = bounds.of(&what);
             assert!((found / expected - 1.0).abs() < 1e-5, "{what}: {found}, not {expected}");
         }
+        // A loss in bf16: two of its numbers apart.
+        let bounds = Bounds::new(&runs, Least { loss: Kind::BFloat16, ..LEAST });
+        assert_eq!(bounds.of(&What::Loss), 2.0_f64.powi(-6));
+        assert_eq!(bounds.of(&gradient("unused", false)), 24.0 / 256.0);
     }
 
     /// What was never seen has no bound but rounding: a gradient that no unchanged run has is too large.
     #[test]
     fn an_unknown_gradient_is_beyond_its_bound() {
         let runs = vec![BTreeMap::from([(What::Loss, 0.0)]); 3];
-        let bound = Bounds::new(&runs).of(&gradient("w", false));
-        assert!(bound < 1e-6, "{bound}");
+        let bound = Bounds::new(&runs, LEAST).of(&gradient("w", false));
+        assert!(bound < 1e-5, "{bound}");
     }
 }

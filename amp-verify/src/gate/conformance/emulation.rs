@@ -21,7 +21,11 @@ use amp_core::{
 };
 
 use super::CALM;
-use crate::{case::Case, diagnose::Islands};
+use crate::{
+    case::Case,
+    diagnose::Islands,
+    rounding::{is_narrow, moved, rounded, rounded_otherwise},
+};
 
 /// How far f32 sums of some hundred products are off, relative to their size.
 const SUMS: f64 = 1.0 / 4_194_304.0;
@@ -68,7 +72,16 @@ impl Emulation {
             Precision::F64True => (Precision::F64True, Precision::F32True),
             other => (Precision::F32True, other),
         };
-        Ok(Self { wide, precision: rounds, device, modules: seen.0.take(), loss })
+        let mut modules = seen.0.take();
+        if is_narrow(precision.storage()) {
+            cast_into_regions(&mut modules, precision.storage());
+        }
+        Ok(Self { wide, precision: rounds, device, modules, loss })
+    }
+
+    /// The dtype that the loss is computed in.
+    pub(super) fn loss(&self) -> Kind {
+        if is_narrow(self.loss) { self.loss } else { Kind::Float }
     }
 
     /// Whether a parameter is rounded: that of a module that computes in 16 bits, or of none.
@@ -93,29 +106,16 @@ impl Emulation {
     }
 }
 
-fn is_narrow(kind: Kind) -> bool {
-    matches!(kind, Kind::Half | Kind::BFloat16)
-}
-
-/// Rounded to nearest, and its gradient as well.
-fn rounded(tensor: &Tensor, to: Kind) -> Result<Tensor> {
-    Ok(tensor.f_to_kind(to)?.f_to_kind(tensor.kind())?)
-}
-
-/// Every element times 1 + `share`·u, with u drawn from [-1, 1].
-fn moved(tensor: &Tensor, share: f64) -> Result<Tensor> {
-    let factors = no_grad(|| -> Result<Tensor> {
-        Ok(tensor.f_rand_like()?.f_mul_scalar(2.0 * share)?.f_add_scalar(1.0 - share)?)
-    })?;
-    Ok(tensor.f_mul(&factors)?)
-}
-
-/// Half of what rounding to the dtype may move a number by at least, relative to its size.
-fn half_of_rounding(kind: Kind) -> f64 {
-    match kind {
-        Kind::Half => 2.0_f64.powi(-12),
-        Kind::BFloat16 => 2.0_f64.powi(-9),
-        _ => 2.0_f64.powi(-25),
+/// Under `*-true` a module in a wider region is given 16 bits, which are cast on its way in.
+fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
+    let computed: BTreeMap<String, Kind> =
+        modules.iter().map(|(path, kinds)| (path.clone(), kinds.computed)).collect();
+    for (path, kinds) in modules {
+        let around = path.rsplit_once('.').and_then(|(outer, _)| computed.get(outer));
+        let outer = around.copied().unwrap_or(storage);
+        if is_narrow(outer) && is_floating(kinds.given) {
+            kinds.given = outer;
+        }
     }
 }
 
@@ -186,7 +186,7 @@ impl Rounding {
             for parameter in parameters(model) {
                 if is_narrow(kind) && self.emulation.rounds(&parameter.name) {
                     let kept = no_grad(|| parameter.tensor.f_detach_copy())?;
-                    let other = rounded(&moved(&kept, half_of_rounding(kind))?, kind)?;
+                    let other = rounded_otherwise(&kept, kind)?;
                     no_grad(|| parameter.tensor.shallow_clone().f_copy_(&other))?;
                     self.kept.push((parameter.tensor, kept));
                 }

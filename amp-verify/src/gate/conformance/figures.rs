@@ -7,7 +7,8 @@ use amp_core::{
     tch::{Kind, Tensor, no_grad},
 };
 
-use super::steps::Ran;
+use super::{STEPS, steps::Ran};
+use crate::rounding::rounding_of;
 
 /// A gradient with less than this share of the whole gradient's norm may be rounding alone, as that of a
 /// bias before a batch norm is: its error is measured in multiples of this share.
@@ -63,6 +64,13 @@ fn minus(a: &[Tensor], b: &[Tensor]) -> Result<Vec<Tensor>> {
 /// a/b; 0 where a is.
 fn ratio(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a / b }
+}
+
+/// How far f32 takes the weights' figures by itself: an optimizer's constants are rounded, as 1 − lr·λ is,
+/// which moves all weights the same way in each step.
+pub(super) fn of_constants(exact: &Ran) -> Result<f64> {
+    let way = norm(&minus(&exact.weights, &exact.initial)?)?;
+    Ok(ratio(STEPS as f64 * rounding_of(Kind::Float) * norm(&exact.weights)?, way))
 }
 
 pub(super) fn compare(exact: &Ran, ran: &Ran) -> Result<Figures> {

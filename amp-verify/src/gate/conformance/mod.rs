@@ -5,18 +5,18 @@
 mod bounds;
 mod emulation;
 mod figures;
+mod locate;
 mod steps;
-
-pub use bounds::RISK;
 
 use std::rc::Rc;
 
 use amp_core::{Result, precision::Precision};
 
 use self::{
-    bounds::Bounds,
+    bounds::{Bounds, Least},
     emulation::{Emulation, Rounding},
-    figures::{Figures, What, compare},
+    figures::{Figures, What, compare, of_constants},
+    locate::locate,
     steps::{Ran, Steps},
 };
 use super::{
@@ -45,7 +45,11 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let ran = steps.run(config)?;
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
-    let (checked, texts) = judged(&compare(&exact, &ran)?, &unchanged(job, registry, &exact)?);
+    let (runs, least) = unchanged(job, registry, &exact)?;
+    let (checked, mut texts) = judged(&compare(&exact, &ran)?, &Bounds::new(&runs, least));
+    if let Some(first) = texts.first_mut() {
+        *first += &locate(job, &case)?;
+    }
     let failures = &mut outcome.failures;
     failures.extend(texts.into_iter().map(|text| Failure::new(Reason::NotConformant, text)));
     if ran.trace.rates != exact.trace.rates {
@@ -59,8 +63,8 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The figures of unchanged runs that round where the precision does.
-fn unchanged(job: &Job, registry: &Registry, of_job: &Ran) -> Result<Vec<Figures>> {
+/// The figures of unchanged runs that round where the precision does, and what no bound is below.
+fn unchanged(job: &Job, registry: &Registry, of_job: &Ran) -> Result<(Vec<Figures>, Least)> {
     let is_unbroken = job.fault.is_none();
     let job = &Job { fault: None, ..job.clone() };
     let case = job.case(registry, job.precision)?;
@@ -78,12 +82,12 @@ fn unchanged(job: &Job, registry: &Registry, of_job: &Ran) -> Result<Vec<Figures
         let ran = steps.run_unbroken(Some(Rounding::new(&emulation, job.seed, number)))?;
         compare(exact, &ran)
     });
-    runs.collect()
+    let least = Least { loss: emulation.loss(), weights: of_constants(exact)? };
+    Ok((runs.collect::<Result<_>>()?, least))
 }
 
 /// Each figure with its bound, of all gradients the one that is furthest; and what is beyond its bound.
-fn judged(found: &Figures, runs: &[Figures]) -> (Vec<Checked>, Vec<String>) {
-    let bounds = Bounds::new(runs);
+fn judged(found: &Figures, bounds: &Bounds<'_>) -> (Vec<Checked>, Vec<String>) {
     let all: Vec<(&What, f64, f64)> =
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
     let (gradients, mut judged): (Vec<_>, Vec<_>) =

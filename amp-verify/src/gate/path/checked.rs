@@ -97,6 +97,7 @@ impl Findings {
             Reason::Resume,
             Reason::Dropout,
             Reason::Rounding,
+            Reason::Width,
             Reason::Batches,
             Reason::Memory,
         ] {

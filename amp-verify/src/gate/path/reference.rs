@@ -17,8 +17,8 @@ use amp_core::{
 use super::{
     dropout::Counter,
     left::{dot, exact},
-    replay::rounding_of,
 };
+use crate::rounding::rounding_of;
 
 /// Tensors with less of the gradient's norm than this are mostly rounding.
 const SHARE: f64 = 0.05;

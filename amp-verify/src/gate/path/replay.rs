@@ -19,6 +19,7 @@ use super::{
     left::{dot, exact},
     rule::{Rule, Slots},
 };
+use crate::rounding::rounding_of;
 
 /// What a step's weights and averages may be away from the replay, relative to what moved them:
 /// f32 rounds each of some operations to 2⁻²⁴.
@@ -332,14 +333,4 @@ fn square(a: &Tensor, b: &Tensor) -> Result<f64> {
 
 fn is_floating(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double)
-}
-
-/// Half the distance of 1 to the next number.
-pub(super) fn rounding_of(kind: Kind) -> f64 {
-    match kind {
-        Kind::Half => 2.0_f64.powi(-11),
-        Kind::BFloat16 => 2.0_f64.powi(-8),
-        Kind::Float => 2.0_f64.powi(-24),
-        _ => 2.0_f64.powi(-53),
-    }
 }

@@ -1,0 +1,239 @@
+//! What a layer that computes in 16 bits does by itself, held against the same layer in 64-true with its
+//! parameters and results rounded: whether it rounds too much, or too little because it is computed wide and
+//! cast back; and whether values were rounded to still fewer digits on their way.
+
+use amp_core::{
+    Result,
+    nn::Op,
+    tch::{Kind as Dtype, Tensor},
+};
+
+use super::{
+    Kind, error,
+    measure::{ON_ROUNDED, OTHERWISE, Passes},
+};
+use crate::rounding::{is_narrow, rounded};
+
+/// A layer by itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Own {
+    /// Its path, as in [`Layer`](super::Layer).
+    pub path: String,
+    /// Its own error in multiples of what rounding of its parameters and results makes of them, the larger of
+    /// forward and backward; null where nothing is rounded, infinite where there is an error nevertheless.
+    pub error: Option<f64>,
+    /// What it computes in more digits than 16 bits have, to cast the result back.
+    pub wide: Vec<Kind>,
+    /// What has fewer digits than its dtype.
+    pub twice: Vec<Kind>,
+}
+
+/// The most that [`Own::error`] may be: some layers round several times within.
+pub const WITHIN: f64 = 3.0;
+/// A layer computes wide where so many times fewer results differ from the rounded exact ones than with rounded
+/// parameters.
+const FEWER: f64 = 4.0;
+/// Below so many differing results in expectation nothing is concluded.
+const LEAST_DIFFERING: f64 = 40.0;
+/// A tensor has fewer digits where this share of its elements does, though no more than a part of them would by
+/// chance.
+const ALL: f64 = 0.99;
+const BY_CHANCE: f64 = 0.75;
+/// Fewer elements show nothing.
+const LEAST_ELEMENTS: usize = 64;
+
+impl Own {
+    /// Whether its own error is larger than rounding explains.
+    pub fn is_beyond(&self) -> bool {
+        self.error.is_some_and(|error| error.is_nan() || error > WITHIN)
+    }
+}
+
+impl Passes {
+    /// Each layer with 16-bit results.
+    pub(super) fn own(&self) -> Result<Vec<Own>> {
+        let mut all = Vec::new();
+        for at in self.places().filter(|at| is_narrow(self.actual.calls[*at].output.kind())) {
+            let mut own = Own {
+                path: self.actual.calls[at].path.clone(),
+                error: None,
+                wide: Vec::new(),
+                twice: Vec::new(),
+            };
+            // Of the parameters' gradients, sums over a batch, some kernels keep parts in 16 bits.
+            for kind in [Kind::Forward, Kind::InputGradient] {
+                let Some(values) = self.otherwise(at, kind)? else { continue };
+                if let Some(error) = values.error()? {
+                    own.error = Some(own.error.map_or(error, |other: f64| other.max(error)));
+                }
+                let is_product = self.actual.calls[at].op == Op::Matmul;
+                if is_product && values.is_wide()? {
+                    own.wide.push(kind);
+                }
+            }
+            own.twice = self.twice(at)?;
+            all.push(own);
+        }
+        Ok(all)
+    }
+
+    fn otherwise(&self, at: usize, kind: Kind) -> Result<Option<Otherwise>> {
+        let (actual, alone) = (&self.actual.calls[at], &self.alone.calls[at]);
+        let scale = if kind == Kind::Forward { 1.0 } else { 2.0_f64.powi(self.log2_scale) };
+        let to = actual.output.kind();
+        let in_16_bits =
+            |tensor: &Tensor| -> Result<Tensor> { rounded(&tensor.f_mul_scalar(scale)?, to) };
+        let (Some(found), Some(exact)) =
+            (actual.reruns[0].tensor(kind), alone.reruns[ON_ROUNDED].tensor(kind))
+        else {
+            return Ok(None);
+        };
+        let others = alone.reruns[OTHERWISE..].iter().filter_map(|rerun| rerun.tensor(kind));
+        let others = others.map(|other| in_16_bits(&other)).collect::<Result<Vec<_>>>()?;
+        Ok(Some(Otherwise {
+            found: found.f_mul_scalar(scale)?,
+            rounded: in_16_bits(&exact)?,
+            exact: exact.f_mul_scalar(scale)?,
+            others,
+        }))
+    }
+
+    /// What has no more digits than bf16 has although it is in f16 and 64-true's has more.
+    fn twice(&self, at: usize) -> Result<Vec<Kind>> {
+        let (actual, reference) = (&self.actual.calls[at], &self.reference.calls[at]);
+        let scale = 2.0_f64.powi(self.log2_scale);
+        let mut found = Vec::new();
+        let pairs = [
+            (Kind::Forward, Some((&actual.input, &reference.input)), 1.0),
+            (Kind::Forward, Some((&actual.output, &reference.output)), 1.0),
+            (
+                Kind::InputGradient,
+                actual.output_gradient.as_ref().zip(reference.output_gradient.as_ref()),
+                scale,
+            ),
+        ];
+        for (kind, pair, scale) in pairs {
+            let Some((own, exact)) = pair else { continue };
+            let dtype = if kind == Kind::Forward { own.kind() } else { actual.output.kind() };
+            if dtype != Dtype::Half || found.contains(&kind) {
+                continue;
+            }
+            let expected = rounded(&exact.f_mul_scalar(scale)?, Dtype::Half)?;
+            if share_of_bf16(own)?.is_some_and(|share| share >= ALL)
+                && share_of_bf16(&expected)?.is_some_and(|share| share <= BY_CHANCE)
+            {
+                found.push(kind);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The share of elements that have no more digits than bf16 has, of those that are finite and not zero; `None` of few.
+fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
+    let tensor = tensor.f_to_kind(Dtype::Float)?.f_contiguous()?;
+    let present = tensor.f_ne(0.0)?.f_logical_and(&tensor.f_isfinite()?)?;
+    let bits = tensor.f_view_dtype(Dtype::Int)?.f_masked_select(&present)?;
+    if bits.numel() < LEAST_ELEMENTS {
+        return Ok(None);
+    }
+    let low = bits.f_bitwise_and(0xFFFF)?.f_eq(0)?.f_to_kind(Dtype::Double)?;
+    Ok(Some(low.f_mean(Dtype::Double)?.f_double_value(&[])?))
+}
+
+/// One kind of a layer's results, all scaled.
+struct Otherwise {
+    /// Under the precision.
+    found: Tensor,
+    /// 64-true's, of the same values.
+    exact: Tensor,
+    /// Those, rounded.
+    rounded: Tensor,
+    /// 64-true's with rounded parameters, rounded.
+    others: Vec<Tensor>,
+}
+
+impl Otherwise {
+    /// The error over what rounding makes.
+    fn error(&self) -> Result<Option<f64>> {
+        let mut expected = Vec::new();
+        for other in &self.others {
+            expected.extend(error::rmse(other, &self.exact)?);
+        }
+        let expected = expected.iter().sum::<f64>() / expected.len() as f64;
+        let own = error::rmse(&self.found, &self.exact)?.unwrap_or(f64::INFINITY);
+        // An error where nothing is rounded is beyond every bound.
+        Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
+    }
+
+    /// Whether results are those of exact parameters.
+    fn is_wide(&self) -> Result<bool> {
+        let differing = |other: &Tensor| -> Result<f64> {
+            let different = other.f_ne_tensor(&self.rounded)?.f_to_kind(Dtype::Double)?;
+            Ok(different.f_sum(Dtype::Double)?.f_double_value(&[])?)
+        };
+        let mut expected = 0.0;
+        for other in &self.others {
+            expected += differing(other)? / self.others.len() as f64;
+        }
+        Ok(expected >= LEAST_DIFFERING && FEWER * differing(&self.found)? < expected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{random, tch::Device};
+    use rstest::rstest;
+
+    use super::*;
+
+    /// A product of 64 weights with 64 inputs, as a layer has it that rounds its weights and one that does not.
+    fn product(rounds_weights: bool) -> Result<Otherwise> {
+        let _section = random::seeded(11)?;
+        let draw = |rows: i64| Tensor::randn([rows, 64], (Dtype::Double, Device::Cpu));
+        let input = rounded(&draw(128), Dtype::Half)?;
+        let weight = draw(16);
+        let of = |weight: &Tensor| -> Result<Tensor> { Ok(input.f_matmul(&weight.f_tr()?)?) };
+        let exact = of(&weight)?;
+        let own = if rounds_weights { rounded(&weight, Dtype::Half)? } else { weight.copy() };
+        let others = (0..4).map(|_| -> Result<Tensor> {
+            rounded(&of(&crate::rounding::rounded_otherwise(&weight, Dtype::Half)?)?, Dtype::Half)
+        });
+        Ok(Otherwise {
+            found: rounded(&of(&own)?, Dtype::Half)?,
+            rounded: rounded(&exact, Dtype::Half)?,
+            exact,
+            others: others.collect::<Result<_>>()?,
+        })
+    }
+
+    #[rstest]
+    #[case::rounded(true, false)]
+    #[case::wide(false, true)]
+    fn a_product_of_weights_that_are_not_rounded_is_wide(
+        #[case] rounds_weights: bool,
+        #[case] is_wide: bool,
+    ) -> Result<()> {
+        let values = product(rounds_weights)?;
+        assert_eq!(values.is_wide()?, is_wide);
+        let error = values.error()?.expect("weights are rounded");
+        assert!(error < 1.1 && (error > 0.9) == rounds_weights, "{error}");
+        Ok(())
+    }
+
+    /// Digits are those of what is there: f16's of drawn numbers, bf16's of rounded ones, none of zeros, of
+    /// infinities and of few.
+    #[test]
+    fn digits_are_counted() -> Result<()> {
+        let _section = random::seeded(12)?;
+        let drawn = Tensor::randn([4096], (Dtype::Float, Device::Cpu));
+        let half = rounded(&drawn, Dtype::Half)?;
+        let share = share_of_bf16(&half)?.expect("there are enough");
+        assert!((share - 0.125).abs() < 0.03, "{share}: three binary digits are zero by chance");
+        assert_eq!(share_of_bf16(&rounded(&half, Dtype::BFloat16)?)?, Some(1.0));
+        for few in [half.zeros_like(), half.full_like(f64::INFINITY), half.narrow(0, 0, 63)] {
+            assert_eq!(share_of_bf16(&few)?, None);
+        }
+        Ok(())
+    }
+}

@@ -254,8 +254,8 @@ pub(crate) enum Step {
 
 #[derive(Clone)]
 pub(crate) enum Loss {
-    /// One of amp-core's.
-    Known(Ident),
+    /// One with its options.
+    Value(Value),
     /// `fn(&Tensor, &Tensor) -> Result<Tensor>`.
     Function(Expr, Own),
     Closure(ExprClosure, Own),
@@ -282,7 +282,7 @@ pub(crate) enum Scope {
 pub(crate) struct Metric {
     /// The logged name, with its stage.
     pub(crate) name: String,
-    pub(crate) value: MetricValue,
+    pub(crate) value: Value,
     pub(crate) of: Measured,
     pub(crate) log: LogOptions,
 }
@@ -296,11 +296,12 @@ pub(crate) struct Measured {
     pub(crate) target: Option<Part>,
 }
 
+/// A loss or a metric as a value.
 #[derive(Clone)]
-pub(crate) enum MetricValue {
+pub(crate) enum Value {
     /// One of amp-core's.
     Known { row: &'static table::Entry, at: Ident, keys: Vec<Pair> },
-    /// A value that implements `Metric`.
+    /// A value that implements `Loss` or `Metric`.
     Rust(Expr),
 }
 

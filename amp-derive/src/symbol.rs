@@ -74,6 +74,7 @@ pub(crate) const INIT: &str = "init";
 pub(crate) const CRATE: &str = "crate";
 pub(crate) const DEFAULT: &str = "default";
 pub(crate) const WITH: &str = "with";
+pub(crate) const VALUE: &str = "value";
 pub(crate) const OF: &str = "of";
 pub(crate) const COUNTS: &str = "counts";
 pub(crate) const NAME: &str = "name";

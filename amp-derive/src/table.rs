@@ -8,7 +8,7 @@ mod values;
 
 pub(crate) use draws::{DRAWS, Draw};
 pub(crate) use layers::LAYERS;
-pub(crate) use values::{LOSSES, LOSSES_OF_CLASSES, METRICS};
+pub(crate) use values::{LOSSES, METRICS};
 
 use crate::symbol;
 
@@ -40,12 +40,14 @@ pub(crate) enum Range {
     Sizes(i64),
     /// [`Sizes`](Self::Sizes) from 0 on, or the bare word `same`.
     Padding,
+    /// A tensor, which may be a field's.
+    Tensor,
 }
 
 impl Range {
     pub(crate) fn contains(self, value: f64) -> bool {
         match self {
-            Self::Any | Self::Optional | Self::Choice(_) | Self::Logged => true,
+            Self::Any | Self::Optional | Self::Choice(_) | Self::Logged | Self::Tensor => true,
             Self::Positive => value > 0.0,
             Self::NotNegative | Self::Padding => value >= 0.0,
             Self::Sizes(least) => value >= least as f64,
@@ -56,7 +58,9 @@ impl Range {
     /// Completes "takes a value …".
     pub(crate) fn text(self) -> &'static str {
         match self {
-            Self::Any | Self::Optional | Self::Choice(_) | Self::Logged => "of any size",
+            Self::Any | Self::Optional | Self::Choice(_) | Self::Logged | Self::Tensor => {
+                "of any size"
+            }
             Self::Positive => "above 0",
             Self::NotNegative | Self::Padding | Self::Sizes(0) => "of at least 0",
             Self::Sizes(_) => "of at least 1",
@@ -162,6 +166,10 @@ const fn not_negative(name: &'static str) -> Key {
 
 const fn fraction(name: &'static str) -> Key {
     Key { name, range: Range::Fraction }
+}
+
+const fn tensor(name: &'static str) -> Key {
+    Key { name, range: Range::Tensor }
 }
 
 const fn choice(name: &'static str, words: &'static [(&'static str, &'static str)]) -> Key {

@@ -1,10 +1,10 @@
 //! Which outputs and targets fit together; everything else is refused with both shapes.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::{
     Error, Result,
-    precision::{dtype_name, is_floating},
+    precision::{AutocastGuard, autocast_state, dtype_name, is_floating},
 };
 
 /// `f32 [8, 10]`, for errors.
@@ -108,5 +108,78 @@ fn wider(one: Kind, other: Kind) -> Kind {
         (one, other) if one == other => one,
         (Kind::Double, _) | (_, Kind::Double) => Kind::Double,
         _ => Kind::Float,
+    }
+}
+
+/// Refuses an option of a loss that is out of range.
+pub(super) fn option(what: &str, key: &str, value: f64, fits: bool, must: &str) -> Result<()> {
+    match fits {
+        true => Ok(()),
+        false => Err(Error::config(format!("{what}: {key} is {value}, but must be {must}"))),
+    }
+}
+
+/// The reduction of a loss that is given for each example or element.
+pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
+    match reduction {
+        Reduction::None => Ok(each.shallow_clone()),
+        Reduction::Sum => Ok(each.f_sum(each.kind())?),
+        Reduction::Mean | Reduction::Other(_) => Ok(each.f_mean(each.kind())?),
+    }
+}
+
+/// Computes as autocast computes torch's losses: within a region of the tensors' device 16-bit numbers are f32, and
+/// no operation is autocast.
+pub(super) fn in_f32<const N: usize>(
+    tensors: [&Tensor; N],
+    compute: impl FnOnce([Tensor; N]) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let device = tensors.first().map_or(Device::Cpu, |tensor| tensor.device());
+    if !autocast_state(device)?.enabled {
+        return compute(tensors.map(Tensor::shallow_clone));
+    }
+    let _off = AutocastGuard::off(device)?;
+    let wide = tensors.map(|tensor| match tensor.kind() {
+        Kind::Half | Kind::BFloat16 => tensor.f_to_kind(Kind::Float),
+        _ => Ok(tensor.shallow_clone()),
+    });
+    let mut all = Vec::with_capacity(N);
+    for tensor in wide {
+        all.push(tensor?);
+    }
+    compute(all.try_into().expect("as many as were given"))
+}
+
+/// Weights that have the shape of one example of the output, or are one number, in the output's dtype.
+pub(super) fn of_one_example(
+    what: &str,
+    key: &str,
+    weight: Option<&Tensor>,
+    output: &Tensor,
+) -> Result<Option<Tensor>> {
+    let Some(weight) = weight else { return Ok(None) };
+    let (sizes, of) = (weight.size(), output.size());
+    let one = of.get(1..).unwrap_or_default();
+    let fits = weight.numel() == 1
+        || sizes == of
+        || sizes.len() == one.len()
+            && sizes.iter().zip(one).all(|(own, of)| own == of || *own == 1);
+    if !fits || !is_floating(weight.kind()) {
+        let output = describe(output);
+        return Err(Error::config(format!(
+            "{what}: `{key}` is {}, but the output is {output}: give one floating number, or the shape of one \
+             example, {one:?}, with 1 where a dimension has one weight",
+            describe(weight)
+        )));
+    }
+    Ok(Some(weight.f_to_device(output.device())?.f_to_kind(computed_in(output)?)?))
+}
+
+/// The dtype in which torch computes a loss of this output: under autocast at least f32.
+pub(super) fn computed_in(output: &Tensor) -> Result<Kind> {
+    let half = matches!(output.kind(), Kind::Half | Kind::BFloat16);
+    match half && autocast_state(output.device())?.enabled {
+        true => Ok(Kind::Float),
+        false => Ok(output.kind()),
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     data::AnyBatch,
     ffi::PausedProducts,
     log::{Log, LogOptions},
-    loss::Counted,
+    loss::{Counted, MeanOver},
     metric::Metric,
     nn::{Context, Visit},
     optim::{Optimizers, Scheduled, TrainingPlan},
@@ -34,6 +34,16 @@ pub enum LossScope {
     /// Either. A batch runs in parts where memory is short, and a note says so.
     #[default]
     Unknown,
+}
+
+impl LossScope {
+    /// The scope of a loss whose mean is over this.
+    pub fn of(over: &MeanOver<'_>) -> Self {
+        match over {
+            MeanOver::Batch => Self::Batch,
+            MeanOver::Examples | MeanOver::Classes { .. } | MeanOver::Weights(_) => Self::Examples,
+        }
+    }
 }
 
 /// Hyperparameters by name, as saved beside weights.
@@ -87,8 +97,8 @@ pub trait LightningModule: Visit {
 
     /// What the loss of a batch counts among the losses that it is averaged with, where several batches, or
     /// parts of one, make a step: their gradient is the large batch's when each counts what its mean is
-    /// over. The derive answers for the losses it has: the classes that `cross_entropy` and `nll_loss` do
-    /// not leave out. Otherwise it is the batch's [weight](AnyBatch::weight).
+    /// over. The derive answers by the loss's [`mean_over`](crate::loss::Loss::mean_over) or `counts = …`.
+    /// Otherwise it is the batch's [weight](AnyBatch::weight).
     ///
     /// # Errors
     /// When weights or targets cannot be read from the device.

@@ -2,9 +2,9 @@
 
 use std::slice;
 
-use super::{MemoryConfig, TrainerConfig};
+use super::{MemoryConfig, TrainerConfig, step::whole_batch_does_not_fit};
 use crate::{
-    Error, LightningModule, Result, Step,
+    Error, LightningModule, LossScope, Result, Step,
     data::{AnyBatch, DataLoader, DataModule, Limit, Sets},
     ffi,
     log::{Log, Logged},
@@ -93,7 +93,8 @@ impl Evaluator {
             let mut log = Log::default();
             let most = most.map_or(usize::MAX, |most| most as usize);
             for (index, batch) in loader.epoch(0, 0)?.take(most).enumerate() {
-                let (own, _) = self.in_parts(&batch?, |runner, part, own| {
+                let scope = model.loss_scope();
+                let (own, _) = self.in_parts(&batch?, scope, |runner, part, own| {
                     let mut step = Step::new(&runner.context, own, index, runner.global_step);
                     match stage {
                         Stage::Validate => model.validation_step(part, &mut step),
@@ -130,21 +131,23 @@ impl Evaluator {
     ) -> Result<()> {
         for (set, loader) in &loaders.0 {
             for (index, batch) in loader.epoch(0, 0)?.enumerate() {
-                let (_, outputs) = self.in_parts(&batch?, |runner, part, log| {
-                    let mut step = Step::new(&runner.context, log, index, runner.global_step);
-                    model.predict_step(part, &mut step)
-                })?;
+                let (_, outputs) =
+                    self.in_parts(&batch?, LossScope::Examples, |runner, part, log| {
+                        let mut step = Step::new(&runner.context, log, index, runner.global_step);
+                        model.predict_step(part, &mut step)
+                    })?;
                 outputs.iter().try_for_each(|output| write(set, index, output))?;
             }
         }
         Ok(())
     }
 
-    /// Runs a batch, in parts where memory is short for the whole: what it logged, and what each part
-    /// gave.
+    /// Runs a batch, in parts where memory is short for the whole and its loss is not of the batch as a whole: what
+    /// it logged, and what each part gave.
     fn in_parts<T>(
         &mut self,
         batch: &AnyBatch,
+        scope: LossScope,
         mut run: impl FnMut(&Self, &AnyBatch, &mut Log) -> Result<T>,
     ) -> Result<(Log, Vec<T>)> {
         let (_no_grad, _evaluating) = (tch::no_grad_guard(), Evaluating::begin());
@@ -159,6 +162,9 @@ impl Evaluator {
             let outcome: Result<Vec<T>> = outcome.collect();
             match outcome {
                 Err(error) if self.memory.halves(&error, self.parts, batch.len()) => {
+                    if scope == LossScope::Batch {
+                        return Err(whole_batch_does_not_fit());
+                    }
                     self.parts *= 2;
                     if self.policy.device.is_cuda() {
                         ffi::cuda_empty_cache()?;

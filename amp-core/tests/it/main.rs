@@ -52,6 +52,8 @@ mod linear;
 mod log;
 mod loggers;
 mod loops;
+mod loss_windows;
+mod losses;
 mod manual;
 mod memory;
 mod metrics;

@@ -147,6 +147,10 @@ pub(super) fn words_to_values(
             let value = &pair.value;
             Some(syn::parse_quote!(__amp::From::from(#value)))
         }
+        Range::Tensor => {
+            let value = &pair.value;
+            Some(syn::parse_quote!(__amp::Some((#value).shallow_clone())))
+        }
         _ => Some(pair.value.clone()),
     };
     // Collected in two steps, so that every value is looked at.

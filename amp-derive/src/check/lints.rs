@@ -80,12 +80,15 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
 /// Rule: a loss of logits applies the sigmoid itself; a model that ends in one applies it twice
 /// and learns slowly, without an error.
 pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
-    const LOSS: &str = "binary_cross_entropy_with_logits";
+    const OF_LOGITS: [&str; 2] = ["binary_cross_entropy_with_logits", "focal"];
     let args = |attr: &'_ Attr| attr.args.as_ref().and_then(|args| args.first().cloned());
     let loss = named(&spec.attrs, symbol::LOSS).next().and_then(args);
-    let is_of_logits = loss.is_some_and(|loss| word(&loss).is_some_and(|loss| loss == LOSS));
+    let name = loss.as_ref().and_then(word);
+    let Some(loss) = OF_LOGITS.iter().find(|of| name.is_some_and(|name| name == *of)) else {
+        return;
+    };
     // With a forward of the user's own, the last field need not run last.
-    if !is_of_logits || has(&spec.attrs, symbol::FORWARD) {
+    if has(&spec.attrs, symbol::FORWARD) {
         return;
     }
     let layer = |field: &Field| named(&field.attrs, symbol::LAYER).next().and_then(args);
@@ -93,7 +96,7 @@ pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
     if let Some(last) = last.and_then(layer)
         && let Some(sigmoid) = last_of(&last).filter(|name| *name == "sigmoid")
     {
-        diag.error(sigmoid, format!("`{LOSS}` applies the sigmoid itself: take this one away"));
+        diag.error(sigmoid, format!("`{loss}` applies the sigmoid itself: take this one away"));
     }
 }
 

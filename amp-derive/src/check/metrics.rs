@@ -6,7 +6,7 @@ use syn::{Expr, ExprLit, Lit, ext::IdentExt};
 use super::{Own, batch, keys, optimizer::begins_with_a_name, training::Stage};
 use crate::{
     diag::Diagnostics,
-    model::{Measured, MetricValue, Pair},
+    model::{Measured, Pair, Value},
     spec::{Arg, Attr, Spec, named, word},
     symbol,
     table::{self, METRICS},
@@ -18,7 +18,7 @@ const STAGES: &[(&str, Stage)] = &[("train", Stage::Train), ("val", Stage::Val)]
 pub(super) struct Declared {
     pub(super) name: String,
     stage: Option<Stage>,
-    pub(super) value: MetricValue,
+    pub(super) value: Value,
     pub(super) of: Measured,
 }
 
@@ -56,7 +56,7 @@ fn metric(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ide
         let of = measured(spec, &mut pairs, diag)?;
         let (name, stage) = name_and_stage(&mut pairs, diag)?;
         let name = own_metric_is_named(name, with, diag)?;
-        let value = MetricValue::Rust(value);
+        let value = Value::Rust(value);
         return Some((Declared { name, stage, value, of }, with.clone()));
     }
     let (at, args) = begins_with_a_name(attr, symbol::METRIC, &table::names(METRICS), diag)?;
@@ -70,7 +70,7 @@ fn metric(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ide
     keys::fields_are_read_from_self(spec, &pairs, diag)?;
     let (name, stage) = choices?;
     let name = name.unwrap_or_else(|| row.name.to_owned());
-    let value = MetricValue::Known { row, at: at.clone(), keys: pairs };
+    let value = Value::Known { row, at: at.clone(), keys: pairs };
     Some((Declared { name, stage, value, of: of? }, at.clone()))
 }
 

@@ -11,10 +11,10 @@ use super::{
 use crate::{
     check::only,
     diag::Diagnostics,
-    model::{Lightning, Loss, Metric, Own as OwnLoss, OwnHook, Scope, Step},
+    model::{Lightning, Loss, Metric, Own as OwnLoss, OwnHook, Scope, Step, Value},
     spec::{Arg, Attr, Spec, has, word},
     symbol,
-    table::{HOOKS, Hook, LOSSES},
+    table::{self, HOOKS, Hook, LOSSES},
 };
 
 const LOSS_KEYS: [&str; 3] = [symbol::WITH, symbol::OF, symbol::COUNTS];
@@ -193,14 +193,21 @@ fn loss(spec: &Spec, diag: &Diagnostics) -> Option<Loss> {
             function => Some(Loss::Function(function, own)),
         };
     }
+    if let Some(Arg::Pair(key, value)) = args.first().map(Arg::from)
+        && key == symbol::VALUE
+    {
+        keys::pairs(symbol::LOSS, args, &[symbol::VALUE], diag)?;
+        return Some(Loss::Value(Value::Rust(value.clone())));
+    }
     runs_under_autocast(args, diag)?;
-    let (name, rest) = begins_with_a_name(attr, symbol::LOSS, LOSSES, diag)?;
-    let more = format!(
-        "`{name}` takes no options: for a loss of your own write \
-         `#[loss(with = |output, target| …)]`"
-    );
-    has_no_more(rest, &more, diag)?;
-    Some(Loss::Known(name.clone()))
+    let (at, args) = begins_with_a_name(attr, symbol::LOSS, &table::names(LOSSES), diag)?;
+    let row = table::find(LOSSES, &at.to_string())?;
+    let known: Vec<&str> = row.keys().map(|key| key.name).collect();
+    let pairs = keys::pairs(row.name, args, &known, diag)?;
+    keys::fit(at, row, &pairs, diag)?;
+    keys::fields_are_read_from_self(spec, &pairs, diag)?;
+    let keys = keys::words_to_values(row, pairs, diag)?;
+    Some(Loss::Value(Value::Known { row, at: at.clone(), keys }))
 }
 
 /// Rule: a generated step has a loss.
@@ -213,14 +220,6 @@ fn has_a_loss<'a>(spec: &'a Spec, diag: &Diagnostics) -> Option<&'a Attr> {
         );
     }
     found
-}
-
-fn has_no_more(rest: &[Expr], message: &str, diag: &Diagnostics) -> Option<()> {
-    let Some(first) = rest.first() else {
-        return Some(());
-    };
-    diag.error(first, message);
-    None
 }
 
 /// Rule: binary cross entropy of probabilities is refused, because CUDA autocast refuses it and

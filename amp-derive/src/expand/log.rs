@@ -5,10 +5,7 @@ use quote::quote;
 use syn::Expr;
 
 use super::{batch, local};
-use crate::{
-    model::{BatchOf, Body, LogOptions, Loss, Metric, MetricValue, Model, Pair, Part, Scope},
-    table::LOSSES_OF_CLASSES,
-};
+use crate::model::{BatchOf, Body, LogOptions, Loss, Metric, Model, Pair, Part, Scope, Value};
 
 /// The locals of a generated step.
 pub(super) struct Locals {
@@ -68,10 +65,10 @@ pub(super) fn step(
 fn counts(model: &Model, loss: &Loss, locals: &Locals) -> Option<TokenStream> {
     let (any, target) = (&locals.any, batch::target(model, locals));
     match loss {
-        Loss::Known(name) if LOSSES_OF_CLASSES.iter().any(|known| name == known) => {
-            Some(quote!(#any.counted_classes(#target)?))
+        Loss::Value(value) => {
+            let loss = self::value(value, &quote!(loss));
+            Some(quote!(#any.counted_over(&__amp::loss::Loss::mean_over(&#loss), #target)?))
         }
-        Loss::Known(_) => None,
         Loss::Function(_, own) | Loss::Closure(_, own) => {
             let counts = own.counts.as_ref()?;
             let computed = match counts {
@@ -99,13 +96,15 @@ pub(super) fn loss_counts(model: &Model, loss: &Loss) -> TokenStream {
     let locals = Locals::new();
     let Locals { batch, any, .. } = &locals;
     let scope = match loss {
-        Loss::Known(_) => Scope::Examples,
-        Loss::Function(_, own) | Loss::Closure(_, own) => own.scope,
-    };
-    let scope = match scope {
-        Scope::Examples => Some(quote!(Examples)),
-        Scope::Batch => Some(quote!(Batch)),
-        Scope::Unknown => None,
+        Loss::Value(value) => {
+            let loss = self::value(value, &quote!(loss));
+            Some(quote!(of(&__amp::loss::Loss::mean_over(&#loss))))
+        }
+        Loss::Function(_, own) | Loss::Closure(_, own) => match own.scope {
+            Scope::Examples => Some(quote!(Examples)),
+            Scope::Batch => Some(quote!(Batch)),
+            Scope::Unknown => None,
+        },
     };
     let scope = scope.map(|scope| {
         quote! {
@@ -131,8 +130,14 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
     let Locals { output, loss: value, .. } = locals;
     let target = batch::target(model, locals);
     match loss {
-        Loss::Known(function) => {
-            quote! { let #value = __amp::loss::#function(&#output, #target)?; }
+        Loss::Value(of) => {
+            let loss = self::value(of, &quote!(loss));
+            let call = quote!(__amp::loss::Loss::compute(&#loss, &#output, #target));
+            let computed = match of {
+                Value::Known { .. } => call,
+                Value::Rust(_) => with_arguments(model, call, locals),
+            };
+            quote! { let #value = #computed?; }
         }
         Loss::Function(function, _) => {
             let computed = with_arguments(model, quote!((#function)(&#output, #target)), locals);
@@ -188,23 +193,29 @@ fn given(model: &Model) -> [TokenStream; 2] {
 fn metric(model: &Model, metric: &Metric, locals: &Locals) -> TokenStream {
     let step = &locals.step;
     let (name, options) = (&metric.name, options(metric.log));
-    let value = match &metric.value {
-        MetricValue::Rust(expr) => quote!(#expr),
-        MetricValue::Known { row, at, keys } => {
-            let ty = Ident::new(row.ty, at.span());
-            let keys = keys.iter().map(|Pair { key, value }| quote!(#key: #value));
-            match row.required.is_empty() {
-                true => quote!(__amp::metric::#ty),
-                false => quote!(__amp::metric::#ty { #(#keys),* }),
-            }
-        }
-    };
+    let value = value(&metric.value, &quote!(metric));
     let output = batch::measured(metric.of.output.as_ref(), locals);
     let target = match &metric.of.target {
         Some(part) => batch::part(part, locals),
         None => batch::target(model, locals),
     };
     quote! { #step.metric(#name, &#value, #output, #target, #options)?; }
+}
+
+/// The value that is a loss or a metric, whose type is in this module of amp-core's.
+fn value(value: &Value, module: &TokenStream) -> TokenStream {
+    let (row, at, keys) = match value {
+        Value::Known { row, at, keys } => (row, at, keys),
+        Value::Rust(expr) => return quote!(#expr),
+    };
+    let ty = Ident::new(row.ty, at.span());
+    if keys.is_empty() && row.options.is_empty() {
+        return quote!(__amp::#module::#ty);
+    }
+    // With every key given, the rest would be a needless update.
+    let rest = (keys.len() < row.keys().count()).then(|| quote!(..__amp::Default::default()));
+    let keys = keys.iter().map(|Pair { key, value }| quote!(#key: #value));
+    quote!(__amp::#module::#ty { #(#keys,)* #rest })
 }
 
 fn options(LogOptions { on_step, on_epoch, prog_bar }: LogOptions) -> TokenStream {

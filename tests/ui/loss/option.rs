@@ -1,11 +1,37 @@
-//! A loss of one's own has options.
+//! An option has a name, a range, and a value of `self`.
 
 use amp_core::prelude::*;
 
 #[derive(LightningModule)]
-#[loss(cross_entropy, label_smoothing = 0.1)]
+#[loss(cross_entropy, label_smooting = 0.1)]
 #[optimizer(adamw, lr = 1e-3)]
-struct Net {
+struct Misspelt {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+#[derive(LightningModule)]
+#[loss(cross_entropy, label_smoothing = 1.5)]
+#[optimizer(adamw, lr = 1e-3)]
+struct OutOfRange {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+#[derive(LightningModule)]
+#[loss(mse_loss, reduction = sum)]
+#[optimizer(adamw, lr = 1e-3)]
+struct WithoutOptions {
+    #[layer(linear(64, 10))]
+    model: Linear,
+}
+
+#[derive(LightningModule)]
+#[loss(focal, gamma = strength)]
+#[optimizer(adamw, lr = 1e-3)]
+struct OfAField {
+    #[hparam]
+    strength: f64,
     #[layer(linear(64, 10))]
     model: Linear,
 }

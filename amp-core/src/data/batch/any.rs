@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error, Result,
-    loss::{Counted, IGNORED},
+    loss::{Counted, IGNORED, MeanOver},
     memory::tensor_bytes,
     precision::{Policy, Precision, is_floating},
 };
@@ -188,16 +188,19 @@ impl AnyBatch {
         }
     }
 
-    /// What it counts whose loss is a mean over the classes in `target`, a tensor of it, that are not -100;
-    /// reads nothing from the device.
+    /// What it counts in a loss whose mean is over `over`, where `target` is a tensor of it; reads nothing from
+    /// the device.
     ///
     /// # Errors
-    /// When they cannot be counted.
-    pub fn counted_classes(&self, target: &Tensor) -> Result<Counted> {
-        if self.complete || self.has_weights() || target.kind() != Kind::Int64 {
-            return self.counted();
+    /// When targets cannot be counted.
+    pub fn counted_over(&self, over: &MeanOver<'_>, target: &Tensor) -> Result<Counted> {
+        let own = matches!(over, MeanOver::Weights(_));
+        if (own || !self.has_weights())
+            && let Some(counted) = over.counts(target, self.complete)?
+        {
+            return Ok(counted);
         }
-        Ok(Counted::OnDevice(target.f_ne(IGNORED)?.f_sum(Kind::Double)?))
+        self.counted()
     }
 
     /// Whether it is known that no class in it is left out of losses, so that nothing need be counted.

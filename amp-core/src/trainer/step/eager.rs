@@ -5,7 +5,7 @@ use std::rc::Rc;
 use tch::Tensor;
 
 use super::{
-    examples::Examples,
+    examples::{Examples, whole_batch_does_not_fit},
     explain::explain,
     invariants::Moment,
     observers::{Emit, Observers},
@@ -34,7 +34,7 @@ pub(super) fn step(
     let mut actions = Vec::new();
     let mut ran = Ran::default();
     let last = examples.batches.len() - 1;
-    note_left_out(state, model, examples, observers.emit)?;
+    note_windows(state, model, examples, observers.emit)?;
     state.begin(model)?;
     observers.invariants.at(Moment::GradientsCleared, state, model, 0)?;
     let casts = state.keep_casts()?;
@@ -95,16 +95,26 @@ struct Ran {
     log: Log,
 }
 
-/// Says once that a loss of the model's own may leave targets out of its mean, which nothing tells here.
-fn note_left_out(
+/// Says once what the batches of a window cannot give: the loss of the large batch, if the loss is of a batch as a
+/// whole, or if a loss of the model's own leaves targets out of its mean, which nothing declares.
+fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
     examples: &Examples,
     emit: &mut Emit<'_>,
 ) -> Result<()> {
-    let own = model.loss_scope() == LossScope::Unknown && examples.batches.len() > 1;
-    if !own || std::mem::replace(&mut state.looked_for_left_out, true) {
+    if examples.batches.len() < 2 || std::mem::replace(&mut state.looked_at_windows, true) {
         return Ok(());
+    }
+    match model.loss_scope() {
+        LossScope::Examples => return Ok(()),
+        LossScope::Batch => {
+            let text = "the loss is of each batch as a whole, so that a step over several batches averages their \
+                        losses, which is not the loss of one batch of all their examples: use a larger batch \
+                        with a memory budget where that is meant";
+            return emit(Event::Note { text: text.to_owned() });
+        }
+        LossScope::Unknown => {}
     }
     for batch in &examples.batches {
         if !batch.has_weights() && !batch.shallow_clone().noting_ignored()?.is_complete() {
@@ -184,10 +194,7 @@ fn halve(
     let parts = 2 * state.parts;
     match scope {
         LossScope::Batch => {
-            return Err(Error::config(
-                "a batch does not fit into memory, and its loss is of the batch as a whole, so that it \
-                 cannot run in parts: choose a smaller batch, or a memory budget",
-            ));
+            return Err(whole_batch_does_not_fit());
         }
         LossScope::Unknown if state.parts == 1 => emit(Event::Note {
             text: "the loss is the model's own: if it compares the examples of a batch with each other, as a \

@@ -118,3 +118,11 @@ pub(super) fn are_finite(losses: &[Tensor]) -> Result<bool> {
 pub(super) fn no_examples() -> Error {
     Error::config("a batch without examples")
 }
+
+/// What is wrong with a batch whose loss is of it as a whole, where memory is short for it.
+pub(in crate::trainer) fn whole_batch_does_not_fit() -> Error {
+    Error::config(
+        "a batch does not fit into memory, and its loss is of the batch as a whole, so that it cannot run in \
+         parts: choose a smaller batch, or a memory budget",
+    )
+}

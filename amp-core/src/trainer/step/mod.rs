@@ -31,7 +31,7 @@ mod state;
 
 pub(super) use self::{
     budget::plan_memory,
-    examples::Examples,
+    examples::{Examples, whole_batch_does_not_fit},
     executor::Ended,
     graph::step_access,
     invariants::{Invariants, Moment},

@@ -53,7 +53,7 @@ pub(in crate::trainer) struct StepState<'a> {
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
     /// Whether it was looked for targets that a loss of the model's own may leave out.
-    pub(super) looked_for_left_out: bool,
+    pub(super) looked_at_windows: bool,
     /// Whether it was said that updates of 16-bit weights are lost.
     pub(super) told_lost_updates: bool,
     /// What is checkpointed, once that was chosen.
@@ -88,7 +88,7 @@ impl<'a> StepState<'a> {
             rollback: Rollback::new(model, config.device)?,
             parts: 1,
             probed: false,
-            looked_for_left_out: false,
+            looked_at_windows: false,
             told_lost_updates: false,
             memory: None,
             profiler: Profiler::new(config.device),

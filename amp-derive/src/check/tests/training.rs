@@ -13,15 +13,31 @@ fn training(attrs: &str, expected: &[(&str, &str)]) {
 fn a_loss() {
     training("", &[("Net", "`Net` has no loss: add one, as in `#[loss(cross_entropy)]`")]);
     training("#[loss(mse)]", &[("mse", "unknown loss `mse`: did you mean `mse_loss`?")]);
-    let names = "`cross_entropy`, `nll_loss`, `mse_loss`, `l1_loss`, `huber_loss` or `binary_cross_entropy_with_logits`";
+    let names = "`cross_entropy`, `nll_loss`, `mse_loss`, `l1_loss`, `huber_loss`, `smooth_l1_loss`, `binary_cross_entropy_with_logits`, `kl_div`, `poisson_nll_loss`, `hinge_embedding_loss`, `ctc_loss`, `cosine_similarity`, `info_nce`, `dice` or `focal`";
     training("#[loss]", &[("loss", &format!("name the loss: {names}"))]);
     training("#[loss(\"mse\")]", &[("\"mse\"", &format!("name the loss first: {names}"))]);
     training(
-        "#[loss(cross_entropy, label_smoothing = 0.1)]",
+        "#[loss(cross_entropy, label_smooting = 0.1)]",
         &[(
-            "label_smoothing = 0.1",
-            "`cross_entropy` takes no options: for a loss of your own write `#[loss(with = |output, target| …)]`",
+            "label_smooting",
+            "`cross_entropy` has no `label_smooting`: did you mean `label_smoothing`?",
         )],
+    );
+    training(
+        "#[loss(cross_entropy, label_smoothing = 1.5)]",
+        &[("1.5", "`label_smoothing` of `cross_entropy` takes a value between 0 and 1, not 1.5")],
+    );
+    training(
+        "#[loss(huber_loss, delta = 0.0)]",
+        &[("0.0", "`delta` of `huber_loss` takes a value above 0, not 0.0")],
+    );
+    training(
+        "#[loss(mse_loss, reduction = sum)]",
+        &[("reduction", "`mse_loss` has no `reduction`: it takes no options")],
+    );
+    training(
+        "#[loss(value = Own, of = examples)]",
+        &[("of", "`loss` has no `of`: it takes `value`")],
     );
     training(
         "#[loss(with = f, mse_loss)]",

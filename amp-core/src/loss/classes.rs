@@ -1,0 +1,189 @@
+//! Losses of classes.
+
+use tch::{Reduction, Tensor};
+
+use super::{
+    IGNORED, Loss, MeanOver, explained,
+    shapes::{classes, computed_in, elementwise, misfit, option},
+};
+use crate::{
+    Result, ffi,
+    precision::{dtype_name, is_floating},
+};
+
+/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`: with lᵢ = −log softmax(xᵢ)[yᵢ] the mean
+/// is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`, where wᵢ is the weight of the class, or 1.
+/// Smoothing replaces the target by (1 − ε) of its class and ε/C of every class.
+///
+/// Logits with classes last (`[N, L, C]` against `[N, L]`) are flattened; where both readings fit, as with
+/// `[N, 5, 5]` against `[N, 5]`, the loss is refused. A floating target of the logits' shape `[N, C, …]` holds
+/// the probability of each class.
+///
+/// # Errors
+/// When shapes or dtypes do not fit, there is not one weight for each class, an option is out of range, or a class
+/// is. On CUDA a class out of range is an error of the device, as in PyTorch.
+///
+/// ```no_run,standalone_crate
+/// # use amp_core::prelude::*;
+/// #[derive(LightningModule)]
+/// #[loss(cross_entropy, label_smoothing = 0.1, weight = self.rare)]
+/// #[optimizer(sgd, lr = 0.1)]
+/// struct Net {
+///     #[buffer(shape = [10], init = ones)]
+///     rare: Tensor,
+///     #[layer(linear(64, 10))]
+///     head: Linear,
+/// }
+/// # fn main() {}
+/// ```
+#[derive(Debug)]
+pub struct CrossEntropy {
+    /// ε, from 0 to 1.
+    pub label_smoothing: f64,
+    /// What a target counts by its class: `[C]`, floating.
+    pub weight: Option<Tensor>,
+    /// The class that counts nothing; -100 unless it is given.
+    pub ignore_index: i64,
+}
+
+impl Default for CrossEntropy {
+    fn default() -> Self {
+        Self { label_smoothing: 0.0, weight: None, ignore_index: IGNORED }
+    }
+}
+
+impl CrossEntropy {
+    /// The loss under another reduction: `None` gives `[N, …]`, with 0 where a target is left out.
+    ///
+    /// # Errors
+    /// As [`CrossEntropy`]'s.
+    pub fn reduced(
+        &self,
+        output: &Tensor,
+        target: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        const NAME: &str = "cross_entropy";
+        let Self { label_smoothing: smoothing, weight, ignore_index: ignored } = self;
+        option(
+            NAME,
+            "label_smoothing",
+            *smoothing,
+            (0.0..=1.0).contains(smoothing),
+            "from 0 to 1",
+        )?;
+        let mean = matches!(reduction, Reduction::Mean);
+        let fused = mean && *smoothing == 0.0 && weight.is_none() && *ignored == IGNORED;
+        if is_floating(target.kind()) && output.size() == target.size() && output.dim() > 1 {
+            if *ignored != IGNORED {
+                let why = "ignore_index leaves out a class of an int64 target, not a probability";
+                return Err(misfit(NAME, output, target, why));
+            }
+            let (logits, of) = elementwise(NAME, output, target)?;
+            if fused {
+                return ffi::cross_entropy(&logits, &of);
+            }
+            let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
+            return Ok(logits.f_cross_entropy_loss(&of, weight, reduction, IGNORED, *smoothing)?);
+        }
+        let (logits, of) = classes(NAME, output, target)?;
+        let loss = match fused {
+            true => ffi::cross_entropy(&logits, &of),
+            false => {
+                let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
+                let loss =
+                    logits.f_cross_entropy_loss(&of, weight, reduction, *ignored, *smoothing);
+                loss.map_err(Into::into)
+            }
+        };
+        let loss = loss.map_err(|error| explained(NAME, *ignored, error, output, target))?;
+        like_target(loss, reduction, target)
+    }
+}
+
+impl Loss for CrossEntropy {
+    fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+        self.reduced(output, target, Reduction::Mean)
+    }
+
+    fn mean_over(&self) -> MeanOver<'_> {
+        MeanOver::Classes { ignored: self.ignore_index, weight: self.weight.as_ref() }
+    }
+}
+
+/// Negative log likelihood of log probabilities against int64 classes, in the shapes of [`CrossEntropy`]; the mean
+/// is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`, lᵢ = −xᵢ[yᵢ].
+///
+/// # Errors
+/// As [`CrossEntropy`]'s.
+#[derive(Debug)]
+pub struct Nll {
+    /// What a target counts by its class: `[C]`, floating.
+    pub weight: Option<Tensor>,
+    /// The class that counts nothing; -100 unless it is given.
+    pub ignore_index: i64,
+}
+
+impl Default for Nll {
+    fn default() -> Self {
+        Self { weight: None, ignore_index: IGNORED }
+    }
+}
+
+impl Nll {
+    /// The loss under another reduction: `None` gives `[N, …]`, with 0 where a target is left out.
+    ///
+    /// # Errors
+    /// As [`CrossEntropy`]'s.
+    pub fn reduced(
+        &self,
+        output: &Tensor,
+        target: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        const NAME: &str = "nll_loss";
+        let Self { weight, ignore_index } = self;
+        let (logits, of) = classes(NAME, output, target)?;
+        let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
+        let loss = logits.f_nll_loss_nd(&of, weight, reduction, *ignore_index);
+        let loss =
+            loss.map_err(|error| explained(NAME, *ignore_index, error.into(), output, target))?;
+        like_target(loss, reduction, target)
+    }
+}
+
+impl Loss for Nll {
+    fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+        self.reduced(output, target, Reduction::Mean)
+    }
+
+    fn mean_over(&self) -> MeanOver<'_> {
+        MeanOver::Classes { ignored: self.ignore_index, weight: self.weight.as_ref() }
+    }
+}
+
+/// A loss for each target in the target's shape, which classes last were flattened from.
+fn like_target(loss: Tensor, reduction: Reduction, target: &Tensor) -> Result<Tensor> {
+    match reduction {
+        Reduction::None => Ok(loss.f_reshape(target.size())?),
+        _ => Ok(loss),
+    }
+}
+
+/// The weights of classes in the dtype that the loss of these logits is computed in.
+fn class_weights(
+    what: &str,
+    weight: Option<&Tensor>,
+    logits: &Tensor,
+    output: &Tensor,
+    target: &Tensor,
+) -> Result<Option<Tensor>> {
+    let Some(weight) = weight else { return Ok(None) };
+    let (count, sizes) = (logits.size()[1], weight.size());
+    if sizes != [count] || !is_floating(weight.kind()) {
+        let kind = dtype_name(weight.kind());
+        let why = format!("the weights are {kind} {sizes:?}, but must be floating and [{count}]");
+        return Err(misfit(what, output, target, &why));
+    }
+    Ok(Some(weight.f_to_device(logits.device())?.f_to_kind(computed_in(logits)?)?))
+}

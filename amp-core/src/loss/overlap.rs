@@ -1,0 +1,177 @@
+//! Losses of masks.
+
+use tch::{Kind, Reduction, Tensor};
+
+use super::{
+    IGNORED, Loss, MeanOver,
+    shapes::{elementwise, in_f32, misfit, option, reduce},
+};
+use crate::{Result, ffi, precision::is_floating};
+
+/// The Dice loss of logits `[N, C, …]` (Milletari et al. 2016): 1 − (2 Σ p t + s) / (Σ p + Σ t + s), the mean over
+/// classes and examples. The sums are over the positions of an example, or with `batch` of the whole batch.
+///
+/// Against int64 classes `[N, …]`, p is the softmax over dimension 1 and t the class as one of C; positions of class
+/// -100 are in no sum. Against a floating mask of the logits' shape, p is the sigmoid.
+///
+/// With `batch` the loss is of the batch as a whole, which never runs in parts.
+///
+/// # Errors
+/// When shapes or dtypes do not fit, the smoothing is below 0, or a class on the CPU is out of range.
+#[derive(Debug, Clone, Copy)]
+pub struct Dice {
+    /// s, at least 0, which makes the loss of an empty mask 0 instead of NaN; 1 unless it is given.
+    pub smooth: f64,
+    /// Whether the sums are over the whole batch.
+    pub batch: bool,
+}
+
+impl Default for Dice {
+    fn default() -> Self {
+        Self { smooth: 1.0, batch: false }
+    }
+}
+
+impl Dice {
+    /// The loss under another reduction: `None` gives `[N, C]`, and `[C]` with `batch`.
+    ///
+    /// # Errors
+    /// As [`Dice`]'s.
+    pub fn reduced(
+        &self,
+        output: &Tensor,
+        target: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        const NAME: &str = "dice";
+        option(NAME, "smooth", self.smooth, self.smooth >= 0.0, "at least 0")?;
+        let sizes = output.size();
+        if sizes.len() < 2 {
+            return Err(misfit(NAME, output, target, "logits are [N, C, …]"));
+        }
+        if is_floating(target.kind()) {
+            let (logits, mask) = elementwise(NAME, output, target)?;
+            return in_f32([&logits, &mask], |[logits, mask]| {
+                self.of(&logits.f_sigmoid()?, &mask, reduction)
+            });
+        }
+        let of_classes = [&sizes[..1], &sizes[2..]].concat();
+        if target.kind() != Kind::Int64 || target.size() != of_classes {
+            let why = "logits are [N, C, …], targets int64 classes [N, …] or a floating mask of the logits' shape";
+            return Err(misfit(NAME, output, target, why));
+        }
+        if sizes[1] < 2 {
+            let why =
+                "one logit for each position is binary: give a floating mask of the logits' shape";
+            return Err(misfit(NAME, output, target, why));
+        }
+        let counted = ffi::counted_classes(target, sizes[1]);
+        // NaN where a class is out of range, which only CUDA lets pass; otherwise 0.
+        let nothing = counted
+            .and_then(|counted| Ok(counted.f_mul_scalar(0.0)?))
+            .map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
+        in_f32([output], |[logits]| {
+            let kept = target.f_ne(IGNORED)?.f_unsqueeze(1)?;
+            let places = Tensor::f_arange(sizes[1], (Kind::Int64, target.device()))?;
+            let shape: Vec<i64> =
+                (0..sizes.len()).map(|at| if at == 1 { sizes[1] } else { 1 }).collect();
+            let one_hot = target.f_unsqueeze(1)?.f_eq_tensor(&places.f_reshape(&shape)?)?;
+            let p = logits.f_softmax(1, logits.kind())?.f_mul(&kept)?;
+            let p = p.f_add(&nothing.f_to_kind(p.kind())?)?;
+            self.of(&p, &one_hot.f_to_kind(logits.kind())?, reduction)
+        })
+    }
+
+    fn of(&self, p: &Tensor, t: &Tensor, reduction: Reduction) -> Result<Tensor> {
+        let positions = 2..p.dim() as i64;
+        let over: Vec<i64> =
+            if self.batch { Some(0) } else { None }.into_iter().chain(positions).collect();
+        let sum = |x: &Tensor| match over.is_empty() {
+            // Of no dimension, libtorch would sum over all.
+            true => Ok(x.shallow_clone()),
+            false => x.f_sum_dim_intlist(over.as_slice(), false, x.kind()),
+        };
+        let shared = sum(&p.f_mul(t)?)?.f_mul_scalar(2.0)?.f_add_scalar(self.smooth)?;
+        let all = sum(p)?.f_add(&sum(t)?)?.f_add_scalar(self.smooth)?;
+        reduce(&shared.f_div(&all)?.f_neg()?.f_add_scalar(1.0)?, reduction)
+    }
+}
+
+impl Loss for Dice {
+    fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+        self.reduced(output, target, Reduction::Mean)
+    }
+
+    fn mean_over(&self) -> MeanOver<'_> {
+        match self.batch {
+            true => MeanOver::Batch,
+            false => MeanOver::Examples,
+        }
+    }
+}
+
+/// The focal loss of logits against probabilities from 0 to 1 (Lin et al. 2017, torchvision's
+/// `sigmoid_focal_loss`): α_t (1 − p_t)^γ times the binary cross entropy, with p_t = p y + (1 − p)(1 − y) and
+/// α_t = α y + (1 − α)(1 − y). The mean is over all elements.
+///
+/// # Errors
+/// When the shapes differ, one is not floating, or an option is out of range.
+#[derive(Debug, Clone, Copy)]
+pub struct Focal {
+    /// α, from 0 to 1, or below 0 for no weighting; 0.25 unless it is given.
+    pub alpha: f64,
+    /// γ, at least 0; 2 unless it is given.
+    pub gamma: f64,
+}
+
+impl Default for Focal {
+    fn default() -> Self {
+        Self { alpha: 0.25, gamma: 2.0 }
+    }
+}
+
+impl Focal {
+    /// The loss under another reduction: `None` gives the output's shape.
+    ///
+    /// # Errors
+    /// As [`Focal`]'s.
+    pub fn reduced(
+        &self,
+        output: &Tensor,
+        target: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        const NAME: &str = "focal";
+        option(NAME, "alpha", self.alpha, self.alpha <= 1.0, "at most 1")?;
+        option(NAME, "gamma", self.gamma, self.gamma >= 0.0, "at least 0")?;
+        let (output, target) = elementwise(NAME, output, target)?;
+        in_f32([&output, &target], |[logits, y]| {
+            let (p, none) = (logits.f_sigmoid()?, None::<Tensor>);
+            let entropy = logits.f_binary_cross_entropy_with_logits(
+                &y,
+                none,
+                None::<Tensor>,
+                Reduction::None,
+            )?;
+            // 1 − p_t = p + y − 2 p y
+            let wrong = p.f_add(&y)?.f_sub(&p.f_mul(&y)?.f_mul_scalar(2.0)?)?;
+            let mut each = entropy.f_mul(&wrong.f_pow_tensor_scalar(self.gamma)?)?;
+            if self.alpha >= 0.0 {
+                let weight =
+                    y.f_mul_scalar(2.0 * self.alpha - 1.0)?.f_add_scalar(1.0 - self.alpha)?;
+                each = each.f_mul(&weight)?;
+            }
+            reduce(&each, reduction)
+        })
+    }
+}
+
+impl Loss for Focal {
+    fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+        self.reduced(output, target, Reduction::Mean)
+    }
+
+    fn mean_over(&self) -> MeanOver<'_> {
+        MeanOver::Examples
+    }
+}

@@ -1,0 +1,267 @@
+//! Losses that compare vectors: pairs, triplets, and each example with every other.
+
+use std::f64::consts::PI;
+
+use tch::{Device, Kind, Reduction, Tensor};
+
+use super::{
+    IGNORED, Loss, MeanOver,
+    shapes::{elementwise, in_f32, misfit, option, reduce},
+};
+use crate::Result;
+
+/// 1 − cos(x, y) along dimension 1 of outputs and targets `[N, D, …]`.
+///
+/// # Errors
+/// When the shapes differ, have no dimension 1, or one is not floating.
+#[derive(Debug, Clone, Copy)]
+pub struct CosineSimilarity {
+    /// The least norm that is divided by; 1e-8 unless it is given.
+    pub eps: f64,
+}
+
+impl Default for CosineSimilarity {
+    fn default() -> Self {
+        Self { eps: 1e-8 }
+    }
+}
+
+impl CosineSimilarity {
+    /// The loss under another reduction: `None` gives `[N, …]`, without dimension 1.
+    ///
+    /// # Errors
+    /// As [`CosineSimilarity`]'s.
+    pub fn reduced(
+        &self,
+        output: &Tensor,
+        target: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        const NAME: &str = "cosine_similarity";
+        option(NAME, "eps", self.eps, self.eps > 0.0, "above 0")?;
+        let (x, y) = vectors(NAME, output, target)?;
+        in_f32([&x, &y], |[x, y]| {
+            let cosine = Tensor::f_cosine_similarity(&x, &y, 1, self.eps)?;
+            reduce(&cosine.f_neg()?.f_add_scalar(1.0)?, reduction)
+        })
+    }
+}
+
+impl Loss for CosineSimilarity {
+    fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+        self.reduced(output, target, Reduction::Mean)
+    }
+
+    fn mean_over(&self) -> MeanOver<'_> {
+        MeanOver::Examples
+    }
+}
+
+/// The cosine embedding loss of pairs `[N, D]` with labels 1 and -1: 1 − cos for 1, max(0, cos − margin) for -1.
+/// Use it in `#[loss(with = |(one, other), target| …, of = examples)]`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CosineEmbedding {
+    /// From -1 to 1; 0 unless it is given.
+    pub margin: f64,
+}
+
+impl CosineEmbedding {
+    /// The loss of two tensors `[N, D]` and labels `[N]`, 1 or -1; `None` gives `[N]`.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit, or the margin is out of range.
+    pub fn reduced(
+        &self,
+        one: &Tensor,
+        other: &Tensor,
+        label: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        const NAME: &str = "cosine_embedding_loss";
+        option(NAME, "margin", self.margin, self.margin.abs() <= 1.0, "from -1 to 1")?;
+        let (one, other) = vectors(NAME, one, other)?;
+        if one.dim() != 2 || label.size() != [one.size()[0]] {
+            return Err(misfit(NAME, &one, label, "vectors are [N, D], and labels [N]"));
+        }
+        Ok(Tensor::f_cosine_embedding_loss(&one, &other, label, self.margin, reduction)?)
+    }
+}
+
+/// The triplet margin loss of vectors: max(0, ‖a − p + ε‖ₚ − ‖a − n + ε‖ₚ + margin) along the last dimension. Use it
+/// in `#[loss(with = |(anchor, positive, negative), target| …, of = examples)]`.
+#[derive(Debug, Clone, Copy)]
+pub struct TripletMargin {
+    /// Above 0; 1 unless it is given.
+    pub margin: f64,
+    /// The norm's degree; 2 unless it is given.
+    pub p: f64,
+    /// ε; 1e-6 unless it is given.
+    pub eps: f64,
+    /// Whether the negative's distance from the positive counts where it is smaller than that from the anchor.
+    pub swap: bool,
+}
+
+impl Default for TripletMargin {
+    fn default() -> Self {
+        Self { margin: 1.0, p: 2.0, eps: 1e-6, swap: false }
+    }
+}
+
+impl TripletMargin {
+    /// The loss of three tensors of one shape `[…, D]`; `None` gives `[…]`.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit, or the margin is out of range.
+    pub fn reduced(
+        &self,
+        anchor: &Tensor,
+        positive: &Tensor,
+        negative: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        const NAME: &str = "triplet_margin_loss";
+        let Self { margin, p, eps, swap } = *self;
+        option(NAME, "margin", margin, margin > 0.0, "above 0")?;
+        let (anchor, positive) = elementwise(NAME, anchor, positive)?;
+        let (anchor, negative) = elementwise(NAME, &anchor, negative)?;
+        Ok(Tensor::f_triplet_margin_loss(
+            &anchor, &positive, &negative, margin, p, eps, swap, reduction,
+        )?)
+    }
+}
+
+/// Negative log likelihood of targets y under a normal distribution of mean μ and variance v:
+/// (ln max(v, ε) + (μ − y)² / max(v, ε)) / 2, and with `full` ln(2π)/2 more. Use it in
+/// `#[loss(with = |(mean, variance), target| …, of = examples)]`.
+#[derive(Debug, Clone, Copy)]
+pub struct GaussianNll {
+    /// Whether to add the constant.
+    pub full: bool,
+    /// ε, above 0; 1e-6 unless it is given. The gradient of a variance passes it by.
+    pub eps: f64,
+}
+
+impl Default for GaussianNll {
+    fn default() -> Self {
+        Self { full: false, eps: 1e-6 }
+    }
+}
+
+impl GaussianNll {
+    /// The loss of three tensors of one shape; `None` gives that shape.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit, or a variance on the CPU is below 0. On CUDA that is not looked for.
+    pub fn reduced(
+        &self,
+        mean: &Tensor,
+        target: &Tensor,
+        variance: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        const NAME: &str = "gaussian_nll_loss";
+        option(NAME, "eps", self.eps, self.eps > 0.0, "above 0")?;
+        let (mean, target) = elementwise(NAME, mean, target)?;
+        let (mean, variance) = elementwise(NAME, &mean, variance)?;
+        if variance.device() == Device::Cpu && variance.f_lt(0.0)?.f_any()?.f_int64_value(&[])? != 0
+        {
+            let why = "a variance is at least 0: give `variance.exp()` of a logarithm";
+            return Err(misfit(NAME, &mean, &variance, why));
+        }
+        in_f32([&mean, &target, &variance], |[mean, target, variance]| {
+            // As torch: the gradient is that of the variance itself.
+            let least =
+                tch::no_grad(|| variance.f_clamp_min(self.eps)?.f_sub(&variance.f_detach()?))?;
+            let variance = variance.f_add(&least)?;
+            let squares = mean.f_sub(&target)?.f_square()?.f_div(&variance)?;
+            let each = variance.f_log()?.f_add(&squares)?.f_mul_scalar(0.5)?;
+            let each = match self.full {
+                true => each.f_add_scalar(0.5 * (2.0 * PI).ln())?,
+                false => each,
+            };
+            reduce(&each, reduction)
+        })
+    }
+}
+
+/// InfoNCE, the contrastive loss with the batch's other examples as negatives (Oord et al. 2018; CLIP's where it is
+/// symmetric): the cross entropy of the cosines x̂ᵢ·ŷⱼ / τ, `[N, N]`, against class i in row i. Outputs and targets
+/// are `[N, D]`; two towers that are both the model's go into
+/// `#[loss(with = |(one, other), _| InfoNce::default().compute(one, other), of = batch)]`.
+///
+/// The loss is of the batch as a whole: half a batch has half the negatives. Therefore a batch never runs in parts,
+/// and the batches of an accumulation window are averaged, which is not the loss of one large batch. All of it is
+/// computed in f32 under autocast, the products included, because a rounding of a cosine to bf16 moves a score by
+/// up to 1/(256 τ).
+///
+/// # Errors
+/// When the shapes are not `[N, D]` both, one is not floating, or τ is not above 0.
+#[derive(Debug, Clone, Copy)]
+pub struct InfoNce {
+    /// τ, above 0; 0.07 unless it is given.
+    pub temperature: f64,
+    /// Whether to average with the loss of targets against outputs.
+    pub symmetric: bool,
+}
+
+impl Default for InfoNce {
+    fn default() -> Self {
+        Self { temperature: 0.07, symmetric: false }
+    }
+}
+
+impl InfoNce {
+    /// The loss under another reduction: `None` gives `[N]`.
+    ///
+    /// # Errors
+    /// As [`InfoNce`]'s.
+    pub fn reduced(
+        &self,
+        output: &Tensor,
+        target: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        const NAME: &str = "info_nce";
+        option(NAME, "temperature", self.temperature, self.temperature > 0.0, "above 0")?;
+        let (x, y) = vectors(NAME, output, target)?;
+        if x.dim() != 2 {
+            return Err(misfit(NAME, output, target, "both are [N, D]"));
+        }
+        in_f32([&x, &y], |[x, y]| {
+            let scores = unit(&x)?.f_matmul(&unit(&y)?.f_tr()?)?.f_div_scalar(self.temperature)?;
+            let own = Tensor::f_arange(x.size()[0], (Kind::Int64, x.device()))?;
+            let of = |scores: &Tensor| {
+                scores.f_cross_entropy_loss(&own, None::<Tensor>, reduction, IGNORED, 0.0)
+            };
+            match self.symmetric {
+                true => Ok(of(&scores)?.f_add(&of(&scores.f_tr()?)?)?.f_mul_scalar(0.5)?),
+                false => Ok(of(&scores)?),
+            }
+        })
+    }
+}
+
+impl Loss for InfoNce {
+    fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+        self.reduced(output, target, Reduction::Mean)
+    }
+
+    fn mean_over(&self) -> MeanOver<'_> {
+        MeanOver::Batch
+    }
+}
+
+/// Rows of length 1; one that is shorter than 1e-12 stays short.
+fn unit(rows: &Tensor) -> Result<Tensor> {
+    let norm = rows.f_norm_scalaropt_dim(2.0, [1].as_slice(), true)?;
+    Ok(rows.f_div(&norm.f_clamp_min(1e-12)?)?)
+}
+
+/// Two floating tensors of one shape `[N, D, …]`.
+fn vectors(what: &str, one: &Tensor, other: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (x, y) = elementwise(what, one, other)?;
+    match x.dim() < 2 {
+        true => Err(misfit(what, one, other, "both are vectors, [N, D, …]")),
+        false => Ok((x, y)),
+    }
+}

@@ -1,0 +1,73 @@
+//! Losses of sequences whose alignment is unknown.
+
+use tch::{Kind, Reduction, Tensor};
+
+use super::{IGNORED, Loss, MeanOver, shapes::misfit};
+use crate::{Result, precision::is_floating};
+
+/// Connectionist temporal classification (Graves et al. 2006): log probabilities `[N, T, C]`, batch first, against
+/// int64 labels `[N, S]` without blanks, each row padded at its end with -100. The mean divides the loss of an
+/// example by its number of labels, then averages over examples, as torch does.
+///
+/// libtorch reads the lengths on the host, so that steps with this loss do not run as CUDA graphs.
+///
+/// # Errors
+/// When shapes or dtypes do not fit, or libtorch refuses a length.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ctc {
+    /// The class of "no label"; 0 unless it is given.
+    pub blank: i64,
+    /// Whether an infinite loss, of labels that do not fit into the steps, is 0 with a gradient of 0.
+    pub zero_infinity: bool,
+}
+
+impl Ctc {
+    /// The loss of outputs of these lengths, `[N]` and int64, under any reduction; `None` gives `[N]`.
+    ///
+    /// # Errors
+    /// As [`Ctc`]'s.
+    pub fn reduced(
+        &self,
+        output: &Tensor,
+        target: &Tensor,
+        lengths: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        const NAME: &str = "ctc_loss";
+        let (sizes, of) = (output.size(), target.size());
+        let fits = sizes.len() == 3 && of.len() == 2 && sizes[0] == of[0];
+        if !fits || !is_floating(output.kind()) || target.kind() != Kind::Int64 {
+            let why = "log probabilities are [N, T, C], and labels int64 [N, S], padded with -100";
+            return Err(misfit(NAME, output, target, why));
+        }
+        if lengths.size() != [sizes[0]] || lengths.kind() != Kind::Int64 {
+            return Err(misfit(NAME, output, lengths, "lengths are int64 [N]"));
+        }
+        let kept = target.f_ne(IGNORED)?;
+        let labels = kept.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
+        let target = target.f_masked_fill(&kept.f_logical_not()?, self.blank)?;
+        let steps_first = output.f_transpose(0, 1)?;
+        Ok(Tensor::f_ctc_loss_tensor(
+            &steps_first,
+            &target,
+            lengths,
+            &labels,
+            self.blank,
+            reduction,
+            self.zero_infinity,
+        )?)
+    }
+}
+
+impl Loss for Ctc {
+    fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+        let sizes = output.size();
+        let [examples, steps] = [0, 1].map(|at| sizes.get(at).copied().unwrap_or(0));
+        let lengths = Tensor::f_full([examples], steps, (Kind::Int64, output.device()))?;
+        self.reduced(output, target, &lengths, Reduction::Mean)
+    }
+
+    fn mean_over(&self) -> MeanOver<'_> {
+        MeanOver::Examples
+    }
+}

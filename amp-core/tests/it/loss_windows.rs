@@ -1,0 +1,186 @@
+//! Windows and parts of batches weigh by what a loss's mean is over: their gradient is the large batch's, for
+//! every loss with options, and for a loss of one's own; a loss of the whole batch is never taken apart in silence.
+
+use amp_core::{
+    Trainer, TrainerConfig,
+    event::Event,
+    loss::{Loss, MeanOver},
+    nn::{self, Visit, Visitor},
+    prelude::*,
+};
+use rstest::rstest;
+
+use crate::support::{bits::values, device, message, seeded};
+
+/// Has room for so many examples.
+#[derive(Debug)]
+struct Room(i64);
+
+impl Visit for Room {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for Room {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        match input.size()[0] > self.0 {
+            true => Err(Error::Torch("CUDA out of memory. Tried to allocate 1.00 GiB".into())),
+            false => Ok(input.shallow_clone()),
+        }
+    }
+}
+
+/// The mean of the targets' own errors, each by the target's size.
+#[derive(Debug)]
+struct BySize;
+
+impl Loss for BySize {
+    fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
+        let errors = output.f_sub(target)?.f_square()?.f_mul(&target.f_abs()?)?;
+        Ok(errors.f_sum(Kind::Double)?.f_div(&target.f_abs()?.f_sum(Kind::Double)?)?)
+    }
+
+    fn mean_over(&self) -> MeanOver<'_> {
+        MeanOver::Weights(Box::new(|target| Ok(target.f_abs()?.f_sum(Kind::Double)?)))
+    }
+}
+
+type Build = fn(i64) -> Result<Box<dyn LightningModule>>;
+
+/// What classes or outputs count.
+fn rare() -> Tensor {
+    Tensor::from_slice(&[0.25_f32, 1.0, 8.0])
+}
+
+/// A model of 4 inputs and 3 outputs with this loss.
+macro_rules! model {
+    ($build:ident, $name:ident, $($loss:tt)*) => {
+        #[derive(LightningModule)]
+        #[loss($($loss)*)]
+        #[log(train_loss, on_step, on_epoch)]
+        #[optimizer(sgd, lr = 0.5)]
+        struct $name {
+            #[hparam(default = 100)]
+            room: i64,
+            #[layer(Room(room))]
+            room_of: Room,
+            #[layer(linear(4, 3))]
+            head: Linear,
+        }
+
+        fn $build(room: i64) -> Result<Box<dyn LightningModule>> {
+            Ok(Box::new($name::builder().room(room).build()?))
+        }
+    };
+}
+
+model!(ignoring, Ignoring, cross_entropy, ignore_index = 2);
+model!(smooth, Smooth, cross_entropy, label_smoothing = 0.2, weight = rare());
+model!(weighted, Weighted, cross_entropy, weight = rare(), ignore_index = 1);
+model!(positives, Positives, binary_cross_entropy_with_logits, pos_weight = rare());
+model!(huber, OfHuber, huber_loss, delta = 0.5);
+model!(divergence, Divergence, kl_div, batchmean = true);
+model!(focal, OfFocal, focal, gamma = 1.5);
+model!(dice, OfDice, dice);
+model!(by_size, OfSize, value = BySize);
+model!(contrastive, Contrastive, info_nce, temperature = 0.5);
+model!(dice_of_all, DiceOfAll, dice, batch = true);
+
+/// Twelve examples with classes, of which this one is left out all over the first batch, or with three numbers from
+/// 0 to 1.
+fn examples(ignored: Option<i64>) -> Result<Batch> {
+    let _section = seeded(11);
+    let input = Tensor::f_randn([12, 4], (Kind::Float, Device::Cpu))?;
+    let target = match ignored {
+        Some(x) => Tensor::from_slice(&[x, x, x, x, x, 2, 1, 0, 2, 0, x, 1]),
+        None => Tensor::f_rand([12, 3], (Kind::Float, Device::Cpu))?,
+    };
+    Batch::new(input, target)
+}
+
+/// One step over the twelve examples: the weights after it, what was logged, and the notes.
+fn run(
+    build: Build,
+    ignored: Option<i64>,
+    (batch, window, room): (i64, i64, i64),
+) -> Result<(Vec<f64>, [f64; 2], Vec<String>)> {
+    let mut model = {
+        let _section = seeded(3);
+        build(room)?
+    };
+    let mut notes = Vec::new();
+    let mut listen = |event: &Event| -> Result<()> {
+        if let Event::Note { text } = event {
+            notes.push(text.clone());
+        }
+        Ok(())
+    };
+    let config = TrainerConfig::new(Precision::F64True, device()).with(|config| {
+        (config.max_epochs, config.shuffle) = (1, false);
+        config.optimization.accumulate_grad_batches = window;
+    });
+    let data = DataModule::new("rows", examples(ignored)?, examples(ignored)?, batch);
+    let record = Trainer::new(config).subscribe(&mut listen).fit(model.as_mut(), &data)?;
+    assert_eq!((record.end.global_step, record.end.skipped), (1, 0));
+    let logged =
+        ["train_loss", "val_loss"].map(|name| record.epochs[0].value(name).expect("it is logged"));
+    let weights =
+        nn::parameters(model.as_ref()).iter().flat_map(|own| values(&own.tensor)).collect();
+    Ok((weights, logged, notes))
+}
+
+#[rstest]
+fn a_window_is_the_large_batch(
+    #[values(
+        (ignoring as Build, Some(2)),
+        (smooth as Build, Some(-100)),
+        (weighted as Build, Some(1)),
+        (positives as Build, None),
+        (huber as Build, None),
+        (divergence as Build, None),
+        (focal as Build, None),
+        (dice as Build, None),
+        (by_size as Build, None)
+    )]
+    (build, ignored): (Build, Option<i64>),
+    #[values((5, 3, 100), (1, 12, 100), (12, 1, 5))] window: (i64, i64, i64),
+) -> Result<()> {
+    let (expected, whole, _) = run(build, ignored, (12, 1, 100))?;
+    let (seen, parts, notes) = run(build, ignored, window)?;
+    for (seen, expected) in seen.iter().zip(&expected) {
+        assert!((seen - expected).abs() < 1e-13, "{seen} for {expected}");
+    }
+    for (seen, expected) in parts.iter().zip(&whole) {
+        assert!((seen - expected).abs() < 1e-12, "{seen} for {expected}");
+    }
+    assert_eq!(notes, [""; 0]);
+    Ok(())
+}
+
+/// Half a batch has other negatives, and other sums: it is another loss.
+#[rstest]
+fn a_loss_of_the_whole_batch_is_not_taken_apart(
+    #[values(contrastive as Build, dice_of_all as Build)] build: Build,
+) -> Result<()> {
+    let said = message(run(build, None, (12, 1, 6)));
+    assert!(said.contains("its loss is of the batch as a whole"), "{said}");
+    let (_, _, notes) = run(build, None, (6, 2, 100))?;
+    assert_eq!(notes.len(), 1);
+    assert!(notes[0].contains("averages their losses"), "{}", notes[0]);
+    let (_, _, notes) = run(build, None, (12, 1, 100))?;
+    assert_eq!(notes, [""; 0]);
+    Ok(())
+}
+
+/// Validation runs in parts too where memory is short, but not such a loss.
+#[test]
+fn validation_of_the_whole_batch_is_not_taken_apart() -> Result<()> {
+    let validate = |build: Build| -> Result<_> {
+        let config = TrainerConfig::new(Precision::F64True, Device::Cpu);
+        let data = DataModule::new("rows", examples(None)?, examples(None)?, 12);
+        Trainer::new(config).validate(build(6)?.as_mut(), &data)
+    };
+    let said = message(validate(contrastive));
+    assert!(said.contains("its loss is of the batch as a whole"), "{said}");
+    validate(huber)?;
+    Ok(())
+}

@@ -71,19 +71,24 @@ impl Rule for SkipsChangeNothing {
         if recovery.skipped_step_advances || recovery.on_non_finite == NonFinite::RestoreLastGood {
             return Ok(None);
         }
+        // Steps on the device may yet be skipped, and move weights while they are read.
+        if seen.running > 0 {
+            self.before = None;
+            return Ok(None);
+        }
         let rates = || seen.scheduled().iter().map(|one| one.optimizer.rates()).collect::<Vec<_>>();
         if moment == Moment::StepBegins {
             self.before = Some(Before {
                 samples: seen.samples()?,
                 rates: rates(),
-                applied: counts.applied + seen.running,
+                applied: counts.applied,
                 skipped: counts.skipped,
             });
             return Ok(None);
         }
         let Some(before) = self.before.take() else { return Ok(None) };
         let skipped = counts.applied == before.applied && counts.skipped > before.skipped;
-        if seen.running > 0 || !skipped {
+        if !skipped {
             return Ok(None);
         }
         let now = seen.samples()?;

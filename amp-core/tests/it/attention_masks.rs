@@ -148,6 +148,40 @@ fn causal_is_a_mask() -> Result<()> {
     Ok(())
 }
 
+/// With weights attention gives what it gives without; a query's weights add up to 1, or 0 where it sees
+/// nothing.
+#[rstest]
+fn weights_are_those_of_attention(
+    #[values(2, 4)] num_kv_heads: i64,
+    #[values(false, true)] causal: bool,
+    #[values(false, true)] masked: bool,
+) -> Result<()> {
+    let _generator = seeded(9);
+    let policy = Policy::new(Precision::F64True, device());
+    let cx = Context::new(policy, true);
+    let attention = MultiheadAttention::new(MultiheadAttentionConfig {
+        num_kv_heads,
+        causal,
+        rotary: Some(RotaryPairing::HalfRotated),
+        ..MultiheadAttentionConfig::new(16, 4)
+    })?;
+    place(&attention, policy, &Default::default())?;
+    let x = random(&[2, 3, 16], Kind::Double);
+    let padding = booleans(&[true, true, false, false, false, true], &[2, 3]);
+    let mask = if masked { AttentionMask::padding(&padding) } else { AttentionMask::none() };
+    let expected = attention.attend(&x, &x, &x, &mask, &cx)?;
+    let (output, weights) = attention.attend_with_weights(&x, &x, &x, &mask, &cx)?;
+    assert!(relative(&output, &expected) < 1e-12);
+    assert_eq!(weights.size(), [2, 4, 3, 3]);
+    let sums = weights.sum_dim_intlist([-1].as_slice(), false, Kind::Double).select(1, 3);
+    let blind = [masked && causal, masked && causal, false, false, false, false];
+    let wanted = Tensor::from_slice(&blind.map(|blind| f64::from(!blind))).view([2, 3]);
+    assert!(relative(&sums, &wanted.to_device(device())) < 1e-12);
+    (output.square().sum(Kind::Double) + weights.square().sum(Kind::Double)).backward();
+    assert!(is_finite(&x.grad()) && !is_zero(&x.grad()));
+    Ok(())
+}
+
 /// The slopes of the paper, and those its authors' code gives for 12 heads.
 #[test]
 fn alibi_falls_with_the_distance() -> Result<()> {

@@ -61,47 +61,56 @@ pub fn scaled_dot_product_attention(
     value: &Tensor,
     options: &AttentionOptions<'_>,
 ) -> Result<Tensor> {
-    let AttentionOptions { attn_mask, dropout_p, is_causal, scale } = *options;
+    let AttentionOptions { dropout_p, is_causal, scale, .. } = *options;
     let shapes = Shapes::of(query, key, value)?;
-    if !(0.0..=1.0).contains(&dropout_p) {
-        return Err(refused(format!("dropout_p is {dropout_p}, but a probability is in [0, 1]")));
-    }
-    if is_causal && shapes.queries != shapes.keys {
-        return Err(refused(format!(
-            "{} queries and {} keys have no common places for `causal`: give a mask instead",
-            shapes.queries, shapes.keys
-        )));
-    }
     let attend = |key: &Tensor, value: &Tensor, mask: Option<&Tensor>, causal, grouped| {
         let dropout = dropout_p;
         Tensor::f_scaled_dot_product_attention(
             query, key, value, mask, dropout, causal, scale, grouped,
         )
     };
-    let grouped = shapes.heads != shapes.kv_heads;
-    let Some(mask) = attn_mask else {
-        return Ok(attend(key, value, None, is_causal, grouped)?);
+    let Some((mask, blind)) = shapes.mask(query, options)? else {
+        return Ok(attend(key, value, None, is_causal, shapes.heads != shapes.kv_heads)?);
     };
-    shapes.take(mask)?;
-    let mask = match (mask.kind(), is_causal) {
-        (Kind::Bool, true) => mask.f_logical_and(&up_to_own_place(query, &shapes)?)?,
-        (Kind::Bool, false) => mask.shallow_clone(),
-        (_, true) => {
-            let later = up_to_own_place(query, &shapes)?.f_logical_not()?;
-            mask.f_masked_fill(&later, f64::NEG_INFINITY)?
-        }
-        (_, false) => mask.shallow_clone(),
-    };
-    let (mask, blind) = open_blind_rows(&mask, query.kind())?;
-    let output = if grouped {
-        // libtorch's fused kernels take either a mask or groups.
-        let share = shapes.heads / shapes.kv_heads;
-        let shared = |x: &Tensor| x.f_repeat_interleave_self_int(share, -3, None);
-        attend(&shared(key)?, &shared(value)?, Some(&mask), false, false)?
-    } else {
-        attend(key, value, Some(&mask), false, false)?
-    };
+    // libtorch's fused kernels take either a mask or groups.
+    let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
+    let output = attend(&key, &value, Some(&mask), false, false)?;
     Ok(output.f_masked_fill(&blind, 0.0)?)
+}
+
+/// [`scaled_dot_product_attention`], and the weights, as dropout leaves them.
+pub(super) fn attend_with_weights(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    options: &AttentionOptions<'_>,
+) -> Result<(Tensor, Tensor)> {
+    let shapes = Shapes::of(query, key, value)?;
+    let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
+    let width = query.size().last().copied().unwrap_or(1);
+    let scale = options.scale.unwrap_or_else(|| 1.0 / (width as f64).sqrt());
+    let mut scores = query.f_matmul(&key.f_transpose(-2, -1)?)?.f_mul_scalar(scale)?;
+    let mut blind = None;
+    match shapes.mask(query, options)? {
+        Some((mask, unseeing)) => {
+            scores = match mask.kind() {
+                Kind::Bool => scores.f_masked_fill(&mask.f_logical_not()?, f64::NEG_INFINITY)?,
+                _ => scores.f_add(&mask)?,
+            };
+            blind = Some(unseeing);
+        }
+        None if options.is_causal => {
+            let later = shapes.up_to_own_place(query)?.f_logical_not()?;
+            scores = scores.f_masked_fill(&later, f64::NEG_INFINITY)?;
+        }
+        None => {}
+    }
+    let mut weights = scores.f_softmax(-1, scores.kind())?;
+    if let Some(blind) = blind {
+        weights = weights.f_masked_fill(&blind, 0.0)?;
+    }
+    let weights = weights.f_dropout(options.dropout_p, true)?;
+    Ok((weights.f_matmul(&value)?, weights))
 }
 
 /// A mask of the scores' kind in which every query sees something, and the queries that saw nothing.
@@ -113,12 +122,6 @@ fn open_blind_rows(mask: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
     }
     let blind = mask.f_eq(f64::NEG_INFINITY)?.f_all_dim(-1, true)?;
     Ok((mask.f_to_kind(kind)?.f_masked_fill(&blind, 0.0)?, blind))
-}
-
-/// `[L, L]`, true where a query sees a key.
-fn up_to_own_place(query: &Tensor, shapes: &Shapes) -> Result<Tensor> {
-    let square = [shapes.queries, shapes.keys];
-    Ok(Tensor::f_ones(square, (Kind::Bool, query.device()))?.f_tril(0)?)
 }
 
 /// Sizes that fit together.
@@ -152,6 +155,52 @@ impl Shapes {
             "queries {q:?}, keys {k:?} and values {v:?} do not fit: they must be […, heads, L, E], \
              […, kv_heads, S, E] and […, kv_heads, S, V], and kv_heads must divide heads"
         )))
+    }
+
+    /// `[L, L]`, true where a query sees a key.
+    fn up_to_own_place(&self, query: &Tensor) -> Result<Tensor> {
+        let square = [self.queries, self.keys];
+        Ok(Tensor::f_ones(square, (Kind::Bool, query.device()))?.f_tril(0)?)
+    }
+
+    /// Keys or values of each head of queries.
+    fn shared(&self, heads: &Tensor) -> Result<Tensor> {
+        match self.heads / self.kv_heads {
+            1 => Ok(heads.shallow_clone()),
+            share => Ok(heads.f_repeat_interleave_self_int(share, -3, None)?),
+        }
+    }
+
+    /// The mask of the options with what is causal, in which every query sees something, and the queries
+    /// that saw nothing; `None` where there is no mask. The options are held against the rules.
+    fn mask(
+        &self,
+        query: &Tensor,
+        options: &AttentionOptions<'_>,
+    ) -> Result<Option<(Tensor, Tensor)>> {
+        let AttentionOptions { attn_mask, dropout_p, is_causal, .. } = *options;
+        if !(0.0..=1.0).contains(&dropout_p) {
+            return Err(refused(format!(
+                "dropout_p is {dropout_p}, but a probability is in [0, 1]"
+            )));
+        }
+        if is_causal && self.queries != self.keys {
+            return Err(refused(format!(
+                "{} queries and {} keys have no common places for `causal`: give a mask instead",
+                self.queries, self.keys
+            )));
+        }
+        let Some(mask) = attn_mask else { return Ok(None) };
+        self.take(mask)?;
+        let mask = match (mask.kind(), is_causal) {
+            (_, false) => mask.shallow_clone(),
+            (Kind::Bool, true) => mask.f_logical_and(&self.up_to_own_place(query)?)?,
+            (_, true) => {
+                let later = self.up_to_own_place(query)?.f_logical_not()?;
+                mask.f_masked_fill(&later, f64::NEG_INFINITY)?
+            }
+        };
+        open_blind_rows(&mask, query.kind()).map(Some)
     }
 
     /// Rule: a mask is for these scores, and says what it means.

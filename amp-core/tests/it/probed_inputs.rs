@@ -1,4 +1,4 @@
-//! What a probe of tensors sees of attention, transformers and recurrent layers.
+//! What a probe of tensors is given of attention, transformers and recurrent layers.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -50,7 +50,7 @@ impl Probe for Again {
     }
 }
 
-/// Every module is seen under its path, once for each output, and gives the same when it runs again.
+/// A probe gets every module under its path, once for each output; run again, the module gives the same.
 #[rstest]
 fn modules_of_several_inputs_run_once_more(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

@@ -41,14 +41,14 @@ enum Projection {
 ///     prelude::*,
 /// };
 ///
-/// /// Words that look at the parts of an image, of which some are padding.
+/// /// Attention of words to the parts of an image, of which some are padding.
 /// #[derive(Module)]
 /// #[forward(|words, image: &Tensor, padding: &Tensor| {
 ///     let mask = AttentionMask::padding(padding);
-///     let seen = self.attention.attend(words, image, image, &mask, cx)?;
-///     norm(&words.f_add(&seen)?)
+///     let attended = self.attention.attend(words, image, image, &mask, cx)?;
+///     norm(&words.f_add(&attended)?)
 /// })]
-/// struct Look {
+/// struct CrossAttention {
 ///     #[layer(multihead_attention(64, 8, kdim = 32, vdim = 32))]
 ///     attention: MultiheadAttention,
 ///     #[layer(layer_norm(64))]
@@ -153,8 +153,8 @@ impl MultiheadAttention {
         mask: &AttentionMask,
         cx: &Context,
     ) -> Result<Tensor> {
-        let ([q, k, v], seen) = self.heads(query, key, value, mask)?;
-        let attended = scaled_dot_product_attention(&q, &k, &v, &self.options(seen.as_ref(), cx))?;
+        let ([q, k, v], mask) = self.heads(query, key, value, mask)?;
+        let attended = scaled_dot_product_attention(&q, &k, &v, &self.options(mask.as_ref(), cx))?;
         self.join(&attended, cx)
     }
 
@@ -172,15 +172,15 @@ impl MultiheadAttention {
         mask: &AttentionMask,
         cx: &Context,
     ) -> Result<(Tensor, Tensor)> {
-        let ([q, k, v], seen) = self.heads(query, key, value, mask)?;
+        let ([q, k, v], mask) = self.heads(query, key, value, mask)?;
         let (attended, weights) =
-            scores::attend_with_weights(&q, &k, &v, &self.options(seen.as_ref(), cx))?;
+            scores::attend_with_weights(&q, &k, &v, &self.options(mask.as_ref(), cx))?;
         Ok((self.join(&attended, cx)?, weights))
     }
 
-    fn options<'a>(&self, seen: Option<&'a Tensor>, cx: &Context) -> AttentionOptions<'a> {
+    fn options<'a>(&self, attn_mask: Option<&'a Tensor>, cx: &Context) -> AttentionOptions<'a> {
         AttentionOptions {
-            attn_mask: seen,
+            attn_mask,
             dropout_p: if cx.drops_out() { self.config.dropout } else { 0.0 },
             is_causal: self.config.causal,
             scale: None,
@@ -195,7 +195,7 @@ impl MultiheadAttention {
         cx.call("out_proj", None, &self.out_proj, &joined)
     }
 
-    /// Queries, keys and values by head, and which keys are seen.
+    /// Queries, keys and values by head, and the mask of torch's function.
     fn heads(
         &self,
         query: &Tensor,
@@ -234,15 +234,15 @@ impl MultiheadAttention {
         let mut append = |key: &Tensor, value: &Tensor| -> Result<()> {
             k = Tensor::f_cat(&[&k, &key.f_to_kind(k.kind())?], 2)?;
             v = Tensor::f_cat(&[&v, &value.f_to_kind(v.kind())?], 2)?;
-            if let Some(seen) = &mut mask {
-                let mut column = seen.size();
+            if let Some(mask) = &mut mask {
+                let mut column = mask.size();
                 column[3] = 1;
-                let options = (seen.kind(), seen.device());
-                let column = match seen.kind() {
+                let options = (mask.kind(), mask.device());
+                let column = match mask.kind() {
                     Kind::Bool => Tensor::f_ones(column, options)?,
                     _ => Tensor::f_zeros(column, options)?,
                 };
-                *seen = Tensor::f_cat(&[&*seen, &column], 3)?;
+                *mask = Tensor::f_cat(&[&*mask, &column], 3)?;
             }
             Ok(())
         };

@@ -74,7 +74,7 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
         })),
         "sdpa" => sdpa(AttentionOptions { scale: Some(0.3), ..Default::default() }),
         "sdpa causal" => sdpa(AttentionOptions { is_causal: true, ..Default::default() }),
-        "sdpa mask" | "sdpa blind" => sdpa(AttentionOptions::default()),
+        "sdpa mask" | "sdpa without keys" => sdpa(AttentionOptions::default()),
         "rotary interleaved" => {
             alone(RotaryEmbedding::new(RotaryEmbeddingConfig::new(6, RotaryPairing::Interleaved)))
         }

@@ -15,7 +15,7 @@ pub struct EmbeddingConfig {
     pub padding_idx: Option<i64>,
     /// Whether the gradient of a vector is divided by how often its index is in the batch.
     pub scale_grad_by_freq: bool,
-    /// Standard deviation of the initial values. An output layer that shares the table wants a
+    /// Standard deviation of the initial values. An output layer that shares the table needs a
     /// small one (GPT-2 has 0.02).
     pub std: f64,
 }

@@ -38,10 +38,10 @@ fn is_finite(tensor: &Tensor) -> bool {
     tensor.isfinite().all().int64_value(&[]) == 1
 }
 
-/// A query that sees no key attends to zeros, in every precision and whatever kind of mask says so; its
+/// A query whose keys are all masked attends to zeros, in every precision and with every kind of mask; its
 /// gradient is zero, and no other is NaN.
 #[rstest]
-fn who_sees_nothing_attends_to_zeros(
+fn a_query_without_keys_attends_to_zeros(
     #[values(
         Precision::F64True,
         Precision::F32True,
@@ -59,13 +59,13 @@ fn who_sees_nothing_attends_to_zeros(
     let kind = precision.storage();
     let query = random(&[2, 4, 8, 16], kind);
     let [key, value] = [0; 2].map(|_| random(&[2, kv_heads, 8, 16], kind));
-    // Of the second example, the query at 2 sees nothing.
-    let seen = Tensor::ones([2, 1, 8, 8], (Kind::Bool, device()));
-    let _ = seen.get(1).get(0).get(2).fill_(0);
+    // Of the second example, the query at 2 has no key.
+    let allowed = Tensor::ones([2, 1, 8, 8], (Kind::Bool, device()));
+    let _ = allowed.get(1).get(0).get(2).fill_(0);
     let mask = match boolean {
-        true => seen,
+        true => allowed,
         false => Tensor::zeros([2, 1, 8, 8], (Kind::Float, device()))
-            .masked_fill(&seen.logical_not(), f64::NEG_INFINITY),
+            .masked_fill(&allowed.logical_not(), f64::NEG_INFINITY),
     };
     let options =
         AttentionOptions { attn_mask: Some(&mask), is_causal: causal, ..Default::default() };
@@ -73,7 +73,7 @@ fn who_sees_nothing_attends_to_zeros(
         let _autocast = policy.autocast()?;
         scaled_dot_product_attention(&query, &key, &value, &options)?
     };
-    assert!(is_zero(&output.get(1).narrow(1, 2, 1)), "the blind one");
+    assert!(is_zero(&output.get(1).narrow(1, 2, 1)), "the query without keys");
     assert!(!is_zero(&output.get(0).narrow(1, 2, 1)) && !is_zero(&output.get(1).narrow(1, 3, 1)));
     output.square().sum(Kind::Float).backward();
     let grads = [query.grad(), key.grad(), value.grad()];
@@ -112,7 +112,7 @@ fn padding_has_no_influence(
     for parameter in parameters(&layer) {
         assert!(is_finite(&parameter.tensor.grad()), "{}", parameter.name);
     }
-    // No gradient goes to what no query that counts has seen.
+    // No gradient reaches keys that are masked for every query that counts.
     assert!(is_zero(&x.grad().masked_select(&padding.unsqueeze(-1))));
     Ok(())
 }
@@ -145,6 +145,40 @@ fn causal_is_a_mask() -> Result<()> {
         let seen = causal.attend(&x, &x, &x, &mask(None), &cx)?;
         assert!(relative(&seen, &expected) < 1e-12);
     }
+    Ok(())
+}
+
+/// With weights attention gives what it gives without; a query's weights add up to 1, or 0 where
+/// it has no key.
+#[rstest]
+fn weights_are_those_of_attention(
+    #[values(2, 4)] num_kv_heads: i64,
+    #[values(false, true)] causal: bool,
+    #[values(false, true)] masked: bool,
+) -> Result<()> {
+    let _generator = seeded(9);
+    let policy = Policy::new(Precision::F64True, device());
+    let cx = Context::new(policy, true);
+    let attention = MultiheadAttention::new(MultiheadAttentionConfig {
+        num_kv_heads,
+        causal,
+        rotary: Some(RotaryPairing::HalfRotated),
+        ..MultiheadAttentionConfig::new(16, 4)
+    })?;
+    place(&attention, policy, &Default::default())?;
+    let x = random(&[2, 3, 16], Kind::Double);
+    let padding = booleans(&[true, true, false, false, false, true], &[2, 3]);
+    let mask = if masked { AttentionMask::padding(&padding) } else { AttentionMask::none() };
+    let expected = attention.attend(&x, &x, &x, &mask, &cx)?;
+    let (output, weights) = attention.attend_with_weights(&x, &x, &x, &mask, &cx)?;
+    assert!(relative(&output, &expected) < 1e-12);
+    assert_eq!(weights.size(), [2, 4, 3, 3]);
+    let sums = weights.sum_dim_intlist([-1].as_slice(), false, Kind::Double).select(1, 3);
+    let without_keys = [masked && causal, masked && causal, false, false, false, false];
+    let wanted = Tensor::from_slice(&without_keys.map(|none| f64::from(!none))).view([2, 3]);
+    assert!(relative(&sums, &wanted.to_device(device())) < 1e-12);
+    (output.square().sum(Kind::Double) + weights.square().sum(Kind::Double)).backward();
+    assert!(is_finite(&x.grad()) && !is_zero(&x.grad()));
     Ok(())
 }
 
@@ -327,7 +361,7 @@ struct Net {
     decoder: TransformerDecoder,
 }
 
-/// Every product is told under its layer's path, in its region's dtype.
+/// Every product is reported under its layer's path, in its region's dtype.
 #[test]
 fn several_inputs_keep_path_and_region() -> Result<()> {
     let _generator = seeded(0);

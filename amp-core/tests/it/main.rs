@@ -67,6 +67,7 @@ mod optimizers_groups;
 mod optimizers_resume;
 mod own_tensors;
 mod pretrained;
+mod probed_inputs;
 mod probes;
 mod products;
 mod provenance;

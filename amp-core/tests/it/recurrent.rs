@@ -71,7 +71,7 @@ fn each_precision_computes_in_its_dtype(
     let config = LstmConfig { num_layers, bidirectional: true, ..LstmConfig::new(8, 16) };
     let (exact, exact_grads) = ran(Precision::F64True, config, &x)?;
     let (output, grads) = ran(precision, config, &x)?;
-    // cuDNN takes TF32 for f32 unless it is told otherwise.
+    // cuDNN computes f32 in TF32 by default.
     let exact_f32 = precision == Precision::F32True && !device().is_cuda();
     let bound = if exact_f32 { 1e-5 } else { 0.03 };
     assert!(relative(&output, &exact) < bound);
@@ -263,7 +263,7 @@ fn last_of(h: &Tensor) -> Result<Tensor> {
     Ok(h.f_narrow(0, -1, 1)?)
 }
 
-/// Every product is told under its layer's path, in its region's dtype.
+/// Every product is reported under its layer's path, in its region's dtype.
 #[test]
 fn attributes_build_them() -> Result<()> {
     let _generator = seeded(0);

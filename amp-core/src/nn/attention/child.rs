@@ -34,7 +34,44 @@ impl Forward for Attending<'_> {
     }
 }
 
+/// The same with the weights.
+struct AttendingWithWeights<'m>(&'m MultiheadAttention);
+
+impl Visit for AttendingWithWeights<'_> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.0.visit(visitor);
+    }
+}
+
+impl Forward for AttendingWithWeights<'_> {
+    type Input = (&'static Tensor, &'static Tensor, &'static Tensor, &'static AttentionMask);
+    type Output = (Tensor, Tensor);
+
+    fn forward_with(
+        &self,
+        (query, key, value, mask): (&Tensor, &Tensor, &Tensor, &AttentionMask),
+        cx: &Context,
+    ) -> Result<(Tensor, Tensor)> {
+        self.0.attend_with_weights(query, key, value, mask, cx)
+    }
+}
+
 impl Child<'_, MultiheadAttention> {
+    /// [`MultiheadAttention::attend_with_weights`] under the child's name and region.
+    ///
+    /// # Errors
+    /// As there, with the path of the innermost module that failed.
+    pub fn attend_with_weights(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: &AttentionMask,
+        cx: &Context,
+    ) -> Result<(Tensor, Tensor)> {
+        self.run_as(&AttendingWithWeights(self.module()), (query, key, value, mask), cx)
+    }
+
     /// [`MultiheadAttention::attend`] under the child's name and region.
     ///
     /// # Errors

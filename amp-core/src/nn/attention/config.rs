@@ -23,7 +23,7 @@ pub struct MultiheadAttentionConfig {
     /// Heads of keys and values, which neighbouring heads of queries share (grouped-query attention, not in
     /// torch.nn); must divide `num_heads`.
     pub num_kv_heads: i64,
-    /// Whether a position sees only itself and earlier ones.
+    /// Whether a position attends only to itself and earlier ones.
     pub causal: bool,
     /// Whether queries and keys are rotated by their places, and which elements together
     /// ([`RotaryEmbedding`](super::RotaryEmbedding), not in torch.nn).

@@ -41,14 +41,14 @@ enum Projection {
 ///     prelude::*,
 /// };
 ///
-/// /// Words that look at the parts of an image, of which some are padding.
+/// /// Attention of words to the parts of an image, of which some are padding.
 /// #[derive(Module)]
 /// #[forward(|words, image: &Tensor, padding: &Tensor| {
 ///     let mask = AttentionMask::padding(padding);
-///     let seen = self.attention.attend(words, image, image, &mask, cx)?;
-///     norm(&words.f_add(&seen)?)
+///     let attended = self.attention.attend(words, image, image, &mask, cx)?;
+///     norm(&words.f_add(&attended)?)
 /// })]
-/// struct Look {
+/// struct CrossAttention {
 ///     #[layer(multihead_attention(64, 8, kdim = 32, vdim = 32))]
 ///     attention: MultiheadAttention,
 ///     #[layer(layer_norm(64))]
@@ -153,7 +153,57 @@ impl MultiheadAttention {
         mask: &AttentionMask,
         cx: &Context,
     ) -> Result<Tensor> {
-        let MultiheadAttentionConfig { embed_dim, num_heads, num_kv_heads, .. } = self.config;
+        let ([q, k, v], mask) = self.heads(query, key, value, mask)?;
+        let attended = scaled_dot_product_attention(&q, &k, &v, &self.options(mask.as_ref(), cx))?;
+        self.join(&attended, cx)
+    }
+
+    /// [`attend`](Self::attend), and the attention weights, `[N, heads, L, S]`: torch's need_weights with
+    /// average_attn_weights = false. While training they are what dropout leaves. It computes without a fused
+    /// kernel, and takes memory for the weights.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attend_with_weights(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: &AttentionMask,
+        cx: &Context,
+    ) -> Result<(Tensor, Tensor)> {
+        let ([q, k, v], mask) = self.heads(query, key, value, mask)?;
+        let (attended, weights) =
+            scores::attend_with_weights(&q, &k, &v, &self.options(mask.as_ref(), cx))?;
+        Ok((self.join(&attended, cx)?, weights))
+    }
+
+    fn options<'a>(&self, attn_mask: Option<&'a Tensor>, cx: &Context) -> AttentionOptions<'a> {
+        AttentionOptions {
+            attn_mask,
+            dropout_p: if cx.drops_out() { self.config.dropout } else { 0.0 },
+            is_causal: self.config.causal,
+            scale: None,
+        }
+    }
+
+    /// The output projection of `[N, heads, L, width]`.
+    fn join(&self, attended: &Tensor, cx: &Context) -> Result<Tensor> {
+        let size = attended.size();
+        let joined = [size[0], size[2], self.config.embed_dim];
+        let joined = attended.f_transpose(1, 2)?.f_reshape(joined)?;
+        cx.call("out_proj", None, &self.out_proj, &joined)
+    }
+
+    /// Queries, keys and values by head, and the mask of torch's function.
+    fn heads(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: &AttentionMask,
+    ) -> Result<([Tensor; 3], Option<Tensor>)> {
+        let MultiheadAttentionConfig { num_heads, num_kv_heads, .. } = self.config;
         let (n, queries, keys) = self.sizes(query, key, value)?;
         let mask = mask.joined([n, num_heads, queries, keys])?;
         let [q, k, v] = self.project(query, key, value)?;
@@ -169,15 +219,7 @@ impl MultiheadAttention {
         let k = rotated(heads(&k, keys, num_kv_heads)?)?;
         let v = heads(&v, keys, num_kv_heads)?;
         let (k, v, mask) = self.with_added_keys(k, v, mask)?;
-        let options = AttentionOptions {
-            attn_mask: mask.as_ref(),
-            dropout_p: if cx.drops_out() { self.config.dropout } else { 0.0 },
-            is_causal: self.config.causal,
-            scale: None,
-        };
-        let attended = scaled_dot_product_attention(&q, &k, &v, &options)?;
-        let joined = attended.f_transpose(1, 2)?.f_reshape([n, queries, embed_dim])?;
-        cx.call("out_proj", None, &self.out_proj, &joined)
+        Ok(([q, k, v], mask))
     }
 
     /// Heads of keys and values with those that the options add, which a mask lets through.
@@ -192,15 +234,15 @@ impl MultiheadAttention {
         let mut append = |key: &Tensor, value: &Tensor| -> Result<()> {
             k = Tensor::f_cat(&[&k, &key.f_to_kind(k.kind())?], 2)?;
             v = Tensor::f_cat(&[&v, &value.f_to_kind(v.kind())?], 2)?;
-            if let Some(seen) = &mut mask {
-                let mut column = seen.size();
+            if let Some(mask) = &mut mask {
+                let mut column = mask.size();
                 column[3] = 1;
-                let options = (seen.kind(), seen.device());
-                let column = match seen.kind() {
+                let options = (mask.kind(), mask.device());
+                let column = match mask.kind() {
                     Kind::Bool => Tensor::f_ones(column, options)?,
                     _ => Tensor::f_zeros(column, options)?,
                 };
-                *seen = Tensor::f_cat(&[&*seen, &column], 3)?;
+                *mask = Tensor::f_cat(&[&*mask, &column], 3)?;
             }
             Ok(())
         };

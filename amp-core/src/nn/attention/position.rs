@@ -1,4 +1,4 @@
-//! Positions that attention sees: rotated pairs and biases by distance.
+//! Positions for attention: rotated pairs, and biases by distance.
 
 use tch::{Device, Kind, Tensor};
 

@@ -10,13 +10,13 @@ use crate::{
 /// The options of [`scaled_dot_product_attention`], by torch's names; the defaults are torch's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AttentionOptions<'a> {
-    /// Broadcast to `[…, heads, L, S]`. Boolean: **true lets a query see a key**, as in torch's function and
-    /// the other way round than in [`AttentionMask`]. Floating: added to the scores.
+    /// Broadcast to `[…, heads, L, S]`. Boolean: **true lets a query attend to a key**, as in torch's
+    /// function, and the opposite of [`AttentionMask`]. Floating: added to the scores.
     pub attn_mask: Option<&'a Tensor>,
     /// Dropout on the attention weights, whether or not the pass trains: give 0 where
     /// [`Context::drops_out`](crate::nn::Context::drops_out) is false.
     pub dropout_p: f64,
-    /// Whether a query sees only the keys up to its own place. Needs as many keys as queries.
+    /// Whether a query attends only to the keys up to its own place. Needs as many keys as queries.
     pub is_causal: bool,
     /// What the products of queries and keys are multiplied by; 1/√E without it.
     pub scale: Option<f64>,
@@ -33,8 +33,8 @@ pub struct AttentionOptions<'a> {
 /// | output | `[…, heads, L, V]` |
 ///
 /// Where there are fewer key than query heads, neighbouring query heads share one (grouped-query
-/// attention). A query that may see no key gives zeros, and its gradients are zero; torch gives zeros or
-/// NaN there, depending on its kernel.
+/// attention). A query that may attend to no key gives zeros, and its gradients are zero; torch gives zeros
+/// or NaN there, depending on its kernel.
 ///
 /// Under autocast the products run in 16 bits.
 ///
@@ -46,8 +46,8 @@ pub struct AttentionOptions<'a> {
 ///
 /// let x = Tensor::ones([2, 4, 3, 8], (Kind::Float, Device::Cpu));
 /// // Of the second sentence, the first word alone.
-/// let seen = Tensor::from_slice(&[true, true, true, true, false, false]).view([2, 1, 1, 3]);
-/// let options = AttentionOptions { attn_mask: Some(&seen), ..AttentionOptions::default() };
+/// let allowed = Tensor::from_slice(&[true, true, true, true, false, false]).view([2, 1, 1, 3]);
+/// let options = AttentionOptions { attn_mask: Some(&allowed), ..AttentionOptions::default() };
 /// assert_eq!(scaled_dot_product_attention(&x, &x, &x, &options)?.size(), [2, 4, 3, 8]);
 /// # Ok::<(), amp_core::Error>(())
 /// ```
@@ -61,64 +61,68 @@ pub fn scaled_dot_product_attention(
     value: &Tensor,
     options: &AttentionOptions<'_>,
 ) -> Result<Tensor> {
-    let AttentionOptions { attn_mask, dropout_p, is_causal, scale } = *options;
+    let AttentionOptions { dropout_p, is_causal, scale, .. } = *options;
     let shapes = Shapes::of(query, key, value)?;
-    if !(0.0..=1.0).contains(&dropout_p) {
-        return Err(refused(format!("dropout_p is {dropout_p}, but a probability is in [0, 1]")));
-    }
-    if is_causal && shapes.queries != shapes.keys {
-        return Err(refused(format!(
-            "{} queries and {} keys have no common places for `causal`: give a mask instead",
-            shapes.queries, shapes.keys
-        )));
-    }
     let attend = |key: &Tensor, value: &Tensor, mask: Option<&Tensor>, causal, grouped| {
         let dropout = dropout_p;
         Tensor::f_scaled_dot_product_attention(
             query, key, value, mask, dropout, causal, scale, grouped,
         )
     };
-    let grouped = shapes.heads != shapes.kv_heads;
-    let Some(mask) = attn_mask else {
-        return Ok(attend(key, value, None, is_causal, grouped)?);
+    let Some((mask, masked)) = shapes.mask(query, options)? else {
+        return Ok(attend(key, value, None, is_causal, shapes.heads != shapes.kv_heads)?);
     };
-    shapes.take(mask)?;
-    let mask = match (mask.kind(), is_causal) {
-        (Kind::Bool, true) => mask.f_logical_and(&up_to_own_place(query, &shapes)?)?,
-        (Kind::Bool, false) => mask.shallow_clone(),
-        (_, true) => {
-            let later = up_to_own_place(query, &shapes)?.f_logical_not()?;
-            mask.f_masked_fill(&later, f64::NEG_INFINITY)?
+    // libtorch's fused kernels take either a mask or groups.
+    let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
+    let output = attend(&key, &value, Some(&mask), false, false)?;
+    Ok(output.f_masked_fill(&masked, 0.0)?)
+}
+
+/// [`scaled_dot_product_attention`], and the weights, as dropout leaves them.
+pub(super) fn attend_with_weights(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    options: &AttentionOptions<'_>,
+) -> Result<(Tensor, Tensor)> {
+    let shapes = Shapes::of(query, key, value)?;
+    let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
+    let width = query.size().last().copied().unwrap_or(1);
+    let scale = options.scale.unwrap_or_else(|| 1.0 / (width as f64).sqrt());
+    let mut scores = query.f_matmul(&key.f_transpose(-2, -1)?)?.f_mul_scalar(scale)?;
+    let mut masked = None;
+    match shapes.mask(query, options)? {
+        Some((mask, queries)) => {
+            scores = match mask.kind() {
+                Kind::Bool => scores.f_masked_fill(&mask.f_logical_not()?, f64::NEG_INFINITY)?,
+                _ => scores.f_add(&mask)?,
+            };
+            masked = Some(queries);
         }
-        (_, false) => mask.shallow_clone(),
-    };
-    let (mask, blind) = open_blind_rows(&mask, query.kind())?;
-    let output = if grouped {
-        // libtorch's fused kernels take either a mask or groups.
-        let share = shapes.heads / shapes.kv_heads;
-        let shared = |x: &Tensor| x.f_repeat_interleave_self_int(share, -3, None);
-        attend(&shared(key)?, &shared(value)?, Some(&mask), false, false)?
-    } else {
-        attend(key, value, Some(&mask), false, false)?
-    };
-    Ok(output.f_masked_fill(&blind, 0.0)?)
-}
-
-/// A mask of the scores' kind in which every query sees something, and the queries that saw nothing.
-/// libtorch's kernels differ in what they make of the latter, NaN among it.
-fn open_blind_rows(mask: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
-    if mask.kind() == Kind::Bool {
-        let blind = mask.f_any_dim(-1, true)?.f_logical_not()?;
-        return Ok((mask.f_logical_or(&blind)?, blind));
+        None if options.is_causal => {
+            let later = shapes.up_to_own_place(query)?.f_logical_not()?;
+            scores = scores.f_masked_fill(&later, f64::NEG_INFINITY)?;
+        }
+        None => {}
     }
-    let blind = mask.f_eq(f64::NEG_INFINITY)?.f_all_dim(-1, true)?;
-    Ok((mask.f_to_kind(kind)?.f_masked_fill(&blind, 0.0)?, blind))
+    let mut weights = scores.f_softmax(-1, scores.kind())?;
+    if let Some(masked) = masked {
+        weights = weights.f_masked_fill(&masked, 0.0)?;
+    }
+    let weights = weights.f_dropout(options.dropout_p, true)?;
+    Ok((weights.f_matmul(&value)?, weights))
 }
 
-/// `[L, L]`, true where a query sees a key.
-fn up_to_own_place(query: &Tensor, shapes: &Shapes) -> Result<Tensor> {
-    let square = [shapes.queries, shapes.keys];
-    Ok(Tensor::f_ones(square, (Kind::Bool, query.device()))?.f_tril(0)?)
+/// A mask of the scores' kind in which every query attends to something, and the queries whose keys are all
+/// masked.
+/// libtorch's kernels differ in what they make of the latter, NaN among it.
+fn open_masked_rows(mask: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
+    if mask.kind() == Kind::Bool {
+        let masked = mask.f_any_dim(-1, true)?.f_logical_not()?;
+        return Ok((mask.f_logical_or(&masked)?, masked));
+    }
+    let masked = mask.f_eq(f64::NEG_INFINITY)?.f_all_dim(-1, true)?;
+    Ok((mask.f_to_kind(kind)?.f_masked_fill(&masked, 0.0)?, masked))
 }
 
 /// Sizes that fit together.
@@ -154,6 +158,52 @@ impl Shapes {
         )))
     }
 
+    /// `[L, L]`, true where a query attends to a key.
+    fn up_to_own_place(&self, query: &Tensor) -> Result<Tensor> {
+        let square = [self.queries, self.keys];
+        Ok(Tensor::f_ones(square, (Kind::Bool, query.device()))?.f_tril(0)?)
+    }
+
+    /// Keys or values of each head of queries.
+    fn shared(&self, heads: &Tensor) -> Result<Tensor> {
+        match self.heads / self.kv_heads {
+            1 => Ok(heads.shallow_clone()),
+            share => Ok(heads.f_repeat_interleave_self_int(share, -3, None)?),
+        }
+    }
+
+    /// The mask of the options with what is causal, in which every query attends to something, and the
+    /// queries whose keys are all masked; `None` where there is no mask. Checks the options.
+    fn mask(
+        &self,
+        query: &Tensor,
+        options: &AttentionOptions<'_>,
+    ) -> Result<Option<(Tensor, Tensor)>> {
+        let AttentionOptions { attn_mask, dropout_p, is_causal, .. } = *options;
+        if !(0.0..=1.0).contains(&dropout_p) {
+            return Err(refused(format!(
+                "dropout_p is {dropout_p}, but a probability is in [0, 1]"
+            )));
+        }
+        if is_causal && self.queries != self.keys {
+            return Err(refused(format!(
+                "{} queries and {} keys have no common places for `causal`: give a mask instead",
+                self.queries, self.keys
+            )));
+        }
+        let Some(mask) = attn_mask else { return Ok(None) };
+        self.take(mask)?;
+        let mask = match (mask.kind(), is_causal) {
+            (_, false) => mask.shallow_clone(),
+            (Kind::Bool, true) => mask.f_logical_and(&self.up_to_own_place(query)?)?,
+            (_, true) => {
+                let later = self.up_to_own_place(query)?.f_logical_not()?;
+                mask.f_masked_fill(&later, f64::NEG_INFINITY)?
+            }
+        };
+        open_masked_rows(&mask, query.kind()).map(Some)
+    }
+
     /// Rule: a mask is for these scores, and says what it means.
     fn take(&self, mask: &Tensor) -> Result<()> {
         is_mask("attn_mask", mask)?;
@@ -187,20 +237,21 @@ fn refused(why: String) -> Error {
     Error::config(format!("attention: {why}"))
 }
 
-/// Which keys a query does not see in a [`MultiheadAttention`](super::MultiheadAttention) or a transformer's
-/// layer, as torch.nn has it: **true is not seen**, the other way round than in
-/// [`scaled_dot_product_attention`]. A query that sees no key attends to zeros, and its gradients are zero.
+/// Which keys are masked out for a query in a [`MultiheadAttention`](super::MultiheadAttention) or a
+/// transformer's layer, as torch.nn has it: **true is masked out**, the opposite of
+/// [`scaled_dot_product_attention`]. A query whose keys are all masked out attends to zeros, and its gradients
+/// are zero.
 #[derive(Debug, Default)]
 pub struct AttentionMask {
     /// `[L, S]`, `[N·heads, L, S]`, or 4-D with sizes that are those of `[N, heads, L, S]` or 1. Boolean: true
-    /// where a query does not see a key. Floating: added to the scores, as [`alibi_bias`](super::alibi_bias).
+    /// where a key is masked out for a query. Floating: added to the scores, as [`alibi_bias`](super::alibi_bias).
     pub attn_mask: Option<Tensor>,
     /// `[N, S]`, boolean: true where a key is padding. Floating: added to the scores.
     pub key_padding_mask: Option<Tensor>,
 }
 
 impl AttentionMask {
-    /// Every query sees every key.
+    /// Every query attends to every key.
     pub fn none() -> Self {
         Self::default()
     }

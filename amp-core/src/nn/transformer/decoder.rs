@@ -116,7 +116,7 @@ impl Forward for TransformerDecoderLayer {
                 Child::new("self_attn", None, &self.self_attn).attend(x, x, x, target_mask, cx)
             }
         };
-        let look = |x: &Tensor| {
+        let cross_attend = |x: &Tensor| {
             let child = Child::new("multihead_attn", None, &self.multihead_attn);
             child.attend(x, memory, memory, memory_mask, cx)
         };
@@ -125,7 +125,7 @@ impl Forward for TransformerDecoderLayer {
                 Ok(x.f_add(&self.dropout.forward(branch, cx)?)?)
             };
             let x = add(target, &attend(&cx.call("norm1", None, &self.norm1, target)?)?)?;
-            let x = add(&x, &look(&cx.call("norm2", None, &self.norm2, &x)?)?)?;
+            let x = add(&x, &cross_attend(&cx.call("norm2", None, &self.norm2, &x)?)?)?;
             let normalised = cx.call("norm3", None, &self.norm3, &x)?;
             return add(&x, &self.feed_forward.forward(&normalised, cx)?);
         }
@@ -133,7 +133,7 @@ impl Forward for TransformerDecoderLayer {
             add_and_normalise(name, norm, &self.dropout, x, branch, cx)
         };
         let x = add("norm1", &self.norm1, target, &attend(target)?)?;
-        let x = add("norm2", &self.norm2, &x, &look(&x)?)?;
+        let x = add("norm2", &self.norm2, &x, &cross_attend(&x)?)?;
         add("norm3", &self.norm3, &x, &self.feed_forward.forward(&x, cx)?)
     }
 }

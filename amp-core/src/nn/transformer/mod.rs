@@ -36,7 +36,7 @@ pub struct TransformerLayerConfig {
     /// Whether the norms come before attention and feed-forward (pre-norm, as in GPT-2) instead of after
     /// the residuals.
     pub norm_first: bool,
-    /// Whether a position sees only itself and earlier ones of its own sequence.
+    /// Whether a position attends only to itself and earlier ones of its own sequence.
     pub causal: bool,
 }
 

@@ -57,6 +57,12 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
         "attention added bias" => {
             alone(MultiheadAttention::new(MultiheadAttentionConfig { add_bias_kv: true, ..config }))
         }
+        "attention weights" => case(MultiheadAttention::new(config), |attention, x, cx| {
+            let mask = AttentionMask::of(&x[3]);
+            let (output, weights) =
+                attention.attend_with_weights(&x[0], &x[1], &x[2], &mask, cx)?;
+            Ok(vec![output, weights])
+        }),
         "attention grouped" => alone(MultiheadAttention::new(grouped(2, None))),
         "attention grouped padding" => of_itself(grouped(1, None), &[Name::KeyPadding]),
         "attention interleaved" => {
@@ -68,7 +74,7 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
         })),
         "sdpa" => sdpa(AttentionOptions { scale: Some(0.3), ..Default::default() }),
         "sdpa causal" => sdpa(AttentionOptions { is_causal: true, ..Default::default() }),
-        "sdpa mask" | "sdpa blind" => sdpa(AttentionOptions::default()),
+        "sdpa mask" | "sdpa without keys" => sdpa(AttentionOptions::default()),
         "rotary interleaved" => {
             alone(RotaryEmbedding::new(RotaryEmbeddingConfig::new(6, RotaryPairing::Interleaved)))
         }

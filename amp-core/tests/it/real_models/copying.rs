@@ -85,7 +85,7 @@ fn a_decoder_learns_to_copy(
     let mut model = Copying::builder().build()?;
     let record = train(&mut model, &data, precision, 12)?;
     let loss = record.last("val_loss").expect("val_loss");
-    // Who guesses among sixteen words has ln 16 = 2.8.
+    // A guess among sixteen words has ln 16 = 2.8.
     assert!(loss < 0.5, "{loss}");
     is_replayed_on_cuda(&record);
     Ok(())

@@ -91,7 +91,7 @@ fn judged(found: &Figures, bounds: &Bounds<'_>) -> (Vec<Checked>, Vec<String>) {
     let all: Vec<(&What, f64, f64)> =
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
     let (gradients, mut judged): (Vec<_>, Vec<_>) =
-        all.into_iter().partition(|(what, ..)| matches!(what, What::Gradient { .. }));
+        all.into_iter().partition(|(what, ..)| matches!(what, What::Gradient(_)));
     // NaN is within no bound, and nothing is within a bound that is not finite.
     let is_beyond =
         |&(_, figure, bound): &(&What, f64, f64)| !(bound.is_finite() && figure.abs() <= bound);
@@ -107,7 +107,7 @@ fn judged(found: &Figures, bounds: &Bounds<'_>) -> (Vec<Checked>, Vec<String>) {
         let (what, figure, bound) = entry;
         if is_beyond(&entry) {
             let others = match what {
-                What::Gradient { .. } if beyond > 1 => format!(", as {} others are", beyond - 1),
+                What::Gradient(_) if beyond > 1 => format!(", as {} others are", beyond - 1),
                 _ => String::new(),
             };
             texts.push(format!("{what} is {figure:.2e} from 32-true, beyond {bound:.1e}{others}"));

@@ -90,8 +90,8 @@ pub(super) struct Passes {
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
-    /// 64-true, with each layer run on the exact, the rounded and the actual values, and then, with its
-    /// parameters rounded at random, on the rounded values again.
+    /// 64-true, with each layer run on the exact, the rounded and the actual values, and then on the rounded
+    /// values again, with its parameters rounded to nearest and at random.
     pub(super) alone: Pass,
     pub(super) log2_scale: i32,
     dropout: bool,
@@ -102,9 +102,9 @@ pub(super) struct Passes {
 const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
-pub(super) const OTHERWISE: usize = 3;
+pub(super) const OF_ROUNDED: usize = 3;
 /// Runs with parameters rounded at random.
-const RUNS_OTHERWISE: u64 = 4;
+const RUNS_OTHERWISE: u64 = 3;
 
 /// One kind of tensor of a layer, as each of the steps had it.
 struct Values {
@@ -153,11 +153,12 @@ impl Passes {
                 on(&rounded.input, &rounded.gradient),
                 on(&exact(&call.input)?, &call.output_gradient),
             ];
-            for seed in (0..RUNS_OTHERWISE).filter(|_| is_narrow(call.output.kind())) {
-                let weights = rounds_to.map(|to| Rounded { to, seed });
-                if weights.is_some() {
-                    jobs.push(Job { weights, ..on(&rounded.input, &rounded.gradient) });
-                }
+            if let Some(to) = rounds_to.filter(|_| is_narrow(call.output.kind())) {
+                let otherwise = (1..=RUNS_OTHERWISE).map(Some);
+                jobs.extend([None].into_iter().chain(otherwise).map(|seed| Job {
+                    weights: Some(Rounded { to, seed }),
+                    ..on(&rounded.input, &rounded.gradient)
+                }));
             }
             Ok(jobs)
         });

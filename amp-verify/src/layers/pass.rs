@@ -17,7 +17,7 @@ use amp_core::{
 };
 
 use super::Subject;
-use crate::rounding::rounded_otherwise;
+use crate::rounding::{rounded, rounded_otherwise};
 
 /// A layer's run within a step. Tensors are in the step's dtypes, gradients of the unscaled loss
 /// in f64.
@@ -42,11 +42,11 @@ pub(super) struct Job {
     pub(super) weights: Option<Rounded>,
 }
 
-/// Moved at random, by numbers of this seed, and rounded to this dtype.
+/// Rounded to this dtype, after they were moved at random, by numbers of the seed, if there is one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rounded {
     pub(super) to: Kind,
-    pub(super) seed: u64,
+    pub(super) seed: Option<u64>,
 }
 
 /// What came of a job, in f64.
@@ -290,11 +290,16 @@ impl Observer {
 
 /// Rounds the values of parameters, unseen by graphs that hold them; returns what they were.
 fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
-    seed_everything(how.seed)?;
+    if let Some(seed) = how.seed {
+        seed_everything(seed)?;
+    }
     let each = parameters.iter().map(|parameter| {
         let mut data = parameter.f_data()?;
         let kept = data.f_detach_copy()?;
-        data.f_copy_(&rounded_otherwise(&kept, how.to)?)?;
+        data.f_copy_(&match how.seed {
+            Some(_) => rounded_otherwise(&kept, how.to)?,
+            None => rounded(&kept, how.to)?,
+        })?;
         Ok((data, kept))
     });
     each.collect()

@@ -16,10 +16,6 @@ const CONFIDENCE: f64 = 0.95;
 /// Kernels also round in places between which a model has no modules. The spread of a distance is taken as at
 /// least this share of its mean.
 const LEAST_SPREAD: f64 = 0.1;
-/// That of the gradient of a bias or of a norm's weight: the sum of a batch, of whose parts, which nearly
-/// cancel, some kernels keep 16 bits.
-const LEAST_SPREAD_OF_SUMS: f64 = 0.2;
-
 /// Roundings of a loss between the last module and its value, of which it may be off by no fewer, and of the
 /// gradients that flow back from there. An emulation rounds between modules alone.
 const OF_LOSS: f64 = 4.0;
@@ -49,9 +45,9 @@ pub(super) struct Bounds<'a> {
 
 impl<'a> Bounds<'a> {
     pub(super) fn new(runs: &'a [Figures], least: Least) -> Self {
-        let gradients = runs.first().map_or(0, |run| {
-            run.keys().filter(|what| matches!(what, What::Gradient { .. })).count()
-        });
+        let gradients = runs
+            .first()
+            .map_or(0, |run| run.keys().filter(|what| matches!(what, What::Gradient(_))).count());
         let factor = |risk| tolerance_factor(risk, CONFIDENCE, runs.len());
         Self {
             runs,
@@ -65,10 +61,10 @@ impl<'a> Bounds<'a> {
     /// The bound of a figure.
     pub(super) fn of(&self, what: &What) -> f64 {
         let values: Vec<f64> = self.runs.iter().filter_map(|run| run.get(what).copied()).collect();
-        let of_distance = |k: f64, least: f64| {
+        let of_distance = |k: f64| {
             let roots: Vec<f64> = values.iter().map(|value| value.powf(2.0 / 3.0)).collect();
             let middle = mean(&roots);
-            let spread = standard_deviation(&roots).max(least * middle);
+            let spread = standard_deviation(&roots).max(LEAST_SPREAD * middle);
             k.mul_add(spread, middle).powf(1.5)
         };
         let difference =
@@ -76,11 +72,8 @@ impl<'a> Bounds<'a> {
         let rounding = rounding_of(self.least.loss);
         let (limit, least) = match what {
             What::Loss => (difference(), OF_LOSS * rounding),
-            What::Gradient { is_vector, .. } => {
-                let spread = if *is_vector { LEAST_SPREAD_OF_SUMS } else { LEAST_SPREAD };
-                (of_distance(self.gradient, spread), OF_GRADIENT * rounding)
-            }
-            What::Update => (of_distance(self.distance, LEAST_SPREAD), self.least.weights),
+            What::Gradient(_) => (of_distance(self.gradient), OF_GRADIENT * rounding),
+            What::Update => (of_distance(self.distance), self.least.weights),
             What::Length | What::Norm => (difference(), self.least.weights),
         };
         limit.max(least)
@@ -102,14 +95,13 @@ mod tests {
 
     const LEAST: Least = Least { loss: Kind::Float, weights: 1e-6 };
 
-    fn gradient(parameter: &str, is_vector: bool) -> What {
-        What::Gradient { parameter: parameter.into(), is_vector }
+    fn gradient(parameter: &str) -> What {
+        What::Gradient(parameter.into())
     }
 
     /// The factors are of a noncentral T of forty draws, integrated in Python: with 95 % confidence no more
     /// than 1e-5 of all draws are above mean + 5.297515 s, and 5e-6 above mean + 5.483708 s; two gradients
-    /// have the latter each. Distances are kept as their power 2/3, whose s is at least a tenth of its mean,
-    /// or a fifth where a batch is summed.
+    /// have the latter each. Distances are kept as their power 2/3, whose s is at least a tenth of its mean.
     #[test]
     fn a_bound_is_a_tolerance_limit() {
         assert_eq!(RISK, 1e-5);
@@ -119,16 +111,16 @@ mod tests {
             (What::Length, forty(-0.001, 0.0005)),
             (What::Norm, forty(0.0, 0.0)),
             (What::Update, power(forty(0.2, 0.03))),
-            (gradient("w", false), power(forty(0.1, 0.02))),
-            (gradient("b", true), power(forty(0.1, 0.001))),
-            (gradient("unused", false), vec![0.0; 40]),
+            (gradient("w"), power(forty(0.1, 0.02))),
+            (gradient("b"), power(forty(0.1, 0.001))),
+            (gradient("unused"), vec![0.0; 40]),
         ];
         let run = |at: usize| -> Figures {
             figures.iter().map(|(what, values)| (what.clone(), values[at])).collect()
         };
         let runs: Vec<Figures> = (0..40).map(run).collect();
         let bounds = Bounds::new(&runs, LEAST);
-        let third = bounds.of(&gradient("w", false)).powf(2.0 / 3.0);
+        let third = bounds.of(&gradient("w")).powf(2.0 / 3.0);
         let k = (third - 0.1) / 0.02;
         assert!(k > 5.483708 && k < 5.7, "{k}: a third of the risk");
         for (what, expected) in [
@@ -136,8 +128,8 @@ mod tests {
             (What::Length, 0.003_741_854),
             (What::Norm, 1e-6),
             (What::Update, 0.358_925_45_f64.powf(1.5)),
-            (gradient("b", true), (0.1 + k * 0.02).powf(1.5)),
-            (gradient("unused", false), 24.0 / 16_777_216.0),
+            (gradient("b"), (0.1 + k * 0.01).powf(1.5)),
+            (gradient("unused"), 24.0 / 16_777_216.0),
         ] {
             let found = bounds.of(&what);
             assert!((found / expected - 1.0).abs() < 1e-5, "{what}: {found}, not {expected}");
@@ -145,14 +137,14 @@ mod tests {
         // A loss in bf16: two of its numbers apart.
         let bounds = Bounds::new(&runs, Least { loss: Kind::BFloat16, ..LEAST });
         assert_eq!(bounds.of(&What::Loss), 2.0_f64.powi(-6));
-        assert_eq!(bounds.of(&gradient("unused", false)), 24.0 / 256.0);
+        assert_eq!(bounds.of(&gradient("unused")), 24.0 / 256.0);
     }
 
     /// What was never seen has no bound but rounding: a gradient that no unchanged run has is too large.
     #[test]
     fn an_unknown_gradient_is_beyond_its_bound() {
         let runs = vec![BTreeMap::from([(What::Loss, 0.0)]); 3];
-        let bound = Bounds::new(&runs, LEAST).of(&gradient("w", false));
+        let bound = Bounds::new(&runs, LEAST).of(&gradient("w"));
         assert!(bound < 1e-5, "{bound}");
     }
 }

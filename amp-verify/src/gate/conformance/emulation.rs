@@ -24,11 +24,15 @@ use super::CALM;
 use crate::{
     case::Case,
     diagnose::Islands,
-    rounding::{is_narrow, moved, rounded, rounded_otherwise},
+    rounding::{is_narrow, moved, rounded, rounded_otherwise, rounding_of},
 };
 
 /// How far f32 sums of some hundred products are off, relative to their size.
 const SUMS: f64 = 1.0 / 4_194_304.0;
+
+/// Of the gradient of a bias or of a norm's weight, which is the sum of a batch, some kernels keep parts in 16
+/// bits: it is off by so many roundings of its size.
+const OF_PARTS: f64 = 4.0;
 
 /// Where a precision rounds, and to which dtype.
 pub(super) struct Emulation {
@@ -220,7 +224,7 @@ impl Rounding {
         for (name, gradient) in gradients.named() {
             no_grad(|| -> Result<()> {
                 let other = match self.emulation.rounds(name) && is_narrow(kind) {
-                    true => rounded(gradient, kind)?,
+                    true => rounded(&self.with_parts(gradient, kind)?, kind)?,
                     false => gradient.shallow_clone(),
                 };
                 let other = other.f_mul_scalar(1.0 / self.emulation.scale())?;
@@ -236,6 +240,17 @@ impl Rounding {
         }
         self.has_begun = false;
         Ok(())
+    }
+
+    /// The gradient of a parameter with one dimension, as the sum of rounded parts.
+    fn with_parts(&self, gradient: &Tensor, kind: Kind) -> Result<Tensor> {
+        if gradient.dim() > 1 {
+            return Ok(gradient.shallow_clone());
+        }
+        let size = gradient.f_square()?.f_mean(gradient.kind())?.f_sqrt()?;
+        let share = 2.0 * OF_PARTS * rounding_of(kind);
+        let drawn = self.draws.with(|| Ok(gradient.f_rand_like()?.f_sub_scalar(0.5)?))?;
+        Ok(gradient.f_add(&drawn.f_mul(&size)?.f_mul_scalar(share)?)?)
     }
 
     /// Rounds what is stored rounded after an optimizer's step.

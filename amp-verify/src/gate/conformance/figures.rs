@@ -20,12 +20,7 @@ pub(super) enum What {
     /// (l − l₃₂)/l₃₂ of the first loss.
     Loss,
     /// ‖g − g₃₂‖/‖g₃₂‖ of a parameter's first gradient.
-    Gradient {
-        /// Its name.
-        parameter: String,
-        /// Whether it has one dimension, as a bias.
-        is_vector: bool,
-    },
+    Gradient(String),
     /// ‖w − w₃₂‖/‖w₃₂ − w₀‖ of all weights after the steps.
     Update,
     /// ‖w − w₀‖/‖w₃₂ − w₀‖ − 1.
@@ -38,7 +33,7 @@ impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loss => f.write_str("the first loss"),
-            Self::Gradient { parameter, .. } => write!(f, "the first gradient of `{parameter}`"),
+            Self::Gradient(parameter) => write!(f, "the first gradient of `{parameter}`"),
             Self::Update => f.write_str("the update of the weights"),
             Self::Length => f.write_str("the length of the weights' update"),
             Self::Norm => f.write_str("the norm of the weights"),
@@ -97,8 +92,7 @@ pub(super) fn compare(exact: &Ran, ran: &Ran) -> Result<Figures> {
             }
             None => f64::INFINITY,
         };
-        let is_vector = expected.dim() < 2;
-        figures.insert(What::Gradient { parameter: name.clone(), is_vector }, error);
+        figures.insert(What::Gradient(name.clone()), error);
     }
     Ok(figures)
 }

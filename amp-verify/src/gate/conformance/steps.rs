@@ -164,9 +164,10 @@ impl Steps<'_> {
         self.run_model(self.job.model(self.case, self.precision)?, config, None)
     }
 
-    /// Runs the model unbroken, rounding at random where there is a `rounding`.
-    pub(super) fn run_unbroken(&self, rounding: Option<Rounding>) -> Result<Ran> {
-        self.run_model(self.case.build()?, self.config(STEPS, CALM), rounding)
+    /// Runs it at the calm scale, rounding where there is a `rounding`.
+    pub(super) fn run_calm(&self, rounding: Option<Rounding>) -> Result<Ran> {
+        let model = self.job.model(self.case, self.precision)?;
+        self.run_model(model, self.config(STEPS, CALM), rounding)
     }
 
     fn run_model(

@@ -1,7 +1,8 @@
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::{
     AnyBatch, Limit, Loading, SharedDataset,
+    map_style::Workers,
     prefetch::{Prefetch, caught, watched},
     sampler::Sampler,
 };
@@ -33,6 +34,8 @@ enum Source {
     Host {
         data: SharedDataset,
         prefetch: usize,
+        /// Threads that read examples, and how many batches they may be ahead.
+        workers: Option<(usize, usize)>,
     },
 }
 
@@ -62,7 +65,9 @@ impl DataLoader {
             Some(all) => Source::Resident(all.noting_ignored()?),
             None => {
                 let prefetch = loading.prefetch_for(policy.device);
-                Source::Host { data: data.clone(), prefetch }
+                let workers = (loading.num_workers > 0)
+                    .then_some((loading.num_workers, loading.ahead_of_workers()));
+                Source::Host { data: data.clone(), prefetch, workers }
             }
         };
         let copied = match &source {
@@ -155,7 +160,7 @@ impl DataLoader {
                     None => all.narrow(start, length),
                 })))
             }
-            Source::Host { data, prefetch } => {
+            Source::Host { data, prefetch, workers } => {
                 let draws = Draws::new(self.seed, epoch);
                 let mut indices = ranges.map(move |(start, length)| match &order {
                     Some(order) => order[start as usize..(start + length) as usize].to_vec(),
@@ -168,6 +173,20 @@ impl DataLoader {
                     looked_at = Some(watched(data, draws, &indices).and_then(|b| b.place(policy)));
                 }
                 let draws_here = data.draws() == Some(true);
+                if let Some(Err(error)) = looked_at {
+                    return Ok(Box::new(std::iter::once(Err(error))));
+                }
+                let workers = workers.filter(|_| !draws_here);
+                if let (Some(set), Some((count, ahead))) = (data.examples(), workers) {
+                    let host = Policy::new(policy.precision, Device::Cpu);
+                    let made = Workers::start(set, draws, indices, host, count, ahead)?;
+                    let first = looked_at.into_iter();
+                    if !policy.device.is_cuda() {
+                        return Ok(Box::new(first.chain(made)));
+                    }
+                    let copied = Prefetch::start(made, policy, (*prefetch).max(1))?;
+                    return Ok(Box::new(first.chain(copied)));
+                }
                 if *prefetch == 0 || draws_here {
                     let load = move |indices: Vec<i64>| -> Result<AnyBatch> {
                         let first = indices.first().copied().unwrap_or_default();
@@ -180,11 +199,9 @@ impl DataLoader {
                     let batches = looked_at.into_iter().chain(indices.map(load));
                     return Ok(Box::new(until_error(batches)));
                 }
-                if let Some(Err(error)) = looked_at {
-                    return Ok(Box::new(std::iter::once(Err(error))));
-                }
                 let data = data.clone();
-                let ahead = Prefetch::start(data, draws, indices, policy, *prefetch)?;
+                let gather = move |indices: Vec<i64>| data.gather_drawing(&indices, draws);
+                let ahead = Prefetch::start(indices.map(gather), policy, *prefetch)?;
                 Ok(Box::new(looked_at.into_iter().chain(ahead)))
             }
         }

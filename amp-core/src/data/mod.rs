@@ -22,4 +22,7 @@ pub use map_style::{Collate, MapDataset, Pad};
 pub use module::DataModule;
 pub(crate) use overlap::{share_memory, shared_part};
 pub use placement::{DEVICE_SHARE, Loading, Placement};
+pub use sampler::{
+    Bucketed, Distributed, Epoch, InOrder, Sampler, Shuffled, Subset, Tail, Weighted,
+};
 pub use sets::Sets;

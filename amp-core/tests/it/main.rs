@@ -78,6 +78,7 @@ mod resume;
 mod resume_files;
 mod resume_with;
 mod rollback;
+mod samplers;
 mod save_on_error;
 mod scaler;
 mod scaler_misuse;

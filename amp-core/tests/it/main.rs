@@ -84,6 +84,7 @@ mod scaler;
 mod scaler_misuse;
 mod schedulers;
 mod second_derivatives;
+mod sources;
 mod states;
 mod step_values;
 mod support;

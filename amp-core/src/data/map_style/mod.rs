@@ -1,11 +1,13 @@
 //! Data sets that give one example at a time, read by any number of threads.
 
 mod collate;
+mod shared_tensor;
 mod workers;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use collate::{Collate, Pad};
+pub use shared_tensor::SharedTensor;
 pub(super) use workers::{Workers, counted};
 
 use super::{AnyBatch, BatchField, SharedDataset, prefetch::caught};
@@ -21,7 +23,8 @@ use crate::{
 /// same to the last bit for any number of threads, any batch size and after a resume.
 ///
 /// An example is a struct that derives [`Batch`](derive@crate::Batch), or a [`Batch`](super::Batch), whose
-/// tensors have no dimension for the examples: [`collate`](Self::collate) adds it.
+/// tensors have no dimension for the examples: [`collate`](Self::collate) adds it. A set that keeps tensors
+/// in memory keeps [`SharedTensor`]s, which threads share.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{

@@ -97,6 +97,14 @@ impl Error {
         }
     }
 
+    /// Names the example of a data set that could not be read, counted from 0.
+    pub(crate) fn of_example(self, index: i64) -> Self {
+        match self {
+            Self::Torch(text) => Self::Torch(format!("{text} (example {index} of the data set)")),
+            other => Self::Config(format!("example {index} of the data set: {other}")),
+        }
+    }
+
     /// libtorch's text without the C++ stack trace that follows its first line.
     pub(crate) fn torch(text: &str) -> Self {
         let head = text.split("\nException raised from").next().unwrap_or(text);

@@ -5,11 +5,15 @@ use std::{
 
 use tch::Tensor;
 
-use super::{AnyBatch, BatchType};
+use super::{
+    AnyBatch, BatchType, MapDataset,
+    map_style::{AnyMapDataset, Watch, counted},
+};
 use crate::{Error, Result, random::Draws};
 
-/// Examples by number (torch.utils.data.Dataset, but a batch at a time, so that one read from
-/// disk or one `index_select` serves the whole batch).
+/// Examples by number, a batch at a time, so that one read from disk or one `index_select` serves the
+/// whole batch. For one example at a time, as torch.utils.data.Dataset has it, implement
+/// [`MapDataset`](super::MapDataset).
 ///
 /// A batch in memory is one, a [`Batch`](super::Batch) or any other [`BatchType`]. Under prefetching `gather` runs on a thread of the loader's.
 ///
@@ -135,12 +139,22 @@ pub struct SharedDataset {
     len: i64,
     /// Whether it draws from libtorch's generator, once it was looked.
     draws: Arc<OnceLock<bool>>,
-    dataset: Arc<Mutex<dyn AnyDataset>>,
+    reader: Reader,
+}
+
+/// What reads the examples.
+#[derive(Clone)]
+enum Reader {
+    /// A batch at a time, on one thread at a time.
+    Batches(Arc<Mutex<dyn AnyDataset>>),
+    /// One example at a time, on any number of threads.
+    Examples(Arc<dyn AnyMapDataset>),
 }
 
 impl<D: Dataset + 'static> From<D> for SharedDataset {
     fn from(dataset: D) -> Self {
-        Self { len: dataset.len(), draws: Arc::default(), dataset: Arc::new(Mutex::new(dataset)) }
+        let len = dataset.len();
+        Self { len, draws: Arc::default(), reader: Reader::Batches(Arc::new(Mutex::new(dataset))) }
     }
 }
 
@@ -151,6 +165,20 @@ impl fmt::Debug for SharedDataset {
 }
 
 impl SharedDataset {
+    /// A set that gives one example at a time.
+    pub(super) fn of_examples(set: impl MapDataset + 'static) -> Self {
+        let len = set.len();
+        Self { len, draws: Arc::default(), reader: Reader::Examples(Arc::new(set)) }
+    }
+
+    /// The set, where it gives one example at a time.
+    pub(super) fn examples(&self) -> Option<Arc<dyn AnyMapDataset>> {
+        match &self.reader {
+            Reader::Batches(_) => None,
+            Reader::Examples(set) => Some(set.clone()),
+        }
+    }
+
     /// Number of examples.
     pub fn len(&self) -> i64 {
         self.len
@@ -179,7 +207,13 @@ impl SharedDataset {
 
     /// The examples at `indices`, in that order, with random numbers of this epoch.
     pub(super) fn gather_drawing(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
-        let batch = self.lock().gather(indices, draws)?;
+        let set = match &self.reader {
+            Reader::Batches(set) => set,
+            Reader::Examples(set) => {
+                return counted(set.gather(indices, draws, &Watch::default())?, indices.len());
+            }
+        };
+        let batch = lock(set).gather(indices, draws)?;
         let (asked, given) = (indices.len() as i64, batch.len());
         if asked != given {
             return Err(Error::config(format!(
@@ -192,7 +226,11 @@ impl SharedDataset {
 
     /// Whether both read one dataset.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.dataset, &other.dataset)
+        match (&self.reader, &other.reader) {
+            (Reader::Batches(one), Reader::Batches(two)) => Arc::ptr_eq(one, two),
+            (Reader::Examples(one), Reader::Examples(two)) => Arc::ptr_eq(one, two),
+            _ => false,
+        }
     }
 
     /// Whether it draws from libtorch's generator; `None` before it was looked.
@@ -221,13 +259,33 @@ impl SharedDataset {
         }
     }
 
-    /// All examples, where they are in memory: handles of the same tensors.
-    pub(super) fn in_memory(&self) -> Result<Option<AnyBatch>> {
-        self.lock().in_memory()
+    /// All examples, read once for every epoch.
+    ///
+    /// # Errors
+    /// When the dataset fails, or gives other examples in each epoch.
+    pub(super) fn whole(&self) -> Result<AnyBatch> {
+        let Reader::Examples(set) = &self.reader else { return self.head(self.len) };
+        let (watch, indices) = (Watch::default(), (0..self.len).collect::<Vec<_>>());
+        let all = counted(set.gather(&indices, Draws::new(0, 0), &watch)?, indices.len())?;
+        if watch.drew() {
+            return Err(Error::config(
+                "placement device reads the dataset once, but it draws random numbers, which differ in \
+                 each epoch: choose placement auto or host",
+            ));
+        }
+        Ok(all)
     }
 
-    fn lock(&self) -> MutexGuard<'_, dyn AnyDataset + 'static> {
-        // A dataset that panicked has said so; whether it can go on is for it to know.
-        self.dataset.lock().unwrap_or_else(PoisonError::into_inner)
+    /// All examples, where they are in memory: handles of the same tensors.
+    pub(super) fn in_memory(&self) -> Result<Option<AnyBatch>> {
+        match &self.reader {
+            Reader::Batches(set) => lock(set).in_memory(),
+            Reader::Examples(_) => Ok(None),
+        }
     }
+}
+
+fn lock<'a>(set: &'a Mutex<dyn AnyDataset + 'static>) -> MutexGuard<'a, dyn AnyDataset + 'static> {
+    // A dataset that panicked has said so; it decides itself whether it can go on.
+    set.lock().unwrap_or_else(PoisonError::into_inner)
 }

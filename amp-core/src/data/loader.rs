@@ -1,9 +1,12 @@
-use tch::Tensor;
+use std::sync::Arc;
+
+use tch::{Device, Tensor};
 
 use super::{
     AnyBatch, Limit, Loading, SharedDataset,
+    map_style::Workers,
     prefetch::{Prefetch, caught, watched},
-    sampler::Sampler,
+    sampler::{Epoch, Sampler, Shuffled, checked_order},
 };
 use crate::{Error, Result, precision::Policy, random::Draws};
 
@@ -14,13 +17,16 @@ use crate::{Error, Result, precision::Policy, random::Draws};
 #[derive(Debug)]
 pub struct DataLoader {
     source: Source,
+    /// Examples of the set, and of an epoch.
+    examples: i64,
     len: i64,
     /// Bytes of a resident set that is not the data's own.
     copied: u64,
     batch_size: i64,
     drop_last: bool,
     limit: Limit,
-    sampler: Sampler,
+    /// With its seed; `None` for the set's own order.
+    sampler: Option<(Arc<dyn Sampler>, u64)>,
     /// Of what the set draws.
     seed: u64,
     policy: Policy,
@@ -33,6 +39,8 @@ enum Source {
     Host {
         data: SharedDataset,
         prefetch: usize,
+        /// Threads that read examples, and how many batches they may be ahead.
+        workers: Option<(usize, usize)>,
     },
 }
 
@@ -51,7 +59,8 @@ impl DataLoader {
         if batch_size < 1 {
             return Err(Error::config(format!("batch size {batch_size}: it must be at least 1")));
         }
-        let len = data.len();
+        let examples = data.len();
+        let len = examples;
         if loading.drop_last && batch_size > len {
             return Err(Error::config(format!(
                 "drop_last leaves no batch of {batch_size} of {len} examples: choose a batch size \
@@ -62,7 +71,9 @@ impl DataLoader {
             Some(all) => Source::Resident(all.noting_ignored()?),
             None => {
                 let prefetch = loading.prefetch_for(policy.device);
-                Source::Host { data: data.clone(), prefetch }
+                let workers = (loading.num_workers > 0)
+                    .then_some((loading.num_workers, loading.ahead_of_workers()));
+                Source::Host { data: data.clone(), prefetch, workers }
             }
         };
         let copied = match &source {
@@ -70,17 +81,46 @@ impl DataLoader {
             Source::Host { .. } => 0,
         };
         let drop_last = loading.drop_last;
-        let (limit, sampler) = (Limit::default(), Sampler::InOrder);
+        let (limit, sampler) = (Limit::default(), None);
         let seed = 0;
-        Ok(Self { source, len, copied, batch_size, drop_last, limit, sampler, seed, policy })
+        Ok(Self {
+            source,
+            examples,
+            len,
+            copied,
+            batch_size,
+            drop_last,
+            limit,
+            sampler,
+            seed,
+            policy,
+        })
     }
 
     /// Batches of a permutation that depends on the seed and the epoch alone, whatever the
     /// device and precision.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
-        self.sampler = Sampler::Shuffled { seed };
+        self.sampler = Some((Arc::new(Shuffled), seed));
+        self.len = self.examples;
         self
+    }
+
+    /// Batches in the order of a sampler with this seed.
+    ///
+    /// # Errors
+    /// When it draws no batch.
+    pub fn sampled(mut self, sampler: Arc<dyn Sampler>, seed: u64) -> Result<Self> {
+        self.len = sampler.len(self.examples);
+        let least = if self.drop_last { self.batch_size } else { 1 };
+        if self.len < least {
+            let (name, len) = (sampler.name(), self.len);
+            return Err(Error::config(format!(
+                "the sampler `{name}` draws {len} examples an epoch, but at least {least} are needed"
+            )));
+        }
+        self.sampler = Some((sampler, seed));
+        Ok(self)
     }
 
     /// Random numbers of this seed for a set that [draws](super::Dataset::gather_drawing).
@@ -104,8 +144,8 @@ impl DataLoader {
 
     /// Bytes of tensors that it has made and keeps: a copy of the whole set, an epoch's order.
     pub(crate) fn held_bytes(&self) -> u64 {
-        match (&self.source, self.sampler) {
-            (Source::Resident(_), Sampler::Shuffled { .. }) => self.copied + 8 * self.len as u64,
+        match (&self.source, &self.sampler) {
+            (Source::Resident(_), Some(_)) => self.copied + 8 * self.len as u64,
             _ => self.copied,
         }
     }
@@ -138,7 +178,11 @@ impl DataLoader {
                  the batch size others?"
             )));
         }
-        let order = self.sampler.order(self.len, epoch);
+        let order = self.sampler.as_ref().map(|(sampler, seed)| {
+            let (seed, examples, batch_size) = (*seed, self.examples, self.batch_size);
+            checked_order(&**sampler, &Epoch { seed, epoch, examples, batch_size })
+        });
+        let order = order.transpose()?;
         let (len, batch_size, policy) = (self.len, self.batch_size, self.policy);
         let ranges = (first..batches).map(move |index| {
             let start = index * batch_size;
@@ -155,7 +199,7 @@ impl DataLoader {
                     None => all.narrow(start, length),
                 })))
             }
-            Source::Host { data, prefetch } => {
+            Source::Host { data, prefetch, workers } => {
                 let draws = Draws::new(self.seed, epoch);
                 let mut indices = ranges.map(move |(start, length)| match &order {
                     Some(order) => order[start as usize..(start + length) as usize].to_vec(),
@@ -168,6 +212,20 @@ impl DataLoader {
                     looked_at = Some(watched(data, draws, &indices).and_then(|b| b.place(policy)));
                 }
                 let draws_here = data.draws() == Some(true);
+                if let Some(Err(error)) = looked_at {
+                    return Ok(Box::new(std::iter::once(Err(error))));
+                }
+                let workers = workers.filter(|_| !draws_here);
+                if let (Some(set), Some((count, ahead))) = (data.examples(), workers) {
+                    let host = Policy::new(policy.precision, Device::Cpu);
+                    let made = Workers::start(set, draws, indices, host, count, ahead)?;
+                    let first = looked_at.into_iter();
+                    if !policy.device.is_cuda() {
+                        return Ok(Box::new(first.chain(made)));
+                    }
+                    let copied = Prefetch::start(made, policy, (*prefetch).max(1))?;
+                    return Ok(Box::new(first.chain(copied)));
+                }
                 if *prefetch == 0 || draws_here {
                     let load = move |indices: Vec<i64>| -> Result<AnyBatch> {
                         let first = indices.first().copied().unwrap_or_default();
@@ -180,11 +238,9 @@ impl DataLoader {
                     let batches = looked_at.into_iter().chain(indices.map(load));
                     return Ok(Box::new(until_error(batches)));
                 }
-                if let Some(Err(error)) = looked_at {
-                    return Ok(Box::new(std::iter::once(Err(error))));
-                }
                 let data = data.clone();
-                let ahead = Prefetch::start(data, draws, indices, policy, *prefetch)?;
+                let gather = move |indices: Vec<i64>| data.gather_drawing(&indices, draws);
+                let ahead = Prefetch::start(indices.map(gather), policy, *prefetch)?;
                 Ok(Box::new(looked_at.into_iter().chain(ahead)))
             }
         }

@@ -4,12 +4,14 @@ mod batch;
 mod dataset;
 mod limit;
 mod loader;
+mod map_style;
 mod module;
 mod overlap;
 mod placement;
 mod prefetch;
 mod sampler;
 mod sets;
+mod source;
 
 pub use batch::{AnyBatch, Batch, BatchField, BatchType, FieldRole};
 #[doc(hidden)]
@@ -17,7 +19,12 @@ pub use batch::{field_name, predictions, take_field, with_batch};
 pub use dataset::{Dataset, SharedDataset};
 pub use limit::Limit;
 pub use loader::DataLoader;
+pub use map_style::{Collate, MapDataset, Pad, SharedTensor};
 pub use module::DataModule;
 pub(crate) use overlap::{share_memory, shared_part};
 pub use placement::{DEVICE_SHARE, Loading, Placement};
+pub use sampler::{
+    Bucketed, Distributed, Epoch, InOrder, Sampler, Shuffled, Subset, Tail, Weighted,
+};
 pub use sets::Sets;
+pub use source::{Categories, Table, TokenFile, TokenWidth, Windows, map_npy, read_npy};

@@ -1,6 +1,6 @@
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
-use super::{DataLoader, Loading, Sets, SharedDataset};
+use super::{DataLoader, Loading, Sampler, Sets, SharedDataset};
 use crate::{Error, Result, precision::Policy};
 
 /// What a model is trained, validated and tested on, and what it predicts.
@@ -36,6 +36,9 @@ pub struct DataModule {
     pub predict: Sets,
     /// Examples in a batch.
     pub batch_size: i64,
+    /// The order of the training examples; `None` shuffles them where the trainer's
+    /// [`shuffle`](crate::TrainerConfig::shuffle) says so.
+    pub sampler: Option<Arc<dyn Sampler>>,
     /// How batches reach the device.
     pub loading: Loading,
 }
@@ -64,6 +67,7 @@ impl DataModule {
             test: Sets::default(),
             predict: Sets::default(),
             batch_size,
+            sampler: None,
             loading: Loading::default(),
         }
     }
@@ -89,6 +93,13 @@ impl DataModule {
         self
     }
 
+    /// The same with another order of the training examples.
+    #[must_use]
+    pub fn with_sampler(mut self, sampler: impl Sampler + 'static) -> Self {
+        self.sampler = Some(Arc::new(sampler));
+        self
+    }
+
     /// Refuses what cannot be batched.
     ///
     /// # Errors
@@ -100,7 +111,16 @@ impl DataModule {
             return Err(Error::config(format!("batch size {batch}: it must be at least 1")));
         }
         self.train.check()?;
-        if batch > train {
+        if let Some(sampler) = &self.sampler {
+            let drawn = sampler.len(train);
+            if batch > drawn {
+                return Err(Error::config(format!(
+                    "batch size {batch} is larger than the {drawn} examples that the sampler `{}` draws of \
+                     `{name}`: choose at most {drawn}",
+                    sampler.name()
+                )));
+            }
+        } else if batch > train {
             return Err(Error::config(format!(
                 "batch size {batch} is larger than the {train} training examples of `{name}`: choose at most {train}"
             )));
@@ -125,16 +145,18 @@ impl DataModule {
         self.loading.check()
     }
 
-    /// The training batches, in an order of this seed's where there is one.
+    /// The training batches, in the sampler's or a shuffled order of this seed; without a seed in the set's
+    /// own.
     ///
     /// # Errors
     /// When they cannot be batched, or the device has no room for a set that is to lie there.
     pub fn train_loader(&self, policy: Policy, shuffle: Option<u64>) -> Result<DataLoader> {
         let loader = DataLoader::new(&self.train, self.batch_size, self.loading, policy)?;
-        Ok(match shuffle {
-            Some(seed) => loader.shuffled(seed),
-            None => loader,
-        })
+        match (shuffle, &self.sampler) {
+            (None, _) => Ok(loader),
+            (Some(seed), None) => Ok(loader.shuffled(seed)),
+            (Some(seed), Some(sampler)) => loader.sampled(sampler.clone(), seed),
+        }
     }
 
     /// The batches of a set that is not trained on: in order, and every example, whatever `drop_last`
@@ -147,7 +169,7 @@ impl DataModule {
         DataLoader::new(set, self.batch_size, loading, policy)
     }
 
-    /// The same data with the first `batches` batches of each set alone.
+    /// The same data with the first `batches` batches of each set alone, without its sampler.
     ///
     /// # Errors
     /// When a dataset fails.
@@ -165,6 +187,7 @@ impl DataModule {
             val: head(&self.val)?,
             test: head(&self.test)?,
             predict: head(&self.predict)?,
+            sampler: None,
             ..self.clone()
         })
     }

@@ -64,7 +64,14 @@ pub struct Loading {
     /// training loop; for CUDA it also pins their memory and copies them on a stream of its own.
     /// `Some(0)` does all this in the loop, one batch at a time. [`Loading::prefetch_for`] says
     /// what `None` means.
+    ///
+    /// With [`num_workers`](Self::num_workers) it is the number of batches that the workers make ahead in
+    /// all, and `None` stands for 2 for each worker.
     pub prefetch: Option<usize>,
+    /// Threads that read the examples of a [`MapDataset`](super::MapDataset), each a batch at a time
+    /// (`num_workers`). The batches are the same and in the same order for any number. 0 reads them where
+    /// sets that gather whole batches are read, to which this number is of no concern.
+    pub num_workers: usize,
 }
 
 impl Loading {
@@ -74,8 +81,22 @@ impl Loading {
         self.prefetch.unwrap_or(if device.is_cuda() { 2 } else { 0 })
     }
 
+    /// Batches that workers make ahead of the loop.
+    pub(super) fn ahead_of_workers(&self) -> usize {
+        self.prefetch.unwrap_or(2 * self.num_workers)
+    }
+
     pub(super) fn check(&self) -> Result<()> {
+        let workers = self.num_workers;
         match (self.placement, self.prefetch) {
+            (Placement::Device, _) if workers > 0 => Err(Error::config(format!(
+                "num_workers {workers}: sets on the device need none; choose placement auto or host, or \
+                 leave num_workers out"
+            ))),
+            (_, Some(0)) if workers > 0 => Err(Error::config(format!(
+                "prefetch 0 leaves {workers} workers without a batch to make: leave prefetch out, or give \
+                 the batches that they may make ahead"
+            ))),
             (Placement::Device, Some(ahead)) if ahead > 0 => Err(Error::config(format!(
                 "prefetch {ahead}: sets on the device need none; choose placement auto or host, \
                  or leave prefetch out"
@@ -94,7 +115,7 @@ impl Loading {
             Placement::Host => None,
             Placement::Device => Some(match data.in_memory()? {
                 Some(all) => all,
-                None => data.head(data.len())?,
+                None => data.whole()?,
             }),
             Placement::Auto => match data.in_memory()? {
                 Some(all) if self.fits(&all, policy)? => Some(all),

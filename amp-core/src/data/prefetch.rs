@@ -31,12 +31,10 @@ enum Loaded {
 }
 
 impl Prefetch {
-    /// Starts gathering the examples of each of `indices`, at most `ahead` batches before they
-    /// are asked for.
+    /// Starts placing these batches, which are gathered as they are asked for, at most `ahead` before the
+    /// loop asks for them.
     pub(super) fn start(
-        data: SharedDataset,
-        draws: Draws,
-        indices: impl Iterator<Item = Vec<i64>> + Send + 'static,
+        batches: impl Iterator<Item = Result<AnyBatch>> + Send + 'static,
         policy: Policy,
         ahead: usize,
     ) -> Result<Self> {
@@ -52,10 +50,10 @@ impl Prefetch {
                     Device::Cuda(index) => Some(ffi::SideStream::new(index)?),
                     _ => None,
                 };
-                Ok(Worker { data, draws, policy, stream })
+                Ok(Worker { policy, stream })
             });
             match loaded {
-                Ok(worker) => worker.run(indices, &sender),
+                Ok(worker) => worker.run(batches, &sender),
                 // Nobody listens any more when this cannot be sent.
                 Err(error) => drop(sender.send(Err(error))),
             }
@@ -114,17 +112,20 @@ pub(super) fn watched(data: &SharedDataset, draws: Draws, indices: &[i64]) -> Re
 
 /// What the thread works with.
 struct Worker {
-    data: SharedDataset,
-    draws: Draws,
     policy: Policy,
     stream: Option<ffi::SideStream>,
 }
 
 impl Worker {
-    fn run(&self, indices: impl Iterator<Item = Vec<i64>>, sender: &SyncSender<Result<Loaded>>) {
+    fn run(
+        &self,
+        mut batches: impl Iterator<Item = Result<AnyBatch>>,
+        sender: &SyncSender<Result<Loaded>>,
+    ) {
         let _no_grad = tch::no_grad_guard();
-        for indices in indices {
-            let loaded = caught(|| self.load(&indices));
+        while let Some(loaded) =
+            caught(|| batches.next().map(|batch| self.load(batch?)).transpose()).transpose()
+        {
             let failed = loaded.is_err();
             if sender.send(loaded).is_err() || failed {
                 return;
@@ -132,8 +133,7 @@ impl Worker {
         }
     }
 
-    fn load(&self, indices: &[i64]) -> Result<Loaded> {
-        let batch = self.data.gather_drawing(indices, self.draws)?;
+    fn load(&self, batch: AnyBatch) -> Result<Loaded> {
         match self.stream {
             Some(stream) if batch.is_on(Device::Cpu) => {
                 // Converted here: the thread has the time, and f16 is half the copy.

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::place;
+use super::{Rng, place};
 use crate::{Result, ffi::CpuRandom};
 
 /// What an example's random numbers follow from: the run's seed, the epoch and the example's place in its
@@ -22,6 +22,17 @@ impl Draws {
     /// The seed for a random generator of the example at `index`.
     pub fn seed(self, index: i64) -> u64 {
         mixed(self.key ^ index.cast_unsigned())
+    }
+
+    /// The random numbers of the example at `index`.
+    pub fn rng(self, index: i64) -> Rng {
+        Rng::with_seed(self.seed(index))
+    }
+
+    /// The random numbers of the batch of these examples, apart from the numbers of its examples.
+    pub fn batch_rng(self, indices: &[i64]) -> Rng {
+        let start = mixed(!self.key);
+        Rng::with_seed(indices.iter().fold(start, |key, index| mixed(key ^ index.cast_unsigned())))
     }
 
     /// Runs `body` with libtorch's generator of the CPU seeded by the example at `index`, and puts the

@@ -1,10 +1,12 @@
 //! libtorch's random generators, which the whole process shares, and sections that have them alone.
 
 mod draws;
+mod rng;
 mod section;
 mod state;
 
 pub use draws::Draws;
+pub use rng::Rng;
 pub(crate) use section::{Inherited, place};
 pub use section::{Section, seeded};
 pub use state::RandomState;

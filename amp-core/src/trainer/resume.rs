@@ -82,6 +82,7 @@ impl Run<'_, '_> {
             ("accumulate_grad_batches", config.optimization.accumulate_grad_batches.into()),
             ("seed", config.seed.into()),
             ("shuffle", config.shuffle.into()),
+            ("sampler", self.data.sampler.as_ref().map(|sampler| sampler.name()).into()),
             ("freeze", freeze.collect::<Vec<_>>().into()),
             ("averaging", serde_json::json!(config.optimization.averaging)),
             ("gradient_clip", serde_json::json!(config.optimization.gradient_clip)),
@@ -224,7 +225,7 @@ impl Run<'_, '_> {
             let by = match name.as_str() {
                 "hyperparameters" => Some(Change::Lr),
                 "batch_size" | "drop_last" | "accumulate_grad_batches" => Some(Change::BatchSize),
-                "data" | "training examples" => Some(Change::Data),
+                "data" | "training examples" | "sampler" => Some(Change::Data),
                 "gradient_clip" | "optimizer's options" => Some(Change::Optimizer),
                 _ => None,
             };

@@ -167,7 +167,7 @@ fn drop_last_leaves_full_batches(
     #[case] batches: i64,
     #[values(Placement::Device, Placement::Host)] placement: Placement,
 ) -> Result<()> {
-    let loading = Loading { drop_last: true, placement, prefetch: None };
+    let loading = Loading { drop_last: true, placement, ..Loading::default() };
     let loader = loader(count, size, loading)?.shuffled(42);
     let seen = order(&loader, 1)?;
     assert_eq!((loader.batches(), seen.len() as i64), (batches, batches));

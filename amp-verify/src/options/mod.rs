@@ -107,6 +107,9 @@ pub struct RunArgs {
     /// Batches a thread loads ahead from the host [default: 2 for CUDA, 0 for the CPU]
     #[arg(long, value_name = "N")]
     pub prefetch: Option<usize>,
+    /// Threads that read a set's examples, where it gives one at a time
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub num_workers: usize,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub recovery: RecoveryArgs,
@@ -155,6 +158,7 @@ impl RunArgs {
             loading: Loading {
                 placement: self.data_placement,
                 prefetch: self.prefetch,
+                num_workers: self.num_workers,
                 ..Loading::default()
             },
         }

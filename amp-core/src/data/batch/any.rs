@@ -48,12 +48,19 @@ pub struct AnyBatch {
     weight: OnceCell<f64>,
     /// Whether it is known that no class of its is left out of losses.
     complete: bool,
+    /// Whether it is one example, whose tensors have no dimension for the examples.
+    single: bool,
 }
 
 impl AnyBatch {
     /// A batch without tensors, made from the type of this name.
     pub fn new(of: &'static str) -> Self {
-        Self { of, fields: Vec::new(), weight: OnceCell::new(), complete: false }
+        Self { of, fields: Vec::new(), weight: OnceCell::new(), complete: false, single: false }
+    }
+
+    /// One example without tensors yet, made from the type of this name.
+    pub(in crate::data) fn single(of: &'static str) -> Self {
+        Self { single: true, ..Self::new(of) }
     }
 
     /// Adds a tensor.
@@ -89,7 +96,7 @@ impl AnyBatch {
         if role == FieldRole::Weights && self.weights().is_some() {
             return refused(format!("`{name}` is a second tensor of weights"));
         }
-        if role != FieldRole::Shared {
+        if role != FieldRole::Shared && !self.single {
             let Some(&count) = tensor.size().first() else {
                 return refused(format!(
                     "`{name}` is a scalar, but its first dimension must count the examples"
@@ -133,6 +140,16 @@ impl AnyBatch {
     /// Its tensors by name, in order of declaration.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.fields.iter().map(|field| (&*field.name, &field.tensor))
+    }
+
+    /// Its tensors with their roles.
+    pub(in crate::data) fn fields(&self) -> impl Iterator<Item = (&str, &Tensor, FieldRole)> {
+        self.fields.iter().map(|field| (&*field.name, &field.tensor, field.role))
+    }
+
+    /// The type that it was made from.
+    pub(in crate::data) fn of(&self) -> &'static str {
+        self.of
     }
 
     /// The tensors whose numbers enter the computation, which masks need not.
@@ -246,6 +263,7 @@ impl AnyBatch {
             fields: fields.map(|(field, tensor)| field.of(tensor)).collect(),
             weight: self.weight.clone(),
             complete: self.complete,
+            single: self.single,
         }
     }
 
@@ -351,7 +369,8 @@ impl AnyBatch {
     fn with(&self, change: impl Fn(&Field) -> Result<Tensor>) -> Result<Self> {
         let fields = self.fields.iter().map(|field| Ok(field.of(change(field)?)));
         let fields = fields.collect::<Result<_>>()?;
-        Ok(Self { of: self.of, fields, weight: OnceCell::new(), complete: self.complete })
+        let Self { of, complete, single, .. } = *self;
+        Ok(Self { of, fields, weight: OnceCell::new(), complete, single })
     }
 }
 

@@ -61,10 +61,13 @@ pub fn take_field<B, F: BatchField>(
     F::take(name, batch)
 }
 
-/// The name of a field in a nested batch.
+/// The name of a field in a nested batch; its own name where there is no parent.
 #[doc(hidden)]
 pub fn field_name(parent: &str, field: &str) -> String {
-    format!("{parent}.{field}")
+    match parent {
+        "" => field.to_owned(),
+        _ => format!("{parent}.{field}"),
+    }
 }
 
 /// What a field of a batch may be: a tensor, an option, a list, or another struct of such fields.

@@ -1,6 +1,8 @@
+use std::borrow::Cow;
+
 use tch::Tensor;
 
-use super::{AnyBatch, BatchType, FieldRole};
+use super::{AnyBatch, BatchField, BatchType, FieldRole, field_name};
 use crate::{Error, Result, precision::Policy};
 
 /// Some examples: inputs and their targets, equal in dimension 0.
@@ -61,6 +63,24 @@ impl BatchType for Batch {
 
     fn from_any(batch: &AnyBatch) -> Result<Self> {
         let field = |name| Ok::<_, Error>(batch.required(name)?.shallow_clone());
+        Ok(Self { input: field("input")?, target: field("target")? })
+    }
+}
+
+impl BatchField for Batch {
+    type Ref<'a> = &'a Self;
+
+    fn borrow(&self) -> &Self {
+        self
+    }
+
+    fn put(&self, name: Cow<'static, str>, role: FieldRole, batch: &mut AnyBatch) -> Result<()> {
+        batch.push(field_name(&name, "input"), &self.input, role)?;
+        batch.push(field_name(&name, "target"), &self.target, role)
+    }
+
+    fn take(name: &str, batch: &AnyBatch) -> Result<Self> {
+        let field = |of| Ok::<_, Error>(batch.required(&field_name(name, of))?.shallow_clone());
         Ok(Self { input: field("input")?, target: field("target")? })
     }
 }

@@ -1,0 +1,306 @@
+//! The batch of some examples.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    Error, Result,
+    data::{AnyBatch, BatchField, FieldRole},
+};
+
+/// Makes a batch of examples: tensors of one shape are stacked along a new first dimension, and sequences
+/// of different lengths are padded where that is declared.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{
+///     Batch, Result,
+///     data::{AnyBatch, Collate, MapDataset, Pad},
+///     random::Rng,
+///     tch::Tensor,
+/// };
+///
+/// #[derive(Batch)]
+/// struct Sentence {
+///     #[batch(ids)]
+///     tokens: Tensor,
+///     /// Of batches alone: `collate` gives them.
+///     #[batch(mask)]
+///     mask: Option<Tensor>,
+///     class: Tensor,
+/// }
+///
+/// struct Sentences(Vec<(Vec<i64>, i64)>);
+///
+/// impl MapDataset for Sentences {
+///     type Example = Sentence;
+///
+///     fn len(&self) -> i64 {
+///         self.0.len() as i64
+///     }
+///
+///     fn get(&self, index: i64, _: &mut Rng) -> Result<Sentence> {
+///         let (tokens, class) = &self.0[index as usize];
+///         let (tokens, class) = (Tensor::f_from_slice(tokens)?, Tensor::from(*class));
+///         Ok(Sentence { tokens, mask: None, class })
+///     }
+///
+///     fn collate(&self, examples: &[(i64, Sentence)], _: &mut Rng) -> Result<AnyBatch> {
+///         Collate::new().pad(Pad::new("tokens", 0.0).attention_mask("mask")).batch(examples)
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let data = Sentences(vec![(vec![5, 6, 7], 1), (vec![8], 0)]).shared();
+/// // [[5, 6, 7], [8, 0, 0]] and [[true, true, true], [true, false, false]].
+/// let batch = data.gather(&[0, 1])?;
+/// assert_eq!(batch.required("tokens")?.size(), [2, 3]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Collate {
+    padded: Vec<Pad>,
+}
+
+/// How a field whose examples differ in length (dimension 0) is padded at its end.
+#[derive(Debug, Clone)]
+pub struct Pad {
+    field: String,
+    value: f64,
+    multiple: i64,
+    length: Option<i64>,
+    attention_mask: Option<String>,
+    key_padding_mask: Option<String>,
+    lengths: Option<String>,
+}
+
+impl Pad {
+    /// Pads the field of this name with `value`, to the longest example of the batch. A field of a nested
+    /// struct has a dotted name, as in `source.ids`.
+    pub fn new(field: impl Into<String>, value: f64) -> Self {
+        Self {
+            field: field.into(),
+            value,
+            multiple: 1,
+            length: None,
+            attention_mask: None,
+            key_padding_mask: None,
+            lengths: None,
+        }
+    }
+
+    /// Pads to a multiple of this length, as tensor cores like.
+    #[must_use]
+    pub fn multiple_of(mut self, length: i64) -> Self {
+        self.multiple = length;
+        self
+    }
+
+    /// Pads every batch to this length; longer examples are an error.
+    #[must_use]
+    pub fn to(mut self, length: i64) -> Self {
+        self.length = Some(length);
+        self
+    }
+
+    /// Adds a mask of this name: booleans `[N, L]`, true where the example has an element, as Hugging
+    /// Face's models take it.
+    #[must_use]
+    pub fn attention_mask(mut self, name: impl Into<String>) -> Self {
+        self.attention_mask = Some(name.into());
+        self
+    }
+
+    /// Adds a mask of this name: booleans `[N, L]`, true where there is padding, as
+    /// [`AttentionMask::padding`](crate::nn::AttentionMask::padding) takes it.
+    #[must_use]
+    pub fn key_padding_mask(mut self, name: impl Into<String>) -> Self {
+        self.key_padding_mask = Some(name.into());
+        self
+    }
+
+    /// Adds the examples' lengths under this name: int64 `[N]`.
+    #[must_use]
+    pub fn lengths(mut self, name: impl Into<String>) -> Self {
+        self.lengths = Some(name.into());
+        self
+    }
+}
+
+impl Collate {
+    /// Stacks every field.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same with a field that is padded.
+    #[must_use]
+    pub fn pad(mut self, field: Pad) -> Self {
+        self.padded.push(field);
+        self
+    }
+
+    /// The batch of these examples, each with its number in the data set.
+    ///
+    /// # Errors
+    /// When there is no example, or the examples differ in fields, dtypes or, where no padding is declared,
+    /// shapes; when a padded field is missing or its padding does not fit its dtype.
+    pub fn batch<E: BatchField>(&self, examples: &[(i64, E)]) -> Result<AnyBatch> {
+        let name = std::any::type_name::<E>().split('<').next().unwrap_or_default();
+        let of = name.rsplit("::").next().unwrap_or_default();
+        let mut read = Vec::with_capacity(examples.len());
+        for (index, example) in examples {
+            let mut single = AnyBatch::single(of);
+            let put = example.put("".into(), FieldRole::Value, &mut single);
+            put.map_err(|error| error.of_example(*index))?;
+            read.push((*index, single));
+        }
+        self.stack(&read)
+    }
+
+    fn stack(&self, examples: &[(i64, AnyBatch)]) -> Result<AnyBatch> {
+        let Some((first, model)) = examples.first() else {
+            return Err(Error::config("a batch needs at least one example"));
+        };
+        for pad in &self.padded {
+            if model.tensor(&pad.field).is_none() {
+                let names: Vec<&str> = model.tensors().map(|(name, _)| name).collect();
+                let (field, names) = (&pad.field, names.join(", "));
+                return Err(Error::config(format!(
+                    "Pad names `{field}`, but the examples have {names}: name one of these"
+                )));
+            }
+        }
+        for (index, example) in examples {
+            same_fields((*first, model), (*index, example))?;
+            same_fields((*index, example), (*first, model))?;
+        }
+        let mut batch = AnyBatch::new(model.of());
+        for (name, _, role) in model.fields() {
+            let mut tensors = Vec::with_capacity(examples.len());
+            for (index, example) in examples {
+                tensors.push((*index, example.required(name)?));
+            }
+            self.field(name, role, &tensors, &mut batch)?;
+        }
+        Ok(batch)
+    }
+
+    /// Adds a field of all examples to the batch.
+    fn field(
+        &self,
+        name: &str,
+        role: FieldRole,
+        tensors: &[(i64, &Tensor)],
+        batch: &mut AnyBatch,
+    ) -> Result<()> {
+        let (first, model) = tensors[0];
+        let differs = |what: &str, index: i64, here: String, there: String, fix: &str| {
+            Error::config(format!(
+                "`{name}` of example {first} has {what} {here}, but of example {index} {there}: {fix}"
+            ))
+        };
+        for (index, tensor) in tensors {
+            let (here, there) = (format!("{:?}", model.kind()), format!("{:?}", tensor.kind()));
+            if here != there {
+                return Err(differs("dtype", *index, here, there, "give both the same"));
+            }
+        }
+        let pad = self.padded.iter().find(|pad| pad.field == name);
+        // The sizes that must be equal.
+        let fixed = |tensor: &Tensor| match pad {
+            Some(_) => tensor.size().get(1..).map(<[i64]>::to_vec),
+            None => Some(tensor.size()),
+        };
+        for (index, tensor) in tensors {
+            let shapes = || (format!("{:?}", model.size()), format!("{:?}", tensor.size()));
+            if fixed(tensor).is_none() {
+                let text =
+                    format!("`{name}` of example {index} is a scalar, which has no length to pad");
+                return Err(Error::config(text));
+            }
+            if fixed(tensor) != fixed(model) {
+                let (here, there) = shapes();
+                let fix = match pad {
+                    Some(_) => "padding changes the first dimension alone; make the others equal",
+                    None => "make the shapes equal, or declare padding with Collate::pad",
+                };
+                return Err(differs("shape", *index, here, there, fix));
+            }
+            if role == FieldRole::Shared && !tensor.f_equal(model)? {
+                let text = format!(
+                    "`{name}` is shared by the batch, but examples {first} and {index} have different \
+                     values: make them equal, or give the field another role"
+                );
+                return Err(Error::config(text));
+            }
+        }
+        if role == FieldRole::Shared {
+            return batch.push(name.to_owned(), model, role);
+        }
+        let Some(pad) = pad else {
+            let all: Vec<&Tensor> = tensors.iter().map(|(_, tensor)| *tensor).collect();
+            return batch.push(name.to_owned(), &Tensor::f_stack(&all, 0)?, role);
+        };
+        let (padded, lengths) = pad.together(tensors)?;
+        batch.push(name.to_owned(), &padded, role)?;
+        let places = Tensor::f_arange(padded.size()[1], (Kind::Int64, Device::Cpu))?;
+        let present = places.f_unsqueeze(0)?.f_lt_tensor(&lengths.f_unsqueeze(1)?)?;
+        if let Some(name) = &pad.attention_mask {
+            batch.push(name.clone(), &present, FieldRole::Mask)?;
+        }
+        if let Some(name) = &pad.key_padding_mask {
+            batch.push(name.clone(), &present.f_logical_not()?, FieldRole::Mask)?;
+        }
+        match &pad.lengths {
+            Some(name) => batch.push(name.clone(), &lengths, FieldRole::Ids),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Refuses a field that only the first of two examples has.
+fn same_fields((one, has): (i64, &AnyBatch), (two, lacks): (i64, &AnyBatch)) -> Result<()> {
+    match has.tensors().find(|(name, _)| lacks.tensor(name).is_none()) {
+        Some((name, _)) => Err(Error::config(format!(
+            "example {one} has `{name}`, but example {two} does not: give both the same fields"
+        ))),
+        None => Ok(()),
+    }
+}
+
+impl Pad {
+    /// The padded sequences `[N, L, …]` and their lengths `[N]`.
+    fn together(&self, tensors: &[(i64, &Tensor)]) -> Result<(Tensor, Tensor)> {
+        let Self { field, value, multiple, .. } = self;
+        let (_, model) = tensors[0];
+        if *multiple < 1 || self.length.is_some_and(|length| length < 1) {
+            return Err(Error::config(format!("`{field}` is padded to a length below 1")));
+        }
+        let lengths: Vec<i64> = tensors.iter().map(|(_, tensor)| tensor.size()[0]).collect();
+        let longest = lengths.iter().copied().max().unwrap_or_default();
+        let length = self.length.unwrap_or((longest + multiple - 1) / multiple * multiple);
+        if let Some(at) = lengths.iter().position(|own| *own > length) {
+            return Err(Error::config(format!(
+                "`{field}` of example {} has length {}, but batches are padded to {length}: cut it, or pad \
+                 to more",
+                tensors[at].0, lengths[at]
+            )));
+        }
+        let kind = model.kind();
+        let given = Tensor::from(*value);
+        let there = given.f_to_kind(kind)?.f_double_value(&[])?;
+        // Floating dtypes round, others must have the value.
+        if !crate::precision::is_floating(kind) && there != *value {
+            return Err(Error::config(format!(
+                "`{field}` is {kind:?}, which has no {value} to pad with: choose another value"
+            )));
+        }
+        let mut size = vec![tensors.len() as i64, length];
+        size.extend(&model.size()[1..]);
+        let padded = Tensor::f_full(&size, *value, (kind, model.device()))?;
+        for (at, ((_, tensor), length)) in tensors.iter().zip(&lengths).enumerate() {
+            padded.f_select(0, at as i64)?.f_narrow(0, 0, *length)?.f_copy_(tensor)?;
+        }
+        Ok((padded, Tensor::f_from_slice(&lengths)?))
+    }
+}

@@ -1,0 +1,142 @@
+//! Data sets that give one example at a time, read by any number of threads.
+
+mod collate;
+mod shared_tensor;
+mod workers;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use collate::{Collate, Pad};
+pub use shared_tensor::SharedTensor;
+pub(super) use workers::{Workers, counted};
+
+use super::{AnyBatch, BatchField, SharedDataset, prefetch::caught};
+use crate::{
+    Error, Result,
+    random::{Draws, Rng},
+};
+
+/// Examples one at a time, by number (a map-style torch.utils.data.Dataset; `get` is `__getitem__`).
+///
+/// [`Loading::num_workers`](super::Loading::num_workers) threads read examples at once. Random numbers of
+/// an example follow from the run's seed, the epoch and the example's number alone, so the batches are the
+/// same to the last bit for any number of threads, any batch size and after a resume.
+///
+/// An example is a struct that derives [`Batch`](derive@crate::Batch), or a [`Batch`](super::Batch), whose
+/// tensors have no dimension for the examples: [`collate`](Self::collate) adds it. A set that keeps tensors
+/// in memory keeps [`SharedTensor`]s, which threads share.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{
+///     Result,
+///     data::{Batch, DataModule, MapDataset},
+///     random::Rng,
+///     tch::Tensor,
+/// };
+///
+/// /// Points on a circle, seen with noise; the target is the angle.
+/// struct Circle;
+///
+/// impl MapDataset for Circle {
+///     type Example = Batch;
+///
+///     fn len(&self) -> i64 {
+///         1000
+///     }
+///
+///     fn get(&self, index: i64, rng: &mut Rng) -> Result<Batch> {
+///         let angle = index as f64 / 1000.0;
+///         let seen = [angle.cos() + 0.1 * rng.normal(), angle.sin() + 0.1 * rng.normal()];
+///         // [2] and [1]; a batch of 32 is [32, 2] and [32, 1].
+///         Ok(Batch { input: Tensor::f_from_slice(&seen)?, target: Tensor::f_from_slice(&[angle])? })
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let mut data = DataModule::new("circle", Circle.shared(), Circle.shared(), 32);
+/// data.loading.num_workers = 4;
+/// # Ok(())
+/// # }
+/// ```
+pub trait MapDataset: Send + Sync {
+    /// One example.
+    type Example: BatchField;
+
+    /// Number of examples; it must not change.
+    fn len(&self) -> i64;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The example at `index`, counted from 0. Draw its random numbers, as for augmentation, from `rng`
+    /// and from nothing else: several threads call this at once, in any order. An example that a sampler
+    /// draws twice in an epoch has the same random numbers both times.
+    ///
+    /// # Errors
+    /// When the example cannot be read; the error ends the epoch and reaches the training loop with the
+    /// example's number.
+    fn get(&self, index: i64, rng: &mut Rng) -> Result<Self::Example>;
+
+    /// The batch of these examples, each with its number (`collate_fn`). Without an implementation
+    /// tensors of one shape are stacked; [`Collate`] also pads. `rng` has random numbers of the batch.
+    ///
+    /// # Errors
+    /// When the examples do not fit together.
+    fn collate(&self, examples: &[(i64, Self::Example)], rng: &mut Rng) -> Result<AnyBatch> {
+        let _ = rng;
+        Collate::new().batch(examples)
+    }
+
+    /// The set as a [`DataModule`](super::DataModule) takes it.
+    fn shared(self) -> SharedDataset
+    where
+        Self: Sized + 'static,
+    {
+        SharedDataset::of_examples(self)
+    }
+}
+
+/// A map-style dataset of any type of example.
+pub(super) trait AnyMapDataset: Send + Sync {
+    /// The batch of the examples at `indices`.
+    fn gather(&self, indices: &[i64], draws: Draws, watch: &Watch) -> Result<AnyBatch>;
+}
+
+/// What is said to threads that read examples, and what they say.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    stopped: AtomicBool,
+    drew: AtomicBool,
+}
+
+impl Watch {
+    /// Nobody waits for the examples any more: reading ends at the next one, with an error.
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an example drew random numbers.
+    pub(super) fn drew(&self) -> bool {
+        self.drew.load(Ordering::Relaxed)
+    }
+}
+
+impl<D: MapDataset> AnyMapDataset for D {
+    fn gather(&self, indices: &[i64], draws: Draws, watch: &Watch) -> Result<AnyBatch> {
+        let mut examples = Vec::with_capacity(indices.len());
+        for &index in indices {
+            if watch.stopped.load(Ordering::Relaxed) {
+                return Err(Error::config("the epoch was dropped"));
+            }
+            let mut rng = draws.rng(index);
+            let example = caught(|| self.get(index, &mut rng));
+            examples.push((index, example.map_err(|error| error.of_example(index))?));
+            if rng != draws.rng(index) {
+                watch.drew.store(true, Ordering::Relaxed);
+            }
+        }
+        self.collate(&examples, &mut draws.batch_rng(indices))
+    }
+}

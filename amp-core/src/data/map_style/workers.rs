@@ -1,0 +1,215 @@
+//! Threads that each make whole batches of a map-style set, given out in the sampler's order.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+};
+
+use super::{AnyMapDataset, Watch};
+use crate::{
+    Error, Result,
+    data::{AnyBatch, prefetch::caught},
+    ffi,
+    precision::Policy,
+    random::{self, Draws},
+};
+
+/// The batches of an epoch on the CPU, made by threads that end with it.
+pub(in crate::data) struct Workers {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    /// Whether there is nothing more to give.
+    over: bool,
+}
+
+/// What the threads work on.
+struct Shared {
+    work: Work,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    watch: Watch,
+    /// Most batches that were begun and not given out.
+    ahead: u64,
+}
+
+struct Work {
+    data: Arc<dyn AnyMapDataset>,
+    draws: Draws,
+    policy: Policy,
+}
+
+struct Queue {
+    /// The examples of the batches that nobody has begun.
+    indices: Box<dyn Iterator<Item = Vec<i64>> + Send>,
+    /// Batches begun, and given out.
+    begun: u64,
+    given: u64,
+    /// Batches made and not given out, by their place.
+    ready: BTreeMap<u64, Result<AnyBatch>>,
+    /// Threads that may still make one.
+    alive: usize,
+    /// No batch is begun any more.
+    stopped: bool,
+}
+
+impl Workers {
+    /// Starts `count` threads that make the batches of each of `indices`, at most `ahead` before they are
+    /// asked for, in the dtypes of the policy.
+    pub(in crate::data) fn start(
+        data: Arc<dyn AnyMapDataset>,
+        draws: Draws,
+        indices: impl Iterator<Item = Vec<i64>> + Send + 'static,
+        policy: Policy,
+        count: usize,
+        ahead: usize,
+    ) -> Result<Self> {
+        let queue = Queue {
+            indices: Box::new(indices),
+            begun: 0,
+            given: 0,
+            ready: BTreeMap::new(),
+            alive: 0,
+            stopped: false,
+        };
+        let shared = Arc::new(Shared {
+            work: Work { data, draws, policy },
+            queue: Mutex::new(queue),
+            changed: Condvar::new(),
+            watch: Watch::default(),
+            ahead: ahead.max(1) as u64,
+        });
+        let mut workers = Self { shared, threads: Vec::with_capacity(count), over: false };
+        for number in 0..count {
+            let shared = workers.shared.clone();
+            let (context, inherited) = (ffi::DebugInfo::current()?, random::Inherited::current());
+            shared.queue().alive += 1;
+            let living = Living(shared.clone());
+            let body = move || {
+                let living = living;
+                // The loop waits for this thread, which must not wait for the loop's section.
+                let _guest = inherited.enter();
+                let _no_grad = tch::no_grad_guard();
+                match context.enter() {
+                    Ok(()) => while living.0.make_one() {},
+                    Err(error) => living.0.refuse(error),
+                }
+            };
+            let thread = thread::Builder::new().name(format!("data worker {number}")).spawn(body);
+            let thread = thread
+                .map_err(|error| Error::config(format!("no thread to load data on: {error}")))?;
+            workers.threads.push(thread);
+        }
+        Ok(workers)
+    }
+}
+
+impl Iterator for Workers {
+    type Item = Result<AnyBatch>;
+
+    fn next(&mut self) -> Option<Result<AnyBatch>> {
+        if self.over {
+            return None;
+        }
+        let batch = self.shared.take();
+        self.over = batch.as_ref().is_none_or(Result::is_err);
+        batch
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.shared.watch.stop();
+        self.shared.queue().stopped = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // It catches the panics of the set.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A thread that may still make a batch.
+struct Living(Arc<Shared>);
+
+impl Drop for Living {
+    fn drop(&mut self) {
+        self.0.queue().alive -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // No panic can leave it half-changed.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next batch in order; waits for it.
+    fn take(&self) -> Option<Result<AnyBatch>> {
+        let waits = |queue: &mut Queue| queue.alive > 0 && !queue.ready.contains_key(&queue.given);
+        let queue = self.changed.wait_while(self.queue(), waits);
+        let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
+        let given = queue.given;
+        match queue.ready.remove(&given) {
+            Some(batch) => {
+                queue.given += 1;
+                drop(queue);
+                self.changed.notify_all();
+                Some(batch)
+            }
+            None if given < queue.begun => {
+                Some(Err(Error::config("a data worker ended without its batch")))
+            }
+            None => None,
+        }
+    }
+
+    /// Makes a batch, when there is room for it; false when there are no more to make.
+    fn make_one(&self) -> bool {
+        let full = |queue: &mut Queue| {
+            !queue.stopped && queue.begun >= queue.given.saturating_add(self.ahead)
+        };
+        let queue = self.changed.wait_while(self.queue(), full);
+        let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
+        if queue.stopped {
+            return false;
+        }
+        let Some(indices) = queue.indices.next() else { return false };
+        let place = queue.begun;
+        queue.begun += 1;
+        drop(queue);
+        let Work { data, draws, policy } = &self.work;
+        let batch = caught(|| {
+            let batch = data.gather(&indices, *draws, &self.watch)?;
+            counted(batch, indices.len())?.place(*policy)
+        });
+        let mut queue = self.queue();
+        // The batches before it are in the making.
+        queue.stopped |= batch.is_err();
+        queue.ready.insert(place, batch);
+        drop(queue);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Gives this error in place of the next batch.
+    fn refuse(&self, error: Error) {
+        let mut queue = self.queue();
+        queue.stopped = true;
+        let place = queue.begun;
+        queue.begun += 1;
+        queue.ready.insert(place, Err(error));
+    }
+}
+
+/// Refuses a batch of another number of examples.
+pub(in crate::data) fn counted(batch: AnyBatch, asked: usize) -> Result<AnyBatch> {
+    let (asked, given) = (asked as i64, batch.len());
+    if asked == given {
+        return Ok(batch);
+    }
+    Err(Error::config(format!(
+        "the dataset gave {given} examples for {asked} indices: `collate` must give one each"
+    )))
+}

@@ -1,0 +1,66 @@
+use super::{Epoch, Sampler, digest};
+use crate::{Error, Result};
+
+/// All examples, shuffled so that those of one batch have similar lengths and little is padded. Examples are
+/// shuffled, sorted by length within pools of some batches, and the batches shuffled again. The last batch,
+/// if it is not full, holds examples of any length.
+///
+/// ```
+/// use amp_core::{Result, data::{Bucketed, Epoch, Sampler}};
+///
+/// # fn main() -> Result<()> {
+/// let lengths = vec![9, 1, 8, 2, 9, 1];
+/// let order = Bucketed::new(lengths.clone()).order(&Epoch { seed: 1, epoch: 0, examples: 6, batch_size: 2 })?;
+/// for batch in order.chunks(2) {
+///     assert!((lengths[batch[0] as usize] - lengths[batch[1] as usize]).abs() <= 1);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Bucketed {
+    lengths: Vec<i64>,
+    pool: i64,
+}
+
+impl Bucketed {
+    /// By the length of each example; pools of 100 batches.
+    pub fn new(lengths: Vec<i64>) -> Self {
+        Self { lengths, pool: 100 }
+    }
+
+    /// Sorts within pools of so many batches: a small number shuffles better, a large one pads less.
+    #[must_use]
+    pub fn pool(mut self, batches: i64) -> Self {
+        self.pool = batches.max(1);
+        self
+    }
+}
+
+impl Sampler for Bucketed {
+    fn name(&self) -> String {
+        let digest = digest(self.lengths.iter().map(|length| length.to_le_bytes()));
+        format!("bucketed, pools of {}, lengths {digest}", self.pool)
+    }
+
+    fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
+        let (lengths, examples) = (self.lengths.len(), epoch.examples);
+        if lengths as i64 != examples {
+            return Err(Error::config(format!(
+                "{lengths} lengths for a set of {examples} examples: give each example one"
+            )));
+        }
+        let mut rng = epoch.rng();
+        let mut order: Vec<i64> = (0..examples).collect();
+        rng.shuffle(&mut order);
+        let size = epoch.batch_size.max(1) as usize;
+        // Cut off before anything is sorted: `drop_last` leaves out examples of any length.
+        let rest = order.split_off(lengths / size * size);
+        for pool in order.chunks_mut(size.saturating_mul(self.pool as usize)) {
+            pool.sort_by_key(|index| self.lengths[*index as usize]);
+        }
+        let mut batches: Vec<&[i64]> = order.chunks(size).collect();
+        rng.shuffle(&mut batches);
+        Ok([batches.concat(), rest].concat())
+    }
+}

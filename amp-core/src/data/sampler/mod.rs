@@ -1,0 +1,159 @@
+//! The order in which an epoch's examples are drawn.
+
+mod bucketed;
+mod parts;
+mod weighted;
+
+use std::{fmt, sync::Arc};
+
+pub use bucketed::Bucketed;
+pub use parts::{Distributed, Subset, Tail};
+pub use weighted::Weighted;
+
+use crate::{Error, Result, random::Rng};
+
+/// Draws the examples of each epoch (torch.utils.data.Sampler). The order follows from what an [`Epoch`]
+/// holds and from nothing else, whatever the device, the precision and the batches read before: so a resumed
+/// run goes on in the same order.
+///
+/// Batches are consecutive parts of the order, so a sampler also decides which examples are in one batch.
+///
+/// ```
+/// use amp_core::{Result, data::{Epoch, Sampler}};
+///
+/// /// Every second example, the even ones in even epochs.
+/// #[derive(Debug)]
+/// struct EverySecond;
+///
+/// impl Sampler for EverySecond {
+///     fn name(&self) -> String {
+///         "every second".into()
+///     }
+///
+///     fn len(&self, examples: i64) -> i64 {
+///         examples / 2
+///     }
+///
+///     fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
+///         let first = (epoch.epoch % 2) as i64;
+///         let mut order: Vec<i64> = (0..epoch.examples / 2).map(|at| 2 * at + first).collect();
+///         epoch.rng().shuffle(&mut order);
+///         Ok(order)
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let epoch = Epoch { seed: 1, epoch: 3, examples: 10, batch_size: 2 };
+/// let mut order = EverySecond.order(&epoch)?;
+/// order.sort();
+/// assert_eq!(order, [1, 3, 5, 7, 9]);
+/// # Ok(())
+/// # }
+/// ```
+pub trait Sampler: fmt::Debug + Send + Sync {
+    /// What it does and by which values. A resumed run must have a sampler of the same name.
+    fn name(&self) -> String;
+
+    /// How many examples it draws in each epoch of a set of so many.
+    fn len(&self, examples: i64) -> i64 {
+        examples
+    }
+
+    /// The numbers of the examples in the order of this epoch: as many as [`len`](Self::len) says, each from
+    /// 0 to `epoch.examples - 1`.
+    ///
+    /// # Errors
+    /// When it cannot draw from a set of so many examples.
+    fn order(&self, epoch: &Epoch) -> Result<Vec<i64>>;
+}
+
+/// What the order of an epoch follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epoch {
+    /// The run's seed.
+    pub seed: u64,
+    /// The epoch's number, from 0.
+    pub epoch: u64,
+    /// Examples in the set.
+    pub examples: i64,
+    /// Examples in a batch.
+    pub batch_size: i64,
+}
+
+impl Epoch {
+    /// Random numbers of the seed and the epoch.
+    pub fn rng(&self) -> Rng {
+        // Two generators, so that (seed, epoch) and (seed + 1, epoch - 1) have nothing in common.
+        Rng::with_seed(Rng::with_seed(self.seed).bits() ^ self.epoch)
+    }
+}
+
+impl<S: Sampler + ?Sized> Sampler for Arc<S> {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
+    fn len(&self, examples: i64) -> i64 {
+        (**self).len(examples)
+    }
+
+    fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
+        (**self).order(epoch)
+    }
+}
+
+/// All examples in the set's order (SequentialSampler).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InOrder;
+
+impl Sampler for InOrder {
+    fn name(&self) -> String {
+        "in order".into()
+    }
+
+    fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
+        Ok((0..epoch.examples).collect())
+    }
+}
+
+/// All examples in a permutation, each as likely (RandomSampler). The trainer uses it unless it is given
+/// another sampler.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shuffled;
+
+impl Sampler for Shuffled {
+    fn name(&self) -> String {
+        "shuffled".into()
+    }
+
+    fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
+        let mut order: Vec<i64> = (0..epoch.examples).collect();
+        epoch.rng().shuffle(&mut order);
+        Ok(order)
+    }
+}
+
+/// The order that a sampler gives, once it is looked through.
+pub(super) fn checked_order(sampler: &dyn Sampler, epoch: &Epoch) -> Result<Vec<i64>> {
+    let order = sampler.order(epoch)?;
+    let most = epoch.examples - 1;
+    let (given, said) = (order.len() as i64, sampler.len(epoch.examples));
+    if given != said {
+        return Err(Error::config(format!(
+            "the sampler `{}` gave {given} examples, but its `len` is {said}: make them equal",
+            sampler.name()
+        )));
+    }
+    match order.iter().find(|index| !(0..=most).contains(*index)) {
+        Some(index) => Err(Error::config(format!(
+            "the sampler `{}` gave example {index}, but the set has 0 to {most}",
+            sampler.name()
+        ))),
+        None => Ok(order),
+    }
+}
+
+/// What tells long lists apart in the name of a sampler.
+fn digest(bytes: impl Iterator<Item = [u8; 8]>) -> String {
+    format!("{:08x}", bytes.fold(0, |digest, bytes| crc32c::crc32c_append(digest, &bytes)))
+}

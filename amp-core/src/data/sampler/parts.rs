@@ -1,0 +1,113 @@
+//! Samplers that draw some of a set's examples in another sampler's order.
+
+use super::{Epoch, Sampler, digest};
+use crate::{Error, Result};
+
+/// Some examples of a set, in the order in which another sampler draws from a set of so many
+/// (SubsetRandomSampler with [`Shuffled`](super::Shuffled)).
+#[derive(Debug, Clone)]
+pub struct Subset<S> {
+    indices: Vec<i64>,
+    inner: S,
+}
+
+impl<S: Sampler> Subset<S> {
+    /// The examples at `indices`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn new(indices: Vec<i64>, inner: S) -> Result<Self> {
+        if indices.is_empty() {
+            return Err(Error::config("a subset without examples: give at least one"));
+        }
+        Ok(Self { indices, inner })
+    }
+}
+
+impl<S: Sampler> Sampler for Subset<S> {
+    fn name(&self) -> String {
+        let digest = digest(self.indices.iter().map(|index| index.to_le_bytes()));
+        format!("{} of {} examples {digest}", self.inner.name(), self.indices.len())
+    }
+
+    fn len(&self, _: i64) -> i64 {
+        self.inner.len(self.indices.len() as i64)
+    }
+
+    fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
+        let within = Epoch { examples: self.indices.len() as i64, ..*epoch };
+        let order = super::checked_order(&self.inner, &within)?;
+        Ok(order.into_iter().map(|at| self.indices[at as usize]).collect())
+    }
+}
+
+/// What is done with examples that cannot be dealt out equally.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tail {
+    /// The first examples of the order are drawn once more, until every process has as many.
+    #[default]
+    Pad,
+    /// The last examples of the order are left out.
+    Drop,
+}
+
+/// The part of one process among several that train together (DistributedSampler): all deal out the same
+/// order, so each example is drawn by one process, and each process draws as many. It communicates nothing.
+///
+/// ```
+/// use amp_core::{Result, data::{Distributed, Epoch, Sampler, Shuffled, Tail}};
+///
+/// # fn main() -> Result<()> {
+/// let epoch = Epoch { seed: 1, epoch: 0, examples: 7, batch_size: 2 };
+/// let first = Distributed::new(Shuffled, 0, 2, Tail::Drop)?.order(&epoch)?;
+/// let second = Distributed::new(Shuffled, 1, 2, Tail::Drop)?.order(&epoch)?;
+/// assert_eq!((first.len(), second.len()), (3, 3));
+/// assert!(first.iter().all(|index| !second.contains(index)));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Distributed<S> {
+    inner: S,
+    rank: i64,
+    world_size: i64,
+    tail: Tail,
+}
+
+impl<S: Sampler> Distributed<S> {
+    /// The part of the process `rank`, from 0, of `world_size`.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn new(inner: S, rank: i64, world_size: i64, tail: Tail) -> Result<Self> {
+        if !(0..world_size).contains(&rank) {
+            return Err(Error::config(format!(
+                "rank {rank} of {world_size} processes: ranks count from 0 to one less than the processes"
+            )));
+        }
+        Ok(Self { inner, rank, world_size, tail })
+    }
+}
+
+impl<S: Sampler> Sampler for Distributed<S> {
+    fn name(&self) -> String {
+        let Self { inner, rank, world_size, tail } = self;
+        format!("{}, rank {rank} of {world_size}, {tail:?}", inner.name())
+    }
+
+    fn len(&self, examples: i64) -> i64 {
+        let all = self.inner.len(examples);
+        match self.tail {
+            Tail::Pad => (all + self.world_size - 1) / self.world_size,
+            Tail::Drop => all / self.world_size,
+        }
+    }
+
+    fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
+        // The batches that all processes draw at once are one batch of the order.
+        let batch_size = epoch.batch_size * self.world_size;
+        let order = self.inner.order(&Epoch { batch_size, ..*epoch })?;
+        let places = (0..self.len(epoch.examples)).map(|at| at * self.world_size + self.rank);
+        Ok(places.map(|at| order[at as usize % order.len()]).collect())
+    }
+}

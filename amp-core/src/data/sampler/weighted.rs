@@ -1,0 +1,94 @@
+use super::{Epoch, Sampler, digest};
+use crate::{Error, Result};
+
+/// Examples drawn with replacement, each as often as its weight is large (WeightedRandomSampler), as for
+/// classes of very different sizes. An epoch may draw an example several times and others not at all.
+///
+/// ```
+/// use amp_core::{Result, data::{Epoch, Sampler, Weighted}};
+///
+/// # fn main() -> Result<()> {
+/// // Example 1 is drawn three times as often as example 2, and example 0 never.
+/// let sampler = Weighted::new(vec![0.0, 3.0, 1.0], 4000)?;
+/// let order = sampler.order(&Epoch { seed: 1, epoch: 0, examples: 3, batch_size: 2 })?;
+/// let ones = order.iter().filter(|index| **index == 1).count();
+/// assert!((2900..3100).contains(&ones));
+/// assert!(!order.contains(&0));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Weighted {
+    /// The sums of the weights up to and with each example's.
+    sums: Vec<f64>,
+    draws: i64,
+}
+
+impl Weighted {
+    /// Draws `num_samples` examples an epoch; a weight for each example of the set, which need not add up
+    /// to 1.
+    ///
+    /// # Errors
+    /// When a weight is negative or not finite, all are 0, or nothing is to be drawn.
+    pub fn new(weights: Vec<f64>, num_samples: i64) -> Result<Self> {
+        let bad = |weight: &&f64| !(**weight >= 0.0 && weight.is_finite());
+        if let Some(weight) = weights.iter().find(bad) {
+            return Err(Error::config(format!(
+                "the weight {weight}: weights are finite and at least 0"
+            )));
+        }
+        let mut sum = 0.0;
+        let sums: Vec<f64> = weights
+            .iter()
+            .map(|weight| {
+                sum += weight;
+                sum
+            })
+            .collect();
+        if !(sum > 0.0 && sum.is_finite()) {
+            return Err(Error::config(format!(
+                "the weights add up to {sum}: nothing can be drawn"
+            )));
+        }
+        if num_samples < 1 {
+            return Err(Error::config(format!("num_samples is {num_samples}: draw at least 1")));
+        }
+        Ok(Self { sums, draws: num_samples })
+    }
+
+    /// Weights by which each class is drawn as often as any other: 1 / size of the example's class.
+    pub fn balanced(classes: &[i64]) -> Vec<f64> {
+        let mut sizes = std::collections::HashMap::new();
+        classes.iter().for_each(|class| *sizes.entry(class).or_insert(0.0) += 1.0);
+        classes.iter().map(|class| 1.0 / sizes[class]).collect()
+    }
+}
+
+impl Sampler for Weighted {
+    fn name(&self) -> String {
+        let digest = digest(self.sums.iter().map(|sum| sum.to_le_bytes()));
+        format!("weighted, {} draws, weights {digest}", self.draws)
+    }
+
+    fn len(&self, _: i64) -> i64 {
+        self.draws
+    }
+
+    fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
+        let (weights, examples) = (self.sums.len(), epoch.examples);
+        if weights as i64 != examples {
+            return Err(Error::config(format!(
+                "{weights} weights for a set of {examples} examples: give each example one"
+            )));
+        }
+        let all = self.sums.last().copied().unwrap_or_default();
+        let mut rng = epoch.rng();
+        let draw = |_| {
+            let place = rng.uniform(0.0, all);
+            // The first whose sum is above; examples of weight 0 have the sum of the one before them.
+            let at = self.sums.partition_point(|sum| *sum <= place);
+            at.min(weights - 1) as i64
+        };
+        Ok((0..self.draws).map(draw).collect())
+    }
+}

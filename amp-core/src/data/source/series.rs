@@ -1,0 +1,139 @@
+use tch::Tensor;
+
+use crate::{
+    Error, Result,
+    data::{Batch, MapDataset, SharedTensor},
+    random::Rng,
+};
+
+/// Windows of time series: a past to forecast from and the future behind it. No window has values of two
+/// series, or of both sides of a [split](Self::split).
+///
+/// An example is a [`Batch`]: `input` `[context, …]` and `target` `[horizon, …]` of a series `[T, …]`.
+///
+/// ```
+/// use amp_core::{Result, data::{MapDataset, Windows}, random::Rng, tch::Tensor};
+///
+/// # fn main() -> Result<()> {
+/// let days = |count| Tensor::arange(count, (amp_core::tch::Kind::Float, amp_core::tch::Device::Cpu));
+/// let (train, val) = Windows::new(vec![days(100), days(50)], 7, 2)?.split(0.8)?;
+/// // 80 - 9 + 1 and 40 - 9 + 1 windows; 20 - 9 + 1 and 10 - 9 + 1.
+/// assert_eq!((train.len(), val.len()), (104, 14));
+/// let first = val.get(0, &mut Rng::with_seed(0))?;
+/// assert_eq!(first.input.double_value(&[0]), 80.0);
+/// assert_eq!(first.target.double_value(&[0]), 87.0);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Windows {
+    series: Vec<Series>,
+    context: i64,
+    horizon: i64,
+    stride: i64,
+}
+
+#[derive(Debug)]
+struct Series {
+    values: SharedTensor,
+    length: i64,
+}
+
+impl Windows {
+    /// Windows that begin at every time of these series `[T, …]`, in their order. A series that is shorter
+    /// than a window gives none.
+    ///
+    /// # Errors
+    /// When a series is a scalar, or no series has a window.
+    pub fn new(series: Vec<Tensor>, context: i64, horizon: i64) -> Result<Self> {
+        if context < 1 || horizon < 1 {
+            return Err(Error::config(format!(
+                "windows of context {context} and horizon {horizon}: both must be at least 1"
+            )));
+        }
+        let own = |(at, values): (usize, Tensor)| match values.size().first() {
+            Some(&length) => Ok(Series { values: values.into(), length }),
+            None => {
+                Err(Error::config(format!("series {at} is a scalar: give values by time, [T, …]")))
+            }
+        };
+        let series = series.into_iter().enumerate().map(own).collect::<Result<_>>()?;
+        Self { series, context, horizon, stride: 1 }.checked()
+    }
+
+    /// Begins a window after every `stride` times.
+    ///
+    /// # Errors
+    /// When it is below 1.
+    pub fn stride(mut self, stride: i64) -> Result<Self> {
+        if stride < 1 {
+            return Err(Error::config(format!("stride {stride}: it must be at least 1")));
+        }
+        self.stride = stride;
+        Ok(self)
+    }
+
+    /// The windows before and after a time, which is this fraction of each series: neither side has a value
+    /// of the other.
+    ///
+    /// # Errors
+    /// When the fraction is not between 0 and 1, or a side has no window.
+    pub fn split(&self, fraction: f64) -> Result<(Self, Self)> {
+        if !(fraction > 0.0 && fraction < 1.0) {
+            return Err(Error::config(format!(
+                "a split at {fraction}: give a fraction between 0 and 1"
+            )));
+        }
+        let side = |before: bool| {
+            let cut = |series: &Series| -> Result<Series> {
+                let at = (series.length as f64 * fraction) as i64;
+                let (start, length) = if before { (0, at) } else { (at, series.length - at) };
+                let values = series.values.get().f_narrow(0, start, length)?.into();
+                Ok(Series { values, length })
+            };
+            let series = self.series.iter().map(cut).collect::<Result<_>>()?;
+            Self { series, ..*self }.checked()
+        };
+        Ok((side(true)?, side(false)?))
+    }
+
+    fn checked(self) -> Result<Self> {
+        if self.len() == 0 {
+            let longest = self.series.iter().map(|series| series.length).max().unwrap_or_default();
+            let (context, horizon) = (self.context, self.horizon);
+            return Err(Error::config(format!(
+                "no window of context {context} and horizon {horizon}: the longest series has {longest} values"
+            )));
+        }
+        Ok(self)
+    }
+
+    fn windows_of(&self, series: &Series) -> i64 {
+        let last = series.length - self.context - self.horizon;
+        if last < 0 { 0 } else { last / self.stride + 1 }
+    }
+}
+
+impl MapDataset for Windows {
+    type Example = Batch;
+
+    fn len(&self) -> i64 {
+        self.series.iter().map(|series| self.windows_of(series)).sum()
+    }
+
+    fn get(&self, index: i64, _: &mut Rng) -> Result<Batch> {
+        let mut at = index;
+        for series in &self.series {
+            let windows = self.windows_of(series);
+            if at < windows {
+                let values = series.values.get();
+                let start = at * self.stride;
+                let input = values.f_narrow(0, start, self.context)?;
+                let target = values.f_narrow(0, start + self.context, self.horizon)?;
+                return Ok(Batch { input, target });
+            }
+            at -= windows;
+        }
+        Err(Error::config(format!("no window {index} of {}", self.len())))
+    }
+}

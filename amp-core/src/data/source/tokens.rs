@@ -1,0 +1,135 @@
+use std::path::{Path, PathBuf};
+
+use tch::Kind;
+
+use super::mapped;
+use crate::{
+    Error, Result,
+    data::{Batch, MapDataset, SharedTensor},
+    random::Rng,
+};
+
+/// How a token is stored: little-endian, as numpy's `tofile` writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenWidth {
+    /// `uint16`, for vocabularies of at most 65536 tokens (nanoGPT's `train.bin`).
+    U16,
+    /// `uint32`.
+    U32,
+}
+
+/// Windows of a file of tokens without header, as nanoGPT writes it, for a model that predicts the next
+/// token. The file is mapped into memory, so it may be larger than that.
+///
+/// An example is a [`Batch`] of int64: `input` `[length]`, and `target` `[length]`, the tokens one place
+/// further on.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{Result, data::{DataModule, MapDataset, TokenFile, TokenWidth}};
+///
+/// # fn main() -> Result<()> {
+/// let tokens = |path: &str| TokenFile::open(path, TokenWidth::U16, 1024);
+/// let train = tokens("train.bin")?.stride(512)?.vocabulary(50257);
+/// let val = tokens("val.bin")?.vocabulary(50257);
+/// let data = DataModule::new("openwebtext", train.shared(), val.shared(), 12);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct TokenFile {
+    path: PathBuf,
+    tokens: SharedTensor,
+    /// The bits of a token.
+    bits: i64,
+    count: i64,
+    length: i64,
+    stride: i64,
+    vocabulary: Option<i64>,
+}
+
+impl TokenFile {
+    /// Windows of `length` tokens that follow each other without overlap.
+    ///
+    /// # Errors
+    /// When the file cannot be mapped, does not consist of whole tokens or has no whole window and a token
+    /// behind it.
+    pub fn open(path: impl AsRef<Path>, width: TokenWidth, length: i64) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = mapped::bytes(path)?;
+        let (size, kind) = match width {
+            TokenWidth::U16 => (2, Kind::Int16),
+            TokenWidth::U32 => (4, Kind::Int),
+        };
+        let all = bytes.numel() as i64;
+        let refused = |why: String| Err(Error::config(format!("{}: {why}", path.display())));
+        if all % size != 0 {
+            return refused(format!("{all} bytes are not a whole number of tokens of {size}"));
+        }
+        let count = all / size;
+        if length < 1 || count <= length {
+            return refused(format!(
+                "{count} tokens have no window of {length} and its next token: choose a length from 1 to {}",
+                count - 1
+            ));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            tokens: bytes.f_view_dtype(kind)?.into(),
+            bits: (1 << (8 * size)) - 1,
+            count,
+            length,
+            stride: length,
+            vocabulary: None,
+        })
+    }
+
+    /// Begins a window after every `stride` tokens: windows overlap where it is less than their length.
+    ///
+    /// # Errors
+    /// When it is below 1.
+    pub fn stride(mut self, stride: i64) -> Result<Self> {
+        if stride < 1 {
+            return Err(Error::config(format!("stride {stride}: it must be at least 1")));
+        }
+        self.stride = stride;
+        Ok(self)
+    }
+
+    /// Refuses tokens that a model of so many tokens does not have, as of a file of another width.
+    #[must_use]
+    pub fn vocabulary(mut self, tokens: i64) -> Self {
+        self.vocabulary = Some(tokens);
+        self
+    }
+
+    /// Tokens in the file.
+    pub fn tokens(&self) -> i64 {
+        self.count
+    }
+}
+
+impl MapDataset for TokenFile {
+    type Example = Batch;
+
+    fn len(&self) -> i64 {
+        (self.count - 1 - self.length) / self.stride + 1
+    }
+
+    fn get(&self, index: i64, _: &mut Rng) -> Result<Batch> {
+        let window = self.tokens.get().f_narrow(0, index * self.stride, self.length + 1)?;
+        // libtorch reads them as signed numbers.
+        let window = window.f_to_kind(Kind::Int64)?.f_bitwise_and(self.bits)?;
+        if let Some(most) = self.vocabulary {
+            let largest = window.f_max()?.f_int64_value(&[])?;
+            if largest >= most {
+                return Err(Error::config(format!(
+                    "{}: the token {largest} is not one of {most}: is the file of another width or \
+                     tokenizer?",
+                    self.path.display()
+                )));
+            }
+        }
+        let part = |start| window.f_narrow(0, start, self.length);
+        Ok(Batch { input: part(0)?, target: part(1)? })
+    }
+}

@@ -3,7 +3,7 @@
 use proc_macro2::Ident;
 use quote::ToTokens;
 use syn::{
-    Attribute, Data, DeriveInput, Expr, Fields, Meta, Token,
+    Attribute, Data, DeriveInput, Expr, Fields, Meta, MetaList, Token,
     ext::IdentExt,
     parse::{Parse, ParseStream},
     punctuated::Punctuated,
@@ -109,7 +109,7 @@ fn attribute(attr: &Attribute, diag: &Diagnostics) -> Attr {
     let path = attr.path().clone();
     let args = match &attr.meta {
         Meta::Path(_) => Some(Vec::new()),
-        Meta::List(list) => match list.parse_args_with(arguments) {
+        Meta::List(list) => match with_raw_words(list).parse_args_with(arguments) {
             Ok(args) => Some(args),
             Err(error) => {
                 diag.push(error);
@@ -123,6 +123,10 @@ fn attribute(attr: &Attribute, diag: &Diagnostics) -> Attr {
         }
     };
     Attr { path, args }
+}
+
+fn with_raw_words(list: &MetaList) -> MetaList {
+    MetaList { tokens: tokens::with_raw_words(list.tokens.clone()), ..list.clone() }
 }
 
 fn arguments(input: ParseStream<'_>) -> syn::Result<Vec<Expr>> {

@@ -168,6 +168,11 @@ const fn fraction(name: &'static str) -> Key {
     Key { name, range: Range::Fraction }
 }
 
+/// An option that may also be `None` or `Some(…)`.
+const fn optional(name: &'static str) -> Key {
+    Key { name, range: Range::Optional }
+}
+
 const fn tensor(name: &'static str) -> Key {
     Key { name, range: Range::Tensor }
 }

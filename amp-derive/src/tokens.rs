@@ -13,6 +13,25 @@ pub(crate) fn free(name: &str, tokens: TokenStream, span: Span) -> Ident {
     free
 }
 
+/// The tokens with `macro` behind `=` as a raw identifier, because it is a word of torchmetrics' and a keyword of Rust,
+/// which no expression can be.
+pub(crate) fn with_raw_words(tokens: TokenStream) -> TokenStream {
+    let mut behind = false;
+    let raw = tokens.into_iter().map(|token| {
+        let is_value = std::mem::replace(
+            &mut behind,
+            matches!(&token, TokenTree::Punct(punct) if punct.as_char() == '='),
+        );
+        match &token {
+            TokenTree::Ident(word) if is_value && word == "macro" => {
+                TokenTree::Ident(Ident::new_raw("macro", word.span()))
+            }
+            _ => token,
+        }
+    });
+    raw.collect()
+}
+
 /// Whether `name` stands anywhere.
 pub(crate) fn contains(tokens: TokenStream, name: &Ident) -> bool {
     flat(tokens).iter().any(|token| matches!(token, TokenTree::Ident(ident) if ident == name))

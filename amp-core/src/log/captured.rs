@@ -2,11 +2,12 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Entry, Log};
-use crate::{Error, Result, ffi};
+use super::{Log, entry::Entry};
+use crate::{Error, Result, ffi, metric::Merge};
 
-/// Numbers that a captured step may log in all; a value is one, F1 of C classes 3·C.
-const ROOM: i64 = 1 << 14;
+/// Numbers that a captured step may log in all, 2 MiB of them: a value is one, F1 of C classes 3·C, a confusion matrix
+/// of them C².
+const ROOM: i64 = 1 << 18;
 
 /// What a captured step logs.
 #[derive(Debug)]
@@ -14,13 +15,15 @@ pub(crate) struct CapturedLog {
     entries: Vec<Captured>,
     /// Steps that count since the sums were [taken over](CapturedLog::take_over).
     steps: u64,
+    device: Device,
 }
 
 #[derive(Debug)]
 struct Captured {
     /// Of one step; `latest` is where each replay leaves its counts.
     step: Entry,
-    sum: Tensor,
+    /// One for each part of the state.
+    sums: Vec<Tensor>,
     /// The steps in the log when the sum was taken over.
     before: u64,
 }
@@ -49,28 +52,37 @@ impl CapturedLog {
     /// the step is captured; the sums are unknown until they are taken over.
     ///
     /// # Errors
-    /// When the room is not enough.
+    /// When the room is not enough, or a metric keeps every example.
     pub(crate) fn capture(batches: Vec<Log>, room: &Tensor) -> Result<Self> {
         let mut step = Log::default();
         batches.into_iter().try_for_each(|log| step.merge(log))?;
         let mut used = 0;
         let entries = step.entries.into_iter().map(|entry| {
-            let sum = take_room(room, &mut used, &entry.counts)?;
-            let latest = (entry.counts.shallow_clone(), entry.weight);
+            let parts = entry.state.parts.iter().map(|part| match (part.merge, &*part.pieces) {
+                (Merge::Sum, [counts]) => take_room(room, &mut used, counts),
+                _ => Err(Error::config(format!(
+                    "the metric `{}` keeps every example of an epoch: compute it in validation alone (`stage = val`), \
+                     or in bins where it has them (`thresholds = 200`)",
+                    entry.name
+                ))),
+            });
+            let sums = parts.collect::<Result<Vec<_>>>()?;
+            let latest = entry.state.shallow_clone();
             let step = Entry { latest, batches: 1, ..entry };
-            Ok(Captured { step, sum, before: 0 })
+            Ok(Captured { step, sums, before: 0 })
         });
         let entries = entries.collect::<Result<Vec<_>>>()?;
         // In one kernel.
-        let sums: Vec<&Tensor> = entries.iter().map(|entry| &entry.sum).collect();
-        let counts: Vec<&Tensor> = entries.iter().map(|entry| &entry.step.latest.0).collect();
+        let sums: Vec<&Tensor> = entries.iter().flat_map(|entry| &entry.sums).collect();
+        let states = entries.iter().flat_map(|entry| &entry.step.latest.parts);
+        let counts: Vec<&Tensor> = states.flat_map(|part| &part.pieces).collect();
         ffi::foreach_add_each(&sums, &counts)?;
-        Ok(Self { entries, steps: 0 })
+        Ok(Self { entries, steps: 0, device: room.device() })
     }
 
     /// The sums.
     pub(crate) fn sums(&self) -> impl Iterator<Item = &Tensor> {
-        self.entries.iter().map(|entry| &entry.sum)
+        self.entries.iter().flat_map(|entry| &entry.sums)
     }
 
     /// Goes on from the sums of `log`.
@@ -79,36 +91,34 @@ impl CapturedLog {
     /// When a value of this name was logged otherwise.
     pub(crate) fn take_over(&mut self, log: &mut Log) -> Result<()> {
         self.steps = 0;
-        for Captured { step, sum, before } in &mut self.entries {
+        for Captured { step, sums, before } in &mut self.entries {
             let place = log.entries.iter().position(|entry| entry.name == step.name);
             let entry = match place {
-                Some(place) => &log.entries[place],
+                Some(place) => &mut log.entries[place],
                 None => {
-                    let counts = step.counts.f_zeros_like()?;
-                    let latest = (counts.shallow_clone(), 0.0);
-                    let name = step.name.clone();
                     log.entries.push(Entry {
-                        name,
-                        counts,
-                        weight: 0.0,
-                        latest,
+                        name: step.name.clone(),
+                        reduction: step.reduction.clone(),
+                        state: step.state.nothing_like()?,
+                        latest: step.state.nothing_like()?,
                         batches: 0,
                         ..*step
                     });
-                    log.entries.last().expect("one was just added")
+                    log.entries.last_mut().expect("one was just added")
                 }
             };
-            if entry.counts.size() != sum.size() {
-                return Err(Error::config(format!(
-                    "log `{}`: its counts were of shape {:?} and are of shape {:?} now",
-                    step.name,
-                    entry.counts.size(),
-                    sum.size()
-                )));
+            if !entry.state.is_like(&step.state) {
+                let error = entry.state.differs(&step.state);
+                return Err(error.at(&format!("log `{}`", step.name)));
             }
-            match entry.batches {
-                0 => _ = sum.f_zero_()?,
-                _ => sum.f_copy_(&entry.counts)?,
+            if entry.reduction.is_none() {
+                entry.reduction = step.reduction.clone();
+            }
+            for (sum, part) in sums.iter_mut().zip(&entry.state.parts) {
+                match (entry.batches, part.pieces.as_slice()) {
+                    (1.., [counts]) => sum.f_copy_(counts)?,
+                    _ => _ = sum.f_zero_()?,
+                }
             }
             *before = entry.batches;
         }
@@ -129,7 +139,7 @@ impl CapturedLog {
         if steps == 0 {
             return Ok(());
         }
-        for Captured { step, sum, before } in &self.entries {
+        for Captured { step, sums, before } in &self.entries {
             let entry = log.entries.iter_mut().find(|entry| entry.name == step.name);
             let Some(entry) = entry.filter(|entry| entry.batches == *before) else {
                 return Err(Error::config(format!(
@@ -138,10 +148,12 @@ impl CapturedLog {
                 )));
             };
             entry.forget_left_out()?;
-            entry.counts = sum.f_detach_copy()?;
-            entry.weight += step.weight * steps as f64;
+            for (part, sum) in entry.state.parts.iter_mut().zip(sums) {
+                part.pieces = vec![sum.f_detach_copy()?];
+            }
+            entry.state.weight += step.state.weight * steps as f64;
             entry.batches += step.batches * steps;
-            entry.latest = (step.latest.0.f_detach_copy()?, step.latest.1);
+            entry.latest = step.latest.copied_to(self.device)?;
         }
         Ok(())
     }

@@ -1,16 +1,18 @@
 //! What steps log: sums on the device, read back at the logging interval and the epoch's end.
 
 mod captured;
+mod entry;
 
 pub(crate) use captured::CapturedLog;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use self::entry::Entry;
 use crate::{
     Error, Result,
     loss::Counted,
-    metric::{Metric, Reduction},
+    metric::{Metric, MetricState, Reduction},
     state::State,
 };
 
@@ -57,21 +59,6 @@ pub struct Log {
     entries: Vec<Entry>,
 }
 
-#[derive(Debug)]
-struct Entry {
-    name: String,
-    options: LogOptions,
-    reduction: Reduction,
-    /// The same tensor as the latest one's, until there is a second to add.
-    counts: Tensor,
-    weight: f64,
-    latest: (Tensor, f64),
-    /// Whether a hook logs it, and no step; unknown of an older file's.
-    of_hook: Option<bool>,
-    /// 0 while all that it holds is of steps that were left out.
-    batches: u64,
-}
-
 impl Log {
     /// Adds a scalar of `batch_size` examples. At least f64 is kept, whatever the precision.
     ///
@@ -114,7 +101,7 @@ impl Log {
         let value = scalar(name, value)?;
         // One kernel and without a graph: a scalar that is f64 makes the product so.
         let sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
-        self.add(name, options, Reduction::Mean, sum, weight)
+        self.add(name, options, Reduction::Mean, MetricState::mean(&sum, weight)?)
     }
 
     /// Adds the loss of a batch that counts so much in the epoch's mean. Where nothing counts, nothing is
@@ -138,10 +125,10 @@ impl Log {
             let sum = sum.f_masked_fill(&counted.f_eq(0.0)?, 0.0)?;
             Ok(Tensor::f_stack(&[&sum, counted], 0)?)
         })?;
-        self.add(name, options, Reduction::Ratio, counts, 0.0)
+        self.add(name, options, Reduction::Ratio, MetricState::sum(&counts)?)
     }
 
-    /// Adds a metric's counts.
+    /// Adds what a metric keeps of a batch.
     ///
     /// # Errors
     /// When shapes do not fit the metric.
@@ -153,8 +140,8 @@ impl Log {
         target: &Tensor,
         options: LogOptions,
     ) -> Result<()> {
-        let (counts, weight) = tch::no_grad(|| metric.counts(&output.detach(), target))?;
-        self.add(name, options, metric.reduction(), counts, weight)
+        let state = tch::no_grad(|| metric.update(&output.detach(), target))?;
+        self.add(name, options, metric.reduction(), state)
     }
 
     fn add(
@@ -162,20 +149,18 @@ impl Log {
         name: &str,
         options: LogOptions,
         reduction: Reduction,
-        counts: Tensor,
-        weight: f64,
+        state: MetricState,
     ) -> Result<()> {
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == name) {
             entry.forget_left_out()?;
-            return entry.add(reduction, counts, weight);
+            return entry.add(Some(&reduction), state);
         }
         self.entries.push(Entry {
             name: name.to_owned(),
             options,
-            reduction,
-            counts: counts.shallow_clone(),
-            weight,
-            latest: (counts, weight),
+            reduction: Some(reduction),
+            state: state.shallow_clone(),
+            latest: state,
             of_hook: Some(false),
             batches: 1,
         });
@@ -186,14 +171,14 @@ impl Log {
     /// count in a mean only while no other does.
     pub(crate) fn merge_left_out(&mut self, step: Self) -> Result<()> {
         for entry in step.entries {
-            let latest = (entry.counts.shallow_clone(), entry.weight);
+            let latest = entry.state.shallow_clone();
             match self.entries.iter_mut().find(|own| own.name == entry.name) {
                 Some(own) if own.batches == 0 => {
                     own.is_logged_by(false)?;
-                    own.add(entry.reduction, entry.counts, entry.weight)?;
+                    own.add(entry.reduction.as_ref(), entry.state)?;
                     own.batches = 0;
                 }
-                Some(own) if own.reduction == entry.reduction => own.latest = latest,
+                Some(own) if own.is_reduced_like(entry.reduction.as_ref()) => own.latest = latest,
                 Some(_) => {}
                 None => self.entries.push(Entry { latest, batches: 0, ..entry }),
             }
@@ -208,10 +193,10 @@ impl Log {
                 Some(own) => {
                     own.is_logged_by(false)?;
                     own.forget_left_out()?;
-                    own.add(entry.reduction, entry.counts, entry.weight)?;
+                    own.add(entry.reduction.as_ref(), entry.state)?;
                 }
                 None => {
-                    let latest = (entry.counts.shallow_clone(), entry.weight);
+                    let latest = entry.state.shallow_clone();
                     self.entries.push(Entry { latest, batches: 1, ..entry });
                 }
             }
@@ -219,43 +204,35 @@ impl Log {
         Ok(())
     }
 
-    /// The sums so far, to go on from.
+    /// What is kept so far, to go on from.
     pub(crate) fn state(&self) -> Result<State> {
         let mut state = State::default();
         let names: Vec<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();
         state.put("names", &names)?;
         for entry in &self.entries {
-            let mut part = State::default();
-            part.put("options", &entry.options)?;
-            part.put("reduction", &entry.reduction)?;
-            part.put("weights", &(entry.weight, entry.latest.1, entry.batches))?;
-            part.put("of_hook", &entry.of_hook)?;
-            part.put_tensor("counts", &entry.counts);
-            part.put_tensor("latest", &entry.latest.0);
-            state.put_part(&entry.name, part);
+            state.put_part(&entry.name, entry.to_state()?);
         }
         Ok(state)
     }
 
-    /// The log that was saved, on `device`.
+    /// The log that was saved, on `device`. Metrics that a function computes are not yet known.
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
-        let entry = |name: String| -> Result<Entry> {
-            let part = state.part(&name);
-            let (weight, latest, batches) = part.get("weights")?;
-            Ok(Entry {
-                options: part.get("options")?,
-                of_hook: part.get("of_hook").unwrap_or(None),
-                reduction: part.get("reduction")?,
-                // Of its own: sums are added to in place.
-                counts: part.tensor("counts")?.f_to_device_(device, Kind::Double, false, true)?,
-                weight,
-                latest: (part.tensor("latest")?.f_to_device(device)?, latest),
-                batches,
-                name,
-            })
-        };
         let names: Vec<String> = state.get("names")?;
+        let entry = |name: String| Entry::from_state(&state.part(&name), name, device);
         Ok(Self { entries: names.into_iter().map(entry).collect::<Result<_>>()? })
+    }
+
+    /// Takes the functions that compute metrics, by name, from a model whose log was saved.
+    pub(crate) fn take_reductions(&mut self, of: impl Fn(&str) -> Option<Reduction>) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.reduction.is_none()) {
+            entry.reduction = of(&entry.name);
+        }
+    }
+
+    /// The same values, in memory of their own.
+    pub(crate) fn copied(&self, device: Device) -> Result<Self> {
+        let entries = self.entries.iter().map(|entry| entry.copied(device));
+        Ok(Self { entries: entries.collect::<Result<_>>()? })
     }
 
     /// Reads the latest batch's values.
@@ -264,7 +241,7 @@ impl Log {
     /// When the device reports an earlier failure.
     pub fn step_values(&self) -> Result<Vec<Logged>> {
         let step = self.in_order().filter(|entry| entry.options.on_step);
-        step.map(|entry| entry.read(&entry.latest.0, entry.latest.1)).collect()
+        read(step.map(|entry| entry.read(&entry.latest)))
     }
 
     /// Reads the epoch's values.
@@ -273,7 +250,7 @@ impl Log {
     /// When the device reports an earlier failure.
     pub fn epoch_values(&self) -> Result<Vec<Logged>> {
         let epoch = self.in_order().filter(|entry| entry.options.on_epoch);
-        epoch.map(|entry| entry.read(&entry.counts, entry.weight)).collect()
+        read(epoch.map(|entry| entry.read(&entry.state)))
     }
 
     /// What steps have logged, then what hooks have: which came first depends on how a step runs.
@@ -284,10 +261,12 @@ impl Log {
     }
 }
 
-/// A sum with its weight, on its device.
-fn as_ratio(sum: &Tensor, weight: f64) -> Result<Tensor> {
-    let sum = sum.f_to_kind(Kind::Double)?;
-    Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(weight)?], 0)?)
+fn read(values: impl Iterator<Item = Result<Vec<Logged>>>) -> Result<Vec<Logged>> {
+    let mut all = Vec::new();
+    for values in values {
+        all.extend(values?);
+    }
+    Ok(all)
 }
 
 /// The value without dimensions.
@@ -299,67 +278,5 @@ fn scalar(name: &str, value: &Tensor) -> Result<Tensor> {
             "log `{name}`: a logged value is a scalar, got shape {:?}",
             value.size()
         ))),
-    }
-}
-
-impl Entry {
-    /// Refuses a step's value and a hook's under one name: their mean is neither's.
-    fn is_logged_by(&self, hook: bool) -> Result<()> {
-        match self.of_hook {
-            Some(own) if own != hook => Err(Error::config(format!(
-                "log `{}`: the step and a hook log under one name: rename one of them",
-                self.name
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Begins anew where it holds nothing but what was left out.
-    fn forget_left_out(&mut self) -> Result<()> {
-        if self.batches == 0 {
-            (self.counts, self.weight) = (self.counts.f_zeros_like()?, 0.0);
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, reduction: Reduction, counts: Tensor, weight: f64) -> Result<()> {
-        let (counts, weight) = match (self.reduction, reduction) {
-            (own, given) if own == given && self.counts.size() == counts.size() => (counts, weight),
-            // A mean, whose weight was on the host for some batches and on the device for others.
-            (Reduction::Ratio, Reduction::Mean) => (as_ratio(&counts, weight)?, 0.0),
-            (Reduction::Mean, Reduction::Ratio) => {
-                self.counts = as_ratio(&self.counts, std::mem::take(&mut self.weight))?;
-                self.reduction = reduction;
-                (counts, weight)
-            }
-            _ => {
-                return Err(Error::config(format!(
-                    "log `{}`: its counts were of shape {:?} and are of shape {:?} now",
-                    self.name,
-                    self.counts.size(),
-                    counts.size()
-                )));
-            }
-        };
-        // What a hook logs is the host's or the device's, as its step ran.
-        let (own, device) = (counts.device(), self.counts.device());
-        let counts = if own == device { counts } else { counts.f_to_device(device)? };
-        match self.batches {
-            0 | 1 => self.counts = self.counts.f_add(&counts)?,
-            _ => _ = self.counts.f_add_(&counts)?,
-        }
-        self.batches += 1;
-        self.weight += weight;
-        self.latest = (counts, weight);
-        Ok(())
-    }
-
-    fn read(&self, counts: &Tensor, weight: f64) -> Result<Logged> {
-        let counts = Vec::<f64>::try_from(&counts.f_reshape([-1])?)?;
-        Ok(Logged {
-            name: self.name.clone(),
-            value: self.reduction.compute(&counts, weight),
-            prog_bar: self.options.prog_bar,
-        })
     }
 }

@@ -186,8 +186,7 @@ impl GaussianNll {
 
 /// InfoNCE, the contrastive loss with the batch's other examples as negatives (Oord et al. 2018; CLIP's where it is
 /// symmetric): the cross entropy of the cosines x̂ᵢ·ŷⱼ / τ, `[N, N]`, against class i in row i. Outputs and targets
-/// are `[N, D]`; two towers that are both the model's go into
-/// `#[loss(with = |(one, other), _| InfoNce::default().compute(one, other), of = batch)]`.
+/// are `[N, D]`; two towers that are both the model's are one output `[N, 2, D]` with any target.
 ///
 /// The loss is of the batch as a whole: half a batch has half the negatives. Therefore a batch never runs in parts,
 /// and the batches of an accumulation window are averaged, which is not the loss of one large batch. All of it is
@@ -195,7 +194,7 @@ impl GaussianNll {
 /// up to 1/(256 τ).
 ///
 /// # Errors
-/// When the shapes are not `[N, D]` both, one is not floating, or τ is not above 0.
+/// When the shapes are neither `[N, D]` both nor `[N, 2, D]`, one is not floating, or τ is not above 0.
 #[derive(Debug, Clone, Copy)]
 pub struct InfoNce {
     /// τ, above 0; 0.07 unless it is given.
@@ -223,9 +222,13 @@ impl InfoNce {
     ) -> Result<Tensor> {
         const NAME: &str = "info_nce";
         option(NAME, "temperature", self.temperature, self.temperature > 0.0, "above 0")?;
-        let (x, y) = vectors(NAME, output, target)?;
+        let (x, y) = match output.size().as_slice() {
+            [_, 2, _] => vectors(NAME, &output.f_select(1, 0)?, &output.f_select(1, 1)?)?,
+            _ => vectors(NAME, output, target)?,
+        };
         if x.dim() != 2 {
-            return Err(misfit(NAME, output, target, "both are [N, D]"));
+            let why = "both are [N, D], or the output is [N, 2, D]";
+            return Err(misfit(NAME, output, target, why));
         }
         in_f32([&x, &y], |[x, y]| {
             let scores = unit(&x)?.f_matmul(&unit(&y)?.f_tr()?)?.f_div_scalar(self.temperature)?;

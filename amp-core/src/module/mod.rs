@@ -15,7 +15,7 @@ use crate::{
     ffi::PausedProducts,
     log::{Log, LogOptions},
     loss::{Counted, MeanOver},
-    metric::Metric,
+    metric::{Metric, Reduction},
     nn::{Context, Visit},
     optim::{Optimizers, Scheduled, TrainingPlan},
     precision::{Gradients, StepOutcome, Unscaled},
@@ -111,6 +111,13 @@ pub trait LightningModule: Visit {
     /// `of = examples` for others.
     fn loss_scope(&self) -> LossScope {
         LossScope::Unknown
+    }
+
+    /// How the training metric of this name is computed from what was kept of its batches, for runs that are resumed
+    /// at the end of an epoch: a function is not saved. The derive answers for what it declares; `None` for others.
+    fn reduction(&self, name: &str) -> Option<Reduction> {
+        let _ = name;
+        None
     }
 
     /// Whether the model runs backward passes and optimizers itself, in
@@ -356,7 +363,7 @@ impl<'a> Step<'a> {
         self.log.loss(name, value, counted, options)
     }
 
-    /// Logs a metric of the batch; the epoch's value is computed from the summed counts.
+    /// Logs a metric of the batch; the epoch's value is computed from what all batches gave.
     ///
     /// # Errors
     /// When shapes do not fit the metric.

@@ -247,7 +247,7 @@ impl<'r, 'c> Run<'r, 'c> {
         // An epoch that ended early is resumed later: its sums are kept as they are.
         let batches = self.loader.batches();
         let unfinished = match self.position.batch < batches {
-            true => Some(Log::from_state(&self.observers.log.state()?, self.config.device)?),
+            true => Some(self.observers.log.copied(self.config.device)?),
             false => None,
         };
         let mut hook = self.state.hook(epoch, &mut self.observers.log);

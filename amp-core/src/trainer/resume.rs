@@ -117,6 +117,7 @@ impl Run<'_, '_> {
         let trained_for: f64 = state.get("trained_for").unwrap_or(0.0);
         let random = RandomState::from_state(&state.part("random"), device).map_err(at)?;
         let mut log = Log::from_state(&state.part("log"), device).map_err(at)?;
+        log.take_reductions(|name| self.model.reduction(name));
         if changed.contains(&Change::Data) {
             (position.batch, log) = (0, Log::default());
         } else if changed.contains(&Change::BatchSize) {

@@ -61,6 +61,7 @@ impl Run<'_, '_> {
         self.state.return_to_step(self.model)?;
         if let Some(log) = self.log_before.take() {
             self.observers.log = Log::from_state(&log, self.config.device)?;
+            self.observers.log.take_reductions(|name| self.model.reduction(name));
         }
         Ok(())
     }

@@ -132,7 +132,8 @@ fn hits_are_those_of_libtorchs_argmax(
     let logits = logits.masked_fill(&rare, f64::NAN).to_kind(kind);
     let targets = Tensor::randint(classes.min(3), [rows], (Kind::Int64, Device::Cpu));
     let exact = logits.to_kind(Kind::Double).argmax(1, false).eq_tensor(&targets);
-    let (counts, _) = Accuracy.counts(&logits.to(device()), &targets.to(device()))?;
+    let state = Accuracy.update(&logits.to(device()), &targets.to(device()))?;
+    let [counts] = state.tensors()?.try_into().expect("a sum");
     assert_eq!(counts.kind(), Kind::Double);
     let hits = exact.sum(Kind::Double).double_value(&[]);
     assert_eq!(Vec::<f64>::try_from(counts.to(Device::Cpu))?, [hits, rows as f64]);

@@ -184,6 +184,17 @@ fn losses_are_torchs(
     Ok(())
 }
 
+/// Two towers of one model are one output, whatever the target is.
+#[test]
+fn two_towers_are_one_output() -> Result<()> {
+    let of = |seed: i64| Tensor::arange(12, (Kind::Double, Device::Cpu)).sin() * seed as f64;
+    let (one, other) = (of(1).reshape([4, 3]), (of(2) + 0.5).reshape([4, 3]));
+    let expected = InfoNce::default().compute(&one, &other)?.double_value(&[]);
+    let both = Tensor::stack(&[&one, &other], 1);
+    assert_near(&InfoNce::default().compute(&both, &zeros(&[4], Kind::Int64))?, expected, 0.0);
+    Ok(())
+}
+
 /// `compute` takes every step of an output as its length.
 #[test]
 fn ctc_without_lengths_takes_all_steps() -> Result<()> {

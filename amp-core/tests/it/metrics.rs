@@ -2,7 +2,7 @@
 
 use amp_core::{
     Result,
-    metric::{Accuracy, F1, Metric, TopK},
+    metric::{Accuracy, F1, Metric, MetricState, TopK},
     tch::{Device, Kind, Tensor},
 };
 use serde_json::Value;
@@ -27,15 +27,16 @@ fn logits_and_labels(case: &Value) -> (Tensor, Tensor) {
 
 /// The metric of these batches, as the trainer takes it: counts added up, then reduced.
 fn measure(metric: &dyn Metric, batches: &[(Tensor, Tensor)]) -> Result<f64> {
-    let (mut counts, mut weight) = (None::<Tensor>, 0.0);
+    let mut merged = None::<MetricState>;
     for (logits, labels) in batches {
-        let (more, examples) = metric.counts(logits, labels)?;
-        assert_eq!(more.kind(), Kind::Double, "counts stay exact");
-        counts = Some(counts.map_or_else(|| more.copy(), |counts| &counts + &more));
-        weight += examples;
+        let more = metric.update(logits, labels)?;
+        assert_eq!(more.tensors()?[0].kind(), Kind::Double, "counts stay exact");
+        match &mut merged {
+            Some(merged) => merged.merge(&more)?,
+            None => merged = Some(more),
+        }
     }
-    let counts = Vec::<f64>::try_from(counts.expect("a batch").reshape([-1]))?;
-    Ok(metric.reduction().compute(&counts, weight))
+    Ok(metric.reduction().compute(&merged.expect("a batch"))?.double_value(&[]))
 }
 
 /// The whole set at once and row by row: nothing depends on how it is cut.
@@ -113,7 +114,7 @@ fn f16_logits_are_counted_exactly() -> Result<()> {
     let rows = 5000;
     let logits = Tensor::from_slice(&[1.0_f32, 0.0]).repeat([rows, 1]).to_kind(Kind::Half);
     let labels = Tensor::zeros([rows], (Kind::Int64, Device::Cpu));
-    let (counts, _) = Accuracy.counts(&logits, &labels)?;
+    let [counts] = Accuracy.update(&logits, &labels)?.tensors()?.try_into().expect("a sum");
     assert_eq!(Vec::<f64>::try_from(counts)?, [5000.0, 5000.0]);
     Ok(())
 }

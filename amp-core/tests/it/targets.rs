@@ -38,8 +38,7 @@ fn target(case: &Value, classes: bool) -> Tensor {
 
 /// The metric of one batch.
 fn measure(metric: &dyn Metric, output: &Tensor, target: &Tensor) -> Result<f64> {
-    let (counts, weight) = metric.counts(output, target)?;
-    Ok(metric.reduction().compute(&Vec::<f64>::try_from(counts.reshape([-1]))?, weight))
+    Ok(metric.measure(output, target)?.double_value(&[]))
 }
 
 /// torchmetrics divides in f32.
@@ -214,9 +213,9 @@ fn classes_that_do_not_fit_are_refused(
     let said = [
         message(loss::cross_entropy(&output, &target)),
         message(loss::nll_loss(&output, &target)),
-        message(Accuracy.counts(&output, &target)),
-        message(TopK { k: 1 }.counts(&output, &target)),
-        message(F1 { num_classes }.counts(&output, &target)),
+        message(Accuracy.update(&output, &target)),
+        message(TopK { k: 1 }.update(&output, &target)),
+        message(F1 { num_classes }.update(&output, &target)),
     ];
     let names = ["cross_entropy", "nll_loss", "accuracy", "top_k", "f1"];
     for (said, name) in said.iter().zip(names) {
@@ -234,9 +233,9 @@ fn classes_out_of_range_are_refused(#[case] class: i64) {
     let said = [
         message(loss::cross_entropy(&output, &target)),
         message(loss::nll_loss(&output, &target)),
-        message(Accuracy.counts(&output, &target)),
-        message(TopK { k: 1 }.counts(&output, &target)),
-        message(F1 { num_classes: 3 }.counts(&output, &target)),
+        message(Accuracy.update(&output, &target)),
+        message(TopK { k: 1 }.update(&output, &target)),
+        message(F1 { num_classes: 3 }.update(&output, &target)),
     ];
     for said in said {
         let class = class.to_string();
@@ -247,18 +246,18 @@ fn classes_out_of_range_are_refused(#[case] class: i64) {
 #[test]
 fn metrics_refuse_targets_of_another_kind() {
     let (logits, mask) = (zeros(&[3, 3], Kind::Float), zeros(&[3, 3], Kind::Float));
-    let said = message(Accuracy.counts(&logits, &mask));
+    let said = message(Accuracy.update(&logits, &mask));
     assert!(said.contains("use soft_accuracy, for masks"), "{said}");
     let said =
-        message(BinaryAccuracy.counts(&zeros(&[3, 1], Kind::Float), &zeros(&[3], Kind::Float)));
+        message(BinaryAccuracy.update(&zeros(&[3, 1], Kind::Float), &zeros(&[3], Kind::Float)));
     assert!(said.contains("`output.view([3])`"), "{said}");
     let said =
-        message(SoftAccuracy.counts(&zeros(&[3, 1], Kind::Float), &zeros(&[3, 1], Kind::Float)));
+        message(SoftAccuracy.update(&zeros(&[3, 1], Kind::Float), &zeros(&[3, 1], Kind::Float)));
     assert!(said.contains("at least two classes"), "{said}");
     let classes = zeros(&[3], Kind::Int64);
-    let said = message(TopK { k: 4 }.counts(&logits, &classes));
+    let said = message(TopK { k: 4 }.update(&logits, &classes));
     assert!(said.contains("k is 4, but there are 3 classes"), "{said}");
-    let said = message(F1 { num_classes: 4 }.counts(&logits, &classes));
+    let said = message(F1 { num_classes: 4 }.update(&logits, &classes));
     assert!(said.contains("num_classes is 4, but there are 3 logits"), "{said}");
 }
 
@@ -287,10 +286,10 @@ fn binary_targets_are_probabilities(#[case] target: &[f64]) {
 fn a_mean_takes_a_value_for_each_example() -> Result<()> {
     let (output, target) = (zeros(&[3, 2], Kind::Float), zeros(&[3], Kind::Int64));
     let whole = |output: &Tensor, _: &Tensor| Ok(output.f_mean(Kind::Float)?);
-    let said = message(Mean { of: whole }.counts(&output, &target));
+    let said = message(Mean { of: whole }.update(&output, &target));
     assert!(said.contains("its function gave []"), "{said}");
     let two = |output: &Tensor, _: &Tensor| Ok(output.f_narrow(0, 0, 2)?.f_select(1, 0)?);
-    let said = message(Mean { of: two }.counts(&output, &target));
+    let said = message(Mean { of: two }.update(&output, &target));
     assert!(said.contains("its function gave [2]"), "{said}");
     let each = |output: &Tensor, _: &Tensor| Ok(output.f_flatten(0, 1)?);
     assert_eq!(measure(&Mean { of: each }, &output, &target)?, 0.0);

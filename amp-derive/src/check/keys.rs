@@ -2,7 +2,7 @@
 
 use proc_macro2::Ident;
 use quote::ToTokens;
-use syn::{Expr, ExprLit, ExprUnary, Lit, UnOp};
+use syn::{Expr, ExprLit, ExprUnary, Lit, UnOp, ext::IdentExt};
 
 use crate::{
     diag::Diagnostics,
@@ -240,7 +240,7 @@ pub(super) fn choice<T: Copy>(pair: &Pair, words: &[(&str, T)], diag: &Diagnosti
     let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
     let key = &pair.key;
     if let Some(word) = word(&pair.value) {
-        let found = words.iter().find(|(name, _)| word == name);
+        let found = words.iter().find(|(name, _)| word.unraw() == name);
         if found.is_none() {
             diag.error(word, suggest::unknown(&key.to_string(), &word.to_string(), &names));
         }

@@ -68,9 +68,10 @@ fn metric(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ide
     let of = measured(spec, &mut pairs, diag);
     keys::fit(at, row, &pairs, diag)?;
     keys::fields_are_read_from_self(spec, &pairs, diag)?;
+    let keys = keys::words_to_values(row, pairs, diag)?;
     let (name, stage) = choices?;
     let name = name.unwrap_or_else(|| row.name.to_owned());
-    let value = Value::Known { row, at: at.clone(), keys: pairs };
+    let value = Value::Known { row, at: at.clone(), keys };
     Some((Declared { name, stage, value, of: of? }, at.clone()))
 }
 

@@ -190,6 +190,26 @@ fn given(model: &Model) -> [TokenStream; 2] {
     [output, target]
 }
 
+/// `LightningModule::reduction` of the metrics of a generated training step.
+pub(super) fn reductions(metrics: &[Metric]) -> Option<TokenStream> {
+    if metrics.is_empty() {
+        return None;
+    }
+    let asked = local("name");
+    let arms = metrics.iter().map(|metric| {
+        let (name, value) = (&metric.name, value(&metric.value, &quote!(metric)));
+        quote!(#name => __amp::Some(__amp::metric::Metric::reduction(&#value)))
+    });
+    Some(quote! {
+        fn reduction(&self, #asked: &__amp::str) -> __amp::Option<__amp::metric::Reduction> {
+            match #asked {
+                #(#arms,)*
+                _ => __amp::None,
+            }
+        }
+    })
+}
+
 fn metric(model: &Model, metric: &Metric, locals: &Locals) -> TokenStream {
     let step = &locals.step;
     let (name, options) = (&metric.name, options(metric.log));

@@ -10,7 +10,7 @@ use crate::model::{Model, Step};
 pub(super) fn expand(model: &Model, step: &Step) -> TokenStream {
     let locals = Locals::new();
     let Locals { batch, step: argument, loss: value, .. } = &locals;
-    let mut counts = None;
+    let (mut counts, mut reductions) = (None, None);
     let body = match step {
         Step::Manual(path) => return manual(path, &locals),
         Step::Function { path, .. } => {
@@ -19,6 +19,7 @@ pub(super) fn expand(model: &Model, step: &Step) -> TokenStream {
         Step::Generated { loss, log, metrics } => {
             let logged = log::step(model, &locals, "train", loss, *log, metrics);
             counts = Some(log::loss_counts(model, loss));
+            reductions = log::reductions(metrics);
             quote! {
                 #logged
                 __amp::Ok(#value)
@@ -34,6 +35,7 @@ pub(super) fn expand(model: &Model, step: &Step) -> TokenStream {
             #body
         }
         #counts
+        #reductions
     }
 }
 

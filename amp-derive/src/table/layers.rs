@@ -1,6 +1,6 @@
 //! The layers.
 
-use super::{Entry, Form, Key, Layer, Range, any, choice, fraction, positive};
+use super::{Entry, Form, Key, Layer, Range, any, choice, fraction, optional, positive};
 
 const fn sizes(name: &'static str) -> Key {
     Key { name, range: Range::Sizes(1) }
@@ -8,11 +8,6 @@ const fn sizes(name: &'static str) -> Key {
 
 const fn sizes_or_zero(name: &'static str) -> Key {
     Key { name, range: Range::Sizes(0) }
-}
-
-/// An option that may also be `None` or `Some(…)`.
-const fn optional(name: &'static str) -> Key {
-    Key { name, range: Range::Optional }
 }
 
 const fn layer(

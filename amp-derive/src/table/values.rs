@@ -1,6 +1,6 @@
 //! What generated steps compute: losses and metrics.
 
-use super::{Entry, Key, any, fraction, not_negative, positive, tensor};
+use super::{Entry, Key, any, choice, fraction, not_negative, optional, positive, tensor};
 
 /// Losses, by torch.nn.functional's names where it has them. Its `binary_cross_entropy` is refused by a rule.
 pub(crate) const LOSSES: &[Entry] = &[
@@ -34,10 +34,72 @@ const fn loss(name: &'static str, ty: &'static str, options: &'static [Key]) -> 
 }
 
 pub(crate) const METRICS: &[Entry] = &[
-    Entry { name: "accuracy", ty: "Accuracy", required: &[], options: &[] },
-    Entry { name: "binary_accuracy", ty: "BinaryAccuracy", required: &[], options: &[] },
-    Entry { name: "soft_accuracy", ty: "SoftAccuracy", required: &[], options: &[] },
-    Entry { name: "top_k", ty: "TopK", required: &[positive("k")], options: &[] },
-    Entry { name: "mean", ty: "Mean", required: &[any("of")], options: &[] },
-    Entry { name: "f1", ty: "F1", required: &[positive("num_classes")], options: &[] },
+    metric("accuracy", "Accuracy", &[], &[]),
+    metric("binary_accuracy", "BinaryAccuracy", &[], &[]),
+    metric("soft_accuracy", "SoftAccuracy", &[], &[]),
+    metric("top_k", "TopK", &[positive("k")], &[]),
+    metric("mean", "Mean", &[any("of")], &[]),
+    metric("f1", "F1", &[positive("num_classes")], &[]),
+    metric("precision", "Precision", &[], OF_CLASSES),
+    metric("recall", "Recall", &[], OF_CLASSES),
+    metric("specificity", "Specificity", &[], OF_CLASSES),
+    metric("jaccard", "Jaccard", &[], OF_CLASSES),
+    metric(
+        "f_beta",
+        "FBeta",
+        &[],
+        &[positive("beta"), AVERAGE, any("ignore_index"), optional("num_classes")],
+    ),
+    metric(
+        "confusion_matrix",
+        "ConfusionMatrix",
+        &[],
+        &[any("ignore_index"), optional("num_classes")],
+    ),
+    metric("binary_precision", "BinaryPrecision", &[], OF_LABELS),
+    metric("binary_recall", "BinaryRecall", &[], OF_LABELS),
+    metric("binary_specificity", "BinarySpecificity", &[], OF_LABELS),
+    metric("binary_jaccard", "BinaryJaccard", &[], OF_LABELS),
+    metric(
+        "binary_f_beta",
+        "BinaryFBeta",
+        &[],
+        &[positive("beta"), fraction("threshold"), any("ignore_index")],
+    ),
+    metric("binary_confusion_matrix", "BinaryConfusionMatrix", &[], OF_LABELS),
+    metric("auroc", "Auroc", &[], OF_CURVES),
+    metric("average_precision", "AveragePrecision", &[], OF_CURVES),
+    metric("mae", "Mae", &[], &[]),
+    metric("mse", "Mse", &[], &[]),
+    metric("rmse", "Rmse", &[], &[]),
+    metric("r2", "R2", &[], &[]),
+    metric("perplexity", "Perplexity", &[], &[any("ignore_index")]),
+    metric("recall_at_k", "RecallAtK", &[positive("k")], &[]),
+    metric("psnr", "Psnr", &[], &[positive("data_range")]),
+    metric("ssim", "Ssim", &[], &[positive("data_range")]),
 ];
+
+const AVERAGE: Key = choice(
+    "average",
+    &[
+        ("micro", "__amp::metric::Average::Micro"),
+        ("macro", "__amp::metric::Average::Macro"),
+        ("weighted", "__amp::metric::Average::Weighted"),
+        ("none", "__amp::metric::Average::None"),
+    ],
+);
+
+const OF_CLASSES: &[Key] = &[AVERAGE, any("ignore_index"), optional("num_classes")];
+
+const OF_LABELS: &[Key] = &[fraction("threshold"), any("ignore_index")];
+
+const OF_CURVES: &[Key] = &[AVERAGE, optional("thresholds")];
+
+const fn metric(
+    name: &'static str,
+    ty: &'static str,
+    required: &'static [Key],
+    options: &'static [Key],
+) -> Entry {
+    Entry { name, ty, required, options }
+}

@@ -2,7 +2,7 @@
 
 use amp_core::{
     Error, Result,
-    metric::{Metric, Reduction},
+    metric::{Metric, MetricState, Reduction},
     tch::{Kind, Tensor},
 };
 
@@ -11,7 +11,7 @@ use amp_core::{
 pub struct MeanAbsoluteError;
 
 impl Metric for MeanAbsoluteError {
-    fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         let (found, expected) = (output.size(), target.size());
         if found != expected {
             return Err(Error::config(format!(
@@ -19,7 +19,7 @@ impl Metric for MeanAbsoluteError {
             )));
         }
         let difference = output.f_to_kind(Kind::Double)?.f_sub(target)?;
-        Ok((difference.f_abs()?.f_sum(Kind::Double)?, target.numel() as f64))
+        MetricState::mean(&difference.f_abs()?.f_sum(Kind::Double)?, target.numel() as f64)
     }
 
     fn reduction(&self) -> Reduction {

@@ -5,9 +5,10 @@ use amp_verify::{DataSet, Registry, model, project};
 use own_metric::MeanAbsoluteError;
 
 fn counts(output: &Tensor, target: &Tensor) -> (f64, f64) {
-    let (sum, weight) = MeanAbsoluteError.counts(output, target).expect("counts");
+    let state = MeanAbsoluteError.update(output, target).expect("counts");
+    let [sum] = state.tensors().expect("tensors").try_into().expect("one sum");
     assert_eq!((sum.kind(), sum.numel()), (Kind::Double, 1));
-    (sum.double_value(&[]), weight)
+    (sum.double_value(&[]), state.weight())
 }
 
 #[test]
@@ -29,7 +30,7 @@ fn a_difference_of_16_bit_numbers_is_not_rounded() {
 #[test]
 fn shapes_that_would_broadcast_are_refused() {
     let tensor = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
-    let error = MeanAbsoluteError.counts(&tensor(&[4, 1]), &tensor(&[4])).expect_err("shapes");
+    let error = MeanAbsoluteError.update(&tensor(&[4, 1]), &tensor(&[4])).expect_err("shapes");
     assert!(error.to_string().ends_with("the output has shape [4, 1], the target [4]"), "{error}");
 }
 

@@ -1,42 +1,16 @@
-//! Metrics, computed on the device from counts that add up over batches.
-//!
-//! What the loss leaves out, they leave out: classes of -100 count nowhere. Logits and classes fit as in
-//! [`loss::cross_entropy`](crate::loss::cross_entropy); shapes and dtypes that do not fit are errors.
+//! Metrics of examples that are right or wrong, and means of any function.
 
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::{
+    Metric, MetricState, Reduction,
+    scores::{Average, Score, class_counts},
+};
 use crate::{
     Result, ffi,
     loss::{IGNORED, classes, elementwise, misfit},
     precision::is_floating,
 };
-
-/// How an epoch's counts become the metric.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum Reduction {
-    /// The one count over the weight.
-    Mean,
-    /// The first of two counts over the second.
-    Ratio,
-    /// F1 averaged over classes, from `[3, C]` counts: true positives, predicted, actual.
-    MacroF1,
-}
-
-/// A metric of one batch.
-pub trait Metric {
-    /// Counts of one batch, f64 on the device, and their weight, known on the host.
-    ///
-    /// # Errors
-    /// When shapes or dtypes do not fit.
-    fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)>;
-
-    /// How counts become the metric.
-    fn reduction(&self) -> Reduction {
-        Reduction::Mean
-    }
-}
 
 /// The fraction of examples whose largest logit is the target class. Classes of -100 do not count. On CUDA
 /// a class out of range makes the epoch's value NaN.
@@ -47,7 +21,7 @@ pub trait Metric {
 pub struct Accuracy;
 
 impl Metric for Accuracy {
-    fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         const NAME: &str = "accuracy";
         let same = output.size() == target.size();
         if is_floating(target.kind()) && same && output.dim() > 1 {
@@ -58,7 +32,7 @@ impl Metric for Accuracy {
         let (logits, of) = classes(NAME, output, target)?;
         let counts = ffi::hits(&logits, &of);
         let counts = counts.map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
-        Ok((counts, target.numel() as f64))
+        MetricState::sum(&counts)
     }
 
     fn reduction(&self) -> Reduction {
@@ -72,7 +46,7 @@ impl Metric for Accuracy {
 pub struct SoftAccuracy;
 
 impl Metric for SoftAccuracy {
-    fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         const NAME: &str = "soft_accuracy";
         let (logits, of) = elementwise(NAME, output, target)?;
         if logits.dim() < 2 || logits.size()[1] < 2 {
@@ -80,7 +54,7 @@ impl Metric for SoftAccuracy {
             return Err(misfit(NAME, output, target, why));
         }
         let hits = logits.f_argmax(1, false)?.f_eq_tensor(&of.f_argmax(1, false)?)?;
-        Ok((hits.f_sum(Kind::Double)?, hits.numel() as f64))
+        MetricState::mean(&hits.f_sum(Kind::Double)?, hits.numel() as f64)
     }
 }
 
@@ -91,7 +65,7 @@ impl Metric for SoftAccuracy {
 pub struct BinaryAccuracy;
 
 impl Metric for BinaryAccuracy {
-    fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         const NAME: &str = "binary_accuracy";
         let of = match is_floating(target.kind()) {
             true => target.shallow_clone(),
@@ -103,7 +77,7 @@ impl Metric for BinaryAccuracy {
         let hits = hits.f_logical_and(&logits.f_isnan()?.f_logical_not()?)?;
         let hits = hits.f_logical_and(&counted)?;
         let counts = [hits.f_sum(Kind::Double)?, counted.f_sum(Kind::Double)?];
-        Ok((Tensor::f_stack(&counts, 0)?, target.numel() as f64))
+        MetricState::sum(&Tensor::f_stack(&counts, 0)?)
     }
 
     fn reduction(&self) -> Reduction {
@@ -120,7 +94,7 @@ pub struct TopK {
 }
 
 impl Metric for TopK {
-    fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         const NAME: &str = "top_k";
         let (logits, of) = classes(NAME, output, target)?;
         let classes = logits.size()[1];
@@ -132,7 +106,7 @@ impl Metric for TopK {
         let hits = best.f_eq_tensor(&of.f_unsqueeze(1)?)?.f_sum(Kind::Double)?;
         let counted = ffi::counted_classes(&of, classes);
         let counted = counted.map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
-        Ok((Tensor::f_stack(&[hits, counted], 0)?, target.numel() as f64))
+        MetricState::sum(&Tensor::f_stack(&[hits, counted], 0)?)
     }
 
     fn reduction(&self) -> Reduction {
@@ -141,7 +115,7 @@ impl Metric for TopK {
 }
 
 /// F1 = 2·TP / (predicted + actual), averaged over the classes that occur; 0 for one never hit. Examples
-/// of class -100 do not count.
+/// of class -100 do not count. See [`FBeta`](super::FBeta) for other averages.
 #[derive(Debug, Clone, Copy)]
 pub struct F1 {
     /// Number of classes.
@@ -149,32 +123,12 @@ pub struct F1 {
 }
 
 impl Metric for F1 {
-    fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
-        const NAME: &str = "f1";
-        let (logits, of) = classes(NAME, output, target)?;
-        let classes = logits.size()[1];
-        if classes != self.num_classes {
-            let why =
-                format!("num_classes is {}, but there are {classes} logits", self.num_classes);
-            return Err(misfit(NAME, output, target, &why));
-        }
-        let counted = ffi::counted_classes(&of, classes);
-        let counted = counted.map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
-        let places = Tensor::f_arange(classes, (Kind::Int64, of.device()))?;
-        let of = of.f_reshape([-1, 1])?;
-        let actual = of.f_eq_tensor(&places)?;
-        let predicted = logits.f_argmax(1, false)?.f_reshape([-1, 1])?.f_eq_tensor(&places)?;
-        let predicted = predicted.f_logical_and(&of.f_ne(IGNORED)?)?;
-        let per_class = |x: &Tensor| x.f_sum_dim_intlist([0_i64].as_slice(), false, Kind::Double);
-        let hits = per_class(&predicted.f_logical_and(&actual)?)?;
-        let counts = Tensor::f_stack(&[hits, per_class(&predicted)?, per_class(&actual)?], 0)?;
-        // NaN where a class is out of range, otherwise 0.
-        let counts = counts.f_add(&counted.f_mul_scalar(0.0)?)?;
-        Ok((counts, target.numel() as f64))
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+        MetricState::sum(&class_counts("f1", output, target, Some(self.num_classes), IGNORED)?)
     }
 
     fn reduction(&self) -> Reduction {
-        Reduction::MacroF1
+        Score::FBeta(1.0).over_classes(Average::Macro, IGNORED)
     }
 }
 
@@ -187,7 +141,7 @@ pub struct Mean<F> {
 }
 
 impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor>> Metric for Mean<F> {
-    fn counts(&self, output: &Tensor, target: &Tensor) -> Result<(Tensor, f64)> {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
         let values = (self.of)(output, target)?;
         let (count, examples) =
             (values.numel() as i64, output.size().first().copied().unwrap_or(1));
@@ -199,28 +153,6 @@ impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor>> Metric for Mean<F> {
             );
             return Err(misfit("mean", output, target, &why));
         }
-        Ok((values.f_sum(Kind::Double)?, values.numel() as f64))
-    }
-}
-
-impl Reduction {
-    /// The metric of summed counts; NaN without any.
-    pub fn compute(self, counts: &[f64], weight: f64) -> f64 {
-        match self {
-            Self::Mean => counts.first().copied().unwrap_or(0.0) / weight,
-            Self::Ratio => {
-                counts.first().copied().unwrap_or(0.0) / counts.get(1).copied().unwrap_or(0.0)
-            }
-            Self::MacroF1 => {
-                let classes = counts.len() / 3;
-                let scores: Vec<f64> = (0..classes)
-                    .map(|c| (counts[c], counts[classes + c] + counts[2 * classes + c]))
-                    // A NaN stays: it is no class without examples.
-                    .filter(|(_, total)| *total != 0.0)
-                    .map(|(hits, total)| 2.0 * hits / total)
-                    .collect();
-                scores.iter().sum::<f64>() / scores.len() as f64
-            }
-        }
+        MetricState::mean(&values.f_sum(Kind::Double)?, values.numel() as f64)
     }
 }

@@ -1,0 +1,171 @@
+//! One name of the log: what its batches have given, and how that is reduced.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{LogOptions, Logged};
+use crate::{
+    Error, Result,
+    metric::{Merge, MetricState, Part, Reduction},
+    state::State,
+};
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) name: String,
+    pub(super) options: LogOptions,
+    /// A function of a saved run is not known until the model gives it.
+    pub(super) reduction: Option<Reduction>,
+    /// Its sums are the same tensors as the latest one's, until there is a second to add.
+    pub(super) state: MetricState,
+    pub(super) latest: MetricState,
+    /// Whether a hook logs it, and no step; unknown of an older file's.
+    pub(super) of_hook: Option<bool>,
+    /// 0 while all that it holds is of steps that were left out.
+    pub(super) batches: u64,
+}
+
+impl Entry {
+    /// Refuses a step's value and a hook's under one name: their mean is neither's.
+    pub(super) fn is_logged_by(&self, hook: bool) -> Result<()> {
+        match self.of_hook {
+            Some(own) if own != hook => Err(Error::config(format!(
+                "log `{}`: the step and a hook log under one name: rename one of them",
+                self.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether its values are computed in this way; yes, of one that is not known.
+    pub(super) fn is_reduced_like(&self, other: Option<&Reduction>) -> bool {
+        match (&self.reduction, other) {
+            (Some(own), Some(other)) => own.name() == other.name(),
+            _ => true,
+        }
+    }
+
+    /// Begins anew where it holds nothing but what was left out.
+    pub(super) fn forget_left_out(&mut self) -> Result<()> {
+        if self.batches == 0 {
+            self.state = self.state.nothing_like()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn add(&mut self, reduction: Option<&Reduction>, state: MetricState) -> Result<()> {
+        let state = match (&self.reduction, reduction) {
+            (Some(Reduction::Ratio), Some(Reduction::Mean)) => as_ratio(&state)?,
+            // A mean, whose weight was on the host for some batches and on the device for others.
+            (Some(Reduction::Mean), Some(Reduction::Ratio)) => {
+                self.state = as_ratio(&self.state)?;
+                self.reduction = reduction.cloned();
+                state
+            }
+            _ => state,
+        };
+        if !self.is_reduced_like(reduction) || !self.state.is_like(&state) {
+            let error = self.state.differs(&state);
+            return Err(error.at(&format!("log `{}`", self.name)));
+        }
+        if self.reduction.is_none() {
+            self.reduction = reduction.cloned();
+        }
+        self.state.add(&state, self.batches > 1)?;
+        self.batches += 1;
+        self.latest = state;
+        Ok(())
+    }
+
+    /// One value, or one for each element, named after its place.
+    pub(super) fn read(&self, state: &MetricState) -> Result<Vec<Logged>> {
+        let name = &self.name;
+        let Some(reduction) = &self.reduction else {
+            return Err(Error::config(format!(
+                "log `{name}`: the run was saved at the end of an epoch, and the model does not say how `{name}` is \
+                 computed: give it in `LightningModule::reduction`, or go on from a file saved within the epoch"
+            )));
+        };
+        let value = reduction.compute(state).map_err(|error| error.at(&format!("log `{name}`")))?;
+        let logged = |name: String, value| Logged { name, value, prog_bar: self.options.prog_bar };
+        let sizes = value.size();
+        let values = Vec::<f64>::try_from(&value.f_reshape([-1])?)?;
+        if sizes.is_empty() {
+            return Ok(values.into_iter().map(|value| logged(name.clone(), value)).collect());
+        }
+        let places = values.into_iter().zip(0_i64..).map(|(value, at)| {
+            let (mut name, mut rest, mut within) =
+                (name.clone(), at, sizes.iter().product::<i64>());
+            for size in &sizes {
+                within /= size;
+                name = format!("{name}_{}", rest / within);
+                rest %= within;
+            }
+            logged(name, value)
+        });
+        Ok(places.collect())
+    }
+
+    pub(super) fn copied(&self, device: Device) -> Result<Self> {
+        Ok(Self {
+            name: self.name.clone(),
+            reduction: self.reduction.clone(),
+            state: self.state.copied_to(device)?,
+            latest: self.latest.copied_to(device)?,
+            ..*self
+        })
+    }
+
+    pub(super) fn to_state(&self) -> Result<State> {
+        let mut to = State::default();
+        to.put("options", &self.options)?;
+        to.put("reduction", &self.reduction.as_ref().map_or("Of", Reduction::name))?;
+        to.put("weights", &(self.state.weight, self.latest.weight, self.batches))?;
+        to.put("of_hook", &self.of_hook)?;
+        let merges: Vec<Merge> = self.state.parts.iter().map(|part| part.merge).collect();
+        to.put("merges", &merges)?;
+        for (state, key) in [(&self.state, "counts"), (&self.latest, "latest")] {
+            for (tensor, at) in state.tensors()?.iter().zip(0..) {
+                to.put_tensor(name_of(key, at), tensor);
+            }
+        }
+        Ok(to)
+    }
+
+    pub(super) fn from_state(from: &State, name: String, device: Device) -> Result<Self> {
+        let (weight, latest, batches) = from.get("weights")?;
+        // Files of before there were several parts have one sum.
+        let merges: Vec<Merge> = from.get("merges").unwrap_or_else(|_| vec![Merge::Sum]);
+        let state = |key: &str, weight: f64| -> Result<MetricState> {
+            let parts = merges.iter().zip(0..).map(|(merge, at)| {
+                let pieces = vec![from.tensor(&name_of(key, at))?.shallow_clone()];
+                Ok(Part { merge: *merge, pieces })
+            });
+            // In memory of its own: sums are added to in place.
+            MetricState { parts: parts.collect::<Result<_>>()?, weight }.copied_to(device)
+        };
+        Ok(Self {
+            options: from.get("options")?,
+            of_hook: from.get("of_hook").unwrap_or(None),
+            reduction: Reduction::named(&from.get::<String>("reduction")?),
+            state: state("counts", weight)?,
+            latest: state("latest", latest)?,
+            batches,
+            name,
+        })
+    }
+}
+
+/// What the tensor at a place is saved as.
+fn name_of(key: &str, at: usize) -> String {
+    match at {
+        0 => key.to_owned(),
+        at => format!("{key}_{at}"),
+    }
+}
+
+/// A sum with its weight, on its device.
+fn as_ratio(mean: &MetricState) -> Result<MetricState> {
+    let [sum] = mean.tensors()?.try_into().map_err(|_| Error::config("a mean is of one sum"))?;
+    let weight = sum.f_full_like(mean.weight)?;
+    MetricState::sum(&Tensor::f_stack(&[sum.f_to_kind(Kind::Double)?, weight], 0)?)
+}

@@ -1,0 +1,261 @@
+//! Areas under the receiver operating characteristic and the precision-recall curve.
+
+use tch::{Kind, Tensor};
+
+use super::{Average, Metric, MetricState, Reduction, scores::as_floating};
+use crate::{
+    Error, Result, ffi,
+    loss::{IGNORED, classes, elementwise, misfit},
+};
+
+/// What is summed up of a curve.
+#[derive(Debug, Clone, Copy)]
+enum Area {
+    Roc,
+    PrecisionRecall,
+}
+
+macro_rules! curve {
+    ($(#[$doc:meta])* $metric:ident $name:literal $area:expr) => {
+        $(#[$doc])*
+        ///
+        /// Of logits `[N, C, …]` against int64 classes `[N, …]`, each class against the others by its softmax, averaged
+        /// over the classes that occur; or of logits against labels 0 and 1 of their
+        /// shape. Targets of -100 count nothing. NaN where there is no positive, or for [`Auroc`] no negative, or a logit is NaN.
+        ///
+        /// Without `thresholds` it is exact: the scores of all examples stay on the device until the epoch's end, and a
+        /// training step that computes it does not run as a CUDA graph. With T `thresholds`, at 0, 1/(T−1), …, 1, it
+        /// keeps 2 (T + 1) counts for each class, and a curve through T points.
+        ///
+        /// # Errors
+        /// When shapes or dtypes do not fit, a class on the CPU is out of range, or an option is.
+        #[derive(Debug, Clone, Copy, Default)]
+        pub struct $metric {
+            /// [`Average::Macro`] unless it is given; of labels 0 and 1 there is one value whatever it is.
+            pub average: Average,
+            /// T, at least 2.
+            pub thresholds: Option<i64>,
+        }
+
+        impl Metric for $metric {
+            fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+                update($name, self.average, self.thresholds, output, target)
+            }
+
+            fn reduction(&self) -> Reduction {
+                let Self { average, thresholds } = *self;
+                Reduction::of(move |state| compute($area, average, thresholds, state))
+            }
+        }
+    };
+}
+
+curve!(
+    /// The area under the receiver operating characteristic: how probable it is that a positive has a larger score
+    /// than a negative, ties counting half.
+    Auroc "auroc" Area::Roc
+);
+curve!(
+    /// The average precision, Σ (Rᵢ − Rᵢ₋₁) Pᵢ over falling thresholds, with recall R and precision P.
+    AveragePrecision "average_precision" Area::PrecisionRecall
+);
+
+/// Exact: scores `[n, C]` and labels `[n]` in i64, C = 1 for labels 0 and 1, -100 where nothing counts. In bins:
+/// `[C, T + 1, 2]` counts of negatives and positives by the number of thresholds that a score reaches.
+fn update(
+    what: &str,
+    average: Average,
+    thresholds: Option<i64>,
+    output: &Tensor,
+    target: &Tensor,
+) -> Result<MetricState> {
+    if average == Average::Micro {
+        let why = "classes are averaged by macro, weighted or none";
+        return Err(misfit(what, output, target, why));
+    }
+    if let Some(few) = thresholds.filter(|count| *count < 2) {
+        let why = format!("thresholds is {few}, but must be at least 2");
+        return Err(misfit(what, output, target, &why));
+    }
+    let of_classes = target.kind() == Kind::Int64 && target.size() != output.size();
+    let (scores, labels) = match of_classes {
+        true => {
+            let (logits, of) = classes(what, output, target)?;
+            let count = logits.size()[1];
+            let counted = ffi::counted_classes(&of, count);
+            let counted =
+                counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
+            let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+            // NaN where a class is out of range, which only CUDA lets pass; otherwise 0.
+            let nothing = counted.f_mul_scalar(0.0)?.f_to_kind(kind)?;
+            let scores = logits.f_softmax(1, kind)?.f_add(&nothing)?;
+            (scores.f_movedim([1].as_slice(), [-1].as_slice())?.f_reshape([-1, count])?, of)
+        }
+        false => {
+            let (logits, of) = elementwise(what, output, &as_floating(target)?)?;
+            let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+            let label = of.f_gt(0.5)?.f_to_kind(Kind::Int64)?;
+            let label = label.f_masked_fill(&of.f_eq(IGNORED)?, IGNORED)?;
+            let logits = logits.f_to_kind(kind)?.f_reshape([-1, 1])?;
+            // Sigmoids of large logits are one number: only bins need them.
+            let scores = if thresholds.is_some() { logits.f_sigmoid()? } else { logits };
+            (scores, label)
+        }
+    };
+    let labels = labels.f_reshape([-1])?;
+    let Some(count) = thresholds else {
+        return Ok(MetricState::concat(&scores).and_concat(&labels));
+    };
+    let columns = scores.size()[1];
+    let bins = count + 1;
+    let edges = Tensor::f_linspace(0.0, 1.0, count, (scores.kind(), scores.device()))?;
+    let reached = scores.f_contiguous()?.f_bucketize(&edges, false, true)?;
+    let positive = positives(&labels, columns)?.f_to_kind(Kind::Int64)?;
+    let of_column =
+        Tensor::f_arange(columns, (Kind::Int64, scores.device()))?.f_mul_scalar(bins)?;
+    let places = reached.f_add(&of_column)?.f_mul_scalar(2)?.f_add(&positive)?.f_reshape([-1])?;
+    let kept = labels.f_ne(IGNORED)?.f_unsqueeze(1)?.f_expand(scores.size(), false)?;
+    // A score that is NaN is in no bin, which the metric shows.
+    let nan = scores.f_isnan()?.f_logical_and(&kept)?;
+    let kept = kept.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
+    let counts = Tensor::f_zeros([columns * bins * 2], (Kind::Double, scores.device()))?;
+    let counts = counts.f_index_add(0, &places, &kept.f_reshape([-1])?)?;
+    MetricState::sum(&counts.f_reshape([columns, bins, 2])?)
+}
+
+/// Whether each label is that of each column, `[n, C]`.
+fn positives(labels: &Tensor, columns: i64) -> Result<Tensor> {
+    let labels = labels.f_unsqueeze(1)?;
+    match columns {
+        1 => Ok(labels.f_eq(1)?),
+        _ => Ok(labels.f_eq_tensor(&Tensor::f_arange(columns, (Kind::Int64, labels.device()))?)?),
+    }
+}
+
+fn compute(
+    area: Area,
+    average: Average,
+    thresholds: Option<i64>,
+    state: &[Tensor],
+) -> Result<Tensor> {
+    let curves = match (thresholds, state) {
+        (None, [scores, labels]) => exact(scores, labels)?,
+        (Some(_), [counts]) => binned(counts)?,
+        (None, _) => return Err(super::other_state(2, state)),
+        (Some(_), _) => return Err(super::other_state(1, state)),
+    };
+    let mut areas = Vec::with_capacity(curves.len());
+    let mut positives = Vec::with_capacity(curves.len());
+    for curve in &curves {
+        areas.push(curve.area(area)?);
+        positives.push(curve.positives());
+    }
+    if let [one] = areas.as_slice() {
+        return Ok(Tensor::from(*one));
+    }
+    // A class without positives or negatives has no curve; a NaN among scores stays.
+    let present: Vec<usize> =
+        (0..areas.len()).filter(|at| !curves[*at].is_undefined(area)).collect();
+    let weight = |at: usize| if average == Average::Weighted { positives[at] } else { 1.0 };
+    let all: f64 = present.iter().map(|at| weight(*at)).sum();
+    match average {
+        Average::None => Ok(Tensor::from_slice(&areas)),
+        _ => Ok(Tensor::from(present.iter().map(|at| weight(*at) * areas[*at]).sum::<f64>() / all)),
+    }
+}
+
+/// Positives and negatives at or above each of some falling thresholds; the last has all of them.
+struct Curve {
+    tp: Vec<f64>,
+    fp: Vec<f64>,
+    /// Of bins, whose thresholds need not all be reached; an exact one begins with nothing.
+    binned: bool,
+}
+
+impl Curve {
+    fn positives(&self) -> f64 {
+        self.tp.last().copied().unwrap_or(0.0)
+    }
+
+    fn negatives(&self) -> f64 {
+        self.fp.last().copied().unwrap_or(0.0)
+    }
+
+    fn is_undefined(&self, area: Area) -> bool {
+        self.positives() == 0.0 || matches!(area, Area::Roc) && self.negatives() == 0.0
+    }
+
+    fn area(&self, area: Area) -> Result<f64> {
+        let (positives, negatives) = (self.positives(), self.negatives());
+        if self.is_undefined(area) {
+            return Ok(f64::NAN);
+        }
+        let mut sum = 0.0;
+        // Bins begin at their highest threshold, as torchmetrics' do.
+        let first = match (area, self.binned) {
+            (Area::Roc, true) => (self.tp[0], self.fp[0]),
+            _ => (0.0, 0.0),
+        };
+        let (mut tp, mut fp) = first;
+        for (own_tp, own_fp) in self.tp.iter().zip(&self.fp) {
+            sum += match area {
+                Area::Roc => (own_fp - fp) * (own_tp + tp) / 2.0,
+                Area::PrecisionRecall if own_tp + own_fp == 0.0 => 0.0,
+                Area::PrecisionRecall => (own_tp - tp) * own_tp / (own_tp + own_fp),
+            };
+            (tp, fp) = (*own_tp, *own_fp);
+        }
+        Ok(match area {
+            Area::Roc => sum / (positives * negatives),
+            Area::PrecisionRecall => sum / positives,
+        })
+    }
+}
+
+/// A curve for each column of scores, through every distinct one.
+fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
+    let positive = positives(labels, scores.size()[1])?.f_to_kind(Kind::Double)?;
+    let kept = labels.f_ne(IGNORED)?.f_to_kind(Kind::Double)?;
+    let columns = 0..scores.size()[1];
+    let curves = columns.map(|column| {
+        let own = scores.f_select(1, column)?;
+        // What is left out must not make a NaN.
+        let own = own.f_masked_fill(&kept.f_eq(0.0)?, f64::NEG_INFINITY)?;
+        let (sorted, order) = own.f_sort(0, true)?;
+        let of = positive.f_select(1, column)?.f_mul(&kept)?.f_index_select(0, &order)?;
+        let all = kept.f_index_select(0, &order)?;
+        let (tp, all) = (of.f_cumsum(0, Kind::Double)?, all.f_cumsum(0, Kind::Double)?);
+        let host = |tensor: Tensor| {
+            Ok::<_, Error>(Vec::<f64>::try_from(&tensor.f_to_kind(Kind::Double)?)?)
+        };
+        let (sorted, tp, all) = (host(sorted)?, host(tp)?, host(all)?);
+        let mut curve = Curve { tp: Vec::new(), fp: Vec::new(), binned: false };
+        for at in 0..sorted.len() {
+            if at + 1 == sorted.len() || sorted[at + 1] != sorted[at] {
+                curve.tp.push(tp[at]);
+                curve.fp.push(all[at] - tp[at]);
+            }
+        }
+        if sorted.iter().any(|score| score.is_nan()) {
+            curve.tp = vec![f64::NAN];
+            curve.fp = vec![f64::NAN];
+        }
+        Ok(curve)
+    });
+    curves.collect()
+}
+
+/// A curve for each class of counts `[C, T + 1, 2]`.
+fn binned(counts: &Tensor) -> Result<Vec<Curve>> {
+    let classes = 0..counts.size()[0];
+    let curves = classes.map(|class| {
+        // The bin of no threshold is that of no score: all are at least 0.
+        let falling = counts.f_get(class)?.f_flip([0])?.f_cumsum(0, Kind::Double)?;
+        let bins = falling.size()[0] - 1;
+        let column = |at: i64| {
+            Ok::<_, Error>(Vec::<f64>::try_from(&falling.f_narrow(0, 0, bins)?.f_select(1, at)?)?)
+        };
+        Ok(Curve { tp: column(1)?, fp: column(0)?, binned: true })
+    });
+    curves.collect()
+}

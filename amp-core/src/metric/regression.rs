@@ -1,0 +1,136 @@
+//! Metrics of numbers, and of a language model.
+
+use tch::{Kind, Reduction as Of, Tensor};
+
+use super::{Metric, MetricState, Reduction};
+use crate::{
+    Result,
+    loss::{IGNORED, classes, elementwise, misfit},
+};
+
+/// Two tensors of one shape in f64.
+pub(super) fn doubles(what: &str, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (x, y) = elementwise(what, output, target)?;
+    Ok((x.f_to_kind(Kind::Double)?, y.f_to_kind(Kind::Double)?))
+}
+
+/// The mean absolute error over all elements, |x − y|, of floating tensors of one shape.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Mae;
+
+impl Metric for Mae {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+        let (x, y) = doubles("mae", output, target)?;
+        MetricState::mean(&x.f_sub(&y)?.f_abs()?.f_sum(Kind::Double)?, target.numel() as f64)
+    }
+}
+
+/// The mean squared error over all elements, (x − y)², of floating tensors of one shape.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Mse;
+
+impl Metric for Mse {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+        let (x, y) = doubles("mse", output, target)?;
+        MetricState::mean(&x.f_sub(&y)?.f_square()?.f_sum(Kind::Double)?, target.numel() as f64)
+    }
+}
+
+/// The root of the [mean squared error](Mse) over all batches, in the target's unit.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rmse;
+
+impl Metric for Rmse {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+        let (x, y) = doubles("rmse", output, target)?;
+        MetricState::sum(&sum_and_count(&x.f_sub(&y)?.f_square()?)?)
+    }
+
+    fn reduction(&self) -> Reduction {
+        Reduction::of(|state| match state {
+            [counts] => Ok(counts.f_get(0)?.f_div(&counts.f_get(1)?)?.f_sqrt()?),
+            _ => Err(super::other_state(1, state)),
+        })
+    }
+}
+
+/// The sum of all elements and their number, `[2]`.
+pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
+    let sum = values.f_sum(Kind::Double)?;
+    Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(values.numel() as f64)?], 0)?)
+}
+
+/// The coefficient of determination, 1 − Σ(x − y)² / Σ(y − ȳ)², of floating tensors `[N]` or `[N, D]`; of D outputs
+/// the mean of each one's. Of targets that are all one number it is 1 if every output is that number, and 0
+/// otherwise. NaN of fewer than two examples.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct R2;
+
+impl Metric for R2 {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+        let (x, y) = doubles("r2", output, target)?;
+        if !(1..=2).contains(&x.dim()) {
+            return Err(misfit("r2", output, target, "both are [N] or [N, D]"));
+        }
+        let examples = x.size()[0];
+        let (x, y) = (x.f_reshape([examples, -1])?, y.f_reshape([examples, -1])?);
+        let sum = |of: &Tensor| of.f_sum_dim_intlist([0].as_slice(), false, Kind::Double);
+        let errors = sum(&x.f_sub(&y)?.f_square()?)?;
+        let count = errors.f_full_like(examples as f64)?;
+        MetricState::sum(&Tensor::f_stack(&[errors, sum(&y)?, sum(&y.f_square()?)?, count], 0)?)
+    }
+
+    fn reduction(&self) -> Reduction {
+        Reduction::of(|state| {
+            let [counts] = state else { return Err(super::other_state(1, state)) };
+            let [errors, sum, squares, count] = [0, 1, 2, 3].map(|at| counts.f_get(at));
+            let (errors, sum, squares, count) = (errors?, sum?, squares?, count?);
+            let spread = squares.f_sub(&sum.f_square()?.f_div(&count)?)?.f_clamp_min(0.0)?;
+            // What is left of a sum of squares of equal numbers is rounding.
+            let constant = spread.f_le_tensor(&squares.f_mul_scalar(1e-14)?)?;
+            let exact = errors.f_eq(0.0)?.f_to_kind(Kind::Double)?;
+            let each = errors.f_div(&spread)?.f_neg()?.f_add_scalar(1.0)?;
+            let each = exact.f_where_self(&constant, &each)?;
+            let each = each.f_masked_fill(&count.f_lt(2.0)?, f64::NAN)?;
+            Ok(each.f_mean(Kind::Double)?)
+        })
+    }
+}
+
+/// exp of the mean −log softmax(x)[y] over the targets that are not left out, of logits and int64 classes in the
+/// shapes of [`CrossEntropy`](crate::loss::CrossEntropy).
+#[derive(Debug, Clone, Copy)]
+pub struct Perplexity {
+    /// A class whose targets count nothing, besides -100.
+    pub ignore_index: i64,
+}
+
+impl Default for Perplexity {
+    fn default() -> Self {
+        Self { ignore_index: IGNORED }
+    }
+}
+
+impl Metric for Perplexity {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+        const NAME: &str = "perplexity";
+        let (logits, of) = classes(NAME, output, target)?;
+        let of = match self.ignore_index {
+            IGNORED => of,
+            own => of.f_masked_fill(&of.f_eq(own)?, IGNORED)?,
+        };
+        let log = logits.f_log_softmax(1, Kind::Double)?;
+        let sum = log
+            .f_nll_loss_nd(&of, None::<Tensor>, Of::Sum, IGNORED)
+            .map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
+        let count = of.f_ne(IGNORED)?.f_sum(Kind::Double)?;
+        MetricState::sum(&Tensor::f_stack(&[sum.f_to_kind(Kind::Double)?, count], 0)?)
+    }
+
+    fn reduction(&self) -> Reduction {
+        Reduction::of(|state| match state {
+            [counts] => Ok(counts.f_get(0)?.f_div(&counts.f_get(1)?)?.f_exp()?),
+            _ => Err(super::other_state(1, state)),
+        })
+    }
+}

@@ -1,0 +1,81 @@
+//! Metrics of finding the other half of a pair.
+
+use tch::{Kind, Tensor};
+
+use super::{Metric, MetricState, Reduction};
+use crate::{
+    Result,
+    loss::{elementwise, misfit},
+    precision::AutocastGuard,
+};
+
+/// Rows that are compared with all others at a time.
+const ROWS: i64 = 1024;
+
+/// How many of all queries find their own key among the `k` nearest of all keys, by cosine. Queries and keys are
+/// `[N, D]`, or in one output `[N, 2, D]` with any target: it is computed over the whole set, whatever the batches.
+/// Another key that is just as near comes before the own one, so that outputs that are all alike find nothing.
+///
+/// ```no_run,standalone_crate
+/// # use amp_core::prelude::*;
+/// #[derive(LightningModule)]
+/// #[loss(info_nce)]
+/// #[metric(recall_at_k, k = 5, stage = val)]
+/// #[optimizer(adamw, lr = 1e-3)]
+/// struct Tower {
+///     #[layer(linear(64, 16))]
+///     body: Linear,
+/// }
+/// # fn main() {}
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct RecallAtK {
+    /// How many keys count, at least 1.
+    pub k: i64,
+}
+
+impl Metric for RecallAtK {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+        const NAME: &str = "recall_at_k";
+        if self.k < 1 {
+            let why = format!("k is {}, but must be at least 1", self.k);
+            return Err(misfit(NAME, output, target, &why));
+        }
+        let (queries, keys) = match output.size().as_slice() {
+            [_, 2, _] => (output.f_select(1, 0)?, output.f_select(1, 1)?),
+            _ => elementwise(NAME, output, target)?,
+        };
+        if queries.dim() != 2 {
+            let why = "queries and keys are [N, D], or in one output [N, 2, D]";
+            return Err(misfit(NAME, output, target, why));
+        }
+        Ok(MetricState::concat(&queries).and_concat(&keys))
+    }
+
+    fn reduction(&self) -> Reduction {
+        let k = self.k;
+        Reduction::of(move |state| {
+            let [queries, keys] = state else { return Err(super::other_state(2, state)) };
+            let _off = AutocastGuard::off(queries.device())?;
+            let unit = |rows: &Tensor| -> Result<Tensor> {
+                let kind = if rows.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+                let rows = rows.f_to_kind(kind)?;
+                let norm = rows.f_norm_scalaropt_dim(2.0, [1].as_slice(), true)?;
+                Ok(rows.f_div(&norm.f_clamp_min(1e-12)?)?)
+            };
+            let (queries, keys) = (unit(queries)?, unit(keys)?);
+            let count = queries.size()[0];
+            let mut found = Tensor::f_zeros([] as [i64; 0], (Kind::Double, queries.device()))?;
+            for start in (0..count).step_by(ROWS as usize) {
+                let rows = ROWS.min(count - start);
+                let scores = queries.f_narrow(0, start, rows)?.f_matmul(&keys.f_tr()?)?;
+                let own = scores.f_diagonal(start, 0, 1)?.f_unsqueeze(1)?;
+                // Its own score is among them; a NaN is before all.
+                let before = scores.f_lt_tensor(&own)?.f_logical_not()?;
+                let rank = before.f_sum_dim_intlist([1].as_slice(), false, Kind::Double)?;
+                found = found.f_add(&rank.f_le(k as f64)?.f_sum(Kind::Double)?)?;
+            }
+            Ok(found.f_div_scalar(count as f64)?)
+        })
+    }
+}

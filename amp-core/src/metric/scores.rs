@@ -1,0 +1,384 @@
+//! Metrics of a confusion matrix: precision, recall, F-beta, specificity, Jaccard.
+
+use tch::{Kind, Tensor};
+
+use super::{Metric, MetricState, Reduction};
+use crate::{
+    Result, ffi,
+    loss::{IGNORED, classes, elementwise, misfit},
+    precision::is_floating,
+};
+
+/// How the scores of classes become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Average {
+    /// The score of all classes' counts together.
+    Micro,
+    /// The mean over the classes that occur in targets or predictions.
+    #[default]
+    Macro,
+    /// The mean over classes, each by its number of targets.
+    Weighted,
+    /// One value for each class, logged as `NAME_0`, `NAME_1` and so on; 0 for one without any.
+    None,
+}
+
+/// A score of one class's counts.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Score {
+    Precision,
+    Recall,
+    FBeta(f64),
+    Specificity,
+    Jaccard,
+}
+
+impl Score {
+    /// The parts of a quotient, from true and false positives, true and false negatives.
+    fn of(self, [tp, fp, tn, fn_]: [&Tensor; 4]) -> Result<[Tensor; 2]> {
+        let own = tp.shallow_clone();
+        Ok(match self {
+            Self::Precision => [own, tp.f_add(fp)?],
+            Self::Recall => [own, tp.f_add(fn_)?],
+            Self::Specificity => [tn.shallow_clone(), tn.f_add(fp)?],
+            Self::Jaccard => [own, tp.f_add(fp)?.f_add(fn_)?],
+            Self::FBeta(beta) => {
+                let square = beta * beta;
+                let hits = own.f_mul_scalar(1.0 + square)?;
+                let all = hits.f_add(&fn_.f_mul_scalar(square)?)?.f_add(fp)?;
+                [hits, all]
+            }
+        })
+    }
+
+    /// From counts `[3, C]`: hits, predicted, actual, in which no target is of class `ignored`.
+    pub(super) fn over_classes(self, average: Average, ignored: i64) -> Reduction {
+        Reduction::of(move |state| {
+            let [counts] = state else { return Err(super::other_state(1, state)) };
+            let [tp, predicted, actual] = [0, 1, 2].map(|at| counts.f_get(at));
+            let (tp, predicted, actual) = (tp?, predicted?, actual?);
+            // As torchmetrics: a union without the class whose targets are ignored.
+            let predicted = match self {
+                Self::Jaccard => {
+                    let classes = (Kind::Int64, predicted.device());
+                    let places = Tensor::f_arange(predicted.size()[0], classes)?;
+                    predicted.f_masked_fill(&places.f_eq(ignored)?, 0.0)?
+                }
+                _ => predicted,
+            };
+            let fp = predicted.f_sub(&tp)?;
+            let fn_ = actual.f_sub(&tp)?;
+            let all = actual.f_sum(Kind::Double)?;
+            let tn = all.f_sub(&predicted)?.f_sub(&fn_)?;
+            let counts = match average {
+                Average::Micro => [&tp, &fp, &tn, &fn_].map(|counts| counts.f_sum(Kind::Double)),
+                _ => [&tp, &fp, &tn, &fn_].map(|counts| Ok(counts.shallow_clone())),
+            };
+            let [a, b, c, d] = counts;
+            let [part, whole] = self.of([&a?, &b?, &c?, &d?])?;
+            let each = part.f_div(&whole)?;
+            if average == Average::Micro {
+                return Ok(each);
+            }
+            // A NaN of another origin, as of a class out of range, stays.
+            let each = each.f_masked_fill(&whole.f_eq(0.0)?, 0.0)?;
+            let weight = match average {
+                Average::Weighted => actual,
+                _ => predicted.f_add(&fn_)?.f_ne(0.0)?.f_to_kind(Kind::Double)?,
+            };
+            let sum = weight.f_sum(Kind::Double)?;
+            match average {
+                // NaN where nothing was counted.
+                Average::None => Ok(each.f_add(&all.f_div(&all)?)?.f_sub_scalar(1.0)?),
+                _ => Ok(each.f_mul(&weight)?.f_sum(Kind::Double)?.f_div(&sum)?),
+            }
+        })
+    }
+
+    /// From counts `[4]`: true and false positives, true and false negatives.
+    fn of_two(self) -> Reduction {
+        Reduction::of(move |state| {
+            let [counts] = state else { return Err(super::other_state(1, state)) };
+            let [tp, fp, tn, fn_] = [0, 1, 2, 3].map(|at| counts.f_get(at));
+            let [part, whole] = self.of([&tp?, &fp?, &tn?, &fn_?])?;
+            let all = counts.f_sum(Kind::Double)?;
+            let value = part.f_div(&whole)?.f_masked_fill(&whole.f_eq(0.0)?, 0.0)?;
+            Ok(value.f_add(&all.f_div(&all)?)?.f_sub_scalar(1.0)?)
+        })
+    }
+}
+
+/// Hits, predictions and targets of each class, `[3, C]` in f64; all are NaN on CUDA where a class is out of range.
+pub(super) fn class_counts(
+    what: &str,
+    output: &Tensor,
+    target: &Tensor,
+    num_classes: Option<i64>,
+    ignored: i64,
+) -> Result<Tensor> {
+    let (predicted, of, kept, classes) = predictions(what, output, target, num_classes, ignored)?;
+    let one_for_each = |places: &Tensor, counts: &Tensor| {
+        Tensor::f_zeros([classes], (Kind::Double, places.device()))?.f_index_add(0, places, counts)
+    };
+    let hits = predicted.f_eq_tensor(&of)?.f_to_kind(Kind::Double)?.f_mul(&kept)?;
+    let counts =
+        [one_for_each(&of, &hits)?, one_for_each(&predicted, &kept)?, one_for_each(&of, &kept)?];
+    Ok(Tensor::f_stack(&counts, 0)?)
+}
+
+/// Predicted classes, target classes, and what each position counts: 1, 0 where it is left out, and NaN if a class
+/// is out of range. All are flat; a target that is left out is class 0.
+fn predictions(
+    what: &str,
+    output: &Tensor,
+    target: &Tensor,
+    num_classes: Option<i64>,
+    ignored: i64,
+) -> Result<(Tensor, Tensor, Tensor, i64)> {
+    let (logits, of) = classes(what, output, target)?;
+    let count = logits.size()[1];
+    if let Some(expected) = num_classes.filter(|expected| *expected != count) {
+        let why = format!("num_classes is {expected}, but there are {count} logits");
+        return Err(misfit(what, output, target, &why));
+    }
+    let of = match ignored {
+        IGNORED => of,
+        own => of.f_masked_fill(&of.f_eq(own)?, IGNORED)?,
+    };
+    let counted = ffi::counted_classes(&of, count);
+    let counted = counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
+    let kept = of.f_ne(IGNORED)?.f_to_kind(Kind::Double)?.f_add(&counted.f_mul_scalar(0.0)?)?;
+    // A logit that is NaN decides nothing, which the metric shows.
+    let nan = logits.f_amax([1].as_slice(), false)?.f_isnan()?.f_logical_and(&of.f_ne(IGNORED)?)?;
+    let kept = kept.f_masked_fill(&nan, f64::NAN)?;
+    let of = of.f_clamp(0, count - 1)?.f_reshape([-1])?;
+    let predicted = logits.f_argmax(1, false)?.f_reshape([-1])?;
+    Ok((predicted, of, kept.f_reshape([-1])?, count))
+}
+
+/// True and false positives, true and false negatives of logits against labels 0 and 1 of their shape, `[4]` in f64.
+fn binary_counts(
+    what: &str,
+    output: &Tensor,
+    target: &Tensor,
+    threshold: f64,
+    ignored: i64,
+) -> Result<Tensor> {
+    if !(threshold > 0.0 && threshold < 1.0) {
+        let why = format!("threshold is {threshold}, but must be a probability between 0 and 1");
+        return Err(misfit(what, output, target, &why));
+    }
+    let (logits, of) = elementwise(what, output, &as_floating(target)?)?;
+    let kept = of.f_ne(IGNORED)?.f_logical_and(&of.f_ne(ignored)?)?;
+    // A logit that is NaN decides nothing, which the metric shows.
+    let nan = logits.f_isnan()?.f_logical_and(&kept)?;
+    let kept = kept.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
+    let predicted = logits.f_gt((threshold / (1.0 - threshold)).ln())?;
+    let actual = of.f_gt(0.5)?;
+    let both = predicted.f_eq_tensor(&actual)?;
+    let sum = |of: Tensor| of.f_to_kind(Kind::Double)?.f_mul(&kept)?.f_sum(Kind::Double);
+    let counts = [
+        sum(both.f_logical_and(&actual)?)?,
+        sum(predicted.f_logical_and(&actual.f_logical_not()?)?)?,
+        sum(both.f_logical_and(&actual.f_logical_not()?)?)?,
+        sum(actual.f_logical_and(&predicted.f_logical_not()?)?)?,
+    ];
+    Ok(Tensor::f_stack(&counts, 0)?)
+}
+
+/// Labels as floating numbers.
+pub(super) fn as_floating(target: &Tensor) -> Result<Tensor> {
+    match is_floating(target.kind()) {
+        true => Ok(target.shallow_clone()),
+        false => Ok(target.f_to_kind(Kind::Float)?),
+    }
+}
+
+/// A metric of classes and its counterpart of labels 0 and 1.
+macro_rules! score {
+    (
+        $(#[$doc:meta])* $of_classes:ident $class_name:literal,
+        $(#[$binary_doc:meta])* $of_two:ident $binary_name:literal,
+        |$own:ident| $score:expr
+        $(, $(#[$key_doc:meta])* $key:ident = $default:expr)?
+    ) => {
+        $(#[$doc])*
+        ///
+        /// Of logits `[N, C, …]` against int64 classes `[N, …]`, as in [`CrossEntropy`](crate::loss::CrossEntropy).
+        #[derive(Debug, Clone, Copy)]
+        pub struct $of_classes {
+            $($(#[$key_doc])* pub $key: f64,)?
+            /// [`Average::Macro`] unless it is given.
+            pub average: Average,
+            /// A class whose targets count nothing, besides -100.
+            pub ignore_index: i64,
+            /// The number of classes, held against the output's where it is given.
+            pub num_classes: Option<i64>,
+        }
+
+        impl Default for $of_classes {
+            fn default() -> Self {
+                Self {
+                    $($key: $default,)?
+                    average: Average::Macro,
+                    ignore_index: IGNORED,
+                    num_classes: None,
+                }
+            }
+        }
+
+        impl Metric for $of_classes {
+            fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+                let Self { num_classes, ignore_index, .. } = *self;
+                let counts = class_counts($class_name, output, target, num_classes, ignore_index)?;
+                MetricState::sum(&counts)
+            }
+
+            fn reduction(&self) -> Reduction {
+                let $own = self;
+                $score.over_classes(self.average, self.ignore_index)
+            }
+        }
+
+        $(#[$binary_doc])*
+        ///
+        /// Of logits against labels 0 and 1 of their shape, integers or floating, as of masks and several labels an
+        /// example. An element whose label is -100 counts nothing; a logit that is NaN makes the metric NaN.
+        #[derive(Debug, Clone, Copy)]
+        pub struct $of_two {
+            $($(#[$key_doc])* pub $key: f64,)?
+            /// The probability above which a prediction is 1; ½ unless it is given.
+            pub threshold: f64,
+            /// A label whose elements count nothing, besides -100.
+            pub ignore_index: i64,
+        }
+
+        impl Default for $of_two {
+            fn default() -> Self {
+                Self { $($key: $default,)? threshold: 0.5, ignore_index: IGNORED }
+            }
+        }
+
+        impl Metric for $of_two {
+            fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+                let Self { threshold, ignore_index, .. } = *self;
+                let counts = binary_counts($binary_name, output, target, threshold, ignore_index)?;
+                MetricState::sum(&counts)
+            }
+
+            fn reduction(&self) -> Reduction {
+                let $own = self;
+                $score.of_two()
+            }
+        }
+    };
+}
+
+score!(
+    /// TP / (TP + FP): how many of those predicted to be of a class are.
+    Precision "precision",
+    /// TP / (TP + FP): how many of those predicted to be 1 are.
+    BinaryPrecision "binary_precision",
+    |_own| Score::Precision
+);
+score!(
+    /// TP / (TP + FN): how many of a class are found. With [`Average::Macro`] it is the balanced accuracy, with
+    /// [`Average::Micro`] the accuracy.
+    Recall "recall",
+    /// TP / (TP + FN): how many labels of 1 are found.
+    BinaryRecall "binary_recall",
+    |_own| Score::Recall
+);
+score!(
+    /// (1 + β²) TP / ((1 + β²) TP + β² FN + FP): recall counts β times as much as precision. With β = 1 it is F1, of
+    /// masks also called the Dice score.
+    FBeta "f_beta",
+    /// (1 + β²) TP / ((1 + β²) TP + β² FN + FP): recall counts β times as much as precision. With β = 1 it is F1, of
+    /// masks also called the Dice score.
+    BinaryFBeta "binary_f_beta",
+    |own| Score::FBeta(own.beta),
+    /// β; 1 unless it is given.
+    beta = 1.0
+);
+score!(
+    /// TN / (TN + FP): how many of the other classes are not taken for a class.
+    Specificity "specificity",
+    /// TN / (TN + FP): how many labels of 0 are found.
+    BinarySpecificity "binary_specificity",
+    |_own| Score::Specificity
+);
+score!(
+    /// TP / (TP + FP + FN), the intersection over the union (IoU). The class `ignore_index` is in no average.
+    Jaccard "jaccard",
+    /// TP / (TP + FP + FN), the intersection over the union (IoU).
+    BinaryJaccard "binary_jaccard",
+    |_own| Score::Jaccard
+);
+
+/// How often a target of class i was predicted as class j, `[C, C]`, logged as `NAME_i_j`. Of logits `[N, C, …]`
+/// against int64 classes `[N, …]`.
+#[derive(Debug, Clone, Copy)]
+pub struct ConfusionMatrix {
+    /// A class whose targets count nothing, besides -100.
+    pub ignore_index: i64,
+    /// The number of classes, held against the output's where it is given.
+    pub num_classes: Option<i64>,
+}
+
+impl Default for ConfusionMatrix {
+    fn default() -> Self {
+        Self { ignore_index: IGNORED, num_classes: None }
+    }
+}
+
+impl Metric for ConfusionMatrix {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+        let Self { num_classes, ignore_index } = *self;
+        let (predicted, of, kept, classes) =
+            predictions("confusion_matrix", output, target, num_classes, ignore_index)?;
+        let places = of.f_mul_scalar(classes)?.f_add(&predicted)?;
+        let all = Tensor::f_zeros([classes * classes], (Kind::Double, places.device()))?;
+        MetricState::sum(&all.f_index_add(0, &places, &kept)?.f_reshape([classes, classes])?)
+    }
+
+    fn reduction(&self) -> Reduction {
+        Reduction::of(|state| match state {
+            [counts] => Ok(counts.shallow_clone()),
+            _ => Err(super::other_state(1, state)),
+        })
+    }
+}
+
+/// How often a label i was predicted as j, `[2, 2]`, logged as `NAME_i_j`. Of logits against labels 0 and 1 of their
+/// shape.
+#[derive(Debug, Clone, Copy)]
+pub struct BinaryConfusionMatrix {
+    /// The probability above which a prediction is 1; ½ unless it is given.
+    pub threshold: f64,
+    /// A label whose elements count nothing, besides -100.
+    pub ignore_index: i64,
+}
+
+impl Default for BinaryConfusionMatrix {
+    fn default() -> Self {
+        Self { threshold: 0.5, ignore_index: IGNORED }
+    }
+}
+
+impl Metric for BinaryConfusionMatrix {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+        let Self { threshold, ignore_index } = *self;
+        let counts =
+            binary_counts("binary_confusion_matrix", output, target, threshold, ignore_index)?;
+        // True negatives, false positives; false negatives, true positives.
+        let order = Tensor::f_stack(
+            &[counts.f_get(2)?, counts.f_get(1)?, counts.f_get(3)?, counts.f_get(0)?],
+            0,
+        )?;
+        MetricState::sum(&order.f_reshape([2, 2])?)
+    }
+
+    fn reduction(&self) -> Reduction {
+        ConfusionMatrix::default().reduction()
+    }
+}

@@ -1,0 +1,183 @@
+//! What a metric keeps of the batches it was given.
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+
+/// How the tensors of two batches become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Merge {
+    Sum,
+    Concat,
+}
+
+/// What a metric keeps of one batch, or of several merged: tensors on the device, each a sum or a concatenation, and
+/// a weight that the host has. Nothing is read back until the metric is computed.
+#[derive(Debug, Default)]
+pub struct MetricState {
+    pub(crate) parts: Vec<Part>,
+    pub(crate) weight: f64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) merge: Merge,
+    /// One for a sum, one for each batch for a concatenation.
+    pub(crate) pieces: Vec<Tensor>,
+}
+
+impl MetricState {
+    /// A sum that is divided by the sum of the batches' weights: for [`Reduction::Mean`](super::Reduction::Mean).
+    ///
+    /// # Errors
+    /// When libtorch has no room for it.
+    pub fn mean(sum: &Tensor, weight: f64) -> Result<Self> {
+        Ok(Self { weight, ..Self::default().and_sum(sum)? })
+    }
+
+    /// Counts of any shape, the same for every batch, which add up in f64.
+    ///
+    /// # Errors
+    /// When libtorch has no room for them.
+    pub fn sum(counts: &Tensor) -> Result<Self> {
+        Self::default().and_sum(counts)
+    }
+
+    /// One row for each example, `[n, …]`: the epoch's are those of all batches in order. They stay on the device
+    /// until the epoch's end, so that memory grows with the examples; a step that keeps them does not run as a CUDA
+    /// graph.
+    pub fn concat(rows: &Tensor) -> Self {
+        Self::default().and_concat(rows)
+    }
+
+    /// Adds a tensor of [counts](Self::sum).
+    ///
+    /// # Errors
+    /// When libtorch has no room for them.
+    pub fn and_sum(mut self, counts: &Tensor) -> Result<Self> {
+        let pieces = vec![counts.f_to_kind(Kind::Double)?];
+        self.parts.push(Part { merge: Merge::Sum, pieces });
+        Ok(self)
+    }
+
+    /// Adds a tensor of [rows](Self::concat).
+    #[must_use]
+    pub fn and_concat(mut self, rows: &Tensor) -> Self {
+        let pieces = vec![rows.shallow_clone()];
+        self.parts.push(Part { merge: Merge::Concat, pieces });
+        self
+    }
+
+    /// Takes in what a later batch gave.
+    ///
+    /// # Errors
+    /// When its tensors are of other shapes.
+    pub fn merge(&mut self, later: &Self) -> Result<()> {
+        if !self.is_like(later) {
+            return Err(self.differs(later));
+        }
+        self.add(later, false)
+    }
+
+    /// The tensors, each part as one.
+    ///
+    /// # Errors
+    /// When libtorch has no room for them.
+    pub fn tensors(&self) -> Result<Vec<Tensor>> {
+        let parts = self.parts.iter().map(|part| match part.pieces.as_slice() {
+            [one] => Ok(one.shallow_clone()),
+            several => Ok(Tensor::f_cat(several, 0)?),
+        });
+        parts.collect()
+    }
+
+    /// What a [mean](Self::mean)'s sum is divided by.
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        self.parts.len() == other.parts.len()
+            && self.parts.iter().zip(&other.parts).all(|(own, other)| own.is_like(other))
+    }
+
+    /// What is wrong with a state that is not like this one.
+    pub(crate) fn differs(&self, other: &Self) -> crate::Error {
+        let sizes = |state: &Self| -> Vec<Vec<i64>> {
+            state.parts.iter().filter_map(|part| Some(part.pieces.last()?.size())).collect()
+        };
+        crate::Error::config(format!(
+            "its counts were of shape {:?} and are of shape {:?} now",
+            sizes(self),
+            sizes(other)
+        ))
+    }
+
+    /// Adds what is like it, into its own sums' memory where they are `owned`.
+    pub(crate) fn add(&mut self, later: &Self, owned: bool) -> Result<()> {
+        for (part, later) in self.parts.iter_mut().zip(&later.parts) {
+            match (part.merge, part.pieces.as_mut_slice(), later.pieces.as_slice()) {
+                (Merge::Sum, [sum], [counts]) => {
+                    // What a hook logs is the host's or the device's, as its step ran.
+                    let counts = counts.f_to_device(sum.device())?;
+                    match owned {
+                        true => _ = sum.f_add_(&counts)?,
+                        false => *sum = sum.f_add(&counts)?,
+                    }
+                }
+                _ => part.pieces.extend(later.pieces.iter().map(Tensor::shallow_clone)),
+            }
+        }
+        self.weight += later.weight;
+        Ok(())
+    }
+
+    /// As many sums of nothing.
+    pub(crate) fn nothing_like(&self) -> Result<Self> {
+        let parts = self.parts.iter().map(|part| {
+            let pieces = match part.merge {
+                Merge::Sum => part.pieces.iter().map(Tensor::f_zeros_like).collect(),
+                Merge::Concat => Ok(Vec::new()),
+            };
+            Ok(Part { merge: part.merge, pieces: pieces? })
+        });
+        Ok(Self { parts: parts.collect::<Result<_>>()?, weight: 0.0 })
+    }
+
+    pub(crate) fn shallow_clone(&self) -> Self {
+        let parts = self.parts.iter().map(|part| Part {
+            merge: part.merge,
+            pieces: part.pieces.iter().map(Tensor::shallow_clone).collect(),
+        });
+        Self { parts: parts.collect(), weight: self.weight }
+    }
+
+    /// A copy on this device, whose sums are its own to add to.
+    pub(crate) fn copied_to(&self, device: Device) -> Result<Self> {
+        let mut copy = self.shallow_clone();
+        for part in &mut copy.parts {
+            for piece in &mut part.pieces {
+                *piece = match part.merge {
+                    Merge::Sum => piece.f_to_device_(device, Kind::Double, false, true)?,
+                    Merge::Concat => piece.f_to_device(device)?,
+                };
+            }
+        }
+        Ok(copy)
+    }
+}
+
+impl Part {
+    fn is_like(&self, other: &Self) -> bool {
+        let sizes = |part: &Self| part.pieces.last().map(Tensor::size);
+        let (Some(own), Some(given)) = (sizes(self), sizes(other)) else {
+            return self.merge == other.merge;
+        };
+        self.merge == other.merge
+            && match self.merge {
+                Merge::Sum => own == given,
+                Merge::Concat => own.len() == given.len() && own.get(1..) == given.get(1..),
+            }
+    }
+}

@@ -1,0 +1,308 @@
+//! Metrics in runs: the epoch's value is that of the whole set, whatever the batches, windows and parts, in a run that
+//! is resumed at any step, and in steps that run as CUDA graphs.
+
+use std::path::{Path, PathBuf};
+
+use amp_core::{
+    Trainer, TrainerConfig,
+    callback::{Action, Callback},
+    event::Event,
+    metric::{
+        Auroc, AveragePrecision, BinaryFBeta, BinaryRecall, ConfusionMatrix, FBeta, Metric,
+        MetricState, Recall, Reduction, Rmse,
+    },
+    nn::{Visit, Visitor},
+    prelude::*,
+    record::RunRecord,
+    trainer::Graph,
+};
+use rstest::rstest;
+use tempfile::tempdir;
+
+use crate::support::{device, message, needs_cuda, seeded};
+
+/// Has room for so many examples.
+#[derive(Debug)]
+struct Room(i64);
+
+impl Visit for Room {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for Room {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        match input.size()[0] > self.0 {
+            true => Err(Error::Torch("CUDA out of memory. Tried to allocate 1.00 GiB".into())),
+            false => Ok(input.shallow_clone()),
+        }
+    }
+}
+
+/// The largest score of any example.
+#[derive(Debug)]
+struct Largest;
+
+impl Metric for Largest {
+    fn update(&self, output: &Tensor, _: &Tensor) -> Result<MetricState> {
+        Ok(MetricState::concat(&output.f_reshape([-1])?))
+    }
+
+    fn reduction(&self) -> Reduction {
+        Reduction::of(|tensors| Ok(tensors[0].f_max()?))
+    }
+}
+
+#[derive(LightningModule)]
+#[loss(binary_cross_entropy_with_logits)]
+#[metric(auroc)]
+#[metric(average_precision, thresholds = 20, name = precision)]
+#[metric(binary_f_beta, beta = 2.0, name = f2)]
+#[metric(binary_recall, threshold = 0.6, name = recall)]
+#[metric(rmse)]
+#[metric(with = Largest, name = largest)]
+#[optimizer(sgd, lr = 0.0)]
+struct OfLabels {
+    #[hparam(default = 100)]
+    room: i64,
+    #[layer(Room(room))]
+    room_of: Room,
+    #[layer(linear(4, 1, bias = false))]
+    head: Linear,
+}
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[metric(recall, average = none, num_classes = 3)]
+#[metric(f_beta, beta = 0.5, average = macro, ignore_index = 1)]
+#[metric(confusion_matrix, name = confusion)]
+#[metric(auroc, average = weighted, thresholds = 10)]
+#[log(train_f_beta, on_step, on_epoch)]
+#[optimizer(sgd, lr = 0.1)]
+struct OfClasses {
+    #[hparam(default = 100)]
+    room: i64,
+    #[layer(Room(room))]
+    room_of: Room,
+    #[layer(linear(4, 3, bias = false))]
+    head: Linear,
+}
+
+fn rows() -> Result<Tensor> {
+    let _section = seeded(11);
+    Ok(Tensor::f_randn([12, 4], (Kind::Float, Device::Cpu))?)
+}
+
+fn labels() -> Result<Batch> {
+    let target =
+        Tensor::from_slice(&[0.0_f32, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0]);
+    Batch::new(rows()?, target.f_view([12, 1])?)
+}
+
+fn classes() -> Result<Batch> {
+    Batch::new(rows()?, Tensor::from_slice(&[2_i64, 2, 0, 1, 2, -100, 1, 0, 2, 0, -100, 1]))
+}
+
+fn config(window: i64) -> TrainerConfig {
+    TrainerConfig::new(Precision::F64True, device()).with(|config| {
+        (config.max_epochs, config.shuffle) = (1, false);
+        config.optimization.accumulate_grad_batches = window;
+    })
+}
+
+fn near(seen: f64, expected: f64, what: &str) {
+    assert!((seen - expected).abs() < 1e-6, "{what}: {seen}, not {expected}");
+}
+
+fn value(record: &RunRecord, name: &str) -> f64 {
+    record.epochs[0].value(name).unwrap_or_else(|| panic!("{name} is logged"))
+}
+
+#[rstest]
+fn an_epochs_value_is_the_sets(
+    #[values((12, 1, 100), (5, 1, 100), (2, 3, 100), (12, 1, 5))] (batch, window, room): (
+        i64,
+        i64,
+        i64,
+    ),
+) -> Result<()> {
+    let mut model = {
+        let _section = seeded(3);
+        OfLabels::builder().room(room).build()?
+    };
+    let record = Trainer::new(config(window))
+        .fit(&mut model, &DataModule::new("rows", labels()?, labels()?, batch))?;
+    let Batch { input, target } = labels()?;
+    let output = input.to_kind(Kind::Double).matmul(&model.head.weight().to(Device::Cpu).tr());
+    let precision = AveragePrecision { thresholds: Some(20), ..Default::default() };
+    let recall = BinaryRecall { threshold: 0.6, ..Default::default() };
+    let expected: [(&str, &dyn Metric); 6] = [
+        ("auroc", &Auroc::default()),
+        ("precision", &precision),
+        ("f2", &BinaryFBeta { beta: 2.0, ..Default::default() }),
+        ("recall", &recall),
+        ("rmse", &Rmse),
+        ("largest", &Largest),
+    ];
+    for (name, metric) in expected {
+        let expected = metric.measure(&output, &target)?.double_value(&[]);
+        for stage in ["train", "val"] {
+            near(value(&record, &format!("{stage}_{name}")), expected, name);
+        }
+    }
+    Ok(())
+}
+
+/// A metric of several values logs each under its place.
+#[test]
+fn several_values_are_logged_by_their_place() -> Result<()> {
+    let mut model = OfClasses::builder().build()?;
+    let data = DataModule::new("rows", classes()?, classes()?, 5);
+    let record = Trainer::new(config(1)).validate(&mut model, &data)?;
+    let value = |name: &str| {
+        let found = record.iter().find(|logged| logged.name == name);
+        found.unwrap_or_else(|| panic!("{name} in {record:?}")).value
+    };
+    let Batch { input, target } = classes()?;
+    let output = input.to_kind(Kind::Double).matmul(&model.head.weight().to(Device::Cpu).tr());
+    let recall = Recall { average: amp_core::metric::Average::None, ..Default::default() };
+    let confusion = ConfusionMatrix::default().measure(&output, &target)?;
+    let recall = recall.measure(&output, &target)?;
+    for class in 0..3 {
+        near(value(&format!("val_recall_{class}")), recall.double_value(&[class]), "recall");
+        for other in 0..3 {
+            let expected = confusion.double_value(&[class, other]);
+            near(value(&format!("val_confusion_{class}_{other}")), expected, "confusion");
+        }
+    }
+    let f = FBeta { beta: 0.5, ignore_index: 1, ..Default::default() }.measure(&output, &target)?;
+    near(value("val_f_beta"), f.double_value(&[]), "f_beta");
+    Ok(())
+}
+
+/// Saves the run after every step.
+struct EveryStep(PathBuf, usize);
+
+fn file(folder: &Path, step: usize) -> PathBuf {
+    folder.join(format!("step-{step}.safetensors"))
+}
+
+impl Callback for EveryStep {
+    fn name(&self) -> String {
+        "EveryStep".into()
+    }
+
+    fn on_train_batch_end(
+        &mut self,
+        _: Option<&amp_core::precision::StepOutcome>,
+        _: &mut Hook<'_>,
+    ) -> Result<Vec<Action>> {
+        self.1 += 1;
+        Ok(vec![Action::Save { path: file(&self.0, self.1), weights_only: false }])
+    }
+}
+
+type Build = fn() -> Result<Box<dyn LightningModule>>;
+
+fn of_labels() -> Result<Box<dyn LightningModule>> {
+    Ok(Box::new(OfLabels::builder().build()?))
+}
+
+fn of_classes() -> Result<Box<dyn LightningModule>> {
+    Ok(Box::new(OfClasses::builder().build()?))
+}
+
+/// What was kept goes with the checkpoint, also of one from after an epoch's last step, behind which no batch follows.
+#[rstest]
+#[case::rows(of_labels as Build, labels as fn() -> Result<Batch>)]
+#[case::counts(of_classes as Build, classes as fn() -> Result<Batch>)]
+fn a_resumed_run_has_the_epochs_values(
+    #[case] build: Build,
+    #[case] set: fn() -> Result<Batch>,
+) -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let data = DataModule::new("rows", set()?, set()?, 5);
+    let mut straight = {
+        let _section = seeded(3);
+        build()?
+    };
+    let mut callback = EveryStep(folder.path().to_owned(), 0);
+    let expected = Trainer::new(config(1)).callback(&mut callback).fit(straight.as_mut(), &data)?;
+    for step in 1..=3 {
+        let mut resumed = build()?;
+        let mut trainer = Trainer::new(config(1)).resume_from(file(folder.path(), step));
+        let seen = trainer.fit(resumed.as_mut(), &data)?;
+        assert_eq!(seen.epochs[0].train, expected.epochs[0].train, "after step {step}");
+        assert_eq!(seen.epochs[0].val, expected.epochs[0].val, "after step {step}");
+    }
+    Ok(())
+}
+
+/// A function is not saved: a step written by hand says how its metric is computed.
+#[derive(LightningModule)]
+#[training_step(Self::step)]
+#[loss(cross_entropy)]
+#[optimizer(sgd, lr = 0.0)]
+struct ByHand {
+    #[layer(linear(4, 3, bias = false))]
+    head: Linear,
+}
+
+impl ByHand {
+    fn step(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
+        let output = self.forward(&batch.input, step.context())?;
+        step.metric("own", &Recall::default(), &output, &batch.target, LogOptions::ON_EPOCH)?;
+        loss::cross_entropy(&output, &batch.target)
+    }
+}
+
+#[test]
+fn a_metric_that_nothing_computes_is_an_error() -> Result<()> {
+    let folder = tempdir().expect("a temporary folder");
+    let data = DataModule::new("rows", classes()?, classes()?, 6);
+    let mut callback = EveryStep(folder.path().to_owned(), 0);
+    Trainer::new(config(1)).callback(&mut callback).fit(&mut ByHand::builder().build()?, &data)?;
+    let resume = |step| {
+        let mut trainer = Trainer::new(config(1)).resume_from(file(folder.path(), step));
+        trainer.fit(&mut ByHand::builder().build()?, &data)
+    };
+    resume(1)?;
+    let said = message(resume(2));
+    assert!(said.contains("log `own`: the run was saved at the end of an epoch"), "{said}");
+    Ok(())
+}
+
+/// Counts are added up within the graph; a metric that keeps every example keeps the step out of one, and says so.
+#[rstest]
+#[case::counts(of_classes as Build, classes as fn() -> Result<Batch>, true)]
+#[case::rows(of_labels as Build, labels as fn() -> Result<Batch>, false)]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
+fn a_graph_keeps_what_steps_keep(
+    #[case] build: Build,
+    #[case] set: fn() -> Result<Batch>,
+    #[case] captured: bool,
+) -> Result<()> {
+    needs_cuda();
+    let run = |graph: Graph| -> Result<(RunRecord, Vec<String>)> {
+        let mut notes = Vec::new();
+        let mut listen = |event: &Event| -> Result<()> {
+            if let Event::Note { text } = event {
+                notes.push(text.clone());
+            }
+            Ok(())
+        };
+        let _section = seeded(3);
+        let data = DataModule::new("rows", set()?, set()?, 1);
+        let config = TrainerConfig { graph, ..config(1) };
+        let record = Trainer::new(config).subscribe(&mut listen).fit(build()?.as_mut(), &data)?;
+        Ok((record, notes))
+    };
+    let (eager, _) = run(Graph::Off)?;
+    let (graphed, notes) = run(Graph::Auto)?;
+    for (seen, expected) in graphed.epochs[0].train.iter().zip(&eager.epochs[0].train) {
+        assert_eq!(seen.name, expected.name);
+        near(seen.value, expected.value, &seen.name);
+    }
+    let kept = notes.iter().any(|note| note.contains("keeps every example"));
+    assert_eq!(kept, !captured, "{notes:?}");
+    Ok(())
+}

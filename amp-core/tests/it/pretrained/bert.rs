@@ -44,7 +44,7 @@ pub(super) struct Bert {
 pub(super) fn import() -> Result<Import> {
     let parts =
         ["query", "key", "value"].map(|part| format!("encoder.layer.*.attention.self.{part}.*"));
-    Ok(Import::open(&folder("bert"))?
+    Ok(Import::open(folder("bert").path())?
         .rename("bert.*", "*")
         .rename("embeddings.LayerNorm.*", "norm.*")
         .rename("embeddings.*", "*")

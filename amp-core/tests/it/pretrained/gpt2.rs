@@ -59,7 +59,8 @@ fn import(path: &std::path::Path) -> Result<Import> {
 fn its_files_give_pythons_logits(#[case] file: &str) -> Result<()> {
     let _generator = seeded(0);
     let model = Gpt2::builder().build()?;
-    import(&folder("gpt2").join(file))?.load_into(&model)?;
+    let files = folder("gpt2");
+    import(&files.path().join(file))?.load_into(&model)?;
     let policy = Policy::new(Precision::F64True, crate::support::device());
     amp_core::nn::place(&model, policy, &Default::default())?;
     let ids = ids(5).to_device(policy.device);
@@ -85,13 +86,6 @@ fn what_is_saved_here_needs_no_steps() -> Result<()> {
     Ok(())
 }
 
-fn copied(to: &std::path::Path) {
-    for file in fs::read_dir(folder("gpt2")).expect("the files") {
-        let file = file.expect("a file");
-        fs::copy(file.path(), to.join(file.file_name())).expect("a copy");
-    }
-}
-
 /// An index that says of a tensor what is not so.
 #[rstest]
 #[case::other_shard(
@@ -107,8 +101,7 @@ fn copied(to: &std::path::Path) {
 #[case::missing("more", "model-00004.safetensors", "model-00004.safetensors")]
 #[case::outside("more", "../bert/model.safetensors", "is not in the index's folder")]
 fn a_wrong_index_is_refused(#[case] name: &str, #[case] shard: &str, #[case] says: &str) {
-    let copy = tempdir().expect("a folder");
-    copied(copy.path());
+    let copy = folder("gpt2");
     let index = copy.path().join("model.safetensors.index.json");
     let text = fs::read_to_string(&index).expect("the index");
     let mut value: Value = serde_json::from_str(&text).expect("JSON");

@@ -5,10 +5,11 @@ mod gpt2;
 mod resnet;
 mod steps;
 
-use std::path::PathBuf;
+use std::fs;
 
 use amp_core::tch::{Kind, Tensor};
 use serde_json::Value;
+use tempfile::{TempDir, tempdir};
 
 use crate::support::{
     bits::from_bits,
@@ -23,10 +24,34 @@ fn case(name: &str) -> Value {
     oracle!("pretrained.json")["cases"][name].clone()
 }
 
-/// The files as Python wrote them.
-fn folder(name: &str) -> PathBuf {
-    let oracles = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/oracles/pretrained");
-    PathBuf::from(oracles).join(name)
+/// The files as Python wrote them, compiled in so that the test binary can travel alone.
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_bytes!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../fixtures/oracles/pretrained/",
+            $name
+        )).as_slice())),*]
+    };
+}
+
+static FILES: [(&str, &[u8]); 5] = files![
+    "bert/model.safetensors",
+    "gpt2/model-00001-of-00003.safetensors",
+    "gpt2/model-00002-of-00003.safetensors",
+    "gpt2/model-00003-of-00003.safetensors",
+    "gpt2/model.safetensors.index.json",
+];
+
+/// A folder with the files of Python's model `name`.
+fn folder(name: &str) -> TempDir {
+    let folder = tempdir().expect("a folder");
+    for (path, bytes) in FILES {
+        if let Some(file) = path.strip_prefix(name).and_then(|path| path.strip_prefix('/')) {
+            fs::write(folder.path().join(file), bytes).expect("a file");
+        }
+    }
+    folder
 }
 
 /// Tokens below 40.

@@ -101,5 +101,6 @@ pub(crate) fn wide(tensor: &Tensor) -> Tensor {
 
 /// The largest distance over the largest value.
 pub(crate) fn relative(seen: &Tensor, exact: &Tensor) -> f64 {
-    ((wide(seen) - exact).abs().max() / exact.abs().max()).double_value(&[])
+    let exact = wide(exact);
+    ((wide(seen) - &exact).abs().max() / exact.abs().max()).double_value(&[])
 }

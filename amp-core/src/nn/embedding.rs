@@ -108,8 +108,6 @@ pub struct EmbeddingBagConfig {
     pub padding_idx: Option<i64>,
     /// Whether the last offset is the end of the last bag.
     pub include_last_offset: bool,
-    /// As in [`EmbeddingConfig`]; not for [`BagMode::Max`].
-    pub scale_grad_by_freq: bool,
     /// As in [`EmbeddingConfig`].
     pub std: f64,
 }
@@ -135,13 +133,13 @@ impl EmbeddingBagConfig {
             mode: BagMode::Mean,
             padding_idx: None,
             include_last_offset: false,
-            scale_grad_by_freq: false,
             std: 1.0,
         }
     }
 }
 
-/// Sums, means or maxima of vectors that are looked up; nn.EmbeddingBag. An empty bag gives zeros.
+/// Sums, means or maxima of vectors that are looked up; nn.EmbeddingBag. An empty bag gives zeros. There is
+/// no `scale_grad_by_freq`: on a CPU libtorch 2.11 divides by the counts of other indices.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -175,13 +173,9 @@ impl EmbeddingBag {
     /// Draws the table from N(0, std²); the vector of padding is zeros.
     ///
     /// # Errors
-    /// When a size is negative, `padding_idx` is outside the dictionary, or `scale_grad_by_freq` is asked for
-    /// with maxima.
+    /// When a size is negative, or `padding_idx` is outside the dictionary.
     pub fn new(config: EmbeddingBagConfig) -> Result<Self> {
         let EmbeddingBagConfig { num_embeddings, embedding_dim, std, .. } = config;
-        if config.mode == BagMode::Max && config.scale_grad_by_freq {
-            return Err(refused("scale_grad_by_freq is not for maxima".to_owned()));
-        }
         let padding_idx = padding_index(config.padding_idx, num_embeddings)?;
         let weight = table([num_embeddings, embedding_dim], std, padding_idx)?;
         Ok(Self { weight, padding_idx, config })
@@ -239,7 +233,7 @@ impl Forward for EmbeddingBag {
         (indices, offsets, weights): (&Tensor, Option<&Tensor>, Option<&Tensor>),
         _: &Context,
     ) -> Result<Tensor> {
-        let EmbeddingBagConfig { mode, include_last_offset, scale_grad_by_freq, .. } = self.config;
+        let EmbeddingBagConfig { mode, include_last_offset, .. } = self.config;
         let (all, offsets) = self.bags(indices, offsets)?;
         let weights = match weights {
             Some(_) if mode != BagMode::Sum => {
@@ -264,7 +258,7 @@ impl Forward for EmbeddingBag {
             &self.weight,
             &all,
             &offsets,
-            scale_grad_by_freq,
+            false,
             number,
             false,
             weights.as_ref(),

@@ -205,7 +205,6 @@ pub(crate) const LAYERS: &[Layer] = &[
             ),
             optional("padding_idx"),
             any("include_last_offset"),
-            any("scale_grad_by_freq"),
             positive("std"),
         ],
     ),

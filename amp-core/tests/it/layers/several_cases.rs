@@ -161,9 +161,7 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
         "bag sum" => {
             bag(EmbeddingBagConfig { mode: BagMode::Sum, ..EmbeddingBagConfig::new(6, 3) })
         }
-        "bag offsets" => {
-            bag(EmbeddingBagConfig { scale_grad_by_freq: true, ..EmbeddingBagConfig::new(6, 3) })
-        }
+        "bag offsets" => bag(EmbeddingBagConfig::new(6, 3)),
         "bag max" => bag(EmbeddingBagConfig {
             mode: BagMode::Max,
             include_last_offset: true,

@@ -121,7 +121,7 @@ impl CapturedLog {
             };
             if !entry.state.is_like(&step.state) {
                 let error = entry.state.differs(&step.state);
-                return Err(error.at(&format!("log `{}`", step.name)));
+                return Err(step.named(error));
             }
             if entry.reduction.is_none() {
                 entry.reduction = step.reduction.clone();

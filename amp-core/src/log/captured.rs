@@ -1,4 +1,5 @@
-//! The sums of a captured step: it adds to them on the device, without the host's knowing.
+//! What a captured step logs: it adds to sums on the device, without the host's knowing, and leaves rows where the host
+//! copies them behind each replay.
 
 use tch::{Device, Kind, Tensor};
 
@@ -23,9 +24,17 @@ struct Captured {
     /// Of one step; `latest` is where each replay leaves its counts.
     step: Entry,
     /// One for each part of the state.
-    sums: Vec<Tensor>,
+    kept: Vec<Kept>,
     /// The steps in the log when the sum was taken over.
     before: u64,
+}
+
+/// What is kept of a part over several replays.
+#[derive(Debug)]
+enum Kept {
+    Sum(Tensor),
+    /// Of the steps that count.
+    Rows(Vec<Tensor>),
 }
 
 /// The place of a sum of such counts in `room`, of which the first `used` are taken.
@@ -52,37 +61,40 @@ impl CapturedLog {
     /// the step is captured; the sums are unknown until they are taken over.
     ///
     /// # Errors
-    /// When the room is not enough, or a metric keeps every example.
+    /// When the room is not enough.
     pub(crate) fn capture(batches: Vec<Log>, room: &Tensor) -> Result<Self> {
         let mut step = Log::default();
         batches.into_iter().try_for_each(|log| step.merge(log))?;
         let mut used = 0;
         let entries = step.entries.into_iter().map(|entry| {
             let parts = entry.state.parts.iter().map(|part| match (part.merge, &*part.pieces) {
-                (Merge::Sum, [counts]) => take_room(room, &mut used, counts),
-                _ => Err(Error::config(format!(
-                    "the metric `{}` keeps every example of an epoch: compute it in validation alone (`stage = val`), \
-                     or in bins where it has them (`thresholds = 200`)",
-                    entry.name
-                ))),
+                (Merge::Sum, [counts]) => Ok(Kept::Sum(take_room(room, &mut used, counts)?)),
+                _ => Ok(Kept::Rows(Vec::new())),
             });
-            let sums = parts.collect::<Result<Vec<_>>>()?;
+            let kept = parts.collect::<Result<Vec<_>>>()?;
             let latest = entry.state.shallow_clone();
             let step = Entry { latest, batches: 1, ..entry };
-            Ok(Captured { step, sums, before: 0 })
+            Ok(Captured { step, kept, before: 0 })
         });
         let entries = entries.collect::<Result<Vec<_>>>()?;
+        let parts = entries.iter().flat_map(|entry| entry.kept.iter().zip(&entry.step.state.parts));
+        let sums = parts.filter_map(|(kept, part)| match kept {
+            Kept::Sum(sum) => Some((sum, part.pieces.first()?)),
+            Kept::Rows(_) => None,
+        });
         // In one kernel.
-        let sums: Vec<&Tensor> = entries.iter().flat_map(|entry| &entry.sums).collect();
-        let states = entries.iter().flat_map(|entry| &entry.step.latest.parts);
-        let counts: Vec<&Tensor> = states.flat_map(|part| &part.pieces).collect();
+        let (sums, counts): (Vec<&Tensor>, Vec<&Tensor>) = sums.unzip();
         ffi::foreach_add_each(&sums, &counts)?;
         Ok(Self { entries, steps: 0, device: room.device() })
     }
 
     /// The sums.
     pub(crate) fn sums(&self) -> impl Iterator<Item = &Tensor> {
-        self.entries.iter().flat_map(|entry| &entry.sums)
+        let kept = self.entries.iter().flat_map(|entry| &entry.kept);
+        kept.filter_map(|kept| match kept {
+            Kept::Sum(sum) => Some(sum),
+            Kept::Rows(_) => None,
+        })
     }
 
     /// Goes on from the sums of `log`.
@@ -91,7 +103,7 @@ impl CapturedLog {
     /// When a value of this name was logged otherwise.
     pub(crate) fn take_over(&mut self, log: &mut Log) -> Result<()> {
         self.steps = 0;
-        for Captured { step, sums, before } in &mut self.entries {
+        for Captured { step, kept, before } in &mut self.entries {
             let place = log.entries.iter().position(|entry| entry.name == step.name);
             let entry = match place {
                 Some(place) => &mut log.entries[place],
@@ -109,15 +121,16 @@ impl CapturedLog {
             };
             if !entry.state.is_like(&step.state) {
                 let error = entry.state.differs(&step.state);
-                return Err(error.at(&format!("log `{}`", step.name)));
+                return Err(step.named(error));
             }
             if entry.reduction.is_none() {
                 entry.reduction = step.reduction.clone();
             }
-            for (sum, part) in sums.iter_mut().zip(&entry.state.parts) {
-                match (entry.batches, part.pieces.as_slice()) {
-                    (1.., [counts]) => sum.f_copy_(counts)?,
-                    _ => _ = sum.f_zero_()?,
+            for (kept, part) in kept.iter_mut().zip(&entry.state.parts) {
+                match (kept, entry.batches, part.pieces.as_slice()) {
+                    (Kept::Rows(rows), ..) => rows.clear(),
+                    (Kept::Sum(sum), 1.., [counts]) => sum.f_copy_(counts)?,
+                    (Kept::Sum(sum), ..) => _ = sum.f_zero_()?,
                 }
             }
             *before = entry.batches;
@@ -125,9 +138,27 @@ impl CapturedLog {
         Ok(())
     }
 
-    /// Counts a step that the device has added.
-    pub(crate) fn count_step(&mut self) {
+    /// A copy of the rows that a replay, which was just started, leaves: the next one writes them again.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub(crate) fn rows(&self) -> Result<Vec<Tensor>> {
+        let parts = self.entries.iter().flat_map(|entry| &entry.step.state.parts);
+        let rows = parts.filter(|part| part.merge == Merge::Concat).flat_map(|part| &part.pieces);
+        rows.map(|rows| Ok(rows.f_detach_copy()?)).collect()
+    }
+
+    /// Counts a step that the device has added, with the [rows](Self::rows) that it left.
+    pub(crate) fn count_step(&mut self, rows: Vec<Tensor>) {
         self.steps += 1;
+        let mut rows = rows.into_iter();
+        for Captured { step, kept, .. } in &mut self.entries {
+            for (kept, part) in kept.iter_mut().zip(&step.state.parts) {
+                if let Kept::Rows(own) = kept {
+                    own.extend(rows.by_ref().take(part.pieces.len()));
+                }
+            }
+        }
     }
 
     /// Brings the sums back to `log`.
@@ -139,7 +170,7 @@ impl CapturedLog {
         if steps == 0 {
             return Ok(());
         }
-        for Captured { step, sums, before } in &self.entries {
+        for Captured { step, kept, before } in &mut self.entries {
             let entry = log.entries.iter_mut().find(|entry| entry.name == step.name);
             let Some(entry) = entry.filter(|entry| entry.batches == *before) else {
                 return Err(Error::config(format!(
@@ -148,13 +179,105 @@ impl CapturedLog {
                 )));
             };
             entry.forget_left_out()?;
-            for (part, sum) in entry.state.parts.iter_mut().zip(sums) {
-                part.pieces = vec![sum.f_detach_copy()?];
+            for (part, kept) in entry.state.parts.iter_mut().zip(kept) {
+                match kept {
+                    Kept::Sum(sum) => part.pieces = vec![sum.f_detach_copy()?],
+                    Kept::Rows(rows) => part.pieces.append(rows),
+                }
             }
             entry.state.weight += step.state.weight * steps as f64;
             entry.batches += step.batches * steps;
             entry.latest = step.latest.copied_to(self.device)?;
         }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        log::LogOptions,
+        metric::{Auroc, Rmse},
+    };
+
+    /// Output and target of a step's two batches.
+    fn batches(step: i64) -> Vec<(Tensor, Tensor)> {
+        let batch = |at: i64| {
+            let places = Tensor::arange(3, (Kind::Float, Device::Cpu));
+            let output = ((places + 1.0) * (7 * step + 3 * at + 1)).sin();
+            (output, Tensor::from_slice(&[1_i64, 0, (step + at) % 2]))
+        };
+        (0..2).map(batch).collect()
+    }
+
+    fn logged(step: i64) -> Result<Vec<Log>> {
+        let batch = |(output, target): (Tensor, Tensor)| {
+            let mut log = Log::default();
+            log.metric("auroc", &Auroc::default(), &output, &target, LogOptions::ON_BOTH)?;
+            log.metric(
+                "rmse",
+                &Rmse,
+                &output,
+                &target.f_to_kind(Kind::Float)?,
+                LogOptions::ON_BOTH,
+            )?;
+            Ok(log)
+        };
+        batches(step).into_iter().map(batch).collect()
+    }
+
+    fn merged(steps: impl Iterator<Item = i64>) -> Result<Log> {
+        let mut log = Log::default();
+        for step in steps {
+            // As an eager step does.
+            let mut own = Log::default();
+            logged(step)?.into_iter().try_for_each(|batch| own.merge(batch))?;
+            log.merge(own)?;
+        }
+        Ok(log)
+    }
+
+    /// Does by hand what a replay of the step's kernels does: writes what it logs, and adds to the sums.
+    fn replay(captured: &CapturedLog, step: i64) -> Result<()> {
+        let own = merged(std::iter::once(step))?;
+        for (entry, own) in captured.entries.iter().zip(&own.entries) {
+            let parts = entry.step.state.parts.iter().zip(&own.state.parts);
+            for ((part, own), kept) in parts.zip(&entry.kept) {
+                for (at, given) in part.pieces.iter().zip(&own.pieces) {
+                    at.shallow_clone().f_copy_(given)?;
+                    if let Kept::Sum(sum) = kept {
+                        let _ = sum.shallow_clone().f_add_(given)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn replays_keep_what_steps_keep() -> Result<()> {
+        let mut log = merged(0..2)?;
+        let room = CapturedLog::room(Device::Cpu)?;
+        let mut captured = CapturedLog::capture(logged(9)?, &room)?;
+        for replays in [2..5, 5..6] {
+            captured.take_over(&mut log)?;
+            // Started before the first one's outcome is known.
+            let mut queue = Vec::new();
+            for step in replays {
+                replay(&captured, step)?;
+                queue.push(captured.rows()?);
+            }
+            queue.into_iter().for_each(|rows| captured.count_step(rows));
+            captured.give_back(&mut log)?;
+        }
+        let expected = merged(0..6)?;
+        assert_eq!(log.epoch_values()?, expected.epoch_values()?);
+        assert_eq!(log.step_values()?, expected.step_values()?);
+        // The next replay changes nothing that was given back.
+        replay(&captured, 20)?;
+        assert_eq!(log.epoch_values()?, expected.epoch_values()?);
+        assert_eq!(log.step_values()?, expected.step_values()?);
         Ok(())
     }
 }

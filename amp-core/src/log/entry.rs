@@ -36,6 +36,14 @@ impl Entry {
         }
     }
 
+    /// The error with the name that it is about.
+    pub(super) fn named(&self, error: Error) -> Error {
+        match error {
+            Error::Config(text) => Error::config(format!("log `{}`: {text}", self.name)),
+            other => other,
+        }
+    }
+
     /// Whether its values are computed in this way; yes, of one that is not known.
     pub(super) fn is_reduced_like(&self, other: Option<&Reduction>) -> bool {
         match (&self.reduction, other) {
@@ -65,7 +73,7 @@ impl Entry {
         };
         if !self.is_reduced_like(reduction) || !self.state.is_like(&state) {
             let error = self.state.differs(&state);
-            return Err(error.at(&format!("log `{}`", self.name)));
+            return Err(self.named(error));
         }
         if self.reduction.is_none() {
             self.reduction = reduction.cloned();
@@ -85,7 +93,7 @@ impl Entry {
                  computed: give it in `LightningModule::reduction`, or go on from a file saved within the epoch"
             )));
         };
-        let value = reduction.compute(state).map_err(|error| error.at(&format!("log `{name}`")))?;
+        let value = reduction.compute(state).map_err(|error| self.named(error))?;
         let logged = |name: String, value| Logged { name, value, prog_bar: self.options.prog_bar };
         let sizes = value.size();
         let values = Vec::<f64>::try_from(&value.f_reshape([-1])?)?;

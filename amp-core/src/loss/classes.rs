@@ -11,7 +11,7 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`: with lᵢ = −log softmax(xᵢ)[yᵢ] the mean
+/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`: with `lᵢ = −log softmax(xᵢ)[yᵢ]` the mean
 /// is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`, where wᵢ is the weight of the class, or 1.
 /// Smoothing replaces the target by (1 − ε) of its class and ε/C of every class.
 ///
@@ -112,7 +112,7 @@ impl Loss for CrossEntropy {
 }
 
 /// Negative log likelihood of log probabilities against int64 classes, in the shapes of [`CrossEntropy`]; the mean
-/// is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`, lᵢ = −xᵢ[yᵢ].
+/// is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`, `lᵢ = −xᵢ[yᵢ]`.
 ///
 /// # Errors
 /// As [`CrossEntropy`]'s.

@@ -23,8 +23,7 @@ macro_rules! curve {
         /// over the classes that occur; or of logits against labels 0 and 1 of their
         /// shape. Targets of -100 count nothing. NaN where there is no positive, or for [`Auroc`] no negative, or a logit is NaN.
         ///
-        /// Without `thresholds` it is exact: the scores of all examples stay on the device until the epoch's end, and a
-        /// training step that computes it does not run as a CUDA graph. With T `thresholds`, at 0, 1/(T−1), …, 1, it
+        /// Without `thresholds` it is exact: the scores of all examples stay on the device until the epoch's end. With T `thresholds`, at 0, 1/(T−1), …, 1, it
         /// keeps 2 (T + 1) counts for each class, and a curve through T points.
         ///
         /// # Errors

@@ -97,7 +97,7 @@ impl Metric for R2 {
     }
 }
 
-/// exp of the mean −log softmax(x)[y] over the targets that are not left out, of logits and int64 classes in the
+/// exp of the mean `−log softmax(x)[y]` over the targets that are not left out, of logits and int64 classes in the
 /// shapes of [`CrossEntropy`](crate::loss::CrossEntropy).
 #[derive(Debug, Clone, Copy)]
 pub struct Perplexity {

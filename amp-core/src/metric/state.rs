@@ -45,8 +45,7 @@ impl MetricState {
     }
 
     /// One row for each example, `[n, …]`: the epoch's are those of all batches in order. They stay on the device
-    /// until the epoch's end, so that memory grows with the examples; a step that keeps them does not run as a CUDA
-    /// graph.
+    /// until the epoch's end, so that memory grows with the examples.
     pub fn concat(rows: &Tensor) -> Self {
         Self::default().and_concat(rows)
     }
@@ -153,15 +152,12 @@ impl MetricState {
         Self { parts: parts.collect(), weight: self.weight }
     }
 
-    /// A copy on this device, whose sums are its own to add to.
+    /// A copy on this device, in memory of its own.
     pub(crate) fn copied_to(&self, device: Device) -> Result<Self> {
         let mut copy = self.shallow_clone();
         for part in &mut copy.parts {
             for piece in &mut part.pieces {
-                *piece = match part.merge {
-                    Merge::Sum => piece.f_to_device_(device, Kind::Double, false, true)?,
-                    Merge::Concat => piece.f_to_device(device)?,
-                };
+                *piece = piece.f_to_device_(device, piece.kind(), false, true)?;
             }
         }
         Ok(copy)

@@ -3,7 +3,7 @@
 use amp_core::{
     Result,
     log::{Log, LogOptions, Logged},
-    metric::Accuracy,
+    metric::{Accuracy, Metric, MetricState, Reduction},
     tch::{Device, Kind, Tensor},
 };
 
@@ -93,5 +93,42 @@ fn metrics_add_up_their_counts() -> Result<()> {
 #[test]
 fn an_empty_log_has_no_values() -> Result<()> {
     assert!(Log::default().epoch_values()?.is_empty());
+    Ok(())
+}
+
+/// Six values in two rows.
+struct Table;
+
+impl Metric for Table {
+    fn update(&self, output: &Tensor, _: &Tensor) -> Result<MetricState> {
+        MetricState::sum(output)
+    }
+
+    fn reduction(&self) -> Reduction {
+        Reduction::of(|tensors| Ok(tensors[0].f_reshape([2, 3])?))
+    }
+}
+
+/// Row first, then column, each from 0.
+#[test]
+fn several_values_are_named_by_their_place() -> Result<()> {
+    let mut log = Log::default();
+    let counts = Tensor::arange(6, (Kind::Double, Device::Cpu));
+    log.metric("t", &Table, &counts, &counts, BOTH)?;
+    let values = log.epoch_values()?;
+    let seen: Vec<_> = values.iter().map(|logged| (logged.name.as_str(), logged.value)).collect();
+    let names = ["t_0_0", "t_0_1", "t_0_2", "t_1_0", "t_1_1", "t_1_2"];
+    assert_eq!(seen, names.into_iter().zip([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]).collect::<Vec<_>>());
+    Ok(())
+}
+
+/// Counts of another shape are another metric's.
+#[test]
+fn counts_of_another_shape_are_refused() -> Result<()> {
+    let mut log = Log::default();
+    let counts = |size| Tensor::zeros([size], (Kind::Double, Device::Cpu));
+    log.metric("t", &Table, &counts(6), &counts(6), BOTH)?;
+    let said = message(log.metric("t", &Table, &counts(4), &counts(4), BOTH));
+    assert_eq!(said, "log `t`: its counts were of shape [[6]] and are of shape [[4]] now");
     Ok(())
 }

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use tch::Tensor;
+
 use super::{
     super::{
         examples::Examples,
@@ -47,6 +49,8 @@ enum Captured {
 struct Queued {
     examples: Examples,
     slot: usize,
+    /// What its metrics keep of every example.
+    rows: Vec<Tensor>,
     known: CudaEvent,
     /// Before the step.
     random: RandomState,
@@ -149,6 +153,7 @@ impl Executor for Replay {
         let lr = state.optim.lr();
         state.optim.write_rates()?;
         let known = graph.launch(&examples.batches, slot)?;
+        let rows = graph.log.rows()?;
         let mut schedules = Vec::with_capacity(state.optim.scheduled.len());
         let kinds = graph.steps.iter().zip(&graph.stepped);
         for (scheduled, (captured, stepped)) in state.optim.scheduled.iter_mut().zip(kinds) {
@@ -167,7 +172,7 @@ impl Executor for Replay {
             }
             scheduled.advance(Interval::Step, &[])?;
         }
-        self.steps.push_back(Queued { examples, slot, known, random, schedules, lr });
+        self.steps.push_back(Queued { examples, slot, rows, known, random, schedules, lr });
         Ok(())
     }
 
@@ -206,7 +211,7 @@ impl Executor for Replay {
             let later = self.steps.drain(..).map(|later| later.examples);
             return Ok(Some(Ended::Void(std::iter::once(step.examples).chain(later).collect())));
         }
-        graph.log.count_step();
+        graph.log.count_step(std::mem::take(&mut step.rows));
         state.replayed += 1;
         let losses = graph.losses(step.slot)?;
         let Some((last, others)) = losses.split_last() else {

@@ -98,11 +98,15 @@ impl Reduction {
     /// When the device reports an earlier failure.
     pub fn compute(&self, state: &MetricState) -> Result<Tensor> {
         let tensors = state.tensors()?;
-        let first = |what: &str| {
+        let on_host =
+            |tensor: &Tensor| tensor.f_to_device_(Device::Cpu, Kind::Double, false, false);
+        // Divided on the host: a GPU multiplies by the reciprocal, which is another number in the last digit.
+        let first = |what: &str| -> Result<Tensor> {
             let first = tensors.first();
-            first.ok_or_else(|| {
+            let first = first.ok_or_else(|| {
                 Error::config(format!("a {what} needs a sum, but the state is empty"))
-            })
+            })?;
+            Ok(on_host(first)?)
         };
         let value = match self {
             Self::Mean => first("mean")?.f_div_scalar(state.weight)?,
@@ -118,7 +122,7 @@ impl Reduction {
             }
             Self::Of(compute) => tch::no_grad(|| compute(&tensors))?,
         };
-        Ok(value.f_to_device_(Device::Cpu, Kind::Double, false, false)?)
+        Ok(on_host(&value)?)
     }
 
     /// Its kind, as saved runs name it.

@@ -87,7 +87,7 @@ pub enum Reduction {
 impl Reduction {
     /// A function from the merged tensors, in the order they were added to the [state](MetricState), to the value: a
     /// number, or a tensor of any shape, which is logged element by element as `NAME_0`, or `NAME_0_1` of a matrix.
-    /// It may read from the device.
+    /// Sums are on the host, rows on the device, from which it may read.
     pub fn of(compute: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Self {
         Self::Of(Arc::new(compute))
     }
@@ -97,16 +97,21 @@ impl Reduction {
     /// # Errors
     /// When the device reports an earlier failure.
     pub fn compute(&self, state: &MetricState) -> Result<Tensor> {
-        let tensors = state.tensors()?;
         let on_host =
             |tensor: &Tensor| tensor.f_to_device_(Device::Cpu, Kind::Double, false, false);
-        // Divided on the host: a GPU multiplies by the reciprocal, which is another number in the last digit.
-        let first = |what: &str| -> Result<Tensor> {
+        let mut tensors = state.tensors()?;
+        // A GPU divides by a number through its reciprocal, and adds up in another order: in the last digit the value
+        // would depend on where it is computed.
+        for (tensor, part) in tensors.iter_mut().zip(&state.parts) {
+            if part.merge == Merge::Sum {
+                *tensor = on_host(tensor)?;
+            }
+        }
+        let first = |what: &str| {
             let first = tensors.first();
-            let first = first.ok_or_else(|| {
+            first.ok_or_else(|| {
                 Error::config(format!("a {what} needs a sum, but the state is empty"))
-            })?;
-            Ok(on_host(first)?)
+            })
         };
         let value = match self {
             Self::Mean => first("mean")?.f_div_scalar(state.weight)?,

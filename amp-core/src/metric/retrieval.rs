@@ -75,7 +75,7 @@ impl Metric for RecallAtK {
                 let rank = before.f_sum_dim_intlist([1].as_slice(), false, Kind::Double)?;
                 found = found.f_add(&rank.f_le(k as f64)?.f_sum(Kind::Double)?)?;
             }
-            Ok(found.f_div_scalar(count as f64)?)
+            Ok(Tensor::from(found.f_double_value(&[])? / count as f64))
         })
     }
 }

@@ -86,11 +86,10 @@ impl Score {
                 Average::Weighted => actual,
                 _ => predicted.f_add(&fn_)?.f_ne(0.0)?.f_to_kind(Kind::Double)?,
             };
-            let sum = weight.f_sum(Kind::Double)?;
             match average {
                 // NaN where nothing was counted.
                 Average::None => Ok(each.f_add(&all.f_div(&all)?)?.f_sub_scalar(1.0)?),
-                _ => Ok(each.f_mul(&weight)?.f_sum(Kind::Double)?.f_div(&sum)?),
+                _ => Ok(Tensor::from(in_order(&each.f_mul(&weight)?)? / in_order(&weight)?)),
             }
         })
     }
@@ -106,6 +105,11 @@ impl Score {
             Ok(value.f_add(&all.f_div(&all)?)?.f_sub_scalar(1.0)?)
         })
     }
+}
+
+/// The sum of numbers on the host, one after the other: libtorch's order, and so the last digit, depends on the CPU.
+fn in_order(numbers: &Tensor) -> Result<f64> {
+    Ok(Vec::<f64>::try_from(numbers)?.iter().sum())
 }
 
 /// Hits, predictions and targets of each class, `[3, C]` in f64; all are NaN on CUDA where a class is out of range.

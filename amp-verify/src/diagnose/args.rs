@@ -15,7 +15,7 @@ use crate::{
     options::{Format, RunArgs},
 };
 
-/// The checks to search by.
+/// What modules are searched by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Search {
     /// The validation metric lost against 32-true
@@ -31,9 +31,9 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
           default_value_t = Precision::F16Mixed)]
     pub precision: Precision,
-    /// What must hold
+    /// What the search for modules goes by
     #[arg(long, value_enum, default_value_t = Search::Metric)]
-    pub check: Search,
+    pub search: Search,
     /// How much may be lost: of the metric [default: 0.01], or relative to a layer's values
     /// [default: 0.05]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
@@ -68,7 +68,7 @@ impl DiagnoseArgs {
                 "32-true is what the others are held against: choose another --precision",
             ));
         }
-        let limit = self.limit.unwrap_or(match self.check {
+        let limit = self.limit.unwrap_or(match self.search {
             Search::Metric => 0.01,
             Search::Layers => 0.05,
         });
@@ -90,7 +90,7 @@ impl DiagnoseArgs {
         let (layers, modules) = module_paths(&subject())?;
         let scope =
             Scope { islands: &case.trainer.numerics.overrides, layers, modules, baseline_moved };
-        let mut check: Box<dyn Check> = match self.check {
+        let mut check: Box<dyn Check> = match self.search {
             Search::Metric => Box::new(MetricLoss::new(case, self.precision, limit, self.seeds)?),
             Search::Layers => {
                 let options = Options::new(self.precision);
@@ -99,7 +99,7 @@ impl DiagnoseArgs {
         };
         let mut diagnosis = diagnose(check.as_mut(), &scope)?;
         if let Some(island) = &mut diagnosis.island {
-            if self.check == Search::Metric {
+            if self.search == Search::Metric {
                 island.cost = Some(self.cost(case, island)?);
             }
             if let Some(fix) = fix {

@@ -239,7 +239,7 @@ fn diagnose_tells_layers_that_hold_from_layers_that_do_not() {
     for model in ["RingNet", "NextSymbol"] {
         let islands = |limit: &str| {
             let arguments = ["diagnose", "--model", model, "--precision", "bf16-mixed"];
-            let rest = ["--check", "layers", "--limit", limit, "--format", "json", "--device"];
+            let rest = ["--search", "layers", "--limit", limit, "--format", "json", "--device"];
             let all = [&arguments[..], &rest, &["cpu", "--quiet"]].concat();
             json(&amp(&folder(), &all).done())["island"].clone()
         };

@@ -151,7 +151,7 @@ pub struct Failure {
     /// What was seen.
     pub text: String,
     /// The [invariant](amp_core::trainer::Invariant) that was broken, by name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub invariant: Option<String>,
 }
 

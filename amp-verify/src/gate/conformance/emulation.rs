@@ -27,8 +27,10 @@ use crate::{
     rounding::{is_narrow, moved, rounded, rounded_otherwise, rounding_of},
 };
 
-/// How far f32 sums of some hundred products are off, relative to their size.
-const SUMS: f64 = 1.0 / 4_194_304.0;
+/// How far f32 sums of some hundred products, of which a few may follow each other between two modules, are off,
+/// relative to their size; and how far the mean that a loss is.
+const SUMS: f64 = 1.0 / 1_048_576.0;
+const MEANS: f64 = 1.0 / 8_388_608.0;
 
 /// Of the gradient of a layer norm's weight or bias, which is the sum of a batch, some kernels keep parts in 16
 /// bits: it is off by so many roundings of its size.
@@ -225,9 +227,7 @@ impl Rounding {
     /// The loss as the precision has it, and what its gradients are taken of.
     pub(super) fn loss(&self, loss: &Tensor) -> Result<(Tensor, Tensor)> {
         let loss = match self.emulation.precision {
-            Precision::F32True => {
-                rounded(&self.draws.with(|| moved(loss, SUMS / 2.0))?, Kind::Float)?
-            }
+            Precision::F32True => rounded(&self.draws.with(|| moved(loss, MEANS))?, Kind::Float)?,
             _ if is_narrow(self.emulation.loss) => rounded(loss, self.emulation.loss)?,
             _ => loss.shallow_clone(),
         };

@@ -13,7 +13,7 @@ use amp_core::{
     LightningModule, Result, Step,
     hardware::seed_everything,
     log::Log,
-    nn::{Call, Context, Op, Probe, Substitute, parameters, place},
+    nn::{Call, Context, Op, Probe, Role, Substitute, named_tensors, parameters, place},
     optim::Scheduled,
     precision::{Gradients, Policy, Precision, Unscaled, is_floating},
     random::RandomState,
@@ -27,12 +27,14 @@ use crate::{
     rounding::{is_narrow, moved, rounded, rounded_otherwise, rounding_of},
 };
 
-/// How far f32 sums of some hundred products are off, relative to their size.
-const SUMS: f64 = 1.0 / 4_194_304.0;
+/// How far f32 sums of some hundred products, of which a few may follow each other between two modules, are off,
+/// relative to their size; and how far the mean that a loss is.
+const SUMS: f64 = 1.0 / 1_048_576.0;
+const MEANS: f64 = 1.0 / 8_388_608.0;
 
-/// Of the gradient of a bias or of a norm's weight, which is the sum of a batch, some kernels keep parts in 16
+/// Of the gradient of a layer norm's weight or bias, which is the sum of a batch, some kernels keep parts in 16
 /// bits: it is off by so many roundings of its size.
-const OF_PARTS: f64 = 4.0;
+const OF_PARTS: f64 = 3.0;
 
 /// Where a precision rounds, and to which dtype.
 pub(super) struct Emulation {
@@ -51,6 +53,8 @@ struct Kinds {
     given: Kind,
     returned: Kind,
     computed: Kind,
+    /// Whether the gradients of its parameters may be sums whose parts are rounded.
+    sums_parts: bool,
 }
 
 impl Emulation {
@@ -77,6 +81,13 @@ impl Emulation {
             other => (Precision::F32True, other),
         };
         let mut modules = seen.0.take();
+        // A norm of batches sums in f32.
+        for (name, _, role) in named_tensors(model.as_ref()) {
+            let module = name.rsplit_once('.').and_then(|(module, _)| modules.get_mut(module));
+            if let (Role::Buffer, Some(module)) = (role, module) {
+                module.sums_parts = false;
+            }
+        }
         if is_narrow(precision.storage()) {
             cast_into_regions(&mut modules, precision.storage());
         }
@@ -88,10 +99,14 @@ impl Emulation {
         if is_narrow(self.loss) { self.loss } else { Kind::Float }
     }
 
+    /// The module that a parameter belongs to, if it is one that runs.
+    fn module_of(&self, parameter: &str) -> Option<&Kinds> {
+        parameter.rsplit_once('.').and_then(|(module, _)| self.modules.get(module))
+    }
+
     /// Whether a parameter is rounded: that of a module that computes in 16 bits, or of none.
     fn rounds(&self, parameter: &str) -> bool {
-        let module = parameter.rsplit_once('.').and_then(|(module, _)| self.modules.get(module));
-        module.is_none_or(|module| is_narrow(module.computed))
+        self.module_of(parameter).is_none_or(|module| is_narrow(module.computed))
     }
 
     /// What multiplies the loss, so that gradients are where the precision rounds them.
@@ -134,7 +149,12 @@ impl Probe for Seen {
             Some(kind) if call.op == Op::Matmul && is_floating(call.input.kind()) => kind,
             _ => call.input.kind(),
         };
-        let kinds = Kinds { given, returned: call.output.kind(), computed: call.plan.compute };
+        let kinds = Kinds {
+            given,
+            returned: call.output.kind(),
+            computed: call.plan.compute,
+            sums_parts: call.op != Op::Matmul,
+        };
         self.0.borrow_mut().insert(call.path.to_owned(), kinds);
     }
 }
@@ -207,9 +227,7 @@ impl Rounding {
     /// The loss as the precision has it, and what its gradients are taken of.
     pub(super) fn loss(&self, loss: &Tensor) -> Result<(Tensor, Tensor)> {
         let loss = match self.emulation.precision {
-            Precision::F32True => {
-                rounded(&self.draws.with(|| moved(loss, SUMS / 2.0))?, Kind::Float)?
-            }
+            Precision::F32True => rounded(&self.draws.with(|| moved(loss, MEANS))?, Kind::Float)?,
             _ if is_narrow(self.emulation.loss) => rounded(loss, self.emulation.loss)?,
             _ => loss.shallow_clone(),
         };
@@ -224,7 +242,7 @@ impl Rounding {
         for (name, gradient) in gradients.named() {
             no_grad(|| -> Result<()> {
                 let other = match self.emulation.rounds(name) && is_narrow(kind) {
-                    true => rounded(&self.with_parts(gradient, kind)?, kind)?,
+                    true => rounded(&self.with_parts(name, gradient, kind)?, kind)?,
                     false => gradient.shallow_clone(),
                 };
                 let other = other.f_mul_scalar(1.0 / self.emulation.scale())?;
@@ -242,9 +260,10 @@ impl Rounding {
         Ok(())
     }
 
-    /// The gradient of a parameter with one dimension, as the sum of rounded parts.
-    fn with_parts(&self, gradient: &Tensor, kind: Kind) -> Result<Tensor> {
-        if gradient.dim() > 1 {
+    /// The gradient of a layer norm's parameter as the sum of rounded parts.
+    fn with_parts(&self, name: &str, gradient: &Tensor, kind: Kind) -> Result<Tensor> {
+        let sums_parts = self.emulation.module_of(name).is_some_and(|module| module.sums_parts);
+        if gradient.dim() > 1 || !sums_parts {
             return Ok(gradient.shallow_clone());
         }
         let size = gradient.f_square()?.f_mean(gradient.kind())?.f_sqrt()?;

@@ -44,6 +44,8 @@ mod graphs_hooks;
 mod graphs_limits;
 mod graphs_optimizers;
 mod graphs_storage;
+#[cfg(feature = "images")]
+mod image_folders;
 mod initial_values;
 mod invariants;
 mod islands;
@@ -97,6 +99,7 @@ mod targets;
 mod tensorboard;
 mod trainer;
 mod trainer_steps;
+mod transforms;
 mod visits;
 mod weight_updates;
 mod weights;

@@ -13,6 +13,7 @@ mod prefetch;
 mod sampler;
 mod sets;
 mod source;
+mod stream;
 
 pub use batch::{AnyBatch, Batch, BatchField, BatchType, FieldRole};
 #[doc(hidden)]
@@ -35,3 +36,4 @@ pub use sampler::{
 };
 pub use sets::Sets;
 pub use source::{Categories, Table, TokenFile, TokenWidth, Windows, map_npy, read_npy};
+pub use stream::IterableDataset;

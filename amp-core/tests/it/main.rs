@@ -94,6 +94,7 @@ mod second_derivatives;
 mod sources;
 mod states;
 mod step_values;
+mod streams;
 mod support;
 mod targets;
 mod tensorboard;

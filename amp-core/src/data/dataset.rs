@@ -6,10 +6,11 @@ use std::{
 use tch::Tensor;
 
 use super::{
-    AnyBatch, BatchType, MapDataset,
+    AnyBatch, BatchType, IterableDataset, MapDataset,
     map_style::{AnyMapDataset, Watch, counted},
+    stream::{AnyStream, Stream},
 };
-use crate::{Error, Result, random::Draws};
+use crate::{Error, Result, random::Draws, state::State};
 
 /// Examples by number, a batch at a time, so that one read from disk or one `index_select` serves the
 /// whole batch. For one example at a time, as torch.utils.data.Dataset has it, implement
@@ -149,6 +150,8 @@ enum Reader {
     Batches(Arc<Mutex<dyn AnyDataset>>),
     /// One example at a time, on any number of threads.
     Examples(Arc<dyn AnyMapDataset>),
+    /// From front to back, on one thread at a time.
+    Stream(Arc<Mutex<dyn AnyStream>>),
 }
 
 impl<D: Dataset + 'static> From<D> for SharedDataset {
@@ -171,11 +174,40 @@ impl SharedDataset {
         Self { len, draws: Arc::default(), reader: Reader::Examples(Arc::new(set)) }
     }
 
+    /// A set that is read from front to back.
+    pub(super) fn of_stream(set: impl IterableDataset + 'static) -> Result<Self> {
+        let (len, stream) = (set.epoch_len(), Stream::new(set)?);
+        let reader = Reader::Stream(Arc::new(Mutex::new(stream)));
+        Ok(Self { len, draws: Arc::default(), reader })
+    }
+
+    fn stream(&self) -> Option<MutexGuard<'_, dyn AnyStream + 'static>> {
+        match &self.reader {
+            Reader::Stream(set) => Some(set.lock().unwrap_or_else(PoisonError::into_inner)),
+            Reader::Batches(_) | Reader::Examples(_) => None,
+        }
+    }
+
+    /// Whether it is read from front to back.
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self.reader, Reader::Stream(_))
+    }
+
+    /// Where a stream is before the example of this number; `None` for other sets.
+    pub(super) fn stream_state(&self, number: i64) -> Result<Option<State>> {
+        self.stream().map(|stream| stream.state_before(number)).transpose()
+    }
+
+    /// Lets the example of this number be the next one of a stream behind a state, or its first.
+    pub(super) fn set_stream(&self, number: i64, state: Option<State>) -> Result<()> {
+        self.stream().map_or(Ok(()), |mut stream| stream.set(number, state))
+    }
+
     /// The set, where it gives one example at a time.
     pub(super) fn examples(&self) -> Option<Arc<dyn AnyMapDataset>> {
         match &self.reader {
-            Reader::Batches(_) => None,
             Reader::Examples(set) => Some(set.clone()),
+            Reader::Batches(_) | Reader::Stream(_) => None,
         }
     }
 
@@ -212,6 +244,10 @@ impl SharedDataset {
             Reader::Examples(set) => {
                 return counted(set.gather(indices, draws, &Watch::default())?, indices.len());
             }
+            Reader::Stream(set) => {
+                let mut stream = set.lock().unwrap_or_else(PoisonError::into_inner);
+                return counted(stream.gather(indices, draws)?, indices.len());
+            }
         };
         let batch = lock(set).gather(indices, draws)?;
         let (asked, given) = (indices.len() as i64, batch.len());
@@ -229,6 +265,7 @@ impl SharedDataset {
         match (&self.reader, &other.reader) {
             (Reader::Batches(one), Reader::Batches(two)) => Arc::ptr_eq(one, two),
             (Reader::Examples(one), Reader::Examples(two)) => Arc::ptr_eq(one, two),
+            (Reader::Stream(one), Reader::Stream(two)) => Arc::ptr_eq(one, two),
             _ => false,
         }
     }
@@ -264,7 +301,16 @@ impl SharedDataset {
     /// # Errors
     /// When the dataset fails, or gives other examples in each epoch.
     pub(super) fn whole(&self) -> Result<AnyBatch> {
-        let Reader::Examples(set) = &self.reader else { return self.head(self.len) };
+        let set = match &self.reader {
+            Reader::Batches(_) => return self.head(self.len),
+            Reader::Examples(set) => set,
+            Reader::Stream(_) => {
+                return Err(Error::config(
+                    "placement device reads the dataset once, but a stream goes on: choose placement auto \
+                     or host",
+                ));
+            }
+        };
         let (watch, indices) = (Watch::default(), (0..self.len).collect::<Vec<_>>());
         let all = counted(set.gather(&indices, Draws::new(0, 0), &watch)?, indices.len())?;
         if watch.drew() {
@@ -280,7 +326,7 @@ impl SharedDataset {
     pub(super) fn in_memory(&self) -> Result<Option<AnyBatch>> {
         match &self.reader {
             Reader::Batches(set) => lock(set).in_memory(),
-            Reader::Examples(_) => Ok(None),
+            Reader::Examples(_) | Reader::Stream(_) => Ok(None),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{
     prefetch::{Prefetch, caught, watched},
     sampler::{Epoch, Sampler, Shuffled, checked_order},
 };
-use crate::{Error, Result, precision::Policy, random::Draws};
+use crate::{Error, Result, precision::Policy, random::Draws, state::State};
 
 /// Cuts a dataset into batches and brings them to the policy's device and dtype.
 ///
@@ -98,9 +98,12 @@ impl DataLoader {
     }
 
     /// Batches of a permutation that depends on the seed and the epoch alone, whatever the
-    /// device and precision.
+    /// device and precision. A stream keeps its order.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
+        if self.is_stream() {
+            return self;
+        }
         self.sampler = Some((Arc::new(Shuffled), seed));
         self.len = self.examples;
         self
@@ -109,8 +112,14 @@ impl DataLoader {
     /// Batches in the order of a sampler with this seed.
     ///
     /// # Errors
-    /// When it draws no batch.
+    /// When it draws no batch, or the set is a stream.
     pub fn sampled(mut self, sampler: Arc<dyn Sampler>, seed: u64) -> Result<Self> {
+        if self.is_stream() {
+            return Err(Error::config(format!(
+                "a stream has its own order, but the sampler is `{}`: leave the sampler out",
+                sampler.name()
+            )));
+        }
         self.len = sampler.len(self.examples);
         let least = if self.drop_last { self.batch_size } else { 1 };
         if self.len < least {
@@ -147,6 +156,32 @@ impl DataLoader {
         match (&self.source, &self.sampler) {
             (Source::Resident(_), Some(_)) => self.copied + 8 * self.len as u64,
             _ => self.copied,
+        }
+    }
+
+    fn is_stream(&self) -> bool {
+        matches!(&self.source, Source::Host { data, .. } if data.is_stream())
+    }
+
+    /// The number that a stream's example has from the start of the run, by the batch that begins with it.
+    fn stream_number(&self, epoch: u64, batch: i64) -> i64 {
+        let read = |batches: i64| (batches * self.batch_size).min(self.len);
+        epoch.cast_signed() * read(self.batches()) + read(batch)
+    }
+
+    /// Where a stream is before a batch; `None` for other sets.
+    pub(crate) fn stream_state(&self, epoch: u64, batch: i64) -> Result<Option<State>> {
+        match &self.source {
+            Source::Resident(_) => Ok(None),
+            Source::Host { data, .. } => data.stream_state(self.stream_number(epoch, batch)),
+        }
+    }
+
+    /// Lets a batch begin where a stream was saved, or at its start.
+    pub(crate) fn set_stream(&self, epoch: u64, batch: i64, state: Option<State>) -> Result<()> {
+        match &self.source {
+            Source::Resident(_) => Ok(()),
+            Source::Host { data, .. } => data.set_stream(self.stream_number(epoch, batch), state),
         }
     }
 
@@ -201,9 +236,10 @@ impl DataLoader {
             }
             Source::Host { data, prefetch, workers } => {
                 let draws = Draws::new(self.seed, epoch);
+                let before = if data.is_stream() { self.stream_number(epoch, 0) } else { 0 };
                 let mut indices = ranges.map(move |(start, length)| match &order {
                     Some(order) => order[start as usize..(start + length) as usize].to_vec(),
-                    None => (start..start + length).collect(),
+                    None => (before + start..before + start + length).collect(),
                 });
                 let mut looked_at = None;
                 if data.draws().is_none()

@@ -2,6 +2,7 @@
 
 mod batch;
 mod dataset;
+mod image;
 mod limit;
 mod loader;
 mod map_style;
@@ -12,11 +13,18 @@ mod prefetch;
 mod sampler;
 mod sets;
 mod source;
+mod stream;
 
 pub use batch::{AnyBatch, Batch, BatchField, BatchType, FieldRole};
 #[doc(hidden)]
 pub use batch::{field_name, predictions, take_field, with_batch};
 pub use dataset::{Dataset, SharedDataset};
+pub use image::{
+    CenterCrop, ColorJitter, Compose, Jitter, MixUp, Normalize, RandomHorizontalFlip,
+    RandomResizedCrop, Resize, Transform,
+};
+#[cfg(feature = "images")]
+pub use image::{ImageFolder, decode_image};
 pub use limit::Limit;
 pub use loader::DataLoader;
 pub use map_style::{Collate, MapDataset, Pad, SharedTensor};
@@ -28,3 +36,4 @@ pub use sampler::{
 };
 pub use sets::Sets;
 pub use source::{Categories, Table, TokenFile, TokenWidth, Windows, map_npy, read_npy};
+pub use stream::IterableDataset;

@@ -240,6 +240,7 @@ mod tests {
     /// The loops for the CPU and the operations for other devices, of which a CPU has both.
     #[test]
     fn both_ways_have_the_same_bits() -> Result<()> {
+        let _section = crate::random::seeded(0)?;
         for (signed, count) in [(true, 1000), (false, 1000), (true, 256), (false, 3)] {
             let code = Code::new(signed, Device::Cpu)?;
             let blocks = (count + BLOCK - 1) / BLOCK;

@@ -48,8 +48,62 @@ impl Rng {
         radius * (std::f64::consts::TAU * self.0.f64()).cos()
     }
 
+    /// A number of the distribution Beta(a, b), from 0 to 1; `a` and `b` must be positive.
+    pub fn beta(&mut self, a: f64, b: f64) -> f64 {
+        // X / (X + Y) of gamma distributed numbers, by their logarithms: of small shapes both underflow.
+        let (x, y) = (self.ln_gamma(a), self.ln_gamma(b));
+        1.0 / (1.0 + (y - x).exp())
+    }
+
+    /// The logarithm of a gamma distributed number of this shape (Marsaglia and Tsang 2000).
+    fn ln_gamma(&mut self, shape: f64) -> f64 {
+        if shape < 1.0 {
+            return self.ln_gamma(shape + 1.0) + (1.0 - self.0.f64()).ln() / shape;
+        }
+        let d = shape - 1.0 / 3.0;
+        loop {
+            let x = self.normal();
+            let v = (1.0 + x / (9.0 * d).sqrt()).powi(3);
+            if v > 0.0 && (1.0 - self.0.f64()).ln() < 0.5 * x * x + d * (1.0 - v + v.ln()) {
+                return (d * v).ln();
+            }
+        }
+    }
+
     /// Puts the items into a random order, each as likely.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         self.0.shuffle(items);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mean and variance within five standard errors of their closed forms.
+    fn moments(draw: impl FnMut() -> f64, mean: f64, variance: f64) {
+        let drawn: Vec<f64> = std::iter::repeat_with(draw).take(100_000).collect();
+        let own = drawn.iter().sum::<f64>() / 1e5;
+        let spread = drawn.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 1e5;
+        assert!((own - mean).abs() <= 5.0 * (variance / 1e5).sqrt(), "mean {own}, not {mean}");
+        // The kurtosis of none of these is above 3.
+        assert!(
+            (spread - variance).abs() <= 5.0 * variance * (2.0 / 1e5_f64).sqrt(),
+            "variance {spread}"
+        );
+    }
+
+    #[test]
+    fn distributions_have_their_moments() {
+        let mut rng = Rng::with_seed(5);
+        moments(|| rng.normal(), 0.0, 1.0);
+        moments(|| rng.uniform(-1.0, 5.0), 2.0, 3.0);
+        moments(|| rng.below(10) as f64, 4.5, 8.25);
+        moments(|| f64::from(u8::from(rng.chance(0.3))), 0.3, 0.21);
+        for (a, b) in [(0.2, 0.2), (1.0, 1.0), (0.5, 1.5), (3.0, 2.0)] {
+            let all: f64 = a + b;
+            moments(|| rng.beta(a, b), a / all, a * b / (all * all * (all + 1.0)));
+        }
+        assert!((0..1000).all(|_| (0.0..=1.0).contains(&rng.beta(1e-4, 1e-4))));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{fit::Run, resume::MEMORY, writer::Snapshot};
-use crate::{Result, random::RandomState, state::State, weights};
+use crate::{Result, event::Position, random::RandomState, state::State, weights};
 
 impl Run<'_, '_> {
     /// The run as it is between two steps.
@@ -37,6 +37,10 @@ impl Run<'_, '_> {
         state.put("initial_rates", &self.initial_rates())?;
         state.put("courses", &self.courses()?)?;
         state.put("position", &self.position)?;
+        let Position { epoch, batch } = self.position;
+        if let Some(stream) = self.loader.stream_state(epoch.cast_unsigned(), batch)? {
+            state.put_part("stream", stream);
+        }
         state.put("frozen", &self.freezing.holding())?;
         state.put("counts", &steps.counts)?;
         state.put("precision", &steps.policy().precision)?;

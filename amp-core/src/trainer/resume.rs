@@ -127,6 +127,8 @@ impl Run<'_, '_> {
             let batches = position.batch * size / self.data.batch_size;
             position.batch = (batches / window * window).min(self.loader.batches());
         }
+        let stream = (!changed.contains(&Change::Data)).then(|| state.part("stream"));
+        self.loader.set_stream(position.epoch.cast_unsigned(), position.batch, stream)?;
         let part = |index: usize| state.part(&format!("optimizer/{index}"));
         self.state.counts = counts;
         match state.get::<Vec<bool>>("frozen") {

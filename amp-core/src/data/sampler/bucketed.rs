@@ -9,8 +9,8 @@ use crate::{Error, Result};
 /// use amp_core::{Result, data::{Bucketed, Epoch, Sampler}};
 ///
 /// # fn main() -> Result<()> {
-/// let lengths = vec![9, 1, 8, 2, 9, 1];
-/// let order = Bucketed::new(lengths.clone()).order(&Epoch { seed: 1, epoch: 0, examples: 6, batch_size: 2 })?;
+/// let lengths = vec![9, 1, 8, 2];
+/// let order = Bucketed::new(lengths.clone()).order(&Epoch { seed: 1, epoch: 0, examples: 4, batch_size: 2 })?;
 /// for batch in order.chunks(2) {
 ///     assert!((lengths[batch[0] as usize] - lengths[batch[1] as usize]).abs() <= 1);
 /// }

@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     nn::{BatchNorm, BatchNormConfig, Dropout, Gelu, MaxPool2d, MaxPool2dConfig, Relu, place},
     precision::{AutocastGuard, Policy, Precision},
+    random,
 };
 
 const HALF: [Precision; 4] =
@@ -57,6 +58,7 @@ fn both_ways(
 /// and the weight's lies as the weight does. A single channel lies in both layouts at once.
 #[test]
 fn a_layout_changes_no_value() -> Result<()> {
+    let _section = random::seeded(0)?;
     let shapes = [(8, 3, [1, 1]), (8, 3, [2, 0]), (8, 1, [1, 0]), (1, 3, [1, 1]), (1, 1, [1, 0])];
     for precision in HALF {
         for (channels, kernel, shape) in shapes {
@@ -94,6 +96,7 @@ fn a_layout_changes_no_value() -> Result<()> {
 /// what is no batch.
 #[test]
 fn other_convolutions_are_left_alone() -> Result<()> {
+    let _section = random::seeded(0)?;
     let same = |own: &[Tensor; 3]| -> Result<()> {
         let [input, weight, bias] = own;
         let plain = input.f_conv2d(weight, Some(bias), [1, 1], [1, 1], [1, 1], 1)?;
@@ -114,6 +117,7 @@ fn other_convolutions_are_left_alone() -> Result<()> {
 /// region sees it, and gradients come from each pass, also behind one without.
 #[test]
 fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
+    let _section = random::seeded(0)?;
     let [input, weight, _] = leaves(Precision::Bf16Mixed, 8, 3)?;
     let pass = || ffi::conv2d(&input, &weight, None, [1, 1], true);
     let first = {
@@ -142,6 +146,7 @@ fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
 /// d²/dw² of Σ conv(x, w)³, against that of the same in f64.
 #[test]
 fn a_weight_has_second_derivatives() -> Result<()> {
+    let _section = random::seeded(0)?;
     let own = leaves(Precision::Bf16True, 8, 3)?;
     let second = |[input, weight, bias]: &[Tensor; 3], channels_last| -> Result<Tensor> {
         let output = ffi::conv2d(input, weight, Some(bias), [1, 1], channels_last)?;
@@ -160,6 +165,7 @@ fn a_weight_has_second_derivatives() -> Result<()> {
 /// From the first convolution on, through what stands between convolutions, forward and backward.
 #[test]
 fn layers_keep_the_layout() -> Result<()> {
+    let _section = random::seeded(0)?;
     let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);
     let cx = Context::new(policy, true);
     let layers: [Box<dyn Module>; 5] = [

@@ -1,0 +1,196 @@
+//! Folders of image files.
+
+use std::path::{Path, PathBuf};
+
+use tch::Tensor;
+
+use super::{MixUp, Transform};
+use crate::{
+    Error, Result,
+    data::{AnyBatch, Batch, BatchType, Collate, MapDataset},
+    random::Rng,
+};
+
+/// The endings of files that are read.
+const ENDINGS: [&str; 3] = ["jpg", "jpeg", "png"];
+/// Those that torchvision reads besides: they are refused, not left out.
+const UNREAD: [&str; 6] = ["ppm", "bmp", "pgm", "tif", "tiff", "webp"];
+
+/// The image of a JPEG or PNG file: uint8 `[3, H, W]`. Gray is made RGB, transparency and the orientation in
+/// EXIF are ignored, as torchvision's loader does.
+///
+/// # Errors
+/// When the file cannot be read or decoded.
+pub fn decode_image(path: impl AsRef<Path>) -> Result<Tensor> {
+    let path = path.as_ref();
+    let refused =
+        |error: image::ImageError| Error::config(format!("{}: no image: {error}", path.display()));
+    let reader = image::ImageReader::open(path).map_err(|error| Error::io(path, error))?;
+    let reader = reader.with_guessed_format().map_err(|error| Error::io(path, error))?;
+    let image = reader.decode().map_err(refused)?.into_rgb8();
+    let (width, height) = (i64::from(image.width()), i64::from(image.height()));
+    let pixels = Tensor::f_from_slice(image.as_raw())?.f_view([height, width, 3])?;
+    Ok(pixels.f_permute([2, 0, 1])?)
+}
+
+/// Images in a folder for each class (torchvision.datasets.ImageFolder): `root/cat/1.jpg`, `root/dog/a/2.png`.
+/// Classes are the folders' names in the order of their bytes, files are in the order of their paths.
+///
+/// An example is a [`Batch`]: `input`, what the transform makes of the image, and `target`, the class as int64.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{
+///     Result,
+///     data::{
+///         CenterCrop, Compose, DataModule, ImageFolder, MapDataset, Normalize, RandomHorizontalFlip,
+///         RandomResizedCrop, Resize,
+///     },
+/// };
+///
+/// # fn main() -> Result<()> {
+/// let augment = Compose::new()
+///     .then(RandomResizedCrop::new(224))
+///     .then(RandomHorizontalFlip::new(0.5))
+///     .then(Normalize::imagenet());
+/// let plain = Compose::new().then(Resize::new(256)).then(CenterCrop::new(224)).then(Normalize::imagenet());
+/// let train = ImageFolder::open("pets/train", augment)?;
+/// let val = ImageFolder::open("pets/val", plain)?.like(&train)?;
+/// let mut data = DataModule::new("pets", train.shared(), val.shared(), 64);
+/// data.loading.num_workers = 8;
+/// # Ok(())
+/// # }
+/// ```
+pub struct ImageFolder {
+    root: PathBuf,
+    classes: Vec<String>,
+    files: Vec<(PathBuf, i64)>,
+    transform: Box<dyn Transform>,
+    mixup: Option<MixUp>,
+}
+
+impl ImageFolder {
+    /// Finds the files; `transform` must give all images one size.
+    ///
+    /// # Errors
+    /// When a folder cannot be read, there is no class, or a class has no image.
+    pub fn open(root: impl AsRef<Path>, transform: impl Transform + 'static) -> Result<Self> {
+        let root = root.as_ref().to_owned();
+        let refused = |why: String| Error::config(format!("{}: {why}", root.display()));
+        let (mut classes, mut files) = (Vec::new(), Vec::new());
+        for folder in entries(&root)?.into_iter().filter(|entry| entry.is_dir()) {
+            let name = folder.file_name().and_then(|name| name.to_str());
+            let name =
+                name.ok_or_else(|| refused(format!("{folder:?} is not UTF-8: rename it")))?;
+            let found = files.len();
+            images_below(&folder, classes.len() as i64, &mut files)?;
+            if files.len() == found {
+                let endings = ENDINGS.join(", ");
+                return Err(refused(format!(
+                    "the class `{name}` has no image ({endings}): add one"
+                )));
+            }
+            classes.push(name.to_owned());
+        }
+        if classes.is_empty() {
+            return Err(refused(
+                "no folders of classes: put images into a folder for each class".into(),
+            ));
+        }
+        Ok(Self { root, classes, files, transform: Box::new(transform), mixup: None })
+    }
+
+    /// The same with batches that are mixed.
+    #[must_use]
+    pub fn mixup(mut self, mixup: MixUp) -> Self {
+        self.mixup = Some(mixup);
+        self
+    }
+
+    /// The same, once it is checked that its classes are the other's, as for a validation set.
+    ///
+    /// # Errors
+    /// When they differ.
+    pub fn like(self, other: &Self) -> Result<Self> {
+        let lacks = |one: &Self, two: &Self| {
+            one.classes.iter().find(|name| !two.classes.contains(name)).cloned()
+        };
+        for (has, without) in [(&self, other), (other, &self)] {
+            if let Some(name) = lacks(has, without) {
+                let (has, without) = (has.root.display(), without.root.display());
+                return Err(Error::config(format!(
+                    "{has} has the class `{name}`, but {without} does not: class numbers would differ"
+                )));
+            }
+        }
+        Ok(self)
+    }
+
+    /// The classes' names, by number.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// The files, each with its class, by number.
+    pub fn files(&self) -> &[(PathBuf, i64)] {
+        &self.files
+    }
+}
+
+impl MapDataset for ImageFolder {
+    type Example = Batch;
+
+    fn len(&self) -> i64 {
+        self.files.len() as i64
+    }
+
+    fn get(&self, index: i64, rng: &mut Rng) -> Result<Batch> {
+        let (path, class) = &self.files[index as usize];
+        let input = self.transform.apply(decode_image(path)?, rng)?;
+        Ok(Batch { input, target: Tensor::from(*class) })
+    }
+
+    fn collate(&self, examples: &[(i64, Batch)], rng: &mut Rng) -> Result<AnyBatch> {
+        let batch = Collate::new().batch(examples)?;
+        match &self.mixup {
+            None => Ok(batch),
+            Some(mixup) => mixup.apply(&Batch::from_any(&batch)?, rng)?.to_any(),
+        }
+    }
+}
+
+/// What is in a folder, by name.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).and_then(|entries| {
+        entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()
+    });
+    let mut entries = entries.map_err(|error| Error::io(folder, error))?;
+    entries.sort_unstable();
+    Ok(entries)
+}
+
+/// The images of a folder and of all folders in it, by the path of their folder and then by name, as
+/// torchvision's `make_dataset` has them.
+fn images_below(folder: &Path, class: i64, files: &mut Vec<(PathBuf, i64)>) -> Result<()> {
+    let (mut folders, mut at) = (vec![folder.to_owned()], 0);
+    while let Some(folder) = folders.get(at) {
+        folders.extend(entries(folder)?.into_iter().filter(|path| path.is_dir()));
+        at += 1;
+    }
+    folders.sort_unstable_by(|one, other| one.as_os_str().cmp(other.as_os_str()));
+    for folder in folders {
+        for file in entries(&folder)?.into_iter().filter(|path| !path.is_dir()) {
+            let ending = file.extension().and_then(|ending| ending.to_str()).map(str::to_lowercase);
+            let ending = ending.unwrap_or_default();
+            if UNREAD.contains(&ending.as_str()) {
+                return Err(Error::config(format!(
+                    "{}: an image of another kind than JPEG and PNG: convert it, or move it away",
+                    file.display()
+                )));
+            }
+            if ENDINGS.contains(&ending.as_str()) {
+                files.push((file, class));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Data sets that are read from front to back.
+
+use std::collections::BTreeMap;
+
+use super::{AnyBatch, BatchField, Collate, SharedDataset, prefetch::caught};
+use crate::{
+    Error, Result,
+    random::{Draws, Rng},
+    state::State,
+};
+
+/// Examples one after the other, as from shards, a queue or a generator (torch.utils.data.IterableDataset).
+/// Checkpoints hold its position, so a resumed run goes on with the next example. It keeps its own order: it
+/// is not shuffled, and takes no sampler. One thread reads it.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{
+///     Result,
+///     data::{Batch, DataModule, IterableDataset},
+///     random::Rng,
+///     state::State,
+///     tch::Tensor,
+/// };
+///
+/// /// The numbers from 0 on.
+/// #[derive(Default)]
+/// struct Numbers {
+///     next: i64,
+/// }
+///
+/// impl IterableDataset for Numbers {
+///     type Example = Batch;
+///
+///     fn epoch_len(&self) -> i64 {
+///         10_000
+///     }
+///
+///     fn next(&mut self, _: &mut Rng) -> Result<Batch> {
+///         self.next += 1;
+///         let x = (self.next - 1) as f32;
+///         Ok(Batch { input: Tensor::from_slice(&[x]), target: Tensor::from_slice(&[2.0 * x]) })
+///     }
+///
+///     fn state(&self) -> Result<State> {
+///         let mut state = State::default();
+///         state.put("next", &self.next)?;
+///         Ok(state)
+///     }
+///
+///     fn load_state(&mut self, state: &State) -> Result<()> {
+///         self.next = state.get("next")?;
+///         Ok(())
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let data = DataModule::training("numbers", Numbers::default().shared()?, 32);
+/// # Ok(())
+/// # }
+/// ```
+pub trait IterableDataset: Send {
+    /// One example.
+    type Example: BatchField;
+
+    /// How many examples count as an epoch; the stream goes on behind it. It must not change.
+    fn epoch_len(&self) -> i64;
+
+    /// The next example; a stream that ends begins anew. Draw random numbers from `rng` and from nothing
+    /// else.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn next(&mut self, rng: &mut Rng) -> Result<Self::Example>;
+
+    /// Where the stream is: what [`load_state`](Self::load_state) needs to give the same examples from here
+    /// on. It is asked for after each batch and saved in checkpoints, so it must be small.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    fn state(&self) -> Result<State>;
+
+    /// Goes to where a stream of this kind was.
+    ///
+    /// # Errors
+    /// When there is no such place.
+    fn load_state(&mut self, state: &State) -> Result<()>;
+
+    /// The batch of these examples, each with its number in the stream. Without an implementation tensors of
+    /// one shape are stacked.
+    ///
+    /// # Errors
+    /// When the examples do not fit together.
+    fn collate(&self, examples: &[(i64, Self::Example)], rng: &mut Rng) -> Result<AnyBatch> {
+        let _ = rng;
+        Collate::new().batch(examples)
+    }
+
+    /// The set as a [`DataModule`](super::DataModule) takes it.
+    ///
+    /// # Errors
+    /// When its state cannot be told.
+    fn shared(self) -> Result<SharedDataset>
+    where
+        Self: Sized + 'static,
+    {
+        SharedDataset::of_stream(self)
+    }
+}
+
+/// A stream of any type of example, by the numbers of its examples from the start of the run.
+pub(super) trait AnyStream: Send {
+    /// The batch of the examples at `indices`, which follow each other.
+    fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch>;
+    /// Where the stream is before the example of this number, which was read or comes next.
+    fn state_before(&self, number: i64) -> Result<State>;
+    /// Lets the example of this number be the next one behind a state, or the stream's first.
+    fn set(&mut self, number: i64, state: Option<State>) -> Result<()>;
+}
+
+/// States that are remembered: more than batches are read ahead of a checkpoint.
+const REMEMBERED: usize = 4096;
+
+/// A state that is given out several times.
+struct Kept(State);
+
+impl Kept {
+    const PART: &str = "stream";
+
+    /// Tensors are copied, because the stream may write to its own.
+    fn of(state: State) -> Result<Self> {
+        let mut kept = State::default();
+        kept.put_part(Self::PART, state.copied()?);
+        Ok(Self(kept))
+    }
+
+    fn state(&self) -> State {
+        self.0.part(Self::PART)
+    }
+}
+
+/// The stream and where it was.
+pub(super) struct Stream<D> {
+    set: D,
+    /// The number of the example that comes next, where it is known.
+    next: Option<i64>,
+    first: Kept,
+    /// The states before examples of these numbers.
+    states: BTreeMap<i64, Kept>,
+}
+
+impl<D: IterableDataset> Stream<D> {
+    /// At the start.
+    pub(super) fn new(set: D) -> Result<Self> {
+        let first = Kept::of(set.state()?)?;
+        Ok(Self { set, next: Some(0), states: BTreeMap::new(), first })
+    }
+
+    fn known(&self, number: i64) -> Result<State> {
+        let first = (number == 0).then_some(&self.first);
+        self.states.get(&number).or(first).map(Kept::state).ok_or_else(|| {
+            Error::config(format!("the stream has no saved state of its example {number}"))
+        })
+    }
+
+    fn read(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
+        let start = indices.first().copied().unwrap_or_default();
+        // Taken again when the whole batch was read.
+        if self.next.take() != Some(start) {
+            let state = self.known(start)?;
+            self.set.load_state(&state)?;
+        }
+        let mut examples = Vec::with_capacity(indices.len());
+        for &index in indices {
+            let example = caught(|| self.set.next(&mut draws.rng(index)));
+            examples.push((index, example.map_err(|error| error.of_example(index))?));
+        }
+        let next = start + indices.len() as i64;
+        self.states.insert(next, Kept::of(self.set.state()?)?);
+        while self.states.len() > REMEMBERED {
+            self.states.pop_first();
+        }
+        self.next = Some(next);
+        self.set.collate(&examples, &mut draws.batch_rng(indices))
+    }
+}
+
+impl<D: IterableDataset> AnyStream for Stream<D> {
+    fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
+        self.read(indices, draws)
+    }
+
+    fn state_before(&self, number: i64) -> Result<State> {
+        self.known(number)
+    }
+
+    fn set(&mut self, number: i64, state: Option<State>) -> Result<()> {
+        let state = state.unwrap_or_else(|| self.first.state());
+        // Examples had other numbers before.
+        self.states.clear();
+        self.states.insert(number, Kept::of(state)?);
+        self.next = None;
+        Ok(())
+    }
+}

@@ -140,7 +140,7 @@ impl MultiheadAttention {
     /// | output | `[N, L, embed_dim]` |
     ///
     /// Where `query`, `key` and `value` are one tensor, one product projects them. In a hand-written module
-    /// call it through a [`Child`], which keeps path and precision region:
+    /// call it through a [`Child`](crate::nn::Child), which keeps path and precision region:
     /// `Child::new("attn", None, &self.attn).attend(…, cx)`.
     ///
     /// # Errors

@@ -5,11 +5,11 @@ use std::{cell::RefCell, rc::Rc};
 use amp_core::{
     Module, Result,
     nn::{
-        BatchNorm, BatchNormConfig, Call, Checkpoint, Context, Dropout, Probe, Relu, Sequential,
-        Substitute, named_tensors, place,
+        BatchNorm, BatchNormConfig, Call, Checkpoint, Context, Dropout, MultiheadAttention,
+        MultiheadAttentionConfig, Probe, Relu, Sequential, Substitute, named_tensors, place,
     },
     precision::{Policy, Precision},
-    tch::Tensor,
+    tch::{Kind, Tensor},
 };
 
 use crate::support::{
@@ -152,5 +152,51 @@ fn tensors_between_modules_are_substituted() -> Result<()> {
         Tensor::run_backward(&[output.sum(output.kind())], &weight, true, false).remove(0)
     };
     assert!(gradient(&found).allclose(&gradient(&expected), 1e-5, 1e-6, false));
+    Ok(())
+}
+
+/// Notes what is put in place within modules, and halves values, whose last dimension is theirs.
+#[derive(Default)]
+struct Within(RefCell<Vec<(String, Vec<i64>)>>);
+
+impl Substitute for Within {
+    fn given(&self, _: &str, input: &Tensor) -> Result<Tensor> {
+        Ok(input.shallow_clone())
+    }
+
+    fn returned(&self, _: &str, output: &Tensor) -> Result<Tensor> {
+        Ok(output.shallow_clone())
+    }
+
+    fn within(&self, path: &str, inner: &Tensor) -> Result<Tensor> {
+        let mut seen = self.0.borrow_mut();
+        seen.push((path.to_owned(), inner.size()));
+        // Queries, keys, values, weights.
+        Ok(if seen.len() == 3 { inner.f_mul_scalar(0.5)? } else { inner.shallow_clone() })
+    }
+}
+
+/// The queries, keys, values and weights of attention can be put in place of others; without that, the
+/// output is the fused kernel's.
+#[test]
+fn what_attention_computes_on_its_way_is_substituted() -> Result<()> {
+    let _generator = seeded(0);
+    let policy = Policy::new(Precision::F64True, device());
+    let config = MultiheadAttentionConfig {
+        causal: true,
+        bias: false,
+        ..MultiheadAttentionConfig::new(8, 2)
+    };
+    let module = Sequential::new(vec![Box::new(MultiheadAttention::new(config)?)]);
+    place(&module, policy, &Default::default())?;
+    let input = Tensor::randn([3, 5, 8], (Kind::Double, device()));
+    let plain = module.forward(&input, &Context::new(policy, true))?;
+    let within = Rc::new(Within::default());
+    let halved =
+        module.forward(&input, &Context::new(policy, true).with_substitute(within.clone()))?;
+    let (heads, weights) = (vec![3, 2, 5, 4], vec![3, 2, 5, 5]);
+    let expected = [&heads, &heads, &heads, &weights].map(|size| ("0".to_owned(), size.clone()));
+    assert_eq!(within.0.take(), expected);
+    assert!((halved * 2.0).allclose(&plain, 1e-12, 1e-12, false));
     Ok(())
 }

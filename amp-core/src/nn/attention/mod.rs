@@ -154,7 +154,11 @@ impl MultiheadAttention {
         cx: &Context,
     ) -> Result<Tensor> {
         let ([q, k, v], mask) = self.heads(query, key, value, mask)?;
-        let attended = scaled_dot_product_attention(&q, &k, &v, &self.options(mask.as_ref(), cx))?;
+        let options = self.options(mask.as_ref(), cx);
+        let attended = match cx.has_substitutes() {
+            true => scores::attend_with_weights(&q, &k, &v, &options, cx)?.0,
+            false => scaled_dot_product_attention(&q, &k, &v, &options)?,
+        };
         self.join(&attended, cx)
     }
 
@@ -174,7 +178,7 @@ impl MultiheadAttention {
     ) -> Result<(Tensor, Tensor)> {
         let ([q, k, v], mask) = self.heads(query, key, value, mask)?;
         let (attended, weights) =
-            scores::attend_with_weights(&q, &k, &v, &self.options(mask.as_ref(), cx))?;
+            scores::attend_with_weights(&q, &k, &v, &self.options(mask.as_ref(), cx), cx)?;
         Ok((self.join(&attended, cx)?, weights))
     }
 
@@ -357,7 +361,8 @@ impl Visit for MultiheadAttention {
 impl Module for MultiheadAttention {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let adds_keys = self.bias_kv.is_some() || self.config.add_zero_attn;
-        let (Projection::Packed(weight), None, false) = (&self.projection, &self.rotary, adds_keys)
+        let apart = adds_keys || cx.has_substitutes();
+        let (Projection::Packed(weight), None, false) = (&self.projection, &self.rotary, apart)
         else {
             return self.attend(input, input, input, &AttentionMask::none(), cx);
         };

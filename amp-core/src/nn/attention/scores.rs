@@ -4,6 +4,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error, Result,
+    nn::Context,
     precision::{dtype_name, is_floating},
 };
 
@@ -84,7 +85,9 @@ pub(super) fn attend_with_weights(
     key: &Tensor,
     value: &Tensor,
     options: &AttentionOptions<'_>,
+    cx: &Context,
 ) -> Result<(Tensor, Tensor)> {
+    let (query, key, value) = (&cx.within(query)?, &cx.within(key)?, &cx.within(value)?);
     let shapes = Shapes::of(query, key, value)?;
     let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
     let width = query.size().last().copied().unwrap_or(1);
@@ -109,7 +112,7 @@ pub(super) fn attend_with_weights(
     if let Some(masked) = masked {
         weights = weights.f_masked_fill(&masked, 0.0)?;
     }
-    let weights = weights.f_dropout(options.dropout_p, true)?;
+    let weights = cx.within(&weights)?.f_dropout(options.dropout_p, true)?;
     Ok((weights.f_matmul(&value)?, weights))
 }
 

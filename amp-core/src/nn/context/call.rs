@@ -82,6 +82,19 @@ impl Context {
         matches!(self.observer, Observer::Tensors(_) | Observer::Substitutes(_))
     }
 
+    /// Whether tensors of the modules are put in place of others.
+    pub(crate) fn has_substitutes(&self) -> bool {
+        matches!(self.observer, Observer::Substitutes(_))
+    }
+
+    /// What is put in place of a tensor within the module at the path; itself where nothing is.
+    pub(crate) fn within(&self, inner: &Tensor) -> Result<Tensor> {
+        match &self.observer {
+            Observer::Substitutes(other) => other.within(&self.path.borrow(), inner),
+            _ => Ok(inner.shallow_clone()),
+        }
+    }
+
     /// Whether the module at the path was given a region.
     pub(super) fn has_island(&self) -> bool {
         self.islands.contains_key(self.path.borrow().as_str())

@@ -328,4 +328,8 @@ impl Substitute for Between {
     fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor> {
         self.round(output, self.emulation.modules.get(path).map(|module| module.returned))
     }
+
+    fn within(&self, path: &str, inner: &Tensor) -> Result<Tensor> {
+        self.given(path, inner)
+    }
 }

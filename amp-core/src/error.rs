@@ -120,3 +120,12 @@ impl From<tch::TchError> for Error {
         }
     }
 }
+
+/// Some of these names, for the text of an error: `` `a`, `b`, … ``.
+pub(crate) fn some_names<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    const SHOWN: usize = 8;
+    let mut names = names.map(|name| format!("`{name}`"));
+    let mut shown: Vec<String> = names.by_ref().take(SHOWN).collect();
+    shown.extend(names.next().map(|_| "…".to_owned()));
+    shown.join(", ")
+}

@@ -2,7 +2,7 @@
 
 use wildmatch::WildMatch;
 
-use crate::{Error, Result, nn::Parameter};
+use crate::{Error, Result, error::some_names, nn::Parameter};
 
 /// Patterns of parameters' dotted names: `*` is any text, `?` any one character.
 #[derive(Debug, Clone)]
@@ -31,12 +31,9 @@ impl Patterns {
                 true => Err(Error::config(format!("{what}: parameters are chosen by no pattern"))),
             };
         };
-        let names = parameters.iter().map(|parameter| format!("`{}`", parameter.name));
-        let names: Vec<String> = names.take(8).collect();
-        let more = if parameters.len() > names.len() { ", …" } else { "" };
+        let names = some_names(parameters.iter().map(|parameter| parameter.name.as_str()));
         Err(Error::config(format!(
-            "{what}: no parameter matches `{idle}`: they are called {}{more}",
-            names.join(", ")
+            "{what}: no parameter matches `{idle}`: they are called {names}"
         )))
     }
 }

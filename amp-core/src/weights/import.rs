@@ -8,12 +8,17 @@ use std::{
 use tch::Tensor;
 
 use super::{
-    pairs::{Pair, apply, listed, pair},
+    pairs::{Pair, apply, is_weight, listed, pair},
     pattern::Pattern,
     report::{Imported, ImportedTensor, Origin},
     source,
 };
-use crate::{Error, Result, nn::Visit, tensor_file::TensorFile};
+use crate::{
+    Error, Result,
+    error::some_names,
+    nn::{Visit, named_tensors},
+    tensor_file::TensorFile,
+};
 
 /// Loads a file that another program wrote, as `transformers` and `torchvision` do, into a model whose names,
 /// layouts or heads differ.
@@ -133,8 +138,7 @@ impl Import {
     pub fn load_into(self, module: &(impl Visit + ?Sized)) -> Result<Imported> {
         let Self { path, file: TensorFile { tensors, metadata }, steps, kept } = self;
         let failed = |why: String| Error::config(format!("{}: {why}", path.display()));
-        // A checkpoint's other state, as in `load`.
-        let weights = tensors.into_iter().filter(|(name, _)| !name.contains('/'));
+        let weights = tensors.into_iter().filter(|(name, _)| is_weight(name));
         let entry =
             |(name, tensor): (String, Tensor)| Entry { from: vec![name.clone()], name, tensor };
         let mut entries: Vec<Entry> = weights.map(entry).collect();
@@ -151,14 +155,16 @@ impl Import {
             }
             values.insert(name, tensor);
         }
+        let own = named_tensors(module);
+        let names = || own.iter().map(|(name, ..)| name.as_str());
+        if let Some(idle) = kept.iter().find(|kept| !names().any(|name| kept.matches(name))) {
+            let (idle, names) = (idle.as_str(), some_names(names()));
+            return Err(failed(format!(
+                "keep(`{idle}`): the model has no such tensor: tensors are called {names}"
+            )));
+        }
         let (pairs, misfits) =
             pair(module, &values, |name| kept.iter().any(|pattern| pattern.matches(name)))?;
-        let names = super::pairs::tied(module);
-        let names = || names.iter().flat_map(|(_, names)| names.iter().map(String::as_str));
-        if let Some(idle) = kept.iter().find(|kept| !names().any(|name| kept.matches(name))) {
-            let text = format!("keep(`{}`): the model has no such tensor: ", idle.as_str());
-            return Err(failed(text + &called(names())));
-        }
         if !misfits.is_empty() {
             return Err(failed(format!(
                 "these are not the model's weights: {}; `rename` calls a tensor otherwise, `ignore` leaves \
@@ -192,8 +198,11 @@ impl Step {
         let refused = |why: &str| format!("{}: {why}", self.written());
         let pattern = self.pattern();
         if !entries.iter().any(|entry| pattern.matches(&entry.name)) {
-            let names = called(entries.iter().map(|entry| entry.name.as_str()));
-            return Err(refused(&format!("no tensor matches `{}`: {names}", pattern.as_str())));
+            let (pattern, names) = (pattern.as_str(), entries.iter().map(|entry| &*entry.name));
+            let names = some_names(names);
+            return Err(refused(&format!(
+                "no tensor matches `{pattern}`: tensors are called {names}"
+            )));
         }
         match self {
             Self::Rename { from, to } => {
@@ -217,7 +226,8 @@ impl Step {
                             tensor.size()
                         )));
                     }
-                    *tensor = tensor.f_tr().map_err(|error| refused(&error.to_string()))?;
+                    *tensor =
+                        tensor.f_tr().map_err(|error| refused(&Error::from(error).to_string()))?;
                 }
             }
             Self::Stack { parts, into } => {
@@ -279,19 +289,11 @@ fn stack(entries: &mut Vec<Entry>, parts: &[Pattern], into: &Pattern) -> Result<
         if row.is_none() || sizes.iter().any(|size| size.get(1..) != row) {
             return Err(format!("`{name}` and its other parts are {sizes:?}, which do not stack"));
         }
-        let tensor = Tensor::f_cat(&tensors, 0).map_err(|error| format!("`{name}`: {error}"))?;
+        let tensor = Tensor::f_cat(&tensors, 0)
+            .map_err(|error| format!("`{name}`: {}", Error::from(error)))?;
         let from = joined.into_iter().flat_map(|entry| entry.from).collect();
         entries.insert(place, Entry { name: into.filled(&captures), from, tensor });
         place += 1;
     }
     Ok(())
-}
-
-/// Some of these names, for an error.
-fn called<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    const SHOWN: usize = 6;
-    let all: Vec<&str> = names.collect();
-    let shown: Vec<String> = all.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
-    let more = if all.len() > SHOWN { ", …" } else { "" };
-    format!("tensors are called {}{more}", shown.join(", "))
 }

@@ -19,7 +19,7 @@ pub(crate) fn distinct(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor)> 
 }
 
 /// Every tensor once, with its names in order of declaration.
-pub(super) fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
+fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
     let mut places = HashMap::new();
     let mut all: Vec<(Tensor, Vec<String>)> = Vec::new();
     for (name, tensor, _) in named_tensors(module) {
@@ -30,6 +30,11 @@ pub(super) fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)>
         }
     }
     all
+}
+
+/// Whether a file's tensor is a weight: the other state of a checkpoint has names with a `/`.
+pub(super) fn is_weight(name: &str) -> bool {
+    !name.contains('/')
 }
 
 fn is_float8(kind: Kind) -> bool {
@@ -159,7 +164,7 @@ impl Found {
         path: &Path,
         tensors: &BTreeMap<String, Tensor>,
     ) -> Result<Self> {
-        let weights = tensors.iter().filter(|(name, _)| !name.contains('/'));
+        let weights = tensors.iter().filter(|(name, _)| is_weight(name));
         let weights =
             weights.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
         let (pairs, misfits) = pair(module, &weights, |_| false)?;

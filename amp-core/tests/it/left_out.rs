@@ -1,33 +1,10 @@
 //! Batches and parts of batches that make one step: its gradient is the large batch's, whatever some
 //! targets count, and what is logged is the step's.
 
-use amp_core::{
-    Trainer, TrainerConfig,
-    event::Event,
-    nn::{self, Visit, Visitor},
-    prelude::*,
-    record::RunRecord,
-};
+use amp_core::{Trainer, TrainerConfig, event::Event, nn, prelude::*, record::RunRecord};
 use rstest::rstest;
 
-use crate::support::{bits::values, device, message, seeded};
-
-/// Has room for so many examples.
-#[derive(Debug)]
-struct Room(i64);
-
-impl Visit for Room {
-    fn visit(&self, _: &mut dyn Visitor) {}
-}
-
-impl Module for Room {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        match input.size()[0] > self.0 {
-            true => Err(Error::Torch("CUDA out of memory. Tried to allocate 1.00 GiB".into())),
-            false => Ok(input.shallow_clone()),
-        }
-    }
-}
+use crate::support::{bits::values, device, layers::Room, message, seeded};
 
 #[derive(LightningModule)]
 #[loss(cross_entropy)]

@@ -5,29 +5,12 @@ use amp_core::{
     Trainer, TrainerConfig,
     event::Event,
     loss::{Loss, MeanOver},
-    nn::{self, Visit, Visitor},
+    nn,
     prelude::*,
 };
 use rstest::rstest;
 
-use crate::support::{bits::values, device, message, seeded};
-
-/// Has room for so many examples.
-#[derive(Debug)]
-struct Room(i64);
-
-impl Visit for Room {
-    fn visit(&self, _: &mut dyn Visitor) {}
-}
-
-impl Module for Room {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        match input.size()[0] > self.0 {
-            true => Err(Error::Torch("CUDA out of memory. Tried to allocate 1.00 GiB".into())),
-            false => Ok(input.shallow_clone()),
-        }
-    }
-}
+use crate::support::{bits::values, device, layers::Room, message, seeded};
 
 /// The mean of the targets' own errors, each by the target's size.
 #[derive(Debug)]

@@ -10,7 +10,6 @@ use amp_core::{
         Auroc, AveragePrecision, BinaryFBeta, BinaryRecall, ConfusionMatrix, FBeta, Metric,
         MetricState, Recall, Reduction, Rmse,
     },
-    nn::{Visit, Visitor},
     prelude::*,
     record::RunRecord,
     trainer::Graph,
@@ -18,24 +17,7 @@ use amp_core::{
 use rstest::rstest;
 use tempfile::tempdir;
 
-use crate::support::{device, message, needs_cuda, seeded};
-
-/// Has room for so many examples.
-#[derive(Debug)]
-struct Room(i64);
-
-impl Visit for Room {
-    fn visit(&self, _: &mut dyn Visitor) {}
-}
-
-impl Module for Room {
-    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        match input.size()[0] > self.0 {
-            true => Err(Error::Torch("CUDA out of memory. Tried to allocate 1.00 GiB".into())),
-            false => Ok(input.shallow_clone()),
-        }
-    }
-}
+use crate::support::{device, layers::Room, message, needs_cuda, seeded};
 
 /// The largest score of any example.
 #[derive(Debug)]

@@ -61,7 +61,7 @@ pub fn take_field<B, F: BatchField>(
     F::take(name, batch)
 }
 
-/// The name of a field in a nested batch; its own name where there is no parent.
+/// The dotted name of a field in a nested batch: `parent.name`, or `name` where `parent` is empty.
 #[doc(hidden)]
 pub fn field_name(parent: &str, field: &str) -> String {
     match parent {

@@ -72,7 +72,7 @@ impl ImageFolder {
     /// Finds the files; `transform` must give all images one size.
     ///
     /// # Errors
-    /// When a folder cannot be read, there is no class, or a class has no image.
+    /// When a folder cannot be read, `root` has no folder of a class, or such a folder has no image.
     pub fn open(root: impl AsRef<Path>, transform: impl Transform + 'static) -> Result<Self> {
         let root = root.as_ref().to_owned();
         let refused = |why: String| Error::config(format!("{}: {why}", root.display()));

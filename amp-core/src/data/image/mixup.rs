@@ -27,7 +27,7 @@ impl MixUp {
     /// Proportions of the distribution Beta(alpha, alpha); targets of so many classes.
     ///
     /// # Errors
-    /// When `alpha` is not positive, or there is no class.
+    /// When `alpha` is not positive, or `num_classes` is below 1.
     pub fn new(alpha: f64, num_classes: i64) -> Result<Self> {
         if !(alpha > 0.0 && alpha.is_finite()) || num_classes < 1 {
             return Err(Error::config(format!(

@@ -183,7 +183,7 @@ impl SharedDataset {
 
     fn stream(&self) -> Option<MutexGuard<'_, dyn AnyStream + 'static>> {
         match &self.reader {
-            Reader::Stream(set) => Some(set.lock().unwrap_or_else(PoisonError::into_inner)),
+            Reader::Stream(set) => Some(lock(set)),
             Reader::Batches(_) | Reader::Examples(_) => None,
         }
     }
@@ -239,25 +239,12 @@ impl SharedDataset {
 
     /// The examples at `indices`, in that order, with random numbers of this epoch.
     pub(super) fn gather_drawing(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
-        let set = match &self.reader {
-            Reader::Batches(set) => set,
-            Reader::Examples(set) => {
-                return counted(set.gather(indices, draws, &Watch::default())?, indices.len());
-            }
-            Reader::Stream(set) => {
-                let mut stream = set.lock().unwrap_or_else(PoisonError::into_inner);
-                return counted(stream.gather(indices, draws)?, indices.len());
-            }
+        let (batch, method) = match &self.reader {
+            Reader::Batches(set) => (lock(set).gather(indices, draws)?, "gather"),
+            Reader::Examples(set) => (set.gather(indices, draws, &Watch::default())?, "collate"),
+            Reader::Stream(set) => (lock(set).gather(indices, draws)?, "collate"),
         };
-        let batch = lock(set).gather(indices, draws)?;
-        let (asked, given) = (indices.len() as i64, batch.len());
-        if asked != given {
-            return Err(Error::config(format!(
-                "the dataset gave {given} examples for {asked} indices: `gather` must give one \
-                 each"
-            )));
-        }
-        Ok(batch)
+        counted(batch, indices.len(), method)
     }
 
     /// Whether both read one dataset.
@@ -312,7 +299,8 @@ impl SharedDataset {
             }
         };
         let (watch, indices) = (Watch::default(), (0..self.len).collect::<Vec<_>>());
-        let all = counted(set.gather(&indices, Draws::new(0, 0), &watch)?, indices.len())?;
+        let all = set.gather(&indices, Draws::new(0, 0), &watch)?;
+        let all = counted(all, indices.len(), "collate")?;
         if watch.drew() {
             return Err(Error::config(
                 "placement device reads the dataset once, but it draws random numbers, which differ in \
@@ -331,7 +319,7 @@ impl SharedDataset {
     }
 }
 
-fn lock<'a>(set: &'a Mutex<dyn AnyDataset + 'static>) -> MutexGuard<'a, dyn AnyDataset + 'static> {
+fn lock<T: ?Sized>(set: &Mutex<T>) -> MutexGuard<'_, T> {
     // A dataset that panicked has said so; it decides itself whether it can go on.
     set.lock().unwrap_or_else(PoisonError::into_inner)
 }

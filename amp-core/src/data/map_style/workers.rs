@@ -182,7 +182,7 @@ impl Shared {
         let Work { data, draws, policy } = &self.work;
         let batch = caught(|| {
             let batch = data.gather(&indices, *draws, &self.watch)?;
-            counted(batch, indices.len())?.place(*policy)
+            counted(batch, indices.len(), "collate")?.place(*policy)
         });
         let mut queue = self.queue();
         // The batches before it are in the making.
@@ -203,13 +203,14 @@ impl Shared {
     }
 }
 
-/// Refuses a batch of another number of examples.
-pub(in crate::data) fn counted(batch: AnyBatch, asked: usize) -> Result<AnyBatch> {
+/// Refuses a batch of another number of examples; `method` of the set has made it.
+pub(in crate::data) fn counted(batch: AnyBatch, asked: usize, method: &str) -> Result<AnyBatch> {
     let (asked, given) = (asked as i64, batch.len());
     if asked == given {
         return Ok(batch);
     }
     Err(Error::config(format!(
-        "the dataset gave {given} examples for {asked} indices: `collate` must give one each"
+        "the dataset gave {given} examples for {asked} indices: `{method}` must give one \
+         each"
     )))
 }

@@ -33,6 +33,7 @@ use tch::Tensor;
 use super::{Role, Visit, named_tensors};
 use crate::{
     Error, Result,
+    error::some_names,
     precision::{dtype_name, is_floating},
 };
 
@@ -86,11 +87,10 @@ pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Resu
         let found =
             tensors.iter().find(|(known, _, role)| known == name && *role == Role::Parameter);
         let Some((_, tensor, _)) = found else {
-            let names: Vec<String> =
-                tensors.iter().map(|(known, ..)| format!("`{known}`")).collect();
+            let names = some_names(tensors.iter().map(|(known, ..)| known.as_str()));
             return Err(Error::config(format!(
                 "`{name}_init`: this {layer} has no parameter `{name}`; it has {}",
-                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+                if names.is_empty() { "none" } else { &names }
             )));
         };
         init.fill(tensor)?;

@@ -94,24 +94,37 @@ fn not_held(seen: &Seen<'_>) -> Option<String> {
     ))
 }
 
-/// An f32 master that does not round to its weight.
+/// An f32 master that does not round to its weight; all are read from the device at once.
 fn stale_master(seen: &Seen<'_>) -> Result<Option<String>> {
+    let (mut names, mut pieces) = (Vec::new(), Vec::new());
     for scheduled in seen.scheduled() {
         let state = scheduled.optimizer.state()?;
         for parameter in scheduled.optimizer.parameters().iter() {
             let Ok(master) = state.tensor(&format!("master/{}", parameter.name)) else { continue };
             let rounded = master.f_to_kind(parameter.tensor.kind())?;
-            let pieces = [samples::elements(&rounded)?, samples::elements(&parameter.tensor)?];
-            let [Some(master), Some(weight)] = pieces else { continue };
-            if samples::read(&[master])? != samples::read(&[weight])? {
-                return Ok(Some(format!(
-                    "`{}` is not its f32 master rounded: something has written to the weight after the \
-                     optimizer was built, and the next step overwrites that; load weights before `fit`, or \
-                     choose another --weight-update",
-                    parameter.name
-                )));
+            let pair = [samples::elements(&rounded)?, samples::elements(&parameter.tensor)?];
+            if let [Some(master), Some(weight)] = pair {
+                names.push((parameter.name.clone(), [master.numel(), weight.numel()]));
+                pieces.extend([master, weight]);
             }
         }
     }
-    Ok(None)
+    let values = samples::read(&pieces)?;
+    let mut rest = values.as_slice();
+    let mut take = |count: usize| {
+        let (own, others) = rest.split_at(count);
+        rest = others;
+        own
+    };
+    let stale = names.into_iter().find(|(_, counts)| {
+        let [master, weight] = counts.map(&mut take);
+        master != weight
+    });
+    Ok(stale.map(|(name, _)| {
+        format!(
+            "`{name}` is not its f32 master rounded: something has written to the weight after the \
+             optimizer was built, and the next step overwrites that; load weights before `fit`, or \
+             choose another --weight-update"
+        )
+    }))
 }

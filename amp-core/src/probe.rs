@@ -88,9 +88,8 @@ impl Products {
             };
             if held.is_none_or(|held| held.compute != plan.compute) {
                 return Err(Error::Precision(format!(
-                    "the precision region of `{module}` did not hold: it was called past the fields of \
-                     `#[forward]`, as in `self.block.layer.forward(…)`; call it as a field of its own \
-                     struct, or through `cx.call`"
+                    "the precision region of `{module}` did not hold: it was called by a reference that has \
+                     no path; call it as a field in a `#[forward]`, or through `nn::Child` or `cx.call`"
                 )));
             }
         }

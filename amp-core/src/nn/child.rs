@@ -2,11 +2,22 @@ use std::{borrow::Cow, ops::Deref};
 
 use tch::Tensor;
 
-use super::{Context, Forward, Module, Visit, Visitor};
+use super::{Context, Forward, Module, Role, Visit, Visitor};
 use crate::{
     Result,
     precision::{Arguments, Region},
 };
+
+/// A place in a module: the dotted path of a child, or of one of a container there.
+#[derive(Debug, Clone)]
+pub(in crate::nn) struct Place<'m> {
+    /// Dotted where containers are nested.
+    pub(in crate::nn) path: Cow<'m, str>,
+    /// The place in the container at `path`.
+    pub(in crate::nn) index: Option<usize>,
+    /// The region of the path's first name.
+    pub(in crate::nn) region: Option<Region>,
+}
 
 /// A module under the name it has in its parent. It runs with the parent's path and its own
 /// precision region, as [`Context::call`] does for modules of one tensor. In a derived `#[forward]`
@@ -27,18 +38,17 @@ use crate::{
 /// ```
 #[derive(Debug)]
 pub struct Child<'m, M: ?Sized> {
-    /// Dotted where containers are nested.
-    path: Cow<'m, str>,
-    /// The place in the container at `path`.
-    index: Option<usize>,
-    region: Option<Region>,
+    /// The modules between the one that runs and this one's parent, the outermost first.
+    parents: Vec<Place<'m>>,
+    place: Place<'m>,
     module: &'m M,
 }
 
 impl<'m, M: ?Sized> Child<'m, M> {
     /// The module of this name.
     pub fn new(name: &'m str, region: Option<Region>, module: &'m M) -> Self {
-        Self { path: Cow::Borrowed(name), index: None, region, module }
+        let place = Place { path: Cow::Borrowed(name), index: None, region };
+        Self { parents: Vec::new(), place, module }
     }
 
     /// Runs a module of one input.
@@ -49,7 +59,7 @@ impl<'m, M: ?Sized> Child<'m, M> {
     where
         M: Forward<Input = (A,)>,
     {
-        cx.call_at(&self.path, self.index, self.region, self.module, (input,))
+        cx.call_at(self.places(), self.module, (input,))
     }
 
     /// Runs a module of any inputs, given as a tuple.
@@ -64,11 +74,11 @@ impl<'m, M: ?Sized> Child<'m, M> {
     where
         M: Forward,
     {
-        cx.call_at(&self.path, self.index, self.region, self.module, inputs)
+        cx.call_at(self.places(), self.module, inputs)
     }
 }
 
-impl<M: ?Sized> Child<'_, M> {
+impl<'m, M: ?Sized> Child<'m, M> {
     /// The module itself.
     pub(super) fn module(&self) -> &M {
         self.module
@@ -81,17 +91,79 @@ impl<M: ?Sized> Child<'_, M> {
         inputs: <V::Input as Arguments>::At<'_>,
         cx: &Context,
     ) -> Result<V::Output> {
-        cx.call_at(&self.path, self.index, self.region, view, inputs)
+        cx.call_at(self.places(), view, inputs)
     }
+
+    /// Its places, from the module that runs inwards.
+    fn places(&self) -> impl Iterator<Item = &Place<'m>> {
+        self.parents.iter().chain([&self.place])
+    }
+}
+
+impl<'m, M: Visit + ?Sized> Child<'m, M> {
+    /// A child of this module, as `block.head` of a `block`: it runs under the paths and regions of
+    /// both. `name` is its name in the module's [`Visit`]; a name that is not there is left out of the
+    /// path.
+    ///
+    /// ```no_run,standalone_crate
+    /// use amp_core::{nn::Child, prelude::*};
+    ///
+    /// #[derive(Module)]
+    /// struct Block {
+    ///     #[layer(linear(4, 4))]
+    ///     #[precision(fp32)]
+    ///     head: Linear,
+    /// }
+    ///
+    /// /// Runs `block.head` in f32.
+    /// fn head(block: &Block, x: &Tensor, cx: &Context) -> Result<Tensor> {
+    ///     Child::new("block", None, block).part("head", |block| &block.head).forward(x, cx)
+    /// }
+    /// # fn main() {}
+    /// ```
+    pub fn part<C: ?Sized>(&self, name: &'m str, of: impl FnOnce(&'m M) -> &'m C) -> Child<'m, C> {
+        let (mut parents, mut place) = (self.parents.clone(), self.place.clone());
+        if let Some(region) = region_of(name, self.module) {
+            parents.push(place);
+            place = Place { path: Cow::Borrowed(name), index: None, region };
+        }
+        Child { parents, place, module: of(self.module) }
+    }
+}
+
+/// The region that `module` declares for its child of this name; `None` where it has no such child.
+fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>> {
+    struct Search<'n> {
+        name: &'n str,
+        depth: usize,
+        found: Option<Option<Region>>,
+    }
+
+    impl Visitor for Search<'_> {
+        fn enter(&mut self, name: &str, region: Option<Region>) {
+            if self.depth == 0 && name == self.name {
+                self.found = Some(region);
+            }
+            self.depth += 1;
+        }
+
+        fn leave(&mut self) {
+            self.depth -= 1;
+        }
+
+        fn tensor(&mut self, _: &str, _: &Tensor, _: Role) {}
+    }
+    let mut search = Search { name, depth: 0, found: None };
+    module.visit(&mut search);
+    search.found
 }
 
 impl<'m, M> Child<'m, M> {
     /// The modules of a container of this name, called by their places.
     pub fn list(name: &'m str, region: Option<Region>, modules: &'m [M]) -> Vec<Self> {
         let child = |(index, module)| Self {
-            path: Cow::Borrowed(name),
-            index: Some(index),
-            region,
+            parents: Vec::new(),
+            place: Place { path: Cow::Borrowed(name), index: Some(index), region },
             module,
         };
         modules.iter().enumerate().map(child).collect()
@@ -106,17 +178,35 @@ impl<'m, M> Child<'m, M> {
 impl<'m, M> Child<'m, Vec<M>> {
     /// The container's modules.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Child<'m, M>> + DoubleEndedIterator {
-        let path = match self.index {
-            Some(index) => Cow::Owned(format!("{}.{index}", self.path)),
-            None => self.path.clone(),
-        };
-        let region = self.region;
+        let list = self.list_place();
         self.module.iter().enumerate().map(move |(index, module)| Child {
-            path: path.clone(),
-            index: Some(index),
-            region,
+            parents: self.parents.clone(),
+            place: Place { index: Some(index), ..list.clone() },
             module,
         })
+    }
+
+    /// The container's module at this place.
+    ///
+    /// # Panics
+    /// When it has fewer, as indexing a `Vec` does.
+    #[must_use]
+    pub fn nth(&self, index: usize) -> Child<'m, M> {
+        Child {
+            parents: self.parents.clone(),
+            place: Place { index: Some(index), ..self.list_place() },
+            module: &self.module[index],
+        }
+    }
+
+    /// The place of the container itself.
+    fn list_place(&self) -> Place<'m> {
+        let Place { path, index, region } = &self.place;
+        let path = match index {
+            Some(index) => Cow::Owned(format!("{path}.{index}")),
+            None => path.clone(),
+        };
+        Place { path, index: None, region: *region }
     }
 }
 

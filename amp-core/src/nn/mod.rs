@@ -22,6 +22,7 @@ pub mod init;
 mod linear;
 mod norm;
 mod parameters;
+mod part;
 mod pool;
 mod probe;
 mod recurrent;
@@ -69,6 +70,8 @@ pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
 
 pub(crate) use parameters::parameters_in_regions;
 pub use parameters::{Role, named_tensors, parameters, place};
+#[doc(hidden)]
+pub use part::{PartOfAny, PartOfChild, Within};
 pub use pool::{
     AdaptiveAvgPool, AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d, AdaptiveMaxPool,
     AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d, AvgPool, AvgPool1d, AvgPool1dConfig,

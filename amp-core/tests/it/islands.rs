@@ -273,7 +273,7 @@ struct Inside {
     head: Linear,
 }
 
-/// Calls the block as a whole, and its head once more past the block's fields.
+/// Calls the block's layers by a reference to the block, which has no path.
 #[derive(LightningModule)]
 #[forward(|x| {
     let block: &Inside = &self.block;
@@ -281,7 +281,7 @@ struct Inside {
 })]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
-struct Past {
+struct ByReference {
     #[layer(Inside::builder().build()?)]
     block: Inside,
 }
@@ -295,7 +295,7 @@ struct Through {
     block: Inside,
 }
 
-/// A region that a call goes past is an error instead of a silent change of precision. Steps whose passes
+/// A region that a call does not reach is an error instead of a silent change of precision. Steps whose passes
 /// run under contexts of their own are in the gate's tests, whose diagnosis trains so.
 #[test]
 fn a_region_that_did_not_hold_is_refused() -> Result<()> {
@@ -306,8 +306,8 @@ fn a_region_that_did_not_hold_is_refused() -> Result<()> {
     });
     let train = |model: &mut dyn LightningModule| Trainer::new(config.clone()).fit(model, &data);
     train(&mut Through::builder().build()?)?;
-    let text = message(train(&mut Past::builder().build()?));
-    let says = "the precision region of `block.head` did not hold: it was called past the fields";
+    let text = message(train(&mut ByReference::builder().build()?));
+    let says = "the precision region of `block.head` did not hold: it was called by a reference";
     assert!(text.contains(says), "{text}");
     Ok(())
 }

@@ -15,6 +15,7 @@ mod captured_steps;
 mod checkpoint;
 mod children;
 mod children_outputs;
+mod children_parts;
 mod chrome_trace;
 mod classification;
 mod clip;

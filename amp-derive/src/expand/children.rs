@@ -201,7 +201,7 @@ fn last(ty: &Type) -> Option<Ident> {
     }
 }
 
-fn is_context(argument: &Expr) -> bool {
+pub(super) fn is_context(argument: &Expr) -> bool {
     matches!(argument, Expr::Path(path) if path.path.is_ident(symbol::CX))
 }
 

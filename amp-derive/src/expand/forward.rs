@@ -5,7 +5,7 @@ use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::{Expr, Lifetime, Stmt, Type, spanned::Spanned, visit_mut::VisitMut};
 
-use super::{children::Children, impl_for, key, layer_of_self, local, located_at, region};
+use super::{children::Children, impl_for, key, layer_of_self, local, located_at, parts, region};
 use crate::{
     model::{Body, Field, Forward, Input, Model, Region},
     symbol, tokens,
@@ -102,7 +102,10 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     // The user's code may name it, so it has the user's hygiene.
     let cx = Ident::new(symbol::CX, Span::call_site());
     let mut children = Children::of(model);
-    let statements = statements(body).into_iter().map(|statement| statement.into_token_stream());
+    let mut statements = statements(body);
+    let parts = parts::rewrite(&mut statements)
+        .then(|| quote! { use __amp::nn::{PartOfAny as _, PartOfChild as _}; });
+    let statements = statements.into_iter().map(|statement| statement.into_token_stream());
     let statements = children.rewrite(statements.collect());
     let argument = local("input");
     let called: Vec<_> = model
@@ -121,6 +124,7 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     });
     let children = children.declarations();
     let body = quote! {
+        #parts
         #children
         #(#layers)*
         #statements

@@ -14,6 +14,7 @@ mod hooks;
 mod layer;
 mod log;
 mod optimizer;
+mod parts;
 mod step_access;
 mod tensor;
 mod train;

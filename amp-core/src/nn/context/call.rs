@@ -7,6 +7,7 @@ use crate::{
     Error, Result,
     nn::{
         Forward,
+        child::Place,
         probe::{Call, DtypeProbe, Given, Probe},
     },
     precision::{Arguments, Kept, Region, RegionPlan, Tensors, is_floating},
@@ -46,25 +47,25 @@ impl Context {
         self.run(self.plan_of(outer, None), outer, module, (input,), parent)
     }
 
-    /// Runs the child at this dotted path, or the one at `index` of the container there. `region` is
-    /// that of the path's first name.
-    pub(in crate::nn) fn call_at<M: Forward + ?Sized>(
+    /// Runs the module that lies at the last of these places, each within the one before it.
+    pub(in crate::nn) fn call_at<'p, M: Forward + ?Sized>(
         &self,
-        path: &str,
-        index: Option<usize>,
-        region: Option<Region>,
+        places: impl Iterator<Item = &'p Place<'p>>,
         module: &M,
         inputs: Inputs<'_, M>,
     ) -> Result<M::Output> {
         let (parent, outer) = (self.path.borrow().len(), self.plan.get());
-        let (mut plan, mut declared) = (outer, region);
-        for name in path.split('.') {
-            self.enter(name);
-            plan = self.plan_of(plan, declared.take());
-        }
-        if let Some(index) = index {
-            self.enter_nth(index);
-            plan = self.plan_of(plan, None);
+        let mut plan = outer;
+        for place in places {
+            let mut declared = place.region;
+            for name in place.path.split('.') {
+                self.enter(name);
+                plan = self.plan_of(plan, declared.take());
+            }
+            if let Some(index) = place.index {
+                self.enter_nth(index);
+                plan = self.plan_of(plan, None);
+            }
         }
         self.run(plan, outer, module, inputs, parent)
     }

@@ -1,0 +1,84 @@
+//! How a derived `#[forward]` reaches `block.head`: within a [`Child`] as a child of it, within anything
+//! else as the field. The derive writes `(&Within(&block)).part("head", |block| &block.head)`, and method
+//! resolution takes [`PartOfChild`] where `block` is a child, since that needs no further reference.
+
+use std::ops::Index;
+
+use super::{Child, Visit};
+
+/// What has the field.
+#[derive(Debug)]
+pub struct Within<T>(pub T);
+
+/// The field of a child.
+pub trait PartOfChild<'m, M: ?Sized + 'm> {
+    /// The field as a child, named after it.
+    fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'m M) -> &'m C) -> Child<'m, C>;
+
+    /// The module at this place of the field, a list.
+    fn part_nth<C>(
+        &self,
+        name: &'static str,
+        of: impl FnOnce(&'m M) -> &'m Vec<C>,
+        at: usize,
+    ) -> Child<'m, C>;
+}
+
+impl<'m, M: Visit + ?Sized> PartOfChild<'m, M> for Within<&Child<'m, M>> {
+    fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'m M) -> &'m C) -> Child<'m, C> {
+        self.0.part(name, of)
+    }
+
+    fn part_nth<C>(
+        &self,
+        name: &'static str,
+        of: impl FnOnce(&'m M) -> &'m Vec<C>,
+        at: usize,
+    ) -> Child<'m, C> {
+        self.0.part(name, of).nth(at)
+    }
+}
+
+impl<'m, M: Visit + ?Sized> PartOfChild<'m, M> for Within<&&Child<'m, M>> {
+    fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'m M) -> &'m C) -> Child<'m, C> {
+        self.0.part(name, of)
+    }
+
+    fn part_nth<C>(
+        &self,
+        name: &'static str,
+        of: impl FnOnce(&'m M) -> &'m Vec<C>,
+        at: usize,
+    ) -> Child<'m, C> {
+        self.0.part(name, of).nth(at)
+    }
+}
+
+/// The field of anything else.
+pub trait PartOfAny<'t, T: ?Sized + 't> {
+    /// The field itself.
+    fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'t T) -> &'t C) -> &'t C;
+
+    /// What the field has at this place.
+    fn part_nth<I, C: Index<I> + ?Sized + 't>(
+        &self,
+        name: &'static str,
+        of: impl FnOnce(&'t T) -> &'t C,
+        at: I,
+    ) -> &'t C::Output;
+}
+
+impl<'t, T: ?Sized> PartOfAny<'t, T> for &Within<&'t T> {
+    fn part<C: ?Sized>(&self, _: &'static str, of: impl FnOnce(&'t T) -> &'t C) -> &'t C {
+        of(self.0)
+    }
+
+    fn part_nth<I, C: Index<I> + ?Sized + 't>(
+        &self,
+        _: &'static str,
+        of: impl FnOnce(&'t T) -> &'t C,
+        at: I,
+    ) -> &'t C::Output {
+        &of(self.0)[at]
+    }
+}

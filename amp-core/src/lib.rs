@@ -85,6 +85,7 @@ pub mod __private {
         state::State,
     };
     pub use core::{
+        clone::Clone,
         convert::{AsRef, From, Into, TryFrom},
         default::Default,
         iter::Iterator,

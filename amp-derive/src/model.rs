@@ -333,9 +333,23 @@ pub(crate) struct Group {
     pub(crate) keys: Vec<Pair>,
 }
 
-/// A struct of options in amp-core's `optim`.
-pub(crate) struct Config {
-    pub(crate) row: &'static table::Entry,
-    pub(crate) at: Ident,
-    pub(crate) keys: Vec<Pair>,
+/// An optimizer's or a scheduler's options.
+pub(crate) enum Config {
+    /// A struct of amp-core's `optim`.
+    Known { row: &'static table::Entry, at: Ident, keys: Vec<Pair> },
+    /// A struct of the user's.
+    Own { ty: ExprPath, keys: Vec<Pair> },
+    /// A value of any type.
+    Value(Expr),
+}
+
+impl Config {
+    /// The values that the user wrote.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Expr> {
+        let (keys, value) = match self {
+            Self::Known { keys, .. } | Self::Own { keys, .. } => (keys.as_slice(), None),
+            Self::Value(value) => ([].as_slice(), Some(value)),
+        };
+        keys.iter().map(|pair| &pair.value).chain(value)
+    }
 }

@@ -39,6 +39,8 @@ const ALIASES: &[(&str, &str)] = &[
     ("batch_norm", "batch_norm1d"),
     ("swish", "silu"),
     ("cosine", "cosine_annealing"),
+    ("warm_restarts", "cosine_annealing_warm_restarts"),
+    ("warmup_stable_decay", "wsd"),
     ("bce", "binary_cross_entropy_with_logits"),
     ("bce_with_logits", "binary_cross_entropy_with_logits"),
     ("learning_rate", "lr"),

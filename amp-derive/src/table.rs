@@ -4,10 +4,12 @@
 
 mod draws;
 mod layers;
+mod training;
 mod values;
 
 pub(crate) use draws::{DRAWS, Draw};
 pub(crate) use layers::LAYERS;
+pub(crate) use training::{OPTIMIZERS, SCHEDULERS};
 pub(crate) use values::{LOSSES, METRICS};
 
 use crate::symbol;
@@ -42,12 +44,19 @@ pub(crate) enum Range {
     Padding,
     /// A tensor, which may be a field's.
     Tensor,
+    /// A list of positive numbers, none below the one before.
+    Rising,
 }
 
 impl Range {
     pub(crate) fn contains(self, value: f64) -> bool {
         match self {
-            Self::Any | Self::Optional | Self::Choice(_) | Self::Logged | Self::Tensor => true,
+            Self::Any
+            | Self::Optional
+            | Self::Choice(_)
+            | Self::Logged
+            | Self::Tensor
+            | Self::Rising => true,
             Self::Positive => value > 0.0,
             Self::NotNegative | Self::Padding => value >= 0.0,
             Self::Sizes(least) => value >= least as f64,
@@ -58,9 +67,12 @@ impl Range {
     /// Completes "takes a value …".
     pub(crate) fn text(self) -> &'static str {
         match self {
-            Self::Any | Self::Optional | Self::Choice(_) | Self::Logged | Self::Tensor => {
-                "of any size"
-            }
+            Self::Any
+            | Self::Optional
+            | Self::Choice(_)
+            | Self::Logged
+            | Self::Tensor
+            | Self::Rising => "of any size",
             Self::Positive => "above 0",
             Self::NotNegative | Self::Padding | Self::Sizes(0) => "of at least 0",
             Self::Sizes(_) => "of at least 1",
@@ -229,121 +241,6 @@ pub(crate) const HOOKS: &[Hook] = &[
     hook(symbol::ON_TRAIN_EPOCH_END, &[Given::Hook], WITH_HOOK),
     hook(symbol::ON_VALIDATION_EPOCH_END, &[Given::Hook], WITH_HOOK),
     hook(symbol::ON_TRAIN_END, &[], PLAIN),
-];
-
-const ADAM_OPTIONS: &[Key] =
-    &[any("betas"), not_negative("eps"), not_negative("weight_decay"), any("fused")];
-
-const RATE: &[Key] = &[not_negative("lr")];
-
-const fn optimizer(name: &'static str, ty: &'static str, options: &'static [Key]) -> Entry {
-    Entry { name, ty, required: RATE, options }
-}
-
-pub(crate) const OPTIMIZERS: &[Entry] = &[
-    optimizer("adamw", "AdamW", ADAM_OPTIONS),
-    optimizer("adam", "Adam", ADAM_OPTIONS),
-    optimizer(
-        "sgd",
-        "Sgd",
-        &[
-            not_negative("momentum"),
-            any("dampening"),
-            not_negative("weight_decay"),
-            any("nesterov"),
-            any("fused"),
-        ],
-    ),
-    optimizer(
-        "rmsprop",
-        "RmsProp",
-        &[
-            fraction("alpha"),
-            not_negative("eps"),
-            not_negative("weight_decay"),
-            not_negative("momentum"),
-            any("centered"),
-        ],
-    ),
-    optimizer("lion", "Lion", &[any("betas"), not_negative("weight_decay")]),
-];
-
-pub(crate) const SCHEDULERS: &[Scheduler] = &[
-    Scheduler {
-        entry: Entry {
-            name: "cosine_annealing",
-            ty: "CosineAnnealing",
-            required: &[positive("t_max")],
-            options: &[not_negative("eta_min")],
-        },
-        interval: Interval::Epoch,
-    },
-    Scheduler {
-        entry: Entry {
-            name: "one_cycle",
-            ty: "OneCycle",
-            required: &[positive("max_lr"), positive("total_steps")],
-            options: &[
-                fraction("pct_start"),
-                positive("div_factor"),
-                positive("final_div_factor"),
-                fraction("base_momentum"),
-                fraction("max_momentum"),
-            ],
-        },
-        interval: Interval::Step,
-    },
-    Scheduler {
-        entry: Entry {
-            name: "step_lr",
-            ty: "StepLr",
-            required: &[positive("step_size")],
-            options: &[positive("gamma")],
-        },
-        interval: Interval::Epoch,
-    },
-    Scheduler {
-        entry: Entry {
-            name: "linear_lr",
-            ty: "LinearLr",
-            required: &[positive("total_iters")],
-            options: &[positive("start_factor"), not_negative("end_factor")],
-        },
-        interval: Interval::Epoch,
-    },
-    Scheduler {
-        entry: Entry {
-            name: "warmup_cosine",
-            ty: "WarmupCosine",
-            required: &[not_negative("warmup_steps"), positive("total_steps")],
-            options: &[],
-        },
-        interval: Interval::Step,
-    },
-    Scheduler {
-        entry: Entry {
-            name: "reduce_lr_on_plateau",
-            ty: "ReduceLrOnPlateau",
-            required: &[Key { name: symbol::MONITOR, range: Range::Logged }],
-            options: &[
-                choice("mode", &[("min", "__amp::Mode::Min"), ("max", "__amp::Mode::Max")]),
-                fraction("factor"),
-                not_negative("patience"),
-                not_negative("threshold"),
-                choice(
-                    "threshold_mode",
-                    &[
-                        ("rel", "__amp::optim::ThresholdMode::Rel"),
-                        ("abs", "__amp::optim::ThresholdMode::Abs"),
-                    ],
-                ),
-                not_negative("cooldown"),
-                not_negative("min_lr"),
-                not_negative("eps"),
-            ],
-        },
-        interval: Interval::Epoch,
-    },
 ];
 
 #[cfg(test)]

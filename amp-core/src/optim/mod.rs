@@ -29,8 +29,9 @@ pub(crate) use patterns::Patterns;
 pub use rmsprop::RmsProp;
 pub use scheduled::{GroupRates, Scheduled};
 pub use scheduler::{
-    BuildScheduler, CosineAnnealing, LinearLr, OneCycle, ReduceLrOnPlateau, Scheduler,
-    SequentialLr, StepLr, ThresholdMode, WarmupCosine,
+    BuildScheduler, ChainedScheduler, ConstantLr, CosineAnnealing, CosineAnnealingWarmRestarts,
+    Decay, ExponentialLr, LambdaLr, LinearLr, MultiStepLr, OneCycle, PolynomialLr,
+    ReduceLrOnPlateau, Schedule, Scheduler, SequentialLr, StepLr, ThresholdMode, WarmupCosine, Wsd,
 };
 pub use sgd::Sgd;
 pub use weight_update::{Storage, WeightUpdate};

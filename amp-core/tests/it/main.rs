@@ -90,6 +90,7 @@ mod save_on_error;
 mod scaler;
 mod scaler_misuse;
 mod schedulers;
+mod schedulers_rates;
 mod scores;
 mod second_derivatives;
 mod sources;

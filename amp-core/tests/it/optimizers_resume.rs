@@ -5,9 +5,10 @@ use amp_core::{
     hardware::seed_everything,
     log::Logged,
     optim::{
-        Adam, AdamW, BuildOptimizer, CosineAnnealing, Interval, LinearLr, Lion, Moments, OneCycle,
-        OptimizerConfig, Optimizers, ParamGroups, ReduceLrOnPlateau, RmsProp, Scheduled,
-        SequentialLr, Sgd, StepLr, Storage, WarmupCosine, WeightUpdate,
+        Adam, AdamW, BuildOptimizer, ChainedScheduler, ConstantLr, CosineAnnealing, ExponentialLr,
+        Interval, LinearLr, Lion, Moments, OneCycle, OptimizerConfig, Optimizers, ParamGroups,
+        ReduceLrOnPlateau, RmsProp, Scheduled, SequentialLr, Sgd, StepLr, Storage, WarmupCosine,
+        WeightUpdate, Wsd,
     },
     state::State,
     tch::{Device, Kind, Tensor},
@@ -56,6 +57,15 @@ fn schedule(kind: &str, config: OptimizerConfig) -> OptimizerConfig {
         "sequential" => config.with_scheduler(
             SequentialLr::new(LinearLr { total_iters: 50, ..Default::default() })
                 .then(70, CosineAnnealing { t_max: 130, eta_min: 0.0 }),
+            Interval::Step,
+        ),
+        "wsd" => config.with_scheduler(
+            Wsd { warmup_steps: 20, decay_steps: 80, total_steps: 200, ..Default::default() },
+            Interval::Step,
+        ),
+        "chained" => config.with_scheduler(
+            ChainedScheduler::new(ConstantLr { factor: 0.1, total_iters: 120 })
+                .then(ExponentialLr { gamma: 0.99 }),
             Interval::Step,
         ),
         "plateau" => config.with_scheduler(
@@ -140,6 +150,8 @@ fn going_on_from_a_saved_state_is_not_having_stopped(
         "linear",
         "warmup_cosine",
         "sequential",
+        "wsd",
+        "chained",
         "plateau"
     )]
     rates: &str,

@@ -1,4 +1,4 @@
-//! Learning-rate schedules against torch.optim.lr_scheduler, to the last bit.
+//! Learning-rate schedules: plateaus, parameter groups, edges and refusals.
 
 use std::f64::consts::PI;
 
@@ -7,9 +7,10 @@ use amp_core::{
     callback::Mode,
     log::Logged,
     optim::{
-        AdamW, BuildScheduler, CosineAnnealing, Interval, LinearLr, OneCycle, OptimizerConfig,
-        ParamGroups, Rates, ReduceLrOnPlateau, Scheduler, SequentialLr, StepLr, ThresholdMode,
-        WarmupCosine,
+        AdamW, BuildScheduler, ChainedScheduler, ConstantLr, CosineAnnealing,
+        CosineAnnealingWarmRestarts, ExponentialLr, Interval, LinearLr, MultiStepLr, OneCycle,
+        OptimizerConfig, ParamGroups, PolynomialLr, Rates, ReduceLrOnPlateau, Scheduler,
+        SequentialLr, StepLr, ThresholdMode, WarmupCosine, Wsd,
     },
     state::State,
     tch::Tensor,
@@ -24,7 +25,11 @@ use crate::support::{
 };
 
 /// The rates of `count` steps.
-fn rates(schedule: &dyn BuildScheduler, base: Rates, count: usize) -> Result<Vec<Rates>> {
+pub(crate) fn rates(
+    schedule: &dyn BuildScheduler,
+    base: Rates,
+    count: usize,
+) -> Result<Vec<Rates>> {
     let mut scheduler = schedule.build(base)?;
     Ok((0..count)
         .map(|_| {
@@ -35,7 +40,7 @@ fn rates(schedule: &dyn BuildScheduler, base: Rates, count: usize) -> Result<Vec
         .collect())
 }
 
-const CYCLE: OneCycle = OneCycle {
+pub(crate) const CYCLE: OneCycle = OneCycle {
     max_lr: 1e-3,
     total_steps: 100,
     pct_start: 0.3,
@@ -45,7 +50,7 @@ const CYCLE: OneCycle = OneCycle {
     max_momentum: 0.95,
 };
 
-fn linear_then_cosine() -> SequentialLr {
+pub(crate) fn linear_then_cosine() -> SequentialLr {
     SequentialLr::new(LinearLr { start_factor: 0.01, end_factor: 1.0, total_iters: 10 })
         .then(10, CosineAnnealing { t_max: 90, eta_min: 1e-6 })
 }
@@ -156,37 +161,6 @@ fn a_monitored_value_must_be_there() -> Result<()> {
     Ok(())
 }
 
-/// Every one of 101 recorded rates, and the momentum (Adam's first beta) where it moves. Of
-/// OneCycle the 100 that belong to the cycle; see the next test for the one beyond.
-#[rstest]
-#[case("cosine", &CosineAnnealing { t_max: 50, eta_min: 0.0 }, 101)]
-#[case("cosine_eta_min", &CosineAnnealing { t_max: 50, eta_min: 1e-5 }, 101)]
-#[case("cosine_once", &CosineAnnealing { t_max: 100, eta_min: 0.0 }, 101)]
-#[case("one_cycle_30", &CYCLE, 100)]
-#[case("one_cycle_10", &OneCycle { pct_start: 0.1, ..CYCLE }, 100)]
-#[case("one_cycle_sgd", &OneCycle { max_lr: 0.1, ..CYCLE }, 100)]
-#[case("step", &StepLr { step_size: 30, gamma: 0.1 }, 101)]
-#[case("linear", &LinearLr { start_factor: 0.1, end_factor: 1.0, total_iters: 40 }, 101)]
-#[case("sequential_linear_cosine", &linear_then_cosine(), 101)]
-#[case("linear_down", &LinearLr { start_factor: 1.0, end_factor: 0.01, total_iters: 100 }, 101)]
-fn rates_are_torchs_to_the_last_bit(
-    #[case] name: &str,
-    #[case] schedule: &dyn BuildScheduler,
-    #[case] count: usize,
-) -> Result<()> {
-    let oracle = oracle!("schedulers.json");
-    let case = list(&oracle, "cases").iter().find(|case| text(case, "name") == name);
-    let case = case.expect("recorded");
-    let base = Rates { lr: number(case, "lr"), momentum: Some(0.9) };
-    let seen = rates(schedule, base, count)?;
-    for (at, (seen, lr)) in seen.iter().zip(list(case, "lrs")).enumerate() {
-        assert_eq!(seen.lr, parsed(lr), "{name}: the rate at {at}");
-        let momentum = case.get("momenta").map_or(0.9, |momenta| parsed(&momenta[at]));
-        assert_eq!(seen.momentum, Some(momentum), "{name}: the momentum at {at}");
-    }
-    Ok(())
-}
-
 /// torch's OneCycleLR turns back up after its last step and then raises: an accumulation window
 /// or an epoch too many ends a run. Here the last rate holds.
 #[test]
@@ -269,6 +243,24 @@ fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
     "one that monitors `val_loss` cannot be part of a sequence"
 )]
 #[case(&WarmupCosine { warmup_steps: 5, total_steps: 4 }, "warmup_steps is 5, but there are 4 steps")]
+#[case(&CosineAnnealingWarmRestarts::default(), "t_0 is 0, but must be positive")]
+#[case(&CosineAnnealingWarmRestarts { t_0: 1, t_mult: 0, eta_min: 0.0 }, "t_mult is 0")]
+#[case(&MultiStepLr::default(), "milestones are [], but must be positive and rise")]
+#[case(&MultiStepLr { milestones: vec![5, 3], gamma: 0.1 }, "milestones are [5, 3]")]
+#[case(&MultiStepLr { milestones: vec![0, 3], gamma: 0.1 }, "milestones are [0, 3]")]
+#[case(&PolynomialLr { total_iters: 0, power: 1.0 }, "total_iters is 0")]
+#[case(&ConstantLr { total_iters: 0, ..Default::default() }, "total_iters is 0")]
+#[case(
+    &Wsd { warmup_steps: 6, decay_steps: 5, total_steps: 10, ..Default::default() },
+    "warmup_steps 6 and decay_steps 5 are more than the 10 steps in all"
+)]
+#[case(&Wsd { warmup_steps: -1, total_steps: 10, ..Default::default() }, "warmup_steps is -1")]
+#[case(&Wsd { decay_steps: -1, total_steps: 10, ..Default::default() }, "decay_steps is -1")]
+#[case(&Wsd::default(), "total_steps is 0")]
+#[case(
+    &ChainedScheduler::new(StepLr::default()).then(ExponentialLr { gamma: -1.0 }),
+    "gamma is -1, but must be at least 0"
+)]
 fn options_out_of_range_are_refused(#[case] schedule: &dyn BuildScheduler, #[case] says: &str) {
     let said = message(schedule.build(Rates { lr: 1e-3, momentum: None }));
     assert!(said.contains(says), "{said}");
@@ -289,6 +281,13 @@ fn options_out_of_range_are_refused(#[case] schedule: &dyn BuildScheduler, #[cas
 #[case(&StepLr { step_size: 1, gamma: f64::INFINITY }, "gamma is inf, but must be at least 0")]
 #[case(&StepLr { step_size: 1, gamma: -0.5 }, "gamma is -0.5")]
 #[case(&WarmupCosine { warmup_steps: -1, total_steps: 4 }, "warmup_steps is -1")]
+#[case(&ExponentialLr { gamma: f64::NAN }, "gamma is NaN")]
+#[case(&MultiStepLr { milestones: vec![1], gamma: f64::INFINITY }, "gamma is inf")]
+#[case(&PolynomialLr { power: -0.5, ..Default::default() }, "power is -0.5, but must be at least 0")]
+#[case(&ConstantLr { factor: 0.0, ..Default::default() }, "factor is 0, but must be in (0, 1]")]
+#[case(&ConstantLr { factor: 1.5, ..Default::default() }, "factor is 1.5")]
+#[case(&CosineAnnealingWarmRestarts { t_0: 5, t_mult: 1, eta_min: -1.0 }, "eta_min is -1")]
+#[case(&Wsd { total_steps: 9, min_lr_ratio: 1.5, ..Default::default() }, "min_lr_ratio is 1.5")]
 #[case(&ReduceLrOnPlateau { threshold: f64::NAN, ..Default::default() }, "threshold is NaN")]
 #[case(&ReduceLrOnPlateau { min_lr: -1.0, ..Default::default() }, "min_lr is -1")]
 #[case(&ReduceLrOnPlateau { eps: f64::INFINITY, ..Default::default() }, "eps is inf")]

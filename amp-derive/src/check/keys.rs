@@ -35,6 +35,29 @@ pub(super) fn pairs(
     complete.then_some(pairs)
 }
 
+/// The pairs among `args`, of any keys, which rustc holds against a struct's fields.
+pub(super) fn any_pairs(args: &[Expr], diag: &Diagnostics) -> Option<Vec<Pair>> {
+    let mut pairs: Vec<Pair> = Vec::new();
+    let mut complete = true;
+    for arg in args {
+        match Arg::from(arg) {
+            Arg::Pair(key, value) => {
+                complete &= key_is_new(key, &pairs, diag);
+                pairs.push(Pair { key: key.clone(), value: value.clone() });
+            }
+            Arg::Word(key) => {
+                diag.error(key, format!("`{key}` needs a value: `{key} = …`"));
+                complete = false;
+            }
+            Arg::Other(other) => {
+                diag.error(other, "expected `key = value`, as in `lr = …`");
+                complete = false;
+            }
+        }
+    }
+    complete.then_some(pairs)
+}
+
 /// Rule: an option is written `key = value`.
 fn has_key_and_value<'a>(
     owner: &str,
@@ -147,6 +170,10 @@ pub(super) fn words_to_values(
             let value = &pair.value;
             Some(syn::parse_quote!(__amp::From::from(#value)))
         }
+        Range::Rising => {
+            let value = &pair.value;
+            Some(syn::parse_quote!(__amp::From::from(#value)))
+        }
         Range::Tensor => {
             let value = &pair.value;
             Some(syn::parse_quote!(__amp::Some((#value).shallow_clone())))
@@ -184,6 +211,9 @@ pub(super) fn literal_is_in_range(
     value: &Expr,
     diag: &Diagnostics,
 ) -> bool {
+    if key.range == Range::Rising {
+        return rises(owner, key, value, diag);
+    }
     let fits = key.range == Range::Any || number(value).is_none_or(|n| key.range.contains(n));
     if !fits {
         diag.error(
@@ -194,6 +224,25 @@ pub(super) fn literal_is_in_range(
                 key.range.text(),
                 value.to_token_stream().to_string().replace(' ', "")
             ),
+        );
+    }
+    fits
+}
+
+/// Rule: a list of counts is of positive numbers, none below the one before, as far as literals show it.
+fn rises(owner: &str, key: &Key, value: &Expr, diag: &Diagnostics) -> bool {
+    let fits = match value {
+        Expr::Array(list) => {
+            let numbers: Vec<f64> = list.elems.iter().filter_map(number).collect();
+            !list.elems.is_empty() && numbers.iter().all(|n| *n >= 1.0) && numbers.is_sorted()
+        }
+        value => number(value).is_none(),
+    };
+    if !fits {
+        let name = key.name;
+        diag.error(
+            value,
+            format!("`{name}` of `{owner}` are positive numbers that rise, as in `[30, 80]`"),
         );
     }
     fits

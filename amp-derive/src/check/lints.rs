@@ -6,7 +6,7 @@ use syn::{Expr, spanned::Spanned};
 use super::keys;
 use crate::{
     diag::Diagnostics,
-    model::{Build, Forward, Kind, Model, Optimizers, Region, Source},
+    model::{Build, Config, Forward, Kind, Model, Optimizers, Region, Source},
     spec::{Attr, Field, Spec, has, named, word},
     symbol,
 };
@@ -27,8 +27,12 @@ fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
         return;
     };
     let pairs = optimizers.iter().flat_map(|optimizer| {
+        let keys = match &optimizer.config {
+            Config::Known { keys, .. } => keys.as_slice(),
+            Config::Own { .. } | Config::Value(_) => return Vec::new(),
+        };
         let groups = optimizer.groups.iter().flat_map(|group| &group.keys);
-        optimizer.config.keys.iter().chain(groups)
+        keys.iter().chain(groups).collect()
     });
     for eps in pairs.filter(|pair| pair.key == "eps") {
         if keys::number(&eps.value).is_some_and(|eps| eps < 1e-7) {

@@ -3,7 +3,7 @@
 use proc_macro2::Ident;
 use syn::{Expr, ExprLit, Lit, ext::IdentExt};
 
-use super::{Own, batch, keys, optimizer::begins_with_a_name, training::Stage};
+use super::{Own, batch, keys, named::begins_with_a_name, training::Stage};
 use crate::{
     diag::Diagnostics,
     model::{Measured, Pair, Value},

@@ -13,7 +13,9 @@ mod layers;
 mod lints;
 mod logging;
 mod metrics;
+mod named;
 mod optimizer;
+mod scheduler;
 mod tensors;
 mod training;
 

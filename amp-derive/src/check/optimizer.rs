@@ -1,17 +1,20 @@
-//! Rules about `#[optimizer]` and `#[scheduler]`.
+//! Rules about `#[optimizer]`.
 
 use proc_macro2::Ident;
 use quote::ToTokens;
 use syn::{Expr, ExprArray, ExprCall, ExprLit, Lit, LitStr};
 
-use super::{Own, has_no_effect, keys, own_function};
+use super::{
+    Own, has_no_effect, keys,
+    named::{Named, named_config},
+    own_function, scheduler,
+};
 use crate::{
     diag::Diagnostics,
     model::{Config, Group, Optimizer, Optimizers, Pair},
-    spec::{Arg, Attr, Spec, has, named, word},
+    spec::{Attr, Spec, has, named, word},
     suggest, symbol,
-    table::{self, Entry, Interval, OPTIMIZERS, SCHEDULERS, Scheduler},
-    tokens,
+    table::{self, Entry, OPTIMIZERS},
 };
 
 /// What `configure_optimizers` returns; `None` if it was refused.
@@ -115,51 +118,94 @@ fn check_one(
     let optimizer = check_optimizer(spec, attr, diag);
     let scheduler = match scheduler {
         None => Some(None),
-        Some(attr) => check_scheduler(spec, attr, diag).map(Some),
+        Some(attr) => scheduler::check(spec, attr, diag).map(Some),
     };
     Some(Optimizer { scheduler: scheduler?, ..optimizer? })
 }
 
 fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optimizer> {
-    let (at, args) = begins_with_a_name(attr, symbol::OPTIMIZER, &table::names(OPTIMIZERS), diag)?;
-    let row = table::find(OPTIMIZERS, &at.to_string())?;
+    let named = named_config(attr, symbol::OPTIMIZER, &table::names(OPTIMIZERS), diag)?;
     let (calls, args): (Vec<Expr>, Vec<Expr>) =
-        args.iter().cloned().partition(|arg| matches!(arg, Expr::Call(_)));
-    let base = own_options(spec, row, &args, diag);
-    let groups = calls.iter().map(|call| check_group(spec, at, row, call, diag));
+        named.args().iter().cloned().partition(|arg| matches!(arg, Expr::Call(_)));
+    let owner = Owner::of(&named);
+    if let (Owner::Value, Some(call)) = (owner, calls.first()) {
+        diag.error(call, "a value has its own groups: build it with `ParamGroups`");
+        return None;
+    }
+    let base = own_options(spec, owner, &args, diag);
+    let groups = calls.iter().map(|call| check_group(spec, owner, call, diag));
     // Collected in two steps, so that every group is looked at.
     let groups: Vec<Option<Group>> = groups.collect();
     let (params, pairs) = base?;
-    keys::fit(at, row, &pairs, diag)?;
-    nesterov_has_momentum(&pairs, diag)?;
     let groups = groups.into_iter().collect::<Option<Vec<_>>>()?;
-    for group in &groups {
-        // What the group leaves out it has from the optimizer.
-        let inherited =
-            pairs.iter().filter(|pair| group.keys.iter().all(|own| own.key != pair.key));
-        let all: Vec<Pair> = group.keys.iter().chain(inherited).cloned().collect();
-        nesterov_has_momentum(&all, diag)?;
-    }
-    let config = Config { row, at: at.clone(), keys: pairs };
+    let config = match named {
+        Named::Known { at, .. } => {
+            let row = table::find(OPTIMIZERS, &at.to_string())?;
+            keys::fit(at, row, &pairs, diag)?;
+            nesterov_has_momentum(&pairs, diag)?;
+            for group in &groups {
+                // What the group leaves out it has from the optimizer.
+                let inherited =
+                    pairs.iter().filter(|pair| group.keys.iter().all(|own| own.key != pair.key));
+                let all: Vec<Pair> = group.keys.iter().chain(inherited).cloned().collect();
+                nesterov_has_momentum(&all, diag)?;
+            }
+            Config::Known { row, at: at.clone(), keys: pairs }
+        }
+        Named::Own { ty, .. } => Config::Own { ty: ty.clone(), keys: pairs },
+        Named::Value { value, .. } => Config::Value(value.clone()),
+    };
     Some(Optimizer { config, params: params.unwrap_or_default(), groups, scheduler: None })
+}
+
+/// What options are of.
+#[derive(Clone, Copy)]
+enum Owner<'a> {
+    /// amp-core's, with the keys of its row.
+    Known { at: &'a Ident, row: &'static Entry },
+    /// A struct of the user's, whose fields are its keys.
+    Own,
+    /// A value, which takes no keys.
+    Value,
+}
+
+impl<'a> Owner<'a> {
+    fn of(named: &Named<'a>) -> Self {
+        match *named {
+            Named::Known { at, .. } => match table::find(OPTIMIZERS, &at.to_string()) {
+                Some(row) => Self::Known { at, row },
+                None => Self::Own,
+            },
+            Named::Own { .. } => Self::Own,
+            Named::Value { .. } => Self::Value,
+        }
+    }
 }
 
 /// `params = […]`, if it is there, and the options.
 fn own_options(
     spec: &Spec,
-    row: &'static Entry,
+    owner: Owner<'_>,
     args: &[Expr],
     diag: &Diagnostics,
 ) -> Option<(Option<Vec<LitStr>>, Vec<Pair>)> {
-    let mut known: Vec<&str> = row.keys().map(|key| key.name).collect();
-    known.push(symbol::PARAMS);
-    let mut pairs = keys::pairs(row.name, args, &known, diag)?;
+    let mut pairs = match owner {
+        Owner::Known { row, .. } => {
+            let mut known: Vec<&str> = row.keys().map(|key| key.name).collect();
+            known.push(symbol::PARAMS);
+            keys::pairs(row.name, args, &known, diag)?
+        }
+        Owner::Own => keys::any_pairs(args, diag)?,
+        Owner::Value => keys::pairs(symbol::OPTIMIZER, args, &[symbol::PARAMS], diag)?,
+    };
     let params = match keys::take(&mut pairs, symbol::PARAMS) {
         None => None,
         Some(pair) => Some(params_are_patterns(&pair, diag)?),
     };
     keys::fields_are_read_from_self(spec, &pairs, diag)?;
-    betas_are_a_pair(&pairs, diag)?;
+    if let Owner::Known { .. } = owner {
+        betas_are_a_pair(&pairs, diag)?;
+    }
     Some((params, pairs))
 }
 
@@ -183,13 +229,7 @@ fn params_are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
 }
 
 /// `group(params = ["*.bias"], weight_decay = 0.0)`.
-fn check_group(
-    spec: &Spec,
-    at: &Ident,
-    row: &'static Entry,
-    call: &Expr,
-    diag: &Diagnostics,
-) -> Option<Group> {
+fn check_group(spec: &Spec, owner: Owner<'_>, call: &Expr, diag: &Diagnostics) -> Option<Group> {
     let Expr::Call(ExprCall { func, args, .. }) = call else {
         return None;
     };
@@ -206,7 +246,7 @@ fn check_group(
         }
     }
     let args: Vec<Expr> = args.iter().cloned().collect();
-    let (params, keys) = own_options(spec, row, &args, diag)?;
+    let (params, keys) = own_options(spec, owner, &args, diag)?;
     let Some(patterns) = params else {
         diag.error(
             call,
@@ -218,73 +258,11 @@ fn check_group(
         diag.error(call, "say what is different for these parameters, as in `weight_decay = 0.0`");
         return None;
     }
-    keys::are_in_range(at, row, &keys, diag).then_some(Group { patterns, keys })
-}
-
-fn check_scheduler(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Config, Interval)> {
-    let (at, args) = begins_with_a_name(attr, symbol::SCHEDULER, &table::names(SCHEDULERS), diag)?;
-    let Scheduler { entry: row, interval } = table::find(SCHEDULERS, &at.to_string())?;
-    let mut known: Vec<&str> = row.keys().map(|key| key.name).collect();
-    known.push(symbol::INTERVAL);
-    let mut pairs = keys::pairs(row.name, args, &known, diag)?;
-    let given = keys::take(&mut pairs, symbol::INTERVAL);
-    let interval = match &given {
-        None => Some(*interval),
-        Some(pair) => keys::choice(pair, INTERVALS, diag),
+    let fit = match owner {
+        Owner::Known { at, row } => keys::are_in_range(at, row, &keys, diag),
+        Owner::Own | Owner::Value => true,
     };
-    keys::fit(at, row, &pairs, diag)?;
-    let pairs = keys::words_to_values(row, pairs, diag)?;
-    keys::fields_are_read_from_self(spec, &pairs, diag)?;
-    let interval = interval?;
-    counts_fit_the_interval(at, &pairs, interval, given.as_ref(), diag)?;
-    monitors_by_epoch(at, &pairs, interval, given.as_ref(), diag)?;
-    Some((Config { row, at: at.clone(), keys: pairs }, interval))
-}
-
-/// Rule: a monitored value is known at the end of an epoch.
-fn monitors_by_epoch(
-    at: &Ident,
-    pairs: &[Pair],
-    interval: Interval,
-    given: Option<&Pair>,
-    diag: &Diagnostics,
-) -> Option<()> {
-    let monitors = pairs.iter().any(|pair| pair.key == symbol::MONITOR);
-    match given.filter(|_| monitors && interval == Interval::Step) {
-        None => Some(()),
-        Some(given) => {
-            let text = format!("`{at}` follows a value of the epoch: leave `interval` out");
-            diag.error(&given.value, text);
-            None
-        }
-    }
-}
-
-const INTERVALS: &[(&str, Interval)] = &[("step", Interval::Step), ("epoch", Interval::Epoch)];
-
-/// Rule: the first argument is a name that is known.
-pub(super) fn begins_with_a_name<'a>(
-    attr: &'a Attr,
-    what: &str,
-    known: &[&str],
-    diag: &Diagnostics,
-) -> Option<(&'a Ident, &'a [Expr])> {
-    let args = attr.args.as_deref()?;
-    let Some((first, rest)) = args.split_first() else {
-        diag.error(&attr.path, format!("name the {what}: {}", suggest::one_of(known)));
-        return None;
-    };
-    match Arg::from(first) {
-        Arg::Word(name) if known.iter().any(|known| name == known) => Some((name, rest)),
-        Arg::Word(name) => {
-            diag.error(name, suggest::unknown(what, &name.to_string(), known));
-            None
-        }
-        Arg::Pair(..) | Arg::Other(_) => {
-            diag.error(first, format!("name the {what} first: {}", suggest::one_of(known)));
-            None
-        }
-    }
+    fit.then_some(Group { patterns, keys })
 }
 
 /// Rule: Nesterov's rule looks ahead along the momentum, so it needs one (torch.optim.SGD).
@@ -320,33 +298,4 @@ fn betas_are_a_pair(pairs: &[Pair], diag: &Diagnostics) -> Option<()> {
         return None;
     }
     Some(())
-}
-
-/// Rule: what counts optimizer steps moves every step. OneCycleLR with
-/// `total_steps = estimated_stepping_batches` that moves every epoch never leaves its warm-up.
-fn counts_fit_the_interval(
-    at: &Ident,
-    pairs: &[Pair],
-    interval: Interval,
-    given: Option<&Pair>,
-    diag: &Diagnostics,
-) -> Option<()> {
-    let steps = Ident::new(symbol::STEPPING_BATCHES, at.span());
-    let counted = pairs
-        .iter()
-        .find(|pair| tokens::contains(pair.value.to_token_stream(), &steps))
-        .filter(|_| interval == Interval::Epoch);
-    let Some(counted) = counted else {
-        return Some(());
-    };
-    let (key, message) = (&counted.key, "but the scheduler moves every epoch");
-    match given {
-        Some(given) => diag.error(
-            &given.value,
-            format!("`{key}` counts optimizer steps, {message}: write `interval = step`"),
-        ),
-        None => diag
-            .error(at, format!("`{key}` counts optimizer steps, {message}: add `interval = step`")),
-    }
-    None
 }

@@ -3,9 +3,7 @@
 use syn::{BinOp, Expr, ExprClosure, ExprPath, Stmt};
 
 use super::{
-    Own, has_no_effect, keys, logging,
-    metrics::metrics,
-    optimizer::{self, begins_with_a_name},
+    Own, has_no_effect, keys, logging, metrics::metrics, named::begins_with_a_name, optimizer,
     own_function,
 };
 use crate::{

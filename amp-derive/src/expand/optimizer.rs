@@ -2,12 +2,13 @@
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, quote};
+use syn::Expr;
 
 use super::local;
 use crate::{
     model::{Config, Group, Optimizer, Optimizers, Pair},
     symbol,
-    table::{Entry, Interval},
+    table::Interval,
     tokens,
 };
 
@@ -19,8 +20,8 @@ pub(super) fn expand(optimizers: &Optimizers) -> TokenStream {
         Optimizers::Generated(all) => {
             let used = all
                 .iter()
-                .flat_map(pairs)
-                .map(|pair| pair.value.to_token_stream())
+                .flat_map(values)
+                .map(ToTokens::to_token_stream)
                 .any(|value| tokens::mentions(value, &plan));
             let plan = if used { plan } else { local("plan") };
             let configs = all.iter().map(optimizer);
@@ -40,10 +41,10 @@ pub(super) fn expand(optimizers: &Optimizers) -> TokenStream {
     }
 }
 
-fn pairs(optimizer: &Optimizer) -> impl Iterator<Item = &Pair> {
-    let scheduler = optimizer.scheduler.iter().flat_map(|(config, _)| &config.keys);
-    let groups = optimizer.groups.iter().flat_map(|group| &group.keys);
-    optimizer.config.keys.iter().chain(groups).chain(scheduler)
+fn values(optimizer: &Optimizer) -> impl Iterator<Item = &Expr> {
+    let scheduler = optimizer.scheduler.iter().flat_map(|(config, _)| config.values());
+    let groups = optimizer.groups.iter().flat_map(|group| &group.keys).map(|pair| &pair.value);
+    optimizer.config.values().chain(groups).chain(scheduler)
 }
 
 fn optimizer(optimizer: &Optimizer) -> TokenStream {
@@ -54,12 +55,14 @@ fn optimizer(optimizer: &Optimizer) -> TokenStream {
         false => {
             let local = local("base");
             let groups = groups.iter().map(|Group { patterns, keys }| {
-                let options = fields(base.row, &base.at, keys, &quote!(#local));
+                let options = fields(base, keys, &quote!(__amp::Clone::clone(&#local)));
                 quote!(.group([#(#patterns),*], #options))
             });
             quote! {{
                 let #local = #options;
-                __amp::OptimizerConfig::new(__amp::ParamGroups::new(#local) #(#groups)*)
+                __amp::OptimizerConfig::new(
+                    __amp::ParamGroups::new(__amp::Clone::clone(&#local)) #(#groups)*
+                )
             }}
         }
     };
@@ -72,17 +75,33 @@ fn optimizer(optimizer: &Optimizer) -> TokenStream {
 }
 
 fn config(config: &Config) -> TokenStream {
-    fields(config.row, &config.at, &config.keys, &quote!(__amp::Default::default()))
+    let (Config::Known { keys, .. } | Config::Own { keys, .. }) = config else {
+        return config.values().map(ToTokens::to_token_stream).collect();
+    };
+    fields(config, keys, &quote!(__amp::Default::default()))
 }
 
 /// A struct of these options, the others those of `rest`.
-fn fields(row: &'static Entry, at: &Ident, keys: &[Pair], rest: &TokenStream) -> TokenStream {
-    let ty = Ident::new(row.ty, at.span());
+fn fields(config: &Config, keys: &[Pair], rest: &TokenStream) -> TokenStream {
     // With every key given, the rest would be a needless update.
-    let whole = keys.len() == row.keys().count();
+    let whole = matches!(config, Config::Known { row, .. } if keys.len() == row.keys().count());
     let keys = keys.iter().map(|Pair { key, value }| quote!(#key: #value));
     let rest = (!whole).then(|| quote!(..#rest));
-    quote!(__amp::optim::#ty { #(#keys,)* #rest })
+    match config {
+        Config::Known { row, at, .. } => {
+            let ty = Ident::new(row.ty, at.span());
+            quote!(__amp::optim::#ty { #(#keys,)* #rest })
+        }
+        Config::Own { ty, .. } => {
+            let options = local("options");
+            quote! {{
+                #[allow(clippy::needless_update, reason = "its fields are not seen here")]
+                let #options = #ty { #(#keys,)* #rest };
+                #options
+            }}
+        }
+        Config::Value(value) => quote!(#value),
+    }
 }
 
 impl ToTokens for Interval {

@@ -3,7 +3,13 @@
 use super::{BuildScheduler, Rates, Scheduler};
 use crate::{Error, Result, optim::saved, state::State};
 
-/// One schedule after another, each from the optimizer's own rates.
+/// One schedule after another, each from the optimizer's own rates (SequentialLR).
+///
+/// ```
+/// use amp_core::optim::{CosineAnnealing, LinearLr, SequentialLr};
+/// let warmup = LinearLr { start_factor: 0.01, total_iters: 10, ..Default::default() };
+/// let schedule = SequentialLr::new(warmup).then(10, CosineAnnealing { t_max: 90, eta_min: 1e-6 });
+/// ```
 pub struct SequentialLr {
     schedules: Vec<Box<dyn BuildScheduler>>,
     milestones: Vec<i64>,
@@ -94,6 +100,7 @@ impl Scheduler for Sequential {
         }
         Ok(())
     }
+
     fn fork(&self) -> Box<dyn Scheduler> {
         let Self { schedules, milestones, passed } = self;
         let schedules = schedules.iter().map(|schedule| schedule.fork()).collect();

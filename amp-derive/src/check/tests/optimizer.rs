@@ -109,6 +109,82 @@ fn schedulers() {
 }
 
 #[test]
+fn keys_of_schedulers() {
+    scheduler("multi_step_lr, milestones = [30, 80, 80], gamma = 0.1", &[]);
+    scheduler("multi_step_lr, milestones = self.milestones.clone()", &[]);
+    let rising = "`milestones` of `multi_step_lr` are positive numbers that rise, as in `[30, 80]`";
+    for list in ["[80, 30]", "[0, 30]", "[]", "30"] {
+        scheduler(&format!("multi_step_lr, milestones = {list}"), &[(list, rising)]);
+    }
+    scheduler("wsd, warmup_steps = 1, decay_steps = 2, total_steps = 9, decay_type = linear", &[]);
+    scheduler(
+        "wsd, warmup_steps = 1, decay_steps = 2, total_steps = 9, decay_type = sqrt",
+        &[("sqrt", "unknown decay_type `sqrt`: expected `linear`, `cosine` or `one_minus_sqrt`")],
+    );
+    scheduler("lambda_lr, lr_lambda = |epoch| 0.9_f64.powf(epoch as f64)", &[]);
+    scheduler(
+        "constant_lr, total_iters = 3, factor = -1.0",
+        &[("-1.0", "`factor` of `constant_lr` takes a value above 0, not -1.0")],
+    );
+    scheduler(
+        "linear, total_iters = 3",
+        &[("linear", "unknown scheduler `linear`: did you mean `linear_lr`?")],
+    );
+}
+
+#[test]
+fn an_own_scheduler() {
+    scheduler("InverseRoot, warmup_steps = 100, interval = step", &[]);
+    scheduler("my::InverseRoot, interval = epoch", &[]);
+    scheduler("value = my::schedule(), interval = step", &[]);
+    let when = "say when it moves: add `interval = step` or `interval = epoch`";
+    scheduler("my::InverseRoot, warmup_steps = 100", &[("my::InverseRoot", when)]);
+    scheduler("value = my::schedule()", &[("my::schedule()", when)]);
+    scheduler(
+        "my::InverseRoot, warmup_steps = plan.estimated_stepping_batches, interval = epoch",
+        &[(
+            "epoch",
+            "`warmup_steps` counts optimizer steps, but the scheduler moves every epoch: write `interval = step`",
+        )],
+    );
+    scheduler(
+        "value = my::schedule(), steps = 3, interval = step",
+        &[("steps", "`scheduler` has no `steps`: it takes `interval`")],
+    );
+    scheduler(
+        "StepLR, step_size = 5",
+        &[("StepLR", "unknown scheduler `StepLR`: did you mean `step_lr`?")],
+    );
+}
+
+#[test]
+fn an_own_optimizer() {
+    optimizer(
+        "#[optimizer(my::Signum, lr = 0.1, params = [\"head.*\"])] #[optimizer(sgd, lr = 0.1)]",
+        &[],
+    );
+    optimizer("#[optimizer(Signum, lr = 0.1, group(params = [\"*.bias\"], lr = 0.2))]", &[]);
+    optimizer("#[optimizer(value = my::optimizer(), params = [\"head.*\"])]", &[]);
+    optimizer(
+        "#[optimizer(Signum, lr = 0.1, lr = 0.2)]",
+        &[("lr", "`lr` is given twice: keep one")],
+    );
+    optimizer("#[optimizer(Signum, 0.1)]", &[("0.1", "expected `key = value`, as in `lr = …`")]);
+    optimizer("#[optimizer(Signum, lr)]", &[("lr", "`lr` needs a value: `lr = …`")]);
+    optimizer(
+        "#[optimizer(value = my::optimizer(), lr = 0.1)]",
+        &[("lr", "`optimizer` has no `lr`: it takes `params`")],
+    );
+    optimizer(
+        "#[optimizer(value = my::optimizer(), group(params = [\"*.bias\"], lr = 0.2))]",
+        &[(
+            "group(params = [\"*.bias\"], lr = 0.2)",
+            "a value has its own groups: build it with `ParamGroups`",
+        )],
+    );
+}
+
+#[test]
 fn counts_of_the_interval() {
     let total = "total_steps = plan.estimated_stepping_batches";
     let text = "but the scheduler moves every epoch";

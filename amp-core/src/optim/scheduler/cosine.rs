@@ -1,0 +1,134 @@
+//! Schedules along a cosine.
+
+use std::f64::consts::PI;
+
+use super::{Rates, Schedule, not_negative, positive, within};
+use crate::{Error, Result};
+
+/// η = η_min + (η₀ − η_min)(1 + cos(πt/T))/2, in torch's recursive form (CosineAnnealingLR).
+///
+/// ```
+/// use amp_core::optim::CosineAnnealing;
+/// let schedule = CosineAnnealing { t_max: 50, eta_min: 1e-5 };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct CosineAnnealing {
+    /// Intervals until the minimum.
+    pub t_max: i64,
+    /// The minimum.
+    pub eta_min: f64,
+}
+
+impl Schedule for CosineAnnealing {
+    const NAME: &'static str = "CosineAnnealingLR";
+
+    fn check(&self) -> Result<()> {
+        positive("t_max", self.t_max)?;
+        within("eta_min", self.eta_min, self.eta_min >= 0.0, "at least 0")
+    }
+
+    fn rates(&self, t: i64, base: Rates, last: Rates) -> Rates {
+        if t == 0 {
+            return last;
+        }
+        let Self { t_max, eta_min } = *self;
+        let period = t_max as f64;
+        let lr = if (t - 1 - t_max) % (2 * t_max) == 0 {
+            last.lr + (base.lr - eta_min) * (1.0 - (PI / period).cos()) / 2.0
+        } else {
+            (1.0 + (PI * t as f64 / period).cos()) / (1.0 + (PI * (t - 1) as f64 / period).cos())
+                * (last.lr - eta_min)
+                + eta_min
+        };
+        Rates { lr, ..last }
+    }
+}
+
+/// [`CosineAnnealing`]'s formula, begun anew from the optimizer's rate after t_0 intervals, and after each t_mult times
+/// as many again (SGDR, Loshchilov and Hutter 2017; torch's CosineAnnealingWarmRestarts).
+///
+/// ```
+/// use amp_core::optim::CosineAnnealingWarmRestarts;
+/// // Restarts after 10, 30 and 70 intervals.
+/// let schedule = CosineAnnealingWarmRestarts { t_0: 10, t_mult: 2, eta_min: 1e-5 };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CosineAnnealingWarmRestarts {
+    /// Intervals until the first restart.
+    pub t_0: i64,
+    /// How many times as long as the one before each run is.
+    pub t_mult: i64,
+    /// The minimum.
+    pub eta_min: f64,
+}
+
+impl Default for CosineAnnealingWarmRestarts {
+    fn default() -> Self {
+        Self { t_0: 0, t_mult: 1, eta_min: 0.0 }
+    }
+}
+
+impl Schedule for CosineAnnealingWarmRestarts {
+    const NAME: &'static str = "CosineAnnealingWarmRestarts";
+
+    fn check(&self) -> Result<()> {
+        positive("t_0", self.t_0)?;
+        positive("t_mult", self.t_mult)?;
+        within("eta_min", self.eta_min, self.eta_min >= 0.0, "at least 0")
+    }
+
+    fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates {
+        let Self { t_0, t_mult, eta_min } = *self;
+        let (mut t, mut length) = (passed, t_0);
+        if t_mult == 1 {
+            t %= length;
+        }
+        while t >= length {
+            t -= length;
+            length = length.saturating_mul(t_mult);
+        }
+        let cosine = (PI * t as f64 / length as f64).cos();
+        Rates { lr: eta_min + (base.lr - eta_min) * (1.0 + cosine) / 2.0, ..last }
+    }
+}
+
+/// Up linearly over warmup_steps, then along a half cosine to zero at total_steps
+/// (transformers' get_cosine_schedule_with_warmup).
+///
+/// ```
+/// use amp_core::optim::WarmupCosine;
+/// let schedule = WarmupCosine { warmup_steps: 100, total_steps: 1000 };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct WarmupCosine {
+    /// Steps on the way up; the first has rate 0 unless this is 0.
+    pub warmup_steps: i64,
+    /// Steps in all.
+    pub total_steps: i64,
+}
+
+impl Schedule for WarmupCosine {
+    const NAME: &'static str = "WarmupCosine";
+
+    fn check(&self) -> Result<()> {
+        let Self { warmup_steps, total_steps } = *self;
+        positive("total_steps", total_steps)?;
+        not_negative("warmup_steps", warmup_steps)?;
+        if warmup_steps > total_steps {
+            return Err(Error::config(format!(
+                "scheduler: warmup_steps is {warmup_steps}, but there are {total_steps} steps"
+            )));
+        }
+        Ok(())
+    }
+
+    fn rates(&self, t: i64, base: Rates, last: Rates) -> Rates {
+        let Self { warmup_steps, total_steps } = *self;
+        if t < warmup_steps {
+            return Rates { lr: base.lr * t as f64 / warmup_steps.max(1) as f64, ..last };
+        }
+        let rest = (total_steps - warmup_steps).max(1) as f64;
+        let progress = ((t - warmup_steps) as f64 / rest).min(1.0);
+        Rates { lr: base.lr * 0.5 * (1.0 + (PI * progress).cos()), ..last }
+    }
+}

@@ -1,0 +1,148 @@
+//! Schedules by a factor of the optimizer's rate.
+
+use super::{Rates, Schedule, positive, within};
+use crate::Result;
+
+/// The factor moves linearly from start_factor to end_factor over total_iters intervals (LinearLR).
+///
+/// ```
+/// use amp_core::optim::LinearLr;
+/// let warmup = LinearLr { start_factor: 0.01, total_iters: 500, ..Default::default() };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinearLr {
+    /// The first factor.
+    pub start_factor: f64,
+    /// The last factor.
+    pub end_factor: f64,
+    /// Intervals between them.
+    pub total_iters: i64,
+}
+
+impl Default for LinearLr {
+    fn default() -> Self {
+        Self { start_factor: 1.0 / 3.0, end_factor: 1.0, total_iters: 5 }
+    }
+}
+
+impl Schedule for LinearLr {
+    const NAME: &'static str = "LinearLR";
+
+    fn check(&self) -> Result<()> {
+        let Self { start_factor: start, end_factor: end, total_iters } = *self;
+        positive("total_iters", total_iters)?;
+        // From a rate of 0 no factor leads anywhere.
+        within("start_factor", start, start > 0.0 && start <= 1.0, "in (0, 1]")?;
+        within("end_factor", end, (0.0..=1.0).contains(&end), "in [0, 1]")
+    }
+
+    fn rates(&self, t: i64, _: Rates, last: Rates) -> Rates {
+        let Self { start_factor: start, end_factor: end, total_iters } = *self;
+        let factor = match t {
+            0 => start,
+            t if t > total_iters => return last,
+            t => {
+                let step = end - start;
+                1.0 + step / (total_iters as f64 * start + (t - 1) as f64 * step)
+            }
+        };
+        Rates { lr: last.lr * factor, ..last }
+    }
+}
+
+/// The rate times factor for total_iters intervals, then the rate itself (ConstantLR).
+///
+/// ```
+/// use amp_core::optim::ConstantLr;
+/// let schedule = ConstantLr { factor: 0.1, total_iters: 20 };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ConstantLr {
+    /// The factor.
+    pub factor: f64,
+    /// Intervals for which it holds.
+    pub total_iters: i64,
+}
+
+impl Default for ConstantLr {
+    fn default() -> Self {
+        Self { factor: 1.0 / 3.0, total_iters: 5 }
+    }
+}
+
+impl Schedule for ConstantLr {
+    const NAME: &'static str = "ConstantLR";
+
+    fn check(&self) -> Result<()> {
+        positive("total_iters", self.total_iters)?;
+        // A rate of 0 cannot be divided by its factor; torch stops there with a ZeroDivisionError.
+        within("factor", self.factor, self.factor > 0.0 && self.factor <= 1.0, "in (0, 1]")
+    }
+
+    fn rates(&self, t: i64, _: Rates, last: Rates) -> Rates {
+        let factor = match t {
+            0 => self.factor,
+            t if t == self.total_iters => 1.0 / self.factor,
+            _ => return last,
+        };
+        Rates { lr: last.lr * factor, ..last }
+    }
+}
+
+/// η₀(1 − t/T)^power over T = total_iters intervals, then 0, in torch's recursive form (PolynomialLR).
+///
+/// ```
+/// use amp_core::optim::PolynomialLr;
+/// let schedule = PolynomialLr { total_iters: 1000, power: 0.9 };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PolynomialLr {
+    /// Intervals until the rate is 0.
+    pub total_iters: i64,
+    /// The power; 1 is a straight line.
+    pub power: f64,
+}
+
+impl Default for PolynomialLr {
+    fn default() -> Self {
+        Self { total_iters: 5, power: 1.0 }
+    }
+}
+
+impl Schedule for PolynomialLr {
+    const NAME: &'static str = "PolynomialLR";
+
+    fn check(&self) -> Result<()> {
+        positive("total_iters", self.total_iters)?;
+        within("power", self.power, self.power >= 0.0, "at least 0")
+    }
+
+    fn rates(&self, t: i64, _: Rates, last: Rates) -> Rates {
+        if t == 0 || t > self.total_iters {
+            return last;
+        }
+        let left = |t: i64| 1.0 - t as f64 / self.total_iters as f64;
+        Rates { lr: last.lr * (left(t) / left(t - 1)).powf(self.power), ..last }
+    }
+}
+
+/// The optimizer's rate times a function of the number of intervals passed, the same for all parameter groups
+/// (LambdaLR). Of a function nothing is saved: a resumed run calls the one that it is given.
+///
+/// ```
+/// use amp_core::optim::LambdaLr;
+/// let schedule = LambdaLr { lr_lambda: |epoch| 0.95_f64.powf(epoch as f64) };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LambdaLr<F: Fn(i64) -> f64 + Clone + 'static> {
+    /// From the number of intervals to the factor.
+    pub lr_lambda: F,
+}
+
+impl<F: Fn(i64) -> f64 + Clone + 'static> Schedule for LambdaLr<F> {
+    const NAME: &'static str = "LambdaLR";
+
+    fn rates(&self, t: i64, base: Rates, last: Rates) -> Rates {
+        Rates { lr: base.lr * (self.lr_lambda)(t), ..last }
+    }
+}

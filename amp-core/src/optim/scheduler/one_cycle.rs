@@ -1,0 +1,85 @@
+//! OneCycleLR (torch/optim/lr_scheduler.py).
+
+use std::f64::consts::PI;
+
+use super::{Rates, Schedule, positive, within};
+use crate::Result;
+
+/// Up from max_lr/div_factor to max_lr, then down to a fraction of the start, both along a
+/// cosine; momentum moves the other way (OneCycleLR). The last rates hold beyond the end.
+///
+/// ```
+/// use amp_core::optim::OneCycle;
+/// let schedule = OneCycle { max_lr: 1e-3, total_steps: 1000, ..Default::default() };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OneCycle {
+    /// The highest rate.
+    pub max_lr: f64,
+    /// Steps of the whole cycle.
+    pub total_steps: i64,
+    /// The share of steps on the way up.
+    pub pct_start: f64,
+    /// max_lr over the first rate.
+    pub div_factor: f64,
+    /// The first rate over the last.
+    pub final_div_factor: f64,
+    /// The lowest momentum, reached at max_lr.
+    pub base_momentum: f64,
+    /// The highest momentum, at both ends.
+    pub max_momentum: f64,
+}
+
+impl Default for OneCycle {
+    fn default() -> Self {
+        Self {
+            max_lr: 1e-3,
+            total_steps: 0,
+            pct_start: 0.3,
+            div_factor: 25.0,
+            final_div_factor: 1e4,
+            base_momentum: 0.85,
+            max_momentum: 0.95,
+        }
+    }
+}
+
+impl Schedule for OneCycle {
+    const NAME: &'static str = "OneCycleLR";
+
+    fn check(&self) -> Result<()> {
+        positive("total_steps", self.total_steps)?;
+        let fraction = |value: &f64| (0.0..=1.0).contains(value);
+        within("pct_start", self.pct_start, fraction(&self.pct_start), "in [0, 1]")?;
+        for (name, value) in [
+            ("max_lr", self.max_lr),
+            ("div_factor", self.div_factor),
+            ("final_div_factor", self.final_div_factor),
+        ] {
+            within(name, value, value > 0.0, "above 0")?;
+        }
+        for (name, value) in
+            [("base_momentum", self.base_momentum), ("max_momentum", self.max_momentum)]
+        {
+            within(name, value, fraction(&value) && value < 1.0, "in [0, 1)")?;
+        }
+        Ok(())
+    }
+
+    fn rates(&self, t: i64, base: Rates, _: Rates) -> Rates {
+        let initial = self.max_lr / self.div_factor;
+        let top = self.pct_start * self.total_steps as f64 - 1.0;
+        let end = (self.total_steps - 1) as f64;
+        let t = (t as f64).min(end);
+        let (up, (from, to)) = if t <= top { (true, (0.0, top)) } else { (false, (top, end)) };
+        let at = if to > from { (t - from) / (to - from) } else { 1.0 };
+        let anneal = |from: f64, to: f64| to + (from - to) / 2.0 * ((PI * at).cos() + 1.0);
+        let (lr, momentum) = if up {
+            (anneal(initial, self.max_lr), anneal(self.max_momentum, self.base_momentum))
+        } else {
+            let last = initial / self.final_div_factor;
+            (anneal(self.max_lr, last), anneal(self.base_momentum, self.max_momentum))
+        };
+        Rates { lr, momentum: base.momentum.is_some().then_some(momentum) }
+    }
+}

@@ -1,0 +1,86 @@
+//! Warm-up, stable, decay.
+
+use std::f64::consts::PI;
+
+use super::{Rates, Schedule, not_negative, positive, within};
+use crate::{Error, Result};
+
+/// How [`Wsd`] comes down, p being the share of decay_steps that has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Decay {
+    /// 1 − p.
+    Linear,
+    /// (1 + cos(πp))/2.
+    #[default]
+    Cosine,
+    /// 1 − √p (Hägele et al. 2024).
+    OneMinusSqrt,
+}
+
+/// Up linearly over warmup_steps, then the optimizer's rate, then down over the last decay_steps of total_steps, where
+/// it stays (warm-up, stable, decay; Hu et al. 2024, "MiniCPM", §4). The formula is transformers' get_wsd_schedule: both
+/// ends are min_lr_ratio of the rate, and a factor f between them is f·(1 − min_lr_ratio) + min_lr_ratio.
+///
+/// ```
+/// use amp_core::optim::{Decay, Wsd};
+/// let schedule = Wsd {
+///     warmup_steps: 100,
+///     decay_steps: 200,
+///     total_steps: 1000,
+///     decay_type: Decay::OneMinusSqrt,
+///     ..Default::default()
+/// };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Wsd {
+    /// Steps on the way up.
+    pub warmup_steps: i64,
+    /// Steps on the way down.
+    pub decay_steps: i64,
+    /// Steps in all.
+    pub total_steps: i64,
+    /// The way down.
+    pub decay_type: Decay,
+    /// The first and the last factor.
+    pub min_lr_ratio: f64,
+}
+
+impl Schedule for Wsd {
+    const NAME: &'static str = "WSD";
+
+    fn check(&self) -> Result<()> {
+        let Self { warmup_steps, decay_steps, total_steps, min_lr_ratio, .. } = *self;
+        positive("total_steps", total_steps)?;
+        not_negative("warmup_steps", warmup_steps)?;
+        not_negative("decay_steps", decay_steps)?;
+        if warmup_steps.saturating_add(decay_steps) > total_steps {
+            return Err(Error::config(format!(
+                "scheduler: warmup_steps {warmup_steps} and decay_steps {decay_steps} are more than the \
+                 {total_steps} steps in all"
+            )));
+        }
+        within("min_lr_ratio", min_lr_ratio, (0.0..=1.0).contains(&min_lr_ratio), "in [0, 1]")
+    }
+
+    fn rates(&self, t: i64, base: Rates, last: Rates) -> Rates {
+        let Self { warmup_steps, decay_steps, total_steps, decay_type, min_lr_ratio } = *self;
+        let share = |from: i64, steps: i64| (t - from) as f64 / steps.max(1) as f64;
+        let above = |factor: f64| factor * (1.0 - min_lr_ratio) + min_lr_ratio;
+        let begin = total_steps - decay_steps;
+        let factor = if t < warmup_steps {
+            above(share(0, warmup_steps))
+        } else if t < begin {
+            1.0
+        } else if t < total_steps {
+            let passed = share(begin, decay_steps);
+            above(match decay_type {
+                Decay::Linear => 1.0 - passed,
+                Decay::Cosine => 0.5 * (1.0 + (PI * passed).cos()),
+                Decay::OneMinusSqrt => 1.0 - passed.sqrt(),
+            })
+        } else {
+            min_lr_ratio
+        };
+        Rates { lr: base.lr * factor, ..last }
+    }
+}

@@ -1,0 +1,86 @@
+//! What an attribute names first: something of amp-core's, a type of the user's, or a value.
+
+use proc_macro2::Ident;
+use syn::{Expr, ExprPath, ext::IdentExt};
+
+use crate::{
+    diag::Diagnostics,
+    spec::{Arg, Attr},
+    suggest, symbol,
+};
+
+/// The first argument, and the others.
+pub(super) enum Named<'a> {
+    /// A name of a table's.
+    Known { at: &'a Ident, args: &'a [Expr] },
+    /// A struct of the user's.
+    Own { ty: &'a ExprPath, args: &'a [Expr] },
+    /// `value = …`
+    Value { value: &'a Expr, args: &'a [Expr] },
+}
+
+impl<'a> Named<'a> {
+    /// The arguments behind the first.
+    pub(super) fn args(&self) -> &'a [Expr] {
+        let (Self::Known { args, .. } | Self::Own { args, .. } | Self::Value { args, .. }) = self;
+        args
+    }
+}
+
+/// An optimizer or a scheduler, `what`, as it is named first.
+pub(super) fn named_config<'a>(
+    attr: &'a Attr,
+    what: &str,
+    known: &[&str],
+    diag: &Diagnostics,
+) -> Option<Named<'a>> {
+    let given = attr.args.as_deref()?;
+    if let Some((first, args)) = given.split_first() {
+        match (Arg::from(first), first) {
+            (Arg::Pair(key, value), _) if key == symbol::VALUE => {
+                return Some(Named::Value { value, args });
+            }
+            (Arg::Word(_) | Arg::Other(_), Expr::Path(ty)) if is_own_type(ty, known) => {
+                return Some(Named::Own { ty, args });
+            }
+            _ => {}
+        }
+    }
+    let (at, args) = begins_with_a_name(attr, what, known, diag)?;
+    Some(Named::Known { at, args })
+}
+
+/// Whether it is a path, or a type's name that is not a known one in another case.
+fn is_own_type(ty: &ExprPath, known: &[&str]) -> bool {
+    let Some(word) = ty.path.get_ident() else {
+        return true;
+    };
+    let name = word.unraw().to_string();
+    let folded = suggest::fold(&name);
+    name.starts_with(char::is_uppercase) && known.iter().all(|known| suggest::fold(known) != folded)
+}
+
+/// Rule: the first argument is a name that is known.
+pub(super) fn begins_with_a_name<'a>(
+    attr: &'a Attr,
+    what: &str,
+    known: &[&str],
+    diag: &Diagnostics,
+) -> Option<(&'a Ident, &'a [Expr])> {
+    let args = attr.args.as_deref()?;
+    let Some((first, rest)) = args.split_first() else {
+        diag.error(&attr.path, format!("name the {what}: {}", suggest::one_of(known)));
+        return None;
+    };
+    match Arg::from(first) {
+        Arg::Word(name) if known.iter().any(|known| name == known) => Some((name, rest)),
+        Arg::Word(name) => {
+            diag.error(name, suggest::unknown(what, &name.to_string(), known));
+            None
+        }
+        Arg::Pair(..) | Arg::Other(_) => {
+            diag.error(first, format!("name the {what} first: {}", suggest::one_of(known)));
+            None
+        }
+    }
+}

@@ -6,12 +6,14 @@
 //!
 //! With the feature `cli`, which is on by default: `layers` and `exponents` show what a precision
 //! loses in each layer of one step, `diagnose` what a failed check is due to, `gate` judges models in
-//! CI, `bench` measures speed.
+//! CI, `bench` measures speed, `parity` holds models against their PyTorch twins.
 
 mod recorded;
 
 #[cfg(feature = "cli")]
 mod faults;
+#[cfg(feature = "cli")]
+mod python;
 #[cfg(feature = "cli")]
 mod rounding;
 #[cfg(feature = "cli")]
@@ -46,6 +48,8 @@ pub mod options;
 #[cfg(feature = "cli")]
 pub mod output;
 #[cfg(feature = "cli")]
+pub mod parity;
+#[cfg(feature = "cli")]
 pub mod report;
 #[cfg(feature = "cli")]
 pub mod selftest;
@@ -54,6 +58,8 @@ pub mod view;
 
 #[cfg(feature = "cli")]
 pub use cli::main;
+#[cfg(feature = "cli")]
+pub use registry::Twin;
 pub use registry::{DataSet, Model, Project, Registry};
 
 /// What [`verify!`] names; not for use by hand.

@@ -67,6 +67,12 @@ pub trait Tap {
         let _ = (model, outcome, hook);
         Ok(())
     }
+
+    /// Sees the loss of a batch, detached.
+    fn after_batch(&mut self, loss: &Tensor) -> Result<()> {
+        let _ = loss;
+        Ok(())
+    }
 }
 
 /// The model with its tap.
@@ -155,6 +161,7 @@ impl<T: Tap> LightningModule for Tapped<T> {
         if let Some(outcome) = outcome {
             self.tap.after_step(self.model.as_ref(), outcome, hook)?;
         }
+        self.tap.after_batch(loss)?;
         self.model.on_train_batch_end(loss, outcome, hook)
     }
 

@@ -89,18 +89,7 @@ impl<'r, 'c> Run<'r, 'c> {
         nn::place(model, policy, &config.numerics.overrides)?;
         nn::parameters_require_gradients(model)?;
         checkpoint::can_save(model)?;
-        if let (false, Some(sampler)) = (config.shuffle, &data.sampler) {
-            return Err(Error::config(format!(
-                "shuffle is off, but `{}` has the sampler `{}`: leave one of the two out",
-                data.name,
-                sampler.name()
-            )));
-        }
-        let in_order = !config.shuffle || loops.overfit_batches.is_some();
-        let shuffle = (!in_order).then_some(config.seed);
-        let loader = data.train_loader(policy, shuffle)?;
-        let loader = loader.drawing(config.seed).limited(loops.limit_train_batches);
-        let loader = Rc::new(loader);
+        let loader = Rc::new(config.train_loader(data)?);
         let batches = loader.batches();
         if batches == 0 {
             return Err(Error::config(format!(

@@ -17,9 +17,8 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    io::{BufRead, BufReader, Write},
+    io::Write,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
 use amp_core::{Error, Result, precision::Precision, tch, tch::Device};
@@ -30,7 +29,10 @@ use super::{
     contest::{Chunk, Contestant, Engine},
     workload::{CLIP, Size, Task},
 };
-use crate::registry::{Peers, Registry};
+use crate::{
+    python::{Process, device_name, unexpected},
+    registry::{Peers, Registry},
+};
 
 /// The Python that runs the peers, with its script.
 pub struct Python {
@@ -45,9 +47,7 @@ pub struct Peer {
     engine: Engine,
     /// Of Python and its packages.
     pub versions: BTreeMap<String, String>,
-    child: Child,
-    requests: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
+    process: Process,
 }
 
 impl Python {
@@ -93,32 +93,17 @@ impl Peer {
     /// # Errors
     /// When there is no such Python.
     pub fn start(python: &Python, engine: Engine, device: Device) -> Result<Self> {
-        let device = match device {
-            Device::Cuda(index) => format!("cuda:{index}"),
-            _ => "cpu".to_owned(),
-        };
-        let arguments: [OsString; 6] = [
+        let arguments: [OsString; 7] = [
+            python.script.clone().into(),
             "--engine".into(),
             engine.name().into(),
             "--device".into(),
-            device.into(),
+            device_name(device).into(),
             "--threads".into(),
             tch::get_num_threads().to_string().into(),
         ];
-        let mut child = Command::new(&python.program)
-            .arg(&python.script)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| Error::io(&python.program, error))?;
-        let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            unreachable!("both are pipes");
-        };
-        let answers = BufReader::new(answers);
-        let versions = BTreeMap::new();
-        Ok(Self { engine, versions, child, requests: Some(requests), answers })
+        let process = Process::start(&python.program, arguments)?;
+        Ok(Self { engine, versions: BTreeMap::new(), process })
     }
 
     /// Waits until it has loaded its packages.
@@ -126,59 +111,8 @@ impl Peer {
     /// # Errors
     /// When one is missing; the text says which.
     pub fn greet(&mut self) -> Result<()> {
-        let hello = self.answer()?;
-        let versions = hello.get("versions").and_then(Value::as_object);
-        let versions = versions.ok_or_else(|| self.unexpected(&hello))?;
-        let text = |value: &Value| value.as_str().map_or(value.to_string(), str::to_owned);
-        self.versions = versions.iter().map(|(name, value)| (name.clone(), text(value))).collect();
+        self.versions = self.process.versions()?;
         Ok(())
-    }
-
-    fn ask(&mut self, request: &Value) -> Result<Value> {
-        let sent = match &mut self.requests {
-            Some(requests) => writeln!(requests, "{request}").and_then(|()| requests.flush()),
-            None => Ok(()),
-        };
-        match sent {
-            Ok(()) => self.answer(),
-            // Why it no longer listens, it may have said.
-            Err(_) => Err(self.gone()),
-        }
-    }
-
-    fn answer(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        match self.answers.read_line(&mut line) {
-            Ok(0) | Err(_) => return Err(self.gone()),
-            Ok(_) => {}
-        }
-        let answer: Value = serde_json::from_str(&line)
-            .map_err(|_| self.unexpected(&Value::String(line.trim_end().to_owned())))?;
-        match answer.get("error").and_then(Value::as_str) {
-            Some(error) => Err(Error::config(error)),
-            None => Ok(answer),
-        }
-    }
-
-    fn gone(&mut self) -> Error {
-        self.requests = None;
-        match self.child.wait() {
-            Ok(status) => Error::config(format!("its process ended without an answer: {status}")),
-            Err(error) => Error::config(format!("its process is lost: {error}")),
-        }
-    }
-
-    fn unexpected(&self, answer: &Value) -> Error {
-        Error::config(format!("an answer that was not expected: {answer}"))
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // The end of its input is the end of its work, wherever it is.
-        self.requests = None;
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -215,7 +149,7 @@ impl Contestant for Entry<'_> {
     }
 
     fn prepare(&mut self) -> Result<()> {
-        self.peer.ask(&json!({ "prepare": self.task }))?;
+        self.peer.process.ask(&json!({ "prepare": self.task }))?;
         self.running = true;
         Ok(())
     }
@@ -223,18 +157,18 @@ impl Contestant for Entry<'_> {
     fn chunk(&mut self) -> Result<Chunk> {
         // After an error the task is over on the other side.
         self.running = false;
-        let answer = self.peer.ask(&json!({ "go": self.steps }))?;
+        let answer = self.peer.process.ask(&json!({ "go": self.steps }))?;
         self.running = true;
         let chunk: Option<Chunk> = serde_json::from_value(answer.clone()).ok();
         let usable = |chunk: &Chunk| chunk.steps > 0 && chunk.seconds > 0.0;
-        chunk.filter(usable).ok_or_else(|| self.peer.unexpected(&answer))
+        chunk.filter(usable).ok_or_else(|| unexpected(&answer))
     }
 }
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
         if self.running {
-            let _ = self.peer.ask(&json!({ "end": true }));
+            let _ = self.peer.process.ask(&json!({ "end": true }));
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::{
     layers::LayersArgs,
     margins, matrix,
     output::Logs,
+    parity::{self, ParityArgs},
     registry::Registry,
     report::{self, Courses},
     runner::{self, Extras},
@@ -42,6 +43,8 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 /// What was to be compared with is another machine's; the gate's code for it.
 const NOT_COMPARABLE: u8 = 4;
+/// The seeds do not tell; the gate's code for it.
+const INCONCLUSIVE: u8 = 3;
 
 /// Does what the command line asks for with the models of `registry`. A project's binary `amp` returns
 /// what this returns.
@@ -92,6 +95,7 @@ fn run(registry: &Registry, command: Command) -> Result<ExitCode> {
             return Ok(ExitCode::from(report.status.exit_code()));
         }
         Command::Bench(args) => benchmark(registry, &args)?,
+        Command::Parity(args) => return hold_against_twins(registry, &args),
         Command::Margins(args) => print(&margins::command(registry, &args)?)?,
         Command::Selftest(args) => {
             if !self_test(registry, &args)? {
@@ -307,6 +311,20 @@ fn benchmark(registry: &Registry, args: &BenchArgs) -> Result<()> {
         markdown.write(view::bench_markdown(&report).as_bytes())?;
     }
     print(&view::bench(&report))
+}
+
+fn hold_against_twins(registry: &Registry, args: &ParityArgs) -> Result<ExitCode> {
+    let report = parity::run(registry, args, &|what| {
+        if !args.quiet {
+            complain(&format!("training: {what}"));
+        }
+    })?;
+    print(&if args.json { pretty(&report)? } else { view::parity(&report) })?;
+    Ok(match report.status() {
+        parity::Status::Agree => ExitCode::SUCCESS,
+        parity::Status::Disagree => ExitCode::from(FAILED),
+        parity::Status::Inconclusive => ExitCode::from(INCONCLUSIVE),
+    })
 }
 
 /// Whether every fault was caught and nothing else.

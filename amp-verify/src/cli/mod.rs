@@ -26,6 +26,7 @@ use crate::{
     layers::LayersArgs,
     margins::MarginsArgs,
     options::positive,
+    parity::ParityArgs,
     selftest::SelftestArgs,
 };
 
@@ -66,6 +67,9 @@ pub enum Command {
     /// Measure speed and memory, next to PyTorch programs with --peers, and hold them against the
     /// targets
     Bench(BenchArgs),
+    /// Train models beside their PyTorch twins, on the same batches from the same weights: exits with 0 where
+    /// they agree, 1 where they do not, 2 usage, 3 inconclusive
+    Parity(ParityArgs),
     /// Record margins, which the gate judges by, and how far the figures of goldens move between CPUs
     Margins(MarginsArgs),
     /// Inject faults, each of which must turn the gate red, and repeat unchanged runs

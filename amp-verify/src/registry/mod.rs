@@ -32,12 +32,16 @@ mod data_set;
 mod judge;
 mod model;
 mod project;
+#[cfg(feature = "cli")]
+mod twin;
 
 pub use data_set::DataSet;
 pub(crate) use judge::LOSS;
 pub use judge::{Direction, Judge};
 pub use model::{Build, Model};
 pub use project::Project;
+#[cfg(feature = "cli")]
+pub use twin::Twin;
 
 use std::sync::Arc;
 

@@ -5,6 +5,8 @@ use std::{fmt, sync::Arc};
 use amp_core::{Error, Hyperparameters, LightningModule, Result};
 use serde_json::Value;
 
+#[cfg(feature = "cli")]
+use super::Twin;
 use super::{Judge, Registry};
 #[cfg(feature = "cli")]
 use crate::faults::Fault;
@@ -35,6 +37,8 @@ pub struct Model {
     pub(crate) is_hidden: bool,
     #[cfg(feature = "cli")]
     faults: Vec<Fault>,
+    #[cfg(feature = "cli")]
+    twin: Option<Twin>,
     pub(crate) build: Arc<Build>,
 }
 
@@ -65,6 +69,8 @@ impl Model {
             is_hidden: false,
             #[cfg(feature = "cli")]
             faults: Vec::new(),
+            #[cfg(feature = "cli")]
+            twin: None,
             build: Arc::new(build),
         }
     }
@@ -197,6 +203,19 @@ impl Model {
     pub fn reveals(mut self, faults: impl IntoIterator<Item = Fault>) -> Self {
         self.faults.extend(faults);
         self
+    }
+
+    /// The same model in PyTorch, which `cargo amp parity` trains beside this one.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub fn twin(mut self, twin: Twin) -> Self {
+        self.twin = Some(twin);
+        self
+    }
+
+    #[cfg(feature = "cli")]
+    pub(crate) fn own_twin(&self) -> Option<&Twin> {
+        self.twin.as_ref()
     }
 
     #[cfg(feature = "cli")]

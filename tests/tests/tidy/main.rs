@@ -66,6 +66,7 @@ const AMP_DERIVE: &[&str] = &[
 /// amp-verify's.
 const AMP_VERIFY: &[&str] = &[
     "text",
+    "python",
     "verdict",
     "exponents",
     "recorded",
@@ -83,6 +84,7 @@ const AMP_VERIFY: &[&str] = &[
     "layers",
     "diagnose",
     "bench",
+    "parity",
     "view",
     "gate",
     "margins",

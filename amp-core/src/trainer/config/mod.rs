@@ -29,6 +29,7 @@ pub use self::{
 
 use crate::{
     Error, Result,
+    data::{DataLoader, DataModule},
     precision::{Policy, Precision},
 };
 
@@ -108,6 +109,25 @@ impl TrainerConfig {
     /// The policy of the run.
     pub fn policy(&self) -> Policy {
         Policy::new(self.precision, self.device)
+    }
+
+    /// The training batches of a run with these options, in its order.
+    ///
+    /// # Errors
+    /// When they cannot be batched, shuffle is off and the data has a sampler, or the device has no room for a
+    /// set that is to be there.
+    pub fn train_loader(&self, data: &DataModule) -> Result<DataLoader> {
+        let loops = self.loops.resolved();
+        if let (false, Some(sampler)) = (self.shuffle, &data.sampler) {
+            return Err(Error::config(format!(
+                "shuffle is off, but `{}` has the sampler `{}`: leave one of the two out",
+                data.name,
+                sampler.name()
+            )));
+        }
+        let in_order = !self.shuffle || loops.overfit_batches.is_some();
+        let loader = data.train_loader(self.policy(), (!in_order).then_some(self.seed))?;
+        Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
     }
 
     /// Checks what can be checked before a run; [`Trainer::fit`](crate::Trainer::fit) does so too.

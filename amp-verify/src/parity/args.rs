@@ -1,0 +1,127 @@
+//! Options of `parity`.
+
+use std::{path::PathBuf, str::FromStr, sync::Arc};
+
+use amp_core::{Error, Result, hardware, precision::Precision, tch, tch::Device};
+use clap::Args;
+
+use crate::{
+    options::positive,
+    registry::{Model, Registry, Twin},
+};
+
+/// What is trained by default: what PyTorch has too.
+const PRECISIONS: [Precision; 3] = [Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed];
+
+/// Options of `parity`.
+#[derive(Debug, Args)]
+pub struct ParityArgs {
+    /// The models [default: all that have a twin]
+    #[arg(value_name = "MODEL")]
+    pub models: Vec<String>,
+    /// Precisions, separated by commas, of 32-true, 16-mixed and bf16-mixed [default: these three]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str)]
+    pub precision: Vec<Precision>,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Seeds, at least 2: both begin with the same weights and see the same batches under each
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub seeds: u64,
+    /// The first seed
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// Epochs [default: the model's own]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub epochs: Option<i64>,
+    /// End training after so many optimizer steps, if that is before the last epoch
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub max_steps: Option<u64>,
+    /// Batches whose losses are compared one by one
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
+    pub losses: u64,
+    /// A Python with torch
+    #[arg(long, value_name = "PATH", default_value = "python3")]
+    pub python: PathBuf,
+    /// Threads of one CPU operation, on both sides [default: all cores]
+    #[arg(long)]
+    pub threads: Option<i32>,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Do not say on standard error what is trained
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// What was asked for, checked.
+pub(super) struct Plan {
+    pub(super) device: Device,
+    pub(super) subjects: Vec<Subject>,
+    pub(super) precisions: Vec<Precision>,
+}
+
+/// A model with its twin and its δ.
+pub(super) struct Subject {
+    pub(super) model: Arc<Model>,
+    pub(super) twin: Twin,
+    pub(super) margin: f64,
+}
+
+impl ParityArgs {
+    /// Checks what was asked for.
+    pub(super) fn plan(&self, registry: &Registry) -> Result<Plan> {
+        if self.seeds < 2 {
+            let text = "at least 2 are needed to tell a difference from chance";
+            return Err(Error::config(format!("seeds {}: {text}", self.seeds)));
+        }
+        if let Some(threads) = self.threads {
+            if threads < 1 {
+                return Err(Error::config(format!("threads {threads}: it must be at least 1")));
+            }
+            tch::set_num_threads(threads);
+        }
+        let asked = if self.precision.is_empty() { &PRECISIONS[..] } else { &self.precision };
+        let mut precisions = Vec::new();
+        for precision in asked {
+            if !PRECISIONS.contains(precision) {
+                return Err(Error::config(format!(
+                    "{precision} is none of PyTorch's: choose among 32-true, 16-mixed and bf16-mixed"
+                )));
+            }
+            if !precisions.contains(precision) {
+                precisions.push(*precision);
+            }
+        }
+        let device = hardware::parse_device(&self.device)?;
+        hardware::set_numerics(false, false)?;
+        Ok(Plan { device, subjects: self.subjects(registry)?, precisions })
+    }
+
+    fn subjects(&self, registry: &Registry) -> Result<Vec<Subject>> {
+        let advice =
+            "declare one with `.twin(Twin::new(include_str!(\"….py\"), include_str!(\"….rs\")))`";
+        let subject = |model: &Arc<Model>, twin: &Twin| -> Result<Subject> {
+            let margin = registry.margin(model)?;
+            Ok(Subject { model: Arc::clone(model), twin: twin.clone(), margin })
+        };
+        if self.models.is_empty() {
+            let all = registry.models();
+            let twins = all.filter_map(|model| Some(subject(model, model.own_twin()?)));
+            let subjects = twins.collect::<Result<Vec<_>>>()?;
+            if subjects.is_empty() {
+                let name = registry.project().name();
+                return Err(Error::config(format!("no model of {name} has a twin: {advice}")));
+            }
+            return Ok(subjects);
+        }
+        let find = |name: &String| -> Result<Subject> {
+            let model = registry.find(Some(name))?;
+            let twin = model
+                .own_twin()
+                .ok_or_else(|| Error::config(format!("{name} has no twin: {advice}")))?;
+            subject(model, twin)
+        };
+        self.models.iter().map(find).collect()
+    }
+}

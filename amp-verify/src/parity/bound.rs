@@ -1,0 +1,68 @@
+//! How far the first losses of two sides may be apart that compute the same in f32.
+//!
+//! The two round in other places, and from there on training carries the difference along: it may shrink, or
+//! grow with every step. How much depends on the model, its weights and its data, so it is measured: a few runs
+//! of our own begin with weights that are moved at random by [up to sixteen roundings](super::ours) and see the
+//! same batches. The bound of a loss is [`FACTOR`] times the furthest that any of these runs was off up to there,
+//! and no less than [`LEAST`], for the roundings of the loss's own sum.
+
+/// Runs with moved weights.
+pub(super) const RUNS: u64 = 4;
+/// Multiples of what moved runs are off.
+const FACTOR: f64 = 4.0;
+/// Sixteen roundings of f32, relative to the loss.
+const LEAST: f64 = 1.0 / 1_048_576.0;
+
+/// How far two courses of losses are apart, step by step, relative to the loss. A loss near 0, as that of a
+/// critic, is as small only for a moment: it counts as the mean of the course.
+pub(super) fn differences(own: &[f64], other: &[f64]) -> Vec<f64> {
+    let finite = own.iter().filter(|loss| loss.is_finite());
+    let typical = finite.clone().map(|loss| loss.abs()).sum::<f64>() / finite.count().max(1) as f64;
+    let difference = |(own, other): (&f64, &f64)| match (own.is_finite(), other.is_finite()) {
+        (false, false) => 0.0,
+        (true, true) if own == other => 0.0,
+        (true, true) => (own - other).abs() / own.abs().max(typical),
+        _ => f64::INFINITY,
+    };
+    own.iter().zip(other).map(difference).collect()
+}
+
+/// The bound of each step.
+pub(super) fn bounds(own: &[f64], moved: &[Vec<f64>]) -> Vec<f64> {
+    let moved: Vec<Vec<f64>> = moved.iter().map(|other| differences(own, other)).collect();
+    let mut furthest = 0.0_f64;
+    (0..own.len())
+        .map(|step| {
+            let here = moved.iter().filter_map(|run| run.get(step)).copied();
+            furthest = here.filter(|off| off.is_finite()).fold(furthest, f64::max);
+            (FACTOR * furthest).max(LEAST)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_grows_with_what_moved_runs_are_off() {
+        let own = [2.0, 2.0, 2.0, 2.0];
+        let moved = [vec![2.0, 2.002, 2.0, 2.0], vec![2.0, 2.0, 1.996, 2.0]];
+        let found = bounds(&own, &moved);
+        for (found, expected) in found.iter().zip([LEAST, 0.004, 0.008, 0.008]) {
+            assert!((found - expected).abs() < 1e-12, "{found}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn a_difference_is_relative_to_the_loss_or_the_course() {
+        let own = [4.0, 0.0, f64::NAN, 1.0, 3.0];
+        let other = [4.4, 0.2, f64::NAN, f64::NAN, 3.0];
+        let found = differences(&own, &other);
+        // The mean of 4, 0, 1 and 3 is 2.
+        let expected = [0.1, 0.1, 0.0, f64::INFINITY, 0.0];
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(*found == expected || (found - expected).abs() < 1e-12, "{found}: {expected}");
+        }
+    }
+}

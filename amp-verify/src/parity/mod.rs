@@ -1,0 +1,135 @@
+//! `cargo amp parity`: models beside their PyTorch twins.
+//!
+//! Both sides begin with the same weights and see the same batches, under the same hyperparameters, precision
+//! and schedule: [`ours`] trains the model and writes its initial weights, [`theirs`] sends the batches to the
+//! twin's process, [`report`] holds the two against each other: the first losses by [`bound`], which steps were
+//! skipped, the metric at the end over several seeds.
+
+mod args;
+mod bound;
+mod ours;
+mod report;
+mod theirs;
+
+pub use args::ParityArgs;
+pub use report::{First, Pair, Report, Row, SCHEMA, Seed, Status};
+
+use std::collections::BTreeMap;
+
+use amp_core::{Result, hardware::Fingerprint, precision::Precision, tch::Device};
+
+use self::{args::Subject, theirs::Theirs};
+use crate::{
+    case::{Case, Choices},
+    registry::Registry,
+    text::one_line,
+};
+
+/// Trains what was asked for on both sides and says on the way, through `tell`, what is trained.
+///
+/// # Errors
+/// When what was asked for cannot be done, or our side fails. What a twin fails with is in its row.
+pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Result<Report> {
+    let plan = args.plan(registry)?;
+    let (mut rows, mut versions) = (Vec::new(), BTreeMap::new());
+    for subject in &plan.subjects {
+        let name = subject.model.name();
+        let mut theirs = Theirs::start(&args.python, name, &subject.twin, plan.device)
+            .map_err(|error| error.at(&format!("the twin of {name}")))?;
+        versions.clone_from(&theirs.versions);
+        for precision in &plan.precisions {
+            let what = format!("{name} under {precision}");
+            tell(&what);
+            let comparison =
+                Comparison { registry, args, subject, device: plan.device, precision: *precision };
+            let row = comparison.row(&mut theirs);
+            rows.push(row.map_err(|error| error.at(&what))?);
+        }
+    }
+    let fingerprint = Fingerprint::of(plan.device)?;
+    Ok(Report { schema: SCHEMA.to_owned(), fingerprint, versions, rows })
+}
+
+/// A model under a precision.
+struct Comparison<'a> {
+    registry: &'a Registry,
+    args: &'a ParityArgs,
+    subject: &'a Subject,
+    device: Device,
+    precision: Precision,
+}
+
+impl Comparison<'_> {
+    fn case(&self, seed: u64) -> Result<Case> {
+        let choices = Choices {
+            epochs: self.args.epochs,
+            max_steps: self.args.max_steps,
+            seed,
+            set: self.subject.twin.hyperparameters.clone(),
+            ..Choices::default()
+        };
+        let mut case = Case::new(self.registry, &self.subject.model, choices, self.device)?;
+        // A side may end early where the other does not.
+        case.early_stopping = None;
+        Ok(case)
+    }
+
+    fn row(&self, theirs: &mut Theirs) -> Result<Row> {
+        let Subject { model, twin, margin } = self.subject;
+        let judge = model.judge();
+        let lines =
+            Pair { ours: lines_of_code(twin.rust, "//"), theirs: lines_of_code(twin.python, "#") };
+        let mut row = Row::new(model.name(), self.precision, judge, lines);
+        let mut examples = 1;
+        for seed in (0..self.args.seeds).map(|index| self.args.seed.wrapping_add(index)) {
+            let case = self.case(seed)?;
+            examples = case.data.val.iter().next().map_or(1, |(_, set)| set.len());
+            let ours = ours::train(&case, self.precision, &theirs.weights())?;
+            let twin = match theirs.train(&case, self.precision, &ours) {
+                Ok(twin) => twin,
+                Err(error) => {
+                    row.failures.push(format!("the twin: {}", one_line(&error.to_string())));
+                    break;
+                }
+            };
+            if row.seeds.is_empty() {
+                row.peak_memory_bytes = Some(Pair {
+                    ours: Some(ours.peak_memory_bytes),
+                    theirs: twin.peak_memory_bytes,
+                });
+                row.first = Some(self.first_losses(&case, &ours.losses, twin.losses)?);
+            }
+            let metric = ours.record.last(judge.name).filter(|value| value.is_finite());
+            row.seeds.push(Seed {
+                seed,
+                metric: Pair { ours: metric, theirs: twin.metric },
+                skipped: Pair { ours: ours.skipped, theirs: twin.skipped },
+                scale: Pair { ours: ours.record.end.scale, theirs: twin.scale },
+            });
+        }
+        row.judge(judge, *margin, examples, self.args.losses);
+        Ok(row)
+    }
+
+    /// The first losses, each with its bound under 32-true.
+    fn first_losses(&self, case: &Case, own: &[f64], mut other: Vec<f64>) -> Result<First> {
+        let count = usize::try_from(self.args.losses).unwrap_or(usize::MAX);
+        let own = own[..own.len().min(count)].to_vec();
+        other.truncate(count);
+        let bounds = match self.precision {
+            Precision::F32True => {
+                let moved =
+                    (1..=bound::RUNS).map(|run| ours::train_moved(case, run, own.len() as u64));
+                Some(bound::bounds(&own, &moved.collect::<Result<Vec<_>>>()?))
+            }
+            _ => None,
+        };
+        Ok(First::new(Pair { ours: own, theirs: other }, bounds.as_deref()))
+    }
+}
+
+/// Lines that are neither empty nor a comment.
+fn lines_of_code(text: &str, comment: &str) -> usize {
+    let is_code = |line: &&str| !line.is_empty() && !line.starts_with(comment);
+    text.lines().map(str::trim).filter(is_code).count()
+}

@@ -1,0 +1,309 @@
+"""What `cargo amp parity` runs beside its own trainer: a PyTorch twin of a model, under torch.autocast and
+GradScaler, on the batches that it is sent.
+
+Each line on standard input is a JSON object, each answer a line on standard output; an answer with "error"
+ends the run that it belongs to.
+
+  (at the start)                            -> {"versions": {"torch": ..., ...}}
+  {"prepare": {precision, weights, ...}}    -> {"ready": true}
+  {"train": FILE, "shares": [[...], ...]}   -> {"losses": [...], "skipped": [...], "scale": s}
+  {"epoch_end": true}                       -> {"moved": true}
+  {"validate": FILE, "batches": n}          -> {"kept": true}
+  {"end": true}                             -> {"metric": m, "peak_memory_bytes": b}
+
+`prepare` has hyperparameters, plan, clip ({"norm": c}, {"value": c} or null), scaler (GradScaler's arguments)
+and weights, a safetensors file. Batches are safetensors files with tensors BATCH/NAME. `shares` has a list
+for each optimizer step with a factor for each of its batches.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib.util
+import json
+import math
+import os
+import struct
+import sys
+import types
+import warnings
+
+# Libraries print; the answers keep standard output to themselves.
+ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)
+
+
+def answer(**fields):
+    ANSWERS.write(json.dumps(fields) + "\n")
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--twin", help="the file with the twin's class")
+parser.add_argument("--name", help="the class")
+parser.add_argument("--device", default="cpu", help="cpu, or cuda:N")
+parser.add_argument("--threads", type=int)
+options = parser.parse_args()
+
+warnings.filterwarnings("ignore")
+try:
+    import torch
+except ModuleNotFoundError as error:
+    name = (error.name or str(error)).split(".")[0]
+    answer(error=f"{os.path.basename(sys.executable)} has no {name}: pip install {name}")
+    sys.exit(0)
+
+DEVICE = torch.device(options.device)
+CUDA = DEVICE.type == "cuda"
+AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def read(path):
+    """The tensors of a safetensors file."""
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length].decode())
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        dtype, count = DTYPES[entry["dtype"]], math.prod(entry["shape"])
+        start = 8 + length + entry["data_offsets"][0]
+        tensor = torch.empty(0, dtype=dtype)
+        if count:
+            tensor = torch.frombuffer(data, dtype=dtype, count=count, offset=start).clone()
+        tensors[name] = tensor.reshape(entry["shape"])
+    return tensors
+
+
+class Batch(dict):
+    """Tensors by name: batch.input is batch["input"]."""
+
+    __getattr__ = dict.__getitem__
+
+
+def batches(path, count):
+    found = [Batch() for _ in range(count)]
+    for name, tensor in read(path).items():
+        at, field = name.split("/", 1)
+        found[int(at)][field] = tensor.to(DEVICE)
+    return found
+
+
+def load(net, path):
+    """Gives the twin the model's weights, all of them by name."""
+    state = read(path)
+    found = net.load_state_dict(state, strict=False)
+    own = net.state_dict()
+    loaded = {own[name].data_ptr() for name in state if name in own}
+    # A tied tensor is in the file once; PyTorch counts batches, which no number depends on.
+    is_there = lambda name: own[name].data_ptr() in loaded or name.endswith("num_batches_tracked")
+    missing = [name for name in found.missing_keys if not is_there(name)]
+    for what, names in [("not in the model", missing), ("not in the twin", found.unexpected_keys)]:
+        if names:
+            raise ValueError(f"{what}: {', '.join(names[:8])}")
+
+
+class Step:
+    """What a twin that optimizes by hand does a batch with."""
+
+    def __init__(self, run):
+        self.run, self.optimizers, self.loss = run, run.optimizers, None
+        self.batch_idx = run.batch_idx
+
+    def forward(self):
+        return self.run.autocast()
+
+    @contextlib.contextmanager
+    def toggled(self, at):
+        own = {id(p) for p in self.run.parameters(self.optimizers[at])}
+        others = [p for p in self.run.net.parameters() if id(p) not in own and p.requires_grad]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+
+    def minimize(self, at, loss, clip=None):
+        optimizer = self.optimizers[at]
+        optimizer.zero_grad(set_to_none=True)
+        self.run.scaler.scale(loss).backward()
+        self.run.apply(optimizer, {"norm": clip} if clip else None)
+        self.loss = loss.detach()
+
+
+class Run:
+    """A training under one precision."""
+
+    def __init__(self, twin, task):
+        torch.manual_seed(0)
+        self.net = getattr(twin, options.name)(types.SimpleNamespace(**task["hyperparameters"]))
+        load(self.net, task["weights"])
+        self.net.to(DEVICE).train()
+        made = self.net.configure_optimizers(types.SimpleNamespace(**task["plan"]))
+        optimizers, schedules = made if isinstance(made, tuple) else (made, [])
+        self.optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        whole = lambda s: s if isinstance(s, dict) else {"scheduler": s, "interval": "epoch"}
+        self.schedules = [whole(schedule) for schedule in schedules]
+        self.dtype, self.clip = AUTOCAST.get(task["precision"]), task["clip"]
+        scales = task["precision"] == "16-mixed"
+        self.scaler = torch.amp.GradScaler(DEVICE.type, enabled=scales, **task["scaler"])
+        self.outputs, self.steps, self.batch_idx, self.peak = [], 0, 0, None
+        if CUDA:
+            torch.cuda.reset_peak_memory_stats()
+
+    def autocast(self):
+        dtype = self.dtype or torch.bfloat16
+        return torch.autocast(DEVICE.type, dtype, enabled=self.dtype is not None)
+
+    def parameters(self, optimizer):
+        return [p for group in optimizer.param_groups for p in group["params"]]
+
+    def apply(self, optimizer, clip):
+        self.scaler.unscale_(optimizer)
+        if clip and "norm" in clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters(optimizer), clip["norm"])
+        elif clip:
+            torch.nn.utils.clip_grad_value_(self.parameters(optimizer), clip["value"])
+        self.scaler.step(optimizer)
+        for schedule in self.schedules:
+            if schedule["interval"] == "step" and schedule["scheduler"].optimizer is optimizer:
+                schedule["scheduler"].step()
+
+    def step(self, window, shares):
+        """One optimizer step; the losses of its batches."""
+        if hasattr(self.net, "manual_step"):
+            step = Step(self)
+            self.net.manual_step(window[0], step)
+            return [step.loss]
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for batch, share in zip(window, shares):
+            with self.autocast():
+                loss = self.net.training_step(batch)
+            losses.append(loss.detach())
+            self.scaler.scale(loss if share == 1.0 else loss * share).backward()
+        for optimizer in self.optimizers:
+            self.apply(optimizer, self.clip)
+        return losses
+
+    def held(self):
+        """Bytes of weights and of what the optimizers keep."""
+        states = [o.state.values() for o in self.optimizers]
+        kept = [t for s in states for entry in s for t in entry.values() if torch.is_tensor(t)]
+        tensors = [*self.net.parameters(), *self.net.buffers(), *kept]
+        return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+
+    def counted(self, *step):
+        """A step whose memory on the CPU is counted."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        before, now, most = self.held(), 0, 0
+        cpu = torch.profiler.ProfilerActivity.CPU
+        with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+            losses = self.step(*step)
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            now += event.nbytes()
+            most = max(most, now)
+        self.peak = before + most
+        return losses
+
+    def train(self, path, shares):
+        found = iter(batches(path, sum(len(window) for window in shares)))
+        losses, skipped = [], []
+        for window in shares:
+            before = self.scaler.get_scale()
+            step = self.counted if self.steps == 2 and not CUDA else self.step
+            losses += step([next(found) for _ in window], window)
+            self.scaler.update()
+            self.steps += 1
+            self.batch_idx += len(window)
+            skipped.append(self.scaler.get_scale() < before)
+            if hasattr(self.net, "on_train_batch_end"):
+                self.net.on_train_batch_end()
+        numbers = [float(loss) for loss in losses]
+        numbers = [number if math.isfinite(number) else None for number in numbers]
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
+        answer(losses=numbers, skipped=skipped, scale=scale)
+
+    def epoch_end(self):
+        for schedule in self.schedules:
+            if schedule["interval"] == "epoch":
+                schedule["scheduler"].step()
+        self.batch_idx = 0
+        answer(moved=True)
+
+    def validate(self, path, count):
+        self.net.eval()
+        with torch.no_grad(), self.autocast():
+            for batch in batches(path, count):
+                output = self.net.validation_step(batch)
+                output = output if isinstance(output, tuple) else (output,)
+                self.outputs.append([tensor.detach().cpu() for tensor in output])
+        answer(kept=True)
+
+    def end(self):
+        joined = [torch.cat(tensors) for tensors in zip(*self.outputs)]
+        joined = [t.float() if t.is_floating_point() else t for t in joined]
+        own = getattr(self.net, "metric", lambda first, *_: first.float().mean())
+        value = float(own(*joined))
+        if CUDA:
+            # What tensors asked for, as on the other side.
+            self.peak = torch.cuda.memory_stats()["requested_bytes.all.peak"]
+        answer(metric=value if math.isfinite(value) else None, peak_memory_bytes=self.peak)
+
+
+def main():
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if CUDA:
+        torch.cuda.set_device(DEVICE)
+    twin, run = None, None
+    answer(versions={"python": sys.version.split()[0], "torch": torch.__version__})
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            if twin is None:
+                spec = importlib.util.spec_from_file_location("twin", options.twin)
+                twin = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(twin)
+            if "prepare" in asked:
+                run = None
+                gc.collect()
+                run = Run(twin, asked["prepare"])
+                answer(ready=True)
+            elif "train" in asked:
+                run.train(asked["train"], asked["shares"])
+            elif "validate" in asked:
+                run.validate(asked["validate"], asked["batches"])
+            elif "epoch_end" in asked:
+                run.epoch_end()
+            else:
+                run.end()
+        except BaseException as error:  # whatever it is, it is the answer
+            at, place = error.__traceback__, ""
+            while at is not None:
+                if at.tb_frame.f_code.co_filename == options.twin:
+                    place = f" (line {at.tb_lineno} of the twin)"
+                at = at.tb_next
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            answer(error=text + place)
+
+
+if __name__ == "__main__":
+    main()

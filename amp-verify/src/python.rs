@@ -1,0 +1,116 @@
+//! A Python program that is asked in lines of JSON: each line on its standard input is an object, each
+//! answer a line on its standard output. An answer with `error` ends what was asked for.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use amp_core::{Error, Result, tch::Device};
+use serde_json::Value;
+
+/// A running program.
+pub(crate) struct Process {
+    child: Child,
+    requests: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Process {
+    /// Starts `program` with these arguments. [`Process::versions`] waits for it, so that several start at
+    /// once.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub(crate) fn start(
+        program: &Path,
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Self> {
+        let mut child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| Error::io(program, error))?;
+        let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
+            unreachable!("both are pipes");
+        };
+        Ok(Self { child, requests: Some(requests), answers: BufReader::new(answers) })
+    }
+
+    /// What the program says first: the versions of Python and its packages.
+    ///
+    /// # Errors
+    /// When a package is missing; the text says which.
+    pub(crate) fn versions(&mut self) -> Result<BTreeMap<String, String>> {
+        let hello = self.answer()?;
+        let versions = hello.get("versions").and_then(Value::as_object);
+        let versions = versions.ok_or_else(|| unexpected(&hello))?;
+        let text = |value: &Value| value.as_str().map_or(value.to_string(), str::to_owned);
+        Ok(versions.iter().map(|(name, value)| (name.clone(), text(value))).collect())
+    }
+
+    /// The answer to this request.
+    ///
+    /// # Errors
+    /// The program's own error, or that it is gone or has said something else than JSON.
+    pub(crate) fn ask(&mut self, request: &Value) -> Result<Value> {
+        let sent = match &mut self.requests {
+            Some(requests) => writeln!(requests, "{request}").and_then(|()| requests.flush()),
+            None => Ok(()),
+        };
+        match sent {
+            Ok(()) => self.answer(),
+            // Why it no longer listens, it may have said.
+            Err(_) => Err(self.gone()),
+        }
+    }
+
+    fn answer(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        match self.answers.read_line(&mut line) {
+            Ok(0) | Err(_) => return Err(self.gone()),
+            Ok(_) => {}
+        }
+        let answer: Value = serde_json::from_str(&line)
+            .map_err(|_| unexpected(&Value::String(line.trim_end().to_owned())))?;
+        match answer.get("error").and_then(Value::as_str) {
+            Some(error) => Err(Error::config(error)),
+            None => Ok(answer),
+        }
+    }
+
+    fn gone(&mut self) -> Error {
+        self.requests = None;
+        match self.child.wait() {
+            Ok(status) => Error::config(format!("its process ended without an answer: {status}")),
+            Err(error) => Error::config(format!("its process is lost: {error}")),
+        }
+    }
+}
+
+/// Of an answer that does not fit its request.
+pub(crate) fn unexpected(answer: &Value) -> Error {
+    Error::config(format!("an answer that was not expected: {answer}"))
+}
+
+/// The device as torch names it.
+pub(crate) fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The end of its input is the end of its work, wherever it is.
+        self.requests = None;
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

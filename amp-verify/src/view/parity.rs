@@ -1,0 +1,95 @@
+//! Models beside their PyTorch twins, as a table.
+
+use amp_core::memory::show_bytes;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
+
+use crate::parity::{Pair, Report, Row, Seed, Status};
+
+/// The table, with why rows disagree below.
+pub fn parity(report: &Report) -> String {
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header([
+        "model",
+        "precision",
+        "first losses apart",
+        "metric",
+        "ours",
+        "twin",
+        "skips",
+        "memory",
+        "lines",
+        "",
+    ]);
+    for row in &report.rows {
+        table.add_row(cells(row));
+    }
+    for column in table.column_iter_mut().skip(2).take(7) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let versions: Vec<String> =
+        report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let mut out = format!("{table}\n");
+    out += &format!(
+        "twins: {}; pairs: ours / the twin's; first losses apart: the largest relative difference, and how much \
+         of its bound the nearest to it takes; memory: the most tensor bytes at once; lines: with code, ours with \
+         data and registration\n",
+        versions.join(", ")
+    );
+    for row in &report.rows {
+        for failure in &row.failures {
+            out += &format!("{} under {}: {failure}\n", row.model, row.precision);
+        }
+        if row.status == Status::Inconclusive {
+            out += &format!(
+                "{} under {}: the seeds do not tell: run more with --seeds\n",
+                row.model, row.precision
+            );
+        }
+    }
+    out
+}
+
+fn cells(row: &Row) -> [String; 10] {
+    let dash = || "–".to_owned();
+    let first = row.first.as_ref().map_or_else(dash, |first| {
+        let largest =
+            first.largest.map_or_else(|| "not finite".to_owned(), |off| format!("{off:.1e}"));
+        match first.bound {
+            Some((off, most)) => format!("{largest}, {:.0}%", 100.0 * off / most),
+            None => largest,
+        }
+    });
+    let mean = |of: fn(&Pair<Option<f64>>) -> Option<f64>| {
+        let values: Option<Vec<f64>> = row.seeds.iter().map(|seed| of(&seed.metric)).collect();
+        let values = values.filter(|values| !values.is_empty());
+        let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+        values.map_or_else(dash, |values| format!("{:.4}", mean(values)))
+    };
+    let skips = |of: fn(&Seed) -> usize| row.seeds.iter().map(of).sum::<usize>();
+    let memory = row.peak_memory_bytes.map_or_else(dash, |memory| {
+        let show = |bytes: Option<u64>| bytes.map_or_else(dash, show_bytes);
+        format!("{} / {}", show(memory.ours), show(memory.theirs))
+    });
+    let status = match row.status {
+        Status::Agree => "agree",
+        Status::Inconclusive => "inconclusive",
+        Status::Disagree => "DISAGREE",
+    };
+    [
+        row.model.clone(),
+        row.precision.to_string(),
+        first,
+        row.metric.clone(),
+        mean(|metric| metric.ours),
+        mean(|metric| metric.theirs),
+        format!(
+            "{} / {}",
+            skips(|seed| seed.skipped.ours.len()),
+            skips(|seed| seed.skipped.theirs.len())
+        ),
+        memory,
+        format!("{} / {}", row.lines.ours, row.lines.theirs),
+        status.to_owned(),
+    ]
+}

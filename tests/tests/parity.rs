@@ -1,0 +1,81 @@
+//! Twins in the real PyTorch agree with their models, and disagree once they train otherwise.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
+
+use amp_core::Result;
+use amp_verify::{
+    Model, Registry, Twin,
+    parity::{self, ParityArgs, Report, Status},
+    project,
+};
+use clap::Parser;
+use fixtures::registry;
+use rstest::rstest;
+use tempfile::{TempDir, tempdir};
+
+/// The options of the command, which are read as it reads them.
+#[derive(Parser)]
+struct Command {
+    #[command(flatten)]
+    parity: ParityArgs,
+}
+
+/// Python with torch: `cargo amp test` installs it where the variable says; otherwise its own torch does.
+fn python() -> (TempDir, PathBuf) {
+    let folder = tempdir().expect("a temporary folder");
+    let site = std::env::var("AMP_TEST_PYTHON").unwrap_or_default();
+    let path = folder.path().join("python");
+    fs::write(&path, format!("#!/bin/sh\nPYTHONPATH='{site}' exec python3 \"$@\"\n"))
+        .expect("a script can be written");
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("it can be run");
+    (folder, path)
+}
+
+fn run(registry: &Registry, arguments: &[&str]) -> Result<Report> {
+    let (_folder, python) = python();
+    let python = python.to_string_lossy().into_owned();
+    let fixed = ["parity", "--device", "cpu", "--threads", "1", "--quiet", "--python", &python];
+    let all = fixed.iter().chain(arguments);
+    parity::run(registry, &Command::parse_from(all).parity, &|_| {})
+}
+
+#[rstest]
+#[case::lstm("LstmForecaster", "60")]
+fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
+    let report = run(&registry(), &[model, "--max-steps", steps, "--seeds", "2"])?;
+    for row in &report.rows {
+        assert!(
+            row.failures.is_empty(),
+            "{} under {}: {:?}",
+            row.model,
+            row.precision,
+            row.failures
+        );
+        assert_ne!(row.status, Status::Disagree);
+    }
+    assert_eq!(report.rows.len(), 3);
+    Ok(())
+}
+
+/// Each of these changes moves the first losses further than f32 can.
+#[rstest]
+#[case::learning_rate("lr=self.learning_rate", "lr=1.0001 * self.learning_rate")]
+#[case::epsilon("lr=self.learning_rate", "lr=self.learning_rate, eps=1e-7")]
+#[case::weight_decay("lr=self.learning_rate", "lr=self.learning_rate, weight_decay=1e-4")]
+#[case::averages("lr=self.learning_rate", "lr=self.learning_rate, betas=(0.9, 0.998)")]
+#[case::loss("F.mse_loss(", "F.smooth_l1_loss(")]
+#[case::states("states[:, -1]", "states[:, -2]")]
+fn a_twin_that_trains_otherwise_disagrees(#[case] from: &str, #[case] to: &str) -> Result<()> {
+    const TWIN: &str = include_str!("../../fixtures/twins/lstm.py");
+    assert!(TWIN.contains(from), "{from}");
+    let whole = registry();
+    let twin = Twin::new(Box::leak(TWIN.replace(from, to).into_boxed_str()), "");
+    let model = Model::clone(whole.find(Some("LstmForecaster"))?).twin(twin);
+    let waves = whole.find_data("waves")?;
+    let registry = Registry::new(project!()).data_set(waves.as_ref().clone()).model(model);
+    let arguments = ["--max-steps", "60", "--seeds", "2", "--precision", "32-true"];
+    let report = run(&registry, &arguments)?;
+    let said = report.rows[0].failures.join("; ");
+    assert!(said.contains("the loss of batch"), "{said}");
+    Ok(())
+}

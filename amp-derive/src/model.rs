@@ -3,7 +3,9 @@
 #![expect(clippy::large_enum_variant, reason = "there is one model for each derive")]
 
 use proc_macro2::Ident;
-use syn::{Attribute, Expr, ExprClosure, ExprPath, Generics, LitStr, Pat, Path, Type, Visibility};
+use syn::{
+    Attribute, Expr, ExprClosure, ExprPath, Generics, LitInt, LitStr, Pat, Path, Type, Visibility,
+};
 
 use crate::table;
 
@@ -321,15 +323,24 @@ pub(crate) enum Optimizers {
 
 pub(crate) struct Optimizer {
     pub(crate) config: Config,
-    /// Patterns of the parameters it trains; empty where it takes the rest.
-    pub(crate) params: Vec<LitStr>,
+    /// The parameters it trains; `None` where it takes the rest.
+    pub(crate) params: Option<Selection>,
     pub(crate) groups: Vec<Group>,
     pub(crate) scheduler: Option<(Config, table::Interval)>,
 }
 
+/// Which parameters.
+#[derive(Default)]
+pub(crate) struct Selection {
+    /// Patterns of their names; all where there are none.
+    pub(crate) named: Vec<LitStr>,
+    pub(crate) except: Vec<LitStr>,
+    pub(crate) ndim: Option<LitInt>,
+}
+
 /// Parameters with options of their own.
 pub(crate) struct Group {
-    pub(crate) patterns: Vec<LitStr>,
+    pub(crate) params: Selection,
     pub(crate) keys: Vec<Pair>,
 }
 

@@ -82,7 +82,12 @@ pub(crate) const STAGE: &str = "stage";
 pub(crate) const INTERVAL: &str = "interval";
 pub(crate) const MONITOR: &str = "monitor";
 pub(crate) const PARAMS: &str = "params";
+pub(crate) const EXCEPT: &str = "except";
+pub(crate) const NDIM: &str = "ndim";
 pub(crate) const GROUP: &str = "group";
+
+/// The arguments that choose parameters.
+pub(crate) const SELECTION: &[&str] = &[PARAMS, EXCEPT, NDIM];
 pub(crate) const AUTOCAST: &str = "autocast";
 pub(crate) const OFF: &str = "off";
 pub(crate) const ON_STEP: &str = "on_step";

@@ -103,7 +103,7 @@ fn perhaps_made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<O
 }
 
 /// The tensor that `call` makes.
-fn made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Tensor> {
+pub(super) fn made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Tensor> {
     Ok(perhaps_made(call)?.expect("on success there is one"))
 }
 

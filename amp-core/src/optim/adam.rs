@@ -1,15 +1,18 @@
 //! Adam and AdamW (torch/optim/adam.py, adamw.py).
 
+use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
 use super::{
-    Abilities, Moments, Rates,
-    algorithm::{Algorithm, Slot, SlotShape, StepTensors, kept},
-    build_plainly, require,
+    Abilities, Algorithm, Moments, Rates, Slot, StepTensors,
+    algorithm::{self, kept},
+    require,
+    slot::SlotShape,
 };
 use crate::{
     Result,
     ffi::{self, AdamStep, Kernels},
+    parameter::Parameter,
 };
 
 /// Adam with decoupled weight decay; defaults are torch.optim.AdamW's.
@@ -60,6 +63,7 @@ macro_rules! adam {
     ($options:ident, $decoupled:literal) => {
         impl Algorithm for $options {
             const NAME: &'static str = stringify!($options);
+            const ELEMENTWISE: bool = true;
 
             /// f16 holds the square of a gradient between 2⁻¹² and 2⁸ alone: below, the running
             /// square is zero and the update is divided by eps; above, it is infinite and the
@@ -75,14 +79,14 @@ macro_rules! adam {
                 require(self.weight_decay >= 0.0, "weight_decay", self.weight_decay, "at least 0")
             }
 
-            fn slots(&self) -> Vec<Slot> {
+            fn slots(&self, _: &Parameter) -> Result<Vec<Slot>> {
                 // The fused kernel reads the count on the device, the foreach form on the host.
                 let shape = if self.fused { SlotShape::Scalar } else { SlotShape::HostScalar };
-                vec![
+                Ok(vec![
                     Slot::like_parameter("exp_avg"),
                     Slot::of_squares("exp_avg_sq"),
                     Slot { name: "step", shape },
-                ]
+                ])
             }
 
             fn rates(&self) -> Rates {
@@ -109,9 +113,11 @@ macro_rules! adam {
                 let ours = self.fused && device.is_cuda() && kind == Kind::Float;
                 moments == Moments::Full || ours
             }
-        }
 
-        build_plainly!($options);
+            fn fields(&self) -> Option<Map<String, Value>> {
+                algorithm::fields(self)
+            }
+        }
     };
 }
 

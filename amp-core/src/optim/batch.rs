@@ -6,6 +6,8 @@ use tch::{Kind, Tensor};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
     pub(super) group: usize,
+    /// What is kept for them.
+    pub(super) layout: usize,
     pub(super) kind: Kind,
     pub(super) grad_kind: Kind,
     /// Whether it is the first step.

@@ -1,13 +1,13 @@
 //! Optimizers and their schedules as options, and which parameters each one trains.
 
-use super::{BuildOptimizer, BuildScheduler, Interval, Scheduled, Storage, patterns::Patterns};
+use super::{BuildOptimizer, BuildScheduler, Interval, Scheduled, Selection, Storage};
 use crate::{Error, Result, nn::Parameter};
 
 /// An optimizer and, optionally, its schedule: options only, no state.
 pub struct OptimizerConfig {
     optimizer: Box<dyn BuildOptimizer>,
     scheduler: Option<(Box<dyn BuildScheduler>, Interval)>,
-    params: Option<Patterns>,
+    params: Option<Selection>,
 }
 
 impl OptimizerConfig {
@@ -47,12 +47,11 @@ impl OptimizerConfig {
         self
     }
 
-    /// Trains the parameters that one of these patterns matches, instead of those that no other
-    /// optimizer takes. `*` in a pattern is any text, dots included, `?` any one character:
-    /// `head.*`, `*.bias`.
+    /// Trains these parameters, a [`Selection`] or a list of patterns of names, instead of those that no other
+    /// optimizer takes.
     #[must_use]
-    pub fn params<P: Into<String>>(mut self, patterns: impl IntoIterator<Item = P>) -> Self {
-        self.params = Some(patterns.into_iter().collect());
+    pub fn params(mut self, params: impl Into<Selection>) -> Self {
+        self.params = Some(params.into());
         self
     }
 
@@ -103,9 +102,9 @@ impl Optimizers {
         if parameters.is_empty() {
             return Err(Error::config("the model has no parameters: give it at least one layer"));
         }
-        let patterns: Vec<Option<&Patterns>> =
+        let selections: Vec<Option<&Selection>> =
             self.0.iter().map(|config| config.params.as_ref()).collect();
-        let shares = split(parameters, &patterns)?;
+        let shares = split(parameters, &selections)?;
         let mut built: Vec<Scheduled> = Vec::with_capacity(shares.len());
         for (config, share) in self.0.into_iter().zip(shares) {
             let optimizer = config.optimizer.build_with(share, storage)?;
@@ -127,12 +126,12 @@ impl Optimizers {
     }
 }
 
-/// Each optimizer's parameters; `None` takes those that no pattern of the others matches.
+/// Each optimizer's parameters; `None` takes those that no other selects.
 fn split(
     parameters: Vec<Parameter>,
-    patterns: &[Option<&Patterns>],
+    selections: &[Option<&Selection>],
 ) -> Result<Vec<Vec<Parameter>>> {
-    let mut takes_rest = (0..patterns.len()).filter(|at| patterns[*at].is_none());
+    let mut takes_rest = (0..selections.len()).filter(|at| selections[*at].is_none());
     let rest = takes_rest.next();
     if takes_rest.next().is_some() {
         return Err(Error::config(
@@ -140,13 +139,13 @@ fn split(
              params([\"head.*\"])",
         ));
     }
-    for patterns in patterns.iter().flatten() {
-        patterns.match_something("optimizer", &parameters)?;
+    for selection in selections.iter().flatten() {
+        selection.selects_something(&parameters)?;
     }
-    let mut shares: Vec<Vec<Parameter>> = patterns.iter().map(|_| Vec::new()).collect();
+    let mut shares: Vec<Vec<Parameter>> = selections.iter().map(|_| Vec::new()).collect();
     for parameter in parameters {
-        let matches = |at: &usize| patterns[*at].is_some_and(|p| p.matches(&parameter.name));
-        let mut matching = (0..patterns.len()).filter(matches);
+        let matches = |at: &usize| selections[*at].is_some_and(|s| s.matches(&parameter));
+        let mut matching = (0..selections.len()).filter(matches);
         let (owner, second) = (matching.next(), matching.next());
         if second.is_some() {
             return Err(Error::config(format!(

@@ -6,13 +6,14 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Abilities, Moments, OnDevice, Optimizer, Rates, Storage, WeightUpdate,
-    algorithm::{Algorithm, Slot, SlotShape, StepTensors},
+    Abilities, Algorithm, Moments, OnDevice, Optimizer, Rates, Slot, StepTensors, Storage,
+    WeightUpdate,
     batch::{Batch, Key, each_of},
     moments::{Code, Codes},
-    parameter_state::ParameterState,
-    parts::{Piece, Scalars, parts},
+    parameter_state::{Kept, ParameterState, laid_out},
+    parts::{Piece, Scalars, parts, wholes},
     saved,
+    slot::SlotShape,
     weight_update::{wide, write, write_stochastically},
     working::{Working, common_device, is_taken, moments, working},
 };
@@ -27,8 +28,8 @@ use crate::{
 pub(super) struct Engine<A> {
     /// By group.
     options: Vec<A>,
-    /// By group, as the options wanted them at the start.
-    slots: Vec<Vec<Slot>>,
+    /// What is kept for parameters, each list once: as the options wanted it at the start.
+    layouts: Vec<Vec<Slot>>,
     /// By group, where the steps can be captured.
     rates: Vec<Option<RatesOnDevice>>,
     parameters: Rc<[Parameter]>,
@@ -48,13 +49,6 @@ struct RatesOnDevice {
     written: Option<Rates>,
 }
 
-/// What is kept for a parameter.
-struct Kept {
-    group: usize,
-    /// Nothing while the parameter requires no gradient.
-    state: Option<ParameterState>,
-}
-
 impl<A: Algorithm> Engine<A> {
     /// `group_of` gives each parameter's place in `options`.
     pub(super) fn new(
@@ -64,7 +58,7 @@ impl<A: Algorithm> Engine<A> {
         storage: Storage,
     ) -> Result<Self> {
         options.iter().try_for_each(A::check)?;
-        let slots: Vec<Vec<Slot>> = options.iter().map(A::slots).collect();
+        let (layouts, kept) = laid_out(&options, &parameters, group_of)?;
         if let (WeightUpdate::StochasticRounding, Some(half)) = (
             storage.weights,
             parameters.iter().find(|parameter| parameter.tensor.kind() == Kind::Half),
@@ -75,7 +69,6 @@ impl<A: Algorithm> Engine<A> {
                 half.name
             )));
         }
-        let kept = group_of.iter().map(|&group| Kept { group, state: None }).collect();
         let device = common_device(&parameters);
         let steady = parameters.iter().zip(group_of).all(|(parameter, group)| {
             let kind = parameter.tensor.kind();
@@ -91,7 +84,8 @@ impl<A: Algorithm> Engine<A> {
         });
         let rates = rates.collect::<Result<_>>()?;
         let parameters = parameters.into();
-        let mut engine = Self { options, slots, rates, parameters, device, kept, storage, steady };
+        let mut engine =
+            Self { options, layouts, rates, parameters, device, kept, storage, steady };
         engine.extend_state()?;
         Ok(engine)
     }
@@ -112,6 +106,7 @@ impl<A: Algorithm> Engine<A> {
         for (place, grad) in grads.with_places() {
             let key = Key {
                 group: self.kept[place].group,
+                layout: self.kept[place].layout,
                 kind: self.parameters[place].tensor.kind(),
                 grad_kind: grad.kind(),
                 first: !self.state_of(place)?.started,
@@ -136,6 +131,7 @@ impl<A: Algorithm> Engine<A> {
             return self.step_whole(batch, known);
         }
         let mut scalars = Scalars::default();
+        let parts = if A::ELEMENTWISE { parts } else { wholes };
         parts(&batch.grads)
             .iter()
             .try_for_each(|part| self.step_part(batch, part, working, &mut scalars, known))
@@ -147,8 +143,8 @@ impl<A: Algorithm> Engine<A> {
             batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;
         let params: Vec<&Tensor> =
             batch.places.iter().map(|at| &self.parameters[*at].tensor).collect();
-        let Key { group, kind, grad_kind, .. } = batch.key;
-        let slots = 0..self.slots[group].len();
+        let Key { group, layout, kind, grad_kind, .. } = batch.key;
+        let slots = 0..self.layouts[layout].len();
         let kept: Vec<Vec<&Tensor>> = slots
             .clone()
             .map(|slot| states.iter().map(|state| state.slots[slot].kept()).collect())
@@ -184,7 +180,12 @@ impl<A: Algorithm> Engine<A> {
     ) -> Result<()> {
         let kept = batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;
         let each = |read: &dyn Fn(&Piece) -> Result<Tensor>| -> Result<Vec<Tensor>> {
-            part.iter().map(read).collect()
+            // A rule of whole parameters sees their shapes.
+            let shaped = |piece: &Piece| match A::ELEMENTWISE {
+                true => read(piece),
+                false => Ok(read(piece)?.f_view(batch.grads[piece.at].size().as_slice())?),
+            };
+            part.iter().map(shaped).collect()
         };
         let of_model = |piece: &Piece| piece.of(&self.parameters[batch.places[piece.at]].tensor);
         let grads = each(&|piece| wide(&piece.of(batch.grads[piece.at])?))?;
@@ -194,7 +195,7 @@ impl<A: Algorithm> Engine<A> {
             None => Ok(wide(&of_model(piece)?)?),
         })?;
         let mut states = Vec::new();
-        for (slot, Slot { shape, .. }) in self.slots[batch.key.group].iter().enumerate() {
+        for (slot, Slot { shape, .. }) in self.layouts[batch.key.layout].iter().enumerate() {
             states.push(match shape {
                 SlotShape::Parameter { .. } => {
                     each(&|piece| kept[piece.at].slots[slot].read(piece.start, piece.count))?
@@ -232,9 +233,11 @@ impl<A: Algorithm> Engine<A> {
         (scales, codes): (&[Vec<&Tensor>], &[&Code]),
         known: OnDevice<'_>,
     ) -> Result<()> {
-        let Key { group, first, .. } = batch.key;
+        let Key { group, layout, first, .. } = batch.key;
         let rates = self.rates[group].as_ref().map(|rates| &rates.tensor);
-        let tensors = StepTensors { params, grads, states, scales, codes, first, known, rates };
+        let slots = &self.layouts[layout];
+        let tensors =
+            StepTensors { params, grads, slots, states, scales, codes, first, known, rates };
         self.options[group].step(&tensors)
     }
 }
@@ -272,10 +275,11 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     fn extend_state(&mut self) -> Result<()> {
         let mut codes = Codes::default();
         for place in 0..self.parameters.len() {
-            let (parameter, Kept { group, state }) = (&self.parameters[place], &self.kept[place]);
+            let (parameter, Kept { group, layout, state }) =
+                (&self.parameters[place], &self.kept[place]);
             if state.is_none() && parameter.tensor.requires_grad() {
                 let started = !self.options[*group].first_step_differs();
-                let (slots, storage) = (&self.slots[*group], self.storage);
+                let (slots, storage) = (&self.layouts[*layout], self.storage);
                 let new = ParameterState::new::<A>(parameter, slots, storage, started, &mut codes)?;
                 self.kept[place].state = Some(new);
             }
@@ -311,8 +315,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     }
 
     fn options(&self, place: usize) -> Option<Map<String, Value>> {
-        let options = self.options[self.kept.get(place)?.group];
-        serde_json::to_value(options).ok()?.as_object().cloned()
+        self.options[self.kept.get(place)?.group].fields()
     }
 
     fn set_rates(&mut self, rates: &[Rates]) {
@@ -323,7 +326,7 @@ impl<A: Algorithm> Optimizer for Engine<A> {
 
     fn fixed_options(&self) -> String {
         let texts = self.options.iter().map(|options| {
-            let (mut options, momentum) = (*options, options.rates().momentum.map(|_| 0.0));
+            let (mut options, momentum) = (options.clone(), options.rates().momentum.map(|_| 0.0));
             options.set_rates(Rates { lr: 0.0, momentum });
             format!("{options:?}")
         });
@@ -342,9 +345,11 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put(saved::NAME, &A::NAME)?;
-        for (parameter, Kept { group, state: own }) in self.parameters.iter().zip(&self.kept) {
+        for (parameter, Kept { group, layout, state: own }) in
+            self.parameters.iter().zip(&self.kept)
+        {
             let (name, Some(own)) = (&parameter.name, own) else { continue };
-            for (slot, moment) in self.slots[*group].iter().zip(&own.slots) {
+            for (slot, moment) in self.layouts[*layout].iter().zip(&own.slots) {
                 for (suffix, tensor) in moment.tensors() {
                     state.put_tensor(format!("{}{suffix}/{name}", slot.name), tensor);
                 }

@@ -1,8 +1,6 @@
 //! Parameter groups: options of their own for parameters chosen by name.
 
-use super::{
-    BuildOptimizer, Optimizer, Storage, algorithm::Algorithm, engine::Engine, patterns::Patterns,
-};
+use super::{Algorithm, BuildOptimizer, Optimizer, Selection, Storage, engine::Engine};
 use crate::{Error, Result, nn::Parameter};
 
 /// An optimizer some of whose parameters have options of their own (PyTorch's param_groups).
@@ -21,7 +19,7 @@ use crate::{Error, Result, nn::Parameter};
 #[derive(Debug, Clone)]
 pub struct ParamGroups<O> {
     base: O,
-    groups: Vec<(Patterns, O)>,
+    groups: Vec<(Selection, O)>,
 }
 
 impl<O> ParamGroups<O> {
@@ -30,16 +28,22 @@ impl<O> ParamGroups<O> {
         Self { base, groups: Vec::new() }
     }
 
-    /// These options for the parameters that one of the patterns matches. `*` in a pattern is any
-    /// text, dots included, `?` any one character.
+    /// These options for these parameters: a [`Selection`] or a list of patterns of names.
     #[must_use]
-    pub fn group<P: Into<String>>(
-        mut self,
-        patterns: impl IntoIterator<Item = P>,
-        options: O,
-    ) -> Self {
-        self.groups.push((patterns.into_iter().collect(), options));
+    pub fn group(mut self, params: impl Into<Selection>, options: O) -> Self {
+        self.groups.push((params.into(), options));
         self
+    }
+}
+
+impl<A: Algorithm> BuildOptimizer for A {
+    fn build_with(
+        &self,
+        parameters: Vec<Parameter>,
+        storage: Storage,
+    ) -> Result<Box<dyn Optimizer>> {
+        let group_of = vec![0; parameters.len()];
+        Ok(Box::new(Engine::new(vec![self.clone()], parameters, &group_of, storage)?))
     }
 }
 
@@ -51,12 +55,12 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
         parameters: Vec<Parameter>,
         storage: Storage,
     ) -> Result<Box<dyn Optimizer>> {
-        for (patterns, _) in &self.groups {
-            patterns.match_something("optimizer", &parameters)?;
+        for (selection, _) in &self.groups {
+            selection.selects_something(&parameters)?;
         }
         let group_of = |parameter: &Parameter| {
-            let mut matching = (0..self.groups.len())
-                .filter(|group| self.groups[*group].0.matches(&parameter.name));
+            let mut matching =
+                (0..self.groups.len()).filter(|group| self.groups[*group].0.matches(parameter));
             match (matching.next(), matching.next()) {
                 (_, Some(_)) => Err(Error::config(format!(
                     "optimizer: `{}` is in two parameter groups: let the patterns of one match it",
@@ -66,8 +70,8 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
             }
         };
         let mut group_of = parameters.iter().map(group_of).collect::<Result<Vec<_>>>()?;
-        let mut options = vec![self.base];
-        options.extend(self.groups.iter().map(|(_, options)| *options));
+        let mut options = vec![self.base.clone()];
+        options.extend(self.groups.iter().map(|(_, options)| options.clone()));
         if !group_of.contains(&0) {
             // A group of no parameters would still have rates to show.
             options.remove(0);
@@ -76,29 +80,3 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
         Ok(Box::new(Engine::new(options, parameters, &group_of, storage)?))
     }
 }
-
-/// Builds over one group of all parameters.
-pub(super) fn build<A: Algorithm>(
-    options: A,
-    parameters: Vec<Parameter>,
-    storage: Storage,
-) -> Result<Box<dyn Optimizer>> {
-    let group_of = vec![0; parameters.len()];
-    Ok(Box::new(Engine::new(vec![options], parameters, &group_of, storage)?))
-}
-
-/// Options of an [`Algorithm`] build one group of all parameters.
-macro_rules! build_plainly {
-    ($options:ty) => {
-        impl $crate::optim::BuildOptimizer for $options {
-            fn build_with(
-                &self,
-                parameters: Vec<$crate::nn::Parameter>,
-                storage: $crate::optim::Storage,
-            ) -> $crate::Result<Box<dyn $crate::optim::Optimizer>> {
-                $crate::optim::groups::build(*self, parameters, storage)
-            }
-        }
-    };
-}
-pub(super) use build_plainly;

@@ -1,15 +1,13 @@
 //! Lion (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", Algorithm 2).
 
+use serde_json::{Map, Value};
 use tch::Kind;
 
-use super::{
-    Rates,
-    algorithm::{Algorithm, Slot, StepTensors},
-    build_plainly, require, require_betas,
-};
+use super::{Algorithm, Rates, Slot, StepTensors, algorithm, require, require_betas};
 use crate::{
     Result,
     ffi::{self, LionStep},
+    parameter::Parameter,
 };
 
 /// Every weight moves by lr, in the direction of the sign of an interpolation between the
@@ -34,6 +32,7 @@ impl Default for Lion {
 
 impl Algorithm for Lion {
     const NAME: &'static str = "Lion";
+    const ELEMENTWISE: bool = true;
 
     fn widens(kind: Kind) -> Option<&'static str> {
         (kind == Kind::Half).then_some("float16 loses small gradients from the running mean")
@@ -45,8 +44,8 @@ impl Algorithm for Lion {
         require(self.weight_decay >= 0.0, "weight_decay", self.weight_decay, "at least 0")
     }
 
-    fn slots(&self) -> Vec<Slot> {
-        vec![Slot::like_parameter("exp_avg")]
+    fn slots(&self, _: &Parameter) -> Result<Vec<Slot>> {
+        Ok(vec![Slot::like_parameter("exp_avg")])
     }
 
     fn rates(&self) -> Rates {
@@ -67,6 +66,12 @@ impl Algorithm for Lion {
         let lists = [tensors.params, tensors.grads, exp_avgs];
         ffi::lion(lists, &options, tensors.kernels(false))
     }
-}
 
-build_plainly!(Lion);
+    fn captures(&self) -> bool {
+        true
+    }
+
+    fn fields(&self) -> Option<Map<String, Value>> {
+        algorithm::fields(self)
+    }
+}

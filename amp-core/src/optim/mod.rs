@@ -1,30 +1,44 @@
 //! Optimizers and learning-rate schedulers with torch.optim's rules, on fused kernels.
 
+mod adafactor;
 mod adam;
 mod algorithm;
 mod batch;
 mod config;
 mod engine;
 mod groups;
+mod lamb;
 mod lion;
 mod moments;
+mod muon;
+mod number;
 mod parameter_state;
 mod parts;
 mod patterns;
 mod rmsprop;
+#[cfg(test)]
+mod rules_on_device;
 mod saved;
 mod scheduled;
 mod scheduler;
+mod selection;
 mod sgd;
+mod slot;
+mod step_tensors;
 mod weight_update;
 mod working;
 
 pub use crate::optimizer::{Abilities, OnDevice, Optimizer, Rates};
+pub use adafactor::Adafactor;
 pub use adam::{Adam, AdamW};
+pub use algorithm::Algorithm;
 pub use config::{OptimizerConfig, Optimizers};
 pub use groups::ParamGroups;
+pub use lamb::Lamb;
 pub use lion::Lion;
 pub use moments::Moments;
+pub use muon::{AdjustLr, Muon};
+pub use number::Number;
 pub(crate) use patterns::Patterns;
 pub use rmsprop::RmsProp;
 pub use scheduled::{GroupRates, Scheduled};
@@ -33,10 +47,12 @@ pub use scheduler::{
     Decay, ExponentialLr, LambdaLr, LinearLr, MultiStepLr, OneCycle, PolynomialLr,
     ReduceLrOnPlateau, Schedule, Scheduler, SequentialLr, StepLr, ThresholdMode, WarmupCosine, Wsd,
 };
+pub use selection::Selection;
 pub use sgd::Sgd;
+pub use slot::Slot;
+pub use step_tensors::{ParameterStep, StepTensors};
 pub use weight_update::{Storage, WeightUpdate};
 
-use groups::build_plainly;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, parameter::Parameter};
@@ -82,7 +98,16 @@ pub trait BuildOptimizer {
 }
 
 /// Refuses an option outside its range, in one wording.
-fn require(holds: bool, option: &str, value: f64, range: &str) -> Result<()> {
+///
+/// # Errors
+/// Where the range does not hold, or the value is not finite.
+///
+/// ```
+/// # use amp_core::optim::require;
+/// let said = require(false, "lr", -1.0, "at least 0").unwrap_err().to_string();
+/// assert!(said.contains("optimizer: lr is -1, but must be at least 0"));
+/// ```
+pub fn require(holds: bool, option: &str, value: f64, range: &str) -> Result<()> {
     if holds && value.is_finite() {
         return Ok(());
     }

@@ -79,7 +79,7 @@ impl Moment {
 
     /// Writes what [`read`](Self::read) gave and a step changed.
     pub(super) fn write(&self, start: i64, values: &Tensor) -> Result<()> {
-        let count = values.numel() as i64;
+        let (values, count) = (&values.f_reshape([-1])?, values.numel() as i64);
         match self {
             Self::Plain(_) => Ok(()),
             Self::Bf16(tensor) => write_stochastically(&tensor.f_narrow(0, start, count)?, values),

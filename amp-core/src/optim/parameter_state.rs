@@ -3,13 +3,40 @@
 use tch::Tensor;
 
 use super::{
-    Moments, Storage,
-    algorithm::{Algorithm, Slot},
+    Algorithm, Moments, Slot, Storage,
     moments::{Codes, Moment},
     weight_update::wide,
     working::{Working, moments, working, zeros},
 };
 use crate::{Error, Result, nn::Parameter};
+
+/// A parameter's place among an optimizer's options, and what is kept for it.
+pub(super) struct Kept {
+    pub(super) group: usize,
+    /// The place of its slots among the layouts.
+    pub(super) layout: usize,
+    /// Nothing while the parameter requires no gradient.
+    pub(super) state: Option<ParameterState>,
+}
+
+/// The slots that the options of each parameter's group want, each list once, and which one a parameter has.
+pub(super) fn laid_out<A: Algorithm>(
+    options: &[A],
+    parameters: &[Parameter],
+    group_of: &[usize],
+) -> Result<(Vec<Vec<Slot>>, Vec<Kept>)> {
+    let mut layouts: Vec<Vec<Slot>> = Vec::new();
+    let mut kept = Vec::with_capacity(parameters.len());
+    for (parameter, &group) in parameters.iter().zip(group_of) {
+        let slots = options[group].slots(parameter)?;
+        let layout = layouts.iter().position(|other| *other == slots).unwrap_or_else(|| {
+            layouts.push(slots);
+            layouts.len() - 1
+        });
+        kept.push(Kept { group, layout, state: None });
+    }
+    Ok((layouts, kept))
+}
 
 /// What an optimizer keeps for one parameter.
 pub(super) struct ParameterState {

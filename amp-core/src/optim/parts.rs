@@ -29,6 +29,13 @@ impl Piece {
     }
 }
 
+/// The tensors, each in one piece and a part of its own.
+pub(super) fn wholes(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
+    let counts = tensors.iter().map(|tensor| tensor.numel() as i64).enumerate();
+    let pieces = counts.map(|(at, count)| Piece { at, start: 0, count, whole: true });
+    pieces.filter(|piece| piece.count > 0).map(|piece| vec![piece]).collect()
+}
+
 /// The tensors cut so that each part has at most [`PART`] elements.
 pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     const { assert!(PART % BLOCK == 0, "a piece begins with a block") };

@@ -1,15 +1,17 @@
 //! RMSprop (torch/optim/rmsprop.py).
 
+use serde_json::{Map, Value};
 use tch::Kind;
 
 use super::{
-    Rates,
-    algorithm::{Algorithm, Slot, StepTensors, kept},
-    build_plainly, require,
+    Algorithm, Rates, Slot, StepTensors,
+    algorithm::{self, kept},
+    require,
 };
 use crate::{
     Result,
     ffi::{self, RmspropStep},
+    parameter::Parameter,
 };
 
 /// Gradients divided by a running root mean square; defaults are torch.optim.RMSprop's. On CUDA one
@@ -38,6 +40,7 @@ impl Default for RmsProp {
 
 impl Algorithm for RmsProp {
     const NAME: &'static str = "RMSprop";
+    const ELEMENTWISE: bool = true;
 
     fn widens(kind: Kind) -> Option<&'static str> {
         (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
@@ -55,11 +58,11 @@ impl Algorithm for RmsProp {
         require((0.0..=1.0).contains(&self.alpha), "alpha", self.alpha, "in [0, 1]")
     }
 
-    fn slots(&self) -> Vec<Slot> {
+    fn slots(&self, _: &Parameter) -> Result<Vec<Slot>> {
         let momentum = (self.momentum > 0.0).then_some("momentum_buffer");
         let centered = self.centered.then_some("grad_avg");
         let signed = [momentum, centered].into_iter().flatten().map(Slot::like_parameter);
-        std::iter::once(Slot::of_squares("square_avg")).chain(signed).collect()
+        Ok(std::iter::once(Slot::of_squares("square_avg")).chain(signed).collect())
     }
 
     fn rates(&self) -> Rates {
@@ -86,6 +89,12 @@ impl Algorithm for RmsProp {
         let lists = [params, grads, square_avgs, kept(buffers), kept(grad_avgs)];
         ffi::rmsprop(lists, &options, tensors.kernels(false))
     }
-}
 
-build_plainly!(RmsProp);
+    fn captures(&self) -> bool {
+        true
+    }
+
+    fn fields(&self) -> Option<Map<String, Value>> {
+        algorithm::fields(self)
+    }
+}

@@ -1,16 +1,18 @@
 //! SGD with momentum (torch/optim/sgd.py).
 
+use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
 use super::{
-    Abilities, Rates,
-    algorithm::{Algorithm, Slot, StepTensors, kept},
-    build_plainly, require,
+    Abilities, Algorithm, Rates, Slot, StepTensors,
+    algorithm::{self, kept},
+    require,
     weight_update::is_half,
 };
 use crate::{
     Result,
     ffi::{self, SgdStep},
+    parameter::Parameter,
 };
 
 /// Stochastic gradient descent; defaults are torch.optim.SGD's.
@@ -46,6 +48,7 @@ impl Default for Sgd {
 
 impl Algorithm for Sgd {
     const NAME: &'static str = "SGD";
+    const ELEMENTWISE: bool = true;
 
     /// A bf16 net stays at chance with them; PyTorch's own `SGD(fused=True)` does too.
     fn widens(kind: Kind) -> Option<&'static str> {
@@ -64,9 +67,9 @@ impl Algorithm for Sgd {
         Ok(())
     }
 
-    fn slots(&self) -> Vec<Slot> {
+    fn slots(&self, _: &Parameter) -> Result<Vec<Slot>> {
         let slot = (self.momentum != 0.0).then(|| Slot::like_parameter("momentum_buffer"));
-        slot.into_iter().collect()
+        Ok(slot.into_iter().collect())
     }
 
     fn rates(&self) -> Rates {
@@ -94,6 +97,8 @@ impl Algorithm for Sgd {
     fn abilities(&self, device: Device) -> Abilities {
         Abilities { skips: self.fused, ..Abilities::all(self.fused && device.is_cuda()) }
     }
-}
 
-build_plainly!(Sgd);
+    fn fields(&self) -> Option<Map<String, Value>> {
+        algorithm::fields(self)
+    }
+}

@@ -3,9 +3,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Moments, Storage, WeightUpdate,
-    algorithm::{Algorithm, Slot, SlotShape},
+    Algorithm, Moments, Slot, Storage, WeightUpdate,
     moments::{Codes, Moment},
+    slot::SlotShape,
     weight_update::{is_half, wide},
 };
 use crate::{Result, parameter::Parameter};
@@ -62,12 +62,17 @@ pub(super) fn zeros(
 ) -> Result<Moment> {
     let number = |device| Tensor::f_zeros([], (Kind::Float, device));
     let (elements, device) = (parameter.numel() as i64, parameter.device());
-    Ok(Moment::Plain(match (slot.shape, moments) {
+    let full = match working {
+        Working::Itself if moments == Moments::Full => parameter.kind(),
+        _ => Kind::Float,
+    };
+    Ok(Moment::Plain(match (&slot.shape, moments) {
         (SlotShape::Scalar, _) => number(device)?,
         (SlotShape::HostScalar, _) => number(Device::Cpu)?,
+        (SlotShape::Own(shape), _) => Tensor::f_zeros(shape.as_slice(), (full, device))?,
         (SlotShape::Parameter { .. }, Moments::Bf16) => return Moment::bf16(elements, device),
         (SlotShape::Parameter { signed }, Moments::EightBit) => {
-            return Moment::eight_bit(elements, codes.of(signed, device)?);
+            return Moment::eight_bit(elements, codes.of(*signed, device)?);
         }
         (SlotShape::Parameter { .. }, Moments::Full) if working == Working::Itself => {
             parameter.f_zeros_like()?.f_detach()?

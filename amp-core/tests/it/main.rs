@@ -71,6 +71,8 @@ mod optimizers_cuda;
 mod optimizers_f16;
 mod optimizers_groups;
 mod optimizers_resume;
+mod optimizers_rules;
+mod optimizers_runs;
 mod own_tensors;
 mod pretrained;
 mod probed_inputs;

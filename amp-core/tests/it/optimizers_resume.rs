@@ -5,10 +5,10 @@ use amp_core::{
     hardware::seed_everything,
     log::Logged,
     optim::{
-        Adam, AdamW, BuildOptimizer, ChainedScheduler, ConstantLr, CosineAnnealing, ExponentialLr,
-        Interval, LinearLr, Lion, Moments, OneCycle, OptimizerConfig, Optimizers, ParamGroups,
-        ReduceLrOnPlateau, RmsProp, Scheduled, SequentialLr, Sgd, StepLr, Storage, WarmupCosine,
-        WeightUpdate, Wsd,
+        Adafactor, Adam, AdamW, BuildOptimizer, ChainedScheduler, ConstantLr, CosineAnnealing,
+        ExponentialLr, Interval, Lamb, LinearLr, Lion, Moments, OneCycle, OptimizerConfig,
+        Optimizers, ParamGroups, ReduceLrOnPlateau, RmsProp, Scheduled, SequentialLr, Sgd, StepLr,
+        Storage, WarmupCosine, WeightUpdate, Wsd,
     },
     state::State,
     tch::{Device, Kind, Tensor},
@@ -34,6 +34,8 @@ fn optimizer(kind: &str) -> OptimizerConfig {
         "rmsprop" => {
             OptimizerConfig::new(RmsProp { momentum: 0.9, centered: true, ..Default::default() })
         }
+        "adafactor" => OptimizerConfig::new(Adafactor { weight_decay: 0.1, ..Default::default() }),
+        "lamb" => OptimizerConfig::new(Lamb::default()),
         "lion" => OptimizerConfig::new(Lion { weight_decay: 0.1, ..Default::default() }),
         other => panic!("no optimizer is called {other}"),
     }
@@ -141,7 +143,18 @@ fn through_a_file(state: &State) -> State {
 /// every weight, in all state and in the rates.
 #[rstest]
 fn going_on_from_a_saved_state_is_not_having_stopped(
-    #[values("adamw", "adamw_foreach", "adam", "sgd", "sgd_damped", "rmsprop", "lion")] kind: &str,
+    #[values(
+        "adamw",
+        "adamw_foreach",
+        "adam",
+        "sgd",
+        "sgd_damped",
+        "rmsprop",
+        "lion",
+        "adafactor",
+        "lamb"
+    )]
+    kind: &str,
     #[values(
         "constant",
         "cosine",
@@ -163,7 +176,18 @@ fn going_on_from_a_saved_state_is_not_having_stopped(
 /// So with masters, which are saved; and with random rounding, when the generator goes on alike.
 #[rstest]
 fn going_on_with_every_weight_update(
-    #[values("adamw", "adamw_foreach", "adam", "sgd", "sgd_damped", "rmsprop", "lion")] kind: &str,
+    #[values(
+        "adamw",
+        "adamw_foreach",
+        "adam",
+        "sgd",
+        "sgd_damped",
+        "rmsprop",
+        "lion",
+        "adafactor",
+        "lamb"
+    )]
+    kind: &str,
     #[values(WeightUpdate::MasterWeights, WeightUpdate::StochasticRounding)] update: WeightUpdate,
 ) -> Result<()> {
     goes_on_alike(|| schedule("cosine", optimizer(kind)), Kind::BFloat16, update)
@@ -172,7 +196,18 @@ fn going_on_with_every_weight_update(
 /// So with running averages in fewer bits; bf16's are rounded at random.
 #[rstest]
 fn going_on_with_smaller_moments(
-    #[values("adamw", "adamw_foreach", "adam", "sgd", "sgd_damped", "rmsprop", "lion")] kind: &str,
+    #[values(
+        "adamw",
+        "adamw_foreach",
+        "adam",
+        "sgd",
+        "sgd_damped",
+        "rmsprop",
+        "lion",
+        "adafactor",
+        "lamb"
+    )]
+    kind: &str,
     #[values(Moments::Bf16, Moments::EightBit)] moments: Moments,
     #[values(Kind::Float, Kind::BFloat16)] dtype: Kind,
 ) -> Result<()> {

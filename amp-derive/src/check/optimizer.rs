@@ -2,7 +2,7 @@
 
 use proc_macro2::Ident;
 use quote::ToTokens;
-use syn::{Expr, ExprArray, ExprCall, ExprLit, Lit, LitStr};
+use syn::{Expr, ExprArray, ExprCall, ExprLit, Lit, LitInt, LitStr};
 
 use super::{
     Own, has_no_effect, keys,
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     diag::Diagnostics,
-    model::{Config, Group, Optimizer, Optimizers, Pair},
+    model::{Config, Group, Optimizer, Optimizers, Pair, Selection},
     spec::{Attr, Spec, has, named, word},
     suggest, symbol,
     table::{self, Entry, OPTIMIZERS},
@@ -95,7 +95,7 @@ fn one_takes_the_rest(
     optimizers: &[Optimizer],
     diag: &Diagnostics,
 ) -> Option<()> {
-    let mut rest = pairs.iter().zip(optimizers).filter(|(_, one)| one.params.is_empty());
+    let mut rest = pairs.iter().zip(optimizers).filter(|(_, one)| one.params.is_none());
     rest.next();
     let mut fits = Some(());
     for ((attr, _), _) in rest {
@@ -142,20 +142,20 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
         Named::Known { at, .. } => {
             let row = table::find(OPTIMIZERS, &at.to_string())?;
             keys::fit(at, row, &pairs, diag)?;
-            nesterov_has_momentum(&pairs, diag)?;
+            nesterov_has_momentum(row, &pairs, diag)?;
             for group in &groups {
                 // What the group leaves out it has from the optimizer.
                 let inherited =
                     pairs.iter().filter(|pair| group.keys.iter().all(|own| own.key != pair.key));
                 let all: Vec<Pair> = group.keys.iter().chain(inherited).cloned().collect();
-                nesterov_has_momentum(&all, diag)?;
+                nesterov_has_momentum(row, &all, diag)?;
             }
             Config::Known { row, at: at.clone(), keys: pairs }
         }
         Named::Own { ty, .. } => Config::Own { ty: ty.clone(), keys: pairs },
         Named::Value { value, .. } => Config::Value(value.clone()),
     };
-    Some(Optimizer { config, params: params.unwrap_or_default(), groups, scheduler: None })
+    Some(Optimizer { config, params, groups, scheduler: None })
 }
 
 /// What options are of.
@@ -182,36 +182,53 @@ impl<'a> Owner<'a> {
     }
 }
 
-/// `params = […]`, if it is there, and the options.
+/// Which parameters, where it is said, and the options.
 fn own_options(
     spec: &Spec,
     owner: Owner<'_>,
     args: &[Expr],
     diag: &Diagnostics,
-) -> Option<(Option<Vec<LitStr>>, Vec<Pair>)> {
+) -> Option<(Option<Selection>, Vec<Pair>)> {
     let mut pairs = match owner {
         Owner::Known { row, .. } => {
             let mut known: Vec<&str> = row.keys().map(|key| key.name).collect();
-            known.push(symbol::PARAMS);
+            known.extend(symbol::SELECTION);
             keys::pairs(row.name, args, &known, diag)?
         }
         Owner::Own => keys::any_pairs(args, diag)?,
-        Owner::Value => keys::pairs(symbol::OPTIMIZER, args, &[symbol::PARAMS], diag)?,
+        Owner::Value => keys::pairs(symbol::OPTIMIZER, args, symbol::SELECTION, diag)?,
     };
-    let params = match keys::take(&mut pairs, symbol::PARAMS) {
-        None => None,
-        Some(pair) => Some(params_are_patterns(&pair, diag)?),
-    };
+    let params = selection(&mut pairs, diag)?;
     keys::fields_are_read_from_self(spec, &pairs, diag)?;
-    if let Owner::Known { .. } = owner {
+    if let Owner::Known { row, .. } = owner {
         betas_are_a_pair(&pairs, diag)?;
+        pairs = keys::words_to_values(row, pairs, diag)?;
     }
     Some((params, pairs))
 }
 
+/// Takes what chooses parameters out of `pairs`; the outer `None` where it was refused.
+fn selection(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Option<Selection>> {
+    let [named, except, ndim] =
+        [symbol::PARAMS, symbol::EXCEPT, symbol::NDIM].map(|key| keys::take(pairs, key));
+    if named.is_none() && except.is_none() && ndim.is_none() {
+        return Some(None);
+    }
+    let patterns = |pair: &Option<Pair>| match pair {
+        None => Some(Vec::new()),
+        Some(pair) => are_patterns(pair, diag),
+    };
+    let (named, except) = (patterns(&named), patterns(&except));
+    let ndim = match &ndim {
+        None => None,
+        Some(pair) => Some(is_a_number_of_dimensions(pair, diag)?),
+    };
+    Some(Some(Selection { named: named?, except: except?, ndim }))
+}
+
 /// Rule: parameters are chosen by a list of patterns. Not by one alone: Clippy would take two
 /// attributes of nothing but literals for duplicates.
-fn params_are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
+fn are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
     let pattern = |arg: &Expr| match arg {
         Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.clone()),
         _ => None,
@@ -222,10 +239,22 @@ fn params_are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
     };
     let patterns = patterns.filter(|patterns: &Vec<LitStr>| !patterns.is_empty());
     if patterns.is_none() {
-        let text = "`params` is a list of patterns of names, as in `params = [\"head.*\"]`";
+        let key = &pair.key;
+        let text = format!("`{key}` is a list of patterns of names, as in `{key} = [\"head.*\"]`");
         diag.error(&pair.value, text);
     }
     patterns
+}
+
+/// Rule: a number of dimensions is written as a number.
+fn is_a_number_of_dimensions(pair: &Pair, diag: &Diagnostics) -> Option<LitInt> {
+    match &pair.value {
+        Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) => Some(number.clone()),
+        value => {
+            diag.error(value, "`ndim` is a number of dimensions: 2 for matrices, as in `ndim = 2`");
+            None
+        }
+    }
 }
 
 /// `group(params = ["*.bias"], weight_decay = 0.0)`.
@@ -247,7 +276,7 @@ fn check_group(spec: &Spec, owner: Owner<'_>, call: &Expr, diag: &Diagnostics) -
     }
     let args: Vec<Expr> = args.iter().cloned().collect();
     let (params, keys) = own_options(spec, owner, &args, diag)?;
-    let Some(patterns) = params else {
+    let Some(params) = params else {
         diag.error(
             call,
             "say which parameters the group is of, as in `group(params = [\"*.bias\"], …)`",
@@ -262,16 +291,17 @@ fn check_group(spec: &Spec, owner: Owner<'_>, call: &Expr, diag: &Diagnostics) -
         Owner::Known { at, row } => keys::are_in_range(at, row, &keys, diag),
         Owner::Own | Owner::Value => true,
     };
-    fit.then_some(Group { patterns, keys })
+    fit.then_some(Group { params, keys })
 }
 
-/// Rule: Nesterov's rule looks ahead along the momentum, so it needs one (torch.optim.SGD).
-fn nesterov_has_momentum(pairs: &[Pair], diag: &Diagnostics) -> Option<()> {
+/// Rule: Nesterov's rule looks ahead along the momentum, so SGD, which has none by default, needs
+/// one (torch.optim.SGD).
+fn nesterov_has_momentum(row: &'static Entry, pairs: &[Pair], diag: &Diagnostics) -> Option<()> {
     let find = |key: &str| pairs.iter().find(|pair| pair.key == key);
     let is_true = |pair: &&Pair| matches!(&pair.value, Expr::Lit(ExprLit { lit: Lit::Bool(value), .. }) if value.value);
     let no_momentum = find("momentum").is_none_or(|pair| keys::number(&pair.value) == Some(0.0));
     match find("nesterov").filter(is_true) {
-        Some(nesterov) if no_momentum => {
+        Some(nesterov) if no_momentum && row.name == "sgd" => {
             diag.error(&nesterov.key, "`nesterov` needs a momentum: add `momentum = 0.9`");
             None
         }

@@ -6,7 +6,7 @@ use syn::Expr;
 
 use super::local;
 use crate::{
-    model::{Config, Group, Optimizer, Optimizers, Pair},
+    model::{Config, Group, Optimizer, Optimizers, Pair, Selection},
     symbol,
     table::Interval,
     tokens,
@@ -54,9 +54,10 @@ fn optimizer(optimizer: &Optimizer) -> TokenStream {
         true => quote!(__amp::OptimizerConfig::new(#options)),
         false => {
             let local = local("base");
-            let groups = groups.iter().map(|Group { patterns, keys }| {
+            let groups = groups.iter().map(|Group { params, keys }| {
                 let options = fields(base, keys, &quote!(__amp::Clone::clone(&#local)));
-                quote!(.group([#(#patterns),*], #options))
+                let params = selection(params);
+                quote!(.group(#params, #options))
             });
             quote! {{
                 let #local = #options;
@@ -66,12 +67,29 @@ fn optimizer(optimizer: &Optimizer) -> TokenStream {
             }}
         }
     };
-    let params = (!params.is_empty()).then(|| quote!(.params([#(#params),*])));
+    let params = params.as_ref().map(|params| {
+        let params = selection(params);
+        quote!(.params(#params))
+    });
     let scheduler = scheduler.as_ref().map(|(scheduler, interval)| {
         let scheduler = config(scheduler);
         quote!(.with_scheduler(#scheduler, #interval))
     });
     quote!(#built #params #scheduler)
+}
+
+/// What `Selection` is made from.
+fn selection(Selection { named, except, ndim }: &Selection) -> TokenStream {
+    if except.is_empty() && ndim.is_none() {
+        return quote!([#(#named),*]);
+    }
+    let chosen = match named.is_empty() {
+        true => quote!(__amp::optim::Selection::all()),
+        false => quote!(<__amp::optim::Selection as __amp::From<_>>::from([#(#named),*])),
+    };
+    let except = (!except.is_empty()).then(|| quote!(.except([#(#except),*])));
+    let ndim = ndim.iter().map(|ndim| quote!(.ndim(#ndim)));
+    quote!(#chosen #except #(#ndim)*)
 }
 
 fn config(config: &Config) -> TokenStream {

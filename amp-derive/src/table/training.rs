@@ -40,6 +40,31 @@ pub(crate) const OPTIMIZERS: &[Entry] = &[
         ],
     ),
     optimizer("lion", "Lion", &[any("betas"), not_negative("weight_decay")]),
+    optimizer(
+        "muon",
+        "Muon",
+        &[
+            not_negative("weight_decay"),
+            not_negative("momentum"),
+            any("nesterov"),
+            any("ns_coefficients"),
+            not_negative("eps"),
+            not_negative("ns_steps"),
+            choice(
+                "adjust_lr_fn",
+                &[
+                    ("original", "__amp::optim::AdjustLr::Original"),
+                    ("match_rms_adamw", "__amp::optim::AdjustLr::MatchRmsAdamw"),
+                ],
+            ),
+        ],
+    ),
+    optimizer(
+        "adafactor",
+        "Adafactor",
+        &[any("beta2_decay"), any("eps"), positive("d"), not_negative("weight_decay")],
+    ),
+    optimizer("lamb", "Lamb", &[any("betas"), not_negative("eps"), not_negative("weight_decay")]),
 ];
 
 pub(crate) const SCHEDULERS: &[Scheduler] = &[

@@ -115,7 +115,7 @@ fn every_mistake_is_reported_at_once() {
             (
                 "momentum",
                 "`adamw` has no `momentum`: it takes `lr`, `betas`, `eps`, `weight_decay`, `fused`, \
-                 `params`",
+                 `params`, `except`, `ndim`",
             ),
             ("epoc", "unknown interval `epoc`: did you mean `epoch`?"),
             ("cosine_annealing", "`cosine_annealing` needs `t_max`: add `t_max = …`"),

@@ -26,10 +26,10 @@ fn an_optimizer() {
         )],
     );
     optimizer(
-        "#[optimizer(lamb, lr = 0.1)]",
+        "#[optimizer(shampoo, lr = 0.1)]",
         &[(
-            "lamb",
-            "unknown optimizer `lamb`: expected `adamw`, `adam`, `sgd`, `rmsprop` or `lion`",
+            "shampoo",
+            "unknown optimizer `shampoo`: expected `adamw`, `adam`, `sgd`, `rmsprop`, `lion`, `muon`, `adafactor` or `lamb`",
         )],
     );
     optimizer(
@@ -38,7 +38,10 @@ fn an_optimizer() {
     );
     optimizer(
         "#[optimizer(lr = 0.1)]",
-        &[("lr = 0.1", "name the optimizer first: `adamw`, `adam`, `sgd`, `rmsprop` or `lion`")],
+        &[(
+            "lr = 0.1",
+            "name the optimizer first: `adamw`, `adam`, `sgd`, `rmsprop`, `lion`, `muon`, `adafactor` or `lamb`",
+        )],
     );
 }
 
@@ -173,7 +176,7 @@ fn an_own_optimizer() {
     optimizer("#[optimizer(Signum, lr)]", &[("lr", "`lr` needs a value: `lr = …`")]);
     optimizer(
         "#[optimizer(value = my::optimizer(), lr = 0.1)]",
-        &[("lr", "`optimizer` has no `lr`: it takes `params`")],
+        &[("lr", "`optimizer` has no `lr`: it takes `params`, `except`, `ndim`")],
     );
     optimizer(
         "#[optimizer(value = my::optimizer(), group(params = [\"*.bias\"], lr = 0.2))]",
@@ -252,6 +255,34 @@ fn several_optimizers() {
 }
 
 #[test]
+fn parameters_by_dimensions() {
+    optimizer(
+        "#[optimizer(muon, lr = 0.02, ndim = 2, except = [\"embedding.*\", \"head.*\"])] #[optimizer(adamw, lr = 1e-3)]",
+        &[],
+    );
+    optimizer("#[optimizer(adamw, lr = 0.1, group(ndim = 1, weight_decay = 0.0))]", &[]);
+    optimizer(
+        "#[optimizer(muon, lr = 0.1, ndim = two)]",
+        &[("two", "`ndim` is a number of dimensions: 2 for matrices, as in `ndim = 2`")],
+    );
+    optimizer(
+        "#[optimizer(muon, lr = 0.1, except = \"head.*\")]",
+        &[("\"head.*\"", "`except` is a list of patterns of names, as in `except = [\"head.*\"]`")],
+    );
+    optimizer("#[optimizer(muon, lr = 0.1, nesterov = true, adjust_lr_fn = match_rms_adamw)]", &[]);
+    optimizer(
+        "#[optimizer(muon, lr = 0.1, adjust_lr_fn = \"original\")]",
+        &[("\"original\"", "write it without quotes: `adjust_lr_fn = original`")],
+    );
+    optimizer(
+        "#[optimizer(muon, lr = 0.1, ns_steps = -1)]",
+        &[("-1", "`ns_steps` of `muon` takes a value of at least 0, not -1")],
+    );
+    optimizer("#[optimizer(adafactor, lr = 0.1, eps = (None, 1e-3), beta2_decay = -0.8)]", &[]);
+    optimizer("#[optimizer(lamb, lr = 0.1, betas = (0.9, 0.99), weight_decay = 0.1)]", &[]);
+}
+
+#[test]
 fn parameter_groups() {
     let sgd = |args: &str| format!("#[optimizer(sgd, lr = 0.1, {args})]");
     optimizer(&sgd("group(params = [\"*.bias\", \"*.norm.*\"], weight_decay = 0.0)"), &[]);
@@ -281,7 +312,7 @@ fn parameter_groups() {
         &[(
             "betas",
             "`sgd` has no `betas`: it takes `lr`, `momentum`, `dampening`, `weight_decay`, \
-             `nesterov`, `fused`, `params`",
+             `nesterov`, `fused`, `params`, `except`, `ndim`",
         )],
     );
     optimizer(

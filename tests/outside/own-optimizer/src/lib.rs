@@ -1,18 +1,14 @@
 //! Your own optimizer: the crate's README is the page on it.
 
-use std::rc::Rc;
-
 use amp_core::{
-    Error, Result,
+    Result,
     nn::Parameter,
-    optim::{BuildOptimizer, OnDevice, Optimizer, Rates, Storage},
-    state::State,
-    tch::{Kind, Tensor, no_grad},
+    optim::{Algorithm, Rates, Slot, StepTensors, require},
 };
 
 /// Sign descent with momentum (Signum; Bernstein et al., 2018): m ← β·m + (1 − β)·g, then
 /// w ← w − lr·sign(m).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Signum {
     /// Learning rate: how far each weight moves in a step.
     pub lr: f64,
@@ -26,117 +22,38 @@ impl Default for Signum {
     }
 }
 
-impl BuildOptimizer for Signum {
-    fn build_with(
-        &self,
-        parameters: Vec<Parameter>,
-        storage: Storage,
-    ) -> Result<Box<dyn Optimizer>> {
-        let Self { lr, momentum } = *self;
-        if !(lr >= 0.0 && lr.is_finite()) {
-            return Err(Error::config(format!("Signum: lr is {lr}, but must be at least 0")));
-        }
-        if !(0.0..1.0).contains(&momentum) {
-            return Err(Error::config(format!(
-                "Signum: momentum is {momentum}, but must be in [0, 1)"
-            )));
-        }
-        if storage != Storage::default() {
-            return Err(Error::config(format!(
-                "Signum has neither {} nor {} moments: leave both options out",
-                storage.weights, storage.moments
-            )));
-        }
-        let zeros = |parameter: &Parameter| -> Result<Tensor> {
-            Ok(parameter.tensor.f_detach()?.f_to_kind(Kind::Float)?.f_zeros_like()?)
-        };
-        let moments = parameters.iter().map(zeros).collect::<Result<_>>()?;
-        Ok(Box::new(Running { options: *self, parameters: parameters.into(), moments }))
-    }
-}
+impl Algorithm for Signum {
+    const NAME: &'static str = "Signum";
+    const ELEMENTWISE: bool = true;
 
-/// The optimizer over its parameters, with an m for each.
-struct Running {
-    options: Signum,
-    parameters: Rc<[Parameter]>,
-    moments: Vec<Tensor>,
-}
-
-const NAME: &str = "name";
-const LR: &str = "param_groups/0/lr";
-const MOMENTUM: &str = "param_groups/0/momentum";
-
-/// Where the m of a parameter is saved.
-fn buffer(parameter: &Parameter) -> String {
-    format!("momentum_buffer/{}", parameter.name)
-}
-
-impl Optimizer for Running {
-    fn name(&self) -> &'static str {
-        "Signum"
+    fn check(&self) -> Result<()> {
+        require(self.lr >= 0.0, "lr", self.lr, "at least 0")?;
+        require((0.0..1.0).contains(&self.momentum), "momentum", self.momentum, "in [0, 1)")
     }
 
-    fn parameters(&self) -> &Rc<[Parameter]> {
-        &self.parameters
+    fn slots(&self, _: &Parameter) -> Result<Vec<Slot>> {
+        Ok(vec![Slot::like_parameter("momentum_buffer")])
     }
 
-    fn step_with(&mut self, known: OnDevice<'_>) -> Result<()> {
-        if known.found_inf.is_some() || known.factor.is_some() {
-            return Err(Error::config("Signum cannot skip a step or scale gradients by itself"));
-        }
-        let Signum { lr, momentum } = self.options;
-        for (Parameter { tensor, .. }, moment) in self.parameters.iter().zip(&mut self.moments) {
-            let gradient = tensor.f_grad()?;
-            if !gradient.defined() {
-                continue;
-            }
-            no_grad(|| -> Result<()> {
-                let _ = moment.f_lerp_(&gradient.f_to_kind(Kind::Float)?, 1.0 - momentum)?;
-                let update = moment.f_sign()?.f_mul_scalar(lr)?;
-                let _ = tensor.shallow_clone().f_sub_(&update)?;
-                Ok(())
-            })?;
-        }
-        Ok(())
+    fn rates(&self) -> Rates {
+        Rates { lr: self.lr, momentum: Some(self.momentum) }
     }
 
-    fn rates(&self) -> Vec<Rates> {
-        vec![Rates { lr: self.options.lr, momentum: Some(self.options.momentum) }]
+    fn set_rates(&mut self, rates: Rates) {
+        self.lr = rates.lr;
+        self.momentum = rates.momentum.unwrap_or(self.momentum);
     }
 
-    fn set_rates(&mut self, rates: &[Rates]) {
-        if let [Rates { lr, momentum }] = *rates {
-            self.options = Signum { lr, momentum: momentum.unwrap_or(self.options.momentum) };
-        }
+    fn captures(&self) -> bool {
+        true
     }
 
-    fn state(&self) -> Result<State> {
-        let mut state = State::default();
-        state.put(NAME, &self.name())?;
-        state.put(LR, &self.options.lr)?;
-        state.put(MOMENTUM, &self.options.momentum)?;
-        for (parameter, moment) in self.parameters.iter().zip(&self.moments) {
-            state.put_tensor(buffer(parameter), moment);
-        }
-        Ok(state)
-    }
-
-    fn load_state(&mut self, state: &State) -> Result<()> {
-        let saved: String = state.get(NAME)?;
-        if saved != self.name() {
-            return Err(Error::config(format!(
-                "the saved state is of {saved}, but Signum would load it: configure what was saved"
-            )));
-        }
-        let options = Signum { lr: state.get(LR)?, momentum: state.get(MOMENTUM)? };
-        let found = self.parameters.iter().zip(&self.moments);
-        let found = found.map(|(parameter, own)| state.tensor_like(&buffer(parameter), own));
-        let found: Vec<&Tensor> = found.collect::<Result<_>>()?;
-        for (moment, saved) in self.moments.iter_mut().zip(found) {
-            moment.f_copy_(saved)?;
-        }
-        self.options = options;
-        Ok(())
+    fn step(&self, tensors: &StepTensors<'_>) -> Result<()> {
+        tensors.each(self, |_, one| {
+            let m = one.slot("momentum_buffer")?;
+            one.momentum().times(-1.0)?.plus(1.0)?.lerp(m, one.grad())?;
+            one.lr().times(-1.0)?.add(one.param(), &m.f_sign()?)
+        })
     }
 }
 

@@ -5,10 +5,7 @@ use std::path::{Path, PathBuf};
 use amp_core::{
     callback::{Mode, ModelCheckpoint},
     nn::{Parameter, named_tensors},
-    optim::{
-        BuildOptimizer, CosineAnnealing, Interval, Moments, OnDevice, Optimizer, Rates, Storage,
-        WeightUpdate,
-    },
+    optim::{BuildOptimizer, Moments, OnDevice, Optimizer, Rates, Storage, WeightUpdate},
     prelude::*,
     record::RunRecord,
     tch::no_grad,
@@ -88,16 +85,43 @@ fn a_parameter_without_a_gradient_stays() {
 
 #[test]
 fn options_out_of_range_are_refused() {
-    let refused = |options: Signum, storage: Storage| {
-        let result = options.build_with(vec![parameter("w", &[1.0])], storage);
+    let refused = |options: Signum| {
+        let result = options.build(vec![parameter("w", &[1.0])]);
         result.err().expect("a refusal").to_string()
     };
-    let (usual, plain) = (Signum::default(), Storage::default());
-    assert!(refused(Signum { lr: -1.0, ..usual }, plain).contains("lr is -1"));
-    assert!(refused(Signum { lr: f64::NAN, ..usual }, plain).contains("lr is NaN"));
-    assert!(refused(Signum { momentum: 1.0, ..usual }, plain).contains("momentum is 1"));
-    assert!(refused(usual, WeightUpdate::MasterWeights.into()).contains("master-weights"));
-    assert!(refused(usual, Moments::EightBit.into()).contains("8-bit"));
+    assert!(refused(Signum { lr: -1.0, momentum: 0.9 }).contains("lr is -1"));
+    assert!(refused(Signum { lr: f64::NAN, momentum: 0.9 }).contains("lr is NaN"));
+    assert!(refused(Signum { lr: 1.0, momentum: 1.0 }).contains("momentum is 1"));
+}
+
+/// bf16 weights with masters have what f32 weights have, rounded; m is kept in as few bits as was asked for.
+#[test]
+fn every_storage_is_taken() {
+    let weight = |kind| {
+        let weight = parameter("w", &[1.0, -2.0, 0.5]);
+        Parameter { tensor: weight.tensor.detach().to_kind(kind).set_requires_grad(true), ..weight }
+    };
+    let run = |kind: Kind, storage: Storage| {
+        let mut optimizer =
+            Signum::default().build_with(vec![weight(kind)], storage).expect("built");
+        for pull in [1.0, 0.5, -3.0] {
+            optimizer.zero_grad().expect("no gradients");
+            (&optimizer.parameters()[0].tensor * pull).sum(kind).backward();
+            optimizer.step().expect("a step");
+        }
+        optimizer
+    };
+    let kept = |optimizer: &dyn Optimizer, name: &str| {
+        optimizer.state().expect("a state").tensor(name).expect("kept").shallow_clone()
+    };
+    let exact = run(Kind::Float, Storage::default());
+    let masters = run(Kind::BFloat16, WeightUpdate::MasterWeights.into());
+    assert_eq!(kept(masters.as_ref(), "master/w"), exact.parameters()[0].tensor);
+    for (moments, kind) in [(Moments::Bf16, Kind::BFloat16), (Moments::EightBit, Kind::Uint8)] {
+        let reduced = run(Kind::Float, moments.into());
+        assert_eq!(kept(reduced.as_ref(), "momentum_buffer/w").kind(), kind);
+        close(&numbers(&reduced.parameters()[0].tensor), &numbers(&exact.parameters()[0].tensor));
+    }
 }
 
 #[test]
@@ -145,19 +169,14 @@ fn another_state_is_refused_as_a_whole() {
 
 #[derive(LightningModule)]
 #[loss(mse_loss)]
-#[configure_optimizers(Self::optimizers)]
+#[optimizer(Signum, lr = 0.01, momentum = 0.95)]
+#[scheduler(cosine_annealing, t_max = 6)]
 struct Net {
     #[layer(sequential(linear(4, 8), tanh, linear(8, 1)))]
     body: Sequential,
 }
 
 impl Net {
-    fn optimizers(&self, _: &TrainingPlan) -> Result<OptimizerConfig> {
-        let signum = Signum { lr: 0.01, momentum: 0.95 };
-        let schedule = CosineAnnealing { t_max: 6, ..Default::default() };
-        Ok(OptimizerConfig::new(signum).with_scheduler(schedule, Interval::Epoch))
-    }
-
     /// With weights that follow from no generator, which other tests may draw from.
     fn new() -> Self {
         let net = Self::builder().build().expect("a model");

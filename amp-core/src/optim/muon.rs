@@ -1,0 +1,154 @@
+//! Muon (torch/optim/_muon.py; Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
+
+use serde_json::{Map, Value};
+
+use super::{
+    Algorithm, Number, ParameterStep, Rates, Slot, StepTensors, algorithm::fields, require,
+};
+use crate::{Error, Result, ffi, parameter::Parameter};
+
+/// By which [`Muon`] multiplies the rate for a matrix of a rows and b columns, whose updates have singular values near 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub enum AdjustLr {
+    /// √max(1, a/b), as Keller Jordan's code.
+    #[default]
+    Original,
+    /// 0.2·√max(a, b), by which updates have AdamW's usual size, and its rate and decay serve (Moonshot, "Muon is Scalable
+    /// for LLM Training").
+    MatchRmsAdamw,
+}
+
+/// Momentum whose matrix is made orthogonal before each step, for the matrices of hidden layers; defaults are
+/// torch.optim.Muon's. With B the momentum and g the gradient:
+///
+/// B ← μB + (1 − μ)g; U = (1 − μ)g + μB with nesterov, or else B; O = the [`ns_steps`](Self::ns_steps)th of
+/// X ← aX + (bA + cA²)X, A = XXᵀ, from U/‖U‖; w ← w − lr·weight_decay·w − lr·[`adjust_lr_fn`](Self::adjust_lr_fn)·O.
+///
+/// The iteration runs in bfloat16, on CUDA on tensor cores. Embeddings, the head, biases and norms want another optimizer:
+///
+/// ```
+/// use amp_core::optim::{AdamW, Muon, OptimizerConfig, Optimizers, Selection};
+/// let hidden = Selection::all().ndim(2).except(["embedding.*", "head.*"]);
+/// let optimizers = Optimizers::from(vec![
+///     OptimizerConfig::new(Muon { lr: 0.02, ..Default::default() }).params(hidden),
+///     OptimizerConfig::new(AdamW { lr: 3e-4, ..Default::default() }),
+/// ]);
+/// ```
+///
+/// As attributes: `#[optimizer(muon, lr = 0.02, ndim = 2, except = ["embedding.*", "head.*"])]` above
+/// `#[optimizer(adamw, lr = 3e-4)]`. 16-bit weights are stepped in f32; torch steps them as they are. A CUDA graph can hold
+/// the step.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Muon {
+    /// Learning rate.
+    pub lr: f64,
+    /// Each step takes lr·weight_decay of the weight away.
+    pub weight_decay: f64,
+    /// Decay of the running mean of gradients.
+    pub momentum: f64,
+    /// Whether to look ahead along the momentum.
+    pub nesterov: bool,
+    /// a, b and c of the iteration.
+    pub ns_coefficients: (f64, f64, f64),
+    /// The least norm that is divided by.
+    pub eps: f64,
+    /// Steps of the iteration, below 100.
+    pub ns_steps: i64,
+    /// What multiplies the rate by a matrix's shape.
+    pub adjust_lr_fn: AdjustLr,
+}
+
+impl Default for Muon {
+    fn default() -> Self {
+        Self {
+            lr: 1e-3,
+            weight_decay: 0.1,
+            momentum: 0.95,
+            nesterov: true,
+            ns_coefficients: (3.4445, -4.7750, 2.0315),
+            eps: 1e-7,
+            ns_steps: 5,
+            adjust_lr_fn: AdjustLr::Original,
+        }
+    }
+}
+
+const BUFFER: &str = "momentum_buffer";
+
+impl Algorithm for Muon {
+    const NAME: &'static str = "Muon";
+
+    fn check(&self) -> Result<()> {
+        require(self.lr >= 0.0, "lr", self.lr, "at least 0")?;
+        require((0.0..1.0).contains(&self.momentum), "momentum", self.momentum, "in [0, 1)")?;
+        require(self.weight_decay >= 0.0, "weight_decay", self.weight_decay, "at least 0")?;
+        require(self.eps >= 0.0, "eps", self.eps, "at least 0")?;
+        let (a, b, c) = self.ns_coefficients;
+        for coefficient in [a, b, c] {
+            require(true, "ns_coefficients", coefficient, "finite")?;
+        }
+        let steps = self.ns_steps;
+        require((0..100).contains(&steps), "ns_steps", steps as f64, "in [0, 100)")
+    }
+
+    fn slots(&self, parameter: &Parameter) -> Result<Vec<Slot>> {
+        let shape = parameter.tensor.size();
+        if shape.len() == 2 {
+            return Ok(vec![Slot::like_parameter(BUFFER)]);
+        }
+        Err(Error::config(format!(
+            "optimizer: Muon steps matrices, but `{}` has shape {shape:?}: give it to another optimizer, and \
+             Muon `ndim = 2` (in Rust, Selection::all().ndim(2))",
+            parameter.name
+        )))
+    }
+
+    fn rates(&self) -> Rates {
+        Rates { lr: self.lr, momentum: Some(self.momentum) }
+    }
+
+    fn set_rates(&mut self, rates: Rates) {
+        self.lr = rates.lr;
+        self.momentum = rates.momentum.unwrap_or(self.momentum);
+    }
+
+    fn captures(&self) -> bool {
+        true
+    }
+
+    fn step(&self, tensors: &StepTensors<'_>) -> Result<()> {
+        tensors.each(self, Self::rule)
+    }
+
+    fn fields(&self) -> Option<Map<String, Value>> {
+        fields(self)
+    }
+}
+
+impl Muon {
+    fn rule(&self, one: &ParameterStep<'_>) -> Result<()> {
+        let (param, grad, buffer) = (one.param(), one.grad(), one.slot(BUFFER)?);
+        let (lr, momentum) = (one.lr(), one.momentum());
+        Number::from(1.0).minus(&momentum)?.lerp(buffer, grad)?;
+        let ahead = match self.nesterov {
+            true => {
+                let ahead = grad.f_detach_copy()?;
+                momentum.lerp(&ahead, buffer)?;
+                ahead
+            }
+            false => buffer.shallow_clone(),
+        };
+        let update = ffi::newton_schulz(&ahead, self.ns_coefficients, self.ns_steps, self.eps)?;
+        Number::from(1.0).minus(lr.times(self.weight_decay)?)?.scale(param)?;
+        lr.times(-self.adjusted(&param.size()))?.add(param, &update)
+    }
+
+    /// What the rate is multiplied by for a matrix of this shape.
+    fn adjusted(&self, shape: &[i64]) -> f64 {
+        let (rows, columns) = (shape[0] as f64, shape[1] as f64);
+        match self.adjust_lr_fn {
+            AdjustLr::Original => (rows / columns).max(1.0).sqrt(),
+            AdjustLr::MatchRmsAdamw => 0.2 * rows.max(columns).sqrt(),
+        }
+    }
+}

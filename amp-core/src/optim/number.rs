@@ -1,0 +1,256 @@
+//! Numbers of a step, on the host or on the device.
+
+use tch::{Kind, TchError, Tensor};
+
+use crate::{Result, ffi};
+
+/// A number of a step, in f64: a rate, a count of steps, a norm. It is on the host, or on the parameter's CUDA device
+/// where the step may be part of a CUDA graph, which cannot wait for the host. The operations are the same for both.
+#[derive(Debug)]
+pub struct Number(Kept);
+
+#[derive(Debug)]
+enum Kept {
+    Host(f64),
+    /// Of no dimension.
+    Device(Tensor),
+}
+
+impl From<f64> for Number {
+    fn from(number: f64) -> Self {
+        Self(Kept::Host(number))
+    }
+}
+
+impl From<&Number> for Number {
+    fn from(number: &Number) -> Self {
+        match &number.0 {
+            Kept::Host(number) => Self(Kept::Host(*number)),
+            Kept::Device(tensor) => Self(Kept::Device(tensor.shallow_clone())),
+        }
+    }
+}
+
+/// An operation of two numbers, in each of the places that they may be in.
+struct Binary {
+    host: fn(f64, f64) -> f64,
+    by_host: fn(&Tensor, f64) -> std::result::Result<Tensor, TchError>,
+    of_host: fn(f64, &Tensor) -> std::result::Result<Tensor, TchError>,
+    device: fn(&Tensor, &Tensor) -> std::result::Result<Tensor, TchError>,
+}
+
+impl Number {
+    /// The value of a tensor of one element: where it is if `stays`, or read to the host.
+    pub(super) fn of(tensor: &Tensor, stays: bool) -> Result<Self> {
+        Ok(Self(match stays {
+            true => {
+                Kept::Device(tensor.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([0_i64; 0])?)
+            }
+            false => Kept::Host(tensor.f_double_value(&[])?),
+        }))
+    }
+
+    /// An element of a list of f64 on the device.
+    pub(super) fn of_element(list: &Tensor, at: i64) -> Self {
+        Self(Kept::Device(list.select(0, at)))
+    }
+
+    fn with(&self, other: impl Into<Self>, operation: &Binary) -> Result<Self> {
+        Ok(Self(match (&self.0, other.into().0) {
+            (Kept::Host(one), Kept::Host(other)) => Kept::Host((operation.host)(*one, other)),
+            (Kept::Device(one), Kept::Host(other)) => {
+                Kept::Device((operation.by_host)(one, other)?)
+            }
+            (Kept::Host(one), Kept::Device(other)) => {
+                Kept::Device((operation.of_host)(*one, &other)?)
+            }
+            (Kept::Device(one), Kept::Device(other)) => {
+                Kept::Device((operation.device)(one, &other)?)
+            }
+        }))
+    }
+
+    /// The sum.
+    ///
+    /// # Errors
+    /// When the device fails, as with every operation here.
+    pub fn plus(&self, other: impl Into<Self>) -> Result<Self> {
+        self.with(
+            other,
+            &Binary {
+                host: |one, other| one + other,
+                by_host: |one, other| one.f_add_scalar(other),
+                of_host: |one, other| other.f_add_scalar(one),
+                device: Tensor::f_add,
+            },
+        )
+    }
+
+    /// The difference.
+    ///
+    /// # Errors
+    /// As [`plus`](Self::plus).
+    pub fn minus(&self, other: impl Into<Self>) -> Result<Self> {
+        self.with(
+            other,
+            &Binary {
+                host: |one, other| one - other,
+                by_host: |one, other| one.f_sub_scalar(other),
+                of_host: |one, other| other.f_neg()?.f_add_scalar(one),
+                device: Tensor::f_sub,
+            },
+        )
+    }
+
+    /// The product.
+    ///
+    /// # Errors
+    /// As [`plus`](Self::plus).
+    pub fn times(&self, other: impl Into<Self>) -> Result<Self> {
+        self.with(
+            other,
+            &Binary {
+                host: |one, other| one * other,
+                by_host: |one, other| one.f_mul_scalar(other),
+                of_host: |one, other| other.f_mul_scalar(one),
+                device: Tensor::f_mul,
+            },
+        )
+    }
+
+    /// The quotient.
+    ///
+    /// # Errors
+    /// As [`plus`](Self::plus).
+    pub fn over(&self, other: impl Into<Self>) -> Result<Self> {
+        self.with(
+            other,
+            &Binary {
+                host: |one, other| one / other,
+                by_host: |one, other| one.f_div_scalar(other),
+                of_host: |one, other| other.f_reciprocal()?.f_mul_scalar(one),
+                device: Tensor::f_div,
+            },
+        )
+    }
+
+    /// The power.
+    ///
+    /// # Errors
+    /// As [`plus`](Self::plus).
+    pub fn to_the(&self, power: impl Into<Self>) -> Result<Self> {
+        self.with(
+            power,
+            &Binary {
+                host: f64::powf,
+                by_host: |one, other| one.f_pow_tensor_scalar(other),
+                of_host: |one, other| Tensor::f_pow_scalar(one, other),
+                device: Tensor::f_pow,
+            },
+        )
+    }
+
+    /// The smaller of the two.
+    ///
+    /// # Errors
+    /// As [`plus`](Self::plus).
+    pub fn at_most(&self, other: impl Into<Self>) -> Result<Self> {
+        self.with(
+            other,
+            &Binary {
+                host: f64::min,
+                by_host: |one, other| one.f_clamp_max(other),
+                of_host: |one, other| other.f_clamp_max(one),
+                device: Tensor::f_minimum,
+            },
+        )
+    }
+
+    /// The larger of the two.
+    ///
+    /// # Errors
+    /// As [`plus`](Self::plus).
+    pub fn at_least(&self, other: impl Into<Self>) -> Result<Self> {
+        self.with(
+            other,
+            &Binary {
+                host: f64::max,
+                by_host: |one, other| one.f_clamp_min(other),
+                of_host: |one, other| other.f_clamp_min(one),
+                device: Tensor::f_maximum,
+            },
+        )
+    }
+
+    /// This number where it is above 0, or else `other`.
+    ///
+    /// # Errors
+    /// As [`plus`](Self::plus).
+    pub fn if_positive_or(&self, other: f64) -> Result<Self> {
+        Ok(Self(match &self.0 {
+            Kept::Host(number) => Kept::Host(if *number > 0.0 { *number } else { other }),
+            Kept::Device(number) => {
+                Kept::Device(number.f_where_scalarother(&number.f_gt(0.0)?, other)?)
+            }
+        }))
+    }
+
+    /// A new tensor: each element times this number.
+    ///
+    /// # Errors
+    /// As [`plus`](Self::plus).
+    pub fn scaled(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(match &self.0 {
+            Kept::Host(number) => tensor.f_mul_scalar(*number)?,
+            Kept::Device(number) => tensor.f_mul(&number.f_to_kind(tensor.kind())?)?,
+        })
+    }
+
+    /// Multiplies each element of `tensor` in place.
+    ///
+    /// # Errors
+    /// As [`plus`](Self::plus).
+    pub fn scale(&self, tensor: &Tensor) -> Result<()> {
+        let mut tensor = tensor.shallow_clone();
+        let _ = match &self.0 {
+            Kept::Host(number) => tensor.f_mul_scalar_(*number)?,
+            Kept::Device(number) => {
+                let number = number.f_to_kind(tensor.kind())?;
+                tensor.f_mul_(&number)?
+            }
+        };
+        Ok(())
+    }
+
+    /// Adds this number times `update`, whose dtype may be another, to `tensor` in place.
+    ///
+    /// # Errors
+    /// As [`plus`](Self::plus).
+    pub fn add(&self, tensor: &Tensor, update: &Tensor) -> Result<()> {
+        match &self.0 {
+            Kept::Host(number) => ffi::add_scaled(tensor, update, *number),
+            Kept::Device(number) => {
+                let kind = tensor.kind();
+                let (number, update) = (number.f_to_kind(kind)?, update.f_to_kind(kind)?);
+                let _ = tensor.shallow_clone().f_addcmul_(&update, &number)?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Moves `tensor` in place by this share of the way to `to`, of the same dtype: tensor + share·(to − tensor).
+    ///
+    /// # Errors
+    /// As [`plus`](Self::plus).
+    pub fn lerp(&self, tensor: &Tensor, to: &Tensor) -> Result<()> {
+        let mut tensor = tensor.shallow_clone();
+        let _ = match &self.0 {
+            Kept::Host(number) => tensor.f_lerp_(to, *number)?,
+            Kept::Device(number) => {
+                let number = number.f_to_kind(tensor.kind())?;
+                tensor.f_lerp_tensor_(to, &number)?
+            }
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! Which parameters an optimizer or a group trains.
+
+use super::Patterns;
+use crate::{Error, Result, error::some_names, parameter::Parameter};
+
+/// Parameters chosen by their names and by how many dimensions they have. A list of patterns is one:
+/// `config.params(["head.*"])`.
+///
+/// `*` in a pattern is any text, dots included, `?` any one character: `head.*`, `*.bias`.
+///
+/// ```
+/// use amp_core::optim::{AdamW, OptimizerConfig, ParamGroups, Selection};
+/// // No decay for biases and the weights of norms.
+/// let base = AdamW { weight_decay: 0.1, ..Default::default() };
+/// let vectors = AdamW { weight_decay: 0.0, ..base };
+/// let groups = ParamGroups::new(base).group(Selection::all().ndim(1), vectors);
+/// let config = OptimizerConfig::new(groups);
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// All where there are none.
+    named: Option<Patterns>,
+    except: Option<Patterns>,
+    ndim: Option<usize>,
+}
+
+impl<I: IntoIterator<Item = P>, P: Into<String>> From<I> for Selection {
+    fn from(patterns: I) -> Self {
+        Self { named: Some(patterns.into_iter().collect()), ..Self::default() }
+    }
+}
+
+impl Selection {
+    /// Every parameter.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Leaves out the parameters that one of these patterns matches.
+    #[must_use]
+    pub fn except<P: Into<String>>(self, patterns: impl IntoIterator<Item = P>) -> Self {
+        Self { except: Some(patterns.into_iter().collect()), ..self }
+    }
+
+    /// Leaves out the parameters of another number of dimensions: 2 are matrices, 1 biases and the weights of norms.
+    #[must_use]
+    pub fn ndim(self, ndim: usize) -> Self {
+        Self { ndim: Some(ndim), ..self }
+    }
+
+    pub(super) fn matches(&self, parameter: &Parameter) -> bool {
+        let Parameter { name, tensor } = parameter;
+        self.named.as_ref().is_none_or(|patterns| patterns.matches(name))
+            && !self.except.as_ref().is_some_and(|patterns| patterns.matches(name))
+            && self.ndim.is_none_or(|ndim| tensor.dim() == ndim)
+    }
+
+    /// Refuses patterns that are for nothing, as a misspelt one is, and a selection of no parameter.
+    pub(super) fn selects_something(&self, parameters: &[Parameter]) -> Result<()> {
+        for patterns in [&self.named, &self.except].into_iter().flatten() {
+            patterns.match_something("optimizer", parameters)?;
+        }
+        if parameters.iter().any(|parameter| self.matches(parameter)) {
+            return Ok(());
+        }
+        let dimensions =
+            self.ndim.map(|ndim| format!(" with {ndim} dimensions")).unwrap_or_default();
+        let names = some_names(parameters.iter().map(|parameter| parameter.name.as_str()));
+        Err(Error::config(format!(
+            "optimizer: no parameter{dimensions} is left of {names}: change what is chosen or left out"
+        )))
+    }
+}

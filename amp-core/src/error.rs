@@ -1,4 +1,4 @@
-//! The one error type. Every C++ exception ends here with its own text.
+//! The error type of this crate. A C++ exception becomes an error with the exception's own text.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,8 @@ pub enum Error {
         /// What failed there.
         source: Box<Error>,
     },
-    /// Something the caller asked for cannot be done; the text says what to do instead.
+    /// The caller asked for something that cannot be done; the text says what to do instead. A command
+    /// line ends with exit code 2.
     #[error("{0}")]
     Config(String),
     /// A file could not be read or written.
@@ -28,10 +29,16 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// A data set failed while it was read: it panicked, or an example of it is unusable.
+    #[error("{0}")]
+    Data(String),
+    /// A thread of the run could not be started, panicked, or ended before its work was done.
+    #[error("{0}")]
+    Thread(String),
     /// A run did not compute in the dtypes its precision promises.
     #[error("{0}")]
     Precision(String),
-    /// A run was ended since a step was not finite; the text names the first place.
+    /// A run ended because a step was not finite; the text names the first tensor that was not.
     #[error("{0}")]
     NonFinite(String),
     /// A run broke a rule that holds in every training run.
@@ -42,7 +49,7 @@ pub enum Error {
         /// Step, tensor and rule, the likely cause and what to do about it, in one line.
         text: String,
     },
-    /// Figures were made on a kind of machine that this one cannot be held against.
+    /// Recorded figures come from a kind of machine that this one cannot be compared with.
     #[error("{0}")]
     NotComparable(String),
     /// The scaler's methods were called out of order, or its scale fell too low.
@@ -64,8 +71,8 @@ impl Error {
         Self::Io { path: path.into(), source }
     }
 
-    /// Whether a device, or the host, has no room left. libtorch says so in the text alone, since
-    /// the type of its exception is lost on the way here.
+    /// Whether a device or the host ran out of memory. Only libtorch's text says so, because the type of
+    /// the C++ exception is lost at the language boundary.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::In { source, .. } => source.is_out_of_memory(),
@@ -76,7 +83,8 @@ impl Error {
         }
     }
 
-    /// Names the module an error came from; the innermost name wins, since its path is whole.
+    /// Names the module in which the error occurred. An error that names a module already is returned
+    /// unchanged, because the innermost module's path is complete.
     #[must_use]
     pub fn at(self, path: &str) -> Self {
         match self {
@@ -86,7 +94,7 @@ impl Error {
         }
     }
 
-    /// Names the training batch in which a model or its loss found a mistake, both counted from 0.
+    /// Adds the training batch and epoch, both counted from 0, to an error of a model or its loss.
     pub(crate) fn in_batch(self, epoch: i64, batch: i64) -> Self {
         match self {
             Self::In { path, source } => {
@@ -97,11 +105,19 @@ impl Error {
         }
     }
 
-    /// Names the example of a data set that could not be read, counted from 0.
+    /// Adds the number of the example that could not be read, counted from 0.
     pub(crate) fn of_example(self, index: i64) -> Self {
         match self {
             Self::Torch(text) => Self::Torch(format!("{text} (example {index} of the data set)")),
-            other => Self::Config(format!("example {index} of the data set: {other}")),
+            other => Self::Data(format!("example {index} of the data set: {other}")),
+        }
+    }
+
+    /// An error that a data set returned: its own [`Error::Config`] is no mistake of the command line.
+    pub(crate) fn of_data_set(self) -> Self {
+        match self {
+            Self::Config(text) => Self::Data(text),
+            other => other,
         }
     }
 

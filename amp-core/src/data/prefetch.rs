@@ -61,7 +61,7 @@ impl Prefetch {
         let worker = thread::Builder::new()
             .name("data loader".into())
             .spawn(body)
-            .map_err(|error| Error::config(format!("no thread to load data on: {error}")))?;
+            .map_err(|error| Error::Thread(format!("no thread to load data on: {error}")))?;
         Ok(Self { receiver: Some(receiver), worker: Some(worker) })
     }
 }
@@ -146,12 +146,13 @@ impl Worker {
     }
 }
 
-/// What a dataset gives; an error where it panics.
+/// Reads from a data set. A panic of the data set becomes an [`Error::Data`], as do its errors.
 pub(super) fn caught<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|payload| {
+    let loaded = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|payload| {
         let reason = panic_text(payload.as_ref());
-        Err(Error::config(format!("the dataset panicked: {reason}")))
-    })
+        Err(Error::Data(format!("the dataset panicked: {reason}")))
+    });
+    loaded.map_err(Error::of_data_set)
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> &str {

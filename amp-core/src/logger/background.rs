@@ -55,7 +55,7 @@ impl Background {
         let worker = thread::Builder::new()
             .name("logger".into())
             .spawn(move || run(sink, &receiver))
-            .map_err(|error| Error::config(format!("no thread to log on: {error}")))?;
+            .map_err(|error| Error::Thread(format!("no thread to log on: {error}")))?;
         Ok(Self { sender: Some(sender), worker: Some(worker) })
     }
 
@@ -82,9 +82,11 @@ impl Background {
         self.sender = None;
         match self.worker.take().map(JoinHandle::join) {
             Some(Ok(Err(error))) => error,
-            Some(Err(_)) => Error::config("a logger panicked: its log ends there"),
+            Some(Err(_)) => Error::Thread("a logger panicked: its log ends there".to_owned()),
             // A thread ends by itself only when it fails, and that was said.
-            Some(Ok(Ok(()))) | None => Error::config("a logger failed earlier: its log ends there"),
+            Some(Ok(Ok(()))) | None => {
+                Error::Thread("a logger failed earlier: its log ends there".to_owned())
+            }
         }
     }
 }

@@ -132,7 +132,7 @@ impl Writer {
         let sent = worker.jobs.as_ref().map(|jobs| jobs.send(job));
         match sent {
             Some(Ok(())) => Ok(()),
-            _ => Err(Error::config("the thread that writes checkpoints has ended early")),
+            _ => Err(Error::Thread("the thread that writes checkpoints ended early".to_owned())),
         }
     }
 }

@@ -159,7 +159,9 @@ fn a_datasets_failure_reaches_the_loop(
             let batch = Batch::from_any(&epoch.next().expect("a batch")?)?;
             assert_eq!(Vec::<i64>::try_from(&batch.target)?, expected);
         }
-        let text = message(epoch.next().expect("the error"));
+        let error = epoch.next().expect("a third batch or its error");
+        assert!(matches!(error, Err(Error::Data(_))), "no usage error");
+        let text = message(error);
         assert!(text.starts_with(says), "{text}");
         assert!(epoch.next().is_none() && epoch.next().is_none());
     }

@@ -147,7 +147,9 @@ fn a_workers_failure_reaches_the_loop(
             let batch = Batch::from_any(&epoch.next().expect("a batch")?)?;
             assert_eq!(values(&batch.target), expected);
         }
-        assert_eq!(message(epoch.next().expect("the error")), says);
+        let error = epoch.next().expect("a fourth batch or its error");
+        assert!(matches!(error, Err(Error::Data(_))), "no usage error");
+        assert_eq!(message(error), says);
         assert!(epoch.next().is_none() && epoch.next().is_none());
     }
     assert_eq!(batches(&loader, 0, 4)?.len(), 16);

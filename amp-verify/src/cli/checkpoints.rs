@@ -10,60 +10,60 @@ use clap::Args;
 
 use crate::{options::positive, registry::Judge};
 
-/// What is saved, and what a run goes on from.
+/// Where a run is saved, and the checkpoint that it continues from.
 #[derive(Debug, Args)]
 pub struct CheckpointArgs {
-    /// Save the run in this folder: its best epochs, and the last as last.safetensors
+    /// Save the run in this folder: its best epochs, and its last state as last.safetensors
     #[arg(long, value_name = "FOLDER")]
     pub checkpoint_dir: Option<PathBuf>,
     /// How many of the best epochs to keep
     #[arg(long, value_name = "K", default_value_t = 3)]
     pub save_top_k: usize,
-    /// Save last.safetensors after every N optimizer steps too
+    /// Also save last.safetensors after every N optimizer steps
     #[arg(long, value_name = "N", value_parser = positive, requires = "checkpoint_dir")]
     pub every_n_train_steps: Option<u64>,
-    /// When the run ends with an error, save it as it was before the step that failed, as
-    /// on_error.safetensors
+    /// If the run ends with an error, save its state before the failed step as on_error.safetensors
     #[arg(long, requires = "checkpoint_dir", conflicts_with = "save_weights_only")]
     pub save_on_error: bool,
-    /// Save the weights alone, without what a run needs to go on
+    /// Save only the weights; such a checkpoint cannot be resumed
     #[arg(long, requires = "checkpoint_dir")]
     pub save_weights_only: bool,
-    /// Go on from this checkpoint: a file, a folder for its newest one, FOLDER/last or FOLDER/best
+    /// Continue from this checkpoint: a file, a folder (its newest checkpoint), FOLDER/last or
+    /// FOLDER/best
     #[arg(long, value_name = "PATH")]
     pub resume: Option<PathBuf>,
-    /// What the run may have other than the saved one, separated by commas: lr, optimizer, epochs, batch-size,
-    /// data; the schedule goes on at its place under the new options
+    /// Settings that may differ from the saved run, separated by commas: lr, optimizer, epochs,
+    /// batch-size, data; the schedule continues at its position with the new settings
     #[arg(long, value_name = "CHANGES", value_delimiter = ',', value_parser = Change::from_str)]
     #[arg(requires = "resume")]
     pub resume_with: Vec<Change>,
 }
 
 impl CheckpointArgs {
-    /// The checkpoint to go on from.
+    /// The checkpoint that the run continues from.
     ///
     /// # Errors
-    /// When there is none where the user said, or a file of the folder is damaged.
+    /// When there is no checkpoint at the given path, or a file of the folder is damaged.
     pub fn resume_from(&self) -> Result<Option<PathBuf>> {
         self.resume.as_deref().map(checkpoint::find).transpose()
     }
 
-    /// Where the last state of the run is saved, if anywhere.
+    /// Where the last state of the run is saved, or `None`.
     pub fn last(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| !self.save_weights_only)?;
         Some(folder.join("last.safetensors"))
     }
 
-    /// Where the run is saved when it ends with an error, if anywhere.
+    /// Where the run is saved when it ends with an error, or `None`.
     pub fn on_error(&self) -> Option<PathBuf> {
         let folder = self.checkpoint_dir.as_ref().filter(|_| self.save_on_error)?;
         Some(folder.join("on_error.safetensors"))
     }
 
-    /// What saves the best epochs by the model's judge, where that was asked for.
+    /// The callback that saves the best epochs, measured by what the model is judged by, or `None`.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// When the folder cannot be created.
     pub fn callback(&self, judge: Judge) -> Result<Option<ModelCheckpoint>> {
         let Some(folder) = &self.checkpoint_dir else { return Ok(None) };
         let mode = if judge.direction.is_higher() { Mode::Max } else { Mode::Min };
@@ -77,15 +77,15 @@ impl CheckpointArgs {
         Ok(Some(checkpoint))
     }
 
-    /// Whether the folder is there.
+    /// Whether the folder exists.
     pub fn has_folder(&self) -> bool {
         self.checkpoint_dir.as_ref().is_some_and(|folder| folder.exists())
     }
 
-    /// Removes the folder again if nothing was saved there.
+    /// Removes the folder if nothing was saved there.
     pub fn remove_empty_folder(&self) {
         if let Some(folder) = &self.checkpoint_dir {
-            // The system refuses to remove one that holds something, which is what is wanted.
+            // The system refuses to remove a folder that is not empty, as intended.
             let _ = fs::remove_dir(folder);
         }
     }

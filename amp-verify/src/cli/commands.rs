@@ -1,4 +1,4 @@
-//! The commands: each reads its options, calls one module and prints what that returns.
+//! The commands. Each reads its options, calls one module and prints the result.
 
 use std::{io, process::ExitCode};
 
@@ -41,16 +41,16 @@ use crate::{
 const FAILED: u8 = 1;
 /// The user asked for something that cannot be done; clap uses the same code.
 const USAGE: u8 = 2;
-/// What was to be compared with is another machine's; the gate's code for it.
+/// The recorded figures come from a machine that this one cannot be compared with.
 const NOT_COMPARABLE: u8 = 4;
 /// The seeds do not tell; the gate's code for it.
 const INCONCLUSIVE: u8 = 3;
 
-/// Does what the command line asks for with the models of `registry`. A project's binary `amp` returns
-/// what this returns.
+/// Runs the command given on the command line with the models of `registry`. A project's binary `amp`
+/// returns this exit code.
 ///
-/// The exit code is 0 when it was done, 1 when a run failed or a validated figure is not finite, 2 when the request cannot be carried out
-/// as asked; the gate has codes of its own besides.
+/// The exit code is 0 when it was done, 1 when a run failed or a validated figure is not finite, and 2 when
+/// the request cannot be carried out as asked. The gate has further codes.
 pub fn main(registry: Registry) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -60,7 +60,7 @@ pub fn main(registry: Registry) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            // One line, whatever libtorch put into its text.
+            // One line, even where libtorch's text has several.
             complain(&format!("error: {}", one_line(&error.to_string())));
             ExitCode::from(code(&error))
         }
@@ -109,7 +109,7 @@ fn run(registry: &Registry, command: Command) -> Result<ExitCode> {
 
 fn code(error: &Error) -> u8 {
     match error {
-        // Whatever was asked for where.
+        // The module in which it occurred does not matter.
         Error::In { source, .. } => code(source),
         Error::Config(_) | Error::Io { .. } => USAGE,
         Error::NotComparable(_) => NOT_COMPARABLE,
@@ -117,7 +117,7 @@ fn code(error: &Error) -> u8 {
     }
 }
 
-/// Help as clap prints it; a mistake as one line, like every other error.
+/// Prints clap's help as it is, and an error of clap as one line like every other error.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         return match print(&error.to_string()) {
@@ -168,7 +168,7 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
         page.write(report::html(&content)?.as_bytes())?;
     }
     let text = match args.format {
-        // A model that profiles itself does so in every run: its times are shown when asked for.
+        // A model that profiles itself does so in every run; the times are shown only on request.
         Format::Table if args.run.logs.profile.is_some() => table(&comparison) + phases.text(),
         Format::Table => table(&comparison),
         Format::Json => json,
@@ -195,7 +195,7 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     }
     let mut epochs = EpochTable::new(io::stdout());
     let mut progress = if args.run.quiet { Progress::hidden(1) } else { Progress::new(1) };
-    // What can fail comes first: what is shown has happened.
+    // Everything that can fail runs first: what is printed has happened.
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
         progress.suspend(|| epochs.on_event(event))?;
@@ -227,7 +227,7 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     }
 }
 
-/// Refuses a run that has trained nothing, or nothing of use.
+/// Refuses a run that applied no step, or whose result is not finite.
 fn is_sound(record: &RunRecord) -> Result<()> {
     let advice = "lower the learning rate, or choose what a step that is not finite is answered with \
                   (--on-non-finite)";
@@ -327,7 +327,7 @@ fn hold_against_twins(registry: &Registry, args: &ParityArgs) -> Result<ExitCode
     })
 }
 
-/// Whether every fault was caught and nothing else.
+/// Whether the gate reported every fault and raised no false alarm.
 fn self_test(registry: &Registry, args: &SelftestArgs) -> Result<bool> {
     let report = selftest::run(registry, args)?;
     print(&if args.json { pretty(&report)? } else { report.table() })?;
@@ -339,13 +339,12 @@ fn pretty(value: &impl serde::Serialize) -> Result<String> {
     Ok(text.map_err(|error| Error::io("standard output", error.into()))? + "\n")
 }
 
-/// Checks everything that can be checked before a file is touched.
+/// Checks everything that can be checked before any file is written.
 fn prepare(registry: &Registry, args: &RunArgs) -> Result<Case> {
     prepare_as(registry, args, args.model.as_deref(), None)
 }
 
-/// The case of this model, with these hyperparameters in place of those of the command line if there
-/// are any.
+/// The case of this model. `hyperparameters`, if given, replace the command line's.
 pub(super) fn prepare_as(
     registry: &Registry,
     args: &RunArgs,
@@ -371,7 +370,7 @@ pub(super) fn prepare_as(
     Ok(case)
 }
 
-/// A line on standard error, if anybody reads there.
+/// Writes a line to standard error and ignores a closed pipe.
 pub(super) fn complain(line: &str) {
     use io::Write;
     let _ = writeln!(io::stderr(), "{line}");
@@ -380,7 +379,7 @@ pub(super) fn complain(line: &str) {
 fn print(text: &str) -> Result<()> {
     use io::Write;
     match io::stdout().write_all(text.as_bytes()) {
-        // The reader has seen enough.
+        // The reader closed the pipe: that is not an error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome.map_err(|error| Error::io("standard output", error)),
     }
@@ -388,12 +387,21 @@ fn print(text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
-    #[test]
-    fn a_broken_invariant_is_a_failed_run() {
-        let broken = Error::Invariant { name: "weights-move", text: String::new() };
-        assert_eq!(code(&broken), FAILED);
-        assert_eq!(code(&Error::config("")), USAGE);
+    #[rstest]
+    #[case(Error::config("no such model"), USAGE)]
+    #[case(Error::io("policy.json", io::ErrorKind::NotFound.into()), USAGE)]
+    #[case(Error::config("a size").at("model.0"), USAGE)]
+    #[case(Error::Data("the dataset panicked".into()), FAILED)]
+    #[case(Error::Thread("a logger panicked".into()), FAILED)]
+    #[case(Error::Torch("out of memory".into()).at("model.0"), FAILED)]
+    #[case(Error::NonFinite("the loss is NaN".into()), FAILED)]
+    #[case(Error::Invariant { name: "weights-move", text: String::new() }, FAILED)]
+    #[case(Error::NotComparable("another GPU".into()), NOT_COMPARABLE)]
+    fn the_kind_of_an_error_decides_the_exit_code(#[case] error: Error, #[case] expected: u8) {
+        assert_eq!(code(&error), expected);
     }
 }

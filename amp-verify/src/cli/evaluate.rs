@@ -1,4 +1,4 @@
-//! `validate`, `test` and `predict`: a trained model on data, without training.
+//! `validate`, `test-set` and `predict`: a trained model runs on data, without training.
 
 use std::{collections::BTreeMap, fs, path::PathBuf, str::FromStr};
 
@@ -11,13 +11,13 @@ use clap::Args;
 use super::{Format, RunArgs, commands::prepare_as};
 use crate::{case::Case, registry::Registry};
 
-/// Options of `validate` and `test`.
+/// Options of `validate` and `test-set`.
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
-    /// The trained weights: a file, a folder for its newest checkpoint, or FOLDER/best or FOLDER/last
+    /// The trained weights: a file, a folder (its newest checkpoint), FOLDER/best or FOLDER/last
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
-    /// The precision [default: that of the checkpoint]
+    /// The precision [default: the checkpoint's]
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str)]
     pub precision: Option<Precision>,
     /// How to print the values
@@ -31,7 +31,7 @@ pub struct EvaluateArgs {
 /// Options of `predict`.
 #[derive(Debug, Args)]
 pub struct PredictArgs {
-    /// The folder for predictions: a file output-00000.safetensors for each batch
+    /// The folder for predictions: one file output-00000.safetensors per batch
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
     #[command(flatten)]
@@ -39,21 +39,21 @@ pub struct PredictArgs {
     pub evaluate: EvaluateArgs,
 }
 
-/// Which sets a model is evaluated on.
+/// Which data sets a model is evaluated on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loop {
     Validate,
     Test,
 }
 
-/// The model that a checkpoint holds, with its case.
+/// Builds the model that a checkpoint was saved from, with its case.
 fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn LightningModule>)> {
     let path = checkpoint::find(&args.checkpoint)?;
     let summary = checkpoint::summary(&path)?;
     let asked = args.run.model.as_deref().unwrap_or(&summary.model);
     if asked != summary.model {
         return Err(Error::config(format!(
-            "{}: holds `{}`, not `{asked}`: leave --model out, or give another checkpoint",
+            "{}: holds `{}`, not `{asked}`: leave out --model, or give another checkpoint",
             path.display(),
             summary.model
         )));
@@ -67,7 +67,7 @@ fn trained(registry: &Registry, args: &EvaluateArgs) -> Result<(Case, Box<dyn Li
     Ok((case, model))
 }
 
-/// The values of a loop.
+/// The values that an evaluation logs.
 pub(super) fn evaluate(
     registry: &Registry,
     args: &EvaluateArgs,
@@ -88,14 +88,14 @@ pub(super) fn evaluate(
     }
 }
 
-/// Writes the predictions of each batch; how many files.
+/// Writes one file of predictions per batch and returns the number of files.
 pub(super) fn predict(registry: &Registry, args: &PredictArgs) -> Result<usize> {
     let (case, mut model) = trained(registry, &args.evaluate)?;
     let folder = &args.output;
     fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
     if fs::read_dir(folder).map_err(|error| Error::io(folder, error))?.next().is_some() {
         return Err(Error::config(format!(
-            "{}: is not empty: give a new folder, so that no old predictions are among the new",
+            "{}: is not empty: give a new folder, so that old and new predictions do not mix",
             folder.display()
         )));
     }

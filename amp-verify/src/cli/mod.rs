@@ -30,11 +30,11 @@ use crate::{
     selftest::SelftestArgs,
 };
 
-/// Mixed-precision training, held against 32-bit training.
+/// Train models in mixed precision and verify them against 32-bit training.
 #[derive(Debug, Parser)]
 #[command(name = "cargo amp", bin_name = "cargo amp", version, disable_help_subcommand = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -42,42 +42,42 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Train a model under every precision and print each run beside the 32-true baseline
+    /// Train a model under every precision and compare each run with the 32-true baseline
     Verify(VerifyArgs),
     /// Train a model under one precision
     Train(Box<TrainArgs>),
-    /// Validate the weights of a checkpoint on the validation sets
+    /// Evaluate the weights of a checkpoint on the validation sets
     Validate(EvaluateArgs),
-    /// Test the weights of a checkpoint on the test sets
+    /// Evaluate the weights of a checkpoint on the test sets
     #[command(name = "test-set")]
     Test(EvaluateArgs),
-    /// Write what the weights of a checkpoint predict
+    /// Write the predictions of a checkpoint's weights to files
     Predict(PredictArgs),
-    /// Show what each layer of a model loses under a precision, against a 64-true step
+    /// Show the error of each layer under a precision, measured against a 64-true step
     Layers(LayersArgs),
-    /// Tell what a loss of precision is due to and which modules must stay FP32
+    /// Find why a precision loses accuracy and which modules must stay in FP32
     Diagnose(DiagnoseArgs),
     /// List the models and their data
     Models,
-    /// Show the devices, what they can do and which precision to start with
+    /// Show the devices, their capabilities and the recommended precision
     Doctor(DoctorArgs),
-    /// Judge every precision against 32-true over several seeds: exits with 0 pass, 1 regression,
-    /// 2 usage, 3 inconclusive, 4 not comparable
+    /// Judge every precision against 32-true over several seeds. Exit codes: 0 pass, 1 fail, 2 usage
+    /// error, 3 inconclusive, 4 not comparable
     Gate(GateArgs),
-    /// Measure speed and memory, next to PyTorch programs with --peers, and hold them against the
-    /// targets
+    /// Measure speed and memory and compare them with the declared targets; --peers adds PyTorch programs
     Bench(BenchArgs),
-    /// Train models beside their PyTorch twins, on the same batches from the same weights: exits with 0 where
-    /// they agree, 1 where they do not, 2 usage, 3 inconclusive
+    /// Train models and their PyTorch copies on the same batches from the same weights and compare them.
+    /// Exit codes: 0 they agree, 1 they do not, 2 usage error, 3 inconclusive
     Parity(ParityArgs),
-    /// Record margins, which the gate judges by, and how far the figures of goldens move between CPUs
+    /// Record each model's margin, by which the gate judges, and how far figures of goldens differ
+    /// between CPUs
     Margins(MarginsArgs),
-    /// Inject faults, each of which must turn the gate red, and repeat unchanged runs
+    /// Plant faults, each of which the gate must report, and repeat unchanged runs to count false alarms
     Selftest(SelftestArgs),
-    /// Do the gate's jobs from standard input
+    /// Run the gate's jobs that standard input lists
     #[command(name = WORKER, hide = true)]
     GateWorker {
-        /// Threads of one operation
+        /// Threads per operation
         threads: i32,
     },
 }
@@ -85,21 +85,21 @@ pub enum Command {
 /// Options of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// Precisions besides the baseline, separated by commas
+    /// Precisions to compare with the baseline, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str,
           default_values_t = Precision::ALL, hide_default_value = true)]
     pub precision: Vec<Precision>,
-    /// Run so many seeds, from --seed on: figures are then means with their 95 % intervals, and
-    /// differences from the baseline are taken seed by seed
+    /// Run N seeds, starting with --seed: figures become means with 95 % intervals, and differences from
+    /// the baseline are taken per seed
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub seeds: u64,
-    /// How to print the comparison
+    /// Format of the comparison
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
-    /// Write the comparison as JSON to this file too; its schema is amp-verify/schema/verify.json
+    /// Also write the comparison as JSON to this file; its schema is amp-verify/schema/verify.json
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Write a report with charts to this file: one page that needs nothing else
+    /// Write a report with charts to this file, as one self-contained HTML page
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
     #[command(flatten)]
@@ -119,14 +119,15 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub loops: LoopArgs,
-    /// Leave the parameters whose names match these patterns as they are, as in encoder.*, for the whole
-    /// run or until encoder.*=epoch:3 or encoder.*=step:500; may be repeated, or separated by commas
+    /// Freeze the parameters whose names match these patterns, as in encoder.*, for the whole run or
+    /// until encoder.*=epoch:3 or encoder.*=step:500; may be repeated, or separated by commas
     #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
     pub freeze: Vec<Freeze>,
-    /// Validate and save the exponential moving average of the weights with this decay, as in 0.999
+    /// Validate and save the exponential moving average of the weights, with this decay, as in 0.999
     #[arg(long, value_name = "DECAY", conflicts_with = "swa_start_epoch")]
     pub ema_decay: Option<f64>,
-    /// Validate and save the mean of the weights at the ends of the epochs from this one on, from 0
+    /// Validate and save the mean of the weights at the ends of epochs, starting with this epoch (counted
+    /// from 0)
     #[arg(long, value_name = "EPOCH")]
     pub swa_start_epoch: Option<i64>,
     #[command(flatten)]
@@ -140,7 +141,7 @@ pub struct TrainArgs {
 /// Options of `doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// How to print the report
+    /// Format of the report
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
 }

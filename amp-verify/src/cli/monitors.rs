@@ -3,12 +3,12 @@ use amp_core::callback::{
 };
 use clap::{Args, ValueEnum};
 
-/// What is measured beside the model's own values.
+/// Additional values to log.
 #[derive(Debug, Args)]
 pub struct MonitorArgs {
-    /// Log these too, separated by commas: each epoch's peak memory (memory), its time and its
-    /// batches' (speed), and at the logging interval the learning rates (lr) and the norm, NaN,
-    /// Inf and zeros of each gradient (gradients)
+    /// Also log, separated by commas: each epoch's peak memory (memory); the times of epochs and batches
+    /// (speed); at the logging interval the learning rates (lr); the norm, NaN, Inf and zeros of each
+    /// gradient (gradients)
     #[arg(
         long,
         value_enum,
@@ -19,7 +19,7 @@ pub struct MonitorArgs {
     pub monitor: Vec<Monitor>,
 }
 
-/// A callback that logs.
+/// A callback that logs values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Monitor {
     /// [`MemoryMonitor`]
@@ -33,7 +33,7 @@ pub enum Monitor {
 }
 
 impl MonitorArgs {
-    /// The callbacks, none twice.
+    /// The callbacks, without duplicates.
     pub fn callbacks(&self) -> Vec<Box<dyn Callback>> {
         let asked = Monitor::value_variants().iter().filter(|one| self.monitor.contains(one));
         asked.map(|monitor| monitor.callback()).collect()

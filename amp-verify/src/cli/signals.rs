@@ -17,11 +17,11 @@ use signal_hook::{
     flag,
 };
 
-/// Notes SIGTERM, SIGINT and SIGUSR1 in the number that is returned; a second one ends the process at
-/// once.
+/// Installs handlers for SIGTERM, SIGINT and SIGUSR1. The returned number becomes the signal's number; a
+/// second signal ends the process at once.
 ///
 /// # Errors
-/// When the system refuses a handler.
+/// When the system refuses to install a handler.
 pub(super) fn noted() -> Result<Arc<AtomicUsize>> {
     let (signal, again) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     for number in [SIGTERM, SIGINT, SIGUSR1] {
@@ -30,13 +30,13 @@ pub(super) fn noted() -> Result<Arc<AtomicUsize>> {
             .and_then(|_| flag::register(number, again.clone()))
             .and_then(|_| flag::register_usize(number, note, number.unsigned_abs() as usize));
         registered.map_err(|error: io::Error| {
-            Error::config(format!("no handler for signal {number}: {error}"))
+            Error::config(format!("cannot install a handler for signal {number}: {error}"))
         })?;
     }
     Ok(signal)
 }
 
-/// Asks SLURM to start this job again, where the process is one and was told of its end in time by
+/// Asks SLURM to start this job again if the process runs in a SLURM job that was warned of its end by
 /// SIGUSR1 (`#SBATCH --signal=USR1@90`), as Lightning does.
 pub(super) fn requeue(signal: u32) {
     let Some(job) = env::var_os("SLURM_JOB_ID").filter(|_| signal == SIGUSR1.unsigned_abs()) else {

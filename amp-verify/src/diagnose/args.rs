@@ -15,12 +15,12 @@ use crate::{
     options::{Format, RunArgs},
 };
 
-/// What modules are searched by.
+/// The criterion of the search for modules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Search {
     /// The validation metric lost against 32-true
     Metric,
-    /// The error a layer makes by itself in the first step
+    /// The layer's own error in the first step
     Layers,
 }
 
@@ -31,25 +31,24 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
           default_value_t = Precision::F16Mixed)]
     pub precision: Precision,
-    /// What the search for modules goes by
+    /// The criterion of the search for modules
     #[arg(long, value_enum, default_value_t = Search::Metric)]
     pub search: Search,
-    /// How much may be lost: of the metric [default: 0.01], or relative to a layer's values
-    /// [default: 0.05]
+    /// The accepted loss: of the metric [default: 0.01], or relative to a layer's values [default: 0.05]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub limit: Option<f64>,
-    /// Seeds to train under, from --seed on
+    /// Number of seeds to train with, starting with --seed
     #[arg(long, value_name = "K", default_value_t = 3,
           value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
-    /// What `verify --output` once wrote, or a golden (.snap): tells a change of the environment from
-    /// one of the precision
+    /// An output of `verify --output`, or a golden (.snap): with it a change of the environment can be
+    /// told from a change of the precision
     #[arg(long, value_name = "FILE")]
     pub reference: Option<PathBuf>,
-    /// Write the modules that must stay FP32 to this policy file
+    /// Write the modules that must stay in FP32 to this policy file
     #[arg(long, value_name = "FILE")]
     pub fix: Option<PathBuf>,
-    /// How to print the diagnosis
+    /// Format of the diagnosis
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
     #[command(flatten)]
@@ -58,14 +57,14 @@ pub struct DiagnoseArgs {
 }
 
 impl DiagnoseArgs {
-    /// Diagnoses the case, and writes the policy file if one is asked for.
+    /// Diagnoses the case and writes the policy file if one is requested.
     ///
     /// # Errors
     /// When an option or a file cannot be used, or training fails.
     pub fn diagnose(&self, case: &Case) -> Result<Diagnosis> {
         if self.precision == Precision::F32True {
             return Err(Error::config(
-                "32-true is what the others are held against: choose another --precision",
+                "32-true is the baseline: choose another --precision",
             ));
         }
         let limit = self.limit.unwrap_or(match self.search {
@@ -73,7 +72,7 @@ impl DiagnoseArgs {
             Search::Layers => 0.05,
         });
         if !(limit >= 0.0 && limit.is_finite()) {
-            return Err(Error::config(format!("limit {limit}: it must be a number from 0 on")));
+            return Err(Error::config(format!("limit {limit}: it must be a number of at least 0")));
         }
         let fix = self.fix.as_deref().map(Staged::create).transpose()?;
         let reference = self.reference.as_deref().map(Reference::read).transpose()?;
@@ -119,7 +118,7 @@ impl DiagnoseArgs {
             let seconds = record.epochs.iter().map(|epoch| epoch.train_seconds).sum();
             Ok((seconds, record.memory.unwrap_or_default().peak_allocated as f64))
         };
-        // An epoch each, since a run without the island may end early.
+        // One epoch each, because a run without FP32 modules may end early.
         let brief = |islands| {
             let mut case = with(case, case.trainer.seed, islands);
             case.trainer.max_epochs = 1;

@@ -1,4 +1,4 @@
-//! What is asked of a precision with some modules in FP32.
+//! Checks of a precision with some modules in FP32.
 
 use std::rc::Rc;
 
@@ -12,12 +12,12 @@ use crate::{
     runner::{self, Extras},
 };
 
-/// A check's answer.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// What is held against the limit; null when it is not finite, which never passes.
+    /// The figure; null if it is not finite, which never passes.
     pub figure: Option<f64>,
-    /// The largest figure that passes.
+    /// The largest accepted figure.
     pub limit: f64,
 }
 
@@ -27,25 +27,25 @@ impl Outcome {
         self.figure.is_some_and(|figure| figure <= self.limit)
     }
 
-    /// Of a figure; one that is not finite is none.
+    /// The verdict on a figure; `None` if it is not finite.
     pub fn new(figure: f64, limit: f64) -> Self {
         Self { figure: figure.is_finite().then_some(figure), limit }
     }
 }
 
-/// A check to search by.
+/// A check that guides the search.
 pub trait Check {
-    /// What is held against the limit, for people.
+    /// What the figure is, in words.
     fn describe(&self) -> String;
 
-    /// Asks it of the precision with these regions.
+    /// Runs the check with these precision regions.
     ///
     /// # Errors
-    /// When it cannot be told.
+    /// When the figure cannot be computed.
     fn run(&mut self, islands: &Islands) -> Result<Outcome>;
 }
 
-/// The validation metric lost against 32-true, the mean over paired seeds.
+/// The validation metric lost against 32-true: the mean over paired seeds.
 pub struct MetricLoss<'a> {
     case: &'a Case,
     precision: Precision,
@@ -55,7 +55,7 @@ pub struct MetricLoss<'a> {
 }
 
 impl<'a> MetricLoss<'a> {
-    /// Trains the case in 32-true under as many seeds, from its own on.
+    /// Trains the case in 32-true with several seeds, starting with its own.
     ///
     /// # Errors
     /// When training fails, or 32-true's metric is not finite.
@@ -93,7 +93,7 @@ impl Check for MetricLoss<'_> {
             let metric = match train(&with(self.case, seed, islands), self.precision) {
                 Ok(record) if !record.not_finite().is_empty() => f64::NAN,
                 Ok(record) => record.last(self.case.model.judge.name).unwrap_or(f64::NAN),
-                // A run that gave up has lost everything.
+                // A run that ended with an error counts as a complete loss.
                 Err(Error::NonFinite(_) | Error::Scaler(_)) => f64::NAN,
                 Err(error) => return Err(error),
             };
@@ -103,13 +103,13 @@ impl Check for MetricLoss<'_> {
     }
 }
 
-/// The largest relative error that a layer makes by itself, in one step.
+/// The largest relative error of a single layer in one step, made by that layer itself.
 pub struct LayerError<'a> {
-    /// What is measured; its islands are replaced.
+    /// What is measured; its precision regions are replaced.
     pub subject: Subject<'a>,
-    /// How.
+    /// How it is measured.
     pub options: Options,
-    /// The largest error that passes.
+    /// The largest accepted error.
     pub limit: f64,
 }
 
@@ -128,7 +128,7 @@ impl Check for LayerError<'_> {
     }
 }
 
-/// The case under another seed and these regions.
+/// The case with another seed and these regions.
 pub(super) fn with(case: &Case, seed: u64, islands: &Islands) -> Case {
     let mut case = case.clone();
     case.trainer.seed = seed;

@@ -10,18 +10,18 @@ use amp_core::Result;
 pub struct Minimal<T> {
     /// Its elements, in the order given.
     pub set: Vec<T>,
-    /// Whether it passes and no longer does without any one of its elements.
+    /// Whether it passes, and fails if any one of its elements is left out.
     pub is_one_minimal: bool,
-    /// How often the predicate was asked; never twice about one set.
+    /// The number of calls of the predicate; it is called once per set.
     pub tests: usize,
 }
 
-/// Looks for a 1-minimal subset of `all` that passes; `None` when `all` does not. The predicate
-/// need not be monotone: then there may be smaller sets, but none by leaving out one element. It
-/// takes at most n² + 3n tests, and about 2·log₂ n where a single element is enough.
+/// Searches for a 1-minimal subset of `all` that passes; `None` if `all` does not pass. The predicate
+/// need not be monotone: then smaller sets may exist, but none that leaves out a single element. It takes
+/// at most n² + 3n calls, and about 2·log₂ n if a single element is enough.
 ///
 /// # Errors
-/// The predicate's.
+/// When the predicate fails.
 pub fn ddmin<T: Clone + Ord>(
     all: &[T],
     passes: impl FnMut(&[T]) -> Result<bool>,
@@ -75,7 +75,7 @@ impl<T: Clone + Ord, F: FnMut(&[T]) -> Result<bool>> Asked<T, F> {
         Ok(passes)
     }
 
-    /// The first of these that passes.
+    /// The first of these sets that passes.
     fn first(&mut self, sets: impl Iterator<Item = Vec<T>>) -> Result<Option<Vec<T>>> {
         for set in sets {
             if self.passes(&set)? {
@@ -86,7 +86,7 @@ impl<T: Clone + Ord, F: FnMut(&[T]) -> Result<bool>> Asked<T, F> {
     }
 }
 
-/// So many parts, whose sizes differ by one at most.
+/// Splits the set into this number of parts of nearly equal size.
 fn split<T>(set: &[T], parts: usize) -> Vec<&[T]> {
     let bound = |part: usize| part * set.len() / parts;
     (0..parts).map(|part| &set[bound(part)..bound(part + 1)]).collect()

@@ -1,4 +1,4 @@
-//! On a failed check: what the failure is due to, and which modules must stay FP32.
+//! The cause of a failed check, and which modules must stay in FP32.
 
 mod args;
 mod checks;
@@ -14,84 +14,84 @@ pub use policy::{Islands, PolicyFile};
 use amp_core::{Result, precision::Region};
 use serde::{Deserialize, Serialize};
 
-/// What a check's failure is due to.
+/// The cause of a failed check.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum Attribution {
-    /// It does not fail.
+    /// The check passes.
     Passes,
-    /// The same seed gave another figure, further off than the check was failed by.
+    /// The same seed gave another figure, and the two differ by more than the check failed by.
     Determinism {
         /// The second figure.
         again: Outcome,
     },
-    /// 32-true itself is not what it was.
+    /// 32-true itself differs from its reference.
     Environment,
-    /// Only the precision moved.
+    /// Only the precision fails.
     Precision,
 }
 
-/// What was found.
+/// The diagnosis.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Diagnosis {
-    /// The form of this object; a change of meaning changes it.
+    /// The version of this format; it changes with the meaning of a field.
     pub schema: String,
-    /// What the check's figure is.
+    /// What the check's figure is, in words.
     pub check: String,
-    /// What the failure is due to.
+    /// The cause.
     pub attribution: Attribution,
-    /// The check as things stand.
+    /// The check without changes.
     pub before: Outcome,
-    /// The modules that must stay FP32; null where the precision is not to blame, or FP32 in all
-    /// of them does not help.
+    /// The modules that must stay in FP32; null if the precision is not the cause, or if FP32 in all
+    /// modules does not help.
     pub island: Option<Island>,
 }
 
-/// Modules that must stay FP32.
+/// Modules that must stay in FP32.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Island {
-    /// Their paths: the check passes with them, and fails again without any one of them.
+    /// Their paths. The check passes with them, and fails again if any one is left out.
     pub modules: Vec<String>,
-    /// Whether that was verified for each.
+    /// Whether that was verified for each module.
     pub is_one_minimal: bool,
-    /// How often the check was asked.
+    /// The number of runs of the check.
     pub tests: usize,
-    /// The check with them.
+    /// The check with these modules in FP32.
     pub after: Outcome,
-    /// The model's fields they are in.
+    /// The model's fields that contain them.
     pub fields: Vec<String>,
-    /// The check with these fields whole, as the attribute has them.
+    /// The check with these whole fields in FP32, as the attribute sets them.
     pub with_fields: Outcome,
-    /// What these modules cost; null where the check does not train.
+    /// The cost of these modules in FP32; null if the check does not train.
     pub cost: Option<Cost>,
 }
 
-/// A run with the island against one without.
+/// A run with FP32 modules compared with one without.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Training time over that without.
+    /// Training time, relative to the run without.
     pub train_seconds_ratio: f64,
-    /// Peak memory over that without.
+    /// Peak memory, relative to the run without.
     pub peak_memory_ratio: f64,
 }
 
-/// What to search, besides the check.
+/// What is searched.
 pub struct Scope<'a> {
-    /// Regions that hold anyway.
+    /// Precision regions that hold in any case.
     pub islands: &'a Islands,
-    /// Modules to choose from: those that compute.
+    /// The modules to choose from: those that compute.
     pub layers: Vec<String>,
-    /// All modules, tried where FP32 in `layers` is not enough.
+    /// All modules, tried if FP32 in `layers` is not enough.
     pub modules: Vec<String>,
-    /// Whether 32-true is not what it was; `None` where nobody knows.
+    /// Whether 32-true differs from its reference; `None` if there is no reference.
     pub baseline_moved: Option<bool>,
 }
 
-/// Asks the check, tells what a failure is due to and, where it is the precision, finds the modules
-/// that must stay FP32.
+/// Runs the check, determines the cause, and if it is the precision, finds the modules that must stay in
+/// FP32.
 ///
 /// # Errors
-/// The check's.
+/// When the check fails to run.
 pub fn diagnose(check: &mut dyn Check, scope: &Scope<'_>) -> Result<Diagnosis> {
     let before = check.run(scope.islands)?;
     let attribution = attribute(check, scope, before)?;
@@ -139,20 +139,20 @@ fn search(check: &mut dyn Check, scope: &Scope<'_>, modules: &[String]) -> Resul
     }))
 }
 
-/// These regions, and FP32 for the modules.
+/// These regions plus FP32 for the modules.
 pub fn fp32(islands: &Islands, modules: &[String]) -> Islands {
     let mut all = islands.clone();
     all.extend(modules.iter().map(|path| (path.clone(), Region::Fp32)));
     all
 }
 
-/// What to write for these fields, one after the other.
+/// The attribute for each of these fields.
 pub fn attribute_to_paste(fields: &[String]) -> String {
     let lines = fields.iter().map(|field| format!("    #[precision(fp32)]\n    {field}: …"));
     lines.collect::<Vec<_>>().join("\n\n")
 }
 
-/// The struct's field that a module is in.
+/// The struct's field that contains a module.
 fn field(path: &str) -> &str {
     path.split_once('.').map_or(path, |(field, _)| field)
 }

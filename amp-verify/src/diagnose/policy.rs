@@ -17,21 +17,21 @@ pub type Islands = BTreeMap<String, Region>;
 
 const SCHEMA: &str = "amp-policy/1";
 
-/// What a policy file holds.
+/// The content of a policy file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyFile {
-    /// The form of this object; a change of meaning changes it.
+    /// The version of this format; it changes with the meaning of a field.
     pub schema: String,
     /// The model it is for.
     pub model: String,
-    /// The precision it was found under.
+    /// The precision under which it was found.
     pub precision: Precision,
-    /// The machine it was found on; it holds on others too.
+    /// The machine on which it was found. It is valid on others, too.
     pub fingerprint: Fingerprint,
-    /// Why these modules.
+    /// The reason for these modules.
     pub reason: String,
-    /// Regions by module path, over those the model declares.
+    /// Regions by module path; they override those of the model.
     pub islands: Islands,
 }
 
@@ -48,7 +48,7 @@ impl PolicyFile {
         Self { schema, model, precision, fingerprint, reason, islands }
     }
 
-    /// Writes it to a reserved place.
+    /// Writes the policy to a reserved file.
     ///
     /// # Errors
     /// When the disk is full, for example.
@@ -60,15 +60,14 @@ impl PolicyFile {
 
     /// Reads the policy for `model`, which is called `name`.
     ///
-    /// # Errors
-    /// When the file is missing or no policy, is another model's, or names a module that the
-    /// model does not have.
+    /// When the file is missing or is not a policy file, belongs to another model, or names a module that
+    /// the model does not have.
     pub fn read(path: &Path, name: &str, model: &(impl Visit + ?Sized)) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
         let refuse = |why: String| Error::config(format!("{}: {why}", path.display()));
         let fix = "write one with `cargo amp diagnose --fix`";
         let policy: Self = serde_json::from_str(&text)
-            .map_err(|error| refuse(format!("it is no policy file ({error}); {fix}")))?;
+            .map_err(|error| refuse(format!("it is not a policy file ({error}); {fix}")))?;
         if policy.schema != SCHEMA {
             return Err(refuse(format!(
                 "its schema is `{}`, not `{SCHEMA}`; {fix}",

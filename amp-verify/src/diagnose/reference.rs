@@ -1,4 +1,4 @@
-//! What 32-true once gave, to tell a change of the environment from one of the precision.
+//! Earlier figures of 32-true, which tell a change of the environment from a change of the precision.
 
 use std::{
     fmt, fs,
@@ -14,20 +14,20 @@ use crate::{
     golden::{self, Agreement, Figures, Golden, incomparable},
 };
 
-/// A file with 32-true's figures.
+/// A file with earlier figures of 32-true.
 pub(super) struct Reference {
     path: PathBuf,
     known: Known,
 }
 
 enum Known {
-    /// What `verify --output` wrote: of this very machine, to the last bit.
+    /// Output of `verify --output`: of this machine, compared to the last bit.
     Report(Box<Comparison>),
     /// A golden: of any machine of its kind, within the golden's own tolerances.
     Golden(Box<Golden>),
 }
 
-/// What must be the same of two runs, as it is given on the command line.
+/// The options that must be equal in both runs, as they are given on the command line.
 struct Options<'a> {
     model: &'a str,
     data: &'a str,
@@ -75,10 +75,10 @@ impl<'a> From<&'a Golden> for Options<'a> {
 }
 
 impl Reference {
-    /// Reads either kind.
+    /// Reads a file of either kind.
     ///
     /// # Errors
-    /// When the file is missing or neither of them.
+    /// When the file is missing, or is of neither kind.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
         let known = match (serde_json::from_str(&text), golden::parse(&text)) {
@@ -95,10 +95,10 @@ impl Reference {
         Ok(Self { path: path.to_owned(), known })
     }
 
-    /// Whether the case's 32-true gives other figures.
+    /// Whether 32-true gives other figures now.
     ///
     /// # Errors
-    /// When training fails, or the reference is of another machine or other options.
+    /// When training fails, or the reference is from another machine or has other options.
     pub(super) fn moved(&self, case: &Case) -> Result<bool> {
         let record = train(case, Precision::F32True)?;
         let now = Comparison::new(vec![record], case.model.judge, case.data.batch_size);
@@ -111,7 +111,7 @@ impl Reference {
             Known::Report(_) => None,
             Known::Golden(golden) => match &golden.fingerprint {
                 Some(known) => incomparable(known, here),
-                None => Some("NOT COMPARABLE: it does not say of which machine it is".to_owned()),
+                None => Some("NOT COMPARABLE: it does not name its machine".to_owned()),
             },
         };
         if let Some(why) = unlike {
@@ -119,7 +119,7 @@ impl Reference {
         }
         let (then, own) = (self.options().to_string(), Options::from(&now).to_string());
         if then != own {
-            let why = format!("it is of `{then}`, but this is of `{own}`");
+            let why = format!("it was made with `{then}`, but this run has `{own}`");
             return Err(Error::config(refuse(why)));
         }
         Ok(match &self.known {
@@ -132,7 +132,7 @@ impl Reference {
             Known::Golden(golden) => {
                 let mut found = golden.as_ref().clone();
                 found.runs.insert(Precision::F32True.name().into(), Figures::from(&now.runs[0]));
-                // How much memory a run takes says nothing of what it computes.
+                // Memory is not compared: it says nothing about the computed values.
                 let agreement = Agreement { spread: None, memory: false };
                 !agreement.moved(golden, &found).is_empty()
             }

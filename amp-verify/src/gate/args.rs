@@ -16,7 +16,7 @@ pub enum Tier {
 }
 
 impl Tier {
-    /// Seeds of the first look, and at most.
+    /// The number of seeds in the first look, and at most.
     pub fn seeds(self) -> (usize, usize) {
         match self {
             Self::Quick => (4, 10),
@@ -45,57 +45,58 @@ pub struct GateArgs {
     /// Every model
     #[arg(long)]
     pub all: bool,
-    /// How much is run
+    /// Which tier to run
     #[arg(long, value_enum, default_value_t = Tier::Quick)]
     pub tier: Tier,
     /// Precisions to judge, separated by commas [default: the tier's]
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = Precision::from_str)]
     pub precision: Vec<Precision>,
-    /// Seeds of the first look [default: the tier's]
+    /// Seeds in the first look [default: the tier's]
     #[arg(long, value_name = "N")]
     pub seeds: Option<usize>,
-    /// Seeds at most, where the first look is inconclusive [default: the tier's]
+    /// The most seeds, used if the first look is inconclusive [default: the tier's]
     #[arg(long, value_name = "M")]
     pub max_seeds: Option<usize>,
-    /// The first seed; the others follow it
+    /// The first seed; the others are the following numbers
     #[arg(long, value_name = "SEED", default_value_t = 42)]
     pub first_seed: u64,
-    /// The risk that a regression of a model's margin passes
+    /// The probability with which a regression as large as the margin may pass
     #[arg(long, default_value_t = 0.05)]
     pub alpha: f64,
-    /// Fail a precision that is better by the margin, too
+    /// Also fail a precision that is better than the baseline by the margin
     #[arg(long)]
     pub equivalence: bool,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Let f32 matrix products run in TF32 on CUDA, in the baseline too
+    /// Let f32 matrix products run in TF32 on CUDA, in the baseline as well
     #[arg(long)]
     pub tf32: bool,
     /// Ask libtorch for deterministic algorithms
     #[arg(long)]
     pub deterministic: bool,
-    /// How often each run is held against the invariants of training: off, cheap (some steps) or full
+    /// How often the invariants of training are checked in each run: off, cheap (some steps) or full
     /// (each step)
     #[arg(long, value_name = "LEVEL", value_parser = Check::from_str,
           default_value_t = Check::default())]
     pub check: Check,
-    /// Processes that share the work on a CPU [default: one for each core]
+    /// Processes that share the work on a CPU [default: one per core]
     #[arg(long, value_name = "N")]
     pub processes: Option<usize>,
-    /// Run what was run before, too
+    /// Ignore cached results and run everything again
     #[arg(long)]
     pub no_cache: bool,
-    /// Hold the first seed's figures against the goldens in this folder
+    /// Compare the first seed's figures with the goldens in this folder
     #[arg(long, value_name = "FOLDER")]
     pub goldens: Option<PathBuf>,
-    /// Precision regions by module path, as --fix writes them; for one --model
+    /// Precision regions by module path, as --fix writes them; needs a single --model
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// Write the modules that a failing model must keep in FP32 to this policy file; for one --model
+    /// Write the modules of a failing model that must stay in FP32 to this policy file; needs a single
+    /// --model
     #[arg(long, value_name = "FILE", conflicts_with = "no_diagnose")]
     pub fix: Option<PathBuf>,
-    /// Do not look for what a failure is due to; otherwise that is done for the first few
+    /// Do not search for the cause of failures; by default the first few failing cells are diagnosed
     #[arg(long)]
     pub no_diagnose: bool,
     /// Write JUnit XML to this file
@@ -104,10 +105,10 @@ pub struct GateArgs {
     /// Write the report as JSON to this file; its schema is amp-verify/schema/gate.json
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Write a page with each verdict beside what was checked and what was not to this file
+    /// Write an HTML page to this file with each verdict, what was checked and what was not
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// Write a summary in Markdown to this file, besides GITHUB_STEP_SUMMARY where that is set
+    /// Write a summary in Markdown to this file, in addition to GITHUB_STEP_SUMMARY if that is set
     #[arg(long, value_name = "FILE")]
     pub markdown: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! Outcomes kept by content: this very binary, the machine, the job.
+//! A cache of outcomes. The key is a digest of the binary, the machine and the job.
 
 use std::{
     env, fs,
@@ -17,27 +17,26 @@ use super::{
     job::{Job, Outcome},
 };
 
-/// Where outcomes are kept.
+/// The folder of the cache.
 pub struct Cache(Option<Open>);
 
 struct Open {
     folder: PathBuf,
-    /// The binary's digest: it holds the models, the trainer, the data's checksums and libtorch's
-    /// version.
+    /// The digest of the binary. It covers models, trainer, checksums of the data and libtorch's version.
     binary: String,
     threads: usize,
 }
 
 impl Cache {
-    /// No cache.
+    /// A cache that stores nothing.
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// Under `folder`, for processes of so many threads.
+    /// A cache in `folder` for processes with this number of threads.
     ///
     /// # Errors
-    /// When the folder cannot be made or the binary not be read.
+    /// When the folder cannot be created or the binary cannot be read.
     pub fn open(folder: &Path, threads: usize) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
         let failed = |error| Error::io("this binary", error);
@@ -47,7 +46,7 @@ impl Cache {
     }
 
     pub(super) fn get(&self, job: &Job) -> Option<Outcome> {
-        // What cannot be read is computed anew.
+        // An entry that cannot be read is computed again.
         let text = fs::read_to_string(self.0.as_ref()?.path(job)?).ok()?;
         serde_json::from_str(&text).ok()
     }
@@ -60,11 +59,11 @@ impl Cache {
 }
 
 impl Open {
-    /// `None` where the machine cannot be told.
+    /// `None` if the machine cannot be described.
     fn path(&self, job: &Job) -> Option<PathBuf> {
         let device = hardware::parse_device(&job.device).ok()?;
         let machine = Fingerprint::of(device).ok()?;
-        // The job says these: here they are the last one's that this process did.
+        // These settings are part of the job; the fingerprint has the last job's of this process.
         let machine = Fingerprint { threads: 0, tf32: false, deterministic: false, ..machine };
         let parts = [
             self.binary.clone(),

@@ -1,4 +1,4 @@
-//! `cargo amp gate` from its options to its files.
+//! `cargo amp gate`, from its options to its files.
 
 use std::{env, fs::OpenOptions, io::Write, path::Path};
 
@@ -8,8 +8,8 @@ use crate::{diagnose::PolicyFile, registry::Registry};
 
 use super::{CACHE, GateArgs, Plan, Report, annotations, junit, markdown, pool, run, table};
 
-/// Writes the modules that must stay FP32, under every precision that was diagnosed; returns what
-/// there is to say.
+/// Writes the modules that must stay in FP32 to the policy file, for every precision that was diagnosed,
+/// and returns a line about it.
 fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static str> {
     let Some(model) = report.models.first() else { return Ok("") };
     let mut islands = plan.islands.clone();
@@ -23,15 +23,15 @@ fn write_policy(plan: &Plan, report: &Report, file: Staged) -> Result<&'static s
         }
     }
     let (Some(first), Some(machine)) = (precisions.first(), &report.fingerprint) else {
-        return Ok("no policy was written: there is no module that helps\n");
+        return Ok("no policy was written: no module in FP32 helps\n");
     };
     let names = precisions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let reason = format!("cargo amp gate: {} under {names}", report.status.name());
     PolicyFile::new(&model.model, *first, machine.clone(), reason, islands).write(file)?;
-    Ok("the policy was written: --policy judges the model with it\n")
+    Ok("the policy was written: --policy FILE judges the model with it\n")
 }
 
-/// Runs the gate and writes what was asked for; returns the report with what is to be printed.
+/// Runs the gate, writes the requested files, and returns the report and the text to print.
 ///
 /// # Errors
 /// When an option is out of range or a file cannot be written.
@@ -58,7 +58,7 @@ pub fn command(registry: &Registry, args: &GateArgs) -> Result<(Report, String)>
         file.write(markdown(&report).as_bytes())?;
     }
     if let Some(path) = env::var_os("GITHUB_STEP_SUMMARY") {
-        // Other steps write to it as well.
+        // Other steps of the CI job append to this file as well.
         let file = OpenOptions::new().create(true).append(true).open(&path);
         file.and_then(|mut file| file.write_all(markdown(&report).as_bytes()))
             .map_err(|error| Error::io(&path, error))?;

@@ -1,4 +1,4 @@
-//! Controls: what a run that learns nothing comes to.
+//! Control runs: the score of a model that does not learn.
 
 use std::rc::Rc;
 
@@ -14,9 +14,9 @@ use amp_core::{
 
 use crate::tap::Tap;
 
-/// Trains without ever moving a weight: forward and backward passes, batch statistics and all
-/// else are those of a run. What such a model scores is what an untrained one does, and more where
-/// statistics alone help.
+/// Trains with a learning rate that never moves a weight. Forward and backward passes, batch statistics
+/// and everything else run as usual. The result is the score of an untrained model, or a higher one if
+/// batch statistics alone help.
 pub(super) struct Freeze;
 
 impl Tap for Freeze {

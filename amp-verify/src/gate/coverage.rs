@@ -1,4 +1,4 @@
-//! What was checked of a model under a precision and what was not, in words.
+//! A description of what was checked for a model under a precision, and what was not.
 
 use std::collections::BTreeMap;
 
@@ -8,21 +8,21 @@ use super::{
     report::{Cell, ModelReport, Report},
 };
 
-/// What was checked, and what was not.
+/// What was checked and what was not.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Coverage {
-    /// Path, modes, sizes and seeds, then each rule with its largest figure.
+    /// The path, modes, sizes and seeds, then each rule with its largest figure.
     pub checked: Vec<String>,
-    /// What was not, each with the reason.
+    /// What was not checked, each with the reason.
     pub missing: Vec<String>,
-    /// Rules that were held against.
+    /// The number of rules that were checked.
     pub rules: usize,
-    /// Rules that there are.
+    /// The number of rules.
     pub of_rules: usize,
 }
 
 impl Coverage {
-    /// Of one cell of a report.
+    /// The coverage of one cell of a report.
     pub fn of(report: &Report, model: &ModelReport, cell: &Cell) -> Self {
         let mut coverage = Self::default();
         let seeds: Vec<String> = cell.seeds.iter().map(ToString::to_string).collect();
@@ -52,7 +52,7 @@ impl Coverage {
         let seed = seed.map_or(String::new(), |seed| format!(", seed {seed}"));
         let device = report.fingerprint.as_ref().map_or("an unknown device", |f| f.device.as_str());
         let graphs = match replayed {
-            0 => "kernel by kernel".to_owned(),
+            0 => "operator by operator".to_owned(),
             replayed => format!("{replayed} of them as a CUDA graph"),
         };
         let each = if *batches_per_step == 1 { "batch" } else { "batches" };
@@ -81,7 +81,7 @@ impl Coverage {
         }
         if path.followed < path.batches {
             self.missing.push(format!(
-                "rules beyond {} of an epoch's {} batches",
+                "rules after the first {} of an epoch's {} batches",
                 path.followed, path.batches
             ));
         }

@@ -1,5 +1,5 @@
-//! On FAIL: what the failure is due to. The first failing seed is run again in this process, as it
-//! is and with layers in FP32; see [`crate::diagnose`].
+//! On FAIL: the cause. The first failing seed runs again in this process, first unchanged and then with
+//! modules in FP32; see [`crate::diagnose`].
 
 use std::rc::Rc;
 
@@ -19,53 +19,53 @@ use crate::{
     layers::{self, Kind, Options, Subject, module_paths},
 };
 
-/// What a failure is due to.
+/// The cause of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// The same seed, run again, does not fail as it did.
+    /// The same seed does not fail in the same way when it runs again.
     Nondeterministic,
-    /// 32-true is not what its golden says.
+    /// 32-true differs from its golden.
     Environment,
-    /// A rule of training is broken, which no precision mends.
+    /// A rule of training is broken; no precision region mends that.
     Rule,
     /// 32-true fails as well.
     Baseline,
-    /// Only the precision fails, each time.
+    /// The precision fails each time, and 32-true passes.
     Precision,
-    /// The diagnosis came to nothing.
+    /// The diagnosis found no cause.
     Unknown,
 }
 
-/// What was found about a failing cell.
+/// The diagnosis of a failing cell.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
-    /// The seed that was run again.
+    /// The seed that was repeated.
     pub seed: u64,
-    /// What the failure is due to.
+    /// The cause.
     pub cause: Cause,
-    /// How far off the seed was, in multiples of what the gate accepts; null when a run came to no
-    /// figure.
+    /// How far the seed was from passing, in multiples of the accepted difference; null if a run produced
+    /// no figure.
     pub figure: Option<f64>,
-    /// The layer that loses most by itself in the first forward pass.
+    /// The layer with the largest error of its own in the first forward pass.
     pub layer: Option<String>,
-    /// What it loses, relative to its exact output; null when that is not finite.
+    /// That layer's own error, relative to its exact output; null if it is not finite.
     pub layer_error: Option<f64>,
-    /// The modules that must stay FP32: the seed passes with them.
+    /// The modules that must stay in FP32: with them the seed passes.
     pub modules: Vec<String>,
-    /// Whether it fails again without any one of them.
+    /// Whether the seed fails again if any one of them is left out.
     pub one_minimal: bool,
-    /// Runs it took to find them.
+    /// The number of runs that the search took.
     pub tests: usize,
-    /// The model's fields they are in.
+    /// The fields of the model that contain these modules.
     pub fields: Vec<String>,
-    /// What to write before these fields; empty where no module helps.
+    /// The attribute to write above these fields; empty if no module helps.
     pub attribute: String,
-    /// All of it in one line.
+    /// The whole diagnosis in one line.
     pub text: String,
 }
 
-/// Diagnoses the first failing cells; returns how many more there are.
+/// Diagnoses the first failing cells and returns the number of the others.
 pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport]) -> usize {
     let mut open = plan.diagnosed;
     let mut more = 0;
@@ -88,7 +88,7 @@ pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport]) -> usi
     more
 }
 
-/// What is found without any run: rules that are broken, each with what was seen first.
+/// The finding that needs no run: broken rules, each with its first observation.
 fn rule(plan: &Plan, cell: &Cell) -> Option<Finding> {
     let broken: Vec<String> = cell
         .failures
@@ -98,13 +98,15 @@ fn rule(plan: &Plan, cell: &Cell) -> Option<Finding> {
     if broken.is_empty() || plan.diagnosed == 0 {
         return None;
     }
-    let text =
-        format!("rule: {}; look at its code, because no layer in FP32 mends it", broken.join("; "));
+    let text = format!(
+        "rule: {}; look at the code of that part, because FP32 layers do not mend it",
+        broken.join("; ")
+    );
     Some(Finding { cause: Cause::Rule, text, ..Finding::of(plan.first_seed, None) })
 }
 
 impl Finding {
-    /// Nothing is known yet but the seed and how far off it was.
+    /// A finding with the seed and its distance alone.
     fn of(seed: u64, figure: Option<f64>) -> Self {
         Self {
             seed,
@@ -122,14 +124,14 @@ impl Finding {
     }
 }
 
-/// A failing cell and the evidence against it.
+/// A failing cell and its evidence.
 struct Suspect<'a> {
     plan: &'a Plan,
     model: &'a gate::Subject,
     precision: Precision,
-    /// The seed that is run again.
+    /// The seed that is repeated.
     seed: u64,
-    /// 32-true's metric of that seed, where training is what failed.
+    /// The metric of 32-true for that seed, if training failed.
     baseline: Option<f64>,
     /// Whether the first steps failed.
     steps: bool,
@@ -137,16 +139,16 @@ struct Suspect<'a> {
     in_training: bool,
     /// Whether 32-true failed as well.
     baseline_fails: bool,
-    /// Whether 32-true is not its golden's.
+    /// Whether 32-true differs from its golden.
     baseline_moved: Option<bool>,
-    /// What is known of the seed.
+    /// The known figures of the seed.
     known: f64,
-    /// Its run.
+    /// The run of the seed.
     recorded: Outcome,
 }
 
 impl<'a> Suspect<'a> {
-    /// `None` where nothing failed, or what failed is no matter of precision.
+    /// `None` if nothing failed, or if the failure has nothing to do with the precision.
     fn of(plan: &'a Plan, pool: &Pool, model: &'a gate::Subject, cell: &Cell) -> Option<Self> {
         use Reason::{
             AllSkipped, Buffers, DidNotLearn, Gradient, Moved, NonFinite, NotConformant, Rounding,
@@ -210,7 +212,7 @@ impl<'a> Suspect<'a> {
             false => self.search(&mut finding).err(),
         };
         finding.text = text(&finding, self.known > 1.0);
-        // The verdict stands whatever became of its reasons.
+        // A failed diagnosis does not change the verdict.
         if let Some(error) = failed {
             finding.cause = Cause::Unknown;
             let error = error.to_string();
@@ -241,7 +243,7 @@ impl<'a> Suspect<'a> {
             Attribution::Environment => Cause::Environment,
             Attribution::Determinism { .. } => Cause::Nondeterministic,
             Attribution::Precision => Cause::Precision,
-            // A golden alone, or --equivalence, was failed.
+            // Only a golden or --equivalence failed.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
             Attribution::Passes if figures(&job.execute(registry)) == figures(&self.recorded) => {
                 Cause::Precision
@@ -251,7 +253,7 @@ impl<'a> Suspect<'a> {
         if finding.cause != Cause::Precision {
             return Ok(());
         }
-        // A model whose layers cannot be told apart in 64-true still has its island.
+        // Modules that must stay in FP32 can be found even if layers cannot be measured in 64-true.
         if let Ok(report) = layers::measure(&subject, Options::new(self.precision))
             && let Some(worst) = report.worst(Kind::Forward)
         {
@@ -270,10 +272,10 @@ impl<'a> Suspect<'a> {
     }
 }
 
-/// Runs the seed again, with other regions.
+/// Repeats the seed with other precision regions.
 struct Again<'a> {
     suspect: &'a Suspect<'a>,
-    /// The figure that is known already.
+    /// The figure of the failing run.
     known: Option<f64>,
 }
 
@@ -307,7 +309,7 @@ impl Check for Again<'_> {
     }
 }
 
-/// d over δ; a run that failed is infinitely far off.
+/// d over δ; infinite for a run that failed.
 fn of_training(model: &gate::Subject, outcome: &Outcome, baseline: f64) -> f64 {
     match outcome.metric {
         Some(metric) if outcome.failures.is_empty() => {
@@ -317,7 +319,7 @@ fn of_training(model: &gate::Subject, outcome: &Outcome, baseline: f64) -> f64 {
     }
 }
 
-/// One more than the rules that were broken, and 0 for none.
+/// The number of broken rules plus one, or 0 if none is broken.
 fn of_steps(outcome: &Outcome) -> f64 {
     match outcome.failures.len() {
         0 => 0.0,
@@ -325,12 +327,12 @@ fn of_steps(outcome: &Outcome) -> f64 {
     }
 }
 
-/// What two runs of one seed share.
+/// The figures that two runs of one seed share.
 fn figures(outcome: &Outcome) -> (Option<f64>, Option<f64>, u64, Option<f64>) {
     (outcome.metric, outcome.loss, outcome.skipped_steps, outcome.final_scale)
 }
 
-/// `searched` for modules that help.
+/// `searched` is whether modules that help were searched for.
 fn text(finding: &Finding, searched: bool) -> String {
     let Finding { seed, cause, layer, modules, .. } = finding;
     let text = match cause {
@@ -345,13 +347,13 @@ fn text(finding: &Finding, searched: bool) -> String {
         }
         Cause::Baseline => return "baseline: 32-true fails as well".into(),
         Cause::Unknown => return "unknown: ".into(),
-        // Said where it was found.
+        // The caller has written its text.
         Cause::Rule => return String::new(),
-        Cause::Precision => format!("precision: seed {seed} gives this again, 32-true does not"),
+        Cause::Precision => format!("precision: seed {seed} fails again and passes under 32-true"),
     };
     let worst = layer.as_ref().map_or(String::new(), |layer| {
         let error = finding.layer_error.map_or("not finite".into(), |error| format!("{error:.1e}"));
-        format!("; `{layer}` loses most by itself ({error} of its output)")
+        format!("; `{layer}` has the largest error of its own ({error} of its output)")
     });
     let remedy = if !searched {
         return text + &worst;
@@ -359,8 +361,8 @@ fn text(finding: &Finding, searched: bool) -> String {
         "FP32 in every module does not help: look at the loss, the loss scale and the optimizer"
             .to_owned()
     } else {
-        let minimal = if finding.one_minimal { "none can be left out" } else { "not minimal" };
-        format!("must stay FP32 ({minimal}): {}", modules.join(", "))
+        let minimal = if finding.one_minimal { "smallest set" } else { "not minimal" };
+        format!("must stay in FP32 ({minimal}): {}", modules.join(", "))
     };
     format!("{text}{worst}; {remedy}")
 }

@@ -1,4 +1,4 @@
-//! The first seed's figures against the model's golden.
+//! Compares the first seed's figures with the model's golden.
 
 use std::{fs, path::Path};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::golden::{self, Agreement, Figures, Golden, Moved};
 
-/// What was run.
+/// The runs to compare.
 pub(super) struct Case<'a> {
     pub(super) model: &'a str,
     pub(super) epochs: i64,
@@ -19,7 +19,7 @@ pub(super) struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// What moved, or why there is nothing to compare with.
+    /// The figures that moved, or the reason why there is nothing to compare with.
     pub(super) fn failures(&self, folder: &Path, base: &Outcome, own: &Outcome) -> Vec<Failure> {
         let moved = match self.moved(folder, base, own) {
             Ok(moved) => moved,
@@ -33,7 +33,7 @@ impl Case<'_> {
         moved.into_iter().map(failure).collect()
     }
 
-    /// Whether 32-true is not what it was; `None` where there is nothing to compare with.
+    /// Whether 32-true differs from its golden; `None` if there is nothing to compare with.
     pub(super) fn baseline_moved(
         &self,
         folder: &Path,
@@ -77,7 +77,7 @@ impl Case<'_> {
         let mut found = known.clone();
         found.runs.insert(baseline.into(), figures(base, base, Precision::F32True));
         found.runs.insert(precision.into(), figures(own, base, self.precision));
-        // Memory is that of warmed-up runs, which those of the gate are not.
+        // The memory of goldens was measured in warmed-up runs; the gate's runs are not warmed up.
         let agreement = Agreement { spread: None, memory: false };
         Ok(agreement.moved(&known, &found))
     }

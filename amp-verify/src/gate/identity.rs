@@ -1,4 +1,4 @@
-//! What two runs of a pair share: initial weights, the order of examples, the validation set.
+//! What both runs of a pair must share: initial weights, order of examples, validation set.
 
 use std::{cell::RefCell, collections::HashSet, rc::Rc};
 
@@ -10,11 +10,11 @@ use amp_core::{
 };
 use sha2::{Digest, Sha256};
 
-/// Batches that are noted: enough to tell two shuffles apart, and fewer than run before a step is
-/// captured, within which nothing can be read.
+/// The number of batches whose order is recorded. It tells two shuffles apart, and it is below the number
+/// of steps before a CUDA graph is captured, in which nothing can be read.
 const NOTED: usize = 3;
 
-/// The order of a run's first examples.
+/// Records the order of a run's first examples.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Order(Rc<RefCell<(usize, Sha256)>>);
 
@@ -35,7 +35,7 @@ impl Order {
     }
 }
 
-/// A digest of the weights as they are, in f32.
+/// A digest of the weights, in f32.
 pub(super) fn weights(model: &dyn LightningModule) -> Result<String> {
     let mut hash = Sha256::new();
     for (name, tensor, _) in named_tensors(model) {
@@ -55,11 +55,11 @@ pub(super) fn is_finite(model: &dyn LightningModule) -> Result<bool> {
     Ok(true)
 }
 
-/// What is known of the data.
+/// Properties of the data.
 pub(super) struct Data {
     /// A digest of the validation set.
     pub(super) validation: String,
-    /// The share of validation examples that are training examples too.
+    /// The share of validation examples that are also training examples.
     pub(super) overlap: f64,
 }
 
@@ -77,7 +77,7 @@ impl Data {
     }
 }
 
-/// A digest of each example: of its part of every tensor.
+/// A digest of each example, over all tensors of the batch.
 fn examples(batch: &AnyBatch) -> Result<Vec<String>> {
     let length = batch.len();
     let tensors = batch.tensors().filter(|(_, tensor)| tensor.size().first() == Some(&length));
@@ -97,7 +97,7 @@ fn examples(batch: &AnyBatch) -> Result<Vec<String>> {
         .collect())
 }
 
-/// One digest of several.
+/// Combines several digests into one.
 pub(crate) fn digest<T: AsRef<str>>(parts: &[T]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -111,7 +111,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A tensor's numbers, in f64 so that no dtype loses any.
+/// The values of a tensor in f64, in which every dtype is exact.
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
     let values = Vec::<f64>::try_from(flat.f_reshape([-1])?)?;

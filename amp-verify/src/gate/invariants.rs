@@ -1,5 +1,5 @@
-//! A few steps that are held against the invariants of training in each: with steps that overflow, where the
-//! precision scales its loss, and with validations.
+//! A short run whose every step is checked against the invariants of training. It includes steps that
+//! overflow, if the precision scales its loss, and validations.
 
 use amp_core::{Result, Trainer, data::Limit, random};
 
@@ -9,16 +9,16 @@ use super::{
 };
 use crate::{faults::Fault, registry::Registry};
 
-/// Steps that are applied: in ten, each weight must have moved.
+/// Steps to apply: within ten steps each weight must have moved.
 const STEPS: u64 = 12;
-/// Steps between two validations.
+/// Steps between validations.
 const BETWEEN: i64 = 6;
-/// Epochs at most, where no step is applied.
+/// The most epochs, in case no step is ever applied.
 const EPOCHS: i64 = 8;
-/// A scale from which the first steps overflow.
+/// A loss scale with which the first steps overflow.
 const SCALE: f64 = 17_179_869_184.0;
 
-/// Does the job.
+/// Runs the job.
 pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let case = job.case(registry, job.precision)?;
     let mut config = job.config(&case, job.precision);

@@ -1,4 +1,4 @@
-//! One piece of the gate's work, which any process of it can do, and what came of it.
+//! A job of the gate, which any of its processes can run, and its outcome.
 
 use amp_core::{
     Hyperparameters, LightningModule, Result, Trainer, TrainerConfig,
@@ -24,50 +24,50 @@ use crate::{
     tap::{Tap, Tapped},
 };
 
-/// What a job does.
+/// The kind of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
     /// Trains and validates.
     Train,
-    /// The same, without ever moving a weight.
+    /// The same, but no weight ever moves.
     Frozen,
-    /// Takes a few steps beside 32-true ones.
+    /// Runs a few steps and compares them with 32-true.
     Conformance,
-    /// Holds the path that is trained on against its rules.
+    /// Checks the rules of the path that users train on.
     Path,
-    /// Trains a few steps and validates, held against the invariants of training in each.
+    /// Trains a few steps and validates, with the invariants of training checked in each step.
     Invariants,
 }
 
-/// A piece of work. Two that are equal come to the same figures.
+/// A job. Two equal jobs have equal results.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Job {
     /// The model's name.
     pub model: String,
     /// The precision.
     pub precision: Precision,
-    /// Seed of weights, order and dropout.
+    /// The seed of weights, order of examples and dropout.
     pub seed: u64,
     /// Epochs.
     pub epochs: i64,
-    /// The device by name.
+    /// The device's name.
     pub device: String,
     /// Whether f32 matrix products may run in TF32.
     pub tf32: bool,
-    /// Whether deterministic algorithms are asked for.
+    /// Whether deterministic algorithms are requested.
     pub deterministic: bool,
-    /// How often the run is held against the invariants of training.
+    /// How often the invariants of training are checked.
     pub check: Check,
-    /// What is done.
+    /// The task.
     pub task: Task,
-    /// Precision regions by module path, over those the model declares.
+    /// Precision regions by module path; they override those of the model.
     pub islands: Islands,
-    /// What a self-test breaks.
+    /// The fault that a self-test plants.
     pub fault: Option<Fault>,
 }
 
-/// What came of a job.
+/// The outcome of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The last epoch's validation metric; null when it is not a number.
@@ -80,15 +80,15 @@ pub struct Outcome {
     pub skipped_steps: u64,
     /// Loss scale at the end.
     pub final_scale: Option<f64>,
-    /// The most tensor bytes at once.
+    /// The peak of tensor bytes.
     pub peak_memory_bytes: u64,
-    /// The dtypes that were seen.
+    /// The observed dtypes.
     pub observed: Observed,
-    /// Validation examples.
+    /// The number of validation examples.
     pub examples: i64,
-    /// What makes two runs a pair: initial weights, order of examples, validation set.
+    /// The properties that both runs of a pair must share.
     pub pairing: String,
-    /// The share of validation examples that are training examples too.
+    /// The share of validation examples that are also training examples.
     pub overlap: f64,
     /// The hyperparameters.
     pub hyperparameters: Hyperparameters,
@@ -98,20 +98,20 @@ pub struct Outcome {
     pub batch_size: i64,
     /// The machine.
     pub fingerprint: Option<Fingerprint>,
-    /// How far a product of f32 matrices is off, where the job is one of 32-true.
+    /// The relative error of a product of f32 matrices; only for jobs of 32-true.
     pub product_error: Option<f64>,
-    /// The figures of first steps beside 32-true ones, where that was the task.
+    /// The figures of the first steps compared with 32-true; only for that task.
     pub conformance: Option<Vec<path::Checked>>,
-    /// What was looked at on the path that is trained on, where that was the task.
+    /// The results of the rules of the trained path; only for that task.
     pub path: Option<path::Examined>,
-    /// What went wrong.
+    /// The error that ended the run.
     pub failures: Vec<Failure>,
-    /// Seconds it took.
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
 impl Outcome {
-    /// A job that came to nothing but this.
+    /// The outcome of a job that produced only this failure.
     pub fn failed(failure: Failure) -> Self {
         Self {
             metric: None,
@@ -138,7 +138,7 @@ impl Outcome {
 }
 
 impl Job {
-    /// Does the work with a model of the registry. What goes wrong in a run is an outcome.
+    /// Runs a job with a model of the registry. An error of the run becomes part of the outcome.
     pub fn execute(&self, registry: &Registry) -> Outcome {
         let started = std::time::Instant::now();
         let outcome = match self.task {
@@ -152,15 +152,15 @@ impl Job {
         outcome
     }
 
-    /// The device.
+    /// The job's device.
     ///
     /// # Errors
-    /// When there is none of this name.
+    /// When no device has this name.
     pub fn device(&self) -> Result<Device> {
         hardware::parse_device(&self.device)
     }
 
-    /// The case of a run under `precision`, broken where the job says so.
+    /// The case of a run under `precision`, with the job's fault.
     pub(super) fn case(&self, registry: &Registry, precision: Precision) -> Result<Case> {
         hardware::set_numerics(self.tf32, self.deterministic)?;
         let seed = Fault::seed(self.fault, precision, self.seed);
@@ -172,7 +172,7 @@ impl Job {
         Ok(case)
     }
 
-    /// The trainer's options, broken where the job says so.
+    /// The trainer's options, with the job's fault.
     pub(super) fn config(&self, case: &Case, precision: Precision) -> TrainerConfig {
         let mut config = TrainerConfig { precision, ..case.trainer.clone() };
         config.recovery.provenance = false;
@@ -180,7 +180,7 @@ impl Job {
         config
     }
 
-    /// The model, broken where the job says so.
+    /// The model, with the job's fault.
     pub(super) fn model(
         &self,
         case: &Case,
@@ -259,15 +259,15 @@ impl Job {
     }
 }
 
-/// The relative error of a product of f32 matrices as the device multiplies them now: 1e-7 in f32,
-/// some 1e-4 in TF32, whatever the switch says that turned it on.
+/// The relative error of a product of f32 matrices on this device: about 1e-7 in f32 and 1e-4 in TF32. It
+/// shows which one is used, whichever switch selected it.
 ///
 /// # Errors
-/// When libtorch's are.
+/// When libtorch fails.
 pub fn product_error(device: Device) -> Result<f64> {
     const SIZE: i64 = 256;
-    // Draws nothing: the generator is the run's. Squares, since the sines of equal steps cancel in
-    // a product, and what is left of it is ten times as far off.
+    // Draws no random numbers, because the generator belongs to the run. The values are squares: with
+    // sines of equal steps the sum cancels, and the relative error is ten times as large.
     let phases = Tensor::f_arange(SIZE * SIZE, (Kind::Double, device))?.f_square()?;
     let phases = phases.f_view([SIZE, SIZE])?;
     let [a, b] = [phases.f_sin()?, phases.f_cos()?].map(|m| m.f_to_kind(Kind::Float));
@@ -277,7 +277,7 @@ pub fn product_error(device: Device) -> Result<f64> {
     Ok(error.f_norm()?.f_double_value(&[])? / exact.f_norm()?.f_double_value(&[])?)
 }
 
-/// Notes the order of the first epoch's examples.
+/// Records the order of the first epoch's examples.
 struct Watch(identity::Order);
 
 impl Tap for Watch {

@@ -42,24 +42,24 @@ use crate::{
     verdict::{Design, Verdict, mean},
 };
 
-/// The form of a [`Report`].
+/// The version of the [`Report`] format.
 pub const SCHEMA: &str = "amp-gate/3";
-/// Where outcomes are kept.
+/// The folder of the cache.
 pub const CACHE: &str = ".amp/cache";
-/// The most that a product of f32 matrices is off; in TF32 it is thirty times as much.
+/// The largest relative error of a product of f32 matrices; TF32 has thirty times as much.
 const F32_PRODUCT: f64 = 1e-5;
-/// The share of validation examples that may be training examples too: texts and images do recur.
+/// The accepted share of validation examples that are also training examples: texts and images may recur.
 const OVERLAP: f64 = 0.05;
-/// Failing cells that are diagnosed, unless none are to be: each costs tens of runs.
+/// The number of failing cells that are diagnosed; each takes tens of runs.
 pub const DIAGNOSED: usize = 3;
 
 impl Plan {
-    /// Judges one precision of a model by so many seeds.
+    /// Judges one precision of a model with this number of seeds.
     fn cell(&self, pool: &Pool, model: &Subject, precision: Precision, count: usize) -> Cell {
         let outcome = |precision, seed, task| {
             let found = pool.outcome(&self.job(model, precision, seed, task));
             found.cloned().unwrap_or_else(|| {
-                Outcome::failed(Failure::new(Reason::Crashed, "the job was not done"))
+                Outcome::failed(Failure::new(Reason::Crashed, "the job has no result"))
             })
         };
         let train = |precision| -> Vec<Outcome> {
@@ -132,7 +132,7 @@ impl Plan {
 }
 
 impl Plan {
-    /// Whether the baseline multiplied in TF32 although nobody asked for it.
+    /// Whether the baseline multiplied in TF32 without being asked to.
     fn tf32_products(&self, baseline: &[Outcome]) -> Option<Failure> {
         let errors = baseline.iter().filter_map(|outcome| outcome.product_error);
         let error = errors.fold(0.0, f64::max);
@@ -146,11 +146,12 @@ impl Plan {
     }
 }
 
-/// Whether each pair had the same weights, order and validation set, and one that is not the
-/// training set.
+/// Whether both runs of each pair had the same weights, order and validation set, and the validation set
+/// is not the training set.
 fn pairing(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
     if baseline.iter().zip(own).any(|(base, own)| base.pairing != own.pairing) {
-        let text = "initial weights, order of examples or validation set are not the baseline's";
+        let text =
+            "initial weights, order of examples or validation set differ from the baseline's";
         return Some(Failure::new(Reason::NotPaired, text));
     }
     if baseline.iter().zip(own).any(|(base, own)| base.fingerprint != own.fingerprint) {
@@ -164,12 +165,12 @@ fn pairing(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
     })
 }
 
-/// The most memory that a precision may take, in multiples of 32-true's at the same width of weights.
+/// The most memory that a precision may use, in multiples of 32-true's with weights of the same width.
 const MEMORY: f64 = 2.0;
-/// What libraries may take for themselves on CUDA in the first run that calls them.
+/// The memory that libraries may allocate on CUDA in the first run that calls them.
 const WORKSPACES: f64 = (1_u64 << 28) as f64;
 
-/// Whether the precision's steps take no more memory than its tensors can explain.
+/// Whether the precision's steps use no more memory than its tensors explain.
 fn memory(precision: Precision, baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
     let (first, own) = (baseline.first()?, own.first()?.peak_memory_bytes);
     let base = first.peak_memory_bytes;
@@ -177,8 +178,11 @@ fn memory(precision: Precision, baseline: &[Outcome], own: &[Outcome]) -> Option
     let is_cuda = first.fingerprint.as_ref().is_some_and(|f| f.capability.contains('.'));
     let most = MEMORY * width.max(1.0) * base as f64 + if is_cuda { WORKSPACES } else { 0.0 };
     (own as f64 > most).then(|| {
-        let text =
-            format!("its steps hold {} at most, 32-true's {}", show_bytes(own), show_bytes(base));
+        let text = format!(
+            "its steps use at most {}, those of 32-true {}",
+            show_bytes(own),
+            show_bytes(base)
+        );
         Failure::new(Reason::Memory, text)
     })
 }
@@ -186,10 +190,10 @@ fn memory(precision: Precision, baseline: &[Outcome], own: &[Outcome]) -> Option
 fn learning(model: &Subject, control: &Outcome, runs: &[Outcome], whose: &str) -> Option<Failure> {
     let metrics: Vec<f64> = runs.iter().filter_map(|outcome| outcome.metric).collect();
     let Some(control) = control.metric else {
-        return Some(Failure::new(Reason::DidNotLearn, "the control without training failed"));
+        return Some(Failure::new(Reason::DidNotLearn, "the control run without training failed"));
     };
     let reached = mean(&metrics);
-    // NaN exceeds nothing.
+    // Comparisons with NaN are false.
     let gained = model.judge.direction.regression(reached, control);
     let learned = gained >= model.learns_by;
     (!learned).then(|| {
@@ -201,8 +205,8 @@ fn learning(model: &Subject, control: &Outcome, runs: &[Outcome], whose: &str) -
     })
 }
 
-/// Runs the plan: a first look at every model, and a second one, with all seeds, at each
-/// precision that the first left open.
+/// Runs the plan: a first look at every model and precision, then a second look with all seeds at each
+/// precision that the first look left inconclusive.
 ///
 /// # Errors
 /// When the cache cannot be written.
@@ -266,7 +270,7 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
     })
 }
 
-/// What the nightly tier does beyond this plan.
+/// What the nightly tier runs in addition to this plan.
 fn left_out(plan: &Plan) -> Vec<String> {
     let mut left = Vec::new();
     let missing: Vec<String> = Tier::Nightly
@@ -295,11 +299,11 @@ fn left_out(plan: &Plan) -> Vec<String> {
     left
 }
 
-/// A pool for the device: a process for each core of a CPU, each with its share of threads; this
-/// process alone for a GPU.
+/// The processes for the device: one per core of a CPU, which share its threads; for a GPU, this process
+/// alone.
 ///
 /// # Errors
-/// When a process cannot be started or the cache not be opened.
+/// When a process cannot be started or the cache cannot be opened.
 pub fn pool(
     registry: &Registry,
     device: &str,

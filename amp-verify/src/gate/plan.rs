@@ -1,4 +1,4 @@
-//! What is to be judged, and the runs that this takes.
+//! The plan: what is judged, and which runs that takes.
 
 use std::{ops::Deref, path::PathBuf, sync::Arc};
 
@@ -12,21 +12,21 @@ use crate::{
     registry::{Model, Registry},
 };
 
-/// A model with what its runs are held against.
+/// A model with its limits.
 #[derive(Debug, Clone)]
 pub struct Subject {
     model: Arc<Model>,
     /// δ.
     pub margin: f64,
-    /// By how much it must be better than without training.
+    /// The least improvement over the control run without training.
     pub learns_by: f64,
 }
 
 impl Subject {
-    /// The model with its declared figures, or else those recorded of it.
+    /// The model with its declared margin, or else the recorded one.
     ///
     /// # Errors
-    /// When it has no margin.
+    /// When the model has neither.
     pub fn new(registry: &Registry, model: &Arc<Model>) -> Result<Self> {
         let margin = registry.margin(model)?;
         let learns_by = model.learns_by.unwrap_or(margin);
@@ -42,19 +42,19 @@ impl Deref for Subject {
     }
 }
 
-/// What is to be judged.
+/// What is judged.
 pub struct Plan {
-    /// Where the models are declared.
+    /// The registry with the models.
     pub registry: Registry,
     /// The models.
     pub models: Vec<Subject>,
-    /// How much is run.
+    /// The tier.
     pub tier: Tier,
     /// The precisions.
     pub precisions: Vec<Precision>,
-    /// Seeds of the first look.
+    /// Seeds in the first look.
     pub first: usize,
-    /// Seeds at most.
+    /// The most seeds.
     pub most: usize,
     /// The first seed.
     pub first_seed: u64,
@@ -62,29 +62,29 @@ pub struct Plan {
     pub alpha: f64,
     /// See [`Design::equivalence`](crate::verdict::Design::equivalence).
     pub equivalence: bool,
-    /// The device by name.
+    /// The device's name.
     pub device: String,
-    /// TF32 for f32 matrix products.
+    /// Whether f32 matrix products may run in TF32.
     pub tf32: bool,
-    /// Deterministic algorithms.
+    /// Whether deterministic algorithms are requested.
     pub deterministic: bool,
-    /// How often a run is held against the invariants of training.
+    /// How often the invariants of training are checked.
     pub check: Check,
-    /// The folder of goldens, if runs are held against them.
+    /// The folder of goldens, if runs are compared with them.
     pub goldens: Option<PathBuf>,
-    /// Precision regions by module path, over those the model declares.
+    /// Precision regions by module path; they override those of the model.
     pub islands: Islands,
-    /// How many failing cells are diagnosed.
+    /// The number of failing cells that are diagnosed.
     pub diagnosed: usize,
-    /// What a self-test breaks.
+    /// The fault that a self-test plants.
     pub fault: Option<Fault>,
 }
 
 impl Plan {
-    /// The plan of these options for models of the registry.
+    /// The plan for these options and models.
     ///
     /// # Errors
-    /// When a name is unknown, a number is out of range, or nothing was recorded of a model.
+    /// When a name is unknown, a number is out of range, or a model has no recorded margin.
     pub fn new(registry: &Registry, args: &GateArgs) -> Result<Self> {
         let subject = |model: &Arc<Model>| Subject::new(registry, model);
         let models: Vec<Subject> = match args.model.as_slice() {
@@ -102,7 +102,7 @@ impl Plan {
         precisions.dedup();
         if precisions.is_empty() {
             return Err(Error::config(
-                "precision: 32-true is the baseline; name one to hold against it",
+                "precision: 32-true is the baseline; name another one to compare with it",
             ));
         }
         let (first, most) = args.tier.seeds();
@@ -110,7 +110,7 @@ impl Plan {
         let most = args.max_seeds.unwrap_or(most.max(first));
         if first < 2 || most < first {
             return Err(Error::config(format!(
-                "seeds {first}, at most {most}: there must be at least 2, and no fewer at most"
+                "seeds {first}, at most {most}: there must be at least 2, and the maximum must not be smaller"
             )));
         }
         if !(args.alpha > 0.0 && args.alpha < 0.5) {
@@ -159,7 +159,7 @@ impl Plan {
 
     pub(crate) fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
         let fault = match (precision, self.fault) {
-            // The baseline is shared by all faults that leave it alone.
+            // Faults that do not change the baseline share its runs.
             (Precision::F32True, Some(fault)) if !fault.touches_baseline() => None,
             (_, fault) => fault,
         };
@@ -184,7 +184,7 @@ impl Plan {
         (0..count as u64).map(move |index| first + index)
     }
 
-    /// Jobs of a first look at every model.
+    /// The jobs of a first look at every model.
     pub(crate) fn first_look(&self) -> Vec<Job> {
         let mut jobs = Vec::new();
         for model in &self.models {
@@ -204,5 +204,5 @@ impl Plan {
 }
 
 fn for_one_model(option: &str) -> Error {
-    Error::config(format!("{option}: a policy is for one model; name it with --model"))
+    Error::config(format!("{option}: a policy applies to one model; name it with --model"))
 }

@@ -1,4 +1,4 @@
-//! The processes that do the gate's jobs, and the jobs whose outcome is known already.
+//! The processes that run the gate's jobs, and the cached outcomes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,25 +21,25 @@ use super::{
 };
 use crate::registry::Registry;
 
-/// The hidden command that turns the binary into a worker.
+/// The hidden command with which the binary runs as a worker.
 pub const WORKER: &str = "gate-worker";
 
-/// Does jobs, each once.
+/// Runs jobs, each once.
 pub struct Pool {
     registry: Registry,
     workers: Vec<Worker>,
-    /// Threads of one operation, in each process.
+    /// Threads per operation, in each process.
     threads: usize,
     cache: Cache,
-    /// What is known.
+    /// The cached outcomes.
     outcomes: BTreeMap<Job, Outcome>,
-    /// Jobs that were run.
+    /// The number of jobs that ran.
     pub executed: usize,
-    /// Jobs whose outcome was in the cache.
+    /// The number of jobs whose outcome was cached.
     pub cached: usize,
 }
 
-/// A process that does one job after another.
+/// A process that runs one job after another.
 struct Worker {
     child: Child,
     input: ChildStdin,
@@ -47,8 +47,8 @@ struct Worker {
 }
 
 impl Pool {
-    /// `processes` workers that run this binary, each with `threads` threads; none for work in
-    /// this process, as a GPU wants it.
+    /// `processes` workers that run this binary, each with `threads` threads. With none, jobs run in this
+    /// process, as a GPU needs it.
     ///
     /// # Errors
     /// When a process cannot be started.
@@ -79,17 +79,17 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Gives this process the threads of a worker, so that it comes to the same figures.
+    /// Gives this process the threads of a worker, so that its figures are equal.
     pub(super) fn join(&self) {
         tch::set_num_threads(i32::try_from(self.threads).unwrap_or(1));
     }
 
-    /// What came of a job that was given to [`run`](Self::run).
+    /// The outcome of a job that was given to [`run`](Self::run).
     pub fn outcome(&self, job: &Job) -> Option<&Outcome> {
         self.outcomes.get(job)
     }
 
-    /// Does those of `jobs` that are not known yet.
+    /// Runs the jobs whose outcome is not known yet.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -107,11 +107,11 @@ impl Pool {
                 None => open.push(job),
             }
         }
-        // Long ones first, so that no process waits for the last.
+        // Long jobs run first, so that no process waits for the last one.
         open.sort_by_key(|job| std::cmp::Reverse(job.epochs));
         self.executed += open.len();
         for (job, outcome) in self.execute(&open) {
-            // A crash may be the machine's: it is worth another try.
+            // A crash may be caused by the machine: the job runs once more.
             if outcome.failures.iter().all(|failure| failure.reason != Reason::Crashed) {
                 self.cache.put(&job, &outcome)?;
             }
@@ -144,9 +144,9 @@ impl Pool {
 }
 
 impl Worker {
-    /// A process whose operations have so many threads.
+    /// Starts a process with this number of threads per operation.
     fn start(threads: usize) -> Result<Self> {
-        let failed = |error| Error::io("a process of the gate", error);
+        let failed = |error| Error::io("a worker process of the gate", error);
         let binary = env::current_exe().map_err(failed)?;
         let mut child = Command::new(binary)
             .args([WORKER, &threads.to_string()])
@@ -177,16 +177,16 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // Its input ends with this; what is left of it holds nothing.
+        // Closes its input, which ends it. Pending output is not needed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Does jobs from standard input, one a line, until it ends; the registry has their models.
+/// Runs jobs from standard input, one per line, until the input ends.
 ///
 /// # Errors
-/// When a line is no job or standard output is gone.
+/// When a line is not a job or standard output is closed.
 pub fn work(registry: &Registry, threads: i32) -> Result<()> {
     tch::set_num_threads(threads);
     let failed = |error| Error::io("standard input", error);

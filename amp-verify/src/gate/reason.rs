@@ -5,64 +5,65 @@ use serde::{Deserialize, Serialize};
 
 use crate::text::one_line;
 
-/// Why a precision fails before its metric is looked at.
+/// Why a precision fails, apart from its metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// A loss or a metric is not finite.
     NonFinite,
-    /// No step was applied, or so many were skipped that the scale collapsed.
+    /// No step was applied, or the loss scale collapsed.
     AllSkipped,
-    /// No better than a model that was not trained.
+    /// Not better than an untrained model.
     DidNotLearn,
-    /// The dtypes are not those of the precision.
+    /// The observed dtypes differ from the precision's.
     PrecisionDidNotRun,
-    /// Weights, order or data are not those of the baseline.
+    /// Weights, order or data differ from the baseline's.
     NotPaired,
-    /// The validation set is in the training set.
+    /// The validation set contains training examples.
     Contaminated,
-    /// Gradients, updates or schedule are not those of 32-true as far as the dtype allows.
+    /// Gradients, updates or schedule differ from 32-true's by more than the dtype explains.
     NotConformant,
-    /// A run that nobody watches ends elsewhere than one that is watched.
+    /// A run that is observed ends with other values than one that is not.
     Watching,
-    /// In training mode a step's gradient is not 32-true's as far as the dtype allows.
+    /// In training mode a step's gradient differs from 32-true's by more than the dtype explains.
     Gradient,
-    /// Weights or averages are not what the optimizer makes of the gradients.
+    /// Weights or optimizer state differ from the optimizer's rule.
     Update,
-    /// Learning rates are not the schedule's.
+    /// Learning rates differ from the schedule.
     Schedule,
-    /// The scale does not follow its rule.
+    /// The loss scale does not follow its rule.
     Scale,
-    /// A step was skipped or applied wrongly, or a skipped one moved something.
+    /// A step was skipped or applied wrongly, or a skipped step changed something.
     Skip,
-    /// Batch statistics are not 32-true's.
+    /// Batch statistics differ from 32-true's.
     Buffers,
-    /// Validation moves something, or is not repeatable.
+    /// Validation changes something, or is not repeatable.
     Validation,
-    /// A resumed run ends elsewhere.
+    /// A resumed run ends with other values.
     Resume,
-    /// Dropout does not drop as many elements as it scales for.
+    /// The share that dropout drops does not match its factor.
     Dropout,
-    /// A layer's rounding has a mean, because it truncates, or is larger than its dtype explains.
+    /// A layer's rounding errors have a nonzero mean, because it truncates, or are larger than its dtype
+    /// explains.
     Rounding,
-    /// Values have more or fewer digits than the dtype that their layer computes in.
+    /// Values have more or fewer digits than the dtype in which their layer computes.
     Width,
-    /// Steps are not made of the batches that they should be.
+    /// Steps do not consist of the batches that they should.
     Batches,
-    /// A step keeps memory, or takes several times that of 32-true.
+    /// Steps leak memory, or use several times that of 32-true.
     Memory,
     /// A run broke an invariant of training.
     Invariant,
-    /// A figure is not the golden's.
+    /// A figure differs from the golden's.
     Moved,
-    /// The golden is of another kind of machine, or there is none.
+    /// The golden is from another kind of machine, or is missing.
     NotComparable,
     /// The run ended with an error.
     Crashed,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: &[Self] = &[
         Self::NonFinite,
         Self::AllSkipped,
@@ -122,8 +123,8 @@ impl Reason {
         }
     }
 
-    /// What part of training broke its rule, which no choice of precision mends; none where numbers lose
-    /// too much.
+    /// The part of training whose rule is broken, which no precision mends; `None` if the cause is lost
+    /// accuracy.
     pub fn rule(self) -> Option<&'static str> {
         match self {
             Self::Watching => Some("the path that is trained on"),
@@ -143,20 +144,20 @@ impl Reason {
     }
 }
 
-/// A failure in one line.
+/// A failure, in one line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
     /// Its kind.
     pub reason: Reason,
-    /// What was seen.
+    /// The observation.
     pub text: String,
-    /// The [invariant](amp_core::trainer::Invariant) that was broken, by name.
+    /// The name of the broken [invariant](amp_core::trainer::Invariant).
     #[serde(default)]
     pub invariant: Option<String>,
 }
 
 impl Failure {
-    /// This kind, with what was seen.
+    /// A failure of this kind with this observation.
     pub fn new(reason: Reason, text: impl Into<String>) -> Self {
         Self { reason, text: one_line(&text.into()), invariant: None }
     }

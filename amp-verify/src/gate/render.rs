@@ -1,4 +1,4 @@
-//! The report for people, for CI and for GitHub.
+//! The report as text, for CI and for GitHub.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ const HEADER: [&str; 10] = [
     "first failure",
 ];
 
-/// A difference of a share in percentage points, of another value in its own unit.
+/// A difference: percentage points of a share, or the unit of another value.
 fn difference(direction: Direction, value: f64) -> String {
     match direction {
         Direction::HigherIsBetter => format!("{:+.2}", 100.0 * value),
@@ -79,7 +79,7 @@ fn heading(report: &Report) -> String {
     )
 }
 
-/// What was found of each failing cell, in one line with what to paste.
+/// The diagnosis of each failing cell: one line and the attribute to paste.
 fn findings(report: &Report) -> Vec<(String, &str)> {
     let mut found = Vec::new();
     for (model, cell) in cells(report) {
@@ -95,7 +95,7 @@ fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
     report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
 }
 
-/// What was not checked, each with the models and precisions that it is true of.
+/// What was not checked, each with its models and precisions.
 fn missing(report: &Report) -> Vec<String> {
     let mut found: BTreeMap<String, BTreeMap<Precision, BTreeSet<&str>>> = BTreeMap::new();
     for (model, cell) in cells(report) {
@@ -205,10 +205,10 @@ pub fn markdown(report: &Report) -> String {
     out
 }
 
-/// JUnit XML: a suite for each model, a case for each precision, whose figures are its output.
+/// JUnit XML: a suite per model and a case per precision, whose figures are the case's output.
 ///
 /// # Errors
-/// When the XML cannot be written, which memory alone can cause.
+/// When the XML cannot be written, for want of memory.
 pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
     let mut xml = quick_junit::Report::new("precision gate");
     for model in &report.models {
@@ -244,7 +244,7 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
     xml.to_string()
 }
 
-/// Why a cell is not green, in one line.
+/// Why a cell did not pass, in one line.
 fn message(model: &ModelReport, cell: &Cell) -> String {
     let failure = failure(model, cell);
     match &cell.finding {
@@ -269,10 +269,10 @@ fn failure(model: &ModelReport, cell: &Cell) -> String {
     }
 }
 
-/// GitHub shows ten annotations of a kind for a step.
+/// The most annotations per kind that GitHub shows for a step.
 const SHOWN: usize = 8;
 
-/// Workflow commands for the worst cells; the last says how many are not shown.
+/// Workflow commands for the worst cells; the last one counts those that are not shown.
 pub fn annotations(report: &Report) -> String {
     let mut bad: Vec<(&ModelReport, &Cell)> =
         cells(report).filter(|(_, cell)| cell.status != Status::Pass).collect();

@@ -1,4 +1,4 @@
-//! What the gate found.
+//! The gate's report.
 
 use amp_core::{hardware::Fingerprint, precision::Precision};
 use serde::{Deserialize, Serialize};
@@ -14,18 +14,18 @@ use crate::{
     verdict::{Judgement, Verdict},
 };
 
-/// What is said of one precision of a model, and of the whole. In order of weight: the worst is
-/// the whole's.
+/// The status of one precision of a model, or of the whole report. Later variants outweigh earlier ones:
+/// the overall status is the worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Not worse than 32-true by the margin.
     Pass,
-    /// The seeds do not tell.
+    /// The seeds do not decide.
     Inconclusive,
     /// There is no golden of a machine like this one.
     NotComparable,
-    /// Worse, or broken.
+    /// Worse by more than the margin, or a check failed.
     Regression,
 }
 
@@ -40,7 +40,7 @@ impl Status {
         }
     }
 
-    /// As it is printed.
+    /// The printed form.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pass => "PASS",
@@ -54,27 +54,27 @@ impl Status {
 /// The gate's report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The form of this object; a change of meaning changes it.
+    /// The version of this format; it changes with the meaning of a field.
     pub schema: String,
-    /// The worst of all.
+    /// The overall status: the worst.
     pub status: Status,
-    /// How much was run.
+    /// The tier.
     pub tier: Tier,
-    /// The machine; null when no run came to an end.
+    /// The machine; null if no run ended.
     pub fingerprint: Option<Fingerprint>,
-    /// The risk that a regression of a margin passes.
+    /// The probability with which a regression as large as a margin may pass.
     pub alpha: f64,
     /// The models.
     pub models: Vec<ModelReport>,
-    /// What this tier leaves to the nightly one.
+    /// What the nightly tier would check in addition.
     pub left_out: Vec<String>,
-    /// Failing cells beyond those that were diagnosed.
+    /// The number of failing cells that were not diagnosed.
     pub undiagnosed: usize,
-    /// Jobs that ran.
+    /// The number of jobs that ran.
     pub executed: usize,
-    /// Jobs whose outcome was known from before.
+    /// The number of jobs whose outcome was cached.
     pub cached: usize,
-    /// Seconds in all.
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
@@ -85,15 +85,15 @@ pub struct ModelReport {
     pub model: String,
     /// The metric's name.
     pub metric: String,
-    /// Which way it improves.
+    /// Whether larger or smaller values are better.
     pub direction: Direction,
     /// Epochs.
     pub epochs: i64,
     /// δ.
     pub margin: f64,
-    /// What the metric must exceed the control by.
+    /// The amount by which the metric must exceed that of the control run.
     pub learns_by: f64,
-    /// The metric without training; null when that run failed.
+    /// The metric without training; null if that run failed.
     pub control: Option<f64>,
     /// The precisions.
     pub cells: Vec<Cell>,
@@ -104,11 +104,11 @@ pub struct ModelReport {
 pub struct Cell {
     /// The precision.
     pub precision: Precision,
-    /// What is said of it.
+    /// The status.
     pub status: Status,
-    /// The statistics; null when a run failed.
+    /// The statistics; null if a run failed.
     pub judgement: Option<Judgement>,
-    /// What went wrong, the first first.
+    /// The failures, in the order in which they were found.
     pub failures: Vec<Failure>,
     /// The seeds.
     pub seeds: Vec<u64>,
@@ -116,13 +116,13 @@ pub struct Cell {
     pub baseline: Vec<Option<f64>>,
     /// The precision's metric for each seed.
     pub metric: Vec<Option<f64>>,
-    /// The figures of the first steps beside 32-true ones, with their bounds; null where that job failed.
+    /// The figures of the first steps compared with 32-true, with their bounds; null if that job failed.
     pub conformance: Option<Vec<Checked>>,
-    /// What was looked at on the path that is trained on; null where that job failed.
+    /// The rules of the trained path; null if that job failed.
     pub path: Option<Examined>,
-    /// Steps skipped, over all seeds.
+    /// Skipped steps, over all seeds.
     pub skipped_steps: u64,
-    /// What a failure is due to; null where there is none, or its text says it all.
+    /// The diagnosis of a failure; null if there is none, or if the failure's text is complete.
     pub finding: Option<Finding>,
 }
 
@@ -144,7 +144,7 @@ impl Cell {
         self
     }
 
-    /// The first thing to say of it.
+    /// The first thing to report about it.
     pub fn note(&self) -> String {
         match (&self.failures.first(), &self.judgement) {
             (Some(failure), _) => failure.text.clone(),

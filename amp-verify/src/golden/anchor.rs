@@ -1,6 +1,6 @@
-//! What keeps a golden from drifting: the figures of its first day and how far all accepted
-//! changes together may lead away from them. insta does not write this file, and nothing here
-//! replaces one: to move an anchor, delete it, and say why in the commit.
+//! The anchor of a golden: the figures of the first day, and how far all accepted changes together may
+//! move them. insta does not write this file, and this code never replaces one: to move an anchor, delete
+//! it, and say why in the commit.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -9,15 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{Agreement, Golden, Moved, comparable::kernels, rules};
 
-/// Accepted changes together may be this many times what one golden tolerates.
+/// The budget of all accepted changes together, in multiples of the golden's tolerance.
 const BUDGET: f64 = 2.0;
 
 /// The file's content.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchor {
-    /// The kernels whose memory is anchored: ATen's, and whether the CPU's own of f16 are among them.
+    /// The kernels whose memory is anchored: ATen's kernel set, and whether the CPU has f16 kernels of
+    /// its own.
     pub capability: Option<String>,
-    /// By precision.
+    /// The figures by precision.
     pub runs: BTreeMap<String, Anchored>,
 }
 
@@ -28,21 +29,21 @@ pub struct Anchored {
     pub accuracy: Value,
     /// The loss and its budget.
     pub loss: Value,
-    /// The most tensor bytes and their budget.
+    /// Peak tensor bytes and their budget.
     pub peak_memory_bytes: Value,
 }
 
-/// A figure's first value and how far it may ever go.
+/// The first value of a figure and its budget.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Value {
-    /// On the first day.
+    /// The value of the first day.
     pub original: f64,
-    /// The most that all changes together may come to.
+    /// The largest accepted distance.
     pub budget: f64,
 }
 
 impl Anchor {
-    /// Anchors a golden at its own figures.
+    /// Creates an anchor from a golden's figures.
     ///
     /// # Errors
     /// When a figure is not a number.
@@ -70,10 +71,11 @@ impl Anchor {
         Ok(Self { capability: capability(golden), runs: runs.collect::<Result<_>>()? })
     }
 
-    /// The anchor in `path`, or a new one of `golden` where there is none and `may_write`.
+    /// Reads the anchor in `path`, or creates it from `golden` if it is missing and `may_write` allows
+    /// it.
     ///
     /// # Errors
-    /// When the file is damaged, or missing where it may not be written.
+    /// When the file is damaged, or is missing and may not be written.
     pub fn load_or_create(
         path: &Path,
         golden: &Golden,
@@ -99,7 +101,7 @@ impl Anchor {
         Ok(anchor)
     }
 
-    /// The figures that have gone further than their budget.
+    /// The figures that have moved further than their budget.
     pub fn exceeded(&self, found: &Golden) -> Vec<Moved> {
         let mut moved = Vec::new();
         for (precision, anchored) in &self.runs {

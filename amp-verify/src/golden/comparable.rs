@@ -1,8 +1,8 @@
-//! Whether a golden says anything of a machine.
+//! Whether a golden can be compared with figures of a machine.
 
 use amp_core::hardware::Fingerprint;
 
-/// Why figures of `found` cannot be held against those of `golden`; `None` when they can.
+/// Why figures of `found` cannot be compared with those of `golden`; `None` if they can.
 ///
 /// On a CPU the processor, its kernels and the threads may be others: a figure's tolerance is the
 /// spread over those. On CUDA the compute capability must be the same, because kernels are chosen by

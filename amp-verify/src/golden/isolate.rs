@@ -21,13 +21,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Golden, Taken, Target, record::Folder};
 
-/// The variable that tells a process which golden it is to train, as JSON.
+/// The variable that tells a process which golden to train, as JSON.
 const ORDER: &str = "AMP_VERIFY_ORDER";
 
-/// Lines of a failed process that are shown.
+/// The number of lines that are shown of a failed process.
 const SHOWN: usize = 15;
 
-/// A GPU has room and time for one training at once.
+/// A GPU runs one training at a time.
 static ON_GPU: Mutex<()> = Mutex::new(());
 
 /// Where a [`verify!`](crate::verify) is written.
@@ -43,30 +43,30 @@ pub struct Site {
 
 /// What a [`verify!`](crate::verify) has to do.
 pub enum Turn {
-    /// Train here: the data is to be made now.
+    /// Train in this process: the data is created now.
     Train(Training),
-    /// Compare the figures of another process, which has trained.
+    /// Compare the figures that another process produced.
     Compare(Box<Taken>),
     /// Nothing: this process trains the golden of another `verify!`.
     Pass,
 }
 
-/// A training in this process, which draws random numbers alone while this lives.
+/// A training in this process. While it exists no other thread draws random numbers.
 pub struct Training {
     folder: Folder,
-    /// Where another process waits for the figures.
+    /// Where the waiting process expects the figures.
     order: Option<Order>,
     _section: random::Section,
 }
 
-/// Which golden a process trains, and where it leaves the figures.
+/// The golden that a process trains, and the file for its figures.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
-    /// The process that waits; what this process starts in turn has another parent.
+    /// The process that waits. A process that this one starts has another parent.
     parent: u32,
-    /// The test's name, which is its thread's.
+    /// The test's name, which is also the name of its thread.
     test: String,
-    /// How many `verify!` of the test come before.
+    /// The number of earlier `verify!` calls of the test.
     place: usize,
     /// The golden's name.
     golden: String,
@@ -74,7 +74,7 @@ struct Order {
     answer: PathBuf,
 }
 
-/// What a process that trains leaves behind.
+/// What a training process writes before it ends.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Golden(Box<Golden>),
@@ -82,17 +82,17 @@ enum Answer {
 }
 
 thread_local! {
-    /// How many `verify!` this thread has come to.
+    /// The number of `verify!` calls of this thread so far.
     static PLACE: Cell<usize> = const { Cell::new(0) };
 }
 
 impl Turn {
-    /// Says what is missing before anything is trained, and lets another process train where other
-    /// tests of this one could disturb it.
+    /// Reports what is missing before anything is trained, and starts another process for the training if
+    /// other tests could disturb it.
     ///
     /// # Panics
-    /// When a golden is missing and not to be written, the device is unknown, or the training in
-    /// another process fails: it is a test's assertion.
+    /// When a golden is missing and may not be written, the device is unknown, or the training in the
+    /// other process fails. A panic is how a test fails.
     pub fn of(target: &Target, site: Site) -> Self {
         let place = PLACE.replace(PLACE.get() + 1);
         Self::find(target, site, place).unwrap_or_else(|error| panic!("{error}"))
@@ -131,11 +131,11 @@ impl Training {
         Ok(Self { folder, order, _section: random::seeded(target.first_seed())? })
     }
 
-    /// Trains `target`, which has its data by now. A process that was started for this ends here.
+    /// Trains `target`, whose data exists by now. A process that was started for this training ends here.
     ///
     /// # Panics
-    /// When a run fails, or a figure is further from its anchor than the budget: it is a test's
-    /// assertion.
+    /// When a run fails, or a figure is further from its anchor than the budget allows. A panic is how a
+    /// test fails.
     pub fn take(self, target: &Target) -> Taken {
         let golden = self
             .folder
@@ -150,7 +150,7 @@ impl Training {
 }
 
 impl Order {
-    /// What this process was started for.
+    /// The order with which this process was started, if it was.
     fn given() -> Result<Option<Self>> {
         let Ok(text) = env::var(ORDER) else { return Ok(None) };
         let order: Self = serde_json::from_str(&text)
@@ -158,7 +158,7 @@ impl Order {
         Ok((order.parent == parent_id()).then_some(order))
     }
 
-    /// Leaves the figures for the process that waits, and ends this one.
+    /// Writes the figures for the waiting process and ends this one.
     fn answer(&self, golden: Result<Golden>) -> ! {
         let answer = match golden {
             Ok(golden) => Answer::Golden(Box::new(golden)),
@@ -184,13 +184,13 @@ fn has_company(test: &str, args: &[String]) -> bool {
     if test == "main" || threads.is_some_and(|threads| threads == "1") {
         return false;
     }
-    // This test alone, as cargo-nextest runs each.
+    // cargo-nextest runs each test alone, like this.
     let names: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     !(args.iter().any(|arg| arg == "--exact") && names == [test])
 }
 
-/// Trains in another process. `None` where the binary ends well and has not come to train, since
-/// it is no binary of tests that are called as its threads are.
+/// Trains in another process. `None` if that process ends without training, because its tests do not run
+/// on threads that have their names.
 fn trained_elsewhere(
     target: &Target,
     test: &str,
@@ -215,7 +215,7 @@ fn trained_elsewhere(
         .output()
         .map_err(failed)?;
     let said = said(&output, &order.test);
-    // Shown by libtest where the test fails, or shows what it prints.
+    // libtest shows this if the test fails, or if it shows all output.
     print!("{said}");
     match fs::read_to_string(&order.answer) {
         Ok(text) => match serde_json::from_str(&text) {
@@ -236,7 +236,7 @@ fn trained_elsewhere(
     }
 }
 
-/// What a process printed, without libtest's own lines before the test.
+/// The output of a process without libtest's lines before the test's own.
 fn said(output: &Output, test: &str) -> String {
     let out = String::from_utf8_lossy(&output.stdout);
     let own = out.split_once(&format!("test {test} ... ")).map_or(&*out, |(_, own)| own);

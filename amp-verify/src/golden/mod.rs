@@ -1,4 +1,4 @@
-//! Goldens of a comparison: what of it is kept, and when a new one still agrees.
+//! Goldens: the figures of a comparison that are kept, and when a new comparison agrees with them.
 
 mod anchor;
 mod comparable;
@@ -28,25 +28,25 @@ use crate::{
     verdict::{Design, standard_deviation},
 };
 
-/// The figures of a comparison that other machines must reproduce.
+/// The figures of a comparison that later runs must reproduce.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Golden {
     /// The model's name.
     pub model: String,
     /// The data's name.
     pub data: String,
-    /// The seeds: the figures are the first one's, n and s are over all.
+    /// The seeds. The figures are those of the first; n and s are over all.
     pub seeds: Vec<u64>,
-    /// The machine; a golden says nothing of another kind.
+    /// The machine. A golden cannot be compared with another kind of machine.
     pub fingerprint: Option<Fingerprint>,
     /// δ: the regression of the metric that the gate does not accept.
     pub margin: f64,
-    /// Which way the metric improves.
+    /// Whether larger or smaller values are better.
     #[serde(default, skip_serializing_if = "Direction::is_higher")]
     pub direction: Direction,
     /// ρ: the share by which peak memory may differ.
     pub memory_share: f64,
-    /// Validation examples: the metric moves in steps of one over this.
+    /// The number of validation examples: an accuracy moves in steps of one over this.
     pub examples: i64,
     /// Epochs.
     pub epochs: i64,
@@ -63,7 +63,7 @@ pub struct Golden {
 pub struct Figures {
     /// Validation metric; null when it was not a number.
     pub accuracy: Option<f64>,
-    /// Accuracy less the baseline's.
+    /// The accuracy minus the baseline's.
     pub accuracy_delta: Option<f64>,
     /// Validation loss; null when it was not finite.
     pub loss: Option<f64>,
@@ -71,38 +71,38 @@ pub struct Figures {
     pub skipped_steps: u64,
     /// Loss scale at the end.
     pub final_scale: Option<f64>,
-    /// The most tensor bytes at once.
+    /// Peak tensor bytes.
     pub peak_memory_bytes: u64,
-    /// Dtypes of matrix products.
+    /// The dtypes of matrix products.
     pub matmul: BTreeSet<String>,
-    /// Dtype of the loss.
+    /// The dtype of the loss.
     pub loss_dtype: String,
-    /// Dtypes of weights.
+    /// The dtypes of weights.
     pub weights: BTreeSet<String>,
-    /// Against 32-true over the seeds; null for 32-true itself and for a single seed.
+    /// The differences from 32-true over the seeds; null for 32-true itself and for a single seed.
     pub paired: Option<Paired>,
 }
 
 /// Differences from 32-true over seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Paired {
-    /// Pairs.
+    /// The number of pairs.
     pub n: usize,
-    /// The mean of how much worse the precision's metric is than 32-true's.
+    /// The mean regression: how much worse the precision's metric is than 32-true's.
     pub mean: f64,
-    /// Their standard deviation, at least that of the metric's steps.
+    /// The standard deviation of the regression, at least that of the metric's steps.
     pub s: f64,
     /// The standard deviation of the differences of the validation loss.
     pub loss_s: f64,
-    /// The chance that a precision without any regression passes the gate with so many seeds.
+    /// The probability that a precision without regression passes the gate with this number of seeds.
     pub power: f64,
 }
 
 impl Golden {
-    /// The golden of comparisons that differ in nothing but the seed; `margin` is the model's δ.
+    /// The golden of comparisons that differ only in their seed; `margin` is the model's δ.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no comparison.
     pub fn over_seeds(comparisons: &[Comparison], margin: f64, examples: i64) -> Result<Self> {
         let Some(first) = comparisons.first() else {
             return Err(Error::config("a golden needs at least one seed"));
@@ -129,14 +129,14 @@ impl Golden {
     }
 }
 
-/// The run at `at` of each comparison less its baseline.
+/// Run number `at` of each comparison with the run of its baseline.
 fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> Option<Paired> {
     if at == 0 || comparisons.len() < 2 {
         return None;
     }
     let deltas = comparisons.iter().map(|comparison| comparison.runs[at].delta.as_ref());
     let direction = comparisons[0].direction;
-    // A delta is the precision's figure less the baseline's.
+    // A delta is the precision's figure minus the baseline's.
     let worse = |delta: f64| direction.regression(0.0, delta);
     let worse: Vec<f64> =
         deltas.clone().map(|delta| delta?.accuracy.map(worse)).collect::<Option<_>>()?;
@@ -152,7 +152,7 @@ fn paired(comparisons: &[Comparison], at: usize, margin: f64, examples: i64) -> 
 /// Reads a golden from JSON or from an insta snapshot, whose header is skipped.
 ///
 /// # Errors
-/// When it is neither.
+/// When the text is neither.
 pub fn parse(text: &str) -> Result<Golden> {
     let body = match text.strip_prefix("---\n") {
         Some(rest) => rest.split_once("---\n").map_or("", |(_, body)| body),

@@ -1,4 +1,4 @@
-//! The folder of goldens: what is missing in it, and what a run may write to it.
+//! The folder of goldens: what is missing in it, and what a run may write.
 
 use std::{env, fs, io, io::Write, path::PathBuf};
 
@@ -6,30 +6,29 @@ use amp_core::{Error, Result, file::Staged};
 
 use super::{Golden, Site, Taken, Target, incomparable, parse};
 
-/// The variable that lets what is missing be written, by the value `write`.
+/// The environment variable that allows missing files to be written, with the value `write`.
 const ANCHORS: &str = "AMP_ANCHORS";
 
-/// The folder of goldens, and what a run may do there.
+/// The folder of goldens, and what a run may do in it.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    /// The source file, which a golden names.
+    /// The test's source file, which is part of a golden.
     source: &'static str,
-    /// Whether what is missing of a golden and its anchor is written.
+    /// Whether a missing golden or anchor is written.
     writes: bool,
-    /// Whether a golden that has never been taken is recorded: not in CI, where it would vanish.
+    /// Whether a golden is recorded for the first time. Not in CI, where the file would be lost.
     records_new: bool,
-    /// Whether insta writes or keeps a golden that is missing or moved.
+    /// Whether insta writes goldens that are missing or moved.
     insta_writes: bool,
-    /// Whether insta was told what to do.
+    /// Whether insta's behaviour was set explicitly.
     insta_decides: bool,
-    /// Whether figures are held against the golden to the letter, or written anew: every seed is
-    /// needed.
+    /// Whether figures must equal the golden's exactly, or are written anew: then every seed is needed.
     whole: bool,
 }
 
 impl Folder {
-    /// The folder that `AMP_GOLDENS` names, or else `site` does.
+    /// The folder that `AMP_GOLDENS` names, or else the folder of `site`.
     pub(super) fn of(site: Site) -> Self {
         let set = |name: &str| env::var(name).unwrap_or_default();
         let update = set("INSTA_UPDATE");
@@ -45,12 +44,13 @@ impl Folder {
         }
     }
 
-    /// What it has of this target and machine, where figures that agree need no further seeds.
+    /// The golden of this target and machine, if there is one. Figures that agree with it need no further
+    /// seeds.
     pub(super) fn known(&self, target: &Target, found: &Golden) -> Option<Golden> {
         if self.whole { None } else { target.known(found, &self.path) }
     }
 
-    /// The target with the spread that is recorded next to its golden.
+    /// The target with the spread recorded next to its golden.
     ///
     /// # Errors
     /// When the file of the spread is damaged.
@@ -59,11 +59,11 @@ impl Folder {
         target.with_recorded_spread(&self.path, &name)
     }
 
-    /// Says before the training what is missing after it; `test` is the name of the test.
+    /// Reports, before the training, what would be missing after it; `test` is the test's name.
     ///
     /// # Errors
-    /// When a golden or its anchor is missing and not to be written, the golden is of another
-    /// kind of machine, or its spread is damaged.
+    /// When a golden or its anchor is missing and may not be written, the golden is from another kind of
+    /// machine, or its spread is damaged.
     pub(super) fn check_recorded(&self, target: &Target, test: Option<&str>) -> Result<()> {
         let fingerprint = target.fingerprint()?;
         let name = target.file_name(Some(&fingerprint));
@@ -82,7 +82,7 @@ impl Folder {
                     golden.display()
                 )));
             }
-            // Past the capture of test output: what is written must be committed.
+            // Written around libtest's capture of output, because the new files must be committed.
             let _ = writeln!(
                 io::stderr(),
                 "{name} is recorded for the first time, in {}: read its figures and commit it",
@@ -104,8 +104,8 @@ impl Folder {
         }
     }
 
-    /// Holds a golden that was just taken against what the folder has, and writes what is missing
-    /// and may be written. The rest is insta's.
+    /// Compares a new golden with the folder's, and writes missing files if that is allowed. insta does
+    /// the rest.
     ///
     /// # Errors
     /// As [`Target::prepare`]; when a file cannot be written.

@@ -1,4 +1,4 @@
-//! When a figure agrees with its golden: each kind by its own rule.
+//! When a figure agrees with its golden: one rule for each kind of figure.
 
 use std::{f64::consts::SQRT_2, fmt};
 
@@ -14,44 +14,44 @@ use super::{
     spread::{Samples, tolerance, tolerance_of},
 };
 
-/// Peak memory may differ by this share: kernels of other CPUs want other workspaces.
+/// The accepted relative difference of peak memory: other CPUs' kernels use other workspaces.
 pub(super) const MEMORY_SHARE: f64 = 0.05;
-/// Below this share a loss has not moved: sums of f64 in another order.
+/// Smaller relative differences of a loss are ignored: f64 sums in another order.
 const LOSS_SHARE: f64 = 1e-6;
 
 /// A figure that does not agree.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moved {
-    /// The precision, or empty for what all share.
+    /// The precision; empty for a figure that all precisions share.
     pub precision: String,
     /// The figure's name.
     pub figure: &'static str,
-    /// What the golden holds.
+    /// The golden's value.
     pub golden: String,
-    /// What was found.
+    /// The new value.
     pub found: String,
-    /// How far it may move.
+    /// The accepted difference.
     pub allowed: String,
 }
 
-/// Holds a comparison against its golden.
+/// How a comparison is checked against its golden.
 #[derive(Debug, Clone)]
 pub struct Agreement {
-    /// The recorded spread of unchanged code over machines. Without one, figures of another machine may
-    /// differ as much as two precisions do over seeds, by the golden's own n and s: more than other
-    /// kernels make them differ.
+    /// The recorded spread of unchanged code over machines. Without one the tolerance for another machine
+    /// follows from the golden's n and s, as between two precisions over seeds. That is wider than what
+    /// other kernels cause.
     pub spread: Option<Spread>,
-    /// Whether peak memory is judged where the kernels are the golden's: it is that of warmed-up
-    /// runs.
+    /// Whether peak memory is compared if the kernels are the golden's. That needs runs that were warmed
+    /// up.
     pub memory: bool,
 }
 
-/// How far one run's figures may be from the golden's.
+/// How far a run's figures may be from the golden's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerances {
     /// Of the metric.
     pub accuracy: f64,
-    /// Of the metric's distance from 32-true's, which has the spread of both.
+    /// Of the metric's difference from 32-true, which has the spread of both runs.
     pub accuracy_delta: f64,
     /// Of the validation loss.
     pub loss: f64,
@@ -60,13 +60,13 @@ pub struct Tolerances {
 }
 
 impl Tolerances {
-    /// Every figure is the golden's.
+    /// Every figure must equal the golden's.
     const NONE: Self =
         Self { accuracy: 0.0, accuracy_delta: 0.0, loss: 0.0, peak_memory_bytes: 0.0 };
 }
 
 impl Agreement {
-    /// Every figure that moved, in the golden's order.
+    /// The figures that moved, in the golden's order.
     pub fn moved(&self, golden: &Golden, found: &Golden) -> Vec<Moved> {
         let mut moved = Vec::new();
         let head = |g: &Golden| {
@@ -101,7 +101,7 @@ impl Agreement {
     /// regression that the gate refuses is one that a golden refuses as well.
     pub fn tolerances(&self, golden: &Golden, precision: &str, figures: &Figures) -> Tolerances {
         let recorded = self.spread.as_ref().and_then(|spread| spread.samples.get(precision));
-        // Half an example more than one: the quotient's last bit must not decide.
+        // Half an example more than one, so that rounding of the quotient does not decide.
         let step = match golden.direction {
             Direction::HigherIsBetter => 1.5 / golden.examples as f64,
             Direction::LowerIsBetter => LOSS_SHARE * figures.accuracy.unwrap_or(0.0).abs(),
@@ -113,7 +113,7 @@ impl Agreement {
                 (tolerance(accuracy), tolerance(loss), tolerance(peak_memory_bytes))
             }
             None => {
-                // 32-true has no pairs of its own: what holds for the others holds for it.
+                // 32-true has no pairs of its own: the others' tolerance applies to it.
                 let others = golden.runs.values().filter_map(|run| run.paired);
                 let paired: Vec<_> =
                     figures.paired.map_or_else(|| others.collect(), |own| vec![own]);
@@ -182,8 +182,8 @@ pub(super) fn exact<T: PartialEq + fmt::Display>(
     }
 }
 
-/// Agrees when both are numbers and close. What is not a number agrees with nothing, itself
-/// included: a run that broke in the same way twice is no agreement.
+/// Two finite values agree if they are close. A value that is not finite agrees with nothing, not even
+/// with itself: two runs that broke in the same way do not agree.
 pub(super) fn within(
     moved: &mut Vec<Moved>,
     precision: &str,
@@ -199,7 +199,7 @@ pub(super) fn within(
     if !agrees {
         let text = |value: Option<f64>| {
             value.map_or("not finite".into(), |v| match allowed {
-                // Every digit, because the first that differs may be the last one.
+                // All digits are shown, because the first difference may be in the last digit.
                 0.0 => v.to_string(),
                 _ => format!("{v:.6}"),
             })
@@ -231,7 +231,7 @@ impl Comparator for Agreement {
         moved.is_empty()
     }
 
-    /// Asked for by `INSTA_REQUIRE_FULL_MATCH`: to the letter.
+    /// `INSTA_REQUIRE_FULL_MATCH` demands exact equality.
     fn matches_fully(&self, reference: &insta::Snapshot, test: &insta::Snapshot) -> bool {
         reference.contents() == test.contents()
     }
@@ -241,7 +241,7 @@ impl Comparator for Agreement {
     }
 }
 
-/// What moved and by how much.
+/// The figures that moved, with their distances.
 pub fn table(moved: &[Moved]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED);
@@ -252,8 +252,8 @@ pub fn table(moved: &[Moved]) -> Table {
     table
 }
 
-/// Whether a golden whose figures are not numbers is refused, by itself and by a sound run: part
-/// of the gate's self-test.
+/// Whether a golden with figures that are not numbers is refused, compared with itself and with a sound
+/// run. The gate's self-test checks this.
 pub fn refuses_not_a_number() -> bool {
     let samples = |value: f64| vec![value; 3];
     let name = Precision::F16Mixed.name().to_owned();

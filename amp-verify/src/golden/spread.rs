@@ -1,4 +1,4 @@
-//! How far figures of unchanged code move between machines, and the tolerance that follows.
+//! How far figures of unchanged code differ between machines, and the tolerance that follows.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -71,17 +71,17 @@ impl Spread {
     }
 }
 
-/// The two-sided risk that one unchanged figure is called moved. A golden of six precisions
-/// holds about twenty such figures, so that a machine is woken for nothing one time in fifty.
+/// The two-sided probability that one unchanged figure is reported as moved. A golden of six precisions
+/// has about twenty such figures, so that one comparison in fifty raises a false alarm.
 const RISK: f64 = 1e-3;
 
-/// How far two draws from the population of `samples` may lie apart:
-/// t(1 − risk/2, K−1) · s · √2, the prediction interval of a difference.
+/// The accepted distance of two draws from the population of `samples`: t(1 − risk/2, K−1) · s · √2, the
+/// prediction interval of a difference.
 pub(super) fn tolerance(samples: &[f64]) -> f64 {
     tolerance_of(samples.len(), standard_deviation(samples))
 }
 
-/// The same for `n` draws of standard deviation `s`; infinite for fewer than two.
+/// The same for `n` draws with standard deviation `s`; infinite for fewer than two draws.
 pub(super) fn tolerance_of(n: usize, s: f64) -> f64 {
     t_quantile(1.0 - RISK / 2.0, n as f64 - 1.0) * s * std::f64::consts::SQRT_2
 }

@@ -1,4 +1,4 @@
-//! Taking a golden in a test.
+//! Recording and comparing goldens in a test.
 
 use std::{env, fs, path, path::Path, slice};
 
@@ -13,7 +13,7 @@ use amp_core::{
 use super::{Agreement, Anchor, Golden, Spread, Target, incomparable, machine, parse, table};
 use crate::matrix;
 
-/// A golden to be given to insta.
+/// A golden in the form that insta takes.
 pub struct Taken {
     /// The snapshot's name.
     pub name: String,
@@ -24,8 +24,8 @@ pub struct Taken {
 }
 
 impl Target {
-    /// Trains under every precision and seed. On CUDA deterministic algorithms are asked for, and
-    /// TF32 is off: two machines of one compute capability then run the same kernels.
+    /// Trains under every precision and seed. On CUDA it requests deterministic algorithms and switches
+    /// TF32 off, so that two machines of one compute capability run the same kernels.
     ///
     /// # Errors
     /// When a run fails or there is no such model or device.
@@ -33,18 +33,18 @@ impl Target {
         self.golden_like(|_| None)
     }
 
-    /// The same, but for the seeds after the first where its figures agree with those of a `known`
-    /// golden: they give n, s and power alone, which the known one has and nothing is held against.
+    /// The same, but without the seeds after the first if the first one's figures agree with a `known`
+    /// golden. The further seeds give only n, s and power, which the known golden has.
     ///
     /// # Errors
     /// As [`golden`](Self::golden).
     pub fn golden_like(&self, known: impl Fn(&Golden) -> Option<Golden>) -> Result<Golden> {
-        // The switches are the process's, like the generators.
+        // The switches, like the generators, belong to the whole process.
         let _alone = random::seeded(self.first_seed())?;
         let device = self.device()?;
         hardware::set_numerics(false, device.is_cuda())?;
-        // Models of a test are too small for two threads, which wait for each other ten times as
-        // long as one takes where other processes want the cores.
+        // Models in tests are too small for two threads: if other processes use the cores, two threads
+        // wait for each other ten times as long as one takes.
         let threads = tch::get_num_threads();
         tch::set_num_threads(1);
         let taken = self.over_seeds(device, known);
@@ -55,18 +55,18 @@ impl Target {
         taken
     }
 
-    /// The device that it is taken on.
+    /// The device of the golden.
     pub(super) fn device(&self) -> Result<Device> {
         let own = env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
         hardware::parse_device(self.check.device.as_ref().unwrap_or(&own))
     }
 
-    /// The seed of the figures that are kept.
+    /// The seed whose figures are kept.
     pub(super) fn first_seed(&self) -> u64 {
         self.check.seeds.first().copied().unwrap_or_default()
     }
 
-    /// What the machine's fingerprint will be when it is taken.
+    /// The fingerprint that the machine will have when the golden is recorded.
     pub(super) fn fingerprint(&self) -> Result<Fingerprint> {
         let device = self.device()?;
         let deterministic = device.is_cuda();
@@ -96,7 +96,7 @@ impl Target {
         Golden::over_seeds(&taken, margin, case.data.val.examples())
     }
 
-    /// The first seed's figures with n, s and power of the golden that they agree with.
+    /// The first seed's figures, with n, s and power from the golden that they agree with.
     fn completed(&self, mut first: Golden, known: &Golden) -> Option<Golden> {
         first.seeds.clone_from(&self.check.seeds);
         for (precision, figures) in &mut first.runs {
@@ -109,8 +109,7 @@ impl Target {
         Agreement { spread: self.check.spread.clone(), memory: true }
     }
 
-    /// The same target with the spread that `folder` has of its golden `name`, unless its check
-    /// brings one.
+    /// The same target with the spread that `folder` has for its golden `name`, unless its check has one.
     ///
     /// # Errors
     /// When the file of the spread is damaged.
@@ -122,21 +121,22 @@ impl Target {
         Ok(target)
     }
 
-    /// What `folder` has of this target and machine. One of another form is none: insta shows both.
+    /// The folder's golden of this target and machine. A golden of another form counts as missing: insta
+    /// shows both.
     pub(super) fn known(&self, found: &Golden, folder: &Path) -> Option<Golden> {
         let name = self.file_name(found.fingerprint.as_ref());
         let text = fs::read_to_string(folder.join(format!("{name}.snap"))).ok()?;
         parse(&text).ok()
     }
 
-    /// Holds a golden that was just taken against what is in `folder`; a missing anchor is written
-    /// where it `may_write`.
+    /// Compares a new golden with the one in `folder`, and writes a missing anchor if `may_write` allows
+    /// it.
     ///
     /// # Errors
-    /// When what is there is of another kind of machine, lacks its anchor, has one that is
-    /// further away than its budget, or has a damaged spread.
+    /// When the folder's golden is from another kind of machine, has no anchor, is further from its
+    /// anchor than the budget, or has a damaged spread.
     pub fn prepare(&self, golden: &Golden, folder: &Path, may_write: bool) -> Result<Taken> {
-        // insta takes what is relative from the test's source.
+        // insta resolves a relative path from the test's source file.
         let folder = path::absolute(folder).map_err(|error| Error::io(folder, error))?;
         let name = self.file_name(golden.fingerprint.as_ref());
         let agreement = self.with_recorded_spread(&folder, &name)?.agreement();
@@ -149,7 +149,7 @@ impl Target {
         {
             return Err(Error::NotComparable(why));
         }
-        // Without a golden insta refuses, and keeps the new one for review.
+        // Without a golden insta fails and keeps the new one for review.
         if snapshot.exists() || path.exists() || may_write {
             let anchor = Anchor::load_or_create(&path, golden, &agreement, may_write)?;
             let exceeded = anchor.exceeded(golden);
@@ -189,9 +189,9 @@ pub fn file_name(model: &str, fingerprint: Option<&Fingerprint>) -> String {
     format!("{name}_{machine}")
 }
 
-/// Runs a model under every precision and holds what comes out against its golden, an insta
-/// snapshot in `tests/goldens` of the calling crate with an anchor next to it. The model is one of a
-/// registry, or comes with its data; what may follow are the setters of [`Target`]:
+/// Trains a model under every precision and compares the figures with its golden, an insta snapshot in
+/// `tests/goldens` of the calling crate with an anchor next to it. The model comes from a registry, or
+/// with its data; the setters of [`Target`] may follow:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{data::DataModule, precision::Precision, prelude::*};
@@ -270,7 +270,7 @@ macro_rules! verify {
         };
         let taken = match $crate::golden::Turn::of(&target, site) {
             $crate::golden::Turn::Train(training) => {
-                // Here and not before: only the process that trains makes the data.
+                // Not earlier: only the process that trains creates the data.
                 ::std::option::Option::Some(training.take(&target$(.data($data))?))
             }
             $crate::golden::Turn::Compare(taken) => ::std::option::Option::Some(*taken),

@@ -1,4 +1,4 @@
-//! What a golden is taken of: a model of a registry, or one with its data.
+//! The subject of a golden: a model of a registry, or a model with its data.
 
 use std::sync::Arc;
 
@@ -16,18 +16,18 @@ use crate::{
     registry::{Judge, Model, Registry},
 };
 
-/// How a golden is taken.
+/// How a golden is recorded.
 #[derive(Debug, Clone)]
 pub struct Check {
-    /// The device by name; `AMP_DEVICE` unless it is set here, else the CPU.
+    /// The device's name. The default is `AMP_DEVICE`, or else the CPU.
     pub device: Option<String>,
-    /// The precisions besides 32-true.
+    /// The precisions to compare with 32-true.
     pub precisions: Vec<Precision>,
-    /// The seeds; the first one's figures are kept, all give n and s.
+    /// The seeds. The first one's figures are kept; all of them give n and s.
     pub seeds: Vec<u64>,
-    /// The spread over machines that the tolerances follow from. Where it is `None`,
-    /// [`verify!`](crate::verify) reads `NAME.spread.json` next to the golden, and without that file
-    /// the tolerances follow from the golden's own n and s.
+    /// The spread over machines from which the tolerances follow. If it is `None`,
+    /// [`verify!`](crate::verify) reads `NAME.spread.json` next to the golden; without that file the
+    /// tolerances follow from the golden's n and s.
     pub spread: Option<Spread>,
 }
 
@@ -42,8 +42,8 @@ impl Default for Check {
     }
 }
 
-/// What a golden is taken of, and how. What is not set is as the registry has it, or as said at each
-/// setter.
+/// The subject of a golden, and how it is recorded. What is not set has the registry's value, or the
+/// default given at the setter.
 #[derive(Clone)]
 pub struct Target {
     source: Source,
@@ -60,14 +60,14 @@ enum Source {
     Own { subject: Subject, data: Option<DataModule>, clip: Option<Clip>, accumulate: i64 },
 }
 
-/// A model's epochs, metric and δ where no registry has them and they are not set.
+/// The defaults of epochs, metric and δ for models without a registry.
 const OWN: (i64, Judge, f64) = (3, Judge::higher("val_acc"), 0.01);
 
 impl Target {
-    /// The model of the registry that is called `name`.
+    /// The model `name` of the registry.
     ///
     /// # Panics
-    /// When there is none: it is a test's mistake.
+    /// When there is no such model: the test is wrong.
     pub fn registered(registry: Registry, name: &str) -> Self {
         let found = registry.check().and_then(|()| registry.find(Some(name)).cloned());
         let model = found.unwrap_or_else(|error| panic!("{error}"));
@@ -85,7 +85,7 @@ impl Target {
         }
     }
 
-    /// A model of one's own, which `build` makes from hyperparameters, with its data.
+    /// A model of your own, which `build` creates from hyperparameters, with its data.
     pub fn model(
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
@@ -94,7 +94,7 @@ impl Target {
         Self::without_data(name, build).data(data)
     }
 
-    /// A model that no registry has, whose [`data`](Self::data) follows.
+    /// A model without a registry, to which [`data`](Self::data) must be given.
     pub fn without_data(
         name: &'static str,
         build: impl Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync + 'static,
@@ -103,7 +103,7 @@ impl Target {
         Self::of(Source::Own { subject, data: None, clip: None, accumulate: 1 })
     }
 
-    /// The data of a model that no registry has.
+    /// The data of a model without a registry.
     #[must_use]
     pub fn data(mut self, own: DataModule) -> Self {
         if let Source::Own { data, .. } = &mut self.source {
@@ -112,8 +112,8 @@ impl Target {
         self
     }
 
-    /// The validation metric the model is judged by, higher being better; `val_acc` unless it is set.
-    /// A registered model has its own.
+    /// The validation metric that judges the model, where higher is better; the default is `val_acc`. A
+    /// registered model has its own.
     #[must_use]
     pub fn metric(mut self, name: &'static str) -> Self {
         if let Source::Own { subject, .. } = &mut self.source {
@@ -122,8 +122,8 @@ impl Target {
         self
     }
 
-    /// Judges the model by its validation loss; it needs no metric then. A registered model has its own
-    /// judge.
+    /// Judges the model by its validation loss, so that it needs no metric. A registered model has its
+    /// own judge.
     #[must_use]
     pub fn judged_by_loss(mut self) -> Self {
         if let Source::Own { subject, .. } = &mut self.source {
@@ -132,7 +132,7 @@ impl Target {
         self
     }
 
-    /// Gradient clipping, of a model that no registry has.
+    /// Gradient clipping for a model without a registry.
     #[must_use]
     pub fn gradient_clip(mut self, own: Clip) -> Self {
         if let Source::Own { clip, .. } = &mut self.source {
@@ -141,8 +141,7 @@ impl Target {
         self
     }
 
-    /// Batches whose gradients are added up to one step, of a model that no
-    /// registry has.
+    /// The number of batches accumulated per step, for a model without a registry.
     #[must_use]
     pub fn accumulate_grad_batches(mut self, batches: i64) -> Self {
         if let Source::Own { accumulate, .. } = &mut self.source {
@@ -151,50 +150,49 @@ impl Target {
         self
     }
 
-    /// Epochs; three for a model that no registry has.
+    /// Epochs; the default is three for a model without a registry.
     #[must_use]
     pub fn epochs(mut self, epochs: i64) -> Self {
         self.epochs = Some(epochs);
         self
     }
 
-    /// δ, in the metric's own unit; 0.01 for a model that no registry has.
+    /// δ, in the metric's own unit; the default is 0.01 for a model without a registry.
     #[must_use]
     pub fn margin(mut self, margin: f64) -> Self {
         self.margin = Some(margin);
         self
     }
 
-    /// How it is taken.
+    /// How the golden is recorded.
     #[must_use]
     pub fn check(mut self, check: Check) -> Self {
         self.check = check;
         self
     }
 
-    /// Hyperparameters, over the struct's defaults.
+    /// Hyperparameters; they override the struct's defaults.
     #[must_use]
     pub fn hyperparameters(mut self, hyperparameters: Hyperparameters) -> Self {
         self.hyperparameters = hyperparameters;
         self
     }
 
-    /// The precisions besides 32-true; 16-mixed and bf16-mixed unless they are set.
+    /// The precisions to compare with 32-true; the default is 16-mixed and bf16-mixed.
     #[must_use]
     pub fn precisions(mut self, precisions: impl IntoIterator<Item = Precision>) -> Self {
         self.check.precisions = precisions.into_iter().collect();
         self
     }
 
-    /// The seeds, of which the first one's figures are kept and all give n and s; 42 to 45 unless
-    /// they are set.
+    /// The seeds; the default is 42 to 45. The first one's figures are kept; all of them give n and s.
     #[must_use]
     pub fn seeds(mut self, seeds: impl IntoIterator<Item = u64>) -> Self {
         self.check.seeds = seeds.into_iter().collect();
         self
     }
 
-    /// What tells this golden from others of the same model: a case of a matrix.
+    /// A name that tells this golden from others of the same model, such as a case of a matrix.
     #[must_use]
     pub fn case(mut self, name: impl ToString) -> Self {
         self.case = Some(name.to_string());
@@ -208,7 +206,7 @@ impl Target {
         }
     }
 
-    /// The golden's file name without its end.
+    /// The golden's file name without its extension.
     pub(super) fn file_name(&self, fingerprint: Option<&Fingerprint>) -> String {
         let name = file_name(self.name(), fingerprint);
         match &self.case {
@@ -220,7 +218,7 @@ impl Target {
         }
     }
 
-    /// The case, but for its seed, with δ.
+    /// The case, without its seed, and δ.
     pub(super) fn prototype(&self, device: Device) -> Result<(Case, f64)> {
         Ok(match &self.source {
             Source::Registered { registry, model } => {

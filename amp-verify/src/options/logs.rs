@@ -5,26 +5,26 @@ use clap::Args;
 
 use super::positive;
 
-/// The logs to write.
+/// Which log files to write.
 #[derive(Debug, Args)]
 pub struct LogArgs {
-    /// Write every event as a line of JSON to this file
+    /// Write every event to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     pub log_jsonl: Option<PathBuf>,
-    /// Write every logged value as a row of CSV to this file
+    /// Write every logged value to this file, one CSV row per value
     #[arg(long, value_name = "FILE")]
     pub log_csv: Option<PathBuf>,
-    /// Write TensorBoard's event files under this folder
+    /// Write TensorBoard event files below this folder
     #[arg(long, value_name = "FOLDER")]
     pub log_tensorboard: Option<PathBuf>,
-    /// Optimizer steps between two whose values are logged
+    /// Log values every N optimizer steps
     #[arg(long, value_name = "N", value_parser = positive, 
           default_value_t = LoggingConfig::default().log_every_n_steps.cast_unsigned())]
     pub log_every_n_steps: u64,
-    /// Measure the phases of every N-th step and print their times [default: the model's own]
+    /// Measure the phases of every N-th step and print their times [default: as the model declares]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub profile: Option<u64>,
-    /// Write the measured steps as a trace for chrome://tracing or Perfetto to this file; without
+    /// Write the measured steps to this file as a trace for chrome://tracing or Perfetto; without
     /// --profile every step is measured
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,

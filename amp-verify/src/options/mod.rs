@@ -1,4 +1,4 @@
-//! What commands that train take, and how they print.
+//! Options shared by the commands that train, and output formats.
 
 mod logs;
 mod recovery;
@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::case::Choices;
 
-/// What they take.
+/// The shared options.
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// The model; `cargo amp models` lists them [default: the first one]
@@ -36,10 +36,10 @@ pub struct RunArgs {
     /// Epochs [default: the model's own]
     #[arg(long)]
     pub epochs: Option<i64>,
-    /// End training after so many optimizer steps, if that is before the last epoch
+    /// End training after N optimizer steps, if that comes before the last epoch
     #[arg(long, value_name = "N", value_parser = positive)]
     pub max_steps: Option<u64>,
-    /// Examples in a batch [default: the model's own]
+    /// Examples per batch [default: the model's own]
     #[arg(long, allow_negative_numbers = true)]
     pub batch_size: Option<i64>,
     /// Seed of initial weights, order of examples and dropout
@@ -48,7 +48,7 @@ pub struct RunArgs {
     /// Clip gradients to this global norm
     #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
     pub gradient_clip_val: Option<f64>,
-    /// Add up the gradients of so many batches to one step [default: the model's own]
+    /// Accumulate the gradients of N batches into one optimizer step [default: the model's own]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub accumulate_grad_batches: Option<i64>,
     /// How optimizers write to 16-bit weights: round-to-nearest, master-weights or
@@ -56,23 +56,23 @@ pub struct RunArgs {
     #[arg(long, value_name = "HOW", value_parser = WeightUpdate::from_str,
           default_value_t = WeightUpdate::default())]
     pub weight_update: WeightUpdate,
-    /// How optimizers keep their running averages: full, bf16 or 8-bit
+    /// How optimizers store their state (running averages): full, bf16 or 8-bit
     #[arg(long, value_name = "HOW", value_parser = Moments::from_str,
           default_value_t = Moments::default())]
     pub moments: Moments,
-    /// How gradients are kept from the backward pass to the step: full (f32), or 16-bit as PyTorch
-    /// rounds them under autocast (linear layers on CUDA)
+    /// How gradients are stored between the backward pass and the step: full (f32), or 16-bit, rounded as
+    /// PyTorch does under autocast (only linear layers on CUDA)
     #[arg(long, value_name = "HOW", value_parser = GradientStorage::from_str,
           default_value_t = GradientStorage::default())]
     pub gradients: GradientStorage,
-    /// The most memory that tensors may take at once, as in 500MB or 2GiB: the layers that are cheapest
-    /// to compute again in the backward pass are checkpointed for that, which changes no number
+    /// The most memory that tensors may use at once, as in 500MB or 2GiB: the trainer recomputes the
+    /// cheapest layers in the backward pass to stay below it; no number changes
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_negative_numbers = true)]
     pub memory_budget: Option<u64>,
-    /// End training when this value no longer falls, as in val_loss [default: the model's own]
+    /// End training when this value stops falling, as in val_loss [default: the model's own]
     #[arg(long, value_name = "NAME")]
     pub early_stopping: Option<String>,
-    /// Epochs without improvement that end it
+    /// Epochs without improvement after which training ends
     #[arg(long, value_name = "EPOCHS", default_value_t = 3)]
     pub patience: u32,
     /// Set a hyperparameter, as in --set hidden_size=1024; may be repeated
@@ -87,27 +87,27 @@ pub struct RunArgs {
     /// Ask libtorch for deterministic algorithms
     #[arg(long)]
     pub deterministic: bool,
-    /// Whether whole steps run as CUDA graphs: auto, on or off; the numbers are the same
+    /// Run whole steps as CUDA graphs: auto, on or off; the numbers are the same
     #[arg(long, value_name = "WHEN", value_parser = Graph::from_str,
           default_value_t = Graph::default())]
     pub graph: Graph,
-    /// How often a run is held against the invariants of training, as that every weight moves and a
-    /// skipped step changes nothing: off, cheap (some steps) or full (each step)
+    /// How often the invariants of training are checked (every weight moves, a skipped step changes
+    /// nothing, …): off, cheap (some steps) or full (each step)
     #[arg(long, value_name = "LEVEL", value_parser = Check::from_str,
           default_value_t = Check::default())]
     pub check: Check,
-    /// Threads of one CPU operation [default: all cores]
+    /// Threads per CPU operation [default: all cores]
     #[arg(long)]
     pub threads: Option<i32>,
-    /// Where the data lies: auto, device or host; auto keeps on the GPU what takes at most a
+    /// Where the data is stored: auto, device or host; auto uses the GPU for data that takes at most a
     /// quarter of its free memory
     #[arg(long, value_name = "WHERE", value_parser = Placement::from_str,
           default_value_t = Placement::Auto)]
     pub data_placement: Placement,
-    /// Batches a thread loads ahead from the host [default: 2 for CUDA, 0 for the CPU]
+    /// Batches that a thread loads ahead from the host [default: 2 on CUDA, 0 on the CPU]
     #[arg(long, value_name = "N")]
     pub prefetch: Option<usize>,
-    /// Threads that read a set's examples, where it gives one at a time
+    /// Threads that read examples, for data sets that give one example at a time
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub num_workers: usize,
     #[command(flatten)]
@@ -121,17 +121,17 @@ pub struct RunArgs {
     pub quiet: bool,
 }
 
-/// Forms of output.
+/// Output formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// A table for people
+    /// A table for a terminal
     Table,
     /// One JSON object
     Json,
 }
 
 impl RunArgs {
-    /// The choices about the case.
+    /// The options that decide the case.
     pub fn choices(&self) -> Choices {
         Choices {
             data: self.data.clone(),
@@ -165,16 +165,16 @@ impl RunArgs {
     }
 }
 
-/// `name=value`; a value that is no JSON is taken as a string.
+/// `name=value`. A value that is not JSON is taken as a string.
 fn assignment(text: &str) -> Result<(String, Value), Error> {
     let (name, value) = text
         .split_once('=')
-        .ok_or_else(|| Error::config(format!("`{text}` is not of the form NAME=VALUE")))?;
+        .ok_or_else(|| Error::config(format!("`{text}` does not have the form NAME=VALUE")))?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
     Ok((name.to_owned(), value))
 }
 
-/// A count that is not 0.
+/// A count of at least 1.
 pub(crate) fn positive(text: &str) -> Result<u64, String> {
     match text.parse() {
         Ok(0) => Err("it must be at least 1".to_owned()),

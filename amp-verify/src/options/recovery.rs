@@ -6,35 +6,35 @@ use amp_core::{
 };
 use clap::Args;
 
-/// What is done about steps that are not finite.
+/// How steps that are not finite are handled.
 #[derive(Debug, Args)]
 pub struct RecoveryArgs {
-    /// What to do about a step that is not finite, beyond the scaler's backing off: ignore, skip,
+    /// What to do with a step that is not finite, in addition to lowering the loss scale: ignore, skip,
     /// lower-scale, restore-last-good, fall-back-to-bf16 or stop
     #[arg(long, value_name = "POLICY", value_parser = NonFinite::from_str,
           default_value_t = NonFinite::default())]
     pub on_non_finite: NonFinite,
-    /// The loss scale to begin with under 16-mixed
+    /// The first loss scale under 16-mixed
     #[arg(long, value_name = "SCALE", default_value_t = GradScalerConfig::default().init_scale,
           allow_negative_numbers = true, value_parser = loss_scale)]
     pub init_scale: f64,
-    /// Steps without overflow after which the loss scale is doubled
+    /// Steps without overflow after which the loss scale doubles
     #[arg(long, value_name = "STEPS", allow_negative_numbers = true,
           default_value_t = GradScalerConfig::default().growth_interval,
           value_parser = clap::value_parser!(i64).range(1..))]
     pub growth_interval: i64,
-    /// The lowest loss scale to train with
+    /// The lowest allowed loss scale
     #[arg(long, value_name = "SCALE", default_value_t = ScaleFloor::default().min_scale,
           allow_negative_numbers = true)]
     pub min_scale: f64,
-    /// What to do below it: halt, warn or fall-back-to-bf16
+    /// What to do if the loss scale falls below it: halt, warn or fall-back-to-bf16
     #[arg(long, value_name = "POLICY", value_parser = AtFloor::from_str,
           default_value_t = AtFloor::default())]
     pub at_min_scale: AtFloor,
 }
 
 impl RecoveryArgs {
-    /// How the loss scale starts and grows.
+    /// The loss scale's first value and its growth.
     pub fn scaler(&self) -> GradScalerConfig {
         GradScalerConfig {
             init_scale: self.init_scale,
@@ -43,7 +43,7 @@ impl RecoveryArgs {
         }
     }
 
-    /// What happens to steps that are not finite.
+    /// How steps that are not finite are handled.
     pub fn recovery(&self) -> RecoveryConfig {
         RecoveryConfig {
             on_non_finite: self.on_non_finite,
@@ -57,5 +57,5 @@ impl RecoveryArgs {
 fn loss_scale(text: &str) -> Result<f64, String> {
     let scale: f64 = text.parse().map_err(|error| format!("{error}"))?;
     let usable = (scale as f32).is_finite() && scale as f32 > 0.0;
-    usable.then_some(scale).ok_or_else(|| "it must be above 0 and finite in 32 bits".to_owned())
+    usable.then_some(scale).ok_or_else(|| "it must be above 0 and finite as an f32".to_owned())
 }

@@ -1,4 +1,4 @@
-//! The benchmark's figures, for people and for BENCHMARKS.md.
+//! The benchmark's figures, as tables for a terminal and as a section of BENCHMARKS.md.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
@@ -10,7 +10,7 @@ use crate::bench::{
     target::{Goal, Target, Unit},
 };
 
-/// A table's cells, the header apart; the first columns are names, the others figures.
+/// The cells of a table without its header. The first columns are names, the others figures.
 struct Cells {
     header: Vec<String>,
     rows: Vec<Vec<String>>,
@@ -198,7 +198,7 @@ fn targets(targets: &[Target]) -> Cells {
     cells
 }
 
-/// What the columns mean where that is not plain, and what should be known.
+/// The meaning of columns that are not obvious, and remarks on the measurement.
 fn closing(report: &Report) -> Vec<String> {
     let ours = if report.is_cuda() { Engine::Graph } else { Engine::Eager };
     let mut lines = vec![format!(

@@ -1,4 +1,4 @@
-//! What a failed check is due to, in lines to paste from.
+//! The diagnosis of a failed check as text, with the attribute to paste.
 
 use crate::diagnose::{Attribution, Diagnosis, Outcome, attribute_to_paste};
 
@@ -14,9 +14,9 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
             outcome(*again)
         ),
         Attribution::Environment => {
-            "environment: 32-true itself gives other figures than the reference\n".into()
+            "environment: 32-true itself differs from the reference\n".into()
         }
-        Attribution::Precision => "precision: a rerun fails too; 32-true does not\n".into(),
+        Attribution::Precision => "precision: the precision fails again and 32-true passes\n".into(),
     };
     let Some(island) = island else {
         if *attribution == Attribution::Precision {
@@ -25,9 +25,9 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
         }
         return out;
     };
-    let minimal = if island.is_one_minimal { "none can be left out" } else { "not minimal" };
+    let minimal = if island.is_one_minimal { "smallest set" } else { "not minimal" };
     out += &format!(
-        "must stay FP32 ({minimal}; {} tests): {}\nwith that: {}\n",
+        "must stay in FP32 ({minimal}; {} tests): {}\nwith these in FP32: {}\n",
         island.tests,
         island.modules.join(", "),
         outcome(island.after)
@@ -60,7 +60,7 @@ fn outcome(outcome: Outcome) -> String {
     }
 }
 
-/// Three digits after the first.
+/// Four significant digits.
 fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),

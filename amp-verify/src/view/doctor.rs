@@ -3,7 +3,7 @@
 use amp_core::hardware::{CudaDevice, Report};
 use comfy_table::{Table, presets::NOTHING};
 
-/// One line a fact, the recommendation last.
+/// One line per fact; the recommendation is last.
 pub fn doctor(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(NOTHING);

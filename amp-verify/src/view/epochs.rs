@@ -1,4 +1,4 @@
-//! A run's epochs, one line each as they end.
+//! A line for each epoch of a run, written when the epoch ends.
 
 use std::io::{ErrorKind, Write};
 
@@ -11,21 +11,21 @@ use amp_core::{
 
 use super::phases;
 
-/// Writes a line per epoch, and one for each thing the user should know.
+/// Writes a line per epoch and a line per note.
 ///
-/// Values with a `/` in their name, as `grad_norm/model.0.weight`, are for loggers: there is one for
-/// each parameter. Nor is `last.safetensors` told of, which may be written every step.
+/// Values with a `/` in their name, as `grad_norm/model.0.weight`, are left to loggers, because there is
+/// one for each parameter. `last.safetensors` is not reported, because it may be written every step.
 pub struct EpochTable<W> {
     out: W,
-    /// Whether the reader has closed its end, which ends the table and not the training.
+    /// Whether the reader closed the pipe. That ends the table, but not the training.
     closed: bool,
-    /// The header that was written last.
+    /// The last header that was written.
     header: String,
     profile: Vec<Profile>,
 }
 
 impl<W: Write> EpochTable<W> {
-    /// Writes to `out`.
+    /// A table that is written to `out`.
     pub fn new(out: W) -> Self {
         Self { out, closed: false, header: String::new(), profile: Vec::new() }
     }
@@ -44,7 +44,7 @@ impl<W: Write> EpochTable<W> {
     }
 }
 
-/// Whether a value has a column: those of one parameter have none, those of a validation set have.
+/// Whether a value has a column: values of a single parameter have none, values of a validation set have.
 fn is_shown(name: &str) -> bool {
     !name.contains('/') || name.starts_with("val_")
 }
@@ -96,7 +96,7 @@ impl<W: Write> Subscriber for EpochTable<W> {
             Event::EpochEnd(end) => {
                 let values = end.train.iter().chain(&end.val);
                 let values: Vec<&Logged> = values.filter(|logged| is_shown(&logged.name)).collect();
-                // Wide enough for its name, and for a number with five decimals.
+                // Wide enough for the name and for a number with five decimals.
                 let column = |logged: &Logged, text: String| {
                     format!("{text:>0$}", logged.name.len().max(10))
                 };
@@ -104,8 +104,8 @@ impl<W: Write> Subscriber for EpochTable<W> {
                     values.iter().map(|logged| column(logged, logged.name.clone())).collect();
                 let (names, lr, seconds) = (names.join("  "), "lr", "seconds");
                 let header = format!("epoch  step  {names}  {lr:>9} {seconds:>8}");
-                // An epoch that was gone on with in its middle lacks what is measured over all
-                // of it.
+                // An epoch that was resumed in its middle lacks values that are measured over the whole
+                // epoch.
                 if header != self.header {
                     self.line(&header)?;
                     self.header = header;

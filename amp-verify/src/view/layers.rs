@@ -1,4 +1,4 @@
-//! What each layer loses, as a table.
+//! The error of each layer, as a table.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 
@@ -8,7 +8,7 @@ use crate::{
     layers::{Flow, Kind, Layer, Report},
 };
 
-/// The table with a line above saying what ran and lines below with what follows.
+/// The table, with a line above that says what ran, and lines below with conclusions.
 pub fn layers(report: &Report) -> String {
     let mut out = format!(
         "{} under {}, a batch of {}, seed {}, loss {} (64-true: {:.6}){}{}\n",

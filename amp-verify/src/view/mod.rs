@@ -1,4 +1,4 @@
-//! How figures are shown.
+//! Output for the terminal.
 
 mod bench;
 mod diagnosis;
@@ -23,8 +23,8 @@ pub use table::table;
 
 use comfy_table::{ContentArrangement, Table};
 
-/// Wraps the cells of `table` to what the terminal has room for. A terminal that gives its width as 0
-/// does not know it: the table keeps its own.
+/// Wraps the cells of `table` to the width of the terminal. A terminal that reports a width of 0 does not
+/// know it; the table then keeps its own width.
 pub(crate) fn wrap_to_terminal(table: &mut Table) {
     table.set_content_arrangement(match table.width() {
         Some(0) => ContentArrangement::Disabled,
@@ -32,7 +32,7 @@ pub(crate) fn wrap_to_terminal(table: &mut Table) {
     });
 }
 
-/// Three significant digits, or all before the point.
+/// Three significant digits, or all digits before the decimal point.
 fn significant(value: f64) -> String {
     match value {
         v if v >= 99.95 => format!("{v:.0}"),

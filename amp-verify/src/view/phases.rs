@@ -1,4 +1,4 @@
-//! The phases of the profiled steps as tables.
+//! The times of the profiled steps' phases, as tables.
 
 use amp_core::{
     Result,
@@ -7,7 +7,7 @@ use amp_core::{
 };
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-/// Gathers the profiled steps of each run.
+/// Collects the profiled steps of each run.
 #[derive(Debug, Default)]
 pub struct PhaseTables {
     run: String,
@@ -16,7 +16,7 @@ pub struct PhaseTables {
 }
 
 impl PhaseTables {
-    /// A table for each run that has ended.
+    /// A table for each finished run.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -37,8 +37,8 @@ impl Subscriber for PhaseTables {
     }
 }
 
-/// Mean, standard deviation and share of each phase. The first step is left out where there are
-/// others: it loads kernels and is probed.
+/// Mean, standard deviation and share of each phase. If there are several steps the first is left out,
+/// because it loads kernels and records dtypes.
 pub fn phases(profile: &[Profile]) -> String {
     let steps = if profile.len() > 1 { &profile[1..] } else { profile };
     let on_device = steps.iter().flat_map(|step| &step.spans).any(|span| span.device.is_some());

@@ -15,7 +15,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A bar that is drawn when standard error is a terminal.
+    /// A bar that is drawn if standard error is a terminal.
     pub fn new(runs: usize) -> Self {
         Self::drawn(runs, ProgressDrawTarget::stderr())
     }
@@ -34,7 +34,7 @@ impl Progress {
         Self { bar, runs: runs as u64, steps: 0, epochs: 0 }
     }
 
-    /// Runs `print` with the bar out of the way.
+    /// Runs `print` while the bar is hidden.
     pub fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         self.bar.suspend(print)
     }
@@ -54,7 +54,7 @@ impl Subscriber for Progress {
                 self.bar.set_length(self.runs * self.steps);
                 if let Some(Position { epoch, batch }) = start.resumed {
                     let done = epoch * start.batches_per_epoch + batch;
-                    // What was done before took none of this run's time.
+                    // Epochs of an earlier run took none of this run's time.
                     self.bar.inc(done.cast_unsigned());
                     self.bar.reset_eta();
                 }

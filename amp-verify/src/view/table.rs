@@ -9,14 +9,14 @@ use crate::{
     registry::{Direction, LOSS},
 };
 
-/// The table with lines above saying what ran and lines below with what should be known. On a
-/// terminal too narrow for one table its columns come in two.
+/// The table, with lines above that say what ran, and notes below. On a narrow terminal the columns are
+/// split into two tables.
 pub fn table(comparison: &Comparison) -> String {
     let mut out = heading(comparison);
     let columns = columns(comparison);
     let whole = render(comparison, &columns);
     let fits = |width: u16| whole.lines().all(|line| line.chars().count() <= width.into());
-    // 0: the terminal does not know its width.
+    // A width of 0 means that the terminal does not know it.
     if whole.width().is_none_or(|width| width == 0 || fits(width)) {
         out += &format!("{whole}\n");
     } else {
@@ -42,7 +42,7 @@ pub fn table(comparison: &Comparison) -> String {
     out
 }
 
-/// What ran, and on what machine.
+/// What ran and on which machine.
 pub(crate) fn heading(comparison: &Comparison) -> String {
     let subject = &comparison.subject;
     let machine = &subject.fingerprint;
@@ -71,13 +71,13 @@ struct Column {
     cell: fn(&Run) -> String,
 }
 
-/// How many columns say how good a run is; the others say what it costs.
+/// The number of columns about quality; the others are about cost.
 fn results(comparison: &Comparison) -> usize {
     5 + metric_columns(comparison).len()
 }
 
-/// The metric and its difference; none for a model that is judged by its loss, which has columns
-/// anyway.
+/// The metric and its difference. A model that is judged by its loss has none, because the loss has
+/// columns anyway.
 fn metric_columns(comparison: &Comparison) -> Vec<Column> {
     let column = |header: &str, cell| Column { header: header.to_owned(), cell };
     let metric = comparison.metric.as_str();
@@ -150,7 +150,7 @@ fn render(comparison: &Comparison, columns: &[Column]) -> Table {
     for run in &comparison.runs {
         table.add_row(columns.iter().map(|column| (column.cell)(run)));
     }
-    // The name on the left and the dtypes on the right read as text, all between as numbers.
+    // The first and last columns are text, those between are numbers.
     for (column, of) in table.column_iter_mut().zip(columns) {
         if of.header != "precision" && !of.header.contains('/') {
             column.set_cell_alignment(CellAlignment::Right);
@@ -179,7 +179,7 @@ fn signed_loss(value: f64) -> String {
     format!("{value:+.4}")
 }
 
-/// The mean over seeds ± half of its interval; `None` where there is one seed.
+/// The mean over seeds ± half of its interval; `None` for a single seed.
 fn over(
     run: &Run,
     of: impl Fn(&OverSeeds) -> Option<&Sample>,
@@ -193,7 +193,7 @@ fn over(
     })
 }
 
-/// The baseline has no delta.
+/// The baseline is not compared with itself.
 fn delta(run: &Run, text: impl Fn(&Delta) -> Option<String>) -> String {
     run.delta.as_ref().and_then(text).unwrap_or_default()
 }

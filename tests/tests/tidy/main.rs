@@ -1,8 +1,10 @@
 //! The sources are in order: no module imports one that stands above it, no file is long, unsafe code
-//! is in amp-core's `ffi` alone, and every page is mentioned somewhere. A finding is one line.
+//! is in amp-core's `ffi` alone, every page is mentioned somewhere, and every link leads to a page or a
+//! heading that exists. A finding is one line.
 
 mod files;
 mod imports;
+mod links;
 mod modules;
 mod pages;
 mod planted;
@@ -155,4 +157,14 @@ fn unsafe_code_is_in_the_ffi_alone() {
 #[test]
 fn every_page_is_mentioned() {
     assert_none(pages::orphans(&root()));
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    assert_none(links::broken(&root()));
+}
+
+#[test]
+fn the_book_has_every_page_of_its_folder_and_no_link_out_of_it() {
+    assert_none(links::outside_the_book(&root()));
 }

@@ -43,7 +43,7 @@ fn meant(path: &str, file: &Path, pages: &[&PathBuf]) -> impl Iterator<Item = Pa
 }
 
 /// Without `.` and `..`.
-fn plain(path: &Path) -> PathBuf {
+pub(crate) fn plain(path: &Path) -> PathBuf {
     path.components().fold(PathBuf::new(), |mut plain, part| {
         match part {
             Component::ParentDir => drop(plain.pop()),

@@ -10,6 +10,7 @@ use tempfile::{TempDir, tempdir};
 use crate::{
     AMP_DERIVE, Finding, files,
     imports::upward,
+    links,
     pages::orphans,
     root,
     unsafety::{outside, words},
@@ -189,4 +190,41 @@ fn an_orphan_is_found() {
     let advice = "no other page or source mentions this page: link it, or remove it";
     let expected = ["docs/ALONE.md", "other/README.md"].map(|page| format!("{page}:1: {advice}"));
     assert_eq!(shown(orphans(folder.path())), expected);
+}
+
+#[test]
+fn a_broken_link_is_found() {
+    let page = "# A page\n\n## The same\n\n## The same\n\n## `code`, too!\n\
+                [x](docs/OTHER.md) [x](docs/OTHER.md#the-end) [x](#a-page) ![x](docs/x.svg)\n\
+                [x](#the-same-1) [x](#code-too) [x](https://nowhere.example) [x](derive.X.html#y)\n\
+                `[x](no/link)`\n```text\n[x](no/link)\n# No heading\n```\n\
+                [x](docs/GONE.md)\n[x](docs/OTHER.md#gone) [x](#no-heading)\n";
+    let folder = planted(&[
+        ("README.md", page),
+        ("docs/OTHER.md", "# The end\n[up](../README.md#a-page) [up](../README.md#b-page)"),
+        ("docs/x.svg", ""),
+    ]);
+    let expected = [
+        "README.md:15: link `docs/GONE.md`: there is no docs/GONE.md",
+        "README.md:16: link `#no-heading`: README.md has no heading of this name",
+        "README.md:16: link `docs/OTHER.md#gone`: docs/OTHER.md has no heading of this name",
+        "docs/OTHER.md:2: link `../README.md#b-page`: README.md has no heading of this name",
+    ];
+    assert_eq!(shown(links::broken(folder.path())), expected);
+}
+
+#[test]
+fn a_page_outside_the_book_is_found() {
+    let folder = planted(&[
+        ("README.md", "[x](docs/ONE.md)"),
+        ("docs/SUMMARY.md", "# Summary\n- [One](ONE.md)\n- [Two](guide/two.md)"),
+        ("docs/ONE.md", "[x](guide/two.md) [x](#here) [x](https://nowhere.example)"),
+        ("docs/guide/two.md", "[x](../ONE.md)\n[x](../../README.md)"),
+        ("docs/guide/three.md", ""),
+    ]);
+    let expected = [
+        "docs/guide/three.md:1: list this page in docs/SUMMARY.md",
+        "docs/guide/two.md:2: link `../../README.md`: name the file in backticks: the book has docs alone",
+    ];
+    assert_eq!(shown(links::outside_the_book(folder.path())), expected);
 }

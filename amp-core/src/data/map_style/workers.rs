@@ -97,7 +97,7 @@ impl Workers {
             };
             let thread = thread::Builder::new().name(format!("data worker {number}")).spawn(body);
             let thread = thread
-                .map_err(|error| Error::config(format!("no thread to load data on: {error}")))?;
+                .map_err(|error| Error::Thread(format!("no thread to load data on: {error}")))?;
             workers.threads.push(thread);
         }
         Ok(workers)

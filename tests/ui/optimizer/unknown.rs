@@ -4,7 +4,7 @@ use amp_core::prelude::*;
 
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
-#[optimizer(lamb, lr = 1e-4)]
+#[optimizer(shampoo, lr = 1e-4)]
 struct Net {
     #[layer(linear(64, 10))]
     model: Linear,

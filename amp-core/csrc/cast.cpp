@@ -110,6 +110,11 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
 at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype) {
   using namespace cast;
   const c10::NoGradGuard no_grad;
+  // Of one place, in which both layouts are one: it is cast with the others by one kernel.
+  if (weight.is_cuda() && is_plain(weight) && weight.is_contiguous() &&
+      weight.numel() == weight.size(0) * weight.size(1)) {
+    return cast_weight(weight, dtype);
+  }
   const auto key = key_of(weight, dtype);
   const auto found = casts.filters.find(key);
   if (found != casts.filters.end()) return found->second.out;

@@ -1,5 +1,5 @@
 //! Layers, a loss and a metric that are not libtorch's alone (`csrc/linear.cpp`, `csrc/conv.cpp`,
-//! `csrc/batch_norm.cpp`, `csrc/layer_norm.cpp`, `csrc/dropout.cpp`, `csrc/classification.cpp`).
+//! `csrc/max_pool.cpp`, `csrc/batch_norm.cpp`, `csrc/batch_norm_images.cpp`, `csrc/layer_norm.cpp`, `csrc/dropout.cpp`, `csrc/classification.cpp`).
 
 use std::{
     ffi::{c_double, c_int},
@@ -21,6 +21,16 @@ pub(crate) struct BatchNormOptions {
     /// Dropout's probability, below 1.
     pub(crate) p: c_double,
     /// Whether ReLU comes before it: 0 or 1.
+    pub(crate) relu: c_int,
+}
+
+/// The options of a batch normalisation of images.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ImageNormOptions {
+    pub(crate) momentum: c_double,
+    pub(crate) eps: c_double,
+    /// Whether ReLU comes behind it: 0 or 1. Behind a residual it always does.
     pub(crate) relu: c_int,
 }
 
@@ -70,6 +80,12 @@ unsafe extern "C" {
         channels_last: c_int,
         out: *mut *mut C_tensor,
     ) -> c_int;
+    fn amp_max_pool2d(
+        input: Handle,
+        windows: *const i64,
+        ceil_mode: c_int,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     fn amp_batch_norm(
         input: Handle,
         weight: Handle,
@@ -78,6 +94,17 @@ unsafe extern "C" {
         running_var: Handle,
         tracked: Handle,
         options: *const BatchNormOptions,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    fn amp_batch_norm_images(
+        input: Handle,
+        residual: Handle,
+        weight: Handle,
+        bias: Handle,
+        running_mean: Handle,
+        running_var: Handle,
+        tracked: Handle,
+        options: *const ImageNormOptions,
         out: *mut *mut C_tensor,
     ) -> c_int;
     fn amp_layer_norm(
@@ -161,6 +188,19 @@ pub(crate) fn conv2d(
     })
 }
 
+/// The largest value of each window of `[N, C, H, W]` in channels_last and 16 bits on CUDA; `windows` are sizes,
+/// strides, padding and dilation, of rows and columns each. `None` where the kernels cannot take these.
+pub(crate) fn max_pool2d(
+    input: &Tensor,
+    windows: [[i64; 2]; 4],
+    ceil_mode: bool,
+) -> Result<Option<Tensor>> {
+    let windows = windows.as_flattened();
+    perhaps_made(|out| {
+        checked!(amp_max_pool2d(input.as_ptr(), windows.as_ptr(), ceil_mode.into(), out))
+    })
+}
+
 /// Batch normalisation of `[rows, columns]` over the rows, while training, with what comes behind it;
 /// `None` where the kernels cannot take these tensors.
 pub(crate) fn batch_norm(
@@ -175,6 +215,34 @@ pub(crate) fn batch_norm(
             input.as_ptr(),
             weight.as_ptr(),
             bias.as_ptr(),
+            mean,
+            var,
+            tracked,
+            &raw const *options,
+            out,
+        ))
+    })
+}
+
+/// Batch normalisation of `[N, C, H, W]` in channels_last and 16 bits over all but the channels, while
+/// training, with ReLU behind it, or with the residual added and ReLU behind the sum; `None` where the
+/// kernels cannot take these tensors.
+pub(crate) fn batch_norm_images(
+    input: &Tensor,
+    residual: Option<&Tensor>,
+    [weight, bias]: [&Tensor; 2],
+    statistics: Option<Statistics<'_>>,
+    options: &ImageNormOptions,
+) -> Result<Option<Tensor>> {
+    let [mean, var, tracked] = [0, 1, 2].map(|at| handle(statistics.map(|all| all[at])));
+    let (input, residual) = (input.as_ptr(), handle(residual));
+    let (weight, bias) = (weight.as_ptr(), bias.as_ptr());
+    perhaps_made(|out| {
+        checked!(amp_batch_norm_images(
+            input,
+            residual,
+            weight,
+            bias,
             mean,
             var,
             tracked,

@@ -21,6 +21,7 @@ mod group_norm;
 pub mod init;
 mod linear;
 mod norm;
+mod norm_relu;
 mod parameters;
 mod part;
 mod pool;

@@ -3,7 +3,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Context, Fusable, Module, Role, Visit, Visitor, init};
 use crate::{
     Error, Result,
-    ffi::{self, BatchNormOptions, LayerNormOptions},
+    ffi::{self, BatchNormOptions, ImageNormOptions, LayerNormOptions, Statistics},
 };
 
 /// The options of a [`BatchNorm`]; the defaults are nn.BatchNorm1d's.
@@ -111,13 +111,45 @@ impl BatchNorm {
         if p >= 1.0 || !input.device().is_cuda() {
             return Ok(None);
         }
-        let Self { weight, bias, running_mean, running_var, num_batches_tracked, .. } = self;
-        // A recomputed batch was already counted.
-        let statistics =
-            (!cx.is_recomputing()).then_some([running_mean, running_var, num_batches_tracked]);
-        let options =
-            BatchNormOptions { momentum: self.momentum, eps: self.eps, p, relu: relu.into() };
-        ffi::batch_norm(input, [weight, bias], statistics, &options)
+        let (parameters, statistics) = ([&self.weight, &self.bias], self.statistics(cx));
+        if input.dim() == 2 {
+            let options =
+                BatchNormOptions { momentum: self.momentum, eps: self.eps, p, relu: relu.into() };
+            return ffi::batch_norm(input, parameters, statistics, &options);
+        }
+        match p == 0.0 {
+            true => ffi::batch_norm_images(input, None, parameters, statistics, &self.images(relu)),
+            false => Ok(None),
+        }
+    }
+
+    /// max(norm(input) + residual, 0) while training, in one pass for the statistics and one for the
+    /// rest; `None` where that is not for these images or this pass.
+    pub(super) fn forward_sum(
+        &self,
+        input: &Tensor,
+        residual: &Tensor,
+        cx: &Context,
+    ) -> Result<Option<Tensor>> {
+        if !cx.is_training() {
+            return Ok(None);
+        }
+        has_a_variance(input)?;
+        if !input.device().is_cuda() {
+            return Ok(None);
+        }
+        let (parameters, statistics) = ([&self.weight, &self.bias], self.statistics(cx));
+        ffi::batch_norm_images(input, Some(residual), parameters, statistics, &self.images(true))
+    }
+
+    fn images(&self, relu: bool) -> ImageNormOptions {
+        ImageNormOptions { momentum: self.momentum, eps: self.eps, relu: relu.into() }
+    }
+
+    /// What the pass counts: a recomputed batch was already counted.
+    fn statistics(&self, cx: &Context) -> Option<Statistics<'_>> {
+        let Self { running_mean, running_var, num_batches_tracked, .. } = self;
+        (!cx.is_recomputing()).then_some([running_mean, running_var, num_batches_tracked])
     }
 }
 

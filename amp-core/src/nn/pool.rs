@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::{Context, Module, Sizes, Visit, Visitor};
-use crate::Result;
+use crate::{Result, ffi};
 
 /// The options of a [`MaxPool`] over `N` dimensions; the defaults are nn.MaxPool2d's.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +42,9 @@ impl<const N: usize> MaxPoolConfig<N> {
 }
 
 /// The largest value of each window; nn.MaxPool1d, nn.MaxPool2d and nn.MaxPool3d.
+///
+/// On CUDA a [`MaxPool2d`] of images in channels_last and 16 bits with a multiple of eight channels keeps a byte
+/// for each output for the backward pass, and not the input.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxPool<const N: usize> {
     config: MaxPoolConfig<N>,
@@ -68,6 +71,12 @@ impl<const N: usize> Module for MaxPool<N> {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let MaxPoolConfig { kernel_size, stride, padding, dilation, ceil_mode } = self.config;
         let (size, stride, padding, dilation) = (kernel_size.0, stride.0, padding.0, dilation.0);
+        if N == 2 && input.device().is_cuda() {
+            let windows = [size, stride, padding, dilation].map(|all| [all[0], all[1]]);
+            if let Some(output) = ffi::max_pool2d(input, windows, ceil_mode)? {
+                return Ok(output);
+            }
+        }
         Ok(match N {
             1 => input.f_max_pool1d(size, stride, padding, dilation, ceil_mode)?,
             2 => input.f_max_pool2d(size, stride, padding, dilation, ceil_mode)?,

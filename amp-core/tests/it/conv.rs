@@ -148,6 +148,62 @@ fn a_layer_on_tensor_cores_is_near_f64(
     Ok(())
 }
 
+/// A first layer of few channels, whose input has no gradient: output and the parameters' gradients against
+/// f64 of the numbers that it computes with, for images of even and odd sides in any layout.
+#[rstest]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
+fn a_first_layer_is_near_f64(
+    #[values(Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
+    #[values(1, 3, 4, 5)] channels: i64,
+    #[values((7, 3), (7, 0), (5, 2), (4, 1), (3, 1), (3, 2))] (kernel_size, padding): (i64, i64),
+    #[values((18, 18), (17, 12))] (height, width): (i64, i64),
+    #[values(false, true)] last: bool,
+) -> Result<()> {
+    needs_cuda();
+    let _generator = seeded(12);
+    let policy = Policy::new(precision, device());
+    let (compute, storage) = (precision.compute(), precision.storage());
+    let layer = Conv2d::new(Conv2dConfig {
+        stride: 2.into(),
+        padding: padding.into(),
+        ..Conv2dConfig::new(channels, 16, kernel_size)
+    })?;
+    place(&layer, policy, &BTreeMap::new())?;
+    let own = parameters(&layer);
+    let [weight, bias] = [&own[0].tensor, &own[1].tensor];
+    let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(compute);
+    let input = draw(&[5, channels, height, width]);
+    let given = input.to(device()).to_kind(storage);
+    let given = match last {
+        true => given.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
+        false => given,
+    };
+    let output = {
+        let _region = policy.autocast()?;
+        layer.forward(&given, &Context::new(policy, true))?
+    };
+    let incoming = draw(&output.size());
+    (&output * incoming.to(device())).sum(Kind::Double).backward();
+
+    let leaf = |tensor: &Tensor| wide(&tensor.to_kind(compute)).set_requires_grad(true);
+    let [w, b] = [leaf(weight), leaf(bias)];
+    let exact = wide(&input).conv2d(&w, Some(&b), [2; 2], [padding; 2], [1, 1], 1);
+    (&exact * wide(&incoming)).sum(Kind::Double).backward();
+    assert_eq!(output.size(), exact.size());
+    assert!(is_channels_last(&output), "{:?}", output.stride());
+    assert_eq!((output.kind(), weight.grad().kind()), (compute, storage));
+    assert!(weight.grad().is_contiguous());
+    for (name, seen, exact) in [
+        ("output", &output, exact.detach()),
+        ("weight", &weight.grad(), w.grad()),
+        ("bias", &bias.grad(), b.grad()),
+    ] {
+        let (off, bound) = (relative(seen, &exact), 3.0 * rounding(compute));
+        assert!(off < bound, "{name}: {off} for {bound}");
+    }
+    Ok(())
+}
+
 /// The layout of what each module gives and is given.
 #[derive(Default)]
 struct Layouts(RefCell<Vec<(String, Tensor)>>);

@@ -6,8 +6,8 @@ use amp_core::{
     Module, Result,
     nn::{
         BatchNorm, BatchNormConfig, Context, Conv2d, Conv2dConfig, Dropout, Gelu, LayerNorm,
-        LayerNormConfig, MultiheadAttention, MultiheadAttentionConfig, Relu, Sequential, Silu,
-        Tanh, parameters, place,
+        LayerNormConfig, MaxPool2d, MaxPool2dConfig, MultiheadAttention, MultiheadAttentionConfig,
+        Relu, Sequential, Silu, Tanh, parameters, place,
     },
     precision::{Policy, Precision},
     tch::{Device, Kind, Tensor},
@@ -15,6 +15,16 @@ use amp_core::{
 use rstest::rstest;
 
 use crate::support::{device, model::linear, seeded};
+
+/// A norm, a residual around it and ReLU behind both.
+#[derive(Module)]
+#[forward(|x| self.norm.forward_add_relu(&conv(x)?, x, cx))]
+struct Residual {
+    #[layer(conv2d(8, 8, 1))]
+    conv: Conv2d,
+    #[layer(batch_norm2d(8))]
+    norm: BatchNorm,
+}
 
 type Build = fn() -> Result<Sequential>;
 
@@ -77,6 +87,25 @@ fn gradients(
         Box::new(BatchNorm::new(BatchNormConfig::new(8))?),
         Box::new(Relu),
         Box::new(Conv2d::new(Conv2dConfig { padding: 1.into(), ..Conv2dConfig::new(8, 3, 3) })?),
+    ]),
+    &[4, 3, 8, 8],
+)]
+#[case::max_pool(
+    || stack(vec![
+        Box::new(Conv2d::new(Conv2dConfig::new(3, 8, 3))?),
+        Box::new(Tanh),
+        Box::new(MaxPool2d::new(MaxPool2dConfig {
+            stride: 2.into(),
+            padding: 1.into(),
+            ..MaxPool2dConfig::new(3)
+        })?),
+    ]),
+    &[4, 3, 8, 8],
+)]
+#[case::residual(
+    || stack(vec![
+        Box::new(Conv2d::new(Conv2dConfig { padding: 1.into(), ..Conv2dConfig::new(3, 8, 3) })?),
+        Box::new(Residual::builder().build()?),
     ]),
     &[4, 3, 8, 8],
 )]

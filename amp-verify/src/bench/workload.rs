@@ -205,8 +205,10 @@ impl Task {
 }
 
 /// The trainer's options, alike for everything that is measured: clipping, and the metrics that the
-/// models declare.
+/// models declare. Validation is no part of what is measured, so that it may have examples of training.
 pub fn config(precision: Precision, device: Device) -> TrainerConfig {
-    TrainerConfig::new(precision, device)
-        .with(|config| config.optimization.gradient_clip = Some(Clip::Norm(CLIP)))
+    TrainerConfig::new(precision, device).with(|config| {
+        config.optimization.gradient_clip = Some(Clip::Norm(CLIP));
+        config.checks.shared_examples = true;
+    })
 }

@@ -1,0 +1,138 @@
+//! Batch normalisation with ReLU, or with a residual and ReLU, behind it.
+
+use tch::Tensor;
+
+use super::{BatchNorm, Child, Context, Forward, Module, Visit, Visitor};
+use crate::Result;
+
+impl BatchNorm {
+    /// max(norm(input), 0).
+    ///
+    /// On CUDA a training pass over `[N, C]`, or over `[N, C, H, W]` in channels_last and 16 bits (what a
+    /// [`Conv2d`](super::Conv2d) returns in f16 or bf16) with a multiple of eight channels, computes both in
+    /// one pass over the input behind the one for the statistics; elsewhere the two run one by one. A
+    /// [`Sequential`](super::Sequential) does the same with a `batch_norm2d` and the `relu` behind it.
+    ///
+    /// ```no_run,standalone_crate
+    /// use amp_core::prelude::*;
+    ///
+    /// #[derive(Module)]
+    /// #[forward(|x| self.bn.forward_relu(&conv(x)?, cx))]
+    /// struct Block {
+    ///     #[layer(conv2d(64, 64, 3, padding = 1, bias = false))]
+    ///     conv: Conv2d,
+    ///     #[layer(batch_norm2d(64))]
+    ///     bn: BatchNorm,
+    /// }
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Module::forward`].
+    pub fn forward_relu(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        match self.forward_with(input, cx, true, 0.0)? {
+            Some(output) => Ok(output),
+            None => Ok(self.forward(input, cx)?.f_relu()?),
+        }
+    }
+
+    /// max(norm(input) + residual, 0), the end of a residual block; both have the shape `[N, C, …]`.
+    ///
+    /// It is computed as [`forward_relu`](Self::forward_relu) is, where the residual has the input's layout
+    /// and dtype as well. The backward pass keeps one bit for each element instead of the sum.
+    ///
+    /// ```no_run,standalone_crate
+    /// use amp_core::prelude::*;
+    ///
+    /// /// Two convolutions with a residual around them.
+    /// #[derive(Module)]
+    /// #[forward(|x| {
+    ///     let y = self.bn1.forward_relu(&conv1(x)?, cx)?;
+    ///     self.bn2.forward_add_relu(&conv2(&y)?, x, cx)
+    /// })]
+    /// struct Residual {
+    ///     #[layer(conv2d(64, 64, 3, padding = 1, bias = false))]
+    ///     conv1: Conv2d,
+    ///     #[layer(batch_norm2d(64))]
+    ///     bn1: BatchNorm,
+    ///     #[layer(conv2d(64, 64, 3, padding = 1, bias = false))]
+    ///     conv2: Conv2d,
+    ///     #[layer(batch_norm2d(64))]
+    ///     bn2: BatchNorm,
+    /// }
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Module::forward`], and when the shapes cannot be added.
+    pub fn forward_add_relu(
+        &self,
+        input: &Tensor,
+        residual: &Tensor,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        match self.forward_sum(input, residual, cx)? {
+            Some(output) => Ok(output),
+            None => Ok(self.forward(input, cx)?.f_add(residual)?.f_relu()?),
+        }
+    }
+}
+
+/// A norm with ReLU behind it, as a module by itself.
+struct Cutting<'m>(&'m BatchNorm);
+
+impl Visit for Cutting<'_> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.0.visit(visitor);
+    }
+}
+
+impl Forward for Cutting<'_> {
+    type Input = (&'static Tensor,);
+    type Output = Tensor;
+
+    fn forward_with(&self, (input,): (&Tensor,), cx: &Context) -> Result<Tensor> {
+        self.0.forward_relu(input, cx)
+    }
+}
+
+/// The same with a residual.
+struct Adding<'m>(&'m BatchNorm);
+
+impl Visit for Adding<'_> {
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.0.visit(visitor);
+    }
+}
+
+impl Forward for Adding<'_> {
+    type Input = (&'static Tensor, &'static Tensor);
+    type Output = Tensor;
+
+    fn forward_with(&self, (input, residual): (&Tensor, &Tensor), cx: &Context) -> Result<Tensor> {
+        self.0.forward_add_relu(input, residual, cx)
+    }
+}
+
+impl Child<'_, BatchNorm> {
+    /// [`BatchNorm::forward_relu`] under the child's name and region.
+    ///
+    /// # Errors
+    /// As there, with the path of the module that failed.
+    pub fn forward_relu(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        self.run_as(&Cutting(self.module()), (input,), cx)
+    }
+
+    /// [`BatchNorm::forward_add_relu`] under the child's name and region.
+    ///
+    /// # Errors
+    /// As there, with the path of the module that failed.
+    pub fn forward_add_relu(
+        &self,
+        input: &Tensor,
+        residual: &Tensor,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        self.run_as(&Adding(self.module()), (input, residual), cx)
+    }
+}

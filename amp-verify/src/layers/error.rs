@@ -102,7 +102,7 @@ fn mean_and_z(values: &Tensor) -> Result<(f64, f64)> {
     Ok((mean, if deviation > 0.0 { mean / deviation } else { 0.0 }))
 }
 
-/// Σ error × sign / Σ |exact|; `None` where that is no number.
+/// Σ error × sign / Σ |exact|; `None` where that is not a number.
 ///
 /// # Errors
 /// When the shapes differ.

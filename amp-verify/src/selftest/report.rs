@@ -53,7 +53,7 @@ pub struct Report {
     pub cells: usize,
     /// The red cells among them, by model, precision and seed.
     pub false_alarms: Vec<String>,
-    /// The cells that stayed inconclusive, which is no alarm.
+    /// The cells that stayed inconclusive, which is not an alarm.
     pub inconclusive: usize,
     /// Whether a golden that is not a number was refused.
     pub nan_golden_refused: bool,
@@ -61,7 +61,7 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// What needs a golden, or is no check of numbers: no fault here can show it.
+/// What needs a golden, or is not a check of numbers: no fault here can show it.
 const ELSEWHERE: &[Reason] = &[Reason::Moved, Reason::NotComparable, Reason::Crashed];
 
 impl Report {

@@ -27,7 +27,7 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
         }
         return out;
     };
-    let minimal = if island.is_one_minimal { "smallest set" } else { "not minimal" };
+    let minimal = if island.is_one_minimal { "each is needed" } else { "not minimal" };
     out += &format!(
         "must stay in FP32 ({minimal}; {} tests): {}\nwith these in FP32: {}\n",
         island.tests,

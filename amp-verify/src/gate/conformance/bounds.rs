@@ -11,7 +11,7 @@ use crate::{
 /// The share of unchanged runs of which one figure may be beyond its bound. A cell has five: the gradients
 /// of all parameters are one, and share it.
 const RISK: f64 = 1e-5;
-/// How sure it is that the share is no larger, because the spread is known from few runs.
+/// How sure it is that the share is not larger, because the spread is known from few runs.
 const CONFIDENCE: f64 = 0.95;
 /// Kernels also round in places between which a model has no modules. The spread of a figure is taken as at
 /// least this share of its mean.

@@ -320,7 +320,7 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Saves half way and goes on in a new model.
+    /// Saves half way and continues in a new model.
     fn resume(&mut self, way: Way, plain: &Left) -> Result<()> {
         let folder = run::folder()?;
         let path = folder.path().join("half.safetensors");

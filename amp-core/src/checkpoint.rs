@@ -1,11 +1,11 @@
-//! A run in a file, to go on from: one safetensors file, never pickle, that appears whole or not
-//! at all and whose checksum is verified before anything is taken from it.
+//! A saved run: one safetensors file, never pickle. It appears whole or not at all, and its checksum is
+//! verified before anything is read from it.
 //!
-//! Weights stand under PyTorch's names, as in a file of [`weights`]. What else
-//! the run needs (optimizers, schedules, scaler, random generators, position, running sums,
-//! callbacks) stands under names with a `/`, and its small values as JSON in the header: in
-//! Python, `{name: t for name, t in load_file(path).items() if "/" not in name}` is the model's
-//! `state_dict`. [`Trainer::resume_from`](crate::Trainer::resume_from) goes on from it.
+//! Weights have PyTorch's names, as in a file of [`weights`]. The rest of the run's state (optimizers,
+//! schedules, scaler, random generators, position, running sums, callbacks) has names with a `/`, and
+//! small values are JSON in the header. In Python, `{name: t for name, t in load_file(path).items() if
+//! "/" not in name}` is the model's `state_dict`. [`Trainer::resume_from`](crate::Trainer::resume_from)
+//! continues from such a file.
 
 use std::{
     collections::BTreeMap,
@@ -25,23 +25,23 @@ use crate::{
     weights::{self, Found},
 };
 
-/// The header's texts.
+/// Keys of the header.
 const STATE: &str = "state";
 const FORMAT: &str = "amp-format";
-/// Where it stood before files had PyTorch's name there.
+/// The key of the format in older files.
 const OLD_FORMAT: &str = "format";
 
-/// What this version writes and reads.
+/// The version that this code writes and reads.
 const VERSION: &str = "amp-checkpoint-1";
 
-/// What a checkpoint holds.
+/// The content of a checkpoint.
 #[derive(Debug)]
 pub(crate) struct Saved {
     pub(crate) weights: BTreeMap<String, Tensor>,
     pub(crate) state: State,
 }
 
-/// Writes weights and, unless they are to stand alone, the run's state.
+/// Writes weights and, unless only these are wanted, the run's state.
 pub(crate) fn write(
     path: &Path,
     weights: &[(String, Tensor)],
@@ -59,7 +59,7 @@ pub(crate) fn write(
     tensor_file::write(path, own.chain(rest), text)
 }
 
-/// Refuses a model whose tensors or state no file can hold, before it is trained.
+/// Refuses a model whose tensors or state no file can hold, before training.
 pub(crate) fn can_save(model: &dyn LightningModule) -> Result<()> {
     let tensors = weights::distinct(model);
     tensor_file::can_hold(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
@@ -68,12 +68,12 @@ pub(crate) fn can_save(model: &dyn LightningModule) -> Result<()> {
     tensor_file::can_hold(own.tensors())
 }
 
-/// Reads a checkpoint whole.
+/// Reads a whole checkpoint.
 pub(crate) fn read(path: &Path) -> Result<Saved> {
     let TensorFile { tensors, metadata } = tensor_file::read(path)?;
     let Some(state) = metadata.get(STATE) else {
         return Err(Error::config(format!(
-            "{}: holds weights alone: a run goes on only from a checkpoint of a run",
+            "{}: holds only weights: a run can be resumed only from a checkpoint of a run",
             path.display()
         )));
     };
@@ -91,8 +91,7 @@ pub(crate) fn read(path: &Path) -> Result<Saved> {
     Ok(Saved { weights, state: State::from_parts(state, values) })
 }
 
-/// The checkpoint of `folder` with the most optimizer steps; files of weights alone are passed
-/// over.
+/// The checkpoint in `folder` with the most optimizer steps; files with only weights are ignored.
 ///
 /// # Errors
 /// When the folder cannot be read, or one of its safetensors files is damaged.
@@ -113,12 +112,12 @@ pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(newest.map(|(_, path)| path))
 }
 
-/// The checkpoint that a user means: a file; `FOLDER/last` and `FOLDER/best`, the last one and the best
-/// one that a [`ModelCheckpoint`](crate::callback::ModelCheckpoint) has kept in a folder; or a folder, for
-/// its newest one.
+/// Resolves a path given by a user: a file; `FOLDER/last` or `FOLDER/best`, the last or best file that a
+/// [`ModelCheckpoint`](crate::callback::ModelCheckpoint) kept there; or a folder, for its newest
+/// checkpoint.
 ///
 /// # Errors
-/// When there is none.
+/// When there is no such checkpoint.
 pub fn find(path: &Path) -> Result<PathBuf> {
     if path.is_file() {
         return Ok(path.to_owned());
@@ -165,7 +164,7 @@ fn best_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
     Ok(kept.map(PathBuf::from))
 }
 
-/// The file that `path` [means](find), and the hyperparameters of the model it holds.
+/// Resolves `path` as [`find`] does, and reads the hyperparameters of its model.
 #[doc(hidden)]
 pub fn of_model(model: &str, path: &Path) -> Result<(PathBuf, Hyperparameters)> {
     let path = find(path)?;
@@ -180,10 +179,10 @@ pub fn of_model(model: &str, path: &Path) -> Result<(PathBuf, Hyperparameters)> 
     Ok((path, summary.hyperparameters))
 }
 
-/// Gives a model the weights of a file and, from a checkpoint of a run, the model's own state.
+/// Loads the weights of a file into a model and, from a checkpoint of a run, the model's own state.
 ///
 /// # Errors
-/// When the file is missing, damaged, or another model's.
+/// When the file is missing or damaged, or belongs to another model.
 pub fn restore(model: &mut dyn LightningModule, path: &Path) -> Result<()> {
     if !header(path)?.contains_key(STATE) {
         return weights::load(&*model, path).map(drop);
@@ -193,25 +192,28 @@ pub fn restore(model: &mut dyn LightningModule, path: &Path) -> Result<()> {
     model.on_load_checkpoint(&state.part("model"))
 }
 
-/// What a file of weights or a checkpoint says of its model.
+/// The model information in a file of weights or a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
     /// The model's name.
     pub model: String,
-    /// The hyperparameters that it was built with.
+    /// The hyperparameters with which it was built.
     pub hyperparameters: Hyperparameters,
-    /// The precision that it was trained in.
+    /// The precision with which it was trained.
     pub precision: Option<Precision>,
 }
 
-/// Reads what a file says of its model, without its tensors.
+/// Reads a file's model information, without its tensors.
 ///
 /// # Errors
-/// When the file cannot be read, or is none of ours.
+/// When the file cannot be read, or was not written by this crate.
 pub fn summary(path: &Path) -> Result<Summary> {
     let text = header(path)?;
     let missing = |name: &str| {
-        Error::config(format!("{}: says nothing of its {name}: no file of ours", path.display()))
+        Error::config(format!(
+            "{}: does not name its {name}: it was not written by amp",
+            path.display()
+        ))
     };
     let hyperparameters = text.get("hyperparameters").ok_or_else(|| missing("hyperparameters"))?;
     Ok(Summary {
@@ -222,7 +224,7 @@ pub fn summary(path: &Path) -> Result<Summary> {
     })
 }
 
-/// The texts of a file's header; the rest is not read.
+/// Reads the texts of a file's header and nothing else.
 fn header(path: &Path) -> Result<BTreeMap<String, String>> {
     let failed = |error| Error::io(path, error);
     let damaged = |why: String| {

@@ -1,8 +1,8 @@
 //! f16 and bf16 values in and out of tensors, bit for bit.
 //!
-//! tch says that `half::bf16` is f16 ([`Element::KIND`](tch::kind::Element), tch #995): what
-//! `Tensor::from_slice` makes of it are the right bits under the wrong dtype, other numbers
-//! altogether. The conversions here go by the bytes and name the dtype themselves.
+//! tch declares `half::bf16` as f16 ([`Element::KIND`](tch::kind::Element), tch #995), so
+//! `Tensor::from_slice` gives the right bits the wrong dtype, and thereby other numbers. The conversions
+//! here copy bytes and set the dtype explicitly.
 
 pub use half::{bf16, f16};
 
@@ -13,7 +13,7 @@ use crate::{Error, Result, precision::dtype_name};
 /// A bf16 tensor of one dimension.
 ///
 /// # Errors
-/// When there is no memory for it.
+/// When memory is short.
 pub fn from_bf16(values: &[bf16]) -> Result<Tensor> {
     from_words(values.iter().map(|value| value.to_bits()), Kind::BFloat16)
 }
@@ -21,7 +21,7 @@ pub fn from_bf16(values: &[bf16]) -> Result<Tensor> {
 /// An f16 tensor of one dimension.
 ///
 /// # Errors
-/// When there is no memory for it.
+/// When memory is short.
 pub fn from_f16(values: &[f16]) -> Result<Tensor> {
     from_words(values.iter().map(|value| value.to_bits()), Kind::Half)
 }

@@ -113,7 +113,7 @@ impl Error {
         }
     }
 
-    /// An error that a data set returned: its own [`Error::Config`] is no mistake of the command line.
+    /// An error that a data set returned: its own [`Error::Config`] is not a mistake of the command line.
     pub(crate) fn of_data_set(self) -> Self {
         match self {
             Self::Config(text) => Self::Data(text),

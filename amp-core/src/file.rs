@@ -12,11 +12,11 @@ use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
-/// What the name of an unfinished file begins with, before its process.
+/// The prefix of the name of an unfinished file, before the process id.
 const UNFINISHED: &str = ".unfinished-";
 
-/// A place reserved beside `path`. Make it before the work whose result it is to hold: a folder
-/// that cannot be written to is then found before the work and not after it.
+/// A file reserved in the folder of `path`. Reserve it before the work whose result it will hold, so that
+/// a folder without write access is found before the work.
 #[derive(Debug)]
 pub struct Staged {
     path: PathBuf,
@@ -24,40 +24,40 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Reserves the place.
+    /// Reserves the file.
     ///
     /// # Errors
-    /// When the folder is missing or cannot be written to.
+    /// When the folder is missing or not writable.
     pub fn create(path: &Path) -> Result<Self> {
         let file = tempfile::Builder::new()
             .prefix(&format!("{UNFINISHED}{}-", process::id()))
-            // As for any new file: what the umask leaves of this.
+            // The permissions of any new file under the current umask.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder(path)?)
             .map_err(|error| Error::io(path, error))?;
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Writes `bytes` and gives the file its name, replacing an earlier one. When this returns
-    /// both are on the disk.
+    /// Writes `bytes` and renames the file to its name, replacing an earlier file. On return both are on
+    /// the disk.
     ///
     /// # Errors
-    /// When the disk is full, for example; then an earlier file is still there.
+    /// When the disk is full, for example; an earlier file is then unchanged.
     pub fn write(mut self, bytes: &[u8]) -> Result<()> {
         let failed = |error| Error::io(&self.path, error);
         self.file.write_all(bytes).map_err(failed)?;
         self.file.as_file().sync_all().map_err(failed)?;
         self.file.persist(&self.path).map_err(|error| failed(error.error))?;
-        // The new name is on the disk when its folder is.
+        // The new name is on the disk once its folder is.
         let folder = folder(&self.path)?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 }
 
-/// Removes from `folder` the unfinished files of processes that are gone, killed while they wrote.
+/// Removes the unfinished files in `folder` of processes that were killed while writing.
 ///
 /// # Errors
-/// When the folder cannot be read, or a file not be removed.
+/// When the folder cannot be read, or a file cannot be removed.
 pub fn remove_abandoned(folder: &Path) -> Result<()> {
     let failed = |error| Error::io(folder, error);
     for entry in fs::read_dir(folder).map_err(failed)? {
@@ -73,7 +73,7 @@ pub fn remove_abandoned(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The folder a file stands in.
+/// The folder of a file.
 ///
 /// # Errors
 /// When it is missing.

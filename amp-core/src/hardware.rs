@@ -1,4 +1,4 @@
-//! What the machine is and which numeric switches hold.
+//! The machine, and the numeric switches of the process.
 
 mod report;
 
@@ -10,7 +10,8 @@ use tch::{Cuda, Device};
 
 use crate::{Error, Result, ffi, random};
 
-/// What a figure depends on besides the model: two that differ are not comparable.
+/// The properties on which figures depend besides the model. Figures with different properties are not
+/// comparable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// The device's name.
@@ -22,13 +23,13 @@ pub struct Fingerprint {
     /// figures and workspaces of their own.
     #[serde(default)]
     pub multiplies_f16: bool,
-    /// The libtorch this was built for.
+    /// The version of libtorch.
     pub libtorch: String,
-    /// Threads of one operation; 0 on CUDA.
+    /// Threads per operation; 0 on CUDA.
     pub threads: i32,
     /// Whether f32 matrix products may run in TF32.
     pub tf32: bool,
-    /// Whether deterministic algorithms are asked for.
+    /// Whether deterministic algorithms are requested.
     pub deterministic: bool,
 }
 
@@ -36,10 +37,10 @@ pub struct Fingerprint {
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
 impl Fingerprint {
-    /// Of `device`, as things stand now.
+    /// The current properties of `device`.
     ///
     /// # Errors
-    /// When the device cannot be asked.
+    /// When the device cannot be queried.
     pub fn of(device: Device) -> Result<Self> {
         let (tf32, deterministic) = ffi::numerics()?;
         let (name, capability, threads) = match device {
@@ -134,9 +135,9 @@ pub fn set_numerics(tf32: bool, deterministic: bool) -> Result<()> {
     ffi::set_numerics(tf32, deterministic)
 }
 
-/// Seeds libtorch's generators of every device, which the whole process shares. Other threads may
-/// draw from them right after: [`random::seeded`] keeps them out. Waits while
-/// another thread is in such a section.
+/// Seeds libtorch's generators of every device, which the whole process shares. Other threads may draw
+/// from them right afterwards; [`random::seeded`] prevents that. Waits while another thread is in such a
+/// section.
 ///
 /// # Errors
 /// None at present.
@@ -146,7 +147,7 @@ pub fn seed_everything(seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Whether Linux knows of such instructions of x86.
+/// Whether Linux reports these x86 instructions.
 fn cpu_multiplies_f16() -> bool {
     let own = cpu_field("flags").unwrap_or_default();
     own.split(' ').any(|flag| ["avx512_fp16", "amx_fp16", "avx_ne_convert"].contains(&flag))

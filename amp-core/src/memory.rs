@@ -1,4 +1,4 @@
-//! Peak memory of tensors, counted the same way on CPU and CUDA.
+//! Peak memory of tensors, measured in the same way on CPU and CUDA.
 
 use std::cell::Cell;
 
@@ -10,16 +10,16 @@ use crate::{Error, Result, ffi};
 /// Bytes of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Memory {
-    /// The most that tensors asked for at once, above what was held at the start.
+    /// The peak of requested bytes, above the bytes at the start.
     pub peak_allocated: u64,
-    /// The most the caching allocator reserved; CUDA only.
+    /// The peak of bytes that the caching allocator reserved; CUDA only.
     pub peak_reserved: Option<u64>,
 }
 
-/// Bytes that tensors on a CUDA device have asked for now.
+/// Bytes that tensors on a CUDA device currently use, as requested.
 ///
 /// # Errors
-/// When the device is not a CUDA device or cannot be asked.
+/// When the device is not a CUDA device or cannot be queried.
 pub fn cuda_allocated(device: Device) -> Result<u64> {
     match device {
         Device::Cuda(index) => Ok(ffi::cuda_memory(index)?.0.max(0).cast_unsigned()),
@@ -27,10 +27,11 @@ pub fn cuda_allocated(device: Device) -> Result<u64> {
     }
 }
 
-/// Bytes the driver has free on a CUDA device now; what the caching allocator keeps is not free.
+/// Free bytes of a CUDA device, according to the driver. Memory that the caching allocator keeps is not
+/// free.
 ///
 /// # Errors
-/// When the device is not a CUDA device or cannot be asked.
+/// When the device is not a CUDA device or cannot be queried.
 pub fn cuda_free(device: Device) -> Result<u64> {
     match device {
         Device::Cuda(index) => ffi::cuda_free_memory(index),
@@ -38,22 +39,23 @@ pub fn cuda_free(device: Device) -> Result<u64> {
     }
 }
 
-/// Bytes of a tensor's elements; of a view too those that it shows.
+/// Bytes of a tensor's elements; for a view only of those that it shows.
 pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }
 
-/// A copy in other memory. It has no history: the history of a copy of a parameter would keep the
-/// parameter's place in the autograd graph, which belongs to one CUDA stream, and no step could be captured.
+/// A copy in other memory, without autograd history. With history, the copy of a parameter would keep the
+/// parameter's node of the autograd graph, which belongs to one CUDA stream, and no step could be
+/// captured.
 pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(tch::no_grad(|| tensor.f_detach_copy())?)
 }
 
-/// Reads a number of bytes: `2GiB` and `1.5 GiB` by powers of 1024, `500MB` by powers of 1000, or bytes
-/// alone.
+/// Parses a number of bytes: `2GiB` and `1.5 GiB` with powers of 1024, `500MB` with powers of 1000, or
+/// plain bytes.
 ///
 /// # Errors
-/// When the text is no such size, or none at all.
+/// When the text is not a size.
 pub fn parse_bytes(text: &str) -> Result<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -66,7 +68,7 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
     match bytes {
         Some(bytes) if bytes >= 1.0 => Ok(bytes as u64),
         _ => Err(Error::config(format!(
-            "`{text}` is no size in bytes: write it as 500MB, 2GiB or 1048576"
+            "`{text}` is not a size in bytes: write it as 500MB, 2GiB or 1048576"
         ))),
     }
 }
@@ -82,33 +84,33 @@ const UNITS: [(&str, f64); 8] = [
     ("tib", 1_099_511_627_776.0),
 ];
 
-/// Bytes as people read them: `1.5 MiB`, `2.00 GiB`.
+/// Formats bytes: `1.5 MiB`, `2.00 GiB`.
 pub fn show_bytes(count: u64) -> String {
     let mib = count as f64 / f64::from(1 << 20);
     if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }
 
-/// Measures from its creation, one at a time: a meter that is started while another measures keeps from that one
-/// what it sees itself, and a run whose readings miss something for that reason breaks the invariant
-/// [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On CUDA it reads the caching allocator's statistics of what was asked
-/// for (`requested_bytes.all.peak` of torch.cuda.memory_stats), since the blocks that it gives, which
-/// torch.cuda.max_memory_allocated counts, are up to 1 MiB larger each, depending on what ran before;
-/// on the CPU it counts what libtorch's allocator hands out on this thread and its workers, which is
-/// exact and does not depend on the C library's heap.
+/// Measures from its creation. Only one meter measures at a time: a meter that is started while another
+/// measures hides its own period from that one, and a run whose measurement misses something for that
+/// reason breaks the invariant [`memory-over-step`](crate::trainer::Invariant::MemoryOverStep). On CUDA
+/// it reads the caching allocator's statistics of requested bytes (`requested_bytes.all.peak` of
+/// torch.cuda.memory_stats). The blocks that torch.cuda.max_memory_allocated counts are up to 1 MiB
+/// larger each, depending on what ran before. On the CPU it counts what libtorch's allocator hands out on
+/// this thread and its workers, which is exact and does not depend on the C library's heap.
 pub struct MemoryMeter {
     source: Source,
-    /// Meters that had started when this one did.
+    /// The number of meters that had been started before this one.
     started: u64,
 }
 
 thread_local! {
-    /// Meters that were started on this thread.
+    /// The number of meters that were started on this thread.
     static STARTED: Cell<u64> = const { Cell::new(0) };
-    /// Readings of meters after another had started.
+    /// The number of measurements that ended after another meter had been started.
     static CUT_SHORT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How many readings on this thread miss what tensors took while a meter that was started later measured.
+/// The number of measurements on this thread that missed memory because a later meter was active.
 pub(crate) fn readings_cut_short() -> u64 {
     CUT_SHORT.get()
 }
@@ -119,17 +121,17 @@ enum Source {
 }
 
 impl MemoryMeter {
-    /// Starts measuring; on CUDA cached blocks are given back first.
+    /// Starts measuring. On CUDA it releases cached blocks first.
     ///
     /// # Errors
-    /// When the device cannot be asked.
+    /// When the device cannot be queried.
     pub fn start(device: Device) -> Result<Self> {
         STARTED.set(STARTED.get() + 1);
         Self::beside(device)
     }
 
-    /// Starts measuring what is no part of a run's memory, as trials before its first step, so that others may
-    /// leave it out.
+    /// Starts a measurement that does not belong to a run's memory, such as trials before its first step,
+    /// so that other meters may ignore it.
     pub(crate) fn beside(device: Device) -> Result<Self> {
         let source = match device {
             Device::Cuda(index) => {
@@ -142,10 +144,10 @@ impl MemoryMeter {
         Ok(Self { source, started: STARTED.get() })
     }
 
-    /// What was seen since the start.
+    /// The peaks since the start.
     ///
     /// # Errors
-    /// When the device cannot be asked.
+    /// When the device cannot be queried.
     pub fn read(&self) -> Result<Memory> {
         if self.started != STARTED.get() {
             CUT_SHORT.set(CUT_SHORT.get() + 1);
@@ -164,10 +166,10 @@ impl MemoryMeter {
         })
     }
 
-    /// Bytes held now above what was held at the start; negative where some of that was let go.
+    /// Current bytes above those at the start; negative if some of these were freed.
     ///
     /// # Errors
-    /// When the device cannot be asked.
+    /// When the device cannot be queried.
     pub fn allocated(&self) -> Result<i64> {
         match &self.source {
             Source::Host(host) => Ok(host.read().0),

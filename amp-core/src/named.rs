@@ -1,7 +1,7 @@
-//! Choices that are written as words, on a command line say.
+//! Enums whose variants are written as words, for example on a command line.
 
-/// Gives an enum a name for each variant, and reads and shows it by that. `$what` is what an error
-/// calls the choice.
+/// Gives each variant of an enum a name, by which it is parsed and printed. `$what` is what error
+/// messages call the enum.
 macro_rules! named {
     ($type:ident, $what:literal, { $($variant:ident => $name:literal),+ $(,)? }) => {
         impl $type {

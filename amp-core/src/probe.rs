@@ -1,4 +1,4 @@
-//! Proof that the precision ran: the dtypes of one step, held against what its name says.
+//! Proof that the precision ran: compares the dtypes of one step with the precision's name.
 
 use std::{
     cell::RefCell,
@@ -14,7 +14,7 @@ use crate::{
     precision::{Precision, RegionPlan, dtype_name, is_floating},
 };
 
-/// The dtypes one training step was seen to use, by PyTorch's names.
+/// The dtypes that one training step used, with PyTorch's names.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Observed {
     /// Outputs of matrix products and convolutions.
@@ -27,15 +27,15 @@ pub struct Observed {
     pub gradients: BTreeSet<String>,
 }
 
-/// Collects the dtypes of a forward pass's matrix products: expected and seen.
+/// Collects the dtypes of a forward pass's matrix products, expected and observed.
 #[derive(Debug, Default)]
 pub(crate) struct Products {
     seen: RefCell<BTreeMap<Source, (Kind, Kind)>>,
-    /// What held in each module that ran.
+    /// The expected dtypes in each module that ran.
     ran: RefCell<BTreeMap<String, RegionPlan>>,
 }
 
-/// A module's path, and the operator in it where libtorch's own record names one.
+/// A module's path, and the operator in it if libtorch reported one.
 type Source = (String, Option<String>);
 
 impl DtypeProbe for Products {
@@ -52,7 +52,7 @@ impl DtypeProbe for Products {
 }
 
 impl Products {
-    /// Keeps the first that was not as expected, or the last.
+    /// Keeps the first unexpected product, or else the last product.
     fn note(&self, path: &str, operator: Option<&str>, plan: RegionPlan, kind: Kind) {
         let mut seen = self.seen.borrow_mut();
         let place = seen.entry((path.to_owned(), operator.map(str::to_owned)));
@@ -62,9 +62,9 @@ impl Products {
         }
     }
 
-    /// Refuses regions that did not hold: a parameter of one has a gradient, but its module ran outside.
-    /// Where a step's own code made every pass under a context of its own, nothing was seen and nothing
-    /// is refused.
+    /// Refuses regions that had no effect: a parameter in one has a gradient, but its module ran outside
+    /// the region. If a step's own code ran every pass with a context of its own, nothing was observed
+    /// and nothing is refused.
     ///
     /// # Errors
     /// When there is such a parameter.
@@ -96,10 +96,10 @@ impl Products {
         Ok(())
     }
 
-    /// What was seen, after the backward pass.
+    /// The observed dtypes, after the backward pass.
     ///
     /// # Errors
-    /// When a dtype is not the one the precision's name promises.
+    /// When a dtype differs from the precision's.
     pub(crate) fn finish<'p>(
         &self,
         precision: Precision,
@@ -141,7 +141,7 @@ impl Products {
                 observed.gradients.insert(name(grad.kind()));
             }
         }
-        // Islands by path may leave no parameter in the precision's own dtype.
+        // Precision regions by path may leave no parameter in the precision's own dtype.
         if let (false, false, Some(first)) = (plain, has_islands, first) {
             let what = format!("the parameter `{}`", first.name);
             return Err(mismatch(&what, precision.storage(), first.tensor.kind()));

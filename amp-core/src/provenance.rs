@@ -1,4 +1,4 @@
-//! Where a value that is not finite came from: found by running the step once more, observed.
+//! Where a step first stopped being finite. The step is repeated once with observers to find it.
 
 use std::{cell::RefCell, fmt, rc::Rc};
 
@@ -14,24 +14,24 @@ use crate::{
     precision::{Policy, dtype_name, is_floating},
 };
 
-/// The first place of a step where a value stopped being finite.
+/// The first value of a step that was not finite.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
-    /// What it is.
+    /// The kind of value.
     pub cause: Cause,
     /// Its dtype, as in `float16`.
     pub dtype: String,
-    /// How many of its elements are NaN.
+    /// The number of NaN elements.
     pub nan: i64,
-    /// How many are infinite.
+    /// The number of infinite elements.
     pub inf: i64,
-    /// Its elements.
+    /// The number of elements.
     pub of: i64,
-    /// The largest magnitude among what it was computed from, where that is known.
+    /// The largest magnitude of the values it was computed from, if known.
     pub from: Option<f64>,
 }
 
-/// What stopped being finite.
+/// The kind of value that stopped being finite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -44,16 +44,16 @@ pub enum Cause {
     Activation(String),
     /// The loss; every module's output was finite.
     Loss,
-    /// The gradient that the loss passes back to the model's output.
+    /// The gradient of the loss with respect to the model's output.
     LossGradient,
-    /// The gradient that a module passes back to its input; what it was given back was finite.
+    /// The gradient with respect to a module's input; the gradient of its output was finite.
     InputGradient(String),
-    /// A parameter's gradient; what its module was given back was finite.
+    /// The gradient of a parameter; the gradient of its module's output was finite.
     WeightGradient(String),
 }
 
 impl Cause {
-    /// Whether the forward pass, or what it starts from, is not finite: no loss scale helps there.
+    /// Whether the forward pass or its inputs are not finite: then no loss scale helps.
     pub fn is_forward(&self) -> bool {
         matches!(self, Self::Parameter(_) | Self::Input(_) | Self::Activation(_) | Self::Loss)
     }
@@ -84,29 +84,29 @@ impl fmt::Display for Provenance {
     }
 }
 
-/// What is run once more.
+/// The step to repeat.
 pub(crate) struct Replay<'a> {
     pub(crate) policy: Policy,
-    /// The pass's context without a probe.
+    /// The context of the pass, without a probe.
     pub(crate) context: Context,
     pub(crate) scale: f64,
-    /// A batch, or a part of one, and the share of its loss.
+    /// A batch or a part of one, and its share of the loss.
     pub(crate) batches: Vec<(AnyBatch, f64)>,
     pub(crate) global_step: u64,
     pub(crate) parameters: &'a [Parameter],
 }
 
-/// Looks at outputs as they come, and at their gradients in the backward pass. It keeps figures and the
-/// last output, so that a pass holds what it holds unobserved.
+/// Checks outputs as they are computed, and their gradients in the backward pass. It keeps figures and
+/// the last output, so that the pass needs no more memory than usual.
 #[derive(Default)]
 struct Watch {
     seen: RefCell<Vec<Seen>>,
     last: RefCell<Option<Tensor>>,
-    /// The first output that is not finite, or why looking for it failed.
+    /// The first output that is not finite, or the error of the search.
     first: RefCell<Option<Result<Provenance>>>,
 }
 
-/// A module that has run.
+/// A module that ran.
 struct Seen {
     path: String,
     kind: Kind,
@@ -138,9 +138,9 @@ impl Probe for Watch {
 }
 
 impl Replay<'_> {
-    /// Runs the batches until something is not finite. The caller has put the random generator
-    /// back to where the step began. Parameters and gradients are left alone; `None` when all is
-    /// finite this time.
+    /// Runs the batches until a value is not finite. The caller has restored the random generator to the
+    /// start of the step. Parameters and gradients are unchanged. `None` if everything is finite this
+    /// time.
     pub(crate) fn find(self, model: &mut dyn LightningModule) -> Result<Option<Provenance>> {
         for Parameter { name, tensor } in self.parameters {
             if let Some(found) = check(Cause::Parameter(name.clone()), tensor, None)? {
@@ -179,7 +179,7 @@ impl Replay<'_> {
     }
 }
 
-/// Follows the gradient of the scaled loss back through the modules, the last one first.
+/// Follows the gradient of the scaled loss back through the modules, starting with the last.
 fn backward(
     seen: &[Seen],
     scaled: &Tensor,
@@ -190,13 +190,13 @@ fn backward(
     let parameters: Vec<&Parameter> = trained.collect();
     let inputs: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
     let weights = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
-    // The largest magnitude of the gradient that was passed on before.
+    // The largest magnitude of the gradient that the previous module passed on.
     let mut from = None;
     for (at, Seen { kind, elements, gradient, .. }) in seen.iter().enumerate().rev() {
         let Some(gradient) = gradient else { continue };
         let Some((nan, inf, largest)) = gradient.read()? else { continue };
         if nan + inf > 0 {
-            // A gradient that is not finite was made by what used this output: the module after it.
+            // A gradient that is not finite was computed by the user of this output: the module after it.
             let cause = match seen.get(at + 1) {
                 None => Cause::LossGradient,
                 Some(next) => Cause::InputGradient(next.path.clone()),
@@ -214,7 +214,8 @@ fn backward(
     Ok(None)
 }
 
-/// What is not finite in `tensor`, computed from `source`; `None` if all is finite.
+/// The cause, if `tensor`, computed from `source`, has values that are not finite; `None` if all are
+/// finite.
 fn check(cause: Cause, tensor: &Tensor, source: Option<&Tensor>) -> Result<Option<Provenance>> {
     if !tensor.defined() || !is_floating(tensor.kind()) {
         return Ok(None);
@@ -240,7 +241,7 @@ fn check(cause: Cause, tensor: &Tensor, source: Option<&Tensor>) -> Result<Optio
     })
 }
 
-/// Text for a step whose cause a second run did not show.
+/// The text for a step whose cause the repetition did not show.
 pub(crate) fn unexplained(error: Option<&Error>) -> String {
     match error {
         Some(error) => format!("looking for the cause failed: {error}"),

@@ -1,4 +1,4 @@
-//! The figures of one run, gathered from its events.
+//! The figures of one run, collected from its events.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,32 +10,32 @@ use crate::{
     probe::Observed,
 };
 
-/// Everything kept of a run.
+/// Everything that is kept of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// What ran.
+    /// The model, data and machine.
     #[serde(flatten)]
     pub start: FitStart,
-    /// The dtypes that were seen.
+    /// The observed dtypes.
     pub observed: Observed,
     /// The epochs.
     pub epochs: Vec<EpochEnd>,
     /// The validations within epochs.
     #[serde(default)]
     pub validations: Vec<Validated>,
-    /// The steps that were not applied.
+    /// The skipped steps.
     pub skips: Vec<Skipped>,
-    /// The scale's changes: after how many attempted steps, and to what.
+    /// The changes of the loss scale: the number of attempted steps, and the new scale.
     pub scales: Vec<(u64, f64)>,
-    /// What was done so that the run could go on: after how many attempted steps, and what.
+    /// The recoveries: the number of attempted steps, and what the trainer did.
     pub recoveries: Vec<(u64, Recovery)>,
-    /// What the user was told.
+    /// Notes for the user.
     pub notes: Vec<String>,
     /// The profiled steps.
     pub profile: Vec<Profile>,
-    /// How it ended.
+    /// The end of the run.
     pub end: FitEnd,
-    /// Peak memory, when it was measured.
+    /// Peak memory, if it was measured.
     pub memory: Option<Memory>,
 }
 
@@ -45,8 +45,8 @@ impl RunRecord {
         self.epochs.last()?.value(name)
     }
 
-    /// The values of the last validation that are not finite; of a run without validations, the last
-    /// epoch's training loss, if that is not.
+    /// The values of the last validation that are not finite; for a run without validations, the last
+    /// epoch's training loss if it is not finite.
     pub fn not_finite(&self) -> Vec<&Logged> {
         let epoch = self.epochs.iter().rev().find(|end| !end.val.is_empty());
         let validated = match (epoch, self.validations.last()) {
@@ -63,7 +63,7 @@ impl RunRecord {
     }
 }
 
-/// Builds the record while the run goes on.
+/// Builds the record during the run.
 #[derive(Debug, Default)]
 pub struct Recorder {
     start: Option<FitStart>,
@@ -109,7 +109,7 @@ impl Subscriber for Recorder {
 }
 
 impl Recorder {
-    /// The record of a run that has ended; `None` before that.
+    /// The record of a finished run; `None` before its end.
     pub fn finish(self) -> Option<RunRecord> {
         Some(RunRecord {
             start: self.start?,

@@ -1,6 +1,6 @@
 //! Tensors and text in one safetensors file, with a checksum over both.
 //!
-//! safetensors has none of its own: without it a flipped bit in a weight would be loaded.
+//! safetensors itself has no checksum: a flipped bit in a weight would be loaded.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,15 +17,15 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result, file::Staged, precision::dtype_name};
 
-/// The text under which the checksum stands.
+/// The key of the checksum.
 const CHECKSUM: &str = "sha256";
 
-/// Whose tensors they are: what transformers asks for.
+/// The framework of the tensors, which transformers requires.
 const FORMAT: &str = "format";
 const PYTORCH: &str = "pt";
 
-/// The text that says that a file is ours and so has a checksum: one flipped bit cannot take both
-/// away.
+/// The entry that marks a file of this crate, which therefore has a checksum. A single flipped bit cannot
+/// remove both.
 const WRITER: &str = "amp";
 
 /// The content of a file, on the CPU.
@@ -55,7 +55,7 @@ pub(crate) fn write<'t>(
             Ok((name.as_str(), view.map_err(|error| damaged(path, error))?))
         })
         .collect::<Result<Vec<_>>>()?;
-    // Without it Python's loaders refuse the file.
+    // Python's loaders refuse a file without it.
     metadata.entry(FORMAT.to_owned()).or_insert_with(|| PYTORCH.to_owned());
     metadata.insert(WRITER.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     metadata.insert(CHECKSUM.to_owned(), checksum(&views, &metadata));
@@ -64,7 +64,7 @@ pub(crate) fn write<'t>(
     Staged::create(path)?.write(&bytes)
 }
 
-/// Reads a file whole. One without a checksum is another program's and is taken as it is.
+/// Reads a whole file. A file without a checksum comes from another program and is accepted.
 ///
 /// # Errors
 /// When the file is missing, cut off or changed.
@@ -101,7 +101,7 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     Ok(TensorFile { tensors, metadata })
 }
 
-/// Over names, types, shapes, bytes and text in the order of names, with lengths between them.
+/// Covers names, types, shapes, bytes and text, sorted by name, with lengths in between.
 fn checksum(views: &[(&str, TensorView<'_>)], metadata: &BTreeMap<String, String>) -> String {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
@@ -168,10 +168,10 @@ fn dtype(kind: Kind) -> Result<Dtype> {
     })
 }
 
-/// Refuses tensors that no file can hold, for a look before there is something to lose.
+/// Refuses tensors that no file can hold, before there is something to lose.
 ///
 /// # Errors
-/// Which one, and why.
+/// For the first such tensor, with the reason.
 pub(crate) fn can_hold<'t>(tensors: impl IntoIterator<Item = (&'t str, &'t Tensor)>) -> Result<()> {
     tensors.into_iter().try_for_each(|(name, tensor)| {
         dtype(tensor.kind()).map(drop).map_err(|error| error.at(name))

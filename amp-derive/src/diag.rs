@@ -22,7 +22,7 @@ struct Collected {
     warnings: Vec<Warning>,
 }
 
-/// The collector. It must be [`finish`](Self::finish)ed: dropping it unread panics, since an
+/// The collector. It must be [`finish`](Self::finish)ed: dropping it unread panics, because an
 /// error would be lost.
 pub(crate) struct Diagnostics(RefCell<Option<Collected>>);
 

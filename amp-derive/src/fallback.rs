@@ -1,7 +1,7 @@
 //! What is emitted beside errors, so that rustc reports them and nothing that follows from them.
 //!
 //! The impls and the builder are there with the signatures that the attributes promise as far as
-//! they could be read; the bodies never run, since the crate does not compile.
+//! they could be read; the bodies never run, because the crate does not compile.
 
 use proc_macro2::TokenStream;
 use quote::quote;

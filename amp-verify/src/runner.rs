@@ -23,7 +23,7 @@ use crate::{case::Case, registry::LOSS};
 pub struct Extras {
     /// Callbacks, in the order in which they act.
     pub callbacks: Vec<Box<dyn Callback>>,
-    /// The checkpoint to go on from.
+    /// The checkpoint to continue from.
     pub resume_from: Option<PathBuf>,
     /// What a resumed run may have other than the saved one.
     pub resume_with: Vec<Change>,

@@ -1,4 +1,4 @@
-//! Lines for the user. A reader that has closed its end of the pipe has seen enough: that is no failure,
+//! Lines for the user. A reader that has closed its end of the pipe has seen enough: that is not a failure,
 //! where `println!` would panic.
 
 /// A line on standard output.

@@ -1,4 +1,4 @@
-//! amp-core's pages on rules and pains name the tests that hold them: each must exist.
+//! `docs/SEMANTICS.md` and `docs/PAINS.md` name the tests of each rule: each test must exist.
 
 use std::{fs, path::PathBuf};
 
@@ -13,7 +13,7 @@ fn root() -> PathBuf {
 
 /// A page as one line for each paragraph, heading and row.
 fn page(name: &str) -> Vec<String> {
-    let path = root().join("amp-core/docs").join(name);
+    let path = root().join("docs").join(name);
     let text = fs::read_to_string(&path).expect("the page can be read");
     let mut lines = vec![String::new()];
     for line in text.lines() {

@@ -129,7 +129,7 @@ fn no_golden_tolerates_more_than_the_gate() {
     }
 }
 
-/// A run that broke as it broke before is no agreement, and no anchor.
+/// A run that broke as it broke before is not an agreement, and no anchor.
 #[test]
 fn what_is_not_a_number_agrees_with_nothing() {
     for value in [None, Some(f64::NAN), Some(f64::INFINITY)] {

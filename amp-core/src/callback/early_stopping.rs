@@ -2,8 +2,8 @@ use super::{Action, Callback, Epoch, Mode};
 use crate::{Error, Hook, Result, module::StepAccess, state::State};
 
 /// Ends a run whose monitored value no longer improves, or is no longer finite
-/// (lightning.pytorch.callbacks.EarlyStopping). It looks each time the value is reported: at the end of
-/// each epoch, or at each validation within one.
+/// (lightning.pytorch.callbacks.EarlyStopping). It checks the value whenever it is reported: at the end
+/// of each epoch, or at each validation within one.
 #[derive(Debug, Clone)]
 pub struct EarlyStopping {
     monitor: String,
@@ -20,14 +20,15 @@ impl EarlyStopping {
         Self { monitor: monitor.into(), mode, patience: 3, min_delta: 0.0, best: None, waited: 0 }
     }
 
-    /// How many epochs, or validations within epochs, without improvement end the run.
+    /// The number of epochs, or of validations within epochs, without improvement after which the run
+    /// ends.
     #[must_use]
     pub fn patience(mut self, epochs: u32) -> Self {
         self.patience = epochs;
         self
     }
 
-    /// What a change must exceed to count as an improvement.
+    /// The smallest change that counts as an improvement.
     #[must_use]
     pub fn min_delta(mut self, min_delta: f64) -> Self {
         self.min_delta = min_delta;
@@ -60,7 +61,7 @@ impl Callback for EarlyStopping {
         let (monitor, delta) = (&self.monitor, self.min_delta);
         match delta >= 0.0 && delta.is_finite() {
             true => Ok(()),
-            // A negative one would take worse for better.
+            // A negative value would accept a deterioration as an improvement.
             false => Err(Error::config(format!(
                 "EarlyStopping of `{monitor}`: min_delta is {delta}, but must be at least 0"
             ))),
@@ -73,7 +74,7 @@ impl Callback for EarlyStopping {
 
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         if epoch.ended_early {
-            // The run ends, and one that goes on with the epoch counts it.
+            // The run ends; a resumed run that completes the epoch counts it then.
             return Ok(Vec::new());
         }
         let Self { monitor, mode, patience, min_delta, .. } = self;

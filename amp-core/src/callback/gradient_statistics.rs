@@ -8,13 +8,13 @@ use crate::{
     precision::{Gradients, Unscaled},
 };
 
-/// Logs what gradients look like before clipping, without reading anything back until the
-/// logging interval: `grad_norm`, the global 2-norm; and for each parameter
-/// `grad_norm/NAME`, `grad_nan/NAME` and `grad_inf/NAME`, the elements that are NaN and infinite,
-/// and `grad_zero/NAME`, the share of elements that are exactly zero.
+/// Logs statistics of gradients before clipping, without reading anything back until the logging
+/// interval: `grad_norm`, the global 2-norm; and for each parameter `grad_norm/NAME`, `grad_nan/NAME` and
+/// `grad_inf/NAME`, the number of elements that are NaN and infinite, and `grad_zero/NAME`, the share of
+/// elements that are exactly zero.
 ///
-/// Under f16 a gradient below 2⁻²⁵ over the scale is flushed to zero: compare the share with that
-/// of the f32 run, since units that are switched off have zeros too.
+/// Under f16 a gradient below 2⁻²⁵ divided by the loss scale becomes zero. Compare the share with the f32
+/// run's, because inactive ReLU units have zeros as well.
 #[derive(Debug, Clone)]
 pub struct GradientStatistics {
     per_parameter: bool,
@@ -32,7 +32,7 @@ impl GradientStatistics {
         Self::default()
     }
 
-    /// The global norm alone.
+    /// Only the global norm.
     pub fn norm_only() -> Self {
         Self { per_parameter: false }
     }

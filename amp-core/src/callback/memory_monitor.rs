@@ -1,18 +1,17 @@
 use super::Callback;
 use crate::{Hook, Result, log::LogOptions, memory::MemoryMeter, module::StepAccess};
 
-/// Logs each epoch's peak memory in MiB: `memory_peak_mib`, the most that tensors held at once
-/// above what was held when the epoch began, and on CUDA `memory_reserved_mib`, the most that the
-/// caching allocator reserved.
+/// Logs each epoch's peak memory in MiB: `memory_peak_mib`, the peak of tensor bytes above those at the
+/// epoch's start, and on CUDA `memory_reserved_mib`, the peak of what the caching allocator reserved.
 ///
-/// One at a time: on CUDA the allocator keeps one peak for everybody.
+/// Use one at a time: on CUDA the allocator has a single peak counter.
 #[derive(Default)]
 pub struct MemoryMonitor {
     meter: Option<MemoryMeter>,
 }
 
 impl MemoryMonitor {
-    /// A monitor that has seen nothing.
+    /// A monitor without measurements.
     pub fn new() -> Self {
         Self::default()
     }
@@ -33,7 +32,7 @@ impl Callback for MemoryMonitor {
     }
 
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        // Without a start the epoch was gone on with in its middle: half a peak would mislead.
+        // The run was resumed within the epoch: the peak of a part would mislead.
         let Some(meter) = self.meter.take() else { return Ok(()) };
         let memory = meter.read()?;
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);

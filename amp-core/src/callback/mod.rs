@@ -1,5 +1,5 @@
-//! Callbacks act on a run: they measure, save the model or end the run. Their hooks have
-//! Lightning's names and order. What only listens is a [`Subscriber`](crate::event::Subscriber).
+//! Callbacks act on a run: they measure, save the model or end the run. Their hooks have Lightning's
+//! names and order. Code that only listens is a [`Subscriber`](crate::event::Subscriber).
 
 mod early_stopping;
 mod gradient_statistics;
@@ -26,16 +26,16 @@ use crate::{
     state::State,
 };
 
-/// Takes part in a run. Every hook does nothing unless it is written.
+/// Acts on a run. The default of every hook does nothing.
 ///
 /// # Errors
 /// An error in any of them ends the run as failed.
 #[expect(clippy::missing_errors_doc, reason = "said once, above")]
 pub trait Callback {
-    /// Its name in a checkpoint; two in one run need different ones.
+    /// Its name in a checkpoint. Two callbacks of one run need different names.
     fn name(&self) -> String;
 
-    /// Before the first epoch, also of a run that goes on from a checkpoint.
+    /// Before the first epoch, also of a run that is resumed from a checkpoint.
     fn on_train_start(&mut self, hook: &mut Hook<'_>) -> Result<()> {
         let _ = hook;
         Ok(())
@@ -57,7 +57,7 @@ pub trait Callback {
         Ok(())
     }
 
-    /// After a batch, with what became of the optimizer step; `None` while gradients are only
+    /// After a batch, with the outcome of the optimizer step; `None` while gradients are only
     /// accumulated.
     fn on_train_batch_end(
         &mut self,
@@ -68,7 +68,7 @@ pub trait Callback {
         Ok(Vec::new())
     }
 
-    /// How near each step it has to be, which decides whether steps may run as CUDA graphs.
+    /// How closely it must follow each step, which decides whether steps may run as CUDA graphs.
     fn step_access(&self) -> StepAccess {
         StepAccess::Within("a callback does not say that it lets them")
     }
@@ -85,25 +85,25 @@ pub trait Callback {
         Ok(Vec::new())
     }
 
-    /// After an epoch, and its validation where one was due.
+    /// After an epoch, and its validation if one was due.
     fn on_epoch_end(&mut self, epoch: &Epoch<'_>) -> Result<Vec<Action>> {
         let _ = epoch;
         Ok(Vec::new())
     }
 
-    /// What it needs to go on from a checkpoint.
+    /// The state that it needs in a resumed run.
     fn state(&self) -> Result<State> {
         Ok(State::default())
     }
 
-    /// Goes on from a saved state.
+    /// Restores a saved state.
     fn load_state(&mut self, state: &State) -> Result<()> {
         let _ = state;
         Ok(())
     }
 }
 
-/// Passes every hook on.
+/// Forwards every hook.
 macro_rules! forward_callback {
     ($type:ty) => {
         impl<C: Callback + ?Sized> Callback for $type {
@@ -165,45 +165,45 @@ macro_rules! forward_callback {
 forward_callback!(&mut C);
 forward_callback!(Box<C>);
 
-/// An epoch that has ended, or what of it had passed at a validation within it.
+/// A finished epoch, or an epoch up to a validation within it.
 pub struct Epoch<'a> {
     /// The model.
     pub model: &'a dyn LightningModule,
     /// The precision it trains in.
     pub precision: Precision,
-    /// The figures; those of training are there at the epoch's end.
+    /// The figures; those of training exist only at the epoch's end.
     pub end: &'a EpochEnd,
-    /// Whether the epoch goes on.
+    /// Whether the epoch continues.
     pub goes_on: bool,
-    /// Whether the run ends before the epoch's last batch. A run that is resumed goes on with the epoch and
-    /// ends it: what a callback keeps for that run must not count it twice.
+    /// Whether the run ends before the epoch's last batch. A resumed run completes the epoch, so that a
+    /// callback must not count it twice.
     pub ended_early: bool,
-    /// Whether validations report values at other moments than this one.
+    /// Whether validations also report values at other moments.
     pub(crate) more_to_come: bool,
 }
 
-/// What a callback wants done. The loop does it when all callbacks have spoken, so that what is
-/// saved holds the state of each; files are deleted last.
+/// An action that a callback requests. The loop executes actions after all callbacks, so that a saved
+/// file holds the state of each callback; files are deleted last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Save the run to this file.
     Save {
         /// The file.
         path: PathBuf,
-        /// Whether the weights alone are saved, without what the run needs to go on.
+        /// Whether only the weights are saved; such a file cannot be resumed.
         weights_only: bool,
     },
     /// Delete this file.
     Delete(PathBuf),
-    /// End the run, and why.
+    /// End the run, with the reason.
     Stop(String),
 }
 
 impl Epoch<'_> {
-    /// The value of this name; `None` where it is not reported now, but may be at another moment.
+    /// The value of this name; `None` if it is not reported now, but may be at another moment.
     ///
     /// # Errors
-    /// When nothing of this name is logged on the epoch.
+    /// When no value of this name is logged per epoch.
     pub fn reported(&self, monitor: &str) -> Result<Option<f64>> {
         match self.end.value(monitor) {
             None if self.more_to_come => Ok(None),
@@ -214,7 +214,7 @@ impl Epoch<'_> {
     /// The epoch's value of this name.
     ///
     /// # Errors
-    /// When nothing of this name is logged on the epoch.
+    /// When no value of this name is logged per epoch.
     pub fn monitored(&self, monitor: &str) -> Result<f64> {
         self.end.value(monitor).ok_or_else(|| {
             let values = self.end.train.iter().chain(&self.end.val);

@@ -6,9 +6,9 @@ use std::{
 use super::{Action, Callback, Epoch, Mode};
 use crate::{Error, Hook, Result, file, module::StepAccess, precision::StepOutcome, state::State};
 
-/// Saves a run (lightning.pytorch.callbacks.ModelCheckpoint): the best epochs by a monitored
-/// value, as `epoch=03-val_acc=0.9821.safetensors`, and on request the last epoch, and every so
-/// many steps, as `last.safetensors`. Each file holds all that the run needs to go on.
+/// Saves a run (lightning.pytorch.callbacks.ModelCheckpoint): the best epochs by a monitored value, as
+/// `epoch=03-val_acc=0.9821.safetensors`; optionally the last epoch, and the state after every N steps,
+/// as `last.safetensors`. A run can be resumed from each file.
 #[derive(Debug, Clone)]
 pub struct ModelCheckpoint {
     folder: PathBuf,
@@ -20,20 +20,20 @@ pub struct ModelCheckpoint {
     every_n_train_steps: Option<u64>,
     /// The files kept, the best first.
     best: Vec<(f64, PathBuf)>,
-    /// Among these, in addition to `save_top_k`, the file of an epoch that ended early: when a resumed run
-    /// ends the epoch, it makes room.
+    /// One of these files, in addition to `save_top_k`: that of an epoch that ended early. It is removed
+    /// when a resumed run completes the epoch.
     early: Option<PathBuf>,
 }
 
-/// Bytes of a monitored name in a file name, which has 255 in all.
+/// The most bytes of a monitored name in a file name, which may have 255.
 const LONGEST: usize = 150;
 
 impl ModelCheckpoint {
-    /// Keeps the best epoch in `folder`, which is made if it is missing and rid of what an
-    /// earlier process left half-written there.
+    /// Keeps the best epoch in `folder`. The folder is created if it is missing, and partial files of
+    /// earlier processes are removed.
     ///
     /// # Errors
-    /// When the folder cannot be made, or the monitored name fits into no file name.
+    /// When the folder cannot be created, or the monitored name fits into no file name.
     pub fn new(folder: impl Into<PathBuf>, monitor: impl Into<String>, mode: Mode) -> Result<Self> {
         let (folder, monitor) = (folder.into(), monitor.into());
         let length = file_name(&monitor).len();
@@ -72,7 +72,7 @@ impl ModelCheckpoint {
         self
     }
 
-    /// Whether files hold the weights alone.
+    /// Whether files hold only the weights.
     #[must_use]
     pub fn save_weights_only(mut self, weights_only: bool) -> Self {
         self.weights_only = weights_only;
@@ -108,7 +108,7 @@ impl ModelCheckpoint {
             false => String::new(),
         };
         let (monitor, number) = (file_name(&self.monitor), epoch.end.epoch);
-        // A large number has as many digits as its size.
+        // A large number has as many digits as its magnitude.
         let value_text = match value.abs() < 1e9 {
             true => format!("{value:.4}"),
             false => format!("{value:.4e}"),
@@ -126,7 +126,7 @@ impl ModelCheckpoint {
         actions
     }
 
-    /// Takes back the file of an epoch that ended early.
+    /// Removes the file of an epoch that ended early.
     fn forget_early(&mut self) -> Vec<Action> {
         let Some(early) = self.early.take() else { return Vec::new() };
         let kept = self.best.len();
@@ -142,12 +142,12 @@ impl ModelCheckpoint {
     }
 }
 
-/// Whether a file is deleted that is written anew.
+/// Whether a file is both deleted and written.
 fn is_of_one_file(old: &Action, new: &Action) -> bool {
     matches!((old, new), (Action::Delete(old), Action::Save { path, .. }) if old == path)
 }
 
-/// A name's part of a file name: another one for each name, whatever characters it has.
+/// A name as part of a file name: unique for each name, whatever characters it has.
 fn file_name(name: &str) -> String {
     let mut text = String::new();
     for byte in name.bytes() {
@@ -217,7 +217,7 @@ impl Callback for ModelCheckpoint {
         self.best = state.get("best")?;
         self.early =
             state.values().contains_key("early").then(|| state.get("early")).transpose()?;
-        // Another folder's files are not this run's to replace, and some may be gone.
+        // Files of another folder do not belong to this run, and some may be gone.
         let here = |path: &Path| path.parent() == Some(self.folder.as_path()) && path.exists();
         self.best.retain(|(_, path)| here(path));
         Ok(())

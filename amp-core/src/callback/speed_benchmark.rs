@@ -3,10 +3,10 @@ use std::time::Instant;
 use super::{Action, Callback};
 use crate::{Hook, Result, log::LogOptions, module::StepAccess, precision::StepOutcome};
 
-/// Logs each epoch's training time, `epoch_seconds`, and of its batches, data and callbacks
-/// included, the median `batch_ms` and the 95th percentile `batch_ms_p95`.
+/// Logs each epoch's training time, `epoch_seconds`, and the median `batch_ms` and 95th percentile
+/// `batch_ms_p95` of its batches, including data and callbacks.
 ///
-/// On CUDA a batch's time is that of handing its work over; only the epoch's waits for the device.
+/// On CUDA a batch's time is the time to enqueue its work; only the epoch's time waits for the device.
 #[derive(Debug, Default)]
 pub struct SpeedBenchmark {
     epoch: Option<Instant>,
@@ -15,7 +15,7 @@ pub struct SpeedBenchmark {
 }
 
 impl SpeedBenchmark {
-    /// A benchmark that has measured nothing.
+    /// A benchmark without measurements.
     pub fn new() -> Self {
         Self::default()
     }
@@ -50,7 +50,7 @@ impl Callback for SpeedBenchmark {
     }
 
     fn on_train_epoch_end(&mut self, hook: &mut Hook<'_>) -> Result<()> {
-        // Without a start the epoch was gone on with in its middle.
+        // The run was resumed within the epoch.
         let Some(start) = self.epoch.take() else { return Ok(()) };
         if let tch::Device::Cuda(index) = hook.device {
             tch::Cuda::synchronize(index as i64);
@@ -67,7 +67,7 @@ impl Callback for SpeedBenchmark {
     }
 }
 
-/// The smallest of the sorted values that at least this share of them do not exceed.
+/// The smallest of the sorted values that is at least as large as this share of them.
 fn nearest_rank(sorted: &[f64], quantile: f64) -> Option<f64> {
     let rank = (quantile * sorted.len() as f64).ceil().max(1.0) as usize;
     sorted.get(rank - 1).copied()

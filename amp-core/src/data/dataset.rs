@@ -276,7 +276,7 @@ impl SharedDataset {
         match self.in_memory()? {
             Some(all) => all.narrow(0, count),
             None => {
-                // A look at them is no part of a run's random numbers.
+                // A look at them is not a part of a run's random numbers.
                 let (draws, indices) = (Draws::new(0, 0), (0..count).collect::<Vec<_>>());
                 draws.apart(0, || self.gather_drawing(&indices, draws))?
             }
@@ -320,6 +320,6 @@ impl SharedDataset {
 }
 
 fn lock<T: ?Sized>(set: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A dataset that panicked has said so; it decides itself whether it can go on.
+    // A dataset that panicked has said so; it decides itself whether it can continue.
     set.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,7 +13,7 @@ use crate::{Error, Result, precision::Policy, random::Draws, state::State};
 /// Cuts a dataset into batches and brings them to the policy's device and dtype.
 ///
 /// An epoch's batches depend on the dataset, the seed and the epoch's number alone, so that the
-/// pair (epoch, batch) is all a run needs to go on where it was.
+/// pair (epoch, batch) is all a run needs to continue where it was.
 #[derive(Debug)]
 pub struct DataLoader {
     source: Source,
@@ -48,7 +48,7 @@ impl DataLoader {
     /// Batches in order; the last one may be smaller.
     ///
     /// # Errors
-    /// When nothing can be batched so, or the device has no room for a set that is to lie there.
+    /// When nothing can be batched so, or the device has no room for a set that is to be stored there.
     pub fn new(
         data: &SharedDataset,
         batch_size: i64,
@@ -146,7 +146,7 @@ impl DataLoader {
         self
     }
 
-    /// Whether the whole set lies on the device.
+    /// Whether the whole set is on the device.
     pub fn is_resident(&self) -> bool {
         matches!(self.source, Source::Resident(_))
     }

@@ -149,7 +149,7 @@ impl DataModule {
     /// own.
     ///
     /// # Errors
-    /// When they cannot be batched, or the device has no room for a set that is to lie there.
+    /// When they cannot be batched, or the device has no room for a set that is to be stored there.
     pub fn train_loader(&self, policy: Policy, shuffle: Option<u64>) -> Result<DataLoader> {
         let loader = DataLoader::new(&self.train, self.batch_size, self.loading, policy)?;
         match (shuffle, &self.sampler) {

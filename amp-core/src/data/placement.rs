@@ -105,7 +105,7 @@ impl Loading {
         }
     }
 
-    /// The whole set on the policy's device, when it is to lie there.
+    /// The whole set on the policy's device, when it is to be stored there.
     pub(super) fn resident(
         &self,
         data: &SharedDataset,

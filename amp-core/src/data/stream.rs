@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Examples one after the other, as from shards, a queue or a generator (torch.utils.data.IterableDataset).
-/// Checkpoints hold its position, so a resumed run goes on with the next example. It keeps its own order: it
+/// Checkpoints hold its position, so a resumed run continues with the next example. It keeps its own order: it
 /// is not shuffled, and takes no sampler. One thread reads it.
 ///
 /// ```no_run,standalone_crate
@@ -62,7 +62,7 @@ pub trait IterableDataset: Send {
     /// One example.
     type Example: BatchField;
 
-    /// How many examples count as an epoch; the stream goes on behind it. It must not change.
+    /// How many examples count as an epoch; the stream continues behind it. It must not change.
     fn epoch_len(&self) -> i64;
 
     /// The next example; a stream that ends begins anew. Draw random numbers from `rng` and from nothing

@@ -1,4 +1,4 @@
-//! Which modules are checkpointed for a memory budget.
+//! Which modules are recomputed in the backward pass to stay within a memory budget.
 
 use std::fmt;
 
@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{memory::show_bytes, nn::Segment};
 
-/// What is computed again so that a step fits into its budget.
+/// The modules that are recomputed so that a step fits into its budget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPlan {
     /// The budget, in bytes.
     pub budget: u64,
-    /// What was chosen.
+    /// The chosen modules.
     pub segments: Vec<Segment>,
-    /// Bytes of activations that are not kept from the forward pass to the backward pass for that.
+    /// Bytes of activations that are therefore not kept between the forward and the backward pass.
     pub freed: u64,
-    /// The most bytes that tensors are expected to hold at once.
+    /// The expected peak of tensor bytes.
     pub predicted_peak: u64,
 }
 

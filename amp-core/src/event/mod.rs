@@ -1,4 +1,4 @@
-//! What the training loop says. Everything that shows or stores something listens.
+//! Events of the training loop. Tables, progress bars, logs and records are built from them.
 
 mod memory_plan;
 mod profile;
@@ -17,22 +17,21 @@ use crate::{
     provenance::Provenance,
 };
 
-/// A moment of a run, in the order they are emitted.
+/// An event of a run, in the order of emission.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
     /// Before the first step.
     FitStart(FitStart),
-    /// Something the user should know once.
+    /// A note for the user, written once.
     Note {
         /// The text, one line.
         text: String,
     },
     /// The dtypes of the first step.
     Observed(Observed),
-    /// The modules that are checkpointed so that a step fits into the memory budget, before the first
-    /// step.
+    /// The modules that are recomputed to stay within the memory budget; before the first step.
     Checkpointed(MemoryPlan),
     /// A batch was trained on.
     Batch {
@@ -43,9 +42,9 @@ pub enum Event {
         /// Optimizer steps applied so far.
         global_step: u64,
     },
-    /// A step was not applied because a gradient was not finite.
+    /// A step was skipped, because a gradient or the loss was not finite.
     Skipped(Skipped),
-    /// The trainer did something so that the run could go on.
+    /// The trainer did something so that the run could continue.
     Recovered {
         /// Optimizer steps attempted so far.
         attempt: u64,
@@ -53,7 +52,7 @@ pub enum Event {
         #[serde(flatten)]
         recovery: Recovery,
     },
-    /// The scale moved.
+    /// The loss scale changed.
     Scale {
         /// Optimizer steps attempted so far.
         attempt: u64,
@@ -67,13 +66,14 @@ pub enum Event {
         /// The values.
         values: Vec<Logged>,
     },
-    /// A step was profiled. Told when the device has done it, some steps later.
+    /// A step was profiled. Emitted when the device has finished it, some steps later.
     Profiled(Profile),
-    /// A validation within an epoch, at the [interval](crate::trainer::ValCheckInterval) asked for.
+    /// The end of a validation within an epoch, at the configured
+    /// [interval](crate::trainer::ValCheckInterval).
     Validated(Validated),
-    /// An epoch has ended, with its validation where one was due.
+    /// The end of an epoch, with its validation if one was due.
     EpochEnd(EpochEnd),
-    /// A checkpoint of the run as it is now is being written, while training goes on.
+    /// A checkpoint of the current state is being written, while training continues.
     Saving {
         /// The file.
         path: PathBuf,
@@ -83,11 +83,11 @@ pub enum Event {
         /// The file.
         path: PathBuf,
     },
-    /// A signal ended the run at a step's boundary.
+    /// A signal ended the run between two steps.
     Interrupted {
         /// The signal's number.
         signal: u32,
-        /// Where the run was saved, to go on from.
+        /// Where the run was saved, if it was.
         saved: Option<PathBuf>,
     },
     /// A callback ended the run before its last epoch.
@@ -99,16 +99,16 @@ pub enum Event {
     FitEnd(FitEnd),
 }
 
-/// A step that was not applied.
+/// A skipped step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Optimizer steps attempted before this one.
     pub attempt: u64,
     /// The first parameter, in order of declaration, whose gradient is not finite.
     pub culprit: Option<String>,
-    /// The scale it was tried with.
+    /// The loss scale of the attempt.
     pub scale: f64,
-    /// Where it began, when that was looked for and found.
+    /// The first value that was not finite, if it was searched for and found.
     pub provenance: Option<Provenance>,
 }
 
@@ -123,7 +123,7 @@ impl Skipped {
     }
 }
 
-/// Where training is: the next batch.
+/// The position of a run: the next batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Position {
     /// From 0.
@@ -132,7 +132,7 @@ pub struct Position {
     pub batch: i64,
 }
 
-/// What a run is.
+/// The properties of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FitStart {
     /// The model's name.
@@ -141,27 +141,27 @@ pub struct FitStart {
     pub data: String,
     /// The precision.
     pub precision: Precision,
-    /// The trainer's seed: of the order of examples, and of weights and dropout where the caller
-    /// has seeded libtorch alike.
+    /// The trainer's seed for the order of examples. It is also the seed of weights and dropout if the
+    /// caller has seeded libtorch with it.
     pub seed: u64,
     /// The machine.
     pub fingerprint: Fingerprint,
     /// Hyperparameters by name.
     pub hyperparameters: crate::Hyperparameters,
-    /// Trained numbers.
+    /// The number of trained values.
     pub parameters: i64,
-    /// Epochs at most.
+    /// The most epochs.
     pub max_epochs: i64,
-    /// Batches in an epoch.
+    /// Batches per epoch.
     pub batches_per_epoch: i64,
-    /// Where it goes on, when it was resumed from a checkpoint.
+    /// The position at which it continues, if it was resumed from a checkpoint.
     pub resumed: Option<Position>,
 }
 
 /// The figures of a validation within an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Validated {
-    /// Where training is: the next batch.
+    /// The position: the next batch.
     #[serde(flatten)]
     pub position: Position,
     /// Optimizer steps applied so far.
@@ -183,7 +183,7 @@ pub struct EpochEnd {
     pub lr: f64,
     /// Training values.
     pub train: Vec<Logged>,
-    /// Validation values; none where no validation was due.
+    /// Validation values; empty if no validation was due.
     pub val: Vec<Logged>,
     /// Wall-clock seconds of training.
     pub train_seconds: f64,
@@ -199,17 +199,17 @@ impl EpochEnd {
     }
 }
 
-/// How a run ended.
+/// The end of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FitEnd {
     /// Optimizer steps applied.
     pub global_step: u64,
     /// Optimizer steps skipped.
     pub skipped: u64,
-    /// Of those applied, the ones that ran as a CUDA graph.
+    /// Applied steps that ran as a CUDA graph.
     #[serde(default)]
     pub replayed: u64,
-    /// The scale at the end; `None` where the precision has none.
+    /// The loss scale at the end; `None` if the precision has none.
     pub scale: Option<f64>,
     /// Wall-clock seconds of the whole run.
     pub seconds: f64,
@@ -218,9 +218,9 @@ pub struct FitEnd {
     pub interrupted: Option<u32>,
 }
 
-/// Listens to a run.
+/// Receives the events of a run.
 pub trait Subscriber {
-    /// Sees an event.
+    /// Receives an event.
     ///
     /// # Errors
     /// An error ends the run.

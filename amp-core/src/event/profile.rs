@@ -13,7 +13,7 @@ pub enum Phase {
     Forward,
     /// Backward pass.
     Backward,
-    /// Unscaling and looking for what is not finite.
+    /// Unscaling, and the check for values that are not finite.
     Unscale,
     /// The hooks of the model and the callbacks before the step.
     Hooks,
@@ -24,7 +24,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// All, in the order in which they pass.
+    /// All phases, in order.
     pub const ALL: [Self; 7] = [
         Self::Data,
         Self::Forward,
@@ -49,7 +49,7 @@ impl Phase {
     }
 }
 
-/// When something began, in seconds since the run's first profiled step, and how long it took.
+/// The start of an interval, in seconds since the run's first profiled step, and its length.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// Seconds since the first profiled step began.
@@ -58,14 +58,14 @@ pub struct Interval {
     pub seconds: f64,
 }
 
-/// One passage of a phase; a step that accumulates batches passes some of them several times.
+/// One interval of a phase. A step that accumulates batches has several intervals of some phases.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Span {
-    /// Which.
+    /// The phase.
     pub phase: Phase,
-    /// On the host: on CUDA the time it took to hand the work over.
+    /// Its time on the host: on CUDA the time to enqueue the work.
     pub host: Interval,
-    /// On the CUDA device: from the end of the work before to the end of this.
+    /// Its time on the CUDA device, from the end of the previous work to the end of this.
     pub device: Option<Interval>,
 }
 
@@ -78,12 +78,12 @@ pub struct Profile {
     pub batch: i64,
     /// Its phases in order.
     pub spans: Vec<Span>,
-    /// The most tensor bytes held at the end of a phase; CUDA only.
+    /// The most tensor bytes at the end of a phase; CUDA only.
     pub memory: Option<u64>,
 }
 
 impl Profile {
-    /// Seconds of a phase: the device's where there is one, else the host's.
+    /// Seconds of a phase: the device's if there is a CUDA device, else the host's.
     pub fn seconds(&self, phase: Phase) -> f64 {
         let spans = self.spans.iter().filter(|span| span.phase == phase);
         spans.map(|span| span.device.unwrap_or(span.host).seconds).sum()

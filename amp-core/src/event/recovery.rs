@@ -1,4 +1,4 @@
-//! What the trainer does so that a run can go on.
+//! What the trainer does so that a run can continue.
 
 use std::fmt;
 
@@ -6,32 +6,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::precision::Precision;
 
-/// What the trainer did so that a run could go on.
+/// What the trainer did so that a run could continue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "recovery", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Recovery {
-    /// The same examples ran again at this scale.
+    /// The same examples ran again with this scale.
     LoweredScale {
         /// The new scale.
         scale: f64,
     },
     /// An earlier state was restored.
     Restored {
-        /// Its count of steps.
+        /// The number of applied steps of that state.
         global_step: u64,
     },
-    /// Training goes on in another precision.
+    /// Training continues in another precision.
     FellBack {
         /// The new precision.
         precision: Precision,
     },
-    /// The scale is held at its floor.
+    /// The loss scale is kept at its lowest allowed value.
     HeldScale {
-        /// The floor.
+        /// The lowest allowed value.
         scale: f64,
     },
-    /// Batches run in parts, since whole ones do not fit into memory.
+    /// Batches run in parts, because whole ones do not fit into memory.
     MicroBatches {
         /// The parts of a batch.
         parts: i64,
@@ -43,7 +43,7 @@ impl fmt::Display for Recovery {
         match self {
             Self::LoweredScale { scale } => write!(f, "the same examples again at scale {scale}"),
             Self::Restored { global_step } => write!(f, "back to the state of step {global_step}"),
-            Self::FellBack { precision } => write!(f, "on in {precision}"),
+            Self::FellBack { precision } => write!(f, "continues in {precision}"),
             Self::HeldScale { scale } => write!(f, "the scale is held at its floor of {scale}"),
             Self::MicroBatches { parts } => {
                 write!(f, "out of memory: each batch now runs in {parts} parts, stepped as one")

@@ -62,7 +62,7 @@ pub(crate) fn checkpoint(
     Ok(output)
 }
 
-/// Runs a checkpointed module for C++; null when it fails or panics, since neither may cross.
+/// Runs a checkpointed module for C++; null when it fails or panics, because neither may cross.
 unsafe extern "C" fn recompute(state: *mut c_void, input: Handle) -> *mut C_tensor {
     // SAFETY: C++ passes the state it was given, which lives until `drop_recompute`, and a tensor
     // that lives during the call; the clone is a handle of our own.

@@ -59,7 +59,7 @@ impl HostMemory {
 
 impl Drop for HostMemory {
     fn drop(&mut self) {
-        // A failed pop leaves a counter that nobody reads; there is nobody to tell in a drop.
+        // A failed pop leaves a counter that nobody reads; a drop cannot report an error.
         let _ = checked!(amp_host_memory_stop(self.guard));
     }
 }

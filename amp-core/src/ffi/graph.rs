@@ -58,7 +58,7 @@ impl CudaGraph {
 
 impl Drop for CudaGraph {
     fn drop(&mut self) {
-        // There is nobody to tell in a drop.
+        // A drop cannot report an error.
         let _ = checked!(amp_graph_drop(self.handle));
     }
 }

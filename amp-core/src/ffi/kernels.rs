@@ -126,7 +126,7 @@ pub(crate) fn foreach_norm(tensors: &[Tensor], ord: f64, as_f32: bool) -> Result
         c_int::from(as_f32),
         norms.as_mut_ptr(),
     ))?;
-    // SAFETY: on success each entry is a new tensor that nobody else owns.
+    // SAFETY: on success each entry is a new tensor without another owner.
     Ok(norms.into_iter().map(|norm| unsafe { Tensor::from_ptr(norm) }).collect())
 }
 
@@ -152,7 +152,7 @@ pub(crate) fn clip_factor(
         &mut norm,
         &mut factor,
     ))?;
-    // SAFETY: on success both are new tensors that nobody else owns.
+    // SAFETY: on success both are new tensors without another owner.
     Ok(unsafe { (Tensor::from_ptr(norm), Tensor::from_ptr(factor)) })
 }
 

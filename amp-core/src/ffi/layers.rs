@@ -125,7 +125,7 @@ unsafe extern "C" {
 fn perhaps_made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Option<Tensor>> {
     let mut out = std::ptr::null_mut();
     call(&mut out)?;
-    // SAFETY: on success it is null or a new tensor that nobody else owns.
+    // SAFETY: on success it is null or a new tensor without another owner.
     Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
 }
 
@@ -276,7 +276,7 @@ pub(crate) fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor>
 /// How many int64 targets are not -100: an f64 scalar on their device.
 ///
 /// # Errors
-/// When one is no class below `classes`; elsewhere than on the CPU the count is NaN instead.
+/// When one is not a class below `classes`; elsewhere than on the CPU the count is NaN instead.
 pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> {
     made(|out| checked!(amp_counted_classes(targets.as_ptr(), classes, out)))
 }

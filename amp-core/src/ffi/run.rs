@@ -49,7 +49,7 @@ impl CpuRandom {
         Ok(Self { random })
     }
 
-    /// Lets the generator go on from here.
+    /// Lets the generator continue from here.
     pub(crate) fn restore(&self) -> Result<()> {
         checked!(amp_cpu_random_write(self.random))
     }
@@ -63,7 +63,7 @@ impl CpuRandom {
     pub(crate) fn tensor(&self) -> Result<Tensor> {
         let mut state = std::ptr::null_mut();
         checked!(amp_cpu_random_tensor(self.random, &mut state))?;
-        // SAFETY: on success a new tensor that nobody else owns.
+        // SAFETY: on success a new tensor without another owner.
         Ok(unsafe { Tensor::from_ptr(state) })
     }
 
@@ -86,7 +86,7 @@ impl Drop for CpuRandom {
 pub(crate) fn random_state(device: Device) -> Result<Tensor> {
     let mut state = std::ptr::null_mut();
     checked!(amp_random_get(index(device), &mut state))?;
-    // SAFETY: on success a new tensor that nobody else owns.
+    // SAFETY: on success a new tensor without another owner.
     Ok(unsafe { Tensor::from_ptr(state) })
 }
 

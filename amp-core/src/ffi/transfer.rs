@@ -46,7 +46,7 @@ pub(crate) fn cuda_free_memory(index: usize) -> Result<u64> {
 pub(crate) fn pinned(host: &Tensor) -> Result<Tensor> {
     let mut out = std::ptr::null_mut();
     checked!(amp_pinned(host.as_ptr(), &mut out))?;
-    // SAFETY: on success a new tensor that nobody else owns.
+    // SAFETY: on success a new tensor without another owner.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
@@ -80,7 +80,7 @@ impl SideStream {
             out.as_mut_ptr(),
             &mut event,
         ))?;
-        // SAFETY: on success each is a new tensor that nobody else owns.
+        // SAFETY: on success each is a new tensor without another owner.
         let tensors = out.into_iter().map(|tensor| unsafe { Tensor::from_ptr(tensor) }).collect();
         Ok(DeviceCopy { event, tensors })
     }
@@ -102,7 +102,7 @@ impl SideStream {
             handles.len(),
             out.as_mut_ptr(),
         ))?;
-        // SAFETY: on success each is a new tensor that nobody else owns.
+        // SAFETY: on success each is a new tensor without another owner.
         Ok(out.into_iter().map(|tensor| unsafe { Tensor::from_ptr(tensor) }).collect())
     }
 }

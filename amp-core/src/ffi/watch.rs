@@ -21,7 +21,7 @@ impl WatchedGradient {
     pub(crate) fn of(tensor: &Tensor) -> Result<Self> {
         let mut out = std::ptr::null_mut();
         checked!(amp_watch_gradient(tensor.as_ptr(), &mut out))?;
-        // SAFETY: on success a new tensor that nobody else owns.
+        // SAFETY: on success a new tensor without another owner.
         Ok(Self(unsafe { Tensor::from_ptr(out) }))
     }
 

@@ -1,43 +1,43 @@
-//! What a captured step logs: it adds to sums on the device, without the host's knowing, and leaves rows where the host
-//! copies them behind each replay.
+//! The log of a captured step. The step adds to sums on the device, without the host, and writes rows
+//! that the host copies after each replay.
 
 use tch::{Device, Kind, Tensor};
 
 use super::{Log, entry::Entry};
 use crate::{Error, Result, ffi, metric::Merge};
 
-/// Numbers that a captured step may log in all, 2 MiB of them: a value is one, F1 of C classes 3·C, a confusion matrix
-/// of them C².
+/// The most numbers that a captured step may log, 2 MiB of them. A value is one number, F1 of C classes
+/// is 3·C, a confusion matrix is C².
 const ROOM: i64 = 1 << 18;
 
-/// What a captured step logs.
+/// The log of a captured step.
 #[derive(Debug)]
 pub(crate) struct CapturedLog {
     entries: Vec<Captured>,
-    /// Steps that count since the sums were [taken over](CapturedLog::take_over).
+    /// The number of counted steps since the sums were [taken over](CapturedLog::take_over).
     steps: u64,
     device: Device,
 }
 
 #[derive(Debug)]
 struct Captured {
-    /// Of one step; `latest` is where each replay leaves its counts.
+    /// The values of one step; each replay writes its counts to `latest`.
     step: Entry,
-    /// One for each part of the state.
+    /// One tensor for each part of the state.
     kept: Vec<Kept>,
-    /// The steps in the log when the sum was taken over.
+    /// The number of steps in the log when the sum was taken over.
     before: u64,
 }
 
-/// What is kept of a part over several replays.
+/// The accumulated part of the state, over several replays.
 #[derive(Debug)]
 enum Kept {
     Sum(Tensor),
-    /// Of the steps that count.
+    /// Of the counted steps.
     Rows(Vec<Tensor>),
 }
 
-/// The place of a sum of such counts in `room`, of which the first `used` are taken.
+/// The slot for such counts in `room`, whose first `used` numbers are taken.
 fn take_room(room: &Tensor, used: &mut i64, counts: &Tensor) -> Result<Tensor> {
     let count = counts.numel() as i64;
     if *used + count > ROOM {
@@ -51,17 +51,17 @@ fn take_room(room: &Tensor, used: &mut i64, counts: &Tensor) -> Result<Tensor> {
 }
 
 impl CapturedLog {
-    /// Room for the sums, to be made before the capture: what is allocated within it may lie where
-    /// something else lay earlier in the step, which the next replay writes again.
+    /// Memory for the sums, to be allocated before the capture. Memory allocated during the capture may
+    /// reuse addresses from earlier in the step, which the next replay overwrites.
     pub(crate) fn room(device: Device) -> Result<Tensor> {
         Ok(Tensor::f_zeros([ROOM], (Kind::Double, device))?)
     }
 
-    /// Adds what the batches of one step logged to sums of their own in `room`. To be called while
-    /// the step is captured; the sums are unknown until they are taken over.
+    /// Adds the values that the batches of one step logged to sums of their own in `room`. Call it during
+    /// the capture. The sums are undefined until they are taken over.
     ///
     /// # Errors
-    /// When the room is not enough.
+    /// When the memory does not suffice.
     pub(crate) fn capture(batches: Vec<Log>, room: &Tensor) -> Result<Self> {
         let mut step = Log::default();
         batches.into_iter().try_for_each(|log| step.merge(log))?;
@@ -97,10 +97,10 @@ impl CapturedLog {
         })
     }
 
-    /// Goes on from the sums of `log`.
+    /// Continues with the sums of `log`.
     ///
     /// # Errors
-    /// When a value of this name was logged otherwise.
+    /// When a value of this name was logged in another way.
     pub(crate) fn take_over(&mut self, log: &mut Log) -> Result<()> {
         self.steps = 0;
         for Captured { step, kept, before } in &mut self.entries {
@@ -138,7 +138,7 @@ impl CapturedLog {
         Ok(())
     }
 
-    /// A copy of the rows that a replay, which was just started, leaves: the next one writes them again.
+    /// Copies the rows of the replay that was just started, before the next one overwrites them.
     ///
     /// # Errors
     /// When the device has no room.
@@ -148,7 +148,7 @@ impl CapturedLog {
         rows.map(|rows| Ok(rows.f_detach_copy()?)).collect()
     }
 
-    /// Counts a step that the device has added, with the [rows](Self::rows) that it left.
+    /// Counts a step that the device has added, with its [rows](Self::rows).
     pub(crate) fn count_step(&mut self, rows: Vec<Tensor>) {
         self.steps += 1;
         let mut rows = rows.into_iter();
@@ -161,10 +161,10 @@ impl CapturedLog {
         }
     }
 
-    /// Brings the sums back to `log`.
+    /// Returns the sums to `log`.
     ///
     /// # Errors
-    /// When somebody else logged under the same name in the meantime.
+    /// When another observer logged under the same name in the meantime.
     pub(crate) fn give_back(&mut self, log: &mut Log) -> Result<()> {
         let steps = std::mem::take(&mut self.steps);
         if steps == 0 {

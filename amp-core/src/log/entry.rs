@@ -1,4 +1,4 @@
-//! One name of the log: what its batches have given, and how that is reduced.
+//! One name of the log: the values of its batches, and how they are reduced.
 
 use tch::{Device, Kind, Tensor};
 
@@ -13,19 +13,19 @@ use crate::{
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) options: LogOptions,
-    /// A function of a saved run is not known until the model gives it.
+    /// The function of a restored log is unknown until the model provides it.
     pub(super) reduction: Option<Reduction>,
-    /// Its sums are the same tensors as the latest one's, until there is a second to add.
+    /// The sums are the same tensors as the latest values, until a second step is added.
     pub(super) state: MetricState,
     pub(super) latest: MetricState,
-    /// Whether a hook logs it, and no step; unknown of an older file's.
+    /// Whether a hook logs it instead of a step; unknown in older files.
     pub(super) of_hook: Option<bool>,
-    /// 0 while all that it holds is of steps that were left out.
+    /// 0 while only skipped steps have contributed.
     pub(super) batches: u64,
 }
 
 impl Entry {
-    /// Refuses a step's value and a hook's under one name: their mean is neither's.
+    /// Refuses one name for a step's value and a hook's, because their mean would be neither.
     pub(super) fn is_logged_by(&self, hook: bool) -> Result<()> {
         match self.of_hook {
             Some(own) if own != hook => Err(Error::config(format!(
@@ -36,7 +36,7 @@ impl Entry {
         }
     }
 
-    /// The error with the name that it is about.
+    /// Adds the name to an error.
     pub(super) fn named(&self, error: Error) -> Error {
         match error {
             Error::Config(text) => Error::config(format!("log `{}`: {text}", self.name)),
@@ -44,7 +44,7 @@ impl Entry {
         }
     }
 
-    /// Whether its values are computed in this way; yes, of one that is not known.
+    /// Whether its values are reduced in this way; true for an unknown reduction.
     pub(super) fn is_reduced_like(&self, other: Option<&Reduction>) -> bool {
         match (&self.reduction, other) {
             (Some(own), Some(other)) => own.name() == other.name(),
@@ -52,7 +52,7 @@ impl Entry {
         }
     }
 
-    /// Begins anew where it holds nothing but what was left out.
+    /// Starts again if only skipped steps have contributed.
     pub(super) fn forget_left_out(&mut self) -> Result<()> {
         if self.batches == 0 {
             self.state = self.state.nothing_like()?;
@@ -63,7 +63,7 @@ impl Entry {
     pub(super) fn add(&mut self, reduction: Option<&Reduction>, state: MetricState) -> Result<()> {
         let state = match (&self.reduction, reduction) {
             (Some(Reduction::Ratio), Some(Reduction::Mean)) => as_ratio(&state)?,
-            // A mean, whose weight was on the host for some batches and on the device for others.
+            // A mean whose weight was on the host for some batches and on the device for others.
             (Some(Reduction::Mean), Some(Reduction::Ratio)) => {
                 self.state = as_ratio(&self.state)?;
                 self.reduction = reduction.cloned();
@@ -84,7 +84,7 @@ impl Entry {
         Ok(())
     }
 
-    /// One value, or one for each element, named after its place.
+    /// One value, or one per element, named after the element's index.
     pub(super) fn read(&self, state: &MetricState) -> Result<Vec<Logged>> {
         let name = &self.name;
         let Some(reduction) = &self.reduction else {
@@ -141,14 +141,14 @@ impl Entry {
 
     pub(super) fn from_state(from: &State, name: String, device: Device) -> Result<Self> {
         let (weight, latest, batches) = from.get("weights")?;
-        // Files of before there were several parts have one sum.
+        // Files from before several parts existed have one sum.
         let merges: Vec<Merge> = from.get("merges").unwrap_or_else(|_| vec![Merge::Sum]);
         let state = |key: &str, weight: f64| -> Result<MetricState> {
             let parts = merges.iter().zip(0..).map(|(merge, at)| {
                 let pieces = vec![from.tensor(&name_of(key, at))?.shallow_clone()];
                 Ok(Part { merge: *merge, pieces })
             });
-            // In memory of its own: sums are added to in place.
+            // A copy, because sums are added to in place.
             MetricState { parts: parts.collect::<Result<_>>()?, weight }.copied_to(device)
         };
         Ok(Self {
@@ -163,7 +163,7 @@ impl Entry {
     }
 }
 
-/// What the tensor at a place is saved as.
+/// The name under which the tensor at an index is saved.
 fn name_of(key: &str, at: usize) -> String {
     match at {
         0 => key.to_owned(),

@@ -1,4 +1,4 @@
-//! What steps log: sums on the device, read back at the logging interval and the epoch's end.
+//! The log of a run's steps: sums on the device, read at the logging interval and at the epoch's end.
 
 mod captured;
 mod entry;
@@ -48,7 +48,7 @@ pub struct Logged {
     pub prog_bar: bool,
 }
 
-/// JSON has no number for what is not finite.
+/// JSON has no number for values that are not finite.
 fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
@@ -60,7 +60,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Adds a scalar of `batch_size` examples. At least f64 is kept, whatever the precision.
+    /// Adds a scalar for `batch_size` examples. It is kept in f64, whatever the precision.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -74,7 +74,7 @@ impl Log {
         self.weighed(name, value, batch_size as f64, options)
     }
 
-    /// Adds what a hook logs, beside what steps do.
+    /// Adds a hook's value, separate from those of steps.
     pub(crate) fn of_hook(
         &mut self,
         name: &str,
@@ -99,13 +99,13 @@ impl Log {
         options: LogOptions,
     ) -> Result<()> {
         let value = scalar(name, value)?;
-        // One kernel and without a graph: a scalar that is f64 makes the product so.
+        // One kernel, without autograd: a f64 scalar makes the product f64.
         let sum = tch::no_grad(|| value.f_mul(&Tensor::from(weight)))?;
         self.add(name, options, Reduction::Mean, MetricState::mean(&sum, weight)?)
     }
 
-    /// Adds the loss of a batch that counts so much in the epoch's mean. Where nothing counts, nothing is
-    /// added: the loss is NaN there.
+    /// Adds the loss of a batch with this weight in the epoch's mean. With weight 0 nothing is added,
+    /// because the loss is NaN then.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -128,7 +128,7 @@ impl Log {
         self.add(name, options, Reduction::Ratio, MetricState::sum(&counts)?)
     }
 
-    /// Adds what a metric keeps of a batch.
+    /// Adds a metric's state for a batch.
     ///
     /// # Errors
     /// When shapes do not fit the metric.
@@ -167,8 +167,8 @@ impl Log {
         Ok(())
     }
 
-    /// Takes in what the batches of a step that was left out have logged: its values are the latest, and
-    /// count in a mean only while no other does.
+    /// Adds the values of a skipped step: they are the latest values, and count in a mean only while no
+    /// other step does.
     pub(crate) fn merge_left_out(&mut self, step: Self) -> Result<()> {
         for entry in step.entries {
             let latest = entry.state.shallow_clone();
@@ -186,7 +186,7 @@ impl Log {
         Ok(())
     }
 
-    /// Takes in what one batch logged, perhaps in parts.
+    /// Adds the values of one batch, possibly in parts.
     pub(crate) fn merge(&mut self, batch: Self) -> Result<()> {
         for entry in batch.entries {
             match self.entries.iter_mut().find(|own| own.name == entry.name) {
@@ -204,7 +204,7 @@ impl Log {
         Ok(())
     }
 
-    /// What is kept so far, to go on from.
+    /// The state for a checkpoint.
     pub(crate) fn state(&self) -> Result<State> {
         let mut state = State::default();
         let names: Vec<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();
@@ -215,21 +215,21 @@ impl Log {
         Ok(state)
     }
 
-    /// The log that was saved, on `device`. Metrics that a function computes are not yet known.
+    /// Restores a saved log on `device`. Functions that compute metrics are not known yet.
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
         let names: Vec<String> = state.get("names")?;
         let entry = |name: String| Entry::from_state(&state.part(&name), name, device);
         Ok(Self { entries: names.into_iter().map(entry).collect::<Result<_>>()? })
     }
 
-    /// Takes the functions that compute metrics, by name, from a model whose log was saved.
+    /// Takes the functions that compute metrics, by name, from the model of a restored log.
     pub(crate) fn take_reductions(&mut self, of: impl Fn(&str) -> Option<Reduction>) {
         for entry in self.entries.iter_mut().filter(|entry| entry.reduction.is_none()) {
             entry.reduction = of(&entry.name);
         }
     }
 
-    /// The same values, in memory of their own.
+    /// A copy of the values.
     pub(crate) fn copied(&self, device: Device) -> Result<Self> {
         let entries = self.entries.iter().map(|entry| entry.copied(device));
         Ok(Self { entries: entries.collect::<Result<_>>()? })
@@ -253,7 +253,7 @@ impl Log {
         read(epoch.map(|entry| entry.read(&entry.state)))
     }
 
-    /// What steps have logged, then what hooks have: which came first depends on how a step runs.
+    /// Values of steps first, then those of hooks: which was logged first depends on how a step runs.
     fn in_order(&self) -> impl Iterator<Item = &Entry> {
         let of_hook = |entry: &&Entry| entry.of_hook == Some(true);
         let steps = self.entries.iter().filter(move |entry| !of_hook(entry));

@@ -16,7 +16,7 @@ use crate::{
 /// Format, JSON array, complete events (`"ph": "X"`) in microseconds since the run's first
 /// profiled step.
 ///
-/// Each run has a process for the host and, on CUDA, one for the device, since their clocks are
+/// Each run has a process for the host and, on CUDA, one for the device, because their clocks are
 /// two: in both a `step` and within it its phases, with `epoch` and `batch`; and `memory`, the most
 /// tensor bytes held, as a counter. What is profiled is decided by
 /// [`profile_every_n_steps`](crate::trainer::LoggingConfig::profile_every_n_steps). The trainer tells of

@@ -60,7 +60,7 @@ impl Metric for SoftAccuracy {
 
 /// The fraction of elements whose logit is above 0 where the target is above ½, and not above 0 where it
 /// is not; output and target have one shape. An element whose target is -100 does not count, and one whose
-/// logit is NaN is no hit.
+/// logit is NaN is not a hit.
 #[derive(Debug, Clone, Copy)]
 pub struct BinaryAccuracy;
 

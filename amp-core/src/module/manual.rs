@@ -1,4 +1,4 @@
-//! Steps whose backward passes and updates the model runs itself.
+//! Steps in which the model itself runs backward passes and updates.
 
 use tch::Tensor;
 
@@ -10,12 +10,13 @@ use crate::{
     precision::{Clip, Gradients, Policy, Scaled, StepOutcome, Unscaled},
 };
 
-/// What a model that [optimizes manually](crate::LightningModule::optimizes_manually) does one batch
-/// with: forward passes under autocast, backward passes of scaled losses, and steps of any optimizer, any
-/// number of times. The scale moves once, after the batch, by all the passes together.
+/// The context of one batch for a model that [optimizes
+/// manually](crate::LightningModule::optimizes_manually): forward passes under autocast, backward passes
+/// of scaled losses, and steps of any optimizer, any number of times. The loss scale is updated once,
+/// after the batch, from all passes together.
 ///
-/// Types keep the order of a step: a backward pass gives [`Gradients<Scaled>`](Gradients), which only
-/// [`unscale`](ManualOptimizer::unscale) turns into what can be clipped and stepped.
+/// Types enforce the order of a step: a backward pass returns [`Gradients<Scaled>`](Gradients), and only
+/// [`unscale`](ManualOptimizer::unscale) turns them into gradients that can be clipped and stepped.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{prelude::*, trainer::ManualStep};
@@ -65,10 +66,11 @@ pub struct ManualStep<'s> {
     loss: Option<Tensor>,
 }
 
-/// The optimizers of the run, whatever it borrows.
+/// The optimizers of the run.
 type Updates<'s> = &'s mut dyn Update;
 
-/// What a manual step does with the optimizers of a run. A trait, so that the step has one lifetime.
+/// The operations of a manual step on the optimizers of a run. A trait, so that the step has one
+/// lifetime.
 pub(crate) trait Update {
     fn count(&self) -> usize;
     fn backward(&mut self, at: usize, loss: &Tensor) -> Result<Gradients<Scaled>>;
@@ -77,7 +79,7 @@ pub(crate) trait Update {
     fn parameters(&self, at: usize) -> Vec<Tensor>;
 }
 
-/// What a manual step has done.
+/// The results of a manual step.
 pub(crate) struct Done {
     /// The last loss, detached.
     pub(crate) loss: Option<Tensor>,
@@ -124,10 +126,11 @@ impl<'s> ManualStep<'s> {
         self.log.value(name, value, batch_size, options)
     }
 
-    /// The optimizer at this place of [`configure_optimizers`](crate::LightningModule::configure_optimizers).
+    /// The optimizer at this index of
+    /// [`configure_optimizers`](crate::LightningModule::configure_optimizers).
     ///
     /// # Errors
-    /// When there are not so many.
+    /// When there are fewer optimizers.
     pub fn optimizer(&mut self, at: usize) -> Result<ManualOptimizer<'_, 's>> {
         let count = self.scheduled.count();
         if at >= count {
@@ -138,8 +141,8 @@ impl<'s> ManualStep<'s> {
         Ok(ManualOptimizer { step: self, at })
     }
 
-    /// Runs `body` while the parameters of this optimizer alone require gradients (Lightning's
-    /// `toggle_optimizer`), so that a backward pass computes no others.
+    /// Runs `body` while only the parameters of this optimizer require gradients (Lightning's
+    /// `toggle_optimizer`), so that a backward pass computes no other gradients.
     ///
     /// # Errors
     /// When there is no such optimizer, or `body` fails.
@@ -168,17 +171,17 @@ pub struct ManualOptimizer<'a, 's> {
 
 impl ManualOptimizer<'_, '_> {
     /// Drops the gradients of its parameters and runs the backward pass of the scaled loss. Gradients of
-    /// parameters of other optimizers add up until their own backward pass;
-    /// [`ManualStep::toggled`] leaves them out.
+    /// other optimizers' parameters accumulate until their own backward pass; [`ManualStep::toggled`]
+    /// avoids computing them.
     ///
     /// # Errors
-    /// When the loss is no scalar or depends on no parameter.
+    /// When the loss is not a scalar or depends on no parameter.
     pub fn backward(&mut self, loss: &Tensor) -> Result<Gradients<Scaled>> {
         self.step.loss = Some(loss.f_detach()?);
         self.step.scheduled.backward(self.at, loss)
     }
 
-    /// Divides gradients by the scale and looks whether all are finite.
+    /// Divides the gradients by the loss scale and checks whether all are finite.
     ///
     /// # Errors
     /// When none of its parameters has a gradient.
@@ -186,7 +189,7 @@ impl ManualOptimizer<'_, '_> {
         self.step.scheduled.unscale(gradients)
     }
 
-    /// Steps the optimizer and, where it moves by steps, its schedule, unless a gradient is not finite.
+    /// Steps the optimizer, and its schedule if that moves by steps, unless a gradient is not finite.
     ///
     /// # Errors
     /// When the gradients belong to another optimizer.
@@ -199,7 +202,7 @@ impl ManualOptimizer<'_, '_> {
     /// [`backward`](Self::backward), [`unscale`](Self::unscale), clipping and [`step`](Self::step).
     ///
     /// # Errors
-    /// As these.
+    /// The errors of these methods.
     pub fn minimize(&mut self, loss: &Tensor, clip: Option<Clip>) -> Result<StepOutcome> {
         let gradients = self.backward(loss)?;
         let gradients = self.unscale(gradients)?;

@@ -1,16 +1,16 @@
-//! How closely those who follow a run need to see each step.
+//! How closely observers of a run need to follow its steps.
 
-/// How near a step someone has to be who follows it, when it runs as a CUDA graph.
+/// How closely an observer must follow a step, which decides whether the step may run as a CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepAccess {
-    /// Is told of steps in order, perhaps when later ones are under way. What he wants done is
-    /// done once those have ended.
+    /// Is called for steps in order, possibly while later steps are in flight. Its requests are executed
+    /// when those have ended.
     Late,
-    /// Sees the model as each step left it.
+    /// Reads the model in its state after each step.
     EachStep,
-    /// Is called within the step, as before the optimizer's, or changes it from one to the next: it
-    /// cannot be a graph. The text says who he is, as in `the model has a hook there`. Nobody else
-    /// is called within a step.
+    /// Is called within the step, for example before the optimizer's step, or changes the step from one
+    /// to the next: then it cannot be a graph. The text names the observer, as in `the model has a hook
+    /// there`. Other observers are not called within a step.
     Within(&'static str),
 }
 

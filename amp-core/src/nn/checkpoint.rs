@@ -22,7 +22,7 @@ pub struct Checkpoint<M> {
 impl<M> Checkpoint<M> {
     /// Checkpoints `module` while training if `enabled`; otherwise runs it as it is.
     pub fn new(module: M, enabled: bool) -> Self {
-        // An Arc, since the graph may be freed on a thread of libtorch's.
+        // An Arc, because the graph may be freed on a thread of libtorch's.
         Self { module: Arc::new(module), enabled }
     }
 }

@@ -1,6 +1,6 @@
 //! How a derived `#[forward]` reaches `block.head`: within a [`Child`] as a child of it, within anything
 //! else as the field. The derive writes `(&Within(&block)).part("head", |block| &block.head)`, and method
-//! resolution takes [`PartOfChild`] where `block` is a child, since that needs no further reference.
+//! resolution takes [`PartOfChild`] where `block` is a child, because that needs no further reference.
 
 use std::ops::Index;
 

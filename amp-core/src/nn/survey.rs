@@ -124,7 +124,7 @@ impl Survey {
         let bytes = tensor_bytes(input);
         let history = history_for(input)?;
         let before = self.meter.allocated()?;
-        // Not a leaf, since the graph holds leaves whether or not they are needed.
+        // Not a leaf, because the graph holds leaves whether or not they are needed.
         let own_input = match &history {
             Some(history) => tch::with_grad(|| input.f_detach()?.f_add(history))?,
             None => input.f_detach_copy()?,

@@ -138,7 +138,7 @@ pub fn clip_grad_value(grads: &[Tensor], limit: f64) -> Result<()> {
     Ok(())
 }
 
-/// Calls `each` once per dtype, since a foreach kernel takes one dtype; joins the results.
+/// Calls `each` once per dtype, because a foreach kernel takes one dtype; joins the results.
 pub(super) fn by_dtype(
     tensors: &[Tensor],
     mut each: impl FnMut(Kind, &[Tensor]) -> Result<Vec<Tensor>>,

@@ -1,20 +1,20 @@
-//! Random numbers for examples, apart from the model's.
+//! Random numbers for examples, separate from the model's.
 
 use tch::Tensor;
 
 use super::{Rng, place};
 use crate::{Result, ffi::CpuRandom};
 
-/// What an example's random numbers follow from: the run's seed, the epoch and the example's place in its
-/// set, and nothing else. So an augmentation is the same for any number of batches loaded ahead, any order
-/// of examples, and after a resume, and leaves the model's random numbers alone.
+/// The seeds of examples. They depend only on the run's seed, the epoch and the example's index. So an
+/// augmentation is the same for any number of prefetched batches, any order of examples and after a
+/// resume, and it does not change the model's random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Draws {
     key: u64,
 }
 
 impl Draws {
-    /// Of an epoch.
+    /// The seeds of an epoch.
     pub fn new(seed: u64, epoch: u64) -> Self {
         Self { key: mixed(mixed(seed) ^ epoch) }
     }
@@ -29,21 +29,21 @@ impl Draws {
         Rng::with_seed(self.seed(index))
     }
 
-    /// The random numbers of the batch of these examples, apart from the numbers of its examples.
+    /// The random numbers of the batch of these examples, independent of those of its examples.
     pub fn batch_rng(self, indices: &[i64]) -> Rng {
         let start = mixed(!self.key);
         Rng::with_seed(indices.iter().fold(start, |key, index| mixed(key ^ index.cast_unsigned())))
     }
 
-    /// Runs `body` with libtorch's generator of the CPU seeded by the example at `index`, and puts the
-    /// generator back. Other threads of the run must not draw meanwhile.
+    /// Runs `body` with libtorch's CPU generator seeded for the example at `index`, and restores the
+    /// generator. Other threads of the run must not draw meanwhile.
     pub(crate) fn apart<T>(self, index: i64, body: impl FnOnce() -> T) -> Result<T> {
-        /// Puts the generator back, also behind a panic.
+        /// Restores the generator, also after a panic.
         struct Kept(CpuRandom);
 
         impl Drop for Kept {
             fn drop(&mut self) {
-                // The shim has no way to fail there.
+                // This call of the shim cannot fail.
                 let _ = self.0.restore();
             }
         }
@@ -54,12 +54,12 @@ impl Draws {
         Ok(body())
     }
 
-    /// What `body` gives, and whether it drew from libtorch's generator: then it ran
-    /// [apart](Self::apart), and has changed nothing.
+    /// The result of `body`, and whether it drew from libtorch's generator. If it did, it ran
+    /// [apart](Self::apart), and the generator is unchanged.
     ///
-    /// Threads that are in no section may draw meanwhile, so that the generator's state moves without
-    /// `body`. It draws if the state ends at one place in two runs from one seed; after a few runs
-    /// without such a place it is taken to draw, which is slower and otherwise the same.
+    /// Threads outside a section may draw meanwhile, so that the generator changes without `body`. `body`
+    /// draws if two runs from one seed end in one state of the generator. If several runs show no such
+    /// state, `body` is assumed to draw, which is slower and otherwise equal.
     pub(crate) fn watched<T>(self, index: i64, body: impl Fn() -> T) -> Result<(T, bool)> {
         let _place = place();
         let state = || CpuRandom::read()?.tensor();
@@ -88,10 +88,10 @@ impl Draws {
     }
 }
 
-/// Runs after which a body whose end differs each time is taken to draw.
+/// The number of runs after which a body whose final states all differ is assumed to draw.
 const RUNS: usize = 4;
 
-/// SplitMix64's output function: neighbours have nothing in common.
+/// SplitMix64's output function: consecutive inputs give unrelated outputs.
 fn mixed(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! libtorch's random generators, which the whole process shares, and sections that have them alone.
+//! libtorch's random generators, which the whole process shares, and sections with exclusive use of them.
 
 mod draws;
 mod rng;

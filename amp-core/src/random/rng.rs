@@ -1,7 +1,7 @@
-//! A generator of random numbers that belongs to its owner alone.
+//! A random generator that is independent of libtorch's.
 
-/// A stream of random numbers that follows from its seed alone. libtorch's generators, which the model
-/// draws from, are left alone.
+/// A stream of random numbers that depends only on its seed. It does not use libtorch's generators, from
+/// which the model draws.
 ///
 /// ```
 /// use amp_core::random::Rng;
@@ -21,36 +21,37 @@ impl Rng {
         Self(fastrand::Rng::with_seed(seed))
     }
 
-    /// 64 random bits, as for the seed of another generator.
+    /// 64 random bits, for example as the seed of another generator.
     pub fn bits(&mut self) -> u64 {
         self.0.u64(..)
     }
 
-    /// A number from `low` (inclusive) to `high` (exclusive), each as likely; `low` where both are equal.
+    /// A uniform number in [`low`, `high`); `low` if both are equal.
     pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.0.f64()
     }
 
-    /// A whole number from 0 to `count - 1`, each as likely; 0 where `count` is below 1.
+    /// A uniform whole number from 0 to `count - 1`; 0 if `count` is below 1.
     pub fn below(&mut self, count: i64) -> i64 {
         self.0.i64(0..count.max(1))
     }
 
-    /// Whether something of this probability happens.
+    /// True with this probability.
     pub fn chance(&mut self, probability: f64) -> bool {
         self.0.f64() < probability
     }
 
-    /// A number of the normal distribution with mean 0 and standard deviation 1 (Box and Muller).
+    /// A normally distributed number with mean 0 and standard deviation 1 (Box and Muller).
     pub fn normal(&mut self) -> f64 {
         // 1 - u is never 0, whose logarithm is infinite.
         let radius = (-2.0 * (1.0 - self.0.f64()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.0.f64()).cos()
     }
 
-    /// A number of the distribution Beta(a, b), from 0 to 1; `a` and `b` must be positive.
+    /// A number with the distribution Beta(a, b), from 0 to 1; `a` and `b` must be positive.
     pub fn beta(&mut self, a: f64, b: f64) -> f64 {
-        // X / (X + Y) of gamma distributed numbers, by their logarithms: of small shapes both underflow.
+        // X / (X + Y) of gamma distributed numbers, computed from their logarithms, because small shapes
+        // underflow.
         let (x, y) = (self.ln_gamma(a), self.ln_gamma(b));
         1.0 / (1.0 + (y - x).exp())
     }
@@ -70,7 +71,7 @@ impl Rng {
         }
     }
 
-    /// Puts the items into a random order, each as likely.
+    /// Shuffles the items uniformly.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         self.0.shuffle(items);
     }

@@ -1,4 +1,5 @@
-//! Who may draw: sections that have the process's generators alone, and everything else.
+//! Who may draw random numbers: one section with exclusive use of the process's generators, or all other
+//! code.
 
 use std::{
     cell::Cell,
@@ -8,11 +9,11 @@ use std::{
 
 use crate::{Error, Result};
 
-/// What the threads of this process hold.
+/// The holds of this process's threads.
 struct Holders {
     /// Whether a thread is in a section.
     section: bool,
-    /// Threads that train or draw outside of a section.
+    /// Threads that train or draw outside a section.
     others: usize,
 }
 
@@ -23,7 +24,7 @@ thread_local! {
     static HELD: Cell<Held> = const { Cell::new(Held { kind: Kind::Nothing, depth: 0 }) };
 }
 
-/// What this thread holds, and how many guards say so.
+/// The hold of this thread, and the number of its guards.
 #[derive(Clone, Copy)]
 struct Held {
     kind: Kind,
@@ -35,26 +36,27 @@ enum Kind {
     Nothing,
     /// The section: no other thread draws.
     Section,
-    /// A place among the others.
+    /// A shared hold, like those of other threads.
     Place,
-    /// Nothing of its own: the thread works for one that holds something.
+    /// No hold of its own: the thread works for a thread that has one.
     Guest,
 }
 
-/// A lock of the holders. A panic cannot leave them half-changed.
+/// Locks the holds. A panic cannot leave them in an inconsistent state.
 fn holders() -> MutexGuard<'static, Holders> {
     HOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One hold of this thread; the last one to be dropped gives back what the thread holds.
+/// A guard of this thread's hold. When the last guard is dropped, the hold ends.
 #[derive(Debug)]
 struct Hold {
-    /// A hold is its thread's.
+    /// A hold belongs to its thread.
     not_send: PhantomData<*const ()>,
 }
 
 impl Hold {
-    /// One more of what this thread holds, or else `kind`, for which the caller has waited.
+    /// Another guard of this thread's hold, or else a new hold of `kind`, for which the caller has
+    /// waited.
     fn new(kind: Kind) -> Self {
         let held = HELD.get();
         let kind = if held.depth == 0 { kind } else { held.kind };
@@ -82,23 +84,23 @@ impl Drop for Hold {
     }
 }
 
-/// A reproducible section, from [`seeded`] until this is dropped, on the thread that began it.
+/// A reproducible section, from [`seeded`] until this guard is dropped, on the thread that began it.
 #[derive(Debug)]
 #[must_use = "the section ends when this is dropped: bind it, as in `let _section = seeded(42)?;`"]
 pub struct Section {
     _hold: Hold,
 }
 
-/// Begins a section whose random numbers follow from `seed` alone, whatever other threads do, and
-/// seeds libtorch's generators of every device.
+/// Begins a section whose random numbers depend only on `seed`, whatever other threads do, and seeds
+/// libtorch's generators of every device.
 ///
 /// libtorch has one default generator for the whole process: two threads that train at once, as
 /// two tests of one binary do, take numbers from each other's sequence, so that neither run can be
 /// repeated. While the section lives, every other thread that wants to begin one, enters
 /// [`Trainer::fit`](crate::Trainer::fit), builds a layer of [`nn`](crate::nn), seeds the generators
 /// or changes [numeric switches](crate::hardware::set_numerics) waits. In turn the section begins
-/// when no other thread is in one of these. Without a section nothing waits: runs of several
-/// threads go on at the same time, as they do in PyTorch, and cannot be repeated.
+/// when no other thread is in one of these. Without a section nothing waits: several threads train at the
+/// same time, as in PyTorch, and their runs cannot be repeated.
 ///
 /// On its own thread a section may contain others, each of which seeds anew; it ends with the last
 /// of them. What draws from libtorch directly, such as `Tensor::randn`, waits for nothing: put it
@@ -125,8 +127,8 @@ pub struct Section {
 /// ```
 ///
 /// # Errors
-/// When this thread is within a `Trainer::fit` that began outside of a section, which others may
-/// disturb already, or works for such a run as its data loader; when libtorch cannot be seeded.
+/// When this thread is within a `Trainer::fit` that began outside a section, or works for such a run as
+/// its data loader, because others may already disturb that run; when libtorch cannot be seeded.
 pub fn seeded(seed: u64) -> Result<Section> {
     match HELD.get().kind {
         Kind::Section => {}
@@ -142,19 +144,19 @@ pub fn seeded(seed: u64) -> Result<Section> {
             ));
         }
     }
-    // From here on an error gives the section back.
+    // From here on an error ends the section.
     let section = Section { _hold: Hold::new(Kind::Section) };
     tch::manual_seed(seed.cast_signed());
     Ok(section)
 }
 
-/// Keeps sections of other threads from beginning while it lives.
+/// Prevents other threads from beginning a section while it lives.
 #[derive(Debug)]
 pub(crate) struct Place {
     _hold: Hold,
 }
 
-/// Waits until no other thread is in a section. Take it for what draws, seeds or changes switches.
+/// Waits until no other thread is in a section. Take it for code that draws, seeds or changes switches.
 pub(crate) fn place() -> Place {
     if HELD.get().kind == Kind::Nothing {
         let waited = CHANGED.wait_while(holders(), |holders| holders.section);
@@ -163,19 +165,20 @@ pub(crate) fn place() -> Place {
     Place { _hold: Hold::new(Kind::Place) }
 }
 
-/// What a thread takes over from the one that starts it and whose work it does.
+/// What a thread inherits from the thread that starts it and waits for it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inherited {
     holds: bool,
 }
 
 impl Inherited {
-    /// Of the calling thread, for one that it will wait for.
+    /// Of the calling thread, for a thread that it will wait for.
     pub(crate) fn current() -> Self {
         Self { holds: HELD.get().kind != Kind::Nothing }
     }
 
-    /// On the new thread: it waits for no section while the guard lives, if its starter had not to.
+    /// Called on the new thread: while the guard lives it waits for no section, if its starter had not
+    /// to.
     pub(crate) fn enter(self) -> Option<Guest> {
         self.holds.then(|| Guest { _hold: Hold::new(Kind::Guest) })
     }

@@ -1,4 +1,4 @@
-//! The state of the random generators that a run draws from.
+//! The state of the random generators from which a run draws.
 
 use tch::{Device, Tensor};
 
@@ -28,7 +28,7 @@ pub struct RandomState {
 }
 
 impl RandomState {
-    /// The state now. Waits for nothing: a CUDA generator's state is on the host.
+    /// The current state. It waits for nothing, because a CUDA generator's state is on the host.
     ///
     /// # Errors
     /// When libtorch has no such device.
@@ -37,7 +37,7 @@ impl RandomState {
         Ok(Self { cpu: CpuRandom::read()?, cuda })
     }
 
-    /// Lets the generators of the same device go on from here.
+    /// Restores this state in the generators of the same device.
     ///
     /// # Errors
     /// When libtorch has no such device.
@@ -70,7 +70,7 @@ impl RandomState {
         Ok(state)
     }
 
-    /// What was saved, in place of the state now; a CUDA generator that was not saved stays.
+    /// Restores the saved state; a CUDA generator that was not saved is unchanged.
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
         let now = Self::read(device)?;
         let cpu = CpuRandom::from_tensor(state.tensor_like("cpu", &now.cpu.tensor()?)?)?;

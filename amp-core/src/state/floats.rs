@@ -1,5 +1,5 @@
-//! Floats that JSON cannot hold: a NaN or an infinity is written as a text and read back; within another
-//! value it is refused, because serde_json would write null in silence.
+//! Floats that JSON cannot represent. A NaN or infinity that is the whole value is written as text and
+//! read back. Within another value it is refused, because serde_json would silently write null.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 /// The value as JSON.
 ///
 /// # Errors
-/// When JSON cannot hold it.
+/// When JSON cannot represent it.
 pub(crate) fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, String> {
     match value.serialize(Look { bare: true }) {
         Ok(Some(float)) => Ok(Value::String(float.to_string())),
@@ -26,10 +26,10 @@ pub(crate) fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, String
     }
 }
 
-/// The value that [`to_value`] has written.
+/// Reads a value that [`to_value`] wrote.
 ///
 /// # Errors
-/// When it is of another type.
+/// When it has another type.
 pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> serde_json::Result<T> {
     let outcome = T::deserialize(value);
     let float = match value.as_str() {
@@ -43,7 +43,8 @@ pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> serde_json::Resu
     })
 }
 
-/// Looks for floats that are not finite: one that is the whole value is found, one within is refused.
+/// Searches for floats that are not finite: accepts one that is the whole value, refuses one within a
+/// value.
 struct Look {
     bare: bool,
 }
@@ -51,7 +52,7 @@ struct Look {
 #[derive(Debug)]
 enum Stop {
     Nested(f64),
-    /// What serde_json will say better.
+    /// An error that serde_json reports better.
     Other,
 }
 
@@ -180,7 +181,7 @@ impl Inside {
     }
 }
 
-/// The traits of parts, which differ in their methods' names.
+/// serde's traits for parts of values; only their methods' names differ.
 macro_rules! parts {
     ($($of:ident: $method:ident($($key:ty)?)),+ $(,)?) => {
         $(impl ser::$of for Inside {

@@ -1,4 +1,4 @@
-//! What a part of a run needs to go on later: tensors by name, and small values as JSON.
+//! The saved state of a part of a run: tensors by name, and small values as JSON.
 
 mod floats;
 
@@ -11,8 +11,8 @@ use tch::Tensor;
 pub(crate) use self::floats::{from_value, to_value};
 use crate::{Error, Result};
 
-/// The state of an optimizer, a schedule, a scaler, a log or a whole run. Names are paths with
-/// `/` between parts (`optimizer/0/exp_avg/model.0.weight`), so that none is a weight's name.
+/// The state of an optimizer, a schedule, a scaler, a log or a whole run. Names are paths with `/`
+/// between parts (`optimizer/0/exp_avg/model.0.weight`), so that they differ from names of weights.
 #[derive(Debug, Default)]
 pub struct State {
     tensors: BTreeMap<String, Tensor>,
@@ -20,15 +20,15 @@ pub struct State {
 }
 
 impl State {
-    /// Keeps a handle of `tensor`: what is written to it before the state is saved, is saved.
+    /// Stores a handle of `tensor`: changes to the tensor before the state is saved become part of it.
     pub fn put_tensor(&mut self, name: impl Into<String>, tensor: &Tensor) {
         self.tensors.insert(name.into(), tensor.shallow_clone());
     }
 
-    /// Keeps a small value. A float by itself may be any, infinite or NaN too.
+    /// Stores a small value. A float that is the whole value may be infinite or NaN.
     ///
     /// # Errors
-    /// When JSON cannot hold it, as a NaN within a list.
+    /// When JSON cannot represent it, as a NaN within a list.
     pub fn put(&mut self, name: impl Into<String>, value: &impl Serialize) -> Result<()> {
         let name = name.into();
         let value =
@@ -37,14 +37,14 @@ impl State {
         Ok(())
     }
 
-    /// Takes another state in, its names under `part/`.
+    /// Stores another state, with `part/` in front of its names.
     pub fn put_part(&mut self, part: &str, state: Self) {
         let under = |name: String| format!("{part}/{name}");
         self.tensors.extend(state.tensors.into_iter().map(|(name, t)| (under(name), t)));
         self.values.extend(state.values.into_iter().map(|(name, v)| (under(name), v)));
     }
 
-    /// The state whose names begin with `part/`, without that.
+    /// The state of the names that begin with `part/`, without that prefix.
     #[must_use]
     pub fn part(&self, part: &str) -> Self {
         let within = |name: &str| Some(name.strip_prefix(part)?.strip_prefix('/')?.to_owned());
@@ -65,15 +65,15 @@ impl State {
     /// The tensor of this name.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no such tensor.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| missing(name))
     }
 
-    /// The tensor of this name, when it has the shape and dtype of `like`.
+    /// The tensor of this name, if it has the shape and dtype of `like`.
     ///
     /// # Errors
-    /// When there is none, or it is another.
+    /// When there is no such tensor, or it has another shape or dtype.
     pub fn tensor_like(&self, name: &str, like: &Tensor) -> Result<&Tensor> {
         let found = self.tensor(name)?;
         if found.size() == like.size() && found.kind() == like.kind() {
@@ -89,13 +89,13 @@ impl State {
     /// The value of this name.
     ///
     /// # Errors
-    /// When there is none, or it is of another type.
+    /// When there is no such value, or it has another type.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
         let value = self.values.get(name).ok_or_else(|| missing(name))?;
         from_value(value).map_err(|error| Error::config(format!("state `{name}`: {error}")))
     }
 
-    /// Puts what `replace` makes of its tensors, in their order, in their place.
+    /// Replaces its tensors with what `replace` returns for them, in their order.
     pub(crate) fn replace_tensors(
         &mut self,
         replace: impl FnOnce(&[&Tensor]) -> Result<Vec<Tensor>>,
@@ -106,7 +106,7 @@ impl State {
         Ok(())
     }
 
-    /// The same with tensors of its own, on their devices: later changes do not reach it.
+    /// A copy whose tensors are copied on their devices, so that later changes do not affect it.
     ///
     /// # Errors
     /// When a device has no room.
@@ -117,7 +117,7 @@ impl State {
         Ok(self)
     }
 
-    /// Whether it holds nothing.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty() && self.values.is_empty()
     }

@@ -1,4 +1,4 @@
-//! What a checkpoint holds of a run.
+//! The content of a run's checkpoint.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::{fit::Run, resume::MEMORY, writer::Snapshot};
 use crate::{Result, event::Position, random::RandomState, state::State, weights};
 
 impl Run<'_, '_> {
-    /// The run as it is between two steps.
+    /// The state of a run between two steps.
     pub(super) fn snapshot(&self, weights_only: bool) -> Result<Snapshot> {
         let state = match weights_only {
             true => None,
@@ -21,7 +21,7 @@ impl Run<'_, '_> {
             ("epoch".to_owned(), self.position.epoch.to_string()),
             ("global_step".to_owned(), self.state.global_step().to_string()),
         ]);
-        // A file has the averaged weights, and the run's own among its state.
+        // The file's weights are the averaged ones; the run's own weights are part of its state.
         self.state.swap_average()?;
         let weights = weights::distinct(self.model);
         let snapshot = Snapshot::take(weights, state, text, self.config.device);
@@ -53,7 +53,7 @@ impl Run<'_, '_> {
         }
         state.put("lr", &steps.lr)?;
         state.put("validated", &self.validated.map(|(_, position)| position))?;
-        // A clock's time is no part of a run that does not end by it.
+        // The elapsed time is part of the state only if the run ends by time.
         if self.config.loops.max_time.is_some() {
             state.put("trained_for", &self.trained_for().as_secs_f64())?;
         }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Run<'_, '_> {
-    /// Trains from the present batch to the end of the epoch, or until the run is to end.
+    /// Trains from the current batch to the end of the epoch, or until the run ends.
     pub(super) fn train(&mut self) -> Result<Flow> {
         let Position { epoch, batch: first } = self.position;
         if first == 0 {
@@ -24,12 +24,12 @@ impl Run<'_, '_> {
                 .callbacks
                 .each(|callback| callback.on_train_epoch_start(&mut hook).map(|()| Vec::new()))?;
         } else {
-            // The run was saved before it validated here.
+            // The run was saved before its validation at this position.
             self.validate_within_epoch()?;
         }
         let loader = self.loader.clone();
         let mut batches = loader.epoch(epoch.cast_unsigned(), first)?;
-        // Examples that were read, but not stepped on yet; and where to read on.
+        // Examples that were read and not yet used, and the position to read from.
         let (mut queue, mut next) = (VecDeque::new(), first);
         let mut actions = Vec::new();
         while self.position.batch < loader.batches() {
@@ -47,7 +47,7 @@ impl Run<'_, '_> {
             if !started {
                 actions.extend(self.end_step(&mut queue)?);
             }
-            // While the device is at work.
+            // Reads while the device computes.
             if queue.is_empty() && self.steps.running() > 0 {
                 queue.extend(self.read(&loader, &mut batches, &mut next)?);
             }
@@ -72,8 +72,8 @@ impl Run<'_, '_> {
         Ok(Flow::On)
     }
 
-    /// Whether the step on these examples was started; otherwise a running step has to end first, and they
-    /// come first in `queue`.
+    /// Whether the step on these examples was started. If not, a running step has to end first, and the
+    /// examples are put in front of `queue`.
     fn start_step(&mut self, examples: Examples, queue: &mut VecDeque<Examples>) -> Result<bool> {
         if self.interruption.save_errors_to.is_some() && self.steps.running() == 0 {
             self.log_before = Some(self.observers.log.state()?.copied()?);
@@ -92,8 +92,7 @@ impl Run<'_, '_> {
         Ok(started)
     }
 
-    /// Ends the oldest step. The examples of steps that the device has left out come first in
-    /// `queue`.
+    /// Ends the oldest step. The examples of steps that the device skipped are put in front of `queue`.
     fn end_step(&mut self, queue: &mut VecDeque<Examples>) -> Result<Vec<Action>> {
         let Self { model, state, steps, observers, .. } = self;
         match steps.end(state, *model, observers)? {
@@ -114,8 +113,8 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Reads the examples of a step; none where the epoch has no more, or no more are to be
-    /// stepped on before those in flight have ended.
+    /// Reads the examples of a step. `None` at the end of the epoch, and while the steps in flight have
+    /// to end before further examples are used.
     fn read(
         &mut self,
         loader: &DataLoader,

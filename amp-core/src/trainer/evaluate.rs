@@ -1,4 +1,4 @@
-//! Passes over sets without training: validation, test and prediction.
+//! Passes over data sets without training: validation, test and prediction.
 
 use std::slice;
 
@@ -12,7 +12,7 @@ use crate::{
     precision::Policy,
 };
 
-/// The loaders of a loop, each under the name of its set.
+/// The loaders of a loop, each with the name of its set.
 pub(super) struct Loaders(Vec<(String, DataLoader)>);
 
 impl Loaders {
@@ -38,13 +38,13 @@ impl Loaders {
         Ok(Self(sets.iter().map(loader).collect::<Result<_>>()?))
     }
 
-    /// The training set's first batches in its order, in place of a set of another kind.
+    /// The training set's first batches, in order, which replace the loop's own sets.
     pub(super) fn overfitting(data: &DataModule, policy: Policy, limit: Limit) -> Result<Self> {
         let loader = data.train_loader(policy, None)?.limited(limit);
         Ok(Self(vec![(String::new(), loader)]))
     }
 
-    /// Bytes of tensors that the loaders have made and keep.
+    /// Bytes of tensors that the loaders keep.
     pub(super) fn held_bytes(&self) -> u64 {
         self.0.iter().map(|(_, loader)| loader.held_bytes()).sum()
     }
@@ -62,12 +62,12 @@ pub(super) enum Stage {
     Test,
 }
 
-/// Runs a model over sets, in evaluation mode and without gradients.
+/// Runs a model over data sets, in evaluation mode and without gradients.
 pub(super) struct Evaluator {
     policy: Policy,
     context: Context,
     global_step: u64,
-    /// Parts that a batch runs in, for want of memory.
+    /// The number of parts in which a batch runs when memory is short.
     parts: i64,
     memory: MemoryConfig,
 }
@@ -78,7 +78,7 @@ impl Evaluator {
         Self { policy, context, global_step, parts: 1, memory: config.memory.clone() }
     }
 
-    /// The values of each set, named after it, of at most `most` batches. `last` logs into the first
+    /// The values of each set, with its name, over at most `most` batches. `last` logs into the first
     /// set's values after all sets.
     pub(super) fn evaluate(
         &mut self,
@@ -121,8 +121,8 @@ impl Evaluator {
         Ok(values)
     }
 
-    /// Gives what the model predicts for each batch to `write`, with the set's name and the batch's
-    /// index, in order.
+    /// Calls `write` with the predictions for each batch, in order, with the set's name and the batch's
+    /// index.
     pub(super) fn predict(
         &mut self,
         model: &mut dyn LightningModule,
@@ -142,8 +142,8 @@ impl Evaluator {
         Ok(())
     }
 
-    /// Runs a batch, in parts where memory is short for the whole and its loss is not of the batch as a whole: what
-    /// it logged, and what each part gave.
+    /// Runs a batch, in parts if memory is too short and the loss allows parts. Returns what it logged
+    /// and the result of each part.
     fn in_parts<T>(
         &mut self,
         batch: &AnyBatch,

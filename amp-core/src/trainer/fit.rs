@@ -1,4 +1,4 @@
-//! A run: its epochs and what callbacks ask for.
+//! A training run: its epochs, and the actions that callbacks request.
 
 use std::{
     rc::Rc,
@@ -30,42 +30,42 @@ use crate::{
     state::State,
 };
 
-/// A run and where it is.
+/// A training run and its position.
 pub(super) struct Run<'r, 'c> {
     pub(super) config: &'r TrainerConfig,
     pub(super) model: &'r mut dyn LightningModule,
     pub(super) data: &'r DataModule,
-    /// With what `fast_dev_run` and `overfit_batches` set.
+    /// The loop options after `fast_dev_run` and `overfit_batches` were applied.
     pub(super) loops: Loops,
     max_epochs: i64,
     pub(super) plan: TrainingPlan,
     pub(super) loader: Rc<DataLoader>,
     pub(super) val: Rc<Loaders>,
-    /// After which steps a validation follows.
+    /// The steps that are followed by a validation.
     pub(super) validations: Validations,
     pub(super) started: Instant,
-    /// How long the runs before trained that this one resumes.
+    /// The training time of the runs that this one resumes.
     pub(super) trained_before: Duration,
-    /// When and where the last validation was.
+    /// Time and position of the last validation.
     pub(super) validated: Option<(Instant, Position)>,
-    /// Why the run is to end once it has trained as long as it must.
+    /// Why the run ends once its minimum length is reached.
     stop: Option<String>,
-    /// Whether it was said that the run ends.
+    /// Whether the end of the run was reported.
     ended: bool,
     pub(super) interruption: &'r Interruption,
-    /// The signal that has ended the run.
+    /// The signal that ended the run.
     interrupted: Option<u32>,
     pub(super) freezing: Freezing,
     pub(super) state: StepState<'r>,
     pub(super) steps: Steps,
     pub(super) writer: Writer,
-    /// Before the running step, where errors save the run.
+    /// The log before the running step, if errors save the run.
     pub(super) log_before: Option<State>,
     pub(super) observers: Observers<'r, 'c>,
     pub(super) position: Position,
 }
 
-/// Whether the run goes on.
+/// Whether the run continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flow {
     On,
@@ -73,7 +73,7 @@ pub(super) enum Flow {
 }
 
 impl<'r, 'c> Run<'r, 'c> {
-    /// Checks everything, moves the model to its place and builds the optimizers.
+    /// Checks everything, moves the model to its device and builds the optimizers.
     pub(super) fn new(
         config: &'r TrainerConfig,
         model: &'r mut dyn LightningModule,
@@ -102,7 +102,7 @@ impl<'r, 'c> Run<'r, 'c> {
             _ => Loaders::new(data, &data.val, policy, loops.limit_val_batches)?,
         };
         let window = config.optimization.accumulate_grad_batches;
-        // Not to overflow where a run is to go on until something ends it.
+        // Saturates, because a run may be configured to continue until something ends it.
         let steps = ((batches - 1) / window + 1).saturating_mul(max_epochs);
         let plan = TrainingPlan {
             max_epochs,
@@ -153,7 +153,7 @@ impl<'r, 'c> Run<'r, 'c> {
         })
     }
 
-    /// Trains and validates from the present position to the end.
+    /// Trains and validates from the current position to the end.
     pub(super) fn go(mut self, resumed: Option<Position>) -> Result<()> {
         self.start(resumed)?;
         if let Err(error) = self.epochs() {
@@ -181,7 +181,7 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(())
     }
 
-    /// How long the run has trained, with the runs that it resumes.
+    /// The training time, including the runs that this one resumes.
     pub(super) fn trained_for(&self) -> Duration {
         self.trained_before + self.started.elapsed()
     }
@@ -225,12 +225,12 @@ impl<'r, 'c> Run<'r, 'c> {
         self.state.keep_good(self.model)
     }
 
-    /// Trains the rest of an epoch, validates where that is due and lets the callbacks act.
+    /// Trains the rest of an epoch, validates if that is due, and lets the callbacks act.
     fn epoch(&mut self) -> Result<Flow> {
         let epoch = self.position.epoch;
         let (mut flow, train_seconds) = timed(|| self.train())?;
         if self.interrupted.is_some() {
-            // What has to be done at once is done; the run that goes on does the rest.
+            // Actions that cannot wait are done now; a run that continues does the others.
             return Ok(Flow::End);
         }
         // An epoch that ended early is resumed later: its sums are kept as they are.
@@ -284,7 +284,7 @@ impl<'r, 'c> Run<'r, 'c> {
         Ok(flow)
     }
 
-    /// Ends the run, once it has trained as long as it must.
+    /// Ends the run, once its minimum length is reached.
     pub(super) fn stop(&mut self, reason: String) -> Result<()> {
         if self.stop.is_none() && !self.may_stop() {
             let Loops { min_epochs, min_steps, .. } = self.loops;
@@ -303,7 +303,7 @@ impl<'r, 'c> Run<'r, 'c> {
             && self.state.global_step() >= self.loops.min_steps
     }
 
-    /// Unfreezes what is trained from here on: it gets gradients and an optimizer state.
+    /// Unfreezes the parameters that are trained from here on: they get gradients and optimizer state.
     pub(super) fn unfreeze(&mut self) -> Result<()> {
         let ended = self.freezing.update(self.position.epoch, self.state.global_step());
         if ended.is_empty() {
@@ -321,7 +321,7 @@ impl<'r, 'c> Run<'r, 'c> {
         (self.observers.emit)(Event::Note { text })
     }
 
-    /// Whether the run goes on after the step or the epoch that has just ended.
+    /// Whether the run continues after the step or epoch that just ended.
     pub(super) fn flow(&mut self) -> Result<Flow> {
         if self.ended || self.config.max_steps.is_some_and(|most| self.state.global_step() >= most)
         {
@@ -344,13 +344,13 @@ impl<'r, 'c> Run<'r, 'c> {
 }
 
 impl Run<'_, '_> {
-    /// Holds the run against the invariants.
+    /// Checks the invariants.
     pub(super) fn hold_against(&mut self, moment: Moment) -> Result<()> {
         let Self { observers, state, model, steps, .. } = self;
         observers.invariants.at(moment, state, *model, steps.running())
     }
 
-    /// The signal that has come, if one has.
+    /// The received signal, if there is one.
     pub(super) fn signal(&self) -> Option<u32> {
         match self.interruption.signal.load(Ordering::SeqCst) {
             0 => None,

@@ -1,4 +1,4 @@
-//! Parameters that a run leaves as they are, and their unfreezing.
+//! Frozen parameters of a run, and their unfreezing.
 
 use super::config::Freeze;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 pub(super) struct Freezing {
     entries: Vec<Entry>,
     parameters: Vec<Parameter>,
-    /// Entries that hold.
+    /// The entries that are in effect.
     holding: Vec<bool>,
     frozen: Frozen,
 }
@@ -23,7 +23,7 @@ struct Entry {
 }
 
 impl Freezing {
-    /// Freezes what the options name at the start of a run.
+    /// Freezes the parameters that the options name, at the start of a run.
     ///
     /// # Errors
     /// When a pattern matches no parameter, or nothing is left to train.
@@ -49,7 +49,8 @@ impl Freezing {
         Ok(freezing)
     }
 
-    /// Freezes what is frozen at this place of the run, and returns the entries that no longer hold.
+    /// Freezes the parameters for this position of the run, and returns the entries that are no longer in
+    /// effect.
     pub(super) fn update(&mut self, epoch: i64, global_step: u64) -> Vec<String> {
         let holding: Vec<bool> =
             self.entries.iter().map(|entry| entry.freeze.holds(epoch, global_step)).collect();
@@ -63,12 +64,12 @@ impl Freezing {
         ended
     }
 
-    /// The entries that hold, for a checkpoint.
+    /// The entries in effect, for a checkpoint.
     pub(super) fn holding(&self) -> &[bool] {
         &self.holding
     }
 
-    /// Freezes what these entries freeze.
+    /// Freezes the parameters of these entries.
     pub(super) fn hold(&mut self, holding: Vec<bool>) {
         let is_frozen = |parameter: &&Parameter| {
             let mut entries = self.entries.iter().zip(&holding);

@@ -41,7 +41,7 @@ use crate::{
     record::{Recorder, RunRecord},
 };
 
-/// Trains models and tells its subscribers what happens.
+/// Trains models and reports events to its subscribers.
 pub struct Trainer<'a> {
     config: TrainerConfig,
     subscribers: Vec<&'a mut dyn Subscriber>,
@@ -51,18 +51,18 @@ pub struct Trainer<'a> {
     interruption: Interruption,
 }
 
-/// What may end a run early, and where it is saved then.
+/// What may end a run early, and where the run is saved then.
 #[derive(Debug, Clone, Default)]
 struct Interruption {
-    /// 0, or the number of the signal that has come.
+    /// 0, or the number of the received signal.
     signal: Arc<AtomicUsize>,
     save_to: Option<PathBuf>,
-    /// Where the run is saved when it ends with an error.
+    /// Where the run is saved if it ends with an error.
     save_errors_to: Option<PathBuf>,
 }
 
 impl<'a> Trainer<'a> {
-    /// A trainer nobody listens to yet.
+    /// A trainer without subscribers.
     pub fn new(config: TrainerConfig) -> Self {
         Self {
             config,
@@ -74,34 +74,34 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Adds a listener; each event reaches them in the order they were added.
+    /// Adds a subscriber. Each event reaches the subscribers in the order in which they were added.
     #[must_use]
     pub fn subscribe(mut self, subscriber: &'a mut dyn Subscriber) -> Self {
         self.subscribers.push(subscriber);
         self
     }
 
-    /// Goes on from a [`checkpoint`](crate::checkpoint) of the same run: the numbers that follow
-    /// are those of a run that was never stopped, to the last bit on the CPU. A model, callbacks
-    /// and data like those of the run that was saved are given as for a new one.
+    /// Continues from a [`checkpoint`](crate::checkpoint) of the same run. The following numbers are
+    /// those of a run that was never stopped, to the last bit on the CPU. Model, callbacks and data are
+    /// given as for a new run.
     #[must_use]
     pub fn resume_from(mut self, checkpoint: impl Into<PathBuf>) -> Self {
         self.resume_from = Some(checkpoint.into());
         self
     }
 
-    /// What a resumed run may have other than the run that was saved. Anything else that would change its
-    /// numbers is refused.
+    /// Settings in which a resumed run may differ from the saved one. Any other difference that would
+    /// change its numbers is refused.
     #[must_use]
     pub fn resume_with(mut self, changes: impl IntoIterator<Item = Change>) -> Self {
         self.resume_with = changes.into_iter().collect();
         self
     }
 
-    /// Lets a run be ended from outside: when `signal` is no longer 0, it ends with the step that is
-    /// running, is saved at `save_to` where that is given, and has the number as
-    /// [`FitEnd::interrupted`](crate::event::FitEnd::interrupted). [`resume_from`](Self::resume_from) goes on
-    /// from what was saved. A handler of a signal may set the number; so may another thread.
+    /// Lets a run be ended from outside. When `signal` is no longer 0, the run ends with its current
+    /// step, is saved at `save_to` if that is given, and has the number as
+    /// [`FitEnd::interrupted`](crate::event::FitEnd::interrupted). [`resume_from`](Self::resume_from)
+    /// continues from the saved run. A signal handler or another thread may set the number.
     #[must_use]
     pub fn interrupted_by(mut self, signal: Arc<AtomicUsize>, save_to: Option<PathBuf>) -> Self {
         self.interruption.signal = signal;
@@ -109,35 +109,36 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Saves the run at `path` when it ends with an error, as it was before the step that failed;
-    /// [`resume_from`](Self::resume_from) goes on from there. A note says where it was saved, or why that
-    /// was not possible: a step that had begun to change the weights cannot be taken back, nor one that
-    /// is still running on the device.
+    /// If the run ends with an error, saves it at `path` in its state before the failed step;
+    /// [`resume_from`](Self::resume_from) continues from there. A note says where it was saved, or why it
+    /// could not be saved: a step that began to change the weights cannot be undone, nor can one that is
+    /// still running on the device.
     #[must_use]
     pub fn save_on_error(mut self, path: impl Into<PathBuf>) -> Self {
         self.interruption.save_errors_to = Some(path.into());
         self
     }
 
-    /// Adds a callback; after each epoch they act in the order they were added. Give a `&mut` to
-    /// ask it something afterwards.
+    /// Adds a callback. After each epoch callbacks act in the order in which they were added. Pass `&mut
+    /// callback` to read its results afterwards.
     #[must_use]
     pub fn callback(mut self, callback: impl Callback + 'a) -> Self {
         self.callbacks.push(Box::new(callback));
         self
     }
 
-    /// Trains and validates `model` for the configured epochs. The model is moved to the
-    /// policy's device and dtype and stays there.
+    /// Trains and validates `model` for the configured epochs. The model is moved to the policy's device
+    /// and dtype and stays there.
     ///
-    /// The run draws from libtorch's generators, which the whole process shares, and seeds nothing:
-    /// begin a [reproducible section](crate::random::seeded) before the model is built for a run
-    /// that can be repeated while other threads train. It waits while another thread is in one.
+    /// The run draws from libtorch's generators, which the whole process shares, and does not seed them.
+    /// For a run that can be repeated while other threads train, begin a [reproducible
+    /// section](crate::random::seeded) before the model is built. The run waits while another thread is
+    /// in such a section.
     ///
     /// # Errors
-    /// When the configuration cannot be used, the checkpoint is damaged or another run's, a step
-    /// fails or is not finite beyond recovery, the observed dtypes are not those of the precision, an
-    /// [invariant](Invariant) of training is broken, or a subscriber fails.
+    /// When the configuration cannot be used, the checkpoint is damaged or belongs to another run, a step
+    /// fails or is not finite and cannot be recovered, the observed dtypes differ from the precision's,
+    /// an [invariant](Invariant) of training is broken, or a subscriber fails.
     pub fn fit(&mut self, model: &mut dyn LightningModule, data: &DataModule) -> Result<RunRecord> {
         let _place = random::place();
         let mut recorder = Recorder::default();
@@ -162,8 +163,8 @@ impl<'a> Trainer<'a> {
         Ok(recorder.finish().expect("a run that ended has a start and an end"))
     }
 
-    /// Validates `model` once on the validation sets of `data`, and returns the values in order: those
-    /// of a set with a name end in `/name`. The model is moved to the policy's device and dtype.
+    /// Validates `model` once on the validation sets of `data` and returns the values in order. Values of
+    /// a named set end in `/name`. The model is moved to the policy's device and dtype.
     ///
     /// # Errors
     /// When the configuration cannot be used, there is no validation set or a step fails.
@@ -176,7 +177,7 @@ impl<'a> Trainer<'a> {
         self.evaluate(model, data, Stage::Validate, limit)
     }
 
-    /// Tests `model` once on the test sets of `data`, by its `test_step`; otherwise as
+    /// Tests `model` once on the test sets of `data` with its `test_step`; otherwise like
     /// [`validate`](Self::validate).
     ///
     /// # Errors
@@ -190,9 +191,9 @@ impl<'a> Trainer<'a> {
         self.evaluate(model, data, Stage::Test, limit)
     }
 
-    /// Gives what `model` predicts for the sets to predict of `data` to `write`, a batch at a time and
-    /// in order: the set's name, the batch's index in it, and the predictions on the device. A batch that
-    /// does not fit into memory comes in parts under one index.
+    /// Calls `write` with the predictions of `model` on the prediction sets of `data`, batch by batch and
+    /// in order: the set's name, the batch's index in it, and the predictions on the device. The parts of
+    /// a batch that does not fit into memory have one index.
     ///
     /// # Errors
     /// When the configuration cannot be used, there is no set to predict, or a step or `write` fails.
@@ -225,7 +226,7 @@ impl<'a> Trainer<'a> {
         evaluator.evaluate(model, stage, &loaders, None, |_, _| Ok(()))
     }
 
-    /// Checks everything, moves the model to its place and opens the sets.
+    /// Checks everything, moves the model to its device and opens the sets.
     fn prepare(
         &self,
         model: &dyn LightningModule,

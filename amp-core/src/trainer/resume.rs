@@ -1,4 +1,4 @@
-//! Going on from a saved run, and what may be another than when it was saved.
+//! Resuming a saved run, and the settings that may differ from when it was saved.
 
 use std::{
     path::Path,
@@ -22,16 +22,16 @@ use crate::{
     weights::Found,
 };
 
-/// Under which the choice of what is checkpointed is saved.
+/// The key under which the chosen recomputation is saved.
 pub(super) const MEMORY: &str = "memory";
 
-/// Intervals over which two schedules are held against each other.
+/// The number of intervals over which two schedules are compared.
 const HORIZON: i64 = 10_000;
 
-/// Intervals whose rates a file holds a number of.
+/// The intervals whose rates a file stores as a digest.
 const COURSE: usize = 1000;
 
-/// What older files say nothing of.
+/// The value of entries that older files do not have.
 const NEWER: [&str; 5] = [
     "gradient_clip",
     "optimizer's options",
@@ -40,21 +40,22 @@ const NEWER: [&str; 5] = [
     "skipped_step_advances",
 ];
 
-/// What a resumed run may have other than the run that was saved.
+/// A setting in which a resumed run may differ from the saved one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Change {
-    /// Learning rates, in the code or as hyperparameters: the schedule goes on at its place with the new
-    /// rates.
+    /// Learning rates, in the code or as hyperparameters. The schedule continues at its position with the
+    /// new rates.
     Lr,
-    /// The number of epochs or steps: a schedule that depends on it goes on at its place in the new one.
+    /// The number of epochs or steps. A schedule that depends on it continues at its position in the new
+    /// schedule.
     Epochs,
-    /// The batch size and the batches of a step: an epoch goes on after as many examples.
+    /// The batch size and the batches per step. An epoch continues after the same number of examples.
     BatchSize,
-    /// The data: an epoch that has begun is begun again with the new examples.
+    /// The data. A partial epoch starts again with the new examples.
     Data,
-    /// Options of optimizers other than their rates, and how gradients are clipped.
+    /// Options of optimizers other than their rates, and gradient clipping.
     Optimizer,
 }
 
@@ -67,7 +68,7 @@ named!(Change, "change", {
 });
 
 impl Run<'_, '_> {
-    /// What must be the same for a run to go on with the same numbers.
+    /// The properties that must be equal for a run to continue with the same numbers.
     pub(super) fn identity(&self) -> Map<String, Value> {
         let config = self.config;
         let freeze = config.optimization.freeze.iter().map(Freeze::to_string);
@@ -94,8 +95,8 @@ impl Run<'_, '_> {
         entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// Puts the run where the checkpoint at `path` left it. Everything is checked before the
-    /// model, its callbacks or a random generator change.
+    /// Restores the state of the checkpoint at `path`. Everything is checked before the model, its
+    /// callbacks or a random generator is changed.
     pub(super) fn resume(&mut self, path: &Path, with: &[Change]) -> Result<Position> {
         let Saved { weights, state } = checkpoint::read(path)?;
         let at = |error: Error| match error {
@@ -135,7 +136,7 @@ impl Run<'_, '_> {
             Ok(frozen) if frozen.len() == self.freezing.holding().len() => {
                 self.freezing.hold(frozen)
             }
-            // Files of before there was unfreezing say nothing of it.
+            // Files from before unfreezing existed have no entry for it.
             _ => {}
         }
         self.state.optim.extend()?;
@@ -154,7 +155,7 @@ impl Run<'_, '_> {
         self.state.optim.scaler.load_state(scaler).map_err(at)?;
         for callback in self.observers.callbacks.0.iter_mut() {
             let part = state.part(&format!("callback/{}", callback.name()));
-            // A callback that is new to the run starts afresh.
+            // A callback that the saved run did not have starts without state.
             if !part.is_empty() {
                 callback.load_state(&part).map_err(at)?;
             }
@@ -167,7 +168,7 @@ impl Run<'_, '_> {
         random.restore(device)?;
         self.state.lr = lr;
         self.state.set_parts(parts);
-        // Of another budget, one is made anew.
+        // With another memory budget, the choice is made again.
         self.state.memory = plan.filter(|plan| Some(plan.budget) == self.config.memory.budget);
         (self.position, self.observers.log) = (position, log);
         for change in changed {
@@ -179,7 +180,7 @@ impl Run<'_, '_> {
         Ok(position)
     }
 
-    /// The rates of all optimizers before any schedule.
+    /// The initial rates of all optimizers, before any schedule.
     pub(super) fn initial_rates(&self) -> Vec<Vec<Rates>> {
         let scheduled = self.state.optim.scheduled.iter();
         scheduled.map(|scheduled| scheduled.initial_rates().to_vec()).collect()
@@ -190,12 +191,13 @@ impl Run<'_, '_> {
         scheduled.map(|scheduled| scheduled.optimizer.fixed_options()).collect()
     }
 
-    /// What the schedules' first rates are, in a number for each optimizer.
+    /// The first rates of the schedules, as one number per optimizer.
     pub(super) fn courses(&self) -> Result<Vec<Option<u64>>> {
         self.state.optim.scheduled.iter().map(|scheduled| scheduled.course(COURSE)).collect()
     }
 
-    /// What this run has other than the saved one; refuses what `with` does not allow.
+    /// The settings in which this run differs from the saved one. Differences that `with` does not allow
+    /// are errors.
     fn changes(&mut self, state: &State, with: &[Change]) -> Result<Vec<Change>> {
         let mut changed = Vec::new();
         let mut differs = |what: &str, there: &Value, here: &Value, by: Option<Change>| match by {
@@ -219,7 +221,7 @@ impl Run<'_, '_> {
         let saved: Map<String, Value> = state.get("run")?;
         let no_freeze = Value::Array(Vec::new());
         for (name, here) in self.identity() {
-            // Files of before there was freezing say nothing of it.
+            // Files from before freezing existed have no entry for it.
             let nothing = if name == "freeze" { &no_freeze } else { &Value::Null };
             if NEWER.contains(&name.as_str()) && !saved.contains_key(&name) {
                 continue;
@@ -247,7 +249,7 @@ impl Run<'_, '_> {
         }
         let plan = state.get::<TrainingPlan>("plan");
         if let (Ok(plan), Ok(there)) = (&plan, state.get::<Vec<Option<u64>>>("courses")) {
-            // What this code's schedules were in the saved run.
+            // The schedules that this code would have built in the saved run.
             let schedules = self.model.configure_optimizers(plan)?.into_schedules();
             let here = self.state.optim.scheduled.iter().zip(schedules);
             let here = here.map(|(one, schedule)| one.course_under(schedule.as_deref(), COURSE));

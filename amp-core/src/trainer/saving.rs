@@ -6,12 +6,12 @@ use super::fit::Run;
 use crate::{Error, Result, callback::Action, event::Event, log::Log};
 
 impl Run<'_, '_> {
-    /// Does what callbacks ask for: saves first, then deletes.
+    /// Executes the callbacks' requests: first saving, then deleting.
     pub(super) fn act(&mut self, actions: Vec<Action>) -> Result<()> {
         let mut deleted = Vec::new();
         for action in actions {
             match action {
-                // A look whether all code runs leaves no file.
+                // A trial run (`fast_dev_run`) writes no file.
                 Action::Save { .. } if self.loops.fast_dev_run.is_some() => {}
                 Action::Save { path, weights_only } => self.save(path, weights_only)?,
                 Action::Delete(path) => deleted.push(path),
@@ -23,7 +23,7 @@ impl Run<'_, '_> {
         self.report_saved(written)
     }
 
-    /// Starts saving the run as it is between two steps.
+    /// Starts saving the run in its state between two steps.
     pub(super) fn save(&mut self, path: PathBuf, weights_only: bool) -> Result<()> {
         let snapshot = self.snapshot(weights_only)?;
         let written = self.writer.write(&path, snapshot)?;
@@ -41,7 +41,7 @@ impl Run<'_, '_> {
         self.report_saved(written)
     }
 
-    /// Saves the run as it was before the step that has failed, where that was asked for.
+    /// Saves the run in its state before the failed step, if that was requested.
     pub(super) fn save_after(&mut self, error: &Error) -> Result<()> {
         let Some(path) = self.interruption.save_errors_to.clone() else { return Ok(()) };
         let saved = self.return_to_step().and_then(|()| self.save(path.clone(), false));
@@ -52,7 +52,7 @@ impl Run<'_, '_> {
         (self.observers.emit)(Event::Note { text })
     }
 
-    /// Goes back to the last moment between two steps.
+    /// Returns to the state between the last two steps.
     fn return_to_step(&mut self) -> Result<()> {
         if self.steps.running() > 0 {
             return Err(Error::config("steps are still running on the device"));

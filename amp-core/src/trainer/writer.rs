@@ -1,4 +1,4 @@
-//! Checkpoints written by a thread, so that training goes on meanwhile.
+//! Checkpoints written by a thread, so that training continues meanwhile.
 
 use std::{
     collections::BTreeMap,
@@ -87,7 +87,7 @@ impl Writer {
         Ok(written)
     }
 
-    /// Removes a file once the files before it are written. It is no error if the file is gone.
+    /// Removes a file once the files before it are written. It is not an error if the file is gone.
     pub(super) fn delete(&mut self, path: PathBuf) -> Result<()> {
         self.send(Job::Delete(path))
     }

@@ -52,7 +52,7 @@ fn sharded(path: &Path) -> Result<TensorFile> {
     let files: BTreeSet<&String> = weight_map.values().collect();
     let mut whole = TensorFile { tensors: BTreeMap::new(), metadata: BTreeMap::new() };
     for file in files {
-        // A name that leads out of the folder is no shard of this model.
+        // A name that leads out of the folder is not a shard of this model.
         if Path::new(file).components().count() != 1 {
             return Err(Error::config(format!(
                 "{}: the shard `{file}` is not in the index's folder",

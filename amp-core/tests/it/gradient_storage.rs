@@ -222,8 +222,8 @@ fn where_they_add_up_they_are_full(
 
 /// A run that asks for 16 bits and cannot have them says why, if its products have 16 bits.
 #[rstest]
-#[case(Precision::Bf16Mixed, 1, (!device().is_cuda()).then_some("only CUDA has kernels for those"))]
-#[case(Precision::F16Mixed, 4, Some(if device().is_cuda() { "those of 4 batches add up" } else { "only CUDA" }))]
+#[case(Precision::Bf16Mixed, 1, (!device().is_cuda()).then_some("only CUDA has kernels for 16-bit gradients"))]
+#[case(Precision::F16Mixed, 4, Some(if device().is_cuda() { "the gradients of 4 batches are added" } else { "only CUDA" }))]
 #[case(Precision::F32True, 4, None)]
 fn a_run_says_why_they_are_full(
     #[case] precision: Precision,

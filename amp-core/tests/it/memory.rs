@@ -74,6 +74,6 @@ fn sizes_are_read(#[case] text: &str, #[case] bytes: u64) -> Result<()> {
 fn what_is_no_size_is_refused(
     #[values("", "0", "-1", "GiB", "2 parsecs", "1.2.3MB", "NaN", "0.4")] text: &str,
 ) {
-    let expected = format!("`{text}` is no size in bytes: write it as 500MB, 2GiB or 1048576");
+    let expected = format!("`{text}` is not a size in bytes: write it as 500MB, 2GiB or 1048576");
     assert_eq!(message(parse_bytes(text)), expected);
 }

@@ -85,7 +85,7 @@ fn another_runs_checkpoint_is_refused_with_what_differs() -> Result<()> {
     let bare = folder.path().join("bare.safetensors");
     weights::save(&model, &bare, Default::default())?;
     let said = refused(&bare, &config, 2)?;
-    assert!(said.contains("holds weights alone"), "{said}");
+    assert!(said.contains("holds only weights"), "{said}");
     Ok(())
 }
 

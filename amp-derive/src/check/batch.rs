@@ -144,7 +144,7 @@ fn each_input_has_a_part(at: &Expr, parts: usize, inputs: &[Ident], diag: &Diagn
     fits
 }
 
-/// Rule: a model of several inputs says what they are in a batch, since a pair has one.
+/// Rule: a model of several inputs says what they are in a batch, because a pair has one.
 fn a_pair_has_one_input(spec: &Spec, forward: Option<&Forward>, diag: &Diagnostics) -> Option<()> {
     let steps_are_own =
         [symbol::TRAINING_STEP, symbol::MANUAL_STEP].iter().any(|name| has(&spec.attrs, name))

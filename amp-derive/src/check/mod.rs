@@ -1,6 +1,6 @@
 //! [`Spec`] → [`Model`]: the rules, one named function each, the rule stated above it.
 //!
-//! A rule reports through [`Diagnostics`] and the others go on, so that one compile shows every
+//! A rule reports through [`Diagnostics`] and the others continue, so that one compile shows every
 //! mistake. A mistake that is already reported is never reported again in other words: what
 //! could not be read is `None`, and rules that need it stay silent.
 

@@ -111,7 +111,7 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     let called: Vec<_> = model
         .layers()
         .filter(|(field, _)| {
-            // What is called with several inputs is no function here, but perhaps a variable.
+            // What is called with several inputs is not a function here, but perhaps a variable.
             !children.has_several_inputs(field)
                 && tokens::mentions(statements.clone(), &field.ident)
         })

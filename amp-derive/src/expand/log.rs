@@ -144,7 +144,7 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
             quote! { let #value = #computed?; }
         }
         Loss::Closure(closure, _) => {
-            // With types, since a closure that is called at once has none to go by.
+            // With types, because a closure that is called at once has none to go by.
             let criterion = local("criterion");
             let types = given(model);
             let arguments = closure.inputs.iter().zip(types).map(|(pat, ty)| match pat {

@@ -19,7 +19,7 @@ pub(super) fn expand(ident: &Ident, role: Role, initial: &Initial) -> TokenStrea
         }
         Initial::Rust(value) => {
             let name = key(ident);
-            // Located at the value, so that rustc says there that it is no tensor.
+            // Located at the value, so that rustc says there that it is not a tensor.
             quote_spanned!(located_at(value.span())=> __amp::nn::own_tensor(#name, #value, #role)?)
         }
     }

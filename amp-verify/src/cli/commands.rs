@@ -18,6 +18,7 @@ use clap::Parser;
 use super::{
     Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs,
     evaluate::{self, Loop},
+    exit::{FAILED, INCONCLUSIVE, USAGE, code},
     signals,
 };
 use crate::{
@@ -36,15 +37,6 @@ use crate::{
     text::one_line,
     view::{self, EpochTable, PhaseTables, Progress, doctor, table},
 };
-
-/// The run itself failed.
-const FAILED: u8 = 1;
-/// The user asked for something that cannot be done; clap uses the same code.
-const USAGE: u8 = 2;
-/// The recorded figures come from a machine that this one cannot be compared with.
-const NOT_COMPARABLE: u8 = 4;
-/// The seeds do not tell; the gate's code for it.
-const INCONCLUSIVE: u8 = 3;
 
 /// Runs the command given on the command line with the models of `registry`. A project's binary `amp`
 /// returns this exit code.
@@ -105,16 +97,6 @@ fn run(registry: &Registry, command: Command) -> Result<ExitCode> {
         Command::GateWorker { threads } => gate::work(registry, threads)?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn code(error: &Error) -> u8 {
-    match error {
-        // The module in which it occurred does not matter.
-        Error::In { source, .. } => code(source),
-        Error::Config(_) | Error::Io { .. } => USAGE,
-        Error::NotComparable(_) => NOT_COMPARABLE,
-        _ => FAILED,
-    }
 }
 
 /// Prints clap's help as it is, and an error of clap as one line like every other error.
@@ -382,26 +364,5 @@ fn print(text: &str) -> Result<()> {
         // The reader closed the pipe: that is not an error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome.map_err(|error| Error::io("standard output", error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    #[rstest]
-    #[case(Error::config("no such model"), USAGE)]
-    #[case(Error::io("policy.json", io::ErrorKind::NotFound.into()), USAGE)]
-    #[case(Error::config("a size").at("model.0"), USAGE)]
-    #[case(Error::Data("the dataset panicked".into()), FAILED)]
-    #[case(Error::Thread("a logger panicked".into()), FAILED)]
-    #[case(Error::Torch("out of memory".into()).at("model.0"), FAILED)]
-    #[case(Error::NonFinite("the loss is NaN".into()), FAILED)]
-    #[case(Error::Invariant { name: "weights-move", text: String::new() }, FAILED)]
-    #[case(Error::NotComparable("another GPU".into()), NOT_COMPARABLE)]
-    fn the_kind_of_an_error_decides_the_exit_code(#[case] error: Error, #[case] expected: u8) {
-        assert_eq!(code(&error), expected);
     }
 }

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod commands;
 mod evaluate;
+mod exit;
 mod loops;
 mod monitors;
 mod signals;

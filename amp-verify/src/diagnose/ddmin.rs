@@ -1,4 +1,4 @@
-//! The smallest set that passes: ddmin (Zeller and Hildebrandt, "Simplifying and Isolating
+//! A minimal set that passes: ddmin (Zeller and Hildebrandt, "Simplifying and Isolating
 //! Failure-Inducing Input", IEEE TSE 28(2), 2002), with "passes" in place of "fails".
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Mistakes that implementations of mixed precision have made, each built on what is public.
+//! Mistakes of mixed-precision implementations, each built on public interfaces.
 
 mod loss;
 mod optimizer;
@@ -14,7 +14,7 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What part of training a mistake is in.
+/// The part of training that a mistake breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Area {
@@ -162,9 +162,9 @@ faults! {
 }
 
 impl Fault {
-    /// What a model must do so that the fault changes its numbers; `None` where any model will do.
+    /// What a model must have for the fault to change its numbers; `None` if any model will do.
     ///
-    /// A fault with a need is injected only into a model that says by
+    /// A fault with a need is planted only in a model that declares through
     /// [`Model::reveals`](crate::Model::reveals) that it has what is needed.
     pub fn needs(self) -> Option<&'static str> {
         match self {
@@ -203,12 +203,12 @@ impl Fault {
         }
     }
 
-    /// Whether it takes a CUDA device to be seen.
+    /// Whether it shows only on a CUDA device.
     pub fn needs_cuda(self) -> bool {
         self == Self::CapturedRatesStale
     }
 
-    /// Whether the baseline is another with this fault.
+    /// Whether the fault changes the baseline.
     pub(crate) fn touches_baseline(self) -> bool {
         self.strikes(Precision::F32True) || self == Self::Tf32Baseline
     }
@@ -251,7 +251,7 @@ impl Fault {
         Ok(())
     }
 
-    /// Breaks the options of a run, after all that asks for it was set.
+    /// Changes the options of a run, after everything else has set them.
     pub(crate) fn config(fault: Option<Self>, config: &mut TrainerConfig) {
         let Some(fault) = fault.filter(|fault| fault.strikes(config.precision)) else { return };
         let scales = config.precision.scales_loss();

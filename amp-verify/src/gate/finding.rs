@@ -361,7 +361,7 @@ fn text(finding: &Finding, searched: bool) -> String {
         "FP32 in every module does not help: look at the loss, the loss scale and the optimizer"
             .to_owned()
     } else {
-        let minimal = if finding.one_minimal { "smallest set" } else { "not minimal" };
+        let minimal = if finding.one_minimal { "each is needed" } else { "not minimal" };
         format!("must stay in FP32 ({minimal}): {}", modules.join(", "))
     };
     format!("{text}{worst}; {remedy}")

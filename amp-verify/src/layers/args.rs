@@ -22,17 +22,17 @@ pub struct LayersArgs {
     #[arg(long, value_name = "NAME", value_parser = Precision::from_str,
           default_value_t = Precision::F16Mixed)]
     pub precision: Precision,
-    /// How to print the figures
+    /// Format of the figures
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
-    /// Measure with the weights that training in 32-true ends with, not the initial ones
+    /// Measure with the weights that training in 32-true ends with instead of the initial ones
     #[arg(long)]
     pub trained: bool,
     /// The exponent of 16-mixed's loss scale
     #[arg(long, value_name = "N", default_value_t = 16, allow_negative_numbers = true,
           value_parser = clap::value_parser!(i32).range(-126..=127))]
     pub log2_scale: i32,
-    /// Bits to keep free above the largest gradient in the window of safe scales
+    /// Bits to keep free above the largest gradient, for the window of safe scales
     #[arg(long, value_name = "BITS", default_value_t = WindowOptions::default().headroom_bits)]
     pub headroom: i32,
     #[command(flatten)]
@@ -57,7 +57,7 @@ impl LayersArgs {
 /// Measures the case's first training batch with its initial weights.
 ///
 /// # Errors
-/// When a step fails, or does not run the same layers under every precision.
+/// When a step fails, or runs other layers under another precision.
 pub fn measure_case(case: &Case, options: Options) -> Result<Report> {
     case_with(case, None, options)
 }

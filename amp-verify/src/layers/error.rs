@@ -1,4 +1,4 @@
-//! Figures about a tensor's error.
+//! Statistics of a tensor's error.
 
 use amp_core::{
     Result,
@@ -6,16 +6,16 @@ use amp_core::{
 };
 use serde::{Deserialize, Serialize};
 
-/// A mean of signed errors, beside what chance would give.
+/// A mean of signed errors, compared with chance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bias {
-    /// Mean of error × sign of the exact value: negative when values shrink, as by truncation.
+    /// The mean of error × sign of the exact value: negative if values shrink, as by truncation.
     pub magnitude: f64,
-    /// `magnitude` over its standard error; chance keeps it within ±3 or so.
+    /// `magnitude` divided by its standard error; chance keeps it within about ±3.
     pub magnitude_z: f64,
-    /// Mean of the error.
+    /// The mean of the error.
     pub shift: f64,
-    /// `shift` over its standard error.
+    /// `shift` divided by its standard error.
     pub shift_z: f64,
 }
 
@@ -26,20 +26,20 @@ impl Bias {
     }
 }
 
-/// A slope of bias over depth.
+/// The slope of bias over depth.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Growth {
-    /// Relative change of magnitude (Σ error × sign / Σ |exact|) that a layer adds, by least squares
-    /// over the layers in the order in which they run.
+    /// The relative change of magnitude (Σ error × sign / Σ |exact|) that each layer adds, by least
+    /// squares over the layers in the order in which they run.
     pub per_layer: f64,
-    /// The slope over its standard error; `None` where the points lie on a line.
+    /// The slope divided by its standard error; `None` if the points are on a line.
     pub t: Option<f64>,
 }
 
-/// Root mean square; `None` when a value is not finite.
+/// The root mean square; `None` if a value is not finite.
 ///
 /// # Errors
-/// When the device has no room.
+/// When the device has no memory left.
 pub fn rms(tensor: &Tensor) -> Result<Option<f64>> {
     if tensor.numel() == 0 {
         return Ok(Some(0.0));
@@ -49,7 +49,7 @@ pub fn rms(tensor: &Tensor) -> Result<Option<f64>> {
     Ok(value.is_finite().then_some(value))
 }
 
-/// Root mean square of the difference; `None` when a value is not finite.
+/// The root mean square of the difference; `None` if a value is not finite.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -57,11 +57,11 @@ pub fn rmse(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     rms(&difference(found, exact)?)
 }
 
-/// The bias of `found`; `None` when a value is not finite.
+/// The bias of `found`; `None` if a value is not finite.
 ///
-/// Errors of one example, and of one feature (dimension 1 of `[N, C, H, W]`, else the last), have
-/// causes in common, as a rounded weight: the standard error allows for both (two-way clustering,
-/// Cameron, Gelbach and Miller 2011).
+/// Errors of one example, and of one feature (dimension 1 of `[N, C, H, W]`, otherwise the last), share
+/// causes such as a rounded weight. The standard error accounts for both (two-way clustering, Cameron,
+/// Gelbach and Miller 2011).
 ///
 /// # Errors
 /// When the shapes differ.
@@ -76,7 +76,7 @@ pub fn bias(found: &Tensor, exact: &Tensor) -> Result<Option<Bias>> {
     Ok(Some(Bias { magnitude, magnitude_z, shift, shift_z }))
 }
 
-/// The mean, and the mean over its standard error were it zero.
+/// The mean, and the mean divided by its standard error under the hypothesis that the mean is zero.
 fn mean_and_z(values: &Tensor) -> Result<(f64, f64)> {
     let count = values.numel();
     if count == 0 {
@@ -102,7 +102,7 @@ fn mean_and_z(values: &Tensor) -> Result<(f64, f64)> {
     Ok((mean, if deviation > 0.0 { mean / deviation } else { 0.0 }))
 }
 
-/// Σ error × sign / Σ |exact|; `None` where that is no number.
+/// Σ error × sign / Σ |exact|; `None` if that is not a number.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -115,7 +115,7 @@ pub fn relative_change(found: &Tensor, exact: &Tensor) -> Result<Option<f64>> {
     Ok(change.is_finite().then_some(change))
 }
 
-/// The least-squares line through `changes` over their places; `None` for fewer than three.
+/// The least-squares line through `changes` over their indices; `None` for fewer than three.
 pub fn growth(changes: &[f64]) -> Option<Growth> {
     let n = changes.len() as f64;
     if changes.len() < 3 {

@@ -1,4 +1,4 @@
-//! Three steps beside each other, and each layer by itself.
+//! Compares a step under three precisions, layer by layer, and measures each layer alone.
 
 use amp_core::{
     Error, Result,
@@ -17,19 +17,19 @@ use crate::{
     rounding::is_narrow,
 };
 
-/// How it is measured.
+/// Options of the measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Options {
     /// The precision.
     pub precision: Precision,
-    /// The exponent of the loss scale, used where the precision scales its loss.
+    /// The exponent of the loss scale, if the precision scales its loss.
     pub log2_scale: i32,
-    /// What a safe loss scale is to leave.
+    /// The margins of a safe loss scale.
     pub window: WindowOptions,
 }
 
 impl Options {
-    /// At a loss scale of 65536.
+    /// With a loss scale of 65536.
     pub fn new(precision: Precision) -> Self {
         Self { precision, log2_scale: 16, window: WindowOptions::default() }
     }
@@ -38,12 +38,12 @@ impl Options {
 /// Measures every layer of the subject.
 ///
 /// # Errors
-/// When a step fails, or does not run the same layers under every precision.
+/// When a step fails, or runs other layers under another precision.
 pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
     Passes::of(subject, options, None)?.report(subject)
 }
 
-/// [`measure`], with what each layer that computes in 16 bits does by itself.
+/// [`measure`], together with each 16-bit layer's own error.
 ///
 /// # Errors
 /// As [`measure`].
@@ -53,8 +53,8 @@ pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own
     Ok((passes.report(subject)?, no_grad(|| passes.own())?))
 }
 
-/// The paths of the layers, as [`measure`] has them, and those of all modules: each once, in the
-/// order in which they end.
+/// The paths of the layers, as in [`measure`], and those of all modules, each once, in the order in which
+/// they end.
 ///
 /// # Errors
 /// When a step fails.
@@ -72,7 +72,7 @@ pub fn module_paths(subject: &Subject<'_>) -> Result<(Vec<String>, Vec<String>)>
     Ok((layers, modules))
 }
 
-/// Modules that only call others answer by their children.
+/// Modules that only call others are represented by their children.
 fn is_layer(calls: &[Ran], call: &Ran) -> bool {
     let path = module(&call.path);
     let inside =
@@ -90,35 +90,36 @@ pub(super) struct Passes {
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
-    /// 64-true, with each layer run on the exact, the rounded and the actual values, and then on the rounded
-    /// values again, with its parameters rounded to nearest and at random.
+    /// A 64-true step. Each layer also runs alone on the exact, the rounded and the actual values, and
+    /// again on the rounded values with its parameters rounded to nearest and at random.
     pub(super) alone: Pass,
     pub(super) log2_scale: i32,
     dropout: bool,
     options: Options,
 }
 
-/// The places of a layer's runs in [`Passes::alone`].
+/// The indices of a layer's runs in [`Passes::alone`].
 const ON_EXACT: usize = 0;
 pub(super) const ON_ROUNDED: usize = 1;
 const ON_ACTUAL: usize = 2;
 pub(super) const OF_ROUNDED: usize = 3;
-/// Runs with parameters rounded at random.
+/// Runs with randomly rounded parameters.
 const RUNS_OTHERWISE: u64 = 3;
 
-/// One kind of tensor of a layer, as each of the steps had it.
+/// One kind of a layer's tensors, from each of the steps.
 struct Values {
     exact: Tensor,
     baseline: Tensor,
     actual: Tensor,
-    /// What the layer made of the rounded values, and 64-true of the same.
+    /// The layer's result on the rounded values, and 64-true's result on the same.
     local: Option<[Tensor; 2]>,
-    /// What 64-true made of the actual values, and of the exact ones.
+    /// 64-true's results on the actual values and on the exact ones.
     inherited: Option<[Tensor; 2]>,
 }
 
 impl Passes {
-    /// Runs the steps; with `rounds_to` the parameters are rounded to it in further runs of each layer.
+    /// Runs the steps. With `rounds_to`, further runs of each layer have parameters rounded to that
+    /// dtype.
     fn of(subject: &Subject<'_>, options: Options, rounds_to: Option<Dtype>) -> Result<Self> {
         let Options { precision, .. } = options;
         let log2_scale = if precision.scales_loss() { options.log2_scale } else { 0 };
@@ -171,7 +172,7 @@ impl Passes {
         no_grad(|| self.report_of(subject))
     }
 
-    /// The places of the layers among the modules that ran.
+    /// The indices of the layers among the modules that ran.
     pub(super) fn places(&self) -> impl Iterator<Item = usize> {
         let calls = &self.reference.calls;
         (0..calls.len()).filter(|at| is_layer(calls, &calls[*at]))
@@ -289,7 +290,7 @@ impl Values {
 fn mark_worst(layers: &mut [Layer]) {
     for kind in Kind::ALL {
         let blame = |layer: &Layer| layer.flow(kind).map_or(0.0, super::Flow::relative_local_error);
-        // The first of equals: what comes after it may only hand on what it did.
+        // The first of equal ones: a later one may only pass on its error.
         let worst = layers.iter().map(blame).fold(0.0, f64::max);
         let first = layers.iter_mut().find(|layer| worst > 0.0 && blame(layer) == worst);
         if let Some(layer) = first {

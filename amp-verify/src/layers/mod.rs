@@ -1,5 +1,5 @@
-//! What each layer loses under a precision: its error against a 64-true step with the same
-//! weights, batch and random numbers on the same machine, relative to what 32-true loses there.
+//! The error of each layer under a precision: against a 64-true step with the same weights, batch and
+//! random numbers on the same machine, relative to 32-true's error there.
 
 mod args;
 mod error;
@@ -25,24 +25,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::exponents::{CommonWindow, Histogram, Losses, Window};
 
-/// What is measured.
+/// The subject of a measurement.
 pub struct Subject<'a> {
-    /// Makes the model, with the same weights each time.
+    /// Builds the model, with the same weights each time.
     pub build: &'a dyn Fn() -> Result<Box<dyn LightningModule>>,
     /// The training batch.
     pub batch: &'a AnyBatch,
-    /// Where it runs.
+    /// The device.
     pub device: Device,
     /// Seed of dropout.
     pub seed: u64,
-    /// Precision regions by module path, over those the model declares.
+    /// Precision regions by module path; they override those of the model.
     pub islands: Rc<BTreeMap<String, Region>>,
 }
 
-/// One precision's figures, layer by layer.
+/// The figures of one precision, layer by layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The form of this object; a change of meaning changes it.
+    /// The version of this format; it changes with the meaning of a field.
     pub schema: String,
     /// The model.
     pub model: String,
@@ -54,40 +54,40 @@ pub struct Report {
     pub seed: u64,
     /// Examples in the batch.
     pub batch_size: i64,
-    /// The loss scale's exponent; 0 where the precision has none.
+    /// The loss scale's exponent; 0 if the precision has no loss scale.
     pub log2_scale: i32,
-    /// Whether dropout was on: only where all dtypes drop the same elements.
+    /// Whether dropout was on: only if all dtypes drop the same elements.
     pub dropout: bool,
-    /// The loss under the precision; null when it is not finite, as with every figure here.
+    /// The loss under the precision; null if it is not finite, like every figure here.
     pub loss: Option<f64>,
     /// The loss in f64.
     pub exact_loss: f64,
-    /// In the order in which they run.
+    /// The layers in the order in which they run.
     pub layers: Vec<Layer>,
-    /// How the relative bias of activations grows with depth.
+    /// The growth of the relative bias of activations with depth.
     pub growth: Option<Growth>,
-    /// The loss scales that are safe in every 16-bit layer; null where there are none.
+    /// The loss scales that are safe in every 16-bit layer; null if there are none.
     pub window: Option<CommonWindow>,
 }
 
-/// One layer's figures.
+/// The figures of one layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Layer {
-    /// The module's path; a second run of one module has `#2` after it.
+    /// The module's path; `#2` follows for the second run of one module.
     pub path: String,
     /// The dtype of its output.
     pub dtype: String,
-    /// Its output.
+    /// The figures of its output.
     pub forward: Flow,
-    /// The gradient with respect to its input; null where there is none.
+    /// The figures of the gradient of its input; null if there is none.
     pub input_gradient: Option<Flow>,
-    /// The gradients of its own parameters; null where it has none.
+    /// The figures of the gradients of its own parameters; null if it has none.
     pub weight_gradient: Option<Flow>,
-    /// The loss scales that are safe for its gradients; null where it is not 16-bit.
+    /// The loss scales that are safe for its gradients; null if it is not in 16 bits.
     pub window: Option<Window>,
-    /// Bits between the loss scale and the window's nearer end; negative outside.
+    /// The distance of the loss scale from the window's nearer end, in bits; negative outside the window.
     pub margin_bits: Option<i32>,
-    /// What it loses more of by itself than any other layer does.
+    /// The kinds of tensors for which its own error is the largest of all layers.
     pub worst: Vec<Kind>,
 }
 
@@ -111,29 +111,28 @@ impl Kind {
 /// The figures of one kind of tensor of a layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Flow {
-    /// Root mean square of the exact values.
+    /// The root mean square of the exact values.
     pub rms: Option<f64>,
     /// rmse(precision, 64-true).
     pub error: Option<f64>,
     /// rmse(32-true, 64-true).
     pub baseline_error: Option<f64>,
-    /// E = error / baseline error; null where 32-true is exact.
+    /// E = error / baseline error; null if 32-true is exact.
     pub ratio: Option<f64>,
-    /// The error the layer makes by itself: run on the exact values, rounded to the dtypes of what
-    /// it is given, against 64-true on the same rounded values.
+    /// The layer's own error: its result on exact values rounded to its input dtypes, against 64-true on
+    /// the same rounded values.
     pub local_error: Option<f64>,
-    /// The error it passes on: 64-true on what it was really given, against 64-true on the exact
-    /// values.
+    /// The inherited error: 64-true on the layer's actual inputs, against 64-true on the exact inputs.
     pub inherited_error: Option<f64>,
-    /// local² / (local² + inherited²); null where both are zero or one is not finite.
+    /// local² / (local² + inherited²); null if both are zero or one is not finite.
     pub local_share: Option<f64>,
-    /// Of the local error.
+    /// The bias of the local error.
     pub bias: Option<Bias>,
-    /// What 32-true's exponents say the layer's format loses, gradients at the loss scale; null
-    /// where it is not 16-bit.
+    /// The predicted losses of the layer's format, from 32-true's exponents, gradients at the loss scale;
+    /// null if it is not in 16 bits.
     pub predicted: Option<Losses>,
-    /// What the step under the precision lost of 32-true's values. A unit that a ReLU stops in one of
-    /// the two alone counts as underflow.
+    /// The observed losses of 32-true's values in the step under the precision. A ReLU unit that is
+    /// inactive in only one of the two steps counts as underflow.
     pub observed: Losses,
     /// 32-true's values by exponent.
     pub histogram: Histogram,
@@ -151,7 +150,7 @@ impl Layer {
 }
 
 impl Flow {
-    /// Local error over the exact values' size: infinite when it is not finite.
+    /// The local error relative to the exact values; infinite if it is not finite.
     pub fn relative_local_error(&self) -> f64 {
         match (self.local_error, self.rms) {
             (Some(_), Some(0.0)) => 0.0,
@@ -162,7 +161,7 @@ impl Flow {
 }
 
 impl Report {
-    /// The layer that loses most of this kind by itself.
+    /// The layer with the largest local error of this kind.
     pub fn worst(&self, kind: Kind) -> Option<&Layer> {
         self.layers.iter().find(|layer| layer.worst.contains(&kind))
     }

@@ -1,6 +1,7 @@
-//! What a layer that computes in 16 bits does by itself, held against the same layer in 64-true with its
-//! parameters and results rounded: whether it rounds too much, or too little because it is computed wide and
-//! cast back; and whether values were rounded to still fewer digits on their way.
+//! The own error of a layer that computes in 16 bits, compared with the same layer in 64-true with
+//! rounded parameters and results. It shows whether the layer rounds too much; whether it rounds too
+//! little, because it computes in a wider dtype and casts back; and whether its values were rounded to
+//! even fewer digits.
 
 use amp_core::{
     Result,
@@ -14,32 +15,33 @@ use super::{
 };
 use crate::rounding::{is_narrow, rounded};
 
-/// A layer by itself.
+/// The figures of a layer that runs alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Own {
     /// Its path, as in [`Layer`](super::Layer).
     pub path: String,
-    /// Its own error in multiples of what rounding of its parameters and results makes of them, the larger of
-    /// forward and backward; null where nothing is rounded, infinite where there is an error nevertheless.
+    /// Its own error, in multiples of the error that rounding of its parameters and results causes; the
+    /// larger of forward and backward. Null if nothing is rounded, infinite if there is an error
+    /// nevertheless.
     pub error: Option<f64>,
-    /// What it computes in more digits than 16 bits have, to cast the result back.
+    /// The result that it computes with more digits than 16 bits have, before it casts back.
     pub wide: Vec<Kind>,
-    /// What has fewer digits than its dtype.
+    /// The tensor that has fewer digits than its dtype.
     pub twice: Vec<Kind>,
 }
 
-/// The most that [`Own::error`] may be: some layers round several times within.
+/// The accepted [`Own::error`]: some layers round several times inside.
 pub const WITHIN: f64 = 3.0;
-/// A layer computes wide where so many times fewer results differ from the rounded exact ones than with parameters
-/// that are rounded to nearest.
+/// A layer computes in a wider dtype if this many times fewer results differ from the rounded exact ones
+/// than with parameters rounded to nearest.
 const FEWER: f64 = 4.0;
-/// Below so many differing results in expectation nothing is concluded.
+/// With fewer expected differing results than this nothing is concluded.
 const LEAST_DIFFERING: f64 = 40.0;
-/// A tensor has fewer digits where this share of its elements does, though no more than a part of them would by
-/// chance.
+/// A tensor has fewer digits if this share of its elements does, although chance would give only a part
+/// of them.
 const ALL: f64 = 0.99;
 const BY_CHANCE: f64 = 0.75;
-/// Fewer elements show nothing.
+/// Fewer elements than this show nothing.
 const LEAST_ELEMENTS: usize = 64;
 
 impl Own {
@@ -60,7 +62,7 @@ impl Passes {
                 wide: Vec::new(),
                 twice: Vec::new(),
             };
-            // Of the parameters' gradients, sums over a batch, some kernels keep parts in 16 bits.
+            // Some kernels keep parts of parameters' gradients, which are sums over a batch, in 16 bits.
             for kind in [Kind::Forward, Kind::InputGradient] {
                 let Some(values) = self.otherwise(at, kind)? else { continue };
                 if let Some(error) = values.error()? {
@@ -98,7 +100,7 @@ impl Passes {
         }))
     }
 
-    /// What has no more digits than bf16 has although it is in f16 and 64-true's has more.
+    /// The tensor that has no more digits than bf16 although it is f16 and 64-true's has more.
     fn twice(&self, at: usize) -> Result<Vec<Kind>> {
         let (actual, reference) = (&self.actual.calls[at], &self.reference.calls[at]);
         let scale = 2.0_f64.powi(self.log2_scale);
@@ -129,7 +131,7 @@ impl Passes {
     }
 }
 
-/// The share of elements that have no more digits than bf16 has, of those that are finite and not zero; `None` of few.
+/// The share of finite nonzero elements with no more digits than bf16; `None` for few elements.
 fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
     let tensor = tensor.f_to_kind(Dtype::Float)?.f_contiguous()?;
     let present = tensor.f_ne(0.0)?.f_logical_and(&tensor.f_isfinite()?)?;
@@ -145,16 +147,17 @@ fn share_of_bf16(tensor: &Tensor) -> Result<Option<f64>> {
 struct Otherwise {
     /// Under the precision.
     found: Tensor,
-    /// 64-true's, of the same values.
+    /// 64-true's results on the same values.
     exact: Tensor,
-    /// Those, rounded.
+    /// The same, rounded.
     rounded: Tensor,
-    /// 64-true's with rounded parameters, rounded: those that are rounded to nearest first.
+    /// 64-true's results with rounded parameters, rounded; the first are those with parameters rounded to
+    /// nearest.
     others: Vec<Tensor>,
 }
 
 impl Otherwise {
-    /// The error over what rounding makes.
+    /// The error relative to the error that rounding causes.
     fn error(&self) -> Result<Option<f64>> {
         let mut expected = Vec::new();
         for other in &self.others {
@@ -162,11 +165,11 @@ impl Otherwise {
         }
         let expected = expected.iter().sum::<f64>() / expected.len() as f64;
         let own = error::rmse(&self.found, &self.exact)?.unwrap_or(f64::INFINITY);
-        // An error where nothing is rounded is beyond every bound.
+        // An error without any rounding exceeds every bound.
         Ok((expected > 0.0 || own > 0.0).then(|| own / expected))
     }
 
-    /// Whether results are those of exact parameters.
+    /// Whether the results are those of exact parameters.
     fn is_wide(&self) -> Result<bool> {
         let differing = |other: &Tensor| -> Result<f64> {
             let different = other.f_ne_tensor(&self.rounded)?.f_to_kind(Dtype::Double)?;

@@ -19,39 +19,39 @@ use amp_core::{
 use super::Subject;
 use crate::rounding::{rounded, rounded_otherwise};
 
-/// A layer's run within a step. Tensors are in the step's dtypes, gradients of the unscaled loss
-/// in f64.
+/// A layer's run within a step. Tensors have the step's dtypes; gradients of the unscaled loss are in
+/// f64.
 pub(super) struct Ran {
-    /// The module's path; a second run of one module has `#2` after it.
+    /// The module's path; `#2` follows for the second run of one module.
     pub(super) path: String,
     pub(super) op: Op,
     pub(super) input: Tensor,
     pub(super) output: Tensor,
     pub(super) output_gradient: Option<Tensor>,
     pub(super) input_gradient: Option<Tensor>,
-    /// One result for each of the layer's jobs.
+    /// One result per job of the layer.
     pub(super) reruns: Vec<Rerun>,
 }
 
-/// Something to run a layer on by itself, in f64; it is rounded to the layer's dtypes first.
+/// A job for a layer that runs alone: inputs in f64, which are rounded to the layer's dtypes first.
 pub(super) struct Job {
     pub(super) input: Tensor,
-    /// Of the unscaled loss with respect to the output.
+    /// The gradient of the unscaled loss with respect to the output.
     pub(super) gradient: Option<Tensor>,
     /// How the layer's own parameters are rounded for it, if they are.
     pub(super) weights: Option<Rounded>,
 }
 
-/// Rounded to this dtype, after they were moved at random, by numbers of the seed, if there is one.
+/// Rounded to this dtype; if there is a seed, they are moved at random first.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rounded {
     pub(super) to: Kind,
     pub(super) seed: Option<u64>,
 }
 
-/// What came of a job, in f64.
+/// The result of a job, in f64.
 pub(super) struct Rerun {
-    /// What it ran on, rounded.
+    /// The rounded inputs.
     pub(super) job: Job,
     pub(super) output: Tensor,
     pub(super) input_gradient: Option<Tensor>,
@@ -79,7 +79,7 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    /// The gradients of the parameters that belong to the layer itself, as one vector.
+    /// The gradients of the layer's own parameters, as one vector.
     pub(super) fn weight_gradient(&self, path: &str) -> Result<Option<Tensor>> {
         let path = module(path);
         let own = self.gradients.iter().filter(|(name, _)| is_own(path, name));
@@ -106,18 +106,18 @@ fn joined<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Option<Tensor
     Ok(Some(Tensor::f_cat(&flat, 0)?))
 }
 
-/// How a step is run.
+/// Options of a step.
 pub(super) struct Plan {
     pub(super) precision: Precision,
     /// The loss scale.
     pub(super) scale: f64,
     pub(super) dropout: bool,
-    /// For each layer, in the order in which they end.
+    /// The jobs of each layer, in the order in which the layers end.
     pub(super) jobs: Vec<Vec<Job>>,
 }
 
-/// Runs the step. Every pass of one subject draws the same random numbers in each layer, whatever
-/// its jobs.
+/// Runs the step. Every pass of one subject draws the same random numbers in each layer, whatever its
+/// jobs are.
 pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;
@@ -159,7 +159,7 @@ pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     wanted.extend(parameters.iter().map(|parameter| parameter.tensor.shallow_clone()));
     let scaled = match scale {
         1.0 => loss.shallow_clone(),
-        // The scaler's is an f32 tensor, which an f16 loss is promoted to.
+        // The scaler's scale is an f32 tensor, to which an f16 loss is promoted.
         scale => loss.f_mul(&Tensor::from(scale as f32).f_to_device(subject.device)?)?,
     };
     let mut found = Tensor::f_run_backward(&[scaled], &wanted, false, false)?.into_iter();
@@ -206,7 +206,7 @@ struct Observer {
 impl Probe for Observer {
     fn ran(&self, call: &Call<'_>) {
         if let Err(error) = self.observe(call) {
-            // The first is the cause of those after it.
+            // The first one causes the later ones.
             self.failed.borrow_mut().get_or_insert(error.at(call.path));
         }
     }
@@ -216,7 +216,7 @@ impl Observer {
     fn observe(&self, call: &Call<'_>) -> Result<()> {
         let at = self.calls.borrow().len();
         let jobs = self.jobs.get(at).map_or(&[][..], Vec::as_slice);
-        // What a layer draws by itself, and what is drawn after it, follow from its place alone.
+        // The random numbers of a layer and of later layers depend only on its index.
         self.drawn.set(self.drawn.get() + 1);
         let seed = self.seed.wrapping_add(self.drawn.get());
         let mut reruns = Vec::with_capacity(jobs.len());
@@ -288,7 +288,8 @@ impl Observer {
     }
 }
 
-/// Rounds the values of parameters, unseen by graphs that hold them; returns what they were.
+/// Rounds the values of parameters without changing autograd graphs that hold them, and returns the
+/// earlier values.
 fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     if let Some(seed) = how.seed {
         seed_everything(seed)?;
@@ -305,8 +306,8 @@ fn round(parameters: &[Tensor], how: Rounded) -> Result<Vec<(Tensor, Tensor)>> {
     each.collect()
 }
 
-/// Whether layers drop the same elements in these dtypes when the generator has the same seed.
-/// They do on the CPU; on CUDA the elements that one thread draws for follow from the dtype.
+/// Whether layers drop the same elements in these dtypes if the generator has the same seed. They do on
+/// the CPU. On CUDA the elements for which one thread draws depend on the dtype.
 pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     let draw = |kind: Kind| -> Result<Tensor> {
         let _section = random::seeded(0)?;
@@ -314,7 +315,7 @@ pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
         for size in [7, 1000, 65_537] {
             drawn.push(Tensor::f_ones([size], (kind, device))?.f_dropout(0.5, true)?.f_ne(0.0)?);
         }
-        // Equal weights times the identity show the attention weights that were dropped.
+        // Equal weights times the identity show which attention weights were dropped.
         let zeros = Tensor::f_zeros([2, 2, 16, 16], (kind, device))?;
         let values = Tensor::f_eye(16, (kind, device))?.f_expand([2, 2, 16, 16], false)?;
         let attended = Tensor::f_scaled_dot_product_attention(
@@ -339,7 +340,7 @@ pub(super) fn masks_agree(device: Device, kinds: &[Kind]) -> Result<bool> {
     Ok(true)
 }
 
-/// In f64, where it is floating.
+/// In f64 if the dtype is floating.
 pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.f_detach()?;
     Ok(if is_floating(tensor.kind()) { tensor.f_to_kind(Kind::Double)? } else { tensor })

@@ -2,20 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which way a value improves.
+/// Whether larger or smaller values are better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
-    /// As an accuracy.
+    /// Larger is better, as for an accuracy.
     #[default]
     HigherIsBetter,
-    /// As a loss.
+    /// Smaller is better, as for a loss.
     LowerIsBetter,
 }
 
 impl Direction {
-    /// How much worse `own` is than `baseline`, in the value's own unit; negative where it is
-    /// better.
+    /// How much worse `own` is than `baseline`, in the value's own unit; negative if it is better.
     pub fn regression(self, baseline: f64, own: f64) -> f64 {
         match self {
             Self::HigherIsBetter => baseline - own,
@@ -29,12 +28,12 @@ impl Direction {
     }
 }
 
-/// A validation value by its logged name, and which way it improves.
+/// A validation value by its logged name, and whether larger or smaller is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Judge {
     /// The name, as in `val_acc`.
     pub name: &'static str,
-    /// Which way it improves.
+    /// Whether larger or smaller is better.
     pub direction: Direction,
 }
 
@@ -57,8 +56,8 @@ impl Judge {
         Self::lower(LOSS)
     }
 
-    /// The smallest step of the value over so many validation examples: a share of examples moves in
-    /// steps of one, another value is continuous.
+    /// The smallest step of the value for this number of validation examples. A share of examples moves
+    /// in steps of one example; other values are continuous.
     pub fn resolution(self, examples: i64) -> f64 {
         match self.direction {
             Direction::HigherIsBetter => 1.0 / examples.max(1) as f64,

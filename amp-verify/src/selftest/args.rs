@@ -3,16 +3,16 @@ use clap::Args;
 /// Options of `selftest`.
 #[derive(Debug, Args)]
 pub struct SelftestArgs {
-    /// Unchanged runs with fresh seeds, none of which may fail
+    /// Number of unchanged runs with fresh seeds, none of which may fail
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub repetitions: u64,
-    /// Inject only these faults, separated by commas
+    /// Plant only these faults, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub fault: Vec<String>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// Processes that share the work on a CPU [default: one for each core]
+    /// Processes that share the work on a CPU [default: one per core]
     #[arg(long, value_name = "N")]
     pub processes: Option<usize>,
     /// Print the report as JSON

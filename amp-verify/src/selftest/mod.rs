@@ -1,4 +1,4 @@
-//! The gate's own test: faults that must turn it red, and unchanged runs that must not.
+//! The gate's own test: faults that the gate must report, and unchanged runs that must pass.
 
 mod args;
 mod report;

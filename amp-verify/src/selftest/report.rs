@@ -1,4 +1,4 @@
-//! What the self-test found.
+//! The report of the self-test.
 
 use amp_core::trainer::Invariant;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
@@ -11,30 +11,30 @@ use crate::{
     view::wrap_to_terminal,
 };
 
-/// What became of a fault.
+/// The outcome for one fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fate {
     /// The fault.
     pub fault: Fault,
-    /// What part of training it is in.
+    /// The part of training that it breaks.
     pub area: Area,
-    /// The model it was injected into.
+    /// The model in which it was planted.
     pub model: String,
-    /// The checks that saw it.
+    /// The checks that reported it.
     pub killed_by: Vec<Reason>,
     /// The invariants of training that it broke, by name.
     #[serde(default)]
     pub invariants: Vec<String>,
-    /// Whether the seeds' metrics showed it.
+    /// Whether the metrics over seeds showed it.
     pub by_seeds: bool,
     /// Whether whole runs were needed, because no rule was broken.
     pub trained: bool,
-    /// What the gate said first.
+    /// The gate's first text about it.
     pub said: String,
 }
 
 impl Fate {
-    /// Whether the gate turned red.
+    /// Whether the gate failed.
     pub fn is_killed(&self) -> bool {
         self.by_seeds || !self.killed_by.is_empty()
     }
@@ -45,43 +45,43 @@ impl Fate {
 pub struct Report {
     /// The faults.
     pub faults: Vec<Fate>,
-    /// Faults that were not injected, with what they need.
+    /// Faults that were not planted, with their needs.
     pub left_out: Vec<String>,
     /// Unchanged runs of the gate, over all models in turn.
     pub repetitions: u64,
     /// Their cells.
     pub cells: usize,
-    /// The red cells among them, by model, precision and seed.
+    /// The failing cells among them, by model, precision and seed.
     pub false_alarms: Vec<String>,
-    /// The cells that stayed inconclusive, which is no alarm.
+    /// The inconclusive cells, which do not count as alarms.
     pub inconclusive: usize,
     /// Whether a golden that is not a number was refused.
     pub nan_golden_refused: bool,
-    /// Seconds in all.
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// What needs a golden, or is no check of numbers: no fault here can show it.
+/// Checks that need a golden or do not compare numbers: no fault here can trigger them.
 const ELSEWHERE: &[Reason] = &[Reason::Moved, Reason::NotComparable, Reason::Crashed];
 
 impl Report {
-    /// Faults that were caught.
+    /// Faults that the gate reported.
     pub fn killed(&self) -> usize {
         self.faults.iter().filter(|fate| fate.is_killed()).count()
             + usize::from(self.nan_golden_refused)
     }
 
-    /// Faults that were injected: those of [`Fault`], and a golden that is not a number.
+    /// Planted faults: those of [`Fault`], and a golden that is not a number.
     pub fn injected(&self) -> usize {
         self.faults.len() + 1
     }
 
-    /// Whether every fault was caught and no unchanged run was.
+    /// Whether the gate reported every fault and no unchanged run.
     pub fn passes(&self) -> bool {
         self.killed() == self.injected() && self.false_alarms.is_empty()
     }
 
-    /// The checks that could have seen one of the faults and saw none, where all were injected.
+    /// The checks that reported no fault, if all faults were planted.
     pub fn idle(&self) -> Vec<Reason> {
         let all = self.faults.len() + self.left_out.len() == Fault::ALL.len();
         let saw = |check: Reason| self.faults.iter().any(|fate| fate.killed_by.contains(&check));
@@ -89,7 +89,7 @@ impl Report {
         Reason::ALL.iter().copied().filter(|check| all && idle(check)).collect()
     }
 
-    /// As it is printed: faults by checks, a letter for each check, and what each letter stands for.
+    /// The printed form: a table of faults and checks, with a letter for each check, and the legend.
     pub fn table(&self) -> String {
         let checks: Vec<Reason> =
             Reason::ALL.iter().copied().filter(|check| !ELSEWHERE.contains(check)).collect();
@@ -156,7 +156,7 @@ impl Report {
     }
 }
 
-/// Whether a cell's status is what the gate would exit with as a failure.
+/// Whether the gate would exit with a failure for a cell of this status.
 pub(super) fn is_red(status: Status) -> bool {
     status == Status::Regression
 }

@@ -10,15 +10,15 @@ use crate::{
     verdict::Verdict,
 };
 
-/// Seeds of the unchanged runs begin here, away from every other.
+/// The first seed of the unchanged runs, away from every other seed.
 const FRESH: u64 = 10_000;
-/// The precision that faults are injected into: it has all that training may have.
+/// The precision in which faults are planted: it uses every part of training.
 const PRECISION: Precision = Precision::F16Mixed;
 
-/// Seeds of a fault that no rule sees.
+/// The seeds for a fault that breaks no rule.
 const SEEDS: usize = 3;
 
-/// Injects every fault and repeats unchanged runs with fresh seeds.
+/// Plants every fault and repeats unchanged runs with fresh seeds.
 ///
 /// # Errors
 /// When a fault's name is unknown or the device is missing.
@@ -37,7 +37,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             (Some(model), _) => {
                 let plan = plan(registry, args, model)?;
                 let (precisions, first, most) = (vec![PRECISION], SEEDS, SEEDS);
-                // Otherwise an invariant would end each run before another check looks at it.
+                // Otherwise an invariant would end each run before another check could report it.
                 let (fault_of_plan, check) = (Some(fault), Check::Off);
                 let own = Plan { fault: fault_of_plan, check, precisions, first, most, ..plan };
                 plans.push((fault, own));
@@ -53,7 +53,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let models: Vec<_> = registry.models().collect();
     let (mut false_alarms, mut cells, mut inconclusive) = (Vec::new(), 0, 0);
     for index in 0..args.repetitions {
-        // Each model in turn: twenty repetitions see every one.
+        // The models in turn: twenty repetitions include each.
         let model = models[index as usize % models.len()];
         let mut plan = plan(registry, args, model)?;
         plan.first_seed = FRESH + 100 * index;
@@ -118,14 +118,14 @@ fn plan(registry: &Registry, args: &SelftestArgs, model: &Arc<Model>) -> Result<
     })
 }
 
-/// Jobs that are looked at one after the other until one of them is red; whole runs follow.
+/// Jobs that run one after the other until one of them fails; whole runs follow.
 const STAGES: [Task; 2] = [Task::Path, Task::Conformance];
 
-/// A fault with its plan, what rules said of it, and the job of the invariants.
+/// A fault with its plan, the results of the rules, and the job of the invariants.
 type Case<'a> = ((&'a (Fault, Plan), Vec<Failure>), &'a Job);
 
-/// What the gate says of each fault: first by the rules of the path, then of first steps, and of whole
-/// runs where these are not enough.
+/// The gate's results for each fault: first from the rules of the path, then from first steps, and from
+/// whole runs if these do not suffice.
 fn fates(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<Fate>> {
     let mut seen: Vec<Vec<Failure>> = vec![Vec::new(); plans.len()];
     for task in STAGES {
@@ -159,7 +159,7 @@ fn fates(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<Fate>> {
                 said = cell.note();
             }
         }
-        // Other errors of that run are what the other checks are about.
+        // Other errors of that run belong to the other checks.
         let broken = pool.outcome(job).into_iter().flat_map(|outcome| &outcome.failures);
         let broken: Vec<&Failure> =
             broken.filter(|failure| failure.reason == Reason::Invariant).collect();

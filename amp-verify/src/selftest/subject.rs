@@ -1,4 +1,4 @@
-//! Which model a fault is injected into.
+//! The model in which a fault is planted.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use crate::{
 };
 
 impl Fault {
-    /// The model it is injected into: the one that declares to reveal it, or else, where any will do,
-    /// the registry's first.
+    /// The model in which the fault is planted: the one that declares to reveal it, or, if any model will
+    /// do, the registry's first.
     pub fn subject(self, registry: &Registry) -> Option<&Arc<Model>> {
         let declared = registry.all_models().find(|model| model.faults().contains(&self));
         declared.or_else(|| registry.models().next().filter(|_| self.needs().is_none()))

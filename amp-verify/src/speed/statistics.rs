@@ -40,7 +40,7 @@ fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     Some(sorted[low] + part * (sorted[high] - sorted[low]))
 }
 
-/// The median of `numerator[i] / denominator[i]`: values of one round belong together, since what
+/// The median of `numerator[i] / denominator[i]`: values of one round belong together, because what
 /// slows the machine for a while slows both.
 pub fn paired_ratio(numerator: &[f64], denominator: &[f64]) -> Option<f64> {
     let ratios: Vec<f64> = numerator.iter().zip(denominator).map(|(a, b)| a / b).collect();

@@ -11,15 +11,15 @@ pub use statistics::{mean, power, standard_deviation, t_quantile, tolerance_fact
 
 use serde::{Deserialize, Serialize};
 
-/// What is concluded.
+/// The conclusion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Not worse by δ or more.
     Pass,
-    /// Worse by more than δ, or broken.
+    /// Worse by more than δ, or a check failed.
     Fail,
-    /// The seeds do not tell.
+    /// The seeds do not decide.
     Inconclusive,
 }
 
@@ -28,7 +28,7 @@ pub enum Verdict {
 pub struct Design {
     /// δ: the regression of the metric that is not accepted, in the metric's own unit.
     pub margin: f64,
-    /// The risk that a precision worse by δ passes, over all looks.
+    /// The probability that a precision worse by δ passes, over both looks.
     pub alpha: f64,
     /// Seeds of the first look.
     pub first: usize,
@@ -40,18 +40,18 @@ pub struct Design {
     pub equivalence: bool,
 }
 
-/// The figures a verdict rests on.
+/// The figures behind a verdict.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judgement {
-    /// What is concluded.
+    /// The conclusion.
     pub verdict: Verdict,
     /// Pairs.
     pub n: usize,
     /// d̄: positive is worse than the baseline.
     pub mean: f64,
-    /// s of the differences as measured.
+    /// The measured s of the differences.
     pub s: f64,
-    /// The s that was judged with: at least resolution/√6, see [`Design::judge`].
+    /// The s that was used: at least resolution/√6, see [`Design::judge`].
     pub s_used: f64,
     /// L.
     pub lower: f64,
@@ -61,8 +61,8 @@ pub struct Judgement {
     pub margin: f64,
     /// α of this look.
     pub alpha: f64,
-    /// The chance that a precision without any regression passes, which is that of telling a
-    /// regression of δ from none; from n and the s that was judged with.
+    /// The probability that a precision without regression passes. It equals the probability of detecting
+    /// a regression of δ; computed from n and the s that was used.
     pub power: f64,
     /// Better by more than δ: not a failure, but something has changed.
     pub improved: bool,
@@ -76,9 +76,9 @@ impl Design {
 
     /// Judges the differences of one look.
     ///
-    /// An accuracy moves in steps, and a few differences of one value have s = 0, which would
-    /// claim certainty. Each of the two metrics was rounded to a step q, which alone gives their
-    /// difference a standard deviation of q/√6: no smaller one is judged with.
+    /// An accuracy moves in steps, and a few equal differences have s = 0, which would claim certainty.
+    /// Rounding both metrics to a step q gives their difference a standard deviation of q/√6; a smaller s
+    /// is never used.
     pub fn judge(&self, differences: &[f64]) -> Judgement {
         let n = differences.len();
         let (mean, s) = (mean(differences), standard_deviation(differences));
@@ -94,7 +94,7 @@ impl Design {
         } else if upper < delta && (!self.equivalence || lower > -delta) {
             Verdict::Pass
         } else {
-            // NaN compares with nothing and ends here.
+            // Comparisons with NaN are false, so that NaN ends here.
             Verdict::Inconclusive
         };
         let power = power(delta, s_used, n, alpha);

@@ -16,7 +16,9 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
         Attribution::Environment => {
             "environment: 32-true itself differs from the reference\n".into()
         }
-        Attribution::Precision => "precision: the precision fails again and 32-true passes\n".into(),
+        Attribution::Precision => {
+            "precision: the precision fails again and 32-true passes\n".into()
+        }
     };
     let Some(island) = island else {
         if *attribution == Attribution::Precision {
@@ -25,7 +27,7 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
         }
         return out;
     };
-    let minimal = if island.is_one_minimal { "smallest set" } else { "not minimal" };
+    let minimal = if island.is_one_minimal { "each is needed" } else { "not minimal" };
     out += &format!(
         "must stay in FP32 ({minimal}; {} tests): {}\nwith these in FP32: {}\n",
         island.tests,

@@ -14,7 +14,7 @@ spec = importlib.util.find_spec('torch')
 print(os.path.dirname(spec.origin) if spec and spec.origin else '')
 ";
 
-/// The folder that `LIBTORCH` names. It comes back absolute, since builds run in other folders.
+/// The folder that `LIBTORCH` names. It comes back absolute, because builds run in other folders.
 pub(super) fn of_variable(folder: &Path) -> Result<PathBuf, Error> {
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     check(&folder).map_err(|problem| {

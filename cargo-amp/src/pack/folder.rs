@@ -14,7 +14,7 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Refuses an `output` that is there and was not made by `cargo amp pack`, since it is replaced.
+    /// Refuses an `output` that is there and was not made by `cargo amp pack`, because it is replaced.
     pub(crate) fn new(output: PathBuf) -> Result<Self, Error> {
         let output = path::absolute(&output).map_err(|e| unwritable(&output, &e))?;
         let refuse = |what: &str| {

@@ -52,7 +52,7 @@ impl<'a> Pack<'a> {
 
     /// Builds and packs.
     pub(crate) fn run(mut self, libtorch: &Libtorch) -> Result<ExitCode, Error> {
-        // As users run it, since it measures as well.
+        // As users run it, because it measures as well.
         let amp = match handover::build(libtorch, self.package, true)? {
             ControlFlow::Continue(amp) => amp,
             ControlFlow::Break(code) => return Ok(code),

@@ -66,7 +66,7 @@ pub(crate) fn is_test(attrs: &[Attribute]) -> bool {
 pub(crate) enum Meaning {
     /// Something in this module.
     Module(String),
-    /// Another crate's, which is no import between modules.
+    /// Another crate's, which is not an import between modules.
     Foreign,
     /// Something written at the root itself, above all modules.
     Root,

@@ -14,7 +14,7 @@ use crate::{Error, Result, random::Rng};
 
 /// Draws the examples of each epoch (torch.utils.data.Sampler). The order follows from what an [`Epoch`]
 /// holds and from nothing else, whatever the device, the precision and the batches read before: so a resumed
-/// run goes on in the same order.
+/// run continues in the same order.
 ///
 /// Batches are consecutive parts of the order, so a sampler also decides which examples are in one batch.
 ///

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// When the file cannot be read, is no array of numbers in the dtypes that libtorch has, or is cut off.
+/// When the file cannot be read, is not an array of numbers in the dtypes that libtorch has, or is cut off.
 pub fn read_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(map_npy(path)?.f_contiguous()?.f_detach_copy()?)
 }

@@ -94,7 +94,7 @@ impl Table {
     /// Columns of numbers: f32 `[N, columns]`.
     ///
     /// # Errors
-    /// When a column is missing, or a cell is no number.
+    /// When a column is missing, or a cell is not a number.
     pub fn numbers(&self, columns: &[&str]) -> Result<Tensor> {
         self.floats(columns, None)
     }
@@ -102,7 +102,7 @@ impl Table {
     /// As [`numbers`](Self::numbers), with `missing` for empty cells.
     ///
     /// # Errors
-    /// When a column is missing, or a cell that is not empty is no number.
+    /// When a column is missing, or a cell that is not empty is not a number.
     pub fn numbers_or(&self, columns: &[&str], missing: f32) -> Result<Tensor> {
         self.floats(columns, Some(missing))
     }
@@ -126,7 +126,7 @@ impl Table {
     /// A column of whole numbers, as of classes: int64 `[N]`.
     ///
     /// # Errors
-    /// When the column is missing, or a cell is no whole number.
+    /// When the column is missing, or a cell is not a whole number.
     pub fn integers(&self, column: &str) -> Result<Tensor> {
         let at = self.place(column)?;
         let parsed = self.rows.iter().map(|(line, row)| {

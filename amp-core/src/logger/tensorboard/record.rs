@@ -12,7 +12,7 @@ pub(super) fn framed(data: &[u8]) -> Vec<u8> {
     record
 }
 
-/// tensorflow/core/lib/hash/crc32c.h: rotated and shifted, since a CRC of data that holds CRCs
+/// tensorflow/core/lib/hash/crc32c.h: rotated and shifted, because a CRC of data that holds CRCs
 /// protects it badly.
 fn masked_crc(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)

@@ -93,7 +93,7 @@ fn a_layout_changes_no_value() -> Result<()> {
 }
 
 /// What computes in more bits has the bits and the layout that it has if nothing is asked for; so has
-/// what is no batch.
+/// what is not a batch.
 #[test]
 fn other_convolutions_are_left_alone() -> Result<()> {
     let _section = random::seeded(0)?;

@@ -238,7 +238,7 @@ impl Stack {
     }
 
     /// Runs the layers on a padded or packed batch. Dropout between them is the crate's own, because what
-    /// cuDNN drops is no part of libtorch's generator, from which a resumed run goes on.
+    /// cuDNN drops is not a part of libtorch's generator, from which a resumed run continues.
     fn layers<const STATES: usize>(
         &self,
         input: &Tensor,

@@ -215,7 +215,7 @@ impl From<Gradients<Unscaled>> for Gradients<Deferred> {
 }
 
 /// Makes `found_inf` NaN when an element of a gradient is not finite: the largest size of each says
-/// so, since NaN and infinities are not lost in it.
+/// so, because NaN and infinities are not lost in it.
 pub(super) fn check_finite(grads: &[Tensor], found_inf: &Tensor) -> Result<()> {
     let largest = clip::by_dtype(grads, |_, group| {
         let sizes = ffi::foreach_norm(group, f64::INFINITY, false)?;

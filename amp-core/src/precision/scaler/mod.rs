@@ -215,7 +215,7 @@ impl GradScaler {
     /// there.
     ///
     /// # Errors
-    /// When `loss` is no scalar.
+    /// When `loss` is not a scalar.
     pub fn scale(&self, loss: &Tensor) -> Result<ScaledLoss> {
         if loss.numel() != 1 {
             let shape = loss.size();

@@ -1,12 +1,12 @@
-//! How weights are averaged.
+//! Averaging of weights.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
 /// How a run averages its weights (torch.optim.swa_utils.AveragedModel, buffers included). Validation and
-/// checkpoints have the averaged weights, and the model has them after the run; training goes on with its
-/// own, which checkpoints keep besides.
+/// checkpoints use the averaged weights, and the model has them after the run. Training continues with
+/// its own weights, which checkpoints store as well.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -14,12 +14,12 @@ pub enum Averaging {
     /// Exponential moving average: after each applied step, average ← decay · average + (1 − decay) ·
     /// weight. The first step's weights are the first average.
     Ema {
-        /// From 0 to below 1, as 0.999.
+        /// At least 0 and below 1, as 0.999.
         decay: f64,
     },
     /// Stochastic weight averaging: the mean of the weights at the ends of epochs.
     Swa {
-        /// The first epoch whose end counts, from 0.
+        /// The first epoch whose end is averaged, counted from 0.
         start_epoch: i64,
     },
 }

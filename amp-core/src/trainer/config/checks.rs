@@ -1,10 +1,10 @@
-//! Which invariants a run is held against.
+//! Which invariants of training are checked, and how often.
 
 use serde::{Deserialize, Serialize};
 
 use crate::named::named;
 
-/// How often a run is held against the [invariants](crate::trainer::Invariant) of training.
+/// How often the [invariants](crate::trainer::Invariant) of training are checked.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
 )]
@@ -13,12 +13,12 @@ use crate::named::named;
 pub enum Check {
     /// Never.
     Off,
-    /// In the first three steps, the tenth, the hundredth and so on, in validations of the same numbers,
-    /// and at the ends of epochs: under 1 % of the time of training.
+    /// In the first three steps, the tenth, the hundredth and so on, in the validations with these
+    /// numbers, and at the ends of epochs. It takes less than 1 % of the training time.
     #[default]
     Cheap,
-    /// In each step and validation, with the examples of the data sets compared. Steps that run as CUDA
-    /// graphs are not queued.
+    /// In each step and validation, and the examples of the data sets are compared. CUDA graphs then run
+    /// one at a time.
     Full,
 }
 
@@ -28,14 +28,13 @@ named!(Check, "level of checks", {
     Full => "full",
 });
 
-/// Which invariants a run is held against. A violated one ends the run with
+/// Which invariants are checked. A violation ends the run with
 /// [`Error::Invariant`](crate::Error::Invariant).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ChecksConfig {
-    /// How often.
+    /// How often they are checked.
     pub level: Check,
-    /// Whether the validation sets may have examples of the training set, as where a model is to learn a
-    /// few examples by heart. [`Loops::overfit_batches`](super::Loops::overfit_batches) needs no such
-    /// permission.
+    /// Whether the validation sets may contain training examples, as when a model is meant to memorize a
+    /// few examples. [`Loops::overfit_batches`](super::Loops::overfit_batches) needs no such permission.
     pub shared_examples: bool,
 }

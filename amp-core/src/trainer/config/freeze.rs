@@ -4,9 +4,9 @@ use std::{fmt, str::FromStr};
 
 use crate::{Error, Result};
 
-/// Parameters that stay as they are, for the whole run or until it unfreezes them. As text: a pattern
-/// (`encoder.*`), with `=epoch:3` or `=step:500` for the epoch or the step that trains them first. A
-/// parameter is frozen while any entry of the list freezes it.
+/// Parameters that are not trained, for the whole run or until an epoch or step. As text: a pattern
+/// (`encoder.*`), optionally with `=epoch:3` or `=step:500` for the epoch or step from which on they are
+/// trained. A parameter is frozen while any entry of the list freezes it.
 ///
 /// ```
 /// use amp_core::trainer::Freeze;
@@ -32,7 +32,7 @@ enum Until {
 }
 
 impl Freeze {
-    /// For the whole run; `*` in the pattern is any text, dots included.
+    /// Frozen for the whole run; `*` in the pattern matches any text, dots included.
     pub fn new(pattern: impl Into<String>) -> Self {
         Self { pattern: pattern.into(), until: Until::End }
     }
@@ -43,7 +43,7 @@ impl Freeze {
         Self { until: Until::Epoch(epoch), ..self }
     }
 
-    /// Trained once so many optimizer steps have passed.
+    /// Trained after this number of optimizer steps.
     #[must_use]
     pub fn until_step(self, step: u64) -> Self {
         Self { until: Until::Step(step), ..self }
@@ -53,7 +53,7 @@ impl Freeze {
         &self.pattern
     }
 
-    /// Whether it freezes at this place of a run.
+    /// Whether it freezes at this position of a run.
     pub(in crate::trainer) fn holds(&self, epoch: i64, global_step: u64) -> bool {
         match self.until {
             Until::End => true,
@@ -62,7 +62,7 @@ impl Freeze {
         }
     }
 
-    /// The step that trains its parameters first, where that is given as a step.
+    /// The first step that trains its parameters, if it was given as a step.
     pub(in crate::trainer) fn step(&self) -> Option<u64> {
         match self.until {
             Until::Step(step) => Some(step),

@@ -9,10 +9,10 @@ use crate::named::named;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Graph {
-    /// Where they can; a note says why not.
+    /// Where possible; a note says why not.
     #[default]
     Auto,
-    /// They must; an error says why not.
+    /// Required; if it is not possible, an error says why.
     On,
     /// Never.
     Off,

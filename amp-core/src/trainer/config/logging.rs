@@ -5,9 +5,9 @@ use crate::{Error, Result};
 /// Which steps are reported and profiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggingConfig {
-    /// Optimizer steps between two logged ones, counted across epochs.
+    /// Values are logged every this many optimizer steps, counted across epochs.
     pub log_every_n_steps: i64,
-    /// Optimizer steps between two that are profiled, counted across epochs.
+    /// Steps are profiled every this many optimizer steps, counted across epochs.
     pub profile_every_n_steps: Option<i64>,
 }
 

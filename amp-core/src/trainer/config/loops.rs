@@ -1,4 +1,4 @@
-//! How long a run trains, how much of each set it uses and when it validates.
+//! The length of a run, the share of each set that it uses, and when it validates.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, data::Limit};
 
-/// When a run validates; the values on the command line are Lightning's `val_check_interval`.
+/// When a run validates. The text forms are Lightning's `val_check_interval`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,15 +25,15 @@ use crate::{Error, Result, data::Limit};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ValCheckInterval {
-    /// After each such part of an epoch's batches, in the epochs of
+    /// After each such fraction of an epoch's batches, in the epochs of
     /// [`Loops::check_val_every_n_epoch`]; 1.0 is the epoch's end.
     Fraction(f64),
-    /// After so many optimizer steps, counted across epochs. A skipped step counts, a step that is
-    /// run again counts once.
+    /// After this number of optimizer steps, counted across epochs. A skipped step counts; a repeated
+    /// step counts once.
     Steps(i64),
-    /// After the first optimizer step at which so much time has passed since the last validation.
+    /// After the first optimizer step that ends this long after the last validation.
     Time(Duration),
-    /// Not while training.
+    /// Never while training.
     Never,
 }
 
@@ -92,10 +92,12 @@ fn interval_error(text: &str) -> Error {
 /// Reads `HH:MM:SS` or `DD:HH:MM:SS`, as Lightning's `max_time`.
 ///
 /// # Errors
-/// When the text is none of these.
+/// When the text has neither form.
 pub fn parse_time(text: &str) -> Result<Duration> {
     let error = || {
-        Error::config(format!("`{text}` is no time: give hours, minutes and seconds, as 01:30:00"))
+        Error::config(format!(
+            "`{text}` is not a time: give hours, minutes and seconds, as 01:30:00"
+        ))
     };
     let parts: Vec<u64> = text
         .split(':')
@@ -114,43 +116,43 @@ pub fn parse_time(text: &str) -> Result<Duration> {
     }
 }
 
-/// The time as `HH:MM:SS`.
+/// Formats the time as `HH:MM:SS`.
 pub(in crate::trainer) fn show_time(time: Duration) -> String {
     let seconds = time.as_secs();
     format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// How long a run trains at least, how much of each set it uses and when it validates. Names and
-/// defaults are Lightning's, except that no batch is validated before training
+/// The length of a run, the share of each set that it uses, and when it validates. Names and defaults are
+/// Lightning's, except that no batch is validated before training
 /// ([`num_sanity_val_steps`](Self::num_sanity_val_steps) is 2 there).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loops {
-    /// Epochs before whose end no callback ends the run.
+    /// No callback ends the run before the end of this epoch (counted from 1).
     pub min_epochs: i64,
-    /// Optimizer steps before which no callback ends the run.
+    /// No callback ends the run before this number of optimizer steps.
     pub min_steps: u64,
-    /// Time after which training ends, with the step that is running; the time of the runs that this
-    /// one resumes counts.
+    /// Training ends after this time, at the end of the running step. The time of resumed runs counts.
     pub max_time: Option<Duration>,
-    /// Training batches of an epoch.
+    /// How many training batches of each epoch are used.
     pub limit_train_batches: Limit,
-    /// Batches of each validation set.
+    /// How many batches of each validation set are used.
     pub limit_val_batches: Limit,
-    /// Batches of each test set.
+    /// How many batches of each test set are used.
     pub limit_test_batches: Limit,
-    /// Batches of each set to predict.
+    /// How many batches of each prediction set are used.
     pub limit_predict_batches: Limit,
-    /// Trains on these batches of the training set in its order, and validates on the same ones: a
-    /// model that can learn at all learns them by heart.
+    /// Trains on these first batches of the training set, in order, and validates on the same batches. A
+    /// model that can learn memorizes them.
     pub overfit_batches: Option<Limit>,
-    /// Runs so many batches of each loop of one epoch, and saves nothing: a look whether all code runs.
+    /// Runs this number of batches of each loop in one epoch and saves nothing, to see whether all code
+    /// runs.
     pub fast_dev_run: Option<i64>,
-    /// Batches of each validation set that are validated before training, so that a mistake there shows
-    /// at once. Their values are not reported.
+    /// This many batches of each validation set are validated before training, so that a mistake there
+    /// shows at once. Their values are not reported.
     pub num_sanity_val_steps: i64,
     /// When the run validates.
     pub val_check_interval: ValCheckInterval,
-    /// Epochs from one that is validated to the next.
+    /// The run validates every this many epochs.
     pub check_val_every_n_epoch: i64,
 }
 
@@ -202,7 +204,7 @@ impl Loops {
         self.val_check_interval.checked().map(drop)
     }
 
-    /// The options that hold once `fast_dev_run` and `overfit_batches` have set others.
+    /// The options after `fast_dev_run` and `overfit_batches` have set others.
     pub(in crate::trainer) fn resolved(&self) -> Self {
         let mut loops = self.clone();
         if let Some(limit) = self.overfit_batches {
@@ -222,12 +224,12 @@ impl Loops {
     }
 }
 
-/// The steps of a run by their places: which of them a validation follows.
+/// Which steps of a run are followed by a validation.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::trainer) struct Validations {
     interval: ValCheckInterval,
     every_n_epoch: i64,
-    /// Batches of an epoch, and of an optimizer step.
+    /// Batches per epoch and per optimizer step.
     batches: i64,
     window: i64,
 }
@@ -242,14 +244,14 @@ impl Validations {
         }
     }
 
-    /// Whether a validation follows the step that ends before batch `end` of the epoch. Times are not
-    /// known here.
+    /// Whether a validation follows the step that ends before batch `end` of the epoch. Validations by
+    /// time are not covered here.
     pub(in crate::trainer) fn follows(&self, epoch: i64, end: i64) -> bool {
         match self.interval {
             ValCheckInterval::Fraction(part) => {
                 let every = ((self.batches as f64 * part) as i64).max(1);
                 let start = end - (end - 1) % self.window - 1;
-                // A step of several batches may pass the place.
+                // A step of several batches may pass the position.
                 (epoch + 1) % self.every_n_epoch == 0
                     && (end / every > start / every || (part == 1.0 && end == self.batches))
             }
@@ -262,18 +264,18 @@ impl Validations {
         }
     }
 
-    /// Whether a validation belongs to the end of this epoch, or to the end of a run within it.
+    /// Whether this epoch, or a run that ends within it, ends with a validation.
     pub(in crate::trainer) fn ends_epoch(&self, epoch: i64, is_whole: bool) -> bool {
         let by_fraction = matches!(self.interval, ValCheckInterval::Fraction(_));
         (is_whole || by_fraction) && self.follows(epoch, self.batches)
     }
 
-    /// Whether a validation is due so long after the last one.
+    /// Whether a validation is due this long after the last one.
     pub(in crate::trainer) fn is_due_after(&self, passed: Duration) -> bool {
         matches!(self.interval, ValCheckInterval::Time(every) if passed >= every)
     }
 
-    /// Whether a validation follows each epoch, and none is within one.
+    /// Whether validations happen only at the ends of epochs.
     pub(in crate::trainer) fn follow_each_epoch(&self) -> bool {
         self.interval == ValCheckInterval::Fraction(1.0) && self.every_n_epoch == 1
     }

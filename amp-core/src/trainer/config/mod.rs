@@ -51,34 +51,34 @@ pub struct TrainerConfig {
     pub precision: Precision,
     /// Where to run.
     pub device: Device,
-    /// Seed of the order of examples (weights and dropout follow libtorch's generator).
+    /// The seed of the order of examples. Weights and dropout use libtorch's generator.
     pub seed: u64,
-    /// Whether the training set is shuffled anew each epoch.
+    /// Whether the training set is shuffled in each epoch.
     pub shuffle: bool,
     /// Epochs to train.
     pub max_epochs: i64,
-    /// Optimizer steps after which training ends, if before the last epoch.
+    /// Training ends after this number of optimizer steps, if that comes before the last epoch.
     pub max_steps: Option<u64>,
-    /// Whether whole steps run as CUDA graphs. The numbers are the same, to the last bit.
+    /// Whether whole steps run as CUDA graphs. All numbers stay the same, to the last bit.
     pub graph: Graph,
-    /// How long the run trains at least, how much of each set it uses and when it validates.
+    /// The length of the run, the share of each set that it uses, and when it validates.
     pub loops: Loops,
-    /// How the loss is scaled, and in which formats weights, optimizer state and gradients are kept.
+    /// Loss scaling, and the formats of weights, optimizer state and gradients.
     pub numerics: NumericsConfig,
     /// What happens to gradients before they are applied, and which weights are trained and averaged.
     pub optimization: OptimizationConfig,
-    /// How much memory the run may take, and what is done when it is short.
+    /// How much memory the run may use, and what happens when memory is short.
     pub memory: MemoryConfig,
-    /// What happens to steps whose gradients are not finite, and when the loss scale is too low.
+    /// What happens to steps that are not finite, and when the loss scale is too low.
     pub recovery: RecoveryConfig,
     /// Which steps are reported and profiled.
     pub logging: LoggingConfig,
-    /// Which invariants of training the run is held against.
+    /// Which invariants of training are checked.
     pub checks: ChecksConfig,
 }
 
 impl TrainerConfig {
-    /// Lightning's defaults, except that a skipped step moves nothing and a step that is not
+    /// Lightning's defaults, with two exceptions: a skipped step changes nothing, and a step that is not
     /// finite is skipped under every precision.
     pub fn new(precision: Precision, device: Device) -> Self {
         Self {
@@ -99,7 +99,7 @@ impl TrainerConfig {
         }
     }
 
-    /// The same options with those that `set` changes.
+    /// The same options after `set` changed some of them.
     #[must_use]
     pub fn with(mut self, set: impl FnOnce(&mut Self)) -> Self {
         set(&mut self);
@@ -114,8 +114,8 @@ impl TrainerConfig {
     /// The training batches of a run with these options, in its order.
     ///
     /// # Errors
-    /// When they cannot be batched, shuffle is off and the data has a sampler, or the device has no room for a
-    /// set that is to be there.
+    /// When the data cannot be split into batches, shuffling is off and the data has a sampler, or the
+    /// device has no room for a set that should be stored there.
     pub fn train_loader(&self, data: &DataModule) -> Result<DataLoader> {
         let loops = self.loops.resolved();
         if let (false, Some(sampler)) = (self.shuffle, &data.sampler) {
@@ -130,10 +130,11 @@ impl TrainerConfig {
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
     }
 
-    /// Checks what can be checked before a run; [`Trainer::fit`](crate::Trainer::fit) does so too.
+    /// Checks the options as far as possible before a run. [`Trainer::fit`](crate::Trainer::fit) does so
+    /// as well.
     ///
     /// # Errors
-    /// When an option is out of range, or not for this precision.
+    /// When an option is out of range, or does not fit the precision.
     pub fn check(&self) -> Result<()> {
         if self.max_epochs < 1 {
             let text = format!("max_epochs is {}, but must be at least 1", self.max_epochs);
@@ -146,7 +147,7 @@ impl TrainerConfig {
         self.recovery.check(self.precision)
     }
 
-    /// Refuses what the trainer cannot do for a model that runs its updates itself.
+    /// Refuses options that do not work for a model that steps its optimizers itself.
     pub(super) fn check_manual(&self, model: &str) -> Result<()> {
         let Self { optimization, memory, recovery, .. } = self;
         let cannot = [

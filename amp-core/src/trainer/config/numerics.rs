@@ -1,4 +1,4 @@
-//! In which formats a run keeps what it computes.
+//! Loss scaling, and the formats of weights, optimizer state and gradients.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -7,17 +7,17 @@ use crate::{
     precision::{GradScalerConfig, GradientStorage, Region},
 };
 
-/// How the loss is scaled, and in which formats weights, optimizer state and gradients are kept.
+/// Loss scaling, and the formats of weights, optimizer state and gradients.
 #[derive(Debug, Clone, Default)]
 pub struct NumericsConfig {
     /// The loss scaler's constants, used by `16-mixed`.
     pub scaler: GradScalerConfig,
-    /// Precision regions by module path, over those the model declares.
+    /// Precision regions by module path; they override those of the model.
     pub overrides: Rc<BTreeMap<String, Region>>,
-    /// How optimizers write to 16-bit parameters, which the `*-true` precisions have.
+    /// How optimizers update 16-bit parameters, which the `*-true` precisions have.
     pub weight_update: WeightUpdate,
-    /// How optimizers keep their running averages.
+    /// The format of the optimizers' running averages.
     pub moments: Moments,
-    /// How gradients are kept from the backward pass to the step.
+    /// The format of gradients between the backward pass and the step.
     pub gradients: GradientStorage,
 }

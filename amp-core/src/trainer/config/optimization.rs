@@ -8,12 +8,12 @@ use crate::{Error, Result, precision::Clip};
 pub struct OptimizationConfig {
     /// Gradient clipping, if any.
     pub gradient_clip: Option<Clip>,
-    /// Batches whose gradients are added up to one step.
+    /// The number of batches whose gradients are accumulated into one step.
     pub accumulate_grad_batches: i64,
-    /// Parameters that stay as they are, for the whole run or until an epoch or step. Meanwhile they have
-    /// no gradient and no optimizer state; batch statistics of their modules still move.
+    /// Parameters that are not trained, for the whole run or until an epoch or step. While frozen they
+    /// have no gradient and no optimizer state; batch statistics of their modules still change.
     pub freeze: Vec<Freeze>,
-    /// How weights are averaged, if they are.
+    /// How weights are averaged, or `None`.
     pub averaging: Option<Averaging>,
 }
 

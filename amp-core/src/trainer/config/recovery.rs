@@ -1,24 +1,24 @@
-//! What is done when a step is not finite, or its loss scale falls too low.
+//! What happens to steps that are not finite, and when the loss scale is too low.
 
 use crate::{Error, Result, named::named, precision::Precision};
 use serde::{Deserialize, Serialize};
 
-/// What happens to steps whose gradients are not finite, and when the loss scale is too low.
+/// What happens to steps that are not finite, and when the loss scale is too low.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecoveryConfig {
-    /// What is done about a step whose gradients are not finite.
+    /// What happens to a step whose gradients are not finite.
     pub on_non_finite: NonFinite,
-    /// Skipped steps in a row after which skipping is no longer an answer.
+    /// After more skipped steps in a row than this, the run ends.
     pub max_consecutive_skips: u64,
-    /// Applied steps between two states kept for [`NonFinite::RestoreLastGood`].
+    /// A state for [`NonFinite::RestoreLastGood`] is kept every this many applied steps.
     pub keep_good_every_n_steps: u64,
-    /// How low the loss scale may fall.
+    /// The lowest allowed loss scale.
     pub scale_floor: ScaleFloor,
-    /// Whether a skipped step is run once more, observed, to name the module where it began.
-    /// Other steps pay nothing.
+    /// Whether a skipped step is repeated once with observers, to name the module in which the first
+    /// value was not finite. Other steps have no cost.
     pub provenance: bool,
-    /// Whether a skipped step moves the schedule and the step count, and leaves what its forward pass
-    /// has changed (batch statistics, the model's own state, the random generator), as in Lightning.
+    /// Whether a skipped step advances the schedule and the step count, and keeps the changes of its
+    /// forward pass (batch statistics, the model's state, the random generator), as in Lightning.
     /// Otherwise it changes nothing.
     pub skipped_step_advances: bool,
 }
@@ -43,7 +43,7 @@ impl RecoveryConfig {
         }
         let (floor, lowest) = (self.scale_floor.min_scale, f64::from(f32::MIN_POSITIVE));
         if !(floor >= lowest && floor.is_finite()) {
-            // Below, the scale's reciprocal is infinite and unscaling ruins finite gradients.
+            // Below this the scale's reciprocal is infinite, and unscaling destroys finite gradients.
             return Err(Error::config(format!(
                 "the scale floor is {floor:e}, but must be at least {lowest:e}"
             )));
@@ -57,38 +57,38 @@ impl RecoveryConfig {
         Ok(())
     }
 
-    /// Whether a step may run again.
+    /// Whether a step may be repeated.
     pub(super) fn runs_again(&self) -> bool {
         matches!(self.on_non_finite, NonFinite::LowerScale | NonFinite::FallBackToBf16)
             || self.scale_floor.then == AtFloor::FallBackToBf16
     }
 }
 
-/// What is done about a step whose gradients are not finite. It is never applied, and its cause
-/// is looked for.
+/// What happens to a step whose gradients are not finite. Such a step is never applied, and its cause is
+/// searched for.
 ///
-/// A finite loss whose scaled gradients overflow is the scaler's own affair: under `16-mixed` the
-/// step is left out and the scale backs off, whatever is chosen here. The choice decides about
-/// the rest: a forward pass that is not finite, any such step under the other precisions, and
-/// more than [`max_consecutive_skips`](RecoveryConfig::max_consecutive_skips) in a row.
+/// An overflow of scaled gradients with a finite loss is always handled by the scaler: under `16-mixed`
+/// the step is skipped and the scale is lowered. The choice covers the other cases: a forward pass that
+/// is not finite, any such step under the other precisions, and more than
+/// [`max_consecutive_skips`](RecoveryConfig::max_consecutive_skips) in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum NonFinite {
-    /// Does not look, as Lightning does not: NaN reaches the weights. Saves a pass over the
-    /// gradients and one host read a step; `16-mixed` looks anyway.
+    /// Does not check, as Lightning does not: NaN reaches the weights. It saves a pass over the gradients
+    /// and one host read per step. `16-mixed` checks in any case.
     Ignore,
-    /// Leaves the step out; too many in a row end the run.
+    /// Skips the step; too many skips in a row end the run.
     #[default]
     Skip,
-    /// Under `16-mixed`, runs the same examples again at the lower scale until they fit, so that
-    /// none are lost; otherwise as [`Skip`](Self::Skip).
+    /// Under `16-mixed`, repeats the same examples with a lower scale until the step is finite, so that
+    /// no examples are lost. Otherwise the same as [`Skip`](Self::Skip).
     LowerScale,
-    /// Goes back to the weights, optimizer and schedule of the last good state, kept every
-    /// [`keep_good_every_n_steps`](RecoveryConfig::keep_good_every_n_steps), and on with
-    /// the next examples. Coming back to one state twice without a step between ends the run.
+    /// Returns to the weights, optimizer state and schedule of the last kept state, see
+    /// [`keep_good_every_n_steps`](RecoveryConfig::keep_good_every_n_steps), and continues with the next
+    /// examples. Returning to one state twice, with no applied step in between, ends the run.
     RestoreLastGood,
-    /// Goes on in `bf16-mixed`; from `16-mixed` only.
+    /// Continues in `bf16-mixed`; only from `16-mixed`.
     FallBackToBf16,
     /// Ends the run with the cause as its error.
     Stop,
@@ -103,12 +103,12 @@ named!(NonFinite, "policy", {
     Stop => "stop",
 });
 
-/// How low the loss scale may fall; PyTorch has no floor.
+/// The lowest allowed loss scale. PyTorch has no such limit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ScaleFloor {
-    /// The lowest scale that training goes on with; fairseq's `min_loss_scale`.
+    /// The lowest scale with which training continues; fairseq's `min_loss_scale`.
     pub min_scale: f64,
-    /// What is done below.
+    /// What happens below it.
     pub then: AtFloor,
 }
 
@@ -118,7 +118,7 @@ impl Default for ScaleFloor {
     }
 }
 
-/// What is done when the scale falls below its floor.
+/// What happens when the scale falls below its lowest value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -126,9 +126,9 @@ pub enum AtFloor {
     /// Ends the run with an error.
     #[default]
     Halt,
-    /// Holds the scale at the floor and says so.
+    /// Keeps the scale at its lowest value, with a note.
     Warn,
-    /// Goes on in `bf16-mixed`.
+    /// Continues in `bf16-mixed`.
     FallBackToBf16,
 }
 

@@ -17,19 +17,19 @@ pub(in crate::trainer) struct Average {
     names: Vec<String>,
     live: Vec<Tensor>,
     shadow: Vec<Tensor>,
-    /// What was averaged so far.
+    /// The number of averaged weights or steps so far.
     updates: u64,
 }
 
 impl Average {
-    /// For the tensors of `model`, which is at its place.
+    /// Averages of the tensors of `model`, which is already on its device.
     pub(super) fn new(model: &dyn LightningModule, averaging: Averaging) -> Result<Self> {
         let (names, live): (Vec<_>, Vec<_>) = weights::distinct(model).into_iter().unzip();
         let shadow = live.iter().map(copy_of).collect::<Result<_>>()?;
         Ok(Self { averaging, names, shadow, live, updates: 0 })
     }
 
-    /// After an applied step.
+    /// Updates the average after an applied step.
     pub(super) fn follow_step(&mut self) -> Result<()> {
         match self.averaging {
             Averaging::Ema { decay } => {
@@ -39,23 +39,23 @@ impl Average {
         }
     }
 
-    /// Whether an epoch's end changes the average.
+    /// Whether the end of an epoch changes the average.
     pub(super) fn follows_epoch(&self, epoch: i64) -> bool {
         matches!(self.averaging, Averaging::Swa { start_epoch } if epoch >= start_epoch)
     }
 
-    /// After an epoch that it follows.
+    /// Updates the average after an epoch.
     pub(super) fn follow_epoch(&mut self) -> Result<()> {
         self.update(1.0 / (self.updates + 1) as f64)
     }
 
-    /// Moves the average by this part of its way to the weights.
+    /// Moves the average towards the weights by this fraction of the distance.
     fn update(&mut self, part: f64) -> Result<()> {
         self.updates += 1;
         tch::no_grad(|| {
             for (shadow, live) in self.shadow.iter_mut().zip(&self.live) {
                 match is_floating(live.kind()) {
-                    // Sixteen bits would not hold small parts; the sum is rounded once.
+                    // 16 bits cannot represent small changes; the sum is rounded once.
                     true if live.kind() != Kind::Double && live.kind() != Kind::Float => {
                         let wide = shadow.f_to_kind(Kind::Float)?;
                         let moved = wide.f_lerp(&live.f_to_kind(Kind::Float)?, part)?;
@@ -69,7 +69,7 @@ impl Average {
         })
     }
 
-    /// Exchanges the weights and their average, once there is one.
+    /// Exchanges the weights and their average, once there is an average.
     pub(super) fn swap(&self) -> Result<()> {
         if self.updates == 0 {
             return Ok(());
@@ -89,7 +89,7 @@ impl Average {
         self.shadow.iter().map(tensor_bytes).sum()
     }
 
-    /// What a checkpoint needs besides the model's weights, which are the averaged ones there.
+    /// The state for a checkpoint, in addition to the model's weights, which are the averaged ones there.
     pub(in crate::trainer) fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put("updates", &self.updates)?;
@@ -99,14 +99,14 @@ impl Average {
         Ok(state)
     }
 
-    /// Goes on from a saved state; the model has the file's weights.
+    /// Restores a saved state; the model has the file's weights.
     pub(in crate::trainer) fn load_state(&mut self, state: &State) -> Result<()> {
         self.updates = state.get("updates")?;
         for (name, shadow) in self.names.iter().zip(&self.shadow) {
             let current = state.tensor_like(&format!("current/{name}"), shadow)?;
             tch::no_grad(|| shadow.shallow_clone().f_copy_(current))?;
         }
-        // They were saved exchanged.
+        // They were exchanged when they were saved.
         self.swap()
     }
 }

@@ -1,4 +1,4 @@
-//! Steps that end as soon as they are started.
+//! Executes steps that end as soon as they are started.
 
 use super::{
     examples::Examples,
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{LightningModule, Result, callback::Action, log::Log};
 
-/// Runs a step on some examples and returns what callbacks ask for.
+/// Runs a step on some examples and returns the callbacks' requests.
 pub(super) type RunStep = fn(
     &mut StepState<'_>,
     &mut dyn LightningModule,

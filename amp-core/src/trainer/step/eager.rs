@@ -1,4 +1,4 @@
-//! Steps that run kernel by kernel.
+//! Steps that run operator by operator.
 
 use std::rc::Rc;
 
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// One optimizer step: forward and backward → unscale → clip → apply → report. A step that is skipped
-/// changes nothing, and runs again where the recovery asks for it.
+/// changes nothing, and is repeated if the recovery policy asks for it.
 pub(super) fn step(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -45,7 +45,7 @@ pub(super) fn step(
             actions.extend(end_batch(state, model, observers, position, loss, None)?);
         }
     }
-    // The next change of the weights makes them invalid.
+    // Valid until the next change of the weights.
     drop(casts);
     let outcome = loop {
         let scale = state.optim.scaler.scale_value();
@@ -86,17 +86,18 @@ pub(super) fn step(
     Ok(actions)
 }
 
-/// What the passes over a step's batches gave.
+/// The results of the passes over a step's batches.
 #[derive(Default)]
 struct Ran {
-    /// Of each batch.
+    /// The loss of each batch.
     losses: Vec<Tensor>,
-    /// What all of them logged.
+    /// The logged values of all of them.
     log: Log,
 }
 
-/// Says once what the batches of a window cannot give: the loss of the large batch, if the loss is of a batch as a
-/// whole, or if a loss of the model's own leaves targets out of its mean, which nothing declares.
+/// Notes once what accumulated batches cannot compute: the loss of one large batch, if the loss depends
+/// on the batch as a whole, or if a loss of the model's own leaves targets out of its mean without
+/// declaring it.
 fn note_windows(
     state: &mut StepState<'_>,
     model: &dyn LightningModule,
@@ -127,8 +128,8 @@ fn note_windows(
     Ok(())
 }
 
-/// Adds the gradients of the batch at this index, its loss and what it logged. The very first batch is probed
-/// for the dtypes it runs in. A batch that does not fit into memory runs in more parts.
+/// Adds the gradients of the batch at this index, its loss and its logged values. The very first batch is
+/// probed for its dtypes. A batch that does not fit into memory runs in more parts.
 fn forward_backward(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -157,8 +158,8 @@ fn forward_backward(
         match attempt() {
             Ok(loss) => break (loss, log),
             Err(error) if !error.is_out_of_memory() => {
-                // The first batch of all shows what is wrong with the model, another what it has that others
-                // have not.
+                // An error in the very first batch is the model's; an error in a later batch is about
+                // that batch.
                 let position = examples.position(at);
                 return Err(match position == Position::default() {
                     true => error,
@@ -180,7 +181,8 @@ fn forward_backward(
     Ok(())
 }
 
-/// Halves the parts that batches run in, if `error` asks for it and a batch of this length can be halved.
+/// Doubles the number of parts per batch, if `error` is a lack of memory and a batch of this length can
+/// be split.
 fn halve(
     state: &mut StepState<'_>,
     scope: LossScope,
@@ -212,7 +214,7 @@ fn halve(
     state.report_recovery(Recovery::MicroBatches { parts }, emit)
 }
 
-/// Computes the gradients of the step's first batches anew, with the same random numbers.
+/// Recomputes the gradients of the step's first batches, with the same random numbers.
 fn run_again(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -231,7 +233,7 @@ fn run_again(
     Ok(ran)
 }
 
-/// Counts, explains and reports a skipped step, takes back what its passes have changed, and decides what
+/// Counts, explains and reports a skipped step, undoes the changes of its passes, and decides what
 /// follows.
 fn skip(
     state: &mut StepState<'_>,

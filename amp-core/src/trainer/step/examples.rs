@@ -6,32 +6,32 @@ use crate::{Error, LightningModule, Result, data::AnyBatch, event::Position};
 
 /// The batches of one optimizer step.
 pub(in crate::trainer) struct Examples {
-    /// The first batch's place.
+    /// The first batch's position.
     pub(super) start: Position,
     pub(in crate::trainer) batches: Vec<AnyBatch>,
-    /// The factor of each batch's loss: the sum is a mean over the step's examples, whatever the step's
-    /// length.
+    /// The factor of each batch's loss. With these factors the sum of losses is a mean over the step's
+    /// examples, whatever the step's length.
     pub(super) shares: Vec<f64>,
-    /// Whether a step on them was left out by the device: it runs kernel by kernel now.
+    /// Whether the device skipped a step on them: it now runs without a graph.
     pub(super) void: bool,
 }
 
 impl Examples {
-    /// Batches that are averaged by what the model's [loss counts](LightningModule::loss_weight) of each.
+    /// Batches that are weighted by what the model's [loss counts](LightningModule::loss_weight) in each.
     pub(in crate::trainer) fn new(
         model: &dyn LightningModule,
         start: Position,
         batches: Vec<AnyBatch>,
     ) -> Result<Self> {
         let shares = match batches.as_slice() {
-            // Needs no look at weights on a device.
+            // Reads no weights from the device.
             [_] => vec![1.0],
             several => shares(model, several)?,
         };
         Ok(Self { start, batches, shares, void: false })
     }
 
-    /// The place of the batch at this index of the step.
+    /// The position of the batch at this index of the step.
     pub(super) fn position(&self, at: usize) -> Position {
         Position { batch: self.start.batch + at as i64, ..self.start }
     }
@@ -50,8 +50,8 @@ impl Examples {
         }
     }
 
-    /// The batches in the parts that they run in, each with the factor of its loss; those that count
-    /// nothing reach no gradient and are left out.
+    /// The parts of the batches, each with the factor of its loss. Parts that count nothing contribute no
+    /// gradient and are left out.
     pub(super) fn in_parts(
         &self,
         model: &dyn LightningModule,
@@ -68,14 +68,14 @@ impl Examples {
         Ok(all)
     }
 
-    /// The losses, one for each batch, of those that count.
+    /// The losses of the batches that count.
     pub(super) fn counting(&self, losses: &[Tensor]) -> Vec<Tensor> {
         let pairs = losses.iter().zip(&self.shares).filter(|(_, share)| **share > 0.0);
         pairs.map(|(loss, _)| loss.shallow_clone()).collect()
     }
 }
 
-/// A batch in at most so many parts, each with its share of the batch's loss; `None` for one part.
+/// A batch in at most this number of parts, each with its share of the batch's loss; `None` for one part.
 pub(super) fn split(
     model: &dyn LightningModule,
     batch: &AnyBatch,
@@ -86,7 +86,7 @@ pub(super) fn split(
     Ok(Some(parts.into_iter().zip(shares).collect()))
 }
 
-/// What each batch counts in the mean of all.
+/// The weight of each batch in the mean of all.
 fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>> {
     let weights = batches.iter().map(|batch| model.loss_weight(batch));
     let weights = weights.collect::<Result<Vec<_>>>()?;
@@ -100,11 +100,11 @@ fn shares(model: &dyn LightningModule, batches: &[AnyBatch]) -> Result<Vec<f64>>
     if all > 0.0 {
         return Ok(weights.into_iter().map(|weight| weight / all).collect());
     }
-    // Nothing counts: the mean of nothing, as in one large batch.
+    // Nothing counts: the mean over nothing, as in one large batch.
     Ok(vec![1.0 / batches.len() as f64; batches.len()])
 }
 
-/// Whether every loss is finite; reads them from the device.
+/// Whether every loss is finite. It reads them from the device.
 pub(super) fn are_finite(losses: &[Tensor]) -> Result<bool> {
     for loss in losses {
         if loss.f_isfinite()?.f_int64_value(&[])? == 0 {
@@ -114,12 +114,12 @@ pub(super) fn are_finite(losses: &[Tensor]) -> Result<bool> {
     Ok(true)
 }
 
-/// What is wrong with a batch that has no part to run.
+/// The error for a batch that has no part to run.
 pub(super) fn no_examples() -> Error {
     Error::config("a batch without examples")
 }
 
-/// What is wrong with a batch whose loss is of it as a whole, where memory is short for it.
+/// The error for a batch that is too large for memory and whose loss depends on the batch as a whole.
 pub(in crate::trainer) fn whole_batch_does_not_fit() -> Error {
     Error::config(
         "a batch does not fit into memory, and its loss is of the batch as a whole, so that it cannot run in \

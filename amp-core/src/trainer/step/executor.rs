@@ -1,15 +1,15 @@
-//! The ways in which a step can run.
+//! The interface of the ways in which a step can run.
 
 use super::{examples::Examples, observers::Observers, state::StepState};
 use crate::{LightningModule, Result, callback::Action, log::Log};
 
-/// Runs optimizer steps in one way. A step is started on its examples and ends later, when its outcome is
-/// known; steps end in the order in which they were started.
+/// Runs optimizer steps in one way. A step is started on its examples, and ends later, when its outcome
+/// is known. Steps end in the order in which they were started.
 pub(in crate::trainer) trait Executor {
     /// Whether it can start a step on these examples now.
     ///
     /// # Errors
-    /// When steps have to run in this way, but cannot.
+    /// When steps must run in this way, but cannot.
     fn accepts(
         &mut self,
         state: &mut StepState<'_>,
@@ -27,13 +27,13 @@ pub(in crate::trainer) trait Executor {
         examples: Examples,
     ) -> Result<()>;
 
-    /// Steps that the device works on: started, outcome unknown.
+    /// The number of steps in flight: started, outcome unknown.
     fn running(&self) -> u64;
 
     /// Whether the oldest step has to [end](Self::end) before another is started.
     fn is_full(&self, state: &StepState<'_>) -> bool;
 
-    /// Ends the oldest step that was started; `None` where all have ended.
+    /// Ends the oldest step in flight; `None` if there is none.
     fn end(
         &mut self,
         state: &mut StepState<'_>,
@@ -41,7 +41,8 @@ pub(in crate::trainer) trait Executor {
         observers: &mut Observers<'_, '_>,
     ) -> Result<Option<Ended>>;
 
-    /// Brings to the log what steps have summed up elsewhere, before other code reads or extends the log.
+    /// Adds values that steps summed up outside the log to the log, before other code reads or extends
+    /// it.
     fn release(&mut self, log: &mut Log) -> Result<()>;
 }
 
@@ -54,7 +55,7 @@ pub(in crate::trainer) enum Ended {
         /// What callbacks ask for.
         actions: Vec<Action>,
     },
-    /// The device has left it out, and the steps started after it. Nothing has changed; their examples are
-    /// to be stepped on again.
+    /// The device skipped the step and the steps started after it. Nothing has changed; their examples
+    /// are to be used again.
     Void(Vec<Examples>),
 }

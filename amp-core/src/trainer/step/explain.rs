@@ -1,4 +1,4 @@
-//! Where a step stopped being finite.
+//! Finds where a step stopped being finite.
 
 use super::{examples::Examples, observers::Emit, rollback::Aside, state::StepState};
 use crate::{
@@ -8,8 +8,8 @@ use crate::{
     provenance::{self, Provenance, Replay},
 };
 
-/// Runs a step once more with its random numbers, observed, to find where it stopped being finite; a note
-/// says when nothing was found. Nothing changes.
+/// Repeats a step with its random numbers and with observers, to find where it stopped being finite. A
+/// note says when nothing was found. Nothing changes.
 pub(super) fn explain(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -18,7 +18,7 @@ pub(super) fn explain(
     emit: &mut Emit<'_>,
 ) -> Result<Option<Provenance>> {
     let aside = Aside::begin(model, state.policy.device)?;
-    // The step's gradients are of no further use, and the observed passes make their own.
+    // The step's gradients are no longer needed, and the observed passes compute their own.
     state.optim.zero_grad()?;
     state.rollback.restore_random()?;
     let parameters = nn::parameters(model);

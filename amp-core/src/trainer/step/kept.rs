@@ -1,10 +1,10 @@
-//! Values of tensors as they were before some steps.
+//! Copies of tensors' values from before some steps.
 
 use tch::Tensor;
 
 use crate::{Result, ffi, memory::tensor_bytes};
 
-/// Tensors, and room for their values before each of some steps.
+/// Tensors, and copies of their values before each of some steps.
 pub(super) struct Kept {
     live: Vec<Tensor>,
     slots: Vec<Vec<Tensor>>,
@@ -16,23 +16,23 @@ impl Kept {
         Ok(Self { slots: (0..slots).map(room).collect::<Result<_>>()?, live })
     }
 
-    /// What has to be copied to keep the values of now: to where, and from where.
+    /// The copies that keep the current values, as pairs of target and source.
     pub(super) fn copies(&self, slot: usize) -> impl Iterator<Item = [&Tensor; 2]> {
         self.slots[slot].iter().zip(&self.live).map(|(kept, live)| [kept, live])
     }
 
-    /// Keeps the values of now.
+    /// Copies the current values.
     pub(super) fn keep(&self, slot: usize) -> Result<()> {
         let pairs: Vec<_> = self.copies(slot).collect();
         if pairs.is_empty() { Ok(()) } else { ffi::copy_each(&pairs) }
     }
 
-    /// Bytes of what is kept.
+    /// Bytes of the copies.
     pub(super) fn bytes(&self) -> u64 {
         self.slots.iter().flatten().map(tensor_bytes).sum()
     }
 
-    /// Brings kept values back.
+    /// Restores the copied values.
     pub(super) fn restore(&self, slot: usize) -> Result<()> {
         let pairs: Vec<_> = self.copies(slot).map(|[kept, live]| [live, kept]).collect();
         if pairs.is_empty() { Ok(()) } else { ffi::copy_each(&pairs) }

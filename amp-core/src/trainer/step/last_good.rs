@@ -1,4 +1,4 @@
-//! A state of the run to come back to.
+//! The last good state of a run, for a later return.
 
 use tch::Tensor;
 
@@ -11,7 +11,7 @@ use crate::{
     trainer::config::{NonFinite, TrainerConfig},
 };
 
-/// A state of the run to come back to: weights, buffers, optimizers, schedules.
+/// The last good state of a run: weights, buffers, optimizers, schedules.
 pub(super) struct LastGood {
     applied: u64,
     tensors: Vec<Tensor>,
@@ -21,13 +21,13 @@ pub(super) struct LastGood {
 }
 
 impl LastGood {
-    /// Whether a state is kept after so many applied steps; `exists` if one was kept before.
+    /// Whether a state is kept after this number of applied steps; `exists` if one was kept before.
     pub(super) fn is_due(config: &TrainerConfig, exists: bool, applied: u64) -> bool {
         config.recovery.on_non_finite == NonFinite::RestoreLastGood
             && (!exists || applied.is_multiple_of(config.recovery.keep_good_every_n_steps))
     }
 
-    /// Copies the state of now.
+    /// Copies the current state.
     pub(super) fn keep(
         model: &dyn LightningModule,
         optim: &Optimization<'_>,
@@ -44,13 +44,13 @@ impl LastGood {
         })
     }
 
-    /// Whether going back to it can help a run that has applied so many steps: not twice without a step
-    /// between.
+    /// Whether returning to it can help a run with this number of applied steps: not twice without an
+    /// applied step in between.
     pub(super) fn helps(&self, applied: u64) -> bool {
         !self.used || applied > self.applied
     }
 
-    /// Brings it back, and returns how many steps were applied then.
+    /// Restores it and returns the number of steps that were applied then.
     pub(super) fn restore(
         &mut self,
         model: &dyn LightningModule,

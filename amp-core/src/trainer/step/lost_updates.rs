@@ -1,4 +1,4 @@
-//! Updates that are finer than the spacing of 16-bit weights, and so change nothing.
+//! Updates below the spacing of 16-bit weights, which therefore change nothing.
 
 use tch::{Kind, Tensor};
 
@@ -13,24 +13,25 @@ use crate::{
     trainer::config::TrainerConfig,
 };
 
-/// The share of lost updates that is worth a note.
+/// The share of lost updates from which a note is written.
 const MANY: f64 = 0.25;
 
-/// Elements of each parameter that are looked at, so that it takes no memory worth mentioning.
+/// The number of elements of each parameter that are checked, few enough to need no memory.
 const SAMPLE: i64 = 1024;
 
 /// Some elements of each 16-bit weight before a step.
 pub(super) struct Before(Vec<(Tensor, Tensor)>);
 
-/// Whether updates may be lost in such a run.
+/// Whether updates can be lost in such a run.
 fn may_be_lost(config: &TrainerConfig, precision: Precision) -> bool {
     let narrow = matches!(precision.storage(), Kind::Half | Kind::BFloat16);
     narrow && config.numerics.weight_update == WeightUpdate::RoundToNearest
 }
 
 impl StepState<'_> {
-    /// Whether it is looked for lost updates in the step after those in flight: the first, tenth, hundredth and so on, until
-    /// some were found. The first step of a schedule is often made with a rate that means nothing.
+    /// Whether the step after those in flight is checked: the first, tenth, hundredth and so on, until
+    /// lost updates are found. Schedules often begin with a tiny rate, so the first step alone is not
+    /// decisive.
     pub(super) fn looks_for_lost_updates(&self, in_flight: u64) -> bool {
         let step = self.counts.applied + in_flight + 1;
         let power = 10_u64.checked_pow(step.ilog10()).is_some_and(|power| power == step);
@@ -41,7 +42,7 @@ impl StepState<'_> {
             && (step > 1 || !scheduled)
     }
 
-    /// The weights now, where it is looked for lost updates.
+    /// The current weights, if the step is checked.
     pub(super) fn weights_before(&self) -> Result<Option<Before>> {
         if !self.looks_for_lost_updates(0) {
             return Ok(None);
@@ -59,7 +60,7 @@ impl StepState<'_> {
         Ok(Some(Before(pairs.collect::<Result<_>>()?)))
     }
 
-    /// What to say of an applied step that has lost many updates.
+    /// The note about an applied step that lost many updates.
     pub(super) fn lost_updates(&mut self, before: &Before) -> Result<Option<String>> {
         let (mut lost, mut all) = (0.0, 0.0);
         for (weight, before) in &before.0 {

@@ -1,10 +1,10 @@
 //! Optimizer steps: examples → forward and backward → unscale → clip → apply → report.
 //!
-//! An [`Executor`](executor::Executor) runs them: [kernel by kernel](eager), as a CUDA [graph], or as the
-//! model's [own step](manual). All share the [state] that lives from step to step, the
-//! [passes] over a batch and the [optimizers' part](optimization), so that they compute the same
-//! numbers. [Recovery](recovery) decides what follows a step that is not finite. All are held against the
-//! [invariants] of training.
+//! An [`Executor`](executor::Executor) runs them: [operator by operator](eager), as a CUDA [graph], or as
+//! the model's [own step](manual). All share the [state] between steps, the [passes] over a batch and the
+//! [optimizers' part](optimization), so that they compute the same numbers. [Recovery](recovery) decides
+//! what follows a step that is not finite. The [invariants] of training are checked in each way of
+//! running.
 
 mod average;
 mod budget;
@@ -47,11 +47,11 @@ use self::{direct::Direct, executor::Executor, graph::Replay};
 use super::config::Graph;
 use crate::{LightningModule, Result, log::Log};
 
-/// The executors of a run. The steps that run at one time are all of one executor.
+/// The executors of a run. All steps in flight belong to one executor.
 pub(super) struct Steps {
     graph: Option<Replay>,
     direct: Direct,
-    /// Why steps are no graphs, where the user may wonder.
+    /// Why steps do not run as graphs, if the user may expect graphs.
     pub(super) note: Option<String>,
 }
 
@@ -59,7 +59,7 @@ impl Steps {
     /// Decides how steps of `model` run.
     ///
     /// # Errors
-    /// When they have to be graphs, but cannot.
+    /// When graphs are required but impossible.
     pub(super) fn new(state: &StepState<'_>, model: &dyn LightningModule) -> Result<Self> {
         let run = if model.optimizes_manually() { manual::step } else { eager::step };
         let (graph, note) = match (state.config.graph, state.config.device.is_cuda()) {
@@ -73,14 +73,14 @@ impl Steps {
         Ok(Self { graph, direct: Direct::new(run), note })
     }
 
-    /// Captures anew, after as many steps without a graph as at the start.
+    /// Captures again, after as many steps without a graph as at the start.
     pub(super) fn forget_graph(&mut self, state: &StepState<'_>) {
         if let Some(graph) = &mut self.graph {
             graph.forget(state);
         }
     }
 
-    /// Starts a step, or gives its examples back where a running step has to end first.
+    /// Starts a step, or returns its examples if a step in flight has to end first.
     pub(super) fn start(
         &mut self,
         state: &mut StepState<'_>,
@@ -102,7 +102,7 @@ impl Steps {
         Ok(None)
     }
 
-    /// Ends the oldest step that was started; `None` where all have ended.
+    /// Ends the oldest step in flight; `None` if there is none.
     pub(super) fn end(
         &mut self,
         state: &mut StepState<'_>,
@@ -115,7 +115,7 @@ impl Steps {
         }
     }
 
-    /// Steps that the device works on.
+    /// The number of steps in flight.
     pub(super) fn running(&self) -> u64 {
         self.graph.as_ref().map_or(0, Executor::running)
     }
@@ -125,7 +125,8 @@ impl Steps {
         self.direct.is_full(state) || self.graph.as_ref().is_some_and(|graph| graph.is_full(state))
     }
 
-    /// Brings to the log what steps have summed up elsewhere, before other code reads or extends the log.
+    /// Adds values that steps summed up outside the log to the log, before other code reads or extends
+    /// it.
     pub(super) fn release(&mut self, log: &mut Log) -> Result<()> {
         match &mut self.graph {
             Some(graph) => graph.release(log),

@@ -1,4 +1,5 @@
-//! What follows a run: callbacks in the order they were added, the receiver of events, the log.
+//! The observers of a run: callbacks in the order in which they were added, the receiver of events, the
+//! log.
 
 use std::collections::HashSet;
 
@@ -11,16 +12,16 @@ use crate::{
     precision::{Gradients, Unscaled},
 };
 
-/// Where events go.
+/// The receiver of events.
 pub(in crate::trainer) type Emit<'a> = dyn FnMut(Event) -> Result<()> + 'a;
 
-/// What follows a run.
+/// The observers of a run.
 pub(in crate::trainer) struct Observers<'r, 'c> {
     pub(in crate::trainer) callbacks: Callbacks<'r, 'c>,
     pub(in crate::trainer) emit: &'r mut Emit<'r>,
-    /// The rules that the run is held against.
+    /// The invariants of training.
     pub(in crate::trainer) invariants: Invariants,
-    /// The running epoch's values.
+    /// The current epoch's values.
     pub(in crate::trainer) log: Log,
 }
 
@@ -30,7 +31,7 @@ pub(in crate::trainer) struct Callbacks<'r, 'c>(
 );
 
 impl Callbacks<'_, '_> {
-    /// Refuses two callbacks of one name: a checkpoint holds the state of one of them.
+    /// Refuses two callbacks with one name, because a checkpoint holds the state of only one of them.
     pub(in crate::trainer) fn check(&self) -> Result<()> {
         let mut names = HashSet::new();
         match self.0.iter().map(|callback| callback.name()).find(|name| !names.insert(name.clone()))

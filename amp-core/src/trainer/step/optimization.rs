@@ -1,4 +1,4 @@
-//! What a step does with gradients: unscale, clip, apply.
+//! The part of a step that handles gradients: unscale, clip, apply.
 
 use tch::Tensor;
 
@@ -14,14 +14,14 @@ use crate::{
     trainer::config::{NonFinite, TrainerConfig},
 };
 
-/// The optimizers of a run with their schedules, and the scaler that their gradients pass.
+/// The optimizers of a run with their schedules, and the loss scaler.
 pub(in crate::trainer) struct Optimization<'a> {
     config: &'a TrainerConfig,
     pub(in crate::trainer) scheduled: Vec<Scheduled>,
     pub(in crate::trainer) scaler: GradScaler,
-    /// Where gradients may have 16 bits.
+    /// Which gradients may have 16 bits.
     narrow: Option<NarrowGradients>,
-    /// What those who follow the steps need.
+    /// The access to steps that observers need.
     pub(in crate::trainer) access: StepAccess,
 }
 
@@ -47,17 +47,17 @@ impl<'a> Optimization<'a> {
         Ok(Self { config, scheduled, scaler, narrow, access })
     }
 
-    /// Keeps gradients in full from here on.
+    /// From here on gradients are kept in f32.
     pub(in crate::trainer) fn keep_full_gradients(&mut self) {
         self.narrow = None;
     }
 
-    /// The scale; `None` where the precision has none.
+    /// The loss scale; `None` if the precision has none.
     pub(in crate::trainer) fn scale(&self) -> Option<f64> {
         self.scaler.is_enabled().then(|| self.scaler.scale_value())
     }
 
-    /// The rate of the first optimizer's first group, which stands for all in a line of figures.
+    /// The rate of the first optimizer's first group. A line of figures shows only this one.
     pub(in crate::trainer) fn lr(&self) -> f64 {
         self.scheduled.first().map_or(0.0, |first| first.optimizer.rates()[0].lr)
     }
@@ -66,17 +66,17 @@ impl<'a> Optimization<'a> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.zero_grad())
     }
 
-    /// Makes the state of parameters that were unfrozen.
+    /// Creates the optimizer state of parameters that were unfrozen.
     pub(in crate::trainer) fn extend(&mut self) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.extend_state())
     }
 
-    /// Whether a hook looks at the gradients before they are clipped.
+    /// Whether a hook reads the gradients before they are clipped.
     pub(in crate::trainer) fn is_watched(&self) -> bool {
         matches!(self.access, StepAccess::Within(_))
     }
 
-    /// The gradients of each optimizer in their true size, for hooks to look at.
+    /// The unscaled gradients of each optimizer, for hooks.
     pub(in crate::trainer) fn unscale(&mut self) -> Result<Vec<Gradients<Unscaled>>> {
         let mut gradients = Vec::with_capacity(self.scheduled.len());
         for scheduled in &self.scheduled {
@@ -92,7 +92,7 @@ impl<'a> Optimization<'a> {
         some(gradients)
     }
 
-    /// Clips what hooks have looked at, by the norm of each optimizer's own gradients, as Lightning does.
+    /// Clips gradients after the hooks, by the norm of each optimizer's own gradients, as Lightning does.
     pub(in crate::trainer) fn clip(
         &self,
         gradients: Vec<Gradients<Unscaled>>,
@@ -105,14 +105,14 @@ impl<'a> Optimization<'a> {
         gradients.into_iter().map(clip).collect()
     }
 
-    /// [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the optimizers allow, where
-    /// no hook looks at the gradients in between.
+    /// [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the optimizers allow, for
+    /// steps in which no hook reads the gradients in between.
     pub(in crate::trainer) fn unscale_and_clip(&mut self) -> Result<Vec<Gradients<Deferred>>> {
-        // After the step an observer may look at gradients, which are in their true size then.
+        // An observer may read gradients after the step; they are unscaled then.
         let may_defer = matches!(self.access, StepAccess::Late);
         let limit = match self.config.optimization.gradient_clip {
             Some(Clip::Norm(limit)) => Some(limit),
-            // A factor takes the scale away as well.
+            // A factor also divides by the loss scale.
             None if self.scaler.is_enabled() => Some(f64::INFINITY),
             _ => None,
         };
@@ -142,8 +142,8 @@ impl<'a> Optimization<'a> {
         some(gradients)
     }
 
-    /// Steps each optimizer that has gradients, or none where one of them is not finite; then moves the
-    /// scale. A schedule moves with its optimizer, or with every step where a skipped one counts.
+    /// Steps each optimizer that has gradients, or no optimizer if a gradient is not finite. Then updates
+    /// the loss scale. A schedule moves with its optimizer, or with every step if skipped steps count.
     pub(in crate::trainer) fn apply(
         &mut self,
         gradients: Vec<Gradients<Deferred>>,
@@ -161,12 +161,13 @@ impl<'a> Optimization<'a> {
                 scheduled.advance(Interval::Step, &[])?;
             }
         }
-        // Once, after all: their gradients are of one backward pass with one scale.
+        // Once, after all of them: their gradients come from one backward pass with one scale.
         self.scaler.update()?;
         Ok(outcome)
     }
 
-    /// Steps each optimizer that can be captured, unless `void` is not 0; which of all have gradients.
+    /// Steps each optimizer that can be captured, unless `void` is not 0. Returns which optimizers have
+    /// gradients.
     pub(in crate::trainer) fn apply_captured(
         &mut self,
         gradients: &[Gradients<Deferred>],
@@ -185,13 +186,13 @@ impl<'a> Optimization<'a> {
         Ok(stepped)
     }
 
-    /// Brings the rates to where captured steps read them.
+    /// Writes the learning rates to where captured steps read them.
     pub(in crate::trainer) fn write_rates(&mut self) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| scheduled.optimizer.write_rates())
     }
 
     /// Moves the schedules that move by epochs; `logged` are the epoch's values. A schedule whose
-    /// monitored value is reported at other moments moves then.
+    /// monitored value is reported at other moments moves at those.
     pub(in crate::trainer) fn end_epoch(
         &mut self,
         logged: &[Logged],
@@ -203,7 +204,7 @@ impl<'a> Optimization<'a> {
         })
     }
 
-    /// Moves the schedules that follow a value which a validation within an epoch has reported.
+    /// Moves the schedules whose monitored value was reported by a validation within an epoch.
     pub(in crate::trainer) fn follow_validation(&mut self, logged: &[Logged]) -> Result<()> {
         self.scheduled.iter_mut().try_for_each(|scheduled| match scheduled.monitor() {
             Some(monitor) if has(logged, monitor) => scheduled.advance(Interval::Epoch, logged),
@@ -230,7 +231,7 @@ fn has(logged: &[Logged], name: &str) -> bool {
     logged.iter().any(|logged| logged.name == name)
 }
 
-/// Whether the run asks for gradients in 16 bits and can have them.
+/// Whether the run requests 16-bit gradients and can have them.
 fn keeps_narrow_gradients(config: &TrainerConfig) -> bool {
     asks_for_narrow_gradients(config) && full_gradients_note(config).is_none()
 }
@@ -240,13 +241,13 @@ fn asks_for_narrow_gradients(config: &TrainerConfig) -> bool {
         && config.precision.autocast().is_some()
 }
 
-/// Why gradients are full in a run that asks for 16 bits.
+/// Why gradients are kept in f32 in a run that requests 16 bits.
 pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
     let why = match (config.device.is_cuda(), config.optimization.accumulate_grad_batches) {
         _ if !asks_for_narrow_gradients(config) => return None,
-        (false, _) => "only CUDA has kernels for those".to_owned(),
+        (false, _) => "only CUDA has kernels for 16-bit gradients".to_owned(),
         (true, 1) => return None,
-        (true, batches) => format!("those of {batches} batches add up"),
+        (true, batches) => format!("the gradients of {batches} batches are added"),
     };
     Some(format!("gradients are kept in f32, not in 16 bits: {why}"))
 }

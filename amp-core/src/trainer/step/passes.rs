@@ -16,21 +16,21 @@ use crate::{
     precision::{GradScaler, Policy},
 };
 
-/// What the passes over a batch work with.
+/// The context of the passes over a batch.
 pub(super) struct Passes<'p> {
     pub(super) policy: Policy,
     pub(super) context: &'p Context,
     pub(super) scaler: &'p GradScaler,
-    /// Parts that a batch runs in.
+    /// The number of parts in which a batch runs.
     pub(super) parts: i64,
     pub(super) global_step: u64,
     pub(super) profiler: &'p mut Profiler,
 }
 
 impl Passes<'_> {
-    /// Adds the gradients of `share` of the batch's loss to the parameters' and returns the batch's loss,
-    /// detached. A batch that runs in parts is read part by part; its loss is theirs, averaged by their
-    /// weights.
+    /// Adds the gradients of `share` of the batch's loss to the parameters' gradients, and returns the
+    /// batch's loss, detached. A batch in parts is read part by part; its loss is the weighted mean of
+    /// theirs.
     pub(super) fn run(
         &mut self,
         model: &mut dyn LightningModule,
@@ -45,7 +45,7 @@ impl Passes<'_> {
         let mut whole: Option<Tensor> = None;
         for (part, fraction) in &parts {
             let loss = self.run_part(model, part, share * fraction, index, log)?;
-            // The loss of what counts nothing is a mean of nothing, NaN.
+            // The loss of a part that counts nothing is a mean over nothing, NaN.
             let loss = match *fraction {
                 0.0 => loss.f_zeros_like()?,
                 fraction => loss.f_mul_scalar(fraction)?,
@@ -74,7 +74,7 @@ impl Passes<'_> {
         };
         self.profiler.lap(Phase::Forward)?;
         let scaled = match share {
-            // It reaches no gradient.
+            // It contributes no gradient.
             0.0 => None,
             1.0 => Some(self.scaler.scale(&value)?),
             share => Some(self.scaler.scale(&value.f_mul_scalar(share)?)?),

@@ -1,5 +1,5 @@
-//! Times of a step's phases, on the host and on the device. Nothing waits: on CUDA a phase's ends
-//! are events in the stream, read at the end of the epoch.
+//! Times of a step's phases, on the host and on the device. Nothing waits: on CUDA the ends of phases are
+//! events in the stream, which are read at the end of the epoch.
 
 use std::time::Instant;
 
@@ -40,17 +40,17 @@ impl Mark {
     }
 }
 
-/// A step that is being profiled, or waits to be read.
+/// A step that is being profiled, or whose times were not read yet.
 pub(in crate::trainer) struct Recording {
     epoch: i64,
     batch: i64,
     start: Mark,
-    /// A phase and its end; `None` for a time that is left out.
+    /// A phase and its end; `None` for a time that belongs to no phase.
     ends: Vec<(Option<Phase>, Mark)>,
     memory: Option<u64>,
 }
 
-/// Profiles the steps it is told to.
+/// Profiles the requested steps.
 pub(in crate::trainer) struct Profiler {
     device: Device,
     origin: Option<Mark>,
@@ -89,12 +89,12 @@ impl Profiler {
         Ok(())
     }
 
-    /// Looks away for a while.
+    /// Pauses the measurement.
     pub(in crate::trainer) fn suspend(&mut self) -> Option<Recording> {
         self.running.take()
     }
 
-    /// Goes on with a step; what was since it was left belongs to no phase.
+    /// Continues with a step; the time since the pause belongs to no phase.
     pub(in crate::trainer) fn resume(&mut self, recording: Option<Recording>) -> Result<()> {
         self.running = recording;
         if let Some(running) = &mut self.running {
@@ -108,7 +108,7 @@ impl Profiler {
         self.done.extend(self.running.take());
     }
 
-    /// What was profiled since the last call. Waits for the device.
+    /// The profiles since the last call. Waits for the device.
     pub(in crate::trainer) fn take(&mut self) -> Result<Vec<Profile>> {
         let Some(origin) = &self.origin else { return Ok(Vec::new()) };
         let read = |recording: Recording| -> Result<Profile> {

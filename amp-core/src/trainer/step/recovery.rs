@@ -1,4 +1,4 @@
-//! What follows a step that was left out.
+//! Decides what follows a skipped step.
 
 use tch::Tensor;
 
@@ -10,7 +10,7 @@ use crate::{
     trainer::config::{AtFloor, NonFinite, ScaleFloor},
 };
 
-/// What the trainer steps on next.
+/// The examples of the next step.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// The next examples.
@@ -19,10 +19,10 @@ pub(super) enum Next {
     Again,
 }
 
-/// What is done about a step that was left out.
+/// What follows a skipped step.
 enum Remedy {
     Nothing,
-    /// The scaler has lowered the scale: the same examples run again.
+    /// The loss scale was lowered: the same examples run again.
     RunAgain,
     HoldScale(f64),
     RestoreLastGood,
@@ -30,7 +30,7 @@ enum Remedy {
     End(Error),
 }
 
-/// Decides what follows a skipped step on batches of these losses, and does it.
+/// Decides what follows a skipped step on batches with these losses, and does it.
 pub(super) fn recover(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -55,7 +55,7 @@ pub(super) fn recover(
             Ok(Next::GoOn)
         }
         Remedy::FallBackToBf16 => {
-            // The weights are f32 in both, so that nothing but the casts changes.
+            // The weights are f32 in both precisions, so that only the casts change.
             state.set_precision(model, Precision::Bf16Mixed)?;
             state.counts.consecutive_skips = 0;
             state.report_recovery(Recovery::FellBack { precision: Precision::Bf16Mixed }, emit)?;
@@ -82,7 +82,7 @@ fn choose(state: &StepState<'_>, skipped: &Skipped, losses: &[Tensor]) -> Result
     };
     let stuck = state.counts.consecutive_skips > config.recovery.max_consecutive_skips;
     Ok(match config.recovery.on_non_finite {
-        // The scaler's own affair.
+        // The scaler handles this case.
         NonFinite::LowerScale if scaled && !forward && !stuck => Remedy::RunAgain,
         _ if scaled && !forward && !stuck => Remedy::Nothing,
         NonFinite::Ignore => Remedy::Nothing,
@@ -103,7 +103,7 @@ fn restore_last_good(
     emit: &mut Emit<'_>,
 ) -> Result<()> {
     let applied = state.counts.applied;
-    // Coming back again only helps if steps were applied since.
+    // Returning again only helps if steps were applied in between.
     let Some(good) = state.good.as_mut().filter(|good| good.helps(applied)) else {
         return Err(not_finite(state, skipped));
     };

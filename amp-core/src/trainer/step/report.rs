@@ -1,4 +1,4 @@
-//! What is reported of the batches of a step.
+//! Reports the batches of a step.
 
 use tch::Tensor;
 
@@ -10,7 +10,8 @@ use crate::{
     precision::StepOutcome,
 };
 
-/// Calls the hooks that follow a batch, with the step's outcome if it was the step's last, and reports it.
+/// Calls the hooks that follow a batch, with the step's outcome after its last batch, and reports the
+/// batch.
 pub(super) fn end_batch(
     state: &StepState<'_>,
     model: &mut dyn LightningModule,

@@ -1,5 +1,5 @@
-//! What a step that is skipped or run again must not change: buffers, the model's own state, random
-//! numbers. Parameters, optimizers, schedules and scale change with a step that is applied alone.
+//! The state that a skipped or repeated step must not change: buffers, the model's own state, random
+//! numbers. Parameters, optimizers, schedules and the loss scale change only in applied steps.
 
 use tch::Device;
 
@@ -11,7 +11,7 @@ use crate::{
     state::State,
 };
 
-/// The random numbers and the model's own state before passes that are to leave nothing.
+/// Random numbers and the model's own state before passes that must have no effect.
 pub(in crate::trainer) struct Aside {
     device: Device,
     own: State,
@@ -19,14 +19,14 @@ pub(in crate::trainer) struct Aside {
 }
 
 impl Aside {
-    /// Keeps the state of now.
+    /// Keeps the current state.
     pub(in crate::trainer) fn begin(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let mut own = State::default();
         model.on_save_checkpoint(&mut own)?;
         Ok(Self { device, own: own.copied()?, random: RandomState::read(device)? })
     }
 
-    /// Brings the kept state back.
+    /// Restores the kept state.
     pub(in crate::trainer) fn end(&self, model: &mut dyn LightningModule) -> Result<()> {
         if !self.own.is_empty() {
             model.on_load_checkpoint(&self.own)?;
@@ -34,22 +34,22 @@ impl Aside {
         self.restore_random()
     }
 
-    /// Lets random numbers be drawn once more.
+    /// Restores the random generators.
     pub(super) fn restore_random(&self) -> Result<()> {
         self.random.restore(self.device)
     }
 }
 
-/// The state before the step that is running.
+/// The state before the running step.
 pub(super) struct Rollback {
     device: Device,
     buffers: Kept,
-    /// While a step runs.
+    /// Present while a step runs.
     aside: Option<Aside>,
 }
 
 impl Rollback {
-    /// For the buffers of `model`, which is at its place.
+    /// For the buffers of `model`, which is already on its device.
     pub(super) fn new(model: &dyn LightningModule, device: Device) -> Result<Self> {
         let tensors = named_tensors(model).into_iter();
         let buffers = tensors.filter(|(_, _, role)| *role == Role::Buffer);
@@ -57,26 +57,26 @@ impl Rollback {
         Ok(Self { device, buffers, aside: None })
     }
 
-    /// Keeps the state of now.
+    /// Keeps the current state.
     pub(super) fn keep(&mut self, model: &dyn LightningModule) -> Result<()> {
         self.buffers.keep(0)?;
         self.aside = Some(Aside::begin(model, self.device)?);
         Ok(())
     }
 
-    /// Brings the kept state back, while the step runs.
+    /// Restores the kept state during the step.
     pub(super) fn restore(&self, model: &mut dyn LightningModule) -> Result<()> {
         let Some(aside) = &self.aside else { return Ok(()) };
         self.buffers.restore(0)?;
         aside.end(model)
     }
 
-    /// Ends the step: what it has changed stays.
+    /// Ends the step: its changes stay.
     pub(super) fn end(&mut self) {
         self.aside = None;
     }
 
-    /// Lets random numbers be drawn once more.
+    /// Restores the random generators.
     pub(super) fn restore_random(&self) -> Result<()> {
         self.aside.as_ref().map_or(Ok(()), Aside::restore_random)
     }

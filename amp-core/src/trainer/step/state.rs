@@ -1,4 +1,4 @@
-//! What lives from step to step, and the parts of a step that every executor shares.
+//! The state between steps, and the parts of a step that all executors share.
 
 use tch::Tensor;
 
@@ -21,47 +21,47 @@ use crate::{
     probe::Products,
 };
 
-/// How many steps there were.
+/// Numbers of steps.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
 pub(in crate::trainer) struct Counts {
-    /// Steps that moved the parameters.
+    /// Applied steps.
     pub(in crate::trainer) applied: u64,
-    /// Steps left out.
+    /// Skipped steps.
     pub(in crate::trainer) skipped: u64,
-    /// Both, and those rolled back since.
+    /// Applied and skipped steps, and steps that were rolled back later.
     pub(in crate::trainer) attempts: u64,
-    /// Steps left out since the last applied.
+    /// Skipped steps since the last applied one.
     pub(super) consecutive_skips: u64,
 }
 
-/// What lives from step to step.
+/// The state between steps.
 pub(in crate::trainer) struct StepState<'a> {
     pub(super) config: &'a TrainerConfig,
-    /// The configuration's, until the run falls back to another precision.
+    /// The configured policy, until the run falls back to another precision.
     pub(super) policy: Policy,
     /// Of training passes.
     pub(super) context: Context,
     pub(in crate::trainer) optim: Optimization<'a>,
     pub(in crate::trainer) counts: Counts,
-    /// Steps of this process that ran kernel by kernel.
+    /// Steps of this process that ran without a graph.
     pub(super) eager: u64,
     /// Steps of this process that were replayed as a graph.
     pub(in crate::trainer) replayed: u64,
     pub(super) rollback: Rollback,
-    /// Parts that a batch runs in.
+    /// The number of parts in which a batch runs.
     pub(in crate::trainer) parts: i64,
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
-    /// Whether it was looked for targets that a loss of the model's own may leave out.
+    /// Whether the first batches were searched for targets that a loss of the model's own may leave out.
     pub(super) looked_at_windows: bool,
-    /// Whether it was said that updates of 16-bit weights are lost.
+    /// Whether a note about lost updates of 16-bit weights was written.
     pub(super) told_lost_updates: bool,
-    /// What is checkpointed, once that was chosen.
+    /// The chosen recomputation, once it was chosen.
     pub(in crate::trainer) memory: Option<MemoryPlan>,
     pub(in crate::trainer) profiler: Profiler,
-    /// The averages of the weights, where they are kept.
+    /// The averages of the weights, if the run keeps them.
     pub(in crate::trainer) average: Option<Average>,
-    /// The state to come back to.
+    /// The last good state.
     pub(super) good: Option<LastGood>,
     /// The rate of the last step.
     pub(in crate::trainer) lr: f64,

@@ -1,4 +1,5 @@
-//! How far a figure may be from 32-true: by the spread of runs that round as the precision does.
+//! Bounds: how far a figure may be from 32-true, from the spread of runs that round as the precision
+//! does.
 
 use amp_core::tch::Kind;
 
@@ -8,33 +9,33 @@ use crate::{
     verdict::{mean, standard_deviation, tolerance_factor},
 };
 
-/// The share of unchanged runs of which one figure may be beyond its bound. A cell has five: the gradients
-/// of all parameters are one, and share it.
+/// The accepted probability that one figure of an unchanged run exceeds its bound. A cell has five
+/// figures; the gradients of all parameters share the probability of one.
 const RISK: f64 = 1e-5;
-/// How sure it is that the share is no larger, because the spread is known from few runs.
+/// The confidence that the probability is not larger, because the spread is estimated from few runs.
 const CONFIDENCE: f64 = 0.95;
-/// Kernels also round in places between which a model has no modules. The spread of a figure is taken as at
-/// least this share of its mean.
+/// Kernels also round at places between which a model has no modules. The standard deviation of a figure
+/// is therefore at least this share of its mean.
 const LEAST_SPREAD: f64 = 0.1;
-/// Roundings of a loss between the last module and its value, of which it may be off by no fewer, and of the
-/// gradients that flow back from there. An emulation rounds between modules alone.
+/// The number of roundings between the last module and the loss. The loss may differ by at least this
+/// many, and so may the gradients that flow back from there: the emulation rounds only between modules.
 const OF_LOSS: f64 = 4.0;
 const OF_GRADIENT: f64 = 24.0;
 
-/// What no bound is below.
+/// No bound is smaller than these.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Least {
-    /// The dtype that a loss is computed in.
+    /// The dtype in which a loss is computed.
     pub(super) loss: Kind,
-    /// What f32 constants of an optimizer make of the figures of the weights.
+    /// The effect of f32 constants of an optimizer on the figures of the weights.
     pub(super) weights: f64,
 }
 
-/// Bounds by upper tolerance limits: with confidence 0.95 no more than the share [`RISK`] of unchanged runs
-/// are beyond mean + k·s, with the factor k of [`tolerance_factor`]. A distance's square is a sum of
-/// squares, whose cube root is close to normal (Wilson and Hilferty 1931): its mean and s are those of
-/// distance^(2/3). Differences have two sides around zero, each with half of the risk. Both suppose the
-/// normal distribution further out than was measured.
+/// Bounds are upper tolerance limits: with confidence 0.95 at most the share [`RISK`] of unchanged runs
+/// exceeds mean + k·s, with the factor k of [`tolerance_factor`]. The square of a distance is a sum of
+/// squares, whose cube root is nearly normal (Wilson and Hilferty 1931), so mean and s are those of
+/// distance^(2/3). Differences have two sides around zero, each with half of the risk. Both assume that
+/// the distribution is normal further out than was measured.
 pub(super) struct Bounds<'a> {
     runs: &'a [Figures],
     least: Least,
@@ -89,9 +90,9 @@ mod tests {
 
     use super::*;
 
-    /// Forty draws of this mean and standard deviation.
+    /// Forty draws with this mean and standard deviation.
     fn forty(mean: f64, deviation: f64) -> Vec<f64> {
-        // Twenty on each side: the variance over n − 1 is 40/39 of the squared distance.
+        // Twenty on each side: the variance with n − 1 is 40/39 of the squared distance.
         let away = deviation * (39.0_f64 / 40.0).sqrt();
         (0..40).map(|at| mean + if at % 2 == 0 { away } else { -away }).collect()
     }
@@ -102,9 +103,10 @@ mod tests {
         What::Gradient(parameter.into())
     }
 
-    /// The factors are of a noncentral T of forty draws, integrated in Python: with 95 % confidence no more
-    /// than 1e-5 of all draws are above mean + 5.297515 s, and 5e-6 above mean + 5.483708 s; two gradients
-    /// have the latter each. Distances are kept as their power 2/3. An s is at least a tenth of the mean.
+    /// The factors come from a noncentral T of forty draws, integrated in Python: with 95 % confidence at
+    /// most 1e-5 of all draws exceed mean + 5.297515 s, and 5e-6 exceed mean + 5.483708 s, which is the
+    /// factor for each of two gradients. Distances are raised to the power 2/3. s is at least a tenth of
+    /// the mean.
     #[test]
     fn a_bound_is_a_tolerance_limit() {
         assert_eq!(RISK, 1e-5);
@@ -137,13 +139,14 @@ mod tests {
             let found = bounds.of(&what);
             assert!((found / expected - 1.0).abs() < 1e-5, "{what}: {found}, not {expected}");
         }
-        // A loss in bf16: two of its numbers apart.
+        // A loss in bf16: two neighbouring numbers apart.
         let bounds = Bounds::new(&runs, Least { loss: Kind::BFloat16, ..LEAST });
         assert_eq!(bounds.of(&What::Loss), 2.0_f64.powi(-6));
         assert_eq!(bounds.of(&gradient("unused")), 24.0 / 256.0);
     }
 
-    /// What was never seen has no bound but rounding: a gradient that no unchanged run has is too large.
+    /// A gradient that is zero in every unchanged run has only the rounding as its bound: a nonzero one
+    /// is too large.
     #[test]
     fn an_unknown_gradient_is_beyond_its_bound() {
         let runs = vec![BTreeMap::from([(What::Loss, 0.0)]); 3];

@@ -1,7 +1,8 @@
-//! A precision's rounding, emulated in a wider one: what the precision keeps in 16 bits is rounded to them,
-//! by code that has no part in the precision's own. Runs whose weights and batches are moved at random by
-//! less than they are rounded by round otherwise from there on. How far they end from a run that does not
-//! round is how far an unchanged program may be from 32-true, for this model, its weights and its data.
+//! Emulates a precision's rounding in a wider precision, with code that is independent of the precision's
+//! own: every value that the precision keeps in 16 bits is rounded to 16 bits. If weights and batches are
+//! first moved at random by less than a rounding, everything is rounded differently. The distance of such
+//! runs from a run without rounding shows how far an unchanged program may be from 32-true, for this
+//! model, its weights and its data.
 
 use std::{
     cell::{Cell, RefCell},
@@ -27,38 +28,39 @@ use crate::{
     rounding::{is_narrow, moved, rounded, rounded_otherwise, rounding_of},
 };
 
-/// How far f32 sums of some hundred products, of which a few may follow each other between two modules, are off,
-/// relative to their size; and how far the mean that a loss is.
+/// The relative error of f32 sums of several hundred products, of which a few may follow each other
+/// between two modules; and the relative error of the mean in a loss.
 const SUMS: f64 = 1.0 / 1_048_576.0;
 const MEANS: f64 = 1.0 / 8_388_608.0;
 
-/// Of the gradient of a layer norm's weight or bias, which is the sum of a batch, some kernels keep parts in 16
-/// bits: it is off by so many roundings of its size.
+/// Some kernels keep parts of the gradient of a layer norm's weight or bias, which is a sum over the
+/// batch, in 16 bits. It may differ by this many roundings of its size.
 const OF_PARTS: f64 = 3.0;
 
 /// Where a precision rounds, and to which dtype.
 pub(super) struct Emulation {
-    /// What computes instead.
+    /// The precision in which the emulation computes.
     pub(super) wide: Precision,
     precision: Precision,
     device: Device,
-    /// By path.
+    /// The dtypes of modules, by path.
     modules: BTreeMap<String, Kinds>,
     loss: Kind,
 }
 
-/// The dtypes of what a module is given, returns and computes in.
+/// The dtypes of a module's inputs, outputs and computation.
 #[derive(Debug, Clone, Copy)]
 struct Kinds {
     given: Kind,
     returned: Kind,
     computed: Kind,
-    /// Whether the gradients of its parameters may be sums whose parts are rounded.
+    /// Whether the gradients of its parameters may be sums of rounded parts.
     sums_parts: bool,
 }
 
 impl Emulation {
-    /// Follows one pass of an unbroken model under the precision for the dtypes between its modules.
+    /// Runs one pass of an unchanged model under the precision and records the dtypes between its
+    /// modules.
     pub(super) fn of(case: &Case, precision: Precision, islands: &Rc<Islands>) -> Result<Self> {
         let device = case.trainer.device;
         let policy = Policy::new(precision, device);
@@ -75,13 +77,13 @@ impl Emulation {
             let mut step = Step::new(&context, &mut log, 0, 0);
             no_grad(|| model.training_step(&batch, &mut step))?.kind()
         };
-        // 64-true is what 32-true is emulated in.
+        // 32-true is emulated in 64-true.
         let (wide, rounds) = match precision {
             Precision::F64True => (Precision::F64True, Precision::F32True),
             other => (Precision::F32True, other),
         };
         let mut modules = seen.0.take();
-        // A norm of batches sums in f32.
+        // A batch norm sums in f32.
         for (name, _, role) in named_tensors(model.as_ref()) {
             let module = name.rsplit_once('.').and_then(|(module, _)| modules.get_mut(module));
             if let (Role::Buffer, Some(module)) = (role, module) {
@@ -94,27 +96,27 @@ impl Emulation {
         Ok(Self { wide, precision: rounds, device, modules, loss })
     }
 
-    /// The dtype that the loss is computed in.
+    /// The dtype in which the loss is computed.
     pub(super) fn loss(&self) -> Kind {
         if is_narrow(self.loss) { self.loss } else { Kind::Float }
     }
 
-    /// The module that a parameter belongs to, if it is one that runs.
+    /// The module to which a parameter belongs, if that module runs.
     fn module_of(&self, parameter: &str) -> Option<&Kinds> {
         parameter.rsplit_once('.').and_then(|(module, _)| self.modules.get(module))
     }
 
-    /// Whether a parameter is rounded: that of a module that computes in 16 bits, or of none.
+    /// Whether a parameter is rounded: if its module computes in 16 bits, or if it belongs to none.
     fn rounds(&self, parameter: &str) -> bool {
         self.module_of(parameter).is_none_or(|module| is_narrow(module.computed))
     }
 
-    /// What multiplies the loss, so that gradients are where the precision rounds them.
+    /// The factor on the loss, so that gradients have the size at which the precision rounds them.
     fn scale(&self) -> f64 {
         if self.precision.scales_loss() { CALM } else { 1.0 }
     }
 
-    /// Whether parameters and what the optimizer keeps stay rounded.
+    /// Whether parameters and optimizer state stay rounded after a step.
     fn stores(&self) -> (Option<Kind>, Option<Kind>) {
         match self.precision {
             Precision::F32True => (Some(Kind::Float), Some(Kind::Float)),
@@ -125,7 +127,7 @@ impl Emulation {
     }
 }
 
-/// Under `*-true` a module in a wider region is given 16 bits, which are cast on its way in.
+/// Under `*-true` a module in a wider region gets 16-bit inputs, which are cast on entry.
 fn cast_into_regions(modules: &mut BTreeMap<String, Kinds>, storage: Kind) {
     let computed: BTreeMap<String, Kind> =
         modules.iter().map(|(path, kinds)| (path.clone(), kinds.computed)).collect();
@@ -145,7 +147,7 @@ struct Seen(RefCell<BTreeMap<String, Kinds>>);
 impl Probe for Seen {
     fn ran(&self, call: &Call<'_>) {
         let given = match call.plan.autocast {
-            // Autocast casts within.
+            // Autocast casts inside the module.
             Some(kind) if call.op == Op::Matmul && is_floating(call.input.kind()) => kind,
             _ => call.input.kind(),
         };
@@ -159,23 +161,23 @@ impl Probe for Seen {
     }
 }
 
-/// One run that rounds.
+/// A run with emulated rounding.
 pub(super) struct Rounding {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
-    /// The parameters of this step as they are kept.
+    /// The stored parameters of this step.
     kept: Vec<(Tensor, Tensor)>,
     has_begun: bool,
 }
 
-/// Random numbers of its own.
+/// Random numbers that are independent of libtorch's.
 struct Draws {
     device: Device,
     seed: Cell<u64>,
 }
 
 impl Draws {
-    /// Leaves libtorch's generator as it was.
+    /// Restores libtorch's generator.
     fn with<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = RandomState::read(self.device)?;
         self.seed.set(self.seed.get() + 1);
@@ -187,9 +189,9 @@ impl Draws {
 }
 
 impl Rounding {
-    /// The run of this number.
+    /// The run with this number.
     pub(super) fn new(emulation: &Rc<Emulation>, seed: u64, number: u64) -> Self {
-        // Far enough apart for what one run draws. libtorch's generator on a CPU takes 32 bits.
+        // The seeds are further apart than one run draws. libtorch's CPU generator takes 32 bits.
         let seed = seed.wrapping_mul(0x9E37_79B1).wrapping_add(number << 20) & u64::from(u32::MAX);
         Self {
             emulation: Rc::clone(emulation),
@@ -199,7 +201,7 @@ impl Rounding {
         }
     }
 
-    /// Moves and rounds the parameters that the step's passes multiply by.
+    /// Moves and rounds the parameters with which the step's passes multiply.
     pub(super) fn begin(&mut self, model: &dyn LightningModule) -> Result<()> {
         if std::mem::replace(&mut self.has_begun, true) {
             return Ok(());
@@ -219,12 +221,12 @@ impl Rounding {
         })
     }
 
-    /// What modules are given and return, rounded.
+    /// The inputs and outputs of modules, rounded.
     pub(super) fn between(&self) -> Rc<dyn Substitute> {
         Rc::new(Between { emulation: Rc::clone(&self.emulation), draws: Rc::clone(&self.draws) })
     }
 
-    /// The loss as the precision has it, and what its gradients are taken of.
+    /// The loss with the precision's rounding, and the value whose gradients are computed.
     pub(super) fn loss(&self, loss: &Tensor) -> Result<(Tensor, Tensor)> {
         let loss = match self.emulation.precision {
             Precision::F32True => rounded(&self.draws.with(|| moved(loss, MEANS))?, Kind::Float)?,
@@ -235,8 +237,7 @@ impl Rounding {
         Ok((loss, scaled))
     }
 
-    /// Unscales and rounds gradients, and gives the parameters back what they had unless they are stored
-    /// rounded.
+    /// Unscales and rounds gradients, and restores the parameters unless they are stored rounded.
     pub(super) fn end(&mut self, gradients: &Gradients<Unscaled>) -> Result<()> {
         let kind = self.emulation.precision.compute();
         for (name, gradient) in gradients.named() {
@@ -260,7 +261,7 @@ impl Rounding {
         Ok(())
     }
 
-    /// The gradient of a layer norm's parameter as the sum of rounded parts.
+    /// The gradient of a layer norm's parameter as a sum of rounded parts.
     fn with_parts(&self, name: &str, gradient: &Tensor, kind: Kind) -> Result<Tensor> {
         let sums_parts = self.emulation.module_of(name).is_some_and(|module| module.sums_parts);
         if gradient.dim() > 1 || !sums_parts {
@@ -272,7 +273,7 @@ impl Rounding {
         Ok(gradient.f_add(&drawn.f_mul(&size)?.f_mul_scalar(share)?)?)
     }
 
-    /// Rounds what is stored rounded after an optimizer's step.
+    /// After an optimizer's step, rounds what is stored rounded.
     pub(super) fn stepped(
         &self,
         model: &dyn LightningModule,

@@ -1,4 +1,4 @@
-//! How far the steps of a precision were from those of 32-true.
+//! The distances of a precision's first steps from those of 32-true.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -10,11 +10,11 @@ use amp_core::{
 use super::{STEPS, steps::Ran};
 use crate::rounding::rounding_of;
 
-/// A gradient with less than this share of the whole gradient's norm may be rounding alone, as that of a
-/// bias before a batch norm is: its error is measured in multiples of this share.
+/// A gradient whose norm is less than this share of the whole gradient's may consist of rounding errors,
+/// as for a bias before a batch norm. Its error is measured relative to this share.
 const SHARE: f64 = 1e-2;
 
-/// What of the steps is held against 32-true.
+/// The compared properties of the steps.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
     /// (l − l₃₂)/l₃₂ of the first loss.
@@ -35,7 +35,7 @@ impl fmt::Display for What {
             Self::Loss => f.write_str("the first loss"),
             Self::Gradient(parameter) => write!(f, "the first gradient of `{parameter}`"),
             Self::Update => f.write_str("the update of the weights"),
-            Self::Length => f.write_str("the length of the weights' update"),
+            Self::Length => f.write_str("the norm of the weights' update"),
             Self::Norm => f.write_str("the norm of the weights"),
         }
     }
@@ -56,13 +56,13 @@ fn minus(a: &[Tensor], b: &[Tensor]) -> Result<Vec<Tensor>> {
     no_grad(|| a.iter().zip(b).map(|(a, b)| Ok(a.f_sub(b)?)).collect())
 }
 
-/// a/b; 0 where a is.
+/// a/b; 0 if a is 0.
 fn ratio(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a / b }
 }
 
-/// How far f32 takes the weights' figures by itself: an optimizer's constants are rounded, as 1 − lr·λ is,
-/// which moves all weights the same way in each step.
+/// The error of the weights' figures that f32 itself causes: an optimizer's constants such as 1 − lr·λ
+/// are rounded, which moves all weights in the same direction in each step.
 pub(super) fn of_constants(exact: &Ran) -> Result<f64> {
     let way = norm(&minus(&exact.weights, &exact.initial)?)?;
     Ok(ratio(STEPS as f64 * rounding_of(Kind::Float) * norm(&exact.weights)?, way))

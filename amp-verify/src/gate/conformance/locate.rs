@@ -1,4 +1,5 @@
-//! Which layer makes an error by itself: each runs on the exact values, so that none inherits another's.
+//! Finds the layer that makes an error: each layer runs on exact values, so that none inherits another's
+//! error.
 
 use std::rc::Rc;
 
@@ -11,8 +12,8 @@ use crate::{
     rounding::is_narrow,
 };
 
-/// What is to be said of the layers where a figure is beyond its bound; nothing of a model whose layers cannot be
-/// run by themselves.
+/// The text about the layers, for a figure that exceeds its bound; empty if the model's layers cannot run
+/// alone.
 pub(super) fn locate(job: &Job, case: &Case) -> Result<String> {
     if !is_narrow(job.precision.compute()) {
         return Ok(String::new());
@@ -54,7 +55,8 @@ mod tests {
         Own { path: path.into(), error: Some(error), wide: Vec::new(), twice: Vec::new() }
     }
 
-    /// The first of those beyond is named, one that is not finite among them; where none is, that is said.
+    /// The first layer beyond its bound is named, including errors that are not finite; if there is none,
+    /// the text says so.
     #[test]
     fn the_first_layer_beyond_its_bound_is_named() {
         let found = in_words(&[own("a", 1.0), own("b", 3.5), own("c", f64::INFINITY)]);

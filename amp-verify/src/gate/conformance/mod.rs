@@ -1,6 +1,6 @@
-//! A few steps of a precision beside the same steps in 32-true: what accuracy forgives and a rule
-//! does not. Without dropout and batch statistics, whose random numbers differ between dtypes on
-//! a GPU, both begin with the same weights and see the same examples.
+//! Compares a few steps of a precision with the same steps in 32-true. This shows errors that accuracy
+//! forgives. Without dropout and batch statistics, whose random numbers differ between dtypes on a GPU,
+//! both runs have the same weights and examples.
 
 mod bounds;
 mod emulation;
@@ -26,14 +26,14 @@ use super::{
 };
 use crate::{faults::Fault, registry::Registry};
 
-/// Optimizer steps beside 32-true.
+/// The number of compared optimizer steps.
 const STEPS: u64 = 6;
-/// The scale of those steps: low, so that none is skipped.
+/// The loss scale of these steps: low, so that none is skipped.
 const CALM: f64 = 1024.0;
-/// Runs that round.
+/// The number of runs with emulated rounding.
 const RUNS: u64 = 32;
 
-/// Does the job.
+/// Runs the job.
 pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let case = job.case(registry, Precision::F32True)?;
     let exact = Steps { job, case: &case, precision: Precision::F32True };
@@ -63,9 +63,9 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The figures of unchanged runs that round where the precision does, and what no bound is below.
+/// The figures of unchanged runs with emulated rounding, and the least value of each bound.
 fn unchanged(job: &Job, registry: &Registry, of_job: &Ran) -> Result<(Vec<Figures>, Least)> {
-    // What breaks 32-true as well is no matter of the precision.
+    // A fault that also breaks 32-true is not caused by the precision.
     let fault = job.fault.filter(|fault| fault.touches_baseline());
     let is_unbroken = fault == job.fault;
     let job = &Job { fault, ..job.clone() };
@@ -88,13 +88,14 @@ fn unchanged(job: &Job, registry: &Registry, of_job: &Ran) -> Result<(Vec<Figure
     Ok((runs.collect::<Result<_>>()?, least))
 }
 
-/// Each figure with its bound, of all gradients the one that is furthest; and what is beyond its bound.
+/// Each figure with its bound, for gradients the furthest one; and the text about figures that exceed
+/// their bound.
 fn judged(found: &Figures, bounds: &Bounds<'_>) -> (Vec<Checked>, Vec<String>) {
     let all: Vec<(&What, f64, f64)> =
         found.iter().map(|(what, figure)| (what, *figure, bounds.of(what))).collect();
     let (gradients, mut judged): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|(what, ..)| matches!(what, What::Gradient(_)));
-    // NaN is within no bound, and nothing is within a bound that is not finite.
+    // NaN is within no bound, and no figure is within a bound that is not finite.
     let is_beyond =
         |&(_, figure, bound): &(&What, f64, f64)| !(bound.is_finite() && figure.abs() <= bound);
     let beyond = gradients.iter().filter(|gradient| is_beyond(gradient)).count();

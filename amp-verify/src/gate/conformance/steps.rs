@@ -1,4 +1,4 @@
-//! A run of some steps, and what is noted of it.
+//! A run of some steps, and the values recorded from it.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -22,7 +22,7 @@ use crate::{
     tap::{Tap, Tapped},
 };
 
-/// What is noted of a run.
+/// The values recorded from a run.
 #[derive(Default)]
 pub(super) struct Trace {
     pub(super) gradients: Vec<(String, Tensor)>,
@@ -65,7 +65,7 @@ impl Callback for Tracer {
     }
 }
 
-/// Computes each loss without dropout and batch statistics, and notes the first.
+/// Computes each loss without dropout and batch statistics, and records the first one.
 struct Still {
     tracer: Tracer,
     islands: Rc<Islands>,
@@ -151,7 +151,7 @@ pub(super) struct Steps<'a> {
 impl Steps<'_> {
     pub(super) fn config(&self, steps: u64, init_scale: f64) -> TrainerConfig {
         let mut config = self.job.config(self.case, self.precision);
-        // Enough for the scale to come down, and an end where no step is ever applied.
+        // Enough steps for the scale to come down, and a limit in case no step is ever applied.
         config.max_epochs = 12;
         config.max_steps = Some(steps);
         config.numerics.scaler =
@@ -164,7 +164,7 @@ impl Steps<'_> {
         self.run_model(self.job.model(self.case, self.precision)?, config, None)
     }
 
-    /// Runs it at the calm scale, rounding where there is a `rounding`.
+    /// Runs it at the low loss scale, with emulated rounding if `rounding` is given.
     pub(super) fn run_calm(&self, rounding: Option<Rounding>) -> Result<Ran> {
         let model = self.job.model(self.case, self.precision)?;
         self.run_model(model, self.config(STEPS, CALM), rounding)

@@ -1,51 +1,51 @@
-//! What was checked, and what was not.
+//! What was checked and what was not.
 
 use serde::{Deserialize, Serialize};
 
 use crate::gate::reason::{Failure, Reason};
 
-/// One thing that was, or was not, held against its rule.
+/// The result of one check of a rule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
-    /// The rule, by the reason for which a precision fails that breaks it.
+    /// The rule, as the reason that its violation gives.
     pub rule: Reason,
-    /// What was looked at, or why nothing was.
+    /// What was checked, or why it could not be checked.
     pub about: String,
-    /// Whether it was looked at.
+    /// Whether it was checked.
     pub done: bool,
-    /// What was measured; null where bits are compared, or it is not finite.
+    /// The measured figure; null if bits are compared, or if the figure is not finite.
     pub figure: Option<f64>,
-    /// The most that it may be; null where there is no figure or no bound.
+    /// The bound; null if there is no figure or no bound.
     pub bound: Option<f64>,
 }
 
-/// What was looked at on the path that a model is trained on.
+/// The checks of the path on which a model is trained.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Seen {
-    /// Trained numbers.
+    /// The number of trained values.
     pub parameters: i64,
     /// Examples in a batch.
     pub batch_size: i64,
     /// Batches in a step.
     pub batches_per_step: i64,
-    /// Batches of an epoch, and how many of them were trained on.
+    /// Batches per epoch.
     pub batches: i64,
-    /// Batches that were trained on.
+    /// The number of batches that were trained on.
     pub followed: i64,
-    /// Steps of the unwatched epoch that were applied.
+    /// Applied steps of the unobserved epoch.
     pub steps: u64,
-    /// Of those, the ones that ran as a CUDA graph.
+    /// Those of them that ran as a CUDA graph.
     pub replayed: u64,
-    /// Why the model looks into its own steps, which keeps them off CUDA graphs and clipping within the
-    /// step; null where it does not.
+    /// Why the model reads its own steps, which prevents CUDA graphs and clipping within the step; null
+    /// if it does not.
     pub watched_by_itself: Option<String>,
-    /// What the trainer said of the run: why there are no graphs, and the like.
+    /// Notes of the trainer about the run, for example why there are no graphs.
     pub notes: Vec<String>,
     /// The rules.
     pub checked: Vec<Checked>,
 }
 
-/// What was found so far.
+/// The results so far.
 #[derive(Default)]
 pub(super) struct Findings {
     pub(super) failures: Vec<Failure>,
@@ -53,20 +53,20 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// Says what is wrong, once for each rule.
+    /// Adds a failure, once for each rule.
     pub(super) fn fail(&mut self, reason: Reason, text: impl Into<String>) {
         if self.failures.iter().all(|failure| failure.reason != reason) {
             self.failures.push(Failure::new(reason, text));
         }
     }
 
-    /// A rule whose breach would have been said.
+    /// A rule that was checked and holds.
     pub(super) fn held(&mut self, rule: Reason, about: String) {
         let checked = Checked { rule, about, done: true, figure: None, bound: None };
         self.examined.checked.push(checked);
     }
 
-    /// A figure; beyond the bound it fails.
+    /// A figure; it fails if it exceeds the bound.
     pub(super) fn measured(&mut self, rule: Reason, about: String, figure: f64, bound: f64) {
         // NaN is within no bound.
         if figure.is_nan() || figure > bound {
@@ -83,7 +83,7 @@ impl Findings {
         self.examined.checked.push(checked);
     }
 
-    /// Nothing at all.
+    /// A result without any check.
     pub(super) fn not_checked(&mut self, why: &str) {
         for rule in [
             Reason::Watching,

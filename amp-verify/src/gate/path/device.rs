@@ -1,4 +1,4 @@
-//! The device's own kernels, fused layers among them, against the CPU's: one gradient in 32-true, in
+//! Compares the device's kernels, including fused layers, with the CPU's: one gradient in 32-true, in
 //! training mode and without dropout, whose random numbers differ between devices.
 
 use std::collections::BTreeMap;
@@ -19,11 +19,11 @@ use super::{
 };
 use crate::gate::reason::Reason;
 
-/// The most that sums in another order make of a gradient's size and of its distance.
+/// The accepted differences of a gradient's size and of its distance, for sums in another order.
 const SIZE: f64 = 1e-3;
 const DISTANCE: f64 = 1e-2;
 
-/// How far one gradient is from another.
+/// The difference between two gradients.
 pub(super) struct Apart {
     /// |⟨a, b⟩/⟨b, b⟩ − 1|.
     pub(super) size: f64,
@@ -49,7 +49,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// The gradient of a batch in 32-true, as layers run when nobody watches them.
+/// The gradient of a batch in 32-true, with layers fused as in an unobserved run.
 pub(super) fn gradients(
     setup: &Setup<'_>,
     device: Device,
@@ -73,7 +73,7 @@ pub(super) fn gradients(
     Ok(gradients)
 }
 
-/// How far `a` is from `b`; a gradient that only one of them has counts as zero in the other.
+/// The difference of `a` from `b`. A gradient that only one of them has is compared with zero.
 pub(super) fn apart(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Result<Apart> {
     let (mut both, mut own, mut off) = (0.0, 0.0, 0.0);
     for (name, exact) in b {

@@ -1,4 +1,4 @@
-//! The rate of dropout, counted: the share that it drops against the factor that it scales the rest by.
+//! Compares the share of elements that dropout drops with the factor by which it scales the others.
 
 use std::cell::RefCell;
 
@@ -8,42 +8,42 @@ use amp_core::{
     tch::{Kind, Tensor, no_grad},
 };
 
-/// So many standard errors a share may be away from its rate.
+/// The accepted distance of a share from its rate, in standard errors.
 const CHANCE: f64 = 6.0;
-/// A factor is constant up to so much, which 16 bits make of it.
+/// The accepted variation of a factor, which comes from rounding to 16 bits.
 const CONSTANT: f64 = 0.01;
 
-/// Lets no layers run in one, and counts what each drops.
+/// Runs layers one at a time, and counts the dropped elements of each.
 #[derive(Default)]
 pub(super) struct Counter(RefCell<Counts>);
 
 #[derive(Default)]
 struct Counts {
-    /// Whether anything is counted: it takes a pass over each output.
+    /// Whether elements are counted: it takes a pass over each output.
     done: bool,
     layers: u64,
-    /// The furthest share from its rate, in standard errors, and where.
+    /// The largest distance of a share from its rate, in standard errors, and its layer.
     worst: f64,
     text: String,
     wrong: bool,
 }
 
-/// What one layer does to its input's elements.
+/// The effect of one layer on its input's elements.
 struct Drops {
     /// The share of elements that become zero.
     share: f64,
-    /// What the others are multiplied by.
+    /// The factor on the other elements.
     factor: f64,
     elements: f64,
 }
 
 impl Counter {
-    /// Ends the counting, after one batch.
+    /// Stops counting, after one batch.
     pub(super) fn end(&self) {
         self.0.borrow_mut().done = true;
     }
 
-    /// Layers that drop, the furthest share in standard errors, and what is wrong.
+    /// The layers that drop elements, the largest distance in standard errors, and the failures.
     pub(super) fn found(&self) -> (u64, f64, Option<String>) {
         let counts = self.0.borrow();
         (counts.layers, counts.worst, counts.wrong.then(|| counts.text.clone()))
@@ -58,7 +58,7 @@ impl Counter {
         };
         let rate = 1.0 - 1.0 / factor;
         let deviation = (share * (1.0 - share) / elements).sqrt();
-        // The factor is rounded, too.
+        // The factor is rounded as well.
         let away = ((share - rate).abs() - CONSTANT * rate.max(0.0)).max(0.0) / deviation;
         let mut counts = self.0.borrow_mut();
         counts.layers += 1;
@@ -78,12 +78,12 @@ impl Counter {
 
 impl Probe for Counter {
     fn ran(&self, call: &Call<'_>) {
-        // What cannot be counted is not dropout.
+        // A layer that cannot be counted is not dropout.
         let _ = no_grad(|| self.count(call));
     }
 }
 
-/// What the layer drops; none where its output is not its input with some elements dropped at random.
+/// The effect of the layer; `None` if its output is not its input with some elements dropped at random.
 fn drops(input: &Tensor, output: &Tensor) -> Result<Option<Drops>> {
     let (input, output) = (input.f_to_kind(Kind::Double)?, output.f_to_kind(Kind::Double)?);
     let number = |tensor: Tensor| -> Result<f64> { Ok(tensor.f_double_value(&[])?) };
@@ -92,7 +92,7 @@ fn drops(input: &Tensor, output: &Tensor) -> Result<Option<Drops>> {
     let kept = present.f_logical_and(&output.f_ne(0.0)?)?;
     let count = |mask: &Tensor| number(mask.f_sum(Kind::Double)?);
     let (zeros, others) = (count(&dropped)?, count(&kept)?);
-    // ReLU drops what is negative, and nothing else.
+    // ReLU drops exactly the negative elements.
     let positive = count(&dropped.f_logical_and(&input.f_gt(0.0)?)?)?;
     if zeros < 16.0 || others < 16.0 || positive == 0.0 {
         return Ok(None);
@@ -131,7 +131,8 @@ mod tests {
         (layers, wrong)
     }
 
-    /// Dropout by the library is right; with another factor, and with none, it is not; a ReLU is none.
+    /// The library's dropout passes; one with another factor, or without a factor, fails; a ReLU is not
+    /// dropout.
     #[test]
     fn a_rate_that_is_not_its_factors_is_found() -> Result<()> {
         let _section = random::seeded(3)?;

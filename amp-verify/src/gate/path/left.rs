@@ -1,4 +1,4 @@
-//! What a run leaves: all that the next step depends on, and what was logged.
+//! The final state of a run: everything on which the next step depends, and the logged values.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -15,7 +15,7 @@ use amp_core::{
 };
 use serde_json::{Map, Value};
 
-/// What a run left.
+/// The final state of a run.
 pub(super) struct Left {
     /// The model's tensors and those of its optimizers, on the host.
     pub(super) tensors: Vec<(String, Tensor)>,
@@ -25,8 +25,8 @@ pub(super) struct Left {
     pub(super) counts: Counts,
 }
 
-/// Notes the optimizers' state at the end of each epoch and what is held after each step, without a
-/// look into any step.
+/// Records the optimizers' state at the end of each epoch and the memory after each step, without
+/// observing any step.
 #[derive(Clone, Default)]
 pub(super) struct Keeper(Rc<RefCell<Kept>>);
 
@@ -37,13 +37,13 @@ struct Kept {
     counts: Counts,
 }
 
-/// What a run's steps were made of.
+/// The composition of a run's steps.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Counts {
     pub(super) batches: i64,
     /// Steps, applied or skipped.
     pub(super) attempts: i64,
-    /// Bytes held after each, above what was held before the run.
+    /// Bytes after each step, above those before the run.
     pub(super) held: Vec<i64>,
 }
 
@@ -57,7 +57,7 @@ impl Keeper {
 
 impl Callback for Keeper {
     fn name(&self) -> String {
-        "what a run leaves".into()
+        "the final state of a run".into()
     }
 
     fn step_access(&self) -> StepAccess {
@@ -107,7 +107,7 @@ impl Left {
         Ok(Self { tensors, values: state.values().clone(), record, counts })
     }
 
-    /// The first thing that is not to the bit what `other` has, or not within `tolerance` of a tensor's
+    /// The first difference from `other`: in any bit, or by more than `tolerance` relative to a tensor's
     /// size.
     pub(super) fn difference(&self, other: &Self, tolerance: f64) -> Result<Option<String>> {
         let (own, others) = (&self.record.end, &other.record.end);
@@ -126,7 +126,7 @@ impl Left {
         }
         for (name, value) in &self.values {
             if other.values.get(name) != Some(value) {
-                return Ok(Some(format!("`{name}` is another")));
+                return Ok(Some(format!("`{name}` differs")));
             }
         }
         Ok(None)
@@ -135,7 +135,7 @@ impl Left {
     /// The first tensor that is another.
     pub(super) fn tensors_differ(&self, other: &Self, tolerance: f64) -> Result<Option<String>> {
         if self.tensors.len() != other.tensors.len() {
-            return Ok(Some("it keeps other tensors".into()));
+            return Ok(Some("the runs hold different tensors".into()));
         }
         for ((name, own), (_, other)) in self.tensors.iter().zip(&other.tensors) {
             if own.size() == other.size() && own.kind() == other.kind() && own.f_equal(other)? {
@@ -150,7 +150,7 @@ impl Left {
         Ok(None)
     }
 
-    /// The first value that was logged at the end of an epoch and is another there.
+    /// The first value logged at the end of an epoch that differs.
     pub(super) fn logged_difference(&self, other: &Self) -> Option<String> {
         let logged = |left: &Self| -> Vec<(String, u64)> {
             let epochs = left.record.epochs.iter();
@@ -167,7 +167,7 @@ impl Left {
     }
 }
 
-/// A copy of its own on the host.
+/// A copy on the host.
 pub(super) fn on_host(tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_to_device(Device::Cpu)?.f_detach_copy())?)
 }

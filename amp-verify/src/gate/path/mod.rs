@@ -1,7 +1,7 @@
-//! The path that users train on, rule by rule. `Trainer::fit` runs as it does for a user: in training
-//! mode, with CUDA graphs, fused layers, clipping within the step and the fused optimizer where it
-//! uses them. It is looked at from outside when it has ended. A second run is watched from within and
-//! must end with the same bits; so whatever holds for its steps holds for those that nobody saw.
+//! Checks the path that users train on, rule by rule. `Trainer::fit` runs as it does for a user: in
+//! training mode, with CUDA graphs, fused layers, clipping within the step and the fused optimizer where
+//! it uses them. The gate compares its final state. A second run is observed in each step and must end
+//! with the same bits, so that the checks of its steps hold for the first run as well.
 
 mod checked;
 mod device;
@@ -33,8 +33,8 @@ use super::{
 };
 use crate::{faults::Fault, registry::Registry};
 
-/// The most that a gradient's projection on 32-true's may be away from 1, by the dtype computed in.
-/// Rounding alone is some hundredths of this; a lost batch of four is a quarter.
+/// The accepted distance from 1 of a gradient's projection on 32-true's, by the dtype of the computation.
+/// Rounding alone causes a few hundredths of this; a lost batch of four causes a quarter.
 fn projection_bound(precision: Precision) -> f64 {
     match precision {
         Precision::F64True | Precision::F32True => 1e-3,
@@ -43,7 +43,7 @@ fn projection_bound(precision: Precision) -> f64 {
     }
 }
 
-/// Does the job.
+/// Runs the job.
 pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let case = job.case(registry, job.precision)?;
     let setup = Setup { job, case: &case, precision: job.precision };
@@ -96,7 +96,7 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// What the unwatched epoch was.
+    /// The properties of the unobserved epoch.
     fn describe(&mut self, plain: &Left) -> Result<()> {
         let (case, record) = (self.setup.case, &plain.record);
         let loader = case.data.train_loader(case.trainer.policy(), None)?;
@@ -118,7 +118,7 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Whether an epoch has all its batches, in steps of as many as were asked for.
+    /// Whether an epoch uses all its batches, in steps of the requested number of batches.
     fn batches(&mut self, plain: &Left) -> Result<()> {
         let config = self.setup.config(Way::Epoch)?;
         let (batches, window) =
@@ -136,10 +136,10 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Whether steps keep what they should let go.
+    /// Whether steps leak memory.
     fn memory(&mut self, plain: &Left) {
         let held = &plain.counts.held;
-        // The first steps make the optimizer's state, what libraries keep and a CUDA graph.
+        // The first steps allocate the optimizer's state, workspaces of libraries and a CUDA graph.
         let Some(later) = held.get(6..).filter(|later| later.len() >= 4) else {
             self.findings.left_out(Reason::Memory, "the epoch has too few steps");
             return;
@@ -149,13 +149,14 @@ impl Checks<'_> {
         let grown = (least(second) - least(first)).max(0);
         self.findings.measured(
             Reason::Memory,
-            format!("bytes that {} steps keep beyond those before them", second.len()),
+            format!("bytes that {} steps keep in addition to the steps before them", second.len()),
             grown as f64,
             0.0,
         );
     }
 
-    /// Clipping that takes effect, whatever the model's own limit is, and a run that is stopped.
+    /// A run with effective clipping, whatever the model's own limit is, and a run that is saved and
+    /// resumed.
     fn clipped(&mut self, limit: f64) -> Result<()> {
         if !(limit > 0.0 && limit.is_finite()) {
             self.findings.left_out(Reason::Resume, "the gradients have no size to clip by");
@@ -170,7 +171,7 @@ impl Checks<'_> {
         self.resume(way, &plain)
     }
 
-    /// Scales that overflow, come down and grow.
+    /// Scales that overflow, fall and grow.
     fn overflowing(&mut self) -> Result<()> {
         let plain = self.setup.plain(Way::Overflowing)?;
         let (watched, seen, model) = self.setup.watched(Way::Overflowing)?;
@@ -180,7 +181,7 @@ impl Checks<'_> {
         );
         self.same(Way::Overflowing, &what, &plain, &watched)?;
         self.followed(&what, &seen);
-        // With regions by path nothing may be left in f16.
+        // Precision regions by path may leave nothing in f16.
         if seen.skipped == 0 && self.setup.job.islands.is_empty() {
             self.findings.fail(Reason::Skip, "no step was skipped although the scale overflows");
         }
@@ -188,15 +189,13 @@ impl Checks<'_> {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an overflow");
         }
         let moves = seen.scale.map_or((0, 0), |rule| (rule.grown, rule.backed_off));
-        self.findings.held(
-            Reason::Scale,
-            format!("{what}: it grew {} and gave way {} times", moves.0, moves.1),
-        );
+        self.findings
+            .held(Reason::Scale, format!("{what}: it grew {} and fell {} times", moves.0, moves.1));
         self.findings.held(Reason::Skip, format!("{} skipped steps", seen.skipped));
         Ok(())
     }
 
-    /// The run that nobody watches against the one that is watched.
+    /// Compares the unobserved run with the observed one.
     fn same(&mut self, way: Way, what: &str, plain: &Left, watched: &Left) -> Result<()> {
         let tolerance = self.tolerance(way, plain, watched)?;
         let mut difference = plain.difference(watched, tolerance)?;
@@ -215,7 +214,7 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// 0, unless the same run twice has other bits by itself, as on a GPU.
+    /// 0, unless two equal runs differ by themselves, as on a GPU.
     fn tolerance(&self, way: Way, plain: &Left, other: &Left) -> Result<f64> {
         let is_cuda = self.setup.case.trainer.device.is_cuda();
         if !is_cuda || plain.difference(other, 0.0)?.is_none() {
@@ -225,7 +224,7 @@ impl Checks<'_> {
         Ok(if plain.difference(&again, 0.0)?.is_some() { 0.05 } else { 0.0 })
     }
 
-    /// What the watched steps said.
+    /// The results of the observed steps.
     fn followed(&mut self, what: &str, seen: &Seen) {
         for Failure { reason, text, .. } in &seen.failures {
             self.findings.fail(*reason, format!("{what}: {text}"));
@@ -251,8 +250,8 @@ impl Checks<'_> {
         }
     }
 
-    /// Whether the model's attention drops elements that 32-true's does not. On CUDA the kernels of 16 and of
-    /// 32 bits draw their masks in different orders.
+    /// Whether the model's attention drops other elements than 32-true's. On CUDA the kernels of 16 and
+    /// of 32 bits draw their masks in different orders.
     fn masks_differ(&self, reference: &Reference, model: &dyn amp_core::LightningModule) -> bool {
         let attends = |name: &str| name.ends_with("in_proj_weight");
         self.setup.case.trainer.device.is_cuda()
@@ -260,7 +259,7 @@ impl Checks<'_> {
             && nn::parameters(model).iter().any(|parameter| attends(&parameter.name))
     }
 
-    /// Each step's gradient and the buffers against 32-true.
+    /// Compares each step's gradient and the buffers with 32-true's.
     fn gradients(&mut self, seen: &Seen, model: &dyn amp_core::LightningModule) -> Result<()> {
         let Some(reference) = &seen.reference else { return Ok(()) };
         let worst = reference.worst;
@@ -320,7 +319,7 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Saves half way and goes on in a new model.
+    /// Saves half way and continues in a new model.
     fn resume(&mut self, way: Way, plain: &Left) -> Result<()> {
         let folder = run::folder()?;
         let path = folder.path().join("half.safetensors");
@@ -332,13 +331,12 @@ impl Checks<'_> {
         {
             let tolerance = if is_cuda { self.tolerance(way, plain, left)? } else { 0.0 };
             let difference = match Fault::loses_state(self.setup.job.fault) {
-                // Its counts begin anew.
+                // Its counts start again.
                 true => plain.tensors_differ(left, tolerance)?,
                 false => plain.difference(left, tolerance)?,
             };
             if let Some(difference) = difference {
-                let text =
-                    format!("{what} ends elsewhere than one that was not stopped: {difference}");
+                let text = format!("{what} differs from one that was not stopped: {difference}");
                 self.findings.fail(Reason::Resume, text);
             }
         }
@@ -350,7 +348,7 @@ impl Checks<'_> {
     }
 }
 
-/// The middle value; 0 of none.
+/// The median; 0 without values.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

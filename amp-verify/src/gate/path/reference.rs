@@ -1,6 +1,6 @@
-//! The gradient of each step's examples in 32-true, from the run's own weights and with the same
-//! dropped elements: what differs is this step's rounding alone. Layers run one by one and batches
-//! are weighed here, so that fused kernels and the trainer's accumulation are judged as well.
+//! The gradient of each step's examples in 32-true, with the run's own weights and the same dropped
+//! elements, so that only this step's rounding differs. Layers run one at a time and batches are weighted
+//! here, so that fused kernels and the trainer's accumulation are checked as well.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -20,15 +20,15 @@ use super::{
 };
 use crate::rounding::rounding_of;
 
-/// Tensors with less of the gradient's norm than this are mostly rounding.
+/// Tensors with a smaller share of the gradient's norm consist mostly of rounding errors.
 const SHARE: f64 = 0.05;
 
-/// A model in 32-true that follows the run's weights.
+/// A model in 32-true with the run's weights.
 pub(super) struct Reference {
     model: Box<dyn LightningModule>,
     policy: Policy,
     device: Device,
-    /// What the batches so far count.
+    /// The total weight of the batches so far.
     weight: f64,
     pub(super) windows: u64,
     pub(super) worst: Worst,
@@ -38,7 +38,7 @@ pub(super) struct Reference {
     pub(super) dropout: Rc<Counter>,
 }
 
-/// The largest of each figure over all steps.
+/// The largest value of each figure over all steps.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Worst {
     /// |⟨g, r⟩/⟨r, r⟩ − 1| of the whole gradient g against the reference's r.
@@ -60,7 +60,7 @@ impl Reference {
         Ok(Self { model, policy, device, weight: 0.0, windows: 0, worst, draws: false, dropout })
     }
 
-    /// Takes the run's weights before the first batch of a step.
+    /// Copies the run's weights before the first batch of a step.
     fn begin(&mut self, run: &dyn LightningModule) -> Result<()> {
         let own = named_tensors(self.model.as_ref());
         for ((_, own, role), (_, run, _)) in own.into_iter().zip(named_tensors(run)) {
@@ -81,7 +81,7 @@ impl Reference {
         Ok(())
     }
 
-    /// Adds a batch, which the run saw with these random numbers and this loss.
+    /// Adds a batch, with the random numbers and the loss that the run had.
     pub(super) fn add(
         &mut self,
         run: &dyn LightningModule,
@@ -115,7 +115,7 @@ impl Reference {
         Ok(())
     }
 
-    /// Holds the run's gradient of the batches so far against its own.
+    /// Compares the run's gradient of the batches so far with its own.
     pub(super) fn compare(
         &mut self,
         gradients: &[BTreeMap<String, Tensor>],
@@ -158,8 +158,8 @@ impl Reference {
         Ok(first)
     }
 
-    /// The buffer of the run's that is furthest from the reference's, relative to its size, beyond what
-    /// its own dtype makes of a running average: with a momentum of 0.1 that is ten roundings.
+    /// The buffer that differs most from the reference's, relative to its size, minus the rounding of a
+    /// running average in its dtype: ten roundings for a momentum of 0.1.
     pub(super) fn buffers(&self, run: &dyn LightningModule) -> Result<Option<(String, f64)>> {
         let mut worst: Option<(String, f64)> = None;
         let own = named_tensors(self.model.as_ref()).into_iter().zip(named_tensors(run));
@@ -190,7 +190,7 @@ impl Reference {
     }
 }
 
-/// The larger; NaN is the largest.
+/// The larger value; NaN counts as the largest.
 fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }

@@ -1,7 +1,7 @@
-//! The same gradients stepped on in float64: what the optimizer, clipping and the schedule should
-//! have made of them. It runs on the CPU, beside the trainer: the trainer's unscaling, clipping and
-//! stepping, the optimizers' code and the device's kernels have no part in it. An optimizer that was
-//! written elsewhere steps by its own code, in float64.
+//! Repeats the optimizer's steps on the same gradients in float64, to check the optimizer, clipping and
+//! the schedule. It runs on the CPU and uses neither the trainer's unscaling, clipping and stepping, nor
+//! the optimizers' code, nor the device's kernels. An optimizer from elsewhere steps with its own code,
+//! in float64.
 
 use std::collections::BTreeMap;
 
@@ -21,50 +21,50 @@ use super::{
 };
 use crate::rounding::rounding_of;
 
-/// What a step's weights and averages may be away from the replay, relative to what moved them:
-/// f32 rounds each of some operations to 2⁻²⁴.
+/// The accepted difference of a step's weights and optimizer state, relative to their change: f32 rounds
+/// each of several operations to 2⁻²⁴.
 const ROUNDING: f64 = 2e-5;
 
 /// The optimizers over f64 copies of the parameters.
 pub(super) struct Replay {
-    /// Keeps the copies that the optimizers step.
+    /// The copies that the optimizers step.
     _model: Box<dyn LightningModule>,
     scheduled: Vec<Scheduled>,
-    /// Of each optimizer, where it has a rule here.
+    /// For each optimizer its rule, if there is one here.
     rules: Vec<Option<Ruled>>,
     initial: BTreeMap<String, Tensor>,
     clip: Option<Clip>,
     steps: u64,
-    /// The largest distance so far, in multiples of what is allowed.
+    /// The largest difference so far, in multiples of the accepted one.
     pub(super) worst: f64,
-    /// How many steps clipping changed.
+    /// The number of steps that clipping changed.
     pub(super) clipped: u64,
 }
 
-/// An optimizer that is stepped by its rule.
+/// An optimizer that is stepped with its rule.
 struct Ruled {
     rule: Rule,
-    /// By parameter: its steps and what is kept for it.
+    /// For each parameter, its number of steps and its state.
     kept: BTreeMap<String, (u64, Slots)>,
 }
 
-/// How far something is from the replay.
+/// The difference from the repetition.
 struct Distance {
     what: String,
     off: f64,
-    /// The size of what moved it.
+    /// The size of the change.
     of: f64,
     allowed: f64,
 }
 
-/// What is not as it should be.
+/// The text about a difference.
 pub(super) enum Wrong {
     Rates(String),
     Update(String),
 }
 
 impl Replay {
-    /// Steps the weights of `model`, which is like `run` and takes over its weights.
+    /// Repeats the steps of `model`, which is built like `run` and takes its weights.
     pub(super) fn new(
         model: Box<dyn LightningModule>,
         run: &dyn LightningModule,
@@ -103,7 +103,7 @@ impl Replay {
         })
     }
 
-    /// Steps on what each optimizer was given, unscaled and not yet clipped, by parameter.
+    /// Steps with each optimizer's gradients, unscaled and not yet clipped, by parameter.
     pub(super) fn step(&mut self, gradients: &[BTreeMap<String, Tensor>]) -> Result<()> {
         self.steps += 1;
         for own in gradients {
@@ -126,14 +126,14 @@ impl Replay {
         Ok(())
     }
 
-    /// Moves the schedules that move by epochs, some by what was logged.
+    /// Moves the schedules that move by epochs; some of them need logged values.
     pub(super) fn end_epoch(&mut self, logged: &[Logged]) -> Result<()> {
         self.scheduled
             .iter_mut()
             .try_for_each(|scheduled| scheduled.advance(Interval::Epoch, logged))
     }
 
-    /// Holds the run's optimizers against the replay's, after the same steps.
+    /// Compares the run's optimizers with these, after the same steps.
     pub(super) fn compare(&mut self, run: &[Scheduled]) -> Result<Option<Wrong>> {
         for (own, run) in self.scheduled.iter().zip(run) {
             if own.rates() != run.rates() {
@@ -183,7 +183,7 @@ impl Replay {
         Ok(None)
     }
 
-    /// The optimizer's averages, which have the gradients' size even where the step has not.
+    /// The optimizer's averages, which have the gradients' size even if the step does not.
     fn averages(&self, own: &State, run: &Scheduled) -> Result<Vec<Distance>> {
         let run_parameters = run.optimizer.parameters();
         let run = run.optimizer.state()?;
@@ -205,14 +205,14 @@ impl Replay {
         }
         let distance = |(slot, (off, size)): (String, (f64, f64))| {
             let (off, of) = (off.sqrt(), size.sqrt());
-            // Squares have twice the rounding of what is squared.
+            // A square has twice the relative rounding error.
             let allowed = (ROUNDING + (3.0 + self.steps as f64) * eps) * of;
             Distance { what: format!("the optimizer's `{slot}`"), off, of, allowed }
         };
         Ok(sums.into_iter().map(distance).collect())
     }
 
-    /// How far some signs that rounding turns may lead, where an optimizer steps by signs alone.
+    /// The accepted effect of signs that rounding flips, for an optimizer that steps by signs.
     fn signs(&self) -> f64 {
         let by_sign = self
             .scheduled
@@ -270,7 +270,7 @@ impl Ruled {
         Ok(())
     }
 
-    /// What is kept, by the names that the optimizer itself saves it under.
+    /// The state under the names with which the optimizer saves it.
     fn state(&self) -> State {
         let mut state = State::default();
         for (name, (_, slots)) in &self.kept {
@@ -282,7 +282,7 @@ impl Ruled {
     }
 }
 
-/// Steps by the optimizer's own code: the gradient of Σ⟨p, g⟩ is g.
+/// Steps with the optimizer's own code: the gradient of Σ⟨p, g⟩ is g.
 fn step_itself(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Result<()> {
     scheduled.optimizer.zero_grad()?;
     let mut sum = Tensor::from(0.0);
@@ -297,7 +297,7 @@ fn step_itself(scheduled: &mut Scheduled, own: &BTreeMap<&str, Tensor>) -> Resul
     scheduled.optimizer.step()
 }
 
-/// The gradients clipped as torch's documentation has it, and whether that changed them.
+/// The gradients clipped as torch's documentation defines it, and whether that changed them.
 fn clipped(
     gradients: BTreeMap<&str, Tensor>,
     clip: Option<Clip>,

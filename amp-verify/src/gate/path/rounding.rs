@@ -1,7 +1,7 @@
-//! How each layer rounds: what it makes of its own rounded inputs, against float64 on the same inputs.
-//! Rounding to nearest has a mean of zero; a layer that truncates has one of half its errors' size. The error
-//! itself has the size that rounding of parameters and results gives it: one that is larger is made within
-//! the layer; where there is none, the layer does not compute in 16 bits.
+//! Checks how each layer rounds, against float64 on the layer's own rounded inputs. Rounding to nearest
+//! has errors with mean zero; truncation has errors whose mean is half their size. The size of the errors
+//! follows from the rounding of parameters and results: a larger error is made inside the layer, and a
+//! missing error shows that the layer does not compute in 16 bits.
 
 use std::rc::Rc;
 
@@ -13,13 +13,13 @@ use crate::{
     layers::{self, Options, Own, WITHIN},
 };
 
-/// The most that the mean of a layer's rounding errors may be, in multiples of their root mean square.
-/// Truncation towards zero has 0.87.
+/// The accepted mean of a layer's rounding errors, in multiples of their root mean square. Truncation
+/// towards zero has 0.87.
 const MEAN: f64 = 0.4;
-/// Below so many standard errors a mean is chance.
+/// A mean of fewer standard errors is attributed to chance.
 const CHANCE: f64 = 6.0;
 
-/// Measures the layers of the first batch.
+/// Measures the layers on the first batch.
 pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let precision = setup.precision;
     if matches!(precision.compute(), Kind::Float | Kind::Double) {
@@ -55,7 +55,7 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
 /// Whether the layers round to nearest.
 fn mean(report: &layers::Report, findings: &mut Findings) {
     let (mut worst, mut layer) = (0.0, "");
-    // A layer without weights may multiply by a constant, as dropout does, whose own rounding has a
+    // A layer without weights may multiply by a constant, as dropout does, whose own rounding error has a
     // mean.
     let weighed = report.layers.iter().filter(|layer| layer.weight_gradient.is_some());
     let count = weighed.clone().count();
@@ -77,7 +77,7 @@ fn mean(report: &layers::Report, findings: &mut Findings) {
     );
 }
 
-/// Whether the layers round no more than they must.
+/// Whether the layers' errors are explained by rounding.
 fn size(own: &[Own], findings: &mut Findings) {
     let errors = own.iter().filter_map(|own| Some((own.error?, own.path.as_str())));
     let Some((error, path)) = errors.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };
@@ -92,9 +92,9 @@ fn size(own: &[Own], findings: &mut Findings) {
     );
 }
 
-/// Whether the layers compute in 16 bits, and round to these at once.
+/// Whether the layers compute in 16 bits, and round once.
 fn width(own: &[Own], findings: &mut Findings) {
-    // Values come before the gradients that follow from them.
+    // Values are checked before the gradients that follow from them.
     for kind in [layers::Kind::Forward, layers::Kind::InputGradient] {
         let what = if kind == layers::Kind::Forward { "values" } else { "gradients" };
         for Own { path, .. } in own.iter().filter(|own| own.wide.contains(&kind)) {

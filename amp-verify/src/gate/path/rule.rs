@@ -1,4 +1,4 @@
-//! The rules of optimizers in float64, as their papers and torch's documentation have them.
+//! The update rules of optimizers in float64, from their papers and torch's documentation.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use amp_core::{
 };
 use serde_json::{Map, Value};
 
-/// What an optimizer keeps for one parameter, by torch's names.
+/// The state for one parameter, with torch's names.
 pub(super) type Slots = BTreeMap<&'static str, Tensor>;
 
 /// An optimizer with a rule here.
@@ -39,7 +39,7 @@ impl Options<'_> {
 }
 
 impl Rule {
-    /// The rule of the optimizer with this name; none of one that was written elsewhere.
+    /// The rule of the optimizer with this name; `None` for an optimizer from elsewhere.
     pub(super) fn of(optimizer: &str) -> Option<Self> {
         match optimizer {
             "Adam" => Some(Self::Adam { decoupled: false }),
@@ -51,7 +51,7 @@ impl Rule {
         }
     }
 
-    /// Moves a parameter in place by its gradient; `step` counts from 1.
+    /// Updates a parameter in place; `step` counts from 1.
     pub(super) fn step(
         self,
         options: &Map<String, Value>,
@@ -98,7 +98,7 @@ impl Rule {
                     g
                 } else {
                     let buffer = match slots.get("momentum_buffer") {
-                        // The first gradient is taken whole.
+                        // The first gradient is used without averaging.
                         None => g.f_mul_scalar(1.0)?,
                         Some(old) => {
                             let new = g.f_mul_scalar(1.0 - options.number("dampening"))?;
@@ -146,7 +146,7 @@ impl Rule {
     }
 }
 
-/// The running average of this name with a new value in it; it begins at zero.
+/// Updates the running average of this name, which starts at zero.
 fn mix(slots: &mut Slots, name: &'static str, decay: f64, new: &Tensor) -> Result<Tensor> {
     let new = new.f_mul_scalar(1.0 - decay)?;
     let average = match slots.get(name) {
@@ -173,8 +173,8 @@ mod tests {
         ((places * speed + phase).sin() * 0.3).view([3, 4])
     }
 
-    /// The rules against the optimizers in float64, whose numbers are torch's to the bit in tests of
-    /// amp-core.
+    /// Compares the rules with the optimizers in float64, whose numbers equal torch's to the bit in tests
+    /// of amp-core.
     #[rstest]
     #[case::adamw(&AdamW { weight_decay: 0.3, ..AdamW::default() })]
     #[case::adamw_betas(&AdamW { betas: (0.7, 0.95), eps: 1e-3, fused: false, ..AdamW::default() })]

@@ -1,4 +1,5 @@
-//! Rules of a step by themselves: when it is skipped, what a skipped one leaves, how the scale moves.
+//! Rules of single steps: when a step is skipped, what a skipped step leaves unchanged, how the scale
+//! moves.
 
 use amp_core::{
     precision::{GradScalerConfig, StepOutcome},
@@ -7,13 +8,13 @@ use amp_core::{
 
 use amp_core::Result;
 
-/// The scale as its rule has it, in f32 as on the device.
+/// The loss scale according to its rule, in f32 as on the device.
 pub(super) struct ScaleRule {
     constants: GradScalerConfig,
     scale: f32,
     /// Steps since it last moved.
     since: i64,
-    /// How often it grew and gave way.
+    /// The number of times it grew and fell.
     pub(super) grown: u64,
     pub(super) backed_off: u64,
 }
@@ -24,7 +25,7 @@ impl ScaleRule {
         Self { constants, scale, since: 0, grown: 0, backed_off: 0 }
     }
 
-    /// The scale after a step that ended so.
+    /// The scale after a step with this outcome.
     pub(super) fn after(&mut self, outcome: &StepOutcome) -> f64 {
         let GradScalerConfig { growth_factor, backoff_factor, growth_interval, .. } =
             self.constants;

@@ -1,5 +1,5 @@
-//! The runs that are held against each other: one that nobody watches and one that the gate does,
-//! under options that let each rule take effect.
+//! The runs that are compared: an unobserved one and one that the gate observes, with options that let
+//! each rule take effect.
 
 use std::{cell::RefCell, path::Path, rc::Rc};
 
@@ -22,25 +22,25 @@ use super::{
 };
 use crate::{case::Case, faults::Fault, gate::job::Job, tap::Tapped};
 
-/// Steps of the short runs.
+/// The length of the short runs, in steps.
 pub(super) const STEPS: u64 = 6;
-/// Steps of the run whose scale overflows: it comes down, grows and gives way again.
+/// The length of the run that starts with an overflowing scale, in applied steps.
 const SCALED_STEPS: u64 = 12;
-/// The most steps that an epoch is followed for.
+/// The most observed steps of an epoch.
 const EPOCH_STEPS: i64 = 64;
-/// A scale that overflows nowhere.
+/// A loss scale that never overflows.
 pub(super) const CALM: f64 = 1024.0;
-/// A scale that overflows: f16 gradients above 65504/2³⁴ = 3.8e-6 are infinite.
+/// A loss scale that overflows: f16 gradients above 65504/2³⁴ = 3.8e-6 are infinite.
 pub(super) const OVERFLOWING: f64 = 17_179_869_184.0;
 
 /// The options of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Way {
-    /// An epoch with its validation, as it is trained but for a scale that stays.
+    /// An epoch with its validation, with the model's options and a constant scale.
     Epoch,
     /// A few steps whose gradients are clipped to this norm.
     Clipped(f64),
-    /// From a scale that overflows, with a short interval of growth.
+    /// Starts with an overflowing scale, with a short growth interval.
     Overflowing,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// Batches of an epoch under these options.
+    /// Batches per epoch with these options.
     pub(super) fn batches(&self, config: &TrainerConfig) -> Result<i64> {
         let loader = self.case.data.train_loader(config.policy(), None)?;
         Ok(loader.limited(config.loops.limit_train_batches).batches())
@@ -77,7 +77,7 @@ impl Setup<'_> {
                 config.optimization.gradient_clip = Some(Clip::Norm(limit));
             }
             Way::Overflowing => {
-                // An end where no step is ever applied.
+                // A limit in case no step is ever applied.
                 config.max_epochs = 12;
                 config.max_steps = Some(SCALED_STEPS);
                 config.numerics.scaler.init_scale = OVERFLOWING;
@@ -98,7 +98,7 @@ impl Setup<'_> {
         Ok(self.fit(self.config(way)?, vec![Box::new(saver)], None)?.0)
     }
 
-    /// The rest of a run that was saved.
+    /// Resumes a saved run.
     pub(super) fn resumed(&self, way: Way, path: &Path, done: u64) -> Result<Left> {
         let mut config = self.config(way)?;
         if Fault::loses_state(self.job.fault) {
@@ -107,12 +107,12 @@ impl Setup<'_> {
         Ok(self.fit(config, Vec::new(), Some(path))?.0)
     }
 
-    /// The model that a run left, too.
+    /// The same, and returns the trained model.
     pub(super) fn plain_with_model(&self, way: Way) -> Result<(Left, Box<dyn LightningModule>)> {
         self.fit(self.config(way)?, Vec::new(), None)
     }
 
-    /// Runs it under the eyes of the gate.
+    /// Runs it with the gate's observer.
     pub(super) fn watched(&self, way: Way) -> Result<(Left, Seen, Box<dyn LightningModule>)> {
         let mut config = self.config(way)?;
         let device = config.device;
@@ -199,7 +199,7 @@ pub(super) fn all_finite(model: &dyn LightningModule) -> Result<bool> {
     super::rules::is_finite(&tensors)
 }
 
-/// A folder that is gone when it is dropped.
+/// A temporary folder, removed on drop.
 pub(super) fn folder() -> Result<tempfile::TempDir> {
     tempfile::tempdir().map_err(|error| Error::io("a temporary folder", error))
 }

@@ -1,5 +1,5 @@
-//! Validation is pure: it gives the same bits twice and moves nothing, and is what the run itself
-//! reported.
+//! Checks that validation is pure: it gives the same bits twice, changes nothing, and agrees with the
+//! values that the run reported.
 
 use amp_core::{LightningModule, Result, Trainer, log::Logged, nn::named_tensors, random};
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{gate::reason::Reason, registry::LOSS};
 
-/// Validates what the run left.
+/// Validates the final state of the run.
 pub(super) fn check(
     setup: &Setup<'_>,
     findings: &mut Findings,
@@ -83,7 +83,7 @@ fn value(logged: &[Logged], name: &str) -> Option<f64> {
     logged.iter().find(|logged| logged.name == name).map(|logged| logged.value)
 }
 
-/// The first value that is another there, where there is one of its name.
+/// The first value that differs, if both have values of that name.
 fn difference(logged: &[Logged], other: impl Fn(&str) -> Option<f64>) -> Option<(&str, f64, f64)> {
     let both =
         logged.iter().filter_map(|own| Some((own.name.as_str(), own.value, other(&own.name)?)));

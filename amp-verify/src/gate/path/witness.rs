@@ -1,5 +1,5 @@
-//! Follows a run from within its steps and holds each against the rules. What it sees counts for the
-//! run that nobody watches, because both must end with the same bits.
+//! Observes a run in each step and checks the rules. Its results hold for the unobserved run as well,
+//! because both must end with the same bits.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -26,36 +26,36 @@ use crate::{
     tap::Tap,
 };
 
-/// What is known of the run so far.
+/// The state of the observation.
 pub(super) struct Seen {
     pub(super) device: Device,
     pub(super) clip: Option<Clip>,
     /// The model whose weights the same optimizers step in float64.
     copy: Option<Box<dyn LightningModule>>,
     pub(super) replay: Option<Replay>,
-    /// Why there is no replay.
+    /// Why there is no repetition in float64.
     pub(super) no_replay: Option<String>,
     pub(super) reference: Option<Reference>,
     pub(super) scale: Option<ScaleRule>,
     pub(super) failures: Vec<Failure>,
-    /// Of each applied step, before clipping.
+    /// The norms of the applied steps, before clipping.
     pub(super) norms: Vec<f64>,
     pub(super) applied: u64,
     pub(super) skipped: u64,
-    /// Steps that have begun.
+    /// The number of steps that have begun.
     attempts: u64,
-    /// Of each optimizer with gradients, by parameter.
+    /// For each optimizer the gradients, by parameter.
     gradients: Vec<BTreeMap<String, Tensor>>,
     /// Whether all losses of the step are finite.
     finite_loss: bool,
-    /// Before the step's first batch.
+    /// The state before the step's first batch.
     before: Vec<Before>,
     rates: Vec<f64>,
     /// Whether a step has begun.
     begun: bool,
 }
 
-/// A tensor of the model and what it held.
+/// A tensor of the model and its earlier values.
 struct Before {
     name: String,
     role: Role,
@@ -63,7 +63,7 @@ struct Before {
     tensor: Tensor,
 }
 
-/// Sees batches as the model's tap and gradients as a callback.
+/// Receives batches as the model's tap and gradients as a callback.
 #[derive(Clone)]
 pub(super) struct Witness(pub(super) Rc<RefCell<Seen>>);
 
@@ -90,7 +90,7 @@ impl Seen {
         }
     }
 
-    /// Says what is wrong, once for each rule.
+    /// Adds a failure, once for each rule.
     fn fail(&mut self, reason: Reason, text: impl Into<String>) {
         if self.failures.iter().all(|failure| failure.reason != reason) {
             let text = format!("step {}: {}", self.attempts, text.into());
@@ -137,7 +137,7 @@ impl Seen {
         Ok(())
     }
 
-    /// What follows of gradients that were stepped on.
+    /// Checks the results of a step that was applied.
     fn apply(&mut self, gradients: &[BTreeMap<String, Tensor>], hook: &Hook<'_>) -> Result<()> {
         let mut square = 0.0;
         for gradient in gradients.iter().flat_map(BTreeMap::values) {
@@ -152,12 +152,12 @@ impl Seen {
             Some(Wrong::Rates(text)) => self.fail(Reason::Schedule, text),
             Some(Wrong::Update(text)) => self.fail(Reason::Update, text),
         }
-        // What follows from it is no news.
+        // Later differences follow from this one.
         self.replay = None;
         Ok(())
     }
 
-    /// Whether a skipped step left weights and buffers alone.
+    /// Whether a skipped step left weights and buffers unchanged.
     fn hold_still(&mut self) -> Result<()> {
         for Before { name, role, held, tensor } in std::mem::take(&mut self.before) {
             if !held.f_equal(&on_host(&tensor)?)? {

@@ -1,8 +1,8 @@
-//! Checkpoints chosen so that a step fits into a budget of memory.
+//! Chooses which modules to recompute in the backward pass, so that a step fits into a memory budget.
 //!
-//! Before the first step, on its examples: what each module keeps is [measured](Survey) one by
-//! one, the leanest choice is tried and its peak measured, and from there the cheapest choice is made
-//! that fits by that measure. It is tried too, and what it was off by is learnt from.
+//! This happens before the first step, on its examples. It [measures](Survey) what each module keeps,
+//! tries the leanest choice and measures its peak, and then makes the cheapest choice that fits by these
+//! measurements. That choice is tried as well, and its error corrects the next one.
 
 mod search;
 mod select;
@@ -26,11 +26,11 @@ use crate::{
     weights,
 };
 
-/// Bytes for the scalars of a step: losses, sums of what is logged.
+/// Bytes for the scalars of a step: losses and logged sums.
 const SCALARS: u64 = 4096;
 
-/// Chooses what a run with a budget checkpoints, on its first step's examples, and reports it; `loaders`
-/// hold so many bytes. Nothing but the choice is left.
+/// Chooses what a run with a budget recomputes, on its first step's examples, and reports the choice.
+/// `loaders` is the number of bytes that loaders hold. Nothing else changes.
 pub(in crate::trainer) fn plan_memory(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -49,7 +49,7 @@ pub(in crate::trainer) fn plan_memory(
     state.follow_memory_plan(made?, emit)
 }
 
-/// Passes that are tried out on the first step's examples.
+/// Trial passes on the first step's examples.
 struct Trial<'t, 'a> {
     state: &'t mut StepState<'a>,
     model: &'t mut dyn LightningModule,
@@ -70,7 +70,7 @@ impl Trial<'_, '_> {
         Ok(MemoryPlan { budget, segments: segments(&cells, &chosen), freed, predicted_peak })
     }
 
-    /// What each module that could be checkpointed keeps and costs.
+    /// Measures what each module that can be recomputed keeps and costs.
     fn survey(&mut self) -> Result<Vec<Cell>> {
         let Self { state, model, examples, .. } = self;
         let survey = Rc::new(Survey::start(state.policy.device)?);
@@ -84,7 +84,7 @@ impl Trial<'_, '_> {
         Ok(survey.take())
     }
 
-    /// The most bytes that tensors hold in the passes of a step under this choice.
+    /// The peak of tensor bytes in the passes of a step under this choice.
     fn peak(&mut self, segments: &[Segment]) -> Result<u64> {
         let outcome = self.run_passes(segments);
         self.state.optim.scaler.forget();
@@ -99,7 +99,7 @@ impl Trial<'_, '_> {
         let held = self.held()?;
         let Self { state, model, examples, .. } = self;
         let meter = MemoryMeter::beside(state.policy.device)?;
-        // A step keeps its losses too. libtorch's mean squared error is a scalar in the memory of all
+        // A step keeps its losses as well. libtorch's mean squared error is a scalar in the memory of all
         // the errors.
         let mut losses = Vec::with_capacity(examples.batches.len());
         for (index, (batch, share)) in (0..).zip(examples.batches.iter().zip(&examples.shares)) {
@@ -107,15 +107,15 @@ impl Trial<'_, '_> {
             losses.push(state.passes_in(&context).run(*model, batch, *share, index, &mut log)?);
         }
         let peak = meter.read()?.peak_allocated;
-        // While the meter lives: another that was started before has not seen them come.
+        // While this meter lives, one that was started earlier has not seen these tensors.
         drop((losses, casts));
         state.optim.scaler.forget();
         state.optim.zero_grad()?;
         Ok(held + peak)
     }
 
-    /// Bytes of tensors between two steps: on CUDA all that the process holds on the device, on the CPU
-    /// the model's, the optimizers', the kept state's, the batches' and the loaders'.
+    /// Bytes of tensors between two steps. On CUDA everything that the process holds on the device; on
+    /// the CPU the tensors of the model, the optimizers, the kept state, the batches and the loaders.
     fn held(&self) -> Result<u64> {
         let Self { state, model, examples, loaders } = self;
         if let Device::Cuda(_) = state.policy.device {

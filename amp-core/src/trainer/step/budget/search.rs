@@ -1,25 +1,25 @@
-//! The cheapest choice that fits, where the bytes of cells are known, but what else a step holds only
-//! shows when a choice is tried.
+//! Finds the cheapest choice that fits. The bytes of cells are known; what else a step holds only shows
+//! when a choice is tried.
 
 use std::ops::Range;
 
 use super::select::{choose, leanest, peak, seconds};
 use crate::{Result, nn::Cell};
 
-/// Choices that are tried at most.
+/// The most choices that are tried.
 const TRIES: usize = 8;
 
 /// A choice that was tried.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Tried {
-    /// Ranges of cells that are checkpointed as one.
+    /// Ranges of cells that are recomputed as one.
     pub(super) chosen: Vec<Range<usize>>,
-    /// The most bytes that were held.
+    /// The measured peak of bytes.
     pub(super) peak: u64,
 }
 
-/// The cheapest choice found to hold at most `budget` bytes, or the leanest found, if none fits.
-/// `measure` tries a choice.
+/// The cheapest choice that was measured to hold at most `budget` bytes, or the leanest choice if none
+/// fits. `measure` tries a choice.
 pub(super) fn search(
     cells: &[Cell],
     budget: u64,
@@ -30,7 +30,7 @@ pub(super) fn search(
     let (mut best, mut tried) = (first.clone(), vec![first]);
     while let Some(chosen) = next(cells, budget, &tried) {
         let peak = match measure(&chosen) {
-            // A leaner one was measured.
+            // A leaner choice was measured.
             Err(error) if error.is_out_of_memory() => break,
             outcome => outcome?,
         };
@@ -47,13 +47,14 @@ pub(super) fn search(
     Ok(best)
 }
 
-/// What to try after the others, if anything is left to try.
+/// The next choice to try, if there is one.
 fn next(cells: &[Cell], budget: u64, tried: &[Tried]) -> Option<Vec<Range<usize>>> {
     let last = tried.last().filter(|_| tried.len() < TRIES)?;
     let chosen = match tried.iter().any(|tried| tried.peak <= budget) {
-        // Peak and cells differ by what is no cell's, and will do so by as much again.
+        // The peak exceeds the cells' bytes by what does not belong to any cell; that part is assumed
+        // constant.
         true => choose(cells, (budget + peak(cells, &last.chosen)).saturating_sub(last.peak))?,
-        // What is leaner by the cells may be no leaner than nothing is.
+        // A choice that is leaner by its cells may be no leaner than an empty one.
         false => Vec::new(),
     };
     tried.iter().all(|tried| tried.chosen != chosen).then_some(chosen)
@@ -79,7 +80,7 @@ mod tests {
         cells.collect()
     }
 
-    /// What is no cell's is found out by the first try.
+    /// The first try reveals the bytes that belong to no cell.
     #[test]
     fn what_else_is_held_is_learnt() -> Result<()> {
         let cells = cells();
@@ -91,7 +92,7 @@ mod tests {
         Ok(())
     }
 
-    /// Choices that checkpoint less turn out to hold more than the cells say.
+    /// Choices that recompute less turn out to hold more than the cells predict.
     #[test]
     fn what_turns_out_not_to_fit_is_not_taken() -> Result<()> {
         let cells = cells();
@@ -104,7 +105,7 @@ mod tests {
         Ok(())
     }
 
-    /// A pass that has the most temporaries where it computes again.
+    /// A pass whose temporary tensors peak where it recomputes.
     #[test]
     fn nothing_is_taken_where_that_holds_less() -> Result<()> {
         let cells = cells();
@@ -116,7 +117,7 @@ mod tests {
         Ok(())
     }
 
-    /// Without memory for a try there is still what was found before.
+    /// If memory is too short for a try, the earlier result counts.
     #[test]
     fn a_try_may_run_out_of_memory() -> Result<()> {
         let cells = cells();

@@ -1,29 +1,29 @@
-//! Which cells of a pass to compute again so that the rest fits.
+//! Which cells of a pass to recompute so that the rest fits.
 //!
-//! The pass is a chain of [cells](Cell). A cell that is kept holds its own bytes, and its input where
-//! it or the cell before wants it. Neighbours that are checkpointed as one hold the first one's input
-//! alone; for the backward pass they are kept once more, beside what the cells before them hold. A
-//! cell's backward pass has the gradients of its output and of its input besides; neighbours that are
-//! checkpointed as one hold their output and its gradient through all of theirs.
+//! The pass is a chain of [cells](Cell). A cell that is kept holds its own bytes, and its input if it or
+//! the cell before needs it. Neighbours that are recomputed as one hold only the first one's input; in
+//! the backward pass their values exist once more, in addition to what the cells before them hold. A
+//! cell's backward pass also holds the gradients of its output and of its input; neighbours that are
+//! recomputed as one hold their output and its gradient through all of their backward passes.
 //!
-//! That is the cost model of rematerialization of chains (Chen et al., "Training deep nets with
-//! sublinear memory cost", 2016; Beaumont et al., "Optimal checkpointing for heterogeneous chains",
-//! 2019) with each cell computed again at most once. The cheapest choice is found exactly, by
-//! dynamic programming over the pairs (bytes, seconds) that no other pair is better than in both, since
-//! taking the best seconds per byte first wastes up to a whole cell's room, and there are few cells.
+//! This is the cost model of rematerialization of chains (Chen et al., "Training deep nets with sublinear
+//! memory cost", 2016; Beaumont et al., "Optimal checkpointing for heterogeneous chains", 2019), with
+//! each cell recomputed at most once. Dynamic programming over pairs (bytes, seconds), without pairs that
+//! another pair beats in both, finds the cheapest choice exactly. Taking the best seconds per byte first
+//! would waste up to a whole cell's room.
 
 use std::ops::Range;
 
 use crate::nn::Cell;
 
-/// Pairs that are gone on with at each cell. Leaving some out costs seconds, but never room.
+/// The most pairs that are kept at each cell. Dropping pairs costs seconds, but never room.
 const MOST: usize = 256;
 
-/// A cell that holds more than this part of all is taken apart.
+/// A cell that holds more than this share of all is split.
 const MUCH: u64 = 8;
 
-/// The cells to choose among: those that hold much of all are taken apart, where what is within them
-/// holds most of it. What is left whole can be checkpointed as one with its neighbours.
+/// The cells to choose among. Those that hold much of all are split, if the modules within them hold most
+/// of it. A cell that stays whole can be recomputed as one with its neighbours.
 pub(super) fn refine(cells: Vec<Cell>) -> Vec<Cell> {
     let much = held(&cells, &[]) / MUCH;
     cells.into_iter().flat_map(|cell| parts(cell, much)).collect()
@@ -38,8 +38,8 @@ fn parts(mut cell: Cell, much: u64) -> Vec<Cell> {
     within.into_iter().flat_map(|cell| parts(cell, much)).collect()
 }
 
-/// The cheapest choice under which no more than `room` bytes are held, as ranges of cells to
-/// checkpoint as one; `None` where there is none.
+/// The cheapest choice under which at most `room` bytes are held, as ranges of cells to recompute as one;
+/// `None` if there is no such choice.
 pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     let mut fronts = vec![vec![State::default()]];
     for end in 1..=cells.len() {
@@ -69,7 +69,7 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
         }
         fronts.push(front(states));
     }
-    // The last of a front is the cheapest.
+    // The last pair of a front is the cheapest.
     let mut at = fronts[cells.len()].len().checked_sub(1)?;
     let (mut end, mut chosen) = (cells.len(), Vec::new());
     while end > 0 {
@@ -83,8 +83,8 @@ pub(super) fn choose(cells: &[Cell], room: u64) -> Option<Vec<Range<usize>>> {
     Some(chosen)
 }
 
-/// The choice that holds about the least, to a hundredth. It is always the same, so that a budget that
-/// an error names suffices.
+/// The choice that holds the least, to within a hundredth. It is deterministic, so that a budget that an
+/// error names suffices.
 pub(super) fn leanest(cells: &[Cell]) -> Vec<Range<usize>> {
     let cells: Vec<Cell> = cells.iter().map(|cell| Cell { seconds: 1.0, ..cell.clone() }).collect();
     let cells = cells.as_slice();
@@ -105,17 +105,17 @@ pub(super) fn peak(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
     walk(cells, chosen).1
 }
 
-/// What cells hold under a choice when the forward pass ends.
+/// The bytes that cells hold under a choice at the end of the forward pass.
 pub(super) fn held(cells: &[Cell], chosen: &[Range<usize>]) -> u64 {
     walk(cells, chosen).0
 }
 
-/// How long it takes to compute what is chosen again.
+/// The time to recompute what is chosen.
 pub(super) fn seconds(cells: &[Cell], chosen: &[Range<usize>]) -> f64 {
     chosen.iter().flat_map(|range| &cells[range.clone()]).map(|cell| cell.seconds).sum()
 }
 
-/// What is held at the end, and the most at once.
+/// The bytes at the end, and the peak.
 fn walk(cells: &[Cell], chosen: &[Range<usize>]) -> (u64, u64) {
     let (mut held, mut most, mut at) = (0, 0, 0);
     let mut chosen = chosen.iter().peekable();
@@ -136,7 +136,7 @@ fn walk(cells: &[Cell], chosen: &[Range<usize>]) -> (u64, u64) {
     (held, most.max(held))
 }
 
-/// What a cell adds to what is held, if it is kept.
+/// The bytes that a cell adds if it is kept.
 fn kept(cells: &[Cell], at: usize) -> u64 {
     let before = at.checked_sub(1).map(|before| &cells[before]);
     let kept_before =
@@ -145,7 +145,7 @@ fn kept(cells: &[Cell], at: usize) -> u64 {
     own + if keeps_input || kept_before { input } else { 0 }
 }
 
-/// What neighbours that are checkpointed as one hold at most in their backward pass.
+/// The most bytes that neighbours recomputed as one hold in their backward pass.
 fn again(cells: &[Cell], range: &Range<usize>) -> u64 {
     let Range { start, end } = *range;
     let kept: u64 = (start + 1..end).map(|at| kept(cells, at)).sum();
@@ -159,19 +159,19 @@ fn gradients(cell: &Cell) -> u64 {
     cell.output + cell.input
 }
 
-/// What the cells so far hold and cost.
+/// Bytes and seconds of the cells so far.
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
     held: u64,
     seconds: f64,
     segments: usize,
-    /// The front that it goes on from, and its place in it.
+    /// The front that it continues, and its index there.
     from: (usize, usize),
-    /// Whether the cells from there on are checkpointed.
+    /// Whether the cells from there on are recomputed.
     checkpointed: bool,
 }
 
-/// Those that no other is better than, from the one that holds least to the cheapest.
+/// Pairs that no other pair beats, from the smallest to the cheapest.
 fn front(mut states: Vec<State>) -> Vec<State> {
     let cost = |state: &State| (state.seconds, state.segments);
     states.sort_by(|a, b| {
@@ -211,7 +211,7 @@ mod tests {
         cells.collect()
     }
 
-    /// All that can be chosen, by trying.
+    /// All possible choices, by trying.
     fn all(cells: &[Cell], from: usize) -> Vec<Vec<Range<usize>>> {
         if from == cells.len() {
             return vec![Vec::new()];
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(choose(&cells, 8000), None, "room for less than the least");
     }
 
-    /// As good as the best of all choices, for every room, on chains with layers of all kinds.
+    /// As good as the best of all choices, for every room, on chains with all kinds of layers.
     #[test]
     fn no_choice_that_fits_is_cheaper() {
         let mut random = 1_u64;
@@ -273,7 +273,7 @@ mod tests {
         }
     }
 
-    /// What stands between two layers is kept once, whichever of them wants it, or by neither.
+    /// A tensor between two layers is kept once, whichever of them needs it.
     #[test]
     fn a_tensor_between_two_layers_is_kept_once() {
         for (output, input, expected) in

@@ -1,4 +1,4 @@
-//! Capturing a step.
+//! Captures a step as a CUDA graph.
 
 use tch::{Device, Kind, Tensor};
 
@@ -15,30 +15,30 @@ use crate::{
     precision::Precision,
 };
 
-/// A captured step. Every tensor it names lies where the graph reads or writes it.
+/// A captured step. Its tensors have the addresses that the graph reads and writes.
 pub(super) struct StepGraph {
     graph: CudaGraph,
-    /// Where the batches are read.
+    /// The tensors from which the graph reads the batches.
     inputs: Vec<AnyBatch>,
-    /// What each one's loss counts.
+    /// What each batch's loss counts.
     shares: Vec<f64>,
     /// The dtype of each batch's loss.
     losses: Vec<Kind>,
-    /// Of each optimizer's parameters, unscaled and clipped; those without a gradient are left
-    /// out.
+    /// For each optimizer the parameters' gradients, unscaled and clipped; parameters without a gradient
+    /// are left out.
     grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
     pub(super) log: CapturedLog,
-    /// 1 from the first step on that was not finite.
+    /// 1 after the first step that was not finite.
     pub(super) void: Tensor,
-    /// `void` and the losses, `[1 + batches]`.
+    /// `void` and the losses, with shape `[1 + batches]`.
     report: Tensor,
-    /// The report after each step in flight, in pinned memory.
+    /// The report of each step in flight, in pinned memory.
     reports: Vec<Tensor>,
     kept: Kept,
     precision: Precision,
-    /// Whether it holds the step of each optimizer.
+    /// For each optimizer, whether the graph contains its step.
     pub(super) steps: Vec<bool>,
-    /// Whether each optimizer has gradients.
+    /// For each optimizer, whether it has gradients.
     pub(super) stepped: Vec<bool>,
 }
 
@@ -61,7 +61,7 @@ impl StepGraph {
         let room = CapturedLog::room(device)?;
         state.optim.write_rates()?;
         state.optim.zero_grad()?;
-        // What the eager steps left cached would lie beside the graph's own memory.
+        // Cached memory of eager steps would exist in addition to the graph's own.
         ffi::cuda_empty_cache()?;
         let steps = captured_steps(state).collect();
         let captured = CudaGraph::capture(index, || {
@@ -93,7 +93,7 @@ impl StepGraph {
         })
     }
 
-    /// Whether it computes in the run's precision and holds what can be captured now.
+    /// Whether it computes in the run's precision and contains what can be captured now.
     pub(super) fn is_of(&self, state: &StepState<'_>) -> bool {
         self.precision == state.policy().precision
             && captured_steps(state).eq(self.steps.iter().copied())
@@ -107,7 +107,7 @@ impl StepGraph {
             && self.inputs.iter().zip(&examples.batches).all(|(own, other)| own.is_like(other))
     }
 
-    /// Takes over from steps without a graph.
+    /// Takes over the state from steps without a graph.
     pub(super) fn enter(&mut self, log: &mut Log) -> Result<()> {
         self.log.take_over(log)?;
         let mut grads = self.grads.iter();
@@ -124,21 +124,21 @@ impl StepGraph {
         self.graph.launch(&self.report, &self.reports[slot])
     }
 
-    /// Whether the step, whose event has passed, was left out.
+    /// Whether the step, whose event has passed, was skipped.
     pub(super) fn is_void(&self, slot: usize) -> Result<bool> {
         Ok(self.reports[slot].f_double_value(&[0])? != 0.0)
     }
 
-    /// The loss of each batch of such a step, on the host.
+    /// The loss of each batch of that step, on the host.
     pub(super) fn losses(&self, slot: usize) -> Result<Vec<Tensor>> {
         let losses = (1..).zip(&self.losses).map(|(at, kind)| {
-            // A copy, since the slot is written again.
+            // A copy, because the slot is reused.
             Ok(self.reports[slot].f_select_copy(0, at)?.f_totype(*kind)?)
         });
         losses.collect()
     }
 
-    /// Restores what a step that was left out, and the steps after it, have changed.
+    /// Restores the changes of a skipped step and of the steps after it.
     pub(super) fn roll_back(&self, slot: usize) -> Result<()> {
         self.kept.restore(slot)?;
         let _ = self.void.shallow_clone().f_zero_()?;
@@ -146,7 +146,7 @@ impl StepGraph {
     }
 }
 
-/// Which optimizers' steps can be captured now.
+/// For each optimizer, whether its step can be captured now.
 fn captured_steps(state: &StepState<'_>) -> impl Iterator<Item = bool> {
     state.optim.scheduled.iter().map(|scheduled| scheduled.optimizer.abilities().captures)
 }
@@ -174,7 +174,7 @@ fn capture_step(
         losses.push(state.passes().run(model, batch, *share, index, &mut log)?);
         logs.push(log);
     }
-    // The next change of the weights makes them invalid.
+    // Valid until the next change of the weights.
     drop(casts);
     let gradients = state.optim.unscale_and_clip()?;
     state.optim.scaler.note_non_finite(void)?;
@@ -182,7 +182,7 @@ fn capture_step(
     state.optim.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
     let reported = std::iter::once(void).chain(&losses).map(|tensor| tensor.f_reshape([1]));
-    // In the widest of their dtypes, which holds each as it is.
+    // In the widest of their dtypes, in which each is exact.
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();
     let grads = state.optim.scheduled.iter().map(|scheduled| {

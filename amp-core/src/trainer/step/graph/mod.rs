@@ -1,16 +1,16 @@
-//! Whole steps as CUDA graphs: captured once, then started with one call each.
+//! Whole steps as CUDA graphs: captured once, then launched with one call each.
 //!
-//! The graph holds the forward and backward passes of a step's batches, unscaling, the look for
-//! what is not finite, clipping, the optimizers' kernels where those are ours, the scaler's update and
-//! the sums of what is logged. Other optimizers' kernels follow it in the stream, because their rates
-//! are the host's. Some steps are [queued](queue) at a time, so that the device need not wait for
-//! the host.
+//! The graph contains the forward and backward passes of a step's batches, unscaling, the check for
+//! values that are not finite, clipping, the optimizers' kernels if they are this crate's, the scaler's
+//! update, and the sums of logged values. Kernels of other optimizers follow the graph in the stream,
+//! because the host passes their learning rates. Several steps are [queued](queue) at a time, so that the
+//! device does not wait for the host.
 //!
-//! A step that is not finite stops the device: neither it nor any step after it moves a parameter.
-//! The host finds that out, takes back what those steps left, and runs the step once more the way
-//! steps run without a graph. So whatever follows from such a step (the scaler's back-off, its
-//! explanation, recovery) has one implementation, and a run has the same numbers, bit for bit,
-//! with and without graphs.
+//! After a step that is not finite the device changes nothing more: neither that step nor a later one
+//! moves a parameter. The host reads this, undoes the other changes of those steps, and repeats the step
+//! without a graph. So everything that follows from such a step (lowering the scale, explanation,
+//! recovery) has one implementation, and a run has the same numbers, bit for bit, with and without
+//! graphs.
 
 mod capture;
 mod queue;
@@ -24,10 +24,10 @@ use crate::{
     trainer::config::{Averaging, Check, NonFinite, TrainerConfig},
 };
 
-/// Steps queued at a time where no observer needs to see each.
+/// Steps queued at a time if no observer needs to see each.
 const QUEUED: usize = 4;
 
-/// Steps that run without a graph first: libraries choose their kernels and take their workspaces.
+/// Steps that run without a graph first: libraries choose their kernels and allocate their workspaces.
 const WARM_UP: u64 = 3;
 
 /// The closest access that any observer of a run needs.
@@ -48,7 +48,7 @@ pub(in crate::trainer) fn step_access(
     callbacks.fold(model.step_access().and(average).and(checks), StepAccess::and)
 }
 
-/// How many steps may be queued; an error says why none can.
+/// How many steps may be queued; an error says why steps cannot be graphs.
 fn capacity(config: &TrainerConfig, access: StepAccess) -> Result<usize> {
     if !config.device.is_cuda() {
         return Err(refused("they need a CUDA device"));

@@ -1,4 +1,4 @@
-//! Steps that were started as graphs and whose outcome the host has not read yet.
+//! Steps that were launched as graphs and whose outcome the host has not read yet.
 
 use std::collections::VecDeque;
 
@@ -29,7 +29,7 @@ use crate::{
 /// Replays steps as a graph, once one is captured.
 pub(in super::super) struct Replay {
     graph: Captured,
-    /// At most so many at once.
+    /// The most steps in flight.
     capacity: usize,
     steps: VecDeque<Queued>,
     started: u64,
@@ -38,7 +38,7 @@ pub(in super::super) struct Replay {
 }
 
 enum Captured {
-    /// Until so many steps ran kernel by kernel.
+    /// Until this number of steps has run without a graph.
     After(u64),
     Graph(Box<StepGraph>),
     /// For the rest of the run.
@@ -49,21 +49,21 @@ enum Captured {
 struct Queued {
     examples: Examples,
     slot: usize,
-    /// What its metrics keep of every example.
+    /// Tensors that metrics keep of every example.
     rows: Vec<Tensor>,
     known: CudaEvent,
-    /// Before the step.
+    /// The state before the step.
     random: RandomState,
-    /// Of each optimizer, before the step; where they move by steps.
+    /// The state of each schedule before the step, if schedules move by steps.
     schedules: Vec<Option<Vec<Box<dyn Scheduler>>>>,
     lr: f64,
 }
 
 impl Replay {
-    /// For the steps of a run.
+    /// A queue for the steps of a run.
     ///
     /// # Errors
-    /// When they cannot be graphs.
+    /// When steps cannot be graphs.
     pub(in super::super) fn new(state: &StepState<'_>) -> Result<Self> {
         Ok(Self {
             graph: Captured::After(WARM_UP),
@@ -74,7 +74,7 @@ impl Replay {
         })
     }
 
-    /// Captures anew, after as many steps without a graph as at the start.
+    /// Captures again, after as many steps without a graph as at the start.
     pub(in super::super) fn forget(&mut self, state: &StepState<'_>) {
         if !matches!(self.graph, Captured::Refused) {
             self.graph = Captured::After(state.eager + WARM_UP);
@@ -82,7 +82,7 @@ impl Replay {
         }
     }
 
-    /// Whether a graph of a step on these examples is to be captured now.
+    /// Whether a graph of a step on these examples should be captured now.
     fn is_due(&self, state: &StepState<'_>, examples: &Examples) -> bool {
         let whole =
             examples.batches.len() as i64 == state.config.optimization.accumulate_grad_batches;
@@ -113,7 +113,7 @@ impl Executor for Replay {
         if !self.is_due(state, examples) {
             return Ok(false);
         }
-        // Another graph goes first, with its memory, and leaves what it has summed up.
+        // The previous graph is released first, with its memory; its sums go to the log.
         self.release(&mut observers.log)?;
         self.graph = Captured::Refused;
         let Examples { batches, shares, .. } = examples;
@@ -142,7 +142,8 @@ impl Executor for Replay {
             unreachable!("only a captured step is accepted");
         };
         if !self.entered {
-            // Otherwise an optimizer would step on old gradients of parameters that have none in the graph.
+            // Otherwise the optimizer would step on stale gradients of parameters that the graph does not
+            // compute.
             state.optim.zero_grad()?;
             graph.enter(&mut observers.log)?;
             self.entered = true;
@@ -182,7 +183,7 @@ impl Executor for Replay {
 
     fn is_full(&self, state: &StepState<'_>) -> bool {
         let every = state.config.logging.log_every_n_steps.cast_unsigned();
-        // What a step logs is read before the next overwrites it.
+        // The values of a step are read before the next step overwrites them.
         let logs = (state.counts.attempts + self.running()).is_multiple_of(every);
         self.steps.len() >= self.capacity || (logs && !self.steps.is_empty())
     }

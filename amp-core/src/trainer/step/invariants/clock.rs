@@ -1,22 +1,22 @@
-//! When a run is looked at.
+//! When invariants are checked.
 
 use super::{super::state::Counts, Moment};
 use crate::trainer::config::Check;
 
-/// Steps between two ends of epochs at which a run is looked at.
+/// Steps between two ends of epochs at which invariants are checked.
 const BETWEEN: u64 = 10;
 
-/// Decides at which moments a run is looked at.
+/// Decides at which moments invariants are checked.
 pub(super) struct Clock {
     level: Check,
     /// The counts at the start, from which steps are numbered.
     start: (u64, u64),
-    /// The attempt that is looked at, until it has ended.
+    /// The attempt that is checked, until it has ended.
     step: Option<u64>,
-    /// The number of the last applied step that was looked at, or tried to be.
+    /// The number of the last applied step that was checked, or should have been.
     applied: u64,
     evaluations: u64,
-    /// Attempts at the last look at an epoch's end.
+    /// The number of attempts at the last check at an epoch's end.
     epoch: Option<u64>,
 }
 
@@ -25,7 +25,7 @@ impl Clock {
         Self { level, start: (0, 0), step: None, applied: 0, evaluations: 0, epoch: None }
     }
 
-    /// Whether the run is looked at now. `running` steps are on the device.
+    /// Whether invariants are checked now; `running` is the number of steps in flight.
     #[inline]
     pub(super) fn is_due(&mut self, moment: Moment, counts: &Counts, running: u64) -> bool {
         if self.level == Check::Off {
@@ -41,9 +41,9 @@ impl Clock {
             Moment::StepBegins => {
                 let attempt = counts.attempts + running + 1;
                 let of_run = attempt - self.start.0;
-                // Back at an earlier state there may be fewer than at the start.
+                // After a return to an earlier state the count may be lower than at the start.
                 let applied = (counts.applied + running + 1).saturating_sub(self.start.1);
-                // Many in a row may be skipped.
+                // Many steps in a row may be skipped.
                 let first = applied > self.applied && is_sparse(applied);
                 let due = all || is_sparse(of_run) || first;
                 if due {
@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(looked_at(Check::Full, 50), (1..=50).collect::<Vec<_>>());
     }
 
-    /// A resumed run is looked at from its first step on, and a skip delays no look at applied steps.
+    /// A resumed run is checked from its first step on, and a skip delays no check of applied steps.
     #[test]
     fn steps_are_counted_from_the_start_of_the_process() {
         let mut clock = Clock::new(Check::Cheap);

@@ -1,11 +1,11 @@
-//! The mode in which a model is validated.
+//! The mode of validation.
 
 use super::{Invariant, Moment, Rule, seen::Seen};
 use crate::{Result, ffi::WatchedModes, nn};
 
 /// Validated values are computed in evaluation mode.
 pub(super) struct EvaluationMode {
-    /// Whether the operators of each validation are looked at, or those of the first alone.
+    /// Whether the operators of each validation are checked, or only those of the first.
     all: bool,
     looked: bool,
     watch: Option<WatchedModes>,

@@ -1,4 +1,4 @@
-//! What optimizers hold, held against what the model has.
+//! Compares the parameters that optimizers hold with the model's.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,7 +9,7 @@ use crate::{
     optim::{Scheduled, WeightUpdate},
 };
 
-/// Each trained parameter is held by an optimizer, as the tensor that the model has.
+/// Each trained parameter is held by an optimizer, as the same tensor that the model has.
 #[derive(Default)]
 pub(super) struct OptimizerHoldsWeights {
     /// The parameters that were trained before the step.
@@ -94,7 +94,7 @@ fn not_held(seen: &Seen<'_>) -> Option<String> {
     ))
 }
 
-/// An f32 master that does not round to its weight; all are read from the device at once.
+/// A master copy in f32 that does not round to its weight. All are read from the device at once.
 fn stale_master(seen: &Seen<'_>) -> Result<Option<String>> {
     let (mut names, mut pieces) = (Vec::new(), Vec::new());
     for scheduled in seen.scheduled() {

@@ -1,12 +1,12 @@
-//! Readings of memory.
+//! Memory measurements.
 
 use super::{Invariant, Moment, Rule, seen::Seen};
 use crate::{Result, memory};
 
-/// Memory is read over all of what a meter measures.
+/// A memory meter measures its whole period.
 #[derive(Default)]
 pub(super) struct MemoryOverStep {
-    /// Readings that missed something, until the last look.
+    /// Measurements that missed something, up to the last check.
     known: u64,
 }
 

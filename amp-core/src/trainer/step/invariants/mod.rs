@@ -1,9 +1,9 @@
-//! Rules that hold in every training run, whatever model, optimizer or precision, and the looks at a run
-//! that show a broken one.
+//! Rules that hold in every training run, whatever the model, optimizer or precision, and the checks that
+//! detect a violation.
 //!
-//! Each [`Rule`] is asked at some [`Moment`]s. The [clock] decides at which of them a run is looked at:
-//! in every step, or so rarely that it costs nothing. A rule never changes the run, and never keeps
-//! tensors: what it compares later are a few elements of each, on the host.
+//! Each [`Rule`] is checked at certain [`Moment`]s. The [clock] decides when: in every step, or so rarely
+//! that it costs nothing. A rule never changes the run and never keeps tensors. What it compares later is
+//! a few elements of each tensor, on the host.
 
 mod clock;
 mod dtypes;
@@ -30,17 +30,16 @@ use crate::{
     trainer::config::{Check, Loops, TrainerConfig},
 };
 
-/// Rules that hold in every training run. The names are those that an
-/// [`Error::Invariant`] has.
+/// Rules that hold in every training run. Their names appear in [`Error::Invariant`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Invariant {
-    /// A parameter with a gradient moves within the first ten applied steps, unless its rate is 0 or its
-    /// update is finer than the spacing of its dtype.
+    /// A parameter with a gradient moves within the first ten applied steps, unless its learning rate is
+    /// 0 or its update is finer than the spacing of its dtype.
     WeightsMove,
-    /// Each trained parameter is held by an optimizer, as the very tensor that the model has; a step does
-    /// not change which parameters are trained; f32 masters are the weights.
+    /// Each trained parameter is held by an optimizer, as the same tensor that the model has. A step does
+    /// not change which parameters are trained. Master weights in f32 round to the weights.
     OptimizerHoldsWeights,
     /// No gradient is left when a step begins.
     GradientsAreCleared,
@@ -48,17 +47,17 @@ pub enum Invariant {
     RatesAreScheduled,
     /// Parameters and buffers keep their dtypes, shapes and devices.
     DtypesStay,
-    /// The loss scale grows and backs off as the rule says, and is the same on the host and the device.
+    /// The loss scale grows and is lowered by its rule, and is the same on host and device.
     ScaleFollowsRule,
-    /// Validation moves no parameter and no buffer.
+    /// Validation changes no parameter and no buffer.
     EvaluationMovesNothing,
-    /// A skipped step moves no parameter, no buffer and no rate.
+    /// A skipped step changes no parameter, no buffer and no learning rate.
     SkipsChangeNothing,
-    /// No example of a validation set is one of the training set.
+    /// No validation example is a training example.
     SetsAreDisjoint,
     /// Validated values are computed in evaluation mode.
     EvaluationMode,
-    /// Memory is read over all of what a meter measures: none was started meanwhile.
+    /// A memory meter measures its whole period: no other meter was started meanwhile.
     MemoryOverStep,
 }
 
@@ -76,14 +75,14 @@ named!(Invariant, "invariant", {
     MemoryOverStep => "memory-over-step",
 });
 
-/// A moment of a run at which rules are asked.
+/// A moment of a run at which rules are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::trainer) enum Moment {
-    /// Before the first step of a run, also of a resumed one.
+    /// Before the first step of a run, including a resumed run.
     Start,
     /// Before a step.
     StepBegins,
-    /// Within a step that runs kernel by kernel, before its backward passes.
+    /// In a step without a graph, before its backward passes.
     GradientsCleared,
     /// After a step was applied or skipped and is reported.
     StepEnds,
@@ -96,22 +95,22 @@ pub(in crate::trainer) enum Moment {
 trait Rule {
     fn invariant(&self) -> Invariant;
 
-    /// When it is asked.
+    /// The moments at which it is checked.
     fn moments(&self) -> &'static [Moment];
 
-    /// What breaks it at this moment: a clause that begins with the tensor or the setting, says what was
-    /// seen, and gives the cause and what to do.
+    /// The violation at this moment, as a clause: the tensor or setting, the observation, the cause and
+    /// the remedy.
     fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>>;
 }
 
-/// The rules that a run is held against.
+/// The rules of a run.
 pub(in crate::trainer) struct Invariants {
     clock: Clock,
     rules: Vec<Box<dyn Rule>>,
 }
 
 impl Invariants {
-    /// Those of a run of `model` on `data`.
+    /// The rules for a run of `model` on `data`.
     pub(in crate::trainer) fn new(
         config: &TrainerConfig,
         loops: &Loops,
@@ -131,8 +130,8 @@ impl Invariants {
             Box::new(still::SkipsChangeNothing::default()),
         ];
         if !manual {
-            // A manual step may leave gradients that no optimizer is to step by, and move the scale by its
-            // own rule.
+            // A manual step may leave gradients that no optimizer uses, and may move the loss scale by
+            // its own rule.
             rules.push(Box::new(weights::WeightsMove::default()));
             rules.push(Box::new(scale::ScaleFollowsRule::default()));
         }
@@ -142,10 +141,10 @@ impl Invariants {
         Self { clock: Clock::new(level), rules }
     }
 
-    /// Holds the run against the rules, if it is looked at now. `running` steps are on the device.
+    /// Checks the rules that are due now; `running` is the number of steps in flight.
     ///
     /// # Errors
-    /// [`Error::Invariant`] when a rule is broken.
+    /// [`Error::Invariant`] when a rule is violated.
     #[inline]
     pub(in crate::trainer) fn at(
         &mut self,
@@ -177,7 +176,7 @@ impl Invariants {
     }
 }
 
-/// The step, counted from 1, that a text is about.
+/// The step that a text is about, counted from 1.
 fn when(moment: Moment, seen: &Seen<'_>) -> String {
     let ended = seen.state.counts.attempts;
     match moment {

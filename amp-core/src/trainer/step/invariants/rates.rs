@@ -1,19 +1,19 @@
-//! The rates that optimizers step at, held against their schedules.
+//! Compares the optimizers' learning rates with their schedules.
 
 use super::{Invariant, Moment, Rule, seen::Seen};
 use crate::{Result, optim::Scheduled};
 
-/// Optimizers step at the rates of their schedules, which advance once in an applied step.
+/// Optimizers step with the rates of their schedules, which advance once per applied step.
 pub(super) struct RatesAreScheduled {
     /// Whether the model decides which optimizer steps.
     manual: bool,
-    /// Before the step.
+    /// The state before the step.
     before: Before,
 }
 
 #[derive(Default)]
 struct Before {
-    /// Steps that each schedule has passed, where it moves by steps and says so.
+    /// The number of steps of each schedule that moves by steps and reports it.
     passed: Vec<Option<i64>>,
     applied: u64,
     skipped: u64,
@@ -94,7 +94,7 @@ fn has_gradients(scheduled: &Scheduled) -> Result<bool> {
     Ok(false)
 }
 
-/// A group of parameters whose rate is not the schedule's.
+/// A group of parameters whose rate differs from the schedule's.
 fn other_rates(scheduled: &Scheduled) -> Option<String> {
     let planned = scheduled.schedule_rates()?;
     let rates = scheduled.optimizer.rates();

@@ -7,18 +7,18 @@ use tch::{Device, Kind, Tensor};
 use super::super::sample::sample;
 use crate::{Result, nn::Role, precision::is_floating};
 
-/// Elements that are taken of a tensor, about. They are few, because all are read at once.
+/// The approximate number of elements read per tensor. It is small, because all are read at once.
 const MOST: i64 = 128;
 
 /// Elements of tensors.
 #[derive(Debug)]
 pub(super) struct Samples {
     tensors: Vec<Sampled>,
-    /// In f64, which every dtype fits into.
+    /// In f64, which represents every dtype's values exactly.
     values: Vec<f64>,
 }
 
-/// A tensor of which elements were taken.
+/// A tensor from which elements were read.
 #[derive(Debug)]
 pub(super) struct Sampled {
     pub(super) name: String,
@@ -51,7 +51,7 @@ impl Samples {
         Ok(Self { tensors: sampled, values: read(&taken)? })
     }
 
-    /// The tensors of before that are there now.
+    /// The tensors of the earlier moment that exist now.
     pub(super) fn pairs<'s>(&'s self, now: &'s Self) -> impl Iterator<Item = Pair<'s>> {
         self.tensors.iter().enumerate().filter_map(move |(at, tensor)| {
             let same = |other: &&Sampled| other.name == tensor.name;
@@ -65,16 +65,15 @@ impl Samples {
 }
 
 impl Pair<'_> {
-    /// Whether an element is another one now.
+    /// Whether an element has changed.
     pub(super) fn moved(&self) -> bool {
-        // A NaN is the same NaN.
+        // A NaN equals itself here.
         let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         self.before.len() == self.now.len() && bits(self.before) != bits(self.now)
     }
 }
 
-/// The elements of a tensor that samples hold of it; none where there is no tensor, or f64 does not hold
-/// them.
+/// The sampled elements of a tensor; empty without a tensor, or if f64 cannot represent them.
 pub(super) fn elements(tensor: &Tensor) -> Result<Option<Tensor>> {
     if !tensor.defined() {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! The loss scale, held against its rule.
+//! Compares the loss scale with its rule.
 
 use super::{Invariant, Moment, Rule, seen::Seen};
 use crate::{
@@ -7,13 +7,13 @@ use crate::{
     trainer::config::{AtFloor, ScaleFloor},
 };
 
-/// The loss scale grows and backs off as the rule says.
+/// The loss scale grows and is lowered by its rule.
 #[derive(Default)]
 pub(super) struct ScaleFollowsRule {
     before: Option<Before>,
 }
 
-/// What is known before a step.
+/// The state before a step.
 #[derive(Debug, Clone, Copy)]
 struct Before {
     state: ScalerState,
@@ -33,7 +33,7 @@ impl Rule for ScaleFollowsRule {
     fn broken(&mut self, moment: Moment, seen: &Seen<'_>) -> Result<Option<String>> {
         let scaler = &seen.state.optim.scaler;
         let counts = seen.state.counts;
-        // With steps on the device, host and device are at different ones.
+        // While steps are in flight, host and device are at different steps.
         if !scaler.is_enabled() || seen.running > 0 {
             self.before = None;
             return Ok(None);
@@ -57,7 +57,7 @@ impl Rule for ScaleFollowsRule {
     }
 }
 
-/// What to say where scale and tracker are not on the device what they are on the host.
+/// The violation, if scale and tracker differ between the device and the host.
 fn differs_on_device((scale, tracker): (f32, i32), host: ScalerState) -> Option<String> {
     ((f64::from(scale), tracker) != (host.scale, host.growth_tracker)).then(|| {
         format!(
@@ -68,7 +68,7 @@ fn differs_on_device((scale, tracker): (f32, i32), host: ScalerState) -> Option<
     })
 }
 
-/// What to say where the scale after some skipped steps and then some applied ones is not the rule's.
+/// The violation, if the scale after skipped and applied steps does not follow the rule.
 fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) -> Option<String> {
     let mut expected = (before.scale, before.growth_tracker);
     for _ in 0..skipped {
@@ -94,7 +94,7 @@ fn differs(before: ScalerState, now: ScalerState, applied: u64, skipped: u64) ->
     })
 }
 
-/// The rule of torch.amp.GradScaler: scale and count of steps after one more. A scale that would be
+/// The rule of torch.amp.GradScaler: scale and step count after one more step. A scale that would be
 /// infinite in f32 stays.
 fn after(rule: ScalerState, (scale, tracker): (f64, i32), overflowed: bool) -> (f64, i32) {
     let narrow = |scale: f64| f64::from(scale as f32);
@@ -122,7 +122,7 @@ mod tests {
         growth_interval: 3,
     };
 
-    /// The first step after which a scaler with these constants is not what the rule of `CONFIG` says.
+    /// The first step after which a scaler with these constants violates the rule of `CONFIG`.
     fn first_difference(config: GradScalerConfig, overflows: &[bool]) -> Option<usize> {
         let state = |scale, growth_tracker| ScalerState {
             scale,
@@ -165,7 +165,7 @@ mod tests {
         Ok(())
     }
 
-    /// Several attempts at one step, as with `lower-scale`, and the largest scale that f32 has.
+    /// Several attempts at one step, as with `lower-scale`, and the largest scale of f32.
     #[test]
     fn attempts_are_followed_and_a_scale_that_cannot_grow_stays() -> Result<()> {
         let scaler = GradScaler::new(Device::Cpu, CONFIG)?;

@@ -1,4 +1,4 @@
-//! What rules see of a run.
+//! The state of a run that rules check.
 
 use std::{cell::OnceCell, rc::Rc};
 
@@ -15,7 +15,7 @@ use crate::{
 pub(super) struct Seen<'a> {
     pub(super) model: &'a dyn LightningModule,
     pub(super) state: &'a StepState<'a>,
-    /// Steps that the device works on.
+    /// The number of steps in flight.
     pub(super) running: u64,
     tensors: OnceCell<Vec<(String, Tensor, Role)>>,
     samples: OnceCell<Rc<Samples>>,

@@ -1,4 +1,4 @@
-//! Examples that are both trained and validated on.
+//! Examples that are used both for training and for validation.
 
 use super::{Invariant, Moment, Rule, seen::Seen};
 use crate::{
@@ -6,14 +6,14 @@ use crate::{
     data::{DataModule, SharedDataset, share_memory, shared_part},
 };
 
-/// The part of a validation set that may be equal to examples of the training set: data have duplicates.
+/// The accepted share of validation examples that equal training examples: data has duplicates.
 const DUPLICATES: f64 = 0.05;
 
-/// No example of a validation set is one of the training set.
+/// No validation example is a training example.
 pub(super) struct SetsAreDisjoint {
     train: SharedDataset,
     val: Vec<(String, SharedDataset)>,
-    /// Whether examples are compared, too, or only where they lie in memory.
+    /// Whether examples are compared, or only their memory addresses.
     by_value: bool,
 }
 

@@ -1,11 +1,11 @@
-//! What must stand still in validations and in skipped steps.
+//! Tensors that validations and skipped steps must not change.
 
 use std::rc::Rc;
 
 use super::{Invariant, Moment, Rule, samples::Samples, seen::Seen};
 use crate::{Result, nn::Role, optim::Rates, trainer::config::NonFinite};
 
-/// Validation moves no parameter and no buffer.
+/// Validation changes no parameter and no buffer.
 #[derive(Default)]
 pub(super) struct EvaluationMovesNothing {
     before: Option<Rc<Samples>>,
@@ -41,16 +41,16 @@ impl Rule for EvaluationMovesNothing {
     }
 }
 
-/// A skipped step moves no parameter, no buffer and no rate.
+/// A skipped step changes no parameter, no buffer and no learning rate.
 #[derive(Default)]
 pub(super) struct SkipsChangeNothing {
     before: Option<Before>,
 }
 
-/// A run before a step.
+/// The state of a run before a step.
 struct Before {
     samples: Rc<Samples>,
-    /// Of each optimizer's groups.
+    /// The rates of each optimizer's groups.
     rates: Vec<Vec<Rates>>,
     applied: u64,
     skipped: u64,
@@ -71,7 +71,7 @@ impl Rule for SkipsChangeNothing {
         if recovery.skipped_step_advances || recovery.on_non_finite == NonFinite::RestoreLastGood {
             return Ok(None);
         }
-        // Steps on the device may yet be skipped, and move weights while they are read.
+        // Steps in flight may still be skipped, and change weights while they are read.
         if seen.running > 0 {
             self.before = None;
             return Ok(None);
@@ -94,7 +94,7 @@ impl Rule for SkipsChangeNothing {
         let now = seen.samples()?;
         let advice = "look at the step's outcome in hooks, or set recovery.skipped_step_advances";
         let manual = seen.model.optimizes_manually();
-        // The model itself decides what its own step leaves behind.
+        // The model itself decides what its own step changes.
         let moved =
             moved(&before.samples, &now).filter(|(_, role)| !manual || *role == Role::Parameter);
         if let Some((name, _)) = moved {
@@ -112,7 +112,7 @@ impl Rule for SkipsChangeNothing {
     }
 }
 
-/// The first tensor that is not what it was.
+/// The first tensor that has changed.
 fn moved(before: &Samples, now: &Samples) -> Option<(String, Role)> {
     let found = before.pairs(now).find(|pair| pair.moved())?;
     Some((found.tensor.name.clone(), found.tensor.role))

@@ -1,4 +1,4 @@
-//! Weights that training does not move.
+//! Weights that training does not change.
 
 use std::{collections::HashSet, rc::Rc};
 
@@ -11,20 +11,20 @@ use super::{
 };
 use crate::{Result, module::StepAccess, optim::Scheduled, precision::Clip};
 
-/// Applied steps after which a parameter must have moved.
+/// The number of applied steps within which a parameter must have changed.
 const STEPS: u64 = 10;
 
-/// How many spacings of its dtype an element has to be expected to move by, so that its standing still
-/// says something: no optimizer makes ten steps in a row of less than this part of its rate.
+/// The least expected change, in spacings of the dtype, from which a constant element is a violation: no
+/// optimizer makes ten steps in a row below this fraction of its rate.
 const SPACINGS: f64 = 8.0;
 
-/// A parameter with a gradient moves within the first applied steps.
+/// A parameter with a gradient changes within the first applied steps.
 #[derive(Default)]
 pub(super) struct WeightsMove {
-    /// The parameters at the start that have not moved, and the steps applied then.
+    /// The parameters that have not changed since the start, and the number of steps applied then.
     first: Option<(Rc<Samples>, u64)>,
     moved: HashSet<String>,
-    /// Of each optimizer's groups, before the step.
+    /// The state of each optimizer's groups before the step.
     rates: Vec<Vec<f64>>,
     done: bool,
 }
@@ -78,7 +78,7 @@ impl WeightsMove {
         Ok(broken)
     }
 
-    /// What to say of a parameter that has not moved, if its gradient ought to have moved it.
+    /// The violation, if the gradient of a constant parameter should have changed it.
     fn stuck(&self, seen: &Seen<'_>, pair: &Pair<'_>, steps: u64) -> Result<Option<String>> {
         let name = &pair.tensor.name;
         for (scheduled, rates) in seen.scheduled().iter().zip(&self.rates) {
@@ -116,7 +116,7 @@ fn lrs(scheduled: &Scheduled) -> Vec<f64> {
     scheduled.optimizer.rates().iter().map(|rates| rates.lr).collect()
 }
 
-/// The rate of the parameter's group before the step; 0 where that is not known.
+/// The rate of the parameter's group before the step; 0 if it is not known.
 fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     if let [only] = before {
         return *only;
@@ -127,15 +127,15 @@ fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
     group.and_then(|group| before.get(group)).copied().unwrap_or(0.0)
 }
 
-/// At least what a gradient, as it is after a step, was multiplied by for the step. Where the optimizer's
-/// kernel unscales and clips, it is still scaled.
+/// A lower bound of the factor on a gradient, as it is after a step. If the optimizer's kernel unscales
+/// and clips, the gradient is still scaled.
 fn factor(seen: &Seen<'_>, scheduled: &Scheduled) -> Result<f64> {
     let deferred = matches!(seen.state.optim.access, StepAccess::Late)
         && scheduled.optimizer.abilities().scales;
     if !deferred {
         return Ok(1.0);
     }
-    // It may have grown after the step.
+    // The scale may have grown after the step.
     let scale = seen.state.optim.scale().unwrap_or(1.0);
     let Some(Clip::Norm(limit)) = seen.state.config.optimization.gradient_clip else {
         return Ok(1.0 / scale.max(1.0));
@@ -150,7 +150,7 @@ fn factor(seen: &Seen<'_>, scheduled: &Scheduled) -> Result<f64> {
     Ok((limit / squares.sqrt()).min(1.0 / scale.max(1.0)))
 }
 
-/// The distance of 1 to the next number of this dtype.
+/// The distance from 1 to the next number of this dtype.
 fn spacing(kind: Kind) -> f64 {
     match kind {
         Kind::Double => f64::EPSILON,

@@ -1,0 +1,46 @@
+//! Exit codes of the commands.
+
+use amp_core::Error;
+
+/// The run itself failed.
+pub(super) const FAILED: u8 = 1;
+/// The user asked for something that cannot be done; clap uses the same code.
+pub(super) const USAGE: u8 = 2;
+/// The seeds do not decide; the gate has the same code for it.
+pub(super) const INCONCLUSIVE: u8 = 3;
+/// The recorded figures come from a machine that this one cannot be compared with.
+const NOT_COMPARABLE: u8 = 4;
+
+/// The exit code of a command that ended with this error.
+pub(super) fn code(error: &Error) -> u8 {
+    match error {
+        // The module in which it occurred does not matter.
+        Error::In { source, .. } => code(source),
+        Error::Config(_) | Error::Io { .. } => USAGE,
+        Error::NotComparable(_) => NOT_COMPARABLE,
+        _ => FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(Error::config("no such model"), USAGE)]
+    #[case(Error::io("policy.json", io::ErrorKind::NotFound.into()), USAGE)]
+    #[case(Error::config("a size").at("model.0"), USAGE)]
+    #[case(Error::Data("the dataset panicked".into()), FAILED)]
+    #[case(Error::Thread("a logger panicked".into()), FAILED)]
+    #[case(Error::Torch("out of memory".into()).at("model.0"), FAILED)]
+    #[case(Error::NonFinite("the loss is NaN".into()), FAILED)]
+    #[case(Error::Invariant { name: "weights-move", text: String::new() }, FAILED)]
+    #[case(Error::NotComparable("another GPU".into()), NOT_COMPARABLE)]
+    fn the_kind_of_an_error_decides_the_exit_code(#[case] error: Error, #[case] expected: u8) {
+        assert_eq!(code(&error), expected);
+    }
+}

@@ -63,9 +63,7 @@ impl DiagnoseArgs {
     /// When an option or a file cannot be used, or training fails.
     pub fn diagnose(&self, case: &Case) -> Result<Diagnosis> {
         if self.precision == Precision::F32True {
-            return Err(Error::config(
-                "32-true is the baseline: choose another --precision",
-            ));
+            return Err(Error::config("32-true is the baseline: choose another --precision"));
         }
         let limit = self.limit.unwrap_or(match self.search {
             Search::Metric => 0.01,

@@ -16,7 +16,9 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
         Attribution::Environment => {
             "environment: 32-true itself differs from the reference\n".into()
         }
-        Attribution::Precision => "precision: the precision fails again and 32-true passes\n".into(),
+        Attribution::Precision => {
+            "precision: the precision fails again and 32-true passes\n".into()
+        }
     };
     let Some(island) = island else {
         if *attribution == Attribution::Precision {

@@ -5,8 +5,8 @@ use amp_core::{
     hardware::seed_everything,
     nn::Parameter,
     optim::{
-        Abilities, Adam, AdamW, BuildOptimizer, Lion, Moments, OnDevice, Optimizer, Rates, RmsProp,
-        Sgd,
+        Abilities, Adafactor, Adam, AdamW, BuildOptimizer, Lamb, Lion, Moments, OnDevice,
+        Optimizer, Rates, RmsProp, Sgd,
     },
     tch::{Device, Kind, Tensor},
 };
@@ -107,6 +107,8 @@ const CENTERED: RmsProp =
 #[case::rmsprop_both(&CENTERED)]
 #[case::lion(&Lion::default())]
 #[case::lion_decay(&Lion { weight_decay: 0.1, ..Default::default() })]
+#[case::adafactor(&Adafactor { weight_decay: 0.1, ..Default::default() })]
+#[case::lamb(&Lamb::default())]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn steps_on_cuda_are_those_on_the_cpu(
     #[case] options: &dyn BuildOptimizer,
@@ -161,6 +163,8 @@ fn buffers_wait_while_there_is_no_momentum() -> Result<()> {
 #[case::sgd_damped(&DAMPED, Moments::Full)]
 #[case::rmsprop(&CENTERED, Moments::Full)]
 #[case::lion(&Lion::default(), Moments::Full)]
+#[case::adafactor(&Adafactor::default(), Moments::Full)]
+#[case::lamb(&Lamb::default(), Moments::Full)]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
     #[case] options: &dyn BuildOptimizer,
@@ -215,6 +219,8 @@ fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
 #[case::sgd_damped(&DAMPED, true, [false, false, true])]
 #[case::rmsprop(&CENTERED, false, [true; 3])]
 #[case::lion(&Lion::default(), false, [true; 3])]
+#[case::adafactor(&Adafactor::default(), false, [true; 3])]
+#[case::lamb(&Lamb::default(), false, [true; 3])]
 #[case::adamw_foreach(&AdamW { fused: false, ..Default::default() }, false, [false; 3])]
 #[case::sgd_foreach(&Sgd { fused: false, ..NESTEROV }, false, [false; 3])]
 fn what_an_optimizer_can_do(

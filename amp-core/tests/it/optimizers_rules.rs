@@ -8,6 +8,7 @@ use amp_core::{
         Adafactor, AdamW, AdjustLr, BuildOptimizer, Lamb, Moments, Muon, Optimizer,
         OptimizerConfig, Optimizers, ParamGroups, Rates, Selection, Storage, WeightUpdate,
     },
+    precision::{GradScaler, GradScalerConfig, StepOutcome},
     tch::{Kind, Tensor},
 };
 use rstest::rstest;
@@ -250,6 +251,53 @@ fn reduced_moments_stay_near_full_ones(
     let share = (&reduced - &full).norm() / (&full - &before).norm();
     let share = share.double_value(&[]);
     assert!(share > 0.0 && share < 0.1, "{share}");
+    Ok(())
+}
+
+/// Under the scaler and with clipping: a step whose gradients overflow leaves weights and state as if it had not been.
+#[rstest]
+fn a_step_that_overflows_has_not_been(
+    #[values("Muon", "Adafactor", "LAMB")] name: &str,
+    #[values(Moments::Full, Moments::EightBit)] moments: Moments,
+) -> Result<()> {
+    let oracle = oracle!("rules.json");
+    let case = list(&oracle, "cases").iter().find(|case| text(case, "optimizer") == name);
+    let case = case.expect("recorded");
+    let run = |overflows: bool| -> Result<Box<dyn Optimizer>> {
+        let (parameters, mut lcg) = start(&oracle, case, Kind::Float);
+        let mut optimizer = built(case).build_with(parameters, moments.into())?;
+        let mut scaler = GradScaler::new(device(), GradScalerConfig::default())?;
+        for step in 0..4 {
+            let sizes = if overflows && step == 2 { vec![1e38, 1.0] } else { vec![1.0] };
+            let pulls: Vec<Tensor> = optimizer
+                .parameters()
+                .iter()
+                .map(|p| lcg.tensor(&p.tensor.size(), 64.0).to_device(device()))
+                .collect();
+            for size in sizes {
+                optimizer.zero_grad()?;
+                let parts = optimizer.parameters().iter().zip(&pulls);
+                let parts = parts.map(|(p, pull)| (&p.tensor * pull * size).sum(Kind::Float));
+                scaler
+                    .scale(&Tensor::stack(&parts.collect::<Vec<_>>(), 0).sum(Kind::Float))?
+                    .backward()?;
+                let gradients = scaler.gradients(optimizer.as_ref())?;
+                let gradients = scaler.unscale_and_clip_norm(gradients, 1.0)?;
+                let outcome = scaler.step(gradients, optimizer.as_mut())?;
+                assert_eq!(outcome == StepOutcome::Applied, size == 1.0, "{outcome:?}");
+                scaler.update()?;
+            }
+        }
+        Ok(optimizer)
+    };
+    let (plain, skipping) = (run(false)?, run(true)?);
+    for (one, other) in plain.parameters().iter().zip(skipping.parameters().iter()) {
+        assert_eq!(one.tensor, other.tensor, "{}", one.name);
+    }
+    let state = skipping.state()?;
+    for (slot, tensor) in plain.state()?.tensors() {
+        assert_eq!(state.tensor(slot)?, tensor, "{slot}");
+    }
     Ok(())
 }
 

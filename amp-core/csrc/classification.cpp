@@ -1,21 +1,26 @@
-// Cross entropy and hits of few logits on CUDA devices (kernels/classification.cu); of others, and
-// elsewhere, libtorch's.
+// Cross entropy and hits on CUDA devices (kernels/classification.cu); of logits that the kernels cannot
+// take, and elsewhere, libtorch's.
 
 #include <ATen/autocast_mode.h>
+#include <ATen/core/Reduction.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/argmax.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/engine.h>
 
+#include <algorithm>
 #include <limits>
 #include <memory>
+#include <utility>
 
 #include "guard.h"
 #include "kernel.h"
@@ -31,6 +36,7 @@ constexpr auto cuda = c10::DeviceType::CUDA;
 // What one block takes in a few microseconds.
 constexpr int64_t most_logits = 1 << 16;
 constexpr int64_t ignored = -100;
+constexpr int64_t largest_int = std::numeric_limits<int>::max();
 
 amp::KernelSource& source() {
   static amp::KernelSource source("classification.cu", amp_kernels_classification);
@@ -49,8 +55,11 @@ bool fits(const at::Tensor& logits, const at::Tensor& targets) {
   return logits.is_cuda() && logits.dim() == 2 && targets.dim() == 1 &&
          logits.device() == targets.device() && targets.scalar_type() == at::kLong &&
          logits.size(0) == targets.size(0) && logits.numel() > 0 &&
-         logits.numel() <= most_logits && amp::kernel_dtype(logits.scalar_type()) != nullptr;
+         logits.size(0) <= largest_int && logits.size(1) <= largest_int &&
+         amp::kernel_dtype(logits.scalar_type()) != nullptr;
 }
+
+bool are_few(const at::Tensor& logits) { return logits.numel() <= most_logits; }
 
 // libtorch gives a 16-bit loss where autocast does not ask for f32.
 bool has_wide_loss(const at::Tensor& logits) {
@@ -108,6 +117,102 @@ struct AmpCrossEntropy : torch::autograd::Function<AmpCrossEntropy> {
   }
 };
 
+// Of a loss: what its target gives to all classes alike, and the class that counts nothing.
+struct Options {
+  double smoothing;
+  long long left_out;
+};
+
+// A thread for each line of a row, up to a block's.
+unsigned threads_of_row(const at::Tensor& logits) {
+  const int64_t lines = logits.size(1) * logits.element_size() / 16;
+  return static_cast<unsigned>(std::clamp<int64_t>((lines + 31) / 32 * 32, 32, 1024));
+}
+
+// Whether the graph that is run backward is the only one to hold the logits that it saved, which `saved`
+// holds as well: nobody can see them change.
+bool are_held_by_graph_alone(const at::Tensor& saved) {
+  if (torch::autograd::get_current_graph_task_keep_graph() || !saved.is_contiguous() ||
+      saved.use_count() > 2) {
+    return false;
+  }
+  const size_t own = saved.storage().use_count();
+  return saved.is_view() ? saved._base().use_count() == 1 && own == 2 : own == 1;
+}
+
+// Of many logits, which are read once forward and become their gradients backward.
+struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& given,
+                            const at::Tensor& given_targets, Options options) {
+    const auto logits = given.contiguous(), targets = given_targets.contiguous();
+    int rows = static_cast<int>(logits.size(0)), classes = static_cast<int>(logits.size(1));
+    const auto computed = logits.options().dtype(wide(logits)).requires_grad(false);
+    const auto mean = at::empty({}, computed), kept = at::empty({rows, 2}, computed);
+    const auto losses = at::empty({rows}, computed);
+    const auto counted = at::empty({}, computed.dtype(at::kDouble));
+    const void *from = logits.const_data_ptr(), *classes_of = targets.const_data_ptr();
+    void *each = losses.mutable_data_ptr(), *rows_kept = kept.mutable_data_ptr();
+    void* arguments[] = {&from, &classes_of, &classes, &options.left_out, &options.smoothing,
+                         &each, &rows_kept};
+    const amp::Types types{amp::kernel_dtype(logits.scalar_type())};
+    source().launch("row_losses", types, logits.device(), static_cast<unsigned>(rows),
+                    threads_of_row(logits), arguments);
+    void *to = mean.mutable_data_ptr(), *count = counted.mutable_data_ptr();
+    void* last[] = {&each, &classes_of, &rows, &options.left_out, &to, &count};
+    source().launch("mean_of_rows", types, logits.device(), 1, 1024, last);
+    context->save_for_backward({given, targets, kept, counted});
+    context->saved_data["smoothing"] = options.smoothing;
+    context->saved_data["left_out"] = static_cast<int64_t>(options.left_out);
+    return mean;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const auto &given = saved.at(0), &targets = saved.at(1), &kept = saved.at(2);
+    const auto& counted = saved.at(3);
+    const auto& options = context->saved_data;
+    double smoothing = options.at("smoothing").toDouble();
+    long long left_out = options.at("left_out").toInt();
+    if (c10::GradMode::is_enabled()) {
+      return {differentiable(given, targets, grads.at(0), smoothing, left_out), {}, {}};
+    }
+    const auto grad = grads.at(0).to(kept.scalar_type());
+    const bool in_place = are_held_by_graph_alone(given);
+    const auto out = in_place ? given.variable_data() : given.clone(at::MemoryFormat::Contiguous);
+    int classes = static_cast<int>(given.size(1));
+    void* logits = out.mutable_data_ptr();
+    const void *classes_of = targets.const_data_ptr(), *count = counted.const_data_ptr();
+    const void *rows_kept = kept.const_data_ptr(), *incoming = grad.const_data_ptr();
+    void* arguments[] = {&logits,    &classes_of, &classes,   &left_out,
+                         &smoothing, &count,      &rows_kept, &incoming};
+    source().launch("row_gradients", {amp::kernel_dtype(given.scalar_type())}, given.device(),
+                    static_cast<unsigned>(given.size(0)), threads_of_row(given), arguments);
+    return {out, {}, {}};
+  }
+
+  // With a graph of its own, for second derivatives.
+  static at::Tensor differentiable(const at::Tensor& logits, const at::Tensor& targets,
+                                   const at::Tensor& grad, double smoothing, int64_t left_out) {
+    const auto share = at::softmax(logits, 1, wide(logits));
+    const auto counts = targets.ne(left_out).to(share.scalar_type()).unsqueeze(1);
+    const auto places = targets.masked_fill(targets.eq(left_out), 0).unsqueeze(1);
+    const auto every = smoothing / static_cast<double>(logits.size(1));
+    const auto wanted = at::full_like(share, every).scatter_(1, places, 1 - smoothing + every);
+    const auto out = (share - wanted) * counts * (grad / counts.sum());
+    return out.to(logits.scalar_type());
+  }
+};
+
+// The loss by a kernel of ours; undefined where it is not for these.
+at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
+                         const Options& options) {
+  if (!fits(logits, targets) || !has_wide_loss(logits)) return {};
+  const bool is_plain = options.smoothing == 0 && options.left_out == ignored;
+  const bool trains = logits.requires_grad() && c10::GradMode::is_enabled();
+  if (!are_few(logits) || !is_plain) return AmpRowCrossEntropy::apply(logits, targets, options);
+  return trains ? AmpCrossEntropy::apply(logits, targets) : at::Tensor();
+}
+
 // How many targets count.
 at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
   const auto options = targets.options().dtype(at::kDouble);
@@ -132,13 +237,16 @@ at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
 
 extern "C" {
 
-// The mean cross entropy of logits against classes, those of -100 left out. The result is new.
-int amp_cross_entropy(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
+// The mean cross entropy of logits against classes, those of `left_out` left out, or against
+// probabilities; `smoothing` of the target goes to all classes alike. The result is new.
+int amp_cross_entropy(const at::Tensor* logits, const at::Tensor* targets, double smoothing,
+                      int64_t left_out, at::Tensor** out) {
   return amp::guarded([&] {
-    const bool ours = fits(*logits, *targets) && has_wide_loss(*logits) &&
-                      logits->requires_grad() && c10::GradMode::is_enabled();
-    *out = new at::Tensor(ours ? AmpCrossEntropy::apply(*logits, *targets)
-                               : at::cross_entropy_loss(*logits, *targets));
+    auto own = cross_entropy(*logits, *targets, {smoothing, left_out});
+    if (!own.defined()) {
+      own = at::cross_entropy_loss(*logits, *targets, {}, at::Reduction::Mean, left_out, smoothing);
+    }
+    *out = new at::Tensor(std::move(own));
   });
 }
 
@@ -151,7 +259,7 @@ int amp_counted_classes(const at::Tensor* targets, int64_t classes, at::Tensor**
 // How many rows have their largest logit at their class, and how many count: f64 [2], which is new.
 int amp_hits(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
   return amp::guarded([&] {
-    if (!fits(*logits, *targets)) {
+    if (!fits(*logits, *targets) || !are_few(*logits)) {
       const auto hits = at::argmax(*logits, 1).eq(*targets).sum(at::kDouble);
       *out = new at::Tensor(at::stack({hits, counted_classes(*targets, logits->size(1))}));
       return;

@@ -126,7 +126,7 @@ std::vector<char> compile(const char* file, const char* text, const std::string&
     throw std::runtime_error("libtorch's run-time compiler cannot be used");
   }
   std::vector<std::string> options{"--gpu-architecture=" + architecture, "--std=c++17"};
-  const char* names[] = {"AMP_T", "AMP_P", "AMP_Q", "AMP_R"};
+  const char* names[] = {"AMP_T", "AMP_P", "AMP_Q", "AMP_R", "AMP_N"};
   for (size_t i = 0; i < types.size(); ++i) {
     options.push_back(std::string("--define-macro=") + names[i] + "=" + types[i]);
   }

@@ -66,7 +66,7 @@ class KernelSource {
   KernelSource(const char* file, const char* text) : file_(file), text_(text) {}
 
   // Starts kernel `name` on the device's current stream. `types` are the file's T and, if it has
-  // them, P, Q and R, by kernel_dtype's names. The first start on a device with them compiles the
+  // them, P, Q and R, by kernel_dtype's names, and then a number, AMP_N. The first start on a device with them compiles the
   // file, which cannot be done while a graph is captured.
   void launch(const char* name, const Types& types, c10::Device device, unsigned blocks,
               unsigned threads, void** arguments);

@@ -1,7 +1,7 @@
 // nn.Linear on CUDA while training. Under autocast the product that gives the weight's gradient is
 // written as f32: it is accumulated as that, and PyTorch rounds it to 16 bits to cast it back at
 // once. A weight that takes gradients of any dtype is given PyTorch's 16 bits instead. ReLU and dropout
-// behind a layer go with its bias (kernels/linear.cu).
+// behind a layer go with its bias, and an activation's gradient with the bias's (kernels/linear.cu).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -9,6 +9,8 @@
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
@@ -48,17 +50,27 @@ constexpr auto weight_key = "weight";
 constexpr auto bias_key = "bias";
 // Whether the weight's gradient may be narrower than the weight.
 constexpr auto narrow_key = "narrow";
-// The first output that is wanted and how many, and what dropout multiplies by if ReLU is there.
+// The first output that is wanted and how many, the activation, and what dropout behind it multiplies by.
 constexpr auto first_key = "first";
 constexpr auto count_key = "count";
+constexpr auto activation_key = "activation";
 constexpr auto scale_key = "scale";
+// The bias, where second derivatives need it.
+constexpr auto addend_key = "addend";
+
+// As in the kernels.
+enum Activation : int { none, relu, gelu, gelu_tanh };
+
+const char* approximation(int activation) { return activation == gelu_tanh ? "tanh" : "none"; }
 
 struct Options {
   // Of the outputs: those from the first on, so many.
   int64_t first, count;
-  // Behind them: ReLU and then dropout with this probability.
-  bool relu;
+  // Behind them, and behind ReLU dropout with this probability.
+  int activation;
   double p;
+
+  bool is_gelu() const { return activation == gelu || activation == gelu_tanh; }
 
   bool is_part_of(const at::Tensor& weight) const { return count < weight.size(0); }
   // The rows of the weight, or of the bias or of a gradient, that those outputs have.
@@ -72,15 +84,51 @@ amp::KernelSource& source() {
   return source;
 }
 
-// What ReLU and dropout behind a layer let through: where their output is not 0, times `scale`. The
-// gradient before them goes to `passed`.
+// An activation behind a layer, whose gradient before it goes to `passed`. ReLU and dropout let through
+// what is not 0 in their output, times `scale`; GELU has the input that it was given.
 struct Activated {
-  at::Tensor output, passed;
+  int activation = none;
+  at::Tensor kept, passed;
   float scale = 1;
 };
 
+void column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out);
+
+// Whether a matrix is so large that its bytes count, and lies in lines of 16 bytes.
+bool is_large(const at::Tensor& matrix) {
+  constexpr int64_t large = 1 << 21;
+  const auto line = 16 / matrix.element_size();
+  return matrix.numel() >= large && matrix.size(1) % line == 0 &&
+         reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % 16 == 0;
+}
+
+// column_sums of a large matrix.
+void large_column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out) {
+  constexpr int64_t rows_per_block = 256;
+  const int64_t rows = matrix.size(0), columns = matrix.size(1);
+  const int64_t columns_per_block = 32 * (16 / matrix.element_size());
+  const int64_t parts = (rows + rows_per_block - 1) / rows_per_block;
+  const int64_t blocks = parts * ((columns + columns_per_block - 1) / columns_per_block);
+  const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  at::Tensor sums;
+  if (out.defined()) sums = at::empty({parts, columns}, matrix.options().dtype(wide));
+  const void *from = matrix.const_data_ptr(), *kept = amp::const_data(activated.kept);
+  void *to = amp::data(sums), *passed = amp::data(activated.passed);
+  int activation = activated.activation;
+  float scale = activated.scale;
+  long long height = rows, width = columns, part = rows_per_block;
+  void* arguments[] = {&from, &kept, &activation, &scale, &passed, &to, &height, &width, &part};
+  source().launch("large_column_sums", {amp::kernel_dtype(matrix.scalar_type())}, matrix.device(),
+                  static_cast<unsigned>(blocks), 256, arguments);
+  if (out.defined()) column_sums(sums, {}, out);
+}
+
 // The sums of `matrix`'s columns, or of what passes `activated`, in `out`, which may be undefined.
 void column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out) {
+  if (is_large(matrix)) {
+    large_column_sums(matrix, activated, out);
+    return;
+  }
   constexpr int64_t rows_per_block = 1024, columns_per_block = 32;
   const int64_t rows = matrix.size(0), columns = matrix.size(1);
   const int64_t parts = std::max<int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
@@ -90,11 +138,12 @@ void column_sums(const at::Tensor& matrix, const Activated& activated, const at:
   const bool in_parts = out.defined() && parts > 1;
   const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto sums = in_parts ? at::empty({parts, columns}, matrix.options().dtype(wide)) : out;
-  const void *from = matrix.const_data_ptr(), *output = amp::const_data(activated.output);
+  const void *from = matrix.const_data_ptr(), *kept = amp::const_data(activated.kept);
   void *to = amp::data(sums), *passed = amp::data(activated.passed);
+  int activation = activated.activation;
   float scale = activated.scale;
   long long height = rows, width = columns, part = rows_per_block;
-  void* arguments[] = {&from, &output, &scale, &passed, &to, &height, &width, &part};
+  void* arguments[] = {&from, &kept, &activation, &scale, &passed, &to, &height, &width, &part};
   const auto summed = sums.defined() ? sums.scalar_type() : matrix.scalar_type();
   const amp::Types types{amp::kernel_dtype(matrix.scalar_type()), amp::kernel_dtype(summed)};
   source().launch("column_sums", types, matrix.device(), static_cast<unsigned>(blocks), 512,
@@ -129,7 +178,7 @@ at::Tensor output_of(const at::Tensor& input, const at::Tensor& weight,
   const int64_t rows = input.numel() / std::max<int64_t>(1, input.size(-1));
   const bool apart = dtype == at::kDouble || (dtype == at::kFloat && rows <= few);
   const bool together = bias && !apart;
-  if (!options.relu) {
+  if (options.activation != relu) {
     return together || !bias ? at::linear(input, weight, bias)
                              : at::linear(input, weight).add_(*bias);
   }
@@ -162,10 +211,16 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     const auto factor = cast(weight);
     std::optional<at::Tensor> addend;
     if (bias) addend = cast(*bias);
-    const auto out = output_of(input, factor, addend, options);
+    auto out = output_of(input, factor, addend, options);
+    at::Tensor behind;
+    if (options.activation == relu) behind = out;
+    if (options.is_gelu()) {
+      behind = out;
+      out = at::gelu(behind, approximation(options.activation));
+      if (bias) context->saved_data[addend_key] = *bias;
+    }
     // A weight that is cast may be written to before the backward pass, as in PyTorch.
-    context->save_for_backward(
-        {input, casts ? at::Tensor() : weight, options.relu ? out : at::Tensor()});
+    context->save_for_backward({input, casts ? at::Tensor() : weight, behind});
     auto& kept = context->saved_data;
     // Where nobody asks for the input's gradient, as before a first layer, it goes with the region.
     if (input.requires_grad()) kept[factor_key] = factor.detach();
@@ -174,7 +229,8 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     kept[narrow_key] = weight.is_leaf() && !weight.grad_dtype().has_value();
     kept[first_key] = options.first;
     kept[count_key] = options.count;
-    if (options.relu) kept[scale_key] = 1 / (1 - options.p);
+    kept[activation_key] = options.activation;
+    kept[scale_key] = 1 / (1 - options.p);
     return out;
   }
 
@@ -191,33 +247,45 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     const bool wants_bias = kept.at(bias_key).toBool() && context->needs_input_grad(2);
     const bool narrow = kept.at(narrow_key).toBool();
     const Options options{kept.at(first_key).toInt(), kept.at(count_key).toInt(),
-                          kept.count(scale_key) > 0, 0};
-    const double scale = options.relu ? kept.at(scale_key).toDouble() : 1;
+                          static_cast<int>(kept.at(activation_key).toInt()), 0};
+    const double scale = kept.at(scale_key).toDouble();
+    std::optional<at::Tensor> addend;
+    if (kept.count(addend_key) > 0) addend = kept.at(addend_key).toTensor();
     if (!torch::autograd::get_current_graph_task_keep_graph()) kept.clear();
     const int64_t features = weight.size(1);
     auto rows = grads.at(0).reshape({-1, options.count});
     const auto inputs = input.reshape({-1, features});
     if (c10::GradMode::is_enabled()) {
-      if (options.relu) rows = rows * (saved.at(2).reshape_as(rows).ne(0) * scale);
+      if (options.activation == relu) rows = rows * (saved.at(2).reshape_as(rows).ne(0) * scale);
+      if (options.is_gelu()) {
+        // What it was given comes of the layer again, with a graph.
+        const auto dtype = input.scalar_type();
+        if (addend) addend = addend->to(dtype);
+        const auto given = at::linear(input, weight.to(dtype), addend);
+        rows = at::gelu_backward(grads.at(0), given, approximation(options.activation))
+                   .reshape({-1, options.count});
+      }
       return differentiable(context, rows.view_as(grads.at(0)), rows, inputs, weight, wants_bias,
                             options);
     }
     variable_list out(4);
     const bool part = options.is_part_of(weight);
     at::Tensor known;
-    if (wants_bias && !part && !options.relu) known = amp::take_column_sums(grads.at(0));
+    if (wants_bias && !part && options.activation == none) known = amp::take_column_sums(grads.at(0));
     if (known.defined()) {
       out[2] = known.to(weight.scalar_type());
     } else if (wants_bias) {
       out[2] = part ? at::zeros({weight.size(0)}, weight.options())
                     : at::empty({options.count}, weight.options());
     }
-    if ((wants_bias && !known.defined()) || options.relu) {
+    if ((wants_bias && !known.defined()) || options.activation != none) {
       rows = rows.contiguous();
       Activated activated;
-      if (options.relu) activated = {saved.at(2), at::empty_like(rows), static_cast<float>(scale)};
+      if (options.activation != none) {
+        activated = {options.activation, saved.at(2), at::empty_like(rows), static_cast<float>(scale)};
+      }
       column_sums(rows, activated, wants_bias ? options.rows_of(out[2]) : at::Tensor());
-      if (options.relu) rows = activated.passed;
+      if (options.activation != none) rows = activated.passed;
     }
     if (context->needs_input_grad(0)) out[0] = at::matmul(rows, factor).view(input.sizes());
     // Goes before the weight's gradient comes, which may be twice as large.
@@ -293,18 +361,18 @@ struct AmpLinearOptions {
   // No count for all.
   int64_t first, count;
   double p;
-  int relu;
+  int activation;
 };
 
 // x·Wᵀ + b; `bias` may be null. Of the outputs there are those from `first` on, `count` of them; behind
-// them come ReLU, if wanted, and then dropout with probability p below 1. The result is new.
+// them comes an activation, and behind ReLU dropout with probability p below 1. The result is new.
 int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                const AmpLinearOptions* options, at::Tensor** out) {
   return amp::guarded([&] {
     std::optional<at::Tensor> given;
     if (bias != nullptr) given = *bias;
     const Options wanted{options->first, options->count > 0 ? options->count : weight->size(0),
-                         options->relu != 0, options->p};
+                         options->activation, options->p};
     const auto dtype = dtype_of(*input, *weight, given);
     if (dtype) {
       *out = new at::Tensor(AmpLinear::apply(in_dtype(*input, *dtype), *weight, given, wanted));
@@ -312,7 +380,8 @@ int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tens
     }
     if (given) given = wanted.rows_of(*given);
     auto result = at::linear(*input, wanted.rows_of(*weight), given);
-    if (wanted.relu) result = at::dropout(at::relu(result), wanted.p, /*train=*/true);
+    if (wanted.activation == relu) result = at::dropout(at::relu(result), wanted.p, /*train=*/true);
+    if (wanted.is_gelu()) result = at::gelu(result, approximation(wanted.activation));
     *out = new at::Tensor(std::move(result));
   });
 }

@@ -12,7 +12,7 @@ use amp_verify::{
 use fixtures::{registry, without_projects};
 use rstest::rstest;
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "MixedPrecisionDemo",
     "AdvancedAMPModel",
     "ManualAMPModel",
@@ -25,6 +25,7 @@ const NAMES: [&str; 12] = [
     "ProfilingAMPModel",
     "DigitsConvNet",
     "CharTransformer",
+    "GPT2LMHeadModel",
 ];
 
 #[test]
@@ -48,6 +49,7 @@ fn no_model_is_left_out() {
 #[case::profiling("ProfilingAMPModel")]
 #[case::digits_conv_net("DigitsConvNet")]
 #[case::char_transformer("CharTransformer")]
+#[case::gpt2("GPT2LMHeadModel")]
 fn trains_under_every_precision(#[case] name: &str) {
     let device = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     let device = parse_device(&device).expect("AMP_DEVICE names a device of this machine");

@@ -37,7 +37,7 @@ macro_rules! recorded {
     };
 }
 
-const WEIGHTS: [(&str, &[u8]); 12] = recorded![
+const WEIGHTS: [(&str, &[u8]); 13] = recorded![
     "MixedPrecisionDemo",
     "AdvancedAMPModel",
     "ManualAMPModel",
@@ -49,7 +49,8 @@ const WEIGHTS: [(&str, &[u8]); 12] = recorded![
     "RobustAMPModel",
     "ProfilingAMPModel",
     "DigitsConvNet",
-    "CharTransformer"
+    "CharTransformer",
+    "GPT2LMHeadModel"
 ];
 const OUTPUTS: [(&str, &[u8]); 1] = recorded!["logits"];
 

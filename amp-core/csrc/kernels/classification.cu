@@ -1,5 +1,6 @@
-// Cross entropy and hits of logits [rows, classes] against classes, where there are so few that one
-// block does it in less time than kernels take to start. A thread takes rows, each as a whole.
+// Cross entropy and hits of logits [rows, classes] against classes. Where there are few, one block does it
+// in less time than kernels take to start, and a thread takes rows, each as a whole. Where there are many,
+// as of a language model, a block takes a row.
 
 constexpr long long ignored = -100;
 
@@ -96,4 +97,178 @@ extern "C" __global__ void hits(const T* logits, const long long* targets, int r
   if (threadIdx.x != 0) return;
   out[0] = count;
   out[1] = counted;
+}
+
+// Four logits of f32, or as many as 16 bytes hold.
+struct alignas(16) Line {
+  static constexpr int length = 16 / sizeof(T);
+  T at[length];
+};
+
+// An exponential whose error is far below what 16 bits round, where the logits have them.
+__device__ float share_of(float x) {
+  if constexpr (sizeof(T) == 2) return __expf(x);
+  return expf(x);
+}
+__device__ double share_of(double x) { return exp(x); }
+
+// Calls `each` with the class and a reference to each logit of the block's row, whose address need not be a
+// line's, or with a line of them.
+template <typename U, typename Each>
+__device__ void for_row(U* row, int classes, const Each& each) {
+  const int offset = static_cast<int>(reinterpret_cast<unsigned long long>(row) % sizeof(Line) / sizeof(T));
+  const int before = (Line::length - offset) % Line::length;
+  const int head = before < classes ? before : classes;
+  const int lines = (classes - head) / Line::length, end = head + lines * Line::length;
+  if (static_cast<int>(threadIdx.x) < head) each(threadIdx.x, row[threadIdx.x]);
+#pragma unroll 2
+  for (int line = threadIdx.x; line < lines; line += blockDim.x) {
+    const int first = head + line * Line::length;
+    auto* place = reinterpret_cast<Line*>(const_cast<T*>(row + first));
+    Line values = *place;
+    each.line(first, values);
+    if constexpr (Each::writes) *place = values;
+  }
+  const int rest = end + threadIdx.x;
+  if (rest < classes) each(rest, row[rest]);
+}
+
+// Largest, sum of exp(x - largest) and sum of x of a part of a row.
+template <typename W>
+struct Softmax {
+  W largest = sizeof(W) == 8 ? W(-1.7976931348623157e308) : W(-3.402823466e38f);
+  W exponentials = 0, total = 0;
+
+  // A NaN stays in the sums.
+  __device__ void add(W value) {
+    if (value > largest) {
+      exponentials *= exponential(largest - value);
+      largest = value;
+    }
+    exponentials += exponential(value - largest);
+    total += value;
+  }
+
+  __device__ void add(const Softmax& other) {
+    const W most = other.largest > largest ? other.largest : largest;
+    exponentials = exponentials * exponential(largest - most) +
+                   other.exponentials * exponential(other.largest - most);
+    largest = most;
+    total += other.total;
+  }
+
+  __device__ Softmax from_lane(int offset) const {
+    Softmax other;
+    other.largest = __shfl_xor_sync(~0u, largest, offset);
+    other.exponentials = __shfl_xor_sync(~0u, exponentials, offset);
+    other.total = __shfl_xor_sync(~0u, total, offset);
+    return other;
+  }
+};
+
+template <typename W>
+struct AddToSoftmax {
+  static constexpr bool writes = false;
+  Softmax<W>& sums;
+
+  __device__ void operator()(int, const T& logit) const { sums.add(widen(logit)); }
+
+  __device__ void line(int, const Line& logits) const {
+    W most = sums.largest, part = 0;
+    // A NaN is not among the largest, but in the sums.
+    for (int k = 0; k < Line::length; ++k) {
+      const W value = widen(logits.at[k]);
+      if (value > most) most = value;
+    }
+    for (int k = 0; k < Line::length; ++k) {
+      const W value = widen(logits.at[k]);
+      part += share_of(value - most);
+      sums.total += value;
+    }
+    if (most > sums.largest) sums.exponentials *= share_of(sums.largest - most);
+    sums.largest = most;
+    sums.exponentials += part;
+  }
+};
+
+// A block has a row: its loss, and what the backward pass needs of it. `smoothing` of the target goes to
+// all classes alike.
+extern "C" __global__ void __launch_bounds__(1024)
+    row_losses(const T* logits, const long long* targets, int classes, long long left_out,
+               double smoothing, Wide<T>* losses, Row<Wide<T>>* kept) {
+  using W = Wide<T>;
+  __shared__ Softmax<W> parts[32];
+  const T* row = logits + static_cast<long long>(blockIdx.x) * classes;
+  Softmax<W> sums;
+  for_row(row, classes, AddToSoftmax<W>{sums});
+  for (int offset = 16; offset > 0; offset /= 2) sums.add(sums.from_lane(offset));
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sums;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int part = 1; part < (blockDim.x + 31) / 32; ++part) sums.add(parts[part]);
+  const W log_sum = logarithm(sums.exponentials);
+  kept[blockIdx.x] = {sums.largest, log_sum};
+  const long long target = targets[blockIdx.x];
+  W loss = 0;
+  if (target != left_out) {
+    // As in libtorch, an error of the device.
+    if (target < 0 || target >= classes) __trap();
+    const W own = widen(row[target]) - sums.largest;
+    loss = log_sum - own;
+    if (smoothing != 0) {
+      loss += W(smoothing) * (own - (sums.total / classes - sums.largest));
+    }
+  }
+  losses[blockIdx.x] = loss;
+}
+
+// One block. The mean of the losses of rows that count, and how many those are.
+extern "C" __global__ void mean_of_rows(const Wide<T>* losses, const long long* targets, int rows,
+                                        long long left_out, Wide<T>* mean, double* counted) {
+  double sum = 0, count = 0;
+  for (int r = threadIdx.x; r < rows; r += blockDim.x) {
+    if (targets[r] == left_out) continue;
+    sum += losses[r];
+    count += 1;
+  }
+  sum = block_sum(sum);
+  __syncthreads();
+  count = block_sum(count);
+  if (threadIdx.x != 0) return;
+  *mean = static_cast<Wide<T>>(sum / count);
+  *counted = count;
+}
+
+template <typename W>
+struct ToGradient {
+  static constexpr bool writes = true;
+  // Of the row: what is subtracted before the exponential, the gradient of its loss, and both shares of the
+  // target.
+  W largest, log_sum, factor, hit, every;
+  long long target;
+  bool counts;
+
+  __device__ void operator()(int at, T& logit) const {
+    const W share = share_of(widen(logit) - largest - log_sum);
+    const W wanted = at == target ? hit + every : every;
+    narrow(counts ? (share - wanted) * factor : W(0), logit);
+  }
+
+  __device__ void line(int first, Line& logits) const {
+    for (int k = 0; k < Line::length; ++k) (*this)(first + k, logits.at[k]);
+  }
+};
+
+// A block has a row, whose logits become their gradients; `grad` is that of the mean.
+extern "C" __global__ void __launch_bounds__(1024)
+    row_gradients(T* logits, const long long* targets, int classes, long long left_out,
+                  double smoothing, const double* counted, const Row<Wide<T>>* kept,
+                  const Wide<T>* grad) {
+  using W = Wide<T>;
+  const long long target = targets[blockIdx.x];
+  const auto of = kept[blockIdx.x];
+  T* row = logits + static_cast<long long>(blockIdx.x) * classes;
+  for_row(row, classes,
+          ToGradient<W>{of.largest, of.log_sum, *grad / static_cast<W>(*counted), W(1 - smoothing),
+                        W(smoothing / classes), target, target != left_out});
 }

@@ -37,8 +37,12 @@ __device__ double widen(double x) { return x; }
 
 // To nearest, ties to even.
 __device__ void narrow(float x, bf16& out) {
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+#else
   const unsigned bits = __float_as_uint(x);
-  out.bits = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  out.bits = x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+#endif
 }
 __device__ void narrow(float x, f16& out) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));

@@ -1,5 +1,6 @@
 //! Layers, a loss and a metric that are not libtorch's alone (`csrc/linear.cpp`, `csrc/conv.cpp`,
-//! `csrc/max_pool.cpp`, `csrc/batch_norm.cpp`, `csrc/batch_norm_images.cpp`, `csrc/layer_norm.cpp`, `csrc/dropout.cpp`, `csrc/classification.cpp`).
+//! `csrc/max_pool.cpp`, `csrc/batch_norm.cpp`, `csrc/batch_norm_images.cpp`, `csrc/layer_norm.cpp`,
+//! `csrc/residual_norm.cpp`, `csrc/heads.cpp`, `csrc/dropout.cpp`, `csrc/classification.cpp`).
 
 use std::{
     ffi::{c_double, c_int},
@@ -52,12 +53,20 @@ struct LinearOptions {
     first: i64,
     count: i64,
     p: c_double,
-    relu: c_int,
+    activation: c_int,
 }
 
 impl LinearOptions {
     /// All outputs, as they are.
-    const PLAIN: Self = Self { first: 0, count: 0, p: 0.0, relu: 0 };
+    const PLAIN: Self = Self { first: 0, count: 0, p: 0.0, activation: 0 };
+}
+
+/// What may stand behind a linear layer; the numbers are the shim's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Behind {
+    Relu = 1,
+    Gelu = 2,
+    GeluTanh = 3,
 }
 
 /// Running mean, running variance and how many batches they have seen.
@@ -115,8 +124,24 @@ unsafe extern "C" {
         options: *const LayerNormOptions,
         out: *mut *mut C_tensor,
     ) -> c_int;
+    fn amp_split_heads(product: Handle, heads: i64, out: *mut *mut C_tensor) -> c_int;
+    fn amp_residual_norm(
+        input: Handle,
+        weight: Handle,
+        bias: Handle,
+        eps: c_double,
+        stream: *mut *mut C_tensor,
+        normal: *mut *mut C_tensor,
+    ) -> c_int;
+    fn amp_residual_add(stream: Handle, branch: Handle, out: *mut *mut C_tensor) -> c_int;
     fn amp_dropout(input: Handle, p: c_double, together: i64, out: *mut *mut C_tensor) -> c_int;
-    fn amp_cross_entropy(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
+    fn amp_cross_entropy(
+        logits: Handle,
+        targets: Handle,
+        smoothing: c_double,
+        left_out: i64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     fn amp_counted_classes(targets: Handle, classes: i64, out: *mut *mut C_tensor) -> c_int;
     fn amp_hits(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
 }
@@ -140,15 +165,18 @@ pub(crate) fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
     linear_with(input, weight, bias, &LinearOptions::PLAIN)
 }
 
-/// [`linear`] with ReLU behind it, and then dropout with probability `p` below 1. On CUDA what follows
-/// the product goes along with it (`_addmm_activation`), or is one kernel.
-pub(crate) fn linear_relu(
+/// [`linear`] with an activation behind it, and behind ReLU dropout with probability `p` below 1. On CUDA
+/// ReLU goes along with the product (`_addmm_activation`), or is one kernel with dropout; backward, an
+/// activation and the sums that are the bias's gradient are one kernel.
+pub(crate) fn linear_activated(
     input: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
+    behind: Behind,
     p: f64,
 ) -> Result<Tensor> {
-    linear_with(input, weight, bias, &LinearOptions { p, relu: 1, ..LinearOptions::PLAIN })
+    let activation = behind as c_int;
+    linear_with(input, weight, bias, &LinearOptions { p, activation, ..LinearOptions::PLAIN })
 }
 
 /// These outputs of a [`linear`] layer. The others' gradients are zero.
@@ -268,9 +296,46 @@ pub(crate) fn layer_norm(
     })
 }
 
-/// The mean cross entropy of logits against int64 classes, those of -100 left out.
-pub(crate) fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    made(|out| checked!(amp_cross_entropy(logits.as_ptr(), targets.as_ptr(), out)))
+/// Queries, keys and values by head, `[batch, heads, length, width]` each, of `[batch, length, 3·heads·width]`.
+pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
+    let mut out = [std::ptr::null_mut(); 3];
+    checked!(amp_split_heads(product.as_ptr(), heads, out.as_mut_ptr()))?;
+    // SAFETY: on success these are new tensors that nobody else owns.
+    Ok(out.map(|one| unsafe { Tensor::from_ptr(one) }))
+}
+
+/// `input` again, for [`residual_add`], and its layer normalisation along the last dimension: the gradients
+/// of both are added up in one kernel. `None` where the kernels cannot take these tensors.
+pub(crate) fn residual_norm(
+    input: &Tensor,
+    [weight, bias]: [&Tensor; 2],
+    eps: f64,
+) -> Result<Option<(Tensor, Tensor)>> {
+    let mut stream = std::ptr::null_mut();
+    let normal = perhaps_made(|out| {
+        let (weight, bias) = (weight.as_ptr(), bias.as_ptr());
+        checked!(amp_residual_norm(input.as_ptr(), weight, bias, eps, &raw mut stream, out))
+    })?;
+    // SAFETY: where there is a norm, this is a new tensor, too, that nobody else owns.
+    Ok(normal.map(|normal| (unsafe { Tensor::from_ptr(stream) }, normal)))
+}
+
+/// `stream` + `branch`.
+pub(crate) fn residual_add(stream: &Tensor, branch: &Tensor) -> Result<Tensor> {
+    made(|out| checked!(amp_residual_add(stream.as_ptr(), branch.as_ptr(), out)))
+}
+
+/// The mean cross entropy of logits against int64 classes, those of `left_out` left out, or against
+/// probabilities; `smoothing` of the target goes to all classes alike.
+pub(crate) fn cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    smoothing: f64,
+    left_out: i64,
+) -> Result<Tensor> {
+    made(|out| {
+        checked!(amp_cross_entropy(logits.as_ptr(), targets.as_ptr(), smoothing, left_out, out))
+    })
 }
 
 /// How many int64 targets are not -100: an f64 scalar on their device.

@@ -73,7 +73,7 @@ impl CrossEntropy {
             "from 0 to 1",
         )?;
         let mean = matches!(reduction, Reduction::Mean);
-        let fused = mean && *smoothing == 0.0 && weight.is_none() && *ignored == IGNORED;
+        let fused = mean && weight.is_none();
         if is_floating(target.kind()) && output.size() == target.size() && output.dim() > 1 {
             if *ignored != IGNORED {
                 let why = "ignore_index leaves out a class of an int64 target, not a probability";
@@ -81,14 +81,14 @@ impl CrossEntropy {
             }
             let (logits, of) = elementwise(NAME, output, target)?;
             if fused {
-                return ffi::cross_entropy(&logits, &of);
+                return ffi::cross_entropy(&logits, &of, *smoothing, IGNORED);
             }
             let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
             return Ok(logits.f_cross_entropy_loss(&of, weight, reduction, IGNORED, *smoothing)?);
         }
         let (logits, of) = classes(NAME, output, target)?;
         let loss = match fused {
-            true => ffi::cross_entropy(&logits, &of),
+            true => ffi::cross_entropy(&logits, &of, *smoothing, *ignored),
             false => {
                 let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
                 let loss =

@@ -158,6 +158,21 @@ fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>
     search.found
 }
 
+impl<M: Module> Child<'_, M> {
+    /// Runs the module by `run`, in one with what stands beside it and has no name. `None` where somebody
+    /// wants to see the tensors between them, the module has a region of its own, or `run` cannot.
+    pub(super) fn run_with(
+        &self,
+        cx: &Context,
+        run: impl FnOnce() -> Result<Option<Tensor>>,
+    ) -> Result<Option<Tensor>> {
+        match (&*self.parents, &self.place) {
+            ([], Place { path, index: None, region: None }) => cx.call_with(path, self.module, run),
+            _ => Ok(None),
+        }
+    }
+}
+
 impl<'m, M> Child<'m, M> {
     /// The modules of a container of this name, called by their places.
     pub fn list(name: &'m str, region: Option<Region>, modules: &'m [M]) -> Vec<Self> {

@@ -1,15 +1,16 @@
 //! Layers that stand one behind the other and run together on CUDA while training: a linear layer or a
-//! batch normalisation with ReLU, a layer normalisation with GELU, and dropout behind each.
+//! batch normalisation with ReLU, a layer normalisation with GELU, and dropout behind each, or a linear
+//! layer with GELU.
 
 use tch::Tensor;
 
 use super::{BatchNorm, Context, Dropout, LayerNorm, Linear, Module};
-use crate::Result;
+use crate::{Result, ffi::Behind};
 
 /// What a layer is to those that run some layers in one.
 #[derive(Debug, Clone, Copy)]
 pub enum Fusable<'a> {
-    /// May have ReLU behind it, and then dropout.
+    /// May have ReLU behind it, and then dropout, or GELU.
     Linear(&'a Linear),
     /// May have ReLU and dropout behind it.
     BatchNorm(&'a BatchNorm),
@@ -19,6 +20,8 @@ pub enum Fusable<'a> {
     Relu,
     /// x·Φ(x).
     Gelu,
+    /// Its approximation by tanh.
+    GeluTanh,
     /// The last of them.
     Dropout(&'a Dropout),
     /// Runs by itself.
@@ -43,11 +46,21 @@ pub(super) fn run<M: Module>(
             (first, layer),
             (Fusable::Linear(_) | Fusable::BatchNorm(_), Fusable::Relu)
                 | (Fusable::LayerNorm(_), Fusable::Gelu)
+                | (Fusable::Linear(_), Fusable::Gelu | Fusable::GeluTanh)
         )
     };
     let mut behind = layers[1..].iter().map(Module::fusable).peekable();
-    let active = behind.next_if(activates).is_some();
+    let activation = behind.next_if(activates);
+    let active = activation.is_some();
+    let linear_with = match (first, activation) {
+        (Fusable::Linear(_), Some(Fusable::Relu)) => Some(Behind::Relu),
+        (Fusable::Linear(_), Some(Fusable::Gelu)) => Some(Behind::Gelu),
+        (Fusable::Linear(_), Some(Fusable::GeluTanh)) => Some(Behind::GeluTanh),
+        _ => None,
+    };
     let dropout = match behind.peek() {
+        // Behind GELU it runs by itself.
+        _ if matches!(linear_with, Some(Behind::Gelu | Behind::GeluTanh)) => None,
         Some(Fusable::Dropout(dropout)) => Some(dropout.active(cx)),
         _ => None,
     };
@@ -57,7 +70,10 @@ pub(super) fn run<M: Module>(
     }
     let p = dropout.unwrap_or(0.0);
     let run = || match first {
-        Fusable::Linear(linear) if active => linear.forward_relu(input, cx, p),
+        Fusable::Linear(linear) => match linear_with {
+            Some(behind) => linear.forward_activated(input, cx, behind, p),
+            None => Ok(None),
+        },
         Fusable::BatchNorm(norm) => norm.forward_with(input, cx, active, p),
         Fusable::LayerNorm(norm) => norm.forward_with(input, cx, active, p),
         _ => Ok(None),

@@ -27,6 +27,7 @@ mod part;
 mod pool;
 mod probe;
 mod recurrent;
+mod residual;
 mod resize;
 mod segment;
 mod sizes;
@@ -43,6 +44,7 @@ pub use activation::{
 pub use attention::{
     AttentionMask, AttentionOptions, MultiheadAttention, MultiheadAttentionConfig, RotaryEmbedding,
     RotaryEmbeddingConfig, RotaryPairing, alibi_bias, alibi_slopes, scaled_dot_product_attention,
+    split_heads,
 };
 pub(crate) use check::{names_are_unique, parameters_require_gradients};
 pub use checkpoint::Checkpoint;
@@ -66,7 +68,7 @@ pub use group_norm::{
 pub use init::Init;
 #[doc(hidden)]
 pub use init::own_tensor;
-pub use linear::{Linear, LinearConfig};
+pub use linear::{Activation, Linear, LinearConfig, linear};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
 
 pub(crate) use parameters::parameters_in_regions;

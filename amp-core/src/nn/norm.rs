@@ -270,6 +270,19 @@ impl LayerNorm {
         self.kernel(branch, Some(residual), cx, LayerNormOptions { before: p, ..self.options() })
     }
 
+    /// A training pass over a residual stream: the stream again, to which what comes of the norm is added by
+    /// [`ffi::residual_add`], and its norm; `None` as above.
+    pub(super) fn forward_residual(
+        &self,
+        input: &Tensor,
+        cx: &Context,
+    ) -> Result<Option<(Tensor, Tensor)>> {
+        if !cx.is_training() || !input.device().is_cuda() {
+            return Ok(None);
+        }
+        ffi::residual_norm(input, [&self.weight, &self.bias], self.eps)
+    }
+
     fn options(&self) -> LayerNormOptions {
         LayerNormOptions { eps: self.eps, ..LayerNormOptions::default() }
     }

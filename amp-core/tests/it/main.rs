@@ -40,6 +40,7 @@ mod frozen_parts;
 mod fused;
 mod fused_layer_norm;
 mod fused_linear;
+mod fused_residual;
 mod gradient_storage;
 mod graphs;
 mod graphs_hooks;

@@ -93,7 +93,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
         }
     }
     for workload in &plan.workloads {
-        for precision in &plan.precisions {
+        for precision in plan.precisions.iter().filter(|one| workload.is_measured_in(**one)) {
             let name = format!("{} under {precision}", workload.name());
             let rows = clock.run(&name, || {
                 tell(&name);
@@ -144,7 +144,7 @@ fn compare(
     for engine in ours {
         contestants.push(Box::new(new(*engine, Size::Full)));
     }
-    for peer in peers {
+    for peer in peers.iter_mut().filter(|peer| peer.trains(workload)) {
         contestants.push(Box::new(Entry::new(peer, workload, precision, steps)));
     }
     let scores = contest(&mut contestants, plan.rounds);

@@ -11,8 +11,9 @@
 //! {"end": true}                                -> {"ended": true}
 //! ```
 //!
-//! `prepare` has the model's name and hyperparameters, the precision, `batch`, `batches`, `features`
-//! (null for the model's own data), `clip` and `warm_up` (steps).
+//! `prepare` has the model's name and hyperparameters, the precision, `batch`, `batches`, `clip`, `warm_up`
+//! (steps), and of random examples `features` or, for ids, `tokens`, and `classes`; these are null for the
+//! model's own data, and one of the first two always is.
 
 use std::{
     collections::BTreeMap,
@@ -124,6 +125,18 @@ pub struct Entry<'a> {
     running: bool,
 }
 
+impl Peer {
+    /// Whether it takes part in this workload.
+    pub fn trains(&self, workload: &Task) -> bool {
+        match self.engine {
+            Engine::TorchCompileDefault | Engine::TorchCompileAutotuned => {
+                workload.has_compiler_modes()
+            }
+            _ => true,
+        }
+    }
+}
+
 impl<'a> Entry<'a> {
     /// The peer trains whole epochs of the workload, at least `steps` steps a chunk, as ours does.
     pub fn new(peer: &'a mut Peer, workload: &Task, precision: Precision, steps: i64) -> Self {
@@ -136,6 +149,8 @@ impl<'a> Entry<'a> {
             "batch": workload.batch,
             "batches": workload.batches,
             "features": workload.features(),
+            "tokens": workload.tokens(),
+            "classes": workload.classes(),
             "clip": CLIP,
             "warm_up": workload.batches,
         });
@@ -176,7 +191,14 @@ impl Drop for Entry<'_> {
 /// Those that are measured on `device`.
 pub fn engines(device: Device) -> &'static [Engine] {
     match device.is_cuda() {
-        true => &[Engine::Lightning, Engine::TorchLoop, Engine::TorchFused, Engine::TorchCompile],
+        true => &[
+            Engine::Lightning,
+            Engine::TorchLoop,
+            Engine::TorchFused,
+            Engine::TorchCompile,
+            Engine::TorchCompileDefault,
+            Engine::TorchCompileAutotuned,
+        ],
         false => &[Engine::Lightning, Engine::TorchLoop],
     }
 }

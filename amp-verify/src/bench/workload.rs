@@ -3,7 +3,7 @@
 pub use crate::speed::{Devices, Workload};
 use crate::{
     registry::{Model, Registry},
-    speed::Noise,
+    speed::{Noise, NoiseInput},
 };
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
@@ -125,9 +125,35 @@ impl Task {
         self.model.name()
     }
 
-    /// Numbers in a random example; `None` for the model's own data.
+    /// Numbers in a random example; `None` for ids and for the model's own data.
     pub fn features(&self) -> Option<i64> {
-        self.workload.noise.map(|noise| noise.features)
+        match self.workload.noise?.input {
+            NoiseInput::Features(features) => Some(features),
+            NoiseInput::Tokens(_) => None,
+        }
+    }
+
+    /// Ids in a random example; `None` for numbers and for the model's own data.
+    pub fn tokens(&self) -> Option<i64> {
+        match self.workload.noise?.input {
+            NoiseInput::Features(_) => None,
+            NoiseInput::Tokens(length) => Some(length),
+        }
+    }
+
+    /// The classes of random examples; `None` for the model's own data.
+    pub fn classes(&self) -> Option<i64> {
+        self.workload.noise.map(|noise| noise.classes)
+    }
+
+    /// Whether this precision is measured.
+    pub fn is_measured_in(&self, precision: Precision) -> bool {
+        !self.workload.mixed_alone || precision != Precision::F32True
+    }
+
+    /// Whether torch.compile is measured in each of its modes.
+    pub fn has_compiler_modes(&self) -> bool {
+        self.workload.compiler_modes
     }
 
     /// Whether reduced gradients and optimizer state are measured as well.
@@ -178,26 +204,37 @@ impl Task {
             (Size::Full, Some(noise)) => noise,
             (Size::Tiny, noise) => Noise {
                 batches: self.batches,
-                features: TINY,
+                input: match noise.map(|noise| noise.input) {
+                    Some(NoiseInput::Tokens(_)) => NoiseInput::Tokens(TINY),
+                    _ => NoiseInput::Features(TINY),
+                },
                 classes: noise.map_or(2, |noise| noise.classes),
             },
         };
         let batch = if size == Size::Tiny { TINY } else { self.batch };
         seed_everything(42)?;
-        let count = batch * noise.batches;
-        let x = Tensor::f_randn([count, noise.features], (Kind::Float, Device::Cpu))?;
-        let y = Tensor::f_randint(noise.classes, [count], (Kind::Int64, Device::Cpu))?;
-        let train = Batch::new(x, y)?;
-        let val = train.narrow(0, batch)?;
-        Ok(DataModule::new(self.name(), train, val, batch))
+        let draw = |count: i64| -> Result<Batch> {
+            let ids =
+                |size: &[i64]| Tensor::f_randint(noise.classes, size, (Kind::Int64, Device::Cpu));
+            match noise.input {
+                NoiseInput::Features(features) => Batch::new(
+                    Tensor::f_randn([count, features], (Kind::Float, Device::Cpu))?,
+                    ids(&[count])?,
+                ),
+                NoiseInput::Tokens(length) => {
+                    Batch::new(ids(&[count, length])?, ids(&[count, length])?)
+                }
+            }
+        };
+        Ok(DataModule::new(self.name(), draw(batch * noise.batches)?, draw(batch)?, batch))
     }
 
-    /// The floating-point operations of a step's matrix products: 2 for each weight of a matrix
-    /// and example forward, and twice that backward.
-    ///
-    /// # Errors
-    /// When the model cannot be built.
+    /// The floating-point operations of a step's matrix products: those that the workload declares, or 2
+    /// for each weight of a matrix and example forward, and twice that backward.
     pub fn matrix_operations(&self, model: &dyn LightningModule) -> f64 {
+        if let Some(operations) = self.workload.operations {
+            return operations;
+        }
         let matrices = parameters(model).into_iter().filter(|one| one.tensor.dim() == 2);
         let weights: usize = matrices.map(|one| one.tensor.numel()).sum();
         6.0 * self.batch as f64 * weights as f64

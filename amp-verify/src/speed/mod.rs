@@ -13,5 +13,5 @@ pub use overhead::Overhead;
 pub use report::Report;
 pub use score::{Engine, Score};
 pub use target::Target;
-pub(crate) use workload::Noise;
 pub use workload::{Devices, Workload};
+pub(crate) use workload::{Noise, NoiseInput};

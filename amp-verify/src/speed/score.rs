@@ -23,6 +23,10 @@ pub enum Engine {
     TorchFused,
     /// The same compiled by torch.compile with mode reduce-overhead.
     TorchCompile,
+    /// The same in torch.compile's default mode.
+    TorchCompileDefault,
+    /// The same with mode max-autotune-no-cudagraphs.
+    TorchCompileAutotuned,
 }
 
 impl Engine {
@@ -37,6 +41,8 @@ impl Engine {
             Self::TorchLoop => "torch-loop",
             Self::TorchFused => "torch-fused",
             Self::TorchCompile => "torch-compile",
+            Self::TorchCompileDefault => "torch-compile-default",
+            Self::TorchCompileAutotuned => "torch-compile-autotuned",
         }
     }
 

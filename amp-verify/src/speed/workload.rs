@@ -16,14 +16,26 @@ pub struct Workload {
     pub(crate) devices: Devices,
     pub(crate) fed: Devices,
     pub(crate) reduced_state: bool,
+    pub(crate) operations: Option<f64>,
+    pub(crate) compiler_modes: bool,
+    pub(crate) mixed_alone: bool,
 }
 
-/// Random examples: x ~ N(0, 1), classes by chance.
+/// Random examples, with classes by chance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Noise {
     pub(crate) batches: i64,
-    pub(crate) features: i64,
+    pub(crate) input: NoiseInput,
     pub(crate) classes: i64,
+}
+
+/// What a random example consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoiseInput {
+    /// So many numbers from N(0, 1), with one class.
+    Features(i64),
+    /// So many ids below the number of classes, with a class for each.
+    Tokens(i64),
 }
 
 /// Kinds of devices that something is for.
@@ -65,6 +77,9 @@ impl Workload {
             devices: Devices::ALL,
             fed: Devices::NONE,
             reduced_state: false,
+            operations: None,
+            compiler_modes: false,
+            mixed_alone: false,
         }
     }
 
@@ -79,7 +94,40 @@ impl Workload {
     /// instead of the model's data.
     #[must_use]
     pub fn noise(mut self, batches: i64, features: i64, classes: i64) -> Self {
-        self.noise = Some(Noise { batches, features, classes });
+        self.noise = Some(Noise { batches, input: NoiseInput::Features(features), classes });
+        self
+    }
+
+    /// Trains on so many batches of random sequences of `length` ids below `vocabulary`, with an id of
+    /// chance to predict at each place, instead of the model's data.
+    #[must_use]
+    pub fn tokens(mut self, batches: i64, length: i64, vocabulary: i64) -> Self {
+        let input = NoiseInput::Tokens(length);
+        self.noise = Some(Noise { batches, input, classes: vocabulary });
+        self
+    }
+
+    /// The floating-point operations of a step's matrix products, of which the tables give the share of
+    /// the device's rate. Without it they are 6 for each weight of a matrix and example, which holds for
+    /// models of linear layers.
+    #[must_use]
+    pub fn operations_of_a_step(mut self, operations: f64) -> Self {
+        self.operations = Some(operations);
+        self
+    }
+
+    /// Leaves out 32-true, which takes many times as long.
+    #[must_use]
+    pub fn in_mixed_precision_alone(mut self) -> Self {
+        self.mixed_alone = true;
+        self
+    }
+
+    /// Measures torch.compile in its default mode and with max-autotune-no-cudagraphs as well as with
+    /// reduce-overhead, on CUDA.
+    #[must_use]
+    pub fn with_compiler_modes(mut self) -> Self {
+        self.compiler_modes = true;
         self
     }
 

@@ -48,6 +48,24 @@ impl Module for Gelu {
     }
 }
 
+/// 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))); nn.GELU(approximate="tanh").
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GeluTanh;
+
+impl Visit for GeluTanh {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for GeluTanh {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_gelu("tanh")?)
+    }
+
+    fn fusable(&self) -> Fusable<'_> {
+        Fusable::GeluTanh
+    }
+}
+
 macro_rules! stateless {
     ($($(#[$doc:meta])* $name:ident => |$input:ident| $body:expr;)*) => {$(
         $(#[$doc])*
@@ -73,8 +91,6 @@ stateless! {
     Sigmoid => |x| x.f_sigmoid()?;
     /// x·σ(x).
     Silu => |x| x.f_silu()?;
-    /// 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))); nn.GELU(approximate="tanh").
-    GeluTanh => |x| x.f_gelu("tanh")?;
     /// min(max(x, 0), 6); nn.ReLU6.
     Relu6 => |x| x.f_relu6()?;
     /// x·tanh(softplus(x)); nn.Mish.

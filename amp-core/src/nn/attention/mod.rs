@@ -3,29 +3,22 @@
 mod child;
 mod config;
 mod position;
+mod projection;
 mod scores;
 
 pub use config::MultiheadAttentionConfig;
 pub use position::{
     RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, alibi_bias, alibi_slopes,
 };
-pub use scores::{AttentionMask, AttentionOptions, scaled_dot_product_attention};
+pub use scores::{AttentionMask, AttentionOptions, scaled_dot_product_attention, split_heads};
 
+use projection::{Projected, Projection};
 use tch::{Kind, Tensor};
 
 use super::{
     Context, Init, Linear, LinearConfig, Module, Op, Role, Visit, Visitor, init, visit_child,
 };
 use crate::{Error, Result, ffi};
-
-/// The weights that make queries, keys and values.
-#[derive(Debug)]
-enum Projection {
-    /// `in_proj_weight`, `[3·embed_dim, embed_dim]`.
-    Packed(Tensor),
-    /// `q_proj_weight`, `k_proj_weight` and `v_proj_weight`, where widths or numbers of heads differ.
-    Apart([Tensor; 3]),
-}
 
 /// Attention of several heads through scaled_dot_product_attention; nn.MultiheadAttention with batch_first.
 ///
@@ -210,18 +203,23 @@ impl MultiheadAttention {
         let MultiheadAttentionConfig { num_heads, num_kv_heads, .. } = self.config;
         let (n, queries, keys) = self.sizes(query, key, value)?;
         let mask = mask.joined([n, num_heads, queries, keys])?;
-        let [q, k, v] = self.project(query, key, value)?;
         let width = self.config.head_dim();
         let heads = |x: &Tensor, length: i64, count: i64| -> Result<Tensor> {
             Ok(x.f_reshape([n, length, count, width])?.f_transpose(1, 2)?)
+        };
+        let [q, k, v] = match self.project(query, key, value)? {
+            Projected::Together(product) => split_heads(&product, num_heads)?,
+            Projected::Apart([q, k, v]) => [
+                heads(&q, queries, num_heads)?,
+                heads(&k, keys, num_kv_heads)?,
+                heads(&v, keys, num_kv_heads)?,
+            ],
         };
         let rotated = |x: Tensor| match &self.rotary {
             Some(rotary) => rotary.rotate(&x, 0),
             None => Ok(x),
         };
-        let q = rotated(heads(&q, queries, num_heads)?)?;
-        let k = rotated(heads(&k, keys, num_kv_heads)?)?;
-        let v = heads(&v, keys, num_kv_heads)?;
+        let (q, k) = (rotated(q)?, rotated(k)?);
         let (k, v, mask) = self.with_added_keys(k, v, mask)?;
         Ok(([q, k, v], mask))
     }
@@ -275,33 +273,6 @@ impl MultiheadAttention {
             "attention: queries {q:?}, keys {k:?} and values {v:?} do not fit: they must be \
              [N, L, {embed_dim}], [N, S, {kdim}] and [N, S, {vdim}]"
         )))
-    }
-
-    fn project(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<[Tensor; 3]> {
-        let (d, kv) = (self.config.embed_dim, self.config.kv_width());
-        let bias = self.in_proj_bias.as_ref();
-        let is_one = |a: &Tensor, b: &Tensor| ffi::identity(a) == ffi::identity(b);
-        match &self.projection {
-            Projection::Packed(weight) if is_one(query, key) && is_one(key, value) => {
-                let all = ffi::linear(query, weight, bias)?;
-                Ok([all.f_narrow(-1, 0, d)?, all.f_narrow(-1, d, d)?, all.f_narrow(-1, 2 * d, d)?])
-            }
-            Projection::Packed(weight) => Ok([
-                ffi::linear_part(query, weight, bias, 0..d)?,
-                ffi::linear_part(key, weight, bias, d..2 * d)?,
-                ffi::linear_part(value, weight, bias, 2 * d..3 * d)?,
-            ]),
-            Projection::Apart([q, k, v]) => {
-                let part = |first: i64, count: i64| {
-                    bias.map(|bias| bias.f_narrow(0, first, count)).transpose()
-                };
-                Ok([
-                    ffi::linear(query, q, part(0, d)?.as_ref())?,
-                    ffi::linear(key, k, part(d, kv)?.as_ref())?,
-                    ffi::linear(value, v, part(d + kv, kv)?.as_ref())?,
-                ])
-            }
-        }
     }
 }
 

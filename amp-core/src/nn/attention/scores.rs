@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::{
-    Error, Result,
+    Error, Result, ffi,
     nn::Context,
     precision::{dtype_name, is_floating},
 };
@@ -77,6 +77,22 @@ pub fn scaled_dot_product_attention(
     let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
     let output = attend(&key, &value, Some(&mask), false, false)?;
     Ok(output.f_masked_fill(&masked, 0.0)?)
+}
+
+/// Queries, keys and values by head, `[N, heads, L, width]` each, of a product that has them beside one another,
+/// `[N, L, 3·heads·width]`: what [`scaled_dot_product_attention`] takes. They are views. On CUDA one kernel joins
+/// their gradients and finds the gradient of the product's bias.
+///
+/// # Errors
+/// When the product has other than three dimensions, or the last is not a multiple of `3·heads`.
+pub fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
+    match product.size().as_slice() {
+        [_, _, width] if heads > 0 && width % (3 * heads) == 0 => ffi::split_heads(product, heads),
+        size => Err(refused(format!(
+            "a product {size:?} has no queries, keys and values of {heads} heads: it must be \
+             [N, L, 3·heads·width]"
+        ))),
+    }
 }
 
 /// [`scaled_dot_product_attention`], and the weights, as dropout leaves them.

@@ -121,13 +121,13 @@ impl Forward for TransformerDecoderLayer {
             child.attend(x, memory, memory, memory_mask, cx)
         };
         if self.norm_first {
-            let add = |x: &Tensor, branch: &Tensor| -> Result<Tensor> {
-                Ok(x.f_add(&self.dropout.forward(branch, cx)?)?)
-            };
-            let x = add(target, &attend(&cx.call("norm1", None, &self.norm1, target)?)?)?;
-            let x = add(&x, &cross_attend(&cx.call("norm2", None, &self.norm2, &x)?)?)?;
-            let normalised = cx.call("norm3", None, &self.norm3, &x)?;
-            return add(&x, &self.feed_forward.forward(&normalised, cx)?);
+            let [norm1, norm2, norm3] =
+                [("norm1", &self.norm1), ("norm2", &self.norm2), ("norm3", &self.norm3)]
+                    .map(|(name, norm)| Child::new(name, None, norm));
+            let dropped = |branch: Result<Tensor>| self.dropout.forward(&branch?, cx);
+            let x = norm1.residual(target, |x| dropped(attend(x)), cx)?;
+            let x = norm2.residual(&x, |x| dropped(cross_attend(x)), cx)?;
+            return norm3.residual(&x, |x| dropped(self.feed_forward.forward(x, cx)), cx);
         }
         let add = |name: &str, norm, x: &Tensor, branch: &Tensor| {
             add_and_normalise(name, norm, &self.dropout, x, branch, cx)

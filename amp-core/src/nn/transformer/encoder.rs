@@ -128,11 +128,11 @@ impl Parts {
             false => Child::new("self_attn", None, &self.self_attn).attend(x, x, x, mask, cx),
         };
         if self.norm_first {
-            let attended = attend(&cx.call("norm1", None, &self.norm1, input)?)?;
-            let x = input.f_add(&self.dropout.forward(&attended, cx)?)?;
-            let normalised = cx.call("norm2", None, &self.norm2, &x)?;
-            let outer = self.feed_forward.forward(&normalised, cx)?;
-            return Ok(x.f_add(&self.dropout.forward(&outer, cx)?)?);
+            let [norm1, norm2] = [("norm1", &self.norm1), ("norm2", &self.norm2)]
+                .map(|(name, norm)| Child::new(name, None, norm));
+            let x = norm1.residual(input, |x| self.dropout.forward(&attend(x)?, cx), cx)?;
+            let expanded = |x: &Tensor| self.feed_forward.forward(x, cx);
+            return norm2.residual(&x, |x| self.dropout.forward(&expanded(x)?, cx), cx);
         }
         let attended = attend(input)?;
         let x = add_and_normalise("norm1", &self.norm1, &self.dropout, input, &attended, cx)?;

@@ -3,6 +3,7 @@ use tch::Tensor;
 use super::TransformerLayerConfig;
 use crate::{
     Result,
+    ffi::Behind,
     nn::{Context, Dropout, Linear, LinearConfig, Module, Visit, Visitor, visit_child},
 };
 
@@ -63,9 +64,15 @@ impl Perceptron {
     /// The first half.
     fn expand(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         let p = self.dropout.active(cx);
-        let together = || match self.activation {
-            FeedForward::Relu => self.linear1.forward_relu(x, cx, p),
-            FeedForward::Gelu | FeedForward::GeluTanh | FeedForward::SwiGlu => Ok(None),
+        let behind = match self.activation {
+            FeedForward::Relu => Some(Behind::Relu),
+            FeedForward::Gelu => Some(Behind::Gelu),
+            FeedForward::GeluTanh => Some(Behind::GeluTanh),
+            FeedForward::SwiGlu => None,
+        };
+        let together = || match behind {
+            Some(behind) => self.linear1.forward_activated(x, cx, behind, p),
+            None => Ok(None),
         };
         if let Some(inner) = cx.call_with("linear1", &self.linear1, together)? {
             return Ok(inner);

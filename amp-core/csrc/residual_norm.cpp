@@ -1,0 +1,238 @@
+// x + f(norm(x)) on CUDA devices, as pre-norm transformers have it, with the gradients of both uses of x added
+// up in one kernel (kernels/residual_norm.cu).
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/native_layer_norm_backward.h>
+#include <ATen/ops/result_type.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "column_sums.h"
+#include "guard.h"
+#include "kernel.h"
+#include "kernels/residual_norm.cu.h"
+#include "twin.h"
+
+namespace amp::residual_norm {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr auto cuda = c10::DeviceType::CUDA;
+// As in the kernels.
+constexpr int warps = 8, threads = 32 * warps, sums = 3;
+// A lane's registers hold no more than eight times four columns.
+constexpr int64_t columns_of_a_pack = 128, most_columns = 8 * columns_of_a_pack;
+
+// Laid out as in the kernels, as is what follows.
+struct Behind {
+  const void *in, *stream_grads, *grads, *twin_grads, *weights, *means, *inverses;
+};
+
+struct Gradients {
+  void *in, *twin, *parts;
+};
+
+amp::KernelSource& source() {
+  static amp::KernelSource source("residual_norm.cu", amp_kernels_residual_norm);
+  return source;
+}
+
+// The dtype that an autocast region casts what comes out to.
+at::ScalarType twin_dtype(at::ScalarType out) {
+  return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
+}
+
+amp::Types types_of(at::ScalarType stream, at::ScalarType out, at::ScalarType twin,
+                    int64_t columns) {
+  const auto* name = amp::kernel_dtype(stream);
+  return {name, name, amp::kernel_dtype(out), amp::kernel_dtype(twin),
+          std::to_string(columns / columns_of_a_pack)};
+}
+
+struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
+  // The stream as it was given, its norm and, if there is one, the norm's twin.
+  static variable_list forward(AutogradContext* context, const at::Tensor& input,
+                               const at::Tensor& weight, const at::Tensor& bias, double eps) {
+    const auto own = weight.scalar_type(), cast = twin_dtype(own);
+    const auto columns = weight.numel();
+    const auto wide = own == at::kDouble ? at::kDouble : at::kFloat;
+    const auto plain = weight.options().requires_grad(false);
+    const auto means = at::empty({input.numel() / columns}, plain.dtype(wide));
+    const auto inverses = at::empty_like(means);
+    variable_list out{input, at::empty(input.sizes(), plain)};
+    if (cast != own) out.push_back(at::empty(input.sizes(), plain.dtype(cast)));
+    int rows = static_cast<int>(means.numel());
+    const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
+               *b = bias.const_data_ptr();
+    void *m = amp::data(means), *i = amp::data(inverses), *o = amp::data(out[1]),
+         *twin = out.size() > 2 ? amp::data(out[2]) : nullptr;
+    void* arguments[] = {&in, &w, &b, &eps, &rows, &m, &i, &o, &twin};
+    source().launch("forward", types_of(input.scalar_type(), own, cast, columns), input.device(),
+                    static_cast<unsigned>((rows + warps - 1) / warps), threads, arguments);
+    context->save_for_backward({input, weight, bias, means, inverses});
+    // Nobody may need one of them.
+    context->set_materialize_grads(false);
+    context->saved_data["cast"] = static_cast<int64_t>(cast);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& given) {
+    const auto saved = context->get_saved_variables();
+    const auto &input = saved.at(0), &weight = saved.at(1), &means = saved.at(3);
+    const auto cast = static_cast<at::ScalarType>(context->saved_data.at("cast").toInt());
+    const auto twin_given = given.size() > 2 ? given.at(2) : at::Tensor();
+    if (!given.at(1).defined() && !twin_given.defined()) return {given.at(0), {}, {}, {}};
+    if (c10::GradMode::is_enabled()) return differentiable(saved, given);
+    const auto stream_grad = amp::aligned(given.at(0)), grad = amp::aligned(given.at(1)),
+               twin_grad = amp::aligned(twin_given);
+    const Behind behind{input.const_data_ptr(),     amp::const_data(stream_grad),
+                        amp::const_data(grad),      amp::const_data(twin_grad),
+                        weight.const_data_ptr(),    means.const_data_ptr(),
+                        saved.at(4).const_data_ptr()};
+    int rows = static_cast<int>(means.numel());
+    const auto columns = weight.numel();
+    // Two blocks for each multiprocessor of the largest card.
+    constexpr int most_blocks = 264;
+    int blocks = std::min((rows + warps - 1) / warps, most_blocks);
+    const auto stream = at::empty_like(input);
+    at::Tensor twin;
+    if (cast != input.scalar_type()) twin = at::empty_like(input, input.options().dtype(cast));
+    const auto parts = at::empty({blocks, sums, columns}, means.options());
+    const Gradients to{amp::data(stream), amp::data(twin), amp::data(parts)};
+    const auto types = types_of(input.scalar_type(), weight.scalar_type(), cast, columns);
+    void* arguments[] = {const_cast<Behind*>(&behind), const_cast<Gradients*>(&to), &rows};
+    source().launch("backward", types, input.device(), static_cast<unsigned>(blocks), threads,
+                    arguments);
+    const auto weight_grad = at::empty_like(weight), bias_grad = at::empty_like(weight);
+    const auto column_sums = at::empty({columns}, means.options());
+    const void* from = amp::const_data(parts);
+    void *w = amp::data(weight_grad), *b = amp::data(bias_grad), *c = amp::data(column_sums);
+    void* rest[] = {&from, &blocks, &w, &b, &c};
+    source().launch("add_parts", types, input.device(),
+                    static_cast<unsigned>(sums * columns / 32), threads, rest);
+    if (twin.defined()) {
+      amp::note_twin(stream, twin);
+      amp::note_column_sums(twin, column_sums);
+    } else {
+      amp::note_column_sums(stream, column_sums);
+    }
+    return {stream, weight_grad, bias_grad, {}};
+  }
+
+  // With a graph of its own, for second derivatives.
+  static variable_list differentiable(const variable_list& saved, const variable_list& given) {
+    const auto &weight = saved.at(1), &bias = saved.at(2);
+    const auto input = saved.at(0).to(weight.scalar_type());
+    auto whole = given.at(1);
+    if (given.size() > 2 && given.at(2).defined()) {
+      const auto wide = given.at(2).to(weight.scalar_type());
+      whole = whole.defined() ? whole + wide : wide;
+    }
+    auto sizes = input.sizes().vec();
+    sizes.back() = 1;
+    auto [input_grad, weight_grad, bias_grad] = at::native_layer_norm_backward(
+        whole, input, weight.sizes(), saved.at(3).view(sizes), saved.at(4).view(sizes), weight, bias,
+        {true, true, true});
+    auto stream = input_grad.to(saved.at(0).scalar_type());
+    if (given.at(0).defined()) stream = stream + given.at(0);
+    return {stream, weight_grad, bias_grad, {}};
+  }
+};
+
+// stream + branch, where the gradient of a branch of 16 bits is the twin of the stream's if there is one.
+struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& stream,
+                            const at::Tensor& branch) {
+    context->saved_data["branch"] = static_cast<int64_t>(branch.scalar_type());
+    if (!amp::is_aligned(stream) || !amp::is_aligned(branch) || stream.numel() == 0) {
+      return at::add(stream, branch);
+    }
+    const auto out = at::empty(stream.sizes(), stream.options().requires_grad(false));
+    const void *from = stream.const_data_ptr(), *added = branch.const_data_ptr();
+    void* to = out.mutable_data_ptr();
+    long long count = out.numel();
+    void* arguments[] = {&from, &added, &to, &count};
+    constexpr long long per_block = 256 * 4;
+    source().launch("add", types_of(stream.scalar_type(), stream.scalar_type(), branch.scalar_type(),
+                                    columns_of_a_pack),
+                    out.device(), static_cast<unsigned>((count + per_block - 1) / per_block), 256,
+                    arguments);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto dtype = static_cast<at::ScalarType>(context->saved_data.at("branch").toInt());
+    const auto& grad = grads.at(0);
+    if (grad.scalar_type() == dtype) return {grad, grad};
+    const auto twin = c10::GradMode::is_enabled() ? at::Tensor() : amp::known_beside<amp::Twin>(grad);
+    const bool is_known = twin.defined() && twin.scalar_type() == dtype;
+    return {grad, is_known ? twin : grad.to(dtype)};
+  }
+};
+
+// Whether the kernels can take it: rows on a CUDA device of a multiple of 128 columns.
+bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
+  constexpr int64_t largest = std::numeric_limits<int>::max();
+  const auto columns = weight.numel();
+  if (!input.is_cuda() || input.dim() == 0 || columns == 0 || columns > most_columns ||
+      columns % columns_of_a_pack != 0 || input.size(-1) != columns || input.numel() == 0 ||
+      input.numel() / columns > largest - threads || weight.device() != input.device() ||
+      !amp::is_aligned(input) || !amp::is_aligned(weight) || !amp::is_aligned(bias) ||
+      bias.scalar_type() != weight.scalar_type() || bias.numel() != columns) {
+    return false;
+  }
+  const auto given = input.scalar_type(), out = weight.scalar_type();
+  if (amp::kernel_dtype(given) == nullptr || amp::kernel_dtype(out) == nullptr) return false;
+  const bool autocast = at::autocast::is_autocast_enabled(cuda);
+  // Autocast normalises in f32.
+  if (autocast && out != at::kFloat) return false;
+  return given == out || (autocast && amp::is_half(given));
+}
+
+}  // namespace
+
+extern "C" {
+
+// Layer normalisation of `input` along the last dimension in `normal`, and the input again in `stream`, to
+// which what comes of the norm is added by amp_residual_add. Both are new, or null if the kernels cannot
+// take these.
+int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
+                      double eps, at::Tensor** stream, at::Tensor** normal) {
+  return amp::guarded([&] {
+    if (!fits(*input, *weight, *bias)) return;
+    const auto made = AmpResidualNorm::apply(*input, *weight, *bias, eps);
+    if (made.size() > 2) amp::note_twin(made.at(1), made.at(2));
+    auto whole = std::make_unique<at::Tensor>(made.at(0));
+    *normal = new at::Tensor(made.at(1));
+    *stream = whole.release();
+  });
+}
+
+// stream + branch. The result is new.
+int amp_residual_add(const at::Tensor* stream, const at::Tensor* branch, at::Tensor** out) {
+  return amp::guarded([&] {
+    const bool ours = stream->is_cuda() && branch->device() == stream->device() &&
+                      stream->sizes() == branch->sizes() &&
+                      amp::kernel_dtype(stream->scalar_type()) != nullptr &&
+                      amp::kernel_dtype(branch->scalar_type()) != nullptr &&
+                      at::result_type(*stream, *branch) == stream->scalar_type();
+    *out = new at::Tensor(ours ? AmpResidualAdd::apply(*stream, *branch)
+                               : at::add(*stream, *branch));
+  });
+}
+
+}  // extern "C"
+
+}  // namespace amp::residual_norm

@@ -1,0 +1,56 @@
+//! The products that make queries, keys and values.
+
+use tch::Tensor;
+
+use super::MultiheadAttention;
+use crate::{Result, ffi};
+
+/// The weights that make queries, keys and values.
+#[derive(Debug)]
+pub(super) enum Projection {
+    /// `in_proj_weight`, `[3·embed_dim, embed_dim]`.
+    Packed(Tensor),
+    /// `q_proj_weight`, `k_proj_weight` and `v_proj_weight`, where widths or numbers of heads differ.
+    Apart([Tensor; 3]),
+}
+
+/// What the projections give.
+pub(super) enum Projected {
+    /// Queries, keys and values beside one another, `[N, L, 3·embed_dim]`.
+    Together(Tensor),
+    /// Each.
+    Apart([Tensor; 3]),
+}
+
+impl MultiheadAttention {
+    pub(super) fn project(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+    ) -> Result<Projected> {
+        let (d, kv) = (self.config.embed_dim, self.config.kv_width());
+        let bias = self.in_proj_bias.as_ref();
+        let is_one = |a: &Tensor, b: &Tensor| ffi::identity(a) == ffi::identity(b);
+        match &self.projection {
+            Projection::Packed(weight) if is_one(query, key) && is_one(key, value) => {
+                Ok(Projected::Together(ffi::linear(query, weight, bias)?))
+            }
+            Projection::Packed(weight) => Ok(Projected::Apart([
+                ffi::linear_part(query, weight, bias, 0..d)?,
+                ffi::linear_part(key, weight, bias, d..2 * d)?,
+                ffi::linear_part(value, weight, bias, 2 * d..3 * d)?,
+            ])),
+            Projection::Apart([q, k, v]) => {
+                let part = |first: i64, count: i64| {
+                    bias.map(|bias| bias.f_narrow(0, first, count)).transpose()
+                };
+                Ok(Projected::Apart([
+                    ffi::linear(query, q, part(0, d)?.as_ref())?,
+                    ffi::linear(key, k, part(d, kv)?.as_ref())?,
+                    ffi::linear(value, v, part(d + kv, kv)?.as_ref())?,
+                ]))
+            }
+        }
+    }
+}

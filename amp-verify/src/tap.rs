@@ -21,6 +21,12 @@ pub trait Tap {
         StepAccess::Late
     }
 
+    /// Whether the model runs its updates itself. A tap that says that it does not makes
+    /// [`training_step`](Self::training_step) the trainer's.
+    fn optimizes_manually(&self, model: &dyn LightningModule) -> bool {
+        model.optimizes_manually()
+    }
+
     /// Computes the loss.
     fn training_step(
         &mut self,
@@ -108,7 +114,7 @@ impl<T: Tap> LightningModule for Tapped<T> {
     }
 
     fn optimizes_manually(&self) -> bool {
-        self.model.optimizes_manually()
+        self.tap.optimizes_manually(self.model.as_ref())
     }
 
     fn manual_step(&mut self, batch: &AnyBatch, step: &mut ManualStep<'_>) -> Result<()> {

@@ -30,6 +30,10 @@ goldens! {
     profiling_amp_model: ProfilingAMPModel;
     digits_conv_net: DigitsConvNet;
     char_transformer: CharTransformer;
+    lstm_forecaster: LstmForecaster;
+    tabular_net: TabularNet;
+    two_tower: TwoTower;
+    wgan_gp: WganGp;
 }
 
 fn spread() -> Spread {

@@ -41,6 +41,9 @@ fn run(registry: &Registry, arguments: &[&str]) -> Result<Report> {
 
 #[rstest]
 #[case::lstm("LstmForecaster", "60")]
+#[case::tabular("TabularNet", "60")]
+#[case::two_tower("TwoTower", "60")]
+#[case::wgan("WganGp", "60")]
 fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
     let report = run(&registry(), &[model, "--max-steps", steps, "--seeds", "2"])?;
     for row in &report.rows {

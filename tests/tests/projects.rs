@@ -13,7 +13,7 @@ use fixtures::{registry, without_projects};
 use rstest::rstest;
 
 /// In the order of the registry. Each has its PyTorch twin.
-const NAMES: [&str; 2] = ["LstmForecaster", "ResNet"];
+const NAMES: [&str; 5] = ["LstmForecaster", "ResNet", "TabularNet", "TwoTower", "WganGp"];
 
 #[test]
 fn no_project_is_left_out() {
@@ -25,6 +25,9 @@ fn no_project_is_left_out() {
 #[rstest]
 #[case::lstm("LstmForecaster")]
 #[case::image_folder("ResNet")]
+#[case::tabular("TabularNet")]
+#[case::two_tower("TwoTower")]
+#[case::wgan("WganGp")]
 fn trains_under_every_precision(#[case] name: &str) {
     let device = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     let device = parse_device(&device).expect("AMP_DEVICE names a device of this machine");

@@ -4,6 +4,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::{
     Error, Result,
+    ffi::PausedProducts,
     precision::{AutocastGuard, autocast_state, dtype_name, is_floating},
 };
 
@@ -129,7 +130,7 @@ pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
 }
 
 /// Computes as autocast computes torch's losses: within a region of the tensors' device 16-bit numbers are f32, and
-/// no operation is autocast.
+/// no operation is autocast. A dtype probe does not see its products.
 pub(super) fn in_f32<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl FnOnce([Tensor; N]) -> Result<Tensor>,
@@ -139,6 +140,8 @@ pub(super) fn in_f32<const N: usize>(
         return compute(tensors.map(Tensor::shallow_clone));
     }
     let _off = AutocastGuard::off(device)?;
+    // They are the loss's, and no evidence of what the model computes in.
+    let _apart = PausedProducts::pause();
     let wide = tensors.map(|tensor| match tensor.kind() {
         Kind::Half | Kind::BFloat16 => tensor.f_to_kind(Kind::Float),
         _ => Ok(tensor.shallow_clone()),

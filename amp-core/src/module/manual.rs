@@ -3,9 +3,11 @@
 use tch::Tensor;
 
 use crate::{
-    Error, Result, Step,
+    Error, LightningModule, Result, Step,
+    data::AnyBatch,
     log::{Log, LogOptions},
     nn::Context,
+    optim::TrainingPlan,
     parameter::Frozen,
     precision::{Clip, Gradients, Policy, Scaled, StepOutcome, Unscaled},
 };
@@ -160,6 +162,73 @@ impl<'s> ManualStep<'s> {
             .collect();
         let _frozen = Frozen::new(others);
         body(self)
+    }
+}
+
+/// The loss that a model's step on `batch` first descends, with its graph: what
+/// [`training_step`](LightningModule::training_step) returns, or what a [manual step](LightningModule::manual_step)
+/// gives to its first backward pass. The manual step ends there, and nothing is updated.
+///
+/// # Errors
+/// When the step fails, or ends without a backward pass.
+pub fn first_loss(
+    model: &mut dyn LightningModule,
+    batch: &AnyBatch,
+    step: &mut Step<'_>,
+) -> Result<Tensor> {
+    if !model.optimizes_manually() {
+        return model.training_step(batch, step);
+    }
+    let plan = TrainingPlan { max_epochs: 1, estimated_stepping_batches: 1 };
+    let count = model.configure_optimizers(&plan)?.count();
+    let mut first = First { count, loss: None };
+    let (policy, index, global_step) = (step.context.policy(), step.batch_idx, step.global_step);
+    let mut manual =
+        ManualStep::new(policy, step.context, step.log, &mut first, index, global_step);
+    let ended = model.manual_step(batch, &mut manual);
+    match (first.loss, ended) {
+        (Some(loss), _) => Ok(loss),
+        (None, Err(error)) => Err(error),
+        (None, Ok(())) => {
+            let name = model.name();
+            Err(Error::config(format!("the manual step of `{name}` ran no backward pass")))
+        }
+    }
+}
+
+/// Ends a manual step at its first backward pass.
+struct First {
+    count: usize,
+    loss: Option<Tensor>,
+}
+
+impl First {
+    /// The step does not go on, whatever the model does about it.
+    fn end<T>() -> Result<T> {
+        Err(Error::config("a manual step went on behind the end of its first backward pass"))
+    }
+}
+
+impl Update for First {
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn backward(&mut self, _: usize, loss: &Tensor) -> Result<Gradients<Scaled>> {
+        self.loss.get_or_insert_with(|| loss.shallow_clone());
+        Self::end()
+    }
+
+    fn unscale(&mut self, _: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
+        Self::end()
+    }
+
+    fn step(&mut self, _: usize, _: Gradients<Unscaled>) -> Result<StepOutcome> {
+        Self::end()
+    }
+
+    fn parameters(&self, _: usize) -> Vec<Tensor> {
+        Vec::new()
     }
 }
 

@@ -4,7 +4,7 @@ mod manual;
 mod step_access;
 
 pub(crate) use manual::{Done, Update};
-pub use manual::{ManualOptimizer, ManualStep};
+pub use manual::{ManualOptimizer, ManualStep, first_loss};
 pub use step_access::StepAccess;
 
 use tch::{Device, Tensor};

@@ -120,6 +120,11 @@ impl Optimizers {
 }
 
 impl Optimizers {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The schedules' options, optimizer by optimizer.
     pub(crate) fn into_schedules(self) -> Vec<Option<Box<dyn BuildScheduler>>> {
         self.0.into_iter().map(|config| config.scheduler.map(|(schedule, _)| schedule)).collect()

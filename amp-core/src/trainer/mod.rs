@@ -15,7 +15,7 @@ mod writer;
 
 pub use crate::{
     event::{Interval, MemoryPlan, Phase, Profile, Recovery, Span},
-    module::{ManualOptimizer, ManualStep, StepAccess},
+    module::{ManualOptimizer, ManualStep, StepAccess, first_loss},
 };
 pub use config::{
     AtFloor, Averaging, Check, ChecksConfig, Freeze, Graph, LoggingConfig, Loops, MemoryConfig,

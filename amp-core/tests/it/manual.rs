@@ -2,14 +2,14 @@
 
 use amp_core::{
     Error, LightningModule, Module, Result, Step, Trainer, TrainerConfig,
-    data::{Batch, DataModule},
-    log::LogOptions,
+    data::{Batch, BatchType, DataModule},
+    log::{Log, LogOptions},
     loss,
-    nn::{self, Linear},
-    precision::{Clip, GradScalerConfig, Precision},
+    nn::{self, Context, Linear},
+    precision::{Clip, GradScalerConfig, Policy, Precision},
     record::RunRecord,
     tch::{Device, Kind, Tensor},
-    trainer::{ManualStep, NonFinite},
+    trainer::{ManualStep, NonFinite, first_loss},
 };
 use rstest::rstest;
 
@@ -278,6 +278,66 @@ fn beyond(_: &mut Wrong, _: &Batch, step: &mut ManualStep<'_>) -> Result<()> {
 struct Wrong {
     #[layer(one()?)]
     layer: Linear,
+}
+
+fn idle(_: &mut Idle, _: &Batch, _: &mut ManualStep<'_>) -> Result<()> {
+    Ok(())
+}
+
+/// Its validation is its own function's too, so that it has no use for a loss.
+#[derive(LightningModule)]
+#[manual_step(idle)]
+#[validation_step(Self::measured)]
+#[optimizer(sgd, lr = 0.25)]
+struct Idle {
+    #[layer(one()?)]
+    layer: Linear,
+}
+
+impl Idle {
+    fn measured(&mut self, batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+        let made = self.layer.forward(&batch.input, step.context())?;
+        step.log("val_loss", &made.f_mean(None)?, batch.len(), LogOptions::ON_EPOCH)
+    }
+}
+
+#[test]
+fn a_manual_model_validates_by_its_own_function() -> Result<()> {
+    let config =
+        TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, device()) };
+    let data = DataModule { ..columns([1.0; 4], [0.0; 4])? };
+    let data = data.with_val("", columns([2.0; 4], [0.0; 4])?.train);
+    let record = Trainer::new(config).fit(&mut Idle::builder().build()?, &data)?;
+    assert_eq!(record.last("val_loss"), Some(2.0));
+    Ok(())
+}
+
+/// The first loss of a step has its graph, and nothing behind its backward pass happens.
+#[test]
+fn a_manual_step_ends_at_its_first_loss() -> Result<()> {
+    let policy = Policy::new(Precision::F32True, Device::Cpu);
+    let context = Context::new(policy, true);
+    let batch = Batch::new(
+        Tensor::from_slice(&[3.0_f32]).view([1, 1]),
+        Tensor::zeros([1, 1], (Kind::Float, Device::Cpu)),
+    )?
+    .to_any()?;
+    let of = |model: &mut dyn LightningModule| -> Result<Tensor> {
+        nn::place(model, policy, &Default::default())?;
+        first_loss(model, &batch, &mut Step::new(&context, &mut Log::default(), 0, 0))
+    };
+    let mut chain = Chain::builder().build()?;
+    let loss = of(&mut chain)?;
+    assert_eq!((loss.double_value(&[]), loss.requires_grad()), (3.0, true));
+    loss.backward();
+    // The critic's gradient is what the generator made of 3.
+    assert_eq!(values(&chain.critic.weight().grad()), [3.0]);
+    assert_eq!(values(chain.critic.weight()), [1.0]);
+    let text = message(of(&mut Wrong::builder().build()?));
+    assert!(text.contains("there is no optimizer 1: the model has 1"), "{text}");
+    let text = message(of(&mut Idle::builder().build()?));
+    assert_eq!(text, "the manual step of `Idle` ran no backward pass");
+    Ok(())
 }
 
 /// What cannot be is refused in one line.

@@ -92,7 +92,8 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
             return manual_alone(spec, manual?, diag);
         }
     }
-    let (loss, (metrics, complete)) = if train.is_generated() || val.is_generated() {
+    let is_trained_by_own = manual.is_some() || !train.is_generated();
+    let (loss, (metrics, complete)) = if !is_trained_by_own || val.is_generated() {
         let loss = loss(spec, diag);
         (loss, metrics(spec, [&train, &val], diag))
     } else {

@@ -236,6 +236,12 @@ impl Passes {
     }
 
     fn values(&self, at: usize, kind: Kind) -> Result<Option<Values>> {
+        // The loss does not depend on this run's output: it is one output of several, or the loss depends on
+        // the layer's derivative alone. What gradients there are, are of other runs.
+        let is_passed_by = self.reference.calls[at].output_gradient.is_none();
+        if kind != Kind::Forward && is_passed_by {
+            return Ok(None);
+        }
         let of = |pass: &Pass| -> Result<Option<Tensor>> {
             let call = &pass.calls[at];
             Ok(match kind {

@@ -14,6 +14,7 @@ use amp_core::{
     precision::{Policy, Precision, is_floating},
     random,
     tch::{Device, Kind, Tensor},
+    trainer::first_loss,
 };
 
 use super::Subject;
@@ -144,7 +145,7 @@ pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     let loss = {
         let _autocast = policy.autocast()?;
         let mut log = Log::default();
-        model.training_step(&batch, &mut Step::new(&context, &mut log, 0, 0))?
+        first_loss(model.as_mut(), &batch, &mut Step::new(&context, &mut log, 0, 0))?
     };
     if let Some(error) = observer.failed.take() {
         return Err(error);

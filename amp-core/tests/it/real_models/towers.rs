@@ -59,3 +59,41 @@ fn towers_find_their_pairs(
     is_replayed_on_cuda(&record);
     Ok(())
 }
+
+/// The same with the loss of this crate, which multiplies in f32: that is no sign that the model does.
+#[derive(LightningModule)]
+#[batch(Pairs, inputs(question, answer), target = question)]
+#[forward(|question, answer| -> Result<Tensor> {
+    Ok(Tensor::f_stack(&[left(question)?, right(answer)?], 1)?)
+})]
+#[loss(info_nce, temperature = 0.1, symmetric = true)]
+#[optimizer(adamw, lr = 3e-3)]
+struct Contrastive {
+    #[layer(linear(16, 8))]
+    left: Linear,
+    #[layer(linear(8, 8))]
+    right: Linear,
+}
+
+#[rstest]
+fn a_loss_that_multiplies_in_f32_is_no_sign_of_the_models_dtype(
+    #[values(
+        Precision::F32True,
+        Precision::F16Mixed,
+        Precision::Bf16Mixed,
+        Precision::F16True,
+        Precision::Bf16True
+    )]
+    precision: Precision,
+) -> Result<()> {
+    let data = {
+        let _section = seeded(9);
+        DataModule::new("pairs", pairs(64)?, pairs(32)?, 32)
+    };
+    let _section = seeded(0);
+    let mut model = Contrastive::builder().build()?;
+    let record = train(&mut model, &data, precision, 1)?;
+    let seen: Vec<&str> = record.observed.matmul.iter().map(String::as_str).collect();
+    assert_eq!(seen, [amp_core::precision::dtype_name(precision.compute())]);
+    Ok(())
+}

@@ -53,6 +53,17 @@ fn a_loss() {
     );
 }
 
+/// A model whose updates and validation are its own functions' has no use for a loss; a generated validation has.
+#[test]
+fn a_manual_model() {
+    training("#[manual_step(f)] #[validation_step(g)]", &[]);
+    training("#[manual_step(f)]", &[]);
+    training(
+        "#[manual_step(f)] #[validation_step(g)] #[loss(mse_loss)]",
+        &[("loss", "`#[loss]` has no effect: both steps are yours: compute and log there")],
+    );
+}
+
 #[test]
 fn a_loss_that_autocast_takes() {
     training(

@@ -19,6 +19,7 @@ use amp_core::{
     precision::{Gradients, Policy, Precision, Unscaled, is_floating},
     random::RandomState,
     tch::{Device, Kind, Tensor, no_grad},
+    trainer::first_loss,
 };
 
 use super::CALM;
@@ -75,7 +76,8 @@ impl Emulation {
             let _autocast = policy.autocast()?;
             let mut log = Log::default();
             let mut step = Step::new(&context, &mut log, 0, 0);
-            no_grad(|| model.training_step(&batch, &mut step))?.kind()
+            // With gradients: a loss may have a gradient penalty.
+            first_loss(model.as_mut(), &batch, &mut step)?.kind()
         };
         // 32-true is emulated in 64-true.
         let (wide, rounds) = match precision {

@@ -10,7 +10,7 @@ use amp_core::{
     nn::{Context, Role, named_tensors},
     precision::{GradScalerConfig, Gradients, Precision, StepOutcome, Unscaled},
     tch::{Device, Kind, Tensor},
-    trainer::StepAccess,
+    trainer::{StepAccess, first_loss},
 };
 
 use super::{CALM, STEPS, emulation::Rounding};
@@ -77,6 +77,11 @@ impl Tap for Still {
         StepAccess::Within("the gate compares the steps with those of 32-true")
     }
 
+    /// A model that does so is held to its first loss of each batch, on which the trainer steps.
+    fn optimizes_manually(&self, _: &dyn LightningModule) -> bool {
+        false
+    }
+
     fn training_step(
         &mut self,
         model: &mut dyn LightningModule,
@@ -91,7 +96,7 @@ impl Tap for Still {
         }
         let mut log = Log::default();
         let mut own = Step::new(&context, &mut log, step.batch_idx, step.global_step);
-        let loss = model.training_step(batch, &mut own)?;
+        let loss = first_loss(model, batch, &mut own)?;
         let (loss, descended) = match &self.rounding {
             Some(rounding) => rounding.loss(&loss)?,
             None => (loss.shallow_clone(), loss),

@@ -6,6 +6,7 @@ use super::{Algorithm, Number, OnDevice, Rates, Slot, moments::Code};
 use crate::{
     Error, Result,
     ffi::{Kernels, Known},
+    precision::AutocastGuard,
 };
 
 /// The parameters of one step, their gradients and state.
@@ -39,7 +40,7 @@ impl StepTensors<'_> {
         }
     }
 
-    /// Runs a rule of tensor operations for each parameter, outside the graph of gradients. The gradients that it sees are
+    /// Runs a rule of tensor operations for each parameter, outside the graph of gradients and without autocast. The gradients that it sees are
     /// in their true size, and where the step is skipped on the device, nothing that it wrote stays.
     ///
     /// The rule is a function or a closure that captures nothing: it has the options from its argument.
@@ -51,6 +52,11 @@ impl StepTensors<'_> {
         options: &A,
         rule: fn(&A, &ParameterStep<'_>) -> Result<()>,
     ) -> Result<()> {
+        let Some(like) = self.params.first() else {
+            return Ok(());
+        };
+        // A step within a region of the user's would multiply in 16 bits.
+        let _autocast = AutocastGuard::off(like.device())?;
         let rates = options.rates();
         let mut options = options.clone();
         if self.rates.is_some() {

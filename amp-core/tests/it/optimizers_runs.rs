@@ -3,8 +3,10 @@
 use amp_core::{
     callback::{Mode, ModelCheckpoint},
     nn::named_tensors,
-    optim::{Algorithm, Optimizers, Rates, Slot, StepTensors},
-    precision::{Clip, GradScalerConfig},
+    optim::{
+        Adafactor, Algorithm, BuildOptimizer, Lamb, Muon, Optimizers, Rates, Slot, StepTensors,
+    },
+    precision::{AutocastGuard, Clip, GradScalerConfig},
     prelude::*,
     record::RunRecord,
     trainer::Graph,
@@ -15,7 +17,9 @@ use crate::support::{
     bits::sha256,
     device,
     model::{digits, same},
-    needs_cuda, seeded,
+    needs_cuda,
+    oracle::Lcg,
+    parameter, seeded, set_gradient,
 };
 
 /// A rule of the user's: sign descent with momentum.
@@ -222,6 +226,32 @@ fn a_graph_holds_the_rule(
     assert_eq!(eager.1.end.skipped, graphed.1.end.skipped);
     assert!(graphed.1.end.replayed > 20, "{:?}", graphed.1.end);
     assert!(precision != Precision::F16Mixed || graphed.1.end.skipped > 0, "{:?}", graphed.1.end);
+    Ok(())
+}
+
+/// A step within a region of autocast is the step outside of it.
+#[rstest]
+fn autocast_is_not_for_rules(
+    #[values(
+        &Muon::default() as &dyn BuildOptimizer,
+        &Adafactor::default(),
+        &Lamb::default()
+    )]
+    options: &dyn BuildOptimizer,
+) -> Result<()> {
+    let mut lcg = Lcg(4);
+    let value = lcg.tensor(&[6, 4], 128.0).to_device(device());
+    let grad = lcg.tensor(&[6, 4], 61.0).to_device(device());
+    let step = |autocast: bool| -> Result<Tensor> {
+        let mut optimizer = options.build(vec![parameter("w", &value)])?;
+        set_gradient(&optimizer.parameters()[0], &grad);
+        let region =
+            autocast.then(|| AutocastGuard::enter(device(), Kind::BFloat16)).transpose()?;
+        optimizer.step()?;
+        drop(region);
+        Ok(optimizer.parameters()[0].tensor.detach())
+    };
+    assert_eq!(step(true)?, step(false)?);
     Ok(())
 }
 

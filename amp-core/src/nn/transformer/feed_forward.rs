@@ -63,13 +63,15 @@ impl Perceptron {
     /// The first half.
     fn expand(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         let p = self.dropout.active(cx);
-        let together = || match self.activation {
+        let together = |[x]: [&Tensor; 1], cx: &Context| match self.activation {
             FeedForward::Relu => self.linear1.forward_relu(x, cx, p),
             FeedForward::Gelu | FeedForward::GeluTanh | FeedForward::SwiGlu => Ok(None),
         };
-        if let Some(inner) = cx.call_with("linear1", &self.linear1, together)? {
-            return Ok(inner);
-        }
+        let apart = |[x]: [&Tensor; 1], cx: &Context| self.expand_apart(x, cx);
+        cx.call_with("linear1", &self.linear1, [x], together, apart)
+    }
+
+    fn expand_apart(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         let inner = cx.call("linear1", None, &self.linear1, x)?;
         let inner = match self.activation {
             FeedForward::Relu => inner.f_relu()?,

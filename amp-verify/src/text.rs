@@ -1,6 +1,96 @@
-//! Texts as they are told.
+//! Texts and numbers as they are shown.
 
 /// A text of several lines as one.
 pub fn one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+/// A number with so many significant digits, without zeros at its end: `0`, `0.85`, `1.3e-7`, `120000`.
+/// Numbers below 10⁻⁴ and from 10⁶ on have an exponent.
+pub fn significant(value: f64, digits: usize) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    if !value.is_finite() {
+        return value.to_string();
+    }
+    let after = digits.saturating_sub(1);
+    let scientific = format!("{value:.after$e}");
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or_default();
+    if !(-4..6).contains(&exponent) {
+        return format!("{}e{exponent}", without_zeros(mantissa));
+    }
+    let rounded: f64 = scientific.parse().unwrap_or(value);
+    let decimals = usize::try_from(after as i32 - exponent).unwrap_or_default();
+    without_zeros(&format!("{rounded:.decimals$}")).to_owned()
+}
+
+/// A share of one as a percentage with two significant digits; `under 0.001 %` below that.
+pub fn percent(share: f64) -> String {
+    let percent = 100.0 * share;
+    match percent.abs() {
+        small if small > 0.0 && small < 1e-3 => "under 0.001 %".to_owned(),
+        _ => format!("{} %", significant(percent, 2)),
+    }
+}
+
+/// How much of a bound is taken: a percentage, and from ten times the bound on a multiple.
+pub fn of_bound(share: f64) -> String {
+    match share < 10.0 {
+        true => percent(share),
+        false => format!("{} ×", significant(share, 2)),
+    }
+}
+
+fn without_zeros(number: &str) -> &str {
+    match number.contains('.') {
+        true => number.trim_end_matches('0').trim_end_matches('.'),
+        false => number,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(0.0, 2, "0")]
+    #[case(0.000_85, 2, "0.00085")]
+    #[case(9.842_915_805_643_156e-4, 3, "0.000984")]
+    #[case(9.99e-5, 2, "0.0001")]
+    #[case(1.3e-7, 2, "1.3e-7")]
+    #[case(1e-5, 2, "1e-5")]
+    #[case(0.01, 2, "0.01")]
+    #[case(99.96, 2, "100")]
+    #[case(-2.5, 2, "-2.5")]
+    #[case(123_456.0, 2, "120000")]
+    #[case(2e6, 2, "2e6")]
+    #[case(f64::INFINITY, 2, "inf")]
+    fn a_number_has_its_significant_digits(
+        #[case] value: f64,
+        #[case] digits: usize,
+        #[case] expected: &str,
+    ) {
+        assert_eq!(significant(value, digits), expected);
+    }
+
+    #[rstest]
+    #[case(0.01, "1 %")]
+    #[case(0.000_85, "0.085 %")]
+    #[case(0.0, "0 %")]
+    #[case(1e-9, "under 0.001 %")]
+    #[case(2.345, "230 %")]
+    fn a_share_is_a_percentage(#[case] share: f64, #[case] expected: &str) {
+        assert_eq!(percent(share), expected);
+    }
+
+    #[rstest]
+    #[case(1.5, "150 %")]
+    #[case(830.0, "830 ×")]
+    fn far_beyond_a_bound_is_a_multiple(#[case] share: f64, #[case] expected: &str) {
+        assert_eq!(of_bound(share), expected);
+    }
 }

@@ -159,16 +159,20 @@ fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>
 }
 
 impl<M: Module> Child<'_, M> {
-    /// Runs the module by `run`, in one with what stands beside it and has no name. `None` where somebody
-    /// wants to see the tensors between them, the module has a region of its own, or `run` cannot.
-    pub(super) fn run_with(
+    /// Runs the module by `run`, in one with operations beside it that have no name. Where a probe takes the
+    /// tensors between them, the module has a region of its own, or `run` cannot, `apart` runs it.
+    pub(super) fn run_with<const N: usize>(
         &self,
         cx: &Context,
-        run: impl FnOnce() -> Result<Option<Tensor>>,
-    ) -> Result<Option<Tensor>> {
+        inputs: [&Tensor; N],
+        run: impl Fn([&Tensor; N], &Context) -> Result<Option<Tensor>>,
+        apart: impl Fn([&Tensor; N], &Context) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         match (&*self.parents, &self.place) {
-            ([], Place { path, index: None, region: None }) => cx.call_with(path, self.module, run),
-            _ => Ok(None),
+            ([], Place { path, index: None, region: None }) => {
+                cx.call_with(path, self.module, inputs, run, apart)
+            }
+            _ => apart(inputs, cx),
         }
     }
 }

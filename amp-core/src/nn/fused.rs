@@ -4,7 +4,7 @@
 
 use tch::Tensor;
 
-use super::{BatchNorm, Context, Dropout, LayerNorm, Linear, Module};
+use super::{BatchNorm, Context, Dropout, LayerNorm, Linear, Module, planted};
 use crate::{Result, ffi::Behind};
 
 /// What a layer is to those that run some layers in one.
@@ -37,7 +37,7 @@ pub(super) fn run<M: Module>(
     input: &Tensor,
     cx: &Context,
 ) -> Result<Option<(usize, Tensor)>> {
-    if !input.device().is_cuda() {
+    if !(input.device().is_cuda() || planted::fuses_on_host()) {
         return Ok(None);
     }
     let Some(first) = layers.first().map(Module::fusable) else { return Ok(None) };
@@ -69,7 +69,14 @@ pub(super) fn run<M: Module>(
         return Ok(None);
     }
     let p = dropout.unwrap_or(0.0);
-    let run = || match first {
+    let layers = &layers[..count];
+    let run = |input: &Tensor, cx: &Context| match first {
+        Fusable::Linear(_) if linear_with.is_none() => Ok(None),
+        Fusable::Linear(_) | Fusable::BatchNorm(_) | Fusable::LayerNorm(_)
+            if !input.device().is_cuda() =>
+        {
+            one_by_one(layers, input, cx).map(Some)
+        }
         Fusable::Linear(linear) => match linear_with {
             Some(behind) => linear.forward_activated(input, cx, behind, p),
             None => Ok(None),
@@ -78,6 +85,11 @@ pub(super) fn run<M: Module>(
         Fusable::LayerNorm(norm) => norm.forward_with(input, cx, active, p),
         _ => Ok(None),
     };
-    let output = cx.call_fused(&layers[..count], place, run)?;
+    let output = cx.call_fused(layers, place, input, run)?;
     Ok(output.map(|output| (count, output)))
+}
+
+/// In place of kernels that a CPU does not have.
+fn one_by_one<M: Module>(layers: &[M], input: &Tensor, cx: &Context) -> Result<Tensor> {
+    layers.iter().try_fold(input.shallow_clone(), |x, layer| layer.forward(&x, cx))
 }

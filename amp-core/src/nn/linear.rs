@@ -144,16 +144,17 @@ impl Child<'_, Linear> {
             Activation::Gelu => ffi::Behind::Gelu,
             Activation::GeluTanh => ffi::Behind::GeluTanh,
         };
-        let together = || self.module().forward_activated(input, cx, behind, 0.0);
-        if let Some(output) = self.run_with(cx, together)? {
-            return Ok(output);
-        }
-        let output = self.forward(input, cx)?;
-        Ok(match activation {
-            Activation::Relu => output.f_relu()?,
-            Activation::Gelu => output.f_gelu("none")?,
-            Activation::GeluTanh => output.f_gelu("tanh")?,
-        })
+        let together =
+            |[x]: [&Tensor; 1], cx: &Context| self.module().forward_activated(x, cx, behind, 0.0);
+        let apart = |[x]: [&Tensor; 1], cx: &Context| {
+            let output = self.forward(x, cx)?;
+            Ok(match activation {
+                Activation::Relu => output.f_relu()?,
+                Activation::Gelu => output.f_gelu("none")?,
+                Activation::GeluTanh => output.f_gelu("tanh")?,
+            })
+        };
+        self.run_with(cx, [input], together, apart)
     }
 }
 

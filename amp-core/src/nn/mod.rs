@@ -24,6 +24,7 @@ mod norm;
 mod norm_relu;
 mod parameters;
 mod part;
+mod planted;
 mod pool;
 mod probe;
 mod recurrent;
@@ -75,13 +76,15 @@ pub(crate) use parameters::parameters_in_regions;
 pub use parameters::{Role, named_tensors, parameters, place};
 #[doc(hidden)]
 pub use part::{PartOfAny, PartOfChild, Within};
+#[doc(hidden)]
+pub use planted::FusedTimes;
 pub use pool::{
     AdaptiveAvgPool, AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d, AdaptiveMaxPool,
     AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d, AvgPool, AvgPool1d, AvgPool1dConfig,
     AvgPool2d, AvgPool2dConfig, AvgPool3d, AvgPool3dConfig, AvgPoolConfig, MaxPool, MaxPool1d,
     MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxPoolConfig,
 };
-pub use probe::{Call, DtypeProbe, Given, Probe, Product, Substitute};
+pub use probe::{Call, DtypeProbe, Given, Group, GroupProbe, Probe, Product, Substitute};
 pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Rnn, RnnConfig, RnnNonlinearity};
 pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
 pub use segment::Segment;

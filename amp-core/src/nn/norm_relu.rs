@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{BatchNorm, Child, Context, Forward, Module, Visit, Visitor};
+use super::{BatchNorm, Child, Context, Module};
 use crate::Result;
 
 impl BatchNorm {
@@ -78,49 +78,16 @@ impl BatchNorm {
     }
 }
 
-/// A norm with ReLU behind it, as a module by itself.
-struct Cutting<'m>(&'m BatchNorm);
-
-impl Visit for Cutting<'_> {
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.0.visit(visitor);
-    }
-}
-
-impl Forward for Cutting<'_> {
-    type Input = (&'static Tensor,);
-    type Output = Tensor;
-
-    fn forward_with(&self, (input,): (&Tensor,), cx: &Context) -> Result<Tensor> {
-        self.0.forward_relu(input, cx)
-    }
-}
-
-/// The same with a residual.
-struct Adding<'m>(&'m BatchNorm);
-
-impl Visit for Adding<'_> {
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.0.visit(visitor);
-    }
-}
-
-impl Forward for Adding<'_> {
-    type Input = (&'static Tensor, &'static Tensor);
-    type Output = Tensor;
-
-    fn forward_with(&self, (input, residual): (&Tensor, &Tensor), cx: &Context) -> Result<Tensor> {
-        self.0.forward_add_relu(input, residual, cx)
-    }
-}
-
 impl Child<'_, BatchNorm> {
     /// [`BatchNorm::forward_relu`] under the child's name and region.
     ///
     /// # Errors
     /// As there, with the path of the module that failed.
     pub fn forward_relu(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
-        self.run_as(&Cutting(self.module()), (input,), cx)
+        let together =
+            |[x]: [&Tensor; 1], cx: &Context| self.module().forward_with(x, cx, true, 0.0);
+        let apart = |[x]: [&Tensor; 1], cx: &Context| Ok(self.forward(x, cx)?.f_relu()?);
+        self.run_with(cx, [input], together, apart)
     }
 
     /// [`BatchNorm::forward_add_relu`] under the child's name and region.
@@ -133,6 +100,11 @@ impl Child<'_, BatchNorm> {
         residual: &Tensor,
         cx: &Context,
     ) -> Result<Tensor> {
-        self.run_as(&Adding(self.module()), (input, residual), cx)
+        let together =
+            |[x, residual]: [&Tensor; 2], cx: &Context| self.module().forward_sum(x, residual, cx);
+        let apart = |[x, residual]: [&Tensor; 2], cx: &Context| {
+            Ok(self.forward(x, cx)?.f_add(residual)?.f_relu()?)
+        };
+        self.run_with(cx, [input, residual], together, apart)
     }
 }

@@ -81,6 +81,31 @@ pub struct Product<'a> {
     pub kind: Kind,
 }
 
+/// Sees the layers that run in one, as groups: the pass is computed as without it. Groups are those that the device
+/// has kernels for; a pass without any shows none.
+pub trait GroupProbe {
+    /// A group has run.
+    fn ran(&self, group: &Group<'_>);
+}
+
+/// Layers that ran in one.
+pub struct Group<'a> {
+    /// The dotted paths of the layers, in their order. What has no path of its own, as a sum or an activation that
+    /// a module applies itself, is not among them.
+    pub paths: &'a [String],
+    /// The dtypes that ought to hold there.
+    pub plan: RegionPlan,
+    /// What it was given.
+    pub inputs: &'a [&'a Tensor],
+    /// What it returned.
+    pub output: &'a Tensor,
+    /// Runs it once more on other inputs, in one; `None` where the kernels are not for these. Batch statistics are
+    /// not counted.
+    pub fused: &'a dyn Fn(&[&Tensor]) -> Result<Option<Tensor>>,
+    /// Runs its layers on other inputs one after the other. Batch statistics are not counted.
+    pub apart: &'a dyn Fn(&[&Tensor]) -> Result<Tensor>,
+}
+
 /// What kind of output a module gave.
 #[derive(Debug, Clone, Copy)]
 pub struct Given<'a> {
@@ -101,5 +126,6 @@ pub(super) enum Observer {
     Nobody,
     Tensors(Rc<dyn Probe>),
     Dtypes(Rc<dyn DtypeProbe>),
+    Groups(Rc<dyn GroupProbe>),
     Substitutes(Rc<dyn Substitute>),
 }

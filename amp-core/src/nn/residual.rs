@@ -1,5 +1,7 @@
 //! Residual branches behind a norm, as pre-norm transformers have them.
 
+use std::cell::RefCell;
+
 use tch::Tensor;
 
 use super::{Child, Context, LayerNorm};
@@ -42,18 +44,19 @@ impl Child<'_, LayerNorm> {
         branch: impl FnOnce(&Tensor) -> Result<Tensor>,
         cx: &Context,
     ) -> Result<Tensor> {
-        let mut stream = None;
-        let together = || {
+        let stream = RefCell::new(None);
+        let together = |[x]: [&Tensor; 1], cx: &Context| {
             let made = self.module().forward_residual(x, cx)?;
             Ok(made.map(|(again, normal)| {
-                stream = Some(again);
+                stream.borrow_mut().get_or_insert(again);
                 normal
             }))
         };
-        let normal = self.run_with(cx, together)?;
-        match (normal, stream) {
-            (Some(normal), Some(stream)) => ffi::residual_add(&stream, &branch(&normal)?),
-            _ => Ok(x.f_add(&branch(&self.forward(x, cx)?)?)?),
+        let normal = self.run_with(cx, [x], together, |[x], cx| self.forward(x, cx))?;
+        let branch = branch(&normal)?;
+        match stream.into_inner() {
+            Some(stream) => ffi::residual_add(&stream, &branch),
+            None => Ok(x.f_add(&branch)?),
         }
     }
 }

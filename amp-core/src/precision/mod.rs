@@ -13,6 +13,8 @@ pub use clip::{Clip, clip_grad_norm, clip_grad_value, grad_norm};
 pub use gradient_storage::GradientStorage;
 pub(crate) use gradient_storage::{NarrowGradients, widen_gradients};
 pub use region::{Region, RegionPlan};
+#[doc(hidden)]
+pub use scaler::GrowsOnHostAlone;
 pub use scaler::{
     Deferred, GradScaler, GradScalerConfig, Gradients, Scaled, ScaledLoss, ScalerState,
     StepOutcome, Unscaled,

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     case::Case,
-    layers::{Options, Subject, module_paths},
+    layers::{Options, Subject, groups, module_paths},
     options::{Format, RunArgs},
 };
 
@@ -85,8 +85,13 @@ impl DiagnoseArgs {
             islands: case.trainer.numerics.overrides.clone(),
         };
         let (layers, modules) = module_paths(&subject())?;
-        let scope =
-            Scope { islands: &case.trainer.numerics.overrides, layers, modules, baseline_moved };
+        let scope = Scope {
+            islands: &case.trainer.numerics.overrides,
+            layers,
+            modules,
+            baseline_moved,
+            groups: groups(&subject(), self.precision)?,
+        };
         let mut check: Box<dyn Check> = match self.search {
             Search::Metric => Box::new(MetricLoss::new(case, self.precision, limit, self.seeds)?),
             Search::Layers => {

@@ -14,8 +14,10 @@ pub use policy::{Islands, PolicyFile};
 use amp_core::{Result, precision::Region};
 use serde::{Deserialize, Serialize};
 
-/// The cause of a failed check.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+use crate::layers::Group;
+
+/// What a check's failure is due to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum Attribution {
     /// The check passes.
@@ -27,7 +29,12 @@ pub enum Attribution {
     },
     /// 32-true itself differs from its reference.
     Environment,
-    /// Only the precision fails.
+    /// Layers that run in one give other values than one by one.
+    Fusion {
+        /// The groups beyond their bounds.
+        groups: Vec<Group>,
+    },
+    /// Only the precision moved.
     Precision,
 }
 
@@ -85,6 +92,8 @@ pub struct Scope<'a> {
     pub modules: Vec<String>,
     /// Whether 32-true differs from its reference; `None` if there is no reference.
     pub baseline_moved: Option<bool>,
+    /// The layers that run in one.
+    pub groups: Vec<Group>,
 }
 
 /// Runs the check, determines the cause, and if it is the precision, finds the modules that must stay in
@@ -102,11 +111,17 @@ pub fn diagnose(check: &mut dyn Check, scope: &Scope<'_>) -> Result<Diagnosis> {
             island = search(check, scope, &scope.modules)?;
         }
     }
-    let (schema, check) = ("amp-diagnosis/1".into(), check.describe());
+    let (schema, check) = ("amp-diagnosis/2".into(), check.describe());
     Ok(Diagnosis { schema, check, attribution, before, island })
 }
 
 fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Result<Attribution> {
+    // A check that looks at layers one by one passes nevertheless; and a region within a group keeps its layers
+    // apart, which would hide the fault and be taken for its remedy.
+    let groups: Vec<Group> = scope.groups.iter().filter(|group| group.is_beyond).cloned().collect();
+    if !groups.is_empty() {
+        return Ok(Attribution::Fusion { groups });
+    }
     if before.passes() {
         return Ok(Attribution::Passes);
     }

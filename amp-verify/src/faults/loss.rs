@@ -4,6 +4,7 @@ use amp_core::{
     LightningModule, Result, Step,
     data::{AnyBatch, Batch, BatchType},
     log::Log,
+    memory::MemoryMeter,
     nn::{Context, named_tensors, parameters},
     precision::AutocastGuard,
     tch::{self, Kind, Tensor, no_grad},
@@ -19,6 +20,8 @@ pub(super) struct Steps {
     /// Examples in the first of them.
     examples: i64,
     kept: Vec<Tensor>,
+    /// Of all steps so far.
+    meter: Option<MemoryMeter>,
 }
 
 /// Steps that run before one is captured as a CUDA graph.
@@ -113,6 +116,18 @@ pub(super) fn training_step(
         Fault::LeaksEachStep => {
             let loss = model.training_step(batch, step)?;
             steps.kept.push(Tensor::f_zeros([ELEMENTS], (Kind::Float, loss.device()))?);
+            Ok(loss)
+        }
+        Fault::MeasuresWithin => {
+            let device = step.context().policy().device;
+            if steps.meter.is_none() {
+                steps.meter = Some(MemoryMeter::start(device)?);
+            }
+            let own = MemoryMeter::start(device)?;
+            let loss = model.training_step(batch, step)?;
+            for meter in steps.meter.iter().chain([&own]) {
+                let _ = meter.read()?;
+            }
             Ok(loss)
         }
         Fault::TakesTooMuch => {

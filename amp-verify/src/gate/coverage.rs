@@ -1,92 +1,203 @@
-//! A description of what was checked for a model under a precision, and what was not.
+//! What was checked of a model under a precision and what was not, as every form of the report shows it.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::{
-    path::{Checked, Examined},
+    checked::{Checked, Comparison, Unit},
+    path::Examined,
     reason::Reason,
     report::{Cell, ModelReport, Report},
+};
+use crate::{
+    registry::Direction,
+    text::significant,
+    verdict::{Judgement, Verdict},
 };
 
 /// What was checked and what was not.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Coverage {
-    /// The path, modes, sizes and seeds, then each rule with its largest figure.
-    pub checked: Vec<String>,
-    /// What was not checked, each with the reason.
-    pub missing: Vec<String>,
-    /// The number of rules that were checked.
+    /// Path, modes, size and seeds, each under its name.
+    pub ran: Vec<(&'static str, String)>,
+    /// What was compared, rule by rule.
+    pub rows: Vec<Row>,
+    /// What was not.
+    pub missing: Vec<Missing>,
+    /// Rules that were held against.
     pub rules: usize,
     /// The number of rules.
     pub of_rules: usize,
+}
+
+/// One comparison as it is shown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// The rule's plain name.
+    pub rule: &'static str,
+    /// What the rule compares.
+    pub compares: &'static str,
+    /// What was compared here.
+    pub what: String,
+    /// Over which run, in which mode, how many steps, which seeds.
+    pub over: String,
+    /// The figure.
+    pub figure: String,
+    /// Its bound.
+    pub bound: String,
+    /// How much of the bound the figure takes; none where values are equal or there is no bound.
+    pub share: Option<f64>,
+    /// What came of it.
+    pub result: Comparison,
+}
+
+/// Something that was not checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// What.
+    pub what: String,
+    /// The reason; empty where there is none to name.
+    pub why: String,
+}
+
+impl Missing {
+    fn new(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { what: what.into(), why: why.into() }
+    }
+
+    /// In one line.
+    pub fn in_words(&self) -> String {
+        let Self { what, why } = self;
+        if why.is_empty() { what.clone() } else { format!("{what}: {why}") }
+    }
+}
+
+impl Row {
+    fn new(checked: &Checked, seeds: &str) -> Self {
+        Self {
+            rule: checked.rule.title(),
+            compares: checked.rule.compares(),
+            what: checked.what.clone(),
+            over: format!("{}, {seeds}", checked.over),
+            figure: checked.figure(),
+            bound: checked.bound(),
+            share: checked.share(),
+            result: checked.result,
+        }
+    }
+
+    /// In one line.
+    pub fn in_words(&self) -> String {
+        let Self { rule, what, over, figure, bound, .. } = self;
+        let found = match self.result {
+            Comparison::Shown => format!("{figure}, not judged"),
+            Comparison::Open => format!("{figure}, for {bound} the seeds do not tell"),
+            Comparison::Broken => format!("{figure}, BROKEN"),
+            _ if figure == bound => figure.clone(),
+            _ => format!("{figure} of {bound}"),
+        };
+        format!("{rule}: {what}: {found} ({over})")
+    }
 }
 
 impl Coverage {
     /// The coverage of one cell of a report.
     pub fn of(report: &Report, model: &ModelReport, cell: &Cell) -> Self {
         let mut coverage = Self::default();
-        let seeds: Vec<String> = cell.seeds.iter().map(ToString::to_string).collect();
-        coverage.checked.push(format!(
-            "metric: {} over {} epochs, seeds {}",
-            model.metric,
-            model.epochs,
-            seeds.join(", ")
-        ));
-        match &cell.path {
-            Some(path) => coverage.path(report, path, cell.seeds.first()),
-            None => coverage.missing.push("the path that is trained on: the job failed".into()),
+        let all = seeds(&cell.seeds);
+        let first = seeds(cell.seeds.get(..1).unwrap_or_default());
+        if let Some(judgement) = &cell.judgement {
+            coverage.rows.push(metric(model, judgement, &all));
+        } else {
+            coverage.missing.push(Missing::new(METRIC, "a run failed"));
+        }
+        let mut checked: Vec<(&Checked, &str)> = Vec::new();
+        match &cell.runs {
+            Some(runs) => checked.extend(runs.iter().map(|run| (run, all.as_str()))),
+            None => coverage.missing.push(Missing::new("rules of whole runs", "a run failed")),
         }
         match &cell.conformance {
             Some(figures) => {
-                let texts: Vec<String> = figures.iter().map(in_words).collect();
-                coverage.checked.push(format!("first steps against 32-true: {}", texts.join("; ")));
+                checked.extend(figures.iter().map(|figure| (figure, first.as_str())));
             }
-            None => coverage.missing.push("first steps against 32-true: the job failed".into()),
+            None => {
+                coverage.missing.push(Missing::new("first steps against 32-true", "the job failed"))
+            }
         }
-        coverage.missing.push("testing, prediction, other batch sizes and other data".into());
+        if let Some(path) = &cell.path {
+            checked.extend(path.checked.iter().map(|checked| (checked, first.as_str())));
+        }
+        // Rules in their order; what was compared for each in its own.
+        checked.sort_by_key(|(checked, _)| checked.rule);
+        for (checked, seeds) in &checked {
+            match checked.result {
+                Comparison::LeftOut => {
+                    let missing = Missing::new(checked.rule.title(), checked.what.clone());
+                    coverage.missing.push(missing);
+                }
+                _ => coverage.rows.push(Row::new(checked, seeds)),
+            }
+        }
+        let judged =
+            |checked: &Checked| matches!(checked.result, Comparison::Held | Comparison::Broken);
+        let of = |all: &dyn Fn(&Checked) -> bool| -> usize {
+            let rules: BTreeSet<Reason> =
+                checked.iter().filter(|(c, _)| all(c)).map(|(c, _)| c.rule).collect();
+            rules.len() + usize::from(cell.judgement.is_some())
+        };
+        (coverage.rules, coverage.of_rules) = (of(&judged), of(&|_| true));
+        coverage
+            .ran
+            .push(("metric", format!("{} over {} epochs, {all}", model.metric, model.epochs)));
+        match &cell.path {
+            Some(path) => coverage.path(report, path, &first),
+            None => {
+                let missing = Missing::new("the path that is trained on", "the job failed");
+                coverage.missing.push(missing);
+            }
+        }
+        coverage
+            .missing
+            .push(Missing::new("testing, prediction, other batch sizes, other data", ""));
         coverage
     }
 
-    fn path(&mut self, report: &Report, path: &Examined, seed: Option<&u64>) {
+    /// What comes closest to its bound, or is furthest beyond it.
+    pub fn closest(&self) -> Option<(&Row, f64)> {
+        let shares = self.rows.iter().filter_map(|row| Some((row, row.share?)));
+        shares.max_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    fn path(&mut self, report: &Report, path: &Examined, seed: &str) {
         let Examined { parameters, batch_size, batches_per_step, steps, replayed, .. } = path;
-        let seed = seed.map_or(String::new(), |seed| format!(", seed {seed}"));
         let device = report.fingerprint.as_ref().map_or("an unknown device", |f| f.device.as_str());
         let graphs = match replayed {
             0 => "operator by operator".to_owned(),
             replayed => format!("{replayed} of them as a CUDA graph"),
         };
         let each = if *batches_per_step == 1 { "batch" } else { "batches" };
-        self.checked.push(format!(
-            "path: Trainer::fit on {device}, {steps} steps of {batches_per_step} {each} of {batch_size}, \
-             {graphs}{seed}"
+        self.ran.push((
+            "path",
+            format!(
+                "Trainer::fit on {device}, {steps} steps of {batches_per_step} {each} of {batch_size}, \
+                 {graphs}, {seed}"
+            ),
         ));
-        self.checked
-            .push("modes: training, with dropout and batch statistics, and evaluation".into());
-        self.checked.push(format!("size: {parameters} parameters"));
-        let mut rules: BTreeMap<Reason, Vec<&Checked>> = BTreeMap::new();
-        for checked in &path.checked {
-            rules.entry(checked.rule).or_default().push(checked);
-        }
-        self.of_rules = rules.len();
-        for (rule, all) in rules {
-            let done: Vec<&&Checked> = all.iter().filter(|checked| checked.done).collect();
-            if done.is_empty() {
-                let why = all.first().map_or("", |checked| checked.about.as_str());
-                self.missing.push(format!("{}: {why}", rule.name()));
-                continue;
-            }
-            self.rules += 1;
-            let texts: Vec<String> = done.iter().map(|checked| in_words(checked)).collect();
-            self.checked.push(format!("{}: {}", rule.name(), texts.join("; ")));
-        }
+        self.ran.push((
+            "modes",
+            "training, with dropout and batch statistics, and evaluation".to_owned(),
+        ));
+        self.ran.push(("size", format!("{parameters} parameters")));
         if path.followed < path.batches {
-            self.missing.push(format!(
-                "rules after the first {} of an epoch's {} batches",
-                path.followed, path.batches
+            self.missing.push(Missing::new(
+                format!(
+                    "rules after the first {} of an epoch's {} batches",
+                    path.followed, path.batches
+                ),
+                "",
             ));
         }
         if let Some(why) = &path.watched_by_itself {
-            self.missing.push(format!("clipping within the step: {why}"));
+            self.missing.push(Missing::new("clipping within the step", why));
         }
         let is_cpu = report.fingerprint.as_ref().is_some_and(|f| !f.capability.contains('.'));
         if *replayed == 0 {
@@ -96,20 +207,57 @@ impl Coverage {
                 Some(why) => why.as_str(),
                 None => "the trainer gives no reason",
             };
-            self.missing.push(format!("CUDA graphs: {why}"));
+            self.missing.push(Missing::new("CUDA graphs", why));
         }
         if is_cpu {
-            self.missing.push("fused CUDA layers and CUDA optimizers: the device is a CPU".into());
+            let what = "fused CUDA layers and CUDA optimizers";
+            self.missing.push(Missing::new(what, "the device is a CPU"));
         }
     }
 }
 
-fn in_words(checked: &Checked) -> String {
-    match (checked.figure, checked.bound) {
-        (Some(figure), Some(bound)) => {
-            format!("{} {figure:.1e} (at most {bound:.1e})", checked.about)
+const METRIC: &str = "Validation metric";
+
+/// The verdict of the seeds as a comparison: the upper limit of what is lost against δ.
+fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
+    let is_share = model.direction == Direction::HigherIsBetter;
+    let shown = |value: f64| match is_share {
+        true => format!("{} points", significant(100.0 * value, 2)),
+        false => significant(value, 2),
+    };
+    let checked = Checked::at_most(
+        Reason::DidNotLearn,
+        "",
+        "",
+        Unit::Number,
+        (judgement.upper.max(0.0), judgement.margin),
+    );
+    Row {
+        rule: METRIC,
+        compares: "how much less than 32-true the precision reaches, with the same seeds",
+        what: format!("{}, lost at most with risk {}", model.metric, judgement.alpha),
+        over: format!("whole runs, {} epochs, {seeds}", model.epochs),
+        figure: shown(judgement.upper),
+        bound: shown(judgement.margin),
+        share: checked.share(),
+        result: match judgement.verdict {
+            Verdict::Pass => Comparison::Held,
+            Verdict::Fail => Comparison::Broken,
+            Verdict::Inconclusive => Comparison::Open,
+        },
+    }
+}
+
+/// `seed 42`, `seeds 42 to 45`, `seeds 1, 5`.
+fn seeds(seeds: &[u64]) -> String {
+    let follow = seeds.windows(2).all(|pair| pair[1] == pair[0] + 1);
+    match seeds {
+        [] => "no seed".to_owned(),
+        [seed] => format!("seed {seed}"),
+        [first, .., last] if follow && seeds.len() > 2 => format!("seeds {first} to {last}"),
+        _ => {
+            let all: Vec<String> = seeds.iter().map(ToString::to_string).collect();
+            format!("seeds {}", all.join(", "))
         }
-        (Some(figure), None) => format!("{} {figure:.1e}", checked.about),
-        _ => checked.about.clone(),
     }
 }

@@ -9,14 +9,15 @@ use serde::{Deserialize, Serialize};
 use super::{
     Plan, Pool, goldens,
     job::{Outcome, Task},
-    learning,
     reason::Reason,
     report::{Cell, ModelReport, Status},
+    runs::learning,
 };
 use crate::{
     diagnose::{self, Attribution, Check, Diagnosis, Islands, Scope, attribute_to_paste},
     gate,
     layers::{self, Kind, Options, Subject, module_paths},
+    text::percent,
 };
 
 /// The cause of a failure.
@@ -168,7 +169,7 @@ impl<'a> Suspect<'a> {
         };
         let (baseline, own) = (all(Precision::F32True)?, all(precision)?);
         let broken = baseline.iter().any(|outcome| !outcome.failures.is_empty());
-        let baseline_fails = broken || learning(model, control, &baseline, "").is_some();
+        let baseline_fails = broken || learning(model, control, &baseline, "").1.is_some();
         let baseline_moved = plan.goldens.as_ref().and_then(|folder| {
             let case = goldens::Case {
                 model: model.name,
@@ -236,14 +237,21 @@ impl<'a> Suspect<'a> {
             islands: Rc::new(islands.clone()),
         };
         let (layers, modules) = module_paths(&subject)?;
-        let scope = Scope { islands, layers, modules, baseline_moved: self.baseline_moved };
+        let scope = Scope {
+            islands,
+            layers,
+            modules,
+            baseline_moved: self.baseline_moved,
+            // A rule of its own.
+            groups: Vec::new(),
+        };
         let mut check = Again { suspect: self, known: Some(self.known) };
         let Diagnosis { attribution, island, .. } = diagnose::diagnose(&mut check, &scope)?;
         finding.cause = match attribution {
             Attribution::Environment => Cause::Environment,
             Attribution::Determinism { .. } => Cause::Nondeterministic,
-            Attribution::Precision => Cause::Precision,
-            // Only a golden or --equivalence failed.
+            Attribution::Precision | Attribution::Fusion { .. } => Cause::Precision,
+            // A golden alone, or --equivalence, was failed.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
             Attribution::Passes if figures(&job.execute(registry)) == figures(&self.recorded) => {
                 Cause::Precision
@@ -352,7 +360,7 @@ fn text(finding: &Finding, searched: bool) -> String {
         Cause::Precision => format!("precision: seed {seed} fails again and passes under 32-true"),
     };
     let worst = layer.as_ref().map_or(String::new(), |layer| {
-        let error = finding.layer_error.map_or("not finite".into(), |error| format!("{error:.1e}"));
+        let error = finding.layer_error.map_or("not finite".into(), percent);
         format!("; `{layer}` has the largest error of its own ({error} of its output)")
     });
     let remedy = if !searched {

@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::HashSet, rc::Rc};
 
 use amp_core::{
     LightningModule, Result,
-    data::{AnyBatch, DataModule},
+    data::{AnyBatch, DataModule, SharedDataset},
     nn::named_tensors,
     tch::{Device, Kind, Tensor},
 };
@@ -14,7 +14,12 @@ use sha2::{Digest, Sha256};
 /// of steps before a CUDA graph is captured, in which nothing can be read.
 const NOTED: usize = 3;
 
-/// Records the order of a run's first examples.
+/// Examples that are looked at, and the numbers in them: a data set may be larger than memory.
+const MOST_EXAMPLES: i64 = 1 << 16;
+const MOST_NUMBERS: i64 = 1 << 27;
+const AT_ONCE: usize = 256;
+
+/// The order of a run's first examples.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Order(Rc<RefCell<(usize, Sha256)>>);
 
@@ -65,19 +70,38 @@ pub(super) struct Data {
 
 impl Data {
     pub(super) fn of(data: &DataModule) -> Result<Self> {
-        let train: HashSet<String> =
-            examples(&data.train.head(data.train.len())?)?.into_iter().collect();
+        let (train, seen) = sample(&data.train)?;
+        let train: HashSet<String> = train.into_iter().collect();
         let mut val = Vec::new();
         for (_, set) in data.val.iter() {
-            val.extend(examples(&set.head(set.len())?)?);
+            val.extend(sample(set)?.0);
         }
         let shared = val.iter().filter(|example| train.contains(*example)).count();
         let validation = digest(&val.iter().map(String::as_str).collect::<Vec<_>>());
-        Ok(Self { validation, overlap: shared as f64 / val.len().max(1) as f64 })
+        // Of what was not looked at, as much is shared.
+        let overlap = shared as f64 / val.len().max(1) as f64 / seen;
+        Ok(Self { validation, overlap: overlap.min(1.0) })
     }
 }
 
-/// A digest of each example, over all tensors of the batch.
+/// Digests of at most so many examples, evenly spaced, and the share of all that they are.
+fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
+    let length = set.len();
+    if length == 0 {
+        return Ok((Vec::new(), 1.0));
+    }
+    let first = set.head(1)?;
+    let size: usize = first.tensors().map(|(_, tensor)| tensor.numel()).sum();
+    let count = length.min(MOST_EXAMPLES).min(MOST_NUMBERS / size.max(1) as i64).max(1);
+    let mut digests = Vec::new();
+    let places: Vec<i64> = (0..count).map(|at| at * length / count).collect();
+    for places in places.chunks(AT_ONCE) {
+        digests.extend(examples(&set.gather(places)?)?);
+    }
+    Ok((digests, count as f64 / length as f64))
+}
+
+/// A digest of each example: of its part of every tensor.
 fn examples(batch: &AnyBatch) -> Result<Vec<String>> {
     let length = batch.len();
     let tensors = batch.tensors().filter(|(_, tensor)| tensor.size().first() == Some(&length));

@@ -13,6 +13,7 @@ use amp_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    checked::Checked,
     conformance, controls, identity, invariants, path,
     reason::{Failure, Reason},
 };
@@ -100,9 +101,9 @@ pub struct Outcome {
     pub fingerprint: Option<Fingerprint>,
     /// The relative error of a product of f32 matrices; only for jobs of 32-true.
     pub product_error: Option<f64>,
-    /// The figures of the first steps compared with 32-true; only for that task.
-    pub conformance: Option<Vec<path::Checked>>,
-    /// The results of the rules of the trained path; only for that task.
+    /// The figures of first steps beside 32-true ones, where that was the task.
+    pub conformance: Option<Vec<Checked>>,
+    /// What was looked at on the path that is trained on, where that was the task.
     pub path: Option<path::Examined>,
     /// The error that ended the run.
     pub failures: Vec<Failure>,
@@ -141,6 +142,7 @@ impl Job {
     /// Runs a job with a model of the registry. An error of the run becomes part of the outcome.
     pub fn execute(&self, registry: &Registry) -> Outcome {
         let started = std::time::Instant::now();
+        let _planted = Fault::planted(self.fault, self.precision);
         let outcome = match self.task {
             Task::Train | Task::Frozen => self.train(registry),
             Task::Conformance => conformance::run(self, registry),

@@ -3,6 +3,7 @@
 
 mod args;
 mod cache;
+mod checked;
 mod command;
 mod conformance;
 mod controls;
@@ -18,15 +19,17 @@ mod pool;
 mod reason;
 mod render;
 mod report;
+mod runs;
 
 pub use crate::tap::{Tap, Tapped};
 pub use args::{GateArgs, Tier};
 pub use cache::Cache;
+pub use checked::{Checked, Comparison, Unit};
 pub use command::command;
-pub use coverage::Coverage;
+pub use coverage::{Coverage, Missing, Row};
 pub use finding::{Cause, Finding};
 pub use job::{Job, Outcome, Task, product_error};
-pub use path::{Checked, Examined};
+pub use path::Examined;
 pub use plan::{Plan, Subject};
 pub use pool::{Pool, WORKER, work};
 pub use reason::{Failure, Reason};
@@ -35,22 +38,19 @@ pub use report::{Cell, ModelReport, Report, Status};
 
 use std::{path::Path, thread, time::Instant};
 
-use amp_core::{Error, Result, hardware, memory::show_bytes, precision::Precision};
+use amp_core::{Error, Result, hardware, precision::Precision};
 
+use self::runs::Runs;
 use crate::{
     registry::Registry,
-    verdict::{Design, Verdict, mean},
+    verdict::{Design, Verdict},
 };
 
-/// The version of the [`Report`] format.
-pub const SCHEMA: &str = "amp-gate/3";
-/// The folder of the cache.
+/// The form of a [`Report`].
+pub const SCHEMA: &str = "amp-gate/4";
+/// Where outcomes are kept.
 pub const CACHE: &str = ".amp/cache";
-/// The largest relative error of a product of f32 matrices; TF32 has thirty times as much.
-const F32_PRODUCT: f64 = 1e-5;
-/// The accepted share of validation examples that are also training examples: texts and images may recur.
-const OVERLAP: f64 = 0.05;
-/// The number of failing cells that are diagnosed; each takes tens of runs.
+/// Failing cells that are diagnosed, unless none are to be: each costs tens of runs.
 pub const DIAGNOSED: usize = 3;
 
 impl Plan {
@@ -79,12 +79,12 @@ impl Plan {
         let metrics = |outcomes: &[Outcome]| -> Vec<Option<f64>> {
             outcomes.iter().map(|outcome| outcome.metric).collect()
         };
+        let mut runs = None;
         if failures.is_empty() {
-            failures.extend(self.tf32_products(&baseline));
-            failures.extend(pairing(&baseline, &own));
-            failures.extend(memory(precision, &baseline, &own));
-            failures.extend(learning(model, &control, &baseline, "the baseline's "));
-            failures.extend(learning(model, &control, &own, ""));
+            let (control, baseline, own) = (&control, &baseline, &own);
+            let found = Runs { plan: self, model, precision, control, baseline, own }.check();
+            failures.extend(found.failures);
+            runs = Some(found.checked);
         }
         let path = outcome(precision, self.first_seed, Task::Path);
         failures.extend(steps.failures.iter().chain(&path.failures).cloned());
@@ -122,6 +122,7 @@ impl Plan {
             seeds: self.seeds(count).collect(),
             baseline: metrics(&baseline),
             metric: metrics(&own),
+            runs,
             conformance: steps.conformance,
             path: path.path,
             skipped_steps: own.iter().map(|outcome| outcome.skipped_steps).sum(),
@@ -131,82 +132,8 @@ impl Plan {
     }
 }
 
-impl Plan {
-    /// Whether the baseline multiplied in TF32 without being asked to.
-    fn tf32_products(&self, baseline: &[Outcome]) -> Option<Failure> {
-        let errors = baseline.iter().filter_map(|outcome| outcome.product_error);
-        let error = errors.fold(0.0, f64::max);
-        (!self.tf32 && error > F32_PRODUCT).then(|| {
-            let text = format!(
-                "the baseline: f32 matrix products are {error:.1e} off, as in TF32, which \
-                 something has turned on"
-            );
-            Failure::new(Reason::PrecisionDidNotRun, text)
-        })
-    }
-}
-
-/// Whether both runs of each pair had the same weights, order and validation set, and the validation set
-/// is not the training set.
-fn pairing(baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
-    if baseline.iter().zip(own).any(|(base, own)| base.pairing != own.pairing) {
-        let text =
-            "initial weights, order of examples or validation set differ from the baseline's";
-        return Some(Failure::new(Reason::NotPaired, text));
-    }
-    if baseline.iter().zip(own).any(|(base, own)| base.fingerprint != own.fingerprint) {
-        let text = "the baseline ran with other settings: TF32, deterministic algorithms or device";
-        return Some(Failure::new(Reason::NotPaired, text));
-    }
-    let overlap = own.iter().map(|outcome| outcome.overlap).fold(0.0, f64::max);
-    (overlap > OVERLAP).then(|| {
-        let text = format!("{:.0}% of the validation set are training examples", 100.0 * overlap);
-        Failure::new(Reason::Contaminated, text)
-    })
-}
-
-/// The most memory that a precision may use, in multiples of 32-true's with weights of the same width.
-const MEMORY: f64 = 2.0;
-/// The memory that libraries may allocate on CUDA in the first run that calls them.
-const WORKSPACES: f64 = (1_u64 << 28) as f64;
-
-/// Whether the precision's steps use no more memory than its tensors explain.
-fn memory(precision: Precision, baseline: &[Outcome], own: &[Outcome]) -> Option<Failure> {
-    let (first, own) = (baseline.first()?, own.first()?.peak_memory_bytes);
-    let base = first.peak_memory_bytes;
-    let width = precision.storage().elt_size_in_bytes() as f64 / 4.0;
-    let is_cuda = first.fingerprint.as_ref().is_some_and(|f| f.capability.contains('.'));
-    let most = MEMORY * width.max(1.0) * base as f64 + if is_cuda { WORKSPACES } else { 0.0 };
-    (own as f64 > most).then(|| {
-        let text = format!(
-            "its steps use at most {}, those of 32-true {}",
-            show_bytes(own),
-            show_bytes(base)
-        );
-        Failure::new(Reason::Memory, text)
-    })
-}
-
-fn learning(model: &Subject, control: &Outcome, runs: &[Outcome], whose: &str) -> Option<Failure> {
-    let metrics: Vec<f64> = runs.iter().filter_map(|outcome| outcome.metric).collect();
-    let Some(control) = control.metric else {
-        return Some(Failure::new(Reason::DidNotLearn, "the control run without training failed"));
-    };
-    let reached = mean(&metrics);
-    // Comparisons with NaN are false.
-    let gained = model.judge.direction.regression(reached, control);
-    let learned = gained >= model.learns_by;
-    (!learned).then(|| {
-        let text = format!(
-            "{whose}{} of {reached:.3} is not better than the untrained {control:.3} by {}",
-            model.judge.name, model.learns_by
-        );
-        Failure::new(Reason::DidNotLearn, text)
-    })
-}
-
-/// Runs the plan: a first look at every model and precision, then a second look with all seeds at each
-/// precision that the first look left inconclusive.
+/// Runs the plan: a first look at every model, and a second one, with all seeds, at each
+/// precision that the first left open.
 ///
 /// # Errors
 /// When the cache cannot be written.

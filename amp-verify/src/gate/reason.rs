@@ -48,7 +48,9 @@ pub enum Reason {
     Rounding,
     /// Values have more or fewer digits than the dtype in which their layer computes.
     Width,
-    /// Steps do not consist of the batches that they should.
+    /// Layers that run in one give other values than one by one.
+    Fusion,
+    /// Steps are not made of the batches that they should be.
     Batches,
     /// Steps leak memory, or use several times that of 32-true.
     Memory,
@@ -84,6 +86,7 @@ impl Reason {
         Self::Dropout,
         Self::Rounding,
         Self::Width,
+        Self::Fusion,
         Self::Batches,
         Self::Memory,
         Self::Invariant,
@@ -114,6 +117,7 @@ impl Reason {
             Self::Dropout => "dropout",
             Self::Rounding => "rounding",
             Self::Width => "width",
+            Self::Fusion => "fusion",
             Self::Batches => "batches",
             Self::Memory => "memory",
             Self::Invariant => "invariant",
@@ -123,8 +127,74 @@ impl Reason {
         }
     }
 
-    /// The part of training whose rule is broken, which no precision mends; `None` if the cause is lost
-    /// accuracy.
+    /// Its rule in plain words, as a title.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::NonFinite => "Finite numbers",
+            Self::AllSkipped => "Applied steps",
+            Self::DidNotLearn => "Learning",
+            Self::PrecisionDidNotRun => "Dtypes",
+            Self::NotPaired => "Same start",
+            Self::Contaminated => "Separate validation set",
+            Self::NotConformant => "Agreement with 32-true",
+            Self::Watching => "Unobserved run",
+            Self::Gradient => "Gradients",
+            Self::Update => "Weight updates",
+            Self::Schedule => "Learning rates",
+            Self::Scale => "Loss scale",
+            Self::Skip => "Skipped steps",
+            Self::Buffers => "Batch statistics",
+            Self::Validation => "Validation",
+            Self::Resume => "Save and resume",
+            Self::Dropout => "Dropout rate",
+            Self::Rounding => "Rounding of layers",
+            Self::Width => "Digits of values",
+            Self::Fusion => "Layers in one",
+            Self::Batches => "Batches and steps",
+            Self::Memory => "Memory",
+            Self::Invariant => "Invariants of training",
+            Self::Moved => "Golden",
+            Self::NotComparable => "Golden of this machine",
+            Self::Crashed => "Run",
+        }
+    }
+
+    /// What the rule compares, in one line.
+    pub fn compares(self) -> &'static str {
+        match self {
+            Self::NonFinite => "loss, metric and weights are finite",
+            Self::AllSkipped => "at least one step is applied",
+            Self::DidNotLearn => "the metric with the metric of the same model without training",
+            Self::PrecisionDidNotRun => "the dtypes that layers compute in with the precision's",
+            Self::NotPaired => "initial weights, order and validation set with 32-true's",
+            Self::Contaminated => "validation examples with training examples",
+            Self::NotConformant => "the first steps and the validation loss with 32-true's",
+            Self::Watching => "a plain run with one that is observed in each step",
+            Self::Gradient => "each step's gradient with 32-true's at the same weights",
+            Self::Update => "weights and optimizer state with the optimizer's rule in float64",
+            Self::Schedule => "the rates of each step with the schedule's",
+            Self::Scale => "the scale after each step with the scaler's rule",
+            Self::Skip => {
+                "skipped steps with the steps whose gradients overflow; they move nothing"
+            }
+            Self::Buffers => "running statistics with 32-true's",
+            Self::Validation => "two validations of the same weights, which move no tensor",
+            Self::Resume => "a run that is saved and resumed with one that is not",
+            Self::Dropout => "the share of dropped elements with the factor of the others",
+            Self::Rounding => "each 16-bit layer's own errors with what rounding explains",
+            Self::Width => "the digits of values and gradients with their dtype's",
+            Self::Fusion => "layers that run in one with the same layers one by one",
+            Self::Batches => "batches and steps of an epoch with the data and the options",
+            Self::Memory => "what later steps hold with what earlier steps hold, and with 32-true",
+            Self::Invariant => "each run with the rules that every training step keeps",
+            Self::Moved => "the first seed's figures with a recorded golden",
+            Self::NotComparable => "the machine with the golden's",
+            Self::Crashed => "the run comes to its end",
+        }
+    }
+
+    /// What part of training broke its rule, which no choice of precision mends; none where numbers lose
+    /// too much.
     pub fn rule(self) -> Option<&'static str> {
         match self {
             Self::Watching => Some("the path that is trained on"),
@@ -136,6 +206,7 @@ impl Reason {
             Self::Resume => Some("saving and resuming"),
             Self::Dropout => Some("dropout"),
             Self::Width => Some("the dtype that a layer computes in"),
+            Self::Fusion => Some("the kernel that runs layers in one"),
             Self::Batches => Some("the batches of a step"),
             Self::Memory => Some("memory"),
             Self::Invariant => Some("an invariant of training"),

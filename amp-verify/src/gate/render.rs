@@ -8,16 +8,18 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
 use super::{
     args::Tier,
-    coverage::Coverage,
+    checked::Comparison,
+    coverage::{Coverage, Row},
     report::{Cell, ModelReport, Report, Status},
 };
-use crate::{registry::Direction, view::wrap_to_terminal};
+use crate::{registry::Direction, text::of_bound, view::wrap_to_terminal};
 
-const HEADER: [&str; 10] = [
+const HEADER: [&str; 11] = [
     "model",
     "precision",
     "verdict",
     "rules checked",
+    "closest to its bound",
     "mean d",
     "interval",
     "δ",
@@ -34,7 +36,7 @@ fn difference(direction: Direction, value: f64) -> String {
     }
 }
 
-fn row(report: &Report, model: &ModelReport, cell: &Cell) -> [String; 10] {
+fn row(report: &Report, model: &ModelReport, cell: &Cell) -> [String; 11] {
     let coverage = Coverage::of(report, model, cell);
     let shown = |value| difference(model.direction, value);
     let of = |text: &dyn Fn(&crate::verdict::Judgement) -> String| {
@@ -45,6 +47,9 @@ fn row(report: &Report, model: &ModelReport, cell: &Cell) -> [String; 10] {
         cell.precision.to_string(),
         cell.status.name().into(),
         format!("{} of {}", coverage.rules, coverage.of_rules),
+        coverage
+            .closest()
+            .map_or("–".into(), |(row, share)| format!("{}: {}", row.rule, of_bound(share))),
         of(&|j| shown(j.mean)),
         of(&|j| format!("{} … {}", shown(j.lower), shown(j.upper))),
         shown(model.margin).trim_start_matches('+').to_owned(),
@@ -54,7 +59,7 @@ fn row(report: &Report, model: &ModelReport, cell: &Cell) -> [String; 10] {
     ]
 }
 
-fn rows(report: &Report) -> Vec<[String; 10]> {
+fn rows(report: &Report) -> Vec<[String; 11]> {
     cells(report).map(|(model, cell)| row(report, model, cell)).collect()
 }
 
@@ -99,8 +104,9 @@ fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
 fn missing(report: &Report) -> Vec<String> {
     let mut found: BTreeMap<String, BTreeMap<Precision, BTreeSet<&str>>> = BTreeMap::new();
     for (model, cell) in cells(report) {
-        for text in Coverage::of(report, model, cell).missing {
-            let whose = found.entry(text).or_default().entry(cell.precision).or_default();
+        for missing in Coverage::of(report, model, cell).missing {
+            let whose =
+                found.entry(missing.in_words()).or_default().entry(cell.precision).or_default();
             whose.insert(model.model.as_str());
         }
     }
@@ -151,8 +157,16 @@ pub fn table(report: &Report) -> String {
     for row in rows(report) {
         table.add_row(row);
     }
-    for column in table.column_iter_mut().skip(3).take(6) {
+    for column in table.column_iter_mut().skip(5).take(5) {
         column.set_cell_alignment(CellAlignment::Right);
+    }
+    // A whole report has hundreds of comparisons: they are in the files.
+    let all = cells(report).count();
+    let mut comparisons = String::new();
+    for (model, cell) in cells(report) {
+        if all <= LISTED || cell.status == Status::Regression {
+            comparisons += &compared(report, model, cell);
+        }
     }
     let mut found = String::new();
     for (line, attribute) in findings(report) {
@@ -161,7 +175,46 @@ pub fn table(report: &Report) -> String {
             found += &format!("\n{attribute}\n\n");
         }
     }
-    format!("{}\n{table}\n{found}{}\n", heading(report), closing(report).join("\n"))
+    let heading = heading(report);
+    format!("{heading}\n{table}\n{found}{comparisons}{}\n", closing(report).join("\n"))
+}
+
+/// Cells whose comparisons are all printed.
+const LISTED: usize = 2;
+const COLUMNS: [&str; 6] = ["rule", "what was compared", "over", "figure", "bound", "of the bound"];
+
+/// The comparisons of one cell as a table.
+fn compared(report: &Report, model: &ModelReport, cell: &Cell) -> String {
+    let coverage = Coverage::of(report, model, cell);
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(COLUMNS);
+    wrap_to_terminal(&mut table);
+    for row in &coverage.rows {
+        table.add_row(comparison(row));
+    }
+    for column in table.column_iter_mut().skip(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let ran = coverage.ran.iter().map(|(name, text)| format!("{name}: {text}\n"));
+    let ran: String = ran.collect();
+    format!("{} under {}\n{ran}{table}\n", model.model, cell.precision)
+}
+
+fn comparison(row: &Row) -> [String; 6] {
+    let share = match row.result {
+        Comparison::Broken => "BROKEN".to_owned(),
+        Comparison::Shown => "not judged".to_owned(),
+        Comparison::Open => "open".to_owned(),
+        _ => row.share.map_or("–".to_owned(), of_bound),
+    };
+    [
+        row.rule.to_owned(),
+        row.what.clone(),
+        row.over.clone(),
+        row.figure.clone(),
+        row.bound.clone(),
+        share,
+    ]
 }
 
 /// The table in Markdown, for a job summary.
@@ -174,23 +227,24 @@ pub fn markdown(report: &Report) -> String {
     out += &format!("{}\n\n", heading(report).replace('\n', "\n\n"));
     out += &line(&HEADER.map(String::from));
     out += &line(
-        &["---", "---", "---", "--:", "--:", "--:", "--:", "--:", "--:", "---"].map(String::from),
+        &["---", "---", "---", "---", "---", "--:", "--:", "--:", "--:", "--:", "---"]
+            .map(String::from),
     );
     for row in rows(report) {
         out += &line(&row);
     }
     for (model, cell) in cells(report) {
-        let Coverage { checked, missing, .. } = Coverage::of(report, model, cell);
-        let items = |lines: &[String]| -> String {
-            lines.iter().map(|line| format!("- {line}\n")).collect()
-        };
+        let Coverage { ran, rows, missing, .. } = Coverage::of(report, model, cell);
+        let item = |text: String| format!("- {text}\n");
+        let ran: String = ran.iter().map(|(name, text)| item(format!("{name}: {text}"))).collect();
+        let missing: String = missing.iter().map(|missing| item(missing.in_words())).collect();
+        let mut compared = line(&COLUMNS.map(String::from));
+        compared += &line(&["---", "---", "---", "--:", "--:", "--:"].map(String::from));
+        compared.extend(rows.iter().map(|row| line(&comparison(row))));
         out += &format!(
             "\n<details><summary>{} under {}: what was checked, and what was not</summary>\n\n\
-             checked:\n\n{}\nnot checked:\n\n{}\n</details>\n",
-            model.model,
-            cell.precision,
-            items(&checked),
-            items(&missing)
+             not checked:\n\n{missing}\nchecked:\n\n{ran}\n{compared}\n</details>\n",
+            model.model, cell.precision
         );
     }
     for (line, attribute) in findings(report) {
@@ -236,7 +290,13 @@ pub fn junit(report: &Report) -> Result<String, quick_junit::SerializeError> {
             let figures = HEADER.iter().zip(row(report, model, cell));
             let figures: Vec<String> =
                 figures.map(|(name, value)| format!("{name}: {value}")).collect();
-            case.set_system_out(figures.join("\n"));
+            let Coverage { ran, rows, missing, .. } = Coverage::of(report, model, cell);
+            let ran = ran.iter().map(|(name, text)| format!("{name}: {text}"));
+            let rows = rows.iter().map(|row| format!("checked: {}", row.in_words()));
+            let missing =
+                missing.iter().map(|missing| format!("not checked: {}", missing.in_words()));
+            let lines = figures.into_iter().chain(ran).chain(rows).chain(missing);
+            case.set_system_out(lines.collect::<Vec<_>>().join("\n"));
             suite.add_test_case(case);
         }
         xml.add_test_suite(suite);

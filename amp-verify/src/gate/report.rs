@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     args::Tier,
+    checked::Checked,
     finding::Finding,
-    path::{Checked, Examined},
+    path::Examined,
     reason::{Failure, Reason},
 };
 use crate::{
@@ -116,7 +117,9 @@ pub struct Cell {
     pub baseline: Vec<Option<f64>>,
     /// The precision's metric for each seed.
     pub metric: Vec<Option<f64>>,
-    /// The figures of the first steps compared with 32-true, with their bounds; null if that job failed.
+    /// What whole runs are held against before any statistics; null where one of them failed.
+    pub runs: Option<Vec<Checked>>,
+    /// The figures of the first steps beside 32-true ones, with their bounds; null where that job failed.
     pub conformance: Option<Vec<Checked>>,
     /// The rules of the trained path; null if that job failed.
     pub path: Option<Examined>,

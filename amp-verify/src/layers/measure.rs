@@ -1,5 +1,7 @@
 //! Compares a step under three precisions, layer by layer, and measures each layer alone.
 
+use std::ops::Range;
+
 use amp_core::{
     Error, Result,
     hardware::Fingerprint,
@@ -9,8 +11,9 @@ use amp_core::{
 };
 
 use super::{
-    Flow, Kind, Layer, Own, Report, Subject, error,
-    pass::{Job, Pass, Plan, Ran, Rounded, exact, masks_agree, module, run},
+    Flow, Kind, Layer, Own, Report, Subject, error, groups,
+    parts::{examples, parts},
+    pass::{Job, Pass, Plan, Ran, Rerun, Rounded, exact, masks_agree, module, run},
 };
 use crate::{
     exponents::{CommonWindow, Format, Histogram, Window, WindowOptions, losses},
@@ -26,12 +29,19 @@ pub struct Options {
     pub log2_scale: i32,
     /// The margins of a safe loss scale.
     pub window: WindowOptions,
+    /// Bytes of layers' tensors that are kept at once. Where all take more, layers are measured part by part in
+    /// further passes; where one layer does, on fewer examples, of which the report says how many.
+    pub budget: usize,
 }
+
+/// The budget of [`Options::new`].
+const BUDGET: usize = 4 << 30;
 
 impl Options {
     /// With a loss scale of 65536.
     pub fn new(precision: Precision) -> Self {
-        Self { precision, log2_scale: 16, window: WindowOptions::default() }
+        let window = WindowOptions::default();
+        Self { precision, log2_scale: 16, window, budget: BUDGET }
     }
 }
 
@@ -40,17 +50,47 @@ impl Options {
 /// # Errors
 /// When a step fails, or runs other layers under another precision.
 pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
-    Passes::of(subject, options, None)?.report(subject)
+    let (report, _) = in_parts(subject, options, None)?;
+    Ok(Report { groups: groups(subject, options.precision)?, ..report })
 }
 
-/// [`measure`], together with each 16-bit layer's own error.
+/// [`measure`] without groups, with what each layer that computes in 16 bits does by itself.
 ///
 /// # Errors
 /// As [`measure`].
 pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own>)> {
     let compute = options.precision.compute();
-    let passes = Passes::of(subject, options, is_narrow(compute).then_some(compute))?;
-    Ok((passes.report(subject)?, no_grad(|| passes.own())?))
+    in_parts(subject, options, is_narrow(compute).then_some(compute))
+}
+
+/// Measures the layers part by part, so that no more tensors are kept at once than memory has room for.
+fn in_parts(
+    subject: &Subject<'_>,
+    options: Options,
+    rounds_to: Option<Dtype>,
+) -> Result<(Report, Vec<Own>)> {
+    let mut counted = run(subject, Plan::counting())?.calls;
+    let examples = examples(&counted, subject.batch.len(), options.budget);
+    let narrow;
+    let mut subject = Subject { islands: subject.islands.clone(), ..*subject };
+    if examples < subject.batch.len() {
+        narrow = subject.batch.narrow(0, examples)?;
+        subject.batch = &narrow;
+        counted = run(&subject, Plan::counting())?.calls;
+    }
+    let (mut layers, mut changes, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    let mut last = None;
+    for part in parts(&counted, options.budget) {
+        let passes = Passes::of(&subject, options, rounds_to, part)?;
+        no_grad(|| passes.add(&mut layers, &mut changes))?;
+        if rounds_to.is_some() {
+            all.extend(no_grad(|| passes.own())?);
+        }
+        // One part's tensors are freed before the next part's are made.
+        last = Some(passes.ends());
+    }
+    let ends = last.ok_or_else(|| Error::config("the model's step runs no module"))?;
+    Ok((ends.report(&subject, options, layers, &changes)?, all))
 }
 
 /// The paths of the layers, as in [`measure`], and those of all modules, each once, in the order in which
@@ -59,9 +99,7 @@ pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own
 /// # Errors
 /// When a step fails.
 pub fn module_paths(subject: &Subject<'_>) -> Result<(Vec<String>, Vec<String>)> {
-    let jobs = Vec::new();
-    let plan = Plan { precision: Precision::F32True, scale: 1.0, dropout: false, jobs };
-    let calls = run(subject, plan)?.calls;
+    let calls = run(subject, Plan::counting())?.calls;
     let (mut layers, mut modules) = (Vec::new(), Vec::new());
     for call in calls.iter().filter(|call| !call.path.contains('#')) {
         modules.push(call.path.clone());
@@ -86,7 +124,17 @@ impl Subject<'_> {
     }
 }
 
+/// What the passes of every part have in common.
+struct Ends {
+    log2_scale: i32,
+    dropout: bool,
+    loss: f64,
+    exact_loss: f64,
+}
+
 pub(super) struct Passes {
+    /// The places of the layers whose tensors are kept.
+    part: Range<usize>,
     pub(super) reference: Pass,
     baseline: Pass,
     pub(super) actual: Pass,
@@ -118,15 +166,21 @@ struct Values {
 }
 
 impl Passes {
-    /// Runs the steps. With `rounds_to`, further runs of each layer have parameters rounded to that
-    /// dtype.
-    fn of(subject: &Subject<'_>, options: Options, rounds_to: Option<Dtype>) -> Result<Self> {
+    /// Runs the steps; with `rounds_to` the parameters are rounded to it in further runs of each layer.
+    fn of(
+        subject: &Subject<'_>,
+        options: Options,
+        rounds_to: Option<Dtype>,
+        part: Range<usize>,
+    ) -> Result<Self> {
         let Options { precision, .. } = options;
         let log2_scale = if precision.scales_loss() { options.log2_scale } else { 0 };
         let scale = 2.0_f64.powi(log2_scale);
         let kinds = [Dtype::Float, precision.storage(), precision.compute()];
         let dropout = masks_agree(subject.device, &kinds)?;
-        let plain = |precision| Plan { precision, scale: 1.0, dropout, jobs: Vec::new() };
+        let keeps = || part.clone();
+        let plain =
+            |precision| Plan { precision, scale: 1.0, dropout, keeps: keeps(), jobs: Vec::new() };
         let reference = run(subject, plain(Precision::F64True))?;
         let baseline = run(subject, plain(Precision::F32True))?;
         let clone = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::shallow_clone);
@@ -135,8 +189,12 @@ impl Passes {
             gradient: clone(gradient),
             weights: None,
         };
-        let jobs = reference.calls.iter().map(|call| vec![on(&call.input, &call.output_gradient)]);
-        let actual = run(subject, Plan { precision, scale, dropout, jobs: jobs.collect() })?;
+        let jobs = reference.calls.iter().enumerate().map(|(at, call)| {
+            let is_kept = part.contains(&at);
+            is_kept.then(|| on(&call.input, &call.output_gradient)).into_iter().collect()
+        });
+        let jobs = jobs.collect();
+        let actual = run(subject, Plan { precision, scale, dropout, keeps: keeps(), jobs })?;
         for other in [&baseline, &actual] {
             let paths =
                 |pass: &Pass| pass.calls.iter().map(|call| call.path.clone()).collect::<Vec<_>>();
@@ -148,7 +206,9 @@ impl Passes {
             }
         }
         let jobs = reference.calls.iter().zip(&actual.calls).map(|(exact_call, call)| {
-            let rounded = &call.reruns[0].job;
+            let Some(Rerun { job: rounded, .. }) = call.reruns.first() else {
+                return Ok(Vec::new());
+            };
             let mut jobs = vec![
                 on(&exact_call.input, &exact_call.output_gradient),
                 on(&rounded.input, &rounded.gradient),
@@ -165,45 +225,28 @@ impl Passes {
         });
         let jobs = jobs.collect::<Result<Vec<_>>>()?;
         let alone = run(subject, Plan { jobs, ..plain(Precision::F64True) })?;
-        Ok(Self { reference, baseline, actual, alone, log2_scale, dropout, options })
+        Ok(Self { part, reference, baseline, actual, alone, log2_scale, dropout, options })
     }
 
-    fn report(&self, subject: &Subject<'_>) -> Result<Report> {
-        no_grad(|| self.report_of(subject))
-    }
-
-    /// The indices of the layers among the modules that ran.
+    /// The places of the part's layers among the modules that ran.
     pub(super) fn places(&self) -> impl Iterator<Item = usize> {
         let calls = &self.reference.calls;
-        (0..calls.len()).filter(|at| is_layer(calls, &calls[*at]))
+        self.part.clone().filter(|at| is_layer(calls, &calls[*at]))
     }
 
-    fn report_of(&self, subject: &Subject<'_>) -> Result<Report> {
-        let mut layers = Vec::new();
-        let mut changes = Vec::new();
+    fn ends(self) -> Ends {
+        let Self { log2_scale, dropout, .. } = self;
+        Ends { log2_scale, dropout, loss: self.actual.loss, exact_loss: self.reference.loss }
+    }
+
+    /// Adds the part's layers, and how far each changes its output.
+    fn add(&self, layers: &mut Vec<Layer>, changes: &mut Vec<f64>) -> Result<()> {
         for at in self.places() {
             let (call, exact) = (&self.actual.calls[at], &self.reference.calls[at]);
             changes.extend(error::relative_change(&call.output, &exact.output)?);
             layers.push(self.layer(at)?);
         }
-        mark_worst(&mut layers);
-        let windows = layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.window?)));
-        let finite = |value: f64| value.is_finite().then_some(value);
-        Ok(Report {
-            schema: "amp-layers/1".into(),
-            model: subject.name()?.into(),
-            precision: self.options.precision,
-            fingerprint: Fingerprint::of(subject.device)?,
-            seed: subject.seed,
-            batch_size: subject.batch.len(),
-            log2_scale: self.log2_scale,
-            dropout: self.dropout,
-            loss: finite(self.actual.loss),
-            exact_loss: self.reference.loss,
-            growth: error::growth(&changes),
-            window: CommonWindow::of(windows),
-            layers,
-        })
+        Ok(())
     }
 
     fn layer(&self, at: usize) -> Result<Layer> {
@@ -260,6 +303,36 @@ impl Passes {
         let local = pair(alone(&self.actual, 0), alone(&self.alone, ON_ROUNDED));
         let inherited = pair(alone(&self.alone, ON_ACTUAL), alone(&self.alone, ON_EXACT));
         Ok(Some(Values { exact, baseline, actual, local, inherited }))
+    }
+}
+
+impl Ends {
+    fn report(
+        self,
+        subject: &Subject<'_>,
+        options: Options,
+        mut layers: Vec<Layer>,
+        changes: &[f64],
+    ) -> Result<Report> {
+        mark_worst(&mut layers);
+        let windows = layers.iter().filter_map(|layer| Some((layer.path.as_str(), layer.window?)));
+        let finite = |value: f64| value.is_finite().then_some(value);
+        Ok(Report {
+            schema: "amp-layers/2".into(),
+            model: subject.name()?.into(),
+            precision: options.precision,
+            fingerprint: Fingerprint::of(subject.device)?,
+            seed: subject.seed,
+            batch_size: subject.batch.len(),
+            log2_scale: self.log2_scale,
+            dropout: self.dropout,
+            loss: finite(self.loss),
+            exact_loss: self.exact_loss,
+            growth: error::growth(changes),
+            window: CommonWindow::of(windows),
+            layers,
+            groups: Vec::new(),
+        })
     }
 }
 

@@ -1,14 +1,18 @@
-//! The error of each layer under a precision: against a 64-true step with the same weights, batch and
-//! random numbers on the same machine, relative to 32-true's error there.
+//! What each layer loses under a precision: its error against a 64-true step with the same
+//! weights, batch and random numbers on the same machine, relative to what 32-true loses there. Layers are
+//! measured one by one; those that `fit` runs in one are held against that as [`Group`]s.
 
 mod args;
 mod error;
+mod groups;
 mod measure;
 mod own;
+mod parts;
 mod pass;
 
 pub use args::{LayersArgs, measure_case};
 pub use error::{Bias, Growth, bias, growth, relative_change, rms, rmse};
+pub use groups::{Group, groups};
 pub use measure::{Options, audit, measure, module_paths};
 pub use own::{Own, WITHIN};
 
@@ -64,7 +68,10 @@ pub struct Report {
     pub exact_loss: f64,
     /// The layers in the order in which they run.
     pub layers: Vec<Layer>,
-    /// The growth of the relative bias of activations with depth.
+    /// The layers that `fit` runs in one there, each group against its layers one by one.
+    #[serde(default)]
+    pub groups: Vec<Group>,
+    /// How the relative bias of activations grows with depth.
     pub growth: Option<Growth>,
     /// The loss scales that are safe in every 16-bit layer; null if there are none.
     pub window: Option<CommonWindow>,

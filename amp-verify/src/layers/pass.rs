@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
+    ops::Range,
     rc::Rc,
 };
 
@@ -26,6 +27,9 @@ pub(super) struct Ran {
     /// The module's path; `#2` follows for the second run of one module.
     pub(super) path: String,
     pub(super) op: Op,
+    /// Numbers of its input and output, and of its own parameters.
+    pub(super) numbers: (usize, usize),
+    /// Of no elements where the pass does not keep the layer's tensors, as is the output.
     pub(super) input: Tensor,
     pub(super) output: Tensor,
     pub(super) output_gradient: Option<Tensor>,
@@ -113,12 +117,22 @@ pub(super) struct Plan {
     /// The loss scale.
     pub(super) scale: f64,
     pub(super) dropout: bool,
-    /// The jobs of each layer, in the order in which the layers end.
+    /// The places of the layers whose tensors are kept, in the order in which they end.
+    pub(super) keeps: Range<usize>,
+    /// For each layer, in the order in which they end.
     pub(super) jobs: Vec<Vec<Job>>,
 }
 
-/// Runs the step. Every pass of one subject draws the same random numbers in each layer, whatever its
-/// jobs are.
+impl Plan {
+    /// A pass that keeps no tensors.
+    pub(super) fn counting() -> Self {
+        let (keeps, jobs) = (0..0, Vec::new());
+        Self { precision: Precision::F32True, scale: 1.0, dropout: false, keeps, jobs }
+    }
+}
+
+/// Runs the step. Every pass of one subject draws the same random numbers in each layer, whatever
+/// its jobs.
 pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     let policy = Policy::new(plan.precision, subject.device);
     let _section = random::seeded(subject.seed)?;
@@ -126,10 +140,11 @@ pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
     place(model.as_ref(), policy, &subject.islands)?;
     let batch = subject.batch.place(policy)?;
     let parameters = parameters(model.as_ref());
-    let (scale, dropout) = (plan.scale, plan.dropout);
+    let (scale, dropout, keeps) = (plan.scale, plan.dropout, plan.keeps.clone());
     let observer = Rc::new(Observer {
         seed: subject.seed,
         scale,
+        keeps: plan.keeps,
         jobs: plan.jobs,
         parameters: parameters.iter().map(clone).collect(),
         calls: RefCell::default(),
@@ -157,13 +172,21 @@ pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
         let both = [&call.output, &call.input];
         wanted.extend(both.into_iter().filter(|tensor| traced(tensor)).map(Tensor::shallow_clone));
     }
+    let kept = calls.get(keeps.start.min(calls.len())..keeps.end.min(calls.len()));
+    let kept: Vec<&str> = kept.unwrap_or_default().iter().map(|call| module(&call.path)).collect();
+    let is_kept = |parameter: &Parameter| kept.iter().any(|path| is_own(path, &parameter.name));
+    let parameters: Vec<Parameter> = parameters.into_iter().filter(is_kept).collect();
     wanted.extend(parameters.iter().map(|parameter| parameter.tensor.shallow_clone()));
     let scaled = match scale {
         1.0 => loss.shallow_clone(),
         // The scaler's scale is an f32 tensor, to which an f16 loss is promoted.
         scale => loss.f_mul(&Tensor::from(scale as f32).f_to_device(subject.device)?)?,
     };
-    let mut found = Tensor::f_run_backward(&[scaled], &wanted, false, false)?.into_iter();
+    let found = match wanted.is_empty() {
+        true => Vec::new(),
+        false => Tensor::f_run_backward(&[scaled], &wanted, false, false)?,
+    };
+    let mut found = found.into_iter();
     let mut next = || -> Result<Option<Tensor>> {
         found.next().filter(Tensor::defined).map(|gradient| unscaled(&gradient, scale)).transpose()
     };
@@ -197,6 +220,7 @@ fn unscaled(gradient: &Tensor, scale: f64) -> Result<Tensor> {
 struct Observer {
     seed: u64,
     scale: f64,
+    keeps: Range<usize>,
     jobs: Vec<Vec<Job>>,
     parameters: Vec<Parameter>,
     calls: RefCell<Vec<Ran>>,
@@ -235,13 +259,27 @@ impl Observer {
         self.calls.borrow_mut().push(Ran {
             path,
             op: call.op,
-            input: call.input.shallow_clone(),
-            output: call.output.shallow_clone(),
+            numbers: (call.input.numel() + call.output.numel(), self.own_numbers(call.path)),
+            input: self.kept(at, call.input)?,
+            output: self.kept(at, call.output)?,
             output_gradient: None,
             input_gradient: None,
             reruns,
         });
         Ok(())
+    }
+
+    fn own_numbers(&self, path: &str) -> usize {
+        let own = self.parameters.iter().filter(|parameter| is_own(path, &parameter.name));
+        own.map(|parameter| parameter.tensor.numel()).sum()
+    }
+
+    /// The tensor, or one of its dtype without elements where it is not kept.
+    fn kept(&self, at: usize, tensor: &Tensor) -> Result<Tensor> {
+        match self.keeps.contains(&at) {
+            true => Ok(tensor.shallow_clone()),
+            false => Ok(Tensor::f_empty([0], (tensor.kind(), Device::Cpu))?),
+        }
     }
 
     fn rerun(&self, call: &Call<'_>, job: &Job) -> Result<Rerun> {

@@ -1,8 +1,11 @@
-//! The gate's verdicts as one HTML file: what was checked of each model, and what was not, stands
-//! beside the verdict.
+//! The gate's verdicts as one HTML file: what failed first, then each model's verdict beside what was not
+//! checked, and a table of what was compared.
 
 use super::{ink, page::escaped};
-use crate::gate::{Coverage, ModelReport, Report, Status};
+use crate::{
+    gate::{Cell, Comparison, Coverage, Finding, ModelReport, Report, Row, Status},
+    text::{of_bound, percent},
+};
 
 const STYLE: &str = include_str!("style.css");
 const OWN_STYLE: &str = include_str!("gate.css");
@@ -14,13 +17,15 @@ pub fn gate_html(report: &Report) -> String {
     });
     let mut body = format!(
         "<header>\n<h1>Precision gate: {}</h1>\n<p class=\"subject\">{}\n{} runs, {} known from before, \
-         {:.0} s; α = {}</p>\n{}</header>\n",
+         {:.0} s; risk α = {}</p>\n{}{}{}</header>\n",
         verdict(report.status),
         escaped(&machine),
         report.executed,
         report.cached,
         report.seconds,
         report.alpha,
+        first_failure(report),
+        summary(report),
         list("Left to the nightly tier", &report.left_out)
     );
     for model in &report.models {
@@ -36,39 +41,183 @@ pub fn gate_html(report: &Report) -> String {
     )
 }
 
+fn cells(report: &Report) -> impl Iterator<Item = (&ModelReport, &Cell)> {
+    report.models.iter().flat_map(|model| model.cells.iter().map(move |cell| (model, cell)))
+}
+
+/// The first failure of the first failing cell, with its layer and its remedy.
+fn first_failure(report: &Report) -> String {
+    let failing = cells(report).filter(|(_, cell)| cell.status != Status::Pass);
+    let Some((model, cell)) = failing.max_by_key(|(_, cell)| cell.status) else {
+        return String::new();
+    };
+    let of = format!("{} under {}", model.model, cell.precision);
+    let note = match cell.note() {
+        note if note.is_empty() => "the seeds do not tell".to_owned(),
+        note => note,
+    };
+    let rule = cell
+        .failures
+        .first()
+        .map_or(String::new(), |failure| format!("<strong>{}</strong>: ", failure.reason.title()));
+    format!(
+        "<div class=\"alarm\">\n<h2><a href=\"#{}\">{}: {}</a></h2>\n<p>{rule}{}</p>\n{}</div>\n",
+        anchor(model, cell),
+        escaped(&of),
+        cell.status.name(),
+        escaped(&note),
+        cell.finding.as_ref().map_or(String::new(), found)
+    )
+}
+
+fn found(finding: &Finding) -> String {
+    let mut out = String::new();
+    if let Some(layer) = &finding.layer {
+        let error = finding.layer_error.map_or("not finite".to_owned(), percent);
+        out += &format!(
+            "<p>Layer that loses most by itself: <code>{}</code> ({} of its output)</p>\n",
+            escaped(layer),
+            escaped(&error)
+        );
+    }
+    out += &format!("<p>{}</p>\n", escaped(&finding.text));
+    if !finding.attribute.is_empty() {
+        out += &format!("<p>Remedy:</p>\n<pre>{}</pre>\n", escaped(&finding.attribute));
+    }
+    out
+}
+
+fn anchor(model: &ModelReport, cell: &Cell) -> String {
+    escaped(&format!("{}-{}", model.model, cell.precision).replace(' ', "-"))
+}
+
+/// A line for each cell.
+fn summary(report: &Report) -> String {
+    let mut rows = String::new();
+    for (model, cell) in cells(report) {
+        let coverage = Coverage::of(report, model, cell);
+        let closest = coverage.closest().map_or(String::new(), |(row, share)| {
+            format!("{} <span class=\"of\">{}</span>", bar(share), row.rule)
+        });
+        rows += &format!(
+            "<tr><th scope=\"row\"><a href=\"#{}\">{}</a></th><td>{}</td><td>{}</td><td>{} of {}</td>\
+             <td>{}</td><td class=\"share\">{closest}</td></tr>\n",
+            anchor(model, cell),
+            escaped(&model.model),
+            cell.precision,
+            verdict(cell.status),
+            coverage.rules,
+            coverage.of_rules,
+            coverage.missing.len(),
+        );
+    }
+    format!(
+        "<div class=\"wide\"><table class=\"summary\">\n<thead><tr><th>model</th><th>precision</th>\
+         <th>verdict</th><th>rules checked</th><th>not checked</th><th>closest to its bound</th></tr>\
+         </thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n"
+    )
+}
+
 fn section(report: &Report, model: &ModelReport) -> String {
     let mut out = format!("<section>\n<h2>{}</h2>\n", escaped(&model.model));
     for cell in &model.cells {
         let coverage = Coverage::of(report, model, cell);
         let judged = cell.judgement.as_ref().map_or(String::new(), |judgement| {
-            let unit = if model.direction.is_higher() { 100.0 } else { 1.0 };
+            let is_share = model.direction.is_higher();
+            let (times, unit) = if is_share { (100.0, " points") } else { (1.0, "") };
             format!(
-                "<p>worse than 32-true by {:+.2} ({:+.2} … {:+.2}), δ {:.2}, n {}</p>\n",
-                unit * judgement.mean,
-                unit * judgement.lower,
-                unit * judgement.upper,
-                unit * model.margin,
+                "<p>{}: worse than 32-true by {:+.2}{unit} ({:+.2} … {:+.2}); accepted: {:.2}{unit}; {} \
+                 seeds</p>\n",
+                escaped(&model.metric),
+                times * judgement.mean,
+                times * judgement.lower,
+                times * judgement.upper,
+                times * model.margin,
                 judgement.n
             )
         });
-        let failures: Vec<String> =
-            cell.failures.iter().map(|failure| failure.text.clone()).collect();
-        let found: Vec<String> = cell.finding.iter().map(|found| found.text.clone()).collect();
+        let failures: Vec<String> = cell
+            .failures
+            .iter()
+            .map(|failure| format!("{}: {}", failure.reason.title(), failure.text))
+            .collect();
+        let missing: Vec<String> =
+            coverage.missing.iter().map(|missing| missing.in_words()).collect();
+        let ran: String = coverage
+            .ran
+            .iter()
+            .map(|(name, text)| format!("<dt>{name}</dt><dd>{}</dd>\n", escaped(text)))
+            .collect();
         out += &format!(
-            "<div class=\"cell\">\n<div class=\"verdict\">\n<h3>{}: {}</h3>\n{judged}{}{}</div>\n\
-             <div>{}</div>\n<div>{}</div>\n</div>\n",
+            "<article id=\"{}\">\n<div class=\"sides\">\n<div>\n<h3>{}: {}</h3>\n{}{}{judged}\
+             <dl>\n{ran}</dl>\n</div>\n<div>\n<h3>Not checked: {}</h3>\n{}</div>\n</div>\n\
+             <h4>Checked: {} of {} rules</h4>\n{}</article>\n",
+            anchor(model, cell),
             cell.precision,
             verdict(cell.status),
             list("What failed", &failures),
-            list("Found", &found),
-            list(
-                &format!("Checked: {} of {} rules", coverage.rules, coverage.of_rules),
-                &coverage.checked
-            ),
-            list("Not checked", &coverage.missing)
+            cell.finding.as_ref().map_or(String::new(), found),
+            missing.len(),
+            items(&missing),
+            coverage.rules,
+            coverage.of_rules,
+            table(&coverage.rows)
         );
     }
     out + "</section>\n"
+}
+
+/// The comparisons; a rule's name and line stand once, beside all of its rows.
+fn table(rows: &[Row]) -> String {
+    let mut body = String::new();
+    for of_rule in rows.chunk_by(|a, b| a.rule == b.rule) {
+        for (at, row) in of_rule.iter().enumerate() {
+            let class = match row.result {
+                Comparison::Broken => " class=\"broken\"",
+                _ => "",
+            };
+            body += &format!("<tr{class}>");
+            if at == 0 {
+                body += &format!(
+                    "<th scope=\"row\" rowspan=\"{}\">{}<span class=\"of\">{}</span></th>",
+                    of_rule.len(),
+                    row.rule,
+                    escaped(row.compares)
+                );
+            }
+            let share = match (row.result, row.share) {
+                (Comparison::Shown, _) => "not judged".to_owned(),
+                (Comparison::Broken, None) => "<strong class=\"fail\">broken</strong>".to_owned(),
+                (_, Some(share)) => bar(share),
+                (_, None) => "<span class=\"pass\">✓</span>".to_owned(),
+            };
+            body += &format!(
+                "<td>{}</td><td>{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td>\
+                 <td class=\"share\">{share}</td></tr>\n",
+                escaped(&row.what),
+                escaped(&row.over),
+                escaped(&row.figure),
+                escaped(&row.bound)
+            );
+        }
+    }
+    format!(
+        "<div class=\"wide\"><table class=\"checks\">\n<thead><tr><th>rule: what it compares</th>\
+         <th>compared</th><th>over</th><th class=\"number\">figure</th><th class=\"number\">bound</th>\
+         <th>share of the bound</th></tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n"
+    )
+}
+
+/// How much of a bound is taken.
+fn bar(share: f64) -> String {
+    let (width, class) = match share > 1.0 {
+        true => (100.0, "bar beyond"),
+        false => (100.0 * share, "bar"),
+    };
+    format!(
+        "<span class=\"{class}\"><span style=\"width: {width:.0}%\"></span></span> {}",
+        escaped(&of_bound(share))
+    )
 }
 
 fn verdict(status: Status) -> String {
@@ -81,9 +230,13 @@ fn verdict(status: Status) -> String {
 }
 
 fn list(title: &str, lines: &[String]) -> String {
-    if lines.is_empty() {
-        return String::new();
+    match lines.is_empty() {
+        true => String::new(),
+        false => format!("<h4>{}</h4>\n{}", escaped(title), items(lines)),
     }
+}
+
+fn items(lines: &[String]) -> String {
     let items: String = lines.iter().map(|line| format!("<li>{}</li>\n", escaped(line))).collect();
-    format!("<h4>{}</h4>\n<ul>\n{items}</ul>\n", escaped(title))
+    format!("<ul>\n{items}</ul>\n")
 }

@@ -1,6 +1,9 @@
 //! The diagnosis of a failed check as text, with the attribute to paste.
 
-use crate::diagnose::{Attribution, Diagnosis, Outcome, attribute_to_paste};
+use crate::{
+    diagnose::{Attribution, Diagnosis, Outcome, attribute_to_paste},
+    text::of_bound,
+};
 
 /// The diagnosis as text.
 pub fn diagnosis(diagnosis: &Diagnosis) -> String {
@@ -18,6 +21,17 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> String {
         }
         Attribution::Precision => {
             "precision: the precision fails again and 32-true passes\n".into()
+        }
+        Attribution::Fusion { groups } => {
+            let each = groups.iter().map(|group| {
+                format!(
+                    "fusion: {} in one is {} of its bound away from the same layers one by one; look at the \
+                     kernel that runs them in one, because no layer in FP32 mends it\n",
+                    group.name(),
+                    of_bound(group.over_bound())
+                )
+            });
+            each.collect()
         }
     };
     let Some(island) = island else {

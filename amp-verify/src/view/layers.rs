@@ -5,7 +5,8 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_C
 use super::significant;
 use crate::{
     exponents::{Losses, Window},
-    layers::{Flow, Kind, Layer, Report},
+    layers::{Flow, Group, Kind, Layer, Report},
+    text::percent,
 };
 
 /// The table, with a line above that says what ran, and lines below with conclusions.
@@ -49,6 +50,7 @@ pub fn layers(report: &Report) -> String {
     out += &format!("{table}\n");
     out += "E: error over 32-true's; *: the layer that loses most by itself; local: its own share \
             of its output's squared error; overflow, underflow: predicted / observed\n";
+    out += &groups(&report.groups);
     for kind in Kind::ALL {
         if let Some(layer) = report.worst(kind) {
             let size = layer.flow(kind).map_or(0.0, Flow::relative_local_error);
@@ -72,6 +74,30 @@ pub fn layers(report: &Report) -> String {
                 common.window.low, common.window.high
             ),
         };
+    }
+    out
+}
+
+/// What runs in one, and how far each group is from its layers one by one.
+fn groups(groups: &[Group]) -> String {
+    if groups.is_empty() {
+        return "measured one by one, as fit runs them: no layers run in one on this device\n"
+            .to_owned();
+    }
+    let mut out = "measured one by one; fit runs these in one, which is away from one by one by:\n"
+        .to_owned();
+    for group in groups {
+        let figure = |what: &str, figure: Option<f64>, bound: f64| {
+            figure.map(|figure| format!("{what} {} (at most {})", percent(figure), percent(bound)))
+        };
+        let figures = [
+            figure("output", group.forward, group.forward_bound),
+            figure("input gradient", group.input_gradient, group.gradient_bound),
+            figure("weight gradient", group.weight_gradient, group.gradient_bound),
+        ];
+        let figures: Vec<String> = figures.into_iter().flatten().collect();
+        let verdict = if group.is_beyond { ": BEYOND" } else { "" };
+        out += &format!("  {}: {}{verdict}\n", group.name(), figures.join(", "));
     }
     out
 }

@@ -134,7 +134,7 @@ impl Context {
         let device = self.policy.device;
         let result =
             plan.run::<M::Input, _>(outer, device, inputs, |inputs| match &self.observer {
-                Observer::Nobody => module.forward_with(inputs, self),
+                Observer::Nobody | Observer::Groups(_) => module.forward_with(inputs, self),
                 Observer::Dtypes(probe) => {
                     let output = module.forward_with(inputs, self)?;
                     self.tell(&**probe, module, plan, &output)?;

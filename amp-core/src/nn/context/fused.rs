@@ -5,11 +5,14 @@ use std::ops::Range;
 use tch::Tensor;
 
 use super::{Context, Observer};
-use crate::{Result, nn::Module};
+use crate::{
+    Error, Result,
+    nn::{Module, container, planted::of_group, probe::Group},
+};
 
 impl Context {
-    /// Whether the children at `places` may run in one: nobody wants to see the tensors between them,
-    /// and none has a region of its own.
+    /// Whether the children at `places` may run in one: no probe takes the tensors between them, and none has a
+    /// region of its own.
     pub(in crate::nn) fn is_plain(&self, mut places: Range<usize>) -> bool {
         let has_island = |place| {
             let parent = self.enter_nth(place);
@@ -17,51 +20,104 @@ impl Context {
             self.leave(parent);
             has
         };
-        !self.is_watched() && (self.islands.is_empty() || !places.any(has_island))
+        self.may_fuse() && (self.islands.is_empty() || !places.any(has_island))
     }
 
-    /// Runs `layers`, the first of them at `place`, in one by `run`, under the path of the first. What
-    /// is given at last has the dtype that each of them gives. `None` where `run` cannot.
+    fn may_fuse(&self) -> bool {
+        self.fuses && !self.is_watched()
+    }
+
+    /// Runs `layers`, the first of them at `place`, in one by `run`, under the path of the first. A probe is given
+    /// the dtype of the last for each of them. `None` where `run` cannot.
     pub(in crate::nn) fn call_fused<M: Module>(
         &self,
         layers: &[M],
         place: usize,
-        run: impl FnOnce() -> Result<Option<Tensor>>,
+        input: &Tensor,
+        run: impl Fn(&Tensor, &Self) -> Result<Option<Tensor>>,
     ) -> Result<Option<Tensor>> {
+        let apart = |inputs: &[&Tensor]| -> Result<Tensor> {
+            container::run(layers, place, inputs[0], &self.recomputing().without_fusion())
+        };
+        let path = |place| {
+            let parent = self.enter_nth(place);
+            let path = self.path.borrow().clone();
+            self.leave(parent);
+            path
+        };
+        let paths = || (place..place + layers.len()).map(path).collect();
         let parent = self.enter_nth(place);
-        let result = run().map_err(|error| error.at(&self.path.borrow()));
+        let result = run(input, self).and_then(of_group);
+        let result = result.map_err(|error| error.at(&self.path.borrow()));
         self.leave(parent);
         let output = result?;
-        if let (Observer::Dtypes(probe), Some(output)) = (&self.observer, &output) {
+        let Some(shown) = &output else { return Ok(None) };
+        let fused = |inputs: &[&Tensor]| run(inputs[0], &self.recomputing()).and_then(of_group);
+        self.show_group(paths, &[input], shown, &fused, &apart);
+        if let Observer::Dtypes(probe) = &self.observer {
             for (place, layer) in (place..).zip(layers) {
                 let parent = self.enter_nth(place);
-                self.tell(&**probe, layer, self.plan.get(), output)?;
+                self.tell(&**probe, layer, self.plan.get(), shown)?;
                 self.leave(parent);
             }
         }
         Ok(output)
     }
 
-    /// Runs the child `name` by `run`, in one with what stands before or behind it and has no name.
-    /// `None` where somebody wants to see the tensors between them, the child has a region of its own,
-    /// or `run` cannot.
-    pub(in crate::nn) fn call_with<M: Module>(
+    /// Runs the child `name` by `run`, in one with the operations before or behind it that have no name. Where a
+    /// probe takes the tensors between them, the child has a region of its own, or `run` cannot, `apart` runs it.
+    pub(in crate::nn) fn call_with<M: Module, const N: usize>(
         &self,
         name: &str,
         module: &M,
-        run: impl FnOnce() -> Result<Option<Tensor>>,
-    ) -> Result<Option<Tensor>> {
+        inputs: [&Tensor; N],
+        run: impl Fn([&Tensor; N], &Self) -> Result<Option<Tensor>>,
+        apart: impl Fn([&Tensor; N], &Self) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let parent = self.enter(name);
-        let result = match self.is_watched() || self.has_island() {
-            true => Ok(None),
-            false => run().map_err(|error| error.at(&self.path.borrow())),
+        let result = match self.may_fuse() && !self.has_island() {
+            true => run(inputs, self).and_then(of_group),
+            false => Ok(None),
         };
+        let result = result.map_err(|error| error.at(&self.path.borrow()));
         if let (Observer::Dtypes(probe), Ok(Some(output))) = (&self.observer, &result) {
             self.tell(&**probe, module, self.plan.get(), output)?;
         }
         self.leave(parent);
-        result
+        let Some(output) = result? else { return apart(inputs, self) };
+        let fused =
+            |inputs: &[&Tensor]| run(given(inputs)?, &self.recomputing()).and_then(of_group);
+        let alone =
+            |inputs: &[&Tensor]| apart(given(inputs)?, &self.recomputing().without_fusion());
+        let path = || {
+            let parent = self.enter(name);
+            let path = self.path.borrow().clone();
+            self.leave(parent);
+            vec![path]
+        };
+        self.show_group(path, &inputs, &output, &fused, &alone);
+        Ok(output)
     }
+
+    fn show_group(
+        &self,
+        paths: impl FnOnce() -> Vec<String>,
+        inputs: &[&Tensor],
+        output: &Tensor,
+        fused: &dyn Fn(&[&Tensor]) -> Result<Option<Tensor>>,
+        apart: &dyn Fn(&[&Tensor]) -> Result<Tensor>,
+    ) {
+        if let Observer::Groups(probe) = &self.observer {
+            let paths = &paths();
+            probe.ran(&Group { paths, plan: self.plan.get(), inputs, output, fused, apart });
+        }
+    }
+}
+
+fn given<'a, const N: usize>(inputs: &[&'a Tensor]) -> Result<[&'a Tensor; N]> {
+    let count = inputs.len();
+    <[&Tensor; N]>::try_from(inputs)
+        .map_err(|_| Error::config(format!("layers in one take {N} inputs, not {count}")))
 }
 
 #[cfg(test)]
@@ -100,10 +156,12 @@ mod tests {
         let told = Rc::new(Told::default());
         let cx = Context::new(policy, true).with_dtype_probe(told.clone());
         cx.enter("model");
-        assert!(cx.call_fused(&layers, 3, || Ok(None))?.is_none());
+        let input = Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?;
+        assert!(cx.call_fused(&layers, 3, &input, |_, _| Ok(None))?.is_none());
         assert_eq!(told.0.take(), []);
-        let output = || Ok(Some(Tensor::f_zeros([1], (Kind::Half, Device::Cpu))?));
-        assert!(cx.call_fused(&layers, 3, output)?.is_some());
+        let output =
+            |_: &Tensor, _: &Context| Ok(Some(Tensor::f_zeros([1], (Kind::Half, Device::Cpu))?));
+        assert!(cx.call_fused(&layers, 3, &input, output)?.is_some());
         let row = |path: &str, op| (path.to_owned(), op, Kind::BFloat16, Kind::Half);
         assert_eq!(told.0.take(), [row("model.3", Op::Other), row("model.4", Op::Matmul)]);
         assert_eq!(&*cx.path(), "model");
@@ -119,6 +177,7 @@ mod tests {
         assert!(cx().is_plain(0..3));
         assert!(cx().with_dtype_probe(Rc::new(Told::default())).is_plain(0..3));
         assert!(!cx().with_probe(Rc::new(Told::default())).is_plain(0..3));
+        assert!(!cx().without_fusion().is_plain(0..3));
         let islands = cx().with_islands(Rc::new(island));
         assert!(!islands.is_plain(0..3) && islands.is_plain(2..3));
     }

@@ -15,7 +15,7 @@ pub(crate) use evaluating::{Evaluating, take_trained_in_evaluation};
 
 use super::{
     Segment, Survey,
-    probe::{DtypeProbe, Observer, Probe, Substitute},
+    probe::{DtypeProbe, GroupProbe, Observer, Probe, Substitute},
 };
 use crate::precision::{Policy, Region, RegionPlan};
 
@@ -37,6 +37,8 @@ pub struct Context {
     training: bool,
     recomputing: bool,
     dropout: bool,
+    /// Whether layers may run in one.
+    fuses: bool,
     checkpointing: Checkpointing,
     islands: Rc<BTreeMap<String, Region>>,
     path: RefCell<String>,
@@ -54,6 +56,7 @@ impl Context {
             training,
             recomputing: false,
             dropout: training,
+            fuses: true,
             checkpointing: if training { Checkpointing::Declared } else { Checkpointing::Off },
             islands: Rc::default(),
             path: RefCell::default(),
@@ -77,6 +80,13 @@ impl Context {
         self
     }
 
+    /// The same pass, the groups of layers that run in one shown to `probe`.
+    #[must_use]
+    pub fn with_group_probe(mut self, probe: Rc<dyn GroupProbe>) -> Self {
+        self.observer = Observer::Groups(probe);
+        self
+    }
+
     /// The same pass, module by module, with other tensors between them.
     #[must_use]
     pub fn with_substitute(mut self, substitute: Rc<dyn Substitute>) -> Self {
@@ -96,6 +106,13 @@ impl Context {
     #[must_use]
     pub fn without_dropout(mut self) -> Self {
         self.dropout = false;
+        self
+    }
+
+    /// The same pass, each layer by itself, also where the device has kernels for several in one.
+    #[must_use]
+    pub fn without_fusion(mut self) -> Self {
+        self.fuses = false;
         self
     }
 
@@ -157,6 +174,7 @@ impl Context {
             training: self.training,
             recomputing: true,
             dropout: self.dropout,
+            fuses: self.fuses,
             checkpointing: match &self.checkpointing {
                 Checkpointing::Declared => Checkpointing::Declared,
                 // What was chosen or measured is not looked into.

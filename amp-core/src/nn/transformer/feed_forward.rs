@@ -70,13 +70,15 @@ impl Perceptron {
             FeedForward::GeluTanh => Some(Behind::GeluTanh),
             FeedForward::SwiGlu => None,
         };
-        let together = || match behind {
+        let together = |[x]: [&Tensor; 1], cx: &Context| match behind {
             Some(behind) => self.linear1.forward_activated(x, cx, behind, p),
             None => Ok(None),
         };
-        if let Some(inner) = cx.call_with("linear1", &self.linear1, together)? {
-            return Ok(inner);
-        }
+        let apart = |[x]: [&Tensor; 1], cx: &Context| self.expand_apart(x, cx);
+        cx.call_with("linear1", &self.linear1, [x], together, apart)
+    }
+
+    fn expand_apart(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         let inner = cx.call("linear1", None, &self.linear1, x)?;
         let inner = match self.activation {
             FeedForward::Relu => inner.f_relu()?,

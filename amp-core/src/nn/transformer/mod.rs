@@ -169,12 +169,11 @@ fn add_and_normalise(
     cx: &Context,
 ) -> Result<Tensor> {
     let p = dropout.active(cx);
-    let together = || norm.forward_sum(residual, branch, cx, p);
-    match cx.call_with(name, norm, together)? {
-        Some(output) => Ok(output),
-        None => {
-            let branch = dropout.forward(branch, cx)?;
-            cx.call(name, None, norm, &residual.f_add(&branch)?)
-        }
-    }
+    let together =
+        |[residual, branch]: [&Tensor; 2], cx: &Context| norm.forward_sum(residual, branch, cx, p);
+    let apart = |[residual, branch]: [&Tensor; 2], cx: &Context| {
+        let branch = dropout.forward(branch, cx)?;
+        cx.call(name, None, norm, &residual.f_add(&branch)?)
+    };
+    cx.call_with(name, norm, [residual, branch], together, apart)
 }

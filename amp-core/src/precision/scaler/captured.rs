@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{GradScaler, Mode};
+use super::{GradScaler, Mode, planted};
 use crate::Result;
 
 impl GradScaler {
@@ -29,7 +29,7 @@ impl GradScaler {
             &self.no_overflow,
             self.config.growth_factor,
             self.config.backoff_factor,
-            self.config.growth_interval,
+            planted::device_interval(self.config.growth_interval),
         )?;
         Ok(())
     }

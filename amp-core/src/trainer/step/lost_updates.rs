@@ -80,7 +80,7 @@ impl StepState<'_> {
         self.told_lost_updates = true;
         let kind = dtype_name(self.policy.precision.storage());
         Ok(Some(format!(
-            "{:.0} % of the weights with a gradient did not move in step {} at the rate {:e}: the \
+            "{:.0} % of the weights with a gradient did not move in step {} at the rate {:.2e}: the \
              updates are finer than {kind}'s spacing and are lost; --weight-update master-weights or, for \
              bfloat16, stochastic-rounding keeps them",
             100.0 * lost / all,

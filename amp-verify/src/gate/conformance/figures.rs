@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use amp_core::{
     Error, Result,
-    tch::{Kind, Tensor, no_grad},
+    tch::{Kind, Tensor},
 };
 
 use super::{STEPS, steps::Ran};
@@ -44,16 +44,25 @@ impl fmt::Display for What {
 /// The figures of one run.
 pub(super) type Figures = BTreeMap<What, f64>;
 
-fn norm(tensors: &[Tensor]) -> Result<f64> {
+/// ‖tensors‖ in f64, one tensor at a time.
+fn norm<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<f64> {
     let mut sum = 0.0;
     for tensor in tensors {
-        sum += tensor.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
+        let exact = tensor.f_to_kind(Kind::Double)?;
+        sum += exact.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
     }
     Ok(sum.sqrt())
 }
 
-fn minus(a: &[Tensor], b: &[Tensor]) -> Result<Vec<Tensor>> {
-    no_grad(|| a.iter().zip(b).map(|(a, b)| Ok(a.f_sub(b)?)).collect())
+/// ‖a − b‖ in f64, one tensor at a time.
+fn distance(a: &[Tensor], b: &[Tensor]) -> Result<f64> {
+    let mut sum = 0.0;
+    for (a, b) in a.iter().zip(b) {
+        let exact = a.f_to_kind(Kind::Double)?;
+        let off = exact.f_sub(&b.f_to_device(a.device())?.f_to_kind(Kind::Double)?)?;
+        sum += off.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
+    }
+    Ok(sum.sqrt())
 }
 
 /// a/b; 0 if a is 0.
@@ -64,7 +73,7 @@ fn ratio(a: f64, b: f64) -> f64 {
 /// The error of the weights' figures that f32 itself causes: an optimizer's constants such as 1 − lr·λ
 /// are rounded, which moves all weights in the same direction in each step.
 pub(super) fn of_constants(exact: &Ran) -> Result<f64> {
-    let way = norm(&minus(&exact.weights, &exact.initial)?)?;
+    let way = distance(&exact.weights, &exact.initial)?;
     Ok(ratio(STEPS as f64 * rounding_of(Kind::Float) * norm(&exact.weights)?, way))
 }
 
@@ -73,22 +82,21 @@ pub(super) fn compare(exact: &Ran, ran: &Ran) -> Result<Figures> {
         Some(loss) => Ok(loss.f_double_value(&[])?),
         None => Ok::<f64, Error>(f64::NAN),
     };
-    let way = norm(&minus(&exact.weights, &exact.initial)?)?;
+    let way = distance(&exact.weights, &exact.initial)?;
     let mut figures = BTreeMap::from([
         (What::Loss, ratio(loss(ran)? - loss(exact)?, loss(exact)?)),
-        (What::Update, ratio(norm(&minus(&ran.weights, &exact.weights)?)?, way)),
-        (What::Length, ratio(norm(&minus(&ran.weights, &ran.initial)?)? - way, way)),
+        (What::Update, ratio(distance(&ran.weights, &exact.weights)?, way)),
+        (What::Length, ratio(distance(&ran.weights, &ran.initial)? - way, way)),
         (What::Norm, ratio(norm(&ran.weights)? - norm(&exact.weights)?, way)),
     ]);
-    let all: Vec<Tensor> =
-        exact.trace.gradients.iter().map(|(_, gradient)| gradient.shallow_clone()).collect();
-    let least = SHARE * norm(&all)?;
+    let least = SHARE * norm(exact.trace.gradients.iter().map(|(_, gradient)| gradient))?;
     for (name, expected) in &exact.trace.gradients {
         let found = ran.trace.gradients.iter().find(|(own, _)| own == name);
         let error = match found {
             Some((_, found)) => {
-                let size = norm(std::slice::from_ref(expected))?;
-                ratio(norm(&[found.f_sub(expected)?])?, size.max(least))
+                let (found, expected) =
+                    (std::slice::from_ref(found), std::slice::from_ref(expected));
+                ratio(distance(found, expected)?, norm(expected)?.max(least))
             }
             None => f64::INFINITY,
         };

@@ -20,11 +20,11 @@ use self::{
     steps::{Ran, Steps},
 };
 use super::{
+    checked::{Checked, Unit},
     job::{Job, Outcome},
-    path::Checked,
     reason::{Failure, Reason},
 };
-use crate::{faults::Fault, registry::Registry};
+use crate::{faults::Fault, registry::Registry, text::significant};
 
 /// The number of compared optimizer steps.
 const STEPS: u64 = 6;
@@ -104,7 +104,6 @@ fn judged(found: &Figures, bounds: &Bounds<'_>) -> (Vec<Checked>, Vec<String>) {
         false => figure / bound,
     };
     judged.extend(gradients.into_iter().max_by(|a, b| share(a).total_cmp(&share(b))));
-    let finite = |value: f64| Some(value).filter(|value| value.is_finite());
     let (mut checked, mut texts) = (Vec::new(), Vec::new());
     for entry in judged {
         let (what, figure, bound) = entry;
@@ -113,15 +112,17 @@ fn judged(found: &Figures, bounds: &Bounds<'_>) -> (Vec<Checked>, Vec<String>) {
                 What::Gradient(_) if beyond > 1 => format!(", as {} others are", beyond - 1),
                 _ => String::new(),
             };
-            texts.push(format!("{what} is {figure:.2e} from 32-true, beyond {bound:.1e}{others}"));
+            texts.push(format!(
+                "{what} is {} from 32-true's, beyond {}{others}",
+                significant(figure, 3),
+                significant(bound, 2)
+            ));
         }
-        checked.push(Checked {
-            rule: Reason::NotConformant,
-            about: what.to_string(),
-            done: true,
-            figure: finite(figure),
-            bound: finite(bound),
-        });
+        let bound = if bound.is_finite() { bound } else { f64::NAN };
+        let what = what.to_string();
+        let over = format!("{STEPS} steps without dropout and batch statistics");
+        let figure = (figure.abs(), bound);
+        checked.push(Checked::at_most(Reason::NotConformant, what, over, Unit::Share, figure));
     }
     (checked, texts)
 }

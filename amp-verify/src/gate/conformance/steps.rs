@@ -9,7 +9,7 @@ use amp_core::{
     log::Log,
     nn::{Context, Role, named_tensors},
     precision::{GradScalerConfig, Gradients, Precision, StepOutcome, Unscaled},
-    tch::{Device, Kind, Tensor},
+    tch::Tensor,
     trainer::{StepAccess, first_loss},
 };
 
@@ -46,7 +46,7 @@ impl Callback for Tracer {
         let mut trace = self.0.borrow_mut();
         if trace.gradients.is_empty() {
             for (name, gradient) in gradients.named() {
-                trace.gradients.push((name.to_owned(), on_host(gradient)?));
+                trace.gradients.push((name.to_owned(), kept(gradient)?));
             }
         }
         Ok(())
@@ -103,7 +103,7 @@ impl Tap for Still {
         };
         let mut trace = self.tracer.0.borrow_mut();
         if trace.loss.is_none() {
-            trace.loss = Some(on_host(&loss)?);
+            trace.loss = Some(kept(&loss)?);
         }
         Ok(descended)
     }
@@ -128,15 +128,15 @@ impl Tap for Still {
     }
 }
 
-fn on_host(tensor: &Tensor) -> Result<Tensor> {
-    let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
-    Ok(tensor.f_detach_copy()?)
+/// A copy of its own where it is, as it is: in f64 on the host a model would be twice as large, three times over.
+fn kept(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.f_detach()?.f_detach_copy()?)
 }
 
 fn parameters(model: &dyn LightningModule) -> Result<Vec<Tensor>> {
     let tensors = named_tensors(model).into_iter();
     let own = tensors.filter(|(_, _, role)| *role == Role::Parameter);
-    own.map(|(_, tensor, _)| on_host(&tensor)).collect()
+    own.map(|(_, tensor, _)| kept(&tensor)).collect()
 }
 
 /// A run of some steps.

@@ -13,11 +13,13 @@ use amp_core::{
 };
 
 use super::{
-    checked::Findings,
-    left::{dot, exact},
+    left::{dot, exact_on},
     run::Setup,
 };
-use crate::gate::reason::Reason;
+use crate::gate::{
+    checked::{Findings, Unit},
+    reason::Reason,
+};
 
 /// The accepted differences of a gradient's size and of its distance, for sums in another order.
 const SIZE: f64 = 1e-3;
@@ -40,11 +42,11 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
     let batch = setup.case.data.train.head(setup.case.data.batch_size)?;
     let apart = apart(&gradients(setup, device, &batch)?, &gradients(setup, Device::Cpu, &batch)?)?;
     for (what, figure, bound) in [
-        ("size along the CPU's gradient, less 1", apart.size, SIZE),
+        ("length along the CPU's gradient, away from 1", apart.size, SIZE),
         ("distance from the CPU's gradient", apart.distance, DISTANCE),
     ] {
-        let about = format!("32-true with the device's kernels, without dropout: {what}");
-        findings.measured(Reason::Gradient, about, figure, bound);
+        let over = "the first batch in 32-true with the device's kernels, without dropout";
+        findings.measured(Reason::Gradient, what, over, Unit::Share, (figure, bound));
     }
     Ok(())
 }
@@ -67,7 +69,7 @@ pub(super) fn gradients(
     for parameter in nn::parameters(model.as_ref()) {
         let gradient = parameter.tensor.f_grad()?;
         if gradient.defined() {
-            gradients.insert(parameter.name, exact(&gradient)?);
+            gradients.insert(parameter.name, exact_on(Device::Cpu, &gradient)?);
         }
     }
     Ok(gradients)

@@ -8,9 +8,9 @@ use amp_core::{
     tch::{Kind, Tensor, no_grad},
 };
 
-/// The accepted distance of a share from its rate, in standard errors.
-const CHANCE: f64 = 6.0;
-/// The accepted variation of a factor, which comes from rounding to 16 bits.
+/// So many standard errors a share may be away from its rate.
+pub(super) const CHANCE: f64 = 6.0;
+/// A factor is constant up to so much, which 16 bits make of it.
 const CONSTANT: f64 = 0.01;
 
 /// Runs layers one at a time, and counts the dropped elements of each.

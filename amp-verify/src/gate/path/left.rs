@@ -172,9 +172,19 @@ pub(super) fn on_host(tensor: &Tensor) -> Result<Tensor> {
     Ok(no_grad(|| tensor.f_detach()?.f_to_device(Device::Cpu)?.f_detach_copy())?)
 }
 
-/// In f64 on the host.
+/// A copy of its own where it is.
+pub(super) fn kept(tensor: &Tensor) -> Result<Tensor> {
+    Ok(no_grad(|| tensor.f_detach()?.f_detach_copy())?)
+}
+
+/// In f64 on `device`. One tensor at a time: those of a whole model may be larger than all that a run holds.
+pub(super) fn exact_on(device: Device, tensor: &Tensor) -> Result<Tensor> {
+    Ok(no_grad(|| tensor.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Double))?)
+}
+
+/// In f64 where it is.
 pub(super) fn exact(tensor: &Tensor) -> Result<Tensor> {
-    Ok(no_grad(|| tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double))?)
+    exact_on(tensor.device(), tensor)
 }
 
 /// Σaᵢbᵢ in f64.

@@ -3,9 +3,10 @@
 //! it uses them. The gate compares its final state. A second run is observed in each step and must end
 //! with the same bits, so that the checks of its steps hold for the first run as well.
 
-mod checked;
 mod device;
 mod dropout;
+mod examined;
+mod fusion;
 mod left;
 mod reference;
 mod replay;
@@ -16,22 +17,23 @@ mod run;
 mod validation;
 mod witness;
 
-pub use checked::{Checked, Seen as Examined};
+pub use examined::Examined;
 
 use amp_core::{Result, nn, precision::Precision, trainer::StepAccess};
 
 use self::{
-    checked::Findings,
+    examined::RULES,
     left::Left,
     reference::Reference,
     run::{CALM, OVERFLOWING, STEPS, Setup, Way},
     witness::Seen,
 };
 use super::{
+    checked::{Checked, Findings, Unit},
     job::{Job, Outcome},
     reason::{Failure, Reason},
 };
-use crate::{faults::Fault, registry::Registry};
+use crate::{faults::Fault, registry::Registry, text::percent};
 
 /// The accepted distance from 1 of a gradient's projection on 32-true's, by the dtype of the computation.
 /// Rounding alone causes a few hundredths of this; a lost batch of four causes a quarter.
@@ -50,19 +52,23 @@ pub(super) fn run(job: &Job, registry: &Registry) -> Result<Outcome> {
     let mut outcome = Outcome::failed(Failure::new(Reason::Crashed, ""));
     outcome.failures.clear();
     let mut findings = Findings::default();
+    let mut examined = Examined::default();
     if setup.job.model(&case, job.precision)?.optimizes_manually() {
-        findings.not_checked("the model optimizes manually: its steps cannot be watched");
+        for rule in RULES {
+            findings.left_out(*rule, "the model optimizes manually: its steps cannot be watched");
+        }
     } else {
-        Checks { setup: &setup, findings: &mut findings }.run()?;
+        Checks { setup: &setup, findings: &mut findings, examined: &mut examined }.run()?;
     }
-    outcome.failures = std::mem::take(&mut findings.failures);
-    outcome.path = Some(findings.examined);
+    outcome.failures = findings.failures;
+    outcome.path = Some(Examined { checked: findings.checked, ..examined });
     Ok(outcome)
 }
 
 struct Checks<'a> {
     setup: &'a Setup<'a>,
     findings: &'a mut Findings,
+    examined: &'a mut Examined,
 }
 
 impl Checks<'_> {
@@ -76,9 +82,10 @@ impl Checks<'_> {
         self.memory(&plain);
         device::check(self.setup, self.findings)?;
         rounding::check(self.setup, self.findings)?;
+        fusion::check(self.setup, self.findings)?;
         let (watched, seen, watched_model) = self.setup.watched(Way::Epoch)?;
         let steps = seen.applied;
-        let what = format!("an epoch of {steps} steps");
+        let what = format!("an epoch, {steps} steps");
         self.same(Way::Epoch, &what, &plain, &watched)?;
         self.followed(&what, &seen);
         self.gradients(&seen, watched_model.as_ref())?;
@@ -100,7 +107,7 @@ impl Checks<'_> {
     fn describe(&mut self, plain: &Left) -> Result<()> {
         let (case, record) = (self.setup.case, &plain.record);
         let loader = case.data.train_loader(case.trainer.policy(), None)?;
-        self.findings.examined = Examined {
+        *self.examined = Examined {
             parameters: record.start.parameters,
             batch_size: case.data.batch_size,
             batches_per_step: case.trainer.optimization.accumulate_grad_batches,
@@ -113,7 +120,7 @@ impl Checks<'_> {
                 _ => None,
             },
             notes: record.notes.clone(),
-            checked: std::mem::take(&mut self.findings.examined.checked),
+            checked: Vec::new(),
         };
         Ok(())
     }
@@ -125,14 +132,15 @@ impl Checks<'_> {
             (self.setup.batches(&config)?, config.optimization.accumulate_grad_batches);
         let steps = (batches + window - 1) / window;
         let counts = &plain.counts;
-        if (counts.batches, counts.attempts) != (batches, steps) {
-            let text = format!(
+        let is_other = (counts.batches, counts.attempts) != (batches, steps);
+        let wrong = is_other.then(|| {
+            format!(
                 "an epoch of {batches} batches, {window} for each step, took {} batches in {} steps",
                 counts.batches, counts.attempts
-            );
-            self.findings.fail(Reason::Batches, text);
-        }
-        self.findings.held(Reason::Batches, format!("{batches} batches in {steps} steps"));
+            )
+        });
+        let over = format!("plain run, an epoch: {batches} batches in {steps} steps");
+        self.findings.equal(Reason::Batches, "batches and steps", over, wrong);
         Ok(())
     }
 
@@ -149,9 +157,10 @@ impl Checks<'_> {
         let grown = (least(second) - least(first)).max(0);
         self.findings.measured(
             Reason::Memory,
-            format!("bytes that {} steps keep in addition to the steps before them", second.len()),
-            grown as f64,
-            0.0,
+            "held at least, beyond what the steps before them hold",
+            &format!("plain run, the last {} steps", second.len()),
+            Unit::Bytes,
+            (grown as f64, 0.0),
         );
     }
 
@@ -176,8 +185,10 @@ impl Checks<'_> {
         let plain = self.setup.plain(Way::Overflowing)?;
         let (watched, seen, model) = self.setup.watched(Way::Overflowing)?;
         let what = format!(
-            "{} applied and {} skipped steps from a scale of {OVERFLOWING:.0e}",
-            seen.applied, seen.skipped
+            "{} applied and {} skipped steps from a scale of 2^{}",
+            seen.applied,
+            seen.skipped,
+            OVERFLOWING.log2()
         );
         self.same(Way::Overflowing, &what, &plain, &watched)?;
         self.followed(&what, &seen);
@@ -189,9 +200,9 @@ impl Checks<'_> {
             self.findings.fail(Reason::NonFinite, "a weight is not finite after an overflow");
         }
         let moves = seen.scale.map_or((0, 0), |rule| (rule.grown, rule.backed_off));
-        self.findings
-            .held(Reason::Scale, format!("{what}: it grew {} and fell {} times", moves.0, moves.1));
-        self.findings.held(Reason::Skip, format!("{} skipped steps", seen.skipped));
+        let over = format!("{what}: grew {} times, fell {} times", moves.0, moves.1);
+        self.said(Reason::Scale, "the scale after each step", over);
+        self.said(Reason::Skip, "which steps are skipped, and what these move", what);
         Ok(())
     }
 
@@ -202,15 +213,18 @@ impl Checks<'_> {
         if difference.is_none() && tolerance == 0.0 {
             difference = plain.logged_difference(watched);
         }
-        if let Some(difference) = difference {
-            let text = format!(
-                "{what}, which nobody watched, end elsewhere than the same steps under the gate's \
-                 eyes: {difference}"
-            );
-            self.findings.fail(Reason::Watching, text);
-        }
-        let how = if tolerance == 0.0 { "to the bit" } else { "the device repeats no bits" };
-        self.findings.held(Reason::Watching, format!("{what} ({how})"));
+        let wrong = difference.map(|difference| {
+            format!(
+                "{what}: the plain run ends with other values than the observed run of the same steps: \
+                 {difference}"
+            )
+        });
+        let how = match tolerance == 0.0 {
+            true => "to the bit".to_owned(),
+            false => format!("within {}: the device repeats no bits", percent(tolerance)),
+        };
+        let compared = format!("weights, optimizer state, scale and logs, {how}");
+        self.findings.equal(Reason::Watching, compared, what, wrong);
         Ok(())
     }
 
@@ -224,7 +238,13 @@ impl Checks<'_> {
         Ok(if plain.difference(&again, 0.0)?.is_some() { 0.05 } else { 0.0 })
     }
 
-    /// The results of the observed steps.
+    /// A rule of equal values whose breach has been said by now.
+    fn said(&mut self, rule: Reason, what: &str, over: impl Into<String>) {
+        let is_held = self.findings.failures.iter().all(|failure| failure.reason != rule);
+        self.findings.checked.push(Checked::equal(rule, what, over, is_held));
+    }
+
+    /// What the watched steps said.
     fn followed(&mut self, what: &str, seen: &Seen) {
         for Failure { reason, text, .. } in &seen.failures {
             self.findings.fail(*reason, format!("{what}: {text}"));
@@ -240,11 +260,12 @@ impl Checks<'_> {
                 };
                 self.findings.measured(
                     Reason::Update,
-                    format!("{what} against float64{clipped}"),
-                    replay.worst,
-                    1.0,
+                    "distance from float64 over what rounding explains",
+                    &format!("{what}{clipped}"),
+                    Unit::Number,
+                    (replay.worst, 1.0),
                 );
-                self.findings.held(Reason::Schedule, what.to_owned());
+                self.said(Reason::Schedule, "the rates of all groups", what);
             }
             (None, None) => {}
         }
@@ -273,13 +294,19 @@ impl Checks<'_> {
                 if let Some(text) = wrong {
                     self.findings.fail(Reason::Dropout, text);
                 }
-                let about =
-                    format!("{layers} layers, at most {away:.1} standard errors from their rate");
-                self.findings.held(Reason::Dropout, about);
+                let over = format!("the first batch, {layers} layers");
+                let figure = (away, dropout::CHANCE);
+                self.findings.measured(
+                    Reason::Dropout,
+                    "dropped share, away from the rate",
+                    &over,
+                    Unit::StandardErrors,
+                    figure,
+                );
             }
         }
         let bound = projection_bound(self.setup.precision);
-        let what = format!("{} steps in training mode", reference.windows);
+        let over = format!("an epoch, {} steps", reference.windows);
         let masks_differ = self.masks_differ(reference, model);
         if masks_differ {
             let why = "attention drops elements by a mask of its kernel's own on CUDA, which 32-true's \
@@ -287,31 +314,21 @@ impl Checks<'_> {
             self.findings.left_out(Reason::Gradient, why);
         }
         let judged = |bound: f64| if masks_differ { f64::INFINITY } else { bound };
-        self.findings.measured(
-            Reason::Gradient,
-            format!("{what}: size along 32-true's gradient, less 1"),
-            worst.projection,
-            judged(bound),
-        );
-        self.findings.measured(
-            Reason::Gradient,
-            format!("{what}: the same of each large parameter"),
-            worst.parameter,
-            judged(5.0 * bound),
-        );
-        self.findings.measured(
-            Reason::Gradient,
-            format!("{what}: distance from 32-true's gradient"),
-            worst.error,
-            f64::INFINITY,
-        );
-        self.findings.measured(Reason::Gradient, format!("{what}: the loss"), worst.loss, bound);
+        for (what, figure, bound) in [
+            ("length along 32-true's gradient, away from 1", worst.projection, judged(bound)),
+            ("the same of one parameter's gradient", worst.parameter, judged(5.0 * bound)),
+            ("distance from 32-true's gradient", worst.error, f64::INFINITY),
+            ("the loss, away from 32-true's", worst.loss, bound),
+        ] {
+            self.findings.measured(Reason::Gradient, what, &over, Unit::Share, (figure, bound));
+        }
         if let Some((name, away)) = reference.buffers(model)? {
             self.findings.measured(
                 Reason::Buffers,
-                format!("at the end of {what}, most in `{name}`"),
-                away,
-                bound,
+                format!("away from 32-true's, most in `{name}`"),
+                &format!("at the end of {over}"),
+                Unit::Share,
+                (away, bound),
             );
         } else {
             self.findings.left_out(Reason::Buffers, "the model has none");
@@ -335,15 +352,14 @@ impl Checks<'_> {
                 true => plain.tensors_differ(left, tolerance)?,
                 false => plain.difference(left, tolerance)?,
             };
-            if let Some(difference) = difference {
-                let text = format!("{what} differs from one that was not stopped: {difference}");
-                self.findings.fail(Reason::Resume, text);
-            }
+            let wrong = difference.map(|difference| {
+                format!("{what} differs from one that was not stopped: {difference}")
+            });
+            let compared = format!("{what}: weights, optimizer state, schedules, scale");
+            let half = STEPS / 2;
+            let over = format!("saved after {half} of {STEPS} steps at a scale of {CALM}");
+            self.findings.equal(Reason::Resume, compared, over, wrong);
         }
-        self.findings.held(
-            Reason::Resume,
-            format!("after {} of {STEPS} steps, at a scale of {CALM}", STEPS / 2),
-        );
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use amp_core::{
 
 use super::{
     dropout::Counter,
-    left::{dot, exact},
+    left::{dot, exact, exact_on},
 };
 use crate::rounding::rounding_of;
 
@@ -132,7 +132,7 @@ impl Reference {
             }
             let reference = exact(&reference)?.f_div_scalar(weight)?;
             let found = match found {
-                Some(found) => exact(found)?,
+                Some(found) => exact_on(reference.device(), found)?,
                 None => reference.f_zeros_like()?,
             };
             let (product, square) = (dot(&found, &reference)?, dot(&reference, &reference)?);

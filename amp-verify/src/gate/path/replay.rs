@@ -1,7 +1,7 @@
-//! Repeats the optimizer's steps on the same gradients in float64, to check the optimizer, clipping and
-//! the schedule. It runs on the CPU and uses neither the trainer's unscaling, clipping and stepping, nor
-//! the optimizers' code, nor the device's kernels. An optimizer from elsewhere steps with its own code,
-//! in float64.
+//! The same gradients stepped on in float64: what the optimizer, clipping and the schedule should
+//! have made of them. It runs where the run does, by libtorch's operations on elements: the trainer's unscaling,
+//! clipping and stepping, the optimizers' code and their kernels have no part in it. An optimizer that was
+//! written elsewhere steps by its own code, in float64.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use amp_core::{
 };
 
 use super::{
-    left::{dot, exact},
+    left::{dot, exact, exact_on, kept},
     rule::{Rule, Slots},
 };
 use crate::rounding::rounding_of;
@@ -71,7 +71,9 @@ impl Replay {
         plan: &TrainingPlan,
         clip: Option<Clip>,
     ) -> Result<Self> {
-        let policy = Policy::new(Precision::F64True, Device::Cpu);
+        let first = nn::parameters(run).into_iter().next();
+        let device = first.map_or(Device::Cpu, |parameter| parameter.tensor.device());
+        let policy = Policy::new(Precision::F64True, device);
         nn::place(model.as_ref(), policy, &BTreeMap::new())?;
         for ((_, own, _), (_, run, _)) in
             nn::named_tensors(model.as_ref()).into_iter().zip(nn::named_tensors(run))
@@ -80,9 +82,10 @@ impl Replay {
             no_grad(|| own.shallow_clone().f_copy_(&run.f_detach()?.f_to_kind(kind)?))?;
         }
         let parameters = nn::parameters(model.as_ref());
-        let initial = parameters
+        // As the run has them, which is half as large.
+        let initial = nn::parameters(run)
             .iter()
-            .map(|parameter| Ok((parameter.name.clone(), copy(&parameter.tensor)?)))
+            .map(|parameter| Ok((parameter.name.clone(), kept(&parameter.tensor)?)))
             .collect::<Result<_>>()?;
         let scheduled = model.configure_optimizers(plan)?.build(parameters, Storage::default())?;
         let ruled = |scheduled: &Scheduled| {
@@ -155,11 +158,11 @@ impl Replay {
                     let text = format!("the optimizer does not hold `{}`", own.name);
                     return Ok(Some(Wrong::Update(text)));
                 };
-                let (from, own) = (&self.initial[&own.name], exact(&own.tensor)?);
+                let (from, own) = (exact(&self.initial[&own.name])?, exact(&own.tensor)?);
                 eps = eps.max(rounding_of(run.tensor.kind()));
-                let run = exact(&run.tensor)?;
+                let run = exact_on(own.device(), &run.tensor)?;
                 off += square(&run, &own)?;
-                way += square(&own, from)?;
+                way += square(&own, &from)?;
                 size += dot(&own, &own)?;
             }
         }
@@ -197,7 +200,7 @@ impl Replay {
                 continue;
             }
             eps = eps.max(rounding_of(found.kind()));
-            let (found, tensor) = (exact(found)?, exact(tensor)?);
+            let (found, tensor) = (exact_on(tensor.device(), found)?, exact(tensor)?);
             let slot = name.split('/').next().unwrap_or(name).to_owned();
             let sum = sums.entry(slot).or_default();
             sum.0 += square(&found, &tensor)?;
@@ -320,10 +323,6 @@ fn clipped(
         }
     };
     Ok((clipped.unwrap_or(gradients), changed))
-}
-
-fn copy(tensor: &Tensor) -> Result<Tensor> {
-    Ok(no_grad(|| tensor.f_detach_copy())?)
 }
 
 fn square(a: &Tensor, b: &Tensor) -> Result<f64> {

@@ -3,13 +3,14 @@
 //! follows from the rounding of parameters and results: a larger error is made inside the layer, and a
 //! missing error shows that the layer does not compute in 16 bits.
 
-use std::rc::Rc;
-
 use amp_core::{Result, tch::Kind};
 
-use super::{checked::Findings, run::Setup};
+use super::run::Setup;
 use crate::{
-    gate::reason::Reason,
+    gate::{
+        checked::{Findings, Unit},
+        reason::Reason,
+    },
     layers::{self, Options, Own, WITHIN},
 };
 
@@ -28,16 +29,10 @@ pub(super) fn check(setup: &Setup<'_>, findings: &mut Findings) -> Result<()> {
         }
         return Ok(());
     }
-    let build = || setup.job.model(setup.case, precision);
     let batch = setup.case.data.train.head(setup.case.data.batch_size)?;
-    let subject = layers::Subject {
-        build: &build,
-        batch: &batch,
-        device: setup.case.trainer.device,
-        seed: setup.case.trainer.seed,
-        islands: Rc::new(setup.job.islands.clone()),
-    };
-    let (report, own) = match layers::audit(&subject, Options::new(precision)) {
+    let build = || setup.job.model(setup.case, precision);
+    let (report, own) = match layers::audit(&setup.subject(&build, &batch), Options::new(precision))
+    {
         Ok(audited) => audited,
         Err(error) => {
             for rule in [Reason::Rounding, Reason::Width] {
@@ -71,9 +66,10 @@ fn mean(report: &layers::Report, findings: &mut Findings) {
     let whose = if layer.is_empty() { String::new() } else { format!(", most in `{layer}`") };
     findings.measured(
         Reason::Rounding,
-        format!("mean rounding of {count} layers with weights over its size{whose}"),
-        worst,
-        MEAN,
+        format!("mean of the errors over their root mean square{whose}"),
+        &format!("the first batch, {count} layers with weights on exact inputs"),
+        Unit::Number,
+        (worst, MEAN),
     );
 }
 
@@ -83,37 +79,35 @@ fn size(own: &[Own], findings: &mut Findings) {
     let Some((error, path)) = errors.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };
     findings.measured(
         Reason::Rounding,
-        format!(
-            "own error of {} layers over what rounding of parameters and results makes, most in `{path}`",
-            own.len()
-        ),
-        error,
-        WITHIN,
+        format!("own error over what rounding explains, most in `{path}`"),
+        &format!("the first batch, {} layers on exact inputs", own.len()),
+        Unit::Number,
+        (error, WITHIN),
     );
 }
 
 /// Whether the layers compute in 16 bits, and round once.
 fn width(own: &[Own], findings: &mut Findings) {
-    // Values are checked before the gradients that follow from them.
+    let mut wrong = None;
+    // Values come before the gradients that follow from them.
     for kind in [layers::Kind::Forward, layers::Kind::InputGradient] {
         let what = if kind == layers::Kind::Forward { "values" } else { "gradients" };
         for Own { path, .. } in own.iter().filter(|own| own.wide.contains(&kind)) {
-            findings.fail(
-                Reason::Width,
+            wrong.get_or_insert_with(|| {
                 format!(
                     "`{path}` has the {what} of parameters that are not rounded: it does not compute in 16 \
                      bits, but casts to them"
-                ),
-            );
+                )
+            });
         }
         for Own { path, .. } in own.iter().filter(|own| own.twice.contains(&kind)) {
-            findings.fail(
-                Reason::Width,
+            wrong.get_or_insert_with(|| {
                 format!(
                     "`{path}` has {what} in f16 with the 8 digits of bf16: they were rounded before"
-                ),
-            );
+                )
+            });
         }
     }
-    findings.held(Reason::Width, format!("results and gradients of {} layers", own.len()));
+    let over = format!("the first batch, {} layers on exact inputs", own.len());
+    findings.equal(Reason::Width, "digits of results and gradients", over, wrong);
 }

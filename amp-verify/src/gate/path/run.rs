@@ -6,7 +6,7 @@ use std::{cell::RefCell, path::Path, rc::Rc};
 use amp_core::{
     Error, LightningModule, Result, Trainer, TrainerConfig,
     callback::{Action, Callback},
-    data::Limit,
+    data::{AnyBatch, Limit},
     nn::{self, named_tensors},
     precision::{Clip, Policy, Precision, StepOutcome},
     random,
@@ -20,7 +20,7 @@ use super::{
     rules::ScaleRule,
     witness::{Seen, Witness},
 };
-use crate::{case::Case, faults::Fault, gate::job::Job, tap::Tapped};
+use crate::{case::Case, faults::Fault, gate::job::Job, layers::Subject, tap::Tapped};
 
 /// The length of the short runs, in steps.
 pub(super) const STEPS: u64 = 6;
@@ -52,7 +52,22 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// Batches per epoch with these options.
+    /// The layers of the first step on `batch`.
+    pub(super) fn subject<'s>(
+        &self,
+        build: &'s dyn Fn() -> Result<Box<dyn LightningModule>>,
+        batch: &'s AnyBatch,
+    ) -> Subject<'s> {
+        Subject {
+            build,
+            batch,
+            device: self.case.trainer.device,
+            seed: self.case.trainer.seed,
+            islands: Rc::new(self.job.islands.clone()),
+        }
+    }
+
+    /// Batches of an epoch under these options.
     pub(super) fn batches(&self, config: &TrainerConfig) -> Result<i64> {
         let loader = self.case.data.train_loader(config.policy(), None)?;
         Ok(loader.limited(config.loops.limit_train_batches).batches())

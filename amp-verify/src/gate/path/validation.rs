@@ -4,13 +4,18 @@
 use amp_core::{LightningModule, Result, Trainer, log::Logged, nn::named_tensors, random};
 
 use super::{
-    checked::Findings,
     left::{Left, on_host},
     projection_bound,
     reference::Reference,
     run::{Setup, Way},
 };
-use crate::{gate::reason::Reason, registry::LOSS};
+use crate::{
+    gate::{
+        checked::{Findings, Unit},
+        reason::Reason,
+    },
+    registry::LOSS,
+};
 
 /// Validates the final state of the run.
 pub(super) fn check(
@@ -33,31 +38,29 @@ pub(super) fn check(
     };
     let first = validate(model.as_mut())?;
     let second = validate(model.as_mut())?;
+    let mut wrong = None;
     for (name, was) in &before {
         let now = named_tensors(model.as_ref()).into_iter().find(|(own, ..)| own == name);
         if let Some((_, now, _)) = now
             && !was.f_equal(&on_host(&now)?)?
         {
-            findings.fail(Reason::Validation, format!("validation moved `{name}`"));
+            wrong = Some(format!("validation moved `{name}`"));
             break;
         }
     }
     if let Some((name, a, b)) = difference(&first, |name| value(&second, name)) {
-        findings.fail(
-            Reason::Validation,
-            format!("`{name}` is {a} at first and {b} when the same weights are validated again"),
-        );
+        wrong.get_or_insert_with(|| {
+            format!("`{name}` is {a} at first and {b} when the same weights are validated again")
+        });
     }
     if let Some((name, a, b)) = difference(&first, |name| left.record.last(name)) {
-        findings.fail(
-            Reason::Validation,
-            format!("`{name}` of the run is {b}, but validating its weights gives {a}"),
-        );
+        wrong.get_or_insert_with(|| {
+            format!("`{name}` of the run is {b}, but validating its weights gives {a}")
+        });
     }
-    findings.held(
-        Reason::Validation,
-        format!("{} values, twice and as the run reported them", first.len()),
-    );
+    let what = "logged values, twice and as the run reported them; no tensor moves";
+    let over = format!("evaluation mode, {} values", first.len());
+    findings.equal(Reason::Validation, what, over, wrong);
     let own = value(&first, LOSS);
     let mut exact = reference.into_model(model.as_ref())?;
     let mut config = setup.config(Way::Epoch)?;
@@ -66,9 +69,10 @@ pub(super) fn check(
     if let (Some(own), Some(exact)) = (own, value(&exact, LOSS)) {
         findings.measured(
             Reason::NotConformant,
-            "the loss against 32-true's with the same weights".into(),
-            ((own - exact) / exact).abs(),
-            0.5 * projection_bound(setup.precision),
+            "the validation loss, away from 32-true's with the same weights",
+            "evaluation mode, the validation set",
+            Unit::Share,
+            (((own - exact) / exact).abs(), 0.5 * projection_bound(setup.precision)),
         );
     }
     Ok(())

@@ -16,7 +16,7 @@ use amp_core::{
 };
 
 use super::{
-    left::on_host,
+    left::kept,
     reference::Reference,
     replay::{Replay, Wrong},
     rules::{ScaleRule, is_finite},
@@ -160,7 +160,7 @@ impl Seen {
     /// Whether a skipped step left weights and buffers unchanged.
     fn hold_still(&mut self) -> Result<()> {
         for Before { name, role, held, tensor } in std::mem::take(&mut self.before) {
-            if !held.f_equal(&on_host(&tensor)?)? {
+            if !held.f_equal(&tensor.f_detach()?)? {
                 let what = if role == Role::Parameter { "weight" } else { "buffer" };
                 self.fail(Reason::Skip, format!("a skipped step moved the {what} `{name}`"));
                 break;
@@ -205,9 +205,7 @@ impl Tap for Witness {
             seen.finite_loss = true;
             seen.before = named_tensors(model)
                 .into_iter()
-                .map(|(name, tensor, role)| {
-                    Ok(Before { name, role, held: on_host(&tensor)?, tensor })
-                })
+                .map(|(name, tensor, role)| Ok(Before { name, role, held: kept(&tensor)?, tensor }))
                 .collect::<Result<_>>()?;
         }
         let random = RandomState::read(seen.device)?;
@@ -250,7 +248,7 @@ impl Callback for Witness {
         _: &mut Hook<'_>,
     ) -> Result<()> {
         let named = gradients.named();
-        let named = named.map(|(name, gradient)| Ok((name.to_owned(), on_host(gradient)?)));
+        let named = named.map(|(name, gradient)| Ok((name.to_owned(), kept(gradient)?)));
         self.0.borrow_mut().gradients.push(named.collect::<Result<_>>()?);
         Ok(())
     }

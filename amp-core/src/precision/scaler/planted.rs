@@ -1,0 +1,33 @@
+//! A mistake within the scaler, which no hook reaches. The self-test plants it and looks at what finds it; nothing
+//! else does.
+
+use std::cell::Cell;
+
+thread_local! {
+    static GROWS_ON_HOST_ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, scalers of this thread grow on the host alone: the device's scale stays.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct GrowsOnHostAlone(());
+
+impl GrowsOnHostAlone {
+    /// Begins.
+    #[expect(clippy::new_without_default, reason = "it is not a value, but a section")]
+    pub fn new() -> Self {
+        GROWS_ON_HOST_ALONE.set(true);
+        Self(())
+    }
+}
+
+impl Drop for GrowsOnHostAlone {
+    fn drop(&mut self) {
+        GROWS_ON_HOST_ALONE.set(false);
+    }
+}
+
+/// The interval after which the device's scale grows.
+pub(super) fn device_interval(interval: i64) -> i64 {
+    if GROWS_ON_HOST_ALONE.get() { i64::from(i32::MAX) } else { interval }
+}

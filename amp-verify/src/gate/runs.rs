@@ -1,0 +1,158 @@
+//! What whole runs are held against before any statistics: the same start, memory, learning.
+
+use amp_core::{memory::show_bytes, precision::Precision};
+
+use super::{
+    checked::{Checked, Findings, Unit},
+    job::Outcome,
+    plan::{Plan, Subject},
+    reason::{Failure, Reason},
+};
+use crate::{text::percent, verdict::mean};
+
+/// The most that a product of f32 matrices is off; in TF32 it is thirty times as much.
+const F32_PRODUCT: f64 = 1e-5;
+/// The share of validation examples that may be training examples too: texts and images do recur.
+const OVERLAP: f64 = 0.05;
+/// The most memory that a precision may take, in multiples of 32-true's at the same width of weights.
+const MEMORY: f64 = 2.0;
+/// What libraries may take for themselves on CUDA in the first run that calls them.
+const WORKSPACES: f64 = (1_u64 << 28) as f64;
+
+/// The whole runs of a precision and of its baseline, seed by seed.
+pub(super) struct Runs<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) model: &'a Subject,
+    pub(super) precision: Precision,
+    /// 32-true without training.
+    pub(super) control: &'a Outcome,
+    pub(super) baseline: &'a [Outcome],
+    pub(super) own: &'a [Outcome],
+}
+
+impl Runs<'_> {
+    /// Holds the runs against each of these rules.
+    pub(super) fn check(&self) -> Findings {
+        let mut findings = Findings::default();
+        self.products(&mut findings);
+        self.pairing(&mut findings);
+        self.memory(&mut findings);
+        for (whose, runs) in [("32-true's ", self.baseline), ("", self.own)] {
+            let (checked, failure) = learning(self.model, self.control, runs, whose);
+            findings.checked.extend(checked);
+            findings.failures.extend(failure);
+        }
+        findings
+    }
+
+    /// Whether the baseline multiplied in TF32 although it was not asked to.
+    fn products(&self, findings: &mut Findings) {
+        let errors = self.baseline.iter().filter_map(|outcome| outcome.product_error);
+        let error = errors.fold(0.0, f64::max);
+        if self.plan.tf32 {
+            findings.left_out(Reason::PrecisionDidNotRun, "f32 products: --tf32 permits TF32");
+            return;
+        }
+        let what = "32-true: error of a product of f32 matrices";
+        let figure = (error, F32_PRODUCT);
+        let checked = Checked::at_most(
+            Reason::PrecisionDidNotRun,
+            what,
+            "all seeds' runs",
+            Unit::Share,
+            figure,
+        );
+        if checked.is_broken() {
+            let text = format!(
+                "the baseline: f32 matrix products are {error:.1e} off, as in TF32, which \
+                 something has turned on"
+            );
+            findings.fail(Reason::PrecisionDidNotRun, text);
+        }
+        findings.checked.push(checked);
+    }
+
+    /// Whether each pair had the same weights, order and validation set, and a validation set that is not the
+    /// training set.
+    fn pairing(&self, findings: &mut Findings) {
+        let differ = |different: &dyn Fn(&Outcome, &Outcome) -> bool| {
+            self.baseline.iter().zip(self.own).any(|(base, own)| different(base, own))
+        };
+        let wrong = if differ(&|base, own| base.pairing != own.pairing) {
+            let text =
+                "initial weights, order of examples or validation set differ from the baseline's";
+            Some(text.to_owned())
+        } else if differ(&|base, own| base.fingerprint != own.fingerprint) {
+            let text =
+                "the baseline ran with other settings: TF32, deterministic algorithms or device";
+            Some(text.to_owned())
+        } else {
+            None
+        };
+        let is_paired = wrong.is_none();
+        let what = "initial weights, order, validation set and settings";
+        findings.equal(Reason::NotPaired, what, "all seeds' runs", wrong);
+        let overlap = self.own.iter().map(|outcome| outcome.overlap).fold(0.0, f64::max);
+        let what = "validation examples that are training examples";
+        let figure = (overlap, OVERLAP);
+        let checked = Checked::at_most(Reason::Contaminated, what, "the data", Unit::Share, figure);
+        if checked.is_broken() && is_paired {
+            let text = format!("{} of the validation set are training examples", percent(overlap));
+            findings.fail(Reason::Contaminated, text);
+        }
+        findings.checked.push(checked);
+    }
+
+    /// Whether the precision's steps take no more memory than its tensors can explain.
+    fn memory(&self, findings: &mut Findings) {
+        let (Some(first), Some(own)) = (self.baseline.first(), self.own.first()) else { return };
+        let (base, own) = (first.peak_memory_bytes, own.peak_memory_bytes);
+        let width = self.precision.storage().elt_size_in_bytes() as f64 / 4.0;
+        let is_cuda = first.fingerprint.as_ref().is_some_and(|f| f.capability.contains('.'));
+        let most = MEMORY * width.max(1.0) * base as f64 + if is_cuda { WORKSPACES } else { 0.0 };
+        let what = format!("peak of tensors' bytes; 32-true's is {}", show_bytes(base));
+        let figure = (own as f64, most);
+        let checked =
+            Checked::at_most(Reason::Memory, what, "the first seed's run", Unit::Bytes, figure);
+        if checked.is_broken() {
+            let (own, base) = (show_bytes(own), show_bytes(base));
+            findings.fail(
+                Reason::Memory,
+                format!("its steps use at most {own}, those of 32-true {base}"),
+            );
+        }
+        findings.checked.push(checked);
+    }
+}
+
+/// Whether the runs are better than the control, with the figure unless there is none.
+pub(super) fn learning(
+    model: &Subject,
+    control: &Outcome,
+    runs: &[Outcome],
+    whose: &str,
+) -> (Option<Checked>, Option<Failure>) {
+    let metrics: Vec<f64> = runs.iter().filter_map(|outcome| outcome.metric).collect();
+    let Some(control) = control.metric else {
+        let failure = Failure::new(Reason::DidNotLearn, "the control run without training failed");
+        return (None, Some(failure));
+    };
+    let reached = mean(&metrics);
+    let gained = model.judge.direction.regression(reached, control);
+    let name = model.judge.name;
+    let checked = Checked::at_most(
+        Reason::DidNotLearn,
+        format!("{whose}{name}, better than {control:.3} without training by"),
+        "mean of all seeds' runs",
+        Unit::AtLeast,
+        (gained, model.learns_by),
+    );
+    let failure = checked.is_broken().then(|| {
+        let text = format!(
+            "{whose}{name} of {reached:.3} is not better than the untrained {control:.3} by {}",
+            model.learns_by
+        );
+        Failure::new(Reason::DidNotLearn, text)
+    });
+    (Some(checked), failure)
+}

@@ -1,0 +1,243 @@
+//! Layers that run in one, each group held against its own layers one after the other, with the same input and the
+//! same weights. The other figures of layers are measured one by one; this is what `fit` runs.
+
+use std::{cell::RefCell, rc::Rc};
+
+use amp_core::{
+    Error, Result, Step,
+    log::Log,
+    nn::{self, Context, GroupProbe, Parameter, parameters, place},
+    precision::{Policy, Precision, is_floating},
+    random,
+    tch::{Kind as Dtype, Tensor},
+};
+use serde::{Deserialize, Serialize};
+
+use super::Subject;
+use crate::rounding::rounding_of;
+
+/// Layers that run in one, and how far they are from the same layers one by one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    /// The layers' paths, in their order.
+    pub members: Vec<String>,
+    /// The dtype of the output.
+    pub dtype: String,
+    /// rms(in one − one by one)/rms(one by one) of the output; null when it is not finite.
+    pub forward: Option<f64>,
+    /// Of the gradients of the inputs, the largest; null where there is none, or it is not finite.
+    pub input_gradient: Option<f64>,
+    /// Of the gradients of the parameters, the largest; null where there is none, or it is not finite.
+    pub weight_gradient: Option<f64>,
+    /// The most that the output's may be.
+    pub forward_bound: f64,
+    /// The most that the gradients' may be.
+    pub gradient_bound: f64,
+    /// Whether one of them is beyond its bound or not finite.
+    pub is_beyond: bool,
+}
+
+/// Each way rounds its results, and a few times within.
+const OF_OUTPUT: f64 = 4.0;
+const OF_GRADIENT: f64 = 8.0;
+/// Sums in another order, in 32 bits.
+const LEAST: f64 = 1e-4;
+/// A gradient of less than this share of all of the group's may be rounding alone: its distance is measured in
+/// multiples of this share.
+const SHARE: f64 = 1e-2;
+
+impl Group {
+    /// The layers in words: `model.0 with model.1 and model.2`.
+    pub fn name(&self) -> String {
+        match self.members.as_slice() {
+            [] => String::new(),
+            [only] => only.clone(),
+            [first, others @ ..] => format!("{first} with {}", others.join(" and ")),
+        }
+    }
+
+    /// The largest figure over its bound; infinite when one is not finite.
+    pub fn over_bound(&self) -> f64 {
+        let over = |figure: Option<f64>, bound: f64| figure.map_or(0.0, |figure| figure / bound);
+        let found = [
+            over(self.forward, self.forward_bound),
+            over(self.input_gradient, self.gradient_bound),
+            over(self.weight_gradient, self.gradient_bound),
+        ];
+        match found.into_iter().fold(0.0, f64::max) {
+            largest if self.is_beyond && largest <= 1.0 => f64::INFINITY,
+            largest => largest,
+        }
+    }
+}
+
+/// Each group of layers that runs in one in a training step of this precision, in the order in which they run.
+/// There are none on a CPU, which has no kernels for them. Dropout is off, because both ways draw numbers of their
+/// own.
+///
+/// # Errors
+/// When the step fails.
+pub fn groups(subject: &Subject<'_>, precision: Precision) -> Result<Vec<Group>> {
+    let policy = Policy::new(precision, subject.device);
+    let _section = random::seeded(subject.seed)?;
+    let mut model = (subject.build)()?;
+    place(model.as_ref(), policy, &subject.islands)?;
+    let batch = subject.batch.place(policy)?;
+    let probe = Rc::new(Compare {
+        parameters: parameters(model.as_ref()),
+        found: RefCell::default(),
+        failed: RefCell::default(),
+    });
+    let context = Context::new(policy, true)
+        .with_islands(subject.islands.clone())
+        .without_checkpointing()
+        .without_dropout()
+        .with_group_probe(probe.clone());
+    let _autocast = policy.autocast()?;
+    let mut log = Log::default();
+    let _ = model.training_step(&batch, &mut Step::new(&context, &mut log, 0, 0))?;
+    match probe.failed.take() {
+        Some(error) => Err(error),
+        None => Ok(probe.found.take()),
+    }
+}
+
+struct Compare {
+    parameters: Vec<Parameter>,
+    found: RefCell<Vec<Group>>,
+    failed: RefCell<Option<Error>>,
+}
+
+impl GroupProbe for Compare {
+    fn ran(&self, group: &nn::Group<'_>) {
+        match self.compare(group) {
+            Ok(Some(found)) => self.found.borrow_mut().push(found),
+            Ok(None) => {}
+            Err(error) => {
+                self.failed.borrow_mut().get_or_insert(error.at(&group.paths.join(", ")));
+            }
+        }
+    }
+}
+
+/// What one way of running a group came to.
+struct Ran {
+    output: Tensor,
+    /// Of inputs, then of parameters; none where there is none.
+    gradients: Vec<Option<Tensor>>,
+}
+
+impl Compare {
+    fn compare(&self, group: &nn::Group<'_>) -> Result<Option<Group>> {
+        let is_member = |name: &str| {
+            let mut paths = group.paths.iter();
+            paths.any(|path| {
+                name.strip_prefix(path.as_str()).is_some_and(|rest| rest.starts_with('.'))
+            })
+        };
+        let own = self.parameters.iter().filter(|parameter| is_member(&parameter.name));
+        let weights: Vec<Tensor> = own
+            .map(|parameter| parameter.tensor.shallow_clone())
+            .filter(Tensor::requires_grad)
+            .collect();
+        let fused = ran(group, &weights, &|inputs| (group.fused)(inputs))?;
+        let apart = ran(group, &weights, &|inputs| (group.apart)(inputs).map(Some))?;
+        let (Some(fused), Some(apart)) = (fused, apart) else { return Ok(None) };
+        let dtype = group.output.kind();
+        let rounding = rounding_of(dtype);
+        let bound = |times: f64| (times * rounding).max(LEAST);
+        let forward = distance(&fused.output, &apart.output, 0.0)?;
+        let inputs = group.inputs.len();
+        let of = |from: usize, to: usize| {
+            largest(&fused.gradients[from..to], &apart.gradients[from..to])
+        };
+        let (input_gradient, weight_gradient) =
+            (of(0, inputs)?, of(inputs, inputs + weights.len())?);
+        let (forward_bound, gradient_bound) = (bound(OF_OUTPUT), bound(OF_GRADIENT));
+        // NaN is within no bound.
+        let within = |figure: Option<f64>, bound: f64| figure.is_none_or(|figure| figure <= bound);
+        let is_beyond = !(forward <= forward_bound
+            && within(input_gradient, gradient_bound)
+            && within(weight_gradient, gradient_bound));
+        let finite = |figure: f64| Some(figure).filter(|figure| figure.is_finite());
+        Ok(Some(Group {
+            members: group.paths.to_vec(),
+            dtype: amp_core::precision::dtype_name(dtype).into(),
+            forward: finite(forward),
+            input_gradient: input_gradient.and_then(finite),
+            weight_gradient: weight_gradient.and_then(finite),
+            forward_bound,
+            gradient_bound,
+            is_beyond,
+        }))
+    }
+}
+
+type Run<'a> = &'a dyn Fn(&[&Tensor]) -> Result<Option<Tensor>>;
+
+/// Runs the group on its inputs by themselves, and backward from a fixed gradient.
+fn ran(group: &nn::Group<'_>, weights: &[Tensor], run: Run<'_>) -> Result<Option<Ran>> {
+    let leaf = |input: &&Tensor| -> Result<Tensor> {
+        let input = input.f_detach()?;
+        Ok(if is_floating(input.kind()) { input.f_set_requires_grad(true)? } else { input })
+    };
+    let inputs = group.inputs.iter().map(leaf).collect::<Result<Vec<_>>>()?;
+    let Some(output) = run(&inputs.iter().collect::<Vec<_>>())? else { return Ok(None) };
+    let mut wanted: Vec<Tensor> = inputs.iter().map(Tensor::shallow_clone).collect();
+    wanted.extend(weights.iter().map(Tensor::shallow_clone));
+    let traced: Vec<bool> = wanted.iter().map(Tensor::requires_grad).collect();
+    let gradients = match output.requires_grad() {
+        false => wanted.iter().map(|_| None).collect(),
+        true => {
+            let sum = output.f_mul(&direction(&output)?)?.f_sum(output.kind())?;
+            let leaves: Vec<&Tensor> =
+                wanted.iter().zip(&traced).filter(|(_, traced)| **traced).map(|(t, _)| t).collect();
+            // Autocast's cache of cast weights is part of the step's graph as well.
+            let mut found = Tensor::f_run_backward(&[sum], &leaves, true, false)?.into_iter();
+            let mut next = |traced: &bool| traced.then(|| found.next()).flatten();
+            traced.iter().map(|traced| next(traced).filter(Tensor::defined)).collect()
+        }
+    };
+    Ok(Some(Ran { output: output.f_detach()?, gradients }))
+}
+
+/// A gradient of an output with as many signs as sizes, that takes nothing from the generator.
+fn direction(output: &Tensor) -> Result<Tensor> {
+    let numel = i64::try_from(output.numel()).unwrap_or(i64::MAX);
+    let places = Tensor::f_arange(numel, (Dtype::Double, output.device()))?;
+    let waves = places.f_square()?.f_mul_scalar(0.37)?.f_cos()?;
+    Ok(waves.f_view(output.size().as_slice())?.f_to_kind(output.kind())?)
+}
+
+/// ‖a − b‖/max(‖b‖, least); 0 where both are zero.
+fn distance(a: &Tensor, b: &Tensor, least: f64) -> Result<f64> {
+    let (a, b) = (a.f_to_kind(Dtype::Double)?, b.f_to_kind(Dtype::Double)?);
+    let off = norm(&a.f_sub(&b)?)?;
+    Ok(if off == 0.0 { 0.0 } else { off / norm(&b)?.max(least) })
+}
+
+fn norm(tensor: &Tensor) -> Result<f64> {
+    Ok(tensor.f_to_kind(Dtype::Double)?.f_norm()?.f_double_value(&[])?)
+}
+
+/// The largest distance of a gradient from its other; one that only one way has is not finite.
+fn largest(fused: &[Option<Tensor>], apart: &[Option<Tensor>]) -> Result<Option<f64>> {
+    let mut all = 0.0;
+    for gradient in apart.iter().flatten() {
+        all += norm(gradient)?.powi(2);
+    }
+    let least = SHARE * f64::sqrt(all);
+    let mut worst: Option<f64> = None;
+    for pair in fused.iter().zip(apart) {
+        let found = match pair {
+            (Some(a), Some(b)) => distance(a, b, least)?,
+            (None, None) => continue,
+            _ => f64::NAN,
+        };
+        let is_larger = worst.is_none_or(|worst| found.is_nan() || found > worst);
+        if is_larger && !worst.is_some_and(f64::is_nan) {
+            worst = Some(found);
+        }
+    }
+    Ok(worst)
+}

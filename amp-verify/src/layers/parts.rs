@@ -1,0 +1,86 @@
+//! What of a model is measured at once: a model of many layers, or of large ones, has more tensors than memory has
+//! room for.
+
+use std::ops::Range;
+
+use super::pass::Ran;
+
+/// Of each number of a layer's input and output so many f64 are kept: values and gradients of four passes and of
+/// up to eight runs by itself. Of each of its parameters, the gradients of these.
+const COPIES: usize = 24;
+const OF_PARAMETERS: usize = 12;
+
+fn bytes(call: &Ran) -> usize {
+    let (values, parameters) = call.numbers;
+    8 * (COPIES * values + OF_PARAMETERS * parameters)
+}
+
+/// The places of neighbours whose tensors fit into the budget together.
+pub(super) fn parts(calls: &[Ran], budget: usize) -> Vec<Range<usize>> {
+    let (mut parts, mut start, mut sum) = (Vec::new(), 0, 0);
+    for (at, call) in calls.iter().enumerate() {
+        if sum > 0 && sum + bytes(call) > budget {
+            parts.push(start..at);
+            (start, sum) = (at, 0);
+        }
+        sum += bytes(call);
+    }
+    if start < calls.len() {
+        parts.push(start..calls.len());
+    }
+    parts
+}
+
+/// The examples with which the largest layer fits into the budget; at least two, over which statistics of a batch
+/// can be taken.
+pub(super) fn examples(calls: &[Ran], all: i64, budget: usize) -> i64 {
+    let largest = calls.iter().map(bytes).max().unwrap_or_default();
+    match largest > budget {
+        true => ((all as f64 * budget as f64 / largest as f64) as i64).clamp(2.min(all), all),
+        false => all,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use amp_core::{
+        nn::Op,
+        tch::{Device, Kind, Tensor},
+    };
+
+    use super::*;
+
+    /// A layer of so many bytes: 192 for each value and 96 for each parameter.
+    fn layer(values: usize, parameters: usize) -> Ran {
+        let empty = || Tensor::zeros([0], (Kind::Float, Device::Cpu));
+        Ran {
+            path: String::new(),
+            op: Op::Other,
+            numbers: (values, parameters),
+            input: empty(),
+            output: empty(),
+            output_gradient: None,
+            input_gradient: None,
+            reruns: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn neighbours_share_a_part_as_far_as_the_budget_goes() {
+        let calls = [layer(1, 0), layer(1, 0), layer(0, 2), layer(9, 0), layer(1, 0)];
+        assert_eq!(parts(&calls, 600), [0..3, 3..4, 4..5]);
+        assert_eq!(parts(&calls, usize::MAX), vec![0..calls.len()]);
+        // A layer larger than the budget is a part by itself.
+        assert_eq!(parts(&calls, 1), [0..1, 1..2, 2..3, 3..4, 4..5]);
+        assert_eq!(parts(&[], 1), []);
+    }
+
+    #[test]
+    fn a_layer_beyond_the_budget_takes_fewer_examples() {
+        let calls = [layer(10, 0), layer(1, 0)];
+        assert_eq!(examples(&calls, 16, 1920), 16);
+        assert_eq!(examples(&calls, 16, 480), 4);
+        assert_eq!(examples(&calls, 16, 1), 2);
+        assert_eq!(examples(&calls, 1, 1), 1);
+    }
+}

@@ -20,15 +20,15 @@ pub fn get<T: DeserializeOwned>(name: &str, value: &Value) -> Result<T> {
 /// Reads a hyperparameter that must be there.
 ///
 /// # Errors
-/// When there is none of this name, or the value has another type.
+/// When it is missing, or the value has another type.
 pub fn required<T: DeserializeOwned>(name: &str, values: &Map<String, Value>) -> Result<T> {
     let value = values.get(name);
     let missing = || Error::config(format!("the hyperparameter `{name}` is missing"));
     get(name, value.ok_or_else(missing)?)
 }
 
-/// Writes a hyperparameter; a NaN or an infinity by itself is a text. What JSON cannot hold otherwise
-/// becomes null.
+/// Writes a hyperparameter. A NaN or infinity that is the whole value becomes text; other values that
+/// JSON cannot represent become null.
 pub fn put<T: Serialize>(value: &T) -> Value {
     to_value(value).unwrap_or(Value::Null)
 }

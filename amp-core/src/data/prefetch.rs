@@ -18,7 +18,7 @@ use crate::{
 
 /// The batches of an epoch, gathered by a thread that ends with it.
 pub(super) struct Prefetch {
-    /// Taken when there is nothing more to receive.
+    /// `None` when there is nothing more to receive.
     receiver: Option<Receiver<Result<Loaded>>>,
     worker: Option<JoinHandle<()>>,
 }
@@ -31,8 +31,7 @@ enum Loaded {
 }
 
 impl Prefetch {
-    /// Starts placing these batches, which are gathered as they are asked for, at most `ahead` before the
-    /// loop asks for them.
+    /// Starts to gather and place these batches, at most `ahead` before the loop asks for them.
     pub(super) fn start(
         batches: impl Iterator<Item = Result<AnyBatch>> + Send + 'static,
         policy: Policy,
@@ -43,7 +42,7 @@ impl Prefetch {
         let context = ffi::DebugInfo::current()?;
         let inherited = random::Inherited::current();
         let body = move || {
-            // The loop waits for this thread, which must not wait for the loop's section.
+            // The loop waits for this thread, so the thread must not wait for the loop's section.
             let _guest = inherited.enter();
             let loaded = context.enter().and_then(|()| {
                 let stream = match policy.device {
@@ -54,7 +53,7 @@ impl Prefetch {
             });
             match loaded {
                 Ok(worker) => worker.run(batches, &sender),
-                // Nobody listens any more when this cannot be sent.
+                // If this cannot be sent, the receiver is gone.
                 Err(error) => drop(sender.send(Err(error))),
             }
         };
@@ -84,7 +83,7 @@ impl Iterator for Prefetch {
 
 impl Drop for Prefetch {
     fn drop(&mut self) {
-        // First, so that a thread that waits for room sees that nobody listens any more.
+        // First, so that a thread that waits for room notices that the receiver is gone.
         self.receiver = None;
         if let Some(worker) = self.worker.take() {
             // It catches its own panics.
@@ -93,8 +92,8 @@ impl Drop for Prefetch {
     }
 }
 
-/// The examples at `indices`, gathered by a thread that is waited for, so that nothing else of the run
-/// draws meanwhile; notes whether the set draws from libtorch's generator.
+/// Gathers the examples at `indices` on a thread and waits for it, so that no other code of the run draws
+/// meanwhile; records whether the set draws from libtorch's generator.
 pub(super) fn watched(data: &SharedDataset, draws: Draws, indices: &[i64]) -> Result<AnyBatch> {
     let (context, inherited) = (ffi::DebugInfo::current()?, random::Inherited::current());
     let gather = move || {
@@ -110,7 +109,7 @@ pub(super) fn watched(data: &SharedDataset, draws: Draws, indices: &[i64]) -> Re
     batch
 }
 
-/// What the thread works with.
+/// The data of the thread.
 struct Worker {
     policy: Policy,
     stream: Option<ffi::SideStream>,
@@ -136,7 +135,7 @@ impl Worker {
     fn load(&self, batch: AnyBatch) -> Result<Loaded> {
         match self.stream {
             Some(stream) if batch.is_on(Device::Cpu) => {
-                // Converted here: the thread has the time, and f16 is half the copy.
+                // Converted here, because this thread has the time and f16 halves the copy.
                 let batch = batch.place(Policy::new(self.policy.precision, Device::Cpu))?;
                 let copy = stream.copy(batch.tensors().map(|(_, tensor)| tensor))?;
                 Ok(Loaded::Copying(batch, copy))

@@ -9,9 +9,9 @@ use crate::{
     state::State,
 };
 
-/// Examples one after the other, as from shards, a queue or a generator (torch.utils.data.IterableDataset).
-/// Checkpoints hold its position, so a resumed run continues with the next example. It keeps its own order: it
-/// is not shuffled, and takes no sampler. One thread reads it.
+/// Examples in sequence, from shards, a queue or a generator (torch.utils.data.IterableDataset).
+/// Checkpoints store its position, so a resumed run continues with the next example. It has its own
+/// order: it is not shuffled and takes no sampler. One thread reads it.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -62,27 +62,27 @@ pub trait IterableDataset: Send {
     /// One example.
     type Example: BatchField;
 
-    /// How many examples count as an epoch; the stream continues behind it. It must not change.
+    /// The number of examples that count as an epoch; the next epoch continues after them. It must not
+    /// change.
     fn epoch_len(&self) -> i64;
 
-    /// The next example; a stream that ends begins anew. Draw random numbers from `rng` and from nothing
-    /// else.
+    /// The next example. A stream that ends starts again. Draw random numbers only from `rng`.
     ///
     /// # Errors
     /// When it cannot be read.
     fn next(&mut self, rng: &mut Rng) -> Result<Self::Example>;
 
-    /// Where the stream is: what [`load_state`](Self::load_state) needs to give the same examples from here
-    /// on. It is asked for after each batch and saved in checkpoints, so it must be small.
+    /// The position of the stream: the state from which [`load_state`](Self::load_state) continues with
+    /// the same examples. It is read after each batch and saved in checkpoints, so it must be small.
     ///
     /// # Errors
-    /// When it cannot be told.
+    /// When it cannot be determined.
     fn state(&self) -> Result<State>;
 
-    /// Goes to where a stream of this kind was.
+    /// Moves to the position that a stream of this kind had.
     ///
     /// # Errors
-    /// When there is no such place.
+    /// When there is no such position.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
     /// The batch of these examples, each with its number in the stream. Without an implementation tensors of
@@ -98,7 +98,7 @@ pub trait IterableDataset: Send {
     /// The set as a [`DataModule`](super::DataModule) takes it.
     ///
     /// # Errors
-    /// When its state cannot be told.
+    /// When its state cannot be determined.
     fn shared(self) -> Result<SharedDataset>
     where
         Self: Sized + 'static,
@@ -107,26 +107,26 @@ pub trait IterableDataset: Send {
     }
 }
 
-/// A stream of any type of example, by the numbers of its examples from the start of the run.
+/// A stream of any type of example, addressed by the examples' numbers from the start of the run.
 pub(super) trait AnyStream: Send {
-    /// The batch of the examples at `indices`, which follow each other.
+    /// The batch of the examples at `indices`, which are consecutive.
     fn gather(&mut self, indices: &[i64], draws: Draws) -> Result<AnyBatch>;
-    /// Where the stream is before the example of this number, which was read or comes next.
+    /// The state before the example of this number, which was read or comes next.
     fn state_before(&self, number: i64) -> Result<State>;
-    /// Lets the example of this number be the next one behind a state, or the stream's first.
+    /// Makes the example of this number the first one after a state, or the stream's first.
     fn set(&mut self, number: i64, state: Option<State>) -> Result<()>;
 }
 
-/// States that are remembered: more than batches are read ahead of a checkpoint.
+/// The number of remembered states: more than batches are read ahead of a checkpoint.
 const REMEMBERED: usize = 4096;
 
-/// A state that is given out several times.
+/// A state that is returned several times.
 struct Kept(State);
 
 impl Kept {
     const PART: &str = "stream";
 
-    /// Tensors are copied, because the stream may write to its own.
+    /// Tensors are copied, because the stream may overwrite its own.
     fn of(state: State) -> Result<Self> {
         let mut kept = State::default();
         kept.put_part(Self::PART, state.copied()?);
@@ -138,13 +138,13 @@ impl Kept {
     }
 }
 
-/// The stream and where it was.
+/// The stream and its earlier states.
 pub(super) struct Stream<D> {
     set: D,
-    /// The number of the example that comes next, where it is known.
+    /// The number of the next example, if known.
     next: Option<i64>,
     first: Kept,
-    /// The states before examples of these numbers.
+    /// The states before examples with these numbers.
     states: BTreeMap<i64, Kept>,
 }
 

@@ -1,4 +1,4 @@
-//! What a hand-written `visit` and overrides by path can get wrong.
+//! Checks of hand-written `visit` methods and of precision overrides by path.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -80,11 +80,10 @@ pub(crate) fn names_are_unique<'t>(
     Ok(())
 }
 
-/// Rule: a model that is trained has parameters that require a gradient; one that does not would
-/// never move.
+/// Rule: the parameters of a trained model require gradients; one that does not would never change.
 ///
 /// # Errors
-/// When a parameter requires none.
+/// When a parameter requires no gradient.
 pub(crate) fn parameters_require_gradients(module: &(impl Visit + ?Sized)) -> Result<()> {
     let frozen = named_tensors(module)
         .into_iter()

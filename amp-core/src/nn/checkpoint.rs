@@ -6,13 +6,13 @@ use super::{Context, Module, Op, Role, Visit, Visitor, context::Checkpointing};
 use crate::{Result, ffi, precision::Region};
 
 /// Gradient checkpointing (torch.utils.checkpoint): the module's activations are not kept for the
-/// backward pass but computed again, under the same autocast state and random numbers, so that
-/// gradients are the same to the last bit on the CPU. Batch statistics are counted once.
+/// backward pass but recomputed, with the same autocast state and random numbers, so that gradients are
+/// equal to the last bit on the CPU. Batch statistics are updated once.
 ///
-/// Under a memory budget ([`MemoryConfig::budget`](crate::trainer::MemoryConfig::budget)) that
-/// decides, whatever `enabled` says.
+/// Under a memory budget ([`MemoryConfig::budget`](crate::trainer::MemoryConfig::budget)) the trainer
+/// decides, and `enabled` is ignored.
 ///
-/// It adds no name of its own to its module's.
+/// Names of the module's tensors do not change.
 #[derive(Debug)]
 pub struct Checkpoint<M> {
     module: Arc<M>,
@@ -20,7 +20,7 @@ pub struct Checkpoint<M> {
 }
 
 impl<M> Checkpoint<M> {
-    /// Checkpoints `module` while training if `enabled`; otherwise runs it as it is.
+    /// Checkpoints `module` during training if `enabled`; otherwise runs it normally.
     pub fn new(module: M, enabled: bool) -> Self {
         // An Arc, because the graph may be freed on a thread of libtorch's.
         Self { module: Arc::new(module), enabled }
@@ -28,7 +28,7 @@ impl<M> Checkpoint<M> {
 }
 
 impl<M> Checkpoint<M> {
-    /// The same of a view of the module.
+    /// The same for a view of the module.
     pub(super) fn viewed<V>(&self, view: impl FnOnce(&M) -> V) -> Checkpoint<V> {
         Checkpoint::new(view(&self.module), self.enabled)
     }
@@ -40,7 +40,7 @@ impl<M: Visit> Visit for Checkpoint<M> {
     }
 }
 
-/// Whether a gradient goes through the module or ends in it; there is nothing to compute again otherwise.
+/// Whether a gradient passes through the module or ends in it; otherwise nothing has to be recomputed.
 pub(super) fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool {
     struct Look(bool);
 

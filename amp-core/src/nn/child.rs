@@ -8,10 +8,10 @@ use crate::{
     precision::{Arguments, Region},
 };
 
-/// A place in a module: the dotted path of a child, or of one of a container there.
+/// A step in a module's path: the dotted path of a child, or of one within a container.
 #[derive(Debug, Clone)]
 pub(in crate::nn) struct Place<'m> {
-    /// Dotted where containers are nested.
+    /// Dotted if containers are nested.
     pub(in crate::nn) path: Cow<'m, str>,
     /// The place in the container at `path`.
     pub(in crate::nn) index: Option<usize>,
@@ -178,7 +178,7 @@ impl<M: Module> Child<'_, M> {
 }
 
 impl<'m, M> Child<'m, M> {
-    /// The modules of a container of this name, called by their places.
+    /// The modules of a container with this name, called by their indices.
     pub fn list(name: &'m str, region: Option<Region>, modules: &'m [M]) -> Vec<Self> {
         let child = |(index, module)| Self {
             parents: Vec::new(),
@@ -188,7 +188,7 @@ impl<'m, M> Child<'m, M> {
         modules.iter().enumerate().map(child).collect()
     }
 
-    /// The module of this name, where there is one.
+    /// The module with this name, if it exists.
     pub fn optional(name: &'m str, region: Option<Region>, module: &'m Option<M>) -> Option<Self> {
         module.as_ref().map(|module| Self::new(name, region, module))
     }
@@ -205,10 +205,10 @@ impl<'m, M> Child<'m, Vec<M>> {
         })
     }
 
-    /// The container's module at this place.
+    /// The container's module at this index.
     ///
     /// # Panics
-    /// When it has fewer, as indexing a `Vec` does.
+    /// When the container is shorter, as indexing a `Vec` does.
     #[must_use]
     pub fn nth(&self, index: usize) -> Child<'m, M> {
         Child {
@@ -252,7 +252,7 @@ impl<M: Visit + ?Sized> Visit for Child<'_, M> {
     }
 }
 
-/// Runs under its own name and region, also where a function takes it as any module.
+/// Runs under its own name and region, even if a function takes it as any module.
 impl<M: Module + ?Sized> Module for Child<'_, M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.forward_with((input,), cx)

@@ -12,7 +12,7 @@ use crate::Result;
 /// Runs its layers in order; their names are their indices, as in nn.Sequential.
 #[derive(Default)]
 pub struct Sequential {
-    /// The backward pass may hold some, to compute them again.
+    /// The backward pass may hold some layers, to recompute them.
     layers: Vec<Arc<dyn Module>>,
 }
 
@@ -51,8 +51,8 @@ pub(super) fn run<M: Module>(
     Ok(x)
 }
 
-/// Runs the first of `layers`, which is at `place` of its container, with those behind it that run
-/// in one with it: how many, and the output.
+/// Runs the first of `layers`, at `place` of its container, together with the following layers that are
+/// fused with it. Returns their number and the output.
 pub(super) fn run_first<M: Module>(
     layers: &[M],
     place: usize,
@@ -84,7 +84,7 @@ impl<M: Module> Module for Vec<M> {
     }
 }
 
-/// A layer that may be absent; then it is the identity.
+/// An optional layer; if it is absent, it is the identity.
 impl<M: Visit> Visit for Option<M> {
     fn visit(&self, visitor: &mut dyn Visitor) {
         if let Some(layer) = self {

@@ -11,23 +11,23 @@ use crate::{
     precision::{Policy, Precision, Region, RegionPlan, is_floating},
 };
 
-/// What a tensor is to its module.
+/// The role of a tensor in its module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Trained.
     Parameter,
-    /// Kept, but not trained.
+    /// Stored, but not trained.
     Buffer,
 }
 
 /// Every tensor with its name and role, in order of declaration.
 pub fn named_tensors(module: &(impl Visit + ?Sized)) -> Vec<(String, Tensor, Role)> {
-    // Only the names are wanted: any precision gives the same.
+    // Only the names are needed: any precision gives the same.
     let (found, _) = walk(module, Precision::F32True, &BTreeMap::new());
     found.into_iter().map(|found| (found.name, found.tensor, found.role)).collect()
 }
 
-/// The trained tensors; a tied one appears once, under its first name.
+/// The trained tensors. A tied one appears once, under its first name.
 pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
     let mut seen = std::collections::HashSet::new();
     named_tensors(module)
@@ -37,7 +37,7 @@ pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
         .collect()
 }
 
-/// The parameters in precision regions, and what holds for each.
+/// The parameters in precision regions, with the plan of each region.
 pub(crate) fn parameters_in_regions(
     module: &(impl Visit + ?Sized),
     precision: Precision,
@@ -50,13 +50,13 @@ pub(crate) fn parameters_in_regions(
     within.map(|Found { name, tensor, plan, .. }| (Parameter { name, tensor }, plan)).collect()
 }
 
-/// Moves every tensor to the policy's device and every floating one to its dtype: the policy's,
-/// or that of the innermost region around it. `islands` are regions by module path, over those
-/// the struct declares. Handles taken earlier see the change.
+/// Moves every tensor to the policy's device and every floating one to its dtype: the policy's, or that
+/// of the innermost precision region around it. `islands` are precision regions by module path; they
+/// override those of the structs. Handles taken earlier refer to the moved tensors.
 ///
 /// # Errors
-/// When an override names no module, two tensors have one name, a parameter has integers, or the
-/// device has no room.
+/// When an override names no module, two tensors have one name, a parameter has integers, or the device
+/// has too little memory.
 pub fn place(
     module: &(impl Visit + ?Sized),
     policy: Policy,

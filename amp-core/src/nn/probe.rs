@@ -1,4 +1,4 @@
-//! Who sees the modules of a forward pass, and what of each.
+//! Observers of the modules in a forward pass.
 
 use std::rc::Rc;
 
@@ -7,46 +7,46 @@ use tch::{Kind, Tensor};
 use super::Op;
 use crate::{Result, precision::RegionPlan};
 
-/// Sees the tensors of every module of one forward pass, so that each runs by itself, also where
-/// some would run in one. Only a probed step pays for it.
+/// Observes the tensors of every module in one forward pass. Each module then runs alone, even if it
+/// would be fused with others. Only an observed step has a cost.
 pub trait Probe {
-    /// A module has run, after the modules within it.
+    /// Called after a module has run, and after the modules within it.
     fn ran(&self, call: &Call<'_>);
 }
 
-/// One module's run.
+/// The run of one module.
 pub struct Call<'a> {
     /// The module's dotted path.
     pub path: &'a str,
-    /// What it computes itself.
+    /// Its own computation.
     pub op: Op,
-    /// The dtypes that ought to hold there.
+    /// The expected dtypes.
     pub plan: RegionPlan,
-    /// What it was given, cast for its region.
+    /// Its input, cast for its precision region.
     pub input: &'a Tensor,
-    /// What it returned.
+    /// Its output.
     pub output: &'a Tensor,
-    /// Runs it once more on another input, under the same plan and unobserved. Random numbers go
-    /// on from where they are; batch statistics are not counted.
+    /// Runs it again on another input, under the same plan and without observers. Random numbers continue
+    /// from their current state; batch statistics are not updated.
     pub rerun: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
-/// Puts other tensors in place of those that the modules of a forward pass are given and return, as a
-/// study of rounding does. Each module then runs by itself.
+/// Replaces the tensors that modules get and return in a forward pass, for example to study rounding.
+/// Each module then runs alone.
 pub trait Substitute {
-    /// In place of a tensor that the module at this dotted path is given.
+    /// Replaces an input of the module at this dotted path.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
     fn given(&self, path: &str, input: &Tensor) -> Result<Tensor>;
 
-    /// In place of a tensor that it returns.
+    /// Replaces an output of the module.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
     fn returned(&self, path: &str, output: &Tensor) -> Result<Tensor>;
 
-    /// In place of a tensor that it computes on its way: the queries, keys, values and weights of attention.
+    /// Replaces an intermediate tensor of the module: the queries, keys, values and weights of attention.
     ///
     /// # Errors
     /// When libtorch refuses an operation.
@@ -56,28 +56,28 @@ pub trait Substitute {
     }
 }
 
-/// Sees the dtypes of every module of one forward pass, which is computed as without it: of layers
-/// that run in one it is told one by one.
+/// Observes the dtypes of every module in one forward pass, which is computed as without an observer.
+/// Fused layers are reported one by one.
 pub trait DtypeProbe {
-    /// A module has run, after the modules within it.
+    /// Called after a module has run, and after the modules within it.
     fn gave(&self, given: &Given<'_>);
 
-    /// libtorch has multiplied matrices, within a module or between modules.
+    /// Called after libtorch has multiplied matrices, within a module or between modules.
     fn multiplied(&self, product: &Product<'_>) {
         let _ = product;
     }
 }
 
-/// A matrix product or convolution of libtorch's, in any code of a forward pass.
+/// A matrix product or convolution by libtorch, anywhere in the code of a forward pass.
 #[derive(Debug, Clone, Copy)]
 pub struct Product<'a> {
     /// The dotted path of the innermost module that ran.
     pub path: &'a str,
     /// libtorch's name of the operator: `matmul`, `conv2d`.
     pub operator: &'a str,
-    /// The dtypes that ought to hold there.
+    /// The expected dtypes.
     pub plan: RegionPlan,
-    /// The dtype of the output, a floating one.
+    /// The dtype of the output, which is floating.
     pub kind: Kind,
 }
 
@@ -106,20 +106,20 @@ pub struct Group<'a> {
     pub apart: &'a dyn Fn(&[&Tensor]) -> Result<Tensor>,
 }
 
-/// What kind of output a module gave.
+/// The kind of a module's output.
 #[derive(Debug, Clone, Copy)]
 pub struct Given<'a> {
     /// The module's dotted path.
     pub path: &'a str,
-    /// What it computes itself.
+    /// Its own computation.
     pub op: Op,
-    /// The dtypes that ought to hold there.
+    /// The expected dtypes.
     pub plan: RegionPlan,
-    /// The dtype of what it returned.
+    /// The dtype of its output.
     pub kind: Kind,
 }
 
-/// Who sees the modules of a pass.
+/// The observers of a pass.
 #[derive(Default)]
 pub(super) enum Observer {
     #[default]

@@ -1,5 +1,5 @@
-//! What modules keep for the backward pass, measured one by one, so that a model that does not fit into
-//! memory can be measured too.
+//! Measures what modules keep for the backward pass, one at a time, so that a model that does not fit
+//! into memory can be measured as well.
 
 use std::{cell::RefCell, time::Instant};
 
@@ -13,11 +13,11 @@ use crate::{
     precision::is_floating,
 };
 
-/// What a module, or neighbours that run in one, were seen to keep and to cost.
+/// The measured bytes and time of a module, or of fused neighbours.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Cell {
     pub(crate) segment: Segment,
-    /// Bytes kept for the backward pass besides input and output.
+    /// Bytes kept for the backward pass in addition to input and output.
     pub(crate) own: u64,
     /// Bytes of the input.
     pub(crate) input: u64,
@@ -25,15 +25,15 @@ pub(crate) struct Cell {
     pub(crate) output: u64,
     /// Whether the input is kept.
     pub(crate) keeps_input: bool,
-    /// Whether the output is kept, also when nobody else wants it.
+    /// Whether the output is kept even if no other module needs it.
     pub(crate) keeps_output: bool,
-    /// How long it takes to compute again.
+    /// The time to recompute it.
     pub(crate) seconds: f64,
-    /// The same of the layers within it.
+    /// The measurements of the layers within it.
     pub(crate) within: Vec<Cell>,
 }
 
-/// Measures the modules of a forward pass that could be checkpointed, and those within them. Meant for
+/// Measures the modules of a forward pass that can be recomputed, and the modules within them. Use it in
 /// a pass without gradients under `Context::again`.
 pub(crate) struct Survey {
     device: Device,
@@ -46,12 +46,12 @@ impl Survey {
         Ok(Self { device, meter: MemoryMeter::beside(device)?, cells: RefCell::default() })
     }
 
-    /// What was measured, in the order of the pass.
+    /// The measurements, in the order of the pass.
     pub(crate) fn take(&self) -> Vec<Cell> {
         self.cells.take()
     }
 
-    /// Runs a container's layers, measuring each that can be shared.
+    /// Runs a container's layers and measures each that can be shared.
     pub(super) fn layers<M: Module>(
         &self,
         layers: &[M],
@@ -61,7 +61,7 @@ impl Survey {
         let (mut x, mut place) = (input.shallow_clone(), 0);
         while place < layers.len() {
             if layers[place].shared().is_none() {
-                // What is within it may be.
+                // Modules within it may be measurable.
                 x = cx.call_nth(place, &layers[place], &x)?;
                 place += 1;
                 continue;
@@ -82,7 +82,7 @@ impl Survey {
         Ok(x)
     }
 
-    /// Runs a module that may be checkpointed by itself.
+    /// Runs a module that can be recomputed alone.
     pub(super) fn module(
         &self,
         module: &dyn Module,
@@ -102,7 +102,7 @@ impl Survey {
         Ok(self.cells.replace(before))
     }
 
-    /// A module that runs several times a pass is one cell.
+    /// A module that runs several times per pass is one cell.
     fn note(&self, cell: Cell) {
         let mut cells = self.cells.borrow_mut();
         match cells.iter_mut().find(|other| other.segment == cell.segment) {
@@ -114,8 +114,8 @@ impl Survey {
         }
     }
 
-    /// Runs `run` twice on the input: with a graph, whose bytes are counted as its ends are let go, and
-    /// for the time it takes.
+    /// Runs `run` twice on the input: once with autograd, counting the bytes that are freed with its
+    /// graph, and once for the time.
     fn measure(
         &self,
         input: &Tensor,
@@ -148,7 +148,7 @@ impl Survey {
         let (seconds, output) = self.timed(|| run(input))?;
         let cell = Cell {
             segment: Segment { path: String::new(), layers: None },
-            // A view keeps the same bytes as both.
+            // A view keeps the same bytes as its base.
             own: (graph - ends as i64).max(0).cast_unsigned(),
             input: bytes,
             output: output_bytes,
@@ -160,7 +160,7 @@ impl Survey {
         Ok((cell, output))
     }
 
-    /// The device's seconds; waits for it.
+    /// Seconds on the device; waits for it.
     fn timed<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
         let started = Instant::now();
         if !self.device.is_cuda() {
@@ -173,7 +173,7 @@ impl Survey {
     }
 }
 
-/// A zero that a tensor like this can have gradients from.
+/// A zero from which a tensor like this can have gradients.
 fn history_for(input: &Tensor) -> Result<Option<Tensor>> {
     if !is_floating(input.kind()) {
         return Ok(None);

@@ -214,7 +214,7 @@ impl Run<'_, '_> {
                         "make them equal, or allow the change (resume_with, --resume-with \
                              {change})"
                     ),
-                    None => "make them equal to go on, or load its weights alone".to_owned(),
+                    None => "make them equal to continue, or load only its weights".to_owned(),
                 }
             ))),
         };

@@ -9,23 +9,23 @@ use crate::{
     precision::{Policy, Precision, is_floating},
 };
 
-/// What a tensor of a batch is, which decides what the loader and the trainer may do to it.
+/// The role of a tensor in a batch, which decides what the loader and the trainer may do with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum FieldRole {
-    /// Numbers, dimension 0 counting the examples. Floating ones get the precision's dtype,
-    /// integers and booleans keep theirs.
+    /// Values; dimension 0 counts the examples. Floating ones get the precision's dtype, integers and
+    /// booleans keep theirs.
     #[default]
     Value,
-    /// Integer indices, as of tokens or classes; they keep their dtype.
+    /// Integer indices, for example of tokens or classes; they keep their dtype.
     Ids,
-    /// Where something is present (boolean or integer) or what is added to scores (floating); it
+    /// A mask: where an element exists (boolean or integer), or a term added to scores (floating). It
     /// keeps its dtype.
     Mask,
-    /// What each target counts in the loss, floating or boolean; it keeps its dtype. Batches whose
-    /// gradients add up to one step count by the sum of their weights instead of by their examples.
+    /// The weight of each target in the loss, floating or boolean; it keeps its dtype. Batches that are
+    /// accumulated into one step are weighted by the sum of these weights instead of by their examples.
     Weights,
-    /// Numbers that belong to the batch as a whole. Neither selected from nor split.
+    /// Values that belong to the whole batch. They are neither selected nor split.
     Shared,
 }
 
@@ -37,28 +37,28 @@ struct Field {
     role: FieldRole,
 }
 
-/// A batch of any [type](super::BatchType), as the loader and the trainer pass it on: its tensors
-/// by name. A model takes its own type from it with [`BatchType::from_any`](super::BatchType::from_any).
+/// A batch of any [type](super::BatchType), as the loader and the trainer pass it on: its tensors by
+/// name. A model converts it to its own type with [`BatchType::from_any`](super::BatchType::from_any).
 #[derive(Debug)]
 pub struct AnyBatch {
-    /// The name of the type it was made from.
+    /// The name of the type from which it was made.
     of: &'static str,
     fields: Vec<Field>,
-    /// The sum of its weights, once it was asked for or its tensors left the host.
+    /// The sum of its weights, once it was requested or its tensors left the host.
     weight: OnceCell<f64>,
-    /// Whether it is known that no class of its is left out of losses.
+    /// Whether it is known that losses ignore none of its classes.
     complete: bool,
-    /// Whether it is one example, whose tensors have no dimension for the examples.
+    /// Whether it is a single example, whose tensors have no dimension for examples.
     single: bool,
 }
 
 impl AnyBatch {
-    /// A batch without tensors, made from the type of this name.
+    /// A batch without tensors, for the type of this name.
     pub fn new(of: &'static str) -> Self {
         Self { of, fields: Vec::new(), weight: OnceCell::new(), complete: false, single: false }
     }
 
-    /// One example without tensors yet, made from the type of this name.
+    /// An example without tensors, for the type of this name.
     pub(in crate::data) fn single(of: &'static str) -> Self {
         Self { single: true, ..Self::new(of) }
     }
@@ -67,7 +67,7 @@ impl AnyBatch {
     ///
     /// # Errors
     /// When the batch has a tensor of this name, the dtype does not fit the role, or the number of
-    /// examples (dimension 0) is not that of the other tensors.
+    /// examples (dimension 0) differs from the other tensors.
     pub fn push(
         &mut self,
         name: impl Into<Cow<'static, str>>,
@@ -118,10 +118,10 @@ impl AnyBatch {
         self.fields.iter().find(|field| field.name == name).map(|field| &field.tensor)
     }
 
-    /// The tensor of this name, which the model takes.
+    /// The tensor of this name, which the model needs.
     ///
     /// # Errors
-    /// When there is none.
+    /// When it is missing.
     pub fn required(&self, name: &str) -> Result<&Tensor> {
         self.tensor(name).ok_or_else(|| {
             let mut has = String::new();
@@ -147,18 +147,18 @@ impl AnyBatch {
         self.fields.iter().map(|field| (&*field.name, &field.tensor, field.role))
     }
 
-    /// The type that it was made from.
+    /// The type from which it was made.
     pub(in crate::data) fn of(&self) -> &'static str {
         self.of
     }
 
-    /// The tensors whose numbers enter the computation, which masks need not.
+    /// The tensors whose values enter the computation; masks may be missing there.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role != FieldRole::Mask);
         fields.map(|field| (&*field.name, &field.tensor))
     }
 
-    /// The tensors of values, one for each example.
+    /// The tensors of values, with one value per example.
     pub(super) fn values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let fields = self.fields.iter().filter(|field| field.role == FieldRole::Value);
         fields.map(|field| (&*field.name, &field.tensor))
@@ -174,8 +174,7 @@ impl AnyBatch {
         self.len() == 0
     }
 
-    /// What its loss counts among others that are averaged with it: the sum of its weights, or its
-    /// number of examples.
+    /// Its weight among batches that are averaged: the sum of its weights, or its number of examples.
     ///
     /// # Errors
     /// When weights cannot be read from the device.
@@ -193,8 +192,8 @@ impl AnyBatch {
         self.weights().is_some()
     }
 
-    /// What it counts whose loss is a mean over its examples, or over their weights where it has those;
-    /// reads nothing from the device.
+    /// Its weight for a loss that is a mean over its examples, or over their weights if it has any; reads
+    /// nothing from the device.
     ///
     /// # Errors
     /// When weights cannot be added up.
@@ -205,8 +204,8 @@ impl AnyBatch {
         }
     }
 
-    /// What it counts in a loss whose mean is over `over`, where `target` is a tensor of it; reads nothing from
-    /// the device.
+    /// Its weight for a loss that is a mean over `over`, where `target` is one of its tensors; reads
+    /// nothing from the device.
     ///
     /// # Errors
     /// When targets cannot be counted.
@@ -220,12 +219,12 @@ impl AnyBatch {
         self.counted()
     }
 
-    /// Whether it is known that no class in it is left out of losses, so that nothing need be counted.
+    /// Whether it is known that losses ignore none of its classes, so that nothing has to be counted.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// Looks whether a class in it is left out of losses. Waits for the device.
+    /// Checks whether losses ignore one of its classes. Waits for the device.
     pub(crate) fn noting_ignored(mut self) -> Result<Self> {
         let mut complete = true;
         for field in self.per_example() {
@@ -238,7 +237,7 @@ impl AnyBatch {
         Ok(self)
     }
 
-    /// The examples on the policy's device, values in its dtype.
+    /// The batch on the policy's device, with values in its dtype.
     ///
     /// # Errors
     /// When the device has no room.
@@ -254,7 +253,7 @@ impl AnyBatch {
         Ok(Self { weight: self.weight.clone(), ..placed })
     }
 
-    /// The same batch with these tensors in place of its own, in order.
+    /// The same batch with these tensors instead of its own, in order.
     pub(crate) fn with_tensors(&self, tensors: Vec<Tensor>) -> Self {
         debug_assert_eq!(tensors.len(), self.fields.len());
         let fields = self.fields.iter().zip(tensors);
@@ -280,7 +279,7 @@ impl AnyBatch {
         self.fields.iter().all(|field| field.tensor.device() == device)
     }
 
-    /// The device of its tensors, where it has any.
+    /// The device of its tensors, if it has any.
     pub(crate) fn device(&self) -> Option<Device> {
         self.fields.first().map(|field| field.tensor.device())
     }
@@ -298,7 +297,7 @@ impl AnyBatch {
         own.map(|(own, _)| tensor_bytes(&own.tensor)).sum()
     }
 
-    /// The examples at these places, given as int64 on the batch's device.
+    /// The examples at these indices, given as int64 on the batch's device.
     pub(crate) fn select(&self, index: &Tensor) -> Result<Self> {
         self.each_example(|tensor| Ok(tensor.f_index_select(0, index)?))
     }
@@ -306,12 +305,12 @@ impl AnyBatch {
     /// `length` examples from `start` on, in the same memory.
     ///
     /// # Errors
-    /// When there are not so many.
+    /// When there are fewer.
     pub fn narrow(&self, start: i64, length: i64) -> Result<Self> {
         self.each_example(|tensor| Ok(tensor.f_narrow(0, start, length)?))
     }
 
-    /// The examples in at most so many parts of one size, of which the last may be smaller; `None` for
+    /// The examples in at most this number of equal parts, of which the last may be smaller; `None` for
     /// one part, which is the batch itself.
     ///
     /// # Errors
@@ -338,7 +337,7 @@ impl AnyBatch {
         self.with_tensors(self.fields.iter().map(|field| field.tensor.shallow_clone()).collect())
     }
 
-    /// Whether the tensors have the names, shapes and dtypes of the other's.
+    /// Whether its tensors have the names, shapes and dtypes of the other's.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         let alike = |own: &Field, other: &Field| {
             own.name == other.name

@@ -5,17 +5,17 @@ use tch::Tensor;
 use super::{AnyBatch, FieldRole};
 use crate::Result;
 
-/// A struct of tensors that a model trains on a batch at a time. Derive it with
+/// A struct of tensors, on batches of which a model trains. Derive it with
 /// [`derive(Batch)`](derive@crate::Batch); [`Batch`](super::Batch) is one with an input and a target.
 pub trait BatchType: Sized {
     /// Its tensors by name: handles of the same memory.
     ///
     /// # Errors
-    /// When they are not equal in dimension 0, or a dtype does not fit its role.
+    /// When they differ in dimension 0, or a dtype does not fit its role.
     fn to_any(&self) -> Result<AnyBatch>;
 
-    /// The struct of these tensors: handles of the same memory. Tensors that it has no field for
-    /// are passed over.
+    /// The struct with these tensors: handles of the same memory. Tensors for which it has no field are
+    /// ignored.
     ///
     /// # Errors
     /// When one of its fields is missing.
@@ -32,7 +32,7 @@ impl BatchType for AnyBatch {
     }
 }
 
-/// Calls `run` with the batch as the type that it takes.
+/// Calls `run` with the batch converted to its type.
 #[doc(hidden)]
 pub fn with_batch<B: BatchType, T>(
     batch: &AnyBatch,
@@ -49,14 +49,14 @@ pub fn predictions(output: &impl BatchField) -> Result<AnyBatch> {
     Ok(predictions)
 }
 
-/// The field of a batch that `of` gives, by its dotted name.
+/// The field of a batch that `of` returns, by its dotted name.
 #[doc(hidden)]
 pub fn take_field<B, F: BatchField>(
     name: &str,
     batch: &AnyBatch,
     of: impl Fn(&B) -> &F,
 ) -> Result<F> {
-    // It tells the field's type, and is not called.
+    // Its only purpose is the field's type; it is not called.
     let _ = of;
     F::take(name, batch)
 }
@@ -76,7 +76,7 @@ pub fn field_name(parent: &str, field: &str) -> String {
     note = "fields are tensors, options, lists and tuples of fields, and structs that derive `Batch`"
 )]
 pub trait BatchField: Sized {
-    /// What a forward pass takes of it.
+    /// The type that a forward pass takes.
     type Ref<'a>
     where
         Self: 'a;

@@ -18,9 +18,9 @@ use crate::{
 
 /// Examples one at a time, by number (a map-style torch.utils.data.Dataset; `get` is `__getitem__`).
 ///
-/// [`Loading::num_workers`](super::Loading::num_workers) threads read examples at once. Random numbers of
-/// an example follow from the run's seed, the epoch and the example's number alone, so the batches are the
-/// same to the last bit for any number of threads, any batch size and after a resume.
+/// [`Loading::num_workers`](super::Loading::num_workers) threads read examples in parallel. Random
+/// numbers of an example depend only on the run's seed, the epoch and the example's index, so the batches
+/// are equal to the last bit for any number of threads, any batch size and after a resume.
 ///
 /// An example is a struct that derives [`Batch`](derive@crate::Batch), or a [`Batch`](super::Batch), whose
 /// tensors have no dimension for the examples: [`collate`](Self::collate) adds it. A set that keeps tensors
@@ -104,7 +104,7 @@ pub(super) trait AnyMapDataset: Send + Sync {
     fn gather(&self, indices: &[i64], draws: Draws, watch: &Watch) -> Result<AnyBatch>;
 }
 
-/// What is said to threads that read examples, and what they say.
+/// Signals to and from threads that read examples.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     stopped: AtomicBool,
@@ -112,7 +112,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Nobody waits for the examples any more: reading ends at the next one, with an error.
+    /// The examples are no longer needed: reading ends at the next one, with an error.
     fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,5 @@
-//! Threads that each make whole batches of a map-style set, given out in the sampler's order.
+//! Threads that each create whole batches of a map-style set; batches are returned in the sampler's
+//! order.
 
 use std::{
     collections::BTreeMap,
@@ -15,21 +16,21 @@ use crate::{
     random::{self, Draws},
 };
 
-/// The batches of an epoch on the CPU, made by threads that end with it.
+/// The batches of an epoch on the CPU, created by threads that end with it.
 pub(in crate::data) struct Workers {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// Whether there is nothing more to give.
+    /// Whether all batches were returned.
     over: bool,
 }
 
-/// What the threads work on.
+/// The work of the threads.
 struct Shared {
     work: Work,
     queue: Mutex<Queue>,
     changed: Condvar,
     watch: Watch,
-    /// Most batches that were begun and not given out.
+    /// The most batches that were begun and not returned.
     ahead: u64,
 }
 
@@ -40,22 +41,22 @@ struct Work {
 }
 
 struct Queue {
-    /// The examples of the batches that nobody has begun.
+    /// The examples of the batches that were not begun.
     indices: Box<dyn Iterator<Item = Vec<i64>> + Send>,
-    /// Batches begun, and given out.
+    /// The number of batches begun, and returned.
     begun: u64,
     given: u64,
-    /// Batches made and not given out, by their place.
+    /// Finished batches that were not returned, by their index.
     ready: BTreeMap<u64, Result<AnyBatch>>,
-    /// Threads that may still make one.
+    /// The number of threads that may still finish a batch.
     alive: usize,
-    /// No batch is begun any more.
+    /// Whether no further batch is begun.
     stopped: bool,
 }
 
 impl Workers {
-    /// Starts `count` threads that make the batches of each of `indices`, at most `ahead` before they are
-    /// asked for, in the dtypes of the policy.
+    /// Starts `count` threads that create the batches for each of `indices`, at most `ahead` before they
+    /// are requested, in the dtypes of the policy.
     pub(in crate::data) fn start(
         data: Arc<dyn AnyMapDataset>,
         draws: Draws,
@@ -87,7 +88,7 @@ impl Workers {
             let living = Living(shared.clone());
             let body = move || {
                 let living = living;
-                // The loop waits for this thread, which must not wait for the loop's section.
+                // The loop waits for this thread, so the thread must not wait for the loop's section.
                 let _guest = inherited.enter();
                 let _no_grad = tch::no_grad_guard();
                 match context.enter() {
@@ -123,13 +124,13 @@ impl Drop for Workers {
         self.shared.queue().stopped = true;
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // It catches the panics of the set.
+            // The thread catches panics of the set.
             let _ = thread.join();
         }
     }
 }
 
-/// A thread that may still make a batch.
+/// A thread that may still finish a batch.
 struct Living(Arc<Shared>);
 
 impl Drop for Living {
@@ -141,7 +142,7 @@ impl Drop for Living {
 
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        // No panic can leave it half-changed.
+        // A panic cannot leave it in an inconsistent state.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -165,7 +166,7 @@ impl Shared {
         }
     }
 
-    /// Makes a batch, when there is room for it; false when there are no more to make.
+    /// Creates a batch, once there is room for it; false if there are no more.
     fn make_one(&self) -> bool {
         let full = |queue: &mut Queue| {
             !queue.stopped && queue.begun >= queue.given.saturating_add(self.ahead)
@@ -185,7 +186,7 @@ impl Shared {
             counted(batch, indices.len(), "collate")?.place(*policy)
         });
         let mut queue = self.queue();
-        // The batches before it are in the making.
+        // The batches before it are being created.
         queue.stopped |= batch.is_err();
         queue.ready.insert(place, batch);
         drop(queue);
@@ -193,7 +194,7 @@ impl Shared {
         true
     }
 
-    /// Gives this error in place of the next batch.
+    /// Returns this error instead of the next batch.
     fn refuse(&self, error: Error) {
         let mut queue = self.queue();
         queue.stopped = true;
@@ -203,7 +204,7 @@ impl Shared {
     }
 }
 
-/// Refuses a batch of another number of examples; `method` of the set has made it.
+/// Refuses a batch with another number of examples; `method` of the set created it.
 pub(in crate::data) fn counted(batch: AnyBatch, asked: usize, method: &str) -> Result<AnyBatch> {
     let (asked, given) = (asked as i64, batch.len());
     if asked == given {

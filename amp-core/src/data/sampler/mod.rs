@@ -12,9 +12,9 @@ pub use weighted::Weighted;
 
 use crate::{Error, Result, random::Rng};
 
-/// Draws the examples of each epoch (torch.utils.data.Sampler). The order follows from what an [`Epoch`]
-/// holds and from nothing else, whatever the device, the precision and the batches read before: so a resumed
-/// run continues in the same order.
+/// Draws the examples of each epoch (torch.utils.data.Sampler). The order depends only on the content of
+/// an [`Epoch`], not on the device, the precision or the batches read before, so that a resumed run
+/// continues in the same order.
 ///
 /// Batches are consecutive parts of the order, so a sampler also decides which examples are in one batch.
 ///
@@ -51,10 +51,10 @@ use crate::{Error, Result, random::Rng};
 /// # }
 /// ```
 pub trait Sampler: fmt::Debug + Send + Sync {
-    /// What it does and by which values. A resumed run must have a sampler of the same name.
+    /// Its kind and options, as text. A resumed run must have a sampler with the same name.
     fn name(&self) -> String;
 
-    /// How many examples it draws in each epoch of a set of so many.
+    /// The number of examples that it draws in each epoch from a set of this size.
     fn len(&self, examples: i64) -> i64 {
         examples
     }
@@ -63,11 +63,11 @@ pub trait Sampler: fmt::Debug + Send + Sync {
     /// 0 to `epoch.examples - 1`.
     ///
     /// # Errors
-    /// When it cannot draw from a set of so many examples.
+    /// When it cannot draw from a set of this size.
     fn order(&self, epoch: &Epoch) -> Result<Vec<i64>>;
 }
 
-/// What the order of an epoch follows from.
+/// The values on which the order of an epoch depends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Epoch {
     /// The run's seed.
@@ -81,9 +81,9 @@ pub struct Epoch {
 }
 
 impl Epoch {
-    /// Random numbers of the seed and the epoch.
+    /// Random numbers that depend on the seed and the epoch.
     pub fn rng(&self) -> Rng {
-        // Two generators, so that (seed, epoch) and (seed + 1, epoch - 1) have nothing in common.
+        // Two generators, so that (seed, epoch) and (seed + 1, epoch - 1) are unrelated.
         Rng::with_seed(Rng::with_seed(self.seed).bits() ^ self.epoch)
     }
 }
@@ -116,7 +116,7 @@ impl Sampler for InOrder {
     }
 }
 
-/// All examples in a permutation, each as likely (RandomSampler). The trainer uses it unless it is given
+/// All examples in a uniformly random permutation (RandomSampler). The trainer uses it unless it is given
 /// another sampler.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Shuffled;
@@ -133,7 +133,7 @@ impl Sampler for Shuffled {
     }
 }
 
-/// The order that a sampler gives, once it is looked through.
+/// The order of a sampler, after a check.
 pub(super) fn checked_order(sampler: &dyn Sampler, epoch: &Epoch) -> Result<Vec<i64>> {
     let order = sampler.order(epoch)?;
     let most = epoch.examples - 1;
@@ -153,7 +153,7 @@ pub(super) fn checked_order(sampler: &dyn Sampler, epoch: &Epoch) -> Result<Vec<
     }
 }
 
-/// What tells long lists apart in the name of a sampler.
+/// The part of a sampler's name that distinguishes long lists.
 fn digest(bytes: impl Iterator<Item = [u8; 8]>) -> String {
     format!("{:08x}", bytes.fold(0, |digest, bytes| crc32c::crc32c_append(digest, &bytes)))
 }

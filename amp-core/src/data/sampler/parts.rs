@@ -3,7 +3,7 @@
 use super::{Epoch, Sampler, digest};
 use crate::{Error, Result};
 
-/// Some examples of a set, in the order in which another sampler draws from a set of so many
+/// Some examples of a set, in the order in which another sampler draws from a set of that size
 /// (SubsetRandomSampler with [`Shuffled`](super::Shuffled)).
 #[derive(Debug, Clone)]
 pub struct Subset<S> {
@@ -15,7 +15,7 @@ impl<S: Sampler> Subset<S> {
     /// The examples at `indices`.
     ///
     /// # Errors
-    /// When there is none.
+    /// When `indices` is empty.
     pub fn new(indices: Vec<i64>, inner: S) -> Result<Self> {
         if indices.is_empty() {
             return Err(Error::config("a subset without examples: give at least one"));
@@ -41,7 +41,7 @@ impl<S: Sampler> Sampler for Subset<S> {
     }
 }
 
-/// What is done with examples that cannot be dealt out equally.
+/// How a rest that cannot be divided equally is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tail {
     /// The first examples of the order are drawn once more, until every process has as many.
@@ -51,8 +51,9 @@ pub enum Tail {
     Drop,
 }
 
-/// The part of one process among several that train together (DistributedSampler): all deal out the same
-/// order, so each example is drawn by one process, and each process draws as many. It communicates nothing.
+/// The share of one process among several that train together (DistributedSampler). All of them divide
+/// the same order, so each example is drawn by one process, and each process draws equally many. It
+/// communicates nothing.
 ///
 /// ```
 /// use amp_core::{Result, data::{Distributed, Epoch, Sampler, Shuffled, Tail}};
@@ -104,7 +105,7 @@ impl<S: Sampler> Sampler for Distributed<S> {
     }
 
     fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
-        // The batches that all processes draw at once are one batch of the order.
+        // The batches that all processes draw at the same time are one batch of the order.
         let batch_size = epoch.batch_size * self.world_size;
         let order = self.inner.order(&Epoch { batch_size, ..*epoch })?;
         let places = (0..self.len(epoch.examples)).map(|at| at * self.world_size + self.rank);

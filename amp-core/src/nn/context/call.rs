@@ -47,7 +47,7 @@ impl Context {
         self.run(self.plan_of(outer, None), outer, module, (input,), parent)
     }
 
-    /// Runs the module that lies at the last of these places, each within the one before it.
+    /// Runs the module at the last of these path steps, each within the one before it.
     pub(in crate::nn) fn call_at<'p, M: Forward + ?Sized>(
         &self,
         places: impl Iterator<Item = &'p Place<'p>>,
@@ -70,7 +70,7 @@ impl Context {
         self.run(plan, outer, module, inputs, parent)
     }
 
-    /// The plan of the module at the path, inside a part where `outer` holds.
+    /// The plan of the module at the path, inside a part with the plan `outer`.
     fn plan_of(&self, outer: RegionPlan, declared: Option<Region>) -> RegionPlan {
         match self.islands.get(self.path.borrow().as_str()).copied().or(declared) {
             None => outer,
@@ -78,17 +78,18 @@ impl Context {
         }
     }
 
-    /// Whether somebody looks at each tensor.
+    /// Whether an observer reads each tensor.
     pub(super) fn is_watched(&self) -> bool {
         matches!(self.observer, Observer::Tensors(_) | Observer::Substitutes(_))
     }
 
-    /// Whether tensors of the modules are put in place of others.
+    /// Whether tensors between modules are replaced.
     pub(crate) fn has_substitutes(&self) -> bool {
         matches!(self.observer, Observer::Substitutes(_))
     }
 
-    /// What is put in place of a tensor within the module at the path; itself where nothing is.
+    /// The replacement of a tensor within the module at the path; the tensor itself without a
+    /// replacement.
     pub(crate) fn within(&self, inner: &Tensor) -> Result<Tensor> {
         match &self.observer {
             Observer::Substitutes(other) => other.within(&self.path.borrow(), inner),
@@ -96,7 +97,7 @@ impl Context {
         }
     }
 
-    /// Whether the module at the path was given a region.
+    /// Whether the module at the path has a precision region.
     pub(super) fn has_island(&self) -> bool {
         self.islands.contains_key(self.path.borrow().as_str())
     }
@@ -121,7 +122,7 @@ impl Context {
         output
     }
 
-    /// Runs the module at the path under `plan`, and leaves the path behind.
+    /// Runs the module at the path under `plan`, and removes its name from the path.
     fn run<M: Forward + ?Sized>(
         &self,
         plan: RegionPlan,
@@ -156,7 +157,7 @@ impl Context {
         result
     }
 
-    /// Reports the dtypes that the module at the path returned.
+    /// Reports the dtypes of the output of the module at the path.
     pub(super) fn tell<M: Forward + ?Sized>(
         &self,
         probe: &dyn DtypeProbe,
@@ -172,7 +173,7 @@ impl Context {
         Ok(())
     }
 
-    /// Runs the module at the path and shows each of its outputs, beside the first floating input.
+    /// Runs the module at the path and shows each of its outputs, with the first floating input.
     fn show<M: Forward + ?Sized>(
         &self,
         probe: &dyn Probe,
@@ -209,7 +210,7 @@ impl Context {
         Ok(output)
     }
 
-    /// Appends a name to the path; returns the length to cut back to.
+    /// Appends a name to the path and returns the earlier length.
     pub(super) fn enter(&self, name: &str) -> usize {
         self.show_products();
         let mut path = self.path.borrow_mut();
@@ -225,7 +226,7 @@ impl Context {
         self.enter(itoa::Buffer::new().format(index))
     }
 
-    /// Cuts the path back to this length.
+    /// Shortens the path to this length.
     pub(super) fn leave(&self, parent: usize) {
         self.show_products();
         self.path.borrow_mut().truncate(parent);

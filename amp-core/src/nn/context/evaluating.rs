@@ -1,15 +1,15 @@
-//! Whether code makes a context of training while a model is evaluated.
+//! Detects code that creates a training context while a model is evaluated.
 
 use std::{cell::Cell, marker::PhantomData};
 
 thread_local! {
-    /// Whether a model is evaluated on this thread.
+    /// Whether a model is being evaluated on this thread.
     static EVALUATING: Cell<bool> = const { Cell::new(false) };
-    /// Whether a context of training was made meanwhile.
+    /// Whether a training context was created meanwhile.
     static TRAINED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A model is evaluated on this thread while this lives.
+/// A guard: while it lives, a model is being evaluated on this thread.
 pub(crate) struct Evaluating(PhantomData<*const ()>);
 
 impl Evaluating {
@@ -25,14 +25,14 @@ impl Drop for Evaluating {
     }
 }
 
-/// Follows the making of a context.
+/// Called when a context is created.
 pub(super) fn note(training: bool) {
     if training && EVALUATING.get() {
         TRAINED.set(true);
     }
 }
 
-/// Whether a context of training was made during an evaluation since the last call.
+/// Whether a training context was created during an evaluation since the last call.
 pub(crate) fn take_trained_in_evaluation() -> bool {
     TRAINED.replace(false)
 }

@@ -1,4 +1,4 @@
-//! What a forward pass knows besides its input.
+//! The context of a forward pass.
 
 mod call;
 mod evaluating;
@@ -19,13 +19,13 @@ use super::{
 };
 use crate::precision::{Policy, Region, RegionPlan};
 
-/// Which modules drop their activations and compute them again for the backward pass.
+/// Which modules drop their activations and recompute them for the backward pass.
 pub(in crate::nn) enum Checkpointing {
     /// None.
     Off,
-    /// Those that say so.
+    /// Those that request it.
     Declared,
-    /// These.
+    /// These modules.
     Chosen(Rc<[Segment]>),
     /// None, but those that could are measured.
     Measured(Rc<Survey>),
@@ -66,14 +66,14 @@ impl Context {
         }
     }
 
-    /// The same pass, module by module, shown to `probe`.
+    /// The same pass, with each module run alone and shown to `probe`.
     #[must_use]
     pub fn with_probe(mut self, probe: Rc<dyn Probe>) -> Self {
         self.observer = Observer::Tensors(probe);
         self
     }
 
-    /// The same pass, its dtypes shown to `probe`.
+    /// The same pass, with its dtypes shown to `probe`.
     #[must_use]
     pub fn with_dtype_probe(mut self, probe: Rc<dyn DtypeProbe>) -> Self {
         self.observer = Observer::Dtypes(probe);
@@ -87,22 +87,22 @@ impl Context {
         self
     }
 
-    /// The same pass, module by module, with other tensors between them.
+    /// The same pass, with each module run alone and the tensors between modules replaced.
     #[must_use]
     pub fn with_substitute(mut self, substitute: Rc<dyn Substitute>) -> Self {
         self.observer = Observer::Substitutes(substitute);
         self
     }
 
-    /// Regions by module path, over those the struct declares. The same map must have been given
-    /// to [`place`](super::place), which puts the parameters in their region's dtype.
+    /// Precision regions by module path; they override those of the structs. The same map must have been
+    /// given to [`place`](super::place), which gives the parameters their region's dtype.
     #[must_use]
     pub fn with_islands(mut self, islands: Rc<BTreeMap<String, Region>>) -> Self {
         self.islands = islands;
         self
     }
 
-    /// The same pass without dropout, also while training.
+    /// The same pass without dropout, even in training.
     #[must_use]
     pub fn without_dropout(mut self) -> Self {
         self.dropout = false;
@@ -116,36 +116,37 @@ impl Context {
         self
     }
 
-    /// The same pass, keeping every activation: a probe sees checkpointed modules with their graph.
+    /// The same pass with every activation kept: a probe sees checkpointed modules with their autograd
+    /// graph.
     #[must_use]
     pub fn without_checkpointing(mut self) -> Self {
         self.checkpointing = Checkpointing::Off;
         self
     }
 
-    /// The same pass, where these segments drop their activations, whatever modules say themselves.
+    /// The same pass in which these segments drop their activations, whatever the modules request.
     #[must_use]
     pub(crate) fn with_segments(mut self, segments: Rc<[Segment]>) -> Self {
         self.checkpointing = Checkpointing::Chosen(segments);
         self
     }
 
-    /// The same pass, measured.
+    /// The same pass with measurements.
     #[must_use]
     pub(crate) fn with_survey(mut self, survey: Rc<Survey>) -> Self {
         self.checkpointing = Checkpointing::Measured(survey);
         self
     }
 
-    /// The same pass, run once more: what it counts was already counted.
+    /// The same pass as a repetition: batch statistics are not updated again.
     #[must_use]
     pub(crate) fn again(mut self) -> Self {
         self.recomputing = true;
         self
     }
 
-    /// Whether the pass trains: batch statistics are on, and dropout unless
-    /// [without](Self::without_dropout).
+    /// Whether the pass trains: batch statistics are active, and so is dropout, unless
+    /// [disabled](Self::without_dropout).
     pub fn is_training(&self) -> bool {
         self.training
     }
@@ -160,14 +161,14 @@ impl Context {
         &self.checkpointing
     }
 
-    /// Whether a module runs for the second time on the same input, as checkpointed modules do:
-    /// batch statistics were already counted.
+    /// Whether a module runs for the second time on the same input, as checkpointed modules do: batch
+    /// statistics were updated the first time.
     pub fn is_recomputing(&self) -> bool {
         self.recomputing
     }
 
-    /// This point of the pass, for running a module again later. It shares nothing with the pass,
-    /// since it may be freed on another thread, and nobody sees it.
+    /// This point of the pass, for running a module again later. It shares nothing with the pass and has
+    /// no observers, because it may be freed on another thread.
     pub(in crate::nn) fn recomputing(&self) -> Self {
         Self {
             policy: self.policy,
@@ -177,7 +178,7 @@ impl Context {
             fuses: self.fuses,
             checkpointing: match &self.checkpointing {
                 Checkpointing::Declared => Checkpointing::Declared,
-                // What was chosen or measured is not looked into.
+                // The chosen or measured modules are not searched again.
                 _ => Checkpointing::Off,
             },
             islands: Rc::new(self.islands.as_ref().clone()),
@@ -193,7 +194,7 @@ impl Context {
         self.policy
     }
 
-    /// The dotted path of the module that runs now.
+    /// The dotted path of the current module.
     pub fn path(&self) -> Ref<'_, str> {
         Ref::map(self.path.borrow(), String::as_str)
     }

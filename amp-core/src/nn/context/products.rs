@@ -1,4 +1,4 @@
-//! The matrix products of a pass, wherever its code has them.
+//! The matrix products of a pass, wherever its code computes them.
 
 use super::{Context, Observer};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     nn::Product,
 };
 
-/// Shows a context's dtype probe the products of this thread while it lives.
+/// A guard: while it lives, a context's dtype probe receives the products of this thread.
 #[must_use = "products are watched until this is dropped"]
 pub(crate) struct ProductsOf<'c> {
     context: &'c Context,
@@ -15,10 +15,10 @@ pub(crate) struct ProductsOf<'c> {
 }
 
 impl Context {
-    /// Shows the dtype probe every product from now on; `None` where there is no such probe.
+    /// From now on reports every product to the dtype probe; `None` if there is no such probe.
     ///
     /// # Errors
-    /// When libtorch takes no callback.
+    /// When libtorch accepts no callback.
     pub(crate) fn watch_products(&self) -> Result<Option<ProductsOf<'_>>> {
         if !matches!(self.observer, Observer::Dtypes(_)) {
             return Ok(None);
@@ -28,12 +28,12 @@ impl Context {
         Ok(Some(ProductsOf { context: self, _watched: watched }))
     }
 
-    /// Keeps what runs under this context out of another one's products.
+    /// Keeps the products under this context separate from another context's.
     pub(crate) fn pause_others_products(&self) -> Option<PausedProducts> {
         (!self.watches_products.get()).then(PausedProducts::pause)
     }
 
-    /// Shows what was multiplied since the path or the plan changed.
+    /// Reports the products since the path or the plan changed.
     pub(super) fn show_products(&self) {
         if !self.watches_products.get() {
             return;

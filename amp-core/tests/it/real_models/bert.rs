@@ -73,8 +73,8 @@ struct Bert {
     head: Linear,
 }
 
-/// A sentence says its class by one word, 1 or 2, among its first words; behind its end stands the other
-/// one many times, so that who does not mask it learns nothing.
+/// A sentence's class is given by one word, 1 or 2, among its first words. The padding after its end repeats the
+/// other word, so that a model that does not mask the padding learns nothing.
 fn sentences(count: i64, padding: i64) -> Result<Sentences> {
     let options = (Kind::Int64, Device::Cpu);
     let labels = Tensor::f_randint(2, [count], options)?;

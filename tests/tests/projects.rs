@@ -13,7 +13,7 @@ use fixtures::{registry, without_projects};
 use rstest::rstest;
 
 /// In the order of the registry. Each has its PyTorch twin.
-const NAMES: [&str; 1] = ["LstmForecaster"];
+const NAMES: [&str; 5] = ["LstmForecaster", "UNet", "Bert", "Diffusion", "VisionTransformer"];
 
 #[test]
 fn no_project_is_left_out() {
@@ -24,6 +24,10 @@ fn no_project_is_left_out() {
 /// Two epochs train, and the matrix products run in the dtype of the precision's name.
 #[rstest]
 #[case::lstm("LstmForecaster")]
+#[case::unet("UNet")]
+#[case::bert("Bert")]
+#[case::diffusion("Diffusion")]
+#[case::vit("VisionTransformer")]
 fn trains_under_every_precision(#[case] name: &str) {
     let device = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     let device = parse_device(&device).expect("AMP_DEVICE names a device of this machine");

@@ -119,8 +119,9 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub loops: LoopArgs,
-    /// Leave the parameters whose names match these patterns as they are, as in encoder.*, for the whole
-    /// run or until encoder.*=epoch:3 or encoder.*=step:500; may be repeated, or separated by commas
+    /// Leave the parameters whose names match these patterns as they are, besides those that the model
+    /// freezes, as in encoder.*, for the whole run or until encoder.*=epoch:3 or encoder.*=step:500; may be
+    /// repeated, or separated by commas
     #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
     pub freeze: Vec<Freeze>,
     /// Validate and save the exponential moving average of the weights with this decay, as in 0.999

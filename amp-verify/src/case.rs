@@ -139,7 +139,8 @@ impl Case {
             optimization: OptimizationConfig {
                 gradient_clip: clip,
                 accumulate_grad_batches,
-                ..OptimizationConfig::default()
+                freeze: model.freeze.clone(),
+                averaging: model.averaging,
             },
             logging: LoggingConfig { profile_every_n_steps, ..choices.logging },
             ..TrainerConfig::new(Precision::F32True, device)

@@ -13,7 +13,17 @@ use fixtures::{registry, without_projects};
 use rstest::rstest;
 
 /// In the order of the registry. Each has its PyTorch twin.
-const NAMES: [&str; 5] = ["LstmForecaster", "ResNet", "TabularNet", "TwoTower", "WganGp"];
+const NAMES: [&str; 9] = [
+    "LstmForecaster",
+    "ResNet",
+    "TabularNet",
+    "TwoTower",
+    "WganGp",
+    "UNet",
+    "Bert",
+    "Diffusion",
+    "VisionTransformer",
+];
 
 #[test]
 fn no_project_is_left_out() {
@@ -28,6 +38,10 @@ fn no_project_is_left_out() {
 #[case::tabular("TabularNet")]
 #[case::two_tower("TwoTower")]
 #[case::wgan("WganGp")]
+#[case::unet("UNet")]
+#[case::bert("Bert")]
+#[case::diffusion("Diffusion")]
+#[case::vit("VisionTransformer")]
 fn trains_under_every_precision(#[case] name: &str) {
     let device = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     let device = parse_device(&device).expect("AMP_DEVICE names a device of this machine");

@@ -20,11 +20,11 @@ pub use batch::{AnyBatch, Batch, BatchField, BatchType, FieldRole};
 pub use batch::{field_name, predictions, take_field, with_batch};
 pub use dataset::{Dataset, SharedDataset};
 pub use image::{
-    CenterCrop, ColorJitter, Compose, Jitter, MixUp, Normalize, RandomHorizontalFlip,
+    CenterCrop, ColorJitter, Compose, ImageGrid, Jitter, MixUp, Normalize, RandomHorizontalFlip,
     RandomResizedCrop, Resize, Transform,
 };
 #[cfg(feature = "images")]
-pub use image::{ImageFolder, decode_image};
+pub use image::{ImageFolder, decode_image, save_image};
 pub use limit::Limit;
 pub use loader::DataLoader;
 pub use map_style::{Collate, MapDataset, Pad, SharedTensor};

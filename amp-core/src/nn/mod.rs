@@ -13,6 +13,7 @@ mod child;
 mod container;
 mod context;
 mod conv;
+mod ddpm;
 mod dropout;
 mod embedding;
 mod forward;
@@ -31,6 +32,7 @@ mod recurrent;
 mod residual;
 mod resize;
 mod segment;
+mod sinusoidal;
 mod sizes;
 mod survey;
 mod transformer;
@@ -58,6 +60,7 @@ pub use conv::{
     ConvTranspose, ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d, ConvTranspose2dConfig,
     ConvTranspose3d, ConvTranspose3dConfig, ConvTransposeConfig, Padding, PaddingMode,
 };
+pub use ddpm::DdpmSchedule;
 pub use dropout::Dropout;
 pub use embedding::{BagMode, Embedding, EmbeddingBag, EmbeddingBagConfig, EmbeddingConfig};
 pub use forward::Forward;
@@ -88,6 +91,7 @@ pub use probe::{Call, DtypeProbe, Given, Group, GroupProbe, Probe, Product, Subs
 pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Rnn, RnnConfig, RnnNonlinearity};
 pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
 pub use segment::Segment;
+pub use sinusoidal::SinusoidalEmbedding;
 pub use sizes::Sizes;
 pub(crate) use survey::{Cell, Survey};
 pub use transformer::{

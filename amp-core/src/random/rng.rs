@@ -1,5 +1,9 @@
 //! A random generator that is independent of libtorch's.
 
+use tch::Tensor;
+
+use crate::Result;
+
 /// A stream of random numbers that depends only on its seed. It does not use libtorch's generators, from
 /// which the model draws.
 ///
@@ -46,6 +50,17 @@ impl Rng {
         // 1 - u is never 0, whose logarithm is infinite.
         let radius = (-2.0 * (1.0 - self.0.f64()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.0.f64()).cos()
+    }
+
+    /// A tensor of such numbers, in f32 on the CPU.
+    ///
+    /// # Errors
+    /// When there is no room for it, or a size is negative.
+    pub fn randn(&mut self, shape: &[i64]) -> Result<Tensor> {
+        let count = shape.iter().product::<i64>().max(0).cast_unsigned() as usize;
+        let values: Vec<f32> =
+            std::iter::repeat_with(|| self.normal() as f32).take(count).collect();
+        Ok(Tensor::f_from_slice(&values)?.f_reshape(shape)?)
     }
 
     /// A number with the distribution Beta(a, b), from 0 to 1; `a` and `b` must be positive.
@@ -101,6 +116,11 @@ mod tests {
         moments(|| rng.uniform(-1.0, 5.0), 2.0, 3.0);
         moments(|| rng.below(10) as f64, 4.5, 8.25);
         moments(|| f64::from(u8::from(rng.chance(0.3))), 0.3, 0.21);
+        let drawn = rng.randn(&[2, 50_000]).expect("a tensor");
+        assert_eq!((drawn.size(), drawn.kind()), (vec![2, 50_000], tch::Kind::Float));
+        let drawn: Vec<f32> = drawn.view(-1).try_into().expect("values");
+        let mut drawn = drawn.into_iter();
+        moments(|| f64::from(drawn.next().expect("a value")), 0.0, 1.0);
         for (a, b) in [(0.2, 0.2), (1.0, 1.0), (0.5, 1.5), (3.0, 2.0)] {
             let all: f64 = a + b;
             moments(|| rng.beta(a, b), a / all, a * b / (all * all * (all + 1.0)));

@@ -30,6 +30,7 @@ mod demo_training;
 mod derive;
 mod derived_batches;
 mod device;
+mod diffusion;
 mod draws;
 mod embeddings;
 mod errors;

@@ -163,10 +163,11 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     let signal = signals::noted()?;
     let mut case = prepare(registry, &args.run)?;
     case.trainer.loops = args.loops.loops();
-    case.trainer.optimization.freeze.clone_from(&args.freeze);
+    let optimization = &mut case.trainer.optimization;
+    optimization.freeze.extend(args.freeze.iter().cloned());
     let ema = args.ema_decay.map(|decay| Averaging::Ema { decay });
     let swa = args.swa_start_epoch.map(|start_epoch| Averaging::Swa { start_epoch });
-    case.trainer.optimization.averaging = ema.or(swa);
+    optimization.averaging = ema.or(swa).or(optimization.averaging);
     case.trainer(args.precision)?;
     let resume_from = args.checkpoints.resume_from()?;
     let mut logs = Logs::new(&args.run.logs)?;

@@ -120,8 +120,9 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the docs would become the command's help text")]
     pub loops: LoopArgs,
-    /// Freeze the parameters whose names match these patterns, as in encoder.*, for the whole run or
-    /// until encoder.*=epoch:3 or encoder.*=step:500; may be repeated, or separated by commas
+    /// Freeze the parameters whose names match these patterns, as in encoder.*, besides those that the model
+    /// freezes, for the whole run or until encoder.*=epoch:3 or encoder.*=step:500; may be repeated, or
+    /// separated by commas
     #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
     pub freeze: Vec<Freeze>,
     /// Validate and save the exponential moving average of the weights, with this decay, as in 0.999

@@ -2,7 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
-use amp_core::{Error, Hyperparameters, LightningModule, Result};
+use amp_core::{
+    Error, Hyperparameters, LightningModule, Result,
+    trainer::{Averaging, Freeze},
+};
 use serde_json::Value;
 
 #[cfg(feature = "cli")]
@@ -31,6 +34,8 @@ pub struct Model {
     pub(crate) learns_by: Option<f64>,
     pub(crate) gradient_clip_val: Option<f64>,
     pub(crate) accumulate_grad_batches: i64,
+    pub(crate) freeze: Vec<Freeze>,
+    pub(crate) averaging: Option<Averaging>,
     pub(crate) early_stopping: Option<(String, u32)>,
     pub(crate) profile_every_n_steps: Option<i64>,
     pub(crate) hyperparameters: Hyperparameters,
@@ -63,6 +68,8 @@ impl Model {
             learns_by: None,
             gradient_clip_val: None,
             accumulate_grad_batches: 1,
+            freeze: Vec::new(),
+            averaging: None,
             early_stopping: None,
             profile_every_n_steps: None,
             hyperparameters: Hyperparameters::new(),
@@ -159,6 +166,21 @@ impl Model {
     #[must_use]
     pub fn accumulate_grad_batches(mut self, batches: i64) -> Self {
         self.accumulate_grad_batches = batches;
+        self
+    }
+
+    /// Leaves parameters as they are in every run, as of layers that were trained before; see
+    /// [`OptimizationConfig::freeze`](amp_core::trainer::OptimizationConfig::freeze).
+    #[must_use]
+    pub fn freeze(mut self, freeze: impl IntoIterator<Item = Freeze>) -> Self {
+        self.freeze.extend(freeze);
+        self
+    }
+
+    /// Validates and saves averaged weights in every run.
+    #[must_use]
+    pub fn averaging(mut self, averaging: Averaging) -> Self {
+        self.averaging = Some(averaging);
         self
     }
 

@@ -1,15 +1,19 @@
-//! Images: transforms with torchvision's parameters and values, and folders of files.
+//! Images: transforms and grids with torchvision's parameters and values, and files.
 
 mod color;
 #[cfg(feature = "images")]
 mod folder;
 mod geometry;
+mod grid;
 mod mixup;
 
 pub use color::{ColorJitter, Jitter, Normalize};
 #[cfg(feature = "images")]
 pub use folder::{ImageFolder, decode_image};
 pub use geometry::{CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize};
+pub use grid::ImageGrid;
+#[cfg(feature = "images")]
+pub use grid::save_image;
 pub use mixup::MixUp;
 use tch::{Kind, Tensor};
 

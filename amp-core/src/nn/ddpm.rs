@@ -1,0 +1,152 @@
+use tch::{Device, Kind, Tensor};
+
+use crate::{Error, Result, precision::is_floating};
+
+/// How a diffusion adds noise to images, and how a model that predicts the noise takes it away again
+/// (Ho et al., arXiv:2006.11239; diffusers' `DDPMScheduler` with its defaults: the model predicts the noise, the
+/// variance is `fixed_small`, samples are clipped to −1 to 1).
+///
+/// With ᾱ_t = ∏ (1 − β_s) over s from 0 to t, an image x of values from −1 to 1 becomes √ᾱ_t x + √(1 − ᾱ_t) ε after
+/// step t.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{Result, nn::DdpmSchedule, random::Rng, tch::Tensor};
+///
+/// /// Draws `[8, 1, 28, 28]` from a model of images and their steps.
+/// fn draw(model: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
+///     let (schedule, mut rng) = (DdpmSchedule::linear(1000, 1e-4, 0.02)?, Rng::with_seed(1));
+///     schedule.sample(|| rng.randn(&[8, 1, 28, 28]), model)
+/// }
+/// # fn main() {}
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct DdpmSchedule {
+    betas: Vec<f64>,
+    /// ᾱ.
+    kept: Vec<f64>,
+}
+
+impl DdpmSchedule {
+    /// Of β that grows evenly from `beta_start` to `beta_end` over so many steps.
+    ///
+    /// # Errors
+    /// When there are no two steps, or a β is not between 0 and 1.
+    pub fn linear(steps: i64, beta_start: f64, beta_end: f64) -> Result<Self> {
+        let within = |beta: f64| beta > 0.0 && beta < 1.0;
+        if steps < 2 || !within(beta_start) || !within(beta_end) {
+            return Err(Error::config(format!(
+                "a diffusion of {steps} steps with beta from {beta_start} to {beta_end}: there must be at least 2 \
+                 steps, and beta must be between 0 and 1"
+            )));
+        }
+        let slope = (beta_end - beta_start) / (steps - 1) as f64;
+        let betas: Vec<f64> = (0..steps).map(|t| beta_start + slope * t as f64).collect();
+        let mut left = 1.0;
+        let mut keep = |beta: &f64| {
+            left *= 1.0 - beta;
+            left
+        };
+        let kept = betas.iter().map(&mut keep).collect();
+        Ok(Self { betas, kept })
+    }
+
+    /// The number of steps.
+    pub fn steps(&self) -> i64 {
+        self.betas.len() as i64
+    }
+
+    /// √ᾱ_t x + √(1 − ᾱ_t) ε: the images `original` `[N, …]` with `noise` of the same shape after the steps of
+    /// `timesteps`, int64 `[N]`. A single image and its step are `[…]` and `[]`.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit, or a step on the CPU is out of range.
+    pub fn add_noise(
+        &self,
+        original: &Tensor,
+        noise: &Tensor,
+        timesteps: &Tensor,
+    ) -> Result<Tensor> {
+        let (size, steps) = (original.size(), timesteps.size());
+        let fits = size.starts_with(&steps) && steps.len() <= 1 && size == noise.size();
+        if !fits || timesteps.kind() != Kind::Int64 || !is_floating(original.kind()) {
+            return Err(Error::config(format!(
+                "noise {:?} of {size:?} at the steps {steps:?} of {:?}: images and noise are floating [N, …], steps \
+                 int64 [N]",
+                noise.size(),
+                timesteps.kind()
+            )));
+        }
+        if timesteps.device() == Device::Cpu && timesteps.numel() > 0 {
+            let least = timesteps.f_min()?.f_int64_value(&[])?;
+            let most = timesteps.f_max()?.f_int64_value(&[])?;
+            self.check(least)?;
+            self.check(most)?;
+        }
+        let kept = Tensor::f_from_slice(&self.kept)?.f_to_device(original.device())?;
+        let kept = kept.f_index_select(0, &timesteps.f_reshape([-1])?)?;
+        let mut shape = steps;
+        shape.resize(size.len(), 1);
+        let kept = kept.f_reshape(&shape)?;
+        let root = |x: Tensor| -> Result<Tensor> { Ok(x.f_sqrt()?.f_to_kind(original.kind())?) };
+        let image = original.f_mul(&root(kept.shallow_clone())?)?;
+        Ok(image.f_add(&noise.f_mul(&root(kept.f_neg()?.f_add_scalar(1.0)?)?)?)?)
+    }
+
+    /// The images one step earlier than `sample`, of step `timestep`, from the noise that the model predicts in them:
+    /// the mean of the posterior of the clipped image, and `noise` of its variance, which step 0 does not have.
+    ///
+    /// # Errors
+    /// When shapes differ, or the step is out of range.
+    pub fn step(
+        &self,
+        predicted: &Tensor,
+        timestep: i64,
+        sample: &Tensor,
+        noise: &Tensor,
+    ) -> Result<Tensor> {
+        let size = sample.size();
+        if predicted.size() != size || noise.size() != size {
+            return Err(Error::config(format!(
+                "a diffusion step of {size:?} with the prediction {:?} and noise {:?}: they must have one shape",
+                predicted.size(),
+                noise.size()
+            )));
+        }
+        let at = self.check(timestep)?;
+        let (beta, left) = (self.betas[at], self.kept[at]);
+        let before = if at == 0 { 1.0 } else { self.kept[at - 1] };
+        let image = sample.f_sub(&predicted.f_mul_scalar((1.0 - left).sqrt())?)?;
+        let image = image.f_div_scalar(left.sqrt())?.f_clamp(-1.0, 1.0)?;
+        let of_image = before.sqrt() * beta / (1.0 - left);
+        let of_sample = (1.0 - beta).sqrt() * (1.0 - before) / (1.0 - left);
+        let mean = image.f_mul_scalar(of_image)?.f_add(&sample.f_mul_scalar(of_sample)?)?;
+        let variance = beta * (1.0 - before) / (1.0 - left);
+        Ok(mean.f_add(&noise.f_mul_scalar(variance.sqrt())?)?)
+    }
+
+    /// Images that a model draws, from `noise` alone to step 0: `model` predicts the noise in images `[N, …]` of the
+    /// steps int64 `[N]`. Their dtype and device are those of the noise, whatever the model's are.
+    ///
+    /// # Errors
+    /// When the noise or the model fails, or has another shape.
+    pub fn sample(
+        &self,
+        mut noise: impl FnMut() -> Result<Tensor>,
+        model: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut images = noise()?;
+        let count = images.size().first().copied().unwrap_or(1);
+        for step in (0..self.steps()).rev() {
+            let steps = Tensor::f_full([count], step, (Kind::Int64, images.device()))?;
+            let predicted = model(&images, &steps)?.f_to_kind(images.kind())?;
+            images = self.step(&predicted, step, &images, &noise()?)?;
+        }
+        Ok(images)
+    }
+
+    fn check(&self, step: i64) -> Result<usize> {
+        usize::try_from(step).ok().filter(|at| *at < self.betas.len()).ok_or_else(|| {
+            Error::config(format!("step {step} of a diffusion of {} steps", self.betas.len()))
+        })
+    }
+}

@@ -1,0 +1,79 @@
+use tch::{Kind, Tensor};
+
+use super::{Context, Module, Visit, Visitor};
+use crate::{Error, Result, precision::is_floating};
+
+/// Sines and cosines of numbers, as of the steps of a diffusion or the places of a text: `[…]` becomes `[…, dim]`,
+/// for k from 0 to dim/2 − 1 first all sin(x · max_period^(−2k/dim)), then all cosines.
+///
+/// They are the numbers of Vaswani et al. (arXiv:1706.03762, section 3.5, where sines and cosines alternate), and of
+/// diffusers' `Timesteps(dim, flip_sin_to_cos=False, downscale_freq_shift=0)`. They are computed in f64. Whole
+/// numbers become the dtype of the run's parameters; floating ones keep their dtype.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{nn::SinusoidalEmbedding, prelude::*};
+///
+/// /// A vector for each step of a diffusion.
+/// #[derive(Module)]
+/// struct StepEmbedding {
+///     #[layer(SinusoidalEmbedding::new(64)?)]
+///     waves: SinusoidalEmbedding,
+///     #[layer(sequential(linear(64, 256), silu, linear(256, 256)))]
+///     mlp: Sequential,
+/// }
+/// # fn main() {}
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct SinusoidalEmbedding {
+    dim: i64,
+    max_period: f64,
+}
+
+impl SinusoidalEmbedding {
+    /// Of this width, with a max_period of 10000.
+    ///
+    /// # Errors
+    /// When `dim` is odd or below 2.
+    pub fn new(dim: i64) -> Result<Self> {
+        if dim < 2 || dim % 2 != 0 {
+            return Err(Error::config(format!(
+                "sinusoidal embedding of width {dim}: it must be even and at least 2"
+            )));
+        }
+        Ok(Self { dim, max_period: 10_000.0 })
+    }
+
+    /// The same with another period of the slowest waves, in 2π.
+    ///
+    /// # Errors
+    /// When it is not above 0.
+    pub fn max_period(mut self, max_period: f64) -> Result<Self> {
+        if !(max_period > 0.0 && max_period.is_finite()) {
+            return Err(Error::config(format!(
+                "sinusoidal embedding: max_period {max_period} is not above 0"
+            )));
+        }
+        self.max_period = max_period;
+        Ok(self)
+    }
+}
+
+impl Visit for SinusoidalEmbedding {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for SinusoidalEmbedding {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        let kind = match is_floating(input.kind()) {
+            true => input.kind(),
+            false => cx.policy().precision.storage(),
+        };
+        let places = Tensor::f_arange(self.dim / 2, (Kind::Double, input.device()))?;
+        let rate = -2.0 * self.max_period.ln() / self.dim as f64;
+        let angles = input
+            .f_to_kind(Kind::Double)?
+            .f_unsqueeze(-1)?
+            .f_mul(&places.f_mul_scalar(rate)?.f_exp()?)?;
+        Ok(Tensor::f_cat(&[angles.f_sin()?, angles.f_cos()?], -1)?.f_to_kind(kind)?)
+    }
+}

@@ -10,6 +10,7 @@ use amp_core::{
     precision::{Policy, Precision, is_floating},
     random,
     tch::{Kind as Dtype, Tensor},
+    trainer::first_loss,
 };
 use serde::{Deserialize, Serialize};
 
@@ -95,7 +96,7 @@ pub fn groups(subject: &Subject<'_>, precision: Precision) -> Result<Vec<Group>>
         .with_group_probe(probe.clone());
     let _autocast = policy.autocast()?;
     let mut log = Log::default();
-    let _ = model.training_step(&batch, &mut Step::new(&context, &mut log, 0, 0))?;
+    let _ = first_loss(model.as_mut(), &batch, &mut Step::new(&context, &mut log, 0, 0))?;
     match probe.failed.take() {
         Some(error) => Err(error),
         None => Ok(probe.found.take()),

@@ -111,12 +111,11 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
         false
     }
 
-    /// What [`step`](Self::step) can take on this device. By default, what [`StepTensors::each`] can.
+    /// What [`step`](Self::step) can take on this device. By default all that [`StepTensors::each`] can where the
+    /// rule [can be captured](Self::captures). Otherwise nothing: a step behind a CUDA graph gets gradients that are
+    /// unscaled and clipped, as a step without a graph does.
     fn abilities(&self, device: Device) -> Abilities {
-        Abilities {
-            captures: device.is_cuda() && self.captures(),
-            ..Abilities::all(device.is_cuda())
-        }
+        Abilities::all(device.is_cuda() && self.captures())
     }
 
     /// Whether [`step`](Self::step) takes running averages as they are kept for parameters of this

@@ -1,8 +1,8 @@
 //! `cargo amp parity`: models beside their PyTorch twins.
 //!
 //! Both sides begin with the same weights and see the same batches, under the same hyperparameters, precision
-//! and schedule: [`ours`] trains the model and writes its initial weights, [`theirs`] sends the batches to the
-//! twin's process, [`report`] holds the two against each other: the first losses by [`bound`], which steps were
+//! and schedule: `ours` trains the model and writes its initial weights, `theirs` sends the batches to the
+//! twin's process, `report` holds the two against each other: the first losses by `bound`, which steps were
 //! skipped, the metric at the end over several seeds.
 
 mod args;

@@ -11,9 +11,14 @@ use super::{Child, Visit};
 pub struct Within<T>(pub T);
 
 /// The field of a child.
-pub trait PartOfChild<'m, M: ?Sized + 'm> {
+pub trait PartOfChild<'m, M: Visit + ?Sized + 'm> {
+    /// The child.
+    fn child(&self) -> &Child<'m, M>;
+
     /// The field as a child, named after it.
-    fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'m M) -> &'m C) -> Child<'m, C>;
+    fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'m M) -> &'m C) -> Child<'m, C> {
+        self.child().part(name, of)
+    }
 
     /// The module at this place of the field, a list.
     fn part_nth<C>(
@@ -21,36 +26,20 @@ pub trait PartOfChild<'m, M: ?Sized + 'm> {
         name: &'static str,
         of: impl FnOnce(&'m M) -> &'m Vec<C>,
         at: usize,
-    ) -> Child<'m, C>;
+    ) -> Child<'m, C> {
+        self.part(name, of).nth(at)
+    }
 }
 
 impl<'m, M: Visit + ?Sized> PartOfChild<'m, M> for Within<&Child<'m, M>> {
-    fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'m M) -> &'m C) -> Child<'m, C> {
-        self.0.part(name, of)
-    }
-
-    fn part_nth<C>(
-        &self,
-        name: &'static str,
-        of: impl FnOnce(&'m M) -> &'m Vec<C>,
-        at: usize,
-    ) -> Child<'m, C> {
-        self.0.part(name, of).nth(at)
+    fn child(&self) -> &Child<'m, M> {
+        self.0
     }
 }
 
 impl<'m, M: Visit + ?Sized> PartOfChild<'m, M> for Within<&&Child<'m, M>> {
-    fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'m M) -> &'m C) -> Child<'m, C> {
-        self.0.part(name, of)
-    }
-
-    fn part_nth<C>(
-        &self,
-        name: &'static str,
-        of: impl FnOnce(&'m M) -> &'m Vec<C>,
-        at: usize,
-    ) -> Child<'m, C> {
-        self.0.part(name, of).nth(at)
+    fn child(&self) -> &Child<'m, M> {
+        self.0
     }
 }
 

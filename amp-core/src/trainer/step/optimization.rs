@@ -119,7 +119,7 @@ impl<'a> Optimization<'a> {
         let mut gradients = Vec::with_capacity(self.scheduled.len());
         for scheduled in &self.scheduled {
             let optimizer = scheduled.optimizer.as_ref();
-            let deferred = limit.filter(|_| may_defer && optimizer.abilities().scales);
+            let deferred = limit.filter(|_| may_defer && optimizer.abilities().takes_factor());
             if deferred.is_none() && self.narrow.is_some() {
                 widen_gradients(optimizer.parameters())?;
             }

@@ -31,7 +31,8 @@ pub struct OnDevice<'a> {
 pub struct Abilities {
     /// Be left out: [`OnDevice::found_inf`].
     pub skips: bool,
-    /// Multiply the gradients: [`OnDevice::factor`], which a step that cannot be captured is never given.
+    /// Multiply the gradients: [`OnDevice::factor`]. A step behind a CUDA graph is given none: its gradients are
+    /// unscaled and clipped within the graph.
     pub scales: bool,
     /// Be part of a CUDA graph: a step reads its rates from the device, where
     /// [`Optimizer::write_rates`] writes them.
@@ -41,12 +42,6 @@ pub struct Abilities {
 impl Abilities {
     pub(crate) fn all(are: bool) -> Self {
         Self { skips: are, scales: are, captures: are }
-    }
-
-    /// Whether the step unscales and clips the gradients. A step behind a CUDA graph gets them unscaled and
-    /// clipped, because it is given no factor.
-    pub(crate) fn takes_factor(self) -> bool {
-        self.scales && self.captures
     }
 
     pub(crate) fn and(self, other: Self) -> Self {

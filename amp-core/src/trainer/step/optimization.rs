@@ -106,8 +106,12 @@ impl<'a> Optimization<'a> {
     }
 
     /// [`unscale`](Self::unscale) and [`clip`](Self::clip) in as few passes as the optimizers allow, for
-    /// steps in which no hook reads the gradients in between.
-    pub(in crate::trainer) fn unscale_and_clip(&mut self) -> Result<Vec<Gradients<Deferred>>> {
+    /// steps in which no hook reads the gradients in between. While a step is `captured`, optimizers that
+    /// step behind the graph get unscaled and clipped gradients, because they are given no factor.
+    pub(in crate::trainer) fn unscale_and_clip(
+        &mut self,
+        captured: bool,
+    ) -> Result<Vec<Gradients<Deferred>>> {
         // An observer may read gradients after the step; they are unscaled then.
         let may_defer = matches!(self.access, StepAccess::Late);
         let limit = match self.config.optimization.gradient_clip {
@@ -119,7 +123,9 @@ impl<'a> Optimization<'a> {
         let mut gradients = Vec::with_capacity(self.scheduled.len());
         for scheduled in &self.scheduled {
             let optimizer = scheduled.optimizer.as_ref();
-            let deferred = limit.filter(|_| may_defer && optimizer.abilities().takes_factor());
+            let able = optimizer.abilities();
+            let multiplies = able.scales && (able.captures || !captured);
+            let deferred = limit.filter(|_| may_defer && multiplies);
             if deferred.is_none() && self.narrow.is_some() {
                 widen_gradients(optimizer.parameters())?;
             }

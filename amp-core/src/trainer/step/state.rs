@@ -253,7 +253,7 @@ impl<'a> StepState<'a> {
             self.profiler.lap(Phase::Hooks)?;
             self.optim.clip(gradients)?
         } else {
-            let gradients = self.optim.unscale_and_clip()?;
+            let gradients = self.optim.unscale_and_clip(false)?;
             self.profiler.lap(Phase::Unscale)?;
             self.profiler.lap(Phase::Hooks)?;
             gradients

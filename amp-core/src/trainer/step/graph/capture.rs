@@ -176,7 +176,7 @@ fn capture_step(
     }
     // Valid until the next change of the weights.
     drop(casts);
-    let gradients = state.optim.unscale_and_clip()?;
+    let gradients = state.optim.unscale_and_clip(true)?;
     state.optim.scaler.note_non_finite(void)?;
     let stepped = state.optim.apply_captured(&gradients, void)?;
     state.optim.scaler.update_applied()?;

@@ -1,14 +1,64 @@
 //! The log of a captured step. The step adds to sums on the device, without the host, and writes rows
 //! that the host copies after each replay.
 
+use std::cell::Cell;
+
 use tch::{Device, Kind, Tensor};
 
 use super::{Log, entry::Entry};
-use crate::{Error, Result, ffi, metric::Merge};
+use crate::{
+    Error, Result, ffi,
+    metric::{Merge, Part},
+};
 
-/// The most numbers that a captured step may log, 2 MiB of them. A value is one number, F1 of C classes
-/// is 3·C, a confusion matrix is C².
-const ROOM: i64 = 1 << 18;
+/// The number of values for which a room has memory at first, 128 KiB. A scalar is one number, F1 of C
+/// classes is 3·C, a confusion matrix is C².
+const AT_FIRST: i64 = 1 << 14;
+
+/// Memory for the sums of a captured step. It must be allocated before the capture: memory allocated
+/// during the capture may reuse addresses from earlier in the step, which the next replay overwrites.
+#[derive(Debug)]
+pub(crate) struct LogRoom {
+    numbers: Tensor,
+    needed: Cell<i64>,
+}
+
+impl LogRoom {
+    pub(crate) fn new(device: Device) -> Result<Self> {
+        Self::with(AT_FIRST, device)
+    }
+
+    fn with(numbers: i64, device: Device) -> Result<Self> {
+        let numbers = Tensor::f_zeros([numbers], (Kind::Double, device))?;
+        Ok(Self { numbers, needed: Cell::new(0) })
+    }
+
+    /// A room for the step that was too large for this one.
+    pub(crate) fn larger(&self) -> Result<Option<Self>> {
+        let needed = self.needed.get();
+        let larger = || Self::with(needed, self.numbers.device());
+        (needed > self.numbers.numel() as i64).then(larger).transpose()
+    }
+
+    /// A slot for each of the tensors.
+    ///
+    /// # Errors
+    /// When they need more memory; then there is a [larger](Self::larger) room.
+    fn slots(&self, counts: &[&Tensor]) -> Result<Vec<Tensor>> {
+        let numbers = counts.iter().map(|counts| counts.numel() as i64);
+        self.needed.set(numbers.clone().sum());
+        if self.needed.get() > self.numbers.numel() as i64 {
+            return Err(Error::config(format!("a step logs {} numbers", self.needed.get())));
+        }
+        let mut used = 0;
+        let slots = counts.iter().zip(numbers).map(|(counts, numbers)| {
+            let slot = self.numbers.f_narrow(0, used, numbers)?;
+            used += numbers;
+            Ok(slot.f_view(counts.size().as_slice())?)
+        });
+        slots.collect()
+    }
+}
 
 /// The log of a captured step.
 #[derive(Debug)]
@@ -37,55 +87,39 @@ enum Kept {
     Rows(Vec<Tensor>),
 }
 
-/// The slot for such counts in `room`, whose first `used` numbers are taken.
-fn take_room(room: &Tensor, used: &mut i64, counts: &Tensor) -> Result<Tensor> {
-    let count = counts.numel() as i64;
-    if *used + count > ROOM {
-        return Err(Error::config(format!(
-            "a step logs more than {ROOM} numbers in all: log less"
-        )));
+/// What replays add up of this part, unless they keep each step's rows.
+fn summed(part: &Part) -> Option<&Tensor> {
+    match (part.merge, &*part.pieces) {
+        (Merge::Sum, [counts]) => Some(counts),
+        _ => None,
     }
-    let sum = room.f_narrow(0, *used, count)?.f_view(counts.size().as_slice())?;
-    *used += count;
-    Ok(sum)
 }
 
 impl CapturedLog {
-    /// Memory for the sums, to be allocated before the capture. Memory allocated during the capture may
-    /// reuse addresses from earlier in the step, which the next replay overwrites.
-    pub(crate) fn room(device: Device) -> Result<Tensor> {
-        Ok(Tensor::f_zeros([ROOM], (Kind::Double, device))?)
-    }
-
     /// Adds the values that the batches of one step logged to sums of their own in `room`. Call it during
     /// the capture. The sums are undefined until they are taken over.
     ///
     /// # Errors
-    /// When the memory does not suffice.
-    pub(crate) fn capture(batches: Vec<Log>, room: &Tensor) -> Result<Self> {
+    /// When the room is too small.
+    pub(crate) fn capture(batches: Vec<Log>, room: &LogRoom) -> Result<Self> {
         let mut step = Log::default();
         batches.into_iter().try_for_each(|log| step.merge(log))?;
-        let mut used = 0;
-        let entries = step.entries.into_iter().map(|entry| {
-            let parts = entry.state.parts.iter().map(|part| match (part.merge, &*part.pieces) {
-                (Merge::Sum, [counts]) => Ok(Kept::Sum(take_room(room, &mut used, counts)?)),
-                _ => Ok(Kept::Rows(Vec::new())),
-            });
-            let kept = parts.collect::<Result<Vec<_>>>()?;
-            let latest = entry.state.shallow_clone();
-            let step = Entry { latest, batches: 1, ..entry };
-            Ok(Captured { step, kept, before: 0 })
-        });
-        let entries = entries.collect::<Result<Vec<_>>>()?;
-        let parts = entries.iter().flat_map(|entry| entry.kept.iter().zip(&entry.step.state.parts));
-        let sums = parts.filter_map(|(kept, part)| match kept {
-            Kept::Sum(sum) => Some((sum, part.pieces.first()?)),
-            Kept::Rows(_) => None,
-        });
+        let parts = step.entries.iter().flat_map(|entry| &entry.state.parts);
+        let counts: Vec<&Tensor> = parts.filter_map(summed).collect();
+        let slots = room.slots(&counts)?;
         // In one kernel.
-        let (sums, counts): (Vec<&Tensor>, Vec<&Tensor>) = sums.unzip();
-        ffi::foreach_add_each(&sums, &counts)?;
-        Ok(Self { entries, steps: 0, device: room.device() })
+        ffi::foreach_add_each(&slots.iter().collect::<Vec<_>>(), &counts)?;
+        let mut slots = slots.into_iter();
+        let entries = step.entries.into_iter().map(|entry| {
+            let parts = entry.state.parts.iter().map(|part| match summed(part) {
+                Some(_) => Kept::Sum(slots.next().expect("one slot for each sum")),
+                None => Kept::Rows(Vec::new()),
+            });
+            let kept = parts.collect();
+            let latest = entry.state.shallow_clone();
+            Captured { step: Entry { latest, batches: 1, ..entry }, kept, before: 0 }
+        });
+        Ok(Self { entries: entries.collect(), steps: 0, device: room.numbers.device() })
     }
 
     /// The sums.
@@ -258,7 +292,7 @@ mod tests {
     #[test]
     fn replays_keep_what_steps_keep() -> Result<()> {
         let mut log = merged(0..2)?;
-        let room = CapturedLog::room(Device::Cpu)?;
+        let room = LogRoom::new(Device::Cpu)?;
         let mut captured = CapturedLog::capture(logged(9)?, &room)?;
         for replays in [2..5, 5..6] {
             captured.take_over(&mut log)?;

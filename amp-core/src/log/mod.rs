@@ -3,7 +3,7 @@
 mod captured;
 mod entry;
 
-pub(crate) use captured::CapturedLog;
+pub(crate) use captured::{CapturedLog, LogRoom};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Kind, Tensor};

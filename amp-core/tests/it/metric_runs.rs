@@ -33,6 +33,40 @@ impl Metric for Largest {
     }
 }
 
+/// The centre of the scores in steps of 1/1000, from 40,000 counts.
+#[derive(Debug)]
+struct Centre;
+
+impl Metric for Centre {
+    fn update(&self, output: &Tensor, _: &Tensor) -> Result<MetricState> {
+        let steps = (output.f_reshape([-1])? * 1000 + 20_000).f_clamp(0, 39_999)?.f_round()?;
+        let places = steps.f_to_kind(Kind::Int64)?;
+        let counts = Tensor::f_zeros([40_000], (Kind::Double, output.device()))?;
+        MetricState::sum(&counts.f_index_add(
+            0,
+            &places,
+            &steps.f_ones_like()?.f_to_kind(Kind::Double)?,
+        )?)
+    }
+
+    fn reduction(&self) -> Reduction {
+        Reduction::of(|tensors| {
+            let steps = Tensor::f_arange(40_000, (Kind::Double, tensors[0].device()))?;
+            Ok(((&tensors[0] * steps).f_sum(None)? / tensors[0].f_sum(None)? - 20_000) / 1000)
+        })
+    }
+}
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[metric(with = Centre, name = centre)]
+#[metric(accuracy)]
+#[optimizer(sgd, lr = 0.1)]
+struct OfManyCounts {
+    #[layer(linear(4, 3, bias = false))]
+    head: Linear,
+}
+
 #[derive(LightningModule)]
 #[loss(binary_cross_entropy_with_logits)]
 #[metric(auroc)]
@@ -192,10 +226,15 @@ fn of_classes() -> Result<Box<dyn LightningModule>> {
     Ok(Box::new(OfClasses::builder().build()?))
 }
 
+fn of_many_counts() -> Result<Box<dyn LightningModule>> {
+    Ok(Box::new(OfManyCounts::builder().build()?))
+}
+
 /// What was kept goes with the checkpoint, also of one from after an epoch's last step, behind which no batch follows.
 #[rstest]
 #[case::rows(of_labels as Build, labels as fn() -> Result<Batch>)]
 #[case::counts(of_classes as Build, classes as fn() -> Result<Batch>)]
+#[case::many_counts(of_many_counts as Build, classes as fn() -> Result<Batch>)]
 fn a_resumed_run_has_the_epochs_values(
     #[case] build: Build,
     #[case] set: fn() -> Result<Batch>,
@@ -259,7 +298,8 @@ fn a_metric_that_nothing_computes_is_an_error() -> Result<()> {
 fn a_graph_keeps_what_steps_keep(
     #[values(
         (of_classes as Build, classes as fn() -> Result<Batch>),
-        (of_labels as Build, labels as fn() -> Result<Batch>)
+        (of_labels as Build, labels as fn() -> Result<Batch>),
+        (of_many_counts as Build, classes as fn() -> Result<Batch>)
     )]
     (build, set): (Build, fn() -> Result<Batch>),
     #[values((Precision::F32True, 1), (Precision::F32True, 3), (Precision::F16Mixed, 1))]

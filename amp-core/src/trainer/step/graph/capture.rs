@@ -10,7 +10,7 @@ use crate::{
     Error, LightningModule, Result,
     data::AnyBatch,
     ffi::{self, CudaEvent, CudaGraph, Grads},
-    log::{CapturedLog, Log},
+    log::{CapturedLog, Log, LogRoom},
     nn::{Role, named_tensors},
     precision::Precision,
 };
@@ -58,21 +58,26 @@ impl StepGraph {
         let buffers = buffers(model, device)?;
         let inputs = batches.iter().map(AnyBatch::copied).collect::<Result<Vec<_>>>()?;
         let void = Tensor::f_zeros([0_i64; 0], (Kind::Float, device))?;
-        let room = CapturedLog::room(device)?;
         state.optim.write_rates()?;
-        state.optim.zero_grad()?;
-        // Cached memory of eager steps would exist in addition to the graph's own.
-        ffi::cuda_empty_cache()?;
         let steps = captured_steps(state).collect();
-        let captured = CudaGraph::capture(index, || {
-            ffi::without_synchronization(|| {
-                capture_step(state, model, &inputs, shares, &void, &room)
-            })
-        });
-        state.optim.scaler.forget();
-        let (graph, Captured { losses, report, log, grads, stepped }) = captured.map_err(why)?;
-        let room = Tensor::f_zeros([report.numel() as i64], (report.kind(), Device::Cpu))?;
-        let reports = (0..slots).map(|_| ffi::pinned(&room)).collect::<Result<_>>()?;
+        let mut room = LogRoom::new(device)?;
+        let (graph, Captured { losses, report, log, grads, stepped }) = loop {
+            state.optim.zero_grad()?;
+            // Cached memory of eager steps would exist in addition to the graph's own.
+            ffi::cuda_empty_cache()?;
+            let captured = CudaGraph::capture(index, || {
+                ffi::without_synchronization(|| {
+                    capture_step(state, model, &inputs, shares, &void, &room)
+                })
+            });
+            state.optim.scaler.forget();
+            match (captured, room.larger()?) {
+                (Err(_), Some(larger)) => room = larger,
+                (captured, _) => break captured.map_err(why)?,
+            }
+        };
+        let on_host = Tensor::f_zeros([report.numel() as i64], (report.kind(), Device::Cpu))?;
+        let reports = (0..slots).map(|_| ffi::pinned(&on_host)).collect::<Result<_>>()?;
         let sums = log.sums().map(Tensor::shallow_clone);
         let kept = Kept::new(buffers.into_iter().chain(sums).collect(), slots)?;
         let precision = state.policy().precision;
@@ -165,7 +170,7 @@ fn capture_step(
     batches: &[AnyBatch],
     shares: &[f64],
     void: &Tensor,
-    room: &Tensor,
+    room: &LogRoom,
 ) -> Result<Captured> {
     let (mut losses, mut logs) = (Vec::new(), Vec::new());
     let casts = state.keep_casts()?;

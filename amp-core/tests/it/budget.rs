@@ -176,7 +176,7 @@ fn what_is_chosen_fits_and_frees_what_its_sizes_say(
     config.memory.budget = Some(budget);
     let run = run(&config, build)?;
     let plan = run.plan();
-    assert!(beside + run.peak <= budget, "{} beside {beside}, of {budget}", run.peak);
+    assert!(beside + run.peak <= budget, "{} beside {beside}, of {budget}: {plan:?}", run.peak);
     assert!(plan.predicted_peak <= budget);
     let freed = plan.segments.iter().map(|segment| {
         let layers = segment.layers.clone().expect("layers of the container");

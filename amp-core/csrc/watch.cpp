@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "guard.h"
+#include "twin.h"
 
 namespace amp::watch {
 namespace {
@@ -29,6 +30,16 @@ int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
     auto figures = at::zeros({4}, tensor->options().dtype(at::kDouble).requires_grad(false));
     tensor->register_hook([figures](const at::Tensor& grad) { note(figures, grad); });
     *out = new at::Tensor(figures);
+  });
+}
+
+// Layers behind read `tensor` itself instead of its twin, so that its gradient contains theirs.
+int amp_forget_twin(const at::Tensor* tensor) {
+  return amp::guarded([&] {
+    const at::TensorBase& whole = tensor->is_view() ? tensor->_base() : *tensor;
+    if (amp::known_beside<amp::Twin>(whole).defined()) {
+      whole.unsafeGetTensorImpl()->set_backend_meta(nullptr);
+    }
   });
 }
 

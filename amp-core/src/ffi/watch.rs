@@ -10,6 +10,7 @@ use crate::Result;
 
 unsafe extern "C" {
     fn amp_watch_gradient(tensor: Handle, out: *mut *mut C_tensor) -> c_int;
+    fn amp_forget_twin(tensor: Handle) -> c_int;
 }
 
 /// What is known of the gradient of a tensor once a backward pass has computed it.
@@ -30,4 +31,11 @@ impl WatchedGradient {
         let figures = Vec::<f64>::try_from(&self.0)?;
         Ok((figures[0] != 0.0).then(|| (figures[1] as i64, figures[2] as i64, figures[3])))
     }
+}
+
+/// Lets later layers read `tensor` itself. Otherwise matrix products in an autocast region read the copy in
+/// 16 bits that the tensor's kernel wrote beside it, and their gradients bypass `tensor`. The numbers are
+/// the same.
+pub(crate) fn forget_twin(tensor: &Tensor) -> Result<()> {
+    checked!(amp_forget_twin(tensor.as_ptr()))
 }

@@ -80,7 +80,13 @@ impl Run<'_, '_> {
         }
         let Self { model, state, steps, observers, .. } = self;
         if let Some(budget) = state.unplanned_budget() {
-            let loaders = self.loader.held_bytes() + self.val.held_bytes();
+            let loaders = match state.policy().device.is_cuda() {
+                false => self.loader.held_bytes() + self.val.held_bytes(),
+                true if self.loader.is_resident() => 0,
+                // The memory of a step's batches is returned once the device has read them, which may be
+                // while it computes the next step.
+                true => examples.batches.iter().map(AnyBatch::bytes).sum(),
+            };
             plan_memory(state, *model, &examples, loaders, budget, observers.emit)?;
         }
         observers.invariants.at(Moment::StepBegins, state, *model, steps.running())?;

@@ -172,7 +172,12 @@ fn what_is_chosen_fits_and_frees_what_its_sizes_say(
     let mut config = config(Precision::F32True, None)
         .with(|config| config.optimization.accumulate_grad_batches = accumulate_grad_batches);
     let (peak, beside) = unlimited(&config, build)?;
-    let budget = beside + peak * percent / 100;
+    // The batches of the step before, which a device that lags behind still holds: inputs and targets.
+    let earlier = match device() {
+        Device::Cpu => 0,
+        _ => 2 * ACTIVATION * accumulate_grad_batches.cast_unsigned(),
+    };
+    let budget = beside + earlier + peak * percent / 100;
     config.memory.budget = Some(budget);
     let run = run(&config, build)?;
     let plan = run.plan();
@@ -186,7 +191,7 @@ fn what_is_chosen_fits_and_frees_what_its_sizes_say(
         (kept as u64 - 1) * ACTIVATION
     });
     assert_eq!(plan.freed, freed.sum::<u64>(), "{plan}");
-    assert!(plan.freed > 0 && run.peak < peak, "{} of {peak}", run.peak);
+    assert!(plan.freed > 0 && run.peak < peak + earlier, "{} of {peak}", run.peak);
     if device() == Device::Cpu {
         let off = plan.predicted_peak - run.peak;
         assert!(off <= 4096, "{off} bytes more were foretold");

@@ -5,12 +5,15 @@ use std::{cell::RefCell, rc::Rc};
 use amp_core::{
     Module, Result,
     nn::{
-        BatchNorm, BatchNormConfig, Call, Checkpoint, Context, Dropout, MultiheadAttention,
-        MultiheadAttentionConfig, Probe, Relu, Sequential, Substitute, named_tensors, place,
+        BatchNorm, BatchNormConfig, Call, Checkpoint, Context, Dropout, LayerNorm, LayerNormConfig,
+        MultiheadAttention, MultiheadAttentionConfig, Probe, Relu, Sequential, Substitute,
+        named_tensors, place,
     },
     precision::{Policy, Precision},
     tch::{Kind, Tensor},
 };
+
+use rstest::rstest;
 
 use crate::support::{
     device,
@@ -198,5 +201,52 @@ fn what_attention_computes_on_its_way_is_substituted() -> Result<()> {
     let expected = [&heads, &heads, &heads, &weights].map(|size| ("0".to_owned(), size.clone()));
     assert_eq!(within.0.take(), expected);
     assert!((halved * 2.0).allclose(&plain, 1e-12, 1e-12, false));
+    Ok(())
+}
+
+/// Keeps what each module returns.
+#[derive(Default)]
+struct Outputs(RefCell<Vec<Tensor>>);
+
+impl Probe for Outputs {
+    fn ran(&self, call: &Call<'_>) {
+        self.0.borrow_mut().push(call.output.shallow_clone());
+    }
+}
+
+/// On CUDA a norm in an autocast region writes a 16-bit copy of its output for the next product. The gradient
+/// of the output that a probe is given has to contain the copy's, and the probe changes no number.
+#[rstest]
+fn the_gradient_of_a_shown_output_is_whole(
+    #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
+) -> Result<()> {
+    let _generator = seeded(0);
+    let policy = Policy::new(precision, device());
+    let module = Sequential::new(vec![
+        Box::new(linear(64, 32)?),
+        Box::new(LayerNorm::new(LayerNormConfig::new(32))?),
+        Box::new(linear(32, 4)?),
+    ]);
+    place(&module, policy, &Default::default())?;
+    let input = digits(16)?.place(policy)?.input;
+    let weights: Vec<Tensor> = named_tensors(&module).into_iter().map(|(_, t, _)| t).collect();
+    let run = |context: &Context| -> Result<Tensor> {
+        let _autocast = policy.autocast()?;
+        Ok(module.forward(&input, context)?.f_to_kind(Kind::Float)?.f_square()?.f_sum(None)?)
+    };
+    let plain = run(&Context::new(policy, true))?;
+    let expected = Tensor::f_run_backward(&[&plain], &weights, false, false)?;
+    let outputs = Rc::new(Outputs::default());
+    let shown = run(&Context::new(policy, true).with_probe(outputs.clone()))?;
+    let wanted: Vec<Tensor> = outputs.0.take().into_iter().chain(weights).collect();
+    let found = Tensor::f_run_backward(&[&shown], &wanted, false, false)?;
+    assert_eq!(shown, plain);
+    let (of_outputs, of_weights) = found.split_at(3);
+    assert!(of_outputs.iter().all(Tensor::defined), "each output has a gradient");
+    assert_eq!(of_weights, expected, "the probe changes no gradient");
+    // d/db of the norm's bias is the sum of the whole gradient.
+    let bias = of_outputs[1].f_to_kind(Kind::Double)?.f_sum_dim_intlist(0, false, Kind::Double)?;
+    let found = expected[3].f_to_kind(Kind::Double)?;
+    assert!(bias.allclose(&found, 1e-2, 2e-2, false), "{bias} is not {found}");
     Ok(())
 }

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::{Context, Observer};
 use crate::{
-    Error, Result,
+    Error, Result, ffi,
     nn::{
         Forward,
         child::Place,
@@ -205,6 +205,7 @@ impl Context {
                     ))),
                 }
             };
+            ffi::forget_twin(given)?;
             probe.ran(&Call { path, op, plan, input, output: given, rerun: &rerun });
         }
         Ok(output)

@@ -30,7 +30,8 @@ use crate::{
 const SCALARS: u64 = 4096;
 
 /// Chooses what a run with a budget recomputes, on its first step's examples, and reports the choice.
-/// `loaders` is the number of bytes that loaders hold. Nothing else changes.
+/// `loaders` is the number of bytes that loaders hold: on the CPU their copies of sets, on CUDA earlier
+/// batches that the device still reads. Nothing else changes.
 pub(in crate::trainer) fn plan_memory(
     state: &mut StepState<'_>,
     model: &mut dyn LightningModule,
@@ -114,12 +115,12 @@ impl Trial<'_, '_> {
         Ok(held + peak)
     }
 
-    /// Bytes of tensors between two steps. On CUDA everything that the process holds on the device; on
-    /// the CPU the tensors of the model, the optimizers, the kept state, the batches and the loaders.
+    /// Bytes of tensors between two steps. On CUDA everything that the process holds on the device, and the
+    /// previous step's batches; on the CPU the tensors of the model, the optimizers, the kept state, the batches and the loaders.
     fn held(&self) -> Result<u64> {
         let Self { state, model, examples, loaders } = self;
         if let Device::Cuda(_) = state.policy.device {
-            return Ok(SCALARS + memory::cuda_allocated(state.policy.device)?);
+            return Ok(SCALARS + loaders + memory::cuda_allocated(state.policy.device)?);
         }
         let weights = weights::distinct(*model);
         let mut held = loaders + SCALARS;

@@ -9,6 +9,7 @@ mod autocast;
 mod autocast_lists;
 mod average;
 mod batch_norm_images;
+mod batch_transforms;
 mod budget;
 mod budget_resume;
 mod callbacks;
@@ -78,6 +79,8 @@ mod optimizers_resume;
 mod optimizers_rules;
 mod optimizers_runs;
 mod own_tensors;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod pretrained;
 mod probed_inputs;
 mod probes;
@@ -104,8 +107,11 @@ mod states;
 mod step_values;
 mod streams;
 mod support;
+mod tables;
 mod targets;
 mod tensorboard;
+#[cfg(feature = "tokenizers")]
+mod tokenizer;
 mod trainer;
 mod trainer_steps;
 mod transforms;

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Transform, sizes};
+use super::{Transform, of_each, sizes, sizes_of_batch};
 use crate::{Error, Result, random::Rng};
 
 /// Scales an image by bilinear interpolation with antialiasing (torchvision.transforms.v2.Resize).
@@ -22,43 +22,51 @@ impl Resize {
     pub fn to(height: i64, width: i64) -> Self {
         Self { height: Some(height), size: width }
     }
+
+    /// Height and width of an image that has these.
+    fn asked(self, h: i64, w: i64) -> (i64, i64) {
+        let Self { height, size } = self;
+        match height {
+            Some(height) => (height, size),
+            // As torchvision: towards 0.
+            None if w <= h => (size * h / w, size),
+            None => (size, size * w / h),
+        }
+    }
 }
 
 impl Transform for Resize {
     fn apply(&self, image: Tensor, _: &mut Rng) -> Result<Tensor> {
         let (_, h, w) = sizes(&image)?;
-        let Self { height, size } = *self;
-        let (height, width) = match height {
-            Some(height) => (height, size),
-            // As torchvision: towards 0.
-            None if w <= h => (size * h / w, size),
-            None => (size, size * w / h),
-        };
+        let (height, width) = self.asked(h, w);
         resized(&image, height, width)
+    }
+
+    fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
+        let (_, h, w) = sizes_of_batch(&images, rngs)?;
+        let (height, width) = self.asked(h, w);
+        resized_batch(&images, height, width)
     }
 }
 
 fn resized(image: &Tensor, height: i64, width: i64) -> Result<Tensor> {
-    let (_, h, w) = sizes(image)?;
+    Ok(resized_batch(&image.f_unsqueeze(0)?, height, width)?.f_squeeze_dim(0)?)
+}
+
+fn resized_batch(images: &Tensor, height: i64, width: i64) -> Result<Tensor> {
     if height < 1 || width < 1 {
         return Err(Error::config(format!(
             "an image of {height} x {width} pixels: a size must be at least 1"
         )));
     }
-    if (h, w) == (height, width) {
-        return Ok(image.shallow_clone());
+    if images.size()[2..] == [height, width] {
+        return Ok(images.shallow_clone());
     }
-    let scaled = image.f_unsqueeze(0)?.f_internal_upsample_bilinear2d_aa(
-        [height, width],
-        false,
-        None,
-        None,
-    )?;
-    Ok(scaled.f_squeeze_dim(0)?)
+    Ok(images.f_internal_upsample_bilinear2d_aa([height, width], false, None, None)?)
 }
 
 fn cropped(image: &Tensor, top: i64, left: i64, height: i64, width: i64) -> Result<Tensor> {
-    Ok(image.f_narrow(1, top, height)?.f_narrow(2, left, width)?)
+    Ok(image.f_narrow(-2, top, height)?.f_narrow(-1, left, width)?)
 }
 
 /// The middle of an image; a smaller image gets a border of zeros (torchvision.transforms.v2.CenterCrop).
@@ -81,9 +89,21 @@ impl CenterCrop {
 }
 
 impl Transform for CenterCrop {
-    fn apply(&self, mut image: Tensor, _: &mut Rng) -> Result<Tensor> {
-        let Self { height, width } = *self;
-        let (_, mut h, mut w) = sizes(&image)?;
+    fn apply(&self, image: Tensor, _: &mut Rng) -> Result<Tensor> {
+        let (_, h, w) = sizes(&image)?;
+        self.middle(image, h, w)
+    }
+
+    fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
+        let (_, h, w) = sizes_of_batch(&images, rngs)?;
+        self.middle(images, h, w)
+    }
+}
+
+impl CenterCrop {
+    /// Of one image or a batch of images with this height and width.
+    fn middle(self, mut image: Tensor, mut h: i64, mut w: i64) -> Result<Tensor> {
+        let Self { height, width } = self;
         if h < height || w < width {
             let missing = |own: i64, asked: i64| (asked - own).max(0);
             let (rows, columns) = (missing(h, height), missing(w, width));
@@ -93,6 +113,82 @@ impl Transform for CenterCrop {
         }
         let start = |own: i64, asked: i64| ((own - asked) as f64 / 2.0).round_ties_even() as i64;
         cropped(&image, start(h, height), start(w, width), height, width)
+    }
+}
+
+/// A part of one size at a random place, after zeros were added around the image
+/// (torchvision.transforms.v2.RandomCrop).
+#[derive(Debug, Clone, Copy)]
+pub struct RandomCrop {
+    height: i64,
+    width: i64,
+    padding: i64,
+}
+
+impl RandomCrop {
+    /// A square without padding.
+    pub fn new(size: i64) -> Self {
+        Self::to(size, size)
+    }
+
+    /// Of this height and width.
+    pub fn to(height: i64, width: i64) -> Self {
+        Self { height, width, padding: 0 }
+    }
+
+    /// So many rows and columns of zeros on each side first.
+    #[must_use]
+    pub fn padding(mut self, padding: i64) -> Self {
+        self.padding = padding;
+        self
+    }
+
+    /// The padded image, or batch of images, with height and width.
+    fn padded(self, image: &Tensor) -> Result<(Tensor, i64, i64)> {
+        let Self { height, width, padding } = self;
+        let image = match padding {
+            0 => image.shallow_clone(),
+            _ => image.f_constant_pad_nd([padding; 4])?,
+        };
+        let size = image.size();
+        let (h, w) = (size[size.len() - 2], size[size.len() - 1]);
+        if padding < 0 || height < 1 || width < 1 || h < height || w < width {
+            return Err(Error::config(format!(
+                "RandomCrop to {height} x {width} of images of {h} x {w} pixels with padding {padding}: a part is at \
+                 least 1 x 1 and at most the padded image"
+            )));
+        }
+        Ok((image, h, w))
+    }
+
+    /// The first row and column.
+    fn place(self, h: i64, w: i64, rng: &mut Rng) -> (i64, i64) {
+        (rng.below(h - self.height + 1), rng.below(w - self.width + 1))
+    }
+}
+
+impl Transform for RandomCrop {
+    fn apply(&self, image: Tensor, rng: &mut Rng) -> Result<Tensor> {
+        sizes(&image)?;
+        let (image, h, w) = self.padded(&image)?;
+        let (top, left) = self.place(h, w, rng);
+        cropped(&image, top, left, self.height, self.width)
+    }
+
+    fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
+        let (channels, ..) = sizes_of_batch(&images, rngs)?;
+        let (images, h, w) = self.padded(&images)?;
+        let places = rngs.iter_mut().map(|rng| self.place(h, w, rng));
+        let (tops, lefts): (Vec<i64>, Vec<i64>) = places.unzip();
+        let from = |starts: &[i64], count: i64| -> Result<Tensor> {
+            let steps = Tensor::f_arange(count, (Kind::Int64, images.device()))?;
+            Ok(of_each(starts, &images)?.f_add(&steps)?)
+        };
+        let (n, Self { height, width, .. }) = (rngs.len() as i64, *self);
+        let rows =
+            from(&tops, height)?.f_transpose(2, 3)?.f_expand([n, channels, height, w], false)?;
+        let columns = from(&lefts, width)?.f_expand([n, channels, height, width], false)?;
+        Ok(images.f_gather(2, &rows, false)?.f_gather(3, &columns, false)?)
     }
 }
 
@@ -194,6 +290,13 @@ impl Transform for RandomHorizontalFlip {
             true => Ok(image.f_flip([2])?),
             false => Ok(image),
         }
+    }
+
+    fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
+        sizes_of_batch(&images, rngs)?;
+        let mirrored: Vec<bool> = rngs.iter_mut().map(|rng| rng.chance(self.probability)).collect();
+        let mirrored = of_each(&mirrored, &images)?;
+        Ok(images.f_flip([3])?.f_where_self(&mirrored, &images)?)
     }
 }
 

@@ -39,10 +39,11 @@ mod transformer;
 
 pub use crate::parameter::Parameter;
 pub use activation::{
-    Celu, CeluConfig, Elu, EluConfig, Flatten, Gelu, GeluTanh, Glu, GluConfig, Hardsigmoid,
-    Hardswish, Hardtanh, HardtanhConfig, Identity, LeakyRelu, LeakyReluConfig, LogSigmoid,
-    LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid, Silu, Softmax, Softplus,
-    SoftplusConfig, Softsign, Tanh,
+    Celu, CeluConfig, Elu, EluConfig, Flatten, Gelu, GeluTanh, Glu, GluConfig, Hardshrink,
+    HardshrinkConfig, Hardsigmoid, Hardswish, Hardtanh, HardtanhConfig, Identity, LeakyRelu,
+    LeakyReluConfig, LogSigmoid, LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid,
+    Silu, Softmax, Softmin, Softplus, SoftplusConfig, Softshrink, SoftshrinkConfig, Softsign, Tanh,
+    Tanhshrink, Threshold,
 };
 pub use attention::{
     AttentionMask, AttentionOptions, MultiheadAttention, MultiheadAttentionConfig, RotaryEmbedding,
@@ -61,7 +62,7 @@ pub use conv::{
     ConvTranspose3d, ConvTranspose3dConfig, ConvTransposeConfig, Padding, PaddingMode,
 };
 pub use ddpm::DdpmSchedule;
-pub use dropout::Dropout;
+pub use dropout::{ChannelDropout, Dropout};
 pub use embedding::{BagMode, Embedding, EmbeddingBag, EmbeddingBagConfig, EmbeddingConfig};
 pub use forward::Forward;
 #[doc(hidden)]

@@ -23,6 +23,7 @@ pub mod init;
 mod linear;
 mod norm;
 mod norm_relu;
+mod pad;
 mod parameters;
 mod part;
 mod planted;
@@ -76,9 +77,13 @@ pub use init::own_tensor;
 pub use linear::{Activation, Linear, LinearConfig, linear};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
 
+#[doc(hidden)]
+pub use pad::{
+    CircularPad1d, CircularPad2d, CircularPad3d, ReflectionPad1d, ReflectionPad2d, ReflectionPad3d,
+    ReplicationPad1d, ReplicationPad2d, ReplicationPad3d, ZeroPad1d, ZeroPad2d, ZeroPad3d,
+};
 pub(crate) use parameters::parameters_in_regions;
 pub use parameters::{Role, named_tensors, parameters, place};
-#[doc(hidden)]
 pub use part::{PartOfAny, PartOfChild, Within};
 #[doc(hidden)]
 pub use planted::FusedTimes;

@@ -30,6 +30,8 @@ struct Options {
     encoder: amp_core::nn::TransformerEncoder,
     #[layer(sequential(dropout1d(0.5), dropout2d(0.5), dropout3d(0.5)))]
     channels: Sequential,
+    #[layer(sequential(reflection_pad2d(1), replication_pad2d([1, 2]), zero_pad2d(0), circular_pad2d([0, 1])))]
+    pads: Sequential,
 }
 
 /// What a layer is without has no name, as in torch.
@@ -65,6 +67,9 @@ fn options_leave_tensors_out() -> Result<()> {
     let input = Tensor::f_randn([3, 4, 4], (Kind::Float, Device::Cpu))?;
     let cx = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
     assert_eq!(model.all.forward(&input, &cx)?.size(), [3, 4, 4]);
+    assert_eq!(model.pads.forward(&input.unsqueeze(0), &cx)?.size(), [1, 3, 8, 12]);
+    let text = message(amp_core::nn::ReflectionPad2d::new([1, -1]));
+    assert_eq!(text, "padding is -1, but must be at least 0");
     Ok(())
 }
 

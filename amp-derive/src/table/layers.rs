@@ -67,6 +67,8 @@ const AVG_POOL_OPTIONS: &[Key] =
 
 const OUTPUT: &[Key] = &[any("output_size")];
 
+const PAD: &[Key] = &[sizes_or_zero("padding")];
+
 const BATCH_NORM: &[Key] = &[positive("num_features")];
 const BATCH_NORM_OPTIONS: &[Key] =
     &[positive("eps"), fraction("momentum"), any("affine"), any("track_running_stats")];
@@ -281,6 +283,18 @@ pub(crate) const LAYERS: &[Layer] = &[
     ),
     plain("pixel_shuffle", "PixelShuffle", &[positive("upscale_factor")]),
     plain("pixel_unshuffle", "PixelUnshuffle", &[positive("downscale_factor")]),
+    plain("zero_pad1d", "ZeroPad1d", PAD),
+    plain("zero_pad2d", "ZeroPad2d", PAD),
+    plain("zero_pad3d", "ZeroPad3d", PAD),
+    plain("reflection_pad1d", "ReflectionPad1d", PAD),
+    plain("reflection_pad2d", "ReflectionPad2d", PAD),
+    plain("reflection_pad3d", "ReflectionPad3d", PAD),
+    plain("replication_pad1d", "ReplicationPad1d", PAD),
+    plain("replication_pad2d", "ReplicationPad2d", PAD),
+    plain("replication_pad3d", "ReplicationPad3d", PAD),
+    plain("circular_pad1d", "CircularPad1d", PAD),
+    plain("circular_pad2d", "CircularPad2d", PAD),
+    plain("circular_pad3d", "CircularPad3d", PAD),
     plain("dropout", "Dropout", &[fraction("p")]),
     plain("dropout1d", "ChannelDropout", &[fraction("p")]),
     plain("dropout2d", "ChannelDropout", &[fraction("p")]),

@@ -6,15 +6,17 @@ mod folder;
 mod geometry;
 mod grid;
 mod mix;
+mod region;
 
 pub use color::{ColorJitter, Jitter, Normalize};
 #[cfg(feature = "images")]
 pub use folder::{ImageFolder, decode_image};
-pub use geometry::{CenterCrop, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize};
+pub use geometry::{CenterCrop, RandomCrop, RandomHorizontalFlip, Resize};
 pub use grid::ImageGrid;
 #[cfg(feature = "images")]
 pub use grid::save_image;
 pub use mix::{CutMix, MixUp};
+pub use region::RandomResizedCrop;
 use tch::{Kind, Tensor, kind::Element};
 
 use crate::{Error, Result, random::Rng};

@@ -55,6 +55,12 @@ pub trait Loss {
     /// What the mean is over: by this the batches of an accumulation window, and the parts of a batch that
     /// memory is short for, weigh so that their gradients add up to the large batch's.
     fn mean_over(&self) -> MeanOver<'_>;
+
+    /// Why no CUDA graph can hold a step with this loss, as in `ctc_loss reads lengths on the host`: because it waits
+    /// for the device or decides on the host by its values. `None` unless it is given.
+    fn outside_graphs(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// [`CrossEntropy`] with its defaults.

@@ -9,7 +9,8 @@ use crate::{Result, precision::is_floating};
 /// int64 labels `[N, S]` without blanks, each row padded at its end with -100. The mean divides the loss of an
 /// example by its number of labels, then averages over examples, as torch does.
 ///
-/// libtorch reads the lengths on the host, so that steps with this loss do not run as CUDA graphs.
+/// libtorch reads the lengths on the host, so that no CUDA graph can hold a step with this loss: under
+/// [`Graph::Auto`](crate::trainer::Graph::Auto) a note says so, and steps run without; `Graph::On` is an error.
 ///
 /// # Errors
 /// When shapes or dtypes do not fit, or libtorch refuses a length.
@@ -69,5 +70,9 @@ impl Loss for Ctc {
 
     fn mean_over(&self) -> MeanOver<'_> {
         MeanOver::Examples
+    }
+
+    fn outside_graphs(&self) -> Option<&'static str> {
+        Some("ctc_loss reads the lengths of outputs and labels on the host")
     }
 }

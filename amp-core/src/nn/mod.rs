@@ -23,6 +23,7 @@ pub mod init;
 mod linear;
 mod norm;
 mod norm_relu;
+mod pad;
 mod parameters;
 mod part;
 mod planted;
@@ -39,10 +40,11 @@ mod transformer;
 
 pub use crate::parameter::Parameter;
 pub use activation::{
-    Celu, CeluConfig, Elu, EluConfig, Flatten, Gelu, GeluTanh, Glu, GluConfig, Hardsigmoid,
-    Hardswish, Hardtanh, HardtanhConfig, Identity, LeakyRelu, LeakyReluConfig, LogSigmoid,
-    LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid, Silu, Softmax, Softplus,
-    SoftplusConfig, Softsign, Tanh,
+    Celu, CeluConfig, Elu, EluConfig, Flatten, Gelu, GeluTanh, Glu, GluConfig, Hardshrink,
+    HardshrinkConfig, Hardsigmoid, Hardswish, Hardtanh, HardtanhConfig, Identity, LeakyRelu,
+    LeakyReluConfig, LogSigmoid, LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid,
+    Silu, Softmax, Softmin, Softplus, SoftplusConfig, Softshrink, SoftshrinkConfig, Softsign, Tanh,
+    Tanhshrink, Threshold,
 };
 pub use attention::{
     AttentionMask, AttentionOptions, MultiheadAttention, MultiheadAttentionConfig, RotaryEmbedding,
@@ -61,7 +63,7 @@ pub use conv::{
     ConvTranspose3d, ConvTranspose3dConfig, ConvTransposeConfig, Padding, PaddingMode,
 };
 pub use ddpm::DdpmSchedule;
-pub use dropout::Dropout;
+pub use dropout::{ChannelDropout, Dropout};
 pub use embedding::{BagMode, Embedding, EmbeddingBag, EmbeddingBagConfig, EmbeddingConfig};
 pub use forward::Forward;
 #[doc(hidden)]
@@ -75,9 +77,13 @@ pub use init::own_tensor;
 pub use linear::{Activation, Linear, LinearConfig, linear};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
 
+#[doc(hidden)]
+pub use pad::{
+    CircularPad1d, CircularPad2d, CircularPad3d, ReflectionPad1d, ReflectionPad2d, ReflectionPad3d,
+    ReplicationPad1d, ReplicationPad2d, ReplicationPad3d, ZeroPad1d, ZeroPad2d, ZeroPad3d,
+};
 pub(crate) use parameters::parameters_in_regions;
 pub use parameters::{Role, named_tensors, parameters, place};
-#[doc(hidden)]
 pub use part::{PartOfAny, PartOfChild, Within};
 #[doc(hidden)]
 pub use planted::FusedTimes;

@@ -38,6 +38,8 @@ pub struct TransformerLayerConfig {
     pub norm_first: bool,
     /// Whether a position attends only to itself and earlier ones of its own sequence.
     pub causal: bool,
+    /// Whether attention, linear layers and norms have biases.
+    pub bias: bool,
 }
 
 /// The options of a [`TransformerEncoderLayer`].
@@ -46,7 +48,7 @@ pub type TransformerEncoderLayerConfig = TransformerLayerConfig;
 pub type TransformerDecoderLayerConfig = TransformerLayerConfig;
 
 impl TransformerLayerConfig {
-    /// Feed-forward 2048, dropout 0.1, ReLU, eps 1e-5, norms behind the residuals, not causal.
+    /// Feed-forward 2048, dropout 0.1, ReLU, eps 1e-5, norms behind the residuals, not causal, with biases.
     pub fn new(d_model: i64, nhead: i64) -> Self {
         Self {
             d_model,
@@ -57,6 +59,7 @@ impl TransformerLayerConfig {
             layer_norm_eps: 1e-5,
             norm_first: false,
             causal: false,
+            bias: true,
         }
     }
 
@@ -64,6 +67,7 @@ impl TransformerLayerConfig {
         MultiheadAttention::new(MultiheadAttentionConfig {
             dropout: self.dropout,
             causal,
+            bias: self.bias,
             ..MultiheadAttentionConfig::new(self.d_model, self.nhead)
         })
     }
@@ -71,6 +75,7 @@ impl TransformerLayerConfig {
     fn layer_norm(&self) -> Result<LayerNorm> {
         LayerNorm::new(LayerNormConfig {
             eps: self.layer_norm_eps,
+            bias: self.bias,
             ..LayerNormConfig::new(self.d_model)
         })
     }
@@ -97,6 +102,8 @@ pub struct TransformerStackConfig {
     pub norm_first: bool,
     /// As in [`TransformerLayerConfig`].
     pub causal: bool,
+    /// As in [`TransformerLayerConfig`], and of the last norm.
+    pub bias: bool,
     /// Whether a layer norm comes behind the last layer, as pre-norm layers need.
     pub norm: bool,
 }
@@ -120,6 +127,7 @@ impl TransformerStackConfig {
             layer_norm_eps: layer.layer_norm_eps,
             norm_first: layer.norm_first,
             causal: layer.causal,
+            bias: layer.bias,
             norm: false,
         }
     }
@@ -134,6 +142,7 @@ impl TransformerStackConfig {
             layer_norm_eps: self.layer_norm_eps,
             norm_first: self.norm_first,
             causal: self.causal,
+            bias: self.bias,
         }
     }
 

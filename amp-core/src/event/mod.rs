@@ -41,6 +41,13 @@ pub enum Event {
         batch: i64,
         /// Optimizer steps applied so far.
         global_step: u64,
+        /// The batch's examples.
+        examples: i64,
+        /// The loss scale; `None` if the precision has none.
+        scale: Option<f64>,
+        /// The part of the run that is done, by its epochs or its largest number of steps: 1 at its end. A run
+        /// that something else ends, as a callback, ends earlier.
+        done: f64,
     },
     /// A step was skipped, because a gradient or the loss was not finite.
     Skipped(Skipped),

@@ -1,4 +1,4 @@
-//! Subscribers that keep a run: in files, written by threads of their own, or in memory.
+//! Subscribers that keep a run, in files, written by threads of their own, or in memory, or show it.
 
 mod background;
 mod chrome_trace;
@@ -6,6 +6,7 @@ mod csv;
 mod file;
 mod jsonl;
 mod memory;
+mod progress;
 mod scalar;
 mod tensorboard;
 
@@ -14,4 +15,5 @@ pub use chrome_trace::ChromeTrace;
 pub use csv::CsvLogger;
 pub use jsonl::JsonLinesLogger;
 pub use memory::MemoryLogger;
+pub use progress::ProgressBar;
 pub use tensorboard::TensorBoardLogger;

@@ -41,8 +41,8 @@ pub(super) fn step(
     for at in 0..=last {
         forward_backward(state, model, observers, examples, at, &mut ran)?;
         if at < last {
-            let (position, loss) = (examples.position(at), &ran.losses[at]);
-            actions.extend(end_batch(state, model, observers, position, loss, None)?);
+            let (batch, loss) = ((examples, at), &ran.losses[at]);
+            actions.extend(end_batch(state, model, observers, batch, loss, None)?);
         }
     }
     // Valid until the next change of the weights.
@@ -81,8 +81,8 @@ pub(super) fn step(
         _ => observers.log.merge(ran.log)?,
     }
     state.profiler.stop();
-    let (position, loss) = (examples.position(last), &ran.losses[last]);
-    actions.extend(end_batch(state, model, observers, position, loss, Some(&outcome))?);
+    let (batch, loss) = ((examples, last), &ran.losses[last]);
+    actions.extend(end_batch(state, model, observers, batch, loss, Some(&outcome))?);
     Ok(actions)
 }
 

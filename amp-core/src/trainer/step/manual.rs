@@ -33,7 +33,7 @@ pub(super) fn step(
     observers.invariants.at(Moment::GradientsCleared, state, model, 0)?;
     state.begin_changes();
     let (loss, outcome) = manual_step(state, model, observers, examples)?;
-    end_batch(state, model, observers, examples.start, &loss, Some(&outcome))
+    end_batch(state, model, observers, (examples, 0), &loss, Some(&outcome))
 }
 
 /// Executes the model's own step. Returns the loss of its last backward pass, and whether an optimizer

@@ -6,6 +6,7 @@ use super::{
     super::config::TrainerConfig,
     average::Average,
     last_good::LastGood,
+    length::Length,
     observers::{Emit, Observers},
     optimization::Optimization,
     passes::Passes,
@@ -42,6 +43,7 @@ pub(in crate::trainer) struct StepState<'a> {
     /// Of training passes.
     pub(super) context: Context,
     pub(in crate::trainer) optim: Optimization<'a>,
+    pub(super) length: Length,
     pub(in crate::trainer) counts: Counts,
     /// Steps of this process that ran without a graph.
     pub(super) eager: u64,
@@ -74,6 +76,7 @@ impl<'a> StepState<'a> {
         config: &'a TrainerConfig,
         model: &dyn LightningModule,
         optim: Optimization<'a>,
+        length: Length,
     ) -> Result<Self> {
         let policy = config.policy();
         Ok(Self {
@@ -82,6 +85,7 @@ impl<'a> StepState<'a> {
             context: Context::new(policy, true).with_islands(config.numerics.overrides.clone()),
             lr: optim.lr(),
             optim,
+            length,
             counts: Counts::default(),
             eager: 0,
             replayed: 0,

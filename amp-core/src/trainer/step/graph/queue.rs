@@ -220,16 +220,16 @@ impl Executor for Replay {
         };
         let mut actions = Vec::new();
         for (at, loss) in others.iter().enumerate() {
-            let position = step.examples.position(at);
-            actions.extend(end_batch(state, model, observers, position, loss, None)?);
+            let batch = (&step.examples, at);
+            actions.extend(end_batch(state, model, observers, batch, loss, None)?);
         }
         state.lr = step.lr;
         state.follow_applied(model, observers.emit)?;
         if state.is_logged() {
             self.release(&mut observers.log)?;
         }
-        let (position, outcome) = (step.examples.position(others.len()), StepOutcome::Applied);
-        actions.extend(end_batch(state, model, observers, position, last, Some(&outcome))?);
+        let (batch, outcome) = ((&step.examples, others.len()), StepOutcome::Applied);
+        actions.extend(end_batch(state, model, observers, batch, last, Some(&outcome))?);
         Ok(Some(Ended::Over { next_batch: step.examples.next_batch(), actions }))
     }
 

@@ -13,7 +13,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Result, hardware::Fingerprint, log::Logged, precision::Precision, probe::Observed,
+    Result,
+    hardware::Fingerprint,
+    log::{Logged, Media},
+    precision::Precision,
+    probe::Observed,
     provenance::Provenance,
 };
 
@@ -72,6 +76,15 @@ pub enum Event {
         global_step: u64,
         /// The values.
         values: Vec<Logged>,
+    },
+    /// A step, a hook or a validation logged an image, a text or a histogram.
+    Media {
+        /// Optimizer steps applied so far.
+        global_step: u64,
+        /// Its name.
+        name: String,
+        /// What is looked at.
+        media: Media,
     },
     /// A step was profiled. Emitted when the device has finished it, some steps later.
     Profiled(Profile),

@@ -238,6 +238,10 @@ impl<'r, 'c> Run<'r, 'c> {
         self.observers
             .callbacks
             .each(|callback| callback.on_train_epoch_end(&mut hook).map(|()| Vec::new()))?;
+        let global_step = self.state.global_step();
+        for (name, media) in self.observers.log.take_media() {
+            (self.observers.emit)(Event::Media { global_step, name, media })?;
+        }
         let train = self.observers.log.epoch_values()?;
         let profiles = self.state.profiler.take()?;
         profiles
@@ -264,7 +268,6 @@ impl<'r, 'c> Run<'r, 'c> {
             }
         }
         self.hold_against(Moment::EpochEnds)?;
-        let global_step = self.state.global_step();
         let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds, val_seconds };
         (self.observers.emit)(Event::EpochEnd(end.clone()))?;
         let precision = self.state.policy().precision;

@@ -237,7 +237,7 @@ impl<'a> Trainer<'a> {
         };
         let loaders = self.prepare(model, data, sets, kind, limit)?;
         let mut evaluator = Evaluator::new(&self.config, self.config.policy(), 0);
-        evaluator.evaluate(model, stage, &loaders, None, |_, _| Ok(()))
+        evaluator.evaluate(model, stage, &loaders, None, |_, _| Ok(()), &mut |_, _| Ok(()))
     }
 
     /// Checks everything, moves the model to its device and opens the sets.

@@ -64,6 +64,7 @@ mod losses;
 mod manual;
 mod map_style;
 mod max_pool;
+mod media;
 mod memory;
 mod metric_runs;
 mod metrics;

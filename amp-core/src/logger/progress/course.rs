@@ -65,12 +65,12 @@ impl Course {
             Event::Logged { values, .. } => self.take(values),
             Event::Validated(seen) => {
                 self.take(&seen.val);
-                self.speed.pause(now);
+                self.speed.pause();
             }
             Event::EpochEnd(end) => {
                 self.take(&end.train);
                 self.take(&end.val);
-                self.speed.pause(now);
+                self.speed.pause();
             }
             Event::Recovered { recovery: Recovery::FellBack { .. }, .. } => self.scale = None,
             _ => {}
@@ -136,6 +136,8 @@ impl Course {
 struct Speed {
     /// Since when what follows is counted.
     last: Option<Instant>,
+    /// When the last batch ended.
+    seen: Option<Instant>,
     steps: u64,
     examples: i64,
     /// Per second.
@@ -144,6 +146,7 @@ struct Speed {
 
 impl Speed {
     fn count(&mut self, now: Instant, steps: u64, examples: i64) {
+        self.seen = Some(now);
         if self.last.is_none() {
             // How long the first batch took is not known.
             self.last = Some(now);
@@ -153,16 +156,20 @@ impl Speed {
         self.examples += examples;
     }
 
-    /// Leaves out the time until the next batch, in which nothing is trained. That batch is not counted either.
-    fn pause(&mut self, now: Instant) {
-        let _ = self.rates(now);
+    /// Leaves out the time from the last batch to the next, in which something else than training happens. The next
+    /// batch is not counted either.
+    fn pause(&mut self) {
+        if let Some(seen) = self.seen {
+            let _ = self.rates(seen);
+        }
         self.last = None;
         (self.steps, self.examples) = (0, 0);
     }
 
     /// Optimizer steps and examples per second; `None` before the second batch.
     fn rates(&mut self, now: Instant) -> Option<(f64, f64)> {
-        let passed = now.saturating_duration_since(self.last?);
+        let Some(last) = self.last else { return self.rates };
+        let passed = now.saturating_duration_since(last);
         if self.examples > 0 && !passed.is_zero() {
             let seconds = passed.as_secs_f64();
             let new = (self.steps as f64 / seconds, self.examples as f64 / seconds);

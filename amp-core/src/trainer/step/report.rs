@@ -29,6 +29,9 @@ pub(super) fn end_batch(
     let (scale, done) = (state.optim.scale(), state.length.done(epoch, batch, global_step));
     let examples = examples.batches[at].len();
     emit(Event::Batch { epoch, batch, global_step, examples, scale, done })?;
+    for (name, media) in log.take_media() {
+        emit(Event::Media { global_step, name, media })?;
+    }
     if outcome.is_some() && state.is_logged() {
         emit(Event::Logged { global_step, values: log.step_values()? })?;
     }

@@ -52,6 +52,8 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) rollback: Rollback,
     /// The number of parts in which a batch runs.
     pub(in crate::trainer) parts: i64,
+    /// Whether steps do more where their values are reported, and run without a graph there.
+    pub(super) does_more: bool,
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
     /// Whether the first batches were searched for targets that a loss of the model's own may leave out.
@@ -91,6 +93,7 @@ impl<'a> StepState<'a> {
             replayed: 0,
             rollback: Rollback::new(model, config.device)?,
             parts: 1,
+            does_more: false,
             probed: false,
             looked_at_windows: false,
             told_lost_updates: false,
@@ -119,6 +122,12 @@ impl<'a> StepState<'a> {
     /// Whether the values of the last step are reported.
     pub(super) fn is_logged(&self) -> bool {
         self.counts.attempts.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
+    }
+
+    /// Whether the values of the step that follows so many steps in flight are reported.
+    pub(super) fn logs_after(&self, running: u64) -> bool {
+        let next = self.counts.attempts + running + 1;
+        next.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
     /// Exchanges the weights and their averages, where these are kept.

@@ -104,7 +104,10 @@ impl Executor for Replay {
         examples: &Examples,
     ) -> Result<bool> {
         let looked_at = state.looks_for_lost_updates(self.running());
-        if examples.void || state.parts > 1 || state.profiler.is_running() || looked_at {
+        // What such a step logs for the host cannot come from a graph.
+        let does_more = state.does_more && state.logs_after(self.running());
+        if examples.void || does_more || state.parts > 1 || state.profiler.is_running() || looked_at
+        {
             return Ok(false);
         }
         if matches!(&self.graph, Captured::Graph(graph) if graph.fits(examples, state)) {

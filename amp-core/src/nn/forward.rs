@@ -68,6 +68,12 @@ pub trait Forward: Visit {
     fn own_op(&self) -> Op {
         Op::Other
     }
+
+    /// The full name of its type, as [`Module::type_name`].
+    #[doc(hidden)]
+    fn own_type_name(&self) -> &'static str {
+        std::any::type_name::<Self>()
+    }
 }
 
 impl<M: Module + ?Sized> Forward for M {
@@ -80,5 +86,9 @@ impl<M: Module + ?Sized> Forward for M {
 
     fn own_op(&self) -> Op {
         self.op()
+    }
+
+    fn own_type_name(&self) -> &'static str {
+        self.type_name()
     }
 }

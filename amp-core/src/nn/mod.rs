@@ -93,6 +93,7 @@ pub use pool::{
     AvgPool2d, AvgPool2dConfig, AvgPool3d, AvgPool3dConfig, AvgPoolConfig, MaxPool, MaxPool1d,
     MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxPoolConfig,
 };
+pub(crate) use probe::Trace;
 pub use probe::{Call, DtypeProbe, Given, Group, GroupProbe, Probe, Product, Substitute};
 pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Rnn, RnnConfig, RnnNonlinearity};
 pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
@@ -181,6 +182,12 @@ pub trait Module: Visit {
         Fusable::Other
     }
 
+    /// The full name of its type, also behind a pointer.
+    #[doc(hidden)]
+    fn type_name(&self) -> &'static str {
+        std::any::type_name::<Self>()
+    }
+
     /// A handle that the backward pass may hold, where the module can be shared. A memory budget
     /// chooses among the layers of containers that give one.
     fn shared(&self) -> Option<Arc<dyn Module>> {
@@ -223,6 +230,10 @@ macro_rules! as_the_module {
 
         fn fusable(&self) -> Fusable<'_> {
             (**self).fusable()
+        }
+
+        fn type_name(&self) -> &'static str {
+            (**self).type_name()
         }
     };
 }

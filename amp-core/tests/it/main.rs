@@ -67,6 +67,7 @@ mod losses_graphs;
 mod manual;
 mod map_style;
 mod max_pool;
+mod media;
 mod memory;
 mod metric_runs;
 mod metrics;

@@ -62,22 +62,26 @@ amp::Types types_of(at::ScalarType stream, at::ScalarType out, at::ScalarType tw
 }
 
 struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
-  // The stream as it was given, its norm and, if there is one, the norm's twin.
+  // The stream as it was given, its norm and, if there is one, the norm's twin, or that in the norm's place.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
-                               const at::Tensor& weight, const at::Tensor& bias, double eps) {
+                               const at::Tensor& weight, const at::Tensor& bias, double eps,
+                               bool narrow) {
     const auto own = weight.scalar_type(), cast = twin_dtype(own);
     const auto columns = weight.numel();
     const auto wide = own == at::kDouble ? at::kDouble : at::kFloat;
     const auto plain = weight.options().requires_grad(false);
     const auto means = at::empty({input.numel() / columns}, plain.dtype(wide));
     const auto inverses = at::empty_like(means);
-    variable_list out{input, at::empty(input.sizes(), plain)};
+    variable_list out{input};
+    if (cast == own || !narrow) out.push_back(at::empty(input.sizes(), plain));
     if (cast != own) out.push_back(at::empty(input.sizes(), plain.dtype(cast)));
+    const auto& last = out.back();
+    const bool has_twin = cast != own, has_own = out.size() > 2 || !has_twin;
     int rows = static_cast<int>(means.numel());
     const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
                *b = bias.const_data_ptr();
-    void *m = amp::data(means), *i = amp::data(inverses), *o = amp::data(out[1]),
-         *twin = out.size() > 2 ? amp::data(out[2]) : nullptr;
+    void *m = amp::data(means), *i = amp::data(inverses), *o = has_own ? amp::data(out[1]) : nullptr,
+         *twin = has_twin ? amp::data(last) : nullptr;
     void* arguments[] = {&in, &w, &b, &eps, &rows, &m, &i, &o, &twin};
     source().launch("forward", types_of(input.scalar_type(), own, cast, columns), input.device(),
                     static_cast<unsigned>((rows + warps - 1) / warps), threads, arguments);
@@ -92,10 +96,12 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     const auto saved = context->get_saved_variables();
     const auto &input = saved.at(0), &weight = saved.at(1), &means = saved.at(3);
     const auto cast = static_cast<at::ScalarType>(context->saved_data.at("cast").toInt());
-    const auto twin_given = given.size() > 2 ? given.at(2) : at::Tensor();
-    if (!given.at(1).defined() && !twin_given.defined()) return {given.at(0), {}, {}, {}};
-    if (c10::GradMode::is_enabled()) return differentiable(saved, given);
-    const auto stream_grad = amp::aligned(given.at(0)), grad = amp::aligned(given.at(1)),
+    const bool has_own = given.size() > 2 || cast == weight.scalar_type();
+    const auto own_given = has_own ? given.at(1) : at::Tensor();
+    const auto twin_given = cast == weight.scalar_type() ? at::Tensor() : given.back();
+    if (!own_given.defined() && !twin_given.defined()) return {given.at(0), {}, {}, {}, {}};
+    if (c10::GradMode::is_enabled()) return differentiable(saved, {given.at(0), own_given, twin_given});
+    const auto stream_grad = amp::aligned(given.at(0)), grad = amp::aligned(own_given),
                twin_grad = amp::aligned(twin_given);
     const Behind behind{input.const_data_ptr(),     amp::const_data(stream_grad),
                         amp::const_data(grad),      amp::const_data(twin_grad),
@@ -128,7 +134,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     } else {
       amp::note_column_sums(stream, column_sums);
     }
-    return {stream, weight_grad, bias_grad, {}};
+    return {stream, weight_grad, bias_grad, {}, {}};
   }
 
   // With a graph of its own, for second derivatives.
@@ -136,7 +142,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     const auto &weight = saved.at(1), &bias = saved.at(2);
     const auto input = saved.at(0).to(weight.scalar_type());
     auto whole = given.at(1);
-    if (given.size() > 2 && given.at(2).defined()) {
+    if (given.at(2).defined()) {
       const auto wide = given.at(2).to(weight.scalar_type());
       whole = whole.defined() ? whole + wide : wide;
     }
@@ -147,7 +153,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
         {true, true, true});
     auto stream = input_grad.to(saved.at(0).scalar_type());
     if (given.at(0).defined()) stream = stream + given.at(0);
-    return {stream, weight_grad, bias_grad, {}};
+    return {stream, weight_grad, bias_grad, {}, {}};
   }
 };
 
@@ -206,13 +212,13 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
 extern "C" {
 
 // Layer normalisation of `input` along the last dimension in `normal`, and the input again in `stream`, to
-// which what comes of the norm is added by amp_residual_add. Both are new, or null if the kernels cannot
-// take these.
+// which what comes of the norm is added by amp_residual_add. `narrow` wants the norm in the dtype of an autocast
+// region. Both are new, or null if the kernels cannot take these.
 int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
-                      double eps, at::Tensor** stream, at::Tensor** normal) {
+                      double eps, int narrow, at::Tensor** stream, at::Tensor** normal) {
   return amp::guarded([&] {
     if (!fits(*input, *weight, *bias)) return;
-    const auto made = AmpResidualNorm::apply(*input, *weight, *bias, eps);
+    const auto made = AmpResidualNorm::apply(*input, *weight, *bias, eps, narrow != 0);
     if (made.size() > 2) amp::note_twin(made.at(1), made.at(2));
     auto whole = std::make_unique<at::Tensor>(made.at(0));
     *normal = new at::Tensor(made.at(1));

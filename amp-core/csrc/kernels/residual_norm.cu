@@ -18,6 +18,7 @@ __device__ W warp_sum(W value) {
   return value;
 }
 
+// Of `out` and `twin` one may be null.
 extern "C" __global__ void __launch_bounds__(32 * warps)
     forward(const P* in, const Q* weights, const Q* biases, double eps, int rows, W* means,
             W* inverses, Q* out, R* twin) {
@@ -54,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(32 * warps)
       narrow(x[p][k] * inverse * widen(w.at[k]) + widen(b.at[k]), pack.at[k]);
       narrow(widen(pack.at[k]), cast.at[k]);
     }
-    pack_at(out, begin + p * stride) = pack;
+    if (out != nullptr) pack_at(out, begin + p * stride) = pack;
     if (twin != nullptr) pack_at(twin, begin + p * stride) = cast;
   }
 }

@@ -1,6 +1,6 @@
 // nn.Conv2d. Where it computes in 16 bits it can do so in channels_last, the layout that tensor cores
 // take: cuDNN would bring another to it and back, for each input, output and gradient. On CUDA a first layer
-// of few channels is computed as one of more (kernels/fold.cu).
+// of few channels is computed as one of more (kernels/fold.cu), and one of patches as a product.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -8,6 +8,7 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <array>
@@ -168,6 +169,34 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
   }
 };
 
+// Whether its windows are patches beside one another, as a vision transformer's first layer has them. Of smaller
+// ones than these the copy costs more than cuDNN's convolution.
+bool are_patches(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
+  constexpr int64_t smallest = 4;
+  const auto side = weight.size(2);
+  return input.is_cuda() && side >= smallest && side == weight.size(3) && stride == side && padding == 0 &&
+         input.size(1) == weight.size(1) && input.size(2) >= side && input.size(3) >= side &&
+         input.size(0) > 0;
+}
+
+// The convolution as a product of patches and filters, of operations that have derivatives.
+at::Tensor of_patches(const at::Tensor& input, const at::Tensor& weight,
+                      const std::optional<at::Tensor>& bias, at::ScalarType dtype) {
+  const auto side = weight.size(2), count = weight.size(0), images = input.size(0);
+  const auto rows = input.size(2) / side, columns = input.size(3) / side;
+  const auto patches = input.narrow(2, 0, rows * side)
+                           .narrow(3, 0, columns * side)
+                           .reshape({images, input.size(1), rows, side, columns, side})
+                           .permute({0, 2, 4, 1, 3, 5})
+                           .to(dtype, /*non_blocking=*/false, /*copy=*/false, at::MemoryFormat::Contiguous)
+                           .reshape({images * rows * columns, -1});
+  std::optional<at::Tensor> addend;
+  if (bias) addend = bias->to(dtype);
+  return at::linear(patches, weight.reshape({count, -1}).to(dtype), addend)
+      .view({images, rows, columns, count})
+      .permute({0, 3, 1, 2});
+}
+
 // A convolution of an input that is used once more, as at the start of a residual block, with the gradients of
 // both uses added up: where the input's gradient is a product, in that product, in place of what the other use
 // gave.
@@ -258,6 +287,10 @@ int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tens
       auto folded = AmpFolded::apply(*input, *weight, padding, *dtype);
       if (addend) folded = folded + addend->to(*dtype).view({1, -1, 1, 1});
       *out = new at::Tensor(folded);
+      return;
+    }
+    if (are_patches(*input, *weight, stride, padding)) {
+      *out = new at::Tensor(of_patches(*input, *weight, addend, *dtype));
       return;
     }
     // One copy, also where dtype and layout change. `contiguous` would leave a single channel as it

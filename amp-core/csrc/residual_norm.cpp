@@ -1,5 +1,5 @@
-// x + f(norm(x)) on CUDA devices, as pre-norm transformers have it, with the gradients of both uses of x added
-// up in one kernel (kernels/residual_norm.cu).
+// x + f(norm(x)) on CUDA devices, as pre-norm transformers have it (kernels/residual_norm.cu), with the gradients
+// of both uses of x added up in one kernel (norm_rows.h).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -21,6 +21,7 @@
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/residual_norm.cu.h"
+#include "norm_rows.h"
 #include "twin.h"
 
 namespace amp::residual_norm {
@@ -31,18 +32,8 @@ using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
 // As in the kernels.
-constexpr int warps = 8, threads = 32 * warps, sums = 3;
-// A lane's registers hold no more than eight times four columns.
-constexpr int64_t columns_of_a_pack = 128, most_columns = 8 * columns_of_a_pack;
-
-// Laid out as in the kernels, as is what follows.
-struct Behind {
-  const void *in, *stream_grads, *grads, *twin_grads, *weights, *means, *inverses;
-};
-
-struct Gradients {
-  void *in, *twin, *parts;
-};
+constexpr int warps = 8, threads = 32 * warps;
+constexpr int64_t columns_of_a_pack = 128;
 
 amp::KernelSource& source() {
   static amp::KernelSource source("residual_norm.cu", amp_kernels_residual_norm);
@@ -101,40 +92,13 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     const auto twin_given = cast == weight.scalar_type() ? at::Tensor() : given.back();
     if (!own_given.defined() && !twin_given.defined()) return {given.at(0), {}, {}, {}, {}};
     if (c10::GradMode::is_enabled()) return differentiable(saved, {given.at(0), own_given, twin_given});
-    const auto stream_grad = amp::aligned(given.at(0)), grad = amp::aligned(own_given),
-               twin_grad = amp::aligned(twin_given);
-    const Behind behind{input.const_data_ptr(),     amp::const_data(stream_grad),
-                        amp::const_data(grad),      amp::const_data(twin_grad),
-                        weight.const_data_ptr(),    means.const_data_ptr(),
-                        saved.at(4).const_data_ptr()};
-    int rows = static_cast<int>(means.numel());
-    const auto columns = weight.numel();
-    // Two blocks for each multiprocessor of the largest card.
-    constexpr int most_blocks = 264;
-    int blocks = std::min((rows + warps - 1) / warps, most_blocks);
-    const auto stream = at::empty_like(input);
-    at::Tensor twin;
-    if (cast != input.scalar_type()) twin = at::empty_like(input, input.options().dtype(cast));
-    const auto parts = at::empty({blocks, sums, columns}, means.options());
-    const Gradients to{amp::data(stream), amp::data(twin), amp::data(parts)};
-    const auto types = types_of(input.scalar_type(), weight.scalar_type(), cast, columns);
-    void* arguments[] = {const_cast<Behind*>(&behind), const_cast<Gradients*>(&to), &rows};
-    source().launch("backward", types, input.device(), static_cast<unsigned>(blocks), threads,
-                    arguments);
-    const auto weight_grad = at::empty_like(weight), bias_grad = at::empty_like(weight);
-    const auto column_sums = at::empty({columns}, means.options());
-    const void* from = amp::const_data(parts);
-    void *w = amp::data(weight_grad), *b = amp::data(bias_grad), *c = amp::data(column_sums);
-    void* rest[] = {&from, &blocks, &w, &b, &c};
-    source().launch("add_parts", types, input.device(),
-                    static_cast<unsigned>(sums * columns / 32), threads, rest);
-    if (twin.defined()) {
-      amp::note_twin(stream, twin);
-      amp::note_column_sums(twin, column_sums);
-    } else {
-      amp::note_column_sums(stream, column_sums);
-    }
-    return {stream, weight_grad, bias_grad, {}, {}};
+    const auto found = amp::norm_rows::backward({input, weight, means, saved.at(4), cast},
+                                                {given.at(0), own_given, twin_given},
+                                                amp::Dropout(0.0, input.device()),
+                                                cast != input.scalar_type());
+    if (found.branch.defined()) amp::note_twin(found.in, found.branch);
+    amp::note_column_sums(found.branch.defined() ? found.branch : found.in, found.column_sums);
+    return {found.in, found.weight, found.bias, {}, {}};
   }
 
   // With a graph of its own, for second derivatives.
@@ -192,8 +156,7 @@ struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   const auto columns = weight.numel();
-  if (!input.is_cuda() || input.dim() == 0 || columns == 0 || columns > most_columns ||
-      columns % columns_of_a_pack != 0 || input.size(-1) != columns || input.numel() == 0 ||
+  if (!input.is_cuda() || input.dim() == 0 || !amp::norm_rows::fits(columns) || input.size(-1) != columns || input.numel() == 0 ||
       input.numel() / columns > largest - threads || weight.device() != input.device() ||
       !amp::is_aligned(input) || !amp::is_aligned(weight) || !amp::is_aligned(bias) ||
       bias.scalar_type() != weight.scalar_type() || bias.numel() != columns) {

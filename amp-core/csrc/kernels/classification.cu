@@ -204,8 +204,10 @@ extern "C" __global__ void __launch_bounds__(1024)
   for (int offset = 16; offset > 0; offset /= 2) sums.add(sums.from_lane(offset));
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sums;
   __syncthreads();
+  if (threadIdx.x >= 32) return;
+  sums = threadIdx.x < (blockDim.x + 31) / 32 ? parts[threadIdx.x] : Softmax<W>();
+  for (int offset = 16; offset > 0; offset /= 2) sums.add(sums.from_lane(offset));
   if (threadIdx.x != 0) return;
-  for (int part = 1; part < (blockDim.x + 31) / 32; ++part) sums.add(parts[part]);
   const W log_sum = logarithm(sums.exponentials);
   kept[blockIdx.x] = {sums.largest, log_sum};
   const long long target = targets[blockIdx.x];

@@ -1,6 +1,6 @@
 //! Layers, a loss and a metric that are not libtorch's alone (`csrc/linear.cpp`, `csrc/conv.cpp`,
 //! `csrc/max_pool.cpp`, `csrc/batch_norm.cpp`, `csrc/batch_norm_images.cpp`, `csrc/layer_norm.cpp`,
-//! `csrc/residual_norm.cpp`, `csrc/heads.cpp`, `csrc/dropout.cpp`, `csrc/classification.cpp`).
+//! `csrc/residual_norm.cpp`, `csrc/dropout.cpp`, `csrc/classification.cpp`).
 
 use std::{
     ffi::{c_double, c_int},
@@ -132,7 +132,6 @@ unsafe extern "C" {
         options: *const LayerNormOptions,
         out: *mut *mut C_tensor,
     ) -> c_int;
-    fn amp_split_heads(product: Handle, heads: i64, out: *mut *mut C_tensor) -> c_int;
     fn amp_residual_norm(
         input: Handle,
         weight: Handle,
@@ -157,7 +156,9 @@ unsafe extern "C" {
 }
 
 /// The tensor that `call` makes, if it makes one.
-fn perhaps_made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Option<Tensor>> {
+pub(super) fn perhaps_made(
+    call: impl FnOnce(*mut *mut C_tensor) -> Result<()>,
+) -> Result<Option<Tensor>> {
     let mut out = std::ptr::null_mut();
     call(&mut out)?;
     // SAFETY: on success it is null or a new tensor without another owner.
@@ -327,14 +328,6 @@ pub(crate) fn layer_norm(
     perhaps_made(|out| {
         checked!(amp_layer_norm(input, residual, weight, bias, &raw const *options, out))
     })
-}
-
-/// Queries, keys and values by head, `[batch, heads, length, width]` each, of `[batch, length, 3·heads·width]`.
-pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
-    let mut out = [std::ptr::null_mut(); 3];
-    checked!(amp_split_heads(product.as_ptr(), heads, out.as_mut_ptr()))?;
-    // SAFETY: on success these are new tensors that nobody else owns.
-    Ok(out.map(|one| unsafe { Tensor::from_ptr(one) }))
 }
 
 /// `input` again, for [`residual_add`], and its layer normalisation along the last dimension, which is `narrow` in

@@ -24,6 +24,7 @@ mod clip;
 mod collate;
 mod conv;
 mod conv_and_input;
+mod conv_patches;
 mod conversions;
 mod cuda_library;
 mod data;

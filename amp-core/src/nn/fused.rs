@@ -1,6 +1,5 @@
-//! Layers that stand one behind the other and run together on CUDA while training: a linear layer or a
-//! batch normalisation with ReLU, a layer normalisation with GELU, and dropout behind each, or a linear
-//! layer with GELU.
+//! Layers that stand one behind the other and run together on CUDA while training: a linear layer with ReLU
+//! or GELU, a batch normalisation with ReLU, a layer normalisation with GELU, and dropout behind each.
 
 use tch::Tensor;
 
@@ -10,7 +9,7 @@ use crate::{Result, ffi::Behind};
 /// What a layer is to those that run some layers in one.
 #[derive(Debug, Clone, Copy)]
 pub enum Fusable<'a> {
-    /// May have ReLU behind it, and then dropout, or GELU.
+    /// May have ReLU or GELU behind it, and then dropout.
     Linear(&'a Linear),
     /// May have ReLU and dropout behind it.
     BatchNorm(&'a BatchNorm),
@@ -59,8 +58,6 @@ pub(super) fn run<M: Module>(
         _ => None,
     };
     let dropout = match behind.peek() {
-        // Behind GELU it runs by itself.
-        _ if matches!(linear_with, Some(Behind::Gelu | Behind::GeluTanh)) => None,
         Some(Fusable::Dropout(dropout)) => Some(dropout.active(cx)),
         _ => None,
     };

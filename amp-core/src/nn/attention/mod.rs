@@ -357,25 +357,15 @@ impl Module for MultiheadAttention {
         };
         let MultiheadAttentionConfig { embed_dim, num_heads, dropout, causal, .. } = self.config;
         let (n, length) = (input.size()[0], input.size()[1]);
-        let heads = |x: &Tensor| -> Result<Tensor> {
-            let shape = [n, length, num_heads, embed_dim / num_heads];
-            Ok(x.f_reshape(shape)?.f_transpose(1, 2)?)
-        };
         let dropout = if cx.drops_out() { dropout } else { 0.0 };
         let joined = if length == 1 {
             self.attend_to_itself(input, weight, dropout)?
         } else {
             let projected = ffi::linear(input, weight, self.in_proj_bias.as_ref())?;
-            let qkv = projected.f_chunk(3, -1)?;
+            let [q, k, v] = split_heads(&projected, num_heads)?;
+            let mask = None::<Tensor>;
             let attended = Tensor::f_scaled_dot_product_attention(
-                &heads(&qkv[0])?,
-                &heads(&qkv[1])?,
-                &heads(&qkv[2])?,
-                None::<Tensor>,
-                dropout,
-                causal,
-                None,
-                false,
+                &q, &k, &v, mask, dropout, causal, None, false,
             )?;
             attended.f_transpose(1, 2)?.f_reshape([n, length, embed_dim])?
         };

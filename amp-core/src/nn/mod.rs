@@ -154,7 +154,7 @@ pub trait Visit {
 /// [`derive(LightningModule)`](derive@crate::LightningModule).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a module of one tensor: `Module` is not implemented for it",
-    note = "a module of other inputs is called in a `#[forward(|x, mask| …)]` closure"
+    note = "a module with other inputs is called in a `#[forward(|x, mask| …)]` closure"
 )]
 pub trait Module: Visit {
     /// Runs the module on `input`. Call children through [`Context::call`], which keeps the

@@ -1,5 +1,5 @@
-//! A linear layer with ReLU and dropout behind it, on CUDA alone (`AMP_DEVICE=cuda`), against
-//! libtorch's in f64 on the CPU.
+//! A linear layer followed by ReLU and dropout, only on CUDA (`AMP_DEVICE=cuda`), against libtorch
+//! in f64 on the CPU.
 
 use amp_core::{
     Module, Result,
@@ -25,11 +25,11 @@ fn layers(shape: [i64; 2], bias: bool, p: f64) -> Result<Sequential> {
     Ok(Sequential::new(layers))
 }
 
-/// One by one the products may be another kernel's, which adds up in another order. More rows than
-/// are summed at once for the bias are among them, and columns that no vector fits.
+/// The separate layers may use another product kernel with another order of sums. The cases include
+/// more rows than one pass sums for the bias, and numbers of columns that fit no vector load.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn relu_and_dropout_go_along(
+fn a_linear_layer_with_relu_and_dropout_equals_f64(
     #[values(
         Precision::F32True,
         Precision::F64True,
@@ -55,7 +55,7 @@ fn relu_and_dropout_go_along(
     let together = pass(&layers, policy, [&input, &incoming], false)?;
     let alone = pass(&layers, policy, [&input, &incoming], true)?;
 
-    // In 16 bits it may be cut off or not where it rounds to 0 or not.
+    // In 16 bits an element near 0 may be cut off by ReLU or not, depending on its rounding.
     let half = rounding(compute) > 1e-4;
     let leaf = |tensor: &Tensor| wide(&tensor.to_kind(compute)).set_requires_grad(true);
     let (exact_in, exact_own) = (leaf(&input), own.iter().map(leaf).collect::<Vec<_>>());
@@ -75,7 +75,7 @@ fn relu_and_dropout_go_along(
             assert!(off < bound, "{name}, {how}: {off} for {bound}");
         }
     }
-    // The same elements are dropped, and the gradient with them.
+    // The same elements are dropped in the output and in the gradient.
     let zeros = |seen: &Tensor| wide(seen).eq(0.0).to_kind(Kind::Double);
     let other = (zeros(&together.output) - zeros(&alone.output)).abs().sum(Kind::Double);
     let most = if half { 1e-2 * (rows * outputs) as f64 } else { 0.0 };
@@ -83,7 +83,7 @@ fn relu_and_dropout_go_along(
     Ok(())
 }
 
-/// Where nothing is near 0, so that no derivative jumps.
+/// No element is near 0, so that no derivative jumps.
 #[test]
 fn second_derivatives_go_through_relu() -> Result<()> {
     let _generator = seeded(13);
@@ -108,7 +108,7 @@ fn second_derivatives_go_through_relu() -> Result<()> {
     Ok(())
 }
 
-/// A layer that is not trained passes its gradient on, and has none.
+/// A layer that is not trained passes the gradient on and gets none itself.
 #[rstest]
 fn a_frozen_layer_passes_its_gradient_on(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

@@ -1,4 +1,4 @@
-//! Optimizers' kernels of our own, on CUDA alone (`AMP_DEVICE=cuda`), against libtorch's on the CPU.
+//! Own kernels of optimizers, only on CUDA (`AMP_DEVICE=cuda`), against libtorch on the CPU.
 
 use amp_core::{
     Result,
@@ -17,8 +17,8 @@ use crate::support::{
     device, needs_cuda, parameter, seeded,
 };
 
-/// More tensors than one start of the kernel takes, of sizes that fill no block, and a matrix whose
-/// gradient lies the other way round. Gradients are at least a half, so that no decay cancels one.
+/// More tensors than one launch of the kernel takes, with sizes that fill no block, and a matrix
+/// with a transposed gradient. Gradients are at least a half, so that no decay cancels one.
 fn tensors(kind: Kind) -> (Vec<Tensor>, Vec<Tensor>) {
     let _generator = seeded(3);
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(kind);
@@ -49,7 +49,7 @@ fn build(
     build_with(options, params, device, Moments::Full)
 }
 
-/// Gives the parameters these gradients as they lie.
+/// Gives the parameters these gradients, with their memory layout.
 fn give(parameters: &[Parameter], grads: &[Tensor]) {
     for (parameter, grad) in parameters.iter().zip(grads) {
         let mut own = parameter.tensor.grad();
@@ -62,8 +62,8 @@ fn give(parameters: &[Parameter], grads: &[Tensor]) {
     }
 }
 
-/// The largest distance between weights or what is kept for them, in units of the last place, which
-/// is that of 1 where they are smaller.
+/// The largest distance between weights or state, in units in the last place; values below 1 use
+/// the unit of 1.
 fn distance(a: &dyn Optimizer, b: &dyn Optimizer, epsilon: f64) -> Result<f64> {
     let tensors = |optimizer: &dyn Optimizer| -> Result<Vec<Tensor>> {
         let state = optimizer.state()?;
@@ -87,12 +87,12 @@ const DAMPED: Sgd = Sgd { dampening: 0.5, nesterov: false, ..NESTEROV };
 const CENTERED: RmsProp =
     RmsProp { lr: 1e-2, alpha: 0.99, eps: 1e-8, weight_decay: 0.01, momentum: 0.9, centered: true };
 
-/// Twenty steps at changing rates, with gradients that change size and sign. A step rounds a weight
-/// twice, for its decay and its update, and an average twice, for its own decay and what comes in: two
-/// units in the last place for each step. A gradient to which the decay is added may be rounded once or
-/// twice, and is off by twice that where it is squared: one unit more. Lion's direction is never so
-/// near zero that a rounding turns it: it is 0.05 of the gradient at least, whose sign it has or, every
-/// third step, not.
+/// Twenty steps with changing rates, and gradients that change size and sign. A step rounds a
+/// weight twice, for its decay and its update, and an average twice, for its decay and the new
+/// value: two units in the last place per step. A gradient to which the decay is added may be
+/// rounded once or twice, and its error doubles when it is squared: one unit more. The direction of
+/// Lion is never so close to zero that rounding changes its sign: it is at least 0.05 of the
+/// gradient.
 #[rstest]
 #[case::adamw(&AdamW { weight_decay: 0.1, ..Default::default() })]
 #[case::adamw_plain(&AdamW { weight_decay: 0.0, ..Default::default() })]
@@ -110,7 +110,7 @@ const CENTERED: RmsProp =
 #[case::adafactor(&Adafactor { weight_decay: 0.1, ..Default::default() })]
 #[case::lamb(&Lamb::default())]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn steps_on_cuda_are_those_on_the_cpu(
+fn steps_on_cuda_equal_steps_on_the_cpu(
     #[case] options: &dyn BuildOptimizer,
     #[values((Kind::Double, f64::EPSILON), (Kind::Float, f32::EPSILON as f64), (Kind::BFloat16, 0.0078125))]
     (kind, epsilon): (Kind, f64),
@@ -135,10 +135,11 @@ fn steps_on_cuda_are_those_on_the_cpu(
     Ok(())
 }
 
-/// A schedule may take the momentum to 0 and back: as in PyTorch the buffers wait meanwhile.
+/// A schedule may set the momentum to 0 and back: meanwhile the buffers do not change, as in
+/// PyTorch.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn buffers_wait_while_there_is_no_momentum() -> Result<()> {
+fn buffers_do_not_change_while_the_momentum_is_zero() -> Result<()> {
     needs_cuda();
     let (params, grads) = tensors(Kind::Float);
     let mut ours = build(&NESTEROV, &params, device())?;
@@ -166,7 +167,7 @@ fn buffers_wait_while_there_is_no_momentum() -> Result<()> {
 #[case::adafactor(&Adafactor::default(), Moments::Full)]
 #[case::lamb(&Lamb::default(), Moments::Full)]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
+fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     #[case] options: &dyn BuildOptimizer,
     #[case] moments: Moments,
 ) -> Result<()> {
@@ -175,7 +176,7 @@ fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
     let number = |value: f32| Tensor::from(value).to(device());
     let mut scaled = build_with(options, &params, device(), moments)?;
     let mut plain = build_with(options, &params, device(), moments)?;
-    // Some take their first step by another rule.
+    // The first step of some optimizers follows another rule.
     for optimizer in [&mut scaled, &mut plain] {
         seed_everything(3)?;
         give(optimizer.parameters(), &grads);
@@ -209,10 +210,10 @@ fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
     Ok(())
 }
 
-/// What the device can do by itself, before the first step and after one in which the second
-/// parameter had no gradient: on CUDA everything but by libtorch's kernels; on the CPU libtorch's
-/// fused ones can leave a step out. Only a damped momentum's first step is another, which the host
-/// has to know of.
+/// The capabilities of an optimizer on the device, before the first step and after one in which the
+/// second parameter had no gradient. Our kernels on CUDA have all capabilities, libtorch's have none.
+/// On the CPU, libtorch's fused kernels can skip a step. SGD with dampening has the capabilities only
+/// after each parameter's first step, which follows another rule.
 #[rstest]
 #[case::adamw(&AdamW::default(), true, [true; 3])]
 #[case::sgd(&NESTEROV, true, [true; 3])]
@@ -223,7 +224,7 @@ fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
 #[case::lamb(&Lamb::default(), false, [true; 3])]
 #[case::adamw_foreach(&AdamW { fused: false, ..Default::default() }, false, [false; 3])]
 #[case::sgd_foreach(&Sgd { fused: false, ..NESTEROV }, false, [false; 3])]
-fn what_an_optimizer_can_do(
+fn each_optimizer_declares_its_capabilities(
     #[case] options: &dyn BuildOptimizer,
     #[case] skips_on_the_cpu: bool,
     #[case] can: [bool; 3],
@@ -245,13 +246,13 @@ fn what_an_optimizer_can_do(
     Ok(())
 }
 
-/// With rates of zero the averages are the gradient and its square, which both devices have to the bit,
-/// and so their scales. Their codes are the same but where a value lies between two, within a rounding:
-/// over all decades, of blocks that are full and that are not, of zeros, and where the gradient lies the
-/// other way round or off a vector's place.
+/// With rates of zero the averages are the gradient and its square, which have the same bits on
+/// both devices, and so have their scales. Codes may differ only if a value is within a rounding of
+/// the middle between two codes. Tested over all decades, for full and partial blocks, for zeros,
+/// and for gradients that are transposed or not aligned.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn codes_are_those_of_the_cpu() -> Result<()> {
+fn codes_equal_the_cpus() -> Result<()> {
     needs_cuda();
     let _generator = seeded(4);
     let draw = |count: i64| {
@@ -287,9 +288,9 @@ fn codes_are_those_of_the_cpu() -> Result<()> {
     Ok(())
 }
 
-/// libtorch's kernels on the CPU can leave a step out, but no more.
+/// libtorch's kernels on the CPU can skip a step and have no other capability.
 #[rstest]
-fn what_an_optimizer_cannot_do_is_refused() -> Result<()> {
+fn a_missing_capability_is_refused() -> Result<()> {
     let (params, _) = tensors(Kind::Float);
     let number = Tensor::from(1.0_f32);
     let mut optimizer = build(&AdamW { fused: false, ..Default::default() }, &params, Device::Cpu)?;

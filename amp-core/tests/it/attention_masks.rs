@@ -83,8 +83,7 @@ fn a_query_without_keys_attends_to_zeros(
     Ok(())
 }
 
-/// Padding does not change a bit of the other positions, and a sequence may consist of padding
-/// only.
+/// Padding changes no bit of other positions, and a sequence may be padding only.
 #[rstest]
 fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

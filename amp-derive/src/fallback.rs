@@ -1,5 +1,6 @@
 //! Stubs that are emitted next to errors, so that rustc reports no errors that follow from them.
-//! || The stubs are the impls and the builder, with the signatures that the readable attributes
+//!
+//! The stubs are the impls and the builder, with the signatures that the readable attributes
 //! imply. Their bodies never run, because the crate does not compile.
 
 use proc_macro2::TokenStream;

@@ -1,5 +1,6 @@
 //! Makes input from a `macro_rules!` macro look as if it were written by hand.
-//! || rustc wraps the value of a fragment such as `$l:expr` or `$t:ty` in a group without
+//!
+//! rustc wraps the value of a fragment such as `$l:expr` or `$t:ty` in a group without
 //! delimiters, and names from the macro and from its caller have different hygiene. Both are undone
 //! here, before a rule or generated code sees the input.
 

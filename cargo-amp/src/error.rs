@@ -3,7 +3,8 @@
 use std::fmt;
 
 /// An error of `cargo amp` itself: one line that names the cause and the fix.
-/// || A program that `cargo amp` starts (a build, a test, the amp binary) reports its own errors,
+///
+/// A program that `cargo amp` starts (a build, a test, the amp binary) reports its own errors,
 /// and `cargo amp` exits with the program's exit code.
 #[derive(Debug)]
 pub(crate) struct Error(String);

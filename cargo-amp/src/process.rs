@@ -4,7 +4,8 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, ExitStatus, Stdio};
 
 /// Runs `command`, shows its output, and returns its exit status and its stderr.
-/// || Both streams go to stderr, because stdout belongs to the program that runs afterwards. The
+///
+/// Both streams go to stderr, because stdout belongs to the program that runs afterwards. The
 /// command's stdout, which has the progress bars, is stderr itself, so that pip detects a terminal.
 pub(crate) fn show(command: &mut Command) -> io::Result<(ExitStatus, String)> {
     let mut child = command

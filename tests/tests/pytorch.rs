@@ -1,5 +1,6 @@
 //! Weights move from PyTorch to the models here and back, under the same names.
-//! || `fixtures/oracles/pytorch_copies.json` and the files next to it were recorded from PyTorch
+//!
+//! `fixtures/oracles/pytorch_copies.json` and the files next to it were recorded from PyTorch
 //! copies of the models. The way back runs the real PyTorch, which `cargo amp` installs.
 
 use std::{

@@ -1,8 +1,10 @@
 //! The derives' error messages. `ui/<rule>/<defect>.rs` breaks one rule in one way, and the
 //! `.stderr` file next to it has rustc's output.
-//! || Each case is compiled against the amp-core that this test was built with; nothing is built
+//!
+//! Each case is compiled against the amp-core that this test was built with; nothing is built
 //! again.
-//! || `UI=overwrite cargo test -p tests --test ui` writes the `.stderr` files again; read them as a
+//!
+//! `UI=overwrite cargo test -p tests --test ui` writes the `.stderr` files again; read them as a
 //! user would.
 
 use std::{

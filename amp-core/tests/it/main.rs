@@ -1,5 +1,6 @@
 //! Compares amp-core with recordings of PyTorch (`fixtures/oracles`) and checks its own rules.
-//! || Numbers in brackets, as in `[5]`, refer to the list of semantics in docs/SEMANTICS.md:
+//!
+//! Numbers in brackets, as in `[5]`, refer to the list of semantics in docs/SEMANTICS.md:
 //! PyTorch's rules for the scaler (1 to 9), autocast (10 to 14), the loop (15 to 19).
 
 mod attention;

@@ -41,7 +41,8 @@ impl Reference {
 /// With the default eps, f16 parameters follow Adam in f64, for gradients from the smallest f16
 /// number to the largest that occur in training. The tolerance is four units in the last place of a
 /// parameter below 1: one unit is lost wherever f32 and f64 round to different neighbours.
-/// || With state in f16 this fails at both ends. The running square of gradients under 5e-3 is
+///
+/// With state in f16 this fails at both ends. The running square of gradients under 5e-3 is
 /// zero, so the update is divided by eps. The running square of gradients above 256 is infinite, so
 /// the parameter freezes. (An earlier design kept the state in f16 times 2⁸, and froze at gradients
 /// of 1.)

@@ -30,7 +30,8 @@ struct Part(
 
 /// Compares every step of a family of traces: the scale's bits on the device and in the host's
 /// copy, the tracker, the skipped steps, the unscaled gradients and the parameters.
-/// || Covers rules 3 (reciprocal in f64), 4 (skip on any non-finite gradient), 5 (growth, backoff,
+///
+/// Covers rules 3 (reciprocal in f64), 4 (skip on any non-finite gradient), 5 (growth, backoff,
 /// the ends of f32) and 6 (one update for several optimizers).
 #[rstest]
 #[case::random("random", 512)]

@@ -1,6 +1,7 @@
 //! [`Spec`] → [`Model`]: applies the rules. Each rule is one function, with the rule stated above
 //! it.
-//! || A rule reports errors through [`Diagnostics`], and the next rules still run, so that one
+//!
+//! A rule reports errors through [`Diagnostics`], and the next rules still run, so that one
 //! compile shows every mistake. No mistake is reported twice: a part that could not be read is
 //! `None`, and rules that need it report nothing.
 

@@ -198,7 +198,8 @@ fn by_name(model: &Model) -> TokenStream {
     };
     quote! {
         /// Sets hyperparameters by name.
-        /// || # Errors
+        ///
+        /// # Errors
         /// If no hyperparameter has a given name, or a value has another type.
         pub fn hyperparameters(
             #receiver,

@@ -1,5 +1,6 @@
 //! [`Model`] → the code that is emitted next to the struct.
-//! || Everything is inside `const _`, names amp-core only through `__amp`, and gives its local
+//!
+//! Everything is inside `const _`, names amp-core only through `__amp`, and gives its local
 //! variables the hygiene of the derive ([`local`]), so that no name collides with the user's. Names
 //! that the user's code may use (`self`, hyperparameters, layers, `cx`, `plan`) have the user's
 //! hygiene.

@@ -12,7 +12,8 @@ use crate::error::Error;
 use crate::project::{Package, Project};
 
 /// Extends the package `wanted`, or the package of the working directory.
-/// || Prints for each file whether it was added, extended or left unchanged. If the user must add
+///
+/// Prints for each file whether it was added, extended or left unchanged. If the user must add
 /// lines to a file, they are printed and the command ends with an error.
 pub(crate) fn init(wanted: Option<&str>, amp_source: Option<&str>) -> Result<ExitCode, Error> {
     let project = Project::find()?;

@@ -74,7 +74,8 @@ pub(super) fn take_over(folder: &Path) -> io::Result<Variant> {
 }
 
 /// Makes a manifest of what pip installed, from the list of files in each package.
-/// || Every file of every package is checked, although only libraries and headers are used.
+///
+/// Every file of every package is checked, although only libraries and headers are used.
 fn from_records(folder: &Path) -> Result<Manifest, String> {
     let has_cuda = folder.join("torch/lib/libtorch_cuda.so").is_file();
     let variant = if has_cuda { Variant::Cuda } else { Variant::Cpu };

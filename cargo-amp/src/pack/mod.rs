@@ -1,5 +1,6 @@
 //! `cargo amp pack`: makes the folder for a GPU machine without Rust.
-//! || The folder contains `run.sh`, the binaries in `bin`, and files of the packages at their paths
+//!
+//! The folder contains `run.sh`, the binaries in `bin`, and files of the packages at their paths
 //! in the workspace, so that files recorded on the other machine are copied back to the same paths.
 
 mod folder;

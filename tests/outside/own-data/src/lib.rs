@@ -84,7 +84,8 @@ pub struct HeightNet {
 }
 
 /// The heights of a landscape at places in a plane, from two files in the project's folder `data`.
-/// || # Errors
+///
+/// # Errors
 /// If a file is missing or damaged.
 pub fn heights(project: &Project, batch_size: i64) -> Result<DataModule> {
     let train = Rows::open(project.path("data/train.f32"), 2)?;

@@ -18,9 +18,9 @@ const HALF_WIDTH: f64 = 0.55;
 /// Training and validation examples: `[N, 2]` coordinates, and 0 for a point of the inner ring, 1
 /// for a point of the outer ring. Radii are evenly distributed over 1 ± 0.55 and 2 ± 0.55, so that
 /// the rings overlap.
-/// || # Errors
+///
+/// # Errors
 /// If libtorch cannot make a tensor.
-/// When libtorch cannot make a tensor.
 pub fn load(batch_size: i64) -> Result<DataModule> {
     let mut numbers = Numbers::new(1);
     let train = points(&mut numbers, TRAIN)?;

@@ -19,7 +19,8 @@ const TRAIN: i64 = 512;
 const VAL: i64 = 128;
 
 /// Training and validation sentences: `[N, 16]` symbols, and for each the next symbol.
-/// || # Errors
+///
+/// # Errors
 /// If libtorch cannot make a tensor.
 pub fn load(batch_size: i64) -> Result<DataModule> {
     let mut numbers = Numbers::new(2);

@@ -40,7 +40,7 @@ impl BatchNormConfig {
     }
 }
 
-/// Rule: what is divided by is above zero.
+/// Rule: eps is above zero, because it may be the only summand of a divisor.
 pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     match eps > 0.0 && eps.is_finite() {
         true => Ok(()),
@@ -48,8 +48,8 @@ pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     }
 }
 
-/// Rule: a variance is of two values at least, as torch.nn.functional's batch_norm has it. Of one value
-/// the running variance would become NaN without a word.
+/// Rule: a variance needs at least two values, as in torch.nn.functional's batch_norm. For one
+/// value the running variance would silently become NaN.
 fn has_a_variance(input: &Tensor) -> Result<()> {
     let sizes = input.size();
     let per_channel = sizes.iter().product::<i64>() / sizes.get(1).copied().unwrap_or(1).max(1);
@@ -62,7 +62,7 @@ fn has_a_variance(input: &Tensor) -> Result<()> {
     )))
 }
 
-/// Normalises each feature over the batch, for `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
+/// Normalizes each feature over the batch, for `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
 #[derive(Debug)]
 pub struct BatchNorm {
     weight: Tensor,
@@ -95,8 +95,8 @@ impl BatchNorm {
 }
 
 impl BatchNorm {
-    /// A training pass with ReLU and dropout of probability `p` behind it, in one kernel; `None`
-    /// where that is not for this input or pass.
+    /// A training pass fused with ReLU and dropout of probability `p`; `None` if the kernel does
+    /// not support this input or pass.
     pub(super) fn forward_with(
         &self,
         input: &Tensor,
@@ -123,8 +123,8 @@ impl BatchNorm {
         }
     }
 
-    /// max(norm(input) + residual, 0) while training, in one pass for the statistics and one for the
-    /// rest; `None` where that is not for these images or this pass.
+    /// max(norm(input) + residual, 0) in training: one pass for the statistics and one for the
+    /// rest. `None` if the kernel does not support these images or this pass.
     pub(super) fn forward_sum(
         &self,
         input: &Tensor,
@@ -146,7 +146,7 @@ impl BatchNorm {
         ImageNormOptions { momentum: self.momentum, eps: self.eps, relu: relu.into() }
     }
 
-    /// What the pass counts: a recomputed batch was already counted.
+    /// Counts the batch, unless the pass is a recomputation, because the batch was already counted.
     fn statistics(&self, cx: &Context) -> Option<Statistics<'_>> {
         let Self { running_mean, running_var, num_batches_tracked, .. } = self;
         (!cx.is_recomputing()).then_some([running_mean, running_var, num_batches_tracked])
@@ -206,7 +206,7 @@ impl LayerNormConfig {
     }
 }
 
-/// Normalises the last dimension of `[…, normalized_shape]`; nn.LayerNorm.
+/// Normalizes the last dimension of `[…, normalized_shape]`; nn.LayerNorm.
 #[derive(Debug)]
 pub struct LayerNorm {
     weight: Tensor,
@@ -235,14 +235,14 @@ impl LayerNorm {
 }
 
 impl LayerNorm {
-    /// A layer of the same values.
+    /// A layer with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let Self { weight, bias, eps } = self;
         Ok(Self { weight: init::copied(weight)?, bias: init::copied(bias)?, eps: *eps })
     }
 
-    /// A training pass with GELU and dropout of probability `p` behind it, in one kernel; `None` where
-    /// that is not for this input or pass.
+    /// A training pass fused with GELU and dropout of probability `p`; `None` if the kernel does
+    /// not support this input or pass.
     pub(super) fn forward_with(
         &self,
         input: &Tensor,
@@ -258,8 +258,8 @@ impl LayerNorm {
         )
     }
 
-    /// A training pass over the sum of `residual` and of what dropout of probability `p` leaves of
-    /// `branch`, in one kernel; `None` as above.
+    /// A training pass over residual + dropout(branch) with probability `p`, in one kernel;
+    /// otherwise `None`.
     pub(super) fn forward_sum(
         &self,
         residual: &Tensor,
@@ -270,8 +270,8 @@ impl LayerNorm {
         self.kernel(branch, Some(residual), cx, LayerNormOptions { before: p, ..self.options() })
     }
 
-    /// A training pass over a residual stream: the stream again, to which what comes of the norm is added by
-    /// [`ffi::residual_add`], and its norm; `None` as above.
+    /// A training pass over a residual stream: returns the stream, to which [`ffi::residual_add`]
+    /// adds the branch's output, and its norm; otherwise `None`.
     pub(super) fn forward_residual(
         &self,
         input: &Tensor,

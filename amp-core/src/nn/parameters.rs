@@ -50,9 +50,10 @@ pub(crate) fn parameters_in_regions(
     within.map(|Found { name, tensor, plan, .. }| (Parameter { name, tensor }, plan)).collect()
 }
 
-/// Moves every tensor to the policy's device and every floating one to its dtype: the policy's, or that
-/// of the innermost precision region around it. `islands` are precision regions by module path; they
-/// override those of the structs. Handles taken earlier refer to the moved tensors.
+/// Moves every tensor to the policy's device, and every floating-point tensor to its dtype: the
+/// dtype of the innermost precision region around it, or the policy's. `islands` are precision
+/// regions by module path; they override the structs' regions. Handles taken earlier refer to the
+/// moved tensors.
 ///
 /// # Errors
 /// When an override names no module, two tensors have one name, a parameter has integers, or the device
@@ -75,7 +76,7 @@ pub fn place(
     Ok(())
 }
 
-/// A tensor where it was visited.
+/// A tensor with its path.
 pub(super) struct Found {
     pub(super) name: String,
     pub(super) tensor: Tensor,
@@ -104,7 +105,7 @@ struct Walk<'a> {
     /// For each scope, the outer path's length and the plan outside.
     scopes: Vec<(usize, RegionPlan)>,
     found: Vec<Found>,
-    /// Paths, where there are overrides to compare with.
+    /// All paths, if there are overrides to check.
     modules: Vec<String>,
 }
 

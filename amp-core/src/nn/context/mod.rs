@@ -37,7 +37,7 @@ pub struct Context {
     training: bool,
     recomputing: bool,
     dropout: bool,
-    /// Whether layers may run in one.
+    /// Whether layers may be fused.
     fuses: bool,
     checkpointing: Checkpointing,
     islands: Rc<BTreeMap<String, Region>>,
@@ -80,7 +80,7 @@ impl Context {
         self
     }
 
-    /// The same pass, the groups of layers that run in one shown to `probe`.
+    /// The same pass, with groups of fused layers reported to `probe`.
     #[must_use]
     pub fn with_group_probe(mut self, probe: Rc<dyn GroupProbe>) -> Self {
         self.observer = Observer::Groups(probe);
@@ -109,7 +109,7 @@ impl Context {
         self
     }
 
-    /// The same pass, each layer by itself, also where the device has kernels for several in one.
+    /// The same pass without fused layers, also if the device has kernels for them.
     #[must_use]
     pub fn without_fusion(mut self) -> Self {
         self.fuses = false;

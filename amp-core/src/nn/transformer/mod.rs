@@ -46,7 +46,7 @@ pub type TransformerEncoderLayerConfig = TransformerLayerConfig;
 pub type TransformerDecoderLayerConfig = TransformerLayerConfig;
 
 impl TransformerLayerConfig {
-    /// Feed-forward 2048, dropout 0.1, ReLU, eps 1e-5, norms behind the residuals, not causal.
+    /// Feed-forward 2048, dropout 0.1, ReLU, eps 1e-5, norms after the residuals, not causal.
     pub fn new(d_model: i64, nhead: i64) -> Self {
         Self {
             d_model,
@@ -76,28 +76,29 @@ impl TransformerLayerConfig {
     }
 }
 
-/// The options of a [`TransformerEncoder`] or [`TransformerDecoder`]; those of its layers are PyTorch's.
+/// The options of a [`TransformerEncoder`] or [`TransformerDecoder`]; the defaults of the layers
+/// are PyTorch's.
 #[derive(Debug, Clone, Copy)]
 pub struct TransformerStackConfig {
     /// Model width.
     pub d_model: i64,
     /// Attention heads.
     pub nhead: i64,
-    /// How many layers there are.
+    /// The number of layers.
     pub num_layers: i64,
     /// Width of the feed-forward parts.
     pub dim_feedforward: i64,
-    /// As in [`TransformerLayerConfig`].
+    /// See [`TransformerLayerConfig`].
     pub dropout: f64,
-    /// As in [`TransformerLayerConfig`].
+    /// See [`TransformerLayerConfig`].
     pub activation: FeedForward,
-    /// Added to the variance of the layers' norms and of the last one.
+    /// Added to the variance in all norms.
     pub layer_norm_eps: f64,
-    /// As in [`TransformerLayerConfig`].
+    /// See [`TransformerLayerConfig`].
     pub norm_first: bool,
-    /// As in [`TransformerLayerConfig`].
+    /// See [`TransformerLayerConfig`].
     pub causal: bool,
-    /// Whether a layer norm comes behind the last layer, as pre-norm layers need.
+    /// Whether a layer norm follows the last layer, which pre-norm layers need.
     pub norm: bool,
 }
 
@@ -107,7 +108,7 @@ pub type TransformerEncoderConfig = TransformerStackConfig;
 pub type TransformerDecoderConfig = TransformerStackConfig;
 
 impl TransformerStackConfig {
-    /// Layers with their defaults, without a norm behind the last.
+    /// Layers with their defaults, without a norm after the last one.
     pub fn new(d_model: i64, nhead: i64, num_layers: i64) -> Self {
         let layer = TransformerLayerConfig::new(d_model, nhead);
         Self {
@@ -137,7 +138,7 @@ impl TransformerStackConfig {
         }
     }
 
-    /// The first layer and copies of it, and the norm: torch clones the layer it is given.
+    /// The first layer and copies of it, and the norm: torch clones the layer that it is given.
     fn build<L>(
         &self,
         layer: impl FnOnce(TransformerLayerConfig) -> Result<L>,
@@ -159,7 +160,7 @@ impl TransformerStackConfig {
     }
 }
 
-/// norm(residual + dropout(branch)), where `name` is the norm's.
+/// norm(residual + dropout(branch)), where `name` is the norm's name.
 fn add_and_normalise(
     name: &str,
     norm: &LayerNorm,

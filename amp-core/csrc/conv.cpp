@@ -1,6 +1,6 @@
-// nn.Conv2d. Where it computes in 16 bits it can do so in channels_last, the layout that tensor cores
-// take: cuDNN would bring another to it and back, for each input, output and gradient. On CUDA a first layer
-// of few channels is computed as one of more (kernels/fold.cu).
+// nn.Conv2d. In 16 bits it can compute in channels_last, the layout that tensor cores need:
+// otherwise cuDNN would convert each input, output and gradient to this layout and back. On CUDA a
+// first layer with few channels is computed as a layer with more channels (kernels/fold.cu).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -27,13 +27,13 @@ using torch::autograd::variable_list;
 
 constexpr auto dtype_key = "dtype";
 
-// The weight as it is computed with. Its gradient comes back as the weight lies, cast in the same
-// copy: otherwise autograd would make another.
+// The weight in the dtype and layout of the computation. One copy converts its gradient to the
+// weight's dtype and layout; otherwise autograd would make a second copy.
 struct AmpFilter : torch::autograd::Function<AmpFilter> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             at::ScalarType dtype) {
     context->saved_data[dtype_key] = static_cast<int64_t>(weight.scalar_type());
-    // Another handle, since the region's has no history.
+    // Another handle, because the cached one has no history.
     return amp::cast_filter(weight, dtype).variable_data();
   }
 
@@ -45,7 +45,7 @@ struct AmpFilter : torch::autograd::Function<AmpFilter> {
   }
 };
 
-// The 16-bit dtype that the convolution computes in, if it does.
+// The 16-bit dtype of the convolution, if it has one.
 std::optional<at::ScalarType> half_of(const at::Tensor& input, const at::Tensor& weight) {
   const auto given = input.scalar_type(), own = weight.scalar_type();
   const auto device = input.device().type();
@@ -62,11 +62,12 @@ std::optional<at::ScalarType> half_of(const at::Tensor& input, const at::Tensor&
 constexpr auto format = at::MemoryFormat::ChannelsLast;
 constexpr int most_channels = folded_channels / 4;
 
-// A convolution with stride 2 of few channels, as a network's first, as one with stride 1 of blocks of 2×2
-// pixels. Three channels fill no tensor core: cuDNN takes ten times as long for them as memory does.
+// Computes a convolution with stride 2 and few channels, such as a network's first layer, as one
+// with stride 1 on blocks of 2×2 pixels. Three channels do not fill a tensor core: cuDNN takes ten
+// times as long as the memory traffic requires.
 struct Fold {
-  // Of the filter, blocks of padding before the image, zeros before the filter in its first block, blocks that
-  // the filter reaches over, and places of the output.
+  // For each dimension: blocks of padding before the image, zeros before the filter in its first
+  // block, the number of blocks that the filter covers, and the size of the output.
   int64_t side, before, ahead, taps, out[2];
 
   Fold(const at::Tensor& input, const at::Tensor& weight, int64_t padding) {
@@ -80,7 +81,7 @@ struct Fold {
     }
   }
 
-  // The filter of blocks: [out, 16·taps, taps, 1], where the taps along a row are channels.
+  // The filter for blocks: [out, 16·taps, taps, 1]; the taps along a row are channels.
   at::Tensor filter(const at::Tensor& weight, at::ScalarType dtype) const {
     const auto behind = 2 * taps - side - ahead, count = weight.size(0);
     return at::constant_pad_nd(weight, {ahead, behind, ahead, behind, 0,
@@ -91,7 +92,7 @@ struct Fold {
         .to(dtype, /*non_blocking=*/false, /*copy=*/false, format);
   }
 
-  // The gradient of the weight, of the filter's.
+  // The weight's gradient from the filter's gradient.
   at::Tensor weight_gradient(const at::Tensor& filter, const at::Tensor& weight) const {
     const auto count = weight.size(0);
     return filter.reshape({count, taps, 2, 2, most_channels, taps})
@@ -125,7 +126,7 @@ struct Fold {
   }
 };
 
-// Whether it is one of few channels that has no gradient to pass on.
+// Whether it has few channels and an input without a gradient.
 bool folds(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   const auto channels = input.size(1), side = weight.size(2);
   if (!input.is_cuda() || stride != 2 || channels > most_channels || channels != weight.size(1) ||
@@ -139,7 +140,7 @@ bool folds(const at::Tensor& input, const at::Tensor& weight, int64_t stride, in
   return input.numel() > 0 && fold.out[0] > 0 && fold.out[1] > 0 && blocks <= largest;
 }
 
-// It keeps the image as it was given: in blocks it takes several times the room.
+// Keeps the original image, because the image in blocks needs several times the memory.
 struct AmpFolded : torch::autograd::Function<AmpFolded> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, int64_t padding, at::ScalarType dtype) {
@@ -150,7 +151,7 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
     return at::conv2d(fold.image(input, dtype), fold.filter(weight, dtype));
   }
 
-  // Of operations that have derivatives themselves.
+  // Built from operations that have derivatives themselves.
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto saved = context->get_saved_variables();
     const auto &input = saved.at(0), &weight = saved.at(1);
@@ -168,8 +169,8 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
 
 extern "C" {
 
-// A square convolution of [N, C, H, W]; `bias` may be null. `channels_last` wants that layout where it
-// computes in 16 bits: the output has it too. The result is new.
+// A square convolution of [N, C, H, W]; `bias` may be null. With `channels_last` it uses this
+// layout if it computes in 16 bits, and so does its output. The result is new.
 int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                int64_t stride, int64_t padding, int channels_last, at::Tensor** out) {
   return amp::guarded([&] {
@@ -189,8 +190,8 @@ int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tens
       *out = new at::Tensor(folded);
       return;
     }
-    // One copy, also where dtype and layout change. `contiguous` would leave a single channel as it
-    // lies, which says nothing of the layout.
+    // One copy, even if dtype and layout change. `contiguous` would keep the strides of a single
+    // channel, which are ambiguous.
     const auto given = input->to(*dtype, /*non_blocking=*/false, /*copy=*/false, format);
     run(given, AmpFilter::apply(*weight, *dtype));
   });

@@ -1,4 +1,4 @@
-// What the kernels need to know of a dropout.
+// The parameters of a dropout for the kernels.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -11,19 +11,19 @@
 
 namespace amp {
 
-// Laid out as in kernels/common.cuh.
+// The layout of the struct in kernels/common.cuh.
 struct Dropout {
   at::PhiloxCudaState random;
   unsigned threshold;
   float scale;
 
-  // With probability p, below 1. Takes random numbers from libtorch's generator of the device, within
-  // a graph anew at each replay.
+  // Drops with probability p, below 1. Takes random numbers from libtorch's generator of the
+  // device, in a graph new ones at each replay.
   Dropout(double p, c10::Device device) : Dropout(p) {
     if (threshold != 0) random = draw_random(device);
   }
 
-  // The same elements again, for the backward pass.
+  // Drops the same elements again, for the backward pass.
   Dropout(double p, const std::vector<int64_t>& drawn) : Dropout(p) {
     random.seed_.val = static_cast<uint64_t>(drawn.at(0));
     random.offset_.val = static_cast<uint64_t>(drawn.at(1));

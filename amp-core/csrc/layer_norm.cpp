@@ -1,4 +1,4 @@
-// Layer normalisation with what comes before and behind it on CUDA devices (kernels/layer_norm.cu).
+// Layer norm fused with the operations before and after it on CUDA devices (kernels/layer_norm.cu).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -16,7 +16,7 @@
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/layer_norm.cu.h"
-#include "twin.h"
+#include "cached_cast.h"
 
 namespace amp::layer_norm {
 namespace {
@@ -24,7 +24,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Laid out as in the kernels, as is what follows.
+// The layout of the kernels' structs.
 struct Layer {
   int rows, columns, gelu;
   double eps;
@@ -44,15 +44,15 @@ struct Options {
   bool gelu;
 };
 
-// Of what is given, the sum, what comes out and its twin.
+// The dtypes of the input, the sum, the output and the output's cached cast.
 amp::Types types_of(std::initializer_list<at::ScalarType> dtypes) {
   amp::Types out;
   for (const auto dtype : dtypes) out.push_back(amp::kernel_dtype(dtype));
   return out;
 }
 
-// The dtype of a twin of what comes out, which autocast regions have for the layers behind. Otherwise it
-// is that of what comes out, and there is none.
+// The dtype of the output's cached cast, which autocast regions use for the following layers. If it
+// equals the output's dtype, there is none.
 at::ScalarType twin_dtype(at::ScalarType out) {
   constexpr auto cuda = c10::DeviceType::CUDA;
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
@@ -63,7 +63,7 @@ amp::KernelSource& source() {
   return source;
 }
 
-// Of the kernels' blocks.
+// The number of rows in the kernels' blocks.
 constexpr int most_threads = 512;
 
 unsigned threads_for(int columns) {
@@ -72,7 +72,7 @@ unsigned threads_for(int columns) {
 }
 
 struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
-  // What comes out and, if there is one, its twin.
+  // The output and, if there is one, its cached cast.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias,
                                const std::optional<at::Tensor>& residual, const Options& options) {
@@ -93,10 +93,10 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
     const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
                *b = bias.const_data_ptr(),
                *r = residual ? residual->const_data_ptr() : nullptr;
-    // Without a residual it is read alone.
+    // Without a residual only the input is read.
     void *s = const_cast<void*>(sums.const_data_ptr()), *m = amp::data(means), *i = amp::data(inverses),
-         *o = amp::data(out[0]), *twin = out.size() > 1 ? amp::data(out[1]) : nullptr;
-    void* arguments[] = {&in, &r, &w, &b, &s, &m, &i, &o, &twin, &layer};
+         *o = amp::data(out[0]), *cached = out.size() > 1 ? amp::data(out[1]) : nullptr;
+    void* arguments[] = {&in, &r, &w, &b, &s, &m, &i, &o, &cached, &layer};
     if (layer.rows > 0) {
       const auto types = types_of(
           {input.scalar_type(), sums.scalar_type(), weight.scalar_type(), cast});
@@ -104,7 +104,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
                       threads_for(layer.columns), arguments);
     }
     context->save_for_backward({sums, weight, bias, means, inverses});
-    // Nobody may need one of them.
+    // One of the two gradients may be undefined.
     context->set_materialize_grads(false);
     auto& kept = context->saved_data;
     kept["cast"] = static_cast<int64_t>(cast);
@@ -150,7 +150,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
                         bias.const_data_ptr(),      means.const_data_ptr(),
                         inverses.const_data_ptr()};
     variable_list out(5);
-    // Where nothing is dropped or rounded, both have one gradient.
+    // If nothing is dropped or rounded, both have the same gradient.
     const bool alike = before == 0 && given == sums.scalar_type();
     if (context->needs_input_grad(0)) {
       out[0] = at::empty(sums.sizes(), sums.options().dtype(given));
@@ -163,7 +163,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
       out[1] = at::empty_like(weight);
       out[2] = at::empty_like(bias);
     }
-    // So many rows that they keep a block's threads busy.
+    // As many rows as keep a block's threads busy.
     int part = 512;
     int parts = std::max(1, (layer.rows + part - 1) / part);
     at::Tensor sums_of_parts;
@@ -204,7 +204,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
   }
 };
 
-// Whether the kernels can take it: rows on a CUDA device of a multiple of four columns.
+// Whether the kernels support it: rows on a CUDA device with a multiple of four columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
           const std::optional<at::Tensor>& residual) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
@@ -223,7 +223,7 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
   const auto sum = residual ? residual->scalar_type() : given;
   if (amp::kernel_dtype(out) == nullptr) return false;
   const bool autocast = at::autocast::is_autocast_enabled(c10::DeviceType::CUDA);
-  // Autocast normalises in f32.
+  // Autocast normalizes in f32.
   if (autocast && out != at::kFloat) return false;
   const bool sums = sum == given || (amp::is_half(given) && sum == at::kFloat);
   const bool normalises = sum == out || (autocast && amp::is_half(sum));
@@ -239,9 +239,10 @@ struct AmpLayerNormOptions {
   int gelu;
 };
 
-// Normalises along the last dimension: `input`, or, with a residual, their sum after dropout of `input`
-// with probability `before`. Behind it come GELU, if wanted, and dropout with probability `after`; both
-// lie below 1. The result is new, or null if the kernels cannot take these.
+// Normalizes along the last dimension: `input`, or with a residual the sum of the residual and of
+// `input` after dropout with probability `before`. GELU, if requested, and dropout with probability
+// `after` follow; both probabilities are below 1. The result is new, or null if the kernels do not
+// support the input.
 int amp_layer_norm(const at::Tensor* input, const at::Tensor* residual, const at::Tensor* weight,
                    const at::Tensor* bias, const AmpLayerNormOptions* options, at::Tensor** out) {
   return amp::guarded([&] {
@@ -250,7 +251,7 @@ int amp_layer_norm(const at::Tensor* input, const at::Tensor* residual, const at
     if (!fits(*input, *weight, *bias, around)) return;
     const Options given{options->eps, options->before, options->after, options->gelu != 0};
     const auto made = AmpLayerNorm::apply(*input, *weight, *bias, around, given);
-    if (made.size() > 1) amp::note_twin(made.at(0), made.at(1));
+    if (made.size() > 1) amp::attach_cached_cast(made.at(0), made.at(1));
     *out = new at::Tensor(made.at(0));
   });
 }

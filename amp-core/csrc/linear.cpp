@@ -1,7 +1,8 @@
-// nn.Linear on CUDA while training. Under autocast the product that gives the weight's gradient is
-// written as f32: it is accumulated as that, and PyTorch rounds it to 16 bits to cast it back at
-// once. A weight that takes gradients of any dtype is given PyTorch's 16 bits instead. ReLU and dropout
-// behind a layer go with its bias, and an activation's gradient with the bias's (kernels/linear.cu).
+// nn.Linear on CUDA during training. Under autocast the product for the weight's gradient is
+// written in f32, in which it is accumulated; PyTorch rounds it to 16 bits and casts it back. A
+// weight that accepts gradients of any dtype gets 16 bits, like PyTorch's. ReLU and dropout after a
+// layer are fused with its bias, and an activation's gradient with the bias's gradient
+// (kernels/linear.cu).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -34,7 +35,7 @@
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/linear.cu.h"
-#include "twin.h"
+#include "cached_cast.h"
 
 namespace amp::linear {
 namespace {
@@ -43,37 +44,38 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// The weight as it is multiplied with, and as it is.
+// The weight as used in the product, and the original.
 constexpr auto factor_key = "factor";
 constexpr auto weight_key = "weight";
-// Whether there is one.
+// Whether there is a bias.
 constexpr auto bias_key = "bias";
 // Whether the weight's gradient may be narrower than the weight.
 constexpr auto narrow_key = "narrow";
-// The first output that is wanted and how many, the activation, and what dropout behind it multiplies by.
+// The first requested output and their number, the activation, and the factor of the dropout after
+// it.
 constexpr auto first_key = "first";
 constexpr auto count_key = "count";
 constexpr auto activation_key = "activation";
 constexpr auto scale_key = "scale";
-// The bias, where second derivatives need it.
+// The bias, if second derivatives need it.
 constexpr auto addend_key = "addend";
 
-// As in the kernels.
+// The same values as in the kernels.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
 const char* approximation(int activation) { return activation == gelu_tanh ? "tanh" : "none"; }
 
 struct Options {
-  // Of the outputs: those from the first on, so many.
+  // The requested outputs: this many, from the first one on.
   int64_t first, count;
-  // Behind them, and behind ReLU dropout with this probability.
+  // The activation after them, and after ReLU dropout with this probability.
   int activation;
   double p;
 
   bool is_gelu() const { return activation == gelu || activation == gelu_tanh; }
 
   bool is_part_of(const at::Tensor& weight) const { return count < weight.size(0); }
-  // The rows of the weight, or of the bias or of a gradient, that those outputs have.
+  // The rows of the weight, of the bias or of a gradient that belong to the requested outputs.
   at::Tensor rows_of(const at::Tensor& tensor) const {
     return is_part_of(tensor) ? tensor.narrow(0, first, count) : tensor;
   }
@@ -84,8 +86,8 @@ amp::KernelSource& source() {
   return source;
 }
 
-// An activation behind a layer, whose gradient before it goes to `passed`. ReLU and dropout let through
-// what is not 0 in their output, times `scale`; GELU has the input that it was given.
+// An activation after a layer; the gradient before it is written to `passed`. ReLU and dropout pass
+// the elements whose output is not 0, times `scale`; GELU needs its input.
 struct Activated {
   int activation = none;
   at::Tensor kept, passed;
@@ -94,7 +96,7 @@ struct Activated {
 
 void column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out);
 
-// Whether a matrix is so large that its bytes count, and lies in lines of 16 bytes.
+// Whether a matrix is so large that memory traffic matters, and consists of lines of 16 bytes.
 bool is_large(const at::Tensor& matrix) {
   constexpr int64_t large = 1 << 21;
   const auto line = 16 / matrix.element_size();
@@ -123,7 +125,8 @@ void large_column_sums(const at::Tensor& matrix, const Activated& activated, con
   if (out.defined()) column_sums(sums, {}, out);
 }
 
-// The sums of `matrix`'s columns, or of what passes `activated`, in `out`, which may be undefined.
+// The sums of the columns of `matrix`, or of the gradient that passes `activated`, in `out`, which
+// may be undefined.
 void column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out) {
   if (is_large(matrix)) {
     large_column_sums(matrix, activated, out);
@@ -134,7 +137,7 @@ void column_sums(const at::Tensor& matrix, const Activated& activated, const at:
   const int64_t parts = std::max<int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
   const int64_t blocks = parts * ((columns + columns_per_block - 1) / columns_per_block);
   if (blocks == 0) return;
-  // Those of each part, which are summed in turn.
+  // The sums of each part, which are then summed.
   const bool in_parts = out.defined() && parts > 1;
   const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto sums = in_parts ? at::empty({parts, columns}, matrix.options().dtype(wide)) : out;
@@ -151,7 +154,8 @@ void column_sums(const at::Tensor& matrix, const Activated& activated, const at:
   if (in_parts) column_sums(sums, {}, out);
 }
 
-// Adds `bias`, if it is defined, to what is `values`' alone, and applies ReLU and dropout, all in place.
+// Adds `bias`, if it is defined, to `values`, which has no other owner, and applies ReLU and
+// dropout, all in place.
 void activate(at::Tensor& values, const at::Tensor& bias, amp::Dropout dropout) {
   long long count = values.numel(), columns = values.size(-1);
   if (count == 0) return;
@@ -169,8 +173,8 @@ void transposed_product(const at::Tensor& a, const at::Tensor& b, at::Tensor out
   wider ? at::mm_out(out, a.t(), b, out.scalar_type()) : at::mm_out(out, a.t(), b);
 }
 
-// x·Wᵀ + b, with what is behind it. In f64, and in f32 with few rows, what cuBLASLt chooses for a product
-// with a bias takes up to twice as long as cuBLAS's product and a sum (H100).
+// x·Wᵀ + b, with the operations after it. In f64, and in f32 with few rows, cuBLASLt's kernel for a
+// product with a bias takes up to twice as long as cuBLAS's product followed by a sum (H100).
 at::Tensor output_of(const at::Tensor& input, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias, const Options& options) {
   constexpr int64_t few = 256;
@@ -198,7 +202,7 @@ at::Tensor output_of(const at::Tensor& input, const at::Tensor& weight,
 }
 
 struct AmpLinear : torch::autograd::Function<AmpLinear> {
-  // The input in the dtype that is computed in; the weight's may be f32 instead.
+  // The input in the dtype of the computation; the weight may be f32.
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                             const Options& options) {
@@ -219,10 +223,10 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       out = at::gelu(behind, approximation(options.activation));
       if (bias) context->saved_data[addend_key] = *bias;
     }
-    // A weight that is cast may be written to before the backward pass, as in PyTorch.
+    // A weight that is cast may be modified before the backward pass, as in PyTorch.
     context->save_for_backward({input, casts ? at::Tensor() : weight, behind});
     auto& kept = context->saved_data;
-    // Where nobody asks for the input's gradient, as before a first layer, it goes with the region.
+    // If the input needs no gradient, as in a first layer, the cast is freed with the region.
     if (input.requires_grad()) kept[factor_key] = factor.detach();
     kept[weight_key] = weight;
     kept[bias_key] = bias.has_value();
@@ -258,7 +262,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     if (c10::GradMode::is_enabled()) {
       if (options.activation == relu) rows = rows * (saved.at(2).reshape_as(rows).ne(0) * scale);
       if (options.is_gelu()) {
-        // What it was given comes of the layer again, with a graph.
+        // For second derivatives, the layer computes its output again, with a graph.
         const auto dtype = input.scalar_type();
         if (addend) addend = addend->to(dtype);
         const auto given = at::linear(input, weight.to(dtype), addend);
@@ -288,7 +292,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       if (options.activation != none) rows = activated.passed;
     }
     if (context->needs_input_grad(0)) out[0] = at::matmul(rows, factor).view(input.sizes());
-    // Goes before the weight's gradient comes, which may be twice as large.
+    // Freed before the weight's gradient is allocated, which may be twice as large.
     factor.reset();
     if (context->needs_input_grad(1)) {
       const auto dtype = narrow ? rows.scalar_type() : weight.scalar_type();
@@ -309,7 +313,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
                                       const at::Tensor& weight, bool wants_bias,
                                       const Options& options) {
     const auto dtype = weight.scalar_type();
-    // At the place of the outputs among all.
+    // At the position of the requested outputs among all.
     const auto placed = [&](const at::Tensor& part, const at::Tensor& all) {
       if (!options.is_part_of(weight)) return part;
       return at::slice_scatter(all, part, 0, options.first, options.first + options.count);
@@ -329,7 +333,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
   }
 };
 
-// The dtype that the layer computes in, if this is for it.
+// The dtype of the layer's computation, if this code supports it.
 std::optional<at::ScalarType> dtype_of(const at::Tensor& input, const at::Tensor& weight,
                                        const std::optional<at::Tensor>& bias) {
   const auto own = weight.scalar_type();
@@ -349,8 +353,8 @@ std::optional<at::ScalarType> dtype_of(const at::Tensor& input, const at::Tensor
 
 at::Tensor in_dtype(const at::Tensor& input, at::ScalarType dtype) {
   if (input.scalar_type() == dtype) return input;
-  const auto twin = amp::twin_of(input, dtype);
-  return twin ? *twin : at::autocast::cached_cast(dtype, input, cuda);
+  const auto cached = amp::cached_cast_of(input, dtype);
+  return cached ? *cached : at::autocast::cached_cast(dtype, input, cuda);
 }
 
 }  // namespace
@@ -358,14 +362,14 @@ at::Tensor in_dtype(const at::Tensor& input, at::ScalarType dtype) {
 extern "C" {
 
 struct AmpLinearOptions {
-  // No count for all.
+  // For all outputs.
   int64_t first, count;
   double p;
   int activation;
 };
 
-// x·Wᵀ + b; `bias` may be null. Of the outputs there are those from `first` on, `count` of them; behind
-// them comes an activation, and behind ReLU dropout with probability p below 1. The result is new.
+// x·Wᵀ + b; `bias` may be null. Computes `count` outputs from `first` on, followed by an
+// activation, and after ReLU by dropout with probability p below 1. The result is new.
 int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                const AmpLinearOptions* options, at::Tensor** out) {
   return amp::guarded([&] {

@@ -1,4 +1,4 @@
-// Lists of tensors as they cross from Rust.
+// Lists of tensors passed from Rust.
 #pragma once
 
 #include <ATen/core/Tensor.h>

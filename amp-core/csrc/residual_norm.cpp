@@ -1,5 +1,5 @@
-// x + f(norm(x)) on CUDA devices, as pre-norm transformers have it, with the gradients of both uses of x added
-// up in one kernel (kernels/residual_norm.cu).
+// x + f(norm(x)) on CUDA devices, as in pre-norm transformers; one kernel adds the gradients of
+// both uses of x (kernels/residual_norm.cu).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -21,7 +21,7 @@
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/residual_norm.cu.h"
-#include "twin.h"
+#include "cached_cast.h"
 
 namespace amp::residual_norm {
 namespace {
@@ -30,18 +30,18 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// As in the kernels.
+// The same values as in the kernels.
 constexpr int warps = 8, threads = 32 * warps, sums = 3;
-// A lane's registers hold no more than eight times four columns.
+// The registers of a lane hold at most eight times four columns.
 constexpr int64_t columns_of_a_pack = 128, most_columns = 8 * columns_of_a_pack;
 
-// Laid out as in the kernels, as is what follows.
+// The layout of the kernels' structs.
 struct Behind {
   const void *in, *stream_grads, *grads, *twin_grads, *weights, *means, *inverses;
 };
 
 struct Gradients {
-  void *in, *twin, *parts;
+  void *in, *cached, *parts;
 };
 
 amp::KernelSource& source() {
@@ -49,20 +49,20 @@ amp::KernelSource& source() {
   return source;
 }
 
-// The dtype that an autocast region casts what comes out to.
+// The dtype to which an autocast region casts the output.
 at::ScalarType twin_dtype(at::ScalarType out) {
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
 }
 
-amp::Types types_of(at::ScalarType stream, at::ScalarType out, at::ScalarType twin,
+amp::Types types_of(at::ScalarType stream, at::ScalarType out, at::ScalarType cached,
                     int64_t columns) {
   const auto* name = amp::kernel_dtype(stream);
-  return {name, name, amp::kernel_dtype(out), amp::kernel_dtype(twin),
+  return {name, name, amp::kernel_dtype(out), amp::kernel_dtype(cached),
           std::to_string(columns / columns_of_a_pack)};
 }
 
 struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
-  // The stream as it was given, its norm and, if there is one, the norm's twin.
+  // The stream as it was given, its norm and, if there is one, the norm's cached cast.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias, double eps) {
     const auto own = weight.scalar_type(), cast = twin_dtype(own);
@@ -77,12 +77,12 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
                *b = bias.const_data_ptr();
     void *m = amp::data(means), *i = amp::data(inverses), *o = amp::data(out[1]),
-         *twin = out.size() > 2 ? amp::data(out[2]) : nullptr;
-    void* arguments[] = {&in, &w, &b, &eps, &rows, &m, &i, &o, &twin};
+         *cached = out.size() > 2 ? amp::data(out[2]) : nullptr;
+    void* arguments[] = {&in, &w, &b, &eps, &rows, &m, &i, &o, &cached};
     source().launch("forward", types_of(input.scalar_type(), own, cast, columns), input.device(),
                     static_cast<unsigned>((rows + warps - 1) / warps), threads, arguments);
     context->save_for_backward({input, weight, bias, means, inverses});
-    // Nobody may need one of them.
+    // One of the two gradients may be undefined.
     context->set_materialize_grads(false);
     context->saved_data["cast"] = static_cast<int64_t>(cast);
     return out;
@@ -107,10 +107,10 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     constexpr int most_blocks = 264;
     int blocks = std::min((rows + warps - 1) / warps, most_blocks);
     const auto stream = at::empty_like(input);
-    at::Tensor twin;
-    if (cast != input.scalar_type()) twin = at::empty_like(input, input.options().dtype(cast));
+    at::Tensor cached;
+    if (cast != input.scalar_type()) cached = at::empty_like(input, input.options().dtype(cast));
     const auto parts = at::empty({blocks, sums, columns}, means.options());
-    const Gradients to{amp::data(stream), amp::data(twin), amp::data(parts)};
+    const Gradients to{amp::data(stream), amp::data(cached), amp::data(parts)};
     const auto types = types_of(input.scalar_type(), weight.scalar_type(), cast, columns);
     void* arguments[] = {const_cast<Behind*>(&behind), const_cast<Gradients*>(&to), &rows};
     source().launch("backward", types, input.device(), static_cast<unsigned>(blocks), threads,
@@ -122,9 +122,9 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     void* rest[] = {&from, &blocks, &w, &b, &c};
     source().launch("add_parts", types, input.device(),
                     static_cast<unsigned>(sums * columns / 32), threads, rest);
-    if (twin.defined()) {
-      amp::note_twin(stream, twin);
-      amp::note_column_sums(twin, column_sums);
+    if (cached.defined()) {
+      amp::attach_cached_cast(stream, cached);
+      amp::note_column_sums(cached, column_sums);
     } else {
       amp::note_column_sums(stream, column_sums);
     }
@@ -151,7 +151,8 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
   }
 };
 
-// stream + branch, where the gradient of a branch of 16 bits is the twin of the stream's if there is one.
+// stream + branch. If the stream's gradient has a cached cast, it is the gradient of a 16-bit
+// branch.
 struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& stream,
                             const at::Tensor& branch) {
@@ -176,13 +177,13 @@ struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
     const auto dtype = static_cast<at::ScalarType>(context->saved_data.at("branch").toInt());
     const auto& grad = grads.at(0);
     if (grad.scalar_type() == dtype) return {grad, grad};
-    const auto twin = c10::GradMode::is_enabled() ? at::Tensor() : amp::known_beside<amp::Twin>(grad);
-    const bool is_known = twin.defined() && twin.scalar_type() == dtype;
-    return {grad, is_known ? twin : grad.to(dtype)};
+    const auto cached = c10::GradMode::is_enabled() ? at::Tensor() : amp::attached_auxiliary<amp::CachedCast>(grad);
+    const bool is_known = cached.defined() && cached.scalar_type() == dtype;
+    return {grad, is_known ? cached : grad.to(dtype)};
   }
 };
 
-// Whether the kernels can take it: rows on a CUDA device of a multiple of 128 columns.
+// Whether the kernels support it: rows on a CUDA device with a multiple of 128 columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   const auto columns = weight.numel();
@@ -196,7 +197,7 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
   const auto given = input.scalar_type(), out = weight.scalar_type();
   if (amp::kernel_dtype(given) == nullptr || amp::kernel_dtype(out) == nullptr) return false;
   const bool autocast = at::autocast::is_autocast_enabled(cuda);
-  // Autocast normalises in f32.
+  // Autocast normalizes in f32.
   if (autocast && out != at::kFloat) return false;
   return given == out || (autocast && amp::is_half(given));
 }
@@ -205,15 +206,15 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
 
 extern "C" {
 
-// Layer normalisation of `input` along the last dimension in `normal`, and the input again in `stream`, to
-// which what comes of the norm is added by amp_residual_add. Both are new, or null if the kernels cannot
-// take these.
+// Writes the layer norm of `input` along the last dimension to `normal`, and the input to `stream`,
+// to which amp_residual_add adds the branch's output. Both are new, or null if the kernels do not
+// support the input.
 int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                       double eps, at::Tensor** stream, at::Tensor** normal) {
   return amp::guarded([&] {
     if (!fits(*input, *weight, *bias)) return;
     const auto made = AmpResidualNorm::apply(*input, *weight, *bias, eps);
-    if (made.size() > 2) amp::note_twin(made.at(1), made.at(2));
+    if (made.size() > 2) amp::attach_cached_cast(made.at(1), made.at(2));
     auto whole = std::make_unique<at::Tensor>(made.at(0));
     *normal = new at::Tensor(made.at(1));
     *stream = whole.release();

@@ -1,4 +1,4 @@
-// Figures of a gradient that the backward pass computes and does not keep.
+// Statistics of a gradient that the backward pass computes and does not keep.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -9,7 +9,7 @@
 namespace amp::watch {
 namespace {
 
-// [1, NaNs, infinities, largest magnitude] in f64, or zeros before the gradient has come.
+// [1, NaNs, infinities, largest magnitude] in f64, or zeros until the gradient was computed.
 void note(const at::Tensor& figures, const at::Tensor& grad) {
   const c10::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -24,7 +24,7 @@ void note(const at::Tensor& figures, const at::Tensor& grad) {
 
 extern "C" {
 
-// A new f64 tensor of four figures of `tensor`'s gradient, which the backward pass fills.
+// A new f64 tensor with four statistics of `tensor`'s gradient, which the backward pass fills.
 int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   return amp::guarded([&] {
     auto figures = at::zeros({4}, tensor->options().dtype(at::kDouble).requires_grad(false));

@@ -1,7 +1,7 @@
-// What kernels are started with: for both halves.
+// The arguments of kernels, for both host and device code.
 
-// Tensors of one dtype, at most so many, each of one layout in every list: one start of a kernel
-// works on them.
+// A list of tensors with the same dtype, of limited length. A tensor has the same layout in every
+// list. One launch of a kernel processes the list.
 template <int lists, int most, int per_block>
 struct TensorList {
   static constexpr int max_tensors = most;
@@ -9,21 +9,21 @@ struct TensorList {
 
   void* data[lists][most];
   long long sizes[most];
-  // The block that works on a tensor's first elements.
+  // The block that processes a tensor's first elements.
   int first_blocks[most];
   int count;
 };
 
-// What an optimizer steps: parameters, their gradients and, as it names them, state. A list that it
+// The tensors of an optimizer's step: parameters, gradients and state. A list that the optimizer
 // does not have is null.
 using StepTensors = TensorList<7, 48, 4096>;
 
-// What the device knows of a step.
+// The values of a step that only the device has.
 struct OnDevice {
-  // lr, and what a schedule moves beside it: a momentum or Adam's and Lion's beta1.
+  // lr, and the second rate that a schedule sets: a momentum, or beta1 of Adam and Lion.
   const double* rates;
-  // What gradients are multiplied by, in the dtype they are computed in, or null.
+  // The factor of the gradients in the dtype of their computation, or null.
   const void* factor;
-  // Where it, if given, is not 0, nothing moves.
+  // If this is given and not 0, nothing changes.
   const float* found_inf;
 };

@@ -1,4 +1,4 @@
-// What stands behind the product of a linear layer and before those of its backward pass.
+// The operations after the product of a linear layer, and before the products of its backward pass.
 
 // Bias, which may be null, ReLU and dropout of [rows, columns], in place.
 extern "C" __global__ void activate(T* values, const T* bias, long long count, long long columns,
@@ -14,19 +14,19 @@ extern "C" __global__ void activate(T* values, const T* bias, long long count, l
   for (int k = 0; k < per_thread; ++k) {
     auto value = widen(pack.at[k]);
     if (bias != nullptr) value = rounded<T>(value + widen(bias[(begin + k) % columns]));
-    // Leaves a NaN.
+    // NaN passes.
     if (value <= 0) value = 0;
     narrow(value * factors[k], pack.at[k]);
   }
   store(pack, values + begin, 0, own, whole);
 }
 
-// As in csrc/linear.cpp.
+// The same values as in csrc/linear.cpp.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
 __device__ float error_function(float x) { return erff(x); }
 __device__ double error_function(double x) { return erf(x); }
-// For values of 16 bits with an error of some 1e-7.
+// For 16-bit values; the error is about 1e-7.
 __device__ float hyperbolic_tangent(float x) {
   if constexpr (sizeof(T) == 2) return 1 - __fdividef(2.0f, 1 + __expf(2 * x));
   return tanhf(x);
@@ -47,7 +47,7 @@ __device__ W gelu_tanh_slope(W x) {
          W(0.5) * x * (1 - share * share) * beta * (1 + 3 * kappa * x * x);
 }
 
-// What goes on of a gradient behind an activation.
+// The gradient before an activation, from the gradient after it.
 template <int activation, typename W>
 __device__ W passed_on(W value, W kept, float scale) {
   if constexpr (activation == relu) return kept != 0 ? value * scale : W(0);
@@ -56,7 +56,7 @@ __device__ W passed_on(W value, W kept, float scale) {
   return value;
 }
 
-// The same, rounded, where the activation is not known when this is compiled.
+// The same, rounded, if the activation is not known at compile time.
 template <typename W>
 __device__ W passed_on(W value, W kept, int activation, float scale) {
   switch (activation) {
@@ -67,10 +67,10 @@ __device__ W passed_on(W value, W kept, int activation, float scale) {
   }
 }
 
-// The sums of a matrix's columns, which are the gradient of a bias. A block has 32 of them and up to
-// `part` rows; the sums of the parts lie below one another. Behind an activation, what goes on of the matrix
-// is summed, and written to `passed`: `kept` is the output of ReLU and dropout, and the input of GELU. `out`
-// may be null then.
+// The sums of a matrix's columns, which are the gradient of a bias. A block processes 32 columns
+// and up to `part` rows; the sums of the parts are rows of a matrix. With an activation, the
+// gradient before the activation is summed and written to `passed`: `kept` is the output of ReLU
+// and dropout, or the input of GELU. `out` may be null then.
 extern "C" __global__ void column_sums(const T* in, const T* kept, int activation, float scale,
                                        T* passed, P* out, long long rows, long long columns,
                                        long long part) {
@@ -104,8 +104,8 @@ struct alignas(16) Line {
   T at[length];
 };
 
-// The same in lines of 16 bytes, one of each lane: a block of eight warps has the columns of a warp's lines
-// and up to `part` rows.
+// The same in lines of 16 bytes, one for each lane: a block of eight warps processes the columns of
+// a warp's lines and up to `part` rows.
 struct Lines {
   const T *in, *kept;
   float scale;
@@ -134,7 +134,7 @@ __device__ void add_lines(const Lines& lines, long long column, long long at,
   }
 }
 
-// `out` has the sums of the parts.
+// `out` contains the sums of the parts.
 extern "C" __global__ void __launch_bounds__(256)
     large_column_sums(const T* in, const T* kept, int activation, float scale, T* passed,
                       Wide<T>* out, long long rows, long long columns, long long part) {

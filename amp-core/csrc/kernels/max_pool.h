@@ -1,6 +1,6 @@
-// What the kernels of max_pool.cu and their host half have in common.
+// Types shared by the kernels of max_pool.cu and their host code.
 
-// Of rows and of columns.
+// For rows and for columns.
 struct Windows {
   int size[2], stride[2], padding[2], dilation[2];
 };

@@ -1,8 +1,8 @@
-// Layer normalisation of a residual stream, whose gradients of both, stream and norm, are added up in one
-// pass. A warp has a row, whose elements stay in its registers.
+// Layer norm of a residual stream; one pass adds the gradients of stream and norm. A warp processes
+// a row, whose elements stay in registers.
 //
-// P is the dtype of the stream, Q that of weights and of what comes out, R that of its twin: the same, as an
-// autocast region would cast it. AMP_N is how many times four columns each lane has.
+// P is the dtype of the stream, Q of weights and output, and R of the output's cached cast for an
+// autocast region. AMP_N is the number of groups of four columns for each lane.
 
 using W = Wide<Q>;
 
@@ -10,7 +10,8 @@ constexpr int packs = AMP_N;
 constexpr int stride = 32 * per_thread;
 constexpr int columns = packs * stride;
 constexpr int warps = 8;
-// The sums of columns: gradients of weight and of bias, and the twin of the stream's gradient.
+// The sums of columns: the gradients of weight and bias, and the sum of the cached cast of the
+// stream's gradient.
 constexpr int sums = 3;
 
 __device__ W warp_sum(W value) {
@@ -59,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(32 * warps)
   }
 }
 
-// stream + branch, whose dtype is R. A thread has four neighbours.
+// stream + branch, whose dtype is R. A thread processes four neighbours.
 extern "C" __global__ void add(const P* stream, const R* branch, P* out, long long count) {
   const long long at = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * per_thread;
   if (at >= count) return;
@@ -73,10 +74,10 @@ extern "C" __global__ void add(const P* stream, const R* branch, P* out, long lo
   store(sum, out + at, 0, own, whole);
 }
 
-// What the backward pass reads.
+// The inputs of the backward pass.
 struct Behind {
   const P* in;
-  // Of the stream, of what came out and of its twin; each may be null.
+  // The gradients of the stream, of the output and of its cached cast; each may be null.
   const P* stream_grads;
   const Q* grads;
   const R* twin_grads;
@@ -84,8 +85,8 @@ struct Behind {
   const W *means, *inverses;
 };
 
-// What it writes: the stream's gradient with its twin, which may be null, and of each block the sums of
-// columns over its rows, [blocks, sums, columns].
+// The outputs: the stream's gradient with its cached cast, which may be null, and for each block
+// the sums of columns over its rows, [blocks, sums, columns].
 struct Gradients {
   P* in;
   R* twin;
@@ -151,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(32 * warps)
     }
   }
   for (int s = 0; s < sums; ++s) {
-    // Warp by warp, so that the order of a sum is always the same.
+    // Warp by warp, so that the order of a sum is fixed.
     for (int turn = 0; turn < warps; ++turn) {
       if (turn == warp) {
         for (int p = 0; p < packs; ++p) {
@@ -169,8 +170,8 @@ extern "C" __global__ void __launch_bounds__(32 * warps)
   }
 }
 
-// The sums of the parts' sums: of weights and biases in their dtype, of columns as they are computed. A block
-// has 32 columns of one sum, a warp every eighth part.
+// The sums over the parts: weights and biases in their dtype, columns in the dtype of the
+// computation. A block has 32 columns of one sum; each warp sums every eighth part.
 extern "C" __global__ void __launch_bounds__(32 * warps)
     add_parts(const W* parts, int count, Q* weight, Q* bias, W* column_sums) {
   __shared__ double shared[warps][32];

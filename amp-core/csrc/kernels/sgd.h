@@ -1,4 +1,4 @@
-// What sgd.cu is started with: the options as they cross from Rust.
+// The arguments of sgd.cu's kernels: the options as passed from Rust.
 
 struct AmpSgd {
   double lr, momentum, dampening, weight_decay;

@@ -261,7 +261,7 @@ int amp_counted_classes(const at::Tensor* targets, int64_t classes, at::Tensor**
 
 // The number of rows whose largest logit is at their class, and the number of rows that are not
 // ignored: f64 [2], new.
-int amp_hits(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
+int amp_correct_counts(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
   return amp::guarded([&] {
     if (!fits(*logits, *targets) || !are_few(*logits)) {
       const auto hits = at::argmax(*logits, 1).eq(*targets).sum(at::kDouble);

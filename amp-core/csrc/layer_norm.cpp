@@ -32,7 +32,7 @@ struct Layer {
 };
 
 struct Behind {
-  const void *sums, *grads, *twin_grads, *weights, *biases, *means, *inverses;
+  const void *sums, *grads, *cast_grads, *weights, *biases, *means, *inverses;
 };
 
 struct Gradients {
@@ -53,7 +53,7 @@ amp::Types types_of(std::initializer_list<at::ScalarType> dtypes) {
 
 // The dtype of the output's cached cast, which autocast regions use for the following layers. If it
 // equals the output's dtype, there is none.
-at::ScalarType twin_dtype(at::ScalarType out) {
+at::ScalarType cast_dtype(at::ScalarType out) {
   constexpr auto cuda = c10::DeviceType::CUDA;
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
 }
@@ -76,7 +76,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias,
                                const std::optional<at::Tensor>& residual, const Options& options) {
-    const auto cast = twin_dtype(weight.scalar_type());
+    const auto cast = cast_dtype(weight.scalar_type());
     const auto columns = weight.numel();
     const auto wide = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     const auto means = at::empty({input.numel() / columns}, weight.options().dtype(wide));
@@ -125,8 +125,8 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
     auto& kept = context->saved_data;
     const auto given = static_cast<at::ScalarType>(kept.at("given").toInt());
     const auto cast = static_cast<at::ScalarType>(kept.at("cast").toInt());
-    const auto twin_grads = grads.size() > 1 ? grads.at(1) : at::Tensor();
-    if (!grads.at(0).defined() && !twin_grads.defined()) return variable_list(5);
+    const auto cast_grads = grads.size() > 1 ? grads.at(1) : at::Tensor();
+    if (!grads.at(0).defined() && !cast_grads.defined()) return variable_list(5);
     const double before = kept.at("before").toDouble(), after = kept.at("after").toDouble();
     Layer layer{static_cast<int>(means.numel()),
                 static_cast<int>(weight.numel()),
@@ -138,15 +138,15 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
       const bool alone = !kept.at("residual").toBool() && after == 0 && !layer.gelu;
       if (!alone) amp::refuse_second_derivative("layer normalisation with what stands around it");
       auto whole = grads.at(0);
-      if (twin_grads.defined()) {
-        const auto wide = twin_grads.to(weight.scalar_type());
+      if (cast_grads.defined()) {
+        const auto wide = cast_grads.to(weight.scalar_type());
         whole = whole.defined() ? whole + wide : wide;
       }
       return differentiable(whole, saved, given);
     }
-    const auto grad = amp::aligned(grads.at(0)), twin_grad = amp::aligned(twin_grads);
+    const auto grad = amp::aligned(grads.at(0)), cast_grad = amp::aligned(cast_grads);
     const Behind behind{sums.const_data_ptr(),      amp::const_data(grad),
-                        amp::const_data(twin_grad), weight.const_data_ptr(),
+                        amp::const_data(cast_grad), weight.const_data_ptr(),
                         bias.const_data_ptr(),      means.const_data_ptr(),
                         inverses.const_data_ptr()};
     variable_list out(5);

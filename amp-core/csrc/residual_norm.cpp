@@ -37,7 +37,7 @@ constexpr int64_t columns_of_a_pack = 128, most_columns = 8 * columns_of_a_pack;
 
 // The layout of the kernels' structs.
 struct Behind {
-  const void *in, *stream_grads, *grads, *twin_grads, *weights, *means, *inverses;
+  const void *in, *stream_grads, *grads, *cast_grads, *weights, *means, *inverses;
 };
 
 struct Gradients {
@@ -50,7 +50,7 @@ amp::KernelSource& source() {
 }
 
 // The dtype to which an autocast region casts the output.
-at::ScalarType twin_dtype(at::ScalarType out) {
+at::ScalarType cast_dtype(at::ScalarType out) {
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
 }
 
@@ -65,7 +65,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
   // The stream as it was given, its norm and, if there is one, the norm's cached cast.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias, double eps) {
-    const auto own = weight.scalar_type(), cast = twin_dtype(own);
+    const auto own = weight.scalar_type(), cast = cast_dtype(own);
     const auto columns = weight.numel();
     const auto wide = own == at::kDouble ? at::kDouble : at::kFloat;
     const auto plain = weight.options().requires_grad(false);
@@ -92,13 +92,13 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     const auto saved = context->get_saved_variables();
     const auto &input = saved.at(0), &weight = saved.at(1), &means = saved.at(3);
     const auto cast = static_cast<at::ScalarType>(context->saved_data.at("cast").toInt());
-    const auto twin_given = given.size() > 2 ? given.at(2) : at::Tensor();
-    if (!given.at(1).defined() && !twin_given.defined()) return {given.at(0), {}, {}, {}};
+    const auto cast_given = given.size() > 2 ? given.at(2) : at::Tensor();
+    if (!given.at(1).defined() && !cast_given.defined()) return {given.at(0), {}, {}, {}};
     if (c10::GradMode::is_enabled()) return differentiable(saved, given);
     const auto stream_grad = amp::aligned(given.at(0)), grad = amp::aligned(given.at(1)),
-               twin_grad = amp::aligned(twin_given);
+               cast_grad = amp::aligned(cast_given);
     const Behind behind{input.const_data_ptr(),     amp::const_data(stream_grad),
-                        amp::const_data(grad),      amp::const_data(twin_grad),
+                        amp::const_data(grad),      amp::const_data(cast_grad),
                         weight.const_data_ptr(),    means.const_data_ptr(),
                         saved.at(4).const_data_ptr()};
     int rows = static_cast<int>(means.numel());

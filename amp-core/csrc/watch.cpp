@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "cached_cast.h"
 #include "guard.h"
-#include "twin.h"
 
 namespace amp::watch {
 namespace {
@@ -33,11 +33,11 @@ int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   });
 }
 
-// Layers behind read `tensor` itself instead of its twin, so that its gradient contains theirs.
-int amp_forget_twin(const at::Tensor* tensor) {
+// Drops the cached cast of `tensor`, so that later layers read `tensor` itself and its gradient contains theirs.
+int amp_forget_cached_cast(const at::Tensor* tensor) {
   return amp::guarded([&] {
     const at::TensorBase& whole = tensor->is_view() ? tensor->_base() : *tensor;
-    if (amp::known_beside<amp::Twin>(whole).defined()) {
+    if (amp::attached_auxiliary<amp::CachedCast>(whole).defined()) {
       whole.unsafeGetTensorImpl()->set_backend_meta(nullptr);
     }
   });

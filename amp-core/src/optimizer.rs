@@ -28,7 +28,7 @@ pub struct OnDevice<'a> {
 
 /// The operations that an optimizer's step can do on the device, without the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Abilities {
+pub struct Capabilities {
     /// Skip the step: [`OnDevice::found_inf`].
     pub skips: bool,
     /// Multiply the gradients: [`OnDevice::factor`]. A step after a CUDA graph gets no factor,
@@ -39,7 +39,7 @@ pub struct Abilities {
     pub captures: bool,
 }
 
-impl Abilities {
+impl Capabilities {
     pub(crate) fn all(are: bool) -> Self {
         Self { skips: are, scales: are, captures: are }
     }
@@ -73,12 +73,12 @@ pub trait Optimizer {
     /// [`step`](Self::step) with numbers that only the device has.
     ///
     /// # Errors
-    /// When [`abilities`](Self::abilities) lacks a needed one, or the kernel fails.
+    /// When [`capabilities`](Self::capabilities) lacks a needed one, or the kernel fails.
     fn step_with(&mut self, known: OnDevice<'_>) -> Result<()>;
 
     /// The operations that [`step_with`](Self::step_with) supports.
-    fn abilities(&self) -> Abilities {
-        Abilities::default()
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
     }
 
     /// Writes the current rates to the device, for captured steps.

@@ -10,7 +10,7 @@ use crate::Result;
 
 unsafe extern "C" {
     fn amp_watch_gradient(tensor: Handle, out: *mut *mut C_tensor) -> c_int;
-    fn amp_forget_twin(tensor: Handle) -> c_int;
+    fn amp_forget_cached_cast(tensor: Handle) -> c_int;
 }
 
 /// What is known of the gradient of a tensor once a backward pass has computed it.
@@ -36,6 +36,6 @@ impl WatchedGradient {
 /// Lets later layers read `tensor` itself. Otherwise matrix products in an autocast region read the copy in
 /// 16 bits that the tensor's kernel wrote beside it, and their gradients bypass `tensor`. The numbers are
 /// the same.
-pub(crate) fn forget_twin(tensor: &Tensor) -> Result<()> {
-    checked!(amp_forget_twin(tensor.as_ptr()))
+pub(crate) fn forget_cached_cast(tensor: &Tensor) -> Result<()> {
+    checked!(amp_forget_cached_cast(tensor.as_ptr()))
 }

@@ -30,7 +30,7 @@ impl Metric for Accuracy {
             return Err(misfit(NAME, output, target, why));
         }
         let (logits, of) = classes(NAME, output, target)?;
-        let counts = ffi::hits(&logits, &of);
+        let counts = ffi::correct_counts(&logits, &of);
         let counts = counts.map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
         MetricState::sum(&counts)
     }
@@ -53,8 +53,8 @@ impl Metric for SoftAccuracy {
             let why = "both are [N, C, …] with at least two classes";
             return Err(misfit(NAME, output, target, why));
         }
-        let hits = logits.f_argmax(1, false)?.f_eq_tensor(&of.f_argmax(1, false)?)?;
-        MetricState::mean(&hits.f_sum(Kind::Double)?, hits.numel() as f64)
+        let correct = logits.f_argmax(1, false)?.f_eq_tensor(&of.f_argmax(1, false)?)?;
+        MetricState::mean(&correct.f_sum(Kind::Double)?, correct.numel() as f64)
     }
 }
 
@@ -72,10 +72,10 @@ impl Metric for BinaryAccuracy {
         };
         let (logits, of) = elementwise(NAME, output, &of)?;
         let counted = of.f_ne(IGNORED)?;
-        let hits = logits.f_gt(0.0)?.f_eq_tensor(&of.f_gt(0.5)?)?;
-        let hits = hits.f_logical_and(&logits.f_isnan()?.f_logical_not()?)?;
-        let hits = hits.f_logical_and(&counted)?;
-        let counts = [hits.f_sum(Kind::Double)?, counted.f_sum(Kind::Double)?];
+        let correct = logits.f_gt(0.0)?.f_eq_tensor(&of.f_gt(0.5)?)?;
+        let correct = correct.f_logical_and(&logits.f_isnan()?.f_logical_not()?)?;
+        let correct = correct.f_logical_and(&counted)?;
+        let counts = [correct.f_sum(Kind::Double)?, counted.f_sum(Kind::Double)?];
         MetricState::sum(&Tensor::f_stack(&counts, 0)?)
     }
 
@@ -102,10 +102,10 @@ impl Metric for TopK {
             return Err(misfit(NAME, output, target, &why));
         }
         let (_, best) = logits.f_topk(self.k, 1, true, false)?;
-        let hits = best.f_eq_tensor(&of.f_unsqueeze(1)?)?.f_sum(Kind::Double)?;
+        let correct = best.f_eq_tensor(&of.f_unsqueeze(1)?)?.f_sum(Kind::Double)?;
         let counted = ffi::counted_classes(&of, classes);
         let counted = counted.map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
-        MetricState::sum(&Tensor::f_stack(&[hits, counted], 0)?)
+        MetricState::sum(&Tensor::f_stack(&[correct, counted], 0)?)
     }
 
     fn reduction(&self) -> Reduction {

@@ -10,10 +10,10 @@ use crate::{
 
 /// Rule: every override names a module.
 pub(super) fn overrides_name_modules(
-    islands: &BTreeMap<String, Region>,
+    overrides: &BTreeMap<String, Region>,
     modules: &[String],
 ) -> Result<()> {
-    let Some(unknown) = islands.keys().find(|path| !modules.contains(path)) else {
+    let Some(unknown) = overrides.keys().find(|path| !modules.contains(path)) else {
         return Ok(());
     };
     let instead = match closest(unknown, modules) {

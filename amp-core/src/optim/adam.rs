@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
 use super::{
-    Abilities, Algorithm, Moments, Rates, Slot, StepTensors,
+    Algorithm, Capabilities, Moments, Rates, Slot, StepTensors,
     algorithm::{self, kept},
     require,
     slot::SlotShape,
@@ -68,7 +68,7 @@ macro_rules! adam {
             /// f16 represents squares of gradients only between 2⁻¹² and 2⁸: below, the running
             /// square is zero and the update is divided by eps; above, it is infinite and the
             /// parameter never moves again (Lightning #20619).
-            fn widens(kind: Kind) -> Option<&'static str> {
+            fn upcasts(kind: Kind) -> Option<&'static str> {
                 (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
             }
 
@@ -106,8 +106,11 @@ macro_rules! adam {
                 step(tensors, &options, fused)
             }
 
-            fn abilities(&self, device: Device) -> Abilities {
-                Abilities { skips: self.fused, ..Abilities::all(self.fused && device.is_cuda()) }
+            fn capabilities(&self, device: Device) -> Capabilities {
+                Capabilities {
+                    skips: self.fused,
+                    ..Capabilities::all(self.fused && device.is_cuda())
+                }
             }
 
             fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
-use super::{Abilities, Moments, Rates, Slot, StepTensors, weight_update::is_half};
+use super::{Capabilities, Moments, Rates, Slot, StepTensors, weight_update::is_half};
 use crate::{Result, parameter::Parameter};
 
 /// The options of an optimizer together with its rule for one step. Options with this trait are a
@@ -69,7 +69,7 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// The reason why parameters of a dtype are updated in f32 with f32 state, independent of the
     /// user's choice; `None` if [`step`](Self::step) supports the dtype. By default 16-bit dtypes
     /// have a reason.
-    fn widens(kind: Kind) -> Option<&'static str> {
+    fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("each operation of its rule would round to 16 bits")
     }
 
@@ -119,8 +119,8 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// The capabilities of [`step`](Self::step) on this device. By default all capabilities of
     /// [`StepTensors::each`] if the rule [can be captured](Self::captures), otherwise none: after a
     /// CUDA graph, such a rule gets unscaled and clipped gradients, as without a graph.
-    fn abilities(&self, device: Device) -> Abilities {
-        Abilities::all(device.is_cuda() && self.captures())
+    fn capabilities(&self, device: Device) -> Capabilities {
+        Capabilities::all(device.is_cuda() && self.captures())
     }
 
     /// Whether [`step`](Self::step) works directly on the stored running averages of parameters

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Abilities, Algorithm, Moments, OnDevice, Optimizer, Rates, Slot, StepTensors, Storage,
+    Algorithm, Capabilities, Moments, OnDevice, Optimizer, Rates, Slot, StepTensors, Storage,
     WeightUpdate,
     batch::{Batch, Key, each_of},
     moments::{Code, Codes},
@@ -77,7 +77,7 @@ impl<A: Algorithm> Engine<A> {
                 || is_taken(&options[*group], &parameter.tensor, storage)
         });
         let rates = options.iter().map(|options| match device {
-            Some(device) if options.abilities(device).captures => {
+            Some(device) if options.capabilities(device).captures => {
                 let tensor = Tensor::f_zeros([2], (Kind::Double, device))?;
                 Ok(Some(RatesOnDevice { tensor, written: None }))
             }
@@ -253,9 +253,9 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     }
 
     fn step_with(&mut self, known: OnDevice<'_>) -> Result<()> {
-        let abilities = self.abilities();
-        if known.found_inf.is_some() && !abilities.skips
-            || known.factor.is_some() && !abilities.scales
+        let capabilities = self.capabilities();
+        if known.found_inf.is_some() && !capabilities.skips
+            || known.factor.is_some() && !capabilities.scales
         {
             return Err(Error::config(format!(
                 "{} cannot leave a step out, or scale gradients, on the device here",
@@ -288,15 +288,15 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         Ok(())
     }
 
-    fn abilities(&self) -> Abilities {
+    fn capabilities(&self) -> Capabilities {
         // Only the host knows whether the first step was taken.
         let mut states = self.kept.iter().filter_map(|kept| kept.state.as_ref());
         let started = states.all(|state| state.started);
         let (true, Some(device)) = (started && self.steady, self.device) else {
-            return Abilities::default();
+            return Capabilities::default();
         };
-        let abilities = self.options.iter().map(|options| options.abilities(device));
-        abilities.fold(Abilities::all(true), Abilities::and)
+        let capabilities = self.options.iter().map(|options| options.capabilities(device));
+        capabilities.fold(Capabilities::all(true), Capabilities::and)
     }
 
     fn write_rates(&mut self) -> Result<()> {
@@ -337,10 +337,10 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     fn note(&self) -> Option<String> {
         let kinds = self.parameters.iter().map(|parameter| parameter.tensor.kind());
         let mut widened = kinds.filter(|kind| {
-            A::widens(*kind).is_some()
+            A::upcasts(*kind).is_some()
                 && working::<A>(*kind, self.storage) == Working::Copies { stochastic: false }
         });
-        Some(format!("{} steps in float32: {}", A::NAME, A::widens(widened.next()?)?))
+        Some(format!("{} steps in float32: {}", A::NAME, A::upcasts(widened.next()?)?))
     }
 
     fn state(&self) -> Result<State> {

@@ -34,7 +34,7 @@ impl Algorithm for Lion {
     const NAME: &'static str = "Lion";
     const ELEMENTWISE: bool = true;
 
-    fn widens(kind: Kind) -> Option<&'static str> {
+    fn upcasts(kind: Kind) -> Option<&'static str> {
         (kind == Kind::Half).then_some("float16 loses small gradients from the running mean")
     }
 

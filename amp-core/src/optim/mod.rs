@@ -28,7 +28,7 @@ mod step_tensors;
 mod weight_update;
 mod working;
 
-pub use crate::optimizer::{Abilities, OnDevice, Optimizer, Rates};
+pub use crate::optimizer::{Capabilities, OnDevice, Optimizer, Rates};
 pub use adafactor::Adafactor;
 pub use adam::{Adam, AdamW};
 pub use algorithm::Algorithm;

@@ -42,7 +42,7 @@ impl Algorithm for RmsProp {
     const NAME: &'static str = "RMSprop";
     const ELEMENTWISE: bool = true;
 
-    fn widens(kind: Kind) -> Option<&'static str> {
+    fn upcasts(kind: Kind) -> Option<&'static str> {
         (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
     }
 

@@ -121,11 +121,11 @@ impl Scheduled {
 
     /// A digest of the rates of the first `intervals` intervals; `None` if no schedule computes
     /// them in advance.
-    pub(crate) fn course(&self, intervals: usize) -> Result<Option<u64>> {
+    pub(crate) fn rates_digest(&self, intervals: usize) -> Result<Option<u64>> {
         self.course_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
     }
 
-    /// [`course`](Self::course) under another schedule.
+    /// [`rates_digest`](Self::rates_digest) under another schedule.
     pub(crate) fn course_under(
         &self,
         schedule: Option<&dyn BuildScheduler>,

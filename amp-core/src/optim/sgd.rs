@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
 use super::{
-    Abilities, Algorithm, Rates, Slot, StepTensors,
+    Algorithm, Capabilities, Rates, Slot, StepTensors,
     algorithm::{self, kept},
     require,
     weight_update::is_half,
@@ -52,7 +52,7 @@ impl Algorithm for Sgd {
 
     /// With these kernels a bf16 model does not learn; the same happens with PyTorch's
     /// `SGD(fused=True)`.
-    fn widens(kind: Kind) -> Option<&'static str> {
+    fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("libtorch's 16-bit kernels lose the momentum on the CPU")
     }
 
@@ -95,8 +95,8 @@ impl Algorithm for Sgd {
         self.dampening != 0.0
     }
 
-    fn abilities(&self, device: Device) -> Abilities {
-        Abilities { skips: self.fused, ..Abilities::all(self.fused && device.is_cuda()) }
+    fn capabilities(&self, device: Device) -> Capabilities {
+        Capabilities { skips: self.fused, ..Capabilities::all(self.fused && device.is_cuda()) }
     }
 
     fn fields(&self) -> Option<Map<String, Value>> {

@@ -37,7 +37,7 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
     match storage.weights {
         WeightUpdate::MasterWeights if is_half(kind) => Working::Masters,
         WeightUpdate::StochasticRounding if is_half(kind) => Working::Copies { stochastic: true },
-        _ if A::widens(kind).is_some() => Working::Copies { stochastic: false },
+        _ if A::upcasts(kind).is_some() => Working::Copies { stochastic: false },
         // The averages are read as f32.
         _ if is_half(kind) && storage.moments != Moments::Full => {
             Working::Copies { stochastic: false }

@@ -56,7 +56,7 @@ impl Drop for NarrowGradients {
 }
 
 /// Converts gradients that are narrower than their parameters to the parameters' dtype.
-pub(crate) fn widen_gradients(parameters: &[Parameter]) -> Result<()> {
+pub(crate) fn upcast_gradients(parameters: &[Parameter]) -> Result<()> {
     // One by one, so that each narrow gradient is freed.
     for parameter in parameters {
         let kind = parameter.tensor.kind();

@@ -11,7 +11,7 @@ pub(crate) use autocast::KeptCasts;
 pub use autocast::{AutocastGuard, AutocastState, autocast_state};
 pub use clip::{Clip, clip_grad_norm, clip_grad_value, grad_norm};
 pub use gradient_storage::GradientStorage;
-pub(crate) use gradient_storage::{NarrowGradients, widen_gradients};
+pub(crate) use gradient_storage::{NarrowGradients, upcast_gradients};
 pub use region::{Region, RegionPlan};
 #[doc(hidden)]
 pub use scaler::GrowsOnHostAlone;

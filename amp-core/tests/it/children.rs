@@ -153,7 +153,7 @@ fn overrides_apply_to_children() -> Result<()> {
     let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);
     nn::place(&net, policy, &islands)?;
     let told = Rc::new(Products::default());
-    let cx = Context::new(policy, true).with_islands(islands).with_dtype_probe(told.clone());
+    let cx = Context::new(policy, true).with_overrides(islands).with_dtype_probe(told.clone());
     let _autocast = policy.autocast()?;
     let _ = net.forward(&ones(&[3, 4]), &cx)?;
     let of = |path: &str| {

@@ -120,7 +120,7 @@ fn fused_layers_are_reported_one_by_one(
     let islands = has_island.then(|| ("2".to_owned(), Region::Fp32));
     let islands = Rc::new(islands.into_iter().collect());
     place(&layers, policy, &islands)?;
-    let context = || Context::new(policy, true).with_islands(islands.clone());
+    let context = || Context::new(policy, true).with_overrides(islands.clone());
     // The first pass of a process on CUDA allocates workspaces that remain.
     drop(pass(&layers, policy, context())?);
     let (unseen, bytes) = pass(&layers, policy, context())?;

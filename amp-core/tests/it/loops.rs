@@ -47,7 +47,7 @@ fn ten() -> Result<DataModule> {
 
 /// The run as one line: `.` for a batch, `v` for a validation within an epoch, `|` or `V|` for the
 /// end of an epoch without or with a validation, `!` where the run was stopped.
-fn course(events: &[Event]) -> String {
+fn timeline(events: &[Event]) -> String {
     let part = |event: &Event| match event {
         Event::Batch { .. } => ".",
         Event::Validated(_) => "v",
@@ -63,7 +63,7 @@ fn run(config: &TrainerConfig, data: &DataModule) -> Result<String> {
     let _generator = seeded(0);
     let (events, record) = fit(config, &mut model()?, data);
     record?;
-    Ok(course(&events))
+    Ok(timeline(&events))
 }
 
 /// Options mean the same as in Lightning: a fraction is a share of the epoch's batches, a whole
@@ -214,7 +214,7 @@ fn callbacks_and_plateau_follow_the_interval() -> Result<()> {
         .callback(EarlyStopping::new("val_loss", Mode::Min).patience(2))
         .callback(&mut best)
         .fit(&mut model, &ten()?)?;
-    assert_eq!(course(&events), "..v..v..v!|");
+    assert_eq!(timeline(&events), "..v..v..v!|");
     let name = best.best_model_path().and_then(|path| path.file_name()).expect("a checkpoint");
     assert!(name.to_string_lossy().starts_with("epoch=00-step=000002-val_loss="), "{name:?}");
     Ok(())
@@ -260,7 +260,7 @@ fn early_stopping_waits_for_the_minimum_length(
         .subscribe(&mut listen)
         .callback(EarlyStopping::new("val_loss", Mode::Min).patience(1))
         .fit(&mut model, &same(constant(4, 3, 1.0)?, 2)?)?;
-    assert_eq!(course(&events), expected);
+    assert_eq!(timeline(&events), expected);
     let waits = record.notes.iter().filter(|note| note.contains("training goes on until"));
     assert_eq!(waits.count(), usize::from(loops != Loops::default()));
     Ok(())
@@ -276,7 +276,7 @@ fn sanity_steps_leave_no_trace() -> Result<()> {
         let mut model = model()?;
         let (events, record) = fit(&config(1, loops), &mut model, &ten()?);
         record?;
-        assert_eq!(course(&events), "..........V|");
+        assert_eq!(timeline(&events), "..........V|");
         weights.push(nn::named_tensors(&model).remove(0).1.copy());
     }
     assert_eq!(weights[0], weights[1]);

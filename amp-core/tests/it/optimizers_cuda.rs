@@ -5,7 +5,7 @@ use amp_core::{
     hardware::seed_everything,
     nn::Parameter,
     optim::{
-        Abilities, Adafactor, Adam, AdamW, BuildOptimizer, Lamb, Lion, Moments, OnDevice,
+        Adafactor, Adam, AdamW, BuildOptimizer, Capabilities, Lamb, Lion, Moments, OnDevice,
         Optimizer, Rates, RmsProp, Sgd,
     },
     tch::{Device, Kind, Tensor},
@@ -79,7 +79,7 @@ fn distance(a: &dyn Optimizer, b: &dyn Optimizer, epsilon: f64) -> Result<f64> {
     }))
 }
 
-const ALL: Abilities = Abilities { skips: true, scales: true, captures: true };
+const ALL: Capabilities = Capabilities { skips: true, scales: true, captures: true };
 
 const NESTEROV: Sgd =
     Sgd { lr: 1e-3, momentum: 0.9, dampening: 0.0, weight_decay: 0.1, nesterov: true, fused: true };
@@ -181,7 +181,7 @@ fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
         seed_everything(3)?;
         give(optimizer.parameters(), &grads);
         optimizer.step()?;
-        assert_eq!(optimizer.abilities(), ALL);
+        assert_eq!(optimizer.capabilities(), ALL);
     }
     let state = |optimizer: &dyn Optimizer| -> Result<Vec<String>> {
         let state = optimizer.state()?;
@@ -233,15 +233,15 @@ fn each_optimizer_declares_its_capabilities(
     let all = if device().is_cuda() {
         ALL
     } else {
-        Abilities { skips: skips_on_the_cpu, ..Abilities::default() }
+        Capabilities { skips: skips_on_the_cpu, ..Capabilities::default() }
     };
-    let expected = |can: bool| if can { all } else { Abilities::default() };
+    let expected = |can: bool| if can { all } else { Capabilities::default() };
     let mut optimizer = build(options, &params[..2], device())?;
-    assert_eq!(optimizer.abilities(), expected(can[0]), "before the first step");
+    assert_eq!(optimizer.capabilities(), expected(can[0]), "before the first step");
     for (stepped, can) in (1..).zip(&can[1..]) {
         give(&optimizer.parameters()[..stepped], &grads[..stepped]);
         optimizer.step()?;
-        assert_eq!(optimizer.abilities(), expected(*can), "after step {stepped}");
+        assert_eq!(optimizer.capabilities(), expected(*can), "after step {stepped}");
     }
     Ok(())
 }

@@ -267,7 +267,8 @@ fn each_rule_declares_whether_a_graph_can_run_it() -> Result<()> {
         (configured(&UncapturedNet::builder().build()?)?, &[false]),
     ] {
         let built = net.0.build(net.1, amp_core::optim::Storage::default())?;
-        let seen: Vec<bool> = built.iter().map(|one| one.optimizer.abilities().captures).collect();
+        let seen: Vec<bool> =
+            built.iter().map(|one| one.optimizer.capabilities().captures).collect();
         let on_cuda = device().is_cuda();
         assert_eq!(seen, captures.iter().map(|captures| *captures && on_cuda).collect::<Vec<_>>());
     }

@@ -1,7 +1,7 @@
 //! A set too large for its place, fed from the host, beside the same set on the device.
 
 use super::{
-    contest::Engine,
+    interleaved::Engine,
     ours::seconds_of,
     workload::{Size, Task, config},
 };

@@ -1,10 +1,10 @@
-//! How fast the trainer is, next to its peers: [`workload`] says what is trained, [`mod@contest`] lets our
+//! How fast the trainer is, next to its peers: [`workload`] says what is trained, [`mod@interleaved`] lets our
 //! trainer and the [`peers`] take turns, [`report`] compares it with the [`target`]s.
 
 mod args;
 pub mod clock;
-pub mod contest;
 pub mod feed;
+pub mod interleaved;
 mod ours;
 pub mod peers;
 mod rate;
@@ -26,7 +26,7 @@ use amp_core::{
 
 use self::{
     clock::Clock,
-    contest::{Contestant, Engine, contest},
+    interleaved::{Candidate, Engine, interleaved},
     ours::Ours,
     peers::{Entry, Peer, Python},
     report::Row,
@@ -140,30 +140,30 @@ fn compare(
         false => &[Engine::Eager],
     };
     let new = |engine, size| Ours::new(engine, workload, size, precision, plan.device, steps);
-    let mut contestants: Vec<Box<dyn Contestant + '_>> = Vec::new();
+    let mut candidates: Vec<Box<dyn Candidate + '_>> = Vec::new();
     for engine in ours {
-        contestants.push(Box::new(new(*engine, Size::Full)));
+        candidates.push(Box::new(new(*engine, Size::Full)));
     }
     for peer in peers.iter_mut().filter(|peer| peer.trains(workload)) {
-        contestants.push(Box::new(Entry::new(peer, workload, precision, steps)));
+        candidates.push(Box::new(Entry::new(peer, workload, precision, steps)));
     }
-    let scores = contest(&mut contestants, plan.rounds);
-    drop(contestants);
-    let mut tiny: Vec<Box<dyn Contestant + '_>> = Vec::new();
+    let measurements = interleaved(&mut candidates, plan.rounds);
+    drop(candidates);
+    let mut tiny: Vec<Box<dyn Candidate + '_>> = Vec::new();
     for engine in ours.iter().filter(|_| workload.has_tiny()) {
         tiny.push(Box::new(new(*engine, Size::Tiny)));
     }
-    let host = contest(&mut tiny, plan.rounds);
+    let host = interleaved(&mut tiny, plan.rounds);
     let host_microseconds = |engine: Engine| {
-        let score = host.iter().find(|score| score.engine == engine)?;
-        Spread::of(&score.rates).map(|rates| 1e6 / rates.median)
+        let measurement = host.iter().find(|measurement| measurement.engine == engine)?;
+        Spread::of(&measurement.rates).map(|rates| 1e6 / rates.median)
     };
     let operations = workload.matrix_operations(workload.build(Size::Full)?.as_ref());
-    let row = |score: contest::Score| {
-        let host = host_microseconds(score.engine);
-        Row::new(workload.name(), precision, score, host, operations)
+    let row = |measurement: interleaved::Measurement| {
+        let host = host_microseconds(measurement.engine);
+        Row::new(workload.name(), precision, measurement, host, operations)
     };
-    Ok(scores.into_iter().map(row).collect())
+    Ok(measurements.into_iter().map(row).collect())
 }
 
 /// What is fed from the host as well: on CUDA in bf16-mixed.

@@ -13,7 +13,7 @@ use amp_core::{
 };
 
 use super::{
-    contest::{Chunk, Contestant, Engine},
+    interleaved::{Candidate, Chunk, Engine},
     workload::{Size, Task, config},
 };
 
@@ -78,7 +78,7 @@ pub(super) fn seconds_of(
     Ok((seconds, record.end.replayed))
 }
 
-impl Contestant for Ours<'_> {
+impl Candidate for Ours<'_> {
     fn engine(&self) -> Engine {
         self.engine
     }

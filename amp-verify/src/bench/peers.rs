@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use super::{
-    contest::{Chunk, Contestant, Engine},
+    interleaved::{Candidate, Chunk, Engine},
     workload::{CLIP, Size, Task},
 };
 use crate::{
@@ -158,7 +158,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-impl Contestant for Entry<'_> {
+impl Candidate for Entry<'_> {
     fn engine(&self) -> Engine {
         self.peer.engine
     }

@@ -90,7 +90,7 @@ pub fn groups(subject: &Subject<'_>, precision: Precision) -> Result<Vec<Group>>
         failed: RefCell::default(),
     });
     let context = Context::new(policy, true)
-        .with_islands(subject.islands.clone())
+        .with_overrides(subject.islands.clone())
         .without_checkpointing()
         .without_dropout()
         .with_group_probe(probe.clone());

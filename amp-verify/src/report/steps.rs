@@ -4,7 +4,7 @@ use amp_core::{Result, precision::Precision};
 
 use super::{
     chart::{self, Shown},
-    ink::{Ink, NORMAL, SUBNORMAL},
+    color::{ChartColor, NORMAL, SUBNORMAL},
     page::{Section, escaped},
     table,
 };
@@ -96,11 +96,11 @@ fn exponents(report: &Report, kind: Kind, log2_scale: Option<i32>) -> Result<Str
          format can hold, and what it would lose.",
         100.0 * zeros
     );
-    let mut keys = vec![("values".to_owned(), Ink::series(2))];
+    let mut keys = vec![("values".to_owned(), ChartColor::series(2))];
     if let Some(scale) = log2_scale {
         keys.push((
             format!("times the loss scale at the end, {}", table::power(scale)),
-            Ink::series(1),
+            ChartColor::series(1),
         ));
     }
     keys.push(("normal range".to_owned(), NORMAL));
@@ -123,7 +123,8 @@ fn errors(report: &Report) -> Result<String> {
         if report.dropout { "" } else { ", without dropout" }
     );
     let names = ["output (disc)", "input gradient (triangle)", "weight gradient (square)"];
-    let keys = names.iter().enumerate().map(|(at, name)| ((*name).to_owned(), Ink::series(at + 1)));
+    let keys =
+        names.iter().enumerate().map(|(at, name)| ((*name).to_owned(), ChartColor::series(at + 1)));
     let drawn = chart::ratios(report, unit)?;
     let below = table::layers(report);
     Ok(Section::new(&title, &text).keys(keys).below(&below).chart(drawn))

@@ -4,7 +4,7 @@ use amp_core::precision::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    score::Engine,
+    measurement::Engine,
     statistics::{Spread, paired_ratio},
 };
 

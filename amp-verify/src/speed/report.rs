@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     feed::Feed,
+    measurement::{Engine, Measurement},
     overhead::Overhead,
-    score::{Engine, Score},
     statistics::{Spread, paired_ratio},
     target::Target,
 };
@@ -69,24 +69,24 @@ pub struct Row {
 }
 
 impl Row {
-    /// Of what a contestant did.
+    /// Of what a candidate did.
     pub fn new(
         workload: &str,
         precision: Precision,
-        score: Score,
+        measurement: Measurement,
         host_microseconds: Option<f64>,
         matrix_operations: f64,
     ) -> Self {
         Self {
             workload: workload.to_owned(),
             precision,
-            engine: score.engine,
-            steps_per_second: Spread::of(&score.rates),
-            rates: score.rates,
-            peak_memory_bytes: score.peak_memory_bytes,
+            engine: measurement.engine,
+            steps_per_second: Spread::of(&measurement.rates),
+            rates: measurement.rates,
+            peak_memory_bytes: measurement.peak_memory_bytes,
             host_microseconds,
             matrix_operations,
-            failure: score.failure,
+            failure: measurement.failure,
         }
     }
 }

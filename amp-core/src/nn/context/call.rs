@@ -72,7 +72,7 @@ impl Context {
 
     /// The plan of the module at the path, inside a part with the plan `outer`.
     fn plan_of(&self, outer: RegionPlan, declared: Option<Region>) -> RegionPlan {
-        match self.islands.get(self.path.borrow().as_str()).copied().or(declared) {
+        match self.overrides.get(self.path.borrow().as_str()).copied().or(declared) {
             None => outer,
             Some(region) => outer.enter(region, self.policy.precision),
         }
@@ -98,8 +98,8 @@ impl Context {
     }
 
     /// Whether the module at the path has a precision region.
-    pub(super) fn has_island(&self) -> bool {
-        self.islands.contains_key(self.path.borrow().as_str())
+    pub(super) fn has_override(&self) -> bool {
+        self.overrides.contains_key(self.path.borrow().as_str())
     }
 
     /// Runs an expression on `input` in a precision region.
@@ -206,7 +206,7 @@ impl Context {
                     ))),
                 }
             };
-            ffi::forget_twin(given)?;
+            ffi::forget_cached_cast(given)?;
             probe.ran(&Call { path, op, plan, input, output: given, rerun: &rerun });
         }
         Ok(output)

@@ -14,13 +14,13 @@ impl Context {
     /// Whether the children at `places` may be fused: no probe reads the tensors between them, and
     /// none has a region of its own.
     pub(in crate::nn) fn is_plain(&self, mut places: Range<usize>) -> bool {
-        let has_island = |place| {
+        let has_override = |place| {
             let parent = self.enter_nth(place);
-            let has = self.has_island();
+            let has = self.has_override();
             self.leave(parent);
             has
         };
-        self.may_fuse() && (self.islands.is_empty() || !places.any(has_island))
+        self.may_fuse() && (self.overrides.is_empty() || !places.any(has_override))
     }
 
     fn may_fuse(&self) -> bool {
@@ -76,7 +76,7 @@ impl Context {
         apart: impl Fn([&Tensor; N], &Self) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let parent = self.enter(name);
-        let result = match self.may_fuse() && !self.has_island() {
+        let result = match self.may_fuse() && !self.has_override() {
             true => run(inputs, self).and_then(of_group),
             false => Ok(None),
         };
@@ -174,12 +174,12 @@ mod tests {
     fn who_looks_decides_what_may_run_in_one() {
         let policy = Policy::new(Precision::F32True, Device::Cpu);
         let cx = || Context::new(policy, true);
-        let island = BTreeMap::from([("1".to_owned(), Region::Fp32)]);
+        let region = BTreeMap::from([("1".to_owned(), Region::Fp32)]);
         assert!(cx().is_plain(0..3));
         assert!(cx().with_dtype_probe(Rc::new(Told::default())).is_plain(0..3));
         assert!(!cx().with_probe(Rc::new(Told::default())).is_plain(0..3));
         assert!(!cx().without_fusion().is_plain(0..3));
-        let islands = cx().with_islands(Rc::new(island));
-        assert!(!islands.is_plain(0..3) && islands.is_plain(2..3));
+        let overrides = cx().with_overrides(Rc::new(region));
+        assert!(!overrides.is_plain(0..3) && overrides.is_plain(2..3));
     }
 }

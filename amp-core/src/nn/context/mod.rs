@@ -40,7 +40,7 @@ pub struct Context {
     /// Whether layers may be fused.
     fuses: bool,
     checkpointing: Checkpointing,
-    islands: Rc<BTreeMap<String, Region>>,
+    overrides: Rc<BTreeMap<String, Region>>,
     path: RefCell<String>,
     plan: Cell<RegionPlan>,
     observer: Observer,
@@ -58,7 +58,7 @@ impl Context {
             dropout: training,
             fuses: true,
             checkpointing: if training { Checkpointing::Declared } else { Checkpointing::Off },
-            islands: Rc::default(),
+            overrides: Rc::default(),
             path: RefCell::default(),
             plan: Cell::new(RegionPlan::of(policy.precision)),
             observer: Observer::Nobody,
@@ -97,8 +97,8 @@ impl Context {
     /// Precision regions by module path; they override those of the structs. The same map must have been
     /// given to [`place`](super::place), which gives the parameters their region's dtype.
     #[must_use]
-    pub fn with_islands(mut self, islands: Rc<BTreeMap<String, Region>>) -> Self {
-        self.islands = islands;
+    pub fn with_overrides(mut self, overrides: Rc<BTreeMap<String, Region>>) -> Self {
+        self.overrides = overrides;
         self
     }
 
@@ -181,7 +181,7 @@ impl Context {
                 // The chosen or measured modules are not searched again.
                 _ => Checkpointing::Off,
             },
-            islands: Rc::new(self.islands.as_ref().clone()),
+            overrides: Rc::new(self.overrides.as_ref().clone()),
             path: self.path.clone(),
             plan: self.plan.clone(),
             observer: Observer::Nobody,

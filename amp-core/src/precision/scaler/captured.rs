@@ -6,12 +6,12 @@ use super::{GradScaler, Mode, planted};
 use crate::Result;
 
 impl GradScaler {
-    /// Sets `void`, an f32 scalar on the device, to 1 if a loss or gradient since the last update
+    /// Sets `skip_flag`, an f32 scalar on the device, to 1 if a loss or gradient since the last update
     /// was not finite. A 1 is never reset here.
-    pub(crate) fn note_non_finite(&self, void: &Tensor) -> Result<()> {
+    pub(crate) fn note_non_finite(&self, skip_flag: &Tensor) -> Result<()> {
         for seen in &self.iteration {
             // NaN counts as true.
-            let _ = void.shallow_clone().f_logical_or_(&seen.found_inf.on(self.device)?)?;
+            let _ = skip_flag.shallow_clone().f_logical_or_(&seen.found_inf.on(self.device)?)?;
         }
         Ok(())
     }

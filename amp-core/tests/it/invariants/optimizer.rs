@@ -6,7 +6,7 @@ use amp_core::{
     Result,
     nn::Parameter,
     optim::{
-        Abilities, AdamW, BuildOptimizer, BuildScheduler, OnDevice, Optimizer, Rates, Scheduler,
+        AdamW, BuildOptimizer, BuildScheduler, Capabilities, OnDevice, Optimizer, Rates, Scheduler,
         StepLr, Storage,
     },
     state::State,
@@ -94,8 +94,8 @@ impl Optimizer for Wrapped {
         Ok(())
     }
 
-    fn abilities(&self) -> Abilities {
-        self.inner.abilities()
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
     }
 
     fn rates(&self) -> Vec<Rates> {

@@ -9,7 +9,7 @@ use plotters::{
 };
 
 use super::{Area, FONT, failed};
-use crate::report::ink::{GRID, PAPER, TEXT};
+use crate::report::color::{GRID, PAPER, TEXT};
 
 /// One axis of a chart.
 pub(super) struct Axis {

@@ -11,7 +11,7 @@ use super::{
     axis::{Axis, padded},
     failed, svg,
 };
-use crate::report::ink::{Ink, LIMIT, TEXT};
+use crate::report::color::{ChartColor, LIMIT, TEXT};
 
 /// A figure with its interval.
 pub(in crate::report) struct Share {
@@ -42,7 +42,7 @@ pub(in crate::report) fn shares(shares: &[Share], y_label: &str) -> Result<Strin
             chart.draw_series([zero]).map_err(failed)?;
         }
         for (place, share) in shares.iter().enumerate() {
-            let (x, colour) = (place as f64, Ink::of(share.precision).colour());
+            let (x, colour) = (place as f64, ChartColor::of(share.precision).colour());
             let (low, high) = share.interval;
             let bar = PathElement::new([(x, low), (x, high)], colour.stroke_width(2));
             chart.draw_series([bar]).map_err(failed)?;
@@ -70,7 +70,7 @@ pub(in crate::report) fn bars(bars: &[(Precision, f64)], y_label: &str) -> Resul
         let rectangles = bars.iter().enumerate().map(|(place, (precision, value))| {
             let x = place as f64;
             let corners = [(x - 0.3, 0.0), (x + 0.3, *value)];
-            Rectangle::new(corners, Ink::of(*precision).colour().filled())
+            Rectangle::new(corners, ChartColor::of(*precision).colour().filled())
         });
         chart.draw_series(rectangles).map_err(failed)?;
         let style =

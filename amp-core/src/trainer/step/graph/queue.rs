@@ -104,7 +104,7 @@ impl Executor for Replay {
         examples: &Examples,
     ) -> Result<bool> {
         let looked_at = state.looks_for_lost_updates(self.running());
-        if examples.void || state.parts > 1 || state.profiler.is_running() || looked_at {
+        if examples.skipped || state.parts > 1 || state.profiler.is_running() || looked_at {
             return Ok(false);
         }
         if matches!(&self.graph, Captured::Graph(graph) if graph.fits(examples, state)) {
@@ -162,8 +162,8 @@ impl Executor for Replay {
             if !stepped {
                 continue;
             }
-            if !captured && scheduled.optimizer.abilities().skips {
-                let unless = OnDevice { found_inf: Some(&graph.void), factor: None };
+            if !captured && scheduled.optimizer.capabilities().skips {
+                let unless = OnDevice { found_inf: Some(&graph.skip_flag), factor: None };
                 scheduled.optimizer.step_with(unless)?;
             } else if !captured {
                 known.wait()?;
@@ -208,7 +208,7 @@ impl Executor for Replay {
                 }
             }
             step.random.restore(state.policy.device)?;
-            step.examples.void = true;
+            step.examples.skipped = true;
             let later = self.steps.drain(..).map(|later| later.examples);
             return Ok(Some(Ended::Void(std::iter::once(step.examples).chain(later).collect())));
         }

@@ -4,7 +4,7 @@
 use amp_core::Result;
 use serde::{Deserialize, Serialize};
 
-pub use crate::speed::{Engine, Score};
+pub use crate::speed::{Engine, Measurement};
 use crate::text::one_line;
 
 /// Some steps.
@@ -19,7 +19,7 @@ pub struct Chunk {
 }
 
 /// Someone who trains a workload when it is his turn.
-pub trait Contestant {
+pub trait Candidate {
     /// Who he is.
     fn engine(&self) -> Engine;
 
@@ -37,34 +37,35 @@ pub trait Contestant {
 }
 
 /// Lets everybody train a chunk in each round, back and forth.
-pub fn contest(contestants: &mut [Box<dyn Contestant + '_>], rounds: usize) -> Vec<Score> {
-    let mut scores: Vec<Score> = contestants
+pub fn interleaved(candidates: &mut [Box<dyn Candidate + '_>], rounds: usize) -> Vec<Measurement> {
+    let mut measurements: Vec<Measurement> = candidates
         .iter_mut()
-        .map(|contestant| Score {
-            engine: contestant.engine(),
+        .map(|candidate| Measurement {
+            engine: candidate.engine(),
             rates: Vec::new(),
             peak_memory_bytes: None,
-            failure: contestant.prepare().err().map(|error| one_line(&error.to_string())),
+            failure: candidate.prepare().err().map(|error| one_line(&error.to_string())),
         })
         .collect();
     for round in 0..rounds {
-        let mut order: Vec<usize> = (0..contestants.len()).collect();
+        let mut order: Vec<usize> = (0..candidates.len()).collect();
         if round % 2 == 1 {
             order.reverse();
         }
         for at in order {
-            let score = &mut scores[at];
-            if score.failure.is_some() {
+            let measurement = &mut measurements[at];
+            if measurement.failure.is_some() {
                 continue;
             }
-            match contestants[at].chunk() {
+            match candidates[at].chunk() {
                 Ok(chunk) => {
-                    score.rates.push(chunk.steps as f64 / chunk.seconds);
-                    score.peak_memory_bytes = score.peak_memory_bytes.max(chunk.peak_memory_bytes);
+                    measurement.rates.push(chunk.steps as f64 / chunk.seconds);
+                    measurement.peak_memory_bytes =
+                        measurement.peak_memory_bytes.max(chunk.peak_memory_bytes);
                 }
-                Err(error) => score.failure = Some(one_line(&error.to_string())),
+                Err(error) => measurement.failure = Some(one_line(&error.to_string())),
             }
         }
     }
-    scores
+    measurements
 }

@@ -76,7 +76,7 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
     let before = autocast_state(Device::Cpu)?;
     let products = Rc::new(Products::default());
     let context = Context::new(policy, true)
-        .with_islands(Rc::new(islands))
+        .with_overrides(Rc::new(islands))
         .with_dtype_probe(products.clone());
     let input = Tensor::ones([2, 8], (precision.storage(), Device::Cpu));
     let output = {

@@ -57,9 +57,9 @@ impl Engine {
     }
 }
 
-/// What one contestant did.
+/// What one candidate did.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Score {
+pub struct Measurement {
     /// Who.
     pub engine: Engine,
     /// Steps a second in each round.

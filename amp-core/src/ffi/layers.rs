@@ -13,7 +13,7 @@ use torch_sys::C_tensor;
 use super::{Handle, handle, take_error};
 use crate::Result;
 
-/// What comes behind a batch normalisation, and its options.
+/// The operations after a batch norm, and its options.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchNormOptions {
@@ -31,20 +31,20 @@ pub(crate) struct BatchNormOptions {
 pub(crate) struct ImageNormOptions {
     pub(crate) momentum: c_double,
     pub(crate) eps: c_double,
-    /// Whether ReLU comes behind it: 0 or 1. Behind a residual it always does.
+    /// Whether ReLU follows: 0 or 1. After a residual it always does.
     pub(crate) relu: c_int,
 }
 
-/// What comes before and behind a layer normalisation, and its option.
+/// The operations before and after a layer norm, and its option.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LayerNormOptions {
     pub(crate) eps: c_double,
-    /// The probability, below 1, of dropout on what is added to a residual.
+    /// The probability, below 1, of the dropout on the input that is added to a residual.
     pub(crate) before: c_double,
-    /// That of dropout behind everything.
+    /// The probability of the dropout at the end.
     pub(crate) after: c_double,
-    /// Whether GELU comes behind the normalisation: 0 or 1.
+    /// Whether GELU follows the normalization: 0 or 1.
     pub(crate) gelu: c_int,
 }
 
@@ -61,7 +61,7 @@ impl LinearOptions {
     const PLAIN: Self = Self { first: 0, count: 0, p: 0.0, activation: 0 };
 }
 
-/// What may stand behind a linear layer; the numbers are the shim's.
+/// The operations that can follow a linear layer; the numbers are the C++ layer's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Behind {
     Relu = 1,
@@ -165,9 +165,10 @@ pub(crate) fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
     linear_with(input, weight, bias, &LinearOptions::PLAIN)
 }
 
-/// [`linear`] with an activation behind it, and behind ReLU dropout with probability `p` below 1. On CUDA
-/// ReLU goes along with the product (`_addmm_activation`), or is one kernel with dropout; backward, an
-/// activation and the sums that are the bias's gradient are one kernel.
+/// [`linear`] followed by an activation, and after ReLU by dropout with probability `p` below 1. On
+/// CUDA ReLU is part of the product's kernel (`_addmm_activation`), or one kernel computes ReLU and
+/// dropout. In the backward pass one kernel computes the gradients of the activation and of the
+/// bias.
 pub(crate) fn linear_activated(
     input: &Tensor,
     weight: &Tensor,
@@ -200,9 +201,9 @@ fn linear_with(
     made(|out| checked!(amp_linear(input, weight, bias, &raw const *options, out)))
 }
 
-/// A square convolution of `[N, C, H, W]` with this stride and padding. Where it computes in 16 bits it
-/// does so in channels_last, if that is wanted, and so gives its output; the weight's gradient lies as
-/// the weight does.
+/// A square convolution of `[N, C, H, W]` with this stride and padding. In 16 bits it computes in
+/// channels_last if requested, and so does its output; the weight's gradient has the weight's
+/// layout.
 pub(crate) fn conv2d(
     input: &Tensor,
     weight: &Tensor,
@@ -229,8 +230,8 @@ pub(crate) fn max_pool2d(
     })
 }
 
-/// Batch normalisation of `[rows, columns]` over the rows, while training, with what comes behind it;
-/// `None` where the kernels cannot take these tensors.
+/// Batch norm of `[rows, columns]` over the rows, in training, with the operations after it; `None`
+/// if the kernels do not support these tensors.
 pub(crate) fn batch_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],
@@ -252,9 +253,9 @@ pub(crate) fn batch_norm(
     })
 }
 
-/// Batch normalisation of `[N, C, H, W]` in channels_last and 16 bits over all but the channels, while
-/// training, with ReLU behind it, or with the residual added and ReLU behind the sum; `None` where the
-/// kernels cannot take these tensors.
+/// Batch norm of 16-bit `[N, C, H, W]` in channels_last over all dimensions except the channels, in
+/// training, followed by ReLU, or by the residual and ReLU; `None` if the kernels do not support
+/// these tensors.
 pub(crate) fn batch_norm_images(
     input: &Tensor,
     residual: Option<&Tensor>,
@@ -280,8 +281,8 @@ pub(crate) fn batch_norm_images(
     })
 }
 
-/// Layer normalisation along the last dimension, while training, of `input` or, with a residual, of
-/// their sum after dropout of `input`, with what comes behind it; `None` where the kernels cannot take
+/// Layer norm along the last dimension, in training, of `input`, or with a residual of the residual
+/// plus `input` after dropout, with the operations after it; `None` if the kernels do not support
 /// these tensors.
 pub(crate) fn layer_norm(
     input: &Tensor,
@@ -300,7 +301,7 @@ pub(crate) fn layer_norm(
 pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
     let mut out = [std::ptr::null_mut(); 3];
     checked!(amp_split_heads(product.as_ptr(), heads, out.as_mut_ptr()))?;
-    // SAFETY: on success these are new tensors that nobody else owns.
+    // SAFETY: on success these are new tensors without another owner.
     Ok(out.map(|one| unsafe { Tensor::from_ptr(one) }))
 }
 
@@ -316,7 +317,7 @@ pub(crate) fn residual_norm(
         let (weight, bias) = (weight.as_ptr(), bias.as_ptr());
         checked!(amp_residual_norm(input.as_ptr(), weight, bias, eps, &raw mut stream, out))
     })?;
-    // SAFETY: where there is a norm, this is a new tensor, too, that nobody else owns.
+    // SAFETY: if there is a norm, this is a new tensor without another owner too.
     Ok(normal.map(|normal| (unsafe { Tensor::from_ptr(stream) }, normal)))
 }
 
@@ -325,8 +326,8 @@ pub(crate) fn residual_add(stream: &Tensor, branch: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_residual_add(stream.as_ptr(), branch.as_ptr(), out)))
 }
 
-/// The mean cross entropy of logits against int64 classes, those of `left_out` left out, or against
-/// probabilities; `smoothing` of the target goes to all classes alike.
+/// The mean cross entropy of logits against int64 classes, where `left_out` is ignored, or against
+/// probabilities; the fraction `smoothing` of the target is spread over all classes.
 pub(crate) fn cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
@@ -352,8 +353,8 @@ pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor
     made(|out| checked!(amp_correct_counts(logits.as_ptr(), targets.as_ptr(), out)))
 }
 
-/// Drops elements of a CUDA tensor with probability `p`, above 0 and below 1, so many neighbours
-/// together.
+/// Drops elements of a CUDA tensor with probability `p`, between 0 and 1; `together` neighbours are
+/// dropped together.
 pub(crate) fn dropout(input: &Tensor, p: f64, together: i64) -> Result<Tensor> {
     made(|out| checked!(amp_dropout(input.as_ptr(), p, together, out)))
 }

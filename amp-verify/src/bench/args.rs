@@ -56,11 +56,11 @@ pub struct BenchArgs {
     pub quiet: bool,
 }
 
-/// What was asked for, checked.
+/// The checked arguments.
 pub struct Plan {
     /// Where.
     pub device: Device,
-    /// What.
+    /// The workloads.
     pub workloads: Vec<Task>,
     /// How; 32-true first, which the others are held against.
     pub precisions: Vec<Precision>,
@@ -75,7 +75,7 @@ pub struct Plan {
 }
 
 impl BenchArgs {
-    /// Checks what was asked for.
+    /// Checks the arguments.
     ///
     /// # Errors
     /// When a name is unknown or a number is out of range.

@@ -14,16 +14,16 @@ pub struct Chunk {
     pub steps: u64,
     /// Wall-clock seconds, to the last kernel's end.
     pub seconds: f64,
-    /// The most tensor bytes at once; null where nobody counts.
+    /// The peak of tensor bytes; null if it is not measured.
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// Someone who trains a workload when it is his turn.
+/// A candidate, which trains a workload in turns with the others.
 pub trait Candidate {
     /// Who he is.
     fn engine(&self) -> Engine;
 
-    /// Does what counts for nobody's time: loads kernels, compiles, captures.
+    /// Does work that is not measured: loads kernels, compiles, captures.
     ///
     /// # Errors
     /// When he cannot; he is left out then.
@@ -32,7 +32,7 @@ pub trait Candidate {
     /// Trains a chunk.
     ///
     /// # Errors
-    /// When he cannot go on; he is left out from then on.
+    /// When the candidate fails; it is then left out.
     fn chunk(&mut self) -> Result<Chunk>;
 }
 

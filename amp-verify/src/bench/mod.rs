@@ -1,5 +1,6 @@
-//! How fast the trainer is, next to its peers: [`workload`] says what is trained, [`mod@interleaved`] lets our
-//! trainer and the [`peers`] take turns, [`report`] compares it with the [`target`]s.
+//! Measures the trainer's speed and compares it with its peers: a [`workload`] is trained,
+//! [`mod@interleaved`] runs our trainer and the [`peers`] in turns, and [`report`] compares the
+//! figures with the [`target`]s.
 
 mod args;
 pub mod clock;
@@ -35,10 +36,10 @@ use self::{
 };
 use crate::registry::Registry;
 
-/// Measures what was asked for and says on the way, through `tell`, what is measured.
+/// Measures the requested workloads and reports progress through `tell`.
 ///
 /// # Errors
-/// When what was asked for cannot be done. A peer that fails is told in the report.
+/// When a request cannot be carried out. The report contains the errors of peers.
 pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     let begun = Instant::now();
     let plan = args.plan(registry)?;
@@ -81,7 +82,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     }
     if plan.device.is_cuda() {
         tell("the device's bf16 matrix rate");
-        // The first is that of a device that has just woken.
+        // The first measurement is of a device that was idle.
         rate::bf16_matrix_rate(plan.device)?;
         for _ in 0..plan.rounds {
             report.bf16_matrix_rates.push(rate::bf16_matrix_rate(plan.device)?);
@@ -102,7 +103,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
             report.rows.extend(rows.transpose()?.into_iter().flatten());
         }
     }
-    // What else is measured needs the memory more.
+    // Other measurements need the memory.
     drop((peers, python));
     if plan.feed_bytes > 0 {
         for (workload, precision) in fed(&plan) {
@@ -132,7 +133,7 @@ fn compare(
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
-        // Where gradients and the optimizer's averages weigh most.
+        // The workload with the largest share of gradients and optimizer state.
         true if workload.has_reduced_state() && precision != Precision::F32True => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }
@@ -166,7 +167,7 @@ fn compare(
     Ok(measurements.into_iter().map(row).collect())
 }
 
-/// What is fed from the host as well: on CUDA in bf16-mixed.
+/// The workload that is also fed from the host: on CUDA in bf16-mixed.
 fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     let precision = match plan.device {
         Device::Cuda(_) => Precision::Bf16Mixed,
@@ -176,7 +177,7 @@ fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     workloads.map(|workload| (workload, precision)).collect()
 }
 
-/// As it can be typed again.
+/// The command, quoted for a shell.
 fn command() -> String {
     let arguments = std::env::args().skip(1);
     std::iter::once("cargo amp".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")

@@ -46,7 +46,7 @@ pub struct Python {
 /// A peer's process.
 pub struct Peer {
     engine: Engine,
-    /// Of Python and its packages.
+    /// The versions of Python and its packages.
     pub versions: BTreeMap<String, String>,
     process: Process,
 }
@@ -110,7 +110,7 @@ impl Peer {
     /// Waits until it has loaded its packages.
     ///
     /// # Errors
-    /// When one is missing; the text says which.
+    /// When one is missing; the error names it.
     pub fn greet(&mut self) -> Result<()> {
         self.versions = self.process.versions()?;
         Ok(())
@@ -203,7 +203,7 @@ pub fn engines(device: Device) -> &'static [Engine] {
     }
 }
 
-/// Starts the peers of `device`; `notes` gets those that cannot be started.
+/// Starts the peers on `device`; `notes` gets the peers that cannot be started.
 pub fn start(python: &Python, device: Device, notes: &mut Vec<String>) -> Vec<Peer> {
     let mut peers = Vec::new();
     let mut failures: BTreeMap<String, Vec<&str>> = BTreeMap::new();

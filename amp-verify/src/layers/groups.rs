@@ -121,10 +121,10 @@ impl GroupProbe for Compare {
     }
 }
 
-/// What one way of running a group came to.
+/// The results of one way of running a group.
 struct Ran {
     output: Tensor,
-    /// Of inputs, then of parameters; none where there is none.
+    /// The gradients of inputs, then of parameters; `None` for a missing one.
     gradients: Vec<Option<Tensor>>,
 }
 

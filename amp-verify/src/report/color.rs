@@ -16,7 +16,7 @@ const fn color(variable: &'static str, light: (u8, u8, u8), dark: (u8, u8, u8)) 
     ChartColor { variable, light, dark }
 }
 
-/// What lies behind a chart.
+/// The background of a chart.
 pub(super) const PAPER: ChartColor = color("paper", (255, 255, 255), (24, 26, 27));
 /// Axes and text.
 pub(super) const TEXT: ChartColor = color("text", (51, 51, 51), (220, 220, 220));
@@ -24,7 +24,7 @@ pub(super) const TEXT: ChartColor = color("text", (51, 51, 51), (220, 220, 220))
 pub(super) const GRID: ChartColor = color("grid", (225, 225, 225), (58, 61, 63));
 /// Limits and zero lines.
 pub(super) const LIMIT: ChartColor = color("limit", (130, 130, 130), (150, 150, 150));
-/// Skipped steps and what is not finite.
+/// Skipped steps and non-finite values.
 pub(super) const ALARM: ChartColor = color("alarm", (190, 20, 20), (255, 110, 110));
 /// The exponents of a format's normal values.
 pub(super) const NORMAL: ChartColor = color("normal", (86, 140, 180), (60, 120, 165));
@@ -54,7 +54,7 @@ impl ChartColor {
         SERIES[place % SERIES.len()]
     }
 
-    /// To draw with.
+    /// The color for the drawing library.
     pub(super) fn colour(self) -> RGBColor {
         let (red, green, blue) = self.light;
         RGBColor(red, green, blue)

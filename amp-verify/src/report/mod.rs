@@ -19,7 +19,7 @@ pub use gate::gate_html;
 pub use page::{Content, html};
 pub use steps::measure_steps;
 
-/// What the charts show of one run beyond the comparison's figures.
+/// The history of one run, for charts.
 #[derive(Debug, Clone, Default)]
 pub struct RunHistory {
     /// Optimizer steps applied so far and the validation loss, at each epoch's end.
@@ -32,8 +32,7 @@ pub struct RunHistory {
     pub skips: Vec<(f64, f64)>,
 }
 
-/// Gathers the histories of runs, one after the other; of a precision that runs more than once, that
-/// of the first run.
+/// Collects the histories of runs. If a precision runs more than once, the first run counts.
 #[derive(Debug, Default)]
 pub struct RunHistories {
     runs: BTreeMap<Precision, RunHistory>,

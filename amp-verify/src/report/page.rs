@@ -17,11 +17,11 @@ use crate::{
 
 const STYLE: &str = include_str!("style.css");
 
-/// What the page shows.
+/// The contents of the page.
 pub struct Content<'a> {
     /// The runs.
     pub comparison: &'a Comparison,
-    /// What happened in them.
+    /// The runs' histories.
     pub histories: &'a RunHistories,
     /// Validation examples, from which the interval of a share follows.
     pub examples: i64,
@@ -105,8 +105,8 @@ pub fn html(content: &Content<'_>) -> Result<String> {
 /// A precision's name and points.
 type Line = (Precision, Vec<(f64, f64)>);
 
-/// The metric with its intervals: those of the mean over seeds, or, for a share of examples and a single
-/// seed, those of chance.
+/// The metric with its intervals: intervals of the mean over seeds, or for a share of examples and
+/// a single seed the interval of chance.
 fn metric(content: &Content<'_>) -> Result<String> {
     let Content { comparison, examples, .. } = content;
     let is_share = comparison.direction.is_higher();
@@ -185,7 +185,7 @@ fn against_first(all: &[Line]) -> Vec<Line> {
     others.iter().map(|(precision, points)| (*precision, less(points))).collect()
 }
 
-/// A chart under its title; the legend stands above it, where no data is.
+/// A chart under its title; the legend is above the plane, where there is no data.
 pub(super) struct Section {
     title: String,
     text: String,

@@ -1,4 +1,4 @@
-//! What one step shows of the layers: exponents and errors.
+//! Charts of one step: exponents and errors of the layers.
 
 use amp_core::{Result, precision::Precision};
 
@@ -15,7 +15,8 @@ use crate::{
     layers::{self, Kind, Options, Report},
 };
 
-/// log₂ of f32's unit roundoff over that of a dtype with so many bits of fraction.
+/// log₂ of f32's unit roundoff divided by the unit roundoff of a dtype with this many bits of
+/// fraction.
 fn unit(dtype: amp_core::tch::Kind) -> f64 {
     use amp_core::tch::Kind as Dtype;
     // 24 bits against 11, 8 and 53.
@@ -28,8 +29,8 @@ fn unit(dtype: amp_core::tch::Kind) -> f64 {
     2.0_f64.powi(log2)
 }
 
-/// One step under each of the comparison's 16-bit precisions, or under 32-true where there is none;
-/// with the loss scale that 16-mixed came to.
+/// One step under each of the comparison's 16-bit precisions, or under 32-true if there are none;
+/// 16-mixed uses the loss scale at the end of its run.
 ///
 /// # Errors
 /// When a step fails, or does not run the same layers under every precision.

@@ -71,7 +71,7 @@ impl Report {
             + usize::from(self.nan_golden_refused)
     }
 
-    /// Planted faults: those of [`Fault`], and a golden that is not a number.
+    /// Planted faults: those of [`Fault`], and a NaN in a golden.
     pub fn injected(&self) -> usize {
         self.faults.len() + 1
     }

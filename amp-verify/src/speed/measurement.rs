@@ -57,7 +57,7 @@ impl Engine {
     }
 }
 
-/// What one candidate did.
+/// The measurements of one candidate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measurement {
     /// Who.

@@ -1,4 +1,4 @@
-//! The benchmark's figures and what a registry declares of it: what is trained, and what is aimed at.
+//! The benchmark's figures, and the registry's declarations for it: workloads and targets.
 
 mod feed;
 mod measurement;

@@ -1,4 +1,4 @@
-//! What is trained, as a registry declares it.
+//! A workload, as a registry declares it.
 
 use amp_core::{Hyperparameters, tch::Device};
 use serde_json::Value;
@@ -29,12 +29,12 @@ pub(crate) struct Noise {
     pub(crate) classes: i64,
 }
 
-/// What a random example consists of.
+/// The contents of a random example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoiseInput {
-    /// So many numbers from N(0, 1), with one class.
+    /// This many numbers from N(0, 1), with one class.
     Features(i64),
-    /// So many ids below the number of classes, with a class for each.
+    /// This many ids below the number of classes, with a class for each.
     Tokens(i64),
 }
 
@@ -90,7 +90,7 @@ impl Workload {
         self
     }
 
-    /// Trains on so many batches of random examples of so many features, with classes by chance,
+    /// Trains on this many batches of random examples with this many features and random classes,
     /// instead of the model's data.
     #[must_use]
     pub fn noise(mut self, batches: i64, features: i64, classes: i64) -> Self {
@@ -98,8 +98,8 @@ impl Workload {
         self
     }
 
-    /// Trains on so many batches of random sequences of `length` ids below `vocabulary`, with an id of
-    /// chance to predict at each place, instead of the model's data.
+    /// Trains on this many batches of random sequences of `length` ids below `vocabulary`, with a
+    /// random id to predict at each position, instead of the model's data.
     #[must_use]
     pub fn tokens(mut self, batches: i64, length: i64, vocabulary: i64) -> Self {
         let input = NoiseInput::Tokens(length);

@@ -30,7 +30,7 @@ impl Transform for Resize {
         let Self { height, size } = *self;
         let (height, width) = match height {
             Some(height) => (height, size),
-            // As torchvision: towards 0.
+            // Rounded towards 0, as in torchvision.
             None if w <= h => (size * h / w, size),
             None => (size, size * w / h),
         };

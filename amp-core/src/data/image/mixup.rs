@@ -24,7 +24,7 @@ pub struct MixUp {
 }
 
 impl MixUp {
-    /// Proportions of the distribution Beta(alpha, alpha); targets of so many classes.
+    /// Draws proportions from Beta(alpha, alpha); targets have this many classes.
     ///
     /// # Errors
     /// When `alpha` is not positive, or `num_classes` is below 1.

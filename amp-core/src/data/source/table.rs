@@ -99,7 +99,7 @@ impl Table {
         self.floats(columns, None)
     }
 
-    /// As [`numbers`](Self::numbers), with `missing` for empty cells.
+    /// Like [`numbers`](Self::numbers), with `missing` for empty cells.
     ///
     /// # Errors
     /// When a column is missing, or a cell that is not empty is not a number.

@@ -52,7 +52,7 @@ const SUCCESS: i32 = 1;
 /// types.proto, DT_FLOAT
 const FLOAT: i32 = 1;
 
-/// What the run is: the model's hyperparameters, and the trainer's choices that runs differ in.
+/// The model's hyperparameters, and the trainer's options in which runs differ.
 pub(super) fn session_start(start: &FitStart, now: f64) -> Value {
     let own = [
         ("data", start.data.as_str().into()),
@@ -66,7 +66,7 @@ pub(super) fn session_start(start: &FitStart, now: f64) -> Value {
     value("_hparams_/session_start_info", &content)
 }
 
-/// That the run came to its end.
+/// Marks that the run has ended.
 pub(super) fn session_end(now: f64) -> Value {
     let session = SessionEnd { status: SUCCESS, end_time_secs: now };
     let content = Content { end: Some(session), ..Default::default() };

@@ -16,7 +16,7 @@ use crate::report::color::{ChartColor, LIMIT, TEXT};
 /// A figure with its interval.
 pub(in crate::report) struct Share {
     pub(in crate::report) precision: Precision,
-    /// What the interval is of.
+    /// The meaning of the interval.
     pub(in crate::report) value: f64,
     pub(in crate::report) interval: (f64, f64),
     /// The seeds' own figures.
@@ -27,7 +27,7 @@ fn names(precisions: impl Iterator<Item = Precision>) -> Axis {
     Axis::names(precisions.map(|precision| precision.name().to_owned()).collect())
 }
 
-/// Points with their intervals, and the seeds beside them.
+/// Points with their intervals, and the values of the seeds next to them.
 pub(in crate::report) fn shares(shares: &[Share], y_label: &str) -> Result<String> {
     let ends = shares.iter().flat_map(|share| {
         [share.interval.0, share.interval.1].into_iter().chain(share.each.iter().copied())

@@ -1,4 +1,4 @@
-//! What happens over the steps: losses, the loss scale.
+//! Values over the steps: losses and the loss scale.
 
 use amp_core::{Result, precision::Precision};
 use plotters::prelude::*;

@@ -1,4 +1,4 @@
-//! What steps parameters: the interface that the scaler and the trainer know of an optimizer.
+//! The interface of an optimizer that the scaler and the trainer use.
 
 use std::rc::Rc;
 
@@ -8,38 +8,38 @@ use tch::Tensor;
 
 use crate::{Result, ffi, parameter::Parameter, state::State};
 
-/// What a schedule sets.
+/// The rates that a schedule sets.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Learning rate.
     pub lr: f64,
-    /// Momentum, or Adam's first beta; `None` where the optimizer has none.
+    /// Momentum, or Adam's first beta; `None` if the optimizer has neither.
     pub momentum: Option<f64>,
 }
 
-/// Numbers on the parameters' device that a step depends on.
+/// Numbers on the parameters' device on which a step depends.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OnDevice<'a> {
-    /// Where it, an f32 scalar, is not 0, nothing moves.
+    /// An f32 scalar. If it is not 0, the step changes nothing.
     pub found_inf: Option<&'a Tensor>,
-    /// What every gradient is multiplied by first: a scalar.
+    /// A scalar by which every gradient is multiplied first.
     pub factor: Option<&'a Tensor>,
 }
 
-/// What an optimizer's steps can do on the device, without the host.
+/// The operations that an optimizer's step can do on the device, without the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Abilities {
-    /// Be left out: [`OnDevice::found_inf`].
+pub struct Capabilities {
+    /// Skip the step: [`OnDevice::found_inf`].
     pub skips: bool,
-    /// Multiply the gradients: [`OnDevice::factor`]. A step behind a CUDA graph is given none: its gradients are
-    /// unscaled and clipped within the graph.
+    /// Multiply the gradients: [`OnDevice::factor`]. A step after a CUDA graph gets no factor,
+    /// because the graph unscales and clips the gradients.
     pub scales: bool,
-    /// Be part of a CUDA graph: a step reads its rates from the device, where
+    /// Be part of a CUDA graph. The step then reads its rates on the device, where
     /// [`Optimizer::write_rates`] writes them.
     pub captures: bool,
 }
 
-impl Abilities {
+impl Capabilities {
     pub(crate) fn all(are: bool) -> Self {
         Self { skips: are, scales: are, captures: are }
     }
@@ -55,10 +55,11 @@ impl Abilities {
 
 /// An optimizer with its parameters and state.
 pub trait Optimizer {
-    /// PyTorch's name, as `AdamW`.
+    /// PyTorch's name, such as `AdamW`.
     fn name(&self) -> &'static str;
 
-    /// The parameters, in order of declaration; gradients on their way to a step share them.
+    /// The parameters, in order of declaration. [`Gradients`](crate::precision::Gradients) share
+    /// them.
     fn parameters(&self) -> &Rc<[Parameter]>;
 
     /// Moves every parameter that has a gradient.
@@ -69,18 +70,18 @@ pub trait Optimizer {
         self.step_with(OnDevice::default())
     }
 
-    /// [`step`](Self::step) with numbers that the device alone knows.
+    /// [`step`](Self::step) with numbers that only the device has.
     ///
     /// # Errors
-    /// When [`abilities`](Self::abilities) has one of them not, or the kernel fails.
+    /// When [`capabilities`](Self::capabilities) lacks a needed one, or the kernel fails.
     fn step_with(&mut self, known: OnDevice<'_>) -> Result<()>;
 
-    /// What [`step_with`](Self::step_with) can take.
-    fn abilities(&self) -> Abilities {
-        Abilities::default()
+    /// The operations that [`step_with`](Self::step_with) supports.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
     }
 
-    /// Brings the current rates to the device, for steps that were captured.
+    /// Writes the current rates to the device, for captured steps.
     ///
     /// # Errors
     /// When the kernel fails.
@@ -91,47 +92,47 @@ pub trait Optimizer {
     /// The current rates of each parameter group; there is at least one.
     fn rates(&self) -> Vec<Rates>;
 
-    /// The options that hold for the parameter at this place of [`parameters`](Self::parameters), by the
-    /// names of their fields, with the current rates; nothing where the optimizer does not say.
+    /// The options of the parameter at this index of [`parameters`](Self::parameters), by field
+    /// name, with the current rates; `None` if the optimizer does not provide them.
     fn options(&self, place: usize) -> Option<Map<String, Value>> {
         let _ = place;
         None
     }
 
-    /// Sets the rates of the next step, group by group.
+    /// Sets the rates of the next step, one for each group.
     fn set_rates(&mut self, rates: &[Rates]);
 
-    /// Makes the state of parameters that require gradients and have none yet. The trainer calls it when it
-    /// unfreezes parameters. An optimizer keeps no state for parameters that require no gradient.
+    /// Makes the state of parameters that require gradients and have no state yet. The trainer
+    /// calls it when it unfreezes parameters. An optimizer keeps no state for parameters that
+    /// require no gradient.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has no memory.
     fn extend_state(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// What a checkpoint needs: PyTorch's state by its names, then the parameter's
-    /// (`exp_avg/model.0.weight`), and the rates of each group. Tensors are handles: save them
+    /// The state for a checkpoint: PyTorch's state keys followed by the parameter's name
+    /// (`exp_avg/model.0.weight`), and the rates of each group. Tensors are handles, so save them
     /// before the next step.
     ///
     /// # Errors
     /// When a rate is not finite.
     fn state(&self) -> Result<State>;
 
-    /// Goes on from a saved state, which may have been saved on another device.
+    /// Restores a saved state, which may come from another device.
     ///
     /// # Errors
-    /// When a name, shape or dtype is another than this optimizer would save. Nothing is
-    /// changed then.
+    /// When a name, shape or dtype differs from this optimizer's state. Nothing is changed then.
     fn load_state(&mut self, state: &State) -> Result<()>;
 
-    /// The options of each group but the rates, as a text that differs where they do: a run that is resumed
-    /// has the saved run's. Nothing is compared where it is empty.
+    /// The options of each group except the rates, as a text that is equal for equal options. A
+    /// resumed run must have the saved run's options. An empty text is not compared.
     fn fixed_options(&self) -> String {
         String::new()
     }
 
-    /// What was changed of the options for the parameters' dtype, to be shown to the user.
+    /// The options that were changed because of the parameters' dtype, as a note for the user.
     fn note(&self) -> Option<String> {
         None
     }

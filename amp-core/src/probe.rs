@@ -105,7 +105,7 @@ impl Products {
         precision: Precision,
         loss: &Tensor,
         parameters: impl Iterator<Item = &'p Parameter>,
-        has_islands: bool,
+        has_overrides: bool,
     ) -> Result<Observed> {
         let name = |kind| dtype_name(kind).to_owned();
         let mut observed = Observed { loss: name(loss.kind()), ..Default::default() };
@@ -142,7 +142,7 @@ impl Products {
             }
         }
         // Precision regions by path may leave no parameter in the precision's own dtype.
-        if let (false, false, Some(first)) = (plain, has_islands, first) {
+        if let (false, false, Some(first)) = (plain, has_overrides, first) {
             let what = format!("the parameter `{}`", first.name);
             return Err(mismatch(&what, precision.storage(), first.tensor.kind()));
         }

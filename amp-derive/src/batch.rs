@@ -1,4 +1,4 @@
-//! `derive(Batch)`: a struct of tensors that a model is trained on a batch at a time.
+//! `derive(Batch)`: makes a struct of tensors a type of batch that a model can train on.
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +20,7 @@ use crate::{
     suggest, symbol,
 };
 
-/// What a field's tensors are.
+/// The role of a field's tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Value,
@@ -41,11 +41,11 @@ const ROLES: &[(&str, Role)] = &[
 struct Field {
     ident: Ident,
     ty: Type,
-    /// `None` where the dtype decides.
+    /// The variant of amp-core's `Role`; `None` if the dtype decides.
     role: Option<Role>,
 }
 
-/// The derive, without a compiler around it.
+/// Expands the derive from plain tokens, so that tests can call it without a compiler.
 pub(crate) fn derive(input: TokenStream, manifest: fn() -> Manifest) -> TokenStream {
     let input: DeriveInput = match syn::parse2(fragments::written_out(input)) {
         Ok(input) => input,
@@ -68,7 +68,7 @@ pub(crate) fn derive(input: TokenStream, manifest: fn() -> Manifest) -> TokenStr
     }
 }
 
-/// Rule: a batch is a struct with named fields, at least one, of which one may be the weights.
+/// Rule: a batch is a struct with at least one named field; at most one field is the weights.
 fn fields(input: &DeriveInput, attrs: &[Attr], diag: &Diagnostics) -> Option<Vec<Field>> {
     for attr in attrs.iter().filter(|attr| attr.is(symbol::BATCH)) {
         diag.error(&attr.path, "`#[batch]` belongs on a field of the batch, not on the struct");
@@ -82,7 +82,7 @@ fn fields(input: &DeriveInput, attrs: &[Attr], diag: &Diagnostics) -> Option<Vec
         Fields::Unnamed(fields) => {
             diag.error(
                 &fields.unnamed,
-                "name the fields, as in `{ ids: Tensor }`: tensors are called after them",
+                "name the fields, as in `{ ids: Tensor }`: tensors are named after them",
             );
             return None;
         }
@@ -95,7 +95,7 @@ fn fields(input: &DeriveInput, attrs: &[Attr], diag: &Diagnostics) -> Option<Vec
             return None;
         }
     };
-    // Collected in two steps, so that every field is looked at.
+    // In two steps, so that errors of all fields are reported, not only of the first.
     let fields: Vec<Option<Field>> = named.iter().map(|found| field(found, diag)).collect();
     let fields: Vec<Field> = fields.into_iter().collect::<Option<_>>()?;
     let mut weights = fields.iter().filter(|field| field.role == Some(Role::Weights));
@@ -150,7 +150,7 @@ fn expand(input: &DeriveInput, fields: &[Field], amp_core: &Path) -> TokenStream
     let of = ident.unraw().to_string();
     let names: Vec<&Ident> = fields.iter().map(|field| &field.ident).collect();
     let keys: Vec<String> = names.iter().map(|name| name.unraw().to_string()).collect();
-    // Located at the type, so that rustc says there that it holds no tensors.
+    // The field's span makes rustc report at the field's type that it holds no tensors.
     let calls = |trait_: TokenStream, method: TokenStream| -> Vec<TokenStream> {
         let call = |field: &Field| {
             let ty = &field.ty;
@@ -233,7 +233,7 @@ fn declared(role: Option<Role>, otherwise: &TokenStream) -> TokenStream {
     }
 }
 
-/// The struct's generics, each type of which holds tensors.
+/// The struct's generics, with the bound that each type parameter holds tensors.
 fn bounded(generics: &Generics) -> Generics {
     let mut generics = generics.clone();
     for param in generics.type_params_mut() {
@@ -243,7 +243,8 @@ fn bounded(generics: &Generics) -> Generics {
     generics
 }
 
-/// What is emitted beside errors, so that rustc reports nothing that follows from them.
+/// Stubs that are emitted next to the errors, so that rustc reports no errors that follow from
+/// them.
 fn stubs(input: &DeriveInput, amp_core: &Path) -> TokenStream {
     let ident = &input.ident;
     let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();

@@ -8,11 +8,11 @@ use quote::ToTokens;
 /// Advice that does not stop the build.
 #[derive(Debug)]
 pub(crate) struct Warning {
-    /// The token it is about.
+    /// The token to underline.
     pub(crate) at: Span,
-    /// The rule, in SCREAMING_SNAKE_CASE: rustc prints it beside the note.
+    /// The rule's name in SCREAMING_SNAKE_CASE, which rustc prints in its note.
     pub(crate) rule: &'static str,
-    /// What is wrong and what to do.
+    /// The problem and its remedy.
     pub(crate) note: String,
 }
 
@@ -22,8 +22,8 @@ struct Collected {
     warnings: Vec<Warning>,
 }
 
-/// The collector. It must be [`finish`](Self::finish)ed: dropping it unread panics, because an
-/// error would be lost.
+/// Collects errors and warnings. Call [`finish`](Self::finish): dropping the collector without it
+/// panics, because an error would be lost.
 pub(crate) struct Diagnostics(RefCell<Option<Collected>>);
 
 impl Diagnostics {
@@ -43,15 +43,15 @@ impl Diagnostics {
         }
     }
 
-    /// Advice about `at`, under the name of its rule.
+    /// Advice about `at`, with the name of its rule.
     pub(crate) fn warn(&self, at: Span, rule: &'static str, note: impl Into<String>) {
         if let Some(collected) = self.0.borrow_mut().as_mut() {
             collected.warnings.push(Warning { at, rule, note: note.into() });
         }
     }
 
-    /// `value` and the warnings if there was no error. A `value` is only ever missing because of
-    /// an error.
+    /// Returns `value` and the warnings if there was no error. `value` may be `None` only if an
+    /// error was reported.
     pub(crate) fn finish<T>(self, value: Option<T>) -> Result<(T, Vec<Warning>), syn::Error> {
         let Collected { errors, warnings } = self.0.take().unwrap_or_default();
         let all = errors.into_iter().reduce(|mut all, error| {

@@ -1,7 +1,7 @@
-//! What is emitted beside errors, so that rustc reports them and nothing that follows from them.
+//! Stubs that are emitted next to errors, so that rustc reports no errors that follow from them.
 //!
-//! The impls and the builder are there with the signatures that the attributes promise as far as
-//! they could be read; the bodies never run, because the crate does not compile.
+//! The stubs are the impls and the builder, with the signatures that the readable attributes
+//! imply. Their bodies never run, because the crate does not compile.
 
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -127,8 +127,8 @@ fn is_argument(field: &Field) -> bool {
     })
 }
 
-/// An `#[hparam(…)]` with something in it, which was meant to be a default. Names of the
-/// builder's own methods would clash.
+/// An `#[hparam(…)]` with arguments, which was meant to have a default. A name of one of the
+/// builder's methods is left out, because it would clash.
 fn has_setter(field: &Field) -> bool {
     let is_own = field.ident == "build" || field.ident == "hyperparameters";
     let mut hparams = named(&field.attrs, symbol::HPARAM);

@@ -1,14 +1,14 @@
-//! Input from a `macro_rules!` macro as if it were written by hand.
+//! Makes input from a `macro_rules!` macro look as if it were written by hand.
 //!
-//! rustc wraps what a fragment such as `$l:expr` or `$t:ty` stands for in a group without
-//! delimiters, and gives names of the macro and of its caller different hygiene. Both are undone
-//! here before a rule or generated code sees the input.
+//! rustc wraps the value of a fragment such as `$l:expr` or `$t:ty` in a group without
+//! delimiters, and names from the macro and from its caller have different hygiene. Both are undone
+//! here, before a rule or generated code sees the input.
 
 use proc_macro2::{Delimiter, Group, Punct, Spacing, Span, TokenStream, TokenTree};
 use syn::{Expr, PathArguments, Type, TypeParamBound, punctuated::Punctuated};
 
-/// The tokens of the struct that a derive is given, as they would be without a macro. Without
-/// fragments they keep all their spans, on which the clarity of rustc's messages depends.
+/// The tokens of the struct, as they would be without a macro. Input without fragments keeps all
+/// its spans, because rustc's messages point at them.
 pub(crate) fn written_out(tokens: TokenStream) -> TokenStream {
     match has_invisible_group(tokens.clone()) {
         true => with_one_hygiene(dissolve(tokens)),
@@ -16,9 +16,9 @@ pub(crate) fn written_out(tokens: TokenStream) -> TokenStream {
     }
 }
 
-/// Puts the content of every group without delimiters in its place. It gets parentheses where it
-/// would otherwise fall apart: `2 * $n` with `1 + 2` is `2 * (1 + 2)`. rustc itself ignores such
-/// groups in the output of a derive, and would compute `2 * 1 + 2`.
+/// Replaces every group without delimiters with its content. The content gets parentheses where it
+/// would otherwise be parsed differently: `2 * $n` with `1 + 2` becomes `2 * (1 + 2)`. rustc itself
+/// ignores such groups in the output of a derive, and would compute `2 * 1 + 2`.
 fn dissolve(tokens: TokenStream) -> TokenStream {
     let mut output: Vec<TokenTree> = Vec::new();
     let mut rest = tokens.into_iter().peekable();
@@ -45,7 +45,7 @@ fn has_invisible_group(tokens: TokenStream) -> bool {
     })
 }
 
-/// `content` as it is written between `before` and `after`.
+/// `content`, with parentheses if it needs them between `before` and `after`.
 fn inserted(
     content: TokenStream,
     before: &[TokenTree],
@@ -70,7 +70,7 @@ fn inserted(
     }
 }
 
-/// Whether `::` may follow as it stands: `Linear::new`, but `<Vec<f64>>::new`.
+/// Whether `::` may follow `ty` without `<…>` around it: `Linear::new`, but `<Vec<f64>>::new`.
 fn begins_a_path(ty: &Type) -> bool {
     match ty {
         Type::Path(ty) => {
@@ -81,7 +81,7 @@ fn begins_a_path(ty: &Type) -> bool {
     }
 }
 
-/// Whether what surrounds `expr` would take a part of it.
+/// Whether a neighbour of `expr` would bind to only a part of it.
 fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
     match expr {
         Expr::Array(_)
@@ -101,8 +101,8 @@ fn falls_apart(expr: &Expr, after: Option<&TokenTree>) -> bool {
         | Expr::Let(_) => false,
         // `(self.function)(x)` calls what the field holds, `self.function(x)` a method.
         Expr::Field(_) => is_group(after, Delimiter::Parenthesis),
-        // Operators in front bind more weakly than what follows an expression, and more strongly
-        // than all else. A block may be the body of an `if`.
+        // Operators before an expression bind more weakly than what follows it, and more strongly
+        // than everything else. A block may be the body of an `if`.
         Expr::Unary(_) | Expr::Reference(_) | Expr::Block(_) => {
             is_postfix(after)
         }
@@ -120,7 +120,7 @@ fn has_a_sum(ty: &Type) -> bool {
     }
 }
 
-/// Whether an expression or type can begin after `before` that reaches as far as it can.
+/// Whether nothing in `before` can bind to an expression or type that follows.
 fn ends_before(before: &[TokenTree]) -> bool {
     let (last, last_but_one) = match before {
         [] => return true,
@@ -136,7 +136,7 @@ fn ends_after(after: Option<&TokenTree>) -> bool {
     after.is_none() || [',', ';'].into_iter().any(|c| is_punct(after, c))
 }
 
-/// Whether a call, an index, a field or `?` follows. `..` is an operator.
+/// Whether a call, an index, a field access or `?` follows. `..` is an operator.
 fn is_postfix(after: Option<&TokenTree>) -> bool {
     is_group(after, Delimiter::Parenthesis)
         || is_group(after, Delimiter::Bracket)
@@ -172,15 +172,15 @@ fn angled(content: TokenStream, span: Span) -> TokenStream {
     [punct('<')].into_iter().chain(content).chain([punct('>')]).collect()
 }
 
-/// Gives all tokens the hygiene of the derive, so that the caller's `self` in `net!(lr = self.rate)`
-/// is the one of the generated method, and its `width` the field that the macro wrote.
+/// Gives all tokens the hygiene of the derive. Then the caller's `self` in `net!(lr = self.rate)`
+/// is the generated method's, and its `width` is the field that the macro wrote.
 fn with_one_hygiene(tokens: TokenStream) -> TokenStream {
     let token = |mut token: TokenTree| {
         if let TokenTree::Group(group) = &token {
             let content = with_one_hygiene(group.stream());
             token = grouped(group.delimiter(), content, group.span()).into();
         }
-        // `$crate` means the macro's crate by its hygiene alone.
+        // `$crate` is kept: only its hygiene says which crate it means.
         let is_crate = matches!(&token, TokenTree::Ident(name) if name == "$crate");
         if !is_crate {
             token.set_span(Span::call_site().located_at(token.span()));

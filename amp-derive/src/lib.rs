@@ -1,9 +1,9 @@
 //! The derives of amp-core: an annotated struct becomes a model that trains.
 //!
-//! One way, without torch: `fragments` undoes what a macro around the struct did to it, `parse` reads
-//! the struct into a `spec`, `check` applies the rules and makes the `model`, `expand` writes the
-//! code. Errors are collected in `diag`; beside
-//! them `fallback` puts stubs, so that nothing follows from a mistake but its message.
+//! The data flows one way, without torch: `fragments` removes the traces of a surrounding macro,
+//! `parse` reads the struct into a `spec`, `check` applies the rules and makes the `model`,
+//! `expand` writes the code. Errors are collected in `diag`. If there are errors, `fallback` emits
+//! stubs, so that rustc reports nothing that merely follows from them.
 
 mod batch;
 mod check;
@@ -103,7 +103,7 @@ pub fn batch(input: TokenStream) -> TokenStream {
     batch::derive(input.into(), manifest::read).into()
 }
 
-/// The whole pipeline, without a compiler around it.
+/// Expands a derive from plain tokens, so that tests can call it without a compiler.
 fn derive(
     input: proc_macro2::TokenStream,
     which: Derive,

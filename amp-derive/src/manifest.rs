@@ -1,12 +1,12 @@
-//! What Cargo.toml says about amp-core.
+//! Reads from Cargo.toml under which name the crate depends on amp-core.
 
 use proc_macro_crate::{Error, FoundCrate, crate_name};
 
-/// Under which name the crate that is compiled has amp-core.
+/// The name of amp-core in the crate that is compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Manifest {
     Named(String),
-    /// It has dependencies, but not this one.
+    /// The crate has dependencies, but amp-core is not one of them.
     Missing,
 }
 
@@ -19,10 +19,10 @@ pub(crate) fn read() -> Manifest {
     match crate_name(PACKAGE) {
         Ok(FoundCrate::Name(name)) => Manifest::Named(name),
         Err(Error::CrateNotFound { .. }) => Manifest::Missing,
-        // amp-core calls itself by its name, so that its examples and doc tests, which are crates
-        // of their own, need no other.
+        // amp-core can always refer to itself by its own name. This also covers its examples and
+        // doc tests, which are separate crates.
         Ok(FoundCrate::Itself) => Manifest::Named(LIBRARY.to_owned()),
-        // Built by something else than Cargo.
+        // A build without Cargo has no manifest.
         Err(_) => Manifest::Named(LIBRARY.to_owned()),
     }
 }

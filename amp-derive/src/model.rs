@@ -1,4 +1,4 @@
-//! The checked struct. What generated code cannot be written for cannot be said here.
+//! The checked struct. Its types can hold only structs for which code can be generated.
 
 #![expect(clippy::large_enum_variant, reason = "there is one model for each derive")]
 
@@ -12,16 +12,16 @@ use crate::table;
 /// A struct that code is generated for.
 pub(crate) struct Model {
     pub(crate) ident: Ident,
-    /// What its builder is called.
+    /// The name of the generated builder.
     pub(crate) builder: Ident,
     pub(crate) vis: Visibility,
     pub(crate) generics: Generics,
     pub(crate) allows: Vec<Attribute>,
     pub(crate) fields: Vec<Field>,
     pub(crate) forward: Forward,
-    /// The type of the batches, unless they are pairs of input and target.
+    /// The type of the batches; `None` for pairs of input and target.
     pub(crate) batch: Option<BatchOf>,
-    /// What `LightningModule` has and `Module` has not.
+    /// The parts of `LightningModule` that `Module` lacks.
     pub(crate) lightning: Option<Lightning>,
 }
 
@@ -55,53 +55,53 @@ pub(crate) enum Kind {
         source: Source,
         region: Option<Region>,
     },
-    /// A tensor of the module's own.
+    /// A tensor field, `#[parameter]` or `#[buffer]`.
     Tensor {
         role: Role,
         initial: Initial,
     },
     State {
-        /// `None` starts from `Default::default()`.
+        /// The initial value; `None` means `Default::default()`.
         initial: Option<Expr>,
-        /// Whether a checkpoint holds it.
+        /// Whether checkpoints save the field.
         saved: bool,
     },
 }
 
-/// What a tensor is to its module.
+/// Whether a tensor is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Trained.
+    /// A parameter, which is trained.
     Parameter,
-    /// Kept, but not trained.
+    /// A buffer, which is saved and not trained.
     Buffer,
 }
 
-/// A tensor's first values.
+/// A tensor's initial values.
 pub(crate) enum Initial {
-    /// Drawn in this shape.
+    /// Drawn by an initializer in the given shape.
     Drawn { drawn: Drawn, shape: Expr },
-    /// A Rust expression of the user's, which is a tensor.
+    /// A Rust expression of type `Tensor`.
     Rust(Expr),
 }
 
-/// A row of the table of ways to draw; `values` are its required keys in order.
+/// An initializer of the table; `values` are its required keys in order.
 pub(crate) struct Drawn {
     pub(crate) row: &'static table::Draw,
     pub(crate) values: Vec<Expr>,
     pub(crate) options: Vec<Pair>,
 }
 
-/// Where a hyperparameter's value comes from unless a setter gives it.
+/// The default of a hyperparameter.
 pub(crate) enum Default {
-    /// An argument of `builder`.
+    /// No default: an argument of `builder`.
     Required,
     /// `Default::default()`.
     OfType,
     Expr(Expr),
 }
 
-/// Where a layer comes from.
+/// How a layer's field gets its value.
 pub(crate) enum Source {
     /// An argument of `builder`.
     Given,
@@ -118,7 +118,7 @@ pub(crate) enum Build {
         at: Ident,
         values: Vec<Expr>,
         options: Vec<Pair>,
-        /// Parameters by name, which are drawn in another way than the layer's.
+        /// Parameters with an initializer of their own, by name.
         redrawn: Vec<(Ident, Drawn)>,
     },
     Sequential(Vec<Build>),
@@ -128,7 +128,7 @@ pub(crate) enum Build {
         index: Pat,
         layer: Box<Build>,
     },
-    /// A layer whose activations are not kept.
+    /// A layer whose activations are recomputed in the backward pass.
     Checkpoint {
         enabled: Option<Expr>,
         layer: Box<Build>,
@@ -162,12 +162,12 @@ pub(crate) enum Forward {
     InOrder,
     /// A body in which layers are called by name.
     Body(Body),
-    /// A function with `Module::forward`'s signature.
+    /// A function with the signature of `Module::forward`.
     Function(ExprPath),
 }
 
 impl Forward {
-    /// The body, where `Module` cannot say what it takes or returns.
+    /// The body, for inputs or outputs that `Module` does not support.
     pub(crate) fn of_any_inputs(&self) -> Option<&Body> {
         match self {
             Self::Body(body) if !body.is_of_one_tensor() => Some(body),
@@ -179,7 +179,7 @@ impl Forward {
 pub(crate) struct Body {
     /// At least one.
     pub(crate) inputs: Vec<Input>,
-    /// As written, and what is in its `Result`.
+    /// The return type as written, and the type inside its `Result`.
     pub(crate) output: Option<(Type, Type)>,
     pub(crate) body: Expr,
 }
@@ -187,7 +187,7 @@ pub(crate) struct Body {
 /// An input of `forward`.
 pub(crate) struct Input {
     pub(crate) ident: Ident,
-    /// `&Tensor` unless it is written.
+    /// The type as written, or `&Tensor`.
     pub(crate) ty: Option<Type>,
 }
 
@@ -207,7 +207,7 @@ impl Body {
     }
 }
 
-/// What generated steps take of which batch.
+/// The fields of a batch that generated steps read.
 pub(crate) struct BatchOf {
     pub(crate) ty: Path,
     pub(crate) inputs: Vec<Part>,
@@ -218,23 +218,23 @@ pub(crate) struct BatchOf {
 #[derive(Clone)]
 pub(crate) enum Part {
     Whole,
-    /// A field, perhaps of a nested batch.
+    /// A field of the batch or of a batch inside it.
     Field(Vec<Ident>),
 }
 
 pub(crate) struct Lightning {
     pub(crate) training: Step,
-    /// `None` for a model that optimizes manually and has no loss.
+    /// `None` for a model with `manual_step` and no loss.
     pub(crate) validation: Option<Step>,
     pub(crate) optimizers: Optimizers,
     pub(crate) hooks: Vec<OwnHook>,
 }
 
-/// A hook that the user gives a function for.
+/// A hook with the user's function for it.
 pub(crate) struct OwnHook {
     pub(crate) hook: &'static table::Hook,
     pub(crate) path: ExprPath,
-    /// Whether it may be called when later steps are under way.
+    /// Whether the trainer may call it after it has started later steps.
     pub(crate) late: bool,
 }
 
@@ -250,60 +250,60 @@ pub(crate) enum Step {
         /// Whether it may run as a CUDA graph.
         captured: bool,
     },
-    /// A function that runs backward passes and updates itself.
+    /// A function that runs backward passes and optimizer steps itself.
     Manual(ExprPath),
 }
 
 #[derive(Clone)]
 pub(crate) enum Loss {
-    /// One with its options.
+    /// A loss of the table with its options.
     Value(Value),
     /// `fn(&Tensor, &Tensor) -> Result<Tensor>`.
     Function(Expr, Own),
     Closure(ExprClosure, Own),
 }
 
-/// What is said of a loss of the user's own.
+/// What the attribute says about a loss of the user's own.
 #[derive(Clone)]
 pub(crate) struct Own {
     pub(crate) scope: Scope,
-    /// A function from the target to what a batch counts.
+    /// A function from the target to the weight of a batch.
     pub(crate) counts: Option<Expr>,
 }
 
-/// What a loss is a mean over.
+/// The set over which a loss takes its mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     Examples,
-    /// Nothing smaller than the batch.
+    /// The whole batch: the loss cannot be computed in parts.
     Batch,
     Unknown,
 }
 
 #[derive(Clone)]
 pub(crate) struct Metric {
-    /// The logged name, with its stage.
+    /// The logged name, including the stage.
     pub(crate) name: String,
     pub(crate) value: Value,
     pub(crate) of: Measured,
     pub(crate) log: LogOptions,
 }
 
-/// What a metric is computed of.
+/// The tensors that a metric is computed from.
 #[derive(Clone, Default)]
 pub(crate) struct Measured {
-    /// An expression in which `output` is what `forward` returned; all of it unless it is given.
+    /// An expression that reads `output`, the result of `forward`; `None` means the whole output.
     pub(crate) output: Option<Expr>,
-    /// A part of the batch; the target unless it is given.
+    /// A part of the batch; `None` means the target.
     pub(crate) target: Option<Part>,
 }
 
-/// A loss or a metric as a value.
+/// A loss or a metric given as a value.
 #[derive(Clone)]
 pub(crate) enum Value {
-    /// One of amp-core's.
+    /// A type of amp-core's.
     Known { row: &'static table::Entry, at: Ident, keys: Vec<Pair> },
-    /// A value that implements `Loss` or `Metric`.
+    /// An expression whose type implements `Loss` or `Metric`.
     Rust(Expr),
 }
 
@@ -317,28 +317,28 @@ pub(crate) struct LogOptions {
 pub(crate) enum Optimizers {
     /// At least one.
     Generated(Vec<Optimizer>),
-    /// A function that returns what `Optimizers` is made from.
+    /// A function whose result converts into `Optimizers`.
     Function(ExprPath),
 }
 
 pub(crate) struct Optimizer {
     pub(crate) config: Config,
-    /// The parameters it trains; `None` where it takes the rest.
+    /// The parameters it trains; `None` means all that no other optimizer trains.
     pub(crate) params: Option<Selection>,
     pub(crate) groups: Vec<Group>,
     pub(crate) scheduler: Option<(Config, table::Interval)>,
 }
 
-/// Which parameters.
+/// A choice of parameters.
 #[derive(Default)]
 pub(crate) struct Selection {
-    /// Patterns of their names; all where there are none.
+    /// Patterns of their names; empty means every name.
     pub(crate) named: Vec<LitStr>,
     pub(crate) except: Vec<LitStr>,
     pub(crate) ndim: Option<LitInt>,
 }
 
-/// Parameters with options of their own.
+/// A parameter group with options of its own.
 pub(crate) struct Group {
     pub(crate) params: Selection,
     pub(crate) keys: Vec<Pair>,
@@ -346,11 +346,11 @@ pub(crate) struct Group {
 
 /// An optimizer's or a scheduler's options.
 pub(crate) enum Config {
-    /// A struct of amp-core's `optim`.
+    /// A struct in amp-core's `optim`.
     Known { row: &'static table::Entry, at: Ident, keys: Vec<Pair> },
     /// A struct of the user's.
     Own { ty: ExprPath, keys: Vec<Pair> },
-    /// A value of any type.
+    /// An expression of any suitable type.
     Value(Expr),
 }
 

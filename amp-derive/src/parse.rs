@@ -1,4 +1,4 @@
-//! Annotated struct → [`Spec`]. Only shape is looked at here; spans are kept.
+//! Annotated struct → [`Spec`]. Only the syntax is checked here; spans are kept.
 
 use proc_macro2::Ident;
 use quote::ToTokens;
@@ -15,13 +15,13 @@ use crate::{
     symbol, tokens,
 };
 
-/// The attributes of this derive on the item itself.
+/// The attributes of this derive that the struct carries.
 pub(crate) fn attributes(input: &DeriveInput, diag: &Diagnostics) -> Vec<Attr> {
     own_attributes(&input.attrs, diag)
 }
 
-/// Sorts the input, whose own attributes are `attrs`; `None` if it is not a struct with named
-/// fields, which is reported.
+/// Sorts the input; `attrs` are the struct's attributes. Reports an error and returns `None` if it
+/// is not a struct with named fields.
 pub(crate) fn parse(
     input: &DeriveInput,
     attrs: Vec<Attr>,
@@ -46,13 +46,14 @@ pub(crate) fn parse(
     })
 }
 
-/// What the builder of `input` is called: as nothing is that the user's code names.
+/// The name of the builder of `input`: a name that the user's code does not use.
 pub(crate) fn builder_name(input: &DeriveInput) -> Ident {
     let name = format!("__{}Builder", input.ident.unraw());
     tokens::free(&name, input.to_token_stream(), input.ident.span())
 }
 
-/// Rule: the derives are for structs with named fields, because parameters are called after them.
+/// Rule: the derives are for structs with named fields, because parameters are named after the
+/// fields.
 fn named_fields(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> Option<Vec<Field>> {
     let name = derive.name();
     match &input.data {
@@ -63,12 +64,12 @@ fn named_fields(input: &DeriveInput, derive: Derive, diag: &Diagnostics) -> Opti
             Fields::Unnamed(fields) => {
                 diag.error(
                     &fields.unnamed,
-                    "name the fields, as in `{ model: Linear }`: parameters are called after them, \
+                    "name the fields, as in `{ model: Linear }`: parameters are named after them, \
                      `model.weight`",
                 );
                 None
             }
-            // Without fields there are no layers either, which has its own rule.
+            // A struct without fields has no layers, which another rule reports.
             Fields::Unit => Some(Vec::new()),
         },
         Data::Enum(data) => {
@@ -103,8 +104,8 @@ pub(crate) fn own_attributes(attrs: &[Attribute], diag: &Diagnostics) -> Vec<Att
     attrs.iter().filter(is_own).map(|attr| attribute(attr, diag)).collect()
 }
 
-/// Every attribute is a comma-separated list of Rust expressions, where `key = value` is an
-/// assignment: one grammar for all, and rust-analyzer understands it too.
+/// Every attribute is a comma-separated list of Rust expressions, in which `key = value` parses as
+/// an assignment. This is one grammar for all attributes, and rust-analyzer understands it.
 fn attribute(attr: &Attribute, diag: &Diagnostics) -> Attr {
     let path = attr.path().clone();
     let args = match &attr.meta {

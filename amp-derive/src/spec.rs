@@ -1,9 +1,9 @@
-//! The annotated struct as written: sorted, nothing decided.
+//! The annotated struct as written: its parts are sorted and not yet checked.
 
 use proc_macro2::Ident;
 use syn::{Attribute, Expr, ExprPath, Generics, Path, Type, Visibility};
 
-/// Which of the two derives runs.
+/// The derive that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Derive {
     Module,
@@ -23,7 +23,7 @@ impl Derive {
 pub(crate) struct Spec {
     pub(crate) derive: Derive,
     pub(crate) ident: Ident,
-    /// What its builder is called.
+    /// The name of the generated builder.
     pub(crate) builder: Ident,
     pub(crate) vis: Visibility,
     pub(crate) generics: Generics,
@@ -37,16 +37,16 @@ pub(crate) struct Field {
     pub(crate) ident: Ident,
     pub(crate) ty: Type,
     pub(crate) docs: Vec<Attribute>,
-    /// Attributes of this derive.
+    /// The attributes that belong to this derive.
     pub(crate) attrs: Vec<Attr>,
-    /// The paths of all other attributes, among which a misspelt one may be.
+    /// The paths of all other attributes. One of them may be a misspelt attribute of this derive.
     pub(crate) foreign: Vec<Path>,
 }
 
 /// One attribute of this derive: `#[path(args, …)]`.
 pub(crate) struct Attr {
     pub(crate) path: Path,
-    /// Empty for a bare `#[path]`; `None` if they could not be read, which is already reported.
+    /// Empty for a bare `#[path]`; `None` if an error was already reported.
     pub(crate) args: Option<Vec<Expr>>,
 }
 
@@ -90,7 +90,7 @@ impl<'a> From<&'a Expr> for Arg<'a> {
     }
 }
 
-/// The identifier that `expr` consists of.
+/// The identifier, if `expr` is nothing else.
 pub(crate) fn word(expr: &Expr) -> Option<&Ident> {
     match expr {
         Expr::Path(ExprPath { attrs, qself: None, path }) if attrs.is_empty() => path.get_ident(),

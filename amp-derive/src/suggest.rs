@@ -1,6 +1,6 @@
 //! "did you mean": the known name that is closest to a wrong one.
 
-/// `unknown WHAT `WORD`` with the closest of `known`, or with all of them when none is close.
+/// `unknown WHAT `WORD``, followed by the closest of `known`, or by all of them if none is close.
 pub(crate) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
     match (closest(word, known), known) {
         (Some(meant), _) => format!("unknown {what} `{word}`: did you mean `{meant}`?"),
@@ -23,7 +23,7 @@ pub(crate) fn quoted(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Other frameworks' names of what is here called differently.
+/// Names in other frameworks, with their names here.
 const ALIASES: &[(&str, &str)] = &[
     ("float64", "fp64"),
     ("f64", "fp64"),
@@ -49,7 +49,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("progress_bar", "prog_bar"),
 ];
 
-/// The one of `known` that `word` is most likely meant to be.
+/// The element of `known` that `word` most likely means.
 pub(crate) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let folded = fold(word);
     let alias = ALIASES.iter().find(|(alias, _)| fold(alias) == folded).map(|(_, meant)| *meant);
@@ -68,7 +68,7 @@ pub(crate) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     near.map(|(_, name)| name).or_else(|| extended().copied())
 }
 
-/// How many edits a name of this length may be away.
+/// The most edits at which a name of this length still counts as close.
 fn allowed(length: usize) -> usize {
     match length {
         0..=2 => 0,
@@ -78,12 +78,13 @@ fn allowed(length: usize) -> usize {
     }
 }
 
-/// Case and underscores carry no meaning: `BatchNorm1d` is `batch_norm1d`.
+/// Ignores case and underscores: `BatchNorm1d` equals `batch_norm1d`.
 pub(crate) fn fold(name: &str) -> String {
     name.chars().filter(|c| *c != '_').flat_map(char::to_lowercase).collect()
 }
 
-/// Edits between two words, a swap of neighbours being one (optimal string alignment).
+/// The number of edits between two words; a swap of neighbours is one edit (optimal string
+/// alignment).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut before = vec![0; b.len() + 1];

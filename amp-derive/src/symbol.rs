@@ -1,4 +1,4 @@
-//! The names of attributes and the bare words of their grammar, each written once.
+//! The names of attributes and the bare words in them, each defined once.
 
 pub(crate) const AMP: &str = "amp";
 pub(crate) const FORWARD: &str = "forward";
@@ -11,7 +11,7 @@ pub(crate) const SCHEDULER: &str = "scheduler";
 pub(crate) const TRAINING_STEP: &str = "training_step";
 pub(crate) const VALIDATION_STEP: &str = "validation_step";
 pub(crate) const MANUAL_STEP: &str = "manual_step";
-/// Of a training step that may run as a CUDA graph.
+/// Marks a training step that may run as a CUDA graph.
 pub(crate) const CAPTURED: &str = "captured";
 pub(crate) const CONFIGURE_OPTIMIZERS: &str = "configure_optimizers";
 
@@ -19,7 +19,7 @@ pub(crate) const ON_TRAIN_START: &str = "on_train_start";
 pub(crate) const ON_TRAIN_EPOCH_START: &str = "on_train_epoch_start";
 pub(crate) const ON_BEFORE_OPTIMIZER_STEP: &str = "on_before_optimizer_step";
 pub(crate) const ON_TRAIN_BATCH_END: &str = "on_train_batch_end";
-/// Of a hook that may be called when later steps are under way.
+/// Marks a hook that the trainer may call after it has started later steps.
 pub(crate) const LATE: &str = "late";
 pub(crate) const ON_TRAIN_EPOCH_END: &str = "on_train_epoch_end";
 pub(crate) const ON_VALIDATION_EPOCH_END: &str = "on_validation_epoch_end";
@@ -60,7 +60,7 @@ pub(crate) const PRECISION: &str = "precision";
 pub(crate) const ON_FIELD: &[&str] =
     &[HPARAM, LAYER, PARAMETER, BUFFER, STATE, TRANSIENT, PRECISION];
 
-/// The attributes of which every field has exactly one.
+/// Every field has exactly one of these attributes.
 pub(crate) const FIELD_KINDS: &[&str] = &[HPARAM, LAYER, PARAMETER, BUFFER, STATE, TRANSIENT];
 
 pub(crate) const INPUTS: &str = "inputs";
@@ -86,7 +86,7 @@ pub(crate) const EXCEPT: &str = "except";
 pub(crate) const NDIM: &str = "ndim";
 pub(crate) const GROUP: &str = "group";
 
-/// The arguments that choose parameters.
+/// The keys that choose parameters.
 pub(crate) const SELECTION: &[&str] = &[PARAMS, EXCEPT, NDIM];
 pub(crate) const AUTOCAST: &str = "autocast";
 pub(crate) const OFF: &str = "off";
@@ -94,7 +94,7 @@ pub(crate) const ON_STEP: &str = "on_step";
 pub(crate) const ON_EPOCH: &str = "on_epoch";
 pub(crate) const PROG_BAR: &str = "prog_bar";
 
-/// The arguments of `#[log]` after the name.
+/// The flags of `#[log]`.
 pub(crate) const LOG_FLAGS: &[&str] = &[ON_STEP, ON_EPOCH, PROG_BAR];
 
 pub(crate) const SAME: &str = "same";
@@ -104,13 +104,13 @@ pub(crate) const OPTIONAL: &str = "optional";
 pub(crate) const CHECKPOINT: &str = "checkpoint";
 pub(crate) const ENABLED: &str = "enabled";
 
-/// The method that runs a module of several inputs, given as a tuple.
+/// The method that runs a module with several inputs, given as a tuple.
 pub(crate) const FORWARD_WITH: &str = "forward_with";
 /// The context argument of `forward`, which a `#[forward]` closure may name.
 pub(crate) const CX: &str = "cx";
-/// The argument of `configure_optimizers`, which optimizer and scheduler keys may name.
+/// The argument of `configure_optimizers`; the keys of optimizers and schedulers may use it.
 pub(crate) const PLAN: &str = "plan";
-/// The plan's number of optimizer steps.
+/// The field of the plan with the number of optimizer steps.
 pub(crate) const STEPPING_BATCHES: &str = "estimated_stepping_batches";
-/// What stands behind a layer's parameter in the key of how it is drawn.
+/// The suffix in `weight_init`, which follows a parameter's name.
 pub(crate) const OF_INIT: &str = "_init";

@@ -1,6 +1,7 @@
-//! What attributes may name: layers, losses, metrics, optimizers and schedulers with their keys.
+//! The names that attributes may use: layers, losses, metrics, optimizers and schedulers, with
+//! their keys.
 //!
-//! A row here and the type it names in amp-core are all that a new one needs.
+//! To add one, add a row here and its type in amp-core.
 
 mod draws;
 mod layers;
@@ -18,33 +19,34 @@ use crate::symbol;
 #[derive(Debug)]
 pub(crate) struct Key {
     pub(crate) name: &'static str,
-    /// What a literal is held against.
+    /// The values that a literal may have.
     pub(crate) range: Range,
 }
 
-/// The values that a key takes, as far as a literal shows it.
+/// The values of a key. Only literals are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Range {
     Any,
-    /// Any, and as well `Some` of it or `None`.
+    /// Any value, or `Some(value)`, or `None`.
     Optional,
-    /// Above zero.
+    /// A number above zero.
     Positive,
-    /// Zero or above.
+    /// A number of at least zero.
     NotNegative,
-    /// From zero to one.
+    /// A number from zero to one.
     Fraction,
-    /// One of these bare words, and what each stands for in amp-core.
+    /// One of these bare words, each with its Rust expression in amp-core.
     Choice(&'static [(&'static str, &'static str)]),
     /// The name of a logged value, a bare word.
     Logged,
-    /// A number for all dimensions or an array of one for each, from this number on.
+    /// One number for all dimensions or an array with one for each; each number is at least this
+    /// one.
     Sizes(i64),
-    /// [`Sizes`](Self::Sizes) from 0 on, or the bare word `same`.
+    /// [`Sizes`](Self::Sizes) of at least 0, or the bare word `same`.
     Padding,
-    /// A tensor, which may be a field's.
+    /// A tensor; it may be a field of `self`.
     Tensor,
-    /// A list of positive numbers, none below the one before.
+    /// A list of positive numbers in ascending order.
     Rising,
 }
 
@@ -64,7 +66,7 @@ impl Range {
         }
     }
 
-    /// Completes "takes a value …".
+    /// The end of the sentence "takes a value …".
     pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Any
@@ -81,16 +83,16 @@ impl Range {
     }
 }
 
-/// Something that is named in an attribute and built from keys.
+/// An entry of the table: its name and its keys.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// As users write it.
+    /// The name in attributes.
     pub(crate) name: &'static str,
     /// The type in amp-core.
     pub(crate) ty: &'static str,
     /// Keys without a default; a layer takes them in this order.
     pub(crate) required: &'static [Key],
-    /// Keys with a default.
+    /// Keys that have a default.
     pub(crate) options: &'static [Key],
 }
 
@@ -100,7 +102,7 @@ impl Entry {
     }
 }
 
-/// How a layer's type is made.
+/// How a layer is constructed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     /// A unit struct.
@@ -120,18 +122,18 @@ pub(crate) struct Layer {
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     pub(crate) entry: Entry,
-    /// What its counts count unless `interval` says otherwise.
+    /// The default unit of its counts, which `interval` overrides.
     pub(crate) interval: Interval,
 }
 
-/// When a scheduler moves.
+/// The interval at which a scheduler moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interval {
     Step,
     Epoch,
 }
 
-/// Named things by name.
+/// A table of entries, found by name.
 pub(crate) trait Named {
     fn entry(&self) -> &Entry;
 }
@@ -193,15 +195,15 @@ const fn choice(name: &'static str, words: &'static [(&'static str, &'static str
     Key { name, range: Range::Choice(words) }
 }
 
-/// Keywords of PyTorch's layers that have no counterpart, and why.
+/// Keywords of PyTorch's layers that are not supported here, with the reason.
 pub(crate) const NOT_NEEDED: &[(&str, &str)] = &[
     ("batch_first", "batches always come first here: leave it out"),
-    ("inplace", "nothing is overwritten here: leave it out"),
+    ("inplace", "layers never work in place here: leave it out"),
     ("device", "the trainer places the model: leave it out"),
     ("dtype", "the trainer's precision decides; for one field write `#[precision(fp32)]`"),
 ];
 
-/// A hook of the training loop: what it is given and what a function for it looks like.
+/// A hook of the training loop: its arguments and the signature of a function for it.
 #[derive(Debug)]
 pub(crate) struct Hook {
     pub(crate) name: &'static str,
@@ -209,7 +211,7 @@ pub(crate) struct Hook {
     pub(crate) signature: &'static str,
 }
 
-/// What a hook is given besides the model.
+/// The arguments of a hook after the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Given {
     Gradients,

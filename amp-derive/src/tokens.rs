@@ -1,9 +1,10 @@
-//! Looks for names in a user's code without parsing it, so that macro calls are seen through.
+//! Finds names in the user's code without parsing it, so that names inside macro calls are found
+//! too.
 
 use proc_macro2::{Delimiter, Ident, Spacing, Span, TokenStream, TokenTree};
 use syn::{Expr, Lifetime, Token, parse::Parser, punctuated::Punctuated};
 
-/// `name`, with as many `_` at its end as make it differ from every name in `tokens`.
+/// `name` followed by as many `_` as it needs to differ from every name in `tokens`.
 pub(crate) fn free(name: &str, tokens: TokenStream, span: Span) -> Ident {
     let taken = flat(tokens);
     let mut free = Ident::new(name, span);
@@ -13,8 +14,8 @@ pub(crate) fn free(name: &str, tokens: TokenStream, span: Span) -> Ident {
     free
 }
 
-/// The tokens with `macro` behind `=` as a raw identifier, because it is a word of torchmetrics' and a keyword of Rust,
-/// which no expression can be.
+/// The tokens with `macro` after `=` as a raw identifier. `macro` is a value in torchmetrics and a
+/// keyword of Rust, which no expression can be.
 pub(crate) fn with_raw_words(tokens: TokenStream) -> TokenStream {
     let mut behind = false;
     let raw = tokens.into_iter().map(|token| {
@@ -32,17 +33,17 @@ pub(crate) fn with_raw_words(tokens: TokenStream) -> TokenStream {
     raw.collect()
 }
 
-/// Whether `name` stands anywhere.
+/// Whether `name` occurs.
 pub(crate) fn contains(tokens: TokenStream, name: &Ident) -> bool {
     flat(tokens).iter().any(|token| matches!(token, TokenTree::Ident(ident) if ident == name))
 }
 
-/// Whether `name` stands as a variable or function, and not after `.` or `::`.
+/// Whether `name` occurs as a variable or function, and not after `.` or `::`.
 pub(crate) fn mentions(tokens: TokenStream, name: &Ident) -> bool {
     mention(tokens, &name.to_string()).is_some()
 }
 
-/// The first place where `name` stands other than after `.` or `::`.
+/// The first occurrence of `name` other than after `.` or `::`.
 pub(crate) fn mention(tokens: TokenStream, name: &str) -> Option<Ident> {
     let tokens = flat(tokens);
     tokens.iter().enumerate().find_map(|(at, token)| match token {
@@ -53,7 +54,7 @@ pub(crate) fn mention(tokens: TokenStream, name: &str) -> Option<Ident> {
     })
 }
 
-/// The arguments of a call, where `token` holds some.
+/// The arguments of a call, if `token` is a parenthesized group.
 pub(crate) fn arguments(token: Option<&TokenTree>) -> Option<Vec<Expr>> {
     match token {
         Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis => {
@@ -88,7 +89,7 @@ pub(crate) fn calls(tokens: TokenStream) -> Vec<(Ident, usize)> {
     called
 }
 
-/// The first place where `name` stands as a variable: not as a member, and not called.
+/// The first occurrence of `name` as a variable: not as a member, and not called.
 pub(crate) fn variable(tokens: TokenStream, name: &Ident) -> Option<Ident> {
     let mut before: Vec<TokenTree> = Vec::new();
     let mut rest = tokens.into_iter().peekable();
@@ -110,7 +111,7 @@ pub(crate) fn variable(tokens: TokenStream, name: &Ident) -> Option<Ident> {
     None
 }
 
-/// Whether `self` or `Self` stands other than in `self.field` with one of `fields`.
+/// Whether `self` or `Self` occurs other than in `self.field` with one of `fields`.
 pub(crate) fn hands_self_on(tokens: TokenStream, fields: &[&Ident]) -> bool {
     let tokens = flat(tokens);
     tokens.iter().enumerate().any(|(at, token)| {
@@ -138,7 +139,7 @@ pub(crate) fn named_lifetime(tokens: TokenStream) -> Option<Lifetime> {
     })
 }
 
-/// Whether what follows `before` is a field, method or path segment.
+/// Whether the token after `before` is a field, method or path segment.
 pub(crate) fn is_member(before: &[TokenTree]) -> bool {
     let punct = |token: Option<&TokenTree>, c: char| matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == c);
     let joint = |token: Option<&TokenTree>| matches!(token, Some(TokenTree::Punct(punct)) if punct.spacing() == Spacing::Joint);

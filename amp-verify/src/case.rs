@@ -1,4 +1,4 @@
-//! What is run: a model, its data and the options that all precisions share.
+//! A case: a model, its data and the options that all precisions share.
 
 use std::sync::Arc;
 
@@ -42,13 +42,13 @@ pub struct Case {
     pub data: DataModule,
     /// Hyperparameters, merged: the entry's, the data's, the user's.
     pub hyperparameters: Hyperparameters,
-    /// The trainer's options; those of the baseline. Its seed is that of weights and dropout too.
+    /// The trainer's options, for the baseline. Its seed is also used for weights and dropout.
     pub trainer: TrainerConfig,
     /// The value that ends training when it no longer falls, and for how many epochs.
     pub early_stopping: Option<(String, u32)>,
 }
 
-/// What a user may decide about a case; `None` leaves the model's own.
+/// The user's choices for a case; `None` keeps the model's default.
 #[derive(Debug, Default)]
 pub struct Choices {
     /// The data set by name.
@@ -86,8 +86,8 @@ pub struct Choices {
 }
 
 impl Case {
-    /// Loads the data, merges the choices and builds the model once to see that it can be built. The
-    /// registry has the data sets.
+    /// Loads the data, merges the choices and builds the model once to check that it can be built.
+    /// The registry has the data sets.
     ///
     /// # Errors
     /// When the data cannot be loaded or batched, an option is out of range, or a hyperparameter

@@ -1,4 +1,4 @@
-//! Runs beside their baseline.
+//! Compares runs with their baseline.
 
 use amp_core::{
     Error, Result,
@@ -19,7 +19,8 @@ use crate::{
 pub struct Comparison {
     /// The form of this object; a change of meaning changes it.
     pub schema: String,
-    /// What ran: model, data, machine, hyperparameters. Its precision is the baseline's.
+    /// The model, data, machine and hyperparameters of the runs. The precision in it is the
+    /// baseline's.
     #[serde(flatten)]
     pub subject: FitStart,
     /// Examples in a batch.
@@ -29,7 +30,8 @@ pub struct Comparison {
     /// Which way it improves.
     #[serde(default)]
     pub direction: Direction,
-    /// The seeds: a run's figures are the first one's, [`Run::over_seeds`] has those of all.
+    /// The seeds: a run's own figures are the first seed's, and [`Run::over_seeds`] has the figures
+    /// of all.
     pub seeds: Vec<u64>,
     /// The baseline first.
     pub runs: Vec<Run>,
@@ -53,7 +55,7 @@ pub struct Run {
     pub skipped_steps: u64,
     /// The first parameter blamed for a skipped step.
     pub first_culprit: Option<String>,
-    /// Where the first skipped step stopped being finite.
+    /// The place at which the first skipped step was not finite.
     pub first_cause: Option<String>,
     /// The loss scale at the end; null where the precision has none.
     pub final_scale: Option<f64>,
@@ -63,7 +65,7 @@ pub struct Run {
     pub train_seconds: f64,
     /// The dtypes that were seen.
     pub observed: Observed,
-    /// What the user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
     /// This run less the baseline; null for the baseline itself.
     pub delta: Option<Delta>,
@@ -91,15 +93,15 @@ pub struct OverSeeds {
 /// A figure for each seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// In the seeds' order; null where it is not a number.
+    /// In the order of the seeds; null if a value is not a number.
     pub values: Vec<Option<f64>>,
-    /// Of their mean; null where one is not a number.
+    /// The interval of their mean; null if a value is not a number.
     pub interval: Option<Interval>,
 }
 
-/// Student's interval of a mean at 95 %: mean ± t(0.975, n − 1)·s/√n. An accuracy moves in steps of
-/// one example, so that a few equal ones have s = 0, which would claim certainty: s is never taken
-/// below that of rounding to such steps, step/√12 for a metric and step/√6 for the difference of two.
+/// Student's interval of a mean at 95 %: mean ± t(0.975, n − 1)·s/√n. An accuracy is a multiple of
+/// one example, so a few equal values have s = 0, which would claim certainty. Therefore s is at
+/// least the s of this rounding: step/√12 for a metric and step/√6 for the difference of two.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The mean.

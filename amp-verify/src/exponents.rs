@@ -1,4 +1,5 @@
-//! Histograms of exponents, and what they say about every floating format without running it.
+//! Histograms of exponents, from which the losses of every floating-point format follow without
+//! running it.
 
 use std::collections::BTreeMap;
 
@@ -123,11 +124,11 @@ pub struct Losses {
     pub underflow: u64,
 }
 
-/// Exponents from below those of f64's subnormals.
+/// The smallest exponent, which f64's subnormals reach.
 const LOWEST: i64 = -1100;
 
 impl Histogram {
-    /// Of a floating tensor.
+    /// The histogram of a floating-point tensor.
     ///
     /// # Errors
     /// When the device has no room.
@@ -210,8 +211,9 @@ impl Histogram {
         self.max_exponent()
     }
 
-    /// What the format loses of the values times 2^`log2_scale`, rounded to nearest even without
-    /// saturation, as libtorch casts: exact, from the buckets alone.
+    /// The values that the format loses if they are multiplied by 2^`log2_scale` and rounded to
+    /// nearest even without saturation, as in libtorch's casts. It is exact, and computed from the
+    /// buckets alone.
     pub fn predict(&self, format: Format, log2_scale: i32) -> Losses {
         let (top, zero) = (format.max_exponent(), format.min_subnormal_exponent() - 1);
         let place = Format::ALL.iter().position(|other| *other == format).unwrap_or_default();
@@ -254,7 +256,7 @@ impl Histogram {
     }
 }
 
-/// What really becomes of a tensor times 2^`log2_scale`.
+/// The values that a real cast of a tensor times 2^`log2_scale` loses.
 ///
 /// # Errors
 /// When libtorch cannot cast to the format here.
@@ -269,7 +271,7 @@ pub fn cast(tensor: &Tensor, format: Format, log2_scale: i32) -> Result<Losses> 
     })
 }
 
-/// What `after` has lost of `before`, element by element.
+/// The elements of `before` that are lost in `after`.
 ///
 /// # Errors
 /// When their shapes differ.
@@ -290,7 +292,7 @@ pub fn losses(before: &Tensor, after: &Tensor) -> Result<Losses> {
     })
 }
 
-/// What a safe loss scale is to leave.
+/// The share of values that a safe loss scale must preserve.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WindowOptions {
     /// The share of a tensor's nonzero values that may become zero.

@@ -4,9 +4,9 @@
 //! [`registry`] → [`case::Case`] → [`runner`] → [`matrix`] → [`comparison::Comparison`] → `view`,
 //! `report`. [`golden`] keeps a comparison as a snapshot in `cargo test`, by [`verify!`].
 //!
-//! With the feature `cli`, which is on by default: `layers` and `exponents` show what a precision
-//! loses in each layer of one step, `diagnose` what a failed check is due to, `gate` judges models in
-//! CI, `bench` measures speed, `parity` holds models against their PyTorch twins.
+//! With the feature `cli`, which is on by default: `layers` and `exponents` show the loss of
+//! precision in each layer of a step, `diagnose` finds the cause of a failed check, `gate` judges
+//! models in CI, `bench` measures speed, `parity` compares models with their PyTorch twins.
 
 mod recorded;
 
@@ -62,7 +62,7 @@ pub use cli::main;
 pub use registry::Twin;
 pub use registry::{DataSet, Model, Project, Registry};
 
-/// What [`verify!`] names; not for use by hand.
+/// Names that [`verify!`] uses; not for use by hand.
 #[doc(hidden)]
 pub mod __private {
     pub use insta;

@@ -12,7 +12,7 @@ use crate::{
 /// moments.
 ///
 /// # Errors
-/// When a run fails; the error says under which precision.
+/// When a run fails; the error names the precision.
 pub fn run(
     case: &Case,
     precisions: &[Precision],
@@ -35,7 +35,7 @@ pub fn run(
 /// `precisions`, and compares seed by seed.
 ///
 /// # Errors
-/// When a run fails; the error says under which precision.
+/// When a run fails; the error names the precision.
 pub fn over_seeds(
     case: &Case,
     precisions: &[Precision],

@@ -1,5 +1,5 @@
-//! A Python program that is asked in lines of JSON: each line on its standard input is an object, each
-//! answer a line on its standard output. An answer with `error` ends what was asked for.
+//! A Python program with a protocol of JSON lines: each line on its standard input is a request,
+//! each line on its standard output an answer. An answer with `error` ends the request.
 
 use std::{
     collections::BTreeMap,
@@ -42,10 +42,10 @@ impl Process {
         Ok(Self { child, requests: Some(requests), answers: BufReader::new(answers) })
     }
 
-    /// What the program says first: the versions of Python and its packages.
+    /// The first answer of the program: the versions of Python and its packages.
     ///
     /// # Errors
-    /// When a package is missing; the text says which.
+    /// When a package is missing; the error names it.
     pub(crate) fn versions(&mut self) -> Result<BTreeMap<String, String>> {
         let hello = self.answer()?;
         let versions = hello.get("versions").and_then(Value::as_object);
@@ -57,7 +57,7 @@ impl Process {
     /// The answer to this request.
     ///
     /// # Errors
-    /// The program's own error, or that it is gone or has said something else than JSON.
+    /// The program's own error, or when it has ended or answered with something other than JSON.
     pub(crate) fn ask(&mut self, request: &Value) -> Result<Value> {
         let sent = match &mut self.requests {
             Some(requests) => writeln!(requests, "{request}").and_then(|()| requests.flush()),
@@ -65,7 +65,7 @@ impl Process {
         };
         match sent {
             Ok(()) => self.answer(),
-            // Why it no longer listens, it may have said.
+            // If the program has ended, it may have printed the reason.
             Err(_) => Err(self.gone()),
         }
     }
@@ -93,7 +93,7 @@ impl Process {
     }
 }
 
-/// Of an answer that does not fit its request.
+/// The error for an answer that does not fit its request.
 pub(crate) fn unexpected(answer: &Value) -> Error {
     Error::config(format!("an answer that was not expected: {answer}"))
 }

@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 use amp_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// What was recorded of a project's models.
+/// The recorded figures of a project's models.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Margins {
     /// The command that wrote the file.
     #[serde(default)]
     pub recorded_by: String,
-    /// By model: how its metric differs between precisions over seeds.
+    /// For each model the differences of its metric between precisions, over seeds.
     #[serde(default)]
     pub models: BTreeMap<String, ModelMargin>,
 }

@@ -45,8 +45,8 @@ mod tests {
 
     use super::*;
 
-    /// What is off is off by at most a whole distance of neighbours, some of it otherwise than by rounding to
-    /// nearest, and as often up as down; what can be represented is exact.
+    /// Errors are less than the distance of two neighbours, some differ from rounding to nearest,
+    /// and half of them are upwards; representable values are exact.
     #[rstest]
     #[case::f16(Kind::Half)]
     #[case::bf16(Kind::BFloat16)]

@@ -19,17 +19,17 @@ use amp_core::{
 
 use crate::{case::Case, registry::LOSS};
 
-/// What acts on a run in addition to its case.
+/// Options of a run in addition to its case.
 pub struct Extras {
     /// Callbacks, in the order in which they act.
     pub callbacks: Vec<Box<dyn Callback>>,
     /// The checkpoint to continue from.
     pub resume_from: Option<PathBuf>,
-    /// What a resumed run may have other than the saved one.
+    /// The settings in which a resumed run may differ from the saved one.
     pub resume_with: Vec<Change>,
     /// The number of a signal that ends the run once it is not 0, and where the run is saved then.
     pub interruption: Option<(Arc<AtomicUsize>, Option<PathBuf>)>,
-    /// Where the run is saved when it ends with an error.
+    /// The file to which a run that ends with an error is saved.
     pub save_on_error: Option<PathBuf>,
     /// Whether the run is held against others, so that it must log what its model is judged by.
     pub is_compared: bool,
@@ -48,9 +48,9 @@ impl Default for Extras {
     }
 }
 
-/// Trains the case under `precision`; its events go to `subscriber`. The run is a
-/// [reproducible section](random::seeded): it follows from the case's seed, whatever other threads
-/// of the process train or draw by amp-core.
+/// Trains the case under `precision`; its events go to `subscriber`. The run is a [reproducible
+/// section](random::seeded): it depends on the case's seed and not on other threads that train or
+/// draw through amp-core.
 ///
 /// A few batches are trained and thrown away first, so that loading kernels, starting threads and a
 /// process's first CUDA graph count for no precision's time or memory.
@@ -107,7 +107,7 @@ fn warm_up(case: &Case, config: &TrainerConfig, is_compared: bool) -> Result<()>
     if is_compared { check_logged(case, &record) } else { Ok(()) }
 }
 
-/// A model must log its validation loss, and what it is judged by.
+/// A model must log its validation loss, and the value by which it is judged.
 fn check_logged(case: &Case, record: &RunRecord) -> Result<()> {
     let (model, judged_by) = (case.model.name, case.model.judge.name);
     let logged: BTreeSet<&str> = record

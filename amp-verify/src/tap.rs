@@ -1,5 +1,5 @@
-//! A model with something between it and the trainer: what watches a run, and what a self-test
-//! breaks.
+//! A wrapper between the model and the trainer, for observers of a run and for the faults of the
+//! self-test.
 
 use amp_core::{
     Hook, Hyperparameters, LightningModule, Result, Step,
@@ -15,14 +15,14 @@ use amp_core::{
 /// Stands between a model and the trainer; every method passes on unless it is written.
 #[expect(clippy::missing_errors_doc, reason = "an error ends the run, as in the model's hooks")]
 pub trait Tap {
-    /// How closely the tap follows each step. The run's path depends on it: unless the tap says so, it
-    /// stays what it is without the tap.
+    /// How closely the wrapper follows each step. The run's path depends on this; by default it is
+    /// the same as without the wrapper.
     fn step_access(&self) -> StepAccess {
         StepAccess::Late
     }
 
-    /// Whether the model runs its updates itself. A tap that says that it does not makes
-    /// [`training_step`](Self::training_step) the trainer's.
+    /// Whether the model runs its updates itself. If the wrapper returns false, the trainer uses
+    /// [`training_step`](Self::training_step).
     fn optimizes_manually(&self, model: &dyn LightningModule) -> bool {
         model.optimizes_manually()
     }

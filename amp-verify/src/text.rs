@@ -5,8 +5,8 @@ pub fn one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
-/// A number with so many significant digits, without zeros at its end: `0`, `0.85`, `1.3e-7`, `120000`.
-/// Numbers below 10⁻⁴ and from 10⁶ on have an exponent.
+/// A number with this many significant digits, without trailing zeros: `0`, `0.85`, `1.3e-7`,
+/// `120000`. Numbers below 10⁻⁴ and from 10⁶ on have an exponent.
 pub fn significant(value: f64, digits: usize) -> String {
     if value == 0.0 {
         return "0".to_owned();

@@ -1,4 +1,4 @@
-//! Runs cargo and reads what it says.
+//! Runs cargo and reads its output.
 
 use std::env;
 use std::ops::ControlFlow;
@@ -9,9 +9,11 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// Cargo in the working directory, where a plain cargo would read the same configuration.
+/// Cargo, started in the working directory, so that it reads the same configuration as a plain
+/// cargo.
 pub(crate) fn command() -> Command {
-    // Cargo names itself to what it runs: that keeps `cargo +toolchain amp` on the toolchain.
+    // Cargo sets `CARGO` for the programs that it starts. Using it keeps `cargo +toolchain amp` on
+    // that toolchain.
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
@@ -19,7 +21,7 @@ fn could_not_start(error: &std::io::Error) -> Error {
     Error::new(format!("cargo could not be run ({error}): put it on PATH"))
 }
 
-/// What cargo knows about the workspace of the working directory, without its dependencies.
+/// Cargo's metadata of the workspace of the working directory, without dependencies.
 pub(crate) fn metadata() -> Result<Value, Error> {
     let mut command = command();
     command.args(["metadata", "--no-deps", "--format-version", "1"]);
@@ -30,8 +32,8 @@ pub(crate) fn metadata() -> Result<Value, Error> {
         .map_err(|e| Error::new(format!("`cargo metadata` printed what is not JSON ({e})")))
 }
 
-/// Runs cargo unseen and returns what it wrote to stdout. `explain` makes the error of the reason
-/// for which cargo failed.
+/// Runs cargo without output and returns its stdout. If cargo fails, `explain` makes the error from
+/// cargo's reason.
 pub(crate) fn run(
     command: &mut Command,
     explain: impl FnOnce(String) -> String,
@@ -44,7 +46,7 @@ pub(crate) fn run(
     }
 }
 
-/// Cargo's error message in one line: its first line, and the first one of each cause.
+/// Cargo's error message as one line: the first line of the message and of each cause.
 fn reason(message: &str) -> String {
     let mut lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.find_map(|line| line.strip_prefix("error: ")).unwrap_or("no message");
@@ -67,15 +69,15 @@ pub(crate) struct Executable {
     pub(crate) package: PathBuf,
     pub(crate) target: String,
     pub(crate) kind: String,
-    /// Whether it runs tests, rather than the program itself.
+    /// Whether it is a test binary, and not the program itself.
     pub(crate) is_test: bool,
     pub(crate) path: PathBuf,
 }
 
-/// Runs `command`, a build, and returns its executables, or the exit code of a cargo that failed
-/// and has said why.
+/// Runs the build `command` and returns its executables. If cargo failed, returns cargo's exit
+/// code; cargo has printed the reason.
 pub(crate) fn build(mut command: Command) -> Result<ControlFlow<ExitCode, Vec<Executable>>, Error> {
-    // Errors and warnings go to the terminal; stdout says what was built.
+    // Errors and warnings go to the terminal; stdout lists the built files.
     let built = command
         .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped())
@@ -89,13 +91,13 @@ pub(crate) fn build(mut command: Command) -> Result<ControlFlow<ExitCode, Vec<Ex
     })
 }
 
-/// The exit code of a program that has ended; 1 where a signal ended it.
+/// The exit code of a program that has ended; 1 if a signal ended it.
 pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     code.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// The executables among cargo's messages: one JSON object a line.
+/// The executables in cargo's messages, which are one JSON object per line.
 fn executables(messages: &str) -> Vec<Executable> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     messages

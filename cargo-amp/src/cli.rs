@@ -1,4 +1,4 @@
-//! What was asked for on the command line.
+//! Reads the command line.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -55,7 +55,7 @@ exit codes: that of cargo or of the binary; 2 when `cargo amp` itself cannot do 
 was asked, with one line that says why.
 ";
 
-/// A device that the tests can be pointed at.
+/// A device that the tests can run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Device {
     Cpu,
@@ -80,7 +80,7 @@ impl Device {
 /// The command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Invocation {
-    /// The package of the workspace that is meant.
+    /// The package of the workspace that the command is for.
     pub(crate) package: Option<String>,
     pub(crate) request: Request,
 }
@@ -88,7 +88,7 @@ pub(crate) struct Invocation {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Help,
-    /// What to fetch, if that is said.
+    /// What to fetch, if given.
     Setup(Option<Variant>),
     New {
         name: String,
@@ -99,11 +99,11 @@ pub(crate) enum Request {
     },
     Test {
         device: Option<Device>,
-        /// What follows `--`, for the test binaries.
+        /// The arguments after `--`, for the test binaries.
         arguments: Vec<OsString>,
     },
     Pack {
-        /// None for `dist` in the project's root.
+        /// `None` means `dist` in the project's root.
         output: Option<PathBuf>,
         bin_only: bool,
     },
@@ -114,7 +114,8 @@ pub(crate) enum Request {
 impl Invocation {
     pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Self, Error> {
         let mut words = Words(arguments.iter());
-        // Cargo passes the name of a subcommand on; an alias of `cargo run` does not.
+        // For `cargo amp`, cargo passes `amp` as the first argument; an alias of `cargo run` does
+        // not.
         if words.0.as_slice().first().is_some_and(|first| first == "amp") {
             words.0.next();
         }
@@ -145,7 +146,7 @@ impl Invocation {
     }
 }
 
-/// The arguments that were not read yet.
+/// The arguments that have not been read yet.
 struct Words<'a>(slice::Iter<'a, OsString>);
 
 impl Words<'_> {
@@ -239,7 +240,8 @@ impl Words<'_> {
         Ok(Request::Pack { output, bin_only })
     }
 
-    /// Whether `word` names a package, which then goes into `package`.
+    /// Reads the option that names a package of the workspace into `package`. Returns whether
+    /// `word` is this option.
     fn package(&mut self, word: &OsStr, package: &mut Option<String>) -> Result<bool, Error> {
         let hint = "name a package of the workspace";
         let long = self.value(word, "--package", hint)?;
@@ -251,7 +253,7 @@ impl Words<'_> {
         Ok(true)
     }
 
-    /// The value of the option `name` where `word` is that option, as `name value` or `name=value`.
+    /// If `word` is the option `name`, returns its value, given as `name value` or `name=value`.
     fn value(&mut self, word: &OsStr, name: &str, hint: &str) -> Result<Option<OsString>, Error> {
         let value = if word == name {
             self.0.next().cloned()

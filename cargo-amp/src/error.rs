@@ -1,11 +1,11 @@
-//! The one kind of failure that `cargo amp` reports itself.
+//! The error type of `cargo amp`.
 
 use std::fmt;
 
-/// Why `cargo amp` stopped before it handed over: one line that names the cause and the fix.
+/// An error of `cargo amp` itself: one line that names the cause and the fix.
 ///
-/// What fails after the handover (a build, a test, the amp binary) has already been reported by
-/// the program that failed, and keeps that program's exit code.
+/// A program that `cargo amp` starts (a build, a test, the amp binary) reports its own errors,
+/// and `cargo amp` exits with the program's exit code.
 #[derive(Debug)]
 pub(crate) struct Error(String);
 

@@ -1,4 +1,4 @@
-//! The last step: cargo, or the amp binary that cargo has built, takes this process over.
+//! The last step: replaces this process by cargo, or by the amp binary that cargo has built.
 
 use std::ffi::OsString;
 use std::ops::ControlFlow;
@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::libtorch::Libtorch;
 use crate::project::Package;
 
-/// Runs the tests of `package`, or of the whole workspace, through to the last binary.
+/// Runs all test binaries of `package`, or of the whole workspace, even after one has failed.
 pub(crate) fn test(
     libtorch: &Libtorch,
     package: Option<&Package>,
@@ -25,14 +25,14 @@ pub(crate) fn test(
         Some(package) => command.args(["--package", &package.name]),
         None => command.arg("--workspace"),
     };
-    // Cargo names at the end which binaries failed.
+    // At the end cargo lists the binaries that failed.
     command.arg("--no-fail-fast");
     libtorch.apply_to_tests(&mut command);
     command.envs(python.map(|folder| ("AMP_TEST_PYTHON", folder)));
     if let Some(device) = device {
         command.env("AMP_DEVICE", device.name());
         if device == Device::Cuda {
-            // One at a time: a CUDA device's memory statistics are the process's.
+            // One test at a time, because a CUDA device counts memory for the whole process.
             command.env("RUST_TEST_THREADS", "1");
         }
     }
@@ -42,14 +42,14 @@ pub(crate) fn test(
     replace_process(command)
 }
 
-/// Builds the amp binary of `package` and becomes it.
+/// Builds the amp binary of `package` and replaces this process by it.
 pub(crate) fn amp(
     libtorch: &Libtorch,
     package: &Package,
     arguments: &[OsString],
 ) -> Result<ExitCode, Error> {
-    // The dev profile is the tests' profile too, so the C++ bindings are compiled once for both;
-    // what measures is built for speed.
+    // The dev profile is also the tests' profile, so the C++ bindings are compiled once for both. A
+    // command that measures time is built with optimization.
     let measures = arguments.first().is_some_and(|command| command == "bench");
     let binary = match build(libtorch, package, measures)? {
         ControlFlow::Continue(binary) => binary,
@@ -61,8 +61,8 @@ pub(crate) fn amp(
     replace_process(command)
 }
 
-/// Builds the amp binary of `package`, in the release profile where `release` says so, and returns
-/// its path, or the exit code of a cargo that failed.
+/// Builds the amp binary of `package`, with the release profile if `release` is true. Returns the
+/// binary's path, or the exit code of cargo if the build failed.
 pub(crate) fn build(
     libtorch: &Libtorch,
     package: &Package,
@@ -82,7 +82,7 @@ pub(crate) fn build(
     })
 }
 
-/// Gives this process to `command`, so that signals and the exit code are its own.
+/// Replaces this process by `command`, which then receives signals and sets the exit code.
 #[cfg(unix)]
 fn replace_process(mut command: Command) -> Result<ExitCode, Error> {
     use std::os::unix::process::CommandExt;
@@ -91,7 +91,7 @@ fn replace_process(mut command: Command) -> Result<ExitCode, Error> {
     Err(could_not_start(&command, &error))
 }
 
-/// Where no process can be replaced, waits for `command` and passes its exit code on.
+/// On systems that cannot replace a process: waits for `command` and returns its exit code.
 #[cfg(not(unix))]
 fn replace_process(mut command: Command) -> Result<ExitCode, Error> {
     let status = command.status().map_err(|e| could_not_start(&command, &e))?;

@@ -1,8 +1,8 @@
-//! `cargo amp`: finds the project and libtorch, then hands over to cargo or to the project's own
-//! `amp` binary; and makes, extends and packs projects.
+//! `cargo amp`: finds the project and libtorch, then starts cargo or the project's own `amp`
+//! binary. It also makes, extends and packs projects.
 //!
-//! This crate does not depend on libtorch and on little else, so that it builds in seconds, before
-//! there is a libtorch to build anything else with.
+//! This crate has few dependencies and does not depend on libtorch, so that it builds in
+//! seconds, before libtorch is installed.
 
 #[macro_use]
 mod say;

@@ -1,4 +1,4 @@
-//! Runs pip, shows what it does, and says in one line why it failed.
+//! Runs pip, shows its output, and explains a failure in one line.
 
 use std::path::Path;
 use std::process::{Command, ExitStatus};
@@ -13,14 +13,14 @@ print('%d.%d' % sys.version_info[:2])
 print(importlib.util.find_spec('pip') is not None)
 ";
 
-/// What is fetched, in the words of the messages.
+/// What is fetched, for messages.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted {
-    /// As in `libtorch`.
+    /// Its short name, such as `libtorch`.
     pub(crate) name: &'static str,
     /// The package and its version, as in `torch 2.11.0`.
     pub(crate) package: &'static str,
-    /// What helps against every failure: the end of a sentence, which begins with `or`.
+    /// A remedy that always helps: the end of a sentence that begins with `or`.
     pub(crate) otherwise: &'static str,
 }
 
@@ -61,8 +61,8 @@ impl Pip {
     ///
     /// With `--target`, pip also works under a Python that its distribution manages (PEP 668).
     pub(crate) fn install(target: &Path, requirements: &[String]) -> Vec<String> {
-        // Nothing is compiled: a package that has no wheel is refused, and Python's own bytecode
-        // is of no use to C++.
+        // Nothing is compiled: a package without a wheel is refused. Python's bytecode is not
+        // needed.
         let options = ["install", "--only-binary=:all:", "--no-compile", "--target"];
         Self::arguments(&options, target, requirements)
     }
@@ -92,18 +92,18 @@ impl Pip {
             Command::new("python3")
                 .args(arguments)
                 .current_dir(folder)
-                // pip unpacks in a temporary folder and moves from there: on the same disk that
-                // is a rename, and a small /tmp is not filled.
+                // pip unpacks into a temporary folder and moves the files from there. On the same
+                // disk the move is a rename, and a small /tmp does not fill up.
                 .env("TMPDIR", temporary)
-                // A user's settings for other installs, which pip refuses together with --target
+                // Settings of the user for other installs, which pip refuses together with --target
                 // or outside a virtual environment.
                 .env("PIP_USER", "0")
                 .env("PIP_REQUIRE_VIRTUALENV", "0")
-                // Its cache would hold all that is fetched a second time.
+                // pip's cache would hold a second copy of everything that is fetched.
                 .env("PIP_NO_CACHE_DIR", "1")
-                // A broken connection is taken up where it broke, by a pip that can (25.1).
+                // A pip that supports it (25.1) resumes a broken download.
                 .env("PIP_RESUME_RETRIES", "5")
-                // Root need not be warned of an install that touches no system folder.
+                // pip warns root about installs into system folders; this one touches none.
                 .env("PIP_ROOT_USER_ACTION", "ignore")
                 .env("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
         )
@@ -119,12 +119,12 @@ impl Pip {
         }
     }
 
-    /// Names the cause of a failed pip and the fix, from what it wrote to stderr.
+    /// The cause of pip's failure and the fix, from pip's stderr.
     fn cause(&self, folder: &Path, status: ExitStatus, errors: &str) -> String {
         let otherwise = self.wanted.otherwise;
         let says = |marks: &[&str]| marks.iter().any(|mark| errors.contains(mark));
         let no_wheel = says(&["No matching distribution found"]);
-        // pip reports an index that it could not reach as one without versions.
+        // For an index that cannot be reached, pip reports that there are no versions.
         let index_answered = !errors.contains("(from versions: none)");
         if disk_is_full(errors) {
             format!("the disk is full: make room in {}, {otherwise}", folder.display())
@@ -149,7 +149,7 @@ impl Pip {
     }
 }
 
-/// Whether what is fetched was published for this version of Python.
+/// Whether the package was published for this version of Python.
 fn has_wheels(python: &str) -> bool {
     let minor = python.strip_prefix("3.").and_then(|minor| minor.parse().ok());
     minor.is_some_and(|minor: u32| (10..=14).contains(&minor))

@@ -1,12 +1,12 @@
-//! Runs Python in sight of the user.
+//! Runs Python and shows its output.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, ExitStatus, Stdio};
 
-/// Runs `command` in sight of the user and returns its exit status and what it wrote to stderr.
+/// Runs `command`, shows its output, and returns its exit status and its stderr.
 ///
-/// Both streams go to stderr, because stdout belongs to the program that is handed over to. Its
-/// stdout, with the progress bars, goes there directly, so that pip still sees a terminal.
+/// Both streams go to stderr, because stdout belongs to the program that runs afterwards. The
+/// command's stdout, which has the progress bars, is stderr itself, so that pip detects a terminal.
 pub(crate) fn show(command: &mut Command) -> io::Result<(ExitStatus, String)> {
     let mut child = command
         .stdin(Stdio::null())
@@ -25,12 +25,12 @@ pub(crate) fn show(command: &mut Command) -> io::Result<(ExitStatus, String)> {
     Ok((child.wait()?, String::from_utf8_lossy(&errors).into_owned()))
 }
 
-/// The last line of `text` that is not empty: where Python and pip name the cause.
+/// The last line of `text` that is not empty: Python and pip print the cause there.
 pub(crate) fn last_line(text: &str) -> &str {
     text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no message")
 }
 
-/// Whether a program that wrote `errors` found no room on the disk.
+/// Whether the error output `errors` reports a full disk.
 pub(crate) fn disk_is_full(errors: &str) -> bool {
     ["No space left on device", "Disk quota exceeded"].iter().any(|mark| errors.contains(mark))
 }

@@ -1,4 +1,4 @@
-//! The user's project, as cargo sees it from the working directory.
+//! The user's project, found by cargo from the working directory.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use serde_json::Value;
 use crate::cargo;
 use crate::error::Error;
 
-/// The name of the binary that hands the user's registry to `amp_verify::main`.
+/// The name of the binary that passes the user's registry to `amp_verify::main`.
 const BINARY: &str = "amp";
 
-/// A workspace, or the one crate that is its own workspace.
+/// A workspace, or a crate outside a workspace.
 pub(crate) struct Project {
     root: PathBuf,
     packages: Vec<Package>,
-    /// The package that the working directory belongs to; none in a workspace's root.
+    /// The package of the working directory; `None` in a workspace's root.
     current: Option<usize>,
     test_python_packages: Vec<String>,
 }
@@ -25,26 +25,26 @@ pub(crate) struct Package {
     pub(crate) name: String,
     /// The folder of its `Cargo.toml`.
     pub(crate) folder: PathBuf,
-    /// The binary that `cargo run` starts, where the manifest names one.
+    /// The binary that `cargo run` starts, if the manifest names one.
     pub(crate) default_run: Option<String>,
     pub(crate) dependencies: Vec<String>,
     targets: Vec<Target>,
-    /// What `cargo amp pack` copies, relative to `folder`.
+    /// The paths that `cargo amp pack` copies, relative to `folder`.
     pub(crate) pack: Vec<String>,
     /// The test binaries that `cargo amp pack` leaves out.
     pub(crate) pack_skip_tests: Vec<String>,
 }
 
-/// Something that cargo builds.
+/// A target: something that cargo builds.
 struct Target {
     name: String,
     kind: String,
-    /// Whether cargo builds it only when features are asked for.
+    /// Whether cargo builds it only if features are enabled.
     needs_features: bool,
 }
 
 impl Project {
-    /// Asks cargo which workspace and package the working directory belongs to.
+    /// Asks cargo for the workspace and the package of the working directory.
     pub(crate) fn find() -> Result<Self, Error> {
         let working = env::current_dir()
             .map_err(|e| Error::new(format!("the working directory cannot be read: {e}")))?;
@@ -67,7 +67,7 @@ impl Project {
             .iter()
             .map(Package::from_metadata)
             .collect::<Result<Vec<_>, _>>()?;
-        // A package may be in another one's folder.
+        // A package may be inside another package's folder.
         let current = (0..packages.len())
             .filter(|&at| working.starts_with(&packages[at].folder))
             .max_by_key(|&at| packages[at].folder.as_os_str().len());
@@ -88,13 +88,13 @@ impl Project {
         &self.packages
     }
 
-    /// What pip is asked for before the tests run.
+    /// The requirements that pip installs before the tests run.
     pub(crate) fn test_python_packages(&self) -> &[String] {
         &self.test_python_packages
     }
 
-    /// The package whose binary `amp` is to run: the one that is `wanted` by name, else the
-    /// current one, else the only one of the workspace that has such a binary.
+    /// The package whose `amp` binary runs: the package named `wanted`, or the current package, or
+    /// the only package of the workspace that has such a binary.
     pub(crate) fn with_binary(&self, wanted: Option<&str>) -> Result<&Package, Error> {
         if let Some(package) = wanted.map(|name| self.named(name)).transpose()? {
             return if package.has_binary() { Ok(package) } else { Err(package.has_no_binary()) };
@@ -119,8 +119,8 @@ impl Project {
         }
     }
 
-    /// The package that `cargo amp init` extends: the one that is `wanted` by name, else the
-    /// current one, else the only one.
+    /// The package that `cargo amp init` extends: the package named `wanted`, or the current
+    /// package, or the only package.
     pub(crate) fn to_extend(&self, wanted: Option<&str>) -> Result<&Package, Error> {
         if let Some(name) = wanted {
             return self.named(name);
@@ -136,7 +136,7 @@ impl Project {
         }
     }
 
-    /// The member of that name.
+    /// The member with this name.
     pub(crate) fn named(&self, name: &str) -> Result<&Package, Error> {
         self.packages.iter().find(|package| package.name == name).ok_or_else(|| {
             Error::new(format!(
@@ -172,7 +172,7 @@ impl Package {
             default_run: package["default_run"].as_str().map(String::from),
             dependencies: items(&package["dependencies"])
                 .iter()
-                // Dependencies of tests and of build scripts have a kind.
+                // Dependencies of tests and of build scripts have a `kind`.
                 .filter(|dependency| dependency["kind"].is_null())
                 .map(|dependency| text(&dependency["name"]).into())
                 .collect(),
@@ -191,7 +191,7 @@ impl Package {
         self.targets.iter().filter(|target| target.kind == "bin").map(|target| &*target.name)
     }
 
-    /// The names of the benchmarks that cargo builds without being given features.
+    /// The names of the benchmarks that cargo builds without features.
     pub(crate) fn benchmarks(&self) -> impl Iterator<Item = &str> {
         let benchmarks = self.targets.iter().filter(|t| t.kind == "bench" && !t.needs_features);
         benchmarks.map(|target| &*target.name)
@@ -218,7 +218,7 @@ struct Settings<'a> {
 }
 
 impl<'a> Settings<'a> {
-    /// Refuses keys that are not `known`: a misspelt one would do nothing, silently.
+    /// Refuses keys that are not in `known`, because a misspelt key would have no effect.
     fn new(table: &'a Value, place: &str, known: &[&str]) -> Result<Self, Error> {
         let odd = match table {
             Value::Null => None,

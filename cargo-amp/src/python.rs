@@ -1,4 +1,4 @@
-//! Fetches the Python packages that a project's tests ask for: once, whole or not at all.
+//! Fetches the Python packages for a project's tests, once, completely or not at all.
 
 use std::fs;
 use std::io;
@@ -15,8 +15,8 @@ const WANTED: Wanted = Wanted {
     otherwise: "or run `cargo test --workspace`, where the tests that need them fail",
 };
 
-/// Makes sure that the packages of `test-python-packages` are there and whole, and returns their
-/// folder; none where the project asks for none.
+/// Makes sure that the packages of `test-python-packages` are installed, and returns their folder;
+/// `None` if the project names none.
 pub(crate) fn ensure(project: &Project) -> Result<Option<PathBuf>, Error> {
     let requirements = project.test_python_packages();
     if requirements.is_empty() {
@@ -36,13 +36,14 @@ pub(crate) fn ensure(project: &Project) -> Result<Option<PathBuf>, Error> {
     }
     fs::create_dir_all(&kept).map_err(unwritable)?;
     let _lock = lock(&home.with_extension("lock"), "the tests' Python packages")?;
-    // Looked at again: another process may have fetched them while this one waited.
+    // Checked again, because another process may have fetched them while this process waited for
+    // the lock.
     if is_complete(&home, requirements) {
         return Ok(Some(home));
     }
     let pip = Pip::find(WANTED)?;
     let partial = home.with_extension("partial");
-    // What an interruption left.
+    // Remains of an interrupted run.
     remove(&partial).map_err(unwritable)?;
     let fetched = fetch(&pip, project, &partial);
     let placed = fetched.and_then(|()| place(&partial, &home, requirements).map_err(unwritable));
@@ -62,7 +63,7 @@ fn fetch(pip: &Pip, project: &Project, partial: &Path) -> Result<(), Error> {
     pip.run(project.root(), &temporary, &arguments)
 }
 
-/// Writes the stamp, which says that the packages are whole, then moves them to their place.
+/// Writes the stamp, which marks the packages as complete, then moves them into place.
 fn place(partial: &Path, home: &Path, requirements: &[String]) -> io::Result<()> {
     let packages = partial.join("packages");
     fs::write(packages.join("amp-stamp"), stamp(requirements))?;

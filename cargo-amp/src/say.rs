@@ -1,5 +1,5 @@
-//! Lines for the user. A reader that has closed its end of the pipe has seen enough: that is not a failure,
-//! where `println!` would panic.
+//! Prints lines for the user. If the reader closes its end of the pipe, the rest is dropped;
+//! `println!` would panic.
 
 /// A line on standard output.
 macro_rules! say {

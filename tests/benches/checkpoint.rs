@@ -30,7 +30,7 @@ struct Encoder {
     blocks: Vec<TransformerEncoderLayer>,
 }
 
-/// Saves once, after so many steps.
+/// Saves once, after this many steps.
 struct Saves {
     after: u64,
     to: PathBuf,
@@ -65,7 +65,7 @@ struct Times {
     saved: Option<f64>,
 }
 
-/// Runs so many steps; saves after a fifth of them, where that is asked for.
+/// Runs this many steps; with `saves`, saves after a fifth of them.
 fn run(data: &DataModule, device: Device, steps: u64, saves: bool) -> Result<Times> {
     let _section = seeded(0)?;
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! What a whole run costs beyond its tensor work: see [`fixtures::bench::overhead`].
+//! The cost of a whole run in addition to its tensor work: see [`fixtures::bench::overhead`].
 //!
 //! `cargo bench -p tests --bench fit` times `Trainer::fit` and the bare loop with criterion and then
 //! prints, for each model, the loop's own overhead per step in µs over the bare tensor work.

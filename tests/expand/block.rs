@@ -1,4 +1,4 @@
-//! A block to nest in models.
+//! A block that models can contain.
 
 use amp_core::prelude::*;
 
@@ -9,7 +9,7 @@ pub(crate) struct Residual {
     /// Features in and out.
     #[hparam]
     width: i64,
-    /// Share of features that are dropped.
+    /// The probability with which a feature is dropped.
     #[hparam(default = 0.1)]
     dropout: f64,
     #[layer(sequential(linear(width, width), relu, dropout(dropout)))]

@@ -1,5 +1,5 @@
-//! Generics, a lifetime, a where clause; optional, repeated and checkpointed layers; functions of
-//! one's own for a step, the optimizers and a hook.
+//! Generics, a lifetime, a where clause; optional, repeated and checkpointed layers; the user's own
+//! functions for a step, the optimizers and a hook.
 
 use std::{fmt::Debug, marker::PhantomData};
 

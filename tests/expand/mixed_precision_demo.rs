@@ -2,7 +2,7 @@
 
 use amp_core::prelude::*;
 
-/// Linear, batch norm, ReLU and dropout three times over.
+/// Linear, batch norm, ReLU and dropout, three times.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(accuracy, name = acc)]
@@ -10,7 +10,7 @@ use amp_core::prelude::*;
 #[optimizer(adamw, lr = self.learning_rate, weight_decay = 1e-4)]
 #[scheduler(cosine_annealing, t_max = 50, interval = epoch)]
 pub(crate) struct MixedPrecisionDemo {
-    /// Features of an example.
+    /// The number of features of an example.
     #[hparam(default = 512)]
     input_size: i64,
     /// Width of the first two hidden layers.

@@ -1,4 +1,5 @@
-//! Precision regions, a forward closure, a loss of one's own, several metrics, a schedule by step.
+//! Precision regions, a forward closure, a loss of the user's own, several metrics, a schedule of
+//! steps.
 
 use amp_core::{
     nn::{Visit, Visitor},

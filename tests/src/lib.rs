@@ -1,5 +1,6 @@
-//! What holds across the crates is in `tests/tests`. Here the README's example and the derives'
-//! documentation are compiled: amp-derive cannot do it, since its examples need amp-core.
+//! Tests across the crates are in `tests/tests`. Here the README's example and the derives'
+//! documentation are compiled, because amp-derive's examples need amp-core, on which amp-derive
+//! cannot depend.
 
 /// The examples of `derive(LightningModule)`.
 #[cfg(doctest)]

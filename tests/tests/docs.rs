@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 const RULES: std::ops::RangeInclusive<u32> = 1..=35;
-/// The rules on FP8 may say that there is none.
+/// The rules on FP8 may have a note instead of a test.
 const FP8: std::ops::RangeInclusive<u32> = 20..=22;
 const NO_FP8: &str = "FP8 is not built yet";
 
@@ -11,7 +11,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// A page as one line for each paragraph, heading and row.
+/// A page with one line for each paragraph, heading and row.
 fn page(name: &str) -> Vec<String> {
     let path = root().join("docs").join(name);
     let text = fs::read_to_string(&path).expect("the page can be read");
@@ -30,12 +30,12 @@ fn page(name: &str) -> Vec<String> {
     lines.into_iter().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
 }
 
-/// The names in backticks that have a path.
+/// The names in backticks that contain a path.
 fn names(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2).filter(|name| name.contains("::"))
 }
 
-/// Why a test of this name does not exist, if it does not.
+/// The reason why a test of this name does not exist, or `None` if it exists.
 fn missing(name: &str) -> Option<String> {
     let (folder, rest) = match name.split_once("::") {
         Some(("tests", rest)) => ("tests/tests", rest),
@@ -54,7 +54,7 @@ fn missing(name: &str) -> Option<String> {
     let Some(at) = source.find(&format!("\nfn {function}(")) else {
         return Some(format!("`{name}`: {folder}/{file}.rs has no such function"));
     };
-    // Attributes and doc comments stand between the function and the blank line before it.
+    // Attributes and doc comments are between the blank line and the function.
     let before = source[..at].rsplit("\n\n").next().unwrap_or_default();
     let is_test = ["#[test]", "#[rstest]"].iter().any(|mark| before.contains(mark));
     (!is_test).then(|| format!("`{name}` is not a test"))
@@ -105,11 +105,11 @@ fn every_pain_has_tests_and_every_test_exists() {
     assert!(wrong.is_empty(), "PAINS.md: {wrong:#?}");
 }
 
-/// The check itself sees what it must.
+/// The check itself finds wrong names.
 #[test]
-fn a_name_that_is_no_test_is_seen() {
+fn a_name_that_is_not_a_test_is_found() {
     assert_eq!(missing("scaler_misuse::the_defaults_are_torchs"), None);
-    assert_eq!(missing("tests::docs::a_name_that_is_no_test_is_seen"), None);
+    assert_eq!(missing("tests::docs::a_name_that_is_not_a_test_is_found"), None);
     assert_eq!(missing("tests::docs::page").as_deref(), Some("`tests::docs::page` is not a test"));
     assert!(missing("scaler::no_such_function").is_some());
     assert!(missing("no_such_file::at_all").is_some());

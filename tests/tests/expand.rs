@@ -1,4 +1,4 @@
-//! The structs whose expansions are goldens, compiled and run.
+//! Compiles and runs the structs whose expansions are recorded.
 
 #[path = "../expand/block.rs"]
 mod block;
@@ -37,7 +37,7 @@ fn parameters_have_pytorch_names_in_order() {
 }
 
 #[test]
-fn hyperparameters_go_in_and_come_out_by_name() {
+fn hyperparameters_are_set_and_read_by_name() {
     let given = values(json!({ "num_classes": 7, "weight": 2.0 }));
     let builder = regions::Regions::builder(10).hyperparameters(&given).expect("known names");
     assert_eq!(builder.build().expect("a model").hyperparameters(), given);
@@ -57,7 +57,7 @@ fn hyperparameters_go_in_and_come_out_by_name() {
 }
 
 #[test]
-fn regions_hold_in_a_forward_of_ones_own() {
+fn regions_apply_in_an_own_forward() {
     let model = regions::Regions::builder(10).build().expect("a model");
     let _section = amp_core::random::seeded(0).expect("libtorch takes a seed");
     let input = Tensor::randn([3, 64], (Kind::Float, Device::Cpu));
@@ -66,14 +66,14 @@ fn regions_hold_in_a_forward_of_ones_own() {
 }
 
 #[test]
-fn given_optional_and_repeated_layers() {
+fn given_optional_and_repeated_layers_are_built() {
     let builder = generic::Generic::<_, u8>::builder(Relu);
     let model = builder.depth(2).norm(false).build().expect("a model");
     assert_eq!((model.many.len(), model.maybe.is_some(), model.losses), (2, false, vec![0.0; 2]));
 }
 
 #[test]
-fn blocks_nest() {
+fn blocks_can_be_nested() {
     #[derive(LightningModule)]
     #[loss(mse_loss)]
     #[optimizer(sgd, lr = 0.1)]
@@ -92,7 +92,7 @@ fn blocks_nest() {
 
 #[test]
 #[deny(deprecated)]
-fn advice_is_silenced_where_it_is_given() {
+fn an_allow_attribute_silences_the_advice() {
     #[derive(LightningModule)]
     #[loss(mse_loss)]
     #[optimizer(adamw, lr = 1e-3, eps = 1e-8)]
@@ -104,7 +104,7 @@ fn advice_is_silenced_where_it_is_given() {
     assert!(Net::builder().build().is_ok());
 }
 
-/// Nothing here is called what it is elsewhere, and no trait is in scope.
+/// Here every name has another meaning than usual, and no trait is in scope.
 #[no_implicit_prelude]
 mod hostile {
     use ::amp_core::{LightningModule, Module, nn};
@@ -149,7 +149,7 @@ mod hostile {
 }
 
 #[test]
-fn names_of_the_user_meet_no_generated_ones() {
+fn names_of_the_user_do_not_clash_with_generated_names() {
     let model = hostile::Result::builder().values(2).builder(3).build().expect("a model");
     let names: Vec<String> = named_tensors(&model).into_iter().map(|(name, ..)| name).collect();
     assert_eq!(names[2..], ["layers.0.output.weight", "layers.0.output.bias"]);

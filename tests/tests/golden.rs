@@ -1,5 +1,5 @@
-//! The models held against their goldens, on any CPU or on a GPU of a recorded compute capability,
-//! and what a golden refuses.
+//! Compares the models with their goldens, on any CPU or on a GPU whose compute capability was
+//! recorded, and checks which changes a golden refuses.
 
 use amp_core::{hardware::Fingerprint, precision::Precision};
 use amp_verify::golden::{
@@ -7,7 +7,7 @@ use amp_verify::golden::{
 };
 use rstest::rstest;
 
-/// One test for each model, under its own name.
+/// One test for each model, with the model's name.
 macro_rules! goldens {
     ($($test:ident: $model:ident $(, $setter:ident = $value:expr)?;)*) => {
         $(#[test]
@@ -52,8 +52,8 @@ fn in_16(golden: &mut Golden) -> &mut Figures {
     golden.runs.get_mut("16-mixed").expect("a run of 16-mixed")
 }
 
-/// A golden is worth what it refuses: each of these changes must be seen, under its own name, by
-/// the spread over machines and by the golden's own seeds alike.
+/// A golden must refuse each of these changes under its own name, by the spread between machines
+/// and by the golden's own seeds alike.
 #[rstest]
 fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     let agreement = Agreement { spread: recorded.then(spread), memory: true };
@@ -81,7 +81,8 @@ fn a_changed_figure_is_named(#[values(true, false)] recorded: bool) {
     assert_eq!(refused(&|g| drop(g.runs.remove("16-mixed"))), [(String::new(), "precisions")]);
 }
 
-/// On one model of GPU a golden is repeated to the bit; another GPU of the capability has a tolerance.
+/// On one model of GPU, a golden must be repeated bit for bit; another GPU with the same compute
+/// capability has a tolerance.
 #[test]
 fn one_model_of_gpu_repeats_every_figure() {
     let on = |device: &str| {
@@ -110,7 +111,7 @@ fn one_model_of_gpu_repeats_every_figure() {
     }
 }
 
-/// No golden of this repository, and none without a recorded spread, tolerates a regression of δ.
+/// No golden of this repository tolerates a regression of δ, with or without a recorded spread.
 #[test]
 fn no_golden_tolerates_more_than_the_gate() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens");
@@ -133,9 +134,9 @@ fn no_golden_tolerates_more_than_the_gate() {
     }
 }
 
-/// A run that broke as it broke before is not an agreement, and no anchor.
+/// A run that is non-finite like the golden does not agree with it, and cannot become an anchor.
 #[test]
-fn what_is_not_a_number_agrees_with_nothing() {
+fn nan_agrees_with_nothing() {
     for value in [None, Some(f64::NAN), Some(f64::INFINITY)] {
         let mut broken = golden();
         in_16(&mut broken).loss = value;
@@ -145,7 +146,8 @@ fn what_is_not_a_number_agrees_with_nothing() {
     }
 }
 
-/// Each step is within the golden's tolerance and is accepted; the anchor ends it.
+/// Each single change is within the golden's tolerance and is accepted; the anchor refuses their
+/// sum.
 #[test]
 fn accepted_drift_cannot_ratchet() {
     let agreement = agreement();
@@ -226,8 +228,8 @@ fn machines_are_told_apart_by_what_changes_figures(
     }
 }
 
-/// What a GPU's golden is called, what it needs beside it, and what it says of another's: with a
-/// fabricated fingerprint.
+/// The file name of a GPU's golden, the files it needs, and the message about another GPU's golden,
+/// tested with a made-up fingerprint.
 #[test]
 fn goldens_are_kept_by_compute_capability() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -259,8 +261,8 @@ fn goldens_are_kept_by_compute_capability() {
     assert!(bare.contains("AMP_ANCHORS=write"), "{bare}");
 }
 
-/// Peak memory is that of the kernels: on a CPU with others, or with its own for f16, it says nothing, of
-/// a golden or of its anchor.
+/// Peak memory depends on the kernels: on a CPU with other kernels it is compared neither with a
+/// golden nor with its anchor.
 #[rstest]
 #[case::same(cpu(), true)]
 #[case::other_kernels(Fingerprint { capability: "avx512".into(), ..cpu() }, false)]
@@ -280,7 +282,7 @@ fn memory_is_judged_where_the_kernels_are_the_same(
 }
 
 #[test]
-fn names_say_model_and_machine() {
+fn names_contain_model_and_machine() {
     assert_eq!(machine(&cuda("9.0")), "cuda_9_0");
     assert_eq!(file_name("AdvancedAMPModel", Some(&cpu())), "advanced_amp_model_cpu");
     assert_eq!(file_name("DigitsConvNet", Some(&cuda("9.0"))), "digits_conv_net_cuda_9_0");

@@ -1,5 +1,6 @@
-//! `verify!` beside other tests of its binary, and what it says where it cannot train. The ignored
-//! tests are what a user might write; the others run them in this binary once more.
+//! `verify!` together with other tests in the same binary, and its messages where it cannot train.
+//! The ignored tests are what a user might write; the other tests run them in a child process of
+//! this binary.
 
 use std::{
     env, fs,
@@ -16,7 +17,7 @@ use amp_verify::{
 use rstest::rstest;
 use serde_json::json;
 
-/// Draws its weights, and what it drops in each step.
+/// Draws its initial weights, and its dropout in each step.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(accuracy, name = acc)]
@@ -26,7 +27,7 @@ struct Drawn {
     body: Sequential,
 }
 
-/// The same without a metric.
+/// The same model without a metric.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 1e-2)]
@@ -35,7 +36,7 @@ struct Unjudged {
     body: Linear,
 }
 
-/// The same with another metric.
+/// The same model with another metric.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(f1, num_classes = 4)]
@@ -45,7 +46,7 @@ struct Scored {
     body: Linear,
 }
 
-/// Examples that are drawn anew each time.
+/// Examples that are drawn again at each call.
 fn drawn() -> Result<DataModule> {
     let set = || -> Result<Batch> {
         let input = Tensor::f_randn([256, 8], (Kind::Float, Device::Cpu))?;
@@ -57,7 +58,7 @@ fn drawn() -> Result<DataModule> {
 
 static TRAINED: AtomicBool = AtomicBool::new(false);
 
-/// Says that the golden's test has ended, also where it fails.
+/// Records that the golden's test has ended, even if it fails.
 struct Ended;
 
 impl Drop for Ended {
@@ -76,7 +77,7 @@ fn golden() -> Result<()> {
     Ok(())
 }
 
-/// The golden of `golden`, held to within a spread that has room for any figures.
+/// The same run as `golden`, with a spread that accepts any figures.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn with_a_spread_of_its_own() {
@@ -85,7 +86,7 @@ fn with_a_spread_of_its_own() {
     verify!(Drawn, data = drawn().expect("data"), check = check);
 }
 
-/// Draws while `golden` trains.
+/// Draws random numbers while `golden` trains.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn noise() {
@@ -94,7 +95,7 @@ fn noise() {
     }
 }
 
-/// Several goldens in one test, one of them for each round of a loop.
+/// Several goldens in one test, some of them in a loop.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn several() {
@@ -104,7 +105,7 @@ fn several() {
     verify!(Drawn, data = drawn().expect("data"), precisions = IN_ONE, epochs = 1, case = "short");
 }
 
-/// Two goldens of one name, of which the second is another run.
+/// Two goldens with the same name, the second from another run.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn twice() {
@@ -160,7 +161,7 @@ fn with_another_metric() {
     verify!(Scored, data = drawn().expect("data"));
 }
 
-/// On a thread that is not named after a test there is no process to train in: it trains here.
+/// A thread without a test's name cannot start a process for the training, so it trains itself.
 #[test]
 #[ignore = "run by the tests of this file"]
 fn on_other_threads() {
@@ -172,7 +173,7 @@ fn on_other_threads() {
     }
 }
 
-/// Runs tests of this file at once, with goldens of their own in `folder`.
+/// Runs tests of this file at the same time, with their goldens in `folder`.
 fn run(folder: &Path, tests: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command.args(tests).args(["--exact", "--include-ignored", "--test-threads=3"]);
@@ -213,10 +214,10 @@ fn files(folder: &Path) -> Vec<String> {
     names
 }
 
-/// A test that draws without end beside it does not change a golden, its random data included: to
-/// the letter.
+/// A test that constantly draws random numbers does not change a golden, even with random data: the
+/// text is equal.
 #[test]
-fn a_test_that_draws_disturbs_no_golden() {
+fn a_test_that_draws_does_not_change_a_golden() {
     let folder = tempfile::tempdir().expect("a folder");
     let exact = [("INSTA_REQUIRE_FULL_MATCH", "1")];
     passed(&run(folder.path(), &["golden"], &RECORD), 1);
@@ -224,14 +225,14 @@ fn a_test_that_draws_disturbs_no_golden() {
     passed(&run(folder.path(), &["golden", "noise"], &exact), 2);
 }
 
-/// In CI, or where insta was told what to do, a run says what is missing and how to record it, and trains
-/// nothing; elsewhere it makes the folder and records both files; the next run checks.
+/// In CI, or if insta's mode is set, a run only reports the missing file and how to record it.
+/// Otherwise the first run makes the folder and records both files, and the next run checks them.
 #[test]
 fn the_first_run_records_a_golden_but_not_in_ci() {
     let root = tempfile::tempdir().expect("a folder");
     let folder = root.path().join("tests/goldens");
     for variables in [&[("CI", "true")], &[("INSTA_UPDATE", "always")], &[("INSTA_UPDATE", "no")]] {
-        // Data that end the process are never made.
+        // The data would end the process, so they are never made.
         let missing = run(&folder, &["aborts"], variables);
         let command = "record it with `AMP_ANCHORS=write cargo test aborts`";
         failed(&missing, &["NOT COMPARABLE: there is no golden", "drawn_cpu.snap yet", command]);
@@ -270,7 +271,7 @@ fn each_golden_of_a_test_has_its_own_process() {
         cases.map(|case| ["anchor.json", "snap"].map(|end| format!("drawn_cpu_{case}.{end}")));
     assert_eq!(files(folder.path()), names.concat());
     passed(&run(folder.path(), &tests, &[]), 2);
-    // The second of the loop's: what it trained is held against its own golden.
+    // The loop's second golden: its training is compared with its own golden.
     let path = folder.path().join("drawn_cpu_4.snap");
     let golden = fs::read_to_string(&path).expect("the golden");
     let moved = golden.replacen("\"skipped_steps\": 0", "\"skipped_steps\": 9", 1);
@@ -281,7 +282,7 @@ fn each_golden_of_a_test_has_its_own_process() {
     failed(&both, &["test twice ... FAILED", "1 passed; 1 failed"]);
 }
 
-/// What fails in the process that trains is what the test says.
+/// An error in the training process becomes the test's error.
 #[rstest]
 #[case("aborts", &["SIGABRT", "before it had trained", "the last words"])]
 #[case("panics", &["before it had trained", "no data today"])]
@@ -289,38 +290,38 @@ fn each_golden_of_a_test_has_its_own_process() {
 #[case("with_another_metric", &["it logs `val_f1`, `val_loss`", "with `metric`"])]
 fn a_failed_training_is_explained(#[case] test: &str, #[case] expected: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
-    // Beside another test, so that there is a process of its own.
+    // Together with another test, so that a separate process is used.
     let output = run(folder.path(), &[test, "expected_to_fail"], &RECORD);
     failed(&output, expected);
     failed(&output, &["1 passed; 1 failed"]);
     assert_eq!(files(folder.path()), Vec::<String>::new());
 }
 
-/// One test at a time needs no process of its own; other threads than a test's have none.
+/// A single test at a time trains in its own process, and so do threads that belong to no test.
 #[test]
-fn what_cannot_be_disturbed_trains_in_its_own_process() {
+fn without_other_tests_training_needs_no_child_process() {
     let folder = tempfile::tempdir().expect("a folder");
     passed(&run(folder.path(), &["golden"], &RECORD), 1);
     let exact = ("INSTA_REQUIRE_FULL_MATCH", "1");
     passed(&run(folder.path(), &["on_other_threads", "golden"], &[exact]), 2);
 }
 
-/// The file of a spread: of each figure these samples.
+/// The spread file with these samples of each figure.
 fn spread(samples: [f64; 3]) -> String {
     let figures = json!({ "accuracy": samples, "loss": samples, "peak_memory_bytes": samples });
     let samples = json!({ "32-true": figures, "bf16-mixed": figures });
     json!({ "recorded_by": "a test", "examples": 256, "samples": samples }).to_string()
 }
 
-/// A spread next to the golden decides how far its figures may be off, in a process of the golden's
-/// own and in the test's; a check that brings a spread goes before the file.
+/// A spread next to the golden sets the tolerance of its figures, in the golden's process and in
+/// the test's. A check's own spread overrides the file.
 #[rstest]
 fn a_spread_next_to_a_golden_is_its_tolerance(#[values("golden", "noise")] beside: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path();
     let tests: &[&str] = if beside == "golden" { &["golden"] } else { &["golden", beside] };
     passed(&run(path, tests, &RECORD), tests.len());
-    // Further off than unchanged code is on one machine, and nearer than it is between seeds.
+    // More than unchanged code differs on one machine, and less than seeds differ.
     let golden = fs::read_to_string(path.join("drawn_cpu.snap")).expect("the golden");
     let loss = parse(&golden).expect("a golden").runs["bf16-mixed"].loss.expect("a loss");
     let moved =
@@ -356,7 +357,7 @@ fn an_anchor_has_its_budget_from_the_spread() {
     assert!(of_its_seeds < 10.0 && recorded > 1e3, "{of_its_seeds} {recorded}");
 }
 
-/// Said before anything is trained: the data would end the process.
+/// Reported before training, because the data would end the process.
 #[rstest]
 #[case("{", "recorded spread: EOF")]
 #[case(&spread([1.0; 3]).replace("1.0,", ""), "32-true has fewer than three samples")]

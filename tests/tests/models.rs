@@ -35,7 +35,7 @@ fn no_model_is_left_out() {
 }
 
 /// Two epochs lower the validation loss, no step is skipped, and the matrix products ran in the
-/// dtype of the precision's name.
+/// dtype of the precision.
 #[rstest]
 #[case::mixed_precision_demo("MixedPrecisionDemo")]
 #[case::advanced("AdvancedAMPModel")]

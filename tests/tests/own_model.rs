@@ -1,5 +1,5 @@
-//! `verify!` for a model that no registry knows, with data of its own; and a golden that is
-//! recorded and checked by the test binary alone, as on a machine without cargo.
+//! `verify!` for a model outside of a registry, with its own data; and a golden that the test
+//! binary records and checks alone, as on a machine without cargo.
 
 use std::{
     env,
@@ -29,7 +29,8 @@ struct WaveNet {
     head: Linear,
 }
 
-/// Waves, raised where the class is: 512 examples to train on and 128 others.
+/// Waves with an offset that depends on the class: 512 training examples and 128 validation
+/// examples.
 fn waves() -> DataModule {
     let examples = |first: i64, count: i64| -> Batch {
         let row = Tensor::arange_start(first, first + count, (Kind::Int64, Device::Cpu));
@@ -55,8 +56,8 @@ fn wave_net(#[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Prec
     );
 }
 
-/// Seeds after the first are run only where its figures are not the golden's: nothing is held
-/// against what they give.
+/// Further seeds run only if the first seed's figures differ from the golden; they are reported and
+/// not compared.
 #[test]
 fn further_seeds_are_run_when_a_figure_moved() {
     let target = Target::model(
@@ -87,7 +88,7 @@ fn further_seeds_are_run_when_a_figure_moved() {
     assert_eq!(pairs(&|golden| drop(golden.runs.remove("bf16-mixed"))), 2);
 }
 
-/// Runs `wave_net` once more, for 16-mixed, without a cargo to be found.
+/// Runs `wave_net` in another process, for 16-mixed, without cargo on the search path.
 fn packed(folder: &Path, variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command.args(["--exact", "wave_net::precision_1_Precision__F16Mixed", "--nocapture"]);
@@ -96,8 +97,8 @@ fn packed(folder: &Path, variables: &[(&str, &str)]) -> Output {
     command.envs(variables.iter().copied()).output().expect("this binary runs")
 }
 
-/// Recorded into a folder that a variable names, checked against it, and refused where it moved or
-/// is missing; nothing is written unless it is asked for.
+/// The golden is recorded into a folder that a variable names, checked there, and refused if it
+/// differs or is missing. Files are written only on request.
 #[test]
 fn a_packed_binary_records_and_checks() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! Twins in the real PyTorch agree with their models, and disagree once they train otherwise.
+//! Twins in the real PyTorch agree with their models, and differ after a change of the training.
 
 use std::{cell::Cell, fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
@@ -13,14 +13,15 @@ use fixtures::registry;
 use rstest::rstest;
 use tempfile::{TempDir, tempdir};
 
-/// The options of the command, which are read as it reads them.
+/// The command's options, parsed as the command parses them.
 #[derive(Parser)]
 struct Command {
     #[command(flatten)]
     parity: ParityArgs,
 }
 
-/// Python with torch: `cargo amp test` installs it where the variable says; otherwise its own torch does.
+/// Python with torch: the packages of `cargo amp test` if the variable is set, otherwise Python's
+/// own torch.
 fn python() -> (TempDir, PathBuf) {
     let folder = tempdir().expect("a temporary folder");
     let site = std::env::var("AMP_TEST_PYTHON").unwrap_or_default();

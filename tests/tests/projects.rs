@@ -32,7 +32,8 @@ fn no_project_is_left_out() {
     assert_eq!(all.models().skip(others).map(|model| model.name()).collect::<Vec<_>>(), NAMES);
 }
 
-/// The loss falls from the first to the last epoch, and the matrix products run in the dtype of the precision's name.
+/// The loss falls from the first to the last epoch, and the matrix products run in the dtype of the
+/// precision.
 #[rstest]
 #[case::lstm("LstmForecaster", 2)]
 #[case::image_folder("ResNet", 4)]
@@ -54,7 +55,8 @@ fn trains_under_every_precision(#[case] name: &str, #[case] epochs: i64) {
     for precision in Precision::ALL {
         let mut ignore = |_: &Event| Ok(());
         let record = runner::run(&case, precision, Extras::default(), &mut ignore).expect("a run");
-        // The mean over an epoch's batches; what models that optimize manually log is their validation loss.
+        // The mean over an epoch's batches; models that optimize manually log their validation
+        // loss.
         let loss = |epoch: &EpochEnd| {
             epoch.value("train_loss").or_else(|| epoch.value("val_loss")).expect("a loss")
         };

@@ -1,7 +1,7 @@
-//! Weights go from PyTorch to the models here, and back, under the same names.
+//! Weights move from PyTorch to the models here and back, under the same names.
 //!
-//! `fixtures/oracles/pytorch_copies.json` and the files beside it were recorded from PyTorch copies
-//! of the models. The way back runs the real PyTorch, which `cargo amp` provisions.
+//! `fixtures/oracles/pytorch_copies.json` and the files next to it were recorded from PyTorch
+//! copies of the models. The way back runs the real PyTorch, which `cargo amp` installs.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -26,7 +26,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::tempdir;
 
-/// Recorded files, compiled in so that the test binary can travel alone.
+/// Recorded files, compiled in so that the test binary needs no other files.
 macro_rules! recorded {
     ($($name:literal),*) => {
         [$((
@@ -54,7 +54,7 @@ const WEIGHTS: [(&str, &[u8]); 13] = recorded![
 ];
 const OUTPUTS: [(&str, &[u8]); 1] = recorded!["logits"];
 
-/// The Python that reads weights back, and what it imports.
+/// The Python that reads weights back, and the packages it imports.
 const PYTHON: [(&str, &str); 4] = [
     ("read_weights.py", include_str!("../read_weights.py")),
     ("recorders/__init__.py", include_str!("../../fixtures/oracles/recorders/__init__.py")),
@@ -81,12 +81,12 @@ fn build(name: &str) -> Box<dyn LightningModule> {
     model.build(&hyperparameters).expect("a model")
 }
 
-/// The tensors of a file, read by tch rather than by the code under test.
+/// The tensors of a file, read by tch, not by the code under test.
 fn read(path: &Path) -> HashMap<String, Tensor> {
     Tensor::read_safetensors(path).expect("a safetensors file").into_iter().collect()
 }
 
-/// What PyTorch was given and put out for `name`: `input`, `f32` and `f64`.
+/// The input and outputs of PyTorch for `name`: `input`, `f32` and `f64`.
 fn outputs(name: &str) -> impl Fn(&str) -> Tensor {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("logits.safetensors");
@@ -100,7 +100,7 @@ fn device() -> Device {
     parse_device(&name).expect("AMP_DEVICE names a device of this machine")
 }
 
-/// What the model makes of an input in this pass.
+/// The model's output for an input in this pass.
 fn run(model: &mut dyn LightningModule, input: &Tensor, context: &Context) -> Tensor {
     let mut batch = AnyBatch::new("inputs");
     batch.push("input", input, FieldRole::Value).expect("a batch");
@@ -125,7 +125,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// Above 1 the figures below are relative to the largest logit.
+/// If the largest logit is above 1, the figures below are relative to it.
 fn size(logits: &Tensor) -> f64 {
     logits.abs().max().double_value(&[]).max(1.0)
 }
@@ -137,10 +137,10 @@ fn every_model_has_a_copy() {
     assert_eq!(registry.models().map(|model| model.name()).collect::<Vec<_>>(), names);
 }
 
-/// Weights that a PyTorch copy saved load here, and give its logits: within 1e-6 in f32 and 1e-12
-/// in f64 on the CPU. On CUDA f32 sums go in another order: there the bound is eight times the
-/// distance of PyTorch's own f32 logits from its f64 ones, or eight roundings of the largest. TF32,
-/// off here, would be a hundred times as far.
+/// Weights that a PyTorch copy saved load here and give the copy's logits: within 1e-6 in f32 and
+/// 1e-12 in f64 on the CPU. On CUDA f32 sums have another order: the bound is eight times the
+/// distance of PyTorch's f32 logits from its f64 logits, or eight roundings of the largest. TF32,
+/// which is switched off here, would differ a hundred times as much.
 #[rstest]
 fn pytorchs_weights_give_its_logits(
     #[values(Precision::F32True, Precision::F64True)] precision: Precision,
@@ -182,7 +182,7 @@ fn state_dicts_have_pytorchs_order() {
     }
 }
 
-/// Another model's weights, and a file with the same names in other shapes, are refused.
+/// Another model's weights, and a file with the same names and other shapes, are refused.
 #[test]
 fn the_recorded_weights_belong_to_one_model() {
     let folder = tempdir().expect("a temporary folder");
@@ -206,7 +206,7 @@ fn pytorch_reads_our_weights() {
         let mut model = build(name);
         let input = outputs(name)("input");
         let cpu = |precision| Policy::new(precision, Device::Cpu);
-        // Moves the running statistics away from where they start.
+        // Moves the running statistics away from their initial values.
         let training = Context::new(cpu(Precision::F32True), true);
         drop(run(model.as_mut(), &input, &training));
         for precision in
@@ -224,7 +224,7 @@ fn pytorch_reads_our_weights() {
                 .expect("weights are saved");
         }
     }
-    // `cargo amp test` installs torch there; where the variable is not set, Python's own torch does.
+    // `cargo amp test` installs torch there; without the variable Python's own torch is used.
     let site = std::env::var("AMP_TEST_PYTHON").unwrap_or_default();
     let out = Command::new("python3")
         .args(["-B", "read_weights.py", "."])

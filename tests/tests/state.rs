@@ -1,4 +1,4 @@
-//! A derived model's own state goes with its checkpoints; what is transient does not.
+//! A derived model's state is saved in its checkpoints, and its transient fields are not.
 
 use amp_core::{
     callback::{Action, Callback},
@@ -51,7 +51,7 @@ impl Callback for Third {
 }
 
 #[test]
-fn state_is_resumed_and_what_is_transient_is_not() -> Result<()> {
+fn state_is_resumed_and_transient_fields_are_not() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("third.safetensors");
     let options = (Kind::Float, Device::Cpu);

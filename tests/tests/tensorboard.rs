@@ -1,4 +1,4 @@
-//! TensorBoard's own reader reads what a run writes.
+//! TensorBoard's own reader reads the files of a run.
 
 use std::{
     collections::BTreeMap,
@@ -64,7 +64,7 @@ fn read(folder: &Path, options: &[&str]) -> BTreeMap<String, Run> {
     serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
 
-/// Every tag, step and value, in f32; the hyperparameters; and that the runs came to their end.
+/// Every tag, step and value in f32, the hyperparameters, and the mark that a run has ended.
 #[test]
 fn tensorboards_own_reader_reads_every_run() -> Result<()> {
     packages();

@@ -1,9 +1,11 @@
-//! What the derives say to a user: `ui/<rule>/<defect>.rs` holds one way to break a rule, the
-//! `.stderr` beside it what rustc prints.
+//! The derives' error messages. `ui/<rule>/<defect>.rs` breaks one rule in one way, and the
+//! `.stderr` file next to it has rustc's output.
 //!
-//! Each case is compiled against the amp-core that this test itself was built with: nothing is built again.
+//! Each case is compiled against the amp-core that this test was built with; nothing is built
+//! again.
 //!
-//! `UI=overwrite cargo test -p tests --test ui` writes the `.stderr` files anew; read them as a user would.
+//! `UI=overwrite cargo test -p tests --test ui` writes the `.stderr` files again; read them as a
+//! user would.
 
 use std::{
     env, fs,
@@ -60,11 +62,12 @@ fn cases(root: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Compiles the case and compares what rustc says with the `.stderr` file, or writes that file.
+/// Compiles the case and compares rustc's output with the `.stderr` file, or writes the file.
 fn check(root: &Path, case: &Path, amp_core: &Path, overwrite: bool) -> Result<(), String> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let output = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-        // Where amp-core was compiled from: rustc shows its lines by their path from there.
+        // The folder from which amp-core was compiled: rustc prints paths of its lines relative to
+        // this folder.
         .current_dir(root.parent().expect("the workspace's root"))
         .args(["--edition=2024", "--crate-type=bin", "--emit=metadata", "-Adead_code"])
         .args(["--error-format=json", "--diagnostic-width=140", "--out-dir"])
@@ -89,12 +92,12 @@ fn check(root: &Path, case: &Path, amp_core: &Path, overwrite: bool) -> Result<(
     }
 }
 
-/// What rustc prints, without what depends on the machine or on lines of other files.
+/// rustc's output without the parts that depend on the machine or on line numbers in other files.
 fn diagnostics(json: &[u8]) -> String {
     let json = str::from_utf8(json).expect("rustc writes UTF-8");
     let messages = json.lines().map(|line| match serde_json::from_str::<Value>(line) {
         Ok(message) => message,
-        // The compiler itself has failed.
+        // The compiler itself failed.
         Err(_) => panic!("{json}"),
     });
     messages
@@ -106,8 +109,8 @@ fn diagnostics(json: &[u8]) -> String {
         .join("\n")
 }
 
-/// One diagnostic. Where it shows a line of another crate of the workspace, that line's number is left out,
-/// and the space that the number took in all lines.
+/// One diagnostic. The number of a line in another crate of the workspace is removed, together with
+/// the space that it takes in all lines.
 fn normalized(text: &str) -> String {
     let indent = |line: &str| line.len() - line.trim_start().len();
     let mut elsewhere = false;
@@ -133,7 +136,7 @@ fn normalized(text: &str) -> String {
             None => line.to_owned(),
         });
     }
-    // `15 | code` and ` --> file` below it: numbers end where arrows begin.
+    // `15 | code` and ` --> file` below it: the column of the numbers ends where the arrow begins.
     let arrow = lines.iter().find(|line| line.trim_start().starts_with("--> "));
     let width = arrow.map_or(0, |line| indent(line));
     let digits = |line: &String| {
@@ -151,7 +154,7 @@ fn normalized(text: &str) -> String {
     out
 }
 
-/// The library that cargo has built for this test; cargo says where it is.
+/// The library that cargo built for this test; its path comes from cargo's messages.
 fn amp_core() -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["test", "--no-run", "--offline", "--package=tests", "--test=ui"]);

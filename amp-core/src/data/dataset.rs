@@ -52,7 +52,7 @@ use crate::{Error, Result, random::Draws, state::State};
 /// # fn main() {}
 /// ```
 pub trait Dataset: Send {
-    /// What a batch of it is.
+    /// The type of its batches.
     type Batch: BatchType;
 
     /// Number of examples; it must not change.
@@ -74,8 +74,8 @@ pub trait Dataset: Send {
     /// its own, seeded for each example by [`draws.seed(index)`](Draws::seed), draws the same however the
     /// set is loaded. The loader calls this one.
     ///
-    /// A `gather` that draws from libtorch's generator of the CPU gets numbers apart from the model's too,
-    /// which follow from the batch; such a set is loaded in the loop, whatever `prefetch` says.
+    /// If `gather` draws from libtorch's CPU generator, its numbers depend on the batch and are
+    /// separate from the model's. Such a set is loaded in the training loop, even with `prefetch`.
     ///
     /// # Errors
     /// As [`gather`](Self::gather).
@@ -101,7 +101,7 @@ impl<B: BatchType + Send> Dataset for B {
     type Batch = AnyBatch;
 
     fn len(&self) -> i64 {
-        // What is wrong with it, `in_memory` says.
+        // `in_memory` reports what is wrong with it.
         self.to_any().map_or(0, |batch| batch.len())
     }
 
@@ -146,7 +146,7 @@ pub struct SharedDataset {
     transforms: Transforms,
 }
 
-/// What reads the examples.
+/// The source of the examples.
 #[derive(Clone)]
 enum Reader {
     /// A batch at a time, on one thread at a time.
@@ -217,7 +217,8 @@ impl SharedDataset {
         self.stream().map(|stream| stream.state_before(number)).transpose()
     }
 
-    /// Lets the example of this number be the next one of a stream behind a state, or its first.
+    /// Sets the position of a stream: the example with this number comes next, after a saved state
+    /// or from the start.
     pub(super) fn set_stream(&self, number: i64, state: Option<State>) -> Result<()> {
         self.stream().map_or(Ok(()), |mut stream| stream.set(number, state))
     }
@@ -345,6 +346,6 @@ impl SharedDataset {
 }
 
 fn lock<T: ?Sized>(set: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A dataset that panicked has said so; it decides itself whether it can continue.
+    // A data set that panicked has reported it; the data set decides whether it can continue.
     set.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -20,7 +20,7 @@ use crate::{Error, Result};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Limit {
-    /// At most so many; 0 uses none.
+    /// At most this many; 0 uses none.
     Batches(i64),
     /// This part of the batches, from 0.0 to 1.0, rounded down.
     Fraction(f64),
@@ -34,7 +34,7 @@ impl Default for Limit {
 }
 
 impl Limit {
-    /// The batches that are used of so many.
+    /// The number of batches to use, out of this many.
     pub fn of(self, batches: i64) -> i64 {
         match self {
             Self::Batches(most) => batches.min(most),

@@ -18,17 +18,17 @@ use crate::{Error, Result, precision::Policy, random::Draws, state::State};
 #[derive(Debug)]
 pub struct DataLoader {
     source: Source,
-    /// Examples of the set, and of an epoch.
+    /// The number of examples of the set, and of an epoch.
     examples: i64,
     len: i64,
-    /// Bytes of a resident set that is not the data's own.
+    /// Bytes of a set copied to the device, without memory that the data itself holds.
     copied: u64,
     batch_size: i64,
     drop_last: bool,
     limit: Limit,
-    /// With its seed; `None` for the set's own order.
+    /// The sampler with its seed; `None` for the set's own order.
     sampler: Option<(Arc<dyn Sampler>, u64)>,
-    /// Of what the set draws.
+    /// The seed for the set's random numbers.
     seed: u64,
     policy: Policy,
     /// Changes of batches on the device.
@@ -102,8 +102,8 @@ impl DataLoader {
         })
     }
 
-    /// Batches of a permutation that depends on the seed and the epoch alone, whatever the
-    /// device and precision. A stream keeps its order.
+    /// Batches of a permutation that depends only on the seed and the epoch, not on device and
+    /// precision. A stream keeps its order.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
         if self.is_stream() {
@@ -174,7 +174,7 @@ impl DataLoader {
         epoch.cast_signed() * read(self.batches()) + read(batch)
     }
 
-    /// Where a stream is before a batch; `None` for other sets.
+    /// The state of a stream before a batch; `None` for other sets.
     pub(crate) fn stream_state(&self, epoch: u64, batch: i64) -> Result<Option<State>> {
         match &self.source {
             Source::Resident(_) => Ok(None),

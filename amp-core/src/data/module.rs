@@ -3,7 +3,7 @@ use std::{collections::HashSet, sync::Arc};
 use super::{DataLoader, Loading, Sampler, Sets, SharedDataset};
 use crate::{Error, Result, precision::Policy};
 
-/// What a model is trained, validated and tested on, and what it predicts.
+/// The data sets on which a model is trained, validated and tested, and for which it predicts.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{Result, data::{Batch, DataModule}, tch::{Device, Kind, Tensor}};
@@ -36,8 +36,8 @@ pub struct DataModule {
     pub predict: Sets,
     /// Examples in a batch.
     pub batch_size: i64,
-    /// The order of the training examples; `None` shuffles them where the trainer's
-    /// [`shuffle`](crate::TrainerConfig::shuffle) says so.
+    /// The order of the training examples; `None` shuffles them if the trainer's
+    /// [`shuffle`](crate::TrainerConfig::shuffle) is set.
     pub sampler: Option<Arc<dyn Sampler>>,
     /// How batches reach the device.
     pub loading: Loading,
@@ -159,11 +159,11 @@ impl DataModule {
         }
     }
 
-    /// The batches of a set that is not trained on: in order, and every example, whatever `drop_last`
-    /// says.
+    /// The batches of a set that is not used for training: in order, with every example, even with
+    /// `drop_last`.
     ///
     /// # Errors
-    /// As [`DataModule::train_loader`].
+    /// The same as [`DataModule::train_loader`]'s.
     pub fn loader(&self, set: &SharedDataset, policy: Policy) -> Result<DataLoader> {
         let loading = Loading { drop_last: false, ..self.loading };
         DataLoader::new(set, self.batch_size, loading, policy)

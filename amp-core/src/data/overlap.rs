@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::{AnyBatch, SharedDataset};
 use crate::Result;
 
-/// Whether one of two sets is the other, or both lie in the same memory, at least in part.
+/// Whether one of two sets is the other, or both share memory.
 ///
 /// # Errors
 /// When examples in memory are no batch.
@@ -40,7 +40,7 @@ pub(crate) fn shared_part(one: &SharedDataset, other: &SharedDataset) -> Result<
     let (Some(one), Some(other)) = (one.in_memory()?, other.in_memory()?) else {
         return Ok(None);
     };
-    // One key for both.
+    // A common key for both.
     let keys = RandomState::new();
     let known: HashSet<u64> = hashes(&one, &keys)?.into_iter().collect();
     let own = hashes(&other, &keys)?;
@@ -54,7 +54,7 @@ fn per_example(batch: &AnyBatch) -> impl Iterator<Item = (&str, &Tensor)> {
     batch.tensors().filter(move |(_, tensor)| tensor.size().first() == Some(&length))
 }
 
-/// Where the rows of a tensor lie in memory.
+/// The memory addresses of a tensor's rows.
 struct Rows {
     first: i64,
     /// Bytes from one to the next.
@@ -74,7 +74,7 @@ impl Rows {
         (apart > 0 && tensor.numel() > 0).then_some(Self { first, apart, count: size[0], form })
     }
 
-    /// Whether a row of both is the same. Rows of other forms are not told apart.
+    /// Whether the two share an equal row. Rows with other shapes are not distinguished.
     fn share_one(&self, other: &Self) -> bool {
         let between = other.first - self.first;
         let rows = between / self.apart;

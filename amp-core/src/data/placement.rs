@@ -8,7 +8,7 @@ use crate::{Error, Result, memory, precision::Policy};
 /// The share of a CUDA device's free memory that [`Placement::Auto`] gives to a set.
 pub const DEVICE_SHARE: f64 = 0.25;
 
-/// Where a set lies while it is trained on. The batches are the same to the last bit.
+/// Where a set is stored during training. The batches are the same to the last bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Placement {
@@ -58,15 +58,15 @@ impl FromStr for Placement {
 pub struct Loading {
     /// Whether a last batch that is not full is left out of training.
     pub drop_last: bool,
-    /// Where the sets lie.
+    /// Where the sets are stored.
     pub placement: Placement,
-    /// For sets on the host, how many batches a thread of the loader's gathers ahead of the
-    /// training loop; for CUDA it also pins their memory and copies them on a stream of its own.
-    /// `Some(0)` does all this in the loop, one batch at a time. [`Loading::prefetch_for`] says
-    /// what `None` means.
+    /// For sets on the host, the number of batches that a thread of the loader gathers ahead of the
+    /// training loop; for CUDA the thread also pins their memory and copies them on its own stream.
+    /// With `Some(0)` the loop does all this itself, one batch at a time. [`Loading::prefetch_for`]
+    /// documents `None`.
     ///
-    /// With [`num_workers`](Self::num_workers) it is the number of batches that the workers make ahead in
-    /// all, and `None` stands for 2 for each worker.
+    /// With [`num_workers`](Self::num_workers) it is the total number of batches that the workers
+    /// make ahead, and `None` means 2 for each worker.
     pub prefetch: Option<usize>,
     /// Threads that read the examples of a [`MapDataset`](super::MapDataset), each a batch at a time
     /// (`num_workers`). The batches are the same and in the same order for any number. 0 reads them where

@@ -86,7 +86,7 @@ impl Drop for Prefetch {
         // First, so that a thread that waits for room notices that the receiver is gone.
         self.receiver = None;
         if let Some(worker) = self.worker.take() {
-            // It catches its own panics.
+            // The thread catches its own panics.
             let _ = worker.join();
         }
     }

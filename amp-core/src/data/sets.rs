@@ -11,7 +11,7 @@ impl Sets {
         Self(vec![(String::new(), set.into())])
     }
 
-    /// The sets with another one behind them.
+    /// The sets followed by another one.
     #[must_use]
     pub fn and(mut self, name: impl Into<String>, set: impl Into<SharedDataset>) -> Self {
         self.0.push((name.into(), set.into()));

@@ -45,7 +45,7 @@ pub(crate) fn checkpoint(
     let output = match tch::no_grad(|| Ok(first()?.f_detach()?)) {
         Ok(output) => output,
         Err(error) => {
-            // SAFETY: made above and given to nobody else.
+            // SAFETY: made above and owned by this code alone.
             unsafe { amp_surroundings_drop(surroundings) };
             return Err(error);
         }

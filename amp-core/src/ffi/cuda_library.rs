@@ -31,7 +31,7 @@ pub(crate) fn cuda_library() -> CudaLibrary {
     }
 }
 
-/// What became of libtorch's CUDA library (`libtorch_cuda.so`) when the program started.
+/// The result of loading libtorch's CUDA library (`libtorch_cuda.so`) at the program's start.
 ///
 /// A program is linked with libtorch's CPU library alone. The CUDA library in the same folder is loaded at
 /// start-up where there is an NVIDIA driver, so one binary runs with both kinds of libtorch. Its
@@ -48,7 +48,7 @@ pub(crate) fn cuda_library() -> CudaLibrary {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum CudaLibrary {
-    /// It is loaded.
+    /// The library is loaded.
     Loaded {
         /// The file.
         path: String,
@@ -62,7 +62,7 @@ pub enum CudaLibrary {
     },
     /// There is an NVIDIA driver, and the library could not be loaded.
     Failed {
-        /// What the loader says.
+        /// The loader's error.
         reason: String,
     },
 }

@@ -48,7 +48,7 @@ impl HostMemory {
         Ok(Self { guard, _not_send: PhantomData })
     }
 
-    /// Live and peak bytes since the start.
+    /// Current and peak bytes since the start.
     pub(crate) fn read(&self) -> (i64, i64) {
         let (mut live, mut peak) = (0, 0);
         // SAFETY: the guard lives as long as self.
@@ -59,7 +59,7 @@ impl HostMemory {
 
 impl Drop for HostMemory {
     fn drop(&mut self) {
-        // A failed pop leaves a counter that nobody reads; a drop cannot report an error.
+        // A failed pop leaves an unused counter, and `drop` cannot return an error.
         let _ = checked!(amp_host_memory_stop(self.guard));
     }
 }

@@ -41,14 +41,14 @@ impl CudaGraph {
         let graph = Self { handle, _not_send: PhantomData };
         let noted = body();
         let ended: Result<(), Error> = checked!(amp_graph_end(graph.handle));
-        // What the body refused says more than that its capture is of no use.
+        // The error of the body is more specific than the error of the capture.
         let noted = noted?;
         ended?;
         Ok((graph, noted))
     }
 
-    /// Starts the work, then copying `from` to `to` in pinned memory; the event tells when both
-    /// have been done.
+    /// Starts the work, then a copy from `from` to `to` in pinned memory; the event marks the end
+    /// of both.
     pub(crate) fn launch(&self, from: &Tensor, to: &Tensor) -> Result<CudaEvent> {
         let mut event = std::ptr::null_mut();
         checked!(amp_graph_launch(self.handle, from.as_ptr(), to.as_ptr(), &mut event))?;
@@ -63,8 +63,7 @@ impl Drop for CudaGraph {
     }
 }
 
-/// Runs `body` with waiting for the device as an error, as far as libtorch's operations know of
-/// it.
+/// Runs `body` while waiting for the device is an error, as far as libtorch's operations detect it.
 pub(crate) fn without_synchronization<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     checked!(amp_forbid_synchronization(1))?;
     let done = body();

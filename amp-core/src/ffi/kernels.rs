@@ -63,7 +63,7 @@ pub(crate) struct AutocastState {
     pub(crate) cache: bool,
 }
 
-/// libtorch's number for the dtypes autocast knows (c10/core/ScalarType.h).
+/// libtorch's numbers of the dtypes that autocast supports (c10/core/ScalarType.h).
 pub(crate) fn scalar_type(kind: Kind) -> Result<c_int> {
     match kind {
         Kind::Half => Ok(5),
@@ -177,8 +177,8 @@ pub(crate) fn foreach_add_each(to: &[&Tensor], from: &[&Tensor]) -> Result<()> {
     checked!(amp_foreach_add_each(to.as_ptr(), from.as_ptr(), to.len()))
 }
 
-/// Adds to the parameters' gradients those of a scalar, times `seed` if there is one: an f32 scalar
-/// where the loss is.
+/// Adds the gradients of a scalar to the parameters' gradients, times `seed` if given: an f32
+/// scalar on the loss's device.
 pub(crate) fn backward(loss: &Tensor, seed: Option<&Tensor>) -> Result<()> {
     checked!(amp_backward(loss.as_ptr(), handle(seed)))
 }
@@ -199,7 +199,7 @@ pub(crate) struct Grads {
     list: *mut c_void,
     /// The list's elements, which go with it.
     tensors: Vec<Tensor>,
-    /// Of each, its parameter's.
+    /// The gradient of each parameter.
     places: Vec<usize>,
 }
 

@@ -13,7 +13,7 @@ use torch_sys::C_tensor;
 use super::{Handle, handle, take_error};
 use crate::Result;
 
-/// What comes behind a batch normalisation, and its options.
+/// The operations after a batch norm, and its options.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchNormOptions {
@@ -31,20 +31,20 @@ pub(crate) struct BatchNormOptions {
 pub(crate) struct ImageNormOptions {
     pub(crate) momentum: c_double,
     pub(crate) eps: c_double,
-    /// Whether ReLU comes behind it: 0 or 1. Behind a residual it always does.
+    /// Whether ReLU follows: 0 or 1. After a residual it always does.
     pub(crate) relu: c_int,
 }
 
-/// What comes before and behind a layer normalisation, and its option.
+/// The operations before and after a layer norm, and its option.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LayerNormOptions {
     pub(crate) eps: c_double,
-    /// The probability, below 1, of dropout on what is added to a residual.
+    /// The probability, below 1, of the dropout on the input that is added to a residual.
     pub(crate) before: c_double,
-    /// That of dropout behind everything.
+    /// The probability of the dropout at the end.
     pub(crate) after: c_double,
-    /// Whether GELU comes behind the normalisation: 0 or 1.
+    /// Whether GELU follows the normalization: 0 or 1.
     pub(crate) gelu: c_int,
 }
 
@@ -61,7 +61,7 @@ impl LinearOptions {
     const PLAIN: Self = Self { first: 0, count: 0, p: 0.0, activation: 0 };
 }
 
-/// What may stand behind a linear layer; the numbers are the shim's.
+/// The operations that can follow a linear layer; the numbers are the C++ layer's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Behind {
     Relu = 1,
@@ -152,7 +152,7 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
     ) -> c_int;
     fn amp_counted_classes(targets: Handle, classes: i64, out: *mut *mut C_tensor) -> c_int;
-    fn amp_hits(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
+    fn amp_correct_counts(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
 }
 
 /// The tensor that `call` makes, if it makes one.
@@ -186,9 +186,10 @@ pub(crate) fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
     linear_with(input, weight, bias, &LinearOptions::PLAIN)
 }
 
-/// [`linear`] with an activation behind it, and behind ReLU dropout with probability `p` below 1. On CUDA
-/// ReLU goes along with the product (`_addmm_activation`), or is one kernel with dropout; backward, an
-/// activation and the sums that are the bias's gradient are one kernel.
+/// [`linear`] followed by an activation, and after ReLU by dropout with probability `p` below 1. On
+/// CUDA ReLU is part of the product's kernel (`_addmm_activation`), or one kernel computes ReLU and
+/// dropout. In the backward pass one kernel computes the gradients of the activation and of the
+/// bias.
 pub(crate) fn linear_activated(
     input: &Tensor,
     weight: &Tensor,
@@ -221,9 +222,9 @@ fn linear_with(
     made(|out| checked!(amp_linear(input, weight, bias, &raw const *options, out)))
 }
 
-/// A square convolution of `[N, C, H, W]` with this stride and padding. Where it computes in 16 bits it
-/// does so in channels_last, if that is wanted, and so gives its output; the weight's gradient lies as
-/// the weight does.
+/// A square convolution of `[N, C, H, W]` with this stride and padding. In 16 bits it computes in
+/// channels_last if requested, and so does its output; the weight's gradient has the weight's
+/// layout.
 pub(crate) fn conv2d(
     input: &Tensor,
     weight: &Tensor,
@@ -263,8 +264,8 @@ pub(crate) fn max_pool2d(
     })
 }
 
-/// Batch normalisation of `[rows, columns]` over the rows, while training, with what comes behind it;
-/// `None` where the kernels cannot take these tensors.
+/// Batch norm of `[rows, columns]` over the rows, in training, with the operations after it; `None`
+/// if the kernels do not support these tensors.
 pub(crate) fn batch_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],
@@ -286,9 +287,9 @@ pub(crate) fn batch_norm(
     })
 }
 
-/// Batch normalisation of `[N, C, H, W]` in channels_last and 16 bits over all but the channels, while
-/// training, with ReLU behind it, or with the residual added and ReLU behind the sum; `None` where the
-/// kernels cannot take these tensors.
+/// Batch norm of 16-bit `[N, C, H, W]` in channels_last over all dimensions except the channels, in
+/// training, followed by ReLU, or by the residual and ReLU; `None` if the kernels do not support
+/// these tensors.
 pub(crate) fn batch_norm_images(
     input: &Tensor,
     residual: Option<&Tensor>,
@@ -314,8 +315,8 @@ pub(crate) fn batch_norm_images(
     })
 }
 
-/// Layer normalisation along the last dimension, while training, of `input` or, with a residual, of
-/// their sum after dropout of `input`, with what comes behind it; `None` where the kernels cannot take
+/// Layer norm along the last dimension, in training, of `input`, or with a residual of the residual
+/// plus `input` after dropout, with the operations after it; `None` if the kernels do not support
 /// these tensors.
 pub(crate) fn layer_norm(
     input: &Tensor,
@@ -374,12 +375,12 @@ pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> 
 
 /// How many examples have their largest logit, along the second dimension, at their class, and how many
 /// [count](counted_classes): f64 `[2]` on the device.
-pub(crate) fn hits(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
+pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    made(|out| checked!(amp_correct_counts(logits.as_ptr(), targets.as_ptr(), out)))
 }
 
-/// Drops elements of a CUDA tensor with probability `p`, above 0 and below 1, so many neighbours
-/// together.
+/// Drops elements of a CUDA tensor with probability `p`, between 0 and 1; `together` neighbours are
+/// dropped together.
 pub(crate) fn dropout(input: &Tensor, p: f64, together: i64) -> Result<Tensor> {
     made(|out| checked!(amp_dropout(input.as_ptr(), p, together, out)))
 }

@@ -42,7 +42,7 @@ impl WatchedModes {
 
 impl Drop for WatchedModes {
     fn drop(&mut self) {
-        // It removes a callback; if it ever failed, a drop could not say so.
+        // The call removes a callback, and `drop` could not return its error.
         let _ = checked!(amp_modes_stop());
     }
 }

@@ -29,9 +29,9 @@ pub(crate) fn moments_decode(
     checked!(amp_moments_decode(codes.as_ptr(), scales.as_ptr(), values.as_ptr(), out.as_ptr()))
 }
 
-/// Makes `codes` and `scales` those of `from` (f32): the code of an element is the number of `bounds`
-/// (f32 `[255]`) below its share of its block's largest size, and at least 1 for what is above zero
-/// where `positive`.
+/// Writes `from` (f32) to `codes` and `scales`: the code of an element is the number of `bounds`
+/// (f32 `[255]`) below the element divided by its block's largest magnitude; with `positive`, an
+/// element above zero has at least code 1.
 pub(crate) fn moments_encode(
     from: &Tensor,
     bounds: &Tensor,

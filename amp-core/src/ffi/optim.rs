@@ -57,7 +57,7 @@ pub(crate) struct LionStep {
     pub(crate) weight_decay: c_double,
 }
 
-/// What the device knows of a step by a kernel of our own; all of it lies there.
+/// The values of a step that only the device has, for our own kernels; all are on the device.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Known<'a> {
@@ -129,10 +129,10 @@ unsafe extern "C" {
     fn amp_foreach_lion(lists: *const *const Handle, count: usize, step: *const LionStep) -> c_int;
 }
 
-/// Lists at most, of which those that an optimizer does not keep are null.
+/// The largest number of lists; lists that an optimizer does not have are null.
 const LISTS: usize = 7;
 
-/// Calls `step` with the handles of lists of one length; what is not kept is empty.
+/// Calls `step` with the handles of lists of equal length; missing lists are empty.
 fn with_lists(
     lists: &[&[&Tensor]],
     step: impl FnOnce(*const *const Handle, usize) -> Result<()>,
@@ -151,9 +151,10 @@ fn with_lists(
 /// How a step's kernels work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kernels<'a> {
-    /// One of our own for the whole step, on a CUDA device.
+    /// Our kernel for the whole step, on a CUDA device.
     Ours(Known<'a>),
-    /// One of libtorch's for the whole step; nothing moves where this f32 scalar on the device is 1.
+    /// libtorch's kernel for the whole step; if this f32 scalar on the device is 1, nothing
+    /// changes.
     Fused(Option<&'a Tensor>),
     /// Some of libtorch's, each over all parameters.
     Foreach,
@@ -202,8 +203,8 @@ pub(crate) fn sgd(lists: [&[&Tensor]; 3], step: &SgdStep, kernels: Kernels<'_>) 
     })
 }
 
-/// Steps on parameters, gradients, square_avgs, the momentum's buffers and the grad_avgs: the last
-/// two where the options want them.
+/// A step on parameters, gradients, square_avgs, momentum buffers and grad_avgs; the last two only
+/// if the options use them.
 pub(crate) fn rmsprop(
     lists: [&[&Tensor]; 5],
     step: &RmspropStep,

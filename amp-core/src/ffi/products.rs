@@ -39,7 +39,7 @@ impl WatchedProducts {
 
 impl Drop for WatchedProducts {
     fn drop(&mut self) {
-        // It removes a callback; if it ever failed, a drop could not say so.
+        // The call removes a callback, and `drop` could not return its error.
         let _ = checked!(amp_products_stop());
         WATCHED.set(false);
     }
@@ -53,7 +53,7 @@ pub(crate) struct PausedProducts {
 
 impl PausedProducts {
     pub(crate) fn pause() -> Self {
-        // It only counts; if it ever failed, nothing would be paused.
+        // The call only counts; if it failed, nothing would be paused.
         let paused = WATCHED.get() && checked!(amp_products_pause(1)).is_ok();
         Self { paused, _thread: PhantomData }
     }

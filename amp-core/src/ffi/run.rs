@@ -67,7 +67,7 @@ impl CpuRandom {
         Ok(unsafe { Tensor::from_ptr(state) })
     }
 
-    /// From such a tensor.
+    /// Restores the state from such a tensor.
     pub(crate) fn from_tensor(state: &Tensor) -> Result<Self> {
         let mut random = std::ptr::null_mut();
         checked!(amp_cpu_random_of(state.as_ptr(), &mut random))?;

@@ -1,4 +1,4 @@
-//! Copies to a device and what loader threads take over (`csrc/transfer.cpp`).
+//! Copies to a device, and the thread state that loader threads inherit (`csrc/transfer.cpp`).
 
 use std::ffi::{c_int, c_void};
 
@@ -50,7 +50,7 @@ pub(crate) fn pinned(host: &Tensor) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// A stream of a CUDA device beside the one that is computed on.
+/// A stream of a CUDA device other than the one used for computations.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SideStream {
     index: c_int,
@@ -136,7 +136,8 @@ impl Drop for DeviceCopy {
     }
 }
 
-/// What a thread reports to, the memory meter among others, for another thread that works for it.
+/// The observers of a thread's allocations, such as the memory meter, for another thread that works
+/// for it.
 pub(crate) struct DebugInfo(*mut c_void);
 
 // SAFETY: a counted pointer to what C++ only reads, and whose meters count atomically.

@@ -10,10 +10,10 @@ use crate::Result;
 
 unsafe extern "C" {
     fn amp_watch_gradient(tensor: Handle, out: *mut *mut C_tensor) -> c_int;
-    fn amp_forget_twin(tensor: Handle) -> c_int;
+    fn amp_forget_cached_cast(tensor: Handle) -> c_int;
 }
 
-/// What is known of the gradient of a tensor once a backward pass has computed it.
+/// Statistics of a tensor's gradient, available after a backward pass has computed it.
 #[derive(Debug)]
 pub(crate) struct WatchedGradient(Tensor);
 
@@ -26,16 +26,17 @@ impl WatchedGradient {
         Ok(Self(unsafe { Tensor::from_ptr(out) }))
     }
 
-    /// Its NaNs, its infinities and its largest magnitude; `None` where no gradient has come.
+    /// The numbers of NaNs and infinities and the largest magnitude; `None` if there was no
+    /// gradient.
     pub(crate) fn read(&self) -> Result<Option<(i64, i64, f64)>> {
         let figures = Vec::<f64>::try_from(&self.0)?;
         Ok((figures[0] != 0.0).then(|| (figures[1] as i64, figures[2] as i64, figures[3])))
     }
 }
 
-/// Lets later layers read `tensor` itself. Otherwise matrix products in an autocast region read the copy in
-/// 16 bits that the tensor's kernel wrote beside it, and their gradients bypass `tensor`. The numbers are
-/// the same.
-pub(crate) fn forget_twin(tensor: &Tensor) -> Result<()> {
-    checked!(amp_forget_twin(tensor.as_ptr()))
+/// Drops the cached 16-bit cast of `tensor`. Otherwise matrix products in an autocast region would
+/// read the cast that the tensor's kernel wrote, and their gradients would bypass `tensor`. The
+/// numbers are the same.
+pub(crate) fn forget_cached_cast(tensor: &Tensor) -> Result<()> {
+    checked!(amp_forget_cached_cast(tensor.as_ptr()))
 }

@@ -1,11 +1,11 @@
-//! What this machine can do, by capability and not by name, and the precision that follows.
+//! The capabilities of this machine, and the recommended precision.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CudaLibrary, LIBTORCH_VERSION, cpu_field, cuda_devices, cuda_library};
 use crate::{Result, ffi, precision::Precision};
 
-/// What `cargo amp doctor` shows.
+/// The report of `cargo amp doctor`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The libtorch this was built for.

@@ -83,11 +83,11 @@ struct Captured {
 #[derive(Debug)]
 enum Kept {
     Sum(Tensor),
-    /// Of the counted steps.
+    /// The sums of the counted steps.
     Rows(Vec<Tensor>),
 }
 
-/// What replays add up of this part, unless they keep each step's rows.
+/// The sum that replays add to for this part, unless each step's rows are kept.
 fn summed(part: &Part) -> Option<&Tensor> {
     match (part.merge, &*part.pieces) {
         (Merge::Sum, [counts]) => Some(counts),
@@ -107,7 +107,7 @@ impl CapturedLog {
         let parts = step.entries.iter().flat_map(|entry| &entry.state.parts);
         let counts: Vec<&Tensor> = parts.filter_map(summed).collect();
         let slots = room.slots(&counts)?;
-        // In one kernel.
+        // With one kernel.
         ffi::foreach_add_each(&slots.iter().collect::<Vec<_>>(), &counts)?;
         let mut slots = slots.into_iter();
         let entries = step.entries.into_iter().map(|entry| {
@@ -264,7 +264,7 @@ mod tests {
     fn merged(steps: impl Iterator<Item = i64>) -> Result<Log> {
         let mut log = Log::default();
         for step in steps {
-            // As an eager step does.
+            // The same as an eager step.
             let mut own = Log::default();
             logged(step)?.into_iter().try_for_each(|batch| own.merge(batch))?;
             log.merge(own)?;
@@ -272,7 +272,7 @@ mod tests {
         Ok(log)
     }
 
-    /// Does by hand what a replay of the step's kernels does: writes what it logs, and adds to the sums.
+    /// Simulates a replay of the step's kernels: writes the logged values, and adds to the sums.
     fn replay(captured: &CapturedLog, step: i64) -> Result<()> {
         let own = merged(std::iter::once(step))?;
         for (entry, own) in captured.entries.iter().zip(&own.entries) {

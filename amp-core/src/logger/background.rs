@@ -29,9 +29,9 @@ const QUEUE: usize = 1024;
 
 /// Hands events to a [`Sink`] on a thread of its own, so that no step waits for a disk.
 ///
-/// At most 1,024 events wait; only when the disk is so far behind does the loop wait for it, since
-/// nothing is dropped. An error of the sink is returned for the next event. The run's last event
-/// returns when everything is written; so does dropping this.
+/// At most 1,024 events wait. If the disk is further behind, the loop waits for it, because no
+/// event is dropped. An error of the sink is returned for the next event. The run's last event
+/// returns when everything is written; dropping this object waits too.
 #[derive(Debug)]
 pub struct Background {
     /// Gone when the thread has failed or is to end.
@@ -61,8 +61,7 @@ impl Background {
 
     /// Waits until everything is written.
     ///
-    /// # Errors
-    /// The sink's, if it failed since.
+    /// The sink's error, if it has failed since.
     pub fn flush(&mut self) -> Result<()> {
         let (done, answer) = sync_channel(1);
         self.send(Message::Flush(done))?;
@@ -83,7 +82,7 @@ impl Background {
         match self.worker.take().map(JoinHandle::join) {
             Some(Ok(Err(error))) => error,
             Some(Err(_)) => Error::Thread("a logger panicked: its log ends there".to_owned()),
-            // A thread ends by itself only when it fails, and that was said.
+            // The thread ends by itself only after an error, which was returned.
             Some(Ok(Ok(()))) | None => {
                 Error::Thread("a logger failed earlier: its log ends there".to_owned())
             }
@@ -105,8 +104,8 @@ impl Drop for Background {
     fn drop(&mut self) {
         self.sender = None;
         if let Some(worker) = self.worker.take() {
-            // Reached with unwritten events only when the run has failed for another reason,
-            // which is what its caller is told.
+            // Unwritten events remain only if the run failed for another reason, which the caller
+            // reports.
             let _ = worker.join();
         }
     }

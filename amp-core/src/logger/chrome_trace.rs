@@ -45,7 +45,7 @@ impl Subscriber for ChromeTrace {
     }
 }
 
-/// What ends the array. It is written over by the next event.
+/// The end of the array. The next event overwrites it.
 const END: &[u8] = b"\n]\n";
 
 /// A file that is a whole JSON array after every flush.
@@ -53,7 +53,7 @@ const END: &[u8] = b"\n]\n";
 struct Array {
     path: PathBuf,
     file: File,
-    /// Where the array's end stands.
+    /// The position of the array's end.
     end: u64,
     buffer: Vec<u8>,
     /// The number of the run, from 1, and its name.

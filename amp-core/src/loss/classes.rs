@@ -17,13 +17,15 @@ use crate::{
 /// z·log²(Σ exp xᵢ) on top, which keeps the logits of large vocabularies near zero (PaLM, arXiv:2204.02311,
 /// takes 1e-4).
 ///
-/// Logits with classes last (`[N, L, C]` against `[N, L]`) are flattened; where both readings fit, as with
-/// `[N, 5, 5]` against `[N, 5]`, the loss is refused. A floating target of the logits' shape `[N, C, …]` holds
-/// the probability of each class.
+/// Logits with classes in the last dimension (`[N, L, C]` against `[N, L]`) are flattened. If
+/// both readings are possible, as with `[N, 5, 5]` against `[N, 5]`, the loss is refused. A
+/// floating-point target with the shape of the logits, `[N, C, …]`, contains the probability of
+/// each class.
 ///
 /// # Errors
-/// When shapes or dtypes do not fit, there is not one weight for each class, an option is out of range, or a class
-/// is. On CUDA a class out of range is an error of the device, as in PyTorch.
+/// When shapes or dtypes do not fit, the number of weights is not the number of classes, or an
+/// option or a class is out of range. On CUDA a class out of range is a device-side error, as in
+/// PyTorch.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -42,9 +44,9 @@ use crate::{
 pub struct CrossEntropy {
     /// ε, from 0 to 1.
     pub label_smoothing: f64,
-    /// What a target counts by its class: `[C]`, floating.
+    /// The weight of a target by its class: `[C]`, floating-point.
     pub weight: Option<Tensor>,
-    /// The class that counts nothing; -100 unless it is given.
+    /// The class of ignored targets; -100 unless it is given.
     pub ignore_index: i64,
     /// z, at least 0; 0 unless it is given.
     pub z_loss: f64,
@@ -57,10 +59,10 @@ impl Default for CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// The loss under another reduction: `None` gives `[N, …]`, with 0 where a target is left out.
+    /// The loss under another reduction: `None` gives `[N, …]`, with 0 for ignored targets.
     ///
     /// # Errors
-    /// As [`CrossEntropy`]'s.
+    /// The same as [`CrossEntropy`]'s.
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -152,16 +154,17 @@ impl Loss for CrossEntropy {
     }
 }
 
-/// Negative log likelihood of log probabilities against int64 classes, in the shapes of [`CrossEntropy`]; the mean
-/// is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`, `lᵢ = −xᵢ[yᵢ]`.
+/// Negative log likelihood of log probabilities against int64 classes, in the shapes of
+/// [`CrossEntropy`]. The mean is Σ wᵢ lᵢ / Σ wᵢ over the targets other than `ignore_index`, with
+/// `lᵢ = −xᵢ[yᵢ]`.
 ///
 /// # Errors
-/// As [`CrossEntropy`]'s.
+/// The same as [`CrossEntropy`]'s.
 #[derive(Debug)]
 pub struct Nll {
-    /// What a target counts by its class: `[C]`, floating.
+    /// The weight of a target by its class: `[C]`, floating-point.
     pub weight: Option<Tensor>,
-    /// The class that counts nothing; -100 unless it is given.
+    /// The class of ignored targets; -100 unless it is given.
     pub ignore_index: i64,
 }
 
@@ -172,10 +175,10 @@ impl Default for Nll {
 }
 
 impl Nll {
-    /// The loss under another reduction: `None` gives `[N, …]`, with 0 where a target is left out.
+    /// The loss under another reduction: `None` gives `[N, …]`, with 0 for ignored targets.
     ///
     /// # Errors
-    /// As [`CrossEntropy`]'s.
+    /// The same as [`CrossEntropy`]'s.
     pub fn reduced(
         &self,
         output: &Tensor,
@@ -203,7 +206,8 @@ impl Loss for Nll {
     }
 }
 
-/// A loss for each target in the target's shape, which classes last were flattened from.
+/// A loss for each target, in the shape of the targets. The logits may have been flattened from
+/// classes last.
 fn like_target(loss: Tensor, reduction: Reduction, target: &Tensor) -> Result<Tensor> {
     match reduction {
         Reduction::None => Ok(loss.f_reshape(target.size())?),
@@ -211,7 +215,7 @@ fn like_target(loss: Tensor, reduction: Reduction, target: &Tensor) -> Result<Te
     }
 }
 
-/// The weights of classes in the dtype that the loss of these logits is computed in.
+/// The class weights in the dtype in which the loss of these logits is computed.
 fn class_weights(
     what: &str,
     weight: Option<&Tensor>,

@@ -1,4 +1,4 @@
-//! What the loss of a batch counts in a mean over several batches.
+//! The weight of a batch's loss in a mean over several batches.
 
 use std::fmt;
 
@@ -7,31 +7,33 @@ use tch::{Kind, Tensor};
 use super::IGNORED;
 use crate::{Error, Result};
 
-/// A function from a target to the sum of what it counts.
+/// A function from a target to the weight of the batch.
 pub type WeightOf<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
 
-/// What a loss's mean over a batch is over.
+/// The denominator of a loss's mean over a batch.
 pub enum MeanOver<'a> {
-    /// Its examples; in a batch that has a tensor of weights, that loss is taken to be weighted by them.
+    /// The number of examples. If the batch has a tensor of weights, the sum of the weights.
     Examples,
-    /// The targets, int64 classes, that are not `ignored`, each by the `weight`, `[C]`, of its class. For
-    /// targets of another dtype [`Examples`](Self::Examples).
+    /// The number of targets (int64 classes) other than `ignored`, or the sum of their classes'
+    /// weights (`weight`, `[C]`). For targets of another dtype the same as
+    /// [`Examples`](Self::Examples).
     Classes {
-        /// The class that is left out.
+        /// The ignored class.
         ignored: i64,
-        /// One for each class; 1 without it.
+        /// One weight for each class; `None` means 1.
         weight: Option<&'a Tensor>,
     },
-    /// What this function makes of the target: a scalar on its device.
+    /// The result of this function for the target: a scalar on the target's device.
     Weights(WeightOf<'a>),
-    /// The batch as a whole, because the loss compares its examples with each other: such a batch never runs in
-    /// parts.
+    /// The loss compares the examples of a batch with each other, so there is no denominator and
+    /// the batch is never split.
     Batch,
 }
 
 impl MeanOver<'_> {
-    /// What the targets of a batch count, an f64 scalar on their device; `None` where each example counts
-    /// one. `none_left_out` says that no target is known to be -100, so that nothing needs to be counted.
+    /// The weight of a batch by its targets, an f64 scalar on their device; `None` if it is the
+    /// number of examples. `none_left_out` means that no target is -100, so that no count is
+    /// needed.
     pub(crate) fn counts(&self, target: &Tensor, none_left_out: bool) -> Result<Option<Counted>> {
         let counted = match self {
             Self::Examples | Self::Batch => return Ok(None),
@@ -60,17 +62,17 @@ impl fmt::Debug for MeanOver<'_> {
     }
 }
 
-/// How much a batch's loss counts among others: what its mean is over.
+/// The weight of a batch's loss: the denominator of its mean.
 #[derive(Debug)]
 pub enum Counted {
-    /// So many examples.
+    /// A number of examples.
     Examples(f64),
-    /// The sum of targets or weights, an f64 scalar on the batch's device.
+    /// The number of targets or the sum of weights, an f64 scalar on the batch's device.
     OnDevice(Tensor),
 }
 
 impl Counted {
-    /// The number; reads it from the device where it is there.
+    /// The number. This reads a scalar on the device and waits for it.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -82,7 +84,7 @@ impl Counted {
     }
 }
 
-/// What a batch counts by the number that a model gives.
+/// The weight of a batch, as given by a model.
 ///
 /// # Errors
 /// When it is not a scalar.
@@ -99,8 +101,8 @@ pub fn counted_as(count: &Tensor) -> Result<Counted> {
     }
 }
 
-/// The sum of the weights `[C]` of the classes in `target` that are not -100: an f64 scalar on its device,
-/// which is what a [weighted](super::weighted_cross_entropy) mean is over.
+/// The sum of the weights `[C]` of the classes in `target` other than -100: an f64 scalar on the
+/// target's device, the denominator of a [weighted](super::weighted_cross_entropy) mean.
 ///
 /// # Errors
 /// When a class has no weight.

@@ -1,4 +1,4 @@
-//! Losses of elements: output and target have one shape, and the mean is over all elements.
+//! Losses of elements: output and target have the same shape, and the mean is over all elements.
 
 use tch::{Device, Reduction, Tensor};
 
@@ -44,7 +44,7 @@ macro_rules! of_elements {
 /// Squared error, (x − y)².
 ///
 /// # Errors
-/// When the shapes differ or one is not floating.
+/// When the shapes differ or a dtype is not floating-point.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Mse;
 
@@ -120,22 +120,22 @@ of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
     Ok(p.f_binary_cross_entropy(y, weight, reduction)?)
 });
 
-/// Binary cross entropy of logits x against probabilities y from 0 to 1:
-/// −w (q y ln σ(x) + (1 − y) ln(1 − σ(x))), the mean over all elements whatever w is.
+/// Binary cross entropy of logits x against probabilities y from 0 to 1: −w (q y ln σ(x) + (1 − y)
+/// ln(1 − σ(x))). The mean is over all elements, independent of w.
 ///
-/// Weights have the shape of one example, as `[C]` for outputs `[N, C]` and `[C, 1, 1]` for `[N, C, H, W]`, or are
-/// one number.
+/// Weights have the shape of one example, as `[C]` for outputs `[N, C]` and `[C, 1, 1]` for `[N,
+/// C, H, W]`, or are one number.
 ///
 /// # Errors
-/// When the shapes differ, one is not floating, or a weight does not fit.
+/// When the shapes differ, a dtype is not floating-point, or a weight does not fit.
 ///
-/// A target on the CPU that is not from 0 to 1 is an error too: of labels like -1 the loss has no minimum. On CUDA
-/// that is not looked for.
+/// A target outside 0 to 1 is an error on the CPU, because for labels such as -1 the loss has no
+/// minimum. On CUDA this is not checked.
 #[derive(Debug, Default)]
 pub struct BinaryCrossEntropyWithLogits {
-    /// w, what each element counts.
+    /// w, the weight of each element.
     pub weight: Option<Tensor>,
-    /// q, what a positive counts beside a negative.
+    /// q, the weight of a positive target relative to a negative one.
     pub pos_weight: Option<Tensor>,
 }
 
@@ -153,9 +153,9 @@ of_elements!(BinaryCrossEntropyWithLogits "binary_cross_entropy_with_logits", |o
     Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, reduction)?)
 });
 
-/// The divergence y (ln y − x) of log probabilities x from probabilities y, or exp(y) (y − x) from log
-/// probabilities y. The mean is over all elements, as in torch; the divergence itself is the mean over examples,
-/// which `batchmean` gives.
+/// The divergence y (ln y − x) of log probabilities x from probabilities y, or exp(y) (y − x) from
+/// log probabilities y. The mean is over all elements, as in torch. With `batchmean` it is over
+/// examples, which is the mathematical definition.
 ///
 /// # Errors
 /// When the shapes differ or one is not floating.

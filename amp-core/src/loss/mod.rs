@@ -1,8 +1,8 @@
-//! Losses by torch.nn.functional's names: a function each with torch's defaults, and a value each with torch's
-//! options. Both give a scalar, the mean over the batch.
+//! Losses with torch.nn.functional's names: for each loss a function with torch's defaults, and a
+//! struct with torch's options. Both return a scalar, the mean over the batch.
 //!
-//! Shapes and dtypes that do not fit are errors that name the loss, both tensors and the remedy.
-//! Nothing is broadcast. Under autocast every loss is computed in f32, as torch computes its own.
+//! If shapes or dtypes do not fit, the error names the loss, both tensors and the remedy. Losses
+//! never broadcast. Under autocast every loss is computed in f32, as in torch.
 //!
 //! ```
 //! use amp_core::{loss::{CrossEntropy, Loss}, tch::{Reduction, Tensor}};
@@ -40,20 +40,21 @@ use tch::Tensor;
 
 use crate::{Error, Result};
 
-/// The class of a target that losses and metrics leave out, as in PyTorch.
+/// The class of targets that losses and metrics ignore, as in PyTorch.
 pub(crate) const IGNORED: i64 = -100;
 
-/// A loss with its options. Implement it for a loss of your own, and name the value in
+/// A loss with its options. Implement this trait for a loss of your own, and name the value in
 /// `#[loss(value = …)]`.
 pub trait Loss {
-    /// The loss of a batch, a scalar, from what the model gave and what it should have given.
+    /// The loss of a batch, a scalar, computed from the model's output and the target.
     ///
     /// # Errors
     /// When shapes or dtypes do not fit, or an option is out of range.
     fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor>;
 
-    /// What the mean is over: by this the batches of an accumulation window, and the parts of a batch that
-    /// memory is short for, weigh so that their gradients add up to the large batch's.
+    /// The denominator of the mean. Batches of an accumulation window, and micro-batches of a batch
+    /// that does not fit into memory, are weighted by it, so that their gradients add up to the
+    /// large batch's gradient.
     fn mean_over(&self) -> MeanOver<'_>;
 
     /// Why no CUDA graph can hold a step with this loss, as in `ctc_loss reads lengths on the host`: because it waits
@@ -66,16 +67,16 @@ pub trait Loss {
 /// [`CrossEntropy`] with its defaults.
 ///
 /// # Errors
-/// As [`CrossEntropy`]'s.
+/// The same as [`CrossEntropy`]'s.
 pub fn cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     CrossEntropy::default().compute(output, target)
 }
 
-/// [`CrossEntropy`] in which each target counts by the weight of its class, `[C]` and floating. What a batch
-/// counts in a mean over several is [`sum_of_weights`].
+/// [`CrossEntropy`] in which each target has the weight of its class; `weights` are `[C]`,
+/// floating-point. The weight of a batch in a mean over several batches is [`sum_of_weights`].
 ///
 /// # Errors
-/// As [`CrossEntropy`]'s.
+/// The same as [`CrossEntropy`]'s.
 pub fn weighted_cross_entropy(output: &Tensor, target: &Tensor, weight: &Tensor) -> Result<Tensor> {
     CrossEntropy { weight: Some(weight.shallow_clone()), ..CrossEntropy::default() }
         .compute(output, target)
@@ -84,7 +85,7 @@ pub fn weighted_cross_entropy(output: &Tensor, target: &Tensor, weight: &Tensor)
 /// [`Nll`] with its defaults.
 ///
 /// # Errors
-/// As [`Nll`]'s.
+/// The same as [`Nll`]'s.
 pub fn nll_loss(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     Nll::default().compute(output, target)
 }
@@ -124,12 +125,12 @@ pub fn binary_cross_entropy(output: &Tensor, target: &Tensor) -> Result<Tensor> 
 /// [`BinaryCrossEntropyWithLogits`] with its defaults.
 ///
 /// # Errors
-/// As [`BinaryCrossEntropyWithLogits`]'s.
+/// The same as [`BinaryCrossEntropyWithLogits`]'s.
 pub fn binary_cross_entropy_with_logits(output: &Tensor, target: &Tensor) -> Result<Tensor> {
     BinaryCrossEntropyWithLogits::default().compute(output, target)
 }
 
-/// Adds to what libtorch says of a class out of range which loss and which shapes it is about.
+/// Adds the loss and the shapes to libtorch's error about a class out of range.
 fn explained(what: &str, ignored: i64, error: Error, output: &Tensor, target: &Tensor) -> Error {
     match &error {
         Error::Torch(text) if !error.is_out_of_memory() => {
@@ -140,10 +141,11 @@ fn explained(what: &str, ignored: i64, error: Error, output: &Tensor, target: &T
     }
 }
 
-/// A loss of the user's own, with its arguments in the error where libtorch refuses them.
+/// The result of a loss of the user's own. If libtorch refuses its arguments, the error gets their
+/// shapes and dtypes.
 ///
 /// # Errors
-/// What `loss` fails with.
+/// The error of `loss`.
 #[doc(hidden)]
 pub fn own(loss: Result<Tensor>, output: &Tensor, target: &Tensor) -> Result<Tensor> {
     loss.map_err(|error| match &error {
@@ -154,8 +156,8 @@ pub fn own(loss: Result<Tensor>, output: &Tensor, target: &Tensor) -> Result<Ten
     })
 }
 
-/// What the backward pass of a loss fails with. libtorch computes a loss of two dtypes, and refuses its
-/// gradient.
+/// Adds the remedy to an error of a loss's backward pass. libtorch computes a loss of two dtypes
+/// and refuses its gradient.
 pub(crate) fn in_backward(error: Error) -> Error {
     match &error {
         Error::Torch(text) if text.contains("dtype") && !error.is_out_of_memory() => {

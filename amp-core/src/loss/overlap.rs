@@ -11,16 +11,17 @@ use crate::{Result, ffi, precision::is_floating};
 /// The Dice loss of logits `[N, C, …]` (Milletari et al. 2016): 1 − (2 Σ p t + s) / (Σ p + Σ t + s), the mean over
 /// classes and examples. The sums are over the positions of an example, or with `batch` of the whole batch.
 ///
-/// Against int64 classes `[N, …]`, p is the softmax over dimension 1 and t the class as one of C; positions of class
-/// -100 are in no sum. Against a floating mask of the logits' shape, p is the sigmoid.
+/// For int64 classes `[N, …]`, p is the softmax over dimension 1 and t the one-hot class; positions
+/// of class -100 are left out of all sums. For a floating-point mask with the shape of the logits,
+/// p is the sigmoid.
 ///
-/// With `batch` the loss is of the batch as a whole, which never runs in parts.
+/// With `batch` the loss compares the whole batch, so its batches are never split.
 ///
 /// # Errors
 /// When shapes or dtypes do not fit, the smoothing is below 0, or a class on the CPU is out of range.
 #[derive(Debug, Clone, Copy)]
 pub struct Dice {
-    /// s, at least 0, which makes the loss of an empty mask 0 instead of NaN; 1 unless it is given.
+    /// s, at least 0. It makes the loss of an empty mask 0 instead of NaN; 1 unless it is given.
     pub smooth: f64,
     /// Whether the sums are over the whole batch.
     pub batch: bool,
@@ -66,7 +67,7 @@ impl Dice {
             return Err(misfit(NAME, output, target, why));
         }
         let counted = ffi::counted_classes(target, sizes[1]);
-        // NaN where a class is out of range, which only CUDA lets pass; otherwise 0.
+        // NaN if a class is out of range, which only CUDA does not refuse; otherwise 0.
         let nothing = counted
             .and_then(|counted| Ok(counted.f_mul_scalar(0.0)?))
             .map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
@@ -87,7 +88,7 @@ impl Dice {
         let over: Vec<i64> =
             if self.batch { Some(0) } else { None }.into_iter().chain(positions).collect();
         let sum = |x: &Tensor| match over.is_empty() {
-            // Of no dimension, libtorch would sum over all.
+            // For an empty list of dimensions, libtorch would sum over all.
             true => Ok(x.shallow_clone()),
             false => x.f_sum_dim_intlist(over.as_slice(), false, x.kind()),
         };

@@ -16,7 +16,7 @@ use crate::Result;
 /// When the shapes differ, have no dimension 1, or one is not floating.
 #[derive(Debug, Clone, Copy)]
 pub struct CosineSimilarity {
-    /// The least norm that is divided by; 1e-8 unless it is given.
+    /// The smallest norm that is used as a divisor; 1e-8 unless it is given.
     pub eps: f64,
 }
 
@@ -97,7 +97,8 @@ pub struct TripletMargin {
     pub p: f64,
     /// ε; 1e-6 unless it is given.
     pub eps: f64,
-    /// Whether the negative's distance from the positive counts where it is smaller than that from the anchor.
+    /// Whether to use the distance between negative and positive if it is smaller than the distance
+    /// between negative and anchor.
     pub swap: bool,
 }
 
@@ -130,14 +131,14 @@ impl TripletMargin {
     }
 }
 
-/// Negative log likelihood of targets y under a normal distribution of mean μ and variance v:
-/// (ln max(v, ε) + (μ − y)² / max(v, ε)) / 2, and with `full` ln(2π)/2 more. Use it in
-/// `#[loss(with = |(mean, variance), target| …, of = examples)]`.
+/// Negative log likelihood of targets y under a normal distribution with mean μ and variance v: (ln
+/// max(v, ε) + (μ − y)² / max(v, ε)) / 2, plus ln(2π)/2 with `full`. Use it in `#[loss(with =
+/// |(mean, variance), target| …, of = examples)]`.
 #[derive(Debug, Clone, Copy)]
 pub struct GaussianNll {
     /// Whether to add the constant.
     pub full: bool,
-    /// ε, above 0; 1e-6 unless it is given. The gradient of a variance passes it by.
+    /// ε, above 0; 1e-6 unless it is given. The gradient of the variance ignores this limit.
     pub eps: f64,
 }
 
@@ -151,7 +152,8 @@ impl GaussianNll {
     /// The loss of three tensors of one shape; `None` gives that shape.
     ///
     /// # Errors
-    /// When shapes or dtypes do not fit, or a variance on the CPU is below 0. On CUDA that is not looked for.
+    /// When shapes or dtypes do not fit, or a variance on the CPU is below 0. On CUDA this is not
+    /// checked.
     pub fn reduced(
         &self,
         mean: &Tensor,
@@ -169,7 +171,7 @@ impl GaussianNll {
             return Err(misfit(NAME, &mean, &variance, why));
         }
         in_f32([&mean, &target, &variance], |[mean, target, variance]| {
-            // As torch: the gradient is that of the variance itself.
+            // As in torch, the gradient is the one of the variance itself.
             let least =
                 tch::no_grad(|| variance.f_clamp_min(self.eps)?.f_sub(&variance.f_detach()?))?;
             let variance = variance.f_add(&least)?;
@@ -184,22 +186,24 @@ impl GaussianNll {
     }
 }
 
-/// InfoNCE, the contrastive loss with the batch's other examples as negatives (Oord et al. 2018; CLIP's where it is
-/// symmetric): the cross entropy of the cosines x̂ᵢ·ŷⱼ / τ, `[N, N]`, against class i in row i. Outputs and targets
-/// are `[N, D]`; two towers that are both the model's are one output `[N, 2, D]` with any target.
+/// InfoNCE, a contrastive loss whose negatives are the other examples of the batch (Oord et al.
+/// 2018; symmetric in CLIP): the cross entropy of the cosines x̂ᵢ·ŷⱼ / τ, `[N, N]`, with class i
+/// for row i. Outputs and targets are `[N, D]`. If the model computes both vectors of a pair, its
+/// output is `[N, 2, D]` and the target is not used.
 ///
-/// The loss is of the batch as a whole: half a batch has half the negatives. Therefore a batch never runs in parts,
-/// and the batches of an accumulation window are averaged, which is not the loss of one large batch. All of it is
-/// computed in f32 under autocast, the products included, because a rounding of a cosine to bf16 moves a score by
-/// up to 1/(256 τ).
+/// The loss compares the whole batch: half a batch has half the negatives. Therefore a batch is
+/// never split, and an accumulation window averages the losses of its batches, which differs from
+/// the loss of one large batch. Under autocast the loss is computed in f32, including the products,
+/// because rounding a cosine to bf16 changes a score by up to 1/(256 τ).
 ///
 /// # Errors
-/// When the shapes are neither `[N, D]` both nor `[N, 2, D]`, one is not floating, or τ is not above 0.
+/// When the shapes are neither both `[N, D]` nor `[N, 2, D]`, a dtype is not floating-point, or τ
+/// is not above 0.
 #[derive(Debug, Clone, Copy)]
 pub struct InfoNce {
     /// τ, above 0; 0.07 unless it is given.
     pub temperature: f64,
-    /// Whether to average with the loss of targets against outputs.
+    /// Whether to average with the loss of targets against outputs (CLIP).
     pub symmetric: bool,
 }
 
@@ -254,13 +258,13 @@ impl Loss for InfoNce {
     }
 }
 
-/// Rows of length 1; one that is shorter than 1e-12 stays short.
+/// Normalizes rows to length 1; a row shorter than 1e-12 is divided by 1e-12.
 fn unit(rows: &Tensor) -> Result<Tensor> {
     let norm = rows.f_norm_scalaropt_dim(2.0, [1].as_slice(), true)?;
     Ok(rows.f_div(&norm.f_clamp_min(1e-12)?)?)
 }
 
-/// Two floating tensors of one shape `[N, D, …]`.
+/// Two floating-point tensors of the same shape `[N, D, …]`.
 fn vectors(what: &str, one: &Tensor, other: &Tensor) -> Result<(Tensor, Tensor)> {
     let (x, y) = elementwise(what, one, other)?;
     match x.dim() < 2 {

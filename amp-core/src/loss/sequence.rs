@@ -5,9 +5,10 @@ use tch::{Kind, Reduction, Tensor};
 use super::{IGNORED, Loss, MeanOver, shapes::misfit};
 use crate::{Result, precision::is_floating};
 
-/// Connectionist temporal classification (Graves et al. 2006): log probabilities `[N, T, C]`, batch first, against
-/// int64 labels `[N, S]` without blanks, each row padded at its end with -100. The mean divides the loss of an
-/// example by its number of labels, then averages over examples, as torch does.
+/// Connectionist temporal classification (Graves et al. 2006): log probabilities `[N, T, C]`, batch
+/// first, against int64 labels `[N, S]` without blanks; each row is padded at its end with -100.
+/// The mean divides the loss of an example by its number of labels, then averages over examples, as
+/// in torch.
 ///
 /// libtorch reads the lengths on the host, so that no CUDA graph can hold a step with this loss: under
 /// [`Graph::Auto`](crate::trainer::Graph::Auto) a note says so, and steps run without; `Graph::On` is an error.
@@ -16,17 +17,19 @@ use crate::{Result, precision::is_floating};
 /// When shapes or dtypes do not fit, or libtorch refuses a length.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ctc {
-    /// The class of "no label"; 0 unless it is given.
+    /// The class of the blank; 0 unless it is given.
     pub blank: i64,
-    /// Whether an infinite loss, of labels that do not fit into the steps, is 0 with a gradient of 0.
+    /// Whether an infinite loss, for labels that do not fit into the steps, is replaced by 0 with a
+    /// gradient of 0.
     pub zero_infinity: bool,
 }
 
 impl Ctc {
-    /// The loss of outputs of these lengths, `[N]` and int64, under any reduction; `None` gives `[N]`.
+    /// The loss of outputs with these lengths (`[N]`, int64) under any reduction; `None` gives
+    /// `[N]`.
     ///
     /// # Errors
-    /// As [`Ctc`]'s.
+    /// The same as [`Ctc`]'s.
     pub fn reduced(
         &self,
         output: &Tensor,

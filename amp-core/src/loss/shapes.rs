@@ -1,4 +1,4 @@
-//! Which outputs and targets fit together; everything else is refused with both shapes.
+//! Checks which shapes and dtypes of outputs and targets fit together; errors have both shapes.
 
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -13,16 +13,16 @@ pub(super) fn describe(tensor: &Tensor) -> String {
     format!("{} {:?}", dtype_name(tensor.kind()), tensor.size())
 }
 
-/// What is wrong between an output and its target, and what to do about it.
+/// The error about an output and its target, with the remedy.
 pub(crate) fn misfit(what: &str, output: &Tensor, target: &Tensor, why: &str) -> Error {
     let (output, target) = (describe(output), describe(target));
     Error::config(format!("{what}: the output is {output} and the target {target}: {why}"))
 }
 
-/// Logits `[N, C, …]` and int64 classes `[N, …]`, from these or from logits with classes last.
+/// Logits `[N, C, …]` and int64 classes `[N, …]`, also from logits with classes last.
 ///
 /// # Errors
-/// When the shapes fit in no way or in two, or the dtypes are not those of logits and classes.
+/// When no reading or two readings of the shapes are possible, or the dtypes are wrong.
 pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
     let refused = |why: &str| Err(misfit(what, output, target, why));
     if !is_floating(output.kind()) {
@@ -69,10 +69,10 @@ pub(crate) fn classes(what: &str, output: &Tensor, target: &Tensor) -> Result<(T
     Ok((logits, of))
 }
 
-/// Two tensors of one shape in one floating dtype, the wider one.
+/// Two tensors of the same shape, converted to the wider of their floating-point dtypes.
 ///
 /// # Errors
-/// When the shapes differ, where libtorch would broadcast, or one is not floating.
+/// When the shapes differ (libtorch would broadcast), or a dtype is not floating-point.
 pub(crate) fn elementwise(
     what: &str,
     output: &Tensor,
@@ -103,7 +103,7 @@ pub(crate) fn elementwise(
     Ok((cast(output)?, cast(target)?))
 }
 
-/// The narrowest floating dtype that holds both.
+/// The narrowest floating-point dtype that represents both.
 fn wider(one: Kind, other: Kind) -> Kind {
     match (one, other) {
         (one, other) if one == other => one,
@@ -120,7 +120,7 @@ pub(super) fn option(what: &str, key: &str, value: f64, fits: bool, must: &str) 
     }
 }
 
-/// The reduction of a loss that is given for each example or element.
+/// Reduces a loss that is given for each example or element.
 pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
     match reduction {
         Reduction::None => Ok(each.shallow_clone()),
@@ -129,8 +129,9 @@ pub(super) fn reduce(each: &Tensor, reduction: Reduction) -> Result<Tensor> {
     }
 }
 
-/// Computes as autocast computes torch's losses: within a region of the tensors' device 16-bit numbers are f32, and
-/// no operation is autocast. A dtype probe does not see its products.
+/// Runs `compute` as autocast runs torch's losses: in a region of the tensors' device, 16-bit
+/// numbers are converted to f32 and no operation is autocast. A dtype probe does not record the
+/// products.
 pub(super) fn in_f32<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl FnOnce([Tensor; N]) -> Result<Tensor>,
@@ -140,7 +141,7 @@ pub(super) fn in_f32<const N: usize>(
         return compute(tensors.map(Tensor::shallow_clone));
     }
     let _off = AutocastGuard::off(device)?;
-    // They are the loss's, and no evidence of what the model computes in.
+    // These products belong to the loss and do not show the model's precision.
     let _apart = PausedProducts::pause();
     let wide = tensors.map(|tensor| match tensor.kind() {
         Kind::Half | Kind::BFloat16 => tensor.f_to_kind(Kind::Float),
@@ -153,7 +154,7 @@ pub(super) fn in_f32<const N: usize>(
     compute(all.try_into().expect("as many as were given"))
 }
 
-/// Weights that have the shape of one example of the output, or are one number, in the output's dtype.
+/// Weights with the shape of one example of the output, or a single number, in the output's dtype.
 pub(super) fn of_one_example(
     what: &str,
     key: &str,
@@ -178,7 +179,7 @@ pub(super) fn of_one_example(
     Ok(Some(weight.f_to_device(output.device())?.f_to_kind(computed_in(output)?)?))
 }
 
-/// The dtype in which torch computes a loss of this output: under autocast at least f32.
+/// The dtype in which torch computes a loss of this output: at least f32 under autocast.
 pub(super) fn computed_in(output: &Tensor) -> Result<Kind> {
     let half = matches!(output.kind(), Kind::Half | Kind::BFloat16);
     match half && autocast_state(output.device())?.enabled {

@@ -1,4 +1,4 @@
-//! Metrics of examples that are right or wrong, and means of any function.
+//! Metrics that count correct examples, and means of a function.
 
 use tch::{Kind, Tensor};
 
@@ -12,11 +12,11 @@ use crate::{
     precision::is_floating,
 };
 
-/// The fraction of examples whose largest logit is the target class. Classes of -100 do not count. On CUDA
-/// a class out of range makes the epoch's value NaN.
+/// The fraction of examples whose largest logit is the target class. Targets of class -100 are
+/// ignored. On CUDA a class out of range makes the epoch's value NaN.
 ///
-/// For one logit an example, and for masks, see [`BinaryAccuracy`]; for targets that are probabilities
-/// [`SoftAccuracy`].
+/// For a single logit per example, and for masks, use [`BinaryAccuracy`]; for targets that are
+/// probabilities, [`SoftAccuracy`].
 #[derive(Debug, Clone, Copy)]
 pub struct Accuracy;
 
@@ -30,7 +30,7 @@ impl Metric for Accuracy {
             return Err(misfit(NAME, output, target, why));
         }
         let (logits, of) = classes(NAME, output, target)?;
-        let counts = ffi::hits(&logits, &of);
+        let counts = ffi::correct_counts(&logits, &of);
         let counts = counts.map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
         MetricState::sum(&counts)
     }
@@ -40,8 +40,8 @@ impl Metric for Accuracy {
     }
 }
 
-/// The fraction of examples whose largest logit is at the largest probability of the target, both
-/// `[N, C, …]`, as of labels that were smoothed or mixed.
+/// The fraction of examples whose largest logit has the position of the target's largest
+/// probability. Both are `[N, C, …]`; used for smoothed or mixed labels.
 #[derive(Debug, Clone, Copy)]
 pub struct SoftAccuracy;
 
@@ -53,14 +53,13 @@ impl Metric for SoftAccuracy {
             let why = "both are [N, C, …] with at least two classes";
             return Err(misfit(NAME, output, target, why));
         }
-        let hits = logits.f_argmax(1, false)?.f_eq_tensor(&of.f_argmax(1, false)?)?;
-        MetricState::mean(&hits.f_sum(Kind::Double)?, hits.numel() as f64)
+        let correct = logits.f_argmax(1, false)?.f_eq_tensor(&of.f_argmax(1, false)?)?;
+        MetricState::mean(&correct.f_sum(Kind::Double)?, correct.numel() as f64)
     }
 }
 
-/// The fraction of elements whose logit is above 0 where the target is above ½, and not above 0 where it
-/// is not; output and target have one shape. An element whose target is -100 does not count, and one whose
-/// logit is NaN is not a hit.
+/// The fraction of elements for which logit > 0 equals target > ½; output and target have the same
+/// shape. An element with target -100 is ignored, and a NaN logit is wrong.
 #[derive(Debug, Clone, Copy)]
 pub struct BinaryAccuracy;
 
@@ -73,10 +72,10 @@ impl Metric for BinaryAccuracy {
         };
         let (logits, of) = elementwise(NAME, output, &of)?;
         let counted = of.f_ne(IGNORED)?;
-        let hits = logits.f_gt(0.0)?.f_eq_tensor(&of.f_gt(0.5)?)?;
-        let hits = hits.f_logical_and(&logits.f_isnan()?.f_logical_not()?)?;
-        let hits = hits.f_logical_and(&counted)?;
-        let counts = [hits.f_sum(Kind::Double)?, counted.f_sum(Kind::Double)?];
+        let correct = logits.f_gt(0.0)?.f_eq_tensor(&of.f_gt(0.5)?)?;
+        let correct = correct.f_logical_and(&logits.f_isnan()?.f_logical_not()?)?;
+        let correct = correct.f_logical_and(&counted)?;
+        let counts = [correct.f_sum(Kind::Double)?, counted.f_sum(Kind::Double)?];
         MetricState::sum(&Tensor::f_stack(&counts, 0)?)
     }
 
@@ -85,11 +84,11 @@ impl Metric for BinaryAccuracy {
     }
 }
 
-/// The fraction of examples whose target class is among the `k` largest logits. Classes of -100 do not
-/// count.
+/// The fraction of examples whose target class is among the `k` largest logits. Targets of class
+/// -100 are ignored.
 #[derive(Debug, Clone, Copy)]
 pub struct TopK {
-    /// How many classes count.
+    /// k, the number of classes.
     pub k: i64,
 }
 
@@ -103,10 +102,10 @@ impl Metric for TopK {
             return Err(misfit(NAME, output, target, &why));
         }
         let (_, best) = logits.f_topk(self.k, 1, true, false)?;
-        let hits = best.f_eq_tensor(&of.f_unsqueeze(1)?)?.f_sum(Kind::Double)?;
+        let correct = best.f_eq_tensor(&of.f_unsqueeze(1)?)?.f_sum(Kind::Double)?;
         let counted = ffi::counted_classes(&of, classes);
         let counted = counted.map_err(|error| misfit(NAME, output, target, &error.to_string()))?;
-        MetricState::sum(&Tensor::f_stack(&[hits, counted], 0)?)
+        MetricState::sum(&Tensor::f_stack(&[correct, counted], 0)?)
     }
 
     fn reduction(&self) -> Reduction {
@@ -114,8 +113,9 @@ impl Metric for TopK {
     }
 }
 
-/// F1 = 2·TP / (predicted + actual), averaged over the classes that occur; 0 for one never hit. Examples
-/// of class -100 do not count. See [`FBeta`](super::FBeta) for other averages.
+/// F1 = 2·TP / (predicted + actual), averaged over the classes that occur; 0 for a class without a
+/// correct prediction. Targets of class -100 are ignored. See [`FBeta`](super::FBeta) for other
+/// averages.
 #[derive(Debug, Clone, Copy)]
 pub struct F1 {
     /// Number of classes.
@@ -132,11 +132,11 @@ impl Metric for F1 {
     }
 }
 
-/// The mean over examples of what a function makes of output and target (torchmetrics'
-/// MeanMetric), as in `#[metric(mean, of = confidence, name = "confidence")]`.
+/// The mean of a function of output and target over examples (torchmetrics' MeanMetric), as in
+/// `#[metric(mean, of = confidence, name = "confidence")]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Mean<F> {
-    /// One value per example, or per element of any shape.
+    /// Returns one value per example, or per element, in any shape.
     pub of: F,
 }
 
@@ -146,7 +146,7 @@ impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor>> Metric for Mean<F> {
         let (count, examples) =
             (values.numel() as i64, output.size().first().copied().unwrap_or(1));
         if values.dim() == 0 || examples == 0 || count % examples != 0 {
-            // Batches of another size would count as much.
+            // Otherwise batches of different sizes would have equal weights.
             let why = format!(
                 "its function gave {:?}, but must give one value for each example, or several",
                 values.size()

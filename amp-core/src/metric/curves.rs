@@ -8,7 +8,7 @@ use crate::{
     loss::{IGNORED, classes, elementwise, misfit},
 };
 
-/// What is summed up of a curve.
+/// The state from which a curve is computed.
 #[derive(Debug, Clone, Copy)]
 enum Area {
     Roc,
@@ -19,18 +19,20 @@ macro_rules! curve {
     ($(#[$doc:meta])* $metric:ident $name:literal $area:expr) => {
         $(#[$doc])*
         ///
-        /// Of logits `[N, C, …]` against int64 classes `[N, …]`, each class against the others by its softmax, averaged
-        /// over the classes that occur; or of logits against labels 0 and 1 of their
-        /// shape. Targets of -100 count nothing. NaN where there is no positive, or for [`Auroc`] no negative, or a logit is NaN.
+        /// For logits `[N, C, …]` and int64 classes `[N, …]`, the score of each class is its
+        /// softmax, and the areas are averaged over the classes that occur. For logits and labels 0
+        /// and 1 of the same shape, there is one area. Targets of -100 are ignored. NaN if there is
+        /// no positive, or for [`Auroc`] no negative, or if a logit is NaN.
         ///
-        /// Without `thresholds` it is exact: the scores of all examples stay on the device until the epoch's end. With T `thresholds`, at 0, 1/(T−1), …, 1, it
-        /// keeps 2 (T + 1) counts for each class, and a curve through T points.
+        /// Without `thresholds` the area is exact, and the scores of all examples stay on the
+        /// device until the epoch's end. With T `thresholds`, at 0, 1/(T−1), …, 1, the state has 2
+        /// (T + 1) counts for each class, and the curve has T points.
         ///
         /// # Errors
-        /// When shapes or dtypes do not fit, a class on the CPU is out of range, or an option is.
+        /// When shapes or dtypes do not fit, or a class on the CPU or an option is out of range.
         #[derive(Debug, Clone, Copy, Default)]
         pub struct $metric {
-            /// [`Average::Macro`] unless it is given; of labels 0 and 1 there is one value whatever it is.
+            /// [`Average::Macro`] unless it is given; not used for labels 0 and 1.
             pub average: Average,
             /// T, at least 2.
             pub thresholds: Option<i64>,
@@ -50,8 +52,8 @@ macro_rules! curve {
 }
 
 curve!(
-    /// The area under the receiver operating characteristic: how probable it is that a positive has a larger score
-    /// than a negative, ties counting half.
+    /// The area under the receiver operating characteristic: the probability that a positive has a
+    /// larger score than a negative, where ties count half.
     Auroc "auroc" Area::Roc
 );
 curve!(
@@ -59,8 +61,9 @@ curve!(
     AveragePrecision "average_precision" Area::PrecisionRecall
 );
 
-/// Exact: scores `[n, C]` and labels `[n]` in i64, C = 1 for labels 0 and 1, -100 where nothing counts. In bins:
-/// `[C, T + 1, 2]` counts of negatives and positives by the number of thresholds that a score reaches.
+/// Exact: scores `[n, C]` and labels `[n]` in i64, where C = 1 for labels 0 and 1, and -100 is
+/// ignored. In bins: `[C, T + 1, 2]` counts of negatives and positives by the number of thresholds
+/// that the score reaches.
 fn update(
     what: &str,
     average: Average,
@@ -85,7 +88,7 @@ fn update(
             let counted =
                 counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
             let kind = if logits.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-            // NaN where a class is out of range, which only CUDA lets pass; otherwise 0.
+            // NaN if a class is out of range, which only CUDA does not refuse; otherwise 0.
             let nothing = counted.f_mul_scalar(0.0)?.f_to_kind(kind)?;
             let scores = logits.f_softmax(1, kind)?.f_add(&nothing)?;
             (scores.f_movedim([1].as_slice(), [-1].as_slice())?.f_reshape([-1, count])?, of)
@@ -96,7 +99,7 @@ fn update(
             let label = of.f_gt(0.5)?.f_to_kind(Kind::Int64)?;
             let label = label.f_masked_fill(&of.f_eq(IGNORED)?, IGNORED)?;
             let logits = logits.f_to_kind(kind)?.f_reshape([-1, 1])?;
-            // Sigmoids of large logits are one number: only bins need them.
+            // Sigmoids of large logits are equal in floating point, so only bins use sigmoids.
             let scores = if thresholds.is_some() { logits.f_sigmoid()? } else { logits };
             (scores, label)
         }
@@ -114,7 +117,7 @@ fn update(
         Tensor::f_arange(columns, (Kind::Int64, scores.device()))?.f_mul_scalar(bins)?;
     let places = reached.f_add(&of_column)?.f_mul_scalar(2)?.f_add(&positive)?.f_reshape([-1])?;
     let kept = labels.f_ne(IGNORED)?.f_unsqueeze(1)?.f_expand(scores.size(), false)?;
-    // A score that is NaN is in no bin, which the metric shows.
+    // A NaN score is in no bin, and makes the metric NaN.
     let nan = scores.f_isnan()?.f_logical_and(&kept)?;
     let kept = kept.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
     let counts = Tensor::f_zeros([columns * bins * 2], (Kind::Double, scores.device()))?;
@@ -122,7 +125,7 @@ fn update(
     MetricState::sum(&counts.f_reshape([columns, bins, 2])?)
 }
 
-/// Whether each label is that of each column, `[n, C]`.
+/// Whether each label belongs to each column, `[n, C]`.
 fn positives(labels: &Tensor, columns: i64) -> Result<Tensor> {
     let labels = labels.f_unsqueeze(1)?;
     match columns {
@@ -152,7 +155,7 @@ fn compute(
     if let [one] = areas.as_slice() {
         return Ok(Tensor::from(*one));
     }
-    // A class without positives or negatives has no curve; a NaN among scores stays.
+    // A class without positives or negatives has no curve; NaN among scores gives NaN.
     let present: Vec<usize> =
         (0..areas.len()).filter(|at| !curves[*at].is_undefined(area)).collect();
     let weight = |at: usize| if average == Average::Weighted { positives[at] } else { 1.0 };
@@ -163,11 +166,12 @@ fn compute(
     }
 }
 
-/// Positives and negatives at or above each of some falling thresholds; the last has all of them.
+/// The counts of positives and negatives at or above falling thresholds; the last has all of them.
 struct Curve {
     tp: Vec<f64>,
     fp: Vec<f64>,
-    /// Of bins, whose thresholds need not all be reached; an exact one begins with nothing.
+    /// Whether the curve is from bins. Bins need not reach every threshold; an exact curve begins
+    /// at zero.
     binned: bool,
 }
 
@@ -190,7 +194,7 @@ impl Curve {
             return Ok(f64::NAN);
         }
         let mut sum = 0.0;
-        // Bins begin at their highest threshold, as torchmetrics' do.
+        // Curves from bins begin at the highest threshold, as in torchmetrics.
         let first = match (area, self.binned) {
             (Area::Roc, true) => (self.tp[0], self.fp[0]),
             _ => (0.0, 0.0),
@@ -211,14 +215,14 @@ impl Curve {
     }
 }
 
-/// A curve for each column of scores, through every distinct one.
+/// A curve for each column of scores, with a point for every distinct score.
 fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
     let positive = positives(labels, scores.size()[1])?.f_to_kind(Kind::Double)?;
     let kept = labels.f_ne(IGNORED)?.f_to_kind(Kind::Double)?;
     let columns = 0..scores.size()[1];
     let curves = columns.map(|column| {
         let own = scores.f_select(1, column)?;
-        // What is left out must not make a NaN.
+        // An ignored example must not cause a NaN.
         let own = own.f_masked_fill(&kept.f_eq(0.0)?, f64::NEG_INFINITY)?;
         let (sorted, order) = own.f_sort(0, true)?;
         let of = positive.f_select(1, column)?.f_mul(&kept)?.f_index_select(0, &order)?;
@@ -248,7 +252,7 @@ fn exact(scores: &Tensor, labels: &Tensor) -> Result<Vec<Curve>> {
 fn binned(counts: &Tensor) -> Result<Vec<Curve>> {
     let classes = 0..counts.size()[0];
     let curves = classes.map(|class| {
-        // The bin of no threshold is that of no score: all are at least 0.
+        // The bin of no threshold is empty, because all scores are at least 0.
         let falling = counts.f_get(class)?.f_flip([0])?.f_cumsum(0, Kind::Double)?;
         let bins = falling.size()[0] - 1;
         let column = |at: i64| {

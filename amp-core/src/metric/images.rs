@@ -12,8 +12,8 @@ use crate::{
     precision::AutocastGuard,
 };
 
-/// The peak signal-to-noise ratio in decibels, 10 log₁₀(R² / MSE) over all elements of all batches, of floating
-/// tensors of one shape.
+/// The peak signal-to-noise ratio in decibels, 10 log₁₀(R² / MSE), over all elements of all
+/// batches. Both are floating-point tensors of the same shape.
 #[derive(Debug, Clone, Copy)]
 pub struct Psnr {
     /// R, the largest value minus the smallest that an element can have; 1 unless it is given.
@@ -45,9 +45,9 @@ impl Metric for Psnr {
     }
 }
 
-/// The structural similarity (Wang et al. 2004) with a Gaussian window of 11 × 11, σ = 1.5, k₁ = 0.01 and
-/// k₂ = 0.03, the images being reflected at their edges; the mean over places, channels and images. Of floating
-/// tensors `[N, C, H, W]`, at least 6 × 6.
+/// The structural similarity (Wang et al. 2004) with a Gaussian window of 11 × 11, σ = 1.5, k₁ =
+/// 0.01 and k₂ = 0.03. Images are reflected at their edges. The mean is over positions, channels
+/// and images. Both are floating-point tensors `[N, C, H, W]` with H and W at least 6.
 #[derive(Debug, Clone, Copy)]
 pub struct Ssim {
     /// The largest value minus the smallest that an element can have; 1 unless it is given.

@@ -1,9 +1,9 @@
-//! Metrics: what a model is judged by, computed on the device from a state that merges over batches.
+//! Metrics, computed on the device from a state that is merged over batches.
 //!
-//! What the loss leaves out, they leave out: classes of -100 count nowhere. Logits and classes fit as in
-//! [`loss::cross_entropy`](crate::loss::cross_entropy); shapes and dtypes that do not fit are errors. Values equal
-//! torchmetrics' where something counts; where nothing does, or a class that the metric needs is missing, the value
-//! is NaN, where torchmetrics has 0.
+//! Metrics ignore the same targets as the loss: classes of -100. Shapes of logits and classes are
+//! those of [`loss::cross_entropy`](crate::loss::cross_entropy); other shapes and dtypes are
+//! errors. Values equal torchmetrics', with one difference: if no target counts, or a class that
+//! the metric needs does not occur, the value is NaN, and torchmetrics returns 0.
 //!
 //! ```
 //! use amp_core::{metric::{FBeta, Metric}, tch::Tensor};
@@ -45,17 +45,17 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// A metric with its options. Implement it for a metric of your own, and name the value in
+/// A metric with its options. Implement this trait for a metric of your own, and name the value in
 /// `#[metric(with = …, name = …)]`.
 pub trait Metric {
-    /// What is kept of one batch. Nothing may be read back from the device here: a step that waits for it is slow,
-    /// and no CUDA graph.
+    /// The state of one batch. Do not read values back from the device here: the step would wait,
+    /// and could not run as a CUDA graph.
     ///
     /// # Errors
     /// When shapes or dtypes do not fit.
     fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState>;
 
-    /// How what is kept becomes the metric.
+    /// How the merged state becomes the metric's value.
     fn reduction(&self) -> Reduction {
         Reduction::Mean
     }
@@ -72,27 +72,29 @@ pub trait Metric {
 /// A function from the merged tensors of a state to a metric.
 type Compute = Arc<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>;
 
-/// How what a metric has kept becomes its value.
+/// How a metric's state becomes its value.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Reduction {
-    /// The one sum over the weight.
+    /// The only sum divided by the weight.
     Mean,
-    /// The first of two sums over the second.
+    /// The first of two sums divided by the second.
     Ratio,
-    /// What a function makes of the merged tensors, in the order they were added: see [`Reduction::of`].
+    /// The result of a function of the merged tensors, in the order in which they were added: see
+    /// [`Reduction::of`].
     Of(Compute),
 }
 
 impl Reduction {
-    /// A function from the merged tensors, in the order they were added to the [state](MetricState), to the value: a
-    /// number, or a tensor of any shape, which is logged element by element as `NAME_0`, or `NAME_0_1` of a matrix.
-    /// Sums are on the host, rows on the device, from which it may read.
+    /// A function from the merged tensors, in the order in which they were added to the
+    /// [state](MetricState), to the value: a number, or a tensor of any shape. A tensor is logged
+    /// by element as `NAME_0`, or as `NAME_0_1` for a matrix. Sums are on the host. Rows are on the
+    /// device, and the function may read them.
     pub fn of(compute: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Self {
         Self::Of(Arc::new(compute))
     }
 
-    /// The metric of what was kept, f64 on the host; NaN where nothing was.
+    /// The metric's value for a state, f64 on the host; NaN for an empty state.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -100,8 +102,8 @@ impl Reduction {
         let on_host =
             |tensor: &Tensor| tensor.f_to_device_(Device::Cpu, Kind::Double, false, false);
         let mut tensors = state.tensors()?;
-        // A GPU divides by a number through its reciprocal, and adds up in another order: in the last digit the value
-        // would depend on where it is computed.
+        // A GPU divides by multiplying with the reciprocal, and sums in another order. On the host
+        // the last digit does not depend on the device.
         for (tensor, part) in tensors.iter_mut().zip(&state.parts) {
             if part.merge == Merge::Sum {
                 *tensor = on_host(tensor)?;
@@ -130,7 +132,7 @@ impl Reduction {
         Ok(on_host(&value)?)
     }
 
-    /// Its kind, as saved runs name it.
+    /// The name of its kind in saved runs.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Mean => "Mean",
@@ -139,7 +141,7 @@ impl Reduction {
         }
     }
 
-    /// The one of this kind, unless it is a function.
+    /// The reduction with this name, except functions, which cannot be saved.
     pub(crate) fn named(name: &str) -> Option<Self> {
         match name {
             "Mean" => Some(Self::Mean),
@@ -155,7 +157,7 @@ impl fmt::Debug for Reduction {
     }
 }
 
-/// What is wrong with a state that another metric, or another version of this one, has kept.
+/// The error for a state that another metric, or another version of this one, has saved.
 fn other_state(expected: usize, state: &[Tensor]) -> Error {
     Error::config(format!(
         "the metric is computed from {expected} tensors, but {} were kept: another metric has its name",

@@ -1,4 +1,4 @@
-//! Metrics of numbers, and of a language model.
+//! Regression metrics, and perplexity.
 
 use tch::{Kind, Reduction as Of, Tensor};
 
@@ -8,7 +8,7 @@ use crate::{
     loss::{IGNORED, classes, elementwise, misfit},
 };
 
-/// Two tensors of one shape in f64.
+/// Two tensors of the same shape, converted to f64.
 pub(super) fn doubles(what: &str, output: &Tensor, target: &Tensor) -> Result<(Tensor, Tensor)> {
     let (x, y) = elementwise(what, output, target)?;
     Ok((x.f_to_kind(Kind::Double)?, y.f_to_kind(Kind::Double)?))
@@ -36,7 +36,7 @@ impl Metric for Mse {
     }
 }
 
-/// The root of the [mean squared error](Mse) over all batches, in the target's unit.
+/// The square root of the [mean squared error](Mse) over all batches, in the target's unit.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rmse;
 
@@ -60,9 +60,9 @@ pub(super) fn sum_and_count(values: &Tensor) -> Result<Tensor> {
     Ok(Tensor::f_stack(&[&sum, &sum.f_full_like(values.numel() as f64)?], 0)?)
 }
 
-/// The coefficient of determination, 1 − Σ(x − y)² / Σ(y − ȳ)², of floating tensors `[N]` or `[N, D]`; of D outputs
-/// the mean of each one's. Of targets that are all one number it is 1 if every output is that number, and 0
-/// otherwise. NaN of fewer than two examples.
+/// The coefficient of determination, 1 − Σ(x − y)² / Σ(y − ȳ)², of floating-point tensors `[N]` or
+/// `[N, D]`; for D outputs the mean of their values. If all targets are equal, it is 1 if every
+/// output equals them, otherwise 0. NaN for fewer than two examples.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct R2;
 
@@ -86,7 +86,7 @@ impl Metric for R2 {
             let [errors, sum, squares, count] = [0, 1, 2, 3].map(|at| counts.f_get(at));
             let (errors, sum, squares, count) = (errors?, sum?, squares?, count?);
             let spread = squares.f_sub(&sum.f_square()?.f_div(&count)?)?.f_clamp_min(0.0)?;
-            // What is left of a sum of squares of equal numbers is rounding.
+            // For equal numbers, the remaining sum of squares is rounding.
             let constant = spread.f_le_tensor(&squares.f_mul_scalar(1e-14)?)?;
             let exact = errors.f_eq(0.0)?.f_to_kind(Kind::Double)?;
             let each = errors.f_div(&spread)?.f_neg()?.f_add_scalar(1.0)?;
@@ -97,11 +97,11 @@ impl Metric for R2 {
     }
 }
 
-/// exp of the mean `−log softmax(x)[y]` over the targets that are not left out, of logits and int64 classes in the
-/// shapes of [`CrossEntropy`](crate::loss::CrossEntropy).
+/// The exponential of the mean of `−log softmax(x)[y]` over the targets that are not ignored.
+/// Logits and int64 classes have the shapes of [`CrossEntropy`](crate::loss::CrossEntropy).
 #[derive(Debug, Clone, Copy)]
 pub struct Perplexity {
-    /// A class whose targets count nothing, besides -100.
+    /// A class whose targets are ignored, in addition to -100.
     pub ignore_index: i64,
 }
 

@@ -1,4 +1,4 @@
-//! Metrics of finding the other half of a pair.
+//! Retrieval metrics.
 
 use tch::{Kind, Tensor};
 
@@ -9,12 +9,13 @@ use crate::{
     precision::AutocastGuard,
 };
 
-/// Rows that are compared with all others at a time.
+/// The number of rows that are compared with all others at a time.
 const ROWS: i64 = 1024;
 
-/// How many of all queries find their own key among the `k` nearest of all keys, by cosine. Queries and keys are
-/// `[N, D]`, or in one output `[N, 2, D]` with any target: it is computed over the whole set, whatever the batches.
-/// Another key that is just as near comes before the own one, so that outputs that are all alike find nothing.
+/// The fraction of queries whose own key is among the `k` nearest of all keys, by cosine. Queries
+/// and keys are `[N, D]`, or one output `[N, 2, D]` with any target. It is computed over the whole
+/// set, independent of the batches. A tie counts against the query, so that a model with equal
+/// outputs has a recall of 0.
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::prelude::*;
@@ -30,7 +31,7 @@ const ROWS: i64 = 1024;
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct RecallAtK {
-    /// How many keys count, at least 1.
+    /// k, at least 1.
     pub k: i64,
 }
 
@@ -70,7 +71,7 @@ impl Metric for RecallAtK {
                 let rows = ROWS.min(count - start);
                 let scores = queries.f_narrow(0, start, rows)?.f_matmul(&keys.f_tr()?)?;
                 let own = scores.f_diagonal(start, 0, 1)?.f_unsqueeze(1)?;
-                // Its own score is among them; a NaN is before all.
+                // Its own score is among them; NaN comes before all.
                 let before = scores.f_lt_tensor(&own)?.f_logical_not()?;
                 let rank = before.f_sum_dim_intlist([1].as_slice(), false, Kind::Double)?;
                 found = found.f_add(&rank.f_le(k as f64)?.f_sum(Kind::Double)?)?;

@@ -9,21 +9,22 @@ use crate::{
     precision::is_floating,
 };
 
-/// How the scores of classes become one.
+/// How the scores of classes are averaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Average {
-    /// The score of all classes' counts together.
+    /// The score of the sum of all classes' counts.
     Micro,
     /// The mean over the classes that occur in targets or predictions.
     #[default]
     Macro,
-    /// The mean over classes, each by its number of targets.
+    /// The mean over classes, weighted by their numbers of targets.
     Weighted,
-    /// One value for each class, logged as `NAME_0`, `NAME_1` and so on; 0 for one without any.
+    /// One value for each class, logged as `NAME_0`, `NAME_1` and so on; 0 for a class that does
+    /// not occur.
     None,
 }
 
-/// A score of one class's counts.
+/// A score computed from one class's counts.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Score {
     Precision,
@@ -34,7 +35,7 @@ pub(super) enum Score {
 }
 
 impl Score {
-    /// The parts of a quotient, from true and false positives, true and false negatives.
+    /// Numerator and denominator, from true and false positives, true and false negatives.
     fn of(self, [tp, fp, tn, fn_]: [&Tensor; 4]) -> Result<[Tensor; 2]> {
         let own = tp.shallow_clone();
         Ok(match self {
@@ -51,13 +52,13 @@ impl Score {
         })
     }
 
-    /// From counts `[3, C]`: hits, predicted, actual, in which no target is of class `ignored`.
+    /// From counts `[3, C]`: correct, predicted, actual; class `ignored` has no targets.
     pub(super) fn over_classes(self, average: Average, ignored: i64) -> Reduction {
         Reduction::of(move |state| {
             let [counts] = state else { return Err(super::other_state(1, state)) };
             let [tp, predicted, actual] = [0, 1, 2].map(|at| counts.f_get(at));
             let (tp, predicted, actual) = (tp?, predicted?, actual?);
-            // As torchmetrics: a union without the class whose targets are ignored.
+            // As in torchmetrics: the class whose targets are ignored is left out of the union.
             let predicted = match self {
                 Self::Jaccard => {
                     let classes = (Kind::Int64, predicted.device());
@@ -80,14 +81,14 @@ impl Score {
             if average == Average::Micro {
                 return Ok(each);
             }
-            // A NaN of another origin, as of a class out of range, stays.
+            // A NaN with another cause, such as a class out of range, is kept.
             let each = each.f_masked_fill(&whole.f_eq(0.0)?, 0.0)?;
             let weight = match average {
                 Average::Weighted => actual,
                 _ => predicted.f_add(&fn_)?.f_ne(0.0)?.f_to_kind(Kind::Double)?,
             };
             match average {
-                // NaN where nothing was counted.
+                // NaN if nothing was counted.
                 Average::None => Ok(each.f_add(&all.f_div(&all)?)?.f_sub_scalar(1.0)?),
                 _ => Ok(Tensor::from(in_order(&each.f_mul(&weight)?)? / in_order(&weight)?)),
             }
@@ -107,12 +108,14 @@ impl Score {
     }
 }
 
-/// The sum of numbers on the host, one after the other: libtorch's order, and so the last digit, depends on the CPU.
+/// The sum of numbers on the host in order. libtorch's order, and so the last digit, depends on the
+/// CPU.
 fn in_order(numbers: &Tensor) -> Result<f64> {
     Ok(Vec::<f64>::try_from(numbers)?.iter().sum())
 }
 
-/// Hits, predictions and targets of each class, `[3, C]` in f64; all are NaN on CUDA where a class is out of range.
+/// Correct predictions, predictions and targets of each class, `[3, C]` in f64. On CUDA all are NaN
+/// if a class is out of range.
 pub(super) fn class_counts(
     what: &str,
     output: &Tensor,
@@ -130,8 +133,8 @@ pub(super) fn class_counts(
     Ok(Tensor::f_stack(&counts, 0)?)
 }
 
-/// Predicted classes, target classes, and what each position counts: 1, 0 where it is left out, and NaN if a class
-/// is out of range. All are flat; a target that is left out is class 0.
+/// Predicted classes, target classes, and the weight of each position: 1, or 0 if it is ignored, or
+/// NaN if a class is out of range. All are flat; an ignored target becomes class 0.
 fn predictions(
     what: &str,
     output: &Tensor,
@@ -152,7 +155,7 @@ fn predictions(
     let counted = ffi::counted_classes(&of, count);
     let counted = counted.map_err(|error| misfit(what, output, target, &error.to_string()))?;
     let kept = of.f_ne(IGNORED)?.f_to_kind(Kind::Double)?.f_add(&counted.f_mul_scalar(0.0)?)?;
-    // A logit that is NaN decides nothing, which the metric shows.
+    // A NaN logit makes the metric NaN.
     let nan = logits.f_amax([1].as_slice(), false)?.f_isnan()?.f_logical_and(&of.f_ne(IGNORED)?)?;
     let kept = kept.f_masked_fill(&nan, f64::NAN)?;
     let of = of.f_clamp(0, count - 1)?.f_reshape([-1])?;
@@ -160,7 +163,8 @@ fn predictions(
     Ok((predicted, of, kept.f_reshape([-1])?, count))
 }
 
-/// True and false positives, true and false negatives of logits against labels 0 and 1 of their shape, `[4]` in f64.
+/// True and false positives, true and false negatives for logits and labels 0 and 1 of the same
+/// shape, `[4]` in f64.
 fn binary_counts(
     what: &str,
     output: &Tensor,
@@ -174,7 +178,7 @@ fn binary_counts(
     }
     let (logits, of) = elementwise(what, output, &as_floating(target)?)?;
     let kept = of.f_ne(IGNORED)?.f_logical_and(&of.f_ne(ignored)?)?;
-    // A logit that is NaN decides nothing, which the metric shows.
+    // A NaN logit makes the metric NaN.
     let nan = logits.f_isnan()?.f_logical_and(&kept)?;
     let kept = kept.f_to_kind(Kind::Double)?.f_masked_fill(&nan, f64::NAN)?;
     let predicted = logits.f_gt((threshold / (1.0 - threshold)).ln())?;
@@ -190,7 +194,7 @@ fn binary_counts(
     Ok(Tensor::f_stack(&counts, 0)?)
 }
 
-/// Labels as floating numbers.
+/// Labels as floating-point numbers.
 pub(super) fn as_floating(target: &Tensor) -> Result<Tensor> {
     match is_floating(target.kind()) {
         true => Ok(target.shallow_clone()),
@@ -198,7 +202,7 @@ pub(super) fn as_floating(target: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// A metric of classes and its counterpart of labels 0 and 1.
+/// Defines a metric of classes and its counterpart for labels 0 and 1.
 macro_rules! score {
     (
         $(#[$doc:meta])* $of_classes:ident $class_name:literal,
@@ -208,15 +212,16 @@ macro_rules! score {
     ) => {
         $(#[$doc])*
         ///
-        /// Of logits `[N, C, …]` against int64 classes `[N, …]`, as in [`CrossEntropy`](crate::loss::CrossEntropy).
+        /// For logits `[N, C, …]` and int64 classes `[N, …]`, as in
+        /// [`CrossEntropy`](crate::loss::CrossEntropy).
         #[derive(Debug, Clone, Copy)]
         pub struct $of_classes {
             $($(#[$key_doc])* pub $key: f64,)?
             /// [`Average::Macro`] unless it is given.
             pub average: Average,
-            /// A class whose targets count nothing, besides -100.
+            /// A class whose targets are ignored, in addition to -100.
             pub ignore_index: i64,
-            /// The number of classes, held against the output's where it is given.
+            /// The number of classes; if given, the output is checked against it.
             pub num_classes: Option<i64>,
         }
 
@@ -246,14 +251,15 @@ macro_rules! score {
 
         $(#[$binary_doc])*
         ///
-        /// Of logits against labels 0 and 1 of their shape, integers or floating, as of masks and several labels an
-        /// example. An element whose label is -100 counts nothing; a logit that is NaN makes the metric NaN.
+        /// For logits and labels 0 and 1 of the same shape, integer or floating-point, for example
+        /// masks and several labels per example. An element with label -100 is ignored; a NaN logit
+        /// makes the metric NaN.
         #[derive(Debug, Clone, Copy)]
         pub struct $of_two {
             $($(#[$key_doc])* pub $key: f64,)?
             /// The probability above which a prediction is 1; ½ unless it is given.
             pub threshold: f64,
-            /// A label whose elements count nothing, besides -100.
+            /// A label whose elements are ignored, in addition to -100.
             pub ignore_index: i64,
         }
 
@@ -279,53 +285,54 @@ macro_rules! score {
 }
 
 score!(
-    /// TP / (TP + FP): how many of those predicted to be of a class are.
+    /// TP / (TP + FP): the fraction of predictions of a class that are correct.
     Precision "precision",
-    /// TP / (TP + FP): how many of those predicted to be 1 are.
+    /// TP / (TP + FP): the fraction of predictions of 1 that are correct.
     BinaryPrecision "binary_precision",
     |_own| Score::Precision
 );
 score!(
-    /// TP / (TP + FN): how many of a class are found. With [`Average::Macro`] it is the balanced accuracy, with
-    /// [`Average::Micro`] the accuracy.
+    /// TP / (TP + FN): the fraction of a class's targets that are found. With [`Average::Macro`] it
+    /// is the balanced accuracy, with [`Average::Micro`] the accuracy.
     Recall "recall",
-    /// TP / (TP + FN): how many labels of 1 are found.
+    /// TP / (TP + FN): the fraction of labels of 1 that are found.
     BinaryRecall "binary_recall",
     |_own| Score::Recall
 );
 score!(
-    /// (1 + β²) TP / ((1 + β²) TP + β² FN + FP): recall counts β times as much as precision. With β = 1 it is F1, of
-    /// masks also called the Dice score.
+    /// (1 + β²) TP / ((1 + β²) TP + β² FN + FP): recall has β times the weight of precision. With β
+    /// = 1 it is F1, for masks also called the Dice score.
     FBeta "f_beta",
-    /// (1 + β²) TP / ((1 + β²) TP + β² FN + FP): recall counts β times as much as precision. With β = 1 it is F1, of
-    /// masks also called the Dice score.
+    /// (1 + β²) TP / ((1 + β²) TP + β² FN + FP): recall has β times the weight of precision. With β
+    /// = 1 it is F1, for masks also called the Dice score.
     BinaryFBeta "binary_f_beta",
     |own| Score::FBeta(own.beta),
     /// β; 1 unless it is given.
     beta = 1.0
 );
 score!(
-    /// TN / (TN + FP): how many of the other classes are not taken for a class.
+    /// TN / (TN + FP): the fraction of other classes' targets that are not predicted as this class.
     Specificity "specificity",
-    /// TN / (TN + FP): how many labels of 0 are found.
+    /// TN / (TN + FP): the fraction of labels of 0 that are found.
     BinarySpecificity "binary_specificity",
     |_own| Score::Specificity
 );
 score!(
-    /// TP / (TP + FP + FN), the intersection over the union (IoU). The class `ignore_index` is in no average.
+    /// TP / (TP + FP + FN), the intersection over union (IoU). The class `ignore_index` is left out
+    /// of averages.
     Jaccard "jaccard",
-    /// TP / (TP + FP + FN), the intersection over the union (IoU).
+    /// TP / (TP + FP + FN), the intersection over union (IoU).
     BinaryJaccard "binary_jaccard",
     |_own| Score::Jaccard
 );
 
-/// How often a target of class i was predicted as class j, `[C, C]`, logged as `NAME_i_j`. Of logits `[N, C, …]`
-/// against int64 classes `[N, …]`.
+/// The number of targets of class i that were predicted as class j, `[C, C]`, logged as `NAME_i_j`.
+/// For logits `[N, C, …]` and int64 classes `[N, …]`.
 #[derive(Debug, Clone, Copy)]
 pub struct ConfusionMatrix {
-    /// A class whose targets count nothing, besides -100.
+    /// A class whose targets are ignored, in addition to -100.
     pub ignore_index: i64,
-    /// The number of classes, held against the output's where it is given.
+    /// The number of classes; if given, the output is checked against it.
     pub num_classes: Option<i64>,
 }
 
@@ -353,13 +360,13 @@ impl Metric for ConfusionMatrix {
     }
 }
 
-/// How often a label i was predicted as j, `[2, 2]`, logged as `NAME_i_j`. Of logits against labels 0 and 1 of their
-/// shape.
+/// The number of labels i that were predicted as j, `[2, 2]`, logged as `NAME_i_j`. For logits and
+/// labels 0 and 1 of the same shape.
 #[derive(Debug, Clone, Copy)]
 pub struct BinaryConfusionMatrix {
     /// The probability above which a prediction is 1; ½ unless it is given.
     pub threshold: f64,
-    /// A label whose elements count nothing, besides -100.
+    /// A label whose elements are ignored, in addition to -100.
     pub ignore_index: i64,
 }
 

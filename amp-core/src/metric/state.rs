@@ -1,19 +1,20 @@
-//! What a metric keeps of the batches it was given.
+//! The state of a metric over batches.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 
-/// How the tensors of two batches become one.
+/// How the tensors of two batches are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Merge {
     Sum,
     Concat,
 }
 
-/// What a metric keeps of one batch, or of several merged: tensors on the device, each a sum or a concatenation, and
-/// a weight that the host has. Nothing is read back until the metric is computed.
+/// The state of a metric for one batch, or for several merged batches: tensors on the device, each
+/// a sum or a concatenation, and a weight on the host. Nothing is read back until the metric is
+/// computed.
 #[derive(Debug, Default)]
 pub struct MetricState {
     pub(crate) parts: Vec<Part>,
@@ -23,29 +24,30 @@ pub struct MetricState {
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) merge: Merge,
-    /// One for a sum, one for each batch for a concatenation.
+    /// One tensor for a sum, one per batch for a concatenation.
     pub(crate) pieces: Vec<Tensor>,
 }
 
 impl MetricState {
-    /// A sum that is divided by the sum of the batches' weights: for [`Reduction::Mean`](super::Reduction::Mean).
+    /// A sum that is divided by the sum of the batches' weights, for
+    /// [`Reduction::Mean`](super::Reduction::Mean).
     ///
     /// # Errors
-    /// When libtorch has no room for it.
+    /// When libtorch has no memory for it.
     pub fn mean(sum: &Tensor, weight: f64) -> Result<Self> {
         Ok(Self { weight, ..Self::default().and_sum(sum)? })
     }
 
-    /// Counts of any shape, the same for every batch, which add up in f64.
+    /// Counts of any shape, equal for every batch, which are summed in f64.
     ///
     /// # Errors
-    /// When libtorch has no room for them.
+    /// When libtorch has no memory for them.
     pub fn sum(counts: &Tensor) -> Result<Self> {
         Self::default().and_sum(counts)
     }
 
-    /// One row for each example, `[n, …]`: the epoch's are those of all batches in order. They stay on the device
-    /// until the epoch's end, so that memory grows with the examples.
+    /// One row for each example, `[n, …]`. The epoch's tensor has the rows of all batches in order.
+    /// Rows stay on the device until the epoch's end, so memory grows with the number of examples.
     pub fn concat(rows: &Tensor) -> Self {
         Self::default().and_concat(rows)
     }
@@ -53,7 +55,7 @@ impl MetricState {
     /// Adds a tensor of [counts](Self::sum).
     ///
     /// # Errors
-    /// When libtorch has no room for them.
+    /// When libtorch has no memory for them.
     pub fn and_sum(mut self, counts: &Tensor) -> Result<Self> {
         let pieces = vec![counts.f_to_kind(Kind::Double)?];
         self.parts.push(Part { merge: Merge::Sum, pieces });
@@ -68,10 +70,10 @@ impl MetricState {
         self
     }
 
-    /// Takes in what a later batch gave.
+    /// Merges the state of a later batch.
     ///
     /// # Errors
-    /// When its tensors are of other shapes.
+    /// When its tensors have other shapes.
     pub fn merge(&mut self, later: &Self) -> Result<()> {
         if !self.is_like(later) {
             return Err(self.differs(later));
@@ -79,10 +81,10 @@ impl MetricState {
         self.add(later, false)
     }
 
-    /// The tensors, each part as one.
+    /// The tensors; a concatenation is joined into one tensor.
     ///
     /// # Errors
-    /// When libtorch has no room for them.
+    /// When libtorch has no memory for them.
     pub fn tensors(&self) -> Result<Vec<Tensor>> {
         let parts = self.parts.iter().map(|part| match part.pieces.as_slice() {
             [one] => Ok(one.shallow_clone()),
@@ -91,7 +93,7 @@ impl MetricState {
         parts.collect()
     }
 
-    /// What a [mean](Self::mean)'s sum is divided by.
+    /// The divisor of a [mean](Self::mean)'s sum.
     pub fn weight(&self) -> f64 {
         self.weight
     }
@@ -101,7 +103,7 @@ impl MetricState {
             && self.parts.iter().zip(&other.parts).all(|(own, other)| own.is_like(other))
     }
 
-    /// What is wrong with a state that is not like this one.
+    /// The error for a state with other parts.
     pub(crate) fn differs(&self, other: &Self) -> crate::Error {
         let sizes = |state: &Self| -> Vec<Vec<i64>> {
             state.parts.iter().filter_map(|part| Some(part.pieces.last()?.size())).collect()
@@ -113,12 +115,13 @@ impl MetricState {
         ))
     }
 
-    /// Adds what is like it, into its own sums' memory where they are `owned`.
+    /// Adds a state with the same parts, in place if its own sums are `owned`.
     pub(crate) fn add(&mut self, later: &Self, owned: bool) -> Result<()> {
         for (part, later) in self.parts.iter_mut().zip(&later.parts) {
             match (part.merge, part.pieces.as_mut_slice(), later.pieces.as_slice()) {
                 (Merge::Sum, [sum], [counts]) => {
-                    // What a hook logs is the host's or the device's, as its step ran.
+                    // A value that a hook logs is on the host or on the device, depending on how
+                    // the step ran.
                     let counts = counts.f_to_device(sum.device())?;
                     match owned {
                         true => _ = sum.f_add_(&counts)?,
@@ -132,7 +135,7 @@ impl MetricState {
         Ok(())
     }
 
-    /// As many sums of nothing.
+    /// A state of the same parts with sums of zero.
     pub(crate) fn nothing_like(&self) -> Result<Self> {
         let parts = self.parts.iter().map(|part| {
             let pieces = match part.merge {
@@ -152,7 +155,7 @@ impl MetricState {
         Self { parts: parts.collect(), weight: self.weight }
     }
 
-    /// A copy on this device, in memory of its own.
+    /// A copy on this device, in its own memory.
     pub(crate) fn copied_to(&self, device: Device) -> Result<Self> {
         let mut copy = self.shallow_clone();
         for part in &mut copy.parts {

@@ -196,14 +196,14 @@ pub fn first_loss(
     }
 }
 
-/// Ends a manual step at its first backward pass.
+/// Ends a manual step at its first backward pass, by an error.
 struct First {
     count: usize,
     loss: Option<Tensor>,
 }
 
 impl First {
-    /// The step does not go on, whatever the model does about it.
+    /// The step must not continue, even if the model handles the error.
     fn end<T>() -> Result<T> {
         Err(Error::config("a manual step went on behind the end of its first backward pass"))
     }

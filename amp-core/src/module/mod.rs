@@ -1,4 +1,4 @@
-//! [`LightningModule`]: what the derive generates and the trainer drives.
+//! [`LightningModule`]: the trait that the derive implements and the trainer calls.
 
 mod manual;
 mod media;
@@ -23,22 +23,23 @@ use crate::{
     state::State,
 };
 
-/// What a loss is a mean over.
+/// The set over which a loss takes its mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum LossScope {
-    /// The batch's examples, each by its weight: the mean of the losses of parts is the batch's.
+    /// The batch's examples, by weight: the mean of the losses of micro-batches equals the batch's
+    /// loss.
     Examples,
-    /// The batch as a whole, whose examples are compared with each other, as in a contrastive loss: a
-    /// batch never runs in parts.
+    /// The whole batch: its examples are compared with each other, as in a contrastive loss, so a
+    /// batch is never split.
     Batch,
-    /// Either. A batch runs in parts where memory is short, and a note says so.
+    /// Unknown. If memory is short a batch is split, and a note says so.
     #[default]
     Unknown,
 }
 
 impl LossScope {
-    /// The scope of a loss whose mean is over this.
+    /// The scope of a loss with this denominator.
     pub fn of(over: &MeanOver<'_>) -> Self {
         match over {
             MeanOver::Batch => Self::Batch,
@@ -47,7 +48,7 @@ impl LossScope {
     }
 }
 
-/// Hyperparameters by name, as saved beside weights.
+/// Hyperparameters by name, as saved with weights.
 pub type Hyperparameters = serde_json::Map<String, serde_json::Value>;
 
 /// A model with its loss, metrics and optimizer: the unit that is trained and verified.
@@ -83,9 +84,9 @@ pub trait LightningModule: Visit {
     /// The hyperparameters the model was built with.
     fn hyperparameters(&self) -> Hyperparameters;
 
-    /// Computes the loss of one batch and logs what is declared. Runs inside the policy's
-    /// autocast region; the backward pass is the trainer's. A model of one type of batch takes it with
-    /// [`BatchType::from_any`](crate::data::BatchType::from_any).
+    /// Computes the loss of one batch and logs the declared values. Runs in the policy's autocast
+    /// region; the trainer runs the backward pass. A model with its own type of batch converts it
+    /// with [`BatchType::from_any`](crate::data::BatchType::from_any).
     ///
     /// Returns the loss, a scalar.
     ///
@@ -96,10 +97,9 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "training_step"))
     }
 
-    /// What the loss of a batch counts among the losses that it is averaged with, where several batches, or
-    /// parts of one, make a step: their gradient is the large batch's when each counts what its mean is
-    /// over. The derive answers by the loss's [`mean_over`](crate::loss::Loss::mean_over) or `counts = …`.
-    /// Otherwise it is the batch's [weight](AnyBatch::weight).
+    /// The weight of a batch's loss in a mean over several batches or micro-batches of a step. The
+    /// step's gradient equals the large batch's if each weight is the denominator of the loss's
+    /// mean, as the derive generates it. The default is the batch's [weight](AnyBatch::weight).
     ///
     /// # Errors
     /// When weights or targets cannot be read from the device.
@@ -107,28 +107,27 @@ pub trait LightningModule: Visit {
         batch.weight()
     }
 
-    /// What the loss is a mean over, which decides whether a batch that memory is short for may run in
-    /// parts. The derive answers for the losses it has, and `#[loss(with = …, of = batch)]` or
-    /// `of = examples` for others.
+    /// The set over which the loss takes its mean: decides whether a batch that does not fit into
+    /// memory may be split. The derive uses the loss's own declaration, or `#[loss(…, of = …)]`.
     fn loss_scope(&self) -> LossScope {
         LossScope::Unknown
     }
 
-    /// How the training metric of this name is computed from what was kept of its batches, for runs that are resumed
-    /// at the end of an epoch: a function is not saved. The derive answers for what it declares; `None` for others.
+    /// How this training metric is computed from its saved state, for runs that are resumed at the
+    /// end of an epoch. The derive implements it for declared metrics; `None` for others.
     fn reduction(&self, name: &str) -> Option<Reduction> {
         let _ = name;
         None
     }
 
     /// Whether the model runs backward passes and optimizers itself, in
-    /// [`manual_step`](Self::manual_step) in place of [`training_step`](Self::training_step)
+    /// [`manual_step`](Self::manual_step) instead of [`training_step`](Self::training_step)
     /// (Lightning's `automatic_optimization = False`).
     fn optimizes_manually(&self) -> bool {
         false
     }
 
-    /// Does one batch: forward and backward passes and updates, in any number and order.
+    /// Processes one batch: forward and backward passes and updates, in any number and order.
     ///
     /// # Errors
     /// When any of these fails.
@@ -155,8 +154,8 @@ pub trait LightningModule: Visit {
         Err(no_step(self.name(), "test_step"))
     }
 
-    /// What the model predicts for a batch, without gradients: one tensor or several, dimension 0
-    /// counting the examples.
+    /// The model's predictions for a batch, without gradients: one tensor or several, whose
+    /// dimension 0 is the number of examples.
     ///
     /// # Errors
     /// When the forward pass fails, or the model has no such step.
@@ -171,8 +170,8 @@ pub trait LightningModule: Visit {
     /// When an option is out of range.
     fn configure_optimizers(&self, plan: &TrainingPlan) -> Result<Optimizers>;
 
-    /// How near each step this model has to be, which decides whether steps may run as CUDA
-    /// graphs. The derive answers for what it generates.
+    /// How closely the model must follow each step, which decides whether steps may run as CUDA
+    /// graphs. The derive implements it for generated steps.
     fn step_access(&self) -> StepAccess {
         StepAccess::Within("the model's steps are written by hand")
     }
@@ -180,7 +179,7 @@ pub trait LightningModule: Visit {
     /// Before the first epoch.
     ///
     /// # Errors
-    /// An error ends the run; so it does in every hook.
+    /// An error ends the run; the same holds for every hook.
     fn on_train_start(&mut self) -> Result<()> {
         Ok(())
     }
@@ -194,8 +193,8 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Before the step of each optimizer: its gradients are unscaled and not yet clipped. After
-    /// an overflow some are not finite, and the step will be skipped.
+    /// Before the step of each optimizer: its gradients are unscaled and not yet clipped. After an
+    /// overflow some are not finite, and the step will be skipped.
     ///
     /// # Errors
     /// An error ends the run.
@@ -208,9 +207,9 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// After a batch, with what the training step returned, detached, and what became of the
-    /// optimizer step; `None` while gradients are only accumulated. Where the step ran as a CUDA
-    /// graph, the loss is on the host: reading it does not wait for the device.
+    /// After a batch, with the detached result of the training step and the outcome of the
+    /// optimizer step; `None` while gradients are only accumulated. If the step ran as a CUDA
+    /// graph, the loss is on the host, and reading it does not wait for the device.
     ///
     /// # Errors
     /// An error ends the run.
@@ -242,7 +241,7 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Adds what the model needs besides its tensors to a checkpoint.
+    /// Adds state other than the model's tensors to a checkpoint.
     ///
     /// # Errors
     /// An error ends the run.
@@ -251,8 +250,8 @@ pub trait LightningModule: Visit {
         Ok(())
     }
 
-    /// Takes back what [`on_save_checkpoint`](Self::on_save_checkpoint) added; the tensors are
-    /// there already.
+    /// Restores the state that [`on_save_checkpoint`](Self::on_save_checkpoint) added; the tensors
+    /// are already restored.
     ///
     /// # Errors
     /// An error ends the run.
@@ -274,15 +273,15 @@ fn no_step(model: &str, step: &str) -> Error {
     Error::config(format!("`{model}` has no {step}: add one, or train without data for it"))
 }
 
-/// What a hook sees of the run, and where it logs.
+/// The state of the run that a hook can read, and its log.
 pub struct Hook<'a> {
-    /// From 0.
+    /// The epoch, counted from 0.
     pub epoch: i64,
-    /// Optimizer steps applied so far.
+    /// The number of optimizer steps applied so far.
     pub global_step: u64,
-    /// The loss scale; `None` where the precision has none.
+    /// The loss scale; `None` if the precision does not scale the loss.
     pub scale: Option<f64>,
-    /// Where the run computes.
+    /// The device of the run.
     pub device: Device,
     pub(crate) optimizers: &'a [Scheduled],
     pub(crate) log: &'a mut Log,
@@ -302,29 +301,29 @@ impl Hook<'_> {
         self.log.of_hook(name, value, options)
     }
 
-    /// Logs a number of the host's.
+    /// Logs a number that is on the host.
     ///
     /// # Errors
-    /// When libtorch has no room for it.
+    /// When libtorch has no memory for it.
     pub fn log_number(&mut self, name: &str, value: f64, options: LogOptions) -> Result<()> {
         self.log.of_hook(name, &Tensor::from(value), options)
     }
 }
 
-/// What a step sees besides its batch.
+/// The context of a step: the state of the run and its log.
 pub struct Step<'a> {
     context: &'a Context,
     log: &'a mut Log,
     /// The batch's index in its epoch.
     pub batch_idx: usize,
-    /// Optimizer steps applied so far.
+    /// The number of optimizer steps applied so far.
     pub global_step: u64,
-    /// A step within another's training step has a context of its own.
+    /// A step inside another step has its own context.
     _apart: Option<PausedProducts>,
 }
 
 impl<'a> Step<'a> {
-    /// A step that runs under `context` and logs into `log`.
+    /// A step that runs in `context` and logs to `log`.
     pub fn new(context: &'a Context, log: &'a mut Log, batch_idx: usize, global_step: u64) -> Self {
         let _apart = context.pause_others_products();
         Self { context, log, batch_idx, global_step, _apart }
@@ -349,8 +348,8 @@ impl<'a> Step<'a> {
         self.log.value(name, value, batch_size, options)
     }
 
-    /// Logs the loss of a batch that counts so much in the epoch's mean; nothing is read back to the host
-    /// here.
+    /// Logs the loss of a batch with this weight in the epoch's mean; nothing is read back to the
+    /// host here.
     ///
     /// # Errors
     /// When `value` is not a scalar.
@@ -364,7 +363,8 @@ impl<'a> Step<'a> {
         self.log.loss(name, value, counted, options)
     }
 
-    /// Logs a metric of the batch; the epoch's value is computed from what all batches gave.
+    /// Logs a metric of the batch; the epoch's value is computed from the merged states of all
+    /// batches.
     ///
     /// # Errors
     /// When shapes do not fit the metric.

@@ -10,10 +10,10 @@ use crate::{
 
 /// Rule: every override names a module.
 pub(super) fn overrides_name_modules(
-    islands: &BTreeMap<String, Region>,
+    overrides: &BTreeMap<String, Region>,
     modules: &[String],
 ) -> Result<()> {
-    let Some(unknown) = islands.keys().find(|path| !modules.contains(path)) else {
+    let Some(unknown) = overrides.keys().find(|path| !modules.contains(path)) else {
         return Ok(());
     };
     let instead = match closest(unknown, modules) {
@@ -23,7 +23,7 @@ pub(super) fn overrides_name_modules(
     Err(Error::config(format!("the model has no module `{unknown}`: {instead}")))
 }
 
-/// Rule: a name stands for one tensor, and a parameter can be trained.
+/// Rule: each name belongs to one tensor, and parameters have a floating-point dtype.
 pub(super) fn tensors_are_sound(found: &[Found]) -> Result<()> {
     names_are_unique(found.iter().map(|found| (found.name.as_str(), &found.tensor)))?;
     tied_tensors_have_one_place(found)?;
@@ -64,7 +64,7 @@ fn tied_tensors_have_one_place(found: &[Found]) -> Result<()> {
     Ok(())
 }
 
-/// Rule: a name stands for one tensor.
+/// Rule: each name belongs to one tensor.
 pub(crate) fn names_are_unique<'t>(
     tensors: impl Iterator<Item = (&'t str, &'t tch::Tensor)>,
 ) -> Result<()> {
@@ -80,7 +80,7 @@ pub(crate) fn names_are_unique<'t>(
     Ok(())
 }
 
-/// Rule: the parameters of a trained model require gradients; one that does not would never change.
+/// Rule: the parameters of a trained model require gradients; otherwise they would never change.
 ///
 /// # Errors
 /// When a parameter requires no gradient.
@@ -97,19 +97,19 @@ pub(crate) fn parameters_require_gradients(module: &(impl Visit + ?Sized)) -> Re
     }
 }
 
-/// The path that `path` is most likely meant to be.
+/// The module path that `path` most likely means.
 fn closest<'p>(path: &str, known: &'p [String]) -> Option<&'p str> {
     let near = known.iter().map(|known| (edits(path, known), known.as_str())).min()?;
     let allowed = (path.len() / 2).clamp(1, 3);
     let last = |path: &str| path.rsplit('.').next().map(str::to_owned);
     match near {
         (edits, found) if edits <= allowed => Some(found),
-        // The right name further in.
+        // The name is right, but its module is deeper.
         _ => known.iter().find(|known| last(known) == last(path)).map(String::as_str),
     }
 }
 
-/// Letters to insert, remove or replace.
+/// The number of letters to insert, remove or replace.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -8,20 +8,20 @@ use crate::{
     precision::{Arguments, Region},
 };
 
-/// A step in a module's path: the dotted path of a child, or of one within a container.
+/// A step in a module's path: the dotted path of a child, or of an element of a container.
 #[derive(Debug, Clone)]
 pub(in crate::nn) struct Place<'m> {
     /// Dotted if containers are nested.
     pub(in crate::nn) path: Cow<'m, str>,
-    /// The place in the container at `path`.
+    /// The index in the container at `path`.
     pub(in crate::nn) index: Option<usize>,
     /// The region of the path's first name.
     pub(in crate::nn) region: Option<Region>,
 }
 
-/// A module under the name it has in its parent. It runs with the parent's path and its own
-/// precision region, as [`Context::call`] does for modules of one tensor. In a derived `#[forward]`
-/// every field that is a layer is one, so that `self.head.forward(x, cx)` keeps both.
+/// A module under its name in the parent. It runs under the parent's path and its own precision
+/// region, as in [`Context::call`] for modules with one tensor. In a derived `#[forward]` every
+/// layer field is a `Child`, so that `self.head.forward(x, cx)` keeps path and region.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::Child, prelude::*};
@@ -38,20 +38,20 @@ pub(in crate::nn) struct Place<'m> {
 /// ```
 #[derive(Debug)]
 pub struct Child<'m, M: ?Sized> {
-    /// The modules between the one that runs and this one's parent, the outermost first.
+    /// The modules between the running module and this module's parent, the outermost first.
     parents: Vec<Place<'m>>,
     place: Place<'m>,
     module: &'m M,
 }
 
 impl<'m, M: ?Sized> Child<'m, M> {
-    /// The module of this name.
+    /// The module with this name.
     pub fn new(name: &'m str, region: Option<Region>, module: &'m M) -> Self {
         let place = Place { path: Cow::Borrowed(name), index: None, region };
         Self { parents: Vec::new(), place, module }
     }
 
-    /// Runs a module of one input.
+    /// Runs a module with one input.
     ///
     /// # Errors
     /// The module's error, with the path of the innermost module that failed.
@@ -62,10 +62,10 @@ impl<'m, M: ?Sized> Child<'m, M> {
         cx.call_at(self.places(), self.module, (input,))
     }
 
-    /// Runs a module of any inputs, given as a tuple.
+    /// Runs a module with any inputs, given as a tuple.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward).
+    /// The same as [`forward`](Self::forward)'s.
     pub fn forward_with(
         &self,
         inputs: <M::Input as Arguments>::At<'_>,
@@ -84,7 +84,7 @@ impl<'m, M: ?Sized> Child<'m, M> {
         self.module
     }
 
-    /// Runs a view of the module, which takes other inputs, under the module's name and region.
+    /// Runs a view of the module that takes other inputs, under the module's name and region.
     pub(super) fn run_as<V: Forward>(
         &self,
         view: &V,
@@ -94,16 +94,16 @@ impl<'m, M: ?Sized> Child<'m, M> {
         cx.call_at(self.places(), view, inputs)
     }
 
-    /// Its places, from the module that runs inwards.
+    /// The steps of its path, from the running module inwards.
     fn places(&self) -> impl Iterator<Item = &Place<'m>> {
         self.parents.iter().chain([&self.place])
     }
 }
 
 impl<'m, M: Visit + ?Sized> Child<'m, M> {
-    /// A child of this module, as `block.head` of a `block`: it runs under the paths and regions of
-    /// both. `name` is its name in the module's [`Visit`]; a name that is not there is left out of the
-    /// path.
+    /// A child of this module, such as `block.head` of `block`: it runs under the paths and regions
+    /// of both. `name` is its name in the module's [`Visit`]; a name that the module does not have
+    /// is left out of the path.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Child, prelude::*};
@@ -131,7 +131,7 @@ impl<'m, M: Visit + ?Sized> Child<'m, M> {
     }
 }
 
-/// The region that `module` declares for its child of this name; `None` where it has no such child.
+/// The region that `module` declares for its child of this name; `None` if it has no such child.
 fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>> {
     struct Search<'n> {
         name: &'n str,
@@ -159,8 +159,9 @@ fn region_of<M: Visit + ?Sized>(name: &str, module: &M) -> Option<Option<Region>
 }
 
 impl<M: Module> Child<'_, M> {
-    /// Runs the module by `run`, in one with operations beside it that have no name. Where a probe takes the
-    /// tensors between them, the module has a region of its own, or `run` cannot, `apart` runs it.
+    /// Runs the module by `run`, fused with nameless operations next to it. If a probe reads the
+    /// tensors between them, the module has its own region, or `run` returns `None`, the module
+    /// runs by `apart`.
     pub(super) fn run_with<const N: usize>(
         &self,
         cx: &Context,
@@ -218,7 +219,7 @@ impl<'m, M> Child<'m, Vec<M>> {
         }
     }
 
-    /// The place of the container itself.
+    /// The path step of the container itself.
     fn list_place(&self) -> Place<'m> {
         let Place { path, index, region } = &self.place;
         let path = match index {
@@ -252,7 +253,7 @@ impl<M: Visit + ?Sized> Visit for Child<'_, M> {
     }
 }
 
-/// Runs under its own name and region, even if a function takes it as any module.
+/// Keeps its name and region even if a function accepts any module.
 impl<M: Module + ?Sized> Module for Child<'_, M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         self.forward_with((input,), cx)

@@ -12,7 +12,7 @@ use crate::Result;
 /// Runs its layers in order; their names are their indices, as in nn.Sequential.
 #[derive(Default)]
 pub struct Sequential {
-    /// The backward pass may hold some layers, to recompute them.
+    /// Shared, because the backward pass may need some layers to recompute them.
     layers: Vec<Arc<dyn Module>>,
 }
 
@@ -35,7 +35,7 @@ impl Module for Sequential {
     }
 }
 
-/// Runs layers in order, the first of them at `place` of their container.
+/// Runs layers in order; the first has the index `place` in its container.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,
@@ -51,8 +51,8 @@ pub(super) fn run<M: Module>(
     Ok(x)
 }
 
-/// Runs the first of `layers`, at `place` of its container, together with the following layers that are
-/// fused with it. Returns their number and the output.
+/// Runs the first of `layers`, which has the index `place` in its container, together with the
+/// following layers that are fused with it. Returns their number and the output.
 pub(super) fn run_first<M: Module>(
     layers: &[M],
     place: usize,
@@ -65,7 +65,7 @@ pub(super) fn run_first<M: Module>(
     }
 }
 
-/// nn.ModuleList run in order.
+/// nn.ModuleList whose modules run in order.
 impl<M: Visit> Visit for Vec<M> {
     fn visit(&self, visitor: &mut dyn Visitor) {
         for (index, layer) in self.iter().enumerate() {

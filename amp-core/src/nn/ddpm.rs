@@ -2,9 +2,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result, precision::is_floating};
 
-/// How a diffusion adds noise to images, and how a model that predicts the noise takes it away again
-/// (Ho et al., arXiv:2006.11239; diffusers' `DDPMScheduler` with its defaults: the model predicts the noise, the
-/// variance is `fixed_small`, samples are clipped to −1 to 1).
+/// The noise schedule of a diffusion: it adds noise to images, and removes the noise that a model
+/// predicts (Ho et al., arXiv:2006.11239). It equals diffusers' `DDPMScheduler` with its defaults:
+/// the model predicts the noise, the variance is `fixed_small`, and samples are clipped to −1 to 1.
 ///
 /// With ᾱ_t = ∏ (1 − β_s) over s from 0 to t, an image x of values from −1 to 1 becomes √ᾱ_t x + √(1 − ᾱ_t) ε after
 /// step t.
@@ -27,10 +27,10 @@ pub struct DdpmSchedule {
 }
 
 impl DdpmSchedule {
-    /// Of β that grows evenly from `beta_start` to `beta_end` over so many steps.
+    /// β increases linearly from `beta_start` to `beta_end` over this many steps.
     ///
     /// # Errors
-    /// When there are no two steps, or a β is not between 0 and 1.
+    /// When there are fewer than two steps, or a β is not between 0 and 1.
     pub fn linear(steps: i64, beta_start: f64, beta_end: f64) -> Result<Self> {
         let within = |beta: f64| beta > 0.0 && beta < 1.0;
         if steps < 2 || !within(beta_start) || !within(beta_end) {
@@ -55,8 +55,9 @@ impl DdpmSchedule {
         self.betas.len() as i64
     }
 
-    /// √ᾱ_t x + √(1 − ᾱ_t) ε: the images `original` `[N, …]` with `noise` of the same shape after the steps of
-    /// `timesteps`, int64 `[N]`. A single image and its step are `[…]` and `[]`.
+    /// √ᾱ_t x + √(1 − ᾱ_t) ε: the images `original`, `[N, …]`, with `noise` of the same shape at
+    /// the steps `timesteps`, int64 `[N]`. A single image and its step have the shapes `[…]` and
+    /// `[]`.
     ///
     /// # Errors
     /// When shapes or dtypes do not fit, or a step on the CPU is out of range.
@@ -92,8 +93,9 @@ impl DdpmSchedule {
         Ok(image.f_add(&noise.f_mul(&root(kept.f_neg()?.f_add_scalar(1.0)?)?)?)?)
     }
 
-    /// The images one step earlier than `sample`, of step `timestep`, from the noise that the model predicts in them:
-    /// the mean of the posterior of the clipped image, and `noise` of its variance, which step 0 does not have.
+    /// The images at the step before `timestep`, computed from the images `sample` at `timestep`
+    /// and the noise that the model predicts: the mean of the posterior for the clipped image, plus
+    /// `noise` scaled to the posterior's variance. Step 0 adds no noise.
     ///
     /// # Errors
     /// When shapes differ, or the step is out of range.
@@ -124,8 +126,9 @@ impl DdpmSchedule {
         Ok(mean.f_add(&noise.f_mul_scalar(variance.sqrt())?)?)
     }
 
-    /// Images that a model draws, from `noise` alone to step 0: `model` predicts the noise in images `[N, …]` of the
-    /// steps int64 `[N]`. Their dtype and device are those of the noise, whatever the model's are.
+    /// Draws images, from pure `noise` to step 0: `model` predicts the noise in images `[N, …]` at
+    /// the steps int64 `[N]`. The images have the dtype and device of the noise, independent of the
+    /// model's.
     ///
     /// # Errors
     /// When the noise or the model fails, or has another shape.

@@ -3,8 +3,8 @@ use tch::Tensor;
 use super::{Context, Fusable, Module, Visit, Visitor};
 use crate::{Error, Result, ffi};
 
-/// Zeroes elements with probability p while training and scales the rest by 1/(1−p). On CUDA the
-/// elements follow from where libtorch's generator is, without a mask in memory.
+/// Sets elements to zero with probability p while training, and scales the rest by 1/(1−p). On CUDA
+/// the dropped elements follow from the state of libtorch's generator, so no mask is stored.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
     p: f64,

@@ -6,22 +6,22 @@ use crate::{Error, Result, precision::dtype_name};
 /// The options of an [`Embedding`]; the defaults are nn.Embedding's.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddingConfig {
-    /// Size of the dictionary.
+    /// The number of vectors.
     pub num_embeddings: i64,
-    /// Size of each vector.
+    /// The size of each vector.
     pub embedding_dim: i64,
-    /// The index of padding, whose vector starts as zeros and gets no gradient; negative ones count from the
-    /// end of the dictionary.
+    /// The padding index: its vector starts as zeros and gets no gradient. Negative values count
+    /// from the end.
     pub padding_idx: Option<i64>,
-    /// Whether the gradient of a vector is divided by how often its index is in the batch.
+    /// Whether the gradient of a vector is divided by the number of its uses in the batch.
     pub scale_grad_by_freq: bool,
-    /// Standard deviation of the initial values. An output layer that shares the table needs a
-    /// small one (GPT-2 has 0.02).
+    /// The standard deviation of the initial values. If an output layer shares the table, use a
+    /// small value (0.02 in GPT-2).
     pub std: f64,
 }
 
 impl EmbeddingConfig {
-    /// A table of `num_embeddings` vectors from N(0, 1), as in PyTorch.
+    /// A table of `num_embeddings` vectors drawn from N(0, 1), as in PyTorch.
     pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
         Self {
             num_embeddings,
@@ -33,7 +33,7 @@ impl EmbeddingConfig {
     }
 }
 
-/// Looks up `[…]` int64 indices: `[…, embedding_dim]`; nn.Embedding.
+/// Looks up int64 indices `[…]`; the output is `[…, embedding_dim]`; nn.Embedding.
 #[derive(Debug)]
 pub struct Embedding {
     weight: Tensor,
@@ -42,7 +42,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Draws the table from N(0, std²); the vector of padding is zeros.
+    /// Draws the table from N(0, std²); the padding vector is zeros.
     ///
     /// # Errors
     /// When a size is negative, or `padding_idx` is outside the dictionary.
@@ -53,13 +53,13 @@ impl Embedding {
         Ok(Self { weight, padding_idx, scale_grad_by_freq })
     }
 
-    /// The table, `[num_embeddings, embedding_dim]`, for tying it to an output layer.
+    /// The table, `[num_embeddings, embedding_dim]`, for an output layer with tied weights.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
 }
 
-/// An index counted from the start.
+/// An index as counted from the start.
 fn padding_index(index: Option<i64>, num_embeddings: i64) -> Result<Option<i64>> {
     match index {
         Some(index) if !(-num_embeddings..num_embeddings).contains(&index) => Err(Error::config(
@@ -70,7 +70,7 @@ fn padding_index(index: Option<i64>, num_embeddings: i64) -> Result<Option<i64>>
     }
 }
 
-/// A table from N(0, std²) with zeros for padding.
+/// A table drawn from N(0, std²), with zeros for the padding vector.
 fn table(shape: [i64; 2], std: f64, padding_idx: Option<i64>) -> Result<Tensor> {
     let weight = init::normal(&shape, std)?;
     if let Some(index) = padding_idx {
@@ -87,7 +87,7 @@ impl Visit for Embedding {
 
 impl Module for Embedding {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        // libtorch's number for none.
+        // libtorch's value for "no padding".
         let padding_idx = self.padding_idx.unwrap_or(-1);
         let scales = self.scale_grad_by_freq;
         Ok(Tensor::f_embedding(&self.weight, input, padding_idx, scales, false)?)
@@ -97,35 +97,35 @@ impl Module for Embedding {
 /// The options of an [`EmbeddingBag`]; the defaults are nn.EmbeddingBag's.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddingBagConfig {
-    /// Size of the dictionary.
+    /// The number of vectors.
     pub num_embeddings: i64,
-    /// Size of each vector.
+    /// The size of each vector.
     pub embedding_dim: i64,
-    /// What becomes of a bag's vectors.
+    /// How the vectors of a bag are combined.
     pub mode: BagMode,
-    /// The index that is left out of every bag; its vector starts as zeros and gets no gradient. Negative
-    /// ones count from the end of the dictionary.
+    /// The padding index: it is left out of every bag, and its vector starts as zeros and gets no
+    /// gradient. Negative values count from the end.
     pub padding_idx: Option<i64>,
     /// Whether the last offset is the end of the last bag.
     pub include_last_offset: bool,
-    /// As in [`EmbeddingConfig`].
+    /// See [`EmbeddingConfig`].
     pub std: f64,
 }
 
-/// What an [`EmbeddingBag`] makes of a bag's vectors.
+/// How an [`EmbeddingBag`] combines the vectors of a bag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BagMode {
-    /// Their sum, weighted where there are weights.
+    /// Their sum, weighted if there are weights.
     Sum,
     /// Their mean.
     #[default]
     Mean,
-    /// The largest of each element.
+    /// The elementwise maximum.
     Max,
 }
 
 impl EmbeddingBagConfig {
-    /// The mean of vectors from N(0, 1).
+    /// The mean of vectors drawn from N(0, 1).
     pub fn new(num_embeddings: i64, embedding_dim: i64) -> Self {
         Self {
             num_embeddings,
@@ -138,14 +138,15 @@ impl EmbeddingBagConfig {
     }
 }
 
-/// Sums, means or maxima of vectors that are looked up; nn.EmbeddingBag. An empty bag gives zeros. There is
-/// no `scale_grad_by_freq`: on a CPU libtorch 2.11 divides by the counts of other indices.
+/// Sums, means or maxima of looked-up vectors; nn.EmbeddingBag. An empty bag gives zeros.
+/// `scale_grad_by_freq` is not supported, because on a CPU libtorch 2.11 divides by the counts of
+/// wrong indices.
 ///
 /// | input | shape |
 /// | --- | --- |
 /// | indices | `[N, L]`, bags of L, or `[all]` with offsets |
-/// | offsets, where indices are `[all]` | `[N]`: where each bag begins |
-/// | weights, for sums | as the indices |
+/// | offsets, for indices `[all]` | `[N]`: the start of each bag |
+/// | weights, for sums | the shape of the indices |
 /// | output | `[N, embedding_dim]` |
 ///
 /// ```no_run,standalone_crate
@@ -170,7 +171,7 @@ pub struct EmbeddingBag {
 }
 
 impl EmbeddingBag {
-    /// Draws the table from N(0, std²); the vector of padding is zeros.
+    /// Draws the table from N(0, std²); the padding vector is zeros.
     ///
     /// # Errors
     /// When a size is negative, or `padding_idx` is outside the dictionary.
@@ -186,7 +187,7 @@ impl EmbeddingBag {
         &self.weight
     }
 
-    /// Indices one behind the other, and where each bag begins.
+    /// The concatenated indices, and the start of each bag.
     fn bags(&self, indices: &Tensor, offsets: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
         let integers = |kind| matches!(kind, Kind::Int64 | Kind::Int);
         let kind = indices.kind();

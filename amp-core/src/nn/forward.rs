@@ -6,11 +6,12 @@ use crate::{
     precision::{Arguments, Tensors},
 };
 
-/// A module of any inputs and outputs. Every [`Module`] is one with one tensor each; the derives
-/// write it for a `#[forward(|x, mask: Option<&Tensor>| -> Result<(Tensor, Tensor)> { … })]`.
+/// A module with any inputs and outputs. Every [`Module`] is a `Forward` with one tensor as input
+/// and one as output. The derives implement `Forward` for a `#[forward(|x, mask: Option<&Tensor>|
+/// -> Result<(Tensor, Tensor)> { … })]`.
 ///
-/// The inputs are a tuple, named with `'static` in [`Input`](Self::Input) and taken with any
-/// lifetime. A module that runs it wraps it in a [`Child`](super::Child).
+/// The inputs are a tuple. [`Input`](Self::Input) names their types with `'static`, and any
+/// lifetime is accepted. A module that runs another one wraps it in a [`Child`](super::Child).
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -51,7 +52,7 @@ use crate::{
 pub trait Forward: Visit {
     /// The inputs, with `'static` for every lifetime.
     type Input: Arguments;
-    /// What it returns.
+    /// The output's type.
     type Output: Tensors;
 
     /// Runs the module.
@@ -64,7 +65,7 @@ pub trait Forward: Visit {
         cx: &Context,
     ) -> Result<Self::Output>;
 
-    /// What it computes itself, as [`Module::op`].
+    /// Its own computation, see [`Module::op`].
     fn own_op(&self) -> Op {
         Op::Other
     }

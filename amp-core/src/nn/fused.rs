@@ -6,30 +6,30 @@ use tch::Tensor;
 use super::{BatchNorm, Context, Dropout, LayerNorm, Linear, Module, planted};
 use crate::{Result, ffi::Behind};
 
-/// What a layer is to those that run some layers in one.
+/// The fusion pattern in which a layer can take part.
 #[derive(Debug, Clone, Copy)]
 pub enum Fusable<'a> {
     /// May have ReLU or GELU behind it, and then dropout.
     Linear(&'a Linear),
-    /// May have ReLU and dropout behind it.
+    /// ReLU and dropout may follow.
     BatchNorm(&'a BatchNorm),
-    /// May have GELU and dropout behind it.
+    /// GELU and dropout may follow.
     LayerNorm(&'a LayerNorm),
     /// max(x, 0).
     Relu,
     /// x·Φ(x).
     Gelu,
-    /// Its approximation by tanh.
+    /// GELU approximated by tanh.
     GeluTanh,
-    /// The last of them.
+    /// The last layer of a pattern: dropout.
     Dropout(&'a Dropout),
-    /// Runs by itself.
+    /// No pattern.
     Other,
 }
 
-/// Runs the first of `layers`, which begin at `place` of their container, with those behind it that
-/// go along: how many, and the output. `None` where the first runs by itself: where somebody looks
-/// at the tensors of each, one of them has a region of its own, or the kernels are not for this input.
+/// Runs the first of `layers`, which is at `place` of its container, fused with the layers after
+/// it. Returns their number and the output. `None` if the first layer must run alone: a probe reads
+/// each layer's tensors, a layer has its own region, or the kernels do not support the input.
 pub(super) fn run<M: Module>(
     layers: &[M],
     place: usize,
@@ -86,7 +86,7 @@ pub(super) fn run<M: Module>(
     Ok(output.map(|output| (count, output)))
 }
 
-/// In place of kernels that a CPU does not have.
+/// Replaces the kernels that a CPU does not have.
 fn one_by_one<M: Module>(layers: &[M], input: &Tensor, cx: &Context) -> Result<Tensor> {
     layers.iter().try_fold(input.shallow_clone(), |x, layer| layer.forward(&x, cx))
 }

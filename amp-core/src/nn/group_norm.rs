@@ -1,4 +1,4 @@
-//! Norms over groups of channels and over each example's channels, and by the root of the mean square.
+//! Group norm, instance norm and RMS norm.
 
 use tch::Tensor;
 
@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// The options of a [`GroupNorm`]; the defaults are nn.GroupNorm's.
 #[derive(Debug, Clone, Copy)]
 pub struct GroupNormConfig {
-    /// Groups that the channels are parted into.
+    /// The number of groups.
     pub num_groups: i64,
     /// Size of dimension 1 of the input.
     pub num_channels: i64,
@@ -25,7 +25,7 @@ impl GroupNormConfig {
     }
 }
 
-/// Normalises each group of channels of each example of `[N, C, …]`; nn.GroupNorm.
+/// Normalizes each group of channels of each example of `[N, C, …]`; nn.GroupNorm.
 #[derive(Debug)]
 pub struct GroupNorm {
     affine: Option<[Tensor; 2]>,
@@ -60,7 +60,7 @@ impl Module for GroupNorm {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         let size = input.size();
         if size.iter().skip(1).product::<i64>() == self.num_groups {
-            // torch gives the bias, whatever the input is.
+            // torch returns the bias for any input.
             return Err(Error::config(format!(
                 "group_norm: each of {} groups of {size:?} has one value, which has no variance",
                 self.num_groups
@@ -89,8 +89,9 @@ impl InstanceNormConfig {
     }
 }
 
-/// Normalises each channel of each example of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`, in training
-/// and in evaluation; nn.InstanceNorm1d, nn.InstanceNorm2d and nn.InstanceNorm3d without running statistics.
+/// Normalizes each channel of each example of `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`, in
+/// training and in evaluation; nn.InstanceNorm1d, nn.InstanceNorm2d and nn.InstanceNorm3d without
+/// running statistics.
 #[derive(Debug)]
 pub struct InstanceNorm {
     affine: Option<[Tensor; 2]>,
@@ -99,7 +100,7 @@ pub struct InstanceNorm {
 }
 
 impl InstanceNorm {
-    /// Weight 1, bias 0, where there are any.
+    /// Weight 1 and bias 0, if there are any.
     ///
     /// # Errors
     /// When the size is negative or eps is not above 0.
@@ -144,7 +145,7 @@ impl Module for InstanceNorm {
 pub struct RmsNormConfig {
     /// Size of the last dimension of the input.
     pub normalized_shape: i64,
-    /// Added to the mean square; `None` for the spacing of the input's dtype at 1.
+    /// Added to the mean square; `None` for the dtype's machine epsilon.
     pub eps: Option<f64>,
     /// Whether there is a weight.
     pub elementwise_affine: bool,

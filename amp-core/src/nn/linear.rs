@@ -22,7 +22,7 @@ impl LinearConfig {
 }
 
 /// y = x·Wᵀ + b, for x of shape `[…, in_features]`; nn.Linear. Under autocast on CUDA the weight's
-/// gradient is not rounded to 16 bits on its way to f32, as it is in PyTorch.
+/// gradient is f32 and not rounded to 16 bits in between, unlike in PyTorch.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -69,13 +69,13 @@ impl Linear {
         ffi::linear_activated(input, &self.weight, self.bias.as_ref(), behind, p).map(Some)
     }
 
-    /// A layer of the same values.
+    /// A layer with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let bias = self.bias.as_ref().map(init::copied).transpose()?;
         Ok(Self { weight: init::copied(&self.weight)?, bias })
     }
 
-    /// Sets the bias to zero, as nn.MultiheadAttention does to its projection.
+    /// Sets the bias to zero, as nn.MultiheadAttention does for its projection.
     pub(super) fn with_zero_bias(mut self) -> Result<Self> {
         if let Some(bias) = &self.bias {
             self.bias = Some(init::constant(&bias.size(), 0.0)?);
@@ -84,9 +84,9 @@ impl Linear {
     }
 }
 
-/// x·Wᵀ + b of tensors that are not a layer's own; torch.nn.functional.linear. An output layer that is an
-/// embedding, transposed, is `nn::linear(&x, self.embedding.weight(), None)`. On CUDA it is as fast as a
-/// [`Linear`], and gives gradients as one.
+/// x·Wᵀ + b for tensors that do not belong to a layer; torch.nn.functional.linear. An output layer
+/// that shares an embedding's table is `nn::linear(&x, self.embedding.weight(), None)`. Speed and
+/// gradients on CUDA are those of a [`Linear`].
 ///
 /// | tensor | shape |
 /// | --- | --- |
@@ -101,20 +101,20 @@ pub fn linear(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<
     ffi::linear(input, weight, bias)
 }
 
-/// An activation that can run in one with the linear layer before it.
+/// An activation that can be fused with the linear layer before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// max(x, 0).
     Relu,
     /// x·Φ(x), exact.
     Gelu,
-    /// GELU by tanh, as GPT-2 has it.
+    /// GELU approximated by tanh, as in GPT-2.
     GeluTanh,
 }
 
 impl Child<'_, Linear> {
-    /// The layer with an activation behind it. While training on CUDA the activation's gradient and the bias's
-    /// are found in one pass; second derivatives through GELU can then be had on the CPU alone.
+    /// The layer followed by an activation. In training on CUDA, one pass computes the gradients of
+    /// the activation and of the bias; with GELU, second derivatives then exist only on the CPU.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::{nn::Activation, prelude::*};

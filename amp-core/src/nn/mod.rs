@@ -1,9 +1,10 @@
-//! Layers, and the two traits every layer has: [`Visit`] names its tensors, [`Module`] runs it.
+//! Layers, and the two traits that every layer implements: [`Visit`] names its tensors, [`Module`]
+//! runs it.
 //!
-//! Layers own plain tensors, as PyTorch's do; names come from where a layer stands in the
-//! struct (`model.0.weight`), so weights travel between the two under the same names.
-//! Initial values are drawn in f32 on the CPU from libtorch's global generator in PyTorch's
-//! order: one seed gives one set of initial weights, whatever the precision and device.
+//! Layers own ordinary tensors, as in PyTorch. A tensor's name is its path in the struct
+//! (`model.0.weight`), so that PyTorch and this crate use the same names. Initial values are drawn
+//! in f32 on the CPU from libtorch's global generator, in PyTorch's order: the same seed gives the
+//! same initial weights in every precision and on every device.
 
 mod activation;
 mod attention;
@@ -115,16 +116,16 @@ use tch::Tensor;
 pub use crate::precision::{Arguments, Kept, Tensors};
 use crate::{Result, precision::Region};
 
-/// What a layer computes, as far as proof of the precision is concerned.
+/// The kind of a layer's own computation, for the check of dtypes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// A matrix product or convolution: its output's dtype shows the precision that ran.
+    /// A matrix product or convolution, whose output shows the precision in which it ran.
     Matmul,
     /// Anything else.
     Other,
 }
 
-/// Something that names its tensors: a layer, a block or a model.
+/// A layer, a block or a model, which names its tensors.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -151,32 +152,32 @@ pub enum Op {
     note = "derive `Module` for a struct of layers, or implement `Visit` and `Module`"
 )]
 pub trait Visit {
-    /// Shows every parameter and buffer to `visitor`, in order of declaration.
+    /// Calls `visitor` for every parameter and buffer, in order of declaration.
     fn visit(&self, visitor: &mut dyn Visitor);
 }
 
-/// Something that turns one tensor into another, with tensors of its own.
+/// A module that computes a tensor from a tensor.
 ///
 /// Derived for structs whose fields are modules by [`derive(Module)`](derive@crate::Module) and
 /// [`derive(LightningModule)`](derive@crate::LightningModule).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a module of one tensor: `Module` is not implemented for it",
-    note = "a module of other inputs is called in a `#[forward(|x, mask| …)]` closure"
+    note = "a module with other inputs is called in a `#[forward(|x, mask| …)]` closure"
 )]
 pub trait Module: Visit {
-    /// Runs the module on `input`. Call children through [`Context::call`], which keeps the
-    /// path for errors and probes and applies precision regions.
+    /// Runs the module on `input`. Run children with [`Context::call`], which tracks the path for
+    /// errors and probes and applies precision regions.
     ///
     /// # Errors
     /// When libtorch refuses an operation, for example on shapes that do not fit.
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor>;
 
-    /// What this layer computes itself (its children answer for themselves).
+    /// The kind of its own computation, without its children's.
     fn op(&self) -> Op {
         Op::Other
     }
 
-    /// What this layer is to those that run some layers in one.
+    /// The fusion pattern in which this layer can take part.
     #[doc(hidden)]
     fn fusable(&self) -> Fusable<'_> {
         Fusable::Other
@@ -195,9 +196,9 @@ pub trait Module: Visit {
     }
 }
 
-/// Walks over the tensors of a module.
+/// Visits the tensors of a module.
 pub trait Visitor {
-    /// Enters the child `name`; its precision region holds until the matching `leave`.
+    /// Enters the child `name`; its precision region applies until the matching `leave`.
     fn enter(&mut self, name: &str, region: Option<Region>);
     /// Leaves the child entered last.
     fn leave(&mut self);
@@ -217,7 +218,7 @@ pub fn visit_child<M: Visit + ?Sized>(
     visitor.leave();
 }
 
-/// A pointer to a module is that module, whoever else may hold it.
+/// A pointer to a module is the same module, even if others hold it too.
 macro_rules! as_the_module {
     () => {
         fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {

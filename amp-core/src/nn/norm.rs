@@ -48,7 +48,7 @@ impl BatchNormConfig {
     }
 }
 
-/// Rule: what is divided by is above zero.
+/// Rule: eps is above zero, because it may be the only summand of a divisor.
 pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     match eps > 0.0 && eps.is_finite() {
         true => Ok(()),
@@ -56,8 +56,8 @@ pub(super) fn eps_is_positive(norm: &str, eps: f64) -> Result<()> {
     }
 }
 
-/// Rule: a variance is of two values at least, as torch.nn.functional's batch_norm has it. Of one value
-/// the running variance would become NaN without a word.
+/// Rule: a variance needs at least two values, as in torch.nn.functional's batch_norm. For one
+/// value the running variance would silently become NaN.
 fn has_a_variance(input: &Tensor) -> Result<()> {
     let sizes = input.size();
     let per_channel = sizes.iter().product::<i64>() / sizes.get(1).copied().unwrap_or(1).max(1);
@@ -70,7 +70,7 @@ fn has_a_variance(input: &Tensor) -> Result<()> {
     )))
 }
 
-/// Normalises each feature over the batch, for `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
+/// Normalizes each feature over the batch, for `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
 #[derive(Debug)]
 pub struct BatchNorm {
     affine: Option<[Tensor; 2]>,
@@ -136,8 +136,8 @@ impl BatchNorm {
         }
     }
 
-    /// max(norm(input) + residual, 0) while training, in one pass for the statistics and one for the
-    /// rest; `None` where that is not for these images or this pass.
+    /// max(norm(input) + residual, 0) in training: one pass for the statistics and one for the
+    /// rest. `None` if the kernel does not support these images or this pass.
     pub(super) fn forward_sum(
         &self,
         input: &Tensor,
@@ -160,7 +160,7 @@ impl BatchNorm {
         ImageNormOptions { momentum: self.momentum, eps: self.eps, relu: relu.into() }
     }
 
-    /// What the pass counts: a recomputed batch was already counted.
+    /// Counts the batch, unless the pass is a recomputation, because the batch was already counted.
     fn statistics(&self, cx: &Context) -> Option<Statistics<'_>> {
         self.running.as_ref().filter(|_| !cx.is_recomputing()).map(<[Tensor; 3]>::each_ref)
     }
@@ -264,7 +264,7 @@ impl LayerNorm {
 }
 
 impl LayerNorm {
-    /// A layer of the same values.
+    /// A layer with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let copied = |tensor: &Option<Tensor>| tensor.as_ref().map(init::copied).transpose();
         let Self { size, weight, bias, eps } = self;
@@ -276,8 +276,8 @@ impl LayerNorm {
         Some([self.weight.as_ref()?, self.bias.as_ref()?])
     }
 
-    /// A training pass with GELU and dropout of probability `p` behind it, in one kernel; `None` where
-    /// that is not for this input or pass.
+    /// A training pass fused with GELU and dropout of probability `p`; `None` if the kernel does
+    /// not support this input or pass.
     pub(super) fn forward_with(
         &self,
         input: &Tensor,
@@ -293,8 +293,8 @@ impl LayerNorm {
         )
     }
 
-    /// A training pass over the sum of `residual` and of what dropout of probability `p` leaves of
-    /// `branch`, in one kernel; `None` as above.
+    /// A training pass over residual + dropout(branch) with probability `p`, in one kernel;
+    /// otherwise `None`.
     pub(super) fn forward_sum(
         &self,
         residual: &Tensor,

@@ -1,4 +1,4 @@
-//! Batch normalisation with ReLU, or with a residual and ReLU, behind it.
+//! Batch norm followed by ReLU, or by a residual and ReLU.
 
 use tch::Tensor;
 
@@ -8,10 +8,11 @@ use crate::Result;
 impl BatchNorm {
     /// max(norm(input), 0).
     ///
-    /// On CUDA a training pass over `[N, C]`, or over `[N, C, H, W]` in channels_last and 16 bits (what a
-    /// [`Conv2d`](super::Conv2d) returns in f16 or bf16) with a multiple of eight channels, computes both in
-    /// one pass over the input behind the one for the statistics; elsewhere the two run one by one. A
-    /// [`Sequential`](super::Sequential) does the same with a `batch_norm2d` and the `relu` behind it.
+    /// In a training pass on CUDA over `[N, C]`, or over `[N, C, H, W]` in channels_last and 16
+    /// bits (the output of a [`Conv2d`](super::Conv2d) in f16 or bf16) with a multiple of eight
+    /// channels, one pass over the input computes the statistics and a second one the rest. In all
+    /// other cases norm and ReLU run one after the other. A [`Sequential`](super::Sequential) fuses
+    /// a `batch_norm2d` with a following `relu` in the same way.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -38,8 +39,8 @@ impl BatchNorm {
 
     /// max(norm(input) + residual, 0), the end of a residual block; both have the shape `[N, C, …]`.
     ///
-    /// It is computed as [`forward_relu`](Self::forward_relu) is, where the residual has the input's layout
-    /// and dtype as well. The backward pass keeps one bit for each element instead of the sum.
+    /// It is computed like [`forward_relu`](Self::forward_relu), if the residual has the layout and
+    /// dtype of the input. The backward pass keeps one bit for each element instead of the sum.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -82,7 +83,7 @@ impl Child<'_, BatchNorm> {
     /// [`BatchNorm::forward_relu`] under the child's name and region.
     ///
     /// # Errors
-    /// As there, with the path of the module that failed.
+    /// The same, with the path of the module that failed.
     pub fn forward_relu(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let together =
             |[x]: [&Tensor; 1], cx: &Context| self.module().forward_with(x, cx, true, 0.0);
@@ -93,7 +94,7 @@ impl Child<'_, BatchNorm> {
     /// [`BatchNorm::forward_add_relu`] under the child's name and region.
     ///
     /// # Errors
-    /// As there, with the path of the module that failed.
+    /// The same, with the path of the module that failed.
     pub fn forward_add_relu(
         &self,
         input: &Tensor,

@@ -41,18 +41,19 @@ pub fn parameters(module: &(impl Visit + ?Sized)) -> Vec<Parameter> {
 pub(crate) fn parameters_in_regions(
     module: &(impl Visit + ?Sized),
     precision: Precision,
-    islands: &BTreeMap<String, Region>,
+    overrides: &BTreeMap<String, Region>,
 ) -> Vec<(Parameter, RegionPlan)> {
-    let (found, _) = walk(module, precision, islands);
+    let (found, _) = walk(module, precision, overrides);
     let outside = RegionPlan::of(precision);
     let found = found.into_iter();
     let within = found.filter(|found| found.role == Role::Parameter && found.plan != outside);
     within.map(|Found { name, tensor, plan, .. }| (Parameter { name, tensor }, plan)).collect()
 }
 
-/// Moves every tensor to the policy's device and every floating one to its dtype: the policy's, or that
-/// of the innermost precision region around it. `islands` are precision regions by module path; they
-/// override those of the structs. Handles taken earlier refer to the moved tensors.
+/// Moves every tensor to the policy's device, and every floating-point tensor to its dtype: the
+/// dtype of the innermost precision region around it, or the policy's. `overrides` are precision
+/// regions by module path; they override the structs' regions. Handles taken earlier refer to the
+/// moved tensors.
 ///
 /// # Errors
 /// When an override names no module, two tensors have one name, a parameter has integers, or the device
@@ -60,10 +61,10 @@ pub(crate) fn parameters_in_regions(
 pub fn place(
     module: &(impl Visit + ?Sized),
     policy: Policy,
-    islands: &BTreeMap<String, Region>,
+    overrides: &BTreeMap<String, Region>,
 ) -> Result<()> {
-    let (found, modules) = walk(module, policy.precision, islands);
-    check::overrides_name_modules(islands, &modules)?;
+    let (found, modules) = walk(module, policy.precision, overrides);
+    check::overrides_name_modules(overrides, &modules)?;
     check::tensors_are_sound(&found)?;
     for Found { mut tensor, plan, .. } in found {
         let kind = if is_floating(tensor.kind()) { plan.storage } else { tensor.kind() };
@@ -75,7 +76,7 @@ pub fn place(
     Ok(())
 }
 
-/// A tensor where it was visited.
+/// A tensor with its path.
 pub(super) struct Found {
     pub(super) name: String,
     pub(super) tensor: Tensor,
@@ -87,24 +88,24 @@ pub(super) struct Found {
 fn walk(
     module: &(impl Visit + ?Sized),
     precision: Precision,
-    islands: &BTreeMap<String, Region>,
+    overrides: &BTreeMap<String, Region>,
 ) -> (Vec<Found>, Vec<String>) {
     let plan = RegionPlan::of(precision);
     let (scopes, found, modules) = (Vec::new(), Vec::new(), Vec::new());
-    let mut walk = Walk { precision, islands, path: String::new(), plan, scopes, found, modules };
+    let mut walk = Walk { precision, overrides, path: String::new(), plan, scopes, found, modules };
     module.visit(&mut walk);
     (walk.found, walk.modules)
 }
 
 struct Walk<'a> {
     precision: Precision,
-    islands: &'a BTreeMap<String, Region>,
+    overrides: &'a BTreeMap<String, Region>,
     path: String,
     plan: RegionPlan,
     /// For each scope, the outer path's length and the plan outside.
     scopes: Vec<(usize, RegionPlan)>,
     found: Vec<Found>,
-    /// Paths, where there are overrides to compare with.
+    /// All paths, if there are overrides to check.
     modules: Vec<String>,
 }
 
@@ -116,10 +117,10 @@ impl Visitor for Walk<'_> {
         }
         self.path.push_str(name);
         self.scopes.push((parent, self.plan));
-        if !self.islands.is_empty() {
+        if !self.overrides.is_empty() {
             self.modules.push(self.path.clone());
         }
-        if let Some(region) = self.islands.get(&self.path).copied().or(region) {
+        if let Some(region) = self.overrides.get(&self.path).copied().or(region) {
             self.plan = self.plan.enter(region, self.precision);
         }
     }

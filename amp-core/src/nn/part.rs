@@ -1,12 +1,13 @@
-//! How a derived `#[forward]` reaches `block.head`: within a [`Child`] as a child of it, within anything
-//! else as the field. The derive writes `(&Within(&block)).part("head", |block| &block.head)`, and method
-//! resolution takes [`PartOfChild`] where `block` is a child, because that needs no further reference.
+//! Implements `block.head` in a derived `#[forward]`: if `block` is a [`Child`], the result is a
+//! child of it; otherwise it is the field. The derive writes `(&Within(&block)).part("head",
+//! |block| &block.head)`. Method resolution prefers [`PartOfChild`] if `block` is a child, because
+//! that needs no further reference.
 
 use std::ops::Index;
 
 use super::{Child, Visit};
 
-/// What has the field.
+/// The object with the field.
 #[derive(Debug)]
 pub struct Within<T>(pub T);
 
@@ -20,7 +21,7 @@ pub trait PartOfChild<'m, M: Visit + ?Sized + 'm> {
         self.child().part(name, of)
     }
 
-    /// The module at this place of the field, a list.
+    /// The element at this index of the field, which is a list.
     fn part_nth<C>(
         &self,
         name: &'static str,
@@ -43,12 +44,12 @@ impl<'m, M: Visit + ?Sized> PartOfChild<'m, M> for Within<&&Child<'m, M>> {
     }
 }
 
-/// The field of anything else.
+/// The field of any other object.
 pub trait PartOfAny<'t, T: ?Sized + 't> {
     /// The field itself.
     fn part<C: ?Sized>(&self, name: &'static str, of: impl FnOnce(&'t T) -> &'t C) -> &'t C;
 
-    /// What the field has at this place.
+    /// The element at this index of the field.
     fn part_nth<I, C: Index<I> + ?Sized + 't>(
         &self,
         name: &'static str,

@@ -1,5 +1,5 @@
-//! A mistake in what runs some layers in one, which no hook reaches. The self-test plants it and looks at what finds
-//! it; nothing else does.
+//! A fault in fused layers that public hooks cannot plant. Only the self-test plants it, and then
+//! examines which check reports it.
 
 use std::cell::Cell;
 
@@ -11,14 +11,15 @@ thread_local! {
     static FACTOR: Cell<Option<f64>> = const { Cell::new(None) };
 }
 
-/// While it lives, what layers of this thread that run in one return is multiplied by a factor. On a CPU, which has
-/// no kernels for them, they run one after the other where a GPU would run them in one.
+/// While it exists, the output of fused layers on this thread is multiplied by a factor. On a CPU,
+/// which has no fused kernels, groups that a GPU would fuse run one after the other and count as
+/// fused.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct FusedTimes(());
 
 impl FusedTimes {
-    /// Begins; a factor of 1 changes no number.
+    /// Plants the fault; a factor of 1 changes no number.
     pub fn new(factor: f64) -> Self {
         FACTOR.set(Some(factor));
         Self(())
@@ -31,12 +32,12 @@ impl Drop for FusedTimes {
     }
 }
 
-/// Whether layers run in one on a CPU as well.
+/// Whether groups of layers count as fused on a CPU.
 pub(super) fn fuses_on_host() -> bool {
     FACTOR.get().is_some()
 }
 
-/// The output of layers that ran in one, with the mistake.
+/// The output of fused layers, with the fault.
 pub(super) fn of_group(output: Option<Tensor>) -> Result<Option<Tensor>> {
     match (output, FACTOR.get()) {
         (Some(output), Some(factor)) if factor != 1.0 => Ok(Some(output.f_mul_scalar(factor)?)),

@@ -1,4 +1,4 @@
-//! Pooling over windows, and over windows whose number is given.
+//! Pooling over windows of a given size or of a given number.
 
 use tch::Tensor;
 
@@ -10,13 +10,13 @@ use crate::{Result, ffi};
 pub struct MaxPoolConfig<const N: usize> {
     /// The window's size.
     pub kernel_size: Sizes<N>,
-    /// Step between windows.
+    /// The step between windows.
     pub stride: Sizes<N>,
-    /// What is added on both sides, and is never the largest.
+    /// The padding on both sides; a padded element is never the largest.
     pub padding: Sizes<N>,
-    /// Distance of a window's elements.
+    /// The distance between a window's elements.
     pub dilation: Sizes<N>,
-    /// Whether a last window may reach beyond the input.
+    /// Whether the last window may extend beyond the input.
     pub ceil_mode: bool,
 }
 
@@ -28,7 +28,7 @@ pub type MaxPool2dConfig = MaxPoolConfig<2>;
 pub type MaxPool3dConfig = MaxPoolConfig<3>;
 
 impl<const N: usize> MaxPoolConfig<N> {
-    /// Windows side by side, without padding.
+    /// Adjacent windows, without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self {
@@ -43,8 +43,8 @@ impl<const N: usize> MaxPoolConfig<N> {
 
 /// The largest value of each window; nn.MaxPool1d, nn.MaxPool2d and nn.MaxPool3d.
 ///
-/// On CUDA a [`MaxPool2d`] of images in channels_last and 16 bits with a multiple of eight channels keeps a byte
-/// for each output for the backward pass, and not the input.
+/// On CUDA a [`MaxPool2d`] of 16-bit images in channels_last with a multiple of eight channels
+/// keeps one byte for each output for the backward pass, instead of the input.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxPool<const N: usize> {
     config: MaxPoolConfig<N>,
@@ -58,7 +58,7 @@ pub type MaxPool2d = MaxPool<2>;
 pub type MaxPool3d = MaxPool<3>;
 
 impl<const N: usize> MaxPool<N> {
-    /// A pool of this shape.
+    /// A pool with these options.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.
@@ -90,13 +90,13 @@ impl<const N: usize> Module for MaxPool<N> {
 pub struct AvgPoolConfig<const N: usize> {
     /// The window's size.
     pub kernel_size: Sizes<N>,
-    /// Step between windows.
+    /// The step between windows.
     pub stride: Sizes<N>,
-    /// Zeros added on both sides.
+    /// The number of zeros on both sides.
     pub padding: Sizes<N>,
-    /// Whether a last window may reach beyond the input.
+    /// Whether the last window may extend beyond the input.
     pub ceil_mode: bool,
-    /// Whether the mean counts the padding.
+    /// Whether the mean includes the padding.
     pub count_include_pad: bool,
 }
 
@@ -108,7 +108,7 @@ pub type AvgPool2dConfig = AvgPoolConfig<2>;
 pub type AvgPool3dConfig = AvgPoolConfig<3>;
 
 impl<const N: usize> AvgPoolConfig<N> {
-    /// Windows side by side, without padding.
+    /// Adjacent windows, without padding.
     pub fn new(kernel_size: impl Into<Sizes<N>>) -> Self {
         let kernel_size = kernel_size.into();
         Self {
@@ -135,7 +135,7 @@ pub type AvgPool2d = AvgPool<2>;
 pub type AvgPool3d = AvgPool<3>;
 
 impl<const N: usize> AvgPool<N> {
-    /// A pool of this shape.
+    /// A pool with these options.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.
@@ -157,8 +157,8 @@ impl<const N: usize> Module for AvgPool<N> {
     }
 }
 
-/// The mean of as many windows as the output has elements; nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d and
-/// nn.AdaptiveAvgPool3d.
+/// The mean of each window; the number of windows is the size of the output; nn.AdaptiveAvgPool1d,
+/// nn.AdaptiveAvgPool2d and nn.AdaptiveAvgPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct AdaptiveAvgPool<const N: usize> {
     output_size: Sizes<N>,
@@ -172,7 +172,7 @@ pub type AdaptiveAvgPool2d = AdaptiveAvgPool<2>;
 pub type AdaptiveAvgPool3d = AdaptiveAvgPool<3>;
 
 impl<const N: usize> AdaptiveAvgPool<N> {
-    /// A pool to this size.
+    /// A pool with this output size.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.
@@ -192,8 +192,8 @@ impl<const N: usize> Module for AdaptiveAvgPool<N> {
     }
 }
 
-/// The largest value of as many windows as the output has elements; nn.AdaptiveMaxPool1d,
-/// nn.AdaptiveMaxPool2d and nn.AdaptiveMaxPool3d.
+/// The largest value of each window; the number of windows is the size of the output;
+/// nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d and nn.AdaptiveMaxPool3d.
 #[derive(Debug, Clone, Copy)]
 pub struct AdaptiveMaxPool<const N: usize> {
     output_size: Sizes<N>,
@@ -207,7 +207,7 @@ pub type AdaptiveMaxPool2d = AdaptiveMaxPool<2>;
 pub type AdaptiveMaxPool3d = AdaptiveMaxPool<3>;
 
 impl<const N: usize> AdaptiveMaxPool<N> {
-    /// A pool to this size.
+    /// A pool with this output size.
     ///
     /// # Errors
     /// Never; the result has the form of the other layers.

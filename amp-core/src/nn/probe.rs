@@ -81,28 +81,28 @@ pub struct Product<'a> {
     pub kind: Kind,
 }
 
-/// Sees the layers that run in one, as groups: the pass is computed as without it. Groups are those that the device
-/// has kernels for; a pass without any shows none.
+/// Observes groups of fused layers; the pass is computed as without it. Groups are the ones for
+/// which the device has kernels; a pass may have none.
 pub trait GroupProbe {
-    /// A group has run.
+    /// Called after a group has run.
     fn ran(&self, group: &Group<'_>);
 }
 
-/// Layers that ran in one.
+/// A group of fused layers.
 pub struct Group<'a> {
-    /// The dotted paths of the layers, in their order. What has no path of its own, as a sum or an activation that
-    /// a module applies itself, is not among them.
+    /// The dotted paths of the layers, in order. Operations without a path, such as a sum or an
+    /// activation that a module applies itself, are left out.
     pub paths: &'a [String],
-    /// The dtypes that ought to hold there.
+    /// The expected dtypes.
     pub plan: RegionPlan,
-    /// What it was given.
+    /// Its inputs.
     pub inputs: &'a [&'a Tensor],
-    /// What it returned.
+    /// Its outputs.
     pub output: &'a Tensor,
-    /// Runs it once more on other inputs, in one; `None` where the kernels are not for these. Batch statistics are
-    /// not counted.
+    /// Runs it again on other inputs, fused; `None` if the kernels do not support them. Batch
+    /// statistics are not updated.
     pub fused: &'a dyn Fn(&[&Tensor]) -> Result<Option<Tensor>>,
-    /// Runs its layers on other inputs one after the other. Batch statistics are not counted.
+    /// Runs its layers one after the other on other inputs. Batch statistics are not updated.
     pub apart: &'a dyn Fn(&[&Tensor]) -> Result<Tensor>,
 }
 

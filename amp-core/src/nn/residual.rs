@@ -1,4 +1,4 @@
-//! Residual branches behind a norm, as pre-norm transformers have them.
+//! Residual branches around a norm, as in pre-norm transformers.
 
 use std::cell::RefCell;
 
@@ -8,9 +8,9 @@ use super::{Child, Context, LayerNorm};
 use crate::{Result, ffi};
 
 impl Child<'_, LayerNorm> {
-    /// x + branch(norm(x)), in the shape of x: a residual around a norm and what stands behind it. While
-    /// training on CUDA, with up to 1024 columns, a multiple of 128, one kernel adds up the gradients of both
-    /// uses of x.
+    /// x + branch(norm(x)), in the shape of x: a residual around a norm and the branch after it. In
+    /// training on CUDA, with up to 1024 columns and a multiple of 128, one kernel adds the
+    /// gradients of both uses of x.
     ///
     /// ```no_run,standalone_crate
     /// use amp_core::prelude::*;
@@ -37,7 +37,7 @@ impl Child<'_, LayerNorm> {
     /// ```
     ///
     /// # Errors
-    /// The norm's and the branch's, and when what the branch gives cannot be added to x.
+    /// The errors of the norm and the branch, and when the branch's output cannot be added to x.
     pub fn residual(
         &self,
         x: &Tensor,
@@ -87,7 +87,7 @@ impl Child<'_, LayerNorm> {
         narrow: bool,
     ) -> Result<Tensor> {
         // What is behind the norm may be one, whose input is not to be rounded.
-        let narrow = narrow && !cx.has_islands();
+        let narrow = narrow && !cx.has_overrides();
         let stream = RefCell::new(None);
         let together = |[x]: [&Tensor; 1], cx: &Context| {
             let made = self.module().forward_residual(x, cx, narrow)?;

@@ -1,35 +1,35 @@
-//! Growing images, sequences and volumes.
+//! Enlarges images, sequences and volumes.
 
 use tch::Tensor;
 
 use super::{Context, Module, Visit, Visitor};
 use crate::{Error, Result};
 
-/// How values between the input's are found.
+/// The interpolation between the input's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Interpolation {
     /// The nearest value.
     #[default]
     Nearest,
-    /// Linear along each dimension: of sequences, images (bilinear) and volumes (trilinear).
+    /// Linear along each dimension, for sequences, images (bilinear) and volumes (trilinear).
     Linear,
-    /// Cubic along both dimensions of images.
+    /// Cubic along both dimensions, for images.
     Bicubic,
 }
 
 /// The options of an [`Upsample`]; the defaults are nn.Upsample's.
 #[derive(Debug, Clone, Copy)]
 pub struct UpsampleConfig {
-    /// What each dimension but the first two is multiplied by.
+    /// The factor of every dimension except the first two.
     pub scale_factor: f64,
-    /// How values between the input's are found.
+    /// The interpolation between the input's values.
     pub mode: Interpolation,
-    /// Whether the corners of input and output are the same points.
+    /// Whether the corners of input and output coincide.
     pub align_corners: bool,
 }
 
 impl UpsampleConfig {
-    /// The nearest values.
+    /// With the nearest value.
     pub fn new(scale_factor: impl Into<f64>) -> Self {
         Self {
             scale_factor: scale_factor.into(),

@@ -1,4 +1,4 @@
-//! Layers that drop their activations together.
+//! Groups of layers whose activations are recomputed together.
 
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -8,17 +8,17 @@ use tch::Tensor;
 use super::{Context, Module, checkpoint::is_trained, container};
 use crate::{Error, Result, ffi};
 
-/// Layers that are checkpointed as one: neighbours in a container, or a module by itself.
+/// Layers that are recomputed as one: neighbours in a container, or a single module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// The dotted path of the container, or of the module.
     pub path: String,
-    /// The layers' places in the container; `None` for the module as a whole.
+    /// The layers' indices in the container; `None` for the whole module.
     pub layers: Option<Range<usize>>,
 }
 
 impl Segment {
-    /// Whether the other one stands right behind it in the same container.
+    /// Whether the other segment follows directly in the same container.
     pub(crate) fn meets(&self, behind: &Self) -> bool {
         match (&self.layers, &behind.layers) {
             (Some(own), Some(other)) => self.path == behind.path && own.end == other.start,
@@ -41,7 +41,7 @@ impl fmt::Display for Segment {
     }
 }
 
-/// Runs a container's layers, those of `segments` that are its own checkpointed.
+/// Runs a container's layers, and recomputes the `segments` that belong to it.
 pub(super) fn forward<M: Module>(
     layers: &[M],
     segments: &[Segment],
@@ -66,7 +66,7 @@ pub(super) fn forward<M: Module>(
     container::run(&layers[done..], done, &x, cx)
 }
 
-/// Runs neighbours, the first of them at `place`, without keeping their activations.
+/// Runs neighbours, the first with the index `place`, without keeping their activations.
 fn checkpointed<M: Module>(
     layers: &[M],
     place: usize,

@@ -3,12 +3,14 @@ use tch::{Kind, Tensor};
 use super::{Context, Module, Visit, Visitor};
 use crate::{Error, Result, precision::is_floating};
 
-/// Sines and cosines of numbers, as of the steps of a diffusion or the places of a text: `[…]` becomes `[…, dim]`,
-/// for k from 0 to dim/2 − 1 first all sin(x · max_period^(−2k/dim)), then all cosines.
+/// Sines and cosines of numbers, for example of diffusion steps or text positions. `[…]` becomes
+/// `[…, dim]`: for k from 0 to dim/2 − 1, first all sin(x · max_period^(−2k/dim)), then all
+/// cosines.
 ///
-/// They are the numbers of Vaswani et al. (arXiv:1706.03762, section 3.5, where sines and cosines alternate), and of
-/// diffusers' `Timesteps(dim, flip_sin_to_cos=False, downscale_freq_shift=0)`. They are computed in f64. Whole
-/// numbers become the dtype of the run's parameters; floating ones keep their dtype.
+/// The values equal Vaswani et al.'s (arXiv:1706.03762, section 3.5, where sines and cosines
+/// alternate) and diffusers' `Timesteps(dim, flip_sin_to_cos=False, downscale_freq_shift=0)`. They
+/// are computed in f64. For integer inputs the result has the dtype of the run's parameters;
+/// floating-point inputs keep their dtype.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::SinusoidalEmbedding, prelude::*};
@@ -30,7 +32,7 @@ pub struct SinusoidalEmbedding {
 }
 
 impl SinusoidalEmbedding {
-    /// Of this width, with a max_period of 10000.
+    /// With this width, and a max_period of 10000.
     ///
     /// # Errors
     /// When `dim` is odd or below 2.
@@ -43,7 +45,7 @@ impl SinusoidalEmbedding {
         Ok(Self { dim, max_period: 10_000.0 })
     }
 
-    /// The same with another period of the slowest waves, in 2π.
+    /// Sets another max_period: the period of the slowest wave, divided by 2π.
     ///
     /// # Errors
     /// When it is not above 0.

@@ -1,7 +1,7 @@
 //! Sizes of windows: one for all dimensions, or one for each.
 
-/// A size for each of `N` dimensions. One number stands for all of them, as in PyTorch: `3` and `[3, 3]` are
-/// the same kernel.
+/// A size for each of `N` dimensions. A single number applies to all of them, as in PyTorch: `3`
+/// and `[3, 3]` are the same kernel.
 ///
 /// ```
 /// use amp_core::nn::Sizes;
@@ -27,7 +27,7 @@ macro_rules! from_integers {
     )*};
 }
 
-// A literal without a type is an i32.
+// An integer literal without a type is an i32.
 from_integers!(i64 i32);
 
 impl<const N: usize> Sizes<N> {
@@ -36,7 +36,7 @@ impl<const N: usize> Sizes<N> {
         self.0.iter().product()
     }
 
-    /// The one size, where all are equal.
+    /// The common size, if all are equal.
     pub(super) fn common(&self) -> Option<i64> {
         self.0.iter().all(|size| *size == self.0[0]).then_some(self.0[0])
     }

@@ -95,7 +95,7 @@ impl Survey {
         Ok(output)
     }
 
-    /// The cells of the layers that `run` shows to the survey.
+    /// The cells of the layers that `run` reports to the survey.
     fn within<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<Vec<Cell>> {
         let before = self.cells.take();
         run()?;

@@ -8,8 +8,9 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// Adam's second moment as the product of a column and a row, for parameters of two dimensions or more: n + m numbers in
-/// the place of n·m, and no first moment. Defaults are torch.optim.Adafactor's. In step t, with g the gradient:
+/// Adam's second moment, stored for parameters with two dimensions or more as the product of a
+/// column and a row: n + m numbers instead of n·m, and no first moment. Defaults are
+/// torch.optim.Adafactor's. In step t, with g the gradient:
 ///
 /// β = t^[`beta2_decay`](Self::beta2_decay); R ← R + β(mean of g² by rows − R), C by columns alike;
 /// V = RC / max(mean of R, ε₁); U = g/√max(V, ε₁²); α = max(ε₂, rms(w))·min(lr, 1/√t);
@@ -20,18 +21,20 @@ use crate::{Result, parameter::Parameter};
 /// let config = OptimizerConfig::new(Adafactor { lr: 1e-2, ..Default::default() });
 /// ```
 ///
-/// 16-bit weights are stepped in f32, and the factors, which are small, are kept in full. A CUDA graph can hold the step.
+/// 16-bit weights are updated in f32, and the factors, which are small, are kept in f32. A CUDA
+/// graph can contain the step.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Adafactor {
     /// The highest learning rate, relative to a parameter's size.
     pub lr: f64,
-    /// The exponent, at most 0, of the share that a new square has.
+    /// The exponent, at most 0, of a new square's weight.
     pub beta2_decay: f64,
-    /// ε₁, by default the distance of 1 to the next number of the dtype that is stepped, and ε₂.
+    /// ε₁, by default the distance from 1 to the next number of the dtype in which the parameter is
+    /// updated, and ε₂.
     pub eps: (Option<f64>, f64),
     /// The largest root mean square of an update, at least 1.
     pub d: f64,
-    /// Each step takes lr·weight_decay of the weight away.
+    /// Each step subtracts lr·weight_decay·weight.
     pub weight_decay: f64,
 }
 
@@ -112,7 +115,7 @@ impl Adafactor {
     }
 }
 
-/// The second moment of a matrix from the means of its rows and of its columns, which move.
+/// The second moment of a matrix, from the running means of its rows and its columns.
 fn factored(one: &ParameterStep<'_>, share: &Number, eps1: f64) -> Result<Tensor> {
     let (row, column, grad) = (one.slot(ROW)?, one.slot(COLUMN)?, one.grad());
     for (kept, dim) in [(row, -1_i64), (column, -2)] {

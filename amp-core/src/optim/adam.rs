@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
 use super::{
-    Abilities, Algorithm, Moments, Rates, Slot, StepTensors,
+    Algorithm, Capabilities, Moments, Rates, Slot, StepTensors,
     algorithm::{self, kept},
     require,
     slot::SlotShape,
@@ -24,11 +24,11 @@ pub struct AdamW {
     pub betas: (f64, f64),
     /// Added to the root of the running square.
     pub eps: f64,
-    /// Each step takes lr·weight_decay of the weight away.
+    /// Each step subtracts lr·weight_decay·weight.
     pub weight_decay: f64,
-    /// Whether one kernel takes the whole step (torch's `fused=True`) or a few do, each over all
-    /// parameters (`foreach=True`). They differ in the last bit. On CUDA it is a kernel of ours,
-    /// which takes unscaling and clipping along and may be part of a CUDA graph.
+    /// Whether one kernel computes the whole step (torch's `fused=True`), or a few kernels, each
+    /// over all parameters (`foreach=True`). The results differ in the last bit. On CUDA the one
+    /// kernel is ours; it can also unscale and clip, and run inside a CUDA graph.
     pub fused: bool,
 }
 
@@ -49,7 +49,7 @@ pub struct Adam {
     pub eps: f64,
     /// weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
-    /// As [`AdamW::fused`].
+    /// See [`AdamW::fused`].
     pub fused: bool,
 }
 
@@ -65,10 +65,10 @@ macro_rules! adam {
             const NAME: &'static str = stringify!($options);
             const ELEMENTWISE: bool = true;
 
-            /// f16 holds the square of a gradient between 2⁻¹² and 2⁸ alone: below, the running
+            /// f16 represents squares of gradients only between 2⁻¹² and 2⁸: below, the running
             /// square is zero and the update is divided by eps; above, it is infinite and the
             /// parameter never moves again (Lightning #20619).
-            fn widens(kind: Kind) -> Option<&'static str> {
+            fn upcasts(kind: Kind) -> Option<&'static str> {
                 (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
             }
 
@@ -80,7 +80,8 @@ macro_rules! adam {
             }
 
             fn slots(&self, _: &Parameter) -> Result<Vec<Slot>> {
-                // The fused kernel reads the count on the device, the foreach form on the host.
+                // The fused kernel reads the count of steps on the device, the foreach kernels on
+                // the host.
                 let shape = if self.fused { SlotShape::Scalar } else { SlotShape::HostScalar };
                 Ok(vec![
                     Slot::like_parameter("exp_avg"),
@@ -105,8 +106,11 @@ macro_rules! adam {
                 step(tensors, &options, fused)
             }
 
-            fn abilities(&self, device: Device) -> Abilities {
-                Abilities { skips: self.fused, ..Abilities::all(self.fused && device.is_cuda()) }
+            fn capabilities(&self, device: Device) -> Capabilities {
+                Capabilities {
+                    skips: self.fused,
+                    ..Capabilities::all(self.fused && device.is_cuda())
+                }
             }
 
             fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {

@@ -1,17 +1,17 @@
-//! What makes an optimizer: its options, what it keeps for a parameter, and its rule for a step.
+//! The trait of an optimizer: its options, its state for a parameter, and its rule for a step.
 
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
-use super::{Abilities, Moments, Rates, Slot, StepTensors, weight_update::is_half};
+use super::{Capabilities, Moments, Rates, Slot, StepTensors, weight_update::is_half};
 use crate::{Result, parameter::Parameter};
 
-/// An optimizer's options with its rule for one step. The options are a
-/// [`BuildOptimizer`](super::BuildOptimizer) by that: parameter groups ([`ParamGroups`](super::ParamGroups)), schedules,
-/// saved state, 16-bit weights stepped in f32 or in masters, reduced moments, and steps that are skipped on overflow come
-/// with it.
+/// The options of an optimizer together with its rule for one step. Options with this trait are a
+/// [`BuildOptimizer`](super::BuildOptimizer). They get parameter groups
+/// ([`ParamGroups`](super::ParamGroups)), schedules, saved state, updates of 16-bit weights in f32
+/// or in masters, state in fewer bits, and skipped steps after an overflow.
 ///
-/// A rule of tensor operations needs nothing else:
+/// A rule that consists of tensor operations needs nothing else:
 ///
 /// ```
 /// use amp_core::{Result, nn::Parameter, optim::{Algorithm, Rates, Slot, StepTensors, require}};
@@ -58,20 +58,22 @@ use crate::{Result, parameter::Parameter};
 /// }
 /// ```
 pub trait Algorithm: Clone + std::fmt::Debug + 'static {
-    /// Under which its state is saved: PyTorch's name where PyTorch has it.
+    /// The name under which its state is saved: PyTorch's name, if PyTorch has the optimizer.
     const NAME: &'static str;
 
-    /// Whether the rule treats each element by itself. A parameter that is stepped in copies of another dtype is given to
-    /// such a rule in flat pieces, which bounds the copies' memory, and to others as a whole.
+    /// Whether the rule computes each element independently. If a parameter is updated in copies of
+    /// another dtype, such a rule gets flat pieces of limited size, which limits the memory of the
+    /// copies. Other rules get the whole parameter.
     const ELEMENTWISE: bool = false;
 
-    /// Why a dtype is stepped in f32 with its state in f32, whatever the user chose; `None` where
-    /// [`step`](Self::step) can take it as it is. By default, 16-bit dtypes are.
-    fn widens(kind: Kind) -> Option<&'static str> {
+    /// The reason why parameters of a dtype are updated in f32 with f32 state, independent of the
+    /// user's choice; `None` if [`step`](Self::step) supports the dtype. By default 16-bit dtypes
+    /// have a reason.
+    fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("each operation of its rule would round to 16 bits")
     }
 
-    /// Refuses options out of range, in [`require`](super::require)'s words.
+    /// Refuses options out of range, with [`require`](super::require).
     ///
     /// # Errors
     /// Names the option and its range.
@@ -79,10 +81,10 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
         Ok(())
     }
 
-    /// What is kept for a parameter, by PyTorch's names.
+    /// The state for a parameter, with PyTorch's names.
     ///
     /// # Errors
-    /// When the rule cannot step such a parameter.
+    /// When the rule cannot update this parameter.
     fn slots(&self, parameter: &Parameter) -> Result<Vec<Slot>>;
 
     /// The current rates.
@@ -91,42 +93,45 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     /// Sets the rates.
     fn set_rates(&mut self, rates: Rates);
 
-    /// Steps parameters of one dtype: [`StepTensors::each`] for a rule of tensor operations.
+    /// Updates parameters of one dtype. For a rule that consists of tensor operations, call
+    /// [`StepTensors::each`].
     ///
     /// # Errors
     /// When an operation fails.
     fn step(&self, tensors: &StepTensors<'_>) -> Result<()>;
 
     /// Whether the first step of a parameter follows another rule
-    /// ([`ParameterStep::is_first`](super::ParameterStep::is_first)). A CUDA graph holds the step after it.
+    /// ([`ParameterStep::is_first`](super::ParameterStep::is_first)). A CUDA graph can contain only
+    /// the steps after it.
     fn first_step_differs(&self) -> bool {
         false
     }
 
-    /// Whether a step on CUDA can be part of a CUDA graph: it must read its rates from
-    /// [`ParameterStep`](super::ParameterStep), no tensor's value on the host, and do the same whatever the values are.
-    /// Where this is true, the options that [`StepTensors::each`] hands to the rule have rates of NaN on CUDA, so that a
-    /// rate which would be captured as a constant shows itself.
+    /// Whether a step on CUDA can be part of a CUDA graph. Then the rule must read its rates from
+    /// [`ParameterStep`](super::ParameterStep), must not read a tensor's value on the host, and
+    /// must run the same operations for any values. If this returns true, the options that
+    /// [`StepTensors::each`] passes to the rule have rates of NaN on CUDA, so that a rate that
+    /// would be captured as a constant is noticed.
     fn captures(&self) -> bool {
         false
     }
 
-    /// What [`step`](Self::step) can take on this device. By default all that [`StepTensors::each`] can where the
-    /// rule [can be captured](Self::captures). Otherwise nothing: a step behind a CUDA graph gets gradients that are
-    /// unscaled and clipped, as a step without a graph does.
-    fn abilities(&self, device: Device) -> Abilities {
-        Abilities::all(device.is_cuda() && self.captures())
+    /// The capabilities of [`step`](Self::step) on this device. By default all capabilities of
+    /// [`StepTensors::each`] if the rule [can be captured](Self::captures), otherwise none: after a
+    /// CUDA graph, such a rule gets unscaled and clipped gradients, as without a graph.
+    fn capabilities(&self, device: Device) -> Capabilities {
+        Capabilities::all(device.is_cuda() && self.captures())
     }
 
-    /// Whether [`step`](Self::step) takes running averages as they are kept for parameters of this
-    /// dtype, rather than in f32 for the time of the step.
+    /// Whether [`step`](Self::step) works directly on the stored running averages of parameters
+    /// with this dtype. Otherwise they are converted to f32 for the step.
     fn takes(&self, moments: Moments, kind: Kind, device: Device) -> bool {
         let _ = (kind, device);
         moments == Moments::Full
     }
 
-    /// The options by the names of their fields, by which checks of a run recompute its steps; nothing where they are not
-    /// said.
+    /// The options by field name. Checks of a run use them to recompute its steps; `None` if they
+    /// are not available.
     fn fields(&self) -> Option<Map<String, Value>> {
         None
     }
@@ -155,7 +160,7 @@ pub(super) fn fields(options: &impl serde::Serialize) -> Option<Map<String, Valu
     serde_json::to_value(options).ok()?.as_object().cloned()
 }
 
-/// A slot's tensors; none where the options want no such slot.
+/// The tensors of a slot; empty if the options do not use the slot.
 pub(super) fn kept<'s, 't>(slot: Option<&'s Vec<&'t Tensor>>) -> &'s [&'t Tensor] {
     slot.map(Vec::as_slice).unwrap_or_default()
 }

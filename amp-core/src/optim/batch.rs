@@ -1,23 +1,23 @@
-//! Parameters that one kernel call steps.
+//! Parameters that one kernel call updates.
 
 use tch::{Kind, Tensor};
 
-/// What the parameters of one kernel call have in common.
+/// The properties that the parameters of one kernel call share.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
     pub(super) group: usize,
-    /// What is kept for them.
+    /// Their state.
     pub(super) layout: usize,
     pub(super) kind: Kind,
     pub(super) grad_kind: Kind,
-    /// Whether it is the first step.
+    /// Whether this is their first step.
     pub(super) first: bool,
 }
 
-/// What one kernel call takes.
+/// The parameters of one kernel call.
 pub(super) struct Batch<'g> {
     pub(super) key: Key,
-    /// Places in the optimizer's list.
+    /// Indices in the optimizer's list.
     pub(super) places: Vec<usize>,
     pub(super) grads: Vec<&'g Tensor>,
 }

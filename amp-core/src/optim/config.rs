@@ -1,4 +1,4 @@
-//! Optimizers and their schedules as options, and which parameters each one trains.
+//! Options of optimizers and schedules, and the choice of parameters.
 
 use super::{BuildOptimizer, BuildScheduler, Interval, Scheduled, Selection, Storage};
 use crate::{Error, Result, nn::Parameter};
@@ -11,7 +11,7 @@ pub struct OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// This optimizer at a constant rate.
+    /// This optimizer with a constant rate.
     pub fn new(optimizer: impl BuildOptimizer + 'static) -> Self {
         Self { optimizer: Box::new(optimizer), scheduler: None, params: None }
     }
@@ -27,7 +27,7 @@ impl OptimizerConfig {
         self
     }
 
-    /// Puts `wrap` around the optimizer: what it returns is built in the optimizer's place.
+    /// Replaces the optimizer by the result of `wrap`.
     #[must_use]
     pub fn wrap_optimizer(
         mut self,
@@ -37,7 +37,7 @@ impl OptimizerConfig {
         self
     }
 
-    /// Puts `wrap` around the schedule, where there is one.
+    /// Replaces the schedule, if there is one, by the result of `wrap`.
     #[must_use]
     pub fn wrap_scheduler(
         mut self,
@@ -47,15 +47,16 @@ impl OptimizerConfig {
         self
     }
 
-    /// Trains these parameters, a [`Selection`] or a list of patterns of names, instead of those that no other
-    /// optimizer takes.
+    /// Trains these parameters, given as a [`Selection`] or a list of name patterns. Without this
+    /// the optimizer trains the parameters that no other optimizer selects.
     #[must_use]
     pub fn params(mut self, params: impl Into<Selection>) -> Self {
         self.params = Some(params.into());
         self
     }
 
-    /// Builds both over `parameters`; the schedule's first rate is already set.
+    /// Builds optimizer and schedule over `parameters`; the optimizer has the schedule's first
+    /// rate.
     ///
     /// # Errors
     /// When an option is out of range, there is nothing to train, or a parameter is left out.
@@ -65,8 +66,8 @@ impl OptimizerConfig {
     }
 }
 
-/// The optimizers of a model, which share its backward pass: one, or several over different
-/// parameters. Made from an [`OptimizerConfig`] or several.
+/// The optimizers of a model, which share one backward pass: one, or several over different
+/// parameters. Made from one [`OptimizerConfig`] or a `Vec` of them.
 pub struct Optimizers(Vec<OptimizerConfig>);
 
 impl From<OptimizerConfig> for Optimizers {
@@ -88,7 +89,7 @@ impl Optimizers {
         Self(self.0.into_iter().map(change).collect())
     }
 
-    /// Builds each over its parameters, in the same order; there is at least one.
+    /// Builds each optimizer over its parameters, in the same order; there is at least one.
     ///
     /// # Errors
     /// When an option is out of range, there is nothing to train, a pattern matches nothing, or a
@@ -120,18 +121,18 @@ impl Optimizers {
 }
 
 impl Optimizers {
-    /// How many there are.
+    /// The number of optimizers.
     pub(crate) fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The schedules' options, optimizer by optimizer.
+    /// The schedules' options, one for each optimizer.
     pub(crate) fn into_schedules(self) -> Vec<Option<Box<dyn BuildScheduler>>> {
         self.0.into_iter().map(|config| config.scheduler.map(|(schedule, _)| schedule)).collect()
     }
 }
 
-/// Each optimizer's parameters; `None` takes those that no other selects.
+/// Each optimizer's parameters; `None` means the parameters that no other optimizer selects.
 fn split(
     parameters: Vec<Parameter>,
     selections: &[Option<&Selection>],

@@ -1,4 +1,4 @@
-//! What all optimizers share: groups of parameters, their state, and the dtype of a step.
+//! The common part of all optimizers: groups of parameters, their state, and the dtype of a step.
 
 use std::rc::Rc;
 
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Abilities, Algorithm, Moments, OnDevice, Optimizer, Rates, Slot, StepTensors, Storage,
+    Algorithm, Capabilities, Moments, OnDevice, Optimizer, Rates, Slot, StepTensors, Storage,
     WeightUpdate,
     batch::{Batch, Key, each_of},
     moments::{Code, Codes},
@@ -26,31 +26,32 @@ use crate::{
 
 /// A built optimizer.
 pub(super) struct Engine<A> {
-    /// By group.
+    /// The options of each group.
     options: Vec<A>,
-    /// What is kept for parameters, each list once: as the options wanted it at the start.
+    /// The lists of slots that the options of the groups use, each list once, as they were at the
+    /// start.
     layouts: Vec<Vec<Slot>>,
-    /// By group, where the steps can be captured.
+    /// The rates of each group on the device, if steps can be captured.
     rates: Vec<Option<RatesOnDevice>>,
     parameters: Rc<[Parameter]>,
-    /// That all of them are on.
+    /// The device of all parameters.
     device: Option<Device>,
-    /// By parameter.
+    /// The state of each parameter.
     kept: Vec<Kept>,
     storage: Storage,
-    /// Whether a step that is left out changes none of the averages: those that are read and written
-    /// are rounded anew.
+    /// Whether a skipped step leaves the averages unchanged. Averages that are converted for a step
+    /// are rounded again.
     steady: bool,
 }
 
-/// The rates where a captured step reads them.
+/// The rates that a captured step reads.
 struct RatesOnDevice {
     tensor: Tensor,
     written: Option<Rates>,
 }
 
 impl<A: Algorithm> Engine<A> {
-    /// `group_of` gives each parameter's place in `options`.
+    /// `group_of` gives each parameter's group, an index into `options`.
     pub(super) fn new(
         options: Vec<A>,
         parameters: Vec<Parameter>,
@@ -76,7 +77,7 @@ impl<A: Algorithm> Engine<A> {
                 || is_taken(&options[*group], &parameter.tensor, storage)
         });
         let rates = options.iter().map(|options| match device {
-            Some(device) if options.abilities(device).captures => {
+            Some(device) if options.capabilities(device).captures => {
                 let tensor = Tensor::f_zeros([2], (Kind::Double, device))?;
                 Ok(Some(RatesOnDevice { tensor, written: None }))
             }
@@ -100,7 +101,7 @@ impl<A: Algorithm> Engine<A> {
         })
     }
 
-    /// The parameters that have gradients, in parts that one kernel call takes.
+    /// The parameters with gradients, in lists for one kernel call each.
     fn batches<'g>(&self, grads: &'g Grads) -> Result<Vec<Batch<'g>>> {
         let mut batches: Vec<Batch<'_>> = Vec::new();
         for (place, grad) in grads.with_places() {
@@ -137,7 +138,7 @@ impl<A: Algorithm> Engine<A> {
             .try_for_each(|part| self.step_part(batch, part, working, &mut scalars, known))
     }
 
-    /// Steps parameters on their own state.
+    /// Updates parameters on their own state.
     fn step_whole(&self, batch: &Batch<'_>, known: OnDevice<'_>) -> Result<()> {
         let states =
             batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;
@@ -159,7 +160,7 @@ impl<A: Algorithm> Engine<A> {
             }
         }
         let on = |grads| self.step_on(batch, &params, grads, &kept, (&scales, &codes), known);
-        // Only kernels of ours take others than the parameters'.
+        // Only our kernels accept gradients with other dtypes than the parameters.
         match grad_kind == kind || self.rates[group].is_some() {
             true => on(&batch.grads),
             false => {
@@ -169,7 +170,7 @@ impl<A: Algorithm> Engine<A> {
         }
     }
 
-    /// Steps f32 copies of pieces of parameters and state, and writes them back.
+    /// Updates f32 copies of pieces of parameters and state, and writes them back.
     fn step_part(
         &self,
         batch: &Batch<'_>,
@@ -180,7 +181,7 @@ impl<A: Algorithm> Engine<A> {
     ) -> Result<()> {
         let kept = batch.places.iter().map(|at| self.state_of(*at)).collect::<Result<Vec<_>>>()?;
         let each = |read: &dyn Fn(&Piece) -> Result<Tensor>| -> Result<Vec<Tensor>> {
-            // A rule of whole parameters sees their shapes.
+            // A rule of whole parameters needs their shapes.
             let shaped = |piece: &Piece| match A::ELEMENTWISE {
                 true => read(piece),
                 false => Ok(read(piece)?.f_view(batch.grads[piece.at].size().as_slice())?),
@@ -252,9 +253,9 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     }
 
     fn step_with(&mut self, known: OnDevice<'_>) -> Result<()> {
-        let abilities = self.abilities();
-        if known.found_inf.is_some() && !abilities.skips
-            || known.factor.is_some() && !abilities.scales
+        let capabilities = self.capabilities();
+        if known.found_inf.is_some() && !capabilities.skips
+            || known.factor.is_some() && !capabilities.scales
         {
             return Err(Error::config(format!(
                 "{} cannot leave a step out, or scale gradients, on the device here",
@@ -287,15 +288,15 @@ impl<A: Algorithm> Optimizer for Engine<A> {
         Ok(())
     }
 
-    fn abilities(&self) -> Abilities {
-        // Whether the first step was taken is known on the host alone.
+    fn capabilities(&self) -> Capabilities {
+        // Only the host knows whether the first step was taken.
         let mut states = self.kept.iter().filter_map(|kept| kept.state.as_ref());
         let started = states.all(|state| state.started);
         let (true, Some(device)) = (started && self.steady, self.device) else {
-            return Abilities::default();
+            return Capabilities::default();
         };
-        let abilities = self.options.iter().map(|options| options.abilities(device));
-        abilities.fold(Abilities::all(true), Abilities::and)
+        let capabilities = self.options.iter().map(|options| options.capabilities(device));
+        capabilities.fold(Capabilities::all(true), Capabilities::and)
     }
 
     fn write_rates(&mut self) -> Result<()> {
@@ -336,10 +337,10 @@ impl<A: Algorithm> Optimizer for Engine<A> {
     fn note(&self) -> Option<String> {
         let kinds = self.parameters.iter().map(|parameter| parameter.tensor.kind());
         let mut widened = kinds.filter(|kind| {
-            A::widens(*kind).is_some()
+            A::upcasts(*kind).is_some()
                 && working::<A>(*kind, self.storage) == Working::Copies { stochastic: false }
         });
-        Some(format!("{} steps in float32: {}", A::NAME, A::widens(widened.next()?)?))
+        Some(format!("{} steps in float32: {}", A::NAME, A::upcasts(widened.next()?)?))
     }
 
     fn state(&self) -> Result<State> {

@@ -1,9 +1,9 @@
-//! Parameter groups: options of their own for parameters chosen by name.
+//! Parameter groups: options for parameters chosen by name.
 
 use super::{Algorithm, BuildOptimizer, Optimizer, Selection, Storage, engine::Engine};
 use crate::{Error, Result, nn::Parameter};
 
-/// An optimizer some of whose parameters have options of their own (PyTorch's param_groups).
+/// An optimizer with other options for some of its parameters (PyTorch's param_groups).
 ///
 /// ```no_run,standalone_crate
 /// # use amp_core::optim::{AdamW, OptimizerConfig, ParamGroups};
@@ -14,8 +14,8 @@ use crate::{Error, Result, nn::Parameter};
 /// let config = OptimizerConfig::new(groups);
 /// ```
 ///
-/// A schedule moves every group from its own rate. Groups are numbered in this order, those that
-/// no group's pattern matches first.
+/// A schedule moves every group from its own rate. Groups are numbered in this order; parameters
+/// that no pattern matches are group 0.
 #[derive(Debug, Clone)]
 pub struct ParamGroups<O> {
     base: O,
@@ -23,12 +23,12 @@ pub struct ParamGroups<O> {
 }
 
 impl<O> ParamGroups<O> {
-    /// These options for every parameter that no group takes.
+    /// These options for every parameter that is in no group.
     pub fn new(base: O) -> Self {
         Self { base, groups: Vec::new() }
     }
 
-    /// These options for these parameters: a [`Selection`] or a list of patterns of names.
+    /// These options for these parameters, given as a [`Selection`] or a list of name patterns.
     #[must_use]
     pub fn group(mut self, params: impl Into<Selection>, options: O) -> Self {
         self.groups.push((params.into(), options));
@@ -49,7 +49,7 @@ impl<A: Algorithm> BuildOptimizer for A {
 
 impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
     /// # Errors
-    /// Also when a pattern matches no parameter, or two groups match the same.
+    /// Also when a pattern matches no parameter, or two groups match the same parameter.
     fn build_with(
         &self,
         parameters: Vec<Parameter>,
@@ -73,7 +73,7 @@ impl<O: Algorithm> BuildOptimizer for ParamGroups<O> {
         let mut options = vec![self.base.clone()];
         options.extend(self.groups.iter().map(|(_, options)| options.clone()));
         if !group_of.contains(&0) {
-            // A group of no parameters would still have rates to show.
+            // A group without parameters would still show its rates.
             options.remove(0);
             group_of.iter_mut().for_each(|group| *group -= 1);
         }

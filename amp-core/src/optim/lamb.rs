@@ -6,19 +6,20 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// Adam's update, made as long as the parameter is: for large batches. With m and v Adam's moments, corrected for their
-/// start at zero, in step t:
+/// Adam's update, scaled to the norm of the parameter, for large batches. With Adam's moments m and
+/// v, corrected for their start at zero, in step t:
 ///
 /// u = m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + eps) + weight_decay·w; w ← w − lr·(‖w‖/‖u‖)·u.
 ///
-/// The norms are of whole parameters. Where one of them is 0, as of a bias at its start, their quotient is 1.
+/// The norms are over whole parameters. If one of them is 0, as for a bias that starts at zero,
+/// their quotient is 1.
 ///
 /// ```
 /// use amp_core::optim::{Lamb, OptimizerConfig};
 /// let config = OptimizerConfig::new(Lamb { lr: 2e-3, ..Default::default() });
 /// ```
 ///
-/// 16-bit weights are stepped in f32. A CUDA graph can hold the step.
+/// 16-bit weights are updated in f32. A CUDA graph can contain the step.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Lamb {
     /// Learning rate.
@@ -27,7 +28,7 @@ pub struct Lamb {
     pub betas: (f64, f64),
     /// Added to the root of the running square.
     pub eps: f64,
-    /// This share of the weight is added to the update.
+    /// The weight times this factor is added to the update.
     pub weight_decay: f64,
 }
 

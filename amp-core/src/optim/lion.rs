@@ -10,17 +10,17 @@ use crate::{
     parameter::Parameter,
 };
 
-/// Every weight moves by lr, in the direction of the sign of an interpolation between the
-/// gradient and its running mean; defaults are the paper's. Its lr is 3 to 10 times smaller than
-/// AdamW's, its weight decay that many times larger. On CUDA one kernel of ours takes the whole step,
-/// as [`AdamW::fused`](super::AdamW::fused) says.
+/// Every weight moves by lr, with the sign of an interpolation between the gradient and its running
+/// mean. Defaults are the paper's. lr should be 3 to 10 times smaller than AdamW's, and the weight
+/// decay larger by the same factor. On CUDA one kernel of ours computes the whole step, see
+/// [`AdamW::fused`](super::AdamW::fused).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Lion {
     /// Learning rate.
     pub lr: f64,
-    /// The running mean's share in the interpolation, and its decay.
+    /// The weight of the running mean in the interpolation, and its decay.
     pub betas: (f64, f64),
-    /// Each step takes lr·weight_decay of the weight away.
+    /// Each step subtracts lr·weight_decay·weight.
     pub weight_decay: f64,
 }
 
@@ -34,7 +34,7 @@ impl Algorithm for Lion {
     const NAME: &'static str = "Lion";
     const ELEMENTWISE: bool = true;
 
-    fn widens(kind: Kind) -> Option<&'static str> {
+    fn upcasts(kind: Kind) -> Option<&'static str> {
         (kind == Kind::Half).then_some("float16 loses small gradients from the running mean")
     }
 

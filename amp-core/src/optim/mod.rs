@@ -1,4 +1,4 @@
-//! Optimizers and learning-rate schedulers with torch.optim's rules, on fused kernels.
+//! Optimizers and learning-rate schedules with torch.optim's rules, on fused kernels.
 
 mod adafactor;
 mod adam;
@@ -28,7 +28,7 @@ mod step_tensors;
 mod weight_update;
 mod working;
 
-pub use crate::optimizer::{Abilities, OnDevice, Optimizer, Rates};
+pub use crate::optimizer::{Capabilities, OnDevice, Optimizer, Rates};
 pub use adafactor::Adafactor;
 pub use adam::{Adam, AdamW};
 pub use algorithm::Algorithm;
@@ -57,22 +57,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, parameter::Parameter};
 
-/// What [`configure_optimizers`](crate::LightningModule::configure_optimizers) may depend on.
+/// The values that [`configure_optimizers`](crate::LightningModule::configure_optimizers) may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingPlan {
-    /// Epochs at most.
+    /// The maximum number of epochs.
     pub max_epochs: i64,
-    /// Optimizer steps over all epochs, as Lightning's property of this name.
+    /// The number of optimizer steps over all epochs, as in Lightning's property of this name.
     pub estimated_stepping_batches: i64,
 }
 
-/// When a scheduler moves.
+/// When a schedule advances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Interval {
     /// After every applied optimizer step.
     Step,
-    /// After every epoch, when it has been validated.
+    /// After every epoch and its validation.
     Epoch,
 }
 
@@ -88,7 +88,7 @@ pub trait BuildOptimizer {
         storage: Storage,
     ) -> Result<Box<dyn Optimizer>>;
 
-    /// [`build_with`](Self::build_with) PyTorch's way of keeping weights and averages.
+    /// [`build_with`](Self::build_with) PyTorch's storage of weights and averages.
     ///
     /// # Errors
     /// When an option is out of range.
@@ -97,10 +97,10 @@ pub trait BuildOptimizer {
     }
 }
 
-/// Refuses an option outside its range, in one wording.
+/// Refuses an option outside its range, always with the same wording.
 ///
 /// # Errors
-/// Where the range does not hold, or the value is not finite.
+/// When `holds` is false, or the value is not finite.
 ///
 /// ```
 /// # use amp_core::optim::require;

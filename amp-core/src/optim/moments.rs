@@ -8,20 +8,20 @@ use tch::{Device, Kind, Tensor};
 use super::weight_update::{wide, write, write_stochastically};
 use crate::{Result, ffi, named::named};
 
-/// How an optimizer keeps its running averages of gradients (the moments), which are as large as the
-/// weights each. Its steps are taken in f32, a part of the parameters at a time; Adam's on CUDA, of f32
-/// parameters, by a kernel that reads and writes the averages as they are. Averages of f64 parameters
-/// stay f64.
+/// How an optimizer stores its running averages of gradients (the moments), each of which is as
+/// large as the weights. Steps are computed in f32, on a part of the parameters at a time. On CUDA,
+/// Adam's kernel for f32 parameters reads and writes the stored averages directly. Averages of f64
+/// parameters are always f64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Moments {
-    /// In the parameters' dtype, or f32 where that is stepped in f32.
+    /// In the dtype of the parameters, or in f32 if the parameters are updated in f32.
     #[default]
     Full,
-    /// In bfloat16, 2 bytes each, rounded up or down at random: to nearest, an average that moves by
-    /// less than 1/256 of itself, as a running square does, would never move. Draws from libtorch's
-    /// generator of the parameters' device.
+    /// In bfloat16, 2 bytes each, rounded up or down at random. Rounded to nearest, an average that
+    /// changes by less than 1/256 of itself, such as a running square, would never change. Uses
+    /// libtorch's generator of the parameters' device.
     Bf16,
     /// In 8 bits with an f32 scale for each 256 (Dettmers et al. 2022, "8-bit Optimizers via
     /// Block-wise Quantization", §2: dynamic tree quantization, to nearest), 1.016 bytes each. A
@@ -35,13 +35,13 @@ named!(Moments, "moments", {
     EightBit => "8-bit",
 });
 
-/// Elements that share a scale.
+/// The number of elements that share a scale.
 pub(super) const BLOCK: i64 = 256;
 
-/// One running average of a parameter, as it is kept.
+/// One stored running average of a parameter.
 #[derive(Debug)]
 pub(super) enum Moment {
-    /// The kernels work on it.
+    /// In the dtype in which the kernels compute.
     Plain(Tensor),
     /// Flat.
     Bf16(Tensor),
@@ -55,7 +55,7 @@ impl Moment {
         Ok(Self::Bf16(Tensor::f_zeros([elements], (Kind::BFloat16, device))?))
     }
 
-    /// Zeros in 8 bits of this code, whose device they are on.
+    /// Zeros in 8 bits with these codes, on their device.
     pub(super) fn eight_bit(elements: i64, code: Rc<Code>) -> Result<Self> {
         let (blocks, device) = ((elements + BLOCK - 1) / BLOCK, code.values.device());
         Ok(Self::EightBit {
@@ -65,7 +65,8 @@ impl Moment {
         })
     }
 
-    /// Elements `start..start + count` in f32, a copy unless it is plain. A part begins with a block.
+    /// Elements `start..start + count` in f32; a copy, unless the average is plain. A part begins
+    /// at a block.
     pub(super) fn read(&self, start: i64, count: i64) -> Result<Tensor> {
         match self {
             Self::Plain(tensor) => Ok(tensor.f_reshape([-1])?.f_narrow(0, start, count)?),
@@ -77,7 +78,7 @@ impl Moment {
         }
     }
 
-    /// Writes what [`read`](Self::read) gave and a step changed.
+    /// Writes the values that [`read`](Self::read) returned and a step changed.
     pub(super) fn write(&self, start: i64, values: &Tensor) -> Result<()> {
         let (values, count) = (&values.f_reshape([-1])?, values.numel() as i64);
         match self {
@@ -90,14 +91,14 @@ impl Moment {
         }
     }
 
-    /// The tensor that the kernels work on.
+    /// The tensor on which the kernels compute.
     pub(super) fn kept(&self) -> &Tensor {
         let (Self::Plain(tensor) | Self::Bf16(tensor) | Self::EightBit { codes: tensor, .. }) =
             self;
         tensor
     }
 
-    /// The scales of its codes and what they stand for, if it is kept in 8 bits.
+    /// The blocks' scales and the values of the codes, if it is stored in 8 bits.
     pub(super) fn coded(&self) -> Option<(&Tensor, &Code)> {
         match self {
             Self::EightBit { scales, code, .. } => Some((scales, code)),
@@ -105,7 +106,7 @@ impl Moment {
         }
     }
 
-    /// What is saved of it, each with what comes behind the slot's name.
+    /// The saved tensors, each with the suffix to the slot's name.
     pub(super) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
             Self::Plain(tensor) | Self::Bf16(tensor) => vec![("", tensor)],
@@ -114,32 +115,33 @@ impl Moment {
     }
 }
 
-/// The codes and scales of the blocks that hold these elements.
+/// The codes and scales of the blocks that contain these elements.
 fn part(codes: &Tensor, scales: &Tensor, start: i64, count: i64) -> Result<(Tensor, Tensor)> {
     debug_assert!(start % BLOCK == 0, "a part begins with a block");
     let (from, blocks) = (start / BLOCK, (count + BLOCK - 1) / BLOCK);
     Ok((codes.f_narrow(0, from * BLOCK, blocks * BLOCK)?, scales.f_narrow(0, from, blocks)?))
 }
 
-/// The 256 values of dynamic tree quantization: seven decades from 10⁻⁶ to 1, each of twice as many
-/// values as the one below, in the middles of equal parts of its upper nine tenths; 0 and 1.
+/// The 256 values of dynamic tree quantization: seven decades from 10⁻⁶ to 1, each with twice as
+/// many values as the decade below, at the centres of equal parts of its upper nine tenths; and 0
+/// and 1.
 #[derive(Debug)]
 pub(super) struct Code {
     /// Ascending.
     values: Tensor,
-    /// Between two values each.
+    /// The bounds between neighbouring values.
     bounds: Tensor,
     /// The code of 0.
     zero: i64,
     signed: bool,
 }
 
-/// The codes of a device, each made once.
+/// The code tables of a device, each made once.
 #[derive(Debug, Default)]
 pub(super) struct Codes(Vec<(bool, Device, Rc<Code>)>);
 
 impl Codes {
-    /// That of averages which may become negative where they are `signed`.
+    /// The table for averages; `signed` if they may be negative.
     pub(super) fn of(&mut self, signed: bool, device: Device) -> Result<Rc<Code>> {
         let found = self.0.iter().find(|(own, place, _)| (*own, *place) == (signed, device));
         if let Some((.., code)) = found {
@@ -152,7 +154,7 @@ impl Codes {
 }
 
 impl Code {
-    /// Values and bounds.
+    /// The values and the bounds.
     pub(super) fn tables(&self) -> [&Tensor; 2] {
         [&self.values, &self.bounds]
     }
@@ -170,8 +172,8 @@ impl Code {
         })
     }
 
-    /// The first `count` elements of these blocks. On the CPU a loop of ours, elsewhere libtorch's
-    /// operations, with the same bits.
+    /// The first `count` elements of these blocks. The CPU runs our loop, other devices libtorch's
+    /// operations; the bits are equal.
     fn decode(&self, codes: &Tensor, scales: &Tensor, count: i64) -> Result<Tensor> {
         if codes.device() == Device::Cpu {
             let out = Tensor::f_empty([count], (Kind::Float, Device::Cpu))?;
@@ -187,8 +189,8 @@ impl Code {
         Ok(values.f_view(-1)?.f_narrow(0, 0, count)?.f_contiguous()?)
     }
 
-    /// Writes elements as codes and scales: each as the nearest value, or as the smallest positive
-    /// one if it lies between zero and that and nothing is negative.
+    /// Stores elements as codes and scales: each as the nearest value. If no value can be negative,
+    /// an element between zero and the smallest positive value is stored as the latter.
     fn encode(&self, elements: &Tensor, codes: &Tensor, scales: &Tensor) -> Result<()> {
         if codes.device() == Device::Cpu {
             return ffi::moments_encode(elements, &self.bounds, !self.signed, codes, scales);
@@ -205,7 +207,7 @@ impl Code {
         let rest = codes.numel() as i64 - elements.numel() as i64;
         let blocks = elements.f_constant_pad_nd([0, rest])?.f_view([-1, BLOCK])?;
         let largest = blocks.f_abs()?.f_amax([1_i64].as_slice(), true)?;
-        // Of a block of zeros, too.
+        // The scale of a block of zeros must not be zero either.
         let shares = blocks.f_div(&largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
         let mut nearest = shares.f_bucketize(&self.bounds, true, false)?;
         if !self.signed {
@@ -237,7 +239,7 @@ fn dynamic_tree(signed: bool) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    /// The loops for the CPU and the operations for other devices, of which a CPU has both.
+    /// Compares the loops for the CPU with the operations for other devices, both run on a CPU.
     #[test]
     fn both_ways_have_the_same_bits() -> Result<()> {
         let _section = crate::random::seeded(0)?;

@@ -5,24 +5,26 @@ use super::{
 };
 use crate::{Error, Result, ffi, parameter::Parameter};
 
-/// By which [`Muon`] multiplies the rate for a matrix of a rows and b columns, whose updates have singular values near 1.
+/// The factor by which [`Muon`] multiplies the rate of a matrix with a rows and b columns. The
+/// update has singular values near 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub enum AdjustLr {
-    /// √max(1, a/b), as Keller Jordan's code.
+    /// √max(1, a/b), as in Keller Jordan's code.
     #[default]
     Original,
-    /// 0.2·√max(a, b), by which updates have AdamW's usual size, and its rate and decay serve (Moonshot, "Muon is Scalable
-    /// for LLM Training").
+    /// 0.2·√max(a, b). Updates then have the usual size of AdamW's, so that its rate and decay can
+    /// be used (Moonshot, "Muon is Scalable for LLM Training").
     MatchRmsAdamw,
 }
 
-/// Momentum whose matrix is made orthogonal before each step, for the matrices of hidden layers; defaults are
+/// Momentum, made orthogonal before each step, for the matrices of hidden layers. Defaults are
 /// torch.optim.Muon's. With B the momentum and g the gradient:
 ///
 /// B ← μB + (1 − μ)g; U = (1 − μ)g + μB with nesterov, or else B; O = the [`ns_steps`](Self::ns_steps)th of
 /// X ← aX + (bA + cA²)X, A = XXᵀ, from U/‖U‖; w ← w − lr·weight_decay·w − lr·[`adjust_lr_fn`](Self::adjust_lr_fn)·O.
 ///
-/// The iteration runs in bfloat16, on CUDA on tensor cores. Embeddings, the head, biases and norms want another optimizer:
+/// The iteration runs in bfloat16, on CUDA on tensor cores. Use another optimizer for embeddings,
+/// the head, biases and norms:
 ///
 /// ```
 /// use amp_core::optim::{AdamW, Muon, OptimizerConfig, Optimizers, Selection};
@@ -33,14 +35,14 @@ pub enum AdjustLr {
 /// ]);
 /// ```
 ///
-/// As attributes: `#[optimizer(muon, lr = 0.02, ndim = 2, except = ["embedding.*", "head.*"])]` above
-/// `#[optimizer(adamw, lr = 3e-4)]`. 16-bit weights are stepped in f32; torch steps them as they are. A CUDA graph can hold
-/// the step.
+/// As attributes: `#[optimizer(muon, lr = 0.02, ndim = 2, except = ["embedding.*", "head.*"])]`
+/// above `#[optimizer(adamw, lr = 3e-4)]`. 16-bit weights are updated in f32; torch updates them in
+/// 16 bits. A CUDA graph can contain the step.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Muon {
     /// Learning rate.
     pub lr: f64,
-    /// Each step takes lr·weight_decay of the weight away.
+    /// Each step subtracts lr·weight_decay·weight.
     pub weight_decay: f64,
     /// Decay of the running mean of gradients.
     pub momentum: f64,
@@ -48,11 +50,11 @@ pub struct Muon {
     pub nesterov: bool,
     /// a, b and c of the iteration.
     pub ns_coefficients: (f64, f64, f64),
-    /// The least norm that is divided by.
+    /// The smallest norm that is used as a divisor.
     pub eps: f64,
-    /// Steps of the iteration, below 100.
+    /// The number of iterations, below 100.
     pub ns_steps: i64,
-    /// What multiplies the rate by a matrix's shape.
+    /// The factor of the rate that depends on a matrix's shape.
     pub adjust_lr_fn: AdjustLr,
 }
 
@@ -131,7 +133,7 @@ impl Muon {
         lr.times(-self.adjusted(&param.size()))?.add(param, &update)
     }
 
-    /// What the rate is multiplied by for a matrix of this shape.
+    /// The factor of the rate for a matrix of this shape.
     fn adjusted(&self, shape: &[i64]) -> f64 {
         let (rows, columns) = (shape[0] as f64, shape[1] as f64);
         match self.adjust_lr_fn {

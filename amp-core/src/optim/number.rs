@@ -4,15 +4,16 @@ use tch::{Kind, TchError, Tensor};
 
 use crate::{Result, ffi};
 
-/// A number of a step, in f64: a rate, a count of steps, a norm. It is on the host, or on the parameter's CUDA device
-/// where the step may be part of a CUDA graph, which cannot wait for the host. The operations are the same for both.
+/// A number of a step in f64: a rate, a count of steps, a norm. It is on the host; or on the
+/// parameter's CUDA device if the step may be part of a CUDA graph, which cannot wait for the host.
+/// Both have the same operations.
 #[derive(Debug)]
 pub struct Number(Kept);
 
 #[derive(Debug)]
 enum Kept {
     Host(f64),
-    /// Of no dimension.
+    /// A tensor without dimensions.
     Device(Tensor),
 }
 
@@ -31,7 +32,7 @@ impl From<&Number> for Number {
     }
 }
 
-/// An operation of two numbers, in each of the places that they may be in.
+/// An operation on two numbers, each of which may be on the host or on the device.
 struct Binary {
     host: fn(f64, f64) -> f64,
     by_host: fn(&Tensor, f64) -> std::result::Result<Tensor, TchError>,
@@ -40,7 +41,8 @@ struct Binary {
 }
 
 impl Number {
-    /// The value of a tensor of one element: where it is if `stays`, or read to the host.
+    /// The value of a tensor with one element: kept on the device if `stays`, otherwise read to the
+    /// host.
     pub(super) fn of(tensor: &Tensor, stays: bool) -> Result<Self> {
         Ok(Self(match stays {
             true => {
@@ -182,7 +184,7 @@ impl Number {
         )
     }
 
-    /// This number where it is above 0, or else `other`.
+    /// This number if it is above 0, otherwise `other`.
     ///
     /// # Errors
     /// As [`plus`](Self::plus).
@@ -222,7 +224,7 @@ impl Number {
         Ok(())
     }
 
-    /// Adds this number times `update`, whose dtype may be another, to `tensor` in place.
+    /// Adds this number times `update` to `tensor` in place. The dtypes may differ.
     ///
     /// # Errors
     /// As [`plus`](Self::plus).
@@ -238,7 +240,8 @@ impl Number {
         }
     }
 
-    /// Moves `tensor` in place by this share of the way to `to`, of the same dtype: tensor + share·(to − tensor).
+    /// Moves `tensor` in place towards `to`, which has the same dtype, by this fraction: tensor +
+    /// fraction·(to − tensor).
     ///
     /// # Errors
     /// As [`plus`](Self::plus).

@@ -1,4 +1,4 @@
-//! What an optimizer keeps for one parameter.
+//! The state of an optimizer for one parameter.
 
 use tch::Tensor;
 
@@ -10,16 +10,16 @@ use super::{
 };
 use crate::{Error, Result, nn::Parameter};
 
-/// A parameter's place among an optimizer's options, and what is kept for it.
+/// A parameter's group and its state.
 pub(super) struct Kept {
     pub(super) group: usize,
-    /// The place of its slots among the layouts.
+    /// The index of its list of slots.
     pub(super) layout: usize,
-    /// Nothing while the parameter requires no gradient.
+    /// `None` while the parameter does not require a gradient.
     pub(super) state: Option<ParameterState>,
 }
 
-/// The slots that the options of each parameter's group want, each list once, and which one a parameter has.
+/// The lists of slots that the groups' options use, each once, and the list of each parameter.
 pub(super) fn laid_out<A: Algorithm>(
     options: &[A],
     parameters: &[Parameter],
@@ -38,13 +38,13 @@ pub(super) fn laid_out<A: Algorithm>(
     Ok((layouts, kept))
 }
 
-/// What an optimizer keeps for one parameter.
+/// The state of an optimizer for one parameter.
 pub(super) struct ParameterState {
-    /// By slot.
+    /// One for each slot.
     pub(super) slots: Vec<Moment>,
-    /// In f32, of a 16-bit parameter.
+    /// The f32 master of a 16-bit parameter.
     pub(super) master: Option<Tensor>,
-    /// Whether the next step follows the rule of all but the first.
+    /// Whether the parameter has had its first step.
     pub(super) started: bool,
 }
 
@@ -62,7 +62,7 @@ impl ParameterState {
         let moments = moments(tensor.kind(), storage);
         let in_parts = working != Working::Itself || moments != Moments::Full;
         if in_parts && !tensor.is_contiguous() {
-            // Its pieces would be copies.
+            // Views of its pieces would be copies.
             return Err(Error::config(format!(
                 "optimizer: `{name}` is not contiguous, and cannot be stepped in parts"
             )));

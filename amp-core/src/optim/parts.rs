@@ -1,4 +1,4 @@
-//! Parameters in parts, for steps on f32 copies: bounds the memory of the copies.
+//! Divides parameters into parts, so that f32 copies for a step need limited memory.
 
 use std::collections::HashMap;
 
@@ -7,13 +7,13 @@ use tch::Tensor;
 use super::moments::BLOCK;
 use crate::Result;
 
-/// Elements that are copied at once.
+/// The number of elements that are copied at once.
 const PART: i64 = 1 << 20;
 
-/// A piece of one tensor of a list, which is taken as flat.
+/// A piece of one tensor of a list; tensors are considered flat.
 #[derive(Debug)]
 pub(super) struct Piece {
-    /// The tensor's place in the list.
+    /// The tensor's index in the list.
     pub(super) at: usize,
     pub(super) start: i64,
     pub(super) count: i64,
@@ -22,21 +22,22 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// Its elements of a tensor that has as many as the list's: a view of a contiguous one.
+    /// The piece's elements in `tensor`, which has as many elements as the list's tensor: a view if
+    /// it is contiguous.
     pub(super) fn of(&self, tensor: &Tensor) -> Result<Tensor> {
         let flat = tensor.f_detach()?.f_reshape([-1])?;
         Ok(flat.f_narrow(0, self.start, self.count)?)
     }
 }
 
-/// The tensors, each in one piece and a part of its own.
+/// The tensors, each as one piece and one part.
 pub(super) fn wholes(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     let counts = tensors.iter().map(|tensor| tensor.numel() as i64).enumerate();
     let pieces = counts.map(|(at, count)| Piece { at, start: 0, count, whole: true });
     pieces.filter(|piece| piece.count > 0).map(|piece| vec![piece]).collect()
 }
 
-/// The tensors cut so that each part has at most [`PART`] elements.
+/// The tensors, cut so that each part has at most [`PART`] elements.
 pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     const { assert!(PART % BLOCK == 0, "a piece begins with a block") };
     let mut parts: Vec<Vec<Piece>> = Vec::new();
@@ -59,13 +60,13 @@ pub(super) fn parts(tensors: &[&Tensor]) -> Vec<Vec<Piece>> {
     parts
 }
 
-/// The numbers that a parameter's step counts up, for a parameter that is stepped in pieces: each of
-/// them sees what the first one saw.
+/// The counts that the step of a parameter increments, for a parameter that is updated in pieces:
+/// every piece must get the same count.
 #[derive(Debug, Default)]
 pub(super) struct Scalars(HashMap<(usize, usize), Tensor>);
 
 impl Scalars {
-    /// What `slot` of the piece's tensor counts in, whose own number is `own`.
+    /// The tensor in which `slot` of the piece's tensor counts; `own` is its stored count.
     pub(super) fn of(&mut self, piece: &Piece, slot: usize, own: &Tensor) -> Result<Tensor> {
         if piece.whole {
             return Ok(own.shallow_clone());

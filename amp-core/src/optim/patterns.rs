@@ -1,10 +1,10 @@
-//! Choosing parameters by name.
+//! Chooses parameters by name.
 
 use wildmatch::WildMatch;
 
 use crate::{Error, Result, error::some_names, nn::Parameter};
 
-/// Patterns of parameters' dotted names: `*` is any text, `?` any one character.
+/// Patterns for parameters' dotted names: `*` matches any text, `?` any one character.
 #[derive(Debug, Clone)]
 pub(crate) struct Patterns(Vec<WildMatch>);
 
@@ -15,12 +15,12 @@ impl<P: Into<String>> FromIterator<P> for Patterns {
 }
 
 impl Patterns {
-    /// Whether one of them matches.
+    /// Whether a pattern matches.
     pub(crate) fn matches(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// Refuses patterns that are for nothing, as a misspelt one is; `what` they are of.
+    /// Refuses patterns that match nothing, such as misspelt ones; `what` names their owner.
     pub(crate) fn match_something(&self, what: &str, parameters: &[Parameter]) -> Result<()> {
         let idle = |pattern: &&WildMatch| {
             !parameters.iter().any(|parameter| pattern.matches(&parameter.name))

@@ -14,8 +14,8 @@ use crate::{
     parameter::Parameter,
 };
 
-/// Gradients divided by a running root mean square; defaults are torch.optim.RMSprop's. On CUDA one
-/// kernel of ours takes the whole step, as [`AdamW::fused`](super::AdamW::fused) says.
+/// Divides gradients by a running root mean square. Defaults are torch.optim.RMSprop's. On CUDA one
+/// kernel of ours computes the whole step, see [`AdamW::fused`](super::AdamW::fused).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct RmsProp {
     /// Learning rate.
@@ -28,7 +28,7 @@ pub struct RmsProp {
     pub weight_decay: f64,
     /// Decay of the running sum of updates; 0 for none.
     pub momentum: f64,
-    /// Whether the running square is reduced to the variance by the running mean.
+    /// Whether the running mean is subtracted from the running square, which gives the variance.
     pub centered: bool,
 }
 
@@ -42,7 +42,7 @@ impl Algorithm for RmsProp {
     const NAME: &'static str = "RMSprop";
     const ELEMENTWISE: bool = true;
 
-    fn widens(kind: Kind) -> Option<&'static str> {
+    fn upcasts(kind: Kind) -> Option<&'static str> {
         (kind == Kind::Half).then_some("float16 cannot hold a gradient's square")
     }
 

@@ -1,4 +1,4 @@
-//! Rules with the numbers that a captured step reads on the device, of which the CPU can play the part.
+//! Tests rules with numbers on the device, as in a captured step; the CPU serves as the device.
 
 use rstest::rstest;
 use tch::{Device, Kind, Tensor};
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// A rule that reads its rate from its options, which a graph would hold as a constant.
+/// A rule that reads its rate from its options, so that a graph would hold it as a constant.
 #[derive(Debug, Clone)]
 struct Careless {
     lr: f64,
@@ -87,7 +87,7 @@ impl<A: Algorithm> Rig<A> {
         std::iter::once(&self.param).chain(&self.states)
     }
 
-    /// The largest difference from another's parameter or state.
+    /// The largest difference from another parameter or state.
     fn off(&self, other: &Self) -> Result<f64> {
         let mut most = 0.0;
         for (own, other) in self.everything().zip(other.everything()) {
@@ -101,7 +101,7 @@ fn on_device(rates: Rates) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(&[rates.lr, rates.momentum.unwrap_or_default()])?)
 }
 
-/// The same steps with rates on the host and on the device, at rates that move.
+/// The same steps with rates on the host and on the device, with changing rates.
 #[rstest]
 #[case::muon(Muon::default())]
 #[case::plain_muon(Muon { nesterov: false, ..Muon::default() })]
@@ -122,8 +122,9 @@ fn numbers_on_the_device_are_the_hosts(#[case] options: impl Algorithm) -> Resul
     Ok(())
 }
 
-/// A step that is skipped leaves every bit as it was, also where the gradient has no number; one that is not is the plain
-/// step. The factor is in the gradients before the rule sees them.
+/// A skipped step leaves every bit unchanged, even if the gradient is NaN; a step that is not
+/// skipped is the ordinary step. The factor is multiplied into the gradients before the rule gets
+/// them.
 #[rstest]
 #[case::muon(Muon::default())]
 #[case::adafactor(Adafactor::default())]
@@ -146,7 +147,8 @@ fn a_step_is_skipped_and_scaled_on_the_device(#[case] options: impl Algorithm) -
     Ok(())
 }
 
-/// A rate that a graph would hold as a constant is NaN, which every check of a run finds; on the host it is what it is.
+/// A rate that a graph would hold as a constant is NaN on the device, so that checks of a run
+/// notice it; on the host it has its value.
 #[test]
 fn a_rate_from_the_options_shows_itself() -> Result<()> {
     let rig = Rig::new(Careless { lr: 0.1 })?;
@@ -157,7 +159,7 @@ fn a_rate_from_the_options_shows_itself() -> Result<()> {
     Ok(())
 }
 
-/// A slot that is not there is an error with the ones that are.
+/// The error for a missing slot lists the existing ones.
 #[test]
 fn a_slot_that_is_not_there_is_named() -> Result<()> {
     #[derive(Debug, Clone)]

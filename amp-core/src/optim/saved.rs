@@ -1,4 +1,4 @@
-//! The names under which optimizers and schedules save, and the check before anything is loaded.
+//! The names under which optimizers and schedules save their state, and the check before loading.
 
 use std::mem::discriminant;
 
@@ -7,18 +7,18 @@ use serde_json::Value;
 use super::Rates;
 use crate::{Error, Result, state::State};
 
-/// What kind of optimizer or schedule saved the state.
+/// The kind of optimizer or schedule that saved the state.
 pub(super) const NAME: &str = "name";
-/// f32 masters of 16-bit parameters.
+/// The f32 masters of 16-bit parameters.
 pub(super) const MASTER: &str = "master";
-/// Whether a parameter has been stepped.
+/// Whether a parameter has had a step.
 pub(super) const STARTED: &str = "started";
-/// Intervals that a schedule has seen; PyTorch calls it so for steps too.
+/// The number of intervals of a schedule. PyTorch's name is `last_epoch` also for steps.
 pub(super) const LAST_EPOCH: &str = "last_epoch";
 /// A schedule's current rates.
 pub(super) const LAST: &str = "last";
 
-/// Where a parameter group saves.
+/// The prefix of a parameter group's state.
 pub(super) fn group(index: usize) -> String {
     format!("param_groups/{index}")
 }
@@ -35,8 +35,8 @@ pub(super) fn get_rates(state: &State, under: &str) -> Result<Rates> {
     })
 }
 
-/// Refuses a state that was saved by something else than what would save `own`: other names,
-/// shapes, dtypes or types of values.
+/// Refuses a state that was saved by another optimizer or schedule than `own`: other names, shapes,
+/// dtypes or types of values.
 pub(super) fn same_layout(own: &State, saved: &State) -> Result<()> {
     let names = own.values().iter().filter(|(path, _)| path.rsplit('/').next() == Some(NAME));
     for (path, own) in names {

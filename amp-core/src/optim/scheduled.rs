@@ -8,7 +8,7 @@ pub struct Scheduled {
     /// The optimizer.
     pub optimizer: Box<dyn Optimizer>,
     name: String,
-    /// The rates of each group before any schedule.
+    /// The rates of each group without a schedule.
     initial: Vec<Rates>,
     schedule: Option<Schedule>,
 }
@@ -16,18 +16,18 @@ pub struct Scheduled {
 /// The current rates of one parameter group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupRates {
-    /// The optimizer's name among those of the run: `AdamW`, and `AdamW-1` for a second one, as
-    /// Lightning's LearningRateMonitor has it.
+    /// The optimizer's name in the run: `AdamW`, and `AdamW-1` for the second one, as in
+    /// Lightning's LearningRateMonitor.
     pub optimizer: String,
-    /// The group's place in the optimizer, from 0.
+    /// The group's index in the optimizer, from 0.
     pub group: usize,
-    /// Learning rate, and momentum where there is one.
+    /// Learning rate, and momentum if the optimizer has one.
     pub rates: Rates,
 }
 
 struct Schedule {
     config: Box<dyn BuildScheduler>,
-    /// One for each parameter group, each from the group's own first rate.
+    /// One schedule for each parameter group, each starting from the group's own rate.
     groups: Vec<Box<dyn Scheduler>>,
     interval: Interval,
     monitor: Option<String>,
@@ -41,13 +41,13 @@ impl Schedule {
 
 const OPTIMIZER: &str = "optimizer";
 
-/// Where a group's schedule saves.
+/// The prefix of the state of a group's schedule.
 fn scheduler(group: usize) -> String {
     format!("scheduler/{group}")
 }
 
 impl Scheduled {
-    /// `name` tells optimizers of one run apart.
+    /// `name` distinguishes the optimizers of a run.
     pub(super) fn new(
         mut optimizer: Box<dyn Optimizer>,
         name: String,
@@ -72,7 +72,7 @@ impl Scheduled {
         Ok(Self { optimizer, name, initial, schedule: Some(schedule) })
     }
 
-    /// The optimizer's name among those of the run: `AdamW`, and `AdamW-1` for a second one.
+    /// The optimizer's name in the run: `AdamW`, and `AdamW-1` for the second one.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -84,21 +84,21 @@ impl Scheduled {
         groups.map(named).collect()
     }
 
-    /// Whether its rates move.
+    /// Whether it has a schedule.
     pub fn is_scheduled(&self) -> bool {
         self.schedule.is_some()
     }
 
-    /// The logged value that the schedule follows, where it follows one.
+    /// The logged value that the schedule monitors, if any.
     pub fn monitor(&self) -> Option<&str> {
         self.schedule.as_ref()?.monitor.as_deref()
     }
 
-    /// Tells the schedule that an interval of this kind has passed. `logged` are the values of
-    /// an epoch that was just validated, among which a schedule may monitor one.
+    /// Advances the schedule if an interval of this kind has passed. `logged` has the values of the
+    /// epoch that was just validated; a schedule may monitor one of them.
     ///
     /// # Errors
-    /// When the monitored value is not among them. Nothing moves then.
+    /// When the monitored value is missing. The schedule is then unchanged.
     pub fn advance(&mut self, passed: Interval, logged: &[Logged]) -> Result<()> {
         let Some(schedule) = self.schedule.as_mut().filter(|s| s.interval == passed) else {
             return Ok(());
@@ -114,18 +114,18 @@ impl Scheduled {
         Ok(())
     }
 
-    /// The rates of each group before any schedule.
+    /// The rates of each group without a schedule.
     pub(crate) fn initial_rates(&self) -> &[Rates] {
         &self.initial
     }
 
-    /// A number that follows from the rates of the first `intervals` intervals; `None` where no schedule
-    /// gives them beforehand.
-    pub(crate) fn course(&self, intervals: usize) -> Result<Option<u64>> {
+    /// A digest of the rates of the first `intervals` intervals; `None` if no schedule computes
+    /// them in advance.
+    pub(crate) fn rates_digest(&self, intervals: usize) -> Result<Option<u64>> {
         self.course_under(self.schedule.as_ref().map(|own| own.config.as_ref()), intervals)
     }
 
-    /// [`course`](Self::course) under another schedule.
+    /// [`rates_digest`](Self::rates_digest) under another schedule.
     pub(crate) fn course_under(
         &self,
         schedule: Option<&dyn BuildScheduler>,
@@ -140,7 +140,7 @@ impl Scheduled {
             for group in &mut groups {
                 let Rates { lr, momentum } = group.rates();
                 for bits in [lr.to_bits(), momentum.unwrap_or_default().to_bits()] {
-                    // FNV-1a, a word at a time.
+                    // FNV-1a on whole words.
                     hash = (hash ^ bits).wrapping_mul(0x0100_0000_01b3);
                 }
                 group.advance(None);
@@ -149,7 +149,7 @@ impl Scheduled {
         Ok(Some(hash))
     }
 
-    /// Whether the rates within `horizon` intervals would be other ones under the schedule `other`.
+    /// Whether the rates within `horizon` intervals would differ under the schedule `other`.
     pub(crate) fn is_unlike(
         &self,
         other: Option<&dyn BuildScheduler>,
@@ -176,11 +176,11 @@ impl Scheduled {
         Ok(false)
     }
 
-    /// Goes on as if its own options had held since the start: the schedule is run anew for as many
-    /// intervals as `saved` has passed, and without one the rates are the options'.
+    /// Continues as if the current options had been used from the start: the schedule is advanced
+    /// by the number of intervals in `saved`; without a schedule the rates are the options'.
     ///
     /// # Errors
-    /// When the saved schedule does not say how many intervals it has passed.
+    /// When the saved schedule does not contain its number of intervals.
     pub(crate) fn replan(&mut self, saved: &State) -> Result<()> {
         let Some(schedule) = &mut self.schedule else {
             self.optimizer.set_rates(&self.initial);
@@ -202,24 +202,24 @@ impl Scheduled {
         Ok(())
     }
 
-    /// The rates of each group that the schedule gives for the next step.
+    /// The rates of each group for the next step, as computed by the schedule.
     pub(crate) fn schedule_rates(&self) -> Option<Vec<Rates>> {
         self.schedule.as_ref().map(Schedule::rates)
     }
 
-    /// How many steps the schedule has passed, where it moves by steps and says so.
+    /// The number of steps that the schedule has counted; `None` if it does not advance by steps.
     pub(crate) fn passed_steps(&self) -> Option<i64> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
         schedule.groups.first()?.state().ok()?.get(saved::LAST_EPOCH).ok()
     }
 
-    /// Where the schedule is, to come back to; nothing where it does not move by steps.
+    /// The state of the schedule for a rollback; `None` if it does not advance by steps.
     pub(crate) fn fork_schedule(&self) -> Option<Vec<Box<dyn Scheduler>>> {
         let schedule = self.schedule.as_ref().filter(|s| s.interval == Interval::Step)?;
         Some(schedule.groups.iter().map(|scheduler| scheduler.fork()).collect())
     }
 
-    /// Comes back to where the schedule was.
+    /// Restores the state of the schedule.
     pub(crate) fn restore_schedule(&mut self, forked: Vec<Box<dyn Scheduler>>) {
         if let Some(schedule) = &mut self.schedule {
             schedule.groups = forked;
@@ -227,9 +227,8 @@ impl Scheduled {
         }
     }
 
-    /// What a checkpoint needs: the optimizer's state under `optimizer/`, that of each parameter
-    /// group's schedule under `scheduler/<group>/`. Tensors are handles: save them before the
-    /// next step.
+    /// The state for a checkpoint: the optimizer's under `optimizer/`, each group's schedule under
+    /// `scheduler/<group>/`. Tensors are handles, so save them before the next step.
     ///
     /// # Errors
     /// When a rate is not finite.
@@ -242,7 +241,7 @@ impl Scheduled {
         Ok(state)
     }
 
-    /// Whether this state can be loaded, for a look at all optimizers before the first is changed.
+    /// Whether this state can be loaded. All optimizers are checked before the first is changed.
     ///
     /// # Errors
     /// When the state is of another optimizer or schedule.
@@ -250,10 +249,10 @@ impl Scheduled {
         saved::same_layout(&self.state()?, state)
     }
 
-    /// Goes on from a saved state.
+    /// Restores a saved state.
     ///
     /// # Errors
-    /// When the state is of another optimizer or schedule. Nothing is changed then.
+    /// When the state belongs to another optimizer or schedule. Nothing is changed then.
     pub fn load_state(&mut self, state: &State) -> Result<()> {
         self.check_state(state)?;
         self.optimizer.load_state(&state.part(OPTIMIZER))?;
@@ -265,7 +264,7 @@ impl Scheduled {
     }
 }
 
-/// Rule: a schedule, of ours or not, gives rates that weights can be moved with.
+/// Rule: every schedule, also one of the user's own, gives rates that are finite and at least 0.
 fn rates_are_finite(optimizer: &str, rates: &[Rates]) -> Result<()> {
     match rates.iter().find(|rates| !(rates.lr >= 0.0 && rates.lr.is_finite())) {
         None => Ok(()),

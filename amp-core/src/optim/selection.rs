@@ -1,12 +1,12 @@
-//! Which parameters an optimizer or a group trains.
+//! Chooses the parameters that an optimizer or a group trains.
 
 use super::Patterns;
 use crate::{Error, Result, error::some_names, parameter::Parameter};
 
-/// Parameters chosen by their names and by how many dimensions they have. A list of patterns is one:
-/// `config.params(["head.*"])`.
+/// Parameters chosen by name and by number of dimensions. A list of patterns converts into a
+/// selection: `config.params(["head.*"])`.
 ///
-/// `*` in a pattern is any text, dots included, `?` any one character: `head.*`, `*.bias`.
+/// In a pattern `*` matches any text including dots, `?` any one character: `head.*`, `*.bias`.
 ///
 /// ```
 /// use amp_core::optim::{AdamW, OptimizerConfig, ParamGroups, Selection};
@@ -18,7 +18,7 @@ use crate::{Error, Result, error::some_names, parameter::Parameter};
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
-    /// All where there are none.
+    /// Empty means all.
     named: Option<Patterns>,
     except: Option<Patterns>,
     ndim: Option<usize>,
@@ -36,13 +36,14 @@ impl Selection {
         Self::default()
     }
 
-    /// Leaves out the parameters that one of these patterns matches.
+    /// Excludes the parameters that one of these patterns matches.
     #[must_use]
     pub fn except<P: Into<String>>(self, patterns: impl IntoIterator<Item = P>) -> Self {
         Self { except: Some(patterns.into_iter().collect()), ..self }
     }
 
-    /// Leaves out the parameters of another number of dimensions: 2 are matrices, 1 biases and the weights of norms.
+    /// Keeps only parameters with this number of dimensions: 2 for matrices, 1 for biases and the
+    /// weights of norms.
     #[must_use]
     pub fn ndim(self, ndim: usize) -> Self {
         Self { ndim: Some(ndim), ..self }
@@ -55,7 +56,8 @@ impl Selection {
             && self.ndim.is_none_or(|ndim| tensor.dim() == ndim)
     }
 
-    /// Refuses patterns that are for nothing, as a misspelt one is, and a selection of no parameter.
+    /// Refuses patterns that match nothing, such as misspelt ones, and a selection without
+    /// parameters.
     pub(super) fn selects_something(&self, parameters: &[Parameter]) -> Result<()> {
         for patterns in [&self.named, &self.except].into_iter().flatten() {
             patterns.match_something("optimizer", parameters)?;

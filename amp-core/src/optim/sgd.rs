@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
 use super::{
-    Abilities, Algorithm, Rates, Slot, StepTensors,
+    Algorithm, Capabilities, Rates, Slot, StepTensors,
     algorithm::{self, kept},
     require,
     weight_update::is_half,
@@ -20,16 +20,16 @@ use crate::{
 pub struct Sgd {
     /// Learning rate.
     pub lr: f64,
-    /// Decay of the running sum of gradients; 0 for none.
+    /// The decay of the running sum of gradients; 0 for no momentum.
     pub momentum: f64,
-    /// The share of a new gradient that is left out of the sum.
+    /// The fraction of a new gradient that is not added to the sum.
     pub dampening: f64,
     /// weight_decay·weight is added to the gradient.
     pub weight_decay: f64,
     /// Whether to look ahead along the momentum.
     pub nesterov: bool,
-    /// As [`AdamW::fused`](super::AdamW::fused). With dampening a CUDA graph can hold the step once
-    /// every parameter has had its first.
+    /// See [`AdamW::fused`](super::AdamW::fused). With dampening a CUDA graph can contain the step
+    /// after every parameter has had its first step.
     pub fused: bool,
 }
 
@@ -50,8 +50,9 @@ impl Algorithm for Sgd {
     const NAME: &'static str = "SGD";
     const ELEMENTWISE: bool = true;
 
-    /// A bf16 net stays at chance with them; PyTorch's own `SGD(fused=True)` does too.
-    fn widens(kind: Kind) -> Option<&'static str> {
+    /// With these kernels a bf16 model does not learn; the same happens with PyTorch's
+    /// `SGD(fused=True)`.
+    fn upcasts(kind: Kind) -> Option<&'static str> {
         is_half(kind).then_some("libtorch's 16-bit kernels lose the momentum on the CPU")
     }
 
@@ -89,13 +90,13 @@ impl Algorithm for Sgd {
         ffi::sgd(lists, &options, tensors.kernels(fused))
     }
 
-    /// The first gradient fills the buffer undamped.
+    /// The first gradient is stored without dampening.
     fn first_step_differs(&self) -> bool {
         self.dampening != 0.0
     }
 
-    fn abilities(&self, device: Device) -> Abilities {
-        Abilities { skips: self.fused, ..Abilities::all(self.fused && device.is_cuda()) }
+    fn capabilities(&self, device: Device) -> Capabilities {
+        Capabilities { skips: self.fused, ..Capabilities::all(self.fused && device.is_cuda()) }
     }
 
     fn fields(&self) -> Option<Map<String, Value>> {

@@ -1,6 +1,6 @@
-//! What an optimizer keeps for a parameter.
+//! The slots of an optimizer's state.
 
-/// One tensor of a parameter's state, zero at first.
+/// One tensor in the state of a parameter, initially zero.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Slot {
     pub(super) name: &'static str,
@@ -9,10 +9,10 @@ pub struct Slot {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum SlotShape {
-    /// The parameter's, and its dtype unless that is widened: a running average, which may be
-    /// negative where it is signed.
+    /// The parameter's shape, and its dtype unless it is updated in f32: a running average;
+    /// `signed` if it may be negative.
     Parameter { signed: bool },
-    /// Another, in the dtype that the parameter is stepped in.
+    /// Another shape, in the dtype in which the parameter is updated.
     Own(Vec<i64>),
     /// One f32, on the parameter's device.
     Scalar,
@@ -26,12 +26,12 @@ impl Slot {
         Self { name, shape: SlotShape::Parameter { signed: true } }
     }
 
-    /// A running average of squares, which is not negative.
+    /// A running average of squares, which is never negative.
     pub const fn of_squares(name: &'static str) -> Self {
         Self { name, shape: SlotShape::Parameter { signed: false } }
     }
 
-    /// A tensor of another shape, which is kept in full.
+    /// A tensor of another shape, which is never stored in fewer bits.
     pub fn of_shape(name: &'static str, shape: impl Into<Vec<i64>>) -> Self {
         Self { name, shape: SlotShape::Own(shape.into()) }
     }

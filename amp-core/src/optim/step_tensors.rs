@@ -1,4 +1,4 @@
-//! What one step works on.
+//! The tensors of one step.
 
 use tch::Tensor;
 
@@ -9,28 +9,29 @@ use crate::{
     precision::AutocastGuard,
 };
 
-/// The parameters of one step, their gradients and state.
+/// The parameters of one step, with their gradients and state.
 #[derive(Debug)]
 pub struct StepTensors<'a> {
     pub(super) params: &'a [&'a Tensor],
     pub(super) grads: &'a [&'a Tensor],
     pub(super) slots: &'a [Slot],
-    /// By slot; what has 8 bits as codes.
+    /// One list per slot; 8-bit averages as codes.
     pub(super) states: &'a [Vec<&'a Tensor>],
-    /// Of the slots with codes, in their order.
+    /// The scales of the slots with codes, in order.
     pub(super) scales: &'a [Vec<&'a Tensor>],
-    /// As `scales`, what the codes stand for.
+    /// The values of the codes, in the same order as `scales`.
     pub(super) codes: &'a [&'a Code],
-    /// Whether these parameters have never been stepped; all of them or none.
+    /// Whether these parameters have never been updated; this is the same for all of them.
     pub(super) first: bool,
-    /// What the device alone knows.
+    /// The values that only the device has.
     pub(super) known: OnDevice<'a>,
-    /// Where a step that can be captured finds its rates.
+    /// The rates that a captured step reads.
     pub(super) rates: Option<&'a Tensor>,
 }
 
 impl StepTensors<'_> {
-    /// Ours where it can be captured, or else libtorch's, of which `fused` is one for the whole step.
+    /// Our kernels, which can be captured, or libtorch's, of which `fused` is one kernel for the
+    /// whole step.
     pub(super) fn kernels(&self, fused: bool) -> Kernels<'_> {
         let OnDevice { factor, found_inf } = self.known;
         match self.rates {
@@ -40,10 +41,11 @@ impl StepTensors<'_> {
         }
     }
 
-    /// Runs a rule of tensor operations for each parameter, outside the graph of gradients and without autocast. The gradients that it sees are
-    /// in their true size, and where the step is skipped on the device, nothing that it wrote stays.
+    /// Runs a rule of tensor operations for each parameter, without recording gradients and without
+    /// autocast. The rule gets gradients in their true size. If the device skips the step, the
+    /// rule's writes are undone.
     ///
-    /// The rule is a function or a closure that captures nothing: it has the options from its argument.
+    /// The rule is a function or a closure without captures: it gets the options as an argument.
     ///
     /// # Errors
     /// The rule's.
@@ -55,7 +57,7 @@ impl StepTensors<'_> {
         let Some(like) = self.params.first() else {
             return Ok(());
         };
-        // A step within a region of the user's would multiply in 16 bits.
+        // Inside an autocast region of the user's, products would be computed in 16 bits.
         let _autocast = AutocastGuard::off(like.device())?;
         let rates = options.rates();
         let mut options = options.clone();
@@ -126,8 +128,9 @@ pub struct ParameterStep<'a> {
 }
 
 impl ParameterStep<'_> {
-    /// The parameter, to be written in place: the model's own tensor, its f32 copy where it is stepped in f32, or a flat
-    /// piece of that for an [`ELEMENTWISE`](Algorithm::ELEMENTWISE) rule.
+    /// The parameter, to be updated in place: the model's own tensor, or its f32 copy if it is
+    /// updated in f32, or a flat piece of either for an [`ELEMENTWISE`](Algorithm::ELEMENTWISE)
+    /// rule.
     pub fn param(&self) -> &Tensor {
         self.param
     }
@@ -137,7 +140,7 @@ impl ParameterStep<'_> {
         &self.grad
     }
 
-    /// A slot of its state, to be written in place.
+    /// A slot of its state, to be updated in place.
     ///
     /// # Errors
     /// When [`Algorithm::slots`] has no such slot.
@@ -149,7 +152,7 @@ impl ParameterStep<'_> {
         })
     }
 
-    /// Counts this step in a [`Slot::count`], and gives the number of steps with this one.
+    /// Increments a [`Slot::count`], and returns the number of steps including this one.
     ///
     /// # Errors
     /// As [`slot`](Self::slot).
@@ -163,18 +166,18 @@ impl ParameterStep<'_> {
         self.rate(0, self.rates.lr)
     }
 
-    /// The momentum of this step; 0 where the optimizer has none.
+    /// The momentum of this step; 0 if the optimizer has none.
     pub fn momentum(&self) -> Number {
         self.rate(1, self.rates.momentum.unwrap_or_default())
     }
 
-    /// Whether the parameter has never been stepped.
+    /// Whether the parameter has never been updated.
     pub fn is_first(&self) -> bool {
         self.first
     }
 
-    /// The value of a tensor of one element. On CUDA it stays there where the step may be captured; elsewhere the host
-    /// waits for it.
+    /// The value of a tensor with one element. On CUDA it stays on the device if the step may be
+    /// captured; otherwise the host waits for it.
     ///
     /// # Errors
     /// When the tensor has other than one element.
@@ -182,7 +185,7 @@ impl ParameterStep<'_> {
         Number::of(tensor, self.on_device.is_some())
     }
 
-    /// The root of the sum of a tensor's squares.
+    /// The square root of the sum of a tensor's squares.
     ///
     /// # Errors
     /// When the device fails.

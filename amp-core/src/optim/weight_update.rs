@@ -1,4 +1,4 @@
-//! How 16-bit weights take an update that is finer than their spacing.
+//! How 16-bit weights handle an update that is smaller than their spacing.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -6,29 +6,29 @@ use tch::{Kind, Tensor};
 use super::Moments;
 use crate::{Result, named::named};
 
-/// How an optimizer writes to 16-bit parameters (those of the `*-true` precisions).
+/// How an optimizer writes to 16-bit parameters, the weights of the `*-true` precisions.
 ///
-/// bfloat16 has 8 significant bits, so a weight near 1 moves by at least 2⁻⁸ upwards or not at
-/// all: rounded to nearest, smaller updates are lost, however often they come.
+/// bfloat16 has 8 significant bits, so its numbers near 1 are at least 2⁻⁸ apart. Rounded to
+/// nearest, smaller updates are lost, however many there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WeightUpdate {
-    /// As PyTorch: each update is rounded to the nearest weight, and the running averages have
-    /// the parameters' dtype where its kernels can work with that.
+    /// As in PyTorch: each result is rounded to the nearest weight, and the running averages have
+    /// the dtype of the parameters if the kernels support it.
     #[default]
     RoundToNearest,
-    /// The optimizer steps f32 copies, kept beside the weights, which are those copies rounded.
-    /// They are taken when the optimizer is built: weights that are written to later are
-    /// overwritten in the next step. The running averages are f32.
+    /// The optimizer updates f32 copies, and the weights are the rounded copies. The copies are
+    /// made when the optimizer is built: later writes to the weights are overwritten in the next
+    /// step. The running averages are f32.
     MasterWeights,
-    /// The step is taken in f32 and rounded up or down at random, so that the weight's
-    /// expectation is the f32 result. No copies are kept; the running averages are f32. For
-    /// bfloat16 alone. Draws from libtorch's generator of the parameters' device.
+    /// The step is computed in f32 and rounded up or down at random, so that the expected weight is
+    /// the f32 result. There are no copies; the running averages are f32. Only for bfloat16. Uses
+    /// libtorch's generator of the parameters' device.
     StochasticRounding,
 }
 
-/// How an optimizer keeps what it keeps.
+/// How an optimizer stores weights and state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Storage {
     /// 16-bit weights.
@@ -55,30 +55,31 @@ named!(WeightUpdate, "weight update", {
     StochasticRounding => "stochastic-rounding",
 });
 
-/// Whether parameters of this dtype can be stepped in f32 instead.
+/// Whether parameters of this dtype can be updated in f32.
 pub(super) fn is_half(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::BFloat16)
 }
 
-/// A copy in f32, outside the graph.
+/// A copy in f32, without a graph of gradients.
 pub(super) fn wide(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_detach()?.f_to_kind(Kind::Float)?)
 }
 
-/// Writes f32 values into a tensor of its own dtype, rounded to nearest.
+/// Writes f32 values into a tensor of another dtype, rounded to nearest.
 pub(super) fn write(to: &Tensor, from: &Tensor) -> Result<()> {
     tch::no_grad(|| to.shallow_clone().f_copy_(from))?;
     Ok(())
 }
 
-/// Writes f32 values into a bf16 tensor, rounded up with the probability of the part that is cut
-/// off: 16 random bits are added below those that stay. An infinity or NaN stays what it is.
+/// Writes f32 values into a bf16 tensor, rounded up with a probability equal to the fraction that
+/// is cut off: 16 random bits are added below the bits that are kept. Infinities and NaN are
+/// unchanged.
 pub(super) fn write_stochastically(to: &Tensor, from: &Tensor) -> Result<()> {
     let bits = from.f_view_dtype(Kind::Int)?;
     let noise = bits.f_randint_like(1 << 16)?;
-    // Cleared, since the cast to bf16 would round them again.
+    // Cleared, because the cast to bf16 would otherwise round again.
     let rounded = bits.f_add(&noise)?.f_bitwise_and(-(1_i64 << 16))?.f_view_dtype(Kind::Float)?;
-    // A NaN that has all bits, as CUDA's have, would become zero.
+    // A NaN with all bits set, as on CUDA, would become zero.
     write(to, &from.f_where_self(&from.f_isnan()?, &rounded)?)
 }
 

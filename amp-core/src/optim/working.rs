@@ -1,4 +1,4 @@
-//! What a parameter is stepped on, by its dtype and the storage of a run.
+//! The tensors on which a parameter is updated, by its dtype and the storage of the run.
 
 use tch::{Device, Kind, Tensor};
 
@@ -10,25 +10,25 @@ use super::{
 };
 use crate::{Result, parameter::Parameter};
 
-/// What one dtype is stepped on.
+/// The tensors on which parameters of one dtype are updated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Working {
     Itself,
-    /// f32 copies for the time of the step.
+    /// f32 copies for the duration of the step.
     Copies {
         stochastic: bool,
     },
     Masters,
 }
 
-/// The device that all parameters are on.
+/// The device of all parameters.
 pub(super) fn common_device(parameters: &[Parameter]) -> Option<Device> {
     let mut devices = parameters.iter().map(|parameter| parameter.tensor.device());
     let first = devices.next()?;
     devices.all(|device| device == first).then_some(first)
 }
 
-/// Averages of f64 stay what they are.
+/// Averages of f64 stay f64.
 pub(super) fn moments(kind: Kind, storage: Storage) -> Moments {
     if kind == Kind::Double { Moments::Full } else { storage.moments }
 }
@@ -37,7 +37,7 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
     match storage.weights {
         WeightUpdate::MasterWeights if is_half(kind) => Working::Masters,
         WeightUpdate::StochasticRounding if is_half(kind) => Working::Copies { stochastic: true },
-        _ if A::widens(kind).is_some() => Working::Copies { stochastic: false },
+        _ if A::upcasts(kind).is_some() => Working::Copies { stochastic: false },
         // The averages are read as f32.
         _ if is_half(kind) && storage.moments != Moments::Full => {
             Working::Copies { stochastic: false }
@@ -46,7 +46,7 @@ pub(super) fn working<A: Algorithm>(kind: Kind, storage: Storage) -> Working {
     }
 }
 
-/// Whether the kernels step tensors like this one with the averages as they are kept.
+/// Whether the kernels update parameters like this one with the stored averages.
 pub(super) fn is_taken<A: Algorithm>(options: &A, like: &Tensor, storage: Storage) -> bool {
     let kind = like.kind();
     working::<A>(kind, storage) == Working::Itself

@@ -1,7 +1,7 @@
-//! Autocast with a device and a dtype, as a guard that also leaves on panic.
+//! Autocast with a device and a dtype, as a guard that also ends after a panic.
 //!
-//! libtorch keeps the switch and the dtype per thread and device type, and one cache of cast
-//! weights per process, cleared when the outermost region ends (ATen/autocast_mode.cpp).
+//! libtorch keeps autocast's state and dtype per thread and device type. It has one cache of cast
+//! weights per process, and clears it when the outermost region ends (ATen/autocast_mode.cpp).
 
 use std::{cell::RefCell, marker::PhantomData};
 
@@ -30,9 +30,9 @@ pub fn autocast_state(device: Device) -> Result<AutocastState> {
     Ok(AutocastState { enabled: state.enabled, dtype })
 }
 
-/// An autocast region: it begins when the guard is made and ends when it is dropped. Guards are
-/// best dropped in reverse order; in any other, what was around them all is restored in the end.
-/// Not `Send`: the state belongs to the thread.
+/// An autocast region: it begins when the guard is made and ends when the guard is dropped. Drop
+/// guards in reverse order. In any other order, the original state is restored when the last guard
+/// is dropped. Not `Send`, because the state belongs to the thread.
 #[derive(Debug)]
 #[must_use = "the region ends when the guard is dropped"]
 pub struct AutocastGuard {
@@ -40,8 +40,8 @@ pub struct AutocastGuard {
     _thread: PhantomData<*const ()>,
 }
 
-/// Keeps the cast weights of the autocast regions that begin while it lives, so that passes with
-/// the same weights cast them once. Drop it before the weights change. Not `Send`, as a region.
+/// Keeps the cast weights of autocast regions until it is dropped, so that passes with the same
+/// weights cast them once. Drop it before the weights change. Not `Send`, like a region.
 #[derive(Debug)]
 #[must_use = "the casts are kept until this is dropped"]
 pub(crate) struct KeptCasts {
@@ -50,7 +50,7 @@ pub(crate) struct KeptCasts {
 
 impl KeptCasts {
     pub(crate) fn keep() -> Result<Self> {
-        // The cache goes with the outermost level of nesting.
+        // libtorch clears the cache at the outermost level of nesting.
         ffi::autocast_enter()?;
         Ok(Self { _thread: PhantomData })
     }
@@ -58,12 +58,12 @@ impl KeptCasts {
 
 impl Drop for KeptCasts {
     fn drop(&mut self) {
-        // It only counts down and clears a map; if it ever failed, a drop could not say so.
+        // The call only counts down and clears a map, and `drop` could not return its error.
         let _ = ffi::autocast_leave();
     }
 }
 
-/// An open region and the state around it.
+/// An open region, and the state before it.
 struct Open {
     number: u64,
     cuda: bool,
@@ -103,7 +103,7 @@ impl AutocastGuard {
         let outer = ffi::autocast_state(cuda)?;
         let dtype = kind.map(ffi::scalar_type).transpose()?.unwrap_or(outer.dtype);
         ffi::autocast_enter()?;
-        // Made before the switch, so that a refusal also leaves the nesting as it was.
+        // Made before the switch, so that an error leaves the nesting unchanged.
         let guard = Self {
             number: OPEN.with_borrow_mut(|open| {
                 let number = open.last().map_or(0, |last| last.number + 1);
@@ -123,7 +123,8 @@ impl Drop for AutocastGuard {
             let at = open.iter().position(|region| region.number == self.number)?;
             let Open { cuda, outer, .. } = open.remove(at);
             match open[at..].iter_mut().find(|region| region.cuda == cuda) {
-                // Dropped before a region inside it, which holds on and will restore for both.
+                // Dropped before an inner region, which continues and will restore the state for
+                // both.
                 Some(inner) => {
                     inner.outer = outer;
                     None
@@ -131,7 +132,7 @@ impl Drop for AutocastGuard {
                 None => Some((cuda, outer)),
             }
         });
-        // Both only assign thread-local state; if they ever failed, a drop could not say so.
+        // The calls only assign thread-local state, and `drop` could not return their errors.
         let _ = ffi::autocast_leave();
         if let Some((cuda, outer)) = around {
             let _ = ffi::set_autocast(cuda, outer);

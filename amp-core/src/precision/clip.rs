@@ -16,7 +16,7 @@ pub enum Clip {
 }
 
 impl Clip {
-    /// Refuses limits that clip everything away.
+    /// Refuses limits that would set all gradients to zero.
     ///
     /// # Errors
     /// When the limit is not a positive number.
@@ -29,9 +29,9 @@ impl Clip {
     }
 }
 
-/// The 2-norm of all gradients together, on the device; 0 without any. That of f16 and bf16
-/// gradients is taken in f32 (PyTorch takes it in the gradients' dtype, where the sum of squares
-/// overflows f16 beyond 65504).
+/// The global 2-norm of all gradients, on the device; 0 if there are none. For f16 and bf16
+/// gradients it is computed in f32. (PyTorch computes it in the dtype of the gradients, and in f16
+/// the sum of squares overflows beyond 65504.)
 ///
 /// # Errors
 /// When libtorch does, for example for gradients on several devices.
@@ -54,10 +54,12 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
     Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
 }
 
-/// Scales `grads` in place by min(1, `max_norm` / (norm + 1e-6)) and returns the norm before.
+/// Scales `grads` in place by min(1, `max_norm` / (norm + 1e-6)) and returns the norm before
+/// scaling.
 ///
-/// The factor is always multiplied, so that nothing is read back; with an infinite norm it is 0
-/// and infinite gradients become NaN, as in PyTorch: unscale first, so that `found_inf` is known.
+/// The factor is always multiplied, so that nothing is read back. If the norm is infinite, the
+/// factor is 0 and infinite gradients become NaN, as in PyTorch: unscale first, so that `found_inf`
+/// is set.
 ///
 /// # Errors
 /// When libtorch does, for example for gradients on several devices.
@@ -67,8 +69,8 @@ pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
     Ok(total)
 }
 
-/// The norm of gradients as they are, and min(1, `max_norm` / (norm / `scale` + 1e-6)) / `scale`, on
-/// the device. `found_inf` becomes NaN where the norm is not finite.
+/// The norm of the gradients as they are, and min(1, `max_norm` / (norm / `scale` + 1e-6)) /
+/// `scale`, on the device. Sets `found_inf` to NaN if the norm is not finite.
 pub(super) fn norm_and_factor(
     grads: &[Tensor],
     scale: Option<&Tensor>,
@@ -92,20 +94,20 @@ pub(super) fn norm_and_factor(
     Ok((norm, factor))
 }
 
-/// The reciprocal of the scale, taken in f64 and rounded once, as PyTorch does.
+/// The reciprocal of the scale, computed in f64 and rounded once, as in PyTorch.
 pub(super) fn reciprocal(scale: &Tensor) -> Result<Tensor> {
     Ok(scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?)
 }
 
-/// Makes `found_inf` NaN when a norm is not finite.
+/// Sets `found_inf` to NaN if a norm is not finite.
 pub(super) fn note_norm(norm: &Tensor, found_inf: &Tensor) -> Result<()> {
     let zero_or_nan = norm.f_mul_scalar(0.0)?.f_to_kind(Kind::Float)?;
     let _ = found_inf.shallow_clone().f_add_(&zero_or_nan)?;
     Ok(())
 }
 
-/// Whether all gradients, of which there is one, are on one CUDA device, where a kernel of ours
-/// takes norm and factor at once.
+/// Whether there are gradients and all are on one CUDA device. Our kernel then computes norm and
+/// factor together.
 fn is_on_cuda(grads: &[Tensor]) -> bool {
     let mut devices = grads.iter().map(Tensor::device);
     devices.next().is_some_and(|first| first.is_cuda() && devices.all(|device| device == first))
@@ -138,7 +140,7 @@ pub fn clip_grad_value(grads: &[Tensor], limit: f64) -> Result<()> {
     Ok(())
 }
 
-/// Calls `each` once per dtype, because a foreach kernel takes one dtype; joins the results.
+/// Calls `each` once per dtype, because a foreach kernel takes one dtype, and joins the results.
 pub(super) fn by_dtype(
     tensors: &[Tensor],
     mut each: impl FnMut(Kind, &[Tensor]) -> Result<Vec<Tensor>>,

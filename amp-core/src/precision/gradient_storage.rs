@@ -1,4 +1,4 @@
-//! The dtype that gradients have between the backward pass and the step.
+//! The dtype of gradients between the backward pass and the step.
 
 use std::slice;
 
@@ -12,20 +12,20 @@ use crate::{
     parameter::Parameter,
 };
 
-/// How gradients of f32 weights that are multiplied in 16 bits are kept from the backward pass to the
-/// step. Both are products that are summed in f32.
+/// How gradients of f32 weights with products in 16 bits are stored from the backward pass to the
+/// step. In both variants the product is summed in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum GradientStorage {
-    /// In f32, as they are summed on CUDA. PyTorch rounds them to 16 bits, and holds that in f32.
+    /// In f32, as summed on CUDA. PyTorch rounds them to 16 bits and stores the result in f32.
     #[default]
     Full,
-    /// Rounded to the 16 bits that PyTorch rounds them to, in 2 bytes each, for weights of
-    /// [`Linear`](crate::nn::Linear) on CUDA: under `16-mixed` f16, whose range the scale has to keep,
-    /// and under `bf16-mixed` bf16. They are made f32 where anything but an optimizer's kernel takes
-    /// them: a hook before the step, clipping by value, an optimizer whose step is not one kernel of
-    /// ours. Where the gradients of several passes add up, each is f32.
+    /// Rounded to 16 bits like PyTorch's and stored in 2 bytes each, for weights of
+    /// [`Linear`](crate::nn::Linear) on CUDA: f16 under `16-mixed`, where the loss scale must keep
+    /// them in range, and bf16 under `bf16-mixed`. They are converted to f32 for everything except
+    /// our optimizer kernels: hooks before the step, clipping by value, and other optimizers.
+    /// Accumulated gradients are f32.
     SixteenBit,
 }
 
@@ -34,7 +34,7 @@ named!(GradientStorage, "gradient storage", {
     SixteenBit => "16-bit",
 });
 
-/// While it lives, backward passes may leave narrower gradients on f32 parameters.
+/// While it exists, backward passes may store narrower gradients on f32 parameters.
 #[derive(Debug)]
 pub(crate) struct NarrowGradients(Vec<Tensor>);
 
@@ -50,14 +50,14 @@ impl NarrowGradients {
 
 impl Drop for NarrowGradients {
     fn drop(&mut self) {
-        // What was allowed can be taken back.
+        // `drop` undoes what `new` allowed.
         let _ = ffi::allow_any_grad_dtype(&self.0, false);
     }
 }
 
-/// Makes gradients that are narrower than their parameters as wide.
-pub(crate) fn widen_gradients(parameters: &[Parameter]) -> Result<()> {
-    // One by one, so that the narrow ones go.
+/// Converts gradients that are narrower than their parameters to the parameters' dtype.
+pub(crate) fn upcast_gradients(parameters: &[Parameter]) -> Result<()> {
+    // One by one, so that each narrow gradient is freed.
     for parameter in parameters {
         let kind = parameter.tensor.kind();
         let narrow = Grads::of(slice::from_ref(parameter))?;

@@ -1,4 +1,4 @@
-//! Precision by Lightning's names, autocast, regions, the gradient scaler and clipping.
+//! Precisions with Lightning's names, autocast, regions, the gradient scaler and clipping.
 
 mod autocast;
 mod clip;
@@ -11,7 +11,7 @@ pub(crate) use autocast::KeptCasts;
 pub use autocast::{AutocastGuard, AutocastState, autocast_state};
 pub use clip::{Clip, clip_grad_norm, clip_grad_value, grad_norm};
 pub use gradient_storage::GradientStorage;
-pub(crate) use gradient_storage::{NarrowGradients, widen_gradients};
+pub(crate) use gradient_storage::{NarrowGradients, upcast_gradients};
 pub use region::{Region, RegionPlan};
 #[doc(hidden)]
 pub use scaler::GrowsOnHostAlone;
@@ -28,7 +28,7 @@ use tch::{Device, Kind};
 
 use crate::Error;
 
-/// A precision by its Lightning name.
+/// A precision with its Lightning name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Precision {
     /// `32-true`: everything in f32; the baseline.
@@ -52,7 +52,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// All of them, the baseline first.
+    /// All precisions; the baseline is first.
     pub const ALL: [Self; 6] = [
         Self::F32True,
         Self::F16Mixed,
@@ -93,12 +93,12 @@ impl Precision {
         }
     }
 
-    /// The dtype matrix products run in.
+    /// The dtype of matrix products.
     pub fn compute(self) -> Kind {
         self.autocast().unwrap_or(self.storage())
     }
 
-    /// Whether the loss is scaled: only where f16 gradients meet f32 weights.
+    /// Whether the loss is scaled: only if gradients are f16 and weights f32.
     pub fn scales_loss(self) -> bool {
         self == Self::F16Mixed
     }
@@ -129,12 +129,12 @@ impl FromStr for Precision {
     }
 }
 
-/// A precision on a device: what every cast and guard of a run follows.
+/// A precision on a device, which determines all casts and guards of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// The precision.
     pub precision: Precision,
-    /// Where it runs.
+    /// The device of the run.
     pub device: Device,
 }
 
@@ -144,7 +144,7 @@ impl Policy {
         Self { precision, device }
     }
 
-    /// Enters the policy's autocast region; nothing for `*-true`.
+    /// Enters the policy's autocast region; does nothing for `*-true`.
     ///
     /// # Errors
     /// When libtorch refuses the dtype.
@@ -174,7 +174,7 @@ pub fn dtype_name(kind: Kind) -> &'static str {
     }
 }
 
-/// Whether a dtype is one of the floating dtypes a model computes in.
+/// Whether a dtype is a floating-point dtype in which models compute.
 pub fn is_floating(kind: Kind) -> bool {
     matches!(kind, Kind::Half | Kind::Float | Kind::Double | Kind::BFloat16)
 }

@@ -1,4 +1,4 @@
-//! Precision regions: parts of a model that run in a dtype of their own.
+//! Precision regions: parts of a model with their own dtype.
 
 use std::{fmt, str::FromStr};
 
@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Arguments, AutocastGuard, Kept, Precision, Tensors, is_floating};
 use crate::{Error, Result};
 
-/// What `#[precision(…)]` asks for a field.
+/// A region as written in `#[precision(…)]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Region {
@@ -24,19 +24,19 @@ pub enum Region {
     AutocastOff,
 }
 
-/// The dtypes that hold in a part of the model: one answer for placing parameters and for running.
+/// The dtypes in a part of the model. Placing parameters and running the model use the same plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegionPlan {
-    /// The dtype of parameters and floating buffers.
+    /// The dtype of parameters and floating-point buffers.
     pub storage: Kind,
-    /// The dtype matrix products run in.
+    /// The dtype of matrix products.
     pub compute: Kind,
     /// The autocast dtype, if autocast is on.
     pub autocast: Option<Kind>,
 }
 
 impl RegionPlan {
-    /// What holds outside every region.
+    /// The plan outside of every region.
     pub fn of(precision: Precision) -> Self {
         Self {
             storage: precision.storage(),
@@ -45,8 +45,8 @@ impl RegionPlan {
         }
     }
 
-    /// What holds in `region` inside this part. In a `*-true` run a region only ever raises the
-    /// precision, so that the baseline stays the baseline; in a mixed run it does what it says.
+    /// The plan of `region` inside this part. In a `*-true` run a region can only raise the
+    /// precision, so that the baseline stays the baseline; in a mixed run it sets its own dtypes.
     #[must_use]
     pub fn enter(self, region: Region, precision: Precision) -> Self {
         let mixed = precision.autocast().is_some();
@@ -70,8 +70,8 @@ impl RegionPlan {
         self
     }
 
-    /// Runs `body` on `inputs` under this plan, from a part where `outer` holds: switches
-    /// autocast, and casts every floating input and output where no autocast would.
+    /// Runs `body` on `inputs` under this plan; `outer` is the plan around it. Switches autocast,
+    /// and casts every floating-point input and output that autocast would not cast.
     ///
     /// # Errors
     /// When a cast or `body` fails.
@@ -100,7 +100,7 @@ impl RegionPlan {
             }
         };
         output.each(&mut |output| match outer.autocast {
-            // Autocast does not take f64.
+            // Autocast does not cast f64.
             Some(_) if output.kind() == Kind::Double => cast(output, Kind::Float),
             Some(_) => Ok(output.shallow_clone()),
             None => cast(output, outer.storage),

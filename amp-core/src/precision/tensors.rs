@@ -1,4 +1,4 @@
-//! Values that hold tensors, which a precision region casts on their way in and out.
+//! Values that contain tensors, which a precision region casts at its beginning and end.
 
 use std::{any::Any, cell::OnceCell};
 
@@ -6,9 +6,9 @@ use tch::Tensor;
 
 use crate::Result;
 
-/// A value that holds tensors: what a forward pass returns, or takes by reference. Implemented for
-/// tensors, numbers, and options, lists and tuples of such values; a struct implements it by
-/// calling [`each`](Self::each) of its fields:
+/// A value that contains tensors: the output of a forward pass, or a referenced input. Implemented
+/// for tensors, numbers, and options, lists and tuples of such values. A struct implements it by
+/// calling [`each`](Self::each) on its fields:
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::Tensors, prelude::*};
@@ -32,11 +32,10 @@ use crate::Result;
     note = "for a struct of your own implement `amp_core::nn::Tensors`"
 )]
 pub trait Tensors: Sized {
-    /// The same value with each tensor replaced by what `change` makes of it, in order of
-    /// declaration.
+    /// The same value with each tensor replaced by the result of `change`, in order of declaration.
     ///
     /// # Errors
-    /// Those of `change`.
+    /// The errors of `change`.
     fn each(&self, change: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self>;
 }
 
@@ -64,9 +63,9 @@ impl<T: Tensors> Tensors for Box<T> {
     }
 }
 
-/// The inputs of a forward pass, whatever their lifetime: `(&'static Tensor, Option<&'static Tensor>)`
-/// stands for a tensor and one that may be absent. Implemented for tuples of references to
-/// [`Tensors`], slices of them, options, tensors and numbers.
+/// The inputs of a forward pass, for any lifetime: `(&'static Tensor, Option<&'static Tensor>)`
+/// means a tensor and an optional one. Implemented for tuples of references to [`Tensors`], slices
+/// of them, options, tensors and numbers.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an input of a forward pass",
     note = "inputs are `&Tensor`, numbers, references to structs that implement `Tensors`, slices \
@@ -76,11 +75,11 @@ pub trait Arguments: 'static {
     /// The inputs with this lifetime.
     type At<'a>;
 
-    /// The same inputs with each tensor replaced by what `change` makes of it, in order. What
-    /// they refer to is kept in `kept`.
+    /// The same inputs with each tensor replaced by the result of `change`, in order. `kept` owns
+    /// the replacements.
     ///
     /// # Errors
-    /// Those of `change`.
+    /// The errors of `change`.
     fn each<'a: 'k, 'k>(
         inputs: &Self::At<'a>,
         kept: &'k Kept,
@@ -138,7 +137,7 @@ impl Arguments for Tensor {
     }
 }
 
-/// Values without a tensor.
+/// Values without tensors.
 macro_rules! numbers {
     ($($number:ty),+) => {$(
         impl Tensors for $number {
@@ -194,7 +193,7 @@ tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
 tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6);
 tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
 
-/// Holds cast inputs while a forward pass refers to them.
+/// Owns cast inputs while a forward pass refers to them.
 #[derive(Default)]
 pub struct Kept {
     first: OnceCell<Box<Link>>,
@@ -206,7 +205,7 @@ struct Link {
 }
 
 impl Kept {
-    /// Holds `value` as long as this lives.
+    /// Keeps `value` as long as this object exists.
     pub fn keep<T: 'static>(&self, value: T) -> &T {
         let mut end = &self.first;
         while let Some(link) = end.get() {

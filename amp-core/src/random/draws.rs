@@ -29,7 +29,8 @@ impl Draws {
         Rng::with_seed(self.seed(index))
     }
 
-    /// The random numbers of the batch of these examples, independent of those of its examples.
+    /// The random numbers of the batch with these examples, independent of the examples' own
+    /// numbers.
     pub fn batch_rng(self, indices: &[i64]) -> Rng {
         let start = mixed(!self.key);
         Rng::with_seed(indices.iter().fold(start, |key, index| mixed(key ^ index.cast_unsigned())))

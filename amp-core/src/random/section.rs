@@ -91,7 +91,7 @@ pub struct Section {
     _hold: Hold,
 }
 
-/// Begins a section whose random numbers depend only on `seed`, whatever other threads do, and seeds
+/// Begins a section whose random numbers depend only on `seed`, not on other threads, and seeds
 /// libtorch's generators of every device.
 ///
 /// libtorch has one default generator for the whole process: two threads that train at once, as
@@ -165,14 +165,14 @@ pub(crate) fn place() -> Place {
     Place { _hold: Hold::new(Kind::Place) }
 }
 
-/// What a thread inherits from the thread that starts it and waits for it.
+/// The state that a thread inherits from the thread that starts it and waits for it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inherited {
     holds: bool,
 }
 
 impl Inherited {
-    /// Of the calling thread, for a thread that it will wait for.
+    /// The state of the calling thread, for a thread that it will wait for.
     pub(crate) fn current() -> Self {
         Self { holds: HELD.get().kind != Kind::Nothing }
     }

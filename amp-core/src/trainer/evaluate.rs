@@ -74,7 +74,7 @@ pub(super) struct Evaluator {
 
 impl Evaluator {
     pub(super) fn new(config: &TrainerConfig, policy: Policy, global_step: u64) -> Self {
-        let context = Context::new(policy, false).with_islands(config.numerics.overrides.clone());
+        let context = Context::new(policy, false).with_overrides(config.numerics.overrides.clone());
         Self { policy, context, global_step, parts: 1, memory: config.memory.clone() }
     }
 

@@ -29,7 +29,7 @@ pub(super) const MEMORY: &str = "memory";
 const HORIZON: i64 = 10_000;
 
 /// The intervals whose rates a file stores as a digest.
-const COURSE: usize = 1000;
+const DIGEST_INTERVALS: usize = 1000;
 
 /// The value of entries that older files do not have.
 const NEWER: [&str; 5] = [
@@ -193,7 +193,12 @@ impl Run<'_, '_> {
 
     /// The first rates of the schedules, as one number per optimizer.
     pub(super) fn courses(&self) -> Result<Vec<Option<u64>>> {
-        self.state.optim.scheduled.iter().map(|scheduled| scheduled.course(COURSE)).collect()
+        self.state
+            .optim
+            .scheduled
+            .iter()
+            .map(|scheduled| scheduled.rates_digest(DIGEST_INTERVALS))
+            .collect()
     }
 
     /// The settings in which this run differs from the saved one. Differences that `with` does not allow
@@ -252,7 +257,8 @@ impl Run<'_, '_> {
             // The schedules that this code would have built in the saved run.
             let schedules = self.model.configure_optimizers(plan)?.into_schedules();
             let here = self.state.optim.scheduled.iter().zip(schedules);
-            let here = here.map(|(one, schedule)| one.course_under(schedule.as_deref(), COURSE));
+            let here =
+                here.map(|(one, schedule)| one.course_under(schedule.as_deref(), DIGEST_INTERVALS));
             if there != here.collect::<Result<Vec<_>>>()? {
                 let (there, here) = (Value::from("another one"), Value::from("this code's"));
                 differs("schedule", &there, &here, Some(Change::Lr))?;

@@ -1,4 +1,4 @@
-//! Weights of other programs, brought into a model's names and layouts.
+//! Imports weights of other programs under a model's names and layouts.
 
 use std::{
     collections::BTreeMap,
@@ -20,13 +20,13 @@ use crate::{
     tensor_file::TensorFile,
 };
 
-/// Loads a file that another program wrote, as `transformers` and `torchvision` do, into a model whose names,
-/// layouts or heads differ.
+/// Loads a file of another program, such as `transformers` or `torchvision`, into a model with
+/// other names, layouts or heads.
 ///
-/// The steps run in the order in which they are written, each on the names that the steps before it left. In
-/// a pattern each `*` is any text, the shortest that fits; a new name takes over the text of each `*`. A step
-/// that is for nothing, as one with a misspelt name, is an error, and so is every tensor of the file or of
-/// the model that remains without its counterpart.
+/// The steps run in the order in which they are written, each on the names that the previous steps
+/// produced. In a pattern each `*` matches any text, as short as possible; a new name inserts the
+/// text of each `*`. A step that matches nothing, for example because of a misspelt name, is an
+/// error, and so is every tensor of the file or of the model that remains without a counterpart.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -72,7 +72,7 @@ enum Step {
     Ignore(Pattern),
 }
 
-/// A tensor on its way from the file to the model.
+/// A tensor between the file and the model.
 struct Entry {
     name: String,
     /// Its names in the file.
@@ -81,22 +81,23 @@ struct Entry {
 }
 
 impl Import {
-    /// Reads a safetensors file, an index of several (`model.safetensors.index.json`), or a folder that has
-    /// one of them.
+    /// Reads a safetensors file, an index of several files (`model.safetensors.index.json`), or a
+    /// folder that contains one of them.
     ///
     /// # Errors
-    /// When a file is missing, damaged, of a dtype that libtorch lacks, or not what its index says.
+    /// When a file is missing or damaged, has a dtype that libtorch lacks, or contradicts its
+    /// index.
     pub fn open(path: &Path) -> Result<Self> {
         let file = source::read(path)?;
         Ok(Self { path: path.to_owned(), file, steps: Vec::new(), kept: Vec::new() })
     }
 
-    /// The names and shapes of the file, for a look before the steps are written.
+    /// The names and shapes in the file, to help with writing the steps.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<i64>)> {
         self.file.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size()))
     }
 
-    /// Calls what matches `from` by `to`: `rename("bert.*", "*")` takes a prefix away.
+    /// Renames tensors that match `from` to `to`: `rename("bert.*", "*")` removes a prefix.
     pub fn rename(self, from: &str, to: &str) -> Self {
         self.then(Step::Rename { from: Pattern::new(from), to: Pattern::new(to) })
     }
@@ -106,8 +107,8 @@ impl Import {
         self.then(Step::Transpose(Pattern::new(pattern)))
     }
 
-    /// Joins tensors along their first dimension, in the order of `parts`: query, key and value into
-    /// `in_proj_weight`.
+    /// Concatenates tensors along their first dimension, in the order of `parts`: query, key and
+    /// value into `in_proj_weight`.
     pub fn stack(self, parts: &[impl AsRef<str>], into: &str) -> Self {
         let parts = parts.iter().map(|part| Pattern::new(part.as_ref())).collect();
         self.then(Step::Stack { parts, into: Pattern::new(into) })
@@ -118,8 +119,8 @@ impl Import {
         self.then(Step::Ignore(Pattern::new(pattern)))
     }
 
-    /// Lets tensors of the model keep their initial values where the file has none of their shape: a head
-    /// for other classes.
+    /// Lets tensors of the model keep their initial values if the file has none with their shape,
+    /// for example a head for other classes.
     pub fn keep(mut self, pattern: &str) -> Self {
         self.kept.push(Pattern::new(pattern));
         self
@@ -130,11 +131,12 @@ impl Import {
         self
     }
 
-    /// Runs the steps and gives the model the values; returns what became of each tensor.
+    /// Runs the steps and loads the values into the model. Returns a report on each tensor.
     ///
     /// # Errors
-    /// When a step matches nothing or does not fit, two tensors get one name, a tensor of the file or the
-    /// model has no counterpart, or a shape or dtype does not fit: then nothing has changed.
+    /// When a step matches nothing or cannot be applied, two tensors get the same name, a tensor of
+    /// the file or the model has no counterpart, or a shape or dtype does not fit. Nothing is
+    /// changed then.
     pub fn load_into(self, module: &(impl Visit + ?Sized)) -> Result<Imported> {
         let Self { path, file: TensorFile { tensors, metadata }, steps, kept } = self;
         let failed = |why: String| Error::config(format!("{}: {why}", path.display()));
@@ -190,10 +192,10 @@ fn imported(pair: Pair, origins: &mut BTreeMap<String, Vec<String>>) -> Imported
 }
 
 impl Step {
-    /// Changes the tensors that it is for.
+    /// Changes the tensors that match.
     ///
     /// # Errors
-    /// Why it cannot.
+    /// The reason why it cannot.
     fn run(&self, entries: &mut Vec<Entry>, ignored: &mut Vec<String>) -> Result<(), String> {
         let refused = |why: &str| format!("{}: {why}", self.written());
         let pattern = self.pattern();
@@ -254,7 +256,7 @@ impl Step {
         }
     }
 
-    /// The step as it is written.
+    /// The step as written in the code.
     fn written(&self) -> String {
         match self {
             Self::Rename { from, to } => format!("rename(`{}`, `{}`)", from.as_str(), to.as_str()),
@@ -265,7 +267,7 @@ impl Step {
     }
 }
 
-/// Puts one tensor for each set of parts where the first part was.
+/// Puts one tensor for each set of parts at the position of the first part.
 fn stack(entries: &mut Vec<Entry>, parts: &[Pattern], into: &Pattern) -> Result<(), String> {
     let (first, others) = parts.split_first().ok_or("it has no parts")?;
     let mut place = 0;

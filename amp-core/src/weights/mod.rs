@@ -1,9 +1,9 @@
 //! Weights as safetensors files, under PyTorch's names.
 //!
-//! A file is read whole and checked before the first tensor changes. A checkpoint of a whole run
-//! ([`checkpoint`](crate::checkpoint)) is such a file too: what else it holds has names with a
-//! `/`, which no weight has, and is passed over here. [`Import`] reads files whose names, layouts or heads
-//! are not the model's.
+//! A file is read and checked completely before the first tensor changes. A checkpoint of a run
+//! ([`checkpoint`](crate::checkpoint)) is also such a file: its other entries have names with a
+//! `/`, which no weight has, and are ignored here. [`Import`] reads files with other names, layouts
+//! or heads.
 
 mod import;
 mod pairs;
@@ -25,8 +25,8 @@ use crate::{
     tensor_file::{self, TensorFile},
 };
 
-/// Saves every tensor of `module` and some text beside them. A tied tensor is saved once, under
-/// its first name, as `safetensors.torch.save_model` does.
+/// Saves every tensor of `module`, with additional text. A tied tensor is saved once, under its
+/// first name, as in `safetensors.torch.save_model`.
 ///
 /// # Errors
 /// When two tensors have one name, or the folder is missing or cannot be written to.
@@ -41,10 +41,10 @@ pub fn save(
     tensor_file::write(path, named, metadata)
 }
 
-/// Saves these tensors and some text beside them, in every dtype that safetensors and libtorch have.
+/// Saves these tensors, with additional text, in every dtype that safetensors and libtorch support.
 ///
 /// # Errors
-/// When a dtype is not among those, or the folder is missing or cannot be written to.
+/// When a dtype is not supported, or the folder is missing or cannot be written to.
 pub fn save_tensors<'t>(
     tensors: impl IntoIterator<Item = (String, &'t Tensor)>,
     path: &Path,
@@ -53,12 +53,12 @@ pub fn save_tensors<'t>(
     tensor_file::write(path, tensors, metadata)
 }
 
-/// Loads every tensor of `module` from a file that has exactly its names and shapes; dtypes are
-/// converted. Of a tied tensor any of its names will do: `safetensors.torch.save_model` keeps the
-/// first of the alphabet. Returns the text beside them.
+/// Loads every tensor of `module` from a file with exactly its names and shapes; dtypes are
+/// converted. For a tied tensor any of its names is sufficient: `safetensors.torch.save_model`
+/// keeps the alphabetically first. Returns the file's text.
 ///
 /// # Errors
-/// When the file is missing, damaged, or another model's: then nothing has changed.
+/// When the file is missing, damaged, or belongs to another model. Nothing is changed then.
 pub fn load(module: &(impl Visit + ?Sized), path: &Path) -> Result<BTreeMap<String, String>> {
     let TensorFile { tensors, metadata } = tensor_file::read(path)?;
     Found::in_file(module, path, &tensors)?.apply()?;

@@ -1,4 +1,4 @@
-//! A model's tensors beside the values that they are to have.
+//! Pairs of a model's tensors and the values to load into them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -32,7 +32,7 @@ fn tied(module: &(impl Visit + ?Sized)) -> Vec<(Tensor, Vec<String>)> {
     all
 }
 
-/// Whether a file's tensor is a weight: the other state of a checkpoint has names with a `/`.
+/// Whether a file's tensor is a weight: other state in a checkpoint has names with a `/`.
 pub(super) fn is_weight(name: &str) -> bool {
     !name.contains('/')
 }
@@ -44,7 +44,7 @@ fn is_float8(kind: Kind) -> bool {
     )
 }
 
-/// Why these values cannot become those of `tensor`, because its dtype does not hold what they are.
+/// The reason why these values cannot be loaded into `tensor`, if its dtype cannot represent them.
 fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>> {
     let (there, here) = (values.kind(), tensor.kind());
     let has_fractions = is_floating(there) || is_float8(there);
@@ -66,9 +66,9 @@ fn loses(name: &str, values: &Tensor, tensor: &Tensor) -> Result<Option<String>>
     }))
 }
 
-/// Whether two tensors are one in every value.
+/// Whether two tensors have equal values.
 fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
-    // libtorch compares no 8-bit floats.
+    // libtorch cannot compare 8-bit floats.
     let wide = |tensor: &Tensor| -> Result<Tensor> {
         Ok(match is_float8(tensor.kind()) {
             true => tensor.f_to_kind(Kind::Float)?,
@@ -78,21 +78,21 @@ fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
     Ok(wide(a)?.f_equal(&wide(b)?)?)
 }
 
-/// One of a model's tensors and its place in a file.
+/// A tensor of a model and its entry in a file.
 pub(super) struct Pair {
     /// The model's tensor.
     pub(super) tensor: Tensor,
-    /// Its name in the file, or else its first name in the model.
+    /// Its name in the file, or its first name in the model.
     pub(super) name: String,
-    /// The values; `None` where the model keeps its own.
+    /// The values; `None` if the model keeps its own.
     pub(super) values: Option<Tensor>,
-    /// The shape of the values that were not taken.
+    /// The shape of the values that were not used.
     pub(super) other_shape: Option<Vec<i64>>,
 }
 
-/// Pairs every tensor of a model with its values in `tensors`. Those that `keeps` chooses by name stay as
-/// they are where there are no values of their shape. What does not fit is said in the texts; then the pairs
-/// are incomplete.
+/// Pairs every tensor of a model with its values in `tensors`. A tensor whose name `keeps` accepts
+/// keeps its values if there are none with its shape. Mismatches are returned as texts, and then
+/// the pairs are incomplete.
 pub(super) fn pair(
     module: &(impl Visit + ?Sized),
     tensors: &BTreeMap<String, Tensor>,
@@ -139,7 +139,7 @@ pub(super) fn pair(
     Ok((pairs, misfits))
 }
 
-/// What does not fit, in one line.
+/// The mismatches, in one line.
 pub(super) fn listed(misfits: &[String]) -> String {
     const SHOWN: usize = 4;
     let shown = misfits.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
@@ -149,16 +149,16 @@ pub(super) fn listed(misfits: &[String]) -> String {
     }
 }
 
-/// A model's tensors beside the values of a file that is the model's own.
+/// A model's tensors with the values of a file of the same model.
 pub(crate) struct Found {
     pairs: Vec<Pair>,
 }
 
 impl Found {
-    /// Pairs a model's tensors with those of the file at `path`.
+    /// Pairs a model's tensors with the tensors of the file at `path`.
     ///
     /// # Errors
-    /// When names or shapes are not the model's, or its dtypes do not hold the values.
+    /// When names or shapes differ from the model's, or its dtypes cannot represent the values.
     pub(crate) fn in_file(
         module: &(impl Visit + ?Sized),
         path: &Path,
@@ -178,7 +178,7 @@ impl Found {
         }
     }
 
-    /// Gives the model these values.
+    /// Loads these values into the model.
     ///
     /// # Errors
     /// When libtorch does.
@@ -187,7 +187,7 @@ impl Found {
     }
 }
 
-/// Gives each tensor its values.
+/// Loads the values into each tensor.
 pub(super) fn apply(pairs: &[Pair]) -> Result<()> {
     for Pair { tensor, values, .. } in pairs {
         if let Some(values) = values {

@@ -1,6 +1,6 @@
-//! Names with wildcards, whose text other names take over.
+//! Names with wildcards, whose text can be inserted into other names.
 
-/// A dotted name in which each `*` is any text, the shortest that fits.
+/// A dotted name in which each `*` matches any text, as short as possible.
 #[derive(Debug, Clone)]
 pub(super) struct Pattern {
     text: String,
@@ -16,12 +16,12 @@ impl Pattern {
         &self.text
     }
 
-    /// How many `*` it has.
+    /// The number of `*`.
     pub(super) fn wildcards(&self) -> usize {
         self.parts.len() - 1
     }
 
-    /// The text of each `*` in a name that fits.
+    /// The text of each `*` if the name matches.
     pub(super) fn captures<'n>(&self, name: &'n str) -> Option<Vec<&'n str>> {
         matched(&self.parts, name)
     }
@@ -30,7 +30,7 @@ impl Pattern {
         self.captures(name).is_some()
     }
 
-    /// The name with this text for each `*`.
+    /// The name with this text in place of each `*`.
     pub(super) fn filled(&self, captures: &[&str]) -> String {
         let mut name = self.parts[0].clone();
         for (capture, part) in captures.iter().zip(&self.parts[1..]) {
@@ -41,7 +41,7 @@ impl Pattern {
     }
 }
 
-/// What lies between the parts, of which the first begins the text and the last ends it.
+/// The text between the parts; the first part begins the text and the last part ends it.
 fn matched<'n>(parts: &[String], text: &'n str) -> Option<Vec<&'n str>> {
     let (first, rest) = parts.split_first()?;
     let text = text.strip_prefix(first.as_str())?;

@@ -1,4 +1,4 @@
-//! What became of the tensors of a file.
+//! The report of an import.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -6,15 +6,15 @@ use tch::Kind;
 
 use crate::precision::dtype_name;
 
-/// Where the values of a model's tensor come from.
+/// The source of a tensor's values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {
-    /// From these tensors of the file, by the file's own names: one, or several that were stacked.
+    /// These tensors of the file, under the file's own names: one, or several that were stacked.
     File(Vec<String>),
-    /// From the model's initialisation: the file has no such tensor.
+    /// The model's initialization: the file has no such tensor.
     Missing,
-    /// From the model's initialisation: the file's tensor has this shape.
+    /// The model's initialization: the file's tensor has this other shape.
     OtherShape(Vec<i64>),
 }
 
@@ -26,13 +26,13 @@ pub struct ImportedTensor {
     pub name: String,
     /// Its shape.
     pub shape: Vec<i64>,
-    /// Its dtype in the model, and in the file where it comes from there.
+    /// Its dtype in the model, and in the file if its values come from there.
     pub kinds: (Kind, Option<Kind>),
-    /// Where its values come from.
+    /// The source of its values.
     pub origin: Origin,
 }
 
-/// What became of the tensors of a file and of the model; prints as a table.
+/// What was done with each tensor of the file and of the model; it prints as a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Imported {
@@ -40,7 +40,7 @@ pub struct Imported {
     pub tensors: Vec<ImportedTensor>,
     /// The file's names of the tensors that were ignored.
     pub ignored: Vec<String>,
-    /// The text beside the tensors.
+    /// The file's additional text.
     pub metadata: BTreeMap<String, String>,
 }
 

@@ -1,4 +1,4 @@
-//! Where weights are read from: one file, an index of several, or a folder with either.
+//! The sources of weights: one file, an index of several files, or a folder with either.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,10 +13,10 @@ use crate::{
     tensor_file::{self, TensorFile},
 };
 
-/// The files that `save_pretrained` writes into a folder.
+/// The files that `save_pretrained` writes to a folder.
 const FILES: [&str; 2] = ["model.safetensors.index.json", "model.safetensors"];
 
-/// `model.safetensors.index.json`: which file holds a tensor.
+/// `model.safetensors.index.json`: the file of each tensor.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
@@ -25,7 +25,7 @@ struct Index {
 /// Reads a safetensors file, the files of an index, or the folder of a model.
 ///
 /// # Errors
-/// When a file is missing, damaged or holds other tensors than its index says.
+/// When a file is missing, damaged or has other tensors than its index lists.
 pub(super) fn read(path: &Path) -> Result<TensorFile> {
     let path = located(path)?;
     match path.extension().is_some_and(|end| end == "json") {
@@ -52,7 +52,7 @@ fn sharded(path: &Path) -> Result<TensorFile> {
     let files: BTreeSet<&String> = weight_map.values().collect();
     let mut whole = TensorFile { tensors: BTreeMap::new(), metadata: BTreeMap::new() };
     for file in files {
-        // A name that leads out of the folder is not a shard of this model.
+        // A path out of the folder does not name a shard of this model.
         if Path::new(file).components().count() != 1 {
             return Err(Error::config(format!(
                 "{}: the shard `{file}` is not in the index's folder",

@@ -1,4 +1,4 @@
-//! Attention of one position to itself is its value.
+//! Attention of a single position to itself returns the value of this position.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +17,8 @@ use crate::support::{
 
 const WIDTH: i64 = 32;
 
-/// What libtorch's attention makes of the same weights, with the input's gradient of its sum and
-/// those of the weights.
+/// The output of libtorch's attention with the same weights, the gradient of the output's sum with
+/// respect to the input, and its gradients with respect to the weights.
 fn by_libtorch(input: &Tensor, tensors: &[Tensor], dropout: f64) -> Result<Vec<Tensor>> {
     let [weight, bias, out_weight, out_bias] = tensors else { panic!("four tensors") };
     let heads = |x: &Tensor| -> Result<Tensor> {
@@ -68,16 +68,16 @@ fn one_position_attends_to_itself(#[values(0.0, 0.5)] dropout: f64) -> Result<()
         assert!(error < 1e-5, "{at}: {error}");
         assert!(own.f_abs()?.f_max()?.f_double_value(&[])? > 0.1, "{at}");
     }
-    // Of queries and keys.
+    // The gradients of queries and keys.
     let nothing = own[1].f_narrow(0, 0, 2 * WIDTH)?;
     assert_eq!(nothing.f_count_nonzero(0)?.f_sum(Kind::Int64)?.f_int64_value(&[])?, 0);
     Ok(())
 }
 
-/// Dropout of the one weight drops a head or scales it, with its gradient: with an output projection
-/// that changes nothing the output tells which.
+/// Dropout of the only attention weight drops or scales a whole head, together with its gradient.
+/// The output projection is the identity, so the output shows which heads were dropped.
 #[rstest]
-fn heads_are_dropped_as_a_whole(
+fn dropout_drops_whole_heads(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     let _generator = seeded(6);
@@ -102,7 +102,7 @@ fn heads_are_dropped_as_a_whole(
     let of_heads = kept.mean_dim(-1, true, Kind::Double);
     assert!(of_heads.eq(0.0).logical_or(&of_heads.eq(1.0)).all().int64_value(&[]) == 1);
     let share = of_heads.mean(Kind::Double).double_value(&[]);
-    // Five standard errors of 200 heads.
+    // Five standard errors for 200 heads.
     assert!((share - (1.0 - p)).abs() < 5.0 * (p * (1.0 - p) / 200.0).sqrt(), "{share}");
     let factors = of_heads / (1.0 - p);
     let bound = if precision == Precision::F32True { 1e-6 } else { 0.01 };

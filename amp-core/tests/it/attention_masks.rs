@@ -1,4 +1,4 @@
-//! What masks, positions and regions do to attention.
+//! Attention under masks, positions and precision regions.
 
 use amp_core::{
     Module, Result,
@@ -38,8 +38,8 @@ fn is_finite(tensor: &Tensor) -> bool {
     tensor.isfinite().all().int64_value(&[]) == 1
 }
 
-/// A query whose keys are all masked attends to zeros, in every precision and with every kind of mask; its
-/// gradient is zero, and no other is NaN.
+/// If all keys of a query are masked, the query's output and its gradient are zero, in every
+/// precision and with every kind of mask. No other gradient is NaN.
 #[rstest]
 fn a_query_without_keys_attends_to_zeros(
     #[values(
@@ -59,7 +59,7 @@ fn a_query_without_keys_attends_to_zeros(
     let kind = precision.storage();
     let query = random(&[2, 4, 8, 16], kind);
     let [key, value] = [0; 2].map(|_| random(&[2, kv_heads, 8, 16], kind));
-    // Of the second example, the query at 2 has no key.
+    // In the second example, the query at position 2 has no unmasked key.
     let allowed = Tensor::ones([2, 1, 8, 8], (Kind::Bool, device()));
     let _ = allowed.get(1).get(0).get(2).fill_(0);
     let mask = match boolean {
@@ -83,9 +83,9 @@ fn a_query_without_keys_attends_to_zeros(
     Ok(())
 }
 
-/// Padding changes nothing, to the bit, and all of a sequence may be padding.
+/// Padding changes no bit of other positions, and a sequence may be padding only.
 #[rstest]
-fn padding_has_no_influence(
+fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     let _generator = seeded(4);
@@ -112,14 +112,14 @@ fn padding_has_no_influence(
     for parameter in parameters(&layer) {
         assert!(is_finite(&parameter.tensor.grad()), "{}", parameter.name);
     }
-    // No gradient reaches keys that are masked for every query that counts.
+    // No gradient reaches keys that are masked for every unpadded query.
     assert!(is_zero(&x.grad().masked_select(&padding.unsqueeze(-1))));
     Ok(())
 }
 
-/// The causal option and a mask that says the same agree; on top of padding as well.
+/// The causal option equals an explicit causal mask, also together with a padding mask.
 #[test]
-fn causal_is_a_mask() -> Result<()> {
+fn the_causal_option_equals_a_mask() -> Result<()> {
     let _generator = seeded(5);
     let policy = Policy::new(Precision::F64True, device());
     let cx = Context::new(policy, true);
@@ -148,10 +148,10 @@ fn causal_is_a_mask() -> Result<()> {
     Ok(())
 }
 
-/// With weights attention gives what it gives without; a query's weights add up to 1, or 0 where
-/// it has no key.
+/// Attention that returns its weights has the same output as attention that does not. The weights
+/// of a query add up to 1, or to 0 if all its keys are masked.
 #[rstest]
-fn weights_are_those_of_attention(
+fn returned_weights_do_not_change_the_output(
     #[values(2, 4)] num_kv_heads: i64,
     #[values(false, true)] causal: bool,
     #[values(false, true)] masked: bool,
@@ -182,9 +182,9 @@ fn weights_are_those_of_attention(
     Ok(())
 }
 
-/// The slopes of the paper, and those its authors' code gives for 12 heads.
+/// The slopes given in the ALiBi paper, and the slopes that the authors' code gives for 12 heads.
 #[test]
-fn alibi_falls_with_the_distance() -> Result<()> {
+fn alibi_slopes_equal_the_papers() -> Result<()> {
     let eight: Vec<f64> = (1..=8).map(|i| 0.5_f64.powi(i)).collect();
     assert_eq!(alibi_slopes(8), eight);
     let rest = [1, 3, 5, 7].map(|i| 0.5_f64.powf(f64::from(i) / 2.0));
@@ -199,10 +199,10 @@ fn alibi_falls_with_the_distance() -> Result<()> {
     Ok(())
 }
 
-/// Products of rotated queries and keys depend on the distance of their places alone, and rotation keeps
-/// lengths.
+/// The product of a rotated query and a rotated key depends only on the distance of their
+/// positions, and rotation preserves lengths.
 #[rstest]
-fn rotation_is_relative(
+fn rotated_products_depend_on_the_distance_alone(
     #[values(RotaryPairing::Interleaved, RotaryPairing::HalfRotated)] pairing: RotaryPairing,
     #[values(Kind::Double, Kind::BFloat16)] kind: Kind,
 ) -> Result<()> {
@@ -224,7 +224,7 @@ fn rotation_is_relative(
 }
 
 #[test]
-fn what_does_not_fit_is_refused() -> Result<()> {
+fn invalid_masks_are_refused() -> Result<()> {
     let refused = |result: Result<()>, says: &str| {
         let text = message(result);
         assert!(text.contains(says), "{text}");
@@ -286,7 +286,7 @@ fn what_does_not_fit_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A masked layer whose activations are computed again.
+/// A masked layer under activation checkpointing.
 #[derive(Module)]
 #[forward(|x, padding: &Tensor| self.layer.forward_masked(x, &AttentionMask::padding(padding), cx))]
 struct Checkpointed {
@@ -296,9 +296,9 @@ struct Checkpointed {
     layer: Checkpoint<TransformerEncoderLayer>,
 }
 
-/// A checkpointed layer has the same gradients with a mask, and computes again with the same mask.
+/// A checkpointed layer has the same gradients with a mask: the recomputation uses the same mask.
 #[test]
-fn masked_layers_are_checkpointed() -> Result<()> {
+fn masked_layers_can_be_checkpointed() -> Result<()> {
     let run = |enabled, changes_mask| -> Result<Vec<Tensor>> {
         let _generator = seeded(8);
         let policy = Policy::new(Precision::F32True, device());
@@ -325,7 +325,7 @@ fn masked_layers_are_checkpointed() -> Result<()> {
     Ok(())
 }
 
-/// Attention, an encoder and a decoder that attributes build and a closure connects.
+/// A model of attention, encoder and decoder, built by the derive and connected by a closure.
 #[derive(Module)]
 #[forward(|words, image: &Tensor, padding: &Tensor| {
     let mask = AttentionMask::padding(padding);
@@ -361,7 +361,7 @@ struct Net {
     decoder: TransformerDecoder,
 }
 
-/// Every product is reported under its layer's path, in its region's dtype.
+/// Every matrix product is reported under its layer's path, with its region's dtype.
 #[test]
 fn several_inputs_keep_path_and_region() -> Result<()> {
     let _generator = seeded(0);

@@ -1,4 +1,4 @@
-//! The autocast guard: regions, their nesting, and the cache of cast weights.
+//! The autocast guard: regions, nested regions, and the cache of cast weights.
 
 use std::{panic, thread};
 
@@ -19,7 +19,7 @@ use crate::support::{
 
 const CPU: Device = Device::Cpu;
 
-/// Positive values below 1, as the recorder has them.
+/// Positive values below 1, the same as the recorder's.
 pub(crate) fn x(shape: &[i64]) -> Tensor {
     let count: i64 = shape.iter().product();
     let values: Vec<f64> = (1..=count).map(|n| n as f64 / (count + 2) as f64).collect();
@@ -30,12 +30,12 @@ fn state() -> AutocastState {
     autocast_state(CPU).expect("the state can be read")
 }
 
-/// The dtype that a linear layer on f32 puts out here and now.
+/// The dtype of the output of a linear layer on f32 input under the current autocast.
 fn linear() -> &'static str {
     name_of(x(&[4, 8]).linear(&x(&[3, 8]), None::<&Tensor>).kind())
 }
 
-/// [10]: what holds outside of any region.
+/// [10]: the state outside of any region.
 #[test]
 fn the_defaults_are_torchs() {
     let defaults = &oracle!("autocast_cpu.json")["defaults"];
@@ -43,8 +43,8 @@ fn the_defaults_are_torchs() {
     assert_eq!(state(), AutocastState { enabled: defaults["enabled"] == 1, dtype });
 }
 
-/// [13], [14]: inside, outside, around and after nested regions, also when one is left by a panic;
-/// gradients of f32 weights and inputs are f32.
+/// [13], [14]: the state before, inside and after nested regions, also if a panic leaves one.
+/// Gradients of f32 weights and inputs are f32.
 #[rstest]
 #[case("f16")]
 #[case("bf16")]
@@ -89,7 +89,8 @@ fn regions_nest_as_torchs(#[case] low: &str) -> Result<()> {
     Ok(())
 }
 
-/// Three deep: f16 in bf16 in off, and each ends where it began.
+/// Three nested regions, f16 in bf16 in off: after each one ends, the state of the outer region is
+/// restored.
 #[test]
 fn every_region_restores_the_one_around_it() -> Result<()> {
     let outside = state();
@@ -109,7 +110,8 @@ fn every_region_restores_the_one_around_it() -> Result<()> {
     Ok(())
 }
 
-/// Guards in a Vec are dropped first to last: what was around them all still comes back.
+/// A Vec drops its guards first to last, in the wrong order. Afterwards the original state is
+/// restored nevertheless.
 #[test]
 fn guards_dropped_in_the_wrong_order_leave_nothing_behind() -> Result<()> {
     let outside = state();
@@ -126,7 +128,7 @@ fn guards_dropped_in_the_wrong_order_leave_nothing_behind() -> Result<()> {
     Ok(())
 }
 
-/// A panic three regions deep leaves none of them.
+/// A panic inside three nested regions ends all of them.
 #[test]
 fn a_panic_leaves_every_region() {
     let outside = state();
@@ -142,9 +144,9 @@ fn a_panic_leaves_every_region() {
     assert_eq!(state(), outside);
 }
 
-/// [13]: the state is a thread's own.
+/// [13]: the autocast state belongs to one thread.
 #[test]
-fn another_thread_is_outside() -> Result<()> {
+fn the_state_belongs_to_one_thread() -> Result<()> {
     let _guard = AutocastGuard::enter(CPU, Kind::Half)?;
     let elsewhere =
         thread::spawn(|| (state().enabled, linear())).join().expect("a thread that reads");
@@ -153,10 +155,10 @@ fn another_thread_is_outside() -> Result<()> {
     Ok(())
 }
 
-/// [13]: cast weights are kept while a region lasts and no longer: a step between two regions is
-/// seen by the second. Gradients reach the weight through the cast in both.
+/// [13]: cast weights are cached until the region ends. If a weight changes between two regions,
+/// the second region uses the new value. In both, gradients reach the weight through the cast.
 #[test]
-fn a_weight_changed_between_regions_is_seen() -> Result<()> {
+fn a_weight_changed_between_regions_is_cast_again() -> Result<()> {
     let on = |tensor: Tensor| tensor.to_device(device());
     let (weight, input) = (on(x(&[3, 8])).set_requires_grad(true), on(x(&[4, 8])));
     let run = || -> Result<Tensor> {
@@ -172,10 +174,10 @@ fn a_weight_changed_between_regions_is_seen() -> Result<()> {
     Ok(())
 }
 
-/// [13], pytorch#48049, #65766: a pass without gradients leaves no cast weight behind that would
-/// keep a later pass in the same region from its gradients.
+/// [13], pytorch#48049, #65766: a pass without gradients caches no weight that would block the
+/// gradient of a later pass in the same region.
 #[test]
-fn a_pass_without_gradients_takes_none_from_the_next() -> Result<()> {
+fn a_pass_without_gradients_does_not_block_later_gradients() -> Result<()> {
     let on = |tensor: Tensor| tensor.to_device(device());
     let (weight, input) = (on(x(&[3, 8])).set_requires_grad(true), on(x(&[4, 8])));
     let forward = || input.linear(&weight, None::<&Tensor>).to_kind(Kind::Float);
@@ -185,14 +187,14 @@ fn a_pass_without_gradients_takes_none_from_the_next() -> Result<()> {
         forward().sum(Kind::Float)
     };
     loss.backward();
-    // d/dW Σ (x Wᵀ) has the columns' sums of x in every row, to bf16's eight bits.
+    // d/dW Σ (x Wᵀ) has the column sums of x in every row, with bf16's eight bits.
     let exact = input.sum_dim_intlist([0].as_slice(), false, Kind::Float).expand_as(&weight);
     assert!(weight.grad().allclose(&exact, 2e-2, 0.0, false), "{}", weight.grad());
     Ok(())
 }
 
-/// [13], pytorch#105211: cast weights are freed when their region ends, so regions one after the
-/// other take the memory of one: a weight of 256 KiB, its copy of 128 KiB, and next to nothing.
+/// [13], pytorch#105211: cast weights are freed when their region ends, so a sequence of regions
+/// needs the memory of one: a weight of 256 KiB, its copy of 128 KiB, and little else.
 #[test]
 fn cast_weights_are_freed_with_their_region() -> Result<()> {
     let options = (Kind::Float, device());
@@ -204,15 +206,16 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
         drop(input.linear(weight, None::<&Tensor>));
         Ok(())
     };
-    // What libraries keep for themselves is taken before the measurement.
+    // Memory that libraries keep for themselves is allocated before the measurement.
     pass(&weights[0])?;
     let peak = |count: usize| -> Result<i64> {
         let meter = MemoryMeter::start(device())?;
         weights.iter().take(count).try_for_each(pass)?;
         Ok(meter.read()?.peak_allocated as i64)
     };
-    // libtorch's cache of casts is one for the process: where a region on another thread ends in the same
-    // moment, that thread frees the copy, which this thread's meter does not see.
+    // libtorch's cache of casts belongs to the process: if a region on another thread ends at the
+    // same moment, the other thread frees the copy, and the meter of this thread does not count
+    // that.
     let least = |count: usize| -> Result<i64> {
         (0..8).try_fold(i64::MAX, |least, _| Ok(least.min(peak(count)?)))
     };
@@ -222,8 +225,8 @@ fn cast_weights_are_freed_with_their_region() -> Result<()> {
     Ok(())
 }
 
-/// torch warns and computes in f32 when asked for a dtype that autocast does not have; a run that
-/// is not what it was called would come of it, so it is an error here, and changes nothing.
+/// If autocast does not support a dtype, torch warns and computes in f32, so the run would not have
+/// the precision of its name. Here it is an error, and the state does not change.
 #[rstest]
 #[case(Kind::Float, "float32")]
 #[case(Kind::Double, "float64")]
@@ -235,7 +238,7 @@ fn a_dtype_autocast_does_not_have_is_refused(#[case] kind: Kind, #[case] name: &
     assert_eq!(state(), outside);
 }
 
-/// The guard is what makes the difference in numbers, too: a sum that bf16 cannot hold.
+/// The numbers differ too: a sum that bf16 cannot represent is rounded inside the guard.
 #[test]
 fn products_are_rounded_to_the_low_dtype() -> Result<()> {
     let (one, small) = (Tensor::ones([1, 1], (Kind::Float, CPU)), 1.0 + 2.0_f64.powi(-9));

@@ -17,7 +17,7 @@ use crate::{
 
 type Operation = fn(Kind) -> Result<Tensor, amp_core::tch::TchError>;
 
-/// An operation as the recorder calls it; the argument is the low dtype.
+/// An operation under the recorder's name; the argument is the low dtype.
 fn operation(name: &str) -> Operation {
     const NONE: Option<&Tensor> = None;
     fn x(shape: &[i64]) -> Tensor {
@@ -145,7 +145,7 @@ const OPERATIONS: &str = "
     matmul_f64_with_f32 prelu_low layer_norm_low batch_norm_low pow_low logsumexp_low cumsum_low
     addcmul_mixed addcdiv_mixed index_put_mixed scatter_add_mixed";
 
-/// ATen's lists for CUDA (ATen/autocast_mode.h), by the dtype that comes out.
+/// ATen's lists for CUDA (ATen/autocast_mode.h), grouped by the output's dtype.
 const CUDA: [(&str, &str); 3] = [
     (
         "low",
@@ -164,11 +164,11 @@ const CUDA: [(&str, &str); 3] = [
     ("error", "binary_cross_entropy binary_cross_entropy_low"),
 ];
 
-/// [11], [12]: the same operations on CUDA, whose list is another one: softmax and sums come out in
-/// f32 there, and binary_cross_entropy is refused. On the CPU only the difference is looked at.
+/// [11], [12]: the operations whose dtype on CUDA differs from the CPU: softmax and sums give f32
+/// there, and binary_cross_entropy is refused.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn cuda_has_a_list_of_its_own() -> Result<()> {
+fn cuda_has_its_own_list_of_operations() -> Result<()> {
     let oracle = &oracle!("autocast_cpu.json")["ops"];
     let on_cpu = |name: &str| oracle[name]["bf16"].as_str().unwrap_or("error").to_owned();
     assert_eq!([on_cpu("softmax_low"), on_cpu("sum_low")], ["bf16", "bf16"]);
@@ -188,10 +188,10 @@ fn cuda_has_a_list_of_its_own() -> Result<()> {
     Ok(())
 }
 
-/// [10] to [12]: each operation's output under f16 and bf16 autocast and without: dtype or error.
-/// The recording is the CPU's.
+/// [10] to [12]: the dtype or error of each operation under f16 autocast, bf16 autocast and none.
+/// The recording was made on a CPU.
 #[test]
-fn operations_put_out_torchs_dtypes() -> Result<()> {
+fn outputs_have_torchs_dtypes() -> Result<()> {
     if device().is_cuda() {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! Averages of the weights, against sums made by hand.
+//! Averages of the weights, compared with sums computed in the test.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -33,7 +33,7 @@ struct Net {
     head: Linear,
 }
 
-/// Keeps one weight after each applied step, or each epoch.
+/// Records one weight after each applied step, or after each epoch.
 struct Follow {
     weight: Tensor,
     each_step: bool,
@@ -98,10 +98,10 @@ fn net() -> Result<Net> {
 const EMA: Averaging = Averaging::Ema { decay: 0.8 };
 const SWA: Averaging = Averaging::Swa { start_epoch: 1 };
 
-/// The average of one weight by its definition, in f64, of the weights that each step or epoch has left; no
-/// step that is skipped counts.
+/// The average of one weight equals its definition, computed in f64 from the weight after each
+/// applied step or epoch. Skipped steps do not count.
 #[rstest]
-fn averages_are_their_sums(
+fn averages_equal_their_definition(
     #[values(EMA, SWA)] averaging: Averaging,
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
@@ -132,8 +132,8 @@ fn tensors(model: &Net) -> Vec<(String, Tensor)> {
     all.map(|(name, tensor, _)| (name, tensor.to_device(Device::Cpu).copy())).collect()
 }
 
-/// Validation is of the averaged model, the file has its weights, and a resumed run ends as one that was
-/// never stopped, average and all.
+/// Validation runs the averaged model, the saved file has the averaged weights, and a resumed run
+/// ends with the same weights and averages as an uninterrupted one.
 #[rstest]
 fn validation_and_files_have_the_average(#[values(EMA, SWA)] averaging: Averaging) -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -196,10 +196,7 @@ fn averages_are_the_same_with_graphs() -> Result<()> {
 #[rstest]
 #[case(Averaging::Ema { decay: 1.0 }, "the decay of the average is 1, but must be")]
 #[case(Averaging::Swa { start_epoch: -1 }, "the average's first epoch is -1")]
-fn averages_that_cannot_be_are_refused(
-    #[case] averaging: Averaging,
-    #[case] says: &str,
-) -> Result<()> {
+fn invalid_averages_are_refused(#[case] averaging: Averaging, #[case] says: &str) -> Result<()> {
     let run = Trainer::new(config(Precision::F32True, averaging)).fit(&mut net()?, &data()?);
     assert!(message(run).starts_with(says));
     Ok(())

@@ -1,5 +1,6 @@
-//! Batch normalisation of images with ReLU, or with a residual and ReLU, behind it: on CUDA
-//! (`AMP_DEVICE=cuda`) in kernels of its own, elsewhere layer by layer; against libtorch's in f64 on the CPU.
+//! Batch normalization of images followed by ReLU, or by a residual and ReLU. On CUDA
+//! (`AMP_DEVICE=cuda`) fused kernels compute them, elsewhere one layer after the other. The
+//! reference is libtorch in f64 on the CPU.
 
 use amp_core::{
     Module, Result, TrainerConfig,
@@ -26,7 +27,7 @@ use crate::{
     },
 };
 
-/// What comes behind the norm.
+/// The operations after the norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum After {
     Nothing,
@@ -48,7 +49,8 @@ fn run(
     }
 }
 
-/// As libtorch has it, one operation after the other, in f64 on the CPU. ReLU passes on what `passed` says.
+/// The reference: libtorch's operations one after the other, in f64 on the CPU. `passed` says which
+/// elements ReLU passes on.
 struct Exact {
     leaves: [Tensor; 4],
     statistics: [Tensor; 2],
@@ -69,8 +71,8 @@ impl Exact {
         Self { leaves, statistics, sum }
     }
 
-    /// Output, gradients and statistics by name. Whether a value within rounding of zero is cut off is for
-    /// `seen` to say, the output that is judged.
+    /// Output, gradients and statistics by name. Values within rounding of zero may be cut off by
+    /// ReLU or not, so `seen`, the output under test, decides for both.
     fn values(
         &self,
         after: After,
@@ -130,7 +132,7 @@ fn pass(
     Ok(seen)
 }
 
-/// Gradients from one that is given for the output.
+/// The gradients for a given gradient of the output.
 trait BackwardWith {
     fn backward_with(&self, incoming: &Tensor) -> Result<()>;
 }
@@ -148,9 +150,9 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     lies.permute([0, 3, 1, 2])
 }
 
-/// The kernels' numbers are as near f64 as two roundings of the dtype allow. The shapes have one and several
-/// tiles of channels, rows that no block divides, channels far from zero, and more rows than all blocks take
-/// in one turn.
+/// The kernels differ from f64 by at most two roundings of the dtype. The shapes include one and
+/// several tiles of channels, numbers of rows that no block size divides, channels with a mean far
+/// from zero, and more rows than all blocks process at once.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn kernels_are_near_f64(
@@ -190,10 +192,10 @@ fn kernels_are_near_f64(
     Ok(())
 }
 
-/// Everywhere, in training and in evaluation, under every precision: what runs in one has the numbers of the
-/// layers one by one, to the dtype's rounding, and exactly where no kernel of its own runs.
+/// On every device, in training and evaluation and under every precision, the fused layers equal
+/// the separate layers up to the dtype's rounding, and exactly where no fused kernel runs.
 #[rstest]
-fn together_is_one_by_one(
+fn fused_layers_equal_separate_layers(
     #[values(
         Precision::F32True,
         Precision::F64True,
@@ -226,7 +228,8 @@ fn together_is_one_by_one(
     Ok(())
 }
 
-/// A residual block with all that has kernels of its own: `[N, 16, H, W]` to the same.
+/// A residual block with every pattern that has a fused kernel, from `[N, 16, H, W]` to the same
+/// shape.
 #[derive(Module)]
 #[forward(|x| {
     let y = self.bn1.forward_relu(&conv1(x)?, cx)?;
@@ -243,7 +246,7 @@ struct Residual {
     bn2: BatchNorm,
 }
 
-/// `[N, 64]` as images.
+/// Reshapes `[N, 64]` to images.
 struct Images;
 
 impl Visit for Images {
@@ -256,7 +259,7 @@ impl Module for Images {
     }
 }
 
-/// Two residual blocks behind a convolution, 64 → 10.
+/// Two residual blocks after a convolution, 64 → 10.
 fn net() -> Result<Sequential> {
     Ok(Sequential::new(vec![
         Box::new(Images),
@@ -274,7 +277,7 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
 }
 
-/// Three epochs on some digits, by deterministic algorithms on CUDA.
+/// Three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
     // No other test trains meanwhile.
     let _generator = seeded(7);
@@ -285,9 +288,10 @@ fn train(config: &TrainerConfig) -> Result<Outcome> {
     outcome
 }
 
-/// A run repeats itself, also one whose first steps overflow, and on CUDA with graphs it is the run without.
+/// A run is reproducible, also if its first steps overflow. On CUDA, a run with graphs equals the
+/// run without.
 #[rstest]
-fn a_run_repeats_itself(
+fn a_run_is_reproducible(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
     #[values(2.0_f64.powi(10), 2.0_f64.powi(40))] scale: f64,
 ) -> Result<()> {

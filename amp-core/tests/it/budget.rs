@@ -1,4 +1,4 @@
-//! A budget of memory chooses what is checkpointed, and changes nothing else.
+//! A memory budget chooses which layers are checkpointed, and changes nothing else.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +28,8 @@ use crate::support::{
 };
 
 pub(crate) const WIDTH: i64 = 32;
-/// So many that an activation is larger than what libtorch's products need beside their operands.
+/// The number of rows: large enough that an activation exceeds the workspace of libtorch's matrix
+/// products.
 pub(crate) const BATCH: i64 = 8192;
 const BLOCKS: usize = 8;
 /// Bytes of one activation in f32.
@@ -38,7 +39,7 @@ pub(crate) fn sgd(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
 }
 
-/// Linear and an activation by turns.
+/// Linear layers and activations in turn.
 fn stack<M: Module + 'static>(activation: fn() -> M) -> Result<Model> {
     let mut layers: Vec<Box<dyn Module>> = Vec::new();
     for _ in 0..BLOCKS {
@@ -48,17 +49,18 @@ fn stack<M: Module + 'static>(activation: fn() -> M) -> Result<Model> {
     Ok(Model::regression(Sequential::new(layers), sgd))
 }
 
-/// Each layer keeps its input: two activations a block.
+/// Each layer keeps its input: two activations for each block.
 pub(crate) fn mlp() -> Result<Model> {
     stack(|| Gelu)
 }
 
-/// ReLU keeps its output, which the next linear layer keeps as its input: one activation a block.
+/// ReLU keeps its output, which is also the input that the next linear layer keeps: one activation
+/// for each block.
 fn relu_mlp() -> Result<Model> {
     stack(|| Relu)
 }
 
-/// Blocks with batch statistics and dropout, one of them a checkpoint of its own accord.
+/// Blocks with batch statistics and dropout. One of them is wrapped in a checkpoint.
 pub(crate) fn mixed() -> Result<Model> {
     let block = || -> Result<Vec<Box<dyn Module>>> {
         Ok(vec![
@@ -79,11 +81,11 @@ pub(crate) fn mixed() -> Result<Model> {
 struct Run {
     record: Result<RunRecord>,
     plans: Vec<MemoryPlan>,
-    /// Above what was held before the model was built; the data were there.
+    /// The peak above the memory held before the model was built; the data already existed.
     peak: u64,
-    /// Of every parameter and buffer.
+    /// All parameters and buffers.
     tensors: Vec<String>,
-    /// What the generator draws next.
+    /// The next numbers of the random generator.
     after: String,
 }
 
@@ -110,7 +112,7 @@ pub(crate) fn config(precision: Precision, budget: Option<u64>) -> TrainerConfig
     })
 }
 
-/// Four batches of noise. On CUDA the set would count if it lay there.
+/// Four batches of noise. They stay on the host, because on CUDA the data set would count.
 pub(crate) fn examples() -> Result<DataModule> {
     let noise = || Tensor::randn([4 * BATCH, WIDTH], (Kind::Float, Device::Cpu));
     let mut data = same(Batch::new(noise(), noise())?, BATCH)?;
@@ -138,7 +140,7 @@ fn run(config: &TrainerConfig, build: impl Fn() -> Result<Model>) -> Result<Run>
     Ok(Run { record, plans: plans.collect(), peak, tensors, after })
 }
 
-/// The inputs and targets of the step before, which a device that lags behind may still hold.
+/// The inputs and targets of the previous step, which a lagging device may still hold.
 fn earlier_batches(config: &TrainerConfig) -> u64 {
     match device() {
         Device::Cpu => 0,
@@ -146,8 +148,8 @@ fn earlier_batches(config: &TrainerConfig) -> u64 {
     }
 }
 
-/// The peak of a run without a budget, and what the budget counts besides, the step before's batches
-/// included. The first run of a process on CUDA makes workspaces that stay.
+/// The peak of a run without a budget, and the memory that the budget counts in addition, including
+/// the previous step's batches. The first run of a process on CUDA allocates workspaces that remain.
 pub(crate) fn unlimited(
     config: &TrainerConfig,
     build: impl Fn() -> Result<Model>,
@@ -163,15 +165,16 @@ pub(crate) fn unlimited(
     Ok((run.peak, held + earlier_batches(&config)))
 }
 
-/// The peak that is measured is the one foretold, within the budget, and of each segment one input is
-/// kept. A model is given with how many of its layers' inputs are otherwise, of two.
+/// The measured peak equals the predicted peak and is within the budget, and only one input of each
+/// checkpointed segment is kept. A model comes with the number of layer inputs out of two that it
+/// keeps otherwise.
 #[rstest]
 #[case::each_keeps_its_input(mlp, 2, 70)]
 #[case::each_keeps_its_input(mlp, 2, 80)]
 #[case::each_keeps_its_input(mlp, 2, 95)]
 #[case::half_keep_their_inputs(relu_mlp, 1, 85)]
 #[case::half_keep_their_inputs(relu_mlp, 1, 95)]
-fn what_is_chosen_fits_and_frees_what_its_sizes_say(
+fn the_peak_is_as_predicted_and_within_the_budget(
     #[case] build: fn() -> Result<Model>,
     #[case] kept_of_two: usize,
     #[case] percent: u64,
@@ -191,7 +194,7 @@ fn what_is_chosen_fits_and_frees_what_its_sizes_say(
     let freed = plan.segments.iter().map(|segment| {
         let layers = segment.layers.clone().expect("layers of the container");
         assert_eq!(segment.path, "model");
-        // Even places are linear layers.
+        // Layers at even positions are linear.
         let kept = layers.filter(|place| place % 2 < kept_of_two).count();
         (kept as u64 - 1) * ACTIVATION
     });
@@ -204,7 +207,7 @@ fn what_is_chosen_fits_and_frees_what_its_sizes_say(
     Ok(())
 }
 
-/// Two stages of layers: either one by itself is too much to compute again at once.
+/// Two stages of layers. Recomputing a whole stage at once would exceed the budget.
 #[test]
 fn layers_within_a_stage_are_chosen() -> Result<()> {
     let stages = || -> Result<Model> {
@@ -231,10 +234,10 @@ fn layers_within_a_stage_are_chosen() -> Result<()> {
     Ok(())
 }
 
-/// Weights, batch statistics, losses, the scale, the profile's phases and what the generator draws
-/// next are those of a run without a budget, and of one without checkpoints.
+/// Weights, batch statistics, losses, the scale, the profile's phases and the next random numbers
+/// equal those of a run without a budget and of a run without checkpoints.
 #[rstest]
-fn no_number_changes(
+fn a_budget_changes_no_result(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::F64True)]
     precision: Precision,
 ) -> Result<()> {
@@ -258,7 +261,7 @@ fn no_number_changes(
     Ok(())
 }
 
-/// Two checkpoints that are no container's layers.
+/// Two checkpoints outside of any container.
 struct Pair(Checkpoint<Sequential>, Checkpoint<Sequential>);
 
 impl Visit for Pair {
@@ -283,10 +286,10 @@ fn pair(enabled: bool) -> Result<Model> {
     Ok(Model::regression(Pair(stack()?, stack()?), sgd))
 }
 
-/// Where there is room for everything nothing is computed again, and where there is not what must be,
-/// whatever a checkpoint says itself.
+/// If everything fits, nothing is recomputed; otherwise the budget's choice is recomputed. The
+/// `enabled` of a checkpoint has no effect.
 #[test]
-fn a_budget_overrules_what_checkpoints_say() -> Result<()> {
+fn a_budget_overrides_the_options_of_checkpoints() -> Result<()> {
     let config = config(Precision::F32True, None);
     let (plain, beside) = unlimited(&config, || pair(false))?;
     let (declared, _) = unlimited(&config, || pair(true))?;
@@ -305,7 +308,7 @@ fn a_budget_overrules_what_checkpoints_say() -> Result<()> {
 }
 
 #[test]
-fn too_small_a_budget_names_the_least() -> Result<()> {
+fn a_budget_that_is_too_small_names_the_smallest_possible() -> Result<()> {
     let budget = |bytes| config(Precision::F32True, Some(bytes));
     let outcome = run(&budget(1 << 20), mlp)?;
     assert!(matches!(outcome.record, Err(Error::Config(_))));
@@ -324,9 +327,9 @@ fn too_small_a_budget_names_the_least() -> Result<()> {
     Ok(())
 }
 
-/// A lone layer of a model that is no container.
+/// A single layer, not a container.
 #[test]
-fn a_model_that_cannot_be_checkpointed_says_so() -> Result<()> {
+fn a_model_without_checkpointable_layers_is_refused() -> Result<()> {
     let lone = || Ok(Model::regression(linear(WIDTH, WIDTH)?, sgd));
     let said = message(run(&config(Precision::F32True, Some(1 << 16)), lone)?.record);
     assert!(said.contains("and nothing of the model can be checkpointed"), "{said}");
@@ -334,10 +337,10 @@ fn a_model_that_cannot_be_checkpointed_says_so() -> Result<()> {
     Ok(())
 }
 
-/// Blocks of a list are chosen whole, with their dropout.
+/// Blocks of a list are chosen as a whole, including their dropout.
 #[test]
-fn transformer_blocks_are_chosen() -> Result<()> {
-    /// `[N, d]` as sequences of 16.
+fn transformer_blocks_are_chosen_as_a_whole() -> Result<()> {
+    /// Reshapes `[N, d]` to sequences of 16.
     struct Fold(Vec<TransformerEncoderLayer>);
     impl Visit for Fold {
         fn visit(&self, visitor: &mut dyn Visitor) {
@@ -371,7 +374,7 @@ fn transformer_blocks_are_chosen() -> Result<()> {
 }
 
 #[test]
-fn a_budget_of_nothing_is_refused() {
+fn a_budget_of_zero_is_refused() {
     let said = message(config(Precision::F32True, Some(0)).check());
     assert_eq!(said, "memory_budget is 0, but must be at least 1 byte");
 }

@@ -1,4 +1,4 @@
-//! A choice that was made for a budget of memory goes with the run; making it leaves no trace.
+//! The plan made for a memory budget is saved with the run, and making the plan leaves no trace.
 
 use std::sync::{
     Arc,
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// Counts its forward passes.
+/// Counts its own forward passes.
 struct Counts(Arc<AtomicUsize>);
 
 impl Visit for Counts {
@@ -38,9 +38,9 @@ impl Module for Counts {
     }
 }
 
-/// A resumed run goes by the plan that was saved, and does not measure; with another budget it does.
+/// A resumed run uses the saved plan without measuring. With another budget it measures again.
 #[test]
-fn a_resumed_run_goes_by_its_plan() -> Result<()> {
+fn a_resumed_run_uses_the_saved_plan() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let passes = Arc::new(AtomicUsize::new(0));
     let build = || -> Result<Model> {
@@ -80,7 +80,8 @@ fn a_resumed_run_goes_by_its_plan() -> Result<()> {
     let (first, _) = part(budget, 1, false)?;
     let (second, counted) = part(budget, 2, true)?;
     assert_eq!(first, second);
-    // Four steps and four batches of validation; the steps twice if it is in a segment.
+    // Four training steps and four validation batches; the training steps count twice if the layer
+    // is recomputed.
     assert!(counted == 8 || counted == 12, "{counted}");
     let (other, counted) = part(budget + 4096, 2, true)?;
     assert_eq!(other[0].budget, budget + 4096);
@@ -88,9 +89,9 @@ fn a_resumed_run_goes_by_its_plan() -> Result<()> {
     Ok(())
 }
 
-/// Trying steps out does not count for the model.
+/// Trial steps do not change the model's own count.
 #[test]
-fn a_models_own_count_is_of_true_steps() -> Result<()> {
+fn trial_steps_do_not_change_the_models_own_count() -> Result<()> {
     let _generator = seeded(3);
     let mut model = Counting { inner: mlp()?, seen: 0 };
     let mut plans = 0;

@@ -1,4 +1,4 @@
-//! Callbacks and hooks: when they run, what they see, and what they leave.
+//! Callbacks and hooks: when they run, the values they read and the values they log.
 
 use std::cell::RefCell;
 
@@ -23,7 +23,7 @@ use crate::support::{
     seeded,
 };
 
-/// Logs the numbers it is given, one an epoch, as `val_score`, and notes its hooks.
+/// Logs the given numbers, one per epoch, as `val_score`, and records its calls.
 struct Scripted {
     linear: Linear,
     scores: Vec<f64>,
@@ -131,8 +131,8 @@ fn trained(scores: &[f64], trainer: Trainer<'_>) -> Result<RunRecord> {
     trainer.fit(&mut Scripted::new(scores)?, &same(constant(4, 3, 1.0)?, 2)?)
 }
 
-/// [15] Hooks come in Lightning's order; one batch of two is accumulated, gradients are seen
-/// before clipping (the norm is far above the limit).
+/// [15] Hooks run in Lightning's order. Two batches are accumulated, and the hook receives
+/// gradients before clipping, with a norm far above the limit.
 #[test]
 fn hooks_come_in_lightnings_order_and_see_unclipped_gradients() -> Result<()> {
     let _generator = seeded(0);
@@ -162,8 +162,8 @@ fn hooks_come_in_lightnings_order_and_see_unclipped_gradients() -> Result<()> {
     Ok(())
 }
 
-/// [15], Lightning #11407: what a hook sees and logs under `16-mixed` is the true norm, not 65536
-/// times as much.
+/// [15], Lightning #11407: under `16-mixed` a hook reads and logs the true norm, not the norm times
+/// 65536.
 #[test]
 fn a_hook_sees_unscaled_gradients_whatever_the_scale() -> Result<()> {
     let norm = |precision, init_scale| -> Result<f64> {

@@ -37,7 +37,7 @@ struct Eager {
     body: Linear,
 }
 
-/// The loss of the same examples under two masks of dropout, as R-Drop has it.
+/// The loss of R-Drop: the same examples under two dropout masks.
 fn twice(net: &mut Captured, batch: &Batch, step: &mut Step<'_>) -> Result<Tensor> {
     let one = net.forward(&batch.input, step.context())?;
     let other = net.forward(&batch.input, step.context())?;
@@ -75,9 +75,9 @@ fn train(
     Trainer::new(config).fit(model, data)
 }
 
-/// What says `captured` may run as a graph, what does not say so may not.
+/// Only a training step that is marked `captured` may run as a graph.
 #[test]
-fn a_step_says_whether_it_may_be_captured() -> Result<()> {
+fn only_a_step_marked_captured_may_be_captured() -> Result<()> {
     assert_eq!(Captured::builder().build()?.step_access(), StepAccess::Late);
     let mut eager = Eager::builder().build()?;
     assert!(matches!(eager.step_access(), StepAccess::Within(_)));
@@ -88,9 +88,9 @@ fn a_step_says_whether_it_may_be_captured() -> Result<()> {
     Ok(())
 }
 
-/// 512 steps as graphs and without have the same bits: weights, values, skips, scale.
+/// 512 steps with and without graphs have the same bits: weights, logged values, skips, scale.
 #[rstest]
-fn a_captured_step_is_the_step(
+fn a_captured_step_equals_the_eager_step(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
 ) -> Result<()> {
     let run = |graph: Graph| -> Result<(Captured, RunRecord)> {
@@ -98,7 +98,7 @@ fn a_captured_step_is_the_step(
             let _section = seeded(0);
             Captured::builder().build()?
         };
-        // Before the section in which dropout is drawn, since sections do not nest.
+        // Made before the section that draws dropout, because sections do not nest.
         let data = data()?;
         let _section = seeded(1);
         let record = train(&mut model, precision, graph, &data)?;

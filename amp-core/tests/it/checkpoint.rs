@@ -1,4 +1,4 @@
-//! Gradient checkpointing gives the same run with less memory.
+//! Activation checkpointing gives the same run with less memory.
 
 use amp_core::{
     Module, Result,
@@ -33,7 +33,7 @@ struct Outcome {
     after: Tensor,
 }
 
-/// One training step of four blocks on the device the tests run on.
+/// One training step of four blocks on the device under test.
 fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
     let _generator = seeded(1);
     let policy = Policy::new(precision, device());
@@ -62,9 +62,9 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
     })
 }
 
-/// Gradients, batch statistics and what the generator draws next are equal to the last bit; the
-/// names are those of the module inside; the peak is lower by more than a fifth (CUDA's includes the
-/// matrix library's workspace).
+/// Gradients, batch statistics and the next random numbers have the same bits. Parameters have the
+/// names of the inner module. The peak is lower by more than a fifth, including the workspace of
+/// CUDA's matrix library.
 #[rstest]
 #[case::f32(Precision::F32True)]
 #[case::f16_mixed(Precision::F16Mixed)]
@@ -72,7 +72,7 @@ fn step(precision: Precision, checkpointed: bool) -> Result<Outcome> {
 #[case::f64(Precision::F64True)]
 fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) -> Result<()> {
     if device().is_cuda() {
-        // Libraries take their workspaces in the first passes of a process.
+        // Libraries allocate their workspaces in the first passes of a process.
         step(precision, true)?;
     }
     let (kept, again) = (step(precision, false)?, step(precision, true)?);
@@ -90,7 +90,7 @@ fn checkpointing_changes_nothing_but_the_memory(#[case] precision: Precision) ->
     Ok(())
 }
 
-/// Fails when it is run for the second time.
+/// Fails in its second run, the recomputation.
 struct FailsAgain;
 
 impl Visit for FailsAgain {
@@ -116,7 +116,7 @@ fn a_failure_while_recomputing_is_an_error_with_its_text() -> Result<()> {
     Ok(())
 }
 
-/// Draws when it is run again, as another thread may at that moment.
+/// Draws random numbers in the recomputation, as another thread may at that moment.
 struct DrawsAgain;
 
 impl Visit for DrawsAgain {
@@ -132,7 +132,7 @@ impl Module for DrawsAgain {
     }
 }
 
-/// Otherwise the sequence of a thread that draws meanwhile would be set back.
+/// Otherwise the recomputation would reset the random numbers of a thread that draws meanwhile.
 #[test]
 fn a_module_without_random_numbers_leaves_the_generator_alone() -> Result<()> {
     let policy = Policy::new(Precision::F32True, device());

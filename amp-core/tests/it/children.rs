@@ -1,5 +1,5 @@
-//! Modules of any inputs, and the ways in which a derived `#[forward]` calls its layers: each keeps
-//! path, region and dtype proof.
+//! Modules with any inputs, and the ways in which a derived `#[forward]` calls its layers. Each way
+//! keeps path, region and the check of dtypes.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -15,7 +15,7 @@ use amp_core::{
 
 use crate::support::{message, seeded};
 
-/// The matrix products of a pass by path, with the dtype of each.
+/// The matrix products of a pass: path and dtype.
 #[derive(Default)]
 struct Products(RefCell<Vec<(String, Kind)>>);
 
@@ -31,7 +31,7 @@ pub(crate) fn ones(shape: &[i64]) -> Tensor {
     Tensor::ones(shape, (Kind::Float, Device::Cpu))
 }
 
-/// Runs a model's forward pass in this precision; the matrix products that it had, in order.
+/// Runs a model's forward pass in this precision and returns its matrix products in order.
 pub(crate) fn products<M: Visit, T>(
     precision: Precision,
     model: &M,
@@ -47,7 +47,7 @@ pub(crate) fn products<M: Visit, T>(
     Ok(told.0.take())
 }
 
-/// A block with a region of its own in it.
+/// A block that contains a precision region.
 #[derive(Module)]
 #[forward(|x| {
     let y = self.inner.forward(x, cx)?;
@@ -107,7 +107,7 @@ struct Net {
     head: Linear,
 }
 
-/// A function of any module.
+/// A function that accepts any module.
 fn apply(layer: &impl Module, x: &Tensor, cx: &Context) -> Result<Tensor> {
     layer.forward(x, cx)
 }
@@ -142,9 +142,9 @@ fn every_way_of_calling_a_layer_keeps_path_and_region() -> Result<()> {
     Ok(())
 }
 
-/// A layer's override by path holds however the layer is called.
+/// A precision override by path applies however the layer is called.
 #[test]
-fn overrides_reach_children() -> Result<()> {
+fn overrides_apply_to_children() -> Result<()> {
     let _generator = seeded(0);
     let net = Net::builder().build()?;
     let islands = ["first", "blocks.0", "grid.1", "head"]
@@ -153,7 +153,7 @@ fn overrides_reach_children() -> Result<()> {
     let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);
     nn::place(&net, policy, &islands)?;
     let told = Rc::new(Products::default());
-    let cx = Context::new(policy, true).with_islands(islands).with_dtype_probe(told.clone());
+    let cx = Context::new(policy, true).with_overrides(islands).with_dtype_probe(told.clone());
     let _autocast = policy.autocast()?;
     let _ = net.forward(&ones(&[3, 4]), &cx)?;
     let of = |path: &str| {
@@ -164,7 +164,7 @@ fn overrides_reach_children() -> Result<()> {
     };
     assert_eq!(of("first"), [Kind::Double, Kind::Double]);
     assert_eq!(of("blocks.0.inner"), [Kind::Double]);
-    // Declared within the override, and nearer to the layer.
+    // This region is declared inside the override and closer to the layer, so it wins.
     assert_eq!(of("blocks.0.outer"), [Kind::Float]);
     assert_eq!(of("blocks.1.inner"), [Kind::BFloat16, Kind::BFloat16]);
     assert_eq!((of("grid.0.0"), of("grid.1.0")), (vec![Kind::Float], vec![Kind::Double]));
@@ -172,7 +172,7 @@ fn overrides_reach_children() -> Result<()> {
     Ok(())
 }
 
-/// Attention with a mask, as in BERT: several inputs, one of which may be absent.
+/// Attention with a mask, as in BERT: several inputs, one of which is optional.
 #[derive(Module)]
 #[forward(|x, mask: Option<&Tensor>, scale: f64| -> Result<(Tensor, Tensor)> {
     let scores = query(x)?.f_matmul(&key(x)?.f_transpose(1, 2)?)?.f_mul_scalar(scale)?;
@@ -218,7 +218,7 @@ fn mask() -> Tensor {
     Tensor::from_slice(&[true, true, false]).reshape([1, 3])
 }
 
-/// Inputs and outputs of a region are cast, options and tuples included; booleans are not.
+/// A region casts its inputs and outputs, including options and tuples; booleans are not cast.
 #[test]
 fn a_region_casts_every_input_and_output() -> Result<()> {
     let _generator = seeded(0);
@@ -238,9 +238,9 @@ fn a_region_casts_every_input_and_output() -> Result<()> {
     Ok(())
 }
 
-/// What a mask hides changes nothing.
+/// Masked elements have no effect.
 #[test]
-fn a_mask_reaches_the_layers() -> Result<()> {
+fn masked_elements_have_no_effect() -> Result<()> {
     let _generator = seeded(0);
     let encoder = Encoder::builder().build()?;
     let cx = Context::new(Policy::new(Precision::F32True, Device::Cpu), false);
@@ -254,7 +254,7 @@ fn a_mask_reaches_the_layers() -> Result<()> {
     Ok(())
 }
 
-/// UNet's block of an image and a time, and two towers on two inputs.
+/// UNet's block with an image and a time, and two towers with two inputs.
 #[derive(Module)]
 #[forward(|x, t| {
     let shift = time(t)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?;
@@ -292,7 +292,7 @@ struct Towers {
 }
 
 #[test]
-fn blocks_of_two_inputs() -> Result<()> {
+fn blocks_with_two_inputs_run_in_a_model() -> Result<()> {
     let _generator = seeded(0);
     let net = UNet::builder().build()?;
     let (x, t) = (ones(&[1, 2, 5, 5]), ones(&[1, 4]));
@@ -319,7 +319,7 @@ fn blocks_of_two_inputs() -> Result<()> {
     Ok(())
 }
 
-/// What a probe is shown of modules with several inputs and outputs.
+/// The calls of a probe for modules with several inputs and outputs.
 #[derive(Default)]
 struct Shown(RefCell<Vec<(String, Vec<i64>, f64)>>);
 
@@ -332,7 +332,7 @@ impl Probe for Shown {
 }
 
 #[test]
-fn each_output_is_shown_to_a_probe() -> Result<()> {
+fn a_probe_gets_each_output() -> Result<()> {
     let _generator = seeded(0);
     let encoder = Encoder::builder().build()?;
     let policy = Policy::new(Precision::F32True, Device::Cpu);
@@ -349,7 +349,7 @@ fn each_output_is_shown_to_a_probe() -> Result<()> {
 
 /// An error names the innermost module, whatever its inputs.
 #[test]
-fn errors_name_the_child() -> Result<()> {
+fn an_error_names_the_innermost_module() -> Result<()> {
     let _generator = seeded(0);
     let net = UNet::builder().build()?;
     let cx = Context::new(Policy::new(Precision::F32True, Device::Cpu), false);

@@ -1,4 +1,4 @@
-//! Modules of one's own that take and give more than one tensor.
+//! Modules of the user's own with several tensors as inputs and outputs.
 
 use amp_core::{
     Module, Result,
@@ -13,7 +13,7 @@ use crate::{
     support::seeded,
 };
 
-/// A module of one's own with other outputs.
+/// A module of the user's own whose output is a tuple.
 struct Moments;
 
 impl Visit for Moments {
@@ -52,7 +52,7 @@ struct Statistics {
 #[rstest]
 #[case::mixed(Precision::Bf16Mixed)]
 #[case::plain(Precision::F32True)]
-fn modules_of_ones_own_have_regions_too(#[case] precision: Precision) -> Result<()> {
+fn own_modules_with_several_outputs_have_regions(#[case] precision: Precision) -> Result<()> {
     let _generator = seeded(0);
     let module = Statistics::builder().build()?;
     products(precision, &module, |module, cx| {

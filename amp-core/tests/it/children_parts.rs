@@ -1,5 +1,5 @@
-//! Layers of layers, as `self.block.head`: a derived `#[forward]` that calls one gives it the path and
-//! the regions of both.
+//! Layers of layers, as in `self.block.head`: a derived `#[forward]` that calls one gives it the
+//! path and the regions of both.
 
 use amp_core::{
     Module, Result,
@@ -33,7 +33,7 @@ struct Nested {
     list: Vec<Linear>,
 }
 
-/// No module, so that its fields have no paths.
+/// Not a module, so its fields have no paths.
 struct Pair<'m> {
     layer: &'m Linear,
 }
@@ -61,7 +61,7 @@ struct Lists<'m> {
     let last = &self.deep;
     x = last.block.inner.forward(&x, cx)?;
     let pair = Pair { layer: &self.alone };
-    // What is no child of a child is called as it is, outside of every layer's path.
+    // A layer that is not a child of a child is called directly, outside of every layer's path.
     x = pair.layer.forward(&x, cx)?;
     let lists = Lists { layers: vec![&self.alone] };
     lists.layers[0].forward(&x, cx)
@@ -115,7 +115,7 @@ fn a_layer_of_a_layer_keeps_path_and_region() -> Result<()> {
     Ok(())
 }
 
-/// A module whose tensors are named otherwise than its field.
+/// A module whose tensor names do not begin with its field's name.
 struct Renamed {
     projection: Linear,
 }
@@ -126,9 +126,9 @@ impl Visit for Renamed {
     }
 }
 
-/// A name that is none of the module's is left out of the path, rather than made up.
+/// A name that the module does not have is left out of the path.
 #[test]
-fn a_part_of_another_name_runs_under_its_modules_path() -> Result<()> {
+fn a_field_with_another_name_is_left_out_of_the_path() -> Result<()> {
     let _generator = seeded(0);
     let renamed = Renamed { projection: Linear::new(LinearConfig::new(4, 4))? };
     let run = |name: &'static str| {

@@ -1,4 +1,4 @@
-//! The trace of profiled steps, read back as chrome://tracing reads it.
+//! The trace of profiled steps, read as chrome://tracing reads it.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -19,7 +19,7 @@ use crate::support::{
     seeded,
 };
 
-/// A run of two epochs, each of three windows of at most two batches; its events.
+/// Runs two epochs, each with three windows of at most two batches, and returns the events.
 fn run(listener: &mut dyn Subscriber, every: i64) -> Result<Vec<Event>> {
     let _generator = seeded(0);
     let config =
@@ -50,13 +50,13 @@ fn number(event: &Value, key: &str) -> f64 {
     event[key].as_f64().unwrap_or_else(|| panic!("`{key}` in {event}"))
 }
 
-/// The complete events of a process.
+/// The complete events (`ph: X`) of a process.
 fn complete(trace: &[Value], pid: u64) -> Vec<&Value> {
     trace.iter().filter(|event| event["ph"] == "X" && event["pid"] == pid).collect()
 }
 
-/// One `step` a profile and its phases within it, in order and without a gap; in microseconds their
-/// sums are the profile's seconds.
+/// Each profile has one `step` that contains its phases, in order and without gaps. In microseconds
+/// their sums equal the profile's seconds.
 #[test]
 fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -83,7 +83,7 @@ fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
                 assert_eq!(event["name"], span.phase.name());
                 assert_eq!(place(event), place(step));
                 let gap = number(event, "ts") - at;
-                // The device's clock has half a microsecond.
+                // The device's clock has a resolution of half a microsecond.
                 assert!(gap.abs() < if on_device { 2.0 } else { 1e-3 }, "{gap} µs before {event}");
                 at = number(event, "ts") + number(event, "dur");
             }
@@ -92,7 +92,7 @@ fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
         }
         assert!(rest.next().is_none());
     }
-    // What the profile says a phase took: the device's time where there is one.
+    // The profile's time of a phase: on the device if there is one.
     let events = if gpu.is_empty() { &host } else { &gpu };
     for phase in Phase::ALL {
         let own = events.iter().filter(|event| event["name"] == phase.name());
@@ -103,7 +103,7 @@ fn spans_nest_and_add_up_to_the_profile() -> Result<()> {
     Ok(())
 }
 
-/// A process for each run's host and device, with the run's name, and no event without one.
+/// The host and the device of each run are a process with the run's name. No event lacks a process.
 #[test]
 fn every_process_and_thread_has_a_name() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -127,9 +127,9 @@ fn every_process_and_thread_has_a_name() -> Result<()> {
     Ok(())
 }
 
-/// The file is a whole array before the first step, after each run, and without a last run's end.
+/// The file is valid JSON before the first step, after each run, and if the last run does not end.
 #[test]
-fn a_trace_is_whole_before_it_ends() -> Result<()> {
+fn an_unfinished_trace_is_valid() -> Result<()> {
     let folder = tempdir().expect("a folder");
     let path = folder.path().join("trace.json");
     let mut trace = ChromeTrace::create(&path)?;

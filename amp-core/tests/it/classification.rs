@@ -1,4 +1,4 @@
-//! Cross entropy and accuracy, whose kernels on CUDA are ours, against libtorch's on the CPU in f64.
+//! Cross entropy and accuracy, which have own kernels on CUDA, against libtorch in f64 on the CPU.
 
 use amp_core::{
     Result,
@@ -15,7 +15,8 @@ use crate::support::{
     device, needs_cuda, seeded,
 };
 
-/// Logits with few bits, so that every dtype holds them, and classes; every fifth row does not count.
+/// Logits with few bits, so that every dtype represents them exactly, and classes. Every fifth row
+/// is ignored.
 fn examples(rows: i64, classes: i64) -> [Tensor; 2] {
     let logits = Tensor::randn([rows, classes], (Kind::Double, Device::Cpu)) * 4;
     let targets = Tensor::randint(classes, [rows], (Kind::Int64, Device::Cpu));
@@ -23,24 +24,24 @@ fn examples(rows: i64, classes: i64) -> [Tensor; 2] {
     [logits.to_kind(Kind::BFloat16).to_kind(Kind::Double), targets.masked_fill(&ignored, -100)]
 }
 
-/// A leaf like this one in another place.
+/// A leaf tensor with this tensor's values on another device or in another dtype.
 fn leaf(tensor: &Tensor, kind: Kind, device: Device) -> Tensor {
     tensor.detach().copy().to_kind(kind).to(device).set_requires_grad(true)
 }
 
-/// Loss and gradient have the errors of the dtype that is computed in; the gradient is then rounded to
-/// the logits'. Logits of 16 bits are of a region, which asks for a loss in f32.
+/// Loss and gradient have the errors of the dtype of the computation; the gradient is then rounded
+/// to the dtype of the logits. Logits of 16 bits come from a region that asks for a loss in f32.
 #[rstest]
 #[case(Kind::Double, Precision::F64True, 1e-14, 1e-13)]
 #[case(Kind::Float, Precision::F32True, 1e-6, 3e-6)]
 #[case(Kind::Half, Precision::F16Mixed, 1e-6, 2.0_f64.powi(-11))]
 #[case(Kind::BFloat16, Precision::Bf16Mixed, 1e-6, 2.0_f64.powi(-8))]
-fn cross_entropy_is_that_of_f64(
+fn cross_entropy_equals_f64(
     #[case] kind: Kind,
     #[case] precision: Precision,
     #[case] bound: f64,
     #[case] grad_bound: f64,
-    // The last are so many that a block takes a row, of which not all begin at 16 bytes.
+    // In the last cases a whole block processes one row, and not all rows are aligned to 16 bytes.
     #[values(
         (1, 2), (7, 10), (128, 10), (300, 33), (1500, 43), (1500, 44), (70, 4099), (3, 50304)
     )]
@@ -66,14 +67,14 @@ fn cross_entropy_is_that_of_f64(
     Ok(())
 }
 
-/// A row may hold what overflows an exponential, or nothing that is finite.
+/// A row may contain values whose exponential overflows, or only non-finite values.
 #[rstest]
 #[case(&[1e4, -1e4, 0.0], 0.0)]
 #[case(&[-1e4, 1e4, 0.0], 2e4)]
 #[case(&[f32::NEG_INFINITY, 0.0, 0.0], f64::INFINITY)]
 #[case(&[f32::INFINITY, 0.0, 0.0], f64::NAN)]
 #[case(&[0.0, f32::NAN, 0.0], f64::NAN)]
-fn extreme_logits_lose_as_in_libtorch(#[case] row: &[f32], #[case] loss: f64) -> Result<()> {
+fn extreme_logits_have_libtorchs_loss(#[case] row: &[f32], #[case] loss: f64) -> Result<()> {
     let target = Tensor::from_slice(&[0_i64]).to(device());
     let logits = leaf(&Tensor::from_slice(row).unsqueeze(0), Kind::Float, device());
     let seen = loss::cross_entropy(&logits, &target)?.double_value(&[]);
@@ -82,16 +83,18 @@ fn extreme_logits_lose_as_in_libtorch(#[case] row: &[f32], #[case] loss: f64) ->
 }
 
 #[rstest]
-fn without_a_row_that_counts_the_mean_is_no_number() -> Result<()> {
+fn a_mean_over_no_rows_is_nan() -> Result<()> {
     let targets = Tensor::full([4], -100, (Kind::Int64, device()));
     let logits = leaf(&Tensor::zeros([4, 3], (Kind::Float, device())), Kind::Float, device());
     assert!(loss::cross_entropy(&logits, &targets)?.double_value(&[]).is_nan());
     Ok(())
 }
 
-/// Outside of a region a loss has its logits' dtype, and what is not trained on is libtorch's.
+/// Outside of a region a loss has the dtype of its logits. Without gradients, libtorch computes it.
 #[rstest]
-fn a_loss_in_16_bits_stays_one(#[values(Kind::Half, Kind::BFloat16)] kind: Kind) -> Result<()> {
+fn a_loss_has_the_dtype_of_its_logits(
+    #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
+) -> Result<()> {
     let _generator = seeded(3);
     let [logits, targets] = examples(8, 4);
     let given = leaf(&logits, kind, device());
@@ -116,14 +119,14 @@ fn cross_entropy_has_second_derivatives(#[values(0.0, 0.01)] z_loss: f64) -> Res
     Ok(())
 }
 
-/// The first of equal logits is the largest, and a NaN is larger than all.
+/// The first of several equal logits is the largest, and NaN is larger than all others.
 #[rstest]
-fn hits_are_those_of_libtorchs_argmax(
+fn correct_counts_equal_libtorchs_argmax(
     #[values(Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16)] kind: Kind,
     #[values((1, 2), (7, 10), (300, 33), (4096, 10), (1500, 44))] (rows, classes): (i64, i64),
 ) -> Result<()> {
     let _generator = seeded(3);
-    // Of five values, with a NaN here and there.
+    // One of five values; some are NaN.
     let logits = Tensor::randint(5, [rows, classes], (Kind::Double, Device::Cpu));
     let rare = Tensor::rand([rows, classes], (Kind::Float, Device::Cpu)).lt(0.02);
     let logits = logits.masked_fill(&rare, f64::NAN).to_kind(kind);
@@ -137,9 +140,9 @@ fn hits_are_those_of_libtorchs_argmax(
     Ok(())
 }
 
-/// Sequences are flattened, and what needs no gradient has the same loss.
+/// Sequences are flattened, and the loss is the same if no gradient is needed.
 #[rstest]
-fn sequences_lose_as_their_elements_do() -> Result<()> {
+fn a_sequence_has_the_loss_of_its_elements() -> Result<()> {
     let _generator = seeded(3);
     let [logits, targets] = examples(12, 5);
     let (logits, targets) = (leaf(&logits, Kind::Double, device()), targets.to(device()));
@@ -149,9 +152,9 @@ fn sequences_lose_as_their_elements_do() -> Result<()> {
     Ok(())
 }
 
-/// Options of the loss, of few logits and of many.
+/// The options of the loss, for few logits and for many.
 #[rstest]
-fn options_are_those_of_f64(
+fn options_equal_f64(
     #[values((Kind::Float, Precision::F32True), (Kind::BFloat16, Precision::Bf16Mixed))]
     (kind, precision): (Kind, Precision),
     #[values((30, 12), (40, 4099))] (rows, classes): (i64, i64),
@@ -181,9 +184,9 @@ fn options_are_those_of_f64(
     Ok(())
 }
 
-/// A logit of -inf has no share in the loss, and no gradient; of many logits as of few.
+/// A logit of -inf adds nothing to the loss and has no gradient, for few logits and for many.
 #[rstest]
-fn masked_logits_have_no_share(#[values(10, 70_000)] classes: i64) -> Result<()> {
+fn masked_logits_do_not_contribute(#[values(10, 70_000)] classes: i64) -> Result<()> {
     let given = Tensor::zeros([1, classes], (Kind::Float, Device::Cpu));
     let _ = given.narrow(1, 2, classes - 2).fill_(f64::NEG_INFINITY);
     let given = leaf(&given, Kind::Float, device());
@@ -196,13 +199,14 @@ fn masked_logits_have_no_share(#[values(10, 70_000)] classes: i64) -> Result<()>
     Ok(())
 }
 
-/// Many logits that nobody else holds become their gradients where they are; others are kept.
+/// If nothing else holds a large tensor of logits, its memory is reused for the gradient; otherwise
+/// the logits are kept.
 #[rstest]
 #[case::alone(false, false, true)]
 #[case::held(true, false, false)]
 #[case::graph_kept(false, true, false)]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn logits_become_their_gradients(
+fn logits_that_nothing_else_holds_are_reused_for_the_gradient(
     #[case] held: bool,
     #[case] keeps: bool,
     #[case] in_place: bool,
@@ -212,7 +216,7 @@ fn logits_become_their_gradients(
     let draw = |size: [i64; 2]| Tensor::randn(size, (Kind::Float, device()));
     let (x, weight) = (draw([rows, width]).set_requires_grad(true), draw([classes, width]));
     let targets = Tensor::randint(classes, [2, rows / 2], (Kind::Int64, device()));
-    // Classes last, so that the loss is given a view.
+    // Classes are the last dimension, so the loss gets a view.
     let logits = x.matmul(&weight.tr()).view([2, rows / 2, classes]);
     let loss = loss::cross_entropy(&logits, &targets)?;
     let before = held.then(|| (logits.shallow_clone(), logits.copy()));

@@ -1,4 +1,5 @@
-//! Gradient clipping against torch.nn.utils, and in the low dtypes, where torch loses the norm.
+//! Gradient clipping against torch.nn.utils, and in 16 bits, where torch's norm overflows or is
+//! imprecise.
 
 use amp_core::{
     Result,
@@ -16,7 +17,7 @@ use crate::support::{
     parameter, set_gradients,
 };
 
-/// The gradients that a recorded case starts from.
+/// The initial gradients of a recorded case.
 fn gradients(oracle: &Value, case: &Value) -> Vec<Tensor> {
     let mut lcg = Lcg(integer(oracle, "seed") as u64);
     let factor = from_bits(Kind::Float, text(case, "factor"));
@@ -43,8 +44,9 @@ fn assert_grads(grads: &[Tensor], case: &Value) {
     }
 }
 
-/// [19]: the norm before clipping and every gradient after it have torch's bits: ordinary ones,
-/// those with an inf or a NaN (which spoil all), and norms beyond f32 at both ends.
+/// [19]: the norm before clipping and every gradient after clipping have torch's bits. Cases:
+/// ordinary gradients, gradients with an inf or a NaN (which make all gradients non-finite), and
+/// norms outside f32's range at both ends.
 #[test]
 fn norms_and_gradients_have_torchs_bits() -> Result<()> {
     let oracle = oracle!("clip.json");
@@ -74,10 +76,11 @@ fn clipping_by_value_has_torchs_bits() -> Result<()> {
     Ok(())
 }
 
-/// Finite gradients whose f32 norm is infinite become 0, as in torch, so that a step would go by
-/// without them. The norm that comes back tells: it is infinite where every gradient was finite.
+/// Finite gradients whose f32 norm is infinite become 0, as in torch, and a step would go
+/// unnoticed. The returned norm is infinite although every gradient was finite, which reveals the
+/// case.
 #[test]
-fn gradients_beyond_the_norms_range_become_zero_and_the_norm_says_so() -> Result<()> {
+fn gradients_with_an_infinite_norm_become_zero() -> Result<()> {
     let grads = [Tensor::from_slice(&[1e30_f32, -1e30])];
     let norm = clip_grad_norm(&grads, 1.0)?;
     assert!(norm.double_value(&[]).is_infinite());
@@ -85,14 +88,17 @@ fn gradients_beyond_the_norms_range_become_zero_and_the_norm_says_so() -> Result
     Ok(())
 }
 
-/// The norm of f16 and bf16 gradients is that of their values: in f16 a sum of squares overflows
-/// from a norm of 256 on, and in bf16 it keeps 8 bits.
+/// The norm of f16 and bf16 gradients is the norm of their values. A sum of squares in f16
+/// overflows from a norm of 256 on, and in bf16 has only 8 bits.
 #[rstest]
 #[case(Kind::Half, 1000.0)]
 #[case(Kind::Half, 1e-4)]
 #[case(Kind::BFloat16, 1000.0)]
 #[case(Kind::BFloat16, 1e-4)]
-fn norms_of_low_dtypes_are_taken_in_f32(#[case] kind: Kind, #[case] size: f64) -> Result<()> {
+fn norms_of_16_bit_gradients_are_computed_in_f32(
+    #[case] kind: Kind,
+    #[case] size: f64,
+) -> Result<()> {
     let mut lcg = Lcg(3);
     let grads: Vec<Tensor> = [[3, 5].as_slice(), &[5], &[63]]
         .iter()
@@ -116,7 +122,7 @@ fn norms_of_low_dtypes_are_taken_in_f32(#[case] kind: Kind, #[case] size: f64) -
     Ok(())
 }
 
-/// Parameters of several dtypes have one norm, and each is scaled by it in its own dtype.
+/// Parameters of several dtypes have a common norm; each gradient is scaled in its own dtype.
 #[test]
 fn one_norm_spans_several_dtypes() -> Result<()> {
     let three = Tensor::full([1], 3.0 + 1e-9, (Kind::Double, Device::Cpu));
@@ -130,7 +136,7 @@ fn one_norm_spans_several_dtypes() -> Result<()> {
 }
 
 #[test]
-fn no_gradients_have_the_norm_zero() -> Result<()> {
+fn the_norm_of_no_gradients_is_zero() -> Result<()> {
     let oracle = oracle!("clip.json");
     assert_bits(&clip_grad_norm(&[], 1.0)?, text(&oracle, "norm_without_gradients"), "the norm");
     Ok(())
@@ -140,11 +146,11 @@ fn no_gradients_have_the_norm_zero() -> Result<()> {
 #[case(Clip::Norm(0.0))]
 #[case(Clip::Norm(f64::NAN))]
 #[case(Clip::Value(-1.0))]
-fn a_limit_that_clips_everything_is_refused(#[case] clip: Clip) {
+fn a_limit_that_is_not_positive_is_refused(#[case] clip: Clip) {
     assert!(message(clip.validated()).contains("takes a positive limit"));
 }
 
-/// Parameters with these gradients, of some hundred elements each.
+/// Parameters with these gradients, each with some hundred elements.
 fn with_gradients(kind: Kind, size: f64, spoiled: Option<f64>) -> Result<Box<dyn Optimizer>> {
     let mut lcg = Lcg(11);
     let shapes = [vec![17, 9], vec![64], vec![3, 5, 7]];
@@ -162,9 +168,10 @@ fn with_gradients(kind: Kind, size: f64, spoiled: Option<f64>) -> Result<Box<dyn
     Ok(optimizer)
 }
 
-/// One pass less over the gradients, and the same bits: the scale is a power of two.
+/// Clipping without unscaling first saves one pass over the gradients and gives the same bits,
+/// because the scale is a power of two.
 #[rstest]
-fn unscaling_and_clipping_at_once_have_the_bits_of_both(
+fn unscaling_and_clipping_in_one_pass_has_the_same_bits(
     #[values(None, Some(65536.0), Some(0.25))] scale: Option<f64>,
     #[values(Kind::Float, Kind::Double)] kind: Kind,
     #[values(1e-3, 1e3)] size: f64,
@@ -196,9 +203,10 @@ fn unscaling_and_clipping_at_once_have_the_bits_of_both(
     Ok(())
 }
 
-/// A NaN makes the norm NaN, which clipping spreads to all gradients: the culprit is named still.
+/// A NaN makes the norm NaN, and clipping spreads it to all gradients. The parameter that had it
+/// first is named nevertheless.
 #[rstest]
-fn the_culprit_is_named_though_its_gradient_was_clipped(
+fn the_first_parameter_with_a_nan_is_named_after_clipping(
     #[values(f64::NAN, f64::INFINITY, f64::NEG_INFINITY)] value: f64,
     #[values(false, true)] scales: bool,
 ) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Batches of examples: stacked, padded, and refused with names, numbers and shapes.
+//! Batches made of examples: stacked, padded, or refused with names, numbers and shapes.
 
 use amp_core::{
     data::{AnyBatch, BatchField, Collate, FieldRole, MapDataset, Pad},
@@ -42,8 +42,8 @@ fn tokens() -> Pad {
     Pad::new("source.tokens", 1.0)
 }
 
-/// What `torch.nn.utils.rnn.pad_sequence(…, batch_first=True, padding_value=1)` gives, with masks and
-/// lengths; the struct's own type takes the batch.
+/// The result of `torch.nn.utils.rnn.pad_sequence(…, batch_first=True, padding_value=1)`, with
+/// masks and lengths, as the struct's own type of batch.
 #[test]
 fn sequences_are_padded_with_their_masks_and_lengths() -> Result<()> {
     let pad = tokens().attention_mask("mask").key_padding_mask("padding").lengths("lengths");
@@ -71,13 +71,13 @@ fn sequences_are_padded_with_their_masks_and_lengths() -> Result<()> {
 #[case(tokens().multiple_of(8), 8)]
 #[case(tokens().multiple_of(3), 3)]
 #[case(tokens().to(5), 5)]
-fn the_length_is_as_declared(#[case] pad: Pad, #[case] length: i64) -> Result<()> {
+fn the_padded_length_follows_the_option(#[case] pad: Pad, #[case] length: i64) -> Result<()> {
     let batch = Collate::new().pad(pad).batch(&some())?;
     assert_eq!(batch.required("source.tokens")?.size(), [3, length]);
     Ok(())
 }
 
-/// Other dimensions stay, floating values are padded in their dtype.
+/// Other dimensions are unchanged; floating-point values are padded in their own dtype.
 #[test]
 fn sequences_of_vectors_are_padded() -> Result<()> {
     let example = |length: i64| Batch {
@@ -109,7 +109,7 @@ fn images_of_one_size_are_stacked() -> Result<()> {
     Ok(())
 }
 
-/// Each names the field, the examples and what differs.
+/// Each error names the field, the examples and the difference.
 #[test]
 fn examples_that_do_not_fit_are_refused() {
     let stacks = Collate::new();
@@ -171,12 +171,12 @@ fn examples_that_do_not_fit_are_refused() {
 #[case(tokens().to(2), "`source.tokens` of example 4 has length 3, but batches are padded to 2: cut it, or")]
 #[case(tokens().multiple_of(0), "`source.tokens` is padded to a length below 1")]
 #[case(tokens().lengths("score"), "the batch `Sentence`: two tensors are called `score`")]
-fn padding_that_cannot_be_is_refused(#[case] pad: Pad, #[case] says: &str) {
+fn invalid_padding_is_refused(#[case] pad: Pad, #[case] says: &str) {
     let text = refused(&Collate::new().pad(pad).pad(tokens()), &some());
     assert!(text.starts_with(says), "{text}");
 }
 
-/// Adds a random number of the batch, and the batch's first example.
+/// Adds one of the batch's random numbers and the number of the batch's first example.
 struct Mixed;
 
 impl MapDataset for Mixed {
@@ -198,9 +198,9 @@ impl MapDataset for Mixed {
     }
 }
 
-/// A batch's random numbers follow from seed, epoch and its examples.
+/// A batch's random numbers depend only on seed, epoch and the batch's examples.
 #[test]
-fn a_batch_has_random_numbers_of_its_own() -> Result<()> {
+fn a_batch_has_its_own_random_numbers() -> Result<()> {
     use amp_core::{
         data::{DataLoader, Loading, Placement},
         precision::Policy,

@@ -1,5 +1,6 @@
-//! Convolutions in 16 bits run in channels_last on CUDA (`AMP_DEVICE=cuda`); on the CPU, and where they
-//! compute in more bits, nothing does. What is kept from step to step lies as everywhere.
+//! Convolutions in 16 bits use channels_last on CUDA (`AMP_DEVICE=cuda`). On the CPU and in wider
+//! dtypes, no tensor is in channels_last. Parameters, gradients and optimizer state are always
+//! contiguous.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -32,19 +33,19 @@ use crate::{
 
 const HALF: [Kind; 2] = [Kind::Half, Kind::BFloat16];
 
-/// Half a unit in the last place, relative.
+/// Half a unit in the last place, as a relative error.
 fn rounding(kind: Kind) -> f64 {
     if kind == Kind::Half { 2.0_f64.powi(-11) } else { 2.0_f64.powi(-8) }
 }
 
-/// Whether neighbours in memory are neighbours among the channels.
+/// Whether the channels are the innermost dimension in memory.
 fn is_channels_last(tensor: &Tensor) -> bool {
     let size = tensor.size();
     let [channels, height, width] = [size[1], size[2], size[3]];
     tensor.stride() == [channels * height * width, 1, channels * width, channels]
 }
 
-/// `[N, 64]` as images.
+/// Reshapes `[N, 64]` to images.
 struct Images;
 
 impl Visit for Images {
@@ -57,7 +58,7 @@ impl Module for Images {
     }
 }
 
-/// Convolutions with all that stands between them, 64 → 10.
+/// Convolutions and all layers that occur between them, 64 → 10.
 fn net() -> Result<Sequential> {
     let conv = |from, to, kernel_size: i64, padding: i64, bias| {
         Conv2d::new(Conv2dConfig {
@@ -82,8 +83,8 @@ fn net() -> Result<Sequential> {
     ]))
 }
 
-/// Output and gradients of one layer, and where they lie, against f64 of the numbers that it computes
-/// with; those of libtorch's convolution of tensors that lie as everywhere are as near.
+/// Output, gradients and memory layout of one layer, against f64 on the same rounded numbers.
+/// libtorch's convolution of contiguous tensors has the same error.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_layer_on_tensor_cores_is_near_f64(
@@ -140,7 +141,7 @@ fn a_layer_on_tensor_cores_is_near_f64(
     assert_eq!(ours[0].kind(), compute);
     assert!(ours[1..].iter().all(|grad| grad.kind() == storage));
     for (at, exact) in exact.iter().enumerate() {
-        // An output is rounded before its bias is added and after.
+        // An output is rounded before its bias is added, and again after.
         let bound = 3.0 * rounding(compute);
         let [ours, plain] = [&ours[at], &plain[at]].map(|seen| relative(seen, exact));
         assert!(ours < bound && plain < bound, "{at}: {ours} and {plain} for {bound}");
@@ -148,8 +149,8 @@ fn a_layer_on_tensor_cores_is_near_f64(
     Ok(())
 }
 
-/// A first layer of few channels, whose input has no gradient: output and the parameters' gradients against
-/// f64 of the numbers that it computes with, for images of even and odd sides in any layout.
+/// A first layer with few channels, whose input needs no gradient: output and parameters' gradients
+/// against f64 on the same rounded numbers, for images with even and odd sides in either layout.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_first_layer_is_near_f64(
@@ -204,7 +205,7 @@ fn a_first_layer_is_near_f64(
     Ok(())
 }
 
-/// The layout of what each module gives and is given.
+/// The layout of each module's input and output.
 #[derive(Default)]
 struct Layouts(RefCell<Vec<(String, Tensor)>>);
 
@@ -214,10 +215,10 @@ impl Probe for Layouts {
     }
 }
 
-/// On CUDA from the first convolution on what is computed in 16 bits lies in channels_last, up to the
-/// flatten; elsewhere nothing does. Parameters and their gradients lie as everywhere.
+/// On CUDA all 16-bit tensors from the first convolution up to the flatten are in channels_last; on
+/// other devices none is. Parameters and their gradients are contiguous everywhere.
 #[rstest]
-fn a_net_keeps_its_layout(
+fn channels_last_is_used_on_cuda_alone(
     #[values(
         Precision::F32True,
         Precision::F64True,
@@ -260,7 +261,7 @@ fn momentum(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, ..Default::default() })
 }
 
-/// Three epochs on some digits, by deterministic algorithms on CUDA.
+/// Three epochs on some digits, with deterministic algorithms on CUDA.
 fn train(config: &TrainerConfig) -> Result<Outcome> {
     // No other test trains meanwhile.
     let _generator = seeded(7);
@@ -271,10 +272,10 @@ fn train(config: &TrainerConfig) -> Result<Outcome> {
     outcome
 }
 
-/// A run repeats itself, and on CUDA with graphs it is the run without; so it is with averages in 8 bits,
-/// whose blocks follow the weights' memory.
+/// A run is reproducible, and on CUDA a run with graphs equals the run without. The same holds for
+/// optimizer state in 8 bits, whose blocks follow the weights' memory.
 #[rstest]
-fn a_run_repeats_itself(
+fn a_run_is_reproducible(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
     #[values(Moments::Full, Moments::EightBit)] moments: Moments,
 ) -> Result<()> {
@@ -289,10 +290,10 @@ fn a_run_repeats_itself(
     Ok(())
 }
 
-/// What was saved of a run in 16 bits loads where nothing lies in channels_last, and back, with the same
+/// A checkpoint of a 16-bit run loads on a device without channels_last, and back, with the same
 /// bits under the same names.
 #[test]
-fn weights_go_from_layout_to_layout() -> Result<()> {
+fn checkpoints_load_across_layouts() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("weights.safetensors");
     let _generator = seeded(1);
@@ -333,11 +334,11 @@ fn weights_go_from_layout_to_layout() -> Result<()> {
     step(&own, half)
 }
 
-/// Dropout gives what lies in channels_last so, and drops in the gradient what it dropped, wherever that
-/// lies.
+/// Dropout of a channels_last tensor returns a channels_last tensor. The gradient has zeros at the
+/// dropped elements, in any layout.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn dropout_drops_alike_in_every_layout(#[values(false, true)] last: bool) -> Result<()> {
+fn dropout_keeps_the_layout(#[values(false, true)] last: bool) -> Result<()> {
     needs_cuda();
     let _generator = seeded(5);
     let options = (Kind::Float, device());

@@ -1,4 +1,4 @@
-//! f16 and bf16 in and out of tensors.
+//! Conversion of f16 and bf16 slices to tensors and back.
 
 use amp_core::{
     Result, convert,
@@ -8,18 +8,18 @@ use amp_core::{
 
 use crate::support::{bits::values, message};
 
-/// tch #995: `half::bf16` says that it is f16, so a tensor made of it holds other numbers. When
-/// this fails, tch has mended it, and `convert` can go.
+/// tch #995: `half::bf16` is declared as f16, so a tensor made from it has wrong values. If this
+/// test fails, tch has fixed the fault, and `convert` can be removed.
 #[test]
-fn the_bf16_trap_of_tch_is_still_there() {
+fn tchs_fault_with_bf16_still_exists() {
     assert_eq!(<bf16 as Element>::KIND, Kind::Half);
     let tensor = Tensor::from_slice(&[bf16::from_f32(1.0)]);
     assert_eq!(tensor.kind(), Kind::Half);
     assert_eq!(tensor.double_value(&[0]), 1.875, "the bits of bf16's 1, read as f16");
 }
 
-/// All 65,536 patterns survive both ways, NaNs with their payloads, and mean the same number to
-/// libtorch as to `half`.
+/// All 65,536 bit patterns survive the conversion in both directions, including NaN payloads, and
+/// libtorch and `half` agree on the value.
 #[test]
 fn every_bf16_survives_both_ways() -> Result<()> {
     let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
@@ -45,7 +45,7 @@ fn every_f16_survives_both_ways() -> Result<()> {
     Ok(())
 }
 
-/// Reading goes row by row, whatever the strides.
+/// Elements are read row by row, whatever the strides.
 #[test]
 fn a_transposed_tensor_is_read_row_by_row() -> Result<()> {
     let tensor =
@@ -56,7 +56,7 @@ fn a_transposed_tensor_is_read_row_by_row() -> Result<()> {
     Ok(())
 }
 
-/// One dtype is never read as another.
+/// A tensor is never read as another dtype.
 #[test]
 fn another_dtype_is_refused() {
     let f16 = Tensor::zeros([1], (Kind::Half, Device::Cpu));
@@ -67,7 +67,7 @@ fn another_dtype_is_refused() {
 }
 
 #[test]
-fn nothing_converts_to_nothing() -> Result<()> {
+fn an_empty_slice_converts_to_an_empty_tensor() -> Result<()> {
     assert_eq!(convert::from_bf16(&[])?.numel(), 0);
     assert!(convert::to_f16(&convert::from_f16(&[])?)?.is_empty());
     Ok(())

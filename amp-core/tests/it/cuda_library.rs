@@ -1,5 +1,5 @@
-//! libtorch's CUDA library is loaded at start-up where there is a driver. Drivers and libraries are stood
-//! in for by files, so that the tests run on any machine.
+//! With an NVIDIA driver, libtorch's CUDA library is loaded at start-up. The tests replace drivers
+//! and libraries by files, so that they run on any machine.
 
 use std::{
     env, fs,
@@ -15,7 +15,7 @@ use crate::support::message;
 
 const MARK: &str = "cuda library: ";
 
-/// Runs in the child processes.
+/// The body of the child processes.
 #[test]
 #[ignore = "is run by the other tests, in processes of their own"]
 fn child() {
@@ -31,7 +31,7 @@ fn child() {
     }
 }
 
-/// What this process has mapped under this name.
+/// The paths with this name that the process has mapped.
 fn loaded(name: &str) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").expect("Linux has it");
     maps.lines()
@@ -40,7 +40,7 @@ fn loaded(name: &str) -> Option<PathBuf> {
         .find(|path| path.file_name().is_some_and(|own| own == name))
 }
 
-/// A folder as a libtorch's, with links to the real files and without a CUDA library.
+/// A folder like libtorch's, with links to the real files and without a CUDA library.
 struct Libtorch(TempDir);
 
 impl Libtorch {
@@ -54,7 +54,7 @@ impl Libtorch {
                 symlink(real.join(name), own.lib().join(name)).expect("a link");
             }
         }
-        // Where libtorch looks for NVIDIA's libraries, from its own place.
+        // libtorch looks for NVIDIA's libraries relative to its own path.
         let nvidia = real.join("../../nvidia");
         if nvidia.exists() {
             symlink(nvidia, own.0.path().join("nvidia")).expect("a link");
@@ -70,12 +70,12 @@ impl Libtorch {
         self.0.path().join("libcuda.so.1")
     }
 
-    /// The file that stands for the CUDA library.
+    /// The file that replaces the CUDA library.
     fn cuda(&self) -> PathBuf {
         self.lib().join("libtorch_cuda.so")
     }
 
-    /// What a process sees that runs on this libtorch, and what else it prints.
+    /// Runs a process with this libtorch and returns its view of CUDA and its output.
     fn run(&self) -> (CudaLibrary, String) {
         let inherited = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
         let first = [self.0.path().to_owned(), self.lib()];
@@ -93,7 +93,7 @@ impl Libtorch {
     }
 }
 
-/// A library that loads.
+/// A library that can be loaded.
 fn some_library(to: &Path) {
     let own = loaded("libgcc_s.so.1").expect("Rust's standard library needs it");
     fs::copy(own, to).expect("a copy");
@@ -111,7 +111,8 @@ fn without_a_driver_nothing_is_loaded() {
     let (found, printed) = libtorch.run();
     assert_eq!(found, CudaLibrary::NoDriver);
     assert!(printed.contains("devices: 0"), "{printed}");
-    // Nor is the program linked with it: libtorch's own folder comes later in the search path.
+    // The program is not linked with it either: libtorch's own folder comes later in the search
+    // path.
     assert!(printed.contains("mapped: None"), "{printed}");
 }
 
@@ -127,7 +128,7 @@ fn with_a_driver_the_library_beside_libtorch_is_loaded() {
 }
 
 #[test]
-fn a_driver_beside_a_libtorch_for_the_cpu_is_told() {
+fn a_driver_without_a_cuda_library_is_reported() {
     let libtorch = Libtorch::new();
     some_library(&libtorch.driver());
     let (found, printed) = libtorch.run();
@@ -137,7 +138,7 @@ fn a_driver_beside_a_libtorch_for_the_cpu_is_told() {
     assert!(printed.contains("devices: 0"), "{printed}");
 }
 
-/// `auto` must not train on the CPU then without saying so.
+/// Otherwise `auto` would silently train on the CPU.
 #[test]
 fn a_library_that_cannot_be_loaded_is_an_error() {
     let libtorch = Libtorch::new();

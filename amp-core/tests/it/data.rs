@@ -1,4 +1,5 @@
-//! The loader: every example once an epoch, in an order that the seed and the epoch alone give.
+//! The loader: each epoch has every example once, in an order that depends only on the seed and the
+//! epoch.
 
 use std::collections::BTreeSet;
 
@@ -20,12 +21,12 @@ fn loader(count: i64, batch_size: i64, loading: Loading) -> Result<DataLoader> {
     DataLoader::new(&numbered(count)?.into(), batch_size, loading, policy(Precision::F32True))
 }
 
-/// In order, placed as the device likes.
+/// Unshuffled, with the default placement.
 fn plain(count: i64, batch_size: i64) -> Result<DataLoader> {
     loader(count, batch_size, Loading::default())
 }
 
-/// The numbers of each batch's examples; input and target must belong together.
+/// The numbers of each batch's examples. Asserts that input and target belong together.
 fn order(loader: &DataLoader, epoch: u64) -> Result<Vec<Vec<i64>>> {
     order_from(loader, epoch, 0)
 }
@@ -51,7 +52,7 @@ fn without_shuffling_the_order_is_the_sets() -> Result<()> {
     Ok(())
 }
 
-/// Every epoch holds every example once; the last batch is what is left.
+/// Every epoch has every example once; the last batch has the remaining examples.
 #[rstest]
 #[case(103, 10)]
 #[case(100, 10)]
@@ -73,8 +74,8 @@ fn an_epoch_is_a_permutation(#[case] count: i64, #[case] size: i64) -> Result<()
     Ok(())
 }
 
-/// The same seed and epoch give the same order on every call and in every precision; another seed
-/// or epoch gives another, also where their sums agree.
+/// The same seed and epoch give the same order in every call and in every precision. Another seed
+/// or epoch gives another order, even if the sums of seed and epoch are equal.
 #[test]
 fn the_order_depends_on_seed_and_epoch_alone() -> Result<()> {
     let data: SharedDataset = numbered(64)?.into();
@@ -95,7 +96,7 @@ fn the_order_depends_on_seed_and_epoch_alone() -> Result<()> {
     Ok(())
 }
 
-/// libtorch's generator is for weights and dropout: shuffling leaves it alone.
+/// libtorch's generator is reserved for weights and dropout; shuffling does not draw from it.
 #[test]
 fn shuffling_draws_nothing_from_libtorch() -> Result<()> {
     let draw = || Vec::<f32>::try_from(Tensor::rand([4], (Kind::Float, Device::Cpu)));
@@ -122,7 +123,7 @@ fn inputs_take_the_precisions_dtype(
 }
 
 #[test]
-fn inputs_and_targets_must_be_as_many() {
+fn different_numbers_of_inputs_and_targets_are_refused() {
     let two = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));
     let three = Tensor::zeros([3], (Kind::Int64, Device::Cpu));
     assert_eq!(message(Batch::new(two, three)), "2 inputs, but 3 targets");
@@ -132,7 +133,7 @@ fn inputs_and_targets_must_be_as_many() {
 #[case(0, 4, "batch size 0: it must be at least 1")]
 #[case(9, 4, "batch size 9 is larger than the 8 training examples of `numbers`: choose at most 8")]
 #[case(4, 0, "`numbers` has no validation examples")]
-fn sets_that_cannot_be_batched_are_refused(
+fn sets_without_batches_are_refused(
     #[case] batch_size: i64,
     #[case] val: i64,
     #[case] says: &str,
@@ -143,19 +144,19 @@ fn sets_that_cannot_be_batched_are_refused(
 }
 
 #[test]
-fn a_batch_as_large_as_the_set_is_taken() -> Result<()> {
+fn a_batch_as_large_as_the_set_is_accepted() -> Result<()> {
     DataModule::new("numbers", numbered(8)?, numbered(1)?, 8).check()
 }
 
-/// The permutation of seed 42 and epoch 3 as it has been since the first release: runs that were
-/// saved go on with the same batches.
+/// The permutation of seed 42 and epoch 3 is the same as in the first release, so that old
+/// checkpoints resume with the same batches.
 #[test]
-fn the_permutation_is_what_it_was() -> Result<()> {
+fn the_permutation_is_that_of_the_first_release() -> Result<()> {
     assert_eq!(order(&plain(8, 8)?.shuffled(42), 3)?, [[6, 4, 2, 7, 0, 3, 1, 5]]);
     Ok(())
 }
 
-/// Without its last batch an epoch has full ones alone; validation keeps every example.
+/// With `drop_last` an epoch has only full batches; validation keeps every example.
 #[rstest]
 #[case(103, 10, 10)]
 #[case(100, 10, 10)]
@@ -185,7 +186,7 @@ fn drop_last_leaves_full_batches(
     Ok(())
 }
 
-/// Every way of loading, by placement and batches ahead.
+/// Every way of loading: by placement and number of batches ahead.
 const WAYS: [(Placement, Option<usize>); 6] = [
     (Placement::Auto, None),
     (Placement::Device, None),
@@ -195,7 +196,8 @@ const WAYS: [(Placement, Option<usize>); 6] = [
     (Placement::Host, Some(5)),
 ];
 
-/// A run that begins at a batch sees what one that came there sees, however its data is loaded.
+/// A run that begins at a batch reads the same batches as a run that reached this batch, in every
+/// way of loading.
 #[test]
 fn an_epoch_can_begin_at_any_batch() -> Result<()> {
     for (placement, prefetch) in WAYS {
@@ -210,10 +212,10 @@ fn an_epoch_can_begin_at_any_batch() -> Result<()> {
     Ok(())
 }
 
-/// Values that every dtype rounds, in each precision bit for bit the same by every way, in order
-/// and shuffled.
+/// Values that every dtype rounds, in each precision and each way of loading, ordered and shuffled:
+/// always the same bits.
 #[rstest]
-fn every_way_gives_the_same_bits(
+fn every_way_of_loading_gives_the_same_bits(
     #[values(Precision::F32True, Precision::F16True, Precision::Bf16True, Precision::F64True)]
     precision: Precision,
     #[values(None, Some(3))] seed: Option<u64>,
@@ -244,10 +246,10 @@ fn every_way_gives_the_same_bits(
     Ok(())
 }
 
-/// A set in memory lies on the device where it fits; on a CPU that is asked to prefetch, and
-/// where `Host` says so, it does not.
+/// A data set in memory is copied to the device if it fits. It is not copied for a CPU with
+/// prefetching, or under `Host`.
 #[test]
-fn sets_lie_where_the_placement_says() -> Result<()> {
+fn sets_are_stored_according_to_the_placement() -> Result<()> {
     let resident = |placement, prefetch| -> Result<bool> {
         Ok(loader(8, 2, Loading { placement, prefetch, ..Loading::default() })?.is_resident())
     };
@@ -265,7 +267,7 @@ fn sets_lie_where_the_placement_says() -> Result<()> {
 }
 
 #[test]
-fn loading_that_cannot_be_is_refused() -> Result<()> {
+fn invalid_loading_options_are_refused() -> Result<()> {
     let text = message(loader(8, 0, Loading::default()));
     assert_eq!(text, "batch size 0: it must be at least 1");
     let text = message(loader(8, 9, Loading { drop_last: true, ..Loading::default() }));
@@ -281,9 +283,9 @@ fn loading_that_cannot_be_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// The first batches of a set, for a trial.
+/// The first batches of a data set, for a trial.
 #[test]
-fn a_head_has_the_first_batches() -> Result<()> {
+fn a_head_of_a_set_has_its_first_batches() -> Result<()> {
     let head = DataModule::new("numbers", numbered(9)?, numbered(3)?, 2).head(2)?;
     assert_eq!((head.train.len(), head.val.examples()), (4, 3));
     let loader = head.train_loader(policy(Precision::F32True), None)?;

@@ -1,5 +1,5 @@
-//! Loading on a thread: datasets of one's own, their failures, the thread's end, and copies to
-//! CUDA that run beside the computation.
+//! Loading on a thread: data sets of the user's own, their failures, the thread's end, and copies
+//! to CUDA that overlap with the computation.
 
 use std::{
     fs::File,
@@ -39,7 +39,7 @@ fn ahead(batches: usize) -> Loading {
     Loading { placement: Placement::Host, prefetch: Some(batches), ..Loading::default() }
 }
 
-/// Eight little-endian f32 and a class a record, in a file.
+/// Eight little-endian f32 and a class for each record of a file.
 struct Records {
     file: File,
     count: i64,
@@ -72,8 +72,8 @@ impl Dataset for Records {
     }
 }
 
-/// A dataset of one's own reads batches from disk, and gives what the same set in memory gives,
-/// by every placement.
+/// A data set of the user's own reads batches from disk and gives the same batches as the same set
+/// in memory, under every placement.
 #[rstest]
 fn a_dataset_from_disk_equals_one_in_memory(
     #[values(Placement::Auto, Placement::Device, Placement::Host)] placement: Placement,
@@ -99,7 +99,7 @@ fn a_dataset_from_disk_equals_one_in_memory(
     Ok(())
 }
 
-/// What a test's dataset does when it is asked for this example.
+/// The fault of the test's data set at this example.
 #[derive(Clone, Copy)]
 enum Fault {
     Error,
@@ -107,7 +107,7 @@ enum Fault {
     TooFew,
 }
 
-/// Numbered examples with a fault at one of them; it counts what is gathered.
+/// Numbered examples with a fault at one of them; counts the gathered batches.
 struct Faulty {
     inner: Batch,
     at: i64,
@@ -133,15 +133,15 @@ impl Dataset for Faulty {
     }
 }
 
-/// The dataset, and how often it was asked.
+/// The data set, and the count of gathered batches.
 fn faulty(count: i64, at: i64, fault: Fault) -> Result<(SharedDataset, Arc<AtomicI64>)> {
     let gathered = Arc::new(AtomicI64::new(0));
     let data = Faulty { inner: numbered(count)?, at, fault, gathered: gathered.clone() };
     Ok((data.into(), gathered))
 }
 
-/// The batches before the fault come, then the error, then nothing; the next epoch can be read. With and
-/// without a thread.
+/// The batches before the fault are delivered, then the error, then the end. The next epoch can be
+/// read. Both with and without a thread.
 #[rstest]
 #[case::error(Fault::Error, "record 5 is unreadable")]
 #[case::panic(Fault::Panic, "the dataset panicked: a bug in the dataset")]
@@ -170,11 +170,11 @@ fn a_datasets_failure_reaches_the_loop(
     Ok(())
 }
 
-/// The thread gathers no more than it may ahead of the loop.
+/// The thread gathers at most the allowed number of batches ahead.
 #[rstest]
 #[case(1)]
 #[case(3)]
-fn no_more_is_gathered_than_asked(#[case] batches: i64) -> Result<()> {
+fn the_thread_gathers_at_most_the_requested_batches(#[case] batches: i64) -> Result<()> {
     let (data, gathered) = faulty(64, -1, Fault::Error)?;
     let loader = DataLoader::new(&data, 1, ahead(batches as usize), policy())?;
     for (taken, batch) in (1..).zip(loader.epoch(0, 0)?) {
@@ -186,7 +186,7 @@ fn no_more_is_gathered_than_asked(#[case] batches: i64) -> Result<()> {
     Ok(())
 }
 
-/// Dropping an epoch in the middle ends its thread, which held the last handle of the dataset.
+/// Dropping an epoch in the middle ends its thread, which held the last handle of the data set.
 #[rstest]
 fn dropping_an_epoch_ends_its_thread(#[values(0, 1, 5)] taken: usize) -> Result<()> {
     let (data, gathered) = faulty(1000, -1, Fault::Error)?;
@@ -204,8 +204,8 @@ fn dropping_an_epoch_ends_its_thread(#[values(0, 1, 5)] taken: usize) -> Result<
     Ok(())
 }
 
-/// The memory of batches that a thread gathers counts with the loop's own: at least the one in
-/// hand, at most also those ahead and the one that waits for room.
+/// The meter counts the memory of batches that a thread gathers: at least the current batch, at
+/// most also the batches ahead and the one that waits for room.
 #[test]
 fn the_meter_counts_the_threads_batches() -> Result<()> {
     let data: SharedDataset = constant(64, 1 << 14, 1.0)?.into();
@@ -225,8 +225,7 @@ fn train(data: &DataModule) -> Result<RunRecord> {
     fit(&config, &mut model, data).1
 }
 
-/// Training is the same to the last bit however its data is loaded, and `drop_last` leaves a step
-/// out.
+/// Training has the same bits in every way of loading, and `drop_last` removes one step.
 #[test]
 fn training_does_not_depend_on_loading() -> Result<()> {
     let all = digits(100)?;
@@ -246,10 +245,10 @@ fn training_does_not_depend_on_loading() -> Result<()> {
     Ok(())
 }
 
-/// Copies that run beside the computation: each batch is summed the moment it comes, and let go
-/// before its sum has run. A sum that did not wait for the copy, or memory that the next copy was
-/// given too early, shows as another number. `busy` queues work before each sum, so that copies
-/// run ahead of the computation; without it the computation runs ahead of the copies.
+/// Copies that overlap with the computation: each batch is summed as soon as it arrives, and
+/// released before its sum has run. A sum that did not wait for the copy, or memory that was reused
+/// too early for the next copy, would give another number. `busy` queues work before each sum, so
+/// that copies run ahead of the computation; without `busy` the computation runs ahead.
 #[rstest]
 fn copies_arrive_before_they_are_used(#[values(false, true)] busy: bool) -> Result<()> {
     let cuda = device().is_cuda();
@@ -259,7 +258,8 @@ fn copies_arrive_before_they_are_used(#[values(false, true)] busy: bool) -> Resu
     let x = number.expand([rows, width], false).contiguous();
     let data = Batch::new(x, Tensor::arange(rows, (Kind::Int64, Device::Cpu)))?.into();
     let loader = DataLoader::new(&data, 4, ahead(3), policy())?.shuffled(1);
-    // Longer than the thread takes for a batch, so that sums are queued when their memory is free.
+    // Longer than the thread needs for a batch, so that sums are queued when their memory becomes
+    // free.
     let products = if busy { 8 } else { 0 };
     let side = if cuda { 4096 } else { 8 };
     let work = Tensor::ones([side, side], (Kind::Float, device()));

@@ -1,4 +1,4 @@
-//! The notebook's model trained by our trainer, held to the same training in PyTorch.
+//! The notebook's model, trained by this trainer and compared with the same training in PyTorch.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -23,7 +23,7 @@ use crate::support::{
     seeded,
 };
 
-/// The recorded run of this name under the kernels that run here.
+/// The recorded run with this name, for the kernels of this machine.
 fn recorded<'a>(oracle: &'a Value, name: &str) -> &'a Value {
     let ours = capability();
     list(oracle, "runs")
@@ -49,7 +49,7 @@ fn config(run: &Value) -> TrainerConfig {
     config.max_epochs = 3;
     config.logging.log_every_n_steps = 1;
     config.shuffle = false;
-    // In PyTorch a skipped step leaves its batch statistics and has drawn its dropout.
+    // In PyTorch a skipped step changes batch statistics and draws dropout.
     config.recovery.skipped_step_advances = true;
     config.optimization.gradient_clip =
         run["clip"].as_str().map(|_| Clip::Norm(number(run, "clip")));
@@ -61,7 +61,7 @@ fn config(run: &Value) -> TrainerConfig {
     config
 }
 
-/// What our trainer did in one step.
+/// The trainer's results of one step.
 #[derive(Debug, Default, Clone)]
 struct Seen {
     loss: f64,
@@ -101,9 +101,10 @@ fn train(run: &Value) -> Result<Trained> {
     Ok(Trained { model, steps, record: record? })
 }
 
-/// Whether loss and gradients of the precision's first step have the recorded bits: then libtorch
-/// and MKL run the kernels of the recording, and everything after must have its bits as well.
-/// Eight or eleven bits agree by luck, so the low dtypes also want the recorder's instructions.
+/// Whether loss and gradients of the precision's first step have the recorded bits. If they do,
+/// libtorch and MKL run the same kernels as in the recording, and everything after must have the
+/// same bits. Eight or eleven bits can agree by chance, so the low dtypes also require the
+/// recorder's CPU instructions.
 fn kernels_are_the_recorders(oracle: &Value, precision: &str) -> Result<bool> {
     if precision.contains("16") && !has_the_recorders_low_kernels() {
         return Ok(false);
@@ -122,7 +123,7 @@ fn kernels_are_the_recorders(oracle: &Value, precision: &str) -> Result<bool> {
     Ok(gradients && steps(&events, 1.0)[0].loss == values(&loss)[0])
 }
 
-/// oneDNN multiplies bf16 and f16 as the CPU allows; the recording was made with AVX512-BF16 and
+/// oneDNN chooses the bf16 and f16 kernels by the CPU; the recording was made with AVX512-BF16 and
 /// without AMX.
 fn has_the_recorders_low_kernels() -> bool {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -130,8 +131,8 @@ fn has_the_recorders_low_kernels() -> bool {
     info.contains("AuthenticAMD") && info.contains("avx512_bf16") && !restricted
 }
 
-/// Before training: the state dict has PyTorch's keys in its order, and one seed gives PyTorch's
-/// weights to the bit.
+/// Before training, the state dict has PyTorch's keys in PyTorch's order, and the same seed gives
+/// PyTorch's weights bit for bit.
 #[rstest]
 #[case(0)]
 #[case(1)]
@@ -148,10 +149,10 @@ fn one_seed_gives_torchs_initial_weights(#[case] seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// [14], [15], [18], [19] together: twelve steps of every precision, with and without dropout and
-/// clipping, through overflow, growth and backoff of the scale. Losses, final weights and logits
-/// have torch's bits where the machine runs the recording's kernels; elsewhere losses are within
-/// ten times the spread that was recorded between kernel sets, and a unit of their dtype.
+/// [14], [15], [18], [19] together: twelve steps in every precision, with and without dropout and
+/// clipping, through overflow, growth and backoff of the scale. On a machine with the recording's
+/// kernels, losses, final weights and logits have torch's bits. On other machines losses are within
+/// ten times the recorded spread between kernel sets, plus one unit of their dtype.
 #[rstest]
 #[case("32-true")]
 #[case("32-true/seed-1")]
@@ -163,7 +164,7 @@ fn one_seed_gives_torchs_initial_weights(#[case] seed: u64) -> Result<()> {
 #[case("16-mixed/clip")]
 #[case("bf16-mixed")]
 #[case("bf16-true")]
-fn training_is_torchs(#[case] name: &str) -> Result<()> {
+fn training_equals_torchs(#[case] name: &str) -> Result<()> {
     let oracle = oracle!("demo_training.json");
     let run = recorded(&oracle, name);
     let exact = kernels_are_the_recorders(&oracle, text(run, "precision"))?;
@@ -203,7 +204,7 @@ fn training_is_torchs(#[case] name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The logits of all rows, outside of training.
+/// The logits of all rows in evaluation mode.
 fn evaluate(model: &Model, precision: &str) -> Result<Tensor> {
     let policy = Policy::new(precision.parse()?, Device::Cpu);
     let input = digits(256)?.place(policy)?.input;
@@ -211,7 +212,7 @@ fn evaluate(model: &Model, precision: &str) -> Result<Tensor> {
     no_grad(|| model.forward(&input, &Context::new(policy, false)))
 }
 
-/// The distance of 1 to the next number.
+/// The distance from 1 to the next number.
 fn unit(kind: Kind) -> f64 {
     match kind {
         Kind::Half => 2.0_f64.powi(-10),
@@ -221,10 +222,10 @@ fn unit(kind: Kind) -> f64 {
     }
 }
 
-/// 16-true differs from torch by design: Adam's averages are f32. So the losses are those of the
-/// f64 run to within 1 % at every step, with the default eps. torch's fused optimizer is more
-/// than 2 % off with it, its unfused one gives NaN from the second step, and both need an eps
-/// of 1e-4 to come near.
+/// 16-true differs from torch by design: Adam's running averages are f32. So its losses are within
+/// 1 % of the f64 run's at every step, with the default eps. torch's fused optimizer is more than 2
+/// % off with this eps, its unfused one gives NaN from the second step, and both need an eps of
+/// 1e-4 to come near.
 #[test]
 fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
     let oracle = oracle!("demo_training.json");
@@ -256,7 +257,7 @@ fn sixteen_true_stays_near_f64_with_the_default_eps() -> Result<()> {
     Ok(())
 }
 
-/// Keeps the dtype that each layer puts out.
+/// Records the dtype of each layer's output.
 #[derive(Default)]
 struct Outputs(RefCell<BTreeMap<String, Kind>>);
 
@@ -267,7 +268,7 @@ impl DtypeProbe for Outputs {
 }
 
 /// [10], [12], [18]: every layer's output, the loss, gradients and parameters have torch's dtypes,
-/// and the trainer reports those of the matrix products.
+/// and the trainer reports the dtypes of the matrix products.
 #[rstest]
 #[case("32-true")]
 #[case("16-mixed")]
@@ -302,7 +303,8 @@ fn every_dtype_is_torchs(#[case] precision: &str) -> Result<()> {
     Ok(())
 }
 
-/// The scale that a Lightning user never sees moves as torch's, and the record tells when.
+/// The scale, which Lightning does not show, moves as torch's, and the record has the steps of its
+/// changes.
 #[test]
 fn the_record_holds_every_skip_and_scale() -> Result<()> {
     let oracle = oracle!("demo_training.json");
@@ -316,7 +318,7 @@ fn the_record_holds_every_skip_and_scale() -> Result<()> {
     let skips: Vec<u64> = record.skips.iter().map(|skip| skip.attempt).collect();
     assert_eq!(skips, recorded_skips);
     assert!(record.skips.iter().all(|skip| skip.culprit.is_some()));
-    // Lightning counts all.
+    // Lightning counts all steps.
     let steps = list(run, "steps").len() as u64;
     assert_eq!((record.end.global_step, record.end.skipped), (steps, skips.len() as u64));
     let last = record.end.scale.expect("16-mixed scales");

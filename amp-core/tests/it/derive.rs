@@ -1,4 +1,5 @@
-//! A derive in a test of amp-core: a crate of its own that Cargo takes for a part of amp-core.
+//! A derive in an integration test of amp-core: a separate crate that Cargo considers part of
+//! amp-core.
 
 use amp_core::prelude::*;
 

@@ -13,7 +13,7 @@ use rstest::rstest;
 
 use crate::support::{message, seeded};
 
-/// Sentences with what is left out of them.
+/// Sentences with masks.
 #[derive(Debug, Batch)]
 struct Source {
     #[batch(ids)]
@@ -51,9 +51,10 @@ fn sentences(count: i64) -> Sentences {
     }
 }
 
-/// Names, order, and the way back; placement changes values and what is shared, not ids and masks.
+/// Tests names, order and reassembly. Placement casts values and shared tensors, but not ids and
+/// masks.
 #[test]
-fn fields_go_by_name_and_role() -> Result<()> {
+fn fields_are_placed_by_their_roles() -> Result<()> {
     let batch = sentences(4).to_any()?;
     let names: Vec<&str> = batch.tensors().map(|(name, _)| name).collect();
     assert_eq!(names, ["source.ids", "source.mask", "extra.0", "extra.1", "scale", "labels"]);
@@ -82,9 +83,9 @@ fn wrong_fields_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A region casts the fields of a struct as it casts tensors.
+/// A region casts the fields of a struct like single tensors.
 #[test]
-fn batches_hold_tensors() -> Result<()> {
+fn a_region_casts_the_fields_of_a_batch() -> Result<()> {
     use amp_core::nn::Tensors;
     let batch = sentences(2);
     let mut kinds = Vec::new();
@@ -97,7 +98,7 @@ fn batches_hold_tensors() -> Result<()> {
     Ok(())
 }
 
-/// Means of embeddings that the mask lets through.
+/// Means of the unmasked embeddings.
 #[derive(Module)]
 #[forward(|ids: &Tensor, mask: Option<&Tensor>| {
     let x = table(ids)?;
@@ -116,7 +117,7 @@ struct Encoder {
     table: Embedding,
 }
 
-/// Two inputs, one of them absent at times, and a target of another name.
+/// Two inputs, one of them optional, and a target with another name.
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(source.ids, source.mask), target = labels)]
 #[forward(|ids, mask: Option<&Tensor>| head(&encoder(ids, mask)?))]
@@ -130,7 +131,7 @@ struct Classifier {
     head: Linear,
 }
 
-/// Two outputs, a loss of the whole batch, and a metric of parts of both.
+/// Two outputs, a loss of the whole batch, and a metric that reads parts of both.
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(batch), target = batch)]
 #[forward(|batch: &Sentences| -> Result<(Tensor, Tensor)> {
@@ -151,7 +152,7 @@ struct Whole {
     head: Linear,
 }
 
-/// A step of one's own for batches of one's own.
+/// A training step of the user's own for batches of the user's own.
 #[derive(LightningModule)]
 #[batch(Sentences, inputs(source.ids), target = labels)]
 #[training_step(Self::own)]
@@ -192,7 +193,7 @@ fn losses(model: &mut dyn LightningModule, precision: Precision) -> Result<Vec<f
 #[case::mixed(Precision::Bf16Mixed)]
 #[case::half(Precision::F16Mixed)]
 #[case::plain(Precision::F32True)]
-fn models_train_on_batches_of_their_own(#[case] precision: Precision) -> Result<()> {
+fn models_train_on_their_own_types_of_batch(#[case] precision: Precision) -> Result<()> {
     let _generator = seeded(0);
     let models: [Box<dyn LightningModule>; 3] = [
         Box::new(Classifier::builder().build()?),
@@ -208,9 +209,9 @@ fn models_train_on_batches_of_their_own(#[case] precision: Precision) -> Result<
     Ok(())
 }
 
-/// What is predicted needs no target, and is called after its places.
+/// Predictions need no target, and are named after their positions in the output.
 #[test]
-fn predictions_take_the_inputs_alone() -> Result<()> {
+fn predictions_need_no_target() -> Result<()> {
     let _generator = seeded(0);
     let mut model = Classifier::builder().build()?;
     let context = Context::new(Policy::new(Precision::F32True, Device::Cpu), false);

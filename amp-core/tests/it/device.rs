@@ -1,5 +1,5 @@
-//! What must hold on every device: run on CUDA with `cargo amp test --device cuda`, or from a
-//! packed folder with `run.sh test`. The CPU's own results are the reference.
+//! Tests for every device: run them on CUDA with `cargo amp test --device cuda`, or from a packed
+//! folder with `run.sh test`. The CPU's results are the reference.
 
 use amp_core::{
     Error, Module, Result, TrainerConfig,
@@ -31,7 +31,7 @@ fn values(count: i64, scale: f64) -> Tensor {
     (Tensor::arange(count, (Kind::Float, Device::Cpu)) - count as f64 / 2.0) * scale
 }
 
-/// One scaler over one SGD parameter of this dtype, with a gradient of the scaled loss.
+/// A scaler and an SGD parameter of this dtype with the gradient of a scaled loss.
 fn scaled_step(kind: Kind, grad: &Tensor) -> Result<(StepOutcome, Tensor, f64, (f32, i32))> {
     let device = device();
     let parameters =
@@ -49,8 +49,8 @@ fn scaled_step(kind: Kind, grad: &Tensor) -> Result<(StepOutcome, Tensor, f64, (
     Ok((outcome, weight, scaler.scale_value(), scaler.read_device()?))
 }
 
-/// [1] [7] The scale is an f32 on the device and the host's copy agrees; bf16 gradients are
-/// unscaled on CUDA too, whose kernel lacks them.
+/// [1] [7] The scale is an f32 on the device, and the host's copy equals it. bf16 gradients are
+/// unscaled on CUDA too, although CUDA's kernel does not support bf16.
 #[rstest]
 #[case::f32(Kind::Float)]
 #[case::f64(Kind::Double)]
@@ -78,7 +78,7 @@ fn overflow_skips_the_step(
     Ok(())
 }
 
-/// A checking scaler scales nothing and skips in any dtype, f16 too.
+/// A scaler that only checks does not scale, and skips steps in any dtype, including f16.
 #[rstest]
 fn steps_that_are_not_finite_are_skipped_under_every_precision(
     #[values(Precision::F32True, Precision::F16True, Precision::Bf16True, Precision::F64True)]
@@ -94,7 +94,7 @@ fn steps_that_are_not_finite_are_skipped_under_every_precision(
     Ok(())
 }
 
-/// [19] Norm and clipped gradients against f64 on the CPU, each dtype to its own rounding.
+/// [19] Norm and clipped gradients equal f64 on the CPU, up to the rounding of the dtype.
 #[rstest]
 #[case::f32(Kind::Float, 1e-6)]
 #[case::f64(Kind::Double, 1e-12)]
@@ -116,7 +116,7 @@ fn clipping_agrees_with_f64(#[case] kind: Kind, #[case] tolerance: f64) -> Resul
     Ok(())
 }
 
-/// Every optimizer moves f32 and f64 parameters as the CPU moves them in f64.
+/// Every optimizer moves f32 and f64 parameters like an f64 run on the CPU.
 #[rstest]
 fn optimizers_agree_with_f64_on_the_cpu(
     #[values("adamw", "adam", "sgd")] name: &str,
@@ -144,7 +144,7 @@ fn optimizers_agree_with_f64_on_the_cpu(
     Ok(())
 }
 
-/// [10] Autocast acts on the device it is asked for, in both dtypes, and is left on panic.
+/// [10] Autocast applies to the requested device, in both dtypes, and a panic ends it.
 #[rstest]
 fn autocast_casts_and_is_left_on_panic(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
@@ -168,7 +168,8 @@ fn autocast_casts_and_is_left_on_panic(
     Ok(())
 }
 
-/// The demo learns under every precision, computes in its dtypes and agrees with f64 at first.
+/// The demo learns in every precision, computes in its dtypes and agrees with f64 in the first
+/// steps.
 #[rstest]
 fn every_precision_trains(
     #[values(
@@ -210,7 +211,7 @@ fn every_precision_trains(
     Ok(())
 }
 
-/// Says it multiplies, and computes in f32 whatever it is asked.
+/// Declares a matrix product, but computes in f32 in every precision.
 struct Stubborn;
 
 impl Visit for Stubborn {
@@ -250,13 +251,13 @@ fn a_precision_that_did_not_run_is_an_error(
     Ok(())
 }
 
-/// An island keeps its layer in f32 under every lower precision.
+/// A region of f32 keeps its layer in f32 under every lower precision.
 #[rstest]
 #[case(Precision::F16Mixed)]
 #[case(Precision::Bf16Mixed)]
 #[case(Precision::F16True)]
 #[case(Precision::Bf16True)]
-fn an_island_runs_in_f32(#[case] precision: Precision) -> Result<()> {
+fn a_region_of_f32_runs_in_f32(#[case] precision: Precision) -> Result<()> {
     let _generator = seeded(0);
     let mut config = TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, device()) };
     config.numerics.overrides = std::rc::Rc::new([("model.1".to_owned(), Region::Fp32)].into());
@@ -272,8 +273,8 @@ fn an_island_runs_in_f32(#[case] precision: Precision) -> Result<()> {
     Ok(())
 }
 
-/// A tensor raises the peak by its bytes: on the CPU to the block, and on CUDA, where other tests
-/// allocate from the same device, to a small part.
+/// A tensor raises the peak by its size. On the CPU this is exact up to the allocator's block; on
+/// CUDA other tests allocate on the same device, so a small part may be missing.
 #[test]
 fn the_meter_counts_tensor_bytes() -> Result<()> {
     let options = (Kind::Float, device());

@@ -1,4 +1,5 @@
-//! Diffusions: schedules and embeddings of steps as diffusers has them, grids as torchvision writes them.
+//! Diffusion: schedules and embeddings of time steps against diffusers, grids of images against
+//! torchvision.
 
 use amp_core::{
     data::ImageGrid,
@@ -27,7 +28,8 @@ fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// Within f32's rounding of ᾱ, which diffusers keeps in f32: it is divided by where little of the image is left.
+/// f32's rounding of ᾱ, in which diffusers keeps ᾱ. The error grows where little of the image is
+/// left, because the formula divides by ᾱ.
 #[rstest]
 #[case::few(0)]
 #[case::many(1)]
@@ -56,16 +58,18 @@ fn schedules_are_diffusers(#[case] at: usize) -> Result<()> {
     Ok(())
 }
 
-/// A model that knows the image takes all noise away, in one step at step 0 and by all steps from noise alone.
+/// A model that predicts the exact noise restores the image, in one step from step 0 and in all
+/// steps from pure noise.
 #[test]
-fn the_right_noise_leads_to_the_image() -> Result<()> {
+fn the_exact_noise_restores_the_image() -> Result<()> {
     let schedule = DdpmSchedule::linear(50, 1e-3, 0.2)?;
     let mut generator = Lcg(3);
     let mut drawn = |by| generator.tensor(&SHAPE, by).to_kind(Kind::Double);
     let image = drawn(128.0);
     let image = &image;
     let noise_in = |x: &Tensor, steps: &Tensor| -> Result<Tensor> {
-        // ε = (x − √ᾱ image) / √(1 − ᾱ), by what the schedule makes of ones.
+        // ε = (x − √ᾱ image) / √(1 − ᾱ), with the coefficients read from the schedule's result for
+        // ones.
         let ones = Tensor::ones(SHAPE, (Kind::Double, Device::Cpu));
         let kept = schedule.add_noise(&ones, &(&ones * 0.0), steps)?;
         let of_noise = schedule.add_noise(&(&ones * 0.0), &ones, steps)?;
@@ -90,7 +94,7 @@ fn embeddings_of_steps_are_diffusers_and_the_formula() -> Result<()> {
         };
         let found = embed(Precision::F32True)?;
         assert_eq!(found.kind(), Kind::Float);
-        // diffusers multiplies in f32, whose angles of 999 are off by 6e-5.
+        // diffusers multiplies in f32, so its angles at step 999 are off by 6e-5.
         let expected = from_bits(Kind::Float, text(own, "result")).view_as(&found);
         assert!(distance(&found, &expected) <= 2e-4, "{}", distance(&found, &expected));
         let exact: Vec<f64> = steps
@@ -134,7 +138,7 @@ fn grids_are_torchvisions() -> Result<()> {
     Ok(())
 }
 
-/// The pixels that Pillow reads from torchvision's file are those of ours, as our own decoder reads them.
+/// Pillow reads the same pixels from torchvision's file as from ours, and so does our own decoder.
 #[cfg(feature = "images")]
 #[test]
 fn files_have_torchvisions_pixels() -> Result<()> {
@@ -162,7 +166,7 @@ fn files_have_torchvisions_pixels() -> Result<()> {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() -> Result<()> {
+fn invalid_arguments_are_refused() -> Result<()> {
     assert!(message(SinusoidalEmbedding::new(7)).contains("it must be even"));
     let waves = SinusoidalEmbedding::new(8)?;
     assert!(message(waves.max_period(0.0)).contains("max_period 0 is not above 0"));

@@ -1,4 +1,5 @@
-//! Sets that draw random numbers: what they draw is theirs, however they are loaded, and after a resume.
+//! Data sets that draw random numbers: their numbers do not depend on the way of loading or on a
+//! resume.
 
 use std::thread;
 
@@ -19,11 +20,11 @@ use crate::support::{bits::values, device, seeded};
 /// Adds noise to its examples.
 #[derive(Clone, Copy)]
 enum Noisy {
-    /// From libtorch's generator, which the model's dropout draws from as well.
+    /// From libtorch's generator, which the model's dropout uses too.
     OfLibtorch,
-    /// From a generator of its own for each example.
+    /// From a separate generator for each example.
     OfItsOwn,
-    /// None.
+    /// No random numbers.
     Silent,
 }
 
@@ -54,7 +55,7 @@ impl Dataset for Noisy {
     }
 }
 
-/// Draws nothing itself, but another thread does while its first batch is gathered.
+/// Draws nothing itself, but another thread draws while the first batch is gathered.
 struct Disturbed {
     gathered_on: Vec<Option<String>>,
 }
@@ -82,9 +83,9 @@ impl Dataset for Disturbed {
     }
 }
 
-/// A set is not taken for one that draws because of another thread: its batches are loaded ahead.
+/// Draws of another thread are not attributed to the data set: its batches are still loaded ahead.
 #[test]
-fn another_thread_that_draws_is_not_the_set() -> Result<()> {
+fn draws_of_another_thread_are_not_the_sets() -> Result<()> {
     let data = SharedDataset::from(Disturbed { gathered_on: Vec::new() });
     let loading = Loading { placement: Placement::Host, prefetch: Some(2), ..Loading::default() };
     let loader = DataLoader::new(&data, 2, loading, Policy::new(Precision::F32True, device()))?;
@@ -128,9 +129,9 @@ fn weights(net: &Net) -> Vec<f64> {
     nn::parameters(net).iter().flat_map(|own| values(&own.tensor)).collect()
 }
 
-/// pytorch PR#174106: with batches ahead, every repetition differed.
+/// pytorch PR#174106: there, every repetition differed if batches were loaded ahead.
 #[rstest]
-fn what_a_set_draws_does_not_depend_on_how_it_is_loaded(
+fn draws_of_a_set_do_not_depend_on_the_way_of_loading(
     #[values(Noisy::OfLibtorch, Noisy::OfItsOwn, Noisy::Silent)] set: Noisy,
 ) -> Result<()> {
     let expected = train(set, 0)?;
@@ -142,9 +143,9 @@ fn what_a_set_draws_does_not_depend_on_how_it_is_loaded(
     Ok(())
 }
 
-/// The run that goes on from the middle of an epoch sees the examples that the straight one saw.
+/// A run resumed in the middle of an epoch reads the same examples as an uninterrupted run.
 #[rstest]
-fn a_resumed_run_draws_what_the_straight_one_did(
+fn a_resumed_run_draws_the_same_numbers(
     #[values(Noisy::OfLibtorch, Noisy::OfItsOwn)] set: Noisy,
     #[values(0, 2)] prefetch: usize,
     #[values(4, 6, 9)] steps: u64,
@@ -169,9 +170,9 @@ fn a_resumed_run_draws_what_the_straight_one_did(
     Ok(())
 }
 
-/// The model draws what it draws over a set without random numbers.
+/// The model draws the same numbers as with a data set that draws none.
 #[test]
-fn what_a_set_draws_is_not_the_models() -> Result<()> {
+fn a_sets_draws_do_not_change_the_models() -> Result<()> {
     let after = |set| -> Result<f64> {
         let _section = seeded(1);
         let mut net = Net::builder().build()?;
@@ -183,9 +184,10 @@ fn what_a_set_draws_is_not_the_models() -> Result<()> {
     Ok(())
 }
 
-/// Each example has numbers of its own, in each epoch others, whatever batch it is in.
+/// Each example has its own random numbers, which change with the epoch and do not depend on its
+/// batch.
 #[test]
-fn examples_have_numbers_of_their_own() -> Result<()> {
+fn examples_have_their_own_random_numbers() -> Result<()> {
     let (one, next) = (Draws::new(5, 0), Draws::new(5, 1));
     let mut seeds: Vec<u64> =
         (0..100).flat_map(|at| [one.seed(at), next.seed(at), Draws::new(6, 0).seed(at)]).collect();

@@ -1,4 +1,4 @@
-//! Padding in tables, and bags that attributes build.
+//! Padding indices of embeddings, and embedding bags built by the derive.
 
 use amp_core::{
     Module, Result,
@@ -17,7 +17,8 @@ fn row(tensor: &Tensor, index: i64) -> f64 {
     wide(&tensor.get(index)).abs().max().double_value(&[])
 }
 
-/// The vector of padding is zeros and gets no gradient, whatever is padded; all others have both.
+/// The vector of the padding index is zero and gets no gradient, for any padding index. All other
+/// vectors have values and gradients.
 #[rstest]
 fn padding_is_not_trained(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
@@ -46,7 +47,7 @@ fn padding_is_not_trained(
 }
 
 #[test]
-fn what_does_not_fit_is_refused() -> Result<()> {
+fn invalid_arguments_are_refused() -> Result<()> {
     let refused = |result: Result<()>, says: &str| {
         let text = message(result);
         assert!(text.contains(says), "{text}");
@@ -84,7 +85,7 @@ fn what_does_not_fit_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// Options that may be absent are given by their value, or as an `Option`.
+/// An optional option takes a value or an `Option`.
 #[derive(Module)]
 #[forward(|ids, offsets: &Tensor| {
     let x = words(ids)?.f_add(&other(ids)?)?;
@@ -105,7 +106,7 @@ struct Net {
 }
 
 #[test]
-fn attributes_build_them() -> Result<()> {
+fn attributes_build_embeddings() -> Result<()> {
     let _generator = seeded(0);
     let net = Net::builder().build()?;
     let cx = Context::new(Policy::new(Precision::F32True, amp_core::tch::Device::Cpu), true);

@@ -1,4 +1,4 @@
-//! A C++ exception becomes an error with its own text, and nothing aborts.
+//! A C++ exception becomes an error with the exception's text, and the process does not abort.
 
 use amp_core::{
     Error, Result,
@@ -15,7 +15,7 @@ fn context() -> Context {
     Context::new(Policy::new(Precision::F32True, Device::Cpu), false)
 }
 
-/// The text is the exception's own, without the C++ stack that libtorch adds.
+/// The error has the exception's text without the C++ stack that libtorch adds.
 #[test]
 fn the_text_is_the_exceptions_without_its_stack() -> Result<()> {
     let _generator = seeded(0);
@@ -27,7 +27,8 @@ fn the_text_is_the_exceptions_without_its_stack() -> Result<()> {
     Ok(())
 }
 
-/// Calls into the shim are caught as those into tch: a foreach kernel refuses an integer tensor.
+/// Exceptions in the shim are caught like exceptions in tch: a foreach kernel refuses an integer
+/// tensor.
 #[test]
 fn the_shim_lets_no_exception_out() {
     let integers = [Tensor::ones([2], (Kind::Int64, Device::Cpu))];
@@ -38,7 +39,7 @@ fn the_shim_lets_no_exception_out() {
         said,
         "libtorch: linalg.vector_norm: Expected a floating point or complex tensor as input. Got Long"
     );
-    // The text was taken: the next failure has its own.
+    // The first error took its text, so the next failure has its own.
     let bounds = loss::cross_entropy(
         &Tensor::ones([2, 3], (Kind::Float, Device::Cpu)),
         &Tensor::from_slice(&[0_i64, 3]),
@@ -55,7 +56,7 @@ fn an_index_out_of_range_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// The innermost module's path is the whole path; outer ones add nothing.
+/// The path of the innermost module is the whole path; outer modules add nothing.
 #[test]
 fn the_innermost_path_wins() {
     let inner = Error::config("shapes").at("model.0.norm1");

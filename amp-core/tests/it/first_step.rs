@@ -1,4 +1,4 @@
-//! A run's first step, whose dtypes are looked at, is computed as the others.
+//! The first step of a run, in which dtypes are recorded, computes the same as the other steps.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// The most bytes that tensors held at once in each batch of a run, above what was held before it.
+/// The peak memory of each batch of a run, above the memory before the run.
 fn peaks(config: &TrainerConfig, model: &mut Model, data: &DataModule) -> Result<Vec<u64>> {
     let (mut peaks, mut held) = (Vec::new(), 0_i64);
     let mut meter: Option<MemoryMeter> = None;
@@ -31,7 +31,7 @@ fn peaks(config: &TrainerConfig, model: &mut Model, data: &DataModule) -> Result
         if !matches!(event, Event::FitStart(_) | Event::Batch { .. }) {
             return Ok(());
         }
-        // One at a time.
+        // One batch at a time.
         if let Some(meter) = meter.take() {
             peaks.push(held.cast_unsigned() + meter.read()?.peak_allocated);
             held += meter.allocated()?;
@@ -43,16 +43,16 @@ fn peaks(config: &TrainerConfig, model: &mut Model, data: &DataModule) -> Result
     Ok(peaks)
 }
 
-/// The first of four steps holds as much as those after it, but for the scalars that are logged.
+/// The first of four steps has the same peak as the others, except for the logged scalars.
 #[rstest]
-fn it_holds_what_the_others_hold(
+fn the_first_step_has_the_same_peak_memory(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]
     precision: Precision,
 ) -> Result<()> {
     let _generator = seeded(3);
     let config = TrainerConfig { graph: Graph::Off, ..config(precision, None) };
     let data = examples()?;
-    // The first run of a process on CUDA makes workspaces that stay.
+    // The first run of a process on CUDA allocates workspaces that remain.
     fit(&config, &mut mixed()?, &data).1?;
     let peaks = peaks(&config, &mut mixed()?, &data)?;
     assert_eq!(peaks.len(), 4);
@@ -61,10 +61,10 @@ fn it_holds_what_the_others_hold(
     Ok(())
 }
 
-/// A layer as a probe is told of it: path, op, dtype expected and seen.
+/// A layer as reported to a probe: path, operator, expected and actual dtype.
 type Row = (String, Op, Kind, Kind);
 
-/// What is told by dtypes alone.
+/// A probe that reads dtypes only.
 #[derive(Default)]
 struct Dtypes(RefCell<Vec<Row>>);
 
@@ -75,7 +75,7 @@ impl DtypeProbe for Dtypes {
     }
 }
 
-/// The same, of tensors.
+/// A probe that reads tensors.
 #[derive(Default)]
 struct Tensors(RefCell<Vec<Row>>);
 
@@ -86,7 +86,7 @@ impl Probe for Tensors {
     }
 }
 
-/// Output and bytes kept of a training pass over some digits.
+/// Output and kept bytes of a training pass over some digits.
 fn pass(layers: &Sequential, policy: Policy, context: Context) -> Result<(Tensor, i64)> {
     let input = digits(330)?.place(policy)?.input;
     tch::manual_seed(5);
@@ -98,10 +98,11 @@ fn pass(layers: &Sequential, policy: Policy, context: Context) -> Result<(Tensor
     Ok((output, meter.allocated()?))
 }
 
-/// A probe of dtypes is told of each layer, as one that sees tensors is, though on CUDA batch norm, ReLU and
-/// dropout run in one: the pass has the bits, and keeps the bytes, of one that nobody looks at.
+/// A probe of dtypes gets a report of each layer, like a probe of tensors, although on CUDA batch
+/// norm, ReLU and dropout run in one kernel. The pass has the same bits and keeps the same bytes as
+/// a pass without a probe.
 #[rstest]
-fn its_layers_run_in_one_and_each_is_told_of(
+fn fused_layers_are_reported_one_by_one(
     #[values(
         Precision::F32True,
         Precision::F64True,
@@ -115,12 +116,12 @@ fn its_layers_run_in_one_and_each_is_told_of(
     let _generator = seeded(3);
     let policy = Policy::new(precision, device());
     let layers = demo(0.2)?;
-    // The first ReLU, between a batch norm and a dropout.
+    // The first ReLU, which is between a batch norm and a dropout.
     let islands = has_island.then(|| ("2".to_owned(), Region::Fp32));
     let islands = Rc::new(islands.into_iter().collect());
     place(&layers, policy, &islands)?;
-    let context = || Context::new(policy, true).with_islands(islands.clone());
-    // The first pass of a process on CUDA makes workspaces that stay.
+    let context = || Context::new(policy, true).with_overrides(islands.clone());
+    // The first pass of a process on CUDA allocates workspaces that remain.
     drop(pass(&layers, policy, context())?);
     let (unseen, bytes) = pass(&layers, policy, context())?;
     let (dtypes, tensors) = (Rc::new(Dtypes::default()), Rc::new(Tensors::default()));

@@ -39,7 +39,7 @@ fn checkpointed() -> bool {
     CHECKPOINTED.get()
 }
 
-/// The same model, where the encoder's rate is 0 instead.
+/// The same model, in which the encoder's learning rate is 0.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = 0.01, weight_decay = 0.1, params = ["middle.*", "head.*"])]
@@ -57,7 +57,7 @@ fn config(precision: Precision, freeze: &[&str]) -> TrainerConfig {
     TrainerConfig { max_epochs: 5, ..TrainerConfig::new(precision, device()) }.with(|config| {
         config.optimization.freeze =
             freeze.iter().map(|text| text.parse()).collect::<Result<_>>().expect("an entry");
-        // The first step overflows, and its cause is looked for.
+        // The first step overflows, and the trainer searches for its cause.
         config.numerics.scaler =
             GradScalerConfig { init_scale: 2f64.powi(26), ..Default::default() };
     })
@@ -81,10 +81,10 @@ fn built<M>(build: impl FnOnce() -> Result<M>) -> Result<M> {
     build()
 }
 
-/// What is frozen stays to the bit, weight decay included; the rest is trained as if the frozen part's rate
-/// were 0, with and without checkpointing behind it.
+/// Frozen parameters keep their bits, even under weight decay. The other parameters train as if the
+/// rate of the frozen ones were 0, with and without checkpointed layers.
 #[rstest]
-fn frozen_parameters_stay(
+fn frozen_parameters_do_not_move(
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
     #[values(false, true)] checkpointing: bool,
 ) -> Result<()> {
@@ -105,12 +105,13 @@ fn frozen_parameters_stay(
         let near = after.allclose(&expected, 1e-5, 1e-6, false);
         assert!(near, "{name}");
     }
-    // The next run is free to train them.
+    // Another run may train them.
     assert!(nn::parameters(&net).iter().all(|parameter| parameter.tensor.requires_grad()));
     Ok(())
 }
 
-/// A checkpoint has no optimizer state of what is frozen, and goes on with the same parameters frozen alone.
+/// A checkpoint has no optimizer state for frozen parameters, and a resumed run keeps the same
+/// parameters frozen.
 #[test]
 fn frozen_runs_are_saved_and_resumed() -> Result<()> {
     let folder = tempdir().expect("a folder");
@@ -147,7 +148,7 @@ fn frozen_runs_are_saved_and_resumed() -> Result<()> {
 #[rstest]
 #[case(&["encodr.*"], "freeze: no parameter matches `encodr.*`")]
 #[case(&["*"], "freeze: * leaves no parameter to train")]
-fn what_freezes_nothing_or_all_is_refused(
+fn freezing_nothing_or_everything_is_refused(
     #[case] freeze: &[&str],
     #[case] says: &str,
 ) -> Result<()> {
@@ -157,7 +158,7 @@ fn what_freezes_nothing_or_all_is_refused(
     Ok(())
 }
 
-/// Records which parameters moved in each step.
+/// Records the parameters that moved in each step.
 struct Moves(Vec<Vec<String>>, Option<Vec<(String, Tensor)>>);
 
 impl Callback for Moves {
@@ -187,7 +188,8 @@ impl Callback for Moves {
     }
 }
 
-/// A run of four steps an epoch whose encoder is frozen until `until`: what each step but the first moved.
+/// A run with four steps an epoch whose encoder is frozen until `until`: returns the parameters
+/// that moved, for each step except the first.
 fn moves(precision: Precision, freeze: &[&str], epochs: i64) -> Result<Vec<Vec<String>>> {
     let mut moves = Moves(Vec::new(), None);
     let config = TrainerConfig { max_epochs: epochs, ..config(precision, freeze) };
@@ -201,7 +203,7 @@ fn moves(precision: Precision, freeze: &[&str], epochs: i64) -> Result<Vec<Vec<S
 #[case::epoch("encoder.*=epoch:2", 8)]
 #[case::step("encoder.*=step:6", 6)]
 #[case::within_an_epoch("encoder.*=step:9", 9)]
-fn parameters_are_unfrozen(
+fn parameters_are_unfrozen_at_their_epoch(
     #[values(Precision::F32True, Precision::Bf16True)] precision: Precision,
     #[case] freeze: &str,
     #[case] first: usize,
@@ -216,9 +218,9 @@ fn parameters_are_unfrozen(
     Ok(())
 }
 
-/// A parameter is frozen while any entry freezes it.
+/// A parameter is frozen as long as at least one entry freezes it.
 #[test]
-fn entries_overlap() -> Result<()> {
+fn a_parameter_is_frozen_while_any_entry_freezes_it() -> Result<()> {
     let moves = moves(Precision::F32True, &["*=step:2", "encoder.*=step:4", "head.*"], 2);
     assert!(message(moves).starts_with("freeze: *=step:2, encoder.*=step:4, head.* leaves no"));
     let moves = self::moves(Precision::F32True, &["encoder.*=step:4", "*.weight=step:2"], 2)?;
@@ -230,8 +232,8 @@ fn entries_overlap() -> Result<()> {
     Ok(())
 }
 
-/// What is unfrozen begins with a new optimizer state: AdamW's first step moves each element by the rate,
-/// after the decay, whatever its gradient's size; a step of another number would not.
+/// A parameter that is unfrozen begins with a new optimizer state. AdamW's first step moves each
+/// element by exactly the rate, after the decay, for any gradient; a later step would not.
 #[test]
 fn unfrozen_parameters_begin_with_a_new_state() -> Result<()> {
     let (rate, decay) = (0.01, 0.1);
@@ -245,7 +247,7 @@ fn unfrozen_parameters_begin_with_a_new_state() -> Result<()> {
     for ((name, before), (_, after)) in before.iter().zip(weights(&net)) {
         if name.starts_with("encoder.") {
             let moved = (after - before * (1.0 - rate * decay)).abs();
-            // Elements without a gradient stay.
+            // Elements without a gradient do not move.
             let moved = moved.masked_select(&moved.gt(1e-4));
             let (median, largest) =
                 (moved.median().double_value(&[]), moved.max().double_value(&[]));
@@ -255,9 +257,9 @@ fn unfrozen_parameters_begin_with_a_new_state() -> Result<()> {
     Ok(())
 }
 
-/// A run saved before or after the unfreezing goes on to the bit.
+/// A run saved before or after the unfreezing resumes bit for bit.
 #[rstest]
-fn unfreezing_runs_are_resumed(
+fn runs_resume_before_and_after_an_unfreezing(
     #[values("encoder.*=epoch:2", "encoder.*=step:6")] freeze: &str,
     #[values(1, 2, 3)] epochs: i64,
 ) -> Result<()> {
@@ -291,7 +293,7 @@ fn unfreezing_runs_are_resumed(
 #[case("encoder.*=epoch:0")]
 #[case("encoder.*=step:-1")]
 #[case("encoder.*=later")]
-fn times_that_are_none_are_refused(#[case] text: &str) {
+fn invalid_times_are_refused(#[case] text: &str) {
     let text = message(text.parse::<Freeze>());
     assert!(text.contains("is no time to unfreeze at: write encoder.*=epoch:3"), "{text}");
 }

@@ -1,4 +1,4 @@
-//! Models from a file alone.
+//! Models built from a checkpoint alone.
 
 use amp_core::{
     LightningModule, Module, Result, Trainer, TrainerConfig,
@@ -49,10 +49,10 @@ struct Other {
     head: Linear,
 }
 
-/// By its type and the file: hyperparameters, required ones too, weights and state; `best` and `last` by
-/// name.
+/// A type and a file suffice: hyperparameters (including required ones), weights and state are
+/// restored. `best` and `last` name files.
 #[test]
-fn a_model_is_its_type_and_a_file() -> Result<()> {
+fn a_model_is_built_from_its_type_and_a_file() -> Result<()> {
     let _section = seeded(0);
     let folder = tempdir().expect("a folder");
     let mut net = Net::builder(10).width(12).build()?;

@@ -1,5 +1,5 @@
-//! Frozen layers wherever they stand: under a checkpoint, in a memory budget, before an overflow; and one
-//! weight in two places.
+//! Frozen layers inside a checkpointed layer, under a memory budget and before an overflow; and one
+//! weight under two names.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -67,9 +67,10 @@ fn train<M: LightningModule>(
     Ok((weights, record))
 }
 
-/// transformers#23170: the head, and what else is not frozen, trains as without checkpoints.
+/// transformers#23170: the head and all other parameters that are not frozen train the same as
+/// without checkpoints.
 #[rstest]
-fn what_is_not_frozen_trains_under_checkpoints(
+fn unfrozen_parameters_train_under_checkpoints(
     #[values(
         &["stem.*"],
         &["stem.*", "middle.*"],
@@ -89,7 +90,8 @@ fn what_is_not_frozen_trains_under_checkpoints(
     Ok(())
 }
 
-/// A budget that a whole step fits into is no obstacle, nor is one that asks for checkpoints.
+/// Frozen layers work with a budget into which a whole step fits, and with a budget that needs
+/// checkpoints.
 #[rstest]
 fn a_budget_holds_with_frozen_layers(
     #[values(&["stem.*"], &["stem.*", "middle.*"])] freeze: &[&str],
@@ -103,7 +105,7 @@ fn a_budget_holds_with_frozen_layers(
     Ok(())
 }
 
-/// pytorch#56876: the cause of a skipped step is named though a layer before it is frozen.
+/// pytorch#56876: the cause of a skipped step is named even if a layer before it is frozen.
 #[rstest]
 fn a_skip_is_explained_with_frozen_layers(
     #[values(&["stem.*"], &["stem.*", "middle.*"])] freeze: &[&str],
@@ -120,7 +122,7 @@ fn a_skip_is_explained_with_frozen_layers(
     Ok(())
 }
 
-/// One weight under two names, the second within a region.
+/// One weight under two names, the second inside a precision region.
 struct Tied {
     layer: Linear,
     region: Option<Region>,

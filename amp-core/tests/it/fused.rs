@@ -1,5 +1,5 @@
-//! Batch normalisation with ReLU and dropout in one kernel, and dropout by itself, on CUDA alone
-//! (`AMP_DEVICE=cuda`), against libtorch's in f64 on the CPU.
+//! Batch normalization with ReLU and dropout in one kernel, and dropout alone, only on CUDA
+//! (`AMP_DEVICE=cuda`), against libtorch in f64 on the CPU.
 
 use amp_core::{
     Module, Result,
@@ -19,7 +19,7 @@ use crate::support::{
 
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn layers_in_one_compute_what_they_compute(
+fn fused_layers_equal_separate_layers(
     #[values(
         Precision::F32True,
         Precision::F64True,
@@ -36,7 +36,7 @@ fn layers_in_one_compute_what_they_compute(
     let _generator = seeded(11);
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());
-    // Far from zero, as behind a ReLU.
+    // Far from zero, as after a ReLU.
     let input = draw(&shape, compute, 0.5, 3.0);
     let incoming = draw(&shape, compute, 1.0, 0.0);
 
@@ -49,7 +49,7 @@ fn layers_in_one_compute_what_they_compute(
     let layers = Sequential::new(layers);
     let own = fill(&layers, policy, 0.5, 0.5)?;
 
-    // One by one, as where somebody looks at each, the bits are the same.
+    // The separate layers, which run if a probe reads each tensor, have the same bits.
     let together = pass(&layers, policy, [&input, &incoming], false)?;
     let alone = pass(&layers, policy, [&input, &incoming], true)?;
     for ((name, together), (_, alone)) in together.named().zip(alone.named()) {
@@ -79,8 +79,8 @@ fn layers_in_one_compute_what_they_compute(
     let exact = if p > 0.0 { cut * factors(p, shape, 5)? } else { cut };
     (&exact * wide(&incoming)).sum(Kind::Double).backward();
 
-    // A batch of two is normalised to two numbers: its gradients are what cancels.
-    // Those of a weight are sums of what was rounded between the layers.
+    // A batch of two is normalized to two numbers, so that its gradients cancel almost completely.
+    // A weight's gradient is a sum of values that were rounded between the layers.
     let close = |name: &str, seen: &Tensor, exact: &Tensor, kind: Kind| {
         let bound = 2.0 * rounding(kind).max(rounding(compute));
         let off = relative(seen, exact);
@@ -103,10 +103,11 @@ fn layers_in_one_compute_what_they_compute(
     Ok(())
 }
 
-/// A norm sums what it passes on, for the bias before it; where something is added to that in the
-/// meantime, the bias has the sum of all.
+/// A norm also computes the gradient of the bias before it, by summing the gradient it passes on.
+/// If another gradient is added to that gradient in between, the bias's gradient is the sum of
+/// both.
 #[rstest]
-fn a_bias_before_a_norm_has_the_sum_of_its_gradient(
+fn a_bias_before_a_norm_has_the_whole_gradient(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::Bf16True)] precision: Precision,
     #[values(false, true)] around: bool,
 ) -> Result<()> {
@@ -120,7 +121,8 @@ fn a_bias_before_a_norm_has_the_sum_of_its_gradient(
     let cx = Context::new(policy, true);
     let _region = policy.autocast()?;
     let between = linear.forward(&input, &cx)?;
-    // Made before the norm's output: backward, it comes after, and is added to the norm's.
+    // This operation ran before the norm, so its backward pass runs after the norm's and adds to
+    // the norm's gradient.
     let other = around.then(|| (&between * &incoming).sum(Kind::Float));
     let own_loss = (norm.forward(&between, &cx)? * &incoming).sum(Kind::Float);
     let loss = other.map_or_else(|| own_loss.shallow_clone(), |other| other + &own_loss);
@@ -128,15 +130,16 @@ fn a_bias_before_a_norm_has_the_sum_of_its_gradient(
     let exact = wide(&grads[0]).sum_dim_intlist(0, false, Kind::Double);
     let all = wide(&grads[0]).abs().sum_dim_intlist(0, false, Kind::Double).max();
     let off = ((wide(&grads[1]) - exact).abs().max() / all).double_value(&[]);
-    // libtorch's own layers on the CPU round a bias' gradient to the dtype they compute in.
+    // libtorch's layers on the CPU round a bias's gradient to the dtype of the computation.
     let kind = if device().is_cuda() { precision.storage() } else { precision.compute() };
     let bound = if kind == Kind::Float { 1e-6 } else { 2.0_f64.powi(-8) };
     assert!(off < bound, "{off}");
     Ok(())
 }
 
-/// A million draws: their share within five standard errors, no pattern along rows or columns, other
-/// elements each time, and the gradient is dropped where the value was.
+/// A million draws: the share of dropped elements is within five standard errors, rows and columns
+/// show no pattern, each pass drops other elements, and the gradient is zero exactly at the dropped
+/// elements.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn dropout_on_cuda_drops_its_share(#[values(0.1, 0.5)] p: f64) -> Result<()> {

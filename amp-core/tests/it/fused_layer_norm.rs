@@ -1,5 +1,5 @@
-//! Layer normalisation with what stands before and behind it in one kernel, on CUDA alone
-//! (`AMP_DEVICE=cuda`), against libtorch's in f64 on the CPU.
+//! Layer normalization fused with the operations before and after it, only on CUDA
+//! (`AMP_DEVICE=cuda`), against libtorch in f64 on the CPU.
 
 use amp_core::{
     Module, Result,
@@ -19,11 +19,11 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// Rows of one vector, of more than a block's threads have in one go, and more rows than are summed at
-/// once for weight and bias.
+/// Rows that one vector load covers, rows longer than a block processes at once, and more rows than
+/// one pass sums for weight and bias.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn gelu_and_dropout_go_along(
+fn a_norm_with_gelu_and_dropout_equals_f64(
     #[values(
         Precision::F32True,
         Precision::F64True,
@@ -41,7 +41,7 @@ fn gelu_and_dropout_go_along(
     let policy = Policy::new(precision, device());
     let (compute, storage) = (precision.compute(), precision.storage());
     let input = draw(&shape, compute, 2.0, 10.0);
-    // What comes out is f32 under autocast, as PyTorch's.
+    // The output is f32 under autocast, as in PyTorch.
     let incoming = draw(&shape, storage, 1.0, 0.0);
     let mut layers: Vec<Box<dyn Module>> =
         vec![Box::new(LayerNorm::new(LayerNormConfig::new(shape[1]))?)];
@@ -68,9 +68,9 @@ fn gelu_and_dropout_go_along(
     for (((name, together), (_, alone)), exact) in together.named().zip(alone.named()).zip(&all) {
         let kind = if name == "input" { compute } else { storage };
         assert_eq!((together.kind(), alone.kind()), (kind, kind), "{name}");
-        // libtorch's GELU is another kernel.
+        // libtorch's GELU has another kernel.
         assert!(gelu || together.equal(alone), "{name}");
-        // What was rounded between the layers adds up.
+        // Roundings between the layers add up.
         let bound = 3.0 * rounding(kind).max(rounding(storage));
         for (how, seen) in [("together", together), ("alone", alone)] {
             let off = relative(seen, exact);
@@ -80,12 +80,12 @@ fn gelu_and_dropout_go_along(
     Ok(())
 }
 
-/// Two sums of a residual and of what dropout leaves, each normalised, and a dropout behind ReLU. One by
-/// one, where they have the same random numbers, they give the same, to the bit where products do not
-/// depend on what goes along.
+/// Two sums of a residual and a dropout, each followed by a norm, and a dropout after ReLU. With
+/// the same random numbers, the separate layers have the same bits, if matrix products do not
+/// depend on the size of the batch.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_residual_and_dropout_are_normalised_with_it(
+fn a_norm_with_residual_and_dropout_equals_f64(
     #[values(
         Precision::F32True,
         Precision::F64True,
@@ -128,7 +128,7 @@ fn a_residual_and_dropout_are_normalised_with_it(
         let bound = bound * rounding(compute);
         assert!(off <= bound, "{name}: {off} for {bound}");
     }
-    // Where 16 bits cut off what f64 does not, gradients are others.
+    // If 16 bits cut off an element that f64 does not cut off, the gradients differ.
     if dropout > 0.0 || half {
         return Ok(());
     }
@@ -141,23 +141,23 @@ fn a_residual_and_dropout_are_normalised_with_it(
     }
     let exact = pass(&exact_layer, exact_policy, [&wide(&input), &wide(&incoming)], false)?;
     for ((name, seen), (_, exact)) in together.named().zip(exact.named()) {
-        // Each of some twelve operations rounds.
+        // Each of about twelve operations rounds.
         let off = relative(seen, exact);
         assert!(off < 12.0 * rounding(compute), "{name}: {off}");
     }
     Ok(())
 }
 
-/// A linear layer behind a norm is given the norm's output in 16 bits by the norm itself, and the norm
-/// both gradients. That is what a cast in between gives, to the bit: behind a view too, and not where the
-/// output was written to or detached in the meantime.
+/// A norm writes its output in 16 bits for a linear layer that follows, and receives the gradient
+/// in 16 bits. The bits equal those of a separate cast, also through a view. If the output was
+/// modified or detached in between, the linear layer casts it itself.
 #[rstest]
 #[case::as_it_is(|x: &Tensor| x.shallow_clone(), |x: &Tensor| x * 1.0)]
 #[case::a_view(|x: &Tensor| x.unsqueeze(1).squeeze_dim(1), |x: &Tensor| x * 1.0)]
 #[case::a_part(|x: &Tensor| x.narrow(0, 0, 3), |x: &Tensor| (x * 1.0).narrow(0, 0, 3))]
 #[case::written_to(|x: &Tensor| x.shallow_clone().g_add_scalar_(1.0), |x: &Tensor| x + 1.0)]
 #[case::detached(Tensor::detach, |x: &Tensor| (x * 1.0).detach())]
-fn a_linear_layer_takes_over_what_a_norm_has_cast(
+fn a_linear_layer_uses_the_16_bit_output_of_a_norm(
     #[case] between: fn(&Tensor) -> Tensor,
     #[case] with_a_cast: fn(&Tensor) -> Tensor,
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
@@ -195,9 +195,10 @@ fn a_linear_layer_takes_over_what_a_norm_has_cast(
     Ok(())
 }
 
-/// Rows whose columns no vector fits are libtorch's, with the same numbers.
+/// If the number of columns does not fit a vector load, libtorch's kernel runs, with the same
+/// numbers.
 #[test]
-fn odd_columns_are_libtorchs() -> Result<()> {
+fn numbers_of_columns_without_a_kernel_are_libtorchs() -> Result<()> {
     let _generator = seeded(17);
     let policy = Policy::new(Precision::F64True, device());
     let layers = Sequential::new(vec![
@@ -212,7 +213,7 @@ fn odd_columns_are_libtorchs() -> Result<()> {
     Ok(())
 }
 
-/// As PyTorch's: only with what stands around it there are none.
+/// A norm alone has second derivatives, as in PyTorch. Only the fused operations have none.
 #[test]
 fn a_norm_by_itself_has_second_derivatives() -> Result<()> {
     let _generator = seeded(18);

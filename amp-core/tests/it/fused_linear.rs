@@ -103,7 +103,7 @@ fn activation_and_dropout_go_along(
             assert!(off < bound, "{name}, {how}: {off} for {bound}");
         }
     }
-    // The same elements are dropped, and the gradient with them.
+    // The same elements are dropped in the output and in the gradient.
     let zeros = |seen: &Tensor| wide(seen).eq(0.0).to_kind(Kind::Double);
     let other = (zeros(&together.output) - zeros(&alone.output)).abs().sum(Kind::Double);
     let most = if half { 1e-2 * (rows * outputs) as f64 } else { 0.0 };
@@ -111,7 +111,7 @@ fn activation_and_dropout_go_along(
     Ok(())
 }
 
-/// Where nothing is near 0, so that no derivative jumps.
+/// No element is near 0, so that no derivative jumps.
 #[test]
 fn second_derivatives_go_through_relu() -> Result<()> {
     let _generator = seeded(13);
@@ -136,7 +136,7 @@ fn second_derivatives_go_through_relu() -> Result<()> {
     Ok(())
 }
 
-/// A layer that is not trained passes its gradient on, and has none.
+/// A layer that is not trained passes the gradient on and gets none itself.
 #[rstest]
 fn a_frozen_layer_passes_its_gradient_on(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,

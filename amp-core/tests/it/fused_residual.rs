@@ -1,5 +1,5 @@
-//! A residual around a norm, and GELU behind a linear layer, whose kernels run on CUDA alone
-//! (`AMP_DEVICE=cuda`), against libtorch's in f64 on the CPU.
+//! A residual around a norm, and GELU after a linear layer, whose kernels run only on CUDA
+//! (`AMP_DEVICE=cuda`), against libtorch in f64 on the CPU.
 
 use amp_core::{
     nn::{Activation, Context, LinearConfig, split_heads},
@@ -17,7 +17,7 @@ use crate::support::{
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh];
 
-/// Two residuals, so that the gradient of the first comes from the kernel of the second.
+/// Two residuals, so that the kernel of the second one computes the gradient of the first.
 #[derive(Module)]
 #[forward(|x| {
     let x = self.norm1.residual(x, inner, cx)?;
@@ -40,12 +40,12 @@ struct Block {
     outer: Linear,
 }
 
-/// In one and one by one they are what they are in f64: of few rows, of more rows than blocks sum at once, of
-/// the most columns that the kernels take and of more, and of so many elements that bias gradients are summed
-/// in lines.
+/// Fused and separate layers equal f64. The cases have few rows, more rows than blocks sum at once,
+/// the largest number of columns that the kernels support and a larger one, and so many elements
+/// that bias gradients are summed in several passes.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn residuals_and_activations_are_those_of_f64(
+fn residuals_and_activations_equal_f64(
     #[values(
         Precision::F32True,
         Precision::F64True,
@@ -75,14 +75,14 @@ fn residuals_and_activations_are_those_of_f64(
         amp_core::tch::no_grad(|| exact.shallow_clone().copy_(&wide(own)));
     }
     let exact = pass(&exact, exact_policy, [&wide(&input), &wide(&incoming)], false)?;
-    // Where ReLU in 16 bits cuts off what it does not in f64, gradients are others.
+    // If ReLU in 16 bits cuts off an element that f64 does not cut off, the gradients differ.
     let is_cut_off =
         ACTIVATIONS[activation] == Activation::Relu && rounding(precision.compute()) > 1e-4;
     for ((name, seen), (_, exact)) in together.named().zip(exact.named()) {
         if is_cut_off && name != "output" {
             continue;
         }
-        // Each of some ten operations rounds.
+        // Each of about ten operations rounds.
         let bound = 20.0 * rounding(precision.compute());
         let off = relative(seen, exact);
         assert!(off < bound, "{name}: {off} for {bound}");
@@ -132,7 +132,7 @@ fn a_residual_of_products_is_the_residual(
 
 /// Elsewhere than on CUDA a residual is x + branch(norm(x)), and an activation is libtorch's, to the bit.
 #[test]
-fn on_a_cpu_they_are_the_parts() -> Result<()> {
+fn on_a_cpu_separate_operations_run() -> Result<()> {
     let _generator = seeded(22);
     for (at, activation) in ACTIVATIONS.into_iter().enumerate() {
         let block = Block::builder(128, at).build()?;
@@ -151,7 +151,7 @@ fn on_a_cpu_they_are_the_parts() -> Result<()> {
     Ok(())
 }
 
-/// Gradients of gradients, as a gradient penalty has them.
+/// Gradients of gradients, as in a gradient penalty.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn a_residual_has_second_derivatives() -> Result<()> {
@@ -174,11 +174,11 @@ fn a_residual_has_second_derivatives() -> Result<()> {
     Ok(())
 }
 
-/// Heads of a product, whose gradients are joined in one kernel with the sums for the bias: of a few places, and
-/// of more than are summed at once.
+/// Attention heads that come from one product. One kernel joins their gradients and sums them for
+/// the bias, for few positions and for more than one pass sums.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn heads_give_the_gradients_of_f64(
+fn gradients_of_heads_equal_f64(
     #[values(Precision::F32True, Precision::F64True, Precision::F16Mixed, Precision::Bf16Mixed)]
     precision: Precision,
     #[values([2, 5, 4, 8], [3, 300, 2, 64])] size: [i64; 4],

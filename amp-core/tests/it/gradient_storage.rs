@@ -1,4 +1,4 @@
-//! Gradients that stay in 16 bits until the step. They do so on CUDA alone (`AMP_DEVICE=cuda`).
+//! Gradients that stay in 16 bits until the step, only on CUDA (`AMP_DEVICE=cuda`).
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -32,7 +32,7 @@ fn adamw(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW::default())
 }
 
-/// Its kernels are libtorch's, which take gradients of the parameters' dtype.
+/// An optimizer whose kernels are libtorch's, which need gradients in the dtype of the parameters.
 fn foreach(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(AdamW { fused: false, ..Default::default() })
 }
@@ -62,8 +62,9 @@ fn run(
     train_on(&config, demo(0.2)?, access, optimizer, Vec::new())
 }
 
-/// A kernel that reads 16 bits steps as on those bits in f32, which is what a hook before the step is
-/// shown, with and without clipping, also where steps overflow.
+/// A kernel that reads 16-bit gradients gives the same step as the same values in f32. A hook
+/// before the step gets these values in f32, with and without clipping, also in steps that
+/// overflow.
 #[rstest]
 #[case(adamw)]
 #[case(foreach)]
@@ -71,7 +72,7 @@ fn run(
 #[case(rmsprop)]
 #[case(lion)]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_step_on_16_bits_is_that_on_the_same_bits_in_f32(
+fn a_step_with_16_bit_gradients_equals_one_with_the_same_values_in_f32(
     #[case] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
     #[values(None, Some(Clip::Norm(1.0)), Some(Clip::Value(0.1)))] clip: Option<Clip>,
@@ -94,11 +95,11 @@ fn a_step_on_16_bits_is_that_on_the_same_bits_in_f32(
     Ok(())
 }
 
-/// Averages of 8 bits are stepped on 16-bit gradients, too. (Those in bf16 draw other noise where the
-/// gradients of one step are of two dtypes.)
+/// Optimizer state in 8 bits works with 16-bit gradients too. (bf16 state is not tested: its random
+/// rounding differs if gradients of one step have two dtypes.)
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn averages_of_8_bits_take_them(
+fn state_in_8_bits_works_with_16_bit_gradients(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     needs_cuda();
@@ -112,7 +113,7 @@ fn averages_of_8_bits_take_them(
     Ok(())
 }
 
-/// Keeps the gradients of the first step as a hook is shown them, times the scale.
+/// Records the gradients of the first step as a hook receives them, times the scale.
 struct First {
     seen: Rc<RefCell<Vec<Tensor>>>,
 }
@@ -141,11 +142,11 @@ impl Callback for First {
     }
 }
 
-/// A weight's gradient is the f32 one rounded to 16 bits, as PyTorch's is; a bias's, and one of a layer
-/// that computes in f32, is not rounded.
+/// A weight's gradient is the f32 gradient rounded to 16 bits, as in PyTorch. The gradient of a
+/// bias, and of a layer that computes in f32, is not rounded.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn weights_of_linear_layers_have_gradients_of_16_bits(
+fn gradients_of_weights_are_rounded_to_16_bits(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     needs_cuda();
@@ -154,7 +155,7 @@ fn weights_of_linear_layers_have_gradients_of_16_bits(
         let seen = Rc::new(RefCell::default());
         let mut config = TrainerConfig { max_steps: Some(1), ..config(precision, Graph::Off) };
         config.numerics.gradients = gradients;
-        // Without an overflow.
+        // This step does not overflow.
         config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() };
         let callback = First { seen: Rc::clone(&seen) };
         train_on(&config, demo(0.2)?, StepAccess::Late, adamw, vec![Box::new(callback)])?;
@@ -170,7 +171,7 @@ fn weights_of_linear_layers_have_gradients_of_16_bits(
         }
         assert_eq!(bits(narrow), bits(&round(narrow)));
         assert_ne!(bits(full), bits(&round(full)));
-        // Another order of the sum may take it over the middle between two that can be held.
+        // Another order of the sum may round to the other neighbour.
         let ulp = if half == Kind::Half { 2.0_f64.powi(-10) } else { 2.0_f64.powi(-7) };
         let off = (narrow - full).abs() - full.abs() * (0.51 * ulp);
         assert!(off.max().double_value(&[]) <= 2.0_f64.powi(-24), "{off}");
@@ -178,10 +179,10 @@ fn weights_of_linear_layers_have_gradients_of_16_bits(
     Ok(())
 }
 
-/// Two bytes less for each element of a weight.
+/// Each element of a weight needs two bytes less.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn they_take_half_the_memory() -> Result<()> {
+fn gradients_in_16_bits_need_half_the_memory() -> Result<()> {
     needs_cuda();
     let widths = [64, 1024, 1024, 1024, 10];
     let peak = |gradients| -> Result<f64> {
@@ -200,14 +201,15 @@ fn they_take_half_the_memory() -> Result<()> {
     let [full, narrow] = STORAGES.map(peak);
     let (saved, elements) =
         (full? - narrow?, widths.windows(2).map(|pair| pair[0] * pair[1]).sum::<i64>() as f64);
-    // All of them are there when the step is taken, and little else in either run.
+    // At the step, all gradients exist, and little else in either run.
     assert!((1.8 * elements..=2.0 * elements).contains(&saved), "{}", saved / elements);
     Ok(())
 }
 
-/// Gradients that add up are f32, as all are on the CPU: the bits are those of a run that asked for it.
+/// Gradients that are accumulated are f32, as on the CPU: the bits equal those of a run that asks
+/// for f32.
 #[rstest]
-fn where_they_add_up_they_are_full(
+fn accumulated_gradients_are_f32(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     let [full, narrow] = STORAGES.map(|gradients| {
@@ -220,12 +222,13 @@ fn where_they_add_up_they_are_full(
     Ok(())
 }
 
-/// A run that asks for 16 bits and cannot have them says why, if its products have 16 bits.
+/// If a run asks for 16-bit gradients and cannot have them, a note gives the reason, provided that
+/// its products have 16 bits.
 #[rstest]
 #[case(Precision::Bf16Mixed, 1, (!device().is_cuda()).then_some("only CUDA has kernels for 16-bit gradients"))]
 #[case(Precision::F16Mixed, 4, Some(if device().is_cuda() { "the gradients of 4 batches are added" } else { "only CUDA" }))]
 #[case(Precision::F32True, 4, None)]
-fn a_run_says_why_they_are_full(
+fn a_note_gives_the_reason_for_f32_gradients(
     #[case] precision: Precision,
     #[case] accumulate_grad_batches: i64,
     #[case] why: Option<&str>,
@@ -247,9 +250,9 @@ fn a_run_says_why_they_are_full(
     Ok(())
 }
 
-/// A layer that was trained so has full gradients afterwards.
+/// After such a run, the layer's gradients are f32 again.
 #[rstest]
-fn after_the_run_they_are_full() -> Result<()> {
+fn after_the_run_gradients_are_f32() -> Result<()> {
     let _generator = seeded(7);
     let mut model = Model::regression(linear(8, 8)?, adamw);
     let data = same(constant(16, 8, 0.5)?, 8)?;

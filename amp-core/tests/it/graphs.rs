@@ -1,5 +1,6 @@
-//! Whole steps as CUDA graphs: the same numbers as without, what keeps steps from it, and what is
-//! said then. What needs a graph runs on CUDA alone (`AMP_DEVICE=cuda`).
+//! Whole steps as CUDA graphs: they give the same numbers as without graphs, and a note names the
+//! reason if a step cannot be a graph. Tests that need a graph run only on CUDA
+//! (`AMP_DEVICE=cuda`).
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -27,7 +28,7 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-/// A model whose steps may be graphs.
+/// A model whose steps can be graphs.
 struct Free {
     model: Model,
     access: StepAccess,
@@ -71,7 +72,7 @@ impl LightningModule for Free {
     }
 }
 
-/// What a run left: its weights, what it said but for times, and its record.
+/// The results of a run: its weights, its events without times, and its record.
 pub(crate) struct Outcome {
     pub(crate) weights: String,
     events: Vec<String>,
@@ -99,7 +100,7 @@ pub(crate) fn train_on(
     let loss = amp_core::loss::cross_entropy;
     let model = Model { model: Box::new(network), loss, optimizer: Box::new(optimizer) };
     let mut model = Free { model, access };
-    // The last batch is an odd one.
+    // The last batch is smaller.
     let data = same(digits(330)?, 32)?;
     let mut events = Vec::new();
     let mut listen = |event: &Event| -> Result<()> {
@@ -128,7 +129,7 @@ pub(crate) fn train_on(
     Ok(Outcome { weights, events, record })
 }
 
-/// Some 500 steps of eleven in an epoch.
+/// About 500 steps, eleven in each epoch.
 pub(crate) fn config(precision: Precision, graph: Graph) -> TrainerConfig {
     TrainerConfig { max_epochs: 46, graph, ..TrainerConfig::new(precision, device()) }.with(
         |config| {
@@ -154,7 +155,7 @@ fn lion(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Lion::default())
 }
 
-/// Its momentum is cycled with its rate.
+/// The schedule changes its momentum together with its rate.
 fn centered(plan: &TrainingPlan) -> OptimizerConfig {
     let total_steps = plan.estimated_stepping_batches;
     let schedule = OneCycle { max_lr: 1e-3, total_steps, ..Default::default() };
@@ -191,7 +192,7 @@ pub(crate) fn assert_same([eager, graphed]: &[Outcome; 2]) {
 #[case(lion)]
 #[case(centered)]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_graph_computes_what_the_steps_compute(
+fn a_graph_gives_the_numbers_of_eager_steps(
     #[values(
         Precision::F32True,
         Precision::F16Mixed,
@@ -206,7 +207,7 @@ fn a_graph_computes_what_the_steps_compute(
     needs_cuda();
     let runs = both(|_| {}, precision, optimizer)?;
     assert_same(&runs);
-    // All but the first few and the last of each epoch.
+    // All steps but the first few and the last of each epoch.
     assert!(runs[1].record.end.replayed > 400, "{}", runs[1].record.end.replayed);
     Ok(())
 }
@@ -216,14 +217,14 @@ fn a_graph_computes_what_the_steps_compute(
 #[case(momentum)]
 #[case(lion)]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn steps_that_overflow_are_dealt_with_as_without_a_graph(
+fn overflowing_steps_are_handled_as_without_a_graph(
     #[case] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
     #[values(1, 3)] window: i64,
     #[values(false, true)] advances: bool,
 ) -> Result<()> {
     needs_cuda();
     let change = |config: &mut TrainerConfig| {
-        // Overflows at first and whenever it has grown for long enough.
+        // Overflows in the first steps, and again each time the scale has grown.
         config.numerics.scaler = GradScalerConfig {
             init_scale: 2.0_f64.powi(26),
             growth_interval: 3,
@@ -257,7 +258,7 @@ fn steps_are_repeated_at_a_lower_scale_as_without_a_graph() -> Result<()> {
 
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_run_ends_after_so_many_steps_as_without_a_graph() -> Result<()> {
+fn a_run_ends_after_the_same_steps_as_without_a_graph() -> Result<()> {
     needs_cuda();
     let runs = both(|config| config.max_steps = Some(107), Precision::Bf16Mixed, one_cycle)?;
     assert_same(&runs);
@@ -265,7 +266,7 @@ fn a_run_ends_after_so_many_steps_as_without_a_graph() -> Result<()> {
     Ok(())
 }
 
-/// Notes the outcome of each step, and the model's first weight where it may.
+/// Records the outcome of each step, and the model's first weight if the callback may read it.
 struct Watch {
     access: StepAccess,
     seen: Rc<RefCell<Vec<String>>>,
@@ -292,7 +293,7 @@ impl Callback for Watch {
         };
         let seen = format!("{} {:?} {outcome:?} {state}", hook.global_step, hook.scale);
         self.seen.borrow_mut().push(seen);
-        // After the 60th step the run is to end.
+        // The run stops after the 60th step.
         Ok(match hook.global_step {
             60 => vec![Action::Stop("enough".to_owned())],
             _ => Vec::new(),
@@ -304,7 +305,7 @@ impl Callback for Watch {
 #[case::late(StepAccess::Late, 60)]
 #[case::each(StepAccess::EachStep, 60)]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_callback_sees_the_steps_it_asks_for(
+fn a_callback_gets_the_access_it_asks_for(
     #[case] access: StepAccess,
     #[case] stopped: u64,
 ) -> Result<()> {
@@ -322,7 +323,7 @@ fn a_callback_sees_the_steps_it_asks_for(
     let (graphed, outcome) = run(Graph::On)?;
     assert_eq!(eager[..], graphed[..eager.len()]);
     assert!(outcome.record.end.replayed > 20);
-    // One who is told late is heard late: after the steps in flight.
+    // A deferred callback runs after the steps in flight.
     let steps = outcome.record.end.global_step;
     match access {
         StepAccess::EachStep => assert_eq!(steps, stopped),
@@ -333,7 +334,7 @@ fn a_callback_sees_the_steps_it_asks_for(
 
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_checkpoint_amid_replays_goes_on_as_if_nothing_had_happened() -> Result<()> {
+fn a_checkpoint_between_replays_resumes_bit_for_bit() -> Result<()> {
     needs_cuda();
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = config(Precision::F16Mixed, Graph::On);

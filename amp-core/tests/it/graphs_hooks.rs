@@ -1,4 +1,4 @@
-//! A derived model's hook after each batch, where steps are CUDA graphs (`AMP_DEVICE=cuda`).
+//! The hook after each batch of a derived model, if steps are CUDA graphs (`AMP_DEVICE=cuda`).
 
 use amp_core::{
     event::Event,
@@ -15,7 +15,7 @@ use crate::support::{
 
 macro_rules! noting {
     ($name:ident, $hook:meta) => {
-        /// Notes the steps and their losses, and logs the losses.
+        /// Records the steps and their losses, and logs the losses.
         #[derive(LightningModule)]
         #[loss(cross_entropy)]
         #[optimizer(adamw, lr = 1e-3)]
@@ -48,7 +48,7 @@ noting!(Late, on_train_batch_end(Self::note, late));
 noting!(Each, on_train_batch_end(Self::note));
 
 #[test]
-fn a_hook_is_late_where_it_says_so() -> Result<()> {
+fn only_a_hook_marked_late_is_deferred() -> Result<()> {
     assert_eq!(Late::builder().build()?.step_access(), StepAccess::Late);
     assert_eq!(Each::builder().build()?.step_access(), StepAccess::EachStep);
     Ok(())
@@ -56,18 +56,18 @@ fn a_hook_is_late_where_it_says_so() -> Result<()> {
 
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_late_hook_is_told_of_each_step_with_its_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
+fn a_late_hook_gets_each_steps_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
     sees_the_same(|| Late::builder().build(), |model| std::mem::take(&mut model.seen), window)
 }
 
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_hook_is_told_of_each_step_with_its_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
+fn a_hook_gets_each_steps_own_loss(#[values(1, 3)] window: i64) -> Result<()> {
     sees_the_same(|| Each::builder().build(), |model| std::mem::take(&mut model.seen), window)
 }
 
-/// What it saw and what was logged are the same without graphs and with several steps in flight;
-/// some steps overflow.
+/// The hook's values and the logged values are the same with several steps in flight as without
+/// graphs, also if some steps overflow.
 fn sees_the_same<M: LightningModule>(
     new: impl Fn() -> Result<M>,
     seen: impl Fn(&mut M) -> Vec<String>,
@@ -97,7 +97,7 @@ fn sees_the_same<M: LightningModule>(
             }
             Ok(())
         };
-        // The last batch is an odd one.
+        // The last batch is smaller.
         let data = same(digits(330)?, 32)?;
         let record = Trainer::new(config).subscribe(&mut listen).fit(&mut model, &data)?;
         Ok::<_, amp_core::Error>((seen(&mut model), logged, record.end))

@@ -1,4 +1,4 @@
-//! What keeps steps from being CUDA graphs, and what is said then.
+//! Reasons why steps cannot be CUDA graphs, and the notes about them.
 
 use amp_core::{
     Hook, Module, Result,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 #[rstest]
-fn timing_may_come_late_and_rates_are_seen_at_each_step() {
+fn the_step_timer_is_deferred_and_the_rate_monitor_is_not() {
     assert_eq!(SpeedBenchmark::new().step_access(), StepAccess::Late);
     assert_eq!(LearningRateMonitor::new().step_access(), StepAccess::EachStep);
 }
@@ -39,7 +39,7 @@ impl Module for Reads {
     }
 }
 
-/// Copies from memory of the host that is not pinned, at which the driver ends a capture.
+/// Copies from host memory that is not pinned, which ends a capture.
 struct Copies;
 
 impl Visit for Copies {
@@ -54,7 +54,7 @@ impl Module for Copies {
     }
 }
 
-/// Saves after each of the first steps.
+/// Saves a checkpoint after each of the first steps.
 struct Saves(std::path::PathBuf);
 
 impl Callback for Saves {
@@ -76,7 +76,7 @@ impl Callback for Saves {
     }
 }
 
-/// A checkpoint is copied to the host by a thread while this one captures the step.
+/// A thread copies a checkpoint to the host while the main thread captures the step.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
 fn saving_does_not_disturb_a_capture() -> Result<()> {
@@ -124,7 +124,7 @@ fn a_step_that_cannot_be_captured_runs_without_a_graph(
             let notes = outcome.record.notes;
             assert_eq!(notes.len(), 1, "{notes:?}");
             assert!(notes[0].contains(why), "{notes:?}");
-            // The attempt left nothing behind, random numbers neither.
+            // The failed attempt leaves nothing behind, including no drawn random numbers.
             assert_eq!(outcome.weights, eager.weights);
         }
     }
@@ -132,7 +132,7 @@ fn a_step_that_cannot_be_captured_runs_without_a_graph(
 }
 
 #[rstest]
-fn a_hand_written_step_says_why_it_is_no_graph() -> Result<()> {
+fn a_note_gives_the_reason_why_a_hand_written_step_is_not_a_graph() -> Result<()> {
     let within = StepAccess::Within("the model is peculiar");
     let run = |graph| {
         let _generator = seeded(7);
@@ -144,14 +144,14 @@ fn a_hand_written_step_says_why_it_is_no_graph() -> Result<()> {
     let cuda = device().is_cuda();
     let why = if cuda { "the model is peculiar" } else { "they need a CUDA device" };
     assert_eq!(text, format!("steps do not run as CUDA graphs: {why}"));
-    // A CPU has no graphs, and nobody needs to be told.
+    // A CPU has no graphs, so no note is needed.
     let notes = run(Graph::Auto)?.record.notes;
     assert_eq!(notes.len(), usize::from(cuda), "{notes:?}");
     Ok(())
 }
 
 #[rstest]
-fn the_memory_of_a_graph_is_given_back() -> Result<()> {
+fn the_memory_of_a_graph_is_released() -> Result<()> {
     let Device::Cuda(_) = device() else { return Ok(()) };
     let run = |graph| -> Result<u64> {
         let mut config = config(Precision::Bf16Mixed, graph);

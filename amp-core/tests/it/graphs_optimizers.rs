@@ -1,5 +1,5 @@
-//! Optimizers that a CUDA graph cannot hold, or not yet: they step behind it, with the same numbers
-//! (`AMP_DEVICE=cuda`).
+//! Optimizers that cannot run inside a CUDA graph, or only after some steps. They run after the
+//! graph, with the same numbers (`AMP_DEVICE=cuda`).
 
 use std::cell::Cell;
 
@@ -29,26 +29,27 @@ fn foreach_sgd(_: &TrainingPlan) -> OptimizerConfig {
     OptimizerConfig::new(Sgd { lr: 1e-2, momentum: 0.9, fused: false, ..Default::default() })
 }
 
-/// The first step of each parameter is another: a graph holds it once all have taken theirs.
+/// The first step of each parameter differs from the others, so the graph contains the optimizer
+/// only after every parameter has had its first step.
 fn damped(_: &TrainingPlan) -> OptimizerConfig {
     let sgd = Sgd { lr: 1e-2, momentum: 0.9, dampening: 0.5, ..Default::default() };
     OptimizerConfig::new(sgd)
 }
 
-/// With overflows, after which a step behind the graph must not be taken.
+/// With overflows: then the optimizer behind the graph must not step.
 #[rstest]
 #[case(foreach_adamw)]
 #[case(foreach_sgd)]
 #[case(damped)]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_step_behind_the_graph_is_the_step(
+fn an_optimizer_behind_the_graph_gives_the_same_step(
     #[case] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
     #[values(Precision::F32True, Precision::F16Mixed)] precision: Precision,
 ) -> Result<()> {
     runs(precision, optimizer, || demo(0.2))
 }
 
-/// A layer that training goes around for so many batches of 32.
+/// A layer that training skips for a number of batches of 32.
 struct Late {
     layer: Linear,
     left: Cell<u64>,
@@ -71,12 +72,13 @@ impl Module for Late {
     }
 }
 
-/// Parameters that have had no gradient when the step is first captured: they take their first step
-/// with the graph, or without it in the last batch of an epoch, which is smaller. From then on the graph
-/// can hold the steps of a damped momentum; a gradient that it does not compute is none.
+/// Parameters without a gradient when the step is first captured. Their first step runs with the
+/// graph, or without a graph in the smaller last batch of an epoch. After that the graph can
+/// contain steps with damped momentum. A gradient that the graph does not compute counts as
+/// missing.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_parameter_may_have_its_first_gradient_late(
+fn a_parameter_may_get_its_first_gradient_after_the_capture(
     #[values(3, u64::MAX)] left: u64,
     #[values(damped, momentum, foreach_sgd)] optimizer: fn(&TrainingPlan) -> OptimizerConfig,
 ) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Averages and gradients in fewer bits as parts of CUDA graphs (`AMP_DEVICE=cuda`).
+//! Optimizer state and gradients in fewer bits inside CUDA graphs (`AMP_DEVICE=cuda`).
 
 use amp_core::{
     Result, TrainerConfig,
@@ -12,11 +12,11 @@ use crate::{
     support::needs_cuda,
 };
 
-/// Averages in fewer bits are stepped as they are, those in bf16 with random numbers that a graph draws
-/// anew.
+/// Optimizer state in fewer bits is updated inside the graph. State in bf16 needs random numbers,
+/// which the graph draws anew in each replay.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn smaller_moments_are_part_of_a_graph(
+fn a_graph_updates_state_in_fewer_bits(
     #[values(Moments::Bf16, Moments::EightBit)] moments: Moments,
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16True)] precision: Precision,
 ) -> Result<()> {
@@ -24,7 +24,7 @@ fn smaller_moments_are_part_of_a_graph(
     let change = |config: &mut TrainerConfig| {
         config.max_epochs = 10;
         config.numerics.moments = moments;
-        // Overflows at first and whenever it has grown for long enough.
+        // Overflows in the first steps, and again each time the scale has grown.
         config.numerics.scaler = GradScalerConfig { growth_interval: 3, ..Default::default() };
         config.numerics.scaler.init_scale = 2.0_f64.powi(26);
     };
@@ -34,10 +34,10 @@ fn smaller_moments_are_part_of_a_graph(
     Ok(())
 }
 
-/// Gradients in 16 bits, too, overflow and all.
+/// The same with gradients in 16 bits, including overflows.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn gradients_in_16_bits_are_part_of_a_graph(
+fn a_graph_uses_gradients_in_16_bits(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
     #[values(Moments::Full, Moments::Bf16, Moments::EightBit)] moments: Moments,
 ) -> Result<()> {

@@ -1,4 +1,5 @@
-//! Folders of images: what is decoded, which files are found, and that workers change nothing.
+//! Folders of images: decoding, the order of files, and the independence from the number of
+//! workers.
 
 use std::{fs, path::Path};
 
@@ -19,7 +20,7 @@ use crate::{
     transforms::{bytes, near, recorded},
 };
 
-/// What Pillow decodes: a PNG to the bit, a JPEG within the rounding of its transform.
+/// A PNG decodes to the same bits as in Pillow, a JPEG to within the rounding of its transform.
 #[rstest]
 #[case("png", 0)]
 #[case("jpeg", 3)]
@@ -47,7 +48,8 @@ fn plain(root: &Path) -> Result<ImageFolder> {
     ImageFolder::open(root, Compose::new().then(Normalize::imagenet()))
 }
 
-/// The order of torchvision's ImageFolder for these names: classes by bytes, files by folder and name.
+/// The order of torchvision's ImageFolder for these names: classes by bytes, then files by folder
+/// and name.
 #[test]
 fn files_have_torchvisions_order() -> Result<()> {
     let folder = folder(&[
@@ -96,13 +98,13 @@ fn files_have_torchvisions_order() -> Result<()> {
 #[case(&["a/1.jpg", "b/x.txt"], "the class `b` has no image (jpg, jpeg, png): add one")]
 #[case(&["1.jpg"], "no folders of classes: put images into a folder for each class")]
 #[case(&["a/1.jpg", "a/2.webp"], "/a/2.webp: an image of another kind than JPEG and PNG: convert it")]
-fn folders_that_cannot_be_are_refused(#[case] files: &[&str], #[case] says: &str) {
+fn invalid_folders_are_refused(#[case] files: &[&str], #[case] says: &str) {
     let folder = folder(files);
     let text = message(plain(folder.path()));
     assert!(text.contains(says), "{text}");
 }
 
-/// A damaged file ends the epoch with its name and number.
+/// A damaged file ends the epoch with an error that has its name and number.
 #[rstest]
 fn a_damaged_file_is_named(#[values(0, 2)] num_workers: usize) -> Result<()> {
     let folder = folder(&["a/1.png", "a/2.png", "b/3.png"]);
@@ -119,7 +121,7 @@ fn a_damaged_file_is_named(#[values(0, 2)] num_workers: usize) -> Result<()> {
 }
 
 #[test]
-fn other_classes_are_refused() -> Result<()> {
+fn folders_with_other_classes_are_refused() -> Result<()> {
     let (one, two) = (folder(&["a/1.png", "b/1.png"]), folder(&["b/1.png"]));
     plain(one.path())?.like(&plain(one.path())?)?;
     let expected = format!(
@@ -132,9 +134,10 @@ fn other_classes_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Augmentation and mixing by any number of workers, in the middle of an epoch as well.
+/// Augmentation and mixing give the same batches with any number of workers, also from the middle
+/// of an epoch.
 #[test]
-fn workers_augment_the_same() -> Result<()> {
+fn augmentation_does_not_depend_on_the_workers() -> Result<()> {
     let names: Vec<String> = (0..14).map(|at| format!("{}/{at}.png", ["a", "b"][at % 2])).collect();
     let folder = folder(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let augment = Compose::new()

@@ -1,4 +1,4 @@
-//! First values against torch.nn.init.
+//! Initial values against torch.nn.init.
 
 use amp_core::{
     Module, Result,
@@ -18,7 +18,7 @@ use crate::support::{
     seeded,
 };
 
-/// The way to draw that a case of the oracle names.
+/// The initializer that a case of the recording names.
 fn named(name: &str) -> Init {
     let kaiming = |a, mode, nonlinearity| Init::KaimingUniform { a, mode, nonlinearity };
     let normal = |mode, nonlinearity| Init::KaimingNormal { a: 0.0, mode, nonlinearity };
@@ -44,14 +44,14 @@ fn named(name: &str) -> Init {
     }
 }
 
-/// Whether the last digits are the CPU's: LAPACK's, and those of MKL's erfinv.
+/// Whether the last digits depend on the CPU: LAPACK's, and MKL's erfinv.
 fn is_of_the_cpu(init: &str) -> bool {
     init == "orthogonal" || init.starts_with("trunc_normal")
 }
 
-/// One seed gives torch's values, made anew and in place.
+/// The same seed gives torch's values, in a new tensor and in place.
 #[test]
-fn values_are_torchs() -> Result<()> {
+fn values_equal_torchs() -> Result<()> {
     let oracle = oracle!("init.json");
     for (name, shapes) in oracle["cases"].as_object().expect("cases") {
         for shape in shapes.as_object().expect("shapes").keys() {
@@ -81,9 +81,9 @@ fn values_are_torchs() -> Result<()> {
     Ok(())
 }
 
-/// A tensor of any dtype and device is given the values of f32 on the CPU, rounded.
+/// A tensor of any dtype and device gets the f32 values drawn on the CPU, rounded.
 #[rstest]
-fn dtype_and_device_change_nothing(
+fn values_do_not_depend_on_dtype_and_device(
     #[values(Kind::Half, Kind::BFloat16, Kind::Double)] kind: Kind,
 ) -> Result<()> {
     let expected = {
@@ -99,7 +99,7 @@ fn dtype_and_device_change_nothing(
 
 /// Rows of a wide matrix and columns of a tall one are orthogonal.
 #[rstest]
-fn orthogonal_is(#[values(3, 7)] rows: i64) -> Result<()> {
+fn orthogonal_matrices_are_orthogonal(#[values(3, 7)] rows: i64) -> Result<()> {
     let _section = seeded(2);
     let tensor = Tensor::zeros([rows, 5], (Kind::Double, Device::Cpu));
     init::orthogonal_(&tensor, 3.0)?;
@@ -110,7 +110,7 @@ fn orthogonal_is(#[values(3, 7)] rows: i64) -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_drawn_is_refused() {
+fn invalid_initializers_are_refused() {
     let refused = |init: Init, shape: &[i64], says: &str| {
         let text = message(init.tensor(shape, Role::Buffer));
         assert!(text.contains(says), "{text}");
@@ -125,7 +125,7 @@ fn what_cannot_be_drawn_is_refused() {
     refused(truncated(9.0, 1.0, -2.0, 2.0), &[4], "more than 2 std outside [a, b]");
 }
 
-/// Layers whose parameters are drawn in other ways than their own.
+/// Layers whose parameters have other initializers than the default.
 #[derive(Module)]
 struct Net {
     #[hparam(default = 0.02)]
@@ -138,9 +138,9 @@ struct Net {
     third: Linear,
 }
 
-/// They have the values that torch's have where nn.init is called on each behind its constructor.
+/// The values equal torch's if nn.init is called on each parameter after its constructor.
 #[test]
-fn attributes_draw_layers() -> Result<()> {
+fn attributes_set_initializers_of_layers() -> Result<()> {
     let oracle = oracle!("init.json");
     let _section = seeded(0);
     let net = Net::builder().build()?;
@@ -151,7 +151,7 @@ fn attributes_draw_layers() -> Result<()> {
         let (name, tensor) = (&parameter.name, &parameter.tensor);
         let expected = text(&oracle["layers"], name);
         if name == "first.weight" {
-            // From trunc_normal.
+            // The output has values of trunc_normal.
             let expected = from_bits(Kind::Float, expected).view_as(tensor);
             assert!(relative(tensor, &expected) < 1e-5, "{name}");
         } else {
@@ -161,7 +161,7 @@ fn attributes_draw_layers() -> Result<()> {
     Ok(())
 }
 
-/// A parameter that the layer has not.
+/// The layer has no such parameter.
 #[derive(Module)]
 struct WithoutBias {
     #[layer(linear(5, 3, bias = false, bias_init = zeros))]
@@ -169,7 +169,7 @@ struct WithoutBias {
 }
 
 #[test]
-fn parameters_that_are_not_there_are_refused() {
+fn initializers_of_missing_parameters_are_refused() {
     assert_eq!(
         message(WithoutBias::builder().build()),
         "`bias_init`: this linear has no parameter `bias`; it has `weight`"

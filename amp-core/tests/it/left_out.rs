@@ -1,5 +1,5 @@
-//! Batches and parts of batches that make one step: its gradient is the large batch's, whatever some
-//! targets count, and what is logged is the step's.
+//! Batches and micro-batches that make up one step. The step's gradient is the gradient of the
+//! large batch, even if some targets are ignored, and the step logs its own values.
 
 use amp_core::{Trainer, TrainerConfig, event::Event, nn, prelude::*, record::RunRecord};
 use rstest::rstest;
@@ -40,8 +40,8 @@ struct OfWeightedClasses {
     head: Linear,
 }
 
-/// Twelve examples in f64; the targets of the first batch of four are left out all, and others here and
-/// there.
+/// Twelve examples in f64. All targets of the first batch of four are ignored, and some of the
+/// others.
 fn examples() -> Result<Batch> {
     let _section = seeded(11);
     let input = Tensor::f_randn([12, 4], (Kind::Float, Device::Cpu))?;
@@ -61,7 +61,7 @@ fn config(window: i64) -> TrainerConfig {
 struct Ran {
     weights: Vec<f64>,
     record: RunRecord,
-    /// Of each step.
+    /// The values of each step.
     logged: Vec<f64>,
     notes: Vec<String>,
 }
@@ -102,10 +102,11 @@ fn of_weighted_classes(room: i64) -> Result<Box<dyn LightningModule>> {
 
 type Build = fn(i64) -> Result<Box<dyn LightningModule>>;
 
-/// transformers#24725: in windows, in parts for want of memory, and both, one step on twelve examples
-/// moves the weights as one batch of twelve does, logs its loss, and is validated alike.
+/// transformers#24725: in windows, in micro-batches for lack of memory, and both, one step on
+/// twelve examples moves the weights as one batch of twelve does, logs the same loss and gives the
+/// same validation.
 #[rstest]
-fn a_window_counts_what_the_loss_counts(
+fn ignored_targets_do_not_count_in_a_window(
     #[values(of_classes as Build, of_weighted_classes as Build)] build: Build,
     #[values((4, 3, 100), (2, 6, 100), (12, 1, 3), (6, 2, 2), (1, 12, 100))] (batch, window, room): (
         i64,
@@ -135,9 +136,9 @@ fn a_window_counts_what_the_loss_counts(
     Ok(())
 }
 
-/// What libtorch computes of the same weights and targets at once.
+/// libtorch's result for the same weights and targets in one batch.
 #[test]
-fn weighted_classes_are_libtorchs() -> Result<()> {
+fn weighted_classes_equal_libtorchs() -> Result<()> {
     let Batch { input, target } = examples()?;
     let weights = Tensor::from_slice(&[0.25_f64, 1.0, 8.0]);
     let logits = input.f_narrow(1, 0, 3)?.f_to_kind(Kind::Double)?;
@@ -164,7 +165,7 @@ fn weighted_classes_are_libtorchs() -> Result<()> {
     Ok(())
 }
 
-/// A loss of the user's own that leaves targets out without saying so.
+/// A loss of the user's own that ignores targets without declaring it.
 #[derive(LightningModule)]
 #[loss(with = |output, target| loss::cross_entropy(output, target))]
 #[optimizer(sgd, lr = 0.5)]
@@ -178,7 +179,7 @@ struct Own {
 }
 
 #[test]
-fn a_loss_of_ones_own_is_told_of() -> Result<()> {
+fn an_own_loss_without_a_declaration_is_noted() -> Result<()> {
     let ran = train(&mut Own::builder().build()?, 6, 2)?;
     assert_eq!(ran.notes.len(), 1);
     assert!(ran.notes[0].contains("say what it counts, as `counts = |target| …`"));
@@ -188,7 +189,7 @@ fn a_loss_of_ones_own_is_told_of() -> Result<()> {
     Ok(())
 }
 
-/// The mean over pairs in a batch: with fewer of them it is another loss.
+/// The mean over pairs in a batch: fewer examples give another loss.
 #[derive(LightningModule)]
 #[loss(with = |output, _| Ok(output.f_matmul(&output.f_tr()?)?.f_mean(output.kind())?), of = batch)]
 #[optimizer(sgd, lr = 0.5)]
@@ -202,14 +203,14 @@ struct Contrastive {
 }
 
 #[test]
-fn a_loss_of_the_whole_batch_never_runs_in_parts() -> Result<()> {
+fn a_loss_of_the_whole_batch_is_never_split() -> Result<()> {
     let said = message(train(&mut Contrastive::builder().room(6).build()?, 12, 1));
     assert!(said.contains("its loss is of the batch as a whole"), "{said}");
     train(&mut Contrastive::builder().build()?, 12, 1)?;
     Ok(())
 }
 
-/// libtorch computes the loss, and refuses its gradient in words that name nothing.
+/// libtorch computes the loss and refuses its gradient with an error that names no tensor.
 #[derive(LightningModule)]
 #[loss(with = |output, target| {
     Ok(output.f_select(1, 0)?.f_mse_loss(target, amp_core::tch::Reduction::Mean)?)
@@ -220,7 +221,7 @@ struct OfIntegers {
     head: Linear,
 }
 
-/// Class weights in a dtype that libtorch does not take.
+/// Class weights in a dtype that libtorch does not support.
 #[derive(LightningModule)]
 #[loss(with = |output, target| {
     let weights = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]);
@@ -269,10 +270,10 @@ struct OfWeights {
     head: Linear,
 }
 
-/// Weights of the data's own count in validation and in the epoch's loss, as in the step; those that mean
-/// nothing are refused.
+/// Weights of examples count in validation and in the epoch's loss as in the step. Invalid weights
+/// are refused.
 #[test]
-fn weights_of_the_data_count_everywhere() -> Result<()> {
+fn weights_of_examples_count_everywhere() -> Result<()> {
     let run = |weights: [f64; 8], batch: i64, window: i64| -> Result<(Vec<f64>, f64, f64)> {
         let _section = seeded(5);
         let mut net = OfWeights::builder().build()?;

@@ -1,4 +1,4 @@
-//! A linear layer under autocast: what its gradients are rounded to.
+//! A linear layer under autocast: the rounding of its gradients.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +17,9 @@ use crate::support::{
     seeded,
 };
 
-/// Input, weight and incoming gradient have 16 bits. The product that is the weight's gradient, and
-/// the sum that is the bias's, are f32 sums on CUDA, and rounded to 16 bits as in PyTorch on the CPU.
-/// The input's gradient is rounded on both.
+/// Input, weight and incoming gradient have 16 bits. The weight's gradient (a product) and the
+/// bias's gradient (a sum) are f32 on CUDA, and rounded to 16 bits on the CPU, as in PyTorch. The
+/// input's gradient is rounded on both.
 #[rstest]
 fn gradients_of_weights_are_f32_sums_on_cuda(
     #[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
@@ -67,9 +67,9 @@ fn gradients_of_weights_are_f32_sums_on_cuda(
     Ok(())
 }
 
-/// A layer that computes in its parameters' own dtype: each gradient is a sum in f32, or f64, that is
-/// rounded once, also with more rows than are summed at once for the bias. The errors of n terms add up
-/// as √n does.
+/// A layer that computes in its parameters' own dtype: each gradient is a sum in f32 or f64 that is
+/// rounded once, also with more rows than one pass sums for the bias. The errors of n terms add up
+/// as √n.
 #[rstest]
 fn gradients_are_rounded_once(
     #[values(
@@ -144,9 +144,9 @@ fn a_layer_has_second_derivatives(#[case] precision: Precision, #[case] bound: f
     Ok(())
 }
 
-/// A backward pass that is a kernel says so, rather than give a constant.
+/// A backward kernel without a second derivative returns an error, not a constant.
 #[test]
-fn a_kernel_has_no_second_derivative() -> Result<()> {
+fn a_kernel_without_a_second_derivative_returns_an_error() -> Result<()> {
     let _generator = seeded(9);
     let policy = Policy::new(Precision::F32True, device());
     let layer = Dropout::new(0.5)?;
@@ -164,10 +164,10 @@ fn a_kernel_has_no_second_derivative() -> Result<()> {
     Ok(())
 }
 
-/// Weights are cast once for a region, all that the last one used together: what the second region
-/// computes is what it would with nothing cast before, and each weight counts as it is then.
+/// At the start of a region, all weights that the previous region used are cast together. The
+/// second region computes the same as without the cache, and each weight has its current value.
 #[rstest]
-fn a_region_casts_the_weights_that_it_finds(
+fn a_region_casts_the_weights_of_the_previous_region_together(
     #[values(Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
 ) -> Result<()> {
     let _generator = seeded(6);
@@ -189,7 +189,7 @@ fn a_region_casts_the_weights_that_it_finds(
         let output = {
             let _region = policy.autocast()?;
             let cx = Context::new(policy, true);
-            // Twice in a region, as micro-batches may be.
+            // Twice in one region, as with micro-batches.
             drop(layers.forward(&input, &cx)?);
             layers.forward(&input, &cx)?
         };

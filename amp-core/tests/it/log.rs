@@ -1,4 +1,4 @@
-//! What steps log and how it is reduced.
+//! Values that steps log, and how they are reduced.
 
 use amp_core::{
     Result,
@@ -16,7 +16,7 @@ fn only(values: Vec<Logged>) -> f64 {
     values[0].value
 }
 
-/// The epoch's value is the mean over examples, so a smaller last batch weighs less.
+/// The epoch's value is the mean over examples, so a smaller last batch has a smaller weight.
 #[test]
 fn the_epochs_mean_weighs_batches_by_their_examples() -> Result<()> {
     let mut log = Log::default();
@@ -27,8 +27,8 @@ fn the_epochs_mean_weighs_batches_by_their_examples() -> Result<()> {
     Ok(())
 }
 
-/// `on_step` and `on_epoch` choose where a value appears; `prog_bar` goes along; the order is that
-/// of the first logging.
+/// `on_step` and `on_epoch` choose where a value appears; `prog_bar` is kept with the value. Values
+/// are in the order in which they were first logged.
 #[test]
 fn options_choose_where_a_value_appears() -> Result<()> {
     let mut log = Log::default();
@@ -44,9 +44,9 @@ fn options_choose_where_a_value_appears() -> Result<()> {
     Ok(())
 }
 
-/// [18]: values are kept in more than the dtype they come in. In f16 a sum of ones stops at 2048.
+/// [18]: values are summed in a wider dtype than their own. In f16 a sum of ones stops at 2048.
 #[test]
-fn f16_values_add_up_in_f64() -> Result<()> {
+fn f16_values_are_summed_in_f64() -> Result<()> {
     let mut log = Log::default();
     let third = Tensor::from(1.0_f32 / 3.0).to_kind(Kind::Half);
     for _ in 0..5000 {
@@ -56,7 +56,7 @@ fn f16_values_add_up_in_f64() -> Result<()> {
     Ok(())
 }
 
-/// A logged loss keeps its number when the model goes on, and holds no graph.
+/// A logged loss is a copy without a graph: later changes of the model do not change it.
 #[test]
 fn a_logged_value_is_a_copy_without_a_graph() -> Result<()> {
     let mut log = Log::default();
@@ -76,7 +76,7 @@ fn only_scalars_can_be_logged() {
     assert_eq!(said, "log `activation`: a logged value is a scalar, got shape [2]");
 }
 
-/// A metric's epoch value comes from the summed counts.
+/// A metric's value for the epoch is computed from the summed counts.
 #[test]
 fn metrics_add_up_their_counts() -> Result<()> {
     let mut log = Log::default();
@@ -109,9 +109,9 @@ impl Metric for Table {
     }
 }
 
-/// Row first, then column, each from 0.
+/// Names have the row first, then the column, each counted from 0.
 #[test]
-fn several_values_are_named_by_their_place() -> Result<()> {
+fn several_values_are_named_by_their_index() -> Result<()> {
     let mut log = Log::default();
     let counts = Tensor::arange(6, (Kind::Double, Device::Cpu));
     log.metric("t", &Table, &counts, &counts, BOTH)?;
@@ -122,7 +122,7 @@ fn several_values_are_named_by_their_place() -> Result<()> {
     Ok(())
 }
 
-/// Counts of another shape are another metric's.
+/// Counts with another shape belong to another metric.
 #[test]
 fn counts_of_another_shape_are_refused() -> Result<()> {
     let mut log = Log::default();

@@ -19,7 +19,8 @@ fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder for the test")
 }
 
-/// One line an event, each the event again to the last digit; single batches are left out.
+/// The file has one line for each event, and each line parses back to the same event, digit for
+/// digit. Events of single batches are left out.
 #[test]
 fn json_lines_are_the_events() -> Result<()> {
     let folder = folder();
@@ -35,8 +36,8 @@ fn json_lines_are_the_events() -> Result<()> {
     Ok(())
 }
 
-/// A row a value: those of the logging interval with the step, those of the epoch with both; the
-/// numbers are exact.
+/// The file has a row for each value: values of the logging interval with the step, values of the
+/// epoch with step and epoch. Numbers are exact.
 #[test]
 fn csv_rows_are_the_logged_values() -> Result<()> {
     let folder = folder();
@@ -73,7 +74,7 @@ fn csv_rows_are_the_logged_values() -> Result<()> {
     Ok(())
 }
 
-/// A name or model with a comma stays one field.
+/// A name or model that contains a comma is one quoted field.
 #[test]
 fn csv_fields_are_quoted() -> Result<()> {
     let folder = folder();
@@ -92,7 +93,7 @@ fn csv_fields_are_quoted() -> Result<()> {
     Ok(())
 }
 
-/// A file that cannot be made is named with the system's reason.
+/// If a file cannot be made, the error has its path and the system's reason.
 #[test]
 fn a_file_that_cannot_be_made_is_named() {
     let folder = folder();
@@ -112,11 +113,11 @@ fn a_file_that_cannot_be_made_is_named() {
     }
 }
 
-/// What an event says in numbers, by the names that the logger documents.
+/// The numbers of each event, under the names that the logger documents.
 #[test]
 fn the_memory_logger_keeps_every_number() -> Result<()> {
     let mut logger = MemoryLogger::default();
-    // A run that is forgotten when the next begins.
+    // The values of a run are dropped when the next run begins.
     run(&mut logger)?;
     let events = run(&mut logger)?;
     let mut expected: BTreeMap<String, Vec<(u64, f64)>> = BTreeMap::new();
@@ -146,9 +147,9 @@ fn the_memory_logger_keeps_every_number() -> Result<()> {
     Ok(())
 }
 
-/// Waits at the first event until the test lets it go on; what it wrote comes out in the end.
+/// Blocks at the first event until the test releases it. The written text is returned at the end.
 struct Gated {
-    /// Gone once it was passed.
+    /// Removed after it was used.
     gate: Option<Receiver<()>>,
     written: Vec<Event>,
     out: Sender<Vec<Event>>,
@@ -164,14 +165,14 @@ impl Sink for Gated {
     }
 
     fn flush(&mut self) -> Result<()> {
-        // The test may have ended.
+        // The test may have ended already.
         let _ = self.out.send(std::mem::take(&mut self.written));
         Ok(())
     }
 }
 
-/// Nothing waits for a sink that is stuck, but the run's end, when everything is written, once and
-/// in order; so it is when the logger is dropped without an end.
+/// A blocked sink does not delay events. Only the end of the run waits until everything is written,
+/// once and in order. Dropping the logger without an end waits too.
 #[test]
 fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     let events = run(&mut |_: &Event| Ok(()))?;
@@ -179,7 +180,7 @@ fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     for ended in [true, false] {
         let ((open, gate), (out, written)) = (channel(), channel());
         let mut logger = Background::start(Gated { gate: Some(gate), written: Vec::new(), out })?;
-        // More than a file's buffer holds, and all while the sink is stuck at the first.
+        // More events than a file's buffer holds, all while the sink is blocked at the first.
         let sent: Vec<&Event> = before.iter().cycle().take(1000).collect();
         sent.iter().try_for_each(|event| logger.on_event(event))?;
         open.send(()).expect("the sink waits");
@@ -195,7 +196,7 @@ fn no_event_waits_for_the_sink_and_none_is_lost() -> Result<()> {
     Ok(())
 }
 
-/// Fails, or panics, at the event of this kind.
+/// Returns an error, or panics, at events of this kind.
 struct Failing {
     at: fn(&Event) -> bool,
     panics: bool,
@@ -215,7 +216,7 @@ impl Sink for Failing {
     }
 }
 
-/// A sink's error ends the run with its own text, whenever it comes; a panic is an error too.
+/// A sink's error ends the run with the sink's text, at any event. A panic becomes an error too.
 #[test]
 fn a_sinks_error_ends_the_run() -> Result<()> {
     let first: fn(&Event) -> bool = |event| matches!(event, Event::FitStart(_));
@@ -234,7 +235,7 @@ fn a_sinks_error_ends_the_run() -> Result<()> {
     Ok(())
 }
 
-/// A full disk is named by the file, however late it is seen.
+/// A full disk is reported with the file's path, even if it is detected late.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_ends_the_run() -> Result<()> {

@@ -1,4 +1,4 @@
-//! How long runs train, what they validate on and when, against counts made by hand.
+//! How long runs train, on which sets they validate and when, against counts made by hand.
 
 use std::time::Duration;
 
@@ -45,9 +45,9 @@ fn ten() -> Result<DataModule> {
     same(constant(20, 3, 1.0)?, 2)
 }
 
-/// The run as one line: `.` for a batch, `v` for a validation within an epoch, `|` and `V|` for the end
-/// of an epoch without and with one, `!` where it was ended.
-fn course(events: &[Event]) -> String {
+/// The run as one line: `.` for a batch, `v` for a validation within an epoch, `|` or `V|` for the
+/// end of an epoch without or with a validation, `!` where the run was stopped.
+fn timeline(events: &[Event]) -> String {
     let part = |event: &Event| match event {
         Event::Batch { .. } => ".",
         Event::Validated(_) => "v",
@@ -63,11 +63,11 @@ fn run(config: &TrainerConfig, data: &DataModule) -> Result<String> {
     let _generator = seeded(0);
     let (events, record) = fit(config, &mut model()?, data);
     record?;
-    Ok(course(&events))
+    Ok(timeline(&events))
 }
 
-/// Lightning's meaning of each option: a fraction counts batches of an epoch, whole numbers optimizer
-/// steps of the run.
+/// Options mean the same as in Lightning: a fraction is a share of the epoch's batches, a whole
+/// number is a number of optimizer steps of the run.
 #[rstest]
 #[case::epoch_ends(Loops::default(), "..........V|..........V|")]
 #[case::quarters(
@@ -110,7 +110,7 @@ fn run(config: &TrainerConfig, data: &DataModule) -> Result<String> {
     Loops { overfit_batches: Some(Limit::Batches(1)), ..Loops::default() },
     ".V|.V|"
 )]
-fn validations_follow_the_steps_they_should(
+fn validations_follow_the_configured_steps(
     #[case] loops: Loops,
     #[case] expected: &str,
 ) -> Result<()> {
@@ -118,8 +118,8 @@ fn validations_follow_the_steps_they_should(
     Ok(())
 }
 
-/// Steps of three batches: a fraction's place within a step is validated after it, and ten batches are
-/// four steps.
+/// Steps of three batches: if a fraction ends within a step, validation runs after the step. Ten
+/// batches are four steps.
 #[rstest]
 #[case(ValCheckInterval::Fraction(0.5), "......v....V|")]
 #[case(ValCheckInterval::Steps(3), ".........v.|")]
@@ -133,15 +133,15 @@ fn accumulated_batches_are_one_step(
     Ok(())
 }
 
-/// A time that has always passed validates after each step; a maximum that has passed ends the run with
-/// the step that is running, and so does a maximum of steps.
+/// An interval that has always passed validates after each step. A maximum time that has passed
+/// ends the run after the current step, and so does a maximum number of steps.
 #[test]
 fn times_and_steps_end_runs() -> Result<()> {
     let every = ValCheckInterval::Time(Duration::from_nanos(1));
     let always = Loops { val_check_interval: every, ..Loops::default() };
     assert_eq!(run(&config(1, always), &same(constant(6, 3, 1.0)?, 2)?)?, ".v.v.v|");
     let at_once = Loops { max_time: Some(Duration::from_nanos(1)), ..Loops::default() };
-    // Before its first step.
+    // Before the first step.
     assert_eq!(run(&config(2, at_once), &ten()?)?, "!");
     let soon = Loops { max_time: Some(Duration::from_secs(3600)), ..Loops::default() };
     assert_eq!(run(&config(1, soon), &ten()?)?, "..........V|");
@@ -150,7 +150,7 @@ fn times_and_steps_end_runs() -> Result<()> {
     Ok(())
 }
 
-/// A set that was never given is never asked for.
+/// Without a validation set no validation runs.
 #[test]
 fn no_validation_set_is_needed() -> Result<()> {
     let data = DataModule::training("examples", constant(20, 3, 1.0)?, 2);
@@ -160,7 +160,7 @@ fn no_validation_set_is_needed() -> Result<()> {
     Ok(())
 }
 
-/// Validation gives what it gives by itself, whenever it comes: the model as that step left it.
+/// Validation within a run gives the same as a separate validation of the model after that step.
 #[test]
 fn a_validation_sees_the_model_of_its_step() -> Result<()> {
     let _generator = seeded(0);
@@ -182,7 +182,7 @@ fn a_validation_sees_the_model_of_its_step() -> Result<()> {
     Ok(())
 }
 
-/// A model trained for so many steps from the seed on.
+/// A model trained for this many steps from the seed.
 fn trained_until(step: u64) -> Result<Model> {
     amp_core::tch::manual_seed(0);
     let mut model = model()?;
@@ -191,8 +191,8 @@ fn trained_until(step: u64) -> Result<Model> {
     Ok(model)
 }
 
-/// Early stopping, the best checkpoint and the plateau look at each validation. The loss never falls, so
-/// that each of the three has moved after two.
+/// Early stopping, the best checkpoint and the plateau schedule act at each validation. The loss
+/// never falls, so each of the three acts after two validations.
 #[test]
 fn callbacks_and_plateau_follow_the_interval() -> Result<()> {
     let _generator = seeded(0);
@@ -214,14 +214,14 @@ fn callbacks_and_plateau_follow_the_interval() -> Result<()> {
         .callback(EarlyStopping::new("val_loss", Mode::Min).patience(2))
         .callback(&mut best)
         .fit(&mut model, &ten()?)?;
-    assert_eq!(course(&events), "..v..v..v!|");
+    assert_eq!(timeline(&events), "..v..v..v!|");
     let name = best.best_model_path().and_then(|path| path.file_name()).expect("a checkpoint");
     assert!(name.to_string_lossy().starts_with("epoch=00-step=000002-val_loss="), "{name:?}");
     Ok(())
 }
 
-/// A plateau's moves by hand: the loss falls, which is worse to it, so that each validation but the first
-/// halves the rate. Validations follow steps 4, 8, 12, 16 and 20.
+/// A plateau schedule with `mode = max` on a falling loss halves the rate at each validation but
+/// the first. Validations follow steps 4, 8, 12, 16 and 20.
 #[test]
 fn a_plateau_moves_at_each_validation() -> Result<()> {
     let _generator = seeded(0);
@@ -238,12 +238,15 @@ fn a_plateau_moves_at_each_validation() -> Result<()> {
     Ok(())
 }
 
-/// What callbacks ask for waits until the run has trained as long as it must.
+/// A callback's request to stop has no effect until the minimum length of the run is reached.
 #[rstest]
 #[case::epochs(Loops { min_epochs: 3, ..Loops::default() }, "..V|..V|..V|!")]
 #[case::steps(Loops { min_steps: 5, ..Loops::default() }, "..V|..V|.!V|")]
 #[case::neither(Loops::default(), "..V|..V|!")]
-fn early_stopping_waits(#[case] loops: Loops, #[case] expected: &str) -> Result<()> {
+fn early_stopping_waits_for_the_minimum_length(
+    #[case] loops: Loops,
+    #[case] expected: &str,
+) -> Result<()> {
     let _generator = seeded(0);
     let mut model = Model::regression(linear(3, 3)?, |_| {
         OptimizerConfig::new(Sgd { lr: 2f64.powi(-100), ..Default::default() })
@@ -257,15 +260,15 @@ fn early_stopping_waits(#[case] loops: Loops, #[case] expected: &str) -> Result<
         .subscribe(&mut listen)
         .callback(EarlyStopping::new("val_loss", Mode::Min).patience(1))
         .fit(&mut model, &same(constant(4, 3, 1.0)?, 2)?)?;
-    assert_eq!(course(&events), expected);
+    assert_eq!(timeline(&events), expected);
     let waits = record.notes.iter().filter(|note| note.contains("training goes on until"));
     assert_eq!(waits.count(), usize::from(loops != Loops::default()));
     Ok(())
 }
 
-/// The model's validation step counts its own calls.
+/// The model counts the calls of its validation step.
 #[test]
-fn sanity_steps_leave_nothing() -> Result<()> {
+fn sanity_steps_leave_no_trace() -> Result<()> {
     let checked = Loops { num_sanity_val_steps: 2, ..Loops::default() };
     let mut weights = Vec::new();
     for loops in [checked, Loops::default()] {
@@ -273,16 +276,16 @@ fn sanity_steps_leave_nothing() -> Result<()> {
         let mut model = model()?;
         let (events, record) = fit(&config(1, loops), &mut model, &ten()?);
         record?;
-        assert_eq!(course(&events), "..........V|");
+        assert_eq!(timeline(&events), "..........V|");
         weights.push(nn::named_tensors(&model).remove(0).1.copy());
     }
     assert_eq!(weights[0], weights[1]);
     Ok(())
 }
 
-/// Three sets, one after the other, each under its name; without one for the first.
+/// Three sets, one after the other, each under its name; the first has no name.
 #[test]
-fn sets_have_names() -> Result<()> {
+fn validation_sets_have_names() -> Result<()> {
     let _generator = seeded(0);
     let sets = |value| constant(4, 3, value);
     let data = DataModule::new("examples", sets(1.0)?, sets(1.0)?, 2)
@@ -299,7 +302,7 @@ fn sets_have_names() -> Result<()> {
     Ok(())
 }
 
-/// Predictions come in order, batch by batch, and are the model's.
+/// Predictions come in order, batch by batch, and equal the model's output.
 #[test]
 fn predictions_are_streamed() -> Result<()> {
     let _generator = seeded(0);
@@ -324,7 +327,7 @@ fn predictions_are_streamed() -> Result<()> {
     Ok(())
 }
 
-/// Options that cannot be meant are refused before anything runs.
+/// Invalid options are refused before anything runs.
 #[rstest]
 #[case(Loops { val_check_interval: ValCheckInterval::Fraction(0.0), ..Loops::default() }, "val_check_interval is 0.0")]
 #[case(Loops { val_check_interval: ValCheckInterval::Steps(0), ..Loops::default() }, "val_check_interval is 0:")]
@@ -333,15 +336,15 @@ fn predictions_are_streamed() -> Result<()> {
 #[case(Loops { limit_train_batches: Limit::Batches(-1), ..Loops::default() }, "limit_train_batches is -1")]
 #[case(Loops { limit_train_batches: Limit::Batches(0), ..Loops::default() }, "no batch to train on")]
 #[case(Loops { fast_dev_run: Some(0), ..Loops::default() }, "fast_dev_run is 0")]
-fn what_cannot_be_meant_is_refused(#[case] loops: Loops, #[case] says: &str) -> Result<()> {
+fn invalid_options_are_refused(#[case] loops: Loops, #[case] says: &str) -> Result<()> {
     let text = message(fit(&config(1, loops), &mut model()?, &ten()?).1);
     assert!(text.contains(says), "{text}");
     Ok(())
 }
 
-/// Texts of the command line.
+/// Texts of command line options.
 #[test]
-fn texts_are_intervals_limits_and_times() -> Result<()> {
+fn options_are_parsed_from_text() -> Result<()> {
     for (text, interval) in [
         ("0.5", ValCheckInterval::Fraction(0.5)),
         ("1.0", ValCheckInterval::Fraction(1.0)),

@@ -1,5 +1,6 @@
-//! Windows and parts of batches weigh by what a loss's mean is over: their gradient is the large batch's, for
-//! every loss with options, and for a loss of one's own; a loss of the whole batch is never taken apart in silence.
+//! Batches of a window and micro-batches are weighted by the number of elements of the loss's mean.
+//! Their gradient equals the large batch's, for every loss with options and for a loss of the
+//! user's own. A loss of the whole batch is never split without a note.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -12,7 +13,7 @@ use rstest::rstest;
 
 use crate::support::{bits::values, device, layers::Room, message, seeded};
 
-/// The mean of the targets' own errors, each by the target's size.
+/// A mean over targets, with weights in proportion to the size of each target.
 #[derive(Debug)]
 struct BySize;
 
@@ -29,12 +30,12 @@ impl Loss for BySize {
 
 type Build = fn(i64) -> Result<Box<dyn LightningModule>>;
 
-/// What classes or outputs count.
+/// The weights of classes or outputs.
 fn rare() -> Tensor {
     Tensor::from_slice(&[0.25_f32, 1.0, 8.0])
 }
 
-/// A model of 4 inputs and 3 outputs with this loss.
+/// A model with 4 inputs and 3 outputs, and this loss.
 macro_rules! model {
     ($build:ident, $name:ident, $($loss:tt)*) => {
         #[derive(LightningModule)]
@@ -68,8 +69,8 @@ model!(by_size, OfSize, value = BySize);
 model!(contrastive, Contrastive, info_nce, temperature = 0.5);
 model!(dice_of_all, DiceOfAll, dice, batch = true);
 
-/// Twelve examples with classes, of which this one is left out all over the first batch, or with three numbers from
-/// 0 to 1.
+/// Twelve examples with classes, where this class is ignored and fills the first batch; or twelve
+/// examples with three numbers from 0 to 1.
 fn examples(ignored: Option<i64>) -> Result<Batch> {
     let _section = seeded(11);
     let input = Tensor::f_randn([12, 4], (Kind::Float, Device::Cpu))?;
@@ -80,7 +81,7 @@ fn examples(ignored: Option<i64>) -> Result<Batch> {
     Batch::new(input, target)
 }
 
-/// One step over the twelve examples: the weights after it, what was logged, and the notes.
+/// One step over the twelve examples: the weights after it, the logged values, and the notes.
 fn run(
     build: Build,
     ignored: Option<i64>,
@@ -112,7 +113,7 @@ fn run(
 }
 
 #[rstest]
-fn a_window_is_the_large_batch(
+fn a_window_equals_the_large_batch(
     #[values(
         (ignoring as Build, Some(2)),
         (smooth as Build, Some(-100)),
@@ -139,9 +140,9 @@ fn a_window_is_the_large_batch(
     Ok(())
 }
 
-/// Half a batch has other negatives, and other sums: it is another loss.
+/// Half a batch has other negatives and other sums, so it has another loss.
 #[rstest]
-fn a_loss_of_the_whole_batch_is_not_taken_apart(
+fn a_loss_of_the_whole_batch_is_not_split(
     #[values(contrastive as Build, dice_of_all as Build)] build: Build,
 ) -> Result<()> {
     let said = message(run(build, None, (12, 1, 6)));
@@ -154,9 +155,9 @@ fn a_loss_of_the_whole_batch_is_not_taken_apart(
     Ok(())
 }
 
-/// Validation runs in parts too where memory is short, but not such a loss.
+/// If memory is short, validation runs in micro-batches too, but not for such a loss.
 #[test]
-fn validation_of_the_whole_batch_is_not_taken_apart() -> Result<()> {
+fn validation_of_a_loss_of_the_whole_batch_is_not_split() -> Result<()> {
     let validate = |build: Build| -> Result<_> {
         let config = TrainerConfig::new(Precision::F64True, Device::Cpu);
         let data = DataModule::new("rows", examples(None)?, examples(None)?, 12);

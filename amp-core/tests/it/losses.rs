@@ -1,4 +1,5 @@
-//! Losses with options are torch's: value, sum, each and gradients in f64, and f32 under autocast.
+//! Losses with options equal torch's: value, sum, single values and gradients in f64, and f32 under
+//! autocast.
 
 use amp_core::{
     Result,
@@ -33,7 +34,7 @@ fn tensor(value: &Value) -> Tensor {
 /// A recorded case as a function of its tensors.
 type Reduced = Box<dyn Fn(&[Tensor], Reduction) -> Result<Tensor>>;
 
-/// A loss of output and target, whose `compute` is also held to the mean.
+/// A loss of output and target, whose `compute` must equal the mean.
 macro_rules! of_two {
     ($loss:expr) => {{
         let loss = $loss;
@@ -120,7 +121,7 @@ fn assert_near(seen: &Tensor, expected: f64, within: f64) {
 
 /// The recorded cases, each in f64 and under autocast.
 #[rstest]
-fn losses_are_torchs(
+fn losses_equal_torchs(
     #[values(
         "cross_entropy",
         "nll_loss",
@@ -185,7 +186,7 @@ fn losses_are_torchs(
     Ok(())
 }
 
-/// Two towers of one model are one output, whatever the target is.
+/// The two towers of a model are one output, for any target.
 #[test]
 fn two_towers_are_one_output() -> Result<()> {
     let of = |seed: i64| Tensor::arange(12, (Kind::Double, Device::Cpu)).sin() * seed as f64;
@@ -196,9 +197,9 @@ fn two_towers_are_one_output() -> Result<()> {
     Ok(())
 }
 
-/// `compute` takes every step of an output as its length.
+/// `compute` uses the length of the output as the length of each example.
 #[test]
-fn ctc_without_lengths_takes_all_steps() -> Result<()> {
+fn ctc_without_lengths_uses_all_steps() -> Result<()> {
     let oracle = oracle!("losses.json");
     let case = list(&oracle, "cases").iter().find(|case| text(case, "loss") == "ctc_loss");
     let case = case.expect("a case");
@@ -211,7 +212,8 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// What would broadcast, or is of no use, is refused with both shapes.
+/// A pair of shapes that libtorch would broadcast or cannot use is refused, and the error has both
+/// shapes.
 #[rstest]
 #[case::cosine(&CosineSimilarity::default(), &[4], &[4], Kind::Float, "both are vectors, [N, D, …]")]
 #[case::info_nce(&InfoNce::default(), &[4, 3], &[5, 3], Kind::Float, "both must have one shape")]
@@ -229,7 +231,7 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     &CrossEntropy { ignore_index: 0, ..Default::default() }, &[4, 3], &[4, 3], Kind::Float,
     "ignore_index leaves out a class of an int64 target"
 )]
-fn what_does_not_fit_is_refused(
+fn shapes_that_do_not_fit_are_refused(
     #[case] loss: &dyn Loss,
     #[case] output: &[i64],
     #[case] target: &[i64],
@@ -255,12 +257,15 @@ fn options_out_of_range_are_refused(#[case] loss: &dyn Loss, #[case] why: &str) 
     assert!(said.contains(why), "{said}");
 }
 
-/// Weights of elements that libtorch would broadcast along another dimension.
+/// Weights of elements that libtorch would broadcast along the wrong dimension.
 #[rstest]
 #[case(&[3], &[4, 3, 3])]
 #[case(&[2, 1], &[4, 3, 3])]
 #[case(&[4, 1, 1, 1], &[4, 3, 3])]
-fn weights_of_elements_have_an_examples_shape(#[case] weight: &[i64], #[case] output: &[i64]) {
+fn weights_of_elements_need_the_shape_of_an_example(
+    #[case] weight: &[i64],
+    #[case] output: &[i64],
+) {
     let output = zeros(output, Kind::Float);
     let loss = BinaryCrossEntropyWithLogits {
         pos_weight: Some(zeros(weight, Kind::Float)),
@@ -270,14 +275,14 @@ fn weights_of_elements_have_an_examples_shape(#[case] weight: &[i64], #[case] ou
     assert!(said.contains("the shape of one example, [3, 3]"), "{said}");
 }
 
-/// A sum of probabilities that is no number would be hidden by `reduction = mean`.
+/// A NaN in a sum of probabilities would be hidden by `reduction = mean`.
 #[test]
 fn a_variance_below_zero_is_refused() {
     let of = zeros(&[4], Kind::Float);
     let loss = GaussianNll::default();
     let said = message(loss.reduced(&of, &of, &(&of - 1.0), Reduction::Mean));
     assert!(said.contains("a variance is at least 0"), "{said}");
-    // −100 is left out, −1 is a mistake.
+    // −100 is ignored, −1 is a mistake.
     let wrong = Tensor::from_slice(&[0_i64, -1]).reshape([1, 2]);
     let said = message(Dice::default().compute(&zeros(&[1, 3, 2], Kind::Float), &wrong));
     assert!(said.contains("-1"), "{said}");

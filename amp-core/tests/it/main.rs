@@ -1,6 +1,6 @@
-//! amp-core held to what the real PyTorch does (`fixtures/oracles`) and to the rules it sets itself.
+//! Compares amp-core with recordings of PyTorch (`fixtures/oracles`) and checks its own rules.
 //!
-//! Numbers in brackets, as in `[5]`, are those of the list of semantics the project follows:
+//! Numbers in brackets, as in `[5]`, refer to the list of semantics in docs/SEMANTICS.md:
 //! PyTorch's rules for the scaler (1 to 9), autocast (10 to 14), the loop (15 to 19).
 
 mod attention;
@@ -57,7 +57,6 @@ mod graphs_storage;
 mod image_folders;
 mod initial_values;
 mod invariants;
-mod islands;
 mod kv_cache;
 mod layer_options;
 mod layers;
@@ -98,6 +97,7 @@ mod random;
 mod real_models;
 mod recovery;
 mod recurrent;
+mod regions;
 mod resume;
 mod resume_files;
 mod resume_with;

@@ -26,7 +26,7 @@ struct Automatic {
     head: Linear,
 }
 
-/// The same model with the trainer's own sequence written out.
+/// The same model, with the trainer's sequence written by hand.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[manual_step(as_the_trainer)]
@@ -61,7 +61,7 @@ fn rows(count: i64) -> Result<DataModule> {
 
 fn config(precision: Precision) -> TrainerConfig {
     TrainerConfig { max_epochs: 3, ..TrainerConfig::new(precision, device()) }.with(|config| {
-        // The first step of a run that scales overflows, and the scale grows soon after.
+        // The first step of a run with a scaler overflows, and the scale grows soon after.
         config.numerics.scaler = GradScalerConfig {
             init_scale: 2f64.powi(20),
             growth_interval: 2,
@@ -74,9 +74,9 @@ fn train(model: &mut dyn LightningModule, config: TrainerConfig) -> Result<RunRe
     Trainer::new(config).fit(model, &rows(16)?)
 }
 
-/// The trainer's sequence by hand gives the trainer's bits: weights, skips, scale, values.
+/// The trainer's sequence written by hand gives the trainer's bits: weights, skips, scale, values.
 #[rstest]
-fn the_trainers_sequence_by_hand_is_the_trainers(
+fn the_trainers_sequence_by_hand_gives_the_trainers_bits(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
 ) -> Result<()> {
     let mut automatic = {
@@ -114,7 +114,8 @@ fn one() -> Result<Linear> {
     Ok(layer)
 }
 
-/// Three steps of one weight for each of the other: the gradient of both is the mean of the input.
+/// Three steps of one weight for each step of the other. The gradient of both is the mean of the
+/// input.
 #[derive(LightningModule)]
 #[manual_step(three_to_one)]
 #[optimizer(sgd, lr = 0.25, params = ["critic.*"])]
@@ -146,10 +147,11 @@ fn columns(input: [f32; 4], target: [f32; 4]) -> Result<DataModule> {
     Ok(DataModule::training("columns", Batch::new(column(input), column(target))?, 1))
 }
 
-/// Each optimizer steps as often as it is told and its schedule with it; the scale moves once a batch.
-/// In the third batch the generator's pass overflows: the critic has stepped, the scale is halved once.
+/// Each optimizer and its schedule step as often as the function calls them; the scale is updated
+/// once for each batch. In the third batch the generator's pass overflows: the critic has stepped,
+/// and the scale is halved once.
 #[test]
-fn optimizers_step_as_often_as_they_are_told() -> Result<()> {
+fn optimizers_step_as_often_as_they_are_called() -> Result<()> {
     let data = columns([1.0; 4], [1.0, 1.0, 3e38, 1.0])?;
     let config = TrainerConfig {
         max_epochs: 1,
@@ -163,7 +165,7 @@ fn optimizers_step_as_often_as_they_are_told() -> Result<()> {
     let mut pair = Pair::builder().build()?;
     let record = Trainer::new(config).fit(&mut pair, &data)?;
     assert_eq!(record.scales, [(2, 16.0), (3, 8.0)]);
-    // A batch counts as a step when any optimizer has stepped.
+    // A batch counts as a step if any optimizer has stepped.
     assert_eq!((record.end.global_step, record.end.skipped), (4, 0));
     let culprits: Vec<Option<&str>> =
         record.skips.iter().map(|skip| skip.culprit.as_deref()).collect();
@@ -174,8 +176,8 @@ fn optimizers_step_as_often_as_they_are_told() -> Result<()> {
     Ok(())
 }
 
-/// WGAN-GP's penalty on a critic w·x: its gradient in x is w, so that the loss (|w| - 1)² has the gradient
-/// 2 (|w| - 1) w / |w|, which only a second derivative gives.
+/// WGAN-GP's penalty for a critic w·x: the gradient with respect to x is w, so the loss (|w| - 1)²
+/// has the gradient 2 (|w| - 1) w / |w|, which needs a second derivative.
 #[derive(LightningModule)]
 #[manual_step(penalized)]
 #[optimizer(sgd, lr = 0.5)]
@@ -225,8 +227,8 @@ fn second_derivatives_reach_the_weights(
     Ok(())
 }
 
-/// While an optimizer is toggled, a backward pass reaches its parameters alone, and all again afterwards,
-/// whatever happened.
+/// While an optimizer is toggled, a backward pass reaches only its parameters. Afterwards it
+/// reaches all again, even after an error.
 #[derive(LightningModule)]
 #[manual_step(toggled)]
 #[optimizer(sgd, lr = 0.25, params = ["critic.*"])]
@@ -256,13 +258,14 @@ fn toggled(chain: &mut Chain, batch: &Batch, step: &mut ManualStep<'_>) -> Resul
 }
 
 #[test]
-fn toggling_leaves_other_parameters_out() -> Result<()> {
+fn toggling_excludes_other_parameters() -> Result<()> {
     let config =
         TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, device()) };
     let mut chain = Chain::builder().build()?;
     Trainer::new(config)
         .fit(&mut chain, &DataModule { batch_size: 4, ..columns([1.0; 4], [0.0; 4])? })?;
-    // Both gradients are the other's weight: critic 1 - 0.25 · 1, then generator 1 - 0.25 · 0.75.
+    // Each gradient is the weight of the other: critic 1 - 0.25 · 1, then generator 1 - 0.25 ·
+    // 0.75.
     assert_eq!(values(chain.critic.weight()), [0.75]);
     assert_eq!(values(chain.generator.weight()), [1.0 - 0.25 * 0.75]);
     Ok(())
@@ -284,7 +287,7 @@ fn idle(_: &mut Idle, _: &Batch, _: &mut ManualStep<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Its validation is its own function's too, so that it has no use for a loss.
+/// Its validation step is a function of its own too, so it needs no loss.
 #[derive(LightningModule)]
 #[manual_step(idle)]
 #[validation_step(Self::measured)]
@@ -312,7 +315,7 @@ fn a_manual_model_validates_by_its_own_function() -> Result<()> {
     Ok(())
 }
 
-/// The first loss of a step has its graph, and nothing behind its backward pass happens.
+/// The first loss of a step has its graph, and the function ends at its backward pass.
 #[test]
 fn a_manual_step_ends_at_its_first_loss() -> Result<()> {
     let policy = Policy::new(Precision::F32True, Device::Cpu);
@@ -330,7 +333,7 @@ fn a_manual_step_ends_at_its_first_loss() -> Result<()> {
     let loss = of(&mut chain)?;
     assert_eq!((loss.double_value(&[]), loss.requires_grad()), (3.0, true));
     loss.backward();
-    // The critic's gradient is what the generator made of 3.
+    // The critic's gradient is the generator's output for 3.
     assert_eq!(values(&chain.critic.weight().grad()), [3.0]);
     assert_eq!(values(chain.critic.weight()), [1.0]);
     let text = message(of(&mut Wrong::builder().build()?));
@@ -340,9 +343,9 @@ fn a_manual_step_ends_at_its_first_loss() -> Result<()> {
     Ok(())
 }
 
-/// What cannot be is refused in one line.
+/// Invalid calls are refused in one line.
 #[test]
-fn what_cannot_be_is_refused() -> Result<()> {
+fn invalid_calls_are_refused() -> Result<()> {
     let fit = |config: TrainerConfig| -> Result<RunRecord> {
         Trainer::new(config).fit(&mut Wrong::builder().build()?, &columns([1.0; 4], [0.0; 4])?)
     };

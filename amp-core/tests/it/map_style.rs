@@ -1,5 +1,5 @@
-//! Sets of one example at a time, read by any number of workers: the same batches, errors with the
-//! example's number, and threads that end.
+//! Data sets of single examples, read by any number of workers: the batches are the same, errors
+//! have the example's number, and threads end.
 
 use std::{
     sync::{
@@ -23,7 +23,7 @@ use tempfile::tempdir;
 
 use crate::support::{bits::values, device, message, seeded};
 
-/// What a set does at one of its examples.
+/// The behaviour of a set at one of its examples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     None,
@@ -31,7 +31,8 @@ enum Fault {
     Panic,
 }
 
-/// Noisy numbers; later examples of a few are ready sooner, so that workers overtake each other.
+/// Noisy numbers. Among a few examples the later ones are ready first, so that workers overtake
+/// each other.
 struct Numbers {
     count: i64,
     noise: f64,
@@ -112,9 +113,9 @@ fn batches_do_not_depend_on_the_workers(
     Ok(())
 }
 
-/// Seed, epoch and number of the example, and nothing else.
+/// The numbers depend only on seed, epoch and the example's number.
 #[test]
-fn an_example_draws_what_its_number_gives() -> Result<()> {
+fn an_examples_draws_depend_on_its_number_alone() -> Result<()> {
     for size in [1, 4, 13] {
         let loader = loader(Numbers::of(13).shared(), size, loading(2, None))?.shuffled(1);
         for (inputs, targets) in batches(&loader, 6, 0)? {
@@ -129,8 +130,8 @@ fn an_example_draws_what_its_number_gives() -> Result<()> {
     Ok(())
 }
 
-/// The batches before the fault come, then the error with the example's number, then nothing; the next
-/// epoch can be read.
+/// The batches before the fault are delivered, then the error with the example's number, then the
+/// end. The next epoch can be read.
 #[rstest]
 #[case(Fault::Error, "example 7 of the data set: the record is unreadable")]
 #[case(Fault::Panic, "example 7 of the data set: the dataset panicked: a bug")]
@@ -156,7 +157,7 @@ fn a_workers_failure_reaches_the_loop(
     Ok(())
 }
 
-/// Batches in the making and those made are no more than asked for.
+/// The number of unfinished and finished batches is limited to the requested number.
 #[rstest]
 #[case(2, Some(3), 3)]
 #[case(3, None, 6)]
@@ -170,14 +171,14 @@ fn workers_are_not_too_far_ahead(
     let read = set.read.clone();
     let loader = loader(set.shared(), 2, loading(workers, prefetch))?;
     let mut furthest = 0;
-    // A thread that copies to a GPU is two batches ahead itself, and holds one.
+    // A thread that copies to a GPU is itself two batches ahead, and holds one.
     let copying = if device().is_cuda() { 3 } else { 0 };
     for (taken, batch) in (1..).zip(loader.epoch(0, 0)?) {
         batch?;
         std::thread::sleep(Duration::from_millis(2));
         furthest = furthest.max(read.load(Ordering::SeqCst) - 2 * taken);
     }
-    // The first batch is read twice at most, to look whether it draws from libtorch.
+    // The first batch may be read twice, because the loader checks whether it draws from libtorch.
     assert!(furthest <= 2 * (most + copying), "{furthest} examples ahead");
     assert!(furthest >= most, "{furthest} examples ahead");
     Ok(())
@@ -206,7 +207,7 @@ fn dropping_an_epoch_ends_its_workers(
     Ok(())
 }
 
-/// Many short epochs, of which each ends somewhere else.
+/// Many short epochs, each of which ends at another point.
 #[test]
 fn workers_never_wait_for_each_other_for_ever() -> Result<()> {
     let set = Numbers { noise: 0.0, ..Numbers::of(6) }.shared();
@@ -227,14 +228,14 @@ fn workers_never_wait_for_each_other_for_ever() -> Result<()> {
     Loading { placement: Placement::Device, ..loading(4, None) },
     "num_workers 4: sets on the device need none; choose placement auto or host"
 )]
-fn loading_that_cannot_be_is_refused(#[case] loading: Loading, #[case] says: &str) {
+fn invalid_loading_options_are_refused(#[case] loading: Loading, #[case] says: &str) {
     let text = message(loader(Numbers::of(4).shared(), 2, loading));
     assert!(text.starts_with(says), "{text}");
 }
 
-/// A set on the device is read once: that is refused where each epoch would have other examples.
+/// A set on the device is read once. It is refused if each epoch would have other examples.
 #[test]
-fn a_set_that_draws_is_not_read_once_for_all() -> Result<()> {
+fn a_set_that_draws_is_refused_on_the_device() -> Result<()> {
     let on_device = Loading { placement: Placement::Device, ..Loading::default() };
     let text = message(loader(Numbers::of(4).shared(), 2, on_device));
     assert!(text.starts_with("placement device reads the dataset once, but it draws"), "{text}");
@@ -244,9 +245,9 @@ fn a_set_that_draws_is_not_read_once_for_all() -> Result<()> {
     Ok(())
 }
 
-/// A set in memory, and one that gathers whole batches, are loaded as without workers.
+/// A set in memory, and a set that gathers whole batches, are loaded as without workers.
 #[test]
-fn whole_batches_are_no_concern_of_workers() -> Result<()> {
+fn workers_do_not_affect_sets_of_whole_batches() -> Result<()> {
     let set = || crate::support::data::numbered(10);
     let expected = batches(&loader(set()?, 3, Loading::default())?.shuffled(2), 1, 0)?;
     let auto = Loading { placement: Placement::Auto, ..loading(3, None) };
@@ -283,10 +284,10 @@ fn weights(net: &Net) -> Vec<f64> {
     nn::parameters(net).iter().flat_map(|own| values(&own.tensor)).collect()
 }
 
-/// The run that goes on from the middle of an epoch ends where the straight one ends, whatever the
-/// numbers of workers; dropout draws from libtorch meanwhile.
+/// A run resumed in the middle of an epoch ends with the same bits as an uninterrupted run, with
+/// any numbers of workers. Meanwhile dropout draws from libtorch.
 #[rstest]
-fn a_resumed_run_equals_the_straight_one(
+fn a_resumed_run_equals_an_uninterrupted_one(
     #[values(4, 6, 9)] steps: u64,
     #[values((0, 7), (2, 0), (7, 2))] workers: (usize, usize),
 ) -> Result<()> {

@@ -1,5 +1,5 @@
-//! Max pooling of images in channels_last and 16 bits on CUDA (`AMP_DEVICE=cuda`) against libtorch's on the
-//! CPU, with equal values, NaN and infinity in windows.
+//! Max pooling of 16-bit images in channels_last on CUDA (`AMP_DEVICE=cuda`) against libtorch on
+//! the CPU. Windows contain equal values, NaN and infinity.
 
 use amp_core::{
     Module, Result,
@@ -20,10 +20,10 @@ fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// The outputs are libtorch's to the bit, and each gradient is that of the same elements.
+/// The outputs have libtorch's bits, and gradients go to the same elements.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn windows_have_their_largest(
+fn outputs_and_gradients_equal_libtorchs(
     #[values(Kind::Half, Kind::BFloat16)] kind: Kind,
     #[values([2, 8, 11, 14], [3, 72, 6, 5], [4, 12, 8, 8])] shape: [i64; 4],
     #[values(
@@ -37,7 +37,7 @@ fn windows_have_their_largest(
 ) -> Result<()> {
     needs_cuda();
     let _generator = seeded(2);
-    // As behind a ReLU, where many values are equal.
+    // Many values are equal, as after a ReLU.
     let input = draw(&shape, kind, 1.0, 0.0).relu();
     let flat = input.view([-1]);
     let _ = flat.get(5).fill_(f64::NAN);
@@ -66,21 +66,21 @@ fn windows_have_their_largest(
     Ok(())
 }
 
-/// Gradients from one that is given for the output, whatever values that has.
+/// The gradients for a given gradient of the output, for any values.
 trait BackwardWith {
     fn backward_with(&self, incoming: &Tensor) -> Result<()>;
 }
 
 impl BackwardWith for Tensor {
     fn backward_with(&self, incoming: &Tensor) -> Result<()> {
-        // A product with NaN or infinity is none in a sum, but its gradient is `incoming`.
+        // A product with NaN or infinity would spoil a sum, but its gradient is `incoming`.
         Ok((self * incoming).f_sum(Kind::Double)?.f_backward()?)
     }
 }
 
-/// On every device a pool without a layout of its own is libtorch's.
+/// On every device a pool without its own layout is computed by libtorch.
 #[test]
-fn elsewhere_it_is_libtorchs() -> Result<()> {
+fn without_channels_last_libtorch_computes_it() -> Result<()> {
     let _generator = seeded(2);
     let cx = Context::new(Policy::new(Precision::F32True, device()), true);
     let pool = MaxPool2d::new(MaxPool2dConfig::new(2))?;

@@ -13,8 +13,8 @@ fn bytes(count: i64) -> Tensor {
     Tensor::empty([count], (Kind::Uint8, Device::Cpu))
 }
 
-/// Tensors that live at once add up; one that is freed makes room for the next; those from before
-/// the measurement do not count, also when they go.
+/// Tensors that exist at the same time add up, and a freed tensor makes room for the next. Tensors
+/// from before the measurement do not count, even if they are freed during it.
 #[test]
 fn the_peak_is_the_most_that_lived_at_once() -> Result<()> {
     let before = bytes(10_000);
@@ -32,7 +32,7 @@ fn the_peak_is_the_most_that_lived_at_once() -> Result<()> {
     Ok(())
 }
 
-/// The dtype shows: f16 takes half of f32.
+/// Sizes depend on the dtype: f16 needs half the memory of f32.
 #[test]
 fn elements_count_in_their_dtypes_size() -> Result<()> {
     for (kind, size) in [(Kind::Half, 2), (Kind::Float, 4), (Kind::Double, 8)] {
@@ -43,10 +43,9 @@ fn elements_count_in_their_dtypes_size() -> Result<()> {
     Ok(())
 }
 
-/// Two measurements, one after the other, have nothing in common; another thread's tensors are its
-/// own.
+/// Two consecutive measurements are independent, and another thread's tensors do not count.
 #[test]
-fn a_measurement_is_its_threads_own() -> Result<()> {
+fn a_measurement_counts_its_own_thread() -> Result<()> {
     {
         let meter = MemoryMeter::start(Device::Cpu)?;
         let _tensor = bytes(5000);
@@ -71,7 +70,7 @@ fn sizes_are_read(#[case] text: &str, #[case] bytes: u64) -> Result<()> {
 }
 
 #[rstest]
-fn what_is_no_size_is_refused(
+fn invalid_sizes_are_refused(
     #[values("", "0", "-1", "GiB", "2 parsecs", "1.2.3MB", "NaN", "0.4")] text: &str,
 ) {
     let expected = format!("`{text}` is not a size in bytes: write it as 500MB, 2GiB or 1048576");

@@ -1,5 +1,5 @@
-//! Metrics in runs: the epoch's value is that of the whole set, whatever the batches, windows and parts, in a run that
-//! is resumed at any step, and in steps that run as CUDA graphs.
+//! Metrics in runs: the epoch's value is the value of the whole set, for any batches, windows and
+//! micro-batches, in a run resumed at any step, and in steps that run as CUDA graphs.
 
 use std::path::{Path, PathBuf};
 
@@ -133,7 +133,7 @@ fn value(record: &RunRecord, name: &str) -> f64 {
 }
 
 #[rstest]
-fn an_epochs_value_is_the_sets(
+fn an_epochs_value_is_that_of_the_whole_set(
     #[values((12, 1, 100), (5, 1, 100), (2, 3, 100), (12, 1, 5))] (batch, window, room): (
         i64,
         i64,
@@ -167,9 +167,9 @@ fn an_epochs_value_is_the_sets(
     Ok(())
 }
 
-/// A metric of several values logs each under its place.
+/// A metric with several values logs each under its index.
 #[test]
-fn several_values_are_logged_by_their_place() -> Result<()> {
+fn several_values_are_logged_by_their_index() -> Result<()> {
     let mut model = OfClasses::builder().build()?;
     let data = DataModule::new("rows", classes()?, classes()?, 5);
     let record = Trainer::new(config(1)).validate(&mut model, &data)?;
@@ -230,7 +230,8 @@ fn of_many_counts() -> Result<Box<dyn LightningModule>> {
     Ok(Box::new(OfManyCounts::builder().build()?))
 }
 
-/// What was kept goes with the checkpoint, also of one from after an epoch's last step, behind which no batch follows.
+/// A checkpoint contains the metric's state, also one saved after an epoch's last step, when no
+/// batch follows.
 #[rstest]
 #[case::rows(of_labels as Build, labels as fn() -> Result<Batch>)]
 #[case::counts(of_classes as Build, classes as fn() -> Result<Batch>)]
@@ -257,7 +258,8 @@ fn a_resumed_run_has_the_epochs_values(
     Ok(())
 }
 
-/// A function is not saved: a step written by hand says how its metric is computed.
+/// Logs a metric by hand. A checkpoint does not save how the metric is computed, so a resumed epoch
+/// without further batches cannot compute it.
 #[derive(LightningModule)]
 #[training_step(Self::step)]
 #[loss(cross_entropy)]
@@ -291,11 +293,11 @@ fn a_metric_that_nothing_computes_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// Counts are added up within the graph, and rows copied behind each replay; also of a step that overflows and runs
-/// again.
+/// Counts are summed inside the graph, and rows are copied after each replay, also in a step that
+/// overflows and is repeated.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_graph_keeps_what_steps_keep(
+fn a_graph_keeps_the_same_state_as_eager_steps(
     #[values(
         (of_classes as Build, classes as fn() -> Result<Batch>),
         (of_labels as Build, labels as fn() -> Result<Batch>),
@@ -308,7 +310,7 @@ fn a_graph_keeps_what_steps_keep(
     needs_cuda();
     let run = |graph: Graph| -> Result<RunRecord> {
         let _section = seeded(3);
-        // Eight times the set: the first steps are no graphs.
+        // Eight times the set, because the first steps are not graphs.
         let eight = |set: Batch| Batch::new(set.input.repeat([8, 1]), repeated(&set.target));
         let data = DataModule::new("rows", eight(set()?)?, set()?, 4);
         let config = TrainerConfig { graph, precision, ..config(window) }.with(|config| {

@@ -25,7 +25,7 @@ fn logits_and_labels(case: &Value) -> (Tensor, Tensor) {
     (logits, Tensor::from_slice(&labels))
 }
 
-/// The metric of these batches, as the trainer takes it: counts added up, then reduced.
+/// The metric of these batches, computed as in the trainer: counts are summed, then reduced.
 fn measure(metric: &dyn Metric, batches: &[(Tensor, Tensor)]) -> Result<f64> {
     let mut merged = None::<MetricState>;
     for (logits, labels) in batches {
@@ -39,7 +39,7 @@ fn measure(metric: &dyn Metric, batches: &[(Tensor, Tensor)]) -> Result<f64> {
     Ok(metric.reduction().compute(&merged.expect("a batch"))?.double_value(&[]))
 }
 
-/// The whole set at once and row by row: nothing depends on how it is cut.
+/// Computed for the whole set at once and row by row: the result does not depend on the batches.
 #[track_caller]
 fn assert_metric(metric: &dyn Metric, case: &Value, expected: &str, what: &str) -> Result<()> {
     let (logits, labels) = logits_and_labels(case);
@@ -54,8 +54,8 @@ fn assert_metric(metric: &dyn Metric, case: &Value, expected: &str, what: &str) 
     Ok(())
 }
 
-/// Absent classes, ties with none, one class predicted: averages run over the classes that occur
-/// among labels or predictions, which is torchmetrics' rule.
+/// Absent classes, ties with `none`, a single predicted class: averages are over the classes that
+/// occur among labels or predictions, which is torchmetrics' rule.
 #[test]
 fn metrics_are_exact_however_the_set_is_cut() -> Result<()> {
     let oracle = oracle!("metrics.json");
@@ -74,7 +74,8 @@ fn metrics_are_exact_however_the_set_is_cut() -> Result<()> {
     Ok(())
 }
 
-/// Batches of unequal size weigh by their examples: a mean of the batches' means would differ.
+/// Batches of unequal size are weighted by their examples; a mean of the batches' means would
+/// differ.
 #[test]
 fn unequal_batches_weigh_by_their_examples() -> Result<()> {
     let oracle = oracle!("metrics.json");
@@ -96,7 +97,7 @@ fn unequal_batches_weigh_by_their_examples() -> Result<()> {
     Ok(())
 }
 
-/// Language models put classes last: `[N, L, C]` against `[N, L]` is the flattened problem.
+/// Language models have classes last: `[N, L, C]` against `[N, L]` equals the flattened problem.
 #[test]
 fn sequences_count_every_position() -> Result<()> {
     let logits =
@@ -108,7 +109,7 @@ fn sequences_count_every_position() -> Result<()> {
     Ok(())
 }
 
-/// Counts are exact in f64 where a sum in the logits' dtype would not be.
+/// Counts are exact in f64; a sum in the dtype of the logits would not be.
 #[test]
 fn f16_logits_are_counted_exactly() -> Result<()> {
     let rows = 5000;
@@ -119,7 +120,7 @@ fn f16_logits_are_counted_exactly() -> Result<()> {
     Ok(())
 }
 
-/// The mean of a function's values is weighed by how many there are, not by batches.
+/// The mean of a function's values is over values, not over batches.
 #[test]
 fn a_mean_is_over_values_and_not_over_batches() -> amp_core::Result<()> {
     use amp_core::metric::Mean;

@@ -1,4 +1,4 @@
-//! Running averages in bf16 and 8 bits: what they hold, what steps on them do, and what they weigh.
+//! Optimizer state in bf16 and 8 bits: its values, the steps with it, and its memory.
 
 use amp_core::{
     Result, TrainerConfig,
@@ -43,16 +43,16 @@ fn draw(count: i64) -> Tensor {
     Tensor::randn([count], (Kind::Float, Device::Cpu)).to(device())
 }
 
-/// The running average of a parameter of `count` elements, whatever it is kept in: 8-bit codes by
-/// the values that the codes of a block stand for, from the smallest to 1.
+/// The running average of a parameter with `count` elements, in any dtype. 8-bit codes are
+/// converted to the values that they represent, from the smallest to 1.
 fn average(optimizer: &dyn Optimizer, name: &str, count: usize) -> Result<Vec<f64>> {
     let state = optimizer.state()?;
     let kept = state.tensor(&format!("{name}/weight"))?;
     let Ok(scales) = state.tensor(&format!("{name}_scale/weight")) else {
         return Ok(values(&kept.to_kind(Kind::Double)));
     };
-    // Of bitsandbytes' dynamic map: decade d of 10^(d-6) has 2^d values on each side of zero, or
-    // 2^(d+1) where there is one side.
+    // bitsandbytes' dynamic map: decade d of 10^(d-6) has 2^d values on each side of zero, or
+    // 2^(d+1) values if there is only one side.
     let signed = name != "exp_avg_sq";
     let mut code: Vec<f64> = (0..7)
         .flat_map(|decade| {
@@ -73,10 +73,10 @@ fn average(optimizer: &dyn Optimizer, name: &str, count: usize) -> Result<Vec<f6
     Ok((0..count).map(value).collect())
 }
 
-/// The averages begin at zero, which every dtype holds: the first step is that in f32, also of a
-/// parameter that is stepped in several pieces.
+/// The averages begin at zero, which every dtype represents exactly. So the first step equals the
+/// step with f32 state, also for a parameter that is updated in several pieces.
 #[rstest]
-fn the_first_step_is_the_one_in_f32(
+fn the_first_step_equals_the_one_in_f32(
     #[values(
         &AdamW::default(),
         &Adam { fused: false, weight_decay: 0.1, ..Default::default() },
@@ -89,14 +89,14 @@ fn the_first_step_is_the_one_in_f32(
 ) -> Result<()> {
     let _generator = seeded(1);
     let (start, grad) = (draw(count), draw(count));
-    // The same kernels as for pieces: of parameters in bf16 that are exact, with masters in f32.
+    // The same kernels as for pieces: for parameters that are exact in bf16, with masters in f32.
     let mut full = build(options, &start, Moments::Full)?;
     step(full.as_mut(), &grad)?;
     for moments in SMALL {
         let mut small = build(options, &start, moments)?;
         step(small.as_mut(), &grad)?;
         let off = (&small.parameters()[0].tensor - &full.parameters()[0].tensor).abs().max();
-        // On CUDA Adam's kernels differ in the last bit.
+        // On CUDA, Adam's kernels differ in the last bit.
         let bound = if device().is_cuda() { 1e-6 } else { 0.0 };
         assert!(off.double_value(&[]) <= bound, "{moments}: {off}");
         let steps = small.state()?.tensor("step/weight").map(|steps| steps.double_value(&[]));
@@ -105,11 +105,11 @@ fn the_first_step_is_the_one_in_f32(
     Ok(())
 }
 
-/// 0.1·g and 0.001·g² after one step of Adam, for gradients over six decades: bf16 is off by less
-/// than a unit in its last place; 8 bits by less than half the distance of a decade's values, from
-/// the block's largest, which is exact.
+/// 0.1·g and 0.001·g² after one step of Adam, for gradients over six decades. In bf16 the error is
+/// less than a unit in the last place. In 8 bits it is less than half the spacing of the decade,
+/// relative to the block's largest value, which is exact.
 #[test]
-fn averages_are_held_as_exactly_as_their_dtype_can() -> Result<()> {
+fn averages_are_as_precise_as_their_dtype() -> Result<()> {
     let _generator = seeded(2);
     let count = 1000;
     let decades = Tensor::rand([count], (Kind::Float, device())) * -6.0;
@@ -149,8 +149,9 @@ fn averages_are_held_as_exactly_as_their_dtype_can() -> Result<()> {
     Ok(())
 }
 
-/// A running square loses a thousandth a step where gradients are zero, far less than a spacing:
-/// bf16 holds that on average, within five standard errors, and 8 bits exactly, with its scale.
+/// If gradients are zero, a running square loses a thousandth in each step, far less than bf16's
+/// spacing. bf16 follows on average, within five standard errors; 8 bits follow exactly, because
+/// their scale is f32.
 #[rstest]
 #[case(Moments::Bf16, 2e-3)]
 #[case(Moments::EightBit, 1e-5)]
@@ -171,10 +172,10 @@ fn a_running_square_decays(#[case] moments: Moments, #[case] error: f64) -> Resu
     Ok(())
 }
 
-/// Gradients of 10⁻⁵ beside one of 1: their squares are far below the smallest code. No weight may
-/// be divided by eps for that.
+/// Gradients of 10⁻⁵ in a block with a gradient of 1: their squares are far below the smallest
+/// code. Even so, no update is divided by eps alone.
 #[test]
-fn small_squares_beside_a_large_one_do_no_harm() -> Result<()> {
+fn small_squares_in_a_block_with_a_large_one_do_no_harm() -> Result<()> {
     let grad = zeros(256, Kind::Float) + 1e-5;
     let _ = grad.narrow(0, 7, 1).fill_(1.0);
     let options = Adam { lr: 1e-3, ..Default::default() };
@@ -187,12 +188,12 @@ fn small_squares_beside_a_large_one_do_no_harm() -> Result<()> {
     Ok(())
 }
 
-/// The state of AdamW in bytes for each weight: 8, 4 and 2.
+/// The state of AdamW needs 8, 4 or 2 bytes for each weight.
 #[rstest]
 #[case(Moments::Full, 8.0)]
 #[case(Moments::Bf16, 4.0)]
 #[case(Moments::EightBit, 2.0 + 2.0 * 4.0 / 256.0)]
-fn moments_weigh_what_they_say(#[case] moments: Moments, #[case] bytes: f64) -> Result<()> {
+fn state_has_the_stated_size(#[case] moments: Moments, #[case] bytes: f64) -> Result<()> {
     let count = 1 << 20;
     let start = zeros(count, Kind::Float);
     let weights = vec![parameter("weight", &start)];
@@ -206,7 +207,7 @@ fn moments_weigh_what_they_say(#[case] moments: Moments, #[case] bytes: f64) -> 
     Ok(())
 }
 
-/// f64 is the reference: its averages stay f64, to the bit.
+/// f64 is the reference: its state stays f64, bit for bit.
 #[test]
 fn averages_of_f64_stay_f64() -> Result<()> {
     let _generator = seeded(4);
@@ -221,11 +222,12 @@ fn averages_of_f64_stay_f64() -> Result<()> {
     Ok(())
 }
 
-/// The trainer's switch reaches the optimizer, and the demo learns as well with it, under f32 and bf16
-/// weights alike: over six seeds the losses at the end are those with full averages to a tenth. Those
-/// of one seed differ by 2 % (standard deviation, of 24), so that this is ten of the mean's.
+/// The trainer's option reaches the optimizer, and the demo learns equally well with it, with f32
+/// and bf16 weights. Over six seeds the mean of the final losses equals the one with f32 state
+/// within a tenth. Final losses of single seeds have a standard deviation of 2 % (24 seeds), so a
+/// tenth is more than ten standard errors of the mean.
 #[rstest]
-fn a_model_learns_as_with_full_moments(
+fn a_model_learns_as_well_as_with_f32_state(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     const SEEDS: [u64; 6] = [1, 2, 3, 4, 5, 6];
@@ -243,7 +245,7 @@ fn a_model_learns_as_with_full_moments(
     Ok(())
 }
 
-/// Of the demo on the digits.
+/// The loss of the demo on the digits.
 fn final_loss(precision: Precision, moments: Moments, seed: u64) -> Result<f64> {
     let _generator = seeded(seed);
     let optimizer = OptimizerConfig::new(AdamW { lr: 3e-3, ..Default::default() });
@@ -259,9 +261,9 @@ fn final_loss(precision: Precision, moments: Moments, seed: u64) -> Result<f64> 
     Ok(record.epochs.last().and_then(|epoch| epoch.value("val_loss")).expect("a loss"))
 }
 
-/// Both ways of saving memory at once: weights in bf16 with masters, averages in 8 bits.
+/// Both ways of saving memory together: weights in bf16 with masters, optimizer state in 8 bits.
 #[test]
-fn masters_go_with_smaller_moments() -> Result<()> {
+fn masters_work_with_state_in_fewer_bits() -> Result<()> {
     let _generator = seeded(6);
     let storage = Storage { weights: WeightUpdate::MasterWeights, moments: Moments::EightBit };
     let start = draw(700).to_kind(Kind::BFloat16);
@@ -275,8 +277,8 @@ fn masters_go_with_smaller_moments() -> Result<()> {
     let weight = &small.parameters()[0].tensor;
     let state = both.state()?;
     let master = state.tensor("master/weight")?;
-    // On CUDA the one is stepped by a kernel that keeps 8 bits itself and rounds elsewhere: a
-    // fiftieth of the way that twenty steps can go.
+    // On CUDA one of the two runs uses a kernel for 8-bit state whose rounding differs: the bound
+    // is a fiftieth of the distance that twenty steps can cover.
     let bound = if device().is_cuda() { 0.02 * 20.0 * 1e-3 } else { 0.0 };
     let off = (master - weight).abs().max().double_value(&[]);
     assert!(off <= bound, "{off}");

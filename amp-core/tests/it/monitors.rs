@@ -1,4 +1,4 @@
-//! The callbacks that measure: memory, speed, learning rates and gradients.
+//! Callbacks that measure memory, speed, learning rates and gradients.
 
 use std::{thread, time::Duration};
 
@@ -29,7 +29,7 @@ fn config(max_epochs: i64) -> TrainerConfig {
         .with(|config| config.logging.log_every_n_steps = 1)
 }
 
-/// Trains on four steps an epoch and gives back all that was logged.
+/// Trains for four steps in each epoch and returns all logged values.
 fn logged(
     config: TrainerConfig,
     model: &mut Model,
@@ -43,7 +43,7 @@ fn logged(
     Ok((history, record))
 }
 
-/// Makes a tensor of so many bytes on the way, and takes its time.
+/// Allocates this many bytes in the forward pass and sleeps.
 struct Burden {
     bytes: i64,
     pause: Duration,
@@ -76,7 +76,7 @@ fn each_epochs_peak_memory_is_logged() -> Result<()> {
     let (history, record) = logged(config(2), &mut model, MemoryMonitor::new())?;
     let peaks = history.get("memory_peak_mib");
     assert_eq!(peaks.len(), 2, "one an epoch");
-    // Other tests allocate on a CUDA device at the same time.
+    // Other tests may allocate on a CUDA device at the same time.
     let most = if device().is_cuda() { 4096.0 } else { 65.0 };
     assert!(peaks.iter().all(|(_, mib)| (63.5..most).contains(mib)), "{peaks:?}");
     assert_eq!(history.last("memory_reserved_mib").is_some(), device().is_cuda());
@@ -84,7 +84,7 @@ fn each_epochs_peak_memory_is_logged() -> Result<()> {
     Ok(())
 }
 
-/// Sleeps are no shorter than asked for: the times are bounded from below by them.
+/// A sleep never ends early, so it bounds the times from below.
 #[test]
 fn each_epochs_and_batchs_time_is_logged() -> Result<()> {
     let _generator = seeded(0);
@@ -114,7 +114,7 @@ fn the_rates_of_every_optimizer_and_group_are_logged() -> Result<()> {
     let (history, _) = logged(config(1), &mut model, LearningRateMonitor::new())?;
     let values =
         |name: &str| -> Vec<f64> { history.get(name).iter().map(|(_, value)| *value).collect() };
-    // What the next step will take: the schedule has already moved.
+    // The rates of the next step: the schedule has already moved.
     assert_eq!(values("lr-SGD/pg1_step"), [0.5, 0.25, 0.125, 0.0625]);
     assert_eq!(values("lr-SGD/pg2_step"), [2.0, 1.0, 0.5, 0.25]);
     let cycle = |plan: &TrainingPlan| {
@@ -131,7 +131,7 @@ fn the_rates_of_every_optimizer_and_group_are_logged() -> Result<()> {
     Ok(())
 }
 
-/// One layer of ones on ones: d/dw of the mean of (4w + b)² is 2·(4w + b)·x / 1, known by hand.
+/// One layer of ones on inputs of ones: d/dw of the mean of (4w + b)² is 2·(4w + b)·x / 1.
 #[test]
 fn gradients_are_described_before_they_are_clipped() -> Result<()> {
     let _generator = seeded(0);
@@ -141,7 +141,7 @@ fn gradients_are_described_before_they_are_clipped() -> Result<()> {
             for parameter in amp_core::nn::parameters(&layer) {
                 let _ = parameter.tensor.shallow_clone().fill_(0.0);
             }
-            // One of four outputs is off its target by one: the others have zero gradients.
+            // One of four outputs differs from its target by one; the others have zero gradients.
             let bias = amp_core::nn::parameters(&layer).remove(1).tensor;
             let _ = bias.select(0, 0).fill_(1.0);
         });
@@ -152,7 +152,7 @@ fn gradients_are_described_before_they_are_clipped() -> Result<()> {
     });
     let (history, _) = logged(config.clone(), &mut model()?, GradientStatistics::new())?;
     let last = |name: &str| history.last(name).expect("a value");
-    // Mean over two examples of four outputs: dL/dy = 2·1/8 an example, x is all ones.
+    // Mean over two examples with four outputs: dL/dy = 2·1/8 for each example, and x is all ones.
     let each = 2.0 / 8.0 * 2.0;
     assert!((last("grad_norm/model.bias_step") - each).abs() < 1e-6);
     assert!((last("grad_norm/model.weight_step") - 2.0 * each).abs() < 1e-6);
@@ -166,7 +166,7 @@ fn gradients_are_described_before_they_are_clipped() -> Result<()> {
     Ok(())
 }
 
-/// A step whose scaled gradients overflow shows how many of them did.
+/// For a step whose scaled gradients overflow, the description counts the overflowed elements.
 #[test]
 fn an_overflow_shows_in_the_gradients_description() -> Result<()> {
     let _generator = seeded(0);

@@ -1,4 +1,4 @@
-//! What batch norm and layer norm cannot normalise.
+//! Inputs that batch norm and layer norm cannot normalize.
 
 use amp_core::{
     Module, Result,
@@ -28,7 +28,7 @@ fn zeros(shape: &[i64]) -> Tensor {
     Tensor::zeros(shape, (Kind::Float, device()))
 }
 
-/// Running mean and variance, and how many batches they have seen.
+/// Running mean and variance, and the number of batches.
 fn statistics(module: &impl nn::Visit) -> Vec<Vec<f64>> {
     named_tensors(module)
         .into_iter()
@@ -37,7 +37,8 @@ fn statistics(module: &impl nn::Visit) -> Vec<Vec<f64>> {
         .collect()
 }
 
-/// As in torch.nn.functional; nothing has changed then. With more values, and in evaluation, it runs.
+/// The errors of torch.nn.functional; the statistics are unchanged. With more values, and in
+/// evaluation, the norm runs.
 #[rstest]
 fn one_value_for_each_channel_is_refused(
     #[values(&[1, 3], &[1, 3, 1], &[1, 3, 1, 1], &[0, 3], &[2, 3, 0])] shape: &[i64],
@@ -83,7 +84,7 @@ fn options_out_of_range_are_refused(#[case] config: BatchNormConfig, #[case] say
     }
 }
 
-/// Norms within an example: of one value they would give their bias, whatever the input is.
+/// Norms over each example: for a single value their output would be the bias, for any input.
 #[rstest]
 fn one_value_within_an_example_is_refused(
     #[values(&[4, 6], &[4, 6, 1], &[1, 6, 1, 1])] shape: &[i64],
@@ -105,7 +106,7 @@ fn one_value_within_an_example_is_refused(
 }
 
 #[rstest]
-fn no_norm_divides_by_nothing(#[values(0.0, -1.0, f64::NAN)] eps: f64) {
+fn a_norm_over_no_values_is_refused(#[values(0.0, -1.0, f64::NAN)] eps: f64) {
     let refused = [
         message(GroupNorm::new(GroupNormConfig { eps, ..GroupNormConfig::new(2, 4) })),
         message(InstanceNorm::new(InstanceNormConfig { eps, ..InstanceNormConfig::new(4) })),

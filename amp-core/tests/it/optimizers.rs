@@ -16,10 +16,10 @@ use crate::support::{
     parameter, set_gradient,
 };
 
-/// f32 on the CPU, constant rates and falling ones: the parameters have torch's bits after 1, 2,
+/// f32 on the CPU, with constant and falling rates: the parameters have torch's bits after 1, 2,
 /// 10, 50 and 200 steps. The kernels differ in the last bit with the CPU's instructions, so the
-/// recording of the set that runs here is the one that counts. Where MKL's square root is not the
-/// recorder's, what takes it is held to a bound instead.
+/// recording of this machine's kernel set is used. If MKL's square root differs from the
+/// recorder's, optimizers with a square root are compared within a bound.
 #[rstest]
 #[case::adamw("AdamW", "fused", 6)]
 #[case::adam("Adam", "fused", 4)]
@@ -57,8 +57,8 @@ fn two_hundred_steps_in_f64_have_torchs_bits(
     replay_all(&oracle!("optimizers_f64.json"), kind, way, count, Kind::Double)
 }
 
-/// Lion moves as its paper says. The tolerances are what 200 roundings of a weight below 2 can
-/// add up to in either dtype.
+/// Lion follows its paper. The tolerances are the largest sum of 200 roundings of a weight below 2
+/// in each dtype.
 #[rstest]
 fn lion_follows_its_paper(#[values(Kind::Double, Kind::Float)] dtype: Kind) -> Result<()> {
     let oracle = oracle!("lion.json");
@@ -82,7 +82,7 @@ fn lion_follows_its_paper(#[values(Kind::Double, Kind::Float)] dtype: Kind) -> R
     Ok(())
 }
 
-/// Replays the cases of the kernel set that runs here, of which there are `count`.
+/// Replays the cases of this machine's kernel set; there must be `count` of them.
 fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) -> Result<()> {
     let way = oracle["same_way"][way].as_str().unwrap_or(way);
     let ours = capability();
@@ -93,7 +93,7 @@ fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) 
         .filter(|case| text(case, "capability") == recorded)
         .collect();
     assert_eq!(cases.len(), count, "every case recorded for {recorded} is replayed");
-    // The fused kernels take the square root by an instruction, and SGD takes none.
+    // The fused kernels use the CPU's square root instruction, and SGD has no square root.
     let same_bits = way == "fused" || kind == "SGD" || takes_the_recorded_roots(oracle, dtype);
     for case in cases {
         replay(oracle, case, dtype, |step, parameters| {
@@ -118,15 +118,15 @@ fn replay_all(oracle: &Value, kind: &str, way: &str, count: usize, dtype: Kind) 
     Ok(())
 }
 
-/// Whether `torch.sqrt` has the recorder's bits here. On the CPU it is MKL's, whose last bit
-/// differs between makers of processors; what follows from it can then only be near.
+/// Whether `torch.sqrt` has the recorder's bits on this machine. On the CPU it is MKL's, whose last
+/// bit depends on the maker of the processor; results that depend on it can only be close.
 fn takes_the_recorded_roots(oracle: &Value, dtype: Kind) -> bool {
     let roots = (Tensor::arange_start(1, 4097, (dtype, Device::Cpu)) / 7.0).sqrt();
     sha256(&roots.to_kind(Kind::Double)) == text(&oracle["sqrt"], name_of(dtype))
 }
 
-/// Within what a last bit in each step's root can add up to in f32: a step is no larger than the
-/// weights, which are below 2.
+/// The largest effect of the last bit of each step's square root in f32: a step is no larger than
+/// the weights, which are below 2.
 #[track_caller]
 fn assert_near(tensor: &Tensor, bits: &str, step: i64, what: &str) {
     let expected = values(&from_bits(tensor.kind(), bits));
@@ -136,7 +136,7 @@ fn assert_near(tensor: &Tensor, bits: &str, step: i64, what: &str) {
     }
 }
 
-/// Takes the recorded steps; `look` sees the parameters after each, which are counted from 1.
+/// Takes the recorded steps and calls `look` with the parameters after each; steps count from 1.
 fn replay(
     oracle: &Value,
     case: &Value,
@@ -203,7 +203,7 @@ fn build(case: &Value) -> Result<Box<dyn BuildOptimizer>> {
     })
 }
 
-/// The defaults are torch.optim's, and Lion's those of its paper.
+/// The defaults are torch.optim's, and Lion's are its paper's.
 #[test]
 fn the_defaults_are_torchs() {
     let (adamw, adam, sgd) = (AdamW::default(), Adam::default(), Sgd::default());
@@ -223,7 +223,7 @@ fn the_defaults_are_torchs() {
 }
 
 /// A parameter whose gradient comes late starts its own count of steps and, with SGD, its own
-/// momentum: each is as it would be alone.
+/// momentum: it moves as it would alone.
 #[rstest]
 #[case::adam(&AdamW::default())]
 #[case::sgd(&Sgd { momentum: 0.9, dampening: 0.5, ..Default::default() })]
@@ -244,13 +244,13 @@ fn a_parameter_without_a_gradient_waits(#[case] options: &dyn BuildOptimizer) ->
     Ok(())
 }
 
-/// RMSprop's first step in closed form: each of its averages is under its own name.
+/// RMSprop's first step in closed form; each of its averages is saved under its own name.
 #[rstest]
 #[case(true, 0.9)]
 #[case(true, 0.0)]
 #[case(false, 0.9)]
 #[case(false, 0.0)]
-fn rmsprops_averages_are_what_they_are_called(
+fn rmsprops_averages_have_the_right_names(
     #[case] centered: bool,
     #[case] momentum: f64,
 ) -> Result<()> {
@@ -276,9 +276,9 @@ fn rmsprops_averages_are_what_they_are_called(
     Ok(())
 }
 
-/// Gradients are the caller's: a step leaves them as they were, in every dtype.
+/// A step does not change the gradients, in any dtype.
 #[rstest]
-fn a_step_leaves_the_gradients(
+fn a_step_does_not_change_gradients(
     #[values(
         &AdamW::default(),
         &AdamW { fused: false, ..Default::default() },
@@ -299,9 +299,9 @@ fn a_step_leaves_the_gradients(
     Ok(())
 }
 
-/// Parameters of several dtypes in one optimizer are stepped each in its own.
+/// One optimizer updates parameters of several dtypes, each in its own dtype.
 #[test]
-fn one_optimizer_steps_several_dtypes() -> Result<()> {
+fn one_optimizer_updates_several_dtypes() -> Result<()> {
     let kinds = [Kind::Float, Kind::Half, Kind::Double, Kind::BFloat16, Kind::Half];
     let one = |kind| Tensor::ones([2], (kind, Device::Cpu));
     let parameters = kinds.iter().map(|kind| parameter("p", &one(*kind))).collect();

@@ -1,11 +1,11 @@
-//! Optimizers' kernels of our own, on CUDA alone (`AMP_DEVICE=cuda`), against libtorch's on the CPU.
+//! Own kernels of optimizers, only on CUDA (`AMP_DEVICE=cuda`), against libtorch on the CPU.
 
 use amp_core::{
     Result,
     hardware::seed_everything,
     nn::Parameter,
     optim::{
-        Abilities, Adafactor, Adam, AdamW, BuildOptimizer, Lamb, Lion, Moments, OnDevice,
+        Adafactor, Adam, AdamW, BuildOptimizer, Capabilities, Lamb, Lion, Moments, OnDevice,
         Optimizer, Rates, RmsProp, Sgd,
     },
     tch::{Device, Kind, Tensor},
@@ -17,8 +17,8 @@ use crate::support::{
     device, needs_cuda, parameter, seeded,
 };
 
-/// More tensors than one start of the kernel takes, of sizes that fill no block, and a matrix whose
-/// gradient lies the other way round. Gradients are at least a half, so that no decay cancels one.
+/// More tensors than one launch of the kernel takes, with sizes that fill no block, and a matrix
+/// with a transposed gradient. Gradients are at least a half, so that no decay cancels one.
 fn tensors(kind: Kind) -> (Vec<Tensor>, Vec<Tensor>) {
     let _generator = seeded(3);
     let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(kind);
@@ -49,7 +49,7 @@ fn build(
     build_with(options, params, device, Moments::Full)
 }
 
-/// Gives the parameters these gradients as they lie.
+/// Gives the parameters these gradients, with their memory layout.
 fn give(parameters: &[Parameter], grads: &[Tensor]) {
     for (parameter, grad) in parameters.iter().zip(grads) {
         let mut own = parameter.tensor.grad();
@@ -82,7 +82,7 @@ fn distances(a: &dyn Optimizer, b: &dyn Optimizer, epsilon: f64) -> Result<[f64;
     Ok([largest(weights(a), weights(b)), largest(states(a)?, states(b)?)])
 }
 
-const ALL: Abilities = Abilities { skips: true, scales: true, captures: true };
+const ALL: Capabilities = Capabilities { skips: true, scales: true, captures: true };
 
 const NESTEROV: Sgd =
     Sgd { lr: 1e-3, momentum: 0.9, dampening: 0.0, weight_decay: 0.1, nesterov: true, fused: true };
@@ -120,7 +120,7 @@ const CENTERED: RmsProp =
 #[case::adafactor(&Adafactor { weight_decay: 0.1, ..Default::default() }, 123)]
 #[case::lamb(&Lamb::default(), 0)]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn steps_on_cuda_are_those_on_the_cpu(
+fn steps_on_cuda_equal_steps_on_the_cpu(
     #[case] options: &dyn BuildOptimizer,
     #[case] longest_sum: i32,
     #[values((Kind::Double, f64::EPSILON), (Kind::Float, f32::EPSILON as f64), (Kind::BFloat16, 0.0078125))]
@@ -157,10 +157,11 @@ fn steps_on_cuda_are_those_on_the_cpu(
     Ok(())
 }
 
-/// A schedule may take the momentum to 0 and back: as in PyTorch the buffers wait meanwhile.
+/// A schedule may set the momentum to 0 and back: meanwhile the buffers do not change, as in
+/// PyTorch.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn buffers_wait_while_there_is_no_momentum() -> Result<()> {
+fn buffers_do_not_change_while_the_momentum_is_zero() -> Result<()> {
     needs_cuda();
     let (params, grads) = tensors(Kind::Float);
     let mut ours = build(&NESTEROV, &params, device())?;
@@ -189,7 +190,7 @@ fn buffers_wait_while_there_is_no_momentum() -> Result<()> {
 #[case::adafactor(&Adafactor::default(), Moments::Full)]
 #[case::lamb(&Lamb::default(), Moments::Full)]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
+fn a_factor_multiplies_gradients_and_a_skipped_step_moves_nothing(
     #[case] options: &dyn BuildOptimizer,
     #[case] moments: Moments,
 ) -> Result<()> {
@@ -198,12 +199,12 @@ fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
     let number = |value: f32| Tensor::from(value).to(device());
     let mut scaled = build_with(options, &params, device(), moments)?;
     let mut plain = build_with(options, &params, device(), moments)?;
-    // Some take their first step by another rule.
+    // The first step of some optimizers follows another rule.
     for optimizer in [&mut scaled, &mut plain] {
         seed_everything(3)?;
         give(optimizer.parameters(), &grads);
         optimizer.step()?;
-        assert_eq!(optimizer.abilities(), ALL);
+        assert_eq!(optimizer.capabilities(), ALL);
     }
     let state = |optimizer: &dyn Optimizer| -> Result<Vec<String>> {
         let state = optimizer.state()?;
@@ -232,10 +233,10 @@ fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
     Ok(())
 }
 
-/// What the device can do by itself, before the first step and after one in which the second
-/// parameter had no gradient: on CUDA everything but by libtorch's kernels; on the CPU libtorch's
-/// fused ones can leave a step out. Only a damped momentum's first step is another, which the host
-/// has to know of.
+/// The capabilities of an optimizer on the device, before the first step and after one in which the
+/// second parameter had no gradient. Our kernels on CUDA have all capabilities, libtorch's have none.
+/// On the CPU, libtorch's fused kernels can skip a step. SGD with dampening has the capabilities only
+/// after each parameter's first step, which follows another rule.
 #[rstest]
 #[case::adamw(&AdamW::default(), true, [true; 3])]
 #[case::sgd(&NESTEROV, true, [true; 3])]
@@ -246,7 +247,7 @@ fn a_factor_multiplies_gradients_and_a_void_step_moves_nothing(
 #[case::lamb(&Lamb::default(), false, [true; 3])]
 #[case::adamw_foreach(&AdamW { fused: false, ..Default::default() }, false, [false; 3])]
 #[case::sgd_foreach(&Sgd { fused: false, ..NESTEROV }, false, [false; 3])]
-fn what_an_optimizer_can_do(
+fn each_optimizer_declares_its_capabilities(
     #[case] options: &dyn BuildOptimizer,
     #[case] skips_on_the_cpu: bool,
     #[case] can: [bool; 3],
@@ -255,26 +256,26 @@ fn what_an_optimizer_can_do(
     let all = if device().is_cuda() {
         ALL
     } else {
-        Abilities { skips: skips_on_the_cpu, ..Abilities::default() }
+        Capabilities { skips: skips_on_the_cpu, ..Capabilities::default() }
     };
-    let expected = |can: bool| if can { all } else { Abilities::default() };
+    let expected = |can: bool| if can { all } else { Capabilities::default() };
     let mut optimizer = build(options, &params[..2], device())?;
-    assert_eq!(optimizer.abilities(), expected(can[0]), "before the first step");
+    assert_eq!(optimizer.capabilities(), expected(can[0]), "before the first step");
     for (stepped, can) in (1..).zip(&can[1..]) {
         give(&optimizer.parameters()[..stepped], &grads[..stepped]);
         optimizer.step()?;
-        assert_eq!(optimizer.abilities(), expected(*can), "after step {stepped}");
+        assert_eq!(optimizer.capabilities(), expected(*can), "after step {stepped}");
     }
     Ok(())
 }
 
-/// With rates of zero the averages are the gradient and its square, which both devices have to the bit,
-/// and so their scales. Their codes are the same but where a value lies between two, within a rounding:
-/// over all decades, of blocks that are full and that are not, of zeros, and where the gradient lies the
-/// other way round or off a vector's place.
+/// With rates of zero the averages are the gradient and its square, which have the same bits on
+/// both devices, and so have their scales. Codes may differ only if a value is within a rounding of
+/// the middle between two codes. Tested over all decades, for full and partial blocks, for zeros,
+/// and for gradients that are transposed or not aligned.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn codes_are_those_of_the_cpu() -> Result<()> {
+fn codes_equal_the_cpus() -> Result<()> {
     needs_cuda();
     let _generator = seeded(4);
     let draw = |count: i64| {
@@ -310,9 +311,9 @@ fn codes_are_those_of_the_cpu() -> Result<()> {
     Ok(())
 }
 
-/// libtorch's kernels on the CPU can leave a step out, but no more.
+/// libtorch's kernels on the CPU can skip a step and have no other capability.
 #[rstest]
-fn what_an_optimizer_cannot_do_is_refused() -> Result<()> {
+fn a_missing_capability_is_refused() -> Result<()> {
     let (params, _) = tensors(Kind::Float);
     let number = Tensor::from(1.0_f32);
     let mut optimizer = build(&AdamW { fused: false, ..Default::default() }, &params, Device::Cpu)?;

@@ -1,4 +1,4 @@
-//! Adam on f16 parameters, where torch's own runs away or freezes (Lightning #20619).
+//! Adam on f16 parameters, for which torch's Adam diverges or freezes (Lightning #20619).
 
 use amp_core::{
     Result,
@@ -10,7 +10,7 @@ use rstest::rstest;
 
 use crate::support::{bits::values, parameter, set_gradient};
 
-/// Adam in f64, written down from its definition, but for the weight, which is f16.
+/// Adam in f64 from its definition; only the weight is f16.
 struct Reference {
     options: AdamW,
     decoupled: bool,
@@ -38,13 +38,14 @@ impl Reference {
     }
 }
 
-/// With the default eps, for gradients from the smallest f16 holds to the largest that training
-/// sees: f16 parameters follow Adam in f64. The tolerance is four units in the last place of a
-/// parameter below 1: one is lost wherever f32 and f64 round to different neighbours.
+/// With the default eps, f16 parameters follow Adam in f64, for gradients from the smallest f16
+/// number to the largest that occur in training. The tolerance is four units in the last place of a
+/// parameter below 1: one unit is lost wherever f32 and f64 round to different neighbours.
 ///
-/// With moments in f16 this fails at both ends: the running square of gradients under 5e-3 is
-/// zero, so the update is divided by eps; that of gradients above 256 is infinite, so the
-/// parameter stops for good. (A first design kept them in f16 times 2⁸, and froze at 1.)
+/// With state in f16 this fails at both ends. The running square of gradients under 5e-3 is
+/// zero, so the update is divided by eps. The running square of gradients above 256 is infinite, so
+/// the parameter freezes. (An earlier design kept the state in f16 times 2⁸, and froze at gradients
+/// of 1.)
 #[rstest]
 fn f16_parameters_follow_adam_in_f64(
     #[values(6e-8, 1e-5, 1e-3, 0.1, 1.0, 2.0, 40.0, 300.0, 3e4)] size: f64,
@@ -53,7 +54,7 @@ fn f16_parameters_follow_adam_in_f64(
     const STEPS: i32 = 400;
     let options = AdamW { lr: 1e-3, weight_decay: 1e-2, ..Default::default() };
     let AdamW { lr, betas, eps, weight_decay, fused } = options;
-    // One sign for the first element; two that alternate for the second, as noise does.
+    // The first element's gradients have one sign; the second element's alternate, like noise.
     let start = [0.5, -0.25];
     let start_tensor = Tensor::from_slice(&start).to_kind(Kind::Half);
     let parameters = vec![parameter("p", &start_tensor)];
@@ -92,9 +93,10 @@ fn f16_parameters_follow_adam_in_f64(
     Ok(())
 }
 
-/// Large f16 parameters are widened in parts; the parts are stepped alike, once each.
+/// Large f16 parameters are converted to f32 in pieces; each piece is updated once, in the same
+/// way.
 #[test]
-fn f16_parameters_beyond_one_part_are_all_stepped_once() -> Result<()> {
+fn every_piece_of_a_large_f16_parameter_is_updated_once() -> Result<()> {
     let sizes = [3_000_000, 5, 2_000_000, 5_000_000, 7];
     let parameters: Vec<_> = sizes
         .iter()
@@ -113,7 +115,7 @@ fn f16_parameters_beyond_one_part_are_all_stepped_once() -> Result<()> {
     Ok(())
 }
 
-/// The user is told what differs from PyTorch, once and only where it does.
+/// A note explains the difference from PyTorch, once and only for f16 parameters.
 #[test]
 fn only_f16_parameters_get_a_note() -> Result<()> {
     let note = |kind| -> Result<Option<String>> {

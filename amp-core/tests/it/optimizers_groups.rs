@@ -1,4 +1,4 @@
-//! Parameter groups, and several optimizers over one backward pass.
+//! Parameter groups, and several optimizers that share one backward pass.
 
 use amp_core::{
     nn::Role,
@@ -33,14 +33,14 @@ fn train(optimizer: &mut dyn amp_core::optim::Optimizer, from: &[&str]) -> Resul
     Ok(())
 }
 
-/// Each group moves as its parameters alone would under an optimizer with its options.
+/// Each group moves like its parameters alone under an optimizer with the group's options.
 #[rstest]
 #[case::adamw(AdamW::default(), AdamW { lr: 0.1, weight_decay: 0.0, betas: (0.5, 0.9), ..Default::default() })]
 #[case::adam(Adam { fused: false, ..Default::default() }, Adam { weight_decay: 0.1, eps: 1e-3, fused: false, ..Default::default() })]
 #[case::sgd(Sgd { lr: 0.1, ..Default::default() }, Sgd { lr: 0.1, momentum: 0.9, dampening: 0.1, ..Default::default() })]
 #[case::rmsprop(RmsProp::default(), RmsProp { momentum: 0.9, centered: true, ..Default::default() })]
 #[case::lion(Lion::default(), Lion { betas: (0.5, 0.5), ..Default::default() })]
-fn a_group_is_an_optimizer_of_its_own<O>(#[case] base: O, #[case] other: O) -> Result<()>
+fn a_group_moves_like_an_optimizer_of_its_own<O>(#[case] base: O, #[case] other: O) -> Result<()>
 where
     O: BuildOptimizer + Copy,
     ParamGroups<O>: BuildOptimizer,
@@ -65,10 +65,10 @@ where
     Ok(())
 }
 
-/// Rates are told group by group, the optimizer's own first; a group that takes every parameter
-/// leaves none for those.
+/// Rates are reported by group, the optimizer's own first. A group that contains every parameter
+/// leaves none for the optimizer's own.
 #[test]
-fn rates_are_told_by_optimizer_and_group() -> Result<()> {
+fn rates_are_reported_by_optimizer_and_group() -> Result<()> {
     let adamw = AdamW::default();
     let config = |groups: ParamGroups<AdamW>| OptimizerConfig::new(groups);
     let configs = vec![
@@ -107,7 +107,7 @@ fn rates_are_told_by_optimizer_and_group() -> Result<()> {
     Ok(())
 }
 
-/// What does not divide the parameters up is refused, by name.
+/// An invalid division of parameters is refused, with their names.
 #[rstest]
 #[case(&[Some("tail.*"), None], "no parameter matches `tail.*`: they are called `body.0.weight`, ")]
 #[case(&[Some("body.*"), Some("*.bias"), None], "`body.0.bias` would be trained by two optimizers")]
@@ -115,7 +115,7 @@ fn rates_are_told_by_optimizer_and_group() -> Result<()> {
 #[case(&[None, None], "two optimizers would take all parameters")]
 #[case(&[Some("*"), None], "nothing is left to train for the optimizer without patterns")]
 #[case(&[], "`body.0.weight` would be trained by no optimizer")]
-fn optimizers_divide_the_parameters(#[case] params: &[Option<&str>], #[case] says: &str) {
+fn each_parameter_has_one_optimizer(#[case] params: &[Option<&str>], #[case] says: &str) {
     let config = |params: &Option<&str>| {
         let config = OptimizerConfig::new(Sgd::default());
         match params {
@@ -132,7 +132,7 @@ fn optimizers_divide_the_parameters(#[case] params: &[Option<&str>], #[case] say
 #[case(&["norm.bias"], &["*.bias"], "no parameter matches `norm.bias`")]
 #[case(&["body.*"], &["*.bias"], "`body.0.bias` is in two parameter groups")]
 #[case(&[], &["*.bias"], "parameters are chosen by no pattern")]
-fn groups_divide_the_parameters(#[case] one: &[&str], #[case] other: &[&str], #[case] says: &str) {
+fn each_parameter_has_one_group(#[case] one: &[&str], #[case] other: &[&str], #[case] says: &str) {
     let patterns = |patterns: &[&str]| patterns.iter().map(|p| (*p).to_owned()).collect::<Vec<_>>();
     let groups = ParamGroups::new(Sgd::default())
         .group(patterns(one), Sgd::default())
@@ -141,7 +141,7 @@ fn groups_divide_the_parameters(#[case] one: &[&str], #[case] other: &[&str], #[
     assert!(said.contains(says), "{said}");
 }
 
-/// A state of other groups is refused.
+/// A state with other groups is refused.
 #[test]
 fn another_number_of_groups_is_refused() -> Result<()> {
     let saved: State = Sgd::default().build(parameters())?.state()?;
@@ -187,8 +187,8 @@ struct TwoFactors {
     second: Factor,
 }
 
-/// [2] [5] [6] Two optimizers share a backward pass, and the scaler one update: the tracker
-/// counts steps, not optimizers, and an overflow in one of them halves the scale once. Then neither
+/// [2] [5] [6] Two optimizers share a backward pass, and the scaler one update: its tracker counts
+/// steps, not optimizers. An overflow in one of them halves the scale once; then neither optimizer
 /// steps, and neither schedule moves.
 #[test]
 fn optimizers_share_one_update() -> Result<()> {
@@ -216,8 +216,8 @@ fn optimizers_share_one_update() -> Result<()> {
     Ok(())
 }
 
-/// A plateau seen by the trainer: the loss never improves on its first value, so that the rate
-/// falls after `patience` and one more epochs; the values are those of the validation.
+/// A plateau schedule in the trainer: the loss never improves, so the rate falls after `patience` +
+/// 1 more epochs. Its values are the validation's.
 #[derive(LightningModule)]
 #[loss(with = |output, _| Ok(output.f_mean(None)?.f_mul_scalar(0.0)?))]
 #[optimizer(sgd, lr = 1.0)]

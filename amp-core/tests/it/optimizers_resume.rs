@@ -1,4 +1,4 @@
-//! What optimizers and schedules save, and going on from it.
+//! The state that optimizers and schedules save, and resuming from it.
 
 use amp_core::{
     Result,
@@ -94,8 +94,8 @@ fn start(kind: Kind) -> Vec<Tensor> {
     SHAPES.iter().map(|shape| lcg.tensor(shape, 128.0).to_kind(kind).to_device(device())).collect()
 }
 
-/// Takes these steps with recorded-like gradients; the last parameter gets its first one in the
-/// hundredth step, so that a state can be saved in which it has none yet.
+/// Takes these steps with gradients like the recorded ones. The last parameter gets its first
+/// gradient in step 100, so that a state without one can be saved.
 fn train(scheduled: &mut Scheduled, steps: std::ops::Range<u64>) -> Result<()> {
     for step in steps {
         let mut lcg = Lcg(1000 + step);
@@ -125,7 +125,7 @@ fn weights(scheduled: &Scheduled) -> Vec<Tensor> {
     parameters.map(|parameter| parameter.tensor.detach().copy()).collect()
 }
 
-/// The state as a file keeps it: its own tensors on the CPU, its values as JSON text.
+/// The state as read from a file: its own tensors on the CPU, its values as JSON text.
 fn through_a_file(state: &State) -> State {
     let mut read = State::default();
     for (name, tensor) in state.tensors() {
@@ -139,10 +139,10 @@ fn through_a_file(state: &State) -> State {
     read
 }
 
-/// 200 steps, and 100, saving, loading into a new optimizer and another 100: the same bits in
-/// every weight, in all state and in the rates.
+/// 200 steps, compared with 100 steps, saving, loading into a new optimizer and another 100: every
+/// weight, all state and the rates have the same bits.
 #[rstest]
-fn going_on_from_a_saved_state_is_not_having_stopped(
+fn resuming_from_a_saved_state_gives_the_same_bits(
     #[values(
         "adamw",
         "adamw_foreach",
@@ -173,9 +173,10 @@ fn going_on_from_a_saved_state_is_not_having_stopped(
     goes_on_alike(|| schedule(rates, optimizer(kind)), dtype, WeightUpdate::default())
 }
 
-/// So with masters, which are saved; and with random rounding, when the generator goes on alike.
+/// The same with masters, which are saved, and with random rounding, if the generator is in the
+/// same state.
 #[rstest]
-fn going_on_with_every_weight_update(
+fn resuming_works_with_every_weight_update(
     #[values(
         "adamw",
         "adamw_foreach",
@@ -193,9 +194,9 @@ fn going_on_with_every_weight_update(
     goes_on_alike(|| schedule("cosine", optimizer(kind)), Kind::BFloat16, update)
 }
 
-/// So with running averages in fewer bits; bf16's are rounded at random.
+/// The same with optimizer state in fewer bits; bf16 state is rounded at random.
 #[rstest]
-fn going_on_with_smaller_moments(
+fn resuming_works_with_state_in_fewer_bits(
     #[values(
         "adamw",
         "adamw_foreach",
@@ -214,9 +215,9 @@ fn going_on_with_smaller_moments(
     goes_on_alike(|| schedule("cosine", optimizer(kind)), dtype, moments)
 }
 
-/// So with parameter groups, each with its own state and rate.
+/// The same with parameter groups, each with its own state and rate.
 #[test]
-fn going_on_with_parameter_groups() -> Result<()> {
+fn resuming_works_with_parameter_groups() -> Result<()> {
     let config = || {
         let base = Sgd { lr: 0.1, momentum: 0.9, ..Default::default() };
         let groups = ParamGroups::new(base)
@@ -260,7 +261,7 @@ fn goes_on_alike(
     Ok(())
 }
 
-/// The names are PyTorch's state keys, then the parameter's dotted name.
+/// The names are PyTorch's state keys followed by the parameter's dotted name.
 #[test]
 fn state_is_named_as_in_pytorch() -> Result<()> {
     let adam = built(schedule("cosine", optimizer("adamw")), &start(Kind::Float))?.state()?;
@@ -277,7 +278,7 @@ fn state_is_named_as_in_pytorch() -> Result<()> {
     Ok(())
 }
 
-/// A state that does not fit is refused before anything is changed.
+/// An invalid state is refused before anything is changed.
 #[rstest]
 #[case::another_optimizer("adam", "constant", SHAPES.to_vec(), Kind::Float, "is of Adam, but AdamW would load it")]
 #[case::another_schedule("adamw", "step", SHAPES.to_vec(), Kind::Float, "of StepLR, but CosineAnnealingLR")]
@@ -310,7 +311,7 @@ fn another_state_is_refused_and_changes_nothing(
     Ok(())
 }
 
-/// A value of another type is refused too.
+/// A value of the wrong type is refused too.
 #[test]
 fn a_value_of_another_type_is_refused() -> Result<()> {
     let mut optimizer = AdamW::default().build(vec![parameter("p", &Tensor::from(1.0_f32))])?;

@@ -1,5 +1,5 @@
-//! Optimizers whose rule needs whole parameters: Muon and Adafactor against 50 recorded steps of torch.optim, LAMB against
-//! its paper; what they keep, refuse and leave alone.
+//! Optimizers whose rule needs whole parameters: Muon and Adafactor against 50 recorded steps of
+//! torch.optim, LAMB against its paper. Also their state and their refusals.
 
 use amp_core::{
     Result,
@@ -53,7 +53,7 @@ fn built(case: &Value) -> Box<dyn BuildOptimizer> {
     }
 }
 
-/// The parameters of a case, and the generator that goes on with their gradients.
+/// The parameters of a case, and the generator from which their gradients follow.
 fn start(oracle: &Value, case: &Value, kind: Kind) -> (Vec<Parameter>, Lcg) {
     let mut lcg = Lcg(integer(oracle, "seed") as u64);
     let drawn = shapes(case).into_iter().enumerate().map(|(at, shape)| {
@@ -79,8 +79,8 @@ fn take_step(optimizer: &mut dyn Optimizer, lcg: &mut Lcg, factor: f64) -> Resul
     optimizer.step()
 }
 
-/// How far weights may be from the recorded ones. Muon's iteration has bfloat16's rounding, in which products of other
-/// processors differ; its matrices have entries below 1.
+/// The tolerance for weights. Muon's iteration rounds to bfloat16, in which products differ between
+/// processors; the entries of its matrices are below 1.
 fn bound(case: &Value, kind: Kind, step: i64) -> f64 {
     let rounding = match text(case, "optimizer") {
         "Muon" => {
@@ -92,7 +92,7 @@ fn bound(case: &Value, kind: Kind, step: i64) -> f64 {
     step as f64 * (rounding + rounding_of(kind))
 }
 
-/// That of a step in this dtype.
+/// The tolerance for a step in this dtype.
 fn rounding_of(kind: Kind) -> f64 {
     8.0 * if kind == Kind::Double { f64::EPSILON } else { f64::from(f32::EPSILON) }
 }
@@ -107,12 +107,12 @@ fn assert_near(seen: &Tensor, expected: &Tensor, bound: f64, what: &str) {
     }
 }
 
-/// Parameters after 1, 2, 10 and 50 steps, and the state after 10 under its name, within rounding.
+/// Parameters after 1, 2, 10 and 50 steps, and the named state after 10, within rounding.
 #[rstest]
 #[case("Muon", 5)]
 #[case("Adafactor", 5)]
 #[case("LAMB", 4)]
-fn fifty_steps_are_the_recorded_ones(
+fn fifty_steps_equal_the_recorded_ones(
     #[case] name: &str,
     #[case] count: usize,
     #[values(Kind::Float, Kind::Double)] kind: Kind,
@@ -147,7 +147,7 @@ fn fifty_steps_are_the_recorded_ones(
             for (at, kept) in list(case, "state_10").iter().enumerate() {
                 for (slot, bits) in kept.as_object().expect("slots") {
                     let (path, expected) = (format!("{slot}/p{at}"), tensor(bits));
-                    // A count is kept in f32; torch's is of its default dtype, which is f32 too.
+                    // A count is kept in f32; torch's has its default dtype, which is f32 too.
                     let expected = match slot == "step" {
                         true => from_bits(Kind::Float, bits.as_str().expect("bits")),
                         false => expected,
@@ -162,7 +162,7 @@ fn fifty_steps_are_the_recorded_ones(
     Ok(())
 }
 
-/// The defaults are torch's, and LAMB's those of its paper's code.
+/// The defaults are torch's, and LAMB's are its paper's code's.
 #[test]
 fn the_defaults_are_torchs() {
     let oracle = oracle!("rules.json");
@@ -188,10 +188,10 @@ fn the_defaults_are_torchs() {
     assert_eq!((lr, beta2_decay, eps, d, weight_decay), (1e-2, -0.8, (None, 1e-3), 1.0, 0.0));
 }
 
-/// bf16 weights with f32 masters: the masters are what an f32 optimizer makes of the same gradients, bit for bit, so the
-/// rule has seen whole parameters in their shapes.
+/// bf16 weights with f32 masters: the masters have the bits of an f32 optimizer with the same
+/// gradients. So the rule received whole parameters in their shapes.
 #[rstest]
-fn masters_are_stepped_as_f32_weights(
+fn masters_are_updated_like_f32_weights(
     #[values("Muon", "Adafactor", "LAMB")] name: &str,
 ) -> Result<()> {
     let oracle = oracle!("rules.json");
@@ -217,9 +217,10 @@ fn masters_are_stepped_as_f32_weights(
     Ok(())
 }
 
-/// Moments in fewer bits lead near where full ones do: what they cost is a small part of the way.
+/// Optimizer state in fewer bits leads close to the result with f32 state: the difference is small
+/// compared with the distance covered.
 #[rstest]
-fn reduced_moments_stay_near_full_ones(
+fn state_in_fewer_bits_stays_near_f32(
     #[values("Muon", "LAMB")] name: &str,
     #[values(Moments::Bf16, Moments::EightBit)] moments: Moments,
 ) -> Result<()> {
@@ -254,9 +255,10 @@ fn reduced_moments_stay_near_full_ones(
     Ok(())
 }
 
-/// Under the scaler and with clipping: a step whose gradients overflow leaves weights and state as if it had not been.
+/// With the scaler and clipping, a step whose gradients overflow leaves weights and state
+/// unchanged.
 #[rstest]
-fn a_step_that_overflows_has_not_been(
+fn a_step_that_overflows_changes_nothing(
     #[values("Muon", "Adafactor", "LAMB")] name: &str,
     #[values(Moments::Full, Moments::EightBit)] moments: Moments,
 ) -> Result<()> {
@@ -301,8 +303,8 @@ fn a_step_that_overflows_has_not_been(
     Ok(())
 }
 
-/// Muon's iteration makes a matrix nearly orthogonal: of the update without momentum and decay, the singular values are
-/// near 1 (0.7 to 1.2 by its authors), whatever those of the gradient are.
+/// Muon's iteration makes a matrix nearly orthogonal. Without momentum and decay, the singular
+/// values of the update are near 1 (0.7 to 1.2 according to its authors) for any gradient.
 #[rstest]
 #[case([6, 4])]
 #[case([4, 6])]
@@ -322,9 +324,9 @@ fn muons_updates_are_nearly_orthogonal(#[case] shape: [i64; 2]) -> Result<()> {
     Ok(())
 }
 
-/// Biases and norms are not Muon's: which optimizer is for them is said by dimensions.
+/// Muon refuses biases and norms; `ndim` assigns them to another optimizer.
 #[test]
-fn muon_takes_matrices_alone() -> Result<()> {
+fn muon_accepts_matrices_alone() -> Result<()> {
     let named =
         |name: &str, shape: &[i64]| parameter(name, &Tensor::ones(shape, (Kind::Float, device())));
     let model = || {

@@ -1,4 +1,5 @@
-//! Whole runs with Muon for matrices beside AdamW, with Adafactor and LAMB, and with a rule of the user's, through `fit`.
+//! Whole runs through `fit`: Muon for matrices together with AdamW, Adafactor, LAMB, and a rule of
+//! the user's own.
 
 use amp_core::{
     callback::{Mode, ModelCheckpoint},
@@ -22,11 +23,11 @@ use crate::support::{
     parameter, seeded, set_gradient,
 };
 
-/// A rule of the user's: sign descent with momentum.
+/// A rule of the user's own: sign descent with momentum.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Signum {
     lr: f64,
-    /// Whether a graph may hold it.
+    /// Whether a CUDA graph may contain it.
     captured: bool,
 }
 
@@ -96,7 +97,7 @@ nets! {
         #[optimizer(Signum, lr = 4e-3)]
 }
 
-/// The weights' digests and the record of a run.
+/// The digests of the weights, and the record of a run.
 type Outcome = (Vec<String>, RunRecord);
 
 type Change<'a> = &'a dyn Fn(Trainer<'static>) -> Trainer<'static>;
@@ -131,9 +132,9 @@ fn config(precision: Precision, epochs: i64) -> TrainerConfig {
     config
 }
 
-/// Clipped steps in every precision learn: the loss falls by a third, in windows of two batches, too.
+/// In every precision, clipped steps reduce the loss by a third, also in windows of two batches.
 #[rstest]
-fn every_precision_learns(
+fn every_precision_reduces_the_loss(
     #[values("muon", "adafactor", "lamb", "signum")] net: &str,
     #[values(
         Precision::F32True,
@@ -161,10 +162,10 @@ fn every_precision_learns(
     Ok(())
 }
 
-/// A run that is stopped in its third epoch and resumed has the bits of a run that was not, with skipped steps before and
-/// behind the stop in 16-mixed.
+/// A run that is stopped in its third epoch and resumed has the bits of an uninterrupted run. In
+/// 16-mixed, steps are skipped before and after the stop.
 #[rstest]
-fn a_resumed_run_is_the_straight_one(
+fn a_resumed_run_equals_an_uninterrupted_one(
     #[values("muon", "adafactor", "lamb", "signum")] net: &str,
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16True)] precision: Precision,
 ) -> Result<()> {
@@ -192,11 +193,11 @@ fn a_resumed_run_is_the_straight_one(
     Ok(())
 }
 
-/// A graph holds the steps of every rule that says so, with the numbers of a run without one: overflows, clipping and
-/// rates that move included.
+/// A graph contains the steps of every rule that allows it, with the same numbers as a run without
+/// graphs, including overflows, clipping and changing rates.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_graph_holds_the_rule(
+fn a_graph_runs_the_rule(
     #[values("muon", "adafactor", "lamb", "signum", "uncaptured")] net: &str,
     #[values(
         Precision::F32True,
@@ -229,9 +230,9 @@ fn a_graph_holds_the_rule(
     Ok(())
 }
 
-/// A step within a region of autocast is the step outside of it.
+/// A step inside an autocast region equals a step outside.
 #[rstest]
-fn autocast_is_not_for_rules(
+fn autocast_does_not_affect_rules(
     #[values(
         &Muon::default() as &dyn BuildOptimizer,
         &Adafactor::default(),
@@ -255,9 +256,9 @@ fn autocast_is_not_for_rules(
     Ok(())
 }
 
-/// Which optimizers a graph holds is theirs to say.
+/// Each optimizer declares whether a graph may contain it.
 #[test]
-fn rules_say_whether_a_graph_holds_them() -> Result<()> {
+fn each_rule_declares_whether_a_graph_can_run_it() -> Result<()> {
     for (net, captures) in [
         (configured(&MuonNet::builder().build()?)?, [true, true].as_slice()),
         (configured(&AdafactorNet::builder().build()?)?, &[true]),
@@ -266,7 +267,8 @@ fn rules_say_whether_a_graph_holds_them() -> Result<()> {
         (configured(&UncapturedNet::builder().build()?)?, &[false]),
     ] {
         let built = net.0.build(net.1, amp_core::optim::Storage::default())?;
-        let seen: Vec<bool> = built.iter().map(|one| one.optimizer.abilities().captures).collect();
+        let seen: Vec<bool> =
+            built.iter().map(|one| one.optimizer.capabilities().captures).collect();
         let on_cuda = device().is_cuda();
         assert_eq!(seen, captures.iter().map(|captures| *captures && on_cuda).collect::<Vec<_>>());
     }

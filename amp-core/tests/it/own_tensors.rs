@@ -52,7 +52,7 @@ fn own_tensors_are_visited_in_order_of_declaration() -> Result<()> {
     Ok(())
 }
 
-/// The values are those of libtorch's functions, drawn in order of declaration.
+/// The values equal libtorch's functions, drawn in order of declaration.
 #[test]
 fn own_tensors_are_drawn_in_order() -> Result<()> {
     let module = {
@@ -96,7 +96,7 @@ struct Shift {
 }
 
 #[test]
-fn what_cannot_be_trained_is_refused() {
+fn tensors_that_cannot_be_trained_are_refused() {
     let error = message(Shift::builder().build());
     assert_eq!(
         error,

@@ -1,4 +1,4 @@
-//! What a probe of tensors is given of attention, transformers and recurrent layers.
+//! The inputs that a probe of tensors gets from attention, transformers and recurrent layers.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -38,7 +38,7 @@ struct Net {
     bags: EmbeddingBag,
 }
 
-/// Runs each module once more on its input.
+/// Runs each module again on its input.
 #[derive(Default)]
 struct Again(RefCell<Vec<(String, f64)>>);
 
@@ -50,9 +50,10 @@ impl Probe for Again {
     }
 }
 
-/// A probe gets every module under its path, once for each output; run again, the module gives the same.
+/// A probe is called for every module with its path, once for each output. Running the module again
+/// gives the same output.
 #[rstest]
-fn modules_of_several_inputs_run_once_more(
+fn modules_with_several_inputs_can_run_again(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     let _generator = seeded(0);
@@ -99,7 +100,7 @@ fn modules_of_several_inputs_run_once_more(
     ];
     assert_eq!(paths, expected);
     for (path, off) in seen {
-        // One product projects queries, keys and values where they are one tensor, three otherwise.
+        // If queries, keys and values are one tensor, one product projects them, otherwise three.
         assert!(off < if precision == Precision::F32True { 1e-6 } else { 1e-2 }, "{path}: {off}");
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What a probe is given: a module to run once more, and passes without dropout or checkpoints.
+//! A probe can run a module again, and can run passes without dropout or checkpoints.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -21,7 +21,7 @@ use crate::support::{
     seeded,
 };
 
-/// Runs each module once more on its input, and on half of it.
+/// Runs each module again on its input, and on half of the input.
 #[derive(Default)]
 struct Again(RefCell<Vec<(String, Tensor, Tensor, Tensor)>>);
 
@@ -53,10 +53,10 @@ fn run(module: &Sequential, context: &Context, policy: Policy) -> Result<()> {
     module.forward(&input, context).map(drop)
 }
 
-/// The same output again under the pass's own autocast, another on another input; the batch is
-/// counted once.
+/// Run again under the pass's autocast, a module gives the same output for the same input and
+/// another output for another input. The batch is counted once in batch statistics.
 #[test]
-fn a_module_runs_once_more_as_it_ran() -> Result<()> {
+fn a_module_can_run_again_with_the_same_output() -> Result<()> {
     let _generator = seeded(0);
     let policy = Policy::new(Precision::Bf16Mixed, device());
     let module = stack(false)?;
@@ -76,7 +76,7 @@ fn a_module_runs_once_more_as_it_ran() -> Result<()> {
     Ok(())
 }
 
-/// Without dropout nothing is dropped, while batch statistics are the batch's.
+/// Without dropout no element is dropped, and batch statistics are still the batch's.
 #[test]
 fn dropout_can_be_left_out_of_a_training_pass() -> Result<()> {
     let _generator = seeded(0);
@@ -93,7 +93,7 @@ fn dropout_can_be_left_out_of_a_training_pass() -> Result<()> {
     Ok(())
 }
 
-/// Checkpointed activations have no graph that a probe could follow; without checkpoints they do.
+/// Checkpointed activations have no graph for a probe; without checkpoints they have one.
 #[test]
 fn checkpoints_can_be_left_out_of_a_training_pass() -> Result<()> {
     let _generator = seeded(0);
@@ -109,7 +109,7 @@ fn checkpoints_can_be_left_out_of_a_training_pass() -> Result<()> {
     Ok(())
 }
 
-/// Doubles what the first layer is given, negates what the ReLU returns, and notes the order.
+/// Doubles the input of the first layer, negates the output of the ReLU, and records the order.
 #[derive(Default)]
 struct Other(RefCell<Vec<String>>);
 
@@ -125,8 +125,8 @@ impl Substitute for Other {
     }
 }
 
-/// Modules compute with what is put in place of their inputs and outputs, one by one, and gradients flow
-/// through it.
+/// Modules compute with the tensors that a probe substitutes for their inputs and outputs, and
+/// gradients flow through the substitution.
 #[test]
 fn tensors_between_modules_are_substituted() -> Result<()> {
     let _generator = seeded(0);
@@ -158,7 +158,8 @@ fn tensors_between_modules_are_substituted() -> Result<()> {
     Ok(())
 }
 
-/// Notes what is put in place within modules, and halves values, whose last dimension is theirs.
+/// Records the tensors inside modules, and halves the values, which have a last dimension of their
+/// own.
 #[derive(Default)]
 struct Within(RefCell<Vec<(String, Vec<i64>)>>);
 
@@ -179,10 +180,10 @@ impl Substitute for Within {
     }
 }
 
-/// The queries, keys, values and weights of attention can be put in place of others; without that, the
-/// output is the fused kernel's.
+/// A probe can substitute the queries, keys, values and weights of attention. Without a
+/// substitution the output is the fused kernel's.
 #[test]
-fn what_attention_computes_on_its_way_is_substituted() -> Result<()> {
+fn tensors_inside_attention_are_substituted() -> Result<()> {
     let _generator = seeded(0);
     let policy = Policy::new(Precision::F64True, device());
     let config = MultiheadAttentionConfig {

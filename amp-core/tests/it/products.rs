@@ -1,4 +1,5 @@
-//! Products in a closure's own code, which no layer answers for, are part of the dtype proof.
+//! The check of dtypes also covers matrix products in a closure's own code, which belong to no
+//! layer.
 
 use amp_core::{
     data,
@@ -29,7 +30,8 @@ fn words() -> Words {
     Words { labels: ids.select(1, 0), ids }
 }
 
-/// A head that shares the table: its product runs as the precision says, with autocast off, or in a region.
+/// A head that shares the embedding's table. Its product runs in the precision, with autocast off,
+/// or in a region.
 #[derive(Module)]
 #[forward(|x, table: &Tensor| {
     let x = norm(x)?;
@@ -57,7 +59,7 @@ enum How {
     Region,
 }
 
-/// A model without a layer that is a product, so that only its own code has some.
+/// A model whose only matrix products are in its own code.
 #[derive(LightningModule)]
 #[batch(Words, inputs(ids), target = labels)]
 #[forward(|ids| {
@@ -86,7 +88,7 @@ struct Tied {
     head: Head,
 }
 
-/// The dtypes of the first step, or why there are none.
+/// The dtypes recorded in the first step, or the error.
 fn observed(precision: Precision, mut model: Tied) -> Result<Observed> {
     let mut observed = None;
     let mut listen = |event: &Event| -> Result<()> {
@@ -139,7 +141,7 @@ fn a_region_asks_for_its_own_dtype() -> Result<()> {
     Ok(())
 }
 
-/// Evaluates under f32 in the middle of a training step, as a monitor does.
+/// Evaluates in f32 in the middle of a training step, as a monitor does.
 #[derive(LightningModule)]
 #[training_step(Self::evaluating)]
 #[loss(mse_loss)]
@@ -161,9 +163,9 @@ impl Evaluating {
     }
 }
 
-/// Products under another context are not held against this one's precision.
+/// Products under another context are not compared with this run's precision.
 #[test]
-fn a_step_within_a_step_is_judged_by_nobody() -> Result<()> {
+fn products_under_another_context_are_not_checked() -> Result<()> {
     let _generator = seeded(0);
     let mut model = Evaluating::builder().build()?;
     let config =

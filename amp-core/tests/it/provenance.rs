@@ -1,4 +1,4 @@
-//! A step that is not finite names the first place where it stopped being so.
+//! If a step is not finite, the report names the first place with a non-finite value.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -26,7 +26,8 @@ use crate::support::{
     seeded,
 };
 
-/// Multiplies its input by this forward, and the gradient by that backward.
+/// Multiplies its input by one number in the forward pass, and the gradient by another in the
+/// backward pass.
 #[derive(Clone, Copy)]
 struct Gain {
     forward: f64,
@@ -48,7 +49,7 @@ impl Module for Gain {
 
 const PLAIN: Gain = Gain { forward: 1.0, backward: 1.0 };
 
-/// 4 → 4, a gain, a ReLU, 4 → 4, all under `model`.
+/// 4 → 4, a multiplication, a ReLU, 4 → 4, all under `model`.
 fn stack(gain: Gain, after: Gain) -> Result<Model> {
     let layers: Vec<Box<dyn Module>> = vec![
         Box::new(linear(4, 4)?),
@@ -105,7 +106,7 @@ fn an_activation_that_overflows_is_named(
     Ok(())
 }
 
-/// Under f16 the matrix product itself overflows: the module is the layer, its dtype float16.
+/// Under f16 the matrix product itself overflows: the report names the layer and float16.
 #[test]
 fn a_matrix_product_that_overflows_in_f16_is_named() -> Result<()> {
     let _generator = seeded(0);
@@ -155,7 +156,7 @@ fn an_input_gradient_that_overflows_is_named(
     Ok(())
 }
 
-/// Every gradient that passes through the layer is finite; their sum over the batch is not.
+/// Every gradient that passes through the layer is finite, and their sum over the batch is not.
 #[test]
 fn a_weight_gradient_that_overflows_is_named() -> Result<()> {
     let _generator = seeded(0);
@@ -173,7 +174,7 @@ fn a_weight_gradient_that_overflows_is_named() -> Result<()> {
 }
 
 #[test]
-fn a_bad_input_and_a_bad_weight_are_named_before_all_else() -> Result<()> {
+fn a_non_finite_input_or_weight_is_named_first() -> Result<()> {
     let _generator = seeded(0);
     let options = (Kind::Float, device());
     let nan = Batch::new(Tensor::full([4, 4], f64::NAN, options), Tensor::zeros([4, 4], options))?;
@@ -208,12 +209,14 @@ impl Module for Rare {
     }
 }
 
-/// The second run draws the same numbers, disturbs none of those to come, and is made for skipped
-/// steps alone.
+/// The second run draws the same numbers as the first, does not change the numbers that follow, and
+/// happens only for skipped steps.
 #[rstest]
 #[case(Precision::F32True)]
 #[case(Precision::F16Mixed)]
-fn the_step_runs_again_as_it_was_and_no_other_does(#[case] precision: Precision) -> Result<()> {
+fn only_the_skipped_step_runs_again_and_with_the_same_numbers(
+    #[case] precision: Precision,
+) -> Result<()> {
     let trained = |provenance: bool| -> Result<_> {
         let _generator = seeded(5);
         let runs = Rc::new(Cell::new(0));
@@ -244,7 +247,7 @@ fn the_step_runs_again_as_it_was_and_no_other_does(#[case] precision: Precision)
     Ok(())
 }
 
-/// A module inside a checkpointed part is beyond the second run's sight: the part is named.
+/// The second run cannot see modules inside a checkpointed part, so it names the part.
 #[test]
 fn a_checkpointed_part_is_named_as_a_whole() -> Result<()> {
     let _generator = seeded(0);
@@ -262,9 +265,9 @@ fn a_checkpointed_part_is_named_as_a_whole() -> Result<()> {
     Ok(())
 }
 
-/// A step that only looks wrong once is reported as such.
+/// A step that is non-finite only in its first run is reported as such.
 #[test]
-fn a_cause_that_does_not_come_back_is_said_to_be_unknown() -> Result<()> {
+fn a_cause_that_does_not_recur_is_reported_as_unknown() -> Result<()> {
     struct Once(Cell<bool>);
     impl Visit for Once {
         fn visit(&self, _: &mut dyn Visitor) {}
@@ -290,9 +293,9 @@ fn a_cause_that_does_not_come_back_is_said_to_be_unknown() -> Result<()> {
     Ok(())
 }
 
-/// The cause is in the error of a run that is to stop there.
+/// If the run is configured to stop, its error has the cause.
 #[test]
-fn a_run_that_stops_names_the_cause() -> Result<()> {
+fn a_run_that_stops_reports_the_cause() -> Result<()> {
     let _generator = seeded(0);
     let mut model = stack(Gain { forward: 1e39, backward: 1.0 }, PLAIN)?;
     let config =
@@ -307,10 +310,11 @@ fn a_run_that_stops_names_the_cause() -> Result<()> {
     Ok(())
 }
 
-/// Looking for the cause holds what the step holds: activations are not kept beside their gradients.
-/// Twelve wide layers, whose activations are most of the step.
+/// The search for the cause needs no more memory than the step: it does not keep activations
+/// together with their gradients. The model has twelve wide layers, whose activations are most of
+/// the step's memory.
 #[test]
-fn the_search_fits_into_the_steps_memory() -> Result<()> {
+fn the_search_needs_no_more_memory_than_the_step() -> Result<()> {
     let peak = |provenance: bool| -> Result<(u64, bool)> {
         let _generator = seeded(0);
         let mut layers: Vec<Box<dyn Module>> = Vec::new();

@@ -1,4 +1,4 @@
-//! Sections that have libtorch's generators alone, beside threads that train and build layers.
+//! Sections that reserve libtorch's generators, while other threads train and build layers.
 
 use std::{
     env,
@@ -35,7 +35,7 @@ fn config() -> TrainerConfig {
     TrainerConfig { max_epochs: 1, ..TrainerConfig::new(Precision::F32True, Device::Cpu) }
 }
 
-/// A few steps of a model with dropout: its weights at the end.
+/// The final weights after a few steps of a model with dropout.
 fn trained() -> Result<Vec<String>> {
     let data = same(digits(96)?, 16)?;
     let mut model = Model::regression(demo(0.2)?, |_| sgd());
@@ -44,8 +44,8 @@ fn trained() -> Result<Vec<String>> {
     Ok(parameters(&model).iter().map(|parameter| bits(&parameter.tensor)).collect())
 }
 
-/// Sections that train at the same time, beside a thread that builds layers, seeds and trains: each
-/// comes to the same weights.
+/// Sections train at the same time as a thread that builds layers, seeds and trains. Each section
+/// ends with the same weights.
 #[test]
 fn sections_are_not_disturbed() {
     let section = || -> Result<Vec<String>> {
@@ -72,7 +72,8 @@ fn sections_are_not_disturbed() {
     assert!(found.iter().all(|weights| *weights == found[0]), "one seed, and other weights");
 }
 
-/// What draws, seeds, changes switches or wants a section waits on another thread until a section ends.
+/// On another thread, drawing, seeding, changing switches and beginning a section wait until the
+/// section ends.
 #[rstest]
 #[case::uniform(|| linear(3, 3).map(drop))]
 #[case::normal(|| Embedding::new(EmbeddingConfig::new(3, 3)).map(drop))]
@@ -82,7 +83,7 @@ fn sections_are_not_disturbed() {
     set_numerics(now.tf32, now.deterministic)
 })]
 #[case::section(|| random::seeded(2).map(drop))]
-fn other_threads_wait_for_the_end_of_a_section(#[case] draws: fn() -> Result<()>) -> Result<()> {
+fn other_threads_wait_until_a_section_ends(#[case] draws: fn() -> Result<()>) -> Result<()> {
     let section = random::seeded(1)?;
     let done = AtomicBool::new(false);
     let ended = AtomicBool::new(false);
@@ -100,9 +101,9 @@ fn other_threads_wait_for_the_end_of_a_section(#[case] draws: fn() -> Result<()>
     Ok(())
 }
 
-/// A section within another seeds anew; the outer one lasts.
+/// A section inside another seeds again, and the outer section continues.
 #[test]
-fn a_section_within_another_seeds_anew() -> Result<()> {
+fn an_inner_section_seeds_again() -> Result<()> {
     let draw = || Vec::<f32>::try_from(Tensor::rand([4], (Kind::Float, Device::Cpu)));
     let outer = random::seeded(1)?;
     let first = draw()?;
@@ -110,7 +111,7 @@ fn a_section_within_another_seeds_anew() -> Result<()> {
         let _inner = random::seeded(1)?;
         assert_eq!(draw()?, first);
     }
-    // Another thread's section would begin now, if the inner one had ended the outer one.
+    // If the inner section had ended the outer one, another thread's section would begin now.
     let begun = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -147,10 +148,10 @@ impl Callback for Late {
     }
 }
 
-/// What a run has drawn already, others may have disturbed: there is nothing left to reproduce. In a
-/// run that is in a section, one may begin.
+/// A run outside of a section may have drawn numbers that other threads disturbed, so it is not
+/// reproducible and cannot begin a section. A run inside a section can.
 #[test]
-fn no_section_begins_within_a_run_outside_of_one() -> Result<()> {
+fn a_run_outside_of_a_section_cannot_begin_one() -> Result<()> {
     let train = || -> Result<Option<String>> {
         let mut model = Model::regression(linear(3, 3)?, |_| sgd());
         let mut late = Late { said: None };
@@ -184,10 +185,10 @@ impl Dataset for Drawn {
     }
 }
 
-/// Runs `loads_within_a_section` in a process that can be ended: a loader that is kept out of the
-/// section waits without end.
+/// Runs `loads_within_a_section` in a child process with a time limit, because a loader that is
+/// kept out of the section would wait for ever.
 #[test]
-fn a_data_loader_is_within_the_section() {
+fn a_data_loader_belongs_to_the_section() {
     let mut child = Command::new(env::current_exe().expect("this binary"))
         .args(["--exact", "random::loads_within_a_section", "--ignored", "--nocapture"])
         .stdin(Stdio::null())
@@ -208,8 +209,8 @@ fn a_data_loader_is_within_the_section() {
     assert!(status.is_some_and(|status| status.success()), "{status:?}; None: it waits for itself");
 }
 
-/// The thread that loads data works for the section of the thread that trains, and is not kept out
-/// of it; it begins none of its own.
+/// The thread that loads data belongs to the section of the training thread. It can draw, and
+/// begins no section of its own.
 #[test]
 #[ignore = "is run by the test above, in a process of its own"]
 fn loads_within_a_section() -> Result<()> {
@@ -238,9 +239,9 @@ fn loads_within_a_section() -> Result<()> {
     Ok(())
 }
 
-/// A state tells whether something was drawn since.
+/// Two states differ if something was drawn between them.
 #[test]
-fn states_differ_where_something_was_drawn() -> Result<()> {
+fn states_differ_if_something_was_drawn() -> Result<()> {
     let _section = random::seeded(3)?;
     let before = RandomState::read(device())?;
     assert!(before.is_same(&RandomState::read(device())?)?);

@@ -1,5 +1,5 @@
-//! What the trainer does so that a run can go on: after steps that are not finite, at the scale's
-//! floor, and when memory is short.
+//! How the trainer continues a run: after non-finite steps, at the lowest scale, and if memory is
+//! short.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -32,7 +32,7 @@ fn config(precision: Precision) -> TrainerConfig {
         .with(|config| config.logging.log_every_n_steps = 1)
 }
 
-/// Multiplies by infinity in those forward passes of training that `bad` names, from 0.
+/// Multiplies by infinity in the training forward passes numbered in `bad`, counted from 0.
 struct Faulty {
     bad: fn(u32) -> bool,
     runs: Rc<Cell<u32>>,
@@ -62,7 +62,8 @@ fn faulty(bad: fn(u32) -> bool) -> Result<Model> {
     Ok(Model::regression(Sequential::new(layers), sgd))
 }
 
-/// Trains on twenty steps of two examples; the provenance's second runs would count as runs.
+/// Trains for twenty steps on two examples. The search for causes is off, because its second runs
+/// would be counted.
 fn train(config: &TrainerConfig, model: &mut Model) -> Result<RunRecord> {
     let config = config.clone().with(|config| config.recovery.provenance = false);
     fit(&config, model, &same(constant(40, 4, 0.5)?, 2)?).1
@@ -78,7 +79,7 @@ fn finite(model: &Model) -> bool {
 }
 
 #[rstest]
-fn a_bad_step_is_left_out_and_the_run_goes_on(
+fn a_non_finite_step_is_skipped_and_the_run_continues(
     #[values(Precision::F32True, Precision::Bf16Mixed, Precision::F16Mixed)] precision: Precision,
 ) -> Result<()> {
     let _generator = seeded(0);
@@ -93,9 +94,9 @@ fn a_bad_step_is_left_out_and_the_run_goes_on(
     Ok(())
 }
 
-/// Lightning's way: nobody looks, and the weights are lost.
+/// Without a check, as in Lightning, the weights become NaN.
 #[test]
-fn without_looking_the_weights_are_lost() -> Result<()> {
+fn without_a_check_the_weights_become_nan() -> Result<()> {
     let _generator = seeded(0);
     let mut model = faulty(|run| run == 3)?;
     let config =
@@ -107,7 +108,7 @@ fn without_looking_the_weights_are_lost() -> Result<()> {
 }
 
 #[test]
-fn too_many_bad_steps_in_a_row_end_the_run() -> Result<()> {
+fn too_many_non_finite_steps_in_a_row_end_the_run() -> Result<()> {
     let _generator = seeded(0);
     let mut model = faulty(|run| run >= 3)?;
     let config =
@@ -122,9 +123,9 @@ fn too_many_bad_steps_in_a_row_end_the_run() -> Result<()> {
 #[rstest]
 #[case::stop(NonFinite::Stop)]
 #[case::skip(NonFinite::Skip)]
-fn stopping_is_for_what_the_scaler_cannot_mend(#[case] policy: NonFinite) -> Result<()> {
+fn a_run_stops_only_if_the_scaler_cannot_help(#[case] policy: NonFinite) -> Result<()> {
     let _generator = seeded(0);
-    // The first scales overflow with a finite loss: the scaler's own affair under both.
+    // The first scales overflow with a finite loss, which the scaler handles in both cases.
     let scaler = GradScalerConfig { init_scale: 2f64.powi(30), ..Default::default() };
     let config = config(Precision::F16Mixed).with(|config| {
         config.recovery.on_non_finite = policy;
@@ -137,9 +138,9 @@ fn stopping_is_for_what_the_scaler_cannot_mend(#[case] policy: NonFinite) -> Res
     Ok(())
 }
 
-/// No example is lost: the weights are those of a run that began at the scale that fits.
+/// No example is skipped: the weights equal those of a run that began with the lower scale.
 #[test]
-fn lowering_the_scale_runs_the_same_examples_again() -> Result<()> {
+fn lowering_the_scale_repeats_the_same_examples() -> Result<()> {
     let train = |init_scale: f64, policy: NonFinite| -> Result<_> {
         let _generator = seeded(0);
         let mut model = faulty(|_| false)?;
@@ -167,7 +168,7 @@ fn lowering_the_scale_runs_the_same_examples_again() -> Result<()> {
 }
 
 #[test]
-fn the_last_good_state_comes_back() -> Result<()> {
+fn the_last_good_state_is_restored() -> Result<()> {
     let _generator = seeded(0);
     let restoring = config(Precision::F32True).with(|config| {
         config.recovery.on_non_finite = NonFinite::RestoreLastGood;
@@ -176,24 +177,24 @@ fn the_last_good_state_comes_back() -> Result<()> {
     let mut model = faulty(|run| run == 7)?;
     let record = train(&restoring, &mut model)?;
     assert_eq!(record.recoveries, [(8, Recovery::Restored { global_step: 5 })]);
-    // 7 applied, back to 5, and 12 batches left.
+    // 7 steps were applied, 5 remain after the rollback, and 12 batches are left.
     assert_eq!((record.end.global_step, record.end.skipped), (17, 1));
-    // All examples are alike, so that is a run of 17 good steps, momentum included.
+    // All examples are equal, so the result is a run of 17 good steps, including momentum.
     let _ = amp_core::hardware::seed_everything(0);
     let mut straight = faulty(|_| false)?;
     let config = TrainerConfig { max_steps: Some(17), ..config(Precision::F32True) };
     let _: RunRecord = train(&config, &mut straight)?;
     assert_eq!(fingerprint(&model), fingerprint(&straight));
-    // Where nothing good comes after, coming back again is no way out.
+    // If no good step follows, a second rollback would not help, so the run ends.
     let outcome = train(&restoring, &mut faulty(|run| run >= 7)?);
     assert!(message(outcome).contains("is not finite"));
     Ok(())
 }
 
 #[test]
-fn falling_back_to_bf16_goes_on_with_the_same_weights() -> Result<()> {
+fn falling_back_to_bf16_keeps_the_weights() -> Result<()> {
     let _generator = seeded(0);
-    // Its values overflow f16, and not bf16.
+    // Its values overflow f16 and not bf16.
     let layers: Vec<Box<dyn Module>> = vec![Box::new(linear(4, 4)?), Box::new(linear(4, 4)?)];
     let mut model = Model::regression(Sequential::new(layers), |_| {
         OptimizerConfig::new(Adam { lr: 1e-3, ..Default::default() })
@@ -212,7 +213,8 @@ fn falling_back_to_bf16_goes_on_with_the_same_weights() -> Result<()> {
     Ok(())
 }
 
-/// A scale floor, recorded: hold it and say so, or go on in bf16, or end with the reason.
+/// A recorded scale at its lower limit: keep it and print a note, continue in bf16, or end with the
+/// reason.
 #[rstest]
 #[case::warn(AtFloor::Warn)]
 #[case::fall_back(AtFloor::FallBackToBf16)]
@@ -251,7 +253,7 @@ fn the_scale_has_a_floor(#[case] then: AtFloor) -> Result<()> {
 #[case(0.0)]
 #[case(f64::NAN)]
 #[case(1e-39)]
-fn a_floor_that_cannot_be_divided_by_is_refused(#[case] min_scale: f64) -> Result<()> {
+fn an_invalid_floor_is_refused(#[case] min_scale: f64) -> Result<()> {
     let scale_floor = ScaleFloor { min_scale, then: AtFloor::Warn };
     let config =
         config(Precision::F16Mixed).with(|config| config.recovery.scale_floor = scale_floor);
@@ -260,7 +262,7 @@ fn a_floor_that_cannot_be_divided_by_is_refused(#[case] min_scale: f64) -> Resul
     Ok(())
 }
 
-/// Has room for so many examples.
+/// A layer with memory for this many examples.
 struct Room {
     examples: i64,
 }
@@ -278,11 +280,12 @@ impl Module for Room {
     }
 }
 
-/// A batch that does not fit runs in halves until it does; the step is that of the whole batch.
+/// A batch that does not fit is halved until its parts fit; the step equals the step of the whole
+/// batch.
 #[rstest]
 #[case::one_batch(1)]
 #[case::windows(3)]
-fn a_batch_that_does_not_fit_runs_in_parts(#[case] window: i64) -> Result<()> {
+fn a_batch_that_does_not_fit_is_split(#[case] window: i64) -> Result<()> {
     let train = |examples: i64, micro_batching: bool| -> Result<_> {
         let _generator = seeded(2);
         let layers: Vec<Box<dyn Module>> =
@@ -323,10 +326,10 @@ fn a_batch_that_does_not_fit_runs_in_parts(#[case] window: i64) -> Result<()> {
     Ok(())
 }
 
-/// The device's own refusal: activations of 64 GiB do not fit, a quarter of them does.
+/// The device itself refuses: activations of 64 GiB do not fit, a quarter of them does.
 #[test]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_cuda_device_that_is_full_runs_in_parts() -> Result<()> {
+fn a_batch_that_does_not_fit_on_cuda_is_split() -> Result<()> {
     needs_cuda();
     let _generator = seeded(2);
     let (width, examples) = (1 << 20, 1 << 15);

@@ -1,4 +1,4 @@
-//! What recurrent layers compute in, drop and refuse.
+//! Recurrent layers: their dtypes, their dropout, and the inputs they refuse.
 
 use amp_core::{
     Module, Result,
@@ -27,7 +27,7 @@ fn random(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(shape, (Kind::Float, device())).to_kind(kind).set_requires_grad(true)
 }
 
-/// The layer in this precision, and its output and gradients under it.
+/// The layer in this precision, with its output and gradients.
 fn ran(precision: Precision, config: LstmConfig, x: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
     let _generator = seeded(1);
     let policy = Policy::new(precision, device());
@@ -50,8 +50,8 @@ fn ran(precision: Precision, config: LstmConfig, x: &Tensor) -> Result<(Tensor, 
     Ok((output, grads))
 }
 
-/// Outputs have the dtype of the precision, bf16 under bf16-mixed, and its values and gradients are near to
-/// those in f64.
+/// Outputs have the dtype of the precision (bf16 under bf16-mixed), and outputs and gradients are
+/// close to f64's.
 #[rstest]
 fn each_precision_computes_in_its_dtype(
     #[values(
@@ -71,7 +71,7 @@ fn each_precision_computes_in_its_dtype(
     let config = LstmConfig { num_layers, bidirectional: true, ..LstmConfig::new(8, 16) };
     let (exact, exact_grads) = ran(Precision::F64True, config, &x)?;
     let (output, grads) = ran(precision, config, &x)?;
-    // cuDNN computes f32 in TF32 by default.
+    // By default cuDNN computes f32 in TF32.
     let exact_f32 = precision == Precision::F32True && !device().is_cuda();
     let bound = if exact_f32 { 1e-5 } else { 0.03 };
     assert!(relative(&output, &exact) < bound);
@@ -81,10 +81,10 @@ fn each_precision_computes_in_its_dtype(
     Ok(())
 }
 
-/// Without dropout layers run in one call, with it one by one: evaluation gives what training without dropout
-/// gives, and dropping nothing changes nothing.
+/// Without dropout all layers run in one call, with dropout one by one. Evaluation equals training
+/// without dropout, and a dropout of 0 changes nothing.
 #[test]
-fn layers_one_by_one_are_layers_in_one() -> Result<()> {
+fn layers_run_one_by_one_equal_layers_run_together() -> Result<()> {
     let config =
         LstmConfig { num_layers: 3, bidirectional: true, dropout: 1e-300, ..LstmConfig::new(4, 6) };
     let _generator = seeded(3);
@@ -103,9 +103,10 @@ fn layers_one_by_one_are_layers_in_one() -> Result<()> {
     Ok(())
 }
 
-/// Dropout acts between layers while training, from libtorch's generator, and not behind the last one.
+/// In training, dropout acts between layers and not after the last one, with numbers from
+/// libtorch's generator.
 #[test]
-fn dropout_is_between_layers() -> Result<()> {
+fn dropout_acts_between_layers() -> Result<()> {
     let run = |dropout, num_layers, training, seed| -> Result<Tensor> {
         let _generator = seeded(4);
         let gru = Gru::new(GruConfig { dropout, num_layers, ..GruConfig::new(4, 6) })?;
@@ -124,9 +125,10 @@ fn dropout_is_between_layers() -> Result<()> {
     Ok(())
 }
 
-/// On the CPU the same elements are dropped as by libtorch's layers, padded and packed.
+/// On the CPU the same elements are dropped as in libtorch's layers, for padded and packed
+/// sequences.
 #[rstest]
-fn dropout_is_libtorchs(#[values(false, true)] is_packed: bool) -> Result<()> {
+fn dropout_drops_libtorchs_elements(#[values(false, true)] is_packed: bool) -> Result<()> {
     let _generator = seeded(6);
     let config = GruConfig { dropout: 0.5, num_layers: 3, ..GruConfig::new(4, 6) };
     let gru = Gru::new(config)?;
@@ -149,9 +151,9 @@ fn dropout_is_libtorchs(#[values(false, true)] is_packed: bool) -> Result<()> {
     Ok(())
 }
 
-/// What is behind a sequence's end has no influence and gets no gradient.
+/// Elements after a sequence's end have no effect and get no gradient.
 #[rstest]
-fn padding_has_no_influence(
+fn padding_has_no_effect(
     #[values(Precision::F32True, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     let _generator = seeded(5);
@@ -186,7 +188,7 @@ fn padding_has_no_influence(
 }
 
 #[test]
-fn what_does_not_fit_is_refused() -> Result<()> {
+fn invalid_inputs_are_refused() -> Result<()> {
     let refused = |result: Result<()>, says: &str| {
         let text = message(result);
         assert!(text.contains(says), "{text}");
@@ -228,7 +230,7 @@ fn what_does_not_fit_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// Two layers of attributes, one in a region of its own.
+/// Two layers built by attributes, one of them in a precision region.
 #[derive(Module)]
 #[forward(|ids, lengths: &Tensor| {
     let x = words(ids)?;
@@ -263,9 +265,9 @@ fn last_of(h: &Tensor) -> Result<Tensor> {
     Ok(h.f_narrow(0, -1, 1)?)
 }
 
-/// Every product is reported under its layer's path, in its region's dtype.
+/// Every product is reported under its layer's path, with its region's dtype.
 #[test]
-fn attributes_build_them() -> Result<()> {
+fn attributes_build_recurrent_layers() -> Result<()> {
     let _generator = seeded(0);
     let net = Net::builder().build()?;
     let ids = Tensor::from_slice(&[1_i64, 2, 3, 4, 5, 6]).view([2, 3]);

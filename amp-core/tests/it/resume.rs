@@ -1,4 +1,4 @@
-//! Going on from a checkpoint is the run that was never stopped.
+//! A run that is resumed from a checkpoint equals an uninterrupted run.
 
 use std::{
     cell::RefCell,
@@ -30,7 +30,7 @@ use crate::support::{
     seeded,
 };
 
-/// Saves the run after every optimizer step, whatever became of it.
+/// Saves the run after every step, including skipped ones.
 struct EveryStep {
     folder: PathBuf,
     saved: usize,
@@ -97,7 +97,7 @@ fn data() -> Result<DataModule> {
     same(digits(90)?, 16)
 }
 
-/// Every tensor of the model, as one text.
+/// Every tensor of the model as one text.
 pub(crate) fn fingerprint(model: &Model) -> String {
     nn::named_tensors(model)
         .iter()
@@ -105,7 +105,7 @@ pub(crate) fn fingerprint(model: &Model) -> String {
         .collect()
 }
 
-/// What is the same in both runs: no times, and not where the run began.
+/// The events without times and without the position at which the run began.
 fn comparable(event: &Event) -> Option<Value> {
     if matches!(event, Event::FitStart(_) | Event::Observed(_) | Event::Note { .. }) {
         return None;
@@ -125,7 +125,7 @@ pub(crate) fn run(
 ) -> (Vec<Event>, Result<RunRecord>) {
     let events = Rc::new(RefCell::new(Vec::new()));
     let kept = events.clone();
-    // Leaked, so that it outlives the trainer whatever else that one borrows.
+    // Leaked, so that it outlives the trainer, whatever else the trainer borrows.
     let listen = Box::leak(Box::new(move |event: &Event| -> Result<()> {
         kept.borrow_mut().push(event.clone());
         Ok(())
@@ -143,7 +143,7 @@ pub(crate) fn run(
 #[case::f16(Precision::F16True, 2, adam)]
 #[case::bf16(Precision::Bf16True, 1, adam)]
 #[case::f64(Precision::F64True, 1, one_cycle)]
-fn resuming_at_any_step_is_the_run_that_was_not_stopped(
+fn resuming_at_any_step_equals_an_uninterrupted_run(
     #[case] precision: Precision,
     #[case] window: i64,
     #[case] optimizer: Optimizers,
@@ -164,7 +164,7 @@ fn resuming_at_any_step_is_the_run_that_was_not_stopped(
         assert!(record.end.skipped > 0 && record.end.global_step > 0, "{:?}", record.end);
     }
     for step in 1..=steps {
-        // Another seed: nothing may come from how the process began.
+        // Another seed, because nothing may depend on the seed of the process.
         let _generator = seeded(100 + step as u64);
         let path = file(folder.path(), step);
         let mut resumed = model(optimizer)?;
@@ -185,7 +185,7 @@ fn resuming_at_any_step_is_the_run_that_was_not_stopped(
     Ok(())
 }
 
-/// Trains one epoch of a linear model and leaves a checkpoint.
+/// Trains a linear model for one epoch and saves a checkpoint.
 pub(crate) fn saved(folder: &Path, config: &TrainerConfig) -> Result<PathBuf> {
     let _generator = seeded(1);
     let mut model = Model::regression(linear(8, 8)?, adam);
@@ -199,10 +199,10 @@ pub(crate) fn short(precision: Precision) -> TrainerConfig {
     TrainerConfig { max_epochs: 1, ..TrainerConfig::new(precision, device()) }
 }
 
-/// Stopping in the middle of an epoch and resuming gives the epoch's whole values; the callbacks
-/// go on with what they had seen.
+/// A run that is stopped in the middle of an epoch and resumed reports the values of the whole
+/// epoch; callbacks continue with the values they had.
 #[test]
-fn a_run_that_was_ended_by_its_steps_goes_on_in_the_middle_of_its_epoch() -> Result<()> {
+fn a_run_stopped_in_an_epoch_resumes_in_its_middle() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let data = data()?;
     let checkpoints = || -> Result<ModelCheckpoint> {
@@ -246,7 +246,7 @@ fn a_run_that_was_ended_by_its_steps_goes_on_in_the_middle_of_its_epoch() -> Res
 }
 
 #[test]
-fn a_models_own_state_goes_with_the_checkpoint() -> Result<()> {
+fn a_checkpoint_has_the_models_own_state() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let counting = || -> Result<Counting> {
         Ok(Counting { inner: Model::regression(linear(8, 8)?, adam), seen: 0 })
@@ -263,9 +263,9 @@ fn a_models_own_state_goes_with_the_checkpoint() -> Result<()> {
     Ok(())
 }
 
-/// A run that fell back to bf16 goes on in bf16.
+/// A run that fell back to bf16 continues in bf16.
 #[test]
-fn a_fallen_back_run_goes_on_as_it_was() -> Result<()> {
+fn a_run_that_fell_back_resumes_in_bf16() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let mut config = config(Precision::F16Mixed, 1);
     config.recovery.scale_floor =
@@ -289,9 +289,9 @@ fn a_fallen_back_run_goes_on_as_it_was() -> Result<()> {
     Ok(())
 }
 
-/// Files of another folder, or that are gone, are neither compared with nor deleted.
+/// Best files in another folder, or files that no longer exist, are neither compared nor deleted.
 #[test]
-fn the_best_files_of_another_folder_stay() -> Result<()> {
+fn best_files_of_another_folder_are_kept() -> Result<()> {
     let (one, other) = (tempdir().expect("a folder"), tempdir().expect("a folder"));
     let train = |folder: &Path, epochs: i64, from: Option<&Path>| -> Result<Vec<String>> {
         let _generator = seeded(3);
@@ -314,7 +314,7 @@ fn the_best_files_of_another_folder_stay() -> Result<()> {
     let last = one.path().join("last.safetensors");
     let resumed = train(other.path(), 3, Some(&last))?;
     assert!(resumed.len() == 2 && one.path().join(&first[0]).exists(), "{resumed:?}");
-    // Resuming twice from one copy: the best file was replaced in between.
+    // Resumes twice from one copy; the best file was replaced in between.
     let kept = other.path().join("kept.safetensors.copy");
     fs::copy(&last, &kept).expect("a copy");
     for _ in 0..2 {

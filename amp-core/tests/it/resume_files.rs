@@ -1,4 +1,4 @@
-//! A bad checkpoint is refused and changes nothing; a good one is a file of weights, too.
+//! A damaged checkpoint is refused and changes nothing; a valid one is also a file of weights.
 
 use std::{fs, path::Path};
 
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// What resuming from `path` says, when the model must stay as it was.
+/// The error of resuming from `path`; asserts that the model is unchanged.
 fn refused(path: &Path, config: &TrainerConfig, batch_size: i64) -> Result<String> {
     let _generator = seeded(2);
     let mut model = Model::regression(linear(8, 8)?, adam);
@@ -31,7 +31,7 @@ fn refused(path: &Path, config: &TrainerConfig, batch_size: i64) -> Result<Strin
 }
 
 #[test]
-fn a_file_that_was_cut_off_is_refused() -> Result<()> {
+fn a_truncated_file_is_refused() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let config = short(Precision::F32True);
     let path = saved(folder.path(), &config)?;
@@ -44,9 +44,9 @@ fn a_file_that_was_cut_off_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// Anywhere: in the header's length, in its names and text, in the padding and in the values.
+/// At any place: in the header's length, in names and text, in the padding and in the values.
 #[test]
-fn a_flipped_bit_is_noticed_wherever_it_is() -> Result<()> {
+fn a_flipped_bit_anywhere_is_detected() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let config = short(Precision::F32True);
     let path = saved(folder.path(), &config)?;
@@ -69,7 +69,7 @@ fn a_flipped_bit_is_noticed_wherever_it_is() -> Result<()> {
 }
 
 #[test]
-fn another_runs_checkpoint_is_refused_with_what_differs() -> Result<()> {
+fn another_runs_checkpoint_is_refused_with_the_difference() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let config = short(Precision::F32True);
     let path = saved(folder.path(), &config)?;
@@ -89,9 +89,10 @@ fn another_runs_checkpoint_is_refused_with_what_differs() -> Result<()> {
     Ok(())
 }
 
-/// The weights of a checkpoint load by themselves; what the run needs stands beside them.
+/// The weights of a checkpoint can be loaded alone; the rest of the run's state is stored in the
+/// same file.
 #[test]
-fn a_checkpoint_is_a_file_of_weights_too() -> Result<()> {
+fn a_checkpoint_is_also_a_file_of_weights() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let path = saved(folder.path(), &short(Precision::F32True))?;
     let model = Model::regression(linear(8, 8)?, adam);

@@ -1,4 +1,4 @@
-//! Runs that are resumed with other options: refused, or done as asked.
+//! Runs that are resumed with other options: refused, or continued as requested.
 
 use std::path::{Path, PathBuf};
 
@@ -47,7 +47,7 @@ impl Run<'_> {
         Ok(Self { optimizer, epochs, data, resume: None, max_steps: None })
     }
 
-    /// Trains, and saves `last.safetensors` in `folder`; the batches of each epoch too.
+    /// Trains, saves `last.safetensors` in `folder` and records the batches of each epoch.
     fn train(self, folder: &Path) -> Result<(RunRecord, Vec<i64>)> {
         let _generator = seeded(0);
         let mut model = Model::regression(linear(3, 3)?, self.optimizer);
@@ -78,7 +78,7 @@ impl Run<'_> {
     }
 }
 
-/// A run of two epochs, or of so many steps, and where it was saved.
+/// A run of two epochs, or of the given number of steps, and the path of its checkpoint.
 fn saved(optimizer: Optimizer, max_steps: Option<u64>, folder: &Path) -> Result<PathBuf> {
     Run { max_steps, ..Run::new(optimizer, 2)? }.train(folder)?;
     Ok(folder.join("last.safetensors"))
@@ -88,10 +88,10 @@ fn rates(record: &RunRecord) -> Vec<f64> {
     record.epochs.iter().map(|epoch| epoch.lr).collect()
 }
 
-/// A cosine over two epochs that goes on for two more has the rates of one over four; without leave it is
-/// refused, since the rate would be 0 from there on.
+/// A cosine over two epochs that is extended by two more has the rates of a cosine over four.
+/// Without permission the extension is refused, because the rate would stay 0.
 #[test]
-fn a_cosine_goes_on_in_a_longer_run() -> Result<()> {
+fn a_cosine_can_be_extended() -> Result<()> {
     let folder = tempdir().expect("a folder");
     let path = saved(cosine, None, folder.path())?;
     let longer = |with: &[Change]| -> Result<(RunRecord, Vec<i64>)> {
@@ -114,9 +114,9 @@ fn a_cosine_goes_on_in_a_longer_run() -> Result<()> {
     Ok(())
 }
 
-/// A schedule that does not depend on the length needs no leave.
+/// A schedule that does not depend on the length of the run needs no permission.
 #[test]
-fn a_length_that_changes_nothing_is_free() -> Result<()> {
+fn a_length_that_affects_no_schedule_needs_no_permission() -> Result<()> {
     let folder = tempdir().expect("a folder");
     let path = saved(|_| steps(0.1), None, folder.path())?;
     let run = Run { resume: Some((&path, &[])), ..Run::new(|_| steps(0.1), 4)? };
@@ -125,10 +125,10 @@ fn a_length_that_changes_nothing_is_free() -> Result<()> {
     Ok(())
 }
 
-/// Another rate, with and without a schedule: the saved one is neither taken in silence nor the schedule
-/// begun anew.
+/// Another learning rate, with and without a schedule: the saved rate is not used silently, and the
+/// schedule does not restart.
 #[test]
-fn a_new_rate_is_asked_for() -> Result<()> {
+fn a_new_rate_needs_permission() -> Result<()> {
     let plain: [Optimizer; 2] = [
         |_| OptimizerConfig::new(Sgd { lr: 0.1, ..Default::default() }),
         |_| OptimizerConfig::new(Sgd { lr: 0.02, ..Default::default() }),
@@ -148,10 +148,10 @@ fn a_new_rate_is_asked_for() -> Result<()> {
     Ok(())
 }
 
-/// After 4 of 6 batches of 2, an epoch in batches of 4 goes on after 2 of 3; with other data it begins
-/// again.
+/// After 4 of 6 batches of 2, an epoch with batches of 4 continues after 2 of 3 batches. With other
+/// data the epoch restarts.
 #[test]
-fn an_epoch_goes_on_after_as_many_examples() -> Result<()> {
+fn an_epoch_continues_after_the_same_number_of_examples() -> Result<()> {
     let folder = tempdir().expect("a folder");
     let path = saved(|_| steps(0.1), Some(4), folder.path())?;
     let go_on = |data: DataModule, with: &[Change]| -> Result<Vec<i64>> {
@@ -186,10 +186,10 @@ fn halved(gamma: f64) -> OptimizerConfig {
         .with_scheduler(schedule, Interval::Epoch)
 }
 
-/// examples#816, for what is no rate: an option of the code that would change the numbers is refused by name,
-/// and taken where that is asked for.
+/// The same as examples#816 for options other than the rate: a changed option is refused by name,
+/// and accepted with permission.
 #[test]
-fn other_options_of_the_code_are_asked_for() -> Result<()> {
+fn other_changed_options_need_permission() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let last = folder.path().join("last.safetensors");
     Run::new(|_| decayed(0.0), 1)?.train(folder.path())?;
@@ -208,9 +208,9 @@ fn other_options_of_the_code_are_asked_for() -> Result<()> {
     Ok(())
 }
 
-/// A schedule with another factor begins with the saved one's rate.
+/// A schedule with another factor begins with the rate of the saved one.
 #[test]
-fn another_schedule_is_asked_for() -> Result<()> {
+fn another_schedule_needs_permission() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let last = folder.path().join("last.safetensors");
     Run { max_steps: Some(9), ..Run::new(|_| halved(0.5), 4)? }.train(folder.path())?;

@@ -1,4 +1,4 @@
-//! What a step that is skipped or run again leaves: nothing, or everything once.
+//! A skipped step changes nothing, and a repeated step counts once.
 
 use amp_core::{
     LightningModule, Result, Trainer, TrainerConfig,
@@ -39,7 +39,7 @@ fn counted(net: &mut Net, batch: &Batch, step: &mut amp_core::Step<'_>) -> Resul
     Ok(loss)
 }
 
-/// Batches of 8 rows; the targets of those named are too large for f16 gradients.
+/// Batches of 8 rows; the targets of the given batches overflow f16 gradients.
 fn data(batches: i64, overflowing: &[i64]) -> Result<DataModule> {
     let _section = seeded(7);
     let options = (Kind::Float, Device::Cpu);
@@ -71,7 +71,7 @@ fn train(config: TrainerConfig, data: &DataModule) -> Result<(Net, RunRecord)> {
     Ok((net, record))
 }
 
-/// Every tensor of a net, on the host.
+/// Every tensor of a model, on the host.
 fn tensors(net: &Net) -> Vec<(String, Tensor)> {
     let tensors = nn::named_tensors(net).into_iter();
     tensors.map(|(name, tensor, _)| (name, tensor.to_device(Device::Cpu).copy())).collect()
@@ -84,21 +84,21 @@ fn same(one: &Net, other: &Net) {
     assert_eq!(one.seen, other.seen);
 }
 
-/// A run whose third step is skipped ends as the run without these examples: weights, batch statistics,
-/// optimizer, schedule, `#[state]` and dropout's random numbers.
+/// A run whose third step is skipped ends like a run without these examples: weights, batch
+/// statistics, optimizer, schedule, `#[state]` and the random numbers of dropout.
 #[test]
 fn a_skipped_step_changes_nothing() -> Result<()> {
     let with = data(5, &[2])?;
     let (skipped, record) = train(config(NonFinite::Skip), &with)?;
     assert_eq!((record.end.skipped, record.end.global_step), (1, 4));
-    // The same examples without the third batch, at the scale that the skip has left.
+    // The same examples without the third batch, at the scale that the skip left.
     let all = with.train.head(40)?;
     let keep: Vec<i64> = (0..16).chain(24..40).collect();
     let index = Tensor::from_slice(&keep);
     let pick = |name| Ok::<_, amp_core::Error>(all.required(name)?.index_select(0, &index));
     let rest = Batch::new(pick("input")?, pick("target")?)?;
     let without = DataModule { train: rest.into(), ..with };
-    // With a scale that is a power of two the bits do not depend on it.
+    // The scale is a power of two, so the bits do not depend on it.
     let (straight, record) = train(config(NonFinite::Skip), &without)?;
     assert_eq!(record.end.skipped, 0);
     same(&skipped, &straight);
@@ -106,9 +106,9 @@ fn a_skipped_step_changes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// As PyTorch does it where that is asked for: the batch that overflowed is in the statistics.
+/// With Lightning's rule, as in PyTorch, the batch that overflowed is in the batch statistics.
 #[test]
-fn lightnings_rule_keeps_the_traces() -> Result<()> {
+fn lightnings_rule_keeps_the_effects_of_a_skipped_step() -> Result<()> {
     let data = data(3, &[2])?;
     let advances =
         config(NonFinite::Skip).with(|config| config.recovery.skipped_step_advances = true);
@@ -126,7 +126,8 @@ fn lightnings_rule_keeps_the_traces() -> Result<()> {
     Ok(())
 }
 
-/// Examples that are run again at a lower scale count once: the run ends as one that began at that scale.
+/// Examples that are repeated at a lower scale count once: the run ends like one that began with
+/// that scale.
 #[rstest]
 fn a_repeated_step_counts_once(#[values(1, 2)] window: i64) -> Result<()> {
     let data = data(4, &[1])?;

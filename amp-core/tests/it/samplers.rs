@@ -1,4 +1,4 @@
-//! Samplers: which examples an epoch draws and in what order, from the seed and the epoch alone.
+//! Samplers: the examples of an epoch and their order depend only on the seed and the epoch.
 
 use std::sync::Arc;
 
@@ -27,10 +27,10 @@ fn sorted(mut order: Vec<i64>) -> Vec<i64> {
     order
 }
 
-/// As often as the weights say within five standard deviations of the binomial distribution; never what
-/// has no weight, at either end and in the middle.
+/// Examples are drawn in proportion to their weights, within five standard deviations of the
+/// binomial distribution. Examples with weight 0 are never drawn, at either end and in the middle.
 #[test]
-fn weights_say_how_often() -> Result<()> {
+fn examples_are_drawn_in_proportion_to_their_weights() -> Result<()> {
     let weights = [0.0, 1.0, 2.5, 0.0, 0.5, 6.0, 0.0];
     let draws = 200_000;
     let order = Weighted::new(weights.to_vec(), draws)?.order(&epoch(7, 4))?;
@@ -45,7 +45,7 @@ fn weights_say_how_often() -> Result<()> {
 
 /// Classes of 1, 9 and 90 examples are drawn equally often.
 #[test]
-fn balanced_weights_draw_each_class_as_often() -> Result<()> {
+fn balanced_weights_draw_each_class_equally_often() -> Result<()> {
     let class = |index: i64| match index {
         0 => 0,
         1..10 => 1,
@@ -62,7 +62,8 @@ fn balanced_weights_draw_each_class_as_often() -> Result<()> {
     Ok(())
 }
 
-/// Every example once; with one pool the batches do not overlap in length, and their order is random.
+/// Every example occurs once. With one pool the lengths of batches do not overlap, and the batches
+/// are in random order.
 #[rstest]
 fn batches_have_similar_lengths(#[values(60, 67)] examples: i64) -> Result<()> {
     let lengths: Vec<i64> = (0..examples).map(|at| at * 37 % 61).collect();
@@ -93,9 +94,10 @@ fn batches_have_similar_lengths(#[values(60, 67)] examples: i64) -> Result<()> {
     Ok(())
 }
 
-/// What is left over for a last batch that is not full is random: `drop_last` leaves out no kind.
+/// The examples left over for an incomplete last batch are random, so `drop_last` does not always
+/// drop the same lengths.
 #[test]
-fn what_is_left_over_has_any_length() -> Result<()> {
+fn an_incomplete_last_batch_has_random_lengths() -> Result<()> {
     let lengths: Vec<i64> = (0..11).collect();
     let mut last = Vec::new();
     for number in 0..200 {
@@ -107,8 +109,8 @@ fn what_is_left_over_has_any_length() -> Result<()> {
     Ok(())
 }
 
-/// What `torch.utils.data.DistributedSampler(range(n), R, r, shuffle=False, drop_last=…)` of torch 2.11
-/// gives.
+/// The output of `torch.utils.data.DistributedSampler(range(n), R, r, shuffle=False, drop_last=…)`
+/// of torch 2.11.
 #[rstest]
 #[case(10, Tail::Pad, vec![vec![0, 4, 8], vec![1, 5, 9], vec![2, 6, 0], vec![3, 7, 1]])]
 #[case(10, Tail::Drop, vec![vec![0, 4], vec![1, 5], vec![2, 6], vec![3, 7]])]
@@ -117,7 +119,7 @@ fn what_is_left_over_has_any_length() -> Result<()> {
 #[case(3, Tail::Pad, vec![vec![0], vec![1], vec![2], vec![0]])]
 #[case(2, Tail::Pad, vec![vec![0], vec![1], vec![0], vec![1], vec![0]])]
 #[case(11, Tail::Drop, vec![vec![0, 3, 6], vec![1, 4, 7], vec![2, 5, 8]])]
-fn processes_deal_out_what_torch_deals_out(
+fn processes_get_the_same_examples_as_in_torch(
     #[case] examples: i64,
     #[case] tail: Tail,
     #[case] expected: Vec<Vec<i64>>,
@@ -131,8 +133,8 @@ fn processes_deal_out_what_torch_deals_out(
     Ok(())
 }
 
-/// Each example is drawn by one process, whatever deals them out; the batches that all draw at once have
-/// similar lengths.
+/// Each example is drawn by one process, in either way of distribution; batches that all processes
+/// draw at once have similar lengths.
 #[test]
 fn processes_share_an_order() -> Result<()> {
     let lengths: Vec<i64> = (0..48).map(|at| at * 29 % 48).collect();
@@ -154,7 +156,7 @@ fn processes_share_an_order() -> Result<()> {
 }
 
 #[test]
-fn a_subset_is_drawn_in_the_others_order() -> Result<()> {
+fn a_subset_follows_the_other_samplers_order() -> Result<()> {
     let subset = Subset::new(vec![7, 3, 5, 1], Shuffled)?;
     assert_eq!(subset.len(10), 4);
     let order = subset.order(&epoch(10, 2))?;
@@ -166,7 +168,7 @@ fn a_subset_is_drawn_in_the_others_order() -> Result<()> {
     Ok(())
 }
 
-/// A sampler of a stranger's that may say another length, or give other examples, than it should.
+/// A sampler of the user's own with a planted fault in its length or its examples.
 #[derive(Debug)]
 struct Given(i64, Vec<i64>);
 
@@ -194,7 +196,7 @@ fn order(loader: &DataLoader, first: i64) -> Result<Vec<Vec<f64>>> {
     loader.epoch(2, first)?.map(|batch| Ok(values(batch?.required("target")?))).collect()
 }
 
-/// On the device and from the host, with repetitions, from any batch on.
+/// On the device and from the host, with repetitions, beginning at any batch.
 #[rstest]
 fn batches_follow_the_sampler(
     #[values(Placement::Device, Placement::Host)] placement: Placement,
@@ -225,13 +227,13 @@ fn batches_follow_the_sampler(
 #[case(Given(2, vec![1, 10]), "the sampler `given` gave example 10, but the set has 0 to 9")]
 #[case(Given(2, vec![-1, 1]), "the sampler `given` gave example -1, but the set has 0 to 9")]
 #[case(Given(0, vec![]), "the sampler `given` draws 0 examples an epoch, but at least 1 are needed")]
-fn orders_that_cannot_be_are_refused(#[case] given: Given, #[case] says: &str) {
+fn invalid_orders_are_refused(#[case] given: Given, #[case] says: &str) {
     let read = loader(given, Loading::default()).and_then(|loader| order(&loader, 0));
     assert_eq!(message(read), says);
 }
 
 #[test]
-fn samplers_that_cannot_be_are_refused() -> Result<()> {
+fn invalid_samplers_are_refused() -> Result<()> {
     let refused = |made: Result<Weighted>| message(made);
     assert_eq!(
         refused(Weighted::new(vec![1.0, -2.0], 4)),
@@ -299,9 +301,10 @@ fn trained(
     Ok(nn::parameters(&net).iter().flat_map(|own| values(&own.tensor)).collect())
 }
 
-/// A run saved in the middle of an epoch goes on in the sampler's order, and with no other sampler.
+/// A run saved in the middle of an epoch continues in the sampler's order, and refuses another
+/// sampler.
 #[test]
-fn a_resumed_run_goes_on_in_the_samplers_order() -> Result<()> {
+fn a_resumed_run_continues_in_the_samplers_order() -> Result<()> {
     let weighted = |first| {
         let mut weights: Vec<f64> = (0..24).map(|at| f64::from(1 + at % 5)).collect();
         weights[0] = first;
@@ -327,9 +330,9 @@ fn a_resumed_run_goes_on_in_the_samplers_order() -> Result<()> {
     Ok(())
 }
 
-/// The trainer's own order is `Shuffled`.
+/// The trainer's default order is `Shuffled`.
 #[test]
-fn shuffled_is_the_trainers_order() -> Result<()> {
+fn the_default_order_is_shuffled() -> Result<()> {
     let own = {
         let policy = Policy::new(Precision::F32True, device());
         let data = DataModule::training("numbers", numbered(10)?, 3);

@@ -1,4 +1,4 @@
-//! Runs that end with an error are saved where that is asked for, as they were before the step that failed.
+//! With the option, a run that ends with an error saves its state from before the failed step.
 
 use std::{cell::Cell, path::Path};
 
@@ -35,14 +35,14 @@ struct Net {
     seen: i64,
 }
 
-/// Where a run fails.
+/// The place at which a run fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Nowhere,
-    /// In the forward pass of this training batch, after its batch statistics have moved.
+    /// In the forward pass of this training batch, after batch statistics were updated.
     Batch(i64),
     Validation,
-    /// In the callback that follows this training batch.
+    /// In the callback after this training batch.
     Callback(i64),
 }
 
@@ -97,7 +97,7 @@ fn data() -> Result<DataModule> {
     Ok(DataModule::new("rows", examples()?, examples()?, 6))
 }
 
-/// Runs three epochs of ten batches; what the epochs report, the weights, and the notes.
+/// Runs three epochs of ten batches. Returns the epochs' reports, the weights, and the notes.
 fn run(
     precision: Precision,
     window: i64,
@@ -126,7 +126,7 @@ fn run(
             config.max_epochs = 3;
             config.optimization.accumulate_grad_batches = window;
         });
-        // Another seed for a resumed run: nothing may come from how the process began.
+        // Another seed for a resumed run, because nothing may depend on the seed of the process.
         let _section = seeded(if resume { 1 } else { 0 });
         let trainer = Trainer::new(config).save_on_error(save_to).callback(Fails(0));
         let trainer = if resume { trainer.resume_from(save_to) } else { trainer };
@@ -142,15 +142,15 @@ fn run(
     (outcome, notes)
 }
 
-/// The run that was saved goes on as if nothing had happened, to the bit: batch statistics, random numbers,
-/// sums of the log, momentum and schedule.
+/// The saved run resumes bit for bit: batch statistics, random numbers, sums of the log, momentum
+/// and schedule.
 #[rstest]
 #[case::first_batch(At::Batch(0), 1)]
 #[case::a_batch(At::Batch(17), 1)]
 #[case::the_first_of_a_window(At::Batch(18), 3)]
 #[case::the_last_of_a_window(At::Batch(14), 3)]
 #[case::validation(At::Validation, 1)]
-fn a_run_goes_on_after_its_error(
+fn a_run_saved_after_an_error_resumes_bit_for_bit(
     #[values(Precision::F32True, Precision::F16Mixed)] precision: Precision,
     #[case] fails: At,
     #[case] window: i64,
@@ -171,9 +171,10 @@ fn a_run_goes_on_after_its_error(
     Ok(())
 }
 
-/// A step that has changed the weights when it fails is not saved: the run would take it twice.
+/// If a step fails after it has changed the weights, the run is not saved, because a resumed run
+/// would repeat the step.
 #[test]
-fn a_step_that_cannot_be_taken_back_is_not_saved() {
+fn a_step_that_changed_weights_before_its_error_is_not_saved() {
     let folder = tempdir().expect("a folder");
     let path = folder.path().join("failed.safetensors");
     FAILS.set(At::Callback(4));
@@ -185,7 +186,7 @@ fn a_step_that_cannot_be_taken_back_is_not_saved() {
     assert!(!path.exists());
 }
 
-/// What could not be saved does not hide why the run ended.
+/// If saving fails, a note reports it, and the run ends with its original error.
 #[test]
 fn a_file_that_cannot_be_written_is_a_note() {
     let folder = tempdir().expect("a folder");

@@ -17,7 +17,7 @@ use crate::support::{
     parameter, set_gradients,
 };
 
-/// What happened to one optimizer in one iteration, as `fixtures/oracles/README.md` tells.
+/// The outcome for one optimizer in one iteration, as described in `fixtures/oracles/README.md`.
 #[derive(Deserialize)]
 struct Part(
     String,
@@ -28,11 +28,11 @@ struct Part(
     Option<Vec<String>>,
 );
 
-/// Every trace of a family, step for step: the scale's bits on the device and in the host's
-/// mirror, the tracker, which steps are skipped, the unscaled gradients and the parameters.
+/// Compares every step of a family of traces: the scale's bits on the device and in the host's
+/// copy, the tracker, the skipped steps, the unscaled gradients and the parameters.
 ///
-/// Covers 3 (reciprocal in f64), 4 (skip on any non-finite gradient), 5 (growth, backoff, the
-/// ends of f32) and 6 (one update for several optimizers).
+/// Covers rules 3 (reciprocal in f64), 4 (skip on any non-finite gradient), 5 (growth, backoff,
+/// the ends of f32) and 6 (one update for several optimizers).
 #[rstest]
 #[case::random("random", 512)]
 #[case::top("top", 80)]
@@ -44,7 +44,7 @@ struct Part(
 #[case::fused("fused", 40)]
 #[case::manual("manual", 20)]
 #[case::wide("wide", 8)]
-fn traces_are_torchs_step_for_step(
+fn traces_equal_torchs_step_by_step(
     #[case] family: &str,
     #[case] count: usize,
 ) -> amp_core::Result<()> {
@@ -86,8 +86,8 @@ fn replay(name: &str, trace: &Value) -> amp_core::Result<()> {
         {
             let part: Part = serde_json::from_value(part.clone()).expect("six fields");
             let name = format!("{name}, optimizer {index}");
-            // torch's fused kernel divides by the scale where everything else multiplies by its
-            // reciprocal: the same bits when the scale is a power of two.
+            // torch's fused kernel divides by the scale, all other code multiplies by its
+            // reciprocal. The bits are the same if the scale is a power of two.
             let fused = trace["fused"] == 1 && part.0 == "s";
             let exact = !fused || scale_before.log2().fract() == 0.0;
             drive(&name, &mut scaler, optimizer.as_mut(), &part, fused, exact)?;
@@ -130,7 +130,8 @@ fn drive(
     set_gradients(optimizer, &grads);
     let gradients = scaler.gradients(optimizer)?;
     let gradients = scaler.unscale(gradients)?;
-    // torch unscales also when it skips, but for its fused kernel, which then leaves them scaled.
+    // torch unscales also in skipped steps, except in its fused kernel, which leaves gradients
+    // scaled.
     if !(fused && *applied == 0) {
         let expected = unscaled.as_ref().unwrap_or(given).iter().zip(optimizer.parameters().iter());
         for (expected, parameter) in expected {
@@ -154,7 +155,7 @@ fn drive(
             ),
             Some(params) => {
                 compare(&parameter.tensor, &params[at], exact, &what);
-                // So that a last bit of one step is not seen in the next.
+                // Reset, so that a last bit of one step does not affect the next.
                 let expected = from_bits(parameter.tensor.kind(), &params[at]);
                 amp_core::tch::no_grad(|| parameter.tensor.shallow_clone().copy_(&expected));
             }
@@ -163,7 +164,7 @@ fn drive(
     Ok(())
 }
 
-/// The same bits, or, where torch divides and we multiply, two roundings in the place of one.
+/// The same bits; or, if torch divides and we multiply, a difference of two roundings.
 #[track_caller]
 fn compare(tensor: &Tensor, expected: &str, exact: bool, what: &str) {
     if exact {
@@ -177,8 +178,8 @@ fn compare(tensor: &Tensor, expected: &str, exact: bool, what: &str) {
     }
 }
 
-/// Gradients of three times a weight are three times the scale, whatever the loss's dtype, and whether
-/// it has no dimension or one of one element; a loss of several elements is none.
+/// The gradient of three times a weight is three times the scale, for a loss of any dtype, without
+/// dimensions or with one of size 1. A loss with several elements has none.
 #[rstest]
 fn backward_starts_from_the_scale(
     #[values(Kind::Float, Kind::Double, Kind::BFloat16)] kind: Kind,

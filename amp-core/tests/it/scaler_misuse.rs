@@ -16,7 +16,7 @@ use crate::support::{
     parameter, set_gradients,
 };
 
-/// SGD over ones of these dtypes, under the names `p0`, `p1`, …
+/// SGD over ones with these dtypes, named `p0`, `p1`, …
 fn optimizer(kinds: &[Kind]) -> Result<Box<dyn Optimizer>> {
     let ones = |kind: &Kind| Tensor::ones([2], (*kind, Device::Cpu));
     let parameters =
@@ -28,7 +28,7 @@ fn scaler() -> Result<GradScaler> {
     GradScaler::new(Device::Cpu, GradScalerConfig::default())
 }
 
-/// Gives every parameter a gradient of this value.
+/// Gives every parameter a gradient with this value.
 fn backward(optimizer: &mut dyn Optimizer, value: f64) {
     let grads: Vec<_> =
         optimizer.parameters().iter().map(|p| Some(p.tensor.full_like(value).detach())).collect();
@@ -40,9 +40,10 @@ fn unscaled(scaler: &mut GradScaler, optimizer: &dyn Optimizer) -> Result<Gradie
     scaler.unscale(gradients)
 }
 
-/// [2], [9]: what torch refuses is refused here, at the same call or an earlier one. What the
-/// types rule out (a closure, LBFGS, a number for a loss, a scale of two elements) is not listed.
-/// torch asks for a scaled loss only before the first step, here it is asked for in every one.
+/// [2], [9]: what torch refuses is refused here, at the same call or an earlier one. Mistakes that
+/// the types exclude (a closure, LBFGS, a number as a loss, a scale with two elements) are not
+/// listed. torch requires a scaled loss only before the first step; here it is required in every
+/// step.
 #[rstest]
 #[case("unscale_twice", "already unscaled since the last update")]
 #[case("unscale_twice_after_an_update", "run backward on scale(loss)")]
@@ -82,10 +83,11 @@ fn misuse_that_torch_refuses_is_refused(#[case] name: &str, #[case] says: &str) 
     Ok(())
 }
 
-/// [9]: the rest of what torch refuses cannot be written here: a step takes no closure, so there is
-/// no LBFGS; a loss is a tensor; an update takes no scale. Nothing that was recorded is left out.
+/// [9]: the other recorded refusals of torch cannot be written here. A step takes no closure, so
+/// LBFGS does not exist; a loss is a tensor; an update takes no scale. The test checks that no
+/// recorded case is left out.
 #[test]
-fn the_types_rule_the_rest_out() {
+fn the_types_exclude_all_other_misuse() {
     const REFUSED: usize = 19;
     let _step: fn(&mut dyn Optimizer) -> Result<()> = |optimizer| optimizer.step();
     let _scale: fn(&GradScaler, &Tensor) -> Result<ScaledLoss> = GradScaler::scale;
@@ -140,7 +142,7 @@ fn perform(
     }
 }
 
-/// Two handles on one optimizer's scaled gradients would divide by the scale twice.
+/// Taking the scaled gradients of an optimizer twice must not divide by the scale twice.
 #[test]
 fn gradients_taken_twice_are_unscaled_once() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float])?);
@@ -154,7 +156,7 @@ fn gradients_taken_twice_are_unscaled_once() -> Result<()> {
     Ok(())
 }
 
-/// After an update the gradients may be another iteration's: their check no longer holds.
+/// After an update the gradients may belong to another iteration, so they cannot be used.
 #[test]
 fn gradients_kept_beyond_an_update_are_refused() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float])?);
@@ -179,9 +181,9 @@ fn gradients_of_another_optimizer_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// [4]: a skip names the first parameter, in order of declaration, that is not finite.
+/// [4]: a skip names the first non-finite parameter in order of declaration.
 #[test]
-fn a_skip_names_the_first_culprit() -> Result<()> {
+fn a_skip_names_the_first_non_finite_parameter() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float; 4])?);
     let _loss = scaler.scale(&Tensor::from(1.0_f32))?;
     let grads = [1.0, f32::INFINITY, f32::NAN, 1.0].map(|x| Some(Tensor::from_slice(&[1.0, x])));
@@ -193,9 +195,9 @@ fn a_skip_names_the_first_culprit() -> Result<()> {
     Ok(())
 }
 
-/// Parameters without a gradient are passed over.
+/// Parameters without a gradient are left out.
 #[test]
-fn gradients_go_by_their_parameters_names() -> Result<()> {
+fn gradients_have_their_parameters_names() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float; 5])?);
     let _loss = scaler.scale(&Tensor::from(1.0_f32))?;
     let given = |x: f32| Some(Tensor::from_slice(&[x, 65536.0]));
@@ -210,7 +212,7 @@ fn gradients_go_by_their_parameters_names() -> Result<()> {
     Ok(())
 }
 
-/// What was taken is held, whatever becomes of the parameters' own.
+/// Taken gradients remain valid after the parameters' own are cleared.
 #[test]
 fn gradients_outlive_those_of_their_parameters() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float; 2])?);
@@ -225,9 +227,9 @@ fn gradients_outlive_those_of_their_parameters() -> Result<()> {
     Ok(())
 }
 
-/// [7]: f16 gradients are named; bf16 and f64 ones are unscaled.
+/// [7]: for f16 gradients the error names the parameter; bf16 and f64 gradients are unscaled.
 #[test]
-fn f16_gradients_are_refused_by_name_and_bf16_taken() -> Result<()> {
+fn f16_gradients_are_refused_and_bf16_gradients_accepted() -> Result<()> {
     let (mut scaler, mut mixed) = (scaler()?, optimizer(&[Kind::Float, Kind::Half])?);
     let _loss = scaler.scale(&Tensor::from(1.0_f32))?;
     backward(mixed.as_mut(), 1.0);
@@ -242,10 +244,9 @@ fn f16_gradients_are_refused_by_name_and_bf16_taken() -> Result<()> {
     Ok(())
 }
 
-/// [8]: a saved state has PyTorch's keys, and a scaler that loads it goes on as the one that
-/// saved it.
+/// [8]: a saved state has PyTorch's keys, and a scaler that loads it behaves like the saved one.
 #[test]
-fn a_restored_scaler_goes_on_as_the_saved_one() -> Result<()> {
+fn a_restored_scaler_continues_like_the_saved_one() -> Result<()> {
     let oracle = &oracle!("grad_scaler.json")["state_dict"];
     let arguments = &oracle["arguments"];
     let mut first = GradScaler::new(
@@ -269,7 +270,7 @@ fn a_restored_scaler_goes_on_as_the_saved_one() -> Result<()> {
     iterate(&mut second, oracle, "after")
 }
 
-/// One iteration for each recorded flag; the states are torch's.
+/// One iteration for each recorded flag; the states equal torch's.
 fn iterate(scaler: &mut GradScaler, oracle: &serde_json::Value, part: &str) -> Result<()> {
     let mut optimizer = optimizer(&[Kind::Float])?;
     let states = list(oracle, &format!("states_{part}"));
@@ -304,8 +305,8 @@ fn the_defaults_are_torchs() -> Result<()> {
     Ok(())
 }
 
-/// [5]: backoff has no floor. Where the reciprocal becomes infinite torch ruins parameters
-/// without a sign (`bottom` of the traces); here the scaler says so, from 2⁻¹²⁸ down.
+/// [5]: backoff has no lower limit. When the reciprocal becomes infinite, torch silently ruins the
+/// parameters (`bottom` in the traces); here the scaler returns an error from 2⁻¹²⁸ down.
 #[rstest]
 #[case(2.0_f64.powi(-127), false)]
 #[case(2.0_f64.powi(-128), true)]
@@ -317,7 +318,7 @@ fn a_scale_too_low_to_divide_by_is_reported(#[case] scale: f64, #[case] low: boo
     Ok(())
 }
 
-/// A scale that cannot be divided by at all is refused wherever one is given.
+/// A scale that cannot be a divisor is refused in every place that takes a scale.
 #[rstest]
 #[case(0.0)]
 #[case(-1.0)]
@@ -325,7 +326,7 @@ fn a_scale_too_low_to_divide_by_is_reported(#[case] scale: f64, #[case] low: boo
 #[case(f64::INFINITY)]
 #[case(1e39)]
 #[case(1e-46)]
-fn a_scale_that_is_no_positive_f32_is_refused(#[case] scale: f64) -> Result<()> {
+fn a_scale_that_is_not_a_positive_f32_is_refused(#[case] scale: f64) -> Result<()> {
     let config = GradScalerConfig { init_scale: scale, ..Default::default() };
     let refusal = "but must be positive and finite in float32";
     assert!(message(GradScaler::new(Device::Cpu, config)).contains(refusal));
@@ -347,7 +348,7 @@ fn constants_out_of_range_are_refused(#[case] config: GradScalerConfig, #[case] 
     assert!(message(GradScaler::new(Device::Cpu, config)).contains(names));
 }
 
-/// A disabled scaler takes the same calls, scales nothing and never skips, whatever the gradients.
+/// A disabled scaler has the same methods, does not scale and never skips, for any gradients.
 #[test]
 fn a_disabled_scaler_only_steps() -> Result<()> {
     let (mut scaler, mut optimizer) =
@@ -364,7 +365,7 @@ fn a_disabled_scaler_only_steps() -> Result<()> {
 }
 
 /// [5]: the gradient of an f16 loss is the scale itself, and 65536 is infinite in f16: the first
-/// step is skipped, and from 32768 on it goes.
+/// step is skipped, and steps from 32768 on are applied.
 #[test]
 fn an_f16_loss_costs_one_skipped_step() -> Result<()> {
     let (mut scaler, mut optimizer) = (scaler()?, optimizer(&[Kind::Float])?);

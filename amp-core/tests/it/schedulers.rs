@@ -1,4 +1,4 @@
-//! Learning-rate schedules: plateaus, parameter groups, edges and refusals.
+//! Learning-rate schedules: plateaus, parameter groups, limits and refusals.
 
 use std::f64::consts::PI;
 
@@ -75,9 +75,9 @@ fn plateau(case: &Value) -> ReduceLrOnPlateau {
     }
 }
 
-/// The rate after each of 100 recorded values, a NaN now and then among them.
+/// The rate after each of 100 recorded values, some of which are NaN.
 #[rstest]
-fn a_plateau_is_torchs(
+fn a_plateau_equals_torchs(
     #[values("defaults", "min_rel", "max_abs_cooldown", "nan")] name: &str,
 ) -> Result<()> {
     let oracle = oracle!("schedulers.json");
@@ -89,7 +89,7 @@ fn a_plateau_is_torchs(
         scheduler.advance(Some(parsed(value)));
         assert_eq!(scheduler.rates().lr, parsed(lr), "{name}: after value {at}");
         if at % 7 == 0 {
-            // Saved and loaded along the way, which changes nothing.
+            // Saved and loaded in between, which changes nothing.
             let state = scheduler.state()?;
             scheduler = plateau(case).build(Rates { lr: 1.0, momentum: Some(0.9) })?;
             scheduler.load_state(&state)?;
@@ -98,7 +98,7 @@ fn a_plateau_is_torchs(
     Ok(())
 }
 
-/// Each parameter group is moved from its own rate, as in torch.
+/// The schedule moves each parameter group from the group's own rate, as in torch.
 #[rstest]
 fn groups_have_torchs_rates(
     #[values("cosine_eta_min", "step", "linear", "one_cycle_30", "plateau")] name: &str,
@@ -127,7 +127,7 @@ fn groups_have_torchs_rates(
     };
     let one = Tensor::from_slice(&[1.0_f32]);
     let mut scheduled = config.build(vec![parameter("first", &one), parameter("second", &one)])?;
-    // See above for OneCycle's last.
+    // The test above covers the last rate of OneCycle.
     for step in 0..100 {
         for rates in scheduled.rates() {
             assert_eq!(rates.optimizer, "AdamW");
@@ -141,9 +141,9 @@ fn groups_have_torchs_rates(
     Ok(())
 }
 
-/// What is monitored must be logged, and is known after an epoch.
+/// A monitored value must be logged, and exists only after an epoch.
 #[test]
-fn a_monitored_value_must_be_there() -> Result<()> {
+fn a_monitored_value_must_be_logged() -> Result<()> {
     let plateau = || ReduceLrOnPlateau { monitor: "val_acc".to_owned(), ..Default::default() };
     let build = |interval| {
         OptimizerConfig::new(AdamW::default())
@@ -161,8 +161,8 @@ fn a_monitored_value_must_be_there() -> Result<()> {
     Ok(())
 }
 
-/// torch's OneCycleLR turns back up after its last step and then raises: an accumulation window
-/// or an epoch too many ends a run. Here the last rate holds.
+/// torch's OneCycleLR rises again after its last step and then raises an error, so one accumulation
+/// window or epoch too many ends a run. Here the last rate is kept.
 #[test]
 fn one_cycle_holds_its_last_rate_where_torch_turns_back_up() -> Result<()> {
     let oracle = oracle!("schedulers.json");
@@ -175,7 +175,7 @@ fn one_cycle_holds_its_last_rate_where_torch_turns_back_up() -> Result<()> {
     Ok(())
 }
 
-/// An optimizer without momentum is not given one.
+/// An optimizer without momentum gets none.
 #[test]
 fn one_cycle_leaves_an_optimizer_without_momentum() -> Result<()> {
     let rates = rates(&CYCLE, Rates { lr: 1e-3, momentum: None }, 100)?;
@@ -184,8 +184,8 @@ fn one_cycle_leaves_an_optimizer_without_momentum() -> Result<()> {
 }
 
 /// transformers' get_cosine_schedule_with_warmup: t / warm-up, then half a cosine. The recorded
-/// warm-ups of torch are LambdaLR with (t + 1) / warm-up and differ on the way up; from there on
-/// the cosine is the same to rounding.
+/// warm-ups of torch are LambdaLR with (t + 1) / warm-up and differ during the warm-up; afterwards
+/// the cosines are equal up to rounding.
 #[test]
 fn warmup_cosine_follows_its_formula() -> Result<()> {
     let schedule = WarmupCosine { warmup_steps: 10, total_steps: 100 };
@@ -211,8 +211,8 @@ fn warmup_cosine_follows_its_formula() -> Result<()> {
     Ok(())
 }
 
-/// A schedule's first rate is the optimizer's from the start, and it moves with its own interval
-/// alone.
+/// The optimizer starts with a schedule's first rate, and the rate changes only at the schedule's
+/// interval.
 #[test]
 fn an_optimizer_starts_at_its_schedules_first_rate() -> Result<()> {
     let schedule = LinearLr { start_factor: 0.5, end_factor: 1.0, total_iters: 2 };
@@ -266,7 +266,7 @@ fn options_out_of_range_are_refused(#[case] schedule: &dyn BuildScheduler, #[cas
     assert!(said.contains(says), "{said}");
 }
 
-/// torch's LinearLR refuses a start of 0; others of its schedules, and ours, gave NaN.
+/// torch's LinearLR refuses a start of 0. Other schedules of torch's gave NaN, as ours once did.
 #[rstest]
 #[case(&LinearLr { start_factor: 0.0, ..Default::default() }, "start_factor is 0, but must be in (0, 1]")]
 #[case(&LinearLr { start_factor: f64::NAN, ..Default::default() }, "start_factor is NaN")]
@@ -291,7 +291,7 @@ fn options_out_of_range_are_refused(#[case] schedule: &dyn BuildScheduler, #[cas
 #[case(&ReduceLrOnPlateau { threshold: f64::NAN, ..Default::default() }, "threshold is NaN")]
 #[case(&ReduceLrOnPlateau { min_lr: -1.0, ..Default::default() }, "min_lr is -1")]
 #[case(&ReduceLrOnPlateau { eps: f64::INFINITY, ..Default::default() }, "eps is inf")]
-fn numbers_that_lead_to_no_rate_are_refused(
+fn options_without_a_valid_rate_are_refused(
     #[case] schedule: &dyn BuildScheduler,
     #[case] says: &str,
 ) {
@@ -299,7 +299,7 @@ fn numbers_that_lead_to_no_rate_are_refused(
     assert!(said.contains(says), "{said}");
 }
 
-/// A schedule of somebody else's, whose rates nobody has checked.
+/// A schedule of the user's own with invalid rates.
 struct Own(f64);
 
 impl BuildScheduler for Own {
@@ -339,7 +339,10 @@ impl Scheduler for OwnRunning {
 #[case(f64::NAN, "became NaN")]
 #[case(f64::INFINITY, "became inf")]
 #[case(-1.0, "became -1")]
-fn no_schedule_gives_a_rate_that_is_none(#[case] factor: f64, #[case] says: &str) -> Result<()> {
+fn a_schedule_with_an_invalid_rate_ends_the_run(
+    #[case] factor: f64,
+    #[case] says: &str,
+) -> Result<()> {
     let mut scheduled = OptimizerConfig::new(AdamW { lr: 1.0, ..Default::default() })
         .with_scheduler(Own(factor), Interval::Epoch)
         .build(vec![parameter("p", &Tensor::from_slice(&[1.0_f32]))])?;
@@ -348,14 +351,14 @@ fn no_schedule_gives_a_rate_that_is_none(#[case] factor: f64, #[case] says: &str
     Ok(())
 }
 
-/// pytorch#47513: of a negative best value the threshold is a share of its size. torch takes -0.96 for
-/// better than -1.0 there.
+/// pytorch#47513: for a negative best value the threshold is relative to its absolute value. torch
+/// considers -0.96 better than -1.0.
 #[rstest]
 #[case(Mode::Min, -1.0, [-0.96, -1.04, -1.06], [false, false, true])]
 #[case(Mode::Max, -1.0, [-1.04, -0.96, -0.94], [false, false, true])]
 #[case(Mode::Min, 1.0, [0.96, 0.94, 1.06], [false, true, false])]
 #[case(Mode::Max, 1.0, [1.04, 1.06, 0.94], [false, true, false])]
-fn a_negative_value_improves_by_its_size(
+fn the_threshold_of_a_negative_value_is_relative_to_its_size(
     #[case] mode: Mode,
     #[case] best: f64,
     #[case] values: [f64; 3],

@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// t / 10 on the way up, then half a cosine, as the recorder has it.
+/// The recorder's formula: t / 10 during the warm-up, then half a cosine.
 fn lambda_warmup_cosine(t: i64) -> f64 {
     match t < 10 {
         true => (t + 1) as f64 / 10.0,
@@ -32,9 +32,10 @@ fn lambda_warmup_cosine(t: i64) -> f64 {
     }
 }
 
-/// Every one of 101 recorded rates, and the momentum (Adam's first beta) where it moves. Of
-/// OneCycle the 100 that belong to the cycle. The recorder has seen that torch goes on with these rates from its
-/// state_dict; here every seventh state is saved, and a new schedule goes on from it.
+/// Every one of 101 recorded rates, and the momentum (Adam's first beta) if the schedule changes
+/// it. For OneCycle only the 100 rates of its cycle. The recorder checked that torch continues with
+/// these rates from its state_dict; here every seventh state is saved and loaded into a new
+/// schedule.
 #[rstest]
 #[case("cosine", &CosineAnnealing { t_max: 50, eta_min: 0.0 }, 101)]
 #[case("cosine_eta_min", &CosineAnnealing { t_max: 50, eta_min: 1e-5 }, 101)]
@@ -80,7 +81,7 @@ fn lambda_warmup_cosine(t: i64) -> f64 {
         .then(40, ExponentialLr { gamma: 0.95 }),
     101
 )]
-fn rates_are_torchs_to_the_last_bit(
+fn rates_have_torchs_bits(
     #[case] name: &str,
     #[case] schedule: &dyn BuildScheduler,
     #[case] count: usize,
@@ -121,9 +122,9 @@ fn wsd(case: &Value) -> Wsd {
     }
 }
 
-/// Warm-up, stable, decay: transformers' rates, also of the ten steps beyond the end.
+/// Warm-up, stable, decay: transformers' rates, including ten steps after the end.
 #[rstest]
-fn wsd_is_transformers(
+fn wsd_equals_transformers(
     #[values("defaults", "linear", "cosine", "one_minus_sqrt", "no_warmup", "no_stable")]
     name: &str,
 ) -> Result<()> {
@@ -139,7 +140,7 @@ fn wsd_is_transformers(
     Ok(())
 }
 
-/// A schedule of the user's, by its formula alone.
+/// A schedule of the user's own that consists of a formula.
 #[derive(Clone, Default)]
 pub(crate) struct InverseRoot {
     warmup_steps: i64,
@@ -161,7 +162,7 @@ impl Schedule for InverseRoot {
     }
 }
 
-/// A user's schedule with a state of its own: it halves the rate whenever the loss was above 1.
+/// A schedule of the user's own with state: it halves the rate whenever the loss was above 1.
 struct Halving;
 
 struct HalvingRunning {
@@ -219,9 +220,10 @@ fn advance(scheduled: &mut Scheduled, loss: f64) -> Result<[f64; 2]> {
     Ok([0, 1].map(|group| scheduled.rates()[group].rates.lr))
 }
 
-/// A formula of the user's moves every group from its own rate and goes on from its saved state.
+/// A formula of the user's own moves every group from the group's own rate and resumes from its
+/// saved state.
 #[test]
-fn a_formula_is_a_whole_schedule() -> Result<()> {
+fn a_formula_is_enough_for_a_schedule() -> Result<()> {
     let mut straight = scheduled(InverseRoot { warmup_steps: 4 })?;
     let mut seen = Vec::new();
     for t in 1..10 {
@@ -244,7 +246,7 @@ fn a_formula_is_a_whole_schedule() -> Result<()> {
 }
 
 mod own {
-    /// A struct of the user's, named by its path.
+    /// A struct of the user's own, named by its path.
     pub(super) use super::InverseRoot;
 }
 
@@ -273,9 +275,9 @@ struct Net {
     wsd: Linear,
 }
 
-/// What the attributes name is what runs.
+/// A schedule named by an attribute is the schedule that runs.
 #[test]
-fn attributes_name_schedules() -> Result<()> {
+fn the_schedule_named_by_an_attribute_runs() -> Result<()> {
     let net = Net::builder().build()?;
     let plan = TrainingPlan { max_epochs: 4, estimated_stepping_batches: 8 };
     let mut built = LightningModule::configure_optimizers(&net, &plan)?
@@ -294,7 +296,7 @@ fn attributes_name_schedules() -> Result<()> {
     Ok(())
 }
 
-/// What a schedule of the user's has counted is in the checkpoint.
+/// The state of a schedule of the user's own is saved in the checkpoint.
 #[test]
 fn a_schedules_own_state_is_saved() -> Result<()> {
     let mut straight = scheduled(Halving)?;

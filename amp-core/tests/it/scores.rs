@@ -1,4 +1,5 @@
-//! Metrics with options are torchmetrics', however a set is cut into batches, in f64 and under autocast.
+//! Metrics with options equal torchmetrics', for any division into batches, in f64 and under
+//! autocast.
 
 use amp_core::{
     Result,
@@ -31,7 +32,7 @@ fn tensor(value: &Value) -> Tensor {
     }
 }
 
-/// The metric of a recorded case, and how far from torchmetrics it may be, which divides in f32.
+/// The metric of a recorded case, and its tolerance, because torchmetrics divides in f32.
 fn metric(case: &Value, num_classes: i64) -> Box<dyn Metric> {
     let options = &case["options"];
     let average = match options.get("average").and_then(Value::as_str) {
@@ -80,7 +81,7 @@ fn values(value: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(value.reshape([-1])).expect("numbers")
 }
 
-/// The metric of the set in batches of at most so many examples.
+/// The metric of the set in batches of at most this many examples.
 fn measure(metric: &dyn Metric, output: &Tensor, target: &Tensor, size: i64) -> Result<Vec<f64>> {
     let count = output.size()[0];
     let mut merged = None::<MetricState>;
@@ -107,7 +108,7 @@ fn assert_near(seen: &[f64], expected: &[f64], what: &str) {
 }
 
 #[rstest]
-fn metrics_are_torchmetrics(
+fn metrics_equal_torchmetrics(
     #[values(
         "precision",
         "recall",
@@ -159,7 +160,7 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// torchmetrics has 0 there, as of a model that is always wrong.
+/// torchmetrics returns 0 there, as for a model that is always wrong.
 #[rstest]
 #[case::precision(&Precision::default(), "precision of nothing")]
 #[case::recall(&Recall { average: Average::Micro, ..Default::default() }, "recall of nothing")]
@@ -190,13 +191,13 @@ fn a_curve_of_positives_alone(#[values(None, Some(7))] thresholds: Option<i64>) 
     Ok(())
 }
 
-/// A score that is NaN decides nothing; one that is left out does no harm.
+/// A NaN score makes the metric NaN, unless its example is ignored.
 #[rstest]
 #[case::auroc(&Auroc::default())]
 #[case::auroc_in_bins(&Auroc { thresholds: Some(9), ..Default::default() })]
 #[case::average_precision(&AveragePrecision::default())]
 #[case::recall(&BinaryRecall::default())]
-fn a_score_that_is_nan_is_shown(#[case] metric: &dyn Metric) -> Result<()> {
+fn a_nan_score_makes_the_metric_nan(#[case] metric: &dyn Metric) -> Result<()> {
     let logits = Tensor::from_slice(&[0.5_f32, f32::NAN, 2.0, -1.0]);
     let kept = Tensor::from_slice(&[1_i64, 0, 1, 0]);
     assert!(metric.measure(&logits, &kept)?.double_value(&[]).is_nan());
@@ -205,9 +206,9 @@ fn a_score_that_is_nan_is_shown(#[case] metric: &dyn Metric) -> Result<()> {
     Ok(())
 }
 
-/// Outputs that are all alike are no retrieval.
+/// If all outputs are equal, nothing was retrieved.
 #[test]
-fn ties_find_nothing() -> Result<()> {
+fn ties_count_as_not_retrieved() -> Result<()> {
     let alike = Tensor::ones([6, 3], (Kind::Float, Device::Cpu));
     assert_eq!(RecallAtK { k: 5 }.measure(&alike, &alike)?.double_value(&[]), 0.0);
     let eye = Tensor::eye(4, (Kind::Float, Device::Cpu));
@@ -261,7 +262,7 @@ fn r2_of_a_constant(
 #[case::pairs(&RecallAtK { k: 1 }, &[4], &[4], Kind::Float, "queries and keys are [N, D]")]
 #[case::no_key(&RecallAtK { k: 0 }, &[4, 2], &[4, 2], Kind::Float, "k is 0, but must be at least 1")]
 #[case::perplexity(&Perplexity::default(), &[4, 3], &[4], Kind::Float, "classes are int64")]
-fn what_does_not_fit_is_refused(
+fn shapes_that_do_not_fit_are_refused(
     #[case] metric: &dyn Metric,
     #[case] output: &[i64],
     #[case] target: &[i64],
@@ -272,7 +273,7 @@ fn what_does_not_fit_is_refused(
     assert!(said.contains(why) && said.contains("the target"), "{said}");
 }
 
-/// A class out of range is no miss.
+/// A class out of range is an error, not a wrong prediction.
 #[rstest]
 #[case(&Precision::default())]
 #[case(&ConfusionMatrix::default())]
@@ -284,9 +285,9 @@ fn a_class_out_of_range_is_refused(#[case] metric: &dyn Metric) {
     assert!(said.contains("float32 [2, 3]") && said.contains('3'), "{said}");
 }
 
-/// Metrics of other shapes do not merge, and a function is given what was kept.
+/// States of different shapes do not merge, and a reduction checks the state that it gets.
 #[test]
-fn what_does_not_merge_is_refused() -> Result<()> {
+fn states_that_do_not_merge_are_refused() -> Result<()> {
     let counts = |size: i64| MetricState::sum(&zeros(&[size], Kind::Double));
     let said = message(counts(2)?.merge(&counts(3)?));
     assert_eq!(said, "its counts were of shape [[2]] and are of shape [[3]] now");

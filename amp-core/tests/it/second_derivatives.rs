@@ -1,4 +1,4 @@
-//! Gradients of gradients, as gradient penalties have them, through every layer that has kernels of its own.
+//! Gradients of gradients, as in gradient penalties, through every layer that has own kernels.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use rstest::rstest;
 
 use crate::support::{device, model::linear, seeded};
 
-/// A norm, a residual around it and ReLU behind both.
+/// A norm, a residual around the norm, and ReLU after both.
 #[derive(Module)]
 #[forward(|x| self.norm.forward_add_relu(&conv(x)?, x, cx))]
 struct Residual {
@@ -64,7 +64,7 @@ fn gradients(
     Ok(named.map(|(parameter, gradient)| (parameter.name.clone(), gradient)).collect())
 }
 
-/// On every device and under every precision they are those of a 64-bit pass on the CPU.
+/// On every device and in every precision they equal a pass in f64 on the CPU.
 #[rstest]
 #[case::linear(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Tanh)]), &[6, 8])]
 #[case::linear_relu(|| stack(vec![Box::new(linear(8, 8)?), Box::new(Relu), Box::new(linear(8, 8)?)]), &[6, 8])]
@@ -109,7 +109,7 @@ fn gradients(
     ]),
     &[4, 3, 8, 8],
 )]
-fn penalties_have_the_gradients_of_64_bits(
+fn gradients_of_penalties_equal_f64(
     #[case] build: Build,
     #[case] shape: &[i64],
     #[values((Precision::F32True, 1e-3), (Precision::F64True, 1e-9), (Precision::Bf16Mixed, 0.1))]
@@ -117,7 +117,7 @@ fn penalties_have_the_gradients_of_64_bits(
 ) -> Result<()> {
     let expected = gradients(build, Precision::F64True, Device::Cpu, shape)?;
     let seen = gradients(build, precision, device(), shape)?;
-    // The largest gradient's, since that of a bias before a batch norm is 0.
+    // Relative to the largest gradient, because the gradient of a bias before a batch norm is 0.
     let norms = expected.iter().filter(|(_, gradient)| gradient.defined());
     let size = norms.map(|(_, gradient)| gradient.norm().double_value(&[])).fold(0.0, f64::max);
     for ((name, expected), (_, seen)) in expected.iter().zip(&seen) {
@@ -132,9 +132,9 @@ fn penalties_have_the_gradients_of_64_bits(
     Ok(())
 }
 
-/// Attention's fused kernels have no second derivative; libtorch says so, rather than to give a wrong one.
+/// Fused attention kernels have no second derivative; libtorch returns an error, not a wrong value.
 #[test]
-fn attention_says_that_it_has_none() {
+fn attention_reports_that_it_has_no_second_derivative() {
     let build: Build =
         || stack(vec![Box::new(MultiheadAttention::new(MultiheadAttentionConfig::new(8, 2))?)]);
     match gradients(build, Precision::Bf16Mixed, device(), &[2, 4, 8]) {

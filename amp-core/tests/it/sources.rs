@@ -29,7 +29,7 @@ fn example<D: MapDataset<Example = Batch>>(set: &D, index: i64) -> Result<(Vec<f
     Ok((values(&input), values(&target)))
 }
 
-/// Tokens `2^bits - 1 - place`, so that a token read with a sign is below 0.
+/// Tokens `2^bits - 1 - place`, so that a token read as signed would be negative.
 fn tokens(width: TokenWidth, count: u32) -> Vec<u8> {
     let bytes = |at: u32| match width {
         TokenWidth::U16 => (u16::MAX - at as u16).to_le_bytes().to_vec(),
@@ -38,7 +38,7 @@ fn tokens(width: TokenWidth, count: u32) -> Vec<u8> {
     (0..count).flat_map(bytes).collect()
 }
 
-/// Every window that fits, with its next tokens, and none more.
+/// Every window that fits, with its next tokens, and no others.
 #[rstest]
 #[case(TokenWidth::U16, 65535.0)]
 #[case(TokenWidth::U32, 4294967295.0)]
@@ -72,7 +72,7 @@ fn windows_of_tokens_predict_the_next(
 )]
 #[case(8, TokenWidth::U32, 0, "2 tokens have no window of 0 and its next token")]
 #[case(0, TokenWidth::U32, 1, "the file is empty: write it again")]
-fn token_files_that_cannot_be_are_refused(
+fn invalid_token_files_are_refused(
     #[case] bytes: usize,
     #[case] width: TokenWidth,
     #[case] length: i64,
@@ -155,7 +155,8 @@ fn workers_read_windows() -> Result<()> {
     Ok(())
 }
 
-/// What numpy 2.4 writes: the header of this version with this text, padded to 64 bytes, and the data.
+/// The bytes that numpy 2.4 writes: the header of this version with this text, padded to 64 bytes,
+/// and the data.
 fn npy(version: u8, text: &str, data: &[u8]) -> Vec<u8> {
     let width = if version == 1 { 2 } else { 4 };
     let length = (8 + width + text.len() + 1).next_multiple_of(64) - 8 - width;
@@ -168,7 +169,7 @@ fn npy(version: u8, text: &str, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Files as numpy 2.4 wrote them, by `numpy.lib.format.write_array`.
+/// Files that numpy 2.4 wrote by `numpy.lib.format.write_array`.
 #[rstest]
 #[case::f4(
     npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }",
@@ -204,7 +205,7 @@ fn arrays_are_read_as_numpy_wrote_them(
         assert_eq!((array.kind(), array.size().as_slice()), (kind, shape));
         assert_eq!(values(&array), expected);
     }
-    // Nothing that is written to a mapped array reaches the file.
+    // Writing to a mapped array does not change the file.
     let _ = map_npy(&path)?.zero_();
     assert_eq!(std::fs::read(&path).expect("the file"), bytes);
     Ok(())
@@ -238,7 +239,7 @@ const TWO: &[u8] = &[0; 8];
 #[case(npy(9, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", TWO), "no .npy file")]
 #[case(b"\x93NUMPY\x01\x00v\x00{'descr'".to_vec(), "no .npy file: its header is damaged")]
 #[case(b"PK\x03\x04 another kind of file".to_vec(), "no .npy file: its header is damaged")]
-fn arrays_that_cannot_be_are_refused(#[case] bytes: Vec<u8>, #[case] says: &str) {
+fn invalid_arrays_are_refused(#[case] bytes: Vec<u8>, #[case] says: &str) {
     let (_folder, path) = file(bytes);
     let text = message(read_npy(&path));
     assert!(text.starts_with(&format!("{}: {says}", path.display())), "{text}");
@@ -273,9 +274,9 @@ fn columns_become_tensors() -> Result<()> {
     Ok(())
 }
 
-/// A name of another set: refused, or the last id.
+/// A name from another data set is refused, or gets the last id.
 #[test]
-fn unknown_categories_have_a_place_only_where_declared() -> Result<()> {
+fn unknown_categories_need_a_declared_id() -> Result<()> {
     let (_folder, path) = file(PEOPLE);
     let (_other, other) = file("job\nbaker\ncook\n");
     let (jobs, other_table) = (Table::read(&path)?.categories("job")?, Table::read(&other)?);
@@ -316,13 +317,14 @@ fn cells_that_do_not_fit_are_named() -> Result<()> {
     Ok(())
 }
 
-/// `count` times of two values: the time with 1000 for each series, and its negative.
+/// `count` pairs of values for each series: the time plus 1000 times the series' number, and its
+/// negative.
 fn series(number: i64, count: i64) -> Tensor {
     let times = Tensor::arange(count, (Kind::Float, Device::Cpu)) + (1000 * number) as f64;
     Tensor::stack(&[&times, &-&times], 1)
 }
 
-/// Each window by its first time, in order.
+/// Each window is identified by its first time, in order.
 fn starts(windows: &Windows) -> Result<Vec<i64>> {
     let start = |at| {
         let example = windows.get(at, &mut Rng::with_seed(0))?;
@@ -338,7 +340,7 @@ fn starts(windows: &Windows) -> Result<Vec<i64>> {
     (0..windows.len()).map(start).collect()
 }
 
-/// None has values of two series, and a short series gives none.
+/// No window has values of two series, and a series that is too short has no windows.
 #[test]
 fn windows_stay_within_a_series() -> Result<()> {
     let windows =
@@ -349,7 +351,7 @@ fn windows_stay_within_a_series() -> Result<()> {
     Ok(())
 }
 
-/// No value is on both sides of the time of the split.
+/// No value is on both sides of the split.
 #[test]
 fn a_split_leaks_nothing() -> Result<()> {
     let (before, after) = Windows::new(vec![series(0, 20), series(1, 11)], 3, 2)?.split(0.5)?;
@@ -365,7 +367,7 @@ fn a_split_leaks_nothing() -> Result<()> {
 }
 
 #[test]
-fn windows_that_cannot_be_are_refused() -> Result<()> {
+fn invalid_windows_are_refused() -> Result<()> {
     let text = message(Windows::new(vec![series(0, 4), series(0, 3)], 3, 2));
     assert_eq!(text, "no window of context 3 and horizon 2: the longest series has 4 values");
     let text = message(Windows::new(vec![series(0, 9)], 0, 2));

@@ -1,4 +1,4 @@
-//! What a checkpoint holds: every float and dtype, or a refusal before there is something to lose.
+//! The values of a checkpoint: every float and dtype is saved exactly, or refused before training.
 
 use std::{collections::BTreeMap, fs};
 
@@ -32,7 +32,7 @@ struct Best {
     highest: f32,
 }
 
-/// A score for each of several things.
+/// A score for each of several values.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -43,7 +43,7 @@ struct Scores {
     scores: Vec<f64>,
 }
 
-/// Tensors of every dtype that safetensors has.
+/// Tensors of every dtype that safetensors supports.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -64,7 +64,7 @@ struct Kinds {
     longs: Tensor,
 }
 
-/// A tensor that no file holds.
+/// A tensor that cannot be saved.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(sgd, lr = 0.1)]
@@ -87,7 +87,7 @@ fn config(epochs: i64) -> TrainerConfig {
 
 /// serde-rs/json#202: null is read back as nothing.
 #[test]
-fn every_float_comes_back() -> Result<()> {
+fn every_float_is_restored() -> Result<()> {
     let _section = seeded(0);
     let folder = tempdir().expect("a temporary folder");
     let last = folder.path().join("last.safetensors");
@@ -116,7 +116,7 @@ enum Choice {
     Two { of: (f32, f64) },
 }
 
-/// What would be read back as another value is refused when it is written.
+/// A value that would be read back differently is refused when it is saved.
 #[test]
 fn a_float_within_another_value_is_refused() -> Result<()> {
     let mut state = State::default();
@@ -147,7 +147,7 @@ fn a_float_within_another_value_is_refused() -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_saved_is_refused_before_training() -> Result<()> {
+fn state_that_cannot_be_saved_is_refused_before_training() -> Result<()> {
     let mut steps = 0;
     let mut count = |_: &amp_core::event::Event| -> Result<()> {
         steps += 1;
@@ -195,9 +195,9 @@ fn tensors_of_every_dtype_are_saved() -> Result<()> {
     Ok(())
 }
 
-/// A run's checkpoint says so too, beside its own format.
+/// A checkpoint is also a file of weights in PyTorch's format.
 #[test]
-fn a_checkpoint_is_pytorchs_for_its_weights() -> Result<()> {
+fn the_weights_of_a_checkpoint_are_in_pytorchs_format() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let _section = seeded(0);
     let mut model = Kinds::builder().build()?;
@@ -211,7 +211,7 @@ fn a_checkpoint_is_pytorchs_for_its_weights() -> Result<()> {
     Ok(())
 }
 
-/// Lightning#4468: any name makes a file name, and another one for each.
+/// Lightning#4468: every name gives a valid file name, and different names give different files.
 #[rstest]
 #[case("val/loss", "val%2Floss")]
 #[case("val_loss", "val_loss")]
@@ -233,7 +233,7 @@ fn a_monitored_name_makes_a_file_name(#[case] name: &str, #[case] part: &str) ->
 }
 
 #[test]
-fn a_name_that_fits_into_no_file_name_is_refused_at_once() {
+fn a_name_too_long_for_a_file_is_refused_before_training() {
     let folder = tempdir().expect("a temporary folder");
     for name in [String::new(), "x".repeat(151), "/".repeat(51)] {
         let said = message(ModelCheckpoint::new(folder.path(), name, Mode::Min));
@@ -245,7 +245,7 @@ fn linear() -> Result<Linear> {
     Linear::new(amp_core::nn::LinearConfig::new(2, 1))
 }
 
-/// Logs a value under any name.
+/// Logs a value under the given name.
 struct Named {
     head: Linear,
     name: String,
@@ -281,9 +281,9 @@ impl LightningModule for Named {
     }
 }
 
-/// A value that is no number is no better than any other, and ends a run that waits for it.
+/// A NaN is not better than any other value, and ends a run that monitors it.
 #[test]
-fn a_monitored_nan_is_kept_nowhere_and_stops() -> Result<()> {
+fn a_monitored_nan_is_never_the_best_and_stops_the_run() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let _section = seeded(0);
     let mut model = Named { head: linear()?, name: "val".to_owned(), value: f64::NAN };
@@ -298,7 +298,7 @@ fn a_monitored_nan_is_kept_nowhere_and_stops() -> Result<()> {
     Ok(())
 }
 
-/// A checkpoint would hold the state of one of them.
+/// A checkpoint would hold the state of only one of them.
 #[test]
 fn two_callbacks_of_one_name_are_refused() -> Result<()> {
     let _section = seeded(0);
@@ -312,9 +312,9 @@ fn two_callbacks_of_one_name_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A run that goes on until something ends it, in windows as long as they come.
+/// A run without a maximum length, with the largest possible windows.
 #[test]
-fn numbers_as_large_as_they_come_do_not_overflow() -> Result<()> {
+fn the_largest_numbers_do_not_overflow() -> Result<()> {
     let _section = seeded(0);
     let mut model = Best::builder().build()?;
     let config = config(i64::MAX).with(|config| {
@@ -326,11 +326,11 @@ fn numbers_as_large_as_they_come_do_not_overflow() -> Result<()> {
     Ok(())
 }
 
-/// With a negative difference a worse value would count as a better one.
+/// With a negative minimum difference, a worse value would count as an improvement.
 #[rstest]
 #[case(-0.1)]
 #[case(f64::NAN)]
-fn a_difference_that_is_none_is_refused(#[case] delta: f64) -> Result<()> {
+fn a_negative_difference_is_refused(#[case] delta: f64) -> Result<()> {
     let _section = seeded(0);
     let mut model = Best::builder().build()?;
     let stops = EarlyStopping::new("val_loss", Mode::Min).min_delta(delta);
@@ -339,7 +339,7 @@ fn a_difference_that_is_none_is_refused(#[case] delta: f64) -> Result<()> {
     Ok(())
 }
 
-/// A part of a set that has no batch is no wish for no validation.
+/// A fraction of a set that leaves no batch does not mean that validation is off.
 #[test]
 fn a_fraction_that_leaves_nothing_is_refused() -> Result<()> {
     let _section = seeded(0);

@@ -1,4 +1,4 @@
-//! What the epoch's mean and a step's value are, where steps are skipped or run again.
+//! The epoch's mean and a step's value if steps are skipped or repeated.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -29,7 +29,7 @@ struct Regression {
     head: Linear,
 }
 
-/// Four batches of eight rows; the targets of the second are this large.
+/// Four batches of eight rows; the targets of the second batch are multiplied by `large`.
 fn with_outliers(size: f64) -> Result<DataModule> {
     let _section = seeded(7);
     let options = (Kind::Float, Device::Cpu);
@@ -39,7 +39,7 @@ fn with_outliers(size: f64) -> Result<DataModule> {
     Ok(DataModule::new("rows", Batch::new(input, target)?, val, 8))
 }
 
-/// The record of an epoch over these, with the loss of each step as it was logged.
+/// The record of an epoch over these batches, with the logged loss of each step.
 fn regress(config: TrainerConfig, size: f64) -> Result<(RunRecord, Vec<f64>)> {
     let _section = seeded(0);
     let mut model = Regression::builder().build()?;
@@ -62,12 +62,12 @@ fn mixed(on_non_finite: NonFinite) -> TrainerConfig {
     })
 }
 
-/// transformers PR#13619: a skipped step, whatever its loss is, stays out of the epoch's mean; its own value is
-/// told as it is.
+/// transformers PR#13619: a skipped step, with any loss, is left out of the epoch's mean; its own
+/// value is reported.
 #[rstest]
 #[case::a_gradient_overflows(600.0)]
 #[case::the_loss_is_infinite(1e38)]
-fn a_skipped_step_stays_out_of_the_epochs_mean(#[case] size: f64) -> Result<()> {
+fn a_skipped_step_does_not_count_in_the_epochs_mean(#[case] size: f64) -> Result<()> {
     let (record, logged) = regress(mixed(NonFinite::Skip), size)?;
     assert_eq!((record.end.global_step, record.end.skipped), (3, 1));
     assert_eq!(record.skips[0].attempt, 1);
@@ -79,7 +79,7 @@ fn a_skipped_step_stays_out_of_the_epochs_mean(#[case] size: f64) -> Result<()> 
     Ok(())
 }
 
-/// Where every step is skipped, there is no mean of others.
+/// If every step is skipped, the epoch's value is their mean.
 #[test]
 fn an_epoch_of_skipped_steps_has_their_mean() -> Result<()> {
     let config = mixed(NonFinite::Skip).with(|config| {
@@ -94,7 +94,7 @@ fn an_epoch_of_skipped_steps_has_their_mean() -> Result<()> {
     Ok(())
 }
 
-/// Lightning's rule counts it.
+/// Lightning's rule counts a skipped step.
 #[test]
 fn lightnings_rule_counts_a_skipped_step() -> Result<()> {
     let config = mixed(NonFinite::Skip).with(|config| config.recovery.skipped_step_advances = true);
@@ -105,10 +105,10 @@ fn lightnings_rule_counts_a_skipped_step() -> Result<()> {
     Ok(())
 }
 
-/// A step that is repeated logs what its last run gave, and hooks see that loss.
+/// A repeated step logs the value of its last run, and hooks receive this loss.
 #[test]
 fn a_repeated_step_logs_its_last_run() -> Result<()> {
-    /// Overflows in f16, not in bf16.
+    /// Overflows f16 and not bf16.
     #[derive(LightningModule)]
     #[loss(mse_loss)]
     #[forward(|x| Ok(head(x)?.f_mul_scalar(3000.0)?.f_mul_scalar(1e-3)?))]
@@ -140,7 +140,7 @@ fn a_repeated_step_logs_its_last_run() -> Result<()> {
     Ok(())
 }
 
-/// Logs under the name that the step logs its loss under.
+/// Logs under the name of the step's loss.
 struct Meddler;
 
 impl Callback for Meddler {
@@ -158,7 +158,7 @@ impl Callback for Meddler {
     }
 }
 
-/// Their mean would be neither's.
+/// A mean of both would be meaningless.
 #[test]
 fn a_hook_does_not_log_under_the_steps_name() -> Result<()> {
     let _section = seeded(0);

@@ -1,4 +1,4 @@
-//! Streams: read from front to back over all epochs, and resumed where they were.
+//! Streams: read from front to back over all epochs, and resumed at their position.
 
 use amp_core::{
     Trainer, TrainerConfig,
@@ -15,7 +15,7 @@ use tempfile::tempdir;
 
 use crate::support::{bits::values, data::numbered, device, message, seeded};
 
-/// The numbers from 0 on; the tensor of its state changes in place.
+/// The numbers from 0 on; the tensor of its state is modified in place.
 struct Numbers {
     next: Tensor,
     noise: f64,
@@ -74,15 +74,16 @@ fn loading(prefetch: usize) -> Loading {
     Loading { placement: Placement::Host, prefetch: Some(prefetch), ..Loading::default() }
 }
 
-/// The numbers of the batches from `first` on.
+/// The numbers in the batches from `first` on.
 fn read(loader: &DataLoader, epoch: u64, first: i64, most: usize) -> Result<Vec<Vec<f64>>> {
     let batches = loader.epoch(epoch, first)?.take(most);
     batches.map(|batch| Ok(values(batch?.required("target")?))).collect()
 }
 
-/// An epoch begins where the one before it ended, whatever it left out, and however far was read ahead.
+/// An epoch begins where the previous one ended, whatever the previous one left out and however far
+/// the loader read ahead.
 #[rstest]
-fn epochs_follow_each_other(#[values(0, 2)] prefetch: usize) -> Result<()> {
+fn an_epoch_begins_where_the_previous_one_ended(#[values(0, 2)] prefetch: usize) -> Result<()> {
     let way = loading(prefetch);
     let all = |loader: &DataLoader| -> Result<Vec<f64>> {
         let epochs: Result<Vec<_>> = (0..3).map(|epoch| read(loader, epoch, 0, 99)).collect();
@@ -97,9 +98,9 @@ fn epochs_follow_each_other(#[values(0, 2)] prefetch: usize) -> Result<()> {
     Ok(())
 }
 
-/// An epoch that is dropped in the middle is read again from any batch that was read.
+/// An epoch that is dropped in the middle can be read again from any batch that was already read.
 #[rstest]
-fn a_stream_goes_back_to_what_was_read(#[values(0, 2)] prefetch: usize) -> Result<()> {
+fn a_stream_can_be_read_again_from_any_batch(#[values(0, 2)] prefetch: usize) -> Result<()> {
     let loader = loader(&Numbers::new().shared()?, loading(prefetch))?;
     let first = read(&loader, 0, 0, 2)?;
     assert_eq!(first, [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
@@ -113,7 +114,7 @@ fn a_stream_goes_back_to_what_was_read(#[values(0, 2)] prefetch: usize) -> Resul
     Ok(())
 }
 
-/// The error has the number, and the next reading begins where the batch began.
+/// The error has the number, and the next reading begins at the batch's first number.
 #[rstest]
 fn a_failed_batch_is_read_again(#[values(0, 2)] prefetch: usize) -> Result<()> {
     let set = Numbers { fails: Some(7), ..Numbers::new() }.shared()?;
@@ -171,9 +172,9 @@ fn trained<'a>(
     Ok(weights(&net))
 }
 
-/// In the middle of an epoch and between two.
+/// In the middle of an epoch and between two epochs.
 #[rstest]
-fn a_resumed_run_goes_on_with_the_next_example(
+fn a_resumed_run_continues_with_the_next_example(
     #[values(3, 4, 6, 9)] steps: u64,
     #[values((0, 2), (2, 0))] prefetch: (usize, usize),
 ) -> Result<()> {

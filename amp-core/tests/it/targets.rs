@@ -1,4 +1,4 @@
-//! What losses and metrics make of targets of every shape, some of them left out: as torch and
+//! Losses and metrics with targets of every shape, some of them ignored: the values of torch and
 //! torchmetrics, or an error that names the loss, both tensors and the remedy.
 
 use amp_core::{
@@ -26,7 +26,7 @@ fn tensor(case: &Value, key: &str, shape: &[i64]) -> Tensor {
     from_bits(kind, bits).to_kind(Kind::Double).reshape(shape)
 }
 
-/// Integer targets of the logits' shape, without the dimension of classes where there is one.
+/// Integer targets with the shape of the logits, without the dimension of classes if there is one.
 fn target(case: &Value, classes: bool) -> Tensor {
     let mut shape = shape(case);
     if classes {
@@ -61,7 +61,7 @@ fn assert_near(seen: &Tensor, expected: f64) {
 }
 
 #[test]
-fn classes_of_every_shape_are_torchs() -> Result<()> {
+fn classes_of_every_shape_equal_torchs() -> Result<()> {
     let oracle = oracle!("classes.json");
     for case in list(&oracle, "classes") {
         let (logits, of) = (tensor(case, "logits", &shape(case)), target(case, true));
@@ -82,7 +82,8 @@ fn classes_of_every_shape_are_torchs() -> Result<()> {
     Ok(())
 }
 
-/// Classes last are the same problem, unless both readings fit.
+/// Classes in the last dimension are the same problem, unless both readings of the shapes are
+/// possible.
 #[test]
 fn classes_last_are_flattened() -> Result<()> {
     let oracle = oracle!("classes.json");
@@ -98,7 +99,7 @@ fn classes_last_are_flattened() -> Result<()> {
 }
 
 #[test]
-fn binary_targets_are_torchs() -> Result<()> {
+fn binary_targets_equal_torchs() -> Result<()> {
     let oracle = oracle!("classes.json");
     for case in list(&oracle, "binary") {
         let (logits, of) = (tensor(case, "logits", &shape(case)), target(case, false));
@@ -113,7 +114,7 @@ fn binary_targets_are_torchs() -> Result<()> {
 }
 
 #[test]
-fn probabilities_of_classes_are_torchs() -> Result<()> {
+fn probabilities_of_classes_equal_torchs() -> Result<()> {
     let oracle = oracle!("classes.json");
     for case in list(&oracle, "soft") {
         let (logits, of) =
@@ -129,7 +130,7 @@ fn probabilities_of_classes_are_torchs() -> Result<()> {
 }
 
 #[test]
-fn losses_of_elements_are_torchs() -> Result<()> {
+fn losses_of_elements_equal_torchs() -> Result<()> {
     let oracle = oracle!("classes.json");
     for case in list(&oracle, "regression") {
         let (output, target) =
@@ -147,9 +148,10 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// Tensors that differ in shape are not broadcast, and integers are not targets of a regression.
+/// Tensors of different shapes are not broadcast, and integers are refused as targets of a
+/// regression.
 #[rstest]
-fn losses_of_elements_refuse_what_does_not_fit(
+fn losses_of_elements_refuse_other_shapes_and_dtypes(
     #[values(
         ("mse_loss", loss::mse_loss as Loss),
         ("l1_loss", loss::l1_loss as Loss),
@@ -172,13 +174,13 @@ fn losses_of_elements_refuse_what_does_not_fit(
     }
 }
 
-/// libtorch computes such a loss, and refuses its gradient.
+/// libtorch computes such a loss and refuses its gradient.
 #[rstest]
 #[case(Kind::Float, Kind::BFloat16, Kind::Float)]
 #[case(Kind::BFloat16, Kind::Float, Kind::Float)]
 #[case(Kind::Half, Kind::BFloat16, Kind::Float)]
 #[case(Kind::Float, Kind::Double, Kind::Double)]
-fn floating_targets_of_another_dtype_meet_in_the_wider(
+fn targets_of_another_dtype_use_the_wider_one(
     #[case] output: Kind,
     #[case] target: Kind,
     #[case] expected: Kind,
@@ -224,7 +226,7 @@ fn classes_that_do_not_fit_are_refused(
     }
 }
 
-/// What torch refuses with its own words, and metrics took for a miss.
+/// Targets that torch refuses with an unclear error, and that metrics counted as wrong predictions.
 #[rstest]
 #[case(3)]
 #[case(-1)]
@@ -261,15 +263,15 @@ fn metrics_refuse_targets_of_another_kind() {
     assert!(said.contains("num_classes is 4, but there are 3 logits"), "{said}");
 }
 
-/// A logit that is NaN decides nothing.
+/// A NaN logit is never a correct prediction.
 #[test]
-fn a_nan_is_no_hit() -> Result<()> {
+fn a_nan_is_not_a_correct_prediction() -> Result<()> {
     let (logits, target) = (Tensor::from_slice(&[f64::NAN, 1.0]), Tensor::from_slice(&[0.0, 1.0]));
     assert_eq!(measure(&BinaryAccuracy, &logits, &target)?, 0.5);
     Ok(())
 }
 
-/// Labels of -1 and 1 are a common mistake, and such a loss has no minimum.
+/// Labels of -1 and 1 are a common mistake; such a loss has no minimum.
 #[rstest]
 #[case(&[-1.0, 1.0])]
 #[case(&[0.0, 2.0])]
@@ -281,7 +283,7 @@ fn binary_targets_are_probabilities(#[case] target: &[f64]) {
     assert!(said.contains("targets are from 0 to 1"), "{said}");
 }
 
-/// One value for a batch would weigh batches of every size alike.
+/// One value for a whole batch would have the same weight for batches of every size.
 #[test]
 fn a_mean_takes_a_value_for_each_example() -> Result<()> {
     let (output, target) = (zeros(&[3, 2], Kind::Float), zeros(&[3], Kind::Int64));

@@ -1,5 +1,5 @@
-//! TensorBoard's event files, read back by their specification. TensorBoard's own reader reads
-//! them in `tests/tests/tensorboard.rs`.
+//! Reads TensorBoard's event files back by their specification. `tests/tests/tensorboard.rs` reads
+//! them with TensorBoard's own reader.
 
 use std::path::{Path, PathBuf};
 
@@ -39,8 +39,9 @@ fn bytes(fields: &[(u64, Field)], number: u64) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Every record's checksums hold. The first is the version's, the next the hyperparameters', the
-/// last the session's end; between them is every number of the run, in f32, at its step.
+/// Every record's checksums are right. The first record has the version, the next the
+/// hyperparameters, the last the end of the session; between them is every number of the run, in
+/// f32, with its step.
 #[test]
 fn an_event_file_holds_the_run() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder for the test");
@@ -71,7 +72,7 @@ fn an_event_file_holds_the_run() -> Result<()> {
                     _ => None,
                 });
                 match number {
-                    // Protobuf leaves a zero out.
+                    // Protobuf leaves out zeros.
                     Some(number) => seen.push((tag, step.unwrap_or(0), number.to_bits())),
                     None => other_tags.push(tag),
                 }
@@ -91,7 +92,7 @@ fn an_event_file_holds_the_run() -> Result<()> {
     Ok(())
 }
 
-/// Runs of one logger, and of later ones, each have a folder; none is drawn over another.
+/// Each run of one logger, and of later loggers, has its own folder, so that charts do not mix.
 #[test]
 fn every_run_has_a_folder_of_its_own() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder for the test");

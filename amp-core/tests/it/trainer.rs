@@ -1,4 +1,4 @@
-//! The loop: what it emits, what it refuses and what it leaves behind.
+//! The loop: its events, its refusals and its effects.
 
 use amp_core::{
     Error, Module, Result, Trainer, TrainerConfig,
@@ -26,7 +26,7 @@ fn config(precision: Precision) -> TrainerConfig {
     TrainerConfig { max_epochs: 2, ..TrainerConfig::new(precision, Device::Cpu) }
 }
 
-/// What kind of event it is, and the figures that place it.
+/// The event's kind, and the numbers that locate it.
 fn brief(event: &Event) -> String {
     match event {
         Event::FitStart(start) => format!("start {}x{}", start.max_epochs, start.batches_per_epoch),
@@ -44,7 +44,7 @@ fn brief(event: &Event) -> String {
     }
 }
 
-/// A run is one stream of events in one order; a logging interval counts steps across epochs.
+/// A run is one stream of events in a fixed order. A logging interval counts steps across epochs.
 #[test]
 fn events_come_in_order() -> Result<()> {
     let _generator = seeded(0);
@@ -75,7 +75,7 @@ fn events_come_in_order() -> Result<()> {
     Ok(())
 }
 
-/// The record is what the events said, gathered.
+/// The record contains the values of the events.
 #[test]
 fn the_record_gathers_the_events() -> Result<()> {
     let _generator = seeded(0);
@@ -96,11 +96,11 @@ fn the_record_gathers_the_events() -> Result<()> {
     Ok(())
 }
 
-/// The same seed gives the same run, event for event, but for the clock.
+/// The same seed gives the same events, except for times.
 #[rstest]
 #[case(Precision::F32True)]
 #[case(Precision::F16Mixed)]
-fn a_run_repeats_itself(#[case] precision: Precision) -> Result<()> {
+fn a_run_is_reproducible(#[case] precision: Precision) -> Result<()> {
     let run = || -> Result<RunRecord> {
         let _generator = seeded(5);
         let optimizer = |_: &_| OptimizerConfig::new(AdamW::default());
@@ -120,7 +120,7 @@ fn a_run_repeats_itself(#[case] precision: Precision) -> Result<()> {
     Ok(())
 }
 
-/// The seed of the configuration decides the order of the examples.
+/// The seed of the configuration determines the order of the examples.
 #[test]
 fn shuffling_follows_the_configured_seed() -> Result<()> {
     let losses = |seed, shuffle| -> Result<Vec<Logged>> {
@@ -146,7 +146,7 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
     let mut model = Model {
         model: Box::new(demo(0.5)?),
         loss: amp_core::loss::cross_entropy,
-        // Training that moves no weight, so that only the running statistics change.
+        // Training that changes no weight, so that only the running statistics change.
         optimizer: Box::new(|_| OptimizerConfig::new(Sgd { lr: 0.0, ..Default::default() })),
     };
     let record = fit(&config, &mut model, &same(digits(64)?, 64)?).1?;
@@ -155,7 +155,8 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
         &mut model,
         &same(digits(64)?, 64)?,
     );
-    // One more pass of training data moves the statistics on; validation in between did not.
+    // One more pass over the training data changes the statistics; the validation in between did
+    // not.
     let tracked = amp_core::nn::named_tensors(&model)
         .into_iter()
         .find(|(name, ..)| name == "model.1.num_batches_tracked");
@@ -169,7 +170,7 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
     assert_eq!(first, trainer.validate(&mut model, &data)?);
     let loss = first.iter().find(|logged| logged.name == "val_loss").expect("a loss").value;
     assert_eq!(again.last("val_loss"), Some(loss), "as the run reported it");
-    // By the model itself in evaluation mode, outside of any loop.
+    // The model alone in evaluation mode, outside of any loop.
     let batch = digits(64)?;
     let policy = amp_core::precision::Policy::new(Precision::F32True, Device::Cpu);
     let output = model.model.forward(&batch.input, &Context::new(policy, false))?;
@@ -178,7 +179,7 @@ fn validation_changes_nothing_and_repeats_itself() -> Result<()> {
     Ok(())
 }
 
-/// An error names the module it came from, by the path its weights have.
+/// An error names the module by its path.
 #[test]
 fn an_error_names_the_module() -> Result<()> {
     let _generator = seeded(0);
@@ -198,7 +199,7 @@ fn an_error_names_the_module() -> Result<()> {
     Ok(())
 }
 
-/// Claims to be a matrix product, but computes in f32 whatever the precision.
+/// Declares a matrix product, but computes in f32 in every precision.
 struct Stubborn(Linear);
 
 impl Visit for Stubborn {
@@ -222,7 +223,7 @@ impl Module for Stubborn {
     }
 }
 
-/// A run that did not compute in its precision is an error, not a figure under a wrong name.
+/// A run that did not compute in its precision is an error.
 #[rstest]
 #[case(Precision::F16Mixed, "16-mixed did not run", "float16")]
 #[case(Precision::Bf16Mixed, "bf16-mixed did not run", "bfloat16")]
@@ -242,9 +243,9 @@ fn a_precision_that_did_not_run_is_an_error(
     Ok(())
 }
 
-/// [14]: autocast is off after a run, after a failed one as well.
+/// [14]: autocast is off after a run, also after a failed one.
 #[test]
-fn a_run_leaves_autocast_as_it_was() -> Result<()> {
+fn a_run_restores_autocast() -> Result<()> {
     let _generator = seeded(0);
     let data = same(constant(4, 3, 1.0)?, 2)?;
     let before = autocast_state(Device::Cpu)?;
@@ -277,7 +278,7 @@ fn a_subscribers_error_ends_the_run() -> Result<()> {
     Ok(())
 }
 
-/// What cannot run is refused before anything is said or changed.
+/// A run that cannot start is refused before any event and any change.
 #[rstest]
 #[case(|config: &mut TrainerConfig| config.max_epochs = 0, "max_epochs is 0, but must be at least 1")]
 #[case(|config: &mut TrainerConfig| config.optimization.accumulate_grad_batches = 0, "accumulate_grad_batches is 0")]

@@ -1,4 +1,4 @@
-//! The step: accumulation, skipped steps, the schedule, and a scale that collapses.
+//! The step: accumulation, skipped steps, the schedule, and a collapsing scale.
 
 use amp_core::{
     Error, Hook, Result, Trainer, TrainerConfig,
@@ -29,7 +29,7 @@ fn weights(model: &Model) -> Vec<f64> {
     nn::parameters(model).iter().flat_map(|parameter| values(&parameter.tensor)).collect()
 }
 
-/// A regression onto noise of `count` examples, and the weights after training on it.
+/// A regression onto noise with `count` examples, and the weights after training on it.
 fn trained_on(
     examples: std::ops::Range<i64>,
     batch: i64,
@@ -63,20 +63,20 @@ fn assert_close(seen: &[f64], expected: &[f64]) {
     }
 }
 
-/// [17]: the gradients of a window are those of one large batch to f64 rounding: its batches weigh
-/// by their examples, so that also a smaller last batch is right.
+/// [17]: the gradients of a window equal those of one large batch, up to f64's rounding. Batches
+/// are weighted by their examples, so that a smaller last batch is right too.
 #[rstest]
 #[case(5, 2)]
 #[case(3, 4)]
 #[case(2, 5)]
 #[case(2, 100)]
-fn a_window_is_one_large_batch(#[case] batch: i64, #[case] window: i64) -> Result<()> {
+fn a_window_equals_one_large_batch(#[case] batch: i64, #[case] window: i64) -> Result<()> {
     let accumulated = weights(&trained_on(0..10, batch, window, None)?);
     assert_close(&accumulated, &weights(&trained_on(0..10, 10, 1, None)?));
     Ok(())
 }
 
-/// [17], Lightning #19987: the last window of an epoch may be shorter. It is divided by its own
+/// [17], Lightning #19987: the last window of an epoch may be shorter and is divided by its own
 /// length: one step on six examples and one on four.
 #[test]
 fn a_partial_last_window_is_divided_by_its_own_length() -> Result<()> {
@@ -87,7 +87,7 @@ fn a_partial_last_window_is_divided_by_its_own_length() -> Result<()> {
     Ok(())
 }
 
-/// A scheduled model whose first steps overflow: f16 gradients of a loss scaled by 2^24.
+/// A model with a schedule whose first steps overflow: f16 gradients of a loss scaled by 2^24.
 fn overflowing(advances: bool) -> Result<(RunRecord, f64)> {
     let _generator = seeded(0);
     let mut config = config(Precision::F16Mixed);
@@ -104,18 +104,18 @@ fn overflowing(advances: bool) -> Result<(RunRecord, f64)> {
     Ok((record, lr))
 }
 
-/// [16]: a skipped step moves neither the count of steps nor the schedule (accelerate's rule),
-/// unless the Lightning-compatible switch is on: then both.
+/// [16]: a skipped step advances neither the count of steps nor the schedule (accelerate's rule).
+/// With the option for Lightning's rule it advances both.
 #[rstest]
 #[case(false)]
 #[case(true)]
-fn a_skipped_step_moves_nothing_unless_asked_to(#[case] advances: bool) -> Result<()> {
+fn a_skipped_step_advances_no_count_by_default(#[case] advances: bool) -> Result<()> {
     let (record, lr) = overflowing(advances)?;
     let skipped = record.end.skipped;
     assert!((1..11).contains(&skipped), "{skipped} of 12 steps overflow");
     let counted = if advances { 12 } else { 12 - skipped };
     assert_eq!(record.end.global_step, counted);
-    // The rate of the last of the counted steps.
+    // The rate of the last counted step.
     assert_eq!(lr, 1e-3 * 0.5_f64.powi(counted as i32 - 1));
     let halved = 2.0_f64.powi(24 - skipped as i32);
     assert_eq!(record.end.scale, Some(halved));
@@ -140,7 +140,7 @@ fn a_skipped_step_changes_no_weight() -> Result<()> {
     Ok(())
 }
 
-/// The epoch reports the rate its last step was made with, not the next one's.
+/// The epoch reports the rate of its last step, not of the next step.
 #[rstest]
 #[case(Interval::Step, 1e-3 * (1.0 + (std::f64::consts::PI * 3.0 / 4.0).cos()) / 2.0)]
 #[case(Interval::Epoch, 1e-3)]
@@ -155,7 +155,7 @@ fn an_epoch_reports_its_last_steps_rate(#[case] interval: Interval, #[case] lr: 
     Ok(())
 }
 
-/// [5], pytorch#99640: a loss that overflows at any scale ends the run with the reason, before the
+/// [5], pytorch#99640: if the loss overflows at any scale, the run ends with the reason, before the
 /// scale is so low that unscaling ruins the weights.
 #[test]
 fn a_collapsing_scale_ends_the_run() -> Result<()> {
@@ -172,7 +172,7 @@ fn a_collapsing_scale_ends_the_run() -> Result<()> {
     Ok(())
 }
 
-/// [15], [19]: clipping sees unscaled gradients, so a scale does not change the step.
+/// [15], [19]: clipping receives unscaled gradients, so the scale does not change the step.
 #[rstest]
 #[case(Clip::Norm(0.01), 0.01)]
 #[case(Clip::Value(0.001), 0.001)]
@@ -193,9 +193,9 @@ fn clipping_sees_unscaled_gradients(#[case] clip: Clip, #[case] limit: f64) -> R
     Ok(())
 }
 
-/// A loss that is no scalar is refused where it is logged, by its name.
+/// A loss that is not a scalar is refused by name when it is logged.
 #[test]
-fn a_loss_that_is_no_scalar_is_an_error() -> Result<()> {
+fn a_loss_that_is_not_a_scalar_is_an_error() -> Result<()> {
     let _generator = seeded(0);
     let mut model = Model::regression(linear(3, 3)?, |_| OptimizerConfig::new(Sgd::default()));
     model.loss = |output, _| Ok(output.shallow_clone());
@@ -204,7 +204,7 @@ fn a_loss_that_is_no_scalar_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// A weight that two places share is trained once, under its first name.
+/// A weight that is used in two places is trained once, under its first name.
 #[test]
 fn a_tied_weight_is_one_parameter() -> Result<()> {
     struct Tied(Linear);
@@ -226,7 +226,7 @@ fn a_tied_weight_is_one_parameter() -> Result<()> {
         nn::parameters(&tied).into_iter().map(|p| p.name.to_string()).collect();
     assert_eq!(names, ["first.weight", "first.bias"]);
     assert_eq!(nn::named_tensors(&tied).len(), 4);
-    // A step moves it once, by the gradient of both places: L = mean of (W(Wx + b) + b − y)².
+    // One step moves it once, by the gradient of both places: L = mean of (W(Wx + b) + b − y)².
     let batch = constant(2, 3, 1.0)?;
     let own: Vec<Tensor> = nn::parameters(&tied)
         .iter()
@@ -247,7 +247,7 @@ fn a_tied_weight_is_one_parameter() -> Result<()> {
     Ok(())
 }
 
-/// Zeroes the weights between the batches of a step.
+/// Sets the weights to zero between the batches of a step.
 struct Wipe;
 
 impl Callback for Wipe {
@@ -269,13 +269,13 @@ impl Callback for Wipe {
     }
 }
 
-/// Autocast casts weights once for all batches of a step, which shows when they change in between;
-/// the next step sees what it left.
+/// Autocast casts weights once for all batches of a step, so a change between batches is not used
+/// until the next step.
 #[rstest]
 #[case(Precision::Bf16Mixed, true)]
 #[case(Precision::F16Mixed, true)]
 #[case(Precision::F32True, false)]
-fn weights_are_cast_once_a_step(#[case] precision: Precision, #[case] casts: bool) -> Result<()> {
+fn weights_are_cast_once_per_step(#[case] precision: Precision, #[case] casts: bool) -> Result<()> {
     let run = |wipe: bool, epochs| -> Result<Vec<f64>> {
         let _generator = seeded(4);
         let mut config = config(precision);

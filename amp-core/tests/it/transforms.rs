@@ -40,7 +40,7 @@ fn apply(transform: &dyn Transform, image: &Tensor) -> Result<Tensor> {
     transform.apply(image.shallow_clone(), &mut Rng::with_seed(1))
 }
 
-/// At most `levels` of 256 apart, of the same size.
+/// Asserts the same size and a difference of at most `levels` out of 256.
 #[track_caller]
 pub(crate) fn near(seen: &Tensor, expected: &Value, levels: i64) {
     let expected = picture(expected);
@@ -53,9 +53,10 @@ fn sizes(value: &Value, key: &str) -> Vec<i64> {
     list(value, key).iter().map(|size| size.as_i64().expect("a size")).collect()
 }
 
-/// To a shorter side and to both sides, smaller and larger. Rounding depends on the CPU's kernels by one.
+/// Resizing to a shorter side and to both sides, smaller and larger. Rounding depends on the CPU's
+/// kernels by one level.
 #[test]
-fn images_are_resized_as_torchvisions() -> Result<()> {
+fn images_are_resized_as_in_torchvision() -> Result<()> {
     let all = recorded();
     for case in list(&all, "resize") {
         let image = picture(&all["image"]);
@@ -69,9 +70,9 @@ fn images_are_resized_as_torchvisions() -> Result<()> {
     Ok(())
 }
 
-/// The interpolation of a part of an image sees that part alone.
+/// Interpolation in a part of an image reads only that part.
 #[test]
-fn parts_are_resized_as_torchvisions() -> Result<()> {
+fn parts_are_resized_as_in_torchvision() -> Result<()> {
     let all = recorded();
     for case in list(&all, "resized_crop") {
         let region = sizes(case, "region");
@@ -85,7 +86,7 @@ fn parts_are_resized_as_torchvisions() -> Result<()> {
 
 /// Smaller and larger than the image.
 #[test]
-fn the_middle_is_torchvisions() -> Result<()> {
+fn center_crops_equal_torchvisions() -> Result<()> {
     let all = recorded();
     for case in list(&all, "center_crop") {
         let size = sizes(case, "size");
@@ -96,7 +97,7 @@ fn the_middle_is_torchvisions() -> Result<()> {
 }
 
 #[test]
-fn colors_change_as_torchvisions() -> Result<()> {
+fn colors_change_as_in_torchvision() -> Result<()> {
     let all = recorded();
     for case in list(&all, "colors") {
         let (change, factor) = (text(case, "change"), number(case, "factor"));
@@ -115,7 +116,7 @@ fn colors_change_as_torchvisions() -> Result<()> {
 }
 
 #[test]
-fn values_are_normalized_as_torchvisions() -> Result<()> {
+fn values_are_normalized_as_in_torchvision() -> Result<()> {
     let all = recorded();
     let digits = text(&all["normalize"], "bits");
     let bits = digits.as_bytes().chunks(8).map(|digits| {
@@ -128,7 +129,7 @@ fn values_are_normalized_as_torchvisions() -> Result<()> {
     Ok(())
 }
 
-/// All images and none, and about as many as asked for.
+/// A probability of 1 mirrors all images, 0 none, and others about that share.
 #[test]
 fn some_images_are_mirrored() -> Result<()> {
     let all = recorded();
@@ -145,7 +146,8 @@ fn some_images_are_mirrored() -> Result<()> {
     Ok(())
 }
 
-/// The same numbers give the same image, others another; floating images stay from 0 to 1.
+/// The same random numbers give the same image, others another; floating-point images stay between
+/// 0 and 1.
 #[test]
 fn random_changes_follow_from_their_numbers() -> Result<()> {
     let augment = || -> Result<Compose> {
@@ -174,7 +176,7 @@ fn random_changes_follow_from_their_numbers() -> Result<()> {
 #[case(&RandomResizedCrop::new(4).scale(0.5, 0.1), "RandomResizedCrop of scale (0.5, 0.1) and ratio")]
 #[case(&RandomResizedCrop::new(4).ratio(0.0, 1.0), "RandomResizedCrop of scale (0.08, 1.0) and ratio (0.0")]
 #[case(&Normalize::new(&[0.5], &[0.5]).expect("a mean"), "Normalize has values of 1 channels, but the image has 3")]
-fn changes_that_cannot_be_are_refused(#[case] transform: &dyn Transform, #[case] says: &str) {
+fn invalid_changes_are_refused(#[case] transform: &dyn Transform, #[case] says: &str) {
     let text = message(apply(transform, &picture(&recorded()["image"])));
     assert!(text.starts_with(says), "{text}");
     let text = message(apply(transform, &Tensor::zeros([4, 4], (Kind::Float, Device::Cpu))));
@@ -182,7 +184,7 @@ fn changes_that_cannot_be_are_refused(#[case] transform: &dyn Transform, #[case]
 }
 
 #[test]
-fn factors_that_cannot_be_are_refused() -> Result<()> {
+fn invalid_factors_are_refused() -> Result<()> {
     let jitter = ColorJitter::new;
     let text = message(jitter().brightness(-0.5));
     assert_eq!(text, "brightness from 1.5 to 0.5: it must be from 0 to inf, the least first");

@@ -1,4 +1,4 @@
-//! What is refused of a `visit` written by hand, and of precision overrides.
+//! Mistakes in a hand-written `visit` that are refused, and refused precision overrides.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::support::{
     seeded,
 };
 
-/// A layer whose tensors are visited under these names and roles.
+/// A layer that visits its tensors under these names and roles.
 struct Tensors(Vec<(&'static str, Tensor, Role)>);
 
 impl Visit for Tensors {
@@ -79,7 +79,7 @@ fn fit(layer: impl Module + 'static, config: TrainerConfig) -> Result<()> {
     Trainer::new(config).fit(&mut model, &same(constant(4, 3, 0.0)?, 2)?).map(drop)
 }
 
-/// It would have been given to the optimizer and never moved.
+/// The optimizer would get this parameter and never move it.
 #[test]
 fn a_parameter_without_a_gradient_is_refused_when_it_is_trained() {
     let _generator = seeded(0);

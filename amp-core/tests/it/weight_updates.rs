@@ -1,4 +1,4 @@
-//! What becomes of updates that are finer than bf16: lost, kept in masters, or kept on average.
+//! Updates that are finer than bf16's spacing: lost, kept in masters, or kept on average.
 
 use amp_core::{
     Error, Result, TrainerConfig,
@@ -55,8 +55,8 @@ fn mean(optimizer: &dyn Optimizer) -> f64 {
 /// Spacing of bf16 just below 1.
 const SPACING: f64 = 1.0 / 256.0;
 
-/// One step to 1 − 0.001: every weight is one of the two neighbours of that in bf16, and their
-/// mean is the f32 value, within five standard errors of `count` draws between the two.
+/// One step to 1 − 0.001: every weight is one of the two bf16 neighbours of this value, and their
+/// mean is the f32 value, within five standard errors of `count` draws.
 #[test]
 fn stochastic_rounding_is_unbiased() -> Result<()> {
     let _generator = seeded(0);
@@ -75,7 +75,7 @@ fn stochastic_rounding_is_unbiased() -> Result<()> {
     Ok(())
 }
 
-/// Rounding of both signs and of several sizes; exact values, infinities and zeros stay.
+/// Rounding of both signs and several sizes; exact values, infinities and zeros do not change.
 #[test]
 fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
     let _generator = seeded(1);
@@ -84,7 +84,7 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
         let start = (ones(count, Kind::Float) * start).to_kind(Kind::BFloat16);
         let first = values(&start)[0];
         let (target, spacing) = match first.is_finite() && first != 0.0 {
-            // A third of the way to the next value further from 0.
+            // A third of the way to the next value away from 0.
             true => {
                 let spacing = first.abs().log2().floor().exp2() / 128.0;
                 (first + first.signum() * spacing / 3.0, spacing)
@@ -115,11 +115,11 @@ fn stochastic_rounding_is_unbiased_for_every_size() -> Result<()> {
     Ok(())
 }
 
-/// 200 steps of 10⁻⁵, each a four-hundredth of the spacing: rounded to nearest the weight never
-/// moves; rounded stochastically it moves by their sum on average; with masters it moves to the
-/// neighbour when their sum is nearer to that.
+/// 200 steps of 10⁻⁵, each 1/400 of the spacing. Rounded to nearest, the weight never moves.
+/// Rounded stochastically, it moves by the sum on average. With masters, it moves to the neighbour
+/// once the sum is closer to the neighbour.
 #[test]
-fn updates_below_the_spacing() -> Result<()> {
+fn updates_below_the_spacing_are_lost_or_kept_by_the_option() -> Result<()> {
     let _generator = seeded(2);
     let options = Sgd { lr: 1e-5, ..Default::default() };
     let count = 100_000;
@@ -140,10 +140,10 @@ fn updates_below_the_spacing() -> Result<()> {
     Ok(())
 }
 
-/// With masters, 16-bit parameters go the way of f32 ones to the last bit, and are those
-/// rounded; running averages are f32.
+/// With masters, 16-bit parameters equal the rounded values of an f32 run, bit for bit; their
+/// running averages are f32.
 #[rstest]
-fn masters_are_an_f32_run(
+fn masters_equal_an_f32_run(
     #[values(
         &AdamW::default(),
         &Adam { fused: false, ..Default::default() },
@@ -169,8 +169,8 @@ fn masters_are_an_f32_run(
     Ok(())
 }
 
-/// As in torch, Adam's averages of bf16 parameters are bf16 by default: with a second beta of
-/// 0.999 the running square cannot decay there. In f32 it does.
+/// As in torch, Adam's averages of bf16 parameters are bf16 by default. With a second beta of 0.999
+/// the running square then cannot decay; in f32 it does.
 #[rstest]
 #[case(WeightUpdate::RoundToNearest, Kind::BFloat16, 1.0)]
 #[case(WeightUpdate::MasterWeights, Kind::Float, 0.999)]
@@ -198,9 +198,9 @@ fn the_running_square_decays_in_f32(
     Ok(())
 }
 
-/// Stochastic rounding is bf16's; f32 parameters are left alone by either.
+/// Stochastic rounding applies to bf16 only; f32 parameters are not affected.
 #[test]
-fn stochastic_rounding_is_for_bfloat16() -> Result<()> {
+fn stochastic_rounding_applies_to_bf16_alone() -> Result<()> {
     let options = Sgd { lr: 1e-5, ..Default::default() };
     let said = message(over_ones(&options, 1, Kind::Half, WeightUpdate::StochasticRounding));
     assert!(said.contains("`weight` is float16: use master weights"), "{said}");
@@ -215,7 +215,10 @@ fn stochastic_rounding_is_for_bfloat16() -> Result<()> {
 #[case(WeightUpdate::RoundToNearest, false)]
 #[case(WeightUpdate::MasterWeights, true)]
 #[case(WeightUpdate::StochasticRounding, true)]
-fn the_trainer_passes_it_on(#[case] update: WeightUpdate, #[case] moves: bool) -> Result<()> {
+fn the_trainer_passes_the_option_to_the_optimizer(
+    #[case] update: WeightUpdate,
+    #[case] moves: bool,
+) -> Result<()> {
     let _generator = seeded(4);
     let mut config = TrainerConfig::new(Precision::Bf16True, device());
     config.max_epochs = 40;
@@ -235,7 +238,7 @@ fn the_trainer_passes_it_on(#[case] update: WeightUpdate, #[case] moves: bool) -
     Ok(())
 }
 
-/// A run of two steps an epoch over ones, at this rate; what it said of updates.
+/// A run with two steps in each epoch over ones, at this rate, and its notes about updates.
 fn notes(
     precision: Precision,
     rate: f64,
@@ -257,11 +260,11 @@ fn notes(
     Ok(record.notes.into_iter().filter(|note| note.contains("did not move")).collect())
 }
 
-/// ml-by-hand#85: a run whose weights do not move says so once, with the share and what helps.
+/// ml-by-hand#85: a run whose weights do not move reports it once, with the share and a remedy.
 #[rstest]
 #[case::bf16(Precision::Bf16True, 1e-6, "bfloat16's spacing", "step 1 ")]
 #[case::f16(Precision::F16True, 1e-7, "float16's spacing", "step 1 ")]
-fn updates_that_are_lost_are_told(
+fn lost_updates_are_reported(
     #[case] precision: Precision,
     #[case] rate: f64,
     #[case] spacing: &str,
@@ -274,7 +277,7 @@ fn updates_that_are_lost_are_told(
     for part in [spacing, step, "--weight-update master-weights"] {
         assert!(told[0].contains(part), "{}", told[0]);
     }
-    // A schedule's first rate means little: the tenth step is looked at.
+    // A schedule's first rate is not representative, so the tenth step is examined.
     let told = notes(precision, rate, WeightUpdate::RoundToNearest, true, 5)?;
     assert!(told.len() == 1 && told[0].contains("step 10 "), "{told:?}");
     Ok(())
@@ -286,7 +289,7 @@ fn updates_that_are_lost_are_told(
 #[case(Precision::Bf16True, 1e-6, WeightUpdate::StochasticRounding)]
 #[case(Precision::F32True, 1e-6, WeightUpdate::RoundToNearest)]
 #[case(Precision::Bf16Mixed, 1e-6, WeightUpdate::RoundToNearest)]
-fn updates_that_are_kept_are_not(
+fn kept_updates_are_not_reported(
     #[case] precision: Precision,
     #[case] rate: f64,
     #[case] update: WeightUpdate,

@@ -1,4 +1,4 @@
-//! Weights as files: what is saved comes back, and a bad file changes nothing.
+//! Files of weights: saved values are restored, and an invalid file changes nothing.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -37,7 +37,7 @@ fn demo_from(seed: u64, precision: Precision) -> Result<Sequential> {
 #[case::f64(Precision::F64True)]
 #[case::f16(Precision::F16True)]
 #[case::bf16(Precision::Bf16True)]
-fn what_is_saved_comes_back_bit_for_bit(#[case] precision: Precision) -> Result<()> {
+fn saved_weights_are_restored_bit_for_bit(#[case] precision: Precision) -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
     let path = folder.path().join("weights.safetensors");
     let (saved, other) = (demo_from(1, precision)?, demo_from(2, precision)?);
@@ -49,7 +49,8 @@ fn what_is_saved_comes_back_bit_for_bit(#[case] precision: Precision) -> Result<
     Ok(())
 }
 
-/// The header is PyTorch's names and safetensors' dtypes, read without our own code.
+/// The header has PyTorch's names and safetensors' dtypes; the test reads it without amp-core's
+/// code.
 #[test]
 fn the_file_has_pytorchs_names() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -82,8 +83,8 @@ impl Module for Tied {
     }
 }
 
-/// `safetensors.torch.save_model` keeps one name of a tied weight, the first of the alphabet, and a
-/// state_dict has both: each loads, and so does what is saved here.
+/// `safetensors.torch.save_model` keeps one name of a tied weight, the alphabetically first, and a
+/// state_dict has both. Both load, and so does a file saved here.
 #[rstest]
 #[case::the_first_of_the_alphabet(&["head.weight"])]
 #[case::the_first_declared(&["token.weight"])]
@@ -105,7 +106,7 @@ fn a_tied_weight_loads_under_any_of_its_names(#[case] names: &[&str]) -> Result<
     load(&Tied(Tensor::zeros([3, 2], options)), &path).map(drop)
 }
 
-/// A file without any name of a tied weight lacks it.
+/// In a file without any name of a tied weight, the weight is missing.
 #[test]
 fn a_tied_weight_may_not_be_missing() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -167,7 +168,7 @@ fn another_models_weights_are_refused() -> Result<()> {
     refused(overwrite(linear(63)?), "`0.weight` has shape [32, 63] there, [32, 64] here")
 }
 
-/// Values that the model's dtypes do not hold are refused, and nothing has changed.
+/// Values that the model's dtypes cannot represent are refused, and nothing has changed.
 #[test]
 fn values_that_would_change_are_refused() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");
@@ -197,7 +198,7 @@ fn values_that_would_change_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A file of a model that is not tied has two values for what is one tensor here.
+/// A file of an untied model has two values for one tensor here.
 #[test]
 fn two_values_of_a_tied_weight_are_refused() -> Result<()> {
     let folder = tempdir().expect("a temporary folder");

@@ -1,4 +1,4 @@
-//! Ids among floating values, which 16-bit dtypes change.
+//! Ids among floating-point values, which 16-bit dtypes would change.
 
 use amp_core::{Trainer, TrainerConfig, data::DataModule, prelude::*};
 use rstest::rstest;
@@ -13,7 +13,7 @@ struct Net {
     head: Linear,
 }
 
-/// The notes of a run over rows of a value, an id and another value.
+/// The notes of a run over rows with a value, an id and another value.
 fn notes(precision: Precision, ids: [f64; 4], target: [f64; 4]) -> Result<Vec<String>> {
     let _section = seeded(0);
     let row = |id: f64| [0.123_456_7, id, 1.0];
@@ -33,7 +33,7 @@ const FRACTIONS: [f64; 4] = [0.1, 0.2, 0.3, 0.4];
 #[case(Precision::Bf16True, [1.0, 256.0, 1001.0, 3.0], "bfloat16 makes 1000 of 1001")]
 #[case(Precision::Bf16True, [257.0, 0.0, 0.0, 0.0], "bfloat16 makes 256 of 257")]
 #[case(Precision::F16True, [2048.0, 2049.0, 1.0, 1.0], "float16 makes 2048 of 2049")]
-fn ids_among_values_are_told_of(
+fn ids_among_floating_point_values_are_reported(
     #[case] precision: Precision,
     #[case] ids: [f64; 4],
     #[case] expected: &str,
@@ -51,13 +51,16 @@ fn ids_among_values_are_told_of(
 #[case::fractions_too(Precision::Bf16True, [1001.0, 2.5, 3.0, 4.0])]
 #[case::not_cast(Precision::Bf16Mixed, [1001.0, 1003.0, 3.0, 4.0])]
 #[case::wide(Precision::F32True, [1001.0, 1003.0, 3.0, 4.0])]
-fn other_values_are_not(#[case] precision: Precision, #[case] ids: [f64; 4]) -> Result<()> {
+fn other_values_are_not_reported(
+    #[case] precision: Precision,
+    #[case] ids: [f64; 4],
+) -> Result<()> {
     assert_eq!(notes(precision, ids, FRACTIONS)?, [""; 0]);
     Ok(())
 }
 
 #[test]
-fn a_target_is_looked_at_as_well() -> Result<()> {
+fn targets_are_checked_too() -> Result<()> {
     let told = notes(Precision::Bf16True, [1.0; 4], [1.0, 2.0, 511.0, 4.0])?;
     assert!(told.len() == 1 && told[0].starts_with("`target` holds whole numbers in column 0"));
     Ok(())

@@ -1,10 +1,10 @@
-//! Every rule, broken once.
+//! Breaks every rule once.
 
 use quote::quote;
 
 use crate::{batch::derive, check::tests::manifest};
 
-/// The errors of a refused struct.
+/// The errors for a struct that is refused.
 fn errors(source: &str) -> Vec<String> {
     let input: syn::DeriveInput = syn::parse_str(source).expect("an item");
     let code = derive(quote!(#input), manifest);
@@ -54,7 +54,7 @@ fn batches_are_structs_with_named_fields() {
     for (source, expected) in [
         (
             "struct B(Tensor);",
-            "name the fields, as in `{ ids: Tensor }`: tensors are called after them",
+            "name the fields, as in `{ ids: Tensor }`: tensors are named after them",
         ),
         ("struct B;", "`B` has no tensors: give it a field such as `ids: Tensor`"),
         ("enum B { A }", "Batch is derived for structs of tensors"),

@@ -1,4 +1,4 @@
-//! Rules about `#[amp(crate = …)]`, which says where amp-core is.
+//! Rules about `#[amp(crate = …)]`, the path of amp-core.
 
 use quote::ToTokens;
 use syn::{Expr, ExprLit, ExprPath, Lit, Path, PathArguments};
@@ -6,25 +6,24 @@ use syn::{Expr, ExprLit, ExprPath, Lit, Path, PathArguments};
 use super::{keys, only};
 use crate::{diag::Diagnostics, manifest::Manifest, model::Pair, spec::Attr, symbol, tokens};
 
-/// The path of amp-core in the user's crate; `None` if there is none to be found, which is
-/// reported.
+/// The path of amp-core in the user's crate. Reports an error and returns `None` if there is none.
 pub(crate) fn path(attrs: &[Attr], manifest: fn() -> Manifest, diag: &Diagnostics) -> Option<Path> {
     match only(attrs, symbol::AMP, diag) {
-        // A refused attribute leaves the code that is emitted with the error to the manifest.
+        // If the attribute was refused, the stubs use the path from the manifest.
         Some(attr) => given(attr, diag).or_else(|| named(&manifest())),
         None => is_a_dependency(&manifest(), diag),
     }
 }
 
-/// Rule: generated code calls amp-core `__amp`, so nothing that it has from the user may be called
-/// so, not even amp-core.
+/// Rule: generated code imports amp-core as `__amp`, so no name in the user's struct may be
+/// `__amp`.
 pub(crate) fn alias_is_free(of_the_user: impl ToTokens, diag: &Diagnostics) -> Option<()> {
     let Some(taken) = tokens::mention(of_the_user.to_token_stream(), ALIAS) else {
         return Some(());
     };
     diag.error(
         taken,
-        "generated code calls amp-core `__amp`: write `self::__amp`, or give it another name",
+        "generated code imports amp-core as `__amp`: write `self::__amp`, or rename your `__amp`",
     );
     None
 }
@@ -58,14 +57,15 @@ fn crate_is_a_path(pair: &Pair, diag: &Diagnostics) -> Option<Path> {
         diag.error(&pair.value, format!("`crate` is the path of amp-core, as in {EXAMPLE}"));
         return None;
     };
-    // The tokens of the struct do not show what is in quotes.
+    // A string literal hides its tokens from the search for names, so the path is checked here.
     if matches!(pair.value, Expr::Lit(_)) {
         alias_is_free(&path, diag)?;
     }
     Some(path)
 }
 
-/// Rule: generated code names amp-core, so the crate needs it or says which other one has it.
+/// Rule: generated code names amp-core, so the user's crate must depend on amp-core, or the
+/// attribute must name a crate that re-exports it.
 fn is_a_dependency(manifest: &Manifest, diag: &Diagnostics) -> Option<Path> {
     let found = named(manifest);
     if found.is_none() {
@@ -80,7 +80,7 @@ fn is_a_dependency(manifest: &Manifest, diag: &Diagnostics) -> Option<Path> {
     found
 }
 
-/// The crate itself, whatever the user's modules are called.
+/// The path of the crate that is compiled, which no module of the user's can shadow.
 fn named(manifest: &Manifest) -> Option<Path> {
     match manifest {
         Manifest::Named(name) => syn::parse_str(&format!("::{name}")).ok(),

@@ -1,5 +1,5 @@
-//! Rules about `#[batch(Tokens, inputs(ids, mask), target = labels)]`, which says what a model takes
-//! of a batch.
+//! Rules about `#[batch(Tokens, inputs(ids, mask), target = labels)]`: which fields of a batch are
+//! the model's inputs and its target.
 
 use proc_macro2::{Ident, Span};
 use syn::{Expr, ExprCall, ExprField, Member, Path, spanned::Spanned};
@@ -13,7 +13,8 @@ use crate::{
     symbol,
 };
 
-/// The type of the batches; the inner `None` is a pair, the outer one a refusal.
+/// The type of the batches. The inner `None` means a pair of input and target; the outer `None`
+/// means that an error was reported.
 pub(super) fn check(
     spec: &Spec,
     forward: Option<&Forward>,
@@ -46,7 +47,7 @@ pub(super) fn check(
             (_, Expr::Call(ExprCall { func, args, .. }))
                 if word(func).is_some_and(|name| name == symbol::INPUTS) && own.is_none() =>
             {
-                // Collected in two steps, so that every input is looked at.
+                // In two steps, so that errors of all inputs are reported, not only of the first.
                 let parts: Vec<Option<Part>> = args.iter().map(|arg| part(arg, diag)).collect();
                 let parts: Option<Vec<Part>> = parts.into_iter().collect();
                 fits &= parts.is_some();
@@ -121,7 +122,7 @@ fn fields(expr: &Expr) -> Option<Vec<Ident>> {
     }
 }
 
-/// A part of the batch that a metric is computed of.
+/// The part of the batch that a metric reads.
 pub(super) fn part_of_metric(expr: &Expr, spec: &Spec, diag: &Diagnostics) -> Option<Part> {
     if !has(&spec.attrs, symbol::BATCH) {
         diag.error(expr, "the batch is a pair with one target: name its type in `#[batch(…)]`");
@@ -144,7 +145,8 @@ fn each_input_has_a_part(at: &Expr, parts: usize, inputs: &[Ident], diag: &Diagn
     fits
 }
 
-/// Rule: a model of several inputs says what they are in a batch, because a pair has one.
+/// Rule: a model with several inputs names the fields they come from, because a pair has only one
+/// input.
 fn a_pair_has_one_input(spec: &Spec, forward: Option<&Forward>, diag: &Diagnostics) -> Option<()> {
     let steps_are_own =
         [symbol::TRAINING_STEP, symbol::MANUAL_STEP].iter().any(|name| has(&spec.attrs, name))

@@ -1,4 +1,4 @@
-//! Rules about fields: what each is, hyperparameters, precision.
+//! Rules about fields: their kinds, hyperparameters, precision.
 
 use quote::ToTokens;
 use syn::{Expr, ExprLit, Lit, ext::IdentExt};
@@ -12,9 +12,9 @@ use crate::{
     symbol,
 };
 
-/// All fields, or `None` if one was refused.
+/// All fields, or `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Vec<model::Field>> {
-    // Collected in two steps, so that every field is looked at.
+    // In two steps, so that errors of all fields are reported, not only of the first.
     let fields: Vec<Option<model::Field>> =
         spec.fields.iter().map(|field| check_field(spec, field, diag)).collect();
     fields.into_iter().collect()
@@ -52,12 +52,13 @@ fn check_field(spec: &Spec, field: &Field, diag: &Diagnostics) -> Option<model::
     })
 }
 
-/// Rule: every field is exactly one of hyperparameter, layer, parameter, buffer, state and transient, so that nothing
-/// is left out of the weights, the saved hyperparameters or a checkpoint by oversight.
+/// Rule: every field is exactly one of hyperparameter, layer, parameter, buffer, state and
+/// transient. Otherwise a field could be left out of the weights, the saved hyperparameters or a
+/// checkpoint by mistake.
 fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut kinds = symbol::FIELD_KINDS.iter().filter_map(|kind| only(&field.attrs, kind, diag));
     let Some(first) = kinds.next() else {
-        // One that stands on the wrong level is reported as such.
+        // An attribute that belongs on the struct is reported by another rule.
         if field.attrs.iter().any(|attr| symbol::ON_STRUCT.iter().any(|name| attr.is(name))) {
             return None;
         }
@@ -95,8 +96,8 @@ fn has_one_kind<'a>(field: &'a Field, diag: &Diagnostics) -> Option<&'a Attr> {
     one.then_some(first)
 }
 
-/// Rule: a hyperparameter's setter is called after it, so it cannot have the name of one of the
-/// builder's own methods.
+/// Rule: a hyperparameter's setter has the hyperparameter's name, so the name must not be the name
+/// of a method of the builder.
 fn name_is_free_in_the_builder(field: &Field, derive: Derive, diag: &Diagnostics) -> Option<()> {
     let own: &[&str] = match derive {
         Derive::Module => &["build"],
@@ -113,7 +114,8 @@ fn name_is_free_in_the_builder(field: &Field, derive: Derive, diag: &Diagnostics
     Some(())
 }
 
-/// Rule: a layer is called by its name in `forward`, where `cx` is the context.
+/// Rule: `forward` calls a layer by its name, and `cx` is the context there, so no layer may be
+/// called `cx`.
 fn name_is_free_in_forward(field: &Field, diag: &Diagnostics) -> Option<()> {
     if field.ident == symbol::CX {
         diag.error(&field.ident, "`cx` is the context in `forward`: give the layer another name");
@@ -179,7 +181,8 @@ const REGIONS: &[(&str, Region)] = &[
     ("fp64", Region::Fp64),
 ];
 
-/// Rule: `#[precision]` stands on a layer and names one region. The outer `None` is a refusal.
+/// Rule: `#[precision]` is on a layer and names one region. The outer `None` means that an error
+/// was reported.
 fn precision(field: &Field, diag: &Diagnostics) -> Option<Option<Region>> {
     let Some(attr) = only(&field.attrs, symbol::PRECISION, diag) else {
         return Some(None);

@@ -15,7 +15,7 @@ use crate::{
     symbol, tokens,
 };
 
-/// What `forward` runs; `None` if it was refused.
+/// The checked `#[forward]`; `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Forward> {
     let Some(attr) = only(&spec.attrs, symbol::FORWARD, diag) else {
         uses_every_parameter(spec, None, diag);
@@ -45,11 +45,11 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Forward> {
     }
 }
 
-/// The most inputs that amp-core's `Arguments` knows.
+/// The largest number of inputs for which amp-core implements `Arguments`.
 const MOST_INPUTS: usize = 8;
 
-/// Rule: the closure's arguments have names, which become `forward`'s, and types without named
-/// lifetimes.
+/// Rule: the closure's arguments are names, because `forward` gets the same arguments, and their
+/// types have no named lifetimes.
 fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<Input>> {
     const MESSAGE: &str =
         "`forward` has inputs with names, as in `|x| …` or `|x, mask: Option<&Tensor>| …`";
@@ -82,22 +82,21 @@ fn inputs_have_names(closure: &ExprClosure, diag: &Diagnostics) -> Option<Vec<In
             }
         }
     };
-    // Collected in two steps, so that every input is looked at.
+    // In two steps, so that errors of all inputs are reported, not only of the first.
     let inputs: Vec<Option<Input>> = closure.inputs.iter().map(input).collect();
     inputs.into_iter().collect()
 }
 
-/// Rule: inputs live as long as one call, so their types name no lifetime.
+/// Rule: an input is borrowed for one call only, so its type has no named lifetime.
 fn lifetimes_are_left_out(ty: Option<&Type>, diag: &Diagnostics) -> Option<()> {
     let Some(named) = ty.and_then(|ty| tokens::named_lifetime(ty.to_token_stream())) else {
         return Some(());
     };
-    diag.error(&named, format!("inputs live as long as the call: take `{named}` away"));
+    diag.error(&named, format!("inputs are borrowed for one call only: remove `{named}`"));
     None
 }
 
-/// Rule: what the closure returns, if it says so, is a `Result` of the output. The inner `None` is
-/// `Result<Tensor>`.
+/// Rule: a closure with a return type returns a `Result`. The inner `None` means `Result<Tensor>`.
 fn returns_a_result(closure: &ExprClosure, diag: &Diagnostics) -> Option<Option<(Type, Type)>> {
     let ReturnType::Type(_, written) = &closure.output else {
         return Some(None);
@@ -114,7 +113,7 @@ fn returns_a_result(closure: &ExprClosure, diag: &Diagnostics) -> Option<Option<
     None
 }
 
-/// Rule: an input's name is not that of a layer or of the context, which it would hide.
+/// Rule: an input may not have the name of a layer or of the context, because it would hide it.
 fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Option<()> {
     let hidden = |input: &Ident| match input {
         cx if cx == symbol::CX => Some("the context"),
@@ -130,8 +129,8 @@ fn inputs_hide_nothing(spec: &Spec, inputs: &[Input], diag: &Diagnostics) -> Opt
     fits
 }
 
-/// Rule: a layer that `forward` never mentions has parameters that are never trained. A body
-/// that hands `self` on may run it elsewhere.
+/// Rule: `forward` mentions every layer, because the parameters of an unused layer are never
+/// trained. A body that passes `self` on is exempt: the layer may run in the called function.
 fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnostics) {
     let body: TokenStream = body.to_token_stream();
     let Some(Input { ident: input, .. }) = inputs.first() else { return };
@@ -159,7 +158,7 @@ fn runs_every_layer(spec: &Spec, inputs: &[Input], body: &Expr, diag: &Diagnosti
     }
 }
 
-/// Rule: a parameter that `forward` never mentions is never trained.
+/// Rule: `forward` mentions every parameter, because an unused parameter is never trained.
 fn uses_every_parameter(spec: &Spec, body: Option<&Expr>, diag: &Diagnostics) {
     let body = body.map(ToTokens::to_token_stream).unwrap_or_default();
     let fields: Vec<&Ident> = spec.fields.iter().map(|field| &field.ident).collect();
@@ -178,7 +177,7 @@ fn uses_every_parameter(spec: &Spec, body: Option<&Expr>, diag: &Diagnostics) {
     }
 }
 
-/// Rule: a layer has one number of inputs.
+/// Rule: all calls of a layer have the same number of inputs.
 fn calls_agree(spec: &Spec, body: &Expr, diag: &Diagnostics) {
     let calls = tokens::calls(body.to_token_stream());
     for layer in layers(spec) {
@@ -188,8 +187,8 @@ fn calls_agree(spec: &Spec, body: &Expr, diag: &Diagnostics) {
             diag.error(
                 name,
                 format!(
-                    "`{name}` is called with {count} here and with {first} further up: a layer \
-                     has one number of inputs, and `None` for one that is absent"
+                    "number of inputs of `{name}`: {count} here, {first} above; give every \
+                     call the same number, with `None` for an absent input"
                 ),
             );
         }
@@ -200,7 +199,7 @@ fn layers(spec: &Spec) -> impl Iterator<Item = &Field> {
     spec.fields.iter().filter(|field| has(&field.attrs, symbol::LAYER))
 }
 
-/// The expression of a block that has nothing else.
+/// The only expression of a block that has nothing else.
 fn unwrapped(body: &Expr) -> Expr {
     match body {
         Expr::Block(ExprBlock { attrs, label: None, block }) if attrs.is_empty() => {

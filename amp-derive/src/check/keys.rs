@@ -1,4 +1,5 @@
-//! `key = value` arguments, held against the keys that their owner knows.
+//! `key = value` arguments, checked against the keys that a layer, metric, optimizer or scheduler
+//! has.
 
 use proc_macro2::Ident;
 use quote::ToTokens;
@@ -14,7 +15,7 @@ use crate::{
     tokens,
 };
 
-/// The pairs among `args`, whose keys must be among `known`; `None` if one was refused.
+/// The pairs in `args`, whose keys must be in `known`; `None` if an error was reported.
 pub(super) fn pairs(
     owner: &str,
     args: &[Expr],
@@ -35,7 +36,7 @@ pub(super) fn pairs(
     complete.then_some(pairs)
 }
 
-/// The pairs among `args`, of any keys, which rustc holds against a struct's fields.
+/// The pairs in `args`, with any keys: rustc checks them as the fields of a struct.
 pub(super) fn any_pairs(args: &[Expr], diag: &Diagnostics) -> Option<Vec<Pair>> {
     let mut pairs: Vec<Pair> = Vec::new();
     let mut complete = true;
@@ -84,7 +85,7 @@ fn has_key_and_value<'a>(
     None
 }
 
-/// Rule: a key is one that its owner has.
+/// Rule: a key is one of the owner's keys.
 pub(super) fn key_is_known(owner: &str, key: &Ident, known: &[&str], diag: &Diagnostics) -> bool {
     if known.iter().any(|known| key == known) {
         return true;
@@ -98,7 +99,7 @@ pub(super) fn key_is_known(owner: &str, key: &Ident, known: &[&str], diag: &Diag
     false
 }
 
-/// Rule: a key is given once.
+/// Rule: no key is given twice.
 pub(super) fn key_is_new(key: &Ident, before: &[Pair], diag: &Diagnostics) -> bool {
     let new = before.iter().all(|pair| pair.key != *key);
     if !new {
@@ -107,7 +108,7 @@ pub(super) fn key_is_new(key: &Ident, before: &[Pair], diag: &Diagnostics) -> bo
     new
 }
 
-/// Rule: keys without a default are given, and literals are in range.
+/// Rule: every key without a default is given, and every literal is in its range.
 pub(super) fn fit(
     at: &Ident,
     row: &'static Entry,
@@ -130,7 +131,7 @@ pub(super) fn fit(
     fits.then_some(())
 }
 
-/// Whether the literals among the values are in range.
+/// Whether all literals among the values are in range.
 pub(super) fn are_in_range(
     at: &Ident,
     row: &'static Entry,
@@ -146,7 +147,7 @@ pub(super) fn are_in_range(
     fits
 }
 
-/// Puts what a bare word stands for in its place.
+/// Replaces a bare word with the Rust expression that it means.
 pub(super) fn words_to_values(
     row: &'static Entry,
     pairs: Vec<Pair>,
@@ -165,7 +166,7 @@ pub(super) fn words_to_values(
             let value = &pair.value;
             Some(syn::parse_quote!(__amp::From::from(#value)))
         }
-        // The constructor of the options takes required ones as they are.
+        // The constructor of the options takes the required keys as they were written.
         Range::Sizes(_) | Range::Padding if row.options.iter().any(|key| pair.key == key.name) => {
             let value = &pair.value;
             Some(syn::parse_quote!(__amp::From::from(#value)))
@@ -180,7 +181,7 @@ pub(super) fn words_to_values(
         }
         _ => Some(pair.value.clone()),
     };
-    // Collected in two steps, so that every value is looked at.
+    // In two steps, so that errors of all values are reported, not only of the first.
     let values: Vec<Option<Expr>> = pairs.iter().map(value).collect();
     let pair = |(pair, value): (Pair, Option<Expr>)| Some(Pair { value: value?, ..pair });
     pairs.into_iter().zip(values).map(pair).collect()
@@ -204,7 +205,7 @@ fn logged_name(pair: &Pair, diag: &Diagnostics) -> Option<String> {
     None
 }
 
-/// Rule: a literal is a value that its key can have.
+/// Rule: a literal is in the range of its key.
 pub(super) fn literal_is_in_range(
     owner: &str,
     key: &Key,
@@ -229,7 +230,7 @@ pub(super) fn literal_is_in_range(
     fits
 }
 
-/// Rule: a list of counts is of positive numbers, none below the one before, as far as literals show it.
+/// Rule: a list of counts has positive numbers in ascending order. Only literals are checked.
 fn rises(owner: &str, key: &Key, value: &Expr, diag: &Diagnostics) -> bool {
     let fits = match value {
         Expr::Array(list) => {
@@ -242,13 +243,15 @@ fn rises(owner: &str, key: &Key, value: &Expr, diag: &Diagnostics) -> bool {
         let name = key.name;
         diag.error(
             value,
-            format!("`{name}` of `{owner}` are positive numbers that rise, as in `[30, 80]`"),
+            format!(
+                "`{name}` of `{owner}` are positive numbers in ascending order, as in `[30, 80]`"
+            ),
         );
     }
     fits
 }
 
-/// The value of a literal number, with its sign.
+/// The value of a literal number, including its sign.
 pub(super) fn number(expr: &Expr) -> Option<f64> {
     match expr {
         Expr::Lit(ExprLit { lit: Lit::Int(int), .. }) => int.base10_parse().ok(),
@@ -267,7 +270,7 @@ pub(super) fn fields_are_read_from_self(
     let mut fits = Some(());
     let hparams = || spec.fields.iter().filter(|field| has(&field.attrs, symbol::HPARAM));
     for (pair, field) in pairs.iter().flat_map(|pair| hparams().map(move |field| (pair, field))) {
-        // A closure or block may have a variable of this name.
+        // The variable may be declared in a closure or block inside the value.
         let opaque = matches!(pair.value, Expr::Closure(_) | Expr::Block(_));
         let found = tokens::variable(pair.value.to_token_stream(), &field.ident);
         if let Some(found) = found.filter(|found| !opaque && *found != symbol::PLAN) {
@@ -278,13 +281,13 @@ pub(super) fn fields_are_read_from_self(
     fits
 }
 
-/// Takes the pair called `key` out of `pairs`.
+/// Removes the pair called `key` from `pairs` and returns it.
 pub(super) fn take(pairs: &mut Vec<Pair>, key: &str) -> Option<Pair> {
     let at = pairs.iter().position(|pair| pair.key == key)?;
     Some(pairs.remove(at))
 }
 
-/// Rule: a choice is one of the words it has, and bare.
+/// Rule: the value of a choice is one of its words, without quotes.
 pub(super) fn choice<T: Copy>(pair: &Pair, words: &[(&str, T)], diag: &Diagnostics) -> Option<T> {
     let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
     let key = &pair.key;

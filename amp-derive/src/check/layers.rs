@@ -14,7 +14,7 @@ use crate::{
     table::{self, Entry, LAYERS, Layer, NOT_NEEDED},
 };
 
-/// Reads one layer; `None` if it was refused.
+/// Reads one layer; `None` if an error was reported.
 pub(super) fn build(expr: &Expr, diag: &Diagnostics) -> Option<Build> {
     has_no_question_mark(expr, diag)?;
     is_not_spelt_as_in_python(expr, diag)?;
@@ -34,7 +34,7 @@ pub(super) fn build(expr: &Expr, diag: &Diagnostics) -> Option<Build> {
     bind(name, name_is_known(name, diag)?, &args, diag)
 }
 
-/// A bare lowercase name or a call of one; everything else is Rust.
+/// A bare lowercase name, or a call of one. Everything else is a Rust expression.
 fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
     let (name, args) = match expr {
         Expr::Call(ExprCall { func, args, .. }) => {
@@ -46,7 +46,7 @@ fn named(expr: &Expr) -> Option<(&Ident, Option<Vec<Expr>>)> {
     lowercase.then_some((name, args))
 }
 
-/// Names of everything that is no Rust expression.
+/// All names that have a meaning of their own here, so that they are not read as Rust expressions.
 fn names() -> Vec<&'static str> {
     let mut names = table::names(LAYERS);
     names.extend([symbol::SEQUENTIAL, symbol::REPEAT, symbol::OPTIONAL, symbol::CHECKPOINT]);
@@ -70,7 +70,7 @@ fn name_is_known(name: &Ident, diag: &Diagnostics) -> Option<&'static Layer> {
     found
 }
 
-/// Rule: layers stand without `?`; the generated code has it.
+/// Rule: a layer is written without `?`, because the generated code adds it.
 fn has_no_question_mark(expr: &Expr, diag: &Diagnostics) -> Option<()> {
     if let Expr::Try(tried) = expr
         && let Some((name, _)) = named(&tried.expr)
@@ -185,7 +185,7 @@ fn checkpoint(name: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<Build> 
     None
 }
 
-/// The layer of a row, and how its parameters are drawn where that is said.
+/// A layer of the table, together with the initializers given for its parameters.
 fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) -> Option<Build> {
     let (mut own, mut redrawn, mut fits) = (Vec::new(), Vec::new(), true);
     for arg in args {
@@ -201,7 +201,7 @@ fn bind(name: &Ident, row: &'static Layer, args: &[Expr], diag: &Diagnostics) ->
     fits.then_some(Build::Layer { row, at: name.clone(), values, options, redrawn })
 }
 
-/// The parameter and its way to draw in `weight_init = normal(0.0, 0.02)`.
+/// The parameter and its initializer in `weight_init = normal(0.0, 0.02)`.
 fn parameter_of<'a>(arg: &'a Expr, entry: &Entry) -> Option<(Ident, &'a Expr)> {
     let Arg::Pair(key, value) = Arg::from(arg) else { return None };
     let text = key.to_string();
@@ -210,7 +210,7 @@ fn parameter_of<'a>(arg: &'a Expr, entry: &Entry) -> Option<(Ident, &'a Expr)> {
     (!is_own).then(|| (Ident::new(parameter, key.span()), value))
 }
 
-/// Rule: a parameter is drawn in a way of the table.
+/// Rule: a parameter's initializer is one of the table.
 fn draws(value: &Expr, diag: &Diagnostics) -> Option<Drawn> {
     let drawn = tensors::drawn(value, diag)?;
     if drawn.is_none() {
@@ -223,8 +223,8 @@ fn draws(value: &Expr, diag: &Diagnostics) -> Option<Drawn> {
     drawn
 }
 
-/// Arguments as in a Python call: required keys by position or by name, options by name. The required
-/// ones are in their order.
+/// Arguments as in a Python call: required keys by position or by name, options by name. The result
+/// has the required keys in their order.
 pub(super) fn arguments(
     name: &Ident,
     entry: &'static Entry,
@@ -266,7 +266,7 @@ pub(super) fn arguments(
     Some((values?, given))
 }
 
-/// Rule: arguments by position stand before those by name, as in Python.
+/// Rule: arguments by position come before arguments by name, as in Python.
 fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
     if late {
         diag.error(arg, "arguments without a name come first: name this one too");
@@ -274,7 +274,7 @@ fn stands_before_keywords(arg: &Expr, late: bool, diag: &Diagnostics) -> bool {
     !late
 }
 
-/// Rule: a layer, or a way to draw, gets its required arguments, and no more by position.
+/// Rule: a layer or an initializer gets its required arguments, and no other argument by position.
 fn number_of_arguments_fits(
     name: &Ident,
     entry: &'static Entry,
@@ -308,7 +308,7 @@ fn number_of_arguments_fits(
     false
 }
 
-/// Rule: a keyword of PyTorch's that means nothing here says why.
+/// Rule: a keyword of PyTorch's that is not supported here is refused with the reason.
 fn keyword_has_a_counterpart(owner: &str, key: &Ident, known: &[&str], diag: &Diagnostics) -> bool {
     let reason = NOT_NEEDED.iter().find(|(name, _)| key == name && !known.contains(name));
     if let Some((_, reason)) = reason {

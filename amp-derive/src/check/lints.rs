@@ -1,4 +1,4 @@
-//! Lints: code that runs, but not as meant.
+//! Lints: code that compiles and runs, but gives poor results.
 
 use proc_macro2::Ident;
 use syn::{Expr, spanned::Spanned};
@@ -11,14 +11,14 @@ use crate::{
     symbol,
 };
 
-/// Advice about a struct without mistakes.
+/// Adds advice about a struct that has no errors.
 pub(super) fn advise(model: &Model, diag: &Diagnostics) {
     eps_is_representable_in_half_precision(model, diag);
     batch_norm_is_not_fed_low_precision(model, diag);
 }
 
-/// Rule (advice): Adam divides by √v + eps. Below 2⁻²⁴ ≈ 6e-8 f16 has no numbers, so a smaller
-/// eps is lost under `16-true` (Lightning #20619).
+/// Rule (advice): Adam divides by √v + eps. The smallest positive f16 number is 2⁻²⁴ ≈ 6e-8, so a
+/// smaller eps becomes zero under `16-true` (Lightning #20619).
 fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
     let Some(lightning) = &model.lightning else {
         return;
@@ -40,16 +40,16 @@ fn eps_is_representable_in_half_precision(model: &Model, diag: &Diagnostics) {
                 eps.value.span(),
                 "EPS_UNDERFLOWS_IN_HALF_PRECISION",
                 "float16 has no numbers this small, so under 16-true a larger eps is used; write \
-                 `eps = 1e-4` to have the same in every precision",
+                 `eps = 1e-4` to use the same eps in every precision",
             );
         }
     }
 }
 
-/// Rule (advice): batch norm takes its statistics from its input; behind a field in half
-/// precision they are those of rounded values.
+/// Rule (advice): batch norm computes its statistics from its input. After a layer in half
+/// precision the input is rounded, and so are the statistics.
 fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
-    // With a forward of the user's own, the order of fields says nothing.
+    // With `#[forward]`, the order of the fields does not show the order of the calls.
     if !matches!(model.forward, Forward::InOrder) {
         return;
     }
@@ -67,7 +67,7 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
                 norm.span(),
                 "BATCH_NORM_AFTER_LOW_PRECISION",
                 format!(
-                    "the statistics are taken of half-precision values, because `{low}` runs in \
+                    "the statistics are computed from half-precision values, because `{low}` runs in \
                      half precision; add `#[precision(fp32)]` to `{}`",
                     field.ident
                 ),
@@ -81,8 +81,8 @@ fn batch_norm_is_not_fed_low_precision(model: &Model, diag: &Diagnostics) {
     }
 }
 
-/// Rule: a loss of logits applies the sigmoid itself; a model that ends in one applies it twice
-/// and learns slowly, without an error.
+/// Rule: a loss of logits applies the sigmoid itself. A model that ends in a sigmoid would apply it
+/// twice and learn slowly, without an error.
 pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
     const OF_LOGITS: [&str; 2] = ["binary_cross_entropy_with_logits", "focal"];
     let args = |attr: &'_ Attr| attr.args.as_ref().and_then(|args| args.first().cloned());
@@ -91,7 +91,7 @@ pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
     let Some(loss) = OF_LOGITS.iter().find(|of| name.is_some_and(|name| name == *of)) else {
         return;
     };
-    // With a forward of the user's own, the last field need not run last.
+    // With `#[forward]`, the last field need not run last.
     if has(&spec.attrs, symbol::FORWARD) {
         return;
     }
@@ -104,7 +104,7 @@ pub(super) fn logits_have_no_sigmoid(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// The first layer of the table in `build` whose name is accepted.
+/// The first layer in `build` whose name satisfies `accepts`.
 fn find<'a>(build: &'a Build, accepts: &dyn Fn(&str) -> bool) -> Option<&'a Ident> {
     match build {
         Build::Rust(_) => None,

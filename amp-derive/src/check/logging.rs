@@ -13,14 +13,15 @@ use crate::{
     symbol,
 };
 
-/// The values that generated steps log.
+/// The values that generated steps log, and how.
 pub(super) struct Names {
     logged: Vec<(String, LogOptions)>,
-    /// Whether no metric was refused, so that a name that is not here is wrong.
+    /// False if a metric was refused: an unknown name may then be the refused metric's.
     complete: bool,
-    /// Names of metrics in the stage that they leave out, with the metric's own name and stage.
+    /// Metrics with a `stage`: the name in the other stage, where the metric is not computed, with
+    /// the metric's name and its stage.
     left_out: Vec<(String, String, Stage)>,
-    /// Stages whose step is the user's.
+    /// Stages whose step is a function of the user's.
     own: Vec<Stage>,
 }
 
@@ -51,18 +52,18 @@ impl Names {
     }
 }
 
-/// Lightning's defaults, but for metrics in training: those are computed from the counts of the
-/// whole epoch unless a step's own value is asked for.
+/// Lightning's defaults, except for metrics in training: here they are logged per epoch, computed
+/// from the counts of the whole epoch, unless `on_step` is given.
 fn defaults(stage: Stage, is_loss: bool) -> LogOptions {
     let on_step = stage == Stage::Train && is_loss;
     LogOptions { on_step, on_epoch: !on_step, prog_bar: false }
 }
 
-/// What is logged how.
+/// Which flags each value has.
 pub(super) struct Logs(Vec<(String, LogOptions)>);
 
 impl Logs {
-    /// How `value` of `stage` is logged.
+    /// The flags of `value` in `stage`.
     pub(super) fn options(&self, stage: Stage, value: &str) -> LogOptions {
         let name = stage.name_of(value);
         let given = self.0.iter().find(|(logged, _)| *logged == name);
@@ -70,11 +71,11 @@ impl Logs {
     }
 }
 
-/// Reads all `#[log]`s; `None` if one was refused.
+/// Reads all `#[log]` attributes; `None` if an error was reported.
 pub(super) fn check(spec: &Spec, names: &Names, diag: &Diagnostics) -> Option<Logs> {
     let mut seen: Vec<&Ident> = Vec::new();
     let mut logs = Some(Vec::new());
-    // Where both steps are the user's, every `#[log]` is refused as such.
+    // If the user wrote both steps, another rule refuses every `#[log]`.
     let attrs = named(&spec.attrs, symbol::LOG).filter(|_| !names.logged.is_empty());
     for attr in attrs {
         let (values, complete) = begins_with_logged_names(attr, names, diag);
@@ -97,14 +98,14 @@ pub(super) fn check(spec: &Spec, names: &Names, diag: &Diagnostics) -> Option<Lo
     logs.map(Logs)
 }
 
-/// A value and how it is to be logged.
+/// A value and its flags.
 struct Value<'a> {
     name: &'a Ident,
     flags: Vec<&'a Expr>,
 }
 
-/// Rule: `#[log(name, flags…)]` for one value, `#[log(name(flags…), …)]` for several. Returns
-/// what could be read, and whether all could.
+/// Rule: `#[log(name, flags…)]` for one value, `#[log(name(flags…), …)]` for several. Returns the
+/// values that could be read, and whether all could.
 fn begins_with_logged_names<'a>(
     attr: &'a Attr,
     names: &Names,
@@ -147,7 +148,8 @@ fn with_flags(arg: &Expr) -> Option<Value<'_>> {
     }
 }
 
-/// Rule: only what a generated step computes can be logged. Returns its defaults.
+/// Rule: only a value that a generated step computes can be logged. Returns the value's default
+/// flags.
 fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<LogOptions> {
     if let Some((_, defaults)) = names.logged.iter().find(|(logged, _)| name == logged) {
         return Some(*defaults);
@@ -159,7 +161,7 @@ fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<Log
         diag.error(name, format!("`#[log]` has no effect: `{step}` is yours, log `{text}` there"));
     } else if let Some((_, metric, stage)) = names.left_out.iter().find(|(n, ..)| name == n) {
         let word = stage.word();
-        let message = format!("`{text}` is not computed: take `stage = {word}` off `{metric}`");
+        let message = format!("`{text}` is not computed: remove `stage = {word}` from `{metric}`");
         diag.error(name, message);
     } else if names.complete {
         let known = names.texts();
@@ -172,7 +174,7 @@ fn name_is_logged(name: &Ident, names: &Names, diag: &Diagnostics) -> Option<Log
     None
 }
 
-/// Rule: how a value is logged is said once.
+/// Rule: each value has its flags in one place only.
 fn name_is_new(name: &Ident, before: &[&Ident], diag: &Diagnostics) -> bool {
     let new = !before.contains(&name);
     if !new {
@@ -181,7 +183,7 @@ fn name_is_new(name: &Ident, before: &[&Ident], diag: &Diagnostics) -> bool {
     new
 }
 
-/// The flags over the defaults; without defaults only the rules are applied.
+/// The flags added to the defaults. Without defaults the flags are only checked.
 fn options(
     name: &Ident,
     flags: &[&Expr],
@@ -231,7 +233,7 @@ fn flag_is_a_word<'a>(flag: &'a Expr, diag: &Diagnostics) -> Option<(&'a Ident, 
     }
 }
 
-/// Rule: what is logged is logged per step, per epoch or both.
+/// Rule: a value is logged per step, per epoch or both.
 fn is_logged_at_all(name: &Ident, options: LogOptions, diag: &Diagnostics) -> bool {
     let logged = options.on_step || options.on_epoch;
     if !logged {

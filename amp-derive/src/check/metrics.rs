@@ -14,7 +14,7 @@ use crate::{
 
 const STAGES: &[(&str, Stage)] = &[("train", Stage::Train), ("val", Stage::Val)];
 
-/// A metric as declared, for one or both stages.
+/// A declared metric, for one or both stages.
 pub(super) struct Declared {
     pub(super) name: String,
     stage: Option<Stage>,
@@ -28,7 +28,7 @@ impl Declared {
     }
 }
 
-/// The metrics, each with a name of its own, and whether none was refused.
+/// The metrics, each with its own name, and whether all were accepted.
 pub(super) fn metrics(spec: &Spec, steps: [&Own; 2], diag: &Diagnostics) -> (Vec<Declared>, bool) {
     let mut declared: Vec<Declared> = Vec::new();
     let mut complete = true;
@@ -75,7 +75,7 @@ fn metric(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Declared, Ide
     Some((Declared { name, stage, value, of: of? }, at.clone()))
 }
 
-/// What the metric is computed of; `None` if it was refused.
+/// The tensors that the metric is computed from; `None` if an error was reported.
 fn measured(spec: &Spec, pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Measured> {
     let output = keys::take(pairs, symbol::OUTPUT).map(|pair| pair.value);
     let target = match keys::take(pairs, symbol::TARGET) {
@@ -100,7 +100,7 @@ fn name_and_stage(
     Some((name?, stage?))
 }
 
-/// Rule: a metric's name is one that `#[log(train_NAME)]` can name.
+/// Rule: a metric's name must be usable in `#[log(train_NAME)]`.
 fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
     if let Some(name) = word(&pair.value) {
         return Some(name.unraw().to_string());
@@ -110,7 +110,7 @@ fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
         return None;
     };
     let name = text.value();
-    // Behind a prefix, so that a digit in front does no harm.
+    // The prefix `train_` or `val_` comes first, so a leading digit is allowed.
     let fits = !name.is_empty() && syn::parse_str::<Ident>(&format!("train_{name}")).is_ok();
     if !fits {
         diag.error(text, "a metric's name has letters, digits and `_` only, as in `name = acc`");
@@ -118,7 +118,7 @@ fn name_can_be_logged(pair: &Pair, diag: &Diagnostics) -> Option<String> {
     fits.then_some(name)
 }
 
-/// Rule: a metric of one's own has a name to be logged under.
+/// Rule: a metric of the user's own has a name.
 fn own_metric_is_named(name: Option<String>, at: &Ident, diag: &Diagnostics) -> Option<String> {
     if name.is_none() {
         diag.error(at, "a metric of your own needs a name: add `name = …`");
@@ -126,7 +126,7 @@ fn own_metric_is_named(name: Option<String>, at: &Ident, diag: &Diagnostics) -> 
     name
 }
 
-/// Rule: two values are not logged under one name.
+/// Rule: two values cannot have the same logged name.
 fn name_is_its_own(metric: &Declared, at: &Ident, before: &[Declared], diag: &Diagnostics) -> bool {
     let name = &metric.name;
     let meets = |other: &&Declared| {
@@ -149,7 +149,7 @@ fn name_is_its_own(metric: &Declared, at: &Ident, before: &[Declared], diag: &Di
     true
 }
 
-/// Rule: a metric of one stage needs that stage's generated step.
+/// Rule: a metric with a `stage` needs a generated step in that stage.
 fn stage_is_generated(metric: &Declared, at: &Ident, steps: [&Own; 2], diag: &Diagnostics) -> bool {
     let [train, val] = steps;
     let own = match metric.stage {

@@ -1,8 +1,9 @@
-//! [`Spec`] → [`Model`]: the rules, one named function each, the rule stated above it.
+//! [`Spec`] → [`Model`]: applies the rules. Each rule is one function, with the rule stated above
+//! it.
 //!
-//! A rule reports through [`Diagnostics`] and the others continue, so that one compile shows every
-//! mistake. A mistake that is already reported is never reported again in other words: what
-//! could not be read is `None`, and rules that need it stay silent.
+//! A rule reports errors through [`Diagnostics`], and the next rules still run, so that one
+//! compile shows every mistake. No mistake is reported twice: a part that could not be read is
+//! `None`, and rules that need it report nothing.
 
 pub(crate) mod amp_core;
 mod batch;
@@ -31,7 +32,7 @@ use crate::{
     symbol,
 };
 
-/// Applies every rule; `None` if one was broken.
+/// Applies every rule; `None` if one reported an error.
 pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
     attributes_stand_where_they_belong(spec, diag);
     has_a_layer(spec, diag);
@@ -58,8 +59,8 @@ pub(crate) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Model> {
     Some(model)
 }
 
-/// Rule: field attributes stand on fields, the others on the struct, and those of training only
-/// where the derive trains.
+/// Rule: each attribute is at its place, on a field or on the struct, and `derive(Module)` refuses
+/// attributes of training.
 fn attributes_stand_where_they_belong(spec: &Spec, diag: &Diagnostics) {
     for attr in &spec.attrs {
         if let Some(name) = symbol::ON_FIELD.iter().find(|name| attr.is(name)) {
@@ -86,7 +87,8 @@ fn attributes_stand_where_they_belong(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Rule: a model has a layer or a parameter, because without one nothing is trained and forward has nothing to run.
+/// Rule: a model has a layer or a parameter. Otherwise there is nothing to train and nothing for
+/// `forward` to run.
 fn has_a_layer(spec: &Spec, diag: &Diagnostics) {
     let is_trained = |name| spec.fields.iter().any(|field| has(&field.attrs, name));
     if !is_trained(symbol::LAYER) && !is_trained(symbol::PARAMETER) {
@@ -101,7 +103,7 @@ fn has_a_layer(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Rule: an attribute that says one thing is written once. Returns the first.
+/// Rule: an attribute that may occur once occurs once. Returns the first.
 pub(crate) fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> Option<&'a Attr> {
     let mut all = named(attrs, name);
     let first = all.next();
@@ -111,16 +113,16 @@ pub(crate) fn only<'a>(attrs: &'a [Attr], name: &'a str, diag: &Diagnostics) -> 
     first
 }
 
-/// What stands in for a generated function.
+/// The attribute that replaces a generated function.
 enum Own {
-    /// Nothing: it is generated.
+    /// No attribute: the function is generated.
     Generated,
     Function {
         path: ExprPath,
-        /// Whether the word that may follow this function follows it.
+        /// Whether the optional word, such as `captured`, follows the function.
         marked: bool,
     },
-    /// An attribute that was refused.
+    /// The attribute had an error, which was reported.
     Refused,
 }
 
@@ -130,7 +132,8 @@ impl Own {
     }
 }
 
-/// Rule: what replaces a generated function is the path of one with the same signature.
+/// Rule: an attribute that replaces a generated function holds the path of a function with the same
+/// signature.
 fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) -> Own {
     let Some(attr) = only(&spec.attrs, name, diag) else {
         return Own::Generated;
@@ -153,8 +156,8 @@ fn own_function(spec: &Spec, name: &str, signature: &str, diag: &Diagnostics) ->
     }
 }
 
-/// The word that may follow a function: of a hook, that it may be told of a step when later ones are under
-/// way; of a training step, that it may run as a CUDA graph.
+/// The word that may follow a function. For a hook: the trainer may call it after it has started
+/// later steps. For a training step: it may run as a CUDA graph.
 fn mark_of(name: &str) -> Option<&'static str> {
     match name {
         symbol::ON_TRAIN_BATCH_END => Some(symbol::LATE),
@@ -167,7 +170,8 @@ fn is_word(argument: &Expr, word: &str) -> bool {
     matches!(argument, Expr::Path(path) if path.path.is_ident(word))
 }
 
-/// Rule: an attribute for a function that the user replaces would be ignored, so it is refused.
+/// Rule: an attribute that would be ignored, because the user replaces the function it belongs to,
+/// is refused.
 fn has_no_effect(spec: &Spec, names: &[&str], because: &str, diag: &Diagnostics) {
     for attr in spec.attrs.iter().filter(|attr| names.iter().any(|name| attr.is(name))) {
         let name = attr_name(attr);

@@ -1,4 +1,4 @@
-//! What an attribute names first: something of amp-core's, a type of the user's, or a value.
+//! The first argument of an attribute: a name from a table, a type of the user's, or a value.
 
 use proc_macro2::Ident;
 use syn::{Expr, ExprPath, ext::IdentExt};
@@ -9,9 +9,9 @@ use crate::{
     suggest, symbol,
 };
 
-/// The first argument, and the others.
+/// The first argument, and the other arguments.
 pub(super) enum Named<'a> {
-    /// A name of a table's.
+    /// A name from a table.
     Known { at: &'a Ident, args: &'a [Expr] },
     /// A struct of the user's.
     Own { ty: &'a ExprPath, args: &'a [Expr] },
@@ -20,14 +20,14 @@ pub(super) enum Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    /// The arguments behind the first.
+    /// The arguments after the first.
     pub(super) fn args(&self) -> &'a [Expr] {
         let (Self::Known { args, .. } | Self::Own { args, .. } | Self::Value { args, .. }) = self;
         args
     }
 }
 
-/// An optimizer or a scheduler, `what`, as it is named first.
+/// Reads the first argument of an optimizer or a scheduler (`what`).
 pub(super) fn named_config<'a>(
     attr: &'a Attr,
     what: &str,
@@ -50,7 +50,8 @@ pub(super) fn named_config<'a>(
     Some(Named::Known { at, args })
 }
 
-/// Whether it is a path, or a type's name that is not a known one in another case.
+/// Whether it is a path, or the name of a type. A known name in another case is a spelling mistake,
+/// not a type.
 fn is_own_type(ty: &ExprPath, known: &[&str]) -> bool {
     let Some(word) = ty.path.get_ident() else {
         return true;
@@ -60,7 +61,7 @@ fn is_own_type(ty: &ExprPath, known: &[&str]) -> bool {
     name.starts_with(char::is_uppercase) && known.iter().all(|known| suggest::fold(known) != folded)
 }
 
-/// Rule: the first argument is a name that is known.
+/// Rule: the first argument is a known name.
 pub(super) fn begins_with_a_name<'a>(
     attr: &'a Attr,
     what: &str,

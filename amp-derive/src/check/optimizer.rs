@@ -17,7 +17,7 @@ use crate::{
     table::{self, Entry, OPTIMIZERS},
 };
 
-/// What `configure_optimizers` returns; `None` if it was refused.
+/// The optimizers that `configure_optimizers` returns; `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Optimizers> {
     let signature = "fn(&Self, &TrainingPlan) -> Result<OptimizerConfig>";
     match own_function(spec, symbol::CONFIGURE_OPTIMIZERS, signature, diag) {
@@ -33,7 +33,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Optimizers> {
     }
     has_an_optimizer(spec, diag);
     let pairs = with_their_schedulers(spec, diag);
-    // Each is looked at before one is missed.
+    // All are checked before a missing optimizer is reported.
     let optimizers: Vec<Option<Optimizer>> =
         pairs.iter().map(|(attr, scheduler)| check_one(spec, attr, *scheduler, diag)).collect();
     let optimizers = optimizers.into_iter().collect::<Option<Vec<_>>>()?;
@@ -41,7 +41,7 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Optimizers> {
     (!optimizers.is_empty()).then_some(Optimizers::Generated(optimizers))
 }
 
-/// Rule: a model says how it is optimized; a scheduler alone has nothing to schedule.
+/// Rule: a model has an optimizer. A scheduler alone has nothing to schedule.
 fn has_an_optimizer(spec: &Spec, diag: &Diagnostics) {
     if has(&spec.attrs, symbol::OPTIMIZER) {
         return;
@@ -61,8 +61,8 @@ fn has_an_optimizer(spec: &Spec, diag: &Diagnostics) {
     }
 }
 
-/// Rule: a scheduler stands below the optimizer that it is for, which has no other. A single
-/// optimizer may have it above.
+/// Rule: each scheduler stands below its optimizer, and an optimizer has at most one. If there is
+/// only one optimizer, the scheduler may stand above it.
 fn with_their_schedulers<'a>(
     spec: &'a Spec,
     diag: &Diagnostics,
@@ -89,7 +89,7 @@ fn with_their_schedulers<'a>(
     pairs
 }
 
-/// Rule: of several optimizers at most one does without `params`, and trains the rest.
+/// Rule: at most one of several optimizers has no `params`; it trains the rest.
 fn one_takes_the_rest(
     pairs: &[(&Attr, Option<&Attr>)],
     optimizers: &[Optimizer],
@@ -134,7 +134,7 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
     }
     let base = own_options(spec, owner, &args, diag);
     let groups = calls.iter().map(|call| check_group(spec, owner, call, diag));
-    // Collected in two steps, so that every group is looked at.
+    // In two steps, so that errors of all groups are reported, not only of the first.
     let groups: Vec<Option<Group>> = groups.collect();
     let (params, pairs) = base?;
     let groups = groups.into_iter().collect::<Option<Vec<_>>>()?;
@@ -144,7 +144,7 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
             keys::fit(at, row, &pairs, diag)?;
             nesterov_has_momentum(row, &pairs, diag)?;
             for group in &groups {
-                // What the group leaves out it has from the optimizer.
+                // A key that the group leaves out has the optimizer's value.
                 let inherited =
                     pairs.iter().filter(|pair| group.keys.iter().all(|own| own.key != pair.key));
                 let all: Vec<Pair> = group.keys.iter().chain(inherited).cloned().collect();
@@ -158,14 +158,14 @@ fn check_optimizer(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<Optim
     Some(Optimizer { config, params, groups, scheduler: None })
 }
 
-/// What options are of.
+/// The owner of the options.
 #[derive(Clone, Copy)]
 enum Owner<'a> {
-    /// amp-core's, with the keys of its row.
+    /// An optimizer of amp-core, with the keys of its row.
     Known { at: &'a Ident, row: &'static Entry },
-    /// A struct of the user's, whose fields are its keys.
+    /// A struct of the user's, whose fields are the keys.
     Own,
-    /// A value, which takes no keys.
+    /// A value, which has no keys.
     Value,
 }
 
@@ -182,7 +182,7 @@ impl<'a> Owner<'a> {
     }
 }
 
-/// Which parameters, where it is said, and the options.
+/// The choice of parameters, if given, and the options.
 fn own_options(
     spec: &Spec,
     owner: Owner<'_>,
@@ -207,7 +207,8 @@ fn own_options(
     Some((params, pairs))
 }
 
-/// Takes what chooses parameters out of `pairs`; the outer `None` where it was refused.
+/// Takes the keys that choose parameters out of `pairs`. The outer `None` means that an error was
+/// reported.
 fn selection(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Option<Selection>> {
     let [named, except, ndim] =
         [symbol::PARAMS, symbol::EXCEPT, symbol::NDIM].map(|key| keys::take(pairs, key));
@@ -226,8 +227,8 @@ fn selection(pairs: &mut Vec<Pair>, diag: &Diagnostics) -> Option<Option<Selecti
     Some(Some(Selection { named: named?, except: except?, ndim }))
 }
 
-/// Rule: parameters are chosen by a list of patterns. Not by one alone: Clippy would take two
-/// attributes of nothing but literals for duplicates.
+/// Rule: parameters are chosen by a list of patterns. One pattern without a list is refused,
+/// because Clippy would take two attributes that hold only literals for duplicates.
 fn are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
     let pattern = |arg: &Expr| match arg {
         Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.clone()),
@@ -246,7 +247,7 @@ fn are_patterns(pair: &Pair, diag: &Diagnostics) -> Option<Vec<LitStr>> {
     patterns
 }
 
-/// Rule: a number of dimensions is written as a number.
+/// Rule: `ndim` is a literal number.
 fn is_a_number_of_dimensions(pair: &Pair, diag: &Diagnostics) -> Option<LitInt> {
     match &pair.value {
         Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) => Some(number.clone()),
@@ -279,7 +280,7 @@ fn check_group(spec: &Spec, owner: Owner<'_>, call: &Expr, diag: &Diagnostics) -
     let Some(params) = params else {
         diag.error(
             call,
-            "say which parameters the group is of, as in `group(params = [\"*.bias\"], …)`",
+            "say which parameters are in the group, as in `group(params = [\"*.bias\"], …)`",
         );
         return None;
     };
@@ -294,8 +295,7 @@ fn check_group(spec: &Spec, owner: Owner<'_>, call: &Expr, diag: &Diagnostics) -
     fit.then_some(Group { params, keys })
 }
 
-/// Rule: Nesterov's rule looks ahead along the momentum, so SGD, which has none by default, needs
-/// one (torch.optim.SGD).
+/// Rule: Nesterov's method needs a momentum, and SGD has none by default (torch.optim.SGD).
 fn nesterov_has_momentum(row: &'static Entry, pairs: &[Pair], diag: &Diagnostics) -> Option<()> {
     let find = |key: &str| pairs.iter().find(|pair| pair.key == key);
     let is_true = |pair: &&Pair| matches!(&pair.value, Expr::Lit(ExprLit { lit: Lit::Bool(value), .. }) if value.value);
@@ -309,7 +309,7 @@ fn nesterov_has_momentum(row: &'static Entry, pairs: &[Pair], diag: &Diagnostics
     }
 }
 
-/// Rule: Adam has two betas, each from 0 up to but not including 1.
+/// Rule: Adam has two betas, each at least 0 and below 1.
 fn betas_are_a_pair(pairs: &[Pair], diag: &Diagnostics) -> Option<()> {
     let Some(betas) = pairs.iter().find(|pair| pair.key == "betas") else {
         return Some(());

@@ -17,7 +17,7 @@ use crate::{
     tokens,
 };
 
-/// The schedule and when it moves; `None` if it was refused.
+/// The schedule and its interval; `None` if an error was reported.
 pub(super) fn check(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Config, Interval)> {
     match named_config(attr, symbol::SCHEDULER, &table::names(SCHEDULERS), diag)? {
         Named::Known { at, args } => known(spec, at, args, diag),
@@ -37,7 +37,8 @@ pub(super) fn check(spec: &Spec, attr: &Attr, diag: &Diagnostics) -> Option<(Con
     }
 }
 
-/// Rule: of a schedule of the user's, the interval is given, because nothing says what its counts count.
+/// Rule: a schedule of the user's own has an `interval`, because the macro cannot read its unit
+/// from the type.
 fn own_interval(
     spec: &Spec,
     at: &Ident,
@@ -47,7 +48,7 @@ fn own_interval(
     diag: &Diagnostics,
 ) -> Option<Interval> {
     let Some(given) = keys::take(pairs, symbol::INTERVAL) else {
-        diag.error(place, "say when it moves: add `interval = step` or `interval = epoch`");
+        diag.error(place, "say how often it moves: add `interval = step` or `interval = epoch`");
         return None;
     };
     let interval = keys::choice(&given, INTERVALS, diag)?;
@@ -76,7 +77,7 @@ fn known(spec: &Spec, at: &Ident, args: &[Expr], diag: &Diagnostics) -> Option<(
     Some((Config::Known { row, at: at.clone(), keys: pairs }, interval))
 }
 
-/// Rule: a monitored value is known at the end of an epoch.
+/// Rule: a monitored value exists only at the end of an epoch.
 fn monitors_by_epoch(
     at: &Ident,
     pairs: &[Pair],
@@ -97,8 +98,9 @@ fn monitors_by_epoch(
 
 const INTERVALS: &[(&str, Interval)] = &[("step", Interval::Step), ("epoch", Interval::Epoch)];
 
-/// Rule: what counts optimizer steps moves every step. OneCycleLR with
-/// `total_steps = estimated_stepping_batches` that moves every epoch never leaves its warm-up.
+/// Rule: a schedule whose keys count optimizer steps moves at every step. For example, OneCycleLR
+/// with `total_steps = estimated_stepping_batches` that moved every epoch would never leave its
+/// warm-up.
 fn counts_fit_the_interval(
     at: &Ident,
     pairs: &[Pair],

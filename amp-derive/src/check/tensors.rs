@@ -13,7 +13,7 @@ use crate::{
     table::{self, DRAWS},
 };
 
-/// A tensor's first values; `None` if they were refused.
+/// A tensor's initial values; `None` if an error was reported.
 pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
     let owner = attr.path.to_token_stream().to_string();
     let args = attr.args.as_deref()?;
@@ -23,7 +23,7 @@ pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
         diag.error(
             &attr.path,
             format!(
-                "`#[{owner}]` needs its first values, as in `#[{owner}(shape = [64, 10], init = \
+                "`#[{owner}]` needs initial values, as in `#[{owner}(shape = [64, 10], init = \
                  zeros)]`"
             ),
         );
@@ -46,8 +46,8 @@ pub(super) fn initial(attr: &Attr, diag: &Diagnostics) -> Option<Initial> {
     Some(Initial::Drawn { drawn, shape: shape.value })
 }
 
-/// Rule: a bare lowercase name, or a call of one, is a way to draw values and has its arguments. The
-/// inner `None` is any other expression, the outer one a refusal.
+/// Rule: a bare lowercase name, or a call of one, is an initializer with its arguments. The inner
+/// `None` means any other expression; the outer `None` means that an error was reported.
 pub(super) fn drawn(expr: &Expr, diag: &Diagnostics) -> Option<Option<Drawn>> {
     let (name, arguments) = match expr {
         Expr::Call(ExprCall { func, args, .. }) => match word(func) {

@@ -19,7 +19,7 @@ const LOSS_KEYS: [&str; 3] = [symbol::WITH, symbol::OF, symbol::COUNTS];
 
 const SCOPES: &[(&str, Scope)] = &[("examples", Scope::Examples), ("batch", Scope::Batch)];
 
-/// A half of training with a step of its own.
+/// One of the two stages, training and validation, with its own step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Train,
@@ -27,7 +27,7 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    /// As users write it, and what logged names begin with.
+    /// The stage's name in attributes and the prefix of its logged names.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Train => "train",
@@ -35,7 +35,7 @@ impl Stage {
         }
     }
 
-    /// What `value` is logged as.
+    /// The logged name of `value`.
     pub(super) fn name_of(self, value: &str) -> String {
         format!("{}_{value}", self.word())
     }
@@ -55,7 +55,7 @@ impl Stage {
     }
 }
 
-/// What `LightningModule` has beyond `Module`; `None` if something was refused.
+/// The parts of `LightningModule` that `Module` lacks; `None` if an error was reported.
 pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     let train = own_function(
         spec,
@@ -138,7 +138,8 @@ pub(super) fn check(spec: &Spec, diag: &Diagnostics) -> Option<Lightning> {
     })
 }
 
-/// A model without a loss, whose updates and values are its own function's affair.
+/// A model with `manual_step` and without a loss: the user's function does the updates and the
+/// logging.
 fn manual_alone(spec: &Spec, path: ExprPath, diag: &Diagnostics) -> Option<Lightning> {
     let because = "the model has no generated step: log in the function of `manual_step`";
     has_no_effect(spec, &[symbol::METRIC, symbol::LOG], because, diag);
@@ -151,9 +152,9 @@ fn manual_alone(spec: &Spec, path: ExprPath, diag: &Diagnostics) -> Option<Light
     })
 }
 
-/// The functions given for hooks, or `None` if one was refused.
+/// The functions given for hooks; `None` if an error was reported.
 fn hooks(spec: &Spec, diag: &Diagnostics) -> Option<Vec<OwnHook>> {
-    // Collected in two steps, so that every hook is looked at.
+    // In two steps, so that errors of all hooks are reported, not only of the first.
     let found: Vec<(&'static Hook, Own)> = HOOKS
         .iter()
         .map(|hook| (hook, own_function(spec, hook.name, hook.signature, diag)))
@@ -209,7 +210,7 @@ fn loss(spec: &Spec, diag: &Diagnostics) -> Option<Loss> {
     Some(Loss::Value(Value::Known { row, at: at.clone(), keys }))
 }
 
-/// Rule: a generated step has a loss.
+/// Rule: a generated step needs a loss.
 fn has_a_loss<'a>(spec: &'a Spec, diag: &Diagnostics) -> Option<&'a Attr> {
     let found = only(&spec.attrs, symbol::LOSS, diag);
     if found.is_none() {
@@ -221,15 +222,15 @@ fn has_a_loss<'a>(spec: &'a Spec, diag: &Diagnostics) -> Option<&'a Attr> {
     found
 }
 
-/// Rule: binary cross entropy of probabilities is refused, because CUDA autocast refuses it and
-/// every model must run in every precision: its logarithm overflows in f16.
+/// Rule: binary cross entropy of probabilities is refused. Its logarithm overflows in f16 and CUDA
+/// autocast refuses it, but every model must run in every precision.
 fn runs_under_autocast(args: &[Expr], diag: &Diagnostics) -> Option<()> {
     let name = args.first().and_then(word);
     if let Some(name) = name.filter(|name| *name == "binary_cross_entropy") {
         diag.error(
             name,
             "cuda autocast refuses `binary_cross_entropy`: use `binary_cross_entropy_with_logits` \
-             and take the sigmoid off the model's end",
+             and remove the sigmoid from the model's end",
         );
         return None;
     }
@@ -245,8 +246,8 @@ fn takes_output_and_target(closure: &ExprClosure, diag: &Diagnostics) -> Option<
     Some(())
 }
 
-/// Rule: the trainer divides by the accumulation window already; a loss that does so too makes
-/// gradients N times too small.
+/// Rule: the trainer already divides the loss by the accumulation window. A loss that divides too
+/// would make gradients N times too small.
 fn is_not_divided_for_accumulation(closure: &ExprClosure, diag: &Diagnostics) -> Option<()> {
     let Some(divisor) = divisor(&closure.body) else {
         return Some(());
@@ -262,7 +263,7 @@ fn is_not_divided_for_accumulation(closure: &ExprClosure, diag: &Diagnostics) ->
     Some(())
 }
 
-/// The divisor of the quotient that `expr` returns.
+/// The divisor, if `expr` returns a quotient.
 fn divisor(expr: &Expr) -> Option<&Expr> {
     match expr {
         Expr::Binary(binary) if matches!(binary.op, BinOp::Div(_)) => Some(&binary.right),

@@ -1,4 +1,4 @@
-//! The bounds that generated code needs beyond the struct's own.
+//! The bounds that generated code adds to the struct's own.
 
 use proc_macro2::Ident;
 use syn::{
@@ -7,11 +7,11 @@ use syn::{
 
 use crate::model::Model;
 
-/// Containers of amp-core's and std's that are modules when what they hold is one.
+/// Containers of amp-core and std that are modules if their elements are.
 const CONTAINERS: &[&str] = &["Option", "Vec", "Box", "Arc", "Checkpoint"];
 
-/// The struct's generics, with `M: Module` for every type parameter that is a layer and has not
-/// been bound to be a `Forward` of other inputs.
+/// The struct's generics, with `M: Module` added for every type parameter that is a layer, unless
+/// the struct already bounds it by `Forward`.
 pub(super) fn with_modules(model: &Model) -> Generics {
     let mut generics = model.generics.clone();
     let mut modules: Vec<Ident> = Vec::new();
@@ -50,7 +50,7 @@ fn is_forward(generics: &Generics, param: &Ident) -> bool {
         })
 }
 
-/// `M` of `M`, `Vec<M>`, `Option<Box<M>>` and the like.
+/// The `M` in `M`, `Vec<M>`, `Option<Box<M>>` and the like.
 fn held(ty: &Type) -> Option<&Ident> {
     let Type::Path(path) = ty else {
         return None;

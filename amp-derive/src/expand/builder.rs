@@ -1,4 +1,4 @@
-//! The builder: hyperparameters in, a model out.
+//! The builder: takes hyperparameters and builds the model.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;
@@ -10,7 +10,7 @@ use crate::{
     tokens,
 };
 
-/// `builder()`, the builder with its setters, and how it becomes the model.
+/// `builder()`, the builder with its setters, and the conversion into the model.
 pub(super) fn expand(model: &Model) -> TokenStream {
     let (ident, name, vis) = (&model.ident, &model.builder, &model.vis);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
@@ -64,7 +64,7 @@ pub(super) fn expand(model: &Model) -> TokenStream {
     }
 }
 
-/// `from_checkpoint`, of a model that is built from hyperparameters alone.
+/// `from_checkpoint`, for a model that is built from hyperparameters alone.
 fn from_checkpoint(model: &Model, inputs: &[&Field]) -> Option<TokenStream> {
     let from_hyperparameters = inputs.iter().all(|field| matches!(field.kind, Kind::Hparam { .. }));
     if model.lightning.is_none() || !from_hyperparameters {
@@ -92,15 +92,15 @@ fn from_checkpoint(model: &Model, inputs: &[&Field]) -> Option<TokenStream> {
     })
 }
 
-/// Reads every hyperparameter of a block once. They are there to build the layers from; without
-/// this, rustc would advise to remove them.
+/// Reads every hyperparameter of a block once. Without a read, rustc would advise to remove a
+/// hyperparameter that only the layers use.
 pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     let (ident, block) = (&model.ident, local("block"));
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
     let reads: Vec<TokenStream> =
         model.hparams().map(|Field { ident, .. }| quote!(let _ = &#block.#ident;)).collect();
     (!reads.is_empty()).then(|| {
-        // A scope of its own, so that the user's code cannot meet the function.
+        // A scope of its own keeps the function out of reach of the user's code.
         quote! {
             const _: () = {
                 #[allow(dead_code)]
@@ -112,18 +112,19 @@ pub(super) fn reads(model: &Model) -> Option<TokenStream> {
     })
 }
 
-/// Whether the builder needs a marker to keep generics in use that no field of it has.
+/// Whether the builder needs a marker field, because a generic of the struct occurs in none of its
+/// fields.
 fn has_marker(model: &Model) -> bool {
     !model.generics.params.is_empty()
 }
 
-/// The marker's name, which is not that of a field.
+/// The marker's name, which differs from every field's.
 fn marker(inputs: &[&Field]) -> Ident {
     let fields = inputs.iter().map(|field| &field.ident);
     tokens::free("__model", quote!(#(#fields)*), Span::call_site())
 }
 
-/// Whether the builder holds the field.
+/// Whether the builder has the field.
 fn is_input(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { .. } => true,
@@ -132,7 +133,7 @@ fn is_input(field: &Field) -> bool {
     }
 }
 
-/// Whether `builder` takes the field.
+/// Whether `builder` takes the field as an argument.
 fn is_argument(field: &Field) -> bool {
     match &field.kind {
         Kind::Hparam { default } => matches!(default, Default::Required),
@@ -141,7 +142,7 @@ fn is_argument(field: &Field) -> bool {
     }
 }
 
-/// The builder's field at first.
+/// The initial value of the builder's field.
 fn start(field: &Field) -> TokenStream {
     let ident = &field.ident;
     match &field.kind {
@@ -199,7 +200,7 @@ fn by_name(model: &Model) -> TokenStream {
         /// Sets hyperparameters by name.
         ///
         /// # Errors
-        /// When there is none of a name, or a value has another type.
+        /// If no hyperparameter has a given name, or a value has another type.
         pub fn hyperparameters(
             #receiver,
             #values: &__amp::Hyperparameters,
@@ -209,7 +210,7 @@ fn by_name(model: &Model) -> TokenStream {
     }
 }
 
-/// The conversion is on the model, so that `Self` in the user's code is the model.
+/// The conversion is a method of the model, so that `Self` in the user's code is the model.
 fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
     let (ident, name) = (&model.ident, &model.builder);
     let (impl_generics, ty_generics, where_clause) = model.generics.split_for_impl();
@@ -217,8 +218,8 @@ fn build(model: &Model, inputs: &[&Field]) -> TokenStream {
     let taken = inputs.iter().map(|field| &field.ident);
     let rest = has_marker(model).then(|| quote!(..));
     let taken = (!inputs.is_empty()).then(|| quote!(let #name { #(#taken,)* #rest } = #builder;));
-    // In order of declaration: weights are drawn in this order, and what stands further up is in
-    // scope further down.
+    // In order of declaration: weights are drawn in this order, and each expression can use the
+    // fields above it.
     let made = model.fields.iter().filter_map(|Field { ident, kind, .. }| {
         let value = match kind {
             Kind::Layer { source: Source::Built(build), .. } => layer::expand(build),

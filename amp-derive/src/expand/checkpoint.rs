@@ -1,4 +1,4 @@
-//! What a checkpoint holds of the struct's own state.
+//! The part of a checkpoint that holds the struct's own state.
 
 use proc_macro2::{Ident, TokenStream};
 use quote::{quote, quote_spanned};
@@ -7,7 +7,7 @@ use syn::{Type, ext::IdentExt, spanned::Spanned};
 use super::local;
 use crate::model::{Field, Kind, Model};
 
-/// Both directions, or nothing where nothing is to be saved.
+/// Code for saving and loading; empty if the struct has no state.
 pub(super) fn expand(model: &Model) -> Option<TokenStream> {
     let fields: Vec<&Field> = model
         .fields
@@ -48,8 +48,8 @@ pub(super) fn expand(model: &Model) -> Option<TokenStream> {
     })
 }
 
-/// A variable at `ty`, so that rustc underlines a type that cannot be saved. `self` would not do
-/// there: where a macro got `ty` from its caller, it would be the caller's.
+/// A variable with the span of `ty`, so that rustc underlines a type that cannot be saved. `self`
+/// cannot be used: if a macro got `ty` from its caller, `self` would resolve at the caller.
 fn value(ty: &Type) -> Ident {
     Ident::new("__value", ty.span())
 }

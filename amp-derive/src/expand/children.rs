@@ -13,7 +13,7 @@ use crate::{
     symbol, tokens,
 };
 
-/// How a field is looked at.
+/// How the body uses a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum View {
     /// The layer: a `Child`.
@@ -24,7 +24,7 @@ enum View {
     Optional,
 }
 
-/// The children that a body has been found to use.
+/// The children that a body uses.
 pub(super) struct Children<'m> {
     model: &'m Model,
     used: BTreeSet<(String, View)>,
@@ -42,7 +42,7 @@ impl<'m> Children<'m> {
         self.several.contains(&key(&field.ident))
     }
 
-    /// Lets the children that a body uses live as long as it runs.
+    /// Declares the children before the body, so that they live as long as it runs.
     pub(super) fn declarations(&self) -> TokenStream {
         let declared = self.model.layers().flat_map(|(field, precision)| {
             let (name, region) = (key(&field.ident), region(precision));
@@ -101,7 +101,7 @@ impl<'m> Children<'m> {
         let field = is_field.then(|| self.layer(name)).flatten()?;
         let behind = &code[at + 3..];
         if tokens::arguments(behind.first()).is_some() {
-            // A method of this name.
+            // A method with this name.
             return None;
         }
         let (method, inputs) = match behind {
@@ -118,7 +118,7 @@ impl<'m> Children<'m> {
             _ if runs => View::Whole,
             (Some(view), _) => view,
             (None, None) => View::Whole,
-            // What takes no context is read from the layer.
+            // A method without the context only reads the layer.
             (None, Some(_)) => return None,
         };
         Some((self.child(field, view, name.span()), 3))
@@ -163,7 +163,7 @@ impl<'m> Children<'m> {
         self.model.layers().map(|(field, _)| field).find(|field| field.ident == *name)
     }
 
-    /// The place of a child, at `span`.
+    /// The expression for a child, with the span `span`.
     fn child(&mut self, field: &Field, view: View, span: Span) -> TokenStream {
         let name = key(&field.ident);
         let mut child = local(&variable(&name, view));
@@ -181,7 +181,7 @@ fn variable(name: &str, view: View) -> String {
     }
 }
 
-/// How layers in a container are reached.
+/// How the body reaches the layers in a container.
 fn container(ty: &Type) -> Option<View> {
     match last(ty)?.to_string().as_str() {
         "Vec" => Some(View::List),

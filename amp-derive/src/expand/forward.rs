@@ -40,7 +40,7 @@ fn of_any_inputs(model: &Model, body: &Body, forward: &TokenStream) -> TokenStre
         Static.visit_type_mut(&mut ty);
         ty
     });
-    // Located at an input, so that rustc says there that its type is none.
+    // The input's span makes rustc report at the input that its type cannot be one.
     let span = body
         .inputs
         .iter()
@@ -99,7 +99,7 @@ fn in_order(model: &Model) -> TokenStream {
 
 /// The context's name and the statements of `forward`.
 fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
-    // The user's code may name it, so it has the user's hygiene.
+    // The user's code may name `cx`, so `cx` needs the user's hygiene.
     let cx = Ident::new(symbol::CX, Span::call_site());
     let mut children = Children::of(model);
     let mut statements = statements(body);
@@ -111,7 +111,7 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     let called: Vec<_> = model
         .layers()
         .filter(|(field, _)| {
-            // What is called with several inputs is not a function here, but perhaps a variable.
+            // A layer with several inputs is not a closure here, but its name may be a variable.
             !children.has_several_inputs(field)
                 && tokens::mentions(statements.clone(), &field.ident)
         })
@@ -132,7 +132,7 @@ fn closure(model: &Model, Body { body, .. }: &Body) -> (Ident, TokenStream) {
     (cx, body)
 }
 
-/// A block's statements become the function's.
+/// The statements of a block body become the statements of the function.
 fn statements(body: &Expr) -> Vec<Stmt> {
     match body {
         Expr::Block(block) if block.label.is_none() && block.attrs.is_empty() => {
@@ -176,7 +176,7 @@ fn signature(
     }
 }
 
-/// Puts `'static` for every lifetime that is left out.
+/// Replaces every omitted lifetime with `'static`.
 struct Static;
 
 impl Static {

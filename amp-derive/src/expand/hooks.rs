@@ -1,4 +1,4 @@
-//! The hooks of the training loop that the user gives a function for.
+//! The hooks of the training loop, each of which calls a function of the user's.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;

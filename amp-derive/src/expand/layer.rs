@@ -1,4 +1,4 @@
-//! How a layer is built.
+//! Code that builds a layer.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
@@ -36,7 +36,7 @@ pub(super) fn expand(build: &Build) -> TokenStream {
             quote!(__amp::nn::init::redrawn(#name, #layer, &[#(#draws),*])?)
         }
         Build::Sequential(layers) => {
-            // Located at the layer, so that rustc says there that its type is no `Module`.
+            // The layer's span makes rustc report there that its type is not a `Module`.
             let boxed = |layer: &Build| {
                 let value = expand(layer);
                 let span = match layer {
@@ -46,7 +46,7 @@ pub(super) fn expand(build: &Build) -> TokenStream {
                 quote_spanned!(span=> __amp::Box::new(#value))
             };
             let mut layers = layers.iter().map(boxed);
-            // The first one's type is that of the others.
+            // The first element fixes the type of the others.
             let first = layers.next().map(|first| quote!(#first as __amp::Box<dyn __amp::Module>));
             let layers = first.into_iter().chain(layers);
             quote!(__amp::nn::Sequential::new(__amp::From::from([#(#layers),*])))
@@ -73,7 +73,7 @@ pub(super) fn expand(build: &Build) -> TokenStream {
     }
 }
 
-/// The layer's options; `every` one is given where nothing is left to its default.
+/// The layer's options. `every` is true if all options are given, so that no default is needed.
 fn config(ty: &Ident, values: &[syn::Expr], options: &[Pair], every: bool) -> TokenStream {
     let config = format_ident!("{ty}Config");
     let new = quote!(__amp::nn::#config::new(#(#values),*));

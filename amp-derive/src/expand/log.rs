@@ -1,4 +1,4 @@
-//! What a generated step logs.
+//! The values that a generated step logs.
 
 use proc_macro2::{Ident, TokenStream};
 use quote::quote;
@@ -7,17 +7,17 @@ use syn::Expr;
 use super::{batch, local};
 use crate::model::{BatchOf, Body, LogOptions, Loss, Metric, Model, Pair, Part, Scope, Value};
 
-/// The locals of a generated step.
+/// The local variables of a generated step.
 pub(super) struct Locals {
     pub(super) batch: Ident,
     pub(super) step: Ident,
     pub(super) output: Ident,
     pub(super) loss: Ident,
-    /// The batch as the type that the model names.
+    /// The batch, converted to the model's type.
     pub(super) examples: Ident,
-    /// The batch as a step is given it.
+    /// The batch as the step receives it.
     any: Ident,
-    /// What its loss counts.
+    /// The weight of the batch's loss.
     counted: Ident,
 }
 
@@ -61,7 +61,7 @@ pub(super) fn step(
     }
 }
 
-/// What a batch's loss counts, where that is another thing than its examples or their weights.
+/// The weight of a batch's loss, if it is neither the number of its examples nor their weights.
 fn counts(model: &Model, loss: &Loss, locals: &Locals) -> Option<TokenStream> {
     let (any, target) = (&locals.any, batch::target(model, locals));
     match loss {
@@ -155,7 +155,8 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
             quote! { let #value = #computed?; }
         }
         Loss::Closure(closure, _) => {
-            // With types, because a closure that is called at once has none to go by.
+            // The types are written out, because a closure that is called at once has no context to
+            // infer them from.
             let criterion = local("criterion");
             let types = given(model);
             let arguments = closure.inputs.iter().zip(types).map(|(pat, ty)| match pat {
@@ -172,7 +173,8 @@ fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
     }
 }
 
-/// A call of the user's own loss, whose error tells of its arguments, where both are tensors.
+/// A call of the user's own loss. If both arguments are tensors, an error message of the call
+/// includes their shapes.
 fn with_arguments(model: &Model, call: TokenStream, locals: &Locals) -> TokenStream {
     let of_tensors = model.batch.is_none() && model.forward.of_any_inputs().is_none();
     match of_tensors {
@@ -187,7 +189,7 @@ fn with_arguments(model: &Model, call: TokenStream, locals: &Locals) -> TokenStr
     }
 }
 
-/// The types of output and target, behind references, where a loss leaves them out.
+/// The reference types of output and target, for a loss that omits them.
 fn given(model: &Model) -> [TokenStream; 2] {
     let tensor = || quote!(__amp::Tensor);
     let output = match model.forward.of_any_inputs() {
@@ -233,7 +235,7 @@ fn metric(model: &Model, metric: &Metric, locals: &Locals) -> TokenStream {
     quote! { #step.metric(#name, &#value, #output, #target, #options)?; }
 }
 
-/// The value that is a loss or a metric, whose type is in this module of amp-core's.
+/// The value of a loss or a metric, whose type is in `module` of amp-core.
 fn value(value: &Value, module: &TokenStream) -> TokenStream {
     let (row, at, keys) = match value {
         Value::Known { row, at, keys } => (row, at, keys),
@@ -243,7 +245,7 @@ fn value(value: &Value, module: &TokenStream) -> TokenStream {
     if keys.is_empty() && row.options.is_empty() {
         return quote!(__amp::#module::#ty);
     }
-    // With every key given, the rest would be a needless update.
+    // If every key is given, `..Default::default()` would be a needless update.
     let rest = (keys.len() < row.keys().count()).then(|| quote!(..__amp::Default::default()));
     let keys = keys.iter().map(|Pair { key, value }| quote!(#key: #value));
     quote!(__amp::#module::#ty { #(#keys,)* #rest })

@@ -1,8 +1,9 @@
-//! [`Model`] → the code that stands beside the struct.
+//! [`Model`] → the code that is emitted next to the struct.
 //!
-//! Everything is inside `const _`, names amp-core only through `__amp`, and gives its own locals
-//! the hygiene of the derive ([`local`]), so that nothing meets a name of the user's. What the
-//! user's code may name (`self`, hyperparameters, layers, `cx`, `plan`) has the user's hygiene.
+//! Everything is inside `const _`, names amp-core only through `__amp`, and gives its local
+//! variables the hygiene of the derive ([`local`]), so that no name collides with the user's. Names
+//! that the user's code may use (`self`, hyperparameters, layers, `cx`, `plan`) have the user's
+//! hygiene.
 
 mod batch;
 mod bounds;
@@ -46,9 +47,10 @@ pub(crate) fn expand(mut model: Model, amp_core: &Path, warnings: &[Warning]) ->
     quote! { #items #(#warnings)* }
 }
 
-/// Wraps `items`, which name amp-core by `__amp`, so that they add no name to the user's module.
+/// Wraps `items`, which name amp-core by `__amp`, in a scope, so that no name leaks into the user's
+/// module.
 pub(crate) fn in_const(amp_core: &Path, items: &TokenStream) -> TokenStream {
-    // A path that leads nowhere is underlined where it stands.
+    // If the path does not exist, rustc underlines it where the user wrote it.
     let span = located_at(amp_core.span());
     let import = quote_spanned!(span=> use #amp_core::__private as __amp;);
     quote! {
@@ -124,7 +126,7 @@ fn hyperparameters(model: &Model) -> TokenStream {
     }
 }
 
-/// Advice as the only warning that a derive can give: the use of a deprecated constant.
+/// Advice as the use of a deprecated constant, because a derive can emit no other warning.
 fn advice(model: &Model, warning: &Warning) -> TokenStream {
     let Warning { at, rule, note } = warning;
     let allows = &model.allows;
@@ -139,13 +141,13 @@ fn advice(model: &Model, warning: &Warning) -> TokenStream {
     }
 }
 
-/// A variable that the user's code can neither see nor hide. The underscores keep it apart from
-/// constants, statics and unit structs of the user's, which no variable can hide.
+/// A variable that the user's code can neither use nor shadow. The underscores keep the name apart
+/// from the user's constants, statics and unit structs, which a variable cannot shadow.
 fn local(name: &str) -> Ident {
     format_ident!("__{name}", span = Span::mixed_site())
 }
 
-/// A field's name as data: in paths of parameters, in saved hyperparameters.
+/// A field's name as a string, for parameter paths and saved hyperparameters.
 fn key(ident: &Ident) -> String {
     ident.unraw().to_string()
 }
@@ -162,14 +164,14 @@ impl ToTokens for Region {
     }
 }
 
-/// A reference to a layer's field. Located at the field, so that rustc says there that its type
-/// is no `Module`.
+/// A reference to a layer's field. The field's span makes rustc report there that the type is not a
+/// `Module`.
 fn layer_of_self(field: &Field) -> TokenStream {
     let ident = &field.ident;
     quote_spanned!(located_at(ident.span())=> &self.#ident)
 }
 
-/// The derive's hygiene at a place of the user's.
+/// The derive's hygiene with a span of the user's code.
 pub(crate) fn located_at(span: Span) -> Span {
     Span::call_site().located_at(span)
 }

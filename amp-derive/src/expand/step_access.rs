@@ -1,5 +1,5 @@
-//! `LightningModule::step_access`: what the struct's own functions do to a step that might run as
-//! a CUDA graph.
+//! `LightningModule::step_access`: whether the struct's own functions allow a step to run as a CUDA
+//! graph.
 
 use proc_macro2::TokenStream;
 use quote::quote;

@@ -1,4 +1,4 @@
-//! How a tensor of the module's own is made.
+//! Code that makes a tensor of the module's own.
 
 use std::str::FromStr;
 
@@ -19,13 +19,13 @@ pub(super) fn expand(ident: &Ident, role: Role, initial: &Initial) -> TokenStrea
         }
         Initial::Rust(value) => {
             let name = key(ident);
-            // Located at the value, so that rustc says there that it is not a tensor.
+            // The value's span makes rustc report there that it is not a tensor.
             quote_spanned!(located_at(value.span())=> __amp::nn::own_tensor(#name, #value, #role)?)
         }
     }
 }
 
-/// The `Init` of a way to draw.
+/// The `Init` for an initializer of the table.
 pub(super) fn draw(Drawn { row, values, options }: &Drawn) -> TokenStream {
     let (entry, variant) = (&row.entry, format_ident!("{}", row.entry.ty));
     let required = entry.required.iter().zip(values).map(|(key, value)| {

@@ -1,4 +1,4 @@
-//! Golden expansions of the structs in `tests/expand`.
+//! Recorded expansions of the structs in `tests/expand`.
 
 use quote::quote;
 use syn::{DeriveInput, File, Item};
@@ -13,7 +13,7 @@ fn expanded(source: &str) -> String {
         _ => None,
     });
     let mut input: DeriveInput = syn::parse2(quote!(#input)).expect("a struct");
-    // As rustc does before a derive sees them.
+    // rustc removes these before a derive gets the tokens.
     let derive_attr = input.attrs.iter().position(|attr| attr.path().is_ident("derive"));
     let which = input.attrs.remove(derive_attr.expect("a derive"));
     let which = if quote!(#which).to_string().contains("LightningModule") {

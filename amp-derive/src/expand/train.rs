@@ -1,4 +1,4 @@
-//! `LightningModule::training_step`, or `manual_step` in its place.
+//! `LightningModule::training_step`, or `manual_step` instead.
 
 use proc_macro2::TokenStream;
 use quote::quote;

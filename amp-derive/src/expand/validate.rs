@@ -39,7 +39,8 @@ pub(super) fn expand(model: &Model, step: &Step) -> TokenStream {
     }
 }
 
-/// The generated validation step under the names of the test; none beside a function of the user's.
+/// The generated validation step, repeated as the test step. Empty if the user wrote the validation
+/// step.
 fn test(model: &Model, step: &Step, locals: &Locals) -> Option<TokenStream> {
     let Step::Generated { loss, log, metrics } = step else { return None };
     let renamed = |metric: &Metric| Metric {

@@ -1,4 +1,4 @@
-//! Groups without delimiters, written `f!{…}` here: how rustc hands fragments on.
+//! Groups without delimiters, written `f!{…}` here: this is how rustc passes fragments to a derive.
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 use quote::quote;
@@ -26,13 +26,13 @@ fn fragments(tokens: TokenStream) -> TokenStream {
 
 #[track_caller]
 fn becomes(written: TokenStream, expected: TokenStream) {
-    // Whether `>>` is one token or two says nothing about what is written.
+    // Both spellings of `>>`, one token or two, mean the same.
     let text = |tokens: TokenStream| tokens.to_string().replace(' ', "");
     assert_eq!(text(dissolve(fragments(written))), text(expected));
 }
 
 #[test]
-fn what_is_alone_stays_as_it_is() {
+fn a_fragment_that_stands_alone_is_unchanged() {
     becomes(quote!(linear(f! {1 + 2}, f! {n})), quote!(linear(1 + 2, n)));
     becomes(quote!(adamw, lr = f! {-1e-3}), quote!(adamw, lr = -1e-3));
     becomes(quote!(with = f! {|a, b| a - b}), quote!(with = |a, b| a - b));
@@ -41,9 +41,9 @@ fn what_is_alone_stays_as_it_is() {
     becomes(quote!(f!{} field: f!{f!{T}}), quote!(field: T));
 }
 
-/// The values are those that the macro's caller meant.
+/// The value is the one that the macro's caller meant.
 #[test]
-fn operators_do_not_fall_apart() {
+fn operators_get_parentheses() {
     becomes(quote!(2 * f! {1 + 2}), quote!(2 * (1 + 2)));
     becomes(quote!(f! {1 + 2} * 2), quote!((1 + 2) * 2));
     becomes(quote!(x == f! {a && b}), quote!(x == (a && b)));
@@ -58,7 +58,7 @@ fn operators_do_not_fall_apart() {
 }
 
 #[test]
-fn calls_blocks_and_paths() {
+fn calls_blocks_and_paths_keep_their_meaning() {
     becomes(quote!(f! {linear}(4, 2)), quote!(linear(4, 2)));
     becomes(quote!(f! {self.run}(x)), quote!((self.run)(x)));
     becomes(quote!(f! {|x| x}(y)), quote!((|x| x)(y)));
@@ -79,15 +79,15 @@ fn calls_blocks_and_paths() {
 }
 
 #[test]
-fn types() {
+fn types_keep_their_meaning() {
     becomes(quote!(Vec<f! {Box<dyn Module>}>), quote!(Vec<Box<dyn Module>>));
     becomes(quote!(&f! {dyn Module + Send}), quote!(&(dyn Module + Send)));
     becomes(quote!(x: &f!{Tensor}), quote!(x: &Tensor));
 }
 
-/// Nothing is rebuilt without fragments, so that errors underline the same places.
+/// Without fragments nothing is rebuilt, so that errors underline the right places.
 #[test]
-fn spans_of_delimiters_are_kept() {
+fn input_without_fragments_keeps_its_spans() {
     let tokens: TokenStream = "a(b, c)".parse().expect("tokens");
     let close = |tokens: TokenStream| match tokens.into_iter().last() {
         Some(TokenTree::Group(group)) => group.span_close().source_text(),
@@ -96,9 +96,9 @@ fn spans_of_delimiters_are_kept() {
     assert_eq!(close(written_out(tokens)), Some(")".to_owned()));
 }
 
-/// The expansion is that of a struct written by hand, wherever a fragment stands.
+/// A struct expands as if it were written by hand, wherever a fragment stands.
 #[test]
-fn a_struct_of_fragments_is_one_by_hand() {
+fn a_struct_of_fragments_expands_as_one_written_by_hand() {
     let from_fragments = fragments(quote! {
         #[f!{loss(cross_entropy)}]
         #[metric(f!{top_k}, k = f!{3}, name = f!{top})]

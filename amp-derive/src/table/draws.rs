@@ -1,12 +1,12 @@
-//! How a tensor's first values are drawn.
+//! Initializers: how the initial values of a tensor are drawn.
 
 use super::{Entry, Key, Named, any, choice};
 
-/// A way to draw a tensor's first values: a variant of amp-core's `Init`, whose fields are the keys.
+/// An initializer: a variant of amp-core's `Init`, whose fields are the keys.
 #[derive(Debug)]
 pub(crate) struct Draw {
     pub(crate) entry: Entry,
-    /// The values of the options, in their order, where they are not given.
+    /// The default values of the options, in their order.
     pub(crate) defaults: &'static [&'static str],
 }
 

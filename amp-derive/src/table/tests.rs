@@ -4,7 +4,7 @@ use super::*;
 
 const DOCS: &str = include_str!("../../docs/lightning_module.md");
 
-/// Each row has a line in the documentation that names it with all its keys.
+/// Each row has a line in the documentation, with its name and all its keys.
 #[test]
 fn every_name_and_key_is_documented() {
     let entries = LAYERS
@@ -19,7 +19,7 @@ fn every_name_and_key_is_documented() {
             let names = |name: &str| {
                 line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name)
             };
-            // The rate is in the table's head.
+            // `lr` is in the heading of the table.
             let keys = || entry.keys().map(|key| key.name).filter(|key| *key != "lr");
             line.starts_with('|') && names(entry.name) && keys().all(names)
         };

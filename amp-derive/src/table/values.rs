@@ -1,8 +1,9 @@
-//! What generated steps compute: losses and metrics.
+//! Losses and metrics that generated steps can compute.
 
 use super::{Entry, Key, any, choice, fraction, not_negative, optional, positive, tensor};
 
-/// Losses, by torch.nn.functional's names where it has them. Its `binary_cross_entropy` is refused by a rule.
+/// Losses, with the names of torch.nn.functional where it has them. `binary_cross_entropy` is
+/// listed so that a rule can refuse it.
 pub(crate) const LOSSES: &[Entry] = &[
     loss(
         "cross_entropy",

@@ -6,7 +6,7 @@ use amp_core::{Error, Result, hardware, precision::Precision, tch, tch::Device};
 use clap::Args;
 
 use super::{
-    contest::Engine,
+    interleaved::Engine,
     peers,
     workload::{self, Task},
 };
@@ -77,7 +77,7 @@ fn peer(name: &str) -> std::result::Result<Engine, String> {
 pub struct Plan {
     /// Where.
     pub device: Device,
-    /// What.
+    /// The workloads.
     pub workloads: Vec<Task>,
     /// How; 32-true first, which the others are held against.
     pub precisions: Vec<Precision>,
@@ -92,7 +92,7 @@ pub struct Plan {
 }
 
 impl BenchArgs {
-    /// Checks what was asked for.
+    /// Checks the arguments.
     ///
     /// # Errors
     /// When a name is unknown or a number is out of range.

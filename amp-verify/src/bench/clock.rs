@@ -12,7 +12,7 @@ pub struct Clock<'a> {
 }
 
 impl<'a> Clock<'a> {
-    /// `elapsed` tells the time since the beginning; without a limit everything runs.
+    /// `elapsed` returns the time since the beginning; without a limit everything runs.
     pub fn new(limit: Option<Duration>, elapsed: impl Fn() -> Duration + 'a) -> Self {
         let (longest, left_out) = (Duration::ZERO, Vec::new());
         Self { limit, elapsed: Box::new(elapsed), longest, left_out }
@@ -31,7 +31,7 @@ impl<'a> Clock<'a> {
         Some(done)
     }
 
-    /// What was left out, in one line; nothing if nothing was.
+    /// The workloads that were left out, in one line; `None` if there are none.
     pub fn note(&self) -> Option<String> {
         let limit = self.limit.filter(|_| !self.left_out.is_empty())?;
         let names = self.left_out.join(", ");

@@ -1,7 +1,7 @@
-//! A set too large for its place, fed from the host, beside the same set on the device.
+//! Feeds a large data set from the host, and compares with the same set on the device.
 
 use super::{
-    contest::Engine,
+    interleaved::Engine,
     ours::seconds_of,
     workload::{Size, Task, config},
 };
@@ -17,8 +17,8 @@ use amp_core::{
 /// Steps that are left out: kernels are loaded and graphs are captured in them.
 const WARM_UP: u64 = 16;
 
-/// A set of at least this many bytes, the same examples over and over: what they are makes no
-/// difference to what moving them takes.
+/// A set of at least this many bytes that repeats the same examples: the time to move them does not
+/// depend on their values.
 fn data(workload: &Task, bytes: u64) -> Result<DataModule> {
     let some = workload.data(Size::Full)?;
     let block = Batch::from_any(&some.train.head(some.train.len())?)?;

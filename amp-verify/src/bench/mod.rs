@@ -1,10 +1,11 @@
-//! How fast the trainer is, next to its peers: [`workload`] says what is trained, [`mod@contest`] lets our
-//! trainer and the [`peers`] take turns, [`report`] compares it with the [`target`]s.
+//! Measures the trainer's speed and compares it with its peers: a [`workload`] is trained,
+//! [`mod@interleaved`] runs our trainer and the [`peers`] in turns, and [`report`] compares the
+//! figures with the [`target`]s.
 
 mod args;
 pub mod clock;
-pub mod contest;
 pub mod feed;
+pub mod interleaved;
 mod ours;
 pub mod peers;
 mod rate;
@@ -26,7 +27,7 @@ use amp_core::{
 
 use self::{
     clock::Clock,
-    contest::{Contestant, Engine, contest},
+    interleaved::{Candidate, Engine, interleaved},
     ours::Ours,
     peers::{Entry, Peer, Python},
     report::Row,
@@ -35,10 +36,10 @@ use self::{
 };
 use crate::registry::Registry;
 
-/// Measures what was asked for and says on the way, through `tell`, what is measured.
+/// Measures the requested workloads and reports progress through `tell`.
 ///
 /// # Errors
-/// When what was asked for cannot be done. A peer that fails is told in the report.
+/// When a request cannot be carried out. The report contains the errors of peers.
 pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     let begun = Instant::now();
     let plan = args.plan(registry)?;
@@ -82,7 +83,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     }
     if plan.device.is_cuda() {
         tell("the device's bf16 matrix rate");
-        // The first is that of a device that has just woken.
+        // The first measurement is of a device that was idle.
         rate::bf16_matrix_rate(plan.device)?;
         for _ in 0..plan.rounds {
             report.bf16_matrix_rates.push(rate::bf16_matrix_rate(plan.device)?);
@@ -103,7 +104,7 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
             report.rows.extend(rows.transpose()?.into_iter().flatten());
         }
     }
-    // What else is measured needs the memory more.
+    // Other measurements need the memory.
     drop((peers, python));
     if plan.feed_bytes > 0 {
         for (workload, precision) in fed(&plan) {
@@ -133,7 +134,7 @@ fn compare(
 ) -> Result<Vec<Row>> {
     let steps = plan.steps.unwrap_or_else(|| workload.steps(plan.device));
     let ours: &[Engine] = match plan.device.is_cuda() {
-        // Where gradients and the optimizer's averages weigh most.
+        // The workload with the largest share of gradients and optimizer state.
         true if workload.has_reduced_state() && precision != Precision::F32True => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }
@@ -141,33 +142,33 @@ fn compare(
         false => &[Engine::Eager],
     };
     let new = |engine, size| Ours::new(engine, workload, size, precision, plan.device, steps);
-    let mut contestants: Vec<Box<dyn Contestant + '_>> = Vec::new();
+    let mut candidates: Vec<Box<dyn Candidate + '_>> = Vec::new();
     for engine in ours {
-        contestants.push(Box::new(new(*engine, Size::Full)));
+        candidates.push(Box::new(new(*engine, Size::Full)));
     }
     for peer in peers.iter_mut().filter(|peer| peer.trains(workload)) {
-        contestants.push(Box::new(Entry::new(peer, workload, precision, steps)));
+        candidates.push(Box::new(Entry::new(peer, workload, precision, steps)));
     }
-    let scores = contest(&mut contestants, plan.rounds);
-    drop(contestants);
-    let mut tiny: Vec<Box<dyn Contestant + '_>> = Vec::new();
+    let measurements = interleaved(&mut candidates, plan.rounds);
+    drop(candidates);
+    let mut tiny: Vec<Box<dyn Candidate + '_>> = Vec::new();
     for engine in ours.iter().filter(|_| workload.has_tiny()) {
         tiny.push(Box::new(new(*engine, Size::Tiny)));
     }
-    let host = contest(&mut tiny, plan.rounds);
+    let host = interleaved(&mut tiny, plan.rounds);
     let host_microseconds = |engine: Engine| {
-        let score = host.iter().find(|score| score.engine == engine)?;
-        Spread::of(&score.rates).map(|rates| 1e6 / rates.median)
+        let measurement = host.iter().find(|measurement| measurement.engine == engine)?;
+        Spread::of(&measurement.rates).map(|rates| 1e6 / rates.median)
     };
     let operations = workload.matrix_operations(workload.build(Size::Full)?.as_ref());
-    let row = |score: contest::Score| {
-        let host = host_microseconds(score.engine);
-        Row::new(workload.name(), precision, score, host, operations)
+    let row = |measurement: interleaved::Measurement| {
+        let host = host_microseconds(measurement.engine);
+        Row::new(workload.name(), precision, measurement, host, operations)
     };
-    Ok(scores.into_iter().map(row).collect())
+    Ok(measurements.into_iter().map(row).collect())
 }
 
-/// What is fed from the host as well: on CUDA in bf16-mixed.
+/// The workload that is also fed from the host: on CUDA in bf16-mixed.
 fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     let precision = match plan.device {
         Device::Cuda(_) => Precision::Bf16Mixed,
@@ -177,7 +178,7 @@ fn fed(plan: &Plan) -> Vec<(&Task, Precision)> {
     workloads.map(|workload| (workload, precision)).collect()
 }
 
-/// As it can be typed again.
+/// The command, quoted for a shell.
 fn command() -> String {
     let arguments = std::env::args().skip(1);
     std::iter::once("cargo amp".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")

@@ -13,19 +13,19 @@ use amp_core::{
 };
 
 use super::{
-    contest::{Chunk, Contestant, Engine},
+    interleaved::{Candidate, Chunk, Engine},
     workload::{Size, Task, config},
 };
 
-/// A workload under our trainer. Every chunk is a run of its own over the same model; its first
-/// epoch counts for nothing, since kernels are loaded and graphs are captured there.
+/// A workload under our trainer. Every chunk is a separate run of the same model. Its first epoch
+/// is not measured, because kernels are loaded and graphs are captured in it.
 pub(super) struct Ours<'a> {
     engine: Engine,
     workload: &'a Task,
     size: Size,
     config: TrainerConfig,
     ready: Option<(Box<dyn LightningModule>, DataModule)>,
-    /// Of the first run, with the model.
+    /// The first run's, together with the model.
     peak_memory_bytes: Option<u64>,
 }
 
@@ -78,7 +78,7 @@ pub(super) fn seconds_of(
     Ok((seconds, record.end.replayed))
 }
 
-impl Contestant for Ours<'_> {
+impl Candidate for Ours<'_> {
     fn engine(&self) -> Engine {
         self.engine
     }

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use super::{
-    contest::{Chunk, Contestant, Engine},
+    interleaved::{Candidate, Chunk, Engine},
     workload::{CLIP, Size, Task},
 };
 use crate::{
@@ -47,7 +47,7 @@ pub struct Python {
 /// A peer's process.
 pub struct Peer {
     engine: Engine,
-    /// Of Python and its packages.
+    /// The versions of Python and its packages.
     pub versions: BTreeMap<String, String>,
     process: Process,
 }
@@ -111,7 +111,7 @@ impl Peer {
     /// Waits until it has loaded its packages.
     ///
     /// # Errors
-    /// When one is missing; the text says which.
+    /// When one is missing; the error names it.
     pub fn greet(&mut self) -> Result<()> {
         self.versions = self.process.versions()?;
         Ok(())
@@ -159,7 +159,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-impl Contestant for Entry<'_> {
+impl Candidate for Entry<'_> {
     fn engine(&self) -> Engine {
         self.peer.engine
     }

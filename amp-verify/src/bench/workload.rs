@@ -1,4 +1,4 @@
-//! What is trained: a registered model at the sizes that are compared, and its data.
+//! A workload: a registered model with the sizes to compare, and its data.
 
 pub use crate::speed::{Devices, Workload};
 use crate::{
@@ -20,9 +20,9 @@ pub const CLIP: f64 = 1.0;
 /// A workload at the size that is compared, or so small that its tensors cost next to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
-    /// As it is.
+    /// The model's real size.
     Full,
-    /// So small that what remains of a step is the host's part of it.
+    /// A tiny size, so that the step's time is the host's part.
     Tiny,
 }
 
@@ -216,8 +216,9 @@ impl Task {
         Ok(DataModule::new(self.name(), all, one, batch))
     }
 
-    /// The floating-point operations of a step's matrix products: those that the workload declares, or 2
-    /// for each weight of a matrix and example forward, and twice that backward.
+    /// The number of floating-point operations in a step's matrix products: the workload's declared
+    /// number, or for each weight of a matrix and each example 2 in the forward pass and 4 in the
+    /// backward pass.
     pub fn matrix_operations(&self, model: &dyn LightningModule) -> f64 {
         if let Some(operations) = self.workload.operations {
             return operations;

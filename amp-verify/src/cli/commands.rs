@@ -32,7 +32,7 @@ use crate::{
     output::Logs,
     parity::{self, ParityArgs},
     registry::Registry,
-    report::{self, Courses},
+    report::{self, RunHistories},
     runner::{self, Extras},
     selftest::{self, SelftestArgs},
     text::one_line,
@@ -123,7 +123,7 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
     plan.iter().try_for_each(|precision| case.trainer(*precision).map(drop))?;
     let output = args.output.as_deref().map(Staged::create).transpose()?;
     let page = args.html.as_deref().map(Staged::create).transpose()?;
-    let mut courses = Courses::default();
+    let mut histories = RunHistories::default();
     let mut logs = Logs::new(&args.run.logs)?;
     let mut phases = PhaseTables::default();
     let runs = plan.len() * usize::try_from(args.seeds).unwrap_or(usize::MAX);
@@ -131,7 +131,7 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
         phases.on_event(event)?;
-        courses.on_event(event)?;
+        histories.on_event(event)?;
         progress.on_event(event)
     };
     let outcome = matrix::over_seeds(&case, &args.precision, args.seeds, &mut listen);
@@ -145,7 +145,7 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
         let steps = report::measure_steps(&case, &comparison);
         let content = report::Content {
             comparison: &comparison,
-            courses: &courses,
+            histories: &histories,
             examples: case.data.val.examples(),
             steps: &steps,
         };

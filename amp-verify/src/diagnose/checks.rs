@@ -35,7 +35,7 @@ impl Outcome {
 
 /// A check that guides the search.
 pub trait Check {
-    /// What the figure is, in words.
+    /// The figure's name for the user.
     fn describe(&self) -> String;
 
     /// Runs the check with these precision regions.
@@ -105,7 +105,7 @@ impl Check for MetricLoss<'_> {
 
 /// The largest relative error of a single layer in one step, made by that layer itself.
 pub struct LayerError<'a> {
-    /// What is measured; its precision regions are replaced.
+    /// The measured subject; its precision regions are replaced.
     pub subject: Subject<'a>,
     /// How it is measured.
     pub options: Options,

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::layers::Group;
 
-/// What a check's failure is due to.
+/// The cause of a check's failure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum Attribution {
@@ -43,7 +43,7 @@ pub enum Attribution {
 pub struct Diagnosis {
     /// The version of this format; it changes with the meaning of a field.
     pub schema: String,
-    /// What the check's figure is, in words.
+    /// The name of the check's figure.
     pub check: String,
     /// The cause.
     pub attribution: Attribution,
@@ -82,7 +82,7 @@ pub struct Cost {
     pub peak_memory_ratio: f64,
 }
 
-/// What is searched.
+/// The scope of the search.
 pub struct Scope<'a> {
     /// Precision regions that hold in any case.
     pub islands: &'a Islands,

@@ -1,4 +1,5 @@
-//! Earlier figures of 32-true, which tell a change of the environment from a change of the precision.
+//! Earlier figures of 32-true, which distinguish a change of the environment from a change of the
+//! precision.
 
 use std::{
     fmt, fs,
@@ -132,7 +133,7 @@ impl Reference {
             Known::Golden(golden) => {
                 let mut found = golden.as_ref().clone();
                 found.runs.insert(Precision::F32True.name().into(), Figures::from(&now.runs[0]));
-                // Memory is not compared: it says nothing about the computed values.
+                // Memory is not compared, because it does not depend on the computed values.
                 let agreement = Agreement { spread: None, memory: false };
                 !agreement.moved(golden, &found).is_empty()
             }

@@ -12,7 +12,7 @@ use amp_core::{
 
 use super::Fault;
 
-/// What a run's steps have left here.
+/// State that a run's steps share.
 #[derive(Default)]
 pub(super) struct Steps {
     /// Batches so far.
@@ -20,7 +20,7 @@ pub(super) struct Steps {
     /// Examples in the first of them.
     examples: i64,
     kept: Vec<Tensor>,
-    /// Of all steps so far.
+    /// The sum over all steps so far.
     meter: Option<MemoryMeter>,
 }
 

@@ -35,9 +35,9 @@ pub enum Area {
     Norms,
     /// Dropout and its random numbers.
     Dropout,
-    /// What is computed in which dtype.
+    /// The dtypes of computations.
     Precision,
-    /// Validation and what it reports.
+    /// Validation and its reported values.
     Metrics,
     /// How much memory a step takes.
     Memory,
@@ -49,7 +49,7 @@ pub enum Area {
     Graph,
 }
 
-/// Declares the mistakes, each with its area and what is wrong.
+/// Declares the faults, each with its area and a description.
 macro_rules! faults {
     ($($name:ident in $area:ident: $about:literal,)+) => {
         /// A mistake.
@@ -66,14 +66,14 @@ macro_rules! faults {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// What is wrong.
+            /// A description of the fault.
             pub fn about(self) -> &'static str {
                 match self {
                     $(Self::$name => $about,)+
                 }
             }
 
-            /// What part of training it is in.
+            /// The part of training to which it belongs.
             pub fn area(self) -> Area {
                 match self {
                     $(Self::$name => Area::$area,)+
@@ -168,7 +168,8 @@ faults! {
 }
 
 impl Fault {
-    /// What a model must have for the fault to change its numbers; `None` if any model will do.
+    /// The property that a model needs for the fault to change its numbers; `None` if every model
+    /// has it.
     ///
     /// A fault with a need is planted only in a model that declares through
     /// [`Model::reveals`](crate::Model::reveals) that it has what is needed.

@@ -5,7 +5,7 @@ use std::{cell::Cell, rc::Rc};
 use amp_core::{
     Result,
     nn::Parameter,
-    optim::{Abilities, BuildOptimizer, OnDevice, Optimizer, Rates, Storage},
+    optim::{BuildOptimizer, Capabilities, OnDevice, Optimizer, Rates, Storage},
     state::State,
     tch::{Kind, Tensor, no_grad},
 };
@@ -144,11 +144,11 @@ impl Optimizer for Broken {
         Ok(())
     }
 
-    fn abilities(&self) -> Abilities {
-        let own = self.inner.abilities();
+    fn capabilities(&self) -> Capabilities {
+        let own = self.inner.capabilities();
         match self.fault {
             // The factor is multiplied by here, on any device.
-            Fault::DeferredFactorWrong => Abilities { scales: true, captures: false, ..own },
+            Fault::DeferredFactorWrong => Capabilities { scales: true, captures: false, ..own },
             _ => own,
         }
     }

@@ -1,4 +1,4 @@
-//! What breaks a run: a tap before the model.
+//! Planted faults between the trainer and the model.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -20,7 +20,7 @@ pub struct Faulty {
     fault: Fault,
     precision: Precision,
     stale: Vec<Tensor>,
-    /// Whether somebody is called within the steps.
+    /// Whether the trainer calls it within the steps.
     watched: Rc<Cell<bool>>,
     steps: loss::Steps,
     /// The buffers before the first step.
@@ -46,7 +46,7 @@ impl Faulty {
 }
 
 impl Faulty {
-    /// Brings the buffers back to what they were at first.
+    /// Restores the initial values of the buffers.
     fn freeze(&mut self, model: &dyn LightningModule) -> Result<()> {
         let buffers = || {
             let tensors = named_tensors(model).into_iter();

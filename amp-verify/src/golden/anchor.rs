@@ -1,6 +1,6 @@
-//! The anchor of a golden: the figures of the first day, and how far all accepted changes together may
-//! move them. insta does not write this file, and this code never replaces one: to move an anchor, delete
-//! it, and say why in the commit.
+//! The anchor of a golden: the figures of the first day, and a budget for the sum of all accepted
+//! changes. insta does not write this file, and this code never replaces it: to move an anchor,
+//! delete it, and give the reason in the commit.
 
 use std::{collections::BTreeMap, fs, path::Path};
 

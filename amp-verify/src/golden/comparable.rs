@@ -2,7 +2,7 @@
 
 use amp_core::hardware::Fingerprint;
 
-/// Why figures of `found` cannot be compared with those of `golden`; `None` if they can.
+/// The reason why figures of `found` cannot be compared with those of `golden`; `None` if they can.
 ///
 /// On a CPU the processor, its kernels and the threads may be others: a figure's tolerance is the
 /// spread over those. On CUDA the compute capability must be the same, because kernels are chosen by
@@ -27,8 +27,9 @@ pub fn incomparable(golden: &Fingerprint, found: &Fingerprint) -> Option<String>
     })
 }
 
-/// The kernels that a machine runs, whose peak memory is their own: convolutions of AVX2 and of AVX-512
-/// differ by a fifth in what they take for bf16, and so do products of f16 on a CPU that has them.
+/// The machine's kernels, on which peak memory depends: convolutions with AVX2 and with AVX-512
+/// differ by a fifth in their memory for bf16, and so do f16 products on CPUs with f16
+/// instructions.
 pub(super) fn kernels(fingerprint: &Fingerprint) -> String {
     match fingerprint.multiplies_f16 {
         true => format!("{} with f16", fingerprint.capability),

@@ -30,7 +30,7 @@ const SHOWN: usize = 15;
 /// A GPU runs one training at a time.
 static ON_GPU: Mutex<()> = Mutex::new(());
 
-/// Where a [`verify!`](crate::verify) is written.
+/// The position of a [`verify!`](crate::verify) in the source.
 #[derive(Debug, Clone, Copy)]
 pub struct Site {
     /// The folder of its goldens.
@@ -41,7 +41,7 @@ pub struct Site {
     pub is_test: bool,
 }
 
-/// What a [`verify!`](crate::verify) has to do.
+/// The work of a [`verify!`](crate::verify).
 pub enum Turn {
     /// Train in this process: the data is created now.
     Train(Training),
@@ -54,7 +54,7 @@ pub enum Turn {
 /// A training in this process. While it exists no other thread draws random numbers.
 pub struct Training {
     folder: Folder,
-    /// Where the waiting process expects the figures.
+    /// The file from which the waiting process reads the figures.
     order: Option<Order>,
     _section: random::Section,
 }
@@ -74,7 +74,7 @@ struct Order {
     answer: PathBuf,
 }
 
-/// What a training process writes before it ends.
+/// The result of a training process.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Golden(Box<Golden>),

@@ -1,4 +1,4 @@
-//! The folder of goldens: what is missing in it, and what a run may write.
+//! The folder of goldens: which files are missing, and which a run may write.
 
 use std::{env, fs, io, io::Write, path::PathBuf};
 
@@ -9,7 +9,7 @@ use super::{Golden, Site, Taken, Target, incomparable, parse};
 /// The environment variable that allows missing files to be written, with the value `write`.
 const ANCHORS: &str = "AMP_ANCHORS";
 
-/// The folder of goldens, and what a run may do in it.
+/// The folder of goldens, and the run's permissions in it.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
@@ -23,7 +23,8 @@ pub(super) struct Folder {
     insta_writes: bool,
     /// Whether insta's behaviour was set explicitly.
     insta_decides: bool,
-    /// Whether figures must equal the golden's exactly, or are written anew: then every seed is needed.
+    /// Whether figures must equal the golden's exactly, or are recorded again: both need every
+    /// seed.
     whole: bool,
 }
 
@@ -108,7 +109,7 @@ impl Folder {
     /// the rest.
     ///
     /// # Errors
-    /// As [`Target::prepare`]; when a file cannot be written.
+    /// The same as [`Target::prepare`]'s, and when a file cannot be written.
     pub(super) fn taken(&self, target: &Target, golden: &Golden) -> Result<Taken> {
         let name = target.file_name(golden.fingerprint.as_ref());
         let writes = self.may_write(&name);
@@ -125,7 +126,7 @@ impl Folder {
         Ok(taken)
     }
 
-    /// Whether what is missing of the golden `name` may be written.
+    /// Whether missing files of the golden `name` may be written.
     fn may_write(&self, name: &str) -> bool {
         let is_new = !["snap", "anchor.json"].iter().any(|end| self.file(name, end).exists());
         self.writes || (self.records_new && is_new)

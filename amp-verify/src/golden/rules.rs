@@ -49,13 +49,13 @@ pub struct Agreement {
 /// How far a run's figures may be from the golden's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerances {
-    /// Of the metric.
+    /// The tolerance of the metric.
     pub accuracy: f64,
     /// Of the metric's difference from 32-true, which has the spread of both runs.
     pub accuracy_delta: f64,
-    /// Of the validation loss.
+    /// The tolerance of the validation loss.
     pub loss: f64,
-    /// Of peak memory.
+    /// The tolerance of peak memory.
     pub peak_memory_bytes: f64,
 }
 

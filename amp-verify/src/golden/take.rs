@@ -38,7 +38,7 @@ impl Target {
     /// golden. The further seeds give only n, s and power, which the known golden has.
     ///
     /// # Errors
-    /// As [`golden`](Self::golden).
+    /// The same as [`golden`](Self::golden)'s.
     pub fn golden_like(&self, known: impl Fn(&Golden) -> Option<Golden>) -> Result<Golden> {
         // The switches, like the generators, belong to the whole process.
         let _alone = random::seeded(self.first_seed())?;

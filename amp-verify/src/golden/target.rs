@@ -192,7 +192,8 @@ impl Target {
         self
     }
 
-    /// A name that tells this golden from others of the same model, such as a case of a matrix.
+    /// A name that distinguishes this golden from others of the same model, such as a case of a
+    /// matrix.
     #[must_use]
     pub fn case(mut self, name: impl ToString) -> Self {
         self.case = Some(name.to_string());

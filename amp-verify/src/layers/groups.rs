@@ -90,7 +90,7 @@ pub fn groups(subject: &Subject<'_>, precision: Precision) -> Result<Vec<Group>>
         failed: RefCell::default(),
     });
     let context = Context::new(policy, true)
-        .with_islands(subject.islands.clone())
+        .with_overrides(subject.islands.clone())
         .without_checkpointing()
         .without_dropout()
         .with_group_probe(probe.clone());
@@ -121,10 +121,10 @@ impl GroupProbe for Compare {
     }
 }
 
-/// What one way of running a group came to.
+/// The results of one way of running a group.
 struct Ran {
     output: Tensor,
-    /// Of inputs, then of parameters; none where there is none.
+    /// The gradients of inputs, then of parameters; `None` for a missing one.
     gradients: Vec<Option<Tensor>>,
 }
 

@@ -29,8 +29,9 @@ pub struct Options {
     pub log2_scale: i32,
     /// The margins of a safe loss scale.
     pub window: WindowOptions,
-    /// Bytes of layers' tensors that are kept at once. Where all take more, layers are measured part by part in
-    /// further passes; where one layer does, on fewer examples, of which the report says how many.
+    /// The largest number of bytes of layers' tensors that are kept at once. If all layers need
+    /// more, they are measured in parts in several passes; a single layer that needs more is
+    /// measured on fewer examples, and the report has their number.
     pub budget: usize,
 }
 
@@ -57,7 +58,7 @@ pub fn measure(subject: &Subject<'_>, options: Options) -> Result<Report> {
 /// [`measure`] without groups, with what each layer that computes in 16 bits does by itself.
 ///
 /// # Errors
-/// As [`measure`].
+/// The same as [`measure`]'s.
 pub fn audit(subject: &Subject<'_>, options: Options) -> Result<(Report, Vec<Own>)> {
     let compute = options.precision.compute();
     in_parts(subject, options, is_narrow(compute).then_some(compute))
@@ -124,7 +125,7 @@ impl Subject<'_> {
     }
 }
 
-/// What the passes of every part have in common.
+/// The data that the passes of all parts share.
 struct Ends {
     log2_scale: i32,
     dropout: bool,

@@ -1,6 +1,6 @@
-//! What each layer loses under a precision: its error against a 64-true step with the same
-//! weights, batch and random numbers on the same machine, relative to what 32-true loses there. Layers are
-//! measured one by one; those that `fit` runs in one are held against that as [`Group`]s.
+//! The loss of precision in each layer: its error against a 64-true step with the same weights,
+//! batch and random numbers on the same machine, relative to the error of 32-true. Layers are
+//! measured one by one. The layers that `fit` fuses are compared with this as [`Group`]s.
 
 mod args;
 mod error;

@@ -218,13 +218,13 @@ mod tests {
         assert_eq!(values.is_wide()?, is_wide);
         let error = values.error()?.expect("weights are rounded");
         assert!(error < 1.1 && (error > 0.85) == rounds, "{error}");
-        // Of a bias alone rounding once and rounding twice are the same.
+        // For a bias alone, rounding once and rounding twice are the same.
         assert!(!product(rounds, 0.0)?.is_wide()?);
         Ok(())
     }
 
-    /// Digits are those of what is there: f16's of drawn numbers, bf16's of rounded ones, none of zeros, of
-    /// infinities and of few.
+    /// The number of digits that occur: f16's for random numbers, bf16's for rounded ones, none for
+    /// zeros, infinities and very few values.
     #[test]
     fn digits_are_counted() -> Result<()> {
         let _section = random::seeded(12)?;

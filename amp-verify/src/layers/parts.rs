@@ -1,12 +1,13 @@
-//! What of a model is measured at once: a model of many layers, or of large ones, has more tensors than memory has
-//! room for.
+//! Divides a model into parts that are measured at once, because a model with many or large layers
+//! has more tensors than fit into memory.
 
 use std::ops::Range;
 
 use super::pass::Ran;
 
-/// Of each number of a layer's input and output so many f64 are kept: values and gradients of four passes and of
-/// up to eight runs by itself. Of each of its parameters, the gradients of these.
+/// The numbers of f64 values that are kept for each number of a layer's input and output (values
+/// and gradients of four passes and of up to eight separate runs), and for each parameter
+/// (gradients).
 const COPIES: usize = 24;
 const OF_PARAMETERS: usize = 12;
 
@@ -50,7 +51,7 @@ mod tests {
 
     use super::*;
 
-    /// A layer of so many bytes: 192 for each value and 96 for each parameter.
+    /// A layer of this many bytes: 192 for each value and 96 for each parameter.
     fn layer(values: usize, parameters: usize) -> Ran {
         let empty = || Tensor::zeros([0], (Kind::Float, Device::Cpu));
         Ran {

@@ -151,7 +151,7 @@ pub(super) fn run(subject: &Subject<'_>, plan: Plan) -> Result<Pass> {
         drawn: Cell::default(),
         failed: RefCell::default(),
     });
-    let mut context = Context::new(policy, true).with_islands(subject.islands.clone());
+    let mut context = Context::new(policy, true).with_overrides(subject.islands.clone());
     context = context.without_checkpointing().with_probe(observer.clone());
     if !dropout {
         context = context.without_dropout();

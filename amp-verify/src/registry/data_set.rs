@@ -44,7 +44,7 @@ impl DataSet {
         Self { name, about: String::new(), hyperparameters, load: Arc::new(load) }
     }
 
-    /// What it is, in a few words.
+    /// A short description.
     #[must_use]
     pub fn about(mut self, about: impl Into<String>) -> Self {
         self.about = about.into();
@@ -68,7 +68,7 @@ impl DataSet {
         self.name
     }
 
-    /// What it is; empty where nothing was said.
+    /// The description; empty if none was given.
     pub fn description(&self) -> &str {
         &self.about
     }

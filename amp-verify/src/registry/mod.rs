@@ -1,4 +1,4 @@
-//! What a project declares: its [`Model`]s, its [`DataSet`]s and what `bench` trains.
+//! The registry of a project: its [`Model`]s, its [`DataSet`]s and the workloads of `bench`.
 //!
 //! A project has a function that returns its [`Registry`], and a binary named `amp` that hands it to
 //! [`main`](crate::main()):
@@ -61,7 +61,7 @@ pub struct Registry {
     pub(crate) bench: Bench,
 }
 
-/// What a project adds to `cargo amp bench`.
+/// The workloads and peers that a project adds to `cargo amp bench`.
 #[cfg(feature = "cli")]
 #[derive(Clone, Default)]
 pub(crate) struct Bench {
@@ -74,7 +74,7 @@ pub(crate) struct Bench {
 #[cfg(feature = "cli")]
 type Overheads = dyn Fn() -> Result<Vec<Overhead>> + Send + Sync;
 
-/// Where the Python program of the peers is.
+/// The path of the peers' Python program.
 #[cfg(feature = "cli")]
 #[derive(Clone)]
 pub(crate) enum Peers {
@@ -207,8 +207,8 @@ impl Registry {
         })
     }
 
-    /// What `cargo amp margins` recorded in the project's `margins.json`; nothing where there is no
-    /// such file.
+    /// The figures that `cargo amp margins` recorded in the project's `margins.json`; empty if
+    /// there is no such file.
     ///
     /// # Errors
     /// When the file cannot be read.

@@ -17,7 +17,7 @@ use crate::faults::Fault;
 /// Builds a model from hyperparameters, drawing its weights from libtorch's global generator.
 pub type Build = dyn Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync;
 
-/// A model as the commands know it: its name, how it is built, trained and judged.
+/// A registered model: its name, and how it is built, trained and judged.
 ///
 /// [`model!`](crate::model!) makes one of a struct that derives `LightningModule`; the setters change
 /// what differs from the defaults that they name.
@@ -82,7 +82,7 @@ impl Model {
         }
     }
 
-    /// What it shows, in a few words.
+    /// A short description.
     #[must_use]
     pub fn about(mut self, about: impl Into<String>) -> Self {
         self.about = about.into();
@@ -169,7 +169,7 @@ impl Model {
         self
     }
 
-    /// Leaves parameters as they are in every run, as of layers that were trained before; see
+    /// Freezes parameters in every run, for example layers that were trained before; see
     /// [`OptimizationConfig::freeze`](amp_core::trainer::OptimizationConfig::freeze).
     #[must_use]
     pub fn freeze(mut self, freeze: impl IntoIterator<Item = Freeze>) -> Self {
@@ -218,8 +218,8 @@ impl Model {
         self
     }
 
-    /// Says that these faults of `cargo amp selftest` change the model's numbers:
-    /// [`Fault::needs`](crate::selftest::Fault::needs) tells what that takes.
+    /// Declares that these faults of `cargo amp selftest` change the model's numbers;
+    /// [`Fault::needs`](crate::selftest::Fault::needs) documents the requirement.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn reveals(mut self, faults: impl IntoIterator<Item = Fault>) -> Self {
@@ -227,7 +227,7 @@ impl Model {
         self
     }
 
-    /// The same model in PyTorch, which `cargo amp parity` trains beside this one.
+    /// The same model in PyTorch, which `cargo amp parity` trains too.
     #[cfg(feature = "cli")]
     #[must_use]
     pub fn twin(mut self, twin: Twin) -> Self {
@@ -250,7 +250,7 @@ impl Model {
         self.name
     }
 
-    /// What it is judged by.
+    /// The value by which it is judged.
     pub fn judge(&self) -> Judge {
         self.judge
     }
@@ -265,7 +265,7 @@ impl Model {
         self.quick_epochs.unwrap_or(QUICK_EPOCHS.min(self.epochs))
     }
 
-    /// Its data set's name: its own, or else the registry's first.
+    /// The name of its data set: its own, or the registry's first.
     ///
     /// # Errors
     /// When the registry has no data set.

@@ -1,4 +1,4 @@
-//! Where a project's files are.
+//! The folders of a project's files.
 
 use std::{
     env,

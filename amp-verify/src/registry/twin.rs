@@ -69,8 +69,8 @@ impl Twin {
         Self { python, rust, hyperparameters: Hyperparameters::new() }
     }
 
-    /// Hyperparameters of both, where they differ from those that the model is registered with: a JSON
-    /// object. Dropout must be 0, because the two draw other masks.
+    /// Hyperparameters of both, if they differ from the registered ones: a JSON object. Dropout
+    /// must be 0, because the two draw different masks.
     ///
     /// # Panics
     /// When it is not an object, which is a mistake in the registry's source.

@@ -1,7 +1,7 @@
-//! The gate's verdicts as one HTML file: what failed first, then each model's verdict beside what was not
-//! checked, and a table of what was compared.
+//! The gate's verdicts as one HTML file: the first failure, then each model's verdict with the
+//! checks that did not run, and a table of the comparisons.
 
-use super::{ink, page::escaped};
+use super::{color, page::escaped};
 use crate::{
     gate::{Cell, Comparison, Coverage, Finding, ModelReport, Report, Row, Status},
     text::{of_bound, percent},
@@ -37,7 +37,7 @@ pub fn gate_html(report: &Report) -> String {
          <title>Precision gate: {}</title>\n<style>\n{}{STYLE}{OWN_STYLE}</style>\n</head>\n<body>\n\
          <main class=\"gate\">\n{body}</main>\n</body>\n</html>\n",
         report.status.name(),
-        ink::style()
+        color::style()
     )
 }
 
@@ -167,7 +167,7 @@ fn section(report: &Report, model: &ModelReport) -> String {
     out + "</section>\n"
 }
 
-/// The comparisons; a rule's name and line stand once, beside all of its rows.
+/// The comparisons; a rule's name and description appear once, next to all of its rows.
 fn table(rows: &[Row]) -> String {
     let mut body = String::new();
     for of_rule in rows.chunk_by(|a, b| a.rule == b.rule) {

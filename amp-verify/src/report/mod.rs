@@ -1,8 +1,8 @@
 //! The comparison as one HTML file that needs nothing else: readable in light and dark, offline.
 
 mod chart;
+mod color;
 mod gate;
-mod ink;
 mod page;
 mod steps;
 mod table;
@@ -19,9 +19,9 @@ pub use gate::gate_html;
 pub use page::{Content, html};
 pub use steps::measure_steps;
 
-/// What the charts show of one run beyond the comparison's figures.
+/// The history of one run, for charts.
 #[derive(Debug, Clone, Default)]
-pub struct Course {
+pub struct RunHistory {
     /// Optimizer steps applied so far and the validation loss, at each epoch's end.
     pub val_loss: Vec<(f64, f64)>,
     /// The same of the training loss.
@@ -32,52 +32,51 @@ pub struct Course {
     pub skips: Vec<(f64, f64)>,
 }
 
-/// Gathers the courses of runs, one after the other; of a precision that runs more than once, that
-/// of the first run.
+/// Collects the histories of runs. If a precision runs more than once, the first run counts.
 #[derive(Debug, Default)]
-pub struct Courses {
-    runs: BTreeMap<Precision, Course>,
+pub struct RunHistories {
+    runs: BTreeMap<Precision, RunHistory>,
     current: Option<Precision>,
 }
 
-impl Courses {
-    /// The course of this precision's run, if there was one.
-    pub fn of(&self, precision: Precision) -> Option<&Course> {
+impl RunHistories {
+    /// The history of this precision's run, if there was one.
+    pub fn of(&self, precision: Precision) -> Option<&RunHistory> {
         self.runs.get(&precision)
     }
 }
 
-impl Subscriber for Courses {
+impl Subscriber for RunHistories {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         if let Event::FitStart(start) = event {
             self.current = (!self.runs.contains_key(&start.precision)).then_some(start.precision);
             self.runs.entry(start.precision).or_default();
         }
-        let Some(course) = self.current.and_then(|now| self.runs.get_mut(&now)) else {
+        let Some(history) = self.current.and_then(|now| self.runs.get_mut(&now)) else {
             return Ok(());
         };
         match event {
             Event::Skipped(skipped) => {
-                if course.scale.is_empty() {
-                    course.scale.push((0.0, skipped.scale));
+                if history.scale.is_empty() {
+                    history.scale.push((0.0, skipped.scale));
                 }
-                course.skips.push((skipped.attempt as f64, skipped.scale));
+                history.skips.push((skipped.attempt as f64, skipped.scale));
             }
-            Event::Scale { attempt, scale } => course.scale.push((*attempt as f64, *scale)),
+            Event::Scale { attempt, scale } => history.scale.push((*attempt as f64, *scale)),
             Event::EpochEnd(end) => {
                 let step = end.global_step as f64;
                 for (name, line) in
-                    [("val_loss", &mut course.val_loss), ("train_loss", &mut course.train_loss)]
+                    [("val_loss", &mut history.val_loss), ("train_loss", &mut history.train_loss)]
                 {
                     line.extend(end.value(name).filter(|v| v.is_finite()).map(|v| (step, v)));
                 }
             }
             Event::FitEnd(end) => {
                 if let Some(scale) = end.scale {
-                    if course.scale.is_empty() {
-                        course.scale.push((0.0, scale));
+                    if history.scale.is_empty() {
+                        history.scale.push((0.0, scale));
                     }
-                    course.scale.push(((end.global_step + end.skipped) as f64, scale));
+                    history.scale.push(((end.global_step + end.skipped) as f64, scale));
                 }
             }
             _ => {}

@@ -3,9 +3,9 @@
 use amp_core::{Result, precision::Precision};
 
 use super::{
-    Course, Courses,
+    RunHistories, RunHistory,
     chart::{self, Share},
-    ink::{self, Ink},
+    color::{self, ChartColor},
     steps, table, wilson,
 };
 use crate::{
@@ -17,12 +17,12 @@ use crate::{
 
 const STYLE: &str = include_str!("style.css");
 
-/// What the page shows.
+/// The contents of the page.
 pub struct Content<'a> {
     /// The runs.
     pub comparison: &'a Comparison,
-    /// What happened in them.
-    pub courses: &'a Courses,
+    /// The runs' histories.
+    pub histories: &'a RunHistories,
     /// Validation examples, from which the interval of a share follows.
     pub examples: i64,
     /// The layers of one step under each precision, or why there are none.
@@ -34,7 +34,7 @@ pub struct Content<'a> {
 /// # Errors
 /// When a chart cannot be drawn.
 pub fn html(content: &Content<'_>) -> Result<String> {
-    let Content { comparison, courses, .. } = content;
+    let Content { comparison, histories, .. } = content;
     let subject = &comparison.subject;
     let precisions = comparison.runs.len();
     let mut body = format!(
@@ -48,10 +48,14 @@ pub fn html(content: &Content<'_>) -> Result<String> {
     if comparison.metric != LOSS {
         body += &metric(content)?;
     }
-    let of = |run: &Run| courses.of(run.precision);
+    let of = |run: &Run| histories.of(run.precision);
     for (title, name, points) in [
-        ("Validation loss", "val_loss", (|course| &course.val_loss) as fn(&Course) -> &Vec<_>),
-        ("Training loss", "train_loss", |course| &course.train_loss),
+        (
+            "Validation loss",
+            "val_loss",
+            (|history| &history.val_loss) as fn(&RunHistory) -> &Vec<_>,
+        ),
+        ("Training loss", "train_loss", |history| &history.train_loss),
     ] {
         let all: Vec<Line> = comparison
             .runs
@@ -73,14 +77,14 @@ pub fn html(content: &Content<'_>) -> Result<String> {
         }
     }
     for run in &comparison.runs {
-        let Some(course) = of(run).filter(|course| !course.scale.is_empty()) else { continue };
-        let text = match course.skips.len() {
+        let Some(history) = of(run).filter(|history| !history.scale.is_empty()) else { continue };
+        let text = match history.skips.len() {
             0 => "No step was skipped.".to_owned(),
             1 => "The one skipped step is marked with a cross.".to_owned(),
             n => format!("The {n} skipped steps are marked with crosses."),
         };
         let title = format!("Loss scale under {}", run.precision);
-        let drawn = chart::scale(run.precision, &course.scale, &course.skips)?;
+        let drawn = chart::scale(run.precision, &history.scale, &history.skips)?;
         body += &Section::new(&title, &text).chart(drawn);
     }
     let mib = |run: &Run| (run.precision, run.peak_memory_bytes as f64 / f64::from(1 << 20));
@@ -94,15 +98,15 @@ pub fn html(content: &Content<'_>) -> Result<String> {
          <title>{}: precisions compared</title>\n<style>\n{}{STYLE}</style>\n</head>\n<body>\n\
          <main>\n{body}</main>\n</body>\n</html>\n",
         escaped(&subject.model),
-        ink::style()
+        color::style()
     ))
 }
 
 /// A precision's name and points.
 type Line = (Precision, Vec<(f64, f64)>);
 
-/// The metric with its intervals: those of the mean over seeds, or, for a share of examples and a single
-/// seed, those of chance.
+/// The metric with its intervals: intervals of the mean over seeds, or for a share of examples and
+/// a single seed the interval of chance.
 fn metric(content: &Content<'_>) -> Result<String> {
     let Content { comparison, examples, .. } = content;
     let is_share = comparison.direction.is_higher();
@@ -181,11 +185,11 @@ fn against_first(all: &[Line]) -> Vec<Line> {
     others.iter().map(|(precision, points)| (*precision, less(points))).collect()
 }
 
-/// A chart under its title; the legend stands above it, where no data is.
+/// A chart under its title; the legend is above the plane, where there is no data.
 pub(super) struct Section {
     title: String,
     text: String,
-    keys: Vec<(String, Ink)>,
+    keys: Vec<(String, ChartColor)>,
     below: String,
 }
 
@@ -196,14 +200,15 @@ impl Section {
         Self { title, text, keys: Vec::new(), below: String::new() }
     }
 
-    pub(super) fn keys(mut self, keys: impl IntoIterator<Item = (String, Ink)>) -> Self {
+    pub(super) fn keys(mut self, keys: impl IntoIterator<Item = (String, ChartColor)>) -> Self {
         self.keys.extend(keys);
         self
     }
 
     fn legend(self, lines: &[Line]) -> Self {
-        let keys =
-            lines.iter().map(|(precision, _)| (precision.name().to_owned(), Ink::of(*precision)));
+        let keys = lines
+            .iter()
+            .map(|(precision, _)| (precision.name().to_owned(), ChartColor::of(*precision)));
         self.keys(keys)
     }
 
@@ -215,8 +220,8 @@ impl Section {
 
     pub(super) fn chart(self, svg: String) -> String {
         let Self { title, text, keys, below } = self;
-        let key = |(name, ink): &(String, Ink)| {
-            let colour = ink.variable();
+        let key = |(name, color): &(String, ChartColor)| {
+            let colour = color.variable();
             format!(
                 "<li><span class=\"key\" style=\"background: {colour}\"></span>{}</li>",
                 escaped(name)

@@ -1,10 +1,10 @@
-//! What one step shows of the layers: exponents and errors.
+//! Charts of one step: exponents and errors of the layers.
 
 use amp_core::{Result, precision::Precision};
 
 use super::{
     chart::{self, Shown},
-    ink::{Ink, NORMAL, SUBNORMAL},
+    color::{ChartColor, NORMAL, SUBNORMAL},
     page::{Section, escaped},
     table,
 };
@@ -15,7 +15,8 @@ use crate::{
     layers::{self, Kind, Options, Report},
 };
 
-/// log₂ of f32's unit roundoff over that of a dtype with so many bits of fraction.
+/// log₂ of f32's unit roundoff divided by the unit roundoff of a dtype with this many bits of
+/// fraction.
 fn unit(dtype: amp_core::tch::Kind) -> f64 {
     use amp_core::tch::Kind as Dtype;
     // 24 bits against 11, 8 and 53.
@@ -28,8 +29,8 @@ fn unit(dtype: amp_core::tch::Kind) -> f64 {
     2.0_f64.powi(log2)
 }
 
-/// One step under each of the comparison's 16-bit precisions, or under 32-true where there is none;
-/// with the loss scale that 16-mixed came to.
+/// One step under each of the comparison's 16-bit precisions, or under 32-true if there are none;
+/// 16-mixed uses the loss scale at the end of its run.
 ///
 /// # Errors
 /// When a step fails, or does not run the same layers under every precision.
@@ -96,11 +97,11 @@ fn exponents(report: &Report, kind: Kind, log2_scale: Option<i32>) -> Result<Str
          format can hold, and what it would lose.",
         100.0 * zeros
     );
-    let mut keys = vec![("values".to_owned(), Ink::series(2))];
+    let mut keys = vec![("values".to_owned(), ChartColor::series(2))];
     if let Some(scale) = log2_scale {
         keys.push((
             format!("times the loss scale at the end, {}", table::power(scale)),
-            Ink::series(1),
+            ChartColor::series(1),
         ));
     }
     keys.push(("normal range".to_owned(), NORMAL));
@@ -123,7 +124,8 @@ fn errors(report: &Report) -> Result<String> {
         if report.dropout { "" } else { ", without dropout" }
     );
     let names = ["output (disc)", "input gradient (triangle)", "weight gradient (square)"];
-    let keys = names.iter().enumerate().map(|(at, name)| ((*name).to_owned(), Ink::series(at + 1)));
+    let keys =
+        names.iter().enumerate().map(|(at, name)| ((*name).to_owned(), ChartColor::series(at + 1)));
     let drawn = chart::ratios(report, unit)?;
     let below = table::layers(report);
     Ok(Section::new(&title, &text).keys(keys).below(&below).chart(drawn))

@@ -20,7 +20,7 @@ fn row(head: &str, cells: impl IntoIterator<Item = String>) -> String {
 fn table(heads: &[&str], rows: &str) -> String {
     let heads: String =
         heads.iter().map(|head| format!("<th scope=\"col\">{}</th>", escaped(head))).collect();
-    // What is too wide for its place scrolls by itself.
+    // A table that is too wide scrolls by itself.
     format!(
         "<div class=\"wide\"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n\
          </table></div>\n"
@@ -105,7 +105,7 @@ pub(super) fn comparison(comparison: &Comparison) -> String {
     table(&heads, &rows) + &list
 }
 
-/// A share as a percentage with two significant digits; what is none at all is a plain 0.
+/// A share as a percentage with two significant digits; zero is a plain 0.
 pub(super) fn share(count: u64, all: u64) -> String {
     let percent = 100.0 * count as f64 / all.max(1) as f64;
     match percent {
@@ -117,7 +117,7 @@ pub(super) fn share(count: u64, all: u64) -> String {
     }
 }
 
-/// What each format loses of the values: in all, and at the loss scale.
+/// The values that each format loses: in all, and at the loss scale.
 pub(super) fn losses(
     report: &Report,
     kind: Kind,

@@ -13,7 +13,7 @@ use crate::{
 
 /// The outcome for one fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Fate {
+pub struct FaultResult {
     /// The fault.
     pub fault: Fault,
     /// The part of training that it breaks.
@@ -33,7 +33,7 @@ pub struct Fate {
     pub said: String,
 }
 
-impl Fate {
+impl FaultResult {
     /// Whether the gate failed.
     pub fn is_killed(&self) -> bool {
         self.by_seeds || !self.killed_by.is_empty()
@@ -44,7 +44,7 @@ impl Fate {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The faults.
-    pub faults: Vec<Fate>,
+    pub faults: Vec<FaultResult>,
     /// Faults that were not planted, with their needs.
     pub left_out: Vec<String>,
     /// Unchanged runs of the gate, over all models in turn.
@@ -67,11 +67,11 @@ const ELSEWHERE: &[Reason] = &[Reason::Moved, Reason::NotComparable, Reason::Cra
 impl Report {
     /// Faults that the gate reported.
     pub fn killed(&self) -> usize {
-        self.faults.iter().filter(|fate| fate.is_killed()).count()
+        self.faults.iter().filter(|result| result.is_killed()).count()
             + usize::from(self.nan_golden_refused)
     }
 
-    /// Planted faults: those of [`Fault`], and a golden that is not a number.
+    /// Planted faults: those of [`Fault`], and a NaN in a golden.
     pub fn injected(&self) -> usize {
         self.faults.len() + 1
     }
@@ -84,7 +84,8 @@ impl Report {
     /// The checks that reported no fault, if all faults were planted.
     pub fn idle(&self) -> Vec<Reason> {
         let all = self.faults.len() + self.left_out.len() == Fault::ALL.len();
-        let saw = |check: Reason| self.faults.iter().any(|fate| fate.killed_by.contains(&check));
+        let saw =
+            |check: Reason| self.faults.iter().any(|result| result.killed_by.contains(&check));
         let idle = |check: &Reason| !ELSEWHERE.contains(check) && !saw(*check);
         Reason::ALL.iter().copied().filter(|check| all && idle(check)).collect()
     }
@@ -100,37 +101,39 @@ impl Report {
         header.extend([format!("{joined} seeds"), "said".to_owned()]);
         table.load_preset(UTF8_FULL_CONDENSED).set_header(header);
         wrap_to_terminal(&mut table);
-        for fate in &self.faults {
-            let marks = checks
-                .iter()
-                .zip(&letters)
-                .map(|(check, letter)| if fate.killed_by.contains(check) { *letter } else { '·' });
+        for result in &self.faults {
+            let marks = checks.iter().zip(&letters).map(|(check, letter)| {
+                if result.killed_by.contains(check) { *letter } else { '·' }
+            });
             let marks: String = marks.collect();
-            let seeds = match (fate.by_seeds, fate.trained) {
+            let seeds = match (result.by_seeds, result.trained) {
                 (true, _) => "yes",
                 (false, true) => "no",
                 (false, false) => "–",
             };
-            let marks = if fate.is_killed() { marks } else { "SURVIVED".to_owned() };
-            let area = format!("{:?}", fate.area);
-            let cells = [fate.fault.about(), &area, &fate.model, &format!("{marks} {seeds}")];
-            table.add_row(cells.into_iter().chain([fate.said.as_str()]));
+            let marks = if result.is_killed() { marks } else { "SURVIVED".to_owned() };
+            let area = format!("{:?}", result.area);
+            let cells = [result.fault.about(), &area, &result.model, &format!("{marks} {seeds}")];
+            table.add_row(cells.into_iter().chain([result.said.as_str()]));
         }
         let golden = if self.nan_golden_refused { "refused" } else { "SURVIVED" };
         table.add_row(["a golden that is not a number", "Metrics", "", golden, ""]);
         let mut out = format!("{table}\n");
         let idle = self.idle();
         for (check, letter) in checks.iter().zip(&letters) {
-            let kills = self.faults.iter().filter(|fate| fate.killed_by.contains(check)).count();
+            let kills =
+                self.faults.iter().filter(|result| result.killed_by.contains(check)).count();
             let mark = if idle.contains(check) { ": kills nothing" } else { "" };
             out += &format!("{letter}  {}: {kills}{mark}\n", check.name());
         }
-        let by_seeds = self.faults.iter().filter(|fate| fate.by_seeds).count();
+        let by_seeds = self.faults.iter().filter(|result| result.by_seeds).count();
         out += &format!(
             "seeds: {by_seeds}; – where a rule was broken, and no whole runs were needed\n"
         );
         for invariant in Invariant::ALL {
-            let breaks = |fate: &&Fate| fate.invariants.iter().any(|name| name == invariant.name());
+            let breaks = |result: &&FaultResult| {
+                result.invariants.iter().any(|name| name == invariant.name())
+            };
             let broken = self.faults.iter().filter(breaks).count();
             out += &format!("invariant {invariant}: {broken}\n");
         }

@@ -2,7 +2,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use amp_core::{Error, Result, hardware, precision::Precision, trainer::Check};
 
-use super::{Fate, Fault, Report, SelftestArgs, report::is_red};
+use super::{Fault, FaultResult, Report, SelftestArgs, report::is_red};
 use crate::{
     gate::{self, Failure, Job, Plan, Pool, Reason, Subject, Task, Tier},
     golden,
@@ -49,7 +49,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             )),
         }
     }
-    let fates = fates(&plans, &mut pool)?;
+    let results = results(&plans, &mut pool)?;
     let models: Vec<_> = registry.models().collect();
     let (mut false_alarms, mut cells, mut inconclusive) = (Vec::new(), 0, 0);
     for index in 0..args.repetitions {
@@ -73,7 +73,7 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
         }
     }
     Ok(Report {
-        faults: fates,
+        faults: results,
         left_out,
         repetitions: args.repetitions,
         cells,
@@ -126,7 +126,7 @@ type Case<'a> = ((&'a (Fault, Plan), Vec<Failure>), &'a Job);
 
 /// The gate's results for each fault: first from the rules of the path, then from first steps, and from
 /// whole runs if these do not suffice.
-fn fates(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<Fate>> {
+fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>> {
     let mut seen: Vec<Vec<Failure>> = vec![Vec::new(); plans.len()];
     for task in STAGES {
         let job = |plan: &Plan| plan.job(&plan.models[0], PRECISION, plan.first_seed, task);
@@ -147,7 +147,7 @@ fn fates(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<Fate>> {
     // All at once, so that no process waits.
     let jobs = whole.flat_map(|((_, plan), _)| plan.first_look());
     pool.run(jobs.collect::<Vec<_>>())?;
-    let fate = |(((fault, plan), mut failures), job): Case<'_>| {
+    let result = |(((fault, plan), mut failures), job): Case<'_>| {
         let (mut by_seeds, trained) = (false, failures.is_empty());
         let mut said = failures.first().map(|failure| failure.text.clone()).unwrap_or_default();
         if trained {
@@ -171,7 +171,7 @@ fn fates(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<Fate>> {
         let invariants = broken.iter().filter_map(|failure| failure.invariant.clone()).collect();
         failures.extend(broken.into_iter().cloned());
         let killed_by: BTreeSet<Reason> = failures.iter().map(|failure| failure.reason).collect();
-        Ok(Fate {
+        Ok(FaultResult {
             fault: *fault,
             area: fault.area(),
             model: plan.models[0].name().to_owned(),
@@ -182,5 +182,5 @@ fn fates(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<Fate>> {
             said,
         })
     };
-    plans.iter().zip(seen).zip(&invariants).map(fate).collect()
+    plans.iter().zip(seen).zip(&invariants).map(result).collect()
 }

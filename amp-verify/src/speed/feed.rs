@@ -1,23 +1,23 @@
-//! What a set too large for its place costs.
+//! The cost of feeding a large data set from the host.
 
 use amp_core::precision::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    score::Engine,
+    measurement::Engine,
     statistics::{Spread, paired_ratio},
 };
 
-/// What feeding costs.
+/// The cost of feeding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Feed {
-    /// What was trained.
+    /// The workload.
     pub workload: String,
     /// How.
     pub precision: Precision,
-    /// By whom.
+    /// The engine.
     pub engine: Engine,
-    /// Of the set.
+    /// The size of the set.
     pub bytes: u64,
     /// Steps a second in each round, from the host.
     pub host: Vec<f64>,

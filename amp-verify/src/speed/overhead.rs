@@ -1,4 +1,4 @@
-//! What a training loop costs beyond its tensor work.
+//! The cost of a training loop in addition to its tensor work.
 
 use serde::{Deserialize, Serialize};
 

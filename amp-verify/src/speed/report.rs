@@ -1,4 +1,4 @@
-//! What was measured, and what follows from it.
+//! The report of a benchmark.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     feed::Feed,
+    measurement::{Engine, Measurement},
     overhead::Overhead,
-    score::{Engine, Score},
     statistics::{Spread, paired_ratio},
     target::Target,
 };
@@ -20,7 +20,7 @@ pub struct Report {
     pub schema: String,
     /// The day, in UTC, as `2026-01-31`.
     pub date: String,
-    /// What was typed.
+    /// The command.
     pub command: String,
     /// The device that trained.
     pub fingerprint: Fingerprint,
@@ -36,11 +36,11 @@ pub struct Report {
     pub bf16_matrix_rates: Vec<f64>,
     /// The loop's own cost; on the CPU.
     pub overheads: Vec<Overhead>,
-    /// What feeding from the host costs.
+    /// The cost of feeding from the host.
     pub feeds: Vec<Feed>,
-    /// What is aimed at.
+    /// The targets.
     pub targets: Vec<Target>,
-    /// What should be known.
+    /// Notes for the reader.
     pub notes: Vec<String>,
 }
 
@@ -69,24 +69,24 @@ pub struct Row {
 }
 
 impl Row {
-    /// Of what a contestant did.
+    /// A row made from a candidate's measurements.
     pub fn new(
         workload: &str,
         precision: Precision,
-        score: Score,
+        measurement: Measurement,
         host_microseconds: Option<f64>,
         matrix_operations: f64,
     ) -> Self {
         Self {
             workload: workload.to_owned(),
             precision,
-            engine: score.engine,
-            steps_per_second: Spread::of(&score.rates),
-            rates: score.rates,
-            peak_memory_bytes: score.peak_memory_bytes,
+            engine: measurement.engine,
+            steps_per_second: Spread::of(&measurement.rates),
+            rates: measurement.rates,
+            peak_memory_bytes: measurement.peak_memory_bytes,
             host_microseconds,
             matrix_operations,
-            failure: score.failure,
+            failure: measurement.failure,
         }
     }
 }
@@ -129,13 +129,13 @@ impl Report {
         paired_ratio(&ours.rates, &other.rates)
     }
 
-    /// The memory of a row of ours over that of our own 32-true.
+    /// The memory of one of our rows divided by the memory of our 32-true row.
     pub fn memory_of(&self, ours: &Row) -> Option<f64> {
         let baseline = self.ours(&ours.workload, Precision::F32True)?;
         Some(ours.peak_memory_bytes? as f64 / baseline.peak_memory_bytes? as f64)
     }
 
-    /// The memory of ours over that of our own 32-true.
+    /// Our memory divided by our memory under 32-true.
     pub fn memory(&self, workload: &str, precision: Precision) -> Option<f64> {
         self.memory_of(self.ours(workload, precision)?)
     }
@@ -153,7 +153,7 @@ impl Report {
     }
 }
 
-/// What a speed is compared with.
+/// The engine with which a speed is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
     /// Another engine, on the same workload under the same precision.

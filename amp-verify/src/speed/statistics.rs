@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What some rounds gave.
+/// Statistics of some rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The median.
@@ -14,7 +14,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of these values; none where there are none.
+    /// The statistics of these values; `None` without values.
     pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);

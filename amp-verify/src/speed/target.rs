@@ -1,4 +1,4 @@
-//! What is aimed at, and whether it was met.
+//! A target, and whether it was met.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ pub enum Goal {
 }
 
 impl Goal {
-    /// Whether `value` meets it; what is not a number does not.
+    /// Whether `value` meets it; NaN does not.
     pub fn is_met_by(self, value: f64) -> bool {
         match self {
             Self::AtLeast(bound) => value >= bound,
@@ -25,20 +25,20 @@ impl Goal {
     }
 }
 
-/// What became of a target.
+/// The outcome of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The figure is as it should be.
     Met,
-    /// It is not.
+    /// The target was not met.
     Missed,
     /// There is no figure.
     NotMeasured,
 }
 
 impl Outcome {
-    /// As it is shown.
+    /// The text in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Met => "met",
@@ -63,7 +63,7 @@ pub enum Unit {
 /// A figure with its bound.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Target {
-    /// What the figure is.
+    /// A description of the figure.
     pub what: String,
     /// The bound.
     pub goal: Goal,
@@ -71,7 +71,7 @@ pub struct Target {
     pub unit: Unit,
     /// The figure; null when it was not measured.
     pub measured: Option<f64>,
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
 }
 

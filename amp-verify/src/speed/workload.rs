@@ -1,4 +1,4 @@
-//! What is trained, as a registry declares it.
+//! A workload, as a registry declares it.
 
 use amp_core::{Hyperparameters, Result, data::AnyBatch, tch::Device};
 use serde_json::Value;
@@ -91,7 +91,7 @@ impl Workload {
         self
     }
 
-    /// Trains on so many batches of random examples of so many features, with classes by chance,
+    /// Trains on this many batches of random examples with this many features and random classes,
     /// instead of the model's data.
     #[must_use]
     pub fn noise(mut self, batches: i64, features: i64, classes: i64) -> Self {
@@ -99,8 +99,8 @@ impl Workload {
         self
     }
 
-    /// Trains on so many batches of random sequences of `length` ids below `vocabulary`, with an id of
-    /// chance to predict at each place, instead of the model's data.
+    /// Trains on this many batches of random sequences of `length` ids below `vocabulary`, with a
+    /// random id to predict at each position, instead of the model's data.
     #[must_use]
     pub fn tokens(mut self, batches: i64, length: i64, vocabulary: i64) -> Self {
         self.noise = Some(Noise { batches, input: NoiseInput::Tokens { length, vocabulary } });

@@ -59,7 +59,7 @@ pub fn tolerance_factor(risk: f64, confidence: f64, n: usize) -> f64 {
     high
 }
 
-/// P(T > `critical`) for a T of so many degrees of freedom with this noncentrality.
+/// P(T > `critical`) for a T with this many degrees of freedom and this noncentrality.
 fn noncentral_t_above(critical: f64, freedom: f64, shift: f64) -> f64 {
     let (Ok(normal), Ok(chi)) = (Normal::new(0.0, 1.0), ChiSquared::new(freedom)) else {
         return f64::NAN;

@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::significant;
 use crate::bench::{
-    contest::Engine,
+    interleaved::Engine,
     report::{Report, Row},
     statistics::paired_ratio,
     target::{Goal, Target, Unit},

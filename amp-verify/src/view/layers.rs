@@ -9,7 +9,7 @@ use crate::{
     text::percent,
 };
 
-/// The table, with a line above that says what ran, and lines below with conclusions.
+/// The table, with a line above that describes the run, and lines below with conclusions.
 pub fn layers(report: &Report) -> String {
     let mut out = format!(
         "{} under {}, a batch of {}, seed {}, loss {} (64-true: {:.6}){}{}\n",
@@ -78,7 +78,7 @@ pub fn layers(report: &Report) -> String {
     out
 }
 
-/// What runs in one, and how far each group is from its layers one by one.
+/// The fused groups, and how far each differs from its layers one by one.
 fn groups(groups: &[Group]) -> String {
     if groups.is_empty() {
         return "measured one by one, as fit runs them: no layers run in one on this device\n"

@@ -23,8 +23,8 @@ pub use table::table;
 
 use comfy_table::{ContentArrangement, Table};
 
-/// Wraps the cells of `table` to the width of the terminal. A terminal that reports a width of 0 does not
-/// know it; the table then keeps its own width.
+/// Wraps the cells of `table` to the width of the terminal. If the terminal reports a width of 0,
+/// the width is unknown, and the table keeps its own.
 pub(crate) fn wrap_to_terminal(table: &mut Table) {
     table.set_content_arrangement(match table.width() {
         Some(0) => ContentArrangement::Disabled,

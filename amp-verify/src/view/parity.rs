@@ -1,4 +1,4 @@
-//! Models beside their PyTorch twins, as a table.
+//! Models and their PyTorch twins as a table.
 
 use amp_core::memory::show_bytes;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};

@@ -9,14 +9,14 @@ use crate::{
     registry::{Direction, LOSS},
 };
 
-/// The table, with lines above that say what ran, and notes below. On a narrow terminal the columns are
-/// split into two tables.
+/// The table, with lines above that describe the runs, and notes below. On a narrow terminal the
+/// columns are split into two tables.
 pub fn table(comparison: &Comparison) -> String {
     let mut out = heading(comparison);
     let columns = columns(comparison);
     let whole = render(comparison, &columns);
     let fits = |width: u16| whole.lines().all(|line| line.chars().count() <= width.into());
-    // A width of 0 means that the terminal does not know it.
+    // A terminal reports a width of 0 if it is unknown.
     if whole.width().is_none_or(|width| width == 0 || fits(width)) {
         out += &format!("{whole}\n");
     } else {
@@ -42,7 +42,7 @@ pub fn table(comparison: &Comparison) -> String {
     out
 }
 
-/// What ran and on which machine.
+/// The runs and the machine.
 pub(crate) fn heading(comparison: &Comparison) -> String {
     let subject = &comparison.subject;
     let machine = &subject.fingerprint;

@@ -79,7 +79,8 @@ fn an_unknown_model_is_told_from_the_known_ones() {
     assert!(error.contains("unknown model `Lime`: expected one of Line"), "{error}");
 }
 
-/// What follows from the data is set where the model names it, and what the user asks for wins.
+/// Options that depend on the data are set when the model names its data, and the user's options
+/// override them.
 #[test]
 fn hyperparameters_come_from_the_model_then_the_data_then_the_user() {
     let set = DataSet::new("sums", sums).hyperparameters([("input_size", 2), ("classes", 3)]);

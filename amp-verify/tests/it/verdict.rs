@@ -31,7 +31,7 @@ fn power_gives_the_tables_seeds(#[case] ratio: f64, #[case] eighty: usize, #[cas
     assert_eq!((fewest(0.80), fewest(0.97)), (Some(eighty), Some(high)));
 }
 
-/// With no effect the power is α, whatever n.
+/// Without an effect the power is α for every n.
 #[rstest]
 fn power_without_an_effect_is_alpha(#[values(2, 3, 10, 60)] n: usize) {
     assert!((power(0.0, 1.0, n, 0.05) - 0.05).abs() < 1e-6);

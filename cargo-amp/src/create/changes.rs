@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// What was changed so far. Everything is undone on drop, unless it is [kept](Changes::keep).
+/// The changes made so far. Dropping it undoes all of them, unless they were [kept](Changes::keep).
 #[derive(Default)]
 pub(crate) struct Changes(Vec<Change>);
 
@@ -17,12 +17,13 @@ enum Change {
 }
 
 impl Changes {
-    /// Writes `text` to `path`, whole or not at all, and makes the folders above it.
+    /// Writes `text` to `path`, completely or not at all, and makes missing parent folders.
     pub(crate) fn write(&mut self, path: &Path, text: &str) -> Result<(), Error> {
         self.try_write(path, text).map_err(|e| unwritable(path, &e))
     }
 
-    /// Remembers the file at `path`, or that there is none, before another program changes it.
+    /// Saves the state of `path` before another program changes it: the file's text, or that there
+    /// is no file.
     pub(crate) fn remember(&mut self, path: &Path) -> Result<(), Error> {
         self.0.push(
             before(path)
@@ -52,7 +53,7 @@ impl Changes {
 
 impl Drop for Changes {
     fn drop(&mut self) {
-        // The error that led here is reported; one of the undoing would hide it.
+        // The error that caused the undoing is reported. An error of the undoing would hide it.
         while let Some(change) = self.0.pop() {
             let _ = match change {
                 Change::MadeFolder(folder) => fs::remove_dir(folder),
@@ -78,7 +79,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let partial = path.with_file_name(name);
     let written = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path));
     if written.is_err() {
-        // Only the first error is of interest.
+        // Only the first error is reported.
         let _ = fs::remove_file(&partial);
     }
     written

@@ -1,4 +1,4 @@
-//! `cargo amp init`: what a crate lacks for `cargo amp`, and no change to what it has.
+//! `cargo amp init`: adds what a crate lacks for `cargo amp`, and changes nothing that it has.
 
 use std::fs;
 use std::path::Path;
@@ -11,15 +11,15 @@ use crate::cargo;
 use crate::error::Error;
 use crate::project::{Package, Project};
 
-/// Extends the package `wanted`, or the one of the working directory.
+/// Extends the package `wanted`, or the package of the working directory.
 ///
-/// Says of each file whether it was added, extended or is as it was. What the user must add to a
-/// file of their own is printed, and is the error that this ends with.
+/// Prints for each file whether it was added, extended or left unchanged. If the user must add
+/// lines to a file, they are printed and the command ends with an error.
 pub(crate) fn init(wanted: Option<&str>, amp_source: Option<&str>) -> Result<ExitCode, Error> {
     let project = Project::find()?;
     let package = project.to_extend(wanted)?;
     let mut init = Init { project: &project, package, changes: Changes::default(), said: vec![] };
-    // First what is most likely to fail.
+    // The step that is most likely to fail comes first.
     let source = init.add_dependencies(amp_source)?;
     let binary_is_new = init.add_binary()?;
     let config_is_fit = init.add_config()?;
@@ -56,13 +56,13 @@ struct Init<'a> {
     project: &'a Project,
     package: &'a Package,
     changes: Changes,
-    /// What was done, a line for each file.
+    /// The report, one line for each file.
     said: Vec<String>,
 }
 
 impl Init<'_> {
-    /// Has cargo add the dependencies that are missing. Returns where they come from; none if
-    /// nothing was missing.
+    /// Lets cargo add the missing dependencies. Returns their source, or `None` if nothing was
+    /// missing.
     fn add_dependencies(&mut self, amp_source: Option<&str>) -> Result<Option<Source>, Error> {
         let missing: Vec<_> = ["amp-core", "amp-verify"]
             .into_iter()
@@ -87,7 +87,7 @@ impl Init<'_> {
         Ok(Some(source))
     }
 
-    /// Adds the binary where there is none, and returns whether it did.
+    /// Adds the binary if there is none. Returns whether it was added.
     fn add_binary(&mut self) -> Result<bool, Error> {
         let path = self.package.folder.join(template::BINARY);
         if self.package.has_binary() || path.exists() {
@@ -99,10 +99,11 @@ impl Init<'_> {
         Ok(true)
     }
 
-    /// Adds cargo's configuration where there is none. Returns whether it is fit for libtorch.
+    /// Adds cargo's configuration if there is none. Returns whether cargo can find libtorch with
+    /// it.
     fn add_config(&mut self) -> Result<bool, Error> {
         let path = self.project.root().join(template::CONFIG);
-        // Cargo still reads a file of the old name, and prefers it.
+        // Cargo also reads a file with the old name, and prefers it.
         let old = path.with_extension("");
         let path = if old.exists() { old } else { path };
         let Some(text) = read(&path)? else {
@@ -163,7 +164,7 @@ impl Init<'_> {
     }
 }
 
-/// What the user may want to do, which is not needed for `cargo amp` to work.
+/// Hints that `cargo amp` does not need in order to work.
 fn print_advice(project: &Project, package: &Package) -> Result<(), Error> {
     say!(
         "next: register your models in {}, each with a margin; `cargo amp gate` then judges them",
@@ -190,7 +191,7 @@ fn print_advice(project: &Project, package: &Package) -> Result<(), Error> {
     Ok(())
 }
 
-/// The text of a file; none where there is no such file.
+/// The text of a file; `None` if there is no such file.
 fn read(path: &Path) -> Result<Option<String>, Error> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),

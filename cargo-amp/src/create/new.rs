@@ -1,4 +1,4 @@
-//! `cargo amp new`: a crate with a model, in one step.
+//! `cargo amp new`: makes a crate with a model.
 
 use std::env;
 use std::fs;
@@ -11,7 +11,7 @@ use super::template;
 use crate::cargo;
 use crate::error::Error;
 
-/// The crates that a new crate depends on, whose names it cannot have.
+/// The dependencies of a new crate. The crate cannot have one of these names.
 const DEPENDENCIES: [&str; 4] = ["amp-core", "amp-derive", "amp-verify", "fastrand"];
 
 /// Makes the crate `name` in a folder of that name.
@@ -29,7 +29,7 @@ pub(crate) fn new(name: &str, amp_source: Option<&str>) -> Result<ExitCode, Erro
     }
     let partial = working.join(format!(".{name}.partial"));
     if partial.exists() {
-        // What an interruption left.
+        // Remains of an interrupted run.
         fs::remove_dir_all(&partial).map_err(|e| unwritable(&partial, &e))?;
     }
     let mut changes = Changes::default();
@@ -53,7 +53,7 @@ pub(crate) fn new(name: &str, amp_source: Option<&str>) -> Result<ExitCode, Erro
     Ok(ExitCode::SUCCESS)
 }
 
-/// Refuses what `cargo new` refuses, and what would clash with a dependency.
+/// Refuses names that `cargo new` refuses and names that would clash with a dependency.
 fn check_name(name: &str) -> Result<(), Error> {
     let another = "choose another name for `cargo amp new NAME`, as in my-model";
     if DEPENDENCIES.contains(&&*name.replace('_', "-")) {
@@ -64,13 +64,13 @@ fn check_name(name: &str) -> Result<(), Error> {
     try_it.args(["new", "--lib", "--vcs", "none"]).arg(format!("--name={name}")).arg(&scratch);
     let answer = cargo::run(&mut try_it, |reason| format!("{reason}: {another}"));
     if scratch.exists() {
-        // It is among temporary files: it is not a reason to fail.
+        // The folder is a temporary one, so an error here is not a reason to fail.
         let _ = fs::remove_dir_all(&scratch);
     }
     answer.map(drop)
 }
 
-/// Refuses a manifest that cargo cannot read, such as one with a version that is none.
+/// Refuses a manifest that cargo cannot read, for example because of an invalid version.
 fn check_manifest(manifest: &Path) -> Result<(), Error> {
     let mut command = cargo::command();
     command.args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"]);

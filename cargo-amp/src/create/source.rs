@@ -8,11 +8,11 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// The indexes that cargo records for packages of crates.io.
+/// The names under which cargo records crates.io as the source of a package.
 const CRATES_IO: [&str; 2] =
     ["registry+https://github.com/rust-lang/crates.io-index", "sparse+https://index.crates.io/"];
 
-/// A place that has amp-core and amp-verify.
+/// A source of amp-core and amp-verify.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// A checkout of this repository.
@@ -26,8 +26,8 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// What `--amp-source` says, else what was recorded when cargo-amp was installed, so that the
-    /// library and the command are of one version.
+    /// The source that `--amp-source` gives. Without this option, the source from which cargo-amp
+    /// was installed, so that the library and the command have the same version.
     pub(crate) fn find(option: Option<&str>) -> Result<Self, Error> {
         if let Some(option) = option {
             return Self::parse(option);
@@ -62,7 +62,7 @@ impl Source {
         Self::checkout(Path::new(option))
     }
 
-    /// A folder, absolute, which was seen to hold the crates.
+    /// An absolute path of a folder that holds the crates.
     fn checkout(folder: &Path) -> Result<Self, Error> {
         let lacks = |what: String| {
             Error::new(format!(
@@ -81,11 +81,12 @@ impl Source {
         }
     }
 
-    /// From cargo's identifier of an installed package; none for a registry that is not crates.io.
+    /// Reads cargo's identifier of an installed package; `None` for a registry other than
+    /// crates.io.
     fn of_package(identifier: &str) -> Option<Result<Self, Error>> {
         if let Some(url) = identifier.strip_prefix("git+") {
             let (url, rev) = url.split_once('#')?;
-            // `?branch=…` said how to find the revision.
+            // `?branch=…` names the branch from which cargo took the revision.
             let url = url.split('?').next()?;
             return Some(Ok(Source::Git { url: url.into(), rev: Some(rev.into()) }));
         }
@@ -127,7 +128,7 @@ impl Source {
         }
     }
 
-    /// The command that installs the same cargo-amp on another machine.
+    /// The command that installs the same version of cargo-amp on another machine.
     pub(crate) fn install_command(&self) -> String {
         match self {
             Source::Path(folder) => {
@@ -142,7 +143,7 @@ impl Source {
     }
 }
 
-/// The checkout whose `cargo run` started this program.
+/// The checkout in which `cargo run` started this program.
 fn run_from_checkout() -> Option<PathBuf> {
     if env::var("CARGO_PKG_NAME").ok()? != env!("CARGO_PKG_NAME") {
         return None;
@@ -150,8 +151,8 @@ fn run_from_checkout() -> Option<PathBuf> {
     Path::new(&env::var_os("CARGO_MANIFEST_DIR")?).parent().map(Path::to_owned)
 }
 
-/// What `cargo install` noted about this program, in the folder above its `bin`: the package's
-/// source, as in `git+https://…#<revision>`.
+/// The source of this program that `cargo install` recorded in the folder above its `bin`, as in
+/// `git+https://…#<revision>`.
 fn recorded() -> Option<String> {
     let program = env::current_exe().ok()?;
     let record = fs::read(program.parent()?.parent()?.join(".crates2.json")).ok()?;
@@ -178,7 +179,7 @@ fn percent_decoded(path: &str) -> Option<String> {
     String::from_utf8(decoded).ok()
 }
 
-/// A TOML string, which may be written as a JSON string.
+/// A TOML string. A JSON string has the same syntax.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }

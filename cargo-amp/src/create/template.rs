@@ -1,9 +1,9 @@
-//! The files of a new crate. They are real files under `templates`, where they can be read and
-//! formatted; the crate in them is named `my-model`.
+//! The files of a new crate. They are real files under `templates`, so that they can be read and
+//! formatted. The crate in them is named `my-model`.
 
 use super::source::Source;
 
-/// A path in the crate, and the text of the file there.
+/// A path in the crate, and the text of the file.
 pub(crate) type File = (&'static str, String);
 
 pub(crate) const BINARY: &str = "src/bin/amp.rs";
@@ -11,7 +11,7 @@ pub(crate) const CONFIG: &str = ".cargo/config.toml";
 pub(crate) const IGNORED: &str = ".gitignore";
 pub(crate) const WORKFLOW: &str = ".github/workflows/amp.yml";
 
-/// What git is not to track.
+/// The entries of `.gitignore`.
 pub(crate) fn ignored() -> impl Iterator<Item = &'static str> {
     include_str!("../../templates/gitignore").lines()
 }
@@ -25,7 +25,7 @@ pub(crate) fn workflow(source: &Source) -> String {
     include_str!("../../templates/workflow.yml").replace("INSTALL", &source.install_command())
 }
 
-/// The binary of a crate that already has models, with an empty registry.
+/// The binary with an empty registry, for a crate that already has models.
 pub(crate) fn binary_with_registry(name: &str) -> String {
     named(include_str!("../../templates/init_amp.rs"), name)
 }
@@ -48,7 +48,7 @@ pub(crate) fn new_crate(name: &str, source: &Source) -> Vec<File> {
     ]
 }
 
-/// `text` about the package `name` instead of `my-model`.
+/// `text` with the crate's name `name` in place of `my-model`.
 fn named(text: &str, name: &str) -> String {
     text.replace("my-model", name).replace("my_model", &name.replace('-', "_"))
 }

@@ -1,4 +1,4 @@
-//! Where libtorch is kept: one folder for each user, for all projects.
+//! The folder that holds libtorch: one for each user, shared by all projects.
 
 use std::env;
 use std::ffi::OsString;
@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use super::version::REQUIRED;
 use crate::error::Error;
 
-/// The user's folder for what `cargo amp` fetches.
+/// The user's folder for everything that `cargo amp` fetches.
 pub(super) struct Cache(PathBuf);
 
 impl Cache {
-    /// The folder `cargo-amp` where the XDG base directory specification puts caches.
+    /// The folder `cargo-amp` in the cache folder of the XDG base directory specification.
     pub(super) fn of_user() -> Result<Self, Error> {
         folder(env::var_os("XDG_CACHE_HOME"), env::var_os("HOME")).map(Cache).ok_or_else(|| {
             Error::new(format!(
@@ -28,17 +28,18 @@ impl Cache {
         &self.0
     }
 
-    /// The libtorch itself, with `torch` and `nvidia` as Python's packages have them.
+    /// The folder of libtorch, with `torch` and `nvidia` laid out as in Python's packages.
     pub(super) fn home(&self) -> PathBuf {
         self.0.join(format!("libtorch-{REQUIRED}"))
     }
 
-    /// Where a fetch works until libtorch is whole. Wheels stay there after an interruption.
+    /// The folder in which a fetch works until libtorch is complete. It keeps wheels after an
+    /// interruption.
     pub(super) fn partial(&self) -> PathBuf {
         self.0.join(format!("libtorch-{REQUIRED}.partial"))
     }
 
-    /// The file whose lock a fetch holds.
+    /// The file that a fetch locks.
     pub(super) fn lock_file(&self) -> PathBuf {
         self.0.join(format!("libtorch-{REQUIRED}.lock"))
     }
@@ -57,7 +58,7 @@ impl Cache {
     }
 }
 
-/// The specification has paths that are not absolute ignored.
+/// The specification says that relative paths are ignored.
 fn folder(cache: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
     let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
     let cache = cache.and_then(absolute);

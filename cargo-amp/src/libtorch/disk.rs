@@ -1,15 +1,15 @@
-//! Free space, asked before a long download rather than found out at its end.
+//! Checks the free space before a long download.
 
 use std::path::Path;
 use std::process::Command;
 
-/// The space free for this user where `folder` is, in MB; none where `df` cannot say.
+/// The free space for this user on the disk of `folder`, in MB; `None` if `df` fails.
 pub(super) fn free_mb(folder: &Path) -> Option<u64> {
     let output = Command::new("df").arg("-Pk").arg(folder).output().ok()?;
     parse(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// The last line is `filesystem blocks used available capacity% mount`; names may hold spaces.
+/// The last line is `filesystem blocks used available capacity% mount`; names may contain spaces.
 fn parse(table: &str) -> Option<u64> {
     let fields: Vec<&str> = table.lines().last()?.split_whitespace().collect();
     let capacity = fields.iter().rposition(|field| field.ends_with('%'))?;

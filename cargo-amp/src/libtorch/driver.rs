@@ -1,9 +1,9 @@
-//! Whether this machine has an NVIDIA driver, without which CUDA's libraries are of no use.
+//! Detects an NVIDIA driver. Without one, CUDA's libraries are useless.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// Where distributions, containers and WSL put the driver's library.
+/// The places where distributions, containers and WSL put the driver's library.
 const LIBRARY_FOLDERS: [&str; 7] = [
     "/usr/lib/x86_64-linux-gnu",
     "/usr/lib/aarch64-linux-gnu",
@@ -14,17 +14,16 @@ const LIBRARY_FOLDERS: [&str; 7] = [
     "/run/opengl-driver/lib",
 ];
 
-/// What a loaded driver shows of itself.
+/// Files that exist while the driver is loaded.
 const LOADED: [&str; 2] = ["/proc/driver/nvidia/version", "/dev/nvidiactl"];
 
-/// Whether programs started here can use an NVIDIA GPU, as far as can be told without asking the
-/// driver itself.
+/// Whether programs started here can use an NVIDIA GPU. The driver itself is not called.
 pub(super) fn is_present() -> bool {
     let hidden = env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|set| hides_every_gpu(&set));
     !hidden && (LOADED.iter().any(|path| Path::new(path).exists()) || has_library())
 }
 
-/// CUDA shows the devices that come before the first one which does not exist.
+/// CUDA reads `CUDA_VISIBLE_DEVICES` up to the first device that does not exist.
 fn hides_every_gpu(visible: &str) -> bool {
     visible.is_empty() || visible.starts_with("-1")
 }

@@ -1,4 +1,4 @@
-//! Checks a libtorch that the user points at.
+//! Checks a libtorch that the user chose.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,15 @@ use std::process::Command;
 use super::version::{self, REQUIRED};
 use crate::error::Error;
 
-/// Finds torch without importing it, which would take seconds; its version is in its folder.
+/// Finds torch without importing it, because an import takes seconds. The folder of torch contains
+/// its version.
 const FIND_TORCH: &str = "\
 import importlib.util, os
 spec = importlib.util.find_spec('torch')
 print(os.path.dirname(spec.origin) if spec and spec.origin else '')
 ";
 
-/// The folder that `LIBTORCH` names. It comes back absolute, because builds run in other folders.
+/// The folder that `LIBTORCH` names, as an absolute path, because builds run in other folders.
 pub(super) fn of_variable(folder: &Path) -> Result<PathBuf, Error> {
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     check(&folder).map_err(|problem| {
@@ -27,9 +28,9 @@ pub(super) fn of_variable(folder: &Path) -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-/// The torch of the user's Python, which `LIBTORCH_USE_PYTORCH` asks for.
+/// The torch of the user's Python, if `LIBTORCH_USE_PYTORCH` is set.
 pub(super) fn of_python() -> Result<PathBuf, Error> {
-    // The same choice that the build of the bindings makes.
+    // The build of the bindings chooses the same Python.
     let python = if env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
     let asked = "LIBTORCH_USE_PYTORCH is set";
     let fix = format!(
@@ -54,7 +55,7 @@ pub(super) fn of_python() -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-/// Says what is wrong with a torch folder, as the rest of a sentence that began with its name.
+/// The problem of a torch folder, as a relative clause that follows the folder's name.
 fn check(torch: &Path) -> Result<(), String> {
     if !torch.is_dir() {
         return Err("which is not a folder".into());

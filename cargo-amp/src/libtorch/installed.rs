@@ -1,4 +1,4 @@
-//! Tells a whole libtorch from a broken one.
+//! Tells a complete libtorch from a broken one.
 
 use std::fs;
 use std::io;
@@ -8,23 +8,23 @@ use super::manifest::{Found, Manifest, check_sizes};
 use super::variant::Variant;
 use super::version::{self, REQUIRED};
 
-/// How a folder was found.
+/// The state of a folder.
 pub(super) enum State {
     Absent,
-    /// Its manifest vouches for it.
+    /// Complete, according to its manifest.
     Complete(Variant),
-    /// Nothing vouches for it, but every file is there: made by hand with `pip install --target`.
+    /// Complete, but without a manifest: the user installed it with `pip install --target`.
     Unstamped,
-    /// Cannot be used, why, and what it was if that can be told.
+    /// Unusable, with the reason, and its variant if known.
     Unusable(String, Option<Variant>),
 }
 
-/// How closely to look.
+/// How thoroughly a folder is checked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look {
-    /// At the libraries, a few dozen files: at every start.
+    /// Only the libraries, a few dozen files: done at every start.
     Quick,
-    /// At each of some ten thousand files.
+    /// Every one of some ten thousand files.
     Thorough,
 }
 
@@ -52,7 +52,8 @@ fn is_header(path: &str) -> bool {
     path.starts_with("torch/include/")
 }
 
-/// Whether there is what every libtorch must have, of the required version.
+/// Checks that the files which every libtorch must have exist and that the version is the required
+/// one.
 pub(super) fn check(folder: &Path, variant: Variant) -> Result<(), String> {
     match version::of(&folder.join("torch")) {
         Some(found) if version::is_required(&found) => {}
@@ -65,16 +66,16 @@ pub(super) fn check(folder: &Path, variant: Variant) -> Result<(), String> {
     }
 }
 
-/// Vouches for a folder that was made by hand, once it was found whole.
+/// Writes a manifest for a folder that the user installed, after it was found complete.
 pub(super) fn take_over(folder: &Path) -> io::Result<Variant> {
     let manifest = from_records(folder).map_err(io::Error::other)?;
     manifest.write(folder)?;
     Ok(manifest.variant)
 }
 
-/// The manifest of what pip installed, by the lists of files that each package brings.
+/// Makes a manifest of what pip installed, from the list of files in each package.
 ///
-/// Every file of every package is checked; of these only the libraries and the headers are of use.
+/// Every file of every package is checked, although only libraries and headers are used.
 fn from_records(folder: &Path) -> Result<Manifest, String> {
     let has_cuda = folder.join("torch/lib/libtorch_cuda.so").is_file();
     let variant = if has_cuda { Variant::Cuda } else { Variant::Cpu };
@@ -92,8 +93,8 @@ fn from_records(folder: &Path) -> Result<Manifest, String> {
     Ok(Manifest { variant, files })
 }
 
-/// A line of RECORD, `path,hash,size`. Compiled Python has no size, and scripts (`../…`) are
-/// recorded where `pip install --target` does not put them: both are passed over.
+/// A line of RECORD, `path,hash,size`. Two kinds of files are skipped: compiled Python, which has
+/// no size, and scripts (`../…`), which `pip install --target` puts elsewhere.
 fn recorded(line: &str) -> Option<(u64, String)> {
     let mut from_the_end = line.rsplitn(3, ',');
     let size = from_the_end.next()?.parse().ok()?;

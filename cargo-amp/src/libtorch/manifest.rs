@@ -1,4 +1,5 @@
-//! The list of a libtorch's files with their sizes, which vouches for it.
+//! The manifest: a list of libtorch's files with their sizes, which proves that libtorch is
+//! complete.
 
 use std::fs;
 use std::io;
@@ -9,20 +10,21 @@ use super::version::REQUIRED;
 
 const NAME: &str = "amp-manifest";
 
-/// Counted up when a folder is laid out in another way, so that it is made again.
+/// Increased whenever the layout of the folder changes, so that older folders are made again.
 const LAYOUT: u32 = 1;
 
-/// What a libtorch consists of. Written last: a folder with a manifest was whole once.
+/// The files of a libtorch. The manifest is written last, so a folder with a manifest was once
+/// complete.
 pub(super) struct Manifest {
     pub(super) variant: Variant,
     /// Size and path of each file.
     pub(super) files: Vec<(u64, String)>,
 }
 
-/// What a folder has for a manifest.
+/// The manifest of a folder.
 pub(super) enum Found {
     Nothing,
-    /// Cannot be read, and why.
+    /// The manifest cannot be read, and why.
     Unusable(String),
     Manifest(Manifest),
 }
@@ -40,7 +42,7 @@ impl Manifest {
         }
     }
 
-    /// Writes it at once: an interruption leaves none.
+    /// Writes the manifest in one step: an interruption leaves no manifest.
     pub(super) fn write(&self, folder: &Path) -> io::Result<()> {
         let mut text = header(self.variant) + "\n";
         for (size, path) in &self.files {
@@ -59,7 +61,7 @@ impl Manifest {
         (first == header(variant)).then_some(Manifest { variant, files })
     }
 
-    /// Holds the files that `is_looked_at` takes, by their path, against the list.
+    /// Compares the files whose path `is_looked_at` accepts with the list.
     pub(super) fn check(
         &self,
         folder: &Path,
@@ -69,7 +71,7 @@ impl Manifest {
     }
 }
 
-/// Holds each of `files` against its size.
+/// Compares the size of each of `files`.
 pub(super) fn check_sizes<'a>(
     folder: &Path,
     files: impl IntoIterator<Item = &'a (u64, String)>,

@@ -1,4 +1,4 @@
-//! Finds the libtorch to build and run with: the one the user points at, or the user's cache.
+//! Finds the libtorch to build and run with: the user's choice, or the copy in the user's cache.
 
 mod cache;
 mod disk;
@@ -24,23 +24,23 @@ use cache::Cache;
 use installed::Look;
 pub(crate) use variant::Variant;
 
-/// A libtorch that was checked to be whole and of the required version.
+/// A libtorch that is complete and has the required version.
 pub(crate) enum Libtorch {
-    /// The one in the user's cache, which the project's `.libtorch` leads to and
-    /// `.cargo/config.toml` points cargo and the linker at.
+    /// The copy in the user's cache. The project's `.libtorch` links to it, and
+    /// `.cargo/config.toml` gives this link to cargo and the linker.
     Provisioned(PathBuf, Variant),
-    /// Another of the user's, a folder with `lib` and `include`.
+    /// A folder of the user's choice, with `lib` and `include`.
     Foreign(PathBuf),
 }
 
 impl Libtorch {
-    /// Looks where the build of the bindings will look, in the same order. If the user points
-    /// nowhere else, the user's cache is filled when it is empty, and linked to from `project`.
+    /// Searches the same places in the same order as the build of the bindings. If the user chose
+    /// no other libtorch, fetches one into the user's cache if needed, and links `project` to it.
     pub(crate) fn find_or_provision(project: &Path) -> Result<Self, Error> {
         Self::find(project, None, Look::Quick)
     }
 
-    /// The same on request: each file is looked at, and what is `wanted` is added if it is missing.
+    /// Like [`find_or_provision`](Self::find_or_provision), for `cargo amp setup`: checks every file and adds `wanted` if it is missing.
     pub(crate) fn setup(project: &Path, wanted: Option<Variant>) -> Result<Self, Error> {
         let found = Self::find(project, wanted, Look::Thorough)?;
         if let (Libtorch::Foreign(folder), Some(_)) = (&found, wanted) {
@@ -54,7 +54,7 @@ impl Libtorch {
     }
 
     fn find(project: &Path, wanted: Option<Variant>, look: Look) -> Result<Self, Error> {
-        // Set to anything counts: the bindings do not look at the value either.
+        // Any value counts, as in the build of the bindings.
         if env::var_os("LIBTORCH_USE_PYTORCH").is_some() {
             return foreign::of_python().map(Libtorch::Foreign);
         }

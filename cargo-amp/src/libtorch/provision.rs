@@ -1,4 +1,4 @@
-//! Fetches libtorch into the user's cache: once, whole or not at all.
+//! Fetches libtorch into the user's cache, once, completely or not at all.
 
 use std::fs;
 use std::io;
@@ -21,8 +21,8 @@ const WANTED: Wanted = Wanted {
     otherwise: "or set LIBTORCH to a libtorch 2.11.0 folder",
 };
 
-/// Makes sure that the user's libtorch is there and whole, and has at least what is `wanted`; where
-/// nothing in particular is, whatever is there will do.
+/// Makes sure that the user's libtorch is complete and has at least `wanted`. Without `wanted`, any
+/// variant that is there suffices.
 pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Result<Variant, Error> {
     let home = cache.home();
     let enough = |found| wanted.is_none_or(|wanted| found >= wanted);
@@ -30,9 +30,10 @@ pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Resu
         State::Complete(found) if enough(found) => return Ok(found),
         _ => cache.create()?,
     }
-    // Freed by the system when this process ends, however it ends.
+    // The system releases the lock when this process ends.
     let _lock = lock(&cache.lock_file(), "libtorch")?;
-    // Looked at again: another process may have fetched it while this one waited.
+    // Checked again, because another process may have fetched it while this process waited for the
+    // lock.
     let mut state = installed::inspect(&home, look);
     if let State::Unstamped = state {
         note!("taking over the libtorch {REQUIRED} that is already in {}", home.display());
@@ -52,7 +53,8 @@ pub(super) fn ensure(cache: &Cache, wanted: Option<Variant>, look: Look) -> Resu
     Ok(variant)
 }
 
-/// Fetches `variant` and puts it into place; `adds` to a libtorch that is whole.
+/// Fetches `variant` and puts it into place. `adds` means that a complete libtorch is there and is
+/// extended.
 fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     let supported = cfg!(target_os = "linux")
         && (cfg!(target_arch = "x86_64") || cfg!(target_arch = "aarch64"));
@@ -64,7 +66,7 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     }
     let (home, partial) = (cache.home(), cache.partial());
     let new = partial.join("new");
-    // It is, after an interruption just before it was put into place.
+    // It exists after an interruption just before it was put into place.
     let is_made = matches!(
         installed::inspect(&new, Look::Thorough),
         State::Complete(found) if found >= variant
@@ -73,7 +75,7 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
         tidy(&partial).map_err(|e| cache.unwritable(&e))?;
         let made = make(cache, variant, adds, &new);
         if made.is_err() {
-            // Only whole wheels stay. What cannot be removed now is removed by the next fetch.
+            // Only complete wheels are kept. The next fetch removes what cannot be removed now.
             let _ = tidy(&partial);
             report_kept(cache);
         }
@@ -87,7 +89,7 @@ fn fetch(cache: &Cache, variant: Variant, adds: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Fetches what is not there yet and puts `new` together.
+/// Fetches the missing wheels and builds the folder `new`.
 fn make(cache: &Cache, variant: Variant, adds: bool, new: &Path) -> Result<(), Error> {
     let pip = Pip::find(WANTED)?;
     let wheels = Wheels::of(cache);
@@ -95,7 +97,8 @@ fn make(cache: &Cache, variant: Variant, adds: bool, new: &Path) -> Result<(), E
     let missing: Vec<_> =
         variant.wheels().iter().filter(|wheel| wheels.find(wheel).is_none()).collect();
     announce(cache, variant, adds, variant.wheels().len() - missing.len());
-    // Named after this process: a pip that outlived an interrupted fetch writes elsewhere.
+    // The name includes this process's id, because a pip that survived an interrupted fetch may
+    // still write.
     let work = cache.partial().join(format!("work.{}", std::process::id()));
     for wheel in missing {
         wheels.fetch(&pip, wheel, &work)?;
@@ -112,8 +115,8 @@ fn check_room(
     adds: bool,
     wheels: &Wheels<'_>,
 ) -> Result<(), Error> {
-    // Wheels and what is unpacked are on the disk together, before the wheels are removed. A wheel
-    // is there twice while pip puts it into its place, which is not more.
+    // Wheels and unpacked files are on the disk at the same time, until the wheels are removed. Two
+    // copies of a wheel, which exist while pip moves it, need no more space than this.
     let all = variant.download_mb() + variant.unpacked_mb();
     let linked = if adds { Variant::Cpu.unpacked_mb() } else { 0 };
     let needed = all.saturating_sub(wheels.megabytes() + linked);
@@ -165,7 +168,7 @@ fn report_kept(cache: &Cache) {
     }
 }
 
-/// Removes from `partial` all that a later fetch cannot use.
+/// Removes everything from `partial` that a later fetch cannot use.
 fn tidy(partial: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(partial) {
         Ok(entries) => entries,
@@ -180,19 +183,19 @@ fn tidy(partial: &Path) -> io::Result<()> {
             fs::remove_dir_all(entry.path())?;
         }
     }
-    // Neither succeeds while there is a wheel.
+    // Both calls fail while a wheel is left, as intended.
     let _ = fs::remove_dir(partial.join(Wheels::FOLDER));
     let _ = fs::remove_dir(partial);
     Ok(())
 }
 
-/// Gives `new` the files of `home`, by hard links where the file system has them: what runs keeps
-/// the same files, and nothing is unpacked twice.
+/// Puts the files of `home` into `new`, by hard links if the file system supports them. Running
+/// programs keep their files, and nothing is unpacked twice.
 fn link_files(home: &Path, new: &Path) -> io::Result<()> {
     let Found::Manifest(manifest) = Manifest::find(home) else { return Ok(()) };
     for (size, path) in &manifest.files {
         let (from, to) = (home.join(path), new.join(path));
-        // A file that is not whole is unpacked.
+        // A file that is not complete is unpacked again.
         if fs::metadata(&from).is_ok_and(|found| found.len() == *size) {
             fs::create_dir_all(to.parent().unwrap_or(new))?;
             fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop))?;
@@ -201,16 +204,16 @@ fn link_files(home: &Path, new: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts `new` where `home` is. When that fails, what was there is put back.
+/// Moves `new` to `home`. If this fails, the old folder is restored.
 fn place(new: &Path, home: &Path, replaced: &Path) -> io::Result<()> {
-    // A link that leads nowhere is in the way too.
+    // A broken link must be removed too.
     let is_there = home.symlink_metadata().is_ok();
     if is_there {
         fs::rename(home, replaced)?;
     }
     fs::rename(new, home).inspect_err(|_| {
         if is_there {
-            // The error that is reported is the first.
+            // The first error is reported.
             let _ = fs::rename(replaced, home);
         }
     })

@@ -1,10 +1,10 @@
-"""Unpacks from a wheel what the rules want.
+"""Unpacks the files of a wheel that the rules select.
 
 Usage: unpack.py WHEEL TARGET LIST RULE...
 
-The first rule that fits a file's name decides: `+PATTERN` takes it, `-PATTERN` leaves it, and a file
-that none fits is left. A file that is in TARGET with its whole size stays as it is. `SIZE NAME` of
-each file taken is appended to LIST. Exit status 3: the wheel is damaged.
+The first rule that matches a file's name decides: `+PATTERN` unpacks the file, `-PATTERN` skips it. A
+file that no rule matches is skipped. A file that is in TARGET with the right size is not written again.
+The line `SIZE NAME` of each selected file is appended to LIST. Exit status 3: the wheel is damaged.
 """
 
 import fnmatch

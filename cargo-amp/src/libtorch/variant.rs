@@ -1,17 +1,17 @@
-//! What is fetched: for CPUs alone, or with CUDA.
+//! The two variants of libtorch: for CPUs only, or with CUDA.
 
 use std::fmt;
 
 use super::version::REQUIRED;
 
-/// How much of libtorch there is. The larger one does all that the smaller does.
+/// The variant of a libtorch. The larger one contains the smaller one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Variant {
     Cpu,
     Cuda,
 }
 
-/// A wheel of Python's package index, without what it depends on.
+/// A wheel of Python's package index, without its dependencies.
 #[derive(Clone, Copy)]
 pub(super) struct Wheel {
     name: &'static str,
@@ -22,8 +22,9 @@ const fn wheel(name: &'static str, version: &'static str) -> Wheel {
     Wheel { name, version }
 }
 
-/// The versions are those that torch 2.11.0 and its cuda-toolkit 13.0.2 require. The first three
-/// are enough for CPUs: libtorch_cpu.so is linked with a library of the second and of the third.
+/// The versions are the ones that torch 2.11.0 and its cuda-toolkit 13.0.2 require. The first three
+/// wheels suffice for CPUs: libtorch_cpu.so is linked with a library of the second and a library of
+/// the third.
 const WHEELS: [Wheel; 16] = [
     wheel("torch", REQUIRED),
     wheel("nvidia-cuda-runtime", "13.0.96"),
@@ -43,8 +44,8 @@ const WHEELS: [Wheel; 16] = [
     wheel("nvidia-nvtx", "13.0.85"),
 ];
 
-/// What is unpacked for CPUs. The first rule that fits a file decides: `+` takes it, `-` leaves it,
-/// and a file that none fits is left.
+/// The files that are unpacked for CPUs. The first rule that matches a file decides: `+` unpacks
+/// it, `-` skips it. A file that no rule matches is skipped.
 const CPU_RULES: &[&str] = &[
     "+torch/version.py",
     "+torch/include/*",
@@ -61,8 +62,9 @@ const CPU_RULES: &[&str] = &[
     "+nvidia/cu13/lib/libcupti.so.*",
 ];
 
-/// What is unpacked with CUDA: all libraries that libtorch or one of CUDA's libraries may load.
-/// CUDA's headers are left: libtorch's own, as far as the bindings include them, need none.
+/// The files that are unpacked with CUDA: all libraries that libtorch or one of CUDA's libraries
+/// may load. CUDA's headers are skipped, because the headers of libtorch that the bindings include
+/// do not need them.
 const CUDA_RULES: &[&str] = &[
     "+torch/version.py",
     "+torch/include/*",
@@ -75,7 +77,7 @@ const CUDA_RULES: &[&str] = &[
     "+nvidia/*/lib/*.so*",
 ];
 
-/// Without these a libtorch is not whole, whatever else it has.
+/// A libtorch without one of these files is incomplete.
 const NEEDED: [&str; 8] = [
     "torch/version.py",
     "torch/include/ATen/ATen.h",
@@ -110,7 +112,7 @@ impl Variant {
         }
     }
 
-    /// What the wheels amount to, in MB, as measured on x86-64.
+    /// The size of the wheels in MB, measured on x86-64.
     pub(super) fn download_mb(self) -> u64 {
         match self {
             Variant::Cpu => 550,
@@ -118,7 +120,7 @@ impl Variant {
         }
     }
 
-    /// What the unpacked libtorch takes on the disk, in MB, as measured on x86-64.
+    /// The disk space of the unpacked libtorch in MB, measured on x86-64.
     pub(super) fn unpacked_mb(self) -> u64 {
         match self {
             Variant::Cpu => 530,
@@ -126,7 +128,7 @@ impl Variant {
         }
     }
 
-    /// The word for it in a manifest.
+    /// The variant's name in a manifest.
     pub(super) fn name(self) -> &'static str {
         match self {
             Variant::Cpu => "cpu",
@@ -149,13 +151,13 @@ impl fmt::Display for Variant {
 }
 
 impl Wheel {
-    /// What pip is asked for.
+    /// The requirement that is passed to pip.
     pub(super) fn requirement(&self) -> String {
         format!("{}=={}", self.name, self.version)
     }
 
-    /// Whether `file` is the name of this wheel, for whatever Python and machine, with or without
-    /// a local version, as in `torch-2.11.0+cu130-cp311-cp311-linux_x86_64.whl`.
+    /// Whether `file` is the name of this wheel, for any Python and machine, with or without a
+    /// local version, as in `torch-2.11.0+cu130-cp311-cp311-linux_x86_64.whl`.
     pub(super) fn is_named(&self, file: &str) -> bool {
         file.strip_prefix(&self.name.replace('-', "_"))
             .and_then(|rest| rest.strip_prefix('-')?.strip_prefix(self.version))

@@ -1,17 +1,17 @@
-//! Which libtorch is needed, and which one a folder holds.
+//! The required version of libtorch, and the version of a folder.
 
 use std::fs;
 use std::path::Path;
 
-/// The libtorch that the bindings (crate `tch` 0.24) are written for; they refuse any other.
+/// The version for which the bindings (crate `tch` 0.24) are written; they refuse all others.
 pub(crate) const REQUIRED: &str = "2.11.0";
 
-/// Whether `version` (such as `2.11.0+cu130`) is the required one, whatever it was built for.
+/// Whether `version` (such as `2.11.0+cu130`) is the required one, with any local version.
 pub(crate) fn is_required(version: &str) -> bool {
     version.split('+').next() == Some(REQUIRED)
 }
 
-/// The version of a torch folder: a libtorch archive says it in `build-version`, a wheel in
+/// The version of a torch folder. A libtorch archive has it in `build-version`, a wheel in
 /// `version.py`.
 pub(crate) fn of(torch: &Path) -> Option<String> {
     if let Ok(version) = fs::read_to_string(torch.join("build-version")) {

@@ -1,4 +1,4 @@
-//! Fetches wheels one by one, so that an interruption costs at most one, and unpacks them.
+//! Fetches wheels one by one, so that an interruption loses at most one, and unpacks them.
 
 use std::fs;
 use std::io;
@@ -13,18 +13,19 @@ use crate::error::Error;
 use crate::pip::Pip;
 use crate::process::{disk_is_full, last_line, show};
 
-/// Python's standard library reads zip archives, and Python is there to fetch them.
+/// Unpacks with Python's standard library, which reads zip archives. Python is installed, because
+/// pip needs it.
 const UNPACK: &str = include_str!("unpack.py");
 
 /// The exit status of `UNPACK` for a wheel that is damaged.
 const DAMAGED: i32 = 3;
 
-/// What `-ltorch` finds where there is no CUDA, in place of a library that is linked with CUDA's
-/// half: a script, which GNU ld, gold and LLD read (seen with each). A file of this name must be
-/// there, because the bindings' build asks for it.
+/// A replacement for the CUDA half of libtorch in a libtorch for CPUs. The build of the bindings
+/// passes `-ltorch…` for a library of this name, so a file must exist. It is a linker script, which
+/// GNU ld, gold and LLD accept (tried with each).
 const LINKER_SCRIPT: &str = "INPUT(libtorch_cpu.so)\n";
 
-/// The wheels that are whole, in the folder where a fetch works.
+/// The complete wheels in the folder in which a fetch works.
 pub(super) struct Wheels<'a> {
     cache: &'a Cache,
     folder: PathBuf,
@@ -42,7 +43,7 @@ impl<'a> Wheels<'a> {
         self.files().into_iter().find(|path| named(path) == Some(true))
     }
 
-    /// The size of all of them, in MB.
+    /// The total size of these wheels in MB.
     pub(super) fn megabytes(&self) -> u64 {
         let size = |path: PathBuf| path.metadata().map_or(0, |found| found.len());
         self.files().into_iter().map(size).sum::<u64>() / 1_000_000
@@ -53,13 +54,13 @@ impl<'a> Wheels<'a> {
         entries.map(|entry| entry.path()).collect()
     }
 
-    /// Has pip put `wheel` into a folder in `work` and, once it is whole, takes it from there.
+    /// Lets pip fetch `wheel` into a folder in `work`, and moves it from there when it is complete.
     pub(super) fn fetch(&self, pip: &Pip, wheel: &Wheel, work: &Path) -> Result<(), Error> {
         let (incoming, temporary) = (work.join("wheel"), work.join("tmp"));
         for folder in [&incoming, &temporary, &self.folder] {
             fs::create_dir_all(folder).map_err(|e| self.cache.unwritable(&e))?;
         }
-        // Relative to the cache, to be read at a glance.
+        // Relative to the cache, so that the message is short.
         let shown = incoming.strip_prefix(self.cache.folder()).unwrap_or(&incoming);
         let arguments = Pip::download(shown, wheel.requirement());
         note!("    python3 {}", arguments.join(" "));
@@ -74,7 +75,7 @@ impl<'a> Wheels<'a> {
             .map_err(|e| self.cache.unwritable(&e))
     }
 
-    /// Unpacks what `variant` needs into `target`, and vouches for it.
+    /// Unpacks what `variant` needs into `target` and writes its manifest.
     pub(super) fn unpack(&self, variant: Variant, target: &Path) -> Result<(), Error> {
         let unwritable = |e: io::Error| self.cache.unwritable(&e);
         fs::create_dir_all(target).map_err(unwritable)?;
@@ -137,7 +138,7 @@ impl<'a> Wheels<'a> {
     }
 }
 
-/// What pip brought is not what it was asked for.
+/// The error for a wheel that is not the requested one.
 fn unexpected(problem: &str) -> Error {
     Error::new(format!(
         "pip reported success, but {problem}: check pip's configuration (`python3 -m pip config \

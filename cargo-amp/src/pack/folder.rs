@@ -1,4 +1,4 @@
-//! A folder that is filled elsewhere and put into its place in one step.
+//! A folder that is filled at another path and then moved into its place in one step.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,8 @@ use std::path::{self, Path, PathBuf};
 
 use crate::error::Error;
 
-/// A packed folder that is being filled. What is not [finished](Folder::finish) is removed on drop.
+/// A packed folder that is being filled. Dropping it removes it, unless it was
+/// [finished](Folder::finish).
 pub(crate) struct Folder {
     output: PathBuf,
     partial: PathBuf,
@@ -14,7 +15,8 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Refuses an `output` that is there and was not made by `cargo amp pack`, because it is replaced.
+    /// Refuses an existing `output` that `cargo amp pack` did not make, because it would be
+    /// replaced.
     pub(crate) fn new(output: PathBuf) -> Result<Self, Error> {
         let output = path::absolute(&output).map_err(|e| unwritable(&output, &e))?;
         let refuse = |what: &str| {
@@ -40,7 +42,7 @@ impl Folder {
         Ok(Self { output, partial, replaced })
     }
 
-    /// Starts with nothing, whatever an interruption left.
+    /// Starts with an empty folder, even after an interruption.
     pub(crate) fn begin(&self) -> Result<(), Error> {
         remove(&self.partial)
             .and_then(|()| remove(&self.replaced))
@@ -48,7 +50,7 @@ impl Folder {
             .map_err(|e| unwritable(&self.partial, &e))
     }
 
-    /// Where the file `path` of the packed folder is to be written; its folder is made.
+    /// The path to write for the file `path` of the packed folder; makes its folder.
     pub(crate) fn place(&self, path: impl AsRef<Path>) -> Result<PathBuf, Error> {
         let place = self.partial.join(path);
         fs::create_dir_all(place.parent().unwrap_or(&place)).map_err(|e| unwritable(&place, &e))?;
@@ -62,13 +64,13 @@ impl Folder {
         Ok(place)
     }
 
-    /// Writes a shell script that can be run.
+    /// Writes an executable shell script.
     pub(crate) fn script(&self, path: &str, text: &str) -> Result<(), Error> {
         let place = self.write(path, text)?;
         make_executable(&place).map_err(|e| unwritable(&place, &e))
     }
 
-    /// Copies a file, or a folder with all that is in it.
+    /// Copies a file, or a folder with everything in it.
     pub(crate) fn copy(&self, from: &Path, to: &Path) -> Result<(), Error> {
         let cannot = |e: io::Error| {
             Error::new(format!(
@@ -86,7 +88,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Puts the folder into its place. Returns its path and how many bytes are in it.
+    /// Moves the folder into its place. Returns its path and its size in bytes.
     pub(crate) fn finish(&mut self) -> Result<(PathBuf, u64), Error> {
         let bytes = size(&self.partial).map_err(|e| unwritable(&self.partial, &e))?;
         let put = || {
@@ -103,7 +105,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // There is nothing after `finish`; an error that led here is reported.
+        // After `finish` there is nothing to remove. An error that led here is reported.
         let _ = remove(&self.partial);
     }
 }

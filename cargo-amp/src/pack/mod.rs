@@ -1,7 +1,7 @@
-//! `cargo amp pack`: the folder that a GPU machine without Rust needs.
+//! `cargo amp pack`: makes the folder for a GPU machine without Rust.
 //!
-//! It holds `run.sh`, the binaries in `bin`, and files of the packages at their paths in the
-//! workspace, so that what is recorded there is copied back to the same paths.
+//! The folder contains `run.sh`, the binaries in `bin`, and files of the packages at their paths
+//! in the workspace, so that files recorded on the other machine are copied back to the same paths.
 
 mod folder;
 
@@ -17,10 +17,10 @@ use crate::libtorch::Libtorch;
 use crate::project::{Package, Project};
 use folder::Folder;
 
-/// What the packed folder holds in addition to files of packages.
+/// What the packed folder contains besides files of packages.
 const RESERVED: [&str; 2] = ["run.sh", "bin"];
 
-/// A request that was checked as far as it can be before anything is fetched or built.
+/// A request that was checked as far as possible before anything is fetched or built.
 pub(crate) struct Pack<'a> {
     project: &'a Project,
     package: &'a Package,
@@ -29,7 +29,7 @@ pub(crate) struct Pack<'a> {
 }
 
 impl<'a> Pack<'a> {
-    /// Packs the amp binary of `package` into `output`, `dist` in the project's root unless given.
+    /// Packs the amp binary of `package` into `output`, or into `dist` in the project's root.
     pub(crate) fn new(
         project: &'a Project,
         package: &'a Package,
@@ -41,7 +41,7 @@ impl<'a> Pack<'a> {
                 check(project, package, path)?;
             }
         }
-        // Asked before the builds, which take minutes.
+        // Checked before the builds, which take minutes.
         let strip = Command::new("strip").arg("--version").stdout(Stdio::null()).status();
         strip.map_err(|e| {
             Error::new(format!("strip cannot be run ({e}): install it (package binutils)"))
@@ -52,7 +52,7 @@ impl<'a> Pack<'a> {
 
     /// Builds and packs.
     pub(crate) fn run(mut self, libtorch: &Libtorch) -> Result<ExitCode, Error> {
-        // As users run it, because it measures as well.
+        // With the release profile, because these binaries also measure time.
         let amp = match handover::build(libtorch, self.package, true)? {
             ControlFlow::Continue(amp) => amp,
             ControlFlow::Break(code) => return Ok(code),
@@ -83,7 +83,8 @@ impl<'a> Pack<'a> {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Copies what the packages name, the recorded margins, and the goldens if there are tests.
+    /// Copies the files that the packages name, the recorded margins, and, if there are tests, the
+    /// goldens.
     fn copy_files(&self) -> Result<(), Error> {
         for package in self.project.packages() {
             let mut files: Vec<_> = package.pack.iter().map(String::as_str).collect();
@@ -93,7 +94,7 @@ impl<'a> Pack<'a> {
             if !self.bin_only {
                 files.push("tests/goldens");
             }
-            // Of what may be missing, this takes what is there; the rest was checked.
+            // Optional files are copied if they exist; the required ones were checked before.
             files.retain(|path| package.folder.join(path).exists());
             for path in files {
                 let place = place(self.project, package).join(path);
@@ -103,7 +104,8 @@ impl<'a> Pack<'a> {
         Ok(())
     }
 
-    /// The name of every package and its path in the packed folder; first that of the amp binary.
+    /// The name of every package and its path in the packed folder. The package of the amp binary
+    /// is first.
     fn packages(&self) -> String {
         let others = self.project.packages().iter().filter(|one| one.name != self.package.name);
         let line = |package: &Package| {
@@ -112,8 +114,8 @@ impl<'a> Pack<'a> {
         [self.package].into_iter().chain(others).map(line).collect()
     }
 
-    /// Builds the tests and benchmarks of the workspace, in the tests' profile, and says where each
-    /// executable is to be put.
+    /// Builds the tests and benchmarks of the workspace with the tests' profile. Returns each
+    /// executable and its path in the packed folder.
     fn build_checks(
         &self,
         libtorch: &Libtorch,
@@ -142,11 +144,11 @@ impl<'a> Pack<'a> {
         Ok(ControlFlow::Continue(checks))
     }
 
-    /// The test binaries among `built`, but for those that a package asks to leave out.
+    /// The test binaries in `built`, except those that a package leaves out.
     fn tests(&self, mut built: Vec<Executable>) -> Result<Vec<(PathBuf, Executable)>, Error> {
         built.retain(|found| {
-            // The amp binary hands the registry over and has no tests; the tests of a procedural
-            // macro are linked to libraries of the compiler.
+            // The amp binary has no tests of its own, and the tests of a procedural macro need
+            // libraries of the compiler.
             let is_amp = found.kind == "bin" && found.target == "amp";
             found.is_test && !is_amp && found.kind != "proc-macro"
         });
@@ -167,7 +169,7 @@ impl<'a> Pack<'a> {
         Ok(self.placed("bin/tests", built, |_| true))
     }
 
-    /// The `wanted` ones of `built`, each with its path in the packed folder.
+    /// The executables in `built` that are `wanted`, each with its path in the packed folder.
     fn placed(
         &self,
         folder: &str,
@@ -179,7 +181,7 @@ impl<'a> Pack<'a> {
         };
         let place = |found: Executable| {
             let package = &package(&found)?.name;
-            // A library and a test may have one name.
+            // A library and a test may have the same name.
             let name = match &*found.kind {
                 "test" | "bench" => found.target.clone(),
                 kind => format!("{}-{kind}", found.target),
@@ -192,11 +194,11 @@ impl<'a> Pack<'a> {
 
 /// The path of a package's files in the packed folder.
 fn place<'a>(project: &Project, package: &'a Package) -> &'a Path {
-    // A workspace may have members elsewhere.
+    // A member of the workspace may be outside the workspace's folder.
     package.folder.strip_prefix(project.root()).unwrap_or(Path::new(&package.name))
 }
 
-/// Refuses what cannot be copied to the same path of the packed folder.
+/// Refuses a path that cannot be copied to the same path of the packed folder.
 fn check(project: &Project, package: &Package, path: &str) -> Result<(), Error> {
     let refuse = |why: &str| {
         Err(Error::new(format!(

@@ -5,12 +5,12 @@
 #   run.sh test [filter…]            all packed tests, on CUDA; with --include-ignored also those that
 #                                    are ignored because they need a card
 #   run.sh golden-record [binary…]   runs these test binaries, or all, and writes the goldens and
-#                                    anchors of this GPU's compute capability that are missing into
-#                                    the packages' tests/goldens: copy them to the same paths of the
-#                                    workspace. An anchor that is there is kept.
+#                                    missing anchors of this GPU's compute capability into the packages'
+#                                    tests/goldens: copy them to the same paths of the workspace. An
+#                                    existing anchor is kept.
 #   run.sh criterion [benchmark]     a packed benchmark, on CUDA; its name is needed if there are
 #                                    several
-# AMP_DEVICE names another device for tests and benchmarks.
+# AMP_DEVICE sets another device for tests and benchmarks.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -38,8 +38,8 @@ for folder in "$site"/nvidia/*/lib "$site"/nvidia/*/*/lib; do
 done
 export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
-# Where the files of a package are: at its path in the workspace. Of bin/packages, which has a line
-# `<name> <path>` for each, the first is the package of the amp binary.
+# The folder of a package, which has the same path as in the workspace. bin/packages has a line
+# `<name> <path>` for each package; the first line is the package of the amp binary.
 folder_of() {
     local name path
     while read -r name path; do
@@ -52,7 +52,7 @@ folder_of() {
 AMP_PROJECT=$(folder_of "")
 export AMP_PROJECT AMP_BINARY="$here/bin/amp"
 
-# The packed executables of a kind, tests or benches: <package>/<target>. With names, these alone.
+# The packed executables of a kind (tests or benches) as <package>/<target>; with names, only these.
 packed() {
     local kind=$1 name path
     shift
@@ -68,12 +68,12 @@ packed() {
     done
 }
 
-# run_tests BINARIES [arguments…]: every binary, as cargo runs it, in the folder of its package, with
-# the goldens there. The workspace makes cuBLAS deterministic, which goldens on CUDA ask for.
+# run_tests BINARIES [arguments…]: runs each binary as cargo does, in the folder of its package, with
+# the package's goldens. CUBLAS_WORKSPACE_CONFIG makes cuBLAS deterministic, which goldens on CUDA need.
 run_tests() {
     local binaries=$1 failed=() binary folder
     shift
-    # One at a time: a CUDA device's memory statistics are the process's.
+    # One test at a time, because a CUDA device counts memory for the whole process.
     export AMP_DEVICE=${AMP_DEVICE:-cuda} RUST_TEST_THREADS=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
     export INSTA_WORKSPACE_ROOT="$here"
     for binary in $binaries; do

@@ -1,4 +1,4 @@
-//! What the tests of `cargo amp new` and `cargo amp init` share.
+//! Helpers of the tests of `cargo amp new` and `cargo amp init`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,7 +37,7 @@ pub(crate) fn files(folder: &Path) -> BTreeMap<String, String> {
     found
 }
 
-/// The names of what is in `folder`, hidden ones too.
+/// The names of all entries of `folder`, including hidden ones.
 pub(crate) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).expect("a folder");
     let name = |entry: fs::DirEntry| entry.file_name().into_string().expect("UTF-8");
@@ -46,7 +46,7 @@ pub(crate) fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// What the real cargo says about the crate in `folder`, as JSON.
+/// The metadata that the real cargo prints about the crate in `folder`, as JSON.
 pub(crate) fn metadata(folder: &Path) -> serde_json::Value {
     let mut command = Command::new(env!("CARGO"));
     command.args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(folder);
@@ -55,10 +55,11 @@ pub(crate) fn metadata(folder: &Path) -> serde_json::Value {
     serde_json::from_str(&stdout(&output)).expect("JSON")
 }
 
-/// Asserts that the Rust files of the crate in `folder` are formatted as rustfmt formats by itself.
+/// Asserts that the Rust files of the crate in `folder` are formatted with rustfmt's default
+/// settings.
 #[track_caller]
 pub(crate) fn assert_formatted(project: &Checkout, folder: &Path) {
-    // Without a configuration of its own, rustfmt would take this repository's.
+    // Without a configuration in the folder, rustfmt would use this repository's.
     project.write("plain/rustfmt.toml", "");
     for name in files(folder).keys().filter(|name| name.ends_with(".rs")) {
         let mut command = Command::new("rustfmt");

@@ -1,4 +1,4 @@
-//! With and without CUDA: what is fetched where, and how the one becomes the other.
+//! Fetching libtorch with and without CUDA, and adding CUDA to a libtorch for CPUs.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,12 +7,12 @@ use crate::support::{
     CPU_WHEELS, CUDA_WHEELS, Checkout, assert_refused, assert_succeeded, output, stderr, stdout,
 };
 
-/// What every other command says on a machine with a driver about a libtorch without CUDA.
+/// The note of every other command on a machine with a driver and a libtorch without CUDA.
 const NOTE: &str = "note: this machine has an NVIDIA driver, but its libtorch is for CPUs alone: \
                     `cargo amp setup --cuda` adds CUDA\n";
 
 #[test]
-fn where_there_is_a_driver_cuda_is_fetched_at_once() {
+fn with_a_driver_cuda_is_fetched_too() {
     let checkout = Checkout::new();
     let run = output(&mut checkout.cargo_amp_with_driver(&["setup"]));
     assert_succeeded(&run);
@@ -25,7 +25,7 @@ fn where_there_is_a_driver_cuda_is_fetched_at_once() {
 }
 
 #[test]
-fn a_driver_that_may_not_be_used_counts_as_none() {
+fn a_driver_without_visible_devices_is_ignored() {
     for hidden in ["", "-1"] {
         let checkout = Checkout::new();
         let mut command = checkout.cargo_amp_with_driver(&["setup"]);
@@ -35,7 +35,7 @@ fn a_driver_that_may_not_be_used_counts_as_none() {
 }
 
 #[test]
-fn what_was_asked_for_goes_before_what_the_machine_has() {
+fn an_explicit_variant_overrides_the_detected_one() {
     let checkout = Checkout::new();
     let run = output(&mut checkout.cargo_amp_with_driver(&["setup", "--cpu"]));
     assert_succeeded(&run);
@@ -49,13 +49,13 @@ fn what_was_asked_for_goes_before_what_the_machine_has() {
 }
 
 #[test]
-fn cuda_is_added_without_touching_what_is_in_use() {
+fn adding_cuda_keeps_files_that_are_in_use() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cpu"])));
     let file = |path: &str| fs::metadata(checkout.home().join(path)).expect("there");
     let in_use = ["torch/lib/libtorch_cpu.so", "torch/include/ATen/ATen.h"];
     let before = in_use.map(|path| file(path).ino());
-    // As a linker that has it open.
+    // An open file, as a running linker would have it.
     let script = fs::File::open(checkout.home().join("torch/lib/libtorch.so")).expect("there");
 
     let run = output(&mut checkout.cargo_amp(&["setup", "--cuda"]));
@@ -69,7 +69,7 @@ fn cuda_is_added_without_touching_what_is_in_use() {
 }
 
 #[test]
-fn where_cuda_is_there_nothing_is_fetched_for_cpus() {
+fn a_libtorch_with_cuda_also_serves_cpus() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     let run = output(&mut checkout.cargo_amp(&["setup", "--cpu"]));
@@ -81,10 +81,10 @@ fn where_cuda_is_there_nothing_is_fetched_for_cpus() {
 }
 
 #[test]
-fn other_commands_take_either_and_say_what_could_be_added() {
+fn other_commands_accept_either_variant_and_suggest_cuda() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cpu"])));
-    // The stand-in for cargo ends with 7.
+    // The stand-in for cargo exits with 7.
     let run = output(&mut checkout.cargo_amp(&["verify"]));
     assert_eq!((run.status.code(), stderr(&run).as_str()), (Some(7), ""));
     for command in ["verify", "setup"] {
@@ -102,7 +102,7 @@ fn other_commands_take_either_and_say_what_could_be_added() {
 }
 
 #[test]
-fn a_failure_to_add_cuda_leaves_what_was_there() {
+fn a_failure_to_add_cuda_leaves_the_old_libtorch() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cpu"])));
     let before = checkout.files();
@@ -115,7 +115,7 @@ fn a_failure_to_add_cuda_leaves_what_was_there() {
     let run = output(&mut checkout.cargo_amp(&["setup", "--cpu"]));
     assert_eq!((run.status.code(), stderr(&run).as_str()), (Some(0), ""));
 
-    // torch's wheel and all others are still there.
+    // torch's wheel and all other wheels are still there.
     let fetched = checkout.pip_runs();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     assert_eq!(checkout.pip_runs(), fetched);
@@ -123,7 +123,7 @@ fn a_failure_to_add_cuda_leaves_what_was_there() {
 }
 
 #[test]
-fn an_interrupted_fetch_for_cpus_serves_the_one_for_cuda() {
+fn a_fetch_with_cuda_reuses_wheels_of_an_interrupted_fetch_for_cpus() {
     let checkout = Checkout::new();
     let mut command = checkout.cargo_amp(&["setup", "--cpu"]);
     let run = output(command.env("FAKE_PIP", "network").env("FAKE_AT", "nvidia-cuda-runtime"));
@@ -135,7 +135,7 @@ fn an_interrupted_fetch_for_cpus_serves_the_one_for_cuda() {
 }
 
 #[test]
-fn what_was_made_for_cpus_just_before_an_interruption_does_not_pass_for_cuda() {
+fn a_folder_unpacked_for_cpus_before_an_interruption_is_not_used_for_cuda() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cpu"])));
     fs::create_dir(checkout.partial()).expect("writable");
@@ -145,18 +145,18 @@ fn what_was_made_for_cpus_just_before_an_interruption_does_not_pass_for_cuda() {
 }
 
 #[test]
-fn an_index_without_cuda_is_found_out_before_anything_is_replaced() {
+fn an_index_without_cuda_is_detected_before_anything_is_replaced() {
     let checkout = Checkout::new();
     let mut command = checkout.cargo_amp(&["setup", "--cuda"]);
     let run = output(command.env("FAKE_PIP", "cpu-index"));
     assert_refused(&run, &["libtorch_cuda.so is missing", "check pip's configuration"]);
     assert!(!checkout.home().exists());
-    // For CPUs it serves as well as any.
+    // The same index is good enough for CPUs.
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cpu"])));
     assert!(checkout.is_provisioned());
 }
 
-/// Asserts that there is CUDA, and no more of it than a program can load.
+/// Asserts that CUDA's libraries are there, and only the libraries that a program can load.
 #[track_caller]
 fn assert_has_cuda(checkout: &Checkout) {
     assert!(checkout.is_provisioned());

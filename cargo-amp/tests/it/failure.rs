@@ -1,11 +1,11 @@
-//! Fetches that fail: one line with the cause and the fix, and nothing half-written.
+//! A failed fetch ends with one line that names the cause and the fix, and leaves no partial files.
 
 use std::fs;
 
 use crate::support::{Checkout, assert_refused, assert_succeeded, output, stderr};
 
 #[test]
-fn every_failure_of_pip_names_its_cause_and_leaves_nothing() {
+fn every_failure_of_pip_names_its_cause_and_leaves_no_files() {
     let cases: [(&str, &[&str]); 6] = [
         ("network", &["could not reach its package index", "check the network"]),
         ("no-wheel", &["no wheel", "Python 3.11", "pip config list"]),
@@ -26,7 +26,7 @@ fn every_failure_of_pip_names_its_cause_and_leaves_nothing() {
 }
 
 #[test]
-fn what_cannot_be_unpacked_is_not_put_into_place() {
+fn a_wheel_that_cannot_be_unpacked_is_not_installed() {
     let cases: [(&str, &[&str]); 2] = [
         ("disk-full", &["could not be unpacked", "the disk is full", "make room in "]),
         ("odd", &["could not be unpacked", "exit status: 1", "no module named zlib"]),
@@ -36,7 +36,7 @@ fn what_cannot_be_unpacked_is_not_put_into_place() {
         let run = output(checkout.cargo_amp(&["verify"]).env("FAKE_UNPACK", failure));
         assert_refused(&run, parts);
         assert!(!checkout.home().exists() && !checkout.partial().join("new").exists());
-        // The wheels are whole, so that nothing is fetched again.
+        // The wheels are complete, so nothing is fetched again.
         let run = output(checkout.cargo_amp(&["setup"]).env("FAKE_PIP", "network"));
         assert_succeeded(&run);
         assert!(checkout.is_provisioned(), "{failure}");
@@ -76,7 +76,7 @@ fn a_wheel_that_is_damaged_on_the_disk_is_fetched_again() {
 }
 
 #[test]
-fn python_and_pip_are_asked_for_by_name() {
+fn missing_python_and_missing_pip_are_reported() {
     let checkout = Checkout::new();
     let nowhere = checkout.path("empty");
     let run = output(checkout.cargo_amp(&["setup"]).env("PATH", nowhere));
@@ -108,7 +108,7 @@ fn a_disk_without_room_is_refused_before_the_download() {
     assert_eq!(checkout.pip_runs(), 0);
     assert!(checkout.is_bare());
     assert_succeeded(&setup(&["setup", "--cpu"], "1200000"));
-    // What is there already is not needed again.
+    // Wheels that are already there need no more space.
     assert_refused(&setup(&["setup", "--cuda"], "5400000"), &["with CUDA needs 5.60 GB"]);
     assert_succeeded(&setup(&["setup", "--cuda"], "5500000"));
 }
@@ -116,12 +116,12 @@ fn a_disk_without_room_is_refused_before_the_download() {
 #[test]
 fn a_cache_that_cannot_be_written_is_refused() {
     let checkout = Checkout::new();
-    // Not even root makes a folder in a file.
+    // Not even root can make a folder inside a file.
     checkout.write("file", "");
     let mut command = checkout.cargo_amp(&["setup"]);
     let run = output(command.env("XDG_CACHE_HOME", checkout.path("file")));
     assert_refused(&run, &["could not be put into", "/file/cargo-amp", "make it writable"]);
-    // A lock that cannot be made.
+    // A lock file that cannot be made.
     let lock = checkout.path("cache/cargo-amp/libtorch-2.11.0.lock");
     fs::create_dir_all(&lock).expect("writable");
     let run = output(&mut checkout.cargo_amp(&["setup"]));

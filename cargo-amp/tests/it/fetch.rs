@@ -1,4 +1,4 @@
-//! Fetching libtorch into the user's cache, with a stand-in for pip.
+//! Fetches libtorch into the user's cache, with a stand-in for pip.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -41,7 +41,7 @@ fn an_empty_cache_is_filled_once() {
 }
 
 #[test]
-fn for_cpus_no_more_is_unpacked_than_they_need() {
+fn for_cpus_only_the_needed_files_are_unpacked() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cpu"])));
     let expected = [
@@ -57,15 +57,15 @@ fn for_cpus_no_more_is_unpacked_than_they_need() {
         "torch/version.py",
     ];
     assert_eq!(checkout.files(), expected);
-    // Real linkers have read this one; see the module that writes it.
+    // The linkers accepted this script; see `wheels.rs`, which writes it.
     let script = fs::read_to_string(checkout.home().join("torch/lib/libtorch.so"));
     assert_eq!(script.expect("written"), "INPUT(libtorch_cpu.so)\n");
-    // The list has nothing else either, such as what a wheel would put outside.
+    // The manifest lists nothing else, such as files that a wheel would put outside.
     assert_eq!(stderr(&output(&mut checkout.cargo_amp(&["setup"]))), "");
 }
 
 #[test]
-fn stdout_is_left_to_the_program_that_is_handed_over_to() {
+fn a_fetch_writes_nothing_to_stdout() {
     let checkout = Checkout::new();
     let fetched = output(&mut checkout.cargo_amp(&["setup"]));
     assert_eq!(stdout(&fetched).lines().count(), 1, "{}", stdout(&fetched));
@@ -102,14 +102,14 @@ fn without_a_home_folder_there_is_no_cache() {
     let run = output(command.env_remove("XDG_CACHE_HOME"));
     assert_refused(&run, &["neither HOME nor XDG_CACHE_HOME", "set one of them", "LIBTORCH"]);
     assert!(checkout.is_bare());
-    // A libtorch of the user's own needs none.
+    // With a libtorch of the user's own, no home folder is needed.
     let own = checkout.write_archive("mine/torch", "2.11.0");
     let mut command = checkout.cargo_amp(&["setup"]);
     assert_succeeded(&output(command.env_remove("XDG_CACHE_HOME").env("LIBTORCH", own)));
 }
 
 #[test]
-fn an_interrupted_download_continues_with_the_wheels_that_are_whole() {
+fn an_interrupted_download_continues_with_the_complete_wheels() {
     let checkout = Checkout::new();
     let mut command = checkout.cargo_amp(&["setup"]);
     command.env("FAKE_PIP", "network").env("FAKE_AT", "nvidia-cuda-cupti");
@@ -128,7 +128,7 @@ fn an_interrupted_download_continues_with_the_wheels_that_are_whole() {
 }
 
 #[test]
-fn what_else_an_interruption_left_is_cleaned_away() {
+fn partial_files_of_an_interruption_are_removed() {
     let checkout = Checkout::new();
     checkout.write("cache/cargo-amp/libtorch-2.11.0.partial/new/torch/lib/stale.so", "half a file");
     checkout
@@ -141,7 +141,7 @@ fn what_else_an_interruption_left_is_cleaned_away() {
 }
 
 #[test]
-fn an_interruption_just_before_the_end_costs_no_second_fetch() {
+fn an_interruption_just_before_the_end_needs_no_second_fetch() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup"])));
     fs::create_dir(checkout.partial()).expect("writable");
@@ -172,7 +172,7 @@ fn a_killed_fetch_frees_the_lock_and_the_next_run_recovers() {
 }
 
 #[test]
-fn two_at_once_fetch_once() {
+fn two_processes_at_once_fetch_once() {
     let (one, other) = (Checkout::new(), Checkout::new());
     let gate = one.path("gate");
     let start = |checkout: &Checkout| {

@@ -1,9 +1,9 @@
-//! A libtorch that the user points at is checked, used and never written to.
+//! A libtorch that the user chose is checked, used and never written to.
 
 use crate::support::{Checkout, assert_refused, assert_succeeded, output, stderr, stdout};
 
 #[test]
-fn a_fitting_libtorch_is_used_and_nothing_is_fetched() {
+fn a_valid_libtorch_is_used_and_nothing_is_fetched() {
     let checkout = Checkout::new();
     let own = checkout.write_archive("mine/torch", "2.11.0+cpu\n");
     let run = output(checkout.cargo_amp(&["setup"]).env("LIBTORCH", &own));
@@ -18,7 +18,7 @@ fn a_fitting_libtorch_is_used_and_nothing_is_fetched() {
 }
 
 #[test]
-fn an_unfit_libtorch_is_refused_with_the_reason() {
+fn an_invalid_libtorch_is_refused_with_the_reason() {
     let checkout = Checkout::new();
     checkout.write_archive("old", "2.10.0+cu128\n");
     checkout.write_archive("longer", "2.11.01\n");
@@ -64,9 +64,9 @@ fn the_torch_of_python_is_used_when_asked_for() {
 }
 
 #[test]
-fn in_a_virtual_environment_its_python_is_asked() {
+fn in_a_virtual_environment_its_python_is_used() {
     let checkout = Checkout::new();
-    // There is no stand-in named `python`, so being asked for it shows.
+    // There is no stand-in named `python`, so the error shows that `python` was called.
     let run = output(
         checkout
             .cargo_amp(&["setup"])
@@ -78,7 +78,7 @@ fn in_a_virtual_environment_its_python_is_asked() {
 }
 
 #[test]
-fn what_runs_next_finds_the_libraries_of_a_wheel_and_keeps_the_users_path() {
+fn the_library_path_gets_the_wheels_folders_and_keeps_the_users() {
     let checkout = Checkout::new();
     let torch = checkout.write_archive("site/torch", "2.11.0");
     checkout.write("site/nvidia/cu13/lib/libcudart.so", "");
@@ -95,7 +95,7 @@ fn what_runs_next_finds_the_libraries_of_a_wheel_and_keeps_the_users_path() {
          {site}/nvidia/cudnn/part/lib:/users/own\n"
     );
     assert!(stdout(&run).contains(&path), "{}", stdout(&run));
-    // Relative to the working directory in, absolute out.
+    // A relative path becomes absolute.
     let libtorch = format!("LIBTORCH {}\n", torch.display());
     assert!(stdout(&run).contains(&libtorch), "{}", stdout(&run));
 }

@@ -1,4 +1,4 @@
-//! The command line, and what runs after libtorch is there.
+//! The command line, and the program that runs after libtorch is ready.
 
 use std::env;
 use std::fs;
@@ -80,10 +80,10 @@ fn a_wrong_command_line_is_one_line_and_fetches_nothing() {
 }
 
 #[test]
-fn test_becomes_cargo_test_of_the_workspace() {
+fn amp_test_runs_cargo_test_of_the_workspace() {
     let checkout = Checkout::new();
     let run = output(&mut checkout.cargo_amp(&["test"]));
-    // The exit code is cargo's own.
+    // The exit code is the one of cargo.
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
     // Documentation tests have no run-time search path.
     let home = checkout.home().display().to_string();
@@ -93,7 +93,7 @@ fn test_becomes_cargo_test_of_the_workspace() {
         "device unset",
         "python unset",
         "test threads unset",
-        // Left to `.cargo/config.toml`, as for a plain cargo.
+        // `.cargo/config.toml` sets it, as for a plain cargo.
         "LIBTORCH unset",
         &search(""),
     ] {
@@ -115,7 +115,7 @@ fn test_becomes_cargo_test_of_the_workspace() {
     let run = output(&mut checkout.cargo_amp(&["test", "--device=cpu"]));
     assert!(stdout(&run).contains("device cpu"), "{}", stdout(&run));
 
-    // Cargo is called where the user is, so that it finds the configuration that a plain one does.
+    // Cargo runs in the user's folder, so that it finds the same configuration as a plain cargo.
     checkout.write("src/deep/note", "");
     let deep = checkout.path("src/deep");
     let run = output(checkout.cargo_amp(&["test", "--package", "mine"]).current_dir(&deep));
@@ -131,7 +131,7 @@ fn the_name_that_cargo_passes_to_a_subcommand_is_not_an_argument() {
     let run = output(&mut checkout.cargo_amp(&["amp", "test", "--device", "cpu"]));
     assert!(stdout(&run).contains("device cpu"), "{}", stderr(&run));
     let run = output(&mut checkout.cargo_amp(&["amp", "amp"]));
-    // The second one is a command, for the binary.
+    // The second `amp` is a command of the binary.
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
 }
 
@@ -152,7 +152,7 @@ fn a_failed_build_keeps_the_exit_code_of_cargo() {
 }
 
 #[test]
-fn every_other_command_reaches_the_built_binary_as_typed() {
+fn every_other_command_passes_its_arguments_to_the_built_binary() {
     let checkout = Checkout::new();
     checkout.write("Cargo.toml", "[workspace]\nmembers = [\"amp-verify\"]\nresolver = \"3\"\n");
     checkout.write(
@@ -168,7 +168,7 @@ fn every_other_command_reaches_the_built_binary_as_typed() {
     );
     let mut command = checkout.cargo_amp(&["verify", "--format", "a b", "--", "-x"]);
     real_cargo(&mut command);
-    // An odd target folder, and a working directory below the root that the binary must keep.
+    // An unusual target folder, and a working directory below the root: the binary must run there.
     checkout.write("data/note", "");
     let folder = checkout.path("data");
     command.env("CARGO_TARGET_DIR", checkout.path("some \"target\"")).current_dir(&folder);
@@ -180,7 +180,7 @@ fn every_other_command_reaches_the_built_binary_as_typed() {
     assert!(fs::exists(checkout.path("some \"target\"/debug/amp")).expect("readable"));
 }
 
-/// Gives `command` the cargo that runs this test, and where that finds its toolchain.
+/// Gives `command` the cargo that runs this test, and the location of its toolchain.
 fn real_cargo(command: &mut Command) {
     for variable in ["CARGO", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "HOME"] {
         if let Some(value) = env::var_os(variable) {

@@ -1,4 +1,4 @@
-//! `cargo amp init`: what is added to a crate, and that nothing else is changed.
+//! `cargo amp init` adds what a crate lacks and changes nothing else.
 
 use std::fs;
 use std::process::Output;
@@ -6,7 +6,7 @@ use std::process::Output;
 use crate::crates::{amp_source, assert_formatted, files, metadata};
 use crate::support::{Checkout, assert_refused, assert_succeeded, output, stdout};
 
-/// A crate `here/own` with a library, and a place for amp-core.
+/// A crate `here/own` with a library, and a folder with amp-core.
 fn own_crate() -> (Checkout, String) {
     let project = Checkout::new();
     let source = amp_source(&project);
@@ -23,7 +23,7 @@ fn init(project: &Checkout, folder: &str, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn what_is_missing_is_added_and_a_second_run_changes_nothing() {
+fn missing_files_are_added_and_a_second_run_changes_nothing() {
     let (project, source) = own_crate();
     let folder = project.path("here/own");
     let run = init(&project, "here/own/src", &["--amp-source", &source]);
@@ -41,7 +41,7 @@ fn what_is_missing_is_added_and_a_second_run_changes_nothing() {
     assert_eq!(made["src/lib.rs"], "// mine\n");
     assert!(made["Cargo.toml"].contains("# Of mine."), "{}", made["Cargo.toml"]);
     assert!(made["src/bin/amp.rs"].contains("own::data"), "{}", made["src/bin/amp.rs"]);
-    // Cargo adds its Cargo.lock.
+    // Cargo adds Cargo.lock.
     assert_eq!(made.len(), 7, "{:?}", made.keys());
     let found = metadata(&folder);
     let dependencies = found["packages"][0]["dependencies"].as_array().expect("a list");
@@ -49,7 +49,7 @@ fn what_is_missing_is_added_and_a_second_run_changes_nothing() {
     assert_eq!(paths, [format!("{source}/amp-core"), format!("{source}/amp-verify")]);
     assert_formatted(&project, &folder);
 
-    // Nothing is to be added, so that nothing has to be known of amp-core.
+    // Nothing is missing, so the source of amp-core is not needed.
     let again = init(&project, "here/own", &[]);
     assert_succeeded(&again);
     let unchanged = [
@@ -65,7 +65,7 @@ fn what_is_missing_is_added_and_a_second_run_changes_nothing() {
 }
 
 #[test]
-fn what_is_there_stays_and_what_is_left_to_the_user_is_said() {
+fn existing_files_are_kept_and_the_users_part_is_printed() {
     let (project, source) = own_crate();
     let folder = project.path("here/own");
     for (name, text) in [
@@ -89,7 +89,7 @@ fn what_is_there_stays_and_what_is_left_to_the_user_is_said() {
         assert_eq!(after[name], before[name], "{name}");
     }
 
-    // A second run says the same; once the lines are there, it is content.
+    // A second run prints the same; after the lines are added, it succeeds.
     let again = init(&project, "here/own", &[]);
     assert_refused(&again, &["add the lines above"]);
     assert_eq!(files(&folder), after);
@@ -101,7 +101,7 @@ fn what_is_there_stays_and_what_is_left_to_the_user_is_said() {
 }
 
 #[test]
-fn a_configuration_of_the_old_name_is_the_one_that_counts() {
+fn a_configuration_with_the_old_name_is_the_one_that_is_read() {
     let (project, source) = own_crate();
     project.write("here/own/.cargo/config", "[build]\njobs = 2\n");
     let run = init(&project, "here/own", &["--amp-source", &source]);
@@ -139,14 +139,14 @@ fn in_a_workspace_the_package_is_extended_and_the_root_configured() {
     assert_eq!(after["b/Cargo.toml"], before["b/Cargo.toml"]);
     assert_eq!(after["Cargo.toml"], before["Cargo.toml"]);
 
-    // The current package, where there is one.
+    // The current package, if there is one.
     let run = init(&project, "here/own/b/src", &["--amp-source", &source]);
     assert_succeeded(&run);
     assert!(project.path("here/own/b/src/bin/amp.rs").is_file());
 }
 
 #[test]
-fn a_dependency_of_the_tests_alone_is_none_of_the_binary() {
+fn a_dev_dependency_is_not_enough_for_the_binary() {
     let (project, source) = own_crate();
     let manifest = fs::read_to_string(project.path("here/own/Cargo.toml")).expect("written");
     let of_tests = format!("[dev-dependencies]\namp-core = {{ path = \"{source}/amp-core\" }}\n");
@@ -159,7 +159,7 @@ fn a_dependency_of_the_tests_alone_is_none_of_the_binary() {
 }
 
 #[test]
-fn a_binary_that_cargo_would_not_find_is_said() {
+fn a_binary_that_cargo_would_not_find_is_reported() {
     let (project, source) = own_crate();
     let manifest = fs::read_to_string(project.path("here/own/Cargo.toml")).expect("written");
     let manifest = manifest.replace("[package]\n", "[package]\nautobins = false\n");
@@ -179,13 +179,13 @@ fn a_failure_changes_nothing() {
     };
     refused(&[], &["where amp-core comes from is not known", "--amp-source"]);
     refused(&["--amp-source", "nowhere"], &["nowhere cannot be read", "a checkout"]);
-    // The first of two dependencies can be added.
+    // The first of the two dependencies can be added.
     project.write("source/amp-verify/Cargo.toml", "[package]\n");
     let parts = ["cargo cannot add amp-verify to Cargo.toml: ", "nothing was changed"];
     refused(&["--amp-source", &source], &parts);
     assert_eq!(amp_source(&project), source);
 
-    // A file is in the way of a folder, after other files were written.
+    // A file has the name of a folder that is made after other files were written.
     project.write("here/own/.github", "a file\n");
     let before = files(&folder);
     let run = init(&project, "here/own", &["--amp-source", &source]);

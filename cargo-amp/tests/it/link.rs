@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use crate::support::{CPU_WHEELS, Checkout, assert_refused, assert_succeeded, output, stderr};
 
 #[test]
-fn every_command_makes_the_link_and_repairs_it() {
+fn every_command_makes_or_repairs_the_link() {
     let checkout = Checkout::new();
     let link = checkout.path(".libtorch");
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup"])));
@@ -32,7 +32,7 @@ fn every_command_makes_the_link_and_repairs_it() {
 }
 
 #[test]
-fn a_folder_in_its_place_is_refused_before_the_fetch() {
+fn a_folder_instead_of_the_link_is_refused_before_the_fetch() {
     let checkout = Checkout::new();
     checkout.write(".libtorch/torch/version.py", "__version__ = '2.11.0+cu130'\n");
     for command in ["setup", "verify"] {
@@ -42,7 +42,7 @@ fn a_folder_in_its_place_is_refused_before_the_fetch() {
     }
     assert_eq!(checkout.pip_runs(), 0);
     assert!(checkout.path(".libtorch/torch/version.py").is_file());
-    // The project is left alone where its libtorch is not used.
+    // A project that uses another libtorch gets no link.
     let own = checkout.write_archive("mine/torch", "2.11.0");
     assert_succeeded(&output(checkout.cargo_amp(&["setup"]).env("LIBTORCH", own)));
 }

@@ -1,4 +1,4 @@
-//! `cargo amp new`: what is in the crate, and what is refused.
+//! `cargo amp new`: the files of the new crate, and the requests that are refused.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use crate::crates::{amp_source, assert_formatted, files, metadata, names};
 use crate::support::{Checkout, assert_refused, assert_succeeded, output, stdout};
 
-/// `cargo amp new` in the empty folder `here`.
+/// Runs `cargo amp new` in the empty folder `here`.
 fn new(project: &Checkout, arguments: &[&str]) -> Output {
     output(&mut command(project, arguments))
 }
@@ -19,7 +19,7 @@ fn command(project: &Checkout, arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn a_crate_is_made_that_cargo_reads_and_rustfmt_leaves_alone() {
+fn the_new_crate_is_valid_for_cargo_and_formatted() {
     let project = Checkout::new();
     let source = amp_source(&project);
     let run = new(&project, &["spiral-model", "--amp-source", &source]);
@@ -54,7 +54,7 @@ fn a_crate_is_made_that_cargo_reads_and_rustfmt_leaves_alone() {
     let install = format!("cargo install --path {source}/cargo-amp\n");
     assert!(files[".github/workflows/amp.yml"].contains(&install));
 
-    // With cargo's configuration, which it reads from the working directory upwards.
+    // With cargo's configuration, which cargo reads from the working directory upwards.
     let found = metadata(&folder);
     let package = &found["packages"][0];
     assert_eq!(package["name"], "spiral-model");
@@ -67,8 +67,8 @@ fn a_crate_is_made_that_cargo_reads_and_rustfmt_leaves_alone() {
     for name in ["amp-core", "amp-verify"] {
         assert_eq!(dependency(name)["path"], format!("{source}/{name}"));
     }
-    // What is built for `cargo build` serves `cargo test` as well: no dependency of the tests alone
-    // turns on features of the others.
+    // `cargo test` can reuse the builds of `cargo build`: no dependency of the tests alone enables
+    // features of the others.
     let dependencies = package["dependencies"].as_array().expect("a list");
     assert!(dependencies.iter().all(|dependency| dependency["kind"].is_null()));
     let targets = package["targets"].as_array().expect("a list");
@@ -78,14 +78,14 @@ fn a_crate_is_made_that_cargo_reads_and_rustfmt_leaves_alone() {
     assert_eq!(targets.len(), 3, "{targets:?}");
     assert_formatted(&project, &folder);
 
-    // A crate of that name is there now.
+    // A crate with this name exists now.
     let again = new(&project, &["spiral-model", "--amp-source", &source]);
     assert_refused(&again, &["here/spiral-model exists already", "cargo amp init"]);
     assert_eq!(self::files(&folder), files);
 }
 
 #[test]
-fn a_long_name_leaves_it_formatted() {
+fn a_crate_with_a_long_name_is_formatted() {
     let project = Checkout::new();
     let name = "a-model-with-a-name-as-long-as-they-come";
     assert_succeeded(&new(&project, &[name, "--amp-source", "0.1"]));
@@ -106,7 +106,7 @@ fn the_source_may_be_a_version_or_a_git_repository() {
 }
 
 #[test]
-fn by_default_the_source_is_where_cargo_amp_was_installed_from() {
+fn the_default_source_is_the_source_of_cargo_amp() {
     let project = Checkout::new();
     let source = amp_source(&project);
     project.write("root/bin/note", "");
@@ -158,7 +158,7 @@ fn under_cargo_run_the_source_is_the_checkout() {
         command.env("CARGO_MANIFEST_DIR", format!("{source}/cargo-amp"));
         output(&mut command)
     };
-    // A program that runs cargo-amp under `cargo run` is another package.
+    // A program that runs cargo-amp under `cargo run` belongs to another package.
     assert_refused(&run("other"), &["pass --amp-source"]);
     assert_succeeded(&run("cargo-amp"));
     let manifest = fs::read_to_string(project.path("here/one/Cargo.toml")).expect("a manifest");
@@ -166,7 +166,7 @@ fn under_cargo_run_the_source_is_the_checkout() {
 }
 
 #[test]
-fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
+fn a_refused_crate_gives_one_line_and_leaves_no_files() {
     let project = Checkout::new();
     project.write("half/amp-core/Cargo.toml", "");
     let half = project.path("half").display().to_string();
@@ -188,7 +188,7 @@ fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
 }
 
 #[test]
-fn what_an_interruption_left_is_cleaned_away() {
+fn remains_of_an_interruption_are_removed() {
     let project = Checkout::new();
     project.write("here/.one.partial/src/stale.rs", "half a fi");
     assert_succeeded(&new(&project, &["one", "--amp-source", "0.1"]));

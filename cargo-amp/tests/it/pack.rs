@@ -1,4 +1,4 @@
-//! `cargo amp pack`: what is built, what is packed and what is refused.
+//! `cargo amp pack`: what it builds, packs and refuses.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use crate::packing::{build, pack, workspace};
 use crate::support::{assert_refused, assert_succeeded, output, stderr, stdout};
 
 #[test]
-fn what_a_gpu_machine_needs_is_packed() {
+fn everything_that_a_gpu_machine_needs_is_packed() {
     let project = workspace();
     let run = output(&mut pack(&project, &[]));
     assert_succeeded(&run);
@@ -59,7 +59,7 @@ fn what_a_gpu_machine_needs_is_packed() {
 }
 
 #[test]
-fn the_binary_alone_needs_no_tests() {
+fn bin_only_builds_and_packs_no_tests() {
     let project = workspace();
     let run = output(&mut pack(&project, &["--bin-only", "--output", "out/small"]));
     assert_succeeded(&run);
@@ -82,7 +82,7 @@ fn the_binary_alone_needs_no_tests() {
 }
 
 #[test]
-fn a_packed_folder_is_replaced_whole_and_no_other_folder_is() {
+fn only_a_packed_folder_is_replaced() {
     let project = workspace();
     assert_succeeded(&output(&mut pack(&project, &[])));
     project.write("dist/stale", "of the last time");
@@ -105,7 +105,7 @@ fn a_packed_folder_is_replaced_whole_and_no_other_folder_is() {
 }
 
 #[test]
-fn what_cannot_be_packed_is_refused_before_anything_is_built() {
+fn paths_that_cannot_be_packed_are_refused_before_the_build() {
     let project = workspace();
     let manifest = fs::read_to_string(project.path("Cargo.toml")).expect("written");
     for (path, why) in [
@@ -132,7 +132,7 @@ fn what_cannot_be_packed_is_refused_before_anything_is_built() {
 }
 
 #[test]
-fn a_failure_on_the_way_leaves_what_was_there() {
+fn a_failure_leaves_the_old_folder() {
     let project = workspace();
     assert_succeeded(&output(&mut pack(&project, &["--bin-only"])));
     let before = files(&project.path("dist"));
@@ -145,7 +145,7 @@ fn a_failure_on_the_way_leaves_what_was_there() {
     assert_refused(&run, &["strip could not copy ", "built/amp-bin-amp", "exit status: 1"]);
     unchanged("strip");
 
-    // A cargo that fails has said why, and its exit code is kept.
+    // A failed cargo has printed its reason; its exit code is returned.
     for file in ["benches", "tests", "amp"] {
         fs::remove_file(project.path("built").join(file)).expect("written");
         let run = output(&mut pack(&project, &[]));
@@ -155,7 +155,7 @@ fn a_failure_on_the_way_leaves_what_was_there() {
 }
 
 #[test]
-fn a_test_that_is_to_be_left_out_must_be_there() {
+fn a_test_to_leave_out_must_exist() {
     let project = workspace();
     build(&project, "tests", &[("checks", "test", "uii", true), ("checks", "lib", "checks", true)]);
     let run = output(&mut pack(&project, &[]));

@@ -1,11 +1,11 @@
-//! What the tests of `cargo amp pack` and of the packed `run.sh` share: a workspace of two packages,
-//! and what a cargo would have built of it.
+//! Helpers of the tests of `cargo amp pack` and of the packed `run.sh`: a workspace of two
+//! packages, and the files that cargo would have built from it.
 
 use std::process::Command;
 
 use crate::support::Checkout;
 
-/// The packages `mine`, with the amp binary, data and goldens, and `checks`, with goldens too.
+/// The package `mine` has the amp binary, data and goldens; the package `checks` has goldens.
 pub(crate) fn workspace() -> Checkout {
     let project = Checkout::new();
     let package = |name: &str| {
@@ -33,7 +33,7 @@ pub(crate) fn workspace() -> Checkout {
     project.write("checks/benches/speed.rs", "");
     project.write("checks/benches/odd.rs", "");
     project.write("checks/tests/goldens/other_cpu.snap", "golden of checks\n");
-    // A golden and a test of the library `checks` have its name too.
+    // The golden and the test have the same name as the library `checks`.
     build(&project, "amp", &[("", "bin", "amp", false)]);
     build(
         &project,
@@ -53,8 +53,9 @@ pub(crate) fn workspace() -> Checkout {
     project
 }
 
-/// Writes what a cargo says that has built these: folder of the package, kind, name, whether it
-/// runs tests. Each is a script that says how it was called, and fails if its name is in `FAILS`.
+/// Writes cargo's messages for these executables: the package's folder, the kind, the name, and
+/// whether it runs tests. Each executable is a script that prints how it was called, and fails if
+/// its name is in `FAILS`.
 pub(crate) fn build(project: &Checkout, file: &str, targets: &[(&str, &str, &str, bool)]) {
     let mut messages = String::new();
     for (package, kind, name, is_test) in targets {

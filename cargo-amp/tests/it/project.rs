@@ -1,8 +1,8 @@
-//! Which crate, and which binary of it, a command is about.
+//! Which crate and which binary a command uses.
 
 use crate::support::{Checkout, assert_refused, output};
 
-/// A package in a folder of its name, with a binary of the name `binary` if one is given.
+/// A package in a folder with its name, with the binary `binary` if given.
 fn package(project: &Checkout, name: &str, binary: Option<&str>) {
     let manifest =
         format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n");
@@ -13,7 +13,7 @@ fn package(project: &Checkout, name: &str, binary: Option<&str>) {
     }
 }
 
-/// A workspace of these packages, without one in its root.
+/// A workspace of these packages, without a package in the root.
 fn workspace(packages: &[(&str, Option<&str>)]) -> Checkout {
     let project = Checkout::new();
     std::fs::remove_dir_all(project.path("src")).expect("there");
@@ -31,7 +31,7 @@ fn built(project: &Checkout, folder: &str, arguments: &[&str]) -> String {
     project.write("built/amp", "");
     let mut command = project.cargo_amp(arguments);
     command.current_dir(project.path(folder)).env("FAKE_BUILT", project.path("built"));
-    // Nothing was built, in fact.
+    // The stand-in built nothing.
     assert_refused(&output(&mut command), &["cargo built amp but did not say where"]);
     let log = std::fs::read_to_string(project.path("built/log")).expect("cargo was called");
     std::fs::remove_file(project.path("built/log")).expect("just read");
@@ -40,7 +40,7 @@ fn built(project: &Checkout, folder: &str, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_binary_is_the_current_packages_or_the_only_one_or_the_one_that_is_named() {
+fn the_binary_is_the_named_the_current_or_the_only_packages() {
     let project = workspace(&[("one", Some("amp")), ("two", None), ("three", Some("other"))]);
     for folder in ["", "one", "one/src/bin", "two", "three/src"] {
         assert_eq!(built(&project, folder, &["verify"]), "one", "in `{folder}`");
@@ -60,7 +60,7 @@ fn the_binary_is_the_current_packages_or_the_only_one_or_the_one_that_is_named()
 }
 
 #[test]
-fn a_package_in_the_folder_of_another_is_the_current_one_there() {
+fn a_package_inside_anothers_folder_is_current_there() {
     let project = Checkout::new();
     package(&project, "inner", Some("amp"));
     let manifest = std::fs::read_to_string(project.path("Cargo.toml")).expect("written");
@@ -74,7 +74,7 @@ fn a_package_in_the_folder_of_another_is_the_current_one_there() {
 }
 
 #[test]
-fn measuring_is_done_in_a_release_build_and_nothing_else() {
+fn only_commands_that_measure_time_use_the_release_profile() {
     let project = Checkout::new();
     project.write("built/amp", "");
     for command in ["verify", "bench"] {
@@ -86,9 +86,9 @@ fn measuring_is_done_in_a_release_build_and_nothing_else() {
 }
 
 #[test]
-fn a_crate_without_the_binary_is_told_of_init_before_anything_is_fetched() {
+fn without_the_binary_init_is_suggested_before_the_fetch() {
     let project = workspace(&[("one", None), ("two", Some("other"))]);
-    // Another target of the name is not the binary.
+    // Another kind of target with this name is not the binary.
     project.write("one/tests/amp.rs", "");
     for (folder, arguments, parts) in [
         ("", &["verify"][..], ["no package of ", "has a binary `amp`"]),
@@ -102,12 +102,12 @@ fn a_crate_without_the_binary_is_told_of_init_before_anything_is_fetched() {
         assert_refused(&run, &["run `cargo amp init`"]);
     }
     assert!(project.is_bare());
-    // The tests of such a crate run.
+    // The tests of such a crate can run.
     assert_eq!(output(&mut project.cargo_amp(&["test"])).status.code(), Some(7));
 }
 
 #[test]
-fn outside_a_crate_one_line_names_new() {
+fn outside_a_crate_the_error_suggests_new() {
     let project = Checkout::new();
     for command in ["setup", "verify", "test", "pack", "init"] {
         let run = output(project.cargo_amp(&[command]).current_dir("/"));
@@ -131,14 +131,14 @@ fn a_manifest_that_cargo_cannot_read_is_one_line() {
 }
 
 #[test]
-fn a_cargo_that_is_not_there_is_one_line() {
+fn a_missing_cargo_is_one_line() {
     let project = Checkout::new();
     let run = output(project.cargo_amp(&["verify"]).env("CARGO", project.path("absent")));
     assert_refused(&run, &["cargo could not be run", "put it on PATH"]);
 }
 
 #[test]
-fn settings_that_mean_nothing_are_refused() {
+fn unknown_settings_are_refused() {
     let project = Checkout::new();
     let manifest = std::fs::read_to_string(project.path("Cargo.toml")).expect("written");
     for (settings, parts) in [

@@ -1,5 +1,5 @@
-//! Fetching the Python packages that a project's tests ask for, with a stand-in for pip: only for
-//! the tests, and once.
+//! Fetches the Python packages for a project's tests, with a stand-in for pip: only for the tests,
+//! and only once.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ fn asking() -> Checkout {
     project
 }
 
-/// What pip was asked for each time it was to fetch the packages.
+/// The requirements in each of pip's runs for these packages.
 fn fetches(project: &Checkout) -> Vec<String> {
     let log = fs::read_to_string(project.path("pip.log.tensorboard")).unwrap_or_default();
     log.lines().map(str::to_owned).collect()
@@ -28,14 +28,14 @@ fn is_whole(project: &Checkout) -> bool {
 }
 
 #[test]
-fn the_tests_fetch_them_once_and_nothing_else_does() {
+fn only_the_tests_fetch_the_packages_and_only_once() {
     let project = asking();
     assert_succeeded(&output(&mut project.cargo_amp(&["setup"])));
     let runs_of_setup = project.pip_runs();
     output(&mut project.cargo_amp(&["verify"]));
     assert_eq!(fetches(&project), Vec::<String>::new());
 
-    // The stand-in for cargo ends with 7.
+    // The stand-in for cargo exits with 7.
     let first = output(&mut project.cargo_amp(&["test"]));
     assert_eq!(first.status.code(), Some(7), "{}", stderr(&first));
     assert!(is_whole(&project));
@@ -49,13 +49,13 @@ fn the_tests_fetch_them_once_and_nothing_else_does() {
     assert_eq!(stderr(&second), "");
     assert_eq!(fetches(&project).len(), 1);
     assert_eq!(project.pip_runs(), runs_of_setup, "libtorch was fetched by setup alone");
-    // The tests are told where the packages are.
+    // An environment variable gives the packages' folder to the tests.
     let line = format!("python {}\n", project.path(".amp/python").display());
     assert!(stdout(&second).contains(&line), "{}", stdout(&second));
 }
 
 #[test]
-fn a_project_that_asks_for_none_fetches_none() {
+fn a_project_without_packages_fetches_none() {
     let project = Checkout::new();
     let run = output(&mut project.cargo_amp(&["test"]));
     assert_eq!(run.status.code(), Some(7), "{}", stderr(&run));
@@ -64,7 +64,7 @@ fn a_project_that_asks_for_none_fetches_none() {
 }
 
 #[test]
-fn what_is_not_whole_is_fetched_again() {
+fn incomplete_packages_are_fetched_again() {
     let project = asking();
     project.write(".amp/python.partial/packages/half", "a file");
     project.write(".amp/python/tensorboard/old", "a file");
@@ -75,7 +75,7 @@ fn what_is_not_whole_is_fetched_again() {
 }
 
 #[test]
-fn a_failed_fetch_is_one_line_and_leaves_what_was_there() {
+fn a_failed_fetch_is_one_line_and_leaves_the_old_packages() {
     let project = asking();
     project.write(".amp/python/tensorboard/old", "a file");
     let run = output(project.cargo_amp(&["test"]).env("FAKE_TENSORBOARD", "network"));

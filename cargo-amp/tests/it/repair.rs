@@ -1,4 +1,4 @@
-//! A libtorch in the cache that is not whole, or that somebody else put there.
+//! A libtorch in the cache that is incomplete, or that the user installed there.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,7 +7,7 @@ use crate::support::{
     CPU_WHEELS, CUDA_WHEELS, Checkout, assert_refused, assert_succeeded, output, stderr, stdout,
 };
 
-/// What `pip install --target` makes: each package with a list of its files.
+/// The files that `pip install --target` makes: each package with a list of its files.
 fn install_by_hand(checkout: &Checkout) {
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     fs::remove_file(checkout.home().join("amp-manifest")).expect("there");
@@ -27,7 +27,7 @@ fn install_by_hand(checkout: &Checkout) {
 }
 
 #[test]
-fn a_whole_folder_without_a_manifest_is_taken_over() {
+fn a_complete_folder_without_a_manifest_is_accepted() {
     let checkout = Checkout::new();
     install_by_hand(&checkout);
     let run = output(&mut checkout.cargo_amp(&["setup", "--cuda"]));
@@ -36,13 +36,13 @@ fn a_whole_folder_without_a_manifest_is_taken_over() {
     assert!(stdout(&run).ends_with("(with CUDA)\n"), "{}", stdout(&run));
     assert!(checkout.is_provisioned());
     assert_eq!(checkout.pip_runs(), CUDA_WHEELS);
-    // From now on its libraries are vouched for; Python's own files are no concern.
+    // The manifest lists the libraries from now on, and not Python's own files.
     fs::remove_dir_all(checkout.home().join("sympy")).expect("there");
     assert_eq!(stderr(&output(&mut checkout.cargo_amp(&["setup"]))), "");
 }
 
 #[test]
-fn a_folder_that_is_not_whole_is_replaced() {
+fn an_incomplete_folder_is_replaced() {
     type Damage = fn(&Checkout);
     let in_home = |path: &str| format!("cache/cargo-amp/libtorch-2.11.0/{path}");
     let cases: [(&str, &str, Damage); 8] = [
@@ -52,7 +52,7 @@ fn a_folder_that_is_not_whole_is_replaced() {
         ("verify", "libgomp.so.1 is missing or cut short", |c| {
             fs::remove_file(c.home().join("torch/lib/libgomp.so.1")).expect("there");
         }),
-        // Setup alone looks at each header.
+        // Only `setup` checks each header.
         ("setup", "torch.h is missing or cut short", |c| {
             let header = "torch/include/torch/csrc/api/include/torch/torch.h";
             fs::write(c.home().join(header), "torch").expect("there");
@@ -109,14 +109,14 @@ fn a_damaged_libtorch_with_cuda_is_replaced_with_cuda() {
     let checkout = Checkout::new();
     assert_succeeded(&output(&mut checkout.cargo_amp(&["setup", "--cuda"])));
     fs::remove_file(checkout.home().join("torch/lib/libc10.so")).expect("there");
-    // Also where there is no driver, as on a cluster's login node.
+    // The same holds without a driver, as on a cluster's login node.
     output(&mut checkout.cargo_amp(&["verify"]));
     assert!(checkout.home().join("torch/lib/libtorch_cuda.so").is_file());
     assert!(checkout.is_provisioned());
 }
 
 #[test]
-fn a_failed_replacement_leaves_what_was_there() {
+fn a_failed_replacement_leaves_the_old_folder() {
     let checkout = Checkout::new();
     let version = "cache/cargo-amp/libtorch-2.11.0/torch/version.py";
     checkout.write(version, "__version__ = '2.10.0+cu128'\n");
@@ -127,7 +127,7 @@ fn a_failed_replacement_leaves_what_was_there() {
 }
 
 #[test]
-fn what_is_no_folder_is_replaced() {
+fn a_file_in_place_of_the_folder_is_replaced() {
     let checkout = Checkout::new();
     fs::create_dir_all(checkout.path("cache/cargo-amp")).expect("writable");
     symlink("/nonexistent", checkout.home()).expect("writable");

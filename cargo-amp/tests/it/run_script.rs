@@ -1,4 +1,4 @@
-//! The packed `run.sh`, with scripts for binaries and a folder that looks like Python's torch.
+//! The packed `run.sh`, with scripts as binaries and a folder that looks like Python's torch.
 
 use std::fs;
 use std::process::Output;
@@ -17,7 +17,7 @@ fn packed(arguments: &[&str]) -> Checkout {
     project
 }
 
-/// `run.sh` from a folder that is not the packed one.
+/// Runs `run.sh` from another folder than the packed one.
 fn run(project: &Checkout, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = std::process::Command::new(project.path("dist/run.sh"));
     command.args(arguments).current_dir(project.path("notes"));
@@ -36,7 +36,7 @@ fn assert_lines(output: &Output, lines: &[&str]) {
     }
 }
 
-/// The packed executables that ran, in their order.
+/// The packed executables that ran, in order.
 fn ran(output: &Output) -> Vec<String> {
     let lines = stdout(output);
     let names = lines.lines().filter_map(|line| line.strip_prefix("== "));
@@ -44,7 +44,7 @@ fn ran(output: &Output) -> Vec<String> {
 }
 
 #[test]
-fn a_command_goes_to_the_amp_binary_where_the_user_is() {
+fn a_command_runs_the_amp_binary_in_the_users_folder() {
     let project = packed(&["--bin-only"]);
     let output = run(&project, &["verify", "--device", "cuda"], &[]);
     assert_succeeded(&output);
@@ -64,7 +64,7 @@ fn a_command_goes_to_the_amp_binary_where_the_user_is() {
             "AMP_DEVICE=unset",
         ],
     );
-    // Its exit code is the binary's.
+    // The exit code is the one of the binary.
     assert_eq!(run(&project, &["gate"], &[("FAILS", "amp")]).status.code(), Some(1));
     for (arguments, kind) in [(&["test"][..], "tests"), (&["criterion"], "benches")] {
         let refused = run(&project, arguments, &[]);
@@ -106,7 +106,8 @@ fn every_test_runs_against_the_goldens_of_its_package() {
         ],
     );
 
-    // All run before those that failed are named; also those of a package without files.
+    // All binaries run, including the ones of a package without files; then the failed ones are
+    // listed.
     fs::remove_dir_all(project.path("dist/checks")).expect("packed");
     let failed = run(&project, &["test"], &[("FAILS", "checks"), ("AMP_DEVICE", "cpu")]);
     assert_eq!(failed.status.code(), Some(1));
@@ -116,7 +117,7 @@ fn every_test_runs_against_the_goldens_of_its_package() {
 }
 
 #[test]
-fn goldens_are_recorded_by_the_binaries_that_are_named() {
+fn goldens_are_recorded_by_the_named_binaries() {
     let project = packed(&[]);
     fs::remove_dir_all(project.path("dist/tests")).expect("packed");
     let output = run(&project, &["golden-record", "golden"], &[("CI", "true")]);
@@ -126,7 +127,7 @@ fn goldens_are_recorded_by_the_binaries_that_are_named() {
     assert!(project.path("dist/tests/goldens").is_dir());
     let all = run(&project, &["golden-record"], &[]);
     assert_eq!(ran(&all).len(), 4);
-    // What is there now is listed, to be copied.
+    // The files that exist now are listed, so that the user can copy them.
     assert!(stdout(&all).contains("other_cpu.snap"), "{}", stdout(&all));
     let refused = run(&project, &["golden-record", "absent"], &[]);
     assert_refused(&refused, &["there is no absent in "]);

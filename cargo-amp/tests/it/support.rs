@@ -1,5 +1,6 @@
-//! A small project in a temporary folder, and the cargo-amp binary run in it, apart from everything
-//! else on the machine: no network, no pip, a cache in the project, only the variables set here.
+//! A small project in a temporary folder. The cargo-amp binary runs in it isolated from the
+//! machine: no network, no pip, a cache inside the project, and only the environment variables that
+//! are set here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,9 +9,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// The stand-ins for python3, cargo, strip and df. They are files of the repository, not written by the
-/// tests: a script that a test has just written can still be held open by a process that another
-/// test is starting, and then cannot be run.
+/// The stand-ins for python3, cargo, strip and df. They are files of the repository, because a
+/// script that a test has just written may still be open in a process that another test starts, and
+/// then cannot run.
 pub(crate) fn fakes() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake")
 }
@@ -25,7 +26,7 @@ impl Checkout {
         let root = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join(format!("cargo-amp-{}-{number}", std::process::id()));
         fs::create_dir_all(&root).expect("writable");
-        // Resolved, to be compared with what cargo-amp prints.
+        // Resolved, because it is compared with cargo-amp's output.
         let checkout = Checkout(root.canonicalize().expect("just made"));
         checkout.write(".cargo/config.toml", "");
         checkout.write(
@@ -54,7 +55,8 @@ impl Checkout {
         self.path(folder)
     }
 
-    /// cargo-amp with `arguments` in the root, in a clean environment with the fakes first on PATH.
+    /// Runs cargo-amp with `arguments` in the root, in a clean environment with the stand-ins first
+    /// on PATH.
     pub(crate) fn cargo_amp(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cargo-amp"));
         command
@@ -64,10 +66,10 @@ impl Checkout {
             .env("PATH", format!("{}:/usr/bin:/bin", fakes().display()))
             .env("CARGO", fakes().join("cargo"))
             .env("REAL_CARGO", env!("CARGO"))
-            // As `.cargo/config.toml` sets it.
+            // The same value as in `.cargo/config.toml`.
             .env("LIBTORCH", self.path(".libtorch/torch"))
             .env("XDG_CACHE_HOME", self.path("cache"))
-            // As on a machine without an NVIDIA driver, whatever this one has.
+            // Simulates a machine without an NVIDIA driver.
             .env("CUDA_VISIBLE_DEVICES", "-1")
             .env("FAKE_LOG", self.path("pip.log"))
             .env("REAL_PYTHON", real_python())
@@ -75,7 +77,7 @@ impl Checkout {
         command
     }
 
-    /// cargo-amp with `arguments`, as on a machine with an NVIDIA driver.
+    /// Runs cargo-amp with `arguments`, simulating a machine with an NVIDIA driver.
     pub(crate) fn cargo_amp_with_driver(&self, arguments: &[&str]) -> Command {
         self.write("driver/libcuda.so.1", "");
         let mut command = self.cargo_amp(arguments);
@@ -88,23 +90,24 @@ impl Checkout {
         self.path("cache/cargo-amp/libtorch-2.11.0")
     }
 
-    /// Where it is fetched.
+    /// The folder in which it is fetched.
     pub(crate) fn partial(&self) -> PathBuf {
         self.path("cache/cargo-amp/libtorch-2.11.0.partial")
     }
 
-    /// What pip was asked for, one line a run.
+    /// The requirements given to pip, one line for each run.
     pub(crate) fn pip_log(&self) -> Vec<String> {
         let log = fs::read_to_string(self.path("pip.log")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
     }
 
-    /// How often pip was run: once for each wheel, and there are `CPU_WHEELS` for CPUs.
+    /// The number of pip's runs, one for each wheel; for CPUs this is `CPU_WHEELS`.
     pub(crate) fn pip_runs(&self) -> usize {
         self.pip_log().len()
     }
 
-    /// Whether the user's libtorch is whole, nothing unfinished is there and `.libtorch` leads to it.
+    /// Whether the user's libtorch is complete, no partial file is left and `.libtorch` leads to
+    /// it.
     pub(crate) fn is_provisioned(&self) -> bool {
         self.home().join("torch/lib/libtorch.so").is_file()
             && self.home().join("amp-manifest").is_file()
@@ -112,7 +115,7 @@ impl Checkout {
             && fs::read_link(self.path(".libtorch")).is_ok_and(|target| target == self.home())
     }
 
-    /// Whether there is no libtorch at all, not even a part, and no link.
+    /// Whether there is no libtorch, no part of one, and no link.
     pub(crate) fn is_bare(&self) -> bool {
         let is_there = |path: &Path| path.symlink_metadata().is_ok();
         !is_there(&self.home()) && !is_there(&self.partial()) && !is_there(&self.path(".libtorch"))
@@ -138,11 +141,11 @@ impl Checkout {
     }
 }
 
-/// How many wheels are fetched for CPUs, and with CUDA.
+/// The numbers of wheels that are fetched for CPUs and with CUDA.
 pub(crate) const CPU_WHEELS: usize = 3;
 pub(crate) const CUDA_WHEELS: usize = 16;
 
-/// The interpreter that unpacks wheels, not a script that looks for it.
+/// The interpreter that unpacks wheels; the stand-in calls it.
 fn real_python() -> &'static str {
     static FOUND: OnceLock<String> = OnceLock::new();
     FOUND.get_or_init(|| {
@@ -154,12 +157,12 @@ fn real_python() -> &'static str {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        // A folder that stays behind lies under target and is no reason to fail.
+        // A folder that cannot be removed remains under target, which is no reason to fail.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// Runs `command` to its end.
+/// Runs `command` until it ends.
 pub(crate) fn output(command: &mut Command) -> Output {
     command.output().expect("cargo-amp runs")
 }
@@ -172,7 +175,7 @@ pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Asserts that cargo-amp refused with exit code 2 and one last line that holds all of `parts`.
+/// Asserts that cargo-amp failed with exit code 2 and that the last line contains all of `parts`.
 #[track_caller]
 pub(crate) fn assert_refused(output: &Output, parts: &[&str]) {
     let stderr = stderr(output);
@@ -190,12 +193,12 @@ pub(crate) fn assert_succeeded(output: &Output) {
     assert!(output.status.success(), "{}", stderr(output));
 }
 
-/// A process that does not outlive its test, also when that fails.
+/// A process that is killed when its test ends, even if the test fails.
 pub(crate) struct Started(pub(crate) std::process::Child);
 
 impl Drop for Started {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,4 +1,4 @@
-//! The workspace's files, and how long those with code are.
+//! The workspace's files, and the limit on their length.
 
 use std::{
     fs,
@@ -7,10 +7,10 @@ use std::{
 
 use crate::Finding;
 
-/// The most lines of a file.
+/// The largest number of lines of a file.
 const LINES: usize = 400;
 const CODE: &[&str] = &["rs", "cpp", "h", "cu", "cuh", "py"];
-/// Folders with a dot that are the project's; others are tools'.
+/// Folders whose name begins with a dot and that belong to the project; others belong to tools.
 const DOTTED: &[&str] = &[".cargo", ".ci", ".github"];
 
 /// Every file, relative to the root.
@@ -40,13 +40,13 @@ fn is_own(folder: &str) -> bool {
     !dotted && !["target", "dist", "__pycache__"].contains(&folder)
 }
 
-/// Whether the file's name ends in one of these.
+/// Whether the file's name ends with one of these.
 pub(crate) fn ends_in(file: &Path, endings: &[&str]) -> bool {
     let ending = file.extension().and_then(|ending| ending.to_str());
     ending.is_some_and(|ending| endings.contains(&ending))
 }
 
-/// The text of a file; of another form than text, nothing.
+/// The text of a file; `None` if the file is not text.
 pub(crate) fn text(path: &Path) -> String {
     fs::read(path).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
 }

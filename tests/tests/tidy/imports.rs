@@ -13,8 +13,8 @@ use crate::{
     modules::{Meaning, Names, Source, declared, is_test, sources},
 };
 
-/// Imports of a module that stands above the importing one in `order`, and modules and entries that
-/// only one of the crate and the order has.
+/// Imports of a module above the importing one in `order`, and modules that are missing in either
+/// the crate or the order.
 pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
     let (sources, mut findings) = sources(root, krate);
     let names = Names::new(&sources);
@@ -44,7 +44,7 @@ pub(crate) fn upward(root: &Path, krate: &str, order: &[&str]) -> Vec<Finding> {
     findings
 }
 
-/// What differs between the root's modules and the order.
+/// The differences between the root's modules and the order.
 fn unlike(root: &Source, krate: &str, order: &[&str]) -> Vec<Finding> {
     let items: Vec<&Item> = root.items.iter().collect();
     let modules: Vec<&Ident> = declared(&items).map(|module| &module.ident).collect();
@@ -64,20 +64,20 @@ fn unlike(root: &Source, krate: &str, order: &[&str]) -> Vec<Finding> {
     missing.chain(stale).collect()
 }
 
-/// The names at the crate's root that a file takes.
+/// The names at the crate's root that a file uses.
 struct Imports {
     /// The crate's name in paths.
     krate: String,
-    /// How many modules the file's place is below the root.
+    /// The number of modules between the file and the root.
     depth: usize,
     found: Vec<(usize, String)>,
 }
 
-/// Where a path has come to.
+/// The module that a path has reached.
 #[derive(Clone, Copy)]
 enum At {
     Start,
-    /// So many modules below the root.
+    /// This many modules below the root.
     Module(usize),
 }
 
@@ -86,7 +86,7 @@ impl Imports {
         Self { krate: krate.replace('-', "_"), depth: source.module.len(), found: Vec::new() }
     }
 
-    /// Takes one name of a path; `None` where what follows is of no interest.
+    /// Resolves one name of a path; `None` if the rest does not matter.
     fn step(&mut self, at: At, name: &Ident) -> Option<At> {
         let text = name.to_string();
         match (at, text.as_str()) {
@@ -124,7 +124,7 @@ impl Imports {
         }
     }
 
-    /// Paths among the tokens of a macro, each from `start` on; `$crate` is the caller's affair.
+    /// Paths in the tokens of a macro, each beginning at `start`; `$crate` is left to the caller.
     fn tokens(&mut self, tokens: TokenStream, start: At) {
         let (mut at, mut colons, mut dollar) = (None, 0, false);
         for token in tokens {

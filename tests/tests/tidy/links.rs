@@ -15,8 +15,8 @@ use crate::{
 const BOOK: &str = "docs";
 const SUMMARY: &str = "SUMMARY.md";
 
-/// Links of pages (`*.md`) that lead nowhere. Links to the web and between pages of rustdoc
-/// (`derive.Batch.html`) are not looked at.
+/// Links of pages (`*.md`) without a target. Links to the web and between pages of rustdoc
+/// (`derive.Batch.html`) are not checked.
 pub(crate) fn broken(root: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     for page in pages(root) {
@@ -29,8 +29,8 @@ pub(crate) fn broken(root: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Pages below `docs` that its table of contents does not list, and links out of that folder, which
-/// the built book would not have.
+/// Pages below `docs` that the table of contents does not list, and links out of `docs`, which do
+/// not work in the built book.
 pub(crate) fn outside_the_book(root: &Path) -> Vec<Finding> {
     let book = Path::new(BOOK);
     let summary = book.join(SUMMARY);
@@ -57,7 +57,7 @@ fn pages(root: &Path) -> Vec<PathBuf> {
     all(root).into_iter().filter(|file| ends_in(file, &["md"])).collect()
 }
 
-/// Why the link leads nowhere, if it does.
+/// The reason why the link has no target, or `None` if it has one.
 fn problem(root: &Path, page: &Path, target: &str) -> Option<String> {
     if is_elsewhere(target) {
         return None;
@@ -98,7 +98,7 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
 fn links(text: &str) -> impl Iterator<Item = (usize, String)> {
     let mut found = Vec::new();
     for (number, line) in prose(text) {
-        // What stands between backticks is code.
+        // Text between backticks is code.
         let line: String = line.split('`').step_by(2).collect();
         for rest in line.split("](").skip(1) {
             let target = rest.split(')').next().unwrap_or_default();
@@ -109,8 +109,8 @@ fn links(text: &str) -> impl Iterator<Item = (usize, String)> {
     found.into_iter()
 }
 
-/// The names by which headings are linked, as GitHub and mdBook make them: in lower case, without
-/// punctuation, a hyphen for each space, and a number for each further heading of one name.
+/// The anchors of headings, formed as by GitHub and mdBook: lower case, no punctuation, a hyphen
+/// for each space, and a number for each further heading with the same text.
 fn anchors(text: &str) -> impl Iterator<Item = String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let heading = |line: &str| {

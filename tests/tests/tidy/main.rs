@@ -1,6 +1,6 @@
-//! The sources are in order: no module imports one that stands above it, no file is long, unsafe code
-//! is in amp-core's `ffi` alone, every page is mentioned somewhere, and every link leads to a page or a
-//! heading that exists. A finding is one line.
+//! Checks the structure of the sources: no module imports one above it, no file is long, unsafe
+//! code is in amp-core's `ffi` alone, some file mentions every page, and every link leads to an
+//! existing page or heading. Each finding is one line.
 
 mod files;
 mod imports;
@@ -12,7 +12,7 @@ mod unsafety;
 
 use std::path::{Path, PathBuf};
 
-/// amp-core's modules from the ground up: each may import those before it.
+/// amp-core's modules, from bottom to top: each may import the ones before it.
 const AMP_CORE: &[&str] = &[
     "error",
     "parameter",
@@ -48,7 +48,7 @@ const AMP_CORE: &[&str] = &[
     "trainer",
 ];
 
-/// amp-derive's.
+/// amp-derive's modules.
 const AMP_DERIVE: &[&str] = &[
     "manifest",
     "symbol",
@@ -66,7 +66,7 @@ const AMP_DERIVE: &[&str] = &[
     "batch",
 ];
 
-/// amp-verify's.
+/// amp-verify's modules.
 const AMP_VERIFY: &[&str] = &[
     "text",
     "python",
@@ -97,10 +97,10 @@ const AMP_VERIFY: &[&str] = &[
     "cli",
 ];
 
-/// Where unsafe code may be.
+/// The only folder with unsafe code.
 const FFI: &str = "amp-core/src/ffi";
 
-/// Where something is wrong, and what to do about it.
+/// The place of a finding, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Finding {
     /// Relative to the workspace.
@@ -120,7 +120,7 @@ fn root() -> PathBuf {
     tests.parent().expect("the workspace is the folder above").to_owned()
 }
 
-/// Fails with one line for each finding.
+/// Panics with one line for each finding.
 fn assert_none(mut findings: Vec<Finding>) {
     findings.sort();
     let lines = findings

@@ -1,4 +1,4 @@
-//! The modules of a crate as `mod` declares them, and what names at its root stand for.
+//! The modules of a crate as declared by `mod`, and the meaning of the names at its root.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use syn::{Attribute, Item, ItemMod, Meta, UseTree};
 
 use crate::{Finding, files};
 
-/// A file of the crate; tests are left out.
+/// A file of the crate, without tests.
 pub(crate) struct Source {
     /// Relative to the workspace.
     pub(crate) file: PathBuf,
@@ -18,7 +18,7 @@ pub(crate) struct Source {
     pub(crate) items: Vec<Item>,
 }
 
-/// The sources of a crate with what could not be read.
+/// The sources of a crate, and the files that could not be read.
 pub(crate) fn sources(root: &Path, krate: &str) -> (Vec<Source>, Vec<Finding>) {
     let (mut sources, mut findings) = (Vec::new(), Vec::new());
     let folder = Path::new(krate).join("src");
@@ -50,7 +50,7 @@ pub(crate) fn sources(root: &Path, krate: &str) -> (Vec<Source>, Vec<Finding>) {
     (sources, findings)
 }
 
-/// Whether something is there for tests alone.
+/// Whether an item exists only for tests.
 pub(crate) fn is_test(attrs: &[Attribute]) -> bool {
     attrs.iter().any(|attr| match &attr.meta {
         Meta::List(list) => {
@@ -61,14 +61,14 @@ pub(crate) fn is_test(attrs: &[Attribute]) -> bool {
     })
 }
 
-/// What `crate::NAME` means.
+/// The meaning of `crate::NAME`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Meaning {
-    /// Something in this module.
+    /// An item in this module.
     Module(String),
-    /// Another crate's, which is not an import between modules.
+    /// An item of another crate, which is not an import between modules.
     Foreign,
-    /// Something written at the root itself, above all modules.
+    /// An item defined at the root itself, above all modules.
     Root,
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn declared<'a>(items: &[&'a Item]) -> impl Iterator<Item = &'a ItemM
     modules.collect::<Vec<_>>().into_iter()
 }
 
-/// `first` is the first name of the path so far, but for `crate` and `self`.
+/// `first` is the first name of the path after `crate` and `self`.
 fn re_exported(
     tree: &UseTree,
     first: Option<&str>,
@@ -130,7 +130,7 @@ fn re_exported(
         let first = first.unwrap_or(original);
         match modules.iter().find(|module| *module == first) {
             Some(module) => drop(names.insert(name, Meaning::Module(module.clone()))),
-            // A trait and a derive may share a name: what is here matters.
+            // A trait and a derive may have the same name; the one in this crate counts.
             None => drop(names.entry(name).or_insert(Meaning::Foreign)),
         }
     };

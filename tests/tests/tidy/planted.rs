@@ -1,4 +1,4 @@
-//! What is planted is found, each in a folder of its own.
+//! The checks find planted faults, each in a workspace of its own.
 
 use std::{
     fs,
@@ -49,7 +49,7 @@ fn about_low(root: &str, low: &str) -> Vec<String> {
 const ABOVE: &str = "which stands above it: move what it needs to `low` or below";
 
 #[test]
-fn an_upward_import_is_found_in_whatever_form() {
+fn an_upward_import_is_found_in_every_form() {
     let forms = [
         "use crate::high::Thing;",
         "pub use crate::{other::X, high::{self, deep::Thing}};",
@@ -79,7 +79,7 @@ fn an_upward_import_is_found_in_whatever_form() {
 }
 
 #[test]
-fn names_at_the_root_are_followed_to_their_module() {
+fn names_at_the_root_are_resolved_to_their_module() {
     let root = "pub use high::{Thing, Other as Renamed};\npub use elsewhere::Foreign;\nfn own() {}";
     let finds = |low: &str| about_low(root, low).concat();
     assert!(finds("use crate::Thing;").contains("`low` imports `Thing` of `high`, which"));
@@ -92,7 +92,7 @@ fn names_at_the_root_are_followed_to_their_module() {
 }
 
 #[test]
-fn what_is_no_upward_import_is_left_alone() {
+fn other_imports_are_not_reported() {
     let low = "
         //! See [`crate::high`].
         use std::fmt;
@@ -109,7 +109,7 @@ fn what_is_no_upward_import_is_left_alone() {
 }
 
 #[test]
-fn a_module_without_a_place_and_a_place_without_a_module_are_found() {
+fn missing_and_unknown_modules_of_the_order_are_found() {
     let folder = planted(&[("kit/src/lib.rs", "mod low;"), ("kit/src/low.rs", "")]);
     let found = shown(upward(folder.path(), "kit", &["gone"]));
     assert_eq!(found.len(), 2, "{found:?}");
@@ -117,7 +117,7 @@ fn a_module_without_a_place_and_a_place_without_a_module_are_found() {
     assert!(found[1].starts_with("kit/src/lib.rs:1: no module `gone`"), "{found:?}");
 }
 
-/// In a copy of a crate that is in order.
+/// In a copy of a crate without findings.
 #[test]
 fn an_import_planted_in_amp_derive_is_found() {
     let folder = tempdir().expect("a temporary folder");

@@ -1,4 +1,4 @@
-//! Unsafe code, and what allows it.
+//! Unsafe code, and lint attributes that allow it.
 
 use std::path::Path;
 
@@ -9,13 +9,13 @@ use crate::{
     files::{all, ends_in, text},
 };
 
-/// The word `unsafe`, and lints that let it pass, outside the folder `home`.
+/// The word `unsafe`, and lint attributes that allow it, outside the folder `home`.
 pub(crate) fn outside(root: &Path, home: &Path) -> Vec<Finding> {
     let sources = all(root).into_iter().filter(|file| ends_in(file, &["rs"]));
     let mut findings = Vec::new();
     for file in sources.filter(|file| !file.starts_with(home)) {
         let source = text(&root.join(&file));
-        // Most have no such word, and need not be read closely.
+        // Most files do not contain the word, so they need not be parsed.
         if source.contains("unsafe") {
             findings.extend(words(&source).into_iter().map(|(line, word)| {
                 let home = home.display();
@@ -28,7 +28,7 @@ pub(crate) fn outside(root: &Path, home: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Where the words stand, outside comments and strings.
+/// The occurrences outside comments and strings.
 pub(crate) fn words(source: &str) -> Vec<(usize, String)> {
     let Ok(tokens) = source.parse::<TokenStream>() else {
         return vec![(1, "not Rust, so nobody knows whether it is `unsafe`".to_owned())];
@@ -38,7 +38,7 @@ pub(crate) fn words(source: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// `allowed` is whether the tokens are what a lint level other than `deny` and `forbid` applies to.
+/// `allowed` is true if the tokens belong to a lint attribute other than `deny` and `forbid`.
 fn collect(tokens: TokenStream, allowed: bool, found: &mut Vec<(usize, String)>) {
     let mut levels = false;
     for token in tokens {

@@ -1,4 +1,4 @@
-//! The name that generated code has for amp-core.
+//! A user's item called `__amp`, the name under which generated code imports amp-core, is refused.
 
 use amp_core as __amp;
 use amp_core::prelude::*;

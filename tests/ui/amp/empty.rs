@@ -1,4 +1,4 @@
-//! No argument.
+//! `#[amp()]` without an argument is refused.
 
 use amp_core::prelude::*;
 

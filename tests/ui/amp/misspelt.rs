@@ -1,4 +1,4 @@
-//! Misspelt.
+//! For a misspelt `crate`, the error suggests the right word.
 
 use amp_core::prelude::*;
 

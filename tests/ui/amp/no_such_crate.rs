@@ -1,4 +1,4 @@
-//! A crate that is not a dependency.
+//! rustc reports a path to a crate that is not a dependency.
 
 use amp_core::prelude::*;
 

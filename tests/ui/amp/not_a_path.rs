@@ -1,4 +1,4 @@
-//! A version instead of a path.
+//! A version instead of a path is refused.
 
 use amp_core::prelude::*;
 

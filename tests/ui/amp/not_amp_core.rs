@@ -1,4 +1,4 @@
-//! A path that leads past amp-core.
+//! rustc reports a path that leads to a module inside amp-core.
 
 use amp_core::prelude::*;
 

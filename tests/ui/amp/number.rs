@@ -1,4 +1,4 @@
-//! A number.
+//! A number instead of a path is refused.
 
 use amp_core::prelude::*;
 

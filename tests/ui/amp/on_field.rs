@@ -1,4 +1,4 @@
-//! For the struct, but on a field.
+//! `#[amp]` on a field is refused, because it belongs on the struct.
 
 use amp_core::prelude::*;
 

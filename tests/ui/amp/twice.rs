@@ -1,4 +1,4 @@
-//! Two paths.
+//! Two paths are refused.
 
 use amp_core::prelude::*;
 

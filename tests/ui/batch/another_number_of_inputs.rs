@@ -1,4 +1,4 @@
-//! Every input comes from the batch.
+//! Every input of `forward` needs a field of the batch.
 
 use amp_core::prelude::*;
 

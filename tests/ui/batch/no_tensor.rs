@@ -1,4 +1,4 @@
-//! A string is not a tensor.
+//! A field of type `String` is refused, because it holds no tensor.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A pair has one input.
+//! A model with two inputs needs `#[batch]`, because a pair has only one input.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! An example has one weight.
+//! Two fields of weights are refused, because each example has one weight.
 
 use amp_core::prelude::*;
 

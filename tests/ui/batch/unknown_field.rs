@@ -1,4 +1,4 @@
-//! The batch has no such field.
+//! rustc reports an input that is not a field of the batch.
 
 use amp_core::prelude::*;
 

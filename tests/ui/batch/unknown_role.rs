@@ -1,4 +1,4 @@
-//! A role is one of five words.
+//! For a misspelt role, the error suggests the right one.
 
 use amp_core::prelude::*;
 

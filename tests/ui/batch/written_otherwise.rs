@@ -1,4 +1,4 @@
-//! The type comes first, then what is taken of it.
+//! The first argument of `#[batch]` must be a type.
 
 use amp_core::prelude::*;
 

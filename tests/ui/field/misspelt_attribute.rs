@@ -1,4 +1,4 @@
-//! rustc does not know it either.
+//! For a misspelt attribute, the error suggests the right one; rustc reports it too.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The builder has `build` itself.
+//! A hyperparameter cannot be called `build`, because the builder has a method of this name.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! `cx` is the context.
+//! A layer cannot be called `cx`, because `cx` is the context in `forward`.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A hyperparameter is no state.
+//! A field cannot be both a hyperparameter and state.
 
 use amp_core::prelude::*;
 

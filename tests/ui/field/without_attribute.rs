@@ -1,4 +1,4 @@
-//! What is it?
+//! A field without an attribute is refused, because its kind is unknown.
 
 use amp_core::prelude::*;
 

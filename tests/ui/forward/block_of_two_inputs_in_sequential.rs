@@ -1,4 +1,4 @@
-//! `sequential` hands one tensor on.
+//! A block with two inputs is refused in `sequential`, which passes one tensor from layer to layer.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The layer could not be called.
+//! An input with the name of a layer is refused, because the layer could not be called.
 
 use amp_core::prelude::*;
 

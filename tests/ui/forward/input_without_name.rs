@@ -1,4 +1,4 @@
-//! An input has a name.
+//! An input that is a pattern is refused, because every input needs a name.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! rustc knows what is in scope.
+//! For a misspelt layer, the error suggests the right one; rustc reports it too.
 
 use amp_core::prelude::*;
 

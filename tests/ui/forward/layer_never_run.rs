@@ -1,4 +1,4 @@
-//! Its parameters would never be trained.
+//! A layer that `forward` never runs is refused, because its parameters would never be trained.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A closure has its bars.
+//! An expression that is neither a closure nor a path is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A mask that is absent is `None`.
+//! Two calls of a block with different numbers of inputs are refused.
 
 use amp_core::prelude::*;
 

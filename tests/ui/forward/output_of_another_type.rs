@@ -1,4 +1,4 @@
-//! A region could not cast it.
+//! An output must implement `Tensors`, so that a precision region can cast it.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The output is what the result holds.
+//! A closure whose return type is not a `Result` is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A block of two inputs is called with both.
+//! rustc reports a block with two inputs that is called with one.
 
 use amp_core::prelude::*;
 

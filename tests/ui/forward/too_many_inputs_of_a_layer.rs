@@ -1,4 +1,4 @@
-//! A linear layer has one input.
+//! rustc reports a linear layer that is called with two inputs.
 
 use amp_core::prelude::*;
 

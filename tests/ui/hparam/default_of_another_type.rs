@@ -1,4 +1,4 @@
-//! The default is the user's expression, so rustc points at it.
+//! rustc underlines a default whose type differs from the field's.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Which of the two?
+//! Two defaults of one hyperparameter are refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A close name is suggested; the setter is still there.
+//! For a misspelt `default`, the error suggests the right word, and the setter exists nevertheless.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The value is the default.
+//! A value without `default =` is refused.
 
 use amp_core::prelude::*;
 

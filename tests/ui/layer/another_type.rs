@@ -1,4 +1,4 @@
-//! The field is of another type: rustc points at both.
+//! rustc underlines a field whose type differs from its layer's.
 
 use amp_core::prelude::*;
 

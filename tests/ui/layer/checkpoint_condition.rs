@@ -1,4 +1,4 @@
-//! The condition has a name.
+//! The condition of `checkpoint` must be called `enabled`.
 
 use amp_core::prelude::*;
 

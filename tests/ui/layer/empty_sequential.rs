@@ -1,4 +1,4 @@
-//! Nothing to run.
+//! A `sequential` without layers is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A function is called by its path.
+//! A function of the user's must be called by its path.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Misplaced by one parenthesis.
+//! An option of `sequential` is refused, because it belongs to a layer inside.
 
 use amp_core::prelude::*;
 

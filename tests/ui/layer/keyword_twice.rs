@@ -1,4 +1,4 @@
-//! Which of the two?
+//! An option that is given twice is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Both are needed.
+//! `optional` needs a condition and a layer.
 
 use amp_core::prelude::*;
 

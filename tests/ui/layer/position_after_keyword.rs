@@ -1,4 +1,4 @@
-//! As in Python.
+//! An argument without a name after one with a name is refused, as in Python.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! By position and by name.
+//! An argument that is given by position and by name is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A percentage.
+//! A dropout of 20 is refused, because it must be a probability.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Pasted from Python.
+//! For a class name of PyTorch's, the error gives the name here.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The generated code has it.
+//! A `?` after a layer is refused, because the generated code adds it.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A closure by index.
+//! The layer of `repeat` must be a closure with an index.
 
 use amp_core::prelude::*;
 

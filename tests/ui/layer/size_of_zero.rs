@@ -1,4 +1,4 @@
-//! A literal that cannot be.
+//! A size of zero is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Both sizes are needed.
+//! A linear layer needs both sizes.
 
 use amp_core::prelude::*;
 

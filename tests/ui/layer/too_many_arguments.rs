@@ -1,4 +1,4 @@
-//! Options have names.
+//! A third argument by position is refused, because options are given by name.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A keyword of PyTorch's that means nothing here.
+//! For an unsupported keyword of PyTorch's, the error gives the reason.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Needs a sequential.
+//! A field with two layers is refused, because it needs `sequential`.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Nothing to set.
+//! An argument of a layer without arguments is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Advice, here made an error.
+//! A batch norm after a layer in half precision is warned about; here the warning is an error.
 
 #![deny(deprecated)]
 

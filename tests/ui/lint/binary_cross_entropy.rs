@@ -1,4 +1,4 @@
-//! CUDA autocast refuses it.
+//! `binary_cross_entropy` is refused, because CUDA autocast refuses it.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The trainer divides already.
+//! A loss divided for accumulation is refused, because the trainer divides it.
 
 use amp_core::prelude::*;
 

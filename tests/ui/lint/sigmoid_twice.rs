@@ -1,4 +1,4 @@
-//! The loss has one.
+//! A sigmoid before a loss that applies the sigmoid itself is refused.
 
 use amp_core::prelude::*;
 

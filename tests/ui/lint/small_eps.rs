@@ -1,4 +1,4 @@
-//! Advice, here made an error: float16 has no such number.
+//! An eps that is zero in float16 is warned about; here the warning is an error.
 
 #![deny(deprecated)]
 

@@ -1,4 +1,4 @@
-//! What?
+//! `#[log]` without arguments is refused.
 
 use amp_core::prelude::*;
 

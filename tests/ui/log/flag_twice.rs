@@ -1,4 +1,4 @@
-//! Once is enough.
+//! A flag that is given twice is refused.
 
 use amp_core::prelude::*;
 

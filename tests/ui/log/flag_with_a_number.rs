@@ -1,4 +1,4 @@
-//! Flags are true or false.
+//! A flag with a number is refused, because it is true or false.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! It is only computed in validation.
+//! A metric of validation alone cannot be logged in training.
 
 use amp_core::prelude::*;
 

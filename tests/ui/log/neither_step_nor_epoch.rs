@@ -1,4 +1,4 @@
-//! It would never be shown.
+//! A value that is logged neither per step nor per epoch is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! That step logs for itself.
+//! `#[log]` is refused if the user's step logs for itself.
 
 use amp_core::prelude::*;
 

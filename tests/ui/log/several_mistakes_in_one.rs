@@ -1,4 +1,4 @@
-//! Each at its place.
+//! Each mistake in one attribute is underlined at its place.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Which of the two?
+//! Two `#[log]` attributes for one value are refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The loggable names are listed.
+//! For an unknown value, the error lists the values that can be logged.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Flags say how.
+//! A value without flags is refused, because the flags are the only information.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The target is missing.
+//! A loss with one argument is refused, because the target is missing.
 
 use amp_core::prelude::*;
 

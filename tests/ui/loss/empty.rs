@@ -1,4 +1,4 @@
-//! All names are listed.
+//! For `#[loss]` without an argument, the error lists all losses.
 
 use amp_core::prelude::*;
 

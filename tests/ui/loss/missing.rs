@@ -1,4 +1,4 @@
-//! Nothing to minimise.
+//! A model without a loss is refused.
 
 use amp_core::prelude::*;
 

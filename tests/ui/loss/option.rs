@@ -1,4 +1,4 @@
-//! An option has a name, a range, and a value of `self`.
+//! Options of losses are checked for name, range and the missing `self`.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! All names are listed.
+//! For the name of PyTorch's module, the error suggests the name of its function.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! How many?
+//! `top_k` needs `k`.
 
 use amp_core::prelude::*;
 

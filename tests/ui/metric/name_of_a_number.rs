@@ -1,4 +1,4 @@
-//! A name is a word.
+//! A metric's name cannot be a number.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! `#[log]` could not name it.
+//! A metric's name cannot contain a blank, because `#[log]` could not name it.
 
 use amp_core::prelude::*;
 

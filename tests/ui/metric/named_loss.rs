@@ -1,4 +1,4 @@
-//! The loss is logged already.
+//! A metric cannot be called `loss`, because the loss is logged under this name.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! An average is one of its words, and options are in range.
+//! An unknown average and an option out of range are refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! It needs one to be logged.
+//! A metric of the user's own needs a name for its log.
 
 use amp_core::prelude::*;
 

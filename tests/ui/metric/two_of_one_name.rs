@@ -1,4 +1,4 @@
-//! One would hide the other.
+//! Two metrics of one name are refused.
 
 use amp_core::prelude::*;
 

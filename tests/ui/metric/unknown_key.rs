@@ -1,4 +1,4 @@
-//! It has none of its own.
+//! For an unknown key, the error lists the metric's keys.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Lightning says validate.
+//! For `validate`, the error suggests `val`.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Keys are evaluated in a method.
+//! A key that names a field needs `self.`, because keys are evaluated in a method.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Adam has betas.
+//! A group's key must be a key of its optimizer.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! They are like all others.
+//! A group without options is refused, because it would change nothing.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Nothing says which parameters they are.
+//! A group must choose its parameters.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! What is it?
+//! A key without a value is refused.
 
 use amp_core::prelude::*;
 

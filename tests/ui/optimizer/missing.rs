@@ -1,4 +1,4 @@
-//! Nothing would move.
+//! A model without an optimizer is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Two letters were swapped.
+//! For a misspelt `group`, the error suggests the right word.
 
 use amp_core::prelude::*;
 

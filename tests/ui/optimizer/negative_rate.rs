@@ -1,4 +1,4 @@
-//! Up the hill.
+//! A negative learning rate is refused.
 
 use amp_core::prelude::*;
 

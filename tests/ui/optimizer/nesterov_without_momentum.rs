@@ -1,4 +1,4 @@
-//! As in torch.optim.SGD.
+//! `nesterov` without a momentum is refused, as in torch.optim.SGD.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Adam has two.
+//! Adam needs two betas.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A key that is no field of the optimizer that the user wrote.
+//! rustc reports a key that is not a field of the user's optimizer.
 
 use amp_core::{
     nn::Parameter,

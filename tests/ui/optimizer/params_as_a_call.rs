@@ -1,4 +1,4 @@
-//! Patterns come in a list.
+//! `params(…)` instead of a list is refused.
 
 use amp_core::prelude::*;
 

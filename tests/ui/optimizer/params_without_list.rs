@@ -1,4 +1,4 @@
-//! Patterns come in a list.
+//! A pattern without a list is refused.
 
 use amp_core::prelude::*;
 

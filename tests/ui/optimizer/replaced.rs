@@ -1,4 +1,4 @@
-//! Which of the two?
+//! `#[optimizer]` next to `#[configure_optimizers]` is refused.
 
 use amp_core::prelude::*;
 

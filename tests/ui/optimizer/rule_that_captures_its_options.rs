@@ -1,4 +1,4 @@
-//! A rule that reads a rate from the options it captures, which a CUDA graph would hold as a constant.
+//! An update rule cannot capture the options, because a CUDA graph would hold their values as constants.
 
 use amp_core::{
     nn::Parameter,

@@ -1,4 +1,4 @@
-//! PyTorch's class.
+//! For the class name of PyTorch's optimizer, the error gives the name here.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Which one would train what?
+//! Two optimizers that would both train all parameters are refused.
 
 use amp_core::prelude::*;
 

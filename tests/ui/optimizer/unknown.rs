@@ -1,4 +1,4 @@
-//! All names are listed.
+//! For an unknown optimizer, the error lists all optimizers.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A key of another optimizer.
+//! For a key of another optimizer, the error lists the optimizer's own keys.
 
 use amp_core::prelude::*;
 

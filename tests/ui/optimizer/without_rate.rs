@@ -1,4 +1,4 @@
-//! The rate has no default.
+//! The learning rate is required, because it has no default.
 
 use amp_core::prelude::*;
 

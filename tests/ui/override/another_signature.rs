@@ -1,4 +1,4 @@
-//! rustc checks it against the trait.
+//! rustc compares the signature of the user's function with the generated call.
 
 use amp_core::prelude::*;
 

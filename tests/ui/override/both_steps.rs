@@ -1,4 +1,4 @@
-//! Nothing is left for the loss.
+//! A loss is refused if the user wrote both steps that would use it.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Which function?
+//! A hook without a function is refused.
 
 use amp_core::prelude::*;
 

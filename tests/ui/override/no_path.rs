@@ -1,4 +1,4 @@
-//! A path, not a call.
+//! A call instead of a function's path is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! It is a tensor.
+//! rustc reports an initial value that is not a tensor.
 
 use amp_core::prelude::*;
 

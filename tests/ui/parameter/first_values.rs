@@ -1,4 +1,4 @@
-//! A tensor has first values and a shape.
+//! A parameter without initial values or without a shape is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! It would never be trained.
+//! A parameter that `forward` never uses is refused, because it would never be trained.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Regions switch autocast off.
+//! A region cannot switch autocast on.
 
 use amp_core::prelude::*;
 

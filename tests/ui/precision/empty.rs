@@ -1,4 +1,4 @@
-//! Which one?
+//! `#[precision]` without an argument is refused.
 
 use amp_core::prelude::*;
 

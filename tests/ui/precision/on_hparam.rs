@@ -1,4 +1,4 @@
-//! A number has no region.
+//! `#[precision]` on a hyperparameter is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Bare words.
+//! A precision in quotes is refused, because precisions are bare words.
 
 use amp_core::prelude::*;
 

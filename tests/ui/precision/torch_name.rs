@@ -1,4 +1,4 @@
-//! PyTorch's name of it.
+//! For PyTorch's `bfloat16`, the error suggests `bf16`.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! One region.
+//! Two precisions of one layer are refused.
 
 use amp_core::prelude::*;
 

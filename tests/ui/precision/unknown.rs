@@ -1,4 +1,4 @@
-//! There is no such region.
+//! For an unknown precision, the error lists all precisions.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! With two optimizers it could be either's.
+//! With two optimizers, a scheduler above them is refused, because its optimizer is ambiguous.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Choices are bare words.
+//! An interval in quotes is refused, because choices are bare words.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! How long?
+//! `cosine_annealing` needs `t_max`.
 
 use amp_core::prelude::*;
 

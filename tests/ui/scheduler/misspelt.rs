@@ -1,4 +1,4 @@
-//! A close name is suggested.
+//! For a misspelt scheduler, the error suggests the right one.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Names of logged values are bare words.
+//! The name of a logged value in quotes is refused, because it is a bare word.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A schedule of a type of the user's, whose counts may be of steps or of epochs.
+//! A schedule of the user's own needs an interval, because its counts may be steps or epochs.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The value is known after an epoch.
+//! `reduce_lr_on_plateau` takes no interval, because the value exists only after an epoch.
 
 use amp_core::prelude::*;
 

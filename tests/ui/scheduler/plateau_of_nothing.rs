@@ -1,4 +1,4 @@
-//! The loss of the validation, most likely.
+//! `reduce_lr_on_plateau` needs a value to monitor.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Cosine annealing moves every epoch unless told otherwise.
+//! A count of steps is refused for a schedule that moves every epoch by default.
 
 use amp_core::prelude::*;
 

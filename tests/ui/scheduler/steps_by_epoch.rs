@@ -1,4 +1,4 @@
-//! It would never leave its warm-up.
+//! A count of steps is refused for a schedule that moves every epoch: it would never leave its warm-up.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Lightning's two.
+//! For Lightning's interval `batch`, the error suggests `step`.
 
 use amp_core::prelude::*;
 

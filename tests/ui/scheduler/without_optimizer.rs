@@ -1,4 +1,4 @@
-//! Nothing to schedule.
+//! A scheduler without an optimizer is refused.
 
 use amp_core::prelude::*;
 

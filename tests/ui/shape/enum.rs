@@ -1,4 +1,4 @@
-//! Only structs have fields to be layers.
+//! An enum is refused, because only structs have fields for layers.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! As in other derives.
+//! `#[loss = …]` is refused, because arguments are in parentheses.
 
 use amp_core::prelude::*;
 

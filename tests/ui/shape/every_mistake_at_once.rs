@@ -1,4 +1,4 @@
-//! One compile shows them all, and nothing that follows from them.
+//! One compile reports every mistake, and no error that follows from another.
 
 use amp_core::prelude::*;
 

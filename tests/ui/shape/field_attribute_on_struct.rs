@@ -1,4 +1,4 @@
-//! A region belongs to a field.
+//! `#[precision]` on the struct is refused, because it belongs on a field.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! One mistake in a generic struct: its builder and its traits are there all the same.
+//! A mistake in a generic struct causes one error, because the stubs have its builder and traits.
 
 use std::marker::PhantomData;
 

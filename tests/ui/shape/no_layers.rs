@@ -1,4 +1,4 @@
-//! Hyperparameters alone are not a model.
+//! A struct with hyperparameters alone is refused.
 
 use amp_core::prelude::*;
 

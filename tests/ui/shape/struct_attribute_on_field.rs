@@ -1,4 +1,4 @@
-//! The loss is the model's.
+//! `#[log]` on a field is refused, because it belongs on the struct.
 
 use amp_core::prelude::*;
 

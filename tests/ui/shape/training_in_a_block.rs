@@ -1,4 +1,4 @@
-//! A block has no loss of its own.
+//! A loss on a block is refused, because it belongs on the model.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Parameters are called after fields.
+//! A tuple struct is refused, because parameters are named after fields.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A union has no fields of its own.
+//! A union is refused.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! No fields, so no layers.
+//! A struct without fields is refused, because it has no layers.
 
 use amp_core::prelude::*;
 

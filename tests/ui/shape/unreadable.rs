@@ -1,4 +1,4 @@
-//! A value is missing; the optimizer is not reported missing as well.
+//! An attribute that cannot be parsed causes one error; the optimizer is not reported missing as well.
 
 use amp_core::prelude::*;
 

@@ -1,4 +1,4 @@
-//! A checkpoint holds state; what cannot be saved is `#[transient]`.
+//! State whose type cannot be saved is refused; `#[transient]` takes it.
 
 use amp_core::prelude::*;
 

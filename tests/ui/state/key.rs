@@ -1,4 +1,4 @@
-//! The value stands alone.
+//! A key in `#[state]` is refused, because the attribute takes the value alone.
 
 use amp_core::prelude::*;
 

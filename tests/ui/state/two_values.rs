@@ -1,4 +1,4 @@
-//! One value.
+//! Two values of one state are refused.
 
 use amp_core::prelude::*;
 

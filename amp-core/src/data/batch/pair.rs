@@ -45,7 +45,7 @@ impl Batch {
     /// `length` examples from `start` on, in the same memory.
     ///
     /// # Errors
-    /// When there are not so many.
+    /// When there are fewer examples.
     pub fn narrow(&self, start: i64, length: i64) -> Result<Self> {
         let (input, target) =
             (self.input.f_narrow(0, start, length)?, self.target.f_narrow(0, start, length)?);

@@ -18,7 +18,7 @@ pub struct ColorJitter {
 /// The range of a random factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Jitter {
-    /// So much to both sides of no change, but no factor below 0.
+    /// A range of this size to both sides of "no change"; a factor is never below 0.
     By(f64),
     /// From the first to the second number.
     Between(f64, f64),

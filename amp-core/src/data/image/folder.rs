@@ -13,7 +13,7 @@ use crate::{
 
 /// The endings of files that are read.
 const ENDINGS: [&str; 3] = ["jpg", "jpeg", "png"];
-/// Those that torchvision reads besides: they are refused, not left out.
+/// Formats that torchvision reads in addition: they are refused, not skipped.
 const UNREAD: [&str; 6] = ["ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 
 /// The image of a JPEG or PNG file: uint8 `[3, H, W]`. Gray is made RGB, transparency and the orientation in
@@ -36,7 +36,8 @@ pub fn decode_image(path: impl AsRef<Path>) -> Result<Tensor> {
 /// Images in a folder for each class (torchvision.datasets.ImageFolder): `root/cat/1.jpg`, `root/dog/a/2.png`.
 /// Classes are the folders' names in the order of their bytes, files are in the order of their paths.
 ///
-/// An example is a [`Batch`]: `input`, what the transform makes of the image, and `target`, the class as int64.
+/// An example is a [`Batch`]: `input` is the transform's result for the image, and `target` is the
+/// class as int64.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -158,7 +159,7 @@ impl MapDataset for ImageFolder {
     }
 }
 
-/// What is in a folder, by name.
+/// The entries of a folder, by name.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).and_then(|entries| {
         entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 #[cfg(feature = "images")]
 use crate::{file::Staged, precision::is_floating};
 
-/// How images are put beside each other (torchvision.utils.make_grid).
+/// Arranges images in a grid (torchvision.utils.make_grid).
 ///
 /// ```
 /// use amp_core::{Result, data::ImageGrid, tch::{Device, Kind, Tensor}};
@@ -38,8 +38,8 @@ impl Default for ImageGrid {
 }
 
 impl ImageGrid {
-    /// One image `[C, H, W]` of the images `[N, C, H, W]`, row by row; images of one channel become gray ones of
-    /// three. A single image gets no padding.
+    /// Combines the images `[N, C, H, W]` row by row into one image `[C, H, W]`; images with one
+    /// channel get three equal channels. A single image gets no padding.
     ///
     /// # Errors
     /// When the images have another shape, there are none, or an option is out of range.
@@ -111,7 +111,7 @@ pub fn save_image(image: &Tensor, path: impl AsRef<Path>) -> Result<()> {
             if image.f_isnan()?.f_any()?.f_int64_value(&[])? != 0 {
                 return Err(refused("the image has NaN".into()));
             }
-            // In f32 as torchvision, whose ties go by its rounding.
+            // In f32 as in torchvision, whose rounding decides ties.
             let wide = if kind == Kind::Double { kind } else { Kind::Float };
             let scaled = image.f_to_kind(wide)?.f_mul_scalar(255.0)?.f_add_scalar(0.5)?;
             scaled.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?

@@ -88,7 +88,7 @@ impl Compose {
         Self::default()
     }
 
-    /// The same with one more transform behind.
+    /// The same transforms, followed by another one.
     #[must_use]
     pub fn then(mut self, transform: impl Transform + 'static) -> Self {
         self.0.push(Box::new(transform));

@@ -29,7 +29,8 @@ impl Bucketed {
         Self { lengths, pool: 100 }
     }
 
-    /// Sorts within pools of so many batches: a small number shuffles better, a large one pads less.
+    /// Sorts within pools of this many batches: a small number shuffles better, a large one needs
+    /// less padding.
     #[must_use]
     pub fn pool(mut self, batches: i64) -> Self {
         self.pool = batches.max(1);

@@ -61,8 +61,8 @@ pub trait Sampler: fmt::Debug + Send + Sync {
         examples
     }
 
-    /// The numbers of the examples in the order of this epoch: as many as [`len`](Self::len) says, each from
-    /// 0 to `epoch.examples - 1`.
+    /// The numbers of the examples in the order of this epoch: [`len`](Self::len) numbers, each
+    /// from 0 to `epoch.examples - 1`.
     ///
     /// # Errors
     /// When it cannot draw from a set of this size.

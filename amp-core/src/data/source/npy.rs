@@ -27,8 +27,8 @@ pub fn read_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(map_npy(path)?.f_contiguous()?.f_detach_copy()?)
 }
 
-/// The array of a `.npy` file, mapped into memory: its numbers are read as they are used. The file must not
-/// change meanwhile; what is written to the tensor does not reach it.
+/// The array of a `.npy` file, mapped into memory: its numbers are read when they are used. The
+/// file must not change meanwhile; writes to the tensor do not change the file.
 ///
 /// # Errors
 /// As [`read_npy`].
@@ -58,7 +58,7 @@ pub fn map_npy(path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(flat.f_view(reversed.as_slice())?.f_permute(&back)?)
 }
 
-/// What the text before the numbers says.
+/// The header of the file.
 struct Header {
     kind: Kind,
     fortran_order: bool,

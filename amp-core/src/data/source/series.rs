@@ -6,8 +6,8 @@ use crate::{
     random::Rng,
 };
 
-/// Windows of time series: a past to forecast from and the future behind it. No window has values of two
-/// series, or of both sides of a [split](Self::split).
+/// Windows of time series: a past from which to forecast, and the future after it. No window has
+/// values of two series, or from both sides of a [split](Self::split).
 ///
 /// An example is a [`Batch`]: `input` `[context, …]` and `target` `[horizon, …]` of a series `[T, …]`.
 ///

@@ -117,7 +117,8 @@ impl TokenFile {
         Ok(self)
     }
 
-    /// Refuses tokens that a model of so many tokens does not have, as of a file of another width.
+    /// Refuses tokens outside a vocabulary of this size, as occur if the file has another token
+    /// width.
     #[must_use]
     pub fn vocabulary(mut self, tokens: i64) -> Self {
         self.vocabulary = Some(tokens);

@@ -64,7 +64,7 @@ pub(super) fn session_start(start: &FitStart, now: f64) -> Value {
     value("_hparams_/session_start_info", &content)
 }
 
-/// That the run came to its end.
+/// Marks that the run has ended.
 pub(super) fn session_end(now: f64) -> Value {
     let session = SessionEnd { status: SUCCESS, end_time_secs: now };
     let content = Content { end: Some(session), ..Default::default() };

@@ -1,4 +1,4 @@
-//! What is used of tensorboard/compat/proto/{event,summary,tensor}.proto.
+//! The used part of tensorboard/compat/proto/{event,summary,tensor}.proto.
 
 /// event.proto
 #[derive(Clone, PartialEq, prost::Message)]

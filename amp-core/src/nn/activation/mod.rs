@@ -1,4 +1,4 @@
-//! Layers without parameters, and activations.
+//! Activations, and other layers without parameters.
 
 mod options;
 

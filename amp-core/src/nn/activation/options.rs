@@ -62,7 +62,7 @@ with_options! {
         /// The slope of negative values.
         negative_slope: f64 = 0.01,
     } => |x, options| {
-        // libtorch's function has the slope 0.01 alone.
+        // libtorch's function supports only a slope of 0.01.
         x.f_where_self(&x.f_gt(0.0)?, &x.f_mul_scalar(options.negative_slope)?)?
     };
     /// x where that is positive, and α·(eˣ - 1) elsewhere; nn.ELU.
@@ -85,7 +85,7 @@ with_options! {
     Softplus, SoftplusConfig {
         /// β.
         beta: f64 = 1.0,
-        /// Where it becomes linear.
+        /// The value of β·x above which the function is linear.
         threshold: f64 = 20.0,
     } => |x, options| {
         let scaled = x.f_mul_scalar(options.beta)?;
@@ -100,7 +100,7 @@ with_options! {
         max_val: f64 = 1.0,
     } => |x, options| {
         let HardtanhConfig { min_val, max_val } = options;
-        // At a bound the gradient is 0, which that of `clamp` is not.
+        // At a bound the gradient is 0; the gradient of `clamp` is 1.
         let within = x.f_gt(min_val)?.f_logical_and(&x.f_lt(max_val)?)?;
         x.f_where_self(&within, &x.f_detach()?.f_clamp(min_val, max_val)?)?
     };
@@ -164,9 +164,9 @@ over_a_dimension! {
 /// The options of [`Prelu`].
 #[derive(Debug, Clone, Copy)]
 pub struct PreluConfig {
-    /// 1, or the number of channels.
+    /// 1 for one common slope, or the number of channels.
     pub num_parameters: i64,
-    /// The first slope.
+    /// The initial slope.
     pub init: f64,
 }
 

@@ -13,7 +13,7 @@ use crate::{
     precision::{Arguments, Kept, Region, RegionPlan, Tensors, is_floating},
 };
 
-/// The inputs of `M`.
+/// The inputs of the module `M`.
 type Inputs<'a, M> = <<M as Forward>::Input as Arguments>::At<'a>;
 
 impl Context {
@@ -36,7 +36,7 @@ impl Context {
     /// [`call`](Self::call) for the child at `index` of a container.
     ///
     /// # Errors
-    /// As [`call`](Self::call).
+    /// The same as [`call`](Self::call)'s.
     pub fn call_nth<M: Forward<Input = (&'static Tensor,)> + ?Sized>(
         &self,
         index: usize,
@@ -47,7 +47,7 @@ impl Context {
         self.run(self.plan_of(outer, None), outer, module, (input,), parent)
     }
 
-    /// Runs the module at the last of these path steps, each within the one before it.
+    /// Runs the module at the last of these path steps, each inside the previous one.
     pub(in crate::nn) fn call_at<'p, M: Forward + ?Sized>(
         &self,
         places: impl Iterator<Item = &'p Place<'p>>,
@@ -72,7 +72,7 @@ impl Context {
 
     /// The plan of the module at the path, inside a part with the plan `outer`.
     fn plan_of(&self, outer: RegionPlan, declared: Option<Region>) -> RegionPlan {
-        match self.islands.get(self.path.borrow().as_str()).copied().or(declared) {
+        match self.overrides.get(self.path.borrow().as_str()).copied().or(declared) {
             None => outer,
             Some(region) => outer.enter(region, self.policy.precision),
         }
@@ -98,8 +98,8 @@ impl Context {
     }
 
     /// Whether the module at the path has a precision region.
-    pub(super) fn has_island(&self) -> bool {
-        self.islands.contains_key(self.path.borrow().as_str())
+    pub(super) fn has_override(&self) -> bool {
+        self.overrides.contains_key(self.path.borrow().as_str())
     }
 
     /// Runs an expression on `input` in a precision region.
@@ -184,7 +184,8 @@ impl Context {
         Ok(())
     }
 
-    /// Runs the module at the path and shows each of its outputs, with the first floating input.
+    /// Runs the module at the path and reports each of its outputs, with the first floating-point
+    /// input.
     fn show<M: Forward + ?Sized>(
         &self,
         probe: &dyn Probe,
@@ -216,7 +217,7 @@ impl Context {
                     ))),
                 }
             };
-            ffi::forget_twin(given)?;
+            ffi::forget_cached_cast(given)?;
             probe.ran(&Call { path, op, plan, input, output: given, rerun: &rerun });
         }
         Ok(output)

@@ -1,4 +1,4 @@
-//! Modules that run in one with their neighbours.
+//! Fuses modules with their neighbours.
 
 use std::ops::Range;
 
@@ -11,29 +11,29 @@ use crate::{
 };
 
 impl Context {
-    /// Whether the children at `places` may run in one: no probe takes the tensors between them, and none has a
-    /// region of its own.
+    /// Whether the children at `places` may be fused: no probe reads the tensors between them, and
+    /// none has a region of its own.
     pub(in crate::nn) fn is_plain(&self, mut places: Range<usize>) -> bool {
-        let has_island = |place| {
+        let has_override = |place| {
             let parent = self.enter_nth(place);
-            let has = self.has_island();
+            let has = self.has_override();
             self.leave(parent);
             has
         };
-        self.may_fuse() && (self.islands.is_empty() || !places.any(has_island))
+        self.may_fuse() && (self.overrides.is_empty() || !places.any(has_override))
     }
 
     /// Whether some module of the model has a region of its own that the model does not declare.
-    pub(in crate::nn) fn has_islands(&self) -> bool {
-        !self.islands.is_empty()
+    pub(in crate::nn) fn has_overrides(&self) -> bool {
+        !self.overrides.is_empty()
     }
 
     fn may_fuse(&self) -> bool {
         self.fuses && !self.is_watched()
     }
 
-    /// Runs `layers`, the first of them at `place`, in one by `run`, under the path of the first. A probe is given
-    /// the dtype of the last for each of them. `None` where `run` cannot.
+    /// Runs `layers` fused by `run`, under the path of the first, which is at `place`. A probe of
+    /// dtypes gets the last layer's dtype for each of them. `None` if `run` returns `None`.
     pub(in crate::nn) fn call_fused<M: Module>(
         &self,
         layers: &[M],
@@ -69,8 +69,9 @@ impl Context {
         Ok(output)
     }
 
-    /// Runs the child `name` by `run`, in one with the operations before or behind it that have no name. Where a
-    /// probe takes the tensors between them, the child has a region of its own, or `run` cannot, `apart` runs it.
+    /// Runs the child `name` by `run`, fused with nameless operations before or after it. If a
+    /// probe reads the tensors between them, the child has its own region, or `run` returns `None`,
+    /// the child runs by `apart`.
     pub(in crate::nn) fn call_with<M: Module, const N: usize>(
         &self,
         name: &str,
@@ -80,7 +81,7 @@ impl Context {
         apart: impl Fn([&Tensor; N], &Self) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let parent = self.enter(name);
-        let result = match self.may_fuse() && !self.has_island() {
+        let result = match self.may_fuse() && !self.has_override() {
             true => run(inputs, self).and_then(of_group),
             false => Ok(None),
         };
@@ -151,8 +152,8 @@ mod tests {
         fn ran(&self, _: &Call<'_>) {}
     }
 
-    /// Layers that run in one are told of under their own places, and of none where they cannot; the
-    /// path is then as before.
+    /// Fused layers are reported under their own paths. If they cannot be fused, nothing is
+    /// reported and the path is unchanged.
     #[test]
     fn layers_in_one_are_told_of_one_by_one() -> Result<()> {
         let policy = Policy::new(Precision::Bf16Mixed, Device::Cpu);
@@ -173,17 +174,17 @@ mod tests {
         Ok(())
     }
 
-    /// A probe of tensors and a region keep layers apart; a probe of dtypes does not.
+    /// A probe of tensors and a region prevent fusing; a probe of dtypes does not.
     #[test]
     fn who_looks_decides_what_may_run_in_one() {
         let policy = Policy::new(Precision::F32True, Device::Cpu);
         let cx = || Context::new(policy, true);
-        let island = BTreeMap::from([("1".to_owned(), Region::Fp32)]);
+        let region = BTreeMap::from([("1".to_owned(), Region::Fp32)]);
         assert!(cx().is_plain(0..3));
         assert!(cx().with_dtype_probe(Rc::new(Told::default())).is_plain(0..3));
         assert!(!cx().with_probe(Rc::new(Told::default())).is_plain(0..3));
         assert!(!cx().without_fusion().is_plain(0..3));
-        let islands = cx().with_islands(Rc::new(island));
-        assert!(!islands.is_plain(0..3) && islands.is_plain(2..3));
+        let overrides = cx().with_overrides(Rc::new(region));
+        assert!(!overrides.is_plain(0..3) && overrides.is_plain(2..3));
     }
 }

@@ -43,10 +43,10 @@ pub struct Context {
     training: bool,
     recomputing: bool,
     dropout: bool,
-    /// Whether layers may run in one.
+    /// Whether layers may be fused.
     fuses: bool,
     checkpointing: Checkpointing,
-    islands: Rc<BTreeMap<String, Region>>,
+    overrides: Rc<BTreeMap<String, Region>>,
     path: RefCell<String>,
     plan: Cell<RegionPlan>,
     observer: Observer,
@@ -66,7 +66,7 @@ impl Context {
             dropout: training,
             fuses: true,
             checkpointing: if training { Checkpointing::Declared } else { Checkpointing::Off },
-            islands: Rc::default(),
+            overrides: Rc::default(),
             path: RefCell::default(),
             plan: Cell::new(RegionPlan::of(policy.precision)),
             observer: Observer::Nobody,
@@ -89,7 +89,7 @@ impl Context {
         self
     }
 
-    /// The same pass, the groups of layers that run in one shown to `probe`.
+    /// The same pass, with groups of fused layers reported to `probe`.
     #[must_use]
     pub fn with_group_probe(mut self, probe: Rc<dyn GroupProbe>) -> Self {
         self.observer = Observer::Groups(probe);
@@ -113,8 +113,8 @@ impl Context {
     /// Precision regions by module path; they override those of the structs. The same map must have been
     /// given to [`place`](super::place), which gives the parameters their region's dtype.
     #[must_use]
-    pub fn with_islands(mut self, islands: Rc<BTreeMap<String, Region>>) -> Self {
-        self.islands = islands;
+    pub fn with_overrides(mut self, overrides: Rc<BTreeMap<String, Region>>) -> Self {
+        self.overrides = overrides;
         self
     }
 
@@ -125,7 +125,7 @@ impl Context {
         self
     }
 
-    /// The same pass, each layer by itself, also where the device has kernels for several in one.
+    /// The same pass without fused layers, also if the device has kernels for them.
     #[must_use]
     pub fn without_fusion(mut self) -> Self {
         self.fuses = false;
@@ -229,7 +229,7 @@ impl Context {
                 // The chosen or measured modules are not searched again.
                 _ => Checkpointing::Off,
             },
-            islands: Rc::new(self.islands.as_ref().clone()),
+            overrides: Rc::new(self.overrides.as_ref().clone()),
             path: self.path.clone(),
             plan: self.plan.clone(),
             observer: Observer::Nobody,

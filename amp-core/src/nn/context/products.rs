@@ -1,4 +1,4 @@
-//! The matrix products of a pass, wherever its code computes them.
+//! Reports the matrix products of a pass, wherever they are computed.
 
 use super::{Context, Observer};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     nn::Product,
 };
 
-/// A guard: while it lives, a context's dtype probe receives the products of this thread.
+/// A guard: while it exists, a context's dtype probe receives the products of this thread.
 #[must_use = "products are watched until this is dropped"]
 pub(crate) struct ProductsOf<'c> {
     context: &'c Context,
@@ -15,10 +15,10 @@ pub(crate) struct ProductsOf<'c> {
 }
 
 impl Context {
-    /// From now on reports every product to the dtype probe; `None` if there is no such probe.
+    /// Begins to report every product to the dtype probe; `None` if there is no such probe.
     ///
     /// # Errors
-    /// When libtorch accepts no callback.
+    /// When libtorch does not accept a callback.
     pub(crate) fn watch_products(&self) -> Result<Option<ProductsOf<'_>>> {
         if !matches!(self.observer, Observer::Dtypes(_)) {
             return Ok(None);

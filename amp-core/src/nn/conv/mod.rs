@@ -26,17 +26,18 @@ pub struct ConvConfig<const N: usize> {
     pub out_channels: i64,
     /// The kernel's size.
     pub kernel_size: Sizes<N>,
-    /// Step between windows.
+    /// The step between windows.
     pub stride: Sizes<N>,
-    /// What is added on both sides.
+    /// The padding on both sides.
     pub padding: Padding<N>,
-    /// Distance of the kernel's elements.
+    /// The distance between the kernel's elements.
     pub dilation: Sizes<N>,
-    /// Groups of channels, each with filters of its own; divides both numbers of channels.
+    /// The number of groups of channels, each with its own filters; divides both numbers of
+    /// channels.
     pub groups: i64,
     /// Whether to add a bias.
     pub bias: bool,
-    /// What the padding consists of.
+    /// The values of the padding.
     pub padding_mode: PaddingMode,
 }
 
@@ -64,12 +65,12 @@ impl<const N: usize> ConvConfig<N> {
     }
 }
 
-/// A convolution over `N` dimensions: `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`, or the same without
-/// the batch; nn.Conv1d, nn.Conv2d and nn.Conv3d.
+/// A convolution over `N` dimensions: `[N, C, L]`, `[N, C, H, W]` or `[N, C, D, H, W]`, or the same
+/// without the batch; nn.Conv1d, nn.Conv2d and nn.Conv3d.
 ///
-/// A [`Conv2d`] that computes in f16 or bf16 on CUDA does so in channels_last, which tensor cores take, and
-/// its output lies so; what comes behind keeps that up to a [`Flatten`](super::Flatten). The weight and its
-/// gradient lie as everywhere.
+/// A [`Conv2d`] that computes in f16 or bf16 on CUDA uses the memory layout channels_last, which
+/// tensor cores need. Its output has this layout too, and the following layers keep it up to a
+/// [`Flatten`](super::Flatten). The weight and its gradient are contiguous.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::nn::{Conv2d, Conv2dConfig, Padding, Sizes};

@@ -1,15 +1,16 @@
-//! What a convolution finds beyond its input's edges.
+//! The padding of convolutions.
 
 use tch::Tensor;
 
 use crate::{Error, Result, nn::Sizes};
 
-/// How much is added on both sides of each dimension.
+/// The size of the padding on both sides of each dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Padding<const N: usize> {
-    /// So much.
+    /// This number of elements.
     Sizes(Sizes<N>),
-    /// As much as gives the output the input's size, for stride 1; where that is odd, one more at the end.
+    /// As many elements as give the output the input's size, for stride 1. If the number is odd,
+    /// there is one more at the end.
     Same,
 }
 
@@ -29,7 +30,7 @@ impl<const N: usize> Padding<N> {
         }
     }
 
-    /// What comes before and after each dimension.
+    /// The padding before and after each dimension.
     pub(super) fn sides(self, kernel_size: Sizes<N>, dilation: Sizes<N>) -> [Sizes<N>; 2] {
         match self {
             Self::Sizes(sizes) => [sizes, sizes],
@@ -42,17 +43,17 @@ impl<const N: usize> Padding<N> {
     }
 }
 
-/// What padding consists of.
+/// The values of the padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PaddingMode {
     /// Zeros.
     #[default]
     Zeros,
-    /// The input mirrored at its edge, without the edge.
+    /// The input mirrored at its edge, without repeating the edge.
     Reflect,
-    /// The input's edge.
+    /// The value at the input's edge.
     Replicate,
-    /// The input's other end.
+    /// The values at the opposite end of the input.
     Circular,
 }
 
@@ -69,7 +70,7 @@ impl PaddingMode {
             Self::Replicate => "replicate",
             Self::Circular => "circular",
         };
-        // libtorch counts dimensions from the last.
+        // libtorch's list begins with the last dimension.
         let sides: Vec<i64> = (0..N).rev().flat_map(|at| [before.0[at], after.0[at]]).collect();
         Ok(input.f_pad(sides, mode, None)?)
     }

@@ -1,4 +1,4 @@
-//! The layout that a convolution computes in.
+//! The memory layout in which a convolution computes.
 
 use tch::{Device, Kind};
 
@@ -12,7 +12,7 @@ use crate::{
 const HALF: [Precision; 4] =
     [Precision::F16Mixed, Precision::Bf16Mixed, Precision::F16True, Precision::Bf16True];
 
-/// Whether neighbours in memory are neighbours among the channels.
+/// Whether the channels are the innermost dimension in memory.
 fn is_channels_last(tensor: &Tensor) -> bool {
     let size = tensor.size();
     let [channels, height, width] = [size[1], size[2], size[3]];
@@ -27,13 +27,13 @@ fn region(precision: Precision) -> Result<Option<AutocastGuard>> {
     Policy::new(precision, Device::Cpu).autocast()
 }
 
-/// The largest distance from `exact`, over the largest value there.
+/// The largest distance from `exact`, relative to its largest value.
 fn off(seen: &Tensor, exact: &Tensor) -> Result<f64> {
     let distance = seen.f_to_kind(Kind::Double)?.f_sub(exact)?.f_abs()?.f_max()?;
     Ok(distance.f_div(&exact.f_abs()?.f_max()?)?.f_double_value(&[])?)
 }
 
-/// Input of so many channels, weight and bias.
+/// An input with this number of channels, the weight and the bias.
 fn leaves(precision: Precision, channels: i64, kernel: i64) -> Result<[Tensor; 3]> {
     let kind = precision.storage();
     let shapes: [&[i64]; 3] = [&[4, channels, 9, 9], &[16, channels, kernel, kernel], &[16]];
@@ -41,7 +41,7 @@ fn leaves(precision: Precision, channels: i64, kernel: i64) -> Result<[Tensor; 3
     Ok([input?, weight?, bias?])
 }
 
-/// Output, with what comes back of these for the gradient of its elements, `incoming`.
+/// The output, and the gradients of these tensors for the gradient `incoming` of the output.
 fn both_ways(
     [input, weight, bias]: &[Tensor; 3],
     shape: [i64; 2],
@@ -54,8 +54,9 @@ fn both_ways(
     Ok((output, gradients))
 }
 
-/// Output and gradients are f64's within the dtype's rounding, each gradient has its tensor's dtype,
-/// and the weight's lies as the weight does. A single channel lies in both layouts at once.
+/// Output and gradients equal f64's up to the dtype's rounding. Each gradient has its tensor's
+/// dtype, and the weight's gradient has the weight's layout. A tensor with a single channel has
+/// both layouts at once.
 #[test]
 fn a_layout_changes_no_value() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -92,8 +93,8 @@ fn a_layout_changes_no_value() -> Result<()> {
     Ok(())
 }
 
-/// What computes in more bits has the bits and the layout that it has if nothing is asked for; so has
-/// what is not a batch.
+/// Convolutions in wider dtypes, and inputs without a batch dimension, have the bits and the layout
+/// of libtorch's defaults.
 #[test]
 fn other_convolutions_are_left_alone() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -113,8 +114,8 @@ fn other_convolutions_are_left_alone() -> Result<()> {
     same(&[input.f_select(0, 0)?, weight, bias])
 }
 
-/// Within a region, as autocast has it: a weight that is written to there is not seen. The next
-/// region sees it, and gradients come from each pass, also behind one without.
+/// As with autocast's cache: a write to the weight inside a region is not used until the next
+/// region. Gradients come from each pass, also after a pass without gradients.
 #[test]
 fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -143,7 +144,7 @@ fn a_weight_is_brought_to_the_layout_once_a_region() -> Result<()> {
     Ok(())
 }
 
-/// d²/dw² of Σ conv(x, w)³, against that of the same in f64.
+/// d²/dw² of Σ conv(x, w)³, against the same in f64.
 #[test]
 fn a_weight_has_second_derivatives() -> Result<()> {
     let _section = random::seeded(0)?;
@@ -162,7 +163,7 @@ fn a_weight_has_second_derivatives() -> Result<()> {
     Ok(())
 }
 
-/// From the first convolution on, through what stands between convolutions, forward and backward.
+/// From the first convolution on, through the layers between convolutions, forward and backward.
 #[test]
 fn layers_keep_the_layout() -> Result<()> {
     let _section = random::seeded(0)?;

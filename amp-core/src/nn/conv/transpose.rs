@@ -17,17 +17,19 @@ pub struct ConvTransposeConfig<const N: usize> {
     pub out_channels: i64,
     /// The kernel's size.
     pub kernel_size: Sizes<N>,
-    /// Step between windows of the output.
+    /// The step between windows of the output.
     pub stride: Sizes<N>,
-    /// What is cut off the output on both sides.
+    /// The number of elements that are cut off the output on both sides.
     pub padding: Sizes<N>,
-    /// What is added to the output's end: strides above 1 leave its size open.
+    /// The number of elements that are added at the output's end, because strides above 1 leave its
+    /// size ambiguous.
     pub output_padding: Sizes<N>,
-    /// Groups of channels, each with filters of its own; divides both numbers of channels.
+    /// The number of groups of channels, each with its own filters; divides both numbers of
+    /// channels.
     pub groups: i64,
     /// Whether to add a bias.
     pub bias: bool,
-    /// Distance of the kernel's elements.
+    /// The distance between the kernel's elements.
     pub dilation: Sizes<N>,
 }
 
@@ -55,8 +57,9 @@ impl<const N: usize> ConvTransposeConfig<N> {
     }
 }
 
-/// A transposed convolution, the gradient of a convolution by its input: `[N, C, L]`, `[N, C, H, W]` or
-/// `[N, C, D, H, W]` grows by the stride; nn.ConvTranspose1d, nn.ConvTranspose2d and nn.ConvTranspose3d.
+/// A transposed convolution, the gradient of a convolution with respect to its input: `[N, C, L]`,
+/// `[N, C, H, W]` or `[N, C, D, H, W]` grows by the stride; nn.ConvTranspose1d, nn.ConvTranspose2d
+/// and nn.ConvTranspose3d.
 #[derive(Debug)]
 pub struct ConvTranspose<const N: usize> {
     weight: Tensor,
@@ -72,8 +75,8 @@ pub type ConvTranspose2d = ConvTranspose<2>;
 pub type ConvTranspose3d = ConvTranspose<3>;
 
 impl<const N: usize> ConvTranspose<N> {
-    /// Draws weight, then bias, from U(±1/√fan), where fan counts output channels of a group, as
-    /// torch.nn does.
+    /// Draws weight, then bias, from U(±1/√fan), where fan is computed from the output channels of
+    /// a group, as in torch.nn.
     ///
     /// # Errors
     /// When a size is not positive, or the groups do not divide the channels.

@@ -1,7 +1,7 @@
-//! First values, as torch.nn.init draws them: one seed gives torch's values for an f32 tensor on the CPU, and
-//! the same, rounded, for any other dtype and device.
+//! Initial values, drawn as in torch.nn.init: the same seed gives torch's values for an f32 tensor
+//! on the CPU, and the same values, rounded, for any other dtype and device.
 //!
-//! The functions change a tensor in place, for example a parameter found by its name:
+//! The functions fill a tensor in place, for example a parameter found by its name:
 //!
 //! ```no_run,standalone_crate
 //! use amp_core::{
@@ -22,7 +22,8 @@
 //! # fn main() {}
 //! ```
 //!
-//! [`Init`] is the same as a value, which attributes take: `linear(64, 10, weight_init = orthogonal)`.
+//! [`Init`] describes an initializer as a value, which attributes use: `linear(64, 10, weight_init
+//! = orthogonal)`.
 
 mod values;
 
@@ -37,13 +38,13 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// In-place functions, each with the way to draw that it stands for.
+/// Defines in-place functions, each for an initializer.
 macro_rules! in_place {
     ($($(#[$doc:meta])* $name:ident($($argument:ident: $ty:ty),*) = $init:expr;)*) => {$(
         $(#[$doc])*
         ///
         /// # Errors
-        /// As [`Init::tensor`].
+        /// The same as [`Init::tensor`]'s.
         pub fn $name(tensor: &Tensor, $($argument: $ty),*) -> Result<()> {
             $init.fill(tensor)
         }
@@ -79,7 +80,7 @@ in_place! {
     eye_() = Init::Eye;
 }
 
-/// A layer some of whose own parameters are drawn anew, by their names.
+/// Draws some of a layer's own parameters again, by name.
 #[doc(hidden)]
 pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Result<M> {
     let tensors = named_tensors(&module);
@@ -98,8 +99,8 @@ pub fn redrawn<M: Visit>(layer: &str, module: M, draws: &[(&str, Init)]) -> Resu
     Ok(module)
 }
 
-/// A tensor of the user's as that of a module: it requires a gradient where it is trained, and has
-/// no history.
+/// Makes a tensor of the user's a tensor of a module: it requires a gradient if it is trained, and
+/// has no autograd history.
 #[doc(hidden)]
 pub fn own_tensor(name: &str, tensor: Tensor, role: Role) -> Result<Tensor> {
     let tensor = tensor.f_detach()?;
@@ -134,7 +135,7 @@ pub(super) fn constant(shape: &[i64], value: f64) -> Result<Tensor> {
     Init::Full { value }.tensor(shape, Role::Parameter)
 }
 
-/// A parameter of the same values.
+/// A parameter with the same values.
 pub(super) fn copied(parameter: &Tensor) -> Result<Tensor> {
     Ok(parameter.f_detach()?.f_detach_copy()?.f_set_requires_grad(true)?)
 }
@@ -144,15 +145,15 @@ pub(super) fn buffer(shape: &[i64], value: f64) -> Result<Tensor> {
     values::filled(shape, value)
 }
 
-/// The bound of `kaiming_uniform_(a = √5)`, what nn.Linear and nn.Conv2d use: 1/√fan_in.
+/// The bound of `kaiming_uniform_(a = √5)`, which nn.Linear and nn.Conv2d use: 1/√fan_in.
 pub(super) fn kaiming_bound(fan_in: i64) -> f64 {
-    // In torch's order of operations, so that the bound has the same last bit.
+    // In torch's order of operations, which gives the same last bit.
     let gain = (2.0 / (1.0 + 5.0_f64.sqrt().powi(2))).sqrt();
     let std = gain / (fan_in as f64).sqrt();
     3.0_f64.sqrt() * std
 }
 
-/// The bound of a bias of nn.Linear and nn.Conv2d: 1/√fan_in.
+/// The bound of the bias of nn.Linear and nn.Conv2d: 1/√fan_in.
 pub(super) fn bias_bound(fan_in: i64) -> f64 {
     if fan_in > 0 { 1.0 / (fan_in as f64).sqrt() } else { 0.0 }
 }

@@ -2,13 +2,13 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{Error, Result, nn::Role, random};
 
-/// A tensor's first values, drawn in f32 on the CPU from libtorch's generator: one seed gives the same
-/// values whatever the dtype and device, and torch.nn.init's for an f32 tensor on the CPU. What a field with
-/// `#[parameter(shape = [64, 10], init = normal(0.0, 0.02))]` is built with, and a layer with
-/// `linear(64, 10, weight_init = normal(0.0, 0.02))`.
+/// An initializer: draws a tensor's initial values in f32 on the CPU from libtorch's generator. The
+/// same seed gives the same values for any dtype and device; for an f32 tensor on the CPU they
+/// equal torch.nn.init's. A field with `#[parameter(shape = [64, 10], init = normal(0.0, 0.02))]`
+/// and a layer with `linear(64, 10, weight_init = normal(0.0, 0.02))` use it.
 ///
-/// Fans are those of a weight `[outputs, inputs, …]`, as in torch: fan_in = inputs · the rest, fan_out =
-/// outputs · the rest.
+/// Fans are defined for weights `[outputs, inputs, …]`, as in torch: fan_in = inputs · (product of
+/// the rest), fan_out = outputs · (product of the rest).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
     /// 0.
@@ -17,14 +17,14 @@ pub enum Init {
     Ones,
     /// One value.
     Full {
-        /// It.
+        /// The value.
         value: f64,
     },
     /// U(low, high).
     Uniform {
-        /// The least value.
+        /// The smallest value.
         low: f64,
-        /// The bound that no value reaches.
+        /// The upper bound, exclusive.
         high: f64,
     },
     /// N(mean, std²).
@@ -34,69 +34,69 @@ pub enum Init {
         /// Its standard deviation.
         std: f64,
     },
-    /// N(mean, std²) without what is outside [a, b].
+    /// N(mean, std²), restricted to [a, b].
     TruncNormal {
         /// Its mean.
         mean: f64,
         /// Its standard deviation.
         std: f64,
-        /// The least value.
+        /// The smallest value.
         a: f64,
         /// The largest value.
         b: f64,
     },
     /// U(±gain·√(6 / (fan_in + fan_out))) (Glorot and Bengio 2010).
     XavierUniform {
-        /// What everything is multiplied by; see [`calculate_gain`].
+        /// The factor of all values; see [`calculate_gain`].
         gain: f64,
     },
     /// N(0, gain²·2 / (fan_in + fan_out)).
     XavierNormal {
-        /// What everything is multiplied by; see [`calculate_gain`].
+        /// The factor of all values; see [`calculate_gain`].
         gain: f64,
     },
     /// U(±gain·√(3 / fan)) (He et al., arXiv:1502.01852).
     KaimingUniform {
-        /// The negative slope of a leaky ReLU behind the layer. √5 gives torch's default of nn.Linear and
-        /// convolutions, U(±1/√fan_in).
+        /// The negative slope of a leaky ReLU after the layer. √5 gives the default of nn.Linear
+        /// and convolutions in torch, U(±1/√fan_in).
         a: f64,
-        /// Which fan.
+        /// The fan to use.
         mode: FanMode,
-        /// What comes behind the layer, from which the gain follows.
+        /// The activation after the layer, which determines the gain.
         nonlinearity: Nonlinearity,
     },
     /// N(0, gain² / fan).
     KaimingNormal {
-        /// As in [`KaimingUniform`](Self::KaimingUniform).
+        /// See [`KaimingUniform`](Self::KaimingUniform).
         a: f64,
-        /// Which fan.
+        /// The fan to use.
         mode: FanMode,
-        /// What comes behind the layer, from which the gain follows.
+        /// The activation after the layer, which determines the gain.
         nonlinearity: Nonlinearity,
     },
     /// A (semi-)orthogonal matrix of the first dimension and all others (Saxe et al., arXiv:1312.6120).
     Orthogonal {
-        /// What everything is multiplied by.
+        /// The factor of all values.
         gain: f64,
     },
     /// The identity, of two dimensions.
     Eye,
 }
 
-/// The fan whose variance is kept.
+/// The fan whose variance is preserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FanMode {
-    /// Inputs: that of the forward pass.
+    /// Inputs: preserves the variance in the forward pass.
     #[default]
     FanIn,
-    /// Outputs: that of the backward pass.
+    /// Outputs: preserves the variance in the backward pass.
     FanOut,
 }
 
-/// What comes behind a layer, as far as its gain is concerned.
+/// The activation after a layer, for its gain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Nonlinearity {
-    /// Nothing; also a convolution.
+    /// None; also for a convolution.
     Linear,
     /// The sigmoid.
     Sigmoid,
@@ -124,7 +124,7 @@ pub fn calculate_gain(nonlinearity: Nonlinearity, a: f64) -> f64 {
 }
 
 impl Init {
-    /// A tensor of this shape; one that is trained requires a gradient.
+    /// A new tensor with this shape; if it is trained, it requires a gradient.
     ///
     /// # Errors
     /// When a size is negative, a bound or deviation is out of order, or the shape has no fans.
@@ -133,13 +133,13 @@ impl Init {
         Ok(tensor.f_set_requires_grad(role == Role::Parameter)?)
     }
 
-    /// Draws the values of a tensor anew, in place and without history.
+    /// Fills a tensor with new values, in place and without autograd history.
     ///
     /// # Errors
-    /// As [`tensor`](Self::tensor).
+    /// The same as [`tensor`](Self::tensor)'s.
     pub fn fill(self, tensor: &Tensor) -> Result<()> {
         let values = self.draw(&tensor.size())?;
-        // What copies within `no_grad` has no history.
+        // A copy inside `no_grad` has no history.
         tch::no_grad(|| tensor.shallow_clone().f_copy_(&values))?;
         Ok(())
     }
@@ -218,7 +218,7 @@ fn xavier(init: &str, gain: f64, shape: &[i64]) -> Result<f64> {
     Ok(gain * (2.0 / (fan_in + fan_out) as f64).sqrt())
 }
 
-/// Kaiming's, the same.
+/// Kaiming's standard deviation, likewise.
 fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
     let [fan_in, fan_out] = fans(init, shape)?;
     let fan = match mode {
@@ -228,7 +228,7 @@ fn kaiming(init: &str, gain: f64, mode: FanMode, shape: &[i64]) -> Result<f64> {
     Ok(gain / (fan as f64).sqrt())
 }
 
-/// Values of the inverse distribution function at uniform ones, as torch has it.
+/// Values of the inverse distribution function at uniform numbers, as in torch.
 fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<Tensor> {
     let refused = |why| Err(Error::config(format!("trunc_normal({mean}, {std}, {a}, {b}): {why}")));
     if std.is_nan() || std <= 0.0 || a.is_nan() || b.is_nan() || a >= b {
@@ -251,7 +251,7 @@ fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<T
     })
 }
 
-/// Q of a QR decomposition of normal numbers, with the signs that make it uniform.
+/// Q of a QR decomposition of normal numbers, with signs that make it uniformly distributed.
 fn orthogonal(shape: &[i64], gain: f64) -> Result<Tensor> {
     let [rows, rest @ ..] = shape else { return no_matrix(shape) };
     if rest.is_empty() || shape.iter().any(|size| *size < 1) {

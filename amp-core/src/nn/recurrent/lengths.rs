@@ -4,18 +4,18 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result, precision::dtype_name};
 
-/// The lengths of a batch's sequences, and the order in which they are packed: longest first.
+/// The lengths of a batch's sequences, and the order in which they are packed: the longest first.
 pub(super) struct Lengths {
-    /// In that order, int64 on the CPU.
+    /// The lengths in this order, int64 on the CPU.
     sorted: Tensor,
-    /// The place of each packed sequence in the batch, on the batch's device.
+    /// For each packed sequence its index in the batch, on the batch's device.
     order: Tensor,
-    /// The place of each sequence of the batch among the packed ones.
+    /// For each sequence of the batch its index among the packed ones.
     back: Tensor,
 }
 
 impl Lengths {
-    /// Reads `[N]` lengths of sequences of `steps` at most.
+    /// Reads the lengths `[N]` of sequences with at most `steps` steps.
     pub(super) fn of(lengths: &Tensor, batch: i64, steps: i64, device: Device) -> Result<Self> {
         let kind = lengths.kind();
         if !matches!(kind, Kind::Int64 | Kind::Int | Kind::Int16 | Kind::Int8 | Kind::Uint8) {
@@ -50,22 +50,23 @@ impl Lengths {
         })
     }
 
-    /// A tensor of the batch's order in that of packing, along its batch dimension.
+    /// Reorders a tensor from the batch's order to the packing order, along its batch dimension.
     pub(super) fn sort(&self, tensor: &Tensor, dim: i64) -> Result<Tensor> {
         Ok(tensor.f_index_select(dim, &self.order)?)
     }
 
-    /// The other way.
+    /// The inverse of this order.
     pub(super) fn unsort(&self, tensor: &Tensor, dim: i64) -> Result<Tensor> {
         Ok(tensor.f_index_select(dim, &self.back)?)
     }
 
-    /// Sorted sequences without what is behind their ends, and how many there are at each step.
+    /// Packs sorted sequences: removes the steps after their ends. Also returns the number of
+    /// sequences at each step.
     pub(super) fn pack(&self, sorted: &Tensor, batch_first: bool) -> Result<(Tensor, Tensor)> {
         Ok(sorted.f_internal_pack_padded_sequence(&self.sorted, batch_first)?)
     }
 
-    /// Sorted sequences with zeros behind their ends, each of `steps`.
+    /// Unpacks to sorted sequences of `steps` steps, with zeros after their ends.
     pub(super) fn pad(
         data: &Tensor,
         batch_sizes: &Tensor,

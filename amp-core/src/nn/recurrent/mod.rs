@@ -14,19 +14,19 @@ use crate::Result;
 pub struct LstmConfig {
     /// Size of each step's input.
     pub input_size: i64,
-    /// Size of the states.
+    /// The size of the states.
     pub hidden_size: i64,
-    /// Layers, each of which takes the one before it as its input.
+    /// The number of layers; each one's input is the output of the previous one.
     pub num_layers: i64,
-    /// Whether there are biases.
+    /// Whether to add biases.
     pub bias: bool,
     /// Whether inputs and outputs are `[N, L, …]` instead of `[L, N, …]`.
     pub batch_first: bool,
     /// Dropout between layers while training; with one layer there is none.
     pub dropout: f64,
-    /// Whether each layer also reads the sequence from its end.
+    /// Whether a second direction reads the sequence from its end.
     pub bidirectional: bool,
-    /// Size that the hidden state is projected to, where it is not 0; below `hidden_size`.
+    /// The size to which the hidden state is projected, below `hidden_size`; 0 for no projection.
     pub proj_size: i64,
 }
 
@@ -58,7 +58,7 @@ pub struct RnnConfig {
     pub hidden_size: i64,
     /// As in [`LstmConfig`].
     pub num_layers: i64,
-    /// What makes the next state.
+    /// The function that computes the next state.
     pub nonlinearity: RnnNonlinearity,
     /// As in [`LstmConfig`].
     pub bias: bool,
@@ -80,7 +80,7 @@ pub enum RnnNonlinearity {
     Relu,
 }
 
-/// Where nothing else is given.
+/// The default.
 macro_rules! config {
     ($($config:ident { $($option:ident: $value:expr),* })*) => {$(
         impl $config {
@@ -123,37 +123,38 @@ config! {
     RnnConfig { nonlinearity: RnnNonlinearity::Tanh }
 }
 
-/// Long short-term memory over sequences; nn.LSTM. A step computes, of its input x and the states h and c,
+/// Long short-term memory over sequences; nn.LSTM. For the input x and the states h and c, a step
+/// computes
 ///
 /// ```text
-/// i, f, o = σ(W·x + U·h + b), each with its own rows of the weights, in the order i, f, g, o
+/// i, f, o = σ(W·x + U·h + b), with separate rows of the weights, in the order i, f, g, o
 /// g = tanh(W·x + U·h + b)
 /// c ← f·c + i·g
-/// h ← o·tanh(c), times weight_hr where there is a projection
+/// h ← o·tanh(c), multiplied by weight_hr if there is a projection
 /// ```
 ///
 /// | input | shape |
 /// | --- | --- |
 /// | sequence | `[L, N, input_size]`, with `batch_first` `[N, L, input_size]` |
-/// | initial states, zeros without them | h `[layers·directions, N, hidden]` and c `[…, hidden_size]` |
-/// | lengths, all L without them | `[N]` integers from 1 to L, in any order |
+/// | initial states, default zeros | h `[layers·directions, N, hidden]` and c `[…, hidden_size]` |
+/// | lengths, default L for all | `[N]` integers from 1 to L, in any order |
 ///
 /// | output | shape |
 /// | --- | --- |
-/// | of the last layer | `[L, N, directions·hidden]`, with `batch_first` `[N, L, …]` |
-/// | the last states | h and c as the initial ones |
+/// | output of the last layer | `[L, N, directions·hidden]`, with `batch_first` `[N, L, …]` |
+/// | last states | h and c in the shapes of the initial states |
 ///
-/// Here `hidden` is `proj_size`, or `hidden_size` where there is no projection. As in torch **time comes
-/// first** unless `batch_first` says otherwise.
+/// Here `hidden` is `proj_size`, or `hidden_size` if there is no projection. As in torch **the
+/// first dimension is time**, unless `batch_first` is set.
 ///
-/// With lengths the layer computes what torch's does on a packed sequence: steps behind the end are zeros in
-/// the output and have no influence, the last states are those at the end, and the second direction begins
-/// there. The output keeps the input's L. Lengths are read by the host, so that a step with them is no CUDA
-/// graph.
+/// With lengths the layer computes the same as torch's on a packed sequence: steps after the end
+/// are zeros in the output and have no effect, the last states are the states at the end, and the
+/// second direction begins at the end. The output keeps the input's L. The host reads the lengths,
+/// so a step with lengths cannot be a CUDA graph.
 ///
-/// Under autocast it computes in the autocast dtype, bf16 on CUDA included (there libtorch's autocast would
-/// compute in f16). Parameters have torch's names: `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0`,
-/// `weight_hr_l0`, then `…_l0_reverse`, and so on for each layer.
+/// Under autocast the layer computes in the autocast dtype, also in bf16 on CUDA, where libtorch's
+/// autocast would compute in f16. Parameters have torch's names: `weight_ih_l0`, `weight_hh_l0`,
+/// `bias_ih_l0`, `bias_hh_l0`, `weight_hr_l0`, then `…_l0_reverse`, and so on for each layer.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{nn::Lstm, prelude::*};
@@ -180,18 +181,18 @@ pub struct Lstm(Stack);
 /// Gated recurrent units over sequences; nn.GRU. A step computes
 ///
 /// ```text
-/// r, z = σ(W·x + U·h + b), each with its own rows of the weights, in the order r, z, n
+/// r, z = σ(W·x + U·h + b), with separate rows of the weights, in the order r, z, n
 /// n = tanh(W·x + b_ih + r·(U·h + b_hh))
 /// h ← (1 − z)·n + z·h
 /// ```
 ///
-/// Its input, initial state, lengths, output and last state are
-/// those of an [`Lstm`] without c and projection.
+/// Input, initial state, lengths, output and last state are those of an [`Lstm`] without c and
+/// projection.
 #[derive(Debug)]
 pub struct Gru(Stack);
 
-/// A plain recurrent net, h ← tanh(W·x + U·h + b) or with ReLU; nn.RNN. Its input, initial state, lengths,
-/// output and last state are those of an [`Lstm`] without c and projection.
+/// A plain recurrent network, h ← tanh(W·x + U·h + b), or with ReLU; nn.RNN. Input, initial state,
+/// lengths, output and last state are those of an [`Lstm`] without c and projection.
 #[derive(Debug)]
 pub struct Rnn(Stack);
 

@@ -1,4 +1,4 @@
-//! Layers of cells, in one direction or both.
+//! Layers of recurrent cells, in one direction or both.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::{
     precision::{AutocastGuard, autocast_state, is_floating},
 };
 
-/// What computes one step.
+/// The cell, which computes one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cell {
     Lstm,
@@ -21,7 +21,7 @@ pub(super) enum Cell {
 }
 
 impl Cell {
-    /// Rows of the weights for each element of the state.
+    /// The number of weight rows for each element of the state.
     fn gates(self) -> i64 {
         match self {
             Self::Lstm => 4,
@@ -30,7 +30,7 @@ impl Cell {
         }
     }
 
-    /// cuDNN's number (cudnnRNNMode_t).
+    /// cuDNN's code for the cell (cudnnRNNMode_t).
     fn mode(self) -> i64 {
         match self {
             Self::Relu => 0,
@@ -75,22 +75,22 @@ impl Shape {
         if self.bidirectional { 2 } else { 1 }
     }
 
-    /// Size of the state that is given out.
+    /// The size of the state that a cell outputs.
     fn output_size(&self) -> i64 {
         if self.proj_size > 0 { self.proj_size } else { self.hidden_size }
     }
 
-    /// Size of a layer's input.
+    /// The size of a layer's input.
     fn input_of(&self, layer: i64) -> i64 {
         if layer == 0 { self.input_size } else { self.directions() * self.output_size() }
     }
 
-    /// Weights of one direction of one layer.
+    /// The weights of one direction of one layer.
     fn per_direction(&self) -> i64 {
         2 + if self.bias { 2 } else { 0 } + i64::from(self.proj_size > 0)
     }
 
-    /// Names and sizes of a direction's weights, in torch's order.
+    /// The names and sizes of a direction's weights, in torch's order.
     fn weights_of(&self, layer: i64) -> Vec<(&'static str, Vec<i64>)> {
         let rows = self.cell.gates() * self.hidden_size;
         let mut weights = vec![
@@ -106,7 +106,7 @@ impl Shape {
         weights
     }
 
-    /// Names and sizes of all weights.
+    /// The names and sizes of all weights.
     fn weights(&self) -> Vec<(String, Vec<i64>)> {
         let suffixes = if self.bidirectional { &["", "_reverse"][..] } else { &[""] };
         let mut weights = Vec::new();
@@ -150,7 +150,7 @@ impl Stack {
         }
     }
 
-    /// The output and the last states, of which there are as many as the cell has.
+    /// The output and the last states; the number of states depends on the cell.
     pub(super) fn run<const STATES: usize>(
         &self,
         input: &Tensor,
@@ -167,8 +167,8 @@ impl Stack {
         let device = input.device();
         let autocast = self.autocast_kind(input)?;
         let kind = autocast.unwrap_or(input.kind());
-        // libtorch's own autocast of recurrent layers is f16 on CUDA, whatever is asked for, and on the CPU
-        // casts to bf16 where oneDNN may have no kernel for it.
+        // libtorch's autocast of recurrent layers is always f16 on CUDA, and on the CPU casts to
+        // bf16 even if oneDNN has no kernel.
         let _off = autocast.map(|_| AutocastGuard::off(device)).transpose()?;
         let mut x = input.f_to_kind(kind)?;
         let mut states = self.initial(initial, batch, (kind, device))?;
@@ -191,7 +191,7 @@ impl Stack {
         Ok((lengths.unsort(&output, batch_dim)?, last))
     }
 
-    /// Steps and batch.
+    /// The numbers of steps and of sequences.
     fn sizes(&self, input: &Tensor) -> Result<(i64, i64)> {
         let Shape { batch_first, input_size, .. } = self.shape;
         let size = input.size();
@@ -205,7 +205,7 @@ impl Stack {
         }
     }
 
-    /// The dtype of autocast, where it is on and takes these dtypes.
+    /// The autocast dtype, if autocast is on and casts these dtypes.
     fn autocast_kind(&self, input: &Tensor) -> Result<Option<Kind>> {
         let state = autocast_state(input.device())?;
         let eligible = |kind| is_floating(kind) && kind != Kind::Double;
@@ -241,8 +241,9 @@ impl Stack {
         Ok(states)
     }
 
-    /// Runs the layers on a padded or packed batch. Dropout between them is the crate's own, because what
-    /// cuDNN drops is not a part of libtorch's generator, from which a resumed run continues.
+    /// Runs the layers on a padded or packed batch. The crate's own dropout runs between them,
+    /// because cuDNN's dropout does not use libtorch's generator, so that a resumed run could not
+    /// continue it.
     fn layers<const STATES: usize>(
         &self,
         input: &Tensor,
@@ -276,7 +277,7 @@ impl Stack {
         Ok((x, states))
     }
 
-    /// Runs neighbouring layers in one call.
+    /// Runs consecutive layers in one call.
     fn cells<const STATES: usize>(
         &self,
         layers: Range<i64>,
@@ -338,8 +339,8 @@ impl Stack {
         Ok((output, last))
     }
 
-    /// The layers' weights in the input's dtype. For cuDNN they are copied into one chunk of memory, as it
-    /// would do itself with a warning at each call.
+    /// The layers' weights in the input's dtype. For cuDNN they are copied into one block of
+    /// memory; cuDNN would do the same at each call, with a warning.
     fn ready(&self, layers: Range<i64>, input: &Tensor) -> Result<Vec<Tensor>> {
         let (shape, per_layer) = (self.shape, self.shape.directions() * self.shape.per_direction());
         let places = layers.start * per_layer..layers.end * per_layer;

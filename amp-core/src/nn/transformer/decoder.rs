@@ -12,8 +12,8 @@ use crate::{
     },
 };
 
-/// Self-attention of a target, attention of the target to a memory, and feed-forward, each with a residual
-/// and a layer norm behind it or before it; nn.TransformerDecoderLayer with batch_first.
+/// Self-attention of a target, attention of the target to a memory, and a feed-forward part, each
+/// with a residual and a layer norm before or after; nn.TransformerDecoderLayer with batch_first.
 ///
 /// | input | shape |
 /// | --- | --- |
@@ -23,7 +23,7 @@ use crate::{
 /// | mask of the memory (memory_mask, memory_key_padding_mask) | [`AttentionMask`] |
 /// | output | `[N, L, d_model]` |
 ///
-/// `causal` is of the self-attention alone, and comes on top of its mask.
+/// `causal` applies to the self-attention only, in addition to its mask.
 ///
 /// ```no_run,standalone_crate
 /// use amp_core::{
@@ -55,7 +55,7 @@ pub struct TransformerDecoderLayer {
 }
 
 impl TransformerDecoderLayer {
-    /// Draws its parts in PyTorch's order.
+    /// Draws the weights of its parts in PyTorch's order.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
@@ -98,7 +98,7 @@ impl Visit for TransformerDecoderLayer {
     }
 }
 
-/// Target, memory, and the mask of each.
+/// The target, the memory, and a mask for each.
 type Inputs<'a> = (&'a Tensor, &'a Tensor, &'a AttentionMask, &'a AttentionMask);
 
 impl Forward for TransformerDecoderLayer {
@@ -142,9 +142,9 @@ impl Forward for TransformerDecoderLayer {
     }
 }
 
-/// [`TransformerDecoderLayer`]s in order, and perhaps a layer norm; nn.TransformerDecoder with batch_first.
-/// Its inputs are those of its layers. As in torch all layers start with the same weights, copies of the
-/// first one's.
+/// [`TransformerDecoderLayer`]s in order, and optionally a layer norm; nn.TransformerDecoder with
+/// batch_first. The inputs are those of a layer. As in torch, all layers start with the same
+/// weights.
 #[derive(Debug)]
 pub struct TransformerDecoder {
     layers: Vec<TransformerDecoderLayer>,
@@ -152,10 +152,10 @@ pub struct TransformerDecoder {
 }
 
 impl TransformerDecoder {
-    /// Draws one layer.
+    /// Draws the weights of one layer and copies them to the others.
     ///
     /// # Errors
-    /// As [`TransformerDecoderLayer::new`], and when there are no layers.
+    /// The same as [`TransformerDecoderLayer::new`]'s, and when there are no layers.
     pub fn new(config: TransformerDecoderConfig) -> Result<Self> {
         let (layers, norm) =
             config.build(TransformerDecoderLayer::new, TransformerDecoderLayer::copied)?;

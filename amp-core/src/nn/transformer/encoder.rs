@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Attention and feed-forward, each with a residual and a layer norm behind it or before it;
+/// Attention and a feed-forward part, each with a residual and a layer norm before or after;
 /// nn.TransformerEncoderLayer with batch_first, on `[N, L, d_model]`.
 ///
 /// As a [`Module`] it has no mask; [`forward_masked`](Self::forward_masked) takes one:
@@ -50,7 +50,7 @@ struct Parts {
 }
 
 impl TransformerEncoderLayer {
-    /// Draws its parts in PyTorch's order.
+    /// Draws the weights of its parts in PyTorch's order.
     ///
     /// # Errors
     /// When `nhead` does not divide `d_model`, or `dropout` is not a probability.
@@ -90,8 +90,8 @@ impl TransformerEncoderLayer {
         Masked { parts: self.0.clone(), mask: mask.shared() }
     }
 
-    /// With `mask` on the attention, which is torch's src_mask and src_key_padding_mask. A [`Child`] has the
-    /// same method, which keeps path and precision region.
+    /// Runs the layer with `mask` on its attention, which is torch's src_mask and
+    /// src_key_padding_mask. [`Child`] has the same method, which keeps path and precision region.
     ///
     /// # Errors
     /// When the mask does not fit `[N, L, d_model]`.
@@ -157,7 +157,7 @@ impl Module for Parts {
     }
 }
 
-/// A layer with its mask, whose activations can be computed again.
+/// A layer with its mask, whose activations can be recomputed.
 struct Masked {
     parts: Arc<Parts>,
     mask: AttentionMask,
@@ -189,10 +189,11 @@ impl Module for Masked {
 }
 
 impl Checkpoint<TransformerEncoderLayer> {
-    /// [`TransformerEncoderLayer::forward_masked`], checkpointed. A [`Child`] has the same method.
+    /// [`TransformerEncoderLayer::forward_masked`] under activation checkpointing. [`Child`] has
+    /// the same method.
     ///
     /// # Errors
-    /// As there.
+    /// The same as there.
     pub fn forward_masked(
         &self,
         input: &Tensor,
@@ -203,9 +204,9 @@ impl Checkpoint<TransformerEncoderLayer> {
     }
 }
 
-/// [`TransformerEncoderLayer`]s in order, and perhaps a layer norm; nn.TransformerEncoder with batch_first, on
-/// `[N, L, d_model]`. As in torch all layers start with the same weights, copies of the first one's: layers
-/// of their own weights are `repeat(6, |_| transformer_encoder_layer(…))`.
+/// [`TransformerEncoderLayer`]s in order, and optionally a layer norm; nn.TransformerEncoder with
+/// batch_first, on `[N, L, d_model]`. As in torch, all layers start with the same weights. For
+/// layers with different initial weights use `repeat(6, |_| transformer_encoder_layer(…))`.
 #[derive(Debug)]
 pub struct TransformerEncoder {
     layers: Vec<TransformerEncoderLayer>,
@@ -213,18 +214,18 @@ pub struct TransformerEncoder {
 }
 
 impl TransformerEncoder {
-    /// Draws one layer.
+    /// Draws the weights of one layer and copies them to the others.
     ///
     /// # Errors
-    /// As [`TransformerEncoderLayer::new`], and when there are no layers.
+    /// The same as [`TransformerEncoderLayer::new`]'s, and when there are no layers.
     pub fn new(config: TransformerEncoderConfig) -> Result<Self> {
         let (layers, norm) =
             config.build(TransformerEncoderLayer::new, TransformerEncoderLayer::copied)?;
         Ok(Self { layers, norm })
     }
 
-    /// With `mask` on the attention of every layer, which is torch's mask and src_key_padding_mask. A
-    /// [`Child`] has the same method.
+    /// Runs the layers with `mask` on the attention of each, which is torch's mask and
+    /// src_key_padding_mask. [`Child`] has the same method.
     ///
     /// # Errors
     /// When the mask does not fit `[N, L, d_model]`.
@@ -262,7 +263,7 @@ impl Module for TransformerEncoder {
     }
 }
 
-/// A masked pass, as a module by itself.
+/// A masked pass as a module.
 macro_rules! masked {
     ($($layer:ty, $view:ident;)*) => {$(
         struct $view<'m>(&'m $layer);
@@ -294,7 +295,7 @@ macro_rules! masked {
             /// The layer's `forward_masked` under the child's name and region.
             ///
             /// # Errors
-            /// As there, with the path of the innermost module that failed.
+            /// The same, with the path of the innermost module that failed.
             pub fn forward_masked(
                 &self,
                 input: &Tensor,

@@ -15,14 +15,15 @@ pub enum FeedForward {
     Relu,
     /// x·Φ(x), exact.
     Gelu,
-    /// GELU by tanh, as GPT-2 has it.
+    /// GELU approximated by tanh, as in GPT-2.
     GeluTanh,
-    /// silu(a)·b (Shazeer, arXiv:2002.05202; not in torch.nn): `linear1` has 2·dim_feedforward outputs, of
-    /// which the first half is a, the gate, and the second b.
+    /// silu(a)·b (Shazeer, arXiv:2002.05202; not in torch.nn): `linear1` has 2·dim_feedforward
+    /// outputs. The first half is a, the gate, and the second half is b.
     SwiGlu,
 }
 
-/// linear2(dropout(activation(linear1(x)))), whose parameters have the names of the layer's own.
+/// linear2(dropout(activation(linear1(x)))). The parameters have the names of the transformer
+/// layer.
 #[derive(Debug)]
 pub(super) struct Perceptron {
     linear1: Linear,
@@ -58,7 +59,7 @@ impl Perceptron {
         })
     }
 
-    /// Runs it under the names of the layer that it is part of.
+    /// Runs it under the names of the layer to which it belongs.
     pub(super) fn forward(&self, x: &Tensor, cx: &Context) -> Result<Tensor> {
         cx.call("linear2", None, &self.linear2, &self.expand(x, cx)?)
     }

@@ -81,26 +81,27 @@ impl TransformerLayerConfig {
     }
 }
 
-/// The options of a [`TransformerEncoder`] or [`TransformerDecoder`]; those of its layers are PyTorch's.
+/// The options of a [`TransformerEncoder`] or [`TransformerDecoder`]; the defaults of the layers
+/// are PyTorch's.
 #[derive(Debug, Clone, Copy)]
 pub struct TransformerStackConfig {
     /// Model width.
     pub d_model: i64,
     /// Attention heads.
     pub nhead: i64,
-    /// How many layers there are.
+    /// The number of layers.
     pub num_layers: i64,
     /// Width of the feed-forward parts.
     pub dim_feedforward: i64,
-    /// As in [`TransformerLayerConfig`].
+    /// See [`TransformerLayerConfig`].
     pub dropout: f64,
-    /// As in [`TransformerLayerConfig`].
+    /// See [`TransformerLayerConfig`].
     pub activation: FeedForward,
-    /// Added to the variance of the layers' norms and of the last one.
+    /// Added to the variance in all norms.
     pub layer_norm_eps: f64,
-    /// As in [`TransformerLayerConfig`].
+    /// See [`TransformerLayerConfig`].
     pub norm_first: bool,
-    /// As in [`TransformerLayerConfig`].
+    /// See [`TransformerLayerConfig`].
     pub causal: bool,
     /// As in [`TransformerLayerConfig`], and of the last norm.
     pub bias: bool,
@@ -114,7 +115,7 @@ pub type TransformerEncoderConfig = TransformerStackConfig;
 pub type TransformerDecoderConfig = TransformerStackConfig;
 
 impl TransformerStackConfig {
-    /// Layers with their defaults, without a norm behind the last.
+    /// Layers with their defaults, without a norm after the last one.
     pub fn new(d_model: i64, nhead: i64, num_layers: i64) -> Self {
         let layer = TransformerLayerConfig::new(d_model, nhead);
         Self {
@@ -146,7 +147,7 @@ impl TransformerStackConfig {
         }
     }
 
-    /// The first layer and copies of it, and the norm: torch clones the layer it is given.
+    /// The first layer and copies of it, and the norm: torch clones the layer that it is given.
     fn build<L>(
         &self,
         layer: impl FnOnce(TransformerLayerConfig) -> Result<L>,
@@ -168,7 +169,7 @@ impl TransformerStackConfig {
     }
 }
 
-/// norm(residual + dropout(branch)), where `name` is the norm's.
+/// norm(residual + dropout(branch)), where `name` is the norm's name.
 fn add_and_normalise(
     name: &str,
     norm: &LayerNorm,

@@ -1,4 +1,4 @@
-//! Stacks whose layers drop their activations.
+//! Stacks of layers whose activations are recomputed.
 
 use std::rc::Rc;
 
@@ -11,8 +11,8 @@ use crate::{
     random,
 };
 
-/// Layers of a masked stack drop their activations as those of any container: they compute again, with the
-/// same gradients.
+/// The layers of a masked stack can be recomputed like those of any container, with the same
+/// gradients.
 #[test]
 fn a_masked_stack_can_be_checkpointed() -> Result<()> {
     let _section = random::seeded(0)?;

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use super::{Rates, Schedule};
 use crate::Result;
 
-/// Schedules that move the same rate, each from what the one before it made of it (ChainedScheduler).
+/// Several schedules of the same rate, each applied to the result of the previous one
+/// (ChainedScheduler).
 ///
 /// ```
 /// use amp_core::optim::{ChainedScheduler, ConstantLr, ExponentialLr};
@@ -13,18 +14,18 @@ use crate::Result;
 ///     .then(ExponentialLr { gamma: 0.9 });
 /// ```
 ///
-/// A schedule that computes its rate from the optimizer's alone, as [`LambdaLr`](super::LambdaLr) does, leaves nothing of
-/// the ones before it, here as in torch.
+/// A schedule that computes its rate only from the optimizer's rate, such as
+/// [`LambdaLr`](super::LambdaLr), discards the effect of the schedules before it, as in torch.
 #[derive(Clone)]
 pub struct ChainedScheduler(Vec<Rc<dyn Link>>);
 
 impl ChainedScheduler {
-    /// Begins with this schedule.
+    /// Starts a chain with this schedule.
     pub fn new(first: impl Schedule) -> Self {
         Self(vec![Rc::new(first)])
     }
 
-    /// Lets this schedule move what the ones before it give.
+    /// Adds a schedule, which is applied to the result of the previous ones.
     #[must_use]
     pub fn then(mut self, next: impl Schedule) -> Self {
         self.0.push(Rc::new(next));
@@ -32,7 +33,7 @@ impl ChainedScheduler {
     }
 }
 
-/// A schedule of a type that the chain does not name.
+/// A schedule whose type the chain erases.
 trait Link {
     fn check(&self) -> Result<()>;
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates;

@@ -44,8 +44,9 @@ impl Schedule for CosineAnnealing {
     }
 }
 
-/// [`CosineAnnealing`]'s formula, begun anew from the optimizer's rate after t_0 intervals, and after each t_mult times
-/// as many again (SGDR, Loshchilov and Hutter 2017; torch's CosineAnnealingWarmRestarts).
+/// [`CosineAnnealing`]'s formula, restarted from the optimizer's rate after t_0 intervals, and then
+/// after runs that are each t_mult times as long as the run before (SGDR, Loshchilov and Hutter
+/// 2017; torch's CosineAnnealingWarmRestarts).
 ///
 /// ```
 /// use amp_core::optim::CosineAnnealingWarmRestarts;
@@ -56,7 +57,7 @@ impl Schedule for CosineAnnealing {
 pub struct CosineAnnealingWarmRestarts {
     /// Intervals until the first restart.
     pub t_0: i64,
-    /// How many times as long as the one before each run is.
+    /// The length of each run divided by the length of the run before.
     pub t_mult: i64,
     /// The minimum.
     pub eta_min: f64,
@@ -92,8 +93,8 @@ impl Schedule for CosineAnnealingWarmRestarts {
     }
 }
 
-/// Up linearly over warmup_steps, then along a half cosine to zero at total_steps
-/// (transformers' get_cosine_schedule_with_warmup).
+/// Linear warm-up over warmup_steps, then half a cosine down to zero at total_steps (transformers'
+/// get_cosine_schedule_with_warmup).
 ///
 /// ```
 /// use amp_core::optim::WarmupCosine;
@@ -101,9 +102,9 @@ impl Schedule for CosineAnnealingWarmRestarts {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct WarmupCosine {
-    /// Steps on the way up; the first has rate 0 unless this is 0.
+    /// The number of warm-up steps; the first step has rate 0 unless this is 0.
     pub warmup_steps: i64,
-    /// Steps in all.
+    /// The total number of steps.
     pub total_steps: i64,
 }
 

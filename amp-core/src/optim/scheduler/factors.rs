@@ -1,4 +1,4 @@
-//! Schedules by a factor of the optimizer's rate.
+//! Schedules that multiply the optimizer's rate by a factor.
 
 use super::{Rates, Schedule, positive, within};
 use crate::Result;
@@ -15,7 +15,7 @@ pub struct LinearLr {
     pub start_factor: f64,
     /// The last factor.
     pub end_factor: f64,
-    /// Intervals between them.
+    /// The number of intervals between them.
     pub total_iters: i64,
 }
 
@@ -31,7 +31,7 @@ impl Schedule for LinearLr {
     fn check(&self) -> Result<()> {
         let Self { start_factor: start, end_factor: end, total_iters } = *self;
         positive("total_iters", total_iters)?;
-        // From a rate of 0 no factor leads anywhere.
+        // torch multiplies the current rate, which cannot leave 0.
         within("start_factor", start, start > 0.0 && start <= 1.0, "in (0, 1]")?;
         within("end_factor", end, (0.0..=1.0).contains(&end), "in [0, 1]")
     }
@@ -50,7 +50,7 @@ impl Schedule for LinearLr {
     }
 }
 
-/// The rate times factor for total_iters intervals, then the rate itself (ConstantLR).
+/// The rate times factor for total_iters intervals, then the rate (ConstantLR).
 ///
 /// ```
 /// use amp_core::optim::ConstantLr;
@@ -60,7 +60,7 @@ impl Schedule for LinearLr {
 pub struct ConstantLr {
     /// The factor.
     pub factor: f64,
-    /// Intervals for which it holds.
+    /// The number of intervals with the factor.
     pub total_iters: i64,
 }
 
@@ -75,7 +75,8 @@ impl Schedule for ConstantLr {
 
     fn check(&self) -> Result<()> {
         positive("total_iters", self.total_iters)?;
-        // A rate of 0 cannot be divided by its factor; torch stops there with a ZeroDivisionError.
+        // torch divides the current rate by the factor, and stops with a ZeroDivisionError if it is
+        // 0.
         within("factor", self.factor, self.factor > 0.0 && self.factor <= 1.0, "in (0, 1]")
     }
 
@@ -97,7 +98,7 @@ impl Schedule for ConstantLr {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PolynomialLr {
-    /// Intervals until the rate is 0.
+    /// The number of intervals until the rate is 0.
     pub total_iters: i64,
     /// The power; 1 is a straight line.
     pub power: f64,
@@ -126,8 +127,8 @@ impl Schedule for PolynomialLr {
     }
 }
 
-/// The optimizer's rate times a function of the number of intervals passed, the same for all parameter groups
-/// (LambdaLR). Of a function nothing is saved: a resumed run calls the one that it is given.
+/// The optimizer's rate times a function of the number of intervals, the same for all parameter
+/// groups (LambdaLR). The function is not saved: a resumed run uses the function in the code.
 ///
 /// ```
 /// use amp_core::optim::LambdaLr;

@@ -22,9 +22,10 @@ pub use wsd::{Decay, Wsd};
 use super::{Rates, saved};
 use crate::{Error, Result, state::State};
 
-/// A schedule whose rates follow from the number of intervals passed and from the rates before: options and one
-/// formula. What it needs to be saved, resumed, rolled back and moved for every parameter group comes with it, because
-/// each `Schedule` is a [`BuildScheduler`]. A schedule with other state implements [`BuildScheduler`] and [`Scheduler`].
+/// A schedule whose rates depend on the number of intervals and on the previous rates: options and
+/// one formula. Saving, resuming, rollback and parameter groups work for every `Schedule`, because
+/// each is also a [`BuildScheduler`]. A schedule with other state implements [`BuildScheduler`] and
+/// [`Scheduler`].
 ///
 /// ```
 /// use amp_core::{Result, optim::{AdamW, Interval, OptimizerConfig, Rates, Schedule}};
@@ -48,7 +49,7 @@ use crate::{Error, Result, state::State};
 ///     .with_scheduler(InverseRoot { warmup_steps: 4000 }, Interval::Step);
 /// ```
 pub trait Schedule: Clone + 'static {
-    /// Under which its state is saved: torch's name where torch has it.
+    /// The name under which its state is saved: torch's name, if torch has the schedule.
     const NAME: &'static str;
 
     /// Checks the options.
@@ -59,20 +60,21 @@ pub trait Schedule: Clone + 'static {
         Ok(())
     }
 
-    /// The rates when `passed` intervals have passed, given the optimizer's own rates (`base`) and those of the interval
-    /// before (`last`; with none passed, `base`). The same arguments give the same rates.
+    /// The rates after `passed` intervals, given the optimizer's own rates (`base`) and the rates
+    /// of the previous interval (`last`, equal to `base` if `passed` is 0). The result depends only
+    /// on the arguments.
     fn rates(&self, passed: i64, base: Rates, last: Rates) -> Rates;
 }
 
-/// Options of a schedule that can be started from the optimizer's rates.
+/// Options of a schedule, which can start from an optimizer's rates.
 pub trait BuildScheduler {
-    /// Checks the options and starts at the first step.
+    /// Checks the options and starts before the first step.
     ///
     /// # Errors
     /// When an option is out of range.
     fn build(&self, base: Rates) -> Result<Box<dyn Scheduler>>;
 
-    /// The logged value that the schedule follows, if it follows one.
+    /// The logged value that the schedule monitors, if any.
     fn monitor(&self) -> Option<&str> {
         None
     }
@@ -82,24 +84,24 @@ pub trait BuildScheduler {
 pub trait Scheduler {
     /// The rates of the next step.
     fn rates(&self) -> Rates;
-    /// Moves on by one interval; `monitored` is the value of what
-    /// [`monitor`](BuildScheduler::monitor) named.
+    /// Advances by one interval; `monitored` is the value that [`monitor`](BuildScheduler::monitor)
+    /// names.
     fn advance(&mut self, monitored: Option<f64>);
-    /// What a checkpoint needs.
+    /// The state for a checkpoint.
     ///
     /// # Errors
     /// When a rate is not finite.
     fn state(&self) -> Result<State>;
-    /// Goes on from a saved state.
+    /// Restores a saved state.
     ///
     /// # Errors
-    /// When the state is of another schedule. Nothing is changed then.
+    /// When the state belongs to another schedule. Nothing is changed then.
     fn load_state(&mut self, state: &State) -> Result<()>;
-    /// Another that goes on from here.
+    /// A copy in the same state.
     fn fork(&self) -> Box<dyn Scheduler>;
 }
 
-/// Rule: an option is a number of its range.
+/// Rule: an option is a number in its range.
 fn within(name: &str, value: f64, holds: bool, range: &str) -> Result<()> {
     if holds && value.is_finite() {
         return Ok(());

@@ -5,8 +5,8 @@ use std::f64::consts::PI;
 use super::{Rates, Schedule, positive, within};
 use crate::Result;
 
-/// Up from max_lr/div_factor to max_lr, then down to a fraction of the start, both along a
-/// cosine; momentum moves the other way (OneCycleLR). The last rates hold beyond the end.
+/// A cosine up from max_lr/div_factor to max_lr, then a cosine down to a fraction of the start;
+/// momentum moves in the opposite direction (OneCycleLR). After the end the last rates are kept.
 ///
 /// ```
 /// use amp_core::optim::OneCycle;
@@ -16,13 +16,13 @@ use crate::Result;
 pub struct OneCycle {
     /// The highest rate.
     pub max_lr: f64,
-    /// Steps of the whole cycle.
+    /// The number of steps of the whole cycle.
     pub total_steps: i64,
-    /// The share of steps on the way up.
+    /// The fraction of steps on the way up.
     pub pct_start: f64,
-    /// max_lr over the first rate.
+    /// max_lr divided by the first rate.
     pub div_factor: f64,
-    /// The first rate over the last.
+    /// The first rate divided by the last.
     pub final_div_factor: f64,
     /// The lowest momentum, reached at max_lr.
     pub base_momentum: f64,

@@ -5,38 +5,39 @@ use serde::{Deserialize, Serialize};
 use super::{BuildScheduler, Rates, Scheduler, within};
 use crate::{Error, Result, monitor::Mode, optim::saved, state::State};
 
-/// What `threshold` is a difference of.
+/// The meaning of `threshold`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdMode {
-    /// A share of the best value's size. In torch a negative best value takes worse for better.
+    /// A fraction of the best value's magnitude. In torch, for a negative best value, a worse value
+    /// counts as an improvement.
     #[default]
     Rel,
-    /// The value itself.
+    /// An absolute difference.
     Abs,
 }
 
-/// Times factor when the monitored value has not improved for more than patience epochs;
-/// defaults are torch's, and `val_loss`.
+/// Multiplies the rate by factor when the monitored value has not improved for more than patience
+/// epochs. Defaults are torch's, and `val_loss`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReduceLrOnPlateau {
-    /// The logged value that is watched, as `val_loss`.
+    /// The monitored value, such as `val_loss`.
     pub monitor: String,
-    /// Which way it improves.
+    /// The direction of improvement.
     pub mode: Mode,
     /// The factor, below 1.
     pub factor: f64,
-    /// Epochs without improvement that are borne.
+    /// The number of epochs without improvement that are tolerated.
     pub patience: i64,
-    /// What a change must exceed to count as an improvement.
+    /// The smallest difference that counts as an improvement.
     pub threshold: f64,
-    /// What `threshold` is a difference of.
+    /// The meaning of `threshold`.
     pub threshold_mode: ThresholdMode,
-    /// Epochs after a reduction in which nothing is counted.
+    /// The number of epochs after a reduction that are not counted.
     pub cooldown: i64,
     /// The lowest rate.
     pub min_lr: f64,
-    /// A change of the rate that is not above this is left out.
+    /// Changes of the rate up to this size are left out.
     pub eps: f64,
 }
 
@@ -95,17 +96,17 @@ struct Plateau {
     rates: Rates,
     best: f64,
     bad_epochs: i64,
-    /// Epochs of it that are left.
+    /// The remaining epochs of the cooldown.
     cooldown: i64,
 }
 
 impl Plateau {
-    /// A NaN is no improvement.
+    /// NaN is not an improvement.
     fn is_better(&self, value: f64) -> bool {
         let ReduceLrOnPlateau { mode, threshold, threshold_mode, .. } = self.options;
         match (threshold_mode, mode) {
             (ThresholdMode::Abs, mode) => mode.better(value, self.best, threshold),
-            // torch's factors turn the sign of the threshold for a negative best.
+            // For a negative best value, torch's factors change the sign of the threshold.
             (ThresholdMode::Rel, Mode::Min) if self.best < 0.0 => {
                 value < self.best * (threshold + 1.0)
             }
@@ -150,7 +151,7 @@ impl Scheduler for Plateau {
     fn state(&self) -> Result<State> {
         let mut state = State::default();
         state.put(saved::NAME, &"ReduceLROnPlateau")?;
-        // As text, since it is infinite at first, which JSON cannot hold.
+        // Saved as text, because it is infinite at first and JSON has no infinity.
         state.put(BEST, &self.best.to_string())?;
         state.put(BAD_EPOCHS, &self.bad_epochs)?;
         state.put(COOLDOWN, &self.cooldown)?;

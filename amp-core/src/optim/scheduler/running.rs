@@ -1,4 +1,4 @@
-//! A [`Schedule`] that runs.
+//! A running [`Schedule`].
 
 use super::{BuildScheduler, Rates, Schedule, Scheduler, saved};
 use crate::{Result, state::State};

@@ -3,7 +3,7 @@
 use super::{BuildScheduler, Rates, Scheduler};
 use crate::{Error, Result, optim::saved, state::State};
 
-/// One schedule after another, each from the optimizer's own rates (SequentialLR).
+/// One schedule after another, each starting from the optimizer's own rates (SequentialLR).
 ///
 /// ```
 /// use amp_core::optim::{CosineAnnealing, LinearLr, SequentialLr};
@@ -16,12 +16,12 @@ pub struct SequentialLr {
 }
 
 impl SequentialLr {
-    /// Begins with this schedule.
+    /// Starts a sequence with this schedule.
     pub fn new(first: impl BuildScheduler + 'static) -> Self {
         Self { schedules: vec![Box::new(first)], milestones: Vec::new() }
     }
 
-    /// After `milestone` intervals, counted from the start, goes on with this schedule.
+    /// Continues with this schedule after `milestone` intervals, counted from the start.
     #[must_use]
     pub fn then(mut self, milestone: i64, next: impl BuildScheduler + 'static) -> Self {
         self.schedules.push(Box::new(next));
@@ -62,7 +62,7 @@ struct Sequential {
 }
 
 impl Sequential {
-    /// The place of the schedule that rules now.
+    /// The index of the current schedule.
     fn current(&self) -> usize {
         self.milestones.partition_point(|milestone| *milestone <= self.passed)
     }

@@ -7,7 +7,7 @@ fn factor(gamma: f64) -> Result<()> {
     within("gamma", gamma, gamma >= 0.0, "at least 0")
 }
 
-/// Times gamma every step_size intervals (StepLR).
+/// Multiplies the rate by gamma every step_size intervals (StepLR).
 ///
 /// ```
 /// use amp_core::optim::StepLr;
@@ -15,7 +15,7 @@ fn factor(gamma: f64) -> Result<()> {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepLr {
-    /// Intervals between changes.
+    /// The number of intervals between changes.
     pub step_size: i64,
     /// The factor.
     pub gamma: f64,
@@ -43,7 +43,7 @@ impl Schedule for StepLr {
     }
 }
 
-/// Times gamma after as many intervals as each of the milestones says (MultiStepLR).
+/// Multiplies the rate by gamma at each milestone (MultiStepLR).
 ///
 /// ```
 /// use amp_core::optim::MultiStepLr;
@@ -51,7 +51,8 @@ impl Schedule for StepLr {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct MultiStepLr {
-    /// Numbers of intervals from the start, none below the one before. A number that is there twice counts twice.
+    /// Numbers of intervals from the start, in ascending order. A number that occurs twice counts
+    /// twice.
     pub milestones: Vec<i64>,
     /// The factor.
     pub gamma: f64,
@@ -85,7 +86,7 @@ impl Schedule for MultiStepLr {
     }
 }
 
-/// Times gamma every interval (ExponentialLR).
+/// Multiplies the rate by gamma every interval (ExponentialLR).
 ///
 /// ```
 /// use amp_core::optim::ExponentialLr;

@@ -5,7 +5,7 @@ use std::f64::consts::PI;
 use super::{Rates, Schedule, not_negative, positive, within};
 use crate::{Error, Result};
 
-/// How [`Wsd`] comes down, p being the share of decay_steps that has passed.
+/// The shape of [`Wsd`]'s decay; p is the fraction of decay_steps that has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Decay {
     /// 1 − p.
@@ -17,9 +17,10 @@ pub enum Decay {
     OneMinusSqrt,
 }
 
-/// Up linearly over warmup_steps, then the optimizer's rate, then down over the last decay_steps of total_steps, where
-/// it stays (warm-up, stable, decay; Hu et al. 2024, "MiniCPM", §4). The formula is transformers' get_wsd_schedule: both
-/// ends are min_lr_ratio of the rate, and a factor f between them is f·(1 − min_lr_ratio) + min_lr_ratio.
+/// Linear warm-up over warmup_steps, then the optimizer's rate, then a decay over the last
+/// decay_steps of total_steps, after which the rate is constant (warm-up, stable, decay; Hu et al.
+/// 2024, "MiniCPM", §4). The formula is transformers' get_wsd_schedule: at both ends the factor is
+/// min_lr_ratio, and a factor f in between is f·(1 − min_lr_ratio) + min_lr_ratio.
 ///
 /// ```
 /// use amp_core::optim::{Decay, Wsd};
@@ -33,15 +34,15 @@ pub enum Decay {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Wsd {
-    /// Steps on the way up.
+    /// The number of warm-up steps.
     pub warmup_steps: i64,
-    /// Steps on the way down.
+    /// The number of decay steps.
     pub decay_steps: i64,
-    /// Steps in all.
+    /// The total number of steps.
     pub total_steps: i64,
-    /// The way down.
+    /// The shape of the decay.
     pub decay_type: Decay,
-    /// The first and the last factor.
+    /// The factor at both ends.
     pub min_lr_ratio: f64,
 }
 

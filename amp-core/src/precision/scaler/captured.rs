@@ -1,4 +1,4 @@
-//! The scaler in a captured step, whose outcome the host learns later.
+//! The scaler in a captured step, whose outcome the host reads later.
 
 use tch::Tensor;
 
@@ -6,19 +6,19 @@ use super::{GradScaler, Mode, planted};
 use crate::Result;
 
 impl GradScaler {
-    /// Sets `void`, an f32 scalar on the device, to 1 if a loss or gradient since the last update
-    /// was not finite. It stays 1 otherwise.
-    pub(crate) fn note_non_finite(&self, void: &Tensor) -> Result<()> {
+    /// Sets `skip_flag`, an f32 scalar on the device, to 1 if a loss or gradient since the last update
+    /// was not finite. A 1 is never reset here.
+    pub(crate) fn note_non_finite(&self, skip_flag: &Tensor) -> Result<()> {
         for seen in &self.iteration {
             // NaN counts as true.
-            let _ = void.shallow_clone().f_logical_or_(&seen.found_inf.on(self.device)?)?;
+            let _ = skip_flag.shallow_clone().f_logical_or_(&seen.found_inf.on(self.device)?)?;
         }
         Ok(())
     }
 
-    /// [`update`](Self::update) after a step that is taken to have been applied. If it was not,
-    /// [`write_device`](Self::write_device) takes it back; if it was,
-    /// [`follow_applied`](Self::follow_applied) tells the host's half.
+    /// [`update`](Self::update) under the assumption that the step was applied. If it was not,
+    /// [`write_device`](Self::write_device) undoes this on the device; if it was,
+    /// [`follow_applied`](Self::follow_applied) updates the host's copy.
     pub(crate) fn update_applied(&mut self) -> Result<()> {
         self.end_iteration();
         if self.mode != Mode::Scale {
@@ -34,19 +34,19 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Forgets what was unscaled since the last update.
+    /// Discards the record of unscaled gradients since the last update.
     pub(crate) fn forget(&mut self) {
         self.end_iteration();
     }
 
-    /// Follows an applied step on the host.
+    /// Updates the host's copy after an applied step.
     pub(crate) fn follow_applied(&mut self) {
         if self.mode == Mode::Scale {
             self.mirror = self.config.next(self.mirror, false);
         }
     }
 
-    /// Makes the device's half that of the host.
+    /// Writes the host's copy to the device.
     pub(crate) fn write_device(&self) -> Result<()> {
         let _ = self.scale.shallow_clone().f_fill_(f64::from(self.mirror.0))?;
         let _ = self.growth_tracker.shallow_clone().f_fill_(i64::from(self.mirror.1))?;

@@ -1,4 +1,5 @@
-//! What passes through the scaler: a scaled loss, its gradients, and what became of the step.
+//! The values that pass through the scaler: a scaled loss, its gradients, and the outcome of the
+//! step.
 
 use std::{marker::PhantomData, rc::Rc};
 
@@ -15,10 +16,10 @@ use crate::{
 /// Gradients of a scaled loss.
 #[derive(Debug)]
 pub struct Scaled;
-/// Gradients in their true size.
+/// Unscaled gradients.
 #[derive(Debug)]
 pub struct Unscaled;
-/// Gradients that the optimizer's step divides by the scale and clips: until then they are scaled.
+/// Gradients that the optimizer's step unscales and clips; until then they are scaled.
 #[derive(Debug)]
 pub struct Deferred;
 
@@ -29,7 +30,7 @@ pub struct Gradients<S> {
     pub(super) parameters: Rc<[Parameter]>,
     pub(super) tensors: Grads,
     pub(super) found_inf: Option<FoundInf>,
-    /// What the tensors still have to be multiplied by within the step: a scalar.
+    /// A scalar by which the step must still multiply the tensors.
     pub(super) factor: Option<Tensor>,
     pub(super) owner: usize,
     pub(super) state: PhantomData<S>,
@@ -38,9 +39,9 @@ pub struct Gradients<S> {
 /// Whether a loss or gradient was not finite.
 #[derive(Debug)]
 pub(super) enum FoundInf {
-    /// The host has looked.
+    /// The host has read the answer.
     Known(bool),
-    /// An f32 scalar, 0 unless one was.
+    /// An f32 scalar: 0 unless a value was not finite.
     Device(Tensor),
 }
 
@@ -53,7 +54,7 @@ impl FoundInf {
         }
     }
 
-    /// A scalar on `device` that counts as true if one was.
+    /// A scalar on `device` that is not 0 if a value was not finite.
     pub(super) fn on(&self, device: Device) -> Result<Tensor> {
         match self {
             Self::Known(found) => {
@@ -72,23 +73,24 @@ impl FoundInf {
     }
 }
 
-/// A loss times the scale. Backward runs on it and on nothing else: it starts from the scale, which is
-/// the gradient of the product, so that this itself need not be there.
+/// A loss times the scale, on which only the backward pass runs. The backward pass starts with the
+/// scale, which is the gradient of the product with respect to the loss, so the product itself is
+/// never computed.
 #[derive(Debug)]
 #[must_use = "a scaled loss is there for its backward pass"]
 pub struct ScaledLoss {
     pub(super) loss: Tensor,
-    /// What the loss is multiplied by, in f32 on its device; 1 by default.
+    /// The factor of the loss, in f32 on its device; 1 by default.
     pub(super) scale: Option<Tensor>,
 }
 
-/// What became of an optimizer step.
+/// The outcome of an optimizer step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a skipped step must not move the schedule"]
 pub enum StepOutcome {
-    /// The parameters moved.
+    /// The parameters were updated.
     Applied,
-    /// A gradient was not finite and nothing moved.
+    /// A gradient was not finite, and nothing changed.
     Skipped {
         /// The first parameter, in order of declaration, whose gradient is not finite.
         culprit: Option<String>,
@@ -96,7 +98,7 @@ pub enum StepOutcome {
 }
 
 impl ScaledLoss {
-    /// Adds the gradients of the scaled loss to the parameters.
+    /// Runs the backward pass: adds the gradients of the scaled loss to the parameters.
     ///
     /// # Errors
     /// When the loss does not depend on a parameter.
@@ -106,7 +108,8 @@ impl ScaledLoss {
 }
 
 impl Gradients<Unscaled> {
-    /// Clips by global norm; see [`clip_grad_norm`](crate::precision::clip_grad_norm). Returns the norm before.
+    /// Clips by global norm; see [`clip_grad_norm`](crate::precision::clip_grad_norm). Returns the
+    /// norm before clipping.
     ///
     /// # Errors
     /// When libtorch does.
@@ -147,7 +150,7 @@ impl Gradients<Unscaled> {
         clip::grad_norm(&self.tensors)
     }
 
-    /// How many parameters have a NaN in their gradient: a scalar on the device.
+    /// The number of parameters with a NaN in their gradient: a scalar on the device.
     ///
     /// # Errors
     /// When libtorch does.
@@ -155,7 +158,7 @@ impl Gradients<Unscaled> {
         self.count(|grad| Ok(grad.f_isnan()?))
     }
 
-    /// How many parameters have an infinity in their gradient: a scalar on the device.
+    /// The number of parameters with an infinity in their gradient: a scalar on the device.
     ///
     /// # Errors
     /// When libtorch does.
@@ -174,7 +177,7 @@ impl Gradients<Unscaled> {
 }
 
 impl<S> Gradients<S> {
-    /// Whether they are of this optimizer's parameters.
+    /// Whether the gradients belong to this optimizer's parameters.
     pub(crate) fn are_of(&self, optimizer: &dyn Optimizer) -> bool {
         super::owner(optimizer.parameters()) == self.owner
     }
@@ -201,21 +204,22 @@ impl<S> Gradients<S> {
 }
 
 impl Gradients<Deferred> {
-    /// What the step multiplies each gradient by; `None` where nothing is left to do.
+    /// The factor by which the step multiplies each gradient; `None` if the step has nothing left
+    /// to do.
     pub(crate) fn factor(&self) -> Option<&Tensor> {
         self.factor.as_ref()
     }
 }
 
-/// Nothing is left to the step.
+/// Marks that the step has nothing left to do.
 impl From<Gradients<Unscaled>> for Gradients<Deferred> {
     fn from(unscaled: Gradients<Unscaled>) -> Self {
         unscaled.into_state()
     }
 }
 
-/// Makes `found_inf` NaN when an element of a gradient is not finite: the largest size of each says
-/// so, because NaN and infinities are not lost in it.
+/// Sets `found_inf` to NaN if an element of a gradient is not finite. The largest magnitude of each
+/// gradient is sufficient, because it preserves NaN and infinities.
 pub(super) fn check_finite(grads: &[Tensor], found_inf: &Tensor) -> Result<()> {
     let largest = clip::by_dtype(grads, |_, group| {
         let sizes = ffi::foreach_norm(group, f64::INFINITY, false)?;
@@ -224,8 +228,8 @@ pub(super) fn check_finite(grads: &[Tensor], found_inf: &Tensor) -> Result<()> {
     largest.iter().try_for_each(|largest| clip::note_norm(largest, found_inf))
 }
 
-/// Unscales one dtype. The CUDA kernel has no bf16 (pytorch#127176): those take the same two
-/// steps in elementary operations.
+/// Unscales the gradients of one dtype. PyTorch's CUDA kernel does not support bf16
+/// (pytorch#127176), so elementary operations do the same.
 pub(super) fn unscale_group(
     kind: Kind,
     grads: &[Tensor],

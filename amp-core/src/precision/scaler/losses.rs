@@ -1,4 +1,4 @@
-//! Whether the losses since the last update were finite.
+//! Records whether the losses since the last update were finite.
 
 use std::{
     cell::{Cell, RefCell},
@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Result, ffi};
 
-/// On the CPU a loss is read at once, which costs nothing there; on CUDA it stays on the device.
+/// On the CPU a loss is read at once, at no cost; on CUDA it stays on the device.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
     /// A loss on the CPU was not finite.
@@ -41,7 +41,7 @@ impl Losses {
         self.bad.get()
     }
 
-    /// A new scalar on `device` that counts as true when a loss was not finite.
+    /// A new scalar on `device` that is not 0 if a loss was not finite.
     pub(super) fn found_inf(&self, device: Device) -> Result<Tensor> {
         match &*self.on_device.borrow() {
             Some(sum) => Ok(sum.f_detach_copy()?),

@@ -1,9 +1,10 @@
-//! The gradient scaler, with the rules of torch/amp/grad_scaler.py and its order of use in types.
+//! The gradient scaler, with the rules of torch/amp/grad_scaler.py. Types enforce the order of
+//! calls.
 //!
-//! [`GradScaler::scale`] gives a [`ScaledLoss`]; its backward pass fills scaled gradients;
-//! [`GradScaler::gradients`] takes them as [`Gradients<Scaled>`], [`GradScaler::unscale`] turns
-//! those into [`Gradients<Unscaled>`], the only ones that can be clipped and stepped. Each call
-//! consumes what it must not see twice:
+//! [`GradScaler::scale`] returns a [`ScaledLoss`]. Its backward pass computes scaled gradients,
+//! which [`GradScaler::gradients`] takes as [`Gradients<Scaled>`]. [`GradScaler::unscale`] converts
+//! these to [`Gradients<Unscaled>`], and only these can be clipped and stepped. Each call consumes
+//! a value that must not be used twice:
 //!
 //! ```no_run,standalone_crate
 //! # use amp_core::{precision::{GradScaler, StepOutcome}, optim::Optimizer, tch::Tensor};
@@ -37,7 +38,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Nor does unscaling, stepping or going backward a second time:
+//! Unscaling, stepping or running the backward pass twice does not compile either:
 //!
 //! ```compile_fail,E0382
 //! # use amp_core::{precision::GradScaler, optim::Optimizer};
@@ -66,9 +67,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! What is left for the run time is an [`Error::Scaler`]: gradients without a scaled loss, taken
-//! twice, kept beyond an update or handed to another optimizer, f16 gradients, and an update
-//! without any gradients.
+//! The remaining mistakes are an [`Error::Scaler`] at run time: gradients without a scaled loss,
+//! gradients that are taken twice, kept beyond an update or given to another optimizer, f16
+//! gradients, and an update without gradients.
 
 mod captured;
 mod config;
@@ -97,9 +98,9 @@ use crate::{
 
 /// Scales losses and skips steps whose gradients overflowed.
 ///
-/// Scale (f32) and growth tracker (i32) live on the device, as in PyTorch, and the same rule is
-/// followed on the host from the outcomes that [`step`](Self::step) reads anyway, so that
-/// [`scale_value`](Self::scale_value) costs nothing.
+/// The scale (f32) and the growth tracker (i32) are on the device, as in PyTorch. The host applies
+/// the same rule to the outcomes that [`step`](Self::step) reads anyway, so that
+/// [`scale_value`](Self::scale_value) does not wait for the device.
 #[derive(Debug)]
 pub struct GradScaler {
     config: GradScalerConfig,
@@ -107,7 +108,7 @@ pub struct GradScaler {
     device: Device,
     scale: Tensor,
     growth_tracker: Tensor,
-    /// Zero: what a captured step tells the rule.
+    /// A zero: the overflow flag that a captured step passes to the rule.
     no_overflow: Tensor,
     mirror: (f32, i32),
     /// Whether a loss was scaled since the last update.
@@ -116,18 +117,18 @@ pub struct GradScaler {
     iteration: Vec<Use>,
 }
 
-/// What the scaler does with a precision.
+/// What the scaler does in a precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Passes everything through.
+    /// Neither scales nor checks.
     Off,
     /// Skips steps whose gradients are not finite.
     Check,
-    /// Scales the loss as well.
+    /// Scales the loss and skips steps.
     Scale,
 }
 
-/// What happened to one optimizer since the last update.
+/// The state of one optimizer since the last update.
 #[derive(Debug)]
 struct Use {
     owner: usize,
@@ -157,7 +158,7 @@ impl GradScaler {
         })
     }
 
-    /// A scaler that scales nothing and never skips: the same calls for every precision.
+    /// A scaler that neither scales nor skips, so that every precision has the same calls.
     ///
     /// # Errors
     /// When libtorch has no such device.
@@ -165,8 +166,7 @@ impl GradScaler {
         Self::unscaled(device, Mode::Off)
     }
 
-    /// A scaler that scales nothing, but skips steps whose gradients are not finite, in any
-    /// dtype.
+    /// A scaler that does not scale, and skips steps whose gradients are not finite, in any dtype.
     ///
     /// # Errors
     /// When libtorch has no such device.
@@ -189,11 +189,12 @@ impl GradScaler {
         f64::from(self.mirror.0)
     }
 
-    /// Whether backoff has taken the scale so low that its reciprocal is infinite in f32.
+    /// Whether backoff has made the scale so small that its reciprocal is infinite in f32.
     ///
-    /// PyTorch has no floor. From 2⁻¹²⁸ down finite gradients become infinite, or NaN, while they
-    /// are unscaled, after the check that would have skipped the step: the parameters are lost
-    /// without a sign. Ask this after [`update`](Self::update) and stop; the trainer does.
+    /// PyTorch has no lower limit. From 2⁻¹²⁸ down finite gradients become infinite or NaN when
+    /// they are unscaled, after the check that would have skipped the step, and the parameters are
+    /// silently lost. Call this after [`update`](Self::update), and stop if it is true; the trainer
+    /// does.
     pub fn has_collapsed(&self) -> bool {
         !((1.0 / f64::from(self.mirror.0)) as f32).is_finite()
     }
@@ -203,7 +204,7 @@ impl GradScaler {
         self.mirror.1
     }
 
-    /// The scale and tracker as they are on the device, read back.
+    /// The scale and the tracker, read from the device.
     ///
     /// # Errors
     /// When the device reports an earlier failure.
@@ -213,9 +214,8 @@ impl GradScaler {
         Ok((scale, tracker))
     }
 
-    /// Multiplies a loss by the scale. One that is not finite makes its step a skipped one, even
-    /// if its gradients are finite, as those of a squared error that overflows are; PyTorch steps
-    /// there.
+    /// Multiplies a loss by the scale. A loss that is not finite leads to a skipped step even if
+    /// its gradients are finite, as in a squared error that overflows; PyTorch applies such a step.
     ///
     /// # Errors
     /// When `loss` is not a scalar.
@@ -230,7 +230,7 @@ impl GradScaler {
         if self.mode == Mode::Scale {
             self.scaled.set(true);
         }
-        // On CUDA a 1 that is there already costs no kernel.
+        // On CUDA, using an existing 1 saves a kernel.
         let scaled = self.mode == Mode::Scale || self.device.is_cuda();
         Ok(ScaledLoss {
             loss: loss.shallow_clone(),
@@ -238,7 +238,7 @@ impl GradScaler {
         })
     }
 
-    /// Takes the gradients that backward passes left on the optimizer's parameters.
+    /// Takes the gradients that backward passes have stored on the optimizer's parameters.
     ///
     /// # Errors
     /// When no loss was scaled since the last [`update`](Self::update), or this optimizer's
@@ -262,7 +262,7 @@ impl GradScaler {
         })
     }
 
-    /// Moves the scale, once per iteration and after every optimizer's step.
+    /// Updates the scale, once per iteration, after every optimizer's step.
     ///
     /// # Errors
     /// When no gradients were unscaled since the last update.
@@ -283,7 +283,7 @@ impl GradScaler {
         }
         let overflowed = match uses.iter().map(|seen| seen.overflowed).collect::<Option<Vec<_>>>() {
             Some(known) => known.contains(&true),
-            // Unscaled but never stepped: nobody has read it yet.
+            // Unscaled and never stepped: the host has not read the answer yet.
             None => total.f_double_value(&[])? != 0.0,
         };
         let _ = self.scale.f_internal_amp_update_scale_(
@@ -297,8 +297,8 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Ends the iteration with this scale in place of the rule's: PyTorch's `update(new_scale)`.
-    /// The tracker stays where it is.
+    /// Ends the iteration with this scale instead of the rule's: PyTorch's `update(new_scale)`. The
+    /// tracker does not change.
     ///
     /// # Errors
     /// When the scale is not positive and finite in f32.
@@ -312,7 +312,7 @@ impl GradScaler {
         Ok(())
     }
 
-    /// What a checkpoint needs. Take it after [`update`](Self::update).
+    /// The state for a checkpoint. Call this after [`update`](Self::update).
     pub fn state(&self) -> ScalerState {
         ScalerState {
             scale: self.scale_value(),
@@ -323,7 +323,7 @@ impl GradScaler {
         }
     }
 
-    /// Continues from a saved state.
+    /// Restores a saved state.
     ///
     /// # Errors
     /// When a constant is out of range.
@@ -342,8 +342,8 @@ impl GradScaler {
         Ok(())
     }
 
-    /// Lets the optimizer, which has stepped, take gradients of another pass before the update, whose
-    /// scale depends on all passes.
+    /// Allows the optimizer, which has stepped, to take gradients of another pass before the
+    /// update. The update's scale then depends on all passes.
     pub(crate) fn end_use(&mut self, optimizer: &dyn Optimizer) {
         let owner = owner(optimizer.parameters());
         self.iteration
@@ -374,7 +374,7 @@ impl GradScaler {
     }
 }
 
-/// Tells optimizers apart by the parameter they begin with.
+/// Identifies an optimizer by its first parameter.
 fn owner(parameters: &[Parameter]) -> usize {
     parameters.first().map_or(0, |parameter| ffi::identity(&parameter.tensor))
 }

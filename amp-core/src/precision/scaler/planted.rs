@@ -1,5 +1,5 @@
-//! A mistake within the scaler, which no hook reaches. The self-test plants it and looks at what finds it; nothing
-//! else does.
+//! A fault inside the scaler that public hooks cannot plant. Only the self-test plants it, and then
+//! examines which check reports it.
 
 use std::cell::Cell;
 
@@ -7,13 +7,14 @@ thread_local! {
     static GROWS_ON_HOST_ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it lives, scalers of this thread grow on the host alone: the device's scale stays.
+/// While it exists, scalers of this thread grow only on the host: the device's scale does not
+/// change.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct GrowsOnHostAlone(());
 
 impl GrowsOnHostAlone {
-    /// Begins.
+    /// Plants the fault.
     #[expect(clippy::new_without_default, reason = "it is not a value, but a section")]
     pub fn new() -> Self {
         GROWS_ON_HOST_ALONE.set(true);

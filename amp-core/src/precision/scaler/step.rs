@@ -1,4 +1,4 @@
-//! The steps of optimizers, left out where gradients overflowed.
+//! Steps of optimizers, skipped if gradients overflowed.
 
 use super::{Deferred, GradScaler, Gradients, StepOutcome, owner};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl GradScaler {
-    /// Steps the optimizer unless a gradient is not finite. Reads one number from the device.
+    /// Steps the optimizer, unless a gradient is not finite. Reads one number from the device.
     ///
     /// # Errors
     /// When the gradients belong to another optimizer or were unscaled before the last update,
@@ -25,11 +25,11 @@ impl GradScaler {
         Ok(StepOutcome::Applied)
     }
 
-    /// Steps all optimizers or, where a gradient of any of them is not finite, none. An optimizer
+    /// Steps all optimizers, or none if a gradient of any of them is not finite. An optimizer
     /// without gradients does nothing.
     ///
     /// # Errors
-    /// As [`step`](Self::step).
+    /// The same as [`step`](Self::step)'s.
     pub fn step_all(
         &mut self,
         steps: Vec<(Gradients<Deferred>, &mut (dyn Optimizer + 'static))>,

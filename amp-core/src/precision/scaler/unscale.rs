@@ -1,4 +1,4 @@
-//! Unscaling: gradients in their true size, and whether all are finite.
+//! Unscales gradients and records whether all are finite.
 
 use std::marker::PhantomData;
 
@@ -11,11 +11,11 @@ use super::{
 use crate::{Error, Result, ffi, precision::clip};
 
 impl GradScaler {
-    /// Divides gradients by the scale in place and notes on the device whether all are finite.
+    /// Divides gradients by the scale in place and records on the device whether all are finite.
     ///
     /// # Errors
-    /// When there is no gradient, a parameter is f16 (its range does not hold unscaled values), or
-    /// they were already unscaled.
+    /// When there are no gradients, a parameter is f16 (whose range cannot represent unscaled
+    /// values), or the gradients were already unscaled.
     pub fn unscale(&mut self, gradients: Gradients<Scaled>) -> Result<Gradients<Unscaled>> {
         if self.mode == Mode::Off {
             return Ok(self.unscaled_by(gradients, None));
@@ -40,13 +40,13 @@ impl GradScaler {
         Ok(self.unscaled_by(gradients, Some(FoundInf::Device(found_inf))))
     }
 
-    /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) in one pass
-    /// less: the norm of the scaled gradients says whether all are finite, and one factor then
-    /// does both. With a scale that is a power of two the bits are those of the two steps.
-    /// Gradients that are not finite keep that, and the others stay finite.
+    /// [`unscale`](Self::unscale) and [`clip_grad_norm`](Gradients::clip_grad_norm) with one pass
+    /// over the gradients less: the norm of the scaled gradients shows whether all are finite, and
+    /// one factor unscales and clips. If the scale is a power of two, the bits are the same.
+    /// Non-finite gradients stay non-finite, and the others stay finite.
     ///
     /// # Errors
-    /// As [`unscale`](Self::unscale).
+    /// The same as [`unscale`](Self::unscale)'s.
     pub fn unscale_and_clip_norm(
         &mut self,
         gradients: Gradients<Scaled>,
@@ -59,17 +59,18 @@ impl GradScaler {
         }
         let mut gradients = self.defer(gradients, max_norm)?;
         if let Some(factor) = gradients.factor.take() {
-            // A NaN would spread to every gradient and hide where it came from.
+            // A NaN norm would spread to every gradient and hide its origin.
             clip::multiply(&gradients.tensors, &factor.f_nan_to_num(1.0, None, None)?)?;
         }
         Ok(gradients.into_state())
     }
 
-    /// [`unscale_and_clip_norm`](Self::unscale_and_clip_norm), but multiplying by the factor is left to
-    /// the optimizer's kernel: the tensors stay scaled. An infinite `max_norm` clips nothing.
+    /// [`unscale_and_clip_norm`](Self::unscale_and_clip_norm), except that the optimizer's kernel
+    /// multiplies by the factor: the tensors stay scaled. With an infinite `max_norm` nothing is
+    /// clipped.
     ///
     /// # Errors
-    /// As [`unscale`](Self::unscale).
+    /// The same as [`unscale`](Self::unscale)'s.
     pub(crate) fn defer(
         &mut self,
         gradients: Gradients<Scaled>,

@@ -13,7 +13,7 @@ pub(in crate::trainer) struct Examples {
     /// examples, whatever the step's length.
     pub(super) shares: Vec<f64>,
     /// Whether the device skipped a step on them: it now runs without a graph.
-    pub(super) void: bool,
+    pub(super) skipped: bool,
 }
 
 impl Examples {
@@ -28,7 +28,7 @@ impl Examples {
             [_] => vec![1.0],
             several => shares(model, several)?,
         };
-        Ok(Self { start, batches, shares, void: false })
+        Ok(Self { start, batches, shares, skipped: false })
     }
 
     /// The position of the batch at this index of the step.

@@ -9,7 +9,7 @@ use crate::{
     optim::{Interval, OnDevice, Optimizer, Scheduled},
     precision::{
         Clip, Deferred, GradScaler, GradientStorage, Gradients, NarrowGradients, Scaled,
-        StepOutcome, Unscaled, widen_gradients,
+        StepOutcome, Unscaled, upcast_gradients,
     },
     trainer::config::{NonFinite, TrainerConfig},
 };
@@ -38,7 +38,7 @@ impl<'a> Optimization<'a> {
             }
             false => GradScaler::checking(config.device)?,
         };
-        let narrow = match keeps_narrow_gradients(config) {
+        let narrow = match keeps_16_bit_gradients(config) {
             true => Some(NarrowGradients::allow(
                 scheduled.iter().flat_map(|scheduled| scheduled.optimizer.parameters().iter()),
             )?),
@@ -82,7 +82,7 @@ impl<'a> Optimization<'a> {
         for scheduled in &self.scheduled {
             let optimizer = scheduled.optimizer.as_ref();
             if self.narrow.is_some() {
-                widen_gradients(optimizer.parameters())?;
+                upcast_gradients(optimizer.parameters())?;
             }
             let scaled = self.scaler.gradients(optimizer)?;
             if !scaled.is_empty() {
@@ -123,11 +123,11 @@ impl<'a> Optimization<'a> {
         let mut gradients = Vec::with_capacity(self.scheduled.len());
         for scheduled in &self.scheduled {
             let optimizer = scheduled.optimizer.as_ref();
-            let able = optimizer.abilities();
+            let able = optimizer.capabilities();
             let multiplies = able.scales && (able.captures || !captured);
             let deferred = limit.filter(|_| may_defer && multiplies);
             if deferred.is_none() && self.narrow.is_some() {
-                widen_gradients(optimizer.parameters())?;
+                upcast_gradients(optimizer.parameters())?;
             }
             let scaled = self.scaler.gradients(optimizer)?;
             if scaled.is_empty() {
@@ -172,20 +172,20 @@ impl<'a> Optimization<'a> {
         Ok(outcome)
     }
 
-    /// Steps each optimizer that can be captured, unless `void` is not 0. Returns which optimizers have
+    /// Steps each optimizer that can be captured, unless `skip_flag` is not 0. Returns which optimizers have
     /// gradients.
     pub(in crate::trainer) fn apply_captured(
         &mut self,
         gradients: &[Gradients<Deferred>],
-        void: &Tensor,
+        skip_flag: &Tensor,
     ) -> Result<Vec<bool>> {
         let mut stepped = Vec::with_capacity(self.scheduled.len());
         for scheduled in &mut self.scheduled {
             let optimizer = scheduled.optimizer.as_mut();
             let own = gradients.iter().find(|gradients| gradients.are_of(optimizer));
-            if let Some(gradients) = own.filter(|_| optimizer.abilities().captures) {
+            if let Some(gradients) = own.filter(|_| optimizer.capabilities().captures) {
                 let factor = gradients.factor();
-                optimizer.step_with(OnDevice { found_inf: Some(void), factor })?;
+                optimizer.step_with(OnDevice { found_inf: Some(skip_flag), factor })?;
             }
             stepped.push(own.is_some());
         }
@@ -238,11 +238,11 @@ fn has(logged: &[Logged], name: &str) -> bool {
 }
 
 /// Whether the run requests 16-bit gradients and can have them.
-fn keeps_narrow_gradients(config: &TrainerConfig) -> bool {
-    asks_for_narrow_gradients(config) && full_gradients_note(config).is_none()
+fn keeps_16_bit_gradients(config: &TrainerConfig) -> bool {
+    requests_16_bit_gradients(config) && full_gradients_note(config).is_none()
 }
 
-fn asks_for_narrow_gradients(config: &TrainerConfig) -> bool {
+fn requests_16_bit_gradients(config: &TrainerConfig) -> bool {
     config.numerics.gradients == GradientStorage::SixteenBit
         && config.precision.autocast().is_some()
 }
@@ -250,7 +250,7 @@ fn asks_for_narrow_gradients(config: &TrainerConfig) -> bool {
 /// Why gradients are kept in f32 in a run that requests 16 bits.
 pub(in crate::trainer) fn full_gradients_note(config: &TrainerConfig) -> Option<String> {
     let why = match (config.device.is_cuda(), config.optimization.accumulate_grad_batches) {
-        _ if !asks_for_narrow_gradients(config) => return None,
+        _ if !requests_16_bit_gradients(config) => return None,
         (false, _) => "only CUDA has kernels for 16-bit gradients".to_owned(),
         (true, 1) => return None,
         (true, batches) => format!("the gradients of {batches} batches are added"),

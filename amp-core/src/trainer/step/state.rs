@@ -84,7 +84,7 @@ impl<'a> StepState<'a> {
         Ok(Self {
             config,
             policy,
-            context: Context::new(policy, true).with_islands(config.numerics.overrides.clone()),
+            context: Context::new(policy, true).with_overrides(config.numerics.overrides.clone()),
             lr: optim.lr(),
             optim,
             length,
@@ -158,7 +158,7 @@ impl<'a> StepState<'a> {
     /// The context of a training pass.
     pub(super) fn new_context(&self) -> Context {
         let context =
-            Context::new(self.policy, true).with_islands(self.config.numerics.overrides.clone());
+            Context::new(self.policy, true).with_overrides(self.config.numerics.overrides.clone());
         match &self.memory {
             Some(plan) => context.with_segments(plan.segments.clone().into()),
             None => context,
@@ -357,8 +357,8 @@ impl<'a> StepState<'a> {
         let parameters = scheduled.flat_map(|one| one.optimizer.parameters().iter());
         let (precision, overrides) = (self.policy.precision, &self.config.numerics.overrides);
         probe.regions_held(&nn::parameters_in_regions(model, precision, overrides))?;
-        let has_islands = !overrides.is_empty();
-        emit(Event::Observed(probe.finish(precision, loss, parameters, has_islands)?))?;
+        let has_overrides = !overrides.is_empty();
+        emit(Event::Observed(probe.finish(precision, loss, parameters, has_overrides)?))?;
         self.probed = true;
         Ok(())
     }

@@ -85,7 +85,7 @@ fn activations(
 ) -> Result<u64> {
     let policy = config.policy();
     let context =
-        Context::new(policy, true).with_islands(config.numerics.overrides.clone()).again();
+        Context::new(policy, true).with_overrides(config.numerics.overrides.clone()).again();
     let meter = MemoryMeter::beside(config.device)?;
     let loss = {
         let _autocast = policy.autocast()?;

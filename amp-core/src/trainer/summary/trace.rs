@@ -44,7 +44,7 @@ pub(super) fn trace(
     let policy = config.policy();
     let tracer = Rc::new(Tracer { counter: FlopCounter::start()?, seen: RefCell::default() });
     let context = Context::new(policy, true)
-        .with_islands(config.numerics.overrides.clone())
+        .with_overrides(config.numerics.overrides.clone())
         .without_checkpointing()
         .without_dropout()
         .again()

@@ -12,7 +12,7 @@ use rstest::rstest;
 use super::{Odd, Planted, broken, config, data, fit, planted::Does};
 use crate::support::{device, seeded};
 
-/// Each rule is broken, and the error names step, tensor and cause.
+/// If a rule is broken, the error names step, tensor and cause.
 #[rstest]
 #[case::weight_written_back(
     Odd::WritesBack,
@@ -103,7 +103,7 @@ use crate::support::{device, seeded};
     Invariant::EvaluationMode,
     "validation after step 7: `dropout` runs in training mode"
 )]
-fn each_rule_is_broken(
+fn each_broken_rule_is_reported(
     #[values(Check::Cheap, Check::Full)] level: Check,
     #[case] odd: Odd,
     #[case] does: Does,
@@ -117,9 +117,10 @@ fn each_rule_is_broken(
     Ok(())
 }
 
-/// A meter of the epoch misses what each step's own takes; meters one after the other miss nothing.
+/// A meter of the epoch misses the memory of steps that have meters of their own; consecutive
+/// meters miss nothing.
 #[rstest]
-fn memory_that_is_read_in_part_is_broken(
+fn a_meter_that_misses_memory_is_reported(
     #[values(Check::Cheap, Check::Full)] level: Check,
 ) -> Result<()> {
     let _section = seeded(1);
@@ -130,12 +131,12 @@ fn memory_that_is_read_in_part_is_broken(
     Ok(())
 }
 
-/// A skipped step: each of 16-mixed's first steps from this scale.
+/// Skipped steps: with this scale the first steps of 16-mixed overflow.
 #[rstest]
 #[case::a_weight(Odd::Nothing, Does::MovesInHook, "step 1: `model.0.weight` has moved")]
 #[case::a_buffer(Odd::Nothing, Does::CountsInHook, "step 1: `model.1.running_mean` has moved")]
 #[case::a_rate(Odd::MovesRates, Does::MovesBufferInValidation, "step 1: a learning rate has moved")]
-fn a_skip_that_changes_something_is_broken(
+fn a_skipped_step_that_changes_something_is_reported(
     #[values(Check::Cheap, Check::Full)] level: Check,
     #[case] odd: Odd,
     #[case] does: Does,
@@ -147,7 +148,7 @@ fn a_skip_that_changes_something_is_broken(
     let _section = seeded(1);
     let text = broken(fit(config.clone(), &mut model), Invariant::SkipsChangeNothing);
     assert!(text.starts_with(says), "{text}");
-    // It is allowed where a skipped step counts as a step.
+    // It is allowed if a skipped step counts as a step.
     config.recovery.skipped_step_advances = true;
     config.max_epochs = 1;
     if does != Does::MovesBufferInValidation {
@@ -156,10 +157,10 @@ fn a_skip_that_changes_something_is_broken(
     Ok(())
 }
 
-/// f32 masters of 16-bit weights, which would overwrite in silence what was loaded after the optimizer was
-/// built.
+/// f32 masters of 16-bit weights: without the rule they would silently overwrite weights that were
+/// loaded after the optimizer was built.
 #[test]
-fn weights_written_after_their_masters_were_made_are_told() -> Result<()> {
+fn weights_written_after_their_masters_were_made_are_reported() -> Result<()> {
     let mut config = config(Check::Cheap);
     config.precision = Precision::Bf16True;
     config.numerics.weight_update = WeightUpdate::MasterWeights;
@@ -171,8 +172,8 @@ fn weights_written_after_their_masters_were_made_are_told() -> Result<()> {
     Ok(())
 }
 
-/// A run that breaks a rule is saved where that is asked for, before the step or after it, and goes on once the
-/// optimizer is mended.
+/// If the option is set, a run that breaks a rule saves a checkpoint, before the step or after it,
+/// and the checkpoint resumes once the optimizer is correct.
 #[rstest]
 #[case::within_a_step(Odd::KeepsGradients, 13)]
 #[case::after_a_step(Odd::WritesBack, 4)]
@@ -195,9 +196,9 @@ fn a_run_that_breaks_a_rule_is_saved(#[case] odd: Odd, #[case] left: usize) -> R
     Ok(())
 }
 
-/// Nothing is looked at where that is asked for, and a run whose model does nothing odd is whole.
+/// With the checks switched off nothing is reported, and a run of a correct model ends normally.
 #[rstest]
-fn a_run_that_is_not_checked_goes_on(
+fn without_checks_a_broken_rule_is_not_reported(
     #[values(Odd::WritesBack, Odd::KeepsGradients, Odd::SchedulesTwice)] odd: Odd,
 ) -> Result<()> {
     let _section = seeded(1);

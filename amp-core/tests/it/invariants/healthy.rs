@@ -1,4 +1,5 @@
-//! Runs that break no rule, though parameters stand still, steps are skipped and optimizers differ.
+//! Runs that break no rule, although parameters do not move, steps are skipped or optimizers are
+//! unusual.
 
 use amp_core::{
     Result, Trainer, TrainerConfig,
@@ -59,9 +60,9 @@ impl BuildOptimizer for Boxed {
     }
 }
 
-/// Layers before a batch norm have biases whose gradients are rounding errors.
+/// Layers before a batch norm have biases whose gradients consist of rounding errors.
 #[rstest]
-fn every_optimizer_under_every_precision(
+fn no_optimizer_breaks_a_rule_in_any_precision(
     #[values("adamw", "adam foreach", "sgd", "rmsprop", "lion")] name: &'static str,
     #[values(
         Precision::F64True,
@@ -80,8 +81,8 @@ fn every_optimizer_under_every_precision(
     })
 }
 
-/// A rate of 0, one whose updates are finer than any dtype's spacing, one that is 0 for longer than a
-/// weight is given to move, and one of a single group.
+/// A rate of 0; a rate whose updates are finer than any dtype's spacing; a rate that is 0 for
+/// longer than the rule waits for a weight to move; and a rate of 0 in one group.
 #[rstest]
 #[case::no_rate(|| OptimizerConfig::new(AdamW { lr: 0.0, ..AdamW::default() }))]
 #[case::no_rate_but_decay(|| {
@@ -104,7 +105,7 @@ fn every_optimizer_under_every_precision(
     OptimizerConfig::new(AdamW::default())
         .with_scheduler(StepLr { step_size: 1, gamma: 0.5 }, Interval::Epoch)
 })]
-fn weights_that_may_stand_still(
+fn weights_with_a_reason_not_to_move_break_no_rule(
     #[case] optimizer: fn() -> OptimizerConfig,
     #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16True)] precision: Precision,
     #[values(Check::Cheap, Check::Full)] level: Check,
@@ -112,7 +113,7 @@ fn weights_that_may_stand_still(
     trains(config(precision, level), optimizer)
 }
 
-/// What else a run may do.
+/// Further options of a run.
 #[rstest]
 #[case::clipped(|config: &mut TrainerConfig| {
     config.optimization.gradient_clip = Some(Clip::Norm(1e-3));
@@ -153,7 +154,7 @@ fn weights_that_may_stand_still(
     config.recovery.scale_floor.min_scale = 2f64.powi(29);
     config.recovery.scale_floor.then = AtFloor::FallBackToBf16;
 })]
-fn what_else_a_run_may_do(
+fn other_options_break_no_rule(
     #[case] set: fn(&mut TrainerConfig),
     #[values(Check::Cheap, Check::Full)] level: Check,
 ) -> Result<()> {
@@ -163,9 +164,9 @@ fn what_else_a_run_may_do(
     })
 }
 
-/// Every way of writing to 16-bit weights.
+/// Every way of storing 16-bit weights.
 #[rstest]
-fn sixteen_bit_weights(
+fn no_storage_of_16_bit_weights_breaks_a_rule(
     #[values(
         WeightUpdate::RoundToNearest,
         WeightUpdate::MasterWeights,
@@ -179,7 +180,7 @@ fn sixteen_bit_weights(
     trains(config, move || OptimizerConfig::new(AdamW { lr, ..AdamW::default() }))
 }
 
-/// Most rows of an embedding have no gradient in any step, and a branch that is never taken has none.
+/// Most rows of an embedding have no gradient in any step, and a branch that never runs has none.
 #[derive(LightningModule)]
 #[forward(|x| {
     let words = drop(&words(x)?)?;
@@ -199,7 +200,7 @@ struct Words {
 }
 
 #[rstest]
-fn rows_and_branches_without_gradients(
+fn rows_and_branches_without_gradients_break_no_rule(
     #[values(Check::Cheap, Check::Full)] level: Check,
 ) -> Result<()> {
     let _section = seeded(0);

@@ -1,5 +1,5 @@
-//! Rules that hold in every run: each is broken once by something around an optimizer, a schedule or a
-//! model, and no healthy run breaks one.
+//! Rules that hold in every run. The tests break each rule once, by a fault in an optimizer, a
+//! schedule or a model, and check that healthy runs break none.
 
 mod breaks;
 mod healthy;
@@ -39,7 +39,7 @@ fn fit(config: TrainerConfig, model: &mut dyn LightningModule) -> Result<RunReco
     Trainer::new(config).fit(model, &data()?)
 }
 
-/// What is said of the invariant that a run breaks.
+/// The error text of the rule that a run breaks.
 fn broken(outcome: Result<RunRecord>, invariant: Invariant) -> String {
     match outcome {
         Err(Error::Invariant { name, text }) => {

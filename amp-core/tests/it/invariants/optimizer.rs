@@ -1,4 +1,4 @@
-//! An optimizer and a schedule that do something odd.
+//! An optimizer and a schedule with a planted fault.
 
 use std::rc::Rc;
 
@@ -6,34 +6,34 @@ use amp_core::{
     Result,
     nn::Parameter,
     optim::{
-        Abilities, AdamW, BuildOptimizer, BuildScheduler, OnDevice, Optimizer, Rates, Scheduler,
+        AdamW, BuildOptimizer, BuildScheduler, Capabilities, OnDevice, Optimizer, Rates, Scheduler,
         StepLr, Storage,
     },
     state::State,
     tch::{Tensor, no_grad},
 };
 
-/// What an optimizer or its schedule does.
+/// The fault of an optimizer or its schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Odd {
     Nothing,
-    /// Brings the first weight back after each step.
+    /// Restores the first weight after each step.
     WritesBack,
-    /// Steps what had a gradient in the first step alone.
+    /// Updates only parameters that had a gradient in the first step.
     StepsTheFirst,
-    /// Does not take the first parameter.
+    /// Leaves out the first parameter.
     LeavesOut,
-    /// Takes a copy of the first parameter.
+    /// Holds a copy of the first parameter.
     Copies,
     KeepsGradients,
     IgnoresRates,
-    /// Changes its rate, whatever became of the step.
+    /// Changes its rate even if the step was skipped.
     MovesRates,
     SchedulesTwice,
     SchedulesNever,
 }
 
-/// AdamW, or its schedule, with that.
+/// AdamW, or its schedule, with the fault.
 #[derive(Clone, Copy)]
 pub(super) struct Build(pub(super) Odd);
 
@@ -94,8 +94,8 @@ impl Optimizer for Wrapped {
         Ok(())
     }
 
-    fn abilities(&self) -> Abilities {
-        self.inner.abilities()
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
     }
 
     fn rates(&self) -> Vec<Rates> {

@@ -1,4 +1,4 @@
-//! A model that does something odd.
+//! A model with a planted fault.
 
 use std::cell::{Cell, RefCell};
 
@@ -20,21 +20,21 @@ use crate::support::{
     seeded,
 };
 
-/// What the model does.
+/// The fault of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Does {
     Nothing,
-    /// Has new tensors in place of its own before the first step.
+    /// Replaces its tensors before the first step.
     ReplacesTensors,
     /// Writes to its weights before the first step.
     WritesAtStart,
-    /// Lets its first weight require no gradient, in its second step.
+    /// Sets its first weight to require no gradient in its second step.
     FreezesWithin,
-    /// Has its counts in another dtype, from its second step on.
+    /// Changes the dtype of its counts from its second step on.
     Converts,
-    /// Moves its first weight in its hook, whatever became of the step.
+    /// Moves its first weight in its hook even if the step was skipped.
     MovesInHook,
-    /// Moves a buffer there.
+    /// Moves a buffer in its hook.
     CountsInHook,
     MovesWeightInValidation,
     MovesBufferInValidation,
@@ -42,9 +42,9 @@ pub(super) enum Does {
     TrainsInValidation,
     /// Drops elements in validation, whatever the mode of the step.
     DropsInValidation,
-    /// Leaves its last layer out of its first step.
+    /// Leaves out its last layer in its first step.
     SkipsALayer,
-    /// Measures the memory of each step within that of the epoch.
+    /// Measures the memory of each step inside the measurement of the epoch.
     MeasuresWithin,
     /// Measures the memory of each step.
     MeasuresSteps,
@@ -56,7 +56,7 @@ pub(super) struct Planted {
     odd: Odd,
     does: Does,
     steps: Cell<u32>,
-    /// By place, tensors in place of the model's.
+    /// Replacement tensors, by position.
     replaced: RefCell<Vec<Tensor>>,
     meter: Option<MemoryMeter>,
 }
@@ -64,7 +64,7 @@ pub(super) struct Planted {
 impl Planted {
     pub(super) fn new(odd: Odd, does: Does) -> Result<Self> {
         let _section = seeded(0);
-        // Its own optimizer is not asked for.
+        // `configure_optimizers` of the wrapped model is not called.
         let mut inner = Model::regression(demo(0.2)?, |_| {
             OptimizerConfig::new(amp_core::optim::AdamW::default())
         });
@@ -97,7 +97,7 @@ impl Visit for Planted {
     }
 }
 
-/// Shows other tensors in place of those that there are others for.
+/// Visits the replacement tensors in place of the model's own.
 struct Replacing<'a> {
     visitor: &'a mut dyn Visitor,
     by: &'a [Tensor],
@@ -142,7 +142,7 @@ impl LightningModule for Planted {
             }
             (Does::SkipsALayer, 1) => {
                 let batch = Batch::from_any(batch)?;
-                // Without the last layer, whose sixteen inputs stand for classes.
+                // Without the last layer, whose sixteen inputs then serve as classes.
                 let tensors = named_tensors(&self.inner);
                 let head = tensors.iter().filter(|(name, _, _)| name.starts_with("model.12."));
                 let held: Vec<Tensor> = head.map(|(_, tensor, _)| tensor.shallow_clone()).collect();

@@ -1,9 +1,9 @@
-//! Public reports of errors that nobody saw, as TrainCheck (OSDI 2025) has reproduced them, as far as they
-//! can happen here. Others need several GPUs (deepspeed-1801, deepspeed-5794, pytorch-84803, pytorch-96600,
-//! baichuan2-86 and a run whose replicas went apart), are of code that this project has none of
-//! (pytorch-51800's spectral norm, generation in transformers-23723, a processor of images in
-//! transformers-34204, the repeated initial values of transformers-17877), or are a choice
-//! (pytorch-forum-84911: all but the batch norms are frozen).
+//! Public reports of silent errors that TrainCheck (OSDI 2025) has reproduced, as far as they can
+//! happen here. The other reports need several GPUs (deepspeed-1801, deepspeed-5794, pytorch-84803,
+//! pytorch-96600, baichuan2-86 and a run with diverging replicas), concern code that this project
+//! does not have (pytorch-51800's spectral norm, generation in transformers-23723, an image
+//! processor in transformers-34204, the repeated initial values of transformers-17877), or describe
+//! a deliberate choice (pytorch-forum-84911: all parameters but the batch norms are frozen).
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -32,8 +32,8 @@ fn says(odd: Odd, does: Does, invariant: Invariant) -> Result<String> {
     Ok(broken(fit(config(Check::Cheap), &mut model), invariant))
 }
 
-/// stackoverflow-60335387: `zero_grad` is never called, so that gradients of all steps add up, and the loss
-/// rises at a rate that is right otherwise.
+/// stackoverflow-60335387: `zero_grad` is never called, so the gradients of all steps add up and
+/// the loss rises although the rate is right.
 #[test]
 fn stackoverflow_60335387_gradients_of_all_steps_add_up() -> Result<()> {
     let text = says(Odd::KeepsGradients, Does::Nothing, Invariant::GradientsAreCleared)?;
@@ -44,8 +44,8 @@ fn stackoverflow_60335387_gradients_of_all_steps_add_up() -> Result<()> {
     Ok(())
 }
 
-/// pytorch-104336: the model is moved to another device and back after what follows its parameters was
-/// built, which goes on following the old ones.
+/// pytorch-104336: the model is moved to another device and back after the optimizer was built, so
+/// that the optimizer still holds the old parameters.
 #[test]
 fn pytorch_104336_parameters_are_replaced_after_the_optimizer_was_built() -> Result<()> {
     let text = says(Odd::Nothing, Does::ReplacesTensors, Invariant::OptimizerHoldsWeights)?;
@@ -53,7 +53,8 @@ fn pytorch_104336_parameters_are_replaced_after_the_optimizer_was_built() -> Res
     Ok(())
 }
 
-/// pytorch-115607: a compiled optimizer skips for good what had no gradient when it was compiled.
+/// pytorch-115607: a compiled optimizer permanently skips parameters that had no gradient when it
+/// was compiled.
 #[test]
 fn pytorch_115607_what_had_no_gradient_in_the_first_step_is_never_stepped() -> Result<()> {
     let text = says(Odd::StepsTheFirst, Does::SkipsALayer, Invariant::WeightsMove)?;
@@ -61,8 +62,8 @@ fn pytorch_115607_what_had_no_gradient_in_the_first_step_is_never_stepped() -> R
     Ok(())
 }
 
-/// transformers-33844: an attention layer drops elements in evaluation mode, because it does not ask for
-/// the mode.
+/// transformers-33844: an attention layer drops elements in evaluation mode, because it does not
+/// check the mode.
 #[test]
 fn transformers_33844_dropout_is_active_in_evaluation() -> Result<()> {
     let text = says(Odd::Nothing, Does::DropsInValidation, Invariant::EvaluationMode)?;
@@ -70,8 +71,8 @@ fn transformers_33844_dropout_is_active_in_evaluation() -> Result<()> {
     Ok(())
 }
 
-/// lightning-thunder-725: after a change of autocast some products no longer ran in 16 bits. Here the
-/// dtypes of the first step prove that the precision ran.
+/// lightning-thunder-725: after a change in autocast some products no longer ran in 16 bits. Here
+/// the dtypes recorded in the first step show whether the precision was applied.
 #[test]
 fn lightning_thunder_725_autocast_leaves_products_out() -> Result<()> {
     let _section = seeded(0);
@@ -87,8 +88,8 @@ fn lightning_thunder_725_autocast_leaves_products_out() -> Result<()> {
     Ok(())
 }
 
-/// mmpretrain-702: stages that are configured as frozen train, because the method that freezes them is
-/// never called. Here the trainer freezes, and what is frozen stands still.
+/// mmpretrain-702: stages that are configured as frozen are trained, because the freezing method is
+/// never called. Here the trainer freezes them, and they do not move.
 #[test]
 fn mmpretrain_702_frozen_stages_do_not_train() -> Result<()> {
     let mut model = Planted::new(Odd::Nothing, Does::Nothing)?;
@@ -109,8 +110,8 @@ fn mmpretrain_702_frozen_stages_do_not_train() -> Result<()> {
     Ok(())
 }
 
-/// stackoverflow-67180955: the workers of a loader draw the same random numbers, so that they give the same
-/// augmentations. Here a set's draws follow from the example alone: `draws.rs` has the numbers.
+/// stackoverflow-67180955: the workers of a loader draw the same random numbers and produce the
+/// same augmentations. Here the draws depend only on the example; `draws.rs` tests the numbers.
 #[test]
 fn stackoverflow_67180955_no_two_examples_draw_the_same() {
     let draws = amp_core::random::Draws::new(3, 1);
@@ -120,13 +121,13 @@ fn stackoverflow_67180955_no_two_examples_draw_the_same() {
     assert_eq!(seeds.len(), 1000);
 }
 
-/// Kinds that TrainCheck's invariants are about, without a number of their own: a scheduler that is stepped
+/// Kinds of errors in TrainCheck's invariants without a number of their own: a scheduler that steps
 /// never or twice, a group whose rate is ignored.
 #[rstest]
 #[case::never(Odd::SchedulesNever)]
 #[case::twice(Odd::SchedulesTwice)]
 #[case::ignored(Odd::IgnoresRates)]
-fn schedulers_that_are_not_followed(#[case] odd: Odd) -> Result<()> {
+fn schedulers_that_have_no_effect_are_reported(#[case] odd: Odd) -> Result<()> {
     says(odd, Does::Nothing, Invariant::RatesAreScheduled).map(drop)
 }
 
@@ -152,7 +153,8 @@ impl nn::Module for Tied {
     }
 }
 
-/// Takes the layers apart when the run begins, as a load of a file that has both does that makes new tensors.
+/// Separates the layers when the run begins, as loading a file with both tensors does if it makes
+/// new tensors.
 struct Unties(Rc<RefCell<Option<nn::Linear>>>);
 
 impl Callback for Unties {
@@ -166,9 +168,9 @@ impl Callback for Unties {
     }
 }
 
-/// Tied weights that a load has untied: the second of them is trained by nothing.
+/// Tied weights that loading has untied: nothing trains the second one.
 #[rstest]
-fn tied_weights_that_are_untied(#[values(false, true)] unties: bool) -> Result<()> {
+fn tied_weights_that_were_untied_are_reported(#[values(false, true)] unties: bool) -> Result<()> {
     let _section = seeded(0);
     let apart = Rc::new(RefCell::new(None));
     let layer = nn::Linear::new(nn::LinearConfig::new(4, 4))?;

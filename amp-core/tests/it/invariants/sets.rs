@@ -1,4 +1,4 @@
-//! Validation sets that have training examples.
+//! Validation sets that contain training examples.
 
 use amp_core::{
     Result, Trainer,
@@ -12,14 +12,14 @@ use rstest::rstest;
 use super::{Odd, Planted, broken, config, planted::Does};
 use crate::support::{model::digits, seeded};
 
-/// Where the validation set's examples are from.
+/// Where the validation examples come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum From {
     /// The training set itself.
     Handle,
-    /// The training set's memory, from this example on.
+    /// The memory of the training set, from this example on.
     Memory(i64),
-    /// Copies of the training set's last examples, so many, before others.
+    /// Copies of this many last examples of the training set, followed by other examples.
     Copies(i64),
 }
 
@@ -57,14 +57,14 @@ fn train(level: Check, from: From, shared: bool) -> Result<RunRecord> {
 #[case::one_memory(Check::Cheap, From::Memory(0), "is, or overlaps with")]
 #[case::an_example(Check::Cheap, From::Memory(39), "is, or overlaps with")]
 #[case::copies(Check::Full, From::Copies(2), "has 10 % of its examples from the training set")]
-fn training_examples_are_not_validated_on(
+fn validating_on_training_examples_is_reported(
     #[case] level: Check,
     #[case] from: From,
     #[case] says: &str,
 ) -> Result<()> {
     let text = broken(train(level, from, false), Invariant::SetsAreDisjoint);
     assert!(text.starts_with(&format!("before step 1: the validation set {says}")), "{text}");
-    // Unless that is meant.
+    // The check is off if the overlap is intended.
     train(level, from, true)?;
     Ok(())
 }
@@ -74,14 +74,17 @@ fn training_examples_are_not_validated_on(
 #[case::compared(Check::Full, From::Memory(40))]
 #[case::a_duplicate(Check::Full, From::Copies(1))]
 #[case::not_compared(Check::Cheap, From::Copies(20))]
-fn other_examples_are(#[case] level: Check, #[case] from: From) -> Result<()> {
+fn validating_on_other_examples_is_not_reported(
+    #[case] level: Check,
+    #[case] from: From,
+) -> Result<()> {
     train(level, from, false)?;
     Ok(())
 }
 
-/// A run that is to learn a few examples by heart says so by its own option.
+/// A run that is meant to overfit a few examples has an option for it.
 #[test]
-fn overfitting_is_meant() -> Result<()> {
+fn an_option_allows_overfitting() -> Result<()> {
     let mut config = config(Check::Full);
     config.checks.shared_examples = false;
     config.loops.overfit_batches = Some(Limit::Batches(2));

@@ -1,4 +1,4 @@
-//! The layers that the oracle's cases name.
+//! Builds the layers of the recorded cases.
 
 use amp_core::{
     Module, Result,
@@ -21,7 +21,7 @@ use amp_core::{
     },
 };
 
-/// The layer that a case of the oracle names.
+/// The layer that a recorded case names.
 pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
     fn boxed<M: Module + 'static>(layer: Result<M>) -> Result<Box<dyn Module>> {
         Ok(Box::new(layer?))

@@ -72,9 +72,9 @@ fn near(seen: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
     }
 }
 
-/// Parameters have torch's names and shapes; output and gradients are torch's in f64.
+/// Parameters have torch's names and shapes; output and gradients equal torch's in f64.
 #[test]
-fn layers_are_torchs() -> Result<()> {
+fn layers_equal_torchs() -> Result<()> {
     let oracle = oracle!("layers.json");
     let seed = integer(&oracle, "seed").cast_unsigned();
     for (name, case) in oracle["cases"].as_object().expect("cases") {
@@ -82,13 +82,14 @@ fn layers_are_torchs() -> Result<()> {
         let cx = Context::new(Policy::new(Precision::F64True, device()), true);
         let output = layer.forward(&x, &cx)?;
         assert_eq!(output.size(), shape(&case["output_shape"]), "{name}");
-        // libtorch's kernels of these two have f32 constants on CUDA.
+        // The kernels of these two layers have f32 constants on CUDA.
         let narrow = device().is_cuda() && matches!(name.as_str(), "hardsigmoid" | "hardswish");
         let tolerance = if narrow { 1e-6 } else { 1e-12 };
         near(&output, &from_bits(Kind::Double, text(case, "output")), tolerance, name);
         let factor = lcg.tensor(&output.size(), 64.0).to_kind(Kind::Double).to_device(device());
         (output * factor).sum(Kind::Double).f_backward()?;
-        // torch's derivative of CELU takes 1/α in f32 (derivatives.yaml: `alpha.toFloat()`).
+        // torch computes 1/α in f32 in the derivative of CELU (derivatives.yaml:
+        // `alpha.toFloat()`).
         let tolerance = if name == "celu" || narrow { 1e-6 } else { 1e-11 };
         let expected = from_bits(Kind::Double, text(case, "input_grad"));
         near(&x.grad(), &expected, tolerance, &format!("{name}: input"));
@@ -105,9 +106,9 @@ fn layers_are_torchs() -> Result<()> {
     Ok(())
 }
 
-/// Under autocast each layer's output has torch's dtype and, within bf16's rounding, its values.
+/// Under autocast each layer's output has torch's dtype, and its values up to bf16's rounding.
 #[test]
-fn layers_under_autocast_are_torchs() -> Result<()> {
+fn layers_under_autocast_equal_torchs() -> Result<()> {
     let oracle = oracle!("layers.json");
     let seed = integer(&oracle, "seed").cast_unsigned();
     for (name, case) in oracle["cases"].as_object().expect("cases") {
@@ -117,7 +118,7 @@ fn layers_under_autocast_are_torchs() -> Result<()> {
             let _autocast = policy.autocast()?;
             layer.forward(&x, &Context::new(policy, true))?
         };
-        // The lists of what runs in which dtype are the devices' own.
+        // Each device has its own list of operators and dtypes.
         if !device().is_cuda() {
             let dtype = if output.kind() == Kind::BFloat16 { "bf16" } else { "f32" };
             assert_eq!(dtype, text(case, "autocast_dtype"), "{name}");
@@ -128,14 +129,14 @@ fn layers_under_autocast_are_torchs() -> Result<()> {
     Ok(())
 }
 
-/// One seed gives torch's initial weights.
+/// The same seed gives torch's initial weights.
 #[rstest]
 #[case("conv1d dilated")]
 #[case("conv2d rectangular")]
 #[case("conv_transpose2d")]
 #[case("conv3d")]
 #[case("group_norm")]
-fn initial_weights_are_torchs(#[case] name: &str) -> Result<()> {
+fn initial_weights_equal_torchs(#[case] name: &str) -> Result<()> {
     let oracle = oracle!("layers.json");
     let _section = seeded(0);
     for parameter in parameters(&build(name)?) {
@@ -146,7 +147,7 @@ fn initial_weights_are_torchs(#[case] name: &str) -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_built_is_refused() -> Result<()> {
+fn invalid_options_are_refused() -> Result<()> {
     let refused = |layer: Result<()>, says: &str| {
         let text = message(layer);
         assert!(text.contains(says), "{text}");
@@ -178,9 +179,9 @@ fn what_cannot_be_built_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// What attributes build is what the types build.
+/// A layer built by an attribute equals the layer built from its type.
 #[test]
-fn attributes_build_them() -> Result<()> {
+fn attributes_build_the_same_layers() -> Result<()> {
     let net = {
         let _section = seeded(0);
         Net::builder().build()?

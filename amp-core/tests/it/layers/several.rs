@@ -1,4 +1,4 @@
-//! Modules of several inputs or outputs against torch.nn, as in the parent.
+//! Modules with several inputs or outputs against torch.nn, as in the parent module.
 
 use amp_core::{
     Result,
@@ -16,7 +16,7 @@ use crate::support::{
     seeded,
 };
 
-/// A module with what runs it on the inputs of a case.
+/// A module, and a function that runs it on the inputs of a case.
 pub(super) trait Runs: Visit {
     fn run(&self, inputs: &[Tensor], cx: &Context) -> Result<Vec<Tensor>>;
 }
@@ -91,15 +91,15 @@ fn filled(
     Ok((module, inputs, lcg))
 }
 
-/// A gradient, or zeros where nothing depends on the tensor.
+/// A gradient, or zeros if nothing depends on the tensor.
 fn gradient(tensor: &Tensor) -> Tensor {
     let grad = tensor.grad();
     if grad.defined() { grad } else { tensor.zeros_like() }
 }
 
-/// Parameters have torch's names and shapes; outputs and gradients are torch's in f64.
+/// Parameters have torch's names and shapes; outputs and gradients equal torch's in f64.
 #[test]
-fn modules_of_several_inputs_are_torchs() -> Result<()> {
+fn modules_with_several_inputs_equal_torchs() -> Result<()> {
     let oracle = oracle!("several.json");
     let seed = integer(&oracle, "seed").cast_unsigned();
     for (name, case) in oracle["cases"].as_object().expect("cases") {
@@ -131,9 +131,9 @@ fn modules_of_several_inputs_are_torchs() -> Result<()> {
     Ok(())
 }
 
-/// Under autocast each output has torch's dtype and, within bf16's rounding, its values.
+/// Under autocast each output has torch's dtype, and its values up to bf16's rounding.
 #[test]
-fn modules_of_several_inputs_under_autocast_are_torchs() -> Result<()> {
+fn modules_with_several_inputs_under_autocast_equal_torchs() -> Result<()> {
     let oracle = oracle!("several.json");
     let seed = integer(&oracle, "seed").cast_unsigned();
     for (name, case) in oracle["cases"].as_object().expect("cases") {
@@ -145,11 +145,11 @@ fn modules_of_several_inputs_under_autocast_are_torchs() -> Result<()> {
         };
         for (at, (output, recorded)) in outputs.iter().zip(list(case, "autocast")).enumerate() {
             let what = format!("{name}: output {at}");
-            // The lists of what runs in which dtype are the devices' own.
+            // Each device has its own list of operators and dtypes.
             if !device().is_cuda() {
                 let dtype = if output.kind() == Kind::BFloat16 { "bf16" } else { "f32" };
-                // torch's has no rule for recurrent layers on the CPU: some products are bf16, and so
-                // are the outputs of some.
+                // torch has no autocast rule for recurrent layers on the CPU: some of its products
+                // and some outputs are bf16.
                 let is_recurrent = ["lstm", "gru", "rnn"].iter().any(|kind| name.starts_with(kind));
                 let expected = if is_recurrent { "bf16" } else { text(recorded, "dtype") };
                 assert_eq!(dtype, expected, "{what}");
@@ -160,9 +160,9 @@ fn modules_of_several_inputs_under_autocast_are_torchs() -> Result<()> {
     Ok(())
 }
 
-/// One seed gives torch's initial weights.
+/// The same seed gives torch's initial weights.
 #[test]
-fn initial_weights_of_modules_of_several_inputs_are_torchs() -> Result<()> {
+fn initial_weights_of_modules_with_several_inputs_equal_torchs() -> Result<()> {
     let oracle = oracle!("several.json");
     for (name, recorded) in oracle["initial"].as_object().expect("modules") {
         let _section = seeded(0);

@@ -1,4 +1,4 @@
-//! The modules that the cases of several inputs name.
+//! Builds the modules of the recorded cases with several inputs.
 
 use amp_core::{
     Module, Result,
@@ -16,7 +16,7 @@ use amp_core::{
 
 use super::several::{Runs, case};
 
-/// The module that a case of the oracle names.
+/// The module that a recorded case names.
 pub(super) fn build(name: &str) -> Result<Box<dyn Runs>> {
     let config = MultiheadAttentionConfig::new(8, 2);
     let grouped = |num_kv_heads, rotary| MultiheadAttentionConfig {
@@ -177,7 +177,7 @@ enum Name {
     KeyPadding,
 }
 
-/// The masks that the inputs are.
+/// The masks among the inputs.
 fn masks(names: &[Name], inputs: &[Tensor]) -> AttentionMask {
     let mut masks = AttentionMask::none();
     for (name, mask) in names.iter().zip(inputs) {
@@ -190,7 +190,7 @@ fn masks(names: &[Name], inputs: &[Tensor]) -> AttentionMask {
     masks
 }
 
-/// A module of one tensor.
+/// A module with one tensor as input.
 fn alone<M: Module + 'static>(module: Result<M>) -> Result<Box<dyn Runs>> {
     case(module, |module, x, cx| Ok(vec![module.forward(&x[0], cx)?]))
 }
@@ -214,7 +214,7 @@ fn sdpa(options: AttentionOptions<'static>) -> Result<Box<dyn Runs>> {
     })
 }
 
-/// The target's and the memory's mask, then their padding.
+/// The masks of target and memory, then their padding masks.
 fn decoder<M>(module: Result<M>) -> Result<Box<dyn Runs>>
 where
     M: 'static,
@@ -237,7 +237,7 @@ where
     })
 }
 
-/// Lengths, where the inputs have any, and the other inputs.
+/// The lengths, if the inputs have any, and the other inputs.
 fn lengths(inputs: &[Tensor]) -> (Option<&Tensor>, Vec<&Tensor>) {
     let lengths = inputs.iter().find(|input| input.kind() == Kind::Int64);
     (lengths, inputs.iter().filter(|input| input.kind() != Kind::Int64).collect())

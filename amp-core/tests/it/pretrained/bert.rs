@@ -40,7 +40,7 @@ pub(super) struct Bert {
     head: Linear,
 }
 
-/// The names of `transformers` become those of the model above.
+/// Maps the names of `transformers` to the names of the model above.
 pub(super) fn import() -> Result<Import> {
     let parts =
         ["query", "key", "value"].map(|part| format!("encoder.layer.*.attention.self.{part}.*"));
@@ -96,9 +96,9 @@ fn with_other_head(keep: bool) -> Result<(Bert, Result<Imported>)> {
     Ok((model, report))
 }
 
-/// A head for other classes keeps its initial values where that is asked for.
+/// With the option, a head with another number of classes keeps its initial values.
 #[test]
-fn a_head_of_another_size_stays_as_it_is() -> Result<()> {
+fn a_head_of_another_size_keeps_its_initial_values() -> Result<()> {
     let before = {
         let _generator = seeded(0);
         Bert::builder().classes(5).build()?

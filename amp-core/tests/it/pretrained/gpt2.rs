@@ -69,9 +69,10 @@ fn its_files_give_pythons_logits(#[case] file: &str) -> Result<()> {
     Ok(())
 }
 
-/// What is saved here is read as an import without steps, with the text that transformers asks for.
+/// A file saved here is imported without steps. It has the metadata text that transformers
+/// requires.
 #[test]
-fn what_is_saved_here_needs_no_steps() -> Result<()> {
+fn a_file_saved_here_needs_no_steps() -> Result<()> {
     let _generator = seeded(0);
     let path = tempdir().expect("a folder");
     let file = path.path().join("model.safetensors");
@@ -86,7 +87,7 @@ fn what_is_saved_here_needs_no_steps() -> Result<()> {
     Ok(())
 }
 
-/// An index that says of a tensor what is not so.
+/// An index with a wrong entry for a tensor.
 #[rstest]
 #[case::other_shard(
     "transformer.wte.weight",
@@ -112,7 +113,7 @@ fn a_wrong_index_is_refused(#[case] name: &str, #[case] shard: &str, #[case] say
 }
 
 #[test]
-fn what_is_no_model_is_refused() {
+fn files_without_a_model_are_refused() {
     let copy = tempdir().expect("a folder");
     let said = message(Import::open(copy.path()));
     let says = "the folder has no model.safetensors.index.json and no model.safetensors";

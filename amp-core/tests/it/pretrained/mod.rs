@@ -1,4 +1,4 @@
-//! Files of transformers and torchvision give the logits that Python computes from them.
+//! Files of transformers and torchvision give the same logits as in Python.
 
 mod bert;
 mod gpt2;
@@ -19,12 +19,12 @@ use crate::support::{
 const ROWS: i64 = 3;
 const LENGTH: i64 = 8;
 
-/// What Python's model `name` was given and computed.
+/// Input and output of Python's model `name`.
 fn case(name: &str) -> Value {
     oracle!("pretrained.json")["cases"][name].clone()
 }
 
-/// The files as Python wrote them, compiled in so that the test binary can travel alone.
+/// The files that Python wrote. They are compiled in, so that the test binary needs no other files.
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
         [$(($name, include_bytes!(concat!(
@@ -62,7 +62,7 @@ fn ids(seed: u64) -> Tensor {
     Tensor::from_slice(&ids).view([ROWS, LENGTH])
 }
 
-/// Within the rounding of f64 of Python's logits.
+/// Asserts that the logits equal Python's, up to the rounding of f64.
 fn assert_logits(found: &Tensor, name: &str) {
     let expected = from_bits(Kind::Double, text(&case(name), "logits")).view_as(found);
     let error = (found - &expected).abs().max().double_value(&[]);

@@ -1,4 +1,4 @@
-//! `resnet18` of torchvision, whose names are the model's own.
+//! `resnet18` of torchvision; the model here has the same names.
 
 use amp_core::{
     nn::Context,
@@ -67,7 +67,8 @@ struct ResNet18 {
     fc: Linear,
 }
 
-/// torchvision's state_dict, written as Python does; its values come from the oracles' generator.
+/// torchvision's state_dict, written by Python; its values come from the generator of the
+/// recordings.
 #[test]
 fn its_state_dict_gives_pythons_logits() -> Result<()> {
     let _generator = seeded(0);

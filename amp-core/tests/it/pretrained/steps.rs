@@ -1,4 +1,4 @@
-//! The steps of an import: what each refuses, and every dtype that a file may have.
+//! The steps of an import: the mistakes that each refuses, and every dtype that a file may have.
 
 use std::path::{Path, PathBuf};
 
@@ -43,7 +43,7 @@ fn open(path: &Path) -> Import {
     Import::open(path).expect("a file")
 }
 
-/// Each mistake is named by the step as it is written, and the model stays as it is.
+/// Each error quotes the step as it is written, and the model is unchanged.
 #[rstest]
 #[case::rename(|i: Import| i.rename("c.*", "b.*"), "rename(`c.*`, `b.*`): no tensor matches `c.*`: tensors are called `a.q`, `a.w`")]
 #[case::renamed_before(|i: Import| i.rename("a.*", "b.*").rename("a.*", "b.*"), "tensors are called `b.q`, `b.w`")]
@@ -56,7 +56,7 @@ fn open(path: &Path) -> Import {
 #[case::keep(|i: Import| i.keep("head.*"), "keep(`head.*`): the model has no such tensor: tensors are called `a.q`, `b`")]
 #[case::left_over(|i: Import| i.keep("b"), "the model has no tensor `a.w`; `rename` calls")]
 #[case::missing(|i: Import| i.ignore("a.w"), "it has no tensor `b`; `rename` calls")]
-fn what_does_not_fit_is_refused(#[case] steps: fn(Import) -> Import, #[case] says: &str) {
+fn invalid_steps_are_refused(#[case] steps: fn(Import) -> Import, #[case] says: &str) {
     let (_folder, path) = file(&[("a.q", ones(&[2, 3])), ("a.w", ones(&[3]))]);
     let zeros = |shape: &[i64]| ones(shape) * 0.0;
     let model = Tensors(vec![("a.q", zeros(&[2, 3])), ("b", zeros(&[3]))]);
@@ -68,7 +68,8 @@ fn what_does_not_fit_is_refused(#[case] steps: fn(Import) -> Import, #[case] say
     }
 }
 
-/// Steps see the names that the steps before them left, and a stack keeps the order of its parts.
+/// A step reads the names that the previous steps produced, and a stack keeps the order of its
+/// parts.
 #[test]
 fn steps_run_in_their_order() -> Result<()> {
     let of = |value: f64| ones(&[1, 2]) * value;
@@ -95,7 +96,7 @@ fn steps_run_in_their_order() -> Result<()> {
     Ok(())
 }
 
-/// Every dtype of a file comes into a wider one unchanged, and 8-bit floats are widened.
+/// Every dtype of a file converts to a wider one without change, including 8-bit floats.
 #[rstest]
 #[case(Kind::Bool, Kind::Bool)]
 #[case(Kind::Uint8, Kind::Uint8)]

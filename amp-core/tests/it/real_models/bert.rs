@@ -73,8 +73,8 @@ struct Bert {
     head: Linear,
 }
 
-/// A sentence's class is given by one word, 1 or 2, among its first words. The padding after its end repeats the
-/// other word, so that a model that does not mask the padding learns nothing.
+/// A sentence's class depends on one word, 1 or 2, among its first words. The padding contains the
+/// other word, so a model that does not mask the padding learns nothing.
 fn sentences(count: i64, padding: i64) -> Result<Sentences> {
     let options = (Kind::Int64, Device::Cpu);
     let labels = Tensor::f_randint(2, [count], options)?;
@@ -110,9 +110,9 @@ fn a_masked_encoder_learns(
     Ok(())
 }
 
-/// What is masked has no influence: other words behind the ends give the same weights, to the bit.
+/// Masked words have no effect: with other words behind the ends, the weights have the same bits.
 #[test]
-fn masked_words_have_no_influence() -> Result<()> {
+fn masked_words_have_no_effect() -> Result<()> {
     let mut weights = Vec::new();
     for padding in [0, 7] {
         let data = data(padding)?;
@@ -122,7 +122,7 @@ fn masked_words_have_no_influence() -> Result<()> {
         weights.push(amp_core::nn::parameters(&model));
     }
     for (one, other) in weights[0].iter().zip(&weights[1]) {
-        // The words themselves are looked up at masked places too, where their gradient is 0.
+        // The embedding looks up masked words too, with a gradient of 0.
         assert!(one.tensor.equal(&other.tensor), "`{}` on {:?}", one.name, device());
     }
     Ok(())

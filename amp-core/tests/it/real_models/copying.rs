@@ -1,4 +1,4 @@
-//! An encoder and a decoder that copies a sentence, of which some words are padding.
+//! An encoder and a decoder that learn to copy a sentence with padding.
 
 use amp_core::{
     nn::{AttentionMask, TransformerDecoder, TransformerEncoder},
@@ -17,10 +17,10 @@ const WIDTH: i64 = 32;
 struct Sentences {
     #[batch(ids)]
     source: Tensor,
-    /// True behind a sentence's end.
+    /// True after a sentence's end.
     #[batch(mask)]
     padding: Tensor,
-    /// The target moved by one: what the decoder has written before.
+    /// The target shifted by one position: the words that the decoder has written so far.
     #[batch(ids)]
     before: Tensor,
     target: Tensor,
@@ -85,7 +85,7 @@ fn a_decoder_learns_to_copy(
     let mut model = Copying::builder().build()?;
     let record = train(&mut model, &data, precision, 12)?;
     let loss = record.last("val_loss").expect("val_loss");
-    // A guess among sixteen words has ln 16 = 2.8.
+    // A random guess among sixteen words has the loss ln 16 = 2.8.
     assert!(loss < 0.5, "{loss}");
     is_replayed_on_cuda(&record);
     Ok(())

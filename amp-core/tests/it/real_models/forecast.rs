@@ -1,4 +1,4 @@
-//! The next value of a series, from series of different lengths.
+//! Predicts the next value of a series, from series of different lengths.
 
 use amp_core::{nn::Lstm, prelude::*};
 use rstest::rstest;
@@ -10,7 +10,7 @@ const STEPS: i64 = 12;
 
 #[derive(Batch)]
 struct Series {
-    /// `[N, STEPS, 1]`; behind a series' end are numbers that say nothing.
+    /// `[N, STEPS, 1]`; after a series' end there are meaningless numbers.
     values: Tensor,
     lengths: Tensor,
     /// `[N, 1]`.
@@ -32,7 +32,7 @@ struct Forecast {
     head: Linear,
 }
 
-/// Sine waves of two frequencies and any phase.
+/// Sine waves with two frequencies and random phases.
 fn series(count: i64) -> Result<Series> {
     let options = (Kind::Float, Device::Cpu);
     let lengths = Tensor::f_randint_low(4, STEPS + 1, [count], (Kind::Int64, Device::Cpu))?;
@@ -59,7 +59,7 @@ fn an_lstm_learns_series_of_different_lengths(
     let mut model = Forecast::builder().build()?;
     let record = train(&mut model, &data, precision, 12)?;
     let loss = record.last("val_loss").expect("val_loss");
-    // A wave's variance is 1/2: a model that always says 0 has this loss.
+    // A wave's variance is 1/2, which is the loss of a model that always outputs 0.
     assert!(loss < 0.1, "{loss}");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Models as projects have them: several inputs, masks, tuples, a step of one's own. Each learns something
-//! that it cannot learn unless its inputs arrive as they should.
+//! Models like those of real projects: several inputs, masks, tuples, a training step of the user's
+//! own. Each task can be learned only if the inputs arrive correctly.
 
 mod bert;
 mod copying;
@@ -20,7 +20,7 @@ use amp_core::{
 
 use crate::support::device;
 
-/// Trains for so many epochs.
+/// Trains for this many epochs.
 fn train(
     model: &mut dyn LightningModule,
     data: &DataModule,
@@ -30,9 +30,9 @@ fn train(
     let config =
         TrainerConfig { max_epochs, ..TrainerConfig::new(precision, device()) }.with(|config| {
             config.logging.log_every_n_steps = 1000;
-            config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() }; // Losses over pairs of examples are not sums over parts.
+            config.numerics.scaler = GradScalerConfig { init_scale: 1024.0, ..Default::default() }; // A loss over pairs of examples is not a sum over micro-batches.
             config.memory.micro_batching = false;
-            // Healthy runs, which break no invariant of training.
+            // Healthy runs must break no invariant of training.
             config.checks.level = Check::Full;
         });
     let record = Trainer::new(config).fit(model, data)?;
@@ -42,7 +42,7 @@ fn train(
     Ok(record)
 }
 
-/// A run of generated steps on a GPU is one of CUDA graphs.
+/// On a GPU, a run with generated steps uses CUDA graphs.
 fn is_replayed_on_cuda(record: &RunRecord) {
     let replayed = record.end.replayed;
     assert_eq!(replayed > 0, device().is_cuda(), "{replayed} replayed, {:?}", record.notes);

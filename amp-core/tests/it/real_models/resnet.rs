@@ -1,4 +1,4 @@
-//! ResNet-50, whose first convolution's gradient overflows.
+//! ResNet-50, in which the gradient of the first convolution overflows.
 
 use amp_core::{
     LightningModule, Module, Result, Trainer, TrainerConfig,
@@ -12,7 +12,8 @@ use amp_core::{
 
 use crate::support::{device, seeded};
 
-/// torchvision's bottleneck: 1×1, 3×3 and 1×1 with a residual, four times as wide at its end.
+/// torchvision's bottleneck: 1×1, 3×3 and 1×1 convolutions with a residual; the output has four
+/// times the width.
 #[derive(Module)]
 #[forward(|x| {
     let y = bn1(&conv1(x)?)?.f_relu()?;
@@ -58,7 +59,7 @@ fn stage(width: i64, inputs: i64, blocks: usize, stride: i64) -> Result<Sequenti
     Ok(Sequential::new(layers))
 }
 
-/// The gradient of what goes through it is 1e30 times as large.
+/// Multiplies the gradient that passes through by 1e30.
 fn amplify(x: &Tensor) -> Result<Tensor> {
     let nothing = x.f_sub(&x.f_detach()?)?;
     Ok(x.f_add(&nothing.f_mul_scalar(1e30)?)?)
@@ -90,10 +91,10 @@ struct ResNet50 {
     head: Linear,
 }
 
-/// The model has torchvision's 25,557,032 parameters. Looking for the cause of a skipped step takes no more
-/// memory than the step.
+/// The model has torchvision's 25,557,032 parameters. The search for the cause of a skipped step
+/// needs no more memory than the step.
 #[test]
-fn the_search_fits_into_the_steps_memory() -> Result<()> {
+fn the_search_needs_no_more_memory_than_the_step() -> Result<()> {
     let peak = |provenance: bool| -> Result<(u64, Option<Cause>)> {
         let _section = seeded(0);
         let mut net = ResNet50::builder().build()?;

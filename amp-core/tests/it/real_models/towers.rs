@@ -35,7 +35,7 @@ struct Towers {
     right: Sequential,
 }
 
-/// An answer is half of its question, turned around.
+/// An answer is half of its question, in reverse order.
 fn pairs(count: i64) -> Result<Pairs> {
     let question = randn(&[count, 16]);
     let answer = question.f_narrow(1, 0, 8)?.f_flip([1_i64].as_slice())?.f_mul_scalar(2.0)?;
@@ -54,13 +54,14 @@ fn towers_find_their_pairs(
     let mut model = Towers::builder().build()?;
     let record = train(&mut model, &data, precision, 15)?;
     let loss = record.last("val_loss").expect("val_loss");
-    // ln 32 = 3.47 is the loss of one that cannot tell the pairs apart.
+    // ln 32 = 3.47 is the loss of a model that cannot distinguish the pairs.
     assert!(loss < 1.0, "{loss}");
     is_replayed_on_cuda(&record);
     Ok(())
 }
 
-/// The same with the loss of this crate, which multiplies in f32: that is no sign that the model does.
+/// The same with this crate's loss, which multiplies in f32: this product must not count as
+/// evidence for the model's dtype.
 #[derive(LightningModule)]
 #[batch(Pairs, inputs(question, answer), target = question)]
 #[forward(|question, answer| -> Result<Tensor> {
@@ -76,7 +77,7 @@ struct Contrastive {
 }
 
 #[rstest]
-fn a_loss_that_multiplies_in_f32_is_no_sign_of_the_models_dtype(
+fn a_loss_that_multiplies_in_f32_does_not_hide_the_models_dtype(
     #[values(
         Precision::F32True,
         Precision::F16Mixed,

@@ -1,4 +1,4 @@
-//! A U-Net that predicts noise from a noisy image and its time.
+//! A U-Net that predicts the noise in an image from the noisy image and the time.
 
 use amp_core::prelude::*;
 use rstest::rstest;
@@ -59,8 +59,8 @@ struct UNet {
     up: Stage,
 }
 
-/// One image of stripes under noise of any strength: (1 - t) image + t noise. Without t the strength is not
-/// known, and the noise no more than its direction.
+/// Images of stripes under noise of any strength: (1 - t) image + t noise. Without t the strength
+/// is unknown, so only the direction of the noise could be predicted.
 fn noisy(count: i64) -> Result<Noisy> {
     let stripes = Tensor::f_arange(8, (Kind::Float, Device::Cpu))?.f_remainder(2.0)?;
     let image = stripes.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?.f_view([1, 1, 1, 8])?;
@@ -72,7 +72,7 @@ fn noisy(count: i64) -> Result<Noisy> {
 }
 
 #[rstest]
-fn a_unet_learns_to_tell_the_noise(
+fn a_unet_learns_to_predict_the_noise(
     #[values(Precision::F16Mixed, Precision::Bf16Mixed)] precision: Precision,
 ) -> Result<()> {
     let data = {
@@ -83,7 +83,7 @@ fn a_unet_learns_to_tell_the_noise(
     let mut model = UNet::builder().build()?;
     let record = train(&mut model, &data, precision, 10)?;
     let loss = record.last("val_loss").expect("val_loss");
-    // The noise has variance 1: a model that always says 0 has this loss.
+    // The variance of the noise is 1, which is the loss of a model that always outputs 0.
     assert!(loss < 0.5, "{loss}");
     is_replayed_on_cuda(&record);
     Ok(())

@@ -1,9 +1,9 @@
-//! Tensors as the oracles write them: hex bit patterns, row-major.
+//! Tensors in the format of the recordings: hex bit patterns, row-major.
 
 use amp_core::tch::{Device, Kind, Tensor};
 use sha2::{Digest, Sha256};
 
-/// The dtype of an oracle's name for it.
+/// The dtype with this name in the recordings.
 pub(crate) fn kind_of(name: &str) -> Kind {
     match name {
         "f16" => Kind::Half,
@@ -15,7 +15,7 @@ pub(crate) fn kind_of(name: &str) -> Kind {
     }
 }
 
-/// An oracle's name for a dtype.
+/// The recordings' name for a dtype.
 pub(crate) fn name_of(kind: Kind) -> &'static str {
     ["f16", "bf16", "f32", "f64", "int64"]
         .into_iter()
@@ -28,7 +28,7 @@ pub(crate) fn from_bits(kind: Kind, text: &str) -> Tensor {
     let digits = 2 * kind.elt_size_in_bytes();
     let mut bytes = Vec::with_capacity(text.len() / 2);
     for word in text.as_bytes().chunks(digits) {
-        // Digits come most significant first, bytes in memory least.
+        // Hex digits are big-endian, memory is little-endian.
         for pair in word.chunks(2).rev() {
             let pair = str::from_utf8(pair).expect("ASCII");
             bytes.push(u8::from_str_radix(pair, 16).expect("hex digits"));
@@ -53,12 +53,12 @@ fn bytes(tensor: &Tensor) -> Vec<u8> {
     bytes
 }
 
-/// The digest of a tensor's bytes, as the oracles keep it of large ones.
+/// The digest of a tensor's bytes, as the recordings store it for large tensors.
 pub(crate) fn sha256(tensor: &Tensor) -> String {
     Sha256::digest(bytes(tensor)).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether the tensor has these bits, with every NaN the same as every other.
+/// Whether the tensor has these bits; all NaNs count as equal.
 pub(crate) fn has_bits(tensor: &Tensor, expected: &str) -> bool {
     let seen = bits(tensor);
     if seen == expected {
@@ -94,12 +94,12 @@ pub(crate) fn assert_bits(tensor: &Tensor, expected: &str, what: &str) {
     );
 }
 
-/// Its elements in f64, on the CPU.
+/// The elements in f64, on the CPU.
 pub(crate) fn wide(tensor: &Tensor) -> Tensor {
     tensor.detach().to(Device::Cpu).to_kind(Kind::Double)
 }
 
-/// The largest distance over the largest value.
+/// The largest difference divided by the largest value.
 pub(crate) fn relative(seen: &Tensor, exact: &Tensor) -> f64 {
     let exact = wide(exact);
     ((wide(seen) - &exact).abs().max() / exact.abs().max()).double_value(&[])

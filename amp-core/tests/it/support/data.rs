@@ -1,4 +1,4 @@
-//! Datasets to load.
+//! Data sets for tests of loading.
 
 use amp_core::{
     Result,

@@ -1,4 +1,4 @@
-//! A pass of layers forward and backward, together or one by one.
+//! A pass through layers, forward and backward, fused or one by one.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -11,7 +11,7 @@ use amp_core::{
 
 use super::{bits::wide, device};
 
-/// A layer that runs out of memory on more examples than this.
+/// A layer that runs out of memory if it gets more examples than this.
 #[derive(Debug)]
 pub(crate) struct Room(pub(crate) i64);
 
@@ -28,7 +28,7 @@ impl Module for Room {
     }
 }
 
-/// Half a unit in the last place, relative; in f32 and f64 with room for sums of some hundred terms.
+/// Half a unit in the last place, relative; for f32 and f64 larger, for sums of some hundred terms.
 pub(crate) fn rounding(kind: Kind) -> f64 {
     match kind {
         Kind::Half => 2.0_f64.powi(-11),
@@ -38,19 +38,19 @@ pub(crate) fn rounding(kind: Kind) -> f64 {
     }
 }
 
-/// Normal numbers of this spread around `shift`.
+/// Normal numbers with this spread around `shift`.
 pub(crate) fn draw(shape: &[i64], kind: Kind, scale: f64, shift: f64) -> Tensor {
     (Tensor::randn(shape, (Kind::Double, Device::Cpu)) * scale + shift).to_kind(kind)
 }
 
-/// What a dropout of these many elements multiplies them by, from this seed on.
+/// The factors of a dropout with this many elements and this seed.
 pub(crate) fn factors(p: f64, shape: [i64; 2], seed: i64) -> Result<Tensor> {
     let cx = Context::new(Policy::new(Precision::F64True, device()), true);
     tch::manual_seed(seed);
     Ok(wide(&Dropout::new(p)?.forward(&Tensor::ones(shape, (Kind::Double, device())), &cx)?))
 }
 
-/// Puts the layers where the policy wants them, with parameters of this spread around `shift`.
+/// Places the layers under the policy, with parameters that have this spread around `shift`.
 pub(crate) fn fill(
     layers: &impl Module,
     policy: Policy,
@@ -66,16 +66,16 @@ pub(crate) fn fill(
     Ok(tensors)
 }
 
-/// What came of a pass.
+/// The results of a pass.
 pub(crate) struct Seen {
     pub(crate) output: Tensor,
     pub(crate) input_grad: Tensor,
-    /// Of the parameters, in order.
+    /// The gradients of the parameters, in order.
     pub(crate) grads: Vec<Tensor>,
 }
 
 impl Seen {
-    /// All of it, by name.
+    /// All results by name.
     pub(crate) fn named(&self) -> impl Iterator<Item = (String, &Tensor)> {
         let parts = [("output", &self.output), ("input", &self.input_grad)];
         let parts = parts.into_iter().map(|(name, tensor)| (name.to_owned(), tensor));
@@ -84,8 +84,8 @@ impl Seen {
     }
 }
 
-/// A training pass from this seed on, forward and, from the gradient `incoming`, backward. Where
-/// somebody looks at each tensor, the layers run one by one.
+/// A training pass with this seed: forward, and backward from the gradient `incoming`. If a probe
+/// reads each tensor, the layers run one by one.
 pub(crate) fn pass(
     layers: &impl Module,
     policy: Policy,

@@ -1,4 +1,4 @@
-//! Reading the oracles, comparing bits, and a small model to train.
+//! Helpers: reading the recordings, comparing bits, and a small model to train.
 
 pub(crate) mod bits;
 pub(crate) mod data;
@@ -20,25 +20,25 @@ use amp_core::{
 
 use self::model::{Model, constant, linear, same};
 
-/// Seeds libtorch's generator and keeps it from other tests while the section lives: it is one for
-/// the process, and weights and dropout draw from it. Sums run on one thread meanwhile.
+/// Seeds libtorch's generator, which the whole process shares for weights and dropout, and reserves
+/// it until the section ends. Meanwhile sums run on one thread.
 pub(crate) fn seeded(seed: u64) -> Section {
     let section = random::seeded(seed).expect("libtorch takes a seed");
     tch::set_num_threads(1);
     section
 }
 
-/// The kernel set that ATen uses in this process, as the oracles name it.
+/// The kernel set that ATen uses in this process, under the recordings' name.
 pub(crate) fn capability() -> String {
     Fingerprint::of(Device::Cpu).expect("a CPU describes itself").capability.to_uppercase()
 }
 
-/// A leaf tensor that is trained under this name.
+/// A trainable leaf tensor under this name.
 pub(crate) fn parameter(name: &str, value: &Tensor) -> Parameter {
     Parameter { name: name.into(), tensor: value.detach().copy().set_requires_grad(true) }
 }
 
-/// Gives a parameter this gradient, bit for bit; it must not have one.
+/// Gives a parameter this gradient, bit for bit; it must not have a gradient yet.
 pub(crate) fn set_gradient(parameter: &Parameter, grad: &Tensor) {
     assert!(!parameter.tensor.grad().defined(), "gradients would add up");
     // d/dp Σ p·g = 1·g, and 1·g is g for every g.
@@ -55,7 +55,7 @@ pub(crate) fn set_gradients(optimizer: &mut dyn Optimizer, grads: &[Option<Tenso
     }
 }
 
-/// The text of the error, which there must be.
+/// The text of the error; panics if there is no error.
 pub(crate) fn message<T>(result: amp_core::Result<T>) -> String {
     match result {
         Ok(_) => panic!("this ought to be an error"),
@@ -69,13 +69,13 @@ pub(crate) fn device() -> Device {
     hardware::parse_device(&name).expect("AMP_DEVICE names a device of this machine")
 }
 
-/// A test that has nothing to show without a CUDA device begins with this. It is ignored by its attribute,
-/// so that a run without a card says so; whoever asks for it with `--include-ignored` has a device.
+/// The first line of every test that needs a CUDA device. Such a test has `#[ignore]`, so that a
+/// run without a card lists it as ignored; `--include-ignored` requires a device.
 pub(crate) fn needs_cuda() {
     assert!(device().is_cuda(), "this test needs a CUDA device: set AMP_DEVICE=cuda");
 }
 
-/// A short 16-mixed run with skips under this listener; every event comes back.
+/// A short 16-mixed run with skipped steps and this listener. Returns all events.
 pub(crate) fn logged_run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
     let _generator = seeded(0);
     let mut config = TrainerConfig::new(Precision::F16Mixed, Device::Cpu);
@@ -86,7 +86,7 @@ pub(crate) fn logged_run(listener: &mut dyn Subscriber) -> Result<Vec<Event>> {
     heard(config, &mut model, listener)
 }
 
-/// The events of a run over five batches of two ones each, which `listener` hears too.
+/// The events of a run over five batches of two ones each, which `listener` receives too.
 pub(crate) fn heard(
     config: TrainerConfig,
     model: &mut Model,

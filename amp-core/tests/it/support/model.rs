@@ -1,4 +1,5 @@
-//! Models written out by hand, as the derive would write them, and runs of the trainer on them.
+//! Models written by hand, like the code that the derive generates, and runs of the trainer on
+//! them.
 
 use std::io::Read;
 
@@ -19,7 +20,7 @@ use amp_core::{
 };
 use flate2::read::GzDecoder;
 
-/// A module under the name `model`, with a loss and an optimizer of the test's choice.
+/// A module under the name `model`, with a loss and an optimizer that the test chooses.
 pub(crate) struct Model {
     pub(crate) model: Box<dyn Module>,
     pub(crate) loss: fn(&Tensor, &Tensor) -> Result<Tensor>,
@@ -79,7 +80,7 @@ impl LightningModule for Model {
     }
 }
 
-/// A model with a count of its own beside its tensors.
+/// A model with state of its own: a count.
 pub(crate) struct Counting {
     pub(crate) inner: Model,
     /// Training steps.
@@ -130,7 +131,7 @@ impl LightningModule for Counting {
     }
 }
 
-/// Trains and gives back every event with the record.
+/// Trains and returns every event and the record.
 pub(crate) fn fit(
     config: &TrainerConfig,
     model: &mut Model,
@@ -149,7 +150,8 @@ pub(crate) fn linear(inputs: i64, outputs: i64) -> Result<Linear> {
     Linear::new(LinearConfig::new(inputs, outputs))
 }
 
-/// The notebook's MixedPrecisionDemo, 64 → 32 → 32 → 16 → 10, drawn in PyTorch's order.
+/// The notebook's MixedPrecisionDemo, 64 → 32 → 32 → 16 → 10, with weights drawn in PyTorch's
+/// order.
 pub(crate) fn demo(dropout: f64) -> Result<Sequential> {
     let mut layers: Vec<Box<dyn Module>> = Vec::new();
     let mut width = 64;
@@ -185,7 +187,7 @@ pub(crate) fn constant(count: i64, width: i64, target: f64) -> Result<Batch> {
     Batch::new(Tensor::ones(shape, options), Tensor::full(shape, target, options))
 }
 
-/// Trained and validated on equal examples, which lie apart in memory.
+/// Trained and validated on equal examples in separate memory.
 pub(crate) fn same(examples: Batch, batch_size: i64) -> Result<DataModule> {
     let val = Batch::new(examples.input.copy(), examples.target.copy())?;
     Ok(DataModule::new("examples", examples, val, batch_size))

@@ -1,4 +1,4 @@
-//! The recorded files, compiled in so that the test binary can travel alone.
+//! The recorded files, compiled in so that the test binary needs no other files.
 
 use amp_core::tch::{Kind, Tensor};
 use serde_json::Value;
@@ -22,7 +22,7 @@ pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("`{key}` is a text"))
 }
 
-/// A number that the oracles keep as the text Python's repr gives it.
+/// A number that the recording stores as Python's `repr`.
 #[track_caller]
 pub(crate) fn number(value: &Value, key: &str) -> f64 {
     parsed(&value[key])
@@ -47,12 +47,12 @@ pub(crate) fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().unwrap_or_else(|| panic!("`{key}` is a list"))
 }
 
-/// The shapes of an oracle's tensors.
+/// The shapes of the recording's tensors.
 pub(crate) fn shapes(value: &Value) -> Vec<Vec<i64>> {
     serde_json::from_value(value["shapes"].clone()).expect("lists of sizes")
 }
 
-/// Knuth's MMIX generator, which makes the oracles' inputs.
+/// Knuth's MMIX generator, which makes the inputs of the recordings.
 pub(crate) struct Lcg(pub(crate) u64);
 
 impl Lcg {
@@ -70,7 +70,7 @@ impl Lcg {
     }
 }
 
-/// The check that the README of the oracles gives.
+/// The check in the README of the recordings.
 #[test]
 fn the_generator_is_the_oracles() {
     let mut zero = Lcg(0);

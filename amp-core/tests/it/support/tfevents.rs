@@ -1,7 +1,7 @@
-//! TensorBoard's event files read back from their specification alone: TFRecord's framing, a
-//! CRC-32C by its polynomial, and protobuf's wire format.
+//! Reads TensorBoard's event files by their specification alone: TFRecord's framing, a CRC-32C from
+//! its polynomial, and protobuf's wire format.
 
-/// The records of a file; panics where a length or checksum is wrong.
+/// The records of a file; panics if a length or checksum is wrong.
 pub(crate) fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut records = Vec::new();
     while !bytes.is_empty() {
@@ -18,13 +18,13 @@ pub(crate) fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
     records
 }
 
-/// As TensorFlow masks it.
+/// Masked as in TensorFlow.
 fn masked_crc(data: &[u8]) -> [u8; 4] {
     let crc = crc32c(data);
     crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
 
-/// Castagnoli's polynomial, reflected; bit by bit.
+/// Castagnoli's polynomial, reflected; computed bit by bit.
 fn crc32c(data: &[u8]) -> u32 {
     !data.iter().fold(!0, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1)))

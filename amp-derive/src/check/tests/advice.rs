@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_small_eps() {
+fn an_eps_that_underflows_in_f16_is_warned_about() {
     let source = |eps| {
         format!(
             "#[loss(mse_loss)] #[optimizer(adamw, lr = 0.1, eps = {eps})] struct Net {{ {LAYER} }}"
@@ -15,7 +15,7 @@ fn a_small_eps() {
 }
 
 #[test]
-fn batch_norm_behind_half_precision() {
+fn batch_norm_after_half_precision_is_warned_about() {
     let source = |first, second| {
         format!(
             "{TRAINED} struct Net {{ #[layer(linear(4, 4))] {first} a: Linear, \

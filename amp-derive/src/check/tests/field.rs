@@ -1,9 +1,9 @@
-//! What a field is.
+//! Rules about kinds of fields.
 
 use super::*;
 
 #[test]
-fn one_kind() {
+fn a_field_has_one_kind() {
     fields(
         &format!("{LAYER}, #[hparam] #[state] width: i64"),
         &[("state", "field `width` is `#[hparam]` already: take `#[hparam]` or `#[state]` away")],
@@ -15,7 +15,7 @@ fn one_kind() {
 }
 
 #[test]
-fn names_of_the_builder_and_of_the_context_are_taken() {
+fn names_of_the_builder_and_the_context_are_refused() {
     fields(
         &format!(
             "{LAYER}, #[hparam] build: i64, #[hparam] hyperparameters: i64, #[layer(relu)] cx: Relu"
@@ -32,7 +32,7 @@ fn names_of_the_builder_and_of_the_context_are_taken() {
 }
 
 #[test]
-fn defaults_of_hyperparameters() {
+fn wrong_defaults_of_hyperparameters_are_refused() {
     fields(
         &format!(
             "{LAYER}, #[hparam(64)] width: i64, #[hparam(default = 1, default = 2)] depth: i64"
@@ -45,7 +45,7 @@ fn defaults_of_hyperparameters() {
 }
 
 #[test]
-fn initial_states() {
+fn wrong_initial_states_are_refused() {
     fields(
         &format!("{LAYER}, #[state(default = 3)] seen: i64, #[state(1, 2)] last: (i64, i64)"),
         &[
@@ -56,7 +56,7 @@ fn initial_states() {
 }
 
 #[test]
-fn precisions() {
+fn unknown_precisions_are_refused() {
     let precision = |args: &str, at: &str, text: &str| {
         fields(&format!("#[layer(relu)] #[precision({args})] act: Relu"), &[(at, text)]);
     };
@@ -72,7 +72,7 @@ fn precisions() {
 }
 
 #[test]
-fn precision_is_for_layers() {
+fn precision_is_refused_on_other_fields() {
     fields(
         &format!(
             "{LAYER}, #[hparam] #[precision(fp32)] width: i64, #[state] #[precision(fp32)] seen: i64"

@@ -8,7 +8,7 @@ fn forward(closure: &str, expected: &[(&str, &str)]) {
 }
 
 #[test]
-fn a_closure_of_named_inputs() {
+fn inputs_of_the_closure_have_names() {
     let text = "`forward` has inputs with names, as in `|x| …` or `|x, mask: Option<&Tensor>| …`";
     forward("|| model(x)", &[("|", text)]);
     forward("|_| model(x)", &[("_", text)]);
@@ -22,7 +22,7 @@ fn a_closure_of_named_inputs() {
     );
     forward(
         "|x: &'a Tensor, y| model(x)",
-        &[("a", "inputs live as long as the call: take `'a` away")],
+        &[("a", "inputs are borrowed for one call only: remove `'a`")],
     );
 }
 
@@ -35,7 +35,7 @@ fn a_closure_returns_a_result() {
 }
 
 #[test]
-fn inputs_hide_nothing() {
+fn an_input_with_the_name_of_a_layer_or_the_context_is_refused() {
     forward(
         "|model| model(model)",
         &[("model", "`model` hides the layer of this name: give the input another name")],
@@ -44,7 +44,7 @@ fn inputs_hide_nothing() {
 }
 
 #[test]
-fn every_layer_runs() {
+fn a_layer_that_forward_never_runs_is_refused() {
     let source = |forward| {
         format!(
             "{TRAINED} #[forward({forward})] struct Net {{ {LAYER}, #[layer(linear(10, 2))] head: Linear }}"
@@ -71,13 +71,13 @@ fn every_layer_runs() {
 }
 
 #[test]
-fn calls_of_a_layer_agree() {
+fn calls_with_different_numbers_of_inputs_are_refused() {
     forward(
         "|x| model(&model(x, None)?)",
         &[(
             "model",
-            "`model` is called with 2 here and with 1 further up: a layer has one number of \
-             inputs, and `None` for one that is absent",
+            "number of inputs of `model`: 2 here, 1 above; give every call the same number, \
+             with `None` for an absent input",
         )],
     );
 }

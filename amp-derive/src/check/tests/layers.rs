@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn unknown_names() {
+fn unknown_layers_are_refused_with_the_closest_name() {
     layer("lienar(64, 10)", &[("lienar", "unknown layer `lienar`: did you mean `linear`?")]);
     layer(
         "my_block(64)",
@@ -17,7 +17,7 @@ fn unknown_names() {
 }
 
 #[test]
-fn numbers_of_arguments() {
+fn wrong_numbers_of_arguments_are_refused() {
     layer(
         "linear(64)",
         &[("linear", "`linear` takes `in_features`, `out_features`; got 1 argument")],
@@ -34,7 +34,7 @@ fn numbers_of_arguments() {
 }
 
 #[test]
-fn keywords() {
+fn wrong_keywords_are_refused() {
     layer(
         "linear(64, 10, biass = false)",
         &[("biass", "`linear` has no `biass`: did you mean `bias`?")],
@@ -53,7 +53,7 @@ fn keywords() {
     );
     layer(
         "relu(inplace = true)",
-        &[("inplace", "`relu` has no `inplace`: nothing is overwritten here: leave it out")],
+        &[("inplace", "`relu` has no `inplace`: layers never work in place here: leave it out")],
     );
     layer(
         "transformer_encoder_layer(64, 8, batch_first = true)",
@@ -65,7 +65,7 @@ fn keywords() {
 }
 
 #[test]
-fn literals_in_range() {
+fn literals_out_of_range_are_refused() {
     layer("dropout(20)", &[("20", "`p` of `dropout` takes a value between 0 and 1, not 20")]);
     layer("linear(0, 10)", &[("0", "`in_features` of `linear` takes a value above 0, not 0")]);
     layer(
@@ -86,7 +86,7 @@ fn literals_in_range() {
 }
 
 #[test]
-fn spellings_of_python_and_question_marks() {
+fn spellings_of_python_and_question_marks_are_refused() {
     layer("Linear(64, 10)", &[("Linear", "`Linear` is written `linear` here")]);
     layer(
         "nn::BatchNorm1d(64)",
@@ -100,7 +100,7 @@ fn spellings_of_python_and_question_marks() {
 }
 
 #[test]
-fn containers() {
+fn wrong_arguments_of_containers_are_refused() {
     layer(
         "sequential()",
         &[("sequential", "`sequential` needs layers, as in `sequential(linear(64, 10), relu)`")],
@@ -134,7 +134,7 @@ fn containers() {
 }
 
 #[test]
-fn mistakes_inside_containers_come_together() {
+fn all_mistakes_inside_containers_are_reported() {
     layer(
         "sequential(liner(1, 2), repeat(2, |_| dropout(2.0)), optional(x, rellu))",
         &[
@@ -146,7 +146,7 @@ fn mistakes_inside_containers_come_together() {
 }
 
 #[test]
-fn everything_else_is_rust() {
+fn any_other_expression_is_rust() {
     for build in [
         "Block::builder(64).build()?",
         "self::make(64)?",

@@ -1,4 +1,4 @@
-//! Every rule, broken once: what is underlined and what is said.
+//! Breaks every rule once and checks the underlined source and the message.
 
 mod advice;
 mod field;
@@ -20,17 +20,17 @@ use crate::{
     spec::Derive,
 };
 
-/// Attributes of a struct that lacks nothing.
+/// Attributes of a valid struct.
 const TRAINED: &str = "#[loss(cross_entropy)] #[optimizer(adamw, lr = 1e-3)]";
-/// A field that lacks nothing.
+/// A field of a valid struct.
 const LAYER: &str = "#[layer(linear(64, 10))] model: Linear";
 
-/// As in a crate that has amp-core under its own name.
+/// The manifest of a crate that depends on amp-core under its own name.
 pub(crate) fn manifest() -> Manifest {
     Manifest::Named("amp_core".to_owned())
 }
 
-/// Parses and checks; the errors are pairs of underlined source and message.
+/// Parses and checks `source`. Returns the errors as pairs of underlined source and message.
 fn run(source: &str, which: Derive) -> Result<Vec<Warning>, Vec<(String, String)>> {
     let input: DeriveInput = parse_str(source).expect("an item");
     let diag = Diagnostics::new();
@@ -52,7 +52,7 @@ fn refuses(source: &str, which: Derive, expected: &[(&str, &str)]) {
     let found = run(source, which).err().unwrap_or_default();
     let found: Vec<(&str, &str)> = found.iter().map(|(at, text)| (&**at, &**text)).collect();
     assert_eq!(found, expected, "{source}");
-    // What stands beside the errors is valid Rust.
+    // The stubs next to the errors are valid Rust.
     let input = parse_str(source).expect("tokens");
     syn::parse2::<syn::File>(derive(input, which, manifest)).expect("items");
 }
@@ -63,13 +63,13 @@ fn attributes(attributes: &str, expected: &[(&str, &str)]) {
     refuses(&format!("{attributes} struct Net {{ {LAYER} }}"), Derive::LightningModule, expected);
 }
 
-/// A struct that is trained as usual with these fields.
+/// A struct with these fields and the usual attributes of training.
 #[track_caller]
 fn fields(fields: &str, expected: &[(&str, &str)]) {
     refuses(&format!("{TRAINED} struct Net {{ {fields} }}"), Derive::LightningModule, expected);
 }
 
-/// A layer built like this.
+/// A layer field built by `build`.
 #[track_caller]
 fn layer(build: &str, expected: &[(&str, &str)]) {
     fields(&format!("#[layer({build})] model: Model"), expected);
@@ -124,7 +124,7 @@ fn every_mistake_is_reported_at_once() {
     );
 }
 
-/// The attributes that rustc lets through are the ones that are read.
+/// rustc accepts exactly the attributes that the derives read.
 #[test]
 fn both_derives_register_every_attribute() {
     let source: syn::File = parse_str(include_str!("../../lib.rs")).expect("a Rust file");

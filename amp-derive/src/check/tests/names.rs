@@ -1,4 +1,4 @@
-//! Where amp-core is found.
+//! Where the derive finds amp-core.
 
 use quote::ToTokens;
 
@@ -27,7 +27,7 @@ fn import(path: &str) -> String {
 }
 
 #[test]
-fn the_manifest_names_it_unless_the_attribute_does() {
+fn the_path_of_amp_core_is_the_attributes_or_the_manifests() {
     for (attributes, manifest, path) in [
         ("", manifest as fn() -> Manifest, "::amp_core"),
         ("", renamed, "::amp"),
@@ -43,7 +43,7 @@ fn the_manifest_names_it_unless_the_attribute_does() {
 }
 
 #[test]
-fn without_it_there_is_one_error_and_no_stub() {
+fn without_amp_core_there_is_one_error_and_no_stub() {
     let code = expanded("", missing);
     assert!(code.contains("compile_error") && code.contains("amp-core is not a dependency"));
     assert_eq!(code.matches("compile_error").count(), 1);
@@ -51,7 +51,7 @@ fn without_it_there_is_one_error_and_no_stub() {
 }
 
 #[test]
-fn stubs_name_it_as_the_code_would() {
+fn stubs_use_the_same_path_of_amp_core_as_the_code() {
     let code = expanded("#[amp(crate = kit::engine)] #[forward(|_| model(x))]", missing);
     assert!(code.contains("compile_error") && code.contains(&import("kit::engine")), "{code}");
     let code = expanded("#[amp(crate = 3)]", renamed);
@@ -59,7 +59,7 @@ fn stubs_name_it_as_the_code_would() {
 }
 
 #[test]
-fn crate_is_a_path() {
+fn a_crate_that_is_not_a_path_is_refused() {
     let text = "`crate` is the path of amp-core, as in `#[amp(crate = \"my_prelude::amp_core\")]`";
     for value in ["3", "\"a b\"", "\"\"", "\"::\"", "kit::Engine::<u8>", "engine()", "[kit]"] {
         attributes(&format!("{TRAINED} #[amp(crate = {value})]"), &[(value, text)]);
@@ -67,9 +67,9 @@ fn crate_is_a_path() {
 }
 
 #[test]
-fn the_alias_of_generated_code_is_free() {
+fn a_use_of_the_alias_amp_is_refused() {
     let text =
-        "generated code calls amp-core `__amp`: write `self::__amp`, or give it another name";
+        "generated code imports amp-core as `__amp`: write `self::__amp`, or rename your `__amp`";
     attributes(&format!("{TRAINED} #[amp(crate = __amp)]"), &[("__amp", text)]);
     attributes(&format!("{TRAINED} #[amp(crate = \"__amp\")]"), &[("\"__amp\"", text)]);
     fields(&format!("{LAYER}, #[layer(relu)] act: __amp::nn::Relu"), &[("__amp", text)]);
@@ -79,7 +79,7 @@ fn the_alias_of_generated_code_is_free() {
 }
 
 #[test]
-fn amp_takes_crate_alone() {
+fn amp_takes_only_crate() {
     let refuses = |attribute: &str, expected| {
         attributes(&format!("{TRAINED} {attribute}"), &[expected]);
     };

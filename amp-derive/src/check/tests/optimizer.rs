@@ -13,7 +13,7 @@ fn scheduler(args: &str, expected: &[(&str, &str)]) {
 }
 
 #[test]
-fn an_optimizer() {
+fn a_missing_or_unknown_optimizer_is_refused() {
     optimizer(
         "",
         &[("Net", "`Net` has no optimizer: add one, as in `#[optimizer(adamw, lr = 1e-3)]`")],
@@ -46,7 +46,7 @@ fn an_optimizer() {
 }
 
 #[test]
-fn keys() {
+fn wrong_keys_of_optimizers_are_refused() {
     optimizer("#[optimizer(adamw)]", &[("adamw", "`adamw` needs `lr`: add `lr = …`")]);
     optimizer(
         "#[optimizer(sgd, learning_rate = 0.1)]",
@@ -60,7 +60,7 @@ fn keys() {
 }
 
 #[test]
-fn fields_without_self() {
+fn fields_without_self_are_refused() {
     let source = |lr| {
         format!(
             "#[loss(mse_loss)] #[optimizer(sgd, lr = {lr})]
@@ -78,7 +78,7 @@ fn fields_without_self() {
 }
 
 #[test]
-fn combinations_of_keys() {
+fn nesterov_without_momentum_and_wrong_betas_are_refused() {
     optimizer(
         "#[optimizer(sgd, lr = 0.1, nesterov = true)]",
         &[("nesterov", "`nesterov` needs a momentum: add `momentum = 0.9`")],
@@ -91,7 +91,7 @@ fn combinations_of_keys() {
 }
 
 #[test]
-fn schedulers() {
+fn wrong_schedulers_are_refused() {
     scheduler(
         "cosine, t_max = 5",
         &[("cosine", "unknown scheduler `cosine`: did you mean `cosine_annealing`?")],
@@ -112,10 +112,11 @@ fn schedulers() {
 }
 
 #[test]
-fn keys_of_schedulers() {
+fn wrong_keys_of_schedulers_are_refused() {
     scheduler("multi_step_lr, milestones = [30, 80, 80], gamma = 0.1", &[]);
     scheduler("multi_step_lr, milestones = self.milestones.clone()", &[]);
-    let rising = "`milestones` of `multi_step_lr` are positive numbers that rise, as in `[30, 80]`";
+    let rising =
+        "`milestones` of `multi_step_lr` are positive numbers in ascending order, as in `[30, 80]`";
     for list in ["[80, 30]", "[0, 30]", "[]", "30"] {
         scheduler(&format!("multi_step_lr, milestones = {list}"), &[(list, rising)]);
     }
@@ -136,11 +137,11 @@ fn keys_of_schedulers() {
 }
 
 #[test]
-fn an_own_scheduler() {
+fn an_own_scheduler_needs_an_interval() {
     scheduler("InverseRoot, warmup_steps = 100, interval = step", &[]);
     scheduler("my::InverseRoot, interval = epoch", &[]);
     scheduler("value = my::schedule(), interval = step", &[]);
-    let when = "say when it moves: add `interval = step` or `interval = epoch`";
+    let when = "say how often it moves: add `interval = step` or `interval = epoch`";
     scheduler("my::InverseRoot, warmup_steps = 100", &[("my::InverseRoot", when)]);
     scheduler("value = my::schedule()", &[("my::schedule()", when)]);
     scheduler(
@@ -161,7 +162,7 @@ fn an_own_scheduler() {
 }
 
 #[test]
-fn an_own_optimizer() {
+fn an_own_optimizer_takes_the_keys_of_its_fields() {
     optimizer(
         "#[optimizer(my::Signum, lr = 0.1, params = [\"head.*\"])] #[optimizer(sgd, lr = 0.1)]",
         &[],
@@ -188,7 +189,7 @@ fn an_own_optimizer() {
 }
 
 #[test]
-fn counts_of_the_interval() {
+fn counts_of_steps_with_an_interval_of_epochs_are_refused() {
     let total = "total_steps = plan.estimated_stepping_batches";
     let text = "but the scheduler moves every epoch";
     scheduler(
@@ -209,7 +210,7 @@ fn counts_of_the_interval() {
 }
 
 #[test]
-fn several_optimizers() {
+fn only_one_of_several_optimizers_may_take_the_rest() {
     optimizer(
         "#[optimizer(sgd, lr = 0.1)] #[optimizer(sgd, lr = 0.2)]",
         &[(
@@ -255,7 +256,7 @@ fn several_optimizers() {
 }
 
 #[test]
-fn parameters_by_dimensions() {
+fn ndim_is_a_literal_number() {
     optimizer(
         "#[optimizer(muon, lr = 0.02, ndim = 2, except = [\"embedding.*\", \"head.*\"])] #[optimizer(adamw, lr = 1e-3)]",
         &[],
@@ -283,7 +284,7 @@ fn parameters_by_dimensions() {
 }
 
 #[test]
-fn parameter_groups() {
+fn wrong_parameter_groups_are_refused() {
     let sgd = |args: &str| format!("#[optimizer(sgd, lr = 0.1, {args})]");
     optimizer(&sgd("group(params = [\"*.bias\", \"*.norm.*\"], weight_decay = 0.0)"), &[]);
     optimizer(
@@ -297,7 +298,7 @@ fn parameter_groups() {
         &sgd("group(weight_decay = 0.0)"),
         &[(
             "group(weight_decay = 0.0)",
-            "say which parameters the group is of, as in `group(params = [\"*.bias\"], …)`",
+            "say which parameters are in the group, as in `group(params = [\"*.bias\"], …)`",
         )],
     );
     optimizer(
@@ -327,7 +328,7 @@ fn parameter_groups() {
 }
 
 #[test]
-fn a_monitoring_scheduler() {
+fn a_monitoring_scheduler_takes_no_interval() {
     let plateau = |args: &str| format!("reduce_lr_on_plateau, {args}");
     scheduler(&plateau("monitor = val_loss, mode = min, threshold_mode = abs"), &[]);
     scheduler(
@@ -353,7 +354,7 @@ fn a_monitoring_scheduler() {
 }
 
 #[test]
-fn a_replaced_one() {
+fn an_optimizer_next_to_configure_optimizers_is_refused() {
     optimizer(
         "#[configure_optimizers(Self::mine)] #[optimizer(sgd, lr = 0.1)]",
         &[(

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn only_structs_with_named_fields() {
+fn anything_but_a_struct_with_named_fields_is_refused() {
     let refuses = |source, expected| refuses(source, Derive::LightningModule, &[expected]);
     refuses(
         "enum Net { A }",
@@ -20,13 +20,13 @@ fn only_structs_with_named_fields() {
         "struct Net(Linear);",
         (
             "Linear",
-            "name the fields, as in `{ model: Linear }`: parameters are called after them, `model.weight`",
+            "name the fields, as in `{ model: Linear }`: parameters are named after them, `model.weight`",
         ),
     );
 }
 
 #[test]
-fn at_least_one_layer() {
+fn a_model_without_a_layer_is_refused() {
     let text =
         "`Net` has no layers: give it a field such as `#[layer(linear(64, 10))] model: Linear`";
     fields("#[hparam] width: i64", &[("Net", text)]);
@@ -34,7 +34,7 @@ fn at_least_one_layer() {
 }
 
 #[test]
-fn attributes_on_the_right_level() {
+fn attributes_at_the_wrong_place_are_refused() {
     refuses(
         &format!(
             "{TRAINED} #[precision(fp32)] #[layer(relu)] struct Net {{ #[log(train_loss)] {LAYER} }}"
@@ -49,7 +49,7 @@ fn attributes_on_the_right_level() {
 }
 
 #[test]
-fn nothing_of_training_in_a_block() {
+fn attributes_of_training_are_refused_in_a_block() {
     refuses(
         &format!("#[loss(mse_loss)] #[forward(|x| model(x))] struct Net {{ {LAYER} }}"),
         Derive::Module,
@@ -61,7 +61,7 @@ fn nothing_of_training_in_a_block() {
 }
 
 #[test]
-fn single_attributes_once() {
+fn single_attributes_given_twice_are_refused() {
     attributes(
         "#[loss(mse_loss)] #[loss(l1_loss)] #[optimizer(sgd, lr = 0.1)]",
         &[("loss", "`#[loss]` is given twice: keep one")],
@@ -69,7 +69,7 @@ fn single_attributes_once() {
 }
 
 #[test]
-fn arguments_in_parentheses() {
+fn arguments_without_parentheses_are_refused() {
     attributes(
         "#[loss = \"mse_loss\"] #[optimizer(sgd, lr = 0.1)]",
         &[("loss = \"mse_loss\"", "write the argument in parentheses: `#[loss(…)]`")],

@@ -12,7 +12,7 @@ fn parameter(arguments: &str, expected: &[(&str, &str)]) {
 }
 
 #[test]
-fn first_values() {
+fn wrong_initial_values_are_refused() {
     for init in [
         "zeros",
         "normal(0.0, 0.02)",
@@ -29,7 +29,7 @@ fn first_values() {
         "",
         &[(
             "parameter",
-            "`#[parameter]` needs its first values, as in `#[parameter(shape = [64, 10], init = \
+            "`#[parameter]` needs initial values, as in `#[parameter(shape = [64, 10], init = \
              zeros)]`",
         )],
     );
@@ -78,7 +78,7 @@ fn first_values() {
 }
 
 #[test]
-fn parameters_are_used() {
+fn a_parameter_that_forward_never_uses_is_refused() {
     let expected = [(
         "shift",
         "`forward` never uses `shift`: use `self.shift` in `#[forward(|x| …)]`, or take the field \

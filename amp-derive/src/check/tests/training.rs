@@ -10,7 +10,7 @@ fn training(attrs: &str, expected: &[(&str, &str)]) {
 }
 
 #[test]
-fn a_loss() {
+fn a_missing_or_wrong_loss_is_refused() {
     training("", &[("Net", "`Net` has no loss: add one, as in `#[loss(cross_entropy)]`")]);
     training("#[loss(mse)]", &[("mse", "unknown loss `mse`: did you mean `mse_loss`?")]);
     let names = "`cross_entropy`, `nll_loss`, `mse_loss`, `l1_loss`, `huber_loss`, `smooth_l1_loss`, `binary_cross_entropy_with_logits`, `kl_div`, `poisson_nll_loss`, `hinge_embedding_loss`, `ctc_loss`, `cosine_similarity`, `info_nce`, `dice` or `focal`";
@@ -55,7 +55,7 @@ fn a_loss() {
 
 /// A model whose updates and validation are its own functions' has no use for a loss; a generated validation has.
 #[test]
-fn a_manual_model() {
+fn a_model_with_a_manual_step_needs_no_loss() {
     training("#[manual_step(f)] #[validation_step(g)]", &[]);
     training("#[manual_step(f)]", &[]);
     training(
@@ -65,18 +65,18 @@ fn a_manual_model() {
 }
 
 #[test]
-fn a_loss_that_autocast_takes() {
+fn a_loss_that_autocast_refuses_is_refused() {
     training(
         "#[loss(binary_cross_entropy)]",
         &[(
             "binary_cross_entropy",
-            "cuda autocast refuses `binary_cross_entropy`: use `binary_cross_entropy_with_logits` and take the sigmoid off the model's end",
+            "cuda autocast refuses `binary_cross_entropy`: use `binary_cross_entropy_with_logits` and remove the sigmoid from the model's end",
         )],
     );
 }
 
 #[test]
-fn one_sigmoid() {
+fn a_second_sigmoid_is_refused() {
     let source = |last| {
         format!(
             "#[loss(binary_cross_entropy_with_logits)] {OPTIMIZER} struct Net {{ #[layer(sequential(linear(4, 1), {last}))] model: Sequential }}"
@@ -94,7 +94,7 @@ fn one_sigmoid() {
 }
 
 #[test]
-fn a_loss_not_divided_for_accumulation() {
+fn a_loss_divided_for_accumulation_is_refused() {
     training(
         "#[loss(with = |o, t| Ok(mse(o, t)? / self.accumulation_steps))]",
         &[(
@@ -111,7 +111,7 @@ fn metrics(attrs: &str, expected: &[(&str, &str)]) {
 }
 
 #[test]
-fn metrics_with_their_keys() {
+fn wrong_keys_of_metrics_are_refused() {
     metrics("#[metric(top_k)]", &[("top_k", "`top_k` needs `k`: add `k = …`")]);
     metrics("#[metric(top_k, k = 0)]", &[("0", "`k` of `top_k` takes a value above 0, not 0")]);
     metrics(
@@ -130,7 +130,7 @@ fn metrics_with_their_keys() {
 }
 
 #[test]
-fn metrics_with_names_of_their_own() {
+fn wrong_names_of_metrics_are_refused() {
     metrics(
         "#[metric(accuracy, name = 3)]",
         &[("3", "a metric's name is a word, as in `name = acc`")],
@@ -154,7 +154,7 @@ fn metrics_with_names_of_their_own() {
 }
 
 #[test]
-fn stages() {
+fn unknown_stages_are_refused() {
     metrics(
         "#[metric(accuracy, stage = validation)]",
         &[("validation", "unknown stage `validation`: did you mean `val`?")],
@@ -166,10 +166,10 @@ fn stages() {
 }
 
 #[test]
-fn logged_names() {
+fn unknown_logged_names_are_refused() {
     metrics(
         "#[metric(accuracy, name = \"acc\", stage = val)] #[log(train_acc)]",
-        &[("train_acc", "`train_acc` is not computed: take `stage = val` off `acc`")],
+        &[("train_acc", "`train_acc` is not computed: remove `stage = val` from `acc`")],
     );
     metrics(
         "#[log(train_los)]",
@@ -187,7 +187,7 @@ fn logged_names() {
 }
 
 #[test]
-fn new_names() {
+fn an_unknown_logged_name_is_explained() {
     metrics(
         "#[log(train_speed)]",
         &[(
@@ -199,7 +199,7 @@ fn new_names() {
 }
 
 #[test]
-fn several_in_one_log() {
+fn one_log_attribute_takes_several_values() {
     metrics("#[log(train_loss(on_epoch), val_loss(on_step, prog_bar))]", &[]);
     metrics(
         "#[log(val_loss(progbar), train_los(on_step), val_loss(prog_bar))]",
@@ -216,7 +216,7 @@ fn several_in_one_log() {
 }
 
 #[test]
-fn log_flags() {
+fn wrong_flags_of_log_are_refused() {
     metrics(
         "#[log(val_loss, progbar)]",
         &[("progbar", "`log` has no `progbar`: did you mean `prog_bar`?")],
@@ -240,7 +240,7 @@ fn log_flags() {
 }
 
 #[test]
-fn replaced_steps() {
+fn attributes_without_effect_are_refused() {
     let own = "#[training_step(Self::train)]";
     metrics(
         &format!("{own} #[log(train_loss)]"),
@@ -288,7 +288,7 @@ fn hooks_are_functions() {
 }
 
 #[test]
-fn a_hook_may_be_late_where_it_is_called_after_a_step() {
+fn only_a_hook_after_a_step_takes_late() {
     metrics("#[on_train_batch_end(Self::note, late)]", &[]);
     metrics(
         "#[on_train_start(Self::start, late)] #[on_train_batch_end(Self::note, later)]",

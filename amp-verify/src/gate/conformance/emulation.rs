@@ -69,7 +69,7 @@ impl Emulation {
         place(model.as_ref(), policy, islands)?;
         let seen = Rc::new(Seen::default());
         let context = Context::new(policy, false)
-            .with_islands(Rc::clone(islands))
+            .with_overrides(Rc::clone(islands))
             .with_probe(seen.clone() as Rc<dyn Probe>);
         let batch = case.data.train.head(case.data.batch_size)?.place(policy)?;
         let loss = {

@@ -89,7 +89,7 @@ impl Tap for Still {
         step: &mut Step<'_>,
     ) -> Result<Tensor> {
         let mut context =
-            Context::new(step.context().policy(), false).with_islands(self.islands.clone());
+            Context::new(step.context().policy(), false).with_overrides(self.islands.clone());
         if let Some(rounding) = &mut self.rounding {
             rounding.begin(model)?;
             context = context.with_substitute(rounding.between());

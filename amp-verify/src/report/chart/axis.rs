@@ -9,7 +9,7 @@ use plotters::{
 };
 
 use super::{Area, FONT, failed};
-use crate::report::ink::{GRID, PAPER, TEXT};
+use crate::report::color::{GRID, PAPER, TEXT};
 
 /// One axis of a chart.
 pub(super) struct Axis {
@@ -85,13 +85,13 @@ impl Axis {
         Self::new(range, ticks, title, move |tick| format!("{base}{}", superscript(tick)))
     }
 
-    /// The same without labels and title, for a plane that stands on another's.
+    /// The same without labels and title, for a second plane on top of another.
     pub(super) fn unlabelled(&self) -> Self {
         let (range, ticks) = (self.range.clone(), self.ticks.clone());
         Self { range, ticks, label: Box::new(|_| String::new()), title: String::new(), room: 0 }
     }
 
-    /// One place for each name, at 0, 1, …
+    /// One position for each name: 0, 1, …
     pub(super) fn names(names: Vec<String>) -> Self {
         let ticks: Vec<f64> = (0..names.len()).map(|place| place as f64).collect();
         let range = -0.5..names.len() as f64 - 0.5;
@@ -105,7 +105,7 @@ impl Axis {
         self.plane_beside(y, y.room, area)
     }
 
-    /// The same with so many pixels left of the plane.
+    /// The same, with this many pixels left of the plane.
     pub(super) fn plane_beside<'a, 'b>(
         &self,
         y: &Self,
@@ -143,7 +143,7 @@ impl Axis {
 }
 
 fn multiples(range: &Range<f64>, step: f64) -> Vec<f64> {
-    // A tick at the very end counts, whatever the quotient's last bit.
+    // A tick at the very end is included, whatever the last bit of the quotient is.
     let first = (range.start / step - 1e-9).ceil() as i64;
     let last = (range.end / step + 1e-9).floor() as i64;
     (first..=last).map(|index| index as f64 * step).collect()

@@ -11,12 +11,12 @@ use super::{
     axis::{Axis, padded},
     failed, svg,
 };
-use crate::report::ink::{Ink, LIMIT, TEXT};
+use crate::report::color::{ChartColor, LIMIT, TEXT};
 
 /// A figure with its interval.
 pub(in crate::report) struct Share {
     pub(in crate::report) precision: Precision,
-    /// What the interval is of.
+    /// The meaning of the interval.
     pub(in crate::report) value: f64,
     pub(in crate::report) interval: (f64, f64),
     /// The seeds' own figures.
@@ -27,7 +27,7 @@ fn names(precisions: impl Iterator<Item = Precision>) -> Axis {
     Axis::names(precisions.map(|precision| precision.name().to_owned()).collect())
 }
 
-/// Points with their intervals, and the seeds beside them.
+/// Points with their intervals, and the values of the seeds next to them.
 pub(in crate::report) fn shares(shares: &[Share], y_label: &str) -> Result<String> {
     let ends = shares.iter().flat_map(|share| {
         [share.interval.0, share.interval.1].into_iter().chain(share.each.iter().copied())
@@ -42,7 +42,7 @@ pub(in crate::report) fn shares(shares: &[Share], y_label: &str) -> Result<Strin
             chart.draw_series([zero]).map_err(failed)?;
         }
         for (place, share) in shares.iter().enumerate() {
-            let (x, colour) = (place as f64, Ink::of(share.precision).colour());
+            let (x, colour) = (place as f64, ChartColor::of(share.precision).colour());
             let (low, high) = share.interval;
             let bar = PathElement::new([(x, low), (x, high)], colour.stroke_width(2));
             chart.draw_series([bar]).map_err(failed)?;
@@ -70,7 +70,7 @@ pub(in crate::report) fn bars(bars: &[(Precision, f64)], y_label: &str) -> Resul
         let rectangles = bars.iter().enumerate().map(|(place, (precision, value))| {
             let x = place as f64;
             let corners = [(x - 0.3, 0.0), (x + 0.3, *value)];
-            Rectangle::new(corners, Ink::of(*precision).colour().filled())
+            Rectangle::new(corners, ChartColor::of(*precision).colour().filled())
         });
         chart.draw_series(rectangles).map_err(failed)?;
         let style =

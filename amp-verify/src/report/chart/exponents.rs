@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use super::{axis::Axis, failed, svg};
 use crate::{
     exponents::{Format, Histogram},
-    report::ink::{Ink, NORMAL, SUBNORMAL},
+    report::color::{ChartColor, NORMAL, SUBNORMAL},
 };
 
 /// Heights of the histogram and of the formats' strips.
@@ -60,11 +60,11 @@ pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
         let mut chart = x.unlabelled().plane_beside(&y, room, &upper)?;
         let bars = own.iter().map(|(exponent, share)| {
             let (x, y) = (f64::from(*exponent), share.log10().max(least));
-            Rectangle::new([(x, least), (x + 1.0, y)], Ink::series(2).colour().filled())
+            Rectangle::new([(x, least), (x + 1.0, y)], ChartColor::series(2).colour().filled())
         });
         chart.draw_series(bars).map_err(failed)?;
         if let Some(scaled) = &scaled {
-            let colour = Ink::series(1).colour().stroke_width(2);
+            let colour = ChartColor::series(1).colour().stroke_width(2);
             let outline = outline(scaled, least);
             chart.draw_series([PathElement::new(outline, colour)]).map_err(failed)?;
         }
@@ -72,9 +72,9 @@ pub(in crate::report) fn exponents(shown: &Shown<'_>) -> Result<String> {
         for (place, format) in Format::ALL.iter().rev().enumerate() {
             let y = place as f64;
             let edge = |exponent: i32| f64::from(exponent).clamp(range.start, range.end);
-            let mut band = |from: i32, to: i32, ink: Ink| {
+            let mut band = |from: i32, to: i32, color: ChartColor| {
                 let corners = [(edge(from), y - 0.36), (edge(to), y + 0.36)];
-                chart.draw_series([Rectangle::new(corners, ink.colour().filled())]).map(drop)
+                chart.draw_series([Rectangle::new(corners, color.colour().filled())]).map(drop)
             };
             // The largest exponent's values reach up to the next power.
             let (normal, end) = (format.min_exponent(), format.max_exponent() + 1);

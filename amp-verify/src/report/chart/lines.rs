@@ -1,4 +1,4 @@
-//! What happens over the steps: losses, the loss scale.
+//! Values over the steps: losses and the loss scale.
 
 use amp_core::{Result, precision::Precision};
 use plotters::prelude::*;
@@ -8,7 +8,7 @@ use super::{
     axis::{Axis, padded},
     failed, svg,
 };
-use crate::report::ink::{ALARM, Ink, LIMIT};
+use crate::report::color::{ALARM, ChartColor, LIMIT};
 
 /// Lines over optimizer steps.
 pub(in crate::report) fn lines(
@@ -26,7 +26,7 @@ pub(in crate::report) fn lines(
             chart.draw_series([zero]).map_err(failed)?;
         }
         for (precision, points) in lines {
-            let colour = Ink::of(*precision).colour();
+            let colour = ChartColor::of(*precision).colour();
             let drawn = LineSeries::new(points.iter().copied(), colour.stroke_width(2));
             chart.draw_series(drawn).map_err(failed)?;
             let ends = points.iter().map(|point| Circle::new(*point, 2, colour.filled()));
@@ -58,7 +58,7 @@ pub(in crate::report) fn scale(
     let y = Axis::powers(2, low..high, 8.0, "loss scale");
     svg(HEIGHT, |area| {
         let mut chart = x.plane(&y, area)?;
-        let colour = Ink::of(precision).colour();
+        let colour = ChartColor::of(precision).colour();
         chart
             .draw_series(LineSeries::new(stairs.iter().copied(), colour.stroke_width(2)))
             .map_err(failed)?;

@@ -15,7 +15,7 @@ pub(super) use ratios::ratios;
 use amp_core::{Error, Result};
 use plotters::{coord::Shift, prelude::*};
 
-use super::ink::{self, PAPER};
+use super::color::{self, PAPER};
 
 /// Width of every chart in SVG units; the page scales it, to three quarters on a telephone.
 const WIDTH: u32 = 520;
@@ -36,5 +36,5 @@ fn svg(height: u32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<String
         draw(&area)?;
         area.present().map_err(failed)?;
     }
-    Ok(ink::with_variables(text))
+    Ok(color::with_variables(text))
 }

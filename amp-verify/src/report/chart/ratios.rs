@@ -6,7 +6,7 @@ use plotters::prelude::*;
 use super::{axis::Axis, failed, svg};
 use crate::{
     layers::{Kind, Report},
-    report::ink::{ALARM, Ink, LIMIT},
+    report::color::{ALARM, ChartColor, LIMIT},
 };
 
 /// Letters of a layer's name; the end of a longer one is kept.
@@ -37,7 +37,8 @@ pub(in crate::report) fn ratios(report: &Report, unit: f64) -> Result<String> {
                 let y = row as f64 + 0.22 * (1.0 - place as f64);
                 match (flow.ratio, flow.error) {
                     (Some(ratio), _) if ratio > 0.0 => {
-                        let (at, colour) = ((ratio.log10(), y), Ink::series(place + 1).colour());
+                        let (at, colour) =
+                            ((ratio.log10(), y), ChartColor::series(place + 1).colour());
                         let style = colour.filled();
                         match place {
                             0 => chart.draw_series([Circle::new(at, 5, style)]).map(drop),

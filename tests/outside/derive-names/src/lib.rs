@@ -1,4 +1,4 @@
-//! Models of a crate that calls amp-core `engine` and allows no lint to fire.
+//! Models of a crate that depends on amp-core under the name `engine` and denies all lints.
 
 #![deny(warnings, missing_docs, unsafe_code, unreachable_pub, unused)]
 #![deny(elided_lifetimes_in_paths, missing_copy_implementations, missing_debug_implementations)]
@@ -11,7 +11,7 @@
 
 use engine::prelude::*;
 
-/// Everything that a struct may have.
+/// A struct with every attribute.
 #[derive(LightningModule)]
 #[allow(missing_debug_implementations, reason = "a Sequential has none")]
 #[forward(|x| {
@@ -28,7 +28,7 @@ use engine::prelude::*;
 pub struct Whole<B> {
     #[hparam]
     classes: i64,
-    /// Features inside.
+    /// The number of hidden features.
     #[hparam(default = 8)]
     width: i64,
     #[hparam(default = 1e-2)]
@@ -57,7 +57,7 @@ impl<B> Whole<B> {
         hook.log("one", &Tensor::from(1.0), LogOptions::ON_EPOCH)
     }
 
-    /// Epochs since the start and what was last seen.
+    /// The number of epochs so far, and the last value of each.
     #[must_use]
     pub const fn seen(&self) -> (u64, Option<f64>) {
         (self.epochs, self.last)
@@ -65,7 +65,7 @@ impl<B> Whole<B> {
 }
 
 impl<const N: usize> Residual<N> {
-    /// The widths that it was built with.
+    /// The widths with which it was built.
     #[must_use]
     pub const fn widths(&self) -> [i64; N] {
         self.widths

@@ -1,4 +1,4 @@
-//! Your own data set: the crate's README is the page on it.
+//! A data set of your own; the crate's README explains it.
 
 use std::{
     fs::File,
@@ -9,7 +9,8 @@ use std::{
 use amp_core::{data::Dataset, prelude::*};
 use amp_verify::{DataSet, Project, Registry, model, project};
 
-/// Examples in a file: rows of little-endian f32 numbers, the last of each row being the target.
+/// Examples in a file: rows of little-endian f32 numbers. The last number of each row is the
+/// target.
 #[derive(Debug)]
 pub struct Rows {
     path: PathBuf,
@@ -22,7 +23,7 @@ impl Rows {
     /// Opens a file whose rows have `features` numbers and a target.
     ///
     /// # Errors
-    /// When the file cannot be opened, or does not consist of whole rows.
+    /// If the file cannot be opened, or does not consist of whole rows.
     pub fn open(path: impl Into<PathBuf>, features: usize) -> Result<Self> {
         let path = path.into();
         let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
@@ -73,7 +74,7 @@ impl Dataset for Rows {
     }
 }
 
-/// Tells the height of a place.
+/// Predicts the height of a place.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[optimizer(adamw, lr = 1e-2)]
@@ -82,17 +83,17 @@ pub struct HeightNet {
     body: Sequential,
 }
 
-/// The heights of a landscape at places of the plane, from two files of the project's folder `data`.
+/// The heights of a landscape at places in a plane, from two files in the project's folder `data`.
 ///
 /// # Errors
-/// When a file is missing or damaged.
+/// If a file is missing or damaged.
 pub fn heights(project: &Project, batch_size: i64) -> Result<DataModule> {
     let train = Rows::open(project.path("data/train.f32"), 2)?;
     let val = Rows::open(project.path("data/val.f32"), 2)?;
     Ok(DataModule::new("heights", train, val, batch_size))
 }
 
-/// The registry of a project whose files are where `project` says.
+/// The registry of a project whose files are in the folder `project`.
 pub fn registry_of(project: Project) -> Registry {
     let files = project.clone();
     Registry::new(project)
@@ -105,7 +106,7 @@ pub fn registry() -> Registry {
     registry_of(project!())
 }
 
-/// The page's Rust is compiled and run by `cargo test`.
+/// `cargo test` compiles and runs the README's Rust.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Page;

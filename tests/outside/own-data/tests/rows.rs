@@ -1,4 +1,5 @@
-//! The data set against the numbers that the tests write, and a registered one from file to training.
+//! The data set against the numbers that the tests write, and a registered data set from file to
+//! training.
 
 use std::{fs, path::Path};
 
@@ -66,7 +67,7 @@ fn damaged_and_missing_files_are_named() {
     assert!(missing.to_string().contains("gone.f32: No such file"), "{missing}");
 }
 
-/// A file that becomes shorter after it was opened.
+/// A file that is truncated after it was opened.
 #[test]
 fn an_example_that_is_gone_ends_the_epoch_with_the_files_name() {
     let folder = project();
@@ -110,10 +111,11 @@ fn an_epoch_has_every_example_once() {
 }
 
 /// The registered set is read from the project's folder, and the model learns from it. A model that
-/// always gives the mean height has the variance as its loss; this one has less than half of it.
+/// always outputs the mean height has the variance as its loss; this model has less than half of
+/// it.
 #[test]
 fn the_registered_set_is_trained_on() {
-    // Initial weights follow from this seed alone, whatever the other tests of this process draw.
+    // Initial weights depend on this seed alone, not on draws of other tests in this process.
     let _section = random::seeded(1).expect("a seed");
     let folder = project();
     let data = loaded(&folder).expect("data");

@@ -1,4 +1,4 @@
-//! Your own layer: the crate's README is the page on it.
+//! A layer of your own; the crate's README explains it.
 
 use amp_core::{
     Error, Result,
@@ -16,7 +16,7 @@ impl Gain {
     /// Draws a weight for each of `features` features from N(1, 0.1²).
     ///
     /// # Errors
-    /// When `features` is not positive.
+    /// If `features` is not positive.
     pub fn new(features: i64) -> Result<Self> {
         if features < 1 {
             return Err(Error::config(format!("gain({features}): the size must be positive")));
@@ -45,7 +45,7 @@ impl Module for Gain {
     }
 }
 
-/// The page's Rust is compiled and run by `cargo test`.
+/// `cargo test` compiles and runs the README's Rust.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Page;

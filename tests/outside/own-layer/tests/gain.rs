@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs};
 use amp_core::{nn::named_tensors, precision::Policy, prelude::*, random, tch::no_grad, weights};
 use own_layer::Gain;
 
-/// What `build` draws follows from the seed, whatever the other tests of this process draw.
+/// The draws of `build` depend on the seed alone, not on draws of other tests in this process.
 fn seeded<T>(seed: u64, build: impl FnOnce() -> Result<T>) -> T {
     let _section = random::seeded(seed).expect("a seed");
     build().expect("what can be built")
@@ -111,7 +111,7 @@ fn training_finds_the_weights_that_made_the_data() {
     }
 }
 
-/// The file's header is JSON of the names: read here without amp.
+/// The file's header is JSON with the names; the test reads it without amp-core.
 #[test]
 fn the_weight_is_saved_and_loaded_under_its_name() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -157,8 +157,8 @@ fn trained_kinds(precision: Precision) -> [Kind; 2] {
     [weight(&model.plain).kind(), weight(&model.exact).kind()]
 }
 
-/// A `*-true` precision stores the weight in its dtype, unless a region says otherwise; a mixed one
-/// keeps it in f32.
+/// A `*-true` precision stores the weight in its dtype, unless the layer is in a region; a mixed
+/// one keeps it in f32.
 #[test]
 fn the_weight_has_the_precisions_dtype() {
     assert_eq!(trained_kinds(Precision::Bf16True), [Kind::BFloat16, Kind::Float]);
@@ -166,7 +166,7 @@ fn the_weight_has_the_precisions_dtype() {
     assert_eq!(trained_kinds(Precision::Bf16Mixed), [Kind::Float, Kind::Float]);
 }
 
-/// As the page says: libtorch's rule for a product of bf16 and f32.
+/// As the README says, this is libtorch's rule for a product of bf16 and f32.
 #[test]
 fn under_autocast_the_output_is_f32() {
     let input = wave(4, 3, 0.7).to_kind(Kind::BFloat16);

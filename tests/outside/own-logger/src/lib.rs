@@ -1,4 +1,4 @@
-//! Your own logger: the crate's README is the page on it.
+//! A logger of your own; the crate's README explains it.
 
 use std::{
     fs::File,
@@ -11,8 +11,8 @@ use amp_core::{
     event::{EpochEnd, Event, Subscriber},
 };
 
-/// Writes a line for each epoch, as in `epoch 0 step 25 lr 0.001 train_loss 0.9 val_loss 0.7`, and one for
-/// each step that was skipped.
+/// Writes a line for each epoch, as in `epoch 0 step 25 lr 0.001 train_loss 0.9 val_loss 0.7`, and
+/// a line for each skipped step.
 #[derive(Debug)]
 pub struct EpochLines {
     path: PathBuf,
@@ -23,7 +23,7 @@ impl EpochLines {
     /// Creates the file, replacing an earlier one.
     ///
     /// # Errors
-    /// When the file cannot be created.
+    /// If the file cannot be created.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
@@ -61,7 +61,7 @@ fn line(end: &EpochEnd) -> String {
     line
 }
 
-/// The page's Rust is compiled and run by `cargo test`.
+/// `cargo test` compiles and runs the README's Rust.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Page;

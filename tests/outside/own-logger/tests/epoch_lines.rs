@@ -1,4 +1,4 @@
-//! What the logger writes, against the run's own record.
+//! The logger's lines against the run's record.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ struct Line {
     line: Linear,
 }
 
-/// Points of a line, of which the first training example is `outlier`.
+/// Points of a line; the first training example is `outlier`.
 fn data(outlier: f64) -> DataModule {
     let part = |count: i64| {
         let x = Tensor::linspace(-1.0, 1.0, count, (Kind::Float, Device::Cpu)).unsqueeze(1);
@@ -68,7 +68,7 @@ fn each_epoch_has_a_line_with_its_values() {
     assert_eq!(found, expected);
 }
 
-/// The square of 1e30 overflows f32, so that the step on that example is skipped in each epoch.
+/// The square of 1e30 overflows f32, so the step on this example is skipped in each epoch.
 #[test]
 fn a_skipped_step_has_a_line_with_its_cause() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -92,7 +92,7 @@ fn a_folder_that_is_missing_is_named() {
     assert!(error.contains("nowhere/epochs.txt"), "{error}");
 }
 
-/// `/dev/full` takes no byte, as a full disk. The error is the run's, with the file's name.
+/// `/dev/full` accepts no byte, like a full disk. The run's error has the file's name.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_ends_the_run() {

@@ -1,4 +1,4 @@
-//! Your own metric: the crate's README is the page on it.
+//! A metric of your own; the crate's README explains it.
 
 use amp_core::{
     Error, Result,
@@ -27,7 +27,7 @@ impl Metric for MeanAbsoluteError {
     }
 }
 
-/// The page's Rust is compiled and run by `cargo test`.
+/// `cargo test` compiles and runs the README's Rust.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Page;

@@ -1,4 +1,5 @@
-//! The metric against sums computed here, on single batches and over an epoch of unequal ones.
+//! The metric against sums computed here, on single batches and over an epoch of batches of unequal
+//! size.
 
 use amp_core::{metric::Metric, nn::named_tensors, optim::Sgd, prelude::*, tch::no_grad};
 use amp_verify::{DataSet, Registry, model, project};
@@ -18,8 +19,8 @@ fn counts_are_the_sum_and_the_number_of_elements() {
     assert_eq!(counts(&output, &target), (0.5 + 2.0 + 0.0 + 3.0, 4.0));
 }
 
-/// 2048 and 1 are float16 numbers, 2047 is one, but 2049 is not: computed in float16 the second
-/// difference would be 2048.
+/// 2048 and 2047 are float16 numbers and 2049 is not: computed in float16, the second difference
+/// would be 2048.
 #[test]
 fn a_difference_of_16_bit_numbers_is_not_rounded() {
     let half = |values: &[f32]| Tensor::from_slice(values).to_kind(Kind::Half);
@@ -34,7 +35,7 @@ fn shapes_that_would_broadcast_are_refused() {
     assert!(error.to_string().ends_with("the output has shape [4, 1], the target [4]"), "{error}");
 }
 
-/// y = w·x + b with a rate of zero: it stays what it is.
+/// y = w·x + b with a learning rate of zero, so that it does not change.
 #[derive(LightningModule)]
 #[loss(mse_loss)]
 #[metric(with = MeanAbsoluteError, name = mae)]
@@ -60,7 +61,7 @@ impl Line {
     }
 }
 
-/// How far the target of the example at each place is from the line.
+/// The distance of each place's target from the line.
 fn error(at: i64) -> f32 {
     [0.0, 1.0, -0.5, 3.0, 0.25][(at % 5) as usize]
 }
@@ -78,8 +79,8 @@ fn line(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("line", examples(40)?, examples(13)?, batch_size))
 }
 
-/// 13 validation examples in batches of 8 and 5: the mean over examples, which is not the mean of the
-/// two batches' means.
+/// 13 validation examples in batches of 8 and 5: the mean over examples differs from the mean of
+/// the two batches' means.
 #[test]
 fn an_epochs_value_is_the_mean_over_its_examples() {
     let mut model = Line::known();
@@ -98,7 +99,7 @@ fn an_epochs_value_is_the_mean_over_its_examples() {
     assert!((train - mean(0..40)).abs() < 1e-6, "{train}");
 }
 
-/// A registered model is judged by it: lower is better.
+/// The gate judges a registered model by this metric: lower is better.
 #[test]
 fn a_registered_model_is_judged_by_it() {
     let registry = Registry::new(project!())

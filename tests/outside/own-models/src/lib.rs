@@ -1,4 +1,4 @@
-//! Two models on two data sets, all of this project's own: what `cargo amp` trains and judges here.
+//! Two models on two data sets, all defined in this project: `cargo amp` trains and judges them.
 
 pub mod data;
 mod next_symbol;

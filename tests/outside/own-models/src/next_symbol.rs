@@ -1,7 +1,7 @@
 use amp_core::prelude::*;
 
-/// A language model: for each place of a sentence, scores of the symbol that comes next. It has no
-/// metric; its loss says how good it is.
+/// A language model: for each position of a sentence, scores of the next symbol. It has no metric,
+/// so it is judged by its loss.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[optimizer(adamw, lr = self.learning_rate)]

@@ -1,7 +1,7 @@
 use amp_core::prelude::*;
 
-/// Tells which of two rings a point of the plane belongs to. The rings have equally many points, so that
-/// the head needs no bias.
+/// Decides which of two rings a point belongs to. The rings have equally many points, so that the
+/// head needs no bias.
 #[derive(LightningModule)]
 #[loss(cross_entropy)]
 #[metric(accuracy, name = acc)]

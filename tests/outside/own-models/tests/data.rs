@@ -1,4 +1,4 @@
-//! The data sets are what they say they are.
+//! The data sets have their documented properties.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ fn all(data: &DataModule) -> [Batch; 2] {
     [&data.train, val].map(|set| all(set).expect("the examples"))
 }
 
-/// A data set that differed from one load to the next would make every golden fail.
+/// If a data set differed between two loads, every golden would fail.
 #[test]
 fn data_is_the_same_each_time() {
     for load in [rings::load, sentences::load] {
@@ -45,8 +45,8 @@ fn points_are_on_the_ring_of_their_class() {
     }
 }
 
-/// Each symbol is followed by one of two, the first in 70 % of all places. 8,192 places leave that a
-/// standard deviation of 0.5 %, so that five are 2.5 %.
+/// Each symbol is followed by one of two, by the first in 70 % of all places. With 8,192 places the
+/// standard deviation is 0.5 %, and five of them are 2.5 %.
 #[test]
 fn sentences_follow_the_grammar() {
     let [train, _] = all(&sentences::load(16).expect("sentences"));

@@ -1,4 +1,4 @@
-//! Your own optimizer: the crate's README is the page on it.
+//! An optimizer of your own; the crate's README explains it.
 
 use amp_core::{
     Result,
@@ -12,7 +12,7 @@ use amp_core::{
 pub struct Signum {
     /// Learning rate: how far each weight moves in a step.
     pub lr: f64,
-    /// β, the share of m that a step keeps.
+    /// β, the weight of the old m in a step.
     pub momentum: f64,
 }
 
@@ -57,7 +57,7 @@ impl Algorithm for Signum {
     }
 }
 
-/// The page's Rust is compiled and run by `cargo test`.
+/// `cargo test` compiles and runs the README's Rust.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Page;

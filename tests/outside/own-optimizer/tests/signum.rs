@@ -1,4 +1,4 @@
-//! The optimizer against closed forms and a loop in f64, and a run that is resumed.
+//! The optimizer against closed forms and a loop in f64, and a resumed run.
 
 use std::path::{Path, PathBuf};
 
@@ -33,7 +33,7 @@ fn close(found: &[f64], expected: &[f64]) {
     }
 }
 
-/// The gradient of Σ c·w is c in every step: then w_t = w_0 − lr·t·sign(c) and m_t = (1 − β^t)·c.
+/// The gradient of Σ c·w is always c: so w_t = w_0 − lr·t·sign(c) and m_t = (1 − β^t)·c.
 #[test]
 fn a_constant_gradient_has_a_closed_form() {
     let (lr, beta, c) = (0.01, 0.9, [3.0_f32, -0.5, 0.0]);
@@ -53,8 +53,8 @@ fn a_constant_gradient_has_a_closed_form() {
     close(&numbers(moment), &c.map(|c| share * f64::from(c)));
 }
 
-/// ½·Σ a·w² has the gradient a·w, which changes sign when a weight passes zero: 60 steps against the
-/// formula in f64.
+/// ½·Σ a·w² has the gradient a·w, which changes sign when a weight passes zero: 60 steps against
+/// the formula in f64.
 #[test]
 fn a_quadratic_agrees_with_the_formula_step_by_step() {
     let (lr, beta, a) = (0.03, 0.8, [1.0, 4.0, 0.25]);
@@ -76,7 +76,7 @@ fn a_quadratic_agrees_with_the_formula_step_by_step() {
 }
 
 #[test]
-fn a_parameter_without_a_gradient_stays() {
+fn a_parameter_without_a_gradient_does_not_move() {
     let weight = parameter("w", &[1.0, 2.0]);
     let mut optimizer = built(Signum::default(), &weight);
     optimizer.step().expect("a step");
@@ -94,9 +94,10 @@ fn options_out_of_range_are_refused() {
     assert!(refused(Signum { lr: 1.0, momentum: 1.0 }).contains("momentum is 1"));
 }
 
-/// bf16 weights with masters have what f32 weights have, rounded; m is kept in as few bits as was asked for.
+/// bf16 weights with masters equal f32 weights, rounded; m is stored in the requested number of
+/// bits.
 #[test]
-fn every_storage_is_taken() {
+fn every_storage_gives_the_same_steps() {
     let weight = |kind| {
         let weight = parameter("w", &[1.0, -2.0, 0.5]);
         Parameter { tensor: weight.tensor.detach().to_kind(kind).set_requires_grad(true), ..weight }
@@ -125,7 +126,7 @@ fn every_storage_is_taken() {
 }
 
 #[test]
-fn what_the_device_alone_knows_is_refused() {
+fn values_on_the_device_are_refused() {
     let mut optimizer = built(Signum::default(), &parameter("w", &[1.0]));
     let one = Tensor::from(1.0_f32);
     for known in [
@@ -145,7 +146,8 @@ fn a_schedule_sets_the_rates() {
     assert_eq!(optimizer.rates(), [Rates { lr: 0.05, momentum: Some(0.5) }]);
 }
 
-/// What another optimizer saved, or this one over other parameters, is refused and changes nothing.
+/// A state of another optimizer, or of this one with other parameters, is refused and changes
+/// nothing.
 #[test]
 fn another_state_is_refused_as_a_whole() {
     let state = |options: &dyn BuildOptimizer, name: &str, values: &[f32]| {
@@ -177,7 +179,7 @@ struct Net {
 }
 
 impl Net {
-    /// With weights that follow from no generator, which other tests may draw from.
+    /// Weights that use no random generator, because other tests may draw from it.
     fn new() -> Self {
         let net = Self::builder().build().expect("a model");
         for (at, (_, mut tensor, _)) in named_tensors(&net).into_iter().enumerate() {
@@ -210,7 +212,7 @@ fn data() -> DataModule {
 fn config(precision: Precision, epochs: i64) -> TrainerConfig {
     let mut config = TrainerConfig::new(precision, Device::Cpu);
     (config.max_epochs, config.seed) = (epochs, 7);
-    // The gradients of this net do not overflow with it: no step is skipped.
+    // The gradients of this model do not overflow at this scale: no step is skipped.
     config.numerics.scaler.init_scale = 1024.0;
     config
 }
@@ -231,7 +233,7 @@ fn fit(mut trainer: Trainer<'_>) -> (Net, RunRecord) {
 }
 
 #[test]
-fn a_resumed_run_has_the_numbers_of_a_straight_one() {
+fn a_resumed_run_equals_an_uninterrupted_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let trainer = |epochs| Trainer::new(config(Precision::F32True, epochs));
     let (straight, _) = fit(trainer(5));
@@ -241,7 +243,7 @@ fn a_resumed_run_has_the_numbers_of_a_straight_one() {
     assert_eq!(straight.weights(), resumed.weights());
 }
 
-/// After one epoch: how far the weight that moved most did, and every m.
+/// After one epoch: the largest distance that a weight moved, and all values of m.
 fn one_epoch(precision: Precision) -> (f64, Vec<f64>) {
     let folder = tempfile::tempdir().expect("a folder");
     let trainer = Trainer::new(config(precision, 1)).callback(saving(folder.path()));
@@ -255,8 +257,9 @@ fn one_epoch(precision: Precision) -> (f64, Vec<f64>) {
     (most, saved.iter().flat_map(|(_, moment)| numbers(moment)).collect())
 }
 
-/// In four steps some weight moves by four times lr, and none by more. The gradients reach the optimizer
-/// without the loss scale, which is 1024 in 16-mixed: m agrees with 32-true's within 5 % of the largest.
+/// In four steps the largest movement of a weight is four times lr. The optimizer receives
+/// gradients without the loss scale, which is 1024 in 16-mixed: m agrees with 32-true's within 5 %
+/// of the largest value.
 #[test]
 fn every_precision_steps_with_true_gradients() {
     let (_, exact) = one_epoch(Precision::F32True);

@@ -80,7 +80,7 @@ mod tests {
         cells.collect()
     }
 
-    /// The first try reveals the bytes that belong to no cell.
+    /// The first trial shows how many bytes belong to no cell.
     #[test]
     fn what_else_is_held_is_learnt() -> Result<()> {
         let cells = cells();
@@ -92,7 +92,7 @@ mod tests {
         Ok(())
     }
 
-    /// Choices that recompute less turn out to hold more than the cells predict.
+    /// Choices that recompute less need more memory than the cells predict.
     #[test]
     fn what_turns_out_not_to_fit_is_not_taken() -> Result<()> {
         let cells = cells();
@@ -105,7 +105,7 @@ mod tests {
         Ok(())
     }
 
-    /// A pass whose temporary tensors peak where it recomputes.
+    /// A pass whose temporary tensors peak during the recomputation.
     #[test]
     fn nothing_is_taken_where_that_holds_less() -> Result<()> {
         let cells = cells();
@@ -117,7 +117,7 @@ mod tests {
         Ok(())
     }
 
-    /// If memory is too short for a try, the earlier result counts.
+    /// If a trial runs out of memory, the result of the earlier trial is used.
     #[test]
     fn a_try_may_run_out_of_memory() -> Result<()> {
         let cells = cells();

@@ -196,7 +196,7 @@ mod tests {
     use super::*;
     use crate::nn::Segment;
 
-    /// Layers of one container that keep nothing but their inputs, of so many bytes, and cost this.
+    /// Layers of one container that keep only their inputs of this many bytes, each with this cost.
     fn chain(of: &[(u64, f64)]) -> Vec<Cell> {
         let cells = of.iter().enumerate().map(|(at, (input, seconds))| Cell {
             segment: Segment { path: "model".to_owned(), layers: Some(at..at + 1) },
@@ -211,7 +211,7 @@ mod tests {
         cells.collect()
     }
 
-    /// All possible choices, by trying.
+    /// The best of all possible choices, found by trying each.
     fn all(cells: &[Cell], from: usize) -> Vec<Vec<Range<usize>>> {
         if from == cells.len() {
             return vec![Vec::new()];
@@ -228,9 +228,10 @@ mod tests {
         choices
     }
 
-    /// Twenty-five equal layers: all kept they hold 25 inputs, in five segments of five 5, of which the
-    /// last is computed again with four more: 2√n − 1, as in Chen et al. Two gradients come on top, and
-    /// in a segment its output and that one's gradient.
+    /// Twenty-five equal layers. If all are kept, 25 inputs are kept. In five segments of five, 5
+    /// inputs are kept, and the last segment is recomputed with four more: 2√n − 1, as in Chen et
+    /// al. In addition there are two gradients, and in a segment its output and the output's
+    /// gradient.
     #[test]
     fn equal_layers_are_cut_at_the_root_of_their_number() {
         let cells = chain(&[(1000, 1.0); 25]);
@@ -242,7 +243,8 @@ mod tests {
         assert_eq!(choose(&cells, 8000), None, "room for less than the least");
     }
 
-    /// As good as the best of all choices, for every room, on chains with all kinds of layers.
+    /// The choice is as good as the best of all choices, for any limit, on chains with all kinds of
+    /// layers.
     #[test]
     fn no_choice_that_fits_is_cheaper() {
         let mut random = 1_u64;
@@ -256,7 +258,7 @@ mod tests {
                 (cell.own, cell.input, cell.output) = (next(50), next(50), next(50));
                 cell.seconds = next(9) as f64;
                 (cell.keeps_input, cell.keeps_output) = (next(2) == 1, next(2) == 1);
-                // The last ones are in another container.
+                // The last layers are in another container.
                 cell.segment.path = if at < 5 { "first" } else { "second" }.to_owned();
             }
             let choices = all(&cells, 0);
@@ -273,7 +275,7 @@ mod tests {
         }
     }
 
-    /// A tensor between two layers is kept once, whichever of them needs it.
+    /// A tensor between two layers is kept once, even if both need it.
     #[test]
     fn a_tensor_between_two_layers_is_kept_once() {
         for (output, input, expected) in
@@ -289,8 +291,8 @@ mod tests {
         }
     }
 
-    /// Three stages of two blocks each: the last one's blocks keep little of what it does, so that it
-    /// stays whole, as a block does that is small.
+    /// Three stages of two blocks each. The blocks of the last stage keep little, so the stage is
+    /// not divided; a small block is not divided either.
     #[test]
     fn what_holds_much_is_taken_apart() {
         let stage = |at: usize, blocks: &[u64]| {
@@ -313,23 +315,23 @@ mod tests {
         assert_eq!(refined[6].segment, Segment { path: "model".to_owned(), layers: Some(2..3) });
     }
 
-    /// The bytes are the same, so the cheap one is computed again.
+    /// The bytes are equal, so the cheap layer is recomputed.
     #[test]
     fn the_cheap_one_goes_first() {
         let mut cells = chain(&[(10, 5.0), (10, 1.0), (10, 5.0)]);
         cells.iter_mut().for_each(|cell| cell.own = 100);
-        // Another module stands between them.
+        // Another module is between them.
         for (cell, path) in cells.iter_mut().zip(["a", "b", "c"]) {
             cell.segment = Segment { path: path.to_owned(), layers: None };
         }
-        // With the gradients of the last, or of one that is computed again with its output.
+        // With the gradients of the last layer, or of a recomputed layer together with its output.
         assert_eq!(choose(&cells, 350), Some(vec![]));
         let cheap = 1..2;
         assert_eq!(choose(&cells, 349), Some(vec![cheap]));
         assert_eq!(choose(&cells, 249), Some(vec![0..1, 1..2]));
     }
 
-    /// Many layers, each of its own size.
+    /// Many layers of different sizes.
     #[test]
     fn long_chains_are_thinned() {
         let layers: Vec<(u64, f64)> = (0..300_u64).map(|at| (at * at % 977 + 1, 1.0)).collect();

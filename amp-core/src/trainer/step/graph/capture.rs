@@ -29,8 +29,8 @@ pub(super) struct StepGraph {
     grads: Vec<(Vec<Tensor>, Vec<Tensor>)>,
     pub(super) log: CapturedLog,
     /// 1 after the first step that was not finite.
-    pub(super) void: Tensor,
-    /// `void` and the losses, with shape `[1 + batches]`.
+    pub(super) skip_flag: Tensor,
+    /// `skip_flag` and the losses, with shape `[1 + batches]`.
     report: Tensor,
     /// The report of each step in flight, in pinned memory.
     reports: Vec<Tensor>,
@@ -57,7 +57,7 @@ impl StepGraph {
         let device = state.policy().device;
         let buffers = buffers(model, device)?;
         let inputs = batches.iter().map(AnyBatch::copied).collect::<Result<Vec<_>>>()?;
-        let void = Tensor::f_zeros([0_i64; 0], (Kind::Float, device))?;
+        let skip_flag = Tensor::f_zeros([0_i64; 0], (Kind::Float, device))?;
         state.optim.write_rates()?;
         let steps = captured_steps(state).collect();
         let mut room = LogRoom::new(device)?;
@@ -67,7 +67,7 @@ impl StepGraph {
             ffi::cuda_empty_cache()?;
             let captured = CudaGraph::capture(index, || {
                 ffi::without_synchronization(|| {
-                    capture_step(state, model, &inputs, shares, &void, &room)
+                    capture_step(state, model, &inputs, shares, &skip_flag, &room)
                 })
             });
             state.optim.scaler.forget();
@@ -88,7 +88,7 @@ impl StepGraph {
             losses,
             grads,
             log,
-            void,
+            skip_flag,
             report,
             reports,
             kept,
@@ -146,14 +146,14 @@ impl StepGraph {
     /// Restores the changes of a skipped step and of the steps after it.
     pub(super) fn roll_back(&self, slot: usize) -> Result<()> {
         self.kept.restore(slot)?;
-        let _ = self.void.shallow_clone().f_zero_()?;
+        let _ = self.skip_flag.shallow_clone().f_zero_()?;
         Ok(())
     }
 }
 
 /// For each optimizer, whether its step can be captured now.
 fn captured_steps(state: &StepState<'_>) -> impl Iterator<Item = bool> {
-    state.optim.scheduled.iter().map(|scheduled| scheduled.optimizer.abilities().captures)
+    state.optim.scheduled.iter().map(|scheduled| scheduled.optimizer.capabilities().captures)
 }
 
 struct Captured {
@@ -169,7 +169,7 @@ fn capture_step(
     model: &mut dyn LightningModule,
     batches: &[AnyBatch],
     shares: &[f64],
-    void: &Tensor,
+    skip_flag: &Tensor,
     room: &LogRoom,
 ) -> Result<Captured> {
     let (mut losses, mut logs) = (Vec::new(), Vec::new());
@@ -183,11 +183,11 @@ fn capture_step(
     // Valid until the next change of the weights.
     drop(casts);
     let gradients = state.optim.unscale_and_clip(true)?;
-    state.optim.scaler.note_non_finite(void)?;
-    let stepped = state.optim.apply_captured(&gradients, void)?;
+    state.optim.scaler.note_non_finite(skip_flag)?;
+    let stepped = state.optim.apply_captured(&gradients, skip_flag)?;
     state.optim.scaler.update_applied()?;
     let log = CapturedLog::capture(logs, room)?;
-    let reported = std::iter::once(void).chain(&losses).map(|tensor| tensor.f_reshape([1]));
+    let reported = std::iter::once(skip_flag).chain(&losses).map(|tensor| tensor.f_reshape([1]));
     // In the widest of their dtypes, in which each is exact.
     let report = Tensor::f_cat(&reported.collect::<std::result::Result<Vec<_>, _>>()?, 0)?;
     let losses = losses.iter().map(Tensor::kind).collect();

@@ -106,7 +106,11 @@ impl Executor for Replay {
         let looked_at = state.looks_for_lost_updates(self.running());
         // What such a step logs for the host cannot come from a graph.
         let does_more = state.does_more && state.logs_after(self.running());
-        if examples.void || does_more || state.parts > 1 || state.profiler.is_running() || looked_at
+        if examples.skipped
+            || does_more
+            || state.parts > 1
+            || state.profiler.is_running()
+            || looked_at
         {
             return Ok(false);
         }
@@ -165,8 +169,8 @@ impl Executor for Replay {
             if !stepped {
                 continue;
             }
-            if !captured && scheduled.optimizer.abilities().skips {
-                let unless = OnDevice { found_inf: Some(&graph.void), factor: None };
+            if !captured && scheduled.optimizer.capabilities().skips {
+                let unless = OnDevice { found_inf: Some(&graph.skip_flag), factor: None };
                 scheduled.optimizer.step_with(unless)?;
             } else if !captured {
                 known.wait()?;
@@ -211,7 +215,7 @@ impl Executor for Replay {
                 }
             }
             step.random.restore(state.policy.device)?;
-            step.examples.void = true;
+            step.examples.skipped = true;
             let later = self.steps.drain(..).map(|later| later.examples);
             return Ok(Some(Ended::Void(std::iter::once(step.examples).chain(later).collect())));
         }

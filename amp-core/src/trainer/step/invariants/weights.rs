@@ -131,7 +131,7 @@ fn rate(scheduled: &Scheduled, place: usize, before: &[f64]) -> f64 {
 /// and clips, the gradient is still scaled.
 fn factor(seen: &Seen<'_>, scheduled: &Scheduled) -> Result<f64> {
     let deferred = matches!(seen.state.optim.access, StepAccess::Late)
-        && scheduled.optimizer.abilities().scales;
+        && scheduled.optimizer.capabilities().scales;
     if !deferred {
         return Ok(1.0);
     }

@@ -1,8 +1,8 @@
-//! A crate that has amp-core and hands it on under another name.
+//! A crate that re-exports amp-core under another name.
 
 pub use amp as engine;
 
-/// A classifier of points, derived in the crate of whoever calls this.
+/// A model that classifies points; the macro derives it in the caller's crate.
 #[macro_export]
 macro_rules! classifier {
     ($vis:vis $name:ident, $width:expr) => {

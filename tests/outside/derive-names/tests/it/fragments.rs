@@ -1,4 +1,4 @@
-//! Structs that a macro writes, from fragments of every kind.
+//! Structs written by a macro from fragments of every kind.
 
 use engine::{nn, prelude::*};
 use serde_json::json;
@@ -39,7 +39,7 @@ macro_rules! net {
 }
 
 net! {
-    /// By a macro.
+    /// Written by a macro.
     pub(crate) Net { width: i64 = 2 + 2, rate: f64 = 1e-2 }
     loss = cross_entropy, metric = accuracy, top = 2,
     optimizer = adamw, lr = self.rate * 0.5, decay = "head.*",
@@ -76,9 +76,9 @@ macro_rules! block {
 
 block!(Scaled<M>, Option<M>, 1 + 2, |x| Ok(given(x)? * self.product as f64), { 7 }, -1..=3);
 
-/// rustc drops the groups that keep `1 + 2` together when they come out of a derive.
+/// In the output of a derive, rustc drops the groups that keep `1 + 2` together.
 #[test]
-fn a_fragment_is_one_value() {
+fn a_fragment_keeps_its_value() {
     let block = Scaled::builder(Some(Identity)).build().expect("a block");
     assert_eq!((block.product, block.products.as_slice(), block.chosen), (6, &[6, 6][..], 7));
     let input = Tensor::from_slice(&[1.0_f32, 2.0]);
@@ -103,9 +103,9 @@ macro_rules! counting {
 
 counting!(u64, (u8, u8));
 
-/// Types from the caller without a group around them.
+/// Types that the caller writes without a group around them.
 #[test]
-fn a_state_has_a_type_of_the_caller() {
+fn state_can_have_a_type_of_the_caller() {
     let model = Counting::builder().build().expect("a model");
     assert_eq!((model.count, model.seen), (0, (0, 0)));
 }
@@ -130,7 +130,8 @@ macro_rules! hygienic {
     };
 }
 
-// The macro writes the fields and its caller what names them, with `self`, `cx` and `plan`.
+// The macro writes the fields, and its caller writes expressions that name them, with `self`, `cx`
+// and `plan`.
 hygienic!(
     linear(2, width),
     |x| {
@@ -143,7 +144,7 @@ hygienic!(
 );
 
 #[test]
-fn a_caller_names_what_the_macro_declares() {
+fn a_caller_can_name_fields_of_the_macro() {
     let mut model = Hygienic::builder().width(5).build().expect("a model");
     assert!(step(&mut model).is_finite());
 }

@@ -1,4 +1,4 @@
-//! Derives in a crate that calls amp-core `engine`.
+//! Derives in a crate that depends on amp-core under the name `engine`.
 
 mod fragments;
 mod shadowed;
@@ -16,7 +16,7 @@ fn points() -> DataModule {
     DataModule::new("points", points(32), points(8), 8)
 }
 
-/// What one optimizer step does to `model`; the loss then.
+/// The loss after one optimizer step of `model`.
 fn step(model: &mut dyn LightningModule) -> f64 {
     let config = TrainerConfig {
         max_epochs: 1,

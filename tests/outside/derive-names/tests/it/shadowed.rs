@@ -1,7 +1,7 @@
-//! Names of the user's that mean something else elsewhere.
+//! Names of the user's that shadow names in generated code.
 
-/// Nothing of the prelude is there, and its names are taken; so are those of generated code's
-/// variables, by items that no variable can hide.
+/// A module without the prelude that defines the prelude's names itself, and items with the names
+/// of the generated variables, which a variable cannot shadow.
 #[no_implicit_prelude]
 #[allow(dead_code, unused_macros, non_camel_case_types, non_upper_case_globals)]
 pub(crate) mod hostile {
@@ -62,7 +62,7 @@ pub(crate) mod hostile {
     const criterion: u8 = 0;
     const block: u8 = 0;
 
-    /// Called like what is generated for [`Net`].
+    /// A struct with the name of one that is generated for [`Net`].
     #[derive(Module)]
     pub(crate) struct __NetBuilder {
         #[hparam]
@@ -140,7 +140,7 @@ pub(crate) mod hostile {
 }
 
 #[test]
-fn no_name_of_the_user_meets_one_of_the_derive() {
+fn names_of_the_user_do_not_clash_with_the_derives() {
     let mut model = hostile::Net::builder().classes(2).build().expect("a model");
     assert!(super::step(&mut model).is_finite());
     assert_ne!(model.steps(), 0);

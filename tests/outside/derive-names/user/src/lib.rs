@@ -1,4 +1,4 @@
-//! A crate that has amp-core through `kit` alone.
+//! A crate that depends on amp-core only through `kit`.
 
 use kit::engine::prelude::*;
 
@@ -17,7 +17,7 @@ pub struct Quoted {
     head: Linear,
 }
 
-/// A block says it too.
+/// A block has the attribute too.
 #[derive(Module)]
 #[amp(crate = kit::engine)]
 #[forward(|x| Ok(relu(x)?.f_add_scalar(1.0)?))]

@@ -1,5 +1,5 @@
-//! Registries with a mistake each, named by the variable `MISTAKE`: `tests/bad_registry.rs` looks at
-//! what is said of them.
+//! Registries with one mistake each, chosen by the variable `MISTAKE`. `tests/bad_registry.rs`
+//! checks the errors.
 
 use std::{env, process::ExitCode};
 

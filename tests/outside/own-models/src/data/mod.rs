@@ -1,4 +1,4 @@
-//! The data sets. Each is computed anew whenever it is loaded, and always the same.
+//! The data sets. Each is computed again at every load, with the same result.
 
 mod numbers;
 pub mod rings;

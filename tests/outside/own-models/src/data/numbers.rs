@@ -1,5 +1,5 @@
-/// Random numbers that follow from a seed alone (SplitMix64 by Steele, Lea and Flood, 2014). The
-/// data does not draw from libtorch's generator, which initial weights and dropout draw from.
+/// Random numbers that depend on a seed alone (SplitMix64 by Steele, Lea and Flood, 2014). The data
+/// does not draw from libtorch's generator, which initial weights and dropout use.
 pub(crate) struct Numbers(u64);
 
 impl Numbers {
@@ -7,7 +7,7 @@ impl Numbers {
         Self(seed)
     }
 
-    /// The next one, in `[0, 1)`.
+    /// The next number, in `[0, 1)`.
     pub(crate) fn draw(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;

@@ -12,14 +12,15 @@ use super::numbers::Numbers;
 
 const TRAIN: i64 = 1600;
 const VAL: i64 = 400;
-/// Of a ring.
+/// The number of points of a ring.
 const HALF_WIDTH: f64 = 0.55;
 
-/// Training and validation examples: `[N, 2]` coordinates, and 0 for a point of the inner ring, 1 for
-/// one of the outer. Radii are evenly spread over 1 ± 0.55 and 2 ± 0.55, so that the rings overlap.
+/// Training and validation examples: `[N, 2]` coordinates, and 0 for a point of the inner ring, 1
+/// for a point of the outer ring. Radii are evenly distributed over 1 ± 0.55 and 2 ± 0.55, so that
+/// the rings overlap.
 ///
 /// # Errors
-/// When libtorch cannot make a tensor.
+/// If libtorch cannot make a tensor.
 pub fn load(batch_size: i64) -> Result<DataModule> {
     let mut numbers = Numbers::new(1);
     let train = points(&mut numbers, TRAIN)?;
@@ -27,8 +28,8 @@ pub fn load(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("rings", train, val, batch_size))
 }
 
-/// The accuracy of a model that knows the rings: the best there is, but for the chance in a finite set.
-/// Where they overlap, every second point is of the other ring.
+/// The accuracy of the best possible model, up to chance in a finite set. Where the rings overlap,
+/// every second point belongs to the other ring.
 pub fn best_accuracy() -> f64 {
     let overlap = 2.0 * HALF_WIDTH - 1.0;
     1.0 - 0.5 * overlap / (2.0 * HALF_WIDTH)

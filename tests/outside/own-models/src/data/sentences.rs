@@ -9,19 +9,19 @@ use amp_core::{
 
 use super::numbers::Numbers;
 
-/// How many symbols there are.
+/// The number of symbols.
 const SYMBOLS: i64 = 12;
 /// The probability of the more frequent next symbol.
 const FREQUENT: f64 = 0.7;
-/// Symbols that are shown of a sentence.
+/// The number of symbols of a sentence that the model reads.
 const LENGTH: i64 = 16;
 const TRAIN: i64 = 512;
 const VAL: i64 = 128;
 
-/// Training and validation sentences: `[N, 16]` symbols, and for each the one that follows it.
+/// Training and validation sentences: `[N, 16]` symbols, and for each the next symbol.
 ///
 /// # Errors
-/// When libtorch cannot make a tensor.
+/// If libtorch cannot make a tensor.
 pub fn load(batch_size: i64) -> Result<DataModule> {
     let mut numbers = Numbers::new(2);
     let train = sentences(&mut numbers, TRAIN)?;
@@ -29,8 +29,8 @@ pub fn load(batch_size: i64) -> Result<DataModule> {
     Ok(DataModule::new("sentences", train, val, batch_size))
 }
 
-/// The loss, in nats, of a model that knows the grammar: the entropy of the next symbol. No model can
-/// do better on sentences that it has not seen, but for the chance in a finite set.
+/// The loss, in nats, of the best possible model: the entropy of the next symbol. On new sentences
+/// no model is better, except by chance in a finite set.
 pub fn entropy() -> f64 {
     -(FREQUENT * FREQUENT.ln() + (1.0 - FREQUENT) * (1.0 - FREQUENT).ln())
 }

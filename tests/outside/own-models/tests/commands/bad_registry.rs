@@ -44,7 +44,7 @@ fn two_data_sets_of_one_name() {
     says(&line, &["two data sets named `rings`", "rename or remove one"]);
 }
 
-/// Found by the warm-up's two batches, before anything is trained.
+/// The warm-up's two batches find it, before training.
 #[test]
 fn a_metric_that_the_model_does_not_log() {
     let arguments = ["verify", "--device", "cpu", "--epochs", "1", "--quiet"];

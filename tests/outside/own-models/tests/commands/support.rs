@@ -1,8 +1,8 @@
-//! Running the project's binary as `cargo amp` does.
+//! Runs the project's binary like `cargo amp`.
 
 use std::process::{Command, Output};
 
-/// What a command said and how it ended.
+/// The output of a command and its exit code.
 pub(crate) struct Said {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
@@ -16,14 +16,14 @@ impl Said {
         Self { code: status.code(), out: text(stdout), err: text(stderr) }
     }
 
-    /// What a command printed that did what it was asked for.
+    /// The output of a command that succeeded.
     #[track_caller]
     pub(crate) fn done(self) -> String {
         assert_eq!(self.code, Some(0), "{}{}", self.out, self.err);
         self.out
     }
 
-    /// The one line by which a command refused to do what it was asked for.
+    /// The one error line of a command that failed.
     #[track_caller]
     pub(crate) fn refused(self) -> String {
         assert_eq!(self.code, Some(2), "{}{}", self.out, self.err);

@@ -6,43 +6,43 @@ use plotters::style::RGBColor;
 
 /// A colour with its name.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ink {
+pub(super) struct ChartColor {
     variable: &'static str,
     light: (u8, u8, u8),
     dark: (u8, u8, u8),
 }
 
-const fn ink(variable: &'static str, light: (u8, u8, u8), dark: (u8, u8, u8)) -> Ink {
-    Ink { variable, light, dark }
+const fn color(variable: &'static str, light: (u8, u8, u8), dark: (u8, u8, u8)) -> ChartColor {
+    ChartColor { variable, light, dark }
 }
 
-/// What lies behind a chart.
-pub(super) const PAPER: Ink = ink("paper", (255, 255, 255), (24, 26, 27));
+/// The background of a chart.
+pub(super) const PAPER: ChartColor = color("paper", (255, 255, 255), (24, 26, 27));
 /// Axes and text.
-pub(super) const TEXT: Ink = ink("text", (51, 51, 51), (220, 220, 220));
+pub(super) const TEXT: ChartColor = color("text", (51, 51, 51), (220, 220, 220));
 /// The mesh.
-pub(super) const GRID: Ink = ink("grid", (225, 225, 225), (58, 61, 63));
+pub(super) const GRID: ChartColor = color("grid", (225, 225, 225), (58, 61, 63));
 /// Limits and zero lines.
-pub(super) const LIMIT: Ink = ink("limit", (130, 130, 130), (150, 150, 150));
-/// Skipped steps and what is not finite.
-pub(super) const ALARM: Ink = ink("alarm", (190, 20, 20), (255, 110, 110));
+pub(super) const LIMIT: ChartColor = color("limit", (130, 130, 130), (150, 150, 150));
+/// Skipped steps and non-finite values.
+pub(super) const ALARM: ChartColor = color("alarm", (190, 20, 20), (255, 110, 110));
 /// The exponents of a format's normal values.
-pub(super) const NORMAL: Ink = ink("normal", (86, 140, 180), (60, 120, 165));
+pub(super) const NORMAL: ChartColor = color("normal", (86, 140, 180), (60, 120, 165));
 /// The exponents of its subnormal values.
-pub(super) const SUBNORMAL: Ink = ink("subnormal", (196, 218, 234), (38, 68, 92));
+pub(super) const SUBNORMAL: ChartColor = color("subnormal", (196, 218, 234), (38, 68, 92));
 
 /// Okabe and Ito's colours, told apart by most colour-blind readers; darker on white than theirs,
 /// lighter on black.
-const SERIES: [Ink; 6] = [
-    ink("s0", (20, 20, 20), (240, 240, 240)),
-    ink("s1", (213, 94, 0), (255, 150, 60)),
-    ink("s2", (0, 114, 178), (90, 180, 240)),
-    ink("s3", (0, 158, 115), (70, 215, 165)),
-    ink("s4", (204, 121, 167), (235, 160, 205)),
-    ink("s5", (150, 120, 0), (235, 215, 90)),
+const SERIES: [ChartColor; 6] = [
+    color("s0", (20, 20, 20), (240, 240, 240)),
+    color("s1", (213, 94, 0), (255, 150, 60)),
+    color("s2", (0, 114, 178), (90, 180, 240)),
+    color("s3", (0, 158, 115), (70, 215, 165)),
+    color("s4", (204, 121, 167), (235, 160, 205)),
+    color("s5", (150, 120, 0), (235, 215, 90)),
 ];
 
-impl Ink {
+impl ChartColor {
     /// A precision's colour, the same in every chart.
     pub(super) fn of(precision: Precision) -> Self {
         let place = Precision::ALL.iter().position(|known| *known == precision);
@@ -54,7 +54,7 @@ impl Ink {
         SERIES[place % SERIES.len()]
     }
 
-    /// To draw with.
+    /// The color for the drawing library.
     pub(super) fn colour(self) -> RGBColor {
         let (red, green, blue) = self.light;
         RGBColor(red, green, blue)
@@ -66,31 +66,31 @@ impl Ink {
     }
 }
 
-fn all() -> impl Iterator<Item = Ink> {
+fn all() -> impl Iterator<Item = ChartColor> {
     [PAPER, TEXT, GRID, LIMIT, ALARM, NORMAL, SUBNORMAL].into_iter().chain(SERIES)
 }
 
 /// A chart's SVG with variables for the colours it was drawn in.
 pub(super) fn with_variables(svg: String) -> String {
-    all().fold(svg, |svg, ink| {
-        let (red, green, blue) = ink.light;
+    all().fold(svg, |svg, color| {
+        let (red, green, blue) = color.light;
         let drawn = format!("\"#{red:02X}{green:02X}{blue:02X}\"");
-        svg.replace(&drawn, &format!("\"{}\"", ink.variable()))
+        svg.replace(&drawn, &format!("\"{}\"", color.variable()))
     })
 }
 
 /// The variables for light and for dark surroundings; paper is light.
 pub(super) fn style() -> String {
-    let rules = |of: fn(Ink) -> (u8, u8, u8)| -> String {
-        let rule = |ink: Ink| {
-            let (red, green, blue) = of(ink);
-            format!(" --{}: #{red:02x}{green:02x}{blue:02x};", ink.variable)
+    let rules = |of: fn(ChartColor) -> (u8, u8, u8)| -> String {
+        let rule = |color: ChartColor| {
+            let (red, green, blue) = of(color);
+            format!(" --{}: #{red:02x}{green:02x}{blue:02x};", color.variable)
         };
         all().map(rule).collect()
     };
     format!(
         ":root {{{} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{{} }} }}\n",
-        rules(|ink| ink.light),
-        rules(|ink| ink.dark)
+        rules(|color| color.light),
+        rules(|color| color.dark)
     )
 }

@@ -1,4 +1,4 @@
-//! Precision regions: parts of a model in a dtype of their own, under every precision.
+//! Precision regions: parts of a model with a dtype of their own, under every precision.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -16,7 +16,7 @@ use crate::support::{
     seeded,
 };
 
-/// A linear layer, perhaps with a region and others inside it that run first.
+/// A linear layer, optionally with a region and with inner layers that run first.
 struct Part {
     region: Option<Region>,
     layer: Linear,
@@ -48,7 +48,7 @@ impl Module for Part {
     }
 }
 
-/// The dtype of every matrix product, and what the plan says it should be.
+/// The actual and the planned dtype of every matrix product.
 #[derive(Default)]
 struct Products(RefCell<BTreeMap<String, (Kind, Kind)>>);
 
@@ -67,7 +67,7 @@ struct Run {
     output: Kind,
 }
 
-/// Places `outer ⊃ inner`, runs it, goes backward, and tells every dtype.
+/// Builds `outer ⊃ inner`, runs it forward and backward, and returns all dtypes.
 fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<Run> {
     let policy = Policy::new(precision, Device::Cpu);
     let islands: BTreeMap<_, _> =
@@ -76,7 +76,7 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
     let before = autocast_state(Device::Cpu)?;
     let products = Rc::new(Products::default());
     let context = Context::new(policy, true)
-        .with_islands(Rc::new(islands))
+        .with_overrides(Rc::new(islands))
         .with_dtype_probe(products.clone());
     let input = Tensor::ones([2, 8], (precision.storage(), Device::Cpu));
     let output = {
@@ -97,9 +97,9 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
     })
 }
 
-/// What a region inside a model asks for under each precision: the dtype of its parameters, of
-/// its products, and of the products around it. In a mixed run it is what it says; in a `*-true`
-/// run it only raises, so that the baseline stays the baseline.
+/// The effect of a region inside a model under each precision: the dtypes of its parameters, of its
+/// products, and of the products around it. In a mixed run the region's dtype is used. In a
+/// `*-true` run a region can only raise the dtype, so that the baseline stays the baseline.
 #[rstest]
 #[case(Precision::F16Mixed, Region::Fp32, Kind::Float, Kind::Float)]
 #[case(Precision::F16Mixed, Region::Bf16, Kind::Float, Kind::BFloat16)]
@@ -119,7 +119,7 @@ fn run(precision: Precision, part: &Part, islands: &[(&str, Region)]) -> Result<
 #[case(Precision::Bf16True, Region::Bf16, Kind::BFloat16, Kind::BFloat16)]
 #[case(Precision::Bf16True, Region::Fp64, Kind::Double, Kind::Double)]
 #[case(Precision::Bf16True, Region::AutocastOff, Kind::BFloat16, Kind::BFloat16)]
-fn a_region_holds_for_its_part_alone(
+fn a_region_applies_to_its_part_alone(
     #[case] precision: Precision,
     #[case] region: Region,
     #[case] storage: Kind,
@@ -136,7 +136,8 @@ fn a_region_holds_for_its_part_alone(
     Ok(())
 }
 
-/// Regions nest: bf16 autocast inside an f32 island of an f16 run, and each ends where it began.
+/// Regions nest: bf16 autocast inside an f32 region of an f16 run. After each region the outer
+/// state is restored.
 #[test]
 fn regions_nest() -> Result<()> {
     let _generator = seeded(0);
@@ -150,7 +151,8 @@ fn regions_nest() -> Result<()> {
     Ok(())
 }
 
-/// In a `*-true` run the innermost region that raises decides, and its parameters follow.
+/// In a `*-true` run the innermost region that raises the dtype decides, and its parameters have
+/// this dtype.
 #[test]
 fn a_region_inside_a_raised_one_raises_from_the_runs_dtype() -> Result<()> {
     let _generator = seeded(0);
@@ -164,9 +166,9 @@ fn a_region_inside_a_raised_one_raises_from_the_runs_dtype() -> Result<()> {
     Ok(())
 }
 
-/// Islands given by path count over what the model declares.
+/// A region given by path overrides the region that the model declares.
 #[test]
-fn islands_by_path_override_the_declared_region() -> Result<()> {
+fn regions_by_path_override_declared_regions() -> Result<()> {
     let _generator = seeded(0);
     let part = Part::of(None, Some(Part::of(Some(Region::Fp32), None)?))?;
     let run = run(Precision::F16Mixed, &part, &[("inner", Region::Bf16), ("layer", Region::Fp64)])?;
@@ -177,9 +179,9 @@ fn islands_by_path_override_the_declared_region() -> Result<()> {
     Ok(())
 }
 
-/// An error inside a region leaves autocast, path and plan as they were: the next pass runs.
+/// An error inside a region restores autocast, path and plan: the next pass runs.
 #[test]
-fn an_error_inside_a_region_leaves_it() -> Result<()> {
+fn an_error_inside_a_region_ends_it() -> Result<()> {
     let _generator = seeded(0);
     let mut island = Part::of(Some(Region::Fp32), None)?;
     island.layer = Linear::new(LinearConfig::new(5, 8))?;
@@ -198,9 +200,9 @@ fn an_error_inside_a_region_leaves_it() -> Result<()> {
     Ok(())
 }
 
-/// A panic inside a region leaves autocast as it was.
+/// A panic inside a region restores autocast.
 #[test]
-fn a_panic_inside_a_region_leaves_autocast() -> Result<()> {
+fn a_panic_inside_a_region_restores_autocast() -> Result<()> {
     struct Panics;
     impl Visit for Panics {
         fn visit(&self, _: &mut dyn Visitor) {}
@@ -223,9 +225,9 @@ fn a_panic_inside_a_region_leaves_autocast() -> Result<()> {
     Ok(())
 }
 
-/// Placing changes the module's own tensors: handles that an optimizer holds see it.
+/// Placing a model changes its own tensors, so that handles of an optimizer remain valid.
 #[test]
-fn handles_taken_before_placing_see_it() -> Result<()> {
+fn handles_taken_before_placing_remain_valid() -> Result<()> {
     let _generator = seeded(0);
     let layer = linear(2, 2)?;
     let handles = nn::parameters(&layer);
@@ -273,7 +275,7 @@ struct Inside {
     head: Linear,
 }
 
-/// Calls the block's layers by a reference to the block, which has no path.
+/// Calls the block's layers through a reference to the block, so that they have no path.
 #[derive(LightningModule)]
 #[forward(|x| {
     let block: &Inside = &self.block;
@@ -295,10 +297,10 @@ struct Through {
     block: Inside,
 }
 
-/// A region that a call does not reach is an error instead of a silent change of precision. Steps whose passes
-/// run under contexts of their own are in the gate's tests, whose diagnosis trains so.
+/// A region that a call bypasses is an error, not a silent change of precision. Steps whose passes
+/// run under other contexts are tested with the gate, whose diagnosis trains this way.
 #[test]
-fn a_region_that_did_not_hold_is_refused() -> Result<()> {
+fn a_region_that_was_bypassed_is_refused() -> Result<()> {
     let _generator = seeded(0);
     let data = same(constant(8, 4, 1.0)?, 4)?;
     let config = TrainerConfig::new(Precision::Bf16Mixed, device()).with(|config| {

@@ -67,9 +67,9 @@ impl Engine {
     }
 }
 
-/// What one contestant did.
+/// The measurements of one candidate.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Score {
+pub struct Measurement {
     /// Who.
     pub engine: Engine,
     /// Steps a second in each round.

@@ -24,8 +24,10 @@
 //!
 //! [`Init`] is the same as a value, which attributes take: `linear(64, 10, weight_init = orthogonal)`.
 
+mod remembered;
 mod values;
 
+pub use remembered::Remembering;
 pub use values::{FanMode, Init, Nonlinearity, calculate_gain};
 
 use tch::Tensor;

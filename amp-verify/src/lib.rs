@@ -8,6 +8,8 @@
 //! loses in each layer of one step, `diagnose` what a failed check is due to, `gate` judges models in
 //! CI, `bench` measures speed, `parity` holds models against their PyTorch twins.
 
+mod changes;
+mod length;
 mod recorded;
 
 #[cfg(feature = "cli")]

@@ -133,7 +133,7 @@ fn tensorboard_shows_what_torch_would_write() -> Result<()> {
     ];
     let registry = registry();
     let model = registry.find(Some("PrecisionTestModel"))?;
-    let choices = Choices { epochs: Some(1), ..Choices::default() };
+    let choices = Choices { length: Some(Length::Epochs(1)), ..Choices::default() };
     let case = Case::new(&registry, model, choices, Device::Cpu)?;
     let mut listen = |event: &Event| -> Result<()> {
         tensorboard.on_event(event)?;

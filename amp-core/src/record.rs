@@ -100,6 +100,7 @@ impl Subscriber for Recorder {
             Event::Stopped { reason } => self.notes.push(format!("stopped early: {reason}")),
             Event::Batch { .. }
             | Event::Logged { .. }
+            | Event::Media { .. }
             | Event::Saving { .. }
             | Event::Saved { .. } => {}
             Event::Profiled(profile) => self.profile.push(profile.clone()),

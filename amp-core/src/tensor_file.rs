@@ -87,18 +87,61 @@ pub(crate) fn read(path: &Path) -> Result<TensorFile> {
     let tensors = views
         .into_iter()
         .map(|(name, view)| {
-            let kind = kind(view.dtype()).ok_or_else(|| {
+            let tensor = tensor(&view)?.ok_or_else(|| {
                 Error::config(format!(
-                    "{}: `{name}` is of type {:?}, which is not supported",
+                    "{}: `{name}` is of type {:?}, or has a value that libtorch's dtypes do not have",
                     path.display(),
                     view.dtype()
                 ))
             })?;
-            let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
-            Ok((name, Tensor::f_from_data_size(view.data(), &shape, kind)?))
+            Ok((name, tensor))
         })
         .collect::<Result<_>>()?;
     Ok(TensorFile { tensors, metadata })
+}
+
+/// The tensor of a file's entry, in the next dtype that has all values of its type: unsigned integers in a wider signed
+/// one, and exponents of 8 bits in f32. `None` where there is none.
+fn tensor(view: &TensorView<'_>) -> Result<Option<Tensor>> {
+    let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
+    if let Some(kind) = kind(view.dtype()) {
+        return Ok(Some(Tensor::f_from_data_size(view.data(), &shape, kind)?));
+    }
+    let made = match view.dtype() {
+        Dtype::U16 => {
+            let all = view.data().as_chunks().0.iter();
+            Tensor::f_from_slice(
+                &all.map(|own| u16::from_le_bytes(*own).into()).collect::<Vec<i32>>(),
+            )
+        }
+        Dtype::U32 => {
+            let all = view.data().as_chunks().0.iter();
+            Tensor::f_from_slice(
+                &all.map(|own| u32::from_le_bytes(*own).into()).collect::<Vec<i64>>(),
+            )
+        }
+        Dtype::U64 => {
+            let all = view.data().as_chunks().0.iter();
+            let all = all.map(|own| i64::try_from(u64::from_le_bytes(*own)));
+            let Ok(all) = all.collect::<Result<Vec<i64>, _>>() else { return Ok(None) };
+            Tensor::f_from_slice(&all)
+        }
+        Dtype::F8_E8M0 => Tensor::f_from_slice(
+            &view.data().iter().copied().map(power_of_two).collect::<Vec<f32>>(),
+        ),
+        _ => return Ok(None),
+    };
+    Ok(Some(made?.f_view(shape.as_slice())?))
+}
+
+/// 2^(exponent − 127), and NaN for 255.
+fn power_of_two(exponent: u8) -> f32 {
+    match exponent {
+        255 => f32::NAN,
+        // Below f32's exponents: the highest bit of a subnormal number.
+        0 => f32::from_bits(1 << 22),
+        _ => f32::from_bits(u32::from(exponent) << 23),
+    }
 }
 
 /// Covers names, types, shapes, bytes and text, sorted by name, with lengths in between.
@@ -142,7 +185,7 @@ impl Stored {
     }
 }
 
-const DTYPES: [(Kind, Dtype); 12] = [
+const DTYPES: [(Kind, Dtype); 14] = [
     (Kind::Half, Dtype::F16),
     (Kind::BFloat16, Dtype::BF16),
     (Kind::Float, Dtype::F32),
@@ -155,6 +198,8 @@ const DTYPES: [(Kind, Dtype); 12] = [
     (Kind::Bool, Dtype::BOOL),
     (Kind::Float8e4m3fn, Dtype::F8_E4M3),
     (Kind::Float8e5m2, Dtype::F8_E5M2),
+    (Kind::Float8e4m3fnuz, Dtype::F8_E4M3FNUZ),
+    (Kind::Float8e5m2fnuz, Dtype::F8_E5M2FNUZ),
 ];
 
 /// The file's type for this dtype.

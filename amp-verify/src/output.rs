@@ -4,7 +4,9 @@ use amp_core::{
     Result,
     event::{Event, Subscriber},
     file::folder,
-    logger::{ChromeTrace, CsvLogger, JsonLinesLogger, TensorBoardLogger},
+    logger::{
+        ChromeTrace, CsvLogger, JsonLinesLogger, MlflowLogger, TensorBoardLogger, WandbLogger,
+    },
 };
 
 use crate::options::LogArgs;
@@ -22,8 +24,10 @@ impl<'a> Logs<'a> {
     /// # Errors
     /// When a folder is missing.
     pub fn new(args: &'a LogArgs) -> Result<Self> {
-        let LogArgs { log_jsonl, log_csv, log_tensorboard, trace, .. } = args;
-        for path in [log_jsonl, log_csv, log_tensorboard, trace].into_iter().flatten() {
+        let LogArgs { log_jsonl, log_csv, log_tensorboard, log_mlflow, log_wandb, trace, .. } =
+            args;
+        let paths = [log_jsonl, log_csv, log_tensorboard, log_mlflow, log_wandb, trace];
+        for path in paths.into_iter().flatten() {
             folder(path)?;
         }
         Ok(Self { args, loggers: None })
@@ -34,6 +38,12 @@ fn open(args: &LogArgs) -> Result<Vec<Box<dyn Subscriber>>> {
     let mut loggers: Vec<Box<dyn Subscriber>> = Vec::new();
     if let Some(folder) = &args.log_tensorboard {
         loggers.push(Box::new(TensorBoardLogger::create(folder)?));
+    }
+    if let Some(folder) = &args.log_mlflow {
+        loggers.push(Box::new(MlflowLogger::create(folder)?));
+    }
+    if let Some(folder) = &args.log_wandb {
+        loggers.push(Box::new(WandbLogger::create(folder)?));
     }
     if let Some(path) = &args.log_jsonl {
         loggers.push(Box::new(JsonLinesLogger::create(path)?));

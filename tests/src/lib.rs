@@ -21,3 +21,8 @@ pub struct ModuleDocs;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
+
+/// The guide's page on data, which needs amp-core's features.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/guide/data.md")]
+pub struct DataGuide;

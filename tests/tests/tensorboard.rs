@@ -10,9 +10,10 @@ use std::{
 use amp_core::{
     Result,
     event::{Event, Subscriber},
+    log::{Histogram, Image, Media},
     logger::{MemoryLogger, TensorBoardLogger},
     precision::Precision,
-    tch::Device,
+    tch::{Device, Kind, Tensor},
 };
 use amp_verify::{
     case::{Case, Choices},
@@ -27,6 +28,16 @@ struct Run {
     scalars: BTreeMap<String, Vec<(u64, f64)>>,
     hparams: BTreeMap<String, serde_json::Value>,
     ended: bool,
+    #[serde(flatten)]
+    media: Seen,
+}
+
+/// What is looked at in it.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Seen {
+    images: BTreeMap<String, serde_json::Value>,
+    texts: BTreeMap<String, serde_json::Value>,
+    histograms: BTreeMap<String, serde_json::Value>,
 }
 
 /// The folder of the packages that `cargo amp test` installs.
@@ -39,11 +50,12 @@ fn packages() -> PathBuf {
     folder
 }
 
-fn read(folder: &Path) -> BTreeMap<String, Run> {
+fn read(folder: &Path, options: &[&str]) -> BTreeMap<String, Run> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("read_tensorboard.py");
     let output = Command::new("python3")
         .arg(script)
         .arg(folder)
+        .args(options)
         .env("PYTHONPATH", packages())
         .output()
         .expect("python3 runs");
@@ -72,7 +84,7 @@ fn tensorboards_own_reader_reads_every_run() -> Result<()> {
         runner::run(&case, precision, Extras::default(), &mut listen)?;
         expected.insert(format!("MixedPrecisionDemo/{precision}/version_0"), (precision, memory));
     }
-    let runs = read(folder.path());
+    let runs = read(folder.path(), &[]);
     assert!(runs.keys().eq(expected.keys()), "{:?}", runs.keys());
     for (name, run) in &runs {
         let (precision, memory) = &expected[name];
@@ -92,5 +104,51 @@ fn tensorboards_own_reader_reads_every_run() -> Result<()> {
         assert_eq!(run.hparams["seed"].as_f64(), Some(5.0));
         assert_eq!(run.hparams["hidden_size"].as_f64(), Some(256.0));
     }
+    Ok(())
+}
+
+/// Images, texts and histograms are those that torch.utils.tensorboard writes of the same tensors.
+#[test]
+fn tensorboard_shows_what_torch_would_write() -> Result<()> {
+    packages();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut tensorboard = TensorBoardLogger::create(folder.path())?;
+    let values = |count: i64| -> Result<Tensor> {
+        let all = Tensor::f_arange(count, (Kind::Int64, Device::Cpu))?;
+        Ok(all.f_mul_scalar(37)?.f_remainder(101)?)
+    };
+    let image = |tensor: &Tensor| Image::from_tensor(tensor).map(Media::Image);
+    let histogram = |tensor: &Tensor| -> Result<Media> {
+        Ok(Media::Histogram(Histogram::from_tensor(tensor)?.expect("finite values")))
+    };
+    let colors = values(105)?.f_reshape([3, 5, 7])?.f_div_scalar(100)?;
+    let gray = values(12)?.f_reshape([1, 3, 4])?.f_to_kind(Kind::Uint8)?;
+    let shown = [
+        (3, "colors", image(&colors)?),
+        (3, "gray", image(&gray)?),
+        (4, "words", Media::Text("**bold** and *thin*".into())),
+        (5, "values", histogram(&values(400)?.f_sub_scalar(50)?.f_div_scalar(8)?)?),
+        (5, "positive", histogram(&values(50)?.f_to_kind(Kind::Double)?.f_add_scalar(1)?)?),
+    ];
+    let registry = registry();
+    let model = registry.find(Some("PrecisionTestModel"))?;
+    let choices = Choices { epochs: Some(1), ..Choices::default() };
+    let case = Case::new(&registry, model, choices, Device::Cpu)?;
+    let mut listen = |event: &Event| -> Result<()> {
+        tensorboard.on_event(event)?;
+        if let Event::FitStart(_) = event {
+            for (global_step, name, media) in shown.clone() {
+                let name = name.to_owned();
+                tensorboard.on_event(&Event::Media { global_step, name, media })?;
+            }
+        }
+        Ok(())
+    };
+    runner::run(&case, Precision::F32True, Extras::default(), &mut listen)?;
+    let mut runs = read(folder.path(), &["--torch"]);
+    let theirs = runs.remove("torch").expect("torch's run");
+    let ours = runs.into_values().next().expect("our run");
+    assert_eq!(theirs.media.images.len() + theirs.media.histograms.len(), 4);
+    assert_eq!(ours.media, theirs.media);
     Ok(())
 }

@@ -6,9 +6,10 @@ use std::{
 use tch::Tensor;
 
 use super::{
-    AnyBatch, BatchType, IterableDataset, MapDataset,
+    AnyBatch, BatchTransform, BatchType, IterableDataset, MapDataset,
     map_style::{AnyMapDataset, Watch, counted},
     stream::{AnyStream, Stream},
+    transformed::Transforms,
 };
 use crate::{Error, Result, random::Draws, state::State};
 
@@ -141,6 +142,8 @@ pub struct SharedDataset {
     /// Whether it draws from libtorch's generator, once it was looked.
     draws: Arc<OnceLock<bool>>,
     reader: Reader,
+    /// What changes batches after they were brought to the device.
+    transforms: Transforms,
 }
 
 /// The source of the examples.
@@ -156,8 +159,7 @@ enum Reader {
 
 impl<D: Dataset + 'static> From<D> for SharedDataset {
     fn from(dataset: D) -> Self {
-        let len = dataset.len();
-        Self { len, draws: Arc::default(), reader: Reader::Batches(Arc::new(Mutex::new(dataset))) }
+        Self::of(dataset.len(), Reader::Batches(Arc::new(Mutex::new(dataset))))
     }
 }
 
@@ -168,17 +170,34 @@ impl fmt::Debug for SharedDataset {
 }
 
 impl SharedDataset {
+    fn of(len: i64, reader: Reader) -> Self {
+        Self { len, draws: Arc::default(), reader, transforms: Transforms::default() }
+    }
+
     /// A set that gives one example at a time.
     pub(super) fn of_examples(set: impl MapDataset + 'static) -> Self {
-        let len = set.len();
-        Self { len, draws: Arc::default(), reader: Reader::Examples(Arc::new(set)) }
+        Self::of(set.len(), Reader::Examples(Arc::new(set)))
     }
 
     /// A set that is read from front to back.
     pub(super) fn of_stream(set: impl IterableDataset + 'static) -> Result<Self> {
         let (len, stream) = (set.epoch_len(), Stream::new(set)?);
-        let reader = Reader::Stream(Arc::new(Mutex::new(stream)));
-        Ok(Self { len, draws: Arc::default(), reader })
+        Ok(Self::of(len, Reader::Stream(Arc::new(Mutex::new(stream)))))
+    }
+
+    /// The same set with one more change of its batches, [`Images`](super::Images) for example. A loader makes it after
+    /// it has brought a batch to the device, in f32 or f64 where a batch is floating, and casts to the precision's dtype
+    /// behind the last change. The batches are the same for any number of workers, any [`Placement`](super::Placement)
+    /// and after a resume.
+    #[must_use]
+    pub fn transformed(mut self, transform: impl BatchTransform + 'static) -> Self {
+        self.transforms = self.transforms.and(transform);
+        self
+    }
+
+    /// What changes its batches.
+    pub(super) fn transforms(&self) -> Transforms {
+        self.transforms.clone()
     }
 
     fn stream(&self) -> Option<MutexGuard<'_, dyn AnyStream + 'static>> {
@@ -235,10 +254,11 @@ impl SharedDataset {
     /// # Errors
     /// When the dataset fails or gives another number of examples.
     pub fn gather(&self, indices: &[i64]) -> Result<AnyBatch> {
-        self.gather_drawing(indices, Draws::new(0, 0))
+        let draws = Draws::new(0, 0);
+        self.transforms().apply(self.gather_drawing(indices, draws)?, indices, draws)
     }
 
-    /// The examples at `indices`, in that order, with random numbers of this epoch.
+    /// The examples at `indices`, in that order, with random numbers of this epoch and before changes of batches.
     pub(super) fn gather_drawing(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         let (batch, method) = match &self.reader {
             Reader::Batches(set) => (lock(set).gather(indices, draws)?, "gather"),
@@ -273,24 +293,29 @@ impl SharedDataset {
     /// # Errors
     /// When the dataset fails.
     pub fn head(&self, count: i64) -> Result<AnyBatch> {
-        let count = count.min(self.len);
+        let indices: Vec<i64> = (0..count.min(self.len)).collect();
+        // A look at them is not a part of a run's random numbers.
+        let draws = Draws::new(0, 0);
+        self.transforms().apply(self.first(&indices, draws)?, &indices, draws)
+    }
+
+    /// The first examples, before changes of batches.
+    fn first(&self, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
         match self.in_memory()? {
-            Some(all) => all.narrow(0, count),
-            None => {
-                // A look at them is not a part of a run's random numbers.
-                let (draws, indices) = (Draws::new(0, 0), (0..count).collect::<Vec<_>>());
-                draws.apart(0, || self.gather_drawing(&indices, draws))?
-            }
+            Some(all) => all.narrow(0, indices.len() as i64),
+            None => draws.apart(0, || self.gather_drawing(indices, draws))?,
         }
     }
 
-    /// All examples, read once for every epoch.
+    /// All examples, read once for every epoch, before changes of batches.
     ///
     /// # Errors
     /// When the dataset fails, or gives other examples in each epoch.
     pub(super) fn whole(&self) -> Result<AnyBatch> {
         let set = match &self.reader {
-            Reader::Batches(_) => return self.head(self.len),
+            Reader::Batches(_) => {
+                return self.first(&(0..self.len).collect::<Vec<_>>(), Draws::new(0, 0));
+            }
             Reader::Examples(set) => set,
             Reader::Stream(_) => {
                 return Err(Error::config(
@@ -311,7 +336,7 @@ impl SharedDataset {
         Ok(all)
     }
 
-    /// All examples, where they are in memory: handles of the same tensors.
+    /// All examples, where they are in memory, before changes of batches: handles of the same tensors.
     pub(super) fn in_memory(&self) -> Result<Option<AnyBatch>> {
         match &self.reader {
             Reader::Batches(set) => lock(set).in_memory(),

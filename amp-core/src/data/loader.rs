@@ -7,6 +7,7 @@ use super::{
     map_style::Workers,
     prefetch::{Prefetch, caught, watched},
     sampler::{Epoch, Sampler, Shuffled, checked_order},
+    transformed::Transforms,
 };
 use crate::{Error, Result, precision::Policy, random::Draws, state::State};
 
@@ -30,6 +31,8 @@ pub struct DataLoader {
     /// The seed for the set's random numbers.
     seed: u64,
     policy: Policy,
+    /// Changes of batches on the device.
+    transforms: Transforms,
 }
 
 #[derive(Debug)]
@@ -67,7 +70,8 @@ impl DataLoader {
                  of at most {len}"
             )));
         }
-        let source = match loading.resident(data, policy)? {
+        let transforms = data.transforms();
+        let source = match loading.resident(data, transforms.placing(policy))? {
             Some(all) => Source::Resident(all.noting_ignored()?),
             None => {
                 let prefetch = loading.prefetch_for(policy.device);
@@ -94,6 +98,7 @@ impl DataLoader {
             sampler,
             seed,
             policy,
+            transforms,
         })
     }
 
@@ -201,11 +206,21 @@ impl DataLoader {
     ///
     /// # Errors
     /// When an epoch has no batch `first`, the device has no room or no thread can be started.
-    pub fn epoch(
-        &self,
-        epoch: u64,
-        first: i64,
-    ) -> Result<Box<dyn Iterator<Item = Result<AnyBatch>> + '_>> {
+    pub fn epoch(&self, epoch: u64, first: i64) -> Result<Batches<'_>> {
+        let order = self.order(epoch, first)?;
+        let placed = self.placed(epoch, first, order.clone())?;
+        if self.transforms.is_empty() {
+            return Ok(placed);
+        }
+        let draws = Draws::new(self.seed, epoch);
+        let changed = placed.zip(self.indices(epoch, first, order)).map(move |(batch, indices)| {
+            self.transforms.apply(batch?, &indices, draws)?.place(self.policy)
+        });
+        Ok(Box::new(until_error(changed)))
+    }
+
+    /// The order of an epoch's examples; `None` for the set's own.
+    fn order(&self, epoch: u64, first: i64) -> Result<Option<Arc<[i64]>>> {
         let batches = self.batches();
         if !(0..=batches).contains(&first) {
             return Err(Error::config(format!(
@@ -217,30 +232,49 @@ impl DataLoader {
             let (seed, examples, batch_size) = (*seed, self.examples, self.batch_size);
             checked_order(&**sampler, &Epoch { seed, epoch, examples, batch_size })
         });
-        let order = order.transpose()?;
-        let (len, batch_size, policy) = (self.len, self.batch_size, self.policy);
-        let ranges = (first..batches).map(move |index| {
+        Ok(order.transpose()?.map(Arc::from))
+    }
+
+    /// The place in the order of each batch's first example, and how many examples it has.
+    fn ranges(&self, first: i64) -> impl Iterator<Item = (i64, i64)> + Send + use<> {
+        let (len, batch_size) = (self.len, self.batch_size);
+        (first..self.batches()).map(move |index| {
             let start = index * batch_size;
             (start, batch_size.min(len - start))
-        });
+        })
+    }
+
+    /// The numbers of each batch's examples.
+    fn indices(
+        &self,
+        epoch: u64,
+        first: i64,
+        order: Option<Arc<[i64]>>,
+    ) -> impl Iterator<Item = Vec<i64>> + Send + use<> {
+        let before = if self.is_stream() { self.stream_number(epoch, 0) } else { 0 };
+        self.ranges(first).map(move |(start, length)| match &order {
+            Some(order) => order[start as usize..(start + length) as usize].to_vec(),
+            None => (before + start..before + start + length).collect(),
+        })
+    }
+
+    /// The batches of an epoch on the device, before they are changed there.
+    fn placed(&self, epoch: u64, first: i64, order: Option<Arc<[i64]>>) -> Result<Batches<'_>> {
+        let policy = self.transforms.placing(self.policy);
         match &self.source {
             Source::Resident(all) => {
                 let order = order.map(|order| -> Result<Tensor> {
                     Ok(Tensor::f_from_slice(&order)?.f_to_device(policy.device)?)
                 });
                 let order = order.transpose()?;
-                Ok(Box::new(ranges.map(move |(start, length)| match &order {
+                Ok(Box::new(self.ranges(first).map(move |(start, length)| match &order {
                     Some(order) => all.select(&order.f_narrow(0, start, length)?),
                     None => all.narrow(start, length),
                 })))
             }
             Source::Host { data, prefetch, workers } => {
                 let draws = Draws::new(self.seed, epoch);
-                let before = if data.is_stream() { self.stream_number(epoch, 0) } else { 0 };
-                let mut indices = ranges.map(move |(start, length)| match &order {
-                    Some(order) => order[start as usize..(start + length) as usize].to_vec(),
-                    None => (before + start..before + start + length).collect(),
-                });
+                let mut indices = self.indices(epoch, first, order);
                 let mut looked_at = None;
                 if data.draws().is_none()
                     && let Some(indices) = indices.next()
@@ -282,6 +316,9 @@ impl DataLoader {
         }
     }
 }
+
+/// The batches of an epoch.
+type Batches<'l> = Box<dyn Iterator<Item = Result<AnyBatch>> + 'l>;
 
 /// Ends after the first error, and reads nothing after it.
 fn until_error<T>(mut items: impl Iterator<Item = Result<T>>) -> impl Iterator<Item = Result<T>> {

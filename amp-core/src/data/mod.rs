@@ -14,14 +14,17 @@ mod sampler;
 mod sets;
 mod source;
 mod stream;
+#[cfg(feature = "tokenizers")]
+mod tokenizer;
+mod transformed;
 
 pub use batch::{AnyBatch, Batch, BatchField, BatchType, FieldRole};
 #[doc(hidden)]
 pub use batch::{field_name, predictions, take_field, with_batch};
 pub use dataset::{Dataset, SharedDataset};
 pub use image::{
-    CenterCrop, ColorJitter, Compose, ImageGrid, Jitter, MixUp, Normalize, RandomHorizontalFlip,
-    RandomResizedCrop, Resize, Transform,
+    CenterCrop, ColorJitter, Compose, CutMix, ImageGrid, Jitter, MixUp, Normalize, RandomCrop,
+    RandomHorizontalFlip, RandomResizedCrop, Resize, Transform,
 };
 #[cfg(feature = "images")]
 pub use image::{ImageFolder, decode_image, save_image};
@@ -32,8 +35,14 @@ pub use module::DataModule;
 pub(crate) use overlap::{share_memory, shared_part};
 pub use placement::{DEVICE_SHARE, Loading, Placement};
 pub use sampler::{
-    Bucketed, Distributed, Epoch, InOrder, Sampler, Shuffled, Subset, Tail, Weighted,
+    Bucketed, Distributed, Epoch, InOrder, Sampler, Shuffled, ShuffledBlocks, Subset, Tail,
+    Weighted,
 };
 pub use sets::Sets;
-pub use source::{Categories, Table, TokenFile, TokenWidth, Windows, map_npy, read_npy};
+pub use source::{Categories, Columns, Table, TokenFile, TokenWidth, Windows, map_npy, read_npy};
+#[cfg(feature = "parquet")]
+pub use source::{ParquetSet, ParquetTable};
 pub use stream::IterableDataset;
+#[cfg(feature = "tokenizers")]
+pub use tokenizer::{Tokenizer, Tokens};
+pub use transformed::{BatchRandom, BatchTransform, Images};

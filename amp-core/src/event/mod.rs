@@ -13,7 +13,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Result, hardware::Fingerprint, log::Logged, precision::Precision, probe::Observed,
+    Result,
+    hardware::Fingerprint,
+    log::{Logged, Media},
+    precision::Precision,
+    probe::Observed,
     provenance::Provenance,
 };
 
@@ -41,6 +45,13 @@ pub enum Event {
         batch: i64,
         /// Optimizer steps applied so far.
         global_step: u64,
+        /// The batch's examples.
+        examples: i64,
+        /// The loss scale; `None` if the precision has none.
+        scale: Option<f64>,
+        /// The part of the run that is done, by its epochs or its largest number of steps: 1 at its end. A run
+        /// that something else ends, as a callback, ends earlier.
+        done: f64,
     },
     /// A step was skipped, because a gradient or the loss was not finite.
     Skipped(Skipped),
@@ -65,6 +76,15 @@ pub enum Event {
         global_step: u64,
         /// The values.
         values: Vec<Logged>,
+    },
+    /// A step, a hook or a validation logged an image, a text or a histogram.
+    Media {
+        /// Optimizer steps applied so far.
+        global_step: u64,
+        /// Its name.
+        name: String,
+        /// What is looked at.
+        media: Media,
     },
     /// A step was profiled. Emitted when the device has finished it, some steps later.
     Profiled(Profile),

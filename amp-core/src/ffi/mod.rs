@@ -30,6 +30,7 @@ macro_rules! checked {
 mod checkpoint;
 mod cuda_library;
 mod device;
+mod flops;
 mod graph;
 mod kernels;
 mod layers;
@@ -46,6 +47,7 @@ pub(crate) use checkpoint::*;
 pub use cuda_library::CudaLibrary;
 pub(crate) use cuda_library::*;
 pub(crate) use device::*;
+pub(crate) use flops::*;
 pub(crate) use graph::*;
 pub(crate) use kernels::*;
 pub(crate) use layers::*;

@@ -2,8 +2,12 @@
 
 mod captured;
 mod entry;
+mod interval;
+mod media;
 
 pub(crate) use captured::{CapturedLog, LogRoom};
+pub(crate) use interval::Interval;
+pub use media::{Histogram, Image, Media};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -57,6 +61,9 @@ fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D
 #[derive(Debug, Default)]
 pub struct Log {
     entries: Vec<Entry>,
+    /// Names and contents, until they are reported.
+    media: Vec<(String, Media)>,
+    interval: Interval,
 }
 
 impl Log {
@@ -128,6 +135,39 @@ impl Log {
         self.add(name, options, Reduction::Ratio, MetricState::sum(&counts)?)
     }
 
+    /// Adds what is looked at.
+    ///
+    /// # Errors
+    /// Within a CUDA graph, from which nothing reaches the host.
+    pub(crate) fn media(
+        &mut self,
+        name: &str,
+        media: impl FnOnce() -> Result<Option<Media>>,
+    ) -> Result<()> {
+        self.interval.may_copy(name)?;
+        let media = media().map_err(|error| match error {
+            Error::Config(text) => Error::config(format!("log `{name}`: {text}")),
+            other => other,
+        })?;
+        self.media.extend(media.map(|media| (name.to_owned(), media)));
+        Ok(())
+    }
+
+    /// Takes the images, texts and histograms.
+    pub(crate) fn take_media(&mut self) -> Vec<(String, Media)> {
+        std::mem::take(&mut self.media)
+    }
+
+    /// An empty log of a batch.
+    pub(crate) fn at(interval: Interval) -> Self {
+        Self { interval, ..Self::default() }
+    }
+
+    /// Where the batch is between two reports.
+    pub(crate) fn interval(&self) -> &Interval {
+        &self.interval
+    }
+
     /// Adds a metric's state for a batch.
     ///
     /// # Errors
@@ -169,7 +209,8 @@ impl Log {
 
     /// Adds the values of a skipped step: they are the latest values, and count in a mean only while no
     /// other step does.
-    pub(crate) fn merge_left_out(&mut self, step: Self) -> Result<()> {
+    pub(crate) fn merge_left_out(&mut self, mut step: Self) -> Result<()> {
+        self.take_over(&mut step);
         for entry in step.entries {
             let latest = entry.state.shallow_clone();
             match self.entries.iter_mut().find(|own| own.name == entry.name) {
@@ -187,7 +228,8 @@ impl Log {
     }
 
     /// Adds the values of one batch, possibly in parts.
-    pub(crate) fn merge(&mut self, batch: Self) -> Result<()> {
+    pub(crate) fn merge(&mut self, mut batch: Self) -> Result<()> {
+        self.take_over(&mut batch);
         for entry in batch.entries {
             match self.entries.iter_mut().find(|own| own.name == entry.name) {
                 Some(own) => {
@@ -202,6 +244,11 @@ impl Log {
             }
         }
         Ok(())
+    }
+
+    fn take_over(&mut self, batch: &mut Self) {
+        self.media.append(&mut batch.media);
+        self.interval.follow(&batch.interval);
     }
 
     /// The state for a checkpoint.
@@ -219,7 +266,8 @@ impl Log {
     pub(crate) fn from_state(state: &State, device: Device) -> Result<Self> {
         let names: Vec<String> = state.get("names")?;
         let entry = |name: String| Entry::from_state(&state.part(&name), name, device);
-        Ok(Self { entries: names.into_iter().map(entry).collect::<Result<_>>()? })
+        let entries = names.into_iter().map(entry).collect::<Result<_>>()?;
+        Ok(Self { entries, ..Self::default() })
     }
 
     /// Takes the functions that compute metrics, by name, from the model of a restored log.
@@ -232,7 +280,7 @@ impl Log {
     /// A copy of the values.
     pub(crate) fn copied(&self, device: Device) -> Result<Self> {
         let entries = self.entries.iter().map(|entry| entry.copied(device));
-        Ok(Self { entries: entries.collect::<Result<_>>()? })
+        Ok(Self { entries: entries.collect::<Result<_>>()?, ..Self::default() })
     }
 
     /// Reads the latest batch's values.

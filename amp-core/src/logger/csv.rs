@@ -29,7 +29,7 @@ impl CsvLogger {
 impl Subscriber for CsvLogger {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         match event {
-            Event::Batch { .. } => Ok(()),
+            Event::Batch { .. } | Event::Media { .. } => Ok(()),
             _ => self.0.on_event(event),
         }
     }

@@ -6,7 +6,7 @@ use crate::{
     event::{Event, Subscriber},
 };
 
-/// Writes every event but single batches as one JSON object a line.
+/// Writes every event but single batches, images, texts and histograms as one JSON object a line.
 #[derive(Debug)]
 pub struct JsonLinesLogger(Background);
 
@@ -23,7 +23,7 @@ impl JsonLinesLogger {
 impl Subscriber for JsonLinesLogger {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         match event {
-            Event::Batch { .. } => Ok(()),
+            Event::Batch { .. } | Event::Media { .. } => Ok(()),
             _ => self.0.on_event(event),
         }
     }

@@ -6,11 +6,30 @@ use super::{
     Loss, MeanOver,
     shapes::{elementwise, misfit, of_one_example, option},
 };
-use crate::{Result, precision::is_floating};
+use crate::Result;
 
-/// Implements `Loss` for a loss of elements by its `reduced`.
+/// Implements a loss of elements: `reduced`, which converts both tensors to one shape and dtype, and
+/// `Loss`.
 macro_rules! of_elements {
-    ($($loss:ty),*) => {$(
+    ($loss:ident $name:literal, |$own:ident, $output:ident, $target:ident, $reduction:ident| $computed:expr) => {
+        impl $loss {
+            /// The loss under another reduction: `None` gives the output's shape.
+            ///
+            /// # Errors
+            #[doc = concat!("As [`", stringify!($loss), "`]'s.")]
+            pub fn reduced(
+                &self,
+                output: &Tensor,
+                target: &Tensor,
+                reduction: Reduction,
+            ) -> Result<Tensor> {
+                const NAME: &str = $name;
+                let (output, target) = elementwise(NAME, output, target)?;
+                let ($own, $output, $target, $reduction) = (self, &output, &target, reduction);
+                $computed
+            }
+        }
+
         impl Loss for $loss {
             fn compute(&self, output: &Tensor, target: &Tensor) -> Result<Tensor> {
                 self.reduced(output, target, Reduction::Mean)
@@ -20,20 +39,8 @@ macro_rules! of_elements {
                 MeanOver::Examples
             }
         }
-    )*};
+    };
 }
-
-of_elements!(
-    Mse,
-    L1,
-    Huber,
-    SmoothL1,
-    BinaryCrossEntropy,
-    BinaryCrossEntropyWithLogits,
-    KlDiv,
-    PoissonNll,
-    HingeEmbedding
-);
 
 /// Squared error, (x − y)².
 ///
@@ -42,22 +49,7 @@ of_elements!(
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Mse;
 
-impl Mse {
-    /// The loss under another reduction: `None` gives the output's shape.
-    ///
-    /// # Errors
-    /// As [`Mse`]'s.
-    pub fn reduced(
-        &self,
-        output: &Tensor,
-        target: &Tensor,
-        reduction: Reduction,
-    ) -> Result<Tensor> {
-        const NAME: &str = "mse_loss";
-        let (output, target) = elementwise(NAME, output, target)?;
-        Ok(output.f_mse_loss(&target, reduction)?)
-    }
-}
+of_elements!(Mse "mse_loss", |_own, x, y, reduction| Ok(x.f_mse_loss(y, reduction)?));
 
 /// Absolute error, |x − y|.
 ///
@@ -66,22 +58,7 @@ impl Mse {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct L1;
 
-impl L1 {
-    /// The loss under another reduction: `None` gives the output's shape.
-    ///
-    /// # Errors
-    /// As [`L1`]'s.
-    pub fn reduced(
-        &self,
-        output: &Tensor,
-        target: &Tensor,
-        reduction: Reduction,
-    ) -> Result<Tensor> {
-        const NAME: &str = "l1_loss";
-        let (output, target) = elementwise(NAME, output, target)?;
-        Ok(output.f_l1_loss(&target, reduction)?)
-    }
-}
+of_elements!(L1 "l1_loss", |_own, x, y, reduction| Ok(x.f_l1_loss(y, reduction)?));
 
 /// Huber's loss with d = x − y: d²/2 for |d| < δ, otherwise δ (|d| − δ/2).
 ///
@@ -99,23 +76,10 @@ impl Default for Huber {
     }
 }
 
-impl Huber {
-    /// The loss under another reduction: `None` gives the output's shape.
-    ///
-    /// # Errors
-    /// As [`Huber`]'s.
-    pub fn reduced(
-        &self,
-        output: &Tensor,
-        target: &Tensor,
-        reduction: Reduction,
-    ) -> Result<Tensor> {
-        const NAME: &str = "huber_loss";
-        option(NAME, "delta", self.delta, self.delta > 0.0, "above 0")?;
-        let (output, target) = elementwise(NAME, output, target)?;
-        Ok(output.f_huber_loss(&target, reduction, self.delta)?)
-    }
-}
+of_elements!(Huber "huber_loss", |own, x, y, reduction| {
+    option(NAME, "delta", own.delta, own.delta > 0.0, "above 0")?;
+    Ok(x.f_huber_loss(y, reduction, own.delta)?)
+});
 
 /// The smooth absolute error with d = x − y: d²/(2β) for |d| < β, otherwise |d| − β/2. With β = 0 it is [`L1`].
 ///
@@ -133,26 +97,13 @@ impl Default for SmoothL1 {
     }
 }
 
-impl SmoothL1 {
-    /// The loss under another reduction: `None` gives the output's shape.
-    ///
-    /// # Errors
-    /// As [`SmoothL1`]'s.
-    pub fn reduced(
-        &self,
-        output: &Tensor,
-        target: &Tensor,
-        reduction: Reduction,
-    ) -> Result<Tensor> {
-        const NAME: &str = "smooth_l1_loss";
-        option(NAME, "beta", self.beta, self.beta >= 0.0, "at least 0")?;
-        let (output, target) = elementwise(NAME, output, target)?;
-        match self.beta == 0.0 {
-            true => Ok(output.f_l1_loss(&target, reduction)?),
-            false => Ok(output.f_smooth_l1_loss(&target, reduction, self.beta)?),
-        }
+of_elements!(SmoothL1 "smooth_l1_loss", |own, x, y, reduction| {
+    option(NAME, "beta", own.beta, own.beta >= 0.0, "at least 0")?;
+    match own.beta == 0.0 {
+        true => Ok(x.f_l1_loss(y, reduction)?),
+        false => Ok(x.f_smooth_l1_loss(y, reduction, own.beta)?),
     }
-}
+});
 
 /// Binary cross entropy of probabilities, −w (y ln p + (1 − y) ln(1 − p)). CUDA autocast refuses it: use
 /// [`BinaryCrossEntropyWithLogits`].
@@ -165,23 +116,10 @@ pub struct BinaryCrossEntropy {
     pub weight: Option<Tensor>,
 }
 
-impl BinaryCrossEntropy {
-    /// The loss under another reduction: `None` gives the output's shape.
-    ///
-    /// # Errors
-    /// As [`BinaryCrossEntropy`]'s.
-    pub fn reduced(
-        &self,
-        output: &Tensor,
-        target: &Tensor,
-        reduction: Reduction,
-    ) -> Result<Tensor> {
-        const NAME: &str = "binary_cross_entropy";
-        let (output, target) = elementwise(NAME, output, target)?;
-        let weight = of_one_example(NAME, "weight", self.weight.as_ref(), &output)?;
-        Ok(output.f_binary_cross_entropy(&target, weight, reduction)?)
-    }
-}
+of_elements!(BinaryCrossEntropy "binary_cross_entropy", |own, p, y, reduction| {
+    let weight = of_one_example(NAME, "weight", own.weight.as_ref(), p)?;
+    Ok(p.f_binary_cross_entropy(y, weight, reduction)?)
+});
 
 /// Binary cross entropy of logits x against probabilities y from 0 to 1: −w (q y ln σ(x) + (1 − y)
 /// ln(1 − σ(x))). The mean is over all elements, independent of w.
@@ -202,32 +140,19 @@ pub struct BinaryCrossEntropyWithLogits {
     pub pos_weight: Option<Tensor>,
 }
 
-impl BinaryCrossEntropyWithLogits {
-    /// The loss under another reduction: `None` gives the output's shape.
-    ///
-    /// # Errors
-    /// As [`BinaryCrossEntropyWithLogits`]'s.
-    pub fn reduced(
-        &self,
-        output: &Tensor,
-        target: &Tensor,
-        reduction: Reduction,
-    ) -> Result<Tensor> {
-        const NAME: &str = "binary_cross_entropy_with_logits";
-        if target.device() == Device::Cpu && is_floating(target.kind()) && target.numel() > 0 {
-            let [low, high] = [target.f_min()?, target.f_max()?];
-            let (low, high) = (low.f_double_value(&[])?, high.f_double_value(&[])?);
-            if low < 0.0 || high > 1.0 {
-                let why = format!("targets are from 0 to 1, not from {low} to {high}");
-                return Err(misfit(NAME, output, target, &why));
-            }
+of_elements!(BinaryCrossEntropyWithLogits "binary_cross_entropy_with_logits", |own, x, y, reduction| {
+    if y.device() == Device::Cpu && y.numel() > 0 {
+        let [low, high] = [y.f_min()?, y.f_max()?];
+        let (low, high) = (low.f_double_value(&[])?, high.f_double_value(&[])?);
+        if low < 0.0 || high > 1.0 {
+            let why = format!("targets are from 0 to 1, not from {low} to {high}");
+            return Err(misfit(NAME, x, y, &why));
         }
-        let (output, target) = elementwise(NAME, output, target)?;
-        let weight = of_one_example(NAME, "weight", self.weight.as_ref(), &output)?;
-        let pos_weight = of_one_example(NAME, "pos_weight", self.pos_weight.as_ref(), &output)?;
-        Ok(output.f_binary_cross_entropy_with_logits(&target, weight, pos_weight, reduction)?)
     }
-}
+    let weight = of_one_example(NAME, "weight", own.weight.as_ref(), x)?;
+    let pos_weight = of_one_example(NAME, "pos_weight", own.pos_weight.as_ref(), x)?;
+    Ok(x.f_binary_cross_entropy_with_logits(y, weight, pos_weight, reduction)?)
+});
 
 /// The divergence y (ln y − x) of log probabilities x from probabilities y, or exp(y) (y − x) from
 /// log probabilities y. The mean is over all elements, as in torch. With `batchmean` it is over
@@ -243,29 +168,14 @@ pub struct KlDiv {
     pub batchmean: bool,
 }
 
-impl KlDiv {
-    /// The loss under another reduction: `None` gives the output's shape.
-    ///
-    /// # Errors
-    /// As [`KlDiv`]'s.
-    pub fn reduced(
-        &self,
-        output: &Tensor,
-        target: &Tensor,
-        reduction: Reduction,
-    ) -> Result<Tensor> {
-        const NAME: &str = "kl_div";
-        let (output, target) = elementwise(NAME, output, target)?;
-        match (self.batchmean, reduction) {
-            (true, Reduction::Mean) => {
-                let sum = output.f_kl_div(&target, Reduction::Sum, self.log_target)?;
-                let examples = output.size().first().copied().unwrap_or(1);
-                Ok(sum.f_div_scalar(examples)?)
-            }
-            _ => Ok(output.f_kl_div(&target, reduction, self.log_target)?),
-        }
+of_elements!(KlDiv "kl_div", |own, x, y, reduction| match (own.batchmean, reduction) {
+    (true, Reduction::Mean) => {
+        let sum = x.f_kl_div(y, Reduction::Sum, own.log_target)?;
+        let examples = x.size().first().copied().unwrap_or(1);
+        Ok(sum.f_div_scalar(examples)?)
     }
-}
+    _ => Ok(x.f_kl_div(y, reduction, own.log_target)?),
+});
 
 /// Negative log likelihood of counts y under a Poisson distribution of rate exp(x): exp(x) − y x; without
 /// `log_input`, of rate x: x − y ln(x + ε). `full` adds Stirling's approximation of ln y!,
@@ -289,24 +199,11 @@ impl Default for PoissonNll {
     }
 }
 
-impl PoissonNll {
-    /// The loss under another reduction: `None` gives the output's shape.
-    ///
-    /// # Errors
-    /// As [`PoissonNll`]'s.
-    pub fn reduced(
-        &self,
-        output: &Tensor,
-        target: &Tensor,
-        reduction: Reduction,
-    ) -> Result<Tensor> {
-        const NAME: &str = "poisson_nll_loss";
-        option(NAME, "eps", self.eps, self.eps > 0.0, "above 0")?;
-        let (output, target) = elementwise(NAME, output, target)?;
-        let Self { log_input, full, eps } = *self;
-        Ok(output.f_poisson_nll_loss(&target, log_input, full, eps, reduction)?)
-    }
-}
+of_elements!(PoissonNll "poisson_nll_loss", |own, x, y, reduction| {
+    option(NAME, "eps", own.eps, own.eps > 0.0, "above 0")?;
+    let PoissonNll { log_input, full, eps } = *own;
+    Ok(x.f_poisson_nll_loss(y, log_input, full, eps, reduction)?)
+});
 
 /// Hinge loss of distances x against labels 1 and -1: x for 1, max(0, margin − x) for -1.
 ///
@@ -324,19 +221,7 @@ impl Default for HingeEmbedding {
     }
 }
 
-impl HingeEmbedding {
-    /// The loss under another reduction: `None` gives the output's shape.
-    ///
-    /// # Errors
-    /// As [`HingeEmbedding`]'s.
-    pub fn reduced(
-        &self,
-        output: &Tensor,
-        target: &Tensor,
-        reduction: Reduction,
-    ) -> Result<Tensor> {
-        const NAME: &str = "hinge_embedding_loss";
-        let (output, target) = elementwise(NAME, output, target)?;
-        Ok(output.f_hinge_embedding_loss(&target, self.margin, reduction)?)
-    }
-}
+of_elements!(HingeEmbedding "hinge_embedding_loss", |own, x, y, reduction| {
+    let margin = own.margin;
+    Ok(x.f_hinge_embedding_loss(y, margin, reduction)?)
+});

@@ -56,6 +56,12 @@ pub trait Loss {
     /// that does not fit into memory, are weighted by it, so that their gradients add up to the
     /// large batch's gradient.
     fn mean_over(&self) -> MeanOver<'_>;
+
+    /// Why no CUDA graph can hold a step with this loss, as in `ctc_loss reads lengths on the host`: because it waits
+    /// for the device or decides on the host by its values. `None` unless it is given.
+    fn outside_graphs(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// [`CrossEntropy`] with its defaults.

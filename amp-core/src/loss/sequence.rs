@@ -10,7 +10,9 @@ use crate::{Result, precision::is_floating};
 /// The mean divides the loss of an example by its number of labels, then averages over examples, as
 /// in torch.
 ///
-/// libtorch reads the lengths on the host, so steps with this loss cannot run as CUDA graphs.
+/// libtorch reads the lengths on the host, so a step with this loss cannot run as a CUDA graph: under
+/// [`Graph::Auto`](crate::trainer::Graph::Auto) steps run without a graph and a note says so;
+/// `Graph::On` is an error.
 ///
 /// # Errors
 /// When shapes or dtypes do not fit, or libtorch refuses a length.
@@ -72,5 +74,9 @@ impl Loss for Ctc {
 
     fn mean_over(&self) -> MeanOver<'_> {
         MeanOver::Examples
+    }
+
+    fn outside_graphs(&self) -> Option<&'static str> {
+        Some("ctc_loss reads the lengths of outputs and labels on the host")
     }
 }

@@ -58,7 +58,7 @@ use crate::{
 pub struct ManualStep<'s> {
     policy: Policy,
     context: &'s Context,
-    log: &'s mut Log,
+    pub(super) log: &'s mut Log,
     scheduled: Updates<'s>,
     /// The batch's index in its epoch.
     pub batch_idx: usize,

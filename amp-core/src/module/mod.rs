@@ -1,6 +1,7 @@
 //! [`LightningModule`]: the trait that the derive implements and the trainer calls.
 
 mod manual;
+mod media;
 mod step_access;
 
 pub(crate) use manual::{Done, Update};
@@ -380,21 +381,4 @@ impl<'a> Step<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::prelude::*;
-
-    /// Generated code names amp-core as an external crate, and this module is inside it.
-    #[derive(LightningModule)]
-    #[loss(cross_entropy)]
-    #[optimizer(sgd, lr = 0.1)]
-    struct Net {
-        #[layer(linear(2, 3))]
-        body: Linear,
-    }
-
-    #[test]
-    fn a_model_is_derived_in_amp_core_itself() {
-        let net = Net::builder().build().expect("a model");
-        assert_eq!((net.name(), net.body.weight().size()), ("Net", vec![3, 2]));
-    }
-}
+mod tests;

@@ -1,5 +1,7 @@
 //! How closely observers of a run need to follow its steps.
 
+use crate::loss::Loss;
+
 /// How closely an observer must follow a step, which decides whether the step may run as a CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepAccess {
@@ -15,6 +17,11 @@ pub enum StepAccess {
 }
 
 impl StepAccess {
+    /// What a step with this loss needs.
+    pub fn of_loss(loss: &impl Loss) -> Self {
+        loss.outside_graphs().map_or(Self::Late, Self::Within)
+    }
+
     /// The closer of two: what two observers of one run need together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {

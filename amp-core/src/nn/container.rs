@@ -82,6 +82,10 @@ impl<M: Module> Module for Vec<M> {
             Checkpointing::Off | Checkpointing::Declared => run(self, 0, input, cx),
         }
     }
+
+    fn type_name(&self) -> &'static str {
+        "Vec"
+    }
 }
 
 /// An optional layer; if it is absent, it is the identity.
@@ -107,6 +111,10 @@ impl<M: Module> Module for Option<M> {
 
     fn fusable(&self) -> Fusable<'_> {
         self.as_ref().map_or(Fusable::Other, Module::fusable)
+    }
+
+    fn type_name(&self) -> &'static str {
+        self.as_ref().map_or("Identity", Module::type_name)
     }
 
     fn shared(&self) -> Option<Arc<dyn Module>> {

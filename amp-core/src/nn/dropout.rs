@@ -45,3 +45,34 @@ impl Module for Dropout {
         Fusable::Dropout(self)
     }
 }
+
+/// Zeroes whole channels of each example of `[N, C, …]` with probability p while training and scales the rest by
+/// 1/(1−p); nn.Dropout1d, nn.Dropout2d and nn.Dropout3d.
+#[derive(Debug, Clone, Copy)]
+pub struct ChannelDropout(Dropout);
+
+impl ChannelDropout {
+    /// Drops with probability `p`.
+    ///
+    /// # Errors
+    /// When `p` is outside `[0, 1]`.
+    pub fn new(p: f64) -> Result<Self> {
+        Dropout::new(p).map(Self)
+    }
+}
+
+impl Visit for ChannelDropout {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for ChannelDropout {
+    fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
+        if input.dim() < 3 {
+            return Err(Error::config(format!(
+                "dropout of channels: the input is {:?}, but must be [batch, channels, …]; dropout drops elements",
+                input.size()
+            )));
+        }
+        Ok(input.f_feature_dropout(self.0.active(cx), true)?)
+    }
+}

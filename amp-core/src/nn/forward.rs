@@ -69,6 +69,12 @@ pub trait Forward: Visit {
     fn own_op(&self) -> Op {
         Op::Other
     }
+
+    /// The full name of its type, as [`Module::type_name`].
+    #[doc(hidden)]
+    fn own_type_name(&self) -> &'static str {
+        std::any::type_name::<Self>()
+    }
 }
 
 impl<M: Module + ?Sized> Forward for M {
@@ -81,5 +87,9 @@ impl<M: Module + ?Sized> Forward for M {
 
     fn own_op(&self) -> Op {
         self.op()
+    }
+
+    fn own_type_name(&self) -> &'static str {
+        self.type_name()
     }
 }

@@ -147,19 +147,22 @@ pub struct RmsNormConfig {
     pub normalized_shape: i64,
     /// Added to the mean square; `None` for the dtype's machine epsilon.
     pub eps: Option<f64>,
+    /// Whether there is a weight.
+    pub elementwise_affine: bool,
 }
 
 impl RmsNormConfig {
-    /// With the dtype's machine epsilon.
+    /// With the dtype's machine epsilon and a weight.
     pub fn new(normalized_shape: i64) -> Self {
-        Self { normalized_shape, eps: None }
+        Self { normalized_shape, eps: None, elementwise_affine: true }
     }
 }
 
 /// x / √(mean(x²) + eps) · weight over the last dimension; nn.RMSNorm. The mean is computed in f32.
 #[derive(Debug)]
 pub struct RmsNorm {
-    weight: Tensor,
+    size: i64,
+    weight: Option<Tensor>,
     eps: Option<f64>,
 }
 
@@ -170,35 +173,39 @@ impl RmsNorm {
     /// When the size is negative or eps is not above 0.
     pub fn new(config: RmsNormConfig) -> Result<Self> {
         config.eps.map_or(Ok(()), |eps| eps_is_positive("rms_norm", eps))?;
-        Ok(Self { weight: init::constant(&[config.normalized_shape], 1.0)?, eps: config.eps })
+        let RmsNormConfig { normalized_shape: size, eps, elementwise_affine } = config;
+        let weight = elementwise_affine.then(|| init::constant(&[size], 1.0)).transpose()?;
+        Ok(Self { size, weight, eps })
     }
 }
 
 impl Visit for RmsNorm {
     fn visit(&self, visitor: &mut dyn Visitor) {
-        visitor.tensor("weight", &self.weight, Role::Parameter);
+        if let Some(weight) = &self.weight {
+            visitor.tensor("weight", weight, Role::Parameter);
+        }
     }
 }
 
 impl Module for RmsNorm {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        Ok(input.f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?)
+        Ok(input.f_rms_norm([self.size], self.weight.as_ref(), self.eps)?)
     }
 }
 
-fn weight_and_bias(size: i64, affine: bool) -> Result<Option<[Tensor; 2]>> {
+pub(super) fn weight_and_bias(size: i64, affine: bool) -> Result<Option<[Tensor; 2]>> {
     let both = || Ok([init::constant(&[size], 1.0)?, init::constant(&[size], 0.0)?]);
     affine.then(both).transpose()
 }
 
-fn both(affine: Option<&[Tensor; 2]>) -> [Option<&Tensor>; 2] {
+pub(super) fn both(affine: Option<&[Tensor; 2]>) -> [Option<&Tensor>; 2] {
     match affine {
         Some([weight, bias]) => [Some(weight), Some(bias)],
         None => [None, None],
     }
 }
 
-fn visit(affine: Option<&[Tensor; 2]>, visitor: &mut dyn Visitor) {
+pub(super) fn visit(affine: Option<&[Tensor; 2]>, visitor: &mut dyn Visitor) {
     if let Some([weight, bias]) = affine {
         visitor.tensor("weight", weight, Role::Parameter);
         visitor.tensor("bias", bias, Role::Parameter);

@@ -24,6 +24,7 @@ pub mod init;
 mod linear;
 mod norm;
 mod norm_relu;
+mod pad;
 mod parameters;
 mod part;
 mod planted;
@@ -40,10 +41,11 @@ mod transformer;
 
 pub use crate::parameter::Parameter;
 pub use activation::{
-    Celu, CeluConfig, Elu, EluConfig, Flatten, Gelu, GeluTanh, Glu, GluConfig, Hardsigmoid,
-    Hardswish, Hardtanh, HardtanhConfig, Identity, LeakyRelu, LeakyReluConfig, LogSigmoid,
-    LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid, Silu, Softmax, Softplus,
-    SoftplusConfig, Softsign, Tanh,
+    Celu, CeluConfig, Elu, EluConfig, Flatten, Gelu, GeluTanh, Glu, GluConfig, Hardshrink,
+    HardshrinkConfig, Hardsigmoid, Hardswish, Hardtanh, HardtanhConfig, Identity, LeakyRelu,
+    LeakyReluConfig, LogSigmoid, LogSoftmax, Mish, Prelu, PreluConfig, Relu, Relu6, Selu, Sigmoid,
+    Silu, Softmax, Softmin, Softplus, SoftplusConfig, Softshrink, SoftshrinkConfig, Softsign, Tanh,
+    Tanhshrink, Threshold,
 };
 pub use attention::{
     AttentionMask, AttentionOptions, MultiheadAttention, MultiheadAttentionConfig, RotaryEmbedding,
@@ -62,7 +64,7 @@ pub use conv::{
     ConvTranspose3d, ConvTranspose3dConfig, ConvTransposeConfig, Padding, PaddingMode,
 };
 pub use ddpm::DdpmSchedule;
-pub use dropout::Dropout;
+pub use dropout::{ChannelDropout, Dropout};
 pub use embedding::{BagMode, Embedding, EmbeddingBag, EmbeddingBagConfig, EmbeddingConfig};
 pub use forward::Forward;
 #[doc(hidden)]
@@ -76,9 +78,13 @@ pub use init::own_tensor;
 pub use linear::{Activation, Linear, LinearConfig, linear};
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
 
+#[doc(hidden)]
+pub use pad::{
+    CircularPad1d, CircularPad2d, CircularPad3d, ReflectionPad1d, ReflectionPad2d, ReflectionPad3d,
+    ReplicationPad1d, ReplicationPad2d, ReplicationPad3d, ZeroPad1d, ZeroPad2d, ZeroPad3d,
+};
 pub(crate) use parameters::parameters_in_regions;
 pub use parameters::{Role, named_tensors, parameters, place};
-#[doc(hidden)]
 pub use part::{PartOfAny, PartOfChild, Within};
 #[doc(hidden)]
 pub use planted::FusedTimes;
@@ -88,6 +94,7 @@ pub use pool::{
     AvgPool2d, AvgPool2dConfig, AvgPool3d, AvgPool3dConfig, AvgPoolConfig, MaxPool, MaxPool1d,
     MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, MaxPoolConfig,
 };
+pub(crate) use probe::Trace;
 pub use probe::{Call, DtypeProbe, Given, Group, GroupProbe, Probe, Product, Substitute};
 pub use recurrent::{Gru, GruConfig, Lstm, LstmConfig, Rnn, RnnConfig, RnnNonlinearity};
 pub use resize::{Interpolation, PixelShuffle, PixelUnshuffle, Upsample, UpsampleConfig};
@@ -176,6 +183,12 @@ pub trait Module: Visit {
         Fusable::Other
     }
 
+    /// The full name of its type, also behind a pointer.
+    #[doc(hidden)]
+    fn type_name(&self) -> &'static str {
+        std::any::type_name::<Self>()
+    }
+
     /// A handle that the backward pass may hold; `None` if the module cannot be shared. A memory
     /// budget can recompute only layers that return one.
     fn shared(&self) -> Option<Arc<dyn Module>> {
@@ -218,6 +231,10 @@ macro_rules! as_the_module {
 
         fn fusable(&self) -> Fusable<'_> {
             (**self).fusable()
+        }
+
+        fn type_name(&self) -> &'static str {
+            (**self).type_name()
         }
     };
 }

@@ -1,6 +1,10 @@
 use tch::{Device, Kind, Tensor};
 
-use super::{Context, Fusable, Module, Role, Visit, Visitor, init};
+use super::{
+    Context, Fusable, Module, Role, Visit, Visitor,
+    group_norm::{both, visit, weight_and_bias},
+    init,
+};
 use crate::{
     Error, Result,
     ffi::{self, BatchNormOptions, ImageNormOptions, LayerNormOptions, Statistics},
@@ -15,16 +19,20 @@ pub struct BatchNormConfig {
     pub eps: f64,
     /// The weight of the newest batch in the running statistics.
     pub momentum: f64,
+    /// Whether each feature has a weight and a bias.
+    pub affine: bool,
+    /// Whether there are running statistics; without, a batch's own are used in evaluation, too.
+    pub track_running_stats: bool,
 }
 
 impl BatchNormConfig {
-    /// With eps 1e-5 and momentum 0.1.
+    /// With eps 1e-5, momentum 0.1, weight, bias and running statistics.
     pub fn new(num_features: i64) -> Self {
-        Self { num_features, eps: 1e-5, momentum: 0.1 }
+        Self { num_features, eps: 1e-5, momentum: 0.1, affine: true, track_running_stats: true }
     }
 
     fn check(&self) -> Result<()> {
-        let Self { num_features, eps, momentum } = *self;
+        let Self { num_features, eps, momentum, .. } = *self;
         eps_is_positive("batch norm", eps)?;
         if num_features < 1 {
             return Err(Error::config(format!(
@@ -65,11 +73,9 @@ fn has_a_variance(input: &Tensor) -> Result<()> {
 /// Normalizes each feature over the batch, for `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
 #[derive(Debug)]
 pub struct BatchNorm {
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor,
+    affine: Option<[Tensor; 2]>,
+    /// Mean, variance and the number of batches.
+    running: Option<[Tensor; 3]>,
     eps: f64,
     momentum: f64,
 }
@@ -82,12 +88,13 @@ impl BatchNorm {
     pub fn new(config: BatchNormConfig) -> Result<Self> {
         config.check()?;
         let shape = [config.num_features];
+        let running = || -> Result<[Tensor; 3]> {
+            let batches = Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?;
+            Ok([init::buffer(&shape, 0.0)?, init::buffer(&shape, 1.0)?, batches])
+        };
         Ok(Self {
-            weight: init::constant(&shape, 1.0)?,
-            bias: init::constant(&shape, 0.0)?,
-            running_mean: init::buffer(&shape, 0.0)?,
-            running_var: init::buffer(&shape, 1.0)?,
-            num_batches_tracked: Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?,
+            affine: weight_and_bias(config.num_features, config.affine)?,
+            running: config.track_running_stats.then(running).transpose()?,
             eps: config.eps,
             momentum: config.momentum,
         })
@@ -95,6 +102,11 @@ impl BatchNorm {
 }
 
 impl BatchNorm {
+    /// Whether a pass normalizes by its batch.
+    fn is_of_batch(&self, cx: &Context) -> bool {
+        cx.is_training() || self.running.is_none()
+    }
+
     /// A training pass fused with ReLU and dropout of probability `p`; `None` if the kernel does
     /// not support this input or pass.
     pub(super) fn forward_with(
@@ -104,14 +116,15 @@ impl BatchNorm {
         relu: bool,
         p: f64,
     ) -> Result<Option<Tensor>> {
-        if !cx.is_training() {
+        if !self.is_of_batch(cx) {
             return Ok(None);
         }
         has_a_variance(input)?;
-        if p >= 1.0 || !input.device().is_cuda() {
+        let Some([weight, bias]) = &self.affine else { return Ok(None) };
+        if p >= 1.0 || !input.device().is_cuda() || !cx.is_training() {
             return Ok(None);
         }
-        let (parameters, statistics) = ([&self.weight, &self.bias], self.statistics(cx));
+        let (parameters, statistics) = ([weight, bias], self.statistics(cx));
         if input.dim() == 2 {
             let options =
                 BatchNormOptions { momentum: self.momentum, eps: self.eps, p, relu: relu.into() };
@@ -131,14 +144,15 @@ impl BatchNorm {
         residual: &Tensor,
         cx: &Context,
     ) -> Result<Option<Tensor>> {
-        if !cx.is_training() {
+        if !self.is_of_batch(cx) {
             return Ok(None);
         }
         has_a_variance(input)?;
-        if !input.device().is_cuda() {
+        let Some([weight, bias]) = &self.affine else { return Ok(None) };
+        if !input.device().is_cuda() || !cx.is_training() {
             return Ok(None);
         }
-        let (parameters, statistics) = ([&self.weight, &self.bias], self.statistics(cx));
+        let (parameters, statistics) = ([weight, bias], self.statistics(cx));
         ffi::batch_norm_images(input, Some(residual), parameters, statistics, &self.images(true))
     }
 
@@ -148,18 +162,18 @@ impl BatchNorm {
 
     /// Counts the batch, unless the pass is a recomputation, because the batch was already counted.
     fn statistics(&self, cx: &Context) -> Option<Statistics<'_>> {
-        let Self { running_mean, running_var, num_batches_tracked, .. } = self;
-        (!cx.is_recomputing()).then_some([running_mean, running_var, num_batches_tracked])
+        self.running.as_ref().filter(|_| !cx.is_recomputing()).map(<[Tensor; 3]>::each_ref)
     }
 }
 
 impl Visit for BatchNorm {
     fn visit(&self, visitor: &mut dyn Visitor) {
-        visitor.tensor("weight", &self.weight, Role::Parameter);
-        visitor.tensor("bias", &self.bias, Role::Parameter);
-        visitor.tensor("running_mean", &self.running_mean, Role::Buffer);
-        visitor.tensor("running_var", &self.running_var, Role::Buffer);
-        visitor.tensor("num_batches_tracked", &self.num_batches_tracked, Role::Buffer);
+        visit(self.affine.as_ref(), visitor);
+        if let Some([mean, variance, batches]) = &self.running {
+            visitor.tensor("running_mean", mean, Role::Buffer);
+            visitor.tensor("running_var", variance, Role::Buffer);
+            visitor.tensor("num_batches_tracked", batches, Role::Buffer);
+        }
     }
 }
 
@@ -168,17 +182,21 @@ impl Module for BatchNorm {
         if let Some(output) = self.forward_with(input, cx, false, 0.0)? {
             return Ok(output);
         }
-        // As above.
-        let tracks = !cx.is_recomputing();
-        if cx.is_training() && tracks {
-            let _ = self.num_batches_tracked.shallow_clone().f_add_scalar_(1)?;
+        let statistics = self.statistics(cx);
+        if let (true, Some([.., batches])) = (cx.is_training(), statistics) {
+            let _ = batches.shallow_clone().f_add_scalar_(1)?;
         }
+        let [weight, bias] = both(self.affine.as_ref());
+        let [mean, variance] = match statistics {
+            Some([mean, variance, _]) => [Some(mean), Some(variance)],
+            None => [None, None],
+        };
         Ok(input.f_batch_norm(
-            Some(&self.weight),
-            Some(&self.bias),
-            tracks.then_some(&self.running_mean),
-            tracks.then_some(&self.running_var),
-            cx.is_training(),
+            weight,
+            bias,
+            mean,
+            variance,
+            self.is_of_batch(cx),
             self.momentum,
             self.eps,
             true,
@@ -197,20 +215,26 @@ pub struct LayerNormConfig {
     pub normalized_shape: i64,
     /// Added to the variance.
     pub eps: f64,
+    /// Whether there are a weight and a bias.
+    pub elementwise_affine: bool,
+    /// Whether there is a bias, where there is a weight.
+    pub bias: bool,
 }
 
 impl LayerNormConfig {
-    /// With eps 1e-5.
+    /// With eps 1e-5, weight and bias.
     pub fn new(normalized_shape: i64) -> Self {
-        Self { normalized_shape, eps: 1e-5 }
+        Self { normalized_shape, eps: 1e-5, elementwise_affine: true, bias: true }
     }
 }
 
-/// Normalizes the last dimension of `[…, normalized_shape]`; nn.LayerNorm.
+/// Normalizes the last dimension of `[…, normalized_shape]`; nn.LayerNorm. Our own kernels run only
+/// if it has weight and bias.
 #[derive(Debug)]
 pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
+    size: i64,
+    weight: Option<Tensor>,
+    bias: Option<Tensor>,
     eps: f64,
 }
 
@@ -225,11 +249,16 @@ impl LayerNorm {
             let size = config.normalized_shape;
             return Err(Error::config(format!("layer norm: a size of {size}, but 1 is least")));
         }
-        let shape = [config.normalized_shape];
+        let LayerNormConfig { normalized_shape: size, eps, elementwise_affine, bias } = config;
+        let constant = |has: bool, value: f64| -> Result<Option<Tensor>> {
+            has.then(|| init::constant(&[size], value)).transpose()
+        };
+        let bias = elementwise_affine && bias;
         Ok(Self {
-            weight: init::constant(&shape, 1.0)?,
-            bias: init::constant(&shape, 0.0)?,
-            eps: config.eps,
+            size,
+            weight: constant(elementwise_affine, 1.0)?,
+            bias: constant(bias, 0.0)?,
+            eps,
         })
     }
 }
@@ -237,8 +266,14 @@ impl LayerNorm {
 impl LayerNorm {
     /// A layer with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
-        let Self { weight, bias, eps } = self;
-        Ok(Self { weight: init::copied(weight)?, bias: init::copied(bias)?, eps: *eps })
+        let copied = |tensor: &Option<Tensor>| tensor.as_ref().map(init::copied).transpose();
+        let Self { size, weight, bias, eps } = self;
+        Ok(Self { size: *size, weight: copied(weight)?, bias: copied(bias)?, eps: *eps })
+    }
+
+    /// Weight and bias, which the kernels need.
+    fn parameters(&self) -> Option<[&Tensor; 2]> {
+        Some([self.weight.as_ref()?, self.bias.as_ref()?])
     }
 
     /// A training pass fused with GELU and dropout of probability `p`; `None` if the kernel does
@@ -277,10 +312,12 @@ impl LayerNorm {
         input: &Tensor,
         cx: &Context,
     ) -> Result<Option<(Tensor, Tensor)>> {
-        if !cx.is_training() || !input.device().is_cuda() {
-            return Ok(None);
+        match self.parameters() {
+            Some(parameters) if cx.is_training() && input.device().is_cuda() => {
+                ffi::residual_norm(input, parameters, self.eps)
+            }
+            _ => Ok(None),
         }
-        ffi::residual_norm(input, [&self.weight, &self.bias], self.eps)
     }
 
     fn options(&self) -> LayerNormOptions {
@@ -295,17 +332,22 @@ impl LayerNorm {
         options: LayerNormOptions,
     ) -> Result<Option<Tensor>> {
         let dropped = options.before.max(options.after);
-        if !cx.is_training() || dropped >= 1.0 || !input.device().is_cuda() {
-            return Ok(None);
+        match self.parameters() {
+            Some(parameters) if cx.is_training() && dropped < 1.0 && input.device().is_cuda() => {
+                ffi::layer_norm(input, residual, parameters, &options)
+            }
+            _ => Ok(None),
         }
-        ffi::layer_norm(input, residual, [&self.weight, &self.bias], &options)
     }
 }
 
 impl Visit for LayerNorm {
     fn visit(&self, visitor: &mut dyn Visitor) {
-        visitor.tensor("weight", &self.weight, Role::Parameter);
-        visitor.tensor("bias", &self.bias, Role::Parameter);
+        for (name, tensor) in [("weight", &self.weight), ("bias", &self.bias)] {
+            if let Some(tensor) = tensor {
+                visitor.tensor(name, tensor, Role::Parameter);
+            }
+        }
     }
 }
 
@@ -314,8 +356,8 @@ impl Module for LayerNorm {
         if let Some(output) = self.forward_with(input, cx, false, 0.0)? {
             return Ok(output);
         }
-        let shape = self.weight.size();
-        Ok(input.f_layer_norm(&shape, Some(&self.weight), Some(&self.bias), self.eps, true)?)
+        let Self { size, weight, bias, eps } = self;
+        Ok(input.f_layer_norm([*size], weight.as_ref(), bias.as_ref(), *eps, true)?)
     }
 
     fn fusable(&self) -> Fusable<'_> {

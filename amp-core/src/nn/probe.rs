@@ -106,6 +106,15 @@ pub struct Group<'a> {
     pub apart: &'a dyn Fn(&[&Tensor]) -> Result<Tensor>,
 }
 
+/// Observes where the modules of a forward pass begin and end. Each module then runs alone.
+pub(crate) trait Trace {
+    /// A module begins: its dotted path, the full name of its type, and the shapes of its inputs.
+    fn began(&self, path: &str, type_name: &'static str, inputs: Vec<Vec<i64>>);
+
+    /// The module that began last and has not ended ends, with the shapes of its outputs.
+    fn ended(&self, outputs: Vec<Vec<i64>>);
+}
+
 /// The kind of a module's output.
 #[derive(Debug, Clone, Copy)]
 pub struct Given<'a> {
@@ -128,4 +137,5 @@ pub(super) enum Observer {
     Dtypes(Rc<dyn DtypeProbe>),
     Groups(Rc<dyn GroupProbe>),
     Substitutes(Rc<dyn Substitute>),
+    Trace(Rc<dyn Trace>),
 }

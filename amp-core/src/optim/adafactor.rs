@@ -1,11 +1,10 @@
 //! Adafactor (torch/optim/_adafactor.py; Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory
 //! Cost").
 
-use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
 use super::{
-    Algorithm, Number, ParameterStep, Rates, Slot, StepTensors, algorithm::fields, require,
+    Algorithm, Number, ParameterStep, Rates, Slot, StepTensors, algorithm::stepped_by_rule, require,
 };
 use crate::{Result, parameter::Parameter};
 
@@ -83,17 +82,7 @@ impl Algorithm for Adafactor {
         self.lr = rates.lr;
     }
 
-    fn captures(&self) -> bool {
-        true
-    }
-
-    fn step(&self, tensors: &StepTensors<'_>) -> Result<()> {
-        tensors.each(self, Self::rule)
-    }
-
-    fn fields(&self) -> Option<Map<String, Value>> {
-        fields(self)
-    }
+    stepped_by_rule!();
 }
 
 impl Adafactor {

@@ -137,6 +137,25 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     }
 }
 
+/// The methods of options that implement serde's `Serialize`, whose step runs their `rule` for each
+/// parameter and can be part of a CUDA graph.
+macro_rules! stepped_by_rule {
+    () => {
+        fn captures(&self) -> bool {
+            true
+        }
+
+        fn step(&self, tensors: &StepTensors<'_>) -> Result<()> {
+            tensors.each(self, Self::rule)
+        }
+
+        fn fields(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
+            super::algorithm::fields(self)
+        }
+    };
+}
+pub(super) use stepped_by_rule;
+
 /// The fields of options that implement serde's `Serialize`.
 pub(super) fn fields(options: &impl serde::Serialize) -> Option<Map<String, Value>> {
     serde_json::to_value(options).ok()?.as_object().cloned()

@@ -1,10 +1,8 @@
 //! LAMB (You et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", Algorithm 2).
 
-use serde_json::{Map, Value};
-
 use super::{
-    Algorithm, Number, ParameterStep, Rates, Slot, StepTensors, algorithm::fields, require,
-    require_betas,
+    Algorithm, Number, ParameterStep, Rates, Slot, StepTensors, algorithm::stepped_by_rule,
+    require, require_betas,
 };
 use crate::{Result, parameter::Parameter};
 
@@ -67,17 +65,7 @@ impl Algorithm for Lamb {
         self.betas.0 = rates.momentum.unwrap_or(self.betas.0);
     }
 
-    fn captures(&self) -> bool {
-        true
-    }
-
-    fn step(&self, tensors: &StepTensors<'_>) -> Result<()> {
-        tensors.each(self, Self::rule)
-    }
-
-    fn fields(&self) -> Option<Map<String, Value>> {
-        fields(self)
-    }
+    stepped_by_rule!();
 }
 
 impl Lamb {

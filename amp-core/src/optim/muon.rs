@@ -1,9 +1,7 @@
 //! Muon (torch/optim/_muon.py; Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
 
-use serde_json::{Map, Value};
-
 use super::{
-    Algorithm, Number, ParameterStep, Rates, Slot, StepTensors, algorithm::fields, require,
+    Algorithm, Number, ParameterStep, Rates, Slot, StepTensors, algorithm::stepped_by_rule, require,
 };
 use crate::{Error, Result, ffi, parameter::Parameter};
 
@@ -114,17 +112,7 @@ impl Algorithm for Muon {
         self.momentum = rates.momentum.unwrap_or(self.momentum);
     }
 
-    fn captures(&self) -> bool {
-        true
-    }
-
-    fn step(&self, tensors: &StepTensors<'_>) -> Result<()> {
-        tensors.each(self, Self::rule)
-    }
-
-    fn fields(&self) -> Option<Map<String, Value>> {
-        fields(self)
-    }
+    stepped_by_rule!();
 }
 
 impl Muon {

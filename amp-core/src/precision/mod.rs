@@ -168,6 +168,8 @@ pub fn dtype_name(kind: Kind) -> &'static str {
         Kind::Bool => "bool",
         Kind::Float8e4m3fn => "float8_e4m3fn",
         Kind::Float8e5m2 => "float8_e5m2",
+        Kind::Float8e4m3fnuz => "float8_e4m3fnuz",
+        Kind::Float8e5m2fnuz => "float8_e5m2fnuz",
         _ => "other",
     }
 }

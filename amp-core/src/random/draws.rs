@@ -36,6 +36,12 @@ impl Draws {
         Rng::with_seed(indices.iter().fold(start, |key, index| mixed(key ^ index.cast_unsigned())))
     }
 
+    /// Other numbers of the same run and epoch, for changes of whole batches.
+    #[must_use]
+    pub(crate) fn of_batches(self) -> Self {
+        Self { key: mixed(self.key ^ BATCHES) }
+    }
+
     /// Runs `body` with libtorch's CPU generator seeded for the example at `index`, and restores the
     /// generator. Other threads of the run must not draw meanwhile.
     pub(crate) fn apart<T>(self, index: i64, body: impl FnOnce() -> T) -> Result<T> {
@@ -88,6 +94,9 @@ impl Draws {
         Ok((value, true))
     }
 }
+
+/// Tells the numbers for changes of batches from those for examples.
+const BATCHES: u64 = 0x6261_7463_6865_7321;
 
 /// The number of runs after which a body whose final states all differ is assumed to draw.
 const RUNS: usize = 4;

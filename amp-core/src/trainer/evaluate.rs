@@ -7,7 +7,7 @@ use crate::{
     Error, LightningModule, LossScope, Result, Step,
     data::{AnyBatch, DataLoader, DataModule, Limit, Sets},
     ffi,
-    log::{Log, Logged},
+    log::{Interval, Log, Logged, Media},
     nn::{Context, Evaluating},
     precision::Policy,
 };
@@ -79,7 +79,7 @@ impl Evaluator {
     }
 
     /// The values of each set, with its name, over at most `most` batches. `last` logs into the first
-    /// set's values after all sets.
+    /// set's values after all sets. `show` is given images, texts and histograms.
     pub(super) fn evaluate(
         &mut self,
         model: &mut dyn LightningModule,
@@ -87,14 +87,16 @@ impl Evaluator {
         loaders: &Loaders,
         most: Option<i64>,
         last: impl FnOnce(&mut dyn LightningModule, &mut Log) -> Result<()>,
+        show: &mut dyn FnMut(String, Media) -> Result<()>,
     ) -> Result<Vec<Logged>> {
         let mut logs = Vec::with_capacity(loaders.0.len());
-        for (_, loader) in &loaders.0 {
+        for (set, loader) in &loaders.0 {
             let mut log = Log::default();
             let most = most.map_or(usize::MAX, |most| most as usize);
             for (index, batch) in loader.epoch(0, 0)?.take(most).enumerate() {
                 let scope = model.loss_scope();
-                let (own, _) = self.in_parts(&batch?, scope, |runner, part, own| {
+                let interval = Interval::of(index == 0);
+                let (own, _) = self.in_parts(&batch?, scope, interval, |runner, part, own| {
                     let mut step = Step::new(&runner.context, own, index, runner.global_step);
                     match stage {
                         Stage::Validate => model.validation_step(part, &mut step),
@@ -102,19 +104,23 @@ impl Evaluator {
                     }
                 })?;
                 log.merge(own)?;
+                for (name, media) in log.take_media() {
+                    show(of_set(name, set), media)?;
+                }
             }
             logs.push(log);
         }
         let mut none = Log::default();
         last(model, logs.first_mut().unwrap_or(&mut none))?;
         logs.push(none);
+        for (name, media) in logs.iter_mut().flat_map(Log::take_media) {
+            show(name, media)?;
+        }
         let mut values = Vec::new();
         let names = loaders.0.iter().map(|(name, _)| name.as_str()).chain([""]);
         for (set, log) in names.zip(&logs) {
             for mut value in log.epoch_values()? {
-                if !set.is_empty() {
-                    value.name = format!("{}/{set}", value.name);
-                }
+                value.name = of_set(value.name, set);
                 values.push(value);
             }
         }
@@ -131,8 +137,9 @@ impl Evaluator {
     ) -> Result<()> {
         for (set, loader) in &loaders.0 {
             for (index, batch) in loader.epoch(0, 0)?.enumerate() {
+                let interval = Interval::default();
                 let (_, outputs) =
-                    self.in_parts(&batch?, LossScope::Examples, |runner, part, log| {
+                    self.in_parts(&batch?, LossScope::Examples, interval, |runner, part, log| {
                         let mut step = Step::new(&runner.context, log, index, runner.global_step);
                         model.predict_step(part, &mut step)
                     })?;
@@ -148,11 +155,12 @@ impl Evaluator {
         &mut self,
         batch: &AnyBatch,
         scope: LossScope,
+        interval: Interval,
         mut run: impl FnMut(&Self, &AnyBatch, &mut Log) -> Result<T>,
     ) -> Result<(Log, Vec<T>)> {
         let (_no_grad, _evaluating) = (tch::no_grad_guard(), Evaluating::begin());
         loop {
-            let mut log = Log::default();
+            let mut log = Log::at(interval.clone());
             let parts = batch.split(self.parts)?;
             let parts = parts.as_ref().map_or(slice::from_ref(batch), Vec::as_slice).iter();
             let outcome = parts.map(|part| {
@@ -174,4 +182,9 @@ impl Evaluator {
             }
         }
     }
+}
+
+/// A name in a data set of this name; the only set may have none.
+fn of_set(name: String, set: &str) -> String {
+    if set.is_empty() { name } else { format!("{name}/{set}") }
 }

@@ -12,7 +12,7 @@ use super::{
     evaluate::Loaders,
     freeze::Freezing,
     step::{
-        Callbacks, Emit, Invariants, Moment, Observers, Optimization, StepState, Steps,
+        Callbacks, Emit, Invariants, Length, Moment, Observers, Optimization, StepState, Steps,
         full_gradients_note, step_access,
     },
     writer::Writer,
@@ -102,14 +102,7 @@ impl<'r, 'c> Run<'r, 'c> {
             _ => Loaders::new(data, &data.val, policy, loops.limit_val_batches)?,
         };
         let window = config.optimization.accumulate_grad_batches;
-        // Saturates, because a run may be configured to continue until something ends it.
-        let steps = ((batches - 1) / window + 1).saturating_mul(max_epochs);
-        let plan = TrainingPlan {
-            max_epochs,
-            estimated_stepping_batches: config
-                .max_steps
-                .map_or(steps, |most| steps.min(i64::try_from(most).unwrap_or(i64::MAX))),
-        };
+        let plan = config.plan(batches, max_epochs);
         let optimizers = model.configure_optimizers(&plan)?;
         let storage =
             Storage { weights: config.numerics.weight_update, moments: config.numerics.moments };
@@ -120,7 +113,8 @@ impl<'r, 'c> Run<'r, 'c> {
             config.check_manual(model.name())?;
         }
         let optim = Optimization::new(config, optimizers, access)?;
-        let state = StepState::new(config, model, optim)?;
+        let length = Length { batches_per_epoch: batches, plan };
+        let state = StepState::new(config, model, optim, length)?;
         let steps = Steps::new(&state, model)?;
         let callbacks = Callbacks(callbacks);
         callbacks.check()?;
@@ -244,6 +238,10 @@ impl<'r, 'c> Run<'r, 'c> {
         self.observers
             .callbacks
             .each(|callback| callback.on_train_epoch_end(&mut hook).map(|()| Vec::new()))?;
+        let global_step = self.state.global_step();
+        for (name, media) in self.observers.log.take_media() {
+            (self.observers.emit)(Event::Media { global_step, name, media })?;
+        }
         let train = self.observers.log.epoch_values()?;
         let profiles = self.state.profiler.take()?;
         profiles
@@ -270,7 +268,6 @@ impl<'r, 'c> Run<'r, 'c> {
             }
         }
         self.hold_against(Moment::EpochEnds)?;
-        let global_step = self.state.global_step();
         let end = EpochEnd { epoch, global_step, lr, train, val, train_seconds, val_seconds };
         (self.observers.emit)(Event::EpochEnd(end.clone()))?;
         let precision = self.state.policy().precision;

@@ -9,6 +9,7 @@ mod freeze;
 mod resume;
 mod saving;
 mod step;
+mod summary;
 mod validation;
 mod whole_numbers;
 mod writer;
@@ -24,6 +25,7 @@ pub use config::{
 };
 pub use resume::Change;
 pub use step::Invariant;
+pub use summary::{LayerSummary, ModelSummary, StepMemory};
 
 use std::{
     path::PathBuf,
@@ -37,6 +39,7 @@ use crate::{
     data::{AnyBatch, DataModule, Limit, Sets},
     event::{Event, Subscriber},
     log::Logged,
+    logger::ProgressBar,
     nn, random,
     record::{Recorder, RunRecord},
 };
@@ -46,6 +49,7 @@ pub struct Trainer<'a> {
     config: TrainerConfig,
     subscribers: Vec<&'a mut dyn Subscriber>,
     callbacks: Vec<Box<dyn Callback + 'a>>,
+    progress: Option<ProgressBar>,
     resume_from: Option<PathBuf>,
     resume_with: Vec<Change>,
     interruption: Interruption,
@@ -68,6 +72,7 @@ impl<'a> Trainer<'a> {
             config,
             subscribers: Vec::new(),
             callbacks: Vec::new(),
+            progress: None,
             resume_from: None,
             resume_with: Vec::new(),
             interruption: Interruption::default(),
@@ -78,6 +83,14 @@ impl<'a> Trainer<'a> {
     #[must_use]
     pub fn subscribe(mut self, subscriber: &'a mut dyn Subscriber) -> Self {
         self.subscribers.push(subscriber);
+        self
+    }
+
+    /// Shows a [progress bar](ProgressBar) on standard error while [`fit`](Self::fit) runs, and leaves its last
+    /// state there. [`subscribe`](Self::subscribe) adds a bar with options of its own.
+    #[must_use]
+    pub fn show_progress(mut self) -> Self {
+        self.progress = Some(ProgressBar::new());
         self
     }
 
@@ -144,7 +157,8 @@ impl<'a> Trainer<'a> {
         let mut recorder = Recorder::default();
         let mut emit = |event: Event| -> Result<()> {
             recorder.on_event(&event)?;
-            self.subscribers.iter_mut().try_for_each(|subscriber| subscriber.on_event(&event))
+            self.subscribers.iter_mut().try_for_each(|subscriber| subscriber.on_event(&event))?;
+            self.progress.as_mut().map_or(Ok(()), |progress| progress.on_event(&event))
         };
         let mut run = fit::Run::new(
             &self.config,
@@ -223,7 +237,7 @@ impl<'a> Trainer<'a> {
         };
         let loaders = self.prepare(model, data, sets, kind, limit)?;
         let mut evaluator = Evaluator::new(&self.config, self.config.policy(), 0);
-        evaluator.evaluate(model, stage, &loaders, None, |_, _| Ok(()))
+        evaluator.evaluate(model, stage, &loaders, None, |_, _| Ok(()), &mut |_, _| Ok(()))
     }
 
     /// Checks everything, moves the model to its device and opens the sets.

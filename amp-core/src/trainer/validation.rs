@@ -8,10 +8,10 @@ use super::{
     step::{Aside, Moment},
 };
 use crate::{
-    Result,
+    LightningModule, Result,
     callback::Epoch,
     event::{EpochEnd, Event, Position, Validated},
-    log::Logged,
+    log::{Log, Logged},
 };
 
 impl Run<'_, '_> {
@@ -71,11 +71,18 @@ impl Run<'_, '_> {
         let (policy, epoch) = (self.state.policy(), self.position.epoch);
         let mut evaluator = Evaluator::new(self.config, policy, self.state.global_step());
         self.hold_against(Moment::EvaluationBegins)?;
-        let (val, state) = (self.val.clone(), &self.state);
+        let (val, state, emit) = (self.val.clone(), &self.state, &mut self.observers.emit);
+        let last = |model: &mut dyn LightningModule, log: &mut Log| {
+            model.on_validation_epoch_end(&mut state.hook(epoch, log))
+        };
+        let global_step = state.global_step();
+        // A few batches before training leave nothing.
+        let mut show = |name, media| match most {
+            None => emit(Event::Media { global_step, name, media }),
+            Some(_) => Ok(()),
+        };
         let values =
-            evaluator.evaluate(self.model, Stage::Validate, &val, most, |model, log| {
-                model.on_validation_epoch_end(&mut state.hook(epoch, log))
-            })?;
+            evaluator.evaluate(self.model, Stage::Validate, &val, most, last, &mut show)?;
         self.hold_against(Moment::EvaluationEnds)?;
         Ok(values)
     }

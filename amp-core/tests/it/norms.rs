@@ -79,7 +79,7 @@ fn options_out_of_range_are_refused(#[case] config: BatchNormConfig, #[case] say
     assert!(said.starts_with("batch norm: ") && said.contains(says), "{said}");
     if config.eps <= 0.0 || config.eps.is_nan() {
         let said =
-            message(LayerNorm::new(LayerNormConfig { normalized_shape: 3, eps: config.eps }));
+            message(LayerNorm::new(LayerNormConfig { eps: config.eps, ..LayerNormConfig::new(3) }));
         assert!(said.starts_with("layer norm: ") && said.contains(says), "{said}");
     }
 }

@@ -258,7 +258,7 @@ fn cells_that_do_not_fit_are_named() -> Result<()> {
     let at = |text: String| text.replace(&path.display().to_string(), "FILE");
     assert_eq!(
         at(message(table.numbers(&["hours"]))),
-        "FILE, line 3: `hours` is ``, which is not a number"
+        "FILE, line 3: `hours` is missing: fill the table, or declare a value for missing ones"
     );
     assert_eq!(
         at(message(table.numbers_or(&["age", "job"], 0.0))),

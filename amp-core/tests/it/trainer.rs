@@ -32,7 +32,7 @@ fn brief(event: &Event) -> String {
         Event::FitStart(start) => format!("start {}x{}", start.max_epochs, start.batches_per_epoch),
         Event::Note { .. } => "note".into(),
         Event::Observed(_) => "observed".into(),
-        Event::Batch { epoch, batch, global_step } => {
+        Event::Batch { epoch, batch, global_step, .. } => {
             format!("batch {epoch}.{batch} {global_step}")
         }
         Event::Skipped(skipped) => format!("skipped {}", skipped.attempt),

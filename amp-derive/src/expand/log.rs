@@ -126,6 +126,17 @@ pub(super) fn loss_counts(model: &Model, loss: &Loss) -> TokenStream {
     quote! { #scope #weight }
 }
 
+/// How closely the loss of a generated step must be followed, where it says so itself.
+pub(super) fn loss_access(loss: &Loss) -> Option<TokenStream> {
+    match loss {
+        Loss::Value(value) => {
+            let loss = self::value(value, &quote!(loss));
+            Some(quote!(__amp::StepAccess::of_loss(&#loss)))
+        }
+        Loss::Function(..) | Loss::Closure(..) => None,
+    }
+}
+
 fn compute(model: &Model, loss: &Loss, locals: &Locals) -> TokenStream {
     let Locals { output, loss: value, .. } = locals;
     let target = batch::target(model, locals);

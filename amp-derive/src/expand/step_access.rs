@@ -4,6 +4,7 @@
 use proc_macro2::TokenStream;
 use quote::quote;
 
+use super::log;
 use crate::model::{Lightning, Step};
 
 pub(super) fn expand(lightning: &Lightning) -> TokenStream {
@@ -19,9 +20,14 @@ pub(super) fn expand(lightning: &Lightning) -> TokenStream {
     } else {
         quote!(Late)
     };
+    let of_loss = match &lightning.training {
+        Step::Generated { loss, .. } => log::loss_access(loss),
+        Step::Function { .. } | Step::Manual(_) => None,
+    };
+    let of_loss = of_loss.map(|access| quote!(.and(#access)));
     quote! {
         fn step_access(&self) -> __amp::StepAccess {
-            __amp::StepAccess::#access
+            __amp::StepAccess::#access #of_loss
         }
     }
 }

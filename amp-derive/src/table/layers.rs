@@ -1,6 +1,8 @@
 //! The layers.
 
-use super::{Entry, Form, Key, Layer, Range, any, choice, fraction, optional, positive};
+use super::{
+    Entry, Form, Key, Layer, Range, any, choice, fraction, not_negative, optional, positive,
+};
 
 const fn sizes(name: &'static str) -> Key {
     Key { name, range: Range::Sizes(1) }
@@ -65,8 +67,11 @@ const AVG_POOL_OPTIONS: &[Key] =
 
 const OUTPUT: &[Key] = &[any("output_size")];
 
+const PAD: &[Key] = &[sizes_or_zero("padding")];
+
 const BATCH_NORM: &[Key] = &[positive("num_features")];
-const BATCH_NORM_OPTIONS: &[Key] = &[positive("eps"), fraction("momentum")];
+const BATCH_NORM_OPTIONS: &[Key] =
+    &[positive("eps"), fraction("momentum"), any("affine"), any("track_running_stats")];
 const INSTANCE_NORM_OPTIONS: &[Key] = &[positive("eps"), any("affine")];
 
 const ATTENTION_OPTIONS: &[Key] = &[
@@ -106,6 +111,7 @@ const TRANSFORMER_LAYER_OPTIONS: &[Key] = &[
     positive("layer_norm_eps"),
     any("norm_first"),
     any("causal"),
+    any("bias"),
 ];
 
 const TRANSFORMER: &[Key] = &[positive("d_model"), positive("nhead"), positive("num_layers")];
@@ -116,6 +122,7 @@ const TRANSFORMER_OPTIONS: &[Key] = &[
     positive("layer_norm_eps"),
     any("norm_first"),
     any("causal"),
+    any("bias"),
     any("norm"),
 ];
 
@@ -182,8 +189,18 @@ pub(crate) const LAYERS: &[Layer] = &[
         &[positive("num_groups"), positive("num_channels")],
         INSTANCE_NORM_OPTIONS,
     ),
-    layer("layer_norm", "LayerNorm", &[positive("normalized_shape")], &[positive("eps")]),
-    layer("rms_norm", "RmsNorm", &[positive("normalized_shape")], &[optional("eps")]),
+    layer(
+        "layer_norm",
+        "LayerNorm",
+        &[positive("normalized_shape")],
+        &[positive("eps"), any("elementwise_affine"), any("bias")],
+    ),
+    layer(
+        "rms_norm",
+        "RmsNorm",
+        &[positive("normalized_shape")],
+        &[optional("eps"), any("elementwise_affine")],
+    ),
     layer(
         "embedding",
         "Embedding",
@@ -266,7 +283,22 @@ pub(crate) const LAYERS: &[Layer] = &[
     ),
     plain("pixel_shuffle", "PixelShuffle", &[positive("upscale_factor")]),
     plain("pixel_unshuffle", "PixelUnshuffle", &[positive("downscale_factor")]),
+    plain("zero_pad1d", "ZeroPad1d", PAD),
+    plain("zero_pad2d", "ZeroPad2d", PAD),
+    plain("zero_pad3d", "ZeroPad3d", PAD),
+    plain("reflection_pad1d", "ReflectionPad1d", PAD),
+    plain("reflection_pad2d", "ReflectionPad2d", PAD),
+    plain("reflection_pad3d", "ReflectionPad3d", PAD),
+    plain("replication_pad1d", "ReplicationPad1d", PAD),
+    plain("replication_pad2d", "ReplicationPad2d", PAD),
+    plain("replication_pad3d", "ReplicationPad3d", PAD),
+    plain("circular_pad1d", "CircularPad1d", PAD),
+    plain("circular_pad2d", "CircularPad2d", PAD),
+    plain("circular_pad3d", "CircularPad3d", PAD),
     plain("dropout", "Dropout", &[fraction("p")]),
+    plain("dropout1d", "ChannelDropout", &[fraction("p")]),
+    plain("dropout2d", "ChannelDropout", &[fraction("p")]),
+    plain("dropout3d", "ChannelDropout", &[fraction("p")]),
     layer("leaky_relu", "LeakyRelu", &[], &[any("negative_slope")]),
     layer("prelu", "Prelu", &[], &[positive("num_parameters"), any("init")]),
     layer("elu", "Elu", &[], &[any("alpha")]),
@@ -274,7 +306,11 @@ pub(crate) const LAYERS: &[Layer] = &[
     layer("softplus", "Softplus", &[], &[positive("beta"), any("threshold")]),
     layer("hardtanh", "Hardtanh", &[], &[any("min_val"), any("max_val")]),
     layer("glu", "Glu", &[], &[any("dim")]),
+    layer("hardshrink", "Hardshrink", &[], &[not_negative("lambd")]),
+    layer("softshrink", "Softshrink", &[], &[not_negative("lambd")]),
+    plain("threshold", "Threshold", &[any("threshold"), any("value")]),
     plain("softmax", "Softmax", &[any("dim")]),
+    plain("softmin", "Softmin", &[any("dim")]),
     plain("log_softmax", "LogSoftmax", &[any("dim")]),
     unit("relu", "Relu"),
     unit("relu6", "Relu6"),
@@ -288,6 +324,7 @@ pub(crate) const LAYERS: &[Layer] = &[
     unit("log_sigmoid", "LogSigmoid"),
     unit("softsign", "Softsign"),
     unit("tanh", "Tanh"),
+    unit("tanhshrink", "Tanhshrink"),
     unit("sigmoid", "Sigmoid"),
     unit("flatten", "Flatten"),
     unit("identity", "Identity"),

@@ -9,6 +9,7 @@ use amp_core::{
     file::Staged,
     hardware,
     log::Logged,
+    logger::ProgressBar,
     record::RunRecord,
     tch,
     trainer::Averaging,
@@ -16,7 +17,7 @@ use amp_core::{
 use clap::Parser;
 
 use super::{
-    Cli, Command, DoctorArgs, Format, RunArgs, TrainArgs, VerifyArgs,
+    Cli, Command, DoctorArgs, Format, RunArgs, SummaryArgs, TrainArgs, VerifyArgs,
     evaluate::{self, Loop},
     exit::{FAILED, INCONCLUSIVE, USAGE, code},
     signals,
@@ -35,7 +36,7 @@ use crate::{
     runner::{self, Extras},
     selftest::{self, SelftestArgs},
     text::one_line,
-    view::{self, EpochTable, PhaseTables, Progress, doctor, table},
+    view::{self, EpochTable, PhaseTables, doctor, table},
 };
 
 /// Runs the command given on the command line with the models of `registry`. A project's binary `amp`
@@ -73,6 +74,7 @@ fn run(registry: &Registry, command: Command) -> Result<ExitCode> {
             let files = evaluate::predict(registry, &args)?;
             print(&format!("{files} files in {}\n", args.output.display()))?;
         }
+        Command::Summary(args) => summarize(registry, &args)?,
         Command::Layers(args) => layers(registry, &args)?,
         Command::Diagnose(args) => explain(registry, &args)?,
         Command::Models => list(registry)?,
@@ -125,7 +127,7 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
     let mut logs = Logs::new(&args.run.logs)?;
     let mut phases = PhaseTables::default();
     let runs = plan.len() * usize::try_from(args.seeds).unwrap_or(usize::MAX);
-    let mut progress = if args.run.quiet { Progress::hidden(runs) } else { Progress::new(runs) };
+    let mut progress = progress(runs, args.run.quiet);
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
         phases.on_event(event)?;
@@ -177,7 +179,7 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
         callbacks.push(Box::new(checkpoint));
     }
     let mut epochs = EpochTable::new(io::stdout());
-    let mut progress = if args.run.quiet { Progress::hidden(1) } else { Progress::new(1) };
+    let mut progress = progress(1, args.run.quiet);
     // Everything that can fail runs first: what is printed has happened.
     let mut listen = |event: &Event| -> Result<()> {
         logs.on_event(event)?;
@@ -210,6 +212,11 @@ fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     }
 }
 
+fn progress(runs: usize, quiet: bool) -> ProgressBar {
+    let bar = ProgressBar::new().over_runs(runs).showing(["train_loss", "val_loss"]);
+    if quiet { bar.hidden() } else { bar }
+}
+
 /// Refuses a run that applied no step, or whose result is not finite.
 fn is_sound(record: &RunRecord) -> Result<()> {
     let advice = "lower the learning rate, or choose what a step that is not finite is answered with \
@@ -236,6 +243,14 @@ fn show_values(values: &[Logged], format: Format) -> Result<()> {
             print(&lines.collect::<String>())
         }
     }
+}
+
+fn summarize(registry: &Registry, args: &SummaryArgs) -> Result<()> {
+    let summaries = args.measure(&prepare(registry, &args.run)?)?;
+    print(&match args.format {
+        Format::Table => view::summary(&summaries),
+        Format::Json => pretty(&summaries)?,
+    })
 }
 
 fn layers(registry: &Registry, args: &LayersArgs) -> Result<()> {

@@ -7,12 +7,14 @@ mod exit;
 mod loops;
 mod monitors;
 mod signals;
+mod summary;
 
 pub use checkpoints::CheckpointArgs;
 pub use commands::main;
 pub use evaluate::{EvaluateArgs, PredictArgs};
 pub use loops::LoopArgs;
 pub use monitors::{Monitor, MonitorArgs};
+pub use summary::SummaryArgs;
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -54,6 +56,8 @@ pub enum Command {
     Test(EvaluateArgs),
     /// Write the predictions of a checkpoint's weights to files
     Predict(PredictArgs),
+    /// Show the layers of a model with their shapes, parameters and operations, and the memory of a step
+    Summary(SummaryArgs),
     /// Show the error of each layer under a precision, measured against a 64-true step
     Layers(LayersArgs),
     /// Find why a precision loses accuracy and which modules must stay in FP32

@@ -25,7 +25,8 @@ pub struct Taken {
 
 impl Target {
     /// Trains under every precision and seed. On CUDA it requests deterministic algorithms and switches
-    /// TF32 off, so that two machines of one compute capability run the same kernels.
+    /// TF32 off, so that two machines of one compute capability run the same kernels, and loads no batch
+    /// ahead, so that peak memory does not depend on time.
     ///
     /// # Errors
     /// When a run fails or there is no such model or device.
@@ -78,7 +79,12 @@ impl Target {
         device: Device,
         known: impl Fn(&Golden) -> Option<Golden>,
     ) -> Result<Golden> {
-        let (case, margin) = self.prototype(device)?;
+        let (mut case, margin) = self.prototype(device)?;
+        if device.is_cuda() {
+            // How many batches lie on the device at a time depends on how far the host is ahead, unless the
+            // loop loads each itself.
+            (case.data.loading.prefetch, case.data.loading.num_workers) = (Some(0), 0);
+        }
         let precisions = &self.check.precisions;
         let mut taken = Vec::with_capacity(self.check.seeds.len());
         for seed in &self.check.seeds {

@@ -17,6 +17,12 @@ pub struct LogArgs {
     /// Write TensorBoard event files below this folder
     #[arg(long, value_name = "FOLDER")]
     pub log_tensorboard: Option<PathBuf>,
+    /// Write runs into this folder of MLflow's file store
+    #[arg(long, value_name = "FOLDER")]
+    pub log_mlflow: Option<PathBuf>,
+    /// Write W&B's offline runs below this folder, for `wandb sync`
+    #[arg(long, value_name = "FOLDER")]
+    pub log_wandb: Option<PathBuf>,
     /// Log values every N optimizer steps
     #[arg(long, value_name = "N", value_parser = positive, 
           default_value_t = LoggingConfig::default().log_every_n_steps.cast_unsigned())]

@@ -7,7 +7,7 @@ mod epochs;
 mod layers;
 mod parity;
 mod phases;
-mod progress;
+mod summary;
 mod table;
 
 pub use bench::{bench, bench_markdown};
@@ -17,7 +17,7 @@ pub use epochs::EpochTable;
 pub use layers::layers;
 pub use parity::parity;
 pub use phases::{PhaseTables, phases};
-pub use progress::Progress;
+pub use summary::summary;
 pub(crate) use table::heading;
 pub use table::table;
 

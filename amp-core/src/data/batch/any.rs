@@ -31,10 +31,10 @@ pub enum FieldRole {
 
 /// A tensor of a batch.
 #[derive(Debug)]
-struct Field {
-    name: Cow<'static, str>,
-    tensor: Tensor,
-    role: FieldRole,
+pub(super) struct Field {
+    pub(super) name: Cow<'static, str>,
+    pub(super) tensor: Tensor,
+    pub(super) role: FieldRole,
 }
 
 /// A batch of any [type](super::BatchType), as the loader and the trainer pass it on: its tensors by
@@ -43,9 +43,9 @@ struct Field {
 pub struct AnyBatch {
     /// The name of the type from which it was made.
     of: &'static str,
-    fields: Vec<Field>,
+    pub(super) fields: Vec<Field>,
     /// The sum of its weights, once it was requested or its tensors left the host.
-    weight: OnceCell<f64>,
+    pub(super) weight: OnceCell<f64>,
     /// Whether it is known that losses ignore none of its classes.
     complete: bool,
     /// Whether it is a single example, whose tensors have no dimension for examples.

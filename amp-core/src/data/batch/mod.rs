@@ -1,6 +1,7 @@
 //! Batches: a pair of tensors, or any struct of tensors.
 
 mod any;
+mod changed;
 mod field;
 mod pair;
 mod whole;

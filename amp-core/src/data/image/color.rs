@@ -1,8 +1,8 @@
 //! Transforms that change colors.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::{Transform, geometry::bound, sizes};
+use super::{Transform, geometry::bound, of_each, sizes, sizes_of_batch};
 use crate::{Error, Result, random::Rng};
 
 /// Changes brightness, contrast, saturation and hue by random factors, in random order
@@ -99,95 +99,137 @@ impl ColorJitter {
 }
 
 impl Transform for ColorJitter {
-    fn apply(&self, mut image: Tensor, rng: &mut Rng) -> Result<Tensor> {
-        let (channels, ..) = sizes(&image)?;
+    fn apply(&self, image: Tensor, rng: &mut Rng) -> Result<Tensor> {
+        sizes(&image)?;
+        let images = self.apply_batch(image.f_unsqueeze(0)?, std::slice::from_mut(rng))?;
+        Ok(images.f_squeeze_dim(0)?)
+    }
+
+    fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
+        let (channels, ..) = sizes_of_batch(&images, rngs)?;
         if channels != 1 && channels != 3 {
             return Err(Error::config(format!(
                 "colors of an image of {channels} channels: it must have 1 or 3"
             )));
         }
-        type Change = fn(&Tensor, f64) -> Result<Tensor>;
-        let mut changes: [(Option<(f64, f64)>, Change); 4] = [
-            (self.brightness, brightness),
-            (self.contrast, contrast),
-            (self.saturation, saturation),
-            (self.hue, hue),
-        ];
-        rng.shuffle(&mut changes);
-        for (range, change) in changes {
-            if let Some((least, most)) = range {
-                image = change(&image, rng.uniform(least, most))?;
+        let ranges = [self.brightness, self.contrast, self.saturation, self.hue];
+        // For each image its changes in their order, each by its place in `CHANGES` and with its factor.
+        let drawn = rngs.iter_mut().map(|rng| {
+            let mut order = [0, 1, 2, 3];
+            rng.shuffle(&mut order);
+            order.map(|change: usize| {
+                ranges[change].map(|(least, most)| (change, rng.uniform(least, most)))
+            })
+        });
+        let drawn: Vec<[Option<(usize, f64)>; 4]> = drawn.collect();
+        let mut images = images;
+        for round in 0..drawn.first().map_or(0, |changes| changes.len()) {
+            let mut changed = None;
+            for (number, change) in CHANGES.iter().enumerate() {
+                let own =
+                    drawn.iter().enumerate().filter_map(|(at, changes)| match changes[round] {
+                        Some((asked, factor)) if asked == number => Some((at as i64, factor)),
+                        _ => None,
+                    });
+                let (places, factors): (Vec<i64>, Vec<f64>) = own.unzip();
+                if places.len() == drawn.len() {
+                    images = change(&images, &factors)?;
+                } else if !places.is_empty() {
+                    let places = Tensor::f_from_slice(&places)?.f_to_device(images.device())?;
+                    let part = change(&images.f_index_select(0, &places)?, &factors)?;
+                    let all: &mut Tensor = match &mut changed {
+                        Some(all) => all,
+                        none => none.insert(images.f_detach_copy()?),
+                    };
+                    let _ = all.f_index_copy_(0, &places, &part)?;
+                }
             }
+            images = changed.unwrap_or(images);
         }
-        Ok(image)
+        Ok(images)
     }
 }
 
-/// `ratio` of the one and the rest of the other.
-fn blended(one: &Tensor, other: &Tensor, ratio: f64) -> Result<Tensor> {
-    let sum = one.f_mul_scalar(ratio)?.f_add(&other.f_mul_scalar(1.0 - ratio)?)?;
+/// A change of images `[N, C, H, W]` by a factor for each.
+type Change = fn(&Tensor, &[f64]) -> Result<Tensor>;
+
+const CHANGES: [Change; 4] = [brightness, contrast, saturation, hue];
+
+/// The factors, `[N, 1, 1, 1]` in the dtype in which such images are computed.
+fn factors(factors: &[f64], images: &Tensor) -> Result<Tensor> {
+    Ok(of_each(factors, images)?.f_to_kind(computed_in(images))?)
+}
+
+fn computed_in(images: &Tensor) -> Kind {
+    if images.kind() == Kind::Double { Kind::Double } else { Kind::Float }
+}
+
+/// The ratio of the one and the rest of the other.
+fn blended(one: &Tensor, other: &Tensor, ratios: &[f64]) -> Result<Tensor> {
+    let rest: Vec<f64> = ratios.iter().map(|ratio| 1.0 - ratio).collect();
+    let (ratios, rest) = (factors(ratios, one)?, factors(&rest, one)?);
+    let sum = one.f_mul(&ratios)?.f_add(&other.f_mul(&rest)?)?;
     Ok(sum.f_clamp(0.0, bound(one.kind()))?.f_to_kind(one.kind())?)
 }
 
-/// `[1, H, W]`, in whole numbers for uint8.
-fn gray(image: &Tensor) -> Result<Tensor> {
-    if image.size()[0] == 1 {
-        return Ok(image.f_to_kind(if image.kind() == Kind::Double {
-            Kind::Double
-        } else {
-            Kind::Float
-        })?);
+/// `[N, 1, H, W]`, in whole numbers for uint8.
+fn gray(images: &Tensor) -> Result<Tensor> {
+    if images.size()[1] == 1 {
+        return Ok(images.f_to_kind(computed_in(images))?);
     }
     let channel =
-        |at, weight: f64| -> Result<Tensor> { Ok(image.f_select(0, at)?.f_mul_scalar(weight)?) };
+        |at, weight: f64| -> Result<Tensor> { Ok(images.f_select(1, at)?.f_mul_scalar(weight)?) };
     let sum = channel(0, 0.2989)?.f_add(&channel(1, 0.587)?)?.f_add(&channel(2, 0.114)?)?;
-    let sum = sum.f_unsqueeze(0)?;
-    Ok(if image.kind() == Kind::Uint8 { sum.f_floor()? } else { sum })
+    let sum = sum.f_unsqueeze(1)?;
+    Ok(if images.kind() == Kind::Uint8 { sum.f_floor()? } else { sum })
 }
 
-fn brightness(image: &Tensor, factor: f64) -> Result<Tensor> {
-    let scaled = image.f_mul_scalar(factor)?.f_clamp(0.0, bound(image.kind()))?;
-    Ok(scaled.f_to_kind(image.kind())?)
+fn brightness(images: &Tensor, by: &[f64]) -> Result<Tensor> {
+    let scaled = images.f_mul(&factors(by, images)?)?.f_clamp(0.0, bound(images.kind()))?;
+    Ok(scaled.f_to_kind(images.kind())?)
 }
 
-fn contrast(image: &Tensor, factor: f64) -> Result<Tensor> {
-    let gray = gray(image)?;
-    blended(image, &gray.f_mean(gray.kind())?, factor)
+fn contrast(images: &Tensor, by: &[f64]) -> Result<Tensor> {
+    // In f64, in which sums of whole numbers are exact: the order in which a device adds does not matter.
+    let mean = gray(images)?.f_mean_dim([1_i64, 2, 3].as_slice(), true, Kind::Double)?;
+    blended(images, &mean.f_to_kind(computed_in(images))?, by)
 }
 
-fn saturation(image: &Tensor, factor: f64) -> Result<Tensor> {
-    match image.size()[0] {
-        1 => Ok(image.shallow_clone()),
-        _ => blended(image, &gray(image)?, factor),
+fn saturation(images: &Tensor, by: &[f64]) -> Result<Tensor> {
+    match images.size()[1] {
+        1 => Ok(images.shallow_clone()),
+        _ => blended(images, &gray(images)?, by),
     }
 }
 
 /// Turns the hue by a part of the circle: to HSV and back, by torchvision's formulas.
-fn hue(image: &Tensor, turn: f64) -> Result<Tensor> {
-    if image.size()[0] == 1 {
-        return Ok(image.shallow_clone());
+fn hue(images: &Tensor, turns: &[f64]) -> Result<Tensor> {
+    if images.size()[1] == 1 {
+        return Ok(images.shallow_clone());
     }
-    let whole = image.kind() == Kind::Uint8;
+    let whole = images.kind() == Kind::Uint8;
     let scaled = if whole {
-        image.f_to_kind(Kind::Float)?.f_mul_scalar(1.0 / 255.0)?
+        images.f_to_kind(Kind::Float)?.f_mul_scalar(1.0 / 255.0)?
     } else {
-        image.shallow_clone()
+        images.shallow_clone()
     };
-    let (least, value) = (scaled.f_amin([0], false)?, scaled.f_amax([0], false)?);
+    let (least, value) = (scaled.f_amin([1], false)?, scaled.f_amax([1], false)?);
     let ones = value.f_ones_like()?;
     let gray = value.f_eq_tensor(&least)?;
     let range = value.f_sub(&least)?;
     let s = range.f_div(&ones.f_where_self(&gray, &value)?)?;
-    let parts = value.f_unsqueeze(0)?.f_sub(&scaled)?.f_div(&ones.f_where_self(&gray, &range)?)?;
-    let (rc, gc, bc) = (parts.f_select(0, 0)?, parts.f_select(0, 1)?, parts.f_select(0, 2)?);
-    let is_red = value.f_eq_tensor(&scaled.f_select(0, 0)?)?;
-    let is_green = value.f_eq_tensor(&scaled.f_select(0, 1)?)?;
+    let divisor = ones.f_where_self(&gray, &range)?.f_unsqueeze(1)?;
+    let parts = value.f_unsqueeze(1)?.f_sub(&scaled)?.f_div(&divisor)?;
+    let (rc, gc, bc) = (parts.f_select(1, 0)?, parts.f_select(1, 1)?, parts.f_select(1, 2)?);
+    let is_red = value.f_eq_tensor(&scaled.f_select(1, 0)?)?;
+    let is_green = value.f_eq_tensor(&scaled.f_select(1, 1)?)?;
     let of_green = rc.f_add_scalar(2.0)?.f_sub(&bc)?;
     let of_blue = gc.f_add_scalar(4.0)?.f_sub(&rc)?;
     let of_red = bc.f_sub(&gc)?;
     let h = of_red.f_where_self(&is_red, &of_green.f_where_self(&is_green, &of_blue)?)?;
     let h = h.f_mul_scalar(1.0 / 6.0)?.f_add_scalar(1.0)?.f_fmod(1.0)?;
-    let h6 = h.f_add_scalar(turn)?.f_remainder(1.0)?.f_mul_scalar(6.0)?;
+    let turns = factors(turns, images)?.f_squeeze_dim(1)?;
+    let h6 = h.f_add(&turns)?.f_remainder(1.0)?.f_mul_scalar(6.0)?;
     let sector = h6.f_floor()?;
     let f = h6.f_sub(&sector)?;
     let sector = sector.f_to_kind(Kind::Int64)?.f_remainder(6)?;
@@ -196,14 +238,15 @@ fn hue(image: &Tensor, turn: f64) -> Result<Tensor> {
     let q = unit(ones.f_sub(&sf)?)?;
     let t = unit(sf.f_add(&ones.f_sub(&s)?)?)?;
     let p = unit(ones.f_sub(&s)?)?;
-    let all = Tensor::f_stack(&[&value, &p, &q, &t], 0)?;
+    let all = Tensor::f_stack(&[&value, &p, &q, &t], 1)?;
     // The values of red, green and blue in each sixth of the circle.
     let table = [[0_i64, 2, 1, 1, 3, 0], [3, 0, 0, 2, 1, 1], [1, 1, 3, 0, 0, 2]];
     let table = Tensor::f_from_slice(&table.concat())?.f_view([3, 6])?;
-    let size = sector.size();
     let select =
-        table.f_index_select(1, &sector.f_flatten(0, -1)?)?.f_view([3, size[0], size[1]])?;
-    let turned = all.f_gather(0, &select, false)?;
+        table.f_to_device(images.device())?.f_index_select(1, &sector.f_flatten(0, -1)?)?;
+    let size = sector.size();
+    let select = select.f_view([3, size[0], size[1], size[2]])?.f_transpose(0, 1)?;
+    let turned = all.f_gather(1, &select, false)?;
     if !whole {
         return Ok(turned);
     }
@@ -242,6 +285,18 @@ impl Normalize {
 impl Transform for Normalize {
     fn apply(&self, image: Tensor, _: &mut Rng) -> Result<Tensor> {
         let (channels, ..) = sizes(&image)?;
+        self.normalized(image, channels)
+    }
+
+    fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
+        let (channels, ..) = sizes_of_batch(&images, rngs)?;
+        self.normalized(images, channels)
+    }
+}
+
+impl Normalize {
+    /// One image or a batch of images.
+    fn normalized(&self, image: Tensor, channels: i64) -> Result<Tensor> {
         if channels as usize != self.mean.len() {
             return Err(Error::config(format!(
                 "Normalize has values of {} channels, but the image has {channels}",
@@ -254,7 +309,7 @@ impl Transform for Normalize {
         };
         let of = |values: &[f64]| -> Result<Tensor> {
             let values = Tensor::f_from_slice(values)?.f_to_kind(scaled.kind())?;
-            Ok(values.f_view([-1, 1, 1])?.f_to_device(Device::Cpu)?)
+            Ok(values.f_view([-1, 1, 1])?.f_to_device(scaled.device())?)
         };
         Ok(scaled.f_sub(&of(&self.mean)?)?.f_div_(&of(&self.std)?)?)
     }

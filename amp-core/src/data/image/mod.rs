@@ -5,17 +5,19 @@ mod color;
 mod folder;
 mod geometry;
 mod grid;
-mod mixup;
+mod mix;
+mod region;
 
 pub use color::{ColorJitter, Jitter, Normalize};
 #[cfg(feature = "images")]
 pub use folder::{ImageFolder, decode_image};
-pub use geometry::{CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize};
+pub use geometry::{CenterCrop, RandomCrop, RandomHorizontalFlip, Resize};
 pub use grid::ImageGrid;
 #[cfg(feature = "images")]
 pub use grid::save_image;
-pub use mixup::MixUp;
-use tch::{Kind, Tensor};
+pub use mix::{CutMix, MixUp};
+pub use region::RandomResizedCrop;
+use tch::{Kind, Tensor, kind::Element};
 
 use crate::{Error, Result, random::Rng};
 
@@ -40,6 +42,19 @@ pub trait Transform: Send + Sync {
     /// # Errors
     /// When the image does not fit the change.
     fn apply(&self, image: Tensor, rng: &mut Rng) -> Result<Tensor>;
+
+    /// The changed images of a batch `[N, C, H, W]`, on any device: what [`apply`](Self::apply) gives for each image with
+    /// its own random numbers. Without an implementation each image is changed by itself, which takes N times as many
+    /// kernels.
+    ///
+    /// # Errors
+    /// When the images do not fit the change, or there is not one `rng` for each.
+    fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
+        sizes_of_batch(&images, rngs)?;
+        let changed = rngs.iter_mut().enumerate();
+        let changed = changed.map(|(at, rng)| self.apply(images.f_get(at as i64)?, rng));
+        Ok(Tensor::f_stack(&changed.collect::<Result<Vec<_>>>()?, 0)?)
+    }
 }
 
 /// Transforms one after the other.
@@ -85,16 +100,42 @@ impl Transform for Compose {
     fn apply(&self, image: Tensor, rng: &mut Rng) -> Result<Tensor> {
         self.0.iter().try_fold(image, |image, transform| transform.apply(image, rng))
     }
+
+    fn apply_batch(&self, images: Tensor, rngs: &mut [Rng]) -> Result<Tensor> {
+        self.0.iter().try_fold(images, |images, transform| transform.apply_batch(images, rngs))
+    }
 }
 
 /// Channels, height and width.
 fn sizes(image: &Tensor) -> Result<(i64, i64, i64)> {
-    match (image.size().as_slice(), image.kind()) {
-        (&[c, h, w], Kind::Uint8 | Kind::Float | Kind::Double) if c > 0 && h > 0 && w > 0 => {
-            Ok((c, h, w))
-        }
-        (size, kind) => Err(Error::config(format!(
-            "an image {size:?} of {kind:?}: images are [C, H, W], uint8 from 0 to 255 or floating from 0 to 1"
+    match image.size().as_slice() {
+        &[c, h, w] if are_images(image) => Ok((c, h, w)),
+        size => Err(Error::config(format!(
+            "an image {size:?} of {:?}: images are [C, H, W], uint8 from 0 to 255 or floating from 0 to 1",
+            image.kind()
         ))),
     }
+}
+
+/// Channels, height and width of each image.
+fn sizes_of_batch(images: &Tensor, rngs: &[Rng]) -> Result<(i64, i64, i64)> {
+    match images.size().as_slice() {
+        &[n, c, h, w] if are_images(images) && n as usize == rngs.len() => Ok((c, h, w)),
+        size => Err(Error::config(format!(
+            "images {size:?} of {:?} with {} generators: a batch of images is [N, C, H, W] with N generators, uint8 \
+             from 0 to 255 or floating from 0 to 1",
+            images.kind(),
+            rngs.len()
+        ))),
+    }
+}
+
+fn are_images(images: &Tensor) -> bool {
+    let dtype = matches!(images.kind(), Kind::Uint8 | Kind::Float | Kind::Double);
+    dtype && images.size().iter().all(|size| *size > 0)
+}
+
+/// Numbers of each image, `[N, 1, 1, 1]` on the images' device.
+fn of_each<T: Element>(numbers: &[T], images: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::f_from_slice(numbers)?.f_view([-1, 1, 1, 1])?.f_to_device(images.device())?)
 }

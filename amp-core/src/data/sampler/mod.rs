@@ -1,11 +1,13 @@
 //! The order in which an epoch's examples are drawn.
 
+mod blocks;
 mod bucketed;
 mod parts;
 mod weighted;
 
 use std::{fmt, sync::Arc};
 
+pub use blocks::ShuffledBlocks;
 pub use bucketed::Bucketed;
 pub use parts::{Distributed, Subset, Tail};
 pub use weighted::Weighted;

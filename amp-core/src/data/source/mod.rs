@@ -8,5 +8,7 @@ mod tokens;
 
 pub use npy::{map_npy, read_npy};
 pub use series::Windows;
-pub use table::{Categories, Table};
+pub use table::{Categories, Columns, Table};
+#[cfg(feature = "parquet")]
+pub use table::{ParquetSet, ParquetTable};
 pub use tokens::{TokenFile, TokenWidth};

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use super::proto::{Dim, Metadata, PluginData, Shape, Tensor, Value};
+use super::{
+    super::hyperparameters,
+    proto::{Dim, Metadata, PluginData, Shape, Tensor, Value},
+};
 use crate::event::FitStart;
 
 /// plugin_data.proto, HParamsPluginData
@@ -54,14 +57,9 @@ const FLOAT: i32 = 1;
 
 /// The model's hyperparameters, and the trainer's options in which runs differ.
 pub(super) fn session_start(start: &FitStart, now: f64) -> Value {
-    let own = [
-        ("data", start.data.as_str().into()),
-        ("precision", start.precision.name().into()),
-        ("seed", start.seed.into()),
-    ];
-    let own = own.into_iter().map(|(name, value)| (name.to_owned(), hparam(&value)));
-    let models = start.hyperparameters.iter().map(|(name, value)| (name.clone(), hparam(value)));
-    let session = SessionStart { hparams: own.chain(models).collect(), start_time_secs: now };
+    let all = hyperparameters(start).into_iter();
+    let hparams = all.map(|(name, value)| (name, hparam(&value))).collect();
+    let session = SessionStart { hparams, start_time_secs: now };
     let content = Content { start: Some(session), ..Default::default() };
     value("_hparams_/session_start_info", &content)
 }
@@ -91,8 +89,8 @@ fn value(tag: &str, content: &Content) -> Value {
     let shape = Some(Shape { dim: vec![Dim { size: 1 }] });
     Value {
         tag: tag.to_owned(),
-        simple_value: None,
-        tensor: Some(Tensor { dtype: FLOAT, shape, float_val: vec![0.0] }),
+        tensor: Some(Tensor { dtype: FLOAT, shape, float_val: vec![0.0], ..Tensor::default() }),
         metadata: Some(Metadata { plugin_data: Some(plugin_data) }),
+        ..Value::default()
     }
 }

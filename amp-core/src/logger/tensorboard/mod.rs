@@ -1,6 +1,7 @@
 //! TensorBoard's event files.
 
 mod hparams;
+mod media;
 mod proto;
 mod record;
 
@@ -25,7 +26,8 @@ use crate::{
 
 /// Writes event files for `tensorboard --logdir FOLDER`: scalars under the tags of
 /// [`MemoryLogger`](super::MemoryLogger), in f32 as TensorBoard keeps them, and the
-/// hyperparameters of its HParams page.
+/// hyperparameters of its HParams page; and the images, texts and histograms that steps and hooks log, as
+/// torch.utils.tensorboard writes them.
 ///
 /// Every run has a folder of its own, `FOLDER/<model>/<precision>/version_<n>`, numbered as
 /// Lightning does, so that runs are compared and none is drawn over another.
@@ -91,6 +93,9 @@ impl Sink for EventFiles {
             Event::FitStart(start) => self.start(start)?,
             Event::FitEnd(end) => {
                 self.summary(end.global_step, vec![hparams::session_end(now())])?
+            }
+            Event::Media { global_step, name, media } => {
+                self.summary(*global_step, vec![media::value(name, media)?])?;
             }
             _ => {}
         }

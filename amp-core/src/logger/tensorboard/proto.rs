@@ -27,6 +27,10 @@ pub(super) struct Value {
     pub(super) tag: String,
     #[prost(float, optional, tag = "2")]
     pub(super) simple_value: Option<f32>,
+    #[prost(message, optional, tag = "4")]
+    pub(super) image: Option<Image>,
+    #[prost(message, optional, tag = "5")]
+    pub(super) histogram: Option<Histogram>,
     #[prost(message, optional, tag = "8")]
     pub(super) tensor: Option<Tensor>,
     #[prost(message, optional, tag = "9")]
@@ -42,6 +46,40 @@ pub(super) struct Tensor {
     pub(super) shape: Option<Shape>,
     #[prost(float, repeated, tag = "5")]
     pub(super) float_val: Vec<f32>,
+    #[prost(bytes = "vec", repeated, tag = "8")]
+    pub(super) string_val: Vec<Vec<u8>>,
+}
+
+/// summary.proto, Summary.Image
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Image {
+    #[prost(int32, tag = "1")]
+    pub(super) height: i32,
+    #[prost(int32, tag = "2")]
+    pub(super) width: i32,
+    #[prost(int32, tag = "3")]
+    pub(super) colorspace: i32,
+    #[prost(bytes = "vec", tag = "4")]
+    pub(super) encoded: Vec<u8>,
+}
+
+/// histogram.proto, HistogramProto
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Histogram {
+    #[prost(double, tag = "1")]
+    pub(super) min: f64,
+    #[prost(double, tag = "2")]
+    pub(super) max: f64,
+    #[prost(double, tag = "3")]
+    pub(super) num: f64,
+    #[prost(double, tag = "4")]
+    pub(super) sum: f64,
+    #[prost(double, tag = "5")]
+    pub(super) sum_squares: f64,
+    #[prost(double, repeated, tag = "6")]
+    pub(super) bucket_limit: Vec<f64>,
+    #[prost(double, repeated, tag = "7")]
+    pub(super) bucket: Vec<f64>,
 }
 
 /// tensor_shape.proto, TensorShapeProto

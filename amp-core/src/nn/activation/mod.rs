@@ -3,8 +3,9 @@
 mod options;
 
 pub use options::{
-    Celu, CeluConfig, Elu, EluConfig, Glu, GluConfig, Hardtanh, HardtanhConfig, LeakyRelu,
-    LeakyReluConfig, LogSoftmax, Prelu, PreluConfig, Softmax, Softplus, SoftplusConfig,
+    Celu, CeluConfig, Elu, EluConfig, Glu, GluConfig, Hardshrink, HardshrinkConfig, Hardtanh,
+    HardtanhConfig, LeakyRelu, LeakyReluConfig, LogSoftmax, Prelu, PreluConfig, Softmax, Softmin,
+    Softplus, SoftplusConfig, Softshrink, SoftshrinkConfig, Threshold,
 };
 
 use tch::Tensor;
@@ -105,6 +106,8 @@ stateless! {
     LogSigmoid => |x| x.f_log_sigmoid()?;
     /// x/(1 + |x|); nn.Softsign.
     Softsign => |x| x.f_div(&x.f_abs()?.f_add_scalar(1.0)?)?;
+    /// x − tanh(x); nn.Tanhshrink.
+    Tanhshrink => |x| x.f_sub(&x.f_tanh()?)?;
     /// x.
     Identity => |x| x.shallow_clone();
     /// `[N, …]` to `[N, product]`.

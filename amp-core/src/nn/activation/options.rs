@@ -104,6 +104,16 @@ with_options! {
         let within = x.f_gt(min_val)?.f_logical_and(&x.f_lt(max_val)?)?;
         x.f_where_self(&within, &x.f_detach()?.f_clamp(min_val, max_val)?)?
     };
+    /// x where |x| is above λ, and 0 elsewhere; nn.Hardshrink.
+    Hardshrink, HardshrinkConfig {
+        /// λ.
+        lambd: f64 = 0.5,
+    } => |x, options| x.f_where_scalarother(&x.f_abs()?.f_gt(options.lambd)?, 0.0)?;
+    /// x drawn towards 0 by λ at most; nn.Softshrink.
+    Softshrink, SoftshrinkConfig {
+        /// λ.
+        lambd: f64 = 0.5,
+    } => |x, options| x.f_sub(&x.f_clamp(-options.lambd, options.lambd)?)?;
     /// The first half of a dimension times σ of the second; nn.GLU.
     Glu, GluConfig {
         /// The dimension that is halved.
@@ -112,7 +122,7 @@ with_options! {
 }
 
 macro_rules! over_a_dimension {
-    ($($(#[$doc:meta])* $name:ident => $function:ident;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident => |$input:ident, $dim:ident| $body:expr;)*) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         pub struct $name {
@@ -134,8 +144,9 @@ macro_rules! over_a_dimension {
         }
 
         impl Module for $name {
-            fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-                Ok(input.$function(self.dim, None)?)
+            fn forward(&self, $input: &Tensor, _: &Context) -> Result<Tensor> {
+                let $dim = self.dim;
+                Ok($body)
             }
         }
     )*};
@@ -143,9 +154,11 @@ macro_rules! over_a_dimension {
 
 over_a_dimension! {
     /// eˣ/Σeˣ over a dimension; nn.Softmax.
-    Softmax => f_softmax;
+    Softmax => |x, dim| x.f_softmax(dim, None)?;
+    /// e⁻ˣ/Σe⁻ˣ over a dimension; nn.Softmin.
+    Softmin => |x, dim| x.f_neg()?.f_softmax(dim, None)?;
     /// log(eˣ/Σeˣ) over a dimension; nn.LogSoftmax.
-    LogSoftmax => f_log_softmax;
+    LogSoftmax => |x, dim| x.f_log_softmax(dim, None)?;
 }
 
 /// The options of [`Prelu`].
@@ -196,5 +209,32 @@ impl Visit for Prelu {
 impl Module for Prelu {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
         Ok(input.f_prelu(&self.weight)?)
+    }
+}
+
+/// x where that is above a threshold, and a value elsewhere; nn.Threshold.
+#[derive(Debug, Clone, Copy)]
+pub struct Threshold {
+    threshold: f64,
+    value: f64,
+}
+
+impl Threshold {
+    /// With this threshold and this value.
+    ///
+    /// # Errors
+    /// Never; the result has the form of the other layers.
+    pub fn new(threshold: f64, value: f64) -> Result<Self> {
+        Ok(Self { threshold, value })
+    }
+}
+
+impl Visit for Threshold {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for Threshold {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        Ok(input.f_threshold(self.threshold, self.value)?)
     }
 }

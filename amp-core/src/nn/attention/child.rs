@@ -32,6 +32,10 @@ impl Forward for Attending<'_> {
     fn own_op(&self) -> Op {
         Op::Matmul
     }
+
+    fn own_type_name(&self) -> &'static str {
+        self.0.own_type_name()
+    }
 }
 
 /// The same with the weights.
@@ -53,6 +57,10 @@ impl Forward for AttendingWithWeights<'_> {
         cx: &Context,
     ) -> Result<(Tensor, Tensor)> {
         self.0.attend_with_weights(query, key, value, mask, cx)
+    }
+
+    fn own_type_name(&self) -> &'static str {
+        self.0.own_type_name()
     }
 }
 

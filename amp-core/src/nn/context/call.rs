@@ -142,6 +142,17 @@ impl Context {
                     Ok(output)
                 }
                 Observer::Tensors(probe) => self.show(&**probe, module, plan, inputs),
+                Observer::Trace(trace) => {
+                    let (kept, mut sizes) = (Kept::default(), Vec::new());
+                    M::Input::each(&inputs, &kept, &mut |tensor| {
+                        sizes.push(tensor.size());
+                        Ok(tensor.shallow_clone())
+                    })?;
+                    trace.began(&self.path(), module.own_type_name(), sizes);
+                    let output = module.forward_with(inputs, self)?;
+                    trace.ended(all(&output)?.iter().map(Tensor::size).collect());
+                    Ok(output)
+                }
                 Observer::Substitutes(other) => {
                     let kept = Kept::default();
                     let mut given = |input: &Tensor| other.given(&self.path.borrow(), input);

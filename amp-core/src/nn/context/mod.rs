@@ -15,7 +15,7 @@ pub(crate) use evaluating::{Evaluating, take_trained_in_evaluation};
 
 use super::{
     Segment, Survey,
-    probe::{DtypeProbe, GroupProbe, Observer, Probe, Substitute},
+    probe::{DtypeProbe, GroupProbe, Observer, Probe, Substitute, Trace},
 };
 use crate::precision::{Policy, Region, RegionPlan};
 
@@ -92,6 +92,13 @@ impl Context {
     pub fn with_substitute(mut self, substitute: Rc<dyn Substitute>) -> Self {
         self.observer = Observer::Substitutes(substitute);
         self
+    }
+
+    /// The same pass, with each module run alone and its beginning and end shown to `trace`.
+    #[must_use]
+    pub(crate) fn with_trace(mut self, trace: Rc<dyn Trace>) -> Self {
+        self.observer = Observer::Trace(trace);
+        self.without_fusion()
     }
 
     /// Precision regions by module path; they override those of the structs. The same map must have been

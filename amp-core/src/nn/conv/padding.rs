@@ -58,7 +58,7 @@ pub enum PaddingMode {
 }
 
 impl PaddingMode {
-    pub(super) fn pad<const N: usize>(
+    pub(in crate::nn) fn pad<const N: usize>(
         self,
         input: &Tensor,
         before: Sizes<N>,

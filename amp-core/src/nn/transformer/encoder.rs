@@ -173,6 +173,10 @@ impl Module for Masked {
         self.parts.run(input, &self.mask, cx)
     }
 
+    fn type_name(&self) -> &'static str {
+        std::any::type_name::<TransformerEncoderLayer>()
+    }
+
     fn shared(&self) -> Option<Arc<dyn Module>> {
         #[expect(
             clippy::arc_with_non_send_sync,
@@ -279,6 +283,10 @@ macro_rules! masked {
                 cx: &Context,
             ) -> Result<Tensor> {
                 self.0.forward_masked(input, mask, cx)
+            }
+
+            fn own_type_name(&self) -> &'static str {
+                self.0.own_type_name()
             }
         }
 

@@ -34,15 +34,17 @@ pub(super) struct Perceptron {
 
 impl Perceptron {
     pub(super) fn new(config: &TransformerLayerConfig) -> Result<Self> {
-        let TransformerLayerConfig { d_model, dim_feedforward, dropout, activation, .. } = *config;
+        let TransformerLayerConfig { d_model, dim_feedforward, dropout, activation, bias, .. } =
+            *config;
         let outputs = match activation {
             FeedForward::SwiGlu => 2 * dim_feedforward,
             _ => dim_feedforward,
         };
+        let linear = |from, to| Linear::new(LinearConfig { bias, ..LinearConfig::new(from, to) });
         Ok(Self {
-            linear1: Linear::new(LinearConfig::new(d_model, outputs))?,
+            linear1: linear(d_model, outputs)?,
             dropout: Dropout::new(dropout)?,
-            linear2: Linear::new(LinearConfig::new(dim_feedforward, d_model))?,
+            linear2: linear(dim_feedforward, d_model)?,
             activation,
         })
     }

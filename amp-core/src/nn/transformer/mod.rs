@@ -38,6 +38,8 @@ pub struct TransformerLayerConfig {
     pub norm_first: bool,
     /// Whether a position attends only to itself and earlier ones of its own sequence.
     pub causal: bool,
+    /// Whether attention, linear layers and norms have biases.
+    pub bias: bool,
 }
 
 /// The options of a [`TransformerEncoderLayer`].
@@ -46,7 +48,8 @@ pub type TransformerEncoderLayerConfig = TransformerLayerConfig;
 pub type TransformerDecoderLayerConfig = TransformerLayerConfig;
 
 impl TransformerLayerConfig {
-    /// Feed-forward 2048, dropout 0.1, ReLU, eps 1e-5, norms after the residuals, not causal.
+    /// Feed-forward 2048, dropout 0.1, ReLU, eps 1e-5, norms after the residuals, not causal, with
+    /// biases.
     pub fn new(d_model: i64, nhead: i64) -> Self {
         Self {
             d_model,
@@ -57,6 +60,7 @@ impl TransformerLayerConfig {
             layer_norm_eps: 1e-5,
             norm_first: false,
             causal: false,
+            bias: true,
         }
     }
 
@@ -64,6 +68,7 @@ impl TransformerLayerConfig {
         MultiheadAttention::new(MultiheadAttentionConfig {
             dropout: self.dropout,
             causal,
+            bias: self.bias,
             ..MultiheadAttentionConfig::new(self.d_model, self.nhead)
         })
     }
@@ -71,6 +76,7 @@ impl TransformerLayerConfig {
     fn layer_norm(&self) -> Result<LayerNorm> {
         LayerNorm::new(LayerNormConfig {
             eps: self.layer_norm_eps,
+            bias: self.bias,
             ..LayerNormConfig::new(self.d_model)
         })
     }
@@ -98,6 +104,8 @@ pub struct TransformerStackConfig {
     pub norm_first: bool,
     /// See [`TransformerLayerConfig`].
     pub causal: bool,
+    /// See [`TransformerLayerConfig`]; also for the last norm.
+    pub bias: bool,
     /// Whether a layer norm follows the last layer, which pre-norm layers need.
     pub norm: bool,
 }
@@ -121,6 +129,7 @@ impl TransformerStackConfig {
             layer_norm_eps: layer.layer_norm_eps,
             norm_first: layer.norm_first,
             causal: layer.causal,
+            bias: layer.bias,
             norm: false,
         }
     }
@@ -135,6 +144,7 @@ impl TransformerStackConfig {
             layer_norm_eps: self.layer_norm_eps,
             norm_first: self.norm_first,
             causal: self.causal,
+            bias: self.bias,
         }
     }
 

@@ -30,6 +30,7 @@ pub use self::{
 use crate::{
     Error, Result,
     data::{DataLoader, DataModule},
+    optim::TrainingPlan,
     precision::{Policy, Precision},
 };
 
@@ -128,6 +129,16 @@ impl TrainerConfig {
         let in_order = !self.shuffle || loops.overfit_batches.is_some();
         let loader = data.train_loader(self.policy(), (!in_order).then_some(self.seed))?;
         Ok(loader.drawing(self.seed).limited(loops.limit_train_batches))
+    }
+
+    /// The length of a run over so many batches per epoch, at most.
+    pub(super) fn plan(&self, batches: i64, max_epochs: i64) -> TrainingPlan {
+        let window = self.optimization.accumulate_grad_batches;
+        // Saturates, because a run may be configured to continue until something ends it.
+        let steps = ((batches - 1) / window + 1).saturating_mul(max_epochs);
+        let most = self.max_steps.map(|most| i64::try_from(most).unwrap_or(i64::MAX));
+        let estimated_stepping_batches = most.map_or(steps, |most| steps.min(most));
+        TrainingPlan { max_epochs, estimated_stepping_batches }
     }
 
     /// Checks the options as far as possible before a run. [`Trainer::fit`](crate::Trainer::fit) does so

@@ -18,7 +18,7 @@ use crate::{
     callback::Action,
     event::{Event, Position, Recovery},
     ffi,
-    log::Log,
+    log::{Interval, Log},
     precision::StepOutcome,
     probe::Products,
 };
@@ -41,8 +41,8 @@ pub(super) fn step(
     for at in 0..=last {
         forward_backward(state, model, observers, examples, at, &mut ran)?;
         if at < last {
-            let (position, loss) = (examples.position(at), &ran.losses[at]);
-            actions.extend(end_batch(state, model, observers, position, loss, None)?);
+            let (batch, loss) = ((examples, at), &ran.losses[at]);
+            actions.extend(end_batch(state, model, observers, batch, loss, None)?);
         }
     }
     // Valid until the next change of the weights.
@@ -81,8 +81,8 @@ pub(super) fn step(
         _ => observers.log.merge(ran.log)?,
     }
     state.profiler.stop();
-    let (position, loss) = (examples.position(last), &ran.losses[last]);
-    actions.extend(end_batch(state, model, observers, position, loss, Some(&outcome))?);
+    let (batch, loss) = ((examples, last), &ran.losses[last]);
+    actions.extend(end_batch(state, model, observers, batch, loss, Some(&outcome))?);
     Ok(actions)
 }
 
@@ -142,8 +142,10 @@ fn forward_backward(
     let (batch, share) = (&examples.batches[at], examples.shares[at]);
     let index = examples.position(at).batch;
     let mut halved = false;
+    let is_last = at + 1 == examples.batches.len();
+    let is_logged = is_last && state.logs_after(0);
     let (loss, log) = loop {
-        let mut log = Log::default();
+        let mut log = Log::at(Interval::of(is_logged));
         let mut attempt = || {
             if halved {
                 let _ = run_again(state, model, examples, at)?;
@@ -173,6 +175,7 @@ fn forward_backward(
         }
         halved = true;
     };
+    state.does_more |= log.interval().was_asked();
     ran.log.merge(log)?;
     if let Some(probe) = probe {
         state.report_dtypes(model, &probe, &loss, observers.emit)?;
@@ -225,8 +228,10 @@ fn run_again(
     state.rollback.restore(model)?;
     let batches = examples.batches.iter().zip(&examples.shares).take(batches);
     let mut ran = Ran::default();
+    let last = examples.batches.len() - 1;
+    let is_logged = state.logs_after(0);
     for (index, (batch, share)) in (0..).zip(batches) {
-        let mut log = Log::default();
+        let mut log = Log::at(Interval::of(is_logged && index == last as i64));
         ran.losses.push(state.passes().run(model, batch, *share, index, &mut log)?);
         ran.log.merge(log)?;
     }

@@ -16,7 +16,7 @@ use crate::{
     Error, LightningModule, Result,
     callback::Action,
     event::Event,
-    log::Log,
+    log::{Interval, Log},
     module::{Done, ManualStep},
     precision::StepOutcome,
     probe::Products,
@@ -33,7 +33,7 @@ pub(super) fn step(
     observers.invariants.at(Moment::GradientsCleared, state, model, 0)?;
     state.begin_changes();
     let (loss, outcome) = manual_step(state, model, observers, examples)?;
-    end_batch(state, model, observers, examples.start, &loss, Some(&outcome))
+    end_batch(state, model, observers, (examples, 0), &loss, Some(&outcome))
 }
 
 /// Executes the model's own step. Returns the loss of its last backward pass, and whether an optimizer
@@ -52,7 +52,7 @@ fn manual_step(
     let context = observed.as_ref().unwrap_or(&state.context);
     let (policy, global_step) = (state.policy, state.global_step());
     let index = examples.start.batch as usize;
-    let mut own = Log::default();
+    let mut own = Log::at(Interval::of(state.logs_after(0)));
     let mut step = ManualStep::new(policy, context, &mut own, &mut state.optim, index, global_step);
     model.manual_step(&examples.batches[0], &mut step)?;
     let Done { loss, outcomes } = step.done();

@@ -17,6 +17,7 @@ mod graph;
 mod invariants;
 mod kept;
 mod last_good;
+mod length;
 mod lost_updates;
 mod manual;
 mod observers;
@@ -35,6 +36,7 @@ pub(super) use self::{
     executor::Ended,
     graph::step_access,
     invariants::{Invariants, Moment},
+    length::Length,
     observers::{Callbacks, Emit, Observers},
     optimization::{Optimization, full_gradients_note},
     rollback::Aside,

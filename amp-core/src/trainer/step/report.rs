@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{observers::Observers, state::StepState};
+use super::{examples::Examples, observers::Observers, state::StepState};
 use crate::{
     LightningModule, Result,
     callback::Action,
@@ -11,22 +11,27 @@ use crate::{
 };
 
 /// Calls the hooks that follow a batch, with the step's outcome after its last batch, and reports the
-/// batch.
+/// batch, which is the one at this index of the step.
 pub(super) fn end_batch(
     state: &StepState<'_>,
     model: &mut dyn LightningModule,
     observers: &mut Observers<'_, '_>,
-    position: Position,
+    (examples, at): (&Examples, usize),
     loss: &Tensor,
     outcome: Option<&StepOutcome>,
 ) -> Result<Vec<Action>> {
     let Observers { callbacks, emit, log, .. } = observers;
-    let Position { epoch, batch } = position;
+    let Position { epoch, batch } = examples.position(at);
     let mut hook = state.hook(epoch, log);
     model.on_train_batch_end(loss, outcome, &mut hook)?;
     let actions = callbacks.each(|callback| callback.on_train_batch_end(outcome, &mut hook))?;
     let global_step = state.global_step();
-    emit(Event::Batch { epoch, batch, global_step })?;
+    let (scale, done) = (state.optim.scale(), state.length.done(epoch, batch, global_step));
+    let examples = examples.batches[at].len();
+    emit(Event::Batch { epoch, batch, global_step, examples, scale, done })?;
+    for (name, media) in log.take_media() {
+        emit(Event::Media { global_step, name, media })?;
+    }
     if outcome.is_some() && state.is_logged() {
         emit(Event::Logged { global_step, values: log.step_values()? })?;
     }

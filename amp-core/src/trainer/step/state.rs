@@ -6,6 +6,7 @@ use super::{
     super::config::TrainerConfig,
     average::Average,
     last_good::LastGood,
+    length::Length,
     observers::{Emit, Observers},
     optimization::Optimization,
     passes::Passes,
@@ -42,6 +43,7 @@ pub(in crate::trainer) struct StepState<'a> {
     /// Of training passes.
     pub(super) context: Context,
     pub(in crate::trainer) optim: Optimization<'a>,
+    pub(super) length: Length,
     pub(in crate::trainer) counts: Counts,
     /// Steps of this process that ran without a graph.
     pub(super) eager: u64,
@@ -50,6 +52,8 @@ pub(in crate::trainer) struct StepState<'a> {
     pub(super) rollback: Rollback,
     /// The number of parts in which a batch runs.
     pub(in crate::trainer) parts: i64,
+    /// Whether steps do more where their values are reported, and run without a graph there.
+    pub(super) does_more: bool,
     /// Whether the dtypes of the first step were reported.
     pub(super) probed: bool,
     /// Whether the first batches were searched for targets that a loss of the model's own may leave out.
@@ -74,6 +78,7 @@ impl<'a> StepState<'a> {
         config: &'a TrainerConfig,
         model: &dyn LightningModule,
         optim: Optimization<'a>,
+        length: Length,
     ) -> Result<Self> {
         let policy = config.policy();
         Ok(Self {
@@ -82,11 +87,13 @@ impl<'a> StepState<'a> {
             context: Context::new(policy, true).with_overrides(config.numerics.overrides.clone()),
             lr: optim.lr(),
             optim,
+            length,
             counts: Counts::default(),
             eager: 0,
             replayed: 0,
             rollback: Rollback::new(model, config.device)?,
             parts: 1,
+            does_more: false,
             probed: false,
             looked_at_windows: false,
             told_lost_updates: false,
@@ -115,6 +122,12 @@ impl<'a> StepState<'a> {
     /// Whether the values of the last step are reported.
     pub(super) fn is_logged(&self) -> bool {
         self.counts.attempts.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
+    }
+
+    /// Whether the values of the step that follows so many steps in flight are reported.
+    pub(super) fn logs_after(&self, running: u64) -> bool {
+        let next = self.counts.attempts + running + 1;
+        next.is_multiple_of(self.config.logging.log_every_n_steps.cast_unsigned())
     }
 
     /// Exchanges the weights and their averages, where these are kept.

@@ -5,16 +5,19 @@ use amp_core::{
     nn::{
         AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d, AdaptiveMaxPool1d,
         AdaptiveMaxPool2d, AdaptiveMaxPool3d, AvgPool1d, AvgPool1dConfig, AvgPool2d,
-        AvgPool2dConfig, AvgPool3d, AvgPool3dConfig, Celu, CeluConfig, Conv1d, Conv1dConfig,
-        Conv2d, Conv2dConfig, Conv3d, Conv3dConfig, ConvTranspose1d, ConvTranspose1dConfig,
-        ConvTranspose2d, ConvTranspose2dConfig, ConvTranspose3d, ConvTranspose3dConfig, Elu,
-        EluConfig, FeedForward, GeluTanh, Glu, GluConfig, GroupNorm, GroupNormConfig, Hardsigmoid,
-        Hardswish, Hardtanh, HardtanhConfig, InstanceNorm, InstanceNormConfig, Interpolation,
-        LeakyRelu, LeakyReluConfig, LogSigmoid, LogSoftmax, MaxPool1d, MaxPool1dConfig, MaxPool2d,
-        MaxPool2dConfig, MaxPool3d, MaxPool3dConfig, Mish, Padding, PaddingMode, PixelShuffle,
-        PixelUnshuffle, Prelu, PreluConfig, Relu6, RmsNorm, RmsNormConfig, Selu, Softmax, Softplus,
-        SoftplusConfig, Softsign, TransformerEncoderLayer, TransformerEncoderLayerConfig, Upsample,
-        UpsampleConfig,
+        AvgPool2dConfig, AvgPool3d, AvgPool3dConfig, BatchNorm, BatchNormConfig, Celu, CeluConfig,
+        CircularPad1d, CircularPad2d, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Conv3d,
+        Conv3dConfig, ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d,
+        ConvTranspose2dConfig, ConvTranspose3d, ConvTranspose3dConfig, Elu, EluConfig, FeedForward,
+        GeluTanh, Glu, GluConfig, GroupNorm, GroupNormConfig, Hardshrink, HardshrinkConfig,
+        Hardsigmoid, Hardswish, Hardtanh, HardtanhConfig, InstanceNorm, InstanceNormConfig,
+        Interpolation, LayerNorm, LayerNormConfig, LeakyRelu, LeakyReluConfig, LogSigmoid,
+        LogSoftmax, MaxPool1d, MaxPool1dConfig, MaxPool2d, MaxPool2dConfig, MaxPool3d,
+        MaxPool3dConfig, Mish, Padding, PaddingMode, PixelShuffle, PixelUnshuffle, Prelu,
+        PreluConfig, ReflectionPad1d, ReflectionPad2d, ReflectionPad3d, Relu6, ReplicationPad2d,
+        ReplicationPad3d, RmsNorm, RmsNormConfig, Selu, Softmax, Softmin, Softplus, SoftplusConfig,
+        Softshrink, SoftshrinkConfig, Softsign, Tanhshrink, Threshold, TransformerEncoderLayer,
+        TransformerEncoderLayerConfig, Upsample, UpsampleConfig, ZeroPad1d, ZeroPad3d,
     },
 };
 
@@ -113,6 +116,15 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
             stride: 2.into(),
             ..ConvTranspose3dConfig::new(4, 2, 2)
         })),
+        "zero_pad1d" => boxed(ZeroPad1d::new(2)),
+        "zero_pad3d" => boxed(ZeroPad3d::new(1)),
+        "reflection_pad1d" => boxed(ReflectionPad1d::new(3)),
+        "reflection_pad2d" => boxed(ReflectionPad2d::new([1, 2])),
+        "reflection_pad3d" => boxed(ReflectionPad3d::new(1)),
+        "replication_pad2d" => boxed(ReplicationPad2d::new(2)),
+        "replication_pad3d" => boxed(ReplicationPad3d::new(1)),
+        "circular_pad1d" => boxed(CircularPad1d::new(2)),
+        "circular_pad2d" => boxed(CircularPad2d::new([2, 1])),
         "max_pool1d" => boxed(MaxPool1d::new(MaxPool1dConfig {
             stride: 2.into(),
             padding: 1.into(),
@@ -166,6 +178,27 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
         "rms_norm eps" => {
             boxed(RmsNorm::new(RmsNormConfig { eps: Some(1e-2), ..RmsNormConfig::new(7) }))
         }
+        "rms_norm plain" => boxed(RmsNorm::new(RmsNormConfig {
+            elementwise_affine: false,
+            ..RmsNormConfig::new(9)
+        })),
+        "layer_norm" => boxed(LayerNorm::new(LayerNormConfig::new(9))),
+        "layer_norm without bias" => boxed(LayerNorm::new(LayerNormConfig {
+            eps: 1e-3,
+            bias: false,
+            ..LayerNormConfig::new(7)
+        })),
+        "layer_norm plain" => boxed(LayerNorm::new(LayerNormConfig {
+            elementwise_affine: false,
+            ..LayerNormConfig::new(9)
+        })),
+        "batch_norm plain" => {
+            boxed(BatchNorm::new(BatchNormConfig { affine: false, ..BatchNormConfig::new(4) }))
+        }
+        "batch_norm of batches" => boxed(BatchNorm::new(BatchNormConfig {
+            track_running_stats: false,
+            ..BatchNormConfig::new(4)
+        })),
         "upsample nearest" | "upsample nearest 3d" => up(2.0, Interpolation::Nearest, false),
         "upsample nearest 1d" => up(1.5, Interpolation::Nearest, false),
         "upsample linear" | "upsample trilinear" => up(2.0, Interpolation::Linear, false),
@@ -177,6 +210,14 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
         "encoder" => encoder(FeedForward::Relu, false),
         "encoder gelu" => encoder(FeedForward::Gelu, false),
         "encoder norm_first" => encoder(FeedForward::GeluTanh, true),
+        "encoder without bias" => {
+            boxed(TransformerEncoderLayer::new(TransformerEncoderLayerConfig {
+                dim_feedforward: 8,
+                dropout: 0.0,
+                bias: false,
+                ..TransformerEncoderLayerConfig::new(4, 2)
+            }))
+        }
         "leaky_relu" => boxed(LeakyRelu::new(LeakyReluConfig { negative_slope: 0.2 })),
         "prelu" => boxed(Prelu::new(PreluConfig::new())),
         "prelu channels" => {
@@ -197,6 +238,11 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
         "hardsigmoid" => boxed(Ok(Hardsigmoid)),
         "log_sigmoid" => boxed(Ok(LogSigmoid)),
         "softsign" => boxed(Ok(Softsign)),
+        "softmin" => boxed(Softmin::new(1)),
+        "tanhshrink" => boxed(Ok(Tanhshrink)),
+        "softshrink" => boxed(Softshrink::new(SoftshrinkConfig { lambd: 0.3 })),
+        "hardshrink" => boxed(Hardshrink::new(HardshrinkConfig { lambd: 0.4 })),
+        "threshold" => boxed(Threshold::new(0.1, -2.0)),
         other => panic!("the oracle has a case `{other}` that no layer is built for"),
     }
 }

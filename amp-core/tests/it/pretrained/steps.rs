@@ -11,7 +11,10 @@ use amp_core::{
 use rstest::rstest;
 use tempfile::{TempDir, tempdir};
 
-use crate::support::message;
+use crate::support::{
+    message,
+    oracle::{oracle, parsed, text},
+};
 
 /// A model of named tensors.
 struct Tensors(Vec<(&'static str, Tensor)>);
@@ -107,6 +110,8 @@ fn steps_run_in_their_order() -> Result<()> {
 #[case(Kind::Double, Kind::Double)]
 #[case(Kind::Float8e4m3fn, Kind::Float)]
 #[case(Kind::Float8e5m2, Kind::BFloat16)]
+#[case(Kind::Float8e4m3fnuz, Kind::Float)]
+#[case(Kind::Float8e5m2fnuz, Kind::Half)]
 fn every_dtype_is_read(#[case] there: Kind, #[case] here: Kind) -> Result<()> {
     let values = Tensor::from_slice(&[0.0_f32, 1.0, 3.0, 96.0]);
     let (_folder, path) = file(&[("x", values.to_kind(there))]);
@@ -117,6 +122,41 @@ fn every_dtype_is_read(#[case] there: Kind, #[case] here: Kind) -> Result<()> {
     let again = Tensors(vec![("x", Tensor::zeros([4], (here, Device::Cpu)))]);
     load(&again, &path)?;
     assert!(again.0[0].1.equal(&model.0[0].1));
+    Ok(())
+}
+
+/// Every dtype of torch, as written by the safetensors package (fixtures/oracles/dtypes.json): read
+/// into the widest dtype, the values equal the written ones.
+#[test]
+fn dtypes_of_other_programs_are_read() -> Result<()> {
+    let all = oracle!("dtypes.json");
+    let (folder, path) = (tempdir().expect("a folder"), "model.safetensors");
+    let path = folder.path().join(path);
+    std::fs::write(&path, crate::transforms::bytes(text(&all, "file"))).expect("room on the disk");
+    let recorded = all["values"].as_object().expect("values");
+    assert_eq!(recorded.len(), 18);
+    for (name, values) in recorded {
+        let values = values.as_array().expect("values");
+        let whole = values[0].is_i64();
+        let kind = if whole { Kind::Int64 } else { Kind::Double };
+        let name: &'static str = name.clone().leak();
+        let model = Tensors(vec![(name, Tensor::zeros([3], (kind, Device::Cpu)))]);
+        let rest = recorded.keys().filter(|other| *other != name);
+        rest.fold(open(&path), |import, other| import.ignore(other)).load_into(&model)?;
+        let seen = &model.0[0].1;
+        if whole {
+            let expected: Vec<i64> = values.iter().filter_map(serde_json::Value::as_i64).collect();
+            assert_eq!(Vec::<i64>::try_from(seen)?, expected, "{name}");
+        } else {
+            let expected: Vec<f64> = values.iter().map(parsed).collect();
+            assert_eq!(Vec::<f64>::try_from(seen)?, expected, "{name}");
+        }
+    }
+    for (key, kind) in [("complex", "C64"), ("too_large", "U64")] {
+        std::fs::write(&path, crate::transforms::bytes(text(&all, key))).expect("room on the disk");
+        let said = message(Import::open(&path));
+        assert!(said.contains(&format!("is of type {kind}, or has a value that")), "{said}");
+    }
     Ok(())
 }
 

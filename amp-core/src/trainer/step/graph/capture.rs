@@ -10,7 +10,7 @@ use crate::{
     Error, LightningModule, Result,
     data::AnyBatch,
     ffi::{self, CudaEvent, CudaGraph, Grads},
-    log::{CapturedLog, Log, LogRoom},
+    log::{CapturedLog, Interval, Log, LogRoom},
     nn::{Role, named_tensors},
     precision::Precision,
 };
@@ -175,8 +175,9 @@ fn capture_step(
     let (mut losses, mut logs) = (Vec::new(), Vec::new());
     let casts = state.keep_casts()?;
     for (index, (batch, share)) in (0..).zip(batches.iter().zip(shares)) {
-        let mut log = Log::default();
+        let mut log = Log::at(Interval::captured());
         losses.push(state.passes().run(model, batch, *share, index, &mut log)?);
+        state.does_more |= log.interval().was_asked();
         logs.push(log);
     }
     // Valid until the next change of the weights.

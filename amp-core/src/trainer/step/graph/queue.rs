@@ -104,7 +104,14 @@ impl Executor for Replay {
         examples: &Examples,
     ) -> Result<bool> {
         let looked_at = state.looks_for_lost_updates(self.running());
-        if examples.skipped || state.parts > 1 || state.profiler.is_running() || looked_at {
+        // What such a step logs for the host cannot come from a graph.
+        let does_more = state.does_more && state.logs_after(self.running());
+        if examples.skipped
+            || does_more
+            || state.parts > 1
+            || state.profiler.is_running()
+            || looked_at
+        {
             return Ok(false);
         }
         if matches!(&self.graph, Captured::Graph(graph) if graph.fits(examples, state)) {
@@ -220,16 +227,16 @@ impl Executor for Replay {
         };
         let mut actions = Vec::new();
         for (at, loss) in others.iter().enumerate() {
-            let position = step.examples.position(at);
-            actions.extend(end_batch(state, model, observers, position, loss, None)?);
+            let batch = (&step.examples, at);
+            actions.extend(end_batch(state, model, observers, batch, loss, None)?);
         }
         state.lr = step.lr;
         state.follow_applied(model, observers.emit)?;
         if state.is_logged() {
             self.release(&mut observers.log)?;
         }
-        let (position, outcome) = (step.examples.position(others.len()), StepOutcome::Applied);
-        actions.extend(end_batch(state, model, observers, position, last, Some(&outcome))?);
+        let (batch, outcome) = ((&step.examples, others.len()), StepOutcome::Applied);
+        actions.extend(end_batch(state, model, observers, batch, last, Some(&outcome))?);
         Ok(Some(Ended::Over { next_batch: step.examples.next_batch(), actions }))
     }
 

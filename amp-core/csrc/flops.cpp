@@ -1,0 +1,164 @@
+// Counts the floating-point operations of the matrix products that this thread computes, by libtorch's own
+// record of operators: two for each multiplication and its addition, as torch.utils.flop_counter counts.
+
+#include <ATen/record_function.h>
+
+#include <memory>
+#include <optional>
+#include <string_view>
+
+#include "guard.h"
+
+namespace amp::flops {
+namespace {
+
+using Inputs = c10::ArrayRef<const c10::IValue>;
+
+// The operations of an operator: so many, and so many for each element of its output.
+struct Count {
+  double all = 0;
+  double each = 0;
+};
+
+// [.., n, k] times [.., k, m], whose places among the inputs these are.
+template <size_t A, size_t B>
+Count product(Inputs inputs) {
+  const auto &a = inputs[A].toTensor(), &b = inputs[B].toTensor();
+  return {2.0 * a.numel() * b.size(-1), 0};
+}
+
+// [n, k] times [k], or [k] times [k].
+template <size_t A>
+Count one_column(Inputs inputs) {
+  return {2.0 * inputs[A].toTensor().numel(), 0};
+}
+
+double row(const at::Tensor& weight) { return static_cast<double>(weight.numel() / weight.size(0)); }
+
+// Weights are [out, in / groups, ..], and each element of the output sums up one row of them.
+Count convolution(Inputs inputs) { return {0, 2.0 * row(inputs[1].toTensor())}; }
+
+// Weights are [in, out / groups, ..], and each element of the input is multiplied by one row of them.
+Count transposed_convolution(Inputs inputs) {
+  return {2.0 * inputs[0].toTensor().numel() * row(inputs[1].toTensor()), 0};
+}
+
+// convolution(input, weight, bias, stride, padding, dilation, transposed, ..)
+Count any_convolution(Inputs inputs) {
+  return inputs[6].toBool() ? transposed_convolution(inputs) : convolution(inputs);
+}
+
+// Queries [.., L, E] with keys [.., S, E], and weights [.., L, S] with values [.., S, V].
+Count attention(Inputs inputs) {
+  const auto &query = inputs[0].toTensor(), &key = inputs[1].toTensor(), &value = inputs[2].toTensor();
+  const double rows = static_cast<double>(query.numel()) / query.size(-1);
+  return {2.0 * rows * key.size(-2) * (query.size(-1) + value.size(-1)), 0};
+}
+
+// Each step of each sequence is multiplied by every matrix. The weights are the last list of tensors.
+Count recurrent(Inputs inputs) {
+  const auto& input = inputs[0].toTensor();
+  const double steps = static_cast<double>(input.numel()) / input.size(-1);
+  double weights = 0;
+  for (const auto& value : inputs) {
+    if (!value.isTensorList()) continue;
+    weights = 0;
+    for (const at::Tensor& weight : value.toTensorVector()) {
+      if (weight.dim() == 2) weights += weight.numel();
+    }
+  }
+  return {2.0 * steps * weights, 0};
+}
+
+struct Rule {
+  std::string_view op;
+  Count (*count)(Inputs);
+};
+
+// What an operator computes inside is counted with it, so that the count does not depend on its kernel.
+// Others, as `linear` and `matmul`, are counted by the products inside.
+constexpr Rule kRules[] = {
+    {"aten::mm", product<0, 1>},
+    {"aten::bmm", product<0, 1>},
+    {"aten::addmm", product<1, 2>},
+    {"aten::_addmm_activation", product<1, 2>},
+    {"aten::baddbmm", product<1, 2>},
+    {"aten::addbmm", product<1, 2>},
+    {"aten::mv", one_column<0>},
+    {"aten::dot", one_column<0>},
+    {"aten::addmv", one_column<1>},
+    {"aten::conv1d", convolution},
+    {"aten::conv2d", convolution},
+    {"aten::conv3d", convolution},
+    {"aten::conv_transpose1d", transposed_convolution},
+    {"aten::conv_transpose2d", transposed_convolution},
+    {"aten::conv_transpose3d", transposed_convolution},
+    {"aten::convolution", any_convolution},
+    {"aten::_convolution", any_convolution},
+    {"aten::cudnn_convolution", convolution},
+    {"aten::scaled_dot_product_attention", attention},
+    {"aten::lstm", recurrent},
+    {"aten::gru", recurrent},
+    {"aten::rnn_tanh", recurrent},
+    {"aten::rnn_relu", recurrent},
+};
+
+struct Watched : at::ObserverContext {
+  explicit Watched(Count count) : count(count) {}
+  const Count count;
+};
+
+thread_local std::optional<at::CallbackHandle> handle;
+thread_local double counted = 0;
+// Counted operators that run now, one inside the other.
+thread_local int depth = 0;
+
+// The operator's inputs are there only when it begins.
+std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
+  for (const Rule& rule : kRules) {
+    if (rule.op != function.name()) continue;
+    const Count count = depth++ == 0 ? rule.count(function.inputs()) : Count{};
+    return std::make_unique<Watched>(count);
+  }
+  return nullptr;
+}
+
+void end(const at::RecordFunction& function, at::ObserverContext* context) {
+  if (context == nullptr) return;
+  --depth;
+  const Count& count = static_cast<Watched*>(context)->count;
+  // An operator that failed has no output.
+  if (function.outputs().empty() || !function.outputs()[0].isTensor()) return;
+  counted += count.all + count.each * function.outputs()[0].toTensor().numel();
+}
+
+}  // namespace
+
+extern "C" {
+
+// Counts from 0.
+int amp_flops_start() {
+  return amp::guarded([] {
+    counted = 0;
+    depth = 0;
+    handle = at::addThreadLocalCallback(at::RecordFunctionCallback(begin, end)
+                                            .needsInputs(true)
+                                            .needsOutputs(true)
+                                            .scopes({at::RecordScope::FUNCTION}));
+  });
+}
+
+int amp_flops_stop() {
+  return amp::guarded([] {
+    if (handle) at::removeCallback(*handle);
+    handle.reset();
+  });
+}
+
+// The count since the start.
+int amp_flops_read(double* count) {
+  return amp::guarded([&] { *count = counted; });
+}
+
+}  // extern "C"
+}  // namespace amp::flops

@@ -1,0 +1,57 @@
+//! Batches made of others.
+
+use std::cell::OnceCell;
+
+use tch::Tensor;
+
+use super::{AnyBatch, FieldRole};
+use crate::{Error, Result};
+
+impl AnyBatch {
+    /// Puts another tensor in the place of a field's, with as many examples and of a dtype that fits its role.
+    ///
+    /// # Errors
+    /// When the batch has no such field, or the tensor does not fit.
+    pub fn replace(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        let _ = self.required(name)?;
+        let (count, of) = (self.len(), self.of());
+        for field in self.fields.iter_mut().filter(|field| field.name == name) {
+            // Refuses what no batch may have.
+            Self::new(of).push(field.name.clone(), tensor, field.role)?;
+            let given = tensor.size().first().copied().unwrap_or(0);
+            if field.role != FieldRole::Shared && given != count {
+                return Err(Error::config(format!(
+                    "the batch `{of}` has {count} examples, but the tensor for `{name}` has {given}"
+                )));
+            }
+            if field.role == FieldRole::Weights {
+                self.weight = OnceCell::new();
+            }
+            field.tensor = tensor.shallow_clone();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "parquet")]
+impl AnyBatch {
+    /// The examples of all batches, which have the same fields, one after the other.
+    ///
+    /// # Errors
+    /// When there is no batch, or their fields differ.
+    pub(in crate::data) fn joined(batches: &[Self]) -> Result<Self> {
+        let Some(first) = batches.first() else {
+            return Err(Error::config("there are no rows to make a batch of"));
+        };
+        let mut joined = Self::new(first.of());
+        for (name, tensor, role) in first.fields() {
+            let tensors = batches.iter().map(|batch| batch.required(name));
+            let tensor = match role {
+                FieldRole::Shared => tensor.shallow_clone(),
+                _ => Tensor::f_cat(&tensors.collect::<Result<Vec<_>>>()?, 0)?,
+            };
+            joined.push(name.to_owned(), &tensor, role)?;
+        }
+        Ok(joined)
+    }
+}

@@ -1,0 +1,234 @@
+//! Batches whose images and classes are mixed.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    Error, Result,
+    data::{AnyBatch, Batch, BatchRandom, BatchTransform, BatchType},
+    random::Rng,
+};
+
+/// Mixes each image of a batch with the one before it, and their classes in the same proportion
+/// (torchvision.transforms.v2.MixUp; <https://arxiv.org/abs/1710.09412>). As a [`BatchTransform`] it mixes the fields
+/// `input` and `target` on the device; [`MapDataset::collate`](super::super::MapDataset::collate) has random numbers of
+/// the batch, too.
+///
+/// ```
+/// use amp_core::{Result, data::{Batch, MixUp}, random::Rng, tch::{Device, Kind, Tensor}};
+///
+/// # fn main() -> Result<()> {
+/// let images = Tensor::zeros([4, 3, 8, 8], (Kind::Float, Device::Cpu));
+/// let batch = Batch::new(images, Tensor::from_slice(&[0_i64, 1, 2, 1]))?;
+/// let mixed = MixUp::new(0.2, 3)?.apply(&batch, &mut Rng::with_seed(1))?;
+/// assert_eq!(mixed.target.size(), [4, 3]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct MixUp {
+    alpha: f64,
+    classes: i64,
+}
+
+impl MixUp {
+    /// Proportions of the distribution Beta(alpha, alpha); targets of so many classes.
+    ///
+    /// # Errors
+    /// When `alpha` is not positive, or `num_classes` is below 1.
+    pub fn new(alpha: f64, num_classes: i64) -> Result<Self> {
+        checked("MixUp", alpha, num_classes)?;
+        Ok(Self { alpha, classes: num_classes })
+    }
+
+    /// The mixed batch: `input` as it was, `target` `[N]` of classes, or `[N, classes]` of probabilities,
+    /// becomes f32 `[N, classes]`.
+    ///
+    /// # Errors
+    /// When the inputs are not floating, or a class is out of range; on CUDA that is an error of the device.
+    pub fn apply(&self, batch: &Batch, rng: &mut Rng) -> Result<Batch> {
+        self.mixed(batch, rng.beta(self.alpha, self.alpha))
+    }
+
+    fn mixed(&self, batch: &Batch, share: f64) -> Result<Batch> {
+        let Batch { input, target } = batch;
+        if !crate::precision::is_floating(input.kind()) {
+            return Err(Error::config(format!(
+                "MixUp of {:?} images: normalize them first",
+                input.kind()
+            )));
+        }
+        let target = probabilities("MixUp", target, self.classes)?;
+        Ok(Batch { input: blended(input, share)?, target: blended(&target, share)? })
+    }
+}
+
+/// Replaces a rectangle of each image of a batch by that of the one before it, and mixes their classes by the areas
+/// (torchvision.transforms.v2.CutMix; <https://arxiv.org/abs/1905.04899>). It is used as [`MixUp`] is; images may be
+/// uint8 as well.
+#[derive(Debug, Clone, Copy)]
+pub struct CutMix {
+    alpha: f64,
+    classes: i64,
+}
+
+impl CutMix {
+    /// Areas that are kept of the distribution Beta(alpha, alpha), 1 for equally likely ones; targets of so many
+    /// classes.
+    ///
+    /// # Errors
+    /// When `alpha` is not positive, or `num_classes` is below 1.
+    pub fn new(alpha: f64, num_classes: i64) -> Result<Self> {
+        checked("CutMix", alpha, num_classes)?;
+        Ok(Self { alpha, classes: num_classes })
+    }
+
+    /// The mixed batch: `input` as it was, `target` `[N]` of classes, or `[N, classes]` of probabilities,
+    /// becomes f32 `[N, classes]`.
+    ///
+    /// # Errors
+    /// When the inputs are not `[N, …, H, W]`, or a class is out of range; on CUDA that is an error of the device.
+    pub fn apply(&self, batch: &Batch, rng: &mut Rng) -> Result<Batch> {
+        let size = batch.input.size();
+        let &[_, .., h, w] = size.as_slice() else {
+            let why = format!("CutMix of inputs {size:?}: images are [N, C, H, W]");
+            return Err(Error::config(why));
+        };
+        let share = rng.beta(self.alpha, self.alpha);
+        let column = rng.below(w);
+        self.cut(batch, share, (rng.below(h), column))
+    }
+
+    /// A rectangle around this row and column, which is cut off at the image's sides.
+    fn cut(&self, batch: &Batch, share: f64, (row, column): (i64, i64)) -> Result<Batch> {
+        let Batch { input, target } = batch;
+        let size = input.size();
+        let (h, w) = (size[size.len() - 2], size[size.len() - 1]);
+        let half = 0.5 * (1.0 - share).sqrt();
+        let range = |middle: i64, length: i64| {
+            let by = (half * length as f64) as i64;
+            ((middle - by).max(0), (middle + by).min(length))
+        };
+        let ((top, bottom), (left, right)) = (range(row, h), range(column, w));
+        let (height, width) = (bottom - top, right - left);
+        let part = |images: &Tensor| -> Result<Tensor> {
+            Ok(images.f_narrow(-2, top, height)?.f_narrow(-1, left, width)?)
+        };
+        let cut = input.f_detach_copy()?;
+        part(&cut)?.f_copy_(&part(&input.f_roll([1], [0])?)?)?;
+        let share = 1.0 - (height * width) as f64 / (h * w) as f64;
+        let target = probabilities("CutMix", target, self.classes)?;
+        Ok(Batch { input: cut, target: blended(&target, share)? })
+    }
+}
+
+impl BatchTransform for MixUp {
+    fn apply(&self, batch: AnyBatch, random: &mut BatchRandom) -> Result<AnyBatch> {
+        changed(batch, |pair| Self::apply(self, pair, random.batch()))
+    }
+}
+
+impl BatchTransform for CutMix {
+    fn apply(&self, batch: AnyBatch, random: &mut BatchRandom) -> Result<AnyBatch> {
+        changed(batch, |pair| Self::apply(self, pair, random.batch()))
+    }
+}
+
+fn changed(mut batch: AnyBatch, mix: impl FnOnce(&Batch) -> Result<Batch>) -> Result<AnyBatch> {
+    let Batch { input, target } = mix(&Batch::from_any(&batch)?)?;
+    batch.replace("input", &input)?;
+    batch.replace("target", &target)?;
+    Ok(batch)
+}
+
+fn checked(what: &str, alpha: f64, classes: i64) -> Result<()> {
+    match alpha > 0.0 && alpha.is_finite() && classes > 0 {
+        true => Ok(()),
+        false => Err(Error::config(format!(
+            "{what} of alpha {alpha} and {classes} classes: both must be positive"
+        ))),
+    }
+}
+
+/// `share` of each example and the rest of the one before it.
+fn blended(tensor: &Tensor, share: f64) -> Result<Tensor> {
+    let before = tensor.f_roll([1], [0])?.f_mul_scalar_(1.0 - share)?;
+    Ok(before.f_add(&tensor.f_mul_scalar(share)?)?)
+}
+
+/// f32 `[N, classes]` of classes `[N]`, or of probabilities.
+fn probabilities(what: &str, target: &Tensor, classes: i64) -> Result<Tensor> {
+    let size = target.size();
+    let fits = match size.as_slice() {
+        [_] => target.kind() == Kind::Int64,
+        [_, count] => *count == classes,
+        _ => false,
+    };
+    if !fits {
+        return Err(Error::config(format!(
+            "{what} of targets {size:?} of {:?}: they are int64 [N], or probabilities [N, {classes}]",
+            target.kind()
+        )));
+    }
+    if target.dim() == 2 {
+        return Ok(target.f_to_kind(Kind::Float)?);
+    }
+    // Reading a class from another device would wait for it; there the device itself refuses one out of range.
+    if target.device() == Device::Cpu {
+        let (least, most) =
+            (target.f_min()?.f_int64_value(&[])?, target.f_max()?.f_int64_value(&[])?);
+        if least < 0 || most >= classes {
+            let (bad, last) = (if least < 0 { least } else { most }, classes - 1);
+            return Err(Error::config(format!("{what} of class {bad}: there are 0 to {last}")));
+        }
+    }
+    let zeros = Tensor::f_zeros([size[0], classes], (Kind::Float, target.device()))?;
+    Ok(zeros.f_scatter_value(1, &target.f_unsqueeze(1)?, 1.0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The paper's formula: 0.75 of each example and 0.25 of the one before it.
+    #[test]
+    fn an_example_is_mixed_with_the_one_before() -> Result<()> {
+        let input = Tensor::from_slice(&[0.0f32, 4.0, 8.0]).view([3, 1]);
+        let batch = Batch::new(input, Tensor::from_slice(&[0_i64, 1, 1]))?;
+        let Batch { input, target } = MixUp::new(1.0, 2)?.mixed(&batch, 0.75)?;
+        assert_eq!(Vec::<f32>::try_from(input.flatten(0, -1))?, [2.0, 3.0, 7.0]);
+        assert_eq!(
+            Vec::<f32>::try_from(target.flatten(0, -1))?,
+            [0.75, 0.25, 0.25, 0.75, 0.0, 1.0]
+        );
+        Ok(())
+    }
+
+    /// torchvision 0.26's rectangles and areas, recorded with its draws replaced by these (fixtures/oracles/images.json).
+    #[test]
+    fn a_rectangle_is_torchvisions() -> Result<()> {
+        let all: serde_json::Value = serde_json::from_str(include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../fixtures/oracles/images.json"
+        )))
+        .expect("an oracle is JSON");
+        let number = |value: &serde_json::Value| -> f64 {
+            value.as_str().and_then(|text| text.parse().ok()).expect("a number in a text")
+        };
+        let integers = |value: &serde_json::Value| -> Vec<i64> {
+            serde_json::from_value(value.clone()).expect("integers")
+        };
+        let images = Tensor::arange(3 * 2 * 5 * 7, (Kind::Float, Device::Cpu)).view([3, 2, 5, 7]);
+        let batch = Batch::new(images, Tensor::from_slice(&[0_i64, 1, 1]))?;
+        for case in all["cutmix"].as_array().expect("cases") {
+            let [column, row] = integers(&case["place"])[..] else { panic!("a place") };
+            let mixed = CutMix::new(1.0, 2)?.cut(&batch, number(&case["share"]), (row, column))?;
+            let seen = Vec::<f32>::try_from(mixed.input.flatten(0, -1))?;
+            let expected = integers(&case["images"]).into_iter().map(|pixel| pixel as f32);
+            assert_eq!(seen, expected.collect::<Vec<_>>(), "{case}");
+            let seen = Vec::<f32>::try_from(mixed.target.flatten(0, -1))?;
+            let expected = case["targets"].as_array().expect("targets").iter().map(number);
+            assert_eq!(seen, expected.map(|share| share as f32).collect::<Vec<_>>(), "{case}");
+        }
+        Ok(())
+    }
+}

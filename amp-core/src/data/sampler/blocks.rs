@@ -1,0 +1,69 @@
+use super::{Epoch, Sampler, digest};
+use crate::{Error, Result};
+
+/// All examples of a set that lies in blocks, such as files or row groups, shuffled so that few blocks are needed at a
+/// time: the blocks at random, and the examples at random among every few consecutive blocks of that order.
+///
+/// ```
+/// use amp_core::{Result, data::{Epoch, Sampler, ShuffledBlocks}};
+///
+/// # fn main() -> Result<()> {
+/// let order = ShuffledBlocks::new(vec![3, 3, 3], 1)?
+///     .order(&Epoch { seed: 1, epoch: 0, examples: 9, batch_size: 3 })?;
+/// for block in order.chunks(3) {
+///     assert!(block.iter().all(|index| index / 3 == block[0] / 3));
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct ShuffledBlocks {
+    lengths: Vec<i64>,
+    together: usize,
+}
+
+impl ShuffledBlocks {
+    /// Blocks of these lengths, one after the other, of which the examples of `together` are mixed.
+    ///
+    /// # Errors
+    /// When a length is negative, or `together` is 0.
+    pub fn new(lengths: Vec<i64>, together: usize) -> Result<Self> {
+        if let Some(length) = lengths.iter().find(|length| **length < 0) {
+            return Err(Error::config(format!("a block of {length} examples: give its length")));
+        }
+        match together {
+            0 => Err(Error::config("blocks mixed 0 at a time: give at least 1")),
+            _ => Ok(Self { lengths, together }),
+        }
+    }
+}
+
+impl Sampler for ShuffledBlocks {
+    fn name(&self) -> String {
+        let digest = digest(self.lengths.iter().map(|length| length.to_le_bytes()));
+        format!("blocks {digest}, {} together", self.together)
+    }
+
+    fn order(&self, epoch: &Epoch) -> Result<Vec<i64>> {
+        let (all, examples) = (self.lengths.iter().sum::<i64>(), epoch.examples);
+        if all != examples {
+            return Err(Error::config(format!(
+                "blocks of {all} examples for a set of {examples}: give the lengths of its blocks"
+            )));
+        }
+        let mut rng = epoch.rng();
+        let ends = self.lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some((*end - length, *end))
+        });
+        let mut blocks: Vec<(i64, i64)> = ends.collect();
+        rng.shuffle(&mut blocks);
+        let mut order = Vec::with_capacity(all.cast_unsigned() as usize);
+        for blocks in blocks.chunks(self.together) {
+            let mut mixed: Vec<i64> = blocks.iter().flat_map(|(start, end)| *start..*end).collect();
+            rng.shuffle(&mut mixed);
+            order.extend(mixed);
+        }
+        Ok(order)
+    }
+}

@@ -1,0 +1,184 @@
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Categories,
+    cells::{self, Rows},
+    saved,
+};
+use crate::{
+    Error, Result,
+    data::{AnyBatch, FieldRole},
+};
+
+/// Which columns of a table become which fields of a batch. A missing value (an empty cell, a null or a NaN) is an
+/// error with file, row and column, unless a value for it is declared.
+///
+/// It has the categories of the training set, so it is what a model needs again for other tables: it is saved with a
+/// model as a field of `#[state]`, or in a file of its own.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{Batch, Result, data::{Columns, DataModule, Table}, tch::Tensor};
+///
+/// #[derive(Batch)]
+/// struct People {
+///     numbers: Tensor,
+///     #[batch(ids)]
+///     job: Tensor,
+///     class: Tensor,
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let (train, val) = (Table::read("train.csv")?, Table::read("val.csv")?);
+/// let columns = Columns::new()
+///     .numbers_or("numbers", &["age", "hours"], 0.0)
+///     .ids_or("job", "job", &train.categories("job")?.with_unknown(), "none")
+///     .integers("class", "class");
+/// columns.save("columns.json")?;
+/// let data = DataModule::new("people", train.batch(&columns)?, val.batch(&columns)?, 64);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Columns {
+    fields: Vec<Field>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Field {
+    name: String,
+    #[serde(flatten)]
+    content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Content {
+    Numbers { columns: Vec<String>, missing: Option<f32> },
+    Integers { column: String, missing: Option<i64> },
+    Ids { column: String, categories: Categories, missing: Option<String> },
+}
+
+impl Columns {
+    /// No field yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A field f32 `[N, columns]`.
+    #[must_use]
+    pub fn numbers(self, field: &str, columns: &[&str]) -> Self {
+        self.with_numbers(field, columns, None)
+    }
+
+    /// As [`numbers`](Self::numbers), with `missing`, which must be finite, for missing values.
+    #[must_use]
+    pub fn numbers_or(self, field: &str, columns: &[&str], missing: f32) -> Self {
+        self.with_numbers(field, columns, Some(missing))
+    }
+
+    fn with_numbers(self, field: &str, columns: &[&str], missing: Option<f32>) -> Self {
+        let columns = columns.iter().map(|&column| column.to_owned()).collect();
+        self.with(field, Content::Numbers { columns, missing })
+    }
+
+    /// A field int64 `[N]` of whole numbers, as of classes.
+    #[must_use]
+    pub fn integers(self, field: &str, column: &str) -> Self {
+        self.with(field, Content::Integers { column: column.to_owned(), missing: None })
+    }
+
+    /// As [`integers`](Self::integers), with `missing` for missing values: losses and metrics leave out -100.
+    #[must_use]
+    pub fn integers_or(self, field: &str, column: &str, missing: i64) -> Self {
+        self.with(field, Content::Integers { column: column.to_owned(), missing: Some(missing) })
+    }
+
+    /// A field int64 `[N]` of places among categories, for an embedding.
+    #[must_use]
+    pub fn ids(self, field: &str, column: &str, categories: &Categories) -> Self {
+        let (column, categories) = (column.to_owned(), categories.clone());
+        self.with(field, Content::Ids { column, categories, missing: None })
+    }
+
+    /// As [`ids`](Self::ids), with the category `missing` for missing values.
+    #[must_use]
+    pub fn ids_or(self, field: &str, column: &str, categories: &Categories, missing: &str) -> Self {
+        let (column, categories) = (column.to_owned(), categories.clone());
+        self.with(field, Content::Ids { column, categories, missing: Some(missing.to_owned()) })
+    }
+
+    fn with(mut self, name: &str, content: Content) -> Self {
+        self.fields.push(Field { name: name.to_owned(), content });
+        self
+    }
+
+    /// Writes them into a JSON file, which appears whole or not at all.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or a value for missing numbers is not finite.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.check()?;
+        saved::save(path.as_ref(), self)
+    }
+
+    /// Reads what [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or has other content.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        saved::load(path.as_ref())
+    }
+
+    /// The names of the columns that are read.
+    #[cfg(feature = "parquet")]
+    pub(super) fn read(&self) -> impl Iterator<Item = &str> {
+        self.fields.iter().flat_map(|field| match &field.content {
+            Content::Numbers { columns, .. } => columns.iter().map(String::as_str).collect(),
+            Content::Integers { column, .. } | Content::Ids { column, .. } => vec![column.as_str()],
+        })
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if self.fields.is_empty() {
+            return Err(Error::config("no columns: a batch needs at least one field"));
+        }
+        for Field { name, content } in &self.fields {
+            match content {
+                Content::Numbers { missing: Some(missing), .. } if !missing.is_finite() => {
+                    return Err(Error::config(format!(
+                        "missing values of `{name}` are to be {missing}, which is not finite: choose a number"
+                    )));
+                }
+                Content::Ids { column, categories, missing } => {
+                    categories.filled(column, missing.as_deref())?;
+                }
+                Content::Numbers { .. } | Content::Integers { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The batch of these rows.
+    pub(super) fn batch(&self, rows: &impl Rows) -> Result<AnyBatch> {
+        self.check()?;
+        let mut batch = AnyBatch::new("Columns");
+        for Field { name, content } in &self.fields {
+            let (tensor, role) = match content {
+                Content::Numbers { columns, missing } => {
+                    (cells::numbers(rows, columns, *missing)?, FieldRole::Value)
+                }
+                Content::Integers { column, missing } => {
+                    (cells::integers(rows, column, *missing)?, FieldRole::Value)
+                }
+                Content::Ids { column, categories, missing } => {
+                    let ids = cells::ids(rows, column, categories, missing.as_deref())?;
+                    (ids, FieldRole::Ids)
+                }
+            };
+            batch.push(name.clone(), &tensor, role)?;
+        }
+        Ok(batch)
+    }
+}

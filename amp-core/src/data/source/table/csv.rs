@@ -1,0 +1,202 @@
+//! Columns of a CSV file.
+
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use tch::Tensor;
+
+use super::{
+    Categories, Columns,
+    cells::{self, Rows, refused},
+};
+use crate::{Error, Result, data::AnyBatch};
+
+/// A CSV file whose first row names its columns, in memory. Its columns become tensors, which make a batch of
+/// the whole set; [`Columns`] declares several at once.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{Batch, Result, data::{DataModule, Table}, tch::Tensor};
+///
+/// #[derive(Batch)]
+/// struct People {
+///     numbers: Tensor,
+///     #[batch(ids)]
+///     job: Tensor,
+///     earns_much: Tensor,
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let (train, val) = (Table::read("train.csv")?, Table::read("val.csv")?);
+/// // The ids of both sets follow from the jobs of the training set.
+/// let jobs = train.categories("job")?.with_unknown();
+/// let people = |table: &Table| -> Result<People> {
+///     Ok(People {
+///         numbers: table.numbers(&["age", "hours"])?,
+///         job: table.ids("job", &jobs)?,
+///         earns_much: table.numbers(&["earns_much"])?,
+///     })
+/// };
+/// let data = DataModule::new("people", people(&train)?, people(&val)?, 64);
+/// // nn::Embedding of `jobs.len()` rows.
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Table {
+    path: PathBuf,
+    columns: Vec<String>,
+    /// Cells by row, each with its line in the file.
+    rows: Vec<(u64, csv::StringRecord)>,
+}
+
+impl Table {
+    /// Reads a file with commas between cells; quotes and line breaks in cells as RFC 4180 has them.
+    ///
+    /// # Errors
+    /// When it cannot be read, two columns have one name, or a row has another number of cells.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        Self::read_separated(path, b',')
+    }
+
+    /// As [`read`](Self::read), with this character between cells, as `b';'` or `b'\t'`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_separated(path: impl AsRef<Path>, separator: u8) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        let refused = |error: csv::Error| {
+            let why = error.to_string();
+            match error.into_kind() {
+                csv::ErrorKind::Io(error) => Error::io(&path, error),
+                _ => Error::config(format!("{}: {why}", path.display())),
+            }
+        };
+        let mut reader = csv::ReaderBuilder::new();
+        let reader = reader.trim(csv::Trim::All).delimiter(separator).from_path(&path);
+        let mut reader = reader.map_err(refused)?;
+        let columns: Vec<String> =
+            reader.headers().map_err(refused)?.iter().map(str::to_owned).collect();
+        for (at, column) in columns.iter().enumerate() {
+            if columns[..at].contains(column) {
+                let path = path.display();
+                return Err(Error::config(format!("{path}: two columns are called `{column}`")));
+            }
+        }
+        let mut rows = Vec::new();
+        for record in reader.records() {
+            let record = record.map_err(refused)?;
+            rows.push((record.position().map_or(0, csv::Position::line), record));
+        }
+        Ok(Self { path, columns, rows })
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> i64 {
+        self.rows.len() as i64
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The columns' names.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
+    /// Columns of numbers: f32 `[N, columns]`.
+    ///
+    /// # Errors
+    /// When a column is missing, or a cell is empty or not a number.
+    pub fn numbers(&self, columns: &[&str]) -> Result<Tensor> {
+        cells::numbers(self, columns, None)
+    }
+
+    /// Like [`numbers`](Self::numbers), with `missing` for empty cells and NaN.
+    ///
+    /// # Errors
+    /// When a column is missing, or a cell that is not empty is not a number.
+    pub fn numbers_or(&self, columns: &[&str], missing: f32) -> Result<Tensor> {
+        cells::numbers(self, columns, Some(missing))
+    }
+
+    /// A column of whole numbers, as of classes: int64 `[N]`.
+    ///
+    /// # Errors
+    /// When the column is missing, or a cell is empty or not a whole number.
+    pub fn integers(&self, column: &str) -> Result<Tensor> {
+        cells::integers(self, column, None)
+    }
+
+    /// The categories of a column: its different cells in the order of their bytes, without empty ones.
+    ///
+    /// # Errors
+    /// When the column is missing.
+    pub fn categories(&self, column: &str) -> Result<Categories> {
+        Ok(Categories::of(self.texts(column)?.into_iter().flatten()))
+    }
+
+    /// A column as places among categories: int64 `[N]`.
+    ///
+    /// # Errors
+    /// When the column is missing, or a cell is empty or none of the categories, which have no place for unknown
+    /// ones.
+    pub fn ids(&self, column: &str, categories: &Categories) -> Result<Tensor> {
+        cells::ids(self, column, categories, None)
+    }
+
+    /// All rows as a batch with these fields, which is a data set in memory.
+    ///
+    /// # Errors
+    /// When a column is missing, or a cell does not fit its field.
+    pub fn batch(&self, columns: &Columns) -> Result<AnyBatch> {
+        columns.batch(self)
+    }
+
+    /// The cells of a column, `None` for empty ones.
+    fn cells(&self, column: &str) -> Result<impl Iterator<Item = Option<&str>>> {
+        let at = self.columns.iter().position(|name| name == column).ok_or_else(|| {
+            let (path, names) = (self.path.display(), self.columns.join(", "));
+            Error::config(format!("{path}: no column `{column}`; there are {names}"))
+        })?;
+        Ok(self.rows.iter().map(move |(_, row)| Some(&row[at]).filter(|cell| !cell.is_empty())))
+    }
+
+    fn parsed<T: FromStr>(&self, column: &str, expected: &str) -> Result<Vec<Option<T>>> {
+        let cells = self.cells(column)?.enumerate().map(|(row, cell)| {
+            let parsed = cell.map(|cell| {
+                cell.parse().map_err(|_| {
+                    refused(self, row, column, &format!("is `{cell}`, which is not {expected}"))
+                })
+            });
+            parsed.transpose()
+        });
+        cells.collect()
+    }
+}
+
+impl Rows for Table {
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn place(&self, row: usize) -> String {
+        format!("{}, line {}", self.path.display(), self.rows[row].0)
+    }
+
+    fn floats(&self, column: &str) -> Result<Vec<Option<f32>>> {
+        self.parsed(column, "a number")
+    }
+
+    fn integers(&self, column: &str) -> Result<Vec<Option<i64>>> {
+        self.parsed(column, "a whole number")
+    }
+
+    fn texts(&self, column: &str) -> Result<Vec<Option<Cow<'_, str>>>> {
+        Ok(self.cells(column)?.map(|cell| cell.map(Cow::Borrowed)).collect())
+    }
+}

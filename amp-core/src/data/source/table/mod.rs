@@ -1,0 +1,13 @@
+//! Tables, whose columns become tensors.
+
+mod categories;
+mod cells;
+mod columns;
+mod csv;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod saved;
+
+#[cfg(feature = "parquet")]
+pub use self::parquet::{ParquetSet, ParquetTable};
+pub use self::{categories::Categories, columns::Columns, csv::Table};

@@ -1,0 +1,65 @@
+//! Arrow's arrays as cells.
+
+use std::borrow::Cow;
+
+use arrow_array::{
+    Array, BooleanArray, Date32Array, Date64Array, Float16Array, Float32Array, Float64Array,
+    Int8Array, Int16Array, Int32Array, Int64Array, LargeStringArray, StringArray, StringViewArray,
+    Time32MillisecondArray, Time64MicrosecondArray, Time64NanosecondArray,
+    TimestampMicrosecondArray, TimestampMillisecondArray, TimestampNanosecondArray,
+    TimestampSecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
+};
+
+/// The cells of an array of one of these types; `None` for others.
+macro_rules! cells {
+    ($array:expr, $($($kind:ty)|+ => $cell:expr;)*) => {{
+        let any = $array.as_any();
+        $($(if let Some(array) = any.downcast_ref::<$kind>() {
+            return Some(array.iter().map(|cell| cell.map($cell)).collect());
+        })+)*
+        None
+    }};
+}
+
+/// Rounded to f32, each once.
+pub(super) fn floats(array: &dyn Array) -> Option<Vec<Option<f32>>> {
+    cells!(array,
+        Float32Array => |own| own;
+        Float64Array | Int8Array | Int16Array | Int32Array | Int64Array | UInt8Array | UInt16Array | UInt32Array
+            | UInt64Array => |own| own as f32;
+        Float16Array => |own| own.to_f32();
+        BooleanArray => |own| f32::from(u8::from(own));
+    )
+}
+
+/// Whole numbers, dates in days and times in their own unit; an error is a number that int64 does not have.
+pub(super) fn integers(array: &dyn Array) -> Option<Vec<Option<Result<i64, String>>>> {
+    cells!(array,
+        Int64Array | Date64Array | Time64MicrosecondArray | Time64NanosecondArray | TimestampSecondArray
+            | TimestampMillisecondArray | TimestampMicrosecondArray | TimestampNanosecondArray => Ok;
+        Int8Array | Int16Array | Int32Array | UInt8Array | UInt16Array | UInt32Array | BooleanArray | Date32Array
+            | Time32MillisecondArray => |own| Ok(i64::from(own));
+        UInt64Array => |own| i64::try_from(own).map_err(|_| own.to_string());
+        Float32Array => |own| whole(f64::from(own));
+        Float64Array => whole;
+    )
+}
+
+/// Writers without integers that may be missing, as pandas, write whole numbers as floating ones.
+fn whole(number: f64) -> Result<i64, String> {
+    // Above, neighbours are not apart by one, so that the number may have been another.
+    let exact = number.abs() <= 2.0_f64.powi(53);
+    match exact && number.fract() == 0.0 {
+        true => Ok(number as i64),
+        false => Err(number.to_string()),
+    }
+}
+
+/// Text, and whole numbers as text.
+pub(super) fn texts(array: &dyn Array) -> Option<Vec<Option<Cow<'_, str>>>> {
+    cells!(array,
+        StringArray | LargeStringArray | StringViewArray => Cow::Borrowed;
+        Int64Array | Int8Array | Int16Array | Int32Array | UInt8Array | UInt16Array | UInt32Array
+            | UInt64Array | BooleanArray => |own| Cow::Owned(own.to_string());
+    )
+}

@@ -1,0 +1,163 @@
+//! Parquet files.
+
+mod arrays;
+mod file;
+mod set;
+
+use std::path::{Path, PathBuf};
+
+use self::file::File;
+pub use self::set::ParquetSet;
+use super::{Categories, Columns, cells::Rows};
+use crate::{Error, Result, data::AnyBatch};
+
+/// A Parquet file, or several with the same columns, one after the other. Opening reads the footers alone. Rows are
+/// read by row group, the part of a file that its writer made, and of it only the columns that are asked for.
+///
+/// Columns are integers, floating-point numbers, booleans, dates and times, or text, each compressed by Snappy, gzip,
+/// LZ4 or zstd.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{Batch, Result, data::{Columns, DataModule, ParquetTable}, tch::Tensor};
+///
+/// #[derive(Batch)]
+/// struct Rides {
+///     numbers: Tensor,
+///     #[batch(ids)]
+///     city: Tensor,
+///     minutes: Tensor,
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let train = ParquetTable::open_all(&["rides-0.parquet", "rides-1.parquet"])?;
+/// let val = ParquetTable::open("val.parquet")?;
+/// let columns = Columns::new()
+///     .numbers_or("numbers", &["distance", "hour"], 0.0)
+///     .ids("city", "city", &train.categories("city")?.with_unknown())
+///     .numbers("minutes", &["minutes"]);
+/// let (train, val) = (train.lazily(columns.clone())?, val.batch(&columns)?);
+/// // Mixes the rows of four row groups at a time, each of which is read once in an epoch.
+/// let order = train.shuffled_groups(4)?;
+/// let data = DataModule::new("rides", train, val, 1024).with_sampler(order);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct ParquetTable {
+    files: Vec<File>,
+}
+
+/// A row group: its file, and its number there.
+type Group = (usize, usize);
+
+impl ParquetTable {
+    /// One file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not a Parquet file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_all(&[path])
+    }
+
+    /// The rows of all files, in this order.
+    ///
+    /// # Errors
+    /// When there is no file, one cannot be read or is not a Parquet file, or their columns have other names.
+    pub fn open_all(paths: &[impl AsRef<Path>]) -> Result<Self> {
+        let files = paths.iter().map(|path| File::open(path.as_ref()));
+        let files = files.collect::<Result<Vec<_>>>()?;
+        let Some(first) = files.first() else {
+            return Err(Error::config("a table needs at least one Parquet file"));
+        };
+        for other in &files[1..] {
+            let differs = |one: &File, two: &File| {
+                one.columns()
+                    .find(|name| two.columns().all(|other| other != *name))
+                    .map(str::to_owned)
+            };
+            for (has, lacks) in [(first, other), (other, first)] {
+                if let Some(column) = differs(has, lacks) {
+                    return Err(Error::config(format!(
+                        "{} has the column `{column}`, but {} does not",
+                        has.path.display(),
+                        lacks.path.display()
+                    )));
+                }
+            }
+        }
+        Ok(Self { files })
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> i64 {
+        self.group_rows().iter().sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The columns' names.
+    pub fn columns(&self) -> Vec<String> {
+        self.files[0].columns().map(str::to_owned).collect()
+    }
+
+    /// The rows of each row group.
+    pub fn group_rows(&self) -> Vec<i64> {
+        self.files.iter().flat_map(File::group_rows).collect()
+    }
+
+    fn groups(&self) -> impl Iterator<Item = Group> {
+        let files = self.files.iter().enumerate();
+        files.flat_map(|(at, file)| (0..file.group_rows().count()).map(move |group| (at, group)))
+    }
+
+    /// The categories of a column: its different values in the order of their bytes, without missing ones. Reads this
+    /// column once.
+    ///
+    /// # Errors
+    /// When the column is missing or cannot be read.
+    pub fn categories(&self, column: &str) -> Result<Categories> {
+        let mut names = std::collections::BTreeSet::new();
+        for (file, group) in self.groups() {
+            let rows = self.files[file].read(group, [column])?;
+            for name in rows.texts(column)?.into_iter().flatten() {
+                if !names.contains(&*name) {
+                    names.insert(name.into_owned());
+                }
+            }
+        }
+        Ok(Categories::of(names))
+    }
+
+    /// All rows, in memory, as a batch with these fields, which is a data set.
+    ///
+    /// # Errors
+    /// When a column is missing, a value does not fit its field, or there is no row.
+    pub fn batch(&self, columns: &Columns) -> Result<AnyBatch> {
+        let groups = self.groups().map(|group| self.group(group, columns));
+        AnyBatch::joined(&groups.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The rows as a data set that reads each row group when it is needed.
+    ///
+    /// # Errors
+    /// When a column is missing.
+    pub fn lazily(self, columns: Columns) -> Result<ParquetSet> {
+        columns.check()?;
+        for file in &self.files {
+            columns.read().try_for_each(|column| file.check(column))?;
+        }
+        Ok(ParquetSet::new(self, columns))
+    }
+
+    fn group(&self, (file, group): Group, columns: &Columns) -> Result<AnyBatch> {
+        columns.batch(&self.files[file].read(group, columns.read())?)
+    }
+
+    /// The file of the table, for errors.
+    fn path(&self) -> PathBuf {
+        self.files[0].path.clone()
+    }
+}

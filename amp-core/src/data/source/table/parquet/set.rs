@@ -1,0 +1,123 @@
+use std::collections::VecDeque;
+
+use tch::Tensor;
+
+use super::{Group, ParquetTable};
+use crate::{
+    Error, Result,
+    data::{AnyBatch, Columns, Dataset, ShuffledBlocks},
+};
+
+/// The rows of [Parquet files](ParquetTable) as a data set that keeps some row groups in memory: those that were used
+/// last. One thread reads it, ahead of the loop where [`Loading::prefetch`](crate::data::Loading::prefetch) says so.
+///
+/// In a shuffled order every batch has rows of nearly all groups, so that most are read again for each batch; take
+/// [`shuffled_groups`](Self::shuffled_groups), or keep all of them with [`kept`](Self::kept).
+#[derive(Debug)]
+pub struct ParquetSet {
+    table: ParquetTable,
+    columns: Columns,
+    groups: Vec<Group>,
+    /// The number of the first row of each group, and of all rows.
+    starts: Vec<i64>,
+    kept: usize,
+    read: u64,
+    /// The last used at the end.
+    cache: VecDeque<(usize, AnyBatch)>,
+}
+
+impl ParquetSet {
+    pub(super) fn new(table: ParquetTable, columns: Columns) -> Self {
+        let groups: Vec<Group> = table.groups().collect();
+        let mut starts = vec![0];
+        starts.extend(table.group_rows().iter().scan(0, |end, rows| {
+            *end += rows;
+            Some(*end)
+        }));
+        Self { table, columns, groups, starts, kept: 4, read: 0, cache: VecDeque::new() }
+    }
+
+    /// Keeps so many row groups in memory, at least one; 4 unless it is given.
+    #[must_use]
+    pub fn kept(mut self, groups: usize) -> Self {
+        self.kept = groups.max(1);
+        self
+    }
+
+    /// How many row groups were read from the files so far, one as often as it was read.
+    pub fn groups_read(&self) -> u64 {
+        self.read
+    }
+
+    /// An order for training: row groups at random, and rows at random among `together` groups, which the set keeps
+    /// meanwhile, so that an epoch reads each group once.
+    ///
+    /// # Errors
+    /// When `together` is 0.
+    pub fn shuffled_groups(&self, together: usize) -> Result<ShuffledBlocks> {
+        ShuffledBlocks::new(self.table.group_rows(), together)
+    }
+
+    /// The group of a row.
+    fn group_of(&self, row: i64) -> Result<usize> {
+        let all = self.starts[self.groups.len()];
+        match (0..all).contains(&row) {
+            true => Ok(self.starts.partition_point(|start| *start <= row) - 1),
+            false => Err(Error::config(format!(
+                "{}: there is no row {row} among {all}",
+                self.table.path().display()
+            ))),
+        }
+    }
+
+    fn group(&mut self, at: usize) -> Result<&AnyBatch> {
+        let found = self.cache.iter().position(|(group, _)| *group == at);
+        let entry = match found.and_then(|place| self.cache.remove(place)) {
+            Some(entry) => entry,
+            None => {
+                while self.cache.len() >= self.kept {
+                    self.cache.pop_front();
+                }
+                self.read += 1;
+                (at, self.table.group(self.groups[at], &self.columns)?)
+            }
+        };
+        self.cache.push_back(entry);
+        let (_, batch) = &self.cache[self.cache.len() - 1];
+        Ok(batch)
+    }
+}
+
+impl Dataset for ParquetSet {
+    type Batch = AnyBatch;
+
+    fn len(&self) -> i64 {
+        self.starts[self.groups.len()]
+    }
+
+    fn gather(&mut self, indices: &[i64]) -> Result<AnyBatch> {
+        // The places in the batch of each group's rows, so that each group is needed once.
+        let mut wanted: Vec<(usize, Vec<usize>)> = Vec::new();
+        for (place, row) in indices.iter().enumerate() {
+            let group = self.group_of(*row)?;
+            match wanted.iter_mut().find(|(other, _)| *other == group) {
+                Some((_, places)) => places.push(place),
+                None => wanted.push((group, vec![place])),
+            }
+        }
+        // Groups in memory first: reading others takes their room.
+        wanted.sort_by_key(|(group, _)| self.cache.iter().all(|(kept, _)| kept != group));
+        let (mut parts, mut order) = (Vec::with_capacity(wanted.len()), vec![0; indices.len()]);
+        let mut before = 0;
+        for (group, places) in &wanted {
+            let start = self.starts[*group];
+            let rows: Vec<i64> = places.iter().map(|place| indices[*place] - start).collect();
+            parts.push(self.group(*group)?.select(&Tensor::f_from_slice(&rows)?)?);
+            for place in places {
+                order[*place] = before;
+                before += 1;
+            }
+        }
+        AnyBatch::joined(&parts)?.select(&Tensor::f_from_slice(&order)?)
+    }
+}

@@ -1,0 +1,169 @@
+//! Changes of whole batches on their device.
+
+use std::{fmt, sync::Arc};
+
+use tch::Kind;
+
+use super::{AnyBatch, Transform, map_style::counted};
+use crate::{
+    Result,
+    precision::{Policy, Precision},
+    random::{Draws, Rng},
+};
+
+/// A change of a batch after it was brought to the device, as augmentation there; see
+/// [`SharedDataset::transformed`](super::SharedDataset::transformed).
+///
+/// ```
+/// use amp_core::{Result, data::{AnyBatch, BatchRandom, BatchTransform}, tch::Tensor};
+///
+/// /// Adds one random number to each example.
+/// struct Shift;
+///
+/// impl BatchTransform for Shift {
+///     fn apply(&self, mut batch: AnyBatch, random: &mut BatchRandom) -> Result<AnyBatch> {
+///         let numbers: Vec<f32> = random.examples().iter_mut().map(|rng| rng.normal() as f32).collect();
+///         let x = batch.required("input")?;
+///         let shift = Tensor::f_from_slice(&numbers)?.f_view([-1, 1])?.f_to_device(x.device())?;
+///         let shifted = x.f_add(&shift)?;
+///         batch.replace("input", &shifted)?;
+///         Ok(batch)
+///     }
+/// }
+/// ```
+pub trait BatchTransform: Send + Sync {
+    /// The changed batch, with as many examples. Random numbers are drawn from `random` and from nothing else, on the
+    /// host, so that they are the same wherever the batch is.
+    ///
+    /// # Errors
+    /// When the batch does not fit the change.
+    fn apply(&self, batch: AnyBatch, random: &mut BatchRandom) -> Result<AnyBatch>;
+}
+
+/// The random numbers of a batch and of its examples. Those of an example depend on the run's seed, the epoch and the
+/// example's number alone; those of the batch on the numbers of its examples as well. All are apart from the numbers
+/// that a data set draws for the same example.
+#[derive(Debug)]
+pub struct BatchRandom {
+    examples: Vec<Rng>,
+    batch: Rng,
+}
+
+impl BatchRandom {
+    pub(super) fn new(draws: Draws, indices: &[i64]) -> Self {
+        let draws = draws.of_batches();
+        let examples = indices.iter().map(|index| draws.rng(*index)).collect();
+        Self { examples, batch: draws.batch_rng(indices) }
+    }
+
+    /// A generator for each example, in the batch's order. Each goes on where the transform before left it.
+    pub fn examples(&mut self) -> &mut [Rng] {
+        &mut self.examples
+    }
+
+    /// The generator of the batch.
+    pub fn batch(&mut self) -> &mut Rng {
+        &mut self.batch
+    }
+}
+
+/// The changes of a set's batches, one after the other.
+#[derive(Clone, Default)]
+pub(super) struct Transforms(Vec<Arc<dyn BatchTransform>>);
+
+impl fmt::Debug for Transforms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} transforms", self.0.len())
+    }
+}
+
+impl Transforms {
+    /// These and one more behind them.
+    pub(super) fn and(&self, transform: impl BatchTransform + 'static) -> Self {
+        let mut all = self.0.clone();
+        all.push(Arc::new(transform));
+        Self(all)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How batches are brought to the device of this policy before they are changed: not in 16 bits.
+    pub(super) fn placing(&self, policy: Policy) -> Policy {
+        let wide = matches!(policy.precision.storage(), Kind::Float | Kind::Double);
+        match self.is_empty() || wide {
+            true => policy,
+            false => Policy::new(Precision::F32True, policy.device),
+        }
+    }
+
+    /// The batch of these examples after all changes.
+    pub(super) fn apply(&self, batch: AnyBatch, indices: &[i64], draws: Draws) -> Result<AnyBatch> {
+        if self.is_empty() {
+            return Ok(batch);
+        }
+        let _no_grad = tch::no_grad_guard();
+        let mut random = BatchRandom::new(draws, indices);
+        let mut changes = self.0.iter();
+        let changed = changes.try_fold(batch, |batch, change| change.apply(batch, &mut random))?;
+        counted(changed, indices.len(), "BatchTransform::apply")
+    }
+}
+
+/// A [`Transform`] of the images in one field of a batch: all at a time, where they are.
+///
+/// ```no_run
+/// use amp_core::{
+///     Result,
+///     data::{
+///         Batch, Compose, CutMix, DataModule, Images, Normalize, RandomCrop, RandomHorizontalFlip, SharedDataset,
+///     },
+///     tch::{Device, Kind, Tensor},
+/// };
+///
+/// # fn main() -> Result<()> {
+/// // uint8 images, a quarter of their f32 size on the device.
+/// let images = |count| -> Result<SharedDataset> {
+///     let images = Tensor::f_zeros([count, 3, 32, 32], (Kind::Uint8, Device::Cpu))?;
+///     Ok(Batch::new(images, Tensor::f_zeros([count], (Kind::Int64, Device::Cpu))?)?.into())
+/// };
+/// let normalize = Normalize::new(&[0.5; 3], &[0.25; 3])?;
+/// let augment = Compose::new()
+///     .then(RandomCrop::new(32).padding(4))
+///     .then(RandomHorizontalFlip::new(0.5))
+///     .then(normalize.clone());
+/// let train = images(50_000)?.transformed(Images::new(augment)).transformed(CutMix::new(1.0, 10)?);
+/// let val = images(10_000)?.transformed(Images::new(normalize));
+/// let data = DataModule::new("cifar", train, val, 512);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Images<T> {
+    field: String,
+    transform: T,
+}
+
+impl<T: Transform> Images<T> {
+    /// The images of the field `input`.
+    pub fn new(transform: T) -> Self {
+        Self { field: "input".to_owned(), transform }
+    }
+
+    /// The images of another field.
+    #[must_use]
+    pub fn of_field(mut self, name: impl Into<String>) -> Self {
+        self.field = name.into();
+        self
+    }
+}
+
+impl<T: Transform> BatchTransform for Images<T> {
+    fn apply(&self, mut batch: AnyBatch, random: &mut BatchRandom) -> Result<AnyBatch> {
+        let images = batch.required(&self.field)?.shallow_clone();
+        let images = self.transform.apply_batch(images, random.examples())?;
+        batch.replace(&self.field, &images)?;
+        Ok(batch)
+    }
+}

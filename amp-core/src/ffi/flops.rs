@@ -1,0 +1,42 @@
+//! The number of operations of the matrix products that this thread computes (`csrc/flops.cpp`).
+
+use std::{
+    ffi::{c_double, c_int},
+    marker::PhantomData,
+};
+
+use super::take_error;
+use crate::Result;
+
+unsafe extern "C" {
+    fn amp_flops_start() -> c_int;
+    fn amp_flops_stop() -> c_int;
+    fn amp_flops_read(count: *mut c_double) -> c_int;
+}
+
+/// Counts this thread's operations until it is dropped; one counter at a time. Not `Send`: the callback
+/// belongs to the thread.
+pub(crate) struct FlopCounter {
+    _thread: PhantomData<*const ()>,
+}
+
+impl FlopCounter {
+    pub(crate) fn start() -> Result<Self> {
+        checked!(amp_flops_start())?;
+        Ok(Self { _thread: PhantomData })
+    }
+
+    /// The operations since the start.
+    pub(crate) fn read(&self) -> Result<u64> {
+        let mut count = 0.0;
+        checked!(amp_flops_read(&mut count))?;
+        Ok(count as u64)
+    }
+}
+
+impl Drop for FlopCounter {
+    fn drop(&mut self) {
+        // It removes a callback; if it ever failed, a drop could not say so.
+        let _ = checked!(amp_flops_stop());
+    }
+}

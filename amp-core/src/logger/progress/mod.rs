@@ -1,0 +1,215 @@
+//! A progress bar.
+
+mod course;
+
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressDrawTarget, ProgressState, ProgressStyle};
+
+use self::course::Course;
+use crate::{
+    Result,
+    event::{Event, Subscriber},
+};
+
+/// Shows how far a run is, on standard error: epoch, batch and step, optimizer steps and examples per second, the
+/// time that is left, the loss scale, and logged values.
+///
+/// On a terminal it is a bar that is drawn at most 10 times a second, without colors where `NO_COLOR` is set.
+/// Elsewhere it is a line every 30 seconds. It reads events only, with the values that the loop has brought to the
+/// host anyway: it never waits for the device.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{logger::ProgressBar, prelude::*};
+///
+/// fn train(model: &mut dyn LightningModule, data: &DataModule) -> Result<()> {
+///     let mut bar = ProgressBar::new().showing(["train_loss"]);
+///     let config = TrainerConfig::new(Precision::Bf16Mixed, Device::Cpu);
+///     Trainer::new(config).subscribe(&mut bar).fit(model, data)?;
+///     bar.finish();
+///     Ok(())
+/// }
+/// # fn main() {}
+/// ```
+///
+/// | shown | what it is |
+/// | --- | --- |
+/// | `12.3 steps/s` | optimizer steps, over about the last 10 seconds of training, without validation |
+/// | `394 examples/s` | likewise |
+/// | `left 00:01:10` | by the time that the run has taken so far, with validation; at its largest number of epochs or steps |
+/// | `train_loss 0.1234` | the value reported last, of those that are logged for the bar (`prog_bar`) and those [named](Self::showing) |
+pub struct ProgressBar {
+    output: Output,
+    course: Course,
+    /// Runs that one bar stands for, and those that have begun.
+    runs: u64,
+    begun: u64,
+    /// When it may be drawn next.
+    next: Option<Instant>,
+}
+
+/// Where it is shown.
+enum Output {
+    Bar { bar: indicatif::ProgressBar, details: Arc<Mutex<String>> },
+    Lines { out: Box<dyn Write>, every: Duration },
+    Nowhere,
+}
+
+/// Time between two drawings.
+const REDRAW: Duration = Duration::from_millis(100);
+/// Time between two lines.
+const LINE: Duration = Duration::from_secs(30);
+/// Parts of a run that the bar tells apart.
+const PARTS: u64 = 10_000;
+
+impl fmt::Debug for ProgressBar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProgressBar").field("runs", &self.runs).finish_non_exhaustive()
+    }
+}
+
+impl Default for ProgressBar {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ProgressBar {
+    /// A bar for one run: drawn where standard error is a terminal, otherwise a line every 30 seconds.
+    pub fn new() -> Self {
+        match io::stderr().is_terminal() {
+            // The clock that limits drawing is the bar's own.
+            true => Self::on(ProgressDrawTarget::stderr_with_hz(255)),
+            false => Self::lines(io::stderr(), LINE),
+        }
+    }
+
+    /// A line written to `out` at this interval, whether or not there is a terminal.
+    pub fn lines(out: impl Write + 'static, every: Duration) -> Self {
+        Self::to(Output::Lines { out: Box::new(out), every })
+    }
+
+    fn on(target: ProgressDrawTarget) -> Self {
+        let bar = indicatif::ProgressBar::with_draw_target(Some(PARTS), target);
+        let details = Arc::new(Mutex::new(String::new()));
+        let shown = details.clone();
+        let style = "{prefix:10} {wide_bar:.cyan/dim} {percent:>3}% {elapsed}\n{details}";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style.with_key(
+                "details",
+                move |_: &ProgressState, out: &mut dyn fmt::Write| {
+                    // A text is whole, whoever panicked.
+                    let shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+                    let _ = out.write_str(&shown);
+                },
+            ));
+        }
+        Self::to(Output::Bar { bar, details })
+    }
+
+    fn to(output: Output) -> Self {
+        Self { output, course: Course::default(), runs: 1, begun: 0, next: None }
+    }
+
+    /// One bar for several runs of one length, one after the other.
+    #[must_use]
+    pub fn over_runs(mut self, runs: usize) -> Self {
+        self.runs = (runs as u64).max(1);
+        if let Output::Bar { bar, .. } = &self.output {
+            bar.set_length(self.runs * PARTS);
+        }
+        self
+    }
+
+    /// Also shows the values of these names.
+    #[must_use]
+    pub fn showing<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.course.show(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// The same, not shown.
+    #[must_use]
+    pub fn hidden(mut self) -> Self {
+        self.output = Output::Nowhere;
+        self
+    }
+
+    /// Runs `print`, which writes to the terminal, while the bar is not there.
+    pub fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &self.output {
+            Output::Bar { bar, .. } => bar.suspend(print),
+            Output::Lines { .. } | Output::Nowhere => print(),
+        }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        if let Output::Bar { bar, .. } = &self.output {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn follow(&mut self, event: &Event, now: Instant) {
+        self.course.follow(event, now);
+        match event {
+            Event::FitStart(start) => {
+                self.begun += 1;
+                if let Output::Bar { bar, .. } = &self.output {
+                    bar.set_prefix(start.precision.name());
+                }
+                self.show(now);
+            }
+            Event::Batch { .. } if self.next.is_none_or(|next| now >= next) => self.show(now),
+            Event::EpochEnd(_) if !matches!(self.output, Output::Lines { .. }) => self.show(now),
+            Event::FitEnd(_) => {
+                self.show(now);
+                if let (Output::Bar { bar, .. }, true) = (&self.output, self.begun == self.runs) {
+                    // Leaves it as it is.
+                    bar.abandon();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Draws the bar or writes a line. What cannot be written ends no run.
+    fn show(&mut self, now: Instant) {
+        match &mut self.output {
+            Output::Bar { bar, details } => {
+                self.next = Some(now + REDRAW);
+                let text = self.course.text(now);
+                *details.lock().unwrap_or_else(PoisonError::into_inner) = text;
+                let done = self.begun.saturating_sub(1) as f64 + self.course.done();
+                bar.update(|state| state.set_pos((done * PARTS as f64) as u64));
+            }
+            Output::Lines { out, every } => {
+                let started = self.next.replace(now + *every).is_none();
+                // Nothing has happened yet.
+                if !started {
+                    let percent = (100.0 * self.course.done()) as u64;
+                    let _ = writeln!(out, "{percent:>3}%  {}", self.course.text(now));
+                    let _ = out.flush();
+                }
+            }
+            Output::Nowhere => self.next = Some(now + LINE),
+        }
+    }
+}
+
+impl Subscriber for ProgressBar {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        if !matches!(self.output, Output::Nowhere) {
+            self.follow(event, Instant::now());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

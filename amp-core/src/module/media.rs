@@ -1,0 +1,84 @@
+//! Images, texts and histograms, logged by steps and hooks.
+
+use tch::Tensor;
+
+use super::{Hook, ManualStep, Step};
+use crate::{
+    Result,
+    data::ImageGrid,
+    log::{Histogram, Image, Media},
+};
+
+fn image(image: &Tensor) -> Result<Option<Media>> {
+    let image = image.f_detach()?;
+    let image = match image.dim() {
+        4 => ImageGrid::default().of(&image)?,
+        _ => image,
+    };
+    Image::from_tensor(&image).map(Media::Image).map(Some)
+}
+
+macro_rules! logs_media {
+    ($($type:ty),*) => {$(
+        impl $type {
+            /// Logs an image or figure `[H, W]` or `[C, H, W]` of 1, 3 or 4 channels, or images `[N, C, H, W]` as a
+            /// [grid](ImageGrid): uint8, or floating from 0 to 1. It is copied to the host at once, which waits for
+            /// the device: log it now and then. Loggers encode and write it on threads of their own; without one
+            /// that takes images it is dropped, as it is outside of [`Trainer::fit`](crate::Trainer::fit).
+            ///
+            /// # Errors
+            /// When the shape or dtype is another, and within a step that runs as a CUDA graph: log it where
+            /// [`Step::at_logging_interval`].
+            pub fn log_image(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+                self.log.media(name, || image(tensor))
+            }
+
+            /// Logs a text, which TensorBoard shows as Markdown.
+            ///
+            /// # Errors
+            /// As [`log_image`](Self::log_image).
+            pub fn log_text(&mut self, name: &str, text: impl Into<String>) -> Result<()> {
+                self.log.media(name, || Ok(Some(Media::Text(text.into()))))
+            }
+
+            /// Logs how the elements are distributed. They are counted on their device at once. Without a finite
+            /// element nothing is logged.
+            ///
+            /// # Errors
+            /// When the elements are complex, and as [`log_image`](Self::log_image).
+            pub fn log_histogram(&mut self, name: &str, values: &Tensor) -> Result<()> {
+                self.log.media(name, || Ok(Histogram::from_tensor(values)?.map(Media::Histogram)))
+            }
+        }
+    )*};
+}
+
+logs_media!(Hook<'_>, Step<'_>, ManualStep<'_>);
+
+macro_rules! at_interval {
+    ($($type:ty),*) => {$(
+        impl $type {
+            /// Whether values of this batch are reported, for code that does more then, as logging an image: in
+            /// training for the last batch of each
+            /// [`log_every_n_steps`](crate::trainer::LoggingConfig::log_every_n_steps)-th step, otherwise for the
+            /// first batch of each set. Where a step asks, those steps run without a CUDA graph.
+            ///
+            /// ```no_run,standalone_crate
+            /// use amp_core::prelude::*;
+            ///
+            /// fn show_inputs(batch: &Batch, step: &mut Step<'_>) -> Result<()> {
+            ///     if step.at_logging_interval() {
+            ///         step.log_image("inputs", &batch.input)?;
+            ///     }
+            ///     Ok(())
+            /// }
+            /// # fn main() {}
+            /// ```
+            pub fn at_logging_interval(&self) -> bool {
+                self.log.interval().ask()
+            }
+        }
+    )*};
+}
+
+at_interval!(Step<'_>, ManualStep<'_>);

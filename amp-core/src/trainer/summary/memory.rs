@@ -1,0 +1,98 @@
+//! The memory of a training step.
+
+use std::collections::HashSet;
+
+use serde::Serialize;
+use tch::Tensor;
+
+use crate::{
+    LightningModule, Result, Step,
+    data::AnyBatch,
+    ffi,
+    log::Log,
+    memory::{MemoryMeter, tensor_bytes},
+    module::first_loss,
+    nn::{self, Context},
+    optim::Scheduled,
+    trainer::TrainerConfig,
+    weights,
+};
+
+/// Bytes that a training step holds, by what they are for. The peak of a step is larger by what its operators
+/// need while they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct StepMemory {
+    /// Parameters, in the precision's dtype.
+    pub parameters: u64,
+    /// Buffers.
+    pub buffers: u64,
+    /// Gradients of the parameters that are trained, in the parameters' dtype.
+    pub gradients: u64,
+    /// State of the optimizers, with f32 copies of 16-bit weights where these are kept.
+    pub optimizer_state: u64,
+    /// What the forward pass of one batch keeps for the backward pass, as measured: activations, and under
+    /// autocast the 16-bit copies of weights. Layers that are recomputed keep only their inputs. Measured on one
+    /// batch as a whole: a memory budget is not applied.
+    pub activations: u64,
+    /// The batch.
+    pub batch: u64,
+}
+
+impl StepMemory {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        let Self { parameters, buffers, gradients, optimizer_state, activations, batch } = self;
+        parameters + buffers + gradients + optimizer_state + activations + batch
+    }
+}
+
+/// Measures a step under these options. The model is in its place, and its frozen parameters are frozen.
+pub(super) fn of(
+    model: &mut dyn LightningModule,
+    batch: &AnyBatch,
+    optimizers: &[Scheduled],
+    config: &TrainerConfig,
+) -> Result<StepMemory> {
+    let parameters = nn::parameters(model);
+    let tensors = parameters.iter().map(|parameter| &parameter.tensor);
+    let of_parameters = tensors.clone().map(tensor_bytes).sum::<u64>();
+    let gradients = tensors.filter(|tensor| tensor.requires_grad()).map(tensor_bytes).sum();
+    let all: u64 = weights::distinct(model).iter().map(|(_, tensor)| tensor_bytes(tensor)).sum();
+    let mut seen: HashSet<usize> =
+        parameters.iter().map(|parameter| ffi::identity(&parameter.tensor)).collect();
+    let mut optimizer_state = 0;
+    for scheduled in optimizers {
+        let state = scheduled.optimizer.state()?;
+        let new = |tensor: &&Tensor| seen.insert(ffi::identity(tensor));
+        optimizer_state +=
+            state.tensors().map(|(_, tensor)| tensor).filter(new).map(tensor_bytes).sum::<u64>();
+    }
+    Ok(StepMemory {
+        parameters: of_parameters,
+        buffers: all - of_parameters,
+        gradients,
+        optimizer_state,
+        activations: activations(model, batch, config)?,
+        batch: batch.bytes(),
+    })
+}
+
+/// Bytes that exist after the forward pass and did not before, while the loss lives.
+fn activations(
+    model: &mut dyn LightningModule,
+    batch: &AnyBatch,
+    config: &TrainerConfig,
+) -> Result<u64> {
+    let policy = config.policy();
+    let context =
+        Context::new(policy, true).with_overrides(config.numerics.overrides.clone()).again();
+    let meter = MemoryMeter::beside(config.device)?;
+    let loss = {
+        let _autocast = policy.autocast()?;
+        let mut log = Log::default();
+        first_loss(model, batch, &mut Step::new(&context, &mut log, 0, 0))?
+    };
+    let bytes = meter.allocated()?.max(0).cast_unsigned();
+    drop(loss);
+    Ok(bytes)
+}

@@ -1,0 +1,144 @@
+//! What a model is made of and what a training step of it costs.
+
+mod memory;
+mod show;
+mod trace;
+mod tree;
+
+use serde::Serialize;
+
+use self::trace::trace;
+use super::{Trainer, freeze::Freezing, step::Aside};
+use crate::{
+    Error, LightningModule, Result, data::DataModule, nn, optim::Storage, precision::Precision,
+    random,
+};
+
+pub use self::{memory::StepMemory, tree::LayerSummary};
+
+/// The layers of a model, and what a training step of one batch costs. `Display` shows it as a tree.
+///
+/// ```
+/// use amp_core::prelude::*;
+///
+/// #[derive(LightningModule)]
+/// #[loss(cross_entropy)]
+/// #[optimizer(adam, lr = 1e-3)]
+/// struct Net {
+///     #[layer(linear(4, 8))]
+///     hidden: Linear,
+///     #[layer(linear(8, 2))]
+///     head: Linear,
+/// }
+///
+/// let input = Tensor::zeros([3, 4], (Kind::Float, Device::Cpu));
+/// let target = Tensor::zeros([3], (Kind::Int64, Device::Cpu));
+/// let examples = || Batch::new(input.shallow_clone(), target.shallow_clone());
+/// let data = DataModule::new("zeros", examples()?, examples()?, 3);
+/// let trainer = Trainer::new(TrainerConfig::new(Precision::F32True, Device::Cpu));
+/// let summary = trainer.summary(&mut Net::builder().build()?, &data)?;
+/// assert_eq!(summary.trainable, 4 * 8 + 8 + 8 * 2 + 2);
+/// assert_eq!(summary.flops, 2 * 3 * (4 * 8 + 8 * 2));
+/// let head = summary.layer("head").expect("a layer of this name");
+/// assert_eq!((&head.input[0], &head.output[0]), (&vec![3, 8], &vec![3, 2]));
+/// println!("{summary}");
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelSummary {
+    /// The model's name.
+    pub model: String,
+    /// The data's name.
+    pub data: String,
+    /// The precision.
+    pub precision: Precision,
+    /// Examples of the batch.
+    pub batch_size: i64,
+    /// The shape of each tensor of the batch, by name.
+    pub batch: Vec<(String, Vec<i64>)>,
+    /// The model, then its layers in order of declaration, each before the layers within it.
+    pub layers: Vec<LayerSummary>,
+    /// Values that the optimizers move.
+    pub trainable: i64,
+    /// Parameters' values that are frozen at the start of the run.
+    pub frozen: i64,
+    /// Values of buffers, such as the running statistics of batch normalization.
+    pub buffers: i64,
+    /// Floating-point operations of the forward pass of one batch, two for each multiplication with its
+    /// addition: those of matrix products, convolutions, attention and recurrent layers, which
+    /// torch.utils.flop_counter counts. Elementwise operations are left out. Causal attention counts as full
+    /// attention, as there.
+    pub flops: u64,
+    /// The memory of a step.
+    pub memory: StepMemory,
+}
+
+impl ModelSummary {
+    /// The layer at this dotted path; the model itself at the empty path.
+    pub fn layer(&self, path: &str) -> Option<&LayerSummary> {
+        self.layers.iter().find(|layer| layer.path == path)
+    }
+
+    /// The same without layers deeper than `depth`: 0 leaves the model alone, 1 its own layers as well.
+    /// Numbers of a layer include the layers within it.
+    #[must_use]
+    pub fn with_max_depth(mut self, depth: usize) -> Self {
+        self.layers.retain(|layer| layer.depth <= depth);
+        self
+    }
+}
+
+impl Trainer<'_> {
+    /// Describes `model` and a training step of the first batch of `data` under this trainer's options. Runs the
+    /// forward pass and the loss twice, without dropout at first, and no backward pass; weights, buffers and
+    /// random generators are left as they were. The model is moved to the policy's device and dtype, as
+    /// [`fit`](Self::fit) does.
+    ///
+    /// Numbers of operations do not depend on the device. Memory does: it is measured on the trainer's device.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used, there is no batch to train on, or the step fails.
+    pub fn summary(
+        &self,
+        model: &mut dyn LightningModule,
+        data: &DataModule,
+    ) -> Result<ModelSummary> {
+        let _place = random::place();
+        let config = &self.config;
+        config.check()?;
+        data.check()?;
+        let policy = config.policy();
+        nn::place(model, policy, &config.numerics.overrides)?;
+        nn::parameters_require_gradients(model)?;
+        let loader = config.train_loader(data)?;
+        let plan = config.plan(loader.batches().max(1), config.max_epochs);
+        let optimizers = model.configure_optimizers(&plan)?;
+        let _freezing = Freezing::new(model, &config.optimization.freeze)?;
+        let numerics = &config.numerics;
+        let storage = Storage { weights: numerics.weight_update, moments: numerics.moments };
+        let optimizers = optimizers.build(nn::parameters(model), storage)?;
+        let Some(batch) = loader.epoch(0, 0)?.next().transpose()? else {
+            return Err(Error::config(format!("`{}` has no batch to train on", data.name)));
+        };
+        let aside = Aside::begin(model, config.device)?;
+        let traced = trace(model, &batch, config);
+        aside.end(model)?;
+        let memory = memory::of(model, &batch, &optimizers, config);
+        aside.end(model)?;
+        let (layers, flops) = tree::layers(model, traced?);
+        let tensors = tree::Tensors::of(model);
+        Ok(ModelSummary {
+            model: model.name().to_owned(),
+            data: data.name.clone(),
+            precision: config.precision,
+            batch_size: batch.len(),
+            batch: batch.tensors().map(|(name, tensor)| (name.to_owned(), tensor.size())).collect(),
+            layers,
+            trainable: tensors.trainable,
+            frozen: tensors.frozen,
+            buffers: tensors.buffers,
+            flops,
+            memory: memory?,
+        })
+    }
+}

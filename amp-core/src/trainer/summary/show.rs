@@ -1,0 +1,148 @@
+//! The summary as a tree.
+
+use std::fmt;
+
+use super::{LayerSummary, ModelSummary, StepMemory};
+use crate::memory::show_bytes;
+
+/// Columns of the tree.
+const COLUMNS: [&str; 6] = ["layer", "type", "input", "output", "parameters", "FLOPs"];
+/// The first column with numbers, which are aligned to the right.
+const NUMBERS: usize = 4;
+
+impl fmt::Display for ModelSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, data, precision, batch_size, .. } = self;
+        writeln!(f, "{model} on {data} under {precision}, one batch of {batch_size}")?;
+        for (name, shape) in &self.batch {
+            writeln!(f, "  {name} {shape:?}")?;
+        }
+        writeln!(f)?;
+        let mut rows = vec![COLUMNS.map(str::to_owned)];
+        rows.extend((0..self.layers.len()).map(|place| self.row(place)));
+        let width = |column: usize| {
+            rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
+        };
+        let widths: [usize; COLUMNS.len()] = std::array::from_fn(width);
+        for row in &rows {
+            let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
+                if column < NUMBERS { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            });
+            writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
+        }
+        writeln!(f)?;
+        writeln!(f, "trainable parameters  {}", grouped(self.trainable))?;
+        writeln!(f, "frozen parameters     {}", grouped(self.frozen))?;
+        writeln!(f, "values of buffers     {}", grouped(self.buffers))?;
+        writeln!(f, "FLOPs, forward        {}", operations(self.flops))?;
+        writeln!(f, "memory of a step      {}", self.memory)
+    }
+}
+
+impl ModelSummary {
+    fn row(&self, place: usize) -> [String; COLUMNS.len()] {
+        let layer = &self.layers[place];
+        let LayerSummary { kind, calls, trainable, frozen, flops, .. } = layer;
+        let mut parameters = match trainable + frozen {
+            0 => String::new(),
+            count => grouped(count),
+        };
+        if *frozen > 0 {
+            let part = if *trainable == 0 { "frozen" } else { "partly frozen" };
+            parameters = format!("{parameters} ({part})");
+        }
+        let mut kind = kind.as_deref().unwrap_or("not run").to_owned();
+        if *calls > 1 {
+            kind = format!("{kind} ×{calls}");
+        }
+        let flops = if *flops > 0 { operations(*flops) } else { String::new() };
+        [self.branch(place), kind, shapes(&layer.input), shapes(&layer.output), parameters, flops]
+    }
+
+    /// The layer's name behind the branches that lead to it.
+    fn branch(&self, place: usize) -> String {
+        let layer = &self.layers[place];
+        if layer.depth == 0 {
+            return self.model.clone();
+        }
+        // Whether a layer of this depth follows within the same parent.
+        let continues = |depth: usize| {
+            let mut later =
+                self.layers[place + 1..].iter().take_while(|layer| layer.depth >= depth);
+            later.any(|layer| layer.depth == depth)
+        };
+        let around = (1..layer.depth).map(|depth| if continues(depth) { "│  " } else { "   " });
+        let own = if continues(layer.depth) { "├─ " } else { "└─ " };
+        around.chain([own, layer.name()]).collect()
+    }
+}
+
+impl fmt::Display for StepMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { parameters, buffers, gradients, optimizer_state, activations, batch } = self;
+        let [parameters, buffers, gradients, optimizer_state, activations, batch] =
+            [parameters, buffers, gradients, optimizer_state, activations, batch]
+                .map(|bytes| show_bytes(*bytes));
+        write!(
+            f,
+            "{}: parameters {parameters}, buffers {buffers}, gradients {gradients}, optimizer state \
+             {optimizer_state}, activations {activations}, batch {batch}",
+            show_bytes(self.total())
+        )
+    }
+}
+
+fn shapes(shapes: &[Vec<i64>]) -> String {
+    let shown: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
+    match shown.len() {
+        // A cell's state may have many tensors.
+        0..=2 => shown.join(" "),
+        more => format!("{} +{}", shown[0], more - 1),
+    }
+}
+
+/// `1,234,567`.
+fn grouped(number: i64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Three digits: `1.81 G`.
+fn operations(count: u64) -> String {
+    const UNITS: [(f64, &str); 5] = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
+    let count = count as f64;
+    match UNITS.into_iter().find(|(unit, _)| count >= 0.9995 * unit) {
+        None => format!("{count}"),
+        Some((unit, name)) => match count / unit {
+            value if value >= 99.95 => format!("{value:.0} {name}"),
+            value if value >= 9.995 => format!("{value:.1} {name}"),
+            value => format!("{value:.2} {name}"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(0, "0")]
+    #[case(999, "999")]
+    #[case(1_000, "1.00 k")]
+    #[case(9_996, "10.0 k")]
+    #[case(999_600, "1.00 M")]
+    #[case(1_814_073_344, "1.81 G")]
+    #[case(123_456_000_000_000, "123 T")]
+    fn operations_have_three_digits(#[case] count: u64, #[case] shown: &str) {
+        assert_eq!(operations(count), shown);
+    }
+}

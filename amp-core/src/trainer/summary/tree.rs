@@ -1,0 +1,237 @@
+//! A model's layers, as declared and as they ran.
+
+use std::collections::HashSet;
+
+use serde::Serialize;
+use tch::Tensor;
+
+use super::trace::{Call, Traced};
+use crate::{
+    LightningModule, ffi,
+    nn::{Role, Visitor},
+    precision::Region,
+};
+
+/// A layer of a model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LayerSummary {
+    /// Its dotted path, as in parameters' names; empty for the model itself.
+    pub path: String,
+    /// The number of layers around it.
+    pub depth: usize,
+    /// The name of its type, as in `Conv2d`; `None` if the forward pass did not run it.
+    pub kind: Option<String>,
+    /// How often the forward pass ran it.
+    pub calls: u64,
+    /// The shapes of its inputs when it first ran.
+    pub input: Vec<Vec<i64>>,
+    /// The shapes of its outputs when it first ran.
+    pub output: Vec<Vec<i64>>,
+    /// Values that are trained, in it and in the layers within it. A parameter that two layers share counts for
+    /// the first.
+    pub trainable: i64,
+    /// Parameters' values that are frozen, likewise.
+    pub frozen: i64,
+    /// Floating-point operations of all its runs, likewise, as [`ModelSummary::flops`](super::ModelSummary::flops).
+    pub flops: u64,
+}
+
+impl LayerSummary {
+    fn new(path: String, depth: usize) -> Self {
+        Self {
+            path,
+            depth,
+            kind: None,
+            calls: 0,
+            input: Vec::new(),
+            output: Vec::new(),
+            trainable: 0,
+            frozen: 0,
+            flops: 0,
+        }
+    }
+
+    /// The last part of its path.
+    pub(super) fn name(&self) -> &str {
+        self.path.rsplit_once('.').map_or(&self.path, |(_, name)| name)
+    }
+
+    fn ran(&mut self, call: Call) {
+        if self.calls == 0 {
+            self.kind = Some(short(call.type_name));
+            (self.input, self.output) = (call.input, call.output);
+        }
+        self.calls += 1;
+        self.flops += call.flops;
+    }
+}
+
+/// The layers, and the operations of the pass.
+pub(super) fn layers(model: &dyn LightningModule, traced: Traced) -> (Vec<LayerSummary>, u64) {
+    let mut declared = Declared {
+        layers: vec![LayerSummary::new(String::new(), 0)],
+        open: vec![0],
+        tensors: Tensors::default(),
+    };
+    model.visit(&mut declared);
+    let mut layers = declared.layers;
+    layers[0].kind = Some(model.name().to_owned());
+    (layers[0].calls, layers[0].flops) = (1, traced.flops);
+    for call in traced.calls {
+        let place = match layers.iter().position(|layer| layer.path == call.path) {
+            Some(place) => place,
+            None => insert(&mut layers, &call.path),
+        };
+        layers[place].ran(call);
+    }
+    // An optional layer that is absent is declared, but has nothing.
+    let keeps: Vec<bool> = layers
+        .iter()
+        .map(|layer| {
+            let within = format!("{}.", layer.path);
+            let runs = |other: &LayerSummary| other.path.starts_with(&within) && other.calls > 0;
+            layer.calls > 0 || layer.trainable + layer.frozen > 0 || layers.iter().any(runs)
+        })
+        .collect();
+    let mut keeps = keeps.into_iter();
+    layers.retain(|_| keeps.next() == Some(true));
+    (layers, traced.flops)
+}
+
+/// Makes a place for a layer that is not declared, behind what its parent has.
+fn insert(layers: &mut Vec<LayerSummary>, path: &str) -> usize {
+    let parent = path.rsplit_once('.').map_or("", |(parent, _)| parent);
+    let found = layers.iter().position(|layer| layer.path == parent);
+    let parent = found.unwrap_or_else(|| insert(layers, parent));
+    let depth = layers[parent].depth + 1;
+    let within = layers[parent + 1..].iter().take_while(|layer| layer.depth >= depth).count();
+    let place = parent + 1 + within;
+    layers.insert(place, LayerSummary::new(path.to_owned(), depth));
+    place
+}
+
+/// Numbers of values; each tensor counts once.
+#[derive(Debug, Default)]
+pub(super) struct Tensors {
+    seen: HashSet<usize>,
+    pub(super) trainable: i64,
+    pub(super) frozen: i64,
+    pub(super) buffers: i64,
+}
+
+impl Tensors {
+    pub(super) fn of(model: &dyn LightningModule) -> Self {
+        let mut tensors = Self::default();
+        for (_, tensor, role) in crate::nn::named_tensors(model) {
+            tensors.add(&tensor, role);
+        }
+        tensors
+    }
+
+    /// The numbers of trained and frozen values that the tensor adds.
+    fn add(&mut self, tensor: &Tensor, role: Role) -> (i64, i64) {
+        if !self.seen.insert(ffi::identity(tensor)) {
+            return (0, 0);
+        }
+        let count = tensor.numel() as i64;
+        let (trainable, frozen) = match (role, tensor.requires_grad()) {
+            (Role::Buffer, _) => {
+                self.buffers += count;
+                (0, 0)
+            }
+            (Role::Parameter, true) => (count, 0),
+            (Role::Parameter, false) => (0, count),
+        };
+        self.trainable += trainable;
+        self.frozen += frozen;
+        (trainable, frozen)
+    }
+}
+
+struct Declared {
+    layers: Vec<LayerSummary>,
+    /// Places of the layers around the next tensor.
+    open: Vec<usize>,
+    tensors: Tensors,
+}
+
+impl Visitor for Declared {
+    fn enter(&mut self, name: &str, _: Option<Region>) {
+        let parent = self.open.last().map_or("", |place| self.layers[*place].path.as_str());
+        let path = if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") };
+        let depth = self.open.len();
+        self.open.push(self.layers.len());
+        self.layers.push(LayerSummary::new(path, depth));
+    }
+
+    fn leave(&mut self) {
+        self.open.pop();
+    }
+
+    fn tensor(&mut self, _: &str, tensor: &Tensor, role: Role) {
+        let (trainable, frozen) = self.tensors.add(tensor, role);
+        for place in &self.open {
+            self.layers[*place].trainable += trainable;
+            self.layers[*place].frozen += frozen;
+        }
+    }
+}
+
+/// The name of a type without the modules that it is in: `Conv2d` for `amp_core::nn::conv::Conv<2>`.
+fn short(type_name: &str) -> String {
+    let mut name = String::new();
+    let mut word = String::new();
+    let mut rest = type_name.chars().peekable();
+    while let Some(next) = rest.next() {
+        match next {
+            ':' if rest.peek() == Some(&':') => {
+                rest.next();
+                word.clear();
+            }
+            next if next.is_alphanumeric() || next == '_' => word.push(next),
+            other => {
+                name.push_str(&std::mem::take(&mut word));
+                name.push(other);
+            }
+        }
+    }
+    name.push_str(&word);
+    match name.strip_suffix('>').and_then(|name| name.split_once('<')) {
+        Some((name, dimensions)) if dimensions.parse::<u8>().is_ok() => {
+            format!("{name}{dimensions}d")
+        }
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("amp_core::nn::conv::Conv<2>", "Conv2d")]
+    #[case("amp_core::nn::linear::Linear", "Linear")]
+    #[case("alloc::vec::Vec<my::net::Block>", "Vec<Block>")]
+    #[case("alloc::vec::Vec<alloc::sync::Arc<dyn amp_core::nn::Module>>", "Vec<Arc<dyn Module>>")]
+    #[case("amp_core::nn::checkpoint::Checkpoint<my::Net<3>>", "Checkpoint<Net<3>>")]
+    #[case("Identity", "Identity")]
+    fn a_type_has_its_last_name(#[case] full: &str, #[case] expected: &str) {
+        assert_eq!(short(full), expected);
+    }
+
+    #[test]
+    fn a_layer_that_is_not_declared_stands_within_its_parent() {
+        let paths = ["", "a", "a.x", "b"].map(str::to_owned);
+        let layer = |path: String| {
+            let depth = if path.is_empty() { 0 } else { path.matches('.').count() + 1 };
+            LayerSummary::new(path, depth)
+        };
+        let mut layers: Vec<LayerSummary> = paths.into_iter().map(layer).collect();
+        insert(&mut layers, "a.y.z");
+        let paths: Vec<(&str, usize)> =
+            layers.iter().map(|layer| (layer.path.as_str(), layer.depth)).collect();
+        assert_eq!(paths, [("", 0), ("a", 1), ("a.x", 2), ("a.y", 2), ("a.y.z", 3), ("b", 1)]);
+    }
+}

@@ -1,0 +1,363 @@
+//! Changes of whole batches on their device: those of each image by itself, whatever loads them.
+
+use std::sync::Arc;
+
+use amp_core::{
+    data::{
+        BatchRandom, BatchTransform, CenterCrop, ColorJitter, Compose, CutMix, DataLoader, Images,
+        Loading, MapDataset, MixUp, Normalize, Placement, RandomCrop, RandomHorizontalFlip,
+        RandomResizedCrop, Resize, SharedDataset, SharedTensor, Shuffled, Transform,
+    },
+    precision::Policy,
+    prelude::*,
+    random::{Draws, Rng},
+    tch::IndexOp,
+};
+use rstest::rstest;
+
+use crate::support::{
+    bits::{sha256, values},
+    device, message, needs_cuda,
+    oracle::{integer, list},
+};
+
+const COUNT: i64 = 12;
+
+/// uint8 images `[N, channels, 9, 11]`.
+fn pixels(channels: i64) -> Tensor {
+    let numbers = Tensor::arange(COUNT * channels * 99, (Kind::Int64, Device::Cpu));
+    let pixels = (&numbers * 7919 + &numbers * &numbers * 13).remainder(256);
+    pixels.view([COUNT, channels, 9, 11]).to_kind(Kind::Uint8)
+}
+
+fn images(channels: i64, kind: Kind) -> Tensor {
+    match kind {
+        Kind::Uint8 => pixels(channels),
+        kind => pixels(channels).to_kind(kind) / 255.0,
+    }
+}
+
+fn rngs() -> Vec<Rng> {
+    (0..COUNT).map(|index| Draws::new(3, 1).rng(index)).collect()
+}
+
+fn jitter() -> ColorJitter {
+    let jitter = ColorJitter::new().brightness(0.5).and_then(|jitter| jitter.contrast(0.9));
+    jitter
+        .and_then(|jitter| jitter.saturation(1.5))
+        .and_then(|jitter| jitter.hue(0.4))
+        .expect("factors")
+}
+
+fn some_jitter() -> ColorJitter {
+    ColorJitter::new()
+        .contrast((0.2, 0.4))
+        .and_then(|jitter| jitter.hue((0.1, 0.3)))
+        .expect("factors")
+}
+
+fn composed() -> Compose {
+    Compose::new()
+        .then(RandomCrop::to(8, 10).padding(2))
+        .then(RandomHorizontalFlip::new(0.5))
+        .then(jitter())
+        .then(RandomResizedCrop::new(6))
+        .then(Normalize::imagenet())
+}
+
+/// Draws for each image, and has no implementation for batches.
+struct Plain;
+
+impl Transform for Plain {
+    fn apply(&self, image: Tensor, rng: &mut Rng) -> Result<Tensor> {
+        Ok(image.roll([rng.below(5)], [2]))
+    }
+}
+
+/// To the last bit on the CPU, in every dtype, and each generator stands where it would stand.
+#[rstest]
+#[case::flip(&RandomHorizontalFlip::new(0.5))]
+#[case::crop(&RandomCrop::to(5, 7))]
+#[case::padded_crop(&RandomCrop::new(9).padding(3))]
+#[case::resize(&Resize::new(5))]
+#[case::resize_to(&Resize::to(13, 7))]
+#[case::middle(&CenterCrop::to(12, 4))]
+#[case::resized_crop(&RandomResizedCrop::new(6))]
+#[case::jitter(&jitter())]
+#[case::some_jitter(&some_jitter())]
+#[case::normalize(&Normalize::imagenet())]
+#[case::composed(&composed())]
+#[case::own(&Plain)]
+fn a_batch_is_changed_as_each_image_by_itself(
+    #[case] transform: &dyn Transform,
+    #[values(Kind::Uint8, Kind::Float, Kind::Double)] kind: Kind,
+) -> Result<()> {
+    let images = images(3, kind);
+    let before = sha256(&images);
+    let (mut one, mut all) = (rngs(), rngs());
+    let apart: Result<Vec<Tensor>> = one
+        .iter_mut()
+        .enumerate()
+        .map(|(at, rng)| transform.apply(images.i(at as i64), rng))
+        .collect();
+    let together = transform.apply_batch(images.shallow_clone(), &mut all)?;
+    let apart = Tensor::f_stack(&apart?, 0)?;
+    assert_eq!((together.kind(), together.size()), (apart.kind(), apart.size()));
+    assert_eq!(sha256(&together), sha256(&apart));
+    assert_eq!(one, all, "the generators");
+    assert_eq!(sha256(&images), before, "the images that were given");
+    Ok(())
+}
+
+/// On the device they are the CPU's, within a rounding of a pixel for each change that computes numbers.
+#[rstest]
+#[case::flip(&RandomHorizontalFlip::new(0.5), 0.0)]
+#[case::crop(&RandomCrop::new(9).padding(3), 0.0)]
+#[case::jitter(&jitter(), 1.0)]
+#[case::resize(&Resize::new(5), 1.0)]
+#[case::resized_crop(&RandomResizedCrop::new(6), 1.0)]
+#[case::composed(&composed(), 2.0)]
+#[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
+fn a_batch_on_cuda_is_that_on_the_cpu(
+    #[case] transform: &dyn Transform,
+    #[case] levels: f64,
+) -> Result<()> {
+    needs_cuda();
+    let images = images(3, Kind::Uint8);
+    let here = transform.apply_batch(images.shallow_clone(), &mut rngs())?;
+    let there = transform.apply_batch(images.to(device()), &mut rngs())?;
+    assert_eq!(there.device(), device());
+    // A level of an image that was normalized is 1 / 255 / 0.224.
+    let level = if here.kind() == Kind::Uint8 { 1.0 } else { 1.0 / 255.0 / 0.224 };
+    let off = (there.to(Device::Cpu).to_kind(Kind::Double) - here.to_kind(Kind::Double)).abs();
+    let most = off.max().double_value(&[]);
+    assert!(most <= 1.001 * levels * level, "{most}");
+    Ok(())
+}
+
+/// The parts that torchvision cuts out, at recorded places.
+#[test]
+fn parts_are_torchvisions() -> Result<()> {
+    let all = crate::transforms::recorded();
+    let image = crate::transforms::picture(&all["image"]);
+    for case in list(&all, "crop") {
+        let ints = |key| -> Vec<i64> {
+            list(case, key).iter().map(|value| value.as_i64().expect("an integer")).collect()
+        };
+        let (size, place, padding) = (ints("size"), ints("place"), integer(case, "padding"));
+        let crop = RandomCrop::to(size[0], size[1]).padding(padding);
+        let expected = crate::transforms::picture(&case["result"]);
+        // The first generator that draws this place.
+        let wanted = |seed: &u64| {
+            let mut rng = Rng::with_seed(*seed);
+            let [h, w] = [20, 28].map(|own| own + 2 * padding);
+            [rng.below(h - size[0] + 1), rng.below(w - size[1] + 1)] == place[..]
+        };
+        let seed = (0..100_000).find(wanted).expect("a seed");
+        let seen = crop.apply(image.shallow_clone(), &mut Rng::with_seed(seed))?;
+        assert_eq!((seen.size(), values(&seen)), (expected.size(), values(&expected)));
+    }
+    Ok(())
+}
+
+#[rstest]
+#[case(&RandomCrop::new(12), &[2, 3, 9, 11], "RandomCrop to 12 x 12 of images of 9 x 11 pixels")]
+#[case(&RandomCrop::new(0), &[2, 3, 9, 11], "RandomCrop to 0 x 0 ")]
+#[case(&RandomCrop::new(5).padding(-1), &[2, 3, 9, 11], "RandomCrop to 5 x 5 ")]
+#[case(&RandomHorizontalFlip::new(0.5), &[3, 9, 11], "images [3, 9, 11] of Float with 2 generators")]
+#[case(&RandomHorizontalFlip::new(0.5), &[3, 3, 9, 11], "images [3, 3, 9, 11] of Float with 2 generators")]
+#[case(&jitter(), &[2, 2, 9, 11], "colors of an image of 2 channels")]
+#[case(&Normalize::imagenet(), &[2, 1, 9, 11], "Normalize has values of 3 channels")]
+fn images_that_do_not_fit_are_refused(
+    #[case] transform: &dyn Transform,
+    #[case] size: &[i64],
+    #[case] says: &str,
+) {
+    let images = Tensor::zeros(size, (Kind::Float, Device::Cpu));
+    let text = message(transform.apply_batch(images, &mut [Rng::with_seed(1), Rng::with_seed(2)]));
+    assert!(text.starts_with(says), "{text}");
+}
+
+/// Images one at a time, which draws a number for each.
+struct Examples(SharedTensor);
+
+impl MapDataset for Examples {
+    type Example = Batch;
+
+    fn len(&self) -> i64 {
+        COUNT
+    }
+
+    fn get(&self, index: i64, rng: &mut Rng) -> Result<Batch> {
+        let image = self.0.get().i(index).roll([rng.below(9)], [1]);
+        Ok(Batch { input: image, target: Tensor::from(index % 3) })
+    }
+}
+
+fn in_memory() -> Result<SharedDataset> {
+    let classes = Tensor::arange(COUNT, (Kind::Int64, Device::Cpu)).remainder(3);
+    Ok(Batch::new(pixels(3), classes)?.into())
+}
+
+fn changed(set: SharedDataset) -> Result<SharedDataset> {
+    Ok(set
+        .transformed(Images::new(composed()))
+        .transformed(CutMix::new(1.0, 3)?)
+        .transformed(MixUp::new(0.5, 3)?))
+}
+
+fn epoch(
+    set: &SharedDataset,
+    loading: Loading,
+    precision: Precision,
+    first: i64,
+) -> Result<Vec<(String, String)>> {
+    let policy = Policy::new(precision, Device::Cpu);
+    let loader =
+        DataLoader::new(set, 5, loading, policy)?.sampled(Arc::new(Shuffled), 7)?.drawing(7);
+    let batches = loader.epoch(4, first)?.map(|batch| {
+        let Batch { input, target } = Batch::from_any(&batch?)?;
+        assert_eq!((input.kind(), target.size()[1]), (precision_kind(precision), 3));
+        Ok((sha256(&input), sha256(&target)))
+    });
+    batches.collect()
+}
+
+fn precision_kind(precision: Precision) -> Kind {
+    match precision {
+        Precision::Bf16True => Kind::BFloat16,
+        Precision::F64True => Kind::Double,
+        _ => Kind::Float,
+    }
+}
+
+/// In memory, read ahead, by workers or on the device, and from any batch of an epoch on: the same batches.
+#[rstest]
+fn batches_do_not_depend_on_how_they_are_loaded(
+    #[values(Precision::F32True, Precision::Bf16True, Precision::F64True)] precision: Precision,
+) -> Result<()> {
+    let ways = |placements: &[Placement], prefetch: &[Option<usize>], workers: &[usize]| {
+        let mut all = Vec::new();
+        for placement in placements {
+            for prefetch in prefetch {
+                for num_workers in workers {
+                    let (placement, prefetch, num_workers) = (*placement, *prefetch, *num_workers);
+                    all.push(Loading { placement, prefetch, num_workers, ..Loading::default() });
+                }
+            }
+        }
+        all
+    };
+    let memory = changed(in_memory()?)?;
+    let expected = epoch(&memory, Loading::default(), precision, 0)?;
+    assert_eq!(expected.len(), 3);
+    let host = ways(&[Placement::Host], &[None, Some(0), Some(2)], &[0]);
+    for loading in host.into_iter().chain(ways(&[Placement::Device], &[None], &[0])) {
+        assert_eq!(epoch(&memory, loading, precision, 0)?, expected, "{loading:?}");
+        assert_eq!(epoch(&memory, loading, precision, 1)?, expected[1..], "{loading:?}");
+    }
+    let examples = changed(Examples(pixels(3).into()).shared())?;
+    let expected = epoch(&examples, Loading::default(), precision, 0)?;
+    for loading in ways(&[Placement::Host], &[None, Some(3)], &[0, 1, 3]) {
+        assert_eq!(epoch(&examples, loading, precision, 0)?, expected, "{loading:?}");
+        assert_eq!(epoch(&examples, loading, precision, 2)?, expected[2..], "{loading:?}");
+    }
+    Ok(())
+}
+
+/// Floating images are changed in f32 under a 16-bit precision, and cast once behind the changes.
+#[test]
+fn batches_are_changed_before_they_are_narrowed() -> Result<()> {
+    let classes = Tensor::arange(COUNT, (Kind::Int64, Device::Cpu)).remainder(3);
+    let floats = Batch::new(images(3, Kind::Float), classes)?;
+    let set = SharedDataset::from(floats).transformed(Images::new(composed()));
+    for placement in [Placement::Host, Placement::Device] {
+        let batch = |precision| -> Result<Tensor> {
+            let loading = Loading { placement, ..Loading::default() };
+            let policy = Policy::new(precision, Device::Cpu);
+            let loader = DataLoader::new(&set, COUNT, loading, policy)?.drawing(7);
+            let first = loader.epoch(0, 0)?.next().expect("a batch")?;
+            Ok(first.required("input")?.shallow_clone())
+        };
+        let (narrow, wide) = (batch(Precision::Bf16True)?, batch(Precision::F32True)?);
+        assert_eq!((narrow.kind(), wide.kind()), (Kind::BFloat16, Kind::Float));
+        assert_eq!(sha256(&narrow), sha256(&wide.to_kind(Kind::BFloat16)));
+    }
+    Ok(())
+}
+
+/// Another number in each epoch, and none that the set itself draws.
+#[test]
+fn numbers_of_batches_are_their_own() -> Result<()> {
+    #[derive(Clone)]
+    struct Record(Arc<std::sync::Mutex<Vec<u64>>>);
+    impl BatchTransform for Record {
+        fn apply(&self, batch: AnyBatch, random: &mut BatchRandom) -> Result<AnyBatch> {
+            let own = random.examples().iter_mut().map(Rng::bits).collect::<Vec<_>>();
+            self.0.lock().expect("a list").extend(own);
+            self.0.lock().expect("a list").push(random.batch().bits());
+            Ok(batch)
+        }
+    }
+    let numbers = Record(Arc::default());
+    let set = in_memory()?.transformed(numbers.clone());
+    let policy = Policy::new(Precision::F32True, Device::Cpu);
+    let loader = DataLoader::new(&set, 6, Loading::default(), policy)?.drawing(7);
+    for number in [0, 1, 0] {
+        loader.epoch(number, 0)?.try_for_each(|batch| batch.map(drop))?;
+    }
+    let drawn = numbers.0.lock().expect("a list").clone();
+    assert_eq!(drawn.len(), 3 * 14);
+    assert_eq!(drawn[..14], drawn[28..]);
+    let mut different = drawn[..28].to_vec();
+    different.extend(
+        (0..COUNT)
+            .flat_map(|index| (0..2).map(move |epoch| Draws::new(7, epoch).rng(index).bits())),
+    );
+    let count = different.len();
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!(different.len(), count);
+    Ok(())
+}
+
+/// A look at the first examples shows them as they are trained on.
+#[test]
+fn a_look_at_a_set_has_its_changes() -> Result<()> {
+    let set = in_memory()?.transformed(Images::new(Normalize::imagenet()));
+    let seen = set.head(4)?;
+    assert_eq!((seen.len(), seen.required("input")?.kind()), (4, Kind::Float));
+    let gathered = set.gather(&[3, 1])?;
+    let wanted = seen.required("input")?.index_select(0, &Tensor::from_slice(&[3_i64, 1]));
+    assert_eq!(sha256(gathered.required("input")?), sha256(&wanted));
+    let field = in_memory()?.transformed(Images::new(Normalize::imagenet()).of_field("image"));
+    assert!(message(field.head(1)).contains("`image`"));
+    Ok(())
+}
+
+#[test]
+fn a_change_must_keep_the_batch() -> Result<()> {
+    struct Half;
+    impl BatchTransform for Half {
+        fn apply(&self, batch: AnyBatch, _: &mut BatchRandom) -> Result<AnyBatch> {
+            batch.narrow(0, batch.len() / 2)
+        }
+    }
+    let text = message(in_memory()?.transformed(Half).head(4));
+    assert!(
+        text.contains("2 examples for 4 indices: `BatchTransform::apply` must give one each"),
+        "{text}"
+    );
+    let mut batch = in_memory()?.head(4)?;
+    let text = message(batch.replace("input", &Tensor::zeros([3, 1], (Kind::Float, Device::Cpu))));
+    assert_eq!(text, "the batch `Batch` has 4 examples, but the tensor for `input` has 3");
+    assert!(message(batch.replace("x", &Tensor::from(1.0))).contains("`x`"));
+    let text =
+        message(MixUp::new(1.0, 3)?.apply(&Batch::from_any(&batch)?, &mut Rng::with_seed(1)));
+    assert!(text.contains("normalize them first"), "{text}");
+    let text =
+        message(CutMix::new(1.0, 2)?.apply(&Batch::from_any(&batch)?, &mut Rng::with_seed(1)));
+    assert_eq!(text, "CutMix of class 2: there are 0 to 1");
+    assert!(message(CutMix::new(0.0, 2)).contains("both must be positive"));
+    Ok(())
+}

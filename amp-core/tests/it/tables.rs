@@ -1,0 +1,144 @@
+//! Columns of tables as fields of batches: from CSV files, and from Parquet files as pandas writes them
+//! (fixtures/oracles/tables.json).
+
+use std::path::PathBuf;
+
+use amp_core::{
+    data::{Categories, Columns, Epoch, Sampler, ShuffledBlocks, Table},
+    prelude::*,
+    state::State,
+};
+use rstest::rstest;
+use tempfile::{TempDir, tempdir};
+
+use crate::support::{bits::values, message};
+
+/// A file of this name with these bytes.
+pub(crate) fn file(name: &str, bytes: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
+    let folder = tempdir().expect("a temporary folder");
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).expect("room on the disk");
+    (folder, path)
+}
+
+/// The text without the path.
+pub(crate) fn of_file(text: &str, path: &std::path::Path) -> String {
+    text.replace(&path.display().to_string(), "FILE")
+}
+
+const PEOPLE: &str = "age;job;hours;class\n31;cook;40.5;1\n45;;;0\n28;cook;NaN;\n50;clerk;1e1;1\n";
+
+fn columns(jobs: &Categories) -> Columns {
+    Columns::new()
+        .numbers("age", &["age"])
+        .numbers_or("both", &["hours", "age"], -1.0)
+        .ids_or("job", "job", jobs, "none")
+        .integers_or("class", "class", -100)
+}
+
+#[derive(Batch)]
+struct People {
+    age: Tensor,
+    both: Tensor,
+    #[batch(ids)]
+    job: Tensor,
+    class: Tensor,
+}
+
+/// Empty cells and NaN have the declared values, and the fields their shapes, dtypes and roles.
+#[test]
+fn columns_become_fields() -> Result<()> {
+    let (_folder, path) = file("people.csv", PEOPLE);
+    let table = Table::read_separated(&path, b';')?;
+    let jobs = table.categories("job")?;
+    assert_eq!(jobs.names(), ["clerk", "cook"]);
+    let batch = table.batch(&columns(&jobs.with_unknown()))?;
+    let People { age, both, job, class } = People::from_any(&batch)?;
+    assert_eq!((age.size(), values(&age)), (vec![4, 1], vec![31.0, 45.0, 28.0, 50.0]));
+    let expected = vec![40.5, 31.0, -1.0, 45.0, -1.0, 28.0, 10.0, 50.0];
+    assert_eq!((both.size(), both.kind(), values(&both)), (vec![4, 2], Kind::Float, expected));
+    assert_eq!((job.kind(), values(&job)), (Kind::Int64, vec![1.0, 2.0, 1.0, 0.0]));
+    assert_eq!((class.kind(), values(&class)), (Kind::Int64, vec![1.0, 0.0, -100.0, 1.0]));
+    let half = batch.place(amp_core::precision::Policy::new(Precision::Bf16True, Device::Cpu))?;
+    let half = People::from_any(&half)?;
+    assert_eq!((half.age.kind(), half.job.kind()), (Kind::BFloat16, Kind::Int64));
+    Ok(())
+}
+
+#[rstest]
+#[case(Columns::new().numbers("x", &["age", "hours"]), "FILE, line 3: `hours` is missing: fill the table")]
+#[case(Columns::new().integers("x", "class"), "FILE, line 4: `class` is missing: ")]
+#[case(Columns::new().ids("x", "job", &Categories::of(["cook", "clerk"])), "FILE, line 3: `job` is missing")]
+#[case(Columns::new().ids_or("x", "job", &Categories::of(["cook"]), "cook"), "FILE, line 5: `job` is `clerk`, which")]
+#[case(Columns::new().ids_or("x", "job", &Categories::of(["cook"]), "none"), "missing values of `job` are to be `none`")]
+#[case(Columns::new().numbers_or("x", &["hours"], f32::NAN), "missing values of `x` are to be NaN")]
+#[case(Columns::new().numbers("x", &[]), "a field of numbers needs at least one column")]
+#[case(Columns::new(), "no columns: a batch needs at least one field")]
+#[case(Columns::new().numbers("x", &["age"]).integers("x", "age"), "the batch `Columns`: two tensors are called `x`")]
+fn what_cannot_be_a_field_is_refused(#[case] columns: Columns, #[case] says: &str) -> Result<()> {
+    let (_folder, path) = file("people.csv", PEOPLE);
+    let text = message(Table::read_separated(&path, b';')?.batch(&columns));
+    assert!(of_file(&text, &path).starts_with(says), "{text}");
+    Ok(())
+}
+
+/// In a file and in the state of a model, they are those that were saved.
+#[test]
+fn columns_and_categories_are_saved() -> Result<()> {
+    let jobs = Categories::of(["cook", "clerk", "cook"]).with_unknown();
+    let columns = columns(&jobs);
+    let (folder, path) = file("columns.json", "");
+    columns.save(&path)?;
+    assert_eq!(Columns::load(&path)?, columns);
+    let path = folder.path().join("jobs.json");
+    jobs.save(&path)?;
+    assert_eq!(Categories::load(&path)?, jobs);
+    let mut state = State::default();
+    state.put("columns", &columns)?;
+    assert_eq!(state.get::<Columns>("columns")?, columns);
+    // Ids would be others.
+    std::fs::write(&path, r#"{"names": ["b", "a"], "unknown": false}"#).expect("room on the disk");
+    let text = message(Categories::load(&path));
+    assert!(text.contains("not in the order of their bytes"), "{text}");
+    let text = message(columns.numbers_or("y", &["age"], f32::INFINITY).save(&path));
+    assert!(text.contains("are to be inf"), "{text}");
+    Ok(())
+}
+
+/// Every example once, blocks apart from each other but for those that are mixed, and another order in each epoch.
+#[rstest]
+fn blocks_are_shuffled(#[values(1, 2, 3, 9)] together: usize) -> Result<()> {
+    let lengths = vec![3, 0, 5, 1, 4, 2];
+    let blocks = ShuffledBlocks::new(lengths.clone(), together)?;
+    let epoch = Epoch { seed: 3, epoch: 0, examples: 15, batch_size: 4 };
+    let order = blocks.order(&epoch)?;
+    let mut all = order.clone();
+    all.sort_unstable();
+    assert_eq!(all, (0..15).collect::<Vec<i64>>());
+    assert_ne!(order, blocks.order(&Epoch { epoch: 1, ..epoch })?);
+    assert_eq!(order, blocks.order(&epoch)?);
+    let ends = [3, 3, 8, 9, 13, 15];
+    let block = |index: i64| ends.iter().position(|end| index < *end).expect("a block");
+    // How many blocks are begun and not finished.
+    let mut left = lengths.clone();
+    let (mut open, mut most) = (0_usize, 0);
+    for index in order {
+        let at = block(index);
+        open += usize::from(left[at] == lengths[at]);
+        most = most.max(open);
+        left[at] -= 1;
+        open -= usize::from(left[at] == 0);
+    }
+    assert!(most <= together, "{most} blocks at a time");
+    Ok(())
+}
+
+#[test]
+fn blocks_of_another_set_are_refused() -> Result<()> {
+    let epoch = Epoch { seed: 3, epoch: 0, examples: 6, batch_size: 4 };
+    let text = message(ShuffledBlocks::new(vec![2, 3], 1)?.order(&epoch));
+    assert_eq!(text, "blocks of 5 examples for a set of 6: give the lengths of its blocks");
+    assert!(message(ShuffledBlocks::new(vec![1], 0)).contains("give at least 1"));
+    assert!(message(ShuffledBlocks::new(vec![-1], 1)).contains("a block of -1"));
+    Ok(())
+}

@@ -10,6 +10,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros_like.h>
@@ -117,11 +118,12 @@ struct AmpCrossEntropy : torch::autograd::Function<AmpCrossEntropy> {
   }
 };
 
-// The options of a loss: the part of the target that is spread over all classes, and the ignored
-// class.
+// Of a loss: what its target gives to all classes alike, the class that counts nothing, and what the square of
+// the logarithm of the softmax's denominator is multiplied by.
 struct Options {
   double smoothing;
   long long left_out;
+  double z;
 };
 
 // A thread for each line of a row, up to the size of a block.
@@ -155,7 +157,7 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
     const void *from = logits.const_data_ptr(), *classes_of = targets.const_data_ptr();
     void *each = losses.mutable_data_ptr(), *rows_kept = kept.mutable_data_ptr();
     void* arguments[] = {&from, &classes_of, &classes, &options.left_out, &options.smoothing,
-                         &each, &rows_kept};
+                         &options.z, &each, &rows_kept};
     const amp::Types types{amp::kernel_dtype(logits.scalar_type())};
     source().launch("row_losses", types, logits.device(), static_cast<unsigned>(rows),
                     threads_of_row(logits), arguments);
@@ -165,6 +167,7 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
     context->save_for_backward({given, targets, kept, counted});
     context->saved_data["smoothing"] = options.smoothing;
     context->saved_data["left_out"] = static_cast<int64_t>(options.left_out);
+    context->saved_data["z"] = options.z;
     return mean;
   }
 
@@ -172,11 +175,10 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
     const auto saved = context->get_saved_variables();
     const auto &given = saved.at(0), &targets = saved.at(1), &kept = saved.at(2);
     const auto& counted = saved.at(3);
-    const auto& options = context->saved_data;
-    double smoothing = options.at("smoothing").toDouble();
-    long long left_out = options.at("left_out").toInt();
+    const auto& at = context->saved_data;
+    Options options{at.at("smoothing").toDouble(), at.at("left_out").toInt(), at.at("z").toDouble()};
     if (c10::GradMode::is_enabled()) {
-      return {differentiable(given, targets, grads.at(0), smoothing, left_out), {}, {}};
+      return {differentiable(given, targets, grads.at(0), options), {}, {}};
     }
     const auto grad = grads.at(0).to(kept.scalar_type());
     const bool in_place = are_held_by_graph_alone(given);
@@ -185,8 +187,8 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
     void* logits = out.mutable_data_ptr();
     const void *classes_of = targets.const_data_ptr(), *count = counted.const_data_ptr();
     const void *rows_kept = kept.const_data_ptr(), *incoming = grad.const_data_ptr();
-    void* arguments[] = {&logits,    &classes_of, &classes,   &left_out,
-                         &smoothing, &count,      &rows_kept, &incoming};
+    void* arguments[] = {&logits,   &classes_of, &classes,   &options.left_out, &options.smoothing,
+                         &options.z, &count,     &rows_kept, &incoming};
     source().launch("row_gradients", {amp::kernel_dtype(given.scalar_type())}, given.device(),
                     static_cast<unsigned>(given.size(0)), threads_of_row(given), arguments);
     return {out, {}, {}};
@@ -194,12 +196,17 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
 
   // With a graph of its own, for second derivatives.
   static at::Tensor differentiable(const at::Tensor& logits, const at::Tensor& targets,
-                                   const at::Tensor& grad, double smoothing, int64_t left_out) {
-    const auto share = at::softmax(logits, 1, wide(logits));
+                                   const at::Tensor& grad, const Options& options) {
+    const auto [smoothing, left_out, z] = options;
+    auto share = at::softmax(logits, 1, wide(logits));
     const auto counts = targets.ne(left_out).to(share.scalar_type()).unsqueeze(1);
     const auto places = targets.masked_fill(targets.eq(left_out), 0).unsqueeze(1);
     const auto every = smoothing / static_cast<double>(logits.size(1));
     const auto wanted = at::full_like(share, every).scatter_(1, places, 1 - smoothing + every);
+    if (z != 0) {
+      const auto denominator = at::logsumexp(logits.to(wide(logits)), {1}, /*keepdim=*/true);
+      share = share * (1 + 2 * z * denominator);
+    }
     const auto out = (share - wanted) * counts * (grad / counts.sum());
     return out.to(logits.scalar_type());
   }
@@ -209,7 +216,7 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
                          const Options& options) {
   if (!fits(logits, targets) || !has_wide_loss(logits)) return {};
-  const bool is_plain = options.smoothing == 0 && options.left_out == ignored;
+  const bool is_plain = options.smoothing == 0 && options.left_out == ignored && options.z == 0;
   const bool trains = logits.requires_grad() && c10::GradMode::is_enabled();
   if (!are_few(logits) || !is_plain) return AmpRowCrossEntropy::apply(logits, targets, options);
   return trains ? AmpCrossEntropy::apply(logits, targets) : at::Tensor();
@@ -239,13 +246,14 @@ at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
 
 extern "C" {
 
-// The mean cross entropy of logits against classes, where `left_out` is ignored, or against
-// probabilities; the fraction `smoothing` of the target is spread over all classes. The result is
-// new.
+// The mean cross entropy of logits against classes, those of `left_out` left out, or against
+// probabilities; `smoothing` of the target goes to all classes alike. With `z` it has z·log²Σexp(logits) of each
+// target as well. The result is new, or null where there is a `z` and the kernels cannot take these.
 int amp_cross_entropy(const at::Tensor* logits, const at::Tensor* targets, double smoothing,
-                      int64_t left_out, at::Tensor** out) {
+                      int64_t left_out, double z, at::Tensor** out) {
   return amp::guarded([&] {
-    auto own = cross_entropy(*logits, *targets, {smoothing, left_out});
+    auto own = cross_entropy(*logits, *targets, {smoothing, left_out, z});
+    if (!own.defined() && z != 0) return;
     if (!own.defined()) {
       own = at::cross_entropy_loss(*logits, *targets, {}, at::Reduction::Mean, left_out, smoothing);
     }

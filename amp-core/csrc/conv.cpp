@@ -1,6 +1,6 @@
-// nn.Conv2d. In 16 bits it can compute in channels_last, the layout that tensor cores need:
-// otherwise cuDNN would convert each input, output and gradient to this layout and back. On CUDA a
-// first layer with few channels is computed as a layer with more channels (kernels/fold.cu).
+// nn.Conv2d. Where it computes in 16 bits it can do so in channels_last, the layout that tensor cores
+// take: cuDNN would bring another to it and back, for each input, output and gradient. On CUDA a first layer
+// of few channels is computed as one of more (kernels/fold.cu), and one of patches as a product.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -8,10 +8,12 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <array>
 #include <limits>
+#include <memory>
 #include <optional>
 
 #include "cast.h"
@@ -33,11 +35,14 @@ struct AmpFilter : torch::autograd::Function<AmpFilter> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             at::ScalarType dtype) {
     context->saved_data[dtype_key] = static_cast<int64_t>(weight.scalar_type());
-    // Another handle, because the cached one has no history.
+    // Nobody may need it.
+    context->set_materialize_grads(false);
+    // Another handle, since the region's has no history.
     return amp::cast_filter(weight, dtype).variable_data();
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    if (!grads.at(0).defined()) return {at::Tensor(), at::Tensor()};
     const auto dtype = static_cast<at::ScalarType>(context->saved_data.at(dtype_key).toInt());
     return {grads.at(0).to(dtype, /*non_blocking=*/false, /*copy=*/false,
                            at::MemoryFormat::Contiguous),
@@ -165,12 +170,107 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
   }
 };
 
+// Whether its windows are patches beside one another, as a vision transformer's first layer has them. Of smaller
+// ones than these the copy costs more than cuDNN's convolution.
+bool are_patches(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
+  constexpr int64_t smallest = 4;
+  const auto side = weight.size(2);
+  return input.is_cuda() && side >= smallest && side == weight.size(3) && stride == side && padding == 0 &&
+         input.size(1) == weight.size(1) && input.size(2) >= side && input.size(3) >= side &&
+         input.size(0) > 0;
+}
+
+// The convolution as a product of patches and filters, of operations that have derivatives.
+at::Tensor of_patches(const at::Tensor& input, const at::Tensor& weight,
+                      const std::optional<at::Tensor>& bias, at::ScalarType dtype) {
+  const auto side = weight.size(2), count = weight.size(0), images = input.size(0);
+  const auto rows = input.size(2) / side, columns = input.size(3) / side;
+  const auto patches = input.narrow(2, 0, rows * side)
+                           .narrow(3, 0, columns * side)
+                           .reshape({images, input.size(1), rows, side, columns, side})
+                           .permute({0, 2, 4, 1, 3, 5})
+                           .to(dtype, /*non_blocking=*/false, /*copy=*/false, at::MemoryFormat::Contiguous)
+                           .reshape({images * rows * columns, -1});
+  std::optional<at::Tensor> addend;
+  if (bias) addend = bias->to(dtype);
+  return at::linear(patches, weight.reshape({count, -1}).to(dtype), addend)
+      .view({images, rows, columns, count})
+      .permute({0, 3, 1, 2});
+}
+
+// A convolution of an input that is used once more, as at the start of a residual block, with the gradients of
+// both uses added up: where the input's gradient is a product, in that product, in place of what the other use
+// gave.
+struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
+  static variable_list forward(AutogradContext* context, const at::Tensor& input,
+                               const at::Tensor& filter, int64_t stride, int64_t padding) {
+    context->save_for_backward({input, filter});
+    // Nobody may need one of them.
+    context->set_materialize_grads(false);
+    context->saved_data["stride"] = stride;
+    context->saved_data["padding"] = padding;
+    const std::array<int64_t, 2> strides{stride, stride}, paddings{padding, padding};
+    return {at::conv2d(input, filter, {}, at::IntArrayRef(strides), at::IntArrayRef(paddings)), input};
+  }
+
+  // Of operations that have derivatives themselves, where there is a graph of it.
+  static variable_list backward(AutogradContext* context, const variable_list& given) {
+    const auto saved = context->get_saved_variables();
+    const auto &input = saved.at(0), &filter = saved.at(1);
+    const auto &grad = given.at(0), &other = given.at(1);
+    if (!grad.defined()) return {other, at::Tensor(), at::Tensor(), at::Tensor()};
+    const auto stride = context->saved_data.at("stride").toInt();
+    const auto padding = context->saved_data.at("padding").toInt();
+    const bool for_input = context->needs_input_grad(0), adds = for_input && other.defined();
+    const bool is_product = !c10::GradMode::is_enabled() && filter.size(2) == 1 && filter.size(3) == 1 &&
+                            stride == 1 && padding == 0;
+    auto [of_input, of_filter, of_bias] = at::convolution_backward(
+        grad, input, filter, at::OptionalIntArrayRef(), {stride, stride}, {padding, padding}, {1, 1},
+        /*transposed=*/false, {0, 0}, /*groups=*/1,
+        {for_input && !(adds && is_product), context->needs_input_grad(1), false});
+    if (adds && is_product) {
+      of_input = is_alone(other) ? other : other.clone(format);
+      rows_of(of_input).addmm_(rows_of(grad.contiguous(format)), filter.reshape({filter.size(0), -1}));
+    } else if (adds) {
+      of_input = of_input + other;
+    }
+    return {of_input, of_filter, at::Tensor(), at::Tensor()};
+  }
+
+ private:
+  // Whether it can be written to: nobody else holds it, and it lies in channels_last.
+  static bool is_alone(const at::Tensor& tensor) {
+    return tensor.use_count() == 1 && tensor.storage().use_count() == 1 && tensor.is_contiguous(format);
+  }
+
+  // The pixels of images in channels_last, as they lie: [N·H·W, C].
+  static at::Tensor rows_of(const at::Tensor& images) {
+    return images.permute({0, 2, 3, 1}).view({-1, images.size(1)});
+  }
+};
+
 }  // namespace
 
 extern "C" {
 
-// A square convolution of [N, C, H, W]; `bias` may be null. With `channels_last` it uses this
-// layout if it computes in 16 bits, and so does its output. The result is new.
+// A square convolution without a bias of [N, C, H, W] in channels_last that computes in the input's 16 bits, in
+// `out`, and the input for another use in `again`. Both are new, or null if it is another convolution.
+int amp_conv2d_and_input(const at::Tensor* input, const at::Tensor* weight, int64_t stride,
+                         int64_t padding, at::Tensor** out, at::Tensor** again) {
+  return amp::guarded([&] {
+    if (!input->is_cuda() || input->dim() != 4 || input->numel() == 0) return;
+    const auto dtype = half_of(*input, *weight);
+    if (!dtype || *dtype != input->scalar_type() || !input->is_contiguous(format)) return;
+    const auto made =
+        AmpConvAndInput::apply(*input, AmpFilter::apply(*weight, *dtype), stride, padding);
+    auto own = std::make_unique<at::Tensor>(made.at(0));
+    *again = new at::Tensor(made.at(1));
+    *out = own.release();
+  });
+}
+
+// A square convolution of [N, C, H, W]; `bias` may be null. `channels_last` wants that layout where it
+// computes in 16 bits: the output has it too. The result is new.
 int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                int64_t stride, int64_t padding, int channels_last, at::Tensor** out) {
   return amp::guarded([&] {
@@ -190,8 +290,12 @@ int amp_conv2d(const at::Tensor* input, const at::Tensor* weight, const at::Tens
       *out = new at::Tensor(folded);
       return;
     }
-    // One copy, even if dtype and layout change. `contiguous` would keep the strides of a single
-    // channel, which are ambiguous.
+    if (are_patches(*input, *weight, stride, padding)) {
+      *out = new at::Tensor(of_patches(*input, *weight, addend, *dtype));
+      return;
+    }
+    // One copy, also where dtype and layout change. `contiguous` would leave a single channel as it
+    // lies, which says nothing of the layout.
     const auto given = input->to(*dtype, /*non_blocking=*/false, /*copy=*/false, format);
     run(given, AmpFilter::apply(*weight, *dtype));
   });

@@ -31,6 +31,16 @@ struct Dropout {
     random.captured_ = drawn.at(3) != 0;
   }
 
+  // For what follows from the output alone: none is drawn, and the scale is that of probability p.
+  static Dropout of_output(double p) {
+    Dropout out(p);
+    out.threshold = 0;
+    return out;
+  }
+
+  // None.
+  Dropout() : Dropout(0) {}
+
   std::vector<int64_t> drawn() const {
     return {static_cast<int64_t>(random.seed_.val), static_cast<int64_t>(random.offset_.val),
             static_cast<int64_t>(random.offset_intragraph_), random.captured_};

@@ -47,11 +47,9 @@ at::Tensor in_lines(const at::Tensor& grad) {
 // [batch, heads, length, width] of each, as views of the product.
 variable_list by_head(const at::Tensor& product, int64_t heads) {
   variable_list out;
-  const int64_t width = product.size(2) / parts_of_product;
-  for (int part = 0; part < parts_of_product; ++part) {
-    out.push_back(product.narrow(2, part * width, width)
-                      .view({product.size(0), product.size(1), heads, width / heads})
-                      .transpose(1, 2));
+  for (const auto& part : product.chunk(parts_of_product, 2)) {
+    const at::IntArrayRef sizes = part.sizes();
+    out.push_back(part.reshape({sizes[0], sizes[1], heads, sizes[2] / heads}).transpose(1, 2));
   }
   return out;
 }

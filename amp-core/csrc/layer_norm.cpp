@@ -1,4 +1,5 @@
-// Layer norm fused with the operations before and after it on CUDA devices (kernels/layer_norm.cu).
+// Layer normalisation with what comes before and behind it on CUDA devices (kernels/layer_norm.cu, and backward
+// where they fit the kernels of norm_rows.h).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -12,10 +13,12 @@
 #include <limits>
 #include <optional>
 
+#include "column_sums.h"
 #include "dropout.h"
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/layer_norm.cu.h"
+#include "norm_rows.h"
 #include "cached_cast.h"
 
 namespace amp::layer_norm {
@@ -144,21 +147,30 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
       }
       return differentiable(whole, saved, given);
     }
+    // Where nothing is dropped or rounded, both have one gradient.
+    const bool alike = before == 0 && given == sums.scalar_type();
+    const bool for_weights = context->needs_input_grad(1) || context->needs_input_grad(2);
+    if (context->needs_input_grad(0) && for_weights && layer.rows > 0 && !layer.gelu && after == 0 &&
+        (alike || given == cast) && amp::norm_rows::fits(weight.numel())) {
+      const auto found = amp::norm_rows::backward({sums, weight, means, inverses, cast},
+                                                  {{}, grads.at(0), cast_grads}, layer.before, !alike);
+      if (!alike) amp::note_column_sums(found.branch, found.column_sums);
+      const bool for_residual = kept.at("residual").toBool() && context->needs_input_grad(3);
+      return {alike ? found.in : found.branch, found.weight, found.bias,
+              for_residual ? found.in : at::Tensor(), {}};
+    }
     const auto grad = amp::aligned(grads.at(0)), cast_grad = amp::aligned(cast_grads);
     const Behind behind{sums.const_data_ptr(),      amp::const_data(grad),
                         amp::const_data(cast_grad), weight.const_data_ptr(),
                         bias.const_data_ptr(),      means.const_data_ptr(),
                         inverses.const_data_ptr()};
     variable_list out(5);
-    // If nothing is dropped or rounded, both have the same gradient.
-    const bool alike = before == 0 && given == sums.scalar_type();
     if (context->needs_input_grad(0)) {
       out[0] = at::empty(sums.sizes(), sums.options().dtype(given));
     }
     if (kept.at("residual").toBool() && context->needs_input_grad(3)) {
       out[3] = alike && out[0].defined() ? out[0] : at::empty_like(sums);
     }
-    const bool for_weights = context->needs_input_grad(1) || context->needs_input_grad(2);
     if (for_weights) {
       out[1] = at::empty_like(weight);
       out[2] = at::empty_like(bias);

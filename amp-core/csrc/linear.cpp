@@ -1,8 +1,8 @@
-// nn.Linear on CUDA during training. Under autocast the product for the weight's gradient is
-// written in f32, in which it is accumulated; PyTorch rounds it to 16 bits and casts it back. A
-// weight that accepts gradients of any dtype gets 16 bits, like PyTorch's. ReLU and dropout after a
-// layer are fused with its bias, and an activation's gradient with the bias's gradient
-// (kernels/linear.cu).
+// nn.Linear on CUDA while training. Under autocast the product that gives the weight's gradient is
+// written as f32: it is accumulated as that, and PyTorch rounds it to 16 bits to cast it back at
+// once. A weight that takes gradients of any dtype is given PyTorch's 16 bits instead. ReLU and dropout
+// behind a layer go with its bias, GELU and dropout with each other, and an activation's gradient with the bias's
+// (activation.h).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -29,17 +29,18 @@
 #include <stdexcept>
 #include <utility>
 
+#include "activation.h"
 #include "cast.h"
 #include "column_sums.h"
 #include "dropout.h"
 #include "guard.h"
 #include "kernel.h"
-#include "kernels/linear.cu.h"
 #include "cached_cast.h"
 
 namespace amp::linear {
 namespace {
 
+using namespace amp::activation;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -51,24 +52,22 @@ constexpr auto weight_key = "weight";
 constexpr auto bias_key = "bias";
 // Whether the weight's gradient may be narrower than the weight.
 constexpr auto narrow_key = "narrow";
-// The first requested output and their number, the activation, and the factor of the dropout after
-// it.
+// The first output that is wanted and how many, the activation, the probability of dropout behind it, and where the
+// generator was for dropout behind GELU.
 constexpr auto first_key = "first";
 constexpr auto count_key = "count";
 constexpr auto activation_key = "activation";
-constexpr auto scale_key = "scale";
-// The bias, if second derivatives need it.
+constexpr auto p_key = "p";
+constexpr auto drawn_key = "drawn";
+// The bias, where second derivatives need it.
 constexpr auto addend_key = "addend";
-
-// The same values as in the kernels.
-enum Activation : int { none, relu, gelu, gelu_tanh };
 
 const char* approximation(int activation) { return activation == gelu_tanh ? "tanh" : "none"; }
 
 struct Options {
   // The requested outputs: this many, from the first one on.
   int64_t first, count;
-  // The activation after them, and after ReLU dropout with this probability.
+  // Behind them, and behind that dropout with this probability.
   int activation;
   double p;
 
@@ -80,92 +79,6 @@ struct Options {
     return is_part_of(tensor) ? tensor.narrow(0, first, count) : tensor;
   }
 };
-
-amp::KernelSource& source() {
-  static amp::KernelSource source("linear.cu", amp_kernels_linear);
-  return source;
-}
-
-// An activation after a layer; the gradient before it is written to `passed`. ReLU and dropout pass
-// the elements whose output is not 0, times `scale`; GELU needs its input.
-struct Activated {
-  int activation = none;
-  at::Tensor kept, passed;
-  float scale = 1;
-};
-
-void column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out);
-
-// Whether a matrix is so large that memory traffic matters, and consists of lines of 16 bytes.
-bool is_large(const at::Tensor& matrix) {
-  constexpr int64_t large = 1 << 21;
-  const auto line = 16 / matrix.element_size();
-  return matrix.numel() >= large && matrix.size(1) % line == 0 &&
-         reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % 16 == 0;
-}
-
-// column_sums of a large matrix.
-void large_column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out) {
-  constexpr int64_t rows_per_block = 256;
-  const int64_t rows = matrix.size(0), columns = matrix.size(1);
-  const int64_t columns_per_block = 32 * (16 / matrix.element_size());
-  const int64_t parts = (rows + rows_per_block - 1) / rows_per_block;
-  const int64_t blocks = parts * ((columns + columns_per_block - 1) / columns_per_block);
-  const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  at::Tensor sums;
-  if (out.defined()) sums = at::empty({parts, columns}, matrix.options().dtype(wide));
-  const void *from = matrix.const_data_ptr(), *kept = amp::const_data(activated.kept);
-  void *to = amp::data(sums), *passed = amp::data(activated.passed);
-  int activation = activated.activation;
-  float scale = activated.scale;
-  long long height = rows, width = columns, part = rows_per_block;
-  void* arguments[] = {&from, &kept, &activation, &scale, &passed, &to, &height, &width, &part};
-  source().launch("large_column_sums", {amp::kernel_dtype(matrix.scalar_type())}, matrix.device(),
-                  static_cast<unsigned>(blocks), 256, arguments);
-  if (out.defined()) column_sums(sums, {}, out);
-}
-
-// The sums of the columns of `matrix`, or of the gradient that passes `activated`, in `out`, which
-// may be undefined.
-void column_sums(const at::Tensor& matrix, const Activated& activated, const at::Tensor& out) {
-  if (is_large(matrix)) {
-    large_column_sums(matrix, activated, out);
-    return;
-  }
-  constexpr int64_t rows_per_block = 1024, columns_per_block = 32;
-  const int64_t rows = matrix.size(0), columns = matrix.size(1);
-  const int64_t parts = std::max<int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
-  const int64_t blocks = parts * ((columns + columns_per_block - 1) / columns_per_block);
-  if (blocks == 0) return;
-  // The sums of each part, which are then summed.
-  const bool in_parts = out.defined() && parts > 1;
-  const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto sums = in_parts ? at::empty({parts, columns}, matrix.options().dtype(wide)) : out;
-  const void *from = matrix.const_data_ptr(), *kept = amp::const_data(activated.kept);
-  void *to = amp::data(sums), *passed = amp::data(activated.passed);
-  int activation = activated.activation;
-  float scale = activated.scale;
-  long long height = rows, width = columns, part = rows_per_block;
-  void* arguments[] = {&from, &kept, &activation, &scale, &passed, &to, &height, &width, &part};
-  const auto summed = sums.defined() ? sums.scalar_type() : matrix.scalar_type();
-  const amp::Types types{amp::kernel_dtype(matrix.scalar_type()), amp::kernel_dtype(summed)};
-  source().launch("column_sums", types, matrix.device(), static_cast<unsigned>(blocks), 512,
-                  arguments);
-  if (in_parts) column_sums(sums, {}, out);
-}
-
-// Adds `bias`, if it is defined, to `values`, which has no other owner, and applies ReLU and
-// dropout, all in place.
-void activate(at::Tensor& values, const at::Tensor& bias, amp::Dropout dropout) {
-  long long count = values.numel(), columns = values.size(-1);
-  if (count == 0) return;
-  constexpr long long per_block = 256 * 4;
-  void* at = values.mutable_data_ptr();
-  const void* addend = amp::const_data(bias);
-  void* arguments[] = {&at, &addend, &count, &columns, &dropout};
-  source().launch("activate", {amp::kernel_dtype(values.scalar_type())}, values.device(),
-                  static_cast<unsigned>((count + per_block - 1) / per_block), 256, arguments);
-}
 
 // aᵀ·b in `out`, whose dtype may be wider than theirs.
 void transposed_product(const at::Tensor& a, const at::Tensor& b, at::Tensor out) {
@@ -220,7 +133,13 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     if (options.activation == relu) behind = out;
     if (options.is_gelu()) {
       behind = out;
-      out = at::gelu(behind, approximation(options.activation));
+      if (options.p > 0 || amp::is_half(dtype)) {
+        const amp::Dropout dropout(options.p, out.device());
+        if (options.p > 0) context->saved_data[drawn_key] = dropout.drawn();
+        out = gelu_and_dropout(behind, options.activation, dropout);
+      } else {
+        out = at::gelu(behind, approximation(options.activation));
+      }
       if (bias) context->saved_data[addend_key] = *bias;
     }
     // A weight that is cast may be modified before the backward pass, as in PyTorch.
@@ -234,7 +153,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     kept[first_key] = options.first;
     kept[count_key] = options.count;
     kept[activation_key] = options.activation;
-    kept[scale_key] = 1 / (1 - options.p);
+    kept[p_key] = options.p;
     return out;
   }
 
@@ -251,8 +170,12 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     const bool wants_bias = kept.at(bias_key).toBool() && context->needs_input_grad(2);
     const bool narrow = kept.at(narrow_key).toBool();
     const Options options{kept.at(first_key).toInt(), kept.at(count_key).toInt(),
-                          static_cast<int>(kept.at(activation_key).toInt()), 0};
-    const double scale = kept.at(scale_key).toDouble();
+                          static_cast<int>(kept.at(activation_key).toInt()),
+                          kept.at(p_key).toDouble()};
+    const bool drops_gelu = kept.count(drawn_key) > 0;
+    const amp::Dropout dropout = drops_gelu
+                                     ? amp::Dropout(options.p, kept.at(drawn_key).toIntVector())
+                                     : amp::Dropout::of_output(options.p);
     std::optional<at::Tensor> addend;
     if (kept.count(addend_key) > 0) addend = kept.at(addend_key).toTensor();
     if (!torch::autograd::get_current_graph_task_keep_graph()) kept.clear();
@@ -260,7 +183,10 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
     auto rows = grads.at(0).reshape({-1, options.count});
     const auto inputs = input.reshape({-1, features});
     if (c10::GradMode::is_enabled()) {
-      if (options.activation == relu) rows = rows * (saved.at(2).reshape_as(rows).ne(0) * scale);
+      if (drops_gelu) amp::refuse_second_derivative("GELU and dropout behind a linear layer");
+      if (options.activation == relu) {
+        rows = rows * (saved.at(2).reshape_as(rows).ne(0) * (1 / (1 - options.p)));
+      }
       if (options.is_gelu()) {
         // For second derivatives, the layer computes its output again, with a graph.
         const auto dtype = input.scalar_type();
@@ -286,7 +212,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       rows = rows.contiguous();
       Activated activated;
       if (options.activation != none) {
-        activated = {options.activation, saved.at(2), at::empty_like(rows), static_cast<float>(scale)};
+        activated = {options.activation, saved.at(2), at::empty_like(rows), dropout};
       }
       column_sums(rows, activated, wants_bias ? options.rows_of(out[2]) : at::Tensor());
       if (options.activation != none) rows = activated.passed;
@@ -368,8 +294,8 @@ struct AmpLinearOptions {
   int activation;
 };
 
-// x·Wᵀ + b; `bias` may be null. Computes `count` outputs from `first` on, followed by an
-// activation, and after ReLU by dropout with probability p below 1. The result is new.
+// x·Wᵀ + b; `bias` may be null. Of the outputs there are those from `first` on, `count` of them; behind
+// them comes an activation, and behind that dropout with probability p below 1. The result is new.
 int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                const AmpLinearOptions* options, at::Tensor** out) {
   return amp::guarded([&] {
@@ -385,7 +311,10 @@ int amp_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tens
     if (given) given = wanted.rows_of(*given);
     auto result = at::linear(*input, wanted.rows_of(*weight), given);
     if (wanted.activation == relu) result = at::dropout(at::relu(result), wanted.p, /*train=*/true);
-    if (wanted.is_gelu()) result = at::gelu(result, approximation(wanted.activation));
+    if (wanted.is_gelu()) {
+      result = at::gelu(result, approximation(wanted.activation));
+      if (wanted.p > 0) result = at::dropout(result, wanted.p, /*train=*/true);
+    }
     *out = new at::Tensor(std::move(result));
   });
 }

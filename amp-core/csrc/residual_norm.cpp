@@ -1,5 +1,5 @@
-// x + f(norm(x)) on CUDA devices, as in pre-norm transformers; one kernel adds the gradients of
-// both uses of x (kernels/residual_norm.cu).
+// x + f(norm(x)) on CUDA devices, as pre-norm transformers have it (kernels/residual_norm.cu), with the gradients
+// of both uses of x added up in one kernel (norm_rows.h).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
@@ -21,6 +21,7 @@
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/residual_norm.cu.h"
+#include "norm_rows.h"
 #include "cached_cast.h"
 
 namespace amp::residual_norm {
@@ -30,19 +31,9 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// The same values as in the kernels.
-constexpr int warps = 8, threads = 32 * warps, sums = 3;
-// The registers of a lane hold at most eight times four columns.
-constexpr int64_t columns_of_a_pack = 128, most_columns = 8 * columns_of_a_pack;
-
-// The layout of the kernels' structs.
-struct Behind {
-  const void *in, *stream_grads, *grads, *cast_grads, *weights, *means, *inverses;
-};
-
-struct Gradients {
-  void *in, *cached, *parts;
-};
+// As in the kernels.
+constexpr int warps = 8, threads = 32 * warps;
+constexpr int64_t columns_of_a_pack = 128;
 
 amp::KernelSource& source() {
   static amp::KernelSource source("residual_norm.cu", amp_kernels_residual_norm);
@@ -62,22 +53,26 @@ amp::Types types_of(at::ScalarType stream, at::ScalarType out, at::ScalarType ca
 }
 
 struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
-  // The stream as it was given, its norm and, if there is one, the norm's cached cast.
+  // The stream as it was given, its norm and, if there is one, the norm's twin, or that in the norm's place.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
-                               const at::Tensor& weight, const at::Tensor& bias, double eps) {
+                               const at::Tensor& weight, const at::Tensor& bias, double eps,
+                               bool narrow) {
     const auto own = weight.scalar_type(), cast = cast_dtype(own);
     const auto columns = weight.numel();
     const auto wide = own == at::kDouble ? at::kDouble : at::kFloat;
     const auto plain = weight.options().requires_grad(false);
     const auto means = at::empty({input.numel() / columns}, plain.dtype(wide));
     const auto inverses = at::empty_like(means);
-    variable_list out{input, at::empty(input.sizes(), plain)};
+    variable_list out{input};
+    if (cast == own || !narrow) out.push_back(at::empty(input.sizes(), plain));
     if (cast != own) out.push_back(at::empty(input.sizes(), plain.dtype(cast)));
+    const auto& last = out.back();
+    const bool has_cast = cast != own, has_own = out.size() > 2 || !has_cast;
     int rows = static_cast<int>(means.numel());
     const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
                *b = bias.const_data_ptr();
-    void *m = amp::data(means), *i = amp::data(inverses), *o = amp::data(out[1]),
-         *cached = out.size() > 2 ? amp::data(out[2]) : nullptr;
+    void *m = amp::data(means), *i = amp::data(inverses), *o = has_own ? amp::data(out[1]) : nullptr,
+         *cached = has_cast ? amp::data(last) : nullptr;
     void* arguments[] = {&in, &w, &b, &eps, &rows, &m, &i, &o, &cached};
     source().launch("forward", types_of(input.scalar_type(), own, cast, columns), input.device(),
                     static_cast<unsigned>((rows + warps - 1) / warps), threads, arguments);
@@ -92,43 +87,18 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     const auto saved = context->get_saved_variables();
     const auto &input = saved.at(0), &weight = saved.at(1), &means = saved.at(3);
     const auto cast = static_cast<at::ScalarType>(context->saved_data.at("cast").toInt());
-    const auto cast_given = given.size() > 2 ? given.at(2) : at::Tensor();
-    if (!given.at(1).defined() && !cast_given.defined()) return {given.at(0), {}, {}, {}};
-    if (c10::GradMode::is_enabled()) return differentiable(saved, given);
-    const auto stream_grad = amp::aligned(given.at(0)), grad = amp::aligned(given.at(1)),
-               cast_grad = amp::aligned(cast_given);
-    const Behind behind{input.const_data_ptr(),     amp::const_data(stream_grad),
-                        amp::const_data(grad),      amp::const_data(cast_grad),
-                        weight.const_data_ptr(),    means.const_data_ptr(),
-                        saved.at(4).const_data_ptr()};
-    int rows = static_cast<int>(means.numel());
-    const auto columns = weight.numel();
-    // Two blocks for each multiprocessor of the largest card.
-    constexpr int most_blocks = 264;
-    int blocks = std::min((rows + warps - 1) / warps, most_blocks);
-    const auto stream = at::empty_like(input);
-    at::Tensor cached;
-    if (cast != input.scalar_type()) cached = at::empty_like(input, input.options().dtype(cast));
-    const auto parts = at::empty({blocks, sums, columns}, means.options());
-    const Gradients to{amp::data(stream), amp::data(cached), amp::data(parts)};
-    const auto types = types_of(input.scalar_type(), weight.scalar_type(), cast, columns);
-    void* arguments[] = {const_cast<Behind*>(&behind), const_cast<Gradients*>(&to), &rows};
-    source().launch("backward", types, input.device(), static_cast<unsigned>(blocks), threads,
-                    arguments);
-    const auto weight_grad = at::empty_like(weight), bias_grad = at::empty_like(weight);
-    const auto column_sums = at::empty({columns}, means.options());
-    const void* from = amp::const_data(parts);
-    void *w = amp::data(weight_grad), *b = amp::data(bias_grad), *c = amp::data(column_sums);
-    void* rest[] = {&from, &blocks, &w, &b, &c};
-    source().launch("add_parts", types, input.device(),
-                    static_cast<unsigned>(sums * columns / 32), threads, rest);
-    if (cached.defined()) {
-      amp::attach_cached_cast(stream, cached);
-      amp::note_column_sums(cached, column_sums);
-    } else {
-      amp::note_column_sums(stream, column_sums);
-    }
-    return {stream, weight_grad, bias_grad, {}};
+    const bool has_own = given.size() > 2 || cast == weight.scalar_type();
+    const auto own_given = has_own ? given.at(1) : at::Tensor();
+    const auto cast_given = cast == weight.scalar_type() ? at::Tensor() : given.back();
+    if (!own_given.defined() && !cast_given.defined()) return {given.at(0), {}, {}, {}, {}};
+    if (c10::GradMode::is_enabled()) return differentiable(saved, {given.at(0), own_given, cast_given});
+    const auto found = amp::norm_rows::backward({input, weight, means, saved.at(4), cast},
+                                                {given.at(0), own_given, cast_given},
+                                                amp::Dropout(0.0, input.device()),
+                                                cast != input.scalar_type());
+    if (found.branch.defined()) amp::attach_cached_cast(found.in, found.branch);
+    amp::note_column_sums(found.branch.defined() ? found.branch : found.in, found.column_sums);
+    return {found.in, found.weight, found.bias, {}, {}};
   }
 
   // With a graph of its own, for second derivatives.
@@ -136,7 +106,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     const auto &weight = saved.at(1), &bias = saved.at(2);
     const auto input = saved.at(0).to(weight.scalar_type());
     auto whole = given.at(1);
-    if (given.size() > 2 && given.at(2).defined()) {
+    if (given.at(2).defined()) {
       const auto wide = given.at(2).to(weight.scalar_type());
       whole = whole.defined() ? whole + wide : wide;
     }
@@ -147,7 +117,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
         {true, true, true});
     auto stream = input_grad.to(saved.at(0).scalar_type());
     if (given.at(0).defined()) stream = stream + given.at(0);
-    return {stream, weight_grad, bias_grad, {}};
+    return {stream, weight_grad, bias_grad, {}, {}};
   }
 };
 
@@ -187,8 +157,7 @@ struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   const auto columns = weight.numel();
-  if (!input.is_cuda() || input.dim() == 0 || columns == 0 || columns > most_columns ||
-      columns % columns_of_a_pack != 0 || input.size(-1) != columns || input.numel() == 0 ||
+  if (!input.is_cuda() || input.dim() == 0 || !amp::norm_rows::fits(columns) || input.size(-1) != columns || input.numel() == 0 ||
       input.numel() / columns > largest - threads || weight.device() != input.device() ||
       !amp::is_aligned(input) || !amp::is_aligned(weight) || !amp::is_aligned(bias) ||
       bias.scalar_type() != weight.scalar_type() || bias.numel() != columns) {
@@ -206,14 +175,14 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
 
 extern "C" {
 
-// Writes the layer norm of `input` along the last dimension to `normal`, and the input to `stream`,
-// to which amp_residual_add adds the branch's output. Both are new, or null if the kernels do not
-// support the input.
+// Layer normalisation of `input` along the last dimension in `normal`, and the input again in `stream`, to
+// which what comes of the norm is added by amp_residual_add. `narrow` wants the norm in the dtype of an autocast
+// region. Both are new, or null if the kernels cannot take these.
 int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
-                      double eps, at::Tensor** stream, at::Tensor** normal) {
+                      double eps, int narrow, at::Tensor** stream, at::Tensor** normal) {
   return amp::guarded([&] {
     if (!fits(*input, *weight, *bias)) return;
-    const auto made = AmpResidualNorm::apply(*input, *weight, *bias, eps);
+    const auto made = AmpResidualNorm::apply(*input, *weight, *bias, eps, narrow != 0);
     if (made.size() > 2) amp::attach_cached_cast(made.at(1), made.at(2));
     auto whole = std::make_unique<at::Tensor>(made.at(0));
     *normal = new at::Tensor(made.at(1));

@@ -20,6 +20,7 @@ pub mod convert;
 pub mod data;
 pub mod event;
 pub mod file;
+pub mod generate;
 pub mod hardware;
 pub mod log;
 pub mod logger;

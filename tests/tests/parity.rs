@@ -1,6 +1,6 @@
 //! Twins in the real PyTorch agree with their models, and differ after a change of the training.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{cell::Cell, fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use amp_core::Result;
 use amp_verify::{
@@ -45,6 +45,7 @@ fn run(registry: &Registry, arguments: &[&str]) -> Result<Report> {
 #[case::tabular("TabularNet", "60")]
 #[case::two_tower("TwoTower", "60")]
 #[case::wgan("WganGp", "60")]
+#[case::gpt2("Gpt2", "30")]
 fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
     let report = run(&registry(), &[model, "--max-steps", steps, "--seeds", "2"])?;
     for row in &report.rows {
@@ -61,7 +62,19 @@ fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
     Ok(())
 }
 
-/// Each of these changes moves the first losses by more than f32's rounding.
+/// The project of the LSTM, whose twin has this text in place of another.
+fn lstm(from: &str, to: &str) -> Result<Registry> {
+    const TWIN: &str = include_str!("../../fixtures/twins/lstm.py");
+    const LSTM: &str = include_str!("../../fixtures/src/projects/lstm.rs");
+    assert!(TWIN.contains(from), "{from}");
+    let whole = registry();
+    let twin = Twin::new(Box::leak(TWIN.replace(from, to).into_boxed_str()), LSTM);
+    let model = Model::clone(whole.find(Some("LstmForecaster"))?).twin(twin);
+    let waves = whole.find_data("waves")?;
+    Ok(Registry::new(project!()).data_set(waves.as_ref().clone()).model(model))
+}
+
+/// Each of these changes moves the first losses further than f32 can.
 #[rstest]
 #[case::learning_rate("lr=self.learning_rate", "lr=1.0001 * self.learning_rate")]
 #[case::epsilon("lr=self.learning_rate", "lr=self.learning_rate, eps=1e-7")]
@@ -70,16 +83,59 @@ fn a_twin_agrees(#[case] model: &str, #[case] steps: &str) -> Result<()> {
 #[case::loss("F.mse_loss(", "F.smooth_l1_loss(")]
 #[case::states("states[:, -1]", "states[:, -2]")]
 fn a_twin_that_trains_otherwise_disagrees(#[case] from: &str, #[case] to: &str) -> Result<()> {
-    const TWIN: &str = include_str!("../../fixtures/twins/lstm.py");
-    assert!(TWIN.contains(from), "{from}");
-    let whole = registry();
-    let twin = Twin::new(Box::leak(TWIN.replace(from, to).into_boxed_str()), "");
-    let model = Model::clone(whole.find(Some("LstmForecaster"))?).twin(twin);
-    let waves = whole.find_data("waves")?;
-    let registry = Registry::new(project!()).data_set(waves.as_ref().clone()).model(model);
     let arguments = ["--max-steps", "60", "--seeds", "2", "--precision", "32-true"];
-    let report = run(&registry, &arguments)?;
+    let report = run(&lstm(from, to)?, &arguments)?;
     let said = report.rows[0].failures.join("; ");
     assert!(said.contains("the loss of batch"), "{said}");
+    Ok(())
+}
+
+/// A row is trained once. It is trained again with other options or another twin, where its file is broken, and where
+/// it disagrees.
+#[test]
+fn rows_are_kept_in_a_folder() -> Result<()> {
+    const RATE: &str = "lr=self.learning_rate";
+    let folder = tempdir().expect("a temporary folder");
+    let trained = |registry: &Registry, steps: &str| -> Result<(usize, Report)> {
+        let (_python_folder, python) = python();
+        let (python, cache) = (python.to_string_lossy(), folder.path().to_string_lossy());
+        let arguments = [
+            "parity",
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--precision",
+            "32-true",
+            "--seeds",
+            "2",
+            "--max-steps",
+            steps,
+            "--python",
+            &python,
+            "--cache",
+            &cache,
+        ];
+        let count = Cell::new(0);
+        let tell = |_: &str| count.set(count.get() + 1);
+        let report = parity::run(registry, &Command::parse_from(arguments).parity, &tell)?;
+        Ok((count.get(), report))
+    };
+    let same = lstm(RATE, RATE)?;
+    let (count, first) = trained(&same, "20")?;
+    assert_eq!(count, 1);
+    let (count, again) = trained(&same, "20")?;
+    assert_eq!((count, &again.rows), (0, &first.rows));
+    assert_eq!(trained(&same, "21")?.0, 1);
+    assert_eq!(trained(&lstm(RATE, "lr=1.0 * self.learning_rate")?, "20")?.0, 1);
+    for file in fs::read_dir(folder.path()).expect("a folder") {
+        fs::write(file.expect("a file").path(), "{").expect("it can be written");
+    }
+    assert_eq!(trained(&same, "20")?, (1, first));
+    let other = lstm(RATE, "lr=1.1 * self.learning_rate")?;
+    for _ in 0..2 {
+        let (count, report) = trained(&other, "20")?;
+        assert_eq!((count, report.status()), (1, Status::Disagree));
+    }
     Ok(())
 }

@@ -12,8 +12,8 @@ use amp_verify::{
 use fixtures::{registry, without_projects};
 use rstest::rstest;
 
-/// In the registry's order. Each has a PyTorch twin.
-const NAMES: [&str; 9] = [
+/// In the order of the registry. Each has its PyTorch twin.
+const NAMES: [&str; 10] = [
     "LstmForecaster",
     "ResNet",
     "TabularNet",
@@ -23,6 +23,7 @@ const NAMES: [&str; 9] = [
     "Bert",
     "Diffusion",
     "VisionTransformer",
+    "Gpt2",
 ];
 
 #[test]
@@ -43,6 +44,7 @@ fn no_project_is_left_out() {
 #[case::bert("Bert", 2)]
 #[case::diffusion("Diffusion", 2)]
 #[case::vit("VisionTransformer", 2)]
+#[case::gpt2("Gpt2", 2)]
 fn trains_under_every_precision(#[case] name: &str, #[case] epochs: i64) {
     let device = std::env::var("AMP_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     let device = parse_device(&device).expect("AMP_DEVICE names a device of this machine");

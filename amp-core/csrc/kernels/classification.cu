@@ -191,11 +191,11 @@ struct AddToSoftmax {
   }
 };
 
-// A block processes a row: its loss, and the values that the backward pass needs. The fraction
-// `smoothing` of the target is spread over all classes.
+// A block has a row: its loss, and what the backward pass needs of it. `smoothing` of the target goes to
+// all classes alike, and `z` is that of amp_cross_entropy.
 extern "C" __global__ void __launch_bounds__(1024)
     row_losses(const T* logits, const long long* targets, int classes, long long left_out,
-               double smoothing, Wide<T>* losses, Row<Wide<T>>* kept) {
+               double smoothing, double z, Wide<T>* losses, Row<Wide<T>>* kept) {
   using W = Wide<T>;
   __shared__ Softmax<W> parts[32];
   const T* row = logits + static_cast<long long>(blockIdx.x) * classes;
@@ -204,8 +204,10 @@ extern "C" __global__ void __launch_bounds__(1024)
   for (int offset = 16; offset > 0; offset /= 2) sums.add(sums.from_lane(offset));
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sums;
   __syncthreads();
+  if (threadIdx.x >= 32) return;
+  sums = threadIdx.x < (blockDim.x + 31) / 32 ? parts[threadIdx.x] : Softmax<W>();
+  for (int offset = 16; offset > 0; offset /= 2) sums.add(sums.from_lane(offset));
   if (threadIdx.x != 0) return;
-  for (int part = 1; part < (blockDim.x + 31) / 32; ++part) sums.add(parts[part]);
   const W log_sum = logarithm(sums.exponentials);
   kept[blockIdx.x] = {sums.largest, log_sum};
   const long long target = targets[blockIdx.x];
@@ -218,6 +220,8 @@ extern "C" __global__ void __launch_bounds__(1024)
     if (smoothing != 0) {
       loss += W(smoothing) * (own - (sums.total / classes - sums.largest));
     }
+    const W denominator = sums.largest + log_sum;
+    if (z != 0) loss += W(z) * denominator * denominator;
   }
   losses[blockIdx.x] = loss;
 }
@@ -242,16 +246,16 @@ extern "C" __global__ void mean_of_rows(const Wide<T>* losses, const long long* 
 template <typename W>
 struct ToGradient {
   static constexpr bool writes = true;
-  // For the row: the number that is subtracted before the exponential, the gradient of its loss,
-  // and both fractions of the target.
-  W largest, log_sum, factor, hit, every;
+  // Of the row: what is subtracted before the exponential, what the exponential is multiplied by, the gradient of
+  // its loss, and both shares of the target.
+  W largest, log_sum, scale, factor, hit, every;
   long long target;
   bool counts;
 
   __device__ void operator()(int at, T& logit) const {
     const W share = share_of(widen(logit) - largest - log_sum);
     const W wanted = at == target ? hit + every : every;
-    narrow(counts ? (share - wanted) * factor : W(0), logit);
+    narrow(counts ? (share * scale - wanted) * factor : W(0), logit);
   }
 
   __device__ void line(int first, Line& logits) const {
@@ -263,13 +267,14 @@ struct ToGradient {
 // the mean.
 extern "C" __global__ void __launch_bounds__(1024)
     row_gradients(T* logits, const long long* targets, int classes, long long left_out,
-                  double smoothing, const double* counted, const Row<Wide<T>>* kept,
+                  double smoothing, double z, const double* counted, const Row<Wide<T>>* kept,
                   const Wide<T>* grad) {
   using W = Wide<T>;
   const long long target = targets[blockIdx.x];
   const auto of = kept[blockIdx.x];
   T* row = logits + static_cast<long long>(blockIdx.x) * classes;
   for_row(row, classes,
-          ToGradient<W>{of.largest, of.log_sum, *grad / static_cast<W>(*counted), W(1 - smoothing),
-                        W(smoothing / classes), target, target != left_out});
+          ToGradient<W>{of.largest, of.log_sum, 1 + 2 * W(z) * (of.largest + of.log_sum),
+                        *grad / static_cast<W>(*counted), W(1 - smoothing), W(smoothing / classes), target,
+                        target != left_out});
 }

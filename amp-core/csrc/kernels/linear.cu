@@ -24,20 +24,56 @@ extern "C" __global__ void activate(T* values, const T* bias, long long count, l
 // The same values as in csrc/linear.cpp.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
-__device__ float error_function(float x) { return erff(x); }
-__device__ double error_function(double x) { return erf(x); }
-// For 16-bit values; the error is about 1e-7.
+// An exponential whose error is far below what 16 bits round, where values have them.
+__device__ float exponential_of(float x) {
+  if constexpr (sizeof(T) == 2) return __expf(x);
+  return expf(x);
+}
+
+// For values of 16 bits with an error of some 1e-7.
 __device__ float hyperbolic_tangent(float x) {
   if constexpr (sizeof(T) == 2) return 1 - __fdividef(2.0f, 1 + __expf(2 * x));
   return tanhf(x);
 }
 __device__ double hyperbolic_tangent(double x) { return tanh(x); }
 
-// The derivatives of x·Φ(x), and of its approximation x·(1 + tanh(β·(x + κ·x³)))/2.
+// The normal distribution's Φ(x) and φ(x).
+template <typename W>
+struct Normal {
+  W share, density;
+};
+
+// Of values of 16 bits with an error of some 1e-7 (Abramowitz and Stegun, 7.1.26).
+__device__ Normal<float> normal_of(float x) {
+  constexpr float peak = 0.39894228040143268f;
+  const float density = peak * exponential_of(x * x * -0.5f);
+  if constexpr (sizeof(T) != 2) return {0.5f * (1 + erff(x * 0.70710678118654752f)), density};
+  const float t = __fdividef(1.0f, 1 + 0.23164189f * fabsf(x));
+  const float rest = 1.421413741f + t * (-1.453152027f + t * 1.061405429f);
+  const float sum = t * (0.254829592f + t * (-0.284496736f + t * rest));
+  const float tail = 0.5f / peak * density * sum;
+  return {x < 0 ? tail : 1 - tail, density};
+}
+__device__ Normal<double> normal_of(double x) {
+  return {0.5 * (1 + erf(x * 0.70710678118654752)), 0.39894228040143268 * exp(x * x * -0.5)};
+}
+
+// x·Φ(x), and its approximation x·(1 + tanh(β·(x + κ·x³)))/2.
+template <typename W>
+__device__ W gelu_of(W x) {
+  return x * normal_of(x).share;
+}
+template <typename W>
+__device__ W gelu_tanh_of(W x) {
+  constexpr W beta = 0.79788456080286536, kappa = 0.044715;
+  return W(0.5) * x * (1 + hyperbolic_tangent(beta * (x + kappa * x * x * x)));
+}
+
+// Their derivatives.
 template <typename W>
 __device__ W gelu_slope(W x) {
-  return W(0.5) * (1 + error_function(x * W(0.70710678118654752))) +
-         x * W(0.39894228040143268) * exponential(x * x * W(-0.5));
+  const auto normal = normal_of(x);
+  return normal.share + x * normal.density;
 }
 template <typename W>
 __device__ W gelu_tanh_slope(W x) {
@@ -47,46 +83,98 @@ __device__ W gelu_tanh_slope(W x) {
          W(0.5) * x * (1 - share * share) * beta * (1 + 3 * kappa * x * x);
 }
 
-// The gradient before an activation, from the gradient after it.
+struct alignas(16) Line {
+  static constexpr int length = 16 / sizeof(T);
+  T at[length];
+};
+
+// What dropout multiplies the line at `place` by, a multiple of its length.
+__device__ void factors_of(const Factors& factors, long long place, float (&out)[Line::length]) {
+  for (int k = 0; k < Line::length; ++k) out[k] = factors.scale;
+  if (factors.threshold == 0) return;
+  if constexpr (Line::length % per_thread == 0) {
+    for (int group = 0; group < Line::length / per_thread; ++group) {
+      float own[per_thread];
+      factors.of(place / per_thread + group, own);
+      for (int k = 0; k < per_thread; ++k) out[group * per_thread + k] = own[k];
+    }
+  } else {
+    for (int k = 0; k < Line::length; ++k) out[k] = factors.at(place + k);
+  }
+}
+
+// GELU and dropout behind it; a thread has a line. Between layers a value has their dtype.
+extern "C" __global__ void gelu_and_dropout(const T* in, T* out, long long count, int activation,
+                                            const Dropout dropout) {
+  const long long begin =
+      (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * Line::length;
+  if (begin >= count) return;
+  float factors[Line::length];
+  factors_of(Factors(dropout), begin, factors);
+  const bool whole = begin + Line::length <= count;
+  Line line{};
+  if (whole) {
+    line = *reinterpret_cast<const Line*>(in + begin);
+  } else {
+    for (int k = 0; k < Line::length; ++k) {
+      if (begin + k < count) line.at[k] = in[begin + k];
+    }
+  }
+  for (int k = 0; k < Line::length; ++k) {
+    const auto x = widen(line.at[k]);
+    const auto active = rounded<T>(activation == gelu ? gelu_of(x) : gelu_tanh_of(x));
+    narrow(active * factors[k], line.at[k]);
+  }
+  if (whole) {
+    *reinterpret_cast<Line*>(out + begin) = line;
+  } else {
+    for (int k = 0; k < Line::length; ++k) {
+      if (begin + k < count) out[begin + k] = line.at[k];
+    }
+  }
+}
+
+// What goes on of a gradient behind an activation and dropout, which multiplies by `factor`.
 template <int activation, typename W>
-__device__ W passed_on(W value, W kept, float scale) {
-  if constexpr (activation == relu) return kept != 0 ? value * scale : W(0);
-  if constexpr (activation == gelu) return value * gelu_slope(kept);
-  if constexpr (activation == gelu_tanh) return value * gelu_tanh_slope(kept);
+__device__ W passed_on(W value, W kept, float factor) {
+  if constexpr (activation == relu) return kept != 0 ? value * factor : W(0);
+  if constexpr (activation == gelu) return rounded<T>(value * factor) * gelu_slope(kept);
+  if constexpr (activation == gelu_tanh) return rounded<T>(value * factor) * gelu_tanh_slope(kept);
   return value;
 }
 
 // The same, rounded, if the activation is not known at compile time.
 template <typename W>
-__device__ W passed_on(W value, W kept, int activation, float scale) {
+__device__ W passed_on(W value, W kept, int activation, float factor) {
   switch (activation) {
-    case relu: return rounded<T>(passed_on<relu>(value, kept, scale));
-    case gelu: return rounded<T>(passed_on<gelu>(value, kept, scale));
-    case gelu_tanh: return rounded<T>(passed_on<gelu_tanh>(value, kept, scale));
+    case relu: return rounded<T>(passed_on<relu>(value, kept, factor));
+    case gelu: return rounded<T>(passed_on<gelu>(value, kept, factor));
+    case gelu_tanh: return rounded<T>(passed_on<gelu_tanh>(value, kept, factor));
     default: return value;
   }
 }
 
-// The sums of a matrix's columns, which are the gradient of a bias. A block processes 32 columns
-// and up to `part` rows; the sums of the parts are rows of a matrix. With an activation, the
-// gradient before the activation is summed and written to `passed`: `kept` is the output of ReLU
-// and dropout, or the input of GELU. `out` may be null then.
-extern "C" __global__ void column_sums(const T* in, const T* kept, int activation, float scale,
-                                       T* passed, P* out, long long rows, long long columns,
-                                       long long part) {
+// The sums of a matrix's columns, which are the gradient of a bias. A block has 32 of them and up to
+// `part` rows; the sums of the parts lie below one another. Behind an activation, what goes on of the matrix
+// is summed, and written to `passed`: `kept` is the output of ReLU and dropout, and the input of GELU. `out`
+// may be null then.
+extern "C" __global__ void column_sums(const T* in, const T* kept, int activation,
+                                       const Dropout dropout, T* passed, P* out, long long rows,
+                                       long long columns, long long part) {
   using W = Wide<T>;
   __shared__ W sums[32][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const long long across = (columns + 31) / 32;
   const long long column = blockIdx.x % across * 32 + lane, at = blockIdx.x / across;
   const long long end = (at + 1) * part < rows ? (at + 1) * part : rows;
+  const Factors factors(dropout);
   W sum = 0;
   if (column < columns) {
     for (long long row = at * part + warp; row < end; row += warps) {
       const long long place = row * columns + column;
       W value = widen(in[place]);
       if (activation != none) {
-        value = passed_on(value, widen(kept[place]), activation, scale);
+        value = passed_on(value, widen(kept[place]), activation, factors.at(place));
         narrow(value, passed[place]);
       }
       sum += value;
@@ -99,16 +187,11 @@ extern "C" __global__ void column_sums(const T* in, const T* kept, int activatio
   narrow(sum, out[at * columns + column]);
 }
 
-struct alignas(16) Line {
-  static constexpr int length = 16 / sizeof(T);
-  T at[length];
-};
-
-// The same in lines of 16 bytes, one for each lane: a block of eight warps processes the columns of
-// a warp's lines and up to `part` rows.
+// The same in lines of 16 bytes, one of each lane: a block of eight warps has the columns of a warp's lines
+// and up to `part` rows.
 struct Lines {
   const T *in, *kept;
-  float scale;
+  Factors factors;
   T* passed;
   long long rows, columns, part;
 };
@@ -117,26 +200,42 @@ template <int activation, typename W>
 __device__ void add_lines(const Lines& lines, long long column, long long at,
                           W (&sum)[Line::length]) {
   constexpr int warps = 8;
+  // Rows whose lines are read before the first is worked on.
+  constexpr int depth = activation == none ? 4 : 2;
   const long long end = (at + 1) * lines.part < lines.rows ? (at + 1) * lines.part : lines.rows;
-#pragma unroll 4
-  for (long long row = at * lines.part + threadIdx.x / 32; row < end; row += warps) {
-    const long long place = row * lines.columns + column;
-    Line line = *reinterpret_cast<const Line*>(lines.in + place);
-    if constexpr (activation != none) {
-      const Line own = *reinterpret_cast<const Line*>(lines.kept + place);
-      for (int k = 0; k < Line::length; ++k) {
-        const W value = passed_on<activation>(widen(line.at[k]), widen(own.at[k]), lines.scale);
-        narrow(value, line.at[k]);
+  for (long long first = at * lines.part + threadIdx.x / 32; first < end; first += warps * depth) {
+    Line read[depth], kept[depth];
+#pragma unroll
+    for (int turn = 0; turn < depth; ++turn) {
+      const long long row = first + turn * warps, place = row * lines.columns + column;
+      if (row >= end) break;
+      read[turn] = *reinterpret_cast<const Line*>(lines.in + place);
+      if constexpr (activation != none) {
+        kept[turn] = *reinterpret_cast<const Line*>(lines.kept + place);
       }
-      *reinterpret_cast<Line*>(lines.passed + place) = line;
     }
-    for (int k = 0; k < Line::length; ++k) sum[k] += widen(line.at[k]);
+#pragma unroll
+    for (int turn = 0; turn < depth; ++turn) {
+      const long long row = first + turn * warps, place = row * lines.columns + column;
+      if (row >= end) break;
+      Line& line = read[turn];
+      if constexpr (activation != none) {
+        float factors[Line::length];
+        factors_of(lines.factors, place, factors);
+        for (int k = 0; k < Line::length; ++k) {
+          const W given = widen(line.at[k]), own = widen(kept[turn].at[k]);
+          narrow(passed_on<activation>(given, own, factors[k]), line.at[k]);
+        }
+        *reinterpret_cast<Line*>(lines.passed + place) = line;
+      }
+      for (int k = 0; k < Line::length; ++k) sum[k] += widen(line.at[k]);
+    }
   }
 }
 
-// `out` contains the sums of the parts.
-extern "C" __global__ void __launch_bounds__(256)
-    large_column_sums(const T* in, const T* kept, int activation, float scale, T* passed,
+// `out` has the sums of the parts.
+extern "C" __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 3 : 2)
+    large_column_sums(const T* in, const T* kept, int activation, const Dropout dropout, T* passed,
                       Wide<T>* out, long long rows, long long columns, long long part) {
   using W = Wide<T>;
   constexpr int warps = 8, width = 32 * Line::length;
@@ -145,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(256)
   const long long across = (columns + width - 1) / width;
   const long long column = blockIdx.x % across * width + lane * Line::length;
   const long long at = blockIdx.x / across;
-  const Lines lines{in, kept, scale, passed, rows, columns, part};
+  const Lines lines{in, kept, Factors(dropout), passed, rows, columns, part};
   W sum[Line::length] = {};
   if (column < columns) {
     switch (activation) {

@@ -1,6 +1,6 @@
 //! Layers, a loss and a metric that are not libtorch's alone (`csrc/linear.cpp`, `csrc/conv.cpp`,
 //! `csrc/max_pool.cpp`, `csrc/batch_norm.cpp`, `csrc/batch_norm_images.cpp`, `csrc/layer_norm.cpp`,
-//! `csrc/residual_norm.cpp`, `csrc/heads.cpp`, `csrc/dropout.cpp`, `csrc/classification.cpp`).
+//! `csrc/residual_norm.cpp`, `csrc/dropout.cpp`, `csrc/classification.cpp`).
 
 use std::{
     ffi::{c_double, c_int},
@@ -80,6 +80,14 @@ unsafe extern "C" {
         options: *const LinearOptions,
         out: *mut *mut C_tensor,
     ) -> c_int;
+    fn amp_conv2d_and_input(
+        input: Handle,
+        weight: Handle,
+        stride: i64,
+        padding: i64,
+        out: *mut *mut C_tensor,
+        again: *mut *mut C_tensor,
+    ) -> c_int;
     fn amp_conv2d(
         input: Handle,
         weight: Handle,
@@ -124,12 +132,12 @@ unsafe extern "C" {
         options: *const LayerNormOptions,
         out: *mut *mut C_tensor,
     ) -> c_int;
-    fn amp_split_heads(product: Handle, heads: i64, out: *mut *mut C_tensor) -> c_int;
     fn amp_residual_norm(
         input: Handle,
         weight: Handle,
         bias: Handle,
         eps: c_double,
+        narrow: c_int,
         stream: *mut *mut C_tensor,
         normal: *mut *mut C_tensor,
     ) -> c_int;
@@ -140,6 +148,7 @@ unsafe extern "C" {
         targets: Handle,
         smoothing: c_double,
         left_out: i64,
+        z: c_double,
         out: *mut *mut C_tensor,
     ) -> c_int;
     fn amp_counted_classes(targets: Handle, classes: i64, out: *mut *mut C_tensor) -> c_int;
@@ -147,11 +156,23 @@ unsafe extern "C" {
 }
 
 /// The tensor that `call` makes, if it makes one.
-fn perhaps_made(call: impl FnOnce(*mut *mut C_tensor) -> Result<()>) -> Result<Option<Tensor>> {
+pub(super) fn perhaps_made(
+    call: impl FnOnce(*mut *mut C_tensor) -> Result<()>,
+) -> Result<Option<Tensor>> {
     let mut out = std::ptr::null_mut();
     call(&mut out)?;
     // SAFETY: on success it is null or a new tensor without another owner.
     Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
+}
+
+/// The two tensors that `call` makes, if it makes them.
+fn perhaps_both(
+    call: impl FnOnce(*mut *mut C_tensor, *mut *mut C_tensor) -> Result<()>,
+) -> Result<Option<(Tensor, Tensor)>> {
+    let mut second = std::ptr::null_mut();
+    let first = perhaps_made(|out| call(out, &raw mut second))?;
+    // SAFETY: where there is a first one, this is a new tensor, too, that nobody else owns.
+    Ok(first.map(|first| (first, unsafe { Tensor::from_ptr(second) })))
 }
 
 /// The tensor that `call` makes.
@@ -214,6 +235,19 @@ pub(crate) fn conv2d(
     let (bias, wanted) = (handle(bias), channels_last.into());
     made(|out| {
         checked!(amp_conv2d(input.as_ptr(), weight.as_ptr(), bias, stride, padding, wanted, out))
+    })
+}
+
+/// [`conv2d`] without a bias in channels_last and 16 bits on CUDA, and the input again: the gradients of both are
+/// added up, where they can be in one product. `None` where it is another convolution.
+pub(crate) fn conv2d_and_input(
+    input: &Tensor,
+    weight: &Tensor,
+    [stride, padding]: [i64; 2],
+) -> Result<Option<(Tensor, Tensor)>> {
+    let (input, weight) = (input.as_ptr(), weight.as_ptr());
+    perhaps_both(|out, again| {
+        checked!(amp_conv2d_and_input(input, weight, stride, padding, out, again))
     })
 }
 
@@ -297,28 +331,19 @@ pub(crate) fn layer_norm(
     })
 }
 
-/// Queries, keys and values by head, `[batch, heads, length, width]` each, of `[batch, length, 3·heads·width]`.
-pub(crate) fn split_heads(product: &Tensor, heads: i64) -> Result<[Tensor; 3]> {
-    let mut out = [std::ptr::null_mut(); 3];
-    checked!(amp_split_heads(product.as_ptr(), heads, out.as_mut_ptr()))?;
-    // SAFETY: on success these are new tensors without another owner.
-    Ok(out.map(|one| unsafe { Tensor::from_ptr(one) }))
-}
-
-/// `input` again, for [`residual_add`], and its layer normalisation along the last dimension: the gradients
-/// of both are added up in one kernel. `None` where the kernels cannot take these tensors.
+/// `input` again, for [`residual_add`], and its layer normalisation along the last dimension, which is `narrow` in
+/// an autocast region's dtype: the gradients of both are added up in one kernel. `None` where the kernels cannot take these tensors.
 pub(crate) fn residual_norm(
     input: &Tensor,
     [weight, bias]: [&Tensor; 2],
     eps: f64,
+    narrow: bool,
 ) -> Result<Option<(Tensor, Tensor)>> {
-    let mut stream = std::ptr::null_mut();
-    let normal = perhaps_made(|out| {
-        let (weight, bias) = (weight.as_ptr(), bias.as_ptr());
-        checked!(amp_residual_norm(input.as_ptr(), weight, bias, eps, &raw mut stream, out))
-    })?;
-    // SAFETY: if there is a norm, this is a new tensor without another owner too.
-    Ok(normal.map(|normal| (unsafe { Tensor::from_ptr(stream) }, normal)))
+    let (input, weight, bias) = (input.as_ptr(), weight.as_ptr(), bias.as_ptr());
+    let narrow = narrow.into();
+    perhaps_both(|stream, normal| {
+        checked!(amp_residual_norm(input, weight, bias, eps, narrow, stream, normal))
+    })
 }
 
 /// `stream` + `branch`.
@@ -326,17 +351,18 @@ pub(crate) fn residual_add(stream: &Tensor, branch: &Tensor) -> Result<Tensor> {
     made(|out| checked!(amp_residual_add(stream.as_ptr(), branch.as_ptr(), out)))
 }
 
-/// The mean cross entropy of logits against int64 classes, where `left_out` is ignored, or against
-/// probabilities; the fraction `smoothing` of the target is spread over all classes.
+/// The mean cross entropy of logits against int64 classes, those of `left_out` left out, or against
+/// probabilities; `smoothing` of the target goes to all classes alike. With `z` it has z·log²Σexp(logits) of
+/// each target as well, and is `None` where the kernels cannot take these.
 pub(crate) fn cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
     smoothing: f64,
     left_out: i64,
-) -> Result<Tensor> {
-    made(|out| {
-        checked!(amp_cross_entropy(logits.as_ptr(), targets.as_ptr(), smoothing, left_out, out))
-    })
+    z: f64,
+) -> Result<Option<Tensor>> {
+    let (logits, targets) = (logits.as_ptr(), targets.as_ptr());
+    perhaps_made(|out| checked!(amp_cross_entropy(logits, targets, smoothing, left_out, z, out)))
 }
 
 /// How many int64 targets are not -100: an f64 scalar on their device.

@@ -27,6 +27,7 @@ macro_rules! checked {
 }
 
 // Below the macro, which they use.
+mod attention;
 mod checkpoint;
 mod cuda_library;
 mod device;
@@ -43,6 +44,7 @@ mod run;
 mod transfer;
 mod watch;
 
+pub(crate) use attention::*;
 pub(crate) use checkpoint::*;
 pub use cuda_library::CudaLibrary;
 pub(crate) use cuda_library::*;

@@ -11,10 +11,11 @@ use crate::{
     precision::{dtype_name, is_floating},
 };
 
-/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`: with `lᵢ = −log
-/// softmax(xᵢ)[yᵢ]` the mean is Σ wᵢ lᵢ / Σ wᵢ over the targets other than `ignore_index`, where wᵢ
-/// is the weight of the class, or 1. Smoothing replaces the target by (1 − ε) of its class plus ε/C
-/// of every class.
+/// Cross entropy of logits `[N, C, …]` against int64 classes `[N, …]`: with `lᵢ = −log softmax(xᵢ)[yᵢ]` the mean
+/// is Σ wᵢ lᵢ / Σ wᵢ over the targets that are not `ignore_index`, where wᵢ is the weight of the class, or 1.
+/// Smoothing replaces the target by (1 − ε) of its class and ε/C of every class. With `z_loss` each lᵢ has
+/// z·log²(Σ exp xᵢ) on top, which keeps the logits of large vocabularies near zero (PaLM, arXiv:2204.02311,
+/// takes 1e-4).
 ///
 /// Logits with classes in the last dimension (`[N, L, C]` against `[N, L]`) are flattened. If
 /// both readings are possible, as with `[N, 5, 5]` against `[N, 5]`, the loss is refused. A
@@ -47,11 +48,13 @@ pub struct CrossEntropy {
     pub weight: Option<Tensor>,
     /// The class of ignored targets; -100 unless it is given.
     pub ignore_index: i64,
+    /// z, at least 0; 0 unless it is given.
+    pub z_loss: f64,
 }
 
 impl Default for CrossEntropy {
     fn default() -> Self {
-        Self { label_smoothing: 0.0, weight: None, ignore_index: IGNORED }
+        Self { label_smoothing: 0.0, weight: None, ignore_index: IGNORED, z_loss: 0.0 }
     }
 }
 
@@ -67,40 +70,77 @@ impl CrossEntropy {
         reduction: Reduction,
     ) -> Result<Tensor> {
         const NAME: &str = "cross_entropy";
-        let Self { label_smoothing: smoothing, weight, ignore_index: ignored } = self;
-        option(
-            NAME,
-            "label_smoothing",
-            *smoothing,
-            (0.0..=1.0).contains(smoothing),
-            "from 0 to 1",
-        )?;
-        let mean = matches!(reduction, Reduction::Mean);
-        let fused = mean && weight.is_none();
+        let Self { label_smoothing, weight, ignore_index: ignored, z_loss } = self;
+        let is_share = (0.0..=1.0).contains(label_smoothing);
+        option(NAME, "label_smoothing", *label_smoothing, is_share, "from 0 to 1")?;
+        option(NAME, "z_loss", *z_loss, *z_loss >= 0.0, "at least 0")?;
         if is_floating(target.kind()) && output.size() == target.size() && output.dim() > 1 {
             if *ignored != IGNORED {
                 let why = "ignore_index leaves out a class of an int64 target, not a probability";
                 return Err(misfit(NAME, output, target, why));
             }
             let (logits, of) = elementwise(NAME, output, target)?;
-            if fused {
-                return ffi::cross_entropy(&logits, &of, *smoothing, IGNORED);
-            }
             let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
-            return Ok(logits.f_cross_entropy_loss(&of, weight, reduction, IGNORED, *smoothing)?);
+            return self.of_logits(&logits, &of, weight.as_ref(), reduction);
         }
         let (logits, of) = classes(NAME, output, target)?;
-        let loss = match fused {
-            true => ffi::cross_entropy(&logits, &of, *smoothing, *ignored),
-            false => {
-                let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
-                let loss =
-                    logits.f_cross_entropy_loss(&of, weight, reduction, *ignored, *smoothing);
-                loss.map_err(Into::into)
-            }
-        };
+        let weight = class_weights(NAME, weight.as_ref(), &logits, output, target)?;
+        let loss = self.of_logits(&logits, &of, weight.as_ref(), reduction);
         let loss = loss.map_err(|error| explained(NAME, *ignored, error, output, target))?;
         like_target(loss, reduction, target)
+    }
+
+    /// Of logits `[N, C, …]` and classes `[N, …]` or probabilities `[N, C, …]`.
+    fn of_logits(
+        &self,
+        logits: &Tensor,
+        of: &Tensor,
+        weight: Option<&Tensor>,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        let Self { label_smoothing: smoothing, ignore_index: ignored, z_loss: z, .. } = *self;
+        if let (Reduction::Mean, None) = (reduction, weight)
+            && let Some(loss) = ffi::cross_entropy(logits, of, smoothing, ignored, z)?
+        {
+            return Ok(loss);
+        }
+        let loss = logits.f_cross_entropy_loss(of, weight, reduction, ignored, smoothing)?;
+        match z {
+            0.0 => Ok(loss),
+            _ => {
+                let term = self.z_term(logits, of, weight, reduction)?;
+                Ok(loss.f_add(&term.f_to_kind(loss.kind())?)?)
+            }
+        }
+    }
+
+    /// z·log²(Σ exp xᵢ), each times what its target counts.
+    fn z_term(
+        &self,
+        logits: &Tensor,
+        of: &Tensor,
+        weight: Option<&Tensor>,
+        reduction: Reduction,
+    ) -> Result<Tensor> {
+        let wide = logits.f_to_kind(computed_in(logits)?)?;
+        let squares = wide.f_logsumexp([1].as_slice(), false)?.f_square()?;
+        let counts = if is_floating(of.kind()) {
+            squares.f_ones_like()?
+        } else {
+            let counted = of.f_ne(self.ignore_index)?;
+            let places = of.f_masked_fill(&counted.f_logical_not()?, 0)?;
+            let each = match weight {
+                Some(weight) => weight.f_take(&places)?,
+                None => squares.f_ones_like()?,
+            };
+            each.f_mul(&counted)?
+        };
+        let each = squares.f_mul(&counts)?.f_mul_scalar(self.z_loss)?;
+        Ok(match reduction {
+            Reduction::None => each,
+            Reduction::Mean => each.f_sum(each.kind())?.f_div(&counts.f_sum(each.kind())?)?,
+            _ => each.f_sum(each.kind())?,
+        })
     }
 }
 

@@ -1,5 +1,5 @@
-//! Sequences of layers that are fused on CUDA during training: a linear layer or a batch norm with
-//! ReLU, a layer norm with GELU, each optionally with dropout, or a linear layer with GELU.
+//! Layers that stand one behind the other and run together on CUDA while training: a linear layer with ReLU
+//! or GELU, a batch normalisation with ReLU, a layer normalisation with GELU, and dropout behind each.
 
 use tch::Tensor;
 
@@ -9,7 +9,7 @@ use crate::{Result, ffi::Behind};
 /// The fusion pattern in which a layer can take part.
 #[derive(Debug, Clone, Copy)]
 pub enum Fusable<'a> {
-    /// ReLU may follow, and then dropout; or GELU may follow.
+    /// May have ReLU or GELU behind it, and then dropout.
     Linear(&'a Linear),
     /// ReLU and dropout may follow.
     BatchNorm(&'a BatchNorm),
@@ -58,8 +58,6 @@ pub(super) fn run<M: Module>(
         _ => None,
     };
     let dropout = match behind.peek() {
-        // There is no kernel for GELU with dropout.
-        _ if matches!(linear_with, Some(Behind::Gelu | Behind::GeluTanh)) => None,
         Some(Fusable::Dropout(dropout)) => Some(dropout.active(cx)),
         _ => None,
     };

@@ -54,8 +54,8 @@ impl Linear {
         &self.weight
     }
 
-    /// The layer fused with an activation after it, and after ReLU with dropout of probability `p`,
-    /// in a training pass on CUDA; otherwise `None`.
+    /// With an activation behind it, and dropout of probability `p` behind that, in a training pass on CUDA; `None`
+    /// elsewhere.
     pub(super) fn forward_activated(
         &self,
         input: &Tensor,
@@ -63,8 +63,7 @@ impl Linear {
         behind: ffi::Behind,
         p: f64,
     ) -> Result<Option<Tensor>> {
-        let drops_alone = p > 0.0 && behind != ffi::Behind::Relu;
-        if !cx.is_training() || p >= 1.0 || drops_alone || !input.device().is_cuda() {
+        if !cx.is_training() || p >= 1.0 || !input.device().is_cuda() {
             return Ok(None);
         }
         ffi::linear_activated(input, &self.weight, self.bias.as_ref(), behind, p).map(Some)

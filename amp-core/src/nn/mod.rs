@@ -48,9 +48,9 @@ pub use activation::{
     Tanhshrink, Threshold,
 };
 pub use attention::{
-    AttentionMask, AttentionOptions, MultiheadAttention, MultiheadAttentionConfig, RotaryEmbedding,
-    RotaryEmbeddingConfig, RotaryPairing, alibi_bias, alibi_slopes, scaled_dot_product_attention,
-    split_heads,
+    AttentionMask, AttentionOptions, KvCache, MultiheadAttention, MultiheadAttentionConfig,
+    RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, alibi_bias, alibi_slopes,
+    causal_attention, scaled_dot_product_attention, split_heads,
 };
 pub(crate) use check::{names_are_unique, parameters_require_gradients};
 pub use checkpoint::Checkpoint;

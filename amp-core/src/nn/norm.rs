@@ -305,16 +305,17 @@ impl LayerNorm {
         self.kernel(branch, Some(residual), cx, LayerNormOptions { before: p, ..self.options() })
     }
 
-    /// A training pass over a residual stream: returns the stream, to which [`ffi::residual_add`]
-    /// adds the branch's output, and its norm; otherwise `None`.
+    /// A training pass over a residual stream: the stream again, to which what comes of the norm is added by
+    /// [`ffi::residual_add`], and its norm, which is `narrow` in an autocast region's dtype; `None` as above.
     pub(super) fn forward_residual(
         &self,
         input: &Tensor,
         cx: &Context,
+        narrow: bool,
     ) -> Result<Option<(Tensor, Tensor)>> {
         match self.parameters() {
             Some(parameters) if cx.is_training() && input.device().is_cuda() => {
-                ffi::residual_norm(input, parameters, self.eps)
+                ffi::residual_norm(input, parameters, self.eps, narrow)
             }
             _ => Ok(None),
         }

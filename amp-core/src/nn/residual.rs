@@ -44,9 +44,53 @@ impl Child<'_, LayerNorm> {
         branch: impl FnOnce(&Tensor) -> Result<Tensor>,
         cx: &Context,
     ) -> Result<Tensor> {
+        self.around(x, branch, cx, false)
+    }
+
+    /// [`residual`](Self::residual) of a branch that uses the norm in matrix products alone, as attention and a
+    /// perceptron do. In an autocast region products round the norm to the region's dtype; where the kernel
+    /// runs, the norm comes in that dtype already, and its f32 values are not written. The numbers are the same
+    /// unless the branch has a `#[precision(…)]` of its own, for which [`residual`](Self::residual) is.
+    ///
+    /// ```no_run,standalone_crate
+    /// use amp_core::prelude::*;
+    ///
+    /// #[derive(Module)]
+    /// #[forward(|x| self.norm.residual_of_products(x, |x| second(&first(x)?.f_relu()?), cx))]
+    /// struct Perceptron {
+    ///     #[layer(layer_norm(256))]
+    ///     norm: LayerNorm,
+    ///     #[layer(linear(256, 1024))]
+    ///     first: Linear,
+    ///     #[layer(linear(1024, 256))]
+    ///     second: Linear,
+    /// }
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// As there.
+    pub fn residual_of_products(
+        &self,
+        x: &Tensor,
+        branch: impl FnOnce(&Tensor) -> Result<Tensor>,
+        cx: &Context,
+    ) -> Result<Tensor> {
+        self.around(x, branch, cx, true)
+    }
+
+    fn around(
+        &self,
+        x: &Tensor,
+        branch: impl FnOnce(&Tensor) -> Result<Tensor>,
+        cx: &Context,
+        narrow: bool,
+    ) -> Result<Tensor> {
+        // What is behind the norm may be one, whose input is not to be rounded.
+        let narrow = narrow && !cx.has_islands();
         let stream = RefCell::new(None);
         let together = |[x]: [&Tensor; 1], cx: &Context| {
-            let made = self.module().forward_residual(x, cx)?;
+            let made = self.module().forward_residual(x, cx, narrow)?;
             Ok(made.map(|(again, normal)| {
                 stream.borrow_mut().get_or_insert(again);
                 normal

@@ -95,7 +95,8 @@ fn a_norm_with_residual_and_dropout_equals_f64(
         Precision::Bf16True
     )]
     precision: Precision,
-    #[values([6, 1, 16], [9, 13, 24])] shape: [i64; 3],
+    // The last two are of the kernels by rows, which sum biases' gradients in another order.
+    #[values([6, 1, 16], [9, 13, 24], [5, 7, 128], [300, 3, 256])] shape: [i64; 3],
     #[values(0.2, 0.0)] dropout: f64,
 ) -> Result<()> {
     needs_cuda();
@@ -108,7 +109,7 @@ fn a_norm_with_residual_and_dropout_equals_f64(
         ..TransformerEncoderLayerConfig::new(shape[2], 2)
     };
     let layer = TransformerEncoderLayer::new(config)?;
-    let own = fill(&layer, policy, 0.4, 0.1)?;
+    let own = fill(&layer, policy, 1.6 / (shape[2] as f64).sqrt(), 0.1)?;
     // A residual stream is f32 under autocast.
     let input = draw(&shape, storage, 1.0, 0.0);
     let incoming = draw(&shape, storage, 1.0, 0.0);
@@ -117,7 +118,14 @@ fn a_norm_with_residual_and_dropout_equals_f64(
     let half = rounding(compute) > 1e-4;
     for ((name, together), (_, alone)) in together.named().zip(alone.named()) {
         let off = relative(together, &wide(alone));
-        let bound = if half { 8.0 * rounding(compute) } else { 0.0 };
+        let bound = if half {
+            8.0
+        } else if shape[2] % 128 == 0 {
+            4.0
+        } else {
+            0.0
+        };
+        let bound = bound * rounding(compute);
         assert!(off <= bound, "{name}: {off} for {bound}");
     }
     // If 16 bits cut off an element that f64 does not cut off, the gradients differ.

@@ -1,9 +1,9 @@
-//! A linear layer followed by ReLU and dropout, only on CUDA (`AMP_DEVICE=cuda`), against libtorch
-//! in f64 on the CPU.
+//! A linear layer with ReLU or GELU and dropout behind it, on CUDA alone (`AMP_DEVICE=cuda`), against
+//! libtorch's in f64 on the CPU.
 
 use amp_core::{
     Module, Result,
-    nn::{Dropout, Linear, LinearConfig, Relu, Sequential, parameters},
+    nn::{Dropout, Gelu, GeluTanh, Linear, LinearConfig, Relu, Sequential, parameters},
     precision::{Policy, Precision},
     tch::{self, Kind, Tensor},
 };
@@ -16,20 +16,46 @@ use crate::support::{
     needs_cuda, seeded,
 };
 
-fn layers(shape: [i64; 2], bias: bool, p: f64) -> Result<Sequential> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    Relu,
+    Gelu,
+    GeluTanh,
+}
+
+impl Behind {
+    fn layer(self) -> Box<dyn Module> {
+        match self {
+            Self::Relu => Box::new(Relu),
+            Self::Gelu => Box::new(Gelu),
+            Self::GeluTanh => Box::new(GeluTanh),
+        }
+    }
+
+    fn of(self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Relu => x.relu(),
+            Self::Gelu => x.gelu("none"),
+            Self::GeluTanh => x.gelu("tanh"),
+        }
+    }
+}
+
+fn layers(shape: [i64; 2], bias: bool, behind: Behind, p: f64) -> Result<Sequential> {
     let options = LinearConfig { bias, ..LinearConfig::new(shape[0], shape[1]) };
-    let mut layers: Vec<Box<dyn Module>> = vec![Box::new(Linear::new(options)?), Box::new(Relu)];
+    let mut layers: Vec<Box<dyn Module>> = vec![Box::new(Linear::new(options)?), behind.layer()];
     if p > 0.0 {
         layers.push(Box::new(Dropout::new(p)?));
     }
     Ok(Sequential::new(layers))
 }
 
-/// The separate layers may use another product kernel with another order of sums. The cases include
-/// more rows than one pass sums for the bias, and numbers of columns that fit no vector load.
+/// One by one the products may be another kernel's, which adds up in another order. More rows than
+/// are summed at once for the bias are among them, columns that no vector fits, and so many elements that they are
+/// summed in lines.
 #[rstest]
 #[ignore = "needs a CUDA device: AMP_DEVICE=cuda and --include-ignored"]
-fn a_linear_layer_with_relu_and_dropout_equals_f64(
+fn activation_and_dropout_go_along(
     #[values(
         Precision::F32True,
         Precision::F64True,
@@ -39,9 +65,10 @@ fn a_linear_layer_with_relu_and_dropout_equals_f64(
         Precision::Bf16True
     )]
     precision: Precision,
-    #[values([1, 8, 4], [130, 64, 36], [300, 24, 33], [2100, 16, 40])] sizes: [i64; 3],
-    #[values(true, false)] bias: bool,
-    #[values(0.3, 0.0)] p: f64,
+    #[values([1, 8, 4], [130, 64, 36], [300, 24, 33], [2100, 16, 40], [2100, 16, 1024])]
+    sizes: [i64; 3],
+    #[values((true, 0.3), (false, 0.3), (true, 0.0))] (bias, p): (bool, f64),
+    #[values(Behind::Relu, Behind::Gelu, Behind::GeluTanh)] behind: Behind,
 ) -> Result<()> {
     needs_cuda();
     let [rows, inputs, outputs] = sizes;
@@ -50,17 +77,17 @@ fn a_linear_layer_with_relu_and_dropout_equals_f64(
     let (compute, storage) = (precision.compute(), precision.storage());
     let input = draw(&[rows, inputs], compute, 1.0, 0.0);
     let incoming = draw(&[rows, outputs], compute, 1.0, 0.0);
-    let layers = layers([inputs, outputs], bias, p)?;
+    let layers = layers([inputs, outputs], bias, behind, p)?;
     let own = fill(&layers, policy, 0.5, 0.1)?;
     let together = pass(&layers, policy, [&input, &incoming], false)?;
     let alone = pass(&layers, policy, [&input, &incoming], true)?;
 
-    // In 16 bits an element near 0 may be cut off by ReLU or not, depending on its rounding.
+    // In 16 bits ReLU may cut off or not where a value rounds to 0 or not, and GELU round to 0 or not.
     let half = rounding(compute) > 1e-4;
     let leaf = |tensor: &Tensor| wide(&tensor.to_kind(compute)).set_requires_grad(true);
     let (exact_in, exact_own) = (leaf(&input), own.iter().map(leaf).collect::<Vec<_>>());
-    let cut = exact_in.linear(&exact_own[0], exact_own.get(1)).relu();
-    let exact = if p > 0.0 { cut * factors(p, [rows, outputs], 5)? } else { cut };
+    let active = behind.of(&exact_in.linear(&exact_own[0], exact_own.get(1)));
+    let exact = if p > 0.0 { active * factors(p, [rows, outputs], 5)? } else { active };
     (&exact * wide(&incoming)).sum(Kind::Double).backward();
     let exact_grads = exact_own.iter().map(|own| own.grad());
     let all = [exact.detach(), exact_in.grad()].into_iter().chain(exact_grads);
@@ -69,7 +96,8 @@ fn a_linear_layer_with_relu_and_dropout_equals_f64(
     for (((name, together), (_, alone)), exact) in together.named().zip(alone.named()).zip(all) {
         let kind = if name.starts_with("parameter") { storage } else { compute };
         assert_eq!((together.kind(), alone.kind()), (kind, kind), "{name}");
-        let bound = 2.0 * rounding(compute) * if half { 1.0 } else { terms };
+        // Each of the operations rounds.
+        let bound = if half { 4.0 } else { 2.0 * terms } * rounding(compute);
         for (how, seen) in [("together", together), ("alone", alone)] {
             let off = relative(seen, &exact);
             assert!(off < bound, "{name}, {how}: {off} for {bound}");
@@ -88,7 +116,7 @@ fn a_linear_layer_with_relu_and_dropout_equals_f64(
 fn second_derivatives_go_through_relu() -> Result<()> {
     let _generator = seeded(13);
     let policy = Policy::new(Precision::F64True, device());
-    let layers = layers([6, 8], true, 0.0)?;
+    let layers = layers([6, 8], true, Behind::Relu, 0.0)?;
     let own = fill(&layers, policy, 1.0, 0.0)?;
     let given = draw(&[5, 6], Kind::Double, 1.0, 0.0).to(device()).set_requires_grad(true);
     let penalty = |input: &Tensor, output: Tensor| -> Result<Tensor> {
@@ -115,7 +143,7 @@ fn a_frozen_layer_passes_its_gradient_on(
 ) -> Result<()> {
     let _generator = seeded(14);
     let policy = Policy::new(precision, device());
-    let layers = layers([8, 12], true, 0.0)?;
+    let layers = layers([8, 12], true, Behind::Relu, 0.0)?;
     let own = fill(&layers, policy, 0.5, 0.0)?;
     let given = draw(&[7, 8], Kind::Float, 1.0, 0.0).to(device());
     let run = || -> Result<Tensor> {

@@ -93,8 +93,44 @@ fn residuals_and_activations_equal_f64(
     Ok(())
 }
 
-/// On other devices than CUDA, a residual is x + branch(norm(x)) and an activation is libtorch's,
-/// bit for bit.
+/// A residual of products, whose norm may come in the region's dtype.
+#[derive(Module)]
+#[forward(|x| match self.narrow {
+    true => self.norm.residual_of_products(x, layer, cx),
+    false => self.norm.residual(x, layer, cx),
+})]
+struct OfProducts {
+    #[hparam]
+    narrow: bool,
+    #[layer(layer_norm(256))]
+    norm: LayerNorm,
+    #[layer(linear(256, 256))]
+    layer: Linear,
+}
+
+/// Products round the norm to the region's dtype in any case: everything has the same bits.
+#[rstest]
+fn a_residual_of_products_is_the_residual(
+    #[values(Precision::F32True, Precision::F16Mixed, Precision::Bf16Mixed, Precision::Bf16True)]
+    precision: Precision,
+    #[values(true, false)] alone: bool,
+) -> Result<()> {
+    let policy = Policy::new(precision, device());
+    let run = |narrow: bool| -> Result<Vec<(String, Tensor)>> {
+        let _generator = seeded(25);
+        let layer = OfProducts::builder(narrow).build()?;
+        fill(&layer, policy, 0.05, 0.02)?;
+        let [input, incoming] = [0; 2].map(|_| draw(&[70, 256], precision.storage(), 1.0, 0.5));
+        let seen = pass(&layer, policy, [&input, &incoming], alone)?;
+        Ok(seen.named().map(|(name, tensor)| (name, tensor.copy())).collect())
+    };
+    for ((name, narrow), (_, own)) in run(true)?.into_iter().zip(run(false)?) {
+        assert!(narrow.equal(&own), "{name}: {}", relative(&narrow, &wide(&own)));
+    }
+    Ok(())
+}
+
+/// Elsewhere than on CUDA a residual is x + branch(norm(x)), and an activation is libtorch's, to the bit.
 #[test]
 fn on_a_cpu_separate_operations_run() -> Result<()> {
     let _generator = seeded(22);

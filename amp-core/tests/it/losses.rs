@@ -66,6 +66,7 @@ fn reduced(case: &Value, class_weights: &Tensor) -> Reduced {
             label_smoothing: given("label_smoothing").unwrap_or(0.0),
             weight: weight(),
             ignore_index,
+            z_loss: given("z_loss").unwrap_or(0.0),
         }),
         "nll_loss" => of_two!(Nll { weight: weight(), ignore_index }),
         "mse_loss" => of_two!(Mse),
@@ -244,6 +245,7 @@ fn shapes_that_do_not_fit_are_refused(
 
 #[rstest]
 #[case(&CrossEntropy { label_smoothing: 1.5, ..Default::default() }, "label_smoothing is 1.5, but must be from 0 to 1")]
+#[case(&CrossEntropy { z_loss: -1.0, ..Default::default() }, "z_loss is -1, but must be at least 0")]
 #[case(&Huber { delta: 0.0 }, "huber_loss: delta is 0, but must be above 0")]
 #[case(&SmoothL1 { beta: -1.0 }, "beta is -1, but must be at least 0")]
 #[case(&InfoNce { temperature: 0.0, symmetric: true }, "temperature is 0, but must be above 0")]

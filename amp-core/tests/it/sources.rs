@@ -98,7 +98,44 @@ fn tokens_of_another_vocabulary_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Workers share one file.
+/// Random windows begin anywhere, differently in each epoch and with each seed, and alike for any number of workers
+/// and after a resume in the middle of an epoch.
+#[test]
+fn random_windows_follow_from_the_seed() -> Result<()> {
+    let (_folder, path) = file(tokens(TokenWidth::U16, 14));
+    let open = || TokenFile::open(&path, TokenWidth::U16, 4);
+    let set = open()?.random(400)?.shared();
+    let read = |num_workers, seed, epoch, from| -> Result<Vec<(Vec<f64>, Vec<f64>)>> {
+        let loading = Loading { num_workers, placement: Placement::Host, ..Loading::default() };
+        let policy = Policy::new(Precision::F32True, device());
+        let loader = DataLoader::new(&set, 1, loading, policy)?.drawing(seed);
+        let batches = loader.epoch(epoch, from)?.map(|batch| {
+            let batch = Batch::from_any(&batch?)?;
+            Ok((values(&batch.input), values(&batch.target)))
+        });
+        batches.collect()
+    };
+    let own = read(0, 1, 0, 0)?;
+    let mut starts = [0; 10];
+    for (input, target) in &own {
+        let start = 65535.0 - input[0];
+        let from =
+            |first: f64| -> Vec<f64> { (0..4).map(|at| 65535.0 - first - f64::from(at)).collect() };
+        assert_eq!((input, target), (&from(start), &from(start + 1.0)));
+        starts[start as usize] += 1;
+    }
+    // Five standard deviations of 400 draws around 40.
+    assert!(starts.iter().all(|count| (10..=70).contains(count)), "{starts:?}");
+    assert_eq!(read(3, 1, 0, 0)?, own);
+    assert_eq!(read(0, 1, 0, 150)?, own[150..]);
+    for (seed, epoch) in [(2, 0), (1, 1)] {
+        assert_ne!(read(0, seed, epoch, 0)?, own);
+    }
+    assert_eq!(message(open()?.random(0)), "0 random windows: 1 is least");
+    Ok(())
+}
+
+/// Workers share the file.
 #[test]
 fn workers_read_windows() -> Result<()> {
     let (_folder, path) = file(tokens(TokenWidth::U16, 300));

@@ -8,7 +8,12 @@ pub(crate) const LOSSES: &[Entry] = &[
     loss(
         "cross_entropy",
         "CrossEntropy",
-        &[fraction("label_smoothing"), tensor("weight"), any("ignore_index")],
+        &[
+            fraction("label_smoothing"),
+            tensor("weight"),
+            any("ignore_index"),
+            not_negative("z_loss"),
+        ],
     ),
     loss("nll_loss", "Nll", &[tensor("weight"), any("ignore_index")]),
     loss("mse_loss", "Mse", &[]),

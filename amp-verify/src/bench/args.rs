@@ -5,7 +5,11 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use amp_core::{Error, Result, hardware, precision::Precision, tch, tch::Device};
 use clap::Args;
 
-use super::workload::{self, Task};
+use super::{
+    interleaved::Engine,
+    peers,
+    workload::{self, Task},
+};
 use crate::registry::Registry;
 
 /// Options of `bench`.
@@ -36,6 +40,10 @@ pub struct BenchArgs {
     /// Measure Lightning, PyTorch loops and torch.compile beside ours, in the Python that has them
     #[arg(long)]
     pub peers: bool,
+    /// Of the peers these alone, separated by commas: lightning, torch-loop, torch-fused, torch-compile,
+    /// torch-compile-default, torch-compile-autotuned
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", requires = "peers", value_parser = peer)]
+    pub peer: Vec<Engine>,
     /// The Python of the peers
     #[arg(long, value_name = "PATH", default_value = "python3", requires = "peers")]
     pub python: PathBuf,
@@ -56,7 +64,16 @@ pub struct BenchArgs {
     pub quiet: bool,
 }
 
-/// The checked arguments.
+/// The peer of this name.
+fn peer(name: &str) -> std::result::Result<Engine, String> {
+    let all = Engine::PEERS;
+    all.into_iter().find(|engine| engine.name() == name).ok_or_else(|| {
+        let names: Vec<&str> = all.map(Engine::name).to_vec();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+/// What was asked for, checked.
 pub struct Plan {
     /// Where.
     pub device: Device,
@@ -98,6 +115,11 @@ impl BenchArgs {
             tch::set_num_threads(threads);
         }
         let device = hardware::parse_device(&self.device)?;
+        if !self.peer.is_empty() && peers::engines(device, &self.peer).is_empty() {
+            let names: Vec<&str> = self.peer.iter().map(|engine| engine.name()).collect();
+            let names = names.join(", ");
+            return Err(Error::config(format!("peer {names}: it is measured on CUDA alone")));
+        }
         let workloads = match self.workload.as_slice() {
             [] => workload::defaults(registry, device)?,
             names => {

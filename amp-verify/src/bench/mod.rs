@@ -72,7 +72,8 @@ pub fn run(registry: &Registry, args: &BenchArgs, tell: &dyn Fn(&str)) -> Result
     let (python, mut peers) = match args.peers {
         true => {
             let python = Python::new(registry, &args.python, args.peers_script.as_deref())?;
-            let peers = peers::start(&python, plan.device, &mut report.notes);
+            let engines = peers::engines(plan.device, &args.peer);
+            let peers = peers::start(&python, &engines, plan.device, &mut report.notes);
             (Some(python), peers)
         }
         false => (None, Vec::new()),

@@ -12,8 +12,9 @@
 //! ```
 //!
 //! `prepare` has the model's name and hyperparameters, the precision, `batch`, `batches`, `clip`, `warm_up`
-//! (steps), and of random examples `features` or, for ids, `tokens`, and `classes`; these are null for the
-//! model's own data, and one of the first two always is.
+//! (steps), and of random examples `features` or, for ids, `tokens`, and `classes`; one of the first two is
+//! null. All three are null for the model's own data and for examples that the workload draws: the program
+//! makes these by the model's name.
 
 use std::{
     collections::BTreeMap,
@@ -188,29 +189,28 @@ impl Drop for Entry<'_> {
     }
 }
 
-/// Those that are measured on `device`.
-pub fn engines(device: Device) -> &'static [Engine] {
-    match device.is_cuda() {
-        true => &[
-            Engine::Lightning,
-            Engine::TorchLoop,
-            Engine::TorchFused,
-            Engine::TorchCompile,
-            Engine::TorchCompileDefault,
-            Engine::TorchCompileAutotuned,
-        ],
-        false => &[Engine::Lightning, Engine::TorchLoop],
-    }
+/// Those that are measured on `device`, of `only` where it names some.
+pub fn engines(device: Device, only: &[Engine]) -> Vec<Engine> {
+    let measured = |engine: &Engine| {
+        let everywhere = matches!(engine, Engine::Lightning | Engine::TorchLoop);
+        (everywhere || device.is_cuda()) && (only.is_empty() || only.contains(engine))
+    };
+    Engine::PEERS.into_iter().filter(measured).collect()
 }
 
-/// Starts the peers on `device`; `notes` gets the peers that cannot be started.
-pub fn start(python: &Python, device: Device, notes: &mut Vec<String>) -> Vec<Peer> {
+/// Starts these peers; `notes` gets those that cannot be started.
+pub fn start(
+    python: &Python,
+    engines: &[Engine],
+    device: Device,
+    notes: &mut Vec<String>,
+) -> Vec<Peer> {
     let mut peers = Vec::new();
     let mut failures: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     let mut fail = |engine: Engine, error: &Error| {
         failures.entry(error.to_string()).or_default().push(engine.name());
     };
-    for engine in engines(device) {
+    for engine in engines {
         match Peer::start(python, *engine, device) {
             Ok(peer) => peers.push(peer),
             Err(error) => fail(*engine, &error),

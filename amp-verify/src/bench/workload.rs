@@ -7,7 +7,7 @@ use crate::{
 };
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
-    data::{Batch, DataModule},
+    data::{AnyBatch, Batch, BatchType, DataModule},
     hardware::seed_everything,
     nn::parameters,
     precision::{Clip, Precision},
@@ -125,25 +125,29 @@ impl Task {
         self.model.name()
     }
 
-    /// Numbers in a random example; `None` for ids and for the model's own data.
+    /// Numbers in a random example; `None` for all other examples.
     pub fn features(&self) -> Option<i64> {
         match self.workload.noise?.input {
-            NoiseInput::Features(features) => Some(features),
-            NoiseInput::Tokens(_) => None,
+            NoiseInput::Features { features, .. } => Some(features),
+            _ => None,
         }
     }
 
-    /// Ids in a random example; `None` for numbers and for the model's own data.
+    /// Ids in a random example; `None` for all other examples.
     pub fn tokens(&self) -> Option<i64> {
         match self.workload.noise?.input {
-            NoiseInput::Features(_) => None,
-            NoiseInput::Tokens(length) => Some(length),
+            NoiseInput::Tokens { length, .. } => Some(length),
+            _ => None,
         }
     }
 
-    /// The classes of random examples; `None` for the model's own data.
+    /// The classes of random numbers, or the vocabulary of ids; `None` for other examples.
     pub fn classes(&self) -> Option<i64> {
-        self.workload.noise.map(|noise| noise.classes)
+        match self.workload.noise?.input {
+            NoiseInput::Features { classes, .. } => Some(classes),
+            NoiseInput::Tokens { vocabulary, .. } => Some(vocabulary),
+            NoiseInput::Drawn(_) => None,
+        }
     }
 
     /// Whether this precision is measured.
@@ -202,31 +206,14 @@ impl Task {
         let noise = match (size, self.workload.noise) {
             (Size::Full, None) => return (self.load)(self.batch),
             (Size::Full, Some(noise)) => noise,
-            (Size::Tiny, noise) => Noise {
-                batches: self.batches,
-                input: match noise.map(|noise| noise.input) {
-                    Some(NoiseInput::Tokens(_)) => NoiseInput::Tokens(TINY),
-                    _ => NoiseInput::Features(TINY),
-                },
-                classes: noise.map_or(2, |noise| noise.classes),
-            },
+            (Size::Tiny, noise) => {
+                Noise { batches: self.batches, input: tiny(noise.map(|noise| noise.input)) }
+            }
         };
         let batch = if size == Size::Tiny { TINY } else { self.batch };
         seed_everything(42)?;
-        let draw = |count: i64| -> Result<Batch> {
-            let ids =
-                |size: &[i64]| Tensor::f_randint(noise.classes, size, (Kind::Int64, Device::Cpu));
-            match noise.input {
-                NoiseInput::Features(features) => Batch::new(
-                    Tensor::f_randn([count, features], (Kind::Float, Device::Cpu))?,
-                    ids(&[count])?,
-                ),
-                NoiseInput::Tokens(length) => {
-                    Batch::new(ids(&[count, length])?, ids(&[count, length])?)
-                }
-            }
-        };
-        Ok(DataModule::new(self.name(), draw(batch * noise.batches)?, draw(batch)?, batch))
+        let (all, one) = (draw(noise.input, batch * noise.batches)?, draw(noise.input, batch)?);
+        Ok(DataModule::new(self.name(), all, one, batch))
     }
 
     /// The number of floating-point operations in a step's matrix products: the workload's declared
@@ -242,8 +229,38 @@ impl Task {
     }
 }
 
-/// The trainer's options, the same for all candidates: clipping, and the metrics that the models
-/// declare. Validation is not measured, so the validation set may contain training examples.
+/// Examples of these so small that tensors cost next to nothing.
+fn tiny(input: Option<NoiseInput>) -> NoiseInput {
+    match input {
+        Some(NoiseInput::Features { classes, .. }) => {
+            NoiseInput::Features { features: TINY, classes }
+        }
+        Some(NoiseInput::Tokens { vocabulary, .. }) => {
+            NoiseInput::Tokens { length: TINY, vocabulary }
+        }
+        Some(drawn @ NoiseInput::Drawn(_)) => drawn,
+        None => NoiseInput::Features { features: TINY, classes: 2 },
+    }
+}
+
+/// So many examples.
+fn draw(input: NoiseInput, count: i64) -> Result<AnyBatch> {
+    let ids = |below: i64, size: &[i64]| Tensor::f_randint(below, size, (Kind::Int64, Device::Cpu));
+    match input {
+        NoiseInput::Features { features, classes } => {
+            let numbers = Tensor::f_randn([count, features], (Kind::Float, Device::Cpu))?;
+            Batch::new(numbers, ids(classes, &[count])?)?.to_any()
+        }
+        NoiseInput::Tokens { length, vocabulary } => {
+            let size = [count, length];
+            Batch::new(ids(vocabulary, &size)?, ids(vocabulary, &size)?)?.to_any()
+        }
+        NoiseInput::Drawn(draw) => draw(count),
+    }
+}
+
+/// The trainer's options, alike for everything that is measured: clipping, and the metrics that the
+/// models declare. Validation is no part of what is measured, so that it may have examples of training.
 pub fn config(precision: Precision, device: Device) -> TrainerConfig {
     TrainerConfig::new(precision, device).with(|config| {
         config.optimization.gradient_clip = Some(Clip::Norm(CLIP));

@@ -7,6 +7,8 @@
 
 mod args;
 mod bound;
+mod cache;
+mod lines;
 mod ours;
 mod report;
 mod theirs;
@@ -18,7 +20,7 @@ use std::collections::BTreeMap;
 
 use amp_core::{Result, hardware::Fingerprint, precision::Precision, tch::Device};
 
-use self::{args::Subject, theirs::Theirs};
+use self::{args::Subject, cache::Cache, theirs::Theirs};
 use crate::{
     case::{Case, Choices},
     registry::Registry,
@@ -32,6 +34,8 @@ use crate::{
 pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Result<Report> {
     let plan = args.plan(registry)?;
     let (mut rows, mut versions) = (Vec::new(), BTreeMap::new());
+    let cache = args.cache.as_deref().map(Cache::open).transpose()?;
+    let fingerprint = Fingerprint::of(plan.device)?;
     for subject in &plan.subjects {
         let name = subject.model.name();
         let mut theirs = Theirs::start(&args.python, name, &subject.twin, plan.device)
@@ -39,14 +43,24 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
         versions.clone_from(&theirs.versions);
         for precision in &plan.precisions {
             let what = format!("{name} under {precision}");
+            let file = cache
+                .as_ref()
+                .map(|cache| cache.path(args, subject, *precision, &fingerprint, &versions));
+            if let Some(row) = file.as_deref().and_then(cache::read) {
+                rows.push(row);
+                continue;
+            }
             tell(&what);
             let comparison =
                 Comparison { registry, args, subject, device: plan.device, precision: *precision };
-            let row = comparison.row(&mut theirs);
-            rows.push(row.map_err(|error| error.at(&what))?);
+            let row = comparison.row(&mut theirs).map_err(|error| error.at(&what))?;
+            // What disagrees may have failed for a reason that passes.
+            if let Some(file) = file.filter(|_| row.status != Status::Disagree) {
+                cache::write(&file, &row)?;
+            }
+            rows.push(row);
         }
     }
-    let fingerprint = Fingerprint::of(plan.device)?;
     Ok(Report { schema: SCHEMA.to_owned(), fingerprint, versions, rows })
 }
 
@@ -77,8 +91,10 @@ impl Comparison<'_> {
     fn row(&self, theirs: &mut Theirs) -> Result<Row> {
         let Subject { model, twin, margin } = self.subject;
         let judge = model.judge();
-        let lines =
-            Pair { ours: lines_of_code(twin.rust, "//"), theirs: lines_of_code(twin.python, "#") };
+        let lines = Pair {
+            ours: lines::of_model(twin.rust, model.name())?,
+            theirs: lines::of_twin(twin.python),
+        };
         let mut row = Row::new(model.name(), self.precision, judge, lines);
         let mut examples = 1;
         for seed in (0..self.args.seeds).map(|index| self.args.seed.wrapping_add(index)) {
@@ -126,10 +142,4 @@ impl Comparison<'_> {
         };
         Ok(First::new(Pair { ours: own, theirs: other }, bounds.as_deref()))
     }
-}
-
-/// Lines that are neither empty nor a comment.
-fn lines_of_code(text: &str, comment: &str) -> usize {
-    let is_code = |line: &&str| !line.is_empty() && !line.starts_with(comment);
-    text.lines().map(str::trim).filter(is_code).count()
 }

@@ -84,7 +84,7 @@ pub struct Row {
     pub judgement: Option<Judgement>,
     /// The most tensor bytes at once, of the first seed. A twin's on a CPU are those of its third step.
     pub peak_memory_bytes: Option<Pair<Option<u64>>>,
-    /// Lines with code: of the model's file, and of the twin's.
+    /// Lines with code, of the model alone: of its struct and what it refers to in its source, and of the twin.
     pub lines: Pair<usize>,
 }
 

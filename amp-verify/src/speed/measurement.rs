@@ -30,6 +30,16 @@ pub enum Engine {
 }
 
 impl Engine {
+    /// Those of the peers' program, in the tables' order.
+    pub const PEERS: [Self; 6] = [
+        Self::Lightning,
+        Self::TorchLoop,
+        Self::TorchFused,
+        Self::TorchCompile,
+        Self::TorchCompileDefault,
+        Self::TorchCompileAutotuned,
+    ];
+
     /// Its name in tables and in the peers' protocol.
     pub fn name(self) -> &'static str {
         match self {

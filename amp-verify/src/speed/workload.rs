@@ -1,10 +1,10 @@
 //! A workload, as a registry declares it.
 
-use amp_core::{Hyperparameters, tch::Device};
+use amp_core::{Hyperparameters, Result, data::AnyBatch, tch::Device};
 use serde_json::Value;
 
 /// A registered model with its data, as [`Registry::workload`](crate::Registry::workload) takes it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Workload {
     pub(crate) name: String,
     pub(crate) model: String,
@@ -21,21 +21,22 @@ pub struct Workload {
     pub(crate) mixed_alone: bool,
 }
 
-/// Random examples, with classes by chance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Random examples.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Noise {
     pub(crate) batches: i64,
     pub(crate) input: NoiseInput,
-    pub(crate) classes: i64,
 }
 
-/// The contents of a random example.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a random example consists of.
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum NoiseInput {
-    /// This many numbers from N(0, 1), with one class.
-    Features(i64),
-    /// This many ids below the number of classes, with a class for each.
-    Tokens(i64),
+    /// So many numbers from N(0, 1), with one class.
+    Features { features: i64, classes: i64 },
+    /// So many ids below the vocabulary's size, with one to predict for each.
+    Tokens { length: i64, vocabulary: i64 },
+    /// What the function gives for a number of examples.
+    Drawn(fn(i64) -> Result<AnyBatch>),
 }
 
 /// Kinds of devices that something is for.
@@ -94,7 +95,7 @@ impl Workload {
     /// instead of the model's data.
     #[must_use]
     pub fn noise(mut self, batches: i64, features: i64, classes: i64) -> Self {
-        self.noise = Some(Noise { batches, input: NoiseInput::Features(features), classes });
+        self.noise = Some(Noise { batches, input: NoiseInput::Features { features, classes } });
         self
     }
 
@@ -102,8 +103,30 @@ impl Workload {
     /// random id to predict at each position, instead of the model's data.
     #[must_use]
     pub fn tokens(mut self, batches: i64, length: i64, vocabulary: i64) -> Self {
-        let input = NoiseInput::Tokens(length);
-        self.noise = Some(Noise { batches, input, classes: vocabulary });
+        self.noise = Some(Noise { batches, input: NoiseInput::Tokens { length, vocabulary } });
+        self
+    }
+
+    /// Trains on so many batches of the examples that `draw` makes for a number of them, instead of the
+    /// model's data. `draw` uses libtorch's global generator, which is seeded before. The peers' program draws
+    /// such examples itself, by the model's name.
+    ///
+    /// ```
+    /// use amp_core::{
+    ///     data::{Batch, BatchType},
+    ///     tch::{Device, Kind, Tensor},
+    /// };
+    /// use amp_verify::bench::Workload;
+    ///
+    /// Workload::new("sums", "Net").batch(256).examples(8, |count| {
+    ///     let input = Tensor::f_rand([count, 16], (Kind::Float, Device::Cpu))?;
+    ///     let sums = input.f_sum_dim_intlist([1].as_slice(), true, None)?;
+    ///     Batch::new(input, sums)?.to_any()
+    /// });
+    /// ```
+    #[must_use]
+    pub fn examples(mut self, batches: i64, draw: fn(i64) -> Result<AnyBatch>) -> Self {
+        self.noise = Some(Noise { batches, input: NoiseInput::Drawn(draw) });
         self
     }
 

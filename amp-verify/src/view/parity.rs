@@ -32,8 +32,8 @@ pub fn parity(report: &Report) -> String {
     let mut out = format!("{table}\n");
     out += &format!(
         "twins: {}; pairs: ours / the twin's; first losses apart: the largest relative difference, and how much \
-         of its bound the nearest to it takes; memory: the most tensor bytes at once; lines: with code, ours with \
-         data and registration\n",
+         of its bound the nearest to it takes; memory: the most tensor bytes at once; lines: with code, \
+         of the model alone\n",
         versions.join(", ")
     );
     for row in &report.rows {

@@ -32,6 +32,7 @@ const AMP_CORE: &[&str] = &[
     "metric",
     "log",
     "nn",
+    "generate",
     "weights",
     "hparam",
     "probe",

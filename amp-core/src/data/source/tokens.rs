@@ -29,7 +29,7 @@ pub enum TokenWidth {
 ///
 /// # fn main() -> Result<()> {
 /// let tokens = |path: &str| TokenFile::open(path, TokenWidth::U16, 1024);
-/// let train = tokens("train.bin")?.stride(512)?.vocabulary(50257);
+/// let train = tokens("train.bin")?.random(8192)?.vocabulary(50257);
 /// let val = tokens("val.bin")?.vocabulary(50257);
 /// let data = DataModule::new("openwebtext", train.shared(), val.shared(), 12);
 /// # Ok(())
@@ -43,8 +43,17 @@ pub struct TokenFile {
     bits: i64,
     count: i64,
     length: i64,
-    stride: i64,
+    starts: Starts,
     vocabulary: Option<i64>,
+}
+
+/// Where the windows of a file begin.
+#[derive(Debug, Clone, Copy)]
+enum Starts {
+    /// After every so many tokens.
+    Every(i64),
+    /// Anywhere, so many times in an epoch.
+    Anywhere(i64),
 }
 
 impl TokenFile {
@@ -78,7 +87,7 @@ impl TokenFile {
             bits: (1 << (8 * size)) - 1,
             count,
             length,
-            stride: length,
+            starts: Starts::Every(length),
             vocabulary: None,
         })
     }
@@ -91,7 +100,20 @@ impl TokenFile {
         if stride < 1 {
             return Err(Error::config(format!("stride {stride}: it must be at least 1")));
         }
-        self.stride = stride;
+        self.starts = Starts::Every(stride);
+        Ok(self)
+    }
+
+    /// Begins the so many windows of an epoch anywhere, as nanoGPT's batches do. The places follow from the seed of
+    /// the run, the epoch and the number of the window, so that a resumed run goes on with the same windows.
+    ///
+    /// # Errors
+    /// When it is below 1.
+    pub fn random(mut self, windows: i64) -> Result<Self> {
+        if windows < 1 {
+            return Err(Error::config(format!("{windows} random windows: 1 is least")));
+        }
+        self.starts = Starts::Anywhere(windows);
         Ok(self)
     }
 
@@ -113,11 +135,18 @@ impl MapDataset for TokenFile {
     type Example = Batch;
 
     fn len(&self) -> i64 {
-        (self.count - 1 - self.length) / self.stride + 1
+        match self.starts {
+            Starts::Every(stride) => (self.count - 1 - self.length) / stride + 1,
+            Starts::Anywhere(windows) => windows,
+        }
     }
 
-    fn get(&self, index: i64, _: &mut Rng) -> Result<Batch> {
-        let window = self.tokens.get().f_narrow(0, index * self.stride, self.length + 1)?;
+    fn get(&self, index: i64, rng: &mut Rng) -> Result<Batch> {
+        let start = match self.starts {
+            Starts::Every(stride) => index * stride,
+            Starts::Anywhere(_) => rng.below(self.count - self.length),
+        };
+        let window = self.tokens.get().f_narrow(0, start, self.length + 1)?;
         // libtorch reads them as signed numbers.
         let window = window.f_to_kind(Kind::Int64)?.f_bitwise_and(self.bits)?;
         if let Some(most) = self.vocabulary {

@@ -1,17 +1,21 @@
 //! Attention.
 
+mod cache;
 mod child;
 mod config;
 mod position;
 mod projection;
 mod scores;
 
+pub(in crate::nn) use cache::Entries;
+pub use cache::{KvCache, causal_attention};
 pub use config::MultiheadAttentionConfig;
 pub use position::{
     RotaryEmbedding, RotaryEmbeddingConfig, RotaryPairing, alibi_bias, alibi_slopes,
 };
 pub use scores::{AttentionMask, AttentionOptions, scaled_dot_product_attention, split_heads};
 
+use cache::Seen;
 use projection::{Projected, Projection};
 use tch::{Kind, Tensor};
 
@@ -123,7 +127,8 @@ impl MultiheadAttention {
     }
 
     /// Attention of `query` to `value` by `key`, with a mask; torch's `forward(query, key, value)` without
-    /// the weights. `causal` of the options comes on top of the mask.
+    /// the weights. `causal` of the options comes on top of the mask. In a pass through a [`KvCache`] masks are of
+    /// the keys of all tokens, and a rotary embedding counts from the first.
     ///
     /// | tensor | shape |
     /// | --- | --- |
@@ -146,11 +151,11 @@ impl MultiheadAttention {
         mask: &AttentionMask,
         cx: &Context,
     ) -> Result<Tensor> {
-        let ([q, k, v], mask) = self.heads(query, key, value, mask)?;
-        let options = self.options(mask.as_ref(), cx);
+        let (q, seen) = self.heads(query, key, value, mask, cx)?;
+        let (k, v, options) = (&seen.keys, &seen.values, self.options(&seen, cx));
         let attended = match cx.has_substitutes() {
-            true => scores::attend_with_weights(&q, &k, &v, &options, cx)?.0,
-            false => scaled_dot_product_attention(&q, &k, &v, &options)?,
+            true => scores::attend_with_weights(&q, k, v, &options, cx)?.0,
+            false => scaled_dot_product_attention(&q, k, v, &options)?,
         };
         self.join(&attended, cx)
     }
@@ -169,17 +174,18 @@ impl MultiheadAttention {
         mask: &AttentionMask,
         cx: &Context,
     ) -> Result<(Tensor, Tensor)> {
-        let ([q, k, v], mask) = self.heads(query, key, value, mask)?;
+        let (q, seen) = self.heads(query, key, value, mask, cx)?;
+        let options = self.options(&seen, cx);
         let (attended, weights) =
-            scores::attend_with_weights(&q, &k, &v, &self.options(mask.as_ref(), cx), cx)?;
+            scores::attend_with_weights(&q, &seen.keys, &seen.values, &options, cx)?;
         Ok((self.join(&attended, cx)?, weights))
     }
 
-    fn options<'a>(&self, attn_mask: Option<&'a Tensor>, cx: &Context) -> AttentionOptions<'a> {
+    fn options<'a>(&self, seen: &'a Seen, cx: &Context) -> AttentionOptions<'a> {
         AttentionOptions {
-            attn_mask,
+            attn_mask: seen.mask.as_ref(),
             dropout_p: if cx.drops_out() { self.config.dropout } else { 0.0 },
-            is_causal: self.config.causal,
+            is_causal: seen.is_causal,
             scale: None,
         }
     }
@@ -192,17 +198,25 @@ impl MultiheadAttention {
         cx.call("out_proj", None, &self.out_proj, &joined)
     }
 
-    /// Queries, keys and values by head, and the mask of torch's function.
+    /// Queries by head, and what they attend to.
     fn heads(
         &self,
         query: &Tensor,
         key: &Tensor,
         value: &Tensor,
         mask: &AttentionMask,
-    ) -> Result<([Tensor; 3], Option<Tensor>)> {
-        let MultiheadAttentionConfig { num_heads, num_kv_heads, .. } = self.config;
+        cx: &Context,
+    ) -> Result<(Tensor, Seen)> {
+        let MultiheadAttentionConfig { num_heads, num_kv_heads, causal, .. } = self.config;
+        if cx.cache().is_some() && !causal {
+            return Err(Error::config(
+                "attention: only causal attention runs with a KV cache, because later tokens change the others: set \
+                 `causal = true`, or run the model without a cache",
+            ));
+        }
         let (n, queries, keys) = self.sizes(query, key, value)?;
-        let mask = mask.joined([n, num_heads, queries, keys])?;
+        let first = if causal { cx.cache().map_or(0, Entries::tokens) } else { 0 };
+        let mask = mask.joined([n, num_heads, queries, first + keys])?;
         let width = self.config.head_dim();
         let heads = |x: &Tensor, length: i64, count: i64| -> Result<Tensor> {
             Ok(x.f_reshape([n, length, count, width])?.f_transpose(1, 2)?)
@@ -216,12 +230,16 @@ impl MultiheadAttention {
             ],
         };
         let rotated = |x: Tensor| match &self.rotary {
-            Some(rotary) => rotary.rotate(&x, 0),
+            Some(rotary) => rotary.rotate(&x, cx.past()),
             None => Ok(x),
         };
         let (q, k) = (rotated(q)?, rotated(k)?);
-        let (k, v, mask) = self.with_added_keys(k, v, mask)?;
-        Ok(([q, k, v], mask))
+        if causal {
+            let seen = Seen::by(&q, k, v, mask, cx)?;
+            return Ok((q, seen));
+        }
+        let (keys, values, mask) = self.with_added_keys(k, v, mask)?;
+        Ok((q, Seen { keys, values, mask, is_causal: false }))
     }
 
     /// Heads of keys and values with those that the options add, which a mask lets through.
@@ -332,32 +350,22 @@ impl Visit for MultiheadAttention {
 impl Module for MultiheadAttention {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let adds_keys = self.bias_kv.is_some() || self.config.add_zero_attn;
-        let apart = adds_keys || cx.has_substitutes();
+        let apart = adds_keys || cx.has_substitutes() || cx.cache().is_some();
         let (Projection::Packed(weight), None, false) = (&self.projection, &self.rotary, apart)
         else {
             return self.attend(input, input, input, &AttentionMask::none(), cx);
         };
         let MultiheadAttentionConfig { embed_dim, num_heads, dropout, causal, .. } = self.config;
         let (n, length) = (input.size()[0], input.size()[1]);
-        let heads = |x: &Tensor| -> Result<Tensor> {
-            let shape = [n, length, num_heads, embed_dim / num_heads];
-            Ok(x.f_reshape(shape)?.f_transpose(1, 2)?)
-        };
         let dropout = if cx.drops_out() { dropout } else { 0.0 };
         let joined = if length == 1 {
             self.attend_to_itself(input, weight, dropout)?
         } else {
             let projected = ffi::linear(input, weight, self.in_proj_bias.as_ref())?;
-            let qkv = projected.f_chunk(3, -1)?;
+            let [q, k, v] = split_heads(&projected, num_heads)?;
+            let mask = None::<Tensor>;
             let attended = Tensor::f_scaled_dot_product_attention(
-                &heads(&qkv[0])?,
-                &heads(&qkv[1])?,
-                &heads(&qkv[2])?,
-                None::<Tensor>,
-                dropout,
-                causal,
-                None,
-                false,
+                &q, &k, &v, mask, dropout, causal, None, false,
             )?;
             attended.f_transpose(1, 2)?.f_reshape([n, length, embed_dim])?
         };

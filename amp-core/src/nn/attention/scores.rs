@@ -76,7 +76,10 @@ pub fn scaled_dot_product_attention(
     // libtorch's fused kernels take either a mask or groups.
     let (key, value) = (shapes.shared(key)?, shapes.shared(value)?);
     let output = attend(&key, &value, Some(&mask), false, false)?;
-    Ok(output.f_masked_fill(&masked, 0.0)?)
+    match ffi::masked_rows(&output, &masked)? {
+        Some(output) => Ok(output),
+        None => Ok(output.f_masked_fill(&masked, 0.0)?),
+    }
 }
 
 /// Queries, keys and values by head, `[N, heads, L, width]` each, of a product that has them beside one another,

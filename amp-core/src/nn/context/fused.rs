@@ -23,6 +23,11 @@ impl Context {
         self.may_fuse() && (self.overrides.is_empty() || !places.any(has_override))
     }
 
+    /// Whether some module of the model has a region of its own that the model does not declare.
+    pub(in crate::nn) fn has_islands(&self) -> bool {
+        !self.overrides.is_empty()
+    }
+
     fn may_fuse(&self) -> bool {
         self.fuses && !self.is_watched()
     }

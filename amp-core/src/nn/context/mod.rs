@@ -15,9 +15,15 @@ pub(crate) use evaluating::{Evaluating, take_trained_in_evaluation};
 
 use super::{
     Segment, Survey,
+    attention::Entries,
     probe::{DtypeProbe, GroupProbe, Observer, Probe, Substitute, Trace},
 };
-use crate::precision::{Policy, Region, RegionPlan};
+use tch::{Kind, Tensor};
+
+use crate::{
+    Error, Result,
+    precision::{Policy, Region, RegionPlan},
+};
 
 /// Which modules drop their activations and recompute them for the backward pass.
 pub(in crate::nn) enum Checkpointing {
@@ -45,6 +51,8 @@ pub struct Context {
     plan: Cell<RegionPlan>,
     observer: Observer,
     watches_products: Cell<bool>,
+    /// Keys and values of the tokens before those of the pass.
+    cache: Option<Rc<Entries>>,
 }
 
 impl Context {
@@ -63,6 +71,7 @@ impl Context {
             plan: Cell::new(RegionPlan::of(policy.precision)),
             observer: Observer::Nobody,
             watches_products: Cell::default(),
+            cache: None,
         }
     }
 
@@ -152,6 +161,38 @@ impl Context {
         self
     }
 
+    /// The same pass, on tokens behind those of this cache.
+    #[must_use]
+    pub(in crate::nn) fn with_cache(mut self, cache: Rc<Entries>) -> Self {
+        self.cache = Some(cache);
+        self
+    }
+
+    /// What the pass has of earlier tokens.
+    pub(in crate::nn) fn cache(&self) -> Option<&Entries> {
+        self.cache.as_deref()
+    }
+
+    /// How many tokens a [`KvCache`](super::KvCache) holds before those of this pass: the place of its first token.
+    /// 0 without a cache.
+    pub fn past(&self) -> i64 {
+        self.cache().map_or(0, Entries::past)
+    }
+
+    /// The places of tokens `[N, L]` in their sequences, `[L]` of int64 on their device, as an embedding of positions
+    /// takes them: 0, 1, …, and in a pass through a [`KvCache`](super::KvCache) those that follow the earlier tokens.
+    ///
+    /// # Errors
+    /// When `ids` is not `[N, L]`.
+    pub fn places(&self, ids: &Tensor) -> Result<Tensor> {
+        let &[_, length] = ids.size().as_slice() else {
+            let text = format!("places of tokens {:?}: they must be [N, L]", ids.size());
+            return Err(Error::config(text));
+        };
+        let first = self.past();
+        Ok(Tensor::f_arange_start(first, first + length, (Kind::Int64, ids.device()))?)
+    }
+
     /// Whether the pass trains: batch statistics are active, and so is dropout, unless
     /// [disabled](Self::without_dropout).
     pub fn is_training(&self) -> bool {
@@ -193,6 +234,7 @@ impl Context {
             plan: self.plan.clone(),
             observer: Observer::Nobody,
             watches_products: Cell::default(),
+            cache: None,
         }
     }
 

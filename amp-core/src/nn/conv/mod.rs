@@ -1,5 +1,6 @@
 //! Convolutions.
 
+mod and_input;
 mod padding;
 #[cfg(test)]
 mod tests;

@@ -158,6 +158,10 @@ impl Stack {
         lengths: Option<&Tensor>,
         cx: &Context,
     ) -> Result<(Tensor, [Tensor; STATES])> {
+        if cx.cache().is_some() {
+            let text = "a KV cache does not hold its state: run the model without a cache";
+            return Err(refused(text.to_owned()));
+        }
         let batch_first = self.shape.batch_first;
         let (steps, batch) = self.sizes(input)?;
         let device = input.device();

@@ -125,9 +125,13 @@ impl Forward for TransformerDecoderLayer {
                 [("norm1", &self.norm1), ("norm2", &self.norm2), ("norm3", &self.norm3)]
                     .map(|(name, norm)| Child::new(name, None, norm));
             let dropped = |branch: Result<Tensor>| self.dropout.forward(&branch?, cx);
-            let x = norm1.residual(target, |x| dropped(attend(x)), cx)?;
-            let x = norm2.residual(&x, |x| dropped(cross_attend(x)), cx)?;
-            return norm3.residual(&x, |x| dropped(self.feed_forward.forward(x, cx)), cx);
+            let x = norm1.residual_of_products(target, |x| dropped(attend(x)), cx)?;
+            let x = norm2.residual_of_products(&x, |x| dropped(cross_attend(x)), cx)?;
+            return norm3.residual_of_products(
+                &x,
+                |x| dropped(self.feed_forward.forward(x, cx)),
+                cx,
+            );
         }
         let add = |name: &str, norm, x: &Tensor, branch: &Tensor| {
             add_and_normalise(name, norm, &self.dropout, x, branch, cx)

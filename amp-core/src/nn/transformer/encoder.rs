@@ -130,9 +130,10 @@ impl Parts {
         if self.norm_first {
             let [norm1, norm2] = [("norm1", &self.norm1), ("norm2", &self.norm2)]
                 .map(|(name, norm)| Child::new(name, None, norm));
-            let x = norm1.residual(input, |x| self.dropout.forward(&attend(x)?, cx), cx)?;
+            let x =
+                norm1.residual_of_products(input, |x| self.dropout.forward(&attend(x)?, cx), cx)?;
             let expanded = |x: &Tensor| self.feed_forward.forward(x, cx);
-            return norm2.residual(&x, |x| self.dropout.forward(&expanded(x)?, cx), cx);
+            return norm2.residual_of_products(&x, |x| self.dropout.forward(&expanded(x)?, cx), cx);
         }
         let attended = attend(input)?;
         let x = add_and_normalise("norm1", &self.norm1, &self.dropout, input, &attended, cx)?;

@@ -7,7 +7,15 @@ mod ring_net;
 pub use next_symbol::NextSymbol;
 pub use ring_net::RingNet;
 
-use amp_verify::{DataSet, Registry, model, project};
+use amp_verify::{
+    DataSet, Registry,
+    bench::{Devices, Workload},
+    model, project,
+};
+use serde_json::json;
+
+/// Symbols of the workload that is measured on a GPU.
+const SYMBOLS: i64 = 8192;
 
 /// The models and data sets of this project.
 pub fn registry() -> Registry {
@@ -37,5 +45,14 @@ pub fn registry() -> Registry {
                 .batch_size(32)
                 .judged_by_loss()
                 .learns_by(0.5),
+        )
+        .workload(
+            // At a size at which a GPU has something to do, measured where it is named.
+            Workload::new("next-symbol", "NextSymbol")
+                .batch(64)
+                .tokens(16, 512, SYMBOLS)
+                .hyperparameters(json!({ "symbols": SYMBOLS, "width": 256 }))
+                .with_compiler_modes()
+                .on(Devices::NONE),
         )
 }

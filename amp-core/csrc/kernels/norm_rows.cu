@@ -1,0 +1,171 @@
+// The backward pass of layer normalisation with a residual before it or around it. One or two warps have a row,
+// whose elements stay in their registers.
+//
+// P is the dtype of what was normalised, Q that of weights and of what came out, R that of its twin: the same, as
+// an autocast region would cast it. AMP_N is how many times 128 columns a row has.
+
+using W = Wide<Q>;
+
+constexpr int warps = 8;
+// The warps of a row: two have half of the registers each, so that more blocks find room.
+constexpr int halves = AMP_N % 2 == 0 ? 2 : 1;
+constexpr int packs = AMP_N / halves;
+constexpr int stride = 32 * per_thread;
+constexpr int columns = AMP_N * stride;
+constexpr int rows_of_block = warps / halves;
+// Blocks of a multiprocessor at once, among which its registers are shared out.
+constexpr int resident = sizeof(W) == 8 || packs > 4 ? 1 : 2;
+// The sums of columns: gradients of weight and of bias, and what goes to the branch.
+constexpr int sums = 3;
+
+struct Two {
+  W sum, product;
+};
+
+// Both sums over a row. A row's warps wait for each other alone; `turn` tells one row from the next.
+__device__ Two row_sums(Two own, int turn) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    own.sum += __shfl_xor_sync(~0u, own.sum, offset);
+    own.product += __shfl_xor_sync(~0u, own.product, offset);
+  }
+  if constexpr (halves == 1) return own;
+  __shared__ Two shared[2][warps];
+  const int warp = threadIdx.x / 32;
+  if (threadIdx.x % 32 == 0) shared[turn][warp] = own;
+  asm volatile("bar.sync %0, 64;" ::"r"(1 + warp / 2) : "memory");
+  const Two first = shared[turn][warp & ~1], second = shared[turn][warp | 1];
+  return {first.sum + second.sum, first.product + second.product};
+}
+
+struct Behind {
+  // What was normalised.
+  const P* in;
+  // Of the residual stream around it, of what came out and of its twin; each may be null.
+  const P* stream_grads;
+  const Q* grads;
+  const R* twin_grads;
+  const Q* weights;
+  const W *means, *inverses;
+};
+
+// What is written: the gradient of what was normalised with that of the stream; what goes on of it to the branch
+// behind dropout, in R, which may be null; and of each block the sums of columns over its rows, [blocks, sums,
+// columns].
+struct Gradients {
+  P* in;
+  R* branch;
+  W* parts;
+};
+
+extern "C" __global__ void __launch_bounds__(32 * warps, resident)
+    backward(const Behind behind, const Gradients out, int rows, const Dropout before) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // The first column of this lane.
+  const int first = warp % halves * packs * stride + lane * per_thread;
+  const Factors factors(before);
+  W totals[sums][packs][per_thread] = {};
+  int turn = 0;
+  for (int row = blockIdx.x * rows_of_block + warp / halves; row < rows;
+       row += gridDim.x * rows_of_block, turn ^= 1) {
+    const long long begin = static_cast<long long>(row) * columns + first;
+    W normal[packs][per_thread], grad[packs][per_thread];
+    Pack<P> stream[packs] = {};
+#pragma unroll
+    for (int p = 0; p < packs; ++p) {
+      const auto x = pack_at(behind.in, begin + p * stride);
+      for (int k = 0; k < per_thread; ++k) {
+        normal[p][k] = widen(x.at[k]);
+        grad[p][k] = 0;
+      }
+    }
+    if (behind.grads != nullptr) {
+#pragma unroll
+      for (int p = 0; p < packs; ++p) {
+        const auto g = pack_at(behind.grads, begin + p * stride);
+        for (int k = 0; k < per_thread; ++k) grad[p][k] = widen(g.at[k]);
+      }
+    }
+    if (behind.twin_grads != nullptr) {
+#pragma unroll
+      for (int p = 0; p < packs; ++p) {
+        const auto g = pack_at(behind.twin_grads, begin + p * stride);
+        for (int k = 0; k < per_thread; ++k) grad[p][k] = rounded<Q>(grad[p][k] + widen(g.at[k]));
+      }
+    }
+    if (behind.stream_grads != nullptr) {
+#pragma unroll
+      for (int p = 0; p < packs; ++p) stream[p] = pack_at(behind.stream_grads, begin + p * stride);
+    }
+    const W mean = behind.means[row], inverse = behind.inverses[row];
+    Two own = {0, 0};
+#pragma unroll
+    for (int p = 0; p < packs; ++p) {
+      const auto w = pack_at(behind.weights, first + p * stride);
+      for (int k = 0; k < per_thread; ++k) {
+        normal[p][k] = (normal[p][k] - mean) * inverse;
+        totals[0][p][k] += grad[p][k] * normal[p][k];
+        totals[1][p][k] += grad[p][k];
+        grad[p][k] *= widen(w.at[k]);
+        own.sum += grad[p][k];
+        own.product += grad[p][k] * normal[p][k];
+      }
+    }
+    const Two all = row_sums(own, turn);
+    const W sum = all.sum / columns, product = all.product / columns;
+#pragma unroll
+    for (int p = 0; p < packs; ++p) {
+      float kept[per_thread];
+      factors.of((begin + p * stride) / per_thread, kept);
+      Pack<R> branch;
+      for (int k = 0; k < per_thread; ++k) {
+        const W value = (grad[p][k] - sum - normal[p][k] * product) * inverse;
+        narrow(value + widen(stream[p].at[k]), stream[p].at[k]);
+        narrow(rounded<R>(widen(stream[p].at[k])) * kept[k], branch.at[k]);
+        totals[2][p][k] += widen(branch.at[k]);
+      }
+      pack_at(out.in, begin + p * stride) = stream[p];
+      if (out.branch != nullptr) pack_at(out.branch, begin + p * stride) = branch;
+    }
+  }
+  __shared__ W shared[columns];
+#pragma unroll
+  for (int s = 0; s < sums; ++s) {
+    // Row by row of the warps, so that the order of a sum is always the same.
+    for (int other = 0; other < rows_of_block; ++other) {
+      if (other == warp / halves) {
+#pragma unroll
+        for (int p = 0; p < packs; ++p) {
+          for (int k = 0; k < per_thread; ++k) {
+            W& to = shared[first + p * stride + k];
+            to = other == 0 ? totals[s][p][k] : to + totals[s][p][k];
+          }
+        }
+      }
+      __syncthreads();
+    }
+    W* to = out.parts + (static_cast<long long>(blockIdx.x) * sums + s) * columns;
+    for (int column = threadIdx.x; column < columns; column += blockDim.x) to[column] = shared[column];
+    __syncthreads();
+  }
+}
+
+// The sums of the parts' sums: of weights and biases in their dtype, of what goes to the branch as they are
+// computed. A block has 32 columns of one sum, a warp every eighth part.
+extern "C" __global__ void __launch_bounds__(32 * warps)
+    add_parts(const W* parts, int count, Q* weight, Q* bias, W* column_sums) {
+  __shared__ double shared[warps][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  constexpr int across = columns / 32;
+  const int s = blockIdx.x / across, column = blockIdx.x % across * 32 + lane;
+  double total = 0;
+  for (int part = warp; part < count; part += warps) {
+    total += parts[(static_cast<long long>(part) * sums + s) * columns + column];
+  }
+  shared[warp][lane] = total;
+  __syncthreads();
+  if (warp != 0) return;
+  for (int other = 1; other < warps; ++other) total += shared[other][lane];
+  if (s == 0) narrow(total, weight[column]);
+  if (s == 1) narrow(total, bias[column]);
+  if (s == 2) column_sums[column] = static_cast<W>(total);
+}

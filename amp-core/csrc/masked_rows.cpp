@@ -1,0 +1,90 @@
+// Zeros for queries that may attend to nothing (kernels/masked_rows.cu).
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cstdint>
+
+#include "guard.h"
+#include "kernel.h"
+#include "kernels/masked_rows.cu.h"
+
+namespace amp::masked_rows {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int dimensions = 3;
+
+// Laid out as in the kernel: sizes, and strides of values and of the mask, which are 0 where it is broadcast.
+struct Rows {
+  int64_t size[dimensions], stride[dimensions], masked[dimensions], width, step;
+};
+
+// Writes zeros to the rows of [N, heads, L, width] where `masked`, [N or 1, heads or 1, L or 1, 1], is true.
+void clear(const at::Tensor& values, const at::Tensor& masked) {
+  static amp::KernelSource source("masked_rows.cu", amp_kernels_masked_rows);
+  Rows rows{};
+  long long count = 1;
+  for (int dimension = 0; dimension < dimensions; ++dimension) {
+    rows.size[dimension] = values.size(dimension);
+    rows.stride[dimension] = values.stride(dimension);
+    rows.masked[dimension] = masked.size(dimension) == 1 ? 0 : masked.stride(dimension);
+    count *= rows.size[dimension];
+  }
+  rows.width = values.size(dimensions);
+  rows.step = values.stride(dimensions);
+  if (count == 0) return;
+  void* at = values.mutable_data_ptr();
+  const void* of = masked.const_data_ptr();
+  void* arguments[] = {&at, &of, &count, &rows};
+  constexpr long long threads = 256;
+  source.launch("clear", {amp::kernel_dtype(values.scalar_type())}, values.device(),
+                static_cast<unsigned>((count + threads - 1) / threads), threads, arguments);
+}
+
+// What attention gave is changed where it is, though its backward pass reads it: it takes the products of each
+// query's output and gradient, which are zero for a gradient of zeros.
+struct AmpMaskedRows : torch::autograd::Function<AmpMaskedRows> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& attended,
+                            const at::Tensor& masked) {
+    context->save_for_backward({masked});
+    clear(attended, masked);
+    return attended;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto masked = context->get_saved_variables().at(0);
+    const auto& grad = grads.at(0);
+    if (c10::GradMode::is_enabled()) return {grad.masked_fill(masked, 0), at::Tensor()};
+    const bool is_alone = grad.use_count() == 1 && grad.storage().use_count() == 1 &&
+                          grad.is_non_overlapping_and_dense();
+    const auto out = is_alone ? grad : grad.clone();
+    clear(out, masked);
+    return {out, at::Tensor()};
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// What attention gave, [N, heads, L, width], in place, with zeros where `masked`, [N or 1, heads or 1, L or 1, 1] and
+// boolean, is true. The result is new, or null if the kernel cannot take these.
+int amp_masked_rows(const at::Tensor* attended, const at::Tensor* masked, at::Tensor** out) {
+  return amp::guarded([&] {
+    if (!attended->is_cuda() || masked->device() != attended->device() || attended->dim() != 4 ||
+        masked->dim() != 4 || masked->scalar_type() != at::kBool || masked->size(3) != 1 ||
+        amp::kernel_dtype(attended->scalar_type()) == nullptr ||
+        !attended->is_non_overlapping_and_dense()) {
+      return;
+    }
+    *out = new at::Tensor(AmpMaskedRows::apply(*attended, *masked));
+  });
+}
+
+}  // extern "C"
+
+}  // namespace amp::masked_rows

@@ -1,0 +1,77 @@
+#include "norm_rows.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <algorithm>
+#include <string>
+
+#include "kernel.h"
+#include "kernels/norm_rows.cu.h"
+
+namespace amp::norm_rows {
+namespace {
+
+// As in the kernels.
+constexpr int warps = 8, threads = 32 * warps, sums = 3;
+constexpr int64_t columns_of_a_pack = 128;
+// A lane's registers hold no more than eight times four columns.
+constexpr int64_t most_columns = 8 * columns_of_a_pack;
+
+// Laid out as in the kernels, as is what follows.
+struct Behind {
+  const void *in, *stream_grads, *grads, *cast_grads, *weights, *means, *inverses;
+};
+
+struct Gradients {
+  void *in, *branch, *parts;
+};
+
+amp::KernelSource& source() {
+  static amp::KernelSource source("norm_rows.cu", amp_kernels_norm_rows);
+  return source;
+}
+
+}  // namespace
+
+bool fits(int64_t columns) {
+  return columns > 0 && columns <= most_columns && columns % columns_of_a_pack == 0;
+}
+
+Outgoing backward(const Normalised& from, const Incoming& given, const amp::Dropout& before,
+                  bool wants_branch) {
+  const auto &in = from.in, &weight = from.weight, &means = from.means;
+  const auto stream = amp::aligned(given.stream), grad = amp::aligned(given.out),
+             cached = amp::aligned(given.cached);
+  const Behind behind{in.const_data_ptr(),     amp::const_data(stream), amp::const_data(grad),
+                      amp::const_data(cached),   weight.const_data_ptr(), means.const_data_ptr(),
+                      from.inverses.const_data_ptr()};
+  int rows = static_cast<int>(means.numel());
+  const auto columns = weight.numel();
+  // Two blocks for each multiprocessor of the largest card. Another number sums in another order.
+  constexpr int most_blocks = 264;
+  int blocks = std::min((rows + warps - 1) / warps, most_blocks);
+  Outgoing out;
+  out.in = at::empty_like(in);
+  if (wants_branch) out.branch = at::empty_like(in, in.options().dtype(from.cast));
+  const auto parts = at::empty({blocks, sums, columns}, means.options());
+  const Gradients to{amp::data(out.in), amp::data(out.branch), amp::data(parts)};
+  const auto* name = amp::kernel_dtype(in.scalar_type());
+  const amp::Types types{name, name, amp::kernel_dtype(weight.scalar_type()),
+                         amp::kernel_dtype(from.cast),
+                         std::to_string(columns / columns_of_a_pack)};
+  auto drops = before;
+  void* arguments[] = {const_cast<Behind*>(&behind), const_cast<Gradients*>(&to), &rows, &drops};
+  source().launch("backward", types, in.device(), static_cast<unsigned>(blocks), threads, arguments);
+  out.weight = at::empty_like(weight);
+  out.bias = at::empty_like(weight);
+  out.column_sums = at::empty({columns}, means.options());
+  const void* summed = amp::const_data(parts);
+  void *w = amp::data(out.weight), *b = amp::data(out.bias), *c = amp::data(out.column_sums);
+  void* rest[] = {&summed, &blocks, &w, &b, &c};
+  source().launch("add_parts", types, in.device(), static_cast<unsigned>(sums * columns / 32), threads,
+                  rest);
+  return out;
+}
+
+}  // namespace amp::norm_rows

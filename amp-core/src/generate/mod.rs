@@ -1,0 +1,192 @@
+//! Text from language models: tokens that a causal model continues a prompt with.
+
+mod sampling;
+
+pub use sampling::Sampling;
+
+use tch::{Kind, Tensor, no_grad};
+
+use crate::{
+    Error, Result,
+    nn::{Context, Forward, KvCache},
+    precision::Policy,
+    random::{Draws, Rng},
+};
+
+/// How a prompt is continued. The model computes `[N, L, vocabulary]` logits of the next token from `[N, L]` ids,
+/// each from the tokens up to its own place, and is [placed](crate::nn::place) under the policy.
+///
+/// Keys and values of earlier tokens are kept in a [`KvCache`], whose documentation says what the model must do for
+/// that. A sequence longer than `context` moves every position, so that from there on each token is computed from the
+/// last `context` tokens anew, as nanoGPT does.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{
+///     generate::{Generation, Sampling},
+///     hardware::parse_device,
+///     nn::{self, AttentionMask},
+///     precision::Policy,
+///     prelude::*,
+/// };
+///
+/// #[derive(LightningModule)]
+/// #[forward(|ids| {
+///     let x = words(ids)?.f_add(&places(&cx.places(ids)?)?)?;
+///     head(&block(&x)?)
+/// })]
+/// #[loss(cross_entropy)]
+/// #[optimizer(adamw, lr = 3e-4)]
+/// struct Writer {
+///     #[layer(embedding(256, 64))]
+///     words: Embedding,
+///     #[layer(embedding(128, 64))]
+///     places: Embedding,
+///     #[layer(transformer_encoder_layer(64, 4, norm_first = true, causal = true))]
+///     block: TransformerEncoderLayer,
+///     #[layer(linear(64, 256))]
+///     head: Linear,
+/// }
+///
+/// fn main() -> Result<()> {
+///     let model = Writer::from_checkpoint("runs/writer/best")?;
+///     let policy = Policy::new(Precision::Bf16True, parse_device("auto")?);
+///     nn::place(&model, policy, &Default::default())?;
+///     let prompt = Tensor::from_slice(&[72_i64, 101, 108, 108, 111]).view([1, 5]);
+///     let options = Generation {
+///         sampling: Sampling { temperature: 0.8, top_k: Some(200), ..Sampling::default() },
+///         ..Generation::new(100, 128)
+///     };
+///     println!("{:?}", options.run(&model, &prompt, policy)?);
+///     Ok(())
+/// }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// Tokens behind the prompt, at most.
+    pub max_new_tokens: i64,
+    /// The most tokens that the model computes from: its number of positions.
+    pub context: i64,
+    /// How the next token is chosen. The default takes the likeliest.
+    pub sampling: Sampling,
+    /// The token that ends a sequence. The rest of a sequence that has ended is filled with it, and the run ends
+    /// when all sequences have.
+    pub end: Option<i64>,
+    /// The seed of the choices. Each sequence has a stream of its own, so that it does not depend on the others.
+    pub seed: u64,
+    /// Whether keys and values are kept. Without it every token runs the model on the whole sequence.
+    pub cache: bool,
+}
+
+impl Generation {
+    /// The likeliest tokens, with a cache, up to `max_new_tokens`.
+    pub fn new(max_new_tokens: i64, context: i64) -> Self {
+        let sampling = Sampling::default();
+        Self { max_new_tokens, context, sampling, end: None, seed: 0, cache: true }
+    }
+
+    /// The prompt `[N, L]` and what follows it, `[N, L + new]`, int64 on the CPU.
+    ///
+    /// # Errors
+    /// As [`run_with`](Self::run_with).
+    pub fn run<M>(&self, model: &M, prompt: &Tensor, policy: Policy) -> Result<Tensor>
+    where
+        M: Forward<Input = (&'static Tensor,), Output = Tensor> + ?Sized,
+    {
+        self.run_with(model, prompt, policy, |_| Ok(()))
+    }
+
+    /// [`run`](Self::run), which shows the next token of each sequence, `[N]`, as soon as it is chosen.
+    ///
+    /// # Errors
+    /// When an option is out of range, the prompt is not `[N, L]` of integers, the model fails or cannot use a
+    /// [`KvCache`], its output is not `[N, L, vocabulary]`, logits are not finite, or `show` fails.
+    pub fn run_with<M>(
+        &self,
+        model: &M,
+        prompt: &Tensor,
+        policy: Policy,
+        mut show: impl FnMut(&[i64]) -> Result<()>,
+    ) -> Result<Tensor>
+    where
+        M: Forward<Input = (&'static Tensor,), Output = Tensor> + ?Sized,
+    {
+        let rows = self.check(prompt)?;
+        let draws = Draws::new(self.seed, 0);
+        let mut streams: Vec<Rng> = (0..rows).map(|row| draws.rng(row)).collect();
+        let mut ended = vec![false; streams.len()];
+        let mut ids = prompt.f_to_kind(Kind::Int64)?.f_to_device(policy.device)?;
+        let mut cache = KvCache::new();
+        for _ in 0..self.max_new_tokens {
+            let logits = self.next_logits(model, &ids, &mut cache, policy)?;
+            let mut next = self.sampling.choose(&logits, &mut streams)?;
+            for (token, ended) in next.iter_mut().zip(&mut ended) {
+                match self.end {
+                    Some(end) if *ended => *token = end,
+                    end => *ended = Some(*token) == end,
+                }
+            }
+            show(&next)?;
+            let next = Tensor::f_from_slice(&next)?.f_view([rows, 1])?;
+            ids = Tensor::f_cat(&[&ids, &next.f_to_device(policy.device)?], 1)?;
+            if ended.iter().all(|ended| *ended) {
+                break;
+            }
+        }
+        Ok(ids.f_to_device(tch::Device::Cpu)?)
+    }
+
+    /// The logits `[N, vocabulary]` of the token behind `ids`.
+    fn next_logits<M>(
+        &self,
+        model: &M,
+        ids: &Tensor,
+        cache: &mut KvCache,
+        policy: Policy,
+    ) -> Result<Tensor>
+    where
+        M: Forward<Input = (&'static Tensor,), Output = Tensor> + ?Sized,
+    {
+        let cx = Context::new(policy, false);
+        let length = ids.size()[1];
+        let (seen, logits) = if self.cache && length <= self.context {
+            let seen = length - cache.tokens();
+            let new = ids.f_narrow(1, length - seen, seen)?;
+            (seen, cache.extend(model, &new, cx)?)
+        } else {
+            let seen = length.min(self.context);
+            let last = ids.f_narrow(1, length - seen, seen)?;
+            let _autocast = policy.autocast()?;
+            (seen, no_grad(|| model.forward_with((&last,), &cx))?)
+        };
+        match logits.size().as_slice() {
+            [n, l, _] if [*n, *l] == [ids.size()[0], seen] => Ok(logits.f_select(1, -1)?),
+            size => Err(refused(format!(
+                "the model made {size:?} of ids [{}, {seen}], not [N, L, vocabulary]",
+                ids.size()[0]
+            ))),
+        }
+    }
+
+    /// The number of sequences; refuses options that are out of range.
+    fn check(&self, prompt: &Tensor) -> Result<i64> {
+        self.sampling.check()?;
+        if self.max_new_tokens < 1 || self.context < 1 {
+            return Err(refused(format!(
+                "max_new_tokens {} and context {}: each must be at least 1",
+                self.max_new_tokens, self.context
+            )));
+        }
+        let is_whole = matches!(prompt.kind(), Kind::Int64 | Kind::Int | Kind::Int16 | Kind::Uint8);
+        match prompt.size().as_slice() {
+            [rows, length] if *rows > 0 && *length > 0 && is_whole => Ok(*rows),
+            size => Err(refused(format!(
+                "the prompt is {size:?} of {:?}, but must be [N, L] of integers with at least one token",
+                prompt.kind()
+            ))),
+        }
+    }
+}
+
+fn refused(why: String) -> Error {
+    Error::config(format!("generation: {why}"))
+}

@@ -1,0 +1,387 @@
+//! Keys and values of earlier tokens, so that generation runs the model on new tokens alone.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, btree_map::Entry},
+    fmt,
+    rc::Rc,
+};
+
+use tch::{Kind, Tensor, no_grad};
+
+use super::{AttentionOptions, scaled_dot_product_attention};
+use crate::{
+    Error, Result,
+    nn::{Context, Forward},
+    precision::dtype_name,
+};
+
+/// Keys and values of the tokens that a causal model has run on, for each attention of the model. A pass through
+/// [`extend`](Self::extend) runs the model on the tokens that follow, and returns what a pass on the whole sequence
+/// would return for them, but for rounding.
+///
+/// [`MultiheadAttention`](super::MultiheadAttention) with `causal`, and everything made of it, uses the cache by
+/// itself, also with grouped queries and rotary embeddings; attention of one's own calls [`causal_attention`]. A
+/// model that adds positions asks [`Context::places`] for them.
+///
+/// It holds keys `[N, kv_heads, room, E]` and values of the same form for each attention, and doubles the room when
+/// it is full. Memory, in elements: 2 · layers · N · kv_heads · room · E.
+///
+/// ```
+/// use amp_core::{
+///     nn::{Context, KvCache, MultiheadAttention, MultiheadAttentionConfig, place},
+///     precision::Policy,
+///     prelude::*,
+/// };
+///
+/// let config = MultiheadAttentionConfig { causal: true, ..MultiheadAttentionConfig::new(8, 2) };
+/// let attention = MultiheadAttention::new(config)?;
+/// let policy = Policy::new(Precision::F64True, Device::Cpu);
+/// place(&attention, policy, &Default::default())?;
+/// let tokens = Tensor::f_randn([1, 5, 8], (Kind::Double, Device::Cpu))?;
+///
+/// let mut cache = KvCache::new();
+/// let pass = |cache: &mut KvCache, first: i64, length: i64| {
+///     let part = tokens.f_narrow(1, first, length)?;
+///     // Rotary embeddings and `Context::places` count the tokens; this attention has no positions.
+///     cache.extend_with(length, Context::new(policy, false), |cx| {
+///         let _ = cx.past();
+///         attention.forward(&part, cx)
+///     })
+/// };
+/// let parts = [pass(&mut cache, 0, 3)?, pass(&mut cache, 3, 1)?, pass(&mut cache, 4, 1)?];
+/// let whole = attention.forward(&tokens, &Context::new(policy, false))?;
+/// assert!(Tensor::f_cat(&parts, 1)?.allclose(&whole, 1e-12, 1e-12, false));
+/// assert_eq!(cache.tokens(), 5);
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Default)]
+pub struct KvCache(Rc<Entries>);
+
+/// What the passes of a cache share.
+#[derive(Default)]
+pub(in crate::nn) struct Entries {
+    /// Tokens of earlier passes.
+    past: Cell<i64>,
+    /// Tokens of the running pass.
+    new: Cell<i64>,
+    /// Room that is made at first.
+    room: Cell<i64>,
+    /// Whether the running pass asked for the places of its tokens.
+    asked: Cell<bool>,
+    /// By the path of the attention.
+    layers: RefCell<BTreeMap<String, Layer>>,
+}
+
+/// Of one attention.
+struct Layer {
+    /// `[N, kv_heads, room, E]` each.
+    tensors: [Tensor; 2],
+    /// Whether the running pass has added its tokens.
+    ran: bool,
+}
+
+impl fmt::Debug for KvCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvCache").field("tokens", &self.tokens()).finish_non_exhaustive()
+    }
+}
+
+impl KvCache {
+    /// An empty cache.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An empty cache that makes room for so many tokens at once.
+    pub fn with_room(tokens: i64) -> Self {
+        let cache = Self::default();
+        cache.0.room.set(tokens);
+        cache
+    }
+
+    /// Tokens whose keys and values it holds.
+    pub fn tokens(&self) -> i64 {
+        self.0.past.get()
+    }
+
+    /// Forgets all tokens.
+    pub fn clear(&mut self) {
+        self.0.past.set(0);
+        self.0.layers.borrow_mut().clear();
+    }
+
+    /// Runs `model` on `ids`, `[N, L]`, the tokens behind those in the cache, without gradients, under the policy of
+    /// `cx`. The result is the model's, as `[N, L, vocabulary]`.
+    ///
+    /// # Errors
+    /// As [`extend_with`](Self::extend_with).
+    pub fn extend<M: Forward<Input = (&'static Tensor,)> + ?Sized>(
+        &mut self,
+        model: &M,
+        ids: &Tensor,
+        cx: Context,
+    ) -> Result<M::Output> {
+        let &[_, length] = ids.size().as_slice() else {
+            return Err(refused(format!("the ids are {:?}, but must be [N, L]", ids.size())));
+        };
+        self.extend_with(length, cx, |cx| model.forward_with((ids,), cx))
+    }
+
+    /// [`extend`](Self::extend) for models with other inputs: `run` runs the model once, on the next `length`
+    /// tokens, with the context that it is given.
+    ///
+    /// # Errors
+    /// When `run` fails; then the cache is as it was. When `cx` trains, no attention used the cache, an attention is
+    /// not causal, ran twice, did not run in an earlier pass, or changed its batch, heads, width or dtype. When
+    /// tokens follow earlier ones, but nothing asked [`Context::past`] or [`Context::places`] how many: a model that
+    /// counts its positions from 0 would go on with wrong ones.
+    pub fn extend_with<T>(
+        &mut self,
+        length: i64,
+        cx: Context,
+        run: impl FnOnce(&Context) -> Result<T>,
+    ) -> Result<T> {
+        if length < 1 {
+            return Err(refused(format!("a pass of {length} tokens: it must have at least 1")));
+        }
+        if cx.is_training() {
+            return Err(refused("a training pass cannot use it: evaluate the model".to_owned()));
+        }
+        self.0.begin(length);
+        let cx = cx.with_cache(Rc::clone(&self.0));
+        let _autocast = cx.policy().autocast()?;
+        let output = no_grad(|| run(&cx))?;
+        self.0.end()?;
+        Ok(output)
+    }
+}
+
+impl Entries {
+    fn begin(&self, length: i64) {
+        self.new.set(length);
+        self.asked.set(false);
+        for layer in self.layers.borrow_mut().values_mut() {
+            layer.ran = false;
+        }
+    }
+
+    /// Counts the tokens of the pass, if each attention has them.
+    fn end(&self) -> Result<()> {
+        let layers = self.layers.borrow();
+        if layers.is_empty() {
+            return Err(refused(
+                "no attention of the model used it: call `causal_attention`, or a \
+                 MultiheadAttention with `causal`"
+                    .to_owned(),
+            ));
+        }
+        if let Some((path, _)) = layers.iter().find(|(_, layer)| !layer.ran) {
+            return Err(refused(format!("`{path}` ran in an earlier pass, but not in this one")));
+        }
+        if self.past.get() > 0 && !self.asked.get() {
+            return Err(refused(format!(
+                "the model did not ask at which place its tokens begin, after {} earlier ones: take positions from \
+                 `cx.places(ids)`; if it has none, call `cx.past()`",
+                self.past.get()
+            )));
+        }
+        self.past.set(self.past.get() + self.new.get());
+        Ok(())
+    }
+
+    /// Tokens of earlier passes, as [`KvCache::tokens`].
+    pub(super) fn tokens(&self) -> i64 {
+        self.past.get()
+    }
+
+    /// Tokens of earlier passes, for positions.
+    pub(in crate::nn) fn past(&self) -> i64 {
+        self.asked.set(true);
+        self.past.get()
+    }
+
+    /// Adds keys and values `[N, kv_heads, new, E]` of the attention at `path`; those of all tokens.
+    fn append(&self, path: &str, added: [&Tensor; 2]) -> Result<[Tensor; 2]> {
+        let (past, new) = (self.past.get(), self.new.get());
+        let refuse = |why: String| Err(refused(format!("the attention `{path}` {why}")));
+        for tensor in added {
+            let size = tensor.size();
+            if !matches!(size.as_slice(), [_, _, length, _] if *length == new) {
+                return refuse(format!(
+                    "has keys or values {size:?} in a pass of {new} tokens: they must be [N, kv_heads, {new}, E]"
+                ));
+            }
+        }
+        let mut layers = self.layers.borrow_mut();
+        let layer = match layers.entry(path.to_owned()) {
+            Entry::Occupied(layer) => layer.into_mut(),
+            Entry::Vacant(_) if past > 0 => {
+                return refuse("did not run in an earlier pass".to_owned());
+            }
+            Entry::Vacant(place) => {
+                let room = self.room.get().max(new);
+                let [keys, values] = added;
+                let tensors = [empty(keys, room)?, empty(values, room)?];
+                place.insert(Layer { tensors, ran: false })
+            }
+        };
+        if layer.ran {
+            return refuse(
+                "ran twice in one pass: run each through a `Child` with a name of its own"
+                    .to_owned(),
+            );
+        }
+        let mut all = Vec::new();
+        for (held, added) in layer.tensors.iter_mut().zip(added) {
+            if !is_alike(held, added) {
+                return refuse(format!(
+                    "has {} of {:?} in the cache, but gave {} of {:?}: a cache is for one batch of sequences under one \
+                     precision",
+                    dtype_name(held.kind()),
+                    held.f_narrow(2, 0, past)?.size(),
+                    dtype_name(added.kind()),
+                    added.size()
+                ));
+            }
+            let room = held.size()[2];
+            if room < past + new {
+                let larger = empty(added, (past + new).max(2 * room))?;
+                larger.f_narrow(2, 0, past)?.f_copy_(&held.f_narrow(2, 0, past)?)?;
+                *held = larger;
+            }
+            held.f_narrow(2, past, new)?.f_copy_(added)?;
+            all.push(held.f_narrow(2, 0, past + new)?);
+        }
+        layer.ran = true;
+        match <[Tensor; 2]>::try_from(all) {
+            Ok(all) => Ok(all),
+            Err(_) => refuse("has neither keys nor values".to_owned()),
+        }
+    }
+}
+
+/// Room for the keys or values of so many tokens, like those of `tensor`.
+fn empty(tensor: &Tensor, room: i64) -> Result<Tensor> {
+    let mut size = tensor.size();
+    size[2] = room;
+    Ok(Tensor::f_empty(size, (tensor.kind(), tensor.device()))?)
+}
+
+/// Whether both are of the same batch, heads, width, dtype and device.
+fn is_alike(one: &Tensor, other: &Tensor) -> bool {
+    let (mut a, mut b) = (one.size(), other.size());
+    (a[2], b[2]) = (0, 0);
+    a == b && one.kind() == other.kind() && one.device() == other.device()
+}
+
+fn refused(why: String) -> Error {
+    Error::config(format!("KV cache: {why}"))
+}
+
+/// The keys and values that a causal attention attends to in a pass, and what limits it.
+pub(super) struct Seen {
+    pub(super) keys: Tensor,
+    pub(super) values: Tensor,
+    /// As [`AttentionOptions::attn_mask`].
+    pub(super) mask: Option<Tensor>,
+    /// Whether the scores are a square, above whose diagonal nothing is attended to.
+    pub(super) is_causal: bool,
+}
+
+impl Seen {
+    /// Of `[N, heads, L, E]` queries, keys and values at the path of `cx`, with those of its cache. `mask`, as
+    /// [`AttentionOptions::attn_mask`], is of all keys.
+    pub(super) fn by(
+        query: &Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Option<Tensor>,
+        cx: &Context,
+    ) -> Result<Self> {
+        let Some(cache) = cx.cache() else {
+            return Ok(Self { keys, values, mask, is_causal: true });
+        };
+        let queries = match (query.size().as_slice(), keys.size().as_slice()) {
+            ([_, _, queries, _], [_, _, keys, _]) if queries == keys => *queries,
+            (queries, keys) => {
+                return Err(refused(format!(
+                    "queries {queries:?} and keys {keys:?} of a causal attention must be as many"
+                )));
+            }
+        };
+        let [keys, values] = cache.append(&cx.path(), [&keys, &values])?;
+        let all = keys.size()[2];
+        if all == queries {
+            return Ok(Self { keys, values, mask, is_causal: true });
+        }
+        // One query attends to all keys.
+        let seen = match queries {
+            1 => None,
+            _ => Some(
+                Tensor::f_ones([queries, all], (Kind::Bool, query.device()))?
+                    .f_tril(all - queries)?,
+            ),
+        };
+        let mask = match (mask, seen) {
+            (mask, None) => mask,
+            (None, seen) => seen,
+            (Some(mask), Some(seen)) if mask.kind() == Kind::Bool => {
+                Some(mask.f_logical_and(&seen)?)
+            }
+            (Some(mask), Some(seen)) => {
+                Some(mask.f_masked_fill(&seen.f_logical_not()?, f64::NEG_INFINITY)?)
+            }
+        };
+        Ok(Self { keys, values, mask, is_causal: false })
+    }
+}
+
+/// Causal [`scaled_dot_product_attention`] for closures of one's own, without dropout: a query attends to the keys
+/// up to its own place, and in a pass through a [`KvCache`] to those of earlier passes too.
+///
+/// | tensor | shape |
+/// | --- | --- |
+/// | `query` | `[N, heads, L, E]` |
+/// | `key` | `[N, kv_heads, L, E]` |
+/// | `value` | `[N, kv_heads, L, V]` |
+/// | output | `[N, heads, L, V]` |
+///
+/// The cache finds the keys of earlier passes by the path of the module that calls this.
+///
+/// ```no_run,standalone_crate
+/// use amp_core::{
+///     nn::{causal_attention, split_heads},
+///     prelude::*,
+/// };
+///
+/// #[derive(Module)]
+/// #[forward(|x| {
+///     let [q, k, v] = split_heads(&qkv(x)?, 4)?;
+///     out(&causal_attention(&q, &k, &v, cx)?.f_transpose(1, 2)?.f_flatten(2, 3)?)
+/// })]
+/// struct Attention {
+///     #[layer(linear(64, 3 * 64))]
+///     qkv: Linear,
+///     #[layer(linear(64, 64))]
+///     out: Linear,
+/// }
+/// # fn main() {}
+/// ```
+///
+/// # Errors
+/// When the shapes do not fit together, or the cache was filled by another attention.
+pub fn causal_attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    cx: &Context,
+) -> Result<Tensor> {
+    let seen = Seen::by(query, key.shallow_clone(), value.shallow_clone(), None, cx)?;
+    let options = AttentionOptions {
+        attn_mask: seen.mask.as_ref(),
+        is_causal: seen.is_causal,
+        ..AttentionOptions::default()
+    };
+    scaled_dot_product_attention(query, &seen.keys, &seen.values, &options)
+}

@@ -1,0 +1,77 @@
+//! A convolution at the start of a residual block.
+
+use std::cell::RefCell;
+
+use tch::Tensor;
+
+use super::{Conv, Conv2d, ConvConfig, PaddingMode};
+use crate::{
+    Result, ffi,
+    nn::{Child, Context},
+};
+
+impl Child<'_, Conv2d> {
+    /// The convolution of x, and x again for what stands beside it, as at the start of a residual block.
+    ///
+    /// Values are those of the convolution and of x. While training on CUDA in f16 or bf16, without a bias and
+    /// with a kernel of 1 × 1 and stride 1, one product finds the gradient of x and adds to it what the other
+    /// use of x gives; elsewhere both are added up behind it.
+    ///
+    /// ```no_run,standalone_crate
+    /// use amp_core::prelude::*;
+    ///
+    /// /// Two convolutions with a residual around them.
+    /// #[derive(Module)]
+    /// #[forward(|x| {
+    ///     let (y, x) = self.conv1.and_input(x, cx)?;
+    ///     let y = self.bn1.forward_relu(&y, cx)?;
+    ///     self.bn2.forward_add_relu(&conv2(&y)?, &x, cx)
+    /// })]
+    /// struct Residual {
+    ///     #[layer(conv2d(256, 64, 1, bias = false))]
+    ///     conv1: Conv2d,
+    ///     #[layer(batch_norm2d(64))]
+    ///     bn1: BatchNorm,
+    ///     #[layer(conv2d(64, 256, 1, bias = false))]
+    ///     conv2: Conv2d,
+    ///     #[layer(batch_norm2d(256))]
+    ///     bn2: BatchNorm,
+    /// }
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// As [`forward`](crate::nn::Module::forward), with the path of the module that failed.
+    pub fn and_input(&self, x: &Tensor, cx: &Context) -> Result<(Tensor, Tensor)> {
+        let again = RefCell::new(None);
+        let together = |[x]: [&Tensor; 1], cx: &Context| {
+            let made = self.module().forward_and_input(x, cx)?;
+            Ok(made.map(|(out, input)| {
+                again.borrow_mut().get_or_insert(input);
+                out
+            }))
+        };
+        let out = self.run_with(cx, [x], together, |[x], cx| self.forward(x, cx))?;
+        Ok((out, again.into_inner().unwrap_or_else(|| x.shallow_clone())))
+    }
+}
+
+impl Conv<2> {
+    fn forward_and_input(&self, input: &Tensor, cx: &Context) -> Result<Option<(Tensor, Tensor)>> {
+        let ConvConfig { kernel_size, stride, padding, dilation, groups, padding_mode, .. } =
+            self.config;
+        let [before, after] = padding.sides(kernel_size, dilation);
+        let is_plain = cx.is_training()
+            && input.device().is_cuda()
+            && self.bias.is_none()
+            && groups == 1
+            && padding_mode == PaddingMode::Zeros
+            && before == after;
+        match (dilation.common(), stride.common(), before.common()) {
+            (Some(1), Some(stride), Some(padding)) if is_plain => {
+                ffi::conv2d_and_input(input, &self.weight, [stride, padding])
+            }
+            _ => Ok(None),
+        }
+    }
+}

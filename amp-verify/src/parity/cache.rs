@@ -1,0 +1,72 @@
+//! Rows of earlier runs in a folder, one file each.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use amp_core::{Error, Result, file::Staged, hardware::Fingerprint, precision::Precision};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::{ParityArgs, Row, args::Subject};
+
+/// A folder of rows. A row's name is a digest of what it depends on: the binary, the machine, Python and torch, the
+/// twin and the options. The files of a data set are not part of it.
+pub(super) struct Cache {
+    folder: PathBuf,
+    /// The digest of the binary, which has the models.
+    binary: String,
+}
+
+impl Cache {
+    /// # Errors
+    /// When the folder cannot be created, or the binary cannot be read.
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        let failed = |error| Error::io("this binary", error);
+        let binary = fs::read(env::current_exe().map_err(failed)?).map_err(failed)?;
+        Ok(Self { folder: folder.to_owned(), binary: digest(&binary) })
+    }
+
+    /// The file of a model's row.
+    pub(super) fn path(
+        &self,
+        args: &ParityArgs,
+        subject: &Subject,
+        precision: Precision,
+        machine: &Fingerprint,
+        versions: &BTreeMap<String, String>,
+    ) -> PathBuf {
+        let key = json!([
+            self.binary,
+            machine,
+            versions,
+            subject.model.name(),
+            precision.to_string(),
+            subject.twin.python,
+            subject.margin,
+            [args.seeds, args.seed, args.losses],
+            args.epochs,
+            args.max_steps,
+            args.threads,
+        ]);
+        self.folder.join(format!("{}.json", digest(key.to_string().as_bytes())))
+    }
+}
+
+/// The row in this file; nothing where there is none, or it cannot be read.
+pub(super) fn read(path: &Path) -> Option<Row> {
+    serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
+}
+
+/// Writes a row.
+pub(super) fn write(path: &Path, row: &Row) -> Result<()> {
+    let text = serde_json::to_vec(row).map_err(|error| Error::io(path, error.into()))?;
+    Staged::create(path)?.write(&text)
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,201 @@
+//! Lines with code of a model, in the sources that a [`Twin`](crate::registry::Twin) names.
+//!
+//! Ours are those of the model's struct and of what it refers to in the same source: blocks, batches, functions and
+//! constants, and theirs in turn. Data, registration and imports do not count, nor methods that nothing of this calls.
+//! A twin is a model and nothing else; its imports do not count either.
+
+use std::collections::BTreeSet;
+
+use amp_core::{Error, Result};
+use proc_macro2::{TokenStream, TokenTree};
+use quote::ToTokens;
+use syn::{ImplItem, Item, Type, spanned::Spanned};
+
+/// Of a twin.
+pub(super) fn of_twin(python: &str) -> usize {
+    let is_import = |line: &str| line.starts_with("import ") || line.starts_with("from ");
+    python.lines().filter(|line| has_code(line, "#") && !is_import(line)).count()
+}
+
+/// Of the model with this name.
+///
+/// # Errors
+/// When the source is not Rust, or has no such struct.
+pub(super) fn of_model(rust: &str, name: &str) -> Result<usize> {
+    // The sources of several files may follow each other.
+    let lines: Vec<&str> =
+        rust.lines().map(|line| if line.starts_with("//!") { "" } else { line }).collect();
+    let refused = |why: String| Error::config(format!("the Rust of the twin of {name}: {why}"));
+    let file = syn::parse_file(&lines.join("\n")).map_err(|error| {
+        refused(format!("line {} is not understood: {error}", error.span().start().line))
+    })?;
+    let mut parts: Vec<Part> = file.items.iter().flat_map(parts).collect();
+    let mut known = BTreeSet::from([name.to_owned()]);
+    let mut own = BTreeSet::new();
+    let mut found = false;
+    while let Some(at) = parts.iter().position(|part| part.is_of(&known)) {
+        let part = parts.swap_remove(at);
+        found |= part.name == name && part.owner.is_none();
+        known.extend(part.mentions);
+        own.extend(part.lines);
+    }
+    if !found {
+        return Err(refused(format!("it has no `{name}`")));
+    }
+    Ok(own.into_iter().filter(|line| has_code(lines[line - 1], "//")).count())
+}
+
+fn has_code(line: &str, comment: &str) -> bool {
+    let line = line.trim();
+    !line.is_empty() && !line.starts_with(comment)
+}
+
+/// An item, or a method.
+struct Part {
+    /// The type that it belongs to.
+    owner: Option<String>,
+    /// Empty for the implementation of a trait, which its type has whatever its methods are called.
+    name: String,
+    /// What it names.
+    mentions: BTreeSet<String>,
+    /// Counted from 1.
+    lines: Vec<usize>,
+}
+
+impl Part {
+    fn new(owner: Option<String>, name: impl ToString, of: &(impl ToTokens + Spanned)) -> Self {
+        let mut mentions = BTreeSet::new();
+        names(of.to_token_stream(), &mut mentions);
+        let lines = (of.span().start().line..=of.span().end().line).collect();
+        Self { owner, name: name.to_string(), mentions, lines }
+    }
+
+    /// Whether something with these names refers to it.
+    fn is_of(&self, known: &BTreeSet<String>) -> bool {
+        let is_known = |name: &String| known.contains(name);
+        self.owner.as_ref().is_none_or(is_known) && (self.name.is_empty() || is_known(&self.name))
+    }
+}
+
+/// What an item consists of. Imports are of no part.
+fn parts(item: &Item) -> Vec<Part> {
+    let alone = |name: &dyn ToString| vec![Part::new(None, name.to_string(), item)];
+    match item {
+        Item::Struct(item) => alone(&item.ident),
+        Item::Enum(item) => alone(&item.ident),
+        Item::Trait(item) => alone(&item.ident),
+        Item::Type(item) => alone(&item.ident),
+        Item::Fn(item) => alone(&item.sig.ident),
+        Item::Const(item) => alone(&item.ident),
+        Item::Static(item) => alone(&item.ident),
+        Item::Impl(implementation) => {
+            let Type::Path(owner) = &*implementation.self_ty else { return Vec::new() };
+            let owner = owner.path.segments.last().map(|last| last.ident.to_string());
+            if implementation.trait_.is_some() {
+                return vec![Part::new(owner, "", item)];
+            }
+            let methods = implementation.items.iter().map(|method| match method {
+                ImplItem::Fn(of) => Part::new(owner.clone(), &of.sig.ident, method),
+                ImplItem::Const(of) => Part::new(owner.clone(), &of.ident, method),
+                _ => Part::new(owner.clone(), "", method),
+            });
+            methods.collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The identifiers of some tokens.
+fn names(tokens: TokenStream, found: &mut BTreeSet<String>) {
+    for token in tokens {
+        match token {
+            TokenTree::Group(group) => names(group.stream(), found),
+            TokenTree::Ident(name) => {
+                found.insert(name.to_string());
+            }
+            TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const RUST: &str = "
+//! A net.
+
+use amp_core::prelude::*;
+
+/// Inputs.
+const WIDTH: i64 = 4;
+const EXAMPLES: i64 = 100;
+
+/// Examples.
+fn examples() -> Result<Batch> {
+    draw(EXAMPLES, WIDTH)
+}
+
+#[derive(LightningModule)]
+#[loss(far)]
+pub struct Net {
+    // The block.
+    #[layer(Block::builder().build()?)]
+    block: Block,
+
+    #[layer(linear(WIDTH, 1))]
+    head: Linear,
+}
+
+#[derive(Module)]
+struct Block {
+    #[layer(linear(WIDTH, WIDTH))]
+    inner: Linear,
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {}
+}
+
+fn far(output: &Tensor) -> Result<Tensor> {
+    Net::apart(output)
+}
+
+impl Net {
+    fn apart(output: &Tensor) -> Result<Tensor> {
+        Ok(output.abs())
+    }
+
+    pub fn draw(&self) -> Result<Batch> {
+        examples()
+    }
+}
+";
+
+    /// Of the net 8, of the block 5, of its trait 3, of functions 3 and 3, of a constant 1.
+    #[test]
+    fn a_models_lines_are_its_own() -> Result<()> {
+        assert_eq!(of_model(RUST, "Net")?, 23);
+        assert_eq!(of_model(RUST, "Block")?, 9);
+        let two = format!("{RUST}\n//! Another file.\nuse x::y;\nstruct More;\n");
+        assert_eq!((of_model(&two, "Net")?, of_model(&two, "More")?), (23, 1));
+        Ok(())
+    }
+
+    #[rstest]
+    #[case("struct Other;", "it has no `Net`")]
+    #[case("fn f() {}\nstruct Net {", "line 2 is not understood")]
+    fn a_source_without_the_model_is_refused(#[case] rust: &str, #[case] says: &str) {
+        let text = of_model(rust, "Net").map_or_else(|error| error.to_string(), |n| n.to_string());
+        assert!(text.contains(says), "{text}");
+    }
+
+    #[test]
+    fn a_twins_imports_do_not_count() {
+        let python =
+            "import torch\nfrom torch import nn\n\n# A net.\nclass Net(nn.Module):\n    pass\n";
+        assert_eq!(of_twin(python), 2);
+    }
+}

@@ -1,4 +1,4 @@
-// Our Adam kernels for CUDA devices (kernels/adam.cu).
+// Adam steps of our own on CUDA devices (kernels/adam.cu).
 
 #include "guard.h"
 #include "kernels/adam.cu.h"
@@ -9,10 +9,10 @@
 namespace amp::adam {
 extern "C" {
 
-// params, grads, exp_avgs, exp_avg_sqs, steps (f32 scalars, incremented here) and, if the averages
-// have 8 bits, exp_avg_scales and exp_avg_sq_scales. The averages have the parameters' dtype or
-// bfloat16, in the parameter's layout. Or they are codes (u8), contiguous and in whole blocks of
-// 256; then `code` has the values (f32 [256]) and bounds (f32 [255]) of exp_avg and of exp_avg_sq.
+// params, grads, exp_avgs, exp_avg_sqs, steps (f32 scalars, counted here) and, where the averages have
+// 8 bits, exp_avg_scales and exp_avg_sq_scales. The averages are of the parameters' dtype or bfloat16,
+// in their parameter's layout, or codes (u8), contiguous and in whole blocks of 256, whose `code` is the
+// values (f32 [256]) and bounds (f32 [255]) of exp_avg and of exp_avg_sq.
 int amp_adam_on_device(const amp::Handle* const* lists, size_t count, const AmpAdam* options,
                        const amp::Handle* code, const AmpOnDevice* known) {
   return amp::guarded([&] {
@@ -22,18 +22,18 @@ int amp_adam_on_device(const amp::Handle* const* lists, size_t count, const AmpA
     const auto dtype = lists[0][0]->scalar_type(), kept = lists[2][0]->scalar_type();
     const bool coded = kept == at::kByte;
     const auto types = step.types(coded ? dtype : kept);
-    for (auto& launch : step.launches()) {
-      step.on_tensors(source, types, "count_steps", launch);
+    for (auto& start : step.starts()) {
+      step.on_tensors(source, types, "count_steps", start);
       if (coded) {
         const auto table = [&](int at) { return code[at]->const_data_ptr<float>(); };
         const Code exp_avg_code{table(0), table(1)}, exp_avg_sq_code{table(2), table(3)};
-        step.on_elements(source, types, "step_8bit", launch,
+        step.on_elements(source, types, "step_8bit", start,
                          {options, &exp_avg_code, &exp_avg_sq_code});
       } else {
-        // Averages that are narrower than their parameters are rounded at random.
+        // Averages narrower than their parameters are rounded at random.
         at::PhiloxCudaState random;
         if (kept != dtype) random = amp::draw_random(known->rates->device());
-        step.on_elements(source, types, "step", launch, {options, &random});
+        step.on_elements(source, types, "step", start, {options, &random});
       }
     }
   });

@@ -1,5 +1,5 @@
-// Functions that tch does not bind: autocast state, the AMP and foreach kernels. Tensors are passed
-// as at::Tensor*, owned by Rust unless a comment says otherwise.
+// What tch does not bind: autocast state, the AMP and foreach kernels.
+// Tensors cross as at::Tensor*, owned by Rust unless a comment says otherwise.
 
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
@@ -24,9 +24,9 @@
 namespace amp::bindings {
 namespace {
 
-// Whether no element is NaN or infinite. In these all bits of the exponent are set, so that adding
-// one carries into the sign. The loop is written so that the compiler vectorizes it for each width
-// that a CPU may have.
+// Whether no element has all bits of the exponent set, as NaN and infinities have: one more, and it
+// carries into the sign. Written so that the compiler turns it into vector instructions, which it does
+// for each width that a CPU may have.
 template <typename Word>
 inline __attribute__((always_inline)) bool all_finite(const Word* words, int64_t count,
                                                       Word exponent) {
@@ -58,7 +58,7 @@ template <typename Word>
 bool finite(const void* data, int64_t count, Word exponent) {
   constexpr int64_t grain = 1 << 19;
   const auto* words = static_cast<const Word*>(data);
-  // Here threads, and even asking for them, cost more than they save.
+  // Threads cost more than they save here, and so does asking for them.
   if (count <= grain) return run_is_finite(words, count, exponent);
   std::atomic<bool> all{true};
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
@@ -119,7 +119,7 @@ int amp_autocast_enter(int* depth) {
   return amp::guarded([&] { *depth = at::autocast::increment_nesting(); });
 }
 
-// Leaves one level of nesting; libtorch clears the weight cache at the outermost.
+// Leaves one level; the weight cache goes with the outermost.
 int amp_autocast_leave(int* depth) {
   return amp::guarded([&] {
     *depth = at::autocast::decrement_nesting();
@@ -144,8 +144,8 @@ int amp_all_finite(const Handle* tensors, size_t count, int* all) {
   });
 }
 
-// Writes `count` new tensors into `norms`, owned by the caller. With `as_f32`, f16 and bf16 inputs
-// are accumulated in f32.
+// Writes `count` new tensors into `norms`, owned by the caller. `as_f32` accumulates f16 and
+// bf16 input in f32.
 int amp_foreach_norm(const Handle* tensors, size_t count, double ord, int as_f32, Handle* norms) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
@@ -162,7 +162,7 @@ int amp_foreach_mul(const Handle* tensors, size_t count, Handle factor) {
   });
 }
 
-// Adds each of `from` to the tensor at the same index of `to`.
+// Adds to each of `to` its neighbour in `from`.
 int amp_foreach_add_each(const Handle* to, const Handle* from, size_t count) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;
@@ -170,8 +170,7 @@ int amp_foreach_add_each(const Handle* to, const Handle* from, size_t count) {
   });
 }
 
-// Adds the gradients of a scalar, times `seed` (f32) if it is not null, to the parameters'
-// gradients.
+// Adds to the parameters' gradients those of a scalar, times `seed` (f32) if it is not null.
 int amp_backward(Handle loss, Handle seed) {
   return amp::guarded([&] {
     loss->backward(seed == nullptr ? at::Tensor()
@@ -182,8 +181,8 @@ int amp_backward(Handle loss, Handle seed) {
 int amp_foreach_add(const Handle* tensors, size_t count, double value) {
   return amp::guarded([&] {
     c10::NoGradGuard no_grad;
-    // On the CPU libtorch would call a kernel for each tensor, which for an optimizer's step counts
-    // takes longer than the step itself.
+    // On the CPU libtorch would make a call of each: for an optimizer's step counts that takes
+    // longer than the step itself.
     if (std::all_of(tensors, tensors + count, is_host_number)) {
       for (size_t i = 0; i < count; ++i) {
         *tensors[i]->mutable_data_ptr<float>() += static_cast<float>(value);
@@ -202,12 +201,12 @@ int amp_foreach_clamp(const Handle* tensors, size_t count, double low, double hi
   });
 }
 
-// A list of the existing gradients, to be freed with amp_grads_drop. `grads` become pointers into
-// the list, or null if a tensor has no gradient.
+// A list of the gradients that there are, which goes to amp_grads_drop; `grads` become those in it,
+// or null where a tensor has none.
 int amp_grads(const Handle* tensors, size_t count, Handle* grads, amp::Tensors** out) {
   return amp::guarded([&] {
     auto held = std::make_unique<amp::Tensors>();
-    // Moving the list does not move its elements.
+    // They stay where they are.
     held->reserve(count);
     for (size_t i = 0; i < count; ++i) {
       const auto& grad = tensors[i]->grad();
@@ -219,8 +218,7 @@ int amp_grads(const Handle* tensors, size_t count, Handle* grads, amp::Tensors**
 
 void amp_grads_drop(amp::Tensors* grads) { delete grads; }
 
-// Allows backward passes to store gradients of any dtype on these leaves, or only of the leaf's
-// own.
+// Lets backward passes give these leaves gradients of any dtype, or else of the leaf's own.
 int amp_allow_any_grad_dtype(const Handle* tensors, size_t count, int any) {
   return amp::guarded([&] {
     for (size_t i = 0; i < count; ++i) {
@@ -230,14 +228,14 @@ int amp_allow_any_grad_dtype(const Handle* tensors, size_t count, int any) {
   });
 }
 
-// Drops the gradients, so that the next backward pass writes instead of adds.
+// Drops the gradients, so that the next backward pass writes instead of adding.
 int amp_clear_grads(const Handle* tensors, size_t count) {
   return amp::guarded([&] {
     for (size_t i = 0; i < count; ++i) tensors[i]->mutable_grad().reset();
   });
 }
 
-// The address of the tensor's implementation, which is equal for two handles of one tensor.
+// The address of the tensor's identity: equal for two handles of one tensor.
 const void* amp_identity(Handle tensor) { return tensor->unsafeGetTensorImpl(); }
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// Batch norm with ReLU and dropout on CUDA devices (kernels/batch_norm.cu).
+// Batch normalisation with ReLU and dropout on CUDA devices (kernels/batch_norm.cu).
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -24,7 +24,7 @@ using torch::autograd::variable_list;
 constexpr int64_t columns_per_block = 32;
 constexpr unsigned threads = 512;
 
-// The layout of the kernels' struct.
+// Laid out as in the kernels.
 struct Layer {
   int rows, columns, relu;
   double momentum, eps;
@@ -36,7 +36,7 @@ struct Options {
   bool relu;
 };
 
-// The running statistics; each may be undefined.
+// Those that are kept; each may be undefined.
 struct Statistics {
   at::Tensor mean, var, tracked;
 };
@@ -93,7 +93,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
                &means = saved.at(3), &inverses = saved.at(4);
     auto& kept = context->saved_data;
-    // The remaining fields are for the forward pass.
+    // The rest is for the forward pass.
     const Options options{0, 0, kept.at("p").toDouble(), kept.at("relu").toBool()};
     const auto grad = amp::aligned(grads.at(0));
     variable_list out(5);
@@ -116,7 +116,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
     return out;
   }
 
-  // With a graph of its own, for second derivatives. The second derivative of ReLU is 0.
+  // With a graph of its own, for second derivatives. That of ReLU is 0.
   static variable_list differentiable(const at::Tensor& grad, const variable_list& saved,
                                       bool relu) {
     const auto &input = saved.at(0), &weight = saved.at(1), &bias = saved.at(2),
@@ -130,7 +130,7 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
       }
       passed = grad * positive;
     }
-    // In training the kernel does not read epsilon.
+    // In training the kernel reads no epsilon.
     auto [input_grad, weight_grad, bias_grad] = at::native_batch_norm_backward(
         passed, input, weight, {}, {}, means, inverses, /*train=*/true, /*eps=*/0,
         {true, true, true});
@@ -138,8 +138,8 @@ struct AmpBatchNorm : torch::autograd::Function<AmpBatchNorm> {
   }
 };
 
-// Whether the kernels support it: [rows, columns] on a CUDA device with at least two rows and a
-// multiple of four columns.
+// Whether the kernels can take it: [rows, columns] on a CUDA device with two rows at least and a multiple
+// of four columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   return input.is_cuda() && input.dim() == 2 && input.size(0) >= 2 && input.size(0) <= largest &&
@@ -157,9 +157,8 @@ struct AmpBatchNormOptions {
   int relu;
 };
 
-// Normalizes over the rows, followed by ReLU if requested, and dropout with probability p below 1.
-// The statistics and their count may be null. The result is new, or null if the kernels do not
-// support the input.
+// Normalises over the rows. Behind it come ReLU, if wanted, and dropout with probability p below 1.
+// The statistics and their count may be null. The result is new, or null if the kernels cannot take these.
 int amp_batch_norm(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias,
                    const at::Tensor* running_mean, const at::Tensor* running_var,
                    const at::Tensor* tracked, const AmpBatchNormOptions* options,

@@ -1,5 +1,5 @@
-// Batch norm of 16-bit images in channels_last on CUDA devices, followed by ReLU or by a residual
-// and ReLU (kernels/batch_norm_images.cu).
+// Batch normalisation of images in channels_last and 16 bits on CUDA devices, with ReLU or with a residual
+// and ReLU behind it (kernels/batch_norm_images.cu).
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
@@ -30,8 +30,8 @@ using torch::autograd::variable_list;
 constexpr auto format = at::MemoryFormat::ChannelsLast;
 constexpr int eight = 8;
 constexpr unsigned threads = 256, finishing_threads = 512;
-// Three blocks for each of a Hopper card's 132 multiprocessors. The number is fixed, because
-// another number would change the order of the sums, which must not depend on the card.
+// Three on each of a Hopper card's 132 multiprocessors. Any other number sums in another order, which must
+// not depend on the card.
 constexpr int blocks = 396;
 
 struct Options {
@@ -39,7 +39,7 @@ struct Options {
   bool relu;
 };
 
-// The running statistics; each may be undefined.
+// Those that are kept; each may be undefined.
 struct Statistics {
   at::Tensor mean, var, tracked;
 };
@@ -67,7 +67,7 @@ void pass(const std::string& name, const at::Tensor& images, const at::Tensor& w
   start(name, images, weight, static_cast<unsigned>(shape.tiles * shape.chunks), threads, arguments);
 }
 
-// The values for each column that follow from a pass's sums.
+// What follows from a pass's sums, for each column.
 void finish(const char* name, const at::Tensor& images, const at::Tensor& weight,
             const Shape& shape, void** arguments) {
   start(name, images, weight, static_cast<unsigned>(shape.columns / eight), finishing_threads,
@@ -135,7 +135,7 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
     finish("slopes", input, weight, shape, for_line);
     if (!context->needs_input_grad(0)) return out;
     out[0] = at::empty_like(input, input.options(), format);
-    // The residual's gradient is already cut off by ReLU.
+    // What the residual is given was cut off already.
     const void* passed = mask.defined() ? p : g;
     void* gi = amp::data(out[0]);
     void* for_input[] = {&in, &passed, &k, &l, &gi, &shape};
@@ -149,7 +149,7 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
     return adds ? "_add_relu" : relu ? "_relu" : "";
   }
 
-  // With a graph of its own, for second derivatives. The second derivative of ReLU is 0.
+  // With a graph of its own, for second derivatives. That of ReLU is 0.
   static variable_list differentiable(const at::Tensor& grad, const variable_list& saved,
                                       bool relu) {
     const auto &input = saved.at(0), &weight = saved.at(1), &known = saved.at(2), &mask = saved.at(3);
@@ -162,21 +162,21 @@ struct AmpBatchNormImages : torch::autograd::Function<AmpBatchNormImages> {
       }
       passed = grad * positive;
     }
-    // In training the kernel does not read epsilon.
+    // In training the kernel reads no epsilon.
     auto [input_grad, weight_grad, bias_grad] = at::native_batch_norm_backward(
         passed, input, weight, {}, {}, known[mean_row], known[inverse_row], /*train=*/true,
         /*eps=*/0, {true, true, true});
     return {input_grad, weight_grad, bias_grad, mask.defined() ? passed : at::Tensor(), {}, {}};
   }
 
-  // Whether ReLU passes each normalized element on.
+  // Where ReLU passes the normalised input on.
   static at::Tensor is_passed(const at::Tensor& input, const at::Tensor& known) {
     const auto of_channels = [&](Known row) { return known[row].view({1, -1, 1, 1}); };
     const auto y = input.to(at::kFloat) * of_channels(scale_row) + of_channels(shift_row);
     return (y.to(input.scalar_type()) <= 0).logical_not();
   }
 
-  // The mask's bits, one for each element in memory order, in the input's shape.
+  // The mask's bits, one for each element as it lies in memory, in the input's shape.
   static at::Tensor unpacked(const at::Tensor& mask, const at::Tensor& input) {
     const auto places = at::arange(eight, mask.options());
     const auto bits = at::bitwise_and(at::bitwise_right_shift(mask.unsqueeze(1), places), 1);
@@ -210,9 +210,9 @@ struct AmpImageNormOptions {
   int relu;
 };
 
-// Normalizes [N, C, H, W] over all dimensions except the channels, then adds the residual, if there
-// is one, and applies ReLU if requested or if there is a residual. The statistics and their count
-// may be null. The result is new, or null if the kernels do not support the input.
+// Normalises [N, C, H, W] over all but the channels; behind it come the residual, if there is one, and
+// ReLU, if wanted or there is a residual. The statistics and their count may be null. The result is new, or
+// null if the kernels cannot take these.
 int amp_batch_norm_images(const at::Tensor* input, const at::Tensor* residual,
                           const at::Tensor* weight, const at::Tensor* bias,
                           const at::Tensor* running_mean, const at::Tensor* running_var,

@@ -10,7 +10,7 @@
 
 #include "kernel.h"
 #include "kernels/cast.cu.h"
-#include "launches.h"
+#include "starts.h"
 
 namespace amp {
 
@@ -41,38 +41,38 @@ struct Filter {
 };
 
 struct Casts {
-  // The casts of this region.
+  // Of this region.
   std::map<Key, Cast> made;
   std::map<Key, Filter> filters;
-  // The weights that were requested, in order, each once.
+  // Those asked for, in this order, each once.
   std::vector<Use> used;
-  // The weights that previous regions used, by their first weight.
+  // What regions used, by what they used first.
   std::map<Key, std::vector<Use>> known;
 };
 
-// Autocast's state belongs to the thread too.
+// Autocast's state is the thread's, too.
 thread_local Casts casts;
 
 void cast_all(const std::vector<at::Tensor>& weights, at::ScalarType dtype) {
   static amp::KernelSource source("cast.cu", amp_kernels_cast);
-  std::vector<amp::Launch<Tensors>> launches;
+  std::vector<amp::Start<Tensors>> starts;
   for (const auto& weight : weights) {
     const auto out = at::empty_like(weight, weight.options().dtype(dtype));
     casts.made[key_of(weight, dtype)] = {weight, out, false};
     if (weight.numel() == 0) continue;
-    const int at = amp::add(launches, out);
-    auto& data = launches.back().tensors.data;
+    const int at = amp::add(starts, out);
+    auto& data = starts.back().tensors.data;
     data[0][at] = const_cast<float*>(weight.const_data_ptr<float>());
     data[1][at] = out.mutable_data_ptr();
   }
-  for (auto& launch : launches) {
-    void* arguments[] = {&launch.tensors};
-    source.launch("cast", {amp::kernel_dtype(dtype)}, weights[0].device(), launch.blocks, 256,
+  for (auto& start : starts) {
+    void* arguments[] = {&start.tensors};
+    source.launch("cast", {amp::kernel_dtype(dtype)}, weights[0].device(), start.blocks, 256,
                   arguments);
   }
 }
 
-// Whether the kernel supports it, and it will be the same tensor in the next region.
+// Whether the kernel can take it, and it is the same tensor in the next region.
 bool is_plain(const at::Tensor& weight) {
   return weight.is_leaf() && weight.is_non_overlapping_and_dense() &&
          weight.scalar_type() == at::kFloat;
@@ -88,7 +88,7 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
   const auto key = key_of(weight, dtype);
   auto found = casts.made.find(key);
   if (found == casts.made.end()) {
-    // The weights for one kernel: same device and dtype.
+    // Those of one kernel: of one device and dtype.
     std::vector<at::Tensor> weights{weight};
     if (casts.used.empty()) {
       for (const auto& use : casts.known[key]) {
@@ -110,7 +110,7 @@ at::Tensor cast_weight(const at::Tensor& weight, at::ScalarType dtype) {
 at::Tensor cast_filter(const at::Tensor& weight, at::ScalarType dtype) {
   using namespace cast;
   const c10::NoGradGuard no_grad;
-  // With a single position both layouts are equal, so it is cast with the others by one kernel.
+  // Of one place, in which both layouts are one: it is cast with the others by one kernel.
   if (weight.is_cuda() && is_plain(weight) && weight.is_contiguous() &&
       weight.numel() == weight.size(0) * weight.size(1)) {
     return cast_weight(weight, dtype);
@@ -134,7 +134,7 @@ void end_cast_weights() {
   casts.used.clear();
   casts.made.clear();
   casts.filters.clear();
-  // The entries of models that no longer exist.
+  // Those of models that are gone.
   for (auto at = casts.known.begin(); at != casts.known.end();) {
     at = at->second.empty() || at->second.front().weight.expired() ? casts.known.erase(at)
                                                                     : std::next(at);

@@ -1,5 +1,5 @@
-// Activation checkpointing: a node of the autograd graph that keeps a module's input instead of its
-// activations, and runs the module again when the gradient arrives.
+// Gradient checkpointing: a node of the autograd graph that keeps a module's input instead of its
+// activations and runs the module again when the gradient arrives.
 
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
@@ -21,10 +21,10 @@
 namespace amp::checkpoint {
 namespace {
 
-// The error of the last module that failed on this thread.
+// Why the module that ran last on this thread failed.
 thread_local std::string failure;
 
-// Rust's closure that runs the module: `run` returns a new tensor, or null on failure.
+// Rust's closure that runs the module: `run` returns a new tensor, or null when it failed.
 struct Module {
   void* state;
   at::Tensor* (*run)(void* state, const at::Tensor* input);
@@ -61,14 +61,13 @@ struct Autocast {
   }
 };
 
-// The state that must be restored while the module runs again; the current state is restored
-// afterwards.
+// What must hold again while the module is run again; what held before comes back afterwards.
 class Surroundings {
  public:
   explicit Surroundings(c10::Device device) : autocast_(device.type()), random_(device) {}
 
-  // Called after the module has run. If the module drew no random numbers, the recomputation does
-  // not touch the generator, because another thread may draw at the same time.
+  // The module has run. One that draws nothing leaves the generator alone when it runs again: another
+  // thread may be drawing then.
   void end_forward() {
     if (at::equal(amp::Random::read(random_->generator), random_->state)) random_.reset();
   }
@@ -96,7 +95,7 @@ class Surroundings {
 
  private:
   Autocast autocast_;
-  // The generator from which the module draws.
+  // Where the module draws.
   std::optional<amp::Random> random_;
 };
 
@@ -119,7 +118,7 @@ struct CheckpointNode : torch::autograd::Node {
     auto leaf = input.detach().requires_grad_(input_requires_grad);
     at::AutoGradMode enabled(true);
     auto output = surroundings.restore(input.device(), [&] { return (*module)(leaf); });
-    // If all parameters are frozen by now, the recomputation has no gradient.
+    // What reads parameters that are frozen by now computes nothing that has a gradient.
     if (!output.requires_grad()) return {at::Tensor()};
     torch::autograd::backward({output}, {grads.at(0)});
     return {leaf.grad()};
@@ -137,10 +136,10 @@ struct CheckpointNode : torch::autograd::Node {
 
 extern "C" {
 
-// Called by a closure before it returns null.
+// Called by a closure that is about to return null.
 void amp_checkpoint_failed(const char* text, size_t length) { failure.assign(text, length); }
 
-// Records the autocast state and random generator of `input`'s device. Pass the result to
+// Notes the autocast state and random generator of `input`'s device. The result goes to
 // amp_checkpoint or amp_surroundings_drop.
 int amp_surroundings(const at::Tensor* input, void** out) {
   return amp::guarded([&] { *out = new Surroundings(input->device()); });
@@ -150,8 +149,8 @@ void amp_surroundings_drop(void* surroundings) {
   delete static_cast<Surroundings*>(surroundings);
 }
 
-// Adds a node for `output`, which was computed from `input` without gradients in these
-// surroundings, to the graph. Always takes ownership of the surroundings and the closure's state.
+// Hooks `output`, computed from `input` without gradients in these surroundings, into the graph.
+// Takes the surroundings and the closure's state over, whatever happens.
 int amp_checkpoint(void* surroundings, void* state, at::Tensor* (*run)(void*, const at::Tensor*),
                    void (*drop)(void*), const at::Tensor* input, const at::Tensor* output) {
   std::unique_ptr<Surroundings> noted(static_cast<Surroundings*>(surroundings));

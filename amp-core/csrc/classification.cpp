@@ -1,5 +1,5 @@
-// Cross entropy and counts of correct predictions on CUDA devices (kernels/classification.cu). For
-// logits that the kernels do not support, and on other devices, libtorch's operators.
+// Cross entropy and hits on CUDA devices (kernels/classification.cu); of logits that the kernels cannot
+// take, and elsewhere, libtorch's.
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Reduction.h>
@@ -34,7 +34,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// The amount that one block processes in a few microseconds.
+// What one block takes in a few microseconds.
 constexpr int64_t most_logits = 1 << 16;
 constexpr int64_t ignored = -100;
 constexpr int64_t largest_int = std::numeric_limits<int>::max();
@@ -44,14 +44,14 @@ amp::KernelSource& source() {
   return source;
 }
 
-// The dtype of the computation.
+// The dtype that is computed in.
 at::ScalarType wide(const at::Tensor& logits) {
   return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
 unsigned threads_for(int rows) { return rows <= 128 ? 128 : rows <= 256 ? 256 : 1024; }
 
-// Whether the kernels support logits [rows, classes] and classes [rows].
+// Whether the kernels take logits [rows, classes] and classes [rows].
 bool fits(const at::Tensor& logits, const at::Tensor& targets) {
   return logits.is_cuda() && logits.dim() == 2 && targets.dim() == 1 &&
          logits.device() == targets.device() && targets.scalar_type() == at::kLong &&
@@ -62,7 +62,7 @@ bool fits(const at::Tensor& logits, const at::Tensor& targets) {
 
 bool are_few(const at::Tensor& logits) { return logits.numel() <= most_logits; }
 
-// libtorch returns a 16-bit loss if autocast does not request f32.
+// libtorch gives a 16-bit loss where autocast does not ask for f32.
 bool has_wide_loss(const at::Tensor& logits) {
   return logits.scalar_type() == wide(logits) || at::autocast::is_autocast_enabled(cuda);
 }
@@ -126,14 +126,14 @@ struct Options {
   double z;
 };
 
-// A thread for each line of a row, up to the size of a block.
+// A thread for each line of a row, up to a block's.
 unsigned threads_of_row(const at::Tensor& logits) {
   const int64_t lines = logits.size(1) * logits.element_size() / 16;
   return static_cast<unsigned>(std::clamp<int64_t>((lines + 31) / 32 * 32, 32, 1024));
 }
 
-// Whether this graph is the only owner of the saved logits, apart from `saved`. Then no other code
-// can observe a change.
+// Whether the graph that is run backward is the only one to hold the logits that it saved, which `saved`
+// holds as well: nobody can see them change.
 bool are_held_by_graph_alone(const at::Tensor& saved) {
   if (torch::autograd::get_current_graph_task_keep_graph() || !saved.is_contiguous() ||
       saved.use_count() > 2) {
@@ -143,8 +143,7 @@ bool are_held_by_graph_alone(const at::Tensor& saved) {
   return saved.is_view() ? saved._base().use_count() == 1 && own == 2 : own == 1;
 }
 
-// For many logits, which are read once in the forward pass and overwritten by their gradients in
-// the backward pass.
+// Of many logits, which are read once forward and become their gradients backward.
 struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& given,
                             const at::Tensor& given_targets, Options options) {
@@ -212,7 +211,7 @@ struct AmpRowCrossEntropy : torch::autograd::Function<AmpRowCrossEntropy> {
   }
 };
 
-// The loss by our kernel; undefined if the kernel does not support the input.
+// The loss by a kernel of ours; undefined where it is not for these.
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
                          const Options& options) {
   if (!fits(logits, targets) || !has_wide_loss(logits)) return {};
@@ -222,7 +221,7 @@ at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
   return trains ? AmpCrossEntropy::apply(logits, targets) : at::Tensor();
 }
 
-// The number of targets that are not ignored.
+// How many targets count.
 at::Tensor counted_classes(const at::Tensor& targets, int64_t classes) {
   const auto options = targets.options().dtype(at::kDouble);
   if (!targets.is_cpu()) {
@@ -261,15 +260,14 @@ int amp_cross_entropy(const at::Tensor* logits, const at::Tensor* targets, doubl
   });
 }
 
-// The number of targets other than the ignored class, as an f64 scalar. On the CPU a class of
-// `classes` or above is an error; elsewhere the count is NaN.
+// How many targets are not of the ignored class, as an f64 scalar. On the CPU a class that is not below
+// `classes` is an error; elsewhere the count is NaN.
 int amp_counted_classes(const at::Tensor* targets, int64_t classes, at::Tensor** out) {
   return amp::guarded([&] { *out = new at::Tensor(counted_classes(*targets, classes)); });
 }
 
-// The number of rows whose largest logit is at their class, and the number of rows that are not
-// ignored: f64 [2], new.
-int amp_correct_counts(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
+// How many rows have their largest logit at their class, and how many count: f64 [2], which is new.
+int amp_hits(const at::Tensor* logits, const at::Tensor* targets, at::Tensor** out) {
   return amp::guarded([&] {
     if (!fits(*logits, *targets) || !are_few(*logits)) {
       const auto hits = at::argmax(*logits, 1).eq(*targets).sum(at::kDouble);

@@ -29,8 +29,8 @@ using torch::autograd::variable_list;
 
 constexpr auto dtype_key = "dtype";
 
-// The weight in the dtype and layout of the computation. One copy converts its gradient to the
-// weight's dtype and layout; otherwise autograd would make a second copy.
+// The weight as it is computed with. Its gradient comes back as the weight lies, cast in the same
+// copy: otherwise autograd would make another.
 struct AmpFilter : torch::autograd::Function<AmpFilter> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             at::ScalarType dtype) {
@@ -50,7 +50,7 @@ struct AmpFilter : torch::autograd::Function<AmpFilter> {
   }
 };
 
-// The 16-bit dtype of the convolution, if it has one.
+// The 16-bit dtype that the convolution computes in, if it does.
 std::optional<at::ScalarType> half_of(const at::Tensor& input, const at::Tensor& weight) {
   const auto given = input.scalar_type(), own = weight.scalar_type();
   const auto device = input.device().type();
@@ -67,12 +67,11 @@ std::optional<at::ScalarType> half_of(const at::Tensor& input, const at::Tensor&
 constexpr auto format = at::MemoryFormat::ChannelsLast;
 constexpr int most_channels = folded_channels / 4;
 
-// Computes a convolution with stride 2 and few channels, such as a network's first layer, as one
-// with stride 1 on blocks of 2×2 pixels. Three channels do not fill a tensor core: cuDNN takes ten
-// times as long as the memory traffic requires.
+// A convolution with stride 2 of few channels, as a network's first, as one with stride 1 of blocks of 2×2
+// pixels. Three channels fill no tensor core: cuDNN takes ten times as long for them as memory does.
 struct Fold {
-  // For each dimension: blocks of padding before the image, zeros before the filter in its first
-  // block, the number of blocks that the filter covers, and the size of the output.
+  // Of the filter, blocks of padding before the image, zeros before the filter in its first block, blocks that
+  // the filter reaches over, and places of the output.
   int64_t side, before, ahead, taps, out[2];
 
   Fold(const at::Tensor& input, const at::Tensor& weight, int64_t padding) {
@@ -86,7 +85,7 @@ struct Fold {
     }
   }
 
-  // The filter for blocks: [out, 16·taps, taps, 1]; the taps along a row are channels.
+  // The filter of blocks: [out, 16·taps, taps, 1], where the taps along a row are channels.
   at::Tensor filter(const at::Tensor& weight, at::ScalarType dtype) const {
     const auto behind = 2 * taps - side - ahead, count = weight.size(0);
     return at::constant_pad_nd(weight, {ahead, behind, ahead, behind, 0,
@@ -97,7 +96,7 @@ struct Fold {
         .to(dtype, /*non_blocking=*/false, /*copy=*/false, format);
   }
 
-  // The weight's gradient from the filter's gradient.
+  // The gradient of the weight, of the filter's.
   at::Tensor weight_gradient(const at::Tensor& filter, const at::Tensor& weight) const {
     const auto count = weight.size(0);
     return filter.reshape({count, taps, 2, 2, most_channels, taps})
@@ -131,7 +130,7 @@ struct Fold {
   }
 };
 
-// Whether it has few channels and an input without a gradient.
+// Whether it is one of few channels that has no gradient to pass on.
 bool folds(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   const auto channels = input.size(1), side = weight.size(2);
   if (!input.is_cuda() || stride != 2 || channels > most_channels || channels != weight.size(1) ||
@@ -145,7 +144,7 @@ bool folds(const at::Tensor& input, const at::Tensor& weight, int64_t stride, in
   return input.numel() > 0 && fold.out[0] > 0 && fold.out[1] > 0 && blocks <= largest;
 }
 
-// Keeps the original image, because the image in blocks needs several times the memory.
+// It keeps the image as it was given: in blocks it takes several times the room.
 struct AmpFolded : torch::autograd::Function<AmpFolded> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, int64_t padding, at::ScalarType dtype) {
@@ -156,7 +155,7 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
     return at::conv2d(fold.image(input, dtype), fold.filter(weight, dtype));
   }
 
-  // Built from operations that have derivatives themselves.
+  // Of operations that have derivatives themselves.
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto saved = context->get_saved_variables();
     const auto &input = saved.at(0), &weight = saved.at(1);

@@ -1,6 +1,6 @@
-// Loads libtorch's CUDA library when the program starts, before any code can ask whether CUDA is
-// available, because libtorch caches the answer. The program is linked only with the CPU library,
-// so that it is the same wherever it is built, and starts faster on machines without a GPU.
+// Loads libtorch's CUDA half when the program starts, before anything can ask whether there is CUDA:
+// libtorch answers once and keeps the answer. The program is linked with the CPU half alone, so that it
+// is the same wherever it was built, and a machine without a GPU is spared the time to load the rest.
 
 #include <dlfcn.h>
 #include <unistd.h>
@@ -12,12 +12,12 @@
 namespace amp::cuda_library {
 namespace {
 
-// The same values as in Rust (ffi/cuda_library.rs).
+// As in Rust (ffi/cuda_library.rs).
 enum Status : int { loaded = 0, no_driver = 1, not_installed = 2, failed = 3 };
 
 struct Attempt {
   Status status;
-  // The library's path, or the error.
+  // The library's path, or why it could not be loaded.
   std::string text;
 };
 
@@ -35,14 +35,14 @@ const Attempt& attempt() {
   return made;
 }
 
-// libtorch's CPU library, on which this depends, is initialized by then.
+// libtorch's CPU half, which this depends on, has been initialised by then.
 __attribute__((constructor)) void load_at_start() { attempt(); }
 
 }  // namespace
 
 extern "C" {
 
-// The result of loading; `text` stays valid.
+// What became of loading; `text` stays valid.
 int amp_cuda_library(const char** text) {
   *text = attempt().text.c_str();
   return attempt().status;

@@ -1,4 +1,4 @@
-// Loads libraries at run time, so that neither CUDA's headers nor a CUDA build is needed.
+// Libraries that are found where they are needed, so that neither CUDA's headers nor a CUDA build are.
 #pragma once
 
 #include <ATen/Context.h>
@@ -18,10 +18,10 @@ struct Library {
   }
 };
 
-// The CUDA driver's library: present wherever a GPU can be used, with a stable ABI.
+// The CUDA driver's own: present wherever a GPU can be used, and its ABI is stable.
 inline Library driver() { return {dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)}; }
 
-// The folder of libtorch with a trailing slash; empty if the loader does not know it.
+// The folder that libtorch was loaded from, with the slash at its end; empty if the loader cannot say.
 inline std::string libtorch_folder() {
   Dl_info here{};
   if (dladdr(reinterpret_cast<void*>(&at::globalContext), &here) == 0) return {};
@@ -29,13 +29,13 @@ inline std::string libtorch_folder() {
   return path.substr(0, path.rfind('/') + 1);
 }
 
-// A library in libtorch's folder; `flags` are dlopen's.
+// A library of libtorch's own folder; `flags` are dlopen's.
 inline Library beside_libtorch(const char* name, int flags) {
   return {dlopen((libtorch_folder() + name).c_str(), flags)};
 }
 
-// A symbol of libtorch's CUDA library by its mangled name: the library was loaded with global
-// symbols (cuda_library.cpp).
+// A symbol of libtorch's CUDA half by its mangled name: the library was loaded with its symbols for
+// all (cuda_library.cpp).
 template <typename Function>
 Function cuda_symbol(const char* name) {
   void* found = dlsym(RTLD_DEFAULT, name);

@@ -17,7 +17,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The choice of dropped elements depends on their position in memory.
+// Elements are dropped by their place in memory.
 at::Tensor run(const at::Tensor& given, at::MemoryFormat format, int64_t together,
                amp::Dropout dropout) {
   static amp::KernelSource source("dropout.cu", amp_kernels_dropout);
@@ -60,8 +60,8 @@ struct AmpDropout : torch::autograd::Function<AmpDropout> {
 
 extern "C" {
 
-// Drops elements of a CUDA tensor with probability p, between 0 and 1; `run` neighbours are dropped
-// together. The result is new.
+// Drops elements of a CUDA tensor with probability p, above 0 and below 1, so many neighbours together.
+// The result is new.
 int amp_dropout(const at::Tensor* input, double p, int64_t together, at::Tensor** out) {
   return amp::guarded([&] {
     if (amp::kernel_dtype(input->scalar_type()) == nullptr) {

@@ -1,4 +1,4 @@
-// The parameters of a dropout for the kernels.
+// What the kernels need to know of a dropout.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -11,19 +11,19 @@
 
 namespace amp {
 
-// The layout of the struct in kernels/common.cuh.
+// Laid out as in kernels/common.cuh.
 struct Dropout {
   at::PhiloxCudaState random;
   unsigned threshold;
   float scale;
 
-  // Drops with probability p, below 1. Takes random numbers from libtorch's generator of the
-  // device, in a graph new ones at each replay.
+  // With probability p, below 1. Takes random numbers from libtorch's generator of the device, within
+  // a graph anew at each replay.
   Dropout(double p, c10::Device device) : Dropout(p) {
     if (threshold != 0) random = draw_random(device);
   }
 
-  // Drops the same elements again, for the backward pass.
+  // The same elements again, for the backward pass.
   Dropout(double p, const std::vector<int64_t>& drawn) : Dropout(p) {
     random.seed_.val = static_cast<uint64_t>(drawn.at(0));
     random.offset_.val = static_cast<uint64_t>(drawn.at(1));

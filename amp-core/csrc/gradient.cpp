@@ -11,7 +11,7 @@
 #include "kernel.h"
 #include "kernels/gradient.cu.h"
 #include "list.h"
-#include "launches.h"
+#include "starts.h"
 
 namespace amp::gradient {
 namespace {
@@ -35,7 +35,7 @@ int amp_clip_factor(const Handle* grads, size_t count, Handle scale, double max_
   return amp::guarded([&] {
     const auto device = grads[0]->device();
     std::vector<at::Tensor> dense;
-    std::vector<amp::Launch<Tensors>> launches;
+    std::vector<amp::Start<Tensors>> starts;
     for (size_t i = 0; i < count; ++i) {
       const at::Tensor* grad = grads[i];
       if (grad->numel() == 0) continue;
@@ -43,19 +43,19 @@ int amp_clip_factor(const Handle* grads, size_t count, Handle scale, double max_
         dense.push_back(grad->contiguous());
         grad = &dense.back();
       }
-      const int at = amp::add(launches, *grad);
-      launches.back().tensors.data[0][at] = const_cast<void*>(grad->const_data_ptr());
+      const int at = amp::add(starts, *grad);
+      starts.back().tensors.data[0][at] = const_cast<void*>(grad->const_data_ptr());
     }
     int blocks = 0;
-    for (const auto& launch : launches) blocks += static_cast<int>(launch.blocks);
+    for (const auto& start : starts) blocks += static_cast<int>(start.blocks);
     const auto sums = at::empty({blocks}, at::TensorOptions(device).dtype(at::kDouble));
     double* data = sums.mutable_data_ptr<double>();
-    for (auto& launch : launches) {
-      const char* type = amp::kernel_dtype(launch.dtype);
+    for (auto& start : starts) {
+      const char* type = amp::kernel_dtype(start.dtype);
       if (type == nullptr) throw std::runtime_error("gradients are of floating dtypes");
-      void* arguments[] = {&launch.tensors, &data};
-      source().launch("square_sums", {type}, device, launch.blocks, 256, arguments);
-      data += launch.blocks;
+      void* arguments[] = {&start.tensors, &data};
+      source().launch("square_sums", {type}, device, start.blocks, 256, arguments);
+      data += start.blocks;
     }
     const auto out = at::TensorOptions(device).dtype(wide != 0 ? at::kDouble : at::kFloat);
     auto total = std::make_unique<at::Tensor>(at::empty({}, out));

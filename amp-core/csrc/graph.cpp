@@ -1,6 +1,5 @@
 // CUDA graphs: a step's kernels, captured once and started with one call. libtorch's own class does
-// this; it is called by symbol name, so that neither CUDA's headers nor its libraries are needed to
-// build.
+// it, reached by name, so that neither CUDA's headers nor its libraries are needed to build.
 
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
@@ -34,7 +33,7 @@ class CudaGraph {
   CudaGraph(const CudaGraph&) = delete;
 
   void capture_begin() {
-    // cudaStreamCaptureModeThreadLocal: a thread that loads data may allocate meanwhile.
+    // cudaStreamCaptureModeThreadLocal: a thread that loads data may go on allocating.
     constexpr int thread_local_mode = 1;
     cuda_symbol<void (*)(void*, PoolId, int)>(
         "_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode")(
@@ -44,19 +43,19 @@ class CudaGraph {
   void replay() { replay_(object_); }
 
  private:
-  // About 150 bytes are needed.
+  // Some 150 bytes are needed.
   alignas(16) unsigned char object_[512];
   void (*replay_)(void*) = cuda_symbol<void (*)(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
 };
 
-// cuBLAS keeps a workspace for each stream on which it has run, 32 MiB on recent devices, even if
-// the stream is not used again. The part that a graph uses stays with the graph.
+// cuBLAS keeps a workspace for each stream it has worked on, 32 MiB on recent devices, also when
+// nothing will work there again. What a graph uses of it stays the graph's.
 void clear_cublas_workspaces() {
   cuda_symbol<void (*)()>("_ZN2at4cuda21clearCublasWorkspacesEv")();
 }
 
-// If the driver ends a capture, the random generator stays in its capturing state and refuses to
-// draw. A copy of the generator is in the normal state.
+// A capture that the driver has ended by itself leaves the random generator in its capturing state, where
+// it refuses to draw. A copy is in the ordinary state.
 void leave_capture(c10::Device device) {
   auto generator = at::globalContext().defaultGenerator(device);
   std::lock_guard<std::mutex> lock(generator.mutex());
@@ -73,13 +72,13 @@ struct Capture {
 
 extern "C" {
 
-// From here on this thread's work on the device is recorded and not run, until amp_graph_end. Pass
-// the capture to amp_graph_drop.
+// From here on this thread's work on the device is noted instead of done, until amp_graph_end. The
+// capture goes to amp_graph_drop.
 int amp_graph_begin(int index, void** out) {
   return amp::guarded([&] {
     const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
     const c10::impl::VirtualGuardImpl impl(device.type());
-    // Work that was started before must not be waited for inside the capture.
+    // What was started before must not be waited for within the capture.
     impl.synchronizeDevice(device.index());
     clear_cublas_workspaces();
     auto capture = std::make_unique<Capture>(impl.getStreamFromGlobalPool(device));
@@ -88,7 +87,7 @@ int amp_graph_begin(int index, void** out) {
   });
 }
 
-// Ends the capture, whether or not the graph can be used.
+// Ends the capture, whether or not what was captured can be used.
 int amp_graph_end(void* handle) {
   auto& capture = *static_cast<Capture*>(handle);
   const auto device = capture.guard->current_stream().device();
@@ -112,8 +111,8 @@ int amp_graph_drop(void* handle) {
   return amp::guarded([&] { delete static_cast<Capture*>(handle); });
 }
 
-// Starts the captured work on the device's current stream, then a copy from `from` to `to`, which
-// is in pinned memory. `event` marks the end of the copy; pass it to amp_event_drop.
+// Starts the captured work on the device's current stream, then copying `from` to `to`, which lies
+// in pinned memory. `event` tells when that has been done; it goes to amp_event_drop.
 int amp_graph_launch(void* handle, const at::Tensor* from, const at::Tensor* to, void** event) {
   return amp::guarded([&] {
     const c10::NoGradGuard no_grad;
@@ -126,7 +125,7 @@ int amp_graph_launch(void* handle, const at::Tensor* from, const at::Tensor* to,
   });
 }
 
-// Whether waiting for the device is an error on the threads of this process
+// Whether waiting for the device is an error on this process's threads
 // (torch.cuda.set_sync_debug_mode).
 int amp_forbid_synchronization(int forbid) {
   return amp::guarded([&] {

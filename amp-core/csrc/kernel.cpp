@@ -19,7 +19,7 @@ namespace amp {
 namespace kernel {
 namespace {
 
-// The used parts of cuda.h and nvrtc.h; handles are pointers.
+// What is used of cuda.h and nvrtc.h; handles are pointers.
 struct Functions {
   int (*device_get)(int*, int);
   int (*attribute)(int*, int, int);
@@ -46,8 +46,8 @@ void find(const amp::Library& library, const char* name, Function*& out) {
   if (out == nullptr) throw std::runtime_error(std::string("CUDA's libraries have no ") + name);
 }
 
-// NVRTC opens this library by its file name, which a search path would have to contain; if the
-// library is already open, NVRTC finds it. It is in the same folder as NVRTC.
+// NVRTC opens a library by its bare name, which only a search path leads to: opened before, it is
+// found. It lies beside NVRTC's own.
 void load_builtins(const amp::Library& compiler) {
   int (*version)(int*, int*);
   find(compiler, "nvrtcVersion", version);
@@ -56,14 +56,14 @@ void load_builtins(const amp::Library& compiler) {
   if (version(&major, &minor) != 0 || dladdr(reinterpret_cast<void*>(version), &here) == 0) return;
   const std::string path(here.dli_fname);
   const auto name = "libnvrtc-builtins.so." + std::to_string(major) + "." + std::to_string(minor);
-  // Without it, the compiler's error says what is missing.
+  // Without it, compiling says what is missing.
   dlopen((path.substr(0, path.rfind('/') + 1) + name).c_str(), RTLD_NOW | RTLD_LOCAL);
 }
 
 const Functions& functions() {
   static const Functions found = [] {
     const auto driver = amp::driver();
-    // The library is linked with NVRTC and has its path.
+    // It is linked with NVRTC, and knows where to find it.
     const auto compiler = amp::beside_libtorch("libcaffe2_nvrtc.so", RTLD_NOW | RTLD_LOCAL);
     Functions f{};
     find(driver, "cuDeviceGet", f.device_get);
@@ -104,8 +104,8 @@ std::string architecture(int index) {
   return "sm_" + std::to_string(major) + std::to_string(minor);
 }
 
-// libtorch makes a device's context current on a thread with its first CUDA runtime call there. A
-// backward pass has its own threads, whose first kernel may be one of ours.
+// libtorch makes a device's context a thread's own with its first call of CUDA's runtime there. A
+// backward pass has threads of its own, whose first kernel may be one of ours.
 void ensure_context(c10::Device device) {
   const auto& f = functions();
   void* context = nullptr;
@@ -113,7 +113,7 @@ void ensure_context(c10::Device device) {
   if (context != nullptr) return;
   int own = 0;
   check(f.device_get(&own, device.index()), "finding the device");
-  // The primary context, which the process keeps.
+  // Of the process, which keeps it.
   check(f.context_retain(&context, own), "finding the context");
   check(f.context_set(context), "setting the context");
 }
@@ -152,7 +152,7 @@ std::vector<char> compile(const char* file, const char* text, const std::string&
   return out;
 }
 
-// The text of a file in the folder that AMP_KERNELS names; empty if there is none.
+// The text of a file in the folder that AMP_KERNELS names; nothing where there is none.
 std::string read(const std::string& path) {
   std::ifstream in(path);
   std::ostringstream text;
@@ -160,8 +160,8 @@ std::string read(const std::string& path) {
   return text.str();
 }
 
-// A changed file of kernels, for experiments: AMP_KERNELS names a folder like kernels/, whose files
-// replace the built-in ones. Numbers may differ then, so a line reports it.
+// A file of kernels as it is tried out: AMP_KERNELS names a folder like kernels/, whose files take
+// the place of those that were built in. Numbers may then be others, so that it is said.
 std::string tried(const char* file) {
   const char* folder = std::getenv("AMP_KERNELS");
   if (folder == nullptr || *folder == 0) return "";
@@ -192,7 +192,7 @@ void* KernelSource::module(c10::Device device, const Types& types) {
 
 void KernelSource::launch(const char* name, const Types& types, c10::Device device,
                           unsigned blocks, unsigned threads, void** arguments) {
-  // Every caller makes the device's context current.
+  // The device's context is that of whoever works on it.
   const c10::DeviceGuard guard(device);
   kernel::ensure_context(device);
   const c10::impl::VirtualGuardImpl impl(device.type());

@@ -1,5 +1,5 @@
-// Our own CUDA kernels. The compiler that comes with libtorch (NVRTC) compiles them on the machine
-// where they run, so that building this crate needs no CUDA.
+// Kernels of our own for CUDA devices, compiled where they run by the compiler that comes with
+// libtorch (NVRTC), so that building needs no CUDA.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@ namespace amp {
 
 using Types = std::vector<std::string>;
 
-// The kernels' name for a dtype, or null.
+// The kernels' name of a dtype, or null.
 inline const char* kernel_dtype(at::ScalarType dtype) {
   switch (dtype) {
     case at::kFloat: return "float";
@@ -32,19 +32,19 @@ inline const char* kernel_dtype(at::ScalarType dtype) {
 // Whether it has 16 bits.
 inline bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
-// Whether the kernels can read it as vectors of four elements.
+// Whether the kernels' vectors of four elements lie well in it.
 inline bool is_aligned(const at::Tensor& tensor) {
   const auto size = 4 * tensor.element_size();
   return tensor.is_contiguous() && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % size == 0;
 }
 
-// A tensor that the kernels can read as vectors; may be undefined.
+// A tensor as the kernels' vectors read it; may be undefined.
 inline at::Tensor aligned(const at::Tensor& tensor) {
   if (!tensor.defined() || is_aligned(tensor)) return tensor;
   return tensor.clone(at::MemoryFormat::Contiguous);
 }
 
-// The pointers that a kernel writes to and reads from; null for no tensor.
+// What a kernel writes to, and what it reads; null for no tensor.
 inline void* data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
 }
@@ -52,7 +52,7 @@ inline const void* const_data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
-// For a backward pass that is a kernel: autograd would treat its results as constants.
+// For a backward pass that is a kernel: autograd would take what it gives for constants.
 inline void refuse_second_derivative(const char* layer) {
   if (!c10::GradMode::is_enabled()) return;
   throw std::runtime_error(std::string("second derivatives through ") + layer +
@@ -62,12 +62,12 @@ inline void refuse_second_derivative(const char* layer) {
 // A source file of `kernels/`.
 class KernelSource {
  public:
-  // `text` must live as long as this object.
+  // `text` must live as long as this does.
   KernelSource(const char* file, const char* text) : file_(file), text_(text) {}
 
-  // Launches the kernel `name` on the device's current stream. `types` are the file's T and, if it
-  // has them, P, Q and R, by kernel_dtype's names, and then a number, AMP_N. The first launch on a
-  // device compiles the file, which is not possible while a graph is captured.
+  // Starts kernel `name` on the device's current stream. `types` are the file's T and, if it has
+  // them, P, Q and R, by kernel_dtype's names, and then a number, AMP_N. The first start on a device with them compiles the
+  // file, which cannot be done while a graph is captured.
   void launch(const char* name, const Types& types, c10::Device device, unsigned blocks,
               unsigned threads, void** arguments);
 

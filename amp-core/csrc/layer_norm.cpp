@@ -19,7 +19,7 @@
 #include "kernel.h"
 #include "kernels/layer_norm.cu.h"
 #include "norm_rows.h"
-#include "cached_cast.h"
+#include "twin.h"
 
 namespace amp::layer_norm {
 namespace {
@@ -27,7 +27,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The layout of the kernels' structs.
+// Laid out as in the kernels, as is what follows.
 struct Layer {
   int rows, columns, gelu;
   double eps;
@@ -35,7 +35,7 @@ struct Layer {
 };
 
 struct Behind {
-  const void *sums, *grads, *cast_grads, *weights, *biases, *means, *inverses;
+  const void *sums, *grads, *twin_grads, *weights, *biases, *means, *inverses;
 };
 
 struct Gradients {
@@ -47,16 +47,16 @@ struct Options {
   bool gelu;
 };
 
-// The dtypes of the input, the sum, the output and the output's cached cast.
+// Of what is given, the sum, what comes out and its twin.
 amp::Types types_of(std::initializer_list<at::ScalarType> dtypes) {
   amp::Types out;
   for (const auto dtype : dtypes) out.push_back(amp::kernel_dtype(dtype));
   return out;
 }
 
-// The dtype of the output's cached cast, which autocast regions use for the following layers. If it
-// equals the output's dtype, there is none.
-at::ScalarType cast_dtype(at::ScalarType out) {
+// The dtype of a twin of what comes out, which autocast regions have for the layers behind. Otherwise it
+// is that of what comes out, and there is none.
+at::ScalarType twin_dtype(at::ScalarType out) {
   constexpr auto cuda = c10::DeviceType::CUDA;
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
 }
@@ -66,7 +66,7 @@ amp::KernelSource& source() {
   return source;
 }
 
-// The number of rows in the kernels' blocks.
+// Of the kernels' blocks.
 constexpr int most_threads = 512;
 
 unsigned threads_for(int columns) {
@@ -75,11 +75,11 @@ unsigned threads_for(int columns) {
 }
 
 struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
-  // The output and, if there is one, its cached cast.
+  // What comes out and, if there is one, its twin.
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias,
                                const std::optional<at::Tensor>& residual, const Options& options) {
-    const auto cast = cast_dtype(weight.scalar_type());
+    const auto cast = twin_dtype(weight.scalar_type());
     const auto columns = weight.numel();
     const auto wide = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     const auto means = at::empty({input.numel() / columns}, weight.options().dtype(wide));
@@ -96,10 +96,10 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
     const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
                *b = bias.const_data_ptr(),
                *r = residual ? residual->const_data_ptr() : nullptr;
-    // Without a residual only the input is read.
+    // Without a residual it is read alone.
     void *s = const_cast<void*>(sums.const_data_ptr()), *m = amp::data(means), *i = amp::data(inverses),
-         *o = amp::data(out[0]), *cached = out.size() > 1 ? amp::data(out[1]) : nullptr;
-    void* arguments[] = {&in, &r, &w, &b, &s, &m, &i, &o, &cached, &layer};
+         *o = amp::data(out[0]), *twin = out.size() > 1 ? amp::data(out[1]) : nullptr;
+    void* arguments[] = {&in, &r, &w, &b, &s, &m, &i, &o, &twin, &layer};
     if (layer.rows > 0) {
       const auto types = types_of(
           {input.scalar_type(), sums.scalar_type(), weight.scalar_type(), cast});
@@ -107,7 +107,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
                       threads_for(layer.columns), arguments);
     }
     context->save_for_backward({sums, weight, bias, means, inverses});
-    // One of the two gradients may be undefined.
+    // Nobody may need one of them.
     context->set_materialize_grads(false);
     auto& kept = context->saved_data;
     kept["cast"] = static_cast<int64_t>(cast);
@@ -128,8 +128,8 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
     auto& kept = context->saved_data;
     const auto given = static_cast<at::ScalarType>(kept.at("given").toInt());
     const auto cast = static_cast<at::ScalarType>(kept.at("cast").toInt());
-    const auto cast_grads = grads.size() > 1 ? grads.at(1) : at::Tensor();
-    if (!grads.at(0).defined() && !cast_grads.defined()) return variable_list(5);
+    const auto twin_grads = grads.size() > 1 ? grads.at(1) : at::Tensor();
+    if (!grads.at(0).defined() && !twin_grads.defined()) return variable_list(5);
     const double before = kept.at("before").toDouble(), after = kept.at("after").toDouble();
     Layer layer{static_cast<int>(means.numel()),
                 static_cast<int>(weight.numel()),
@@ -141,8 +141,8 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
       const bool alone = !kept.at("residual").toBool() && after == 0 && !layer.gelu;
       if (!alone) amp::refuse_second_derivative("layer normalisation with what stands around it");
       auto whole = grads.at(0);
-      if (cast_grads.defined()) {
-        const auto wide = cast_grads.to(weight.scalar_type());
+      if (twin_grads.defined()) {
+        const auto wide = twin_grads.to(weight.scalar_type());
         whole = whole.defined() ? whole + wide : wide;
       }
       return differentiable(whole, saved, given);
@@ -153,15 +153,15 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
     if (context->needs_input_grad(0) && for_weights && layer.rows > 0 && !layer.gelu && after == 0 &&
         (alike || given == cast) && amp::norm_rows::fits(weight.numel())) {
       const auto found = amp::norm_rows::backward({sums, weight, means, inverses, cast},
-                                                  {{}, grads.at(0), cast_grads}, layer.before, !alike);
+                                                  {{}, grads.at(0), twin_grads}, layer.before, !alike);
       if (!alike) amp::note_column_sums(found.branch, found.column_sums);
       const bool for_residual = kept.at("residual").toBool() && context->needs_input_grad(3);
       return {alike ? found.in : found.branch, found.weight, found.bias,
               for_residual ? found.in : at::Tensor(), {}};
     }
-    const auto grad = amp::aligned(grads.at(0)), cast_grad = amp::aligned(cast_grads);
+    const auto grad = amp::aligned(grads.at(0)), twin_grad = amp::aligned(twin_grads);
     const Behind behind{sums.const_data_ptr(),      amp::const_data(grad),
-                        amp::const_data(cast_grad), weight.const_data_ptr(),
+                        amp::const_data(twin_grad), weight.const_data_ptr(),
                         bias.const_data_ptr(),      means.const_data_ptr(),
                         inverses.const_data_ptr()};
     variable_list out(5);
@@ -175,7 +175,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
       out[1] = at::empty_like(weight);
       out[2] = at::empty_like(bias);
     }
-    // As many rows as keep a block's threads busy.
+    // So many rows that they keep a block's threads busy.
     int part = 512;
     int parts = std::max(1, (layer.rows + part - 1) / part);
     at::Tensor sums_of_parts;
@@ -216,7 +216,7 @@ struct AmpLayerNorm : torch::autograd::Function<AmpLayerNorm> {
   }
 };
 
-// Whether the kernels support it: rows on a CUDA device with a multiple of four columns.
+// Whether the kernels can take it: rows on a CUDA device of a multiple of four columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
           const std::optional<at::Tensor>& residual) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
@@ -235,7 +235,7 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
   const auto sum = residual ? residual->scalar_type() : given;
   if (amp::kernel_dtype(out) == nullptr) return false;
   const bool autocast = at::autocast::is_autocast_enabled(c10::DeviceType::CUDA);
-  // Autocast normalizes in f32.
+  // Autocast normalises in f32.
   if (autocast && out != at::kFloat) return false;
   const bool sums = sum == given || (amp::is_half(given) && sum == at::kFloat);
   const bool normalises = sum == out || (autocast && amp::is_half(sum));
@@ -251,10 +251,9 @@ struct AmpLayerNormOptions {
   int gelu;
 };
 
-// Normalizes along the last dimension: `input`, or with a residual the sum of the residual and of
-// `input` after dropout with probability `before`. GELU, if requested, and dropout with probability
-// `after` follow; both probabilities are below 1. The result is new, or null if the kernels do not
-// support the input.
+// Normalises along the last dimension: `input`, or, with a residual, their sum after dropout of `input`
+// with probability `before`. Behind it come GELU, if wanted, and dropout with probability `after`; both
+// lie below 1. The result is new, or null if the kernels cannot take these.
 int amp_layer_norm(const at::Tensor* input, const at::Tensor* residual, const at::Tensor* weight,
                    const at::Tensor* bias, const AmpLayerNormOptions* options, at::Tensor** out) {
   return amp::guarded([&] {
@@ -263,7 +262,7 @@ int amp_layer_norm(const at::Tensor* input, const at::Tensor* residual, const at
     if (!fits(*input, *weight, *bias, around)) return;
     const Options given{options->eps, options->before, options->after, options->gelu != 0};
     const auto made = AmpLayerNorm::apply(*input, *weight, *bias, around, given);
-    if (made.size() > 1) amp::attach_cached_cast(made.at(0), made.at(1));
+    if (made.size() > 1) amp::note_twin(made.at(0), made.at(1));
     *out = new at::Tensor(made.at(0));
   });
 }

@@ -35,7 +35,7 @@
 #include "dropout.h"
 #include "guard.h"
 #include "kernel.h"
-#include "cached_cast.h"
+#include "twin.h"
 
 namespace amp::linear {
 namespace {
@@ -45,10 +45,10 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr auto cuda = c10::DeviceType::CUDA;
-// The weight as used in the product, and the original.
+// The weight as it is multiplied with, and as it is.
 constexpr auto factor_key = "factor";
 constexpr auto weight_key = "weight";
-// Whether there is a bias.
+// Whether there is one.
 constexpr auto bias_key = "bias";
 // Whether the weight's gradient may be narrower than the weight.
 constexpr auto narrow_key = "narrow";
@@ -65,7 +65,7 @@ constexpr auto addend_key = "addend";
 const char* approximation(int activation) { return activation == gelu_tanh ? "tanh" : "none"; }
 
 struct Options {
-  // The requested outputs: this many, from the first one on.
+  // Of the outputs: those from the first on, so many.
   int64_t first, count;
   // Behind them, and behind that dropout with this probability.
   int activation;
@@ -74,7 +74,7 @@ struct Options {
   bool is_gelu() const { return activation == gelu || activation == gelu_tanh; }
 
   bool is_part_of(const at::Tensor& weight) const { return count < weight.size(0); }
-  // The rows of the weight, of the bias or of a gradient that belong to the requested outputs.
+  // The rows of the weight, or of the bias or of a gradient, that those outputs have.
   at::Tensor rows_of(const at::Tensor& tensor) const {
     return is_part_of(tensor) ? tensor.narrow(0, first, count) : tensor;
   }
@@ -86,8 +86,8 @@ void transposed_product(const at::Tensor& a, const at::Tensor& b, at::Tensor out
   wider ? at::mm_out(out, a.t(), b, out.scalar_type()) : at::mm_out(out, a.t(), b);
 }
 
-// x·Wᵀ + b, with the operations after it. In f64, and in f32 with few rows, cuBLASLt's kernel for a
-// product with a bias takes up to twice as long as cuBLAS's product followed by a sum (H100).
+// x·Wᵀ + b, with what is behind it. In f64, and in f32 with few rows, what cuBLASLt chooses for a product
+// with a bias takes up to twice as long as cuBLAS's product and a sum (H100).
 at::Tensor output_of(const at::Tensor& input, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias, const Options& options) {
   constexpr int64_t few = 256;
@@ -115,7 +115,7 @@ at::Tensor output_of(const at::Tensor& input, const at::Tensor& weight,
 }
 
 struct AmpLinear : torch::autograd::Function<AmpLinear> {
-  // The input in the dtype of the computation; the weight may be f32.
+  // The input in the dtype that is computed in; the weight's may be f32 instead.
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                             const Options& options) {
@@ -142,10 +142,10 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       }
       if (bias) context->saved_data[addend_key] = *bias;
     }
-    // A weight that is cast may be modified before the backward pass, as in PyTorch.
+    // A weight that is cast may be written to before the backward pass, as in PyTorch.
     context->save_for_backward({input, casts ? at::Tensor() : weight, behind});
     auto& kept = context->saved_data;
-    // If the input needs no gradient, as in a first layer, the cast is freed with the region.
+    // Where nobody asks for the input's gradient, as before a first layer, it goes with the region.
     if (input.requires_grad()) kept[factor_key] = factor.detach();
     kept[weight_key] = weight;
     kept[bias_key] = bias.has_value();
@@ -188,7 +188,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
         rows = rows * (saved.at(2).reshape_as(rows).ne(0) * (1 / (1 - options.p)));
       }
       if (options.is_gelu()) {
-        // For second derivatives, the layer computes its output again, with a graph.
+        // What it was given comes of the layer again, with a graph.
         const auto dtype = input.scalar_type();
         if (addend) addend = addend->to(dtype);
         const auto given = at::linear(input, weight.to(dtype), addend);
@@ -218,7 +218,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
       if (options.activation != none) rows = activated.passed;
     }
     if (context->needs_input_grad(0)) out[0] = at::matmul(rows, factor).view(input.sizes());
-    // Freed before the weight's gradient is allocated, which may be twice as large.
+    // Goes before the weight's gradient comes, which may be twice as large.
     factor.reset();
     if (context->needs_input_grad(1)) {
       const auto dtype = narrow ? rows.scalar_type() : weight.scalar_type();
@@ -239,7 +239,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
                                       const at::Tensor& weight, bool wants_bias,
                                       const Options& options) {
     const auto dtype = weight.scalar_type();
-    // At the position of the requested outputs among all.
+    // At the place of the outputs among all.
     const auto placed = [&](const at::Tensor& part, const at::Tensor& all) {
       if (!options.is_part_of(weight)) return part;
       return at::slice_scatter(all, part, 0, options.first, options.first + options.count);
@@ -259,7 +259,7 @@ struct AmpLinear : torch::autograd::Function<AmpLinear> {
   }
 };
 
-// The dtype of the layer's computation, if this code supports it.
+// The dtype that the layer computes in, if this is for it.
 std::optional<at::ScalarType> dtype_of(const at::Tensor& input, const at::Tensor& weight,
                                        const std::optional<at::Tensor>& bias) {
   const auto own = weight.scalar_type();
@@ -279,8 +279,8 @@ std::optional<at::ScalarType> dtype_of(const at::Tensor& input, const at::Tensor
 
 at::Tensor in_dtype(const at::Tensor& input, at::ScalarType dtype) {
   if (input.scalar_type() == dtype) return input;
-  const auto cached = amp::cached_cast_of(input, dtype);
-  return cached ? *cached : at::autocast::cached_cast(dtype, input, cuda);
+  const auto twin = amp::twin_of(input, dtype);
+  return twin ? *twin : at::autocast::cached_cast(dtype, input, cuda);
 }
 
 }  // namespace
@@ -288,7 +288,7 @@ at::Tensor in_dtype(const at::Tensor& input, at::ScalarType dtype) {
 extern "C" {
 
 struct AmpLinearOptions {
-  // For all outputs.
+  // No count for all.
   int64_t first, count;
   double p;
   int activation;

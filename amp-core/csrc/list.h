@@ -1,4 +1,4 @@
-// Lists of tensors passed from Rust.
+// Lists of tensors as they cross from Rust.
 #pragma once
 
 #include <ATen/core/Tensor.h>

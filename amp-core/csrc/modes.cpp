@@ -1,5 +1,4 @@
-// Watches for operators that this thread runs in training mode, with libtorch's record of
-// operators.
+// Watches for operators that this thread runs in training mode, by libtorch's own record of operators.
 
 #include <ATen/record_function.h>
 
@@ -12,14 +11,14 @@
 namespace amp::modes {
 namespace {
 
-// An operator, and the argument that shows that it trains.
+// An operator and where its arguments say that it trains.
 struct Mode {
   const char* op;
-  // The index of a probability above 0, or -1.
+  // A probability above 0, or none.
   int probability;
-  // The index of a boolean, or -1.
+  // A boolean, or none.
   int training;
-  // The index of running statistics, or -1: without running statistics it always uses the batch's.
+  // Statistics that it keeps, or none: without any it always uses the batch's.
   int statistics;
 };
 
@@ -35,7 +34,7 @@ constexpr Mode kModes[] = {
     {"aten::alpha_dropout_", 1, 2, kNone},
     {"aten::feature_alpha_dropout", 1, 2, kNone},
     {"aten::feature_alpha_dropout_", 1, 2, kNone},
-    // The operators among which `scaled_dot_product_attention` chooses.
+    // What `scaled_dot_product_attention` chooses among.
     {"aten::_scaled_dot_product_attention_math", 4, kNone, kNone},
     {"aten::_scaled_dot_product_flash_attention", 3, kNone, kNone},
     {"aten::_scaled_dot_product_flash_attention_for_cpu", 3, kNone, kNone},
@@ -43,7 +42,7 @@ constexpr Mode kModes[] = {
     {"aten::_scaled_dot_product_cudnn_attention", 5, kNone, kNone},
     {"aten::rrelu", kNone, 3, kNone},
     {"aten::rrelu_", kNone, 3, kNone},
-    // The name under which `batch_norm` is recorded.
+    // What `batch_norm` is recorded as.
     {"aten::_batch_norm_impl_index", kNone, 5, 3},
 };
 
@@ -96,8 +95,7 @@ int amp_modes_stop() {
   });
 }
 
-// The first operator in training mode since the start, a string that is never freed; null if there
-// is none.
+// The first operator that trained since the start, a string that is never freed; null for none.
 int amp_modes_seen(const char** op) {
   return amp::guarded([&] { *op = seen; });
 }

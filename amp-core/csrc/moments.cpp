@@ -13,7 +13,7 @@ namespace amp::moments {
 namespace {
 
 constexpr int64_t block = 256;
-// The number of blocks that is worth a thread.
+// Blocks that are worth a thread.
 constexpr int64_t grain = 64;
 
 int64_t blocks_of(int64_t elements) { return (elements + block - 1) / block; }
@@ -22,8 +22,7 @@ int64_t blocks_of(int64_t elements) { return (elements + block - 1) / block; }
 
 extern "C" {
 
-// `out` (f32) becomes the values (f32 [256]) of the codes `codes` (u8), times their block's scale
-// (f32).
+// `out` (f32) becomes the values (f32 [256]) of `codes` (u8) times their block's scale (f32).
 int amp_moments_decode(const at::Tensor* codes, const at::Tensor* scales, const at::Tensor* values,
                        const at::Tensor* out) {
   return amp::guarded([&] {
@@ -41,10 +40,9 @@ int amp_moments_decode(const at::Tensor* codes, const at::Tensor* scales, const 
   });
 }
 
-// The inverse: the largest magnitude of each block of `from` (f32) becomes its scale, and an
-// element gets the code of the nearest value, found by the `bounds` (f32 [255]) around the element
-// divided by the scale. With `positive`, an element above zero has at least code 1. The remainder
-// of the last block is zero.
+// The other way round: the largest size of each block of `from` (f32) becomes its scale, and the code
+// of the nearest value is that between whose `bounds` (f32 [255]) an element's share of it lies. Where
+// `positive`, the code of what is above zero is at least 1. What is left of the last block is zero.
 int amp_moments_encode(const at::Tensor* from, const at::Tensor* bounds, int positive,
                        const at::Tensor* codes, const at::Tensor* scales) {
   return amp::guarded([&] {
@@ -54,7 +52,7 @@ int amp_moments_encode(const at::Tensor* from, const at::Tensor* bounds, int pos
     auto* scale = scales->mutable_data_ptr<float>();
     const int64_t count = from->numel();
     const auto code_of = [&](float share) {
-      // The number of bounds below the element, of 255.
+      // The number of bounds below it, of 255.
       int below = 0;
       for (int step = 128; step > 0; step /= 2) {
         if (bound[below + step - 1] < share) below += step;

@@ -20,7 +20,7 @@ constexpr int64_t most_columns = 8 * columns_of_a_pack;
 
 // Laid out as in the kernels, as is what follows.
 struct Behind {
-  const void *in, *stream_grads, *grads, *cast_grads, *weights, *means, *inverses;
+  const void *in, *stream_grads, *grads, *twin_grads, *weights, *means, *inverses;
 };
 
 struct Gradients {
@@ -42,9 +42,9 @@ Outgoing backward(const Normalised& from, const Incoming& given, const amp::Drop
                   bool wants_branch) {
   const auto &in = from.in, &weight = from.weight, &means = from.means;
   const auto stream = amp::aligned(given.stream), grad = amp::aligned(given.out),
-             cached = amp::aligned(given.cached);
+             twin = amp::aligned(given.twin);
   const Behind behind{in.const_data_ptr(),     amp::const_data(stream), amp::const_data(grad),
-                      amp::const_data(cached),   weight.const_data_ptr(), means.const_data_ptr(),
+                      amp::const_data(twin),   weight.const_data_ptr(), means.const_data_ptr(),
                       from.inverses.const_data_ptr()};
   int rows = static_cast<int>(means.numel());
   const auto columns = weight.numel();

@@ -17,7 +17,7 @@ struct Normalised {
 
 // Gradients of the residual stream around it, of what came out and of that cast; each may be undefined.
 struct Incoming {
-  at::Tensor stream, out, cached;
+  at::Tensor stream, out, twin;
 };
 
 struct Outgoing {

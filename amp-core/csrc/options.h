@@ -1,4 +1,4 @@
-// The optimizers' options, as passed from Rust to the kernels; the kernels' files explain them.
+// The optimizers' options as they cross from Rust and go to the kernels, whose files say what they are.
 #pragma once
 
 #include "kernels/adam.h"

@@ -1,4 +1,4 @@
-// Random numbers for our own kernels.
+// Random numbers for kernels of our own.
 #pragma once
 
 #include <ATen/Context.h>
@@ -13,10 +13,10 @@
 
 namespace amp {
 
-// Reserves a range in the stream of libtorch's generator of the device, in a graph another one at
-// each replay: `Random` of kernels/common.cuh.
+// A place in the stream of libtorch's generator of the device that nobody else has, within a graph
+// another at each replay: `Random` of kernels/common.cuh.
 inline at::PhiloxCudaState draw_random(c10::Device device) {
-  // at::CUDAGeneratorImpl::philox_cuda_state; its first argument is the object.
+  // at::CUDAGeneratorImpl::philox_cuda_state, whose first argument is the object.
   static const auto draw = cuda_symbol<at::PhiloxCudaState (*)(void*, uint64_t)>(
       "_ZN2at17CUDAGeneratorImpl17philox_cuda_stateEm");
   auto generator = at::globalContext().defaultGenerator(device);

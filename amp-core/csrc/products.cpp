@@ -1,4 +1,4 @@
-// Watches the matrix products that this thread computes, with libtorch's record of operators.
+// Watches the matrix products that this thread computes, by libtorch's own record of operators.
 
 #include <ATen/record_function.h>
 
@@ -12,8 +12,8 @@
 namespace amp::products {
 namespace {
 
-// Products inside an operator that multiplies matrices are not recorded: attention may compute in
-// f32 on its way from bf16 to bf16.
+// What an operator that multiplies matrices computes inside is its own affair: attention may go
+// through f32 on its way from bf16 to bf16.
 constexpr const char* kProducts[] = {
     "aten::mm",
     "aten::addmm",
@@ -43,7 +43,7 @@ constexpr const char* kProducts[] = {
     "aten::rnn_relu",
 };
 
-// Autocast runs these in f32, including the products inside.
+// Autocast itself runs these in f32, products inside included.
 constexpr const char* kInF32[] = {"aten::cdist", "aten::_cdist_forward", "aten::pdist"};
 
 struct Product {
@@ -51,7 +51,7 @@ struct Product {
   int dtype;
 };
 
-// The operator that is being recorded, and its first result.
+// The operator that is watched now, and where it began.
 struct Watched : at::ObserverContext {
   explicit Watched(const char* op) : op(op) {}
   const char* op;
@@ -59,9 +59,9 @@ struct Watched : at::ObserverContext {
 
 thread_local std::optional<at::CallbackHandle> handle;
 thread_local std::vector<Product> seen;
-// Recorded operators, nested.
+// Operators that are watched, one inside the other.
 thread_local int depth = 0;
-// The number of callers that have paused the recording.
+// How many ask for nothing to be noted.
 thread_local int paused = 0;
 
 template <size_t N>
@@ -73,7 +73,7 @@ const char* among(const char* const (&names)[N], std::string_view name) {
 }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
-  // A gradient computed during the forward pass has the dtypes of its own rules.
+  // A gradient taken during the forward pass has the dtypes of its own rules.
   const bool is_backward = function.scope() == at::RecordScope::BACKWARD_FUNCTION;
   const char* op = is_backward ? nullptr : among(kProducts, function.name());
   if (op == nullptr && !is_backward && among(kInF32, function.name()) == nullptr) return nullptr;
@@ -114,13 +114,13 @@ int amp_products_stop() {
   });
 }
 
-// Pauses the recording while the sum of `by` over all calls is above 0.
+// Notes nothing while `by` of all calls adds up to more than 0.
 int amp_products_pause(int by) {
   return amp::guarded([&] { paused += by; });
 }
 
-// The product at this index; past the last one `op` is null and all are forgotten. Otherwise `op`
-// is a string that is never freed.
+// The product at this place; past the last one `op` is null and all are forgotten. `op` is otherwise
+// a string that is never freed.
 int amp_products_take(size_t place, const char** op, int* dtype) {
   return amp::guarded([&] {
     *op = nullptr;

@@ -22,7 +22,7 @@
 #include "kernel.h"
 #include "kernels/residual_norm.cu.h"
 #include "norm_rows.h"
-#include "cached_cast.h"
+#include "twin.h"
 
 namespace amp::residual_norm {
 namespace {
@@ -40,15 +40,15 @@ amp::KernelSource& source() {
   return source;
 }
 
-// The dtype to which an autocast region casts the output.
-at::ScalarType cast_dtype(at::ScalarType out) {
+// The dtype that an autocast region casts what comes out to.
+at::ScalarType twin_dtype(at::ScalarType out) {
   return at::autocast::is_autocast_enabled(cuda) ? at::autocast::get_autocast_dtype(cuda) : out;
 }
 
-amp::Types types_of(at::ScalarType stream, at::ScalarType out, at::ScalarType cached,
+amp::Types types_of(at::ScalarType stream, at::ScalarType out, at::ScalarType twin,
                     int64_t columns) {
   const auto* name = amp::kernel_dtype(stream);
-  return {name, name, amp::kernel_dtype(out), amp::kernel_dtype(cached),
+  return {name, name, amp::kernel_dtype(out), amp::kernel_dtype(twin),
           std::to_string(columns / columns_of_a_pack)};
 }
 
@@ -57,7 +57,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& weight, const at::Tensor& bias, double eps,
                                bool narrow) {
-    const auto own = weight.scalar_type(), cast = cast_dtype(own);
+    const auto own = weight.scalar_type(), cast = twin_dtype(own);
     const auto columns = weight.numel();
     const auto wide = own == at::kDouble ? at::kDouble : at::kFloat;
     const auto plain = weight.options().requires_grad(false);
@@ -67,17 +67,17 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     if (cast == own || !narrow) out.push_back(at::empty(input.sizes(), plain));
     if (cast != own) out.push_back(at::empty(input.sizes(), plain.dtype(cast)));
     const auto& last = out.back();
-    const bool has_cast = cast != own, has_own = out.size() > 2 || !has_cast;
+    const bool has_twin = cast != own, has_own = out.size() > 2 || !has_twin;
     int rows = static_cast<int>(means.numel());
     const void *in = input.const_data_ptr(), *w = weight.const_data_ptr(),
                *b = bias.const_data_ptr();
     void *m = amp::data(means), *i = amp::data(inverses), *o = has_own ? amp::data(out[1]) : nullptr,
-         *cached = has_cast ? amp::data(last) : nullptr;
-    void* arguments[] = {&in, &w, &b, &eps, &rows, &m, &i, &o, &cached};
+         *twin = has_twin ? amp::data(last) : nullptr;
+    void* arguments[] = {&in, &w, &b, &eps, &rows, &m, &i, &o, &twin};
     source().launch("forward", types_of(input.scalar_type(), own, cast, columns), input.device(),
                     static_cast<unsigned>((rows + warps - 1) / warps), threads, arguments);
     context->save_for_backward({input, weight, bias, means, inverses});
-    // One of the two gradients may be undefined.
+    // Nobody may need one of them.
     context->set_materialize_grads(false);
     context->saved_data["cast"] = static_cast<int64_t>(cast);
     return out;
@@ -89,14 +89,14 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
     const auto cast = static_cast<at::ScalarType>(context->saved_data.at("cast").toInt());
     const bool has_own = given.size() > 2 || cast == weight.scalar_type();
     const auto own_given = has_own ? given.at(1) : at::Tensor();
-    const auto cast_given = cast == weight.scalar_type() ? at::Tensor() : given.back();
-    if (!own_given.defined() && !cast_given.defined()) return {given.at(0), {}, {}, {}, {}};
-    if (c10::GradMode::is_enabled()) return differentiable(saved, {given.at(0), own_given, cast_given});
+    const auto twin_given = cast == weight.scalar_type() ? at::Tensor() : given.back();
+    if (!own_given.defined() && !twin_given.defined()) return {given.at(0), {}, {}, {}, {}};
+    if (c10::GradMode::is_enabled()) return differentiable(saved, {given.at(0), own_given, twin_given});
     const auto found = amp::norm_rows::backward({input, weight, means, saved.at(4), cast},
-                                                {given.at(0), own_given, cast_given},
+                                                {given.at(0), own_given, twin_given},
                                                 amp::Dropout(0.0, input.device()),
                                                 cast != input.scalar_type());
-    if (found.branch.defined()) amp::attach_cached_cast(found.in, found.branch);
+    if (found.branch.defined()) amp::note_twin(found.in, found.branch);
     amp::note_column_sums(found.branch.defined() ? found.branch : found.in, found.column_sums);
     return {found.in, found.weight, found.bias, {}, {}};
   }
@@ -121,8 +121,7 @@ struct AmpResidualNorm : torch::autograd::Function<AmpResidualNorm> {
   }
 };
 
-// stream + branch. If the stream's gradient has a cached cast, it is the gradient of a 16-bit
-// branch.
+// stream + branch, where the gradient of a branch of 16 bits is the twin of the stream's if there is one.
 struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& stream,
                             const at::Tensor& branch) {
@@ -147,13 +146,13 @@ struct AmpResidualAdd : torch::autograd::Function<AmpResidualAdd> {
     const auto dtype = static_cast<at::ScalarType>(context->saved_data.at("branch").toInt());
     const auto& grad = grads.at(0);
     if (grad.scalar_type() == dtype) return {grad, grad};
-    const auto cached = c10::GradMode::is_enabled() ? at::Tensor() : amp::attached_auxiliary<amp::CachedCast>(grad);
-    const bool is_known = cached.defined() && cached.scalar_type() == dtype;
-    return {grad, is_known ? cached : grad.to(dtype)};
+    const auto twin = c10::GradMode::is_enabled() ? at::Tensor() : amp::known_beside<amp::Twin>(grad);
+    const bool is_known = twin.defined() && twin.scalar_type() == dtype;
+    return {grad, is_known ? twin : grad.to(dtype)};
   }
 };
 
-// Whether the kernels support it: rows on a CUDA device with a multiple of 128 columns.
+// Whether the kernels can take it: rows on a CUDA device of a multiple of 128 columns.
 bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t largest = std::numeric_limits<int>::max();
   const auto columns = weight.numel();
@@ -166,7 +165,7 @@ bool fits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& b
   const auto given = input.scalar_type(), out = weight.scalar_type();
   if (amp::kernel_dtype(given) == nullptr || amp::kernel_dtype(out) == nullptr) return false;
   const bool autocast = at::autocast::is_autocast_enabled(cuda);
-  // Autocast normalizes in f32.
+  // Autocast normalises in f32.
   if (autocast && out != at::kFloat) return false;
   return given == out || (autocast && amp::is_half(given));
 }
@@ -183,7 +182,7 @@ int amp_residual_norm(const at::Tensor* input, const at::Tensor* weight, const a
   return amp::guarded([&] {
     if (!fits(*input, *weight, *bias)) return;
     const auto made = AmpResidualNorm::apply(*input, *weight, *bias, eps, narrow != 0);
-    if (made.size() > 2) amp::attach_cached_cast(made.at(1), made.at(2));
+    if (made.size() > 2) amp::note_twin(made.at(1), made.at(2));
     auto whole = std::make_unique<at::Tensor>(made.at(0));
     *normal = new at::Tensor(made.at(1));
     *stream = whole.release();

@@ -1,5 +1,5 @@
-// Our optimizer kernels for CUDA devices. `lists` are pointers to `count` handles each, or null if
-// the optimizer has no such state; the order is the kernels'.
+// Optimizer steps of our own on CUDA devices. `lists` are pointers to `count` handles each, or null
+// where the optimizer keeps none; the order is that of the kernels.
 
 #include "step.h"
 
@@ -28,8 +28,8 @@ Step::Step(const Handle* const* lists, size_t count, const AmpOnDevice& known)
   }
   for (size_t i = 0; i < count; ++i) {
     const auto& param = *lists[0][i];
-    const int at = add(launches_, param);
-    auto& data = launches_.back().tensors.data;
+    const int at = add(starts_, param);
+    auto& data = starts_.back().tensors.data;
     for (size_t list = 0; list < std::size(data); ++list) {
       if (lists[list] == nullptr) continue;
       const at::Tensor* tensor = lists[list][i];
@@ -44,14 +44,14 @@ Step::Step(const Handle* const* lists, size_t count, const AmpOnDevice& known)
   }
   known_.rates = known.rates->const_data_ptr<double>();
   if (known.found_inf != nullptr) known_.found_inf = known.found_inf->const_data_ptr<float>();
-  if (known.factor != nullptr && !launches_.empty()) {
+  if (known.factor != nullptr && !starts_.empty()) {
     factor_ = known.factor->to(dtype_ == at::kDouble ? at::kDouble : at::kFloat);
     known_.factor = factor_.const_data_ptr();
   }
 }
 
 void Step::run(KernelSource& source, const void* options) {
-  for (auto& launch : launches_) on_elements(source, types(dtype_), "step", launch, {options});
+  for (auto& start : starts_) on_elements(source, types(dtype_), "step", start, {options});
 }
 
 Types Step::types(at::ScalarType averages) const {
@@ -59,25 +59,25 @@ Types Step::types(at::ScalarType averages) const {
 }
 
 void Step::on_tensors(KernelSource& source, const Types& types, const char* name,
-                      Launch<StepTensors>& launch) {
-  void* arguments[] = {&launch.tensors, &known_};
+                      Start<StepTensors>& start) {
+  void* arguments[] = {&start.tensors, &known_};
   source.launch(name, types, device_, 1, StepTensors::max_tensors, arguments);
 }
 
 void Step::on_elements(KernelSource& source, const Types& types, const char* name,
-                       Launch<StepTensors>& launch, std::initializer_list<const void*> last) {
-  // For tensors without elements only the steps are incremented.
-  if (launch.blocks == 0) return;
-  std::vector<void*> arguments{&launch.tensors, &known_};
+                       Start<StepTensors>& start, std::initializer_list<const void*> last) {
+  // Tensors without elements have steps that are counted, and no more.
+  if (start.blocks == 0) return;
+  std::vector<void*> arguments{&start.tensors, &known_};
   for (const void* argument : last) arguments.push_back(const_cast<void*>(argument));
-  source.launch(name, types, device_, launch.blocks, 256, arguments.data());
+  source.launch(name, types, device_, start.blocks, 256, arguments.data());
 }
 
 }  // namespace amp
 
 extern "C" {
 
-// Writes these two numbers to `rates`, f64 [2] on the device.
+// Makes `rates`, f64 [2] on the device, these two.
 int amp_write_rates(const at::Tensor* rates, double lr, double momentum) {
   return amp::guarded([&] {
     static amp::KernelSource source("rates.cu", amp_kernels_rates);

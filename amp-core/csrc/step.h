@@ -1,4 +1,4 @@
-// An optimizer's step on a CUDA device by our own kernel.
+// An optimizer's step on a CUDA device, by a kernel of our own.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,10 +8,10 @@
 
 #include "kernel.h"
 #include "list.h"
-#include "launches.h"
+#include "starts.h"
 
-// The values that only the device has, as passed from Rust: `rates` is f64 [2]; the others are
-// scalars (`found_inf` is f32) and may be null.
+// What the device knows of a step, as it crosses from Rust: `rates` is f64 [2], the others are scalars,
+// `found_inf` of f32, and may be null.
 extern "C" struct AmpOnDevice {
   amp::Handle rates, factor, found_inf;
 };
@@ -20,33 +20,33 @@ namespace amp {
 
 class Step {
  public:
-  // The lists of a kernel (see StepTensors), with `count` tensors each. Parameters have one dtype,
-  // and so do gradients. State with a parameter's shape has the parameter's layout.
+  // The lists are a kernel's (see StepTensors), of `count` tensors each; parameters are of one dtype, as
+  // are gradients, and what has a parameter's shape lies as it does.
   Step(const Handle* const* lists, size_t count, const AmpOnDevice& known);
 
-  // Launches the kernel "step" of `source` on all elements; state has the parameters' dtype.
+  // Starts kernel "step" of `source` on all elements; state is of the parameters' dtype.
   void run(KernelSource& source, const void* options);
 
-  // The types for which kernels are compiled if averages have this dtype.
+  // What kernels are compiled for where averages have this dtype.
   Types types(at::ScalarType averages) const;
 
-  std::vector<Launch<StepTensors>>& launches() { return launches_; }
+  std::vector<Start<StepTensors>>& starts() { return starts_; }
 
-  // Launches a kernel with a thread for each tensor.
+  // Starts a kernel with a thread for each tensor.
   void on_tensors(KernelSource& source, const Types& types, const char* name,
-                  Launch<StepTensors>& launch);
+                  Start<StepTensors>& start);
 
-  // Launches a kernel on all elements; `last` points to the arguments that follow the common ones.
+  // Starts a kernel on all elements; `last` points to its arguments beyond those of all steps.
   void on_elements(KernelSource& source, const Types& types, const char* name,
-                   Launch<StepTensors>& launch, std::initializer_list<const void*> last);
+                   Start<StepTensors>& start, std::initializer_list<const void*> last);
 
  private:
-  std::vector<Launch<StepTensors>> launches_;
+  std::vector<Start<StepTensors>> starts_;
   c10::Device device_;
   at::ScalarType dtype_ = at::kFloat, grad_dtype_ = at::kFloat;
   OnDevice known_{};
   at::Tensor factor_;
-  // Gradients whose layout differs from their parameter's.
+  // Gradients of another layout than their parameter's.
   std::vector<at::Tensor> copies_;
 };
 

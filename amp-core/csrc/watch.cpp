@@ -1,15 +1,15 @@
-// Statistics of a gradient that the backward pass computes and does not keep.
+// Figures of a gradient that the backward pass computes and does not keep.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "cached_cast.h"
 #include "guard.h"
+#include "twin.h"
 
 namespace amp::watch {
 namespace {
 
-// [1, NaNs, infinities, largest magnitude] in f64, or zeros until the gradient was computed.
+// [1, NaNs, infinities, largest magnitude] in f64, or zeros before the gradient has come.
 void note(const at::Tensor& figures, const at::Tensor& grad) {
   const c10::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -24,7 +24,7 @@ void note(const at::Tensor& figures, const at::Tensor& grad) {
 
 extern "C" {
 
-// A new f64 tensor with four statistics of `tensor`'s gradient, which the backward pass fills.
+// A new f64 tensor of four figures of `tensor`'s gradient, which the backward pass fills.
 int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   return amp::guarded([&] {
     auto figures = at::zeros({4}, tensor->options().dtype(at::kDouble).requires_grad(false));
@@ -33,11 +33,11 @@ int amp_watch_gradient(const at::Tensor* tensor, at::Tensor** out) {
   });
 }
 
-// Drops the cached cast of `tensor`, so that later layers read `tensor` itself and its gradient contains theirs.
-int amp_forget_cached_cast(const at::Tensor* tensor) {
+// Layers behind read `tensor` itself instead of its twin, so that its gradient contains theirs.
+int amp_forget_twin(const at::Tensor* tensor) {
   return amp::guarded([&] {
     const at::TensorBase& whole = tensor->is_view() ? tensor->_base() : *tensor;
-    if (amp::attached_auxiliary<amp::CachedCast>(whole).defined()) {
+    if (amp::known_beside<amp::Twin>(whole).defined()) {
       whole.unsafeGetTensorImpl()->set_backend_meta(nullptr);
     }
   });

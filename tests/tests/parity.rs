@@ -91,7 +91,7 @@ fn a_twin_that_trains_otherwise_disagrees(#[case] from: &str, #[case] to: &str) 
 }
 
 /// A row is trained once. It is trained again with other options or another twin, where its file is broken, and where
-/// it disagrees.
+/// the twin failed.
 #[test]
 fn rows_are_kept_in_a_folder() -> Result<()> {
     const RATE: &str = "lr=self.learning_rate";
@@ -133,8 +133,13 @@ fn rows_are_kept_in_a_folder() -> Result<()> {
     }
     assert_eq!(trained(&same, "20")?, (1, first));
     let other = lstm(RATE, "lr=1.1 * self.learning_rate")?;
-    for _ in 0..2 {
+    for expected in [1, 0] {
         let (count, report) = trained(&other, "20")?;
+        assert_eq!((count, report.status()), (expected, Status::Disagree));
+    }
+    let failing = lstm(RATE, "lr=no_rate")?;
+    for _ in 0..2 {
+        let (count, report) = trained(&failing, "20")?;
         assert_eq!((count, report.status()), (1, Status::Disagree));
     }
     Ok(())

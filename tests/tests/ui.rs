@@ -117,6 +117,12 @@ fn normalized(text: &str) -> String {
     let mut lines = Vec::new();
     for line in text.trim_end().lines() {
         let start = line.trim_start();
+        // Where rustc has written a long type that it names, of whatever crate is built as well.
+        if start.starts_with("= note: the full name for the type has been written to")
+            || start.starts_with("= note: consider using `--verbose` to print the full type name")
+        {
+            continue;
+        }
         if let Some(place) = start.strip_prefix("--> ") {
             let own = place.strip_prefix("tests/");
             elsewhere = own.is_none();

@@ -1,11 +1,10 @@
-// Adam and AdamW over many tensors at once: parameters, gradients, exp_avgs, exp_avg_sqs, steps
-// (f32 scalars) and, if the averages have 8 bits, an exp_avg_scale and an exp_avg_sq_scale for each
-// 256 elements. The arithmetic is that of libtorch's fused kernel
+// Adam and AdamW over many tensors at once: parameters, gradients, exp_avgs, exp_avg_sqs, steps (f32
+// scalars) and, where the averages have 8 bits, for each 256 elements an exp_avg_scale and an
+// exp_avg_sq_scale. The arithmetic is that of libtorch's fused kernel
 // (ATen/native/cuda/fused_adam_utils.cuh): rates in f64, everything else in the parameter's dtype,
-// or in f32 if the parameter has 16 bits. There are three differences: the rates are on the device,
-// so that a captured step follows its schedule; the gradients are multiplied by a factor, so that
-// unscaling and clipping need no separate pass; and the averages may have fewer bits than the
-// parameters.
+// or in f32 where that has 16 bits. Unlike there the rates lie on the device, so that a captured step
+// follows its schedule, and the gradients are multiplied by a factor on the way, so that unscaling
+// and clipping need no pass of their own; and the averages may have fewer bits than the parameters.
 
 constexpr float smallest_normal = 1.17549435e-38f;
 
@@ -19,7 +18,7 @@ extern "C" __global__ void count_steps(const StepTensors tensors, const OnDevice
   if (at < tensors.count && !is_left_out(known)) *steps_of(tensors, at) += 1;
 }
 
-// Within two units in the last place for normal numbers; subnormal numbers become zero.
+// Within two units in the last place of normal numbers; others are zero.
 __device__ float approximate_sqrt(float x) {
   float out;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
@@ -31,7 +30,7 @@ __device__ float approximate_ratio(float x, float y) {
   return out;
 }
 
-// The numbers of a step for one tensor; R is the dtype of the rates.
+// A step's numbers for one tensor; R is the dtype of its rates.
 template <typename R>
 struct Update {
   using W = Wide<T>;
@@ -39,7 +38,7 @@ struct Update {
   bool decoupled, decays;
   W step_size, correction2_sqrt, multiplier;
 
-  // Called by the whole block.
+  // For the whole block.
   __device__ Update(const OnDevice& known, const AmpAdam& options, const float* steps)
       : decay(options.decoupled ? known.rates[0] * options.weight_decay : options.weight_decay),
         beta1(known.rates[1]),
@@ -93,8 +92,8 @@ __device__ void keep(Wide<T> average, U& out, unsigned noise) {
   }
 }
 
-// P is the dtype of the gradients and Q the dtype of the averages. Averages narrower than the
-// parameters are rounded up or down at random.
+// The gradients' dtype is P and the averages' Q: narrower than the parameters' these are rounded up or
+// down at random.
 extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
                                 const AmpAdam options, const Random random) {
   using W = Wide<T>;
@@ -147,34 +146,33 @@ extern "C" __global__ void step(const StepTensors tensors, const OnDevice known,
 
 constexpr int block_elements = 256;
 
-// Converts an element divided by its block's scale to a code, for the table of optim/moments.rs:
-// seven decades of values, each at the centre of one of `count` equal parts, so that the edges of
-// the parts are the bounds. Only the bounds between decades are elsewhere.
+// How a share becomes a code, as optim/moments.rs lays them out: seven decades of values, each in the
+// middle of one of `count` equal parts, so that the parts' edges are the bounds between them. Only the
+// bounds between decades lie elsewhere.
 template <bool is_signed>
 struct Coder {
   struct Decade {
-    // part = size · slope - offset; the code is `first` + part.
+    // part = size · slope - offset; its code is `first` more.
     float slope, offset;
     int last, first;
   };
   const float* values;
   const Decade* decades;
-  // The bounds of magnitudes: from zero to the first decade, from each decade to the next, and from
-  // the last to 1.
+  // Of sizes: from nothing to the first decade, from each to the next, and from the last to 1.
   float bounds[8];
 
-  // Called by the whole block, before it synchronizes.
+  // For the whole block, before it synchronises.
   __device__ void load(const Code& code) {
     __shared__ float kept_values[256];
     __shared__ Decade kept_decades[9];
     values = kept_values;
     decades = kept_decades;
     for (int i = threadIdx.x; i < 256; i += blockDim.x) kept_values[i] = code.values[i];
-    // The codes of zero, and of the first part of each decade.
+    // The codes of nothing and, in each decade, of its first part.
     constexpr int nothing = is_signed ? 127 : 0;
     const auto first = [](int decade) { return nothing + 1 + (count(decade) - count(0)); };
     for (int decade = 0; decade < 8; ++decade) bounds[decade] = code.bounds[first(decade) - 1];
-    // A positive square never gets the code of zero.
+    // A positive square is never nothing.
     if (!is_signed) bounds[0] = 0;
     if (threadIdx.x >= 9) return;
     const int decade = static_cast<int>(threadIdx.x) - 1;
@@ -192,10 +190,10 @@ struct Coder {
   // The parts of a decade.
   static __device__ int count(int decade) { return (is_signed ? 1 : 2) << decade; }
 
-  // The code of an element divided by its block's scale, between -1 and 1.
+  // Of a share of the largest, between -1 and 1.
   __device__ unsigned char of(float share) const {
     const float size = fabsf(share);
-    // The number of bounds below it, by bisection.
+    // How many bounds are below it, by halves.
     const bool upper = size > bounds[3];
     const bool third = size > (upper ? bounds[5] : bounds[1]);
     const float next = upper ? (third ? bounds[6] : bounds[4]) : (third ? bounds[2] : bounds[0]);
@@ -203,7 +201,7 @@ struct Coder {
     const Decade decade = decades[at];
     const int part = static_cast<int>(size * decade.slope - decade.offset);
     const int code = decade.first + max(0, min(part, decade.last));
-    // Negative values have the codes in reverse order; -1 has no code.
+    // Below zero the codes lie the other way round; there is none for -1.
     if (is_signed && share < 0) return static_cast<unsigned char>(max(0, 254 - code));
     return static_cast<unsigned char>(code);
   }
@@ -216,7 +214,7 @@ __device__ float warp_max(float value) {
   return value;
 }
 
-// The averages have 8 bits, and an f32 scale for each 256 elements; a warp updates 256 elements.
+// The averages have 8 bits, and an f32 scale for each 256: a warp steps 256.
 extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice known,
                                      const AmpAdam options, const Code exp_avg_code,
                                      const Code exp_avg_sq_code) {
@@ -228,7 +226,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
   Coder<false> exp_avg_sq_coder;
   exp_avg_coder.load(exp_avg_code);
   exp_avg_sq_coder.load(exp_avg_sq_code);
-  // No f64, whose time would cancel the gain from reading fewer bytes.
+  // No f64: what 8 bits take from memory's time it would give back.
   const Update<Wide<T>> update(known, options, steps_of(tensors, at));
 
   auto* params = static_cast<T*>(tensors.data[0][at]);
@@ -248,7 +246,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
     for (int p = 0; p < packs; ++p) {
       const int i = first + (p * 32 + lane) * per_thread;
       const long long from = begin + i;
-      // Blocks of codes are complete.
+      // Blocks of codes are whole.
       const auto codes = pack_at(exp_avgs, from), sq_codes = pack_at(exp_avg_sqs, from);
       const bool whole = packed && i + per_thread <= count;
       Pack<T> param{};
@@ -283,7 +281,7 @@ extern "C" __global__ void step_8bit(const StepTensors tensors, const OnDevice k
       exp_avg_scale = largest;
       exp_avg_sq_scale = largest_sq;
     }
-    // The scale of a block of zeros must not be zero either.
+    // Of a block of zeros, too.
     const float inverse = 1 / fmaxf(largest, smallest_normal);
     const float sq_inverse = 1 / fmaxf(largest_sq, smallest_normal);
 #pragma unroll

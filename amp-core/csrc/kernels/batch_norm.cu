@@ -1,7 +1,7 @@
-// Batch norm of [rows, columns] in training, optionally followed by ReLU and dropout: one pass over
-// the batch for the statistics and one for the rest. The backward pass needs only the input: which
-// elements were cut off or dropped is computed again. It also sums the gradient that it passes back
-// over the rows, which is the gradient of a bias before it.
+// Batch normalisation of [rows, columns] while training, with ReLU and dropout behind it if wanted,
+// in one pass over the batch for the statistics and one for the rest. The backward pass needs the
+// input alone: what was cut off or dropped is worked out again. It also sums what it passes on, over the
+// rows: the gradient of a bias before it.
 
 struct Layer {
   int rows, columns, relu;
@@ -16,7 +16,7 @@ __device__ double scaled(double x, double mean, double inverse, double weight, d
   return fma((x - mean) * inverse, weight, bias);
 }
 
-// The row and the column, in groups of four elements.
+// The row's and column's place among the groups of four elements.
 __device__ long long group_of(const Layer& layer, int row, int column) {
   return (static_cast<long long>(row) * layer.columns + column) / per_thread;
 }
@@ -31,7 +31,7 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
   const bool within = column < layer.columns;
   if (tracked != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *tracked += 1;
 
-  // Distances from the first row are precise even if a column is far from zero.
+  // Distances from the first row lose nothing where a column is far from zero.
   W shift[per_thread] = {}, sum[per_thread] = {}, squares[per_thread] = {};
   if (within) {
     const auto pack = pack_at(in, column);
@@ -74,7 +74,7 @@ extern "C" __global__ void forward(const T* in, const P* weights, const P* biase
       const int own = lane * per_thread + k;
       W y = rounded<T>(
           scaled(widen(x.at[k]), mean[own], inverse[own], W(widen(w.at[k])), W(widen(b.at[k]))));
-      // NaN passes.
+      // Leaves a NaN.
       if (layer.relu && y <= 0) y = 0;
       narrow(y * factors[k], x.at[k]);
     }
@@ -98,7 +98,7 @@ extern "C" __global__ void backward(const T* in, const T* grads, const P* weight
     mean = pack_at(means, column), inverse = pack_at(inverses, column);
     w = pack_at(weights, column), b = pack_at(biases, column);
   }
-  // The gradient after the normalization and the distance from the mean, for four columns of a row.
+  // The gradient behind the normalisation and the distance from the mean, of four columns of a row.
   const auto read = [&](int row, W (&grad)[per_thread], W (&distance)[per_thread]) {
     const long long at = static_cast<long long>(row) * layer.columns + column;
     const auto x = pack_at(in, at), g = pack_at(grads, at);

@@ -1,15 +1,14 @@
-// Batch norm of 16-bit images in channels_last in training, followed by ReLU, or by a residual and
-// ReLU. Sums are f32 within a thread and f64 across threads, always in the same order.
+// Batch normalisation of images in channels_last and 16 bits while training, with what comes behind it:
+// ReLU, or a residual and ReLU. Sums are f32 within a thread and f64 beyond it, always in the same order.
 //
-// Forward: `statistics` reads the input, `normalise` computes coefficients for each channel,
-// `apply` reads the input again. Backward: `gradient_sums`, `slopes` and `input_gradient`
-// correspondingly. ReLU's mask is computed again from the input; with a residual it is stored as
-// one bit for each element. The first pass begins at the end, which was written last and may still
-// be in the cache, and the second begins where the first has ended.
+// Forward: `statistics` reads the input, `normalise` has coefficients of each channel, `apply` reads the
+// input again. Backward: `gradient_sums`, `slopes` and `input_gradient` likewise. ReLU's mask is worked out
+// again from the input, or with a residual is one bit for each element. The first pass begins at the end,
+// which was written last and may still be in the cache, and the second where the first has ended.
 
 constexpr int threads = 256;
 constexpr int eight = 8;
-// The number of blocks per multiprocessor, which limits the registers of a thread.
+// Blocks of a multiprocessor at once; the registers are shared out so.
 constexpr int resident = 3;
 
 struct alignas(16) Row {
@@ -20,7 +19,7 @@ __device__ void widen(const Row& row, float (&out)[eight]) {
   for (int k = 0; k < eight; ++k) out[k] = ::widen(row.at[k]);
 }
 
-// Two conversions at a time, if the device supports it.
+// Two at a time where the device can.
 __device__ unsigned narrow_two(float low, float high, bf16) {
   unsigned out;
 #if __CUDA_ARCH__ >= 800
@@ -53,17 +52,17 @@ __device__ Row narrow(const float (&from)[eight]) {
   return row;
 }
 
-// The largest number that rounds to 0 in T: half of the smallest one.
+// The largest number that T rounds to 0: half its smallest one.
 __device__ float rounds_to_zero(bf16) { return __uint_as_float(1u << 15); }
 __device__ float rounds_to_zero(f16) { return 0x1p-25f; }
 
-// NaN passes.
+// Leaves a NaN.
 __device__ float relu(float x) { return x <= 0 ? 0.f : x; }
 
-// Whether ReLU passes a gradient on: it also does for NaN.
+// Whether ReLU passes a gradient on: it does at a NaN.
 __device__ bool passes(float x) { return !(x <= rounds_to_zero(T())); }
 
-// The first column and the first row of a thread, and whether they exist.
+// A thread's place: its first column and its first row, and whether it has one.
 struct Place {
   int column, row, chunk;
   bool within;
@@ -79,8 +78,7 @@ struct Place {
   __device__ float load(const float* values, int k) const { return values[column + k]; }
 };
 
-// Calls `read(at, slot)` for up to `depth` rows of the thread, then `use(at, slot)` for the same
-// rows.
+// Calls `read(at, slot)` for up to `depth` rows of the thread, and then `use(at, slot)` for the same.
 template <bool from_the_end, int depth, typename Read, typename Use>
 __device__ void for_rows(const Shape& shape, const Place& place, Read read, Use use) {
   if (!place.within) return;
@@ -109,7 +107,7 @@ __device__ const Row& row_at(const T* data, long long at) {
 }
 __device__ Row& row_at(T* data, long long at) { return *reinterpret_cast<Row*>(data + at); }
 
-// Sums over the block's rows and writes two sums for each column to `sums`: [chunks, 2, columns].
+// Adds up the block's rows and writes its two sums of each column to `sums`: [chunks, 2, columns].
 __device__ void write_sums(const Shape& shape, const Place& place, const float (&first)[eight],
                            const float (&second)[eight], float* sums) {
   __shared__ float kept[2][eight][threads];
@@ -132,8 +130,8 @@ __device__ void write_sums(const Shape& shape, const Place& place, const float (
   }
 }
 
-// Blocks of 512 threads process eight columns with 64 threads each. Calls `finish` for each column
-// with the sums over all chunks.
+// Blocks of 512 threads have eight columns, 64 threads each. Calls `finish` for each column with the sums
+// over all chunks.
 template <typename Finish>
 __device__ void for_columns(const Shape& shape, const float* sums, Finish finish) {
   constexpr int parts = 64;
@@ -161,8 +159,8 @@ __device__ void for_columns(const Shape& shape, const float* sums, Finish finish
   if (part == 0 && column < shape.columns) finish(column, kept[0][0][own], kept[1][0][own]);
 }
 
-// Sums of the distances from the first row, which are precise even if a column is far from zero,
-// and of their squares.
+// Sums of the distances from the first row, which lose nothing where a column is far from zero, and of
+// their squares.
 extern "C" __global__ void __launch_bounds__(threads, resident) statistics(const T* __restrict__ in, float* sums, const Shape shape) {
   const Place place(shape);
   float origin[eight] = {}, sum[eight] = {}, squares[eight] = {};
@@ -232,7 +230,7 @@ __device__ void apply_to(const T* __restrict__ in, const T* __restrict__ residua
         widen(rows[slot], y);
         for (int k = 0; k < eight; ++k) y[k] = fmaf(y[k], scale[k], shift[k]);
         if (after == adds_and_cuts) {
-          // Between layers a value is rounded to their dtype.
+          // Between layers a value has their dtype.
           float other[eight];
           widen(narrow(y), y);
           widen(others[slot], other);
@@ -264,8 +262,8 @@ extern "C" __global__ void __launch_bounds__(threads, resident) apply_add_relu(c
   apply_to<adds_and_cuts>(in, residual, known, out, mask, shape);
 }
 
-// Sums of the gradient after the normalization, and of its products with the distance from the
-// mean. With a residual the gradient is also stored, because it is the residual's gradient.
+// Sums of the gradient behind the normalisation, and of its products with the distance from the mean. With
+// a residual the gradient is written down: it is the residual's, too.
 template <After after>
 __device__ void sum_gradients(const T* __restrict__ in, const T* __restrict__ grads,
                               const unsigned char* __restrict__ mask,
@@ -324,8 +322,7 @@ extern "C" __global__ void __launch_bounds__(threads, resident) gradient_sums_ad
   sum_gradients<adds_and_cuts>(in, grads, mask, known, passed, sums, shape);
 }
 
-// The parameters' gradients, and the linear function of the input that is added to the scaled
-// gradient.
+// The parameters' gradients, and the line in the input that is added to the scaled gradient.
 extern "C" __global__ void __launch_bounds__(512) slopes(const float* sums, const float* known, P* weight_grads,
                                   P* bias_grads, float* line, const Shape shape) {
   for_columns(shape, sums, [&](int at, double total, double product) {

@@ -1,4 +1,4 @@
-// Casts many f32 tensors to 16 bits at once.
+// Many f32 tensors in 16 bits, at once.
 
 extern "C" __global__ void cast(const Tensors tensors) {
   const auto [at, begin, count] = part_of(tensors);

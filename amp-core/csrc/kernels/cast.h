@@ -1,3 +1,3 @@
-// The arguments of cast.cu's kernels: f32 tensors and their destinations.
+// What cast.cu is started with: f32 tensors, and where they go.
 
 using Tensors = TensorList<2, 128, 8192>;

@@ -1,6 +1,6 @@
-// Cross entropy and counts of correct predictions for logits [rows, classes] and classes. For small
-// inputs a single block needs less time than starting several kernels would, and a thread processes
-// whole rows. For large inputs, as in a language model, a block processes a row.
+// Cross entropy and hits of logits [rows, classes] against classes. Where there are few, one block does it
+// in less time than kernels take to start, and a thread takes rows, each as a whole. Where there are many,
+// as of a language model, a block takes a row.
 
 constexpr long long ignored = -100;
 
@@ -18,7 +18,7 @@ __device__ Row<W> row_of(const T* logits, int classes) {
   W largest = widen(logits[0]);
   for (int c = 1; c < classes; ++c) {
     const W value = widen(logits[c]);
-    // NaN is kept.
+    // A NaN is kept.
     if (value > largest || value != value) largest = value;
   }
   W sum = 0;
@@ -26,8 +26,8 @@ __device__ Row<W> row_of(const T* logits, int classes) {
   return {largest, logarithm(sum)};
 }
 
-// One block. The mean over the rows that are not ignored, their number, and the values that the
-// backward pass needs for each row.
+// One block. The mean over the rows that count, how many those are, and what the backward pass needs
+// of each row.
 extern "C" __global__ void cross_entropy(const T* logits, const long long* targets, int rows,
                                          int classes, Wide<T>* mean, double* counted,
                                          Row<Wide<T>>* kept) {
@@ -39,7 +39,7 @@ extern "C" __global__ void cross_entropy(const T* logits, const long long* targe
     kept[r] = of;
     const long long target = targets[r];
     if (target == ignored) continue;
-    // A device-side error, as in libtorch.
+    // As in libtorch, an error of the device.
     if (target < 0 || target >= classes) __trap();
     sum += of.log_sum - (widen(row[target]) - of.largest);
     count += 1;
@@ -70,8 +70,8 @@ extern "C" __global__ void cross_entropy_backward(const T* logits, const long lo
   narrow(value, out[at]);
 }
 
-// One block. The number of rows whose largest logit (the first of equal ones) is at the target, and
-// the number of rows that are not ignored; NaN if a target is out of range.
+// One block. How many rows have their largest logit, the first of equal ones, at the target, and how many
+// count; NaN where a target is no class.
 extern "C" __global__ void hits(const T* logits, const long long* targets, int rows, int classes,
                                 double* out) {
   double count = 0, counted = 0;
@@ -84,7 +84,7 @@ extern "C" __global__ void hits(const T* logits, const long long* targets, int r
     int at = 0;
     for (int c = 1; c < classes && largest == largest; ++c) {
       const auto value = widen(row[c]);
-      // NaN counts as the largest.
+      // A NaN counts as the largest.
       if (value <= largest) continue;
       largest = value;
       at = c;
@@ -99,21 +99,21 @@ extern "C" __global__ void hits(const T* logits, const long long* targets, int r
   out[1] = counted;
 }
 
-// Four f32 logits, or as many logits as 16 bytes contain.
+// Four logits of f32, or as many as 16 bytes hold.
 struct alignas(16) Line {
   static constexpr int length = 16 / sizeof(T);
   T at[length];
 };
 
-// An exponential whose error is far below the rounding of 16-bit logits.
+// An exponential whose error is far below what 16 bits round, where the logits have them.
 __device__ float share_of(float x) {
   if constexpr (sizeof(T) == 2) return __expf(x);
   return expf(x);
 }
 __device__ double share_of(double x) { return exp(x); }
 
-// Calls `each` with the class and a reference to each logit of the block's row, or with a whole
-// line of logits. The row need not begin at a line.
+// Calls `each` with the class and a reference to each logit of the block's row, whose address need not be a
+// line's, or with a line of them.
 template <typename U, typename Each>
 __device__ void for_row(U* row, int classes, const Each& each) {
   const int offset = static_cast<int>(reinterpret_cast<unsigned long long>(row) % sizeof(Line) / sizeof(T));
@@ -133,13 +133,13 @@ __device__ void for_row(U* row, int classes, const Each& each) {
   if (rest < classes) each(rest, row[rest]);
 }
 
-// The largest logit, the sum of exp(x - largest) and the sum of x for a part of a row.
+// Largest, sum of exp(x - largest) and sum of x of a part of a row.
 template <typename W>
 struct Softmax {
   W largest = sizeof(W) == 8 ? W(-1.7976931348623157e308) : W(-3.402823466e38f);
   W exponentials = 0, total = 0;
 
-  // NaN stays in the sums.
+  // A NaN stays in the sums.
   __device__ void add(W value) {
     if (value > largest) {
       exponentials *= exponential(largest - value);
@@ -175,7 +175,7 @@ struct AddToSoftmax {
 
   __device__ void line(int, const Line& logits) const {
     W most = sums.largest, part = 0;
-    // NaN is not in the largest, but in the sums.
+    // A NaN is not among the largest, but in the sums.
     for (int k = 0; k < Line::length; ++k) {
       const W value = widen(logits.at[k]);
       if (value > most) most = value;
@@ -213,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(1024)
   const long long target = targets[blockIdx.x];
   W loss = 0;
   if (target != left_out) {
-    // A device-side error, as in libtorch.
+    // As in libtorch, an error of the device.
     if (target < 0 || target >= classes) __trap();
     const W own = widen(row[target]) - sums.largest;
     loss = log_sum - own;
@@ -226,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(1024)
   losses[blockIdx.x] = loss;
 }
 
-// One block. The mean of the losses of the rows that are not ignored, and their number.
+// One block. The mean of the losses of rows that count, and how many those are.
 extern "C" __global__ void mean_of_rows(const Wide<T>* losses, const long long* targets, int rows,
                                         long long left_out, Wide<T>* mean, double* counted) {
   double sum = 0, count = 0;
@@ -263,8 +263,7 @@ struct ToGradient {
   }
 };
 
-// A block processes a row and overwrites its logits with their gradients; `grad` is the gradient of
-// the mean.
+// A block has a row, whose logits become their gradients; `grad` is that of the mean.
 extern "C" __global__ void __launch_bounds__(1024)
     row_gradients(T* logits, const long long* targets, int classes, long long left_out,
                   double smoothing, double z, const double* counted, const Row<Wide<T>>* kept,

@@ -1,4 +1,4 @@
-// Included before every kernel file: dtypes, vectors, lists of tensors, sums and random numbers.
+// What stands before every kernel file: dtypes, vectors, lists of tensors, sums and random numbers.
 
 struct bf16 {
   unsigned short bits;
@@ -7,8 +7,8 @@ struct f16 {
   unsigned short bits;
 };
 
-// The dtypes for which the file is compiled: T and up to three more. T is the dtype of weights; for
-// optimizers the others are the dtypes of gradients and averages.
+// What the file is compiled for: the dtype that it works on and up to three more. They are those of
+// weights, or for steps of gradients and of averages.
 using T = AMP_T;
 #ifdef AMP_P
 using P = AMP_P;
@@ -53,13 +53,12 @@ __device__ void narrow(double x, float& out) { out = static_cast<float>(x); }
 __device__ void narrow(double x, bf16& out) { narrow(static_cast<float>(x), out); }
 __device__ void narrow(double x, f16& out) { narrow(static_cast<float>(x), out); }
 
-// Rounds up with a probability equal to the fraction that is cut off, otherwise down; `noise` has
-// 16 bits.
+// Up with the probability of the part that is cut off, or else down; `noise` has 16 bits.
 __device__ void narrow_at_random(float x, bf16& out, unsigned noise) {
   out.bits = x != x ? 0x7fc0 : (__float_as_uint(x) + noise) >> 16;
 }
 
-// The dtype in which U is computed.
+// The dtype that U is computed in.
 template <typename U>
 using Wide = decltype(widen(U()));
 
@@ -84,7 +83,7 @@ __device__ const Pack<U>& pack_at(const U* data, long long at) {
   return *reinterpret_cast<const Pack<U>*>(data + at);
 }
 
-// The block's part of a list of tensors.
+// Where a block finds its part of a list of tensors.
 struct Part {
   int tensor;
   long long begin;
@@ -107,20 +106,20 @@ __device__ bool is_left_out(const OnDevice& known) {
   return known.found_inf != nullptr && *known.found_inf != 0;
 }
 
-// The factor of the gradients.
+// What gradients are multiplied by.
 template <typename W>
 __device__ W factor_of(const OnDevice& known) {
   return known.factor == nullptr ? 1 : *static_cast<const W*>(known.factor);
 }
 
-// A product that is rounded before anything is added to it.
+// A product that is rounded, whatever is added to it.
 __device__ float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ double product(double a, double b) { return __dmul_rn(a, b); }
 
 __device__ float exponential(float x) { return expf(x); }
 __device__ double exponential(double x) { return exp(x); }
 
-// Four neighbours, or fewer at the end: `whole` is true if there are four and they are aligned.
+// Four neighbours, or as many as there are: `whole` says whether there are four, aligned.
 template <typename U>
 __device__ Pack<U> load(const U* data, int at, int count, bool whole) {
   if (whole) return pack_at(data, at);
@@ -137,9 +136,9 @@ __device__ void store(const Pack<U>& pack, U* data, int at, int count, bool whol
   }
 }
 
-// Calls `update` with the values of the first `lists` lists at each position of the block's part,
-// in the dtype of the computation: the parameter, its gradient (of dtype P) times the factor,
-// state. All except the gradient are written back.
+// Calls `update` with what the first `lists` lists hold at each place of the block's part, in the
+// dtype it is computed in: the parameter, its gradient, which is of dtype P, times the factor, state.
+// All but the gradient are written back.
 template <int lists, typename Update>
 __device__ void step_elements(const StepTensors& tensors, const OnDevice& known,
                               const Update& update) {
@@ -188,8 +187,8 @@ __device__ double block_sum(double value) {
   return value;
 }
 
-// The value rounded to dtype U. Separate layers round to their dtype in between, so a fused kernel
-// does the same to give the same bits.
+// What it is in dtype U. Between layers a value has their dtype: in one kernel they have the bits that
+// they have one by one.
 template <typename U>
 __device__ Wide<U> rounded(Wide<U> x) {
   U out;
@@ -197,14 +196,14 @@ __device__ Wide<U> rounded(Wide<U> x) {
   return widen(out);
 }
 
-// Kernels that sum over the rows of a matrix have blocks of 512 threads, which process 32 columns:
-// eight threads per row with four columns each, 64 rows at a time.
+// Kernels that sum over the rows of a matrix have blocks of 512 threads, which take 32 columns: eight
+// threads of a row four each, 64 rows at a time.
 constexpr int lanes = 8;
 constexpr int columns_per_block = lanes * per_thread;
 constexpr int rows_at_once = 64;
 
-// Sums two values for each column over the block's rows, and calls `finish` for each column with
-// both sums.
+// Sums over the block's rows of two values for each column; `finish` is called for each column with
+// both.
 template <typename W, typename Finish>
 __device__ void for_column_sums(const W (&first)[per_thread], const W (&second)[per_thread],
                                 Finish finish) {
@@ -235,8 +234,8 @@ __device__ void for_column_sums(const W (&first)[per_thread], const W (&second)[
   __syncthreads();
 }
 
-// Four random words for a position in a stream: Philox4x32 with 7 rounds, the smallest number that
-// passed BigCrush in Salmon et al. (2011, table 2).
+// Four random words for a place in a stream: Philox4x32 with 7 rounds, the fewest that Salmon et al.
+// (2011, table 2) found to pass BigCrush.
 __device__ uint4 philox(unsigned long long seed, unsigned long long stream,
                         unsigned long long place) {
   unsigned k0 = static_cast<unsigned>(seed), k1 = static_cast<unsigned>(seed >> 32);
@@ -252,7 +251,7 @@ __device__ uint4 philox(unsigned long long seed, unsigned long long stream,
   return c;
 }
 
-// The state of libtorch's generator: at::PhiloxCudaState.
+// Where libtorch's generator is: at::PhiloxCudaState.
 struct Random {
   union Number {
     unsigned long long value;
@@ -263,7 +262,7 @@ struct Random {
   bool captured;
 };
 
-// The random words of one kernel launch; by default none.
+// Random words for a run of one kernel; by default none.
 struct Stream {
   unsigned long long seed = 0, stream = 0;
 
@@ -274,22 +273,22 @@ struct Stream {
     stream = captured ? *offset.place + offset_in_graph : offset.value;
   }
 
-  // The words for a position that the caller numbers.
+  // For a place of the user's numbering.
   __device__ void words(long long place, unsigned (&out)[per_thread]) const {
     const uint4 drawn = philox(seed, stream, place);
     out[0] = drawn.x, out[1] = drawn.y, out[2] = drawn.z, out[3] = drawn.w;
   }
 };
 
-// The layout of the struct in csrc/dropout.h.
+// Laid out as in csrc/dropout.h.
 struct Dropout {
   Random random;
-  // Elements whose random word is below this are dropped; 0 for none.
+  // Those whose random word is below this are dropped; 0 for none.
   unsigned threshold;
   float scale;
 };
 
-// The factor of dropout: 0 for dropped elements.
+// What dropout multiplies elements by: 0 for those that are dropped.
 struct Factors {
   Stream stream;
   unsigned threshold;
@@ -300,7 +299,7 @@ struct Factors {
     if (threshold != 0) stream = Stream(dropout.random);
   }
 
-  // The factors of four neighbours; `group` is the position of the first divided by four.
+  // Of four neighbours; `group` is the place of the first divided by four.
   __device__ void of(long long group, float (&out)[per_thread]) const {
     if (threshold == 0) {
       for (float& factor : out) factor = scale;
@@ -311,7 +310,7 @@ struct Factors {
     for (int k = 0; k < per_thread; ++k) out[k] = words[k] < threshold ? 0 : scale;
   }
 
-  // The factor of the element at `place`.
+  // Of the element at `place`.
   __device__ float at(long long place) const {
     float factors[per_thread];
     of(place / per_thread, factors);

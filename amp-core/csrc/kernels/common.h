@@ -1,7 +1,7 @@
-// The arguments of kernels, for both host and device code.
+// What kernels are started with: for both halves.
 
-// A list of tensors with the same dtype, of limited length. A tensor has the same layout in every
-// list. One launch of a kernel processes the list.
+// Tensors of one dtype, at most so many, each of one layout in every list: one start of a kernel
+// works on them.
 template <int lists, int most, int per_block>
 struct TensorList {
   static constexpr int max_tensors = most;
@@ -9,21 +9,21 @@ struct TensorList {
 
   void* data[lists][most];
   long long sizes[most];
-  // The block that processes a tensor's first elements.
+  // The block that works on a tensor's first elements.
   int first_blocks[most];
   int count;
 };
 
-// The tensors of an optimizer's step: parameters, gradients and state. A list that the optimizer
+// What an optimizer steps: parameters, their gradients and, as it names them, state. A list that it
 // does not have is null.
 using StepTensors = TensorList<7, 48, 4096>;
 
-// The values of a step that only the device has.
+// What the device knows of a step.
 struct OnDevice {
-  // lr, and the second rate that a schedule sets: a momentum, or beta1 of Adam and Lion.
+  // lr, and what a schedule moves beside it: a momentum or Adam's and Lion's beta1.
   const double* rates;
-  // The factor of the gradients in the dtype of their computation, or null.
+  // What gradients are multiplied by, in the dtype they are computed in, or null.
   const void* factor;
-  // If this is given and not 0, nothing changes.
+  // Where it, if given, is not 0, nothing moves.
   const float* found_inf;
 };

@@ -1,3 +1,3 @@
-// The arguments of copy.cu's kernels: bytes and their destinations.
+// What copy.cu is started with: bytes, and where they go.
 
 using Bytes = TensorList<2, 128, 4096>;

@@ -1,6 +1,6 @@
-// Dropout without a stored mask: the dropped elements follow from the generator's state and the
-// element's position, so that the backward pass applies the same function to the gradient. `run`
-// neighbours are dropped together.
+// Dropout without a mask in memory: what is dropped follows from where the generator was and the
+// element's place, so that the backward pass is the forward pass of the gradient. `run` neighbours are
+// dropped together.
 
 extern "C" __global__ void apply(const T* in, T* out, long long count, long long run,
                                  const Dropout dropout) {

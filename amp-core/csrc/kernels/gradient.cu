@@ -1,6 +1,6 @@
-// The global norm of many gradients, and the clipping factor.
+// The norm of many gradients together, and what clipping multiplies them by.
 
-// Squares are summed in f64, where the square of an f32 number cannot overflow.
+// Squares are summed in f64: no f32 is too large for that.
 extern "C" __global__ void square_sums(const Tensors tensors, double* sums) {
   const auto [at, begin, count] = part_of(tensors);
   const auto* data = static_cast<const T*>(tensors.data[0][at]) + begin;
@@ -20,7 +20,7 @@ extern "C" __global__ void square_sums(const Tensors tensors, double* sums) {
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// One block. `norm` is the norm of the tensors as they are; `factor` also removes the scale.
+// One block. `norm` is that of the tensors as they are; `factor` also takes the scale away.
 extern "C" __global__ void clip_factor(const double* sums, int count, const float* scale,
                                        double max_norm, float* found_inf, Wide<T>* norm,
                                        Wide<T>* factor) {

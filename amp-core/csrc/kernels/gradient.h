@@ -1,3 +1,3 @@
-// The arguments of gradient.cu's kernels.
+// What gradient.cu is started with.
 
 using Tensors = TensorList<1, 128, 8192>;

@@ -1,20 +1,20 @@
-// Layer norm of the rows of a matrix in training: of the input, or of a residual plus the input
-// after dropout; optionally followed by GELU and dropout. The backward pass needs only the
-// normalized values: the rest is computed again.
+// Layer normalisation of the rows of a matrix while training: of what is given, or of the sum of a
+// residual and what dropout leaves of it. Behind it come GELU and dropout, if wanted. The backward pass
+// needs what was normalised alone: the rest is worked out again.
 //
-// T is the dtype of the input, P of the sum, Q of weights and output, and R of the output's cached
-// cast for an autocast region.
+// T is the dtype of what is given, P that of the sum, Q that of weights and of what comes out, R that of
+// its twin: the same, as an autocast region would cast it.
 
 struct Layer {
   int rows, columns, gelu;
   double eps;
-  // The dropouts of the input, before the residual is added, and of the output.
+  // Of what is given, before the residual is added, and behind everything.
   Dropout before, after;
 };
 
 using W = Wide<Q>;
 
-// Sums of a block, in f32, because f64 would need too many registers.
+// Of a block: f64 takes too many registers for more.
 constexpr int most_threads = 512;
 
 __device__ float error_function(float x) { return erff(x); }
@@ -30,7 +30,7 @@ __device__ W gelu_slope(W x) {
 // The sum over the block, in every thread.
 __device__ double all_sum(double value) {
   __shared__ double sum;
-  // Other threads may still read the previous one.
+  // Whoever still reads the last one.
   __syncthreads();
   value = block_sum(value);
   if (threadIdx.x == 0) sum = value;
@@ -38,7 +38,7 @@ __device__ double all_sum(double value) {
   return sum;
 }
 
-// A block processes a row. Without a residual `sums` is the input.
+// A block has a row. Without a residual `sums` is what is given.
 extern "C" __global__ void __launch_bounds__(most_threads)
     forward(const T* in, const P* residual, const Q* weights, const Q* biases, P* sums, W* means,
             W* inverses, Q* out, R* twin, const Layer layer) {
@@ -98,17 +98,17 @@ extern "C" __global__ void __launch_bounds__(most_threads)
   }
 }
 
-// The inputs of the backward pass.
+// What the backward pass reads.
 struct Behind {
   const P* sums;
-  // The gradients of the output and of its cached cast; one of them may be null.
+  // Of what came out and of its twin; one of them may be null.
   const Q* grads;
   const R* twin_grads;
   const Q *weights, *biases;
   const W *means, *inverses;
 };
 
-// For four neighbours: the normalized values, and the gradient before weight and bias.
+// Of four neighbours: what was normalised to, and the gradient behind weight and bias.
 __device__ void read(const Behind& behind, const Layer& layer, const Factors& after, int row,
                      int column, W (&normal)[per_thread], W (&grad)[per_thread]) {
   const long long at = static_cast<long long>(row) * layer.columns + column;
@@ -134,17 +134,17 @@ __device__ void read(const Behind& behind, const Layer& layer, const Factors& af
   }
 }
 
-// The outputs of the backward pass.
+// What the backward pass writes.
 struct Gradients {
-  // The gradients of the sum and of the input; each may be null.
+  // Of the sum and of what was given; each may be null.
   P* sum;
   T* in;
   Q *weight, *bias;
-  // If rows are summed in several parts, the sums of each, [parts, 2, columns].
+  // Where rows are summed in several parts, the sums of each, [parts, 2, columns].
   W* parts;
 };
 
-// A block computes the gradients of a row.
+// A block has a row, whose gradients it finds.
 __device__ void input_grads(int row, const Behind& behind, const Gradients& out,
                             const Layer& layer) {
   const int first = threadIdx.x * per_thread, stride = blockDim.x * per_thread;
@@ -179,7 +179,7 @@ __device__ void input_grads(int row, const Behind& behind, const Gradients& out,
   }
 }
 
-// A block processes 32 columns of up to `part` rows: the sums are the gradients of weight and bias.
+// A block has 32 columns of up to `part` rows: the sums that are the gradients of weight and bias.
 __device__ void parameter_grads(int index, int part, const Behind& behind, const Gradients& out,
                                 const Layer& layer) {
   const int across = (layer.columns + columns_per_block - 1) / columns_per_block;
@@ -213,8 +213,7 @@ __device__ void parameter_grads(int index, int part, const Behind& behind, const
   });
 }
 
-// The first blocks process rows, if these are requested, and the others columns, so that neither
-// waits for the other.
+// The first blocks have rows, if these are wanted, and the others columns: neither waits for the other.
 extern "C" __global__ void __launch_bounds__(most_threads)
     backward(const Behind behind, const Gradients out, int row_blocks, int part,
              const Layer layer) {
@@ -226,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(most_threads)
   }
 }
 
-// The gradients of weight and bias from the sums of the parts, with a thread for each column.
+// The gradients of weight and bias from the sums of parts. A thread for each column.
 extern "C" __global__ void add_parts(const Gradients out, int count, const Layer layer) {
   const int own = blockIdx.x * blockDim.x + threadIdx.x;
   if (own >= layer.columns) return;

@@ -1,4 +1,4 @@
-// The operations after the product of a linear layer, and before the products of its backward pass.
+// What stands behind the product of a linear layer and before those of its backward pass.
 
 // Bias, which may be null, ReLU and dropout of [rows, columns], in place.
 extern "C" __global__ void activate(T* values, const T* bias, long long count, long long columns,
@@ -14,14 +14,14 @@ extern "C" __global__ void activate(T* values, const T* bias, long long count, l
   for (int k = 0; k < per_thread; ++k) {
     auto value = widen(pack.at[k]);
     if (bias != nullptr) value = rounded<T>(value + widen(bias[(begin + k) % columns]));
-    // NaN passes.
+    // Leaves a NaN.
     if (value <= 0) value = 0;
     narrow(value * factors[k], pack.at[k]);
   }
   store(pack, values + begin, 0, own, whole);
 }
 
-// The same values as in csrc/linear.cpp.
+// As in csrc/linear.cpp.
 enum Activation : int { none, relu, gelu, gelu_tanh };
 
 // An exponential whose error is far below what 16 bits round, where values have them.
@@ -143,7 +143,7 @@ __device__ W passed_on(W value, W kept, float factor) {
   return value;
 }
 
-// The same, rounded, if the activation is not known at compile time.
+// The same, rounded, where the activation is not known when this is compiled.
 template <typename W>
 __device__ W passed_on(W value, W kept, int activation, float factor) {
   switch (activation) {

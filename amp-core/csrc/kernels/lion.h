@@ -1,4 +1,4 @@
-// The arguments of lion.cu's kernels: the options as passed from Rust.
+// What lion.cu is started with: the options as they cross from Rust.
 
 struct AmpLion {
   double lr, beta1, beta2, weight_decay;

@@ -1,6 +1,5 @@
-// Max pooling of 16-bit images in channels_last. A byte for each output stores the position of the
-// largest value in its window. The backward pass gathers, so that each gradient is a sum in a fixed
-// order.
+// Max pooling of images in channels_last and 16 bits. A byte for each output says where in its window the
+// largest value is; the backward pass gathers, so that each gradient is a sum in one order.
 
 constexpr int eight = 8;
 
@@ -11,13 +10,12 @@ struct alignas(8) Places {
   unsigned char at[eight];
 };
 
-// A thread's eight channels of a pixel: of output pixels in the forward pass, of input pixels in
-// the backward pass.
+// A thread's eight channels of a pixel: of output pixels forward, of input pixels backward.
 struct Pixel {
   int image, row, column, channel;
   bool within;
 
-  // There are fewer than 2^31, and 64-bit division takes longer than the rest.
+  // There are fewer of them than 2^31, and division of 64 bits takes longer than the rest.
   __device__ Pixel(const Images& images, const int (&sides)[2]) {
     const unsigned packs = images.channels / eight, width = sides[1], height = sides[0];
     unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -55,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(256) forward(const T* __restrict__ 
       const Row x = *reinterpret_cast<const Row*>(in + place_of(images, images.in, pixel, row, column));
       for (int k = 0; k < eight; ++k) {
         const float value = widen(x.at[k]);
-        // NaN is the largest, and the first of equal values wins.
+        // A NaN is the largest, and of equal ones the first is.
         if (first || value > largest[k] || value != value) {
           largest[k] = value;
           found.at[k] = static_cast<unsigned char>(i * windows.size[1] + j);
@@ -71,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(256) forward(const T* __restrict__ 
   *reinterpret_cast<Places*>(places + at) = found;
 }
 
-// The outputs along one side whose windows may contain an input's position.
+// Outputs along one side whose windows may hold an input's place.
 struct Span {
   int first, last;
 
@@ -83,7 +81,7 @@ struct Span {
   }
 };
 
-// The input's position in the window of output `out`, or -1.
+// Where in the window of output `out` the input's place is, or -1.
 __device__ int tap_of(const Windows& windows, int side, int out, int place) {
   const int offset = place + windows.padding[side] - out * windows.stride[side];
   return offset % windows.dilation[side] == 0 ? offset / windows.dilation[side] : -1;

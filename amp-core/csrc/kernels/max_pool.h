@@ -1,6 +1,6 @@
-// Types shared by the kernels of max_pool.cu and their host code.
+// What the kernels of max_pool.cu and their host half have in common.
 
-// For rows and for columns.
+// Of rows and of columns.
 struct Windows {
   int size[2], stride[2], padding[2], dilation[2];
 };

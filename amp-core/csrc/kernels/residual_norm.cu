@@ -1,8 +1,8 @@
 // Layer normalisation of a residual stream, and the sum of the stream and a branch. A warp has a row, whose
 // elements stay in its registers. norm_rows.cu has the backward pass.
 //
-// P is the dtype of the stream, Q of weights and output, and R of the output's cached cast for an
-// autocast region. AMP_N is the number of groups of four columns for each lane.
+// P is the dtype of the stream, Q that of weights and of what comes out, R that of its twin: the same, as an
+// autocast region would cast it. AMP_N is how many times four columns each lane has.
 
 using W = Wide<Q>;
 
@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(32 * warps)
   }
 }
 
-// stream + branch, whose dtype is R. A thread processes four neighbours.
+// stream + branch, whose dtype is R. A thread has four neighbours.
 extern "C" __global__ void add(const P* stream, const R* branch, P* out, long long count) {
   const long long at = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * per_thread;
   if (at >= count) return;

@@ -1,4 +1,4 @@
-// The arguments of rmsprop.cu's kernels: the options as passed from Rust.
+// What rmsprop.cu is started with: the options as they cross from Rust.
 
 struct AmpRmsprop {
   double lr, alpha, eps, weight_decay, momentum;

@@ -1,4 +1,4 @@
-// The arguments of sgd.cu's kernels: the options as passed from Rust.
+// What sgd.cu is started with: the options as they cross from Rust.
 
 struct AmpSgd {
   double lr, momentum, dampening, weight_decay;

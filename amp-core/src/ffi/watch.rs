@@ -10,7 +10,7 @@ use crate::Result;
 
 unsafe extern "C" {
     fn amp_watch_gradient(tensor: Handle, out: *mut *mut C_tensor) -> c_int;
-    fn amp_forget_cached_cast(tensor: Handle) -> c_int;
+    fn amp_forget_twin(tensor: Handle) -> c_int;
 }
 
 /// Statistics of a tensor's gradient, available after a backward pass has computed it.
@@ -37,6 +37,6 @@ impl WatchedGradient {
 /// Drops the cached 16-bit cast of `tensor`. Otherwise matrix products in an autocast region would
 /// read the cast that the tensor's kernel wrote, and their gradients would bypass `tensor`. The
 /// numbers are the same.
-pub(crate) fn forget_cached_cast(tensor: &Tensor) -> Result<()> {
-    checked!(amp_forget_cached_cast(tensor.as_ptr()))
+pub(crate) fn forget_twin(tensor: &Tensor) -> Result<()> {
+    checked!(amp_forget_twin(tensor.as_ptr()))
 }

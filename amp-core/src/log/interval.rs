@@ -50,3 +50,30 @@ impl Interval {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Log, Media};
+
+    #[test]
+    fn a_captured_step_logs_nothing_for_the_host() -> Result<()> {
+        let text = || Ok(Some(Media::Text("words".to_owned())));
+        let mut log = Log::at(Interval::captured());
+        assert!(!log.interval().ask() && log.interval().was_asked());
+        let error = log.media("note", text).expect_err("a refusal").to_string();
+        assert!(
+            error.contains("the step logs `note`") && error.contains("at_logging_interval"),
+            "{error}"
+        );
+        let mut log = Log::at(Interval::of(true));
+        assert!(!log.interval().was_asked() && log.interval().ask());
+        log.media("note", text)?;
+        let mut whole = Log::default();
+        whole.merge(log)?;
+        assert!(whole.interval().was_asked());
+        assert_eq!(whole.take_media().len(), 1);
+        assert_eq!(whole.take_media(), []);
+        Ok(())
+    }
+}

@@ -21,6 +21,7 @@
 
 mod classes;
 mod curves;
+mod dice;
 mod images;
 mod regression;
 mod retrieval;
@@ -29,6 +30,7 @@ mod state;
 
 pub use classes::{Accuracy, BinaryAccuracy, F1, Mean, SoftAccuracy, TopK};
 pub use curves::{Auroc, AveragePrecision};
+pub use dice::Dice;
 pub use images::{Psnr, Ssim};
 pub use regression::{Mae, Mse, Perplexity, R2, Rmse};
 pub use retrieval::RecallAtK;

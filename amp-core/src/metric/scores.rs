@@ -135,7 +135,7 @@ pub(super) fn class_counts(
 
 /// Predicted classes, target classes, and the weight of each position: 1, or 0 if it is ignored, or
 /// NaN if a class is out of range. All are flat; an ignored target becomes class 0.
-fn predictions(
+pub(super) fn predictions(
     what: &str,
     output: &Tensor,
     target: &Tensor,

@@ -2,7 +2,10 @@
 
 use tch::Tensor;
 
-use super::{Context, Module, Role, Visit, Visitor, init, norm::eps_is_positive};
+use super::{
+    Context, Module, Role, Visit, Visitor, init,
+    norm::{NormalizedShape, eps_is_positive},
+};
 use crate::{Error, Result};
 
 /// The options of a [`GroupNorm`]; the defaults are nn.GroupNorm's.
@@ -141,10 +144,10 @@ impl Module for InstanceNorm {
 }
 
 /// The options of an [`RmsNorm`]; the defaults are nn.RMSNorm's.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct RmsNormConfig {
-    /// Size of the last dimension of the input.
-    pub normalized_shape: i64,
+    /// Sizes of the last dimensions of the input.
+    pub normalized_shape: NormalizedShape,
     /// Added to the mean square; `None` for the dtype's machine epsilon.
     pub eps: Option<f64>,
     /// Whether there is a weight.
@@ -153,15 +156,15 @@ pub struct RmsNormConfig {
 
 impl RmsNormConfig {
     /// With the dtype's machine epsilon and a weight.
-    pub fn new(normalized_shape: i64) -> Self {
-        Self { normalized_shape, eps: None, elementwise_affine: true }
+    pub fn new(normalized_shape: impl Into<NormalizedShape>) -> Self {
+        Self { normalized_shape: normalized_shape.into(), eps: None, elementwise_affine: true }
     }
 }
 
-/// x / √(mean(x²) + eps) · weight over the last dimension; nn.RMSNorm. The mean is computed in f32.
+/// x / √(mean(x²) + eps) · weight over the last dimensions; nn.RMSNorm. The mean is computed in f32.
 #[derive(Debug)]
 pub struct RmsNorm {
-    size: i64,
+    shape: Vec<i64>,
     weight: Option<Tensor>,
     eps: Option<f64>,
 }
@@ -170,12 +173,14 @@ impl RmsNorm {
     /// Weight 1.
     ///
     /// # Errors
-    /// When the size is negative or eps is not above 0.
+    /// When a size is below 1 or eps is not above 0.
     pub fn new(config: RmsNormConfig) -> Result<Self> {
         config.eps.map_or(Ok(()), |eps| eps_is_positive("rms_norm", eps))?;
-        let RmsNormConfig { normalized_shape: size, eps, elementwise_affine } = config;
-        let weight = elementwise_affine.then(|| init::constant(&[size], 1.0)).transpose()?;
-        Ok(Self { size, weight, eps })
+        config.normalized_shape.check("rms_norm")?;
+        let RmsNormConfig { normalized_shape, eps, elementwise_affine } = config;
+        let NormalizedShape(shape) = normalized_shape;
+        let weight = elementwise_affine.then(|| init::constant(&shape, 1.0)).transpose()?;
+        Ok(Self { shape, weight, eps })
     }
 }
 
@@ -189,7 +194,7 @@ impl Visit for RmsNorm {
 
 impl Module for RmsNorm {
     fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
-        Ok(input.f_rms_norm([self.size], self.weight.as_ref(), self.eps)?)
+        Ok(input.f_rms_norm(&self.shape, self.weight.as_ref(), self.eps)?)
     }
 }
 

@@ -76,7 +76,7 @@ pub use init::Init;
 #[doc(hidden)]
 pub use init::own_tensor;
 pub use linear::{Activation, Linear, LinearConfig, linear};
-pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig};
+pub use norm::{BatchNorm, BatchNormConfig, LayerNorm, LayerNormConfig, NormalizedShape};
 
 #[doc(hidden)]
 pub use pad::{

@@ -208,11 +208,39 @@ impl Module for BatchNorm {
     }
 }
 
+/// The sizes of the last dimensions, which a norm is over: one number, or an array for several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NormalizedShape(pub Vec<i64>);
+
+impl From<i64> for NormalizedShape {
+    fn from(size: i64) -> Self {
+        Self(vec![size])
+    }
+}
+
+impl<const N: usize> From<[i64; N]> for NormalizedShape {
+    fn from(sizes: [i64; N]) -> Self {
+        Self(sizes.to_vec())
+    }
+}
+
+impl NormalizedShape {
+    pub(super) fn check(&self, norm: &str) -> Result<()> {
+        match self.0.is_empty() || self.0.iter().any(|size| *size < 1) {
+            false => Ok(()),
+            true => Err(Error::config(format!(
+                "{norm}: sizes of {:?}, but there is at least one, of at least 1",
+                self.0
+            ))),
+        }
+    }
+}
+
 /// The options of a [`LayerNorm`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct LayerNormConfig {
-    /// Size of the last dimension.
-    pub normalized_shape: i64,
+    /// Sizes of the last dimensions.
+    pub normalized_shape: NormalizedShape,
     /// Added to the variance.
     pub eps: f64,
     /// Whether there are a weight and a bias.
@@ -223,16 +251,17 @@ pub struct LayerNormConfig {
 
 impl LayerNormConfig {
     /// With eps 1e-5, weight and bias.
-    pub fn new(normalized_shape: i64) -> Self {
+    pub fn new(normalized_shape: impl Into<NormalizedShape>) -> Self {
+        let normalized_shape = normalized_shape.into();
         Self { normalized_shape, eps: 1e-5, elementwise_affine: true, bias: true }
     }
 }
 
-/// Normalizes the last dimension of `[…, normalized_shape]`; nn.LayerNorm. Our own kernels run only
-/// if it has weight and bias.
+/// Normalizes over the last dimensions of `[…, normalized_shape]`; nn.LayerNorm. Our own kernels
+/// run only if that is one dimension and it has weight and bias.
 #[derive(Debug)]
 pub struct LayerNorm {
-    size: i64,
+    shape: Vec<i64>,
     weight: Option<Tensor>,
     bias: Option<Tensor>,
     eps: f64,
@@ -242,24 +271,18 @@ impl LayerNorm {
     /// Weight 1, bias 0.
     ///
     /// # Errors
-    /// When the size is below 1 or eps is not above 0.
+    /// When a size is below 1 or eps is not above 0.
     pub fn new(config: LayerNormConfig) -> Result<Self> {
         eps_is_positive("layer norm", config.eps)?;
-        if config.normalized_shape < 1 {
-            let size = config.normalized_shape;
-            return Err(Error::config(format!("layer norm: a size of {size}, but 1 is least")));
-        }
-        let LayerNormConfig { normalized_shape: size, eps, elementwise_affine, bias } = config;
+        config.normalized_shape.check("layer norm")?;
+        let LayerNormConfig { normalized_shape, eps, elementwise_affine, bias } = config;
+        let NormalizedShape(shape) = normalized_shape;
         let constant = |has: bool, value: f64| -> Result<Option<Tensor>> {
-            has.then(|| init::constant(&[size], value)).transpose()
+            has.then(|| init::constant(&shape, value)).transpose()
         };
-        let bias = elementwise_affine && bias;
-        Ok(Self {
-            size,
-            weight: constant(elementwise_affine, 1.0)?,
-            bias: constant(bias, 0.0)?,
-            eps,
-        })
+        let weight = constant(elementwise_affine, 1.0)?;
+        let bias = constant(elementwise_affine && bias, 0.0)?;
+        Ok(Self { shape, weight, bias, eps })
     }
 }
 
@@ -267,13 +290,14 @@ impl LayerNorm {
     /// A layer with the same values.
     pub(super) fn copied(&self) -> Result<Self> {
         let copied = |tensor: &Option<Tensor>| tensor.as_ref().map(init::copied).transpose();
-        let Self { size, weight, bias, eps } = self;
-        Ok(Self { size: *size, weight: copied(weight)?, bias: copied(bias)?, eps: *eps })
+        let Self { shape, weight, bias, eps } = self;
+        Ok(Self { shape: shape.clone(), weight: copied(weight)?, bias: copied(bias)?, eps: *eps })
     }
 
-    /// Weight and bias, which the kernels need.
+    /// Weight and bias, which the kernels need, over one dimension.
     fn parameters(&self) -> Option<[&Tensor; 2]> {
-        Some([self.weight.as_ref()?, self.bias.as_ref()?])
+        let both = [self.weight.as_ref()?, self.bias.as_ref()?];
+        (self.shape.len() == 1).then_some(both)
     }
 
     /// A training pass fused with GELU and dropout of probability `p`; `None` if the kernel does
@@ -357,8 +381,8 @@ impl Module for LayerNorm {
         if let Some(output) = self.forward_with(input, cx, false, 0.0)? {
             return Ok(output);
         }
-        let Self { size, weight, bias, eps } = self;
-        Ok(input.f_layer_norm([*size], weight.as_ref(), bias.as_ref(), *eps, true)?)
+        let Self { shape, weight, bias, eps } = self;
+        Ok(input.f_layer_norm(shape, weight.as_ref(), bias.as_ref(), *eps, true)?)
     }
 
     fn fusable(&self) -> Fusable<'_> {

@@ -87,7 +87,7 @@ impl Child<'_, LayerNorm> {
         narrow: bool,
     ) -> Result<Tensor> {
         // What is behind the norm may be one, whose input is not to be rounded.
-        let narrow = narrow && !cx.has_islands();
+        let narrow = narrow && !cx.has_overrides();
         let stream = RefCell::new(None);
         let together = |[x]: [&Tensor; 1], cx: &Context| {
             let made = self.module().forward_residual(x, cx, narrow)?;

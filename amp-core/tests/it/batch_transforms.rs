@@ -1,13 +1,15 @@
 //! Changes of whole batches on their device: those of each image by itself, whatever loads them.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use amp_core::{
+    callback::{Mode, ModelCheckpoint},
     data::{
         BatchRandom, BatchTransform, CenterCrop, ColorJitter, Compose, CutMix, DataLoader, Images,
         Loading, MapDataset, MixUp, Normalize, Placement, RandomCrop, RandomHorizontalFlip,
         RandomResizedCrop, Resize, SharedDataset, SharedTensor, Shuffled, Transform,
     },
+    nn,
     precision::Policy,
     prelude::*,
     random::{Draws, Rng},
@@ -18,7 +20,8 @@ use rstest::rstest;
 use crate::support::{
     bits::{sha256, values},
     device, message, needs_cuda,
-    oracle::{integer, list},
+    oracle::{integer, list, number, parsed},
+    seeded,
 };
 
 const COUNT: i64 = 12;
@@ -176,6 +179,79 @@ fn images_that_do_not_fit_are_refused(
     let images = Tensor::zeros(size, (Kind::Float, Device::Cpu));
     let text = message(transform.apply_batch(images, &mut [Rng::with_seed(1), Rng::with_seed(2)]));
     assert!(text.starts_with(says), "{text}");
+}
+
+/// torchvision 0.26's rectangles and areas, recorded with its draws replaced by these (fixtures/oracles/images.json).
+#[test]
+fn rectangles_are_torchvisions() -> Result<()> {
+    let all = crate::transforms::recorded();
+    let images = Tensor::arange(3 * 2 * 5 * 7, (Kind::Float, Device::Cpu)).view([3, 2, 5, 7]);
+    let batch = Batch::new(images, Tensor::from_slice(&[0_i64, 1, 1]))?;
+    let mix = CutMix::new(1.0, 2)?;
+    for case in list(&all, "cutmix") {
+        let integers = |key| -> Vec<i64> {
+            list(case, key).iter().map(|value| value.as_i64().expect("an integer")).collect()
+        };
+        let place = integers("place");
+        let mixed = mix.cut(&batch, number(case, "share"), (place[1], place[0]))?;
+        let expected = integers("images").into_iter().map(|pixel| pixel as f64);
+        assert_eq!(values(&mixed.input), expected.collect::<Vec<_>>(), "{case}");
+        let expected = list(case, "targets").iter().map(|share| f64::from(parsed(share) as f32));
+        assert_eq!(values(&mixed.target), expected.collect::<Vec<_>>(), "{case}");
+    }
+    let text = message(mix.cut(&batch, 1.5, (0, 0)));
+    assert!(text.starts_with("CutMix that keeps 1.5 around row 0 and column 0 of 5 x 7"), "{text}");
+    assert!(message(mix.cut(&batch, 0.5, (5, 0))).contains("around row 5"));
+    Ok(())
+}
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-2)]
+struct Net {
+    #[layer(sequential(conv2d(3, 4, 3), relu, dropout(0.2), flatten, linear(64, 3)))]
+    all: Sequential,
+}
+
+/// The run that goes on from the middle of an epoch ends where the straight one ends, whatever loads its batches:
+/// changes on the device draw nothing of the model's.
+#[rstest]
+fn a_resumed_run_equals_the_straight_one(#[values(2, 3, 5)] steps: u64) -> Result<()> {
+    let data = |num_workers, prefetch| -> Result<DataModule> {
+        let train = changed(Examples(pixels(3).into()).shared())?;
+        let mut data = DataModule::new("images", train, changed(in_memory()?)?, 5);
+        (data.loading.num_workers, data.loading.prefetch) = (num_workers, prefetch);
+        data.loading.placement = Placement::Host;
+        Ok(data)
+    };
+    let config = |max_steps| {
+        let mut config = TrainerConfig::new(Precision::F32True, Device::Cpu);
+        (config.max_epochs, config.max_steps, config.seed) = (3, max_steps, 4);
+        config
+    };
+    let run = |seed, max_steps, data: &DataModule, from: Option<&Path>, to: Option<&Path>| {
+        let _section = seeded(seed);
+        let mut net = Net::builder().build()?;
+        let mut trainer = Trainer::new(config(max_steps));
+        if let Some(folder) = to {
+            trainer = trainer
+                .callback(ModelCheckpoint::new(folder, "val_loss", Mode::Min)?.save_last(true));
+        }
+        if let Some(path) = from {
+            trainer = trainer.resume_from(path);
+        }
+        trainer.fit(&mut net, data)?;
+        Ok::<_, Error>(
+            nn::parameters(&net).iter().map(|own| sha256(&own.tensor)).collect::<Vec<_>>(),
+        )
+    };
+    let straight = run(1, None, &data(0, None)?, None, None)?;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stopped = run(1, Some(steps), &data(2, None)?, None, Some(folder.path()))?;
+    assert_ne!(stopped, straight);
+    let last = folder.path().join("last.safetensors");
+    assert_eq!(run(99, None, &data(0, Some(2))?, Some(&last), None)?, straight);
+    Ok(())
 }
 
 /// Images one at a time, which draws a number for each.

@@ -1,7 +1,7 @@
 //! Options of layers that change which tensors there are, and dropout of channels.
 
 use amp_core::{
-    nn::{BatchNormConfig, ChannelDropout, Context, named_tensors},
+    nn::{BatchNormConfig, ChannelDropout, Context, LayerNormConfig, named_tensors},
     precision::Policy,
     prelude::*,
 };
@@ -30,6 +30,8 @@ struct Options {
     encoder: amp_core::nn::TransformerEncoder,
     #[layer(sequential(dropout1d(0.5), dropout2d(0.5), dropout3d(0.5)))]
     channels: Sequential,
+    #[layer(sequential(layer_norm([4, 4], elementwise_affine = false), rms_norm([4, 4], elementwise_affine = false)))]
+    several: Sequential,
     #[layer(sequential(reflection_pad2d(1), replication_pad2d([1, 2]), zero_pad2d(0), circular_pad2d([0, 1])))]
     pads: Sequential,
 }
@@ -68,6 +70,9 @@ fn options_leave_tensors_out() -> Result<()> {
     let cx = Context::new(Policy::new(Precision::F32True, Device::Cpu), true);
     assert_eq!(model.all.forward(&input, &cx)?.size(), [3, 4, 4]);
     assert_eq!(model.pads.forward(&input.unsqueeze(0), &cx)?.size(), [1, 3, 8, 12]);
+    assert_eq!(model.several.forward(&input, &cx)?.size(), [3, 4, 4]);
+    let text = message(LayerNorm::new(LayerNormConfig::new([3, 0])));
+    assert_eq!(text, "layer norm: sizes of [3, 0], but there is at least one, of at least 1");
     let text = message(amp_core::nn::ReflectionPad2d::new([1, -1]));
     assert_eq!(text, "padding is -1, but must be at least 0");
     Ok(())

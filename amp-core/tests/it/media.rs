@@ -60,8 +60,12 @@ fn data() -> Result<DataModule> {
 }
 
 fn config(device: Device, graph: Graph) -> TrainerConfig {
-    TrainerConfig { max_epochs: 2, graph, ..TrainerConfig::new(Precision::F32True, device) }
-        .with(|config| config.logging.log_every_n_steps = 2)
+    TrainerConfig { max_epochs: 2, graph, ..TrainerConfig::new(Precision::F32True, device) }.with(
+        |config| {
+            config.logging.log_every_n_steps = 2;
+            config.loops.num_sanity_val_steps = 1;
+        },
+    )
 }
 
 /// The events of a run, and the weights after it.

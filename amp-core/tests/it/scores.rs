@@ -5,9 +5,9 @@ use amp_core::{
     Result,
     metric::{
         Auroc, Average, AveragePrecision, BinaryConfusionMatrix, BinaryFBeta, BinaryJaccard,
-        BinaryPrecision, BinaryRecall, BinarySpecificity, ConfusionMatrix, FBeta, Jaccard, Mae,
-        Metric, MetricState, Mse, Perplexity, Precision, Psnr, R2, Recall, RecallAtK, Reduction,
-        Rmse, Specificity, Ssim,
+        BinaryPrecision, BinaryRecall, BinarySpecificity, ConfusionMatrix, Dice, FBeta, Jaccard,
+        Mae, Metric, MetricState, Mse, Perplexity, Precision, Psnr, R2, Recall, RecallAtK,
+        Reduction, Rmse, Specificity, Ssim,
     },
     precision::AutocastGuard,
     tch::{Device, Kind, Tensor},
@@ -53,6 +53,11 @@ fn metric(case: &Value, num_classes: i64) -> Box<dyn Metric> {
         "f_beta" => {
             let beta = number(options, "beta");
             Box::new(FBeta { beta, average, ignore_index, num_classes })
+        }
+        "dice" => {
+            let is = |key: &str| options[key].as_bool().expect("true or false");
+            let (per_example, include_background) = (is("per_example"), is("include_background"));
+            Box::new(Dice { average, per_example, include_background, ignore_index, num_classes })
         }
         "confusion_matrix" => Box::new(ConfusionMatrix { ignore_index, num_classes }),
         "binary_precision" => Box::new(BinaryPrecision { threshold, ignore_index }),
@@ -116,6 +121,7 @@ fn metrics_equal_torchmetrics(
         "jaccard",
         "f_beta",
         "confusion_matrix",
+        "dice",
         "binary_precision",
         "binary_recall",
         "binary_specificity",

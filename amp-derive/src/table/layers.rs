@@ -192,13 +192,13 @@ pub(crate) const LAYERS: &[Layer] = &[
     layer(
         "layer_norm",
         "LayerNorm",
-        &[positive("normalized_shape")],
+        &[sizes("normalized_shape")],
         &[positive("eps"), any("elementwise_affine"), any("bias")],
     ),
     layer(
         "rms_norm",
         "RmsNorm",
-        &[positive("normalized_shape")],
+        &[sizes("normalized_shape")],
         &[optional("eps"), any("elementwise_affine")],
     ),
     layer(

@@ -62,6 +62,18 @@ pub(crate) const METRICS: &[Entry] = &[
         &[],
         &[any("ignore_index"), optional("num_classes")],
     ),
+    metric(
+        "dice",
+        "Dice",
+        &[],
+        &[
+            AVERAGE,
+            any("per_example"),
+            any("include_background"),
+            any("ignore_index"),
+            optional("num_classes"),
+        ],
+    ),
     metric("binary_precision", "BinaryPrecision", &[], OF_LABELS),
     metric("binary_recall", "BinaryRecall", &[], OF_LABELS),
     metric("binary_specificity", "BinarySpecificity", &[], OF_LABELS),

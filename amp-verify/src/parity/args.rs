@@ -46,8 +46,8 @@ pub struct ParityArgs {
     /// Threads of one CPU operation, on both sides [default: all cores]
     #[arg(long)]
     pub threads: Option<i32>,
-    /// Keep the rows that do not disagree in this folder, and take them from there where this binary has found them
-    /// before, on this machine with these options
+    /// Keep rows in this folder, and take them from there where this binary has found them before, on this machine
+    /// with these options
     #[arg(long, value_name = "FOLDER")]
     pub cache: Option<PathBuf>,
     /// Print the report as JSON

@@ -14,6 +14,7 @@ mod report;
 mod theirs;
 
 pub use args::ParityArgs;
+use report::Skips;
 pub use report::{First, Pair, Report, Row, SCHEMA, Seed, Status};
 
 use std::collections::BTreeMap;
@@ -38,9 +39,16 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
     let fingerprint = Fingerprint::of(plan.device)?;
     for subject in &plan.subjects {
         let name = subject.model.name();
-        let mut theirs = Theirs::start(&args.python, name, &subject.twin, plan.device)
-            .map_err(|error| error.at(&format!("the twin of {name}")))?;
-        versions.clone_from(&theirs.versions);
+        let start = || {
+            Theirs::start(&args.python, name, &subject.twin, plan.device)
+                .map_err(|error| error.at(&format!("the twin of {name}")))
+        };
+        let mut theirs = None;
+        if versions.is_empty() {
+            let first = start()?;
+            versions.clone_from(&first.versions);
+            theirs = Some(first);
+        }
         for precision in &plan.precisions {
             let what = format!("{name} under {precision}");
             let file = cache
@@ -53,9 +61,14 @@ pub fn run(registry: &Registry, args: &ParityArgs, tell: &dyn Fn(&str)) -> Resul
             tell(&what);
             let comparison =
                 Comparison { registry, args, subject, device: plan.device, precision: *precision };
-            let row = comparison.row(&mut theirs).map_err(|error| error.at(&what))?;
-            // What disagrees may have failed for a reason that passes.
-            if let Some(file) = file.filter(|_| row.status != Status::Disagree) {
+            let theirs = match &mut theirs {
+                Some(theirs) => theirs,
+                none => none.insert(start()?),
+            };
+            let row = comparison.row(theirs).map_err(|error| error.at(&what))?;
+            // A twin that failed has fewer seeds, and may have failed for a reason that passes.
+            let is_whole = row.seeds.len() as u64 == args.seeds;
+            if let Some(file) = file.filter(|_| is_whole) {
                 cache::write(&file, &row)?;
             }
             rows.push(row);
@@ -123,7 +136,8 @@ impl Comparison<'_> {
                 scale: Pair { ours: ours.record.end.scale, theirs: twin.scale },
             });
         }
-        row.judge(judge, *margin, examples, self.args.losses);
+        let skips = if self.device.is_cuda() { Skips::Near } else { Skips::Same };
+        row.judge(judge, *margin, examples, self.args.losses, skips);
         Ok(row)
     }
 

@@ -52,6 +52,8 @@ except ModuleNotFoundError as error:
     answer(error=f"{os.path.basename(sys.executable)} has no {name}: pip install {name}")
     sys.exit(0)
 
+# PyTorch runs convolutions and recurrent layers in TF32 by default.
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 DEVICE = torch.device(options.device)
 CUDA = DEVICE.type == "cuda"
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
@@ -99,6 +101,11 @@ def batches(path, count):
         at, field = name.split("/", 1)
         found[int(at)][field] = tensor.to(DEVICE)
     return found
+
+
+def requested(what):
+    """Bytes that tensors on the GPU asked for."""
+    return torch.cuda.memory_stats().get(f"requested_bytes.all.{what}", 0)
 
 
 def load(net, path):
@@ -150,6 +157,7 @@ class Run:
 
     def __init__(self, twin, task):
         torch.manual_seed(0)
+        self.before = requested("current") if CUDA else 0
         self.net = getattr(twin, options.name)(types.SimpleNamespace(**task["hyperparameters"]))
         load(self.net, task["weights"])
         self.net.to(DEVICE).train()
@@ -263,8 +271,8 @@ class Run:
         own = getattr(self.net, "metric", lambda first, *_: first.float().mean())
         value = float(own(*joined))
         if CUDA:
-            # What tensors asked for, as on the other side.
-            self.peak = torch.cuda.memory_stats()["requested_bytes.all.peak"]
+            # Above what earlier runs have left, as on the other side.
+            self.peak = requested("peak") - self.before
         answer(metric=value if math.isfinite(value) else None, peak_memory_bytes=self.peak)
 
 

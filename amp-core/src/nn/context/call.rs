@@ -217,7 +217,7 @@ impl Context {
                     ))),
                 }
             };
-            ffi::forget_cached_cast(given)?;
+            ffi::forget_twin(given)?;
             probe.ran(&Call { path, op, plan, input, output: given, rerun: &rerun });
         }
         Ok(output)

@@ -24,7 +24,7 @@ impl Context {
     }
 
     /// Whether some module of the model has a region of its own that the model does not declare.
-    pub(in crate::nn) fn has_islands(&self) -> bool {
+    pub(in crate::nn) fn has_overrides(&self) -> bool {
         !self.overrides.is_empty()
     }
 

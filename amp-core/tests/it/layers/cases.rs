@@ -188,6 +188,8 @@ pub(super) fn build(name: &str) -> Result<Box<dyn Module>> {
             bias: false,
             ..LayerNormConfig::new(7)
         })),
+        "layer_norm of images" => boxed(LayerNorm::new(LayerNormConfig::new([4, 6, 7]))),
+        "rms_norm of rows" => boxed(RmsNorm::new(RmsNormConfig::new([6, 7]))),
         "layer_norm plain" => boxed(LayerNorm::new(LayerNormConfig {
             elementwise_affine: false,
             ..LayerNormConfig::new(9)

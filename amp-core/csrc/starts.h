@@ -1,0 +1,40 @@
+// Lists of tensors cut into what one start of a kernel takes.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+namespace amp {
+
+#include "kernels/common.h"
+
+template <typename List>
+struct Start {
+  at::ScalarType dtype;
+  List tensors{};
+  unsigned blocks = 0;
+};
+
+// Makes room for so many elements of one dtype in the last start where they fit, and returns their place
+// there.
+template <typename List>
+int add(std::vector<Start<List>>& starts, at::ScalarType dtype, int64_t size) {
+  if (starts.empty() || starts.back().dtype != dtype ||
+      starts.back().tensors.count == List::max_tensors) {
+    starts.push_back({dtype});
+  }
+  auto& [_, tensors, blocks] = starts.back();
+  const int at = tensors.count++;
+  tensors.sizes[at] = size;
+  tensors.first_blocks[at] = static_cast<int>(blocks);
+  blocks += (size + List::elements_per_block - 1) / List::elements_per_block;
+  return at;
+}
+
+template <typename List>
+int add(std::vector<Start<List>>& starts, const at::Tensor& tensor) {
+  return add(starts, tensor.scalar_type(), tensor.numel());
+}
+
+}  // namespace amp

@@ -1,0 +1,120 @@
+//! The Dice score of segmentations.
+
+use tch::{Kind, Tensor};
+
+use super::{Average, Metric, MetricState, Reduction, scores::predictions};
+use crate::{Result, loss::IGNORED};
+
+/// 2 |P ∩ T| / (|P| + |T|) of the positions P predicted to be of a class and its targets T, as torchmetrics' DiceScore:
+/// of logits `[N, C, …]` against int64 classes `[N, …]`, as in [`CrossEntropy`](crate::loss::CrossEntropy).
+///
+/// The score is of each example and class, averaged over the classes and then over the examples; or of all positions
+/// together, which is [`FBeta`](super::FBeta) with β = 1. A class that an example neither has nor predicts is in no
+/// average, nor is an example without any class.
+#[derive(Debug, Clone, Copy)]
+pub struct Dice {
+    /// [`Average::Macro`] unless it is given.
+    pub average: Average,
+    /// Whether there is a score for each example, and not one of all; true unless it is given.
+    pub per_example: bool,
+    /// Whether class 0 is in the score; true unless it is given.
+    pub include_background: bool,
+    /// A class whose targets count nothing, besides -100.
+    pub ignore_index: i64,
+    /// The number of classes, held against the output's where it is given.
+    pub num_classes: Option<i64>,
+}
+
+impl Default for Dice {
+    fn default() -> Self {
+        Self {
+            average: Average::Macro,
+            per_example: true,
+            include_background: true,
+            ignore_index: IGNORED,
+            num_classes: None,
+        }
+    }
+}
+
+impl Metric for Dice {
+    fn update(&self, output: &Tensor, target: &Tensor) -> Result<MetricState> {
+        let Self { num_classes, ignore_index, .. } = *self;
+        let (predicted, of, kept, classes) =
+            predictions("dice", output, target, num_classes, ignore_index)?;
+        let examples = target.size().first().copied().unwrap_or(1).max(1);
+        let positions = (of.numel() as i64 / examples).max(1);
+        // A place for each example and class.
+        let example = Tensor::f_arange(of.numel() as i64, (Kind::Int64, of.device()))?
+            .f_div_scalar_mode(positions, "floor")?
+            .f_mul_scalar(classes)?;
+        let counted = |places: &Tensor, counts: &Tensor| -> Result<Tensor> {
+            let zeros = Tensor::f_zeros([examples * classes], (Kind::Double, places.device()))?;
+            let counted = zeros.f_index_add(0, &places.f_add(&example)?, counts)?;
+            Ok(counted.f_view([examples, classes])?)
+        };
+        let hits = predicted.f_eq_tensor(&of)?.f_to_kind(Kind::Double)?.f_mul(&kept)?;
+        let counts = [counted(&of, &hits)?, counted(&predicted, &kept)?, counted(&of, &kept)?];
+        let counts = match self.include_background {
+            true => counts,
+            false => {
+                let [hits, predicted, actual] =
+                    counts.map(|counts| counts.f_narrow(1, 1, classes - 1));
+                [hits?, predicted?, actual?]
+            }
+        };
+        match self.per_example {
+            true => {
+                let [score, present] = self.of(&counts)?;
+                let sum =
+                    |of: &Tensor| of.f_sum_dim_intlist([0_i64].as_slice(), false, Kind::Double);
+                MetricState::sum(&Tensor::f_stack(&[sum(&score)?, sum(&present)?], 0)?)
+            }
+            false => MetricState::sum(&Tensor::f_stack(&counts, 0)?.f_sum_dim_intlist(
+                [1_i64].as_slice(),
+                false,
+                Kind::Double,
+            )?),
+        }
+    }
+
+    fn reduction(&self) -> Reduction {
+        let own = *self;
+        Reduction::of(move |state| {
+            let [state] = state else { return Err(super::other_state(1, state)) };
+            if own.per_example {
+                return Ok(state.f_get(0)?.f_div(&state.f_get(1)?)?);
+            }
+            let counts = [0, 1, 2].map(|at| state.f_get(at)?.f_unsqueeze(0));
+            let [hits, predicted, actual] = counts;
+            let [score, present] = own.of(&[hits?, predicted?, actual?])?;
+            Ok(score.f_div(&present)?.f_squeeze_dim(0)?)
+        })
+    }
+}
+
+impl Dice {
+    /// The scores of hits, predicted and actual positions `[N, C]`, 0 where there is none, and 1 where there is one:
+    /// both `[N]`, or `[N, C]` for [`Average::None`]. A NaN among the counts, as of a logit that is NaN, stays.
+    fn of(&self, [hits, predicted, actual]: &[Tensor; 3]) -> Result<[Tensor; 2]> {
+        let classes = |of: &Tensor| of.f_sum_dim_intlist([1_i64].as_slice(), false, Kind::Double);
+        let (both, all) = (hits.f_mul_scalar(2.0)?, predicted.f_add(actual)?);
+        let quotient = |part: &Tensor, whole: &Tensor| -> Result<[Tensor; 2]> {
+            let none = whole.f_eq(0.0)?;
+            let present = none.f_logical_not()?.f_to_kind(Kind::Double)?;
+            Ok([part.f_div(whole)?.f_masked_fill(&none, 0.0)?, present])
+        };
+        if self.average == Average::Micro {
+            return quotient(&classes(&both)?, &classes(&all)?);
+        }
+        let [each, present] = quotient(&both, &all)?;
+        match self.average {
+            Average::None => Ok([each, present]),
+            Average::Weighted => {
+                let [mean, _] = quotient(&classes(&each.f_mul(actual)?)?, &classes(actual)?)?;
+                Ok([mean, classes(&present)?.f_gt(0.0)?.f_to_kind(Kind::Double)?])
+            }
+            _ => quotient(&classes(&each)?, &classes(&present)?),
+        }
+    }
+}

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <memory>
 
+#include "allocator.h"
 #include "driver.h"
 #include "guard.h"
 
@@ -68,7 +69,7 @@ int amp_cuda_memory(int index, int64_t* requested, int64_t* peak, int64_t* reser
   return amp::guarded([&] {
     using c10::CachingAllocator::StatType;
     const auto all = static_cast<size_t>(StatType::AGGREGATE);
-    const auto stats = at::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(index);
+    const auto stats = cuda_allocator()->getDeviceStats(index);
     *requested = stats.requested_bytes[all].current;
     *peak = stats.requested_bytes[all].peak;
     *reserved_peak = stats.reserved_bytes[all].peak;
@@ -76,12 +77,11 @@ int amp_cuda_memory(int index, int64_t* requested, int64_t* peak, int64_t* reser
 }
 
 int amp_cuda_memory_reset_peak(int index) {
-  return amp::guarded(
-      [&] { at::getDeviceAllocator(c10::DeviceType::CUDA)->resetPeakStats(index); });
+  return amp::guarded([&] { cuda_allocator()->resetPeakStats(index); });
 }
 
 int amp_cuda_empty_cache(void) {
-  return amp::guarded([&] { at::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache(); });
+  return amp::guarded([&] { cuda_allocator()->emptyCache(); });
 }
 
 int amp_set_numerics(int tf32, int deterministic) {

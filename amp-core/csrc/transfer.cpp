@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "allocator.h"
 #include "guard.h"
 
 namespace amp::transfer {
@@ -34,8 +35,7 @@ extern "C" {
 // Bytes the driver has free on a CUDA device.
 int amp_cuda_free_memory(int index, size_t* bytes) {
   return amp::guarded([&] {
-    const auto device = cuda(index);
-    *bytes = at::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).first;
+    *bytes = cuda_allocator()->getMemoryInfo(cuda(index).index()).first;
   });
 }
 

@@ -4,17 +4,21 @@ use std::sync::Arc;
 
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result, TrainerConfig,
-    data::{DataModule, Loading},
+    data::{DataModule, Limit, Loading},
     precision::{Clip, Precision},
     random,
     tch::Device,
     trainer::{
-        ChecksConfig, Graph, LoggingConfig, MemoryConfig, NumericsConfig, OptimizationConfig,
-        RecoveryConfig,
+        ChecksConfig, Graph, LoggingConfig, Loops, MemoryConfig, NumericsConfig,
+        OptimizationConfig, RecoveryConfig,
     },
 };
 
-use crate::registry::{Build, Judge, Model, Registry};
+use crate::{
+    changes::Changes,
+    length::Length,
+    registry::{Build, Judge, Model, Registry},
+};
 
 /// A model before it is built.
 #[derive(Clone)]
@@ -53,8 +57,8 @@ pub struct Case {
 pub struct Choices {
     /// The data set by name.
     pub data: Option<String>,
-    /// Epochs.
-    pub epochs: Option<i64>,
+    /// The length of the run.
+    pub length: Option<Length>,
     /// Examples in a batch.
     pub batch_size: Option<i64>,
     /// Seed.
@@ -63,8 +67,12 @@ pub struct Choices {
     pub clip: Option<Clip>,
     /// Batches whose gradients are added up to one step.
     pub accumulate_grad_batches: Option<i64>,
-    /// Optimizer steps after which training ends.
+    /// Optimizer steps after which training ends, if that is before its length.
     pub max_steps: Option<u64>,
+    /// Training batches of an epoch.
+    pub limit_train_batches: Option<Limit>,
+    /// Validation batches of a set.
+    pub limit_val_batches: Option<Limit>,
     /// Which steps are logged, and profiled where that is not left to the model.
     pub logging: LoggingConfig,
     /// How the loss is scaled, and in which formats weights, optimizer state and gradients are kept.
@@ -85,6 +93,28 @@ pub struct Choices {
     pub loading: Loading,
 }
 
+impl From<&Changes> for Choices {
+    fn from(changes: &Changes) -> Self {
+        let Changes {
+            hyperparameters,
+            data,
+            batch_size,
+            length,
+            limit_train_batches,
+            limit_val_batches,
+        } = changes.clone();
+        Self {
+            data,
+            length,
+            batch_size,
+            limit_train_batches,
+            limit_val_batches,
+            set: hyperparameters,
+            ..Self::default()
+        }
+    }
+}
+
 impl Case {
     /// Loads the data, merges the choices and builds the model once to check that it can be built.
     /// The registry has the data sets.
@@ -103,10 +133,6 @@ impl Case {
             None => model.data_name(registry)?,
         };
         let data_set = registry.find_data(data_name)?;
-        let epochs = choices.epochs.unwrap_or(model.epochs);
-        if epochs < 1 {
-            return Err(Error::config(format!("epochs {epochs}: it must be at least 1")));
-        }
         let accumulate_grad_batches =
             choices.accumulate_grad_batches.unwrap_or(model.accumulate_grad_batches);
         if accumulate_grad_batches < 1 {
@@ -120,16 +146,29 @@ impl Case {
         let mut hyperparameters = model.hyperparameters.clone();
         data_set.apply(&mut hyperparameters);
         hyperparameters.extend(choices.set);
-        let mut data = data_set.load(choices.batch_size.unwrap_or(model.batch_size))?;
+        let batch_size = choices.batch_size.unwrap_or(model.batch_size);
+        let mut data = match data_set.is_sized() {
+            true => {
+                let _section = random::seeded(choices.seed)?;
+                let of = model.build(&hyperparameters)?.hyperparameters();
+                data_set.load_for(batch_size, &of)?
+            }
+            false => data_set.load(batch_size)?,
+        };
         // Reports and goldens name the data as the registry does.
         data_set.name().clone_into(&mut data.name);
         data.loading = choices.loading;
         data.check()?;
         let profile_every_n_steps =
             choices.logging.profile_every_n_steps.or(model.profile_every_n_steps);
-        let trainer = TrainerConfig {
-            max_epochs: epochs,
-            max_steps: choices.max_steps,
+        let mut trainer = TrainerConfig {
+            loops: Loops {
+                limit_train_batches: choices
+                    .limit_train_batches
+                    .unwrap_or(model.limit_train_batches),
+                limit_val_batches: choices.limit_val_batches.unwrap_or(model.limit_val_batches),
+                ..Loops::default()
+            },
             seed: choices.seed,
             graph: choices.graph,
             checks: choices.checks,
@@ -145,6 +184,16 @@ impl Case {
             logging: LoggingConfig { profile_every_n_steps, ..choices.logging },
             ..TrainerConfig::new(Precision::F32True, device)
         };
+        // A shorter length in steps than the model's own is one of its own kind.
+        let length = match (choices.length, model.length, choices.max_steps) {
+            (Some(length), ..) => length,
+            (None, Length::Steps(_), Some(steps)) => Length::Steps(steps),
+            (None, own, _) => own,
+        };
+        (trainer.max_epochs, trainer.max_steps) = limits(length, &data, &trainer)?;
+        if let Some(most) = choices.max_steps {
+            trainer.max_steps = Some(trainer.max_steps.map_or(most, |own| own.min(most)));
+        }
         let case = Self { model: model.into(), data, hyperparameters, trainer, early_stopping };
         case.build()?;
         Ok(case)
@@ -167,5 +216,31 @@ impl Case {
     pub fn build(&self) -> Result<Box<dyn LightningModule>> {
         let _section = random::seeded(self.trainer.seed)?;
         (self.model.build)(&self.hyperparameters)
+    }
+}
+
+/// Steps beyond those that are asked for, for which a run has epochs, because skipped steps do not count.
+const SPARE: u64 = 32;
+
+/// The trainer's `max_epochs` and `max_steps` for this length.
+fn limits(
+    length: Length,
+    data: &DataModule,
+    trainer: &TrainerConfig,
+) -> Result<(i64, Option<u64>)> {
+    let at_least_one = |name: &str| Err(Error::config(format!("{name}: it must be at least 1")));
+    match length {
+        Length::Epochs(epochs) if epochs < 1 => at_least_one(&format!("epochs {epochs}")),
+        Length::Epochs(epochs) => Ok((epochs, None)),
+        Length::Steps(0) => at_least_one("steps 0"),
+        Length::Steps(steps) => {
+            let limit = trainer.loops.limit_train_batches.checked("limit_train_batches")?;
+            let batches = data.train_loader(trainer.policy(), None)?.limited(limit).batches();
+            let window = trainer.optimization.accumulate_grad_batches;
+            // An epoch without a batch is refused by the trainer.
+            let each = (batches.max(1).cast_unsigned()).div_ceil(window.cast_unsigned());
+            let epochs = steps.saturating_add(SPARE).div_ceil(each);
+            Ok((i64::try_from(epochs).unwrap_or(i64::MAX), Some(steps)))
+        }
     }
 }

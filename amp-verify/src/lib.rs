@@ -8,6 +8,8 @@
 //! precision in each layer of a step, `diagnose` finds the cause of a failed check, `gate` judges
 //! models in CI, `bench` measures speed, `parity` compares models with their PyTorch twins.
 
+mod changes;
+mod length;
 mod recorded;
 
 #[cfg(feature = "cli")]

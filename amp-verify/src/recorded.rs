@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
-use amp_core::{Error, Result};
+use amp_core::{Error, Hyperparameters, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::{changes::Changes, length::Length};
 
 /// The recorded figures of a project's models.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -14,6 +16,9 @@ pub struct Margins {
     /// For each model the differences of its metric between precisions, over seeds.
     #[serde(default)]
     pub models: BTreeMap<String, ModelMargin>,
+    /// The same of models that were changed: of another size, on other data, for another length.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub changed: BTreeMap<String, Vec<ModelMargin>>,
 }
 
 /// A model's metric over seeds, and the margin that follows.
@@ -23,8 +28,15 @@ pub struct ModelMargin {
     pub margin: f64,
     /// Seeds.
     pub n: usize,
-    /// Epochs of each run.
-    pub epochs: i64,
+    /// The length of each run.
+    #[serde(flatten)]
+    pub length: Length,
+    /// What was changed of the model.
+    #[serde(default, skip_serializing_if = "Changes::is_empty")]
+    pub changes: Changes,
+    /// All hyperparameters of the model; null in files of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hyperparameters: Option<Hyperparameters>,
     /// By precision: by how much the metric is worse than the 32-true one's of the same seed.
     pub spread: BTreeMap<String, MetricSpread>,
 }
@@ -56,8 +68,22 @@ impl Margins {
         }
     }
 
-    /// The recorded δ of a model.
-    pub fn margin(&self, model: &str) -> Option<f64> {
-        self.models.get(model).map(|recorded| recorded.margin)
+    /// What was recorded of a model with these changes.
+    pub fn of(&self, model: &str, changes: &Changes) -> Option<&ModelMargin> {
+        if changes.is_empty() {
+            return self.models.get(model);
+        }
+        self.changed.get(model)?.iter().find(|recorded| recorded.changes == *changes)
+    }
+
+    /// Adds what was recorded of a model in place of what was recorded with the same changes.
+    pub fn add(&mut self, model: &str, recorded: ModelMargin) {
+        if recorded.changes.is_empty() {
+            self.models.insert(model.to_owned(), recorded);
+            return;
+        }
+        let others = self.changed.entry(model.to_owned()).or_default();
+        others.retain(|other| other.changes != recorded.changes);
+        others.push(recorded);
     }
 }

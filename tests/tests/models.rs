@@ -7,6 +7,7 @@ use amp_core::{
 };
 use amp_verify::{
     case::{Case, Choices},
+    registry::Length,
     runner::{self, Extras},
 };
 use fixtures::{registry, without_projects};
@@ -55,7 +56,7 @@ fn trains_under_every_precision(#[case] name: &str) {
     let device = parse_device(&device).expect("AMP_DEVICE names a device of this machine");
     let registry = registry();
     let model = registry.find(Some(name)).expect("a model of this name");
-    let choices = Choices { epochs: Some(2), seed: 1, ..Choices::default() };
+    let choices = Choices { length: Some(Length::Epochs(2)), seed: 1, ..Choices::default() };
     let case = Case::new(&registry, model, choices, device).expect("a case");
     for precision in Precision::ALL {
         let mut ignore = |_: &Event| Ok(());

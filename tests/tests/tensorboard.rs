@@ -17,6 +17,7 @@ use amp_core::{
 };
 use amp_verify::{
     case::{Case, Choices},
+    registry::Length,
     runner::{self, Extras},
 };
 use fixtures::registry;
@@ -72,7 +73,7 @@ fn tensorboards_own_reader_reads_every_run() -> Result<()> {
     let mut tensorboard = TensorBoardLogger::create(folder.path())?;
     let registry = registry();
     let model = registry.find(Some("MixedPrecisionDemo"))?;
-    let choices = Choices { epochs: Some(3), seed: 5, ..Choices::default() };
+    let choices = Choices { length: Some(Length::Epochs(3)), seed: 5, ..Choices::default() };
     let case = Case::new(&registry, model, choices, Device::Cpu)?;
     let mut expected = BTreeMap::new();
     for precision in [Precision::F32True, Precision::F16Mixed] {
@@ -132,7 +133,7 @@ fn tensorboard_shows_what_torch_would_write() -> Result<()> {
     ];
     let registry = registry();
     let model = registry.find(Some("PrecisionTestModel"))?;
-    let choices = Choices { epochs: Some(1), ..Choices::default() };
+    let choices = Choices { length: Some(Length::Epochs(1)), ..Choices::default() };
     let case = Case::new(&registry, model, choices, Device::Cpu)?;
     let mut listen = |event: &Event| -> Result<()> {
         tensorboard.on_event(event)?;

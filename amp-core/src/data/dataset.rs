@@ -207,8 +207,8 @@ impl SharedDataset {
         }
     }
 
-    /// Whether it is read from front to back.
-    pub(super) fn is_stream(&self) -> bool {
+    /// Whether it is read from front to back: [`gather`](Self::gather) takes consecutive numbers alone then.
+    pub fn is_stream(&self) -> bool {
         matches!(self.reader, Reader::Stream(_))
     }
 

@@ -152,7 +152,7 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
     ) -> c_int;
     fn amp_counted_classes(targets: Handle, classes: i64, out: *mut *mut C_tensor) -> c_int;
-    fn amp_correct_counts(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
+    fn amp_hits(logits: Handle, targets: Handle, out: *mut *mut C_tensor) -> c_int;
 }
 
 /// The tensor that `call` makes, if it makes one.
@@ -376,7 +376,7 @@ pub(crate) fn counted_classes(targets: &Tensor, classes: i64) -> Result<Tensor> 
 /// How many examples have their largest logit, along the second dimension, at their class, and how many
 /// [count](counted_classes): f64 `[2]` on the device.
 pub(crate) fn correct_counts(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    made(|out| checked!(amp_correct_counts(logits.as_ptr(), targets.as_ptr(), out)))
+    made(|out| checked!(amp_hits(logits.as_ptr(), targets.as_ptr(), out)))
 }
 
 /// Drops elements of a CUDA tensor with probability `p`, between 0 and 1; `together` neighbours are

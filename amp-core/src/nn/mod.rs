@@ -87,7 +87,7 @@ pub(crate) use parameters::parameters_in_regions;
 pub use parameters::{Role, named_tensors, parameters, place};
 pub use part::{PartOfAny, PartOfChild, Within};
 #[doc(hidden)]
-pub use planted::FusedTimes;
+pub use planted::{FusedTimes, LayerLosesDigits};
 pub use pool::{
     AdaptiveAvgPool, AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d, AdaptiveMaxPool,
     AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d, AvgPool, AvgPool1d, AvgPool1dConfig,

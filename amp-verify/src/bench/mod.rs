@@ -138,6 +138,9 @@ fn compare(
         true if workload.has_reduced_state() && precision != Precision::F32True => {
             &[Engine::Eager, Engine::Graph, Engine::Graph16Bit, Engine::GraphLean]
         }
+        true if workload.has_unchecked_steps() => {
+            &[Engine::Eager, Engine::Graph, Engine::GraphUnchecked]
+        }
         true => &[Engine::Eager, Engine::Graph],
         false => &[Engine::Eager],
     };

@@ -46,18 +46,22 @@ impl Workload {
             ))),
         };
         at_least_one("batch", batch)?;
+        let mut hyperparameters = model.hyperparameters.clone();
+        data_set.apply(&mut hyperparameters);
+        hyperparameters.extend(self.hyperparameters.clone());
+        let of = match data_set.is_sized() {
+            true => model.all_hyperparameters(&hyperparameters)?,
+            false => Hyperparameters::new(),
+        };
         let load = {
             let data_set = data_set.clone();
-            move |batch| data_set.load(batch)
+            move |batch| data_set.load_for(batch, &of)
         };
         let batches = match self.noise {
             Some(noise) => noise.batches,
             None => load(batch)?.train.len() / batch,
         };
         at_least_one("batches", batches)?;
-        let mut hyperparameters = model.hyperparameters.clone();
-        data_set.apply(&mut hyperparameters);
-        hyperparameters.extend(self.hyperparameters.clone());
         Ok(Task {
             workload: self.clone(),
             model: Model::clone(model),
@@ -158,6 +162,11 @@ impl Task {
     /// Whether torch.compile is measured in each of its modes.
     pub fn has_compiler_modes(&self) -> bool {
         self.workload.compiler_modes
+    }
+
+    /// Whether steps without invariants of training are measured as well.
+    pub fn has_unchecked_steps(&self) -> bool {
+        self.workload.unchecked
     }
 
     /// Whether reduced gradients and optimizer state are measured as well.

@@ -164,7 +164,7 @@ fn verify(registry: &Registry, args: &VerifyArgs) -> Result<()> {
 fn train(registry: &Registry, args: &TrainArgs) -> Result<ExitCode> {
     let signal = signals::noted()?;
     let mut case = prepare(registry, &args.run)?;
-    case.trainer.loops = args.loops.loops();
+    case.trainer.loops = args.loops.loops(&case.trainer.loops);
     let optimization = &mut case.trainer.optimization;
     optimization.freeze.extend(args.freeze.iter().cloned());
     let ema = args.ema_decay.map(|decay| Averaging::Ema { decay });
@@ -277,7 +277,7 @@ fn list(registry: &Registry) -> Result<()> {
         let about =
             if model.about.is_empty() { String::new() } else { format!("{}; ", model.about) };
         let data = model.data_name(registry)?;
-        text += &format!("{}\n    {about}data: {data}, {} epochs\n", model.name, model.epochs);
+        text += &format!("{}\n    {about}data: {data}, {}\n", model.name, model.length());
     }
     text += "\ndata:\n";
     for data_set in registry.data_sets() {

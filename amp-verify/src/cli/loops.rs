@@ -45,14 +45,14 @@ pub struct LoopArgs {
 }
 
 impl LoopArgs {
-    /// The options in the trainer's form.
-    pub fn loops(&self) -> Loops {
+    /// The options in the trainer's form; the model's own limits, where none is given.
+    pub fn loops(&self, own: &Loops) -> Loops {
         Loops {
             min_epochs: self.min_epochs,
             min_steps: self.min_steps,
             max_time: self.max_time,
-            limit_train_batches: self.limit_train_batches.unwrap_or_default(),
-            limit_val_batches: self.limit_val_batches.unwrap_or_default(),
+            limit_train_batches: self.limit_train_batches.unwrap_or(own.limit_train_batches),
+            limit_val_batches: self.limit_val_batches.unwrap_or(own.limit_val_batches),
             overfit_batches: self.overfit_batches,
             fast_dev_run: self.fast_dev_run,
             num_sanity_val_steps: self.num_sanity_val_steps,

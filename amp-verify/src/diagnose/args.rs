@@ -91,6 +91,7 @@ impl DiagnoseArgs {
             modules,
             baseline_moved,
             groups: groups(&subject(), self.precision)?,
+            suspect: None,
         };
         let mut check: Box<dyn Check> = match self.search {
             Search::Metric => Box::new(MetricLoss::new(case, self.precision, limit, self.seeds)?),

@@ -94,6 +94,8 @@ pub struct Scope<'a> {
     pub baseline_moved: Option<bool>,
     /// The layers that run in one.
     pub groups: Vec<Group>,
+    /// The layer that a measurement of each layer alone blames: it is tried first.
+    pub suspect: Option<String>,
 }
 
 /// Runs the check, determines the cause, and if it is the precision, finds the modules that must stay in
@@ -106,7 +108,12 @@ pub fn diagnose(check: &mut dyn Check, scope: &Scope<'_>) -> Result<Diagnosis> {
     let attribution = attribute(check, scope, before)?;
     let mut island = None;
     if attribution == Attribution::Precision {
-        island = search(check, scope, &scope.layers)?;
+        if let Some(suspect) = &scope.suspect {
+            island = alone(check, scope, suspect)?;
+        }
+        if island.is_none() {
+            island = search(check, scope, &scope.layers)?;
+        }
         if island.is_none() {
             island = search(check, scope, &scope.modules)?;
         }
@@ -134,6 +141,30 @@ fn attribute(check: &mut dyn Check, scope: &Scope<'_>, before: Outcome) -> Resul
         (first, second) => first != second,
     };
     Ok(if moved { Attribution::Determinism { again } } else { Attribution::Precision })
+}
+
+/// The suspect as the only module in FP32, if that is enough: one run in place of a search.
+fn alone(check: &mut dyn Check, scope: &Scope<'_>, suspect: &str) -> Result<Option<Island>> {
+    let modules = vec![suspect.to_owned()];
+    let after = check.run(&fp32(scope.islands, &modules))?;
+    if !after.passes() {
+        return Ok(None);
+    }
+    let fields = vec![field(suspect).to_owned()];
+    let with_fields = match fields == modules {
+        true => after,
+        false => check.run(&fp32(scope.islands, &fields))?,
+    };
+    // Without it the check failed.
+    Ok(Some(Island {
+        modules,
+        is_one_minimal: true,
+        tests: 1,
+        after,
+        fields,
+        with_fields,
+        cost: None,
+    }))
 }
 
 fn search(check: &mut dyn Check, scope: &Scope<'_>, modules: &[String]) -> Result<Option<Island>> {

@@ -12,7 +12,7 @@ use std::any::Any;
 use amp_core::{
     Result, TrainerConfig,
     data::{Batch, BatchType, DataModule, Limit},
-    nn::FusedTimes,
+    nn::{FusedTimes, LayerLosesDigits},
     precision::{Clip, GrowsOnHostAlone, Precision},
 };
 use serde::{Deserialize, Serialize};
@@ -138,6 +138,7 @@ faults! {
     TruncatingRounding in Precision: "weights are rounded towards zero",
     Bf16Weights in Precision: "master weights are kept in bf16",
     LayerTruncates in Precision: "a layer cuts off what f16 has no room for, instead of rounding",
+    LayerLosesDigits in Precision: "one layer's 16-bit results lose their last two binary digits",
     LayerWide in Precision: "a layer multiplies in f32 and casts the result to f16",
     RoundedTwice in Precision: "a layer's values are rounded to bf16 on their way to f16",
     LossInF16 in Precision: "the loss is rounded to f16 with 6 bits",
@@ -198,6 +199,7 @@ impl Fault {
             | Self::DropoutScaleWrong => {
                 Some("a layer with that fault, which the model itself has")
             }
+            Self::LayerLosesDigits => Some("the name of the layer that loses digits"),
             Self::LayerNormInF16 => Some("a layer norm whose input has a large variance"),
             Self::BuffersMoveOnSkip
             | Self::CountsConverted
@@ -298,10 +300,16 @@ impl Fault {
     }
 
     /// Plants what no hook reaches, in jobs of this precision, for as long as the value lives.
-    pub(crate) fn planted(fault: Option<Self>, precision: Precision) -> Option<Box<dyn Any>> {
+    /// `layer` is the one that the model names for it.
+    pub(crate) fn planted(
+        fault: Option<Self>,
+        precision: Precision,
+        layer: Option<&str>,
+    ) -> Option<Box<dyn Any>> {
         match fault.filter(|fault| fault.strikes(precision))? {
             Self::GrowsOnHostAlone => Some(Box::new(GrowsOnHostAlone::new())),
             Self::FusedLayersWrong => Some(Box::new(FusedTimes::new(1.05))),
+            Self::LayerLosesDigits => Some(Box::new(LayerLosesDigits::new(layer?))),
             _ => None,
         }
     }

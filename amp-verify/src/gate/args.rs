@@ -1,17 +1,19 @@
 //! Options of `gate`.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use amp_core::{precision::Precision, trainer::Check};
 use clap::{Args, ValueEnum};
+
+use crate::options::{ChangeArgs, duration, positive};
 
 /// How much is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
-    /// Few epochs and seeds, the mixed precisions: for every change
+    /// Few epochs or steps, few seeds, the mixed precisions: for every change
     Quick,
-    /// Each model's own epochs, more seeds, every precision
+    /// Each model's own epochs or steps, more seeds, every precision
     Nightly,
 }
 
@@ -66,6 +68,17 @@ pub struct GateArgs {
     /// Also fail a precision that is better than the baseline by the margin
     #[arg(long)]
     pub equivalence: bool,
+    /// δ of the one model that --model names: the loss of its metric that is not accepted [default: its
+    /// declared or recorded one; models that are changed by an option below have none of their own]
+    #[arg(long, value_name = "DELTA", allow_negative_numbers = true)]
+    pub margin: Option<f64>,
+    /// Run the seeds one after the other and begin none that would not end within this time: seconds, 10m,
+    /// 2h or HH:MM:SS
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub time_limit: Option<Duration>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub changes: ChangeArgs,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -83,6 +96,9 @@ pub struct GateArgs {
     /// Processes that share the work on a CPU [default: one per core]
     #[arg(long, value_name = "N")]
     pub processes: Option<usize>,
+    /// Threads of one operation on a CPU, in each process; figures depend on it in their last digits
+    #[arg(long, value_name = "N", value_parser = positive, default_value_t = 1)]
+    pub threads: u64,
     /// Ignore cached results and run everything again
     #[arg(long)]
     pub no_cache: bool,

@@ -69,7 +69,7 @@ impl Open {
             self.binary.clone(),
             self.threads.to_string(),
             serde_json::to_string(&machine).ok()?,
-            serde_json::to_string(job).ok()?,
+            job.key(),
         ];
         Some(self.folder.join(format!("{}.json", digest(&parts))))
     }

@@ -42,7 +42,7 @@ pub fn command(registry: &Registry, args: &GateArgs) -> Result<(Report, String)>
         (stage(&args.json)?, stage(&args.junit)?, stage(&args.markdown)?);
     let fix = stage(&args.fix)?;
     let cache = (!args.no_cache).then_some(Path::new(CACHE));
-    let mut pool = pool(registry, &args.device, args.processes, cache)?;
+    let mut pool = pool(registry, &args.device, args.processes, args.threads, cache)?;
     let report = run(&plan, &mut pool)?;
     let fixed = fix.map(|file| write_policy(&plan, &report, file)).transpose()?;
     if let Some(file) = json_file {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use amp_core::memory::show_bytes;
+
 use super::{
     checked::{Checked, Comparison, Unit},
     path::Examined,
@@ -105,15 +107,20 @@ impl Coverage {
         let mut coverage = Self::default();
         let all = seeds(&cell.seeds);
         let first = seeds(cell.seeds.get(..1).unwrap_or_default());
+        let why = match cell.seeds.len() {
+            0 | 1 if cell.cut_short => "the time limit came first",
+            0 => "a rule was broken before the first seed",
+            _ => "a run failed",
+        };
         if let Some(judgement) = &cell.judgement {
             coverage.rows.push(metric(model, judgement, &all));
         } else {
-            coverage.missing.push(Missing::new(METRIC, "a run failed"));
+            coverage.missing.push(Missing::new(METRIC, why));
         }
         let mut checked: Vec<(&Checked, &str)> = Vec::new();
         match &cell.runs {
             Some(runs) => checked.extend(runs.iter().map(|run| (run, all.as_str()))),
-            None => coverage.missing.push(Missing::new("rules of whole runs", "a run failed")),
+            None => coverage.missing.push(Missing::new("rules of whole runs", why)),
         }
         match &cell.conformance {
             Some(figures) => {
@@ -145,9 +152,23 @@ impl Coverage {
             rules.len() + usize::from(cell.judgement.is_some())
         };
         (coverage.rules, coverage.of_rules) = (of(&judged), of(&|_| true));
-        coverage
-            .ran
-            .push(("metric", format!("{} over {} epochs, {all}", model.metric, model.epochs)));
+        coverage.ran.push(("metric", format!("{} over {}, {all}", model.metric, model.length)));
+        if !model.changes.is_empty() {
+            coverage.ran.push(("changed", model.changes.to_string()));
+        }
+        if let (true, Some(limit)) = (cell.cut_short, report.time_limit_seconds) {
+            coverage.missing.push(Missing::new(
+                format!("seeds after the first {}", cell.seeds.len()),
+                format!("the time limit of {limit} s"),
+            ));
+        }
+        if let (Some(plain), Some(watched)) =
+            (cell.peak_memory_bytes, cell.watched_peak_memory_bytes)
+        {
+            let (plain, watched) = (show_bytes(plain), show_bytes(watched));
+            let text = format!("at most {plain} in plain runs, {watched} in watched ones");
+            coverage.ran.push(("memory", text));
+        }
         match &cell.path {
             Some(path) => coverage.path(report, path, &first),
             None => {
@@ -236,7 +257,7 @@ fn metric(model: &ModelReport, judgement: &Judgement, seeds: &str) -> Row {
         rule: METRIC,
         compares: "how much less than 32-true the precision reaches, with the same seeds",
         what: format!("{}, lost at most with risk {}", model.metric, judgement.alpha),
-        over: format!("whole runs, {} epochs, {seeds}", model.epochs),
+        over: format!("whole runs, {}, {seeds}", model.length),
         figure: shown(judgement.upper),
         bound: shown(judgement.margin),
         share: checked.share(),

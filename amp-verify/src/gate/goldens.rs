@@ -8,12 +8,17 @@ use super::{
     job::Outcome,
     reason::{Failure, Reason},
 };
-use crate::golden::{self, Agreement, Figures, Golden, Moved};
+use crate::{
+    golden::{self, Agreement, Figures, Golden, Moved},
+    length::Length,
+};
 
 /// The runs to compare.
 pub(super) struct Case<'a> {
     pub(super) model: &'a str,
-    pub(super) epochs: i64,
+    pub(super) length: Length,
+    /// Whether the model is not as it is registered.
+    pub(super) is_changed: bool,
     pub(super) seed: u64,
     pub(super) precision: Precision,
 }
@@ -61,7 +66,8 @@ impl Case<'_> {
         let precision = self.precision.name();
         let baseline = Precision::F32True.name();
         if golden.seeds.first() != Some(&self.seed)
-            || golden.epochs != self.epochs
+            || Length::Epochs(golden.epochs) != self.length
+            || self.is_changed
             || golden.batch_size != own.batch_size
             || golden.hyperparameters != own.hyperparameters
             || !golden.runs.contains_key(precision)

@@ -40,12 +40,12 @@ impl Order {
     }
 }
 
-/// A digest of the weights, in f32.
+/// A digest of the weights as they are built.
 pub(super) fn weights(model: &dyn LightningModule) -> Result<String> {
     let mut hash = Sha256::new();
     for (name, tensor, _) in named_tensors(model) {
         hash.update(name);
-        hash.update(bytes(&tensor)?);
+        hash.update(own_bytes(&tensor)?);
     }
     Ok(hex(&hash.finalize()))
 }
@@ -84,7 +84,8 @@ impl Data {
     }
 }
 
-/// Digests of at most so many examples, evenly spaced, and the share of all that they are.
+/// Digests of at most so many examples, evenly spaced, and the share of all that they are. Of a stream they are the
+/// first ones.
 fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
     let length = set.len();
     if length == 0 {
@@ -94,7 +95,11 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
     let size: usize = first.tensors().map(|(_, tensor)| tensor.numel()).sum();
     let count = length.min(MOST_EXAMPLES).min(MOST_NUMBERS / size.max(1) as i64).max(1);
     let mut digests = Vec::new();
-    let places: Vec<i64> = (0..count).map(|at| at * length / count).collect();
+    let spaced = |at: i64| (i128::from(at) * i128::from(length) / i128::from(count)) as i64;
+    let places: Vec<i64> = match set.is_stream() {
+        true => (0..count).collect(),
+        false => (0..count).map(spaced).collect(),
+    };
     for places in places.chunks(AT_ONCE) {
         digests.extend(examples(&set.gather(places)?)?);
     }
@@ -105,16 +110,13 @@ fn sample(set: &SharedDataset) -> Result<(Vec<String>, f64)> {
 fn examples(batch: &AnyBatch) -> Result<Vec<String>> {
     let length = batch.len();
     let tensors = batch.tensors().filter(|(_, tensor)| tensor.size().first() == Some(&length));
-    let tensors = tensors.map(|(_, tensor)| bytes(tensor)).collect::<Result<Vec<_>>>()?;
-    let row = |all: &[u8], at: usize| {
-        let size = all.len() / length as usize;
-        all[at * size..(at + 1) * size].to_vec()
-    };
+    let tensors = tensors.map(|(_, tensor)| own_bytes(tensor)).collect::<Result<Vec<_>>>()?;
     Ok((0..length as usize)
         .map(|at| {
             let mut hash = Sha256::new();
             for tensor in &tensors {
-                hash.update(row(tensor, at));
+                let size = tensor.len() / length as usize;
+                hash.update(&tensor[at * size..(at + 1) * size]);
             }
             hex(&hash.finalize())
         })
@@ -137,7 +139,14 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// The values of a tensor in f64, in which every dtype is exact.
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
-    let values = Vec::<f64>::try_from(flat.f_reshape([-1])?)?;
-    Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    own_bytes(&tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)
+}
+
+/// The values of a tensor in its own dtype.
+fn own_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_reshape([-1])?;
+    let flat = flat.f_view_dtype(Kind::Uint8)?;
+    let mut bytes = vec![0; flat.numel()];
+    flat.f_copy_data_u8(&mut bytes, flat.numel())?;
+    Ok(bytes)
 }

@@ -1,10 +1,13 @@
 //! A job of the gate, which any of its processes can run, and its outcome.
 
+use std::fmt;
+
 use amp_core::{
     Hyperparameters, LightningModule, Result, Trainer, TrainerConfig,
     callback::{EarlyStopping, Mode},
     hardware::{self, Fingerprint},
     memory::MemoryMeter,
+    nn::init::Remembering,
     precision::Precision,
     probe::Observed,
     tch::{Device, Kind, Tensor},
@@ -19,8 +22,10 @@ use super::{
 };
 use crate::{
     case::{Case, Choices},
+    changes::Changes,
     diagnose::Islands,
     faults::{Fault, Faulty},
+    length::Length,
     registry::Registry,
     tap::{Tap, Tapped},
 };
@@ -42,7 +47,7 @@ pub enum Task {
 }
 
 /// A job. Two equal jobs have equal results.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// The model's name.
     pub model: String,
@@ -50,8 +55,10 @@ pub struct Job {
     pub precision: Precision,
     /// The seed of weights, order of examples and dropout.
     pub seed: u64,
-    /// Epochs.
-    pub epochs: i64,
+    /// The length of a whole run.
+    pub length: Length,
+    /// What is changed of the model.
+    pub changes: Changes,
     /// The device's name.
     pub device: String,
     /// Whether f32 matrix products may run in TF32.
@@ -68,6 +75,19 @@ pub struct Job {
     pub fault: Option<Fault>,
 }
 
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let task = match self.task {
+            Task::Train => "whole run",
+            Task::Frozen => "control",
+            Task::Conformance => "first steps",
+            Task::Path => "rules of the path",
+            Task::Invariants => "invariants",
+        };
+        write!(f, "{} under {}, seed {}: {task}", self.model, self.precision, self.seed)
+    }
+}
+
 /// The outcome of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -81,7 +101,7 @@ pub struct Outcome {
     pub skipped_steps: u64,
     /// Loss scale at the end.
     pub final_scale: Option<f64>,
-    /// The peak of tensor bytes.
+    /// The peak of tensor bytes; of a watched run, with everything that watching keeps.
     pub peak_memory_bytes: u64,
     /// The observed dtypes.
     pub observed: Observed,
@@ -142,16 +162,33 @@ impl Job {
     /// Runs a job with a model of the registry. An error of the run becomes part of the outcome.
     pub fn execute(&self, registry: &Registry) -> Outcome {
         let started = std::time::Instant::now();
-        let _planted = Fault::planted(self.fault, self.precision);
+        // Each task builds the model many times over.
+        let _remembering = Remembering::new();
+        let model = registry.find(Some(&self.model)).ok();
+        let layer = model.and_then(|model| model.planted_layer());
+        let _planted = Fault::planted(self.fault, self.precision, layer);
         let outcome = match self.task {
             Task::Train | Task::Frozen => self.train(registry),
-            Task::Conformance => conformance::run(self, registry),
-            Task::Path => path::run(self, registry),
+            Task::Conformance => self.measured(|| conformance::run(self, registry)),
+            Task::Path => self.measured(|| path::run(self, registry)),
             Task::Invariants => invariants::run(self, registry),
         };
         let mut outcome = outcome.unwrap_or_else(|error| Outcome::failed(Failure::of(&error)));
         outcome.seconds = started.elapsed().as_secs_f64();
         outcome
+    }
+
+    /// A text that tells it apart from every job that is not equal.
+    pub(super) fn key(&self) -> String {
+        // Names and numbers alone; maps are in the order of their names.
+        serde_json::to_string(self).unwrap_or_else(|error| format!("{error}"))
+    }
+
+    /// Runs it and measures the memory that it takes.
+    fn measured(&self, run: impl FnOnce() -> Result<Outcome>) -> Result<Outcome> {
+        let meter = MemoryMeter::start(self.device()?)?;
+        let outcome = run()?;
+        Ok(Outcome { peak_memory_bytes: meter.read()?.peak_allocated, ..outcome })
     }
 
     /// The job's device.
@@ -166,7 +203,8 @@ impl Job {
     pub(super) fn case(&self, registry: &Registry, precision: Precision) -> Result<Case> {
         hardware::set_numerics(self.tf32, self.deterministic)?;
         let seed = Fault::seed(self.fault, precision, self.seed);
-        let choices = Choices { epochs: Some(self.epochs), seed, ..Choices::default() };
+        let length = Some(self.length);
+        let choices = Choices { length, seed, ..Choices::from(&self.changes) };
         let model = registry.find(Some(&self.model))?;
         let mut case = Case::new(registry, model, choices, self.device()?)?;
         case.trainer.numerics.overrides = self.islands.clone().into();

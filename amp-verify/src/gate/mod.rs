@@ -20,6 +20,7 @@ mod reason;
 mod render;
 mod report;
 mod runs;
+mod seeds;
 
 pub use crate::tap::{Tap, Tapped};
 pub use args::{GateArgs, Tier};
@@ -34,28 +35,31 @@ pub use plan::{Plan, Subject};
 pub use pool::{Pool, WORKER, work};
 pub use reason::{Failure, Reason};
 pub use render::{annotations, junit, markdown, table};
-pub use report::{Cell, ModelReport, Report, Status};
+pub use report::{Cell, JobTime, ModelReport, Report, Status};
 
 use std::{path::Path, thread, time::Instant};
 
 use amp_core::{Error, Result, hardware, precision::Precision};
 
 use self::runs::Runs;
-use crate::{
-    registry::Registry,
-    verdict::{Design, Verdict},
-};
+use crate::{length::Length, registry::Registry, verdict::Design};
 
 /// The form of a [`Report`].
-pub const SCHEMA: &str = "amp-gate/4";
+pub const SCHEMA: &str = "amp-gate/5";
 /// Where outcomes are kept.
 pub const CACHE: &str = ".amp/cache";
 /// Failing cells that are diagnosed, unless none are to be: each costs tens of runs.
 pub const DIAGNOSED: usize = 3;
 
 impl Plan {
-    /// Judges one precision of a model with this number of seeds.
-    fn cell(&self, pool: &Pool, model: &Subject, precision: Precision, count: usize) -> Cell {
+    /// Judges one precision of a model with this number of seeds, and says whether the time limit ended them.
+    fn cell(
+        &self,
+        pool: &Pool,
+        model: &Subject,
+        precision: Precision,
+        (count, cut_short): (usize, bool),
+    ) -> Cell {
         let outcome = |precision, seed, task| {
             let found = pool.outcome(&self.job(model, precision, seed, task));
             found.cloned().unwrap_or_else(|| {
@@ -80,7 +84,7 @@ impl Plan {
             outcomes.iter().map(|outcome| outcome.metric).collect()
         };
         let mut runs = None;
-        if failures.is_empty() {
+        if failures.is_empty() && count > 0 {
             let (control, baseline, own) = (&control, &baseline, &own);
             let found = Runs { plan: self, model, precision, control, baseline, own }.check();
             failures.extend(found.failures);
@@ -94,7 +98,8 @@ impl Plan {
         {
             let case = goldens::Case {
                 model: model.name,
-                epochs: self.epochs(model),
+                length: self.length(model),
+                is_changed: !self.changes.is_empty(),
                 seed: self.first_seed,
                 precision,
             };
@@ -113,7 +118,11 @@ impl Plan {
             resolution: model.judge.resolution(own.first().map_or(1, |outcome| outcome.examples)),
             equivalence: self.equivalence,
         };
-        let judgement = differences.map(|differences| design.judge(&differences));
+        // One difference has no spread.
+        let enough = differences.filter(|differences| differences.len() > 1);
+        let judgement = enough.map(|differences| design.judge(&differences));
+        let plain = own.iter().chain(&baseline).map(|run| run.peak_memory_bytes).max();
+        let watched = [&steps, &path].map(|run| run.peak_memory_bytes).into_iter().max();
         Cell {
             precision,
             status: Status::Inconclusive,
@@ -125,6 +134,9 @@ impl Plan {
             runs,
             conformance: steps.conformance,
             path: path.path,
+            peak_memory_bytes: plain.filter(|bytes| *bytes > 0),
+            watched_peak_memory_bytes: watched.filter(|bytes| *bytes > 0),
+            cut_short,
             skipped_steps: own.iter().map(|outcome| outcome.skipped_steps).sum(),
             finding: None,
         }
@@ -133,54 +145,41 @@ impl Plan {
 }
 
 /// Runs the plan: a first look at every model, and a second one, with all seeds, at each
-/// precision that the first left open.
+/// precision that the first left open. With a time limit, seeds run one after the other until it.
 ///
 /// # Errors
 /// When the cache cannot be written.
 pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
     let started = Instant::now();
-    pool.run(plan.first_look())?;
-    let (mut second, mut jobs) = (Vec::new(), Vec::new());
-    for model in &plan.models {
-        for precision in &plan.precisions {
-            let cell = plan.cell(pool, model, *precision, plan.first);
-            let open = cell.judgement.is_some_and(|j| j.verdict == Verdict::Inconclusive);
-            if open && cell.failures.is_empty() && plan.most > plan.first {
-                second.push((model.name, *precision));
-                for seed in plan.seeds(plan.most) {
-                    jobs.push(plan.job(model, Precision::F32True, seed, Task::Train));
-                    jobs.push(plan.job(model, *precision, seed, Task::Train));
-                }
-            }
-        }
-    }
-    pool.run(jobs)?;
+    let seeds = seeds::run(plan, pool, started)?;
     let mut fingerprint = None;
-    let mut reports: Vec<ModelReport> = plan
-        .models
-        .iter()
-        .map(|model| {
-            let control = plan.job(model, Precision::F32True, plan.first_seed, Task::Frozen);
-            let control = pool.outcome(&control);
-            fingerprint = fingerprint.take().or(control.and_then(|c| c.fingerprint.clone()));
-            let cells = plan.precisions.iter().map(|precision| {
-                let again = second.contains(&(model.name, *precision));
-                let count = if again { plan.most } else { plan.first };
-                plan.cell(pool, model, *precision, count)
-            });
-            ModelReport {
-                model: model.name.into(),
-                metric: model.judge.name.into(),
-                direction: model.judge.direction,
-                epochs: plan.epochs(model),
-                margin: model.margin,
-                learns_by: model.learns_by,
-                control: control.and_then(|outcome| outcome.metric),
-                cells: cells.collect(),
-            }
-        })
-        .collect();
-    let undiagnosed = finding::find(plan, pool, &mut reports);
+    let mut reports: Vec<ModelReport> =
+        plan.models
+            .iter()
+            .enumerate()
+            .map(|(at, model)| {
+                let control = plan.job(model, Precision::F32True, plan.first_seed, Task::Frozen);
+                let control = pool.outcome(&control);
+                fingerprint = fingerprint.take().or(control.and_then(|c| c.fingerprint.clone()));
+                let cells = plan.precisions.iter().enumerate().map(|(place, precision)| {
+                    plan.cell(pool, model, *precision, seeds.of(at, place))
+                });
+                ModelReport {
+                    model: model.name.into(),
+                    metric: model.judge.name.into(),
+                    direction: model.judge.direction,
+                    length: plan.length(model),
+                    changes: plan.changes.clone(),
+                    hyperparameters: control.map(|c| c.hyperparameters.clone()).unwrap_or_default(),
+                    margin: model.margin,
+                    learns_by: model.learns_by,
+                    control: control.and_then(|outcome| outcome.metric),
+                    cells: cells.collect(),
+                }
+            })
+            .collect();
+    let is_over = plan.time_limit.is_some_and(|limit| started.elapsed() >= limit);
+    let undiagnosed = finding::find(plan, pool, &mut reports, is_over);
     let cells = reports.iter().flat_map(|model| &model.cells);
     Ok(Report {
         schema: SCHEMA.into(),
@@ -188,11 +187,13 @@ pub fn run(plan: &Plan, pool: &mut Pool) -> Result<Report> {
         tier: plan.tier,
         fingerprint,
         alpha: plan.alpha,
+        time_limit_seconds: plan.time_limit.map(|limit| limit.as_secs_f64()),
         models: reports,
         left_out: left_out(plan),
         undiagnosed,
         executed: pool.executed,
         cached: pool.cached,
+        jobs: pool.times(plan),
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -212,11 +213,16 @@ fn left_out(plan: &Plan) -> Vec<String> {
     let shorter: Vec<String> = plan
         .models
         .iter()
-        .filter(|model| plan.epochs(model) < model.epochs)
-        .map(|model| format!("{} ({} of {})", model.name, plan.epochs(model), model.epochs))
+        .filter(|model| plan.length(model).is_below(model.length()))
+        .map(|model| match (plan.length(model), model.length()) {
+            (Length::Epochs(own), Length::Epochs(all)) => {
+                format!("{} ({own} of {all})", model.name)
+            }
+            (own, all) => format!("{} ({own} of {all})", model.name),
+        })
         .collect();
     if !shorter.is_empty() {
-        left.push(format!("full epochs: {}", shorter.join(", ")));
+        left.push(format!("whole trainings: {}", shorter.join(", ")));
     }
     let (first, most) = Tier::Nightly.seeds();
     if plan.most < most {
@@ -226,8 +232,9 @@ fn left_out(plan: &Plan) -> Vec<String> {
     left
 }
 
-/// The processes for the device: one per core of a CPU, which share its threads; for a GPU, this process
-/// alone.
+/// The processes for the device: one per core of a CPU, or `processes`; for a GPU, this process alone. On a CPU
+/// an operation has `threads` threads, however many processes there are: sums are split among threads, so that
+/// figures would depend on the number of processes otherwise. Beside a GPU all cores are used.
 ///
 /// # Errors
 /// When a process cannot be started or the cache cannot be opened.
@@ -235,17 +242,18 @@ pub fn pool(
     registry: &Registry,
     device: &str,
     processes: Option<usize>,
+    threads: u64,
     cache: Option<&Path>,
 ) -> Result<Pool> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let wanted = match hardware::parse_device(device)?.is_cuda() {
-        true => 1,
-        false => processes.unwrap_or(cores),
+    let threads = usize::try_from(threads).unwrap_or(cores);
+    let (wanted, threads) = match hardware::parse_device(device)?.is_cuda() {
+        true => (1, cores),
+        false => (processes.unwrap_or((cores / threads).max(1)), threads),
     };
     if wanted < 1 {
         return Err(Error::config("processes 0: it must be at least 1"));
     }
-    let threads = (cores / wanted).max(1);
     let cache = match cache {
         Some(folder) => Cache::open(folder, threads)?,
         None => Cache::none(),

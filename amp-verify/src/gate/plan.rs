@@ -1,14 +1,16 @@
 //! The plan: what is judged, and which runs that takes.
 
-use std::{ops::Deref, path::PathBuf, sync::Arc};
+use std::{ops::Deref, path::PathBuf, sync::Arc, time::Duration};
 
 use amp_core::{Error, Result, hardware, precision::Precision, trainer::Check};
 
 use super::{DIAGNOSED, GateArgs, Job, Task, Tier};
 use crate::{
     case::{Case, Choices},
+    changes::Changes,
     diagnose::{Islands, PolicyFile},
     faults::Fault,
+    length::Length,
     registry::{Model, Registry},
 };
 
@@ -28,9 +30,23 @@ impl Subject {
     /// # Errors
     /// When the model has neither.
     pub fn new(registry: &Registry, model: &Arc<Model>) -> Result<Self> {
-        let margin = registry.margin(model)?;
-        let learns_by = model.learns_by.unwrap_or(margin);
-        Ok(Self { model: Arc::clone(model), margin, learns_by })
+        Self::with(registry, model, &Changes::default(), None)
+    }
+
+    /// The model with these changes; `margin` replaces its own.
+    ///
+    /// # Errors
+    /// When there is no margin for these changes, or one of them is not for this model.
+    pub fn with(
+        registry: &Registry,
+        model: &Arc<Model>,
+        changes: &Changes,
+        margin: Option<f64>,
+    ) -> Result<Self> {
+        let margin = margin.map_or_else(|| registry.margin(model, changes), Ok)?;
+        // What a model learns by is of its own size and length.
+        let own = model.learns_by.filter(|_| changes.is_empty());
+        Ok(Self { model: Arc::clone(model), margin, learns_by: own.unwrap_or(margin) })
     }
 }
 
@@ -43,11 +59,16 @@ impl Deref for Subject {
 }
 
 /// What is judged.
+#[derive(Clone)]
 pub struct Plan {
     /// The registry with the models.
     pub registry: Registry,
     /// The models.
     pub models: Vec<Subject>,
+    /// What is changed of each model.
+    pub changes: Changes,
+    /// The time within which seeds are added; none where all run.
+    pub time_limit: Option<Duration>,
     /// The tier.
     pub tier: Tier,
     /// The precisions.
@@ -86,7 +107,14 @@ impl Plan {
     /// # Errors
     /// When a name is unknown, a number is out of range, or a model has no recorded margin.
     pub fn new(registry: &Registry, args: &GateArgs) -> Result<Self> {
-        let subject = |model: &Arc<Model>| Subject::new(registry, model);
+        let changes = args.changes.changes();
+        if args.margin.is_some() && args.model.len() != 1 {
+            return Err(Error::config("margin: it is one model's; name the model with --model"));
+        }
+        if let Some(margin) = args.margin.filter(|margin| !(*margin > 0.0 && margin.is_finite())) {
+            return Err(Error::config(format!("margin {margin}: it must be above 0")));
+        }
+        let subject = |model: &Arc<Model>| Subject::with(registry, model, &changes, args.margin);
         let models: Vec<Subject> = match args.model.as_slice() {
             [] => registry.models().map(subject).collect::<Result<_>>()?,
             names => {
@@ -117,10 +145,16 @@ impl Plan {
             return Err(Error::config(format!("alpha {}: it must be in (0, 0.5)", args.alpha)));
         }
         let device = hardware::parse_device(&args.device)?;
+        let case = |model: &Model| Case::new(registry, model, Choices::from(&changes), device);
+        if !changes.is_empty() {
+            for model in &models {
+                case(model).map_err(|error| error.at(model.name))?;
+            }
+        }
         let islands = match (&args.policy, models.as_slice()) {
             (None, _) => Islands::new(),
             (Some(path), [model]) => {
-                let case = Case::new(registry, model, Choices::default(), device)?;
+                let case = case(model)?;
                 let built = case.build()?;
                 PolicyFile::read(path, model.name, built.as_ref())?.islands
             }
@@ -132,6 +166,8 @@ impl Plan {
         Ok(Self {
             registry: registry.clone(),
             models,
+            changes,
+            time_limit: args.time_limit,
             tier: args.tier,
             precisions,
             first,
@@ -150,11 +186,11 @@ impl Plan {
         })
     }
 
-    pub(super) fn epochs(&self, model: &Model) -> i64 {
-        match self.tier {
+    pub(super) fn length(&self, model: &Model) -> Length {
+        self.changes.length.unwrap_or(match self.tier {
             Tier::Quick => model.quick(),
-            Tier::Nightly => model.epochs,
-        }
+            Tier::Nightly => model.length(),
+        })
     }
 
     pub(crate) fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
@@ -167,7 +203,8 @@ impl Plan {
             model: model.name.to_owned(),
             precision,
             seed,
-            epochs: self.epochs(model),
+            length: self.length(model),
+            changes: self.changes.clone(),
             device: self.device.clone(),
             tf32: self.tf32
                 || (precision == Precision::F32True && fault == Some(Fault::Tf32Baseline)),
@@ -186,6 +223,17 @@ impl Plan {
 
     /// The jobs of a first look at every model.
     pub(crate) fn first_look(&self) -> Vec<Job> {
+        let mut jobs = self.rules();
+        for model in &self.models {
+            for seed in self.seeds(self.first) {
+                jobs.extend(self.pairs(model, &self.precisions, seed));
+            }
+        }
+        jobs
+    }
+
+    /// The jobs that need no further seed: the control, first steps and the path that is trained on.
+    pub(super) fn rules(&self) -> Vec<Job> {
         let mut jobs = Vec::new();
         for model in &self.models {
             jobs.push(self.job(model, Precision::F32True, self.first_seed, Task::Frozen));
@@ -193,13 +241,19 @@ impl Plan {
                 jobs.push(self.job(model, *precision, self.first_seed, Task::Conformance));
                 jobs.push(self.job(model, *precision, self.first_seed, Task::Path));
             }
-            for seed in self.seeds(self.first) {
-                for precision in [Precision::F32True].iter().chain(&self.precisions) {
-                    jobs.push(self.job(model, *precision, seed, Task::Train));
-                }
-            }
         }
         jobs
+    }
+
+    /// Whole runs of a seed under 32-true and these precisions.
+    pub(super) fn pairs<'a>(
+        &'a self,
+        model: &'a Model,
+        precisions: &'a [Precision],
+        seed: u64,
+    ) -> impl Iterator<Item = Job> + 'a {
+        let all = std::iter::once(&Precision::F32True).chain(precisions);
+        all.map(move |precision| self.job(model, *precision, seed, Task::Train))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The processes that run the gate's jobs, and the cached outcomes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     env,
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -17,9 +17,14 @@ use amp_core::{Error, Result, tch};
 use super::{
     cache::Cache,
     job::{Job, Outcome},
+    plan::{Plan, Subject},
     reason::{Failure, Reason},
+    report::JobTime,
 };
 use crate::registry::Registry;
+
+/// Seconds of a job after which its end is said on standard error, where jobs run one after the other.
+const LONG: f64 = 5.0;
 
 /// The hidden command with which the binary runs as a worker.
 pub const WORKER: &str = "gate-worker";
@@ -32,7 +37,7 @@ pub struct Pool {
     threads: usize,
     cache: Cache,
     /// The cached outcomes.
-    outcomes: BTreeMap<Job, Outcome>,
+    outcomes: BTreeMap<String, (Job, Outcome)>,
     /// The number of jobs that ran.
     pub executed: usize,
     /// The number of jobs whose outcome was cached.
@@ -86,7 +91,27 @@ impl Pool {
 
     /// The outcome of a job that was given to [`run`](Self::run).
     pub fn outcome(&self, job: &Job) -> Option<&Outcome> {
-        self.outcomes.get(job)
+        self.outcomes.get(&job.key()).map(|(_, outcome)| outcome)
+    }
+
+    /// How long the jobs of the plan's models ran, the longest first.
+    pub(super) fn times(&self, plan: &Plan) -> Vec<JobTime> {
+        let of_plan = |job: &Job| {
+            let own = |model: &Subject| plan.job(model, job.precision, job.seed, job.task);
+            plan.models.iter().any(|model| *job == own(model))
+        };
+        let all = self.outcomes.values().filter(|(job, _)| of_plan(job));
+        let time = |(job, outcome): &(Job, Outcome)| JobTime {
+            model: job.model.clone(),
+            precision: job.precision,
+            task: job.task,
+            seed: job.seed,
+            seconds: outcome.seconds,
+            peak_memory_bytes: outcome.peak_memory_bytes,
+        };
+        let mut times: Vec<JobTime> = all.map(time).collect();
+        times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        times
     }
 
     /// Runs the jobs whose outcome is not known yet.
@@ -95,34 +120,41 @@ impl Pool {
     /// When the cache cannot be written.
     pub fn run(&mut self, jobs: impl IntoIterator<Item = Job>) -> Result<()> {
         let mut open = Vec::new();
-        for job in jobs.into_iter().collect::<BTreeSet<_>>() {
-            if self.outcomes.contains_key(&job) {
+        let jobs: BTreeMap<String, Job> = jobs.into_iter().map(|job| (job.key(), job)).collect();
+        for (key, job) in jobs {
+            if self.outcomes.contains_key(&key) {
                 continue;
             }
             match self.cache.get(&job) {
                 Some(outcome) => {
                     self.cached += 1;
-                    self.outcomes.insert(job, outcome);
+                    self.outcomes.insert(key, (job, outcome));
                 }
                 None => open.push(job),
             }
         }
         // Long jobs run first, so that no process waits for the last one.
-        open.sort_by_key(|job| std::cmp::Reverse(job.epochs));
+        open.sort_by_key(|job| std::cmp::Reverse(job.length));
         self.executed += open.len();
         for (job, outcome) in self.execute(&open) {
             // A crash may be caused by the machine: the job runs once more.
             if outcome.failures.iter().all(|failure| failure.reason != Reason::Crashed) {
                 self.cache.put(&job, &outcome)?;
             }
-            self.outcomes.insert(job, outcome);
+            self.outcomes.insert(job.key(), (job, outcome));
         }
         Ok(())
     }
 
     fn execute(&mut self, jobs: &[Job]) -> Vec<(Job, Outcome)> {
         if self.workers.is_empty() {
-            let run = |job: &Job| (job.clone(), job.execute(&self.registry));
+            let run = |job: &Job| {
+                let outcome = job.execute(&self.registry);
+                if outcome.seconds >= LONG {
+                    eprintln!("{job}: {:.0} s", outcome.seconds);
+                }
+                (job.clone(), outcome)
+            };
             return jobs.iter().map(run).collect();
         }
         let next = AtomicUsize::new(0);

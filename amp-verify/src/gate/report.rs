@@ -1,16 +1,19 @@
 //! The gate's report.
 
-use amp_core::{hardware::Fingerprint, precision::Precision};
+use amp_core::{Hyperparameters, hardware::Fingerprint, precision::Precision};
 use serde::{Deserialize, Serialize};
 
 use super::{
     args::Tier,
     checked::Checked,
     finding::Finding,
+    job::Task,
     path::Examined,
     reason::{Failure, Reason},
 };
 use crate::{
+    changes::Changes,
+    length::Length,
     registry::Direction,
     verdict::{Judgement, Verdict},
 };
@@ -65,6 +68,9 @@ pub struct Report {
     pub fingerprint: Option<Fingerprint>,
     /// The probability with which a regression as large as a margin may pass.
     pub alpha: f64,
+    /// The time within which seeds were added, in seconds; null if there was no limit.
+    #[serde(default)]
+    pub time_limit_seconds: Option<f64>,
     /// The models.
     pub models: Vec<ModelReport>,
     /// What the nightly tier would check in addition.
@@ -75,8 +81,28 @@ pub struct Report {
     pub executed: usize,
     /// The number of jobs whose outcome was cached.
     pub cached: usize,
+    /// The jobs that this took, the longest first; a cached one with the time that it took when it ran.
+    #[serde(default)]
+    pub jobs: Vec<JobTime>,
     /// Duration in seconds.
     pub seconds: f64,
+}
+
+/// How long a job ran, and how much memory it took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobTime {
+    /// The model.
+    pub model: String,
+    /// The precision.
+    pub precision: Precision,
+    /// The kind of job.
+    pub task: Task,
+    /// The seed.
+    pub seed: u64,
+    /// Its duration in seconds.
+    pub seconds: f64,
+    /// The peak of tensor bytes; 0 if it failed.
+    pub peak_memory_bytes: u64,
 }
 
 /// One model.
@@ -88,8 +114,12 @@ pub struct ModelReport {
     pub metric: String,
     /// Whether larger or smaller values are better.
     pub direction: Direction,
-    /// Epochs.
-    pub epochs: i64,
+    /// The length of each run.
+    pub length: Length,
+    /// What was changed of the registered model.
+    pub changes: Changes,
+    /// All its hyperparameters; empty if the control run failed.
+    pub hyperparameters: Hyperparameters,
     /// δ.
     pub margin: f64,
     /// The amount by which the metric must exceed that of the control run.
@@ -123,6 +153,15 @@ pub struct Cell {
     pub conformance: Option<Vec<Checked>>,
     /// The rules of the trained path; null if that job failed.
     pub path: Option<Examined>,
+    /// The peak of tensor bytes of a whole run, over all seeds, that of 32-true included; null if none ended.
+    #[serde(default)]
+    pub peak_memory_bytes: Option<u64>,
+    /// The same of the runs that are watched, with everything that the gate keeps of them.
+    #[serde(default)]
+    pub watched_peak_memory_bytes: Option<u64>,
+    /// Whether the time limit came before further seeds.
+    #[serde(default)]
+    pub cut_short: bool,
     /// Skipped steps, over all seeds.
     pub skipped_steps: u64,
     /// The diagnosis of a failure; null if there is none, or if the failure's text is complete.
@@ -157,6 +196,11 @@ impl Cell {
             (None, Some(judgement)) if judgement.verdict == Verdict::Fail => {
                 format!("worse than 32-true by more than {}", judgement.margin)
             }
+            (None, _) if self.cut_short => match self.seeds.len() {
+                0 => "the time limit came before the first seed".into(),
+                1 => "1 seed, which shows no spread: the time limit came before the next".into(),
+                seeds => format!("{seeds} seeds: the time limit came before the next"),
+            },
             _ => String::new(),
         }
     }

@@ -13,6 +13,8 @@ use amp_core::{
 use super::{Spread, file_name};
 use crate::{
     case::{Case, Choices, Subject},
+    changes::Changes,
+    length::Length,
     registry::{Judge, Model, Registry},
 };
 
@@ -223,10 +225,11 @@ impl Target {
     pub(super) fn prototype(&self, device: Device) -> Result<(Case, f64)> {
         Ok(match &self.source {
             Source::Registered { registry, model } => {
-                let epochs = Some(self.epochs.unwrap_or(model.quick()));
+                let length = Some(self.epochs.map_or(model.quick(), Length::Epochs));
                 let set = self.hyperparameters.clone();
-                let choices = Choices { epochs, set, ..Choices::default() };
-                let margin = self.margin.map_or_else(|| registry.margin(model), Ok)?;
+                let choices = Choices { length, set, ..Choices::default() };
+                let margin =
+                    self.margin.map_or_else(|| registry.margin(model, &Changes::default()), Ok)?;
                 (Case::new(registry, model, choices, device)?, margin)
             }
             Source::Own { subject, data, clip, accumulate } => {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use amp_core::{
     Error, Result,
     hardware::Fingerprint,
+    memory::cuda_free,
     nn::Op,
     precision::{Precision, dtype_name, is_floating},
     tch::{Kind as Dtype, Tensor, no_grad},
@@ -29,14 +30,15 @@ pub struct Options {
     pub log2_scale: i32,
     /// The margins of a safe loss scale.
     pub window: WindowOptions,
-    /// The largest number of bytes of layers' tensors that are kept at once. If all layers need
-    /// more, they are measured in parts in several passes; a single layer that needs more is
-    /// measured on fewer examples, and the report has their number.
+    /// The largest number of bytes of layers' tensors that are kept at once; on CUDA at least a quarter
+    /// of the free memory. If all layers need more, they are measured in parts in several passes; a
+    /// single layer that needs more is measured on fewer examples, and the report has their number.
     pub budget: usize,
 }
 
-/// The budget of [`Options::new`].
+/// The budget of [`Options::new`], and its share of a GPU's free memory where that is more.
 const BUDGET: usize = 4 << 30;
+const SHARE: usize = 4;
 
 impl Options {
     /// With a loss scale of 65536.
@@ -70,8 +72,9 @@ fn in_parts(
     options: Options,
     rounds_to: Option<Dtype>,
 ) -> Result<(Report, Vec<Own>)> {
+    let budget = budget(subject, options)?;
     let mut counted = run(subject, Plan::counting())?.calls;
-    let examples = examples(&counted, subject.batch.len(), options.budget);
+    let examples = examples(&counted, subject.batch.len(), budget);
     let narrow;
     let mut subject = Subject { islands: subject.islands.clone(), ..*subject };
     if examples < subject.batch.len() {
@@ -81,7 +84,7 @@ fn in_parts(
     }
     let (mut layers, mut changes, mut all) = (Vec::new(), Vec::new(), Vec::new());
     let mut last = None;
-    for part in parts(&counted, options.budget) {
+    for part in parts(&counted, budget) {
         let passes = Passes::of(&subject, options, rounds_to, part)?;
         no_grad(|| passes.add(&mut layers, &mut changes))?;
         if rounds_to.is_some() {
@@ -92,6 +95,16 @@ fn in_parts(
     }
     let ends = last.ok_or_else(|| Error::config("the model's step runs no module"))?;
     Ok((ends.report(&subject, options, layers, &changes)?, all))
+}
+
+/// The bytes of layers' tensors that are kept at once. Every part repeats the whole step, so that a GPU with room
+/// for more does fewer steps.
+fn budget(subject: &Subject<'_>, options: Options) -> Result<usize> {
+    if !subject.device.is_cuda() || options.budget < BUDGET {
+        return Ok(options.budget);
+    }
+    let free = usize::try_from(cuda_free(subject.device)?).unwrap_or(options.budget);
+    Ok(options.budget.max(free / SHARE))
 }
 
 /// The paths of the layers, as in [`measure`], and those of all modules, each once, in the order in which

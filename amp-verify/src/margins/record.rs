@@ -1,14 +1,18 @@
 //! `cargo amp margins`: unchanged runs over seeds, and what their metrics differ by.
 
-use std::{collections::BTreeMap, path::PathBuf, thread};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use amp_core::{Error, Result, file::Staged, hardware, precision::Precision, trainer::Check};
 use clap::{Args, ValueEnum};
 
 use super::{MetricSpread, ModelMargin, goldens};
 use crate::{
+    case::{Case, Choices},
+    changes::Changes,
     diagnose::Islands,
-    gate::{Cache, Job, Outcome, Pool, Task},
+    gate::{self, Job, Outcome, Task},
+    length::Length,
+    options::ChangeArgs,
     registry::{Direction, Model, Registry},
     verdict::{mean, standard_deviation},
 };
@@ -43,6 +47,9 @@ pub struct MarginsArgs {
     /// Add this CPU's own kernels to the recorded spread of goldens
     #[arg(long)]
     pub add: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub changes: ChangeArgs,
     /// Processes at a time [default: one for each core of a CPU, 1 on CUDA]
     #[arg(long, value_name = "N")]
     pub processes: Option<usize>,
@@ -77,6 +84,13 @@ pub fn command(registry: &Registry, args: &MarginsArgs) -> Result<String> {
         return Err(Error::config("processes 0: it must be at least 1"));
     }
     let device = hardware::parse_device(&args.device)?;
+    let changes = args.changes.changes();
+    if !changes.is_empty() {
+        for model in &models {
+            Case::new(registry, model, Choices::from(&changes), device)
+                .map_err(|error| error.at(model.name()))?;
+        }
+    }
     let what: &[What] = match args.what.as_slice() {
         [] => &[What::Metric],
         chosen => chosen,
@@ -96,11 +110,11 @@ pub fn command(registry: &Registry, args: &MarginsArgs) -> Result<String> {
     // What is recorded of other models stays.
     let mut margins = registry.margins()?;
     let file = Staged::create(&path)?;
-    let recorder = Recorder { registry, args, device: &args.device, is_cuda: device.is_cuda() };
+    let recorder = Recorder { registry, args, device: &args.device, changes };
     for model in &models {
         let recorded = recorder.metric(model)?;
         text += &format!("{}: margin {}\n", model.name(), recorded.margin);
-        margins.models.insert(model.name().to_owned(), recorded);
+        margins.add(model.name(), recorded);
     }
     margins.recorded_by = "cargo amp margins".into();
     let json = serde_json::to_string_pretty(&margins);
@@ -112,16 +126,21 @@ struct Recorder<'a> {
     registry: &'a Registry,
     args: &'a MarginsArgs,
     device: &'a str,
-    is_cuda: bool,
+    changes: Changes,
 }
 
 impl Recorder<'_> {
+    fn length(&self, model: &Model) -> Length {
+        self.changes.length.unwrap_or(model.quick())
+    }
+
     fn job(&self, model: &Model, precision: Precision, seed: u64, task: Task) -> Job {
         Job {
             model: model.name().to_owned(),
             precision,
             seed,
-            epochs: model.quick(),
+            length: self.length(model),
+            changes: self.changes.clone(),
             device: self.device.to_owned(),
             tf32: false,
             deterministic: false,
@@ -134,9 +153,7 @@ impl Recorder<'_> {
 
     /// The spread over seeds of how much worse each precision is than 32-true.
     fn metric(&self, model: &Model) -> Result<ModelMargin> {
-        let processes = if self.is_cuda { 1 } else { self.args.processes.unwrap_or_else(cores) };
-        let threads = (cores() / processes).max(1);
-        let mut pool = Pool::new(self.registry, processes, threads, Cache::none())?;
+        let mut pool = gate::pool(self.registry, self.device, self.args.processes, 1, None)?;
         let seeds = (0..self.args.seeds as u64).map(|index| METRIC_SEED + index);
         let job = |precision, seed| self.job(model, precision, seed, Task::Train);
         let all = seeds.clone().flat_map(|seed| Precision::ALL.map(|p| job(p, seed)));
@@ -167,16 +184,20 @@ impl Recorder<'_> {
         }
         let widest = spread.values().map(|spread| spread.sigma).fold(0.0, f64::max);
         let margin = margin_of(direction, widest);
-        Ok(ModelMargin { margin, n: self.args.seeds, epochs: model.quick(), spread })
+        let first = pool.outcome(&job(Precision::F32True, METRIC_SEED));
+        Ok(ModelMargin {
+            margin,
+            n: self.args.seeds,
+            length: self.length(model),
+            changes: self.changes.clone(),
+            hyperparameters: first.map(|outcome| outcome.hyperparameters.clone()),
+            spread,
+        })
     }
 }
 
 fn first_failure(outcome: &Outcome) -> String {
     outcome.failures.first().map_or("it gave no figure".to_owned(), |first| first.text.clone())
-}
-
-fn cores() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// δ of the widest standard deviation over the precisions.

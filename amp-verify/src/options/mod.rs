@@ -1,12 +1,14 @@
 //! Options shared by the commands that train, and output formats.
 
+mod changes;
 mod logs;
 mod recovery;
 
+pub use changes::ChangeArgs;
 pub use logs::LogArgs;
 pub use recovery::RecoveryArgs;
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use amp_core::{
     Error, Hyperparameters,
@@ -14,12 +16,12 @@ use amp_core::{
     memory::parse_bytes,
     optim::{Moments, WeightUpdate},
     precision::{Clip, GradientStorage},
-    trainer::{Check, ChecksConfig, Graph, MemoryConfig, NumericsConfig},
+    trainer::{Check, ChecksConfig, Graph, MemoryConfig, NumericsConfig, parse_time},
 };
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use crate::case::Choices;
+use crate::{case::Choices, length::Length};
 
 /// The shared options.
 #[derive(Debug, Args)]
@@ -135,12 +137,14 @@ impl RunArgs {
     pub fn choices(&self) -> Choices {
         Choices {
             data: self.data.clone(),
-            epochs: self.epochs,
+            length: self.epochs.map(Length::Epochs),
             batch_size: self.batch_size,
             seed: self.seed,
             clip: self.gradient_clip_val.map(Clip::Norm),
             accumulate_grad_batches: self.accumulate_grad_batches,
             max_steps: self.max_steps,
+            limit_train_batches: None,
+            limit_val_batches: None,
             logging: self.logs.logging(),
             numerics: NumericsConfig {
                 scaler: self.recovery.scaler(),
@@ -181,4 +185,26 @@ pub(crate) fn positive(text: &str) -> Result<u64, String> {
         Ok(count) => Ok(count),
         Err(error) => Err(format!("{error}")),
     }
+}
+
+/// A time above 0: seconds, or with a unit as in 90s, 10m and 2h, or HH:MM:SS.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.trim_end_matches(['s', 'm', 'h']).len());
+    let unit = match unit {
+        "" | "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3600),
+        _ => None,
+    };
+    let seconds =
+        number.parse::<u64>().ok().zip(unit).map(|(count, unit)| count.saturating_mul(unit));
+    let time = match seconds {
+        Some(seconds) => Some(Duration::from_secs(seconds)),
+        None => parse_time(text).ok(),
+    };
+    time.filter(|time| !time.is_zero()).ok_or_else(|| {
+        format!(
+            "`{text}` is not a time above 0: give seconds, as in 600, or 90s, 10m, 2h, 01:30:00"
+        )
+    })
 }

@@ -6,6 +6,7 @@ use amp_core::{Error, Result, hardware, precision::Precision, tch, tch::Device};
 use clap::Args;
 
 use crate::{
+    changes::Changes,
     options::positive,
     registry::{Model, Registry, Twin},
 };
@@ -106,7 +107,7 @@ impl ParityArgs {
         let advice =
             "declare one with `.twin(Twin::new(include_str!(\"….py\"), include_str!(\"….rs\")))`";
         let subject = |model: &Arc<Model>, twin: &Twin| -> Result<Subject> {
-            let margin = registry.margin(model)?;
+            let margin = registry.margin(model, &Changes::default())?;
             Ok(Subject { model: Arc::clone(model), twin: twin.clone(), margin })
         };
         if self.models.is_empty() {

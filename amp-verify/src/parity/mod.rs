@@ -24,6 +24,7 @@ use amp_core::{Result, hardware::Fingerprint, precision::Precision, tch::Device}
 use self::{args::Subject, cache::Cache, theirs::Theirs};
 use crate::{
     case::{Case, Choices},
+    length::Length,
     registry::Registry,
     text::one_line,
 };
@@ -89,7 +90,7 @@ struct Comparison<'a> {
 impl Comparison<'_> {
     fn case(&self, seed: u64) -> Result<Case> {
         let choices = Choices {
-            epochs: self.args.epochs,
+            length: self.args.epochs.map(Length::Epochs),
             max_steps: self.args.max_steps,
             seed,
             set: self.subject.twin.hyperparameters.clone(),

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use amp_core::{Hyperparameters, Result, data::DataModule};
 use serde_json::Value;
 
-type Load = dyn Fn(i64) -> Result<DataModule> + Send + Sync;
+type Load = dyn Fn(i64, &Hyperparameters) -> Result<DataModule> + Send + Sync;
 
 /// A data set that models are trained and validated on.
 ///
@@ -30,6 +30,8 @@ pub struct DataSet {
     pub(crate) name: &'static str,
     about: String,
     hyperparameters: Hyperparameters,
+    /// Whether the model decides how large its examples are.
+    is_sized: bool,
     load: Arc<Load>,
 }
 
@@ -40,8 +42,44 @@ impl DataSet {
         name: &'static str,
         load: impl Fn(i64) -> Result<DataModule> + Send + Sync + 'static,
     ) -> Self {
+        Self::with(name, false, move |batch_size, _| load(batch_size))
+    }
+
+    /// The set called `name`, whose examples have the size that the model's hyperparameters say, as
+    /// sequences of a length or images of a side that are made up on the fly. `load` is given all of them,
+    /// defaults included. It must give the same examples each time.
+    ///
+    /// ```no_run,standalone_crate
+    /// use amp_core::{Hyperparameters, Result, data::{Batch, DataModule}, tch::{Device, Kind, Tensor}};
+    /// use amp_verify::DataSet;
+    ///
+    /// fn ramp(batch_size: i64, of: &Hyperparameters) -> Result<DataModule> {
+    ///     let features = of["input_size"].as_i64().unwrap_or(1);
+    ///     let part = |count: i64| {
+    ///         let x = Tensor::f_linspace(-1.0, 1.0, count * features, (Kind::Float, Device::Cpu))?;
+    ///         let x = x.f_reshape([count, features])?;
+    ///         let y = x.f_select(1, 0)?.f_gt(0.0)?.f_to_kind(Kind::Int64)?;
+    ///         Batch::new(x, y)
+    ///     };
+    ///     Ok(DataModule::new("ramp", part(128)?, part(31)?, batch_size))
+    /// }
+    ///
+    /// assert!(DataSet::sized("ramp", ramp).is_sized());
+    /// ```
+    pub fn sized(
+        name: &'static str,
+        load: impl Fn(i64, &Hyperparameters) -> Result<DataModule> + Send + Sync + 'static,
+    ) -> Self {
+        Self::with(name, true, load)
+    }
+
+    fn with(
+        name: &'static str,
+        is_sized: bool,
+        load: impl Fn(i64, &Hyperparameters) -> Result<DataModule> + Send + Sync + 'static,
+    ) -> Self {
         let hyperparameters = Hyperparameters::new();
-        Self { name, about: String::new(), hyperparameters, load: Arc::new(load) }
+        Self { name, about: String::new(), hyperparameters, is_sized, load: Arc::new(load) }
     }
 
     /// A short description.
@@ -73,12 +111,25 @@ impl DataSet {
         &self.about
     }
 
+    /// Whether a model's hyperparameters say how large its examples are.
+    pub fn is_sized(&self) -> bool {
+        self.is_sized
+    }
+
     /// Loads it with batches of `batch_size` examples.
     ///
     /// # Errors
     /// When the data cannot be loaded.
     pub fn load(&self, batch_size: i64) -> Result<DataModule> {
-        (self.load)(batch_size)
+        self.load_for(batch_size, &Hyperparameters::new())
+    }
+
+    /// The same for a model of these hyperparameters, all of them.
+    ///
+    /// # Errors
+    /// When the data cannot be loaded, or the model has none of the hyperparameters that it takes.
+    pub fn load_for(&self, batch_size: i64, of: &Hyperparameters) -> Result<DataModule> {
+        (self.load)(batch_size, of)
     }
 
     /// Sets what follows from the data in a model's hyperparameters.

@@ -35,6 +35,7 @@ mod project;
 #[cfg(feature = "cli")]
 mod twin;
 
+pub use crate::{changes::Changes, length::Length};
 pub use data_set::DataSet;
 pub(crate) use judge::LOSS;
 pub use judge::{Direction, Judge};
@@ -45,7 +46,7 @@ pub use twin::Twin;
 
 use std::sync::Arc;
 
-use amp_core::{Error, Result};
+use amp_core::{Error, Hyperparameters, Result};
 
 use crate::recorded::Margins;
 #[cfg(feature = "cli")]
@@ -217,20 +218,40 @@ impl Registry {
     }
 
     /// The largest loss of quality that the gate accepts of `model`: its declared margin, or else the
-    /// recorded one.
+    /// recorded one. With changes it is the one that was recorded with the same changes.
     ///
     /// # Errors
-    /// When there is neither.
-    pub fn margin(&self, model: &Model) -> Result<f64> {
-        let recorded = || -> Result<Option<f64>> { Ok(self.margins()?.margin(model.name)) };
-        let margin = model.margin.map_or_else(recorded, |own| Ok(Some(own)))?;
-        margin.ok_or_else(|| {
-            Error::config(format!(
-                "{} has no margin: declare one with `.margin(…)`, or record one with `cargo amp \
-                 margins --model {}`",
-                model.name, model.name
-            ))
-        })
+    /// When there is none, or the recorded one is of other hyperparameters.
+    pub fn margin(&self, model: &Model, changes: &Changes) -> Result<f64> {
+        if let (Some(margin), true) = (model.margin, changes.is_empty()) {
+            return Ok(margin);
+        }
+        let (name, margins) = (model.name, self.margins()?);
+        let Some(recorded) = margins.of(name, changes) else {
+            return Err(no_margin(name, changes));
+        };
+        if let Some(then) = &recorded.hyperparameters {
+            let now = model.all_hyperparameters(&self.hyperparameters(model, changes)?)?;
+            if let Some(what) = first_difference(then, &now) {
+                return Err(Error::config(format!(
+                    "the margin of {name} was recorded for other hyperparameters ({what}): record it anew with \
+                     `cargo amp margins --model {name}`, or give one with --margin"
+                )));
+            }
+        }
+        Ok(recorded.margin)
+    }
+
+    /// The hyperparameters that are set in a model: its own, the data's, the changes'.
+    fn hyperparameters(&self, model: &Model, changes: &Changes) -> Result<Hyperparameters> {
+        let data = match &changes.data {
+            Some(name) => name.as_str(),
+            None => model.data_name(self)?,
+        };
+        let mut all = model.hyperparameters.clone();
+        self.find_data(data)?.apply(&mut all);
+        all.extend(changes.hyperparameters.clone());
+        Ok(all)
     }
 
     /// Checks that names are unique and that every model's data set is registered.
@@ -270,4 +291,27 @@ impl Registry {
 fn first_repeated<'a>(names: &[&'a str]) -> Option<&'a str> {
     let repeated = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name));
     repeated.map(|(_, name)| *name)
+}
+
+fn no_margin(name: &str, changes: &Changes) -> Error {
+    Error::config(match changes.is_empty() {
+        true => format!(
+            "{name} has no margin: declare one with `.margin(…)`, record one with `cargo amp margins --model \
+             {name}`, or give one with --margin"
+        ),
+        false => format!(
+            "{name} has no margin for {changes}: its own margin is for its own size, data and length; give one \
+             with --margin, or record one with `cargo amp margins --model {name}` and the same options"
+        ),
+    })
+}
+
+/// The first hyperparameter that differs, in words.
+fn first_difference(then: &Hyperparameters, now: &Hyperparameters) -> Option<String> {
+    let value = |all: &Hyperparameters, name: &str| {
+        all.get(name).map_or("nothing".to_owned(), ToString::to_string)
+    };
+    let mut names = then.keys().chain(now.keys());
+    let name = names.find(|name| then.get(*name) != now.get(*name))?;
+    Some(format!("{name} was {} and is {}", value(then, name), value(now, name)))
 }

@@ -1,5 +1,7 @@
 use clap::Args;
 
+use crate::options::ChangeArgs;
+
 /// Options of `selftest`.
 #[derive(Debug, Args)]
 pub struct SelftestArgs {
@@ -9,6 +11,15 @@ pub struct SelftestArgs {
     /// Plant only these faults, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub fault: Vec<String>,
+    /// The model in which faults are planted [default: for each fault one that says that it reveals it]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Search for the cause of each fault that a rule or the first steps show, as `gate` does
+    #[arg(long)]
+    pub diagnose: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the docs would become the command's help text")]
+    pub changes: ChangeArgs,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: String,

@@ -31,6 +31,9 @@ pub struct FaultResult {
     pub trained: bool,
     /// The gate's first text about it.
     pub said: String,
+    /// What the diagnosis found; null unless it was asked for.
+    #[serde(default)]
+    pub finding: Option<String>,
 }
 
 impl FaultResult {

@@ -1,9 +1,14 @@
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use amp_core::{Error, Result, hardware, precision::Precision, trainer::Check};
 
 use super::{Fault, FaultResult, Report, SelftestArgs, report::is_red};
 use crate::{
+    changes::Changes,
     gate::{self, Failure, Job, Plan, Pool, Reason, Subject, Task, Tier},
     golden,
     registry::{Model, Registry},
@@ -26,16 +31,21 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     let started = Instant::now();
     let faults = chosen(&args.fault)?;
     let is_cuda = hardware::parse_device(&args.device)?.is_cuda();
-    let mut pool = gate::pool(registry, &args.device, args.processes, None)?;
+    let changes = args.changes.changes();
+    if !changes.is_empty() && args.model.is_none() {
+        return Err(Error::config("selftest: name the model whose size is changed with --model"));
+    }
+    let chosen_model = args.model.as_deref().map(|name| registry.find(Some(name))).transpose()?;
+    let mut pool = gate::pool(registry, &args.device, args.processes, 1, None)?;
     let (mut plans, mut left_out) = (Vec::new(), Vec::new());
     for fault in faults {
         if fault.needs_cuda() && !is_cuda {
             left_out.push(format!("{}: it takes a CUDA device", fault.about()));
             continue;
         }
-        match (fault.subject(registry), fault.needs()) {
+        match (chosen_model.or_else(|| fault.subject(registry)), fault.needs()) {
             (Some(model), _) => {
-                let plan = plan(registry, args, model)?;
+                let plan = plan(registry, args, model, &changes)?;
                 let (precisions, first, most) = (vec![PRECISION], SEEDS, SEEDS);
                 // Otherwise an invariant would end each run before another check could report it.
                 let (fault_of_plan, check) = (Some(fault), Check::Off);
@@ -49,13 +59,18 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
             )),
         }
     }
-    let results = results(&plans, &mut pool)?;
+    let mut results = results(&plans, &mut pool)?;
+    if args.diagnose {
+        for (result, (_, plan)) in results.iter_mut().zip(&plans).filter(|(result, _)| !result.trained) {
+            result.finding = cause(plan, &mut pool)?;
+        }
+    }
     let models: Vec<_> = registry.models().collect();
     let (mut false_alarms, mut cells, mut inconclusive) = (Vec::new(), 0, 0);
     for index in 0..args.repetitions {
         // The models in turn: twenty repetitions include each.
         let model = models[index as usize % models.len()];
-        let mut plan = plan(registry, args, model)?;
+        let mut plan = plan(registry, args, model, &Changes::default())?;
         plan.first_seed = FRESH + 100 * index;
         let report = gate::run(&plan, &mut pool)?;
         for cell in report.models.iter().flat_map(|model| &model.cells) {
@@ -84,6 +99,15 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     })
 }
 
+/// What the gate says about the cause of a broken rule, without whole runs.
+fn cause(plan: &Plan, pool: &mut Pool) -> Result<Option<String>> {
+    let seeds = Some(Duration::MAX);
+    let plan = Plan { diagnosed: 1, time_limit: seeds, ..plan.clone() };
+    let report = gate::run(&plan, pool)?;
+    let mut cells = report.models.iter().flat_map(|model| &model.cells);
+    Ok(cells.find_map(|cell| cell.finding.as_ref().map(|finding| finding.text.clone())))
+}
+
 fn chosen(names: &[String]) -> Result<Vec<Fault>> {
     if names.is_empty() {
         return Ok(Fault::ALL.to_vec());
@@ -95,11 +119,20 @@ fn chosen(names: &[String]) -> Result<Vec<Fault>> {
     names.iter().map(parse).collect()
 }
 
-fn plan(registry: &Registry, args: &SelftestArgs, model: &Arc<Model>) -> Result<Plan> {
+fn plan(
+    registry: &Registry,
+    args: &SelftestArgs,
+    model: &Arc<Model>,
+    changes: &Changes,
+) -> Result<Plan> {
     let (first, most) = Tier::Quick.seeds();
+    // Seeds decide about no rule, and a changed model has no margin of its own.
+    let margin = (!changes.is_empty()).then_some(f64::MAX);
     Ok(Plan {
         registry: registry.clone(),
-        models: vec![Subject::new(registry, model)?],
+        models: vec![Subject::with(registry, model, changes, margin)?],
+        changes: changes.clone(),
+        time_limit: None,
         tier: Tier::Quick,
         precisions: Tier::Quick.precisions().to_vec(),
         first,
@@ -180,6 +213,7 @@ fn results(plans: &[(Fault, Plan)], pool: &mut Pool) -> Result<Vec<FaultResult>>
             by_seeds,
             trained,
             said,
+            finding: None,
         })
     };
     plans.iter().zip(seen).zip(&invariants).map(result).collect()

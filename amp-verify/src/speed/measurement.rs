@@ -15,6 +15,8 @@ pub enum Engine {
     Graph16Bit,
     /// The same with the optimizer's averages in 8 bits, too.
     GraphLean,
+    /// Our trainer's CUDA graphs without the invariants of training, which it checks by default.
+    GraphUnchecked,
     /// Lightning.
     Lightning,
     /// A loop by hand in PyTorch.
@@ -47,6 +49,7 @@ impl Engine {
             Self::Graph => "graph",
             Self::Graph16Bit => "graph-16-bit",
             Self::GraphLean => "graph-lean",
+            Self::GraphUnchecked => "graph-unchecked",
             Self::Lightning => "lightning",
             Self::TorchLoop => "torch-loop",
             Self::TorchFused => "torch-fused",
@@ -63,7 +66,7 @@ impl Engine {
 
     /// Whether its steps are CUDA graphs of ours.
     pub fn is_graph(self) -> bool {
-        matches!(self, Self::Graph | Self::Graph16Bit | Self::GraphLean)
+        matches!(self, Self::Graph | Self::Graph16Bit | Self::GraphLean | Self::GraphUnchecked)
     }
 }
 

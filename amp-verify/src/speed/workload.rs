@@ -16,6 +16,7 @@ pub struct Workload {
     pub(crate) devices: Devices,
     pub(crate) fed: Devices,
     pub(crate) reduced_state: bool,
+    pub(crate) unchecked: bool,
     pub(crate) operations: Option<f64>,
     pub(crate) compiler_modes: bool,
     pub(crate) mixed_alone: bool,
@@ -78,6 +79,7 @@ impl Workload {
             devices: Devices::ALL,
             fed: Devices::NONE,
             reduced_state: false,
+            unchecked: false,
             operations: None,
             compiler_modes: false,
             mixed_alone: false,
@@ -187,6 +189,13 @@ impl Workload {
     #[must_use]
     pub fn fed_on(mut self, devices: Devices) -> Self {
         self.fed = devices;
+        self
+    }
+
+    /// Measures it on CUDA without the invariants of training as well, whose cost is the difference.
+    #[must_use]
+    pub fn with_unchecked_steps(mut self) -> Self {
+        self.unchecked = true;
         self
     }
 

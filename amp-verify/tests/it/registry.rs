@@ -1,16 +1,17 @@
 //! A registry as a project declares it, and what it refuses.
 
 use amp_core::{
-    Result,
-    data::{Batch, DataModule},
+    Hyperparameters, Result,
+    data::{Batch, DataModule, Limit},
     prelude::*,
     tch::{Device, Kind, Tensor},
 };
 use amp_verify::{
-    DataSet, Registry,
+    DataSet, Model, Project, Registry,
     case::{Case, Choices},
+    margins::{Margins, ModelMargin},
     model, project,
-    registry::{Direction, Judge},
+    registry::{Changes, Direction, Judge, Length},
 };
 use rstest::rstest;
 use serde_json::json;
@@ -104,9 +105,13 @@ fn hyperparameters_come_from_the_model_then_the_data_then_the_user() {
 #[test]
 fn a_margin_is_declared_or_recorded_or_asked_for() {
     let registry = registry().model(model!(Line));
-    let error = registry.margin(&model!(Line)).expect_err("there is none").to_string();
+    let error =
+        registry.margin(&model!(Line), &Changes::default()).expect_err("there is none").to_string();
     assert!(error.contains("cargo amp margins --model Line"), "{error}");
-    assert_eq!(registry.margin(&model!(Line).margin(0.25)).expect("declared"), 0.25);
+    assert_eq!(
+        registry.margin(&model!(Line).margin(0.25), &Changes::default()).expect("declared"),
+        0.25
+    );
 }
 
 /// A regression is positive whichever way the value improves.
@@ -116,4 +121,109 @@ fn a_regression_is_what_is_worse() {
     assert_eq!(Direction::LowerIsBetter.regression(0.75, 0.5), -0.25);
     assert_eq!(Judge::higher("val_acc").resolution(4), 0.25);
     assert_eq!(Judge::loss().resolution(4), 0.0);
+}
+
+/// A length in steps is `max_steps`, within epochs enough for it and for steps that are skipped; a length in epochs is
+/// `max_epochs`. 64 examples in batches of 8 are 8 steps, or 4 of two batches.
+#[rstest]
+#[case::epochs(model!(Line).epochs(7), Choices::default(), (7, None))]
+#[case::steps(model!(Line).steps(100), Choices::default(), (17, Some(100)))]
+#[case::of_two_batches(model!(Line).steps(100).accumulate_grad_batches(2), Choices::default(), (33, Some(100)))]
+#[case::truncated(model!(Line).steps(100).limit_train_batches(Limit::Batches(4)), Choices::default(), (33, Some(100)))]
+#[case::by_choice(model!(Line).epochs(7), Choices { length: Some(Length::Steps(8)), ..Choices::default() }, (5, Some(8)))]
+#[case::epochs_instead(model!(Line).steps(9), Choices { length: Some(Length::Epochs(2)), ..Choices::default() }, (2, None))]
+#[case::fewer(model!(Line).steps(100), Choices { max_steps: Some(8), ..Choices::default() }, (5, Some(8)))]
+#[case::more(model!(Line).steps(8), Choices { max_steps: Some(100), ..Choices::default() }, (17, Some(100)))]
+#[case::within_epochs(model!(Line).epochs(7), Choices { max_steps: Some(3), ..Choices::default() }, (7, Some(3)))]
+fn a_length_is_the_trainers(
+    #[case] model: Model,
+    #[case] choices: Choices,
+    #[case] expected: (i64, Option<u64>),
+) {
+    let (registry, model) = (registry(), model.batch_size(8));
+    let case = Case::new(&registry, &model, choices, Device::Cpu).expect("a case");
+    assert_eq!((case.trainer.max_epochs, case.trainer.max_steps), expected);
+}
+
+#[rstest]
+#[case::no_epoch(Length::Epochs(0), "epochs 0: it must be at least 1")]
+#[case::no_step(Length::Steps(0), "steps 0: it must be at least 1")]
+fn no_length_is_refused(#[case] length: Length, #[case] expected: &str) {
+    let choices = Choices { length: Some(length), ..Choices::default() };
+    let error = Case::new(&registry(), &model!(Line), choices, Device::Cpu).err();
+    assert!(error.expect("no length").to_string().contains(expected));
+}
+
+/// The quick tier is shorter than a whole training, in its own unit unless another is declared.
+#[rstest]
+#[case::epochs(model!(Line).epochs(9), "3 epochs")]
+#[case::fewer_epochs(model!(Line).epochs(1), "1 epoch")]
+#[case::steps(model!(Line).steps(5_000), "100 steps")]
+#[case::fewer_steps(model!(Line).steps(1), "1 step")]
+#[case::declared(model!(Line).steps(5_000).quick_steps(60), "60 steps")]
+#[case::steps_of_epochs(model!(Line).epochs(9).quick_steps(60), "60 steps")]
+fn the_quick_tiers_length_is_in_words(#[case] model: Model, #[case] expected: &str) {
+    assert_eq!(model.quick().to_string(), expected);
+}
+
+/// A set whose examples the model's hyperparameters size gets all of them, defaults included.
+#[test]
+fn a_set_is_as_large_as_the_model_says() {
+    let wide = |batch_size: i64, of: &Hyperparameters| -> Result<DataModule> {
+        let features = of["input_size"].as_i64().unwrap_or_default();
+        let part = |count: i64| {
+            let x = Tensor::f_rand([count, features], (Kind::Float, Device::Cpu))?;
+            Batch::new(x, Tensor::f_zeros([count, 1], (Kind::Float, Device::Cpu))?)
+        };
+        Ok(DataModule::new("wide", part(64)?, part(4)?, batch_size))
+    };
+    let registry = Registry::new(project!()).data_set(DataSet::sized("wide", wide));
+    for (set, expected) in [(json!({}), 2), (json!({ "input_size": 5 }), 5)] {
+        let set = set.as_object().expect("an object").clone();
+        let choices = Choices { set, ..Choices::default() };
+        let case = Case::new(&registry, &model!(Line), choices, Device::Cpu).expect("a case");
+        let head = case.data.train.head(1).expect("an example");
+        let (_, x) = head.tensors().next().expect("a tensor");
+        assert_eq!(x.size(), [1, expected]);
+    }
+}
+
+/// A changed model takes the margin that was recorded with the same changes, and no other; a margin that was recorded
+/// for other hyperparameters than the registry's is refused.
+#[test]
+fn a_margin_is_of_one_size() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let registry =
+        Registry::new(Project::new("sums", folder.path())).data_set(DataSet::new("sums", sums));
+    let wide = |width: i64| Changes {
+        hyperparameters: json!({ "input_size": width }).as_object().expect("an object").clone(),
+        ..Changes::default()
+    };
+    let recorded = |changes: Changes, margin: f64, width: i64| ModelMargin {
+        margin,
+        n: 3,
+        length: Length::Steps(10),
+        hyperparameters: Some(wide(width).hyperparameters),
+        changes,
+        spread: Default::default(),
+    };
+    let mut margins = Margins::default();
+    margins.add("Line", recorded(Changes::default(), 0.5, 2));
+    margins.add("Line", recorded(wide(4), 0.1, 4));
+    margins.add("Line", recorded(wide(4), 0.25, 4));
+    let file = folder.path().join("margins.json");
+    std::fs::write(file, serde_json::to_string(&margins).expect("JSON")).expect("a file");
+    let of = |model: &Model, changes: &Changes| {
+        registry.margin(model, changes).map_err(|error| error.to_string())
+    };
+    assert_eq!(of(&model!(Line), &Changes::default()), Ok(0.5));
+    assert_eq!(of(&model!(Line), &wide(4)), Ok(0.25), "the last one");
+    let other = of(&model!(Line).margin(0.75), &wide(5)).expect_err("none of this size");
+    assert!(other.contains("Line has no margin for input_size=5"), "{other}");
+    let shorter = Changes { length: Some(Length::Steps(3)), ..wide(4) };
+    let other = of(&model!(Line), &shorter).expect_err("none of this length");
+    assert!(other.contains("input_size=4, 3 steps"), "{other}");
+    let grown = model!(Line).hyperparameters(json!({ "input_size": 3 }));
+    let other = of(&grown, &Changes::default()).expect_err("of another size");
+    assert!(other.contains("(input_size was 2 and is 3)"), "{other}");
 }

@@ -72,6 +72,8 @@ const AMP_VERIFY: &[&str] = &[
     "python",
     "verdict",
     "exponents",
+    "length",
+    "changes",
     "recorded",
     "rounding",
     "tap",

@@ -8,6 +8,7 @@ use crate::{
     nn::{
         Forward,
         child::Place,
+        planted,
         probe::{Call, DtypeProbe, Given, Probe},
     },
     precision::{Arguments, Kept, Region, RegionPlan, Tensors, is_floating},
@@ -135,9 +136,9 @@ impl Context {
         let device = self.policy.device;
         let result =
             plan.run::<M::Input, _>(outer, device, inputs, |inputs| match &self.observer {
-                Observer::Nobody | Observer::Groups(_) => module.forward_with(inputs, self),
+                Observer::Nobody | Observer::Groups(_) => self.forward(module, inputs),
                 Observer::Dtypes(probe) => {
-                    let output = module.forward_with(inputs, self)?;
+                    let output = self.forward(module, inputs)?;
                     self.tell(&**probe, module, plan, &output)?;
                     Ok(output)
                 }
@@ -157,7 +158,7 @@ impl Context {
                     let kept = Kept::default();
                     let mut given = |input: &Tensor| other.given(&self.path.borrow(), input);
                     let inputs = M::Input::each(&inputs, &kept, &mut given)?;
-                    let output = module.forward_with(inputs, self)?;
+                    let output = self.forward(module, inputs)?;
                     output.each(&mut |output| other.returned(&self.path.borrow(), output))
                 }
             });
@@ -166,6 +167,12 @@ impl Context {
         let result = result.map_err(|error| error.at(&self.path.borrow()));
         self.leave(parent);
         result
+    }
+
+    /// The output of the module at the path.
+    fn forward<M: Forward + ?Sized>(&self, module: &M, inputs: Inputs<'_, M>) -> Result<M::Output> {
+        let output = module.forward_with(inputs, self)?;
+        planted::of_layer(&self.path.borrow(), output)
     }
 
     /// Reports the dtypes of the output of the module at the path.
@@ -198,7 +205,7 @@ impl Context {
             tensors.push(tensor.shallow_clone());
             Ok(tensor.shallow_clone())
         })?;
-        let output = module.forward_with(inputs, self)?;
+        let output = self.forward(module, inputs)?;
         let shown = tensors.iter().position(|tensor| is_floating(tensor.kind())).unwrap_or(0);
         let Some(input) = tensors.get(shown) else { return Ok(output) };
         let (path, op) = (&*self.path.borrow(), module.own_op());
@@ -209,7 +216,10 @@ impl Context {
                     let is_shown = place.next() == Some(shown);
                     Ok(if is_shown { other.shallow_clone() } else { tensor.shallow_clone() })
                 })?;
-                let mut outputs = all(&module.forward_with(inputs, &self.recomputing())?)?;
+                let mut outputs = all(&planted::of_layer(
+                    path,
+                    module.forward_with(inputs, &self.recomputing())?,
+                )?)?;
                 match at < outputs.len() {
                     true => Ok(outputs.swap_remove(at)),
                     false => Err(Error::config(format!(

@@ -25,8 +25,10 @@
 //! [`Init`] describes an initializer as a value, which attributes use: `linear(64, 10, weight_init
 //! = orthogonal)`.
 
+mod remembered;
 mod values;
 
+pub use remembered::Remembering;
 pub use values::{FanMode, Init, Nonlinearity, calculate_gain};
 
 use tch::Tensor;

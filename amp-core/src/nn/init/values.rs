@@ -1,5 +1,6 @@
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::remembered;
 use crate::{Error, Result, nn::Role, random};
 
 /// An initializer: draws a tensor's initial values in f32 on the CPU from libtorch's generator. The
@@ -149,8 +150,8 @@ impl Init {
             Self::Zeros => filled(shape, 0.0),
             Self::Ones => filled(shape, 1.0),
             Self::Full { value } => filled(shape, value),
-            Self::Uniform { low, high } => drawn(shape, |tensor| tensor.f_uniform_(low, high)),
-            Self::Normal { mean, std } => drawn(shape, |tensor| tensor.f_normal_(mean, std)),
+            Self::Uniform { low, high } => drawn(shape, Draw::Uniform(low, high)),
+            Self::Normal { mean, std } => drawn(shape, Draw::Normal(mean, std)),
             Self::TruncNormal { mean, std, a, b } => truncated(shape, [mean, std], [a, b]),
             Self::XavierUniform { gain } => {
                 let std = xavier("xavier_uniform", gain, shape)?;
@@ -158,7 +159,7 @@ impl Init {
             }
             Self::XavierNormal { gain } => {
                 let std = xavier("xavier_normal", gain, shape)?;
-                drawn(shape, |tensor| tensor.f_normal_(0.0, std))
+                drawn(shape, Draw::Normal(0.0, std))
             }
             Self::KaimingUniform { a, mode, nonlinearity } => {
                 let std = kaiming("kaiming_uniform", calculate_gain(nonlinearity, a), mode, shape)?;
@@ -166,7 +167,7 @@ impl Init {
             }
             Self::KaimingNormal { a, mode, nonlinearity } => {
                 let std = kaiming("kaiming_normal", calculate_gain(nonlinearity, a), mode, shape)?;
-                drawn(shape, |tensor| tensor.f_normal_(0.0, std))
+                drawn(shape, Draw::Normal(0.0, std))
             }
             Self::Orthogonal { gain } => orthogonal(shape, gain),
             Self::Eye => match shape {
@@ -181,17 +182,42 @@ impl Init {
 
 /// Uniform in `[-bound, bound]`.
 pub(super) fn symmetric(shape: &[i64], bound: f64) -> Result<Tensor> {
-    drawn(shape, |tensor| tensor.f_uniform_(-bound, bound))
+    drawn(shape, Draw::Uniform(-bound, bound))
 }
 
-pub(super) fn drawn(
-    shape: &[i64],
-    draw: impl FnOnce(&mut Tensor) -> Result<Tensor, TchError>,
-) -> Result<Tensor> {
+/// A way to draw numbers from libtorch's generator.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Draw {
+    /// From one value to another.
+    Uniform(f64, f64),
+    /// Of a mean and a standard deviation.
+    Normal(f64, f64),
+    /// Normal, by the inverse distribution function at uniform values, between two ends.
+    Truncated { uniform: [f64; 2], moments: [f64; 2], ends: [f64; 2] },
+}
+
+impl Draw {
+    fn fill(self, tensor: &mut Tensor) -> Result<()> {
+        let _ = match self {
+            Self::Uniform(low, high) => tensor.f_uniform_(low, high)?,
+            Self::Normal(mean, std) => tensor.f_normal_(mean, std)?,
+            Self::Truncated { uniform: [low, high], moments: [mean, std], ends: [a, b] } => {
+                let _ = tensor.f_uniform_(low, high)?.f_erfinv_()?;
+                let _ = tensor.f_mul_scalar_(std * 2.0_f64.sqrt())?.f_add_scalar_(mean)?;
+                tensor.f_clamp_(a, b)?
+            }
+        };
+        Ok(())
+    }
+}
+
+fn drawn(shape: &[i64], draw: Draw) -> Result<Tensor> {
     let _place = random::place();
-    let mut tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
-    let _ = draw(&mut tensor)?;
-    Ok(tensor)
+    remembered::values(draw, shape, || {
+        let mut tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+        draw.fill(&mut tensor)?;
+        Ok(tensor)
+    })
 }
 
 /// One value.
@@ -244,11 +270,7 @@ fn truncated(shape: &[i64], [mean, std]: [f64; 2], [a, b]: [f64; 2]) -> Result<T
         Ok((1.0 + erf.f_double_value(&[])?) / 2.0)
     };
     let (low, high) = (2.0 * below(a)? - 1.0, 2.0 * below(b)? - 1.0);
-    drawn(shape, |tensor| {
-        let _ = tensor.f_uniform_(low, high)?.f_erfinv_()?;
-        let _ = tensor.f_mul_scalar_(std * 2.0_f64.sqrt())?.f_add_scalar_(mean)?;
-        tensor.f_clamp_(a, b)
-    })
+    drawn(shape, Draw::Truncated { uniform: [low, high], moments: [mean, std], ends: [a, b] })
 }
 
 /// Q of a QR decomposition of normal numbers, with signs that make it uniformly distributed.
@@ -258,7 +280,7 @@ fn orthogonal(shape: &[i64], gain: f64) -> Result<Tensor> {
         return no_matrix(shape);
     }
     let columns: i64 = rest.iter().product();
-    let mut matrix = drawn(&[*rows, columns], |tensor| tensor.f_normal_(0.0, 1.0))?;
+    let mut matrix = drawn(&[*rows, columns], Draw::Normal(0.0, 1.0))?;
     let is_wide = *rows < columns;
     if is_wide {
         matrix = matrix.f_transpose(0, 1)?;

@@ -62,12 +62,7 @@ impl<'a> Bounds<'a> {
     /// The bound of a figure.
     pub(super) fn of(&self, what: &What) -> f64 {
         let values: Vec<f64> = self.runs.iter().filter_map(|run| run.get(what).copied()).collect();
-        let of_distance = |k: f64| {
-            let roots: Vec<f64> = values.iter().map(|value| value.powf(2.0 / 3.0)).collect();
-            let middle = mean(&roots);
-            let spread = standard_deviation(&roots).max(LEAST_SPREAD * middle);
-            k.mul_add(spread, middle).powf(1.5)
-        };
+        let of_distance = |k: f64| limit_of_distance(&values, k);
         let difference = || {
             let middle = mean(&values).abs();
             let spread = standard_deviation(&values).max(LEAST_SPREAD * middle);
@@ -81,6 +76,24 @@ impl<'a> Bounds<'a> {
             What::Length | What::Norm => (difference(), self.least.weights),
         };
         limit.max(least)
+    }
+}
+
+/// mean + k·s of distances, whose power 2/3 is nearly normal.
+fn limit_of_distance(values: &[f64], k: f64) -> f64 {
+    let roots: Vec<f64> = values.iter().map(|value| value.powf(2.0 / 3.0)).collect();
+    let middle = mean(&roots);
+    let spread = standard_deviation(&roots).max(LEAST_SPREAD * middle);
+    k.mul_add(spread, middle).powf(1.5)
+}
+
+/// The upper tolerance limit of distances: with confidence 0.95 at most the share [`RISK`] of further ones
+/// exceeds it. Infinite for fewer than two.
+pub(in crate::gate) fn tolerance_limit(distances: impl IntoIterator<Item = f64>) -> f64 {
+    let values: Vec<f64> = distances.into_iter().collect();
+    match values.len() {
+        0 | 1 => f64::INFINITY,
+        count => limit_of_distance(&values, tolerance_factor(RISK, CONFIDENCE, count)),
     }
 }
 

@@ -39,7 +39,7 @@ const MEANS: f64 = 1.0 / 8_388_608.0;
 const OF_PARTS: f64 = 3.0;
 
 /// Where a precision rounds, and to which dtype.
-pub(super) struct Emulation {
+pub(in crate::gate) struct Emulation {
     /// The precision in which the emulation computes.
     pub(super) wide: Precision,
     precision: Precision,
@@ -62,7 +62,11 @@ struct Kinds {
 impl Emulation {
     /// Runs one pass of an unchanged model under the precision and records the dtypes between its
     /// modules.
-    pub(super) fn of(case: &Case, precision: Precision, islands: &Rc<Islands>) -> Result<Self> {
+    pub(in crate::gate) fn of(
+        case: &Case,
+        precision: Precision,
+        islands: &Rc<Islands>,
+    ) -> Result<Self> {
         let device = case.trainer.device;
         let policy = Policy::new(precision, device);
         let mut model = case.build()?;
@@ -99,7 +103,7 @@ impl Emulation {
     }
 
     /// The dtype in which the loss is computed.
-    pub(super) fn loss(&self) -> Kind {
+    pub(in crate::gate) fn loss(&self) -> Kind {
         if is_narrow(self.loss) { self.loss } else { Kind::Float }
     }
 
@@ -164,7 +168,7 @@ impl Probe for Seen {
 }
 
 /// A run with emulated rounding.
-pub(super) struct Rounding {
+pub(in crate::gate) struct Rounding {
     emulation: Rc<Emulation>,
     draws: Rc<Draws>,
     /// The stored parameters of this step.
@@ -192,7 +196,7 @@ impl Draws {
 
 impl Rounding {
     /// The run with this number.
-    pub(super) fn new(emulation: &Rc<Emulation>, seed: u64, number: u64) -> Self {
+    pub(in crate::gate) fn new(emulation: &Rc<Emulation>, seed: u64, number: u64) -> Self {
         // The seeds are further apart than one run draws. libtorch's CPU generator takes 32 bits.
         let seed = seed.wrapping_mul(0x9E37_79B1).wrapping_add(number << 20) & u64::from(u32::MAX);
         Self {
@@ -204,7 +208,7 @@ impl Rounding {
     }
 
     /// Moves and rounds the parameters with which the step's passes multiply.
-    pub(super) fn begin(&mut self, model: &dyn LightningModule) -> Result<()> {
+    pub(in crate::gate) fn begin(&mut self, model: &dyn LightningModule) -> Result<()> {
         if std::mem::replace(&mut self.has_begun, true) {
             return Ok(());
         }
@@ -224,12 +228,12 @@ impl Rounding {
     }
 
     /// The inputs and outputs of modules, rounded.
-    pub(super) fn between(&self) -> Rc<dyn Substitute> {
+    pub(in crate::gate) fn between(&self) -> Rc<dyn Substitute> {
         Rc::new(Between { emulation: Rc::clone(&self.emulation), draws: Rc::clone(&self.draws) })
     }
 
     /// The loss with the precision's rounding, and the value whose gradients are computed.
-    pub(super) fn loss(&self, loss: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(in crate::gate) fn loss(&self, loss: &Tensor) -> Result<(Tensor, Tensor)> {
         let loss = match self.emulation.precision {
             Precision::F32True => rounded(&self.draws.with(|| moved(loss, MEANS))?, Kind::Float)?,
             _ if is_narrow(self.emulation.loss) => rounded(loss, self.emulation.loss)?,
@@ -241,18 +245,27 @@ impl Rounding {
 
     /// Unscales and rounds gradients, and restores the parameters unless they are stored rounded.
     pub(super) fn end(&mut self, gradients: &Gradients<Unscaled>) -> Result<()> {
-        let kind = self.emulation.precision.compute();
         for (name, gradient) in gradients.named() {
-            no_grad(|| -> Result<()> {
-                let other = match self.emulation.rounds(name) && is_narrow(kind) {
-                    true => rounded(&self.with_parts(name, gradient, kind)?, kind)?,
-                    false => gradient.shallow_clone(),
-                };
-                let other = other.f_mul_scalar(1.0 / self.emulation.scale())?;
-                gradient.shallow_clone().f_copy_(&other)?;
-                Ok(())
-            })?;
+            let other = self.gradient(name, gradient)?;
+            no_grad(|| gradient.shallow_clone().f_copy_(&other))?;
         }
+        self.restore()
+    }
+
+    /// The gradient of a parameter, unscaled and rounded.
+    pub(in crate::gate) fn gradient(&self, name: &str, gradient: &Tensor) -> Result<Tensor> {
+        let kind = self.emulation.precision.compute();
+        no_grad(|| {
+            let other = match self.emulation.rounds(name) && is_narrow(kind) {
+                true => rounded(&self.with_parts(name, gradient, kind)?, kind)?,
+                false => gradient.shallow_clone(),
+            };
+            Ok(other.f_mul_scalar(1.0 / self.emulation.scale())?)
+        })
+    }
+
+    /// Restores the parameters, unless they are stored rounded.
+    pub(in crate::gate) fn restore(&mut self) -> Result<()> {
         let kept = std::mem::take(&mut self.kept);
         if self.emulation.stores().0.is_none() {
             for (mut tensor, kept) in kept {

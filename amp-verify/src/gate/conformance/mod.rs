@@ -3,7 +3,7 @@
 //! both runs have the same weights and examples.
 
 mod bounds;
-mod emulation;
+pub(super) mod emulation;
 mod figures;
 mod locate;
 mod steps;
@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use amp_core::{Result, precision::Precision};
 
+pub(super) use self::bounds::tolerance_limit;
 use self::{
     bounds::{Bounds, Least},
     emulation::{Emulation, Rounding},

@@ -14,6 +14,7 @@ mod rounding;
 mod rule;
 mod rules;
 mod run;
+mod sway;
 mod validation;
 mod witness;
 
@@ -33,7 +34,7 @@ use super::{
     job::{Job, Outcome},
     reason::{Failure, Reason},
 };
-use crate::{faults::Fault, registry::Registry, text::percent};
+use crate::{faults::Fault, registry::Registry, rounding::is_narrow, text::percent};
 
 /// The accepted distance from 1 of a gradient's projection on 32-true's, by the dtype of the computation.
 /// Rounding alone causes a few hundredths of this; a lost batch of four causes a quarter.
@@ -314,9 +315,17 @@ impl Checks<'_> {
             self.findings.left_out(Reason::Gradient, why);
         }
         let judged = |bound: f64| if masks_differ { f64::INFINITY } else { bound };
+        let mut bounds = [bound, 5.0 * bound];
+        let is_beyond = |figure: f64, bound: f64| figure.is_nan() || figure > bound;
+        if !masks_differ
+            && is_narrow(self.setup.precision.compute())
+            && (is_beyond(worst.projection, bounds[0]) || is_beyond(worst.parameter, bounds[1]))
+        {
+            bounds = self.swayed(bounds)?;
+        }
         for (what, figure, bound) in [
-            ("length along 32-true's gradient, away from 1", worst.projection, judged(bound)),
-            ("the same of one parameter's gradient", worst.parameter, judged(5.0 * bound)),
+            ("length along 32-true's gradient, away from 1", worst.projection, judged(bounds[0])),
+            ("the same of one parameter's gradient", worst.parameter, judged(bounds[1])),
             ("distance from 32-true's gradient", worst.error, f64::INFINITY),
             ("the loss, away from 32-true's", worst.loss, bound),
         ] {

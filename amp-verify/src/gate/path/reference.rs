@@ -18,7 +18,7 @@ use super::{
     dropout::Counter,
     left::{dot, exact, exact_on},
 };
-use crate::rounding::rounding_of;
+use crate::{gate::conformance::emulation::Rounding, rounding::rounding_of};
 
 /// Tensors with a smaller share of the gradient's norm consist mostly of rounding errors.
 const SHARE: f64 = 0.05;
@@ -36,6 +36,21 @@ pub(super) struct Reference {
     pub(super) draws: bool,
     /// Of the first batch.
     pub(super) dropout: Rc<Counter>,
+    /// The rounding that its passes emulate, if they are to.
+    rounding: Option<Rounding>,
+    /// The figures of gradients with emulated rounding, step by step.
+    pub(super) swayed: Vec<Figures>,
+}
+
+/// How far a gradient g is from the reference's r.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Figures {
+    /// |⟨g, r⟩/⟨r, r⟩ − 1| of the whole gradient.
+    pub(super) projection: f64,
+    /// The largest of those of single parameters.
+    pub(super) parameter: f64,
+    /// ‖g − r‖/‖r‖ of the whole gradient.
+    pub(super) error: f64,
 }
 
 /// The largest value of each figure over all steps.
@@ -55,9 +70,23 @@ impl Reference {
     pub(super) fn new(model: Box<dyn LightningModule>, device: Device) -> Result<Self> {
         let policy = Policy::new(Precision::F32True, device);
         nn::place(model.as_ref(), policy, &BTreeMap::new())?;
-        let dropout = Rc::new(Counter::default());
-        let worst = Worst::default();
-        Ok(Self { model, policy, device, weight: 0.0, windows: 0, worst, draws: false, dropout })
+        Ok(Self {
+            model,
+            policy,
+            device,
+            weight: 0.0,
+            windows: 0,
+            worst: Worst::default(),
+            draws: false,
+            dropout: Rc::default(),
+            rounding: None,
+            swayed: Vec::new(),
+        })
+    }
+
+    /// The same, with passes that round as `rounding` says.
+    pub(super) fn rounding(self, rounding: Rounding) -> Self {
+        Self { rounding: Some(rounding), ..self }
     }
 
     /// Copies the run's weights before the first batch of a step.
@@ -67,6 +96,9 @@ impl Reference {
             if role == Role::Parameter {
                 no_grad(|| own.shallow_clone().f_copy_(&run.f_detach()?))?;
             }
+        }
+        if let Some(rounding) = &mut self.rounding {
+            rounding.begin(self.model.as_ref())?;
         }
         self.clear()
     }
@@ -98,11 +130,18 @@ impl Reference {
         let weight = batch.weight()?;
         let own = {
             let _off = AutocastGuard::off(self.device)?;
-            let context = Context::new(self.policy, true).with_probe(self.dropout.clone());
+            let mut context = Context::new(self.policy, true).with_probe(self.dropout.clone());
+            if let Some(rounding) = &self.rounding {
+                context = context.with_substitute(rounding.between());
+            }
             let mut log = Log::default();
             let mut step = Step::new(&context, &mut log, index, global_step);
             let own = self.model.training_step(&batch.place(self.policy)?, &mut step)?;
-            let weighed = own.f_mul_scalar(weight)?;
+            let descended = match &self.rounding {
+                Some(rounding) => rounding.loss(&own)?.1,
+                None => own.shallow_clone(),
+            };
+            let weighed = descended.f_mul_scalar(weight)?;
             GradScaler::disabled(self.device)?.scale(&weighed)?.backward()?;
             own
         };
@@ -116,12 +155,42 @@ impl Reference {
     }
 
     /// Compares the run's gradient of the batches so far with its own.
-    pub(super) fn compare(
-        &mut self,
-        gradients: &[BTreeMap<String, Tensor>],
-    ) -> Result<Option<String>> {
-        let weight = std::mem::take(&mut self.weight);
+    pub(super) fn compare(&mut self, gradients: &[BTreeMap<String, Tensor>]) -> Result<()> {
+        let figures = self.figures(gradients)?;
+        self.weight = 0.0;
         self.windows += 1;
+        let Figures { projection, parameter, error } = figures;
+        self.worst.projection = larger(self.worst.projection, projection);
+        self.worst.parameter = larger(self.worst.parameter, parameter);
+        self.worst.error = larger(self.worst.error, error);
+        Ok(())
+    }
+
+    /// Compares the gradient of the same batches with emulated rounding with its own.
+    pub(super) fn sway(&mut self, rounded: &mut Self) -> Result<()> {
+        let gradients = rounded.rounded_gradients()?;
+        let figures = self.figures(&[gradients])?;
+        self.swayed.push(figures);
+        Ok(())
+    }
+
+    /// Its gradients of the batches so far, rounded at the end.
+    fn rounded_gradients(&mut self) -> Result<BTreeMap<String, Tensor>> {
+        let weight = std::mem::take(&mut self.weight);
+        let mut all = BTreeMap::new();
+        let Some(rounding) = &mut self.rounding else { return Ok(all) };
+        for parameter in nn::parameters(self.model.as_ref()) {
+            let gradient = parameter.tensor.f_grad()?;
+            if gradient.defined() {
+                let mean = no_grad(|| gradient.f_div_scalar(weight))?;
+                all.insert(parameter.name.clone(), rounding.gradient(&parameter.name, &mean)?);
+            }
+        }
+        rounding.restore()?;
+        Ok(all)
+    }
+
+    fn figures(&self, gradients: &[BTreeMap<String, Tensor>]) -> Result<Figures> {
         let (mut both, mut own, mut off) = (0.0, 0.0, 0.0);
         let mut each = Vec::new();
         for parameter in nn::parameters(self.model.as_ref()) {
@@ -130,7 +199,7 @@ impl Reference {
             if !reference.defined() {
                 continue;
             }
-            let reference = exact(&reference)?.f_div_scalar(weight)?;
+            let reference = exact(&reference)?.f_div_scalar(self.weight)?;
             let found = match found {
                 Some(found) => exact_on(reference.device(), found)?,
                 None => reference.f_zeros_like()?,
@@ -139,23 +208,13 @@ impl Reference {
             let difference = no_grad(|| found.f_sub(&reference))?;
             (both, own) = (both + product, own + square);
             off += dot(&difference, &difference)?;
-            each.push((parameter.name, product, square));
+            each.push((product, square));
         }
-        let projection = both / own;
-        self.worst.projection = larger(self.worst.projection, (projection - 1.0).abs());
-        self.worst.error = larger(self.worst.error, (off / own).sqrt());
-        let mut first = None;
-        for (name, product, square) in each {
-            if square.sqrt() < SHARE * own.sqrt() {
-                continue;
-            }
-            let away = (product / square - 1.0).abs();
-            if away.is_nan() || away > self.worst.parameter {
-                self.worst.parameter = away;
-                first = Some(format!("that of `{name}` is {:.4}", product / square));
-            }
-        }
-        Ok(first)
+        let large = each.into_iter().filter(|(_, square)| square.sqrt() >= SHARE * own.sqrt());
+        let parameter =
+            large.map(|(product, square)| (product / square - 1.0).abs()).fold(0.0, larger);
+        let projection = (both / own - 1.0).abs();
+        Ok(Figures { projection, parameter, error: (off / own).sqrt() })
     }
 
     /// The buffer that differs most from the reference's, relative to its size, minus the rounding of a

@@ -16,11 +16,21 @@ use amp_core::{
 
 use super::{
     left::{Keeper, Left},
-    reference::Reference,
+    reference::{Figures, Reference},
     rules::ScaleRule,
     witness::{Seen, Witness},
 };
-use crate::{case::Case, faults::Fault, gate::job::Job, layers::Subject, tap::Tapped};
+use crate::{
+    case::Case,
+    faults::Fault,
+    gate::{
+        conformance::emulation::{Emulation, Rounding},
+        job::Job,
+    },
+    layers::Subject,
+    length::Length,
+    tap::Tapped,
+};
 
 /// The length of the short runs, in steps.
 pub(super) const STEPS: u64 = 6;
@@ -81,8 +91,15 @@ impl Setup<'_> {
         match way {
             Way::Epoch => {
                 config.max_epochs = 1;
+                config.max_steps = None;
+                let steps = match self.job.length {
+                    Length::Epochs(_) => EPOCH_STEPS,
+                    Length::Steps(steps) => {
+                        EPOCH_STEPS.min(i64::try_from(steps).unwrap_or(EPOCH_STEPS))
+                    }
+                };
                 // The last step is a partial one, as an epoch's may be.
-                let most = EPOCH_STEPS * window - (window - 1);
+                let most = steps * window - (window - 1);
                 if self.batches(&config)? > most {
                     config.loops.limit_train_batches = Limit::Batches(most);
                 }
@@ -129,10 +146,29 @@ impl Setup<'_> {
 
     /// Runs it with the gate's observer.
     pub(super) fn watched(&self, way: Way) -> Result<(Left, Seen, Box<dyn LightningModule>)> {
+        self.observed(way, None)
+    }
+
+    /// The figures of gradients with emulated rounding, for each step of the epoch.
+    pub(super) fn swayed(&self) -> Result<Vec<Figures>> {
+        let emulation =
+            Emulation::of(self.case, self.precision, &Rc::new(self.job.islands.clone()))?;
+        let rounding = Rounding::new(&Rc::new(emulation), self.job.seed, 1);
+        let rounded = Reference::new(self.case.build()?, self.case.trainer.device)?;
+        let (_, seen, _) = self.observed(Way::Epoch, Some(rounded.rounding(rounding)))?;
+        Ok(seen.reference.map(|reference| reference.swayed).unwrap_or_default())
+    }
+
+    fn observed(
+        &self,
+        way: Way,
+        rounded: Option<Reference>,
+    ) -> Result<(Left, Seen, Box<dyn LightningModule>)> {
         let mut config = self.config(way)?;
         let device = config.device;
         let copy = self.case.build()?;
         let mut seen = Seen::new(device, config.optimization.gradient_clip, copy);
+        seen.rounded = rounded;
         if way == Way::Epoch {
             seen.reference = Some(Reference::new(self.case.build()?, device)?);
         }

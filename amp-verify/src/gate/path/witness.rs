@@ -36,6 +36,8 @@ pub(super) struct Seen {
     /// Why there is no repetition in float64.
     pub(super) no_replay: Option<String>,
     pub(super) reference: Option<Reference>,
+    /// The same with emulated rounding, where it is asked how far rounding alone moves a gradient.
+    pub(super) rounded: Option<Reference>,
     pub(super) scale: Option<ScaleRule>,
     pub(super) failures: Vec<Failure>,
     /// The norms of the applied steps, before clipping.
@@ -76,6 +78,7 @@ impl Seen {
             replay: None,
             no_replay: None,
             reference: None,
+            rounded: None,
             scale: None,
             failures: Vec::new(),
             norms: Vec::new(),
@@ -216,6 +219,10 @@ impl Tap for Witness {
             reference.add(model, batch, place, &random, &loss)?;
             seen.reference = Some(reference);
         }
+        if let Some(mut rounded) = seen.rounded.take() {
+            rounded.add(model, batch, place, &random, &loss)?;
+            seen.rounded = Some(rounded);
+        }
         Ok(loss)
     }
 }
@@ -262,6 +269,9 @@ impl Callback for Witness {
         let mut seen = self.0.borrow_mut();
         seen.begun = false;
         if let Some(mut reference) = seen.reference.take() {
+            if let Some(rounded) = &mut seen.rounded {
+                reference.sway(rounded)?;
+            }
             reference.compare(&seen.gradients)?;
             seen.reference = Some(reference);
         }

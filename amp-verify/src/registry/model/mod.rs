@@ -1,9 +1,13 @@
 //! A model with how it is trained and judged.
 
+mod length;
+
 use std::{fmt, sync::Arc};
 
 use amp_core::{
     Error, Hyperparameters, LightningModule, Result,
+    data::Limit,
+    random,
     trainer::{Averaging, Freeze},
 };
 use serde_json::Value;
@@ -13,6 +17,7 @@ use super::Twin;
 use super::{Judge, Registry};
 #[cfg(feature = "cli")]
 use crate::faults::Fault;
+use crate::length::Length;
 
 /// Builds a model from hyperparameters, drawing its weights from libtorch's global generator.
 pub type Build = dyn Fn(&Hyperparameters) -> Result<Box<dyn LightningModule>> + Send + Sync;
@@ -26,8 +31,10 @@ pub struct Model {
     pub(crate) name: &'static str,
     pub(crate) about: String,
     data: Option<&'static str>,
-    pub(crate) epochs: i64,
-    quick_epochs: Option<i64>,
+    pub(crate) length: Length,
+    quick: Option<Length>,
+    pub(crate) limit_train_batches: Limit,
+    pub(crate) limit_val_batches: Limit,
     pub(crate) batch_size: i64,
     pub(crate) judge: Judge,
     pub(crate) margin: Option<f64>,
@@ -43,12 +50,11 @@ pub struct Model {
     #[cfg(feature = "cli")]
     faults: Vec<Fault>,
     #[cfg(feature = "cli")]
+    planted_layer: Option<&'static str>,
+    #[cfg(feature = "cli")]
     twin: Option<Twin>,
     pub(crate) build: Arc<Build>,
 }
-
-/// Epochs of the gate's quick tier, unless the model has fewer.
-const QUICK_EPOCHS: i64 = 3;
 
 impl Model {
     /// The model `name`, which `build` makes of hyperparameters.
@@ -60,8 +66,10 @@ impl Model {
             name,
             about: String::new(),
             data: None,
-            epochs: 10,
-            quick_epochs: None,
+            length: Length::Epochs(10),
+            quick: None,
+            limit_train_batches: Limit::default(),
+            limit_val_batches: Limit::default(),
             batch_size: 64,
             judge: Judge::higher("val_acc"),
             margin: None,
@@ -77,9 +85,18 @@ impl Model {
             #[cfg(feature = "cli")]
             faults: Vec::new(),
             #[cfg(feature = "cli")]
+            planted_layer: None,
+            #[cfg(feature = "cli")]
             twin: None,
             build: Arc::new(build),
         }
+    }
+
+    /// Registers it under another name, as one struct at several sizes.
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
     }
 
     /// A short description.
@@ -93,20 +110,6 @@ impl Model {
     #[must_use]
     pub fn data(mut self, name: &'static str) -> Self {
         self.data = Some(name);
-        self
-    }
-
-    /// Epochs of a whole training; 10 by default.
-    #[must_use]
-    pub fn epochs(mut self, epochs: i64) -> Self {
-        self.epochs = epochs;
-        self
-    }
-
-    /// Epochs in the gate's quick tier and in goldens; 3 by default, or all where there are fewer.
-    #[must_use]
-    pub fn quick_epochs(mut self, epochs: i64) -> Self {
-        self.quick_epochs = Some(epochs);
         self
     }
 
@@ -227,6 +230,15 @@ impl Model {
         self
     }
 
+    /// The path of the layer in which `cargo amp selftest` plants faults of a single layer, as
+    /// `encoder.layers.1.linear1`: one that computes in 16 bits and that no kernel runs in one with others.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub fn plants_in(mut self, layer: &'static str) -> Self {
+        self.planted_layer = Some(layer);
+        self
+    }
+
     /// The same model in PyTorch, which `cargo amp parity` trains too.
     #[cfg(feature = "cli")]
     #[must_use]
@@ -238,6 +250,11 @@ impl Model {
     #[cfg(feature = "cli")]
     pub(crate) fn own_twin(&self) -> Option<&Twin> {
         self.twin.as_ref()
+    }
+
+    #[cfg(feature = "cli")]
+    pub(crate) fn planted_layer(&self) -> Option<&'static str> {
+        self.planted_layer
     }
 
     #[cfg(feature = "cli")]
@@ -260,11 +277,6 @@ impl Model {
         self.margin
     }
 
-    /// Epochs in the gate's quick tier.
-    pub fn quick(&self) -> i64 {
-        self.quick_epochs.unwrap_or(QUICK_EPOCHS.min(self.epochs))
-    }
-
     /// The name of its data set: its own, or the registry's first.
     ///
     /// # Errors
@@ -277,6 +289,15 @@ impl Model {
                 self.name
             ))
         })
+    }
+
+    /// Every hyperparameter that it has with these ones set, defaults included.
+    ///
+    /// # Errors
+    /// When a hyperparameter is unknown or out of range.
+    pub fn all_hyperparameters(&self, set: &Hyperparameters) -> Result<Hyperparameters> {
+        let _section = random::seeded(0)?;
+        Ok(self.build(set)?.hyperparameters())
     }
 
     /// Builds it, drawing its weights from libtorch's global generator.

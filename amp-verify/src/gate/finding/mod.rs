@@ -1,23 +1,26 @@
 //! On FAIL: the cause. The first failing seed runs again in this process, first unchanged and then with
 //! modules in FP32; see [`crate::diagnose`].
 
+mod words;
+
 use std::rc::Rc;
 
 use amp_core::{LightningModule, Result, precision::Precision};
 use serde::{Deserialize, Serialize};
 
+use self::words::text;
 use super::{
     Plan, Pool, goldens,
-    job::{Outcome, Task},
+    job::{Job, Outcome, Task},
     reason::Reason,
     report::{Cell, ModelReport, Status},
     runs::learning,
 };
 use crate::{
     diagnose::{self, Attribution, Check, Diagnosis, Islands, Scope, attribute_to_paste},
+    faults::Fault,
     gate,
     layers::{self, Kind, Options, Subject, module_paths},
-    text::percent,
 };
 
 /// The cause of a failure.
@@ -52,6 +55,10 @@ pub struct Finding {
     pub layer: Option<String>,
     /// That layer's own error, relative to its exact output; null if it is not finite.
     pub layer_error: Option<f64>,
+    /// Whether that error is larger than rounding explains; without it the layer is the one with the largest
+    /// error.
+    #[serde(default)]
+    pub is_beyond: bool,
     /// The modules that must stay in FP32: with them the seed passes.
     pub modules: Vec<String>,
     /// Whether the seed fails again if any one of them is left out.
@@ -66,9 +73,10 @@ pub struct Finding {
     pub text: String,
 }
 
-/// Diagnoses the first failing cells and returns the number of the others.
-pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport]) -> usize {
-    let mut open = plan.diagnosed;
+/// Diagnoses the first failing cells, as far as that takes no run if the time is over, and returns the number
+/// of the others.
+pub(super) fn find(plan: &Plan, pool: &Pool, reports: &mut [ModelReport], is_over: bool) -> usize {
+    let mut open = if is_over { 0 } else { plan.diagnosed };
     let mut more = 0;
     for (model, report) in plan.models.iter().zip(reports) {
         for cell in &mut report.cells {
@@ -115,6 +123,7 @@ impl Finding {
             figure,
             layer: None,
             layer_error: None,
+            is_beyond: false,
             modules: Vec::new(),
             one_minimal: false,
             tests: 0,
@@ -144,8 +153,8 @@ struct Suspect<'a> {
     baseline_moved: Option<bool>,
     /// The known figures of the seed.
     known: f64,
-    /// The run of the seed.
-    recorded: Outcome,
+    /// The run of the seed, if there is one.
+    recorded: Option<Outcome>,
 }
 
 impl<'a> Suspect<'a> {
@@ -169,11 +178,13 @@ impl<'a> Suspect<'a> {
         };
         let (baseline, own) = (all(Precision::F32True)?, all(precision)?);
         let broken = baseline.iter().any(|outcome| !outcome.failures.is_empty());
-        let baseline_fails = broken || learning(model, control, &baseline, "").1.is_some();
+        let learns_not = || learning(model, control, &baseline, "").1.is_some();
+        let baseline_fails = broken || (!baseline.is_empty() && learns_not());
         let baseline_moved = plan.goldens.as_ref().and_then(|folder| {
             let case = goldens::Case {
                 model: model.name,
-                epochs: plan.epochs(model),
+                length: plan.length(model),
+                is_changed: !plan.changes.is_empty(),
                 seed: plan.first_seed,
                 precision,
             };
@@ -194,14 +205,15 @@ impl<'a> Suspect<'a> {
             plan,
             model,
             precision,
-            seed: *cell.seeds.get(at)?,
+            // With a time limit, rules that are broken come before the first seed.
+            seed: cell.seeds.get(at).copied().unwrap_or(plan.first_seed),
             baseline: losing.and_then(|at| baseline[at].metric),
             steps,
             in_training,
             baseline_fails,
             baseline_moved,
             known,
-            recorded: own[at].clone(),
+            recorded: own.get(at).cloned(),
         })
     }
 
@@ -237,6 +249,17 @@ impl<'a> Suspect<'a> {
             islands: Rc::new(islands.clone()),
         };
         let (layers, modules) = module_paths(&subject)?;
+        // Modules that must stay in FP32 can be found even if layers cannot be measured in 64-true.
+        let planted = Fault::planted(self.plan.fault, self.precision, self.model.planted_layer());
+        let audited = layers::audit(&subject, Options::new(self.precision));
+        drop(planted);
+        let (measured, suspect) = match audited {
+            Ok((report, own)) => {
+                let beyond = own.iter().find(|own| own.is_beyond());
+                (Some(report), beyond.map(|own| own.path.clone()))
+            }
+            Err(_) => (None, None),
+        };
         let scope = Scope {
             islands,
             layers,
@@ -244,6 +267,7 @@ impl<'a> Suspect<'a> {
             baseline_moved: self.baseline_moved,
             // A rule of its own.
             groups: Vec::new(),
+            suspect: suspect.clone(),
         };
         let mut check = Again { suspect: self, known: Some(self.known) };
         let Diagnosis { attribution, island, .. } = diagnose::diagnose(&mut check, &scope)?;
@@ -253,21 +277,21 @@ impl<'a> Suspect<'a> {
             Attribution::Precision | Attribution::Fusion { .. } => Cause::Precision,
             // A golden alone, or --equivalence, was failed.
             Attribution::Passes if self.baseline_moved == Some(true) => Cause::Environment,
-            Attribution::Passes if figures(&job.execute(registry)) == figures(&self.recorded) => {
-                Cause::Precision
-            }
+            Attribution::Passes if self.repeats(&job) => Cause::Precision,
             Attribution::Passes => Cause::Nondeterministic,
         };
         if finding.cause != Cause::Precision {
             return Ok(());
         }
-        // Modules that must stay in FP32 can be found even if layers cannot be measured in 64-true.
-        if let Ok(report) = layers::measure(&subject, Options::new(self.precision))
-            && let Some(worst) = report.worst(Kind::Forward)
-        {
-            let error = worst.forward.relative_local_error();
-            finding.layer = Some(worst.path.clone());
-            finding.layer_error = Some(error).filter(|error| error.is_finite());
+        // The layer beyond its own bound, or else the one with the largest error.
+        if let Some(report) = measured {
+            let beyond = report.layers.iter().find(|layer| Some(&layer.path) == suspect.as_ref());
+            if let Some(layer) = beyond.or_else(|| report.worst(Kind::Forward)) {
+                let error = layer.forward.relative_local_error();
+                finding.layer = Some(layer.path.clone());
+                finding.layer_error = Some(error).filter(|error| error.is_finite());
+                finding.is_beyond = beyond.is_some();
+            }
         }
         if let Some(island) = island {
             finding.attribute = attribute_to_paste(&island.fields);
@@ -277,6 +301,14 @@ impl<'a> Suspect<'a> {
             finding.tests = island.tests;
         }
         Ok(())
+    }
+}
+
+impl Suspect<'_> {
+    /// Whether the run of the seed gives the recorded figures again.
+    fn repeats(&self, job: &Job) -> bool {
+        let again = |recorded| figures(&job.execute(&self.plan.registry)) == figures(recorded);
+        self.recorded.as_ref().is_some_and(again)
     }
 }
 
@@ -338,39 +370,4 @@ fn of_steps(outcome: &Outcome) -> f64 {
 /// The figures that two runs of one seed share.
 fn figures(outcome: &Outcome) -> (Option<f64>, Option<f64>, u64, Option<f64>) {
     (outcome.metric, outcome.loss, outcome.skipped_steps, outcome.final_scale)
-}
-
-/// `searched` is whether modules that help were searched for.
-fn text(finding: &Finding, searched: bool) -> String {
-    let Finding { seed, cause, layer, modules, .. } = finding;
-    let text = match cause {
-        Cause::Nondeterministic => {
-            return format!(
-                "nondeterministic: seed {seed} gives other figures when it is run again; use \
-                 --deterministic or more seeds"
-            );
-        }
-        Cause::Environment => {
-            return "environment: 32-true itself is not what its golden says".into();
-        }
-        Cause::Baseline => return "baseline: 32-true fails as well".into(),
-        Cause::Unknown => return "unknown: ".into(),
-        // The caller has written its text.
-        Cause::Rule => return String::new(),
-        Cause::Precision => format!("precision: seed {seed} fails again and passes under 32-true"),
-    };
-    let worst = layer.as_ref().map_or(String::new(), |layer| {
-        let error = finding.layer_error.map_or("not finite".into(), percent);
-        format!("; `{layer}` has the largest error of its own ({error} of its output)")
-    });
-    let remedy = if !searched {
-        return text + &worst;
-    } else if modules.is_empty() {
-        "FP32 in every module does not help: look at the loss, the loss scale and the optimizer"
-            .to_owned()
-    } else {
-        let minimal = if finding.one_minimal { "each is needed" } else { "not minimal" };
-        format!("must stay in FP32 ({minimal}): {}", modules.join(", "))
-    };
-    format!("{text}{worst}; {remedy}")
 }

@@ -1,0 +1,42 @@
+//! The diagnosis in one line.
+
+use super::{Cause, Finding};
+use crate::text::percent;
+
+/// `searched` is whether modules that help were searched for.
+pub(super) fn text(finding: &Finding, searched: bool) -> String {
+    let Finding { seed, cause, layer, modules, .. } = finding;
+    let text = match cause {
+        Cause::Nondeterministic => {
+            return format!(
+                "nondeterministic: seed {seed} gives other figures when it is run again; use \
+                 --deterministic or more seeds"
+            );
+        }
+        Cause::Environment => {
+            return "environment: 32-true itself is not what its golden says".into();
+        }
+        Cause::Baseline => return "baseline: 32-true fails as well".into(),
+        Cause::Unknown => return "unknown: ".into(),
+        // The caller has written its text.
+        Cause::Rule => return String::new(),
+        Cause::Precision => format!("precision: seed {seed} fails again and passes under 32-true"),
+    };
+    let worst = layer.as_ref().map_or(String::new(), |layer| {
+        let error = finding.layer_error.map_or("not finite".into(), percent);
+        match finding.is_beyond {
+            true => format!("; `{layer}` is further off by itself than rounding explains ({error} of its output)"),
+            false => format!("; `{layer}` has the largest error of its own ({error} of its output)"),
+        }
+    });
+    let remedy = if !searched {
+        return text + &worst;
+    } else if modules.is_empty() {
+        "FP32 in every module does not help: look at the loss, the loss scale and the optimizer"
+            .to_owned()
+    } else {
+        let minimal = if finding.one_minimal { "each is needed" } else { "not minimal" };
+        format!("must stay in FP32 ({minimal}): {}", modules.join(", "))
+    };
+    format!("{text}{worst}; {remedy}")
+}

@@ -1,0 +1,111 @@
+//! Which seeds are run: all at once, or one after the other within a time limit.
+
+use std::time::{Duration, Instant};
+
+use amp_core::{Result, precision::Precision};
+
+use super::{Plan, Pool, job::Task};
+use crate::verdict::Verdict;
+
+/// The number of seeds that were run for each cell, by model and precision.
+pub(super) struct Seeds {
+    counts: Vec<Vec<usize>>,
+    /// Whether the time limit ended them for a cell, by model and precision.
+    cut_short: Vec<Vec<bool>>,
+}
+
+impl Seeds {
+    fn new(plan: &Plan, count: usize) -> Self {
+        let (models, precisions) = (plan.models.len(), plan.precisions.len());
+        Self {
+            counts: vec![vec![count; precisions]; models],
+            cut_short: vec![vec![false; precisions]; models],
+        }
+    }
+
+    /// The seeds of a cell, and whether the time limit ended them.
+    pub(super) fn of(&self, model: usize, precision: usize) -> (usize, bool) {
+        (self.counts[model][precision], self.cut_short[model][precision])
+    }
+}
+
+/// Runs the plan's jobs: a first look at every model, and a second one, with all seeds, at each precision that
+/// the first left open.
+pub(super) fn run(plan: &Plan, pool: &mut Pool, started: Instant) -> Result<Seeds> {
+    match plan.time_limit {
+        Some(limit) => within(plan, pool, started, limit),
+        None => all(plan, pool),
+    }
+}
+
+fn all(plan: &Plan, pool: &mut Pool) -> Result<Seeds> {
+    pool.run(plan.first_look())?;
+    let mut seeds = Seeds::new(plan, plan.first);
+    let mut jobs = Vec::new();
+    for (at, model) in plan.models.iter().enumerate() {
+        for (place, precision) in plan.precisions.iter().enumerate() {
+            if plan.most > plan.first && plan.is_open(pool, at, *precision, plan.first) {
+                seeds.counts[at][place] = plan.most;
+                let pairs = |seed| plan.pairs(model, std::slice::from_ref(precision), seed);
+                jobs.extend(plan.seeds(plan.most).flat_map(pairs));
+            }
+        }
+    }
+    pool.run(jobs)?;
+    Ok(seeds)
+}
+
+/// One seed after the other, as long as the longest so far would end within the limit. How many there are does
+/// not depend on what they show, so that the two looks keep their levels.
+fn within(plan: &Plan, pool: &mut Pool, started: Instant, limit: Duration) -> Result<Seeds> {
+    pool.run(plan.rules())?;
+    let mut seeds = Seeds::new(plan, 0);
+    let places = 0..plan.precisions.len();
+    let cells = (0..plan.models.len()).flat_map(|model| places.clone().map(move |at| (model, at)));
+    // No seed mends a broken rule.
+    let mut open: Vec<(usize, usize)> =
+        cells.filter(|(model, at)| plan.holds_rules(pool, *model, plan.precisions[*at])).collect();
+    let (mut count, mut longest) = (0, Duration::ZERO);
+    while count < plan.most && !open.is_empty() {
+        let begun = Instant::now();
+        if limit.saturating_sub(started.elapsed()) <= longest {
+            for (model, at) in open {
+                seeds.cut_short[model][at] = true;
+            }
+            break;
+        }
+        let seed = plan.first_seed + count as u64;
+        let jobs = open.iter().flat_map(|(model, at)| {
+            let precision = plan.precisions.get(*at..=*at).unwrap_or_default();
+            plan.pairs(&plan.models[*model], precision, seed)
+        });
+        pool.run(jobs.collect::<Vec<_>>())?;
+        longest = longest.max(begun.elapsed());
+        count += 1;
+        for (model, at) in &open {
+            seeds.counts[*model][*at] = count;
+        }
+        if count == plan.first {
+            open.retain(|(model, at)| plan.is_open(pool, *model, plan.precisions[*at], count));
+        }
+    }
+    Ok(seeds)
+}
+
+impl Plan {
+    /// Whether this number of seeds does not decide about a cell in which nothing failed.
+    fn is_open(&self, pool: &Pool, model: usize, precision: Precision, count: usize) -> bool {
+        let cell = self.cell(pool, &self.models[model], precision, (count, false));
+        let verdict = cell.judgement.map(|judgement| judgement.verdict);
+        cell.failures.is_empty() && verdict == Some(Verdict::Inconclusive)
+    }
+
+    fn holds_rules(&self, pool: &Pool, model: usize, precision: Precision) -> bool {
+        let model = &self.models[model];
+        let failed = |task| {
+            let job = self.job(model, precision, self.first_seed, task);
+            pool.outcome(&job).is_none_or(|outcome| !outcome.failures.is_empty())
+        };
+        !failed(Task::Conformance) && !failed(Task::Path)
+    }
+}

@@ -320,7 +320,7 @@ impl DataLoader {
 /// The batches of an epoch.
 type Batches<'l> = Box<dyn Iterator<Item = Result<AnyBatch>> + 'l>;
 
-/// Ends after the first error, and asks for nothing behind it.
+/// Ends after the first error, and reads nothing after it.
 fn until_error<T>(mut items: impl Iterator<Item = Result<T>>) -> impl Iterator<Item = Result<T>> {
     let mut failed = false;
     std::iter::from_fn(move || {

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::Result;
 
-/// A loss of elements: `reduced`, with both tensors in one shape and dtype, and `Loss`.
+/// Implements a loss of elements: `reduced`, which converts both tensors to one shape and dtype, and
+/// `Loss`.
 macro_rules! of_elements {
     ($loss:ident $name:literal, |$own:ident, $output:ident, $target:ident, $reduction:ident| $computed:expr) => {
         impl $loss {

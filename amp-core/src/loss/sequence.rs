@@ -10,8 +10,9 @@ use crate::{Result, precision::is_floating};
 /// The mean divides the loss of an example by its number of labels, then averages over examples, as
 /// in torch.
 ///
-/// libtorch reads the lengths on the host, so that no CUDA graph can hold a step with this loss: under
-/// [`Graph::Auto`](crate::trainer::Graph::Auto) a note says so, and steps run without; `Graph::On` is an error.
+/// libtorch reads the lengths on the host, so a step with this loss cannot run as a CUDA graph: under
+/// [`Graph::Auto`](crate::trainer::Graph::Auto) steps run without a graph and a note says so;
+/// `Graph::On` is an error.
 ///
 /// # Errors
 /// When shapes or dtypes do not fit, or libtorch refuses a length.

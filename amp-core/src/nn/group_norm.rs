@@ -155,7 +155,7 @@ pub struct RmsNormConfig {
 }
 
 impl RmsNormConfig {
-    /// With the dtype's own eps and a weight.
+    /// With the dtype's machine epsilon and a weight.
     pub fn new(normalized_shape: impl Into<NormalizedShape>) -> Self {
         Self { normalized_shape: normalized_shape.into(), eps: None, elementwise_affine: true }
     }

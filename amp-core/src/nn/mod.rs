@@ -189,8 +189,8 @@ pub trait Module: Visit {
         std::any::type_name::<Self>()
     }
 
-    /// A handle that the backward pass may hold, where the module can be shared. A memory budget
-    /// chooses among the layers of containers that give one.
+    /// A handle that the backward pass may hold; `None` if the module cannot be shared. A memory
+    /// budget can recompute only layers that return one.
     fn shared(&self) -> Option<Arc<dyn Module>> {
         None
     }

@@ -107,8 +107,8 @@ impl BatchNorm {
         cx.is_training() || self.running.is_none()
     }
 
-    /// A training pass with ReLU and dropout of probability `p` behind it, in one kernel; `None`
-    /// where that is not for this input or pass.
+    /// A training pass fused with ReLU and dropout of probability `p`; `None` if the kernel does
+    /// not support this input or pass.
     pub(super) fn forward_with(
         &self,
         input: &Tensor,
@@ -257,8 +257,8 @@ impl LayerNormConfig {
     }
 }
 
-/// Normalises over the last dimensions of `[…, normalized_shape]`; nn.LayerNorm. Kernels of its own run where that is one
-/// dimension and it has weight and bias.
+/// Normalizes over the last dimensions of `[…, normalized_shape]`; nn.LayerNorm. Our own kernels
+/// run only if that is one dimension and it has weight and bias.
 #[derive(Debug)]
 pub struct LayerNorm {
     shape: Vec<i64>,

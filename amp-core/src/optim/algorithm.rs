@@ -137,7 +137,8 @@ pub trait Algorithm: Clone + std::fmt::Debug + 'static {
     }
 }
 
-/// The methods of options that serde can name, whose step is their `rule` for each parameter, which a CUDA graph can hold.
+/// The methods of options that implement serde's `Serialize`, whose step runs their `rule` for each
+/// parameter and can be part of a CUDA graph.
 macro_rules! stepped_by_rule {
     () => {
         fn captures(&self) -> bool {
@@ -155,7 +156,7 @@ macro_rules! stepped_by_rule {
 }
 pub(super) use stepped_by_rule;
 
-/// The fields of options that serde can name.
+/// The fields of options that implement serde's `Serialize`.
 pub(super) fn fields(options: &impl serde::Serialize) -> Option<Map<String, Value>> {
     serde_json::to_value(options).ok()?.as_object().cloned()
 }

@@ -62,8 +62,8 @@ fn give(parameters: &[Parameter], grads: &[Tensor]) {
     }
 }
 
-/// The largest distances between weights, and between what is kept for them, in units of the last place, which
-/// is that of 1 where they are smaller.
+/// The largest distances between weights, and between state, in units in the last place; values
+/// below 1 use the unit of 1.
 fn distances(a: &dyn Optimizer, b: &dyn Optimizer, epsilon: f64) -> Result<[f64; 2]> {
     let weights = |optimizer: &dyn Optimizer| -> Vec<Tensor> {
         optimizer.parameters().iter().map(|parameter| wide(&parameter.tensor)).collect()
@@ -90,19 +90,20 @@ const DAMPED: Sgd = Sgd { dampening: 0.5, nesterov: false, ..NESTEROV };
 const CENTERED: RmsProp =
     RmsProp { lr: 1e-2, alpha: 0.99, eps: 1e-8, weight_decay: 0.01, momentum: 0.9, centered: true };
 
-/// Twenty steps at changing rates, with gradients that change size and sign. A step rounds a weight
-/// twice, for its decay and its update, and an average twice, for its own decay and what comes in: two
-/// units in the last place for each step. A gradient to which the decay is added may be rounded once or
-/// twice, and is off by twice that where it is squared: one unit more. Lion's direction is never so
-/// near zero that a rounding turns it: it is 0.05 of the gradient at least, whose sign it has or, every
-/// third step, not.
+/// Twenty steps with changing rates, and gradients that change size and sign. A step rounds a
+/// weight twice, for its decay and its update, and an average twice, for its decay and the new
+/// value: two units in the last place per step. A gradient to which the decay is added may be
+/// rounded once or twice, and its error doubles when it is squared: one unit more. The direction of
+/// Lion is never so close to zero that rounding changes its sign: it is at least 0.05 of the
+/// gradient.
 ///
-/// Adafactor keeps means of squares over rows and columns, of n = 123 numbers at most, which the devices add in
-/// other orders. With u half a unit in the last place, a sum of n squares is off by at most n·u, in whatever order
-/// (each square by u, and n − 1 sums of positive numbers by (n − 1)·u: Higham, Accuracy and Stability, 4.2). Its root
-/// has n/2·u + u, the square of that (n + 3)·u, and divided by n it has (n + 4)·u. On two devices that is n + 4 units
-/// between them, which later steps do not add to: a moving mean of positive numbers is off by no more than what goes
-/// into it, and by the roundings above.
+/// Adafactor keeps means of squares over rows and columns, of at most n = 123 numbers, which the
+/// devices add in different orders. With u half a unit in the last place, a sum of n squares has an
+/// error of at most n·u in any order (each square u, and n − 1 sums of positive numbers (n − 1)·u:
+/// Higham, Accuracy and Stability, 4.2). Its root has n/2·u + u, the square of the root (n + 3)·u,
+/// and after the division by n it is (n + 4)·u. The difference between two devices is then n + 4
+/// units. Later steps do not add to it, because a running mean of positive numbers has at most the
+/// error of its inputs, and the roundings above.
 #[rstest]
 #[case::adamw(&AdamW { weight_decay: 0.1, ..Default::default() }, 0)]
 #[case::adamw_plain(&AdamW { weight_decay: 0.0, ..Default::default() }, 0)]

@@ -28,7 +28,7 @@ impl Resize {
         let Self { height, size } = self;
         match height {
             Some(height) => (height, size),
-            // As torchvision: towards 0.
+            // Rounded towards 0, as in torchvision.
             None if w <= h => (size * h / w, size),
             None => (size, size * w / h),
         }

@@ -55,7 +55,7 @@ const SUCCESS: i32 = 1;
 /// types.proto, DT_FLOAT
 const FLOAT: i32 = 1;
 
-/// What the run is.
+/// The model's hyperparameters, and the trainer's options in which runs differ.
 pub(super) fn session_start(start: &FitStart, now: f64) -> Value {
     let all = hyperparameters(start).into_iter();
     let hparams = all.map(|(name, value)| (name, hparam(&value))).collect();

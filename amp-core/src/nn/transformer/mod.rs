@@ -48,7 +48,8 @@ pub type TransformerEncoderLayerConfig = TransformerLayerConfig;
 pub type TransformerDecoderLayerConfig = TransformerLayerConfig;
 
 impl TransformerLayerConfig {
-    /// Feed-forward 2048, dropout 0.1, ReLU, eps 1e-5, norms behind the residuals, not causal, with biases.
+    /// Feed-forward 2048, dropout 0.1, ReLU, eps 1e-5, norms after the residuals, not causal, with
+    /// biases.
     pub fn new(d_model: i64, nhead: i64) -> Self {
         Self {
             d_model,
@@ -103,9 +104,9 @@ pub struct TransformerStackConfig {
     pub norm_first: bool,
     /// See [`TransformerLayerConfig`].
     pub causal: bool,
-    /// As in [`TransformerLayerConfig`], and of the last norm.
+    /// See [`TransformerLayerConfig`]; also for the last norm.
     pub bias: bool,
-    /// Whether a layer norm comes behind the last layer, as pre-norm layers need.
+    /// Whether a layer norm follows the last layer, which pre-norm layers need.
     pub norm: bool,
 }
 

@@ -125,8 +125,8 @@ fn every_dtype_is_read(#[case] there: Kind, #[case] here: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Every dtype that torch has, as the safetensors package writes it (fixtures/oracles/dtypes.json): read into the widest
-/// dtype, the values are those that were written.
+/// Every dtype of torch, as written by the safetensors package (fixtures/oracles/dtypes.json): read
+/// into the widest dtype, the values equal the written ones.
 #[test]
 fn dtypes_of_other_programs_are_read() -> Result<()> {
     let all = oracle!("dtypes.json");
@@ -160,7 +160,7 @@ fn dtypes_of_other_programs_are_read() -> Result<()> {
     Ok(())
 }
 
-/// Integers that a narrower dtype would wrap, and fractions that it would cut off, are refused.
+/// Integers that a narrower dtype would wrap and fractions that it would truncate are refused.
 #[rstest]
 #[case(Kind::Int64, 300.0, Kind::Int8, "values there that int8 here does not reach")]
 #[case(Kind::Int64, 2.0, Kind::Bool, "values there that bool here does not reach")]

@@ -116,7 +116,7 @@ impl Table {
         cells::numbers(self, columns, None)
     }
 
-    /// As [`numbers`](Self::numbers), with `missing` for empty cells and NaN.
+    /// Like [`numbers`](Self::numbers), with `missing` for empty cells and NaN.
     ///
     /// # Errors
     /// When a column is missing, or a cell that is not empty is not a number.

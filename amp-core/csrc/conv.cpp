@@ -16,7 +16,6 @@
 #include <memory>
 #include <optional>
 
-#include "alone.h"
 #include "cast.h"
 #include "guard.h"
 #include "kernel.h"
@@ -229,8 +228,7 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
         /*transposed=*/false, {0, 0}, /*groups=*/1,
         {for_input && !(adds && is_product), context->needs_input_grad(1), false});
     if (adds && is_product) {
-      const bool in_place = amp::is_alone(other) && other.is_contiguous(format);
-      of_input = in_place ? other : other.clone(format);
+      of_input = is_alone(other) ? other : other.clone(format);
       rows_of(of_input).addmm_(rows_of(grad.contiguous(format)), filter.reshape({filter.size(0), -1}));
     } else if (adds) {
       of_input = of_input + other;
@@ -239,6 +237,11 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
   }
 
  private:
+  // Whether it can be written to: nobody else holds it, and it lies in channels_last.
+  static bool is_alone(const at::Tensor& tensor) {
+    return tensor.use_count() == 1 && tensor.storage().use_count() == 1 && tensor.is_contiguous(format);
+  }
+
   // The pixels of images in channels_last, as they lie: [N·H·W, C].
   static at::Tensor rows_of(const at::Tensor& images) {
     return images.permute({0, 2, 3, 1}).view({-1, images.size(1)});

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 
-#include "alone.h"
 #include "guard.h"
 #include "kernel.h"
 #include "kernels/masked_rows.cu.h"
@@ -60,8 +59,9 @@ struct AmpMaskedRows : torch::autograd::Function<AmpMaskedRows> {
     const auto masked = context->get_saved_variables().at(0);
     const auto& grad = grads.at(0);
     if (c10::GradMode::is_enabled()) return {grad.masked_fill(masked, 0), at::Tensor()};
-    const bool in_place = amp::is_alone(grad) && grad.is_non_overlapping_and_dense();
-    const auto out = in_place ? grad : grad.clone();
+    const bool is_alone = grad.use_count() == 1 && grad.storage().use_count() == 1 &&
+                          grad.is_non_overlapping_and_dense();
+    const auto out = is_alone ? grad : grad.clone();
     clear(out, masked);
     return {out, at::Tensor()};
   }

@@ -34,12 +34,6 @@ goldens! {
     tabular_net: TabularNet;
     two_tower: TwoTower;
     wgan_gp: WganGp;
-    res_net: ResNet;
-    u_net: UNet;
-    bert: Bert;
-    diffusion: Diffusion;
-    vision_transformer: VisionTransformer;
-    gpt2: Gpt2;
 }
 
 fn spread() -> Spread {

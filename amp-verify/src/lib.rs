@@ -9,7 +9,7 @@
 //! models in CI, `bench` measures speed, `parity` compares models with their PyTorch twins.
 
 mod changes;
-mod length;
+pub mod length;
 mod recorded;
 
 #[cfg(feature = "cli")]

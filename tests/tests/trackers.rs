@@ -18,6 +18,7 @@ use amp_core::{
 };
 use amp_verify::{
     case::{Case, Choices},
+    length::Length,
     runner::{self, Extras},
 };
 use fixtures::registry;
@@ -70,7 +71,7 @@ fn train(logger: &mut dyn Subscriber) -> Result<MemoryLogger> {
     let model = registry.find(Some("PrecisionTestModel"))?;
     let scaler = GradScalerConfig { init_scale: 2f64.powi(30), ..GradScalerConfig::default() };
     let mut choices = Choices {
-        epochs: Some(3),
+        length: Some(Length::Epochs(3)),
         seed: 5,
         numerics: NumericsConfig { scaler, ..NumericsConfig::default() },
         ..Choices::default()

@@ -10,6 +10,7 @@ mod autocast_lists;
 mod average;
 mod batch_norm_images;
 mod batch_transforms;
+mod batch_transforms_loading;
 mod budget;
 mod budget_resume;
 mod callbacks;

@@ -30,6 +30,8 @@ pub struct StepMemory {
     pub gradients: u64,
     /// State of the optimizers, with f32 copies of 16-bit weights where these are kept.
     pub optimizer_state: u64,
+    /// Averages of parameters and buffers, if the run keeps them.
+    pub averages: u64,
     /// What the forward pass of one batch keeps for the backward pass, as measured: activations, and under
     /// autocast the 16-bit copies of weights. Layers that are recomputed keep only their inputs. Measured on one
     /// batch as a whole: a memory budget is not applied.
@@ -41,8 +43,14 @@ pub struct StepMemory {
 impl StepMemory {
     /// All of it.
     pub fn total(&self) -> u64 {
-        let Self { parameters, buffers, gradients, optimizer_state, activations, batch } = self;
-        parameters + buffers + gradients + optimizer_state + activations + batch
+        let Self { parameters, buffers, gradients, optimizer_state, averages, .. } = self;
+        parameters
+            + buffers
+            + gradients
+            + optimizer_state
+            + averages
+            + self.activations
+            + self.batch
     }
 }
 
@@ -72,6 +80,7 @@ pub(super) fn of(
         buffers: all - of_parameters,
         gradients,
         optimizer_state,
+        averages: config.optimization.averaging.map_or(0, |_| all),
         activations: activations(model, batch, config)?,
         batch: batch.bytes(),
     })

@@ -79,16 +79,22 @@ impl ModelSummary {
 
 impl fmt::Display for StepMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { parameters, buffers, gradients, optimizer_state, activations, batch } = self;
-        let [parameters, buffers, gradients, optimizer_state, activations, batch] =
-            [parameters, buffers, gradients, optimizer_state, activations, batch]
-                .map(|bytes| show_bytes(*bytes));
-        write!(
-            f,
-            "{}: parameters {parameters}, buffers {buffers}, gradients {gradients}, optimizer state \
-             {optimizer_state}, activations {activations}, batch {batch}",
-            show_bytes(self.total())
-        )
+        let parts = [
+            ("parameters", self.parameters),
+            ("buffers", self.buffers),
+            ("gradients", self.gradients),
+            ("optimizer state", self.optimizer_state),
+            ("averages", self.averages),
+            ("activations", self.activations),
+            ("batch", self.batch),
+        ];
+        write!(f, "{}", show_bytes(self.total()))?;
+        let mut separator = ": ";
+        for (name, bytes) in parts.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            write!(f, "{separator}{name} {}", show_bytes(bytes))?;
+            separator = ", ";
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,255 @@
+//! Changes of batches by what loads them: the same batches for any number of workers, any placement and after a resume.
+
+use std::{path::Path, sync::Arc};
+
+use amp_core::{
+    callback::{Mode, ModelCheckpoint},
+    data::{
+        BatchRandom, BatchTransform, CutMix, DataLoader, Images, Loading, MapDataset, MixUp,
+        Normalize, Placement, SharedDataset, SharedTensor, Shuffled,
+    },
+    nn,
+    precision::Policy,
+    prelude::*,
+    random::{Draws, Rng},
+    tch::IndexOp,
+};
+use rstest::rstest;
+
+use crate::{
+    batch_transforms::{COUNT, composed, images, pixels},
+    support::{bits::sha256, message, seeded},
+};
+
+/// Images one at a time, which draws a number for each.
+struct Examples(SharedTensor);
+
+impl MapDataset for Examples {
+    type Example = Batch;
+
+    fn len(&self) -> i64 {
+        COUNT
+    }
+
+    fn get(&self, index: i64, rng: &mut Rng) -> Result<Batch> {
+        let image = self.0.get().i(index).roll([rng.below(9)], [1]);
+        Ok(Batch { input: image, target: Tensor::from(index % 3) })
+    }
+}
+
+fn in_memory() -> Result<SharedDataset> {
+    let classes = Tensor::arange(COUNT, (Kind::Int64, Device::Cpu)).remainder(3);
+    Ok(Batch::new(pixels(3), classes)?.into())
+}
+
+fn changed(set: SharedDataset) -> Result<SharedDataset> {
+    Ok(set
+        .transformed(Images::new(composed()))
+        .transformed(CutMix::new(1.0, 3)?)
+        .transformed(MixUp::new(0.5, 3)?))
+}
+
+fn epoch(
+    set: &SharedDataset,
+    loading: Loading,
+    precision: Precision,
+    first: i64,
+) -> Result<Vec<(String, String)>> {
+    let policy = Policy::new(precision, Device::Cpu);
+    let loader =
+        DataLoader::new(set, 5, loading, policy)?.sampled(Arc::new(Shuffled), 7)?.drawing(7);
+    let batches = loader.epoch(4, first)?.map(|batch| {
+        let Batch { input, target } = Batch::from_any(&batch?)?;
+        assert_eq!((input.kind(), target.size()[1]), (precision_kind(precision), 3));
+        Ok((sha256(&input), sha256(&target)))
+    });
+    batches.collect()
+}
+
+fn precision_kind(precision: Precision) -> Kind {
+    match precision {
+        Precision::Bf16True => Kind::BFloat16,
+        Precision::F64True => Kind::Double,
+        _ => Kind::Float,
+    }
+}
+
+/// In memory, read ahead, by workers or on the device, and from any batch of an epoch on: the same batches.
+#[rstest]
+fn batches_do_not_depend_on_how_they_are_loaded(
+    #[values(Precision::F32True, Precision::Bf16True, Precision::F64True)] precision: Precision,
+) -> Result<()> {
+    let ways = |placements: &[Placement], prefetch: &[Option<usize>], workers: &[usize]| {
+        let mut all = Vec::new();
+        for placement in placements {
+            for prefetch in prefetch {
+                for num_workers in workers {
+                    let (placement, prefetch, num_workers) = (*placement, *prefetch, *num_workers);
+                    all.push(Loading { placement, prefetch, num_workers, ..Loading::default() });
+                }
+            }
+        }
+        all
+    };
+    let memory = changed(in_memory()?)?;
+    let expected = epoch(&memory, Loading::default(), precision, 0)?;
+    assert_eq!(expected.len(), 3);
+    let host = ways(&[Placement::Host], &[None, Some(0), Some(2)], &[0]);
+    for loading in host.into_iter().chain(ways(&[Placement::Device], &[None], &[0])) {
+        assert_eq!(epoch(&memory, loading, precision, 0)?, expected, "{loading:?}");
+        assert_eq!(epoch(&memory, loading, precision, 1)?, expected[1..], "{loading:?}");
+    }
+    let examples = changed(Examples(pixels(3).into()).shared())?;
+    let expected = epoch(&examples, Loading::default(), precision, 0)?;
+    for loading in ways(&[Placement::Host], &[None, Some(3)], &[0, 1, 3]) {
+        assert_eq!(epoch(&examples, loading, precision, 0)?, expected, "{loading:?}");
+        assert_eq!(epoch(&examples, loading, precision, 2)?, expected[2..], "{loading:?}");
+    }
+    Ok(())
+}
+
+/// Floating images are changed in f32 under a 16-bit precision, and cast once behind the changes.
+#[test]
+fn batches_are_changed_before_they_are_narrowed() -> Result<()> {
+    let classes = Tensor::arange(COUNT, (Kind::Int64, Device::Cpu)).remainder(3);
+    let floats = Batch::new(images(3, Kind::Float), classes)?;
+    let set = SharedDataset::from(floats).transformed(Images::new(composed()));
+    for placement in [Placement::Host, Placement::Device] {
+        let batch = |precision| -> Result<Tensor> {
+            let loading = Loading { placement, ..Loading::default() };
+            let policy = Policy::new(precision, Device::Cpu);
+            let loader = DataLoader::new(&set, COUNT, loading, policy)?.drawing(7);
+            let first = loader.epoch(0, 0)?.next().expect("a batch")?;
+            Ok(first.required("input")?.shallow_clone())
+        };
+        let (narrow, wide) = (batch(Precision::Bf16True)?, batch(Precision::F32True)?);
+        assert_eq!((narrow.kind(), wide.kind()), (Kind::BFloat16, Kind::Float));
+        assert_eq!(sha256(&narrow), sha256(&wide.to_kind(Kind::BFloat16)));
+    }
+    Ok(())
+}
+
+/// Another number in each epoch, and none that the set itself draws.
+#[test]
+fn numbers_of_batches_are_their_own() -> Result<()> {
+    #[derive(Clone)]
+    struct Record(Arc<std::sync::Mutex<Vec<u64>>>);
+    impl BatchTransform for Record {
+        fn apply(&self, batch: AnyBatch, random: &mut BatchRandom) -> Result<AnyBatch> {
+            let own = random.examples().iter_mut().map(Rng::bits).collect::<Vec<_>>();
+            self.0.lock().expect("a list").extend(own);
+            self.0.lock().expect("a list").push(random.batch().bits());
+            Ok(batch)
+        }
+    }
+    let numbers = Record(Arc::default());
+    let set = in_memory()?.transformed(numbers.clone());
+    let policy = Policy::new(Precision::F32True, Device::Cpu);
+    let loader = DataLoader::new(&set, 6, Loading::default(), policy)?.drawing(7);
+    for number in [0, 1, 0] {
+        loader.epoch(number, 0)?.try_for_each(|batch| batch.map(drop))?;
+    }
+    let drawn = numbers.0.lock().expect("a list").clone();
+    assert_eq!(drawn.len(), 3 * 14);
+    assert_eq!(drawn[..14], drawn[28..]);
+    let mut different = drawn[..28].to_vec();
+    different.extend(
+        (0..COUNT)
+            .flat_map(|index| (0..2).map(move |epoch| Draws::new(7, epoch).rng(index).bits())),
+    );
+    let count = different.len();
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!(different.len(), count);
+    Ok(())
+}
+
+/// A look at the first examples shows them as they are trained on.
+#[test]
+fn a_look_at_a_set_has_its_changes() -> Result<()> {
+    let set = in_memory()?.transformed(Images::new(Normalize::imagenet()));
+    let seen = set.head(4)?;
+    assert_eq!((seen.len(), seen.required("input")?.kind()), (4, Kind::Float));
+    let gathered = set.gather(&[3, 1])?;
+    let wanted = seen.required("input")?.index_select(0, &Tensor::from_slice(&[3_i64, 1]));
+    assert_eq!(sha256(gathered.required("input")?), sha256(&wanted));
+    let field = in_memory()?.transformed(Images::new(Normalize::imagenet()).of_field("image"));
+    assert!(message(field.head(1)).contains("`image`"));
+    Ok(())
+}
+
+#[derive(LightningModule)]
+#[loss(cross_entropy)]
+#[optimizer(adamw, lr = 1e-2)]
+struct Net {
+    #[layer(sequential(conv2d(3, 4, 3), relu, dropout(0.2), flatten, linear(64, 3)))]
+    all: Sequential,
+}
+
+/// The run that goes on from the middle of an epoch ends where the straight one ends, whatever loads its batches:
+/// changes on the device draw nothing of the model's.
+#[rstest]
+fn a_resumed_run_equals_the_straight_one(#[values(2, 3, 5)] steps: u64) -> Result<()> {
+    let data = |num_workers, prefetch| -> Result<DataModule> {
+        let train = changed(Examples(pixels(3).into()).shared())?;
+        let mut data = DataModule::new("images", train, changed(in_memory()?)?, 5);
+        (data.loading.num_workers, data.loading.prefetch) = (num_workers, prefetch);
+        data.loading.placement = Placement::Host;
+        Ok(data)
+    };
+    let config = |max_steps| {
+        let mut config = TrainerConfig::new(Precision::F32True, Device::Cpu);
+        (config.max_epochs, config.max_steps, config.seed) = (3, max_steps, 4);
+        config
+    };
+    let run = |seed, max_steps, data: &DataModule, from: Option<&Path>, to: Option<&Path>| {
+        let _section = seeded(seed);
+        let mut net = Net::builder().build()?;
+        let mut trainer = Trainer::new(config(max_steps));
+        if let Some(folder) = to {
+            trainer = trainer
+                .callback(ModelCheckpoint::new(folder, "val_loss", Mode::Min)?.save_last(true));
+        }
+        if let Some(path) = from {
+            trainer = trainer.resume_from(path);
+        }
+        trainer.fit(&mut net, data)?;
+        Ok::<_, Error>(
+            nn::parameters(&net).iter().map(|own| sha256(&own.tensor)).collect::<Vec<_>>(),
+        )
+    };
+    let straight = run(1, None, &data(0, None)?, None, None)?;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stopped = run(1, Some(steps), &data(2, None)?, None, Some(folder.path()))?;
+    assert_ne!(stopped, straight);
+    let last = folder.path().join("last.safetensors");
+    assert_eq!(run(99, None, &data(0, Some(2))?, Some(&last), None)?, straight);
+    Ok(())
+}
+
+#[test]
+fn a_change_must_keep_the_batch() -> Result<()> {
+    struct Half;
+    impl BatchTransform for Half {
+        fn apply(&self, batch: AnyBatch, _: &mut BatchRandom) -> Result<AnyBatch> {
+            batch.narrow(0, batch.len() / 2)
+        }
+    }
+    let text = message(in_memory()?.transformed(Half).head(4));
+    assert!(
+        text.contains("2 examples for 4 indices: `BatchTransform::apply` must give one each"),
+        "{text}"
+    );
+    let mut batch = in_memory()?.head(4)?;
+    let text = message(batch.replace("input", &Tensor::zeros([3, 1], (Kind::Float, Device::Cpu))));
+    assert_eq!(text, "the batch `Batch` has 4 examples, but the tensor for `input` has 3");
+    assert!(message(batch.replace("x", &Tensor::from(1.0))).contains("`x`"));
+    let text =
+        message(MixUp::new(1.0, 3)?.apply(&Batch::from_any(&batch)?, &mut Rng::with_seed(1)));
+    assert!(text.contains("normalize them first"), "{text}");
+    let text =
+        message(CutMix::new(1.0, 2)?.apply(&Batch::from_any(&batch)?, &mut Rng::with_seed(1)));
+    assert_eq!(text, "CutMix of class 2: there are 0 to 1");
+    assert!(message(CutMix::new(0.0, 2)).contains("both must be positive"));
+    Ok(())
+}

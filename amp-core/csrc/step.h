@@ -20,8 +20,8 @@ namespace amp {
 
 class Step {
  public:
-  // The lists are a kernel's (see StepTensors), of `count` tensors each; parameters are of one dtype, as
-  // are gradients, and what has a parameter's shape lies as it does.
+  // The lists of one kernel call (see StepTensors), of `count` tensors each. All parameters have one
+  // dtype, and so have all gradients. A tensor of a parameter's shape has that parameter's strides.
   Step(const Handle* const* lists, size_t count, const AmpOnDevice& known);
 
   // Starts kernel "step" of `source` on all elements; state is of the parameters' dtype.

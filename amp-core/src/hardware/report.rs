@@ -48,7 +48,7 @@ pub struct CudaDevice {
     pub multiprocessors: i32,
     /// Bytes of memory.
     pub memory: u64,
-    /// f16 matrix units: compute capability 7.0 (the GTX 16 series has 7.5 and none).
+    /// f16 matrix units: from compute capability 7.0 on, except the GTX 16 series (7.5).
     pub tensor_cores: bool,
     /// bf16 matrix units: 8.0.
     pub bf16: bool,

@@ -73,17 +73,17 @@ fn peer(name: &str) -> std::result::Result<Engine, String> {
     })
 }
 
-/// What was asked for, checked.
+/// The checked request.
 pub struct Plan {
-    /// Where.
+    /// The device to measure on.
     pub device: Device,
     /// The workloads.
     pub workloads: Vec<Task>,
-    /// How; 32-true first, which the others are held against.
+    /// The precisions to measure; the first is 32-true, with which the others are compared.
     pub precisions: Vec<Precision>,
-    /// How often.
+    /// The number of rounds.
     pub rounds: usize,
-    /// Steps of a round, where the workload's own do not hold.
+    /// The number of steps per round; `None` takes the workload's number.
     pub steps: Option<i64>,
     /// Bytes of the set that is fed.
     pub feed_bytes: u64,

@@ -61,7 +61,9 @@ pub fn run(registry: &Registry, args: &SelftestArgs) -> Result<Report> {
     }
     let mut results = results(&plans, &mut pool)?;
     if args.diagnose {
-        for (result, (_, plan)) in results.iter_mut().zip(&plans).filter(|(result, _)| !result.trained) {
+        for (result, (_, plan)) in
+            results.iter_mut().zip(&plans).filter(|(result, _)| !result.trained)
+        {
             result.finding = cause(plan, &mut pool)?;
         }
     }

@@ -75,8 +75,8 @@ impl RecoveryConfig {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum NonFinite {
-    /// Does not check, as Lightning does not: NaN reaches the weights. It saves a pass over the gradients
-    /// and one host read per step. `16-mixed` checks in any case.
+    /// Does not check the gradients, like Lightning: NaN reaches the weights. Each step saves a pass over the
+    /// gradients and one host read. `16-mixed` checks in any case.
     Ignore,
     /// Skips the step; too many skips in a row end the run.
     #[default]

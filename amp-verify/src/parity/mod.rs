@@ -14,7 +14,6 @@ mod report;
 mod theirs;
 
 pub use args::ParityArgs;
-use report::Skips;
 pub use report::{First, Pair, Report, Row, SCHEMA, Seed, Status};
 
 use std::collections::BTreeMap;
@@ -137,8 +136,7 @@ impl Comparison<'_> {
                 scale: Pair { ours: ours.record.end.scale, theirs: twin.scale },
             });
         }
-        let skips = if self.device.is_cuda() { Skips::Near } else { Skips::Same };
-        row.judge(judge, *margin, examples, self.args.losses, skips);
+        row.judge(judge, *margin, examples, self.args.losses);
         Ok(row)
     }
 

@@ -21,7 +21,7 @@ use crate::{
 /// time that is left, the loss scale, and logged values.
 ///
 /// On a terminal it is a bar that is drawn at most 10 times a second, without colors where `NO_COLOR` is set.
-/// Elsewhere it is a line every 30 seconds. It reads events only, with the values that the loop has brought to the
+/// Elsewhere it is a line every 30 seconds, and none for shorter runs. It reads events only, with the values that the loop has brought to the
 /// host anyway: it never waits for the device.
 ///
 /// ```no_run,standalone_crate
@@ -55,8 +55,16 @@ pub struct ProgressBar {
 
 /// Where it is shown.
 enum Output {
-    Bar { bar: indicatif::ProgressBar, details: Arc<Mutex<String>> },
-    Lines { out: Box<dyn Write>, every: Duration },
+    Bar {
+        bar: indicatif::ProgressBar,
+        details: Arc<Mutex<String>>,
+    },
+    /// `is_used`: whether a line was written.
+    Lines {
+        out: Box<dyn Write>,
+        every: Duration,
+        is_used: bool,
+    },
     Nowhere,
 }
 
@@ -91,7 +99,7 @@ impl ProgressBar {
 
     /// A line written to `out` at this interval, whether or not there is a terminal.
     pub fn lines(out: impl Write + 'static, every: Duration) -> Self {
-        Self::to(Output::Lines { out: Box::new(out), every })
+        Self::to(Output::Lines { out: Box::new(out), every, is_used: false })
     }
 
     fn on(target: ProgressDrawTarget) -> Self {
@@ -160,13 +168,19 @@ impl ProgressBar {
         match event {
             Event::FitStart(start) => {
                 self.begun += 1;
-                if let Output::Bar { bar, .. } = &self.output {
-                    bar.set_prefix(start.precision.name());
+                match &self.output {
+                    Output::Bar { bar, .. } => {
+                        bar.set_prefix(start.precision.name());
+                        self.show(now);
+                    }
+                    Output::Lines { every, .. } => _ = self.next.get_or_insert(now + *every),
+                    Output::Nowhere => {}
                 }
-                self.show(now);
             }
             Event::Batch { .. } if self.next.is_none_or(|next| now >= next) => self.show(now),
             Event::EpochEnd(_) if !matches!(self.output, Output::Lines { .. }) => self.show(now),
+            // Runs that end before the first line is due write none.
+            Event::FitEnd(_) if matches!(self.output, Output::Lines { is_used: false, .. }) => {}
             Event::FitEnd(_) => {
                 self.show(now);
                 if let (Output::Bar { bar, .. }, true) = (&self.output, self.begun == self.runs) {
@@ -188,14 +202,11 @@ impl ProgressBar {
                 let done = self.begun.saturating_sub(1) as f64 + self.course.done();
                 bar.update(|state| state.set_pos((done * PARTS as f64) as u64));
             }
-            Output::Lines { out, every } => {
-                let started = self.next.replace(now + *every).is_none();
-                // Nothing has happened yet.
-                if !started {
-                    let percent = (100.0 * self.course.done()) as u64;
-                    let _ = writeln!(out, "{percent:>3}%  {}", self.course.text(now));
-                    let _ = out.flush();
-                }
+            Output::Lines { out, every, is_used } => {
+                (self.next, *is_used) = (Some(now + *every), true);
+                let percent = (100.0 * self.course.done()) as u64;
+                let _ = writeln!(out, "{percent:>3}%  {}", self.course.text(now));
+                let _ = out.flush();
             }
             Output::Nowhere => self.next = Some(now + LINE),
         }

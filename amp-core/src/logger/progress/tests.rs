@@ -100,6 +100,25 @@ fn lines_come_at_their_interval_and_say_where_the_run_is() {
     assert_eq!(written.text().lines().count(), 2);
 }
 
+/// As the commands' runs of a few seconds, whose tables say enough.
+#[test]
+fn runs_that_end_before_a_line_is_due_write_none() {
+    let written = Written::default();
+    let mut bar = ProgressBar::lines(written.clone(), Duration::from_secs(30)).over_runs(2);
+    let began = Instant::now();
+    for (seconds, event) in [
+        (0.0, start(None)),
+        (1.0, batch(0)),
+        (2.0, end()),
+        (3.0, start(None)),
+        (4.0, batch(0)),
+        (5.0, end()),
+    ] {
+        bar.follow(&event, began + Duration::from_secs_f64(seconds));
+    }
+    assert_eq!(written.text(), "");
+}
+
 #[test]
 fn validation_does_not_lower_the_rate_but_is_time_that_passes() {
     let mut course = Course::default();

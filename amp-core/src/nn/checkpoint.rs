@@ -3,7 +3,11 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use super::{Context, Module, Op, Role, Visit, Visitor, context::Checkpointing};
-use crate::{Result, ffi, precision::Region};
+use crate::{
+    Result, ffi,
+    precision::Region,
+    random::{self, Place},
+};
 
 /// Gradient checkpointing (torch.utils.checkpoint): the module's activations are not kept for the
 /// backward pass but recomputed, with the same autocast state and random numbers, so that gradients are
@@ -61,6 +65,14 @@ pub(super) fn is_trained(module: &(impl Visit + ?Sized), input: &Tensor) -> bool
     look.0
 }
 
+/// Waits for reproducible sections of other threads. A checkpoint finds out whether its module draws random
+/// numbers by comparing the generator's state before and after. If another thread drew meanwhile, the
+/// backward pass would reset the generator for a module that draws nothing, and disturb that thread.
+/// A thread that recomputes works for one that waits for it, which may itself be in a section.
+pub(super) fn without_sections(cx: &Context) -> Option<Place> {
+    (!cx.is_recomputing()).then(random::place)
+}
+
 impl<M: Module + 'static> Module for Checkpoint<M> {
     fn forward(&self, input: &Tensor, cx: &Context) -> Result<Tensor> {
         let is_checkpointed = match cx.checkpointing() {
@@ -79,6 +91,7 @@ impl<M: Module + 'static> Module for Checkpoint<M> {
             return tch::no_grad(|| self.module.forward(input, cx));
         }
         let (module, again) = (self.module.clone(), cx.recomputing());
+        let _place = without_sections(cx);
         ffi::checkpoint(
             input,
             || self.module.forward(input, cx),

@@ -5,7 +5,11 @@ use std::{fmt, ops::Range, sync::Arc};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{Context, Module, checkpoint::is_trained, container};
+use super::{
+    Context, Module,
+    checkpoint::{is_trained, without_sections},
+    container,
+};
 use crate::{Error, Result, ffi};
 
 /// Layers that are recomputed as one: neighbours in a container, or a single module.
@@ -81,6 +85,7 @@ fn checkpointed<M: Module>(
         return tch::no_grad(|| container::run(layers, place, input, cx));
     }
     let again = cx.recomputing();
+    let _place = without_sections(cx);
     ffi::checkpoint(
         input,
         || container::run(layers, place, input, cx),

@@ -7,6 +7,6 @@ mod state;
 
 pub use draws::Draws;
 pub use rng::Rng;
-pub(crate) use section::{Inherited, place};
+pub(crate) use section::{Inherited, Place, place};
 pub use section::{Section, seeded};
 pub use state::RandomState;

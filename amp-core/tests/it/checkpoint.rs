@@ -1,5 +1,14 @@
 //! Activation checkpointing gives the same run with less memory.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
 use amp_core::{
     Module, Result,
     loss::cross_entropy,
@@ -145,6 +154,44 @@ fn a_module_without_random_numbers_leaves_the_generator_alone() -> Result<()> {
     let _again = seeded(1);
     let first = draw();
     assert!(!next.equal(&first) && next.equal(&draw()));
+    Ok(())
+}
+
+/// Notes whether it runs while another thread is in a section.
+struct Notes {
+    is_in_section: Arc<AtomicBool>,
+    ran_beside: Arc<AtomicBool>,
+}
+
+impl Visit for Notes {
+    fn visit(&self, _: &mut dyn Visitor) {}
+}
+
+impl Module for Notes {
+    fn forward(&self, input: &Tensor, _: &Context) -> Result<Tensor> {
+        self.ran_beside.fetch_or(self.is_in_section.load(Ordering::SeqCst), Ordering::SeqCst);
+        Ok(input.f_mul_scalar(2.0)?)
+    }
+}
+
+/// The draws of a section would otherwise count as the module's own, and its recomputation would reset
+/// the section's generator.
+#[test]
+fn a_checkpoint_waits_for_sections_of_other_threads() -> Result<()> {
+    let (is_in_section, ran_beside) = (Arc::new(AtomicBool::new(true)), Arc::default());
+    let section = seeded(1);
+    let notes = Notes { is_in_section: is_in_section.clone(), ran_beside: Arc::clone(&ran_beside) };
+    let other = thread::spawn(move || {
+        let policy = Policy::new(Precision::F32True, device());
+        let x = Tensor::ones([3], (Kind::Float, policy.device)).set_requires_grad(true);
+        let y = Checkpoint::new(notes, true).forward(&x, &Context::new(policy, true));
+        y.map(drop).map_err(|error| error.to_string())
+    });
+    thread::sleep(Duration::from_millis(100));
+    is_in_section.store(false, Ordering::SeqCst);
+    drop(section);
+    assert_eq!(other.join().expect("the thread ends"), Ok(()));
+    assert!(!ran_beside.load(Ordering::SeqCst), "it ran within the section");
     Ok(())
 }
 

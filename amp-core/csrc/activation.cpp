@@ -16,7 +16,8 @@ amp::KernelSource& source() {
   return source;
 }
 
-// Whether a matrix is so large that its bytes count, and lies in lines of 16 bytes.
+// Whether the time depends on the bytes of the matrix, and 16 bytes can be read at once: its rows begin at
+// multiples of 16 bytes.
 bool is_large(const at::Tensor& matrix) {
   constexpr int64_t large = 1 << 21;
   const auto line = 16 / matrix.element_size();
@@ -57,7 +58,7 @@ void column_sums(const at::Tensor& matrix, const Activated& activated, const at:
   const int64_t parts = std::max<int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
   const int64_t blocks = parts * ((columns + columns_per_block - 1) / columns_per_block);
   if (blocks == 0) return;
-  // Those of each part, which are summed in turn.
+  // The sums of each part; a second call adds them up.
   const bool in_parts = out.defined() && parts > 1;
   const auto wide = matrix.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto sums = in_parts ? at::empty({parts, columns}, matrix.options().dtype(wide)) : out;

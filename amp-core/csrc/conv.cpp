@@ -35,7 +35,7 @@ struct AmpFilter : torch::autograd::Function<AmpFilter> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             at::ScalarType dtype) {
     context->saved_data[dtype_key] = static_cast<int64_t>(weight.scalar_type());
-    // Nobody may need it.
+    // Without a gradient of the output there is none of the filter, in place of zeros.
     context->set_materialize_grads(false);
     // Another handle, since the region's has no history.
     return amp::cast_filter(weight, dtype).variable_data();
@@ -169,8 +169,8 @@ struct AmpFolded : torch::autograd::Function<AmpFolded> {
   }
 };
 
-// Whether its windows are patches beside one another, as a vision transformer's first layer has them. Of smaller
-// ones than these the copy costs more than cuDNN's convolution.
+// Whether the windows are adjacent patches, as in the first layer of a vision transformer. For smaller patches
+// the copy takes longer than cuDNN's convolution.
 bool are_patches(const at::Tensor& input, const at::Tensor& weight, int64_t stride, int64_t padding) {
   constexpr int64_t smallest = 4;
   const auto side = weight.size(2);
@@ -204,7 +204,7 @@ struct AmpConvAndInput : torch::autograd::Function<AmpConvAndInput> {
   static variable_list forward(AutogradContext* context, const at::Tensor& input,
                                const at::Tensor& filter, int64_t stride, int64_t padding) {
     context->save_for_backward({input, filter});
-    // Nobody may need one of them.
+    // A use without a gradient gets none, in place of zeros.
     context->set_materialize_grads(false);
     context->saved_data["stride"] = stride;
     context->saved_data["padding"] = padding;

@@ -31,7 +31,8 @@ struct Dropout {
     random.captured_ = drawn.at(3) != 0;
   }
 
-  // For what follows from the output alone: none is drawn, and the scale is that of probability p.
+  // The scale of dropout with probability p, for a backward pass that finds the dropped elements in the
+  // output. It draws no random number.
   static Dropout of_output(double p) {
     Dropout out(p);
     out.threshold = 0;

@@ -21,8 +21,8 @@ struct Incoming {
 };
 
 struct Outgoing {
-  // Of what was normalised with that of the stream; and what goes on of it in the dtype of the cast, behind
-  // dropout, with the sums of its columns.
+  // `in` is the gradient of the norm's input, to which the stream's gradient is added. `branch` is the part of it
+  // that passes through dropout to the branch, in the dtype of the cast, and `column_sums` are its sums.
   at::Tensor in, branch, column_sums;
   at::Tensor weight, bias;
 };
@@ -30,7 +30,7 @@ struct Outgoing {
 // Whether the kernels have registers for so many columns.
 bool fits(int64_t columns);
 
-// `wants_branch` is whether the branch's gradient is another tensor than that of what was normalised.
+// With `wants_branch` the branch's gradient is a tensor of its own; otherwise it is the gradient of the norm's input.
 Outgoing backward(const Normalised& from, const Incoming& given, const amp::Dropout& before,
                   bool wants_branch);
 

@@ -191,8 +191,8 @@ struct AddToSoftmax {
   }
 };
 
-// A block has a row: its loss, and what the backward pass needs of it. `smoothing` of the target goes to
-// all classes alike, and `z` is that of amp_cross_entropy.
+// Each block computes the loss of one row and keeps the row's figures for the backward pass. The share
+// `smoothing` of the target is spread evenly over all classes; `z` multiplies the square of log Σ exp(logits).
 extern "C" __global__ void __launch_bounds__(1024)
     row_losses(const T* logits, const long long* targets, int classes, long long left_out,
                double smoothing, double z, Wide<T>* losses, Row<Wide<T>>* kept) {

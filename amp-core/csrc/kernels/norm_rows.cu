@@ -1,8 +1,8 @@
 // The backward pass of layer normalisation with a residual before it or around it. One or two warps have a row,
 // whose elements stay in their registers.
 //
-// P is the dtype of what was normalised, Q that of weights and of what came out, R that of its twin: the same, as
-// an autocast region would cast it. AMP_N is how many times 128 columns a row has.
+// P is the dtype of the norm's input. Q is the dtype of its weights and its output. R is the dtype of the output's
+// twin, a copy in the dtype of an autocast region. A row has AMP_N times 128 columns.
 
 using W = Wide<Q>;
 
@@ -38,9 +38,9 @@ __device__ Two row_sums(Two own, int turn) {
 }
 
 struct Behind {
-  // What was normalised.
+  // The norm's input.
   const P* in;
-  // Of the residual stream around it, of what came out and of its twin; each may be null.
+  // Gradients of the residual stream, of the output and of its twin; each may be null.
   const P* stream_grads;
   const Q* grads;
   const R* twin_grads;
@@ -48,9 +48,9 @@ struct Behind {
   const W *means, *inverses;
 };
 
-// What is written: the gradient of what was normalised with that of the stream; what goes on of it to the branch
-// behind dropout, in R, which may be null; and of each block the sums of columns over its rows, [blocks, sums,
-// columns].
+// The results. `in` is the gradient of the norm's input, to which the stream's gradient is added. `branch` is the
+// part of it that passes through dropout to the branch, in R; it may be null. `parts` has each block's sums of
+// columns over its rows, [blocks, sums, columns].
 struct Gradients {
   P* in;
   R* branch;

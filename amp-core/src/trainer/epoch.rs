@@ -85,7 +85,7 @@ impl Run<'_, '_> {
                 true if self.loader.is_resident() => 0,
                 // The memory of a step's batches is returned once the device has read them, which may be
                 // while it computes the next step.
-                true => examples.batches.iter().map(AnyBatch::bytes).sum(),
+                true => examples.bytes(),
             };
             plan_memory(state, *model, &examples, loaders, budget, observers.emit)?;
         }

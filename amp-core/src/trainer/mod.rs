@@ -25,7 +25,7 @@ pub use config::{
 };
 pub use resume::Change;
 pub use step::Invariant;
-pub use summary::{LayerSummary, ModelSummary, StepMemory};
+pub use summary::{LayerSummary, ModelSummary, StepMemory, show_count};
 
 use std::{
     path::PathBuf,

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 
-use amp_core::memory::show_bytes;
+use amp_core::{memory::show_bytes, trainer::show_count};
 
 use crate::{
     comparison::{Comparison, Delta, OverSeeds, Run, Sample},
@@ -49,7 +49,7 @@ pub(crate) fn heading(comparison: &Comparison) -> String {
     format!(
         "{} ({} parameters) on {}, {} epochs of {} batches of {}, seed {}\n{}{}, libtorch {}{}\n",
         subject.model,
-        grouped(subject.parameters),
+        show_count(subject.parameters),
         subject.data,
         subject.max_epochs,
         subject.batches_per_epoch,
@@ -201,16 +201,4 @@ fn delta(run: &Run, text: impl Fn(&Delta) -> Option<String>) -> String {
 /// `bfloat16` as `bf16`, `float32` as `f32`.
 fn short(dtype: &str) -> String {
     dtype.replace("bfloat", "bf").replace("float", "f")
-}
-
-fn grouped(number: i64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }

@@ -17,6 +17,11 @@ pub(in crate::trainer) struct Examples {
 }
 
 impl Examples {
+    /// Bytes of the batches' tensors.
+    pub(in crate::trainer) fn bytes(&self) -> u64 {
+        self.batches.iter().map(AnyBatch::bytes).sum()
+    }
+
     /// Batches that are weighted by what the model's [loss counts](LightningModule::loss_weight) in each.
     pub(in crate::trainer) fn new(
         model: &dyn LightningModule,

@@ -14,7 +14,7 @@ use crate::{
     random,
 };
 
-pub use self::{memory::StepMemory, tree::LayerSummary};
+pub use self::{memory::StepMemory, show::show_count, tree::LayerSummary};
 
 /// The layers of a model, and what a training step of one batch costs. `Display` shows it as a tree.
 ///

@@ -31,9 +31,9 @@ impl fmt::Display for ModelSummary {
             writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
         }
         writeln!(f)?;
-        writeln!(f, "trainable parameters  {}", grouped(self.trainable))?;
-        writeln!(f, "frozen parameters     {}", grouped(self.frozen))?;
-        writeln!(f, "values of buffers     {}", grouped(self.buffers))?;
+        writeln!(f, "trainable parameters  {}", show_count(self.trainable))?;
+        writeln!(f, "frozen parameters     {}", show_count(self.frozen))?;
+        writeln!(f, "values of buffers     {}", show_count(self.buffers))?;
         writeln!(f, "FLOPs, forward        {}", operations(self.flops))?;
         writeln!(f, "memory of a step      {}", self.memory)
     }
@@ -45,7 +45,7 @@ impl ModelSummary {
         let LayerSummary { kind, calls, trainable, frozen, flops, .. } = layer;
         let mut parameters = match trainable + frozen {
             0 => String::new(),
-            count => grouped(count),
+            count => show_count(count),
         };
         if *frozen > 0 {
             let part = if *trainable == 0 { "frozen" } else { "partly frozen" };
@@ -107,17 +107,9 @@ fn shapes(shapes: &[Vec<i64>]) -> String {
     }
 }
 
-/// `1,234,567`.
-fn grouped(number: i64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
+/// Formats a count: `1,234,567`.
+pub fn show_count(count: i64) -> String {
+    indicatif::HumanCount(count.cast_unsigned()).to_string()
 }
 
 /// Three digits: `1.81 G`.

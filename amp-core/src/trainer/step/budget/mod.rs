@@ -18,7 +18,6 @@ use super::{
 };
 use crate::{
     Error, LightningModule, Result, Step,
-    data::AnyBatch,
     event::MemoryPlan,
     log::Log,
     memory::{self, MemoryMeter, show_bytes, tensor_bytes},
@@ -131,7 +130,7 @@ impl Trial<'_, '_> {
         }
         held += state.good.as_ref().map_or(0, LastGood::bytes) + state.rollback.bytes();
         held += state.average.as_ref().map_or(0, Average::bytes);
-        held += examples.batches.iter().map(AnyBatch::bytes).sum::<u64>();
+        held += examples.bytes();
         Ok(held)
     }
 }

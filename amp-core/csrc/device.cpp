@@ -39,6 +39,13 @@ struct HostMemoryGuard {
   c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, memory};
 };
 
+// libtorch starts with TF32 on for cuDNN, so that a convolution in f32 would keep 10 bits of mantissa
+// while a matrix product keeps 23. This program starts with TF32 off for both.
+[[maybe_unused]] const bool cudnn_starts_in_f32 = [] {
+  at::globalContext().setAllowTF32CuDNN(false);
+  return true;
+}();
+
 }  // namespace
 
 extern "C" {
@@ -99,7 +106,8 @@ int amp_set_numerics(int tf32, int deterministic) {
 
 int amp_get_numerics(int* tf32, int* deterministic) {
   return amp::guarded([&] {
-    *tf32 = at::globalContext().allowTF32CuBLAS();
+    const auto& context = at::globalContext();
+    *tf32 = context.allowTF32CuBLAS() || context.allowTF32CuDNN();
     *deterministic = at::globalContext().deterministicAlgorithms();
   });
 }

@@ -27,7 +27,7 @@ pub struct Fingerprint {
     pub libtorch: String,
     /// Threads per operation; 0 on CUDA.
     pub threads: i32,
-    /// Whether f32 matrix products may run in TF32.
+    /// Whether f32 matrix products, convolutions or recurrent layers may run in TF32.
     pub tf32: bool,
     /// Whether deterministic algorithms are requested.
     pub deterministic: bool,
@@ -125,8 +125,9 @@ pub fn cuda_library() -> CudaLibrary {
     ffi::cuda_library()
 }
 
-/// Sets TF32 for f32 matrix products and convolutions, and deterministic algorithms, for the whole
-/// process. Waits while another thread is in a [reproducible section](crate::random::seeded).
+/// Sets TF32 for f32 matrix products, convolutions and recurrent layers, and deterministic algorithms,
+/// for the whole process. Both are off when the program starts. (PyTorch starts with TF32 on for cuDNN.)
+/// Waits while another thread is in a [reproducible section](crate::random::seeded).
 ///
 /// # Errors
 /// When libtorch does.

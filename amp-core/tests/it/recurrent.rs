@@ -71,9 +71,7 @@ fn each_precision_computes_in_its_dtype(
     let config = LstmConfig { num_layers, bidirectional: true, ..LstmConfig::new(8, 16) };
     let (exact, exact_grads) = ran(Precision::F64True, config, &x)?;
     let (output, grads) = ran(precision, config, &x)?;
-    // By default cuDNN computes f32 in TF32.
-    let exact_f32 = precision == Precision::F32True && !device().is_cuda();
-    let bound = if exact_f32 { 1e-5 } else { 0.03 };
+    let bound = if precision == Precision::F32True { 1e-5 } else { 0.03 };
     assert!(relative(&output, &exact) < bound);
     for (at, (grad, exact)) in grads.iter().zip(&exact_grads).enumerate() {
         assert!(relative(grad, exact) < 2.0 * bound, "{at}: {}", relative(grad, exact));
